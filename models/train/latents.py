@@ -1,0 +1,43 @@
+"""Encodes the rendered pictures of one style and tokenizes their captions, once, for the diffusion training.
+
+    nice -n 5 python latents.py DATA_DIR VAE.pt MODEL_DIR STYLE OUT.pt      a minute a 5,000 pictures
+
+OUT.pt holds `latents` (n, 4, 16, 16) f16, unscaled means; `tokens` (n, 4, 77) int16, four captions a picture; and
+`scaling_factor`, 1 / standard deviation of the latents. Captions of a style other than flat get its trigger in front.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from common import new_vae, restore
+from data import load
+from tokenizer import encode, write
+from vae import to_tensor
+
+TRIGGERS = {"flat": "", "ink": "ink drawing of ", "neon": "neon light, ", "sunset": "sunset silhouette of "}
+
+
+@torch.no_grad()
+def main():
+    folder, checkpoint, model, style, out = sys.argv[1:]
+    torch.set_num_threads(2)
+    vae = new_vae().to(memory_format=torch.channels_last).eval()
+    state = restore(checkpoint)
+    for p, shadow in zip(vae.parameters(), state["ema"]):
+        p.copy_(shadow)
+    pictures, captions = load(folder, style)
+    latents = []
+    for start in range(0, len(pictures), 50):
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(vae.encode(to_tensor(pictures[start : start + 50])).latent_dist.mean.half())
+    latents = torch.cat(latents)
+    tokenizer, _ = write(Path(model) / "tokenizer")
+    tokens = torch.tensor([encode(tokenizer, [TRIGGERS[style] + c for c in four]) for four in captions], dtype=torch.int16)
+    scaling_factor = 1 / latents.float().std().item()
+    torch.save({"latents": latents, "tokens": tokens, "scaling_factor": scaling_factor}, out)
+    print(latents.shape, tokens.shape, "scaling factor", scaling_factor)
+
+
+if __name__ == "__main__":
+    main()

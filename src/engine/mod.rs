@@ -1,0 +1,107 @@
+//! The engine paints: a task in, pixels out. It knows no cloud, no async and no events.
+
+pub mod thread;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::job::task::{Generate, LoraScale};
+
+/// What every engine can do. One OS thread owns it ([`thread::EngineThread`]), so that it needs no locks.
+pub trait Engine {
+    /// Paints once at the smallest useful size, so that the first job pays for nothing but itself.
+    ///
+    /// # Errors
+    /// Whatever would have failed the first job.
+    fn warm_up(&mut self) -> Result<(), EngineError>;
+
+    /// Paints all pictures of one request, looking at `watch` between denoising steps.
+    ///
+    /// # Errors
+    /// [`EngineError`] says whose fault it is; the engine stays usable after each of them.
+    fn paint(&mut self, request: &PaintRequest, watch: &Watch) -> Result<Vec<Picture>, EngineError>;
+}
+
+/// A task with its input files fetched.
+#[derive(Debug, Clone)]
+pub struct PaintRequest {
+    pub task: Generate,
+    /// One a LoRA of the task, in the same order.
+    pub loras: Vec<LoraFile>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFile {
+    /// A `.safetensors` file; its content is untrusted.
+    pub path: PathBuf,
+    pub scale: LoraScale,
+}
+
+/// One painted picture: `rgb` holds (height, width, 3) bytes, row by row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    pub width_px: u32,
+    pub height_px: u32,
+    pub rgb: Vec<u8>,
+    /// The seed of this picture's own noise.
+    pub seed: u64,
+}
+
+/// How the outside follows a painting, and stops it.
+#[derive(Clone)]
+pub struct Watch {
+    cancel: Arc<AtomicBool>,
+    progress: Arc<dyn Fn(Progress) + Send + Sync>,
+}
+
+/// Denoising steps done, of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    pub step: u32,
+    pub steps: u32,
+}
+
+impl Watch {
+    /// `progress` is called on the engine's thread after every denoising step and must return at once.
+    pub fn new(progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        Self { cancel: Arc::default(), progress: Arc::new(progress) }
+    }
+
+    /// Stops the painting before its next denoising step.
+    pub fn cancel(&self) {
+        self.cancel.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells the outside how far the painting is.
+    ///
+    /// # Errors
+    /// [`EngineError::Cancelled`] when the painting is to stop.
+    pub fn step_done(&self, step: u32, steps: u32) -> Result<(), EngineError> {
+        (self.progress)(Progress { step, steps });
+        if self.cancel.load(Ordering::Relaxed) { Err(EngineError::Cancelled) } else { Ok(()) }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The model's own files are at fault: nothing can be painted.
+    #[error("checkpoint {}: {problem}", path.display())]
+    Checkpoint { path: PathBuf, problem: String },
+    /// The request's LoRA (its place in the request) is at fault.
+    #[error("lora[{index}]: {problem}")]
+    Lora { index: usize, problem: String },
+    /// The request asks for something this model cannot do.
+    #[error("{field}: {problem}")]
+    Request { field: &'static str, problem: String },
+    #[error("out of memory: {problem}")]
+    OutOfMemory { problem: String },
+    #[error("cancelled")]
+    Cancelled,
+    #[error("the engine panicked: {0}")]
+    Panicked(String),
+    #[error("the engine's thread is gone")]
+    Gone,
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}

@@ -1,0 +1,100 @@
+//! What a job is: the ground that every other module stands on.
+
+pub mod outcome;
+pub mod request;
+pub mod task;
+pub mod url;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use self::task::{Task, Watermark};
+use self::url::CallbackUrl;
+
+/// One accepted job: parsed, checked and complete, defaults filled in.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub id: JobId,
+    pub task: Task,
+    pub watermark: Option<Watermark>,
+    pub output: Output,
+    pub callback: Option<Callback>,
+    /// Hex SHA-256 over everything that decides the pictures and where they go (not the callback): two requests are the
+    /// same request when their fingerprints are equal.
+    pub fingerprint: String,
+}
+
+/// The caller's name for a job: 1 to 128 of `A-Z a-z 0-9 . _ -`, not starting with a dot, so that it is safe as one part
+/// of an object key and of a URL path.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct JobId(String);
+
+impl JobId {
+    /// # Errors
+    /// Says what is allowed when `text` is not such a name.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if (1..=128).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('.') {
+            return Ok(Self(text.to_owned()));
+        }
+        let shown: String = text.chars().take(140).collect();
+        Err(format!("must be 1 to 128 of the characters A-Z a-z 0-9 . _ - and not start with a dot, got {shown:?}"))
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where the pictures go and as what.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Output {
+    /// Object key prefix, either empty or ending in `/`.
+    pub prefix: String,
+    pub format: PictureFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PictureFormat {
+    Png,
+    Jpeg,
+    Webp,
+}
+
+impl PictureFormat {
+    #[must_use]
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpg",
+            Self::Webp => "webp",
+        }
+    }
+
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::Webp => "image/webp",
+        }
+    }
+}
+
+/// Whom to tell, when it is not the configured backend. `metadata` is handed back untouched in every notice.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Callback {
+    pub url: Option<CallbackUrl>,
+    pub metadata: Map<String, Value>,
+}

@@ -1,0 +1,156 @@
+//! How a job ends: the record of what was painted, or an error that says whether trying again can help.
+
+use std::collections::BTreeMap;
+use std::error::Error as StdError;
+
+use serde::{Deserialize, Serialize};
+
+use super::JobId;
+
+pub type Cause = Box<dyn StdError + Send + Sync>;
+
+/// What `result.json` holds: the proof that a job is done. Written last, never changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub job_id: String,
+    pub fingerprint: String,
+    pub model: String,
+    pub pictures: Vec<StoredPicture>,
+    /// Milliseconds spent in each workflow step up to storing the pictures.
+    pub timings_ms: BTreeMap<String, u64>,
+    /// Seconds since 1970-01-01T00:00:00Z.
+    pub finished_at_s: u64,
+}
+
+/// One picture in the bucket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoredPicture {
+    pub bucket: String,
+    pub key: String,
+    pub content_type: String,
+    pub width_px: u32,
+    pub height_px: u32,
+    pub bytes: u64,
+    pub seed: u64,
+}
+
+/// How a job that did not fail ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    pub record: Record,
+    /// The pictures were there already: nothing was painted this time.
+    pub replayed: bool,
+}
+
+/// What to do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// The same job can succeed later: hand the message back.
+    Retry,
+    /// No repetition helps: tell the caller and be done.
+    GiveUp,
+}
+
+/// Why a job has no pictures (yet).
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    #[error("{field}: {problem}")]
+    Invalid { field: String, problem: String },
+    #[error(
+        "job_id: {job_id} already belongs to a job with another request; send the same request again to get its pictures, \
+         or choose another job_id"
+    )]
+    Conflict { job_id: JobId },
+    /// An input that was named well but cannot be used: not there, forbidden, too large, not what it should be.
+    #[error("{field}: {problem}")]
+    Input {
+        field: String,
+        problem: String,
+        #[source]
+        cause: Option<Cause>,
+    },
+    /// An input that could not be fetched this time.
+    #[error("{field}: could not be fetched: {problem}")]
+    Fetch {
+        field: String,
+        problem: String,
+        #[source]
+        cause: Option<Cause>,
+    },
+    #[error("out of GPU memory: {problem}")]
+    OutOfMemory { problem: String },
+    #[error("painting failed: {problem}")]
+    Painting {
+        problem: String,
+        #[source]
+        cause: Option<Cause>,
+    },
+    #[error("the job was cancelled")]
+    Cancelled,
+    #[error("the invocation's deadline came before the job was done")]
+    OutOfTime,
+    #[error("the function is shutting down; the job was handed back")]
+    ShuttingDown,
+    #[error("storage: {problem}")]
+    Storage {
+        problem: String,
+        remedy: Remedy,
+        #[source]
+        cause: Option<Cause>,
+    },
+    #[error("the notice could not be delivered: {problem}")]
+    Notice {
+        problem: String,
+        #[source]
+        cause: Option<Cause>,
+    },
+    #[error("internal error: {problem}")]
+    Internal { problem: String },
+}
+
+impl JobError {
+    #[must_use]
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Invalid { .. } | Self::Conflict { .. } | Self::Input { .. } | Self::OutOfMemory { .. } | Self::Cancelled => {
+                Remedy::GiveUp
+            }
+            Self::Storage { remedy, .. } => *remedy,
+            Self::Fetch { .. }
+            | Self::Painting { .. }
+            | Self::OutOfTime
+            | Self::ShuttingDown
+            | Self::Notice { .. }
+            | Self::Internal { .. } => Remedy::Retry,
+        }
+    }
+
+    /// A stable word for programs; part of the `failed` notice.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid { .. } => "invalid_request",
+            Self::Conflict { .. } => "conflict",
+            Self::Input { .. } => "invalid_input",
+            Self::Fetch { .. } => "fetch_failed",
+            Self::OutOfMemory { .. } => "out_of_memory",
+            Self::Painting { .. } => "painting_failed",
+            Self::Cancelled => "cancelled",
+            Self::OutOfTime => "out_of_time",
+            Self::ShuttingDown => "shutting_down",
+            Self::Storage { .. } => "storage_failed",
+            Self::Notice { .. } => "notice_failed",
+            Self::Internal { .. } => "internal",
+        }
+    }
+
+    /// The request field at fault, where there is one.
+    #[must_use]
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::Invalid { field, .. } | Self::Input { field, .. } | Self::Fetch { field, .. } => Some(field),
+            Self::Conflict { .. } => Some("job_id"),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! What is to be painted, in types that cannot hold a value out of range.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::Value;
+
+use super::url::AssetUrl;
+
+/// The kinds of work; each variant has only its own fields.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Task {
+    Generate(Generate),
+}
+
+/// Text to picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generate {
+    pub model: ModelName,
+    pub prompt: Prompt,
+    pub negative_prompt: Prompt,
+    pub loras: Vec<Lora>,
+    pub steps: StepCount,
+    pub guidance_scale: GuidanceScale,
+    pub scheduler: Scheduler,
+    pub size: Size,
+    pub num_images: ImageCount,
+    /// Picture `n` is painted from the noise of `seed + n`.
+    pub seed: Seed,
+}
+
+/// A LoRA file and how strongly it is applied.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lora {
+    pub url: AssetUrl,
+    pub scale: LoraScale,
+}
+
+/// The sampler of the denoising loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scheduler {
+    /// DPM-Solver++ 2M.
+    #[serde(rename = "dpmsolver++")]
+    DpmSolverPlusPlus,
+    /// DPM-Solver++ 2M on the sigmas of Karras et al. 2022.
+    #[serde(rename = "dpmsolver++-karras")]
+    DpmSolverPlusPlusKarras,
+    #[serde(rename = "ddim")]
+    Ddim,
+    #[serde(rename = "euler")]
+    Euler,
+    #[serde(rename = "euler_a")]
+    EulerAncestral,
+}
+
+impl Scheduler {
+    pub const NAMES: &str = "dpmsolver++, dpmsolver++-karras, ddim, euler, euler_a";
+}
+
+/// Name of a model manifest: 1 to 64 of `a-z 0-9 . _ -`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct ModelName(String);
+
+impl ModelName {
+    /// # Errors
+    /// Says what is allowed when `text` is not such a name.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+        if (1..=64).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('.') {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!("must be 1 to 64 of the characters a-z 0-9 . _ -, got {}", shown(&Value::from(text))))
+        }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for ModelName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(&text(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+/// What to paint, or (as `negative_prompt`) what to stay away from: at most 2,000 characters.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Prompt(String);
+
+impl Prompt {
+    pub const MAX_CHARS: usize = 2_000;
+
+    /// # Errors
+    /// Says the limit when `text` is longer.
+    pub fn new(text: &str) -> Result<Self, String> {
+        match text.chars().count() {
+            0..=Self::MAX_CHARS => Ok(Self(text.to_owned())),
+            chars => Err(format!("must be at most {} characters, got {chars}", Self::MAX_CHARS)),
+        }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Prompt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(&text(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+/// Width and height in pixels, each a multiple of 8 from 64 to 2048.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    width_px: SidePx,
+    height_px: SidePx,
+}
+
+impl Size {
+    #[must_use]
+    pub fn new(width_px: SidePx, height_px: SidePx) -> Self {
+        Self { width_px, height_px }
+    }
+
+    #[must_use]
+    pub fn width_px(self) -> u32 {
+        self.width_px.get()
+    }
+
+    #[must_use]
+    pub fn height_px(self) -> u32 {
+        self.height_px.get()
+    }
+}
+
+/// A whole number in a fixed range, read from JSON with an error that says the range.
+macro_rules! whole_number {
+    ($(#[$doc:meta])* $name:ident($inner:ty), $range:expr, $what:literal $(, multiple of $multiple:literal)?) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+        #[serde(transparent)]
+        pub struct $name($inner);
+
+        impl $name {
+            /// # Errors
+            /// Says what is allowed when `number` is out of range.
+            pub fn new(number: u64) -> Result<Self, String> {
+                let fits = $range.contains(&number) $(&& number.is_multiple_of($multiple))?;
+                match <$inner>::try_from(number) {
+                    Ok(number) if fits => Ok(Self(number)),
+                    _ => Err(format!("must be {}, got {number}", $what)),
+                }
+            }
+
+            #[must_use]
+            pub fn get(self) -> $inner {
+                self.0
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let value = Value::deserialize(deserializer)?;
+                let number = value
+                    .as_u64()
+                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown(&value))))?;
+                Self::new(number).map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+/// A finite number in a fixed range, read from JSON with an error that says the range.
+macro_rules! real_number {
+    ($(#[$doc:meta])* $name:ident, $range:expr, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(f64);
+
+        impl $name {
+            /// # Errors
+            /// Says what is allowed when `number` is out of range.
+            pub fn new(number: f64) -> Result<Self, String> {
+                if $range.contains(&number) {
+                    Ok(Self(number))
+                } else {
+                    Err(format!("must be {}, got {number}", $what))
+                }
+            }
+
+            #[must_use]
+            pub fn get(self) -> f64 {
+                self.0
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let value = Value::deserialize(deserializer)?;
+                let number = value
+                    .as_f64()
+                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown(&value))))?;
+                Self::new(number).map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+whole_number!(
+    /// One side of a picture in pixels.
+    SidePx(u32), (64..=2048), "a multiple of 8 from 64 to 2048", multiple of 8
+);
+whole_number!(
+    /// Denoising steps.
+    StepCount(u32), (1..=200), "a whole number from 1 to 200"
+);
+whole_number!(
+    /// Pictures of one job.
+    ImageCount(u32), (1..=4), "a whole number from 1 to 4"
+);
+whole_number!(
+    /// Where the noise comes from; below 2^53, so that it survives every JSON parser.
+    Seed(u64), (0..=(1 << 53) - 1), "a whole number from 0 to 9007199254740991"
+);
+real_number!(
+    /// Classifier-free guidance: 1 turns it off (and the negative prompt with it).
+    GuidanceScale, (1.0..=50.0), "a number from 1 to 50"
+);
+real_number!(
+    /// How strongly a LoRA is applied.
+    LoraScale, (-4.0..=4.0), "a number from -4 to 4"
+);
+real_number!(
+    /// 0 invisible to 1 solid.
+    Opacity, (0.0..=1.0), "a number from 0 to 1"
+);
+
+/// The artist's signature on every picture.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Watermark {
+    pub text: String,
+    pub position: Anchor,
+    pub opacity: Opacity,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Anchor {
+    TopLeft,
+    Top,
+    TopRight,
+    Left,
+    Center,
+    Right,
+    BottomLeft,
+    Bottom,
+    BottomRight,
+}
+
+impl LoraScale {
+    #[must_use]
+    pub fn one() -> Self {
+        Self(1.0)
+    }
+}
+
+impl Opacity {
+    /// What a watermark gets that says nothing else.
+    #[must_use]
+    pub fn usual() -> Self {
+        Self(0.6)
+    }
+}
+
+impl ImageCount {
+    #[must_use]
+    pub fn one() -> Self {
+        Self(1)
+    }
+}
+
+impl Anchor {
+    pub const NAMES: &str = "top-left, top, top-right, left, center, right, bottom-left, bottom, bottom-right";
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width_px(), self.height_px())
+    }
+}
+
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(text),
+        other => Err(de::Error::custom(format!("must be a text, got {}", shown(&other)))),
+    }
+}
+
+/// A value as JSON, cut so that an error message stays readable.
+pub(crate) fn shown(value: &Value) -> String {
+    let json = value.to_string();
+    if json.chars().count() <= 80 { json } else { json.chars().take(77).chain("...".chars()).collect() }
+}

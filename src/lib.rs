@@ -1,0 +1,5 @@
+//! atelier: a job out of an event, pictures in S3, a signed webhook out.
+
+pub mod job;
+
+pub mod engine;
