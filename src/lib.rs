@@ -3,3 +3,7 @@
 pub mod job;
 
 pub mod engine;
+
+pub mod workflow;
+
+pub mod demo;

@@ -1,0 +1,3 @@
+//! `atelier demo`: the whole function on one machine, with nothing else installed.
+
+pub mod sheet;

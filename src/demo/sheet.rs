@@ -1,0 +1,1 @@
+//! The contact sheet: all pictures of a demo in one grid with captions.

@@ -1,0 +1,1 @@
+//! Turns a painted picture into the bytes of a file.
