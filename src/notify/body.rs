@@ -1,0 +1,122 @@
+//! The JSON bodies of the notices.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::Kind;
+use crate::job::outcome::{JobError, Record, StoredPicture};
+use crate::job::{Callback, Job, JobId};
+
+/// `inference.progress`
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Progressed {
+    #[serde(rename = "type")]
+    kind: Kind,
+    pub(super) job_id: JobId,
+    /// Percent: 0, 25, 50, 75 or 90.
+    pub(super) progress: u8,
+    metadata: Map<String, Value>,
+}
+
+/// `inference.complete`
+#[derive(Debug, Serialize)]
+pub(super) struct Complete<'a> {
+    #[serde(rename = "type")]
+    kind: Kind,
+    job_id: &'a str,
+    image_urls: &'a [String],
+    images: Vec<Image<'a>>,
+    model: &'a str,
+    /// Milliseconds by workflow step.
+    timings_ms: &'a BTreeMap<String, u64>,
+    metadata: Map<String, Value>,
+}
+
+#[derive(Debug, Serialize)]
+struct Image<'a> {
+    url: &'a str,
+    bucket: &'a str,
+    key: &'a str,
+    content_type: &'a str,
+    /// Pixels.
+    width: u32,
+    height: u32,
+    bytes: u64,
+    seed: u64,
+}
+
+/// `inference.failed`
+#[derive(Debug, Serialize)]
+pub(super) struct Failed<'a> {
+    #[serde(rename = "type")]
+    kind: Kind,
+    /// Null when the job could not even be read that far.
+    job_id: Option<&'a JobId>,
+    error: ErrorBody<'a>,
+    /// The job had been tried before.
+    retried: bool,
+    attempts: u32,
+    metadata: Map<String, Value>,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorBody<'a> {
+    /// A stable word, such as `invalid_input`.
+    code: &'a str,
+    message: String,
+    /// The field of the request that is at fault, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
+}
+
+impl Progressed {
+    pub(super) fn new(job: &Job) -> Self {
+        Self { kind: Kind::Progress, job_id: job.id.clone(), progress: 0, metadata: metadata(job.callback.as_ref()) }
+    }
+}
+
+impl<'a> Complete<'a> {
+    pub(super) fn new(job: &'a Job, record: &'a Record, urls: &'a [String]) -> Self {
+        Self {
+            kind: Kind::Complete,
+            job_id: job.id.as_str(),
+            image_urls: urls,
+            images: record.pictures.iter().zip(urls).map(|(picture, url)| Image::new(picture, url)).collect(),
+            model: &record.model,
+            timings_ms: &record.timings_ms,
+            metadata: metadata(job.callback.as_ref()),
+        }
+    }
+}
+
+impl<'a> Image<'a> {
+    fn new(picture: &'a StoredPicture, url: &'a str) -> Self {
+        let StoredPicture { bucket, key, content_type, width_px: width, height_px: height, bytes, seed } = picture;
+        Self { url, bucket, key, content_type, width: *width, height: *height, bytes: *bytes, seed: *seed }
+    }
+}
+
+impl<'a> Failed<'a> {
+    pub(super) fn new(
+        job_id: Option<&'a JobId>,
+        callback: Option<&Callback>,
+        error: &'a JobError,
+        message: String,
+        attempts: u32,
+    ) -> Self {
+        Self {
+            kind: Kind::Failed,
+            job_id,
+            error: ErrorBody { code: error.code(), message, field: error.field() },
+            retried: attempts > 1,
+            attempts,
+            metadata: metadata(callback),
+        }
+    }
+}
+
+fn metadata(callback: Option<&Callback>) -> Map<String, Value> {
+    callback.map(|callback| callback.metadata.clone()).unwrap_or_default()
+}

@@ -1,0 +1,252 @@
+//! Webhooks: tells the caller how a job goes and how it ended.
+//!
+//! - `inference.progress` (PATCH) at 0, 25, 50, 75 and 90 percent, best effort; `inference.complete` (POST) and
+//!   `inference.failed` (POST) are terminal: tried until a 2xx, and an error if there is none in time.
+//! - They go to `{backend_api_url}/api/webhooks/inference/{progress|complete|failed}` with `Authorization: Bearer`; or, all
+//!   of them and without that token, to the job's `callback.url`, which must be a public address.
+//! - Standard Webhooks headers: `webhook-id` (the same for every delivery of the same notice), `webhook-timestamp`,
+//!   `webhook-signature`. See <https://www.standardwebhooks.com>.
+//! - A redirect is a failure, 410 means that nobody wants to hear, `Retry-After` is obeyed.
+
+pub mod body;
+mod delivery;
+pub mod progress;
+mod retry;
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use standardwebhooks::Webhook;
+use url::Url;
+
+use self::body::{Complete, Failed};
+use self::delivery::{Notice, Target};
+use self::progress::Progress;
+use self::retry::Schedule;
+use crate::job::outcome::{JobError, Record};
+use crate::job::{Callback, Job, JobId};
+use crate::outbound::Outbound;
+use crate::setting::{Secret, SettingError};
+
+/// Settings of section `notify`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where notices go that have no `callback.url` of their own; without it such notices are not sent.
+    pub backend_api_url: Option<String>,
+    /// What the backend knows us by, 32 characters or more; never sent to a `callback.url`.
+    pub internal_api_token: Option<Secret>,
+    /// `whsec_` and the base64 form of 24 to 64 random bytes; without it notices are not signed.
+    pub signing_secret: Option<Secret>,
+    /// Milliseconds to wait for a connection.
+    pub connect_timeout_ms: u64,
+    /// Milliseconds for one attempt.
+    pub attempt_timeout_ms: u64,
+    /// Attempts to deliver a terminal notice before the job is handed back.
+    pub max_attempts: u32,
+    /// Milliseconds that the first pause lasts at most; each further one can be twice as long.
+    pub first_pause_ms: u64,
+    /// Milliseconds that a pause lasts at most.
+    pub longest_pause_ms: u64,
+    /// Milliseconds for all attempts and pauses together.
+    pub total_ms: u64,
+    /// Milliseconds for one progress notice.
+    pub progress_timeout_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            backend_api_url: None,
+            internal_api_token: None,
+            signing_secret: None,
+            connect_timeout_ms: 5_000,
+            attempt_timeout_ms: 10_000,
+            max_attempts: 6,
+            first_pause_ms: 500,
+            longest_pause_ms: 20_000,
+            total_ms: 60_000,
+            progress_timeout_ms: 1_000,
+        }
+    }
+}
+
+/// Sends the notices; clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Notifier {
+    backend: Option<Backend>,
+    /// For the backend alone, which the operator named; everything else goes through `outbound`.
+    client: reqwest::Client,
+    outbound: Outbound,
+    signing_secret: Option<Secret>,
+    schedule: Schedule,
+    progress_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+struct Backend {
+    /// Ends in a slash.
+    base: Url,
+    token: Secret,
+}
+
+/// What a notice is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+enum Kind {
+    #[serde(rename = "inference.progress")]
+    Progress,
+    #[serde(rename = "inference.complete")]
+    Complete,
+    #[serde(rename = "inference.failed")]
+    Failed,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Progress => "progress",
+            Self::Complete => "complete",
+            Self::Failed => "failed",
+        }
+    }
+
+    fn method(self) -> Method {
+        match self {
+            Self::Progress => Method::PATCH,
+            Self::Complete | Self::Failed => Method::POST,
+        }
+    }
+}
+
+impl Notifier {
+    /// # Errors
+    /// Names the setting that is missing or wrong: an address that is none, a token that is too short, a secret that is none.
+    pub fn new(settings: &Settings, outbound: Outbound) -> Result<Self, SettingError> {
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
+            .user_agent(concat!("atelier/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| SettingError::new("notify", format!("the HTTP client could not be set up: {error:?}")))?;
+        if let Some(secret) = &settings.signing_secret {
+            check_signing_secret(secret)?;
+        }
+        Ok(Self {
+            backend: Backend::new(settings)?,
+            client,
+            outbound,
+            signing_secret: settings.signing_secret.clone(),
+            schedule: Schedule {
+                max_attempts: settings.max_attempts.max(1),
+                first_pause: Duration::from_millis(settings.first_pause_ms),
+                longest_pause: Duration::from_millis(settings.longest_pause_ms),
+                attempt_timeout: Duration::from_millis(settings.attempt_timeout_ms),
+                total: Duration::from_millis(settings.total_ms),
+            },
+            progress_timeout: Duration::from_millis(settings.progress_timeout_ms),
+        })
+    }
+
+    /// Where the caller hears how `job` goes; each job has its own.
+    #[must_use]
+    pub fn progress(&self, job: &Job) -> Progress {
+        match self.target(job.callback.as_ref(), Kind::Progress) {
+            Some(target) => Progress::start(self.clone(), job, target, self.progress_timeout),
+            None => Progress::silent(),
+        }
+    }
+
+    /// The body of the complete notice. `urls`: one a picture of the record, in its order.
+    #[must_use]
+    pub fn complete_body(&self, job: &Job, record: &Record, urls: &[String]) -> serde_json::Value {
+        serde_json::json!(Complete::new(job, record, urls))
+    }
+
+    /// Tells the caller that the pictures are there. `urls`: one a picture of the record, in its order.
+    ///
+    /// # Errors
+    /// [`JobError::Notice`] when it could not be delivered now; [`JobError::Input`] when `callback.url` may not be reached.
+    pub async fn complete(&self, job: &Job, record: &Record, urls: &[String]) -> Result<(), JobError> {
+        let Some(target) = self.target(job.callback.as_ref(), Kind::Complete) else { return Ok(()) };
+        let id = webhook_id(&[Kind::Complete.word(), job.id.as_str()]);
+        self.deliver(&Notice::new(target, Kind::Complete, id, &Complete::new(job, record, urls))?).await
+    }
+
+    /// Tells the caller that there will be no pictures. `attempt`: which delivery of the job this was, counted from 1. When
+    /// it is the `callback.url` that cannot be used, the backend is told instead.
+    ///
+    /// # Errors
+    /// [`JobError::Notice`] when it could not be delivered now.
+    pub async fn failed(
+        &self,
+        job_id: Option<&JobId>,
+        callback: Option<&Callback>,
+        error: &JobError,
+        attempt: u32,
+    ) -> Result<(), JobError> {
+        let reachable = callback.filter(|_| error.field() != Some("callback.url"));
+        let Some(target) = self.target(reachable, Kind::Failed) else { return Ok(()) };
+        let message = error.to_string();
+        let id = match job_id {
+            Some(job_id) => webhook_id(&[Kind::Failed.word(), job_id.as_str()]),
+            None => webhook_id(&[Kind::Failed.word(), "", &message]),
+        };
+        self.deliver(&Notice::new(target, Kind::Failed, id, &Failed::new(job_id, callback, error, message, attempt))?).await
+    }
+
+    fn target(&self, callback: Option<&Callback>, kind: Kind) -> Option<Target> {
+        if let Some(url) = callback.and_then(|callback| callback.url.as_ref()) {
+            return Some(Target::Callback(url.as_url().clone()));
+        }
+        let backend = self.backend.as_ref()?;
+        let url = backend.base.join(&format!("api/webhooks/inference/{}", kind.word())).ok()?;
+        Some(Target::Backend { url, token: backend.token.clone() })
+    }
+}
+
+impl Backend {
+    fn new(settings: &Settings) -> Result<Option<Self>, SettingError> {
+        const SHORTEST_TOKEN: usize = 32;
+        let Some(address) = &settings.backend_api_url else { return Ok(None) };
+        let base = Url::parse(&format!("{}/", address.trim_end_matches('/')))
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https"))
+            .ok_or_else(|| {
+                let problem = format!("must be an address such as https://backend.example.com, got {address:?}");
+                SettingError::new("notify.backend_api_url", problem)
+            })?;
+        let token = settings.internal_api_token.clone().ok_or_else(|| {
+            SettingError::new("notify.internal_api_token", "must be set beside backend_api_url (INTERNAL_API_TOKEN)")
+        })?;
+        match token.reveal().chars().count() {
+            SHORTEST_TOKEN.. if reqwest::header::HeaderValue::from_str(token.reveal()).is_ok() => {
+                Ok(Some(Self { base, token }))
+            }
+            SHORTEST_TOKEN.. => Err(SettingError::new("notify.internal_api_token", "must be visible ASCII characters only")),
+            characters => {
+                let problem = format!("must have at least {SHORTEST_TOKEN} characters, has {characters} (INTERNAL_API_TOKEN)");
+                Err(SettingError::new("notify.internal_api_token", problem))
+            }
+        }
+    }
+}
+
+fn check_signing_secret(secret: &Secret) -> Result<(), SettingError> {
+    use base64::Engine as _;
+    let encoded = secret.reveal().strip_prefix("whsec_").unwrap_or_default();
+    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).map_or(0, |key| key.len());
+    if (24..=64).contains(&bytes) && Webhook::new(secret.reveal()).is_ok() {
+        return Ok(());
+    }
+    let problem = "must be whsec_ and the base64 form of 24 to 64 bytes; make one with: echo whsec_$(openssl rand -base64 32)";
+    Err(SettingError::new("notify.signing_secret", problem))
+}
+
+/// The same notice has the same id, however often it is sent: receivers drop what they have seen.
+fn webhook_id(parts: &[&str]) -> String {
+    let hash = base16ct::lower::encode_string(&Sha256::digest(parts.join("\n")));
+    format!("msg_{}", &hash[..32])
+}

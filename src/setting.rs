@@ -1,0 +1,45 @@
+//! What settings of every part share: secrets that stay out of logs, and the error that names a wrong setting.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+/// A setting that must never reach a log: its `Debug` form hides the text.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The text itself, for the one place that sends or checks it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(hidden)")
+    }
+}
+
+/// A setting that cannot be used; found at start, before the first job.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{setting}: {problem}")]
+pub struct SettingError {
+    /// Key in config.yaml, such as `store.bucket`.
+    pub setting: String,
+    pub problem: String,
+}
+
+impl SettingError {
+    #[must_use]
+    pub fn new(setting: &str, problem: impl Into<String>) -> Self {
+        Self { setting: setting.to_owned(), problem: problem.into() }
+    }
+}

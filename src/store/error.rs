@@ -1,0 +1,131 @@
+//! S3's errors in words that say what to do.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+
+use crate::job::outcome::{JobError, Remedy};
+
+/// What was asked of S3, for messages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request<'a> {
+    /// The permission it needs, such as `s3:GetObject`.
+    pub(super) action: &'static str,
+    pub(super) bucket: &'a str,
+    /// Empty where the request is about the whole bucket.
+    pub(super) key: &'a str,
+    /// Empty for AWS itself.
+    pub(super) endpoint: &'a str,
+}
+
+/// What went wrong, as far as it decides what happens next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    NoCredentials,
+    Unreachable,
+    TimedOut,
+    Denied,
+    NoBucket,
+    NoKey,
+    /// The object exists already, changes right now, or did not change (412, 409, 304).
+    Condition,
+    Other,
+}
+
+/// S3's answer, or why there was none.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) kind: Kind,
+    /// S3's own code, message and request id, or the deepest cause.
+    detail: String,
+    cause: Box<dyn StdError + Send + Sync>,
+}
+
+impl Failure {
+    pub(super) fn new<E>(error: SdkError<E, HttpResponse>) -> Self
+    where
+        E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
+    {
+        Self { kind: kind(&error), detail: detail(&error), cause: error.into() }
+    }
+
+    /// As an error of the function's own bucket: a person can repair it, so that the job is never given up for it.
+    pub(super) fn storage(self, request: Request<'_>) -> JobError {
+        let problem = self.problem(request);
+        JobError::Storage { problem, remedy: Remedy::Retry, cause: Some(self.cause) }
+    }
+
+    /// As an error of the request field that named the object: what is not there or forbidden is given up.
+    pub(super) fn input(self, field: &str, request: Request<'_>) -> JobError {
+        let (field, problem, cause) = (field.to_owned(), self.problem(request), Some(self.cause));
+        match self.kind {
+            Kind::Denied | Kind::NoBucket | Kind::NoKey => JobError::Input { field, problem, cause },
+            _ => JobError::Fetch { field, problem, cause },
+        }
+    }
+
+    fn problem(&self, request: Request<'_>) -> String {
+        let Request { action, bucket, .. } = request;
+        let detail = &self.detail;
+        match self.kind {
+            Kind::NoCredentials => format!(
+                "no AWS credentials were found ({detail}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the \
+                 function a role"
+            ),
+            Kind::Unreachable => format!("{} could not be reached ({detail})", request.server()),
+            Kind::TimedOut => format!("{} did not answer {action} of {request} in time", request.server()),
+            Kind::Denied => format!(
+                "access to {request} was denied ({detail}); the credentials must be valid and allow {action} on it, and \
+                 s3:ListBucket on the bucket (without it S3 calls a missing object forbidden)"
+            ),
+            Kind::NoBucket => format!("there is no bucket {bucket:?} at {} ({detail})", request.server()),
+            Kind::NoKey => format!("{request} does not exist"),
+            Kind::Condition | Kind::Other => format!("{action} of {request} failed ({detail})"),
+        }
+    }
+}
+
+impl Request<'_> {
+    fn server(&self) -> &str {
+        if self.endpoint.is_empty() { "AWS S3" } else { self.endpoint }
+    }
+}
+
+impl fmt::Display for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s3://{}/{}", self.bucket, self.key)
+    }
+}
+
+fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpResponse>) -> Kind {
+    match error {
+        SdkError::TimeoutError(_) => Kind::TimedOut,
+        SdkError::ServiceError(service) => match (service.err().code(), service.raw().status().as_u16()) {
+            (Some("NoSuchBucket"), _) => Kind::NoBucket,
+            (_, 404) => Kind::NoKey,
+            (_, 304 | 409 | 412) => Kind::Condition,
+            (_, 401 | 403) => Kind::Denied,
+            _ => Kind::Other,
+        },
+        _ if causes(error).any(<dyn StdError>::is::<CredentialsError>) => Kind::NoCredentials,
+        SdkError::DispatchFailure(failure) if failure.is_timeout() => Kind::TimedOut,
+        SdkError::DispatchFailure(failure) if failure.is_io() => Kind::Unreachable,
+        _ => Kind::Other,
+    }
+}
+
+fn detail<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpResponse>) -> String {
+    let SdkError::ServiceError(service) = error else {
+        return causes(error).last().map_or_else(|| error.to_string(), ToString::to_string);
+    };
+    let status = format!("status {}", service.raw().status().as_u16());
+    let words = [service.err().code(), service.err().message(), Some(status.as_str())];
+    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(error.source(), |&cause| cause.source())
+}

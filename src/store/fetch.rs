@@ -1,0 +1,143 @@
+//! Inputs from S3 and the web, through the cache, bounded in bytes and time.
+
+use std::io;
+use std::time::Duration;
+
+use aws_sdk_s3::primitives::ByteStream;
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
+
+use super::Store;
+use super::cache::Lease;
+use super::error::{Failure, Kind};
+use crate::job::outcome::{JobError, Remedy};
+use crate::job::url::AssetUrl;
+use crate::outbound::{Found, error::OutboundError};
+
+impl Store {
+    /// The input file of a request's `field`, downloaded unless the cache has it still as it is.
+    ///
+    /// # Errors
+    /// [`JobError::Input`] when it is not there, forbidden or too large; [`JobError::Fetch`] when it may be there later.
+    pub async fn fetch(&self, asset: &AssetUrl, field: &str) -> Result<Lease, JobError> {
+        let limit = Duration::from_millis(self.settings.input_timeout_ms);
+        tokio::time::timeout(limit, self.fetch_unbounded(asset, field)).await.unwrap_or_else(|_| {
+            let problem = format!("{asset} was not complete after {} s; use a faster server", limit.as_secs_f32());
+            Err(JobError::Fetch { field: field.to_owned(), problem, cause: None })
+        })
+    }
+
+    async fn fetch_unbounded(&self, asset: &AssetUrl, field: &str) -> Result<Lease, JobError> {
+        let identity = asset.identity();
+        let cached = self.cache.newest(&identity);
+        let known_etag = cached.as_ref().map(|(_, etag)| etag.as_str());
+        let answer = match asset {
+            AssetUrl::S3 { bucket, key } => self.ask_s3(bucket, key, field, known_etag).await?,
+            AssetUrl::Http(url) => match self.outbound.get(url, known_etag).await.map_err(|e| e.for_field(field))? {
+                Found::NotModified => Answer::NotModified,
+                Found::File { etag, response } => {
+                    Answer::File { etag, length_bytes: response.content_length(), body: Body::Http(Box::new(response)) }
+                }
+            },
+        };
+        match (answer, cached) {
+            (Answer::File { etag, .. }, Some((file, known))) if etag.as_ref() == Some(&known) => Ok(file),
+            (Answer::File { etag, length_bytes, body }, _) => {
+                let download = Downloading { asset, field, max_bytes: self.settings.max_input_bytes };
+                self.download(&download, etag.as_deref(), length_bytes, body).await
+            }
+            (Answer::NotModified, Some((file, _))) => Ok(file),
+            (Answer::NotModified, None) => {
+                let problem = format!("{asset} answered that it did not change, without having been asked");
+                Err(JobError::Fetch { field: field.to_owned(), problem, cause: None })
+            }
+        }
+    }
+
+    async fn ask_s3(&self, bucket: &str, key: &str, field: &str, known_etag: Option<&str>) -> Result<Answer, JobError> {
+        let open = &self.settings.input_buckets;
+        if !open.is_empty() && !open.iter().any(|name| name == bucket) {
+            let problem = format!("must lie in one of the buckets {}, got {bucket:?}", open.join(", "));
+            return Err(JobError::Input { field: field.to_owned(), problem, cause: None });
+        }
+        let get = self.client.get_object().bucket(bucket).key(key).set_if_none_match(known_etag.map(str::to_owned));
+        match get.send().await.map_err(Failure::new) {
+            Ok(object) => Ok(Answer::File {
+                etag: object.e_tag,
+                length_bytes: object.content_length.and_then(|bytes| u64::try_from(bytes).ok()),
+                body: Body::S3(Box::new(object.body)),
+            }),
+            Err(failure) if failure.kind == Kind::Condition && known_etag.is_some() => Ok(Answer::NotModified),
+            Err(failure) => Err(failure.input(field, self.request_in("s3:GetObject", bucket, key))),
+        }
+    }
+
+    async fn download(
+        &self,
+        of: &Downloading<'_>,
+        etag: Option<&str>,
+        length_bytes: Option<u64>,
+        mut body: Body,
+    ) -> Result<Lease, JobError> {
+        of.check_length(length_bytes.unwrap_or(0))?;
+        let mut download = self.cache.begin(length_bytes.unwrap_or(0)).await.map_err(disk)?;
+        let mut bytes = 0;
+        while let Some(chunk) = body.chunk().await.map_err(|problem| of.broke_off(&problem))? {
+            bytes += chunk.len() as u64;
+            of.check_length(bytes)?;
+            download.file.write_all(&chunk).await.map_err(disk)?;
+        }
+        download.file.flush().await.map_err(disk)?;
+        if length_bytes.is_some_and(|length| length != bytes) {
+            return Err(of.broke_off(&format!("{bytes} bytes came")));
+        }
+        download.keep(&of.asset.identity(), etag, bytes).map_err(disk)
+    }
+}
+
+enum Answer {
+    NotModified,
+    File { etag: Option<String>, length_bytes: Option<u64>, body: Body },
+}
+
+enum Body {
+    S3(Box<ByteStream>),
+    Http(Box<reqwest::Response>),
+}
+
+impl Body {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, String> {
+        match self {
+            Self::S3(stream) => stream.try_next().await.map_err(|error| error.to_string()),
+            Self::Http(response) => {
+                response.chunk().await.map_err(|error| OutboundError::Connection(error.without_url()).to_string())
+            }
+        }
+    }
+}
+
+struct Downloading<'a> {
+    asset: &'a AssetUrl,
+    field: &'a str,
+    max_bytes: u64,
+}
+
+impl Downloading<'_> {
+    fn check_length(&self, bytes: u64) -> Result<(), JobError> {
+        if bytes <= self.max_bytes {
+            return Ok(());
+        }
+        let problem = format!("{} is too large: at most {} bytes are allowed", self.asset, self.max_bytes);
+        Err(JobError::Input { field: self.field.to_owned(), problem, cause: None })
+    }
+
+    fn broke_off(&self, problem: &str) -> JobError {
+        let problem = format!("{} broke off: {problem}", self.asset);
+        JobError::Fetch { field: self.field.to_owned(), problem, cause: None }
+    }
+}
+
+fn disk(error: io::Error) -> JobError {
+    let problem = format!("the cache of inputs could not be written ({error}); check store.cache.folder and its free space");
+    JobError::Storage { problem, remedy: Remedy::Retry, cause: Some(error.into()) }
+}

@@ -1,0 +1,293 @@
+//! S3: pictures and records go in, inputs come out.
+//!
+//! - A picture is `{prefix}{job_id}/{n}.{ext}`.
+//! - The record `{prefix}{job_id}/result.json` is written last and only if there is none (`If-None-Match: *`): it is the
+//!   proof that the job is done.
+//! - Inputs (`s3://`, `https://`) go through the cache on disk; the credentials decide which buckets they may come from.
+
+pub mod cache;
+mod error;
+mod fetch;
+
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{Credentials, Region};
+use aws_sdk_s3::presigning::PresigningConfig;
+use aws_sdk_s3::primitives::ByteStream;
+use serde::Deserialize;
+
+use self::cache::Cache;
+use self::error::{Failure, Kind, Request};
+use crate::job::outcome::{JobError, Record, Remedy, StoredPicture};
+use crate::job::{Job, JobId};
+use crate::outbound::Outbound;
+use crate::setting::{Secret, SettingError};
+
+/// Settings of section `store`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Bucket of pictures and records. Required.
+    pub bucket: String,
+    pub region: String,
+    /// Address of an S3 server that is not AWS, such as `http://127.0.0.1:9000`.
+    pub endpoint_url: Option<String>,
+    /// `{endpoint}/{bucket}/{key}` instead of `{bucket}.{endpoint}/{key}`; most servers that are not AWS need it.
+    pub force_path_style: bool,
+    /// Both or none: without them the AWS SDK looks for credentials itself (environment, profile, role).
+    pub access_key_id: Option<String>,
+    pub secret_access_key: Option<Secret>,
+    /// What picture addresses in notices start with, such as a CDN: `{public_base_url}/{key}`. Without it they are
+    /// presigned.
+    pub public_base_url: Option<String>,
+    /// Seconds that a presigned address works, 1 to 604800; temporary credentials can end it sooner.
+    pub presign_s: u64,
+    /// Milliseconds to wait for a connection.
+    pub connect_timeout_ms: u64,
+    /// Milliseconds for one attempt.
+    pub attempt_timeout_ms: u64,
+    /// Milliseconds for an operation with all its attempts.
+    pub operation_timeout_ms: u64,
+    /// Attempts of an operation: 5xx, throttling and broken connections are tried again with backoff and jitter.
+    pub max_attempts: u32,
+    /// Buckets that `s3://` inputs may come from; empty: every bucket that the credentials can read.
+    pub input_buckets: Vec<String>,
+    /// Bytes of one input file at most.
+    pub max_input_bytes: u64,
+    /// Milliseconds for one input file at most.
+    pub input_timeout_ms: u64,
+    pub cache: cache::Settings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            bucket: String::new(),
+            region: "us-east-1".into(),
+            endpoint_url: None,
+            force_path_style: false,
+            access_key_id: None,
+            secret_access_key: None,
+            public_base_url: None,
+            presign_s: 7 * 24 * 3600,
+            connect_timeout_ms: 3_000,
+            attempt_timeout_ms: 30_000,
+            operation_timeout_ms: 60_000,
+            max_attempts: 4,
+            input_buckets: Vec::new(),
+            max_input_bytes: 2 << 30,
+            input_timeout_ms: 300_000,
+            cache: cache::Settings::default(),
+        }
+    }
+}
+
+/// The bucket and the way to inputs; clones share connections and the cache.
+#[derive(Debug, Clone)]
+pub struct Store {
+    client: Client,
+    settings: Settings,
+    outbound: Outbound,
+    cache: Cache,
+}
+
+impl Store {
+    /// Builds the client and opens the cache; talks to no server yet, see [`Self::probe`].
+    ///
+    /// # Errors
+    /// Names the setting that is missing or wrong.
+    pub async fn connect(settings: &Settings, outbound: Outbound) -> Result<Self, SettingError> {
+        if settings.bucket.is_empty() {
+            return Err(SettingError::new(
+                "store.bucket",
+                "must name the S3 bucket for the pictures (AWS_STORAGE_BUCKET_NAME)",
+            ));
+        }
+        if !(1..=604_800).contains(&settings.presign_s) {
+            let problem = format!("must be 1 to 604800 seconds (a week, S3's limit), got {}", settings.presign_s);
+            return Err(SettingError::new("store.presign_s", problem));
+        }
+        let client = client(settings).await?;
+        let cache = Cache::open(&settings.cache).map_err(|error| {
+            let folder = settings.cache.folder.display();
+            SettingError::new("store.cache.folder", format!("{folder} must be a folder to write to ({error})"))
+        })?;
+        Ok(Self { client, settings: settings.clone(), outbound, cache })
+    }
+
+    #[must_use]
+    pub fn bucket(&self) -> &str {
+        &self.settings.bucket
+    }
+
+    /// Asks the server for the bucket, so that wrong credentials are found before the first picture is painted.
+    ///
+    /// # Errors
+    /// Says whether the server, the credentials, the permission or the bucket is missing.
+    pub async fn probe(&self) -> Result<(), JobError> {
+        let list = self.client.list_objects_v2().bucket(&self.settings.bucket).max_keys(1).send();
+        list.await.map(drop).map_err(|error| Failure::new(error).storage(self.request("s3:ListBucket", "")))
+    }
+
+    /// The record of a job that is done already.
+    ///
+    /// # Errors
+    /// When the bucket cannot be asked, or something else lies where the record belongs.
+    pub async fn record(&self, prefix: &str, job_id: &JobId) -> Result<Option<Record>, JobError> {
+        let key = record_key(prefix, job_id.as_str());
+        self.record_at(&key).await
+    }
+
+    async fn record_at(&self, key: &str) -> Result<Option<Record>, JobError> {
+        let found = self.client.get_object().bucket(&self.settings.bucket).key(key).send().await;
+        let object = match found.map_err(Failure::new) {
+            Ok(object) => object,
+            Err(failure) if failure.kind == Kind::NoKey => return Ok(None),
+            Err(failure) => return Err(failure.storage(self.request("s3:GetObject", key))),
+        };
+        let bytes = object.body.collect().await.map_err(|error| JobError::Storage {
+            problem: format!("s3://{}/{key} broke off ({error})", self.settings.bucket),
+            remedy: Remedy::Retry,
+            cause: Some(error.into()),
+        })?;
+        let record = serde_json::from_slice(&bytes.into_bytes()).map_err(|error| JobError::Storage {
+            problem: format!(
+                "s3://{}/{key} is no record of a job ({error}); remove it, or choose another job_id",
+                self.settings.bucket
+            ),
+            remedy: Remedy::GiveUp,
+            cause: Some(error.into()),
+        })?;
+        Ok(Some(record))
+    }
+
+    /// Uploads picture `n` (counted from 0) of a job.
+    ///
+    /// # Errors
+    /// [`JobError::Storage`], to be tried again.
+    pub async fn put_picture(
+        &self,
+        job: &Job,
+        n: usize,
+        width_px: u32,
+        height_px: u32,
+        seed: u64,
+        file: Vec<u8>,
+    ) -> Result<StoredPicture, JobError> {
+        let content_type = job.output.format.content_type();
+        let stored = StoredPicture {
+            bucket: self.settings.bucket.clone(),
+            key: format!("{}{}/{n}.{}", job.output.prefix, job.id, job.output.format.extension()),
+            content_type: content_type.to_owned(),
+            width_px,
+            height_px,
+            bytes: file.len() as u64,
+            seed,
+        };
+        let put = self.client.put_object().bucket(&stored.bucket).key(&stored.key).content_type(content_type);
+        match put.body(ByteStream::from(file)).send().await {
+            Ok(_) => Ok(stored),
+            Err(error) => Err(Failure::new(error).storage(self.request("s3:PutObject", &stored.key))),
+        }
+    }
+
+    /// Writes the record, unless another delivery of the job was faster: then its record counts and is returned.
+    ///
+    /// # Errors
+    /// [`JobError::Storage`], to be tried again.
+    pub async fn put_record(&self, prefix: &str, record: &Record) -> Result<Option<Record>, JobError> {
+        const MOST_CONFLICTS: u32 = 5;
+        let key = record_key(prefix, &record.job_id);
+        let body = serde_json::to_vec_pretty(record)
+            .map_err(|error| JobError::Internal { problem: format!("the record could not be written as JSON ({error})") })?;
+        let mut conflicts = 0;
+        loop {
+            let put = self.client.put_object().bucket(&self.settings.bucket).key(&key).content_type("application/json");
+            let put = put.if_none_match("*").body(ByteStream::from(body.clone())).send().await;
+            let Err(failure) = put.map_err(Failure::new) else { return Ok(None) };
+            if failure.kind != Kind::Condition {
+                return Err(failure.storage(self.request("s3:PutObject", &key)));
+            }
+            match self.record_at(&key).await? {
+                // An attempt that went through although its answer was lost.
+                Some(existing) if existing == *record => return Ok(None),
+                Some(existing) => return Ok(Some(existing)),
+                // 409: another writer was at work and did not finish.
+                None if conflicts < MOST_CONFLICTS => conflicts += 1,
+                None => return Err(failure.storage(self.request("s3:PutObject", &key))),
+            }
+        }
+    }
+
+    /// Where the record's pictures can be seen, in their order: under `public_base_url`, or presigned.
+    ///
+    /// # Errors
+    /// When there are no credentials to sign with.
+    pub async fn urls(&self, record: &Record) -> Result<Vec<String>, JobError> {
+        let mut urls = Vec::with_capacity(record.pictures.len());
+        for picture in &record.pictures {
+            urls.push(self.url_of(picture).await?);
+        }
+        Ok(urls)
+    }
+
+    async fn url_of(&self, picture: &StoredPicture) -> Result<String, JobError> {
+        if let Some(base) = &self.settings.public_base_url {
+            return Ok(format!("{}/{}", base.trim_end_matches('/'), picture.key));
+        }
+        let internal = |error: &dyn std::error::Error| JobError::Internal { problem: format!("presigning failed ({error})") };
+        let expiry = PresigningConfig::expires_in(Duration::from_secs(self.settings.presign_s)).map_err(|e| internal(&e))?;
+        let get = self.client.get_object().bucket(&picture.bucket).key(&picture.key);
+        match get.presigned(expiry).await {
+            Ok(request) => Ok(request.uri().to_owned()),
+            Err(error) => Err(Failure::new(error).storage(self.request("s3:GetObject", &picture.key))),
+        }
+    }
+
+    fn request<'a>(&'a self, action: &'static str, key: &'a str) -> Request<'a> {
+        self.request_in(action, &self.settings.bucket, key)
+    }
+
+    fn request_in<'a>(&'a self, action: &'static str, bucket: &'a str, key: &'a str) -> Request<'a> {
+        Request { action, bucket, key, endpoint: self.settings.endpoint_url.as_deref().unwrap_or_default() }
+    }
+}
+
+fn record_key(prefix: &str, job_id: &str) -> String {
+    format!("{prefix}{job_id}/result.json")
+}
+
+async fn client(settings: &Settings) -> Result<Client, SettingError> {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
+        .operation_attempt_timeout(Duration::from_millis(settings.attempt_timeout_ms))
+        .operation_timeout(Duration::from_millis(settings.operation_timeout_ms))
+        .build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .region(Region::new(settings.region.clone()))
+        .retry_config(RetryConfig::standard().with_max_attempts(settings.max_attempts))
+        .timeout_config(timeouts);
+    if let Some(endpoint) = &settings.endpoint_url {
+        let valid = url::Url::parse(endpoint).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+        if !valid {
+            let problem = format!("must be an address such as http://127.0.0.1:9000, got {endpoint:?}");
+            return Err(SettingError::new("store.endpoint_url", problem));
+        }
+        loader = loader.endpoint_url(endpoint);
+    }
+    match (&settings.access_key_id, &settings.secret_access_key) {
+        (Some(id), Some(secret)) => {
+            loader = loader.credentials_provider(Credentials::new(id, secret.reveal(), None, None, "store settings"));
+        }
+        (None, None) => {}
+        (Some(_), None) => return Err(SettingError::new("store.secret_access_key", "must be set beside access_key_id")),
+        (None, Some(_)) => return Err(SettingError::new("store.access_key_id", "must be set beside secret_access_key")),
+    }
+    let shared = loader.load().await;
+    let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(settings.force_path_style).build();
+    Ok(Client::from_conf(config))
+}
