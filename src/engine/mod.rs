@@ -1,6 +1,13 @@
 //! The engine paints: a task in, pixels out. It knows no cloud, no async and no events.
 
+pub mod checkpoint;
+pub mod device;
+mod lora;
+pub mod noise;
+pub mod schedule;
+pub mod sd;
 pub mod thread;
+mod weights;
 
 use std::path::PathBuf;
 use std::sync::Arc;

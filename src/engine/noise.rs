@@ -1,0 +1,111 @@
+//! Gaussian noise from a seed, drawn on the CPU, so that a seed paints the same picture on every device.
+//!
+//! The numbers are those of `torch.randn` with a CPU generator: a picture of diffusers is found again by its seed.
+
+use std::f32::consts::TAU;
+
+use candle_core::{Device, Result, Tensor};
+
+/// A generator a picture: picture `n` of a request draws from `seed + n`, whatever its neighbours are.
+pub struct Noise {
+    generators: Vec<MersenneTwister>,
+    /// (channels, height, width) of one picture's latents.
+    shape: (usize, usize, usize),
+}
+
+impl Noise {
+    /// `shape`: (channels, height, width) of one picture's latents, at least 16 numbers.
+    #[must_use]
+    pub fn new(seeds: impl IntoIterator<Item = u64>, shape: (usize, usize, usize)) -> Self {
+        Self { generators: seeds.into_iter().map(MersenneTwister::new).collect(), shape }
+    }
+
+    /// The next noise of every picture: (pictures, channels, height, width), f32, standard normal.
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn draw(&mut self, device: &Device) -> Result<Tensor> {
+        let (channels, height, width) = self.shape;
+        let mut numbers = Vec::with_capacity(self.generators.len() * channels * height * width);
+        for generator in &mut self.generators {
+            numbers.extend(normals(generator, channels * height * width));
+        }
+        Tensor::from_vec(numbers, (self.generators.len(), channels, height, width), device)
+    }
+}
+
+/// `count` standard normals by Box and Muller in blocks of 16, a short last block overlapping the one before it:
+/// `normal_fill` in pytorch's `aten/src/ATen/native/cpu/DistributionTemplates.h`.
+fn normals(generator: &mut MersenneTwister, count: usize) -> Vec<f32> {
+    const BLOCK: usize = 16;
+    let mut numbers: Vec<f32> = (0..count).map(|_| generator.uniform()).collect();
+    for block in numbers.chunks_exact_mut(BLOCK) {
+        box_muller(block);
+    }
+    if !count.is_multiple_of(BLOCK) && count >= BLOCK {
+        let last = &mut numbers[count - BLOCK..];
+        last.fill_with(|| generator.uniform());
+        box_muller(last);
+    }
+    numbers
+}
+
+/// Turns uniform numbers of [0, 1) into normal ones; the first half gives the radii, the second the angles.
+fn box_muller(block: &mut [f32]) {
+    let (radii, angles) = block.split_at_mut(block.len() / 2);
+    for (first, second) in radii.iter_mut().zip(angles) {
+        let radius = (-2.0 * (1.0 - *first).ln()).sqrt();
+        let angle = TAU * *second;
+        (*first, *second) = (radius * angle.cos(), radius * angle.sin());
+    }
+}
+
+/// MT19937 (Matsumoto and Nishimura 1998), seeded as pytorch seeds it.
+struct MersenneTwister {
+    state: [u32; Self::WORDS],
+    next: usize,
+}
+
+impl MersenneTwister {
+    const WORDS: usize = 624;
+    const SHIFT: usize = 397;
+
+    /// Seeds below 2^32 give pytorch's sequence. Pytorch drops higher bits; here they are folded in, so that no two
+    /// seeds are the same by construction.
+    fn new(seed: u64) -> Self {
+        let mut state = [0; Self::WORDS];
+        state[0] = seed as u32 ^ ((seed >> 32) as u32).wrapping_mul(0x9e37_79b9);
+        for index in 1..Self::WORDS {
+            let before = state[index - 1];
+            state[index] = 1_812_433_253_u32.wrapping_mul(before ^ (before >> 30)).wrapping_add(index as u32);
+        }
+        Self { state, next: Self::WORDS }
+    }
+
+    /// 24 random bits as a number of [0, 1).
+    fn uniform(&mut self) -> f32 {
+        const BITS: u32 = 24;
+        (self.word() & ((1 << BITS) - 1)) as f32 / (1_u32 << BITS) as f32
+    }
+
+    fn word(&mut self) -> u32 {
+        if self.next == Self::WORDS {
+            self.twist();
+        }
+        let mut word = self.state[self.next];
+        self.next += 1;
+        word ^= word >> 11;
+        word ^= (word << 7) & 0x9d2c_5680;
+        word ^= (word << 15) & 0xefc6_0000;
+        word ^ (word >> 18)
+    }
+
+    fn twist(&mut self) {
+        for index in 0..Self::WORDS {
+            let joined = (self.state[index] & 0x8000_0000) | (self.state[(index + 1) % Self::WORDS] & 0x7fff_ffff);
+            let odd = if joined & 1 == 1 { 0x9908_b0df } else { 0 };
+            self.state[index] = self.state[(index + Self::SHIFT) % Self::WORDS] ^ (joined >> 1) ^ odd;
+        }
+        self.next = 0;
+    }
+}
