@@ -19,9 +19,19 @@ pub struct Progress {
     line: Option<Line>,
 }
 
+/// Reports from wherever the work is done; clones report for the same job.
+#[derive(Debug, Clone)]
+pub struct Reporter(Option<mpsc::Sender<Word>>);
+
+#[derive(Debug, Clone, Copy)]
+enum Word {
+    Percent(u8),
+    End,
+}
+
 #[derive(Debug)]
 struct Line {
-    percents: mpsc::Sender<u8>,
+    words: mpsc::Sender<Word>,
     sender: JoinHandle<()>,
     /// How long [`Progress::close`] waits at most for what is still unsent.
     grace: Duration,
@@ -34,23 +44,24 @@ impl Progress {
     }
 
     pub(super) fn start(notifier: Notifier, job: &Job, target: Target, limit: Duration) -> Self {
-        let (percents, waiting) = mpsc::channel(WAITING_MOST);
+        let (words, waiting) = mpsc::channel(WAITING_MOST);
         let sender = tokio::spawn(send_all(notifier, Progressed::new(job), target, limit, waiting));
-        Self { line: Some(Line { percents, sender, grace: limit }) }
+        Self { line: Some(Line { words, sender, grace: limit }) }
     }
 
-    /// Says how far the job is. Returns at once, from any thread; a notice that cannot be sent is dropped.
-    pub fn report(&self, percent: u8) {
-        if let Some(line) = &self.line {
-            let _ = line.percents.try_send(percent);
-        }
+    #[must_use]
+    pub fn reporter(&self) -> Reporter {
+        Reporter(self.line.as_ref().map(|line| line.words.clone()))
     }
 
-    /// Sends what waits, for a short time; after this nothing is sent any more.
+    /// Sends what waits, for a short time; after this nothing is sent any more, whatever a reporter says.
     pub async fn close(&mut self) {
-        let Some(Line { percents, mut sender, grace }) = self.line.take() else { return };
-        drop(percents);
-        if tokio::time::timeout(grace, &mut sender).await.is_err() {
+        let Some(Line { words, mut sender, grace }) = self.line.take() else { return };
+        let end = async {
+            let _ = words.send(Word::End).await;
+            let _ = (&mut sender).await;
+        };
+        if tokio::time::timeout(grace, end).await.is_err() {
             sender.abort();
             let _ = sender.await;
         }
@@ -62,6 +73,15 @@ impl Progress {
     }
 }
 
+impl Reporter {
+    /// Says how far the job is. Returns at once, from any thread; a notice that cannot be sent is dropped.
+    pub fn report(&self, percent: u8) {
+        if let Some(words) = &self.0 {
+            let _ = words.try_send(Word::Percent(percent));
+        }
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         if let Some(line) = &self.line {
@@ -70,8 +90,14 @@ impl Drop for Progress {
     }
 }
 
-async fn send_all(notifier: Notifier, mut body: Progressed, target: Target, limit: Duration, mut waiting: mpsc::Receiver<u8>) {
-    while let Some(percent) = waiting.recv().await {
+async fn send_all(
+    notifier: Notifier,
+    mut body: Progressed,
+    target: Target,
+    limit: Duration,
+    mut waiting: mpsc::Receiver<Word>,
+) {
+    while let Some(Word::Percent(percent)) = waiting.recv().await {
         body.progress = percent;
         let id = webhook_id(&[Kind::Progress.word(), body.job_id.as_str(), &percent.to_string()]);
         let Ok(notice) = Notice::new(target.clone(), Kind::Progress, id, &body) else { return };
