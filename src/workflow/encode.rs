@@ -1,1 +1,182 @@
 //! Turns a painted picture into the bytes of a file.
+
+use std::io::Cursor;
+
+use image::ExtendedColorType::Rgb8;
+use image::ImageEncoder;
+use image::codecs::jpeg::JpegEncoder;
+use image::codecs::webp::WebPEncoder;
+use serde_json::json;
+
+use crate::engine::Picture;
+use crate::job::outcome::JobError;
+use crate::job::task::Generate;
+use crate::job::{Job, PictureFormat};
+
+/// High enough that the blocks of 8x8 do not show on flat colours.
+const JPEG_QUALITY: u8 = 92;
+
+/// What a PNG says about how it was painted; `seed` is this picture's own.
+///
+/// - `parameters`: the text that AUTOMATIC1111's web UI writes, which most viewers of generated pictures read.
+/// - `atelier`: the same as JSON, in the words of the job body.
+/// - `Software`: the PNG standard's keyword.
+#[must_use]
+pub fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, String)> {
+    let scheduler = json!(task.scheduler);
+    let mut text = task.prompt.as_str().to_owned();
+    if !task.negative_prompt.as_str().is_empty() {
+        text = format!("{text}\nNegative prompt: {}", task.negative_prompt.as_str());
+    }
+    text = format!(
+        "{text}\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {seed}, Size: {}, Model: {}, Version: atelier {}",
+        task.steps.get(),
+        scheduler.as_str().unwrap_or_default(),
+        task.guidance_scale.get(),
+        task.size,
+        task.model.as_str(),
+        env!("CARGO_PKG_VERSION"),
+    );
+    // Without the query, which may be a presigned address's signature.
+    let loras: Vec<_> =
+        task.loras.iter().map(|lora| json!({ "url": lora.url.to_string(), "scale": lora.scale.get() })).collect();
+    let ours = json!({
+        "job_id": job.id,
+        "prompt": task.prompt,
+        "negative_prompt": task.negative_prompt,
+        "model": task.model,
+        "lora": loras,
+        "steps": task.steps,
+        "guidance_scale": task.guidance_scale,
+        "scheduler": scheduler,
+        "width": task.size.width_px(),
+        "height": task.size.height_px(),
+        "seed": seed,
+    });
+    vec![
+        ("parameters", text),
+        ("atelier", ours.to_string()),
+        ("Software", concat!("atelier ", env!("CARGO_PKG_VERSION")).to_owned()),
+    ]
+}
+
+/// Encodes `picture`: PNG and WebP without loss, JPEG at quality 92 with full colour resolution (4:4:4).
+/// Only PNG carries `parameters`, as text chunks of (keyword, text).
+///
+/// # Errors
+/// [`JobError::Internal`] when the picture's buffer does not match its size, or a keyword is none.
+pub fn encode(picture: &Picture, format: PictureFormat, parameters: &[(&str, String)]) -> Result<Vec<u8>, JobError> {
+    let Picture { width_px, height_px, rgb, .. } = picture;
+    let failed = |problem: String| JobError::Internal { problem: format!("cannot encode a picture: {problem}") };
+    if rgb.len() as u64 != u64::from(*width_px) * u64::from(*height_px) * 3 {
+        return Err(failed(format!("{width_px}x{height_px} px do not have {} bytes", rgb.len())));
+    }
+    let mut bytes = Vec::new();
+    match format {
+        PictureFormat::Png => return png(picture, parameters).map_err(|error| failed(error.to_string())),
+        // This encoder never subsamples colour, so that thin coloured lines and the watermark's edges stay sharp.
+        PictureFormat::Jpeg => {
+            JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).write_image(rgb, *width_px, *height_px, Rgb8)
+        }
+        PictureFormat::Webp => WebPEncoder::new_lossless(&mut bytes).write_image(rgb, *width_px, *height_px, Rgb8),
+    }
+    .map_err(|error| failed(error.to_string()))?;
+    Ok(bytes)
+}
+
+fn png(picture: &Picture, parameters: &[(&str, String)]) -> Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Cursor::new(Vec::new());
+    let mut encoder = png::Encoder::new(&mut bytes, picture.width_px, picture.height_px);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    // Half of Fast's bytes on flat pictures for 1 ms more; High takes 10 times as long for 3 % less.
+    encoder.set_compression(png::Compression::Balanced);
+    for (keyword, text) in parameters {
+        // The standard forbids NUL in text chunks, and what is not Latin-1 belongs in an iTXt chunk.
+        let text = text.replace('\0', "\u{FFFD}");
+        if text.is_ascii() {
+            encoder.add_text_chunk((*keyword).to_owned(), text)?;
+        } else {
+            encoder.add_itxt_chunk((*keyword).to_owned(), text)?;
+        }
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&picture.rgb)?;
+    writer.finish()?;
+    Ok(bytes.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::job::request::Defaults;
+    use crate::job::task::Task;
+
+    fn picture() -> Picture {
+        let pixels = (0..48_u32).flat_map(|y| (0..80_u32).map(move |x| (x, y)));
+        let rgb = pixels.flat_map(|(x, y)| [(x * 3) as u8, (y * 5) as u8, ((x + y) * 2) as u8]).collect();
+        Picture { width_px: 80, height_px: 48, rgb, seed: 43 }
+    }
+
+    fn decoded(bytes: &[u8]) -> Vec<u8> {
+        image::load_from_memory(bytes).unwrap().into_rgb8().into_raw()
+    }
+
+    #[test]
+    fn png_and_webp_keep_every_pixel_and_jpeg_comes_close() {
+        let picture = picture();
+        for format in [PictureFormat::Png, PictureFormat::Webp] {
+            assert_eq!(decoded(&encode(&picture, format, &[]).unwrap()), picture.rgb, "{format:?}");
+        }
+        let jpeg = decoded(&encode(&picture, PictureFormat::Jpeg, &[]).unwrap());
+        let furthest = jpeg.iter().zip(&picture.rgb).map(|(after, before)| after.abs_diff(*before)).max();
+        assert!(furthest.unwrap() <= 12, "{furthest:?}");
+    }
+
+    #[test]
+    fn jpeg_keeps_the_full_colour_resolution() {
+        let bytes = encode(&picture(), PictureFormat::Jpeg, &[]).unwrap();
+        let frame = bytes.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();
+        // Marker, length, precision, height, width, count, then (id, sampling, table) a component.
+        assert_eq!([11, 14, 17].map(|at| bytes[frame + at]), [0x11; 3]);
+    }
+
+    #[test]
+    fn png_says_how_it_was_painted() {
+        let body = json!({ "job_id": "j-1", "prompt": "a \"teal\" Füchschen 🦊\nat dusk\0", "negative_prompt": "rain",
+            "lora": [{ "url": "https://loras.example/ink.safetensors?X-Amz-Signature=secret" }] });
+        let defaults: Defaults = serde_json::from_value(json!({ "model": "tiny-sd", "steps": 20, "guidance_scale": 7.5,
+            "scheduler": "dpmsolver++", "width": 128, "height": 128, "seed": 42, "prefix": "" }))
+        .unwrap();
+        let job = Job::from_json(body.to_string().as_bytes(), &defaults).unwrap();
+        let Task::Generate(task) = &job.task;
+        let bytes = encode(&picture(), PictureFormat::Png, &parameters(&job, task, 43)).unwrap();
+
+        let reader = png::Decoder::new(Cursor::new(&bytes)).read_info().unwrap();
+        let latin: Vec<_> = reader.info().uncompressed_latin1_text.iter().map(|chunk| chunk.keyword.as_str()).collect();
+        let utf8 = &reader.info().utf8_text;
+        assert_eq!(latin, ["Software"]);
+        let text = |keyword| utf8.iter().find(|chunk| chunk.keyword == keyword).unwrap().get_text().unwrap();
+        assert_eq!(
+            text("parameters"),
+            format!(
+                "a \"teal\" Füchschen 🦊\nat dusk\u{FFFD}\nNegative prompt: rain\nSteps: 20, Sampler: dpmsolver++, CFG scale: 7.5, \
+                 Seed: 43, Size: 128x128, Model: tiny-sd, Version: atelier {}",
+                env!("CARGO_PKG_VERSION")
+            )
+        );
+        let ours: serde_json::Value = serde_json::from_str(&text("atelier")).unwrap();
+        assert_eq!((&ours["seed"], &ours["job_id"], &ours["prompt"]), (&json!(43), &json!("j-1"), &body["prompt"]));
+        assert_eq!(ours["lora"], json!([{ "url": "https://loras.example/ink.safetensors", "scale": 1.0 }]));
+    }
+
+    #[test]
+    fn a_buffer_of_another_size_is_our_own_error() {
+        for format in [PictureFormat::Png, PictureFormat::Jpeg, PictureFormat::Webp] {
+            let short = Picture { rgb: vec![0; 5], ..picture() };
+            let error = encode(&short, format, &[]).unwrap_err().to_string();
+            assert_eq!(error, "internal error: cannot encode a picture: 80x48 px do not have 5 bytes");
+        }
+    }
+}

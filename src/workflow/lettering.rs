@@ -1,1 +1,165 @@
 //! Sets one line of text in the font that ships inside the binary.
+
+use std::sync::LazyLock;
+
+use ab_glyph::{Font, FontRef, Glyph, GlyphId, OutlinedGlyph, PxScale, ScaleFont, point};
+use icu_normalizer::ComposingNormalizerBorrowed;
+
+/// DejaVu Sans Bold without what needs shaping (combining marks, Arabic, Hebrew, ...): every character it has can be set by
+/// placing one glyph after the other. assets/fonts/README.md says how it was cut down.
+static FONT: LazyLock<FontRef<'static>> = LazyLock::new(|| {
+    let bytes = include_bytes!("../../assets/fonts/DejaVuSans-Bold.ttf");
+    FontRef::try_from_slice(bytes).expect("assets/fonts/DejaVuSans-Bold.ttf is a font")
+});
+
+/// Text that can be set: composed (NFC), every character in the font, at least one of them visible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lettering(String);
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LetteringError {
+    #[error(
+        "has a character that the built-in font cannot set: U+{:04X} {character:?}; it sets Latin, Greek, Cyrillic, Armenian \
+         and Georgian letters, signs and symbols, but no emoji, no right-to-left or complex scripts and no loose accents",
+        u32::from(*character)
+    )]
+    Character { character: char },
+    #[error("has no visible character")]
+    Blank,
+}
+
+/// How much of each pixel the letters cover: `alpha` is (height, width), row by row, 0 nothing to 1 all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mask {
+    pub width_px: usize,
+    pub height_px: usize,
+    /// From the start of the baseline to the mask's left and top edge; above the baseline is negative.
+    pub left_px: i32,
+    pub top_px: i32,
+    pub alpha: Vec<f32>,
+}
+
+impl Lettering {
+    /// # Errors
+    /// Names the first character that the font lacks.
+    pub fn new(text: &str) -> Result<Self, LetteringError> {
+        let text = ComposingNormalizerBorrowed::new_nfc().normalize(text).into_owned();
+        if let Some(character) = text.chars().find(|c| FONT.glyph_id(*c) == GlyphId(0)) {
+            return Err(LetteringError::Character { character });
+        }
+        let visible = text.chars().any(|c| FONT.outline(FONT.glyph_id(c)).is_some());
+        if visible { Ok(Self(text)) } else { Err(LetteringError::Blank) }
+    }
+
+    /// The longest start of the text that is at most `width_px` wide, with an ellipsis where something was left out.
+    #[must_use]
+    pub fn cut_to(&self, width_px: f32, line_px: f32) -> Self {
+        let characters: Vec<char> = self.0.chars().collect();
+        let shorter = |keep: usize| Self(characters[..keep].iter().collect::<String>().trim_end().to_owned() + "…");
+        let cut = (1..characters.len()).rev().map(shorter).find(|text| text.width_px(line_px) <= width_px);
+        if self.width_px(line_px) <= width_px { self.clone() } else { cut.unwrap_or_else(|| shorter(0)) }
+    }
+
+    /// Width of the ink when a line is `line_px` high.
+    #[must_use]
+    pub fn width_px(&self, line_px: f32) -> f32 {
+        let glyphs = self.glyphs(line_px);
+        let left = glyphs.iter().map(|glyph| glyph.px_bounds().min.x).fold(f32::MAX, f32::min);
+        let right = glyphs.iter().map(|glyph| glyph.px_bounds().max.x).fold(f32::MIN, f32::max);
+        (right - left).max(0.0)
+    }
+
+    /// Paints the letters, cropped to their ink.
+    #[must_use]
+    pub fn mask(&self, line_px: f32) -> Mask {
+        let glyphs = self.glyphs(line_px);
+        let bounds = glyphs.iter().map(OutlinedGlyph::px_bounds).reduce(|all, one| ab_glyph::Rect {
+            min: point(all.min.x.min(one.min.x), all.min.y.min(one.min.y)),
+            max: point(all.max.x.max(one.max.x), all.max.y.max(one.max.y)),
+        });
+        let bounds = bounds.unwrap_or_default();
+        let (width_px, height_px) = (bounds.width() as usize, bounds.height() as usize);
+        let mut alpha = vec![0.0_f32; width_px * height_px];
+        for glyph in &glyphs {
+            let left = (glyph.px_bounds().min.x - bounds.min.x) as usize;
+            let top = (glyph.px_bounds().min.y - bounds.min.y) as usize;
+            glyph.draw(|x, y, covered| {
+                let (x, y) = (left + x as usize, top + y as usize);
+                if x < width_px && y < height_px {
+                    let pixel = &mut alpha[y * width_px + x];
+                    *pixel = (*pixel + covered).clamp(0.0, 1.0);
+                }
+            });
+        }
+        Mask { width_px, height_px, left_px: bounds.min.x as i32, top_px: bounds.min.y as i32, alpha }
+    }
+
+    /// Every visible glyph at its place, the baseline starting at (0, 0).
+    fn glyphs(&self, line_px: f32) -> Vec<OutlinedGlyph> {
+        let font = FONT.as_scaled(PxScale::from(line_px));
+        let mut pen_px = 0.0;
+        let mut before = None;
+        let mut glyphs = Vec::new();
+        for id in self.0.chars().map(|c| font.glyph_id(c)) {
+            pen_px += before.map_or(0.0, |before| font.kern(before, id));
+            let glyph = Glyph { id, scale: font.scale(), position: point(pen_px, 0.0) };
+            glyphs.extend(font.outline_glyph(glyph));
+            pen_px += font.h_advance(id);
+            before = Some(id);
+        }
+        glyphs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_the_alphabets_and_signs_it_promises() {
+        for text in
+            ["© Ada Lovelace ™ ® ½ €", "Ζωγραφιά", "Художник Ёж", "Tiếng Việt", "Հայ ქართ", "★ ♥ → ✓ № …", "Å ñ ø ß Ł ş"]
+        {
+            let mask = Lettering::new(text).unwrap().mask(24.0);
+            assert!(mask.alpha.iter().any(|alpha| *alpha > 0.9), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_the_character_it_cannot_set() {
+        for (text, character) in
+            [("a😀", '😀'), ("אב", 'א'), ("مرحبا", 'م'), ("你好", '你'), ("हि", 'ह'), ("a\u{202E}b", '\u{202E}')]
+        {
+            assert_eq!(Lettering::new(text), Err(LetteringError::Character { character }));
+        }
+        let message = Lettering::new("a\u{1F600}").unwrap_err().to_string();
+        assert!(message.contains("U+1F600 '😀'"), "{message}");
+    }
+
+    #[test]
+    fn composes_accents_and_refuses_loose_ones() {
+        assert_eq!(Lettering::new("Ame\u{301}lie"), Lettering::new("Amélie"));
+        assert_eq!(Lettering::new("q\u{301}"), Err(LetteringError::Character { character: '\u{301}' }));
+    }
+
+    #[test]
+    fn refuses_text_without_ink() {
+        assert_eq!(Lettering::new(" \u{A0}\u{2003}"), Err(LetteringError::Blank));
+        assert_eq!(Lettering::new(""), Err(LetteringError::Blank));
+    }
+
+    #[test]
+    fn kerns_pairs() {
+        let width = |text| Lettering::new(text).unwrap().width_px(100.0);
+        assert!(width("AVAVAV") < width("AAA") + width("VVV") - 10.0);
+    }
+
+    #[test]
+    fn cuts_with_an_ellipsis() {
+        let text = Lettering::new("a lighthouse at dusk").unwrap();
+        assert_eq!(text.cut_to(1000.0, 16.0), text);
+        let cut = text.cut_to(80.0, 16.0);
+        assert!(cut.0.ends_with('…') && cut.width_px(16.0) <= 80.0 && cut.0.chars().count() > 5, "{cut:?}");
+        assert_eq!(text.cut_to(0.0, 16.0).0, "…");
+    }
+}

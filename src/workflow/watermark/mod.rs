@@ -1,0 +1,203 @@
+//! Signs a picture: a line of text that stays legible on dark and on light.
+
+use crate::engine::Picture;
+use crate::job::outcome::JobError;
+use crate::job::task::{Anchor, Watermark};
+use crate::workflow::lettering::{Lettering, Mask};
+
+/// Height of a line of text as a part of the picture's shorter side: 32 px on 512 px.
+const LINE_OF_SHORT_SIDE: f32 = 1.0 / 16.0;
+/// Below this the letters cannot be told apart.
+const SMALLEST_LINE_PX: f32 = 11.0;
+const USUAL_SMALLEST_LINE_PX: f32 = 13.0;
+const MARGIN_OF_SHORT_SIDE: f32 = 1.0 / 40.0;
+const SMALLEST_MARGIN_PX: f32 = 3.0;
+const OUTLINE_OF_LINE: f32 = 1.0 / 18.0;
+/// Relative luminance of the ground from which dark letters are easier to read than white ones.
+const LIGHT_GROUND: f32 = 0.36;
+
+/// Refuses a text that cannot be set, with its field's name.
+///
+/// # Errors
+/// [`JobError::Invalid`] names the character.
+pub fn check_text(text: &str) -> Result<(), JobError> {
+    lettering(text).map(|_| ())
+}
+
+/// Refuses what [`draw`] would refuse on a picture of this size, so that it is known before painting.
+///
+/// # Errors
+/// [`JobError::Invalid`] when a character cannot be set or the text is too long for the picture.
+pub fn check(watermark: &Watermark, width_px: u32, height_px: u32) -> Result<(), JobError> {
+    line_px(&lettering(&watermark.text)?, width_px, height_px).map(|_| ())
+}
+
+/// Draws `watermark` on `picture`: letters in white (on dark) or near black (on light) with a thin outline in the other.
+///
+/// # Errors
+/// Those of [`check`].
+pub fn draw(picture: &mut Picture, watermark: &Watermark) -> Result<(), JobError> {
+    let stamp = Stamp::new(watermark, picture.width_px, picture.height_px)?;
+    let light_ground = stamp.mean_luminance(picture) > LIGHT_GROUND;
+    let (letters, outline) = if light_ground { (16.0, 255.0) } else { (255.0, 16.0) };
+    let opacity = watermark.opacity.get() as f32;
+    stamp.for_each_pixel(&mut picture.rgb, picture.width_px, |rgb, letter, outlined| {
+        // `letter` of the pixel is ink, the rest of `outlined` is outline: linear in the opacity, so never less visible.
+        let ink = letters * letter + outline * (outlined - letter);
+        for channel in rgb {
+            *channel = (f32::from(*channel) * (1.0 - opacity * outlined) + opacity * ink).round() as u8;
+        }
+    });
+    Ok(())
+}
+
+/// The letters and their outline at their place on a picture.
+struct Stamp {
+    left_px: usize,
+    top_px: usize,
+    width_px: usize,
+    /// Coverage of each pixel by the letters, and by letters and outline together; (height, width), row by row.
+    letters: Vec<f32>,
+    outlined: Vec<f32>,
+}
+
+impl Stamp {
+    fn new(watermark: &Watermark, width_px: u32, height_px: u32) -> Result<Self, JobError> {
+        let text = lettering(&watermark.text)?;
+        let line_px = line_px(&text, width_px, height_px)?;
+        let outline_px = outline_px(line_px);
+        let pad = pad_px(outline_px);
+        let letters = padded(&text.mask(line_px), pad);
+        let outlined = outlined(&letters, outline_px);
+        let margin = margin_px(width_px, height_px) as usize;
+        let (x, y) = parts(watermark.position);
+        let place =
+            |side: u32, inner: usize, part: usize| margin + (side as usize).saturating_sub(2 * margin + inner) * part / 2;
+        Ok(Self {
+            left_px: place(width_px, letters.width_px, x),
+            top_px: place(height_px, letters.height_px, y),
+            width_px: letters.width_px,
+            letters: letters.alpha,
+            outlined,
+        })
+    }
+
+    fn for_each_pixel(&self, rgb: &mut [u8], picture_width_px: u32, mut each: impl FnMut(&mut [u8], f32, f32)) {
+        let rows = rgb.chunks_exact_mut(3 * picture_width_px as usize).skip(self.top_px);
+        let coverage = self.letters.chunks_exact(self.width_px).zip(self.outlined.chunks_exact(self.width_px));
+        for (row, (letters, outlined)) in rows.zip(coverage) {
+            let pixels = row.chunks_exact_mut(3).skip(self.left_px);
+            for (pixel, (letter, outlined)) in pixels.zip(letters.iter().zip(outlined)) {
+                each(pixel, *letter, *outlined);
+            }
+        }
+    }
+
+    fn mean_luminance(&self, picture: &Picture) -> f32 {
+        let rows = picture.rgb.chunks_exact(3 * picture.width_px as usize).skip(self.top_px);
+        let rows = rows.take(self.letters.len() / self.width_px);
+        let pixels = rows.flat_map(|row| row.chunks_exact(3).skip(self.left_px).take(self.width_px));
+        let (sum, count) = pixels.fold((0.0, 0.0), |(sum, count), rgb| (sum + luminance(rgb), count + 1.0));
+        sum / f32::max(count, 1.0)
+    }
+}
+
+fn lettering(text: &str) -> Result<Lettering, JobError> {
+    Lettering::new(text).map_err(|error| invalid(error.to_string()))
+}
+
+fn invalid(problem: String) -> JobError {
+    JobError::Invalid { field: "watermark.text".into(), problem }
+}
+
+/// Height of the line: by the picture's size, smaller where the text is long.
+fn line_px(text: &Lettering, width_px: u32, height_px: u32) -> Result<f32, JobError> {
+    let margin = 2.0 * margin_px(width_px, height_px);
+    let (room_x_px, room_y_px) = (width_px as f32 - margin, height_px as f32 - margin);
+    let needs = |line_px: f32| text.width_px(line_px) + 2.0 * pad_px(outline_px(line_px)) as f32;
+    // Twice the line leaves room for stacked accents and the outline.
+    let usual = (width_px.min(height_px) as f32 * LINE_OF_SHORT_SIDE).max(USUAL_SMALLEST_LINE_PX).min(room_y_px / 2.0);
+    let mut line_px = usual.min(usual * room_x_px / needs(usual).max(1.0));
+    while line_px >= SMALLEST_LINE_PX && needs(line_px) > room_x_px {
+        line_px -= 0.25;
+    }
+    if line_px >= SMALLEST_LINE_PX {
+        return Ok(line_px);
+    }
+    let least_px = needs(SMALLEST_LINE_PX) + margin;
+    Err(invalid(format!(
+        "does not fit legibly on a picture of {width_px}x{height_px} px: it needs {least_px} px in width; shorten it or ask for a \
+         larger picture"
+    )))
+}
+
+fn margin_px(width_px: u32, height_px: u32) -> f32 {
+    (width_px.min(height_px) as f32 * MARGIN_OF_SHORT_SIDE).max(SMALLEST_MARGIN_PX).round()
+}
+
+fn outline_px(line_px: f32) -> f32 {
+    (line_px * OUTLINE_OF_LINE).max(1.0)
+}
+
+fn pad_px(outline_px: f32) -> usize {
+    outline_px.ceil() as usize
+}
+
+/// Halves of the free room left of and above the text.
+fn parts(anchor: Anchor) -> (usize, usize) {
+    match anchor {
+        Anchor::TopLeft => (0, 0),
+        Anchor::Top => (1, 0),
+        Anchor::TopRight => (2, 0),
+        Anchor::Left => (0, 1),
+        Anchor::Center => (1, 1),
+        Anchor::Right => (2, 1),
+        Anchor::BottomLeft => (0, 2),
+        Anchor::Bottom => (1, 2),
+        Anchor::BottomRight => (2, 2),
+    }
+}
+
+fn padded(mask: &Mask, pad: usize) -> Mask {
+    let (width_px, height_px) = (mask.width_px + 2 * pad, mask.height_px + 2 * pad);
+    let mut alpha = vec![0.0; width_px * height_px];
+    for (y, row) in mask.alpha.chunks_exact(mask.width_px).enumerate() {
+        let start = (y + pad) * width_px + pad;
+        alpha[start..start + mask.width_px].copy_from_slice(row);
+    }
+    Mask { width_px, height_px, alpha, ..*mask }
+}
+
+/// The letters grown by a disc of `radius_px` with a soft edge.
+fn outlined(letters: &Mask, radius_px: f32) -> Vec<f32> {
+    let reach = pad_px(radius_px) as isize;
+    let mut brush = Vec::new();
+    for (dy, dx) in (-reach..=reach).flat_map(|dy| (-reach..=reach).map(move |dx| (dy, dx))) {
+        let strength = (radius_px + 0.5 - (dx as f32).hypot(dy as f32)).clamp(0.0, 1.0);
+        if strength > 0.0 {
+            brush.push((dy, dx, strength));
+        }
+    }
+    let mut grown = vec![0.0_f32; letters.alpha.len()];
+    for (at, alpha) in letters.alpha.iter().enumerate().filter(|(_, alpha)| **alpha > 0.0) {
+        let (y, x) = (at / letters.width_px, at % letters.width_px);
+        for (dy, dx, strength) in &brush {
+            // The padding keeps every brush stroke inside.
+            let pixel = &mut grown[y.wrapping_add_signed(*dy) * letters.width_px + x.wrapping_add_signed(*dx)];
+            *pixel = pixel.max(alpha * strength);
+        }
+    }
+    grown
+}
+
+/// Relative luminance of an sRGB colour as WCAG defines it, 0 black to 1 white.
+fn luminance(rgb: &[u8]) -> f32 {
+    let linear = |channel: u8| {
+        let value = f32::from(channel) / 255.0;
+        if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+    };
+    rgb.iter().zip([0.2126, 0.7152, 0.0722]).map(|(channel, weight)| weight * linear(*channel)).sum()
+}
+
+#[cfg(test)]
+mod tests;
