@@ -51,6 +51,14 @@ impl Lettering {
         if visible { Ok(Self(text)) } else { Err(LetteringError::Blank) }
     }
 
+    /// The text with a box in place of each character that the font lacks; `None` where nothing is visible.
+    #[must_use]
+    pub fn lossy(text: &str) -> Option<Self> {
+        let text = ComposingNormalizerBorrowed::new_nfc().normalize(text);
+        let known = |c: char| if FONT.glyph_id(c) == GlyphId(0) { '□' } else { c };
+        Self::new(&text.split_whitespace().collect::<Vec<_>>().join(" ").chars().map(known).collect::<String>()).ok()
+    }
+
     /// The longest start of the text that is at most `width_px` wide, with an ellipsis where something was left out.
     #[must_use]
     pub fn cut_to(&self, width_px: f32, line_px: f32) -> Self {
@@ -146,6 +154,12 @@ mod tests {
     fn refuses_text_without_ink() {
         assert_eq!(Lettering::new(" \u{A0}\u{2003}"), Err(LetteringError::Blank));
         assert_eq!(Lettering::new(""), Err(LetteringError::Blank));
+    }
+
+    #[test]
+    fn sets_what_it_can_when_asked_to() {
+        assert_eq!(Lettering::lossy("a 😀\nAme\u{301}lie"), Some(Lettering("a □ Amélie".into())));
+        assert_eq!(Lettering::lossy(" \n"), None);
     }
 
     #[test]
