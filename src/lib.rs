@@ -2,8 +2,26 @@
 
 pub mod job;
 
+pub mod setting;
+
+pub mod outbound;
+
+pub mod store;
+
+pub mod notify;
+
 pub mod engine;
 
 pub mod workflow;
+
+pub mod events;
+
+pub mod handler;
+
+pub mod config;
+
+pub mod start;
+
+pub mod invoke;
 
 pub mod demo;

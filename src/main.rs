@@ -1,1 +1,90 @@
-fn main() {}
+//! Which role to play: the Lambda handler where there is a Runtime API, else what the command line says.
+
+use std::io::{IsTerminal as _, Write as _, stderr, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use atelier::config::{self, Config};
+use atelier::handler::lambda::{self, Limits};
+use atelier::{demo, invoke, start};
+use clap::{Parser, Subcommand};
+use std::sync::Arc;
+use tracing_subscriber::EnvFilter;
+
+/// A GPU function: a job out of an event, pictures in S3, a signed webhook out.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Configuration file [default: config.yaml in the working directory, else the built-in one]
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Paint three sample jobs with everything embedded: S3, webhook receiver, the real handler.
+    Demo(demo::Options),
+    /// Take one event through the handler in this process and print the reply.
+    Invoke(invoke::Options),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let environment = config::environment();
+    start_log(&environment, matches!(arguments.role, Some(Role::Demo(_))));
+    match play(arguments, &environment).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "atelier ends");
+            let _ = writeln!(stderr(), "atelier: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow::Result<()> {
+    match arguments.role {
+        Some(Role::Demo(options)) => demo::run(&options).await,
+        Some(Role::Invoke(options)) => invoke::run(&options, arguments.config.as_deref(), environment).await,
+        None => serve(arguments.config.as_deref(), environment).await,
+    }
+}
+
+async fn serve(path: Option<&std::path::Path>, environment: &config::Environment) -> anyhow::Result<()> {
+    let runtime_api = config::runtime_api(environment)?
+        .context("there is no Runtime API here (AWS_LAMBDA_RUNTIME_API is not set); try `atelier demo` or `atelier --help`")?;
+    let started = async {
+        let config = Config::load(path, environment)?;
+        let handler = start::handler(&config, environment, Arc::new(|_, _| ())).await?;
+        Ok::<_, start::StartError>((config, handler))
+    };
+    let (config, handler) = match started.await {
+        Ok(started) => started,
+        Err(error) => {
+            lambda::report_init_error(&runtime_api, error.error_type(), &error.to_string()).await?;
+            return Err(error.into());
+        }
+    };
+    let limits = Limits {
+        deadline_margin: Duration::from_millis(config.runtime.deadline_margin_ms),
+        shutdown_grace: Duration::from_millis(config.runtime.shutdown_grace_ms),
+    };
+    lambda::serve(handler, limits).await.map_err(anyhow::Error::from_boxed)
+}
+
+/// JSON lines for machines, short lines for people; `LOG_LEVEL` in the syntax of tracing's `EnvFilter`.
+fn start_log(environment: &config::Environment, quiet: bool) {
+    let usual = if quiet { "warn" } else { "info" };
+    let level = environment.get("LOG_LEVEL").map_or(usual, String::as_str).to_lowercase();
+    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(level)).with_writer(stderr);
+    if stdout().is_terminal() || quiet {
+        log.without_time().with_target(false).init();
+    } else {
+        log.json().flatten_event(true).with_current_span(false).with_target(false).init();
+    }
+}

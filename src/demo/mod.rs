@@ -1,3 +1,163 @@
 //! `atelier demo`: the whole function on one machine, with nothing else installed.
 
+pub mod local;
+pub mod receiver;
+pub mod s3;
+pub mod screen;
 pub mod sheet;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use serde_json::Value;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+
+use self::local::Local;
+use self::receiver::Notice;
+use self::screen::Screen;
+use crate::engine::Picture;
+use crate::handler::Handler;
+use crate::start;
+use crate::workflow::control::{Control, Shutdown};
+
+/// The sample events, one a source, as they lie in `events/`.
+const EVENTS: [(&str, &str, &str); 3] = [
+    ("SQS", "events/sqs-plain.json", include_str!("../../events/sqs-plain.json")),
+    ("RabbitMQ, with LoRA and watermark", "events/rabbitmq-lora.json", include_str!("../../events/rabbitmq-lora.json")),
+    ("HTTP, four pictures", "events/http-four.json", include_str!("../../events/http-four.json")),
+];
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Folder for the pictures, the contact sheet and the embedded bucket
+    #[arg(long, default_value = "out")]
+    out: PathBuf,
+    /// Keep the embedded S3 server and webhook receiver running afterwards, and print the environment to use them
+    #[arg(long)]
+    serve: bool,
+}
+
+/// Paints the sample events and shows everything that happens.
+///
+/// # Errors
+/// When something cannot be started, a job failed, or a picture did not arrive.
+pub async fn run(options: &Options) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let screen = Arc::new(Screen::new());
+    let bucket = options.out.join("s3");
+    // A demo that replayed yesterday's pictures would show nothing.
+    if bucket.exists() {
+        fs::remove_dir_all(&bucket).with_context(|| format!("{} cannot be emptied", bucket.display()))?;
+    }
+    let local = local::start(&bucket, options.serve.then_some(9444)).await?;
+    let painter = Arc::clone(&screen);
+    let observer: start::Observer = Arc::new(move |job, now| painter.progress(job.as_str(), now));
+    let mut handler = start::handler(&local.config, &local.environment, observer).await?;
+    screen.line(&format!("tiny-sd is loaded and warm after {:.1} s", started.elapsed().as_secs_f64()));
+    let Local { s3, webhooks, notices, .. } = local;
+    let listener = listen(notices, Arc::clone(&screen));
+
+    for (source, file, event) in EVENTS {
+        screen.line(&format!("\n{file} ({source})"));
+        let before = Instant::now();
+        paint(&mut handler, event).await?;
+        let total = started.elapsed().as_secs_f64();
+        screen.line(&format!("  done in {:.1} s ({total:.1} s after the start)", before.elapsed().as_secs_f64()));
+    }
+    screen.finish();
+    // The handler has been answered for every notice: the listener has them all.
+    listener.stop.send(()).ok();
+    let pictures = save(&options.out, listener.completed.await?).await?;
+
+    screen.line(&format!("\n{} pictures and contact-sheet.png in {}/", pictures, options.out.display()));
+    screen.line(&format!("the bucket, as the embedded S3 server stored it: {}/", bucket.join(local::BUCKET).display()));
+    if options.serve {
+        serve(&screen, s3, webhooks).await?;
+    }
+    Ok(())
+}
+
+async fn paint(handler: &mut Handler, event: &str) -> anyhow::Result<()> {
+    let (_switch, shutdown) = Shutdown::channel();
+    let reply = handler.handle(serde_json::from_str(event)?, &Control::unlimited(shutdown)).await?;
+    let refused = reply["batchItemFailures"].as_array().is_some_and(|failures| !failures.is_empty());
+    let status = reply["statusCode"].as_u64().unwrap_or(200);
+    anyhow::ensure!(!refused && status == 200, "the job failed; the reply was {reply}");
+    Ok(())
+}
+
+struct Listener {
+    stop: tokio::sync::oneshot::Sender<()>,
+    completed: JoinHandle<Vec<Value>>,
+}
+
+/// Shows every notice as it arrives and keeps the `complete` ones.
+fn listen(mut notices: UnboundedReceiver<Notice>, screen: Arc<Screen>) -> Listener {
+    let (stop, mut stopped) = tokio::sync::oneshot::channel();
+    let completed = tokio::spawn(async move {
+        let mut completed = Vec::new();
+        loop {
+            let notice = tokio::select! {
+                biased;
+                notice = notices.recv() => notice,
+                _ = &mut stopped => return completed,
+            };
+            let Some(Notice { method, path, webhook_id, body }) = notice else { return completed };
+            let what = match body["progress"].as_u64() {
+                Some(percent) => format!("{percent:>3} %"),
+                None => format!("{} pictures, {webhook_id}", body["images"].as_array().map_or(0, Vec::len)),
+            };
+            let job = body["job_id"].as_str().unwrap_or("?");
+            screen.line(&format!("  webhook {method} {path}  {job}  {what}"));
+            if path.ends_with("/complete") {
+                completed.push(body);
+            }
+        }
+    });
+    Listener { stop, completed }
+}
+
+/// Downloads every picture from the address in its notice, as a backend would, and lays them out on one sheet.
+async fn save(out: &Path, completed: Vec<Value>) -> anyhow::Result<usize> {
+    let mut pictures = Vec::new();
+    for body in &completed {
+        for (number, image) in body["images"].as_array().into_iter().flatten().enumerate() {
+            let url = image["url"].as_str().context("a complete notice without an image address")?;
+            let file = reqwest::get(url).await?.error_for_status()?.bytes().await?;
+            let job = body["job_id"].as_str().unwrap_or("job");
+            fs::write(out.join(format!("{job}-{number}.png")), &file)?;
+            let rgb = image::load_from_memory(&file)?.into_rgb8();
+            let seed = image["seed"].as_u64().unwrap_or_default();
+            let picture = Picture { width_px: rgb.width(), height_px: rgb.height(), rgb: rgb.into_raw(), seed };
+            pictures.push((format!("{job}, seed {seed}"), picture));
+        }
+    }
+    anyhow::ensure!(!pictures.is_empty(), "no picture arrived");
+    let sheet = sheet::contact_sheet(&pictures);
+    image::save_buffer(out.join("contact-sheet.png"), &sheet.rgb, sheet.width_px, sheet.height_px, image::ColorType::Rgb8)?;
+    Ok(pictures.len())
+}
+
+/// Holds the embedded servers open for a handler in another process.
+async fn serve(screen: &Screen, s3: std::net::SocketAddr, webhooks: std::net::SocketAddr) -> anyhow::Result<()> {
+    screen.line("\nthe embedded servers stay up until Ctrl-C; in another shell:");
+    for (name, value) in [
+        ("ATELIER__STORE__BUCKET", local::BUCKET),
+        ("ATELIER__STORE__ENDPOINT_URL", &format!("http://{s3}")),
+        ("ATELIER__STORE__FORCE_PATH_STYLE", "true"),
+        ("ATELIER__STORE__REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY_ID),
+        ("AWS_SECRET_ACCESS_KEY", s3::SECRET_ACCESS_KEY),
+        ("BACKEND_API_URL", &format!("http://{webhooks}")),
+        ("INTERNAL_API_TOKEN", "demo-token-demo-token-demo-token"),
+        ("ATELIER__NOTIFY__SIGNING_SECRET", local::WEBHOOK_SECRET),
+    ] {
+        screen.line(&format!("  export {name}={value}"));
+    }
+    tokio::signal::ctrl_c().await?;
+    Ok(())
+}

@@ -21,29 +21,22 @@ struct Command {
 }
 
 impl EngineThread {
-    /// Starts the thread, loads the engine on it and warms it up; returns when it is ready to paint.
+    /// Starts the thread and loads the engine on it; returns when it is ready to paint.
     ///
     /// # Errors
-    /// What `load` or the warm-up failed with, a panic among it.
+    /// What `load` failed with, a panic among it.
     pub fn start<E: Engine>(load: impl FnOnce() -> Result<E, EngineError> + Send + 'static) -> Result<Self, EngineError> {
         let (commands, inbox) = mpsc::channel::<Command>();
         let (ready, started) = mpsc::channel();
         thread::Builder::new()
             .name("engine".into())
-            .spawn(move || {
-                let engine = caught(|| {
-                    let mut engine = load()?;
-                    engine.warm_up()?;
-                    Ok(engine)
-                });
-                match engine {
-                    Ok(engine) => {
-                        let _ = ready.send(Ok(()));
-                        serve(engine, &inbox);
-                    }
-                    Err(error) => {
-                        let _ = ready.send(Err(error));
-                    }
+            .spawn(move || match caught(load) {
+                Ok(engine) => {
+                    let _ = ready.send(Ok(()));
+                    serve(engine, &inbox);
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
                 }
             })
             .map_err(|error| EngineError::Panicked(format!("its thread could not be started: {error}")))?;

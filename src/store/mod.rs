@@ -12,6 +12,7 @@ mod fetch;
 use std::time::Duration;
 
 use aws_config::BehaviorVersion;
+use aws_config::meta::region::RegionProviderChain;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
@@ -33,7 +34,8 @@ use crate::setting::{Secret, SettingError};
 pub struct Settings {
     /// Bucket of pictures and records. Required.
     pub bucket: String,
-    pub region: String,
+    /// Without it the AWS SDK looks for one (`AWS_REGION`, profile, instance), and `us-east-1` is the last resort.
+    pub region: Option<String>,
     /// Address of an S3 server that is not AWS, such as `http://127.0.0.1:9000`.
     pub endpoint_url: Option<String>,
     /// `{endpoint}/{bucket}/{key}` instead of `{bucket}.{endpoint}/{key}`; most servers that are not AWS need it.
@@ -67,7 +69,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             bucket: String::new(),
-            region: "us-east-1".into(),
+            region: None,
             endpoint_url: None,
             force_path_style: false,
             access_key_id: None,
@@ -268,7 +270,9 @@ async fn client(settings: &Settings) -> Result<Client, SettingError> {
         .operation_timeout(Duration::from_millis(settings.operation_timeout_ms))
         .build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .region(Region::new(settings.region.clone()))
+        .region(
+            RegionProviderChain::first_try(settings.region.clone().map(Region::new)).or_default_provider().or_else("us-east-1"),
+        )
         .retry_config(RetryConfig::standard().with_max_attempts(settings.max_attempts))
         .timeout_config(timeouts);
     if let Some(endpoint) = &settings.endpoint_url {

@@ -1,20 +1,42 @@
-//! Turns a painted picture into the bytes of a file.
+//! Step `encode`: turns a painted picture into the bytes of a file.
 
 use std::io::Cursor;
 
+use async_trait::async_trait;
 use image::ExtendedColorType::Rgb8;
 use image::ImageEncoder;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use serde_json::json;
 
+use super::piece::Piece;
+use super::{Step, StepName};
 use crate::engine::Picture;
 use crate::job::outcome::JobError;
-use crate::job::task::Generate;
+use crate::job::task::{Generate, Task};
 use crate::job::{Job, PictureFormat};
 
 /// High enough that the blocks of 8x8 do not show on flat colours.
 const JPEG_QUALITY: u8 = 92;
+
+/// Step `encode`.
+pub struct EncodeStep;
+
+#[async_trait]
+impl Step for EncodeStep {
+    fn name(&self) -> StepName {
+        StepName::Encode
+    }
+
+    async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+        let Task::Generate(generate) = &piece.job.task;
+        for picture in &piece.pictures {
+            let parameters = parameters(piece.job, generate, picture.seed);
+            piece.files.push(encode(picture, piece.job.output.format, &parameters)?);
+        }
+        Ok(())
+    }
+}
 
 /// What a PNG says about how it was painted; `seed` is this picture's own.
 ///

@@ -1,1 +1,8 @@
+//! Everything that is tested from outside, as one binary.
 
+mod backend;
+mod bucket;
+mod config;
+mod events;
+mod process;
+mod requests;

@@ -1,9 +1,14 @@
-//! Signs a picture: a line of text that stays legible on dark and on light.
+//! Step `watermark`: signs a picture with a line of text that stays legible on dark and on light.
+
+use async_trait::async_trait;
 
 use crate::engine::Picture;
+use crate::job::Job;
 use crate::job::outcome::JobError;
-use crate::job::task::{Anchor, Watermark};
+use crate::job::task::{Anchor, Task, Watermark};
 use crate::workflow::lettering::{Lettering, Mask};
+use crate::workflow::piece::Piece;
+use crate::workflow::{Step, StepName};
 
 /// Height of a line of text as a part of the picture's shorter side: 32 px on 512 px.
 const LINE_OF_SHORT_SIDE: f32 = 1.0 / 16.0;
@@ -15,6 +20,27 @@ const SMALLEST_MARGIN_PX: f32 = 3.0;
 const OUTLINE_OF_LINE: f32 = 1.0 / 18.0;
 /// Relative luminance of the ground from which dark letters are easier to read than white ones.
 const LIGHT_GROUND: f32 = 0.36;
+
+/// Step `watermark`; a job without a watermark passes through.
+pub struct WatermarkStep;
+
+#[async_trait]
+impl Step for WatermarkStep {
+    fn name(&self) -> StepName {
+        StepName::Watermark
+    }
+
+    fn check(&self, job: &Job) -> Result<(), JobError> {
+        let Task::Generate(generate) = &job.task;
+        let watermark = job.watermark.as_ref();
+        watermark.map_or(Ok(()), |watermark| check(watermark, generate.size.width_px(), generate.size.height_px()))
+    }
+
+    async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+        let Some(watermark) = &piece.job.watermark else { return Ok(()) };
+        piece.pictures.iter_mut().try_for_each(|picture| draw(picture, watermark))
+    }
+}
 
 /// Refuses a text that cannot be set, with its field's name.
 ///

@@ -1,0 +1,246 @@
+//! The configuration: config.yaml and the environment, read and checked once at start.
+
+mod source;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer};
+
+pub use self::source::Environment;
+use self::source::Source;
+use crate::job::request::Defaults;
+use crate::job::task::ModelName;
+use crate::setting::Secret;
+use crate::workflow::StepName;
+use crate::{notify, outbound, store};
+
+/// What is in force where the user's file says nothing; the same file a user starts from.
+pub const BUILT_IN: &str = include_str!("../../config.yaml");
+
+/// Every key of config.yaml. What a user's file leaves out has the value of the built-in one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub server: Server,
+    pub security: Security,
+    pub model: Model,
+    pub workflow: Workflow,
+    pub runtime: Runtime,
+    pub store: store::Settings,
+    pub notify: notify::Settings,
+    pub outbound: outbound::Settings,
+    pub asset_service: AssetService,
+    pub load_balancer: LoadBalancer,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// Name of this node in answers and notices.
+    pub node_id: String,
+    /// TCP port of `atelier host`.
+    pub port: u16,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Security {
+    /// What HTTP callers present as `X-Internal-Auth` or as bearer token.
+    pub internal_auth_token: Option<Secret>,
+    /// false: HTTP jobs are taken without a token (the platform in front checks callers).
+    pub require_auth: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Which manifest of `folder` this function serves.
+    pub name: ModelName,
+    /// Folder of the manifests, `NAME.yaml` each.
+    pub folder: PathBuf,
+    /// Try-on: `fp8`, `lora` or `base`.
+    pub default_mode: String,
+    /// Try-on: denoising steps of a job that names none.
+    pub default_steps: u32,
+    /// Try-on: `480p`, `720p` or `1080p`.
+    pub default_resolution: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workflow {
+    /// What happens to a job, in this order.
+    pub steps: Vec<StepName>,
+    pub preprocess: Preprocess,
+    pub postprocess: Postprocess,
+    pub advanced: Advanced,
+}
+
+/// Try-on: what happens to the person image first.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preprocess {
+    pub resize_to_resolution: bool,
+    pub maintain_aspect_ratio: bool,
+}
+
+/// Try-on: what happens to the result last.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postprocess {
+    pub create_comparison: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Advanced {
+    /// Paint once before the first event, so that the first job is as fast as the next.
+    pub warmup_on_startup: bool,
+    /// Try-on: forget one job's tensors before the next.
+    pub clear_cache_between_jobs: bool,
+}
+
+/// How an invocation is bounded.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runtime {
+    /// A job is stopped and handed back this long before the invocation's deadline.
+    pub deadline_margin_ms: u64,
+    /// After SIGTERM the running job may go on this long before it is handed back.
+    pub shutdown_grace_ms: u64,
+    /// After this many deliveries of one message the caller is told `failed`; set the queue's dead-letter limit to the same.
+    pub max_attempts: u32,
+}
+
+/// Try-on: who gets the result.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssetService {
+    pub callback_url: Option<String>,
+    pub internal_auth_token: Option<Secret>,
+}
+
+/// Try-on: who is told that this node is free again.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadBalancer {
+    pub url: Option<String>,
+}
+
+/// A model this function can serve, `NAME.yaml` in the models folder.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub family: Family,
+    /// The checkpoint's diffusers-layout folder, relative to the manifest.
+    #[serde(deserialize_with = "relative")]
+    pub checkpoint: PathBuf,
+    /// What a job gets that leaves a field out.
+    pub defaults: Defaults,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Family {
+    /// CLIP text encoder, UNet with cross attention, `AutoencoderKL`.
+    #[serde(rename = "stable-diffusion-1")]
+    StableDiffusion1,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{file}: cannot be read: {source}")]
+    Unreadable { file: String, source: std::io::Error },
+    #[error("{file}: is not YAML: {problem}")]
+    Syntax { file: String, problem: String },
+    #[error("{file}: {key}: {problem}")]
+    Value { file: String, key: String, problem: String },
+    #[error("the environment variable {name} is missing: {what}")]
+    RuntimeVariable { name: &'static str, what: &'static str },
+}
+
+impl Config {
+    /// Reads the configuration of this process: `path` if given, else `ATELIER_CONFIG`, else `config.yaml` in the working
+    /// directory if there is one; over the built-in values and under the environment.
+    ///
+    /// # Errors
+    /// Names the file, the key and what is wrong with it.
+    pub fn load(path: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
+        let named = path.map(Path::to_owned).or_else(|| environment.get("ATELIER_CONFIG").map(PathBuf::from));
+        let path = named.or_else(|| Some(PathBuf::from("config.yaml")).filter(|usual| usual.exists()));
+        match path {
+            None => Self::parse("built-in config.yaml", "", environment),
+            Some(path) => Self::parse(&path.display().to_string(), &read(&path)?, environment),
+        }
+    }
+
+    /// The same from the text of a file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(file: &str, yaml: &str, environment: &Environment) -> Result<Self, ConfigError> {
+        let built_in = Source::parse("built-in config.yaml", BUILT_IN)?;
+        let config: Self = Source::parse(file, yaml)?.over(built_in).expanded(environment)?.overridden(environment).read()?;
+        config.check().map_err(|(key, problem)| ConfigError::Value { file: file.to_owned(), key: key.to_owned(), problem })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        crate::workflow::check_order(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
+        if self.runtime.max_attempts == 0 {
+            return Err(("runtime.max_attempts", "must be at least 1".into()));
+        }
+        let token = self.security.internal_auth_token.as_ref();
+        if token.is_some_and(|token| token.reveal().len() < 16) {
+            return Err(("security.internal_auth_token", "must have at least 16 characters".into()));
+        }
+        Ok(())
+    }
+
+    /// Reads the manifest of the model this function serves.
+    ///
+    /// # Errors
+    /// Names the file, the key and what is wrong with it.
+    pub fn manifest(&self, environment: &Environment) -> Result<Manifest, ConfigError> {
+        let path = self.model.folder.join(format!("{}.yaml", self.model.name.as_str()));
+        let file = path.display().to_string();
+        let mut manifest: Manifest = Source::parse(&file, &read(&path)?)?.expanded(environment)?.read()?;
+        manifest.checkpoint = self.model.folder.join(&manifest.checkpoint);
+        Ok(manifest)
+    }
+}
+
+/// The environment of this process.
+#[must_use]
+pub fn environment() -> Environment {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+}
+
+/// The address of the Runtime API, where there is one, with all that `lambda_runtime` would panic without.
+///
+/// # Errors
+/// Names the variable that is missing.
+pub fn runtime_api(environment: &Environment) -> Result<Option<String>, ConfigError> {
+    let Some(address) = environment.get("AWS_LAMBDA_RUNTIME_API") else { return Ok(None) };
+    let needed = [
+        ("AWS_LAMBDA_FUNCTION_NAME", "any name, for example `atelier`"),
+        ("AWS_LAMBDA_FUNCTION_VERSION", "any version, for example `$LATEST`"),
+        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "memory in MiB as a whole number, for example `4096`"),
+    ];
+    for (name, what) in needed {
+        let value = environment.get(name).ok_or(ConfigError::RuntimeVariable { name, what })?;
+        if name.ends_with("MEMORY_SIZE") && value.parse::<i32>().is_err() {
+            return Err(ConfigError::RuntimeVariable { name, what });
+        }
+    }
+    Ok(Some(address.clone()))
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { file: path.display().to_string(), source })
+}
+
+fn relative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if path.is_relative() { Ok(path) } else { Err(serde::de::Error::custom("must be relative to the manifest")) }
+}

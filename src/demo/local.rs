@@ -1,0 +1,78 @@
+//! What the function talks to, embedded: an S3 server with a bucket and the bundled LoRAs in it, a webhook receiver.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_s3::primitives::ByteStream;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::receiver::{self, Notice};
+use super::s3;
+use crate::config::{Config, Environment};
+
+pub const BUCKET: &str = "atelier-demo";
+/// The signing secret of the demo; a real one comes from the operator.
+pub const WEBHOOK_SECRET: &str = "whsec_YXRlbGllci1kZW1vLXNlY3JldC1vbmx5LWhlcmU=";
+
+/// The embedded servers, listening on loopback until the process ends.
+pub struct Local {
+    pub config: Config,
+    pub environment: Environment,
+    pub s3: SocketAddr,
+    pub webhooks: SocketAddr,
+    pub notices: UnboundedReceiver<Notice>,
+}
+
+/// Starts both servers over `folder` (the bucket's content survives in it) and puts the bundled LoRAs into the bucket.
+/// Ports are free ones, or `first_port` and the one after it.
+///
+/// # Errors
+/// When the folder or a port cannot be used.
+pub async fn start(folder: &Path, first_port: Option<u16>) -> anyhow::Result<Local> {
+    fs::create_dir_all(folder.join(BUCKET)).with_context(|| format!("{} cannot be made", folder.display()))?;
+    let address = |offset: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, first_port.map_or(0, |port| port + offset)));
+    let s3 = s3::serve(folder, address(0)).await.context("the embedded S3 server cannot start")?;
+    let (webhooks, notices) =
+        receiver::serve(WEBHOOK_SECRET, address(1)).await.context("the embedded webhook receiver cannot start")?;
+    let environment = Environment::from([
+        ("S3_ENDPOINT".to_owned(), format!("http://{s3}")),
+        ("S3_ACCESS_KEY_ID".to_owned(), s3::ACCESS_KEY_ID.to_owned()),
+        ("S3_SECRET_ACCESS_KEY".to_owned(), s3::SECRET_ACCESS_KEY.to_owned()),
+        ("WEBHOOK_ENDPOINT".to_owned(), format!("http://{webhooks}")),
+        ("WEBHOOK_SECRET".to_owned(), WEBHOOK_SECRET.to_owned()),
+    ]);
+    let config = Config::parse("demo config.yaml", include_str!("config.yaml"), &environment)?;
+    upload_loras(&config, s3).await?;
+    Ok(Local { config, environment, s3, webhooks, notices })
+}
+
+/// The bundled LoRAs go in through the protocol, as a user's would.
+async fn upload_loras(config: &Config, s3: SocketAddr) -> anyhow::Result<()> {
+    let credentials = Credentials::new(s3::ACCESS_KEY_ID, s3::SECRET_ACCESS_KEY, None, None, "demo");
+    let settings = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .endpoint_url(format!("http://{s3}"))
+        .force_path_style(true)
+        .credentials_provider(credentials)
+        .build();
+    let client = aws_sdk_s3::Client::from_conf(settings);
+    for path in lora_files(&config.model.folder.join(config.model.name.as_str()).join("lora"))? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let body = ByteStream::from(fs::read(&path)?);
+        client.put_object().bucket(BUCKET).key(format!("loras/{name}")).body(body).send().await?;
+    }
+    Ok(())
+}
+
+fn lora_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder)
+        .with_context(|| format!("{} cannot be read; run from the folder that holds `models/`", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    files.sort();
+    Ok(files)
+}

@@ -1,0 +1,157 @@
+//! HTTP through the platform: API Gateway v2, function URLs and load balancers, one request in, one response out.
+
+use aws_lambda_events::alb::AlbTargetGroupResponse;
+use aws_lambda_events::apigw::ApiGatewayV2httpResponse;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use lambda_http::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use lambda_http::request::RequestContext;
+use lambda_http::{Body, Request, RequestExt as _};
+use serde_json::{Value, json};
+use subtle::ConstantTimeEq as _;
+
+use super::{EventError, error_body};
+use crate::job::outcome::{JobError, Outcome, Remedy};
+
+/// A request that waits for its response.
+#[derive(Debug)]
+pub struct Exchange {
+    request: Request,
+    behind_load_balancer: bool,
+}
+
+/// What a request asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Paint the job in the body.
+    Generate(Vec<u8>),
+    /// Is anybody there?
+    Health,
+}
+
+/// A response before it is put into the platform's shape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Response {
+    pub status: u16,
+    pub body: Value,
+    pub retry_after_s: Option<u32>,
+}
+
+impl Exchange {
+    pub(super) fn parse(payload: &Value) -> Result<Self, EventError> {
+        let malformed = |problem: String| EventError::Malformed { kind: "an HTTP request", problem };
+        // lambda_http panics on a body that only claims to be base64.
+        if payload["isBase64Encoded"] == true {
+            let body = payload["body"].as_str().unwrap_or_default();
+            STANDARD.decode(body).map_err(|error| malformed(format!("its body is not base64: {error}")))?;
+        }
+        let request = lambda_http::request::from_str(&payload.to_string()).map_err(|error| malformed(error.to_string()))?;
+        let behind_load_balancer = matches!(request.request_context_ref(), Some(RequestContext::Alb(_)));
+        Ok(Self { request, behind_load_balancer })
+    }
+
+    /// Which answer the request wants.
+    ///
+    /// # Errors
+    /// The response that says what there is.
+    pub fn route(&self) -> Result<Route, Response> {
+        let path = self.request.raw_http_path().trim_end_matches('/');
+        match (self.request.method().as_str(), path) {
+            ("POST", path) if path.ends_with("/generate") => Ok(Route::Generate(self.body())),
+            ("GET", path) if path.ends_with("/health") => Ok(Route::Health),
+            (_, path) if path.ends_with("/generate") => {
+                Err(Response::problem(405, "method_not_allowed", "POST a job body here"))
+            }
+            _ => Err(Response::problem(404, "not_found", "there are POST /generate and GET /health")),
+        }
+    }
+
+    /// Checks `X-Internal-Auth: TOKEN` or `Authorization: Bearer TOKEN`, in a time that does not depend on the token.
+    ///
+    /// # Errors
+    /// The 401 response.
+    pub fn authorize(&self, token: &str) -> Result<(), Response> {
+        let headers = self.request.headers();
+        let internal = headers.get("x-internal-auth").map(HeaderValue::as_bytes);
+        let bearer = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let given = internal.or(bearer).unwrap_or_default();
+        if bool::from(given.ct_eq(token.as_bytes())) {
+            Ok(())
+        } else {
+            let problem = "present the token as `X-Internal-Auth: TOKEN` or `Authorization: Bearer TOKEN`";
+            Err(Response::problem(401, "unauthorized", problem))
+        }
+    }
+
+    fn body(&self) -> Vec<u8> {
+        match self.request.body() {
+            Body::Text(text) => text.clone().into_bytes(),
+            Body::Binary(bytes) => bytes.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The response in the shape of the platform that sent the request.
+    #[must_use]
+    pub fn reply(&self, response: &Response) -> Value {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = response.retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if response.status == 401 {
+            headers.insert(HeaderName::from_static("www-authenticate"), HeaderValue::from_static("Bearer"));
+        }
+        let body = Some(aws_lambda_events::encodings::Body::Text(response.body.to_string()));
+        if self.behind_load_balancer {
+            let mut reply = AlbTargetGroupResponse::default();
+            reply.status_code = response.status.into();
+            reply.headers = headers;
+            reply.body = body;
+            return json!(reply);
+        }
+        let mut reply = ApiGatewayV2httpResponse::default();
+        reply.status_code = response.status.into();
+        reply.headers = headers;
+        reply.body = body;
+        json!(reply)
+    }
+}
+
+impl Response {
+    fn problem(status: u16, code: &str, message: &str) -> Self {
+        Self { status, body: json!({ "error": { "code": code, "message": message } }), retry_after_s: None }
+    }
+
+    #[must_use]
+    pub fn not_configured(message: &str) -> Self {
+        Self::problem(503, "not_configured", message)
+    }
+
+    #[must_use]
+    pub fn health(node_id: &str) -> Self {
+        let body = json!({ "status": "ok", "model_loaded": true, "node_id": node_id });
+        Self { status: 200, body, retry_after_s: None }
+    }
+
+    /// A finished job: the body of the `complete` notice.
+    #[must_use]
+    pub fn done(outcome: &Outcome, mut body: Value) -> Self {
+        body["status"] = "complete".into();
+        body["replayed"] = outcome.replayed.into();
+        Self { status: 200, body, retry_after_s: None }
+    }
+
+    #[must_use]
+    pub fn failed(job_id: Option<&str>, error: &JobError) -> Self {
+        let (status, retry_after_s) = match error {
+            JobError::Conflict { .. } => (409, None),
+            JobError::Invalid { .. } => (400, None),
+            JobError::Cancelled => (410, None),
+            error if error.remedy() == Remedy::Retry => (503, Some(5)),
+            _ => (422, None),
+        };
+        let body = json!({ "job_id": job_id, "status": "failed", "error": error_body(error) });
+        Self { status, body, retry_after_s }
+    }
+}

@@ -1,0 +1,83 @@
+//! Events in, replies out: SQS batches, RabbitMQ batches and HTTP requests become deliveries of job bodies.
+
+pub mod http;
+pub mod rabbitmq;
+pub mod sqs;
+
+use serde_json::Value;
+
+use crate::job::outcome::JobError;
+
+/// One invocation's payload, told apart by its shape.
+#[derive(Debug)]
+pub enum Event {
+    Sqs(sqs::Batch),
+    RabbitMq(rabbitmq::Batch),
+    Http(http::Exchange),
+}
+
+/// One message of a queue: a job body and what the queue says about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// The queue's own name for the message.
+    pub message_id: String,
+    /// Starts at 1.
+    pub attempt: u32,
+    /// Messages of one group must be settled in order (SQS FIFO).
+    pub group: Option<String>,
+    pub body: Vec<u8>,
+}
+
+/// What became of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// Nothing more is to come of it: done, or given up and told.
+    Settled,
+    /// The queue is to bring it back.
+    Retry,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EventError {
+    #[error(
+        "this event is none of those the function takes: an SQS batch (Records with eventSource aws:sqs), a RabbitMQ batch \
+         (eventSource aws:rmq) or an HTTP request (API Gateway v2, function URL, ALB); its keys are: {keys}"
+    )]
+    Unknown { keys: String },
+    #[error("the event looks like {kind} but cannot be read: {problem}")]
+    Malformed { kind: &'static str, problem: String },
+}
+
+impl Event {
+    /// Tells the kinds apart and reads the event.
+    ///
+    /// # Errors
+    /// [`EventError::Unknown`] for anything else, an event of a kind that is not its own shape included.
+    pub fn parse(payload: Value) -> Result<Self, EventError> {
+        if payload["Records"][0]["eventSource"] == "aws:sqs" {
+            return sqs::Batch::parse(payload).map(Self::Sqs);
+        }
+        if payload["eventSource"] == "aws:rmq" {
+            return rabbitmq::Batch::parse(payload).map(Self::RabbitMq);
+        }
+        let context = &payload["requestContext"];
+        if context["http"].is_object() || context["elb"].is_object() {
+            return http::Exchange::parse(&payload).map(Self::Http);
+        }
+        let keys = match &payload {
+            Value::Object(map) if !map.is_empty() => map.keys().take(10).cloned().collect::<Vec<_>>().join(", "),
+            _ => "none".to_owned(),
+        };
+        Err(EventError::Unknown { keys })
+    }
+}
+
+/// An error as callers see it in a reply or notice.
+#[must_use]
+pub fn error_body(error: &JobError) -> Value {
+    let mut body = serde_json::json!({ "code": error.code(), "message": error.to_string() });
+    if let Some(field) = error.field() {
+        body["field"] = field.into();
+    }
+    body
+}

@@ -1,0 +1,32 @@
+//! `atelier invoke FILE`: one event through the handler in this process, the reply on standard output.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use crate::config::{Config, Environment};
+use crate::start;
+use crate::workflow::control::{Control, Shutdown};
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// The event as JSON, such as events/sqs-plain.json
+    event: PathBuf,
+}
+
+/// Runs the event and prints the reply.
+///
+/// # Errors
+/// When the event cannot be read, the function not be set up, or the handler failed.
+pub async fn run(options: &Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
+    let text = std::fs::read(&options.event).with_context(|| format!("{} cannot be read", options.event.display()))?;
+    let event = serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", options.event.display()))?;
+    let config = Config::load(config, environment)?;
+    let mut handler = start::handler(&config, environment, Arc::new(|_, _| ())).await?;
+    let (_switch, shutdown) = Shutdown::channel();
+    let reply = handler.handle(event, &Control::unlimited(shutdown)).await?;
+    writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(&reply)?)?;
+    Ok(())
+}

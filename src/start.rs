@@ -1,0 +1,84 @@
+//! Puts the function together from its configuration: engine loaded and warm, store reached, workflow ready.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::{Config, ConfigError, Environment, Family};
+use crate::engine::thread::EngineThread;
+use crate::engine::{Engine as _, EngineError, Progress, device, sd};
+use crate::handler::{Auth, Handler};
+use crate::job::JobId;
+use crate::job::outcome::JobError;
+use crate::notify::Notifier;
+use crate::outbound::Outbound;
+use crate::setting::SettingError;
+use crate::store::Store;
+use crate::workflow::{Services, Workflow};
+
+/// Hears of every denoising step.
+pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
+
+/// Why the function never got ready.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    #[error("the model could not be made ready: {0}")]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Store(#[from] JobError),
+}
+
+impl StartError {
+    /// The error type that the Runtime API is told.
+    #[must_use]
+    pub fn error_type(&self) -> &'static str {
+        match self {
+            Self::Config(_) | Self::Setting(_) => "Atelier.Configuration",
+            Self::Engine(_) => "Atelier.Model",
+            Self::Store(_) => "Atelier.Storage",
+        }
+    }
+}
+
+/// Loads and warms the model, checks the bucket, and sets up the steps.
+///
+/// # Errors
+/// [`StartError`]: what is wrong, where, and what is allowed.
+pub async fn handler(config: &Config, environment: &Environment, observer: Observer) -> Result<Handler, StartError> {
+    let started = Instant::now();
+    let manifest = config.manifest(environment)?;
+    let outbound = Outbound::new(&config.outbound)?;
+    let notifier = Arc::new(Notifier::new(&config.notify, outbound.clone())?);
+    let warm_up = config.workflow.advanced.warmup_on_startup;
+    let checkpoint = manifest.checkpoint.clone();
+    let Family::StableDiffusion1 = manifest.family;
+    let load = move || {
+        let mut engine = sd::StableDiffusion::load(&checkpoint, device::open()?)?;
+        if warm_up {
+            engine.warm_up()?;
+        }
+        Ok(engine)
+    };
+    let engine = tokio::task::spawn_blocking(|| EngineThread::start(load));
+    let store = Arc::new(Store::connect(&config.store, outbound).await?);
+    store.probe().await?;
+    let engine = engine.await.unwrap_or(Err(EngineError::Gone))?;
+    tracing::info!(
+        model = config.model.name.as_str(),
+        bucket = store.bucket(),
+        ready_ms = started.elapsed().as_millis() as u64,
+        "ready"
+    );
+    let model = config.model.name.clone();
+    let workflow = Workflow::new(&config.workflow.steps, Services { engine, model, store, notifier, observer });
+    Ok(Handler {
+        workflow,
+        defaults: manifest.defaults,
+        node_id: config.server.node_id.clone(),
+        auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
+        max_attempts: config.runtime.max_attempts,
+    })
+}

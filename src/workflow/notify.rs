@@ -1,0 +1,35 @@
+//! Step `notify`: tells the caller that the pictures are there.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::piece::Piece;
+use super::{Step, StepName};
+use crate::job::outcome::JobError;
+use crate::notify::Notifier;
+use crate::store::Store;
+
+pub struct Notify {
+    pub store: Arc<Store>,
+    pub notifier: Arc<Notifier>,
+}
+
+#[async_trait]
+impl Step for Notify {
+    fn name(&self) -> StepName {
+        StepName::Notify
+    }
+
+    fn runs_on_replay(&self) -> bool {
+        true
+    }
+
+    async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+        let Some(record) = &piece.record else { return Ok(()) };
+        // Nothing of this job may reach the caller after its terminal notice.
+        piece.progress.close().await;
+        let urls = self.store.urls(record).await?;
+        self.notifier.complete(piece.job, record, &urls).await
+    }
+}

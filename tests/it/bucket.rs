@@ -1,0 +1,81 @@
+//! A bucket on a real S3 server that can be watched and held up: the embedded one, behind a gate.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use atelier::demo::{local, s3};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+pub(crate) struct Bucket {
+    pub(crate) address: SocketAddr,
+    root: TempDir,
+    hold: watch::Sender<Option<&'static str>>,
+    held: mpsc::UnboundedReceiver<()>,
+    puts: Arc<Mutex<Vec<String>>>,
+}
+
+struct Gate {
+    hold: watch::Receiver<Option<&'static str>>,
+    held: mpsc::UnboundedSender<()>,
+    puts: Arc<Mutex<Vec<String>>>,
+}
+
+impl Bucket {
+    pub(crate) async fn start() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join(local::BUCKET)).unwrap();
+        let (hold, holding) = watch::channel(None);
+        let (sender, held) = mpsc::unbounded_channel();
+        let puts = Arc::<Mutex<Vec<String>>>::default();
+        let gate = Arc::new(Gate { hold: holding, held: sender, puts: Arc::clone(&puts) });
+        let router = s3::router(root.path()).unwrap().layer(from_fn_with_state(gate, pass));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { address, root, hold, held, puts }
+    }
+
+    /// Holds up every PUT of a key with this ending; `None` answers those with 503 and lets the next through.
+    pub(crate) fn hold(&self, ending: Option<&'static str>) {
+        self.hold.send_replace(ending);
+    }
+
+    /// Waits until a PUT is being held up.
+    pub(crate) async fn holding(&mut self) {
+        timeout(Duration::from_secs(60), self.held.recv()).await.expect("nothing to hold up for a minute").unwrap();
+    }
+
+    /// How many PUTs of keys with this ending went through.
+    pub(crate) fn puts(&self, ending: &str) -> usize {
+        self.puts.lock().unwrap().iter().filter(|key| key.ends_with(ending)).count()
+    }
+
+    /// Where an object lies on disk.
+    pub(crate) fn path(&self, key: &str) -> PathBuf {
+        self.root.path().join(local::BUCKET).join(key)
+    }
+}
+
+async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    let key = request.uri().path().to_owned();
+    if request.method() == Method::PUT {
+        let mut hold = gate.hold.clone();
+        let is_held = |hold: &Option<&'static str>| hold.is_some_and(|ending| key.ends_with(ending));
+        if is_held(&hold.borrow()) {
+            let _ = gate.held.send(());
+            let _ = hold.wait_for(|hold| !is_held(hold)).await;
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
+        gate.puts.lock().unwrap().push(key);
+    }
+    next.run(request).await
+}

@@ -1,0 +1,107 @@
+//! The configuration: what is in force, where it comes from, and what a wrong one is told.
+
+use atelier::config::{Config, Environment, runtime_api};
+use atelier::workflow::StepName;
+
+fn environment(pairs: &[(&str, &str)]) -> Environment {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn parse(yaml: &str, pairs: &[(&str, &str)]) -> Result<Config, String> {
+    Config::parse("config.yaml", yaml, &environment(pairs)).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_contracts_defaults_are_in_force() {
+    let config = parse("", &[]).expect("the built-in configuration");
+    assert_eq!(config.server.port, 8080);
+    assert!(config.security.require_auth && config.security.internal_auth_token.is_none());
+    assert_eq!((config.model.default_mode.as_str(), config.model.default_steps), ("fp8", 4));
+    assert_eq!(config.model.default_resolution, "720p");
+    assert!(config.workflow.preprocess.resize_to_resolution && config.workflow.preprocess.maintain_aspect_ratio);
+    assert!(!config.workflow.postprocess.create_comparison);
+    assert!(config.workflow.advanced.warmup_on_startup && config.workflow.advanced.clear_cache_between_jobs);
+    assert_eq!(config.workflow.steps.first(), Some(&StepName::Fetch));
+}
+
+#[test]
+fn the_old_services_environment_still_counts() {
+    let token = "0123456789012345678901234567890123456789";
+    let config = parse(
+        "",
+        &[
+            ("AWS_STORAGE_BUCKET_NAME", "pictures"),
+            ("AWS_S3_REGION_NAME", "eu-central-1"),
+            ("BACKEND_API_URL", "https://backend.example"),
+            ("INTERNAL_API_TOKEN", token),
+        ],
+    )
+    .expect("the old environment");
+    assert_eq!(config.store.bucket, "pictures");
+    assert_eq!(config.store.region.as_deref(), Some("eu-central-1"));
+    assert_eq!(config.notify.backend_api_url.as_deref(), Some("https://backend.example"));
+    assert_eq!(config.notify.internal_api_token.as_ref().map(|token| token.reveal()), Some(token), "digits stay a text");
+}
+
+#[test]
+fn a_file_and_then_the_environment_override() {
+    let yaml = "server:\n  port: ${PORT:-9000}\n  node_id: ${NODE}\nruntime: {max_attempts: 5}";
+    let config = parse(yaml, &[("NODE", "gpu-1")]).expect("a partial file");
+    assert_eq!((config.server.port, config.server.node_id.as_str(), config.runtime.max_attempts), (9000, "gpu-1", 5));
+    assert_eq!(config.model.default_resolution, "720p", "what the file leaves out is unchanged");
+    let overrides = [
+        ("NODE", "gpu-1"),
+        ("ATELIER__SERVER__PORT", "7000"),
+        ("ATELIER__SECURITY__REQUIRE_AUTH", "false"),
+        ("ATELIER__WORKFLOW__STEPS", "[infer, encode, store]"),
+    ];
+    let config = parse(yaml, &overrides).expect("overridden");
+    assert_eq!((config.server.port, config.security.require_auth), (7000, false));
+    assert_eq!(config.workflow.steps, [StepName::Infer, StepName::Encode, StepName::Store]);
+}
+
+#[test]
+fn every_mistake_names_file_key_and_problem() {
+    let table: [(&str, &[(&str, &str)], &[&str]); 12] = [
+        ("server: {port: abc}", &[], &["config.yaml", "server.port", "abc"]),
+        ("server: {prot: 1}", &[], &["config.yaml", "server", "prot", "node_id"]),
+        ("servers: {}", &[], &["config.yaml", "servers"]),
+        ("server: {node_id: '${NO_SUCH}'}", &[], &["config.yaml", "server.node_id", "NO_SUCH is not set"]),
+        ("server: {node_id: '${OPEN'}", &[], &["server.node_id", "without `}`"]),
+        ("server: [", &[], &["config.yaml", "not YAML"]),
+        ("", &[("ATELIER__SERVER__PORT", "many")], &["server.port", "ATELIER__SERVER__PORT"]),
+        ("", &[("ATELIER__SERVER__PROT", "1")], &["server", "prot"]),
+        ("workflow: {steps: [infer, store]}", &[], &["workflow.steps", "must contain `encode`"]),
+        (
+            "workflow: {steps: [infer, encode, watermark, store]}",
+            &[],
+            &["workflow.steps", "`watermark` must come before `encode`"],
+        ),
+        ("workflow: {steps: [infer, encode, encode, store]}", &[], &["workflow.steps", "`encode` is listed twice"]),
+        ("workflow: {steps: [dream]}", &[], &["workflow.steps[0]", "dream"]),
+    ];
+    for (yaml, pairs, words) in table {
+        let error = parse(yaml, pairs).expect_err(yaml);
+        for word in words {
+            assert!(error.contains(word), "{error:?} does not say {word:?}");
+        }
+    }
+}
+
+#[test]
+fn a_runtime_api_without_its_companions_is_named_not_panicked_over() {
+    assert_eq!(runtime_api(&environment(&[])).expect("no Runtime API is fine"), None);
+    let mut pairs = vec![("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9001")];
+    for (name, value) in [
+        ("AWS_LAMBDA_FUNCTION_NAME", "atelier"),
+        ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),
+        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "4096"),
+    ] {
+        let error = runtime_api(&environment(&pairs)).expect_err("incomplete").to_string();
+        assert!(error.contains(name), "{error}");
+        pairs.push((name, value));
+    }
+    assert_eq!(runtime_api(&environment(&pairs)).expect("complete").as_deref(), Some("127.0.0.1:9001"));
+    pairs.push(("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "4 GB"));
+    assert!(runtime_api(&environment(&pairs)).is_err(), "lambda_runtime would panic over a memory size that is no number");
+}

@@ -1,0 +1,123 @@
+//! Every sample payload of `events/` is read as its kind, and replies have the shape that the platform reads.
+
+use std::fs;
+use std::path::Path;
+
+use atelier::events::http::{Response, Route};
+use atelier::events::{Delivery, Event, EventError, Settlement, sqs};
+use atelier::job::Job;
+use serde_json::{Value, json};
+
+use crate::requests::contract;
+
+pub(crate) fn sample(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("events").join(name);
+    serde_json::from_slice(&fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).unwrap()
+}
+
+#[test]
+fn every_sample_is_of_a_known_kind() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("events");
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let event = Event::parse(sample(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let kind = match event {
+            Event::Sqs(_) => "sqs-",
+            Event::RabbitMq(_) => "rabbitmq-",
+            Event::Http(_) => "http-",
+        };
+        assert!(name.starts_with(kind), "{name} was read as {kind}");
+        seen += 1;
+    }
+    assert!(seen >= 5, "only {seen} samples");
+}
+
+#[test]
+fn a_rabbitmq_message_is_a_job_with_its_attempt() {
+    let mut payload = sample("rabbitmq-lora.json");
+    payload["rmqMessagesByQueue"]["image_generation::/"][0]["basicProperties"]["headers"]["x-delivery-count"] = json!(2);
+    let Ok(Event::RabbitMq(batch)) = Event::parse(payload) else { panic!("not a RabbitMQ batch") };
+    let [delivery] = batch.deliveries.as_slice() else { panic!("not one delivery") };
+    assert_eq!((delivery.message_id.as_str(), delivery.attempt), ("demo-lora", 3));
+    let job = Job::from_json(&delivery.body, &contract()).expect("a job");
+    assert_eq!(job.watermark.expect("a watermark").text, "© Ada");
+}
+
+#[test]
+fn a_classic_queue_only_knows_whether_it_redelivers() {
+    let mut payload = sample("rabbitmq-lora.json");
+    let message = &mut payload["rmqMessagesByQueue"]["image_generation::/"][0];
+    message["basicProperties"]["headers"] = json!({});
+    message["redelivered"] = json!(true);
+    let Ok(Event::RabbitMq(batch)) = Event::parse(payload) else { panic!("not a RabbitMQ batch") };
+    assert_eq!(batch.deliveries[0].attempt, 2);
+}
+
+#[test]
+fn an_sqs_reply_holds_only_what_is_to_come_back() {
+    let delivery = |id: &str| Delivery { message_id: id.into(), attempt: 1, group: None, body: Vec::new() };
+    let reply = sqs::reply(&[(delivery("a"), Settlement::Settled), (delivery("b"), Settlement::Retry)]);
+    assert_eq!(reply, json!({ "batchItemFailures": [{ "itemIdentifier": "b" }] }));
+    assert_eq!(sqs::reply(&[(delivery("a"), Settlement::Settled)]), json!({ "batchItemFailures": [] }));
+}
+
+#[test]
+fn sqs_attributes_become_attempt_and_group() {
+    let mut payload = sample("sqs-plain.json");
+    payload["Records"][0]["attributes"]["ApproximateReceiveCount"] = json!("4");
+    payload["Records"][0]["attributes"]["MessageGroupId"] = json!("customer-9");
+    let Ok(Event::Sqs(batch)) = Event::parse(payload) else { panic!("not an SQS batch") };
+    assert_eq!((batch.deliveries[0].attempt, batch.deliveries[0].group.as_deref()), (4, Some("customer-9")));
+}
+
+#[test]
+fn http_requests_are_routed_and_answered_in_their_platforms_shape() {
+    for name in ["http-four.json", "http-alb.json"] {
+        let Ok(Event::Http(exchange)) = Event::parse(sample(name)) else { panic!("{name} is no HTTP request") };
+        let Ok(Route::Generate(body)) = exchange.route() else { panic!("{name} is not routed to generate") };
+        Job::from_json(&body, &contract()).unwrap_or_else(|refusal| panic!("{name}: {}", refusal.error));
+        assert!(exchange.authorize("demo-token-demo-token-demo-token").is_ok(), "{name}");
+        let refused = exchange.authorize("another-token").expect_err("a wrong token");
+        assert_eq!(refused.status, 401);
+        let reply = exchange.reply(&refused);
+        assert_eq!((&reply["statusCode"], &reply["isBase64Encoded"]), (&json!(401), &json!(false)), "{reply}");
+        assert_eq!(reply["headers"]["content-type"], "application/json");
+        assert!(reply["body"].as_str().unwrap().contains("X-Internal-Auth"), "{reply}");
+    }
+}
+
+#[test]
+fn an_unknown_path_or_method_says_what_there_is() {
+    let mut payload = sample("http-four.json");
+    payload["rawPath"] = json!("/paint");
+    let Ok(Event::Http(exchange)) = Event::parse(payload.clone()) else { panic!("not HTTP") };
+    assert_eq!(exchange.route().expect_err("no such path").status, 404);
+    payload["rawPath"] = json!("/generate");
+    payload["requestContext"]["http"]["method"] = json!("GET");
+    let Ok(Event::Http(exchange)) = Event::parse(payload.clone()) else { panic!("not HTTP") };
+    assert_eq!(exchange.route().expect_err("wrong method").status, 405);
+    payload["rawPath"] = json!("/health");
+    let Ok(Event::Http(exchange)) = Event::parse(payload) else { panic!("not HTTP") };
+    assert_eq!(exchange.route(), Ok(Route::Health));
+    assert_eq!(Response::health("n").body["status"], "ok");
+}
+
+#[test]
+fn other_events_are_refused_with_what_is_taken() {
+    for payload in
+        [json!({}), json!(null), json!([1]), json!({ "job_id": "a" }), json!({ "Records": [{ "eventSource": "aws:s3" }] })]
+    {
+        let error = Event::parse(payload.clone()).expect_err("must be refused");
+        assert!(matches!(error, EventError::Unknown { .. }), "{error}");
+        assert!(error.to_string().contains("an SQS batch"), "{error}");
+    }
+    let mut payload = sample("http-alb.json");
+    payload["body"] = json!("*** not base64 ***");
+    let error = Event::parse(payload).expect_err("must be refused");
+    assert!(error.to_string().contains("not base64"), "{error}");
+    let mut payload = sample("sqs-plain.json");
+    payload["Records"][0]["messageId"] = json!(null);
+    let error = Event::parse(payload).expect_err("must be refused");
+    assert!(error.to_string().contains("no messageId"), "{error}");
+}

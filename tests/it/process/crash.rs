@@ -1,0 +1,87 @@
+//! kill -9 at the two moments that matter: before the record of a job, and before its notice.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use super::World;
+use super::runtime_api::{Posted, RuntimeApi};
+use crate::backend::Backend;
+use crate::bucket::Bucket;
+use crate::events::sample;
+
+const LIMIT: Duration = Duration::from_secs(600);
+
+fn job(id: &str) -> Value {
+    let mut event = sample("sqs-plain.json");
+    event["Records"][0]["body"] = json!({ "job_id": id, "prompt": "a red mug on the beach", "steps": 4 }).to_string().into();
+    event
+}
+
+fn all_settled() -> Posted {
+    Posted::Response(json!({ "batchItemFailures": [] }))
+}
+
+#[tokio::test]
+async fn killed_before_the_record_the_job_is_painted_once_more() {
+    let (mut api, mut bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+    let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+
+    bucket.hold(Some("/result.json"));
+    api.invoke(job("killed-early"), LIMIT);
+    let mut handler = world.start(&[], &log);
+    bucket.holding().await;
+    handler.kill();
+    bucket.hold(None);
+    assert!(bucket.path("generations/killed-early/0.png").exists(), "the picture was uploaded before the kill");
+    assert!(!bucket.path("generations/killed-early/result.json").exists(), "and there is no record of it");
+    assert!(backend.arrived().iter().all(|notice| notice.path.ends_with("/progress")), "nobody was told it is done");
+    assert!(api.nothing_posted());
+
+    api.invoke(job("killed-early"), LIMIT);
+    let _second = world.start(&[], &log);
+    assert_eq!(api.posted().await, all_settled());
+    let told = backend.terminal().await;
+    assert_eq!(told.path, "/api/webhooks/inference/complete");
+    assert_eq!(bucket.puts("/0.png"), 2, "painted once more");
+    assert_eq!(bucket.puts("/result.json"), 1);
+
+    api.invoke(job("killed-early"), LIMIT);
+    assert_eq!(api.posted().await, all_settled());
+    assert_eq!(backend.terminal().await.webhook_id, told.webhook_id);
+    assert_eq!(bucket.puts("/0.png"), 2, "a job with a record is not painted again");
+}
+
+#[tokio::test]
+async fn killed_before_the_notice_only_the_notice_is_sent() {
+    let (mut api, bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+    let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+
+    backend.answer.send_replace(None);
+    api.invoke(job("killed-late"), LIMIT);
+    let mut handler = world.start(&[], &log);
+    let unanswered = backend.terminal().await;
+    handler.kill();
+    backend.answer.send_replace(Some(StatusCode::OK));
+    assert!(bucket.path("generations/killed-late/result.json").exists());
+    backend.arrived();
+
+    api.invoke(job("killed-late"), LIMIT);
+    let _second = world.start(&[], &log);
+    assert_eq!(api.posted().await, all_settled());
+    let told = backend.terminal().await;
+    assert_eq!(told.webhook_id, unanswered.webhook_id, "the caller can tell that it is the same notice");
+    assert_eq!(told.body["images"][0]["key"], unanswered.body["images"][0]["key"], "with the same picture");
+    assert_eq!(bucket.puts("/0.png"), 1, "nothing was painted again");
+    let lines = std::fs::read_to_string(&log).unwrap();
+    let done: Vec<Value> = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert!(
+        done.iter().any(|line: &Value| line["message"] == "job done" && line["replayed"] == true),
+        "the log says that it was a replay: {lines}"
+    );
+}

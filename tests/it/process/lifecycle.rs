@@ -1,0 +1,155 @@
+//! A handler's life: it starts with a reason or not at all, keeps its deadlines, survives bad events, ends tidily.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::World;
+use super::runtime_api::{Posted, RuntimeApi};
+use crate::backend::Backend;
+use crate::bucket::Bucket;
+use crate::events::sample;
+
+const LIMIT: Duration = Duration::from_secs(600);
+
+struct Stage {
+    api: RuntimeApi,
+    bucket: Bucket,
+    backend: Backend,
+    world: World,
+    log: PathBuf,
+    _folder: TempDir,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let (api, bucket, backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+        let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
+        let folder = tempfile::tempdir().unwrap();
+        Self { api, bucket, backend, world, log: folder.path().join("log"), _folder: folder }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+fn job(id: &str, steps: u32) -> Value {
+    let mut event = sample("sqs-plain.json");
+    let body = json!({ "job_id": id, "prompt": "a red mug on the beach", "steps": steps, "num_images": 4 });
+    event["Records"][0]["body"] = body.to_string().into();
+    event
+}
+
+fn settled() -> Posted {
+    Posted::Response(json!({ "batchItemFailures": [] }))
+}
+
+fn handed_back() -> Posted {
+    let message = sample("sqs-plain.json")["Records"][0]["messageId"].clone();
+    Posted::Response(json!({ "batchItemFailures": [{ "itemIdentifier": message }] }))
+}
+
+#[tokio::test]
+async fn a_missing_variable_is_named() {
+    let stage = Stage::set().await;
+    for name in ["AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_FUNCTION_VERSION", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE"] {
+        let mut handler = stage.world.start(&[(name, "")], &stage.log);
+        assert_eq!(handler.ended().await.code(), Some(1));
+        assert!(stage.log().contains(&format!("the environment variable {name} is missing")), "{}", stage.log());
+    }
+    let mut handler = stage.world.start(&[("AWS_LAMBDA_RUNTIME_API", "")], &stage.log);
+    assert_eq!(handler.ended().await.code(), Some(1));
+    assert!(stage.log().contains("try `atelier demo`"), "{}", stage.log());
+    assert!(!stage.log().contains("panicked"), "{}", stage.log());
+}
+
+#[tokio::test]
+async fn a_failure_before_the_first_event_is_posted_with_its_cause() {
+    let mut stage = Stage::set().await;
+    let table = [
+        ("ATELIER__MODEL__FOLDER", "no-such-folder", "Atelier.Configuration", "no-such-folder/tiny-sd.yaml"),
+        ("ATELIER__STORE__BUCKET", "no-such-bucket", "Atelier.Storage", "no-such-bucket"),
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "Atelier.Storage", "atelier-demo"),
+        ("INTERNAL_API_TOKEN", "short-but-16-long", "Atelier.Configuration", "internal_api_token"),
+    ];
+    for (name, value, expected, words) in table {
+        let mut handler = stage.world.start(&[(name, value)], &stage.log);
+        let Posted::InitError { error_type, body } = stage.api.posted().await else { panic!("{name}: no init error") };
+        assert_eq!(error_type, expected, "{name}: {body}");
+        assert!(body["errorMessage"].as_str().unwrap_or_default().contains(words), "{name}: {body}");
+        assert_eq!(handler.ended().await.code(), Some(1), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_hands_the_job_back_and_the_next_one_is_painted() {
+    let mut stage = Stage::set().await;
+    let _handler = stage.world.start(&[("ATELIER__RUNTIME__DEADLINE_MARGIN_MS", "500")], &stage.log);
+    stage.api.invoke(job("warm", 1), LIMIT);
+    assert_eq!(stage.api.posted().await, settled());
+    stage.backend.terminal().await;
+
+    let started = Instant::now();
+    stage.api.invoke(job("endless", 200), Duration::from_millis(1500));
+    assert_eq!(stage.api.posted().await, handed_back());
+    assert!(started.elapsed() < Duration::from_millis(1500), "after the deadline: {:?}", started.elapsed());
+    assert!(stage.log().contains("out_of_time"), "{}", stage.log());
+
+    // `cargo lambda watch` sends this constant: 1970 is no deadline.
+    stage.api.invoke_with_deadline(job("undated", 1), 600_000);
+    assert_eq!(stage.api.posted().await, settled());
+    assert_eq!(stage.backend.terminal().await.body["job_id"], "undated");
+    assert_eq!(stage.bucket.puts("/result.json"), 2);
+}
+
+#[tokio::test]
+async fn an_unknown_event_is_an_error_and_harms_nobody() {
+    let mut stage = Stage::set().await;
+    let _handler = stage.world.start(&[], &stage.log);
+    stage.api.invoke(json!({ "detail-type": "Scheduled Event" }), LIMIT);
+    let Posted::Error { error_type, body } = stage.api.posted().await else { panic!("no error") };
+    assert_eq!(error_type, "Atelier.UnknownEvent");
+    assert!(body["errorMessage"].as_str().unwrap_or_default().contains("an SQS batch"), "{body}");
+    stage.api.invoke(job("after", 1), LIMIT);
+    assert_eq!(stage.api.posted().await, settled());
+}
+
+#[tokio::test]
+async fn sigterm_ends_an_idle_handler_at_once() {
+    let mut stage = Stage::set().await;
+    let mut handler = stage.world.start(&[], &stage.log);
+    stage.api.invoke(job("first", 1), LIMIT);
+    assert_eq!(stage.api.posted().await, settled());
+    handler.terminate();
+    assert_eq!(handler.ended().await.code(), Some(0), "{}", stage.log());
+}
+
+#[tokio::test]
+async fn sigterm_finishes_the_job_within_the_grace() {
+    let mut stage = Stage::set().await;
+    stage.bucket.hold(Some("/0.png"));
+    let mut handler = stage.world.start(&[], &stage.log);
+    stage.api.invoke(job("in-hand", 1), LIMIT);
+    stage.bucket.holding().await;
+    handler.terminate();
+    stage.bucket.hold(None);
+    assert_eq!(stage.api.posted().await, settled());
+    assert_eq!(handler.ended().await.code(), Some(0), "{}", stage.log());
+    assert_eq!(stage.backend.terminal().await.body["job_id"], "in-hand");
+}
+
+#[tokio::test]
+async fn sigterm_hands_a_long_job_back() {
+    let mut stage = Stage::set().await;
+    let mut handler = stage.world.start(&[("ATELIER__RUNTIME__SHUTDOWN_GRACE_MS", "100")], &stage.log);
+    stage.bucket.hold(Some("/0.png"));
+    stage.api.invoke(job("too-long", 1), LIMIT);
+    stage.bucket.holding().await;
+    handler.terminate();
+    assert_eq!(stage.api.posted().await, handed_back());
+    assert_eq!(handler.ended().await.code(), Some(0), "{}", stage.log());
+    assert!(stage.log().contains("shutting_down"), "{}", stage.log());
+}

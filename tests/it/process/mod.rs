@@ -1,0 +1,99 @@
+//! The built binary as a process of its own, under a Runtime API.
+
+mod crash;
+mod lifecycle;
+pub(crate) mod runtime_api;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// A handler process; killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+}
+
+/// Where a handler finds what it talks to.
+pub(crate) struct World {
+    pub(crate) runtime_api: SocketAddr,
+    pub(crate) s3: SocketAddr,
+    pub(crate) backend: SocketAddr,
+}
+
+impl World {
+    /// The environment of a handler in this world, `changes` over it.
+    fn environment(&self, changes: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let mut environment: BTreeMap<String, String> = [
+            ("AWS_LAMBDA_RUNTIME_API", self.runtime_api.to_string()),
+            ("AWS_LAMBDA_FUNCTION_NAME", "atelier".to_owned()),
+            ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST".to_owned()),
+            ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "4096".to_owned()),
+            ("ATELIER__STORE__BUCKET", atelier::demo::local::BUCKET.to_owned()),
+            ("ATELIER__STORE__ENDPOINT_URL", format!("http://{}", self.s3)),
+            ("ATELIER__STORE__FORCE_PATH_STYLE", "true".to_owned()),
+            ("AWS_ACCESS_KEY_ID", atelier::demo::s3::ACCESS_KEY_ID.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", atelier::demo::s3::SECRET_ACCESS_KEY.to_owned()),
+            ("AWS_S3_REGION_NAME", "us-east-1".to_owned()),
+            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+            ("BACKEND_API_URL", format!("http://{}", self.backend)),
+            ("INTERNAL_API_TOKEN", "0123456789abcdef0123456789abcdef".to_owned()),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+        for (name, value) in changes {
+            environment.insert((*name).to_owned(), (*value).to_owned());
+        }
+        environment.retain(|_, value| !value.is_empty());
+        environment
+    }
+
+    /// Starts a handler; an empty value in `changes` takes a variable away. Its log goes to the file `log`.
+    pub(crate) fn start(&self, changes: &[(&str, &str)], log: &Path) -> Process {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_atelier"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env_clear()
+            .envs(self.environment(changes))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Process { child }
+    }
+}
+
+impl Process {
+    /// SIGKILL: no destructor, no goodbye.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn terminate(&self) {
+        let sent = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the handler did not end within a minute");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,158 @@
+//! The job body: what is taken, what is refused, and in which words.
+
+use atelier::job::outcome::JobError;
+use atelier::job::request::{Defaults, Refusal};
+use atelier::job::task::Task;
+use atelier::job::{Job, PictureFormat};
+use serde_json::{Value, json};
+
+/// The defaults of the style generation service's contract.
+pub(crate) fn contract() -> Defaults {
+    serde_json::from_value(json!({
+        "model": "sd15", "steps": 50, "guidance_scale": 7.5, "scheduler": "dpmsolver++", "width": 512, "height": 512,
+        "seed": 42, "prefix": "generations/"
+    }))
+    .unwrap()
+}
+
+fn parse(body: &Value) -> Result<Job, Refusal> {
+    Job::from_json(body.to_string().as_bytes(), &contract())
+}
+
+fn refusal(body: &Value) -> (String, String) {
+    match parse(body).expect_err("must be refused").error {
+        JobError::Invalid { field, problem } => (field, problem),
+        other => panic!("not an Invalid: {other}"),
+    }
+}
+
+/// The contract's own example with one field changed.
+fn with(field: &str, value: Value) -> Value {
+    let mut body = json!({
+        "job_id": "b1f0", "task": "generate", "prompt": "a lighthouse at dusk", "negative_prompt": "",
+        "model": "sd15", "lora": [{ "url": "s3://bucket/loras/artist-7.safetensors", "scale": 1.0 }],
+        "steps": 50, "guidance_scale": 7.5, "scheduler": "dpmsolver++", "width": 512, "height": 512,
+        "num_images": 1, "seed": 42,
+        "watermark": { "text": "© Ada", "position": "bottom-right", "opacity": 0.6 },
+        "output": { "prefix": "generations/", "format": "png" },
+        "callback": { "url": "https://backend.example/hook", "metadata": { "user_id": "7" } }
+    });
+    body[field] = value;
+    body
+}
+
+#[test]
+fn the_contracts_example_is_taken_whole() {
+    let job = parse(&with("job_id", json!("b1f0"))).expect("the contract's example");
+    let Task::Generate(generate) = &job.task;
+    assert_eq!((job.id.as_str(), generate.steps.get(), generate.size.to_string().as_str()), ("b1f0", 50, "512x512"));
+    assert_eq!(generate.loras[0].url.to_string(), "s3://bucket/loras/artist-7.safetensors");
+    assert_eq!(job.watermark.expect("a watermark").text, "© Ada");
+    assert_eq!(job.callback.expect("a callback").metadata["user_id"], "7");
+}
+
+#[test]
+fn what_is_left_out_has_the_contracts_defaults() {
+    let job = parse(&json!({ "job_id": "a", "prompt": "b" })).expect("the two required fields are enough");
+    let Task::Generate(generate) = &job.task;
+    assert_eq!(generate.model.as_str(), "sd15");
+    assert_eq!((generate.steps.get(), generate.num_images.get(), generate.seed.get()), (50, 1, 42));
+    assert!((generate.guidance_scale.get() - 7.5).abs() < f64::EPSILON);
+    assert_eq!((generate.size.width_px(), generate.size.height_px()), (512, 512));
+    assert_eq!((job.output.prefix.as_str(), job.output.format), ("generations/", PictureFormat::Png));
+    assert!(job.watermark.is_none() && job.callback.is_none() && generate.loras.is_empty());
+}
+
+#[test]
+fn every_refusal_names_its_field_and_what_is_allowed() {
+    let table = [
+        (with("job_id", json!("a/b")), "job_id", "A-Z a-z 0-9 . _ -"),
+        (with("job_id", json!("")), "job_id", "1 to 128"),
+        (with("job_id", json!("..")), "job_id", "not start with a dot"),
+        (with("job_id", json!(7)), "job_id", "must be a text, got 7"),
+        (with("task", json!("upscale")), "task", "must be \"generate\""),
+        (with("prompt", json!(null)), "prompt", "must be a text, got null"),
+        (with("prompt", json!("x".repeat(2_001))), "prompt", "at most 2000 characters, got 2001"),
+        (with("negative_prompt", json!("x".repeat(2_001))), "negative_prompt", "at most 2000"),
+        (with("model", json!("../etc")), "model", "a-z 0-9"),
+        (with("steps", json!(0)), "steps", "a whole number from 1 to 200, got 0"),
+        (with("steps", json!(201)), "steps", "from 1 to 200"),
+        (with("steps", json!("50")), "steps", "a whole number from 1 to 200, got \"50\""),
+        (with("steps", json!(2.5)), "steps", "a whole number"),
+        (with("num_images", json!(0)), "num_images", "from 1 to 4"),
+        (with("num_images", json!(5)), "num_images", "from 1 to 4"),
+        (with("width", json!(100)), "width", "a multiple of 8 from 64 to 2048, got 100"),
+        (with("height", json!(4096)), "height", "a multiple of 8 from 64 to 2048"),
+        (with("guidance_scale", json!(0.5)), "guidance_scale", "a number from 1 to 50, got 0.5"),
+        (with("guidance_scale", json!("high")), "guidance_scale", "a number from 1 to 50"),
+        (with("scheduler", json!("ddpm")), "scheduler", "dpmsolver++, dpmsolver++-karras, ddim, euler, euler_a"),
+        (with("seed", json!(-1)), "seed", "from 0 to"),
+        (with("lora", json!([{ "url": "ftp://host/file" }])), "lora[0].url", "s3://BUCKET/KEY or an https:// address"),
+        (with("lora", json!([{ "url": "s3://bucket" }])), "lora[0].url", "bucket or key is missing"),
+        (with("lora", json!([{ "url": "s3://b/k", "scale": 9 }])), "lora[0].scale", "from -4 to 4"),
+        (with("lora", json!([{ "url": "s3://b/k", "weight": 1 }])), "lora[0].weight", "allowed are `url`"),
+        (with("watermark", json!({ "text": "" })), "watermark.text", "1 to 120"),
+        (with("watermark", json!({ "text": "x", "position": "middle" })), "watermark.position", "top-left"),
+        (with("watermark", json!({ "text": "x", "opacity": 2 })), "watermark.opacity", "from 0 to 1"),
+        (with("watermark", json!({})), "watermark.text", "is required"),
+        (with("output", json!({ "format": "gif" })), "output.format", "png, jpeg, webp"),
+        (with("output", json!({ "prefix": "../other/" })), "output.prefix", ".. part"),
+        (with("output", json!({ "prefix": "no-slash" })), "output.prefix", "end in a slash"),
+        (with("callback", json!({ "url": "file:///etc/passwd" })), "callback.url", "https://"),
+        (with("callback", json!({ "url": "https://user:secret@host/" })), "callback.url", "without a user name"),
+        (with("promt", json!("typo")), "promt", "is not a field of this job"),
+        (json!({ "job_id": "a" }), "prompt", "is required"),
+        (json!({ "prompt": "a" }), "job_id", "is required"),
+        (json!([1, 2]), "body", "must be a JSON object, got [1,2]"),
+    ];
+    for (body, field, allowed) in table {
+        let (named, problem) = refusal(&body);
+        assert_eq!(named, field, "{problem} for {body}");
+        assert!(problem.contains(allowed), "{field}: {problem:?} does not say {allowed:?}");
+    }
+    let error = Job::from_json(b"{ not json", &contract()).expect_err("must be refused").error;
+    assert!(error.to_string().starts_with("body: must be a JSON object"), "{error}");
+}
+
+#[test]
+fn a_refusal_keeps_what_is_needed_to_tell_the_caller() {
+    let refusal = parse(&with("steps", json!(0))).expect_err("must be refused");
+    assert_eq!(refusal.job_id.expect("the id").as_str(), "b1f0");
+    let callback = refusal.callback.expect("the callback");
+    assert_eq!(callback.url.expect("its address").as_url().as_str(), "https://backend.example/hook");
+}
+
+#[test]
+fn the_fingerprint_follows_the_request_and_nothing_else() {
+    let fingerprint = |body: &Value| parse(body).expect("a good body").fingerprint;
+    let same = fingerprint(&with("job_id", json!("b1f0")));
+    assert_eq!(same, fingerprint(&with("callback", json!({ "metadata": { "other": 1 } }))), "who is told changes no picture");
+    let presigned = |signature: &str| {
+        with("lora", json!([{ "url": format!("https://b.s3.amazonaws.com/l?X-Amz-Signature={signature}&versionId=3") }]))
+    };
+    assert_eq!(fingerprint(&presigned("aa")), fingerprint(&presigned("bb")), "a new signature names the same file");
+    let others = [
+        with("prompt", json!("a lighthouse at dawn")),
+        with("negative_prompt", json!("rain")),
+        with("lora", json!([])),
+        with("lora", json!([{ "url": "s3://bucket/loras/artist-7.safetensors", "scale": 0.5 }])),
+        with("lora", json!([{ "url": "https://host/l?id=1" }])),
+        with("lora", json!([{ "url": "https://host/l?id=2" }])),
+        with("steps", json!(49)),
+        with("guidance_scale", json!(7.0)),
+        with("scheduler", json!("ddim")),
+        with("width", json!(520)),
+        with("height", json!(520)),
+        with("num_images", json!(2)),
+        with("seed", json!(43)),
+        with("watermark", json!(null)),
+        with("output", json!({ "format": "webp" })),
+        with("output", json!({ "prefix": "other/" })),
+    ];
+    let mut seen = vec![same];
+    for body in others {
+        let other = fingerprint(&body);
+        assert!(!seen.contains(&other), "not told apart: {body}");
+        seen.push(other);
+    }
+}
