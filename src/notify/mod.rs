@@ -159,6 +159,15 @@ impl Notifier {
         }
     }
 
+    /// Refuses a job whose `callback.url` could never be reached, before anything is painted for it.
+    ///
+    /// # Errors
+    /// [`JobError::Input`] for the field `callback.url`.
+    pub fn check(&self, job: &Job) -> Result<(), JobError> {
+        let url = job.callback.as_ref().and_then(|callback| callback.url.as_ref());
+        url.map_or(Ok(()), |url| self.outbound.check(url.as_url()).map_err(|error| error.for_field("callback.url")))
+    }
+
     /// The body of the complete notice. `urls`: one a picture of the record, in its order.
     #[must_use]
     pub fn complete_body(&self, job: &Job, record: &Record, urls: &[String]) -> serde_json::Value {

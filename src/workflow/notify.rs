@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use super::piece::Piece;
 use super::{Step, StepName};
+use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::notify::Notifier;
 use crate::store::Store;
@@ -19,6 +20,10 @@ pub struct Notify {
 impl Step for Notify {
     fn name(&self) -> StepName {
         StepName::Notify
+    }
+
+    fn check(&self, job: &Job) -> Result<(), JobError> {
+        self.notifier.check(job)
     }
 
     fn runs_on_replay(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The built binary as a process of its own, under a Runtime API.
 
+mod bad_input;
 mod crash;
 mod lifecycle;
 pub(crate) mod runtime_api;
