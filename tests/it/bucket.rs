@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,11 +21,13 @@ pub(crate) struct Bucket {
     root: TempDir,
     hold: watch::Sender<Option<&'static str>>,
     held: mpsc::UnboundedReceiver<()>,
+    refuse: Arc<AtomicBool>,
     puts: Arc<Mutex<Vec<String>>>,
 }
 
 struct Gate {
     hold: watch::Receiver<Option<&'static str>>,
+    refuse: Arc<AtomicBool>,
     held: mpsc::UnboundedSender<()>,
     puts: Arc<Mutex<Vec<String>>>,
 }
@@ -35,18 +38,23 @@ impl Bucket {
         std::fs::create_dir_all(root.path().join(local::BUCKET)).unwrap();
         let (hold, holding) = watch::channel(None);
         let (sender, held) = mpsc::unbounded_channel();
-        let puts = Arc::<Mutex<Vec<String>>>::default();
-        let gate = Arc::new(Gate { hold: holding, held: sender, puts: Arc::clone(&puts) });
+        let (refuse, puts) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<String>>>::default());
+        let gate = Arc::new(Gate { hold: holding, refuse: Arc::clone(&refuse), held: sender, puts: Arc::clone(&puts) });
         let router = s3::router(root.path()).unwrap().layer(from_fn_with_state(gate, pass));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { address, root, hold, held, puts }
+        Self { address, root, hold, held, refuse, puts }
     }
 
     /// Holds up every PUT of a key with this ending; `None` answers those with 503 and lets the next through.
     pub(crate) fn hold(&self, ending: Option<&'static str>) {
         self.hold.send_replace(ending);
+    }
+
+    /// Answers every PUT with 503, as a bucket that throttles.
+    pub(crate) fn refuse(&self, refuse: bool) {
+        self.refuse.store(refuse, Ordering::SeqCst);
     }
 
     /// Waits until a PUT is being held up.
@@ -68,6 +76,9 @@ impl Bucket {
 async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let key = request.uri().path().to_owned();
     if request.method() == Method::PUT {
+        if gate.refuse.load(Ordering::SeqCst) {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
         let mut hold = gate.hold.clone();
         let is_held = |hold: &Option<&'static str>| hold.is_some_and(|ending| key.ends_with(ending));
         if is_held(&hold.borrow()) {

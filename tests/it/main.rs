@@ -4,5 +4,7 @@ mod backend;
 mod bucket;
 mod config;
 mod events;
+mod handler;
 mod process;
 mod requests;
+mod stage;

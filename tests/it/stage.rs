@@ -1,0 +1,122 @@
+//! A whole function in this process with a scripted engine: real S3 protocol, real HTTP notices, no model.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use atelier::demo::s3;
+use atelier::engine::thread::EngineThread;
+use atelier::engine::{Engine, EngineError, PaintRequest, Picture, Watch};
+use atelier::handler::{Auth, Handler};
+use atelier::job::task::ModelName;
+use atelier::notify::Notifier;
+use atelier::outbound::Outbound;
+use atelier::setting::Secret;
+use atelier::store::Store;
+use atelier::workflow::control::{Control, Shutdown};
+use atelier::workflow::{Services, StepName, Workflow};
+use atelier::{notify, outbound, store};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::backend::Backend;
+use crate::bucket::Bucket;
+use crate::requests::contract;
+
+pub(crate) const TOKEN: &str = "demo-token-demo-token-demo-token";
+
+/// What the scripted engine does next.
+pub(crate) type Script = fn() -> Result<(), EngineError>;
+
+/// Paints the seed's last byte, unless its script says otherwise, and counts.
+struct ScriptedEngine {
+    script: Arc<Mutex<Vec<Script>>>,
+    painted: Arc<AtomicU32>,
+}
+
+impl Engine for ScriptedEngine {
+    fn warm_up(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn paint(&mut self, request: &PaintRequest, watch: &Watch) -> Result<Vec<Picture>, EngineError> {
+        let next = self.script.lock().unwrap().pop();
+        next.map_or(Ok(()), |act| act())?;
+        let (task, steps) = (&request.task, request.task.steps.get());
+        for step in 1..=steps {
+            watch.step_done(step, steps)?;
+        }
+        self.painted.fetch_add(1, Ordering::SeqCst);
+        let (width_px, height_px) = (task.size.width_px(), task.size.height_px());
+        let seeds = task.seed.get()..task.seed.get() + u64::from(task.num_images.get());
+        let picture =
+            |seed: u64| Picture { width_px, height_px, rgb: vec![seed as u8; (width_px * height_px * 3) as usize], seed };
+        Ok(seeds.map(picture).collect())
+    }
+}
+
+pub(crate) struct Stage {
+    pub(crate) handler: Handler,
+    pub(crate) bucket: Bucket,
+    pub(crate) backend: Backend,
+    painted: Arc<AtomicU32>,
+    script: Arc<Mutex<Vec<Script>>>,
+    _cache: TempDir,
+}
+
+impl Stage {
+    pub(crate) async fn set() -> Self {
+        let (bucket, backend, cache) = (Bucket::start().await, Backend::start().await, tempfile::tempdir().unwrap());
+        let outbound = Outbound::new(&outbound::Settings::default()).unwrap();
+        let settings = store::Settings {
+            bucket: atelier::demo::local::BUCKET.to_owned(),
+            region: Some("us-east-1".to_owned()),
+            endpoint_url: Some(format!("http://{}", bucket.address)),
+            force_path_style: true,
+            access_key_id: Some(s3::ACCESS_KEY_ID.to_owned()),
+            secret_access_key: Some(Secret::new(s3::SECRET_ACCESS_KEY)),
+            max_attempts: 1,
+            cache: store::cache::Settings { folder: cache.path().to_owned(), ..store::cache::Settings::default() },
+            ..store::Settings::default()
+        };
+        let store = Arc::new(Store::connect(&settings, outbound.clone()).await.unwrap());
+        let settings = notify::Settings {
+            backend_api_url: Some(format!("http://{}", backend.address)),
+            internal_api_token: Some(Secret::new(TOKEN)),
+            max_attempts: 2,
+            first_pause_ms: 1,
+            longest_pause_ms: 2,
+            ..notify::Settings::default()
+        };
+        let notifier = Arc::new(Notifier::new(&settings, outbound).unwrap());
+        let (painted, script) = (Arc::<AtomicU32>::default(), Arc::<Mutex<Vec<Script>>>::default());
+        let engine = ScriptedEngine { script: Arc::clone(&script), painted: Arc::clone(&painted) };
+        let engine = EngineThread::start(|| Ok(engine)).unwrap();
+        let steps =
+            [StepName::Fetch, StepName::Infer, StepName::Watermark, StepName::Encode, StepName::Store, StepName::Notify];
+        let model = ModelName::new("sd15").unwrap();
+        let services = Services { engine, model, store, notifier, observer: Arc::new(|_, _| ()) };
+        let handler = Handler {
+            workflow: Workflow::new(&steps, services),
+            defaults: contract(),
+            node_id: "test".to_owned(),
+            auth: Auth::Token(Secret::new(TOKEN)),
+            max_attempts: 3,
+        };
+        Self { handler, bucket, backend, painted, script, _cache: cache }
+    }
+
+    /// What the engine does at its next painting instead of succeeding.
+    pub(crate) fn next_painting(&self, script: Script) {
+        self.script.lock().unwrap().push(script);
+    }
+
+    pub(crate) fn painted(&self) -> u32 {
+        self.painted.load(Ordering::SeqCst)
+    }
+
+    /// One event through the handler, without limits.
+    pub(crate) async fn handle(&mut self, event: Value) -> Result<Value, String> {
+        let (_switch, shutdown) = Shutdown::channel();
+        self.handler.handle(event, &Control::unlimited(shutdown)).await.map_err(|error| error.to_string())
+    }
+}
