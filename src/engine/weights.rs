@@ -116,13 +116,21 @@ fn read_component(
             continue;
         }
         let tensor = view.load(device).and_then(|tensor| tensor.to_dtype(DType::F32))?;
-        tensors.insert(if component == "vae" { renamed(&name) } else { name }, tensor);
+        tensors.insert(canonical(&name), tensor);
     }
     Ok(())
 }
 
-fn renamed(name: &str) -> String {
-    OLD_NAMES.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new))
+/// One name for what different versions of diffusers and transformers call differently.
+fn canonical(name: &str) -> String {
+    if name.starts_with("vae.") {
+        return OLD_NAMES.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new));
+    }
+    match name.strip_prefix("text_encoder.") {
+        // Transformers 5 leaves the prefix out.
+        Some(bare) if !bare.starts_with("text_model.") => format!("text_encoder.text_model.{bare}"),
+        _ => name.to_owned(),
+    }
 }
 
 pub(super) fn is_float(dtype: Dtype) -> bool {

@@ -61,12 +61,16 @@ impl Targets {
         let mut weights = HashMap::new();
         for name in names {
             let Some(module) = name.strip_suffix(".weight") else { continue };
-            let kohya = module.replacen("text_encoder.", "te.", 1).replace('.', "_");
-            weights.insert(format!("lora_{kohya}"), name.clone());
-            weights.insert(module.to_owned(), name.clone());
+            let mut add = |alias: String| weights.insert(alias, name.clone());
+            add(format!("lora_{}", module.replacen("text_encoder.", "te.", 1).replace('.', "_")));
+            add(module.to_owned());
             // The UNet may go without its prefix: files of `unet.save_lora_adapter` and of old `save_attn_procs`.
             if let Some(bare) = module.strip_prefix("unet.") {
-                weights.insert(bare.to_owned(), name.clone());
+                add(bare.to_owned());
+            }
+            // Transformers 5 names the text encoder's modules so.
+            if let Some(bare) = module.strip_prefix("text_encoder.text_model.") {
+                add(format!("text_encoder.{bare}"));
             }
         }
         Self { weights }

@@ -90,14 +90,15 @@ impl StableDiffusion {
         Ok(latents)
     }
 
-    /// `latents`: (N, 4, H, W), f32. Returns one picture's (height, width, 3) bytes each.
+    /// `latents`: (N, 4, H, W), f32. Returns (N, 3, 8·H, 8·W), f32 around -1 to 1, for [`to_rgb8`].
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub fn decode(&self, latents: &Tensor) -> Result<Vec<Vec<u8>>, EngineError> {
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor, EngineError> {
         // One at a time: the decoder's widest layers take most of the memory there is.
-        let decode = |picture: usize| Ok(to_rgb8(&self.vae.decode(&latents.narrow(0, picture, 1)?)?.i(0)?)?);
-        (0..latents.dim(0)?).map(decode).collect()
+        let decode = |picture: usize| self.vae.decode(&latents.narrow(0, picture, 1)?);
+        let decoded = (0..latents.dim(0)?).map(decode).collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&decoded, 0)?)
     }
 
     /// (channels, height, width) of the latents of one picture of this size.
@@ -167,8 +168,10 @@ fn execute(engine: &StableDiffusion, plan: &Plan, watch: &Watch) -> Result<Vec<P
     let latents = (noise.draw(&engine.device)? * plan.schedule.init_noise_sigma)?;
     let latents = engine.denoise(latents, &text, plan.guidance_scale, &plan.schedule, &mut noise, watch)?;
     let (width_px, height_px) = (plan.width_px, plan.height_px);
-    let pictures = engine.decode(&latents)?.into_iter().zip(&plan.seeds);
-    Ok(pictures.map(|(rgb, seed)| Picture { width_px, height_px, rgb, seed: *seed }).collect())
+    let decoded = engine.decode(&latents)?;
+    let picture =
+        |(index, seed): (usize, &u64)| Ok(Picture { width_px, height_px, rgb: to_rgb8(&decoded.i(index)?)?, seed: *seed });
+    plan.seeds.iter().enumerate().map(picture).collect()
 }
 
 /// (R, T, C) to (R·count, T, C), every row `count` times in a run.

@@ -43,7 +43,7 @@ impl PromptTokenizer {
     /// [`EngineError::Checkpoint`] when neither can be read, or CLIP's own tokens are not in them.
     pub fn read(folder: &Path, pad_token: &str, length: usize) -> Result<Self, EngineError> {
         let file = folder.join("tokenizer.json");
-        let tokenizer = if file.is_file() { Tokenizer::from_file(&file) } else { from_vocabulary(folder) };
+        let tokenizer = if file.is_file() { Tokenizer::from_file(&file) } else { from_vocabulary(folder, pad_token) };
         let wrong = |problem: String| EngineError::Checkpoint { path: folder.to_owned(), problem };
         let tokenizer = tokenizer.map_err(|error| wrong(error.to_string()))?;
         let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token {token}")));
@@ -67,7 +67,7 @@ impl PromptTokenizer {
 }
 
 /// What transformers' converter makes of the slow tokenizer's files.
-fn from_vocabulary(folder: &Path) -> tokenizers::Result<Tokenizer> {
+fn from_vocabulary(folder: &Path, pad_token: &str) -> tokenizers::Result<Tokenizer> {
     let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
     let model = BPE::from_file(&path("vocab.json"), &path("merges.txt"))
         .unk_token(END.into())
@@ -76,7 +76,7 @@ fn from_vocabulary(folder: &Path) -> tokenizers::Result<Tokenizer> {
         .build()?;
     let mut tokenizer = Tokenizer::new(model);
     let special = |token: &str| AddedToken::from(token, true).normalized(false);
-    tokenizer.add_special_tokens([special(START), special(END)])?;
+    tokenizer.add_special_tokens([special(START), special(END), special(pad_token)])?;
     let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
     tokenizer.with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))?;
     let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)?;

@@ -1,0 +1,105 @@
+//! Every LoRA file that must be refused, and the good job after it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use atelier::engine::EngineError;
+use candle_core::{Device, Tensor};
+
+use super::{engine, fixtures, lora, paint};
+
+const QUERY: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
+
+/// A LoRA file of zeros with these (key, shape) tensors.
+fn file_of(tensors: &[(String, &[usize])]) -> Vec<u8> {
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).expect("zeros");
+    let tensors: HashMap<String, Tensor> = tensors.iter().map(|(key, shape)| (key.clone(), zeros(shape))).collect();
+    bytes_of(&tensors)
+}
+
+fn bytes_of(tensors: &HashMap<String, Tensor>) -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("lora.safetensors");
+    candle_core::safetensors::save(tensors, &path).expect("saves");
+    fs::read(path).expect("reads")
+}
+
+fn matrices(module: &str, down: &'static [usize], up: &'static [usize]) -> Vec<(String, &'static [usize])> {
+    vec![(format!("{module}.lora_A.weight"), down), (format!("{module}.lora_B.weight"), up)]
+}
+
+fn good() -> Vec<u8> {
+    fs::read(fixtures().join("loras/peft.safetensors")).expect("the fixture")
+}
+
+fn with_a_nan() -> Vec<u8> {
+    let mut tensors = candle_core::safetensors::load_buffer(&good(), &Device::Cpu).expect("the fixture");
+    let key = format!("unet.{QUERY}.lora_A.weight");
+    let shape = tensors[&key].shape().clone();
+    let mut numbers = vec![0.0_f32; shape.elem_count()];
+    numbers[3] = f32::NAN;
+    tensors.insert(key, Tensor::from_vec(numbers, shape, &Device::Cpu).expect("a tensor"));
+    bytes_of(&tensors)
+}
+
+/// (name, content, what its error must say).
+fn bad_files() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
+    let unknown = ["a", "b", "c", "d"].map(|name| (format!("unet.other.{name}.lora_A.weight"), [4, 16]));
+    let unknown: Vec<(String, &[usize])> = unknown.iter().map(|(key, shape)| (key.clone(), &shape[..])).collect();
+    let mut partly = matrices(&format!("unet.{QUERY}"), &[4, 16], &[16, 4]);
+    partly.push(("text_encoder_2.text_model.embeddings.lora_A.weight".into(), &[4, 16]));
+    vec![
+        ("a zipped pickle", b"PK\x03\x04 and more".to_vec(), &["pickle", ".safetensors"]),
+        ("a bare pickle", b"\x80\x02}q\x00.".to_vec(), &["pickle", ".safetensors"]),
+        ("nothing at all", vec![], &["not a whole safetensors file", "upload it again"]),
+        ("half a file", good()[..good().len() / 2].to_vec(), &["not a whole safetensors file"]),
+        ("a header only", good()[..100].to_vec(), &["not a whole safetensors file"]),
+        ("no tensors", file_of(&[]), &["holds no matrices"]),
+        ("a NaN", with_a_nan(), &["NaN", "to_q.lora_A.weight"]),
+        ("unknown keys", file_of(&unknown), &["4 of 4 keys", "other.a", "other.b", "other.c.lora_A.weight; was"]),
+        ("a key too many", file_of(&partly), &["1 of 3 keys", "text_encoder_2"]),
+        (
+            "another model's",
+            file_of(&matrices(&format!("unet.{QUERY}"), &[4, 320], &[320, 4])),
+            &["belongs to another model", "320", "[16, 16]"],
+        ),
+        ("ranks that differ", file_of(&matrices(&format!("unet.{QUERY}"), &[4, 16], &[16, 5])), &["belongs to another model"]),
+        (
+            "one matrix of two",
+            file_of(&[(format!("unet.{QUERY}.lora_A.weight"), &[4, 16])]),
+            &["no up (B) matrix", "incomplete"],
+        ),
+        ("a LoHa", file_of(&[("lora_unet_conv_in.hada_w1_a".into(), &[4, 16])]), &["LoHa", "only LoRA is supported"]),
+        ("a DoRA", file_of(&[("lora_unet_conv_in.dora_scale".into(), &[16])]), &["DoRA"]),
+    ]
+}
+
+#[test]
+fn bad_loras_are_refused_and_the_next_job_is_painted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut engine = engine();
+    let expected = paint(&mut engine, vec![]).expect("paints");
+    for (name, content, words) in bad_files() {
+        let path = folder.path().join("bad.safetensors");
+        fs::write(&path, content).expect("writes");
+        let first = lora(fixtures().join("loras/kohya.safetensors"));
+        match paint(&mut engine, vec![first, lora(path)]) {
+            Err(EngineError::Lora { index: 1, problem }) => {
+                for word in words {
+                    assert!(problem.contains(word), "{name}: {word:?} is not in {problem:?}");
+                }
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+        assert_eq!(paint(&mut engine, vec![]).expect("paints"), expected, "after {name}");
+    }
+}
+
+#[test]
+fn lora_file_that_is_missing_is_refused() {
+    match paint(&mut engine(), vec![lora(Path::new("/nowhere/at/all.safetensors").to_owned())]) {
+        Err(EngineError::Lora { index: 0, problem }) => assert!(problem.contains("cannot be read"), "{problem}"),
+        other => panic!("{other:?}"),
+    }
+}

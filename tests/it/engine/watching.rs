@@ -1,0 +1,55 @@
+//! Progress, cancelling, and sizes that cannot be painted.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use atelier::engine::{Engine, EngineError, Progress, Watch};
+
+use super::{STEPS, engine, paint, request};
+
+#[test]
+fn progress_counts_every_step() {
+    let seen: Arc<Mutex<Vec<Progress>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let watch = Watch::new(move |progress| log.lock().expect("a lock").push(progress));
+    engine().paint(&request(vec![]), &watch).expect("paints");
+    let expected: Vec<Progress> = (1..=STEPS).map(|step| Progress { step, steps: STEPS }).collect();
+    assert_eq!(*seen.lock().expect("a lock"), expected);
+}
+
+#[test]
+fn cancelling_stops_before_the_next_step_and_the_next_job_is_painted() {
+    let mut engine = engine();
+    let expected = paint(&mut engine, vec![]).expect("paints");
+    let own: Arc<OnceLock<Watch>> = Arc::default();
+    let seen: Arc<Mutex<u32>> = Arc::default();
+    let (handle, steps) = (Arc::clone(&own), Arc::clone(&seen));
+    let watch = Watch::new(move |progress| {
+        *steps.lock().expect("a lock") = progress.step;
+        if progress.step == 2 {
+            handle.get().expect("set below").cancel();
+        }
+    });
+    own.set(watch.clone()).ok().expect("set once");
+    assert!(matches!(engine.paint(&request(vec![]), &watch), Err(EngineError::Cancelled)));
+    assert_eq!(*seen.lock().expect("a lock"), 2);
+    assert_eq!(paint(&mut engine, vec![]).expect("paints"), expected);
+}
+
+#[test]
+fn side_that_the_vae_cannot_decode_is_refused() {
+    let problem = engine().latent_shape(104, 68).expect_err("68 is no multiple of 8").to_string();
+    assert_eq!(problem, "height: must be a multiple of 8, got 68");
+}
+
+#[test]
+fn a_seed_paints_the_same_picture_whatever_its_neighbours() {
+    let mut engine = engine();
+    let alone = paint(&mut engine, vec![]).expect("paints");
+    let mut many = request(vec![]);
+    many.task.num_images = atelier::job::task::ImageCount::new(3).expect("a count");
+    many.task.seed = atelier::job::task::Seed::new(5).expect("a seed");
+    let pictures = engine.paint(&many, &Watch::new(|_| ())).expect("paints");
+    let same = pictures.iter().find(|picture| picture.seed == 7).expect("seeds 5, 6 and 7");
+    let largest = alone[0].rgb.iter().zip(&same.rgb).map(|(alone, beside)| alone.abs_diff(*beside)).max();
+    assert!(largest <= Some(1), "{largest:?}");
+}

@@ -1,0 +1,76 @@
+//! LoRA files of every format, alone, together and in turns, against PEFT.
+
+use std::collections::BTreeMap;
+
+use atelier::engine::sd::StableDiffusion;
+use atelier::engine::{Engine, LoraFile};
+use atelier::job::task::LoraScale;
+use candle_core::Tensor;
+
+use super::stages::PROMPT;
+use super::{Reference, STAGE, Stage, engine, fixtures, numbers};
+
+const TIMESTEP: f64 = 500.0;
+
+#[test]
+fn parity_of_loras() {
+    let mut engine = engine("sd15");
+    let reference = Reference::read("sd15");
+    let mixes = std::fs::read_to_string(fixtures().join("loras/mixes.json")).expect("mixes");
+    // A list and not a map: the order of the LoRAs is part of the case.
+    let mixes: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&mixes).expect("mixes");
+    let mut text = Stage::new("sd15, text states with LoRA");
+    let mut unet = Stage::new("sd15, unet with LoRA");
+    for (mix, scales) in mixes {
+        let scales = scales.as_object().expect("scales");
+        let loras: Vec<LoraFile> = scales.iter().map(|(name, scale)| lora(name, scale.as_f64().expect("a scale"))).collect();
+        engine.use_loras(&loras).unwrap_or_else(|error| panic!("{mix}: {error}"));
+        let (states, noise) = look(&engine, &reference);
+        text.compare(&mix, &states, reference.get(&format!("lora/{mix}/text")));
+        unet.compare(&mix, &noise, reference.get(&format!("lora/{mix}/unet")));
+    }
+    text.finish(STAGE);
+    unet.finish(STAGE);
+}
+
+#[test]
+fn parity_of_loras_in_turns() {
+    let reference = Reference::read("sd15");
+    let turns: [&[LoraFile]; 6] =
+        [&[lora("peft", 1.0)], &[lora("kohya", 0.8)], &[], &[lora("peft", 1.0)], &[lora("peft", 0.5)], &[]];
+    let mut alternating = engine("sd15");
+    let mut seen: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for loras in turns {
+        alternating.use_loras(loras).expect("loads");
+        let ours = numbers(&look(&alternating, &reference).1);
+        let first = seen.entry(format!("{loras:?}")).or_insert_with(|| {
+            let mut fresh = engine("sd15");
+            fresh.use_loras(loras).expect("loads");
+            numbers(&look(&fresh, &reference).1)
+        });
+        assert_eq!(&ours, first, "{loras:?} leaked from one turn into another");
+    }
+    assert_eq!(seen.len(), 4, "every LoRA paints something of its own");
+}
+
+#[test]
+fn lora_that_fails_leaves_the_engine_as_it_was() {
+    let reference = Reference::read("sd15");
+    let mut engine = engine("sd15");
+    engine.warm_up().expect("warms up");
+    let before = numbers(&look(&engine, &reference).1);
+    engine.use_loras(&[lora("peft", 1.0), lora("missing", 1.0)]).expect_err("there is no such file");
+    assert_eq!(before, numbers(&look(&engine, &reference).1));
+}
+
+fn lora(name: &str, scale: f64) -> LoraFile {
+    let path = fixtures().join(format!("loras/{name}.safetensors"));
+    LoraFile { path, scale: LoraScale::new(scale).expect("a scale") }
+}
+
+/// Text states of the prompt, and what the UNet makes of fixed latents.
+fn look(engine: &StableDiffusion, reference: &Reference) -> (Tensor, Tensor) {
+    let states = engine.encode_prompt(PROMPT, None).expect("states");
+    let noise = engine.predict_noise(reference.get("unet/1x9x13/latents"), TIMESTEP, &states, 1.0).expect("noise");
+    (states, noise)
+}

@@ -1,0 +1,53 @@
+//! Whole paintings, from seeds to pixels.
+
+use atelier::engine::{Engine, PaintRequest, Picture, Watch};
+use atelier::job::task::{Generate, GuidanceScale, ImageCount, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount};
+
+use super::stages::{NEGATIVE, PROMPT, largest_step};
+use super::{PIXEL, Reference, RelativeError, Stage, engine};
+
+/// (scheduler, its name in the reference, guidance scale, pictures), as in the oracle's script.
+const CASES: [(Scheduler, &str, f64, u64); 5] = [
+    (Scheduler::DpmSolverPlusPlus, "dpmsolver++", 7.5, 1),
+    (Scheduler::DpmSolverPlusPlusKarras, "dpmsolver++-karras", 7.5, 1),
+    (Scheduler::Ddim, "ddim", 7.5, 1),
+    (Scheduler::Euler, "euler", 1.0, 1),
+    (Scheduler::EulerAncestral, "euler_a", 7.5, 4),
+];
+
+#[test]
+fn parity_of_pictures() {
+    for checkpoint in ["sd15", "sd2"] {
+        let mut engine = engine(checkpoint);
+        let reference = Reference::read(checkpoint);
+        for (scheduler, name, guidance_scale, count) in CASES {
+            let request = request(scheduler, guidance_scale, count);
+            let pictures = engine.paint(&request, &Watch::new(|_| ())).expect("paints");
+            let seeds: Vec<u64> = pictures.iter().map(|picture| picture.seed).collect();
+            assert_eq!(seeds, (42..42 + count).collect::<Vec<_>>());
+            let ours: Vec<u8> = pictures.into_iter().flat_map(|Picture { rgb, .. }| rgb).collect();
+            let expected = reference.get(&format!("picture/{name}")).flatten_all();
+            let expected = expected.and_then(|flat| flat.to_vec1::<u8>()).expect("bytes");
+            let mut stage = Stage::new(format!("{checkpoint}, picture, {name}, 8 bit"));
+            stage.note(name, f64::from(largest_step(&ours, &expected)));
+            stage.finish(RelativeError(f64::from(PIXEL)));
+        }
+    }
+}
+
+fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64) -> PaintRequest {
+    let side = |px| SidePx::new(px).expect("a side");
+    let task = Generate {
+        model: ModelName::new("fixture").expect("a name"),
+        prompt: Prompt::new(PROMPT).expect("a prompt"),
+        negative_prompt: Prompt::new(NEGATIVE).expect("a prompt"),
+        loras: vec![],
+        steps: StepCount::new(5).expect("steps"),
+        guidance_scale: GuidanceScale::new(guidance_scale).expect("a scale"),
+        scheduler,
+        size: Size::new(side(104), side(72)),
+        num_images: ImageCount::new(num_images).expect("a count"),
+        seed: Seed::new(42).expect("a seed"),
+    };
+    PaintRequest { task, loras: vec![] }
+}
