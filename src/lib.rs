@@ -20,6 +20,8 @@ pub mod handler;
 
 pub mod config;
 
+pub mod log;
+
 pub mod start;
 
 pub mod invoke;

@@ -1,17 +1,16 @@
 //! Which role to play: the Lambda handler where there is a Runtime API, else what the command line says.
 
-use std::io::{IsTerminal as _, Write as _, stderr, stdout};
+use std::io::{Write as _, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use atelier::config::{self, Config};
 use atelier::handler::lambda::{self, Limits};
-use atelier::{demo, invoke, start};
+use atelier::{demo, invoke, log, start};
 use clap::{Parser, Subcommand};
-use std::sync::Arc;
-use tracing_subscriber::EnvFilter;
 
 /// A GPU function: a job out of an event, pictures in S3, a signed webhook out.
 #[derive(Parser)]
@@ -36,7 +35,7 @@ enum Role {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let environment = config::environment();
-    start_log(&environment, matches!(arguments.role, Some(Role::Demo(_))));
+    log::start(&environment, matches!(arguments.role, Some(Role::Demo(_))));
     match play(arguments, &environment).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -75,16 +74,4 @@ async fn serve(path: Option<&std::path::Path>, environment: &config::Environment
         shutdown_grace: Duration::from_millis(config.runtime.shutdown_grace_ms),
     };
     lambda::serve(handler, limits).await.map_err(anyhow::Error::from_boxed)
-}
-
-/// JSON lines for machines, short lines for people; `LOG_LEVEL` in the syntax of tracing's `EnvFilter`.
-fn start_log(environment: &config::Environment, quiet: bool) {
-    let usual = if quiet { "warn" } else { "info" };
-    let level = environment.get("LOG_LEVEL").map_or(usual, String::as_str).to_lowercase();
-    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(level)).with_writer(stderr);
-    if stdout().is_terminal() || quiet {
-        log.without_time().with_target(false).init();
-    } else {
-        log.json().flatten_event(true).with_current_span(false).with_target(false).init();
-    }
 }

@@ -1,5 +1,6 @@
 //! Everything that is tested from outside, as one binary.
 
+mod architecture;
 mod backend;
 mod bucket;
 mod config;

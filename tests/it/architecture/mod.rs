@@ -1,0 +1,228 @@
+//! The house rules that the compiler does not know: who may import whom, and how long a file and a function may be.
+
+mod source;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use self::source::Source;
+
+/// Each module of src/ (a file or a folder) and what it may name with `crate::`. `*` is everything. A row may stand here
+/// before its module does; a module without a row fails.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("job", &[]),
+    ("setting", &[]),
+    ("outbound", &["job", "setting"]),
+    ("store", &["job", "setting", "outbound"]),
+    ("notify", &["job", "setting", "outbound"]),
+    ("metrics", &["job", "setting"]),
+    ("engine", &["job::task"]),
+    ("workflow", &["job", "engine", "store", "notify"]),
+    ("events", &["job"]),
+    ("handler", &["job", "setting", "events", "workflow", "metrics"]),
+    // The settings of each part are defined where they are used; config only reads them in.
+    ("config", &["job", "setting", "outbound", "store", "notify", "workflow"]),
+    (
+        "start",
+        &["job", "setting", "outbound", "store", "notify", "engine", "workflow", "events", "handler", "config", "metrics"],
+    ),
+    // The host never loads a model.
+    ("host", &["job", "setting", "events", "metrics", "config"]),
+    ("log", &["config"]),
+    ("invoke", &["*"]),
+    ("demo", &["*"]),
+    ("main", &["*"]),
+];
+
+/// Crates that a module must not name, and the files that may all the same. A `*` at the end stands for any ending.
+const MUST_NOT_USE: &[(&str, &[&str], &[&str])] =
+    &[("engine", &["tokio", "serde_json", "aws_*", "reqwest", "lambda_*"], &["src/engine/checkpoint.rs"])];
+
+const LONGEST_FILE_LINES: usize = 400;
+const LONGEST_MAIN_LINES: usize = 80;
+const LONGEST_FUNCTION_LINES: usize = 60;
+/// The only readers of the environment, and the only places where a build feature shows.
+const READS_ENVIRONMENT: &[&str] = &["src/config.rs", "src/config/"];
+const KNOWS_FEATURES: &[&str] = &["src/engine/device.rs"];
+
+#[test]
+fn the_sources_keep_the_house_rules() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src", "tests"] {
+        rust_files(&root.join(folder), &mut files);
+    }
+    files.sort();
+    let mut broken = Vec::new();
+    for file in &files {
+        let name = file.strip_prefix(root).unwrap().to_str().unwrap();
+        broken.extend(check(name, &fs::read_to_string(file).unwrap()));
+    }
+    assert!(files.len() > 20, "found only {files:?}");
+    assert!(broken.is_empty(), "{} house rules broken:\n{}", broken.len(), broken.join("\n"));
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Every house rule that `text`, the file `name` of the repository, breaks.
+fn check(name: &str, text: &str) -> Vec<String> {
+    let source = match Source::read(name, text) {
+        Ok(source) => source,
+        Err(error) => return vec![format!("{name}: is not Rust: {error}")],
+    };
+    let mut broken = Vec::new();
+    check_shape(name, text, &source, &mut broken);
+    if let Some(inside) = name.strip_prefix("src/").filter(|inside| *inside != "lib.rs") {
+        let module = inside.split(['/', '.']).next().unwrap_or(inside);
+        check_imports(name, module, &source, &mut broken);
+        check_seams(name, &source, &mut broken);
+    }
+    broken
+}
+
+fn check_shape(name: &str, text: &str, source: &Source, broken: &mut Vec<String>) {
+    let lines = text.lines().count();
+    let longest = if name == "src/main.rs" { LONGEST_MAIN_LINES } else { LONGEST_FILE_LINES };
+    if lines > longest {
+        broken.push(format!("{name}: has {lines} lines, at most {longest} are allowed: split it by concept"));
+    }
+    if !text.starts_with("//! ") {
+        broken.push(format!("{name}:1: must open with one `//!` sentence that says what the file is for"));
+    }
+    for function in source.functions.iter().filter(|function| function.lines > LONGEST_FUNCTION_LINES) {
+        let (line, lines) = (function.line, function.lines);
+        broken.push(format!("{name}:{line}: a function of {lines} lines, at most {LONGEST_FUNCTION_LINES} are allowed"));
+    }
+    for (line, what) in &source.unfinished {
+        broken.push(format!("{name}:{line}: `{what}` is unfinished work: finish it, or open an issue"));
+    }
+}
+
+fn check_imports(name: &str, module: &str, source: &Source, broken: &mut Vec<String>) {
+    let Some((_, allowed)) = MAY_IMPORT.iter().find(|(row, _)| *row == module) else {
+        broken.push(format!("{name}: the module `{module}` has no row in MAY_IMPORT (tests/it/architecture/mod.rs)"));
+        return;
+    };
+    for (line, path) in &source.own_paths {
+        let inside = path.first().is_some_and(|first| first == module);
+        let path = path.join("::");
+        let may = allowed.iter().any(|row| *row == "*" || path == *row || path.starts_with(&format!("{row}::")));
+        if !(inside || may) {
+            let may = if allowed.is_empty() { "nothing of ours".to_owned() } else { allowed.join(", ") };
+            broken.push(format!("{name}:{line}: `{module}` must not import `crate::{path}`; it may import {may}"));
+        }
+    }
+    for (_, banned, excepted) in MUST_NOT_USE.iter().filter(|(row, ..)| *row == module) {
+        if excepted.contains(&name) {
+            continue;
+        }
+        for (line, path) in &source.foreign_paths {
+            let hit = |banned: &&str| banned.strip_suffix('*').map_or(path[0] == **banned, |start| path[0].starts_with(start));
+            if banned.iter().any(hit) {
+                broken.push(format!("{name}:{line}: `{module}` must not use the crate `{}`", path[0]));
+            }
+        }
+    }
+}
+
+fn check_seams(name: &str, source: &Source, broken: &mut Vec<String>) {
+    let excepted = |places: &[&str]| places.iter().any(|place| name.starts_with(place));
+    for (line, path) in &source.foreign_paths {
+        let reads = matches!(path.as_slice(), [.., env, read] if env == "env" && read.starts_with("var"));
+        if reads && !excepted(READS_ENVIRONMENT) {
+            broken.push(format!("{name}:{line}: reads the environment, which only config does"));
+        }
+    }
+    for line in source.features.iter().filter(|_| !excepted(KNOWS_FEATURES)) {
+        broken.push(format!("{name}:{line}: `cfg(feature = ...)` belongs in {}", KNOWS_FEATURES.join(", ")));
+    }
+}
+
+/// What the checker says about one file with the given content, after a proper first line.
+fn complaints(name: &str, code: &str) -> String {
+    check(name, &format!("//! A sample.\n{code}\n")).join("\n")
+}
+
+#[test]
+fn imports_outside_the_table_are_found() {
+    for (name, code, expected) in [
+        (
+            "src/job/task.rs",
+            "use crate::engine::Engine;",
+            "`job` must not import `crate::engine::Engine`; it may import nothing of ours",
+        ),
+        (
+            "src/engine/sd/unet.rs",
+            "use crate::job::outcome::JobError;",
+            "`engine` must not import `crate::job::outcome::JobError`",
+        ),
+        ("src/engine/mod.rs", "use crate::{job::task::Generate, store};", "`engine` must not import `crate::store`"),
+        (
+            "src/workflow/mod.rs",
+            "fn f() -> crate::handler::Reply { todo() }",
+            "`workflow` must not import `crate::handler::Reply`",
+        ),
+        ("src/events/sqs.rs", "fn f() { let x = vec![crate::store::get()]; }", "`events` must not import `crate::store::get`"),
+        ("src/events/sqs.rs", "use super::super::store::Store;", "`events` must not import `crate::store::Store`"),
+        ("src/store/mod.rs", "mod inner { use super::super::notify; }", "`store` must not import `crate::notify`"),
+        ("src/job/mod.rs", "use atelier::config::Config;", "`job` must not import `crate::config::Config`"),
+        ("src/gallery.rs", "", "the module `gallery` has no row in MAY_IMPORT"),
+        ("src/engine/thread.rs", "use tokio::sync::mpsc;", "`engine` must not use the crate `tokio`"),
+        ("src/engine/thread.rs", "fn f() { ::aws_sdk_s3::go() }", "`engine` must not use the crate `aws_sdk_s3`"),
+        ("src/engine/thread.rs", "fn f() { serde_json::json!(1); }", "`engine` must not use the crate `serde_json`"),
+    ] {
+        let found = complaints(name, code);
+        assert!(found.contains(expected), "{name}: {code}\nfound: {found}");
+    }
+}
+
+#[test]
+fn what_the_table_allows_passes() {
+    for (name, code) in [
+        ("src/engine/sd/unet.rs", "use crate::job::task::Generate;\nuse super::super::device;\npub(crate) fn f() {}"),
+        ("src/engine/checkpoint.rs", "use serde_json::Value;"),
+        ("src/engine/device.rs", "#[cfg(feature = \"cuda\")]\nfn f() {}"),
+        ("src/config/mod.rs", "fn f() { std::env::vars_os(); }"),
+        ("src/demo/mod.rs", "use crate::{config::Config, handler};"),
+        ("src/store/mod.rs", "mod inner { use super::cache; }\nuse self::cache::Cache;"),
+        ("tests/it/main.rs", "fn f() { std::env::var(\"ATELIER_TEST_VENV\"); }"),
+    ] {
+        assert_eq!(complaints(name, code), "", "{name}: {code}");
+    }
+}
+
+#[test]
+fn other_broken_rules_are_found() {
+    let long = format!("fn f() {{\n{}}}", "    g();\n".repeat(61));
+    let nested = format!("impl A {{ fn f() {{\n{}}} }}", "    g();\n".repeat(61));
+    for (name, code, expected) in [
+        ("src/job/mod.rs", "fn f() { std::env::var(\"HOME\"); }", ":2: reads the environment"),
+        ("src/job/mod.rs", "use std::env;\nfn f() { env::vars(); }", ":3: reads the environment"),
+        ("src/job/mod.rs", "use std::env::var_os;", ":2: reads the environment"),
+        ("src/engine/mod.rs", "#[cfg(feature = \"cuda\")]\nmod kernels {}", ":2: `cfg(feature = ...)` belongs in"),
+        ("src/engine/mod.rs", "fn f() -> bool { cfg!(feature = \"cuda\") }", ":2: `cfg(feature = ...)` belongs in"),
+        ("src/job/mod.rs", &long, ":2: a function of 61 lines"),
+        ("src/job/mod.rs", &nested, ":2: a function of 61 lines"),
+        ("src/job/mod.rs", &"const A: u8 = 0;\n".repeat(400), "has 402 lines, at most 400 are allowed"),
+        ("src/main.rs", &"const A: u8 = 0;\n".repeat(80), "has 82 lines, at most 80 are allowed"),
+        ("src/job/mod.rs", concat!("// FIX", "ME: later"), concat!(":2: `FIX", "ME` is unfinished work")),
+        ("src/job/mod.rs", concat!("/// TO", "DO\nfn f() {}"), concat!(":2: `TO", "DO` is unfinished work")),
+        ("src/job/mod.rs", "fn f() {\n    unimplemented!() }", ":3: `unimplemented!` is unfinished work"),
+        ("src/job/mod.rs", "fn f() { todo!() }", ":2: `todo!` is unfinished work"),
+        ("tests/it/main.rs", "#[test]\n#[ignore]\nfn f() {}", ":3: `#[ignore]` is unfinished work"),
+        ("src/job/mod.rs", "fn f( {", "is not Rust"),
+    ] {
+        let found = complaints(name, code);
+        assert!(found.contains(expected), "{name}: {code}\nfound: {found}");
+    }
+    assert!(check("src/job/mod.rs", "\nfn f() {}").join("").contains("must open with one `//!` sentence"));
+}

@@ -1,0 +1,183 @@
+//! Reads one Rust file into what the house rules look at: paths, functions, unfinished work, build features.
+
+use proc_macro2::{Span, TokenStream, TokenTree};
+use syn::spanned::Spanned as _;
+use syn::visit::{self, Visit};
+
+/// A path as its parts.
+pub(super) type Parts = Vec<String>;
+
+pub(super) struct Function {
+    pub(super) line: usize,
+    /// Lines between the braces.
+    pub(super) lines: usize,
+}
+
+/// Everything with the line it stands on.
+#[derive(Default)]
+pub(super) struct Source {
+    /// Paths into this package, without the leading `crate`; `super` and `self` are resolved.
+    pub(super) own_paths: Vec<(usize, Parts)>,
+    /// All other paths of two parts or more.
+    pub(super) foreign_paths: Vec<(usize, Parts)>,
+    pub(super) functions: Vec<Function>,
+    pub(super) unfinished: Vec<(usize, String)>,
+    pub(super) features: Vec<usize>,
+    /// Module path of the place the visitor is at, such as `engine::sd`.
+    module: Parts,
+}
+
+impl Source {
+    /// `name` is the file's path in the repository, such as `src/engine/sd/unet.rs`.
+    pub(super) fn read(name: &str, text: &str) -> Result<Self, syn::Error> {
+        let file = syn::parse_file(text)?;
+        let module = name.trim_start_matches("src/").trim_end_matches(".rs").split('/').map(str::to_owned);
+        let mut source = Self { module: module.filter(|part| part != "mod").collect(), ..Self::default() };
+        // Comments are not in the syntax tree.
+        for (line, text) in (1..).zip(text.lines()) {
+            let marks = [["TO", "DO"].concat(), ["FIX", "ME"].concat()];
+            let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            let found = marks.into_iter().filter(|mark| words.contains(&mark.as_str()));
+            source.unfinished.extend(found.map(|mark| (line, mark)));
+        }
+        source.visit_file(&file);
+        Ok(source)
+    }
+
+    fn path(&mut self, span: Span, mut parts: Parts) {
+        let line = span.start().line;
+        match parts[0].as_str() {
+            "crate" | "atelier" => {
+                parts.remove(0);
+                self.own_paths.push((line, parts));
+            }
+            "self" | "super" => {
+                let ups = parts.iter().filter(|part| *part == "super").count();
+                let mut whole = self.module[..self.module.len().saturating_sub(ups)].to_vec();
+                whole.extend(parts.into_iter().filter(|part| part != "super" && part != "self"));
+                self.own_paths.push((line, whole));
+            }
+            _ => self.foreign_paths.push((line, parts)),
+        }
+    }
+
+    fn use_tree(&mut self, before: &Parts, tree: &syn::UseTree) {
+        let with = |part: String| before.iter().cloned().chain([part]).collect::<Parts>();
+        match tree {
+            syn::UseTree::Path(path) => self.use_tree(&with(path.ident.to_string()), &path.tree),
+            syn::UseTree::Group(group) => group.items.iter().for_each(|tree| self.use_tree(before, tree)),
+            syn::UseTree::Name(name) if name.ident == "self" => self.path(name.span(), before.clone()),
+            syn::UseTree::Name(name) => self.path(name.span(), with(name.ident.to_string())),
+            syn::UseTree::Rename(rename) => self.path(rename.span(), with(rename.ident.to_string())),
+            syn::UseTree::Glob(glob) => self.path(glob.span(), with("*".to_owned())),
+        }
+    }
+
+    /// What a macro is called with is not parsed by syn: paths are picked out of its tokens.
+    fn tokens(&mut self, tokens: TokenStream) {
+        let mut parts: Parts = Vec::new();
+        let (mut start, mut colons) = (Span::call_site(), 0);
+        for token in tokens.into_iter().chain([TokenTree::Punct(proc_macro2::Punct::new(';', proc_macro2::Spacing::Alone))]) {
+            match token {
+                TokenTree::Punct(punct) if punct.as_char() == ':' => {
+                    colons += 1;
+                    continue;
+                }
+                TokenTree::Ident(ident) if colons == 2 && !parts.is_empty() => parts.push(ident.to_string()),
+                other => {
+                    if parts.len() > 1 {
+                        self.path(start, std::mem::take(&mut parts));
+                    }
+                    parts.clear();
+                    start = other.span();
+                    match other {
+                        TokenTree::Ident(ident) => parts.push(ident.to_string()),
+                        TokenTree::Group(group) => self.tokens(group.stream()),
+                        TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+                    }
+                }
+            }
+            colons = 0;
+        }
+    }
+
+    fn function(&mut self, span: Span, body: &syn::Block) {
+        let lines = (body.span().end().line - body.span().start().line).saturating_sub(1);
+        self.functions.push(Function { line: span.start().line, lines });
+    }
+}
+
+fn names_a_feature(tokens: &TokenStream) -> bool {
+    tokens.clone().into_iter().any(|token| match token {
+        TokenTree::Ident(ident) => ident == "feature",
+        TokenTree::Group(group) => names_a_feature(&group.stream()),
+        _ => false,
+    })
+}
+
+impl<'ast> Visit<'ast> for Source {
+    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
+        self.module.push(module.ident.to_string());
+        visit::visit_item_mod(self, module);
+        self.module.pop();
+    }
+
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.use_tree(&Vec::new(), &item.tree);
+    }
+
+    fn visit_visibility(&mut self, _: &'ast syn::Visibility) {
+        // `pub(crate)` and `pub(super)` import nothing.
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        if path.segments.len() > 1 {
+            self.path(path.span(), path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        }
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        let name = call.path.segments.last().map(|segment| segment.ident.to_string()).unwrap_or_default();
+        let line = call.span().start().line;
+        if name == "todo" || name == "unimplemented" {
+            self.unfinished.push((line, format!("{name}!")));
+        }
+        if name == "cfg" && names_a_feature(&call.tokens) {
+            self.features.push(line);
+        }
+        self.tokens(call.tokens.clone());
+        visit::visit_macro(self, call);
+    }
+
+    fn visit_attribute(&mut self, attribute: &'ast syn::Attribute) {
+        let line = attribute.span().start().line;
+        let is = |name: &str| attribute.path().is_ident(name);
+        if is("ignore") {
+            self.unfinished.push((line, "#[ignore]".to_owned()));
+        }
+        if let (true, syn::Meta::List(list)) = (is("cfg") || is("cfg_attr"), &attribute.meta)
+            && names_a_feature(&list.tokens)
+        {
+            self.features.push(line);
+        }
+        visit::visit_attribute(self, attribute);
+    }
+
+    fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
+        self.function(function.span(), &function.block);
+        visit::visit_item_fn(self, function);
+    }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
+        self.function(function.span(), &function.block);
+        visit::visit_impl_item_fn(self, function);
+    }
+
+    fn visit_trait_item_fn(&mut self, function: &'ast syn::TraitItemFn) {
+        if let Some(body) = &function.default {
+            self.function(function.span(), body);
+        }
+        visit::visit_trait_item_fn(self, function);
+    }
+}
