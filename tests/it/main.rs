@@ -1,5 +1,7 @@
 //! Everything that is tested from outside, as one binary.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what an unexpected value must do")]
+
 mod architecture;
 mod backend;
 mod bucket;
