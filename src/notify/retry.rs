@@ -45,7 +45,7 @@ mod tests {
         first_pause: Duration::from_millis(500),
         longest_pause: Duration::from_secs(20),
         attempt_timeout: Duration::from_secs(10),
-        total: Duration::from_secs(60),
+        total: Duration::from_mins(1),
     };
 
     #[test]
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
-        assert_eq!(asked("120"), Some(Duration::from_secs(120)));
+        assert_eq!(asked("120"), Some(Duration::from_mins(2)));
         assert_eq!(asked("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(30)));
         assert_eq!(asked("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO), "a date that has passed");
         assert_eq!(asked("-1"), None);

@@ -1,0 +1,190 @@
+//! Inputs: fetched once, kept as long as they fit, refused when they are too large, too slow or not for us.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use atelier::job::outcome::{JobError, Remedy};
+use atelier::job::url::AssetUrl;
+use atelier::setting::Secret;
+use atelier::store::cache::Lease;
+use atelier::store::{Settings, Store};
+
+use super::{Bench, bench, connect};
+use crate::servers::http::{Answer, HttpServer};
+
+const FIELD: &str = "lora[0].url";
+
+async fn fetch(store: &Store, url: &str) -> Result<Lease, JobError> {
+    store.fetch(&AssetUrl::parse(url).expect("an address"), FIELD).await
+}
+
+async fn refusal(store: &Store, url: &str) -> (Remedy, String) {
+    let error = fetch(store, url).await.expect_err("must fail");
+    assert_eq!(error.field(), Some(FIELD), "{error}");
+    (error.remedy(), error.to_string())
+}
+
+/// Every file of the cache but its lock.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder.join("0")).expect("the cache's folder");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths.filter(|path| path.file_name().is_some_and(|name| name != "lock")).collect()
+}
+
+fn text(lease: &Lease) -> String {
+    std::fs::read_to_string(lease.path()).expect("the file")
+}
+
+#[tokio::test]
+async fn a_file_is_downloaded_once_until_it_changes() {
+    let Bench { s3, store, cache } = &bench().await;
+    s3.put("loras", "ada.safetensors", b"one");
+    let first = fetch(store, "s3://loras/ada.safetensors").await.expect("fetched");
+    let second = fetch(store, "s3://loras/ada.safetensors").await.expect("fetched");
+    assert_eq!((text(&first).as_str(), first.path()), ("one", second.path()));
+    s3.put("loras", "ada.safetensors", b"two");
+    let third = fetch(store, "s3://loras/ada.safetensors").await.expect("fetched");
+    assert_eq!((text(&third).as_str(), text(&first).as_str()), ("two", "one"), "a job in progress keeps what it has");
+    assert_eq!(files(cache.path()).len(), 2);
+}
+
+#[tokio::test]
+async fn the_cache_survives_a_restart_but_not_its_debris() {
+    let server = HttpServer::start(&[Answer::with(200, &[("etag", "\"one\"")], "abc"), Answer::status(304)]).await;
+    let Bench { s3, store, cache } = bench().await;
+    let url = server.url("/lora.safetensors").to_string();
+    let kept = fetch(&store, &url).await.expect("fetched").path().to_owned();
+    drop(store);
+    std::fs::write(kept.with_file_name("7.part"), "half a file").expect("debris");
+    std::fs::write(kept.with_file_name(format!("{}-9-61", "0".repeat(64))), "cut").expect("debris");
+    let store = connect(&s3.settings("pictures", cache.path())).await;
+    assert_eq!(files(cache.path()), std::slice::from_ref(&kept));
+    let again = fetch(&store, &url).await.expect("still there");
+    assert_eq!((again.path(), text(&again).as_str()), (kept.as_path(), "abc"));
+    assert_eq!(server.requests()[1].header("if-none-match"), Some("\"one\""));
+}
+
+#[tokio::test]
+async fn a_file_that_somebody_damaged_is_fetched_again() {
+    let server = HttpServer::start(&[Answer::with(200, &[("etag", "\"one\"")], "abc")]).await;
+    let Bench { store, .. } = &bench().await;
+    let url = server.url("/lora").to_string();
+    let path = fetch(store, &url).await.expect("fetched").path().to_owned();
+    std::fs::write(path, "a").expect("damage");
+    assert_eq!(text(&fetch(store, &url).await.expect("fetched")), "abc");
+    assert_eq!(server.requests()[1].header("if-none-match"), None);
+}
+
+#[tokio::test]
+async fn what_was_used_longest_ago_goes_first_and_what_is_in_use_stays() {
+    let Bench { s3, store, cache } = bench().await;
+    drop(store);
+    let mut settings = s3.settings("pictures", cache.path());
+    settings.cache.max_bytes = 10;
+    let store = connect(&settings).await;
+    for name in ["a", "b", "c", "d"] {
+        s3.put("loras", name, name.repeat(4).as_bytes());
+    }
+    let in_use = fetch(&store, "s3://loras/a").await.expect("fetched");
+    let b = fetch(&store, "s3://loras/b").await.expect("fetched").path().to_owned();
+    let c = fetch(&store, "s3://loras/c").await.expect("fetched").path().to_owned();
+    assert!(in_use.path().exists() && !b.exists() && c.exists(), "b made room for c");
+    let d = fetch(&store, "s3://loras/d").await.expect("fetched");
+    let b = fetch(&store, "s3://loras/b").await.expect("fetched");
+    assert_eq!(text(&in_use) + &text(&b) + &text(&d), "aaaabbbbdddd", "more than fits, all in use");
+    let (a_path, b_path) = (in_use.path().to_owned(), b.path().to_owned());
+    drop((in_use, d));
+    assert!(!a_path.exists() && b_path.exists(), "the bound holds again");
+    assert!(files(cache.path()).len() <= 2);
+}
+
+#[tokio::test]
+async fn a_file_without_an_etag_is_not_kept() {
+    let server = HttpServer::start(&[Answer::with(200, &[], "abc")]).await;
+    let Bench { store, cache, .. } = &bench().await;
+    let lease = fetch(store, server.url("/x").as_str()).await.expect("fetched");
+    assert_eq!(text(&lease), "abc");
+    drop(lease);
+    assert!(files(cache.path()).is_empty());
+}
+
+#[tokio::test]
+async fn two_processes_do_not_share_a_folder() {
+    let Bench { s3, store, cache } = &bench().await;
+    s3.put("loras", "a", b"aaaa");
+    let other = connect(&s3.settings("pictures", cache.path())).await;
+    let first = fetch(store, "s3://loras/a").await.expect("fetched");
+    let second = fetch(&other, "s3://loras/a").await.expect("fetched");
+    assert_ne!(first.path().parent(), second.path().parent());
+}
+
+#[tokio::test]
+async fn the_presigned_address_of_today_finds_yesterdays_file() {
+    let Bench { store, .. } = &bench().await;
+    let server = HttpServer::start(&[Answer::with(200, &[("etag", "\"one\"")], "abc"), Answer::status(304)]).await;
+    let first = fetch(store, server.url("/x?X-Amz-Signature=1").as_str()).await.expect("fetched");
+    let second = fetch(store, server.url("/x?X-Amz-Signature=2").as_str()).await.expect("fetched");
+    assert_eq!(first.path(), second.path());
+}
+
+#[tokio::test]
+async fn missing_forbidden_and_foreign_objects_are_given_up_at_once() {
+    let Bench { s3, store, cache } = &bench().await;
+    let (remedy, text) = refusal(store, "s3://loras/nothing").await;
+    assert_eq!((remedy, text.as_str()), (Remedy::GiveUp, "lora[0].url: s3://loras/nothing does not exist"));
+    let wrong = Settings { secret_access_key: Some(Secret::new("wrong")), ..s3.settings("pictures", cache.path()) };
+    let (remedy, text) = refusal(&connect(&wrong).await, "s3://loras/x").await;
+    assert!(remedy == Remedy::GiveUp && text.contains("access to s3://loras/x was denied"), "{text}");
+    assert_eq!(s3.take_requests().len(), 2, "none was tried again");
+    let narrow = Settings { input_buckets: vec!["pictures".into()], ..s3.settings("pictures", cache.path()) };
+    let (remedy, text) = refusal(&connect(&narrow).await, "s3://loras/x").await;
+    assert_eq!(remedy, Remedy::GiveUp);
+    assert_eq!(text, "lora[0].url: must lie in one of the buckets pictures, got \"loras\"");
+    assert!(s3.take_requests().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_too_large_or_endless_or_too_slow_leaves_nothing_behind() {
+    let Bench { s3, store, cache } = bench().await;
+    drop(store);
+    let settings = Settings { max_input_bytes: 100_000, input_timeout_ms: 1_000, ..s3.settings("pictures", cache.path()) };
+    let store = connect(&settings).await;
+    s3.put("loras", "large", &vec![0; 100_001]);
+    let (remedy, text) = refusal(&store, "s3://loras/large").await;
+    assert!(remedy == Remedy::GiveUp && text.contains("too large: at most 100000 bytes are allowed"), "{text}");
+
+    let server = HttpServer::start(&[Answer::Endless]).await;
+    let (remedy, text) = refusal(&store, server.url("/endless").as_str()).await;
+    assert!(remedy == Remedy::GiveUp && text.contains("too large"), "{text}");
+
+    for slow in [Answer::Stall, Answer::Never] {
+        server.script(&[slow]);
+        let started = Instant::now();
+        let (remedy, text) = refusal(&store, server.url("/slow").as_str()).await;
+        assert!(remedy == Remedy::Retry && text.contains("was not complete after 1 s"), "{text}");
+        assert!(started.elapsed().as_millis() >= 1_000);
+    }
+    assert!(files(cache.path()).is_empty());
+}
+
+#[tokio::test]
+async fn a_file_that_breaks_off_is_tried_again_later() {
+    let cut = "HTTP/1.1 200 OK\r\netag: \"one\"\r\ncontent-length: 1000\r\n\r\nonly this".to_owned();
+    let server = HttpServer::start(&[Answer::Raw(cut)]).await;
+    let Bench { store, cache, .. } = &bench().await;
+    let (remedy, text) = refusal(store, server.url("/cut").as_str()).await;
+    assert!(remedy == Remedy::Retry && text.contains("broke off"), "{text}");
+    assert!(files(cache.path()).is_empty());
+}
+
+#[tokio::test]
+async fn the_credentials_of_a_presigned_address_are_in_no_message() {
+    let server = HttpServer::start(&[Answer::status(200)]).await;
+    let Bench { store, .. } = &bench().await;
+    for answer in [Answer::status(404), Answer::status(503), Answer::HangUp, Answer::with(302, &[("location", "ftp://x/")], "")]
+    {
+        server.script(&[answer]);
+        let error = fetch(store, server.url("/x?X-Amz-Signature=s3cr3t").as_str()).await.expect_err("must fail");
+        assert!(!format!("{error} {error:?}").contains("s3cr3t"), "{error:?}");
+    }
+}
