@@ -1,6 +1,6 @@
 //! Where the log goes, and in which form.
 
-use std::io::{IsTerminal as _, stderr, stdout};
+use std::io::{IsTerminal as _, stderr};
 
 use tracing_subscriber::EnvFilter;
 
@@ -11,7 +11,7 @@ pub fn start(environment: &Environment, quiet: bool) {
     let usual = if quiet { "warn" } else { "info" };
     let level = environment.get("LOG_LEVEL").map_or(usual, String::as_str).to_lowercase();
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(level)).with_writer(stderr);
-    if stdout().is_terminal() || quiet {
+    if stderr().is_terminal() || quiet {
         log.without_time().with_target(false).init();
     } else {
         log.json().flatten_event(true).with_current_span(false).with_target(false).init();

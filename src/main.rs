@@ -35,15 +35,14 @@ enum Role {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let environment = config::environment();
+    let for_a_person = arguments.role.is_some();
     log::start(&environment, matches!(arguments.role, Some(Role::Demo(_))));
     match play(arguments, &environment).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "atelier ends");
-            let _ = writeln!(stderr(), "atelier: {error:#}");
-            ExitCode::FAILURE
-        }
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(error) if for_a_person => drop(writeln!(stderr(), "atelier: {error:#}")),
+        Err(error) => tracing::error!(error = format!("{error:#}"), "atelier ends"),
     }
+    ExitCode::FAILURE
 }
 
 async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow::Result<()> {
@@ -65,7 +64,9 @@ async fn serve(path: Option<&std::path::Path>, environment: &config::Environment
     let (config, handler) = match started.await {
         Ok(started) => started,
         Err(error) => {
-            lambda::report_init_error(&runtime_api, error.error_type(), &error.to_string()).await?;
+            if let Err(unheard) = lambda::report_init_error(&runtime_api, error.error_type(), &error.to_string()).await {
+                tracing::warn!(error = %unheard, "the Runtime API could not be told why the start failed");
+            }
             return Err(error.into());
         }
     };

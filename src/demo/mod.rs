@@ -109,7 +109,7 @@ fn listen(mut notices: UnboundedReceiver<Notice>, screen: Arc<Screen>) -> Listen
             let Some(Notice { method, path, webhook_id, body }) = notice else { return completed };
             let what = match body["progress"].as_u64() {
                 Some(percent) => format!("{percent:>3} %"),
-                None => format!("{} pictures, {webhook_id}", body["images"].as_array().map_or(0, Vec::len)),
+                None => format!("pictures: {}, {webhook_id}", body["images"].as_array().map_or(0, Vec::len)),
             };
             let job = body["job_id"].as_str().unwrap_or("?");
             screen.line(&format!("  webhook {method} {path}  {job}  {what}"));
