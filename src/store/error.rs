@@ -129,3 +129,38 @@ fn detail<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, Http
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(error.source(), |&cause| cause.source())
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_s3::Client;
+    use aws_sdk_s3::config::{BehaviorVersion, Config, ProvideCredentials, Region};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl ProvideCredentials for Nobody {
+        fn provide_credentials<'a>(&'a self) -> aws_credential_types::provider::future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            let error = CredentialsError::not_loaded("no providers in chain provided credentials");
+            aws_credential_types::provider::future::ProvideCredentials::ready(Err(error))
+        }
+    }
+
+    #[tokio::test]
+    async fn missing_credentials_are_told_in_words() {
+        let config = Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("us-east-1"))
+            .credentials_provider(Nobody)
+            .build();
+        let error = Client::from_conf(config).get_object().bucket("b").key("k").send().await.unwrap_err();
+        let request = Request { action: "s3:GetObject", bucket: "b", key: "k", endpoint: "" };
+        let error = Failure::new(error).storage(request);
+        assert_eq!(error.remedy(), crate::job::outcome::Remedy::Retry);
+        assert!(error.to_string().starts_with("storage: no AWS credentials were found ("), "{error}");
+    }
+}

@@ -113,6 +113,8 @@ impl Store {
             let problem = format!("must be 1 to 604800 seconds (a week, S3's limit), got {}", settings.presign_s);
             return Err(SettingError::new("store.presign_s", problem));
         }
+        check_address("store.endpoint_url", settings.endpoint_url.as_deref())?;
+        check_address("store.public_base_url", settings.public_base_url.as_deref())?;
         let client = client(settings).await?;
         let cache = Cache::open(&settings.cache).map_err(|error| {
             let folder = settings.cache.folder.display();
@@ -263,6 +265,14 @@ fn record_key(prefix: &str, job_id: &str) -> String {
     format!("{prefix}{job_id}/result.json")
 }
 
+fn check_address(setting: &str, address: Option<&str>) -> Result<(), SettingError> {
+    let Some(address) = address else { return Ok(()) };
+    if url::Url::parse(address).is_ok_and(|url| matches!(url.scheme(), "http" | "https")) {
+        return Ok(());
+    }
+    Err(SettingError::new(setting, format!("must be an address such as http://127.0.0.1:9000, got {address:?}")))
+}
+
 async fn client(settings: &Settings) -> Result<Client, SettingError> {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
@@ -276,11 +286,6 @@ async fn client(settings: &Settings) -> Result<Client, SettingError> {
         .retry_config(RetryConfig::standard().with_max_attempts(settings.max_attempts))
         .timeout_config(timeouts);
     if let Some(endpoint) = &settings.endpoint_url {
-        let valid = url::Url::parse(endpoint).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-        if !valid {
-            let problem = format!("must be an address such as http://127.0.0.1:9000, got {endpoint:?}");
-            return Err(SettingError::new("store.endpoint_url", problem));
-        }
         loader = loader.endpoint_url(endpoint);
     }
     match (&settings.access_key_id, &settings.secret_access_key) {

@@ -98,6 +98,35 @@ async fn what_was_used_longest_ago_goes_first_and_what_is_in_use_stays() {
     assert!(files(cache.path()).len() <= 2);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn many_jobs_at_once_never_lose_a_file_they_use() {
+    let Bench { s3, store, cache } = bench().await;
+    drop(store);
+    let mut settings = s3.settings("pictures", cache.path());
+    settings.cache.max_bytes = 250;
+    let store = connect(&settings).await;
+    let names = ["a", "b", "c", "d", "e"];
+    for name in names {
+        s3.put("loras", name, name.repeat(100).as_bytes());
+    }
+    let jobs = (0..8).map(|job| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for turn in 0..25 {
+                let name = names[(job * 3 + turn * (job + 1)) % names.len()];
+                let lease = fetch(&store, &format!("s3://loras/{name}")).await.expect("fetched");
+                tokio::task::yield_now().await;
+                assert_eq!(text(&lease), name.repeat(100));
+            }
+        })
+    });
+    for job in jobs.collect::<Vec<_>>() {
+        job.await.expect("no panic");
+    }
+    let kept: u64 = files(cache.path()).iter().map(|path| path.metadata().expect("a file").len()).sum();
+    assert!(kept <= 250, "{kept} bytes kept");
+}
+
 #[tokio::test]
 async fn a_file_without_an_etag_is_not_kept() {
     let server = HttpServer::start(&[Answer::with(200, &[], "abc")]).await;

@@ -187,6 +187,7 @@ async fn wrong_settings_are_named_at_start() {
         (Settings { bucket: String::new(), ..good.clone() }, "store.bucket"),
         (Settings { presign_s: 604_801, ..good.clone() }, "store.presign_s"),
         (Settings { endpoint_url: Some("127.0.0.1:9000".into()), ..good.clone() }, "store.endpoint_url"),
+        (Settings { public_base_url: Some("cdn.example.com".into()), ..good.clone() }, "store.public_base_url"),
         (Settings { secret_access_key: None, ..good.clone() }, "store.secret_access_key"),
         (Settings { access_key_id: None, ..good.clone() }, "store.access_key_id"),
         (with_cache(&good, Path::new("/dev/null/x")), "store.cache.folder"),

@@ -138,6 +138,18 @@ async fn a_notice_that_nobody_takes_brings_the_job_back() {
 }
 
 #[tokio::test]
+async fn a_backend_that_is_down_brings_the_job_back() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+    let backend = HttpServer::start(&[]).await;
+    let down = Settings { backend_api_url: Some(format!("http://{nobody}")), ..settings(&backend) };
+    let error = complete(&notifier(&down), &job(&json!({}))).await.expect_err("nobody there");
+    let expected = format!(
+        "complete to http://{nobody}: the server could not be reached (Connection refused (os error 111)) (4 attempts)"
+    );
+    assert_eq!(problem(&error), expected);
+}
+
+#[tokio::test]
 async fn the_receiver_says_when_to_come_back() {
     let later = Answer::with(429, &[("retry-after", "1")], "");
     let backend = HttpServer::start(&[later, Answer::status(200)]).await;
