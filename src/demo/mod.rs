@@ -73,7 +73,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     listener.stop.send(()).ok();
     let pictures = save(&options.out, listener.completed.await?).await?;
 
-    screen.line(&format!("\n{} pictures and contact-sheet.png in {}/", pictures, options.out.display()));
+    screen.line(&format!("\n{pictures} pictures and contact-sheet.png in {}/", options.out.display()));
     screen.line(&format!("the bucket, as the embedded S3 server stored it: {}/", bucket.join(local::BUCKET).display()));
     if options.serve {
         serve(&screen, s3, webhooks).await?;

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod demo;
 mod lifecycle;
 pub(crate) mod runtime_api;
 
