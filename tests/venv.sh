@@ -3,8 +3,13 @@
 set -eu
 venv=${1:?usage: tests/venv.sh DIR}
 requirements=$(dirname "$0")/requirements.txt
+# Holds AWS's Runtime Interface Emulator, one static binary; the Python packages around it are not needed.
+rie=aws-sam-cli==1.170.0
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-if ! cmp -s "$requirements" "$venv/requirements.txt"; then
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$requirements"
-    cp "$requirements" "$venv/requirements.txt"
+if ! { cat "$requirements"; echo "$rie"; } | cmp -s - "$venv/installed.txt"; then
+    pip_install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+    pip_install --requirement "$requirements"
+    pip_install --no-deps "$rie"
+    install "$venv"/lib/python3*/site-packages/samcli/local/rapid/aws-lambda-rie-x86_64 "$venv/bin/aws-lambda-rie"
+    { cat "$requirements"; echo "$rie"; } > "$venv/installed.txt"
 fi

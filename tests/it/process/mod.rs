@@ -3,6 +3,7 @@
 mod bad_input;
 mod crash;
 mod demo;
+mod hosts;
 mod lifecycle;
 pub(crate) mod runtime_api;
 
