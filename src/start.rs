@@ -5,18 +5,14 @@ use std::time::Instant;
 
 use crate::config::{Config, ConfigError, Environment, Family};
 use crate::engine::thread::EngineThread;
-use crate::engine::{Engine as _, EngineError, Progress, device, sd};
+use crate::engine::{Engine as _, EngineError, device, sd};
 use crate::handler::{Auth, Handler};
-use crate::job::JobId;
 use crate::job::outcome::JobError;
 use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::setting::SettingError;
 use crate::store::Store;
-use crate::workflow::{Services, Workflow};
-
-/// Hears of every denoising step.
-pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
+use crate::workflow::{Observer, Services, Workflow};
 
 /// Why the function never got ready.
 #[derive(Debug, thiserror::Error)]

@@ -22,6 +22,7 @@ use self::screen::Screen;
 use crate::engine::Picture;
 use crate::handler::Handler;
 use crate::start;
+use crate::workflow::Observer;
 use crate::workflow::control::{Control, Shutdown};
 
 /// The sample events, one a source, as they lie in `events/`.
@@ -55,7 +56,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     }
     let local = local::start(&bucket, options.serve.then_some(9444)).await?;
     let painter = Arc::clone(&screen);
-    let observer: start::Observer = Arc::new(move |job, now| painter.progress(job.as_str(), now));
+    let observer: Observer = Arc::new(move |job, now| painter.progress(job.as_str(), now));
     let mut handler = start::handler(&local.config, &local.environment, observer).await?;
     screen.line(&format!("tiny-sd is loaded and warm after {:.1} s", started.elapsed().as_secs_f64()));
     let Local { s3, webhooks, notices, .. } = local;

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use crate::events::http::{Exchange, Response, Route};
 use crate::events::{Delivery, Event, EventError, Settlement, sqs};
-use crate::job::Job;
 use crate::job::outcome::{JobError, Outcome, Remedy};
 use crate::job::request::{Defaults, Refusal};
+use crate::job::{Job, JobId};
 use crate::setting::Secret;
 use crate::workflow::Workflow;
 use crate::workflow::control::Control;
@@ -154,7 +154,9 @@ impl Handler {
         }
         let job = match Job::from_json(&body, &self.defaults) {
             Ok(job) => job,
-            Err(Refusal { job_id, error, .. }) => return Response::failed(job_id.as_ref().map(|id| id.as_str()), &error),
+            Err(Refusal { job_id, error, .. }) => {
+                return Response::failed(job_id.as_ref().map(JobId::as_str), &error);
+            }
         };
         let result = match self.workflow.run(&job, control).await {
             Ok(outcome) => self.describe(&job, outcome).await,

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::job::outcome::JobError;
 
 /// Deadlines further away than this, to either side, are no deadlines: some hosts send a constant in 1970.
-const BELIEVABLE: Duration = Duration::from_secs(24 * 60 * 60);
+const BELIEVABLE: Duration = Duration::from_hours(24);
 
 /// The limits of one invocation.
 #[derive(Debug, Clone)]

@@ -1,23 +1,21 @@
 //! Step `infer`: hands the task to the engine's thread and follows it.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use super::piece::Piece;
-use super::{Step, StepName};
+use super::{Observer, Step, StepName};
 use crate::engine::thread::EngineThread;
 use crate::engine::{EngineError, PaintRequest, Progress, Watch};
+use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::task::{ModelName, Task};
-use crate::job::{Job, JobId};
 
 pub struct Infer {
     pub engine: EngineThread,
     /// The one model this function serves.
     pub model: ModelName,
-    pub observer: Arc<dyn Fn(&JobId, Progress) + Send + Sync>,
+    pub observer: Observer,
 }
 
 /// Stops the engine when the step is dropped (deadline, shutdown): nobody waits for the pictures any more.

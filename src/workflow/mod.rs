@@ -93,14 +93,16 @@ const ORDER: [(StepName, StepName); 6] = [
     (StepName::Store, StepName::Notify),
 ];
 
+/// Hears of every denoising step of a job; returns at once.
+pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
+
 /// What the steps work with.
 pub struct Services {
     pub engine: EngineThread,
     pub model: ModelName,
     pub store: Arc<Store>,
     pub notifier: Arc<Notifier>,
-    /// Hears of every denoising step; returns at once.
-    pub observer: Arc<dyn Fn(&JobId, Progress) + Send + Sync>,
+    pub observer: Observer,
 }
 
 /// The configured steps, ready to run one job at a time.

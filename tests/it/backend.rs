@@ -47,7 +47,7 @@ impl Backend {
     /// The next terminal notice, within a minute; progress on the way is dropped.
     pub(crate) async fn terminal(&mut self) -> Notice {
         loop {
-            let next = timeout(Duration::from_secs(60), self.notices.recv());
+            let next = timeout(Duration::from_mins(1), self.notices.recv());
             let notice = next.await.expect("no terminal notice for a minute").unwrap();
             if notice.method != Method::PATCH {
                 return notice;

@@ -59,7 +59,7 @@ impl Bucket {
 
     /// Waits until a PUT is being held up.
     pub(crate) async fn holding(&mut self) {
-        timeout(Duration::from_secs(60), self.held.recv()).await.expect("nothing to hold up for a minute").unwrap();
+        timeout(Duration::from_mins(1), self.held.recv()).await.expect("nothing to hold up for a minute").unwrap();
     }
 
     /// How many PUTs of keys with this ending went through.
@@ -80,10 +80,10 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
         let mut hold = gate.hold.clone();
-        let is_held = |hold: &Option<&'static str>| hold.is_some_and(|ending| key.ends_with(ending));
-        if is_held(&hold.borrow()) {
+        let is_held = |hold: Option<&'static str>| hold.is_some_and(|ending| key.ends_with(ending));
+        if is_held(*hold.borrow()) {
             let _ = gate.held.send(());
-            let _ = hold.wait_for(|hold| !is_held(hold)).await;
+            let _ = hold.wait_for(|hold| !is_held(*hold)).await;
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
         gate.puts.lock().unwrap().push(key);

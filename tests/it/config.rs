@@ -1,6 +1,7 @@
 //! The configuration: what is in force, where it comes from, and what a wrong one is told.
 
 use atelier::config::{Config, Environment, runtime_api};
+use atelier::setting::Secret;
 use atelier::workflow::StepName;
 
 fn environment(pairs: &[(&str, &str)]) -> Environment {
@@ -40,7 +41,7 @@ fn the_old_services_environment_still_counts() {
     assert_eq!(config.store.bucket, "pictures");
     assert_eq!(config.store.region.as_deref(), Some("eu-central-1"));
     assert_eq!(config.notify.backend_api_url.as_deref(), Some("https://backend.example"));
-    assert_eq!(config.notify.internal_api_token.as_ref().map(|token| token.reveal()), Some(token), "digits stay a text");
+    assert_eq!(config.notify.internal_api_token.as_ref().map(Secret::reveal), Some(token), "digits stay a text");
 }
 
 #[test]
@@ -62,7 +63,8 @@ fn a_file_and_then_the_environment_override() {
 
 #[test]
 fn every_mistake_names_file_key_and_problem() {
-    let table: [(&str, &[(&str, &str)], &[&str]); 12] = [
+    type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+    let table: [Row; 12] = [
         ("server: {port: abc}", &[], &["config.yaml", "server.port", "abc"]),
         ("server: {prot: 1}", &[], &["config.yaml", "server", "prot", "node_id"]),
         ("servers: {}", &[], &["config.yaml", "servers"]),

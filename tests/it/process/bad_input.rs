@@ -18,12 +18,13 @@ use crate::backend::{Backend, Notice};
 use crate::bucket::Bucket;
 use crate::events::sample;
 
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_mins(10);
+static CHUNK: [u8; 65_536] = [0; 65_536];
 
 /// A server of hostile files, on an address that the configuration allows.
 async fn hostile() -> SocketAddr {
     let to = |address: &'static str| (StatusCode::FOUND, HeaderMap::from_iter([(LOCATION, HeaderValue::from_static(address))]));
-    let endless = || Body::from_stream(stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[0; 65_536]))));
+    let endless = || Body::from_stream(stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&CHUNK))));
     let router = Router::new()
         .route("/endless", get(move || async move { endless() }))
         .route("/redirect", get(move || async move { to("http://169.254.169.254/latest/meta-data/") }))

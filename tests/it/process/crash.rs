@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::bucket::Bucket;
 use crate::events::sample;
 
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_mins(10);
 
 fn job(id: &str) -> Value {
     let mut event = sample("sqs-plain.json");

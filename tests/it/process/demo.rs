@@ -14,7 +14,8 @@ fn the_demo_paints_stores_and_tells() {
     let (shown, log) = (String::from_utf8_lossy(&demo.stdout), String::from_utf8_lossy(&demo.stderr));
     assert!(demo.status.success(), "{shown}\n{log}");
     for name in ["demo-plain-0", "demo-lora-0", "demo-four-0", "demo-four-1", "demo-four-2", "demo-four-3", "contact-sheet"] {
-        let picture = image::open(out.path().join(format!("{name}.png"))).unwrap_or_else(|error| panic!("{name}: {error}\n{shown}"));
+        let picture =
+            image::open(out.path().join(format!("{name}.png"))).unwrap_or_else(|error| panic!("{name}: {error}\n{shown}"));
         assert!(picture.width() >= 128, "{name}");
     }
     for job in ["demo-plain", "demo-lora", "demo-four"] {

@@ -19,7 +19,7 @@ use crate::servers::{DEADLINE, python_or_skip};
 use crate::stage::TOKEN;
 
 /// `cargo lambda watch` may have to link the binary before it answers.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// Somebody's Runtime API host with a handler under it; both are ended when dropped.
 struct Host {

@@ -12,7 +12,7 @@ use crate::backend::Backend;
 use crate::bucket::Bucket;
 use crate::events::sample;
 
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_mins(10);
 
 struct Stage {
     api: RuntimeApi,

@@ -83,7 +83,7 @@ impl Process {
 
     /// Waits for the process to end by itself.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;

@@ -62,7 +62,7 @@ impl RuntimeApi {
 
     /// The next thing a handler posts, within a minute.
     pub(crate) async fn posted(&mut self) -> Posted {
-        timeout(Duration::from_secs(60), self.posted.recv()).await.expect("the handler posted nothing for a minute").unwrap()
+        timeout(Duration::from_mins(1), self.posted.recv()).await.expect("the handler posted nothing for a minute").unwrap()
     }
 
     pub(crate) fn nothing_posted(&mut self) -> bool {
