@@ -75,7 +75,7 @@ impl Stage {
     #[expect(clippy::print_stdout, reason = "the table is what the command is for")]
     fn finish(self, tolerance: RelativeError) {
         let Self { name, worst, case, cases } = self;
-        println!("parity  {name:<34} {worst:>9.1e}  of {:.0e}  {cases:>4} cases, worst {case}", tolerance.0);
+        println!("parity  {name:<36} {worst:>8.1e} of {:.0e}  {cases:>4} cases, worst {case}", tolerance.0);
         assert!(worst <= tolerance.0, "{name}: relative error {worst:e} beyond {:e} in {case}", tolerance.0);
     }
 }
