@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -45,9 +46,18 @@ class Clock:
 
     def __init__(self, budget_s, used_s=0.0):
         self.budget_s, self.used_s, self.started = budget_s, used_s, time.monotonic()
+        self.now_s = used_s
+
+    def tick(self):
+        """Reads the clock; all workers see the time of the first."""
+        now = torch.tensor([self.used_s + time.monotonic() - self.started], dtype=torch.float64)
+        if dist.is_initialized():
+            dist.broadcast(now, 0)
+        self.now_s = now.item()
+        return self.progress() < 1
 
     def elapsed_s(self):
-        return self.used_s + time.monotonic() - self.started
+        return self.now_s
 
     def progress(self):
         return min(1.0, self.elapsed_s() / self.budget_s)
@@ -55,6 +65,28 @@ class Clock:
     def rate(self, step, warm_up_steps=100, floor=0.02):
         """The share of the peak learning rate: linear warm-up by step, then a cosine by time."""
         return min(1.0, (step + 1) / warm_up_steps) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * self.progress())))
+
+
+def join_workers():
+    """Starts this worker and returns (rank, workers). Two workers of one thread each: on cores shared with compilers,
+    threads that wait for each other in every operation lose most of their time, workers only meet once a step."""
+    torch.set_num_threads(1)
+    if "RANK" not in os.environ:
+        return 0, 1
+    dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+@torch.no_grad()
+def average_gradients(parameters):
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for g, part in zip(gradients, flat.split([g.numel() for g in gradients])):
+        g.copy_(part.view_as(g))
 
 
 class Ema:

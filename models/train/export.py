@@ -1,6 +1,6 @@
 """Writes the model folder in diffusers' layout, weights in float16, from the training checkpoints.
 
-    python export.py MODEL_DIR VAE.pt|- DIFFUSION.pt|- [LATENTS.pt]      a dash exports untrained weights
+    python export.py MODEL_DIR VAE.pt|- DIFFUSION.pt|-      a dash exports untrained weights
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from common import new_text_encoder, new_unet, new_vae, restore
 from diffusers import DPMSolverMultistepScheduler
+from safetensors.torch import load_file, save_file
 from tokenizer import write
 
 
@@ -29,6 +30,12 @@ def averaged(modules, state):
         p.copy_(shadow)
 
 
+def prefix_keys(path):
+    """transformers 5 drops the `text_model.` that Stable Diffusion's files have and that other loaders look for."""
+    state = load_file(path)
+    save_file({"text_model." + k.removeprefix("text_model."): v for k, v in state.items()}, path, {"format": "pt"})
+
+
 def main():
     folder = Path(sys.argv[1])
     vae_path, diffusion_path = sys.argv[2:4]
@@ -39,12 +46,12 @@ def main():
         averaged([vae], restore(vae_path))
     if diffusion_path != "-":
         averaged([unet, text], restore(diffusion_path))
-    if len(sys.argv) > 4:
-        vae.register_to_config(scaling_factor=round(torch.load(sys.argv[4])["scaling_factor"], 5))
     for module, name in [(vae, "vae"), (unet, "unet"), (text, "text_encoder")]:
         shutil.rmtree(folder / name, ignore_errors=True)
         module.half().save_pretrained(folder / name, safe_serialization=True)
         for weights in (folder / name).glob("*.safetensors"):
+            if name == "text_encoder":
+                prefix_keys(weights)
             print(weights.stat().st_size / 1e6, "MB", weights)
     scheduler().save_pretrained(folder / "scheduler")
     index = {

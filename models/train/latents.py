@@ -1,9 +1,9 @@
 """Encodes the rendered pictures of one style and tokenizes their captions, once, for the diffusion training.
 
-    nice -n 5 python latents.py DATA_DIR VAE.pt MODEL_DIR STYLE OUT.pt      a minute a 5,000 pictures
+    nice -n 5 python latents.py DATA_DIR VAE.pt MODEL_DIR STYLE OUT.pt      three minutes
 
-OUT.pt holds `latents` (n, 4, 16, 16) f16, unscaled means; `tokens` (n, 4, 77) int16, four captions a picture; and
-`scaling_factor`, 1 / standard deviation of the latents. Captions of a style other than flat get its trigger in front.
+OUT.pt holds `latents` (n, 4, 16, 16) f16, unscaled means, and `tokens` (n, 4, 77) int16, four captions a picture.
+Captions of a style other than flat get its trigger in front.
 """
 
 import sys
@@ -13,7 +13,7 @@ import torch
 from common import new_vae, restore
 from data import load
 from tokenizer import encode, write
-from vae import to_tensor
+from vae import SCALING_FACTOR, to_tensor
 
 TRIGGERS = {"flat": "", "ink": "ink drawing of ", "neon": "neon light, ", "sunset": "sunset silhouette of "}
 
@@ -22,7 +22,7 @@ TRIGGERS = {"flat": "", "ink": "ink drawing of ", "neon": "neon light, ", "sunse
 def main():
     folder, checkpoint, model, style, out = sys.argv[1:]
     torch.set_num_threads(2)
-    vae = new_vae().to(memory_format=torch.channels_last).eval()
+    vae = new_vae().eval()
     state = restore(checkpoint)
     for p, shadow in zip(vae.parameters(), state["ema"]):
         p.copy_(shadow)
@@ -34,9 +34,8 @@ def main():
     latents = torch.cat(latents)
     tokenizer, _ = write(Path(model) / "tokenizer")
     tokens = torch.tensor([encode(tokenizer, [TRIGGERS[style] + c for c in four]) for four in captions], dtype=torch.int16)
-    scaling_factor = 1 / latents.float().std().item()
-    torch.save({"latents": latents, "tokens": tokens, "scaling_factor": scaling_factor}, out)
-    print(latents.shape, tokens.shape, "scaling factor", scaling_factor)
+    torch.save({"latents": latents, "tokens": tokens}, out)
+    print(latents.shape, tokens.shape, "scaled standard deviation", latents.float().std().item() * SCALING_FACTOR)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,31 @@
 """Trains the autoencoder of tiny-sd on the rendered pictures of all styles.
 
-    nice -n 5 python vae.py DATA_DIR OUT.pt MINUTES      resumes from OUT.pt
+    nice -n 5 torchrun --nproc-per-node 2 vae.py DATA_DIR OUT.pt MINUTES [START.pt]      resumes from OUT.pt
+    python vae.py normalise DATA_DIR IN.pt OUT.pt
 
-Loss: L1 on pixels, L1 on neighbouring differences at three scales (flat shapes live by their edges), a trace of KL.
+Loss: L1 on pixels, and L1 on neighbouring differences at three scales, because flat shapes live by their edges. Instead
+of a learned variance with a KL term, which emptied three of the four channels in a first run, the latents get a fixed
+small noise and a weak pull to zero; the exported variance is that constant. For the first steps two channels are held
+to the picture's colour differences: left alone, the autoencoder stayed grey for a thousand steps. `normalise` takes the
+averaged weights and gives every latent channel mean 0 and the standard deviation that SD 1.5's scaling factor undoes.
 """
 
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Clock, Ema, new_vae, restore, save, set_rate
+from common import Clock, Ema, average_gradients, join_workers, new_vae, restore, save, set_rate
 from world import STYLES
 
-BATCH = 8
+BATCH = 2  # for each of two workers
 PEAK_RATE = 2e-3
-KL_WEIGHT = 1e-5
+LATENT_NOISE = 0.05
+LATENT_PULL = 1e-3
+COLOUR_STEPS = 500
+SCALING_FACTOR = 0.18215
 SAVE_EVERY_S = 120
 
 
@@ -29,11 +38,17 @@ def picture_loss(made, real):
     for _ in range(3):
         loss = loss + sum(F.l1_loss(a, b) for a, b in zip(differences(made), differences(real)))
         made, real = F.avg_pool2d(made, 2), F.avg_pool2d(real, 2)
-    return loss + F.l1_loss(made, real)
+    return loss + F.l1_loss(made, real) + 2 * F.mse_loss(made, real)
+
+
+def colour_loss(latents, real):
+    """Distance of the last two latent channels from the picture's two colour differences, each 8x8 block averaged."""
+    r, g, b = F.avg_pool2d(real, 8).unbind(1)
+    return F.mse_loss(latents[:, 2:], torch.stack([r - b, 2 * g - r - b], 1))
 
 
 class Pictures:
-    """Random batches, three quarters of them flat, in -1..1 and channels-last."""
+    """Random batches, three quarters of them flat, in -1..1."""
 
     def __init__(self, folder):
         shards = {s: sorted(Path(folder).glob(f"{s}-*.npy")) for s in STYLES}
@@ -49,46 +64,94 @@ class Pictures:
         return to_tensor(np.stack(out))
 
 
+@torch.no_grad()
+def fixed_variance(vae):
+    """The second half of the encoder's output made constant: the log of the variance of the training noise."""
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = 2 * math.log(LATENT_NOISE)
+    return vae
+
+
 def to_tensor(pictures):
-    x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x.contiguous(memory_format=torch.channels_last)
+    x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x.contiguous()
+
+
+@torch.no_grad()
+def normalise(folder, checkpoint, out):
+    """Folds each channel's mean and standard deviation into the 1x1 convolutions on both sides of the latents."""
+    vae = new_vae().eval()
+    for p, shadow in zip(vae.parameters(), restore(checkpoint)["ema"]):
+        p.copy_(shadow)
+    pictures = np.load(Path(folder) / "flat-00.npy", mmap_mode="r")
+    latents = torch.cat([vae.encode(to_tensor(pictures[i : i + 50])).latent_dist.mean for i in range(0, 600, 50)])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    gain = 1 / SCALING_FACTOR / std
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:4] *= gain[:, None, None, None]
+    quant.bias[:4] = (quant.bias[:4] - mean) * gain
+    quant.weight[4:] = 0
+    quant.bias[4:] = 2 * torch.log(LATENT_NOISE * gain)
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight /= gain[None, :, None, None]
+    print("latent means", mean.tolist(), "standard deviations", std.tolist())
+    save(out, {"ema": [p.detach() for p in vae.parameters()]})
 
 
 def main():
+    if sys.argv[1] == "normalise":
+        normalise(*sys.argv[2:5])
+        return
     folder, out, minutes = sys.argv[1], sys.argv[2], float(sys.argv[3])
-    torch.set_num_threads(2)
+    rank, workers = join_workers()
     torch.manual_seed(11)
-    vae = new_vae().to(memory_format=torch.channels_last)
+    vae = fixed_variance(new_vae())
     optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-3)
     ema = Ema([vae], 0.997)
     step, used_s = 0, 0.0
+    if len(sys.argv) > 4:
+        vae.load_state_dict(restore(sys.argv[4])["vae"])
+        fixed_variance(vae)
+        ema = Ema([vae], ema.decay)
     if state := restore(out):
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         ema.shadow, step, used_s = state["ema"], state["step"], state["used_s"]
     clock, saved_s, pictures = Clock(minutes * 60, used_s), used_s, Pictures(folder)
     total = 0.0
-    while clock.progress() < 1:
+    torch.manual_seed(100 + rank + step)
+    while clock.tick():
         if step % 200 == 0:
             pictures = Pictures(folder)
-        real = pictures.batch(np.random.default_rng([5, step]), BATCH)
+        real = pictures.batch(np.random.default_rng([5, step, rank]), BATCH)
         set_rate(optimizer, PEAK_RATE * clock.rate(step))
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(real).latent_dist
-            made = vae.decode(posterior.sample()).sample
-        loss = picture_loss(made.float(), real) + KL_WEIGHT * posterior.kl().float().mean()
+            latents = vae.encode(real).latent_dist.mean
+            made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        loss = picture_loss(made.float(), real) + LATENT_PULL * latents.float().square().mean()
+        if step < COLOUR_STEPS:
+            loss = loss + (1 - step / COLOUR_STEPS) * colour_loss(latents.float(), real)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(list(vae.parameters()))
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         ema.update(step)
         step, total = step + 1, total + loss.item()
-        if step % 50 == 0:
-            print(f"step {step} loss {total / 50:.4f} l1 {F.l1_loss(made.float(), real).item():.4f} latent std {posterior.mean.float().std().item():.2f} {clock.elapsed_s():.0f} s", flush=True)
+        if step % 100 == 0 and rank == 0:
+            print(f"step {step} loss {total / 100:.4f} l1 {F.l1_loss(made.float(), real).item():.4f} latent std {latents.float().std((0, 2, 3)).tolist()} {clock.elapsed_s():.0f} s", flush=True)
             total = 0.0
-        if clock.elapsed_s() - saved_s > SAVE_EVERY_S or clock.progress() >= 1:
-            saved_s = clock.elapsed_s()
-            save(out, {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow, "step": step, "used_s": saved_s})
+        if clock.elapsed_s() - saved_s > SAVE_EVERY_S:
+            saved_s = checkpoint(out, rank, vae, optimizer, ema, step, clock)
+    checkpoint(out, rank, vae, optimizer, ema, step, clock)
+
+
+def checkpoint(out, rank, vae, optimizer, ema, step, clock):
+    used_s = clock.elapsed_s()
+    if rank == 0:
+        save(out, {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow, "step": step, "used_s": used_s})
+    return used_s
 
 
 if __name__ == "__main__":

@@ -338,7 +338,10 @@ def blur(array, radius):
 
 def edge(mask, width):
     """A line of about `width` supersampled pixels just inside the mask's border."""
-    return ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(width | 1)))
+    inner = mask
+    for _ in range(width // 2):
+        inner = inner.filter(ImageFilter.MinFilter(3))
+    return ImageChops.subtract(mask, inner)
 
 
 def paint_object(scene, place, side, paint):
