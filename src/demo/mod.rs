@@ -134,7 +134,7 @@ async fn save(out: &Path, completed: Vec<Value>) -> anyhow::Result<usize> {
             let rgb = image::load_from_memory(&file)?.into_rgb8();
             let seed = image["seed"].as_u64().unwrap_or_default();
             let picture = Picture { width_px: rgb.width(), height_px: rgb.height(), rgb: rgb.into_raw(), seed };
-            pictures.push((format!("{job}, seed {seed}"), picture));
+            pictures.push((sheet::caption(&file).unwrap_or_else(|| format!("{job}, seed {seed}")), picture));
         }
     }
     anyhow::ensure!(!pictures.is_empty(), "no picture arrived");

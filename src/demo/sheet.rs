@@ -1,7 +1,11 @@
 //! The contact sheet: all pictures of a demo in one grid with captions.
 
+use std::io::Cursor;
+use std::path::Path;
+
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
+use serde_json::Value;
 
 use crate::engine::Picture;
 use crate::workflow::lettering::Lettering;
@@ -18,6 +22,21 @@ const CAPTION_PX: u32 = 26;
 /// A picture's longer side on the sheet.
 const SMALLEST_SIDE_PX: u32 = 256;
 const LARGEST_SIDE_PX: u32 = 512;
+
+/// What was asked for, as the `atelier` chunk of a painted PNG says it: the prompt, then the names of its LoRAs.
+#[must_use]
+pub fn caption(png: &[u8]) -> Option<String> {
+    let reader = png::Decoder::new(Cursor::new(png)).read_info().ok()?;
+    let (latin1, utf8) = (&reader.info().uncompressed_latin1_text, &reader.info().utf8_text);
+    let plain = latin1.iter().find(|chunk| chunk.keyword == "atelier").map(|chunk| chunk.text.clone());
+    let text = plain.or_else(|| utf8.iter().find(|chunk| chunk.keyword == "atelier")?.get_text().ok())?;
+    let asked: Value = serde_json::from_str(&text).ok()?;
+    let names = asked["lora"].as_array().into_iter().flatten().filter_map(|lora| {
+        let name = Path::new(lora["url"].as_str()?).file_stem()?.to_string_lossy();
+        Some(format!(" + {name}"))
+    });
+    Some(names.fold(asked["prompt"].as_str()?.to_owned(), |caption, name| caption + &name))
+}
 
 /// Lays (caption, picture) out in rows, each picture in the middle of a cell. Tiny pictures are enlarged, large ones reduced; a
 /// caption that is too long ends in an ellipsis.
@@ -82,7 +101,11 @@ fn write(sheet: &mut RgbImage, caption: &str, left_px: u32, baseline_px: u32, wi
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::job::PictureFormat;
+    use crate::workflow::encode::encode;
 
     fn picture(width_px: u32, height_px: u32, colour: [u8; 3]) -> Picture {
         let rgb = colour.repeat((width_px * height_px) as usize);
@@ -93,6 +116,17 @@ mod tests {
         let captioned: Vec<_> = pictures.iter().map(|picture| ("a caption".to_owned(), picture.clone())).collect();
         let sheet = contact_sheet(&captioned);
         RgbImage::from_raw(sheet.width_px, sheet.height_px, sheet.rgb).unwrap()
+    }
+
+    #[test]
+    fn captions_say_what_was_asked_for() {
+        for prompt in ["a blue boat", "ein blaues Böötchen"] {
+            let asked = json!({ "prompt": prompt, "lora": [{ "url": "s3://loras/ink.safetensors", "scale": 1.0 }] });
+            let png = encode(&picture(8, 8, [9; 3]), PictureFormat::Png, &[("atelier", asked.to_string())]).unwrap();
+            assert_eq!(caption(&png), Some(format!("{prompt} + ink")));
+        }
+        let bare = encode(&picture(8, 8, [9; 3]), PictureFormat::Png, &[]).unwrap();
+        assert_eq!((caption(&bare), caption(b"no PNG")), (None, None));
     }
 
     #[test]
