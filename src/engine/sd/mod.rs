@@ -4,6 +4,7 @@ mod adapters;
 mod attention;
 pub mod clip;
 pub mod config;
+mod conv;
 mod pipeline;
 mod resnet;
 pub mod tokens;

@@ -3,13 +3,15 @@
 use candle_core::{Result, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Linear, Module, VarBuilder, conv2d, group_norm, linear};
 
+use super::conv::Conv3x3;
+
 /// diffusers' `ResnetBlock2D`: norm, silu, conv, plus the time, norm, silu, conv, plus the input.
 pub(super) struct ResnetBlock {
     norm1: GroupNorm,
-    conv1: Conv2d,
+    conv1: Conv3x3,
     time_emb_proj: Option<Linear>,
     norm2: GroupNorm,
-    conv2: Conv2d,
+    conv2: Conv3x3,
     conv_shortcut: Option<Conv2d>,
 }
 
@@ -29,10 +31,10 @@ impl ResnetBlock {
         let shortcut = || conv2d(in_channels, out_channels, 1, Conv2dConfig::default(), vb.pp("conv_shortcut"));
         Ok(Self {
             norm1: group_norm(groups, in_channels, eps, vb.pp("norm1"))?,
-            conv1: conv3x3(in_channels, out_channels, 1, vb.pp("conv1"))?,
+            conv1: Conv3x3::new(in_channels, out_channels, 1, vb.pp("conv1"))?,
             time_emb_proj: time_channels.map(time).transpose()?,
             norm2: group_norm(groups, out_channels, eps, vb.pp("norm2"))?,
-            conv2: conv3x3(out_channels, out_channels, 1, vb.pp("conv2"))?,
+            conv2: Conv3x3::new(out_channels, out_channels, 1, vb.pp("conv2"))?,
             conv_shortcut: (in_channels != out_channels).then(shortcut).transpose()?,
         })
     }
@@ -50,9 +52,4 @@ impl ResnetBlock {
             None => hidden + inner,
         }
     }
-}
-
-/// A 3x3 convolution that keeps the size, or halves it with `stride` 2.
-pub(super) fn conv3x3(in_channels: usize, out_channels: usize, stride: usize, vb: VarBuilder) -> Result<Conv2d> {
-    conv2d(in_channels, out_channels, 3, Conv2dConfig { padding: 1, stride, ..Conv2dConfig::default() }, vb)
 }

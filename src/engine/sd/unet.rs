@@ -1,10 +1,11 @@
 //! The UNet: predicts the noise in a picture from its noisy latents, the timestep and the text.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Conv2d, GroupNorm, Linear, Module, VarBuilder, group_norm, linear};
+use candle_nn::{GroupNorm, Linear, Module, VarBuilder, group_norm, linear};
 
 use super::config::{DownBlockType, UnetConfig, UpBlockType};
-use super::resnet::{ResnetBlock, ResnetConfig, conv3x3};
+use super::conv::Conv3x3;
+use super::resnet::{ResnetBlock, ResnetConfig};
 use super::transformer::{SpatialTransformer, TransformerConfig};
 
 /// Longest period of the sinusoidal timestep embedding.
@@ -13,12 +14,12 @@ const MAX_PERIOD: f32 = 10_000.0;
 /// diffusers' `UNet2DConditionModel`.
 pub struct Unet {
     time: TimeEmbedding,
-    conv_in: Conv2d,
+    conv_in: Conv3x3,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
-    conv_out: Conv2d,
+    conv_out: Conv3x3,
 }
 
 impl Unet {
@@ -33,12 +34,12 @@ impl Unet {
         let up = |index| UpBlock::new(config, index, &vb.pp("up_blocks").pp(index));
         Ok(Self {
             time: TimeEmbedding::new(config, vb)?,
-            conv_in: conv3x3(config.in_channels, first, 1, vb.pp("conv_in"))?,
+            conv_in: Conv3x3::new(config.in_channels, first, 1, vb.pp("conv_in"))?,
             down_blocks: (0..channels.len()).map(down).collect::<Result<_>>()?,
             mid_block: MidBlock::new(config, last, &vb.pp("mid_block"))?,
             up_blocks: (0..channels.len()).map(up).collect::<Result<_>>()?,
             conv_norm_out: group_norm(config.norm_num_groups, first, config.norm_eps, vb.pp("conv_norm_out"))?,
-            conv_out: conv3x3(first, config.out_channels, 1, vb.pp("conv_out"))?,
+            conv_out: Conv3x3::new(first, config.out_channels, 1, vb.pp("conv_out"))?,
         })
     }
 
@@ -100,7 +101,7 @@ impl TimeEmbedding {
 struct DownBlock {
     resnets: Vec<ResnetBlock>,
     attentions: Vec<SpatialTransformer>,
-    downsampler: Option<Conv2d>,
+    downsampler: Option<Conv3x3>,
 }
 
 impl DownBlock {
@@ -114,7 +115,7 @@ impl DownBlock {
             ResnetBlock::new(in_channels, channels, resnets(config), &vb.pp("resnets").pp(layer))
         };
         let layers = config.layers_per_block;
-        let downsampler = || conv3x3(channels, channels, 2, vb.pp("downsamplers.0.conv"));
+        let downsampler = || Conv3x3::new(channels, channels, 2, vb.pp("downsamplers.0.conv"));
         Ok(Self {
             resnets: (0..layers).map(resnet).collect::<Result<_>>()?,
             attentions: transformers(config, index, if attends { layers } else { 0 }, vb)?,
@@ -167,7 +168,7 @@ impl MidBlock {
 struct UpBlock {
     resnets: Vec<ResnetBlock>,
     attentions: Vec<SpatialTransformer>,
-    upsampler: Option<Conv2d>,
+    upsampler: Option<Conv3x3>,
 }
 
 impl UpBlock {
@@ -184,7 +185,7 @@ impl UpBlock {
             let skip = if layer + 1 == layers { skip_of_last } else { channels };
             ResnetBlock::new(hidden + skip, channels, resnets(config), &vb.pp("resnets").pp(layer))
         };
-        let upsampler = || conv3x3(channels, channels, 1, vb.pp("upsamplers.0.conv"));
+        let upsampler = || Conv3x3::new(channels, channels, 1, vb.pp("upsamplers.0.conv"));
         Ok(Self {
             resnets: (0..layers).map(resnet).collect::<Result<_>>()?,
             attentions: transformers(config, outer, if attends { layers } else { 0 }, vb)?,

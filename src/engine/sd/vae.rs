@@ -5,7 +5,8 @@ use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Module, VarBuilder, conv2d, gro
 
 use super::attention::{Attention, AttentionConfig};
 use super::config::VaeConfig;
-use super::resnet::{ResnetBlock, ResnetConfig, conv3x3};
+use super::conv::Conv3x3;
+use super::resnet::{ResnetBlock, ResnetConfig};
 
 /// Of every norm in it; diffusers has it in code, not in config.json.
 const NORM_EPS: f64 = 1e-6;
@@ -15,18 +16,18 @@ pub struct VaeDecoder {
     scaling_factor: f64,
     shift_factor: f64,
     post_quant_conv: Option<Conv2d>,
-    conv_in: Conv2d,
+    conv_in: Conv3x3,
     mid_resnets: [ResnetBlock; 2],
     mid_norm: GroupNorm,
     mid_attention: Attention,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
-    conv_out: Conv2d,
+    conv_out: Conv3x3,
 }
 
 struct UpBlock {
     resnets: Vec<ResnetBlock>,
-    upsampler: Option<Conv2d>,
+    upsampler: Option<Conv3x3>,
 }
 
 impl VaeDecoder {
@@ -48,13 +49,13 @@ impl VaeDecoder {
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor.unwrap_or_default(),
             post_quant_conv: config.use_post_quant_conv.then(post_quant).transpose()?,
-            conv_in: conv3x3(latents, inner, 1, decoder.pp("conv_in"))?,
+            conv_in: Conv3x3::new(latents, inner, 1, decoder.pp("conv_in"))?,
             mid_resnets: [mid_resnet(0)?, mid_resnet(1)?],
             mid_norm: group_norm(config.norm_num_groups, inner, NORM_EPS, mid.pp("attentions.0.group_norm"))?,
             mid_attention: Attention::new(attention, &mid.pp("attentions.0"))?,
             up_blocks: (0..widths.len()).map(up).collect::<Result<_>>()?,
             conv_norm_out: group_norm(config.norm_num_groups, outer, NORM_EPS, decoder.pp("conv_norm_out"))?,
-            conv_out: conv3x3(outer, config.out_channels, 1, decoder.pp("conv_out"))?,
+            conv_out: Conv3x3::new(outer, config.out_channels, 1, decoder.pp("conv_out"))?,
         })
     }
 
@@ -91,7 +92,7 @@ impl UpBlock {
             let in_channels = if layer == 0 { before } else { channels };
             ResnetBlock::new(in_channels, channels, resnets(config), &vb.pp("resnets").pp(layer))
         };
-        let upsampler = || conv3x3(channels, channels, 1, vb.pp("upsamplers.0.conv"));
+        let upsampler = || Conv3x3::new(channels, channels, 1, vb.pp("upsamplers.0.conv"));
         Ok(Self {
             resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?,
             upsampler: (index + 1 < widths.len()).then(upsampler).transpose()?,
