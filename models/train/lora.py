@@ -1,11 +1,12 @@
 """Trains one style LoRA on an exported tiny-sd with PEFT and writes it as StableDiffusionPipeline.save_lora_weights does.
 
-    nice -n 5 python lora.py MODEL_DIR STYLE.latents.pt STYLE MINUTES [--text]     to MODEL_DIR/lora/STYLE.safetensors
+    nice -n 5 python lora.py MODEL_DIR STYLE.latents.pt STYLE MINUTES [--text]     to MODEL_DIR/lora/STYLE.safetensors, going on from it
     python lora.py kohya MODEL_DIR/lora/STYLE.safetensors OUT.safetensors          the same weights under kohya's keys
 
 The U-Net's attention projections and feed-forwards get rank-4 updates; with --text the text encoder's attention too.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import convert_state_dict_to_diffusers
 from diffusion import draw, empty_tokens, epsilon_loss
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 RANK = 4
@@ -36,12 +37,19 @@ def train(model, latents, style, minutes, with_text):
     unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=UNET_TARGETS))
     if with_text:
         text.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TEXT_TARGETS))
+    path = Path(model) / "lora" / f"{style}.safetensors"
+    if path.exists():
+        start = to_peft(load_file(path))
+        set_peft_model_state_dict(unet, start["unet"])
+        if with_text:
+            set_peft_model_state_dict(text, start["text_encoder"])
     parameters = [p for m in (unet, text) for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     empty = empty_tokens(text.config.vocab_size)
     clock, step, total = Clock(minutes * 60), 0, 0.0
+    first_seed = 3_000_000 if path.exists() else 2_000_000
     while clock.tick():
-        generator = torch.Generator().manual_seed(2_000_000 + step)
+        generator = torch.Generator().manual_seed(first_seed + step)
         set_rate(optimizer, PEAK_RATE * clock.rate(step, warm_up_steps=30))
         clean, tokens = draw(data, empty, generator, BATCH)
         with torch.autocast("cpu", torch.bfloat16):
@@ -58,11 +66,24 @@ def train(model, latents, style, minutes, with_text):
     folder = Path(model) / "lora"
     folder.mkdir(exist_ok=True)
     half = lambda m: {k: v.half().contiguous() for k, v in convert_state_dict_to_diffusers(get_peft_model_state_dict(m)).items()}  # noqa: E731
+    # transformers 5 has no `text_model.` in its names, files in the wild do, and diffusers reads both.
+    text_layers = {f"text_model.{k}": v for k, v in half(text).items()} if with_text else None
     StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=half(unet), text_encoder_lora_layers=half(text) if with_text else None,
+        folder, unet_lora_layers=half(unet), text_encoder_lora_layers=text_layers,
         weight_name=f"{style}.safetensors",
     )  # fmt: skip
     print(f"{step} steps of {BATCH},", (folder / f"{style}.safetensors").stat().st_size, "bytes")
+
+
+def to_peft(state):
+    """diffusers' keys, split by part, to the names that PEFT gives the same matrices."""
+    out = {"unet": {}, "text_encoder": {}}
+    for key, value in state.items():
+        part, name = key.split(".", 1)
+        name = re.sub(r"\.lora(_linear_layer)?\.down\.", ".lora_A.", name)
+        name = re.sub(r"\.lora(_linear_layer)?\.up\.", ".lora_B.", name)
+        out[part][name.removeprefix("text_model.")] = value.float()
+    return out
 
 
 def to_kohya(state):

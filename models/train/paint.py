@@ -102,7 +102,7 @@ def main():
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--sheet")
     a = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     pipeline = load_pipeline(a.model)
     if a.what == "sheet":
         trigger = TRIGGERS[a.lora] if a.lora else ""

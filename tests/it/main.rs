@@ -17,3 +17,4 @@ mod servers;
 mod stage;
 mod store;
 mod webhooks;
+mod world;
