@@ -112,12 +112,12 @@ fn chroma(rgb: [u8; 3]) -> u8 {
 
 /// HSV hue in degrees.
 fn hue(rgb: [u8; 3]) -> f64 {
+    let top = rgb.into_iter().max();
     let [r, g, b] = rgb.map(f64::from);
-    let top = r.max(g).max(b);
     let chroma = f64::from(chroma(rgb)).max(1.0);
-    let sixth = if top == r {
+    let sixth = if top == Some(rgb[0]) {
         ((g - b) / chroma).rem_euclid(6.0)
-    } else if top == g {
+    } else if top == Some(rgb[1]) {
         (b - r) / chroma + 2.0
     } else {
         (r - g) / chroma + 4.0

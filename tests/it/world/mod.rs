@@ -1,5 +1,7 @@
 //! The bundled model really paints: what a prompt asks for is in the picture, and each LoRA moves it into its style.
 
+#![expect(clippy::print_stdout, reason = "the figures are what a reader of `--nocapture` came for")]
+
 mod measure;
 
 use std::fs;
@@ -32,11 +34,11 @@ const STYLES: [(&str, &str, &str); 3] = [
 
 #[derive(Deserialize)]
 struct Prompts {
-    prompts: Vec<Prompt>,
+    prompts: Vec<Asked>,
 }
 
 #[derive(Deserialize)]
-struct Prompt {
+struct Asked {
     prompt: String,
     seed: u64,
     object: String,
@@ -100,7 +102,7 @@ fn each_lora_moves_the_picture_into_its_style_and_leaves_none_behind() {
     let (spec, prompts): (Spec, Prompts) = (read("measure.json"), read("prompts.json"));
     let asked = &prompts.prompts[..3];
     let mut engine = engine();
-    let mut plain = |engine: &mut StableDiffusion| -> Vec<Picture> {
+    let plain = |engine: &mut StableDiffusion| -> Vec<Picture> {
         asked.iter().map(|asked| paint(engine, &asked.prompt, asked.seed, None)).collect()
     };
     let before = plain(&mut engine);
