@@ -18,6 +18,8 @@ pub mod events;
 
 pub mod handler;
 
+pub mod host;
+
 pub mod config;
 
 pub mod log;

@@ -21,13 +21,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("events", &["job"]),
     ("handler", &["job", "setting", "events", "workflow", "metrics"]),
     // The settings of each part are defined where they are used; config only reads them in.
-    ("config", &["job", "setting", "outbound", "store", "notify", "workflow"]),
+    ("config", &["job", "setting", "outbound", "store", "notify", "workflow", "host"]),
     (
         "start",
-        &["job", "setting", "outbound", "store", "notify", "engine", "workflow", "events", "handler", "config", "metrics"],
+        &[
+            "job", "setting", "outbound", "store", "notify", "engine", "workflow", "events", "handler", "config", "metrics",
+            "host",
+        ],
     ),
     // The host never loads a model.
-    ("host", &["job", "setting", "events", "metrics", "config"]),
+    ("host", &["job", "setting", "outbound", "store", "notify", "events", "metrics"]),
     ("log", &["config"]),
     ("invoke", &["*"]),
     ("demo", &["*"]),

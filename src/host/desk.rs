@@ -1,0 +1,162 @@
+//! The front desk: what HTTP may ask of the host, and nothing more. No call waits for the GPU.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::jobs::{Acceptance, Cancelling, Jobs, Standing};
+use super::source::{Source, SourceError};
+use crate::job::request::Defaults;
+use crate::job::{Job, JobId};
+
+/// How far the handlers are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Model {
+    /// No handler is ready yet.
+    Loading,
+    /// At least one handler is ready.
+    Hot,
+    /// No handler is ready, and the last one that tried said why; another try is on its way.
+    Failed(String),
+}
+
+/// A glance at the handlers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glance {
+    pub model: Model,
+    /// Handlers that could take a job now.
+    pub free: usize,
+    /// Ids of the jobs that run now.
+    pub running: Vec<String>,
+    /// Jobs taken from queues that wait for a handler.
+    pub in_hand: usize,
+    /// The host receives nothing more.
+    pub draining: bool,
+}
+
+/// A job that waits for its handler's own answer instead of going through a queue.
+pub struct Direct {
+    pub job: Job,
+    pub body: Vec<u8>,
+    /// Dropped when the caller is gone: then the job is cancelled.
+    pub answer: oneshot::Sender<Ending>,
+}
+
+/// How a [`Direct`] job ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ending {
+    /// What the handler answered to `POST /generate`, in the shape of an API Gateway v2 response (`statusCode`, `body`, ...).
+    Answer(Value),
+    /// The handler died over it, or answered nothing in time; the text says how.
+    Crashed(String),
+    /// The host shuts down.
+    Drained,
+}
+
+/// Why a job was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAccepted {
+    #[error("job_id {0} belongs to another request; send the same request again, or choose another job_id")]
+    Conflict(JobId),
+    #[error("every handler is busy and nothing more may wait")]
+    Busy,
+    #[error("the host is shutting down")]
+    Draining,
+    #[error(transparent)]
+    Queue(#[from] SourceError),
+}
+
+/// A job is in the queue, or was there before.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Accepted {
+    New,
+    Known(Standing),
+}
+
+/// What HTTP works with; clones are the same desk.
+#[derive(Clone)]
+pub struct Desk {
+    pub jobs: Arc<Jobs>,
+    /// What jobs get that leave a field out.
+    pub defaults: Defaults,
+    /// Where HTTP jobs go.
+    pub queue: Arc<dyn Source>,
+    /// Jobs that may wait in `queue` at most.
+    pub max_waiting: u64,
+    pub glance: watch::Receiver<Glance>,
+    /// To the dispatcher: jobs that wait for their answer.
+    pub direct: mpsc::Sender<Direct>,
+    /// To the dispatcher: running jobs to be cancelled.
+    pub cancels: mpsc::UnboundedSender<String>,
+}
+
+impl Desk {
+    /// Puts a job into the queue; returns when the queue has it for good.
+    ///
+    /// # Errors
+    /// [`NotAccepted`]; then the job is not in the queue, and the caller may try again.
+    pub async fn submit(&self, job: &Job, body: &[u8]) -> Result<Accepted, NotAccepted> {
+        let now = self.glance.borrow().clone();
+        if now.draining {
+            return Err(NotAccepted::Draining);
+        }
+        match self.jobs.accept(job) {
+            Acceptance::Conflict => return Err(NotAccepted::Conflict(job.id.clone())),
+            Acceptance::Known(standing) => return Ok(Accepted::Known(standing)),
+            Acceptance::New => {}
+        }
+        let result = self.enqueue(job, body, now.free).await;
+        if result.is_err() {
+            self.jobs.withdraw(&job.id);
+        }
+        result.map(|()| Accepted::New)
+    }
+
+    async fn enqueue(&self, job: &Job, body: &[u8], free: usize) -> Result<(), NotAccepted> {
+        let waiting = self.waiting().await?;
+        if waiting >= self.max_waiting + free as u64 {
+            return Err(NotAccepted::Busy);
+        }
+        Ok(self.queue.send(job.id.as_str(), body).await?)
+    }
+
+    /// Jobs that wait: in the queue, and taken from it but not started.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the queue cannot be asked.
+    pub async fn waiting(&self) -> Result<u64, SourceError> {
+        Ok(self.queue.depth().await?.waiting + self.glance.borrow().in_hand as u64)
+    }
+
+    /// Gives a job to a free handler at once. Dropping the receiver cancels it.
+    ///
+    /// # Errors
+    /// [`NotAccepted::Busy`] when no handler is free, [`NotAccepted::Conflict`] when the id runs with another request.
+    pub fn run_now(&self, job: Job, body: Vec<u8>) -> Result<oneshot::Receiver<Ending>, NotAccepted> {
+        if self.glance.borrow().draining {
+            return Err(NotAccepted::Draining);
+        }
+        let known = self.jobs.standing(job.id.as_str());
+        if known.is_some_and(|known| !known.state.has_ended() && known.fingerprint != job.fingerprint) {
+            return Err(NotAccepted::Conflict(job.id));
+        }
+        if self.glance.borrow().free == 0 {
+            return Err(NotAccepted::Busy);
+        }
+        let (answer, ending) = oneshot::channel();
+        self.direct.try_send(Direct { job, body, answer }).map_err(|_| NotAccepted::Busy)?;
+        Ok(ending)
+    }
+
+    /// Cancels a job: one that waits is not started, one that runs stops before its next denoising step. Its caller gets the
+    /// `failed` notice with the code `cancelled`.
+    pub fn cancel(&self, id: &str) -> Cancelling {
+        let cancelling = self.jobs.cancel(id);
+        if cancelling == Cancelling::Running {
+            // A dispatcher that is gone has nothing running.
+            let _ = self.cancels.send(id.to_owned());
+        }
+        cancelling
+    }
+}

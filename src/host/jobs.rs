@@ -1,0 +1,188 @@
+//! What this node knows of its jobs: waiting, running, ended; for `/jobs/{id}`, for cancelling, for refusing doubles.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::job::{Job, JobId};
+
+/// How many ended jobs are remembered; older ones are known by their record in the bucket alone.
+const REMEMBERED: usize = 10_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Accepted, and waiting in the queue or for another attempt.
+    Queued,
+    Running,
+    Complete,
+    Failed,
+    Cancelled,
+}
+
+impl State {
+    #[must_use]
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Complete | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// What is known of one job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Standing {
+    pub state: State,
+    /// 0 to 100.
+    pub progress_percent: u8,
+    /// Deliveries so far.
+    pub attempt: u32,
+    /// `{code, message, field}` of the last attempt that failed.
+    pub error: Option<Value>,
+    /// Of the request ([`Job::fingerprint`]).
+    pub fingerprint: String,
+    /// Object key prefix of its pictures and record.
+    pub prefix: String,
+    /// Somebody asked for it to be cancelled.
+    pub cancelled: bool,
+}
+
+/// What became of a job that was to be accepted.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Acceptance {
+    /// Not known here, or it had failed before: put it into the queue.
+    New,
+    /// The same request waits or runs already, or is complete.
+    Known(Standing),
+    /// The id belongs to another request.
+    Conflict,
+}
+
+/// What became of a wish to cancel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelling {
+    /// It was waiting: it will not be started.
+    Waiting,
+    /// It runs: it stops before its next denoising step.
+    Running,
+    /// It had ended like this.
+    Ended(State),
+    Unknown,
+}
+
+/// The jobs of this node. Every call is short: it may be made from any task.
+#[derive(Debug, Default)]
+pub struct Jobs {
+    board: Mutex<Board>,
+}
+
+#[derive(Debug, Default)]
+struct Board {
+    standings: HashMap<String, Standing>,
+    ended: VecDeque<String>,
+}
+
+impl Jobs {
+    /// Enters a job that a caller has handed in, before it is put into the queue.
+    pub fn accept(&self, job: &Job) -> Acceptance {
+        let mut board = self.board();
+        match board.standings.get(job.id.as_str()) {
+            Some(known) if known.fingerprint != job.fingerprint => return Acceptance::Conflict,
+            Some(known) if !matches!(known.state, State::Failed | State::Cancelled) => return Acceptance::Known(known.clone()),
+            _ => {}
+        }
+        board.enter(job, State::Queued, 0);
+        Acceptance::New
+    }
+
+    /// Takes back an [`Acceptance::New`] whose job did not get into the queue.
+    pub fn withdraw(&self, id: &JobId) {
+        self.board().standings.remove(id.as_str());
+    }
+
+    /// A handler has the job. False when it was cancelled before: then it must not be started.
+    pub fn start(&self, job: &Job, attempt: u32) -> bool {
+        let mut board = self.board();
+        if board.standings.get(job.id.as_str()).is_some_and(|known| known.cancelled && known.fingerprint == job.fingerprint) {
+            return false;
+        }
+        board.enter(job, State::Running, attempt);
+        true
+    }
+
+    /// `percent`: 0 to 100.
+    pub fn progress(&self, id: &str, percent: u8) {
+        if let Some(known) = self.board().standings.get_mut(id) {
+            known.progress_percent = known.progress_percent.max(percent.min(100));
+        }
+    }
+
+    /// The job waits again; `error` says why.
+    pub fn put_back(&self, id: &str, error: Option<Value>) {
+        if let Some(known) = self.board().standings.get_mut(id) {
+            known.state = State::Queued;
+            known.progress_percent = 0;
+            known.error = error.or(known.error.take());
+        }
+    }
+
+    /// The job has ended: complete, failed or cancelled.
+    pub fn end(&self, id: &str, state: State, error: Option<Value>) {
+        let mut board = self.board();
+        let Some(known) = board.standings.get_mut(id) else { return };
+        let before = std::mem::replace(&mut known.state, state);
+        known.error = error;
+        if state == State::Complete {
+            known.progress_percent = 100;
+        }
+        if !before.has_ended() {
+            board.ended.push_back(id.to_owned());
+        }
+        board.forget_oldest();
+    }
+
+    /// Marks the job as cancelled; whoever runs it looks at [`Standing::cancelled`] or is told by the caller of this.
+    pub fn cancel(&self, id: &str) -> Cancelling {
+        let mut board = self.board();
+        let Some(known) = board.standings.get_mut(id) else { return Cancelling::Unknown };
+        if known.state.has_ended() {
+            return Cancelling::Ended(known.state);
+        }
+        known.cancelled = true;
+        if known.state == State::Running { Cancelling::Running } else { Cancelling::Waiting }
+    }
+
+    pub fn standing(&self, id: &str) -> Option<Standing> {
+        self.board().standings.get(id).cloned()
+    }
+
+    /// A panic under the lock leaves the board as it was: every change is one assignment.
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Board {
+    fn enter(&mut self, job: &Job, state: State, attempt: u32) {
+        let standing = Standing {
+            state,
+            progress_percent: 0,
+            attempt,
+            error: None,
+            fingerprint: job.fingerprint.clone(),
+            prefix: job.output.prefix.clone(),
+            cancelled: false,
+        };
+        self.standings.insert(job.id.as_str().to_owned(), standing);
+    }
+
+    fn forget_oldest(&mut self) {
+        while self.ended.len() > REMEMBERED {
+            let Some(oldest) = self.ended.pop_front() else { return };
+            // It may be running again by now.
+            if self.standings.get(&oldest).is_some_and(|standing| standing.state.has_ended()) {
+                self.standings.remove(&oldest);
+            }
+        }
+    }
+}

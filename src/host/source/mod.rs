@@ -1,0 +1,126 @@
+//! Where jobs come from: queues behind one trait, each told what became of its messages.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+/// One message in hand: from its receipt until it is acknowledged, put back or dead-lettered.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// The queue's own name for the message; in `record` it is what a partial batch failure names.
+    pub id: String,
+    /// What the queue wants to hear when the message is settled; means something to its source alone.
+    pub receipt: String,
+    /// Which delivery this is, counted from 1.
+    pub attempt: u32,
+    /// Messages of one group are settled in order (SQS FIFO).
+    pub group: Option<String>,
+    pub body: Vec<u8>,
+    /// When the message was sent, where the queue knows.
+    pub sent: Option<SystemTime>,
+    pub received: Instant,
+    /// The message as AWS puts it into an event of this kind of queue: an element of `Records` or of `rmqMessagesByQueue`.
+    pub record: Value,
+}
+
+/// Which of AWS's events the messages of a source are put into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shape {
+    Sqs,
+    /// `queue`: the key under `rmqMessagesByQueue`, such as `image_generation::/`.
+    RabbitMq {
+        event_source_arn: String,
+        queue: String,
+    },
+}
+
+/// What waits in a queue, as far as the queue says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Messages that nobody has in hand.
+    pub waiting: u64,
+    pub oldest: Option<Duration>,
+}
+
+/// Why a queue could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// It may work later: the queue is away, throttles, or the disk is full.
+    #[error("{queue}: {action}: {problem}")]
+    Unavailable { queue: String, action: &'static str, problem: String },
+    /// The message is no longer ours (its time ran out, the connection broke): the queue delivers it again by itself.
+    #[error("{queue}: {action}: the message is no longer in hand ({problem}); the queue delivers it again")]
+    Lost { queue: String, action: &'static str, problem: String },
+    /// It never will: no such queue, no permission, a message that is too large.
+    #[error("{queue}: {action}: {problem}")]
+    Refused { queue: String, action: &'static str, problem: String },
+}
+
+/// A queue of jobs. Every call may be made from several tasks at once.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// `sqs`, `rabbitmq` or `spool`: the name in logs and metrics.
+    fn name(&self) -> &'static str;
+
+    fn shape(&self) -> Shape;
+
+    /// How often [`Self::extend`] must be called for every message in hand, from its receipt on; none: never.
+    fn heartbeat(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Waits for messages, at least one and at most `most`; an empty list means: nothing for now, call again. Called only
+    /// while a handler is free. A call that is dropped loses no message: what arrives later comes out of the next call, or
+    /// goes back with [`Self::close`].
+    ///
+    /// # Errors
+    /// [`SourceError`]; the caller waits a little and calls again.
+    async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError>;
+
+    /// Keeps the message in hand for another while.
+    ///
+    /// # Errors
+    /// [`SourceError::Lost`] when it is not ours any more.
+    async fn extend(&self, _message: &Message) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// The message is settled: it never comes back.
+    ///
+    /// # Errors
+    /// [`SourceError`]; then it does come back, and is replayed for free.
+    async fn ack(&self, message: &Message) -> Result<(), SourceError>;
+
+    /// The job failed and may succeed later: the message comes back after `delay`, with its attempt counted.
+    ///
+    /// # Errors
+    /// [`SourceError`]; then it comes back whenever the queue says.
+    async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError>;
+
+    /// The job was not tried, or stopped by us (drain): the message comes back at once, and its attempt is not counted
+    /// where the queue can tell the difference.
+    ///
+    /// # Errors
+    /// [`SourceError`]; then it comes back whenever the queue says.
+    async fn release(&self, message: &Message) -> Result<(), SourceError>;
+
+    /// The job failed for good: the message goes where failed ones are kept, with `reason`; it never comes back by itself.
+    ///
+    /// # Errors
+    /// [`SourceError`]; then the message is still in hand.
+    async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError>;
+
+    /// Puts a new job into the queue; returns when the queue has it for good.
+    ///
+    /// # Errors
+    /// [`SourceError`]; then the job was not accepted.
+    async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError>;
+
+    /// # Errors
+    /// [`SourceError`] when the queue cannot be asked.
+    async fn depth(&self) -> Result<Depth, SourceError>;
+
+    /// Receives nothing more and puts back what has arrived and was not handed out. Messages in hand can still be settled.
+    async fn close(&self);
+}
