@@ -8,11 +8,12 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::source::Environment;
 use self::source::Source;
+use crate::host::source::spool;
 use crate::job::request::Defaults;
 use crate::job::task::ModelName;
 use crate::setting::Secret;
 use crate::workflow::StepName;
-use crate::{notify, outbound, store};
+use crate::{host, notify, outbound, store};
 
 /// What is in force where the user's file says nothing; the same file a user starts from.
 pub const BUILT_IN: &str = include_str!("../../config.yaml");
@@ -31,6 +32,15 @@ pub struct Config {
     pub outbound: outbound::Settings,
     pub asset_service: AssetService,
     pub load_balancer: LoadBalancer,
+    pub host: host::Settings,
+    pub sources: Sources,
+}
+
+/// Where `atelier host` takes jobs from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sources {
+    pub spool: spool::Settings,
 }
 
 #[derive(Debug, Clone, Deserialize)]
