@@ -98,7 +98,7 @@ impl Handler {
                 Ok(_) => return Ok(()),
                 Err(error) => (Some(job.id), job.callback, error),
             },
-            Err(Refusal { job_id, callback, error }) => (job_id, callback, error),
+            Err(Refusal { job_id, callback, error, .. }) => (job_id, callback, error),
         };
         let last = delivery.attempt >= self.max_attempts;
         tell_log(job_id.as_ref().map_or("", |id| id.as_str()), &error, delivery, last);
