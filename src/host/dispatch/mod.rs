@@ -138,7 +138,7 @@ impl Floor {
             let work = self.work.notified();
             tokio::pin!(work);
             work.as_mut().enable();
-            if let Some(assignment) = self.change(|floor| floor.assign(slot)) {
+            if let Some(assignment) = self.try_take(slot) {
                 return assignment;
             }
             work.await;
@@ -171,12 +171,22 @@ impl Floor {
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state();
         let result = change(&mut state);
-        let (glance, demand) = (state.glance(), state.demand());
-        drop(state);
-        self.glance.send_if_modified(|old| replaced(old, glance));
-        self.demand.send_if_modified(|old| replaced(old, demand));
+        self.publish(&state);
         self.work.notify_waiters();
         result
+    }
+
+    fn try_take(&self, slot: usize) -> Option<Assignment> {
+        let mut state = self.state();
+        let assignment = state.assign(slot)?;
+        self.publish(&state);
+        Some(assignment)
+    }
+
+    /// Under the lock, so that what was published last is what is so.
+    fn publish(&self, state: &State) {
+        self.glance.send_if_modified(|old| replaced(old, state.glance()));
+        self.demand.send_if_modified(|old| replaced(old, state.demand()));
     }
 
     /// A panic under the lock leaves nothing half done: every change is a few assignments.
