@@ -10,7 +10,9 @@ pub use self::source::Environment;
 use self::source::Source;
 use crate::host::source::spool;
 use crate::job::request::Defaults;
-use crate::job::task::ModelName;
+use crate::job::request::tryon::TryOnDefaults;
+use crate::job::task::tryon::{Mode, Resolution};
+use crate::job::task::{ModelName, StepCount};
 use crate::setting::Secret;
 use crate::workflow::StepName;
 use crate::{host, notify, outbound, store};
@@ -69,11 +71,11 @@ pub struct Model {
     /// Folder of the manifests, `NAME.yaml` each.
     pub folder: PathBuf,
     /// Try-on: `fp8`, `lora` or `base`.
-    pub default_mode: String,
-    /// Try-on: denoising steps of a job that names none.
-    pub default_steps: u32,
+    pub default_mode: Mode,
+    /// Try-on: denoising steps of a job in the default mode that names none.
+    pub default_steps: StepCount,
     /// Try-on: `480p`, `720p` or `1080p`.
-    pub default_resolution: String,
+    pub default_resolution: Resolution,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -215,6 +217,8 @@ impl Config {
         let file = path.display().to_string();
         let mut manifest: Manifest = Source::parse(&file, &read(&path)?)?.expanded(environment)?.read()?;
         manifest.checkpoint = self.model.folder.join(&manifest.checkpoint);
+        let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
+        manifest.defaults.tryon = TryOnDefaults { mode, steps, resolution };
         Ok(manifest)
     }
 }

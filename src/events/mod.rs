@@ -1,5 +1,6 @@
 //! Events in, replies out: SQS batches, RabbitMQ batches and HTTP requests become deliveries of job bodies.
 
+pub mod auth;
 pub mod http;
 pub mod rabbitmq;
 pub mod sqs;

@@ -4,12 +4,12 @@ pub mod lambda;
 
 use serde_json::Value;
 
+use crate::events::auth::Auth;
 use crate::events::http::{Exchange, Response, Route};
 use crate::events::{Delivery, Event, EventError, Settlement, sqs};
 use crate::job::outcome::{JobError, Outcome, Remedy};
 use crate::job::request::{Defaults, Refusal};
 use crate::job::{Job, JobId};
-use crate::setting::Secret;
 use crate::workflow::Workflow;
 use crate::workflow::control::Control;
 
@@ -21,27 +21,6 @@ pub struct Handler {
     pub auth: Auth,
     /// After this many deliveries of a message its caller is told that the job failed.
     pub max_attempts: u32,
-}
-
-/// What HTTP callers must present.
-#[derive(Debug, Clone)]
-pub enum Auth {
-    /// Nothing: the platform in front checks them.
-    Off,
-    Token(Secret),
-    /// A token, but none is configured: HTTP is refused, queues are served.
-    Unset,
-}
-
-impl Auth {
-    #[must_use]
-    pub fn new(required: bool, token: Option<&Secret>) -> Self {
-        match (required, token) {
-            (false, _) => Self::Off,
-            (true, Some(token)) => Self::Token(token.clone()),
-            (true, None) => Self::Unset,
-        }
-    }
 }
 
 /// Why an invocation as a whole failed; the source of the event brings all of it back.
@@ -119,7 +98,7 @@ impl Handler {
                 Ok(_) => return Ok(()),
                 Err(error) => (Some(job.id), job.callback, error),
             },
-            Err(Refusal { job_id, callback, error }) => (job_id, callback, error),
+            Err(Refusal { job_id, callback, error, .. }) => (job_id, callback, error),
         };
         let last = delivery.attempt >= self.max_attempts;
         tell_log(job_id.as_ref().map_or("", |id| id.as_str()), &error, delivery, last);
@@ -142,14 +121,7 @@ impl Handler {
             Ok(Route::Generate(body)) => body,
             Err(response) => return response,
         };
-        let authorized = match &self.auth {
-            Auth::Off => Ok(()),
-            Auth::Token(token) => exchange.authorize(token.reveal()),
-            Auth::Unset => {
-                Err(Response::not_configured("security.internal_auth_token is not set, so no HTTP job can be taken"))
-            }
-        };
-        if let Err(response) = authorized {
+        if let Err(response) = exchange.authorize(&self.auth) {
             return response;
         }
         let job = match Job::from_json(&body, &self.defaults) {

@@ -12,6 +12,7 @@ pub mod desk;
 pub mod dispatch;
 pub mod drain;
 pub mod event;
+pub mod http;
 pub mod jobs;
 pub mod process;
 pub mod runtime_api;
@@ -55,6 +56,7 @@ pub struct Settings {
     /// Milliseconds until a failed job is tried again, at most.
     pub longest_retry_ms: u64,
     pub handler: supervisor::Settings,
+    pub http: http::Settings,
 }
 
 impl Default for Settings {
@@ -66,6 +68,7 @@ impl Default for Settings {
             first_retry_ms: 5_000,
             longest_retry_ms: 300_000,
             handler: supervisor::Settings::default(),
+            http: http::Settings::default(),
         }
     }
 }

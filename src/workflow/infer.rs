@@ -9,7 +9,7 @@ use crate::engine::thread::EngineThread;
 use crate::engine::{EngineError, PaintRequest, Progress, Watch};
 use crate::job::Job;
 use crate::job::outcome::JobError;
-use crate::job::task::{ModelName, Task};
+use crate::job::task::{Generate, ModelName, Task};
 
 pub struct Infer {
     pub engine: EngineThread,
@@ -34,7 +34,7 @@ impl Step for Infer {
     }
 
     fn check(&self, job: &Job) -> Result<(), JobError> {
-        let Task::Generate(generate) = &job.task;
+        let generate = self.generate(&job.task)?;
         if generate.model == self.model {
             return Ok(());
         }
@@ -44,7 +44,7 @@ impl Step for Infer {
     }
 
     async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let Task::Generate(generate) = &piece.job.task;
+        let generate = self.generate(&piece.job.task)?;
         if piece.loras.len() != generate.loras.len() {
             let problem = "this function takes no LoRA: its configuration has no `fetch` step".into();
             return Err(JobError::Invalid { field: "lora".into(), problem });
@@ -65,6 +65,23 @@ impl Step for Infer {
         piece.pictures = painted.await.unwrap_or(Err(EngineError::Gone)).map_err(job_error)?;
         progress.report(90);
         Ok(())
+    }
+}
+
+impl Infer {
+    /// The task, if it is one that this function's engine can do.
+    fn generate<'a>(&self, task: &'a Task) -> Result<&'a Generate, JobError> {
+        match task {
+            Task::Generate(generate) => Ok(generate),
+            Task::TryOn(_) => {
+                let model = self.model.as_str();
+                let problem = format!(
+                    "this function serves {model}, which paints from text; try-on needs a try-on model: send the job to a \
+                     function that serves one"
+                );
+                Err(JobError::Invalid { field: "task".into(), problem })
+            }
+        }
     }
 }
 

@@ -151,7 +151,7 @@ impl Workflow {
                 }
                 StepName::Watermark => Box::new(watermark::WatermarkStep),
                 StepName::Encode => Box::new(encode::EncodeStep),
-                StepName::Store => Box::new(store::StoreStep { store: store.clone() }),
+                StepName::Store => Box::new(store::StoreStep { store: store.clone(), model: model.clone() }),
                 StepName::Notify => Box::new(notify::Notify { store: store.clone(), notifier: notifier.clone() }),
             }
         };
@@ -220,15 +220,18 @@ impl Workflow {
 }
 
 fn tell_log(job: &Job, record: &Record, replayed: bool, timings_ms: &std::collections::BTreeMap<String, u64>) {
-    let Task::Generate(generate) = &job.task;
-    let loras: Vec<String> = generate.loras.iter().map(|lora| lora.url.to_string()).collect();
+    let (loras, seed, steps, size) = match &job.task {
+        Task::Generate(generate) => (&generate.loras[..], generate.seed, generate.steps, generate.size.to_string()),
+        Task::TryOn(tryon) => (&[][..], tryon.seed, tryon.steps, format!("{}p", tryon.resolution.short_side_px())),
+    };
+    let loras: Vec<String> = loras.iter().map(|lora| lora.url.to_string()).collect();
     tracing::info!(
         job_id = %job.id,
         model = record.model,
         lora = loras.join(" "),
-        seed = generate.seed.get(),
-        steps = generate.steps.get(),
-        size = %generate.size,
+        seed = seed.get(),
+        steps = steps.get(),
+        size,
         pictures = record.pictures.len(),
         replayed,
         timings_ms = %serde_json::json!(timings_ms),

@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use atelier::events::auth::Auth;
 use atelier::events::http::{Response, Route};
 use atelier::events::{Delivery, Event, EventError, Settlement, sqs};
 use atelier::job::Job;
+use atelier::setting::Secret;
 use serde_json::{Value, json};
 
 use crate::requests::contract;
@@ -77,8 +79,9 @@ fn http_requests_are_routed_and_answered_in_their_platforms_shape() {
         let Ok(Event::Http(exchange)) = Event::parse(sample(name)) else { panic!("{name} is no HTTP request") };
         let Ok(Route::Generate(body)) = exchange.route() else { panic!("{name} is not routed to generate") };
         Job::from_json(&body, &contract()).unwrap_or_else(|refusal| panic!("{name}: {}", refusal.error));
-        assert!(exchange.authorize("demo-token-demo-token-demo-token").is_ok(), "{name}");
-        let refused = exchange.authorize("another-token").expect_err("a wrong token");
+        let only = |token: &str| Auth::Token(Secret::new(token));
+        assert!(exchange.authorize(&only("demo-token-demo-token-demo-token")).is_ok(), "{name}");
+        let refused = exchange.authorize(&only("another-token")).expect_err("a wrong token");
         assert_eq!(refused.status, 401);
         let reply = exchange.reply(&refused);
         assert_eq!((&reply["statusCode"], &reply["isBase64Encoded"]), (&json!(401), &json!(false)), "{reply}");
