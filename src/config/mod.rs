@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::source::Environment;
 use self::source::Source;
+use crate::host::source::sqs;
 use crate::job::request::Defaults;
 use crate::job::task::ModelName;
 use crate::setting::Secret;
@@ -29,6 +30,7 @@ pub struct Config {
     pub store: store::Settings,
     pub notify: notify::Settings,
     pub outbound: outbound::Settings,
+    pub sources: Sources,
     pub asset_service: AssetService,
     pub load_balancer: LoadBalancer,
 }
@@ -110,6 +112,13 @@ pub struct Runtime {
     pub shutdown_grace_ms: u64,
     /// After this many deliveries of one message the caller is told `failed`; set the queue's dead-letter limit to the same.
     pub max_attempts: u32,
+}
+
+/// The queues of `atelier host`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sources {
+    pub sqs: sqs::Settings,
 }
 
 /// Try-on: who gets the result.
