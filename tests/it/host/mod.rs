@@ -1,0 +1,3 @@
+//! The host from outside, against real servers.
+
+mod sqs;
