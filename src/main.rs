@@ -1,7 +1,7 @@
 //! Which role to play: the Lambda handler where there is a Runtime API, else what the command line says.
 
 use std::io::{Write as _, stderr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +27,8 @@ struct Arguments {
 enum Role {
     /// Paint three sample jobs with everything embedded: S3, webhook receiver, the real handler.
     Demo(demo::Options),
+    /// Take jobs from queues and HTTP, and keep handlers alive that paint them.
+    Host(start::host::Options),
     /// Take one event through the handler in this process and print the reply.
     Invoke(invoke::Options),
 }
@@ -35,7 +37,7 @@ enum Role {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let environment = config::environment();
-    let for_a_person = arguments.role.is_some();
+    let for_a_person = matches!(arguments.role, Some(Role::Demo(_) | Role::Invoke(_)));
     log::start(&environment, matches!(arguments.role, Some(Role::Demo(_))));
     match play(arguments, &environment).await {
         Ok(()) => return ExitCode::SUCCESS,
@@ -46,14 +48,16 @@ async fn main() -> ExitCode {
 }
 
 async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow::Result<()> {
+    let path = arguments.config.as_deref();
     match arguments.role {
         Some(Role::Demo(options)) => demo::run(&options).await,
-        Some(Role::Invoke(options)) => invoke::run(&options, arguments.config.as_deref(), environment).await,
-        None => serve(arguments.config.as_deref(), environment).await,
+        Some(Role::Invoke(options)) => invoke::run(&options, path, environment).await,
+        Some(Role::Host(options)) => start::host::run(options, path, environment).await,
+        None => serve(path, environment).await,
     }
 }
 
-async fn serve(path: Option<&std::path::Path>, environment: &config::Environment) -> anyhow::Result<()> {
+async fn serve(path: Option<&Path>, environment: &config::Environment) -> anyhow::Result<()> {
     let runtime_api = config::runtime_api(environment)?
         .context("there is no Runtime API here (AWS_LAMBDA_RUNTIME_API is not set); try `atelier demo` or `atelier --help`")?;
     let started = async {

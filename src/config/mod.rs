@@ -8,12 +8,12 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::source::Environment;
 use self::source::Source;
-use crate::host::source::sqs;
+use crate::host::source::{spool, sqs};
 use crate::job::request::Defaults;
 use crate::job::task::ModelName;
 use crate::setting::Secret;
 use crate::workflow::StepName;
-use crate::{notify, outbound, store};
+use crate::{host, notify, outbound, store};
 
 /// What is in force where the user's file says nothing; the same file a user starts from.
 pub const BUILT_IN: &str = include_str!("../../config.yaml");
@@ -30,9 +30,18 @@ pub struct Config {
     pub store: store::Settings,
     pub notify: notify::Settings,
     pub outbound: outbound::Settings,
-    pub sources: Sources,
     pub asset_service: AssetService,
     pub load_balancer: LoadBalancer,
+    pub host: host::Settings,
+    pub sources: Sources,
+}
+
+/// Where `atelier host` takes jobs from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sources {
+    pub spool: spool::Settings,
+    pub sqs: sqs::Settings,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -112,13 +121,6 @@ pub struct Runtime {
     pub shutdown_grace_ms: u64,
     /// After this many deliveries of one message the caller is told `failed`; set the queue's dead-letter limit to the same.
     pub max_attempts: u32,
-}
-
-/// The queues of `atelier host`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sources {
-    pub sqs: sqs::Settings,
 }
 
 /// Try-on: who gets the result.

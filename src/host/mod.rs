@@ -1,5 +1,235 @@
 //! The host: takes messages from queues and HTTP, speaks the Runtime API to handlers, and survives them.
+//!
+//! ```text
+//! source/ ─► dispatch/intake ─► dispatch (the floor) ─► supervisor ─► runtime_api ─► process (a handler)
+//! http/ ──► desk ──────────────────────▲                    └─► dispatch/settle ─► teller, source/
+//! ```
 
+pub mod answer;
+pub mod backoff;
+pub mod cause;
 pub mod desk;
+pub mod dispatch;
+pub mod drain;
+pub mod event;
 pub mod jobs;
+pub mod process;
+pub mod runtime_api;
 pub mod source;
+pub mod supervisor;
+pub mod teller;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::desk::{Desk, Direct, Ending};
+use self::dispatch::settle::{Retries, Settler};
+use self::dispatch::{Floor, intake, settle};
+use self::jobs::Jobs;
+use self::process::{Launcher, Listener, Program};
+use self::source::Source;
+use self::supervisor::{Keeper, Phase, Watcher};
+use self::teller::Teller;
+use crate::job::request::Defaults;
+use crate::setting::Secret;
+
+/// Settings of section `host`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Handler processes; 0: one a visible GPU, or one where there is none.
+    pub handlers: u32,
+    /// Seconds that running jobs may go on after SIGTERM before they are handed back.
+    pub drain_seconds: u64,
+    /// Jobs of HTTP callers that may wait at most.
+    pub max_waiting: u64,
+    /// Milliseconds until a failed job is tried again, at first; each further pause can be twice as long.
+    pub first_retry_ms: u64,
+    /// Milliseconds until a failed job is tried again, at most.
+    pub longest_retry_ms: u64,
+    pub handler: supervisor::Settings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            handlers: 0,
+            drain_seconds: 100,
+            max_waiting: 100,
+            first_retry_ms: 5_000,
+            longest_retry_ms: 300_000,
+            handler: supervisor::Settings::default(),
+        }
+    }
+}
+
+/// Everything a host is made of.
+pub struct Parts {
+    pub settings: Settings,
+    pub program: Program,
+    /// One a handler: the value of its `CUDA_VISIBLE_DEVICES`, where it is to see one GPU only.
+    pub gpus: Vec<Option<String>>,
+    pub sources: Vec<Arc<dyn Source>>,
+    /// The source that HTTP jobs go to.
+    pub queue: Arc<dyn Source>,
+    pub teller: Teller,
+    pub defaults: Defaults,
+    pub max_attempts: u32,
+    /// What an HTTP event of the host presents to the handler.
+    pub token: Option<Secret>,
+}
+
+/// A host with its handlers starting and its sources open.
+pub struct Host {
+    settings: Settings,
+    desk: Desk,
+    floor: Arc<Floor>,
+    settler: Settler,
+    phase: watch::Sender<Phase>,
+    keepers: JoinSet<()>,
+    intakes: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+impl Host {
+    /// Starts the handlers and the sources.
+    ///
+    /// # Errors
+    /// When the thread that starts processes cannot be started.
+    pub fn start(parts: Parts) -> io::Result<Self> {
+        let jobs = Arc::new(Jobs::default());
+        let (floor, cancelled) = Floor::new(parts.gpus.len(), jobs.clone());
+        let (direct, directs) = mpsc::channel(parts.gpus.len());
+        let (cancels, wishes) = mpsc::unbounded_channel();
+        let settler = Settler {
+            jobs: jobs.clone(),
+            teller: parts.teller,
+            retries: Retries {
+                max_attempts: parts.max_attempts,
+                first_pause: Duration::from_millis(parts.settings.first_retry_ms),
+                longest_pause: Duration::from_millis(parts.settings.longest_retry_ms),
+            },
+            token: parts.token,
+            under_way: TaskTracker::new(),
+            hurry: CancellationToken::new(),
+        };
+        let desk = Desk {
+            jobs,
+            defaults: parts.defaults.clone(),
+            queue: parts.queue,
+            max_waiting: parts.settings.max_waiting,
+            glance: floor.glance(),
+            direct,
+            cancels,
+        };
+        let phase = watch::Sender::new(Phase::Running);
+        let launcher = Launcher::start()?;
+        let listener: Listener = Arc::new(hear);
+        let watcher: Watcher = Arc::new(|_| ());
+        let mut keepers = JoinSet::new();
+        for (index, (gpu, cancels)) in parts.gpus.into_iter().zip(cancelled).enumerate() {
+            let keeper = Keeper {
+                index,
+                program: parts.program.clone(),
+                gpu,
+                settings: parts.settings.handler.clone(),
+                launcher: launcher.clone(),
+                floor: floor.clone(),
+                settler: settler.clone(),
+                listener: listener.clone(),
+                watcher: watcher.clone(),
+                phase: phase.subscribe(),
+                cancels,
+            };
+            keepers.spawn(keeper.keep());
+        }
+        let stop = CancellationToken::new();
+        let mut intakes = JoinSet::new();
+        for source in parts.sources {
+            intakes.spawn(intake::run(source, floor.clone(), parts.defaults.clone(), stop.clone()));
+        }
+        tokio::spawn(forward(floor.clone(), directs, wishes));
+        Ok(Self { settings: parts.settings, desk, floor, settler, phase, keepers, intakes, stop })
+    }
+
+    /// What HTTP may ask.
+    #[must_use]
+    pub fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
+    /// Works until the first word of `orders`, then drains: nothing is received any more, what runs may go on for
+    /// `drain_seconds`, the rest goes back to its queue. A second word ends the patience.
+    pub async fn run(mut self, mut orders: mpsc::Receiver<&'static str>) {
+        let order = orders.recv().await.unwrap_or("nobody steers the host any more");
+        let patience = Duration::from_secs(self.settings.drain_seconds);
+        tracing::info!(order, drain_seconds = patience.as_secs(), "draining: no new jobs; what runs may finish");
+        self.stop.cancel();
+        let (messages, directs) = self.floor.drain();
+        for direct in directs {
+            // A caller that is gone needs no answer.
+            let _ = direct.answer.send(Ending::Drained);
+        }
+        self.phase.send_replace(Phase::Draining(tokio::time::Instant::now() + patience));
+        for held in &messages {
+            settle::put_back(held).await;
+        }
+        let ended = async {
+            while self.keepers.join_next().await.is_some() {}
+            self.settler.under_way.close();
+            self.settler.under_way.wait().await;
+        };
+        tokio::pin!(ended);
+        let again = async {
+            if let Some(order) = orders.recv().await {
+                tracing::warn!(order, "handing back at once");
+                self.phase.send_replace(Phase::Draining(tokio::time::Instant::now()));
+                self.settler.hurry.cancel();
+            }
+            std::future::pending::<()>().await;
+        };
+        let last_call = tokio::time::sleep(patience);
+        tokio::pin!(again, last_call);
+        let mut hurried = false;
+        loop {
+            tokio::select! {
+                () = &mut ended => break,
+                () = &mut again => {}
+                () = &mut last_call, if !hurried => {
+                    hurried = true;
+                    self.settler.hurry.cancel();
+                }
+            }
+        }
+        while self.intakes.join_next().await.is_some() {}
+        tracing::info!("drained");
+    }
+}
+
+/// Whatever a function prints is the operator's to read.
+fn hear(line: &str) {
+    use std::io::Write as _;
+    // A closed standard output is no reason to stop working.
+    let _ = writeln!(io::stdout().lock(), "{line}");
+}
+
+async fn forward(floor: Arc<Floor>, mut directs: mpsc::Receiver<Direct>, mut cancels: mpsc::UnboundedReceiver<String>) {
+    loop {
+        tokio::select! {
+            Some(direct) = directs.recv() => {
+                if let Err(direct) = floor.bring_direct(direct) {
+                    let _ = direct.answer.send(Ending::Drained);
+                }
+            }
+            Some(job_id) = cancels.recv() => floor.cancel(&job_id),
+            else => return,
+        }
+    }
+}

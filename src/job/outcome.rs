@@ -104,6 +104,9 @@ pub enum JobError {
         #[source]
         cause: Option<Cause>,
     },
+    /// The process that painted died over the job.
+    #[error("{problem}")]
+    HandlerDied { problem: String },
     #[error("internal error: {problem}")]
     Internal { problem: String },
 }
@@ -121,6 +124,7 @@ impl JobError {
             | Self::OutOfTime
             | Self::ShuttingDown
             | Self::Notice { .. }
+            | Self::HandlerDied { .. }
             | Self::Internal { .. } => Remedy::Retry,
         }
     }
@@ -140,6 +144,7 @@ impl JobError {
             Self::ShuttingDown => "shutting_down",
             Self::Storage { .. } => "storage_failed",
             Self::Notice { .. } => "notice_failed",
+            Self::HandlerDied { .. } => "handler_died",
             Self::Internal { .. } => "internal",
         }
     }

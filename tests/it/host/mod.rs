@@ -1,3 +1,174 @@
-//! The host from outside, against real servers.
+//! `atelier host`, from its parts to whole processes, against real servers.
 
+mod conformance;
+mod protocol;
 mod sqs;
+mod survival;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::backend::Backend;
+use crate::bucket::Bucket;
+use crate::process::World;
+
+/// Longer than anything on a loaded machine; a test that waits this long has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
+
+/// A host process with its bucket, its backend and its spool; killed when dropped.
+pub(crate) struct HostProcess {
+    child: Child,
+    pub(crate) bucket: Bucket,
+    pub(crate) backend: Backend,
+    folder: TempDir,
+    changes: Vec<(String, String)>,
+    arguments: Vec<String>,
+}
+
+impl HostProcess {
+    /// Starts a host whose environment is `changes` over the usual one, with `arguments` after `atelier host`.
+    pub(crate) async fn start(changes: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let (bucket, backend) = (Bucket::start().await, Backend::start().await);
+        let folder = tempfile::tempdir().unwrap();
+        for state in ["waiting", "running", "dead"] {
+            std::fs::create_dir_all(folder.path().join("spool").join(state)).unwrap();
+        }
+        let changes: Vec<_> = changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let child = spawn(&bucket, &backend, folder.path(), &changes, &arguments);
+        Self { child, bucket, backend, folder, changes, arguments }
+    }
+
+    /// Starts it again, over the same spool and bucket.
+    pub(crate) fn restart(&mut self) {
+        self.child = spawn(&self.bucket, &self.backend, self.folder.path(), &self.changes, &self.arguments);
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// The lines of the log with this message.
+    pub(crate) fn logged(&self, message: &str) -> Vec<Value> {
+        let lines: Vec<Value> = self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        lines.into_iter().filter(|line| line["message"] == message).collect()
+    }
+
+    /// Waits for line number `count` (from 1) with this message.
+    pub(crate) async fn wait_for(&mut self, message: &str, count: usize) -> Value {
+        let mut line = None;
+        eventually(message, || {
+            line = self.logged(message).into_iter().nth(count - 1);
+            line.is_some()
+        })
+        .await
+        .unwrap_or_else(|timeout| panic!("{timeout}\n{}", self.log()));
+        line.unwrap()
+    }
+
+    /// A folder of the spool, and the jobs in it.
+    pub(crate) fn spooled(&self, state: &str) -> Vec<PathBuf> {
+        let folder = self.folder.path().join("spool").join(state);
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// Puts a job into the spool as its format says, behind the back of a host that does not run.
+    pub(crate) fn spool(&self, job_id: &str, body: &Value) {
+        let now_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+        let name = format!("{now_ms:013}~{now_ms:013}~0~{job_id}-unique~{job_id}");
+        std::fs::write(self.folder.path().join("spool/waiting").join(name), body.to_string()).unwrap();
+    }
+
+    /// SIGKILL: no destructor, no goodbye.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn terminate(&self) {
+        signal("TERM", self.child.id());
+    }
+
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        let child = &mut self.child;
+        let ended = eventually("the host ends", || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        ended.await.unwrap_or_else(|timeout| panic!("{timeout}\n{}", self.log()));
+        status.unwrap()
+    }
+
+    /// Process ids of the handlers that were started, in their order.
+    pub(crate) fn handlers(&self) -> Vec<u32> {
+        let pid = |line: &Value| u32::try_from(line["pid"].as_u64().unwrap()).unwrap();
+        self.logged("a handler was started").iter().map(pid).collect()
+    }
+}
+
+impl Drop for HostProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(bucket: &Bucket, backend: &Backend, folder: &Path, changes: &[(String, String)], arguments: &[String]) -> Child {
+    let world = World { runtime_api: ([127, 0, 0, 1], 1).into(), s3: bucket.address, backend: backend.address };
+    let own = ["AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_FUNCTION_VERSION"].map(|name| (name, ""));
+    let spool = folder.join("spool").display().to_string();
+    let usual = [
+        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", ""),
+        ("PATH", "/usr/bin:/bin"),
+        ("ATELIER__SOURCES__SPOOL__FOLDER", &spool),
+        ("ATELIER__HOST__FIRST_RETRY_MS", "50"),
+        ("ATELIER__HOST__HANDLER__FIRST_PAUSE_MS", "50"),
+        ("ATELIER__HOST__HANDLER__KILL_GRACE_MS", "2000"),
+    ];
+    let changes: Vec<_> = changes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log")).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_atelier"))
+        .arg("host")
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_clear()
+        .envs(world.environment(&[own.as_slice(), usual.as_slice(), &changes].concat()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+pub(crate) fn signal(name: &str, pid: u32) {
+    let sent = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
+    assert!(sent.success(), "kill -{name} {pid}");
+}
+
+/// Whether a process is there and not merely waiting to be buried.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// Looks again and again until `seen` is true, for [`PATIENCE`] at most.
+pub(crate) async fn eventually(what: &str, mut seen: impl FnMut() -> bool) -> Result<(), String> {
+    let deadline = Instant::now() + PATIENCE;
+    while !seen() {
+        if Instant::now() > deadline {
+            return Err(format!("not within {PATIENCE:?}: {what}"));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// A small job that the bundled model paints in a moment.
+pub(crate) fn job(id: &str) -> Value {
+    json!({ "job_id": id, "prompt": "a red mug on the beach", "steps": 2, "width": 64, "height": 64 })
+}

@@ -27,7 +27,7 @@ pub(crate) struct World {
 
 impl World {
     /// The environment of a handler in this world, `changes` over it.
-    fn environment(&self, changes: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pub(crate) fn environment(&self, changes: &[(&str, &str)]) -> BTreeMap<String, String> {
         let mut environment: BTreeMap<String, String> = [
             ("AWS_LAMBDA_RUNTIME_API", self.runtime_api.to_string()),
             ("AWS_LAMBDA_FUNCTION_NAME", "atelier".to_owned()),

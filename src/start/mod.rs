@@ -1,5 +1,7 @@
 //! Puts the function together from its configuration: engine loaded and warm, store reached, workflow ready.
 
+pub mod host;
+
 use std::sync::Arc;
 use std::time::Instant;
 

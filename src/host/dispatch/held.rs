@@ -1,0 +1,62 @@
+//! A message in hand, kept there by its source's heartbeat until it is settled.
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use crate::host::source::{Message, Source, SourceError};
+use crate::job::Job;
+use crate::job::request::{Defaults, Refusal};
+
+/// A message with its source, from receipt to settlement. Dropping it ends the heartbeat.
+pub struct Held {
+    pub source: Arc<dyn Source>,
+    pub message: Message,
+    /// The job in it; none when the body is not one, which is the handler's to say.
+    pub job: Option<Job>,
+    heartbeat: Option<JoinHandle<()>>,
+}
+
+impl Held {
+    /// Takes over a message that was just received.
+    #[must_use]
+    pub fn new(source: Arc<dyn Source>, message: Message, defaults: &Defaults) -> Self {
+        let job = match Job::from_json(&message.body, defaults) {
+            Ok(job) => Some(job),
+            Err(Refusal { .. }) => None,
+        };
+        let heartbeat = source.heartbeat().map(|_| tokio::spawn(keep(source.clone(), message.clone())));
+        Self { source, message, job, heartbeat }
+    }
+}
+
+impl Held {
+    /// Empty when the body is no job.
+    #[must_use]
+    pub fn job_id(&self) -> &str {
+        self.job.as_ref().map_or("", |job| job.id.as_str())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(heartbeat) = &self.heartbeat {
+            heartbeat.abort();
+        }
+    }
+}
+
+async fn keep(source: Arc<dyn Source>, message: Message) {
+    while let Some(pause) = source.heartbeat() {
+        tokio::time::sleep(pause).await;
+        match source.extend(&message).await {
+            Ok(()) => {}
+            // The job goes on: if it gets done before the queue's next delivery, that one is a replay.
+            Err(error @ SourceError::Lost { .. }) => {
+                tracing::warn!(message_id = message.id, %error, "a message could not be kept in hand");
+                return;
+            }
+            Err(error) => tracing::warn!(message_id = message.id, %error, "a heartbeat failed; the next one may not"),
+        }
+    }
+}

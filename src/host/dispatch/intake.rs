@@ -1,0 +1,59 @@
+//! Takes messages from one source, as many as handlers are free for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Floor;
+use super::held::Held;
+use crate::host::backoff::Backoff;
+use crate::host::source::Source;
+use crate::job::request::Defaults;
+
+/// Pauses after a source that cannot be asked.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Receives until `stop`; what arrives too late to be started is put back.
+pub async fn run(source: Arc<dyn Source>, floor: Arc<Floor>, defaults: Defaults, stop: CancellationToken) {
+    let mut demand = floor.demand();
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            received = receive(source.as_ref(), &mut demand) => received,
+        };
+        match received {
+            Ok(messages) => {
+                backoff.reset();
+                for message in messages {
+                    let held = Held::new(source.clone(), message, &defaults);
+                    if let Err(held) = floor.bring(held) {
+                        super::settle::put_back(&held).await;
+                    }
+                }
+            }
+            Err(error) => {
+                let pause = backoff.next();
+                tracing::warn!(source = source.name(), %error, pause_ms = pause.as_millis() as u64, "no messages from here for now");
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        }
+    }
+    source.close().await;
+}
+
+async fn receive(
+    source: &dyn Source,
+    demand: &mut watch::Receiver<usize>,
+) -> Result<Vec<crate::host::source::Message>, crate::host::source::SourceError> {
+    // Only the floor's end closes the channel, and then `stop` was cancelled before.
+    let Ok(most) = demand.wait_for(|most| *most > 0).await.map(|most| *most) else { return std::future::pending().await };
+    source.receive(most).await
+}

@@ -1,0 +1,261 @@
+//! Brings messages and handlers together: what is in hand, who is free, who runs what.
+
+pub mod held;
+pub mod intake;
+pub mod settle;
+mod verdict;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, mpsc, watch};
+
+use self::held::Held;
+use super::desk::{Direct, Glance, Model};
+use super::jobs::Jobs;
+
+/// What one handler is to do next.
+pub enum Assignment {
+    /// Messages of one source, for one event.
+    Messages(Vec<Held>),
+    /// A job whose caller waits for the answer.
+    Direct(Direct),
+}
+
+impl Assignment {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Messages(held) if held.is_empty())
+    }
+
+    /// The ids of the jobs in it, as far as they could be read.
+    #[must_use]
+    pub fn job_ids(&self) -> Vec<String> {
+        match self {
+            Self::Messages(held) => {
+                held.iter().filter(|held| held.job.is_some()).map(|held| held.job_id().to_owned()).collect()
+            }
+            Self::Direct(direct) => vec![direct.job.id.as_str().to_owned()],
+        }
+    }
+}
+
+/// What a handler is at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Slot {
+    Starting,
+    Idle,
+    /// Ids of the jobs it has.
+    Busy(Vec<String>),
+    /// It is to be started again after a pause; the text says why it ended.
+    Down(String),
+}
+
+/// What is in hand and who does what. One lock, held for moments.
+pub struct Floor {
+    state: Mutex<State>,
+    jobs: Arc<Jobs>,
+    /// Wakes whoever waits in [`Self::take`].
+    work: Notify,
+    glance: watch::Sender<Glance>,
+    /// How many messages the free handlers could take beyond what is in hand.
+    demand: watch::Sender<usize>,
+    /// What each slot is to tell its handler: ids of jobs to cancel.
+    cancels: Vec<mpsc::UnboundedSender<String>>,
+}
+
+struct State {
+    slots: Vec<Slot>,
+    messages: VecDeque<Held>,
+    directs: VecDeque<Direct>,
+    draining: bool,
+}
+
+impl Floor {
+    /// For this many handlers; the receivers, one a handler, bring the ids of jobs that are to be cancelled.
+    #[must_use]
+    pub fn new(handlers: usize, jobs: Arc<Jobs>) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<String>>) {
+        let (cancels, cancelled) = (0..handlers).map(|_| mpsc::unbounded_channel()).unzip();
+        let state = State {
+            slots: vec![Slot::Starting; handlers],
+            messages: VecDeque::new(),
+            directs: VecDeque::new(),
+            draining: false,
+        };
+        let floor = Self {
+            glance: watch::Sender::new(state.glance()),
+            demand: watch::Sender::new(0),
+            state: Mutex::new(state),
+            jobs,
+            work: Notify::new(),
+            cancels,
+        };
+        (Arc::new(floor), cancelled)
+    }
+
+    #[must_use]
+    pub fn glance(&self) -> watch::Receiver<Glance> {
+        self.glance.subscribe()
+    }
+
+    /// How many messages could be started at once if there were any.
+    #[must_use]
+    pub fn demand(&self) -> watch::Receiver<usize> {
+        self.demand.subscribe()
+    }
+
+    /// What a handler is at now.
+    pub fn set(&self, slot: usize, state: Slot) {
+        self.change(|floor| floor.slots[slot] = state);
+    }
+
+    /// Takes a message in hand. False when the host drains: then it is the caller's to put back.
+    #[must_use]
+    pub fn bring(&self, held: Held) -> Result<(), Held> {
+        self.change(|floor| {
+            if floor.draining {
+                return Err(held);
+            }
+            floor.messages.push_back(held);
+            Ok(())
+        })
+    }
+
+    /// As [`Self::bring`] for a job whose caller waits.
+    pub fn bring_direct(&self, direct: Direct) -> Result<(), Direct> {
+        self.change(|floor| {
+            if floor.draining {
+                return Err(direct);
+            }
+            floor.directs.push_back(direct);
+            Ok(())
+        })
+    }
+
+    /// Waits for work for an idle handler and marks it busy with it. Never resolves once the host drains.
+    pub async fn take(&self, slot: usize) -> Assignment {
+        loop {
+            let work = self.work.notified();
+            tokio::pin!(work);
+            work.as_mut().enable();
+            if let Some(assignment) = self.try_take(slot) {
+                return assignment;
+            }
+            work.await;
+        }
+    }
+
+    /// Nothing is handed out any more; what is in hand and not started is returned, to be put back.
+    pub fn drain(&self) -> (Vec<Held>, Vec<Direct>) {
+        self.change(|floor| {
+            floor.draining = true;
+            (floor.messages.drain(..).collect(), floor.directs.drain(..).collect())
+        })
+    }
+
+    /// Tells the handler that runs the job to stop it.
+    pub fn cancel(&self, job_id: &str) {
+        let state = self.state();
+        let runs = |slot: &Slot| matches!(slot, Slot::Busy(ids) if ids.iter().any(|id| id == job_id));
+        for (_, cancel) in state.slots.iter().zip(&self.cancels).filter(|(slot, _)| runs(slot)) {
+            // A slot that is gone runs nothing.
+            let _ = cancel.send(job_id.to_owned());
+        }
+    }
+
+    #[must_use]
+    pub fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        let result = change(&mut state);
+        self.publish(&state);
+        self.work.notify_waiters();
+        result
+    }
+
+    fn try_take(&self, slot: usize) -> Option<Assignment> {
+        let mut state = self.state();
+        let assignment = state.assign(slot)?;
+        self.publish(&state);
+        Some(assignment)
+    }
+
+    /// Under the lock, so that what was published last is what is so.
+    fn publish(&self, state: &State) {
+        self.glance.send_if_modified(|old| replaced(old, state.glance()));
+        self.demand.send_if_modified(|old| replaced(old, state.demand()));
+    }
+
+    /// A panic under the lock leaves nothing half done: every change is a few assignments.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn replaced<T: PartialEq>(old: &mut T, new: T) -> bool {
+    let changed = *old != new;
+    *old = new;
+    changed
+}
+
+impl State {
+    fn assign(&mut self, slot: usize) -> Option<Assignment> {
+        if self.draining {
+            return None;
+        }
+        let assignment = match self.directs.pop_front() {
+            Some(direct) => Assignment::Direct(direct),
+            None => {
+                let next = self.messages.iter().position(|held| !self.runs(held))?;
+                Assignment::Messages(vec![self.messages.remove(next)?])
+            }
+        };
+        self.slots[slot] = Slot::Busy(assignment.job_ids());
+        Some(assignment)
+    }
+
+    /// Two deliveries of one job must not paint at the same time: the second waits, and is a replay then.
+    fn runs(&self, held: &Held) -> bool {
+        let Some(job) = &held.job else { return false };
+        self.running().any(|id| id == job.id.as_str())
+    }
+
+    fn running(&self) -> impl Iterator<Item = &String> {
+        self.slots.iter().flat_map(|slot| match slot {
+            Slot::Busy(ids) => ids.as_slice(),
+            _ => &[],
+        })
+    }
+
+    fn free(&self) -> usize {
+        let idle = self.slots.iter().filter(|slot| **slot == Slot::Idle).count();
+        idle.saturating_sub(self.directs.len() + self.messages.iter().filter(|held| !self.runs(held)).count())
+    }
+
+    fn demand(&self) -> usize {
+        if self.draining { 0 } else { self.free() }
+    }
+
+    fn glance(&self) -> Glance {
+        let ready = |slot: &Slot| matches!(slot, Slot::Idle | Slot::Busy(_));
+        let down = self.slots.iter().find_map(|slot| match slot {
+            Slot::Down(why) => Some(why.clone()),
+            _ => None,
+        });
+        let model = match down {
+            _ if self.slots.iter().any(ready) => Model::Hot,
+            Some(why) => Model::Failed(why),
+            None => Model::Loading,
+        };
+        Glance {
+            model,
+            free: self.free(),
+            running: self.running().cloned().collect(),
+            in_hand: self.messages.len() + self.directs.len(),
+            draining: self.draining,
+        }
+    }
+}

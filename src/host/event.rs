@@ -1,0 +1,49 @@
+//! Messages in hand become one event of AWS's shape, and the reply to it says what became of each.
+
+use serde_json::{Value, json};
+
+use super::source::{Message, Shape};
+
+/// One event for messages of one source, in their order.
+#[must_use]
+pub fn batch(shape: &Shape, messages: &[&Message]) -> Value {
+    let records: Vec<&Value> = messages.iter().map(|message| &message.record).collect();
+    match shape {
+        Shape::Sqs => json!({ "Records": records }),
+        Shape::RabbitMq { event_source_arn, queue } => json!({
+            "eventSource": "aws:rmq",
+            "eventSourceArn": event_source_arn,
+            "rmqMessagesByQueue": { queue: records },
+        }),
+    }
+}
+
+/// A `POST /generate` as API Gateway (payload format 2.0) sends it.
+#[must_use]
+pub fn http_generate(body: &[u8], token: Option<&str>) -> Value {
+    let mut event = json!({
+        "version": "2.0",
+        "routeKey": "$default",
+        "rawPath": "/generate",
+        "rawQueryString": "",
+        "headers": { "content-type": "application/json", "host": "atelier-host" },
+        "requestContext": {
+            "accountId": "000000000000",
+            "apiId": "atelier-host",
+            "domainName": "atelier-host",
+            "domainPrefix": "atelier-host",
+            "http": {
+                "method": "POST", "path": "/generate", "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1", "userAgent": "atelier-host",
+            },
+            "requestId": uuid::Uuid::now_v7().to_string(),
+            "routeKey": "$default",
+            "stage": "$default",
+        },
+        "body": String::from_utf8_lossy(body),
+        "isBase64Encoded": false,
+    });
+    if let Some(token) = token {
+        event["headers"]["x-internal-auth"] = token.into();
+    }
+    event
+}

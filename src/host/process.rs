@@ -1,0 +1,190 @@
+//! One handler process: started so that it cannot outlive the host, watched, ended.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::cause::oom_kills;
+
+/// How every handler is started.
+#[derive(Debug, Clone)]
+pub struct Program {
+    pub path: OsString,
+    pub arguments: Vec<OsString>,
+    /// Name of the function, as the Runtime API tells it.
+    pub function_name: String,
+    /// MiB, as the Runtime API tells it.
+    pub memory_mib: u32,
+}
+
+/// Hears every line of a handler's standard output.
+pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A running handler process.
+pub struct Process {
+    child: Child,
+    group: Option<Pid>,
+    stdin: Option<ChildStdin>,
+    oom_kills_before: u64,
+}
+
+/// Starts processes from one thread that lives as long as the host: the kernel's parent-death signal (prctl(2),
+/// `PR_SET_PDEATHSIG`) comes when the *thread* that started the process ends.
+#[derive(Clone)]
+pub struct Launcher {
+    orders: mpsc::Sender<(Command, Handle, oneshot::Sender<io::Result<Child>>)>,
+}
+
+impl Launcher {
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start() -> io::Result<Self> {
+        let (orders, inbox) = mpsc::channel::<(Command, Handle, oneshot::Sender<io::Result<Child>>)>();
+        thread::Builder::new().name("launcher".into()).spawn(move || {
+            for (mut command, runtime, started) in inbox {
+                let _runtime = runtime.enter();
+                // Whoever ordered it may be gone; then the dropped child is killed.
+                let _ = started.send(command.spawn());
+            }
+        })?;
+        Ok(Self { orders })
+    }
+
+    /// Starts a handler that finds its Runtime API at `runtime_api`. `gpu`: the value of `CUDA_VISIBLE_DEVICES`, where the
+    /// handler is to see one GPU only.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub async fn launch(
+        &self,
+        program: &Program,
+        runtime_api: SocketAddr,
+        gpu: Option<&str>,
+        listener: Listener,
+    ) -> io::Result<Process> {
+        let mut command = program.command(runtime_api, gpu);
+        die_with_parent(&mut command);
+        let (sender, started) = oneshot::channel();
+        let gone = || io::Error::other("the launcher's thread is gone");
+        let oom_kills_before = oom_kills();
+        self.orders.send((command, Handle::current(), sender)).map_err(|_| gone())?;
+        let mut child = started.await.map_err(|_| gone())??;
+        if let Some(stdout) = child.stdout.take() {
+            tokio::spawn(follow(stdout, listener));
+        }
+        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let stdin = child.stdin.take();
+        Ok(Process { child, group, stdin, oom_kills_before })
+    }
+}
+
+impl Program {
+    fn command(&self, runtime_api: SocketAddr, gpu: Option<&str>) -> Command {
+        let mut command = Command::new(&self.path);
+        command
+            .args(&self.arguments)
+            .env("AWS_LAMBDA_RUNTIME_API", runtime_api.to_string())
+            .env("AWS_LAMBDA_FUNCTION_NAME", &self.function_name)
+            .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", self.memory_mib.to_string())
+            // The lines on standard input and output by which host and handler tell each other more than the Runtime API can.
+            .env("ATELIER_CONTROL", "stdio")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            // A group of its own: Ctrl-C in a terminal reaches the host, which lets the running job finish.
+            .process_group(0)
+            .kill_on_drop(true);
+        if let Some(gpu) = gpu {
+            command.env("CUDA_VISIBLE_DEVICES", gpu);
+        }
+        command
+    }
+}
+
+fn die_with_parent(command: &mut Command) {
+    let host = rustix::process::getpid();
+    let arrange = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The host may have died before the line above.
+        if rustix::process::getppid() == Some(host) { Ok(()) } else { Err(io::Error::other("the host is gone")) }
+    };
+    #[expect(unsafe_code, reason = "the only way to run code in the child between fork and exec")]
+    // SAFETY: the closure makes two system calls and allocates nothing unless it fails, when the child ends at once.
+    unsafe {
+        command.pre_exec(arrange);
+    }
+}
+
+async fn follow(stdout: ChildStdout, listener: Listener) {
+    let mut lines = BufReader::new(stdout).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
+        listener(&String::from_utf8_lossy(&line));
+    }
+}
+
+impl Process {
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Writes one line to the handler's standard input. A handler that does not read it, or is gone, misses it.
+    pub async fn tell(&mut self, line: &str) {
+        if let Some(stdin) = &mut self.stdin {
+            let line = format!("{line}\n");
+            let written = async {
+                stdin.write_all(line.as_bytes()).await?;
+                stdin.flush().await
+            };
+            if let Err(error) = written.await {
+                tracing::debug!(%error, "a handler could not be told something");
+            }
+        }
+    }
+
+    /// Resolves when the process has ended; may be called again.
+    pub async fn ended(&mut self) -> ExitStatus {
+        match self.child.wait().await {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::error!(%error, "a handler cannot be waited for; it is taken for dead");
+                ExitStatus::default()
+            }
+        }
+    }
+
+    /// How many processes of this container the kernel has killed for memory since this one was started.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        oom_kills().saturating_sub(self.oom_kills_before)
+    }
+
+    /// Asks the process and its children to end.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Ends the process and its children.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // None: it has been waited for, and its id may be another's by now.
+        if let (Some(group), Some(_)) = (self.group, self.child.id())
+            && let Err(error) = kill_process_group(group, signal)
+        {
+            tracing::debug!(%error, "a handler could not be sent a signal");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The spool's folders on disk: created, synced, renamed, locked.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::name::Name;
+
+/// The state of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Folder {
+    Waiting,
+    Running,
+    Dead,
+}
+
+impl Folder {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+pub(super) struct Files {
+    root: PathBuf,
+    /// Locked for as long as this host lives; the kernel unlocks it when the host dies.
+    _lock: File,
+}
+
+impl Files {
+    pub(super) fn open(root: &Path) -> io::Result<Self> {
+        for folder in [Folder::Waiting, Folder::Running, Folder::Dead] {
+            fs::create_dir_all(root.join(folder.word()))?;
+        }
+        let lock = File::create(root.join("lock"))?;
+        lock.try_lock()
+            .map_err(|_| io::Error::other("another host uses this folder; give each its own (sources.spool.folder)"))?;
+        Ok(Self { root: root.to_owned(), _lock: lock })
+    }
+
+    /// For messages.
+    pub(super) fn label(&self) -> String {
+        format!("spool {}", self.root.display())
+    }
+
+    /// The jobs in a folder; what was half written when the host died is removed.
+    pub(super) fn list(&self, folder: Folder) -> io::Result<Vec<Name>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.root.join(folder.word()))? {
+            let entry = entry?;
+            let text = entry.file_name().to_string_lossy().into_owned();
+            match Name::parse(&text) {
+                Some(name) => names.push(name),
+                None if text.ends_with(PARTIAL) => fs::remove_file(entry.path())?,
+                None => {}
+            }
+        }
+        Ok(names)
+    }
+
+    /// Returns when the job is on the disk for good: a crash at any moment leaves all of it or nothing.
+    pub(super) fn create(&self, folder: Folder, name: &Name, body: &[u8]) -> io::Result<()> {
+        let path = self.path(folder, name);
+        let partial = partial(&path);
+        let written = write_synced(&partial, body).and_then(|()| fs::rename(&partial, &path)).and_then(|()| self.sync(folder));
+        if written.is_err() {
+            // Nothing of a job that was refused may turn up later.
+            let _ = fs::remove_file(&partial);
+            let _ = fs::remove_file(&path);
+        }
+        written
+    }
+
+    /// Not synced: when the machine loses a change of state, the job is delivered once more, and replayed for free.
+    pub(super) fn rename(&self, from: (Folder, &Name), to: (Folder, &Name)) -> io::Result<()> {
+        fs::rename(self.path(from.0, from.1), self.path(to.0, to.1))
+    }
+
+    pub(super) fn read(&self, folder: Folder, name: &Name) -> io::Result<Vec<u8>> {
+        fs::read(self.path(folder, name))
+    }
+
+    pub(super) fn remove(&self, folder: Folder, name: &Name) -> io::Result<()> {
+        fs::remove_file(self.path(folder, name))
+    }
+
+    pub(super) fn write_reason(&self, name: &Name, reason: &str) -> io::Result<()> {
+        fs::write(self.root.join(Folder::Dead.word()).join(format!("reason~{name}")), reason)
+    }
+
+    fn path(&self, folder: Folder, name: &Name) -> PathBuf {
+        self.root.join(folder.word()).join(name.to_string())
+    }
+
+    /// A rename is on the disk when its folder is.
+    fn sync(&self, folder: Folder) -> io::Result<()> {
+        File::open(self.root.join(folder.word()))?.sync_all()
+    }
+}
+
+const PARTIAL: &str = ".partial";
+
+fn partial(path: &Path) -> PathBuf {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(PARTIAL);
+    partial.into()
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}

@@ -1,0 +1,267 @@
+//! The spool: a queue in a folder, for one host, that survives kill -9 of everything.
+//!
+//! A job is a file with its body. Its state is the folder it lies in (`waiting/`, `running/`, `dead/`), and every change of
+//! state is one rename; it is accepted when file and folder are synced to the disk.
+
+mod files;
+mod name;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::Notify;
+
+use self::files::{Files, Folder};
+use self::name::Name;
+use super::{Depth, Message, Shape, Source, SourceError};
+
+/// Settings of section `sources.spool`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where the jobs lie; one host at a time may use it. Put it on a disk that outlives the container.
+    pub folder: PathBuf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { folder: PathBuf::from("spool") }
+    }
+}
+
+const ARN: &str = "arn:aws:sqs:local:000000000000:spool";
+
+/// The queue in a folder; clones are the same queue.
+#[derive(Clone)]
+pub struct Spool {
+    files: Arc<Files>,
+    index: Arc<Mutex<BTreeSet<Name>>>,
+    arrived: Arc<Notify>,
+}
+
+impl Spool {
+    /// Opens the folder and puts back what an earlier host had in hand when it died.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, or another host uses it.
+    pub fn open(settings: &Settings) -> Result<Self, SourceError> {
+        let files = Files::open(&settings.folder).map_err(|problem| refused(&settings.folder, "open", problem))?;
+        for name in files.list(Folder::Running).map_err(|problem| refused(&settings.folder, "open", problem))? {
+            let moved = files.rename((Folder::Running, &name), (Folder::Waiting, &name));
+            moved.map_err(|problem| refused(&settings.folder, "open", problem))?;
+            tracing::warn!(
+                job_id = name.job_id,
+                attempt = name.attempt,
+                "a job was in hand when the host died; it is tried again"
+            );
+        }
+        let waiting = files.list(Folder::Waiting).map_err(|problem| refused(&settings.folder, "open", problem))?;
+        Ok(Self {
+            files: Arc::new(files),
+            index: Arc::new(Mutex::new(waiting.into_iter().collect())),
+            arrived: Arc::new(Notify::new()),
+        })
+    }
+
+    /// Takes the first job that is due, or says when the next one is.
+    fn take_due(&self) -> Result<Name, Option<Duration>> {
+        let mut index = self.index();
+        let Some(first) = index.first() else { return Err(None) };
+        let left = first.due_in(SystemTime::now());
+        if left > Duration::ZERO {
+            return Err(Some(left));
+        }
+        index.pop_first().ok_or(None)
+    }
+
+    async fn start(&self, waiting: Name) -> Result<Message, SourceError> {
+        let mut running = waiting.clone();
+        running.attempt += 1;
+        let (from, to) = (waiting.clone(), running.clone());
+        let started = self.on_disk("receive", move |files| {
+            files.rename((Folder::Waiting, &from), (Folder::Running, &to))?;
+            files.read(Folder::Running, &to)
+        });
+        match started.await {
+            Ok(body) => Ok(message(&running, body)),
+            // Somebody took the file away: there is no job any more.
+            Err(error @ SourceError::Lost { .. }) => Err(error),
+            Err(error) => {
+                self.index().insert(waiting);
+                Err(error)
+            }
+        }
+    }
+
+    async fn put_back(
+        &self,
+        message: &Message,
+        action: &'static str,
+        delay: Duration,
+        counted: bool,
+    ) -> Result<(), SourceError> {
+        let running = self.in_hand(message, action)?;
+        let mut waiting = running.clone();
+        waiting.attempt -= u32::from(!counted);
+        waiting.due(SystemTime::now() + delay);
+        let to = waiting.clone();
+        self.on_disk(action, move |files| files.rename((Folder::Running, &running), (Folder::Waiting, &to))).await?;
+        self.index().insert(waiting);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    fn in_hand(&self, message: &Message, action: &'static str) -> Result<Name, SourceError> {
+        Name::parse(&message.receipt).ok_or_else(|| SourceError::Lost {
+            queue: self.files.label(),
+            action,
+            problem: format!("{:?} is no receipt of the spool", message.receipt),
+        })
+    }
+
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Files) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T, SourceError> {
+        let files = self.files.clone();
+        let done = tokio::task::spawn_blocking(move || work(&files)).await;
+        done.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).map_err(|problem| {
+            let (queue, gone) = (self.files.label(), problem.kind() == std::io::ErrorKind::NotFound);
+            let problem = problem.to_string();
+            if gone {
+                SourceError::Lost { queue, action, problem }
+            } else {
+                SourceError::Unavailable { queue, action, problem }
+            }
+        })
+    }
+
+    /// A panic under the lock leaves nothing half done: every change is one call.
+    fn index(&self) -> MutexGuard<'_, BTreeSet<Name>> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn refused(folder: &std::path::Path, action: &'static str, problem: std::io::Error) -> SourceError {
+    SourceError::Refused { queue: format!("spool {}", folder.display()), action, problem: problem.to_string() }
+}
+
+/// A job of the spool as an SQS record: the handler needs to know no third kind of queue.
+fn message(name: &Name, body: Vec<u8>) -> Message {
+    let sent_ms = name.sent_ms.to_string();
+    let record = json!({
+        "messageId": name.unique,
+        "receiptHandle": name.to_string(),
+        "body": String::from_utf8_lossy(&body),
+        "attributes": {
+            "ApproximateReceiveCount": name.attempt.to_string(),
+            "SentTimestamp": sent_ms,
+            "SenderId": "atelier-host",
+            "ApproximateFirstReceiveTimestamp": sent_ms,
+        },
+        "messageAttributes": {},
+        "md5OfBody": "",
+        "eventSource": "aws:sqs",
+        "eventSourceARN": ARN,
+        "awsRegion": "local",
+    });
+    Message {
+        id: name.unique.clone(),
+        receipt: name.to_string(),
+        attempt: name.attempt,
+        group: None,
+        body,
+        sent: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(name.sent_ms)),
+        received: Instant::now(),
+        record,
+    }
+}
+
+#[async_trait]
+impl Source for Spool {
+    fn name(&self) -> &'static str {
+        "spool"
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::Sqs
+    }
+
+    /// What a dropped call had taken stays in `running/` until the folder is opened again; so the move is made in a task of
+    /// its own, which puts the job back when nobody wants it any more.
+    async fn receive(&self, _most: usize) -> Result<Vec<Message>, SourceError> {
+        loop {
+            let arrived = self.arrived.notified();
+            match self.take_due() {
+                Ok(name) => {
+                    let (spool, (sender, started)) = (self.clone(), tokio::sync::oneshot::channel());
+                    tokio::spawn(async move {
+                        let result = spool.start(name).await;
+                        if let Err(Ok(unwanted)) = sender.send(result)
+                            && let Err(error) = spool.release(&unwanted).await
+                        {
+                            tracing::warn!(%error, "a job could not be put back into the spool");
+                        }
+                    });
+                    return match started.await {
+                        Ok(result) => result.map(|message| vec![message]),
+                        Err(_) => Ok(Vec::new()),
+                    };
+                }
+                Err(None) => arrived.await,
+                Err(Some(left)) => tokio::select! {
+                    () = arrived => {}
+                    () = tokio::time::sleep(left) => {}
+                },
+            }
+        }
+    }
+
+    async fn ack(&self, message: &Message) -> Result<(), SourceError> {
+        let name = self.in_hand(message, "ack")?;
+        self.on_disk("ack", move |files| files.remove(Folder::Running, &name)).await
+    }
+
+    async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
+        self.put_back(message, "retry", delay, true).await
+    }
+
+    async fn release(&self, message: &Message) -> Result<(), SourceError> {
+        self.put_back(message, "release", Duration::ZERO, false).await
+    }
+
+    /// The job goes to `dead/`, its reason beside it; moving the file back to `waiting/` and starting the host again tries it anew.
+    async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
+        let (name, reason) = (self.in_hand(message, "dead-letter")?, reason.to_owned());
+        self.on_disk("dead-letter", move |files| {
+            files.rename((Folder::Running, &name), (Folder::Dead, &name))?;
+            files.write_reason(&name, &reason)
+        })
+        .await
+    }
+
+    async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
+        let (name, body) = (Name::new(job_id, SystemTime::now()), body.to_owned());
+        let to = name.clone();
+        self.on_disk("send", move |files| files.create(Folder::Waiting, &to, &body)).await?;
+        self.index().insert(name);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    async fn depth(&self) -> Result<Depth, SourceError> {
+        let index = self.index();
+        let now = SystemTime::now();
+        let oldest = index.iter().map(|name| name.sent_ms).min();
+        let age = |ms: u64| now.duration_since(SystemTime::UNIX_EPOCH + Duration::from_millis(ms)).unwrap_or_default();
+        Ok(Depth { waiting: index.len() as u64, oldest: oldest.map(age) })
+    }
+
+    async fn close(&self) {}
+}

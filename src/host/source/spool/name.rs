@@ -1,0 +1,83 @@
+//! A job's file name in the spool: all that the spool knows of it besides its body.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use uuid::Uuid;
+
+/// `{due_ms}~{sent_ms}~{attempt}~{unique}~{job_id}`: names in order are jobs in the order they are due.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Name {
+    /// Milliseconds since 1970-01-01T00:00:00Z; not to be started before.
+    due_ms: u64,
+    /// Milliseconds since 1970-01-01T00:00:00Z.
+    pub(super) sent_ms: u64,
+    /// Deliveries so far.
+    pub(super) attempt: u32,
+    /// Tells two deliveries of one job id apart.
+    pub(super) unique: String,
+    pub(super) job_id: String,
+}
+
+impl Name {
+    pub(super) fn new(job_id: &str, now: SystemTime) -> Self {
+        let now_ms = ms(now);
+        let unique = Uuid::now_v7().simple().to_string();
+        Self { due_ms: now_ms, sent_ms: now_ms, attempt: 0, unique, job_id: job_id.to_owned() }
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(5, '~');
+        let name = Self {
+            due_ms: parts.next()?.parse().ok()?,
+            sent_ms: parts.next()?.parse().ok()?,
+            attempt: parts.next()?.parse().ok()?,
+            unique: parts.next()?.to_owned(),
+            job_id: parts.next()?.to_owned(),
+        };
+        // A file that is named otherwise is not ours, even if it could be read.
+        (name.to_string() == text).then_some(name)
+    }
+
+    pub(super) fn due(&mut self, at: SystemTime) {
+        self.due_ms = ms(at);
+    }
+
+    pub(super) fn due_in(&self, now: SystemTime) -> Duration {
+        Duration::from_millis(self.due_ms.saturating_sub(ms(now)))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:013}~{:013}~{}~{}~{}", self.due_ms, self.sent_ms, self.attempt, self.unique, self.job_id)
+    }
+}
+
+fn ms(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_survive_the_disk_and_sort_by_when_they_are_due() {
+        let at = |s| SystemTime::UNIX_EPOCH + Duration::from_secs(s);
+        let early = Name::new("b.job-1_x", at(1_000));
+        let mut late = Name::new("a", at(1_000));
+        late.due(at(2_000));
+        assert_eq!(Name::parse(&early.to_string()), Some(early.clone()));
+        assert!(early < late && early.to_string() < late.to_string());
+        assert_eq!(late.due_in(at(1_500)), Duration::from_secs(500));
+        assert_eq!(late.due_in(at(3_000)), Duration::ZERO);
+    }
+
+    #[test]
+    fn other_files_are_not_ours() {
+        for other in ["", ".gitkeep", "1~2~3~4", "x~2~3~u~j", "1~2~3~u~j", "lost+found"] {
+            assert_eq!(Name::parse(other), None, "{other}");
+        }
+    }
+}

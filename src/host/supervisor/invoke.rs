@@ -1,0 +1,191 @@
+//! One invocation of one handler: the event in, the answer out, or how it died over it.
+
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::{Keeper, Phase};
+use crate::host::answer::{Answer, FunctionError};
+use crate::host::cause::Cause;
+use crate::host::dispatch::Assignment;
+use crate::host::dispatch::held::Held;
+use crate::host::process::Process;
+use crate::host::runtime_api::{Invocation, RuntimeApi};
+
+/// The bounds of an invocation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// From event to answer.
+    pub(super) job: Duration,
+    /// From SIGTERM to SIGKILL.
+    pub(super) kill_grace: Duration,
+}
+
+/// How an invocation ended.
+#[derive(Debug)]
+pub enum Ended {
+    Answered(Answer),
+    /// The handler died over it.
+    Died(Cause),
+    /// The handler never had it, or was stopped by us: no attempt of the job.
+    Untried,
+}
+
+/// Why the host stops waiting for an answer.
+enum Stop {
+    Deadline,
+    Drain,
+}
+
+impl Keeper {
+    /// Leaves out what was cancelled while it waited; none when nothing is left.
+    pub(super) fn begin(&self, assignment: Assignment) -> Option<Assignment> {
+        let jobs = self.floor.jobs();
+        match assignment {
+            Assignment::Direct(direct) => {
+                jobs.start(&direct.job, 1);
+                Some(Assignment::Direct(direct))
+            }
+            Assignment::Messages(held) => {
+                let starts = |held: &Held| held.job.as_ref().is_none_or(|job| jobs.start(job, held.message.attempt));
+                let (begun, cancelled): (Vec<_>, Vec<_>) = held.into_iter().partition(starts);
+                cancelled.into_iter().for_each(|held| self.settler.cancelled(held));
+                Some(Assignment::Messages(begun)).filter(|assignment| !assignment.is_empty())
+            }
+        }
+    }
+
+    /// Runs one assignment and has it settled. Says whether the handler answered, and why it has to be replaced, if so.
+    pub(super) async fn invoke(
+        &mut self,
+        api: &RuntimeApi,
+        process: &mut Process,
+        mut assignment: Assignment,
+    ) -> (bool, Option<Cause>) {
+        let answer = api.invoke(Invocation {
+            event: self.settler.event(&assignment),
+            limit: self.limits().job,
+            client_context: Some(self.settler.client_context()),
+            trace_id: None,
+        });
+        let (ended, cause) = self.follow(api, process, &mut assignment, answer).await;
+        api.give_up();
+        let answered = matches!(ended, Ended::Answered(_));
+        self.settler.settle(assignment, ended);
+        (answered, cause)
+    }
+
+    async fn follow(
+        &mut self,
+        api: &RuntimeApi,
+        process: &mut Process,
+        assignment: &mut Assignment,
+        mut answer: oneshot::Receiver<Answer>,
+    ) -> (Ended, Option<Cause>) {
+        let deadline = Instant::now() + self.limits().job;
+        let mut caller_waits = true;
+        let drained = drained(self.phase.clone());
+        tokio::pin!(drained);
+        let stop = loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return (answered(answer), None),
+                status = process.ended() => {
+                    let cause = Cause::of(status, process.oom_kills());
+                    return (last_word(api, &mut answer, cause), Some(cause));
+                }
+                () = sleep_until(deadline) => break Stop::Deadline,
+                () = &mut drained => break Stop::Drain,
+                Some(job_id) = self.cancels.recv() => process.tell(&format!("cancel {job_id}")).await,
+                () = caller_gone(assignment), if caller_waits => {
+                    caller_waits = false;
+                    for job_id in assignment.job_ids() {
+                        process.tell(&format!("cancel {job_id}")).await;
+                    }
+                }
+            }
+        };
+        self.stop(api, process, answer, stop).await
+    }
+
+    /// Ends a handler over its work; what it still answers counts.
+    async fn stop(
+        &mut self,
+        api: &RuntimeApi,
+        process: &mut Process,
+        mut answer: oneshot::Receiver<Answer>,
+        stop: Stop,
+    ) -> (Ended, Option<Cause>) {
+        let cause = match stop {
+            Stop::Deadline => Cause::Deadline,
+            Stop::Drain => Cause::Stopped,
+        };
+        tracing::warn!(handler = self.index, cause = cause.word(), "a handler is ended over its work");
+        process.terminate();
+        let grace = Instant::now() + self.limits().kill_grace;
+        let given = tokio::select! {
+            biased;
+            answer = &mut answer => Some(answered(answer)),
+            _ = process.ended() => None,
+            () = sleep_until(grace) => None,
+        };
+        let ended = match given {
+            Some(ended) => ended,
+            None => last_word(api, &mut answer, cause),
+        };
+        if tokio::time::timeout_at(grace, process.ended()).await.is_err() {
+            process.kill();
+            process.ended().await;
+        }
+        let ended = match (ended, stop) {
+            (Ended::Died(_), Stop::Drain) => Ended::Untried,
+            (ended, _) => ended,
+        };
+        (ended, Some(cause))
+    }
+}
+
+/// Resolves when running work is to be handed back; never while the host just runs.
+async fn drained(mut phase: watch::Receiver<Phase>) {
+    loop {
+        let now = *phase.borrow_and_update();
+        match now {
+            Phase::Running => {
+                if phase.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+            Phase::Draining(end) => tokio::select! {
+                () = sleep_until(end) => return,
+                Ok(()) = phase.changed() => {}
+            },
+        }
+    }
+}
+
+/// A handler that asks for another event instead of answering has failed this one.
+fn answered(answer: Result<Answer, oneshot::error::RecvError>) -> Ended {
+    Ended::Answered(answer.unwrap_or_else(|_| {
+        Answer::Error(FunctionError::new(
+            "Runtime.NoAnswer",
+            "the function asked for the next event without answering this one",
+        ))
+    }))
+}
+
+/// What a handler that is gone had still said, or that it never had the event.
+fn last_word(api: &RuntimeApi, answer: &mut oneshot::Receiver<Answer>, cause: Cause) -> Ended {
+    match answer.try_recv() {
+        Ok(answer) => Ended::Answered(answer),
+        Err(_) if !api.was_taken() => Ended::Untried,
+        Err(_) => Ended::Died(cause),
+    }
+}
+
+async fn caller_gone(assignment: &mut Assignment) {
+    match assignment {
+        Assignment::Direct(direct) => direct.answer.closed().await,
+        Assignment::Messages(_) => std::future::pending().await,
+    }
+}

@@ -1,0 +1,123 @@
+//! Keeps handler processes alive: starts them, gives them work, ends them, starts them again.
+
+pub mod invoke;
+pub mod life;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use self::invoke::Limits;
+use super::backoff::Backoff;
+use super::cause::Cause;
+use super::dispatch::settle::Settler;
+use super::dispatch::{Floor, Slot};
+use super::process::{Launcher, Listener, Program};
+
+/// Settings of section `host.handler`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Milliseconds until a handler must ask for its first event: loading the model and warming up.
+    pub init_timeout_ms: u64,
+    /// Milliseconds that a handler has for one event; it is ended when they are over.
+    pub job_timeout_ms: u64,
+    /// Milliseconds between SIGTERM and SIGKILL.
+    pub kill_grace_ms: u64,
+    /// Milliseconds that the first pause before a new start lasts at most; each further one can be twice as long.
+    pub first_pause_ms: u64,
+    /// Milliseconds that a pause lasts at most.
+    pub longest_pause_ms: u64,
+    /// MiB that a handler is told it has.
+    pub memory_mib: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            init_timeout_ms: 900_000,
+            job_timeout_ms: 900_000,
+            kill_grace_ms: 10_000,
+            first_pause_ms: 500,
+            longest_pause_ms: 30_000,
+            memory_mib: 4096,
+        }
+    }
+}
+
+/// When the handlers are to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Running,
+    /// No new work; what runs at this moment is handed back.
+    Draining(Instant),
+}
+
+impl Phase {
+    /// Resolves when the host drains, or is gone.
+    pub(super) async fn over(mut phase: watch::Receiver<Self>) {
+        let _ = phase.wait_for(|phase| *phase != Self::Running).await;
+    }
+}
+
+/// Hears why handlers end: one call an ending.
+pub type Watcher = Arc<dyn Fn(Cause) + Send + Sync>;
+
+/// One place for a handler, with what it needs to keep one there.
+pub struct Keeper {
+    pub index: usize,
+    pub program: Program,
+    /// The value of `CUDA_VISIBLE_DEVICES`, where the handler is to see one GPU only.
+    pub gpu: Option<String>,
+    pub settings: Settings,
+    pub launcher: Launcher,
+    pub floor: Arc<Floor>,
+    pub settler: Settler,
+    pub listener: Listener,
+    pub watcher: Watcher,
+    pub phase: watch::Receiver<Phase>,
+    pub cancels: mpsc::UnboundedReceiver<String>,
+}
+
+impl Keeper {
+    /// Keeps one handler alive until the host drains; returns when it has ended.
+    pub async fn keep(mut self) {
+        let (first, longest) = (self.settings.first_pause_ms, self.settings.longest_pause_ms);
+        let mut backoff = Backoff::new(Duration::from_millis(first), Duration::from_millis(longest));
+        loop {
+            self.floor.set(self.index, Slot::Starting);
+            let life = self.life().await;
+            if life.cause == Cause::Stopped {
+                return;
+            }
+            if life.served {
+                backoff.reset();
+            }
+            (self.watcher)(life.cause);
+            let pause = backoff.next();
+            let why = life.why.unwrap_or_else(|| life.cause.to_string());
+            tracing::error!(
+                handler = self.index,
+                cause = life.cause.word(),
+                why,
+                pause_ms = pause.as_millis() as u64,
+                "a handler ended; another is started after a pause"
+            );
+            self.floor.set(self.index, Slot::Down(why));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = Phase::over(self.phase.clone()) => return,
+            }
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            job: Duration::from_millis(self.settings.job_timeout_ms),
+            kill_grace: Duration::from_millis(self.settings.kill_grace_ms),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Whole hosts with real handlers: kill -9 of either, jobs that kill their handler, deadlines, drains.
+
+use serde_json::json;
+
+use super::{HostProcess, eventually, is_alive, job, signal};
+use crate::servers::python_or_skip;
+
+#[tokio::test]
+async fn a_killed_handler_is_replaced_and_its_job_is_painted_again() {
+    let mut host = HostProcess::start(&[], &[]).await;
+    host.wait_for("a handler is ready", 1).await;
+    host.kill();
+    host.bucket.hold(Some("/result.json"));
+    host.spool("unlucky", &job("unlucky"));
+    host.restart();
+    host.bucket.holding().await;
+    signal("KILL", *host.handlers().last().unwrap());
+    host.bucket.hold(None);
+    let told = host.backend.terminal().await;
+    assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/complete", &json!("unlucky")));
+    let ended = host.wait_for("a handler ended; another is started after a pause", 1).await;
+    assert_eq!(ended["cause"], "signal", "{ended}");
+    let again = host.wait_for("a job is tried again", 1).await;
+    assert_eq!((&again["code"], &again["attempt"]), (&json!("handler_died"), &json!(1)), "{again}");
+    eventually("the spool is empty", || host.spooled("running").is_empty() && host.spooled("waiting").is_empty())
+        .await
+        .unwrap();
+    assert_eq!(host.bucket.puts("/result.json"), 1);
+    assert!(host.spooled("dead").is_empty());
+}
+
+#[tokio::test]
+async fn a_killed_host_leaves_no_orphan_and_loses_no_job() {
+    let mut host = HostProcess::start(&[], &[]).await;
+    host.wait_for("a handler is ready", 1).await;
+    host.kill();
+    host.bucket.hold(Some("/0.png"));
+    host.spool("in-hand", &job("in-hand"));
+    host.spool("behind", &job("behind"));
+    host.restart();
+    host.bucket.holding().await;
+    let handlers = host.handlers();
+    host.kill();
+    eventually("the handlers die with their host", || handlers.iter().all(|pid| !is_alive(*pid))).await.unwrap();
+    host.bucket.hold(None);
+    host.restart();
+    let mut told = [host.backend.terminal().await, host.backend.terminal().await].map(|notice| notice.body["job_id"].clone());
+    told.sort_by_key(ToString::to_string);
+    assert_eq!(told, [json!("behind"), json!("in-hand")]);
+    assert_eq!(host.bucket.puts("/result.json"), 2);
+    eventually("the spool is empty", || host.spooled("running").is_empty() && host.spooled("waiting").is_empty())
+        .await
+        .unwrap();
+}
+
+/// A host whose function is the Python one, which does to itself what a job's prompt says.
+async fn hostile(changes: &[(&str, &str)]) -> Option<HostProcess> {
+    let venv = python_or_skip("a function that dies on demand")?;
+    let python = venv.join("bin/python").display().to_string();
+    let script =
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from awslambdaric.__main__ import main; main([''] + sys.argv[1:])";
+    let functions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/functions");
+    let mut host = HostProcess::start(changes, &["--", &python, "-c", script, functions, "greet.handler"]).await;
+    host.wait_for("a handler is ready", 1).await;
+    host.kill();
+    Some(host)
+}
+
+fn prompt(id: &str, prompt: &str) -> serde_json::Value {
+    json!({ "job_id": id, "prompt": prompt })
+}
+
+#[tokio::test]
+async fn a_job_that_kills_its_handler_is_told_failed_once_and_kept() {
+    let Some(mut host) = hostile(&[]).await else { return };
+    host.spool("poison", &prompt("poison", "die"));
+    host.restart();
+    let told = host.backend.terminal().await;
+    assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/failed", &json!("poison")));
+    assert_eq!((&told.body["error"]["code"], &told.body["attempts"]), (&json!("handler_died"), &json!(3)));
+    eventually("it lies among the dead", || host.spooled("dead").len() == 2).await.unwrap();
+    assert!(host.spooled("running").is_empty() && host.spooled("waiting").is_empty());
+    let reason = host.spooled("dead").into_iter().find(|path| path.display().to_string().contains("reason~")).unwrap();
+    assert!(std::fs::read_to_string(reason).unwrap().contains("signal 9"));
+    host.terminate();
+    assert!(host.ended().await.success());
+    let more: Vec<_> = host.backend.arrived();
+    assert!(more.is_empty(), "told more than once: {more:?}");
+    // Three deaths, three replacements; the host itself was never in danger.
+    assert_eq!(host.logged("a handler ended; another is started after a pause").len(), 3, "{}", host.log());
+}
+
+#[tokio::test]
+async fn a_handler_past_its_deadline_is_ended_and_the_next_job_runs() {
+    let Some(mut host) =
+        hostile(&[("ATELIER__HOST__HANDLER__JOB_TIMEOUT_MS", "1000"), ("ATELIER__RUNTIME__MAX_ATTEMPTS", "1")]).await
+    else {
+        return;
+    };
+    host.spool("stuck", &prompt("stuck", "hang"));
+    host.spool("next", &prompt("next", "nothing special"));
+    host.restart();
+    let told = host.backend.terminal().await;
+    assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!("stuck"), &json!("handler_died")));
+    assert!(told.body["error"]["message"].as_str().unwrap_or_default().contains("deadline"), "{}", told.body);
+    eventually("the next job is settled", || host.spooled("waiting").is_empty() && host.spooled("running").is_empty())
+        .await
+        .unwrap();
+    let ended = host.wait_for("a handler ended; another is started after a pause", 1).await;
+    assert_eq!(ended["cause"], "deadline");
+}
+
+#[tokio::test]
+async fn causes_are_told_apart() {
+    let Some(mut host) = hostile(&[("ATELIER__RUNTIME__MAX_ATTEMPTS", "1")]).await else { return };
+    host.spool("exit", &prompt("exit", "exit"));
+    host.restart();
+    let told = host.backend.terminal().await;
+    assert!(told.body["error"]["message"].as_str().unwrap_or_default().contains("exit code 3"), "{}", told.body);
+    let ended = host.wait_for("a handler ended; another is started after a pause", 1).await;
+    assert_eq!(ended["cause"], "exit");
+    host.kill();
+    host.spool("raise", &prompt("raise", "raise"));
+    host.restart();
+    let told = host.backend.terminal().await;
+    assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!("raise"), &json!("internal")));
+    assert!(told.body["error"]["message"].as_str().unwrap_or_default().contains("told to fail"), "{}", told.body);
+    assert_eq!(host.logged("a handler ended; another is started after a pause").len(), 1, "an exception is no crash");
+}
+
+#[tokio::test]
+async fn sigterm_finishes_what_runs_and_hands_back_the_rest() {
+    let mut host = HostProcess::start(&[], &[]).await;
+    host.wait_for("a handler is ready", 1).await;
+    host.kill();
+    host.bucket.hold(Some("/0.png"));
+    host.spool("running", &job("running"));
+    host.spool("waiting", &job("waiting"));
+    host.restart();
+    host.bucket.holding().await;
+    host.terminate();
+    host.wait_for("draining: no new jobs; what runs may finish", 1).await;
+    host.bucket.hold(None);
+    assert!(host.ended().await.success(), "{}", host.log());
+    assert_eq!(host.backend.terminal().await.body["job_id"], "running");
+    assert_eq!(host.bucket.puts("/result.json"), 1);
+    let left = host.spooled("waiting");
+    assert_eq!(left.len(), 1);
+    assert!(left[0].display().to_string().contains("~0~waiting-unique~"), "no attempt was made: {left:?}");
+}
+
+#[tokio::test]
+async fn a_second_sigterm_hands_back_at_once() {
+    let mut host = HostProcess::start(&[("ATELIER__RUNTIME__SHUTDOWN_GRACE_MS", "1")], &["--drain-seconds", "600"]).await;
+    host.wait_for("a handler is ready", 1).await;
+    host.kill();
+    host.bucket.hold(Some("/0.png"));
+    host.spool("slow", &job("slow"));
+    host.restart();
+    host.bucket.holding().await;
+    host.terminate();
+    host.wait_for("draining: no new jobs; what runs may finish", 1).await;
+    host.terminate();
+    assert!(host.ended().await.success(), "{}", host.log());
+    assert_eq!(host.spooled("waiting").len(), 1, "{}", host.log());
+    assert!(host.spooled("running").is_empty());
+}
