@@ -4,6 +4,8 @@ pub mod job;
 
 pub mod setting;
 
+pub mod aws;
+
 pub mod outbound;
 
 pub mod store;

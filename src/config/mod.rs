@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::source::Environment;
 use self::source::Source;
-use crate::host::source::spool;
+use crate::host::source::{spool, sqs};
 use crate::job::request::Defaults;
 use crate::job::request::tryon::TryOnDefaults;
 use crate::job::task::tryon::{Mode, Resolution};
@@ -43,6 +43,7 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Sources {
     pub spool: spool::Settings,
+    pub sqs: sqs::Settings,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -50,7 +51,9 @@ pub struct Sources {
 pub struct Server {
     /// Name of this node in answers and notices.
     pub node_id: String,
-    /// TCP port of `atelier host`.
+    /// Address that `atelier host` listens on.
+    pub address: std::net::IpAddr,
+    /// TCP port of `atelier host`; 0: a free one, which the log tells.
     pub port: u16,
 }
 
@@ -156,6 +159,15 @@ pub enum Family {
     /// CLIP text encoder, UNet with cross attention, `AutoencoderKL`.
     #[serde(rename = "stable-diffusion-1")]
     StableDiffusion1,
+}
+
+impl Family {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::StableDiffusion1 => "stable-diffusion-1",
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

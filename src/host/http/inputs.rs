@@ -61,8 +61,7 @@ fn unpack(file: &[u8], max_pixels: u64) -> Result<ImageFormat, String> {
         return Err(format!("{ALLOWED}, got {}", format.to_mime_type()));
     }
     let damaged = |error: image::ImageError| format!("{ALLOWED}, and this one is truncated or damaged ({error})");
-    let (width_px, height_px) =
-        ImageReader::with_format(Cursor::new(file), format).into_dimensions().map_err(damaged)?;
+    let (width_px, height_px) = ImageReader::with_format(Cursor::new(file), format).into_dimensions().map_err(damaged)?;
     let pixels = u64::from(width_px) * u64::from(height_px);
     if pixels > max_pixels {
         return Err(format!("must have at most {max_pixels} pixels, got {width_px} x {height_px}"));
@@ -89,7 +88,10 @@ pub(super) fn data_urls(message: &Map<String, Value>) -> Result<Vec<(Place, Byte
         let bytes = data.split_once(',').filter(|(kind, _)| kind.ends_with(";base64"));
         let bytes = bytes.and_then(|(_, encoded)| STANDARD.decode(encoded).ok());
         let bytes = bytes.ok_or_else(|| {
-            Problem::invalid(&place.to_string(), "must be data:image/png;base64, and the image in base64 (or an s3:// or https:// address)")
+            Problem::invalid(
+                &place.to_string(),
+                "must be data:image/png;base64, and the image in base64 (or an s3:// or https:// address)",
+            )
         })?;
         found.push((place, bytes.into()));
     }
