@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod backoff;
 pub mod cause;
+pub mod cloud;
 pub mod desk;
 pub mod dispatch;
 pub mod drain;
@@ -29,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::cloud::{interruption, protection};
 use self::desk::{Desk, Direct, Ending};
 use self::dispatch::settle::{Retries, Settler};
 use self::dispatch::{Floor, intake, settle};
@@ -55,6 +57,8 @@ pub struct Settings {
     /// Milliseconds until a failed job is tried again, at most.
     pub longest_retry_ms: u64,
     pub handler: supervisor::Settings,
+    pub protection: protection::Settings,
+    pub interruption: interruption::Settings,
 }
 
 impl Default for Settings {
@@ -66,6 +70,8 @@ impl Default for Settings {
             first_retry_ms: 5_000,
             longest_retry_ms: 300_000,
             handler: supervisor::Settings::default(),
+            protection: protection::Settings::default(),
+            interruption: interruption::Settings::default(),
         }
     }
 }
