@@ -13,10 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
 use crate::events::auth::Auth;
+use crate::host::cloud::interruption::Interruption;
+use crate::host::cloud::protection::Protection;
 use crate::host::http::{self, Http, ModelInfo};
 use crate::host::process::Program;
 use crate::host::source::Source;
 use crate::host::source::spool::Spool;
+use crate::host::source::sqs::Sqs;
 use crate::host::teller::Teller;
 use crate::host::{Host, Parts, drain};
 use crate::notify::Notifier;
@@ -57,7 +60,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let store = Arc::new(Store::connect(&config.store, outbound).await?);
     let manifest = config.manifest(environment)?;
     let defaults = manifest.defaults;
-    let sources = sources(&config)?;
+    let sources = sources(&config).await?;
     let queue = sources.first().context("no source is configured")?.clone();
     let host = Host::start(Parts {
         gpus: gpus(&config, environment),
@@ -90,6 +93,12 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let over = CancellationToken::new();
     let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
     let (orders, ordered) = mpsc::channel(4);
+    if let Some(protection) = Protection::new(&config.host.protection)? {
+        tokio::spawn(protection.watch(host.desk().glance));
+    }
+    if let Some(found) = Interruption::find(&config.host.interruption).await? {
+        drain::interruption(found, orders.clone());
+    }
     drain::signals(orders)?;
     host.run(ordered).await;
     over.cancel();
@@ -115,8 +124,15 @@ fn program(function: Vec<OsString>, config_file: Option<&Path>, config: &Config)
 }
 
 /// The configured queues; where none is, the spool. HTTP jobs go to the first.
-fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
-    Ok(vec![Arc::new(Spool::open(&config.sources.spool)?)])
+async fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
+    let mut sources: Vec<Arc<dyn Source>> = Vec::new();
+    if config.sources.sqs.queue_url.is_some() {
+        sources.push(Arc::new(Sqs::connect(&config.sources.sqs).await?));
+    }
+    if sources.is_empty() {
+        sources.push(Arc::new(Spool::open(&config.sources.spool)?));
+    }
+    Ok(sources)
 }
 
 /// One a handler: which GPU it is to see.

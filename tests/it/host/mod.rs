@@ -1,5 +1,6 @@
 //! `atelier host`, from its parts to whole processes, against real servers.
 
+mod cloud;
 mod conformance;
 mod protocol;
 mod sqs;

@@ -24,11 +24,16 @@ impl Address {
         };
         let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(wrong)?;
         let name = url.path_segments().and_then(|mut parts| parts.next_back()).filter(|name| !name.is_empty());
-        let fifo = name.ok_or_else(wrong)?.ends_with(".fifo");
+        let fifo = is_fifo(name.ok_or_else(wrong)?);
         let mut labels = url.host_str().ok_or_else(wrong)?.split('.');
         let region = labels.find(|label| matches!(*label, "sqs" | "sqs-fips")).and_then(|_| labels.next()).map(str::to_owned);
         Ok(Self { url: text.to_owned(), endpoint: url.origin().ascii_serialization(), region, fifo })
     }
+}
+
+/// By the name's ending, which AWS asks of FIFO queues and of no others; `queue` is a name or a URL.
+pub(super) fn is_fifo(queue: &str) -> bool {
+    queue.rsplit_once('.').is_some_and(|(_, ending)| ending == "fifo")
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
 use serde::Deserialize;
 
+use super::address::is_fifo;
 use super::queue::{Parcel, Queue};
 use super::record::attributes_of;
 use crate::host::source::{Message, SourceError};
@@ -38,15 +39,16 @@ impl Queue {
 
     /// Sends the message to the dead-letter queue, then deletes it here: interrupted in between, it is there twice, never lost.
     pub(super) async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
-        match self.dead_letter_queue().await? {
-            Some(target) => self.send_to(&target, self.parcel(&target, message, reason)?).await?,
+        if let Some(target) = self.dead_letter_queue().await? {
+            self.send_to(&target, self.parcel(&target, message, reason)?).await?;
+        } else {
             // Left here it would start the job again and again, and its caller has been told.
-            None => tracing::warn!(
+            tracing::warn!(
                 queue = self.url,
                 message_id = message.id,
                 reason,
                 "a failed message is deleted: the queue has no redrive policy; set one to keep such messages"
-            ),
+            );
         }
         self.delete(message).await
     }
@@ -59,7 +61,7 @@ impl Queue {
             attributes.extend(text.ok().map(|text| (REASON.to_owned(), text)));
         }
         let group = message.record["attributes"]["MessageGroupId"].as_str();
-        let deduplication = target.ends_with(".fifo").then_some(message.id.as_str());
+        let deduplication = is_fifo(target).then_some(message.id.as_str());
         Ok(Parcel { body, attributes, group, deduplication })
     }
 

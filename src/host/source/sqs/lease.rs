@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// SQS counts from its own answer, which we see up to a poll and a time limit later: the minute covers that.
-const LONGEST: Duration = Duration::from_secs(12 * 3_600 - 60);
+const LONGEST: Duration = Duration::from_mins(12 * 60 - 1);
 
 /// Seconds to extend a message by that has been `held` so long; none when the 12 hours are used up.
 pub(super) fn extension_s(held: Duration, wanted_s: u32) -> Option<u32> {
@@ -30,7 +30,7 @@ mod tests {
     fn an_extension_ends_at_the_twelve_hours() {
         assert_eq!(extension_s(Duration::ZERO, 120), Some(120));
         assert_eq!(extension_s(hours(11.9), 120), Some(120));
-        assert_eq!(extension_s(LONGEST - Duration::from_secs(30), 120), Some(30));
+        assert_eq!(extension_s(Duration::from_secs(43_110), 120), Some(30));
         assert_eq!(extension_s(LONGEST, 120), None);
         assert_eq!(extension_s(hours(13.0), 120), None);
     }

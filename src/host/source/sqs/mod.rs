@@ -186,7 +186,7 @@ impl Source for Sqs {
         self.queue.send_to(&self.queue.url, parcel).await
     }
 
-    /// SQS does not say how old its oldest message is (CloudWatch does: `ApproximateAgeOfOldestMessage`).
+    /// SQS does not say how old its oldest message is (`CloudWatch` does: `ApproximateAgeOfOldestMessage`).
     async fn depth(&self) -> Result<Depth, SourceError> {
         let names = [QueueAttributeName::ApproximateNumberOfMessages, QueueAttributeName::ApproximateNumberOfMessagesDelayed];
         let found = self.queue.attributes(&names).await?;

@@ -130,7 +130,7 @@ mod tests {
         let message = origin(true).message(received(), Instant::now()).unwrap();
         assert_eq!((message.id.as_str(), message.receipt.as_str(), message.attempt), ("m-1", "r-1", 3));
         assert_eq!(message.group.as_deref(), Some("user-7"));
-        assert_eq!(message.sent, Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_300_000_000)));
+        assert_eq!(message.sent, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_300_000)));
         let fair = origin(false).message(received(), Instant::now()).unwrap();
         assert_eq!(fair.group, None, "a standard queue's group asks for fairness, not for order");
     }

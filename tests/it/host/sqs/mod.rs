@@ -3,6 +3,7 @@
 mod dead_letters;
 mod polls;
 mod refusals;
+mod whole;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -41,7 +42,7 @@ impl Bench {
     /// The new queue's URL.
     async fn queue(&self, name: &str, attributes: &[(QueueAttributeName, &str)]) -> String {
         let mut all = HashMap::from([(QueueAttributeName::MaximumMessageSize, (1 << 20).to_string())]);
-        if name.ends_with(".fifo") {
+        if name.contains(".fifo") {
             all.insert(QueueAttributeName::FifoQueue, "true".into());
         }
         all.extend(attributes.iter().map(|(name, value)| (name.clone(), (*value).to_owned())));
