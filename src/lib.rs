@@ -26,6 +26,8 @@ pub mod log;
 
 pub mod start;
 
+pub mod serve;
+
 pub mod invoke;
 
 pub mod demo;

@@ -11,6 +11,7 @@ mod fetch;
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use aws_config::BehaviorVersion;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::retry::RetryConfig;
@@ -23,6 +24,7 @@ use serde::Deserialize;
 
 use self::cache::Cache;
 use self::error::{Failure, Kind, Request};
+use crate::job::notice::Pictures;
 use crate::job::outcome::{JobError, Record, Remedy, StoredPicture};
 use crate::job::{Job, JobId};
 use crate::outbound::Outbound;
@@ -153,12 +155,8 @@ impl Store {
             Err(failure) if failure.kind == Kind::NoKey => return Ok(None),
             Err(failure) => return Err(failure.storage(self.request("s3:GetObject", key))),
         };
-        let bytes = object.body.collect().await.map_err(|error| JobError::Storage {
-            problem: format!("s3://{}/{key} broke off ({error})", self.settings.bucket),
-            remedy: Remedy::Retry,
-            cause: Some(error.into()),
-        })?;
-        let record = serde_json::from_slice(&bytes.into_bytes()).map_err(|error| JobError::Storage {
+        let bytes = whole(object.body, &self.settings.bucket, key).await?;
+        let record = serde_json::from_slice(&bytes).map_err(|error| JobError::Storage {
             problem: format!(
                 "s3://{}/{key} is no record of a job ({error}); remove it, or choose another job_id",
                 self.settings.bucket
@@ -258,6 +256,28 @@ impl Store {
 
     fn request_in<'a>(&'a self, action: &'static str, bucket: &'a str, key: &'a str) -> Request<'a> {
         Request { action, bucket, key, endpoint: self.settings.endpoint_url.as_deref().unwrap_or_default() }
+    }
+}
+
+#[async_trait]
+impl Pictures for Store {
+    async fn bytes(&self, picture: &StoredPicture) -> Result<Vec<u8>, JobError> {
+        let StoredPicture { bucket, key, .. } = picture;
+        match self.client.get_object().bucket(bucket).key(key).send().await {
+            Ok(object) => whole(object.body, bucket, key).await,
+            Err(error) => Err(Failure::new(error).storage(self.request_in("s3:GetObject", bucket, key))),
+        }
+    }
+}
+
+async fn whole(body: ByteStream, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
+    match body.collect().await {
+        Ok(bytes) => Ok(bytes.to_vec()),
+        Err(error) => Err(JobError::Storage {
+            problem: format!("s3://{bucket}/{key} broke off ({error})"),
+            remedy: Remedy::Retry,
+            cause: Some(error.into()),
+        }),
     }
 }
 

@@ -32,6 +32,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // The host never loads a model.
     ("host", &["job", "setting", "outbound", "store", "notify", "events", "metrics"]),
     ("log", &["config"]),
+    ("serve", &["*"]),
     ("invoke", &["*"]),
     ("demo", &["*"]),
     ("main", &["*"]),
