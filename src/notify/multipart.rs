@@ -1,4 +1,4 @@
-//! `multipart/form-data` (RFC 7578) whose bytes are the same each time, so that they can be signed and repeated.
+//! `multipart/form-data` (RFC 7578) whose bytes are the same each time, so that a repetition is one.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};

@@ -1,7 +1,8 @@
 //! The try-on service around this node: its asset service gets the pictures, its load balancer hears that the node is free.
 //!
 //! - `POST {asset_service.callback_url}`, multipart: `job_id`, `user_id`, `session_id`, `provider`, `node_id`, `model_version`,
-//!   `inference_time_ms`, and `output_image` or `error`; with `X-Internal-Auth`. Any 2xx is success, all else is tried again.
+//!   `inference_time_ms`, and `output_image` or `error`; with `X-Internal-Auth`, `webhook-id` and `webhook-timestamp`. Any 2xx is success, all
+//!   else is tried again.
 //! - Then, once, `POST {load_balancer.url}/job_complete` with `{node_id, job_id, metadata}`.
 
 use std::fmt;

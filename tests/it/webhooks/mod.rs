@@ -1,6 +1,8 @@
 //! Webhooks against a real receiver: what arrives where, signed how, and what happens when it does not arrive.
 
+mod deferred;
 mod python;
+mod tryon;
 
 use std::time::{Duration, Instant};
 
