@@ -13,6 +13,7 @@ use crate::job::request::Defaults;
 use crate::job::request::tryon::TryOnDefaults;
 use crate::job::task::tryon::{Mode, Resolution};
 use crate::job::task::{ModelName, StepCount};
+use crate::notify::tryon::{AssetService, LoadBalancer};
 use crate::setting::Secret;
 use crate::workflow::StepName;
 use crate::{host, notify, outbound, store};
@@ -127,21 +128,6 @@ pub struct Runtime {
     pub max_attempts: u32,
 }
 
-/// Try-on: who gets the result.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AssetService {
-    pub callback_url: Option<String>,
-    pub internal_auth_token: Option<Secret>,
-}
-
-/// Try-on: who is told that this node is free again.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LoadBalancer {
-    pub url: Option<String>,
-}
-
 /// A model this function can serve, `NAME.yaml` in the models folder.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -180,6 +166,8 @@ pub enum ConfigError {
     Value { file: String, key: String, problem: String },
     #[error("the environment variable {name} is missing: {what}")]
     RuntimeVariable { name: &'static str, what: &'static str },
+    #[error("the environment variable {name} {what}")]
+    Variable { name: &'static str, what: &'static str },
 }
 
 impl Config {
@@ -240,6 +228,21 @@ impl Config {
 pub fn environment() -> Environment {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+}
+
+/// Whether this process is run by `atelier host`, which speaks to it on standard input (`ATELIER_CONTROL=stdio`).
+///
+/// # Errors
+/// Says what is allowed when the variable has another value.
+pub fn has_host(environment: &Environment) -> Result<bool, ConfigError> {
+    match environment.get("ATELIER_CONTROL").map(String::as_str) {
+        None => Ok(false),
+        Some("stdio") => Ok(true),
+        Some(_) => {
+            let what = "must be `stdio`, as `atelier host` sets it, or not be set";
+            Err(ConfigError::Variable { name: "ATELIER_CONTROL", what })
+        }
+    }
 }
 
 /// The address of the Runtime API, where there is one, with all that `lambda_runtime` would panic without.

@@ -22,7 +22,6 @@ use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
 use crate::host::teller::Teller;
 use crate::host::{Host, Parts, drain};
-use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::store::Store;
 
@@ -56,8 +55,8 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     config.server.port = options.port.unwrap_or(config.server.port);
     let program = program(options.function, path, &config)?;
     let outbound = Outbound::new(&config.outbound)?;
-    let notifier = Arc::new(Notifier::new(&config.notify, outbound.clone())?);
-    let store = Arc::new(Store::connect(&config.store, outbound).await?);
+    let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
+    let notifier = Arc::new(super::notifier(&config, outbound, store.clone())?);
     let manifest = config.manifest(environment)?;
     let defaults = manifest.defaults;
     let sources = sources(&config).await?;

@@ -14,6 +14,7 @@ mod once;
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
@@ -22,7 +23,8 @@ use serde::Deserialize;
 use self::cache::Cache;
 use self::error::{Failure, Request};
 use crate::aws::Access;
-use crate::job::outcome::{JobError, Record, StoredPicture};
+use crate::job::notice::Pictures;
+use crate::job::outcome::{JobError, Record, Remedy, StoredPicture};
 use crate::job::{Job, JobId};
 use crate::outbound::Outbound;
 use crate::setting::{Secret, SettingError, check_address};
@@ -213,6 +215,28 @@ impl Store {
 
     fn request_in<'a>(&'a self, action: &'static str, bucket: &'a str, key: &'a str) -> Request<'a> {
         Request { action, bucket, key, endpoint: self.settings.endpoint_url.as_deref().unwrap_or_default() }
+    }
+}
+
+#[async_trait]
+impl Pictures for Store {
+    async fn bytes(&self, picture: &StoredPicture) -> Result<Vec<u8>, JobError> {
+        let StoredPicture { bucket, key, .. } = picture;
+        match self.client.get_object().bucket(bucket).key(key).send().await {
+            Ok(object) => whole(object.body, bucket, key).await,
+            Err(error) => Err(Failure::new(error).storage(self.request_in("s3:GetObject", bucket, key))),
+        }
+    }
+}
+
+async fn whole(body: ByteStream, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
+    match body.collect().await {
+        Ok(bytes) => Ok(bytes.to_vec()),
+        Err(error) => Err(JobError::Storage {
+            problem: format!("s3://{bucket}/{key} broke off ({error})"),
+            remedy: Remedy::Retry,
+            cause: Some(error.into()),
+        }),
     }
 }
 

@@ -33,6 +33,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // The host never loads a model.
     ("host", &["job", "setting", "aws", "outbound", "store", "notify", "events", "metrics"]),
     ("log", &["config"]),
+    ("serve", &["*"]),
     ("invoke", &["*"]),
     ("demo", &["*"]),
     ("main", &["*"]),
