@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::source::Environment;
 use self::source::Source;
+use crate::host::source::rabbitmq;
 use crate::job::request::Defaults;
 use crate::job::task::ModelName;
 use crate::setting::Secret;
@@ -29,6 +30,7 @@ pub struct Config {
     pub store: store::Settings,
     pub notify: notify::Settings,
     pub outbound: outbound::Settings,
+    pub sources: Sources,
     pub asset_service: AssetService,
     pub load_balancer: LoadBalancer,
 }
@@ -98,6 +100,13 @@ pub struct Advanced {
     pub warmup_on_startup: bool,
     /// Try-on: forget one job's tensors before the next.
     pub clear_cache_between_jobs: bool,
+}
+
+/// Queues that `atelier host` takes jobs from; several may be on at once.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sources {
+    pub rabbitmq: rabbitmq::settings::Settings,
 }
 
 /// How an invocation is bounded.

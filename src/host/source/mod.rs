@@ -1,5 +1,7 @@
 //! Where jobs come from: queues behind one trait, each told what became of its messages.
 
+pub mod rabbitmq;
+
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
