@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use crate::config::{self, Config, Environment};
+use crate::events::settled::ENGINE_LOST_EXIT_CODE;
 use crate::handler::lambda::{self, End, Limits};
 use crate::handler::line;
 use crate::start;
@@ -46,7 +47,7 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
         End::Asked => Ok(ExitCode::SUCCESS),
         End::EngineLost => {
             tracing::error!("the GPU failed; this process ends, so that another one is started");
-            Ok(ExitCode::from(lambda::ENGINE_LOST_EXIT_CODE))
+            Ok(ExitCode::from(ENGINE_LOST_EXIT_CODE))
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::source::Environment;
 use self::source::Source;
-use crate::host::source::{spool, sqs};
+use crate::host::source::{rabbitmq, spool, sqs};
 use crate::job::request::Defaults;
 use crate::job::request::tryon::TryOnDefaults;
 use crate::job::task::tryon::{Mode, Resolution};
@@ -45,6 +45,7 @@ pub struct Config {
 pub struct Sources {
     pub spool: spool::Settings,
     pub sqs: sqs::Settings,
+    pub rabbitmq: rabbitmq::settings::Settings,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 use super::Problem;
 use crate::job::notice::Notice;
 
+/// With this code a handler ends whose device is unusable: a fresh process is needed (`EX_TEMPFAIL` of sysexits.h).
+pub const ENGINE_LOST_EXIT_CODE: u8 = 75;
+
 /// One element of `jobs` in a reply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settled {

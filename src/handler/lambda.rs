@@ -31,9 +31,6 @@ impl From<HandlerError> for Diagnostic {
     }
 }
 
-/// Exit code of a process whose GPU failed under it (`EX_TEMPFAIL` of sysexits.h): start another, it may be fine.
-pub const ENGINE_LOST_EXIT_CODE: u8 = 75;
-
 /// Why a handler ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {

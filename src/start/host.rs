@@ -18,6 +18,7 @@ use crate::host::cloud::protection::Protection;
 use crate::host::http::{self, Http, ModelInfo};
 use crate::host::process::Program;
 use crate::host::source::Source;
+use crate::host::source::rabbitmq::RabbitMq;
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
 use crate::host::teller::Teller;
@@ -127,6 +128,9 @@ async fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
     let mut sources: Vec<Arc<dyn Source>> = Vec::new();
     if config.sources.sqs.queue_url.is_some() {
         sources.push(Arc::new(Sqs::connect(&config.sources.sqs).await?));
+    }
+    if config.sources.rabbitmq.broker().is_some() {
+        sources.push(Arc::new(RabbitMq::start(&config.sources.rabbitmq)?));
     }
     if sources.is_empty() {
         sources.push(Arc::new(Spool::open(&config.sources.spool)?));

@@ -1,5 +1,6 @@
 //! Where jobs come from: queues behind one trait, each told what became of its messages.
 
+pub mod rabbitmq;
 pub mod spool;
 pub mod sqs;
 
