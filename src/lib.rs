@@ -28,6 +28,8 @@ pub mod log;
 
 pub mod start;
 
+pub mod serve;
+
 pub mod invoke;
 
 pub mod demo;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::Deserialize;
+use subtle::ConstantTimeEq as _;
 
 /// A setting that must never reach a log: its `Debug` form hides the text.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -19,6 +20,12 @@ impl Secret {
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// Whether `given` is this secret, in a time that does not depend on where they differ.
+    #[must_use]
+    pub fn matches(&self, given: &[u8]) -> bool {
+        given.ct_eq(self.0.as_bytes()).into()
     }
 }
 

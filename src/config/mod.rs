@@ -10,7 +10,10 @@ pub use self::source::Environment;
 use self::source::Source;
 use crate::host::source::{spool, sqs};
 use crate::job::request::Defaults;
-use crate::job::task::ModelName;
+use crate::job::request::tryon::TryOnDefaults;
+use crate::job::task::tryon::{Mode, Resolution};
+use crate::job::task::{ModelName, StepCount};
+use crate::notify::tryon::{AssetService, LoadBalancer};
 use crate::setting::Secret;
 use crate::workflow::StepName;
 use crate::{host, notify, outbound, store};
@@ -49,7 +52,9 @@ pub struct Sources {
 pub struct Server {
     /// Name of this node in answers and notices.
     pub node_id: String,
-    /// TCP port of `atelier host`.
+    /// Address that `atelier host` listens on.
+    pub address: std::net::IpAddr,
+    /// TCP port of `atelier host`; 0: a free one, which the log tells.
     pub port: u16,
 }
 
@@ -70,11 +75,11 @@ pub struct Model {
     /// Folder of the manifests, `NAME.yaml` each.
     pub folder: PathBuf,
     /// Try-on: `fp8`, `lora` or `base`.
-    pub default_mode: String,
-    /// Try-on: denoising steps of a job that names none.
-    pub default_steps: u32,
+    pub default_mode: Mode,
+    /// Try-on: denoising steps of a job in the default mode that names none.
+    pub default_steps: StepCount,
     /// Try-on: `480p`, `720p` or `1080p`.
-    pub default_resolution: String,
+    pub default_resolution: Resolution,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -123,21 +128,6 @@ pub struct Runtime {
     pub max_attempts: u32,
 }
 
-/// Try-on: who gets the result.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AssetService {
-    pub callback_url: Option<String>,
-    pub internal_auth_token: Option<Secret>,
-}
-
-/// Try-on: who is told that this node is free again.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LoadBalancer {
-    pub url: Option<String>,
-}
-
 /// A model this function can serve, `NAME.yaml` in the models folder.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -157,6 +147,15 @@ pub enum Family {
     StableDiffusion1,
 }
 
+impl Family {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::StableDiffusion1 => "stable-diffusion-1",
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("{file}: cannot be read: {source}")]
@@ -167,6 +166,8 @@ pub enum ConfigError {
     Value { file: String, key: String, problem: String },
     #[error("the environment variable {name} is missing: {what}")]
     RuntimeVariable { name: &'static str, what: &'static str },
+    #[error("the environment variable {name} {what}")]
+    Variable { name: &'static str, what: &'static str },
 }
 
 impl Config {
@@ -216,6 +217,8 @@ impl Config {
         let file = path.display().to_string();
         let mut manifest: Manifest = Source::parse(&file, &read(&path)?)?.expanded(environment)?.read()?;
         manifest.checkpoint = self.model.folder.join(&manifest.checkpoint);
+        let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
+        manifest.defaults.tryon = TryOnDefaults { mode, steps, resolution };
         Ok(manifest)
     }
 }
@@ -225,6 +228,21 @@ impl Config {
 pub fn environment() -> Environment {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+}
+
+/// Whether this process is run by `atelier host`, which speaks to it on standard input (`ATELIER_CONTROL=stdio`).
+///
+/// # Errors
+/// Says what is allowed when the variable has another value.
+pub fn has_host(environment: &Environment) -> Result<bool, ConfigError> {
+    match environment.get("ATELIER_CONTROL").map(String::as_str) {
+        None => Ok(false),
+        Some("stdio") => Ok(true),
+        Some(_) => {
+            let what = "must be `stdio`, as `atelier host` sets it, or not be set";
+            Err(ConfigError::Variable { name: "ATELIER_CONTROL", what })
+        }
+    }
 }
 
 /// The address of the Runtime API, where there is one, with all that `lambda_runtime` would panic without.

@@ -4,13 +4,13 @@ use aws_lambda_events::alb::AlbTargetGroupResponse;
 use aws_lambda_events::apigw::ApiGatewayV2httpResponse;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use lambda_http::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use lambda_http::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use lambda_http::request::RequestContext;
 use lambda_http::{Body, Request, RequestExt as _};
 use serde_json::{Value, json};
-use subtle::ConstantTimeEq as _;
 
-use super::{EventError, error_body};
+use super::auth::{Auth, Stranger};
+use super::{EventError, Problem};
 use crate::job::outcome::{JobError, Outcome, Remedy};
 
 /// A request that waits for its response.
@@ -66,21 +66,12 @@ impl Exchange {
         }
     }
 
-    /// Checks `X-Internal-Auth: TOKEN` or `Authorization: Bearer TOKEN`, in a time that does not depend on the token.
+    /// Checks what the caller presented.
     ///
     /// # Errors
-    /// The 401 response.
-    pub fn authorize(&self, token: &str) -> Result<(), Response> {
-        let headers = self.request.headers();
-        let internal = headers.get("x-internal-auth").map(HeaderValue::as_bytes);
-        let bearer = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        let given = internal.or(bearer).unwrap_or_default();
-        if bool::from(given.ct_eq(token.as_bytes())) {
-            Ok(())
-        } else {
-            let problem = "present the token as `X-Internal-Auth: TOKEN` or `Authorization: Bearer TOKEN`";
-            Err(Response::problem(401, "unauthorized", problem))
-        }
+    /// The 401 response, or a 503 where no token is configured.
+    pub fn authorize(&self, auth: &Auth) -> Result<(), Response> {
+        auth.check(self.request.headers()).map_err(Response::stranger)
     }
 
     fn body(&self) -> Vec<u8> {
@@ -119,13 +110,19 @@ impl Exchange {
 }
 
 impl Response {
-    fn problem(status: u16, code: &str, message: &str) -> Self {
+    /// `code`: a stable word for programs; `message` says what is allowed.
+    #[must_use]
+    pub fn problem(status: u16, code: &str, message: &str) -> Self {
         Self { status, body: json!({ "error": { "code": code, "message": message } }), retry_after_s: None }
     }
 
     #[must_use]
-    pub fn not_configured(message: &str) -> Self {
-        Self::problem(503, "not_configured", message)
+    pub fn stranger(stranger: Stranger) -> Self {
+        let (status, code) = match stranger {
+            Stranger::NoToken => (401, "unauthorized"),
+            Stranger::NotConfigured => (503, "not_configured"),
+        };
+        Self::problem(status, code, &stranger.to_string())
     }
 
     #[must_use]
@@ -151,7 +148,7 @@ impl Response {
             error if error.remedy() == Remedy::Retry => (503, Some(5)),
             _ => (422, None),
         };
-        let body = json!({ "job_id": job_id, "status": "failed", "error": error_body(error) });
+        let body = json!({ "job_id": job_id, "status": "failed", "error": Problem::from(error) });
         Self { status, body, retry_after_s }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::jobs::{Acceptance, Cancelling, Jobs, Standing};
+use super::jobs::{Acceptance, Cancelling, Jobs, Standing, State};
 use super::source::{Source, SourceError};
 use crate::job::request::Defaults;
 use crate::job::{Job, JobId};
@@ -92,11 +92,18 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// Puts a job into the queue; returns when the queue has it for good.
+    /// Puts a job into the queue; returns when the queue has it for good. What has begun is brought to its end even if the
+    /// caller is gone by then, so that no job is known here that no queue has.
     ///
     /// # Errors
     /// [`NotAccepted`]; then the job is not in the queue, and the caller may try again.
     pub async fn submit(&self, job: &Job, body: &[u8]) -> Result<Accepted, NotAccepted> {
+        let (desk, job, body) = (self.clone(), job.clone(), body.to_vec());
+        let submitting = tokio::spawn(async move { desk.submit_to_its_end(&job, &body).await });
+        submitting.await.unwrap_or(Err(NotAccepted::Draining))
+    }
+
+    async fn submit_to_its_end(&self, job: &Job, body: &[u8]) -> Result<Accepted, NotAccepted> {
         let now = self.glance.borrow().clone();
         if now.draining {
             return Err(NotAccepted::Draining);
@@ -106,19 +113,36 @@ impl Desk {
             Acceptance::Known(standing) => return Ok(Accepted::Known(standing)),
             Acceptance::New => {}
         }
-        let result = self.enqueue(job, body, now.free).await;
+        let result = self.enqueue(job, body).await;
         if result.is_err() {
             self.jobs.withdraw(&job.id);
         }
         result.map(|()| Accepted::New)
     }
 
-    async fn enqueue(&self, job: &Job, body: &[u8], free: usize) -> Result<(), NotAccepted> {
-        let waiting = self.waiting().await?;
-        if waiting >= self.max_waiting + free as u64 {
-            return Err(NotAccepted::Busy);
-        }
+    async fn enqueue(&self, job: &Job, body: &[u8]) -> Result<(), NotAccepted> {
+        self.check_room().await?;
         Ok(self.queue.send(job.id.as_str(), body).await?)
+    }
+
+    /// Whether [`Self::submit`] would take a job now; for callers who have work to do before it.
+    ///
+    /// # Errors
+    /// What `submit` would say.
+    pub async fn room(&self, job: &Job) -> Result<(), NotAccepted> {
+        if self.glance.borrow().draining {
+            return Err(NotAccepted::Draining);
+        }
+        match self.jobs.standing(job.id.as_str()) {
+            Some(known) if known.fingerprint != job.fingerprint => Err(NotAccepted::Conflict(job.id.clone())),
+            Some(known) if !matches!(known.state, State::Failed | State::Cancelled) => Ok(()),
+            _ => self.check_room().await,
+        }
+    }
+
+    async fn check_room(&self) -> Result<(), NotAccepted> {
+        let free = self.glance.borrow().free as u64;
+        if self.waiting().await? >= self.max_waiting + free { Err(NotAccepted::Busy) } else { Ok(()) }
     }
 
     /// Jobs that wait: in the queue, and taken from it but not started.

@@ -13,6 +13,7 @@ pub mod desk;
 pub mod dispatch;
 pub mod drain;
 pub mod event;
+pub mod http;
 pub mod jobs;
 pub mod process;
 pub mod runtime_api;
@@ -57,6 +58,7 @@ pub struct Settings {
     /// Milliseconds until a failed job is tried again, at most.
     pub longest_retry_ms: u64,
     pub handler: supervisor::Settings,
+    pub http: http::Settings,
     pub protection: protection::Settings,
     pub interruption: interruption::Settings,
 }
@@ -70,6 +72,7 @@ impl Default for Settings {
             first_retry_ms: 5_000,
             longest_retry_ms: 300_000,
             handler: supervisor::Settings::default(),
+            http: http::Settings::default(),
             protection: protection::Settings::default(),
             interruption: interruption::Settings::default(),
         }

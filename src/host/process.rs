@@ -35,6 +35,8 @@ pub struct Process {
     group: Option<Pid>,
     stdin: Option<ChildStdin>,
     oom_kills_before: u64,
+    /// Its thread must not end before the process does.
+    _launcher: Launcher,
 }
 
 /// Starts processes from one thread that lives as long as the host: the kernel's parent-death signal (prctl(2),
@@ -83,7 +85,7 @@ impl Launcher {
         }
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let stdin = child.stdin.take();
-        Ok(Process { child, group, stdin, oom_kills_before })
+        Ok(Process { child, group, stdin, oom_kills_before, _launcher: self.clone() })
     }
 }
 

@@ -3,6 +3,10 @@
 use std::fmt;
 
 use ::url::Url;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::Value;
+
+use super::task::shown;
 
 /// Where an input file lies: `s3://bucket/key`, `https://…` or (where the configuration allows it) `http://…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +63,12 @@ impl fmt::Display for AssetUrl {
     }
 }
 
+impl<'de> Deserialize<'de> for AssetUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        address(deserializer, Self::parse)
+    }
+}
+
 /// Where notices of one job go instead of the configured backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallbackUrl(Url);
@@ -78,6 +88,28 @@ impl CallbackUrl {
     #[must_use]
     pub fn as_url(&self) -> &Url {
         &self.0
+    }
+}
+
+impl Serialize for CallbackUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for CallbackUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        address(deserializer, Self::parse)
+    }
+}
+
+fn address<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => parse(&text).map_err(de::Error::custom),
+        other => Err(de::Error::custom(format!("must be an address, got {}", shown(&other)))),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::Kind;
+use crate::job::notice::Kind;
 use crate::job::outcome::{JobError, Record, StoredPicture};
 use crate::job::{Callback, Job, JobId};
 
@@ -26,12 +26,19 @@ pub(super) struct Complete<'a> {
     #[serde(rename = "type")]
     kind: Kind,
     job_id: &'a str,
+    #[serde(flatten)]
+    painted: Painted<'a>,
+    metadata: Map<String, Value>,
+}
+
+/// What came of a job.
+#[derive(Debug, Serialize)]
+pub struct Painted<'a> {
     image_urls: &'a [String],
     images: Vec<Image<'a>>,
     model: &'a str,
     /// Milliseconds by workflow step.
     timings_ms: &'a BTreeMap<String, u64>,
-    metadata: Map<String, Value>,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,11 +89,21 @@ impl<'a> Complete<'a> {
         Self {
             kind: Kind::Complete,
             job_id: job.id.as_str(),
+            painted: Painted::new(record, urls),
+            metadata: metadata(job.callback.as_ref()),
+        }
+    }
+}
+
+impl<'a> Painted<'a> {
+    /// `urls`: one a picture of the record, in its order.
+    #[must_use]
+    pub fn new(record: &'a Record, urls: &'a [String]) -> Self {
+        Self {
             image_urls: urls,
             images: record.pictures.iter().zip(urls).map(|(picture, url)| Image::new(picture, url)).collect(),
             model: &record.model,
             timings_ms: &record.timings_ms,
-            metadata: metadata(job.callback.as_ref()),
         }
     }
 }

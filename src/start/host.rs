@@ -1,24 +1,32 @@
 //! `atelier host`: puts the host together from its configuration and runs it.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
+use crate::events::auth::Auth;
 use crate::host::cloud::interruption::Interruption;
 use crate::host::cloud::protection::Protection;
+use crate::host::http::{self, Http, ModelInfo};
 use crate::host::process::Program;
 use crate::host::source::Source;
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
 use crate::host::teller::Teller;
 use crate::host::{Host, Parts, drain};
-use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::store::Store;
+
+/// How long answers that are under way may take after the last job.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -47,9 +55,10 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     config.server.port = options.port.unwrap_or(config.server.port);
     let program = program(options.function, path, &config)?;
     let outbound = Outbound::new(&config.outbound)?;
-    let notifier = Arc::new(Notifier::new(&config.notify, outbound.clone())?);
-    let store = Arc::new(Store::connect(&config.store, outbound).await?);
-    let defaults = config.manifest(environment)?.defaults;
+    let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
+    let notifier = Arc::new(super::notifier(&config, outbound, store.clone())?);
+    let manifest = config.manifest(environment)?;
+    let defaults = manifest.defaults;
     let sources = sources(&config).await?;
     let queue = sources.first().context("no source is configured")?.clone();
     let host = Host::start(Parts {
@@ -58,11 +67,30 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         program,
         sources,
         queue,
-        teller: Teller { notifier, store, defaults: defaults.clone() },
+        teller: Teller { notifier, store: store.clone(), defaults: defaults.clone() },
         defaults,
         max_attempts: config.runtime.max_attempts,
         token: config.security.internal_auth_token.clone(),
     })?;
+    let http = Http {
+        desk: host.desk(),
+        store: Store::clone(&store),
+        auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
+        node_id: config.server.node_id.clone(),
+        model: ModelInfo {
+            model_type: manifest.family.word().into(),
+            model_version: config.model.name.as_str().into(),
+            backend: "candle".into(),
+        },
+        settings: config.host.http.clone(),
+        metrics: Arc::new(String::new),
+    };
+    let address = SocketAddr::from((config.server.address, config.server.port));
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("{address} cannot be listened on (server.port)"))?;
+    tracing::info!(address = %listener.local_addr()?, "listening for HTTP");
+    let over = CancellationToken::new();
+    let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
     let (orders, ordered) = mpsc::channel(4);
     if let Some(protection) = Protection::new(&config.host.protection)? {
         tokio::spawn(protection.watch(host.desk().glance));
@@ -72,6 +100,11 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     }
     drain::signals(orders)?;
     host.run(ordered).await;
+    over.cancel();
+    // Whoever still reads a picture may have a moment for it.
+    if let Ok(Ok(ended)) = tokio::time::timeout(LAST_ANSWERS, server).await {
+        ended?;
+    }
     Ok(())
 }
 

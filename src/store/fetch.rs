@@ -10,6 +10,7 @@ use tokio::io::AsyncWriteExt;
 use super::Store;
 use super::cache::Lease;
 use super::error::{Failure, Kind};
+use super::input::FOLDER;
 use crate::job::outcome::{JobError, Remedy};
 use crate::job::url::AssetUrl;
 use crate::outbound::{Found, error::OutboundError};
@@ -56,7 +57,8 @@ impl Store {
 
     async fn ask_s3(&self, bucket: &str, key: &str, field: &str, known_etag: Option<&str>) -> Result<Answer, JobError> {
         let open = &self.settings.input_buckets;
-        if !open.is_empty() && !open.iter().any(|name| name == bucket) {
+        let staged = bucket == self.settings.bucket && key.starts_with(FOLDER);
+        if !open.is_empty() && !staged && !open.iter().any(|name| name == bucket) {
             let problem = format!("must lie in one of the buckets {}, got {bucket:?}", open.join(", "));
             return Err(JobError::Input { field: field.to_owned(), problem, cause: None });
         }

@@ -3,22 +3,27 @@
 //! - A picture is `{prefix}{job_id}/{n}.{ext}`.
 //! - The record `{prefix}{job_id}/result.json` is written last and only if there is none (`If-None-Match: *`): it is the
 //!   proof that the job is done.
+//! - Images that callers send along lie under `inputs/{job_id}/`, what an `Idempotency-Key` stands for under `idempotency/`.
 //! - Inputs (`s3://`, `https://`) go through the cache on disk; the credentials decide which buckets they may come from.
 
 pub mod cache;
 mod error;
 mod fetch;
+mod input;
+mod once;
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
 use serde::Deserialize;
 
 use self::cache::Cache;
-use self::error::{Failure, Kind, Request};
+use self::error::{Failure, Request};
 use crate::aws::Access;
+use crate::job::notice::Pictures;
 use crate::job::outcome::{JobError, Record, Remedy, StoredPicture};
 use crate::job::{Job, JobId};
 use crate::outbound::Outbound;
@@ -138,31 +143,7 @@ impl Store {
     /// # Errors
     /// When the bucket cannot be asked, or something else lies where the record belongs.
     pub async fn record(&self, prefix: &str, job_id: &JobId) -> Result<Option<Record>, JobError> {
-        let key = record_key(prefix, job_id.as_str());
-        self.record_at(&key).await
-    }
-
-    async fn record_at(&self, key: &str) -> Result<Option<Record>, JobError> {
-        let found = self.client.get_object().bucket(&self.settings.bucket).key(key).send().await;
-        let object = match found.map_err(Failure::new) {
-            Ok(object) => object,
-            Err(failure) if failure.kind == Kind::NoKey => return Ok(None),
-            Err(failure) => return Err(failure.storage(self.request("s3:GetObject", key))),
-        };
-        let bytes = object.body.collect().await.map_err(|error| JobError::Storage {
-            problem: format!("s3://{}/{key} broke off ({error})", self.settings.bucket),
-            remedy: Remedy::Retry,
-            cause: Some(error.into()),
-        })?;
-        let record = serde_json::from_slice(&bytes.into_bytes()).map_err(|error| JobError::Storage {
-            problem: format!(
-                "s3://{}/{key} is no record of a job ({error}); remove it, or choose another job_id",
-                self.settings.bucket
-            ),
-            remedy: Remedy::GiveUp,
-            cause: Some(error.into()),
-        })?;
-        Ok(Some(record))
+        self.read(&record_key(prefix, job_id.as_str())).await
     }
 
     /// Uploads picture `n` (counted from 0) of a job.
@@ -200,27 +181,7 @@ impl Store {
     /// # Errors
     /// [`JobError::Storage`], to be tried again.
     pub async fn put_record(&self, prefix: &str, record: &Record) -> Result<Option<Record>, JobError> {
-        const MOST_CONFLICTS: u32 = 5;
-        let key = record_key(prefix, &record.job_id);
-        let body = serde_json::to_vec_pretty(record)
-            .map_err(|error| JobError::Internal { problem: format!("the record could not be written as JSON ({error})") })?;
-        let mut conflicts = 0;
-        loop {
-            let put = self.client.put_object().bucket(&self.settings.bucket).key(&key).content_type("application/json");
-            let put = put.if_none_match("*").body(ByteStream::from(body.clone())).send().await;
-            let Err(failure) = put.map_err(Failure::new) else { return Ok(None) };
-            if failure.kind != Kind::Condition {
-                return Err(failure.storage(self.request("s3:PutObject", &key)));
-            }
-            match self.record_at(&key).await? {
-                // An attempt that went through although its answer was lost.
-                Some(existing) if existing == *record => return Ok(None),
-                Some(existing) => return Ok(Some(existing)),
-                // 409: another writer was at work and did not finish.
-                None if conflicts < MOST_CONFLICTS => conflicts += 1,
-                None => return Err(failure.storage(self.request("s3:PutObject", &key))),
-            }
-        }
+        self.put_once(&record_key(prefix, &record.job_id), record).await
     }
 
     /// Where the record's pictures can be seen, in their order: under `public_base_url`, or presigned.
@@ -254,6 +215,28 @@ impl Store {
 
     fn request_in<'a>(&'a self, action: &'static str, bucket: &'a str, key: &'a str) -> Request<'a> {
         Request { action, bucket, key, endpoint: self.settings.endpoint_url.as_deref().unwrap_or_default() }
+    }
+}
+
+#[async_trait]
+impl Pictures for Store {
+    async fn bytes(&self, picture: &StoredPicture) -> Result<Vec<u8>, JobError> {
+        let StoredPicture { bucket, key, .. } = picture;
+        match self.client.get_object().bucket(bucket).key(key).send().await {
+            Ok(object) => whole(object.body, bucket, key).await,
+            Err(error) => Err(Failure::new(error).storage(self.request_in("s3:GetObject", bucket, key))),
+        }
+    }
+}
+
+async fn whole(body: ByteStream, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
+    match body.collect().await {
+        Ok(bytes) => Ok(bytes.to_vec()),
+        Err(error) => Err(JobError::Storage {
+            problem: format!("s3://{bucket}/{key} broke off ({error})"),
+            remedy: Remedy::Retry,
+            cause: Some(error.into()),
+        }),
     }
 }
 

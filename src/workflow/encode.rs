@@ -29,9 +29,11 @@ impl Step for EncodeStep {
     }
 
     async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let Task::Generate(generate) = &piece.job.task;
         for picture in &piece.pictures {
-            let parameters = parameters(piece.job, generate, picture.seed);
+            let parameters = match &piece.job.task {
+                Task::Generate(generate) => parameters(piece.job, generate, picture.seed),
+                Task::TryOn(_) => Vec::new(),
+            };
             piece.files.push(encode(picture, piece.job.output.format, &parameters)?);
         }
         Ok(())
@@ -172,7 +174,7 @@ mod tests {
             "scheduler": "dpmsolver++", "width": 128, "height": 128, "seed": 42, "prefix": "" }))
         .unwrap();
         let job = Job::from_json(body.to_string().as_bytes(), &defaults).unwrap();
-        let Task::Generate(task) = &job.task;
+        let Task::Generate(task) = &job.task else { panic!("not painted from text") };
         let bytes = encode(&picture(), PictureFormat::Png, &parameters(&job, task, 43)).unwrap();
 
         let reader = png::Decoder::new(Cursor::new(&bytes)).read_info().unwrap();

@@ -22,7 +22,8 @@ impl Step for Fetch {
     }
 
     async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let Task::Generate(generate) = &piece.job.task;
+        // A try-on is refused before it gets here: no engine of this function can do one.
+        let Task::Generate(generate) = &piece.job.task else { return Ok(()) };
         for (index, lora) in generate.loras.iter().enumerate() {
             let lease = self.store.fetch(&lora.url, &format!("lora[{index}].url")).await?;
             piece.loras.push(LoraFile { path: lease.path().to_owned(), scale: lora.scale });

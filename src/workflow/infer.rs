@@ -9,7 +9,7 @@ use crate::engine::thread::EngineThread;
 use crate::engine::{EngineError, PaintRequest, Progress, Watch};
 use crate::job::Job;
 use crate::job::outcome::JobError;
-use crate::job::task::{ModelName, Task};
+use crate::job::task::{Generate, ModelName, Task};
 
 pub struct Infer {
     pub engine: EngineThread,
@@ -34,7 +34,7 @@ impl Step for Infer {
     }
 
     fn check(&self, job: &Job) -> Result<(), JobError> {
-        let Task::Generate(generate) = &job.task;
+        let generate = self.generate(&job.task)?;
         if generate.model == self.model {
             return Ok(());
         }
@@ -44,7 +44,7 @@ impl Step for Infer {
     }
 
     async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let Task::Generate(generate) = &piece.job.task;
+        let generate = self.generate(&piece.job.task)?;
         if piece.loras.len() != generate.loras.len() {
             let problem = "this function takes no LoRA: its configuration has no `fetch` step".into();
             return Err(JobError::Invalid { field: "lora".into(), problem });
@@ -68,6 +68,23 @@ impl Step for Infer {
     }
 }
 
+impl Infer {
+    /// The task, if it is one that this function's engine can do.
+    fn generate<'a>(&self, task: &'a Task) -> Result<&'a Generate, JobError> {
+        match task {
+            Task::Generate(generate) => Ok(generate),
+            Task::TryOn(_) => {
+                let model = self.model.as_str();
+                let problem = format!(
+                    "this function serves {model}, which paints from text; try-on needs a try-on model: send the job to a \
+                     function that serves one"
+                );
+                Err(JobError::Invalid { field: "task".into(), problem })
+            }
+        }
+    }
+}
+
 /// The contract's milestones, in percent: the one that this denoising step reaches, if any.
 fn milestone(Progress { step, steps }: Progress) -> Option<u8> {
     let reached = |step: u32, percent: u8| u64::from(step) * 100 >= u64::from(steps) * u64::from(percent);
@@ -79,6 +96,7 @@ fn job_error(error: EngineError) -> JobError {
         EngineError::Lora { index, problem } => JobError::Input { field: format!("lora[{index}]"), problem, cause: None },
         EngineError::Request { field, problem } => JobError::Invalid { field: field.into(), problem },
         EngineError::OutOfMemory { problem } => JobError::OutOfMemory { problem },
+        EngineError::Fatal { problem } => JobError::EngineLost { problem },
         EngineError::Cancelled => JobError::Cancelled,
         error @ (EngineError::Checkpoint { .. } | EngineError::Panicked(_) | EngineError::Gone | EngineError::Candle(_)) => {
             JobError::Painting { problem: error.to_string(), cause: Some(Box::new(error)) }

@@ -8,11 +8,13 @@ use async_trait::async_trait;
 use super::piece::Piece;
 use super::{Step, StepName};
 use crate::job::outcome::{JobError, Record};
-use crate::job::task::Task;
+use crate::job::task::ModelName;
 use crate::store::Store;
 
 pub struct StoreStep {
     pub store: Arc<Store>,
+    /// The one model this function serves.
+    pub model: ModelName,
 }
 
 #[async_trait]
@@ -22,7 +24,6 @@ impl Step for StoreStep {
     }
 
     async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let Task::Generate(generate) = &piece.job.task;
         let mut pictures = Vec::with_capacity(piece.files.len());
         for (number, (picture, file)) in piece.pictures.iter().zip(std::mem::take(&mut piece.files)).enumerate() {
             pictures.push(
@@ -33,11 +34,12 @@ impl Step for StoreStep {
         let record = Record {
             job_id: piece.job.id.to_string(),
             fingerprint: piece.job.fingerprint.clone(),
-            model: generate.model.as_str().to_owned(),
+            model: self.model.as_str().to_owned(),
             pictures,
             timings_ms: piece.timings_ms.clone(),
             finished_at_s: now.as_secs(),
         };
+        piece.concluding.begin();
         match self.store.put_record(&piece.job.output.prefix, &record).await? {
             None => piece.record = Some(record),
             // Another worker was faster with the same job: its record stands, and it is the one to be told of.

@@ -1,6 +1,7 @@
 //! The configuration: what is in force, where it comes from, and what a wrong one is told.
 
 use atelier::config::{Config, Environment, runtime_api};
+use atelier::job::task::tryon::{Mode, Resolution};
 use atelier::setting::Secret;
 use atelier::workflow::StepName;
 
@@ -17,8 +18,8 @@ fn the_contracts_defaults_are_in_force() {
     let config = parse("", &[]).expect("the built-in configuration");
     assert_eq!(config.server.port, 8080);
     assert!(config.security.require_auth && config.security.internal_auth_token.is_none());
-    assert_eq!((config.model.default_mode.as_str(), config.model.default_steps), ("fp8", 4));
-    assert_eq!(config.model.default_resolution, "720p");
+    assert_eq!((config.model.default_mode, config.model.default_steps.get()), (Mode::Fp8, 4));
+    assert_eq!(config.model.default_resolution, Resolution::P720);
     assert!(config.workflow.preprocess.resize_to_resolution && config.workflow.preprocess.maintain_aspect_ratio);
     assert!(!config.workflow.postprocess.create_comparison);
     assert!(config.workflow.advanced.warmup_on_startup && config.workflow.advanced.clear_cache_between_jobs);
@@ -49,7 +50,7 @@ fn a_file_and_then_the_environment_override() {
     let yaml = "server:\n  port: ${PORT:-9000}\n  node_id: ${NODE}\nruntime: {max_attempts: 5}";
     let config = parse(yaml, &[("NODE", "gpu-1")]).expect("a partial file");
     assert_eq!((config.server.port, config.server.node_id.as_str(), config.runtime.max_attempts), (9000, "gpu-1", 5));
-    assert_eq!(config.model.default_resolution, "720p", "what the file leaves out is unchanged");
+    assert_eq!(config.model.default_resolution, Resolution::P720, "what the file leaves out is unchanged");
     let overrides = [
         ("NODE", "gpu-1"),
         ("ATELIER__SERVER__PORT", "7000"),

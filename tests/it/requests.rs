@@ -2,7 +2,8 @@
 
 use atelier::job::outcome::JobError;
 use atelier::job::request::{Defaults, Refusal};
-use atelier::job::task::Task;
+use atelier::job::task::tryon::{Mode, Requester, Resolution};
+use atelier::job::task::{Generate, Task};
 use atelier::job::{Job, PictureFormat};
 use serde_json::{Value, json};
 
@@ -26,6 +27,11 @@ fn refusal(body: &Value) -> (String, String) {
     }
 }
 
+fn generate(job: &Job) -> &Generate {
+    let Task::Generate(generate) = &job.task else { panic!("not to be painted from text: {job:?}") };
+    generate
+}
+
 /// The contract's own example with one field changed.
 fn with(field: &str, value: Value) -> Value {
     let mut body = json!({
@@ -44,7 +50,7 @@ fn with(field: &str, value: Value) -> Value {
 #[test]
 fn the_contracts_example_is_taken_whole() {
     let job = parse(&with("job_id", json!("b1f0"))).expect("the contract's example");
-    let Task::Generate(generate) = &job.task;
+    let generate = generate(&job);
     assert_eq!((job.id.as_str(), generate.steps.get(), generate.size.to_string().as_str()), ("b1f0", 50, "512x512"));
     assert_eq!(generate.loras[0].url.to_string(), "s3://bucket/loras/artist-7.safetensors");
     assert_eq!(job.watermark.expect("a watermark").text, "© Ada");
@@ -54,7 +60,7 @@ fn the_contracts_example_is_taken_whole() {
 #[test]
 fn what_is_left_out_has_the_contracts_defaults() {
     let job = parse(&json!({ "job_id": "a", "prompt": "b" })).expect("the two required fields are enough");
-    let Task::Generate(generate) = &job.task;
+    let generate = generate(&job);
     assert_eq!(generate.model.as_str(), "sd15");
     assert_eq!((generate.steps.get(), generate.num_images.get(), generate.seed.get()), (50, 1, 42));
     assert!((generate.guidance_scale.get() - 7.5).abs() < f64::EPSILON);
@@ -70,7 +76,9 @@ fn every_refusal_names_its_field_and_what_is_allowed() {
         (with("job_id", json!("")), "job_id", "1 to 128"),
         (with("job_id", json!("..")), "job_id", "not start with a dot"),
         (with("job_id", json!(7)), "job_id", "must be a text, got 7"),
-        (with("task", json!("upscale")), "task", "must be \"generate\""),
+        (with("task", json!("upscale")), "task", "must be \"generate\" or \"tryon\", got \"upscale\""),
+        (with("task", json!(null)), "task", "must be \"generate\""),
+        (with("person", json!("s3://b/person.png")), "person", "is not a field of this job"),
         (with("prompt", json!(null)), "prompt", "must be a text, got null"),
         (with("prompt", json!("x".repeat(2_001))), "prompt", "at most 2000 characters, got 2001"),
         (with("negative_prompt", json!("x".repeat(2_001))), "negative_prompt", "at most 2000"),
@@ -153,6 +161,108 @@ fn the_fingerprint_follows_the_request_and_nothing_else() {
     for body in others {
         let other = fingerprint(&body);
         assert!(!seen.contains(&other), "not told apart: {body}");
+        seen.push(other);
+    }
+}
+
+/// A try-on with every field, one of them changed.
+fn tryon(field: &str, value: Value) -> Value {
+    let mut body = json!({
+        "job_id": "t-1", "task": "tryon", "person": "s3://bucket/person.png",
+        "garments": ["https://shop.example/shirt.png", "s3://bucket/hat.png"], "mask": null, "prompt": null,
+        "negative_prompt": "", "mode": "fp8", "steps": 4, "guidance_scale": 1.0, "seed": 42, "resolution": "720p",
+        "num_images": 1, "output": { "prefix": "tryons/" }, "callback": { "metadata": { "user_id": "7" } },
+        "watermark": { "text": "© Ada" }, "user_id": "u-7", "session_id": "s-1", "provider": "shop"
+    });
+    body[field] = value;
+    body
+}
+
+#[test]
+fn a_tryon_is_taken_whole_and_has_the_contracts_defaults() {
+    let whole = parse(&tryon("mode", json!(null))).expect("every field");
+    let least = json!({ "job_id": "t-1", "task": "tryon", "person": "s3://b/p.png", "garments": ["s3://b/g.png"] });
+    let least = parse(&least).expect("the required fields are enough");
+    for job in [&whole, &least] {
+        let Task::TryOn(tryon) = &job.task else { panic!("no try-on: {job:?}") };
+        assert_eq!((tryon.mode, tryon.resolution, tryon.prompt.as_ref()), (Mode::Fp8, Resolution::P720, None));
+        assert_eq!((tryon.steps.get(), tryon.seed.get(), tryon.num_images.get()), (4, 42, 1));
+        assert!((tryon.guidance_scale.get() - 1.0).abs() < f64::EPSILON);
+    }
+    let (Task::TryOn(whole_task), Task::TryOn(least_task)) = (&whole.task, &least.task) else { panic!("no try-ons") };
+    assert_eq!(whole_task.garments.get().len(), 2);
+    assert_eq!((whole_task.requester.session_id.as_deref(), &least_task.requester), (Some("s-1"), &Requester::default()));
+    assert_eq!((whole.output.prefix.as_str(), least.output.prefix.as_str()), ("tryons/", "generations/"));
+
+    let base = json!({ "job_id": "t", "task": "tryon", "person": "s3://b/p", "garments": ["s3://b/g"], "mode": "base" });
+    let Task::TryOn(base) = parse(&base).expect("a job in base mode").task else { panic!("no try-on") };
+    assert_eq!(base.steps.get(), 40);
+    assert!((base.guidance_scale.get() - 4.0).abs() < f64::EPSILON, "a mode has its own steps and guidance");
+}
+
+#[test]
+fn every_refusal_of_a_tryon_names_its_field_and_what_is_allowed() {
+    let without = |field: &str| {
+        let mut body = tryon("seed", json!(1));
+        body.as_object_mut().expect("an object").remove(field);
+        body
+    };
+    let garments = vec!["s3://b/g"; 5];
+    let table = [
+        (without("person"), "person", "is required"),
+        (without("garments"), "garments", "is required"),
+        (tryon("person", json!(null)), "person", "must be an address, got null"),
+        (tryon("person", json!("ftp://host/p")), "person", "s3://BUCKET/KEY or an https:// address"),
+        (tryon("garments", json!([])), "garments", "1 to 4 addresses, got 0"),
+        (tryon("garments", json!(garments)), "garments", "1 to 4 addresses, got 5"),
+        (tryon("garments", json!(["s3://b/g", 7])), "garments[1]", "must be an address, got 7"),
+        (tryon("mask", json!("s3://bucket")), "mask", "bucket or key is missing"),
+        (tryon("prompt", json!("x".repeat(2_001))), "prompt", "at most 2000 characters"),
+        (tryon("mode", json!("turbo")), "mode", "fp8, lora, base or null, got \"turbo\""),
+        (tryon("resolution", json!("4k")), "resolution", "480p, 720p, 1080p or null"),
+        (tryon("steps", json!(0)), "steps", "from 1 to 200"),
+        (tryon("num_images", json!(5)), "num_images", "from 1 to 4"),
+        (tryon("user_id", json!("x".repeat(257))), "user_id", "at most 256 characters, got 257"),
+        (tryon("provider", json!(7)), "provider", "must be a text or null, got 7"),
+        (tryon("width", json!(512)), "width", "is not a field of this job; allowed are `job_id`, `task`, `person`"),
+        (tryon("lora", json!([])), "lora", "is not a field of this job"),
+    ];
+    for (body, field, allowed) in table {
+        let (named, problem) = refusal(&body);
+        assert_eq!(named, field, "{problem} for {body}");
+        assert!(problem.contains(allowed), "{field}: {problem:?} does not say {allowed:?}");
+    }
+    let refused = parse(&tryon("steps", json!(0))).expect_err("must be refused");
+    assert_eq!(refused.requester.expect("who asked").user_id.as_deref(), Some("u-7"));
+    assert_eq!(parse(&with("steps", json!(0))).expect_err("must be refused").requester, None);
+}
+
+#[test]
+fn the_fingerprint_of_a_tryon_follows_all_that_decides_the_picture() {
+    let fingerprint = |body: &Value| parse(body).expect("a good body").fingerprint;
+    let same = fingerprint(&tryon("mask", json!(null)));
+    for (field, value) in [("user_id", json!("u-8")), ("session_id", json!(null)), ("provider", json!("other"))] {
+        assert_eq!(same, fingerprint(&tryon(field, value)), "{field} decides nothing");
+    }
+    assert_eq!(same, fingerprint(&tryon("mode", json!(null))), "a default written out is the same request");
+    let mut seen = vec![same];
+    for (field, value) in [
+        ("person", json!("s3://bucket/other.png")),
+        ("garments", json!(["s3://bucket/hat.png", "https://shop.example/shirt.png"])),
+        ("mask", json!("s3://bucket/mask.png")),
+        ("prompt", json!("a coat")),
+        ("negative_prompt", json!("blur")),
+        ("mode", json!("lora")),
+        ("steps", json!(5)),
+        ("guidance_scale", json!(2)),
+        ("seed", json!(43)),
+        ("resolution", json!("480p")),
+        ("num_images", json!(2)),
+        ("watermark", json!(null)),
+        ("output", json!({ "prefix": "other/" })),
+    ] {
+        let other = fingerprint(&tryon(field, value));
+        assert!(!seen.contains(&other), "not told apart: {field}");
         seen.push(other);
     }
 }

@@ -31,9 +31,12 @@ impl Step for WatermarkStep {
     }
 
     fn check(&self, job: &Job) -> Result<(), JobError> {
-        let Task::Generate(generate) = &job.task;
-        let watermark = job.watermark.as_ref();
-        watermark.map_or(Ok(()), |watermark| check(watermark, generate.size.width_px(), generate.size.height_px()))
+        let Some(watermark) = &job.watermark else { return Ok(()) };
+        match &job.task {
+            Task::Generate(generate) => check(watermark, generate.size.width_px(), generate.size.height_px()),
+            // The person's picture decides the size.
+            Task::TryOn(_) => check_text(&watermark.text),
+        }
     }
 
     async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {

@@ -19,7 +19,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("metrics", &["job", "setting"]),
     ("engine", &["job::task"]),
     ("workflow", &["job", "engine", "store", "notify"]),
-    ("events", &["job"]),
+    ("events", &["job", "setting"]),
     ("handler", &["job", "setting", "events", "workflow", "metrics"]),
     // The settings of each part are defined where they are used; config only reads them in.
     ("config", &["job", "setting", "outbound", "store", "notify", "workflow", "host"]),
@@ -33,6 +33,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // The host never loads a model.
     ("host", &["job", "setting", "aws", "outbound", "store", "notify", "events", "metrics"]),
     ("log", &["config"]),
+    ("serve", &["*"]),
     ("invoke", &["*"]),
     ("demo", &["*"]),
     ("main", &["*"]),

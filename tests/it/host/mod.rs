@@ -126,6 +126,8 @@ fn spawn(bucket: &Bucket, backend: &Backend, folder: &Path, changes: &[(String, 
     let usual = [
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", ""),
         ("PATH", "/usr/bin:/bin"),
+        ("ATELIER__SERVER__ADDRESS", "127.0.0.1"),
+        ("ATELIER__SERVER__PORT", "0"),
         ("ATELIER__SOURCES__SPOOL__FOLDER", &spool),
         ("ATELIER__HOST__FIRST_RETRY_MS", "50"),
         ("ATELIER__HOST__HANDLER__FIRST_PAUSE_MS", "50"),

@@ -119,6 +119,7 @@ async fn causes_are_told_apart() {
     assert!(told.body["error"]["message"].as_str().unwrap_or_default().contains("exit code 3"), "{}", told.body);
     let ended = host.wait_for("a handler ended; another is started after a pause", 1).await;
     assert_eq!(ended["cause"], "exit");
+    eventually("it lies among the dead", || host.spooled("dead").len() == 2).await.unwrap();
     host.kill();
     host.spool("raise", &prompt("raise", "raise"));
     host.restart();

@@ -132,6 +132,12 @@ async fn bad_bodies() {
         (body("j", "callback", json!({ "url": "ftp://host/" })), "invalid_request", "callback.url", "https://"),
         (body("k", "callback", json!({ "url": "https://10.0.0.1/hook" })), "invalid_input", "callback.url", "public address"),
         (body("l", "callback", json!({ "url": "http://example.com/hook" })), "invalid_input", "callback.url", "https"),
+        (
+            json!({ "job_id": "t", "task": "tryon", "person": "s3://b/p.png", "garments": ["s3://b/g.png"] }).to_string(),
+            "invalid_request",
+            "task",
+            "this function serves tiny-sd, which paints from text; try-on needs a try-on model",
+        ),
         (body("m", "watermark", json!({ "text": "\u{1F600}" })), "invalid_request", "watermark.text", "U+1F600"),
     ];
     check(cases, Bucket::start().await, &[]).await;

@@ -60,7 +60,9 @@ fn task(prompt: &str, seed: u64) -> Generate {
     }))
     .unwrap();
     let body = json!({ "job_id": "world", "prompt": prompt, "seed": seed });
-    let Task::Generate(generate) = Job::from_json(body.to_string().as_bytes(), &defaults).unwrap().task;
+    let Task::Generate(generate) = Job::from_json(body.to_string().as_bytes(), &defaults).unwrap().task else {
+        panic!("the task of a body without one")
+    };
     generate
 }
 

@@ -1,16 +1,20 @@
 //! What is to be painted, in types that cannot hold a value out of range.
 
+pub mod tryon;
+
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
+use self::tryon::TryOn;
 use super::url::AssetUrl;
 
 /// The kinds of work; each variant has only its own fields.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Task {
     Generate(Generate),
+    TryOn(TryOn),
 }
 
 /// Text to picture.
@@ -276,6 +280,14 @@ impl Opacity {
     #[must_use]
     pub fn usual() -> Self {
         Self(0.6)
+    }
+}
+
+impl Seed {
+    /// What a try-on gets that says nothing else.
+    #[must_use]
+    pub fn usual() -> Self {
+        Self(42)
     }
 }
 

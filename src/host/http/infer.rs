@@ -1,0 +1,97 @@
+//! `/infer`: waits for the picture and hands it over. A caller who goes away cancels the job.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::order::{self, Order, Takes};
+use super::problem::Problem;
+use super::{Http, submit};
+use crate::events;
+use crate::host::desk::{Ending, Model, NotAccepted};
+use crate::job::JobId;
+use crate::job::outcome::StoredPicture;
+
+const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
+const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-ms");
+
+pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
+    let order = order::read(&http, request, Takes::Either).await?;
+    let (model, free) = {
+        let glance = http.desk.glance.borrow();
+        (glance.model.clone(), glance.free)
+    };
+    if model != Model::Hot {
+        return Err(Problem::unavailable("model_not_ready", "the model is not ready yet"));
+    }
+    if free == 0 {
+        return Err(NotAccepted::Busy.into());
+    }
+    submit::keep(&http, &order).await?;
+    let Order { job, message, .. } = order;
+    let id = job.id.clone();
+    // Dropped with this future when the caller is gone, and then the job is cancelled.
+    match http.desk.run_now(job, message)?.await {
+        Ok(Ending::Answer(reply)) => answer(&http, &id, &reply).await,
+        Ok(Ending::Crashed(how)) => {
+            tracing::error!(job_id = %id, how, "the handler did not live to answer");
+            Err(Problem::unavailable("handler_crashed", &format!("the job was not finished ({how}); try again")))
+        }
+        Ok(Ending::Drained) | Err(_) => Err(NotAccepted::Draining.into()),
+    }
+}
+
+/// What of a finished job's answer is needed here.
+#[derive(Deserialize)]
+struct Done {
+    images: Vec<Image>,
+    timings_ms: Value,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    bucket: String,
+    key: String,
+    content_type: String,
+    width: u32,
+    height: u32,
+    bytes: u64,
+    seed: u64,
+}
+
+/// `reply`: an API Gateway v2 response of `POST /generate`.
+async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Problem> {
+    let body: Value = reply["body"].as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let status = reply["statusCode"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or_default();
+    if status >= 400 && body["error"].is_object() {
+        let retry_after_s = reply["headers"]["retry-after"].as_str().and_then(|seconds| seconds.parse().ok());
+        return Err(events::http::Response { status, body, retry_after_s }.into());
+    }
+    let first = serde_json::from_value::<Done>(body).ok().filter(|_| status == 200);
+    let Some((image, timings_ms)) = first.and_then(|done| Some((done.images.into_iter().next()?, done.timings_ms))) else {
+        tracing::error!(job_id = %id, status, "the handler's answer is none");
+        return Err(Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", "the handler's answer could not be read"));
+    };
+    let Image { bucket, key, content_type, width: width_px, height: height_px, bytes, seed } = image;
+    let picture = StoredPicture { bucket, key, content_type, width_px, height_px, bytes, seed };
+    let file = http.store.picture(&picture).await?;
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_LENGTH, bytes.into());
+    headers.insert(INFERENCE_TIME_MS, timings_ms["infer"].as_u64().unwrap_or_default().into());
+    for (name, text) in [(CONTENT_TYPE, picture.content_type.as_str()), (JOB_ID, id.as_str())] {
+        if let Ok(value) = HeaderValue::from_str(text) {
+            headers.insert(name, value);
+        }
+    }
+    let chunks = stream::try_unfold(file, |mut file| async move {
+        Ok::<_, axum::BoxError>(file.try_next().await?.map(|chunk| (chunk, file)))
+    });
+    Ok((headers, Body::from_stream(chunks)).into_response())
+}

@@ -1,0 +1,115 @@
+//! HTTP: jobs come in, pictures and standing go out; paths and bodies are those of the services this replaces.
+//!
+//! - Every answer carries `x-request-id`; every error is JSON, `{"error": {"code", "message", "field"?}}`.
+//! - `docs/openapi.json` describes all of it and is served at `/openapi.json`.
+//! - Nothing here waits for the GPU but `POST /infer`.
+
+mod auth;
+mod body;
+mod form;
+mod idempotency;
+mod infer;
+mod inputs;
+mod jobs;
+mod order;
+mod problem;
+mod status;
+mod submit;
+mod trace;
+
+use std::io;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
+
+use super::desk::Desk;
+use crate::events::auth::Auth;
+use crate::store::Store;
+
+/// Settings of section `host.http`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Bytes of one job as it goes into the queue, at most; SQS takes 1 MiB.
+    pub max_job_bytes: usize,
+    /// Bytes of a request that brings images along, at most.
+    pub max_upload_bytes: usize,
+    /// Bytes of one such image, at most.
+    pub max_image_bytes: usize,
+    /// Pixels of one such image when it is unpacked, at most.
+    pub max_image_pixels: u64,
+    /// Milliseconds in which a request's body must have arrived.
+    pub body_timeout_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_job_bytes: 1_000_000,
+            max_upload_bytes: 64 << 20,
+            max_image_bytes: 20 << 20,
+            max_image_pixels: 40_000_000,
+            body_timeout_ms: 60_000,
+        }
+    }
+}
+
+/// The text of `/metrics`; it must be quick, for it is asked for while everything else goes on.
+pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What HTTP works with.
+pub struct Http {
+    pub desk: Desk,
+    pub store: Store,
+    pub auth: Auth,
+    pub node_id: String,
+    pub model: ModelInfo,
+    pub settings: Settings,
+    pub metrics: Metrics,
+}
+
+/// What `/version` and `/test` say of the model.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// Such as `stable-diffusion-1`.
+    pub model_type: String,
+    pub model_version: String,
+    /// Such as `candle`.
+    pub backend: String,
+}
+
+/// Serves until `shutdown`, then ends the requests that are under way.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub async fn serve(listener: TcpListener, http: Http, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+    axum::serve(listener, router(Arc::new(http))).with_graceful_shutdown(shutdown).await
+}
+
+fn router(http: Arc<Http>) -> Router {
+    let guarded = Router::new()
+        .route("/generate", post(jobs::generate))
+        .route("/tryon", post(jobs::tryon))
+        .route("/infer", post(infer::infer))
+        .route("/jobs/{id}", get(jobs::show).delete(jobs::cancel))
+        .route("/gpu/status", get(status::gpu))
+        .route_layer(from_fn_with_state(Arc::clone(&http), auth::require));
+    Router::new()
+        .route("/health", get(status::health))
+        .route("/test", get(status::test))
+        .route("/version", get(status::version))
+        .route("/metrics", get(status::metrics))
+        .route("/openapi.json", get(status::openapi))
+        .merge(guarded)
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(from_fn(trace::tell_log))
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(SetRequestIdLayer::x_request_id(trace::RequestIds))
+        .with_state(http)
+}

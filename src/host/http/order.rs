@@ -1,0 +1,170 @@
+//! From a request to a checked job and the message that goes into the queue for it.
+
+use axum::extract::Request;
+use serde_json::{Map, Value, json};
+
+use super::body::{self, Kind};
+use super::form::{self, Form};
+use super::inputs::{self, Input};
+use super::problem::Problem;
+use super::{Http, idempotency};
+use crate::host::desk::Model;
+use crate::job::outcome::JobError;
+use crate::job::{Job, JobId};
+
+/// Which jobs an endpoint takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Takes {
+    Generate,
+    TryOn,
+    Either,
+}
+
+/// A job that somebody asks for.
+pub(super) struct Order {
+    pub(super) job: Job,
+    /// The job's wire form, as it goes into a queue.
+    pub(super) message: Vec<u8>,
+    /// Images that came along; the message has the addresses at which they will lie.
+    pub(super) inputs: Vec<Input>,
+    pub(super) key: Option<idempotency::Key>,
+}
+
+/// A try-on in its wire form, but for the images that came along.
+pub(super) struct Draft {
+    pub(super) message: Map<String, Value>,
+    /// Wire field and bytes.
+    pub(super) images: Vec<(Place, bytes::Bytes)>,
+    /// What the caller calls the wire form's fields, where it is not the same.
+    pub(super) names: Vec<(&'static str, String)>,
+}
+
+/// A field of the wire form that holds an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Person,
+    /// Counted from 0.
+    Garment(usize),
+    Mask,
+}
+
+/// Reads a request.
+///
+/// # Errors
+/// What is wrong with it, by the name that the caller gave the field.
+pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<Order, Problem> {
+    let failed = matches!(http.desk.glance.borrow().model, Model::Failed(_));
+    if failed {
+        body::drain(request).await;
+        return Err(Problem::unavailable("model_not_ready", "the model could not be made ready; it is tried again"));
+    }
+    let key = idempotency::Key::of(request.headers())?;
+    let kinds: &[Kind] = if takes == Takes::Generate { &[Kind::Json] } else { &[Kind::Json, Kind::Form] };
+    let kind = match Kind::of(request.headers(), kinds) {
+        Ok(kind) => kind,
+        Err(problem) => {
+            body::drain(request).await;
+            return Err(problem);
+        }
+    };
+    let settings = &http.settings;
+    let order = if kind == Kind::Form {
+        let multipart = body::multipart(request, settings.max_upload_bytes).await?;
+        let form = body::in_time(settings, form::read(multipart, settings, takes)).await?;
+        complete(http, form.into_draft(takes)?).await?
+    } else {
+        let limit_bytes = if takes == Takes::Generate { settings.max_job_bytes } else { settings.max_upload_bytes };
+        let bytes = body::read(request, limit_bytes, settings).await?;
+        match tryon(&bytes, takes)? {
+            Some(draft) => complete(http, draft).await?,
+            None => job(http, bytes.to_vec(), Vec::new()).map_err(Problem::from)?,
+        }
+    };
+    if order.message.len() > settings.max_job_bytes {
+        let message = format!("a job must have at most {} bytes without its images", settings.max_job_bytes);
+        return Err(Problem::too_large(&message));
+    }
+    Ok(Order { key, ..order })
+}
+
+/// The draft of a body that asks for a try-on; what is no JSON object is left to the job's own reading.
+fn tryon(bytes: &[u8], takes: Takes) -> Result<Option<Draft>, Problem> {
+    let Ok(Value::Object(mut message)) = serde_json::from_slice(bytes) else { return Ok(None) };
+    if takes == Takes::Generate {
+        let other = message.get("task").is_some_and(|task| task == "tryon");
+        return if other {
+            Err(Problem::invalid("task", "must be \"generate\" here; POST a try-on to /tryon"))
+        } else {
+            Ok(None)
+        };
+    }
+    if form::is_form(&message) {
+        return Form::from_json(message, takes)?.into_draft(takes).map(Some);
+    }
+    if takes == Takes::TryOn {
+        let task = message.entry("task").or_insert(json!("tryon"));
+        if *task == "generate" {
+            return Err(Problem::invalid("task", "must be \"tryon\" here; POST a job of task generate to /generate"));
+        }
+    }
+    let is_tryon = message.get("task").is_some_and(|task| task == "tryon");
+    Ok(is_tryon.then_some(Draft { message, images: Vec::new(), names: Vec::new() }))
+}
+
+/// Gives every image that came along the address at which it will lie, and reads the job.
+async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
+    let Draft { mut message, mut images, names } = draft;
+    let id = match message.get("job_id") {
+        Some(Value::String(id)) => JobId::new(id).map_err(|problem| Problem::invalid("job_id", problem))?,
+        // Its reading says what is wrong.
+        _ => {
+            return job(http, json!(message).to_string().into_bytes(), Vec::new())
+                .map_err(|error| renamed(error, &names).into());
+        }
+    };
+    images.extend(inputs::data_urls(&message)?);
+    let mut inputs = Vec::with_capacity(images.len());
+    for (place, file) in images {
+        let field = name(place.to_string(), &names);
+        let input = inputs::check(place, field, file, &http.settings).await?;
+        place.set(&mut message, http.store.input_address(&id, &input.name));
+        inputs.push(input);
+    }
+    job(http, json!(message).to_string().into_bytes(), inputs).map_err(|error| renamed(error, &names).into())
+}
+
+fn job(http: &Http, message: Vec<u8>, inputs: Vec<Input>) -> Result<Order, JobError> {
+    let job = Job::from_json(&message, &http.desk.defaults).map_err(|refusal| refusal.error)?;
+    Ok(Order { job, message, inputs, key: None })
+}
+
+fn renamed(error: JobError, names: &[(&'static str, String)]) -> JobError {
+    match error {
+        JobError::Invalid { field, problem } => JobError::Invalid { field: name(field, names), problem },
+        other => other,
+    }
+}
+
+fn name(field: String, names: &[(&'static str, String)]) -> String {
+    names.iter().find(|(wire, _)| *wire == field).map_or(field, |(_, given)| given.clone())
+}
+
+impl Place {
+    fn set(self, message: &mut Map<String, Value>, address: String) {
+        match self {
+            Self::Person => message["person"] = address.into(),
+            Self::Garment(n) => message["garments"][n] = address.into(),
+            Self::Mask => message["mask"] = address.into(),
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Person => f.write_str("person"),
+            Self::Garment(n) => write!(f, "garments[{n}]"),
+            Self::Mask => f.write_str("mask"),
+        }
+    }
+}

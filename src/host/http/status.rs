@@ -1,0 +1,69 @@
+//! What this node says of itself. None of it waits, so that it is answered while jobs run and handlers crash.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use serde_json::{Value, json};
+
+use super::Http;
+use super::problem::Problem;
+use crate::host::desk::Model;
+
+const OPENAPI: &str = include_str!("../../../docs/openapi.json");
+/// Set by whoever builds a release.
+const GIT_COMMIT: Option<&str> = option_env!("ATELIER_GIT_COMMIT");
+
+pub(super) async fn health(State(http): State<Arc<Http>>) -> Json<Value> {
+    let model_loaded = http.desk.glance.borrow().model == Model::Hot;
+    Json(json!({ "status": "ok", "model_loaded": model_loaded, "node_id": http.node_id }))
+}
+
+/// Whether a job sent now would be painted soon.
+pub(super) async fn test(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
+    let (code, status) = match http.desk.glance.borrow().model {
+        Model::Hot => (StatusCode::OK, "hot"),
+        Model::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
+        Model::Failed(_) => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
+    };
+    let body = json!({
+        "status": status,
+        "model_loaded": code == StatusCode::OK,
+        "node_id": http.node_id,
+        "model_type": http.model.model_type,
+    });
+    (code, Json(body))
+}
+
+pub(super) async fn version(State(http): State<Arc<Http>>) -> Json<Value> {
+    Json(json!({
+        "model_type": http.model.model_type,
+        "model_version": http.model.model_version,
+        "backend": http.model.backend,
+        "git_commit": GIT_COMMIT.unwrap_or("unknown"),
+        "node_id": http.node_id,
+    }))
+}
+
+/// Busy: every handler has a job.
+pub(super) async fn gpu(State(http): State<Arc<Http>>) -> Result<Json<Value>, Problem> {
+    let queue_length = http.desk.waiting().await?;
+    let glance = http.desk.glance.borrow();
+    Ok(Json(json!({
+        "node_id": http.node_id,
+        "busy": glance.free == 0 && !glance.running.is_empty(),
+        "current_job_id": glance.running.first(),
+        "queue_length": queue_length,
+    })))
+}
+
+pub(super) async fn metrics(State(http): State<Arc<Http>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (http.metrics)())
+}
+
+pub(super) async fn openapi() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], OPENAPI)
+}

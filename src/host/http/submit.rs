@@ -1,0 +1,87 @@
+//! Puts an order into the queue, once, and says so.
+
+use axum::Json;
+use axum::http::header::LOCATION;
+use axum::http::{HeaderName, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use serde_json::{Value, json};
+
+use super::order::Order;
+use super::problem::Problem;
+use super::{Http, jobs};
+use crate::host::desk::Accepted;
+use crate::host::jobs::State;
+use crate::job::{Job, JobId};
+
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// # Errors
+/// Why the job was not accepted.
+pub(super) async fn submit(http: &Http, order: Order) -> Result<Response, Problem> {
+    let job = &order.job;
+    let claimed_before = match &order.key {
+        Some(key) => key.claim(http, job).await?,
+        None => false,
+    };
+    if claimed_before && let Some(response) = replay(http, job).await? {
+        return Ok(response);
+    }
+    if !order.inputs.is_empty() {
+        http.desk.room(job).await?;
+        keep(http, &order).await?;
+    }
+    match http.desk.submit(job, &order.message).await? {
+        Accepted::New => Ok(accepted(&job.id, "the job is in the queue")),
+        Accepted::Known(known) if known.state == State::Complete => {
+            let document = jobs::document(http, &job.id, Some(known)).await?;
+            Ok(complete(&job.id, &document["result"]))
+        }
+        Accepted::Known(_) if claimed_before => Err(under_way()),
+        Accepted::Known(known) if known.state == State::Running => Ok(accepted(&job.id, "the job is running already")),
+        Accepted::Known(_) => Ok(accepted(&job.id, "the job is in the queue already")),
+    }
+}
+
+/// Puts the images that came along into the bucket.
+///
+/// # Errors
+/// When the bucket does not take them.
+pub(super) async fn keep(http: &Http, order: &Order) -> Result<(), Problem> {
+    for input in &order.inputs {
+        http.store.put_input(&order.job.id, &input.name, input.content_type, input.file.clone()).await?;
+    }
+    Ok(())
+}
+
+/// What the same request under the same `Idempotency-Key` is answered; none: its job never got going, or failed.
+async fn replay(http: &Http, job: &Job) -> Result<Option<Response>, Problem> {
+    let known = http.desk.jobs.standing(job.id.as_str()).filter(|known| known.fingerprint == job.fingerprint);
+    match known.as_ref().map(|known| known.state) {
+        Some(State::Queued | State::Running) => return Err(under_way()),
+        Some(State::Failed | State::Cancelled) => return Ok(None),
+        Some(State::Complete) | None => {}
+    }
+    let Some(record) = http.store.record(&job.output.prefix, &job.id).await? else { return Ok(None) };
+    if record.fingerprint != job.fingerprint {
+        return Err(crate::job::outcome::JobError::Conflict { job_id: job.id.clone() }.into());
+    }
+    let result = jobs::result(http, &record).await?;
+    let mut response = complete(&job.id, &result);
+    response.headers_mut().insert(REPLAYED, axum::http::HeaderValue::from_static("true"));
+    Ok(Some(response))
+}
+
+fn accepted(id: &JobId, message: &str) -> Response {
+    let body = json!({ "status": "accepted", "job_id": id, "message": message });
+    (StatusCode::ACCEPTED, [(LOCATION, format!("/jobs/{id}"))], Json(body)).into_response()
+}
+
+fn complete(id: &JobId, result: &Value) -> Response {
+    let body = json!({ "status": "complete", "job_id": id, "message": "the job is complete", "result": result });
+    (StatusCode::OK, [(LOCATION, format!("/jobs/{id}"))], Json(body)).into_response()
+}
+
+fn under_way() -> Problem {
+    let message = "the request with this Idempotency-Key is under way; come back for its result";
+    Problem::new(StatusCode::CONFLICT, "in_progress", message).retry()
+}

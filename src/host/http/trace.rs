@@ -1,0 +1,41 @@
+//! What is logged of a request, and the id that it is known by.
+
+use std::time::Instant;
+
+use axum::extract::Request;
+use axum::http::HeaderValue;
+use axum::middleware::Next;
+use axum::response::Response;
+use tower_http::request_id::{MakeRequestId, RequestId};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+/// Ids for requests that bring none; they sort by time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RequestIds;
+
+impl MakeRequestId for RequestIds {
+    fn make_request_id<B>(&mut self, _request: &axum::http::Request<B>) -> Option<RequestId> {
+        HeaderValue::from_str(&Uuid::now_v7().to_string()).ok().map(RequestId::new)
+    }
+}
+
+/// One line a request, and its id on every line that is logged on the way. What probes ask all the time is told at `debug`.
+pub(super) async fn tell_log(request: Request, next: Next) -> Response {
+    let id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
+    let span = tracing::info_span!("http", request_id = id);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let started = Instant::now();
+    async move {
+        let response = next.run(request).await;
+        let (status, took_ms) = (response.status().as_u16(), started.elapsed().as_millis() as u64);
+        if matches!(path.as_str(), "/health" | "/test" | "/metrics" | "/gpu/status") {
+            tracing::debug!(%method, path, status, took_ms, "answered");
+        } else {
+            tracing::info!(%method, path, status, took_ms, "answered");
+        }
+        response
+    }
+    .instrument(span)
+    .await
+}

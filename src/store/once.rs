@@ -1,0 +1,72 @@
+//! Small JSON objects that are written once and never changed: of all who try, one writes, and the others see what it wrote.
+
+use aws_sdk_s3::primitives::ByteStream;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use super::Store;
+use super::error::{Failure, Kind};
+use crate::job::outcome::{JobError, Remedy};
+
+impl Store {
+    /// Claims a caller's `Idempotency-Key` for `claim`, unless it stands for something already: then that is returned. Two
+    /// claims must never be equal, else both have it.
+    ///
+    /// # Errors
+    /// [`JobError::Storage`] when the bucket cannot be asked.
+    pub async fn claim<T>(&self, idempotency_key: &str, claim: &T) -> Result<Option<T>, JobError>
+    where
+        T: Serialize + DeserializeOwned + PartialEq,
+    {
+        let name = base16ct::lower::encode_string(&Sha256::digest(idempotency_key));
+        let key = format!("idempotency/{name}.json");
+        self.put_once(&key, claim).await
+    }
+
+    /// None: `value` was written, or was there already just so.
+    pub(super) async fn put_once<T>(&self, key: &str, value: &T) -> Result<Option<T>, JobError>
+    where
+        T: Serialize + DeserializeOwned + PartialEq,
+    {
+        const MOST_CONFLICTS: u32 = 5;
+        let body = serde_json::to_vec_pretty(value)
+            .map_err(|error| JobError::Internal { problem: format!("{key} could not be written as JSON ({error})") })?;
+        let mut conflicts = 0;
+        loop {
+            let put = self.client.put_object().bucket(&self.settings.bucket).key(key).content_type("application/json");
+            let put = put.if_none_match("*").body(ByteStream::from(body.clone())).send().await;
+            let Err(failure) = put.map_err(Failure::new) else { return Ok(None) };
+            if failure.kind != Kind::Condition {
+                return Err(failure.storage(self.request("s3:PutObject", key)));
+            }
+            match self.read(key).await? {
+                // An attempt that went through although its answer was lost.
+                Some(existing) if existing == *value => return Ok(None),
+                Some(existing) => return Ok(Some(existing)),
+                // 409: another writer was at work and did not finish.
+                None if conflicts < MOST_CONFLICTS => conflicts += 1,
+                None => return Err(failure.storage(self.request("s3:PutObject", key))),
+            }
+        }
+    }
+
+    pub(super) async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, JobError> {
+        let found = self.client.get_object().bucket(&self.settings.bucket).key(key).send().await;
+        let object = match found.map_err(Failure::new) {
+            Ok(object) => object,
+            Err(failure) if failure.kind == Kind::NoKey => return Ok(None),
+            Err(failure) => return Err(failure.storage(self.request("s3:GetObject", key))),
+        };
+        let bytes = super::whole(object.body, &self.settings.bucket, key).await?;
+        let value = serde_json::from_slice(&bytes).map_err(|error| JobError::Storage {
+            problem: format!(
+                "s3://{}/{key} is not what belongs there ({error}); remove it, or choose another job_id",
+                self.settings.bucket
+            ),
+            remedy: Remedy::GiveUp,
+            cause: Some(error.into()),
+        })?;
+        Ok(Some(value))
+    }
+}
