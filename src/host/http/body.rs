@@ -69,10 +69,7 @@ pub(super) async fn multipart(request: Request, limit_bytes: usize) -> Result<Mu
 }
 
 /// Bounds the reading of a body in time.
-pub(super) async fn in_time<T>(
-    settings: &Settings,
-    reading: impl Future<Output = Result<T, Problem>>,
-) -> Result<T, Problem> {
+pub(super) async fn in_time<T>(settings: &Settings, reading: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     let limit = Duration::from_millis(settings.body_timeout_ms);
     tokio::time::timeout(limit, reading).await.unwrap_or_else(|_| {
         let message = format!("the body was not complete after {} ms", limit.as_millis());

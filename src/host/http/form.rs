@@ -151,7 +151,9 @@ fn config(given: Option<Value>) -> Result<Map<String, Value>, Problem> {
         Value::Null => Ok(Map::new()),
         other => {
             let shown: String = other.to_string().chars().take(80).collect();
-            let problem = format!("must be a JSON object such as {{\"seed\": 42, \"steps\": 4, \"cfg\": 1.0, \"prompt\": null}}, got {shown}");
+            let problem = format!(
+                "must be a JSON object such as {{\"seed\": 42, \"steps\": 4, \"cfg\": 1.0, \"prompt\": null}}, got {shown}"
+            );
             Err(Problem::invalid("config", problem))
         }
     }
@@ -161,9 +163,7 @@ fn config(given: Option<Value>) -> Result<Map<String, Value>, Problem> {
 fn number(name: &str, value: Value) -> Value {
     match &value {
         Value::String(text) if name == "prompt" && text.is_empty() => Value::Null,
-        Value::String(text) if name != "prompt" => {
-            serde_json::from_str(text).ok().filter(Value::is_number).unwrap_or(value)
-        }
+        Value::String(text) if name != "prompt" => serde_json::from_str(text).ok().filter(Value::is_number).unwrap_or(value),
         _ => value,
     }
 }

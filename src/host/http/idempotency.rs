@@ -47,11 +47,8 @@ impl Key {
     /// A conflict when the key stands for another request; unavailable when the bucket cannot be asked.
     pub(super) async fn claim(&self, http: &Http, job: &Job) -> Result<bool, Problem> {
         const LIMIT: Duration = Duration::from_secs(10);
-        let claim = Claim {
-            fingerprint: job.fingerprint.clone(),
-            job_id: job.id.to_string(),
-            claim_id: Uuid::now_v7().to_string(),
-        };
+        let claim =
+            Claim { fingerprint: job.fingerprint.clone(), job_id: job.id.to_string(), claim_id: Uuid::now_v7().to_string() };
         let claiming = tokio::time::timeout(LIMIT, http.store.claim(&self.0, &claim)).await;
         let existing = match claiming {
             Ok(Ok(existing)) => existing,

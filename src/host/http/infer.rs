@@ -90,6 +90,8 @@ async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Prob
             headers.insert(name, value);
         }
     }
-    let chunks = stream::try_unfold(file, |mut file| async move { Ok::<_, axum::BoxError>(file.try_next().await?.map(|chunk| (chunk, file))) });
+    let chunks = stream::try_unfold(file, |mut file| async move {
+        Ok::<_, axum::BoxError>(file.try_next().await?.map(|chunk| (chunk, file)))
+    });
     Ok((headers, Body::from_stream(chunks)).into_response())
 }

@@ -61,8 +61,7 @@ fn unpack(file: &[u8], max_pixels: u64) -> Result<ImageFormat, String> {
         return Err(format!("{ALLOWED}, got {}", format.to_mime_type()));
     }
     let damaged = |error: image::ImageError| format!("{ALLOWED}, and this one is truncated or damaged ({error})");
-    let (width_px, height_px) =
-        ImageReader::with_format(Cursor::new(file), format).into_dimensions().map_err(damaged)?;
+    let (width_px, height_px) = ImageReader::with_format(Cursor::new(file), format).into_dimensions().map_err(damaged)?;
     let pixels = u64::from(width_px) * u64::from(height_px);
     if pixels > max_pixels {
         return Err(format!("must have at most {max_pixels} pixels, got {width_px} x {height_px}"));
@@ -78,8 +77,9 @@ pub(super) fn too_large(field: &str, settings: &Settings) -> Problem {
 /// The images that are written out as `data:` addresses, by place.
 ///
 /// # Errors
-/// When such an address is not in base64.
-pub(super) fn data_urls(message: &Map<String, Value>) -> Result<Vec<(Place, Bytes)>, Problem> {
+/// When such an address is not in base64; `name` is what the caller calls its field.
+pub(super) fn data_urls(message: &Map<String, Value>, name: impl Fn(Place) -> String) -> Result<Vec<(Place, Bytes)>, Problem> {
+    const ALLOWED: &str = "must be data:image/png;base64, and the image in base64 (or an s3:// or https:// address)";
     let garments = message.get("garments").and_then(Value::as_array);
     let garments = garments.into_iter().flatten().enumerate().map(|(n, garment)| (Place::Garment(n), Some(garment)));
     let places = [(Place::Person, message.get("person")), (Place::Mask, message.get("mask"))].into_iter().chain(garments);
@@ -88,9 +88,7 @@ pub(super) fn data_urls(message: &Map<String, Value>) -> Result<Vec<(Place, Byte
         let Some(data) = value.and_then(Value::as_str).and_then(|address| address.strip_prefix("data:")) else { continue };
         let bytes = data.split_once(',').filter(|(kind, _)| kind.ends_with(";base64"));
         let bytes = bytes.and_then(|(_, encoded)| STANDARD.decode(encoded).ok());
-        let bytes = bytes.ok_or_else(|| {
-            Problem::invalid(&place.to_string(), "must be data:image/png;base64, and the image in base64 (or an s3:// or https:// address)")
-        })?;
+        let bytes = bytes.ok_or_else(|| Problem::invalid(&name(place), ALLOWED))?;
         found.push((place, bytes.into()));
     }
     Ok(found)

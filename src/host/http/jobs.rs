@@ -9,10 +9,10 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use super::Http;
 use super::order::{self, Takes};
 use super::problem::Problem;
 use super::submit::submit;
-use super::Http;
 use crate::host::jobs::{Cancelling, Standing, State as JobState};
 use crate::job::JobId;
 use crate::job::outcome::Record;

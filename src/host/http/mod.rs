@@ -87,11 +87,7 @@ pub struct ModelInfo {
 ///
 /// # Errors
 /// When the listener cannot be used.
-pub async fn serve(
-    listener: TcpListener,
-    http: Http,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, http: Http, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
     axum::serve(listener, router(Arc::new(http))).with_graceful_shutdown(shutdown).await
 }
 

@@ -92,7 +92,11 @@ fn tryon(bytes: &[u8], takes: Takes) -> Result<Option<Draft>, Problem> {
     let Ok(Value::Object(mut message)) = serde_json::from_slice(bytes) else { return Ok(None) };
     if takes == Takes::Generate {
         let other = message.get("task").is_some_and(|task| task == "tryon");
-        return if other { Err(Problem::invalid("task", "must be \"generate\" here; POST a try-on to /tryon")) } else { Ok(None) };
+        return if other {
+            Err(Problem::invalid("task", "must be \"generate\" here; POST a try-on to /tryon"))
+        } else {
+            Ok(None)
+        };
     }
     if form::is_form(&message) {
         return Form::from_json(message, takes)?.into_draft(takes).map(Some);
@@ -113,9 +117,12 @@ async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
     let id = match message.get("job_id") {
         Some(Value::String(id)) => JobId::new(id).map_err(|problem| Problem::invalid("job_id", problem))?,
         // Its reading says what is wrong.
-        _ => return job(http, json!(message).to_string().into_bytes(), Vec::new()).map_err(|error| renamed(error, &names).into()),
+        _ => {
+            return job(http, json!(message).to_string().into_bytes(), Vec::new())
+                .map_err(|error| renamed(error, &names).into());
+        }
     };
-    images.extend(inputs::data_urls(&message)?);
+    images.extend(inputs::data_urls(&message, |place| name(place.to_string(), &names))?);
     let mut inputs = Vec::with_capacity(images.len());
     for (place, file) in images {
         let field = name(place.to_string(), &names);

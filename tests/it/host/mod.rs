@@ -1,6 +1,7 @@
 //! `atelier host`, from its parts to whole processes, against real servers.
 
 mod conformance;
+mod http;
 mod protocol;
 mod survival;
 
