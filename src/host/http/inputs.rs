@@ -77,8 +77,9 @@ pub(super) fn too_large(field: &str, settings: &Settings) -> Problem {
 /// The images that are written out as `data:` addresses, by place.
 ///
 /// # Errors
-/// When such an address is not in base64.
-pub(super) fn data_urls(message: &Map<String, Value>) -> Result<Vec<(Place, Bytes)>, Problem> {
+/// When such an address is not in base64; `name` is what the caller calls its field.
+pub(super) fn data_urls(message: &Map<String, Value>, name: impl Fn(Place) -> String) -> Result<Vec<(Place, Bytes)>, Problem> {
+    const ALLOWED: &str = "must be data:image/png;base64, and the image in base64 (or an s3:// or https:// address)";
     let garments = message.get("garments").and_then(Value::as_array);
     let garments = garments.into_iter().flatten().enumerate().map(|(n, garment)| (Place::Garment(n), Some(garment)));
     let places = [(Place::Person, message.get("person")), (Place::Mask, message.get("mask"))].into_iter().chain(garments);
@@ -87,12 +88,7 @@ pub(super) fn data_urls(message: &Map<String, Value>) -> Result<Vec<(Place, Byte
         let Some(data) = value.and_then(Value::as_str).and_then(|address| address.strip_prefix("data:")) else { continue };
         let bytes = data.split_once(',').filter(|(kind, _)| kind.ends_with(";base64"));
         let bytes = bytes.and_then(|(_, encoded)| STANDARD.decode(encoded).ok());
-        let bytes = bytes.ok_or_else(|| {
-            Problem::invalid(
-                &place.to_string(),
-                "must be data:image/png;base64, and the image in base64 (or an s3:// or https:// address)",
-            )
-        })?;
+        let bytes = bytes.ok_or_else(|| Problem::invalid(&name(place), ALLOWED))?;
         found.push((place, bytes.into()));
     }
     Ok(found)

@@ -122,7 +122,7 @@ async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
                 .map_err(|error| renamed(error, &names).into());
         }
     };
-    images.extend(inputs::data_urls(&message)?);
+    images.extend(inputs::data_urls(&message, |place| name(place.to_string(), &names))?);
     let mut inputs = Vec::with_capacity(images.len());
     for (place, file) in images {
         let field = name(place.to_string(), &names);

@@ -2,6 +2,7 @@
 
 mod cloud;
 mod conformance;
+mod http;
 mod protocol;
 mod sqs;
 mod survival;

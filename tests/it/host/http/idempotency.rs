@@ -1,0 +1,126 @@
+//! `Idempotency-Key`: one key, one request, one job, across processes.
+
+use atelier::host::jobs::State;
+use reqwest::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Front, assert_problem, generate, job_of, json_of};
+
+async fn send(front: &Front, key: &str, body: &Value) -> Response {
+    front.request(Method::POST, "/generate").header("idempotency-key", key).json(body).send().await.unwrap()
+}
+
+async fn answer(front: &Front, key: &str, body: &Value) -> (StatusCode, Value) {
+    let response = send(front, key, body).await;
+    (response.status(), json_of(response).await)
+}
+
+#[tokio::test]
+async fn the_same_request_waits_and_then_has_the_same_result() {
+    let front = Front::open().await;
+    let body = generate("job-1");
+    assert_eq!(answer(&front, "key-1", &body).await.0, StatusCode::ACCEPTED);
+    for state in ["queued", "running"] {
+        let again = send(&front, "key-1", &body).await;
+        assert_eq!((again.status(), again.headers()["retry-after"].to_str().unwrap()), (StatusCode::CONFLICT, "5"), "{state}");
+        assert_problem(&json_of(again).await, "in_progress", None, "under way");
+        front.jobs.start(&job_of(&body), 1);
+    }
+    front.paint(&job_of(&body)).await;
+    front.jobs.end("job-1", State::Complete, None);
+    let done = send(&front, "key-1", &body).await;
+    assert_eq!((done.status(), &done.headers()["idempotent-replayed"]), (StatusCode::OK, &"true".parse().unwrap()));
+    let done = json_of(done).await;
+    assert_eq!((&done["status"], &done["result"]["images"][0]["key"]), (&json!("complete"), &json!("generations/job-1/0.png")));
+    assert_eq!(front.shelf.taken().len(), 1);
+}
+
+#[tokio::test]
+async fn another_request_under_the_same_key_is_a_conflict() {
+    let front = Front::open().await;
+    assert_eq!(answer(&front, "key-1", &generate("job-1")).await.0, StatusCode::ACCEPTED);
+    let other_prompt = json!({ "job_id": "job-1", "prompt": "another" });
+    for other in [generate("job-2"), other_prompt] {
+        let (status, body) = answer(&front, "key-1", &other).await;
+        assert_eq!(status, StatusCode::CONFLICT, "{other}");
+        assert_problem(&body, "idempotency_key_reused", Some("Idempotency-Key"), "job_id job-1");
+    }
+    assert_eq!(answer(&front, "key-2", &generate("job-2")).await.0, StatusCode::ACCEPTED);
+    assert_eq!(front.shelf.taken().len(), 2);
+}
+
+#[tokio::test]
+async fn a_key_outlives_the_process_that_saw_it() {
+    let first = Front::open().await;
+    let body = generate("job-1");
+    assert_eq!(answer(&first, "key-1", &body).await.0, StatusCode::ACCEPTED);
+    // Another process over the same bucket, which knows nothing of the job.
+    let store = first.store.clone();
+    let second = Front::open_with(|http| http.store = store).await;
+    let (status, other) = answer(&second, "key-1", &generate("job-2")).await;
+    assert_eq!((status, &other["error"]["code"]), (StatusCode::CONFLICT, &json!("idempotency_key_reused")));
+    // Nobody knows whether the job ever got into a queue: it is taken again, and painted once whatever happens.
+    assert_eq!(answer(&second, "key-1", &body).await.0, StatusCode::ACCEPTED);
+    assert_eq!(second.shelf.taken().len(), 1);
+    first.paint(&job_of(&body)).await;
+    let third = Front::open_with(|http| http.store = first.store.clone()).await;
+    let done = send(&third, "key-1", &body).await;
+    assert_eq!((done.status(), &done.headers()["idempotent-replayed"]), (StatusCode::OK, &"true".parse().unwrap()));
+    assert_eq!(json_of(done).await["result"]["images"][0]["seed"], 42);
+    assert!(third.shelf.taken().is_empty());
+}
+
+#[tokio::test]
+async fn a_job_that_did_not_get_in_or_failed_is_taken_again() {
+    let front = Front::open_with(|http| http.desk.max_waiting = 0).await;
+    let body = generate("job-1");
+    front.glance.send_modify(|glance| glance.free = 0);
+    assert_eq!(answer(&front, "key-1", &body).await.0, StatusCode::TOO_MANY_REQUESTS);
+    front.glance.send_modify(|glance| glance.free = 2);
+    assert_eq!(answer(&front, "key-1", &body).await.0, StatusCode::ACCEPTED, "the key alone must not block");
+    for end in [State::Failed, State::Cancelled] {
+        front.jobs.end("job-1", end, None);
+        front.shelf.jobs.lock().unwrap().clear();
+        assert_eq!(answer(&front, "key-1", &body).await.0, StatusCode::ACCEPTED, "{end:?}");
+        assert_eq!(front.shelf.taken().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn without_the_store_nothing_is_promised() {
+    let front = Front::open().await;
+    front.bucket.refuse(true);
+    let response = send(&front, "key-1", &generate("job-1")).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers()["retry-after"], "5");
+    assert_problem(&json_of(response).await, "storage_failed", None, "s3:PutObject");
+    assert!(front.shelf.taken().is_empty());
+    assert_eq!(front.post("/generate", &generate("job-1")).await.0, StatusCode::ACCEPTED, "a job without a key needs no store");
+    front.bucket.refuse(false);
+    assert_eq!(answer(&front, "key-1", &generate("job-2")).await.0, StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn of_many_at_once_one_gets_in() {
+    let front = Front::open().await;
+    let body = generate("job-1");
+    let answers = futures::future::join_all((0..8).map(|_| answer(&front, "key-1", &body))).await;
+    assert_eq!(front.shelf.taken().len(), 1);
+    // The embedded store lets several racers write at once; each of them is told that the job is accepted, which is true.
+    for (status, body) in &answers {
+        let under_way = *status == StatusCode::CONFLICT && body["error"]["code"] == "in_progress";
+        assert!(*status == StatusCode::ACCEPTED || under_way, "{status} {body}");
+    }
+    assert!(answers.iter().any(|(status, _)| *status == StatusCode::ACCEPTED));
+}
+
+#[tokio::test]
+async fn a_key_is_1_to_255_visible_characters() {
+    let front = Front::open().await;
+    for key in ["", "two words", "é", &"x".repeat(256)] {
+        let (status, body) = answer(&front, key, &generate("job-1")).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{key:?}");
+        assert_problem(&body, "invalid_request", Some("Idempotency-Key"), "1 to 255 visible ASCII");
+    }
+    assert_eq!(answer(&front, &"x".repeat(255), &generate("job-1")).await.0, StatusCode::ACCEPTED);
+}

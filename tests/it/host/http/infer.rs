@@ -1,0 +1,142 @@
+//! `/infer`: the caller waits for the picture, or goes away.
+
+use atelier::host::desk::{Direct, Ending, Glance, Model};
+use atelier::job::task::Task;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+use super::tryon::form;
+use super::{Front, assert_problem, generate, idle, json_of, png, read};
+use crate::servers::DEADLINE;
+use crate::stage::TOKEN;
+
+async fn next(front: &mut Front) -> Direct {
+    tokio::time::timeout(DEADLINE, front.directs.recv()).await.expect("a job comes").unwrap()
+}
+
+/// What the handler answers when it has painted.
+async fn painted(front: &Front, direct: &Direct) -> Value {
+    let record = front.paint(&direct.job).await;
+    let picture = &record.pictures[0];
+    let body = json!({
+        "type": "inference.complete", "job_id": record.job_id, "timings_ms": record.timings_ms, "status": "complete",
+        "images": [{
+            "url": "https://cdn.example/0.png", "bucket": picture.bucket, "key": picture.key, "bytes": picture.bytes,
+            "content_type": picture.content_type, "width": picture.width_px, "height": picture.height_px, "seed": 42,
+        }],
+    });
+    json!({ "statusCode": 200, "headers": { "content-type": "application/json" }, "body": body.to_string() })
+}
+
+#[tokio::test]
+async fn the_answer_is_the_picture_itself() {
+    let mut front = Front::open().await;
+    let waiting = tokio::spawn(front.request(Method::POST, "/infer").json(&generate("job-1")).send());
+    let direct = next(&mut front).await;
+    assert_eq!(direct.job.id.as_str(), "job-1");
+    assert_eq!(serde_json::from_slice::<Value>(&direct.body).unwrap(), generate("job-1"));
+    let reply = painted(&front, &direct).await;
+    direct.answer.send(Ending::Answer(reply)).unwrap();
+    let response = waiting.await.unwrap().unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let headers = response.headers().clone();
+    let header = |name: &str| headers[name].to_str().unwrap();
+    assert_eq!((header("content-type"), header("x-job-id"), header("x-inference-time-ms")), ("image/png", "job-1", "1200"));
+    assert_eq!(header("content-length"), png().len().to_string());
+    assert!(headers.contains_key("x-request-id"));
+    assert_eq!(response.bytes().await.unwrap(), png());
+    assert!(front.shelf.taken().is_empty(), "it does not go through the queue");
+}
+
+#[tokio::test]
+async fn a_try_on_comes_as_a_form_whose_own_fields_count_first() {
+    let mut front = Front::open().await;
+    let form = form("job-1", &png(), &png())
+        .text("config", r#"{"seed": 1, "steps": 5, "cfg": 2}"#)
+        .text("seed", "7")
+        .text("cfg", "1.5")
+        .text("prompt", "a coat");
+    let waiting = tokio::spawn(form.send(front.request(Method::POST, "/infer")));
+    let direct = next(&mut front).await;
+    let Task::TryOn(tryon) = &direct.job.task else { panic!("no try-on") };
+    assert_eq!((tryon.seed.get(), tryon.steps.get()), (7, 5));
+    assert!((tryon.guidance_scale.get() - 1.5).abs() < f64::EPSILON);
+    assert_eq!(tryon.prompt.as_ref().map(|prompt| prompt.as_str()), Some("a coat"));
+    let reply = painted(&front, &direct).await;
+    direct.answer.send(Ending::Answer(reply)).unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap().status(), StatusCode::OK);
+    for (name, value, says) in [("steps", "many", "got \"many\""), ("cfg", "0", "from 1 to 50")] {
+        let form = super::tryon::form("job-2", &png(), &png()).text(name, value);
+        let response = form.send(front.request(Method::POST, "/infer")).await.unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        assert_problem(&json_of(response).await, "invalid_request", Some(name), says);
+    }
+}
+
+#[tokio::test]
+async fn every_other_ending_is_an_error_in_json() {
+    let mut front = Front::open().await;
+    let failed = |status: u16, code: &str| {
+        let body = json!({ "job_id": "job-1", "status": "failed", "error": { "code": code, "message": "in words" } });
+        Ending::Answer(json!({ "statusCode": status, "headers": { "retry-after": "5" }, "body": body.to_string() }))
+    };
+    for (ending, status, code) in [
+        (failed(409, "conflict"), StatusCode::CONFLICT, "conflict"),
+        (failed(410, "cancelled"), StatusCode::GONE, "cancelled"),
+        (failed(422, "out_of_memory"), StatusCode::UNPROCESSABLE_ENTITY, "out_of_memory"),
+        (failed(503, "painting_failed"), StatusCode::SERVICE_UNAVAILABLE, "painting_failed"),
+        (Ending::Crashed("signal 9".into()), StatusCode::SERVICE_UNAVAILABLE, "handler_crashed"),
+        (Ending::Drained, StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+        (Ending::Answer(Value::Null), StatusCode::BAD_GATEWAY, "handler_answer"),
+        (Ending::Answer(json!({ "statusCode": 200, "body": "{}" })), StatusCode::BAD_GATEWAY, "handler_answer"),
+    ] {
+        let waiting = tokio::spawn(front.request(Method::POST, "/infer").json(&generate("job-1")).send());
+        next(&mut front).await.answer.send(ending).unwrap();
+        let response = waiting.await.unwrap().unwrap();
+        assert_eq!(response.status(), status, "{code}");
+        let comes_back = status == StatusCode::SERVICE_UNAVAILABLE;
+        assert!(!comes_back || response.headers().contains_key("retry-after"), "{code}");
+        assert_eq!(json_of(response).await["error"]["code"], code);
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_node_that_cannot() {
+    let front = Front::open().await;
+    let ask = async || front.post("/infer", &generate("job-1")).await;
+    front.glance.send_modify(|glance| glance.free = 0);
+    let (status, body) = ask().await;
+    assert_eq!((status, &body["status"], &body["retry_after"]), (StatusCode::TOO_MANY_REQUESTS, &json!("busy"), &json!(5)));
+    for model in [Model::Loading, Model::Failed("no weights".into())] {
+        front.glance.send_replace(Glance { model, free: 0, ..idle() });
+        let (status, body) = ask().await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_problem(&body, "model_not_ready", None, "");
+    }
+    front.glance.send_replace(Glance { draining: true, ..idle() });
+    assert_eq!(ask().await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let mut wrong = generate("job-1");
+    wrong["steps"] = 0.into();
+    let (status, body) = read(front.request(Method::POST, "/infer").json(&wrong)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_problem(&body, "invalid_request", Some("steps"), "from 1 to 200");
+}
+
+#[tokio::test]
+async fn a_caller_who_goes_away_cancels_the_job() {
+    let mut front = Front::open().await;
+    let mut caller = TcpStream::connect(front.address).await.unwrap();
+    let body = generate("job-1").to_string();
+    let request = format!(
+        "POST /infer HTTP/1.1\r\nhost: x\r\nx-internal-auth: {TOKEN}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    caller.write_all(request.as_bytes()).await.unwrap();
+    let mut direct = next(&mut front).await;
+    assert!(!direct.answer.is_closed(), "the caller is still there");
+    drop(caller);
+    tokio::time::timeout(DEADLINE, direct.answer.closed()).await.expect("whoever runs the job sees that nobody waits");
+}

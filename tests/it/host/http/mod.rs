@@ -1,0 +1,263 @@
+//! The HTTP side of the host on a real socket, against the embedded S3 server; behind its desk a queue that only holds.
+
+mod doors;
+mod idempotency;
+mod infer;
+mod jobs;
+mod openapi;
+mod status;
+mod tryon;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use atelier::demo::{local, s3};
+use atelier::events::auth::Auth;
+use atelier::host::desk::{Desk, Direct, Glance, Model};
+use atelier::host::http::{Http, ModelInfo, serve};
+use atelier::host::jobs::Jobs;
+use atelier::host::source::{Depth, Message, Shape, Source, SourceError};
+use atelier::job::Job;
+use atelier::job::outcome::{Record, StoredPicture};
+use atelier::outbound::Outbound;
+use atelier::setting::Secret;
+use atelier::store::Store;
+use atelier::{outbound, store};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::bucket::Bucket;
+use crate::requests::contract;
+use crate::servers::DEADLINE;
+use crate::stage::TOKEN;
+
+/// A queue that keeps what it is sent, in order, until the test looks.
+#[derive(Default)]
+struct Shelf {
+    jobs: Mutex<Vec<(String, Value)>>,
+    away: AtomicBool,
+}
+
+/// HTTP, served, with every handle to what lies behind it.
+struct Front {
+    address: SocketAddr,
+    bucket: Bucket,
+    store: Store,
+    shelf: Arc<Shelf>,
+    jobs: Arc<Jobs>,
+    glance: watch::Sender<Glance>,
+    directs: mpsc::Receiver<Direct>,
+    cancels: mpsc::UnboundedReceiver<String>,
+    client: reqwest::Client,
+    close: Option<oneshot::Sender<()>>,
+    _cache: TempDir,
+}
+
+#[async_trait]
+impl Source for Shelf {
+    fn name(&self) -> &'static str {
+        "shelf"
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::Sqs
+    }
+
+    async fn receive(&self, _most: usize) -> Result<Vec<Message>, SourceError> {
+        std::future::pending().await
+    }
+
+    async fn ack(&self, _message: &Message) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    async fn retry(&self, _message: &Message, _delay: Duration) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    async fn release(&self, _message: &Message) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    async fn dead_letter(&self, _message: &Message, _reason: &str) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
+        self.check("send")?;
+        self.jobs.lock().unwrap().push((job_id.to_owned(), serde_json::from_slice(body).unwrap()));
+        Ok(())
+    }
+
+    async fn depth(&self) -> Result<Depth, SourceError> {
+        self.check("depth")?;
+        Ok(Depth { waiting: self.jobs.lock().unwrap().len() as u64, oldest: None })
+    }
+
+    async fn close(&self) {}
+}
+
+impl Shelf {
+    fn check(&self, action: &'static str) -> Result<(), SourceError> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(SourceError::Unavailable { queue: "shelf".into(), action, problem: "the broker is away".into() });
+        }
+        Ok(())
+    }
+
+    fn taken(&self) -> Vec<(String, Value)> {
+        self.jobs.lock().unwrap().clone()
+    }
+}
+
+/// A node that is ready and has nothing to do.
+fn idle() -> Glance {
+    Glance { model: Model::Hot, free: 1, running: Vec::new(), in_hand: 0, draining: false }
+}
+
+impl Front {
+    async fn open() -> Self {
+        Self::open_with(|_| ()).await
+    }
+
+    /// `change`: what is different from the usual.
+    async fn open_with(change: impl FnOnce(&mut Http)) -> Self {
+        let (bucket, cache) = (Bucket::start().await, tempfile::tempdir().unwrap());
+        let settings = store::Settings {
+            bucket: local::BUCKET.to_owned(),
+            region: Some("us-east-1".to_owned()),
+            endpoint_url: Some(format!("http://{}", bucket.address)),
+            force_path_style: true,
+            access_key_id: Some(s3::ACCESS_KEY_ID.to_owned()),
+            secret_access_key: Some(Secret::new(s3::SECRET_ACCESS_KEY)),
+            max_attempts: 1,
+            input_buckets: vec!["elsewhere".to_owned()],
+            cache: store::cache::Settings { folder: cache.path().to_owned(), ..store::cache::Settings::default() },
+            ..store::Settings::default()
+        };
+        let outbound = Outbound::new(&outbound::Settings::default()).unwrap();
+        let store = Store::connect(&settings, outbound).await.unwrap();
+        let (shelf, jobs) = (Arc::<Shelf>::default(), Arc::<Jobs>::default());
+        let (glance, glances) = watch::channel(idle());
+        let (direct, directs) = mpsc::channel(4);
+        let (cancel, cancels) = mpsc::unbounded_channel();
+        let desk = Desk {
+            jobs: Arc::clone(&jobs),
+            defaults: contract(),
+            queue: shelf.clone(),
+            max_waiting: 2,
+            glance: glances,
+            direct,
+            cancels: cancel,
+        };
+        let model = ModelInfo {
+            model_type: "stable-diffusion-1".to_owned(),
+            model_version: "tiny-sd".to_owned(),
+            backend: "candle".to_owned(),
+        };
+        let mut http = Http {
+            desk,
+            store: store.clone(),
+            auth: Auth::Token(Secret::new(TOKEN)),
+            node_id: "node-1".to_owned(),
+            model,
+            settings: atelier::host::http::Settings::default(),
+            metrics: Arc::new(|| "# TYPE vton_inference_count counter\nvton_inference_count 3\n".to_owned()),
+        };
+        change(&mut http);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (close, closed) = oneshot::channel::<()>();
+        tokio::spawn(serve(listener, http, async move {
+            let _ = closed.await;
+        }));
+        let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
+        Self { address, bucket, store, shelf, jobs, glance, directs, cancels, client, close: Some(close), _cache: cache }
+    }
+
+    /// A request with the token.
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.anonymous(method, path).header("x-internal-auth", TOKEN)
+    }
+
+    fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("http://{}{path}", self.address))
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, Value) {
+        read(self.request(Method::GET, path)).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+        read(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// What the workflow leaves in the bucket when it has painted `job`.
+    async fn paint(&self, job: &Job) -> Record {
+        let picture = self.store.put_picture(job, 0, 8, 8, 42, png()).await.unwrap();
+        let record = record(job, picture);
+        self.store.put_record(&job.output.prefix, &record).await.unwrap();
+        record
+    }
+}
+
+fn record(job: &Job, picture: StoredPicture) -> Record {
+    Record {
+        job_id: job.id.to_string(),
+        fingerprint: job.fingerprint.clone(),
+        model: "tiny-sd".to_owned(),
+        pictures: vec![picture],
+        timings_ms: [("infer".to_owned(), 1_200)].into(),
+        finished_at_s: 1_800_000_000,
+    }
+}
+
+async fn read(request: RequestBuilder) -> (StatusCode, Value) {
+    let response = request.send().await.unwrap();
+    let status = response.status();
+    (status, json_of(response).await)
+}
+
+/// The body; every answer must be JSON and carry a request id.
+async fn json_of(response: Response) -> Value {
+    let headers = response.headers().clone();
+    assert!(headers.contains_key("x-request-id"), "{headers:?}");
+    let text = response.text().await.unwrap();
+    let kind = headers.get("content-type").map(|kind| kind.to_str().unwrap()).unwrap_or_default();
+    assert_eq!(kind, "application/json", "{text}");
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// What an error must be: a code, a message that says this, and the field where there is one.
+#[track_caller]
+fn assert_problem(body: &Value, code: &str, field: Option<&str>, says: &str) {
+    assert_eq!(body["error"]["code"], code, "{body}");
+    assert_eq!(body["error"]["field"].as_str(), field, "{body}");
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.contains(says), "{message:?} does not say {says:?}");
+}
+
+fn generate(id: &str) -> Value {
+    json!({ "job_id": id, "prompt": "a lighthouse at dusk" })
+}
+
+fn job_of(body: &Value) -> Job {
+    Job::from_json(body.to_string().as_bytes(), &contract()).unwrap()
+}
+
+/// A small picture.
+fn png() -> Vec<u8> {
+    picture(image::ImageFormat::Png, 8)
+}
+
+fn picture(format: image::ImageFormat, side_px: u32) -> Vec<u8> {
+    let mut file = std::io::Cursor::new(Vec::new());
+    image::DynamicImage::new_rgb8(side_px, side_px).write_to(&mut file, format).unwrap();
+    file.into_inner()
+}
