@@ -49,7 +49,7 @@ impl HandlerError {
 
 impl Handler {
     /// Takes one event from arrival to reply. Under `atelier host`, which delivers notices itself, the reply says of every job
-    /// what became of it ([`settled`]); RabbitMQ then has partial failure like SQS.
+    /// what became of it ([`Settled`]); RabbitMQ then has partial failure like SQS.
     ///
     /// # Errors
     /// [`HandlerError`] when the source has no other way to learn that something is to be brought back.
@@ -92,7 +92,7 @@ impl Handler {
                 None
             };
             let job = match untried {
-                Some(error) => settled(&delivery.message_id, None, Settlement::Retry, Some(&error)),
+                Some(error) => entry(&delivery.message_id, None, Settlement::Retry, Some(&error)),
                 None => self.deliver(&delivery, control).await,
             };
             if job.outcome.goes_back() {
@@ -139,14 +139,14 @@ impl Handler {
         control: &Control,
     ) -> Settled {
         if outcome == Settlement::Retry {
-            return settled(message_id, of.job_id, outcome, Some(error));
+            return entry(message_id, of.job_id, outcome, Some(error));
         }
         match self.workflow.tell_failed(&of, error, attempt, control).await {
-            Ok(notices) => Settled { notices, ..settled(message_id, of.job_id, outcome, Some(error)) },
+            Ok(notices) => Settled { notices, ..entry(message_id, of.job_id, outcome, Some(error)) },
             Err(undelivered) => {
                 let job_id = of.job_id.map_or("", JobId::as_str);
                 tracing::warn!(job_id, message_id, error = %undelivered, "failed notice not delivered");
-                settled(message_id, of.job_id, Settlement::Retry, Some(&undelivered))
+                entry(message_id, of.job_id, Settlement::Retry, Some(&undelivered))
             }
         }
     }
@@ -162,7 +162,7 @@ impl Handler {
             // The caller hears of it in this very response, and in no notice.
             Err(Refusal { job_id, error, .. }) => {
                 let response = Response::failed(job_id.as_ref().map(JobId::as_str), &error);
-                return (response, vec![settled("", job_id.as_ref(), Settlement::Failed, Some(&error))]);
+                return (response, vec![entry("", job_id.as_ref(), Settlement::Failed, Some(&error))]);
             }
         };
         let Ended { result, stored, notices } = self.workflow.run(&job, control).await;
@@ -206,7 +206,7 @@ fn settlement(error: &JobError, stored: bool) -> Settlement {
     }
 }
 
-fn settled(message_id: &str, job_id: Option<&JobId>, outcome: Settlement, error: Option<&JobError>) -> Settled {
+fn entry(message_id: &str, job_id: Option<&JobId>, outcome: Settlement, error: Option<&JobError>) -> Settled {
     Settled {
         message_id: message_id.to_owned(),
         job_id: job_id.map(JobId::to_string),
@@ -219,7 +219,7 @@ fn settled(message_id: &str, job_id: Option<&JobId>, outcome: Settlement, error:
 
 fn complete(message_id: &str, job: &Job, outcome: &Outcome, notices: Vec<Notice>) -> Settled {
     let replayed = outcome.replayed;
-    Settled { replayed, notices, ..settled(message_id, Some(&job.id), Settlement::Complete, None) }
+    Settled { replayed, notices, ..entry(message_id, Some(&job.id), Settlement::Complete, None) }
 }
 
 /// RabbitMQ batches are settled whole.

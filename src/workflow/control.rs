@@ -93,7 +93,7 @@ impl Cancelled {
     async fn names(&self, job_id: &JobId) {
         let mut ids = self.0.clone();
         if ids.wait_for(|ids| ids.contains(job_id.as_str())).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -209,7 +209,7 @@ mod tests {
         );
         let (switch, shutdown) = Shutdown::channel();
         switch.send(Some(Instant::now())).unwrap();
-        let control = Control::new(0, Duration::from_secs(60), shutdown);
+        let control = Control::new(0, Duration::from_mins(1), shutdown);
         assert!(matches!(control.stopped(&job()).await, JobError::ShuttingDown));
         assert!(control.over().now_or_never().is_none(), "there is time to tell the caller");
     }

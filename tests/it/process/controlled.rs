@@ -73,7 +73,7 @@ async fn a_handler_ends_when_its_host_is_gone() {
 #[tokio::test]
 async fn a_handler_whose_gpu_failed_answers_and_ends_with_its_own_code() {
     if environment("AWS_LAMBDA_RUNTIME_API").is_some() {
-        be_a_handler_whose_gpu_fails().await
+        be_a_handler_whose_gpu_fails().await;
     }
     let mut api = RuntimeApi::start().await;
     let mut handler = Command::new(std::env::current_exe().unwrap())

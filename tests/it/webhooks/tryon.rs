@@ -27,7 +27,7 @@ struct Bench {
     assets: HttpServer,
     load_balancer: HttpServer,
     notifier: Notifier,
-    _cache: TempDir,
+    cache: TempDir,
 }
 
 /// `answers`: of the asset service.
@@ -43,7 +43,7 @@ async fn bench(answers: &[Answer]) -> Bench {
     let service = TryOnService::new(&asset_service, &free, "gpu-1", &contract().model, Arc::new(store)).expect("settings");
     let silent = atelier::notify::Settings { backend_api_url: None, internal_api_token: None, ..settings(&assets) };
     let notifier = Notifier::new(&silent, outbound(&[])).expect("settings").with_tryon(service);
-    Bench { s3, assets, load_balancer, notifier, _cache: cache }
+    Bench { s3, assets, load_balancer, notifier, cache }
 }
 
 fn tryon() -> Job {
@@ -178,7 +178,7 @@ async fn a_job_that_is_no_tryon_is_not_sent_there() {
 #[tokio::test]
 async fn wrong_settings_are_named_at_start() {
     let bench = bench(&[]).await;
-    let store = atelier::store::Store::connect(&bench.s3.settings("pictures", bench._cache.path()), outbound(&[])).await;
+    let store = atelier::store::Store::connect(&bench.s3.settings("pictures", bench.cache.path()), outbound(&[])).await;
     let pictures: Arc<atelier::store::Store> = Arc::new(store.expect("settings"));
     let asset = |url: &str, token: Option<&str>| AssetService {
         callback_url: Some(url.to_owned()),
