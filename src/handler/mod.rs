@@ -120,8 +120,10 @@ impl Handler {
             Err(error) => error,
         };
         let last = *attempt >= self.max_attempts;
+        // A host can put a message back without counting its attempt.
+        let uncounted = control.telling() == Telling::Later && matches!(error, JobError::ShuttingDown);
         let outcome = match settlement(&error, stored) {
-            Settlement::Retry if last && !stored => Settlement::DeadLetter,
+            Settlement::Retry if last && !stored && !uncounted => Settlement::DeadLetter,
             outcome => outcome,
         };
         tell_log((&job).into(), &error, delivery, last);
