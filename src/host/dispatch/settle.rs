@@ -100,11 +100,13 @@ impl Settler {
             Verdict::Failed(error) if held.message.attempt < self.retries.max_attempts => self.try_again(held, &error).await,
             Verdict::Failed(error) => self.give_up(held, &error).await,
             Verdict::Told(Settled { outcome, error, notices, .. }) => {
-                if let Err(undelivered) = self.teller.deliver(&notices).await {
-                    return self.try_again(held, &undelivered).await;
-                }
+                let delivered = match self.teller.deliver_of(held, &notices).await {
+                    Ok(delivered) => delivered,
+                    Err(undelivered) => return self.try_again(held, &undelivered).await,
+                };
                 let error = error.map(|error| json!(error));
                 match outcome {
+                    Settlement::Complete if !delivered => self.over(held, State::Failed, error).await,
                     Settlement::Complete => self.over(held, State::Complete, None).await,
                     Settlement::Failed => self.over(held, failed_state(error.as_ref()), error).await,
                     Settlement::Retry => self.put_off(held, error).await,

@@ -20,8 +20,13 @@ pub(crate) fn python_or_skip(what: &str) -> Option<PathBuf> {
         environment("ATELIER_REQUIRE_ALL").is_none(),
         "{what} needs Python packages: run `tests/venv.sh DIR` and set ATELIER_TEST_VENV=DIR"
     );
-    say(&format!("left out: {what} (run `tests/venv.sh DIR` and set ATELIER_TEST_VENV=DIR)"));
+    left_out(what, "run `tests/venv.sh DIR` and set ATELIER_TEST_VENV=DIR");
     None
+}
+
+/// Says that a test did not run, and why.
+pub(crate) fn left_out(what: &str, why: &str) {
+    say(&format!("left out: {what} ({why})"));
 }
 
 /// Past the test harness, which would hold back what a passing test prints.
