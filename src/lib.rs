@@ -4,6 +4,8 @@ pub mod job;
 
 pub mod setting;
 
+pub mod aws;
+
 pub mod outbound;
 
 pub mod store;
@@ -25,6 +27,8 @@ pub mod config;
 pub mod log;
 
 pub mod start;
+
+pub mod serve;
 
 pub mod invoke;
 

@@ -50,3 +50,13 @@ impl SettingError {
         Self { setting: setting.to_owned(), problem: problem.into() }
     }
 }
+
+/// # Errors
+/// When `address` is there and is no `http` or `https` address.
+pub fn check_address(setting: &str, address: Option<&str>) -> Result<(), SettingError> {
+    let Some(address) = address else { return Ok(()) };
+    if url::Url::parse(address).is_ok_and(|url| matches!(url.scheme(), "http" | "https")) {
+        return Ok(());
+    }
+    Err(SettingError::new(setting, format!("must be an address such as http://127.0.0.1:9000, got {address:?}")))
+}

@@ -8,11 +8,12 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::source::Environment;
 use self::source::Source;
-use crate::host::source::spool;
+use crate::host::source::{rabbitmq, spool, sqs};
 use crate::job::request::Defaults;
 use crate::job::request::tryon::TryOnDefaults;
 use crate::job::task::tryon::{Mode, Resolution};
 use crate::job::task::{ModelName, StepCount};
+use crate::notify::tryon::{AssetService, LoadBalancer};
 use crate::setting::Secret;
 use crate::workflow::StepName;
 use crate::{host, notify, outbound, store};
@@ -43,6 +44,8 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Sources {
     pub spool: spool::Settings,
+    pub sqs: sqs::Settings,
+    pub rabbitmq: rabbitmq::settings::Settings,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -50,7 +53,9 @@ pub struct Sources {
 pub struct Server {
     /// Name of this node in answers and notices.
     pub node_id: String,
-    /// TCP port of `atelier host`.
+    /// Address that `atelier host` listens on.
+    pub address: std::net::IpAddr,
+    /// TCP port of `atelier host`; 0: a free one, which the log tells.
     pub port: u16,
 }
 
@@ -124,21 +129,6 @@ pub struct Runtime {
     pub max_attempts: u32,
 }
 
-/// Try-on: who gets the result.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AssetService {
-    pub callback_url: Option<String>,
-    pub internal_auth_token: Option<Secret>,
-}
-
-/// Try-on: who is told that this node is free again.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LoadBalancer {
-    pub url: Option<String>,
-}
-
 /// A model this function can serve, `NAME.yaml` in the models folder.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -158,6 +148,15 @@ pub enum Family {
     StableDiffusion1,
 }
 
+impl Family {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::StableDiffusion1 => "stable-diffusion-1",
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("{file}: cannot be read: {source}")]
@@ -168,6 +167,8 @@ pub enum ConfigError {
     Value { file: String, key: String, problem: String },
     #[error("the environment variable {name} is missing: {what}")]
     RuntimeVariable { name: &'static str, what: &'static str },
+    #[error("the environment variable {name} {what}")]
+    Variable { name: &'static str, what: &'static str },
 }
 
 impl Config {
@@ -228,6 +229,21 @@ impl Config {
 pub fn environment() -> Environment {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+}
+
+/// Whether this process is run by `atelier host`, which speaks to it on standard input (`ATELIER_CONTROL=stdio`).
+///
+/// # Errors
+/// Says what is allowed when the variable has another value.
+pub fn has_host(environment: &Environment) -> Result<bool, ConfigError> {
+    match environment.get("ATELIER_CONTROL").map(String::as_str) {
+        None => Ok(false),
+        Some("stdio") => Ok(true),
+        Some(_) => {
+            let what = "must be `stdio`, as `atelier host` sets it, or not be set";
+            Err(ConfigError::Variable { name: "ATELIER_CONTROL", what })
+        }
+    }
 }
 
 /// The address of the Runtime API, where there is one, with all that `lambda_runtime` would panic without.

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod device;
+mod fault;
 mod lora;
 pub mod noise;
 pub mod schedule;
@@ -26,7 +27,7 @@ pub trait Engine {
     /// Paints all pictures of one request, looking at `watch` between denoising steps.
     ///
     /// # Errors
-    /// [`EngineError`] says whose fault it is; the engine stays usable after each of them.
+    /// [`EngineError`] says whose fault it is; the engine stays usable after each of them but [`EngineError::Fatal`].
     fn paint(&mut self, request: &PaintRequest, watch: &Watch) -> Result<Vec<Picture>, EngineError>;
 }
 
@@ -103,6 +104,9 @@ pub enum EngineError {
     Request { field: &'static str, problem: String },
     #[error("out of memory: {problem}")]
     OutOfMemory { problem: String },
+    /// The device's context is broken, and with it everything that this process has on the device.
+    #[error("the device failed: {problem}")]
+    Fatal { problem: String },
     #[error("cancelled")]
     Cancelled,
     #[error("the engine panicked: {0}")]

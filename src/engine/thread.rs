@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::thread;
 
+use super::fault::told_apart;
 use super::{Engine, EngineError, PaintRequest, Picture, Watch};
 
 type Painted = Result<Vec<Picture>, EngineError>;
@@ -55,7 +56,7 @@ impl EngineThread {
 
 fn serve(mut engine: impl Engine, inbox: &mpsc::Receiver<Command>) {
     while let Ok(Command { request, watch, reply }) = inbox.recv() {
-        reply(caught(|| engine.paint(&request, &watch)));
+        reply(caught(|| engine.paint(&request, &watch)).map_err(told_apart));
     }
 }
 

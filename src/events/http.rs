@@ -10,7 +10,7 @@ use lambda_http::{Body, Request, RequestExt as _};
 use serde_json::{Value, json};
 
 use super::auth::{Auth, Stranger};
-use super::{EventError, error_body};
+use super::{EventError, Problem};
 use crate::job::outcome::{JobError, Outcome, Remedy};
 
 /// A request that waits for its response.
@@ -148,7 +148,7 @@ impl Response {
             error if error.remedy() == Remedy::Retry => (503, Some(5)),
             _ => (422, None),
         };
-        let body = json!({ "job_id": job_id, "status": "failed", "error": error_body(error) });
+        let body = json!({ "job_id": job_id, "status": "failed", "error": Problem::from(error) });
         Self { status, body, retry_after_s }
     }
 }

@@ -3,8 +3,10 @@
 pub mod auth;
 pub mod http;
 pub mod rabbitmq;
+pub mod settled;
 pub mod sqs;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::job::outcome::JobError;
@@ -27,15 +29,6 @@ pub struct Delivery {
     /// Messages of one group must be settled in order (SQS FIFO).
     pub group: Option<String>,
     pub body: Vec<u8>,
-}
-
-/// What became of one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settlement {
-    /// Nothing more is to come of it: done, or given up and told.
-    Settled,
-    /// The queue is to bring it back.
-    Retry,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -74,11 +67,18 @@ impl Event {
 }
 
 /// An error as callers see it in a reply or notice.
-#[must_use]
-pub fn error_body(error: &JobError) -> Value {
-    let mut body = serde_json::json!({ "code": error.code(), "message": error.to_string() });
-    if let Some(field) = error.field() {
-        body["field"] = field.into();
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A stable word, such as `invalid_input`.
+    pub code: String,
+    pub message: String,
+    /// The field of the request that is at fault, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+}
+
+impl From<&JobError> for Problem {
+    fn from(error: &JobError) -> Self {
+        Self { code: error.code().to_owned(), message: error.to_string(), field: error.field().map(str::to_owned) }
     }
-    body
 }

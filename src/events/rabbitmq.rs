@@ -7,6 +7,10 @@ use serde_json::Value;
 
 use super::{Delivery, EventError};
 
+/// Header in which `atelier host` gives a message the name that it finds again in the reply: a message's own id may be
+/// missing or doubled.
+pub const HOST_MESSAGE_ID: &str = "x-atelier-message-id";
+
 #[derive(Debug)]
 pub struct Batch {
     pub deliveries: Vec<Delivery>,
@@ -32,8 +36,9 @@ fn delivery(queue: &str, index: usize, message: RabbitMqMessage) -> Delivery {
     let data = message.data.unwrap_or_default();
     // What is not base64 is passed on as it is: it is no job either, and is refused as one, alone.
     let body = STANDARD.decode(&data).unwrap_or_else(|_| data.into_bytes());
+    let named = message.basic_properties.headers.get(HOST_MESSAGE_ID).and_then(Value::as_str).map(str::to_owned);
     Delivery {
-        message_id: message.basic_properties.message_id.unwrap_or_else(|| format!("{queue}#{index}")),
+        message_id: named.or(message.basic_properties.message_id).unwrap_or_else(|| format!("{queue}#{index}")),
         attempt: attempt(&message.basic_properties.headers, message.redelivered),
         group: None,
         body,

@@ -1,9 +1,9 @@
-//! SQS: a batch of records in, the records to bring back out (partial batch failures).
+//! SQS: a batch of records in; the reply names those to bring back (`settled::batch_reply`).
 
-use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
+use aws_lambda_events::sqs::{SqsEvent, SqsMessage};
 use serde_json::Value;
 
-use super::{Delivery, EventError, Settlement};
+use super::{Delivery, EventError};
 
 #[derive(Debug)]
 pub struct Batch {
@@ -30,18 +30,4 @@ fn delivery(message: SqsMessage) -> Result<Delivery, EventError> {
         group: message.attributes.get("MessageGroupId").cloned(),
         body: message.body.unwrap_or_default().into_bytes(),
     })
-}
-
-/// The reply: it holds what the queue is to bring back and nothing else.
-#[must_use]
-pub fn reply(settled: &[(Delivery, Settlement)]) -> Value {
-    let mut response = SqsBatchResponse::default();
-    for (delivery, settlement) in settled {
-        if *settlement == Settlement::Retry {
-            let mut failure = BatchItemFailure::default();
-            failure.item_identifier.clone_from(&delivery.message_id);
-            response.batch_item_failures.push(failure);
-        }
-    }
-    serde_json::json!(response)
 }

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lambda_runtime::tower::{Layer, Service, service_fn};
-use lambda_runtime::{Diagnostic, LambdaEvent, LambdaInvocation, Runtime};
+use lambda_runtime::{Context, Diagnostic, LambdaEvent, LambdaInvocation, Runtime};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
+use super::line::{Order, Orders};
 use super::{Handler, HandlerError};
-use crate::workflow::control::{Control, Shutdown};
+use crate::workflow::control::{Cancels, Control, Shutdown, Telling};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -30,34 +31,81 @@ impl From<HandlerError> for Diagnostic {
     }
 }
 
-/// Serves invocations until SIGTERM. Whatever is running then is finished within the grace or handed back, its reply is
-/// posted, and only then does this return. Needs no Extensions API: hosts exist that have none.
+/// Why a handler ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// SIGTERM, or its host is gone.
+    Asked,
+    /// Its GPU can be used no more by this process; the job was handed back.
+    EngineLost,
+}
+
+/// Serves invocations until SIGTERM, or until `host`, where there is one, is gone. Whatever is running then is finished within
+/// the grace or handed back, its reply is posted, and only then does this return. Needs no Extensions API: hosts exist that
+/// have none.
 ///
 /// # Errors
 /// When the Runtime API goes away.
-pub async fn serve(handler: Handler, limits: Limits) -> Result<(), BoxError> {
+pub async fn serve(handler: Handler, limits: Limits, host: Option<Orders>) -> Result<End, BoxError> {
     let (switch, shutdown) = Shutdown::channel();
     let mut terminate = signal(SignalKind::terminate())?;
     let (busy, mut idle) = watch::channel(false);
-    let handler = Arc::new(Mutex::new(handler));
-    let wire = shutdown.clone();
-    let function = service_fn(move |event: LambdaEvent<Value>| {
-        let (handler, shutdown) = (handler.clone(), wire.clone());
-        async move {
-            let control = Control::new(event.context.deadline, limits.deadline_margin, shutdown);
-            handler.lock().await.handle(event.payload, &control).await
-        }
-    });
-    let runtime = Runtime::new(function).layer(BusyLayer { busy: Arc::new(busy) });
+    let (lost, engine_lost) = watch::channel(false);
+    let (cancels, cancelled) = Cancels::channel();
+    let cancels = Arc::new(cancels);
+    let life = LifeLayer { busy: Arc::new(busy), shutdown: shutdown.clone(), engine_lost: engine_lost.clone() };
+    let function = {
+        let (handler, cancels, lost) = (Arc::new(Mutex::new(handler)), Arc::clone(&cancels), Arc::new(lost));
+        service_fn(move |event: LambdaEvent<Value>| {
+            let (handler, cancels, lost) = (handler.clone(), cancels.clone(), lost.clone());
+            let control = Control::new(event.context.deadline, limits.deadline_margin, shutdown.clone())
+                .cancellable(cancelled.clone())
+                .telling_by(telling(&event.context));
+            async move {
+                let mut handler = handler.lock().await;
+                let reply = handler.handle(event.payload, &control).await;
+                cancels.forget();
+                lost.send_replace(handler.engine_is_lost());
+                reply
+            }
+        })
+    };
+    let runtime = Runtime::new(function).layer(life);
     let ended = async {
-        terminate.recv().await;
-        tracing::info!(grace_ms = limits.shutdown_grace.as_millis() as u64, "SIGTERM: finishing what runs");
-        let _ = switch.send(Some(Instant::now() + limits.shutdown_grace));
+        let mut engine_lost = engine_lost.clone();
+        let end = tokio::select! {
+            _ = terminate.recv() => End::Asked,
+            () = gone(host, &cancels) => End::Asked,
+            _ = engine_lost.wait_for(|lost| *lost) => End::EngineLost,
+        };
+        if end == End::Asked {
+            tracing::info!(grace_ms = limits.shutdown_grace.as_millis() as u64, "asked to end: finishing what runs");
+            let _ = switch.send(Some(Instant::now() + limits.shutdown_grace));
+        }
         let _ = idle.wait_for(|busy| !busy).await;
+        end
     };
     tokio::select! {
-        result = runtime.run() => result,
-        () = ended => Ok(()),
+        result = runtime.run() => result.map(|()| End::Asked),
+        end = ended => Ok(end),
+    }
+}
+
+/// Obeys the host for as long as there is one; never resolves where there was none.
+async fn gone(host: Option<Orders>, cancels: &Cancels) {
+    let Some(mut orders) = host else { return std::future::pending().await };
+    while let Some(Order::Cancel(job_id)) = orders.recv().await {
+        cancels.cancel(&job_id);
+    }
+    tracing::warn!("the host is gone");
+}
+
+/// `atelier host` says in the client context that it delivers the notices itself.
+fn telling(context: &Context) -> Telling {
+    let custom = context.client_context.as_ref().map(|client| &client.custom);
+    match custom.and_then(|custom| custom.get("atelier")).map(String::as_str) {
+        Some("host") => Telling::Later,
+        _ => Telling::Now,
     }
 }
 
@@ -77,27 +125,30 @@ pub async fn report_init_error(runtime_api: &str, error_type: &str, message: &st
         .map(drop)
 }
 
-/// Marks the process busy from an event's arrival until its reply is posted, which is when the inner service is done.
+/// Marks the process busy from an event's arrival until its reply is posted, which is when the inner service is done; and
+/// takes no event more once the process is to end.
 #[derive(Clone)]
-struct BusyLayer {
+struct LifeLayer {
     busy: Arc<watch::Sender<bool>>,
+    shutdown: Shutdown,
+    engine_lost: watch::Receiver<bool>,
 }
 
 #[derive(Clone)]
-struct BusyService<S> {
+struct LifeService<S> {
     inner: S,
-    busy: Arc<watch::Sender<bool>>,
+    life: LifeLayer,
 }
 
-impl<S> Layer<S> for BusyLayer {
-    type Service = BusyService<S>;
+impl<S> Layer<S> for LifeLayer {
+    type Service = LifeService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        BusyService { inner, busy: self.busy.clone() }
+        LifeService { inner, life: self.clone() }
     }
 }
 
-impl<S> Service<LambdaInvocation> for BusyService<S>
+impl<S> Service<LambdaInvocation> for LifeService<S>
 where
     S: Service<LambdaInvocation, Response = (), Error = BoxError>,
     S::Future: Send + 'static,
@@ -111,12 +162,16 @@ where
     }
 
     fn call(&mut self, invocation: LambdaInvocation) -> Self::Future {
-        let busy = self.busy.clone();
-        busy.send_replace(true);
+        let life = self.life.clone();
+        life.busy.send_replace(true);
         let work = self.inner.call(invocation);
         Box::pin(async move {
             let result = work.await;
-            busy.send_replace(false);
+            life.busy.send_replace(false);
+            if life.shutdown.is_announced() || *life.engine_lost.borrow() {
+                // The runtime would ask for the next event before `serve` has ended.
+                std::future::pending::<()>().await;
+            }
             result
         })
     }

@@ -1,17 +1,20 @@
 //! One event in, one reply out.
 
 pub mod lambda;
+pub mod line;
 
 use serde_json::Value;
 
 use crate::events::auth::Auth;
 use crate::events::http::{Exchange, Response, Route};
-use crate::events::{Delivery, Event, EventError, Settlement, sqs};
+use crate::events::settled::{self, Settled, Settlement};
+use crate::events::{Delivery, Event, EventError, Problem};
+use crate::job::notice::{Addressee, Notice};
 use crate::job::outcome::{JobError, Outcome, Remedy};
 use crate::job::request::{Defaults, Refusal};
 use crate::job::{Job, JobId};
-use crate::workflow::Workflow;
-use crate::workflow::control::Control;
+use crate::workflow::control::{Control, Telling};
+use crate::workflow::{Ended, Workflow};
 
 /// The function itself, whoever calls it. It takes one job at a time.
 pub struct Handler {
@@ -45,123 +48,194 @@ impl HandlerError {
 }
 
 impl Handler {
-    /// Takes one event from arrival to reply.
+    /// Takes one event from arrival to reply. Under `atelier host`, which delivers notices itself, the reply says of every job
+    /// what became of it ([`Settled`]); RabbitMQ then has partial failure like SQS.
     ///
     /// # Errors
     /// [`HandlerError`] when the source has no other way to learn that something is to be brought back.
     pub async fn handle(&mut self, payload: Value, control: &Control) -> Result<Value, HandlerError> {
-        match Event::parse(payload)? {
+        let has_host = control.telling() == Telling::Later;
+        let (reply, jobs) = match Event::parse(payload)? {
             Event::Sqs(batch) => {
-                let settled = self.settle(batch.deliveries, control).await;
-                let settled: Vec<_> = settled.into_iter().map(|(delivery, result)| (delivery, settlement(&result))).collect();
-                Ok(sqs::reply(&settled))
+                let jobs = self.settle(batch.deliveries, control).await;
+                (settled::batch_reply(&jobs), jobs)
             }
             Event::RabbitMq(batch) => {
-                let settled = self.settle(batch.deliveries, control).await;
-                let all = settled.len();
-                let reasons: Vec<String> =
-                    settled.iter().filter_map(|(_, result)| Some(result.as_ref().err()?.to_string())).collect();
-                if reasons.is_empty() {
-                    return Ok(Value::Null);
-                }
-                Err(HandlerError::Batch { failed: reasons.len(), all, reasons: reasons.join("; ") })
+                let jobs = self.settle(batch.deliveries, control).await;
+                let reply = if has_host { settled::batch_reply(&jobs) } else { all_or_nothing(&jobs)? };
+                (reply, jobs)
             }
             Event::Http(exchange) => {
-                let response = self.respond(&exchange, control).await;
-                Ok(exchange.reply(&response))
+                let (response, jobs) = self.respond(&exchange, control).await;
+                (exchange.reply(&response), jobs)
             }
-        }
+        };
+        Ok(if has_host { settled::for_host(reply, &jobs) } else { reply })
     }
 
-    /// Settles the messages of a batch one after the other; an error means that the message is to be brought back.
-    async fn settle(&mut self, deliveries: Vec<Delivery>, control: &Control) -> Vec<(Delivery, Result<(), JobError>)> {
-        let mut settled: Vec<(Delivery, Result<(), JobError>)> = Vec::with_capacity(deliveries.len());
+    /// The engine cannot paint any more: this process is to end after its reply.
+    #[must_use]
+    pub fn engine_is_lost(&self) -> bool {
+        self.workflow.engine_is_lost()
+    }
+
+    /// Settles the messages of a batch one after the other.
+    async fn settle(&mut self, deliveries: Vec<Delivery>, control: &Control) -> Vec<Settled> {
+        let mut jobs: Vec<Settled> = Vec::with_capacity(deliveries.len());
+        let mut stopped_groups = Vec::new();
         for delivery in deliveries {
-            let earlier_failed =
-                |group: &String| settled.iter().any(|(before, result)| before.group.as_ref() == Some(group) && result.is_err());
-            let result = if delivery.group.as_ref().is_some_and(earlier_failed) {
-                Err(JobError::Internal { problem: "an earlier message of its group is to be settled first".into() })
-            } else if control.is_shutting_down() {
-                Err(JobError::ShuttingDown)
+            let untried = if delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group)) {
+                Some(JobError::Internal { problem: "an earlier message of its group is to be settled first".into() })
+            } else if control.is_shutting_down() || self.engine_is_lost() {
+                Some(JobError::ShuttingDown)
             } else {
-                self.deliver(&delivery, control).await
+                None
             };
-            settled.push((delivery, result));
+            let job = match untried {
+                Some(error) => entry(&delivery.message_id, None, Settlement::Retry, Some(&error)),
+                None => self.deliver(&delivery, control).await,
+            };
+            if job.outcome.goes_back() {
+                stopped_groups.extend(delivery.group);
+            }
+            jobs.push(job);
         }
-        settled
+        jobs
     }
 
-    /// Runs one message; an error means that it is to be brought back.
-    async fn deliver(&mut self, delivery: &Delivery, control: &Control) -> Result<(), JobError> {
-        let (job_id, callback, error) = match Job::from_json(&delivery.body, &self.defaults) {
-            Ok(job) => match self.workflow.run(&job, control).await {
-                Ok(_) => return Ok(()),
-                Err(error) => (Some(job.id), job.callback, error),
-            },
-            Err(Refusal { job_id, callback, error, .. }) => (job_id, callback, error),
-        };
-        let last = delivery.attempt >= self.max_attempts;
-        tell_log(job_id.as_ref().map_or("", |id| id.as_str()), &error, delivery, last);
-        // Only the notice is missing: the pictures are stored, and the caller must not be told that the job failed.
-        if matches!(error, JobError::Notice { .. }) {
-            return Err(error);
-        }
-        if error.remedy() == Remedy::GiveUp {
-            return self.workflow.tell_failed(job_id.as_ref(), callback.as_ref(), &error, delivery.attempt).await;
-        }
-        if last {
-            self.workflow.tell_failed(job_id.as_ref(), callback.as_ref(), &error, delivery.attempt).await?;
-        }
-        Err(error)
-    }
-
-    async fn respond(&mut self, exchange: &Exchange, control: &Control) -> Response {
-        let body = match exchange.route() {
-            Ok(Route::Health) => return Response::health(&self.node_id),
-            Ok(Route::Generate(body)) => body,
-            Err(response) => return response,
-        };
-        if let Err(response) = exchange.authorize(&self.auth) {
-            return response;
-        }
-        let job = match Job::from_json(&body, &self.defaults) {
+    /// Runs one message.
+    async fn deliver(&mut self, delivery: &Delivery, control: &Control) -> Settled {
+        let Delivery { message_id, attempt, .. } = delivery;
+        let job = match Job::from_json(&delivery.body, &self.defaults) {
             Ok(job) => job,
-            Err(Refusal { job_id, error, .. }) => {
-                return Response::failed(job_id.as_ref().map(JobId::as_str), &error);
+            Err(refusal) => {
+                let of = Addressee::from(&refusal);
+                tell_log(of, &refusal.error, delivery, false);
+                return self.fail(message_id, of, &refusal.error, Settlement::Failed, *attempt, control).await;
             }
         };
-        let result = match self.workflow.run(&job, control).await {
-            Ok(outcome) => self.describe(&job, outcome).await,
-            Err(error) => Err(error),
-        };
+        let Ended { result, stored, notices } = self.workflow.run(&job, control).await;
         let error = match result {
-            Ok(response) => return response,
+            Ok(outcome) => return complete(message_id, &job, &outcome, notices),
             Err(error) => error,
         };
-        tracing::warn!(job_id = %job.id, code = error.code(), error = %error, "job failed");
-        if error.remedy() == Remedy::GiveUp
-            && let Err(undelivered) = self.workflow.tell_failed(Some(&job.id), job.callback.as_ref(), &error, 1).await
-        {
-            // The caller hears of the failure in this very response.
-            tracing::warn!(job_id = %job.id, error = %undelivered, "failed notice not delivered");
+        let last = *attempt >= self.max_attempts;
+        let outcome = match settlement(&error, stored) {
+            Settlement::Retry if last && !stored => Settlement::DeadLetter,
+            outcome => outcome,
+        };
+        tell_log((&job).into(), &error, delivery, last);
+        self.fail(message_id, (&job).into(), &error, outcome, *attempt, control).await
+    }
+
+    /// Tells the caller where `outcome` says so; a caller who cannot be told is a reason to bring the message back.
+    async fn fail(
+        &self,
+        message_id: &str,
+        of: Addressee<'_>,
+        error: &JobError,
+        outcome: Settlement,
+        attempt: u32,
+        control: &Control,
+    ) -> Settled {
+        if outcome == Settlement::Retry {
+            return entry(message_id, of.job_id, outcome, Some(error));
         }
-        Response::failed(Some(job.id.as_str()), &error)
+        match self.workflow.tell_failed(&of, error, attempt, control).await {
+            Ok(notices) => Settled { notices, ..entry(message_id, of.job_id, outcome, Some(error)) },
+            Err(undelivered) => {
+                let job_id = of.job_id.map_or("", JobId::as_str);
+                tracing::warn!(job_id, message_id, error = %undelivered, "failed notice not delivered");
+                entry(message_id, of.job_id, Settlement::Retry, Some(&undelivered))
+            }
+        }
     }
 
-    async fn describe(&self, job: &Job, outcome: Outcome) -> Result<Response, JobError> {
+    /// Answers a request; a job of it has the element that the host gets.
+    async fn respond(&mut self, exchange: &Exchange, control: &Control) -> (Response, Vec<Settled>) {
+        let body = match self.admit(exchange) {
+            Ok(body) => body,
+            Err(response) => return (response, Vec::new()),
+        };
+        let job = match Job::from_json(&body, &self.defaults) {
+            Ok(job) => job,
+            // The caller hears of it in this very response, and in no notice.
+            Err(Refusal { job_id, error, .. }) => {
+                let response = Response::failed(job_id.as_ref().map(JobId::as_str), &error);
+                return (response, vec![entry("", job_id.as_ref(), Settlement::Failed, Some(&error))]);
+            }
+        };
+        let Ended { result, stored, notices } = self.workflow.run(&job, control).await;
+        let described = match result {
+            Ok(outcome) => self.describe(&job, &outcome).await.map(|response| (response, outcome)),
+            Err(error) => Err(error),
+        };
+        match described {
+            Ok((response, outcome)) => (response, vec![complete("", &job, &outcome, notices)]),
+            Err(error) => {
+                tracing::warn!(job_id = %job.id, code = error.code(), error = %error, "job failed");
+                let outcome = settlement(&error, stored);
+                let failed = self.fail("", (&job).into(), &error, outcome, 1, control).await;
+                (Response::failed(Some(job.id.as_str()), &error), vec![failed])
+            }
+        }
+    }
+
+    /// The job body of a request that may hand one in.
+    fn admit(&self, exchange: &Exchange) -> Result<Vec<u8>, Response> {
+        let body = match exchange.route()? {
+            Route::Health => return Err(Response::health(&self.node_id)),
+            Route::Generate(body) => body,
+        };
+        exchange.authorize(&self.auth).map(|()| body)
+    }
+
+    async fn describe(&self, job: &Job, outcome: &Outcome) -> Result<Response, JobError> {
         let body = self.workflow.complete_body(job, &outcome.record).await?;
-        Ok(Response::done(&outcome, body))
+        Ok(Response::done(outcome, body))
     }
 }
 
-fn settlement(result: &Result<(), JobError>) -> Settlement {
-    if result.is_ok() { Settlement::Settled } else { Settlement::Retry }
+/// What becomes of a job that failed like this, the number of its attempts aside.
+fn settlement(error: &JobError, stored: bool) -> Settlement {
+    match error.remedy() {
+        Remedy::Retry => Settlement::Retry,
+        // It came too late: the pictures are there, and the redelivery tells of them.
+        Remedy::GiveUp if stored && matches!(error, JobError::Cancelled) => Settlement::Retry,
+        Remedy::GiveUp => Settlement::Failed,
+    }
 }
 
-fn tell_log(job_id: &str, error: &JobError, delivery: &Delivery, last: bool) {
+fn entry(message_id: &str, job_id: Option<&JobId>, outcome: Settlement, error: Option<&JobError>) -> Settled {
+    Settled {
+        message_id: message_id.to_owned(),
+        job_id: job_id.map(JobId::to_string),
+        outcome,
+        replayed: false,
+        error: error.map(Problem::from),
+        notices: Vec::new(),
+    }
+}
+
+fn complete(message_id: &str, job: &Job, outcome: &Outcome, notices: Vec<Notice>) -> Settled {
+    let replayed = outcome.replayed;
+    Settled { replayed, notices, ..entry(message_id, Some(&job.id), Settlement::Complete, None) }
+}
+
+/// RabbitMQ batches are settled whole.
+fn all_or_nothing(jobs: &[Settled]) -> Result<Value, HandlerError> {
+    let failed = jobs.iter().filter(|job| job.outcome.goes_back());
+    let reasons: Vec<&str> = failed.filter_map(|job| Some(job.error.as_ref()?.message.as_str())).collect();
+    if reasons.is_empty() {
+        return Ok(Value::Null);
+    }
+    Err(HandlerError::Batch { failed: reasons.len(), all: jobs.len(), reasons: reasons.join("; ") })
+}
+
+fn tell_log(of: Addressee<'_>, error: &JobError, delivery: &Delivery, last: bool) {
     let retry = error.remedy() == Remedy::Retry;
     tracing::warn!(
-        job_id,
+        job_id = of.job_id.map_or("", JobId::as_str),
         message_id = delivery.message_id,
         attempt = delivery.attempt,
         code = error.code(),

@@ -4,8 +4,7 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
-/// The handler's own word for: the device is unusable, start a fresh process (`EX_TEMPFAIL` of sysexits.h).
-pub const EXIT_FATAL_DEVICE: i32 = 75;
+use crate::events::settled::ENGINE_LOST_EXIT_CODE;
 
 /// Why a handler has to be started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +15,7 @@ pub enum Cause {
     Signal(i32),
     /// The kernel killed it for memory.
     OutOfMemory,
-    /// It said that its device is unusable ([`EXIT_FATAL_DEVICE`]).
+    /// It said that its device is unusable ([`ENGINE_LOST_EXIT_CODE`]).
     FatalDevice,
     /// It did not answer before the deadline, and the host ended it.
     Deadline,
@@ -31,7 +30,7 @@ impl Cause {
     #[must_use]
     pub fn of(status: ExitStatus, oom_kills: u64) -> Self {
         match (status.code(), status.signal()) {
-            (Some(EXIT_FATAL_DEVICE), _) => Self::FatalDevice,
+            (Some(code), _) if code == i32::from(ENGINE_LOST_EXIT_CODE) => Self::FatalDevice,
             (Some(code), _) => Self::Exit(code),
             (None, Some(KILL)) if oom_kills > 0 => Self::OutOfMemory,
             (None, signal) => Self::Signal(signal.unwrap_or_default()),

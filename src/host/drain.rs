@@ -1,9 +1,11 @@
-//! What tells a host to end: SIGTERM, Ctrl-C.
+//! What tells a host to end: SIGTERM, Ctrl-C, a notice that the machine is taken away.
 
 use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+
+use super::cloud::interruption::Interruption;
 
 /// Every SIGTERM and SIGINT of this process as one word in the channel.
 ///
@@ -23,4 +25,14 @@ pub fn signals(orders: mpsc::Sender<&'static str>) -> io::Result<()> {
         }
     });
     Ok(())
+}
+
+/// The notice of an interruption as a word in the channel.
+pub fn interruption(interruption: Interruption, orders: mpsc::Sender<&'static str>) {
+    tokio::spawn(async move {
+        let notice = interruption.notice().await;
+        tracing::warn!(action = notice.action, time = notice.time, "the machine is about to be taken away");
+        // A host that is gone has drained.
+        let _ = orders.send("interruption notice").await;
+    });
 }

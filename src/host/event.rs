@@ -3,11 +3,18 @@
 use serde_json::{Value, json};
 
 use super::source::{Message, Shape};
+use crate::events::rabbitmq::HOST_MESSAGE_ID;
 
 /// One event for messages of one source, in their order.
 #[must_use]
 pub fn batch(shape: &Shape, messages: &[&Message]) -> Value {
-    let records: Vec<&Value> = messages.iter().map(|message| &message.record).collect();
+    let mut records: Vec<Value> = messages.iter().map(|message| message.record.clone()).collect();
+    if matches!(shape, Shape::RabbitMq { .. }) {
+        // AWS gives these records no id of their own.
+        for (record, message) in records.iter_mut().zip(messages) {
+            record["basicProperties"]["headers"][HOST_MESSAGE_ID] = message.id.as_str().into();
+        }
+    }
     match shape {
         Shape::Sqs => json!({ "Records": records }),
         Shape::RabbitMq { event_source_arn, queue } => json!({

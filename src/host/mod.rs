@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod backoff;
 pub mod cause;
+pub mod cloud;
 pub mod desk;
 pub mod dispatch;
 pub mod drain;
@@ -30,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::cloud::{interruption, protection};
 use self::desk::{Desk, Direct, Ending};
 use self::dispatch::settle::{Retries, Settler};
 use self::dispatch::{Floor, intake, settle};
@@ -57,6 +59,8 @@ pub struct Settings {
     pub longest_retry_ms: u64,
     pub handler: supervisor::Settings,
     pub http: http::Settings,
+    pub protection: protection::Settings,
+    pub interruption: interruption::Settings,
 }
 
 impl Default for Settings {
@@ -69,6 +73,8 @@ impl Default for Settings {
             longest_retry_ms: 300_000,
             handler: supervisor::Settings::default(),
             http: http::Settings::default(),
+            protection: protection::Settings::default(),
+            interruption: interruption::Settings::default(),
         }
     }
 }

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::dispatch::held::Held;
 use super::jobs::State;
+use crate::job::Job;
+use crate::job::notice::Notice;
 use crate::job::outcome::JobError;
-use crate::job::request::{Defaults, Refusal};
-use crate::job::{Callback, Job, JobId};
+use crate::job::request::Defaults;
 use crate::notify::Notifier;
 use crate::store::Store;
 
@@ -25,9 +24,8 @@ impl Teller {
     ///
     /// # Errors
     /// [`JobError::Notice`] when one could not be delivered now.
-    pub async fn deliver(&self, notices: &[Value]) -> Result<(), JobError> {
-        let _ = notices;
-        Ok(())
+    pub async fn deliver(&self, notices: &[Notice]) -> Result<(), JobError> {
+        self.notifier.send_all(notices).await
     }
 
     /// Tells the caller how a job ended whose handler died over it: with its pictures if they are stored, else as failed.
@@ -40,7 +38,7 @@ impl Teller {
             && record.fingerprint == job.fingerprint
         {
             let urls = self.store.urls(&record).await?;
-            self.notifier.complete(job, &record, &urls).await?;
+            self.deliver(&self.notifier.complete(job, &record, &urls)?).await?;
             return Ok(State::Complete);
         }
         self.failed(held, error).await.map(|()| State::Failed)
@@ -51,17 +49,12 @@ impl Teller {
     /// # Errors
     /// [`JobError::Notice`] when it could not be delivered now.
     pub async fn failed(&self, held: &Held, error: &JobError) -> Result<(), JobError> {
-        let (job_id, callback) = self.caller(held);
-        self.notifier.failed(job_id.as_ref(), callback.as_ref(), error, held.message.attempt).await
-    }
-
-    fn caller(&self, held: &Held) -> (Option<JobId>, Option<Callback>) {
-        if let Some(job) = &held.job {
-            return (Some(job.id.clone()), job.callback.clone());
-        }
-        match Job::from_json(&held.message.body, &self.defaults) {
-            Ok(job) => (Some(job.id), job.callback),
-            Err(Refusal { job_id, callback, .. }) => (job_id, callback),
-        }
+        let attempt = held.message.attempt;
+        let notices = match (&held.job, Job::from_json(&held.message.body, &self.defaults)) {
+            (Some(job), _) => self.notifier.failed(&job.into(), error, attempt)?,
+            (None, Ok(job)) => self.notifier.failed(&(&job).into(), error, attempt)?,
+            (None, Err(refusal)) => self.notifier.failed(&(&refusal).into(), error, attempt)?,
+        };
+        self.deliver(&notices).await
     }
 }

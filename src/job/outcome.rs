@@ -85,6 +85,9 @@ pub enum JobError {
         #[source]
         cause: Option<Cause>,
     },
+    /// The engine's process is of no more use; the job may be as innocent as the next.
+    #[error("the GPU failed and this process can use it no more: {problem}; another process is started")]
+    EngineLost { problem: String },
     #[error("the job was cancelled")]
     Cancelled,
     #[error("the invocation's deadline came before the job was done")]
@@ -121,6 +124,7 @@ impl JobError {
             Self::Storage { remedy, .. } => *remedy,
             Self::Fetch { .. }
             | Self::Painting { .. }
+            | Self::EngineLost { .. }
             | Self::OutOfTime
             | Self::ShuttingDown
             | Self::Notice { .. }
@@ -139,6 +143,7 @@ impl JobError {
             Self::Fetch { .. } => "fetch_failed",
             Self::OutOfMemory { .. } => "out_of_memory",
             Self::Painting { .. } => "painting_failed",
+            Self::EngineLost { .. } => "gpu_failed",
             Self::Cancelled => "cancelled",
             Self::OutOfTime => "out_of_time",
             Self::ShuttingDown => "shutting_down",

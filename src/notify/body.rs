@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::Kind;
+use crate::job::notice::Kind;
 use crate::job::outcome::{JobError, Record, StoredPicture};
 use crate::job::{Callback, Job, JobId};
 

@@ -2,34 +2,38 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::{RequestBuilder, Response, StatusCode};
-use serde::Serialize;
+use bytes::Bytes;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
 use tokio::time::Instant;
 use url::Url;
 
+use super::Notifier;
+use super::multipart::Form;
 use super::retry::retry_after;
-use super::{Kind, Notifier};
+use crate::job::notice::{Kind, Message, Notice};
 use crate::job::outcome::JobError;
 use crate::outbound::error::OutboundError;
 use crate::setting::Secret;
 
-/// Where a notice goes.
-#[derive(Debug, Clone)]
-pub(super) enum Target {
-    /// The operator named it: it may lie anywhere.
-    Backend { url: Url, token: Secret },
-    /// A caller named it.
-    Callback(Url),
+/// A notice in its envelope; every attempt sends the same id and the same bytes.
+#[derive(Debug)]
+pub(super) struct Letter<'a> {
+    notice: &'a Notice,
+    method: Method,
+    url: Url,
+    way: Way,
+    content_type: String,
+    body: Bytes,
 }
 
-/// A notice ready to be sent; every attempt sends the same id and the same bytes.
+/// How a letter goes. Only an address that a caller named goes through the guarded client, and never with a token.
 #[derive(Debug)]
-pub(super) struct Notice {
-    target: Target,
-    kind: Kind,
-    id: String,
-    body: Vec<u8>,
+enum Way {
+    Bearer(Secret),
+    InternalAuth(Secret),
+    Plain,
+    Guarded,
 }
 
 /// Why an attempt did not deliver.
@@ -44,28 +48,44 @@ pub(super) enum Setback {
     },
 }
 
-impl Notice {
-    pub(super) fn new(target: Target, kind: Kind, id: String, body: &impl Serialize) -> Result<Self, JobError> {
-        let body = serde_json::to_vec(body)
-            .map_err(|error| JobError::Internal { problem: format!("a notice could not be written as JSON ({error})") })?;
-        Ok(Self { target, kind, id, body })
-    }
-}
-
 impl Notifier {
-    pub(super) async fn deliver(&self, notice: &Notice) -> Result<(), JobError> {
+    /// Delivers a notice, here or handed over from another process with the same configuration.
+    ///
+    /// # Errors
+    /// [`JobError::Notice`] when it could not be delivered now, [`JobError::Storage`] when a picture of it could not be read;
+    /// [`JobError::Input`] when `callback.url` may not be reached.
+    pub async fn send(&self, notice: &Notice) -> Result<(), JobError> {
+        let letter = self.letter(notice).await?;
+        if matches!(notice.message, Message::LoadBalancer { .. }) {
+            self.send_once(&letter).await;
+            return Ok(());
+        }
+        self.deliver(&letter).await
+    }
+
+    /// Delivers all of them, whatever becomes of each.
+    ///
+    /// # Errors
+    /// The first one that [`Self::send`] had.
+    pub async fn send_all(&self, notices: &[Notice]) -> Result<(), JobError> {
+        let mut first = Ok(());
+        for notice in notices {
+            let sent = self.send(notice).await;
+            first = first.and(sent);
+        }
+        first
+    }
+
+    async fn deliver(&self, letter: &Letter<'_>) -> Result<(), JobError> {
+        let notice = letter.notice;
         let end = Instant::now() + self.schedule.total;
         let mut attempt = 1;
         loop {
             let limit = self.schedule.attempt_timeout.min(end.saturating_duration_since(Instant::now()));
-            let (problem, asked) = match self.attempt(notice, limit).await {
+            let (problem, asked) = match self.attempt(letter, limit).await {
                 Ok(()) => return Ok(()),
                 Err(Setback::Unwanted) => {
-                    tracing::warn!(
-                        webhook_id = notice.id,
-                        kind = notice.kind.word(),
-                        "the receiver answered 410: not told again"
-                    );
+                    tracing::warn!(webhook_id = notice.id, kind = notice.word(), "the receiver answered 410: not told again");
                     return Ok(());
                 }
                 Err(Setback::Refused(error)) => return Err(error.for_field("callback.url")),
@@ -73,7 +93,7 @@ impl Notifier {
             };
             let pause = asked.unwrap_or_else(|| self.schedule.pause(attempt, rand::random()));
             if attempt == self.schedule.max_attempts || Instant::now() + pause >= end {
-                return Err(notice.undelivered(&problem, attempt, asked));
+                return Err(letter.undelivered(&problem, attempt, asked));
             }
             tracing::debug!(
                 webhook_id = notice.id,
@@ -87,55 +107,120 @@ impl Notifier {
         }
     }
 
-    /// Sends the notice once.
-    pub(super) async fn attempt(&self, notice: &Notice, limit: Duration) -> Result<(), Setback> {
-        let sent = tokio::time::timeout(limit, async { judge(self.send(notice).await?).await }).await;
+    async fn send_once(&self, letter: &Letter<'_>) {
+        let problem = match self.attempt(letter, self.schedule.attempt_timeout).await {
+            Ok(()) | Err(Setback::Unwanted) => return,
+            Err(Setback::Refused(error)) => error.to_string(),
+            Err(Setback::Failed { problem, .. }) => problem,
+        };
+        tracing::warn!(webhook_id = letter.notice.id, kind = letter.notice.word(), problem, "notice not delivered");
+    }
+
+    /// Sends the letter once.
+    pub(super) async fn attempt(&self, letter: &Letter<'_>, limit: Duration) -> Result<(), Setback> {
+        let sent = tokio::time::timeout(limit, async { letter.judge(self.post(letter).await?).await }).await;
         sent.unwrap_or_else(|_| {
             let problem = format!("no answer within {} ms", limit.as_millis());
             Err(Setback::Failed { problem, retry_after: None })
         })
     }
 
-    async fn send(&self, notice: &Notice) -> Result<Response, Setback> {
-        let method = notice.kind.method();
-        match &notice.target {
-            Target::Backend { url, token } => {
-                let request = self.client.request(method, url.clone()).bearer_auth(token.reveal());
-                let sent = self.signed(request, notice)?.send().await;
-                sent.map_err(|error| Setback::from(OutboundError::Connection(error.without_url())))
+    async fn post(&self, letter: &Letter<'_>) -> Result<Response, Setback> {
+        let (method, url) = (letter.method.clone(), &letter.url);
+        let request = match &letter.way {
+            Way::Guarded => {
+                let request = self.signed(self.outbound.request(method, url)?, letter)?;
+                return Ok(self.outbound.send(request).await?);
             }
-            Target::Callback(url) => {
-                let request = self.signed(self.outbound.request(method, url)?, notice)?;
-                Ok(self.outbound.send(request).await?)
-            }
-        }
+            Way::Plain => self.client.request(method, url.clone()),
+            Way::Bearer(token) => self.client.request(method, url.clone()).bearer_auth(token.reveal()),
+            Way::InternalAuth(token) => self.client.request(method, url.clone()).header("x-internal-auth", token.reveal()),
+        };
+        let sent = self.signed(request, letter)?.send().await;
+        sent.map_err(|error| Setback::from(OutboundError::Connection(error.without_url())))
     }
 
-    fn signed(&self, request: RequestBuilder, notice: &Notice) -> Result<RequestBuilder, Setback> {
+    fn signed(&self, request: RequestBuilder, letter: &Letter<'_>) -> Result<RequestBuilder, Setback> {
+        let id = &letter.notice.id;
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let timestamp = since_1970.as_secs() as i64;
         let mut request = request
-            .header(reqwest::header::CONTENT_TYPE, "application/json")
-            .header(HEADER_WEBHOOK_ID, &notice.id)
+            .header(reqwest::header::CONTENT_TYPE, &letter.content_type)
+            .header(HEADER_WEBHOOK_ID, id)
             .header(HEADER_WEBHOOK_TIMESTAMP, timestamp);
-        if let Some(secret) = &self.signing_secret {
+        // Standard Webhooks signs texts; the asset service, which gets a picture, knows us by its token.
+        let signable = !matches!(letter.way, Way::InternalAuth(_));
+        if let Some(secret) = self.signing_secret.as_ref().filter(|_| signable) {
             let signature = Webhook::new(secret.reveal())
-                .and_then(|webhook| webhook.sign(&notice.id, timestamp, &notice.body))
+                .and_then(|webhook| webhook.sign(id, timestamp, &letter.body))
                 .map_err(|error| Setback::Failed { problem: format!("could not be signed ({error})"), retry_after: None })?;
             request = request.header(HEADER_WEBHOOK_SIGNATURE, signature);
         }
-        Ok(request.body(notice.body.clone()))
+        Ok(request.body(letter.body.clone()))
+    }
+
+    /// Puts the notice into its envelope, with this process's own addresses and tokens.
+    pub(super) async fn letter<'a>(&self, notice: &'a Notice) -> Result<Letter<'a>, JobError> {
+        let unset = |setting: &str| {
+            let problem = format!("{}: {setting} is not set where it is to be sent", notice.word());
+            JobError::Notice { problem, cause: None }
+        };
+        let json = |method, url, way, body: &str| {
+            let body = Bytes::copy_from_slice(body.as_bytes());
+            Letter { notice, method, url, way, content_type: "application/json".into(), body }
+        };
+        let tryon = self.tryon.as_ref();
+        Ok(match &notice.message {
+            Message::Callback { url, kind, body } => json(method(*kind), url.as_url().clone(), Way::Guarded, body),
+            Message::Backend { kind, body } => {
+                let backend = self.backend.as_ref().ok_or_else(|| unset("notify.backend_api_url"))?;
+                let url = backend.base.join(&format!("api/webhooks/inference/{}", kind.word()));
+                let url = url.map_err(|_| unset("notify.backend_api_url"))?;
+                json(method(*kind), url, Way::Bearer(backend.token.clone()), body)
+            }
+            Message::LoadBalancer { body } => {
+                let url = tryon.and_then(|tryon| tryon.load_balancer.clone()).ok_or_else(|| unset("load_balancer.url"))?;
+                json(Method::POST, url, Way::Plain, body)
+            }
+            Message::AssetService(result) => {
+                let unset = || unset("asset_service.callback_url");
+                let tryon = tryon.ok_or_else(unset)?;
+                let (url, token) = tryon.asset_service.clone().ok_or_else(unset)?;
+                let Form { content_type, body } = tryon.form(result).await?;
+                Letter { notice, method: Method::POST, url, way: Way::InternalAuth(token), content_type, body }
+            }
+        })
     }
 }
 
-impl Notice {
+fn method(kind: Kind) -> Method {
+    match kind {
+        Kind::Progress => Method::PATCH,
+        Kind::Complete | Kind::Failed => Method::POST,
+    }
+}
+
+impl Letter<'_> {
+    /// Any 2xx is success, everything else is not: a redirect would turn the POST into a GET.
+    async fn judge(&self, response: Response) -> Result<(), Setback> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        // A rule of Standard Webhooks, which the asset service never agreed to.
+        if status == StatusCode::GONE && !matches!(self.notice.message, Message::AssetService(_)) {
+            return Err(Setback::Unwanted);
+        }
+        let retry_after = retry_after(response.headers(), SystemTime::now());
+        let advice = if status.is_redirection() { " (redirects are not followed: configure the final address)" } else { "" };
+        Err(Setback::Failed { problem: format!("the answer was {status}{advice}{}", first_words(response).await), retry_after })
+    }
+
     fn undelivered(&self, problem: &str, attempts: u32, asked: Option<Duration>) -> JobError {
-        let receiver = match &self.target {
-            Target::Backend { url, .. } | Target::Callback(url) => url.origin().ascii_serialization(),
-        };
+        let receiver = self.url.origin().ascii_serialization();
         let asked = asked.map(|pause| format!(", which asks to wait {} s", pause.as_secs())).unwrap_or_default();
         let tries = if attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
-        let problem = format!("{} to {receiver}{asked}: {problem} ({tries})", self.kind.word());
+        let problem = format!("{} to {receiver}{asked}: {problem} ({tries})", self.notice.word());
         JobError::Notice { problem, cause: None }
     }
 }
@@ -147,20 +232,6 @@ impl From<OutboundError> for Setback {
             other => Self::Failed { problem: other.to_string(), retry_after: None },
         }
     }
-}
-
-/// Any 2xx is success, everything else is not: a redirect would turn the POST into a GET.
-async fn judge(response: Response) -> Result<(), Setback> {
-    let status = response.status();
-    if status.is_success() {
-        return Ok(());
-    }
-    if status == StatusCode::GONE {
-        return Err(Setback::Unwanted);
-    }
-    let retry_after = retry_after(response.headers(), SystemTime::now());
-    let advice = if status.is_redirection() { " (redirects are not followed: configure the final address)" } else { "" };
-    Err(Setback::Failed { problem: format!("the answer was {status}{advice}{}", first_words(response).await), retry_after })
 }
 
 /// The start of an answer's body, for the log.

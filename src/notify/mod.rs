@@ -8,25 +8,28 @@
 //!   `webhook-signature`. See <https://www.standardwebhooks.com>.
 //! - A redirect is a failure, 410 means that nobody wants to hear, `Retry-After` is obeyed.
 
+mod backend;
 pub mod body;
 mod delivery;
+mod multipart;
 pub mod progress;
 mod retry;
+pub mod tryon;
 
 use std::time::Duration;
 
-use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use standardwebhooks::Webhook;
-use url::Url;
 
+use self::backend::Backend;
 use self::body::{Complete, Failed};
-use self::delivery::{Notice, Target};
 use self::progress::Progress;
 use self::retry::Schedule;
+use self::tryon::TryOnService;
+use crate::job::notice::{Addressee, Kind, Message, Notice};
 use crate::job::outcome::{JobError, Record};
-use crate::job::{Callback, Job, JobId};
+use crate::job::{Callback, Job};
 use crate::outbound::Outbound;
 use crate::setting::{Secret, SettingError};
 
@@ -80,44 +83,10 @@ pub struct Notifier {
     /// For the backend alone, which the operator named; everything else goes through `outbound`.
     client: reqwest::Client,
     outbound: Outbound,
+    tryon: Option<TryOnService>,
     signing_secret: Option<Secret>,
     schedule: Schedule,
     progress_timeout: Duration,
-}
-
-#[derive(Debug, Clone)]
-struct Backend {
-    /// Ends in a slash.
-    base: Url,
-    token: Secret,
-}
-
-/// What a notice is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-enum Kind {
-    #[serde(rename = "inference.progress")]
-    Progress,
-    #[serde(rename = "inference.complete")]
-    Complete,
-    #[serde(rename = "inference.failed")]
-    Failed,
-}
-
-impl Kind {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Progress => "progress",
-            Self::Complete => "complete",
-            Self::Failed => "failed",
-        }
-    }
-
-    fn method(self) -> Method {
-        match self {
-            Self::Progress => Method::PATCH,
-            Self::Complete | Self::Failed => Method::POST,
-        }
-    }
 }
 
 impl Notifier {
@@ -138,6 +107,7 @@ impl Notifier {
             backend: Backend::new(settings)?,
             client,
             outbound,
+            tryon: None,
             signing_secret: settings.signing_secret.clone(),
             schedule: Schedule {
                 max_attempts: settings.max_attempts.max(1),
@@ -150,12 +120,19 @@ impl Notifier {
         })
     }
 
+    /// Tells the try-on service as well what becomes of its jobs.
+    #[must_use]
+    pub fn with_tryon(self, service: TryOnService) -> Self {
+        Self { tryon: Some(service), ..self }
+    }
+
     /// Where the caller hears how `job` goes; each job has its own.
     #[must_use]
     pub fn progress(&self, job: &Job) -> Progress {
-        match self.target(job.callback.as_ref(), Kind::Progress) {
-            Some(target) => Progress::start(self.clone(), job, target, self.progress_timeout),
-            None => Progress::silent(),
+        if self.has_listener(job.callback.as_ref()) {
+            Progress::start(self.clone(), job, self.progress_timeout)
+        } else {
+            Progress::silent()
         }
     }
 
@@ -174,72 +151,57 @@ impl Notifier {
         serde_json::json!(Complete::new(job, record, urls))
     }
 
-    /// Tells the caller that the pictures are there. `urls`: one a picture of the record, in its order.
+    /// The notices that the pictures are there. `urls`: one a picture of the record, in its order.
     ///
     /// # Errors
-    /// [`JobError::Notice`] when it could not be delivered now; [`JobError::Input`] when `callback.url` may not be reached.
-    pub async fn complete(&self, job: &Job, record: &Record, urls: &[String]) -> Result<(), JobError> {
-        let Some(target) = self.target(job.callback.as_ref(), Kind::Complete) else { return Ok(()) };
+    /// [`JobError::Internal`] when one could not be written.
+    pub fn complete(&self, job: &Job, record: &Record, urls: &[String]) -> Result<Vec<Notice>, JobError> {
         let id = webhook_id(&[Kind::Complete.word(), job.id.as_str()]);
-        self.deliver(&Notice::new(target, Kind::Complete, id, &Complete::new(job, record, urls))?).await
+        let webhook = self.webhook(job.callback.as_ref(), Kind::Complete, id, &Complete::new(job, record, urls))?;
+        let tryon = self.tryon.as_ref().map(|service| service.notices(&job.into(), Ok(record)));
+        Ok(webhook.into_iter().chain(tryon.into_iter().flatten()).collect())
     }
 
-    /// Tells the caller that there will be no pictures. `attempt`: which delivery of the job this was, counted from 1. When
-    /// it is the `callback.url` that cannot be used, the backend is told instead.
+    /// The notices that there will be no pictures. `attempt`: which delivery of the job this was, counted from 1. When it is
+    /// the `callback.url` that cannot be used, the backend is told instead.
     ///
     /// # Errors
-    /// [`JobError::Notice`] when it could not be delivered now.
-    pub async fn failed(
-        &self,
-        job_id: Option<&JobId>,
-        callback: Option<&Callback>,
-        error: &JobError,
-        attempt: u32,
-    ) -> Result<(), JobError> {
-        let reachable = callback.filter(|_| error.field() != Some("callback.url"));
-        let Some(target) = self.target(reachable, Kind::Failed) else { return Ok(()) };
+    /// [`JobError::Internal`] when one could not be written.
+    pub fn failed(&self, of: &Addressee<'_>, error: &JobError, attempt: u32) -> Result<Vec<Notice>, JobError> {
         let message = error.to_string();
-        let id = match job_id {
+        let id = match of.job_id {
             Some(job_id) => webhook_id(&[Kind::Failed.word(), job_id.as_str()]),
             None => webhook_id(&[Kind::Failed.word(), "", &message]),
         };
-        self.deliver(&Notice::new(target, Kind::Failed, id, &Failed::new(job_id, callback, error, message, attempt))?).await
+        let reachable = of.callback.filter(|_| error.field() != Some("callback.url"));
+        let webhook =
+            self.webhook(reachable, Kind::Failed, id, &Failed::new(of.job_id, of.callback, error, message, attempt))?;
+        let tryon = self.tryon.as_ref().map(|service| service.notices(of, Err(error)));
+        Ok(webhook.into_iter().chain(tryon.into_iter().flatten()).collect())
     }
 
-    fn target(&self, callback: Option<&Callback>, kind: Kind) -> Option<Target> {
-        if let Some(url) = callback.and_then(|callback| callback.url.as_ref()) {
-            return Some(Target::Callback(url.as_url().clone()));
-        }
-        let backend = self.backend.as_ref()?;
-        let url = backend.base.join(&format!("api/webhooks/inference/{}", kind.word())).ok()?;
-        Some(Target::Backend { url, token: backend.token.clone() })
+    fn has_listener(&self, callback: Option<&Callback>) -> bool {
+        self.backend.is_some() || callback.is_some_and(|callback| callback.url.is_some())
     }
-}
 
-impl Backend {
-    fn new(settings: &Settings) -> Result<Option<Self>, SettingError> {
-        const SHORTEST_TOKEN: usize = 32;
-        let Some(address) = &settings.backend_api_url else { return Ok(None) };
-        let base = Url::parse(&format!("{}/", address.trim_end_matches('/')))
-            .ok()
-            .filter(|url| matches!(url.scheme(), "http" | "https"))
-            .ok_or_else(|| {
-                let problem = format!("must be an address such as https://backend.example.com, got {address:?}");
-                SettingError::new("notify.backend_api_url", problem)
-            })?;
-        let token = settings.internal_api_token.clone().ok_or_else(|| {
-            SettingError::new("notify.internal_api_token", "must be set beside backend_api_url (INTERNAL_API_TOKEN)")
-        })?;
-        match token.reveal().chars().count() {
-            SHORTEST_TOKEN.. if reqwest::header::HeaderValue::from_str(token.reveal()).is_ok() => {
-                Ok(Some(Self { base, token }))
-            }
-            SHORTEST_TOKEN.. => Err(SettingError::new("notify.internal_api_token", "must be visible ASCII characters only")),
-            characters => {
-                let problem = format!("must have at least {SHORTEST_TOKEN} characters, has {characters} (INTERNAL_API_TOKEN)");
-                Err(SettingError::new("notify.internal_api_token", problem))
-            }
+    /// None when nobody listens.
+    fn webhook(
+        &self,
+        callback: Option<&Callback>,
+        kind: Kind,
+        id: String,
+        body: &impl Serialize,
+    ) -> Result<Option<Notice>, JobError> {
+        if !self.has_listener(callback) {
+            return Ok(None);
         }
+        let body = serde_json::to_string(body)
+            .map_err(|error| JobError::Internal { problem: format!("a notice could not be written as JSON ({error})") })?;
+        let message = match callback.and_then(|callback| callback.url.clone()) {
+            Some(url) => Message::Callback { url, kind, body },
+            None => Message::Backend { kind, body },
+        };
+        Ok(Some(Notice { id, message }))
     }
 }
 

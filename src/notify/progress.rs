@@ -6,9 +6,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::body::Progressed;
-use super::delivery::{Notice, Setback, Target};
-use super::{Kind, Notifier, webhook_id};
-use crate::job::Job;
+use super::delivery::Setback;
+use super::{Notifier, webhook_id};
+use crate::job::notice::Kind;
+use crate::job::{Callback, Job};
 
 /// More than a job has to say; what does not fit is dropped.
 const WAITING_MOST: usize = 8;
@@ -43,9 +44,9 @@ impl Progress {
         Self { line: None }
     }
 
-    pub(super) fn start(notifier: Notifier, job: &Job, target: Target, limit: Duration) -> Self {
+    pub(super) fn start(notifier: Notifier, job: &Job, limit: Duration) -> Self {
         let (words, waiting) = mpsc::channel(WAITING_MOST);
-        let sender = tokio::spawn(send_all(notifier, Progressed::new(job), target, limit, waiting));
+        let sender = tokio::spawn(send_all(notifier, Progressed::new(job), job.callback.clone(), limit, waiting));
         Self { line: Some(Line { words, sender, grace: limit }) }
     }
 
@@ -93,15 +94,16 @@ impl Drop for Progress {
 async fn send_all(
     notifier: Notifier,
     mut body: Progressed,
-    target: Target,
+    callback: Option<Callback>,
     limit: Duration,
     mut waiting: mpsc::Receiver<Word>,
 ) {
     while let Some(Word::Percent(percent)) = waiting.recv().await {
         body.progress = percent;
         let id = webhook_id(&[Kind::Progress.word(), body.job_id.as_str(), &percent.to_string()]);
-        let Ok(notice) = Notice::new(target.clone(), Kind::Progress, id, &body) else { return };
-        let problem = match notifier.attempt(&notice, limit).await {
+        let Ok(Some(notice)) = notifier.webhook(callback.as_ref(), Kind::Progress, id, &body) else { return };
+        let Ok(letter) = notifier.letter(&notice).await else { return };
+        let problem = match notifier.attempt(&letter, limit).await {
             Ok(()) => continue,
             Err(Setback::Unwanted) => return,
             Err(Setback::Refused(error)) => error.to_string(),

@@ -1,21 +1,33 @@
 //! `atelier host`: puts the host together from its configuration and runs it.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
+use crate::events::auth::Auth;
+use crate::host::cloud::interruption::Interruption;
+use crate::host::cloud::protection::Protection;
+use crate::host::http::{self, Http, ModelInfo};
 use crate::host::process::Program;
 use crate::host::source::Source;
+use crate::host::source::rabbitmq::RabbitMq;
 use crate::host::source::spool::Spool;
+use crate::host::source::sqs::Sqs;
 use crate::host::teller::Teller;
 use crate::host::{Host, Parts, drain};
-use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::store::Store;
+
+/// How long answers that are under way may take after the last job.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -44,10 +56,11 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     config.server.port = options.port.unwrap_or(config.server.port);
     let program = program(options.function, path, &config)?;
     let outbound = Outbound::new(&config.outbound)?;
-    let notifier = Arc::new(Notifier::new(&config.notify, outbound.clone())?);
-    let store = Arc::new(Store::connect(&config.store, outbound).await?);
-    let defaults = config.manifest(environment)?.defaults;
-    let sources = sources(&config)?;
+    let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
+    let notifier = Arc::new(super::notifier(&config, outbound, store.clone())?);
+    let manifest = config.manifest(environment)?;
+    let defaults = manifest.defaults;
+    let sources = sources(&config).await?;
     let queue = sources.first().context("no source is configured")?.clone();
     let host = Host::start(Parts {
         gpus: gpus(&config, environment),
@@ -55,14 +68,44 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         program,
         sources,
         queue,
-        teller: Teller { notifier, store, defaults: defaults.clone() },
+        teller: Teller { notifier, store: store.clone(), defaults: defaults.clone() },
         defaults,
         max_attempts: config.runtime.max_attempts,
         token: config.security.internal_auth_token.clone(),
     })?;
+    let http = Http {
+        desk: host.desk(),
+        store: Store::clone(&store),
+        auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
+        node_id: config.server.node_id.clone(),
+        model: ModelInfo {
+            model_type: manifest.family.word().into(),
+            model_version: config.model.name.as_str().into(),
+            backend: "candle".into(),
+        },
+        settings: config.host.http.clone(),
+        metrics: Arc::new(String::new),
+    };
+    let address = SocketAddr::from((config.server.address, config.server.port));
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("{address} cannot be listened on (server.port)"))?;
+    tracing::info!(address = %listener.local_addr()?, "listening for HTTP");
+    let over = CancellationToken::new();
+    let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
     let (orders, ordered) = mpsc::channel(4);
+    if let Some(protection) = Protection::new(&config.host.protection)? {
+        tokio::spawn(protection.watch(host.desk().glance));
+    }
+    if let Some(found) = Interruption::find(&config.host.interruption).await? {
+        drain::interruption(found, orders.clone());
+    }
     drain::signals(orders)?;
     host.run(ordered).await;
+    over.cancel();
+    // Whoever still reads a picture may have a moment for it.
+    if let Ok(Ok(ended)) = tokio::time::timeout(LAST_ANSWERS, server).await {
+        ended?;
+    }
     Ok(())
 }
 
@@ -81,8 +124,18 @@ fn program(function: Vec<OsString>, config_file: Option<&Path>, config: &Config)
 }
 
 /// The configured queues; where none is, the spool. HTTP jobs go to the first.
-fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
-    Ok(vec![Arc::new(Spool::open(&config.sources.spool)?)])
+async fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
+    let mut sources: Vec<Arc<dyn Source>> = Vec::new();
+    if config.sources.sqs.queue_url.is_some() {
+        sources.push(Arc::new(Sqs::connect(&config.sources.sqs).await?));
+    }
+    if config.sources.rabbitmq.broker().is_some() {
+        sources.push(Arc::new(RabbitMq::start(&config.sources.rabbitmq)?));
+    }
+    if sources.is_empty() {
+        sources.push(Arc::new(Spool::open(&config.sources.spool)?));
+    }
+    Ok(sources)
 }
 
 /// One a handler: which GPU it is to see.

@@ -10,8 +10,10 @@ use crate::engine::thread::EngineThread;
 use crate::engine::{Engine as _, EngineError, device, sd};
 use crate::events::auth::Auth;
 use crate::handler::Handler;
+use crate::job::notice::Pictures;
 use crate::job::outcome::JobError;
 use crate::notify::Notifier;
+use crate::notify::tryon::TryOnService;
 use crate::outbound::Outbound;
 use crate::setting::SettingError;
 use crate::store::Store;
@@ -50,7 +52,8 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let started = Instant::now();
     let manifest = config.manifest(environment)?;
     let outbound = Outbound::new(&config.outbound)?;
-    let notifier = Arc::new(Notifier::new(&config.notify, outbound.clone())?);
+    let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
+    let notifier = Arc::new(notifier(config, outbound, store.clone())?);
     let warm_up = config.workflow.advanced.warmup_on_startup;
     let checkpoint = manifest.checkpoint.clone();
     let Family::StableDiffusion1 = manifest.family;
@@ -62,7 +65,6 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         Ok(engine)
     };
     let engine = tokio::task::spawn_blocking(|| EngineThread::start(load));
-    let store = Arc::new(Store::connect(&config.store, outbound).await?);
     store.probe().await?;
     let engine = engine.await.unwrap_or(Err(EngineError::Gone))?;
     tracing::info!(
@@ -80,4 +82,15 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
         max_attempts: config.runtime.max_attempts,
     })
+}
+
+/// What sends the notices of this configuration's jobs. Handler and host each have their own, and either can send what the
+/// other has written.
+///
+/// # Errors
+/// Names the setting that is missing or wrong.
+pub fn notifier(config: &Config, outbound: Outbound, pictures: Arc<dyn Pictures>) -> Result<Notifier, SettingError> {
+    let Config { notify, asset_service, load_balancer, server, model, .. } = config;
+    let service = TryOnService::new(asset_service, load_balancer, &server.node_id, &model.name, pictures)?;
+    Ok(Notifier::new(notify, outbound)?.with_tryon(service))
 }

@@ -3,10 +3,10 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
+use crate::aws::error::{Reach, detail, reach};
 use crate::job::outcome::{JobError, Remedy};
 
 /// What was asked of S3, for messages.
@@ -101,37 +101,22 @@ impl fmt::Display for Request<'_> {
 }
 
 fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpResponse>) -> Kind {
-    match error {
-        SdkError::TimeoutError(_) => Kind::TimedOut,
-        SdkError::ServiceError(service) => match (service.err().code(), service.raw().status().as_u16()) {
-            (Some("NoSuchBucket"), _) => Kind::NoBucket,
-            (_, 404) => Kind::NoKey,
-            (_, 304 | 409 | 412) => Kind::Condition,
-            (_, 401 | 403) => Kind::Denied,
-            _ => Kind::Other,
-        },
-        _ if causes(error).any(<dyn StdError>::is::<CredentialsError>) => Kind::NoCredentials,
-        SdkError::DispatchFailure(failure) if failure.is_timeout() => Kind::TimedOut,
-        SdkError::DispatchFailure(failure) if failure.is_io() => Kind::Unreachable,
-        _ => Kind::Other,
+    let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
+    match (reach(error), code) {
+        (Reach::NoCredentials, _) => Kind::NoCredentials,
+        (Reach::Unreachable, _) => Kind::Unreachable,
+        (Reach::TimedOut, _) => Kind::TimedOut,
+        (Reach::Answered(_), Some("NoSuchBucket")) => Kind::NoBucket,
+        (Reach::Answered(404), _) => Kind::NoKey,
+        (Reach::Answered(304 | 409 | 412), _) => Kind::Condition,
+        (Reach::Answered(401 | 403), _) => Kind::Denied,
+        (Reach::Answered(_) | Reach::Other, _) => Kind::Other,
     }
-}
-
-fn detail<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpResponse>) -> String {
-    let SdkError::ServiceError(service) = error else {
-        return causes(error).last().map_or_else(|| error.to_string(), ToString::to_string);
-    };
-    let status = format!("status {}", service.raw().status().as_u16());
-    let words = [service.err().code(), service.err().message(), Some(status.as_str())];
-    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
-}
-
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(error.source(), |&cause| cause.source())
 }
 
 #[cfg(test)]
 mod tests {
+    use aws_credential_types::provider::error::CredentialsError;
     use aws_sdk_s3::Client;
     use aws_sdk_s3::config::{BehaviorVersion, Config, ProvideCredentials, Region};
 

@@ -14,22 +14,20 @@ mod once;
 
 use std::time::Duration;
 
-use aws_config::BehaviorVersion;
-use aws_config::meta::region::RegionProviderChain;
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
+use async_trait::async_trait;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{Credentials, Region};
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
 use serde::Deserialize;
 
 use self::cache::Cache;
 use self::error::{Failure, Request};
-use crate::job::outcome::{JobError, Record, StoredPicture};
+use crate::aws::Access;
+use crate::job::notice::Pictures;
+use crate::job::outcome::{JobError, Record, Remedy, StoredPicture};
 use crate::job::{Job, JobId};
 use crate::outbound::Outbound;
-use crate::setting::{Secret, SettingError};
+use crate::setting::{Secret, SettingError, check_address};
 
 /// Settings of section `store`.
 #[derive(Debug, Clone, Deserialize)]
@@ -220,42 +218,45 @@ impl Store {
     }
 }
 
+#[async_trait]
+impl Pictures for Store {
+    async fn bytes(&self, picture: &StoredPicture) -> Result<Vec<u8>, JobError> {
+        let StoredPicture { bucket, key, .. } = picture;
+        match self.client.get_object().bucket(bucket).key(key).send().await {
+            Ok(object) => whole(object.body, bucket, key).await,
+            Err(error) => Err(Failure::new(error).storage(self.request_in("s3:GetObject", bucket, key))),
+        }
+    }
+}
+
+async fn whole(body: ByteStream, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
+    match body.collect().await {
+        Ok(bytes) => Ok(bytes.to_vec()),
+        Err(error) => Err(JobError::Storage {
+            problem: format!("s3://{bucket}/{key} broke off ({error})"),
+            remedy: Remedy::Retry,
+            cause: Some(error.into()),
+        }),
+    }
+}
+
 fn record_key(prefix: &str, job_id: &str) -> String {
     format!("{prefix}{job_id}/result.json")
 }
 
-fn check_address(setting: &str, address: Option<&str>) -> Result<(), SettingError> {
-    let Some(address) = address else { return Ok(()) };
-    if url::Url::parse(address).is_ok_and(|url| matches!(url.scheme(), "http" | "https")) {
-        return Ok(());
-    }
-    Err(SettingError::new(setting, format!("must be an address such as http://127.0.0.1:9000, got {address:?}")))
-}
-
 async fn client(settings: &Settings) -> Result<Client, SettingError> {
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
-        .operation_attempt_timeout(Duration::from_millis(settings.attempt_timeout_ms))
-        .operation_timeout(Duration::from_millis(settings.operation_timeout_ms))
-        .build();
-    let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .region(
-            RegionProviderChain::first_try(settings.region.clone().map(Region::new)).or_default_provider().or_else("us-east-1"),
-        )
-        .retry_config(RetryConfig::standard().with_max_attempts(settings.max_attempts))
-        .timeout_config(timeouts);
-    if let Some(endpoint) = &settings.endpoint_url {
-        loader = loader.endpoint_url(endpoint);
-    }
-    match (&settings.access_key_id, &settings.secret_access_key) {
-        (Some(id), Some(secret)) => {
-            loader = loader.credentials_provider(Credentials::new(id, secret.reveal(), None, None, "store settings"));
-        }
-        (None, None) => {}
-        (Some(_), None) => return Err(SettingError::new("store.secret_access_key", "must be set beside access_key_id")),
-        (None, Some(_)) => return Err(SettingError::new("store.access_key_id", "must be set beside secret_access_key")),
-    }
-    let shared = loader.load().await;
+    let access = Access {
+        section: "store",
+        region: settings.region.clone(),
+        endpoint_url: settings.endpoint_url.clone(),
+        access_key_id: settings.access_key_id.clone(),
+        secret_access_key: settings.secret_access_key.clone(),
+        connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
+        attempt_timeout: Duration::from_millis(settings.attempt_timeout_ms),
+        operation_timeout: Duration::from_millis(settings.operation_timeout_ms),
+        max_attempts: settings.max_attempts,
+    };
+    let shared = access.load().await?;
     let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(settings.force_path_style).build();
     Ok(Client::from_conf(config))
 }

@@ -58,12 +58,8 @@ impl Store {
             Err(failure) if failure.kind == Kind::NoKey => return Ok(None),
             Err(failure) => return Err(failure.storage(self.request("s3:GetObject", key))),
         };
-        let bytes = object.body.collect().await.map_err(|error| JobError::Storage {
-            problem: format!("s3://{}/{key} broke off ({error})", self.settings.bucket),
-            remedy: Remedy::Retry,
-            cause: Some(error.into()),
-        })?;
-        let value = serde_json::from_slice(&bytes.into_bytes()).map_err(|error| JobError::Storage {
+        let bytes = super::whole(object.body, &self.settings.bucket, key).await?;
+        let value = serde_json::from_slice(&bytes).map_err(|error| JobError::Storage {
             problem: format!(
                 "s3://{}/{key} is not what belongs there ({error}); remove it, or choose another job_id",
                 self.settings.bucket

@@ -1,20 +1,36 @@
-//! What can stop a job from outside: its invocation's deadline and the end of the process.
+//! What can stop a job from outside: its invocation's deadline, the end of the process, and whoever may cancel it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::job::JobId;
 use crate::job::outcome::JobError;
 
 /// Deadlines further away than this, to either side, are no deadlines: some hosts send a constant in 1970.
 const BELIEVABLE: Duration = Duration::from_hours(24);
+/// What an invocation without a deadline has for its last words.
+const USUAL_MARGIN: Duration = Duration::from_secs(5);
 
-/// The limits of one invocation.
+/// The limits of one invocation, and who delivers its notices.
 #[derive(Debug, Clone)]
 pub struct Control {
     deadline: Option<Instant>,
+    margin: Duration,
     shutdown: Shutdown,
+    cancelled: Option<Cancelled>,
+    telling: Telling,
+}
+
+/// Who delivers the terminal notices of an invocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Telling {
+    /// The invocation itself, before it is answered.
+    Now,
+    /// Whoever gets its answer: the notices are in it.
+    Later,
 }
 
 /// Tells everything in the process that it is to end, and when.
@@ -47,6 +63,41 @@ impl Shutdown {
     }
 }
 
+/// Names the jobs that are to be cancelled.
+#[derive(Debug)]
+pub struct Cancels(watch::Sender<BTreeSet<String>>);
+
+/// The other end of [`Cancels`].
+#[derive(Debug, Clone)]
+pub struct Cancelled(watch::Receiver<BTreeSet<String>>);
+
+impl Cancels {
+    #[must_use]
+    pub fn channel() -> (Self, Cancelled) {
+        let (sender, cancelled) = watch::channel(BTreeSet::new());
+        (Self(sender), Cancelled(cancelled))
+    }
+
+    /// The job of this id stops before its next denoising step, or as soon as it is started.
+    pub fn cancel(&self, job_id: &str) {
+        self.0.send_if_modified(|ids| ids.insert(job_id.to_owned()));
+    }
+
+    /// Forgets all: what was meant for one invocation must not reach the next, which may bring the same job again.
+    pub fn forget(&self) {
+        self.0.send_modify(BTreeSet::clear);
+    }
+}
+
+impl Cancelled {
+    async fn names(&self, job_id: &JobId) {
+        let mut ids = self.0.clone();
+        if ids.wait_for(|ids| ids.contains(job_id.as_str())).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 impl Control {
     /// `deadline_ms`: milliseconds since 1970-01-01T00:00:00Z, as the Runtime API sends it; work stops `margin` before it.
     #[must_use]
@@ -55,13 +106,29 @@ impl Control {
         let deadline = Duration::from_millis(deadline_ms);
         let believable = deadline.abs_diff(now) <= BELIEVABLE;
         let left = deadline.saturating_sub(now).saturating_sub(margin);
-        Self { deadline: believable.then(|| Instant::now() + left), shutdown }
+        Self { deadline: believable.then(|| Instant::now() + left), margin, ..Self::unlimited(shutdown) }
     }
 
     /// Without a deadline.
     #[must_use]
     pub fn unlimited(shutdown: Shutdown) -> Self {
-        Self { deadline: None, shutdown }
+        Self { deadline: None, margin: USUAL_MARGIN, shutdown, cancelled: None, telling: Telling::Now }
+    }
+
+    /// Its jobs can be cancelled one by one.
+    #[must_use]
+    pub fn cancellable(self, cancelled: Cancelled) -> Self {
+        Self { cancelled: Some(cancelled), ..self }
+    }
+
+    #[must_use]
+    pub fn telling_by(self, telling: Telling) -> Self {
+        Self { telling, ..self }
+    }
+
+    #[must_use]
+    pub fn telling(&self) -> Telling {
+        self.telling
     }
 
     #[must_use]
@@ -70,14 +137,33 @@ impl Control {
     }
 
     /// Resolves when the job is to be stopped, with the reason; never if nothing stops it.
-    pub async fn stopped(&self) -> JobError {
-        let deadline = async {
-            match self.deadline {
-                Some(deadline) => sleep_until(deadline).await,
+    pub async fn stopped(&self, job_id: &JobId) -> JobError {
+        let cancelled = async {
+            match &self.cancelled {
+                Some(cancelled) => cancelled.names(job_id).await,
                 None => std::future::pending().await,
             }
         };
-        let shutdown = async { sleep_until(self.shutdown.announced().await).await };
+        tokio::select! {
+            error = self.time_is_up(Duration::ZERO) => error,
+            () = cancelled => JobError::Cancelled,
+        }
+    }
+
+    /// Resolves when not even a last word can be said any more: three quarters of the margin after the stop. What is left
+    /// is for the reply.
+    pub async fn over(&self) -> JobError {
+        self.time_is_up(self.margin.mul_f32(0.75)).await
+    }
+
+    async fn time_is_up(&self, after: Duration) -> JobError {
+        let deadline = async {
+            match self.deadline {
+                Some(deadline) => sleep_until(deadline + after).await,
+                None => std::future::pending().await,
+            }
+        };
+        let shutdown = async { sleep_until(self.shutdown.announced().await + after).await };
         tokio::select! {
             () = deadline => JobError::OutOfTime,
             () = shutdown => JobError::ShuttingDown,
@@ -87,6 +173,8 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     fn in_ms(offset_ms: i64) -> u64 {
@@ -98,12 +186,32 @@ mod tests {
         Control::new(deadline_ms, Duration::from_millis(100), Shutdown::channel().1)
     }
 
+    fn job() -> JobId {
+        JobId::new("job-1").unwrap()
+    }
+
     #[tokio::test]
     async fn stops_a_margin_before_the_deadline() {
         let control = control(in_ms(150));
         let started = Instant::now();
-        assert!(matches!(control.stopped().await, JobError::OutOfTime));
+        assert!(matches!(control.stopped(&job()).await, JobError::OutOfTime));
         assert!(started.elapsed() < Duration::from_millis(140), "took {:?}", started.elapsed());
+    }
+
+    #[tokio::test]
+    async fn the_last_word_has_three_quarters_of_the_margin() {
+        let started = Instant::now();
+        assert!(matches!(control(in_ms(150)).over().await, JobError::OutOfTime));
+        assert!(
+            (Duration::from_millis(120)..Duration::from_millis(148)).contains(&started.elapsed()),
+            "{:?}",
+            started.elapsed()
+        );
+        let (switch, shutdown) = Shutdown::channel();
+        switch.send(Some(Instant::now())).unwrap();
+        let control = Control::new(0, Duration::from_mins(1), shutdown);
+        assert!(matches!(control.stopped(&job()).await, JobError::ShuttingDown));
+        assert!(control.over().now_or_never().is_none(), "there is time to tell the caller");
     }
 
     #[test]
@@ -120,7 +228,19 @@ mod tests {
         let control = Control::unlimited(shutdown);
         assert!(!control.is_shutting_down());
         switch.send(Some(Instant::now() + Duration::from_millis(20))).unwrap();
-        assert!(matches!(control.stopped().await, JobError::ShuttingDown));
+        assert!(matches!(control.stopped(&job()).await, JobError::ShuttingDown));
         assert!(control.is_shutting_down());
+    }
+
+    #[test]
+    fn a_cancel_reaches_its_own_job_alone() {
+        let (cancels, cancelled) = Cancels::channel();
+        let control = Control::unlimited(Shutdown::channel().1).cancellable(cancelled);
+        cancels.cancel("job-2");
+        assert!(control.stopped(&job()).now_or_never().is_none(), "another job's cancel");
+        cancels.cancel("job-1");
+        assert!(matches!(control.stopped(&job()).now_or_never(), Some(JobError::Cancelled)));
+        cancels.forget();
+        assert!(control.stopped(&job()).now_or_never().is_none(), "the next invocation of the same job");
     }
 }

@@ -96,6 +96,7 @@ fn job_error(error: EngineError) -> JobError {
         EngineError::Lora { index, problem } => JobError::Input { field: format!("lora[{index}]"), problem, cause: None },
         EngineError::Request { field, problem } => JobError::Invalid { field: field.into(), problem },
         EngineError::OutOfMemory { problem } => JobError::OutOfMemory { problem },
+        EngineError::Fatal { problem } => JobError::EngineLost { problem },
         EngineError::Cancelled => JobError::Cancelled,
         error @ (EngineError::Checkpoint { .. } | EngineError::Panicked(_) | EngineError::Gone | EngineError::Candle(_)) => {
             JobError::Painting { problem: error.to_string(), cause: Some(Box::new(error)) }

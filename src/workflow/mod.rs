@@ -16,13 +16,14 @@ use std::time::Instant;
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use self::control::Control;
+use self::control::{Control, Telling};
 use self::piece::Piece;
 use crate::engine::Progress;
 use crate::engine::thread::EngineThread;
+use crate::job::notice::{Addressee, Notice};
 use crate::job::outcome::{JobError, Outcome, Record};
 use crate::job::task::{ModelName, Task};
-use crate::job::{Callback, Job, JobId};
+use crate::job::{Job, JobId};
 use crate::notify::Notifier;
 use crate::store::Store;
 
@@ -110,6 +111,22 @@ pub struct Workflow {
     steps: Vec<Box<dyn Step>>,
     store: Arc<Store>,
     notifier: Arc<Notifier>,
+    engine_is_lost: bool,
+}
+
+/// How one run of a job ended.
+pub struct Ended {
+    pub result: Result<Outcome, JobError>,
+    /// The pictures are in the bucket, or may be: whatever error there is, nobody may be told that the job failed.
+    pub stored: bool,
+    /// What is still to be told, when the invocation does not deliver its notices itself.
+    pub notices: Vec<Notice>,
+}
+
+impl Ended {
+    fn without_pictures(error: JobError) -> Self {
+        Self { result: Err(error), stored: false, notices: Vec::new() }
+    }
 }
 
 /// Checks a list of steps.
@@ -156,57 +173,92 @@ impl Workflow {
             }
         };
         let steps = names.iter().map(step).collect();
-        Self { steps, store, notifier }
+        Self { steps, store, notifier, engine_is_lost: false }
     }
 
     /// Takes one job from here to its outcome. A job whose record is stored already is not painted again: only the steps that
     /// run on a replay do.
-    ///
-    /// # Errors
-    /// What kept the job from its outcome; [`JobError::remedy`] says whether to bring it back.
-    pub async fn run(&mut self, job: &Job, control: &Control) -> Result<Outcome, JobError> {
-        for step in &self.steps {
-            step.check(job)?;
+    pub async fn run(&mut self, job: &Job, control: &Control) -> Ended {
+        if let Err(refused) = self.check(job) {
+            return Ended::without_pictures(refused);
         }
-        let mut piece = Piece::new(job, self.notifier.progress(job));
-        let run = async {
-            if let Some(record) = self.store.record(&job.output.prefix, &job.id).await? {
-                piece.replay(record)?;
+        let mut piece = Piece::new(job, self.notifier.progress(job), control.telling());
+        let concluding = piece.concluding.clone();
+        let stop = async {
+            let reason = control.stopped(&job.id).await;
+            // What is almost done is not thrown away, and nobody can say of it that it failed.
+            if concluding.has_begun() {
+                control.over().await;
             }
-            for step in &mut self.steps {
-                if piece.replayed && !step.runs_on_replay() {
-                    continue;
-                }
-                let started = Instant::now();
-                step.run(&mut piece).await?;
-                piece.timings_ms.insert(step.name().as_str().to_owned(), started.elapsed().as_millis() as u64);
-            }
-            Ok(())
+            reason
         };
-        let result = tokio::select! {
-            result = run => result,
-            stopped = control.stopped() => Err(stopped),
+        let (result, stopped) = tokio::select! {
+            result = self.run_steps(&mut piece) => (result, false),
+            reason = stop => (Err(reason), true),
         };
-        let Piece { record, replayed, timings_ms, progress, .. } = piece;
+        let Piece { record, replayed, timings_ms, progress, notices, .. } = piece;
         progress.finish().await;
-        result?;
-        let record = record.ok_or_else(|| JobError::Internal { problem: "the workflow ended without a record".into() })?;
-        tell_log(job, &record, replayed, &timings_ms);
-        Ok(Outcome { record, replayed })
+        let stored = record.is_some() || (stopped && concluding.has_begun());
+        let result = match (result, record) {
+            (Ok(()), Some(record)) => {
+                tell_log(job, &record, replayed, &timings_ms);
+                Ok(Outcome { record, replayed })
+            }
+            (Ok(()), None) => Err(JobError::Internal { problem: "the workflow ended without a record".into() }),
+            (Err(error), _) => Err(error),
+        };
+        self.engine_is_lost |= matches!(result, Err(JobError::EngineLost { .. }));
+        Ended { result, stored, notices }
     }
 
-    /// Tells the caller that the job failed for good.
+    fn check(&self, job: &Job) -> Result<(), JobError> {
+        self.steps.iter().try_for_each(|step| step.check(job))
+    }
+
+    async fn run_steps(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+        if let Some(record) = self.store.record(&piece.job.output.prefix, &piece.job.id).await? {
+            piece.replay(record)?;
+        }
+        for step in &mut self.steps {
+            if piece.replayed && !step.runs_on_replay() {
+                continue;
+            }
+            let started = Instant::now();
+            step.run(piece).await?;
+            piece.timings_ms.insert(step.name().as_str().to_owned(), started.elapsed().as_millis() as u64);
+        }
+        Ok(())
+    }
+
+    /// The engine cannot paint any more, in this process: nothing but another process helps.
+    #[must_use]
+    pub fn engine_is_lost(&self) -> bool {
+        self.engine_is_lost
+    }
+
+    /// The notices that the job failed for good, for the invocation's answer; or, when the invocation delivers them itself,
+    /// none, and they are out.
     ///
     /// # Errors
-    /// [`JobError::Notice`] when the notice could not be delivered.
+    /// [`JobError::Notice`] when one could not be delivered.
     pub async fn tell_failed(
         &self,
-        job_id: Option<&JobId>,
-        callback: Option<&Callback>,
+        of: &Addressee<'_>,
         error: &JobError,
         attempt: u32,
-    ) -> Result<(), JobError> {
-        self.notifier.failed(job_id, callback, error, attempt).await
+        control: &Control,
+    ) -> Result<Vec<Notice>, JobError> {
+        let notices = self.notifier.failed(of, error, attempt)?;
+        if control.telling() == Telling::Later {
+            return Ok(notices);
+        }
+        tokio::select! {
+            sent = self.notifier.send_all(&notices) => sent.map(|()| Vec::new()),
+            reason = control.over() => {
+                let problem = format!("failed: no time was left to deliver it ({reason})");
+                Err(JobError::Notice { problem, cause: None })
+            }
+        }
     }
 
     /// What a caller is told of a finished job, in a notice and in an HTTP response alike.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::control::Telling;
 use super::piece::Piece;
 use super::{Step, StepName};
 use crate::job::Job;
@@ -35,6 +36,13 @@ impl Step for Notify {
         // Nothing of this job may reach the caller after its terminal notice.
         piece.progress.close().await;
         let urls = self.store.urls(record).await?;
-        self.notifier.complete(piece.job, record, &urls).await
+        let notices = self.notifier.complete(piece.job, record, &urls)?;
+        match piece.telling {
+            Telling::Now => self.notifier.send_all(&notices).await,
+            Telling::Later => {
+                piece.notices = notices;
+                Ok(())
+            }
+        }
     }
 }

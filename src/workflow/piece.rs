@@ -1,9 +1,13 @@
 //! The piece: one job on its way, with what each step has added to it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::control::Telling;
 use crate::engine::{LoraFile, Picture};
 use crate::job::Job;
+use crate::job::notice::Notice;
 use crate::job::outcome::{JobError, Record};
 use crate::notify::progress::Progress;
 use crate::store::cache::Lease;
@@ -21,14 +25,34 @@ pub struct Piece<'job> {
     pub record: Option<Record>,
     /// The record was there before this delivery.
     pub replayed: bool,
+    /// From here on the job is done rather than not: it may be stopped no more than is needed.
+    pub concluding: Concluding,
+    pub telling: Telling,
+    /// Terminal notices that are left to whoever gets the invocation's answer.
+    pub notices: Vec<Notice>,
     pub progress: Progress,
     /// Milliseconds by step.
     pub timings_ms: BTreeMap<String, u64>,
 }
 
+/// Whether the record of the job is stored or on its way; clones watch the same job.
+#[derive(Debug, Clone, Default)]
+pub struct Concluding(Arc<AtomicBool>);
+
+impl Concluding {
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 impl<'job> Piece<'job> {
     #[must_use]
-    pub fn new(job: &'job Job, progress: Progress) -> Self {
+    pub fn new(job: &'job Job, progress: Progress, telling: Telling) -> Self {
         Self {
             job,
             loras: Vec::new(),
@@ -37,6 +61,9 @@ impl<'job> Piece<'job> {
             files: Vec::new(),
             record: None,
             replayed: false,
+            concluding: Concluding::default(),
+            telling,
+            notices: Vec::new(),
             progress,
             timings_ms: BTreeMap::new(),
         }
@@ -51,6 +78,7 @@ impl<'job> Piece<'job> {
             return Err(JobError::Conflict { job_id: self.job.id.clone() });
         }
         self.record = Some(record);
+        self.concluding.begin();
         self.replayed = true;
         Ok(())
     }

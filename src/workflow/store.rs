@@ -39,6 +39,7 @@ impl Step for StoreStep {
             timings_ms: piece.timings_ms.clone(),
             finished_at_s: now.as_secs(),
         };
+        piece.concluding.begin();
         match self.store.put_record(&piece.job.output.prefix, &record).await? {
             None => piece.record = Some(record),
             // Another worker was faster with the same job: its record stands, and it is the one to be told of.

@@ -55,6 +55,11 @@ impl Backend {
         }
     }
 
+    /// The next notice of any kind, within a minute.
+    pub(crate) async fn next(&mut self) -> Notice {
+        timeout(Duration::from_mins(1), self.notices.recv()).await.expect("no notice for a minute").unwrap()
+    }
+
     /// Everything that has arrived and was not looked at.
     pub(crate) fn arrived(&mut self) -> Vec<Notice> {
         std::iter::from_fn(|| self.notices.try_recv().ok()).collect()

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use atelier::events::auth::Auth;
 use atelier::events::http::{Response, Route};
-use atelier::events::{Delivery, Event, EventError, Settlement, sqs};
+use atelier::events::settled::{Settled, Settlement, batch_reply};
+use atelier::events::{Event, EventError};
 use atelier::job::Job;
 use atelier::setting::Secret;
 use serde_json::{Value, json};
@@ -47,6 +48,20 @@ fn a_rabbitmq_message_is_a_job_with_its_attempt() {
 }
 
 #[test]
+fn the_host_names_the_messages_that_it_wants_to_find_again() {
+    let mut payload = sample("rabbitmq-lora.json");
+    let message = payload["rmqMessagesByQueue"]["image_generation::/"][0].clone();
+    let mut named = message.clone();
+    named["basicProperties"]["headers"]["x-atelier-message-id"] = json!("host-1");
+    let mut nameless = message.clone();
+    nameless["basicProperties"]["messageId"] = json!(null);
+    payload["rmqMessagesByQueue"]["image_generation::/"] = json!([named, message, nameless]);
+    let Ok(Event::RabbitMq(batch)) = Event::parse(payload) else { panic!("not a RabbitMQ batch") };
+    let ids: Vec<_> = batch.deliveries.iter().map(|delivery| delivery.message_id.as_str()).collect();
+    assert_eq!(ids, ["host-1", "demo-lora", "image_generation::/#2"]);
+}
+
+#[test]
 fn a_classic_queue_only_knows_whether_it_redelivers() {
     let mut payload = sample("rabbitmq-lora.json");
     let message = &mut payload["rmqMessagesByQueue"]["image_generation::/"][0];
@@ -58,10 +73,23 @@ fn a_classic_queue_only_knows_whether_it_redelivers() {
 
 #[test]
 fn an_sqs_reply_holds_only_what_is_to_come_back() {
-    let delivery = |id: &str| Delivery { message_id: id.into(), attempt: 1, group: None, body: Vec::new() };
-    let reply = sqs::reply(&[(delivery("a"), Settlement::Settled), (delivery("b"), Settlement::Retry)]);
-    assert_eq!(reply, json!({ "batchItemFailures": [{ "itemIdentifier": "b" }] }));
-    assert_eq!(sqs::reply(&[(delivery("a"), Settlement::Settled)]), json!({ "batchItemFailures": [] }));
+    let settled = |id: &str, outcome| Settled {
+        message_id: id.into(),
+        job_id: None,
+        outcome,
+        replayed: false,
+        error: None,
+        notices: Vec::new(),
+    };
+    let jobs = [
+        settled("a", Settlement::Complete),
+        settled("b", Settlement::Retry),
+        settled("c", Settlement::Failed),
+        settled("d", Settlement::DeadLetter),
+    ];
+    let back = json!({ "batchItemFailures": [{ "itemIdentifier": "b" }, { "itemIdentifier": "d" }] });
+    assert_eq!(batch_reply(&jobs), back);
+    assert_eq!(batch_reply(&jobs[..1]), json!({ "batchItemFailures": [] }));
 }
 
 #[test]

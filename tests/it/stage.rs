@@ -13,7 +13,7 @@ use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::setting::Secret;
 use atelier::store::Store;
-use atelier::workflow::control::{Control, Shutdown};
+use atelier::workflow::control::{Control, Shutdown, Telling};
 use atelier::workflow::{Services, StepName, Workflow};
 use atelier::{notify, outbound, store};
 use serde_json::Value;
@@ -59,6 +59,8 @@ pub(crate) struct Stage {
     pub(crate) handler: Handler,
     pub(crate) bucket: Bucket,
     pub(crate) backend: Backend,
+    /// What the handler sends notices with, as a host would have it too.
+    pub(crate) notifier: Arc<Notifier>,
     painted: Arc<AtomicU32>,
     script: Arc<Mutex<Vec<Script>>>,
     _cache: TempDir,
@@ -95,7 +97,7 @@ impl Stage {
         let steps =
             [StepName::Fetch, StepName::Infer, StepName::Watermark, StepName::Encode, StepName::Store, StepName::Notify];
         let model = ModelName::new("sd15").unwrap();
-        let services = Services { engine, model, store, notifier, observer: Arc::new(|_, _| ()) };
+        let services = Services { engine, model, store, notifier: notifier.clone(), observer: Arc::new(|_, _| ()) };
         let handler = Handler {
             workflow: Workflow::new(&steps, services),
             defaults: contract(),
@@ -103,7 +105,7 @@ impl Stage {
             auth: Auth::Token(Secret::new(TOKEN)),
             max_attempts: 3,
         };
-        Self { handler, bucket, backend, painted, script, _cache: cache }
+        Self { handler, bucket, backend, notifier, painted, script, _cache: cache }
     }
 
     /// What the engine does at its next painting instead of succeeding.
@@ -119,5 +121,12 @@ impl Stage {
     pub(crate) async fn handle(&mut self, event: Value) -> Result<Value, String> {
         let (_switch, shutdown) = Shutdown::channel();
         self.handler.handle(event, &Control::unlimited(shutdown)).await.map_err(|error| error.to_string())
+    }
+
+    /// The same as `atelier host` asks for it.
+    pub(crate) async fn handle_for_host(&mut self, event: Value) -> Value {
+        let (_switch, shutdown) = Shutdown::channel();
+        let control = Control::unlimited(shutdown).telling_by(Telling::Later);
+        self.handler.handle(event, &control).await.expect("the host is told of failures in the reply")
     }
 }

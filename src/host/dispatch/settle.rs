@@ -9,7 +9,9 @@ use tokio_util::task::TaskTracker;
 
 use super::Assignment;
 use super::held::Held;
-use super::verdict::{Outcome, Report, Verdict, verdicts};
+use super::verdict::{Verdict, settled, verdicts};
+use crate::events::Problem;
+use crate::events::settled::{Settled, Settlement};
 use crate::host::answer::{Answer, reply_value};
 use crate::host::backoff::{Backoff, pause};
 use crate::host::desk::{Direct, Ending};
@@ -92,53 +94,60 @@ impl Settler {
     }
 
     async fn apply(&self, held: &Held, verdict: Verdict) {
-        let last = held.message.attempt >= self.retries.max_attempts;
         match verdict {
-            Verdict::Settled(report) => match self.teller.deliver(&report.notices).await {
-                Ok(()) => {
-                    self.jobs.end(held.job_id(), state(&report), report.error);
-                    done(held, "acknowledged", held.source.ack(&held.message).await);
-                }
-                Err(undelivered) => self.try_again(held, &undelivered).await,
-            },
-            Verdict::Failed { error, report } if last => self.give_up(held, &error, report).await,
-            Verdict::Failed { error, .. } => self.try_again(held, &error).await,
             Verdict::Untried => put_back_known(&self.jobs, held).await,
+            Verdict::Taken => self.over(held, State::Complete, None).await,
+            Verdict::Failed(error) if held.message.attempt < self.retries.max_attempts => self.try_again(held, &error).await,
+            Verdict::Failed(error) => self.give_up(held, &error).await,
+            Verdict::Told(Settled { outcome, error, notices, .. }) => {
+                if let Err(undelivered) = self.teller.deliver(&notices).await {
+                    return self.try_again(held, &undelivered).await;
+                }
+                let error = error.map(|error| json!(error));
+                match outcome {
+                    Settlement::Complete => self.over(held, State::Complete, None).await,
+                    Settlement::Failed => self.over(held, failed_state(error.as_ref()), error).await,
+                    Settlement::Retry => self.put_off(held, error).await,
+                    Settlement::DeadLetter => self.dead_letter(held, error).await,
+                }
+            }
         }
     }
 
+    async fn over(&self, held: &Held, state: State, error: Option<Value>) {
+        self.jobs.end(held.job_id(), state, error);
+        done(held, "acknowledged", held.source.ack(&held.message).await);
+    }
+
     async fn try_again(&self, held: &Held, error: &JobError) {
+        tracing::warn!(job_id = held.job_id(), code = error.code(), %error, "a job did not end");
+        self.put_off(held, Some(json!(Problem::from(error)))).await;
+    }
+
+    async fn put_off(&self, held: &Held, error: Option<Value>) {
         let Retries { first_pause, longest_pause, .. } = self.retries;
         let delay = pause(first_pause, longest_pause, held.message.attempt, rand::random());
         tracing::warn!(
             job_id = held.job_id(),
             source = held.source.name(),
             attempt = held.message.attempt,
-            code = error.code(),
-            %error,
+            code = error.as_ref().and_then(|error| error["code"].as_str()),
             delay_ms = delay.as_millis() as u64,
             "a job is tried again"
         );
-        self.jobs.put_back(held.job_id(), Some(error_body(error)));
+        self.jobs.put_back(held.job_id(), error);
         done(held, "put back", held.source.retry(&held.message, delay).await);
     }
 
-    /// The last attempt failed: the caller is told, then the message is kept where failed ones are. A job that died over and
-    /// over is not started again only because its caller cannot be told now.
-    async fn give_up(&self, held: &Held, error: &JobError, report: Option<Report>) {
+    /// The last attempt failed and the handler could not tell. A job that died over and over is not started again only
+    /// because its caller cannot be told now.
+    async fn give_up(&self, held: &Held, error: &JobError) {
         let Retries { first_pause, longest_pause, .. } = self.retries;
         let mut backoff = Backoff::new(first_pause, longest_pause);
         loop {
-            let told = match &report {
-                Some(report) => self.teller.deliver(&report.notices).await.map(|()| State::Failed),
-                None => self.teller.ended(held, error).await,
-            };
-            match told {
-                Ok(State::Complete) => {
-                    self.jobs.end(held.job_id(), State::Complete, None);
-                    return done(held, "acknowledged", held.source.ack(&held.message).await);
-                }
-                Ok(_) => break,
+            match self.teller.ended(held, error).await {
+                Ok(State::Complete) => return self.over(held, State::Complete, None).await,
+                Ok(_) => return self.dead_letter(held, Some(json!(Problem::from(error)))).await,
                 Err(undelivered) => {
                     tracing::warn!(job_id = held.job_id(), error = %undelivered, "a failure could not be told yet");
                 }
@@ -148,25 +157,42 @@ impl Settler {
                 () = self.hurry.cancelled() => return put_back_known(&self.jobs, held).await,
             }
         }
-        tracing::error!(job_id = held.job_id(), source = held.source.name(), attempt = held.message.attempt, %error, "a job failed for good");
-        self.jobs.end(held.job_id(), State::Failed, Some(error_body(error)));
-        done(held, "dead-lettered", held.source.dead_letter(&held.message, &error.to_string()).await);
+    }
+
+    async fn dead_letter(&self, held: &Held, error: Option<Value>) {
+        let reason = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or("it failed").to_owned();
+        tracing::error!(
+            job_id = held.job_id(),
+            source = held.source.name(),
+            attempt = held.message.attempt,
+            error = reason,
+            "a job failed for good"
+        );
+        self.jobs.end(held.job_id(), State::Failed, error);
+        done(held, "dead-lettered", held.source.dead_letter(&held.message, &reason).await);
     }
 
     async fn answer(&self, direct: Direct, ended: Ended) {
         let id = direct.job.id.as_str();
-        let (ending, notices, state) = match ended {
+        let (ending, told) = match ended {
             Ended::Answered(Answer::Reply { body, http_stream }) => {
                 let reply = reply_value(&body, http_stream);
-                let notices = reply["jobs"][0]["notices"].as_array().cloned().unwrap_or_default();
-                let state = if reply["statusCode"] == 200 { State::Complete } else { State::Failed };
-                (Ending::Answer(reply), notices, state)
+                let told = settled(&reply).into_iter().next();
+                (Ending::Answer(reply), told)
             }
-            Ended::Answered(Answer::Error(error)) => (Ending::Crashed(error.to_string()), Vec::new(), State::Failed),
-            Ended::Died(cause) => (Ending::Crashed(cause.to_string()), Vec::new(), State::Failed),
-            Ended::Untried => (Ending::Drained, Vec::new(), State::Failed),
+            Ended::Answered(Answer::Error(error)) => (Ending::Crashed(error.to_string()), None),
+            Ended::Died(cause) => (Ending::Crashed(cause.to_string()), None),
+            Ended::Untried => (Ending::Drained, None),
         };
-        self.jobs.end(id, state, None);
+        let (state, error, notices) = match told {
+            Some(Settled { outcome: Settlement::Complete, notices, .. }) => (State::Complete, None, notices),
+            Some(Settled { error, notices, .. }) => {
+                let error = error.map(|error| json!(error));
+                (failed_state(error.as_ref()), error, notices)
+            }
+            None => (State::Failed, None, Vec::new()),
+        };
+        self.jobs.end(id, state, error);
         // A caller that is gone hears of it by the notice, if at all.
         let _ = direct.answer.send(ending);
         if let Err(undelivered) = self.teller.deliver(&notices).await {
@@ -175,16 +201,9 @@ impl Settler {
     }
 }
 
-fn state(report: &Report) -> State {
-    match report.outcome {
-        Outcome::Complete => State::Complete,
-        _ if report.error.as_ref().is_some_and(|error| error["code"] == JobError::Cancelled.code()) => State::Cancelled,
-        _ => State::Failed,
-    }
-}
-
-fn error_body(error: &JobError) -> Value {
-    crate::events::error_body(error)
+fn failed_state(error: Option<&Value>) -> State {
+    let cancelled = error.is_some_and(|error| error["code"] == JobError::Cancelled.code());
+    if cancelled { State::Cancelled } else { State::Failed }
 }
 
 async fn put_back_known(jobs: &Jobs, held: &Held) {

@@ -1,9 +1,10 @@
 //! Reads out of an invocation's end what is to become of each of its messages.
 
-use serde::Deserialize;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::held::Held;
+use crate::events::settled::Settled;
 use crate::host::answer::{Answer, reply_value};
 use crate::host::supervisor::invoke::Ended;
 use crate::job::outcome::JobError;
@@ -11,29 +12,14 @@ use crate::job::outcome::JobError;
 /// What is to become of one message.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// Nothing more is to come of it, once these notices are delivered.
-    Settled(Report),
-    /// It failed this time. `report`: the handler's own words, with the notices of a last attempt.
-    Failed { error: JobError, report: Option<Report> },
+    /// What a handler that knows its host says.
+    Told(Settled),
+    /// A function that knows nothing of its host took the message.
+    Taken,
+    /// The handler died over the message, or the function failed it without a word to its caller.
+    Failed(JobError),
     /// No attempt was made.
     Untried,
-}
-
-/// What a handler that knows its host says of one message.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct Report {
-    pub(super) message_id: String,
-    pub(super) outcome: Outcome,
-    pub(super) error: Option<Value>,
-    pub(super) notices: Vec<Value>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Outcome {
-    Complete,
-    Failed,
-    Retry,
 }
 
 /// One verdict a message, in their order.
@@ -43,12 +29,11 @@ pub(super) fn verdicts(held: &[Held], ended: &Ended) -> Vec<Verdict> {
         Ended::Untried => all(&|| Verdict::Untried),
         Ended::Died(cause) => all(&|| {
             let problem = format!("the process that painted it died ({cause})");
-            Verdict::Failed { error: JobError::HandlerDied { problem }, report: None }
+            Verdict::Failed(JobError::HandlerDied { problem })
         }),
-        Ended::Answered(Answer::Error(error)) => all(&|| {
-            let error = JobError::Internal { problem: format!("the function failed: {error}") };
-            Verdict::Failed { error, report: None }
-        }),
+        Ended::Answered(Answer::Error(error)) => {
+            all(&|| Verdict::Failed(JobError::Internal { problem: format!("the function failed: {error}") }))
+        }
         Ended::Answered(Answer::Reply { body, http_stream }) => {
             let reply = reply_value(body, *http_stream);
             let failures = failures(held, &reply);
@@ -59,24 +44,19 @@ pub(super) fn verdicts(held: &[Held], ended: &Ended) -> Vec<Verdict> {
 
 fn verdict(held: &Held, reply: &Value, failures: Option<&[String]>) -> Verdict {
     let id = &held.message.id;
-    let report = reply["jobs"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find_map(|report| Report::deserialize(report).ok().filter(|report| report.message_id == *id));
+    let told = settled(reply).into_iter().find(|settled| settled.message_id == *id);
     // A reply with failures that cannot be read fails all of the batch, as it does with AWS.
     let failed = failures.is_none_or(|failures| failures.contains(id));
-    match report {
-        Some(report) if report.outcome != Outcome::Retry && !failed => Verdict::Settled(report),
-        None if !failed => {
-            Verdict::Settled(Report { message_id: id.clone(), outcome: Outcome::Complete, error: None, notices: Vec::new() })
-        }
-        report => {
-            let told = report.as_ref().and_then(|report| report.error.as_ref()?["message"].as_str());
-            let problem = told.unwrap_or("the function handed the message back").to_owned();
-            Verdict::Failed { error: JobError::Internal { problem }, report }
-        }
+    match told {
+        Some(told) if told.outcome.goes_back() == failed => Verdict::Told(told),
+        None if !failed => Verdict::Taken,
+        _ => Verdict::Failed(JobError::Internal { problem: "the function handed the message back".into() }),
     }
+}
+
+/// What a handler that knows its host says of its messages.
+pub(super) fn settled(reply: &Value) -> Vec<Settled> {
+    reply["jobs"].as_array().into_iter().flatten().filter_map(|job| Settled::deserialize(job).ok()).collect()
 }
 
 /// The ids in `batchItemFailures`; none when the list cannot be read, or names a message that is not in the batch.

@@ -1,11 +1,15 @@
 //! Where jobs come from: queues behind one trait, each told what became of its messages.
 
+pub mod rabbitmq;
 pub mod spool;
+pub mod sqs;
 
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use serde_json::Value;
+
+use crate::setting::SettingError;
 
 /// One message in hand: from its receipt until it is acknowledged, put back or dead-lettered.
 #[derive(Debug, Clone)]
@@ -57,6 +61,15 @@ pub enum SourceError {
     /// It never will: no such queue, no permission, a message that is too large.
     #[error("{queue}: {action}: {problem}")]
     Refused { queue: String, action: &'static str, problem: String },
+}
+
+/// Why a source cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
 }
 
 /// A queue of jobs. Every call may be made from several tasks at once.

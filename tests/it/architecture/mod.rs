@@ -12,8 +12,9 @@ use self::source::Source;
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("job", &[]),
     ("setting", &[]),
+    ("aws", &["setting"]),
     ("outbound", &["job", "setting"]),
-    ("store", &["job", "setting", "outbound"]),
+    ("store", &["job", "setting", "aws", "outbound"]),
     ("notify", &["job", "setting", "outbound"]),
     ("metrics", &["job", "setting"]),
     ("engine", &["job::task"]),
@@ -30,8 +31,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     // The host never loads a model.
-    ("host", &["job", "setting", "outbound", "store", "notify", "events", "metrics"]),
+    ("host", &["job", "setting", "aws", "outbound", "store", "notify", "events", "metrics"]),
     ("log", &["config"]),
+    ("serve", &["*"]),
     ("invoke", &["*"]),
     ("demo", &["*"]),
     ("main", &["*"]),

@@ -1,8 +1,10 @@
 //! `atelier host`, from its parts to whole processes, against real servers.
 
+mod cloud;
 mod conformance;
 mod http;
 mod protocol;
+mod sqs;
 mod survival;
 
 use std::path::{Path, PathBuf};
@@ -125,6 +127,8 @@ fn spawn(bucket: &Bucket, backend: &Backend, folder: &Path, changes: &[(String, 
     let usual = [
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", ""),
         ("PATH", "/usr/bin:/bin"),
+        ("ATELIER__SERVER__ADDRESS", "127.0.0.1"),
+        ("ATELIER__SERVER__PORT", "0"),
         ("ATELIER__SOURCES__SPOOL__FOLDER", &spool),
         ("ATELIER__HOST__FIRST_RETRY_MS", "50"),
         ("ATELIER__HOST__HANDLER__FIRST_PAUSE_MS", "50"),

@@ -1,6 +1,7 @@
 //! The built binary as a process of its own, under a Runtime API.
 
 mod bad_input;
+mod controlled;
 mod crash;
 mod demo;
 mod hosts;
@@ -8,6 +9,7 @@ mod lifecycle;
 pub(crate) mod runtime_api;
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -55,12 +57,21 @@ impl World {
 
     /// Starts a handler; an empty value in `changes` takes a variable away. Its log goes to the file `log`.
     pub(crate) fn start(&self, changes: &[(&str, &str)], log: &Path) -> Process {
+        self.spawn(changes, log, Stdio::null())
+    }
+
+    /// The same as `atelier host` does it, which speaks to its handlers.
+    pub(crate) fn start_controlled(&self, changes: &[(&str, &str)], log: &Path) -> Process {
+        self.spawn(&[changes, &[("ATELIER_CONTROL", "stdio")]].concat(), log, Stdio::piped())
+    }
+
+    fn spawn(&self, changes: &[(&str, &str)], log: &Path, stdin: Stdio) -> Process {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_atelier"))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .env_clear()
             .envs(self.environment(changes))
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -79,6 +90,16 @@ impl Process {
     pub(crate) fn terminate(&self) {
         let sent = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
         assert!(sent.success());
+    }
+
+    /// Says a line to a controlled handler.
+    pub(crate) fn order(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().expect("a controlled handler"), "{line}").unwrap();
+    }
+
+    /// The host is gone, as far as the handler can tell.
+    pub(crate) fn hang_up(&mut self) {
+        self.child.stdin.take().expect("a controlled handler");
     }
 
     /// Waits for the process to end by itself.

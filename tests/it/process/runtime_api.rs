@@ -25,12 +25,18 @@ pub(crate) enum Posted {
 
 pub(crate) struct RuntimeApi {
     pub(crate) address: SocketAddr,
-    events: mpsc::UnboundedSender<(Value, u64)>,
+    events: mpsc::UnboundedSender<Invocation>,
     posted: mpsc::UnboundedReceiver<Posted>,
 }
 
+struct Invocation {
+    event: Value,
+    deadline_ms: u64,
+    client_context: Option<&'static str>,
+}
+
 struct Shared {
-    events: Mutex<mpsc::UnboundedReceiver<(Value, u64)>>,
+    events: Mutex<mpsc::UnboundedReceiver<Invocation>>,
     posted: mpsc::UnboundedSender<Posted>,
 }
 
@@ -57,7 +63,13 @@ impl RuntimeApi {
     }
 
     pub(crate) fn invoke_with_deadline(&self, event: Value, deadline_ms: u64) {
-        self.events.send((event, deadline_ms)).unwrap();
+        self.events.send(Invocation { event, deadline_ms, client_context: None }).unwrap();
+    }
+
+    /// As `atelier host` does it, which delivers notices itself.
+    pub(crate) fn invoke_for_host(&self, event: Value) {
+        let client_context = Some(r#"{"custom":{"atelier":"host"}}"#);
+        self.events.send(Invocation { event, deadline_ms: 0, client_context }).unwrap();
     }
 
     /// The next thing a handler posts, within a minute.
@@ -72,8 +84,11 @@ impl RuntimeApi {
 
 /// Held open until there is an event, as the real one does; a killed handler's request takes none with it.
 async fn next(State(shared): State<Arc<Shared>>) -> Response {
-    let (event, deadline_ms) = shared.events.lock().await.recv().await.unwrap();
+    let Invocation { event, deadline_ms, client_context } = shared.events.lock().await.recv().await.unwrap();
     let mut headers = HeaderMap::new();
+    if let Some(context) = client_context {
+        headers.insert("lambda-runtime-client-context", HeaderValue::from_static(context));
+    }
     headers.insert("lambda-runtime-aws-request-id", HeaderValue::from_static("8476a536-e9f4-11e8-9739-2dfe598c3fcd"));
     headers.insert("lambda-runtime-deadline-ms", HeaderValue::from(deadline_ms));
     headers.insert(

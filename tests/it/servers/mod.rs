@@ -32,6 +32,6 @@ fn say(line: &str) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "config.rs reads the environment of the product; this is about the tests")]
-fn environment(name: &str) -> Option<std::ffi::OsString> {
+pub(crate) fn environment(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name)
 }

@@ -1,9 +1,12 @@
 //! Webhooks against a real receiver: what arrives where, signed how, and what happens when it does not arrive.
 
+mod deferred;
 mod python;
+mod tryon;
 
 use std::time::{Duration, Instant};
 
+use atelier::job::notice::Addressee;
 use atelier::job::outcome::{JobError, Remedy, StoredPicture};
 use atelier::job::{Callback, Job, JobId};
 use atelier::notify::{Notifier, Settings};
@@ -47,7 +50,19 @@ async fn complete(notifier: &Notifier, job: &Job) -> Result<(), JobError> {
         bytes: 1_000,
         seed: 42,
     };
-    notifier.complete(job, &record_of(job, vec![picture]), &["https://cdn.example.com/0.png".to_owned()]).await
+    let urls = ["https://cdn.example.com/0.png".to_owned()];
+    notifier.send_all(&notifier.complete(job, &record_of(job, vec![picture]), &urls)?).await
+}
+
+async fn failed(
+    notifier: &Notifier,
+    job_id: Option<&JobId>,
+    callback: Option<&Callback>,
+    error: &JobError,
+    attempt: u32,
+) -> Result<(), JobError> {
+    let of = Addressee { job_id, callback, requester: None };
+    notifier.send_all(&notifier.failed(&of, error, attempt)?).await
 }
 
 fn problem(error: &JobError) -> &str {
@@ -88,8 +103,8 @@ async fn failed_says_why_and_whether_it_was_retried() {
     let notifier = notifier(&settings(&backend));
     let id = JobId::new("job-1").expect("an id");
     let error = JobError::Input { field: "lora[0].url".into(), problem: "is a pickle".into(), cause: None };
-    notifier.failed(Some(&id), None, &error, 1).await.expect("delivered");
-    notifier.failed(None, None, &JobError::OutOfMemory { problem: "6 GB".into() }, 3).await.expect("delivered");
+    failed(&notifier, Some(&id), None, &error, 1).await.expect("delivered");
+    failed(&notifier, None, None, &JobError::OutOfMemory { problem: "6 GB".into() }, 3).await.expect("delivered");
     let requests = backend.requests();
     assert_eq!((requests[0].method.as_str(), requests[0].path.as_str()), ("POST", "/api/webhooks/inference/failed"));
     requests.iter().for_each(verify);
@@ -208,7 +223,7 @@ async fn a_callback_gets_everything_but_the_token() {
     progress.reporter().report(25);
     progress.finish().await;
     complete(&notifier, &job).await.expect("delivered");
-    notifier.failed(Some(&job.id), job.callback.as_ref(), &JobError::Cancelled, 1).await.expect("delivered");
+    failed(&notifier, Some(&job.id), job.callback.as_ref(), &JobError::Cancelled, 1).await.expect("delivered");
     assert!(backend.requests().is_empty());
     let requests = receiver.requests();
     let methods: Vec<_> = requests.iter().map(|request| (request.method.as_str(), request.path.as_str())).collect();
@@ -232,7 +247,7 @@ async fn a_callback_inside_is_refused_and_the_backend_hears_of_it() {
         let job = job(&json!({ "callback": { "url": url } }));
         let error = complete(&notifier, &job).await.expect_err("must be refused");
         assert_eq!((error.remedy(), error.field()), (Remedy::GiveUp, Some("callback.url")), "{error}");
-        notifier.failed(Some(&job.id), job.callback.as_ref(), &error, 1).await.expect("the backend is told");
+        failed(&notifier, Some(&job.id), job.callback.as_ref(), &error, 1).await.expect("the backend is told");
     }
     assert!(inner.requests().is_empty());
     assert_eq!(backend.requests()[0].json()["error"]["field"], "callback.url");
@@ -246,7 +261,7 @@ async fn nobody_to_tell_is_no_error() {
     progress.reporter().report(0);
     progress.finish().await;
     complete(&notifier, &job).await.expect("nothing to do");
-    notifier.failed(None::<&JobId>, None::<&Callback>, &JobError::Cancelled, 1).await.expect("nothing to do");
+    failed(&notifier, None, None, &JobError::Cancelled, 1).await.expect("nothing to do");
 }
 
 #[tokio::test]

@@ -1,5 +1,8 @@
 //! One event in, one reply out: what is settled, what is brought back, who is told what, and what is painted twice (nothing).
 
+mod host;
+mod stopped;
+
 use atelier::engine::EngineError;
 use axum::http::StatusCode;
 use base64::Engine as _;

@@ -1,0 +1,67 @@
+//! What the clients of AWS services share: region, address, credentials, time limits and attempts.
+
+pub mod error;
+
+use std::time::Duration;
+
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+
+use crate::setting::{Secret, SettingError};
+
+/// Where a service is, who asks it, and how patiently.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// Key of the settings in config.yaml, such as `store`.
+    pub section: &'static str,
+    /// Without it the AWS SDK looks for one (`AWS_REGION`, profile, instance), and `us-east-1` is the last resort.
+    pub region: Option<String>,
+    /// Address of a server that is not AWS.
+    pub endpoint_url: Option<String>,
+    /// Both or none: without them the AWS SDK looks for credentials itself (environment, profile, role).
+    pub access_key_id: Option<String>,
+    pub secret_access_key: Option<Secret>,
+    pub connect_timeout: Duration,
+    pub attempt_timeout: Duration,
+    /// For an operation with all its attempts.
+    pub operation_timeout: Duration,
+    /// Attempts of an operation: 5xx, throttling and broken connections are tried again with backoff and jitter.
+    pub max_attempts: u32,
+}
+
+impl Access {
+    /// What a service's client is built from; talks to no service yet, but may look for a region and credentials.
+    ///
+    /// # Errors
+    /// Names the one of the two keys that is missing beside the other.
+    pub async fn load(self) -> Result<SdkConfig, SettingError> {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(self.connect_timeout)
+            .operation_attempt_timeout(self.attempt_timeout)
+            .operation_timeout(self.operation_timeout)
+            .build();
+        let region = RegionProviderChain::first_try(self.region.map(Region::new)).or_default_provider().or_else("us-east-1");
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(region)
+            .retry_config(RetryConfig::standard().with_max_attempts(self.max_attempts.max(1)))
+            .timeout_config(timeouts);
+        if let Some(endpoint) = self.endpoint_url {
+            loader = loader.endpoint_url(endpoint);
+        }
+        let missing = |key: &str, beside: &str| {
+            Err(SettingError::new(&format!("{}.{key}", self.section), format!("must be set beside {beside}")))
+        };
+        match (self.access_key_id, self.secret_access_key) {
+            (Some(id), Some(secret)) => {
+                loader = loader.credentials_provider(Credentials::new(id, secret.reveal(), None, None, "atelier settings"));
+            }
+            (None, None) => {}
+            (Some(_), None) => return missing("secret_access_key", "access_key_id"),
+            (None, Some(_)) => return missing("access_key_id", "secret_access_key"),
+        }
+        Ok(loader.load().await)
+    }
+}

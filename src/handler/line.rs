@@ -1,0 +1,57 @@
+//! The host's line to a running handler, on standard input: `cancel JOB_ID`, and the end of it when the host is gone.
+
+use std::io::BufRead;
+
+use tokio::sync::mpsc;
+
+/// What the host says. When it says nothing more, because it ended, the channel is closed.
+pub type Orders = mpsc::UnboundedReceiver<Order>;
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The job of this id is to stop before its next denoising step.
+    Cancel(String),
+}
+
+/// Reads orders on a thread of its own: a blocked read of standard input would keep tokio's runtime from ending.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn listen(mut input: impl BufRead + Send + 'static) -> std::io::Result<Orders> {
+    let (sender, orders) = mpsc::unbounded_channel();
+    let read = move || {
+        let mut line = String::new();
+        while input.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+            let Some(order) = order(line.trim_end()) else {
+                tracing::warn!(line, "an order of the host is not known here: update the handler with the host");
+                line.clear();
+                continue;
+            };
+            if sender.send(order).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    };
+    std::thread::Builder::new().name("host line".into()).spawn(read)?;
+    Ok(orders)
+}
+
+fn order(line: &str) -> Option<Order> {
+    let job_id = line.strip_prefix("cancel ")?;
+    Some(Order::Cancel(job_id.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn orders_come_in_order_until_the_host_is_gone() {
+        let input = std::io::Cursor::new("cancel job-1\nrepaint job-2\ncancel job-3\r\n");
+        let mut orders = listen(input).unwrap();
+        assert_eq!(orders.recv().await, Some(Order::Cancel("job-1".into())));
+        assert_eq!(orders.recv().await, Some(Order::Cancel("job-3".into())));
+        assert_eq!(orders.recv().await, None);
+    }
+}

@@ -1,0 +1,156 @@
+//! ECS task protection: while a job runs, neither scale-in nor a deployment ends this task.
+//!
+//! - `PUT {ECS_AGENT_URI}/task-protection/v1/state` with `{"ProtectionEnabled":true,"ExpiresInMinutes":60}` when the first job
+//!   starts, again every 20 minutes, and with `false` when none has run for a moment.
+//! - The answer holds `protection`, or `failure` or `error` with the reason. The task's role needs `ecs:UpdateTaskProtection`.
+//! - A task that cannot be protected works all the same: the log says so once, and once when it changes.
+//!
+//! See <https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task-scale-in-protection-endpoint.html>.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use url::Url;
+
+use super::{client, problem};
+use crate::host::desk::Glance;
+use crate::setting::{SettingError, check_address};
+
+/// Settings of section `host.protection`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Address of the ECS agent, which ECS itself puts into the environment; without it there is nothing to protect.
+    pub ecs_agent_uri: Option<String>,
+    /// Minutes that the protection lasts unless it is renewed, 1 to 2880.
+    pub expires_min: u32,
+    /// Milliseconds until it is renewed; less than `expires_min`.
+    pub renew_ms: u64,
+    /// Milliseconds until a failed request is tried again.
+    pub pause_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { ecs_agent_uri: None, expires_min: 60, renew_ms: 1_200_000, pause_ms: 30_000 }
+    }
+}
+
+/// Jobs that follow each other leave a gap of milliseconds; the agent need not hear of it.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// AWS asks for 5 s or more.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+pub struct Protection {
+    client: reqwest::Client,
+    url: Url,
+    expires_min: u32,
+    renew_after: Duration,
+    pause: Duration,
+    /// Whether the last request failed.
+    failing: bool,
+}
+
+impl Protection {
+    /// None outside ECS.
+    ///
+    /// # Errors
+    /// Names the setting that is wrong.
+    pub fn new(settings: &Settings) -> Result<Option<Self>, SettingError> {
+        const SETTING: &str = "host.protection.ecs_agent_uri";
+        if !(1..=2_880).contains(&settings.expires_min) {
+            let problem = format!("must be 1 to 2880 minutes (ECS's limit), got {}", settings.expires_min);
+            return Err(SettingError::new("host.protection.expires_min", problem));
+        }
+        if settings.renew_ms >= u64::from(settings.expires_min) * 60_000 {
+            let problem =
+                format!("must be less than expires_min ({} minutes), got {}", settings.expires_min, settings.renew_ms);
+            return Err(SettingError::new("host.protection.renew_ms", problem));
+        }
+        check_address(SETTING, settings.ecs_agent_uri.as_deref())?;
+        let address = |base: &String| Url::parse(&format!("{}/task-protection/v1/state", base.trim_end_matches('/'))).ok();
+        let Some(url) = settings.ecs_agent_uri.as_ref().and_then(address) else { return Ok(None) };
+        Ok(Some(Self {
+            client: client(SETTING, ANSWER_WITHIN)?,
+            url,
+            expires_min: settings.expires_min,
+            renew_after: Duration::from_millis(settings.renew_ms),
+            pause: Duration::from_millis(settings.pause_ms),
+            failing: false,
+        }))
+    }
+
+    /// Keeps the protection in step with the jobs until the host is gone.
+    pub async fn watch(mut self, mut glance: watch::Receiver<Glance>) {
+        while glance.wait_for(busy).await.is_ok() {
+            loop {
+                let pause = if self.tell(true).await { self.renew_after } else { self.pause };
+                if timeout(pause, idle(&mut glance)).await.is_ok() {
+                    break;
+                }
+            }
+            while !self.tell(false).await {
+                if timeout(self.pause, glance.wait_for(busy)).await.is_ok() {
+                    break;
+                }
+            }
+            // What is left of a host that is gone may still look busy.
+            if glance.has_changed().is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether the agent took it.
+    async fn tell(&mut self, enabled: bool) -> bool {
+        let result = self.put(enabled).await;
+        match &result {
+            Ok(()) if self.failing => tracing::info!(enabled, "ECS task protection works again"),
+            Ok(()) => tracing::debug!(enabled, "ECS task protection set"),
+            Err(problem) if !self.failing => {
+                tracing::warn!(
+                    enabled,
+                    problem,
+                    "ECS task protection was not set; jobs run all the same, tried again silently"
+                );
+            }
+            Err(problem) => tracing::debug!(enabled, problem, "ECS task protection was not set"),
+        }
+        self.failing = result.is_err();
+        result.is_ok()
+    }
+
+    async fn put(&self, enabled: bool) -> Result<(), String> {
+        let mut wish = json!({ "ProtectionEnabled": enabled });
+        if enabled {
+            wish["ExpiresInMinutes"] = self.expires_min.into();
+        }
+        let sent = self.client.put(self.url.clone()).json(&wish).send().await.map_err(|error| problem(&error))?;
+        let status = sent.status();
+        let answer: Value = sent.json().await.unwrap_or_default();
+        // The agent reports what ECS refused with a 200 as well.
+        if status.is_success() && answer["protection"].is_object() {
+            return Ok(());
+        }
+        let words =
+            ["error", "failure"].iter().flat_map(|part| ["Code", "Reason", "Message", "Detail"].map(|key| &answer[part][key]));
+        let words: Vec<_> = words.filter_map(Value::as_str).collect();
+        Err(format!("the ECS agent answered {status} {}", words.join(": ")))
+    }
+}
+
+fn busy(glance: &Glance) -> bool {
+    !glance.running.is_empty()
+}
+
+/// Waits until nothing has run for a moment, or the host is gone.
+async fn idle(glance: &mut watch::Receiver<Glance>) {
+    while glance.wait_for(|glance| !busy(glance)).await.is_ok() {
+        if !matches!(timeout(IDLE_AFTER, glance.wait_for(busy)).await, Ok(Ok(_))) {
+            return;
+        }
+    }
+}

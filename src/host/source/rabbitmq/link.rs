@@ -1,0 +1,114 @@
+//! Keeps a session with the broker: connects again by itself, slower and slower while it fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::fault::Fault;
+use super::session::{Broker, Session};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// After a session that lived for so long, the next one is tried at once.
+const STABLE: Duration = Duration::from_secs(10);
+
+pub(super) struct Link {
+    state: watch::Receiver<State>,
+    closing: CancellationToken,
+    /// How long a caller waits for a connection that is being made.
+    patience: Duration,
+    _keeper: AbortOnDropHandle<()>,
+}
+
+#[derive(Clone)]
+pub(super) enum State {
+    /// The first attempt, or the first after a session.
+    Connecting,
+    Up(Arc<Session>),
+    /// Sent anew for every attempt that fails.
+    Down(Fault),
+}
+
+impl Link {
+    pub(super) fn start(broker: Broker) -> Self {
+        let patience = Duration::from_millis(broker.settings.connect_timeout_ms);
+        let (sender, state) = watch::channel(State::Connecting);
+        let closing = CancellationToken::new();
+        let keeper = tokio::spawn(keep(Arc::new(broker), sender, closing.clone()));
+        Self { state, closing, patience, _keeper: AbortOnDropHandle::new(keeper) }
+    }
+
+    pub(super) fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    pub(super) fn closing(&self) -> &CancellationToken {
+        &self.closing
+    }
+
+    /// The session of this moment, or the one that is being made.
+    pub(super) async fn session(&self) -> Result<Arc<Session>, Fault> {
+        let mut state = self.state();
+        let session = async {
+            loop {
+                match state.borrow_and_update().clone() {
+                    State::Up(session) if session.is_alive() => return Ok(session),
+                    State::Up(over) => over.doubted.notify_one(),
+                    State::Down(fault) => return Err(fault),
+                    State::Connecting => {}
+                }
+                if state.changed().await.is_err() {
+                    return Err(Fault::unavailable("nobody keeps the connection any more"));
+                }
+            }
+        };
+        let late = |_| Err(Fault::unavailable("there is no connection yet"));
+        tokio::time::timeout(self.patience, session).await.unwrap_or_else(late)
+    }
+
+    /// The session that a message came by, if it still lives.
+    pub(super) fn session_of(&self, generation: u64) -> Option<Arc<Session>> {
+        match &*self.state.borrow() {
+            State::Up(session) if session.generation == generation => Some(Arc::clone(session)),
+            _ => None,
+        }
+    }
+}
+
+async fn keep(broker: Arc<Broker>, state: watch::Sender<State>, closing: CancellationToken) {
+    let name = broker.settings.queue.as_str();
+    let mut pause = FIRST_PAUSE;
+    for generation in 1.. {
+        let fault = match Session::open(&broker, generation).await {
+            Err(fault) => fault,
+            Ok(session) => {
+                let (session, began) = (Arc::new(session), Instant::now());
+                tracing::info!(queue = name, generation, "connected to RabbitMQ");
+                state.send_replace(State::Up(Arc::clone(&session)));
+                let fault = session.serve(&closing).await;
+                if began.elapsed() >= STABLE {
+                    pause = FIRST_PAUSE;
+                    tracing::warn!(queue = name, problem = fault.problem, "the connection to RabbitMQ is over");
+                    state.send_replace(State::Connecting);
+                    continue;
+                }
+                fault
+            }
+        };
+        // Many hosts lose one broker at the same moment.
+        let jittered = pause.mul_f64(rand::random_range(0.5..1.0));
+        tracing::warn!(
+            queue = name,
+            problem = fault.problem,
+            next_try_ms = jittered.as_millis() as u64,
+            "no connection to RabbitMQ"
+        );
+        state.send_replace(State::Down(fault));
+        sleep(jittered).await;
+        pause = LONGEST_PAUSE.min(pause * 2);
+    }
+}

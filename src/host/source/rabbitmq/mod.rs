@@ -1,0 +1,236 @@
+//! RabbitMQ: jobs out of one queue, acknowledged by hand, over a connection that is made again whenever it breaks.
+//!
+//! - The subscription begins with the first [`Source::receive`], when a handler is free; then up to `prefetch` messages are
+//!   here at once, so that the next one is at hand. What waits too long is handed back before the broker takes it.
+//! - A message belongs to its connection. When that breaks, the broker delivers everything again that was not acknowledged;
+//!   settling it by the old connection is [`SourceError::Lost`], and a job that is done by then is replayed for free.
+//! - To try again later means: publish a copy to a queue that gives it back after a while, with the attempts so far in a
+//!   header, wait until the broker has it, then acknowledge. A crash in between makes two of it, never none.
+//! - The queue must be durable; a quorum queue is the one that counts. Its delivery limit must be higher than the host's
+//!   `max_attempts`, else the broker dead-letters a message before its caller is told.
+
+mod connection;
+mod fault;
+mod handed_back;
+mod lane;
+mod link;
+mod publish;
+mod record;
+mod serve;
+mod session;
+pub mod settings;
+mod shelf;
+mod topology;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::fault::Fault;
+use self::handed_back::HandedBack;
+use self::link::{Link, State};
+use self::publish::Address;
+use self::session::{Broker, Session, Verdict};
+use self::settings::Settings;
+use self::shelf::Held;
+use super::{Depth, Message, Shape, Source, SourceError};
+use crate::setting::SettingError;
+
+/// The queue; see the module.
+pub struct RabbitMq {
+    link: Link,
+    settings: Settings,
+    /// The queue's name in messages.
+    label: String,
+}
+
+impl RabbitMq {
+    /// Begins to connect, and goes on whether or not the broker is there; [`Source::depth`] tells whether it is. Must be
+    /// called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// Names the setting that is missing or wrong.
+    pub fn start(settings: &Settings) -> Result<Self, SettingError> {
+        settings.check()?;
+        let (settings, authorities) = (settings.clone(), settings.authorities()?);
+        let label = format!("{} at {}:{}", settings.queue, settings.broker().unwrap_or_default(), settings.port);
+        let broker = Broker { settings: settings.clone(), authorities, handed_back: HandedBack::default() };
+        Ok(Self { link: Link::start(broker), settings, label })
+    }
+
+    fn receipt(&self, message: &Message, action: &'static str) -> Result<(Arc<Session>, Arc<Held>), SourceError> {
+        let parts = message.receipt.split_once(':');
+        let parts = parts.and_then(|(generation, tag)| Some((generation.parse().ok()?, tag.parse().ok()?)));
+        let (generation, tag) = parts.ok_or_else(|| self.lost(action, "its receipt is not one of ours"))?;
+        let session = self.link.session_of(generation);
+        let session = session.ok_or_else(|| self.lost(action, "the connection that it came by is gone"))?;
+        let held = session.handed_out(tag).ok_or_else(|| self.lost(action, "it was settled before"))?;
+        Ok((session, held))
+    }
+
+    fn lost(&self, action: &'static str, problem: impl Into<String>) -> SourceError {
+        SourceError::Lost { queue: self.label.clone(), action, problem: problem.into() }
+    }
+
+    fn at(&self, action: &'static str) -> impl FnOnce(Fault) -> SourceError {
+        move |fault| fault.at(&self.label, action)
+    }
+
+    async fn settle(&self, message: &Message, verdict: Verdict, action: &'static str) -> Result<(), SourceError> {
+        let (session, held) = self.receipt(message, action)?;
+        session.settle(&held, verdict).await.map_err(|problem| self.lost(action, problem))
+    }
+
+    /// Publishes the message again and settles the original.
+    async fn move_to(&self, session: &Session, held: &Held, to: &Address, reason: Option<&str>) -> Result<(), Fault> {
+        let properties = publish::again(&held.delivery.properties, held.attempt, reason);
+        session.publish(to, &held.delivery.data, properties).await
+    }
+
+    /// Where a message waits for its next attempt. Without permission to make that queue it waits nowhere, and is tried
+    /// again as soon as its turn comes.
+    async fn waiting_room(&self, session: &Session, delay: Duration) -> Result<Address, Fault> {
+        if delay.is_zero() {
+            return Ok(Address::queue(&self.settings.queue));
+        }
+        match session.retry_queue(delay).await {
+            Ok(name) => Ok(Address::queue(&name)),
+            Err(fault) if fault.refused => {
+                tracing::warn!(
+                    queue = self.label,
+                    problem = fault.problem,
+                    "no queue to wait in: trying again without a pause"
+                );
+                Ok(Address::queue(&self.settings.queue))
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    fn message(session: &Session, held: &Held) -> Message {
+        let delivery = &held.delivery;
+        let receipt = format!("{}:{}", session.generation, delivery.delivery_tag);
+        // A name that nobody gave is ours, and differs from delivery to delivery.
+        let id = delivery.properties.message_id().as_ref().map_or_else(|| receipt.clone(), ToString::to_string);
+        Message {
+            record: record::record(delivery, &id, held.attempt),
+            id,
+            receipt,
+            attempt: held.attempt,
+            group: None,
+            body: delivery.data.clone(),
+            sent: record::sent(&delivery.properties),
+            received: held.since.into_std(),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for RabbitMq {
+    fn name(&self) -> &'static str {
+        "rabbitmq"
+    }
+
+    fn shape(&self) -> Shape {
+        let host = self.settings.broker().unwrap_or_default();
+        Shape::RabbitMq {
+            event_source_arn: format!("arn:aws:mq:local:000000000000:broker:{host}"),
+            queue: format!("{}::{}", self.settings.queue, self.settings.vhost),
+        }
+    }
+
+    /// An attempt to connect that fails comes back as an error, once; the next call waits for the next attempt.
+    async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
+        let (mut state, closing) = (self.link.state(), self.link.closing());
+        loop {
+            if closing.is_cancelled() {
+                return Ok(Vec::new());
+            }
+            let now = state.borrow_and_update().clone();
+            let taken = async {
+                match &now {
+                    State::Up(session) => {
+                        let taken = session.take(most.max(1)).await;
+                        taken.iter().map(|held| Self::message(session, held)).collect()
+                    }
+                    State::Connecting | State::Down(_) => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                messages = taken => return Ok(messages),
+                () = closing.cancelled() => {}
+                changed = state.changed() => {
+                    let over = Fault::unavailable("nobody keeps the connection any more");
+                    changed.map_err(|_| self.at("receive")(over))?;
+                    if let State::Down(fault) = &*state.borrow() {
+                        return Err(self.at("receive")(fault.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ack(&self, message: &Message) -> Result<(), SourceError> {
+        self.settle(message, Verdict::Done, "acknowledge").await
+    }
+
+    /// The delay is rounded up to 1, 2, 5, 15 s, 1, 5, 15 min or 1 h. Where the queue for it must not be made, the message
+    /// goes to the end of the queue of jobs at once; where that must not be published to either, it is rejected with
+    /// requeue. Only the last does not count the attempt on a classic queue.
+    async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
+        let (session, held) = self.receipt(message, "retry")?;
+        let to = self.waiting_room(&session, delay).await.map_err(self.at("retry"))?;
+        let verdict = match self.move_to(&session, &held, &to, None).await {
+            Ok(()) => Verdict::Done,
+            Err(fault) if fault.refused => {
+                tracing::warn!(queue = self.label, problem = fault.problem, "rejecting with requeue");
+                Verdict::Failed
+            }
+            Err(fault) => return Err(self.at("retry")(fault)),
+        };
+        session.settle(&held, verdict).await.map_err(|problem| self.lost("retry", problem))
+    }
+
+    async fn release(&self, message: &Message) -> Result<(), SourceError> {
+        self.settle(message, Verdict::Untried, "release").await
+    }
+
+    /// With `declare` the message is published to our own dead-letter exchange, with reason and attempts in its headers:
+    /// that exchange is there, and the publication is confirmed. A queue that was found is its owner's, and AMQP does not
+    /// say where it dead-letters to: there the message is rejected, and the reason stands in the log alone. If the owner
+    /// keeps no dead letters, RabbitMQ drops it.
+    async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
+        let (session, held) = self.receipt(message, "dead-letter")?;
+        let verdict = if self.settings.declare {
+            let to = Address::exchange(&topology::dead_letter_exchange(&self.settings.queue), &self.settings.queue);
+            self.move_to(&session, &held, &to, Some(reason)).await.map_err(self.at("dead-letter"))?;
+            Verdict::Done
+        } else {
+            tracing::warn!(queue = self.label, message_id = message.id, reason, "rejected: its queue dead-letters it");
+            Verdict::Dead
+        };
+        session.settle(&held, verdict).await.map_err(|problem| self.lost("dead-letter", problem))
+    }
+
+    async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
+        let properties = publish::job_properties(job_id).map_err(self.at("send"))?;
+        let session = self.link.session().await.map_err(self.at("send"))?;
+        session.publish(&Address::queue(&self.settings.queue), body, properties).await.map_err(self.at("send"))
+    }
+
+    /// What waits for another attempt, or with another host, is not among them. RabbitMQ does not say how old the oldest is.
+    async fn depth(&self) -> Result<Depth, SourceError> {
+        let session = self.link.session().await.map_err(self.at("depth"))?;
+        let waiting = session.depth().await.map_err(self.at("depth"))?;
+        Ok(Depth { waiting, oldest: None })
+    }
+
+    async fn close(&self) {
+        self.link.closing().cancel();
+        let now = self.link.state().borrow().clone();
+        if let State::Up(session) = now {
+            session.emptied.cancelled().await;
+        }
+    }
+}

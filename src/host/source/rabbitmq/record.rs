@@ -1,0 +1,146 @@
+//! A delivery as AWS puts it into an `aws:rmq` event, and which attempt it is.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use lapin::BasicProperties;
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use serde_json::{Map, Value, json};
+
+use std::time::{Duration, SystemTime};
+
+use super::publish::ATTEMPT_HEADER;
+
+/// Deliveries of this copy of the message before this one, as the broker counts: a quorum queue says how many there were,
+/// a classic one only whether there was one.
+pub(super) fn broker_count(delivery: &Delivery) -> u32 {
+    number(&delivery.properties, "x-delivery-count").unwrap_or_else(|| u32::from(delivery.redelivered))
+}
+
+/// Attempts that earlier copies of the message have used up.
+pub(super) fn earlier_attempts(properties: &BasicProperties) -> u32 {
+    number(properties, ATTEMPT_HEADER).unwrap_or(0)
+}
+
+fn number(properties: &BasicProperties, header: &str) -> Option<u32> {
+    let number = match properties.headers().as_ref()?.inner().get(header)? {
+        AMQPValue::ShortShortInt(number) => i64::from(*number),
+        AMQPValue::ShortShortUInt(number) => i64::from(*number),
+        AMQPValue::ShortInt(number) => i64::from(*number),
+        AMQPValue::ShortUInt(number) => i64::from(*number),
+        AMQPValue::LongInt(number) => i64::from(*number),
+        AMQPValue::LongUInt(number) => i64::from(*number),
+        AMQPValue::LongLongInt(number) => *number,
+        _ => return None,
+    };
+    Some(u32::try_from(number.max(0)).unwrap_or(u32::MAX))
+}
+
+/// When the message was sent, where the sender says; RabbitMQ itself notes whole seconds.
+pub(super) fn sent(properties: &BasicProperties) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs((*properties.timestamp())?))
+}
+
+/// The element of `rmqMessagesByQueue`. `x-delivery-count` is set so that who reads the event counts the same `attempt`.
+pub(super) fn record(delivery: &Delivery, id: &str, attempt: u32) -> Value {
+    let properties = &delivery.properties;
+    let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
+    let mut headers = properties.headers().as_ref().map(table).unwrap_or_default();
+    headers.insert("x-delivery-count".into(), attempt.saturating_sub(1).into());
+    json!({
+        "basicProperties": {
+            "contentType": text(properties.content_type()),
+            "contentEncoding": text(properties.content_encoding()),
+            "headers": headers,
+            "deliveryMode": properties.delivery_mode().unwrap_or(1),
+            "priority": properties.priority().unwrap_or(0),
+            "correlationId": text(properties.correlation_id()),
+            "replyTo": text(properties.reply_to()),
+            "expiration": text(properties.expiration()),
+            "messageId": id,
+            "timestamp": sent(properties).and_then(date),
+            "type": text(properties.kind()),
+            "userId": text(properties.user_id()),
+            "appId": text(properties.app_id()),
+            "clusterId": text(properties.cluster_id()),
+            "bodySize": delivery.data.len(),
+        },
+        "redelivered": delivery.redelivered,
+        "data": STANDARD.encode(&delivery.data),
+    })
+}
+
+fn table(table: &FieldTable) -> Map<String, Value> {
+    table.into_iter().map(|(name, value)| (name.to_string(), header(value))).collect()
+}
+
+/// AWS writes texts as `{"bytes": [...]}`, because AMQP does not say which encoding they have.
+fn header(value: &AMQPValue) -> Value {
+    match value {
+        AMQPValue::Boolean(value) => (*value).into(),
+        AMQPValue::ShortShortInt(value) => (*value).into(),
+        AMQPValue::ShortShortUInt(value) => (*value).into(),
+        AMQPValue::ShortInt(value) => (*value).into(),
+        AMQPValue::ShortUInt(value) => (*value).into(),
+        AMQPValue::LongInt(value) => (*value).into(),
+        AMQPValue::LongUInt(value) => (*value).into(),
+        AMQPValue::LongLongInt(value) => (*value).into(),
+        AMQPValue::Float(value) => (*value).into(),
+        AMQPValue::Double(value) => (*value).into(),
+        AMQPValue::DecimalValue(value) => (f64::from(value.value) / 10f64.powi(value.scale.into())).into(),
+        AMQPValue::ShortString(value) => json!({ "bytes": value.as_str().as_bytes() }),
+        AMQPValue::LongString(value) => json!({ "bytes": value.as_bytes() }),
+        AMQPValue::ByteArray(value) => json!({ "bytes": value.as_slice() }),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().map(header).collect(),
+        AMQPValue::Timestamp(seconds) => {
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*seconds)).and_then(date).into()
+        }
+        AMQPValue::FieldTable(inner) => table(inner).into(),
+        AMQPValue::Void => Value::Null,
+    }
+}
+
+/// `Nov 21, 2026, 10:00:00 PM`, in UTC.
+fn date(time: SystemTime) -> Option<String> {
+    // httpdate ends in the year 9999 and panics behind it.
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+    if seconds >= 253_402_300_800 {
+        return None;
+    }
+    let http = httpdate::fmt_http_date(time);
+    let [_, day, month, year, clock, _] = http.split_whitespace().collect::<Vec<_>>()[..] else { return None };
+    let (hour, rest) = clock.split_once(':')?;
+    let (day, hour): (u8, u8) = (day.parse().ok()?, hour.parse().ok()?);
+    let half = if hour < 12 { "AM" } else { "PM" };
+    Some(format!("{month} {day}, {year}, {}:{rest} {half}", (hour + 11) % 12 + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_written_as_aws_writes_them() {
+        for (seconds, expected) in [
+            (2_021, Some("Jan 1, 1970, 12:33:41 AM")),
+            (1_795_298_400, Some("Nov 21, 2026, 10:00:00 PM")),
+            (43_200, Some("Jan 1, 1970, 12:00:00 PM")),
+            (u64::MAX / 4, None),
+        ] {
+            let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+            assert_eq!(time.and_then(date).as_deref(), expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn headers_are_written_as_aws_writes_them() {
+        let mut inner = FieldTable::default();
+        inner.insert("n".into(), AMQPValue::LongLongInt(-5));
+        let mut headers = FieldTable::default();
+        headers.insert("text".into(), AMQPValue::LongString("ab".into()));
+        headers.insert("list".into(), AMQPValue::FieldArray(vec![AMQPValue::Boolean(true), AMQPValue::Void].into()));
+        headers.insert("table".into(), AMQPValue::FieldTable(inner));
+        let expected = json!({ "text": { "bytes": [97, 98] }, "list": [true, null], "table": { "n": -5 } });
+        assert_eq!(Value::from(table(&headers)), expected);
+    }
+}

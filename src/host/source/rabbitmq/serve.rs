@@ -1,0 +1,112 @@
+//! The life of a session: fills the shelf, hands back what waits there too long, and says when the connection is over.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::message::Delivery;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Consumer, Error};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::fault::{Fault, within};
+use super::session::{Session, Verdict};
+use super::shelf::Held;
+
+/// How soon the end of a connection is noticed that nothing else tells us of.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Session {
+    /// Serves until the connection is over; why it is.
+    pub(super) async fn serve(&self, closing: &CancellationToken) -> Fault {
+        let fault = match self.run(closing).await {
+            Err(fault) => fault,
+            Ok(never) => match never {},
+        };
+        // The broker gives them to somebody, perhaps to us, and counts a delivery that nobody has tried.
+        for held in self.shelf().remove_until(Instant::now()) {
+            self.broker.handed_back.note(&held.delivery);
+        }
+        self.emptied.cancel();
+        fault
+    }
+
+    async fn run(&self, closing: &CancellationToken) -> Result<std::convert::Infallible, Fault> {
+        let longest_wait = Duration::from_secs(self.broker.settings.consumer_timeout_s) / 2;
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut consumer = None;
+        loop {
+            let oldest = self.shelf().oldest();
+            tokio::select! {
+                delivery = next(&mut consumer) => self.arrive(delivery)?,
+                () = closing.cancelled(), if !self.emptied.is_cancelled() => {
+                    self.empty(consumer.take()).await?;
+                    self.emptied.cancel();
+                }
+                () = self.wanted.notified(), if consumer.is_none() && !closing.is_cancelled() => {
+                    consumer = Some(self.consume().await?);
+                }
+                () = too_old(oldest, longest_wait), if oldest.is_some() => self.hand_back(longest_wait).await?,
+                () = self.doubted.notified() => self.look()?,
+                _ = look.tick() => self.look()?,
+            }
+        }
+    }
+
+    fn look(&self) -> Result<(), Fault> {
+        if self.is_alive() { Ok(()) } else { Err(Fault::unavailable("the connection is gone")) }
+    }
+
+    async fn consume(&self) -> Result<Consumer, Fault> {
+        let settings = &self.broker.settings;
+        within(self.consuming.basic_qos(settings.prefetch, BasicQosOptions::default())).await?;
+        let (queue, options) = (settings.queue.as_str().into(), BasicConsumeOptions::default());
+        within(self.consuming.basic_consume(queue, "".into(), options, FieldTable::default())).await
+    }
+
+    fn arrive(&self, delivery: Option<Result<Delivery, Error>>) -> Result<(), Fault> {
+        let Some(delivery) = delivery else {
+            return Err(Fault::unavailable("the broker ended the subscription: the queue was deleted or moved"));
+        };
+        let delivery = delivery?;
+        let attempt = self.broker.handed_back.attempt(&delivery);
+        self.put(Held { delivery, attempt, since: Instant::now() });
+        Ok(())
+    }
+
+    /// Ends the subscription and puts back what has arrived and was not handed out.
+    async fn empty(&self, consumer: Option<Consumer>) -> Result<(), Fault> {
+        if let Some(mut consumer) = consumer {
+            within(self.consuming.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
+            while let Some(delivery) = consumer.next().await {
+                self.arrive(Some(delivery))?;
+            }
+        }
+        self.hand_back(Duration::ZERO).await
+    }
+
+    /// Puts back what has been waiting here for so long, before the broker takes it back and our channel with it.
+    async fn hand_back(&self, longest_wait: Duration) -> Result<(), Fault> {
+        let old = Instant::now().checked_sub(longest_wait).map(|moment| self.shelf().remove_until(moment));
+        for held in old.unwrap_or_default() {
+            self.settle(&held, Verdict::Untried).await.map_err(Fault::unavailable)?;
+        }
+        Ok(())
+    }
+}
+
+async fn next(consumer: &mut Option<Consumer>) -> Option<Result<Delivery, Error>> {
+    match consumer {
+        Some(consumer) => consumer.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn too_old(oldest: Option<Instant>, longest_wait: Duration) {
+    match oldest {
+        Some(oldest) => sleep_until(oldest + longest_wait).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,170 @@
+//! One connection with its channels and its messages, from login to its end.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
+use lapin::types::DeliveryTag;
+use lapin::{BasicProperties, Channel, Connection};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::fault::{Fault, within};
+use super::handed_back::HandedBack;
+use super::lane::Lane;
+use super::publish::{Address, publish};
+use super::settings::Settings;
+use super::shelf::{Held, Shelf};
+use super::{connection, topology};
+
+/// What every session of one source has in common.
+pub(super) struct Broker {
+    pub(super) settings: Settings,
+    /// PEM of `settings.ca_file`.
+    pub(super) authorities: Option<String>,
+    pub(super) handed_back: HandedBack,
+}
+
+pub(super) struct Session {
+    /// Counts connections. A delivery tag of one means nothing to the next.
+    pub(super) generation: u64,
+    pub(super) broker: Arc<Broker>,
+    connection: Connection,
+    /// Deliveries and their settlement; the broker ties one to the other by channel.
+    pub(super) consuming: Channel,
+    asking: Lane,
+    publishing: Lane,
+    shelf: Mutex<Shelf>,
+    /// Something waits on the shelf.
+    arrived: Notify,
+    /// Somebody wants messages.
+    pub(super) wanted: Notify,
+    /// Something failed: is the connection still there?
+    pub(super) doubted: Notify,
+    /// Nothing waits here any more, and nothing comes.
+    pub(super) emptied: CancellationToken,
+}
+
+/// What becomes of a message.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Verdict {
+    Done,
+    /// Back to the queue, as if it had not been here: since 4.3 RabbitMQ counts no delivery for a nack.
+    Untried,
+    /// Back to the queue, counted: that is what a reject means since 4.3.
+    Failed,
+    /// To the queue's own dead-letter exchange.
+    Dead,
+}
+
+impl Session {
+    /// Connects, and makes or finds the queues.
+    pub(super) async fn open(broker: &Arc<Broker>, generation: u64) -> Result<Self, Fault> {
+        let connection = connection::open(&broker.settings, broker.authorities.as_deref()).await?;
+        let consuming = within(connection.create_channel()).await?;
+        let session = Self {
+            generation,
+            broker: Arc::clone(broker),
+            connection,
+            consuming,
+            asking: Lane::default(),
+            publishing: Lane::with_confirms(),
+            shelf: Mutex::default(),
+            arrived: Notify::new(),
+            wanted: Notify::new(),
+            doubted: Notify::new(),
+            emptied: CancellationToken::new(),
+        };
+        let turn = session.asking.enter(&session.connection).await?;
+        topology::establish(&turn.channel, &broker.settings).await?;
+        turn.leave();
+        Ok(session)
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.connection.status().connected() && self.consuming.status().connected()
+    }
+
+    /// A panic under the lock leaves the shelf as it was or short of a message, which the broker still has.
+    pub(super) fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn put(&self, held: Held) {
+        self.shelf().put(held);
+        self.arrived.notify_waiters();
+    }
+
+    /// Waits for messages; one that arrives after the caller is gone stays on the shelf.
+    pub(super) async fn take(&self, most: usize) -> Vec<Arc<Held>> {
+        self.wanted.notify_one();
+        loop {
+            // Listens before it looks, so that nothing arrives in between.
+            let arrived = self.arrived.notified();
+            let taken = self.shelf().take(most);
+            if !taken.is_empty() {
+                return taken;
+            }
+            arrived.await;
+        }
+    }
+
+    /// Tells the broker what becomes of the message. The error says why the message is not ours any more.
+    pub(super) async fn settle(&self, held: &Held, verdict: Verdict) -> Result<(), String> {
+        let acker = &held.delivery.acker;
+        let told = match verdict {
+            Verdict::Done => within(acker.ack(BasicAckOptions::default())).await,
+            Verdict::Untried => within(acker.nack(BasicNackOptions { requeue: true, multiple: false })).await,
+            Verdict::Failed => within(acker.reject(BasicRejectOptions { requeue: true })).await,
+            Verdict::Dead => within(acker.reject(BasicRejectOptions { requeue: false })).await,
+        };
+        match verdict {
+            Verdict::Done | Verdict::Dead => self.broker.handed_back.forget(&held.delivery),
+            Verdict::Untried => self.broker.handed_back.note(&held.delivery),
+            Verdict::Failed => {}
+        }
+        self.shelf().settled(held.delivery.delivery_tag);
+        match told {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("it was settled before, or its channel is closed".into()),
+            Err(fault) => {
+                self.doubted.notify_one();
+                Err(fault.problem)
+            }
+        }
+    }
+
+    pub(super) fn handed_out(&self, tag: DeliveryTag) -> Option<Arc<Held>> {
+        self.shelf().handed_out(tag)
+    }
+
+    /// Returns when the broker has the message for good.
+    pub(super) async fn publish(&self, to: &Address, body: &[u8], properties: BasicProperties) -> Result<(), Fault> {
+        if self.connection.status().blocked() {
+            return Err(Fault::unavailable("the broker takes no messages for now: it is short of memory or disk"));
+        }
+        let published = async {
+            let turn = self.publishing.enter(&self.connection).await?;
+            publish(&turn.channel, to, body, properties).await?;
+            turn.leave();
+            Ok(())
+        };
+        published.await.inspect_err(|_| self.doubted.notify_one())
+    }
+
+    /// The queue that gives messages back after `delay`.
+    pub(super) async fn retry_queue(&self, delay: Duration) -> Result<String, Fault> {
+        let turn = self.asking.enter(&self.connection).await?;
+        let name = topology::retry_queue(&turn.channel, &self.broker.settings.queue, delay).await?;
+        turn.leave();
+        Ok(name)
+    }
+
+    /// Messages that no handler has: in the queue, and here.
+    pub(super) async fn depth(&self) -> Result<u64, Fault> {
+        let turn = self.asking.enter(&self.connection).await?;
+        let ready = topology::depth(&turn.channel, &self.broker.settings.queue).await?;
+        turn.leave();
+        Ok(ready + self.shelf().waiting() as u64)
+    }
+}

@@ -1,0 +1,111 @@
+//! Which broker, which queue, and how much of it at once: section `sources.rabbitmq`.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::setting::{Secret, SettingError};
+
+/// What RabbitMQ allows for a name, less what `.retry.3600000` and the like add to it.
+const LONGEST_QUEUE_NAME_BYTES: usize = 230;
+const LONGEST_NAME_BYTES: usize = 255;
+
+/// Settings of section `sources.rabbitmq`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Name or address of the broker. Without it this source is off.
+    pub host: Option<String>,
+    pub port: u16,
+    pub user: String,
+    pub password: Secret,
+    pub vhost: String,
+    /// The queue of jobs.
+    pub queue: String,
+    /// true: make the queue (quorum) with its dead-letter exchange and queue. false: use the queue as it is found; the
+    /// small queues that messages wait in between two attempts are still made when the first one is needed.
+    pub declare: bool,
+    /// TLS to the broker, whose certificate must be for `host`; its port is usually 5671.
+    pub tls: bool,
+    /// PEM file with certificates of authorities to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Messages that this process may hold at once, those that wait for a handler included; 1 to 65535.
+    pub prefetch: u16,
+    /// Seconds between signs of life, 1 to 600; a connection that is silent for two of them is given up.
+    pub heartbeat_s: u16,
+    /// Milliseconds for a connection from the first packet until the broker has let us in.
+    pub connect_timeout_ms: u64,
+    /// Seconds after which the broker takes back a message that is not settled: its own `consumer_timeout`. A message that
+    /// waits here for half as long is handed back before.
+    pub consumer_timeout_s: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            host: None,
+            port: 5672,
+            user: "guest".into(),
+            password: Secret::new("guest"),
+            vhost: "/".into(),
+            queue: "image_generation".into(),
+            declare: false,
+            tls: false,
+            ca_file: None,
+            prefetch: 10,
+            heartbeat_s: 30,
+            connect_timeout_ms: 10_000,
+            consumer_timeout_s: 1800,
+        }
+    }
+}
+
+impl Settings {
+    /// The broker, where one is set.
+    #[must_use]
+    pub fn broker(&self) -> Option<&str> {
+        self.host.as_deref().filter(|host| !host.is_empty())
+    }
+
+    /// The certificates of `ca_file`, as PEM.
+    pub(super) fn authorities(&self) -> Result<Option<String>, SettingError> {
+        let Some(file) = &self.ca_file else { return Ok(None) };
+        let wrong = |problem: &str| SettingError::new("sources.rabbitmq.ca_file", format!("{}: {problem}", file.display()));
+        let pem = std::fs::read_to_string(file).map_err(|error| wrong(&format!("cannot be read ({error})")))?;
+        if pem.contains("-----BEGIN CERTIFICATE-----") {
+            Ok(Some(pem))
+        } else {
+            Err(wrong("must hold certificates in PEM form (-----BEGIN CERTIFICATE-----)"))
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), SettingError> {
+        let wrong = |key: &str, problem: String| Err(SettingError::new(&format!("sources.rabbitmq.{key}"), problem));
+        if self.broker().is_none() {
+            return wrong("host", "must name the broker (RABBITMQ_HOST)".into());
+        }
+        let queue = self.queue.len();
+        if queue == 0 || queue > LONGEST_QUEUE_NAME_BYTES {
+            return wrong("queue", format!("must have 1 to {LONGEST_QUEUE_NAME_BYTES} bytes, got {queue}"));
+        }
+        if self.vhost.is_empty() || self.vhost.len() > LONGEST_NAME_BYTES {
+            return wrong("vhost", format!("must have 1 to {LONGEST_NAME_BYTES} bytes, got {}", self.vhost.len()));
+        }
+        if self.prefetch == 0 {
+            return wrong("prefetch", "must be 1 to 65535 (0 would take the whole queue at once)".into());
+        }
+        if !(1..=600).contains(&self.heartbeat_s) {
+            return wrong("heartbeat_s", format!("must be 1 to 600 seconds, got {}", self.heartbeat_s));
+        }
+        if self.connect_timeout_ms == 0 {
+            return wrong("connect_timeout_ms", "must be at least 1 millisecond".into());
+        }
+        if self.consumer_timeout_s < 2 {
+            return wrong("consumer_timeout_s", format!("must be at least 2 seconds, got {}", self.consumer_timeout_s));
+        }
+        if self.ca_file.is_some() && !self.tls {
+            return wrong("ca_file", "needs `tls: true`".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! The queues around the queue of jobs: where failed jobs are kept, and where jobs wait for their next attempt.
+//!
+//! - `{queue}`: a quorum queue that dead-letters into the exchange `{queue}.dlx`.
+//! - `{queue}.dead`: a quorum queue bound to that exchange.
+//! - `{queue}.retry.{ms}`: a quorum queue that gives its messages back to `{queue}` after so many milliseconds. One for each
+//!   step of a ladder, because RabbitMQ looks at the head alone: of messages with times of their own in one queue, a short
+//!   one would wait behind a long one. They have no `x-expires`: a queue that expires takes its messages with it, and the
+//!   ladder is short.
+//!
+//! All of them dead-letter at least once, which RabbitMQ does only together with `reject-publish`.
+
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::{Channel, ExchangeKind};
+
+use super::fault::{Fault, within};
+use super::settings::Settings;
+
+/// What a delay is rounded up to; longer ones get the last.
+const LADDER_S: [u64; 8] = [1, 2, 5, 15, 60, 300, 900, 3600];
+
+/// Deliveries of one copy of a message after which the broker itself dead-letters it. The host's own `max_attempts` is what
+/// ends a job, and tells its caller; this is only the last resort for a message that ends every host that takes it. So it
+/// is high: before 4.3 RabbitMQ counts messages that were handed back untouched as well, and its own default is 20.
+const DELIVERY_LIMIT: i64 = 1000;
+
+pub(super) fn dead_letter_exchange(queue: &str) -> String {
+    format!("{queue}.dlx")
+}
+
+/// Makes the queues, or looks whether the queue is there.
+pub(super) async fn establish(channel: &Channel, settings: &Settings) -> Result<(), Fault> {
+    if settings.declare {
+        declare(channel, &settings.queue).await.map_err(|fault| {
+            let problem = format!(
+                "{}; a queue or exchange of that name exists with other arguments or the user may not make it: delete it, or \
+                 use the queue as it is with `sources.rabbitmq.declare: false`",
+                fault.problem
+            );
+            Fault { problem, ..fault }
+        })
+    } else {
+        depth(channel, &settings.queue).await.map(drop)
+    }
+}
+
+/// Messages in the queue that nobody has.
+pub(super) async fn depth(channel: &Channel, queue: &str) -> Result<u64, Fault> {
+    let passive = QueueDeclareOptions::default().passive();
+    match within(channel.queue_declare(queue.into(), passive, FieldTable::default())).await {
+        Ok(found) => Ok(found.message_count().into()),
+        Err(fault) if fault.refused && fault.problem.starts_with("NOT_FOUND") => Err(Fault::refused(format!(
+            "there is no queue {queue:?}; make it, or have it made with `sources.rabbitmq.declare: true`"
+        ))),
+        Err(fault) => Err(fault),
+    }
+}
+
+async fn declare(channel: &Channel, queue: &str) -> Result<(), Fault> {
+    let exchange = dead_letter_exchange(queue);
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    within(channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Fanout, durable, FieldTable::default())).await?;
+    let dead = format!("{queue}.dead");
+    quorum(channel, &dead, &[]).await?;
+    let bind = QueueBindOptions::default();
+    within(channel.queue_bind(dead.into(), exchange.as_str().into(), "".into(), bind, FieldTable::default())).await?;
+    let arguments = [("x-delivery-limit", DELIVERY_LIMIT.into())];
+    quorum(channel, queue, &[&arguments[..], &dead_letters_to(&exchange, queue)].concat()).await
+}
+
+/// Makes sure of the queue that gives messages back to `queue` after `delay` or a little more; its name.
+pub(super) async fn retry_queue(channel: &Channel, queue: &str, delay: Duration) -> Result<String, Fault> {
+    let delay_ms = step(delay).as_millis();
+    let name = format!("{queue}.retry.{delay_ms}");
+    let arguments = [("x-message-ttl", AMQPValue::from(delay_ms as i64))];
+    quorum(channel, &name, &[&arguments[..], &dead_letters_to("", queue)].concat()).await?;
+    Ok(name)
+}
+
+fn step(delay: Duration) -> Duration {
+    let steps = LADDER_S.map(Duration::from_secs);
+    steps.into_iter().find(|step| *step >= delay).unwrap_or(steps[steps.len() - 1])
+}
+
+fn dead_letters_to(exchange: &str, routing_key: &str) -> [(&'static str, AMQPValue); 4] {
+    [
+        ("x-dead-letter-exchange", text(exchange)),
+        ("x-dead-letter-routing-key", text(routing_key)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+    ]
+}
+
+async fn quorum(channel: &Channel, name: &str, arguments: &[(&'static str, AMQPValue)]) -> Result<(), Fault> {
+    let mut table = FieldTable::default();
+    table.insert("x-queue-type".into(), text("quorum"));
+    for (key, value) in arguments {
+        table.insert((*key).into(), value.clone());
+    }
+    within(channel.queue_declare(name.into(), QueueDeclareOptions::durable(), table)).await.map(drop)
+}
+
+fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delay_is_rounded_up_to_its_step() {
+        for (delay_ms, step_s) in [(0, 1), (1_000, 1), (1_001, 2), (4_000, 5), (60_000, 60), (61_000, 300), (9_999_999, 3600)] {
+            assert_eq!(step(Duration::from_millis(delay_ms)), Duration::from_secs(step_s), "{delay_ms} ms");
+        }
+    }
+}

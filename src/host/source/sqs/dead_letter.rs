@@ -1,0 +1,95 @@
+//! A message that failed for good goes to the dead-letter queue of its queue's redrive policy at once, with the reason.
+//!
+//! SQS would move it by itself at the policy's `maxReceiveCount`. Until then it would come back, start the job again and, where
+//! it crashes a handler, crash it again, after its caller has been told that it failed; and it would arrive without a reason.
+
+use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
+use serde::Deserialize;
+
+use super::address::is_fifo;
+use super::queue::{Parcel, Queue};
+use super::record::attributes_of;
+use crate::host::source::{Message, SourceError};
+
+const REASON: &str = "atelier-reason";
+/// SQS takes no more of them.
+const MOST_ATTRIBUTES: usize = 10;
+const LONGEST_REASON_CHARS: usize = 500;
+
+#[derive(Deserialize)]
+struct RedrivePolicy {
+    #[serde(rename = "deadLetterTargetArn")]
+    target: String,
+}
+
+impl Queue {
+    /// URL of the dead-letter queue, where the redrive policy names one. Asked each time: the policy may change while we run.
+    pub(super) async fn dead_letter_queue(&self) -> Result<Option<String>, SourceError> {
+        let attributes = self.attributes(&[QueueAttributeName::RedrivePolicy]).await?;
+        let Some(text) = attributes.get(&QueueAttributeName::RedrivePolicy).filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let policy: RedrivePolicy = serde_json::from_str(text).map_err(|error| SourceError::Refused {
+            queue: self.url.clone(),
+            action: "sqs:GetQueueAttributes",
+            problem: format!("the redrive policy {text:?} names no dead-letter queue ({error})"),
+        })?;
+        self.url_of(&policy.target).await.map(Some)
+    }
+
+    /// Sends the message to the dead-letter queue, then deletes it here: interrupted in between, it is there twice, never lost.
+    pub(super) async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
+        if let Some(target) = self.dead_letter_queue().await? {
+            self.send_to(&target, self.parcel(&target, message, reason)?).await?;
+        } else {
+            // Left here it would start the job again and again, and its caller has been told.
+            tracing::warn!(
+                queue = self.url,
+                message_id = message.id,
+                reason,
+                "a failed message is deleted: the queue has no redrive policy; set one to keep such messages"
+            );
+        }
+        self.delete(message).await
+    }
+
+    fn parcel<'a>(&self, target: &str, message: &'a Message, reason: &str) -> Result<Parcel<'a>, SourceError> {
+        let body = self.checked_body(&message.body)?;
+        let mut attributes = attributes_of(&message.record);
+        if attributes.len() < MOST_ATTRIBUTES && self.has_room_for_a_reason(message) {
+            let text = MessageAttributeValue::builder().data_type("String").string_value(presentable(reason)).build();
+            attributes.extend(text.ok().map(|text| (REASON.to_owned(), text)));
+        }
+        let group = message.record["attributes"]["MessageGroupId"].as_str();
+        let deduplication = is_fifo(target).then_some(message.id.as_str());
+        Ok(Parcel { body, attributes, group, deduplication })
+    }
+
+    /// Attributes count into a message's size; the record holds all of them, and a little more.
+    fn has_room_for_a_reason(&self, message: &Message) -> bool {
+        let attributes = message.record["messageAttributes"].to_string().len();
+        message.body.len() + attributes + REASON.len() + 4 * LONGEST_REASON_CHARS + 6 <= self.most_bytes()
+    }
+}
+
+/// As SQS takes it for an attribute: not empty, no control characters, not long.
+fn presentable(reason: &str) -> String {
+    let text: String = reason
+        .chars()
+        .map(|c| if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { ' ' } else { c })
+        .take(LONGEST_REASON_CHARS)
+        .collect();
+    if text.trim().is_empty() { "not given".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_made_presentable() {
+        assert_eq!(presentable("a\nb\u{0}c\u{ffff}"), "a b c ");
+        assert_eq!(presentable(" \n"), "not given");
+        assert_eq!(presentable(&"ä".repeat(900)).chars().count(), LONGEST_REASON_CHARS);
+    }
+}

@@ -1,0 +1,200 @@
+//! SQS: jobs out of a queue by long poll, each kept invisible to others until it is settled.
+//!
+//! - A message is ours for `visibility_s` from its receipt, and renewed every half of that, up to SQS's 12 hours in all.
+//! - Its receive count is its attempt. SQS counts every receipt, also of what was put back untried.
+//! - A FIFO queue is asked for one message at a time: SQS gives out the next of a group only when the one before is settled, and
+//!   that one first again when it is retried. So order holds however many handlers there are.
+//! - What failed for good is moved to the dead-letter queue by us, see `dead_letter.rs`.
+
+mod address;
+mod dead_letter;
+mod error;
+mod inbox;
+mod lease;
+mod queue;
+mod record;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::types::QueueAttributeName;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use self::address::Address;
+use self::inbox::Inbox;
+use self::queue::{Parcel, Queue};
+use super::{ConnectError, Depth, Message, Shape, Source, SourceError};
+use crate::aws::Access;
+use crate::setting::{Secret, SettingError, check_address};
+
+/// Settings of section `sources.sqs`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The queue; without it this source is off. Its server and region are taken from here as well.
+    pub queue_url: Option<String>,
+    /// Needed where neither the URL nor the AWS SDK's own places (`AWS_REGION`, profile, instance) say the right one.
+    pub region: Option<String>,
+    /// Where the queue's server is reached, if not under the host of `queue_url`.
+    pub endpoint_url: Option<String>,
+    /// Both or none: without them the AWS SDK looks for credentials itself (environment, profile, role).
+    pub access_key_id: Option<String>,
+    pub secret_access_key: Option<Secret>,
+    /// Seconds that a poll waits for messages, 1 to 20; [`Source::close`] may take as long.
+    pub wait_s: u32,
+    /// Seconds that a message stays invisible to others without a heartbeat, 2 to 43200: so long after this process is killed
+    /// its messages are delivered again. The heartbeat is half of it.
+    pub visibility_s: u32,
+    /// Milliseconds to wait for a connection.
+    pub connect_timeout_ms: u64,
+    /// Milliseconds for one attempt; a poll has `wait_s` on top.
+    pub attempt_timeout_ms: u64,
+    /// Milliseconds for a request with all its attempts.
+    pub operation_timeout_ms: u64,
+    /// Attempts of a request: 5xx, throttling and broken connections are tried again with backoff and jitter.
+    pub max_attempts: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            queue_url: None,
+            region: None,
+            endpoint_url: None,
+            access_key_id: None,
+            secret_access_key: None,
+            wait_s: 20,
+            visibility_s: 120,
+            connect_timeout_ms: 3_000,
+            attempt_timeout_ms: 10_000,
+            operation_timeout_ms: 30_000,
+            max_attempts: 3,
+        }
+    }
+}
+
+/// The queue. Dropped without [`Source::close`], it leaves what it has not handed out to the visibility timeout.
+pub struct Sqs {
+    queue: Arc<Queue>,
+    inbox: Arc<Inbox>,
+    heartbeat: Duration,
+}
+
+impl Sqs {
+    /// Asks the queue for its name, its limits and its dead-letter queue, so that what is wrong is found before the first job.
+    ///
+    /// # Errors
+    /// Names the setting that is wrong, or says which permission or queue is missing.
+    pub async fn connect(settings: &Settings) -> Result<Self, ConnectError> {
+        let address = settings.address()?;
+        let client = settings.client(&address).await?;
+        let queue = Arc::new(Queue::open(client, settings, address.url, address.fifo).await?);
+        let dead_letter_queue = queue.dead_letter_queue().await?;
+        tracing::info!(queue = queue.url, dead_letter_queue, "SQS queue found");
+        let heartbeat = Duration::from_secs(settings.visibility_s.into()) / 2;
+        let inbox = Arc::new(Inbox::new(Arc::clone(&queue), heartbeat));
+        Ok(Self { queue, inbox, heartbeat })
+    }
+}
+
+impl Drop for Sqs {
+    fn drop(&mut self) {
+        self.inbox.stop();
+    }
+}
+
+impl Settings {
+    fn address(&self) -> Result<Address, SettingError> {
+        let within = |key: &str, value: u32, least: u32, most: u32, why: &str| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            let problem = format!("must be {least} to {most} seconds ({why}), got {value}");
+            Err(SettingError::new(&format!("sources.sqs.{key}"), problem))
+        };
+        within("wait_s", self.wait_s, 1, 20, "SQS's limit")?;
+        within("visibility_s", self.visibility_s, 2, 43_200, "SQS's limit is 12 hours")?;
+        check_address("sources.sqs.endpoint_url", self.endpoint_url.as_deref())?;
+        Address::parse(self.queue_url.as_deref().unwrap_or_default())
+    }
+
+    async fn client(&self, address: &Address) -> Result<Client, SettingError> {
+        let access = Access {
+            section: "sources.sqs",
+            region: self.region.clone().or_else(|| address.region.clone()),
+            endpoint_url: Some(self.endpoint_url.clone().unwrap_or_else(|| address.endpoint.clone())),
+            access_key_id: self.access_key_id.clone(),
+            secret_access_key: self.secret_access_key.clone(),
+            connect_timeout: Duration::from_millis(self.connect_timeout_ms),
+            attempt_timeout: Duration::from_millis(self.attempt_timeout_ms),
+            operation_timeout: Duration::from_millis(self.operation_timeout_ms),
+            max_attempts: self.max_attempts,
+        };
+        Ok(Client::new(&access.load().await?))
+    }
+}
+
+#[async_trait]
+impl Source for Sqs {
+    fn name(&self) -> &'static str {
+        "sqs"
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::Sqs
+    }
+
+    fn heartbeat(&self) -> Option<Duration> {
+        Some(self.heartbeat)
+    }
+
+    async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
+        self.inbox.receive(most).await
+    }
+
+    async fn extend(&self, message: &Message) -> Result<(), SourceError> {
+        self.queue.extend(message).await
+    }
+
+    async fn ack(&self, message: &Message) -> Result<(), SourceError> {
+        self.queue.delete(message).await
+    }
+
+    async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
+        self.queue.hide_for(message, delay).await
+    }
+
+    async fn release(&self, message: &Message) -> Result<(), SourceError> {
+        self.queue.hide_for(message, Duration::ZERO).await
+    }
+
+    async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
+        self.queue.dead_letter(message, reason).await
+    }
+
+    async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
+        let body = self.queue.checked_body(body)?;
+        // Not the job's id: a job that failed may be sent again within the five minutes in which SQS drops doubles. The
+        // attempts of this one request have the same.
+        let deduplication = self.queue.fifo().then(|| Uuid::now_v7().to_string());
+        let group = self.queue.fifo().then_some(job_id);
+        let parcel = Parcel { body, attributes: HashMap::new(), group, deduplication: deduplication.as_deref() };
+        self.queue.send_to(&self.queue.url, parcel).await
+    }
+
+    /// SQS does not say how old its oldest message is (`CloudWatch` does: `ApproximateAgeOfOldestMessage`).
+    async fn depth(&self) -> Result<Depth, SourceError> {
+        let names = [QueueAttributeName::ApproximateNumberOfMessages, QueueAttributeName::ApproximateNumberOfMessagesDelayed];
+        let found = self.queue.attributes(&names).await?;
+        let counted: u64 = names.iter().filter_map(|name| found.get(name)?.parse::<u64>().ok()).sum();
+        Ok(Depth { waiting: counted + self.inbox.waiting() as u64, oldest: None })
+    }
+
+    async fn close(&self) {
+        self.inbox.close().await;
+    }
+}

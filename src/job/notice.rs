@@ -1,0 +1,122 @@
+//! A notice as data: what somebody is to be told of a job. It holds no secret, so that one process can hand it to another.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::outcome::{JobError, StoredPicture};
+use super::request::Refusal;
+use super::task::Task;
+use super::task::tryon::Requester;
+use super::url::CallbackUrl;
+use super::{Callback, Job, JobId};
+
+/// Whoever has the configuration can send it, as often as needed: the same id and the same bytes each time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Notice {
+    /// `webhook-id`: it depends on the job and the kind of notice alone, so that receivers can drop what they have seen.
+    pub id: String,
+    #[serde(flatten)]
+    pub message: Message,
+}
+
+/// To whom, and what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "to", rename_all = "snake_case")]
+pub enum Message {
+    /// The operator's backend; `body` is JSON.
+    Backend { kind: Kind, body: String },
+    /// An address that the caller named; `body` is JSON.
+    Callback { url: CallbackUrl, kind: Kind, body: String },
+    /// The try-on service's asset service.
+    AssetService(AssetResult),
+    /// The try-on service's load balancer: told once, and it does not matter whether it hears; `body` is JSON.
+    LoadBalancer { body: String },
+}
+
+/// What a webhook is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    #[serde(rename = "inference.progress")]
+    Progress,
+    #[serde(rename = "inference.complete")]
+    Complete,
+    #[serde(rename = "inference.failed")]
+    Failed,
+}
+
+impl Kind {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Progress => "progress",
+            Self::Complete => "complete",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A try-on's result for the asset service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AssetResult {
+    pub job_id: String,
+    pub requester: Requester,
+    pub node_id: String,
+    pub model_version: String,
+    /// 0 when nothing was painted.
+    pub inference_time_ms: u64,
+    pub result: TryOnResult,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TryOnResult {
+    /// Whoever sends the notice fetches their bytes.
+    Pictures(Vec<StoredPicture>),
+    Error(String),
+}
+
+/// Where the bytes of stored pictures come from.
+#[async_trait]
+pub trait Pictures: Send + Sync {
+    /// # Errors
+    /// [`JobError::Storage`] when the picture could not be read.
+    async fn bytes(&self, picture: &StoredPicture) -> Result<Vec<u8>, JobError>;
+}
+
+/// Of whom a notice speaks, as far as it is known.
+#[derive(Debug, Clone, Copy)]
+pub struct Addressee<'a> {
+    pub job_id: Option<&'a JobId>,
+    pub callback: Option<&'a Callback>,
+    /// Of a try-on.
+    pub requester: Option<&'a Requester>,
+}
+
+impl<'a> From<&'a Job> for Addressee<'a> {
+    fn from(job: &'a Job) -> Self {
+        let requester = match &job.task {
+            Task::Generate(_) => None,
+            Task::TryOn(tryon) => Some(&tryon.requester),
+        };
+        Self { job_id: Some(&job.id), callback: job.callback.as_ref(), requester }
+    }
+}
+
+impl<'a> From<&'a Refusal> for Addressee<'a> {
+    fn from(refusal: &'a Refusal) -> Self {
+        let Refusal { job_id, callback, requester, .. } = refusal;
+        Self { job_id: job_id.as_ref(), callback: callback.as_ref(), requester: requester.as_ref() }
+    }
+}
+
+impl Notice {
+    /// One word for logs: `progress`, `complete`, `failed`, `asset_result` or `job_complete`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match &self.message {
+            Message::Backend { kind, .. } | Message::Callback { kind, .. } => kind.word(),
+            Message::AssetService(_) => "asset_result",
+            Message::LoadBalancer { .. } => "job_complete",
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The try-on service around this node: its asset service gets the pictures, its load balancer hears that the node is free.
+//!
+//! - `POST {asset_service.callback_url}`, multipart: `job_id`, `user_id`, `session_id`, `provider`, `node_id`, `model_version`,
+//!   `inference_time_ms`, and `output_image` or `error`; with `X-Internal-Auth`, `webhook-id` and `webhook-timestamp`. Any 2xx is success, all
+//!   else is tried again.
+//! - Then, once, `POST {load_balancer.url}/job_complete` with `{node_id, job_id, metadata}`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::json;
+use url::Url;
+
+use super::multipart::{Form, Part};
+use super::{backend, webhook_id};
+use crate::job::notice::{Addressee, AssetResult, Message, Notice, Pictures, TryOnResult};
+use crate::job::outcome::{JobError, Record};
+use crate::job::task::ModelName;
+use crate::setting::{Secret, SettingError};
+
+/// Settings of section `asset_service`: who gets the result.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AssetService {
+    /// Without it nobody gets a callback.
+    pub callback_url: Option<String>,
+    /// What the asset service knows us by.
+    pub internal_auth_token: Option<Secret>,
+}
+
+/// Settings of section `load_balancer`: who is told that this node is free again.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoadBalancer {
+    pub url: Option<String>,
+}
+
+/// The service's addresses, and what this node tells it of itself.
+#[derive(Clone)]
+pub struct TryOnService {
+    pub(super) asset_service: Option<(Url, Secret)>,
+    /// With its path.
+    pub(super) load_balancer: Option<Url>,
+    node_id: String,
+    model: ModelName,
+    pictures: Arc<dyn Pictures>,
+}
+
+impl TryOnService {
+    /// `model`: the model that this node serves.
+    ///
+    /// # Errors
+    /// Names the setting that is missing or wrong.
+    pub fn new(
+        asset_service: &AssetService,
+        load_balancer: &LoadBalancer,
+        node_id: &str,
+        model: &ModelName,
+        pictures: Arc<dyn Pictures>,
+    ) -> Result<Self, SettingError> {
+        let load_balancer = match &load_balancer.url {
+            Some(address) => backend::base("load_balancer.url", address)?.join("job_complete").ok(),
+            None => None,
+        };
+        Ok(Self {
+            asset_service: asset_target(asset_service)?,
+            load_balancer,
+            node_id: node_id.to_owned(),
+            model: model.clone(),
+            pictures,
+        })
+    }
+
+    /// The notices of a try-on that has ended: as its record says, or with the error.
+    pub(super) fn notices(&self, of: &Addressee<'_>, ended: Result<&Record, &JobError>) -> Vec<Notice> {
+        let (Some(job_id), Some(requester)) = (of.job_id, of.requester) else { return Vec::new() };
+        let (word, inference_time_ms, result) = match ended {
+            Ok(record) => {
+                let inference_time_ms = record.timings_ms.get("infer").copied().unwrap_or_default();
+                ("asset_complete", inference_time_ms, TryOnResult::Pictures(record.pictures.clone()))
+            }
+            Err(error) => ("asset_failed", 0, TryOnResult::Error(error.to_string())),
+        };
+        let asset = self.asset_service.is_some().then(|| Notice {
+            id: webhook_id(&[word, job_id.as_str()]),
+            message: Message::AssetService(AssetResult {
+                job_id: job_id.to_string(),
+                requester: requester.clone(),
+                node_id: self.node_id.clone(),
+                model_version: self.model.as_str().to_owned(),
+                inference_time_ms,
+                result,
+            }),
+        });
+        let metadata = of.callback.map(|callback| callback.metadata.clone()).unwrap_or_default();
+        let free = self.load_balancer.is_some().then(|| Notice {
+            id: webhook_id(&["job_complete", job_id.as_str()]),
+            message: Message::LoadBalancer {
+                body: json!({ "node_id": self.node_id, "job_id": job_id, "metadata": metadata }).to_string(),
+            },
+        });
+        asset.into_iter().chain(free).collect()
+    }
+
+    /// The callback's body, with the pictures as they lie in the bucket.
+    ///
+    /// # Errors
+    /// When a picture could not be read.
+    pub(super) async fn form(&self, of: &AssetResult) -> Result<Form, JobError> {
+        let mut parts = vec![Part::text("job_id", &of.job_id)];
+        for (name, text) in
+            [("user_id", &of.requester.user_id), ("session_id", &of.requester.session_id), ("provider", &of.requester.provider)]
+        {
+            parts.extend(text.as_ref().map(|text| Part::text(name, text)));
+        }
+        parts.push(Part::text("node_id", &of.node_id));
+        parts.push(Part::text("model_version", &of.model_version));
+        parts.push(Part::text("inference_time_ms", &of.inference_time_ms.to_string()));
+        match &of.result {
+            TryOnResult::Error(error) => parts.push(Part::text("error", error)),
+            TryOnResult::Pictures(pictures) => {
+                for picture in pictures {
+                    let ending = picture.key.rsplit_once('.').map_or("png", |(_, ending)| ending);
+                    let bytes = self.pictures.bytes(picture).await?;
+                    parts.push(Part::file("output_image", &format!("result.{ending}"), &picture.content_type, bytes));
+                }
+            }
+        }
+        Ok(Form::new(&parts))
+    }
+}
+
+fn asset_target(settings: &AssetService) -> Result<Option<(Url, Secret)>, SettingError> {
+    let Some(address) = &settings.callback_url else { return Ok(None) };
+    let url = Url::parse(address).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(|| {
+        let problem = format!("must be an address such as https://assets.example.com/callback, got {address:?}");
+        SettingError::new("asset_service.callback_url", problem)
+    })?;
+    let token = settings.internal_auth_token.clone().ok_or_else(|| {
+        SettingError::new("asset_service.internal_auth_token", "must be set beside callback_url (INTERNAL_API_TOKEN)")
+    })?;
+    backend::check_header("asset_service.internal_auth_token", &token)?;
+    Ok(Some((url, token)))
+}
+
+impl fmt::Debug for TryOnService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TryOnService")
+            .field("asset_service", &self.asset_service)
+            .field("load_balancer", &self.load_balancer)
+            .finish_non_exhaustive()
+    }
+}

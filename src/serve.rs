@@ -1,0 +1,53 @@
+//! The handler role: serves the Runtime API with the configured function until it is to end.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::config::{self, Config, Environment};
+use crate::events::settled::ENGINE_LOST_EXIT_CODE;
+use crate::handler::lambda::{self, End, Limits};
+use crate::handler::line;
+use crate::start;
+
+/// Serves invocations; returns the exit code of the process.
+///
+/// # Errors
+/// When there is no Runtime API here, the function cannot be set up, or the Runtime API goes away.
+pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Result<ExitCode> {
+    let runtime_api = config::runtime_api(environment)?
+        .context("there is no Runtime API here (AWS_LAMBDA_RUNTIME_API is not set); try `atelier demo` or `atelier --help`")?;
+    let host = if config::has_host(environment)? {
+        Some(line::listen(std::io::BufReader::new(std::io::stdin())).context("the host cannot be listened to")?)
+    } else {
+        None
+    };
+    let started = async {
+        let config = Config::load(path, environment)?;
+        let handler = start::handler(&config, environment, Arc::new(|_, _| ())).await?;
+        Ok::<_, start::StartError>((config, handler))
+    };
+    let (config, handler) = match started.await {
+        Ok(started) => started,
+        Err(error) => {
+            if let Err(unheard) = lambda::report_init_error(&runtime_api, error.error_type(), &error.to_string()).await {
+                tracing::warn!(error = %unheard, "the Runtime API could not be told why the start failed");
+            }
+            return Err(error.into());
+        }
+    };
+    let limits = Limits {
+        deadline_margin: Duration::from_millis(config.runtime.deadline_margin_ms),
+        shutdown_grace: Duration::from_millis(config.runtime.shutdown_grace_ms),
+    };
+    match lambda::serve(handler, limits, host).await.map_err(anyhow::Error::from_boxed)? {
+        End::Asked => Ok(ExitCode::SUCCESS),
+        End::EngineLost => {
+            tracing::error!("the GPU failed; this process ends, so that another one is started");
+            Ok(ExitCode::from(ENGINE_LOST_EXIT_CODE))
+        }
+    }
+}

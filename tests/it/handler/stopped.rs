@@ -1,0 +1,88 @@
+//! A job that is stopped near its end, on its last attempt: it is never told as failed once it may be done, and telling ends in time.
+
+use std::time::{Duration, SystemTime};
+
+use atelier::engine::EngineError;
+use atelier::events::settled::Settlement;
+use atelier::workflow::control::{Control, Shutdown, Telling};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::{body, brought_back, one, sqs};
+use crate::backend::Backend;
+use crate::stage::Stage;
+
+const MARGIN: Duration = Duration::from_millis(200);
+
+fn told_as_failed(backend: &mut Backend) -> bool {
+    backend.arrived().iter().any(|notice| notice.path.ends_with("/failed"))
+}
+
+#[tokio::test]
+async fn a_job_whose_record_is_stored_is_not_told_as_failed() {
+    let mut stage = Stage::set().await;
+    stage.backend.answer.send_replace(None);
+    let (switch, shutdown) = Shutdown::channel();
+    let control = Control::new(0, MARGIN, shutdown);
+    let Stage { handler, backend, .. } = &mut stage;
+    let (reply, told) = tokio::join!(handler.handle(one(body("stored"), 3), &control), async {
+        let told = backend.terminal().await;
+        switch.send(Some(Instant::now())).unwrap();
+        told
+    });
+    assert_eq!((reply.unwrap(), told.path.as_str()), (brought_back(&["m0"]), "/api/webhooks/inference/complete"));
+    assert!(!told_as_failed(&mut stage.backend));
+}
+
+#[tokio::test]
+async fn a_job_whose_record_is_on_its_way_is_not_told_as_failed() {
+    for telling in [Telling::Now, Telling::Later] {
+        let mut stage = Stage::set().await;
+        stage.bucket.hold(Some("/result.json"));
+        let (switch, shutdown) = Shutdown::channel();
+        let control = Control::new(0, MARGIN, shutdown).telling_by(telling);
+        let Stage { handler, bucket, .. } = &mut stage;
+        let (reply, ()) = tokio::join!(handler.handle(one(body("on-its-way"), 3), &control), async {
+            bucket.holding().await;
+            switch.send(Some(Instant::now())).unwrap();
+        });
+        let reply: Value = reply.unwrap();
+        assert_eq!(reply["batchItemFailures"], brought_back(&["m0"])["batchItemFailures"]);
+        if telling == Telling::Later {
+            assert_eq!(serde_json::from_value::<Settlement>(reply["jobs"][0]["outcome"].clone()).unwrap(), Settlement::Retry);
+            assert_eq!(reply["jobs"][0]["notices"], serde_json::json!([]));
+        }
+        assert!(!told_as_failed(&mut stage.backend));
+    }
+}
+
+#[tokio::test]
+async fn telling_of_a_failure_ends_before_the_deadline() {
+    let mut stage = Stage::set().await;
+    stage.backend.answer.send_replace(None);
+    stage.next_painting(|| panic!("a bug in a kernel"));
+    let limit = Duration::from_secs(2);
+    let deadline = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + limit;
+    let (_switch, shutdown) = Shutdown::channel();
+    let control = Control::new(deadline.as_millis() as u64, Duration::from_millis(1_600), shutdown);
+    let started = Instant::now();
+    assert_eq!(stage.handler.handle(one(body("untold"), 3), &control).await.unwrap(), brought_back(&["m0"]));
+    assert!(started.elapsed() < limit, "{:?}", started.elapsed());
+    assert!(told_as_failed(&mut stage.backend), "it was tried");
+}
+
+#[tokio::test]
+async fn a_gpu_that_failed_hands_back_the_whole_batch() {
+    let mut stage = Stage::set().await;
+    stage.next_painting(|| {
+        let text = "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")";
+        Err(EngineError::Candle(candle_core::Error::Msg(text.into())))
+    });
+    assert!(!stage.handler.engine_is_lost());
+    let reply = stage.handle_for_host(sqs(&[(body("culprit"), 1, None), (body("innocent"), 3, None)])).await;
+    let codes = [&reply["jobs"][0]["error"]["code"], &reply["jobs"][1]["error"]["code"]];
+    assert_eq!(codes, ["gpu_failed", "shutting_down"]);
+    assert_eq!([&reply["jobs"][0]["outcome"], &reply["jobs"][1]["outcome"]], ["retry", "retry"]);
+    assert!(stage.handler.engine_is_lost());
+    assert_eq!(stage.painted(), 0);
+}

@@ -1,0 +1,95 @@
+//! What a wrong setting, a missing permission and a server in trouble are told as.
+
+use std::net::TcpListener;
+
+use atelier::host::source::ConnectError;
+
+use super::*;
+use crate::servers::http::{Answer, HttpServer};
+
+async fn refusal(settings: &Settings) -> SourceError {
+    match Sqs::connect(settings).await.err().expect("must fail") {
+        ConnectError::Source(error) => error,
+        ConnectError::Setting(error) => panic!("not the setting's fault: {error}"),
+    }
+}
+
+fn answer(status: u16, code: &str) -> Answer {
+    let body = json!({ "__type": format!("com.amazonaws.sqs#{code}"), "message": "so it is" }).to_string();
+    Answer::with(status, &[("content-type", "application/x-amz-json-1.0")], &body)
+}
+
+#[tokio::test]
+async fn a_wrong_queue_is_found_at_start() {
+    let Some(bench) = Bench::start("SQS queues that do not exist").await else { return };
+    let url = bench.queue("jobs", &[]).await.replace("jobs", "jods");
+    let error = refusal(&settings(&url)).await;
+    assert!(matches!(error, SourceError::Refused { action: "sqs:GetQueueAttributes", .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.starts_with(&format!("{url}: sqs:GetQueueAttributes: there is no such queue (")), "{text}");
+    assert!(text.contains("check sources.sqs.queue_url"), "{text}");
+}
+
+#[tokio::test]
+async fn a_missing_permission_is_named_and_not_tried_again() {
+    let server = HttpServer::start(&[answer(403, "AccessDeniedException")]).await;
+    let error = refusal(&settings(server.url("/123456789012/jobs").as_str())).await;
+    assert!(matches!(error, SourceError::Refused { .. }));
+    let text = error.to_string();
+    assert!(text.contains("access was denied (AccessDeniedException, so it is, status 403)"), "{text}");
+    assert!(text.contains("allow sqs:GetQueueAttributes on this queue"), "{text}");
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn throttling_and_server_errors_are_passing_and_tried_three_times() {
+    for (status, code) in [(403, "RequestThrottled"), (500, "InternalError")] {
+        let server = HttpServer::start(&[answer(status, code)]).await;
+        let error = refusal(&settings(server.url("/123456789012/jobs").as_str())).await;
+        assert!(matches!(error, SourceError::Unavailable { .. }), "{error:?}");
+        assert_eq!(server.requests().len(), 3, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_unavailable() {
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+    let error = refusal(&settings(&format!("http://{port}/123456789012/jobs"))).await;
+    assert!(matches!(error, SourceError::Unavailable { .. }), "{error:?}");
+    assert!(error.to_string().contains("could not be reached"), "{error}");
+}
+
+#[tokio::test]
+async fn a_receive_that_fails_says_so_and_the_next_one_polls_again() {
+    let Some(bench) = Bench::start("SQS polls that fail").await else { return };
+    let url = bench.queue("jobs", &[]).await;
+    let source = bench.source(&url).await;
+    bench.client.delete_queue().queue_url(&url).send().await.expect("deleted");
+    let error = source.receive(1).await.expect_err("the queue is gone");
+    assert!(matches!(error, SourceError::Refused { action: "sqs:ReceiveMessage", .. }), "{error:?}");
+    bench.queue("jobs", &[]).await;
+    source.send("job-1", b"{}").await.expect("sent");
+    assert_eq!(receive_one(&source).await.body, b"{}");
+}
+
+#[tokio::test]
+async fn wrong_settings_are_named_before_anything_is_asked() {
+    let good = settings("http://127.0.0.1:9/123456789012/jobs");
+    let wrong = [
+        (Settings { queue_url: None, ..good.clone() }, "sources.sqs.queue_url"),
+        (Settings { queue_url: Some("image_generation".into()), ..good.clone() }, "sources.sqs.queue_url"),
+        (Settings { wait_s: 21, ..good.clone() }, "sources.sqs.wait_s"),
+        (Settings { wait_s: 0, ..good.clone() }, "sources.sqs.wait_s"),
+        (Settings { visibility_s: 1, ..good.clone() }, "sources.sqs.visibility_s"),
+        (Settings { visibility_s: 43_201, ..good.clone() }, "sources.sqs.visibility_s"),
+        (Settings { endpoint_url: Some("127.0.0.1:9".into()), ..good.clone() }, "sources.sqs.endpoint_url"),
+        (Settings { secret_access_key: None, ..good.clone() }, "sources.sqs.secret_access_key"),
+        (Settings { access_key_id: None, ..good.clone() }, "sources.sqs.access_key_id"),
+    ];
+    for (settings, setting) in wrong {
+        match Sqs::connect(&settings).await.err() {
+            Some(ConnectError::Setting(error)) => assert_eq!(error.setting, setting, "{error}"),
+            other => panic!("{setting}: {other:?}"),
+        }
+    }
+}
