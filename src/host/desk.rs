@@ -175,6 +175,7 @@ impl Desk {
 
     /// Cancels a job: one that waits is not started, one that runs stops before its next denoising step. Its caller gets the
     /// `failed` notice with the code `cancelled`.
+    #[must_use]
     pub fn cancel(&self, id: &str) -> Cancelling {
         let cancelling = self.jobs.cancel(id);
         if cancelling == Cancelling::Running {

@@ -70,6 +70,15 @@ fn what_is_left_out_has_the_contracts_defaults() {
 }
 
 #[test]
+fn a_whole_number_may_be_written_with_a_point() {
+    let plain = parse(&with("steps", json!(50))).expect("50");
+    let job = parse(&with("steps", json!(50.0))).expect("50.0 is the same number");
+    assert_eq!((generate(&job).steps.get(), &job.fingerprint), (50, &plain.fingerprint));
+    assert_eq!(refusal(&with("steps", json!(-0.5))).0, "steps");
+    assert_eq!(refusal(&with("seed", json!(9_007_199_254_740_992.0))).0, "seed");
+}
+
+#[test]
 fn every_refusal_names_its_field_and_what_is_allowed() {
     let table = [
         (with("job_id", json!("a/b")), "job_id", "A-Z a-z 0-9 . _ -"),

@@ -26,7 +26,7 @@ struct Claim {
     fingerprint: String,
     job_id: String,
     /// Tells claims of the same request apart.
-    claim_id: String,
+    nonce: String,
 }
 
 impl Key {
@@ -48,7 +48,7 @@ impl Key {
     pub(super) async fn claim(&self, http: &Http, job: &Job) -> Result<bool, Problem> {
         const LIMIT: Duration = Duration::from_secs(10);
         let claim =
-            Claim { fingerprint: job.fingerprint.clone(), job_id: job.id.to_string(), claim_id: Uuid::now_v7().to_string() };
+            Claim { fingerprint: job.fingerprint.clone(), job_id: job.id.to_string(), nonce: Uuid::now_v7().to_string() };
         let claiming = tokio::time::timeout(LIMIT, http.store.claim(&self.0, &claim)).await;
         let existing = match claiming {
             Ok(Ok(existing)) => existing,

@@ -171,8 +171,7 @@ macro_rules! whole_number {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let value = Value::deserialize(deserializer)?;
-                let number = value
-                    .as_u64()
+                let number = whole(&value)
                     .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown(&value))))?;
                 Self::new(number).map_err(de::Error::custom)
             }
@@ -306,6 +305,13 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}", self.width_px(), self.height_px())
     }
+}
+
+/// To JSON 4.0 is the same number as 4, and some writers write it so.
+fn whole(value: &Value) -> Option<u64> {
+    const EXACT_BELOW: f64 = (1_u64 << 53) as f64;
+    let written_as_real = || value.as_f64().filter(|real| real.fract() == 0.0 && (0.0..EXACT_BELOW).contains(real));
+    value.as_u64().or_else(|| written_as_real().map(|real| real as u64))
 }
 
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

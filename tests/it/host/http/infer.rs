@@ -63,7 +63,7 @@ async fn a_try_on_comes_as_a_form_whose_own_fields_count_first() {
     let Task::TryOn(tryon) = &direct.job.task else { panic!("no try-on") };
     assert_eq!((tryon.seed.get(), tryon.steps.get()), (7, 5));
     assert!((tryon.guidance_scale.get() - 1.5).abs() < f64::EPSILON);
-    assert_eq!(tryon.prompt.as_ref().map(|prompt| prompt.as_str()), Some("a coat"));
+    assert_eq!(tryon.prompt.as_ref().map(atelier::job::task::Prompt::as_str), Some("a coat"));
     let reply = painted(&front, &direct).await;
     direct.answer.send(Ending::Answer(reply)).unwrap();
     assert_eq!(waiting.await.unwrap().unwrap().status(), StatusCode::OK);

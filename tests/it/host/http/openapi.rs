@@ -1,4 +1,4 @@
-//! The OpenAPI document: it is the one in docs/, it says what the router does, and schemathesis finds no server that differs.
+//! The OpenAPI document: it is the one in `docs/`, it says what the router does, and schemathesis finds no server that differs.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -112,6 +112,8 @@ async fn schemathesis_finds_no_difference_between_document_and_server() {
     let run = Command::new(venv.join("bin/st"))
         .args(["run", &format!("http://{}/openapi.json", front.address)])
         .args(["--header", &format!("X-Internal-Auth: {TOKEN}")])
+        // To delete a job is to cancel it: it is still there to be asked after.
+        .args(["--exclude-checks", "use_after_free"])
         .args(["--checks", "all", "--max-examples", "20", "--seed", "1", "--workers", "1", "--request-timeout", "30"])
         .args(["--generation-database", "none", "--continue-on-failure", "--no-color"])
         .env("SCHEMATHESIS_HOOKS", "schemathesis_hooks")

@@ -80,7 +80,7 @@ async fn the_form_becomes_a_message_and_two_files_in_the_bucket() {
     let Task::TryOn(tryon) = queued(&front).task else { panic!("no try-on") };
     assert_eq!((tryon.seed.get(), tryon.steps.get()), (7, 8));
     assert!((tryon.guidance_scale.get() - 2.5).abs() < f64::EPSILON);
-    assert_eq!(tryon.prompt.as_ref().map(|prompt| prompt.as_str()), Some("a coat"));
+    assert_eq!(tryon.prompt.as_ref().map(atelier::job::task::Prompt::as_str), Some("a coat"));
     assert_eq!(tryon.requester.user_id.as_deref(), Some("u-7"));
     for (asset, what, extension, file) in
         [(&tryon.person, "person", "jpg", &person), (&tryon.garments.get()[0], "garment", "webp", &garment)]
