@@ -138,6 +138,7 @@ impl Settler {
             "a job is tried again"
         );
         self.jobs.put_back(held.job_id(), error);
+        held.let_go().await;
         done(held, "put back", held.source.retry(&held.message, delay).await);
     }
 
@@ -215,6 +216,7 @@ async fn put_back_known(jobs: &Jobs, held: &Held) {
 
 /// Hands a message back that was not tried.
 pub async fn put_back(held: &Held) {
+    held.let_go().await;
     done(held, "released", held.source.release(&held.message).await);
 }
 

@@ -19,6 +19,8 @@ async fn handler_kill_9() {
         }
     }
     campaign.settle().await;
+    let died = campaign.host.logged("a handler ended; another is started after a pause").len();
+    assert!(died > 0, "no handler was killed\n{}", campaign.host.log());
     report(campaign.row());
 }
 
