@@ -4,7 +4,7 @@ mod cloud;
 mod conformance;
 mod http;
 mod protocol;
-mod sqs;
+pub(crate) mod sqs;
 mod survival;
 
 use std::path::{Path, PathBuf};
