@@ -9,6 +9,7 @@ mod config;
 mod engine;
 mod events;
 mod handler;
+mod host;
 mod outbound;
 mod parity;
 mod process;

@@ -97,7 +97,11 @@ impl RabbitMq {
         match session.retry_queue(delay).await {
             Ok(name) => Ok(Address::queue(&name)),
             Err(fault) if fault.refused => {
-                tracing::warn!(queue = self.label, problem = fault.problem, "no queue to wait in: trying again without a pause");
+                tracing::warn!(
+                    queue = self.label,
+                    problem = fault.problem,
+                    "no queue to wait in: trying again without a pause"
+                );
                 Ok(Address::queue(&self.settings.queue))
             }
             Err(fault) => Err(fault),

@@ -1,0 +1,3 @@
+//! The host: queues, handlers, and what may happen to them.
+
+mod rabbitmq;
