@@ -42,13 +42,13 @@ async fn broker_restart() {
 #[tokio::test]
 async fn broker_connection_cut() {
     let Some(node) = rabbitmq::shared_or_skip("connections that are cut").await else { return };
-    let proxy = Proxy::start(node.port).await;
-    let mut campaign = start("RabbitMQ connection cut", &rabbit(proxy.port, "cuts")).await;
+    let proxy = Proxy::start(([127, 0, 0, 1], node.port).into()).await;
+    let mut campaign = start("RabbitMQ connection cut", &rabbit(proxy.address.port(), "cuts")).await;
     for number in 0..jobs() {
         campaign.hand_in(&format!("job-{number}")).await;
         if number % 5 == 4 {
             campaign.a_moment(300).await;
-            proxy.cut();
+            proxy.cut().await;
         }
     }
     campaign.settle().await;

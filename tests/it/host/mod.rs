@@ -4,6 +4,7 @@ mod cloud;
 mod conformance;
 mod http;
 mod protocol;
+mod rabbitmq;
 pub(crate) mod sqs;
 mod survival;
 

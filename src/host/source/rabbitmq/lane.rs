@@ -23,17 +23,13 @@ impl Lane {
     /// The lane for one caller; the channel in it is open.
     pub(super) async fn enter(&self, connection: &Connection) -> Result<Turn<'_>, Fault> {
         let mut place = self.channel.lock().await;
-        let open = place.take().filter(|channel| channel.status().connected());
-        let channel = match open {
-            Some(channel) => channel,
-            None => {
-                let channel = within(connection.create_channel()).await?;
-                if self.confirms {
-                    within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
-                }
-                channel
-            }
-        };
+        if let Some(channel) = place.take().filter(|channel| channel.status().connected()) {
+            return Ok(Turn { place, channel });
+        }
+        let channel = within(connection.create_channel()).await?;
+        if self.confirms {
+            within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        }
         Ok(Turn { place, channel })
     }
 }

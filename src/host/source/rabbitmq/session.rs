@@ -7,6 +7,7 @@ use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use lapin::types::DeliveryTag;
 use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::fault::{Fault, within};
@@ -16,6 +17,9 @@ use super::publish::{Address, publish};
 use super::settings::Settings;
 use super::shelf::{Held, Shelf};
 use super::{connection, topology};
+
+/// How soon the end of a connection is noticed that nothing else tells us of.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What every session of one source has in common.
 pub(super) struct Broker {
@@ -112,12 +116,15 @@ impl Session {
     /// Tells the broker what becomes of the message. The error says why the message is not ours any more.
     pub(super) async fn settle(&self, held: &Held, verdict: Verdict) -> Result<(), String> {
         let acker = &held.delivery.acker;
-        let told = match verdict {
-            Verdict::Done => within(acker.ack(BasicAckOptions::default())).await,
-            Verdict::Untried => within(acker.nack(BasicNackOptions { requeue: true, multiple: false })).await,
-            Verdict::Failed => within(acker.reject(BasicRejectOptions { requeue: true })).await,
-            Verdict::Dead => within(acker.reject(BasicRejectOptions { requeue: false })).await,
-        };
+        let told = within(async {
+            match verdict {
+                Verdict::Done => acker.ack(BasicAckOptions::default()).await,
+                Verdict::Untried => acker.nack(BasicNackOptions { requeue: true, multiple: false }).await,
+                Verdict::Failed => acker.reject(BasicRejectOptions { requeue: true }).await,
+                Verdict::Dead => acker.reject(BasicRejectOptions { requeue: false }).await,
+            }
+        });
+        let told = self.while_it_lives(told).await;
         match verdict {
             Verdict::Done | Verdict::Dead => self.broker.handed_back.forget(&held.delivery),
             Verdict::Untried => self.broker.handed_back.note(&held.delivery),
@@ -143,28 +150,53 @@ impl Session {
         if self.connection.status().blocked() {
             return Err(Fault::unavailable("the broker takes no messages for now: it is short of memory or disk"));
         }
-        let published = async {
+        self.while_it_lives(async {
             let turn = self.publishing.enter(&self.connection).await?;
             publish(&turn.channel, to, body, properties).await?;
             turn.leave();
             Ok(())
-        };
-        published.await.inspect_err(|_| self.doubted.notify_one())
+        })
+        .await
+        .inspect_err(|_| self.doubted.notify_one())
     }
 
     /// The queue that gives messages back after `delay`.
     pub(super) async fn retry_queue(&self, delay: Duration) -> Result<String, Fault> {
-        let turn = self.asking.enter(&self.connection).await?;
-        let name = topology::retry_queue(&turn.channel, &self.broker.settings.queue, delay).await?;
-        turn.leave();
-        Ok(name)
+        self.while_it_lives(async {
+            let turn = self.asking.enter(&self.connection).await?;
+            let name = topology::retry_queue(&turn.channel, &self.broker.settings.queue, delay).await?;
+            turn.leave();
+            Ok(name)
+        })
+        .await
     }
 
     /// Messages that no handler has: in the queue, and here.
     pub(super) async fn depth(&self) -> Result<u64, Fault> {
-        let turn = self.asking.enter(&self.connection).await?;
-        let ready = topology::depth(&turn.channel, &self.broker.settings.queue).await?;
-        turn.leave();
-        Ok(ready + self.shelf().waiting() as u64)
+        self.while_it_lives(async {
+            let turn = self.asking.enter(&self.connection).await?;
+            let ready = topology::depth(&turn.channel, &self.broker.settings.queue).await?;
+            turn.leave();
+            Ok(ready + self.shelf().waiting() as u64)
+        })
+        .await
+    }
+
+    /// lapin never answers what it is asked in the moment in which a connection ends, and it tells of that end only those who
+    /// ask later.
+    pub(super) async fn while_it_lives<T>(&self, asked: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        tokio::select! {
+            biased;
+            answer = asked => answer,
+            fault = self.end() => Err(fault),
+        }
+    }
+
+    /// Resolves soon after the connection is gone.
+    pub(super) async fn end(&self) -> Fault {
+        while self.is_alive() {
+            sleep(LOOK).await;
+        }
+        Fault::unavailable("the connection is gone")
     }
 }
