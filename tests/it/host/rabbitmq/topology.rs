@@ -119,7 +119,7 @@ async fn a_user_that_may_make_nothing_still_tries_again() {
     queue.send("job-1", b"{}").await.unwrap();
     let mut message = next(&queue).await;
     for attempt in 2..4 {
-        queue.retry(&message, Duration::from_secs(60)).await.unwrap();
+        queue.retry(&message, Duration::from_mins(1)).await.unwrap();
         message = next(&queue).await;
         assert_eq!(message.attempt, attempt);
     }
