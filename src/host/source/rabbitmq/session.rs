@@ -116,6 +116,12 @@ impl Session {
 
     /// Tells the broker what becomes of the message. The error says why the message is not ours any more.
     pub(super) async fn settle(&self, held: &Held, verdict: Verdict) -> Result<(), String> {
+        // Before the broker hears of it: the message may be here again before we hear of that.
+        match verdict {
+            Verdict::Done | Verdict::Dead => self.broker.handed_back.forget(&held.delivery),
+            Verdict::Untried => self.broker.handed_back.note(&held.delivery),
+            Verdict::Failed => {}
+        }
         let acker = &held.delivery.acker;
         let told = within(async {
             let told = match verdict {
@@ -129,11 +135,6 @@ impl Session {
             Ok(told)
         });
         let told = self.while_it_lives(told).await;
-        match verdict {
-            Verdict::Done | Verdict::Dead => self.broker.handed_back.forget(&held.delivery),
-            Verdict::Untried => self.broker.handed_back.note(&held.delivery),
-            Verdict::Failed => {}
-        }
         self.shelf().settled(held.delivery.delivery_tag);
         match told {
             Ok(true) => Ok(()),
