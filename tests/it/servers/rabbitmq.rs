@@ -18,6 +18,7 @@ use tokio::sync::{Mutex, oneshot};
 use super::{DEADLINE, environment, say};
 
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
 /// May publish and consume, but make nothing.
 pub(crate) const LIMITED: &str = "limited";
 
@@ -94,6 +95,14 @@ impl RabbitMq {
         self.server = Some(boot(self.folder.path(), self.port, self.ports).await);
     }
 
+    /// `rabbitmqctl` for this node.
+    pub(crate) async fn control(&self, arguments: &[&str]) {
+        let mut control = tokio::process::Command::new(CONTROL);
+        control.args(arguments).envs(environment_of(self.folder.path(), self.port, self.ports));
+        let output = tokio::time::timeout(DEADLINE, control.output()).await.expect("an answer in time").expect("rabbitmqctl");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// To the node; the server script ends with it.
     fn signal(&self, signal: Signal) {
         let pid = fs::read_to_string(self.file("pid")).expect("the node's process id").trim().parse().expect("a number");
@@ -139,21 +148,29 @@ impl Drop for RabbitMq {
     }
 }
 
-async fn boot(folder: &Path, port: u16, [distribution, mapper]: [u16; 2]) -> Child {
+/// What tells the package's scripts which node is meant.
+fn environment_of(folder: &Path, port: u16, [distribution, mapper]: [u16; 2]) -> Vec<(&'static str, String)> {
+    let path = |name: &str| folder.join(name).display().to_string();
+    vec![
+        ("HOME", path("")),
+        ("ERL_EPMD_PORT", mapper.to_string()),
+        ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+        ("RABBITMQ_NODENAME", format!("test{port}@localhost")),
+        ("RABBITMQ_NODE_PORT", port.to_string()),
+        ("RABBITMQ_DIST_PORT", distribution.to_string()),
+        ("RABBITMQ_MNESIA_BASE", path("data")),
+        ("RABBITMQ_LOG_BASE", path("log")),
+        ("RABBITMQ_PID_FILE", path("pid")),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", path("plugins")),
+        ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
+        ("RABBITMQ_ADVANCED_CONFIG_FILE", path("advanced.config")),
+        ("RABBITMQ_CONF_ENV_FILE", path("none")),
+    ]
+}
+
+async fn boot(folder: &Path, port: u16, ports: [u16; 2]) -> Child {
     let mut server = Command::new(SERVER)
-        .env("HOME", folder)
-        .env("ERL_EPMD_PORT", mapper.to_string())
-        .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-        .env("RABBITMQ_NODENAME", format!("test{port}@localhost"))
-        .env("RABBITMQ_NODE_PORT", port.to_string())
-        .env("RABBITMQ_DIST_PORT", distribution.to_string())
-        .env("RABBITMQ_MNESIA_BASE", folder.join("data"))
-        .env("RABBITMQ_LOG_BASE", folder.join("log"))
-        .env("RABBITMQ_PID_FILE", folder.join("pid"))
-        .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder.join("plugins"))
-        .env("RABBITMQ_CONFIG_FILE", folder.join("rabbitmq.conf"))
-        .env("RABBITMQ_ADVANCED_CONFIG_FILE", folder.join("advanced.config"))
-        .env("RABBITMQ_CONF_ENV_FILE", folder.join("none"))
+        .envs(environment_of(folder, port, ports))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

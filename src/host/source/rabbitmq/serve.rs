@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::message::Delivery;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions};
 use lapin::types::FieldTable;
 use lapin::{Consumer, Error};
 use tokio::time::{Instant, sleep_until};
@@ -51,9 +51,8 @@ impl Session {
     }
 
     async fn consume(&self) -> Result<Consumer, Fault> {
-        let settings = &self.broker.settings;
-        within(self.consuming.basic_qos(settings.prefetch, BasicQosOptions::default())).await?;
-        let (queue, options) = (settings.queue.as_str().into(), BasicConsumeOptions::default());
+        within(self.limit()).await?;
+        let (queue, options) = (self.broker.settings.queue.as_str().into(), BasicConsumeOptions::default());
         within(self.consuming.basic_consume(queue, "".into(), options, FieldTable::default())).await
     }
 

@@ -45,16 +45,8 @@ async fn a_broker_that_restarts_with_a_job_in_work_delivers_it_again() {
     assert_eq!((working.id.as_str(), working.attempt), ("working", 1));
     holds(&queue, 1).await;
     node.stop().await;
-    let away = timeout(DEADLINE, async {
-        loop {
-            match queue.send("refused", b"{}").await {
-                Ok(()) => panic!("nobody is there"),
-                Err(error @ SourceError::Unavailable { .. }) => return error,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    });
-    away.await.expect("an answer in time");
+    let error = timeout(DEADLINE, queue.send("refused", b"{}")).await.expect("an answer in time").unwrap_err();
+    assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
     node.start_again().await;
     is_back(&queue).await;
     is_lost(queue.ack(&working).await);
@@ -168,4 +160,24 @@ async fn a_broker_that_says_nothing_is_left_after_a_while() {
     let mut greeting = Vec::new();
     timeout(DEADLINE, socket.read_to_end(&mut greeting)).await.expect("the connection is closed in time").unwrap();
     assert!(greeting.starts_with(b"AMQP"));
+}
+
+#[tokio::test]
+async fn a_broker_that_is_short_of_memory_takes_no_jobs_and_still_hears_what_is_done() {
+    let Some(node) = own_or_skip("RabbitMQ's memory alarm", "").await else { return };
+    let queue = Queue::start(&node.settings("alarm")).unwrap();
+    queue.send("job-7", b"{}").await.unwrap();
+    let message = next(&queue).await;
+    node.control(&["set_vm_memory_high_watermark", "absolute", "1"]).await;
+    for _ in 0..2 {
+        let error = timeout(DEADLINE, queue.send("job-8", b"{}")).await.expect("an answer in time").unwrap_err();
+        assert!(matches!(&error, SourceError::Unavailable { problem, .. } if problem.contains("short of memory")), "{error}");
+    }
+    queue.ack(&message).await.unwrap();
+    drop(queue);
+    let queue = Queue::start(&node.settings("alarm")).unwrap();
+    assert!(stays_empty(&queue).await, "the broker heard that the job is done");
+    node.control(&["set_vm_memory_high_watermark", "0.9"]).await;
+    let send = async { while queue.send("job-9", b"{}").await.is_err() {} };
+    timeout(DEADLINE, send).await.expect("taken again in time");
 }
