@@ -3,15 +3,18 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use crate::config::{self, Config, Environment};
+use crate::engine::Progress;
 use crate::events::settled::ENGINE_LOST_EXIT_CODE;
 use crate::handler::lambda::{self, End, Limits};
 use crate::handler::line;
+use crate::metrics::report::Report;
 use crate::start;
+use crate::workflow::Observer;
 
 /// Serves invocations; returns the exit code of the process.
 ///
@@ -25,9 +28,17 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
     } else {
         None
     };
+    let before = Instant::now();
+    // What the host wants to see of a running job.
+    let observer: Observer = match &host {
+        None => Arc::new(|_, _| ()),
+        Some(_) => Arc::new(|job_id, Progress { step, steps }| {
+            Report::Progress { job_id: job_id.as_str().to_owned(), step, steps }.tell();
+        }),
+    };
     let started = async {
         let config = Config::load(path, environment)?;
-        let handler = start::handler(&config, environment, Arc::new(|_, _| ())).await?;
+        let handler = start::handler(&config, environment, observer).await?;
         Ok::<_, start::StartError>((config, handler))
     };
     let (config, handler) = match started.await {
@@ -39,6 +50,10 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
             return Err(error.into());
         }
     };
+    if host.is_some() {
+        let model = config.model.name.as_str().to_owned();
+        Report::Ready { model, load_seconds: before.elapsed().as_secs_f64() }.tell();
+    }
     let limits = Limits {
         deadline_margin: Duration::from_millis(config.runtime.deadline_margin_ms),
         shutdown_grace: Duration::from_millis(config.runtime.shutdown_grace_ms),

@@ -35,8 +35,16 @@ pub struct Config {
     pub outbound: outbound::Settings,
     pub asset_service: AssetService,
     pub load_balancer: LoadBalancer,
+    pub metrics: Metrics,
     pub host: host::Settings,
     pub sources: Sources,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    /// On Lambda: a line in CloudWatch's embedded metric format for every run of a job.
+    pub emf: bool,
 }
 
 /// Where `atelier host` takes jobs from.

@@ -15,6 +15,7 @@ pub mod drain;
 pub mod event;
 pub mod http;
 pub mod jobs;
+pub mod measure;
 pub mod process;
 pub mod runtime_api;
 pub mod source;
@@ -38,9 +39,11 @@ use self::dispatch::{Floor, intake, settle};
 use self::jobs::Jobs;
 use self::process::{Launcher, Listener, Program};
 use self::source::Source;
-use self::supervisor::{Keeper, Phase, Watcher};
+use self::supervisor::{Keeper, Phase};
 use self::teller::Teller;
 use crate::job::request::Defaults;
+use crate::metrics::Metrics;
+use crate::metrics::report::{self, Report};
 use crate::setting::Secret;
 
 /// Settings of section `host`.
@@ -93,6 +96,7 @@ pub struct Parts {
     pub max_attempts: u32,
     /// What an HTTP event of the host presents to the handler.
     pub token: Option<Secret>,
+    pub metrics: Metrics,
 }
 
 /// A host with its handlers starting and its sources open.
@@ -126,6 +130,7 @@ impl Host {
                 longest_pause: Duration::from_millis(parts.settings.longest_retry_ms),
             },
             token: parts.token,
+            metrics: parts.metrics.clone(),
             under_way: TaskTracker::new(),
             hurry: CancellationToken::new(),
         };
@@ -140,8 +145,8 @@ impl Host {
         };
         let phase = watch::Sender::new(Phase::Running);
         let launcher = Launcher::start()?;
-        let listener: Listener = Arc::new(hear);
-        let watcher: Watcher = Arc::new(|_| ());
+        let (heard, known) = (parts.metrics.clone(), desk.jobs.clone());
+        let listener: Listener = Arc::new(move |line: &str| hear(line, &heard, &known));
         let mut keepers = JoinSet::new();
         for (index, (gpu, cancels)) in parts.gpus.into_iter().zip(cancelled).enumerate() {
             let keeper = Keeper {
@@ -153,7 +158,7 @@ impl Host {
                 floor: floor.clone(),
                 settler: settler.clone(),
                 listener: listener.clone(),
-                watcher: watcher.clone(),
+                metrics: parts.metrics.clone(),
                 phase: phase.subscribe(),
                 cancels,
             };
@@ -161,7 +166,9 @@ impl Host {
         }
         let stop = CancellationToken::new();
         let mut intakes = JoinSet::new();
+        tokio::spawn(measure::handlers(floor.clone(), parts.metrics.clone()));
         for source in parts.sources {
+            tokio::spawn(measure::queue(source.clone(), parts.metrics.clone()));
             intakes.spawn(intake::run(source, floor.clone(), parts.defaults.clone(), stop.clone()));
         }
         tokio::spawn(forward(floor.clone(), directs, wishes));
@@ -222,11 +229,16 @@ impl Host {
     }
 }
 
-/// Whatever a function prints is the operator's to read.
-fn hear(line: &str) {
-    use std::io::Write as _;
-    // A closed standard output is no reason to stop working.
-    let _ = writeln!(io::stdout().lock(), "{line}");
+/// A line of a handler's standard output: a report, or whatever a function prints, which is the operator's to read.
+fn hear(line: &str, metrics: &Metrics, jobs: &Jobs) {
+    match Report::read(line) {
+        // Painting is nine tenths of the way; what is left is storing and telling.
+        Some(Report::Progress { job_id, step, steps }) => {
+            jobs.progress(&job_id, u8::try_from(u64::from(step) * 90 / u64::from(steps.max(1))).unwrap_or(90));
+        }
+        Some(Report::Ready { model, load_seconds }) => metrics.model_loaded(&model, load_seconds),
+        None => report::write_line(line),
+    }
 }
 
 async fn forward(floor: Arc<Floor>, mut directs: mpsc::Receiver<Direct>, mut cancels: mpsc::UnboundedReceiver<String>) {

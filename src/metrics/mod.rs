@@ -148,11 +148,6 @@ impl Metrics {
         }
     }
 
-    /// `path`: the route, never what a caller wrote.
-    pub fn http(&self, path: &str, status: u16) {
-        self.add(table::HTTP_REQUESTS, &[path, &status.to_string()], 1.0);
-    }
-
     /// The Prometheus text format, version 0.0.4. Waits for nothing.
     #[must_use]
     pub fn render(&self) -> String {

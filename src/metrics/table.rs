@@ -103,7 +103,7 @@ pub const QUEUE_AGE: Metric = row(
 pub const BUILD: Metric = row("atelier_build_info", Kind::Gauge, "", &["version"], "1");
 
 /// All of them, in the order of README.
-pub const TABLE: [Metric; 20] = [
+pub const TABLE: [Metric; 19] = [
     INFERENCES,
     INFERENCE_LATENCY,
     INFERENCE_ERRORS,
@@ -123,10 +123,7 @@ pub const TABLE: [Metric; 20] = [
     QUEUE_DEPTH,
     QUEUE_AGE,
     BUILD,
-    HTTP_REQUESTS,
 ];
-pub const HTTP_REQUESTS: Metric =
-    row("atelier_http_requests_total", Kind::Counter, "", &["path", "status"], "requests answered, by route and status");
 
 /// The table in Markdown.
 #[must_use]

@@ -23,6 +23,8 @@ use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
 use crate::host::teller::Teller;
 use crate::host::{Host, Parts, drain};
+use crate::metrics::Metrics;
+use crate::metrics::gpu::{self, Gpus};
 use crate::outbound::Outbound;
 use crate::store::Store;
 
@@ -60,6 +62,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let notifier = Arc::new(super::notifier(&config, outbound, store.clone())?);
     let manifest = config.manifest(environment)?;
     let defaults = manifest.defaults;
+    let metrics = Metrics::new(Gpus::watch()).context("the metrics' table is wrong")?;
     let sources = sources(&config).await?;
     let queue = sources.first().context("no source is configured")?.clone();
     let host = Host::start(Parts {
@@ -68,10 +71,11 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         program,
         sources,
         queue,
-        teller: Teller { notifier, store: store.clone(), defaults: defaults.clone() },
+        teller: Teller { notifier: notifier.clone(), store: store.clone(), defaults: defaults.clone() },
         defaults,
         max_attempts: config.runtime.max_attempts,
         token: config.security.internal_auth_token.clone(),
+        metrics: metrics.clone(),
     })?;
     let http = Http {
         desk: host.desk(),
@@ -84,7 +88,13 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
             backend: "candle".into(),
         },
         settings: config.host.http.clone(),
-        metrics: Arc::new(String::new),
+        metrics: {
+            let (metrics, notifier) = (metrics.clone(), notifier);
+            Arc::new(move || {
+                metrics.webhooks(&notifier.take_attempts());
+                metrics.render()
+            })
+        },
     };
     let address = SocketAddr::from((config.server.address, config.server.port));
     let listener =
@@ -143,6 +153,10 @@ fn gpus(config: &Config, environment: &Environment) -> Vec<Option<String>> {
         .get("CUDA_VISIBLE_DEVICES")
         .map(|list| list.split(',').map(|gpu| gpu.trim().to_owned()).filter(|gpu| !gpu.is_empty()).collect())
         .unwrap_or_default();
+    let visible = match visible.len() {
+        0 => (0..gpu::count()).map(|index| index.to_string()).collect(),
+        _ => visible,
+    };
     let handlers = match config.host.handlers {
         0 => visible.len().max(1),
         handlers => handlers as usize,

@@ -51,6 +51,17 @@ pub enum Slot {
     Down(String),
 }
 
+impl Slot {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Busy(_) => "busy",
+            Self::Down(_) => "down",
+        }
+    }
+}
+
 /// What is in hand and who does what. One lock, held for moments.
 pub struct Floor {
     state: Mutex<State>,
@@ -162,6 +173,13 @@ impl Floor {
             // A slot that is gone runs nothing.
             let _ = cancel.send(job_id.to_owned());
         }
+    }
+
+    /// How many handlers are in each state.
+    #[must_use]
+    pub fn states(&self) -> [(&'static str, usize); 4] {
+        let state = self.state();
+        ["starting", "idle", "busy", "down"].map(|word| (word, state.slots.iter().filter(|slot| slot.word() == word).count()))
     }
 
     #[must_use]

@@ -21,6 +21,7 @@ use crate::host::source::SourceError;
 use crate::host::supervisor::invoke::Ended;
 use crate::host::teller::Teller;
 use crate::job::outcome::JobError;
+use crate::metrics::Metrics;
 use crate::setting::Secret;
 
 /// How often and how soon a job is tried again.
@@ -40,6 +41,7 @@ pub struct Settler {
     pub retries: Retries,
     /// What an HTTP event of the host presents to the handler.
     pub token: Option<Secret>,
+    pub metrics: Metrics,
     pub under_way: TaskTracker,
     /// The host ends: whoever waits for a better time gives up.
     pub hurry: CancellationToken,
@@ -94,6 +96,7 @@ impl Settler {
     }
 
     async fn apply(&self, held: &Held, verdict: Verdict) {
+        self.count(held, &verdict);
         match verdict {
             Verdict::Untried => put_back_known(&self.jobs, held).await,
             Verdict::Taken => self.over(held, State::Complete, None).await,
@@ -114,6 +117,17 @@ impl Settler {
                 }
             }
         }
+    }
+
+    fn count(&self, held: &Held, verdict: &Verdict) {
+        let (outcome, measured) = match verdict {
+            Verdict::Told(settled) => (settled.outcome.word(), settled.measured.as_ref()),
+            Verdict::Taken => (Settlement::Complete.word(), None),
+            Verdict::Failed(_) if held.message.attempt < self.retries.max_attempts => (Settlement::Retry.word(), None),
+            Verdict::Failed(_) => (Settlement::DeadLetter.word(), None),
+            Verdict::Untried => ("untried", None),
+        };
+        self.metrics.job(held.source.name(), outcome, measured);
     }
 
     async fn over(&self, held: &Held, state: State, error: Option<Value>) {
@@ -187,6 +201,8 @@ impl Settler {
             Ended::Died(cause) => (Ending::Crashed(cause.to_string()), None),
             Ended::Untried => (Ending::Drained, None),
         };
+        let outcome = told.as_ref().map_or("failed", |told| told.outcome.word());
+        self.metrics.job("infer", outcome, told.as_ref().and_then(|told| told.measured.as_ref()));
         let (state, error, notices) = match told {
             Some(Settled { outcome: Settlement::Complete, notices, .. }) => (State::Complete, None, notices),
             Some(Settled { error, notices, .. }) => {

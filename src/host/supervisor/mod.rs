@@ -16,6 +16,7 @@ use super::cause::Cause;
 use super::dispatch::settle::Settler;
 use super::dispatch::{Floor, Slot};
 use super::process::{Launcher, Listener, Program};
+use crate::metrics::Metrics;
 
 /// Settings of section `host.handler`.
 #[derive(Debug, Clone, Deserialize)]
@@ -63,9 +64,6 @@ impl Phase {
     }
 }
 
-/// Hears why handlers end: one call an ending.
-pub type Watcher = Arc<dyn Fn(Cause) + Send + Sync>;
-
 /// One place for a handler, with what it needs to keep one there.
 pub struct Keeper {
     pub index: usize,
@@ -77,7 +75,7 @@ pub struct Keeper {
     pub floor: Arc<Floor>,
     pub settler: Settler,
     pub listener: Listener,
-    pub watcher: Watcher,
+    pub metrics: Metrics,
     pub phase: watch::Receiver<Phase>,
     pub cancels: mpsc::UnboundedReceiver<String>,
 }
@@ -96,7 +94,7 @@ impl Keeper {
             if life.served {
                 backoff.reset();
             }
-            (self.watcher)(life.cause);
+            self.metrics.handler_ended(life.cause.word());
             let pause = backoff.next_pause();
             let why = life.why.unwrap_or_else(|| life.cause.to_string());
             tracing::error!(

@@ -3,6 +3,7 @@
 mod cloud;
 mod conformance;
 mod http;
+mod metrics;
 mod protocol;
 mod rabbitmq;
 pub(crate) mod sqs;
@@ -90,6 +91,12 @@ impl HostProcess {
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Where it listens for HTTP.
+    pub(crate) fn address(&self) -> String {
+        let line = self.logged("listening for HTTP").pop().expect("it listens");
+        line["address"].as_str().unwrap().to_owned()
     }
 
     pub(crate) fn terminate(&self) {

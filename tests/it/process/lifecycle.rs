@@ -106,6 +106,30 @@ async fn a_deadline_hands_the_job_back_and_the_next_one_is_painted() {
 }
 
 #[tokio::test]
+async fn on_lambda_every_run_is_a_line_for_cloudwatch() {
+    let mut stage = Stage::set().await;
+    let _handler = stage.world.start(&[], &stage.log);
+    stage.api.invoke(job("measured", 4), LIMIT);
+    assert_eq!(stage.api.posted().await, settled());
+    let out = std::fs::read_to_string(stage.log.with_extension("out")).unwrap();
+    let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [line] = &lines[..] else { panic!("one run, one line: {out}") };
+    assert_eq!(
+        (&line["job_id"], &line["outcome"], &line["model"]),
+        (&json!("measured"), &json!("complete"), &json!("tiny-sd"))
+    );
+    assert_eq!(line["atelier_denoising_steps_total"], 4.0);
+    let names: Vec<&str> = line["_aws"]["CloudWatchMetrics"][0]["Metrics"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|metric| metric["Name"].as_str().unwrap())
+        .collect();
+    assert!(names.contains(&"vton_inference_latency_ms") && names.contains(&"atelier_step_seconds_store"), "{names:?}");
+    assert!(names.iter().all(|name| line[*name].is_number()), "{line}");
+}
+
+#[tokio::test]
 async fn an_unknown_event_is_an_error_and_harms_nobody() {
     let mut stage = Stage::set().await;
     let _handler = stage.world.start(&[], &stage.log);

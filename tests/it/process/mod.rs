@@ -55,7 +55,8 @@ impl World {
         environment
     }
 
-    /// Starts a handler; an empty value in `changes` takes a variable away. Its log goes to the file `log`.
+    /// Starts a handler; an empty value in `changes` takes a variable away. Its log goes to the file `log`, its standard
+    /// output to the same with the ending `.out`.
     pub(crate) fn start(&self, changes: &[(&str, &str)], log: &Path) -> Process {
         self.spawn(changes, log, Stdio::null())
     }
@@ -66,13 +67,15 @@ impl World {
     }
 
     fn spawn(&self, changes: &[(&str, &str)], log: &Path, stdin: Stdio) -> Process {
+        let out = log.with_extension("out");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let out = std::fs::OpenOptions::new().create(true).append(true).open(out).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_atelier"))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .env_clear()
             .envs(self.environment(changes))
             .stdin(stdin)
-            .stdout(Stdio::null())
+            .stdout(out)
             .stderr(log)
             .spawn()
             .unwrap();

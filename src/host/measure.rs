@@ -1,0 +1,33 @@
+//! What the host measures beside jobs: its handlers as they change, its queues every few seconds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::dispatch::Floor;
+use super::source::Source;
+use crate::metrics::Metrics;
+
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Follows the handlers until the host ends.
+pub async fn handlers(floor: Arc<Floor>, metrics: Metrics) {
+    let mut glance = floor.glance();
+    loop {
+        metrics.handlers(&floor.states(), glance.borrow_and_update().in_hand);
+        if glance.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks a queue how much waits in it, until the host ends.
+pub async fn queue(source: Arc<dyn Source>, metrics: Metrics) {
+    loop {
+        match tokio::time::timeout(EVERY, source.depth()).await {
+            Ok(Ok(depth)) => metrics.queue(source.name(), depth.waiting, depth.oldest),
+            Ok(Err(error)) => tracing::debug!(source = source.name(), %error, "no depth"),
+            Err(_) => tracing::debug!(source = source.name(), "no depth in time"),
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
