@@ -54,6 +54,7 @@ async fn main() -> Result<()> {
         node_id: "bench".into(),
         auth: Auth::Off,
         max_attempts: 3,
+        emf_model: None,
     };
     let mut out = stdout();
     writeln!(out, "{s3} {webhooks}")?;

@@ -71,11 +71,13 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<Orders>) -> Re
         })
     };
     let runtime = Runtime::new(function).layer(life);
+    // On its own, because jobs can be cancelled until the very end.
+    let mut host_is_gone = tokio::spawn(obey(host, cancels));
     let ended = async {
         let mut engine_lost = engine_lost.clone();
         let end = tokio::select! {
             _ = terminate.recv() => End::Asked,
-            () = gone(host, &cancels) => End::Asked,
+            _ = &mut host_is_gone => End::Asked,
             _ = engine_lost.wait_for(|lost| *lost) => End::EngineLost,
         };
         if end == End::Asked {
@@ -92,7 +94,7 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<Orders>) -> Re
 }
 
 /// Obeys the host for as long as there is one; never resolves where there was none.
-async fn gone(host: Option<Orders>, cancels: &Cancels) {
+async fn obey(host: Option<Orders>, cancels: Arc<Cancels>) {
     let Some(mut orders) = host else { return std::future::pending().await };
     while let Some(Order::Cancel(job_id)) = orders.recv().await {
         cancels.cancel(&job_id);

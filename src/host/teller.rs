@@ -6,7 +6,7 @@ use super::dispatch::held::Held;
 use super::jobs::State;
 use crate::job::Job;
 use crate::job::notice::Notice;
-use crate::job::outcome::JobError;
+use crate::job::outcome::{JobError, Remedy};
 use crate::job::request::Defaults;
 use crate::notify::Notifier;
 use crate::store::Store;
@@ -20,6 +20,18 @@ pub struct Teller {
 }
 
 impl Teller {
+    /// Delivers what a handler has written of a message, in its order. A `callback.url` that may not be reached is told to the
+    /// backend instead: then the answer is false.
+    ///
+    /// # Errors
+    /// [`JobError::Notice`] when one could not be delivered now.
+    pub async fn deliver_of(&self, held: &Held, notices: &[Notice]) -> Result<bool, JobError> {
+        match self.deliver(notices).await {
+            Err(refused) if refused.remedy() == Remedy::GiveUp => self.failed(held, &refused).await.map(|()| false),
+            result => result.map(|()| true),
+        }
+    }
+
     /// Delivers notices that a handler has written, in their order.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! A backend that receives notices: real HTTP on loopback, answering as it is told to.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,9 +26,11 @@ pub(crate) struct Backend {
     /// What terminal notices are answered; none: never.
     pub(crate) answer: watch::Sender<Option<StatusCode>>,
     notices: mpsc::UnboundedReceiver<Notice>,
+    accepted: Arc<Mutex<Vec<Notice>>>,
 }
 
 struct Shared {
+    accepted: Arc<Mutex<Vec<Notice>>>,
     answer: watch::Receiver<Option<StatusCode>>,
     notices: mpsc::UnboundedSender<Notice>,
 }
@@ -37,11 +39,18 @@ impl Backend {
     pub(crate) async fn start() -> Self {
         let (answer, answers) = watch::channel(Some(StatusCode::OK));
         let (sender, notices) = mpsc::unbounded_channel();
-        let router = Router::new().fallback(receive).with_state(Arc::new(Shared { answer: answers, notices: sender }));
+        let accepted = Arc::<Mutex<Vec<Notice>>>::default();
+        let shared = Shared { accepted: accepted.clone(), answer: answers, notices: sender };
+        let router = Router::new().fallback(receive).with_state(Arc::new(shared));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { address, answer, notices }
+        Self { address, answer, notices, accepted }
+    }
+
+    /// The terminal notices that were answered with a 2xx so far.
+    pub(crate) fn accepted(&self) -> Vec<Notice> {
+        self.accepted.lock().unwrap().clone()
     }
 
     /// The next terminal notice, within a minute; progress on the way is dropped.
@@ -70,11 +79,16 @@ async fn receive(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, he
     let webhook_id = headers.get("webhook-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let terminal = method != Method::PATCH;
-    let _ = shared.notices.send(Notice { method, path: uri.path().to_owned(), webhook_id, body });
+    let notice = Notice { method, path: uri.path().to_owned(), webhook_id, body };
+    let _ = shared.notices.send(notice.clone());
     if !terminal {
         return StatusCode::OK;
     }
     let mut answer = shared.answer.clone();
     let answered = answer.wait_for(Option::is_some).await.ok().and_then(|answer| *answer);
-    answered.unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+    let answered = answered.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    if answered.is_success() {
+        shared.accepted.lock().unwrap().push(notice);
+    }
+    answered
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,10 +22,23 @@ pub(crate) struct Bucket {
     hold: watch::Sender<Option<&'static str>>,
     held: mpsc::UnboundedReceiver<()>,
     refuse: Arc<AtomicBool>,
+    trouble: watch::Sender<Trouble>,
     puts: Arc<Mutex<Vec<String>>>,
 }
 
+/// What ails the server, whatever it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    None,
+    /// Every other request is answered 500.
+    Errors,
+    /// Every request waits so long before it is served.
+    Slow(Duration),
+}
+
 struct Gate {
+    trouble: watch::Receiver<Trouble>,
+    requests: AtomicUsize,
     hold: watch::Receiver<Option<&'static str>>,
     refuse: Arc<AtomicBool>,
     held: mpsc::UnboundedSender<()>,
@@ -37,14 +50,22 @@ impl Bucket {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join(local::BUCKET)).unwrap();
         let (hold, holding) = watch::channel(None);
+        let (trouble, troubled) = watch::channel(Trouble::None);
         let (sender, held) = mpsc::unbounded_channel();
         let (refuse, puts) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<String>>>::default());
-        let gate = Arc::new(Gate { hold: holding, refuse: Arc::clone(&refuse), held: sender, puts: Arc::clone(&puts) });
+        let gate = Arc::new(Gate {
+            trouble: troubled,
+            requests: AtomicUsize::new(0),
+            hold: holding,
+            refuse: Arc::clone(&refuse),
+            held: sender,
+            puts: Arc::clone(&puts),
+        });
         let router = s3::router(root.path()).unwrap().layer(from_fn_with_state(gate, pass));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { address, root, hold, held, refuse, puts }
+        Self { address, root, hold, held, refuse, trouble, puts }
     }
 
     /// Holds up every PUT of a key with this ending; `None` answers those with 503 and lets the next through.
@@ -55,6 +76,15 @@ impl Bucket {
     /// Answers every PUT with 503, as a bucket that throttles.
     pub(crate) fn refuse(&self, refuse: bool) {
         self.refuse.store(refuse, Ordering::SeqCst);
+    }
+
+    pub(crate) fn trouble(&self, trouble: Trouble) {
+        self.trouble.send_replace(trouble);
+    }
+
+    /// The keys of the PUTs that went through, in their order.
+    pub(crate) fn keys_put(&self) -> Vec<String> {
+        self.puts.lock().unwrap().clone()
     }
 
     /// Waits until a PUT is being held up.
@@ -75,6 +105,13 @@ impl Bucket {
 
 async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let key = request.uri().path().to_owned();
+    let number = gate.requests.fetch_add(1, Ordering::SeqCst);
+    let trouble = *gate.trouble.borrow();
+    match trouble {
+        Trouble::Errors if number.is_multiple_of(2) => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Trouble::Slow(pause) => tokio::time::sleep(pause).await,
+        Trouble::Errors | Trouble::None => {}
+    }
     if request.method() == Method::PUT {
         if gate.refuse.load(Ordering::SeqCst) {
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
@@ -86,7 +123,11 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
             let _ = hold.wait_for(|hold| !is_held(*hold)).await;
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
-        gate.puts.lock().unwrap().push(key);
+        let response = next.run(request).await;
+        if response.status().is_success() {
+            gate.puts.lock().unwrap().push(key);
+        }
+        return response;
     }
     next.run(request).await
 }

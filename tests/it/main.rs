@@ -8,6 +8,7 @@ mod bucket;
 mod config;
 mod engine;
 mod events;
+mod faults;
 mod handler;
 mod host;
 mod outbound;

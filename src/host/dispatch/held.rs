@@ -1,12 +1,12 @@
 //! A message in hand, kept there by its source's heartbeat until it is settled.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinHandle;
 
 use crate::host::source::{Message, Source, SourceError};
 use crate::job::Job;
-use crate::job::request::{Defaults, Refusal};
+use crate::job::request::Defaults;
 
 /// A message with its source, from receipt to settlement. Dropping it ends the heartbeat.
 pub struct Held {
@@ -14,19 +14,26 @@ pub struct Held {
     pub message: Message,
     /// The job in it; none when the body is not one, which is the handler's to say.
     pub job: Option<Job>,
-    heartbeat: Option<JoinHandle<()>>,
+    heartbeat: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Held {
     /// Takes over a message that was just received.
     #[must_use]
     pub fn new(source: Arc<dyn Source>, message: Message, defaults: &Defaults) -> Self {
-        let job = match Job::from_json(&message.body, defaults) {
-            Ok(job) => Some(job),
-            Err(Refusal { .. }) => None,
-        };
+        let job = Job::from_json(&message.body, defaults).ok();
         let heartbeat = source.heartbeat().map(|_| tokio::spawn(keep(source.clone(), message.clone())));
-        Self { source, message, job, heartbeat }
+        Self { source, message, job, heartbeat: Mutex::new(heartbeat) }
+    }
+
+    /// Ends the heartbeat, and returns when none is under way any more: one that came after a delay was set would undo it.
+    pub async fn let_go(&self) {
+        let heartbeat = self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(heartbeat) = heartbeat {
+            heartbeat.abort();
+            // The error says that it was aborted.
+            let _ = heartbeat.await;
+        }
     }
 }
 
@@ -40,7 +47,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(heartbeat) = &self.heartbeat {
+        if let Some(heartbeat) = self.heartbeat.get_mut().unwrap_or_else(PoisonError::into_inner) {
             heartbeat.abort();
         }
     }

@@ -100,11 +100,13 @@ impl Settler {
             Verdict::Failed(error) if held.message.attempt < self.retries.max_attempts => self.try_again(held, &error).await,
             Verdict::Failed(error) => self.give_up(held, &error).await,
             Verdict::Told(Settled { outcome, error, notices, .. }) => {
-                if let Err(undelivered) = self.teller.deliver(&notices).await {
-                    return self.try_again(held, &undelivered).await;
-                }
+                let delivered = match self.teller.deliver_of(held, &notices).await {
+                    Ok(delivered) => delivered,
+                    Err(undelivered) => return self.try_again(held, &undelivered).await,
+                };
                 let error = error.map(|error| json!(error));
                 match outcome {
+                    Settlement::Complete if !delivered => self.over(held, State::Failed, error).await,
                     Settlement::Complete => self.over(held, State::Complete, None).await,
                     Settlement::Failed => self.over(held, failed_state(error.as_ref()), error).await,
                     Settlement::Retry => self.put_off(held, error).await,
@@ -136,6 +138,7 @@ impl Settler {
             "a job is tried again"
         );
         self.jobs.put_back(held.job_id(), error);
+        held.let_go().await;
         done(held, "put back", held.source.retry(&held.message, delay).await);
     }
 
@@ -153,7 +156,7 @@ impl Settler {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(backoff.next()) => {}
+                () = tokio::time::sleep(backoff.next_pause()) => {}
                 () = self.hurry.cancelled() => return put_back_known(&self.jobs, held).await,
             }
         }
@@ -213,6 +216,7 @@ async fn put_back_known(jobs: &Jobs, held: &Held) {
 
 /// Hands a message back that was not tried.
 pub async fn put_back(held: &Held) {
+    held.let_go().await;
     done(held, "released", held.source.release(&held.message).await);
 }
 

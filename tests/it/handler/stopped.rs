@@ -57,6 +57,23 @@ async fn a_job_whose_record_is_on_its_way_is_not_told_as_failed() {
 }
 
 #[tokio::test]
+async fn a_drain_is_no_failure_where_the_host_need_not_count_it() {
+    for (telling, outcome) in [(Telling::Now, None), (Telling::Later, Some("retry"))] {
+        let mut stage = Stage::set().await;
+        stage.bucket.hold(Some("/0.png"));
+        let (switch, shutdown) = Shutdown::channel();
+        let control = Control::new(0, Duration::from_mins(1), shutdown).telling_by(telling);
+        let Stage { handler, bucket, .. } = &mut stage;
+        let (reply, ()) = tokio::join!(handler.handle(one(body("drained"), 3), &control), async {
+            bucket.holding().await;
+            switch.send(Some(Instant::now())).unwrap();
+        });
+        assert_eq!(reply.unwrap()["jobs"][0]["outcome"].as_str(), outcome);
+        assert_eq!(told_as_failed(&mut stage.backend), telling == Telling::Now, "SQS counts it, so its caller is told");
+    }
+}
+
+#[tokio::test]
 async fn telling_of_a_failure_ends_before_the_deadline() {
     let mut stage = Stage::set().await;
     stage.backend.answer.send_replace(None);

@@ -13,8 +13,7 @@ use atelier::host::runtime_api::{Invocation, RuntimeApi, Started};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::PATIENCE;
-use crate::servers::python_or_skip;
+use super::{PATIENCE, python_function};
 
 /// A function under a Runtime API of ours.
 struct Function {
@@ -77,7 +76,11 @@ fn build_example(folder: &Path) -> PathBuf {
     rustc.args(["--edition", "2021", "-o"]).arg(folder.join("example")).arg(&source);
     let library = |name: &str| {
         let files = artifact(name)["filenames"].as_array().unwrap().iter();
-        files.filter_map(Value::as_str).find(|file| file.ends_with(".rlib")).expect("a library").to_owned()
+        files
+            .filter_map(Value::as_str)
+            .find(|file| Path::new(file).extension().is_some_and(|extension| extension == "rlib"))
+            .expect("a library")
+            .to_owned()
     };
     for name in ["lambda_runtime", "serde_json", "tokio"] {
         rustc.arg("--extern").arg(format!("{name}={}", library(name)));
@@ -101,11 +104,9 @@ async fn the_example_of_aws_rust_runtime_runs() {
 
 #[tokio::test]
 async fn a_python_function_runs() {
-    let Some(venv) = python_or_skip("a Python function under our Runtime API") else { return };
-    let script =
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); from awslambdaric.__main__ import main; main([''] + sys.argv[1:])";
-    let functions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/functions");
-    let function = Function::start(venv.join("bin/python"), &["-c", script, functions, "greet.handler"]).await;
+    let Some(words) = python_function("a Python function under our Runtime API") else { return };
+    let arguments: Vec<&str> = words[2..].iter().map(String::as_str).collect();
+    let function = Function::start(PathBuf::from(&words[1]), &arguments).await;
     let reply = function.reply(json!({ "firstName": "Ada" })).await;
     assert_eq!(reply["message"], "Hello, Ada!");
     assert_eq!(reply["function"], "greeter");

@@ -4,7 +4,8 @@ mod cloud;
 mod conformance;
 mod http;
 mod protocol;
-mod sqs;
+mod rabbitmq;
+pub(crate) mod sqs;
 mod survival;
 
 use std::path::{Path, PathBuf};
@@ -170,6 +171,18 @@ pub(crate) async fn eventually(what: &str, mut seen: impl FnMut() -> bool) -> Re
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
+}
+
+/// Lambda functions in Python, for what a handler of ours does not do on demand.
+pub(crate) const PYTHON_FUNCTION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/functions/greet.py");
+
+/// The words after `atelier host` that run [`PYTHON_FUNCTION`], which does to itself what a job's prompt says.
+pub(crate) fn python_function(what: &str) -> Option<Vec<String>> {
+    let python = crate::servers::python_or_skip(what)?.join("bin/python").display().to_string();
+    let functions = Path::new(PYTHON_FUNCTION).parent().unwrap().display().to_string();
+    let start =
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from awslambdaric.__main__ import main; main([''] + sys.argv[1:])";
+    Some(["--", &python, "-c", start, &functions, "greet.handler"].map(str::to_owned).to_vec())
 }
 
 /// A small job that the bundled model paints in a moment.

@@ -2,8 +2,7 @@
 
 use serde_json::json;
 
-use super::{HostProcess, eventually, is_alive, job, signal};
-use crate::servers::python_or_skip;
+use super::{HostProcess, eventually, is_alive, job, python_function, signal};
 
 #[tokio::test]
 async fn a_killed_handler_is_replaced_and_its_job_is_painted_again() {
@@ -55,12 +54,9 @@ async fn a_killed_host_leaves_no_orphan_and_loses_no_job() {
 
 /// A host whose function is the Python one, which does to itself what a job's prompt says.
 async fn hostile(changes: &[(&str, &str)]) -> Option<HostProcess> {
-    let venv = python_or_skip("a function that dies on demand")?;
-    let python = venv.join("bin/python").display().to_string();
-    let script =
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); from awslambdaric.__main__ import main; main([''] + sys.argv[1:])";
-    let functions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/functions");
-    let mut host = HostProcess::start(changes, &["--", &python, "-c", script, functions, "greet.handler"]).await;
+    let function = python_function("a function that dies on demand")?;
+    let arguments: Vec<&str> = function.iter().map(String::as_str).collect();
+    let mut host = HostProcess::start(changes, &arguments).await;
     host.wait_for("a handler is ready", 1).await;
     host.kill();
     Some(host)

@@ -43,7 +43,7 @@ impl World {
             ("AWS_S3_REGION_NAME", "us-east-1".to_owned()),
             ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
             ("BACKEND_API_URL", format!("http://{}", self.backend)),
-            ("INTERNAL_API_TOKEN", "0123456789abcdef0123456789abcdef".to_owned()),
+            ("INTERNAL_API_TOKEN", crate::stage::TOKEN.to_owned()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))

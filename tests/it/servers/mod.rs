@@ -1,7 +1,9 @@
-//! Real servers on loopback for the tests: S3, a scripted HTTP server, and programs out of the Python venv.
+//! Real servers on loopback for the tests: S3, RabbitMQ, a scripted HTTP server, and programs out of the Python venv.
 
 pub(crate) mod http;
 pub(crate) mod moto;
+pub(crate) mod proxy;
+pub(crate) mod rabbitmq;
 pub(crate) mod s3;
 
 use std::path::PathBuf;
@@ -20,8 +22,13 @@ pub(crate) fn python_or_skip(what: &str) -> Option<PathBuf> {
         environment("ATELIER_REQUIRE_ALL").is_none(),
         "{what} needs Python packages: run `tests/venv.sh DIR` and set ATELIER_TEST_VENV=DIR"
     );
-    say(&format!("left out: {what} (run `tests/venv.sh DIR` and set ATELIER_TEST_VENV=DIR)"));
+    left_out(what, "run `tests/venv.sh DIR` and set ATELIER_TEST_VENV=DIR");
     None
+}
+
+/// Says that a test did not run, and why.
+pub(crate) fn left_out(what: &str, why: &str) {
+    say(&format!("left out: {what} ({why})"));
 }
 
 /// Past the test harness, which would hold back what a passing test prints.

@@ -1,0 +1,162 @@
+//! One campaign: jobs handed in over HTTP, a fault among them, and the books afterwards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+
+use super::Row;
+use crate::host::HostProcess;
+
+/// Longer than any campaign on a loaded machine.
+const PATIENCE: Duration = Duration::from_mins(8);
+
+/// Short times, so that a fault is met several times; attempts enough that nobody gives up because of ours.
+const USUAL: [(&str, &str); 9] = [
+    ("ATELIER__RUNTIME__MAX_ATTEMPTS", "100"),
+    ("ATELIER__HOST__FIRST_RETRY_MS", "20"),
+    ("ATELIER__HOST__LONGEST_RETRY_MS", "200"),
+    ("ATELIER__HOST__MAX_WAITING", "100000"),
+    ("ATELIER__HOST__HANDLER__LONGEST_PAUSE_MS", "200"),
+    ("ATELIER__NOTIFY__ATTEMPT_TIMEOUT_MS", "300"),
+    ("ATELIER__NOTIFY__MAX_ATTEMPTS", "2"),
+    ("ATELIER__NOTIFY__FIRST_PAUSE_MS", "10"),
+    ("ATELIER__STORE__MAX_ATTEMPTS", "2"),
+];
+
+pub(crate) struct Campaign {
+    pub(crate) host: HostProcess,
+    what: &'static str,
+    client: Client,
+    accepted: BTreeSet<String>,
+    random: u64,
+}
+
+impl Campaign {
+    pub(crate) async fn start(what: &'static str, changes: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let mut host = HostProcess::start(&[USUAL.as_slice(), changes].concat(), arguments).await;
+        host.wait_for("a handler is ready", 1).await;
+        let client = Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
+        Self { host, what, client, accepted: BTreeSet::new(), random: 0x5DEE_CE66 }
+    }
+
+    /// Hands in one job, again and again until the host takes it.
+    pub(crate) async fn hand_in(&mut self, id: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.try_hand_in(id).await != Some(StatusCode::ACCEPTED) {
+            assert!(Instant::now() < deadline, "{id} was never accepted\n{}", self.host.log());
+            self.a_moment(20).await;
+        }
+    }
+
+    /// What the host answered; none when there was nobody to answer.
+    pub(crate) async fn try_hand_in(&mut self, id: &str) -> Option<StatusCode> {
+        let address = self.host.logged("listening for HTTP").pop()?["address"].as_str()?.to_owned();
+        let request = self.client.post(format!("http://{address}/generate")).json(&body(id));
+        let token = crate::stage::TOKEN;
+        let status = request.header("x-internal-auth", token).send().await.ok()?.status();
+        if status == StatusCode::ACCEPTED {
+            self.accepted.insert(id.to_owned());
+        }
+        Some(status)
+    }
+
+    pub(crate) async fn hand_in_all(&mut self, jobs: usize) {
+        for number in 0..jobs {
+            self.hand_in(&format!("job-{number}")).await;
+        }
+    }
+
+    /// A job that was put where the host finds it, behind its back.
+    pub(crate) fn expect(&mut self, id: &str) {
+        self.accepted.insert(id.to_owned());
+    }
+
+    /// Waits a random time, up to `most_ms`: campaigns are about faults at any moment.
+    pub(crate) async fn a_moment(&mut self, most_ms: u64) {
+        // xorshift64: the same moments in every run, as far as the machine lets them be.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        tokio::time::sleep(Duration::from_millis(self.random % most_ms.max(1))).await;
+    }
+
+    /// How many jobs have had their last word.
+    pub(crate) fn told(&self) -> usize {
+        self.terminal_ids().len()
+    }
+
+    /// Waits until every job has had its last word and the host has nothing in hand any more.
+    pub(crate) async fn settle(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.told() < self.accepted.len() {
+            assert!(Instant::now() < deadline, "{} of {} were told\n{}", self.told(), self.accepted.len(), self.host.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.host.terminate();
+        assert!(self.host.ended().await.success(), "{}", self.host.log());
+    }
+
+    /// The books, to be called when everything is over.
+    pub(crate) fn row(&self) -> Row {
+        let ids = self.terminal_ids();
+        let complete: BTreeSet<String> = self
+            .host
+            .backend
+            .accepted()
+            .into_iter()
+            .filter(|notice| notice.path.ends_with("/complete"))
+            .map(|notice| job_of(&notice.body))
+            .collect();
+        let recorded = |id: &String| self.host.bucket.path(&format!("generations/{id}/result.json")).exists();
+        let untold = self.accepted.iter().filter(|id| !ids.contains_key(*id)).count();
+        Row {
+            what: self.what,
+            jobs: self.accepted.len(),
+            complete: complete.len(),
+            lost: untold + complete.iter().filter(|id| !recorded(id)).count(),
+            repainted: repainted(&self.host.bucket.keys_put()),
+            terminal_ids_off: ids.values().filter(|ids| ids.len() != 1).count(),
+        }
+    }
+
+    /// The different `webhook-id`s of the terminal notices that were taken, by job.
+    fn terminal_ids(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut ids = BTreeMap::<String, BTreeSet<String>>::new();
+        for notice in self.host.backend.accepted() {
+            ids.entry(job_of(&notice.body)).or_default().insert(notice.webhook_id);
+        }
+        ids
+    }
+}
+
+/// A real job, as small as the model paints.
+pub(crate) fn body(id: &str) -> Value {
+    json!({ "job_id": id, "prompt": "a red mug on the beach", "steps": 1, "width": 64, "height": 64, "guidance_scale": 1.0 })
+}
+
+fn job_of(body: &Value) -> String {
+    body["job_id"].as_str().unwrap_or_default().to_owned()
+}
+
+/// How many pictures were stored after the record of their job was.
+fn repainted(keys: &[String]) -> usize {
+    let mut recorded = BTreeSet::new();
+    let mut repainted = 0;
+    for key in keys {
+        match key.rsplit_once('/') {
+            Some((folder, "result.json")) => drop(recorded.insert(folder)),
+            Some((folder, _)) if recorded.contains(folder) => repainted += 1,
+            _ => {}
+        }
+    }
+    repainted
+}
+
+#[test]
+fn repainting_is_seen() {
+    let keys = |names: &[&str]| names.iter().map(|name| format!("/b/generations/{name}")).collect::<Vec<_>>();
+    assert_eq!(repainted(&keys(&["a/0.png", "a/0.png", "a/result.json", "b/0.png"])), 0, "before the record it is a retry");
+    assert_eq!(repainted(&keys(&["a/0.png", "a/result.json", "a/0.png", "a/1.png"])), 2);
+}
