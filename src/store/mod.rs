@@ -143,7 +143,7 @@ impl Store {
     /// # Errors
     /// When the bucket cannot be asked, or something else lies where the record belongs.
     pub async fn record(&self, prefix: &str, job_id: &JobId) -> Result<Option<Record>, JobError> {
-        self.read(&record_key(prefix, job_id.as_str())).await
+        self.read(once::RECORD, &record_key(prefix, job_id.as_str())).await
     }
 
     /// Uploads picture `n` (counted from 0) of a job.
@@ -181,7 +181,7 @@ impl Store {
     /// # Errors
     /// [`JobError::Storage`], to be tried again.
     pub async fn put_record(&self, prefix: &str, record: &Record) -> Result<Option<Record>, JobError> {
-        self.put_once(&record_key(prefix, &record.job_id), record).await
+        self.put_once(once::RECORD, &record_key(prefix, &record.job_id), record).await
     }
 
     /// Where the record's pictures can be seen, in their order: under `public_base_url`, or presigned.

@@ -9,6 +9,17 @@ use super::Store;
 use super::error::{Failure, Kind};
 use crate::job::outcome::{JobError, Remedy};
 
+/// What such an object is, for messages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct What {
+    is: &'static str,
+    /// What the caller chose, and with it the object's key.
+    chosen: &'static str,
+}
+
+pub(super) const RECORD: What = What { is: "record of a job", chosen: "job_id" };
+const CLAIM: What = What { is: "claim of a key", chosen: "Idempotency-Key" };
+
 impl Store {
     /// Claims a caller's `Idempotency-Key` for `claim`, unless it stands for something already: then that is returned. Two
     /// claims must never be equal, else both have it.
@@ -21,11 +32,11 @@ impl Store {
     {
         let name = base16ct::lower::encode_string(&Sha256::digest(idempotency_key));
         let key = format!("idempotency/{name}.json");
-        self.put_once(&key, claim).await
+        self.put_once(CLAIM, &key, claim).await
     }
 
     /// None: `value` was written, or was there already just so.
-    pub(super) async fn put_once<T>(&self, key: &str, value: &T) -> Result<Option<T>, JobError>
+    pub(super) async fn put_once<T>(&self, what: What, key: &str, value: &T) -> Result<Option<T>, JobError>
     where
         T: Serialize + DeserializeOwned + PartialEq,
     {
@@ -40,7 +51,7 @@ impl Store {
             if failure.kind != Kind::Condition {
                 return Err(failure.storage(self.request("s3:PutObject", key)));
             }
-            match self.read(key).await? {
+            match self.read(what, key).await? {
                 // An attempt that went through although its answer was lost.
                 Some(existing) if existing == *value => return Ok(None),
                 Some(existing) => return Ok(Some(existing)),
@@ -51,7 +62,7 @@ impl Store {
         }
     }
 
-    pub(super) async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, JobError> {
+    pub(super) async fn read<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Option<T>, JobError> {
         let found = self.client.get_object().bucket(&self.settings.bucket).key(key).send().await;
         let object = match found.map_err(Failure::new) {
             Ok(object) => object,
@@ -61,8 +72,8 @@ impl Store {
         let bytes = super::whole(object.body, &self.settings.bucket, key).await?;
         let value = serde_json::from_slice(&bytes).map_err(|error| JobError::Storage {
             problem: format!(
-                "s3://{}/{key} is not what belongs there ({error}); remove it, or choose another job_id",
-                self.settings.bucket
+                "s3://{}/{key} is no {} ({error}); remove it, or choose another {}",
+                self.settings.bucket, what.is, what.chosen
             ),
             remedy: Remedy::GiveUp,
             cause: Some(error.into()),

@@ -110,12 +110,11 @@ async fn schemathesis_finds_no_difference_between_document_and_server() {
     let folder = tempfile::tempdir().unwrap();
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/host/http");
     let run = Command::new(venv.join("bin/st"))
+        .arg("--config-file")
+        .arg(tests.join("schemathesis.toml"))
         .args(["run", &format!("http://{}/openapi.json", front.address)])
-        .args(["--header", &format!("X-Internal-Auth: {TOKEN}")])
-        // To delete a job is to cancel it: it is still there to be asked after.
-        .args(["--exclude-checks", "use_after_free"])
-        .args(["--checks", "all", "--max-examples", "20", "--seed", "1", "--workers", "1", "--request-timeout", "30"])
-        .args(["--generation-database", "none", "--continue-on-failure", "--no-color"])
+        .arg("--no-color")
+        .env("TOKEN", TOKEN)
         .env("SCHEMATHESIS_HOOKS", "schemathesis_hooks")
         .env("PYTHONPATH", tests)
         .env("PYTHONDONTWRITEBYTECODE", "1")
