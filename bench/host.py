@@ -6,7 +6,8 @@ The function is our handler with an engine that paints nothing: record looked up
 record put into S3, webhooks signed and posted. One process of it is under each host; jobs alternate.
 
 - host_p50, host_p99: from the order until its answer is read to the end, one job at a time. Ours: POST /infer, which also
-  fetches the picture from S3 and hands it over. The peer: POST /lambda-url/..., which answers what the function replied.
+  fetches the picture from S3 and hands it over. The peer: POST /lambda-url/..., which answers what the function replied; there
+  it sends its webhooks before it replies, under our host they go out afterwards.
 - host_told_p50, host_throughput: from the order until the webhook `complete` has come, one job at a time, and with 4 callers
   at once. Ours: POST /generate, by way of the queue: the job is on the disk (fsync) before the caller hears 202. The peer has
   no queue: the order is lost with the process.
@@ -137,10 +138,9 @@ def measure(notices, our_port, peer_port):
                throughput(notices, peer_port, peer.path, f"theirs-{n}")) for n in range(BLOCKS)]  # fmt: skip
     answers = [[answered for answered, _ in side] for side in (ours, theirs)]
     told = [[told for _, told in side] for side in (queued, theirs)]
-    percentile_99 = [statistics.quantiles(side, n=100)[98] for side in answers]
     return {
         "host_p50": [statistics.median(side) for side in answers],
-        "host_p99": percentile_99,
+        "host_p99": [statistics.quantiles(side, n=100)[98] for side in answers],
         "host_told_p50": [statistics.median(side) for side in told],
         "host_throughput": [statistics.median(side) for side in zip(*blocks, strict=True)],
     }
