@@ -49,5 +49,6 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         node_id: "bench".into(),
         auth: Auth::Off,
         max_attempts: 3,
+        emf_model: None,
     })
 }

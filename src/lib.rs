@@ -6,6 +6,8 @@ pub mod setting;
 
 pub mod aws;
 
+pub mod metrics;
+
 pub mod outbound;
 
 pub mod store;

@@ -11,8 +11,9 @@ pub mod thread;
 mod weights;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::job::task::{Generate, LoraScale};
 
@@ -61,6 +62,19 @@ pub struct Picture {
 pub struct Watch {
     cancel: Arc<AtomicBool>,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
+    pace: Arc<Mutex<Pace>>,
+}
+
+/// How a painting went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Denoising steps done.
+    pub steps: u32,
+    /// From the first step's end to the last one's.
+    pub between: Duration,
+    /// Whether the LoRAs were those that were painted with last; none where there are none.
+    pub lora_cache_hit: Option<bool>,
+    first: Option<Instant>,
 }
 
 /// Denoising steps done, of all.
@@ -73,7 +87,7 @@ pub struct Progress {
 impl Watch {
     /// `progress` is called on the engine's thread after every denoising step and must return at once.
     pub fn new(progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
-        Self { cancel: Arc::default(), progress: Arc::new(progress) }
+        Self { cancel: Arc::default(), progress: Arc::new(progress), pace: Arc::default() }
     }
 
     /// Stops the painting before its next denoising step.
@@ -81,11 +95,33 @@ impl Watch {
         self.cancel.store(true, Ordering::Relaxed);
     }
 
+    /// Tells the outside whether the LoRAs had to be merged.
+    pub fn loras_ready(&self, cache_hit: bool) {
+        self.lock().lora_cache_hit = Some(cache_hit);
+    }
+
+    /// How the painting has gone so far.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        *self.lock()
+    }
+
+    /// A panic under the lock leaves nothing half done: these are numbers.
+    fn lock(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells the outside how far the painting is.
     ///
     /// # Errors
     /// [`EngineError::Cancelled`] when the painting is to stop.
     pub fn step_done(&self, step: u32, steps: u32) -> Result<(), EngineError> {
+        {
+            let now = Instant::now();
+            let mut pace = self.lock();
+            pace.between = now.duration_since(*pace.first.get_or_insert(now));
+            pace.steps += 1;
+        }
         (self.progress)(Progress { step, steps });
         if self.cancel.load(Ordering::Relaxed) { Err(EngineError::Cancelled) } else { Ok(()) }
     }

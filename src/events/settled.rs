@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Problem;
+use crate::job::measured::Measured;
 use crate::job::notice::Notice;
 
 /// With this code a handler ends whose device is unusable: a fresh process is needed (`EX_TEMPFAIL` of sysexits.h).
@@ -23,6 +24,8 @@ pub struct Settled {
     pub error: Option<Problem>,
     /// To be delivered before the message is settled, in this order, each until it is taken.
     pub notices: Vec<Notice>,
+    /// None where the job was not run.
+    pub measured: Option<Measured>,
 }
 
 /// What became of one message, and so what is to become of it.
@@ -45,6 +48,19 @@ impl Settlement {
     #[must_use]
     pub fn goes_back(self) -> bool {
         matches!(self, Self::Retry | Self::DeadLetter)
+    }
+}
+
+impl Settlement {
+    /// One word for metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Failed => "failed",
+            Self::Retry => "retry",
+            Self::DeadLetter => "dead_letter",
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::job::notice::{Addressee, Notice};
 use crate::job::outcome::{JobError, Outcome, Remedy};
 use crate::job::request::{Defaults, Refusal};
 use crate::job::{Job, JobId};
+use crate::metrics::{emf, report};
 use crate::workflow::control::{Control, Telling};
 use crate::workflow::{Ended, Workflow};
 
@@ -24,6 +25,8 @@ pub struct Handler {
     pub auth: Auth,
     /// After this many deliveries of a message its caller is told that the job failed.
     pub max_attempts: u32,
+    /// The model's name, where CloudWatch is to make metrics of what is written to standard output.
+    pub emf_model: Option<String>,
 }
 
 /// Why an invocation as a whole failed; the source of the event brings all of it back.
@@ -70,7 +73,21 @@ impl Handler {
                 (exchange.reply(&response), jobs)
             }
         };
-        Ok(if has_host { settled::for_host(reply, &jobs) } else { reply })
+        if has_host {
+            return Ok(settled::for_host(reply, &jobs));
+        }
+        self.tell_cloudwatch(&jobs);
+        Ok(reply)
+    }
+
+    fn tell_cloudwatch(&self, jobs: &[Settled]) {
+        let Some(model) = &self.emf_model else { return };
+        for job in jobs {
+            if let Some(measured) = &job.measured {
+                let job_id = job.job_id.as_deref().unwrap_or_default();
+                report::write_line(&emf::line(model, job.outcome.word(), job_id, measured));
+            }
+        }
     }
 
     /// The engine cannot paint any more: this process is to end after its reply.
@@ -114,9 +131,10 @@ impl Handler {
                 return self.fail(message_id, of, &refusal.error, Settlement::Failed, *attempt, control).await;
             }
         };
-        let Ended { result, stored, notices } = self.workflow.run(&job, control).await;
+        let Ended { result, stored, notices, measured } = self.workflow.run(&job, control).await;
+        let measured = Some(measured);
         let error = match result {
-            Ok(outcome) => return complete(message_id, &job, &outcome, notices),
+            Ok(outcome) => return Settled { measured, ..complete(message_id, &job, &outcome, notices) },
             Err(error) => error,
         };
         let last = *attempt >= self.max_attempts;
@@ -127,7 +145,7 @@ impl Handler {
             outcome => outcome,
         };
         tell_log((&job).into(), &error, delivery, last);
-        self.fail(message_id, (&job).into(), &error, outcome, *attempt, control).await
+        Settled { measured, ..self.fail(message_id, (&job).into(), &error, outcome, *attempt, control).await }
     }
 
     /// Tells the caller where `outcome` says so; a caller who cannot be told is a reason to bring the message back.
@@ -167,18 +185,19 @@ impl Handler {
                 return (response, vec![entry("", job_id.as_ref(), Settlement::Failed, Some(&error))]);
             }
         };
-        let Ended { result, stored, notices } = self.workflow.run(&job, control).await;
+        let Ended { result, stored, notices, measured } = self.workflow.run(&job, control).await;
+        let measured = Some(measured);
         let described = match result {
             Ok(outcome) => self.describe(&job, &outcome).await.map(|response| (response, outcome)),
             Err(error) => Err(error),
         };
         match described {
-            Ok((response, outcome)) => (response, vec![complete("", &job, &outcome, notices)]),
+            Ok((response, outcome)) => (response, vec![Settled { measured, ..complete("", &job, &outcome, notices) }]),
             Err(error) => {
                 tracing::warn!(job_id = %job.id, code = error.code(), error = %error, "job failed");
                 let outcome = settlement(&error, stored);
                 let failed = self.fail("", (&job).into(), &error, outcome, 1, control).await;
-                (Response::failed(Some(job.id.as_str()), &error), vec![failed])
+                (Response::failed(Some(job.id.as_str()), &error), vec![Settled { measured, ..failed }])
             }
         }
     }
@@ -216,6 +235,7 @@ fn entry(message_id: &str, job_id: Option<&JobId>, outcome: Settlement, error: O
         replayed: false,
         error: error.map(Problem::from),
         notices: Vec::new(),
+        measured: None,
     }
 }
 

@@ -43,12 +43,11 @@ pub fn reply_value(body: &Bytes, http_stream: bool) -> Value {
     let Some(end) = body.windows(DELIMITER.len()).position(|window| window == DELIMITER) else { return Value::Null };
     let Ok(mut response) = serde_json::from_slice::<Value>(&body[..end]) else { return Value::Null };
     let content = &body[end + DELIMITER.len()..];
-    match std::str::from_utf8(content) {
-        Ok(text) => response["body"] = text.into(),
-        Err(_) => {
-            response["body"] = STANDARD.encode(content).into();
-            response["isBase64Encoded"] = json!(true);
-        }
+    if let Ok(text) = std::str::from_utf8(content) {
+        response["body"] = text.into();
+    } else {
+        response["body"] = STANDARD.encode(content).into();
+        response["isBase64Encoded"] = json!(true);
     }
     response
 }

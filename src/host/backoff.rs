@@ -16,7 +16,7 @@ impl Backoff {
     }
 
     /// The next pause; each is up to twice as long as the one before.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_pause(&mut self) -> Duration {
         self.attempt = self.attempt.saturating_add(1);
         pause(self.first, self.longest, self.attempt, rand::random())
     }

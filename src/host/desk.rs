@@ -37,7 +37,7 @@ pub struct Glance {
 
 /// A job that waits for its handler's own answer instead of going through a queue.
 pub struct Direct {
-    pub job: Job,
+    pub job: Box<Job>,
     pub body: Vec<u8>,
     /// Dropped when the caller is gone: then the job is cancelled.
     pub answer: oneshot::Sender<Ending>,
@@ -169,7 +169,7 @@ impl Desk {
             return Err(NotAccepted::Busy);
         }
         let (answer, ending) = oneshot::channel();
-        self.direct.try_send(Direct { job, body, answer }).map_err(|_| NotAccepted::Busy)?;
+        self.direct.try_send(Direct { job: Box::new(job), body, answer }).map_err(|_| NotAccepted::Busy)?;
         Ok(ending)
     }
 

@@ -234,7 +234,7 @@ async fn forward(floor: Arc<Floor>, mut directs: mpsc::Receiver<Direct>, mut can
     loop {
         tokio::select! {
             Some(direct) = directs.recv() => {
-                if let Err(direct) = floor.bring_direct(direct) {
+                if let Some(direct) = floor.bring_direct(direct) {
                     let _ = direct.answer.send(Ending::Drained);
                 }
             }

@@ -119,6 +119,7 @@ impl RuntimeApi {
 
     /// Offers one invocation; the answer comes out of the receiver, which is closed without one when the handler asked for
     /// another event instead of answering. One at a time: an offer while another runs replaces it.
+    #[must_use]
     pub fn invoke(&self, invocation: Invocation) -> oneshot::Receiver<Answer> {
         let (sender, answer) = oneshot::channel();
         let mut exchange = self.shared.exchange();

@@ -1,5 +1,6 @@
 //! What a job is: the ground that every other module stands on.
 
+pub mod measured;
 pub mod notice;
 pub mod outcome;
 pub mod request;

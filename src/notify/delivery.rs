@@ -119,10 +119,12 @@ impl Notifier {
     /// Sends the letter once.
     pub(super) async fn attempt(&self, letter: &Letter<'_>, limit: Duration) -> Result<(), Setback> {
         let sent = tokio::time::timeout(limit, async { letter.judge(self.post(letter).await?).await }).await;
-        sent.unwrap_or_else(|_| {
+        let sent = sent.unwrap_or_else(|_| {
             let problem = format!("no answer within {} ms", limit.as_millis());
             Err(Setback::Failed { problem, retry_after: None })
-        })
+        });
+        self.attempts.count(letter.notice.word(), sent.is_ok());
+        sent
     }
 
     async fn post(&self, letter: &Letter<'_>) -> Result<Response, Setback> {

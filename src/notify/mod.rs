@@ -8,6 +8,7 @@
 //!   `webhook-signature`. See <https://www.standardwebhooks.com>.
 //! - A redirect is a failure, 410 means that nobody wants to hear, `Retry-After` is obeyed.
 
+mod attempts;
 mod backend;
 pub mod body;
 mod delivery;
@@ -16,17 +17,20 @@ pub mod progress;
 mod retry;
 pub mod tryon;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use standardwebhooks::Webhook;
 
+use self::attempts::Attempts;
 use self::backend::Backend;
 use self::body::{Complete, Failed};
 use self::progress::Progress;
 use self::retry::Schedule;
 use self::tryon::TryOnService;
+use crate::job::measured::WebhookAttempts;
 use crate::job::notice::{Addressee, Kind, Message, Notice};
 use crate::job::outcome::{JobError, Record};
 use crate::job::{Callback, Job};
@@ -87,6 +91,7 @@ pub struct Notifier {
     signing_secret: Option<Secret>,
     schedule: Schedule,
     progress_timeout: Duration,
+    attempts: Arc<Attempts>,
 }
 
 impl Notifier {
@@ -117,7 +122,14 @@ impl Notifier {
                 total: Duration::from_millis(settings.total_ms),
             },
             progress_timeout: Duration::from_millis(settings.progress_timeout_ms),
+            attempts: Arc::default(),
         })
+    }
+
+    /// What was sent since the last call, by any clone.
+    #[must_use]
+    pub fn take_attempts(&self) -> Vec<WebhookAttempts> {
+        self.attempts.take()
     }
 
     /// Tells the try-on service as well what becomes of its jobs.

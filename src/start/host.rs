@@ -34,10 +34,10 @@ pub struct Options {
     /// Handler processes [default: one a visible GPU]
     #[arg(long)]
     handlers: Option<u32>,
-    /// Seconds that running jobs may go on after SIGTERM before they are handed back [default: host.drain_seconds]
+    /// Seconds that running jobs may go on after SIGTERM before they are handed back [default: `host.drain_seconds`]
     #[arg(long)]
     drain_seconds: Option<u64>,
-    /// TCP port of the HTTP server, 0 for a free one [default: server.port]
+    /// TCP port of the HTTP server, 0 for a free one [default: `server.port`]
     #[arg(long)]
     port: Option<u16>,
     /// Another Lambda function than this binary's own, with its arguments
@@ -112,13 +112,12 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
 /// This binary as the handler, or whatever function the command line names.
 fn program(function: Vec<OsString>, config_file: Option<&Path>, config: &Config) -> anyhow::Result<Program> {
     let mut words = function.into_iter();
-    let (path, arguments) = match words.next() {
-        Some(path) => (path, words.collect()),
-        None => {
-            let own = std::env::current_exe().context("the path of this binary cannot be found")?;
-            let arguments = config_file.map(|file| vec!["--config".into(), file.into()]);
-            (own.into(), arguments.unwrap_or_default())
-        }
+    let (path, arguments) = if let Some(path) = words.next() {
+        (path, words.collect())
+    } else {
+        let own = std::env::current_exe().context("the path of this binary cannot be found")?;
+        let arguments = config_file.map(|file| vec!["--config".into(), file.into()]);
+        (own.into(), arguments.unwrap_or_default())
     };
     Ok(Program { path, arguments, function_name: "atelier".into(), memory_mib: config.host.handler.memory_mib })
 }

@@ -81,6 +81,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         node_id: config.server.node_id.clone(),
         auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
         max_attempts: config.runtime.max_attempts,
+        emf_model: None,
     })
 }
 

@@ -61,8 +61,10 @@ impl Step for Infer {
         });
         let _cancel = CancelOnDrop(watch.clone());
         let (sender, painted) = oneshot::channel();
-        self.engine.paint(request, watch, move |result| drop(sender.send(result)));
-        piece.pictures = painted.await.unwrap_or(Err(EngineError::Gone)).map_err(job_error)?;
+        self.engine.paint(request, watch.clone(), move |result| drop(sender.send(result)));
+        let painted = painted.await;
+        piece.pace = watch.pace();
+        piece.pictures = painted.unwrap_or(Err(EngineError::Gone)).map_err(job_error)?;
         progress.report(90);
         Ok(())
     }

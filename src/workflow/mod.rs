@@ -20,6 +20,7 @@ use self::control::{Control, Telling};
 use self::piece::Piece;
 use crate::engine::Progress;
 use crate::engine::thread::EngineThread;
+use crate::job::measured::Measured;
 use crate::job::notice::{Addressee, Notice};
 use crate::job::outcome::{JobError, Outcome, Record};
 use crate::job::task::{ModelName, Task};
@@ -121,11 +122,12 @@ pub struct Ended {
     pub stored: bool,
     /// What is still to be told, when the invocation does not deliver its notices itself.
     pub notices: Vec<Notice>,
+    pub measured: Measured,
 }
 
 impl Ended {
     fn without_pictures(error: JobError) -> Self {
-        Self { result: Err(error), stored: false, notices: Vec::new() }
+        Self { result: Err(error), stored: false, notices: Vec::new(), measured: Measured::default() }
     }
 }
 
@@ -182,6 +184,7 @@ impl Workflow {
         if let Err(refused) = self.check(job) {
             return Ended::without_pictures(refused);
         }
+        let started = Instant::now();
         let mut piece = Piece::new(job, self.notifier.progress(job), control.telling());
         let concluding = piece.concluding.clone();
         let stop = async {
@@ -196,8 +199,16 @@ impl Workflow {
             result = self.run_steps(&mut piece) => (result, false),
             reason = stop => (Err(reason), true),
         };
-        let Piece { record, replayed, timings_ms, progress, notices, .. } = piece;
+        let Piece { record, replayed, timings_ms, progress, notices, pace, .. } = piece;
         progress.finish().await;
+        let measured = Measured {
+            seconds: started.elapsed().as_secs_f64(),
+            step_seconds: timings_ms.iter().map(|(step, ms)| (step.clone(), *ms as f64 / 1e3)).collect(),
+            denoising_steps: pace.steps.into(),
+            denoising_seconds: pace.between.as_secs_f64(),
+            lora_cache_hit: pace.lora_cache_hit,
+            webhook_attempts: self.notifier.take_attempts(),
+        };
         let stored = record.is_some() || (stopped && concluding.has_begun());
         let result = match (result, record) {
             (Ok(()), Some(record)) => {
@@ -208,7 +219,7 @@ impl Workflow {
             (Err(error), _) => Err(error),
         };
         self.engine_is_lost |= matches!(result, Err(JobError::EngineLost { .. }));
-        Ended { result, stored, notices }
+        Ended { result, stored, notices, measured }
     }
 
     fn check(&self, job: &Job) -> Result<(), JobError> {

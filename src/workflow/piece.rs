@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::control::Telling;
-use crate::engine::{LoraFile, Picture};
+use crate::engine::{LoraFile, Pace, Picture};
 use crate::job::Job;
 use crate::job::notice::Notice;
 use crate::job::outcome::{JobError, Record};
@@ -33,6 +33,8 @@ pub struct Piece<'job> {
     pub progress: Progress,
     /// Milliseconds by step.
     pub timings_ms: BTreeMap<String, u64>,
+    /// How the painting went.
+    pub pace: Pace,
 }
 
 /// Whether the record of the job is stored or on its way; clones watch the same job.
@@ -66,6 +68,7 @@ impl<'job> Piece<'job> {
             notices: Vec::new(),
             progress,
             timings_ms: BTreeMap::new(),
+            pace: Pace::default(),
         }
     }
 

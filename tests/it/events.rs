@@ -80,6 +80,7 @@ fn an_sqs_reply_holds_only_what_is_to_come_back() {
         replayed: false,
         error: None,
         notices: Vec::new(),
+        measured: None,
     };
     let jobs = [
         settled("a", Settlement::Complete),

@@ -104,6 +104,7 @@ impl Stage {
             node_id: "test".to_owned(),
             auth: Auth::Token(Secret::new(TOKEN)),
             max_attempts: 3,
+            emf_model: None,
         };
         Self { handler, bucket, backend, notifier, painted, script, _cache: cache }
     }

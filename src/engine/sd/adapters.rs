@@ -44,24 +44,25 @@ impl Adapters {
         }
     }
 
-    /// Changes to exactly these LoRAs, in this order.
-    pub(super) fn select(&mut self, checkpoint: &Checkpoint, loras: &[LoraFile], device: &Device) -> Result<(), EngineError> {
+    /// Changes to exactly these LoRAs, in this order. Returns whether they were the last ones too.
+    pub(super) fn select(&mut self, checkpoint: &Checkpoint, loras: &[LoraFile], device: &Device) -> Result<bool, EngineError> {
         if loras.is_empty() {
             self.uses_last = false;
-            return Ok(());
+            return Ok(true);
         }
         let files = read(loras)?;
         let fingerprint =
             |(bytes, lora): (&Vec<u8>, &LoraFile)| (<[u8; 32]>::from(Sha256::digest(bytes)), lora.scale.get().to_bits());
         let fingerprints: Vec<Fingerprint> = files.iter().zip(loras).map(fingerprint).collect();
-        if self.last.as_ref().is_none_or(|(last, _)| *last != fingerprints) {
+        let cache_hit = self.last.as_ref().is_some_and(|(last, _)| *last == fingerprints);
+        if !cache_hit {
             let overlay = self.overlay(&files, loras, device)?;
             let wrong = |problem| EngineError::Checkpoint { path: checkpoint.folder.clone(), problem };
             let adapted = build(checkpoint, &self.weights, &Arc::new(overlay)).map_err(wrong)?;
             self.last = Some((fingerprints, adapted));
         }
         self.uses_last = true;
-        Ok(())
+        Ok(cache_hit)
     }
 
     fn overlay(&self, files: &[Vec<u8>], loras: &[LoraFile], device: &Device) -> Result<Tensors, EngineError> {

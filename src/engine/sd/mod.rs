@@ -58,11 +58,11 @@ impl StableDiffusion {
     }
 
     /// Makes the following stages paint with exactly these LoRAs. The base tensors stay as they are, and files and
-    /// scales that were the last ones too cost nothing.
+    /// scales that were the last ones too cost nothing: then this returns true.
     ///
     /// # Errors
     /// [`EngineError::Lora`] says which one is at fault and why; what was painted with before stays in use.
-    pub fn use_loras(&mut self, loras: &[LoraFile]) -> Result<(), EngineError> {
+    pub fn use_loras(&mut self, loras: &[LoraFile]) -> Result<bool, EngineError> {
         self.adapters.select(&self.checkpoint, loras, &self.device)
     }
 }

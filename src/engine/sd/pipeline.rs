@@ -141,7 +141,10 @@ pub(super) fn paint(engine: &mut StableDiffusion, request: &PaintRequest, watch:
         seeds: (0..u64::from(task.num_images.get())).map(|picture| task.seed.get() + picture).collect(),
     };
     engine.latent_shape(plan.width_px, plan.height_px)?;
-    engine.use_loras(&request.loras)?;
+    let cache_hit = engine.use_loras(&request.loras)?;
+    if !request.loras.is_empty() {
+        watch.loras_ready(cache_hit);
+    }
     execute(engine, &plan, watch).map_err(told_apart)
 }
 

@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 
 use crate::host::source::{Message, Source, SourceError};
 use crate::job::Job;
-use crate::job::request::{Defaults, Refusal};
+use crate::job::request::Defaults;
 
 /// A message with its source, from receipt to settlement. Dropping it ends the heartbeat.
 pub struct Held {
@@ -21,10 +21,7 @@ impl Held {
     /// Takes over a message that was just received.
     #[must_use]
     pub fn new(source: Arc<dyn Source>, message: Message, defaults: &Defaults) -> Self {
-        let job = match Job::from_json(&message.body, defaults) {
-            Ok(job) => Some(job),
-            Err(Refusal { .. }) => None,
-        };
+        let job = Job::from_json(&message.body, defaults).ok();
         let heartbeat = source.heartbeat().map(|_| tokio::spawn(keep(source.clone(), message.clone())));
         Self { source, message, job, heartbeat: Mutex::new(heartbeat) }
     }

@@ -31,13 +31,13 @@ pub async fn run(source: Arc<dyn Source>, floor: Arc<Floor>, defaults: Defaults,
                 backoff.reset();
                 for message in messages {
                     let held = Held::new(source.clone(), message, &defaults);
-                    if let Err(held) = floor.bring(held) {
+                    if let Some(held) = floor.bring(held) {
                         super::settle::put_back(&held).await;
                     }
                 }
             }
             Err(error) => {
-                let pause = backoff.next();
+                let pause = backoff.next_pause();
                 tracing::warn!(source = source.name(), %error, pause_ms = pause.as_millis() as u64, "no messages from here for now");
                 tokio::select! {
                     () = stop.cancelled() => break,

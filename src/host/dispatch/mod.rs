@@ -109,26 +109,27 @@ impl Floor {
         self.change(|floor| floor.slots[slot] = state);
     }
 
-    /// Takes a message in hand. False when the host drains: then it is the caller's to put back.
+    /// Takes a message in hand, unless the host drains: then it is returned, and the caller's to put back.
     #[must_use]
-    pub fn bring(&self, held: Held) -> Result<(), Held> {
+    pub fn bring(&self, held: Held) -> Option<Held> {
         self.change(|floor| {
             if floor.draining {
-                return Err(held);
+                return Some(held);
             }
             floor.messages.push_back(held);
-            Ok(())
+            None
         })
     }
 
     /// As [`Self::bring`] for a job whose caller waits.
-    pub fn bring_direct(&self, direct: Direct) -> Result<(), Direct> {
+    #[must_use]
+    pub fn bring_direct(&self, direct: Direct) -> Option<Direct> {
         self.change(|floor| {
             if floor.draining {
-                return Err(direct);
+                return Some(direct);
             }
             floor.directs.push_back(direct);
-            Ok(())
+            None
         })
     }
 
@@ -206,12 +207,11 @@ impl State {
         if self.draining {
             return None;
         }
-        let assignment = match self.directs.pop_front() {
-            Some(direct) => Assignment::Direct(direct),
-            None => {
-                let next = self.messages.iter().position(|held| !self.runs(held))?;
-                Assignment::Messages(vec![self.messages.remove(next)?])
-            }
+        let assignment = if let Some(direct) = self.directs.pop_front() {
+            Assignment::Direct(direct)
+        } else {
+            let next = self.messages.iter().position(|held| !self.runs(held))?;
+            Assignment::Messages(vec![self.messages.remove(next)?])
         };
         self.slots[slot] = Slot::Busy(assignment.job_ids());
         Some(assignment)

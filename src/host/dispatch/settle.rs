@@ -156,7 +156,7 @@ impl Settler {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(backoff.next()) => {}
+                () = tokio::time::sleep(backoff.next_pause()) => {}
                 () = self.hurry.cancelled() => return put_back_known(&self.jobs, held).await,
             }
         }

@@ -50,7 +50,9 @@ impl Keeper {
             Assignment::Messages(held) => {
                 let starts = |held: &Held| held.job.as_ref().is_none_or(|job| jobs.start(job, held.message.attempt));
                 let (begun, cancelled): (Vec<_>, Vec<_>) = held.into_iter().partition(starts);
-                cancelled.into_iter().for_each(|held| self.settler.cancelled(held));
+                for held in cancelled {
+                    self.settler.cancelled(held);
+                }
                 Some(Assignment::Messages(begun)).filter(|assignment| !assignment.is_empty())
             }
         }

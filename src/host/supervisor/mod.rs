@@ -97,7 +97,7 @@ impl Keeper {
                 backoff.reset();
             }
             (self.watcher)(life.cause);
-            let pause = backoff.next();
+            let pause = backoff.next_pause();
             let why = life.why.unwrap_or_else(|| life.cause.to_string());
             tracing::error!(
                 handler = self.index,

@@ -28,18 +28,18 @@ const STALL: Duration = Duration::from_secs(3);
 
 #[tokio::test]
 async fn s3_errors() {
-    report(with_bucket("S3 answers 500", Trouble::Errors, &[]).await);
+    report(&with_bucket("S3 answers 500", Trouble::Errors, &[]).await);
 }
 
 #[tokio::test]
 async fn s3_slow() {
-    report(with_bucket("S3 is slow", Trouble::Slow(Duration::from_millis(150)), &[]).await);
+    report(&with_bucket("S3 is slow", Trouble::Slow(Duration::from_millis(150)), &[]).await);
 }
 
 #[tokio::test]
 async fn s3_timeouts() {
     let short = [("ATELIER__STORE__ATTEMPT_TIMEOUT_MS", "200"), ("ATELIER__STORE__OPERATION_TIMEOUT_MS", "500")];
-    report(with_bucket("S3 times out", Trouble::Slow(STALL), &short).await);
+    report(&with_bucket("S3 times out", Trouble::Slow(STALL), &short).await);
 }
 
 async fn with_webhooks(what: &'static str, answer: Option<StatusCode>) -> Row {
@@ -58,17 +58,17 @@ async fn with_webhooks(what: &'static str, answer: Option<StatusCode>) -> Row {
 
 #[tokio::test]
 async fn webhook_errors() {
-    report(with_webhooks("webhook answers 500", Some(StatusCode::INTERNAL_SERVER_ERROR)).await);
+    report(&with_webhooks("webhook answers 500", Some(StatusCode::INTERNAL_SERVER_ERROR)).await);
 }
 
 #[tokio::test]
 async fn webhook_hangs() {
-    report(with_webhooks("webhook never answers", None).await);
+    report(&with_webhooks("webhook never answers", None).await);
 }
 
 #[tokio::test]
 async fn webhook_redirects() {
-    report(with_webhooks("webhook redirects", Some(StatusCode::FOUND)).await);
+    report(&with_webhooks("webhook redirects", Some(StatusCode::FOUND)).await);
 }
 
 /// A file system of its own for the spool, which only root may make.
@@ -110,5 +110,5 @@ async fn spool_disk_full() {
     campaign.settle().await;
     let row = campaign.row();
     assert_eq!(row.complete, jobs(), "and nothing of what was refused turned up");
-    report(row);
+    report(&row);
 }

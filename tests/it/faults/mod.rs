@@ -33,7 +33,7 @@ pub(crate) struct Row {
 static ROWS: Mutex<Vec<Row>> = Mutex::new(Vec::new());
 
 /// Checks a row, and keeps it for the table where `ATELIER_FAULTS_OUT` names a file.
-fn report(row: Row) {
+fn report(row: &Row) {
     if let Some(file) = crate::servers::environment("ATELIER_FAULTS_OUT") {
         let mut rows = ROWS.lock().unwrap();
         rows.push(row.clone());

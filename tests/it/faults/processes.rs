@@ -21,7 +21,7 @@ async fn handler_kill_9() {
     campaign.settle().await;
     let died = campaign.host.logged("a handler ended; another is started after a pause").len();
     assert!(died > 0, "no handler was killed\n{}", campaign.host.log());
-    report(campaign.row());
+    report(&campaign.row());
 }
 
 #[tokio::test]
@@ -36,7 +36,7 @@ async fn host_kill_9() {
         }
     }
     campaign.settle().await;
-    report(campaign.row());
+    report(&campaign.row());
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn sigterm_in_the_middle() {
         }
     }
     campaign.settle().await;
-    report(campaign.row());
+    report(&campaign.row());
 }
 
 #[tokio::test]
@@ -75,5 +75,5 @@ async fn poison() {
     let row = campaign.row();
     assert_eq!(row.complete, 0);
     assert_eq!(campaign.host.spooled("dead").len(), 2 * row.jobs, "each with its reason");
-    report(row);
+    report(&row);
 }

@@ -76,7 +76,11 @@ fn build_example(folder: &Path) -> PathBuf {
     rustc.args(["--edition", "2021", "-o"]).arg(folder.join("example")).arg(&source);
     let library = |name: &str| {
         let files = artifact(name)["filenames"].as_array().unwrap().iter();
-        files.filter_map(Value::as_str).find(|file| file.ends_with(".rlib")).expect("a library").to_owned()
+        files
+            .filter_map(Value::as_str)
+            .find(|file| Path::new(file).extension().is_some_and(|extension| extension == "rlib"))
+            .expect("a library")
+            .to_owned()
     };
     for name in ["lambda_runtime", "serde_json", "tokio"] {
         rustc.arg("--extern").arg(format!("{name}={}", library(name)));

@@ -4,7 +4,8 @@ mod cloud;
 mod conformance;
 mod http;
 mod protocol;
-mod sqs;
+mod rabbitmq;
+pub(crate) mod sqs;
 mod survival;
 
 use std::path::{Path, PathBuf};

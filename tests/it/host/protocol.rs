@@ -46,11 +46,12 @@ async fn an_event_comes_with_its_headers_and_its_answer_comes_back() {
     let api = RuntimeApi::start("atelier").await.unwrap();
     let handler = Handler::of(&api);
     let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
-    let (event, answer) = tokio::join!(handler.next(), async {
+    let mut answer = None;
+    let (event, ()) = tokio::join!(handler.next(), async {
         assert_eq!(api.started().await, Started::Ready);
         let context = Some(r#"{"custom":{"atelier":"host"}}"#.to_owned());
         let trace_id = Some("Root=1-5759e988-bd862e3fe1be46a994272793".to_owned());
-        api.invoke(Invocation { client_context: context, trace_id, ..invocation(json!({ "n": 1 })) })
+        answer = Some(api.invoke(Invocation { client_context: context, trace_id, ..invocation(json!({ "n": 1 })) }));
     });
     assert_eq!(event.status(), 200);
     let deadline_ms: u128 = header(&event, "lambda-runtime-deadline-ms").parse().unwrap();
@@ -66,7 +67,7 @@ async fn an_event_comes_with_its_headers_and_its_answer_comes_back() {
     assert_eq!(handler.post("invocation/another/response", &[], "1").await, StatusCode::BAD_REQUEST);
     assert_eq!(handler.post(&path, &[("lambda-runtime-invocation-id", "another")], "1").await, StatusCode::BAD_REQUEST);
     assert_eq!(handler.post(&path, &[("lambda-runtime-invocation-id", &echo)], "\"done\"").await, StatusCode::ACCEPTED);
-    assert_eq!(answer.await.unwrap(), Answer::Reply { body: "\"done\"".into(), http_stream: false });
+    assert_eq!(answer.unwrap().await.unwrap(), Answer::Reply { body: "\"done\"".into(), http_stream: false });
     assert_eq!(handler.post(&path, &[], "2").await, StatusCode::BAD_REQUEST, "it was answered already");
 }
 

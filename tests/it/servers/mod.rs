@@ -1,7 +1,9 @@
-//! Real servers on loopback for the tests: S3, a scripted HTTP server, and programs out of the Python venv.
+//! Real servers on loopback for the tests: S3, RabbitMQ, a scripted HTTP server, and programs out of the Python venv.
 
 pub(crate) mod http;
 pub(crate) mod moto;
+pub(crate) mod proxy;
+pub(crate) mod rabbitmq;
 pub(crate) mod s3;
 
 use std::path::PathBuf;

@@ -38,13 +38,11 @@ pub(super) async fn open(settings: &Settings, authorities: Option<&str>) -> Resu
         },
         properties,
     );
-    match tokio::time::timeout(limit, opening).await {
-        Ok(connection) => connection.map_err(|error| explained(error.into(), settings)),
-        Err(_) => {
-            plug.pull();
-            Err(Fault::unavailable(format!("no answer within {} ms", settings.connect_timeout_ms)))
-        }
-    }
+    let Ok(opened) = tokio::time::timeout(limit, opening).await else {
+        plug.pull();
+        return Err(Fault::unavailable(format!("no answer within {} ms", settings.connect_timeout_ms)));
+    };
+    opened.map_err(|error| explained(error.into(), settings))
 }
 
 /// A second handle on the connection's socket. lapin's thread waits for ever on a broker that takes the connection and then

@@ -1,39 +1,25 @@
-//! A channel for one kind of question, opened again when the broker has closed it over an answer.
+//! A channel for questions, opened again when the broker has closed it over an answer.
 
-use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::fault::{Fault, within};
 
-/// RabbitMQ closes the channel on which it refuses something. So what may be refused goes through lanes, one at a time:
-/// else the error of one would be taken for the error of another.
+/// RabbitMQ closes the channel on which it refuses something. So what may be refused goes through here, one at a time: else
+/// the error of one would be taken for the error of another.
 #[derive(Default)]
 pub(super) struct Lane {
     channel: Mutex<Option<Channel>>,
-    /// Every message that is published is confirmed or returned.
-    confirms: bool,
 }
 
 impl Lane {
-    pub(super) fn with_confirms() -> Self {
-        Self { confirms: true, ..Self::default() }
-    }
-
     /// The lane for one caller; the channel in it is open.
     pub(super) async fn enter(&self, connection: &Connection) -> Result<Turn<'_>, Fault> {
         let mut place = self.channel.lock().await;
-        let open = place.take().filter(|channel| channel.status().connected());
-        let channel = match open {
-            Some(channel) => channel,
-            None => {
-                let channel = within(connection.create_channel()).await?;
-                if self.confirms {
-                    within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
-                }
-                channel
-            }
-        };
+        if let Some(channel) = place.take().filter(|channel| channel.status().connected()) {
+            return Ok(Turn { place, channel });
+        }
+        let channel = within(connection.create_channel()).await?;
         Ok(Turn { place, channel })
     }
 }

@@ -14,6 +14,7 @@ mod fault;
 mod handed_back;
 mod lane;
 mod link;
+mod outlet;
 mod publish;
 mod record;
 mod serve;

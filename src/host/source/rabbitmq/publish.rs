@@ -18,6 +18,9 @@ pub(super) const REASON_HEADER: &str = "x-atelier-reason";
 const LONGEST_REASON_BYTES: usize = 4096;
 const PERSISTENT: u8 = 2;
 
+/// Sets one property.
+type With = fn(BasicProperties, ShortString) -> BasicProperties;
+
 /// Where a message is published to.
 #[derive(Debug, Clone)]
 pub(super) struct Address {
@@ -76,7 +79,7 @@ pub(super) fn again(properties: &BasicProperties, attempts: u32, reason: Option<
         headers.insert(REASON_HEADER.into(), AMQPValue::LongString(LongString::from(reason)));
     }
     let mut copy = BasicProperties::default().with_headers(FieldTable::from(headers)).with_delivery_mode(PERSISTENT);
-    let texts: [(_, fn(BasicProperties, ShortString) -> BasicProperties); 8] = [
+    let texts: [(_, With); 8] = [
         (properties.content_type(), BasicProperties::with_content_type),
         (properties.content_encoding(), BasicProperties::with_content_encoding),
         (properties.correlation_id(), BasicProperties::with_correlation_id),

@@ -4,18 +4,15 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::message::Delivery;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions};
 use lapin::types::FieldTable;
 use lapin::{Consumer, Error};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::fault::{Fault, within};
 use super::session::{Session, Verdict};
 use super::shelf::Held;
-
-/// How soon the end of a connection is noticed that nothing else tells us of.
-const LOOK: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Serves until the connection is over; why it is.
@@ -34,35 +31,28 @@ impl Session {
 
     async fn run(&self, closing: &CancellationToken) -> Result<std::convert::Infallible, Fault> {
         let longest_wait = Duration::from_secs(self.broker.settings.consumer_timeout_s) / 2;
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut consumer = None;
         loop {
             let oldest = self.shelf().oldest();
             tokio::select! {
                 delivery = next(&mut consumer) => self.arrive(delivery)?,
                 () = closing.cancelled(), if !self.emptied.is_cancelled() => {
-                    self.empty(consumer.take()).await?;
+                    self.while_it_lives(self.empty(consumer.take())).await?;
                     self.emptied.cancel();
                 }
                 () = self.wanted.notified(), if consumer.is_none() && !closing.is_cancelled() => {
-                    consumer = Some(self.consume().await?);
+                    consumer = Some(self.while_it_lives(self.consume()).await?);
                 }
                 () = too_old(oldest, longest_wait), if oldest.is_some() => self.hand_back(longest_wait).await?,
-                () = self.doubted.notified() => self.look()?,
-                _ = look.tick() => self.look()?,
+                () = self.doubted.notified() => {}
+                fault = self.end() => return Err(fault),
             }
         }
     }
 
-    fn look(&self) -> Result<(), Fault> {
-        if self.is_alive() { Ok(()) } else { Err(Fault::unavailable("the connection is gone")) }
-    }
-
     async fn consume(&self) -> Result<Consumer, Fault> {
-        let settings = &self.broker.settings;
-        within(self.consuming.basic_qos(settings.prefetch, BasicQosOptions::default())).await?;
-        let (queue, options) = (settings.queue.as_str().into(), BasicConsumeOptions::default());
+        within(self.limit()).await?;
+        let (queue, options) = (self.broker.settings.queue.as_str().into(), BasicConsumeOptions::default());
         within(self.consuming.basic_consume(queue, "".into(), options, FieldTable::default())).await
     }
 
@@ -70,7 +60,8 @@ impl Session {
         let Some(delivery) = delivery else {
             return Err(Fault::unavailable("the broker ended the subscription: the queue was deleted or moved"));
         };
-        let delivery = delivery?;
+        // Whatever ended the subscription, the next connection may well be served.
+        let delivery = delivery.map_err(|error| Fault { refused: false, ..error.into() })?;
         let attempt = self.broker.handed_back.attempt(&delivery);
         self.put(Held { delivery, attempt, since: Instant::now() });
         Ok(())

@@ -1,21 +1,26 @@
-//! One connection with its channels and its messages, from login to its end.
+//! One connection with its channel and its messages, from login to its end.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions};
 use lapin::types::DeliveryTag;
 use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::fault::{Fault, within};
 use super::handed_back::HandedBack;
 use super::lane::Lane;
-use super::publish::{Address, publish};
+use super::outlet::Outlet;
+use super::publish::Address;
 use super::settings::Settings;
 use super::shelf::{Held, Shelf};
 use super::{connection, topology};
+
+/// How soon the end of a connection is noticed that nothing else tells us of.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What every session of one source has in common.
 pub(super) struct Broker {
@@ -33,7 +38,7 @@ pub(super) struct Session {
     /// Deliveries and their settlement; the broker ties one to the other by channel.
     pub(super) consuming: Channel,
     asking: Lane,
-    publishing: Lane,
+    outlet: Outlet,
     shelf: Mutex<Shelf>,
     /// Something waits on the shelf.
     arrived: Notify,
@@ -68,7 +73,7 @@ impl Session {
             connection,
             consuming,
             asking: Lane::default(),
-            publishing: Lane::with_confirms(),
+            outlet: Outlet::default(),
             shelf: Mutex::default(),
             arrived: Notify::new(),
             wanted: Notify::new(),
@@ -111,18 +116,25 @@ impl Session {
 
     /// Tells the broker what becomes of the message. The error says why the message is not ours any more.
     pub(super) async fn settle(&self, held: &Held, verdict: Verdict) -> Result<(), String> {
-        let acker = &held.delivery.acker;
-        let told = match verdict {
-            Verdict::Done => within(acker.ack(BasicAckOptions::default())).await,
-            Verdict::Untried => within(acker.nack(BasicNackOptions { requeue: true, multiple: false })).await,
-            Verdict::Failed => within(acker.reject(BasicRejectOptions { requeue: true })).await,
-            Verdict::Dead => within(acker.reject(BasicRejectOptions { requeue: false })).await,
-        };
+        // Before the broker hears of it: the message may be here again before we hear of that.
         match verdict {
             Verdict::Done | Verdict::Dead => self.broker.handed_back.forget(&held.delivery),
             Verdict::Untried => self.broker.handed_back.note(&held.delivery),
             Verdict::Failed => {}
         }
+        let acker = &held.delivery.acker;
+        let told = within(async {
+            let told = match verdict {
+                Verdict::Done => acker.ack(BasicAckOptions::default()).await?,
+                Verdict::Untried => acker.nack(BasicNackOptions { requeue: true, multiple: false }).await?,
+                Verdict::Failed => acker.reject(BasicRejectOptions { requeue: true }).await?,
+                Verdict::Dead => acker.reject(BasicRejectOptions { requeue: false }).await?,
+            };
+            // The broker answers no settlement. But it answers this, which changes nothing, after it.
+            self.limit().await?;
+            Ok(told)
+        });
+        let told = self.while_it_lives(told).await;
         self.shelf().settled(held.delivery.delivery_tag);
         match told {
             Ok(true) => Ok(()),
@@ -134,37 +146,57 @@ impl Session {
         }
     }
 
+    /// How many messages may be here at once, unsettled; for subscriptions that begin later.
+    pub(super) async fn limit(&self) -> lapin::Result<()> {
+        self.consuming.basic_qos(self.broker.settings.prefetch, BasicQosOptions::default()).await
+    }
+
     pub(super) fn handed_out(&self, tag: DeliveryTag) -> Option<Arc<Held>> {
         self.shelf().handed_out(tag)
     }
 
     /// Returns when the broker has the message for good.
     pub(super) async fn publish(&self, to: &Address, body: &[u8], properties: BasicProperties) -> Result<(), Fault> {
-        if self.connection.status().blocked() {
-            return Err(Fault::unavailable("the broker takes no messages for now: it is short of memory or disk"));
-        }
-        let published = async {
-            let turn = self.publishing.enter(&self.connection).await?;
-            publish(&turn.channel, to, body, properties).await?;
-            turn.leave();
-            Ok(())
-        };
-        published.await.inspect_err(|_| self.doubted.notify_one())
+        self.outlet.publish(&self.broker, to, body, properties).await.inspect_err(|_| self.doubted.notify_one())
     }
 
     /// The queue that gives messages back after `delay`.
     pub(super) async fn retry_queue(&self, delay: Duration) -> Result<String, Fault> {
-        let turn = self.asking.enter(&self.connection).await?;
-        let name = topology::retry_queue(&turn.channel, &self.broker.settings.queue, delay).await?;
-        turn.leave();
-        Ok(name)
+        self.while_it_lives(async {
+            let turn = self.asking.enter(&self.connection).await?;
+            let name = topology::retry_queue(&turn.channel, &self.broker.settings.queue, delay).await?;
+            turn.leave();
+            Ok(name)
+        })
+        .await
     }
 
     /// Messages that no handler has: in the queue, and here.
     pub(super) async fn depth(&self) -> Result<u64, Fault> {
-        let turn = self.asking.enter(&self.connection).await?;
-        let ready = topology::depth(&turn.channel, &self.broker.settings.queue).await?;
-        turn.leave();
-        Ok(ready + self.shelf().waiting() as u64)
+        self.while_it_lives(async {
+            let turn = self.asking.enter(&self.connection).await?;
+            let ready = topology::depth(&turn.channel, &self.broker.settings.queue).await?;
+            turn.leave();
+            Ok(ready + self.shelf().waiting() as u64)
+        })
+        .await
+    }
+
+    /// lapin never answers what it is asked in the moment in which a connection ends, and it tells of that end only those who
+    /// ask later.
+    pub(super) async fn while_it_lives<T>(&self, asked: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        tokio::select! {
+            biased;
+            answer = asked => answer,
+            fault = self.end() => Err(fault),
+        }
+    }
+
+    /// Resolves soon after the connection is gone.
+    pub(super) async fn end(&self) -> Fault {
+        while self.is_alive() {
+            sleep(LOOK).await;
+        }
+        Fault::unavailable("the connection is gone")
     }
 }

@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Channel, ExchangeKind};
 
 use super::fault::{Fault, within};
@@ -58,16 +58,17 @@ pub(super) async fn depth(channel: &Channel, queue: &str) -> Result<u64, Fault> 
     }
 }
 
+/// The queue first: where it is somebody else's, nothing is made.
 async fn declare(channel: &Channel, queue: &str) -> Result<(), Fault> {
-    let exchange = dead_letter_exchange(queue);
+    let (exchange, dead) = (dead_letter_exchange(queue), format!("{queue}.dead"));
+    let arguments = [("x-delivery-limit", DELIVERY_LIMIT.into())];
+    quorum(channel, queue, &[&arguments[..], &dead_letters_to(&exchange, queue)].concat()).await?;
+    let exchange = ShortString::from(exchange);
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    within(channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Fanout, durable, FieldTable::default())).await?;
-    let dead = format!("{queue}.dead");
+    within(channel.exchange_declare(exchange.clone(), ExchangeKind::Fanout, durable, FieldTable::default())).await?;
     quorum(channel, &dead, &[]).await?;
     let bind = QueueBindOptions::default();
-    within(channel.queue_bind(dead.into(), exchange.as_str().into(), "".into(), bind, FieldTable::default())).await?;
-    let arguments = [("x-delivery-limit", DELIVERY_LIMIT.into())];
-    quorum(channel, queue, &[&arguments[..], &dead_letters_to(&exchange, queue)].concat()).await
+    within(channel.queue_bind(dead.into(), exchange, "".into(), bind, FieldTable::default())).await
 }
 
 /// Makes sure of the queue that gives messages back to `queue` after `delay` or a little more; its name.

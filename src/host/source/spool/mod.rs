@@ -50,17 +50,17 @@ impl Spool {
     /// # Errors
     /// When the folder cannot be used, or another host uses it.
     pub fn open(settings: &Settings) -> Result<Self, SourceError> {
-        let files = Files::open(&settings.folder).map_err(|problem| refused(&settings.folder, "open", problem))?;
-        for name in files.list(Folder::Running).map_err(|problem| refused(&settings.folder, "open", problem))? {
+        let files = Files::open(&settings.folder).map_err(|problem| refused(&settings.folder, "open", &problem))?;
+        for name in files.list(Folder::Running).map_err(|problem| refused(&settings.folder, "open", &problem))? {
             let moved = files.rename((Folder::Running, &name), (Folder::Waiting, &name));
-            moved.map_err(|problem| refused(&settings.folder, "open", problem))?;
+            moved.map_err(|problem| refused(&settings.folder, "open", &problem))?;
             tracing::warn!(
                 job_id = name.job_id,
                 attempt = name.attempt,
                 "a job was in hand when the host died; it is tried again"
             );
         }
-        let waiting = files.list(Folder::Waiting).map_err(|problem| refused(&settings.folder, "open", problem))?;
+        let waiting = files.list(Folder::Waiting).map_err(|problem| refused(&settings.folder, "open", &problem))?;
         Ok(Self {
             files: Arc::new(files),
             index: Arc::new(Mutex::new(waiting.into_iter().collect())),
@@ -148,7 +148,7 @@ impl Spool {
     }
 }
 
-fn refused(folder: &std::path::Path, action: &'static str, problem: std::io::Error) -> SourceError {
+fn refused(folder: &std::path::Path, action: &'static str, problem: &std::io::Error) -> SourceError {
     SourceError::Refused { queue: format!("spool {}", folder.display()), action, problem: problem.to_string() }
 }
 

@@ -22,13 +22,13 @@ use crate::servers::moto::Moto;
 use crate::servers::{DEADLINE, python_or_skip};
 
 /// moto with its SQS, and a client of its own beside the source.
-struct Bench {
+pub(crate) struct Bench {
     _moto: Moto,
     client: Client,
 }
 
 impl Bench {
-    async fn start(what: &str) -> Option<Self> {
+    pub(crate) async fn start(what: &str) -> Option<Self> {
         let moto = Moto::start(&python_or_skip(what)?).await;
         let config = aws_sdk_sqs::Config::builder()
             .behavior_version(BehaviorVersion::latest())
@@ -40,7 +40,7 @@ impl Bench {
     }
 
     /// The new queue's URL.
-    async fn queue(&self, name: &str, attributes: &[(QueueAttributeName, &str)]) -> String {
+    pub(crate) async fn queue(&self, name: &str, attributes: &[(QueueAttributeName, &str)]) -> String {
         let mut all = HashMap::from([(QueueAttributeName::MaximumMessageSize, (1 << 20).to_string())]);
         if name.contains(".fifo") {
             all.insert(QueueAttributeName::FifoQueue, "true".into());
@@ -48,6 +48,21 @@ impl Bench {
         all.extend(attributes.iter().map(|(name, value)| (name.clone(), (*value).to_owned())));
         let made = self.client.create_queue().queue_name(name).set_attributes(Some(all)).send().await.expect("a new queue");
         made.queue_url.expect("its URL")
+    }
+
+    pub(crate) async fn send(&self, queue_url: &str, body: &serde_json::Value) {
+        self.client.send_message().queue_url(queue_url).message_body(body.to_string()).send().await.expect("sent");
+    }
+
+    /// Waits until nothing waits and nobody has anything in hand.
+    pub(crate) async fn emptied(&self, queue_url: &str) {
+        let nothing = ("0".to_owned(), "0".to_owned());
+        let empty = async {
+            while self.counts(queue_url).await != nothing {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(crate::host::PATIENCE, empty).await.expect("the queue is emptied in time");
     }
 
     async fn source(&self, queue_url: &str) -> Sqs {

@@ -1,0 +1,39 @@
+//! What one run of a job took: measured by the handler, counted by whoever watches it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// One run of one job, replays and failures included.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// From the message's turn to its outcome.
+    pub seconds: f64,
+    /// By workflow step; empty where nothing was painted.
+    pub step_seconds: BTreeMap<String, f64>,
+    /// Denoising steps, each for all pictures of the job.
+    pub denoising_steps: u64,
+    /// From the first denoising step's end to the last one's.
+    pub denoising_seconds: f64,
+    /// Whether the job's LoRAs were those that were painted with last; none where it has none.
+    pub lora_cache_hit: Option<bool>,
+    /// Webhooks sent meanwhile, by kind and whether they were taken.
+    pub webhook_attempts: Vec<WebhookAttempts>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebhookAttempts {
+    /// Such as `complete`.
+    pub kind: String,
+    pub delivered: bool,
+    pub count: u64,
+}
+
+impl Measured {
+    /// None where there were not two steps to measure between.
+    #[must_use]
+    pub fn steps_per_second(&self) -> Option<f64> {
+        let between = self.denoising_steps.checked_sub(1).filter(|between| *between > 0)?;
+        (self.denoising_seconds > 0.0).then(|| between as f64 / self.denoising_seconds)
+    }
+}

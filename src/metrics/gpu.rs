@@ -1,0 +1,74 @@
+//! The GPUs of this machine as NVML sees them, looked at once a second from a thread of its own.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use nvml_wrapper::Nvml;
+
+/// One look at one GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its index, or `none` where there is no GPU.
+    pub name: String,
+    pub memory_used_bytes: u64,
+    pub utilization_percent: u32,
+}
+
+/// What was seen last; clones see the same.
+#[derive(Clone)]
+pub struct Gpus {
+    last: Arc<Mutex<Vec<Gpu>>>,
+}
+
+impl Gpus {
+    /// For a machine without one.
+    #[must_use]
+    pub fn none() -> Self {
+        let none = Gpu { name: "none".into(), memory_used_bytes: 0, utilization_percent: 0 };
+        Self { last: Arc::new(Mutex::new(vec![none])) }
+    }
+
+    /// Looks from now on, where there is a library of NVIDIA's to look with.
+    #[must_use]
+    pub fn watch() -> Self {
+        let gpus = Self::none();
+        if let Ok(nvml) = Nvml::init() {
+            let last = gpus.last.clone();
+            let watching = thread::Builder::new().name("nvml".into()).spawn(move || {
+                loop {
+                    if let Some(seen) = look(&nvml) {
+                        *last.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+                    }
+                    thread::sleep(Duration::from_secs(1));
+                }
+            });
+            if let Err(error) = watching {
+                tracing::warn!(%error, "the GPUs are not watched");
+            }
+        }
+        gpus
+    }
+
+    #[must_use]
+    pub fn last(&self) -> Vec<Gpu> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// How many GPUs there are; 0 where NVML says nothing.
+#[must_use]
+pub fn count() -> usize {
+    Nvml::init().and_then(|nvml| nvml.device_count()).map_or(0, |count| count as usize)
+}
+
+fn look(nvml: &Nvml) -> Option<Vec<Gpu>> {
+    let count = nvml.device_count().ok().filter(|count| *count > 0)?;
+    let gpu = |index: u32| {
+        let device = nvml.device_by_index(index).ok()?;
+        let memory_used_bytes = device.memory_info().ok()?.used;
+        let utilization_percent = device.utilization_rates().ok()?.gpu;
+        Some(Gpu { name: index.to_string(), memory_used_bytes, utilization_percent })
+    };
+    Some((0..count).filter_map(gpu).collect())
+}

@@ -1,0 +1,206 @@
+//! What is measured, for host and handler together, as Prometheus text.
+
+pub mod emf;
+pub mod gpu;
+pub mod report;
+pub mod table;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use prometheus::{CounterVec, Encoder as _, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
+
+use self::gpu::Gpus;
+use self::table::{Kind, Metric};
+use crate::job::measured::{Measured, WebhookAttempts};
+
+/// The metrics of this process; clones are the same metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    counters: BTreeMap<&'static str, CounterVec>,
+    gauges: BTreeMap<&'static str, GaugeVec>,
+    histograms: BTreeMap<&'static str, HistogramVec>,
+    gpus: Gpus,
+}
+
+impl Metrics {
+    /// Every row of the table, those without labels at 0.
+    ///
+    /// # Errors
+    /// When two rows have one name, or one is none.
+    pub fn new(gpus: Gpus) -> Result<Self, prometheus::Error> {
+        let mut metrics = Self {
+            registry: Registry::new(),
+            counters: BTreeMap::new(),
+            gauges: BTreeMap::new(),
+            histograms: BTreeMap::new(),
+            gpus,
+        };
+        for row in table::TABLE {
+            metrics.register(row)?;
+        }
+        metrics.set(table::BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
+        Ok(metrics)
+    }
+
+    fn register(&mut self, row: Metric) -> Result<(), prometheus::Error> {
+        let Metric { name, kind, labels, meaning, .. } = row;
+        match kind {
+            Kind::Counter => {
+                let counter = CounterVec::new(Opts::new(name, meaning), labels)?;
+                self.registry.register(Box::new(counter.clone()))?;
+                self.counters.insert(name, counter);
+                if labels.is_empty() {
+                    self.add(row, &[], 0.0);
+                }
+            }
+            Kind::Gauge => {
+                let gauge = GaugeVec::new(Opts::new(name, meaning), labels)?;
+                self.registry.register(Box::new(gauge.clone()))?;
+                self.gauges.insert(name, gauge);
+                if labels.is_empty() {
+                    self.set(row, &[], 0.0);
+                }
+            }
+            Kind::Histogram(buckets) => {
+                let options = HistogramOpts::new(name, meaning).buckets(buckets.to_vec());
+                let histogram = HistogramVec::new(options, labels)?;
+                self.registry.register(Box::new(histogram.clone()))?;
+                self.histograms.insert(name, histogram);
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&self, row: Metric, labels: &[&str], amount: f64) {
+        if let Some(counter) = self.counters.get(row.name).and_then(|counter| counter.get_metric_with_label_values(labels).ok())
+        {
+            counter.inc_by(amount);
+        }
+    }
+
+    fn set(&self, row: Metric, labels: &[&str], value: f64) {
+        if let Some(gauge) = self.gauges.get(row.name).and_then(|gauge| gauge.get_metric_with_label_values(labels).ok()) {
+            gauge.set(value);
+        }
+    }
+
+    fn observe(&self, row: Metric, labels: &[&str], value: f64) {
+        let histogram = self.histograms.get(row.name).and_then(|vec| vec.get_metric_with_label_values(labels).ok());
+        if let Some(histogram) = histogram {
+            histogram.observe(value);
+        }
+    }
+
+    /// One run of a job has ended. `outcome`: a word of the table's row.
+    pub fn job(&self, source: &str, outcome: &str, measured: Option<&Measured>) {
+        self.add(table::JOBS, &[source, outcome], 1.0);
+        if outcome != "complete" && outcome != "untried" {
+            self.add(table::INFERENCE_ERRORS, &[], 1.0);
+        }
+        let Some(measured) = measured else { return };
+        self.observe(table::JOB_SECONDS, &[source], measured.seconds);
+        for (step, seconds) in &measured.step_seconds {
+            self.observe(table::STEP_SECONDS, &[step], *seconds);
+        }
+        if let Some(seconds) = measured.step_seconds.get("infer") {
+            self.add(table::INFERENCES, &[], 1.0);
+            self.observe(table::INFERENCE_LATENCY, &[], seconds * 1e3);
+        }
+        self.add(table::DENOISING_STEPS, &[], measured.denoising_steps as f64);
+        if let Some(rate) = measured.steps_per_second() {
+            self.set(table::STEPS_PER_SECOND, &[], rate);
+        }
+        if let Some(hit) = measured.lora_cache_hit {
+            self.add(table::LORA_CACHE, &[if hit { "hit" } else { "miss" }], 1.0);
+        }
+        self.webhooks(&measured.webhook_attempts);
+    }
+
+    pub fn webhooks(&self, attempts: &[WebhookAttempts]) {
+        for WebhookAttempts { kind, delivered, count } in attempts {
+            self.add(table::WEBHOOKS, &[kind, if *delivered { "delivered" } else { "failed" }], *count as f64);
+        }
+    }
+
+    pub fn model_loaded(&self, model: &str, seconds: f64) {
+        self.set(table::MODEL_LOAD, &[model], seconds);
+    }
+
+    /// `cause`: a word of the table's row.
+    pub fn handler_ended(&self, cause: &str) {
+        self.add(table::RESTARTS, &[cause], 1.0);
+    }
+
+    /// How many handlers are in each state, by its word in the table's row.
+    pub fn handlers(&self, states: &[(&str, usize)], in_hand: usize) {
+        for (state, count) in states {
+            self.set(table::HANDLERS, &[state], *count as f64);
+        }
+        self.set(table::IN_HAND, &[], in_hand as f64);
+    }
+
+    pub fn queue(&self, source: &str, waiting: u64, oldest: Option<Duration>) {
+        self.set(table::QUEUE_DEPTH, &[source], waiting as f64);
+        if let Some(oldest) = oldest {
+            self.set(table::QUEUE_AGE, &[source], oldest.as_secs_f64());
+        }
+    }
+
+    /// `path`: the route, never what a caller wrote.
+    pub fn http(&self, path: &str, status: u16) {
+        self.add(table::HTTP_REQUESTS, &[path, &status.to_string()], 1.0);
+    }
+
+    /// The Prometheus text format, version 0.0.4. Waits for nothing.
+    #[must_use]
+    pub fn render(&self) -> String {
+        for gpu in self.gpus.last() {
+            self.set(table::GPU_MEMORY, &[&gpu.name], gpu.memory_used_bytes as f64);
+            self.set(table::GPU_UTILIZATION, &[&gpu.name], f64::from(gpu.utilization_percent));
+        }
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "the metrics cannot be written");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_counted_where_the_table_says() {
+        let metrics = Metrics::new(Gpus::none()).unwrap();
+        let measured = Measured {
+            seconds: 2.0,
+            step_seconds: BTreeMap::from([("infer".to_owned(), 1.5)]),
+            denoising_steps: 20,
+            denoising_seconds: 1.9,
+            lora_cache_hit: Some(true),
+            webhook_attempts: vec![WebhookAttempts { kind: "progress".into(), delivered: false, count: 3 }],
+        };
+        metrics.job("sqs", "complete", Some(&measured));
+        metrics.job("sqs", "retry", None);
+        let text = metrics.render();
+        for line in [
+            "atelier_jobs_total{outcome=\"complete\",source=\"sqs\"} 1",
+            "atelier_jobs_total{outcome=\"retry\",source=\"sqs\"} 1",
+            "atelier_denoising_steps_total 20",
+            "atelier_denoising_steps_per_second 10",
+            "atelier_lora_cache_total{result=\"hit\"} 1",
+            "atelier_webhook_attempts_total{kind=\"progress\",result=\"failed\"} 3",
+            "vton_inference_count 1",
+            "vton_inference_errors_total 1",
+            "vton_inference_latency_ms_sum 1500",
+            "atelier_step_seconds_bucket{step=\"infer\",le=\"2.5\"} 1",
+            "gpu_memory_used_bytes{gpu=\"none\"} 0",
+            "gpu_utilization_percent{gpu=\"none\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+}

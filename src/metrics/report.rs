@@ -1,0 +1,58 @@
+//! What a handler tells its host while it works: lines on standard output, each one JSON object with the key `atelier`.
+
+use std::io::{self, Write as _};
+
+use serde::{Deserialize, Serialize};
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// The model is loaded and warm.
+    Ready { model: String, load_seconds: f64 },
+    /// A denoising step is done.
+    Progress { job_id: String, step: u32, steps: u32 },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    atelier: Report,
+}
+
+impl Report {
+    /// None: the line is the function's own output.
+    #[must_use]
+    pub fn read(line: &str) -> Option<Self> {
+        // Most lines are not ours, and reading them as JSON is not free.
+        line.starts_with("{\"atelier\"").then(|| serde_json::from_str::<Line>(line).ok())?.map(|line| line.atelier)
+    }
+
+    /// Writes the line in one piece, from any thread.
+    pub fn tell(self) {
+        if let Ok(line) = serde_json::to_string(&Line { atelier: self }) {
+            write_line(&line);
+        }
+    }
+}
+
+/// Writes a line in one piece. A standard output that nobody reads is no reason to stop.
+pub fn write_line(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_back_and_others_are_left_alone() {
+        let report = Report::Progress { job_id: "job-1".into(), step: 3, steps: 20 };
+        let line = serde_json::to_string(&Line { atelier: report.clone() }).unwrap();
+        assert_eq!(line, r#"{"atelier":{"progress":{"job_id":"job-1","step":3,"steps":20}}}"#);
+        assert_eq!(Report::read(&line), Some(report));
+        for other in ["", "hello", "{\"level\":\"INFO\"}", "{\"atelier\":1}", "{\"atelier\":{\"other\":{}}}"] {
+            assert_eq!(Report::read(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What becomes of a message: settled, tried again, put back, dead-lettered.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use atelier::events::Event;
+use atelier::host::source::rabbitmq::RabbitMq as Queue;
+use atelier::host::source::rabbitmq::settings::Settings;
+use atelier::host::source::{Message, Shape, Source as _, SourceError};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::json;
+
+use super::{batch, header, holds, make_classic, next, peek, publish, stays_empty, text};
+use crate::servers::rabbitmq::shared_or_skip;
+
+/// What the handler reads out of the event that the host makes of the message.
+fn read_by_handler(queue: &Queue, message: &Message) -> (String, u32, Vec<u8>) {
+    let Shape::RabbitMq { event_source_arn, queue } = queue.shape() else { panic!("another shape") };
+    let event = json!({
+        "eventSource": "aws:rmq",
+        "eventSourceArn": event_source_arn,
+        "rmqMessagesByQueue": { queue: [message.record] },
+    });
+    let Event::RabbitMq(mut batch) = Event::parse(event).unwrap() else { panic!("another event") };
+    let delivery = batch.deliveries.remove(0);
+    (delivery.message_id, delivery.attempt, delivery.body)
+}
+
+#[tokio::test]
+async fn a_job_comes_once_and_is_gone_when_it_is_acknowledged() {
+    let Some(node) = shared_or_skip("RabbitMQ deliveries").await else { return };
+    let queue = Queue::start(&node.settings("plain")).unwrap();
+    let arn = "arn:aws:mq:local:000000000000:broker:127.0.0.1";
+    assert_eq!(queue.shape(), Shape::RabbitMq { event_source_arn: arn.into(), queue: "plain::/".into() });
+
+    queue.send("job-1", b"{\"job_id\":\"job-1\"}").await.unwrap();
+    holds(&queue, 1).await;
+    let message = next(&queue).await;
+    assert_eq!((message.id.as_str(), message.attempt, message.group.as_deref()), ("job-1", 1, None));
+    assert!(message.sent.is_some_and(|sent| sent.elapsed().unwrap_or_default() < Duration::from_mins(5)));
+    assert_eq!(read_by_handler(&queue, &message), ("job-1".into(), 1, b"{\"job_id\":\"job-1\"}".to_vec()));
+    assert_eq!(message.record["basicProperties"]["contentType"], "application/json");
+    assert_eq!(message.record["basicProperties"]["deliveryMode"], 2);
+    holds(&queue, 0).await;
+
+    queue.ack(&message).await.unwrap();
+    let twice = queue.ack(&message).await.unwrap_err();
+    assert!(matches!(twice, SourceError::Lost { .. }), "{twice}");
+    drop(queue);
+    let queue = Queue::start(&node.settings("plain")).unwrap();
+    assert!(stays_empty(&queue).await);
+}
+
+#[tokio::test]
+async fn a_retry_comes_after_its_delay_with_its_attempt_counted_and_the_callers_properties() {
+    let Some(node) = shared_or_skip("RabbitMQ retries").await else { return };
+    let queue = Queue::start(&node.settings("retries")).unwrap();
+    queue.depth().await.unwrap();
+    let (_connection, channel) = node.peer().await;
+    let mut headers = FieldTable::default();
+    headers.insert("trace".into(), text("abc"));
+    let properties = BasicProperties::default()
+        .with_headers(headers)
+        .with_message_id("job-2".into())
+        .with_correlation_id("c-2".into())
+        .with_timestamp(1_700_000_000);
+    publish(&channel, "retries", b"{}", properties).await;
+
+    // More often than there are queues to wait in: RabbitMQ drops what goes in circles unless it is told otherwise.
+    for (attempt, delay_ms, step_ms) in [(1, 1_000, 1_000), (2, 1_500, 2_000), (3, 0, 0), (4, 900, 1_000)] {
+        let message = next(&queue).await;
+        assert_eq!(message.attempt, attempt);
+        assert_eq!(read_by_handler(&queue, &message), ("job-2".into(), attempt, b"{}".to_vec()));
+        assert_eq!(message.sent, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+        let properties = &message.record["basicProperties"];
+        assert_eq!(
+            (&properties["correlationId"], &properties["headers"]["trace"]),
+            (&json!("c-2"), &json!({ "bytes": b"abc" }))
+        );
+        let asked = Instant::now();
+        queue.retry(&message, Duration::from_millis(delay_ms)).await.unwrap();
+        let again = next(&queue).await;
+        assert!(asked.elapsed() >= Duration::from_millis(step_ms), "came back after {:?}", asked.elapsed());
+        queue.release(&again).await.unwrap();
+    }
+    let message = next(&queue).await;
+    assert_eq!(message.attempt, 5, "released ones are no attempts");
+    queue.ack(&message).await.unwrap();
+    assert!(stays_empty(&queue).await);
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_kept_with_its_reason() {
+    let Some(node) = shared_or_skip("RabbitMQ dead letters").await else { return };
+    let queue = Queue::start(&node.settings("letters")).unwrap();
+    queue.send("job-3", b"{}").await.unwrap();
+    let message = next(&queue).await;
+    queue.retry(&message, Duration::ZERO).await.unwrap();
+    let message = next(&queue).await;
+    queue.dead_letter(&message, "the model was not pleased").await.unwrap();
+
+    let (_connection, channel) = node.peer().await;
+    let dead = peek(&channel, "letters.dead").await;
+    assert_eq!(dead.data, b"{}");
+    assert_eq!(header(&dead, "x-atelier-reason"), Some(&text("the model was not pleased")));
+    assert_eq!(header(&dead, "x-atelier-attempt"), Some(&AMQPValue::LongLongInt(2)));
+    assert_eq!(dead.properties.message_id().as_ref().map(ToString::to_string).as_deref(), Some("job-3"));
+    assert!(stays_empty(&queue).await);
+}
+
+#[tokio::test]
+async fn what_the_broker_counts_is_counted_but_not_what_nobody_tried() {
+    let Some(node) = shared_or_skip("RabbitMQ attempts").await else { return };
+    let settings = Settings { prefetch: 2, ..node.settings("attempts") };
+    let queue = Queue::start(&settings).unwrap();
+    for id in ["tried", "untried"] {
+        queue.send(id, id.as_bytes()).await.unwrap();
+    }
+    let tried = next(&queue).await;
+    assert_eq!((tried.id.as_str(), tried.attempt), ("tried", 1));
+    holds(&queue, 1).await;
+    // The process ends with one message in work: the broker counts it.
+    drop(queue);
+    let queue = Queue::start(&settings).unwrap();
+    let mut again = Vec::new();
+    while again.len() < 2 {
+        again.extend(batch(&queue, 2).await);
+    }
+    again.sort_by(|left, right| left.id.cmp(&right.id));
+    assert_eq!((again[0].id.as_str(), again[0].attempt), ("tried", 2));
+    for message in &again {
+        queue.release(message).await.unwrap();
+    }
+    let mut released = Vec::new();
+    while released.len() < 2 {
+        released.extend(batch(&queue, 2).await);
+    }
+    released.sort_by(|left, right| left.id.cmp(&right.id));
+    for (before, after) in again.iter().zip(&released) {
+        assert_eq!((&after.id, after.attempt), (&before.id, before.attempt), "releasing is no attempt");
+        queue.ack(after).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_classic_queue_is_counted_as_well_as_it_can_be() {
+    let Some(node) = shared_or_skip("RabbitMQ classic queues").await else { return };
+    let (_connection, channel) = node.peer().await;
+    make_classic(&channel, "classic", FieldTable::default()).await;
+    publish(&channel, "classic", b"{}", BasicProperties::default()).await;
+    let settings = Settings { declare: false, ..node.settings("classic") };
+    let queue = Queue::start(&settings).unwrap();
+    let message = next(&queue).await;
+    assert_eq!(message.attempt, 1);
+    assert_eq!(read_by_handler(&queue, &message).0, message.id, "a message without an id gets one");
+    drop(queue);
+    let queue = Queue::start(&settings).unwrap();
+    let mut message = next(&queue).await;
+    assert_eq!(message.attempt, 2);
+    for attempt in [3, 4] {
+        queue.retry(&message, Duration::ZERO).await.unwrap();
+        message = next(&queue).await;
+        assert_eq!((message.attempt, read_by_handler(&queue, &message).1), (attempt, attempt));
+    }
+    queue.ack(&message).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_more_is_taken_than_may_be_in_hand_and_close_puts_back_what_waits() {
+    let Some(node) = shared_or_skip("RabbitMQ prefetch").await else { return };
+    let settings = Settings { prefetch: 3, ..node.settings("prefetch") };
+    let queue = Queue::start(&settings).unwrap();
+    let other = Queue::start(&settings).unwrap();
+    for number in 0..5 {
+        queue.send(&format!("job-{number}"), b"{}").await.unwrap();
+    }
+    holds(&other, 5).await;
+    let in_hand = next(&queue).await;
+    // Two wait with the first host and two in the queue; the other host sees only the queue.
+    holds(&other, 2).await;
+    holds(&queue, 4).await;
+    queue.close().await;
+    holds(&other, 4).await;
+    assert!(queue.receive(1).await.unwrap().is_empty(), "nothing is received any more");
+    queue.ack(&in_hand).await.unwrap();
+
+    let mut rest = Vec::new();
+    while rest.len() < 3 {
+        rest.extend(batch(&other, 10).await);
+    }
+    assert!(stays_empty(&other).await, "three are in hand");
+    for message in rest.drain(..) {
+        other.ack(&message).await.unwrap();
+    }
+    other.ack(&next(&other).await).await.unwrap();
+    assert!(stays_empty(&other).await);
+}
+
+#[tokio::test]
+async fn a_receive_that_is_dropped_loses_nothing() {
+    let Some(node) = shared_or_skip("RabbitMQ cancelled receives").await else { return };
+    let queue = Queue::start(&node.settings("dropped")).unwrap();
+    assert!(stays_empty(&queue).await, "and this dropped a receive");
+    queue.send("job-4", b"{}").await.unwrap();
+    holds(&queue, 1).await;
+    let message = next(&queue).await;
+    assert_eq!((message.id.as_str(), message.attempt), ("job-4", 1));
+    queue.ack(&message).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_waits_too_long_is_handed_back() {
+    let Some(node) = shared_or_skip("RabbitMQ waiting").await else { return };
+    let settings = Settings { consumer_timeout_s: 2, prefetch: 5, ..node.settings("waiting") };
+    let queue = Queue::start(&settings).unwrap();
+    for id in ["first", "second"] {
+        queue.send(id, id.as_bytes()).await.unwrap();
+    }
+    let first = next(&queue).await;
+    let began = Instant::now();
+    // The second waits behind it, until another host gets it.
+    let other = Queue::start(&settings).unwrap();
+    let second = next(&other).await;
+    assert_eq!(second.id, "second");
+    assert!(began.elapsed() >= Duration::from_millis(900), "handed back after {:?}", began.elapsed());
+    other.ack(&second).await.unwrap();
+    queue.ack(&first).await.unwrap();
+}

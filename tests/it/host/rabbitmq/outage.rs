@@ -1,0 +1,183 @@
+//! Brokers that restart, connections that are cut or fall silent, messages that are held for too long.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use atelier::host::source::rabbitmq::RabbitMq as Queue;
+use atelier::host::source::rabbitmq::settings::Settings;
+use atelier::host::source::{Source as _, SourceError};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use super::{holds, next, stays_empty};
+use crate::servers::DEADLINE;
+use crate::servers::proxy::Proxy;
+use crate::servers::rabbitmq::{own_or_skip, shared_or_skip};
+
+fn through(proxy: &Proxy, settings: Settings) -> Settings {
+    Settings { host: Some(proxy.address.ip().to_string()), port: proxy.address.port(), ..settings }
+}
+
+fn is_lost(result: Result<(), SourceError>) {
+    let error = result.expect_err("the message is not ours any more");
+    assert!(matches!(error, SourceError::Lost { .. }), "{error}");
+}
+
+/// Waits until the queue can be asked again.
+async fn is_back(queue: &Queue) {
+    let asked = async {
+        while queue.depth().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, asked).await.expect("a new connection in time");
+}
+
+#[tokio::test]
+async fn a_broker_that_restarts_with_a_job_in_work_delivers_it_again() {
+    let Some(mut node) = own_or_skip("a RabbitMQ restart", "").await else { return };
+    let queue = Queue::start(&node.settings("restart")).unwrap();
+    for id in ["working", "waiting"] {
+        queue.send(id, id.as_bytes()).await.unwrap();
+    }
+    let working = next(&queue).await;
+    assert_eq!((working.id.as_str(), working.attempt), ("working", 1));
+    holds(&queue, 1).await;
+    node.stop().await;
+    let error = timeout(DEADLINE, queue.send("refused", b"{}")).await.expect("an answer in time").unwrap_err();
+    assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
+    node.start_again().await;
+    is_back(&queue).await;
+    is_lost(queue.ack(&working).await);
+    is_lost(queue.retry(&working, Duration::from_secs(1)).await);
+    is_lost(queue.release(&working).await);
+
+    let mut again = [next(&queue).await, next(&queue).await];
+    again.sort_by(|left, right| left.id.cmp(&right.id));
+    let attempts = again.each_ref().map(|message| (message.id.as_str(), message.attempt));
+    assert_eq!(attempts, [("waiting", 1), ("working", 2)], "what waited on our shelf was not tried");
+    for message in &again {
+        queue.ack(message).await.unwrap();
+    }
+    assert!(stays_empty(&queue).await);
+}
+
+#[tokio::test]
+async fn a_cut_connection_is_made_again() {
+    let Some(node) = shared_or_skip("a cut connection to RabbitMQ").await else { return };
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], node.port))).await;
+    let queue = Queue::start(&through(&proxy, node.settings("cut"))).unwrap();
+    for id in ["a-working", "b-waiting"] {
+        queue.send(id, id.as_bytes()).await.unwrap();
+    }
+    let working = next(&queue).await;
+    // The subscription brings the second one as well.
+    let other = Queue::start(&node.settings("cut")).unwrap();
+    holds(&other, 0).await;
+    for cuts in 1..=3 {
+        proxy.cut().await;
+        is_lost(
+            timeout(DEADLINE, async {
+                loop {
+                    match queue.ack(&working).await {
+                        // The cut has not been noticed yet; the broker did not hear it either.
+                        Ok(()) => {}
+                        lost => return lost,
+                    }
+                }
+            })
+            .await
+            .expect("an answer in time"),
+        );
+        let mut again = [next(&queue).await, next(&queue).await];
+        again.sort_by(|left, right| left.id.cmp(&right.id));
+        let attempts: Vec<_> = again.iter().map(|message| (message.id.as_str(), message.attempt)).collect();
+        let untried = if cuts == 1 { 1 } else { cuts };
+        assert_eq!(attempts, [("a-working", cuts + 1), ("b-waiting", untried)]);
+    }
+    let mut left = 2;
+    while left > 0 {
+        proxy.cut().await;
+        match queue.ack(&next(&queue).await).await {
+            Ok(()) => left -= 1,
+            // It came before the cut was noticed.
+            lost => is_lost(lost),
+        }
+    }
+    assert!(stays_empty(&queue).await);
+}
+
+#[tokio::test]
+async fn a_connection_that_falls_silent_is_given_up() {
+    let Some(node) = shared_or_skip("a silent connection to RabbitMQ").await else { return };
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], node.port))).await;
+    let settings = Settings { heartbeat_s: 1, ..through(&proxy, node.settings("silent")) };
+    let queue = Queue::start(&settings).unwrap();
+    queue.send("job-5", b"{}").await.unwrap();
+    let message = next(&queue).await;
+    proxy.fall_silent();
+    // Nobody receives: only the silence itself can be noticed.
+    let error = timeout(DEADLINE, queue.receive(1)).await.expect("the silence is noticed in time").unwrap_err();
+    assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
+    is_lost(queue.ack(&message).await);
+    proxy.cut().await;
+    let again = next(&queue).await;
+    assert_eq!((again.id, again.attempt), (message.id, 2));
+}
+
+#[tokio::test]
+async fn a_job_that_takes_longer_than_the_broker_allows_is_lost_and_comes_again() {
+    let Some(node) = own_or_skip("RabbitMQ's consumer timeout", "consumer_timeout = 1000").await else { return };
+    let queue = Queue::start(&node.settings("overdue")).unwrap();
+    queue.send("job-6", b"{}").await.unwrap();
+    let message = next(&queue).await;
+    // The broker closes the channel over it.
+    let again = next(&queue).await;
+    assert_eq!((again.id.as_str(), again.attempt), ("job-6", 2));
+    is_lost(queue.ack(&message).await);
+    queue.ack(&again).await.unwrap();
+    assert!(stays_empty(&queue).await);
+}
+
+#[tokio::test]
+async fn a_broker_that_says_nothing_is_left_after_a_while() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let settings = Settings {
+        host: Some("127.0.0.1".into()),
+        port: listener.local_addr().unwrap().port(),
+        connect_timeout_ms: 200,
+        ..Settings::default()
+    };
+    let queue = Queue::start(&settings).unwrap();
+    let (mut socket, _) = timeout(DEADLINE, listener.accept()).await.unwrap().unwrap();
+    let error = timeout(DEADLINE, queue.receive(1)).await.expect("an answer in time").unwrap_err();
+    assert!(
+        matches!(&error, SourceError::Unavailable { problem, .. } if problem.contains("no answer within 200 ms")),
+        "{error}"
+    );
+    // The connection is closed, and lapin's thread with it.
+    let mut greeting = Vec::new();
+    timeout(DEADLINE, socket.read_to_end(&mut greeting)).await.expect("the connection is closed in time").unwrap();
+    assert!(greeting.starts_with(b"AMQP"));
+}
+
+#[tokio::test]
+async fn a_broker_that_is_short_of_memory_takes_no_jobs_and_still_hears_what_is_done() {
+    let Some(node) = own_or_skip("RabbitMQ's memory alarm", "").await else { return };
+    let queue = Queue::start(&node.settings("alarm")).unwrap();
+    queue.send("job-7", b"{}").await.unwrap();
+    let message = next(&queue).await;
+    node.control(&["set_vm_memory_high_watermark", "absolute", "1"]).await;
+    for _ in 0..2 {
+        let error = timeout(DEADLINE, queue.send("job-8", b"{}")).await.expect("an answer in time").unwrap_err();
+        assert!(matches!(&error, SourceError::Unavailable { problem, .. } if problem.contains("short of memory")), "{error}");
+    }
+    queue.ack(&message).await.unwrap();
+    drop(queue);
+    let queue = Queue::start(&node.settings("alarm")).unwrap();
+    assert!(stays_empty(&queue).await, "the broker heard that the job is done");
+    node.control(&["set_vm_memory_high_watermark", "0.9"]).await;
+    let send = async { while queue.send("job-9", b"{}").await.is_err() {} };
+    timeout(DEADLINE, send).await.expect("taken again in time");
+}

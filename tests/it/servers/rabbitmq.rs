@@ -1,0 +1,249 @@
+//! A RabbitMQ node of its own from Debian's package: its folder, ports, users and certificates die with it.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Weak};
+use std::thread;
+
+use atelier::host::source::rabbitmq::settings::Settings;
+use lapin::{Channel, Connection, ConnectionProperties};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::{Mutex, oneshot};
+
+use super::{DEADLINE, environment, say};
+
+const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
+/// May publish and consume, but make nothing.
+pub(crate) const LIMITED: &str = "limited";
+
+pub(crate) struct RabbitMq {
+    pub(crate) port: u16,
+    pub(crate) tls_port: u16,
+    folder: TempDir,
+    ports: [u16; 2],
+    /// Where nodes find each other; ours finds itself.
+    epmd: Child,
+    /// None while it is shut down.
+    server: Option<Child>,
+}
+
+/// False, in words, where the package is missing, unless `ATELIER_REQUIRE_ALL` is set: then the test fails.
+fn is_installed(what: &str) -> bool {
+    let missing = [SERVER, "/usr/bin/epmd", "/usr/bin/openssl"].into_iter().find(|file| !Path::new(file).exists());
+    let Some(missing) = missing else { return true };
+    let how = "apt-get install -y --no-install-recommends rabbitmq-server openssl";
+    assert!(environment("ATELIER_REQUIRE_ALL").is_none(), "{what} needs {missing}: {how}");
+    say(&format!("left out: {what} ({missing} is missing: {how})"));
+    false
+}
+
+/// The node that tests share which run at the same moment; each has a queue of its own.
+pub(crate) async fn shared_or_skip(what: &str) -> Option<Arc<RabbitMq>> {
+    static SHARED: Mutex<Weak<RabbitMq>> = Mutex::const_new(Weak::new());
+    if !is_installed(what) {
+        return None;
+    }
+    let mut shared = SHARED.lock().await;
+    if let Some(node) = shared.upgrade() {
+        return Some(node);
+    }
+    let node = Arc::new(RabbitMq::start("").await);
+    *shared = Arc::downgrade(&node);
+    Some(node)
+}
+
+/// A node for one test, which may do with it what it likes. `conf`: lines for its rabbitmq.conf.
+pub(crate) async fn own_or_skip(what: &str, conf: &str) -> Option<RabbitMq> {
+    if is_installed(what) { Some(RabbitMq::start(conf).await) } else { None }
+}
+
+impl RabbitMq {
+    async fn start(conf: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [port, tls_port, distribution, mapper] = free_ports();
+        certificates(folder.path());
+        configure(folder.path(), port, tls_port, conf);
+        let epmd = Command::new("/usr/bin/epmd")
+            .args(["-address", "127.0.0.1", "-port", &mapper.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("epmd of the package");
+        let ports = [distribution, mapper];
+        let server = boot(folder.path(), port, ports).await;
+        Self { port, tls_port, folder, ports, epmd, server: Some(server) }
+    }
+
+    /// The broker is shut down. (One that is killed in the first second of a queue's life does not find it again: 3.10.8.)
+    pub(crate) async fn stop(&mut self) {
+        let mut server = self.server.take().expect("the node runs");
+        self.signal(Signal::TERM);
+        let ended = tokio::task::spawn_blocking(move || server.wait());
+        let ended = tokio::time::timeout(DEADLINE, ended).await.expect("the node ends in time").expect("a thread");
+        ended.expect("the server script");
+    }
+
+    /// And comes back with what it knew.
+    pub(crate) async fn start_again(&mut self) {
+        self.server = Some(boot(self.folder.path(), self.port, self.ports).await);
+    }
+
+    /// `rabbitmqctl` for this node.
+    pub(crate) async fn control(&self, arguments: &[&str]) {
+        let mut control = tokio::process::Command::new(CONTROL);
+        control.args(arguments).envs(environment_of(self.folder.path(), self.port, self.ports));
+        let output = tokio::time::timeout(DEADLINE, control.output()).await.expect("an answer in time").expect("rabbitmqctl");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// To the node; the server script ends with it.
+    fn signal(&self, signal: Signal) {
+        let pid = fs::read_to_string(self.file("pid")).expect("the node's process id").trim().parse().expect("a number");
+        kill_process(Pid::from_raw(pid).expect("a process id"), signal).expect("the node runs");
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Settings for a queue of this node, which is made.
+    pub(crate) fn settings(&self, queue: &str) -> Settings {
+        Settings {
+            host: Some("127.0.0.1".into()),
+            port: self.port,
+            queue: queue.into(),
+            declare: true,
+            heartbeat_s: 5,
+            connect_timeout_ms: 5_000,
+            ..Settings::default()
+        }
+    }
+
+    /// A second client beside the one that is tested.
+    pub(crate) async fn peer(&self) -> (Connection, Channel) {
+        let address = format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port);
+        let connection = Connection::connect(&address, ConnectionProperties::default()).await.expect("a connection");
+        let channel = connection.create_channel().await.expect("a channel");
+        channel.confirm_select(lapin::options::ConfirmSelectOptions::default()).await.expect("confirms");
+        (connection, channel)
+    }
+}
+
+impl Drop for RabbitMq {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            // On SIGTERM it takes six seconds, and it has nothing to lose.
+            self.signal(Signal::KILL);
+            let _ = server.wait();
+        }
+        let _ = self.epmd.kill();
+        let _ = self.epmd.wait();
+    }
+}
+
+/// What tells the package's scripts which node is meant.
+fn environment_of(folder: &Path, port: u16, [distribution, mapper]: [u16; 2]) -> Vec<(&'static str, String)> {
+    let path = |name: &str| folder.join(name).display().to_string();
+    vec![
+        ("HOME", path("")),
+        ("ERL_EPMD_PORT", mapper.to_string()),
+        ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+        ("RABBITMQ_NODENAME", format!("test{port}@localhost")),
+        ("RABBITMQ_NODE_PORT", port.to_string()),
+        ("RABBITMQ_DIST_PORT", distribution.to_string()),
+        ("RABBITMQ_MNESIA_BASE", path("data")),
+        ("RABBITMQ_LOG_BASE", path("log")),
+        ("RABBITMQ_PID_FILE", path("pid")),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", path("plugins")),
+        ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
+        ("RABBITMQ_ADVANCED_CONFIG_FILE", path("advanced.config")),
+        ("RABBITMQ_CONF_ENV_FILE", path("none")),
+    ]
+}
+
+async fn boot(folder: &Path, port: u16, ports: [u16; 2]) -> Child {
+    let mut server = Command::new(SERVER)
+        .envs(environment_of(folder, port, ports))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("rabbitmq-server of the package");
+    let mut log = BufReader::new(server.stdout.take().expect("its stdout")).lines();
+    let (ready, is_ready) = oneshot::channel();
+    thread::spawn(move || {
+        let mut said = Vec::new();
+        for line in log.by_ref().map_while(Result::ok) {
+            let done = line.contains("Starting broker") && line.contains("completed");
+            said.push(line);
+            if done {
+                let _ = ready.send(Ok(()));
+                log.for_each(drop);
+                return;
+            }
+        }
+        let _ = ready.send(Err(said.join("\n")));
+    });
+    // Two cores that compile beside it make it slow.
+    let said = tokio::time::timeout(DEADLINE * 2, is_ready).await.expect("the node starts in time").expect("its log");
+    said.unwrap_or_else(|log| panic!("the node did not start:\n{log}"));
+    server
+}
+
+fn free_ports() -> [u16; 4] {
+    let held = [(); 4].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    held.map(|listener| listener.local_addr().expect("its address").port())
+}
+
+fn configure(folder: &Path, port: u16, tls_port: u16, conf: &str) {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let conf = format!(
+        "listeners.tcp.1 = 127.0.0.1:{port}\n\
+         listeners.ssl.1 = 127.0.0.1:{tls_port}\n\
+         ssl_options.cacertfile = {}\n\
+         ssl_options.certfile = {}\n\
+         ssl_options.keyfile = {}\n\
+         ssl_options.verify = verify_none\n\
+         ssl_options.fail_if_no_peer_cert = false\n\
+         load_definitions = {}\n\
+         {conf}\n",
+        path("ca.pem"),
+        path("server.pem"),
+        path("server.key"),
+        path("definitions.json"),
+    );
+    let all = json!({ "user": "guest", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*" });
+    let limited = json!({ "user": LIMITED, "vhost": "/", "configure": "", "write": ".*", "read": ".*" });
+    let definitions = json!({
+        "users": [
+            { "name": "guest", "password": "guest", "tags": "administrator" },
+            { "name": LIMITED, "password": LIMITED, "tags": "" },
+        ],
+        "vhosts": [{ "name": "/" }],
+        "permissions": [all, limited],
+    });
+    fs::write(folder.join("rabbitmq.conf"), conf).expect("its configuration");
+    fs::write(folder.join("definitions.json"), definitions.to_string()).expect("its definitions");
+    // How often it looks for consumers that hold a message for too long.
+    fs::write(folder.join("advanced.config"), "[{rabbit, [{channel_tick_interval, 500}]}].").expect("its configuration");
+}
+
+/// An authority and a certificate for the loopback address.
+fn certificates(folder: &Path) {
+    let openssl = |arguments: &str| {
+        let output = Command::new("/usr/bin/openssl").args(arguments.split(' ')).current_dir(folder).output().expect("openssl");
+        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    fs::write(folder.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1").expect("a file");
+    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -days 2"));
+    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"));
+    openssl("x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile names");
+}
