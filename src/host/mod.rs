@@ -15,6 +15,7 @@ pub mod drain;
 pub mod event;
 pub mod http;
 pub mod jobs;
+mod listener;
 pub mod measure;
 pub mod process;
 pub mod runtime_api;

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::answer::{Answer, FunctionError};
+use super::listener;
 
 /// What Lambda allows a buffered reply, in bytes.
 const MOST_BUFFERED_BYTES: usize = 6_291_556;
@@ -102,7 +103,7 @@ impl RuntimeApi {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let server = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
+            if let Err(error) = axum::serve(listener::prompt(listener), router).await {
                 tracing::error!(%error, "a handler's Runtime API ended");
             }
         });

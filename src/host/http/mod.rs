@@ -28,6 +28,7 @@ use tokio::net::TcpListener;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 
 use super::desk::Desk;
+use super::listener;
 use crate::events::auth::Auth;
 use crate::store::Store;
 
@@ -88,7 +89,7 @@ pub struct ModelInfo {
 /// # Errors
 /// When the listener cannot be used.
 pub async fn serve(listener: TcpListener, http: Http, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
-    axum::serve(listener, router(Arc::new(http))).with_graceful_shutdown(shutdown).await
+    axum::serve(listener::prompt(listener), router(Arc::new(http))).with_graceful_shutdown(shutdown).await
 }
 
 fn router(http: Arc<Http>) -> Router {

@@ -1,0 +1,194 @@
+"""What a host costs: `atelier host` against `cargo lambda watch`, the same function, the same jobs, the same servers.
+
+    python bench/host.py [--profile dev] [--cargo-lambda PROGRAM] [--note TEXT]      needs cargo-lambda (PyPI)
+
+The function is our handler with an engine that paints nothing: record looked up, 64x64 picture of noise encoded, picture and
+record put into S3, webhooks signed and posted. One process of it is under each host; jobs alternate.
+
+- host_p50, host_p99: from the order until its answer is read to the end, one job at a time. Ours: POST /infer, which also
+  fetches the picture from S3 and hands it over. The peer: POST /lambda-url/..., which answers what the function replied; there
+  it sends its webhooks before it replies, under our host they go out afterwards.
+- host_told_p50, host_throughput: from the order until the webhook `complete` has come, one job at a time, and with 4 callers
+  at once. Ours: POST /generate, by way of the queue: the job is on the disk (fsync) before the caller hears 202. The peer has
+  no queue: the order is lost with the process.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import queue
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from report import cpu, report, row
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKEN = "demo-token-demo-token-demo-token"
+JOBS, WARM_UP = 400, 20
+CALLERS, BLOCKS, JOBS_A_BLOCK = 4, 6, 100
+PATIENCE_S = 60
+
+
+class Notices:
+    """The servers that both sides use; knows when a job was told complete."""
+
+    def __init__(self, program):
+        self.process = subprocess.Popen([program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.environment = json.loads(self.process.stdout.readline())
+        self.waiting = {}
+        threading.Thread(target=self.follow, daemon=True).start()
+
+    def follow(self):
+        for line in self.process.stdout:
+            self.waiting[line.strip()].put(time.perf_counter())
+
+    def expect(self, job_id):
+        self.waiting[job_id] = queue.SimpleQueue()
+        return self.waiting[job_id]
+
+
+class Caller:
+    """One kept connection to a host."""
+
+    def __init__(self, notices, port, path):
+        self.notices, self.path = notices, path
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+
+    def run(self, job_id):
+        """Milliseconds until the answer, and until the webhook."""
+        body = json.dumps({"job_id": job_id, "prompt": "nothing", "width": 64, "height": 64}).encode()
+        told = self.notices.expect(job_id)
+        start = time.perf_counter()
+        headers = {"content-type": "application/json", "x-internal-auth": TOKEN}
+        self.connection.request("POST", self.path, body, headers)
+        response = self.connection.getresponse()
+        answer = response.read()
+        answered = time.perf_counter()
+        assert response.status in (200, 202), (response.status, answer)
+        return (answered - start) * 1000, (told.get(timeout=PATIENCE_S) - start) * 1000
+
+
+def artifacts(profile):
+    """The binary, and what bench/host.rs becomes."""
+    build = ["cargo", "build", "--bin", "atelier", "--bench", "host", "--profile", profile, "--message-format", "json"]
+    lines = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    built = {m["target"]["name"]: m["executable"] for m in map(json.loads, lines) if m.get("executable")}
+    return built["atelier"], built["host"]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(command, environment, log):
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def wait_until_ready(caller):
+    """Until the first job goes through."""
+    deadline = time.monotonic() + PATIENCE_S
+    for attempt in range(1_000_000):
+        try:
+            return caller.run(f"ready-{caller.path.strip('/').replace('/', '-')}-{attempt}")
+        except (AssertionError, OSError):
+            caller.connection.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def throughput(notices, port, path, name):
+    """Milliseconds a job, with several callers at once, each of whom waits for his webhook."""
+    callers = queue.SimpleQueue()
+    for _ in range(CALLERS):
+        callers.put(Caller(notices, port, path))
+
+    def run(n):
+        caller = callers.get()
+        caller.run(f"{name}-{n}")
+        callers.put(caller)
+
+    start_time = time.perf_counter()
+    with ThreadPoolExecutor(CALLERS) as pool:
+        list(pool.map(run, range(JOBS_A_BLOCK)))
+    return (time.perf_counter() - start_time) * 1000 / JOBS_A_BLOCK
+
+
+def measure(notices, our_port, peer_port):
+    """All times in ms, by row and side."""
+    infer, generate = Caller(notices, our_port, "/infer"), Caller(notices, our_port, "/generate")
+    peer = Caller(notices, peer_port, "/lambda-url/atelier/generate")
+    for caller in (infer, peer):
+        wait_until_ready(caller)
+    turns = []
+    for n in range(WARM_UP + JOBS):
+        turns.append([caller.run(f"{name}-{n}") for name, caller in (("infer", infer), ("peer", peer), ("generate", generate))])
+    ours, theirs, queued = zip(*turns[WARM_UP:], strict=True)
+    blocks = [(throughput(notices, our_port, "/generate", f"ours-{n}"),
+               throughput(notices, peer_port, peer.path, f"theirs-{n}")) for n in range(BLOCKS)]  # fmt: skip
+    answers = [[answered for answered, _ in side] for side in (ours, theirs)]
+    told = [[told for _, told in side] for side in (queued, theirs)]
+    return {
+        "host_p50": [statistics.median(side) for side in answers],
+        "host_p99": [statistics.quantiles(side, n=100)[98] for side in answers],
+        "host_told_p50": [statistics.median(side) for side in told],
+        "host_throughput": [statistics.median(side) for side in zip(*blocks, strict=True)],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="bench", help="cargo profile that ours and the function are built in")
+    parser.add_argument("--cargo-lambda", default=Path(sys.executable).parent / "cargo-lambda", help="the peer's program")
+    parser.add_argument("--note", default="", help="what a reader of the results must know about this run")
+    options = parser.parse_args()
+    program, function = artifacts(options.profile)
+    version = subprocess.run([options.cargo_lambda, "lambda", "--version"], capture_output=True, text=True, check=True).stdout
+    notices = Notices(function)
+    our_port, peer_port = free_port(), free_port()
+    environment = os.environ | notices.environment | {"RUST_LOG": "warn", "AWS_LAMBDA_FUNCTION_NAME": "atelier"}
+    address = ["-A", "127.0.0.1", "-P", str(peer_port)]
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
+        ours = {"ATELIER__SOURCES__SPOOL__FOLDER": f"{folder}/spool", "ATELIER__SERVER__ADDRESS": "127.0.0.1"}
+        command = [program, "--config", "src/demo/config.yaml", "host", "--port", str(our_port), "--handlers", "1", "--", function]
+        under_peer = {"AWS_LAMBDA_RUNTIME_API": f"http://127.0.0.1:{peer_port}/.rt/atelier", "AWS_LAMBDA_FUNCTION_VERSION": "1",
+                      "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "4096"}  # fmt: skip
+        watch = [options.cargo_lambda, "lambda", "watch", "--only-lambda-apis", "--ignore-changes", "--quiet", *address]
+        processes = [start(watch, environment, log), start(command, environment | ours, log)]
+        while socket.socket().connect_ex(("127.0.0.1", peer_port)):
+            time.sleep(0.05)
+        processes.append(start([function], environment | under_peer, log))
+        try:
+            times = measure(notices, our_port, peer_port)
+        except BaseException:
+            log.seek(0)
+            print(log.read(), file=sys.stderr)
+            raise
+        finally:
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            for process in processes:
+                process.wait(PATIENCE_S)
+            notices.process.stdin.close()
+    threads = len(os.sched_getaffinity(0))
+    load = f"load average {os.getloadavg()[0]:.1f}"
+    note = "; ".join(filter(None, [options.note, load]))
+    peer = f"cargo lambda watch, {version.split()[1]}"
+    unit = {"host_throughput": f"ms a job, {CALLERS} callers at once, until the webhook", "host_told_p50": "ms until the webhook"}
+    rows = [row(what, unit.get(what, "ms until the answer"), mine, peer, theirs, cpu(threads), note)
+            for what, (mine, theirs) in times.items()]  # fmt: skip
+    report("host", "cpu", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+//! The function with an engine that paints nothing: what is left is everything else.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use atelier::config::{Config, Environment};
+use atelier::engine::thread::EngineThread;
+use atelier::engine::{Engine, EngineError, PaintRequest, Picture, Watch};
+use atelier::events::auth::Auth;
+use atelier::handler::Handler;
+use atelier::notify::Notifier;
+use atelier::outbound::Outbound;
+use atelier::store::Store;
+use atelier::workflow::{Services, Workflow};
+
+const MOST_PIXELS: u32 = 512 * 512;
+
+/// Hands out the same noise as if it had been painted: noise, because flat colours would make encoding free.
+struct NullEngine {
+    rgb: Vec<u8>,
+}
+
+impl Engine for NullEngine {
+    fn warm_up(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn paint(&mut self, request: &PaintRequest, _watch: &Watch) -> Result<Vec<Picture>, EngineError> {
+        let (width_px, height_px) = (request.task.size.width_px(), request.task.size.height_px());
+        let rgb = self.rgb.iter().copied().take((width_px * height_px * 3) as usize).collect();
+        Ok(vec![Picture { width_px, height_px, rgb, seed: 0 }])
+    }
+}
+
+/// The function of this configuration, for pictures of 512x512 at most.
+pub(crate) async fn handler(config: &Config, environment: &Environment) -> Result<Handler> {
+    let outbound = Outbound::new(&config.outbound)?;
+    let rgb = (0..MOST_PIXELS * 3).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let services = Services {
+        engine: EngineThread::start(|| Ok(NullEngine { rgb }))?,
+        model: config.model.name.clone(),
+        store: Arc::new(Store::connect(&config.store, outbound.clone()).await?),
+        notifier: Arc::new(Notifier::new(&config.notify, outbound)?),
+        observer: Arc::new(|_, _| ()),
+    };
+    Ok(Handler {
+        workflow: Workflow::new(&config.workflow.steps, services),
+        defaults: config.manifest(environment)?.defaults,
+        node_id: "bench".into(),
+        auth: Auth::Off,
+        max_attempts: 3,
+        emf_model: None,
+    })
+}
