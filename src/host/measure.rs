@@ -25,8 +25,11 @@ pub async fn queue(source: Arc<dyn Source>, metrics: Metrics) {
     loop {
         match tokio::time::timeout(EVERY, source.depth()).await {
             Ok(Ok(depth)) => metrics.queue(source.name(), depth.waiting, depth.oldest),
-            Ok(Err(error)) => tracing::debug!(source = source.name(), %error, "no depth"),
-            Err(_) => tracing::debug!(source = source.name(), "no depth in time"),
+            Ok(Err(error)) => {
+                tracing::debug!(source = source.name(), %error, "no depth");
+                metrics.queue_unknown(source.name());
+            }
+            Err(_) => metrics.queue_unknown(source.name()),
         }
         tokio::time::sleep(EVERY).await;
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct Measured {
     /// From the message's turn to its outcome.
     pub seconds: f64,
-    /// By workflow step; empty where nothing was painted.
+    /// By workflow step, of those that ran: without `infer` nothing was painted.
     pub step_seconds: BTreeMap<String, f64>,
     /// Denoising steps, each for all pictures of the job.
     pub denoising_steps: u64,

@@ -29,23 +29,23 @@ impl Gpus {
         Self { last: Arc::new(Mutex::new(vec![none])) }
     }
 
-    /// Looks from now on, where there is a library of NVIDIA's to look with.
+    /// Looks from now on, where there is a library of NVIDIA's to look with. Loading it takes seconds on some machines, so all
+    /// of it is the thread's.
     #[must_use]
     pub fn watch() -> Self {
         let gpus = Self::none();
-        if let Ok(nvml) = Nvml::init() {
-            let last = gpus.last.clone();
-            let watching = thread::Builder::new().name("nvml".into()).spawn(move || {
-                loop {
-                    if let Some(seen) = look(&nvml) {
-                        *last.lock().unwrap_or_else(PoisonError::into_inner) = seen;
-                    }
-                    thread::sleep(Duration::from_secs(1));
+        let last = gpus.last.clone();
+        let watching = thread::Builder::new().name("nvml".into()).spawn(move || {
+            let Ok(nvml) = Nvml::init() else { return };
+            loop {
+                if let Some(seen) = look(&nvml) {
+                    *last.lock().unwrap_or_else(PoisonError::into_inner) = seen;
                 }
-            });
-            if let Err(error) = watching {
-                tracing::warn!(%error, "the GPUs are not watched");
+                thread::sleep(Duration::from_secs(1));
             }
+        });
+        if let Err(error) = watching {
+            tracing::warn!(%error, "the GPUs are not watched");
         }
         gpus
     }
@@ -67,7 +67,8 @@ fn look(nvml: &Nvml) -> Option<Vec<Gpu>> {
     let gpu = |index: u32| {
         let device = nvml.device_by_index(index).ok()?;
         let memory_used_bytes = device.memory_info().ok()?.used;
-        let utilization_percent = device.utilization_rates().ok()?.gpu;
+        // A slice of a GPU (MIG) has memory, but no utilisation of its own.
+        let utilization_percent = device.utilization_rates().map_or(0, |rates| rates.gpu);
         Some(Gpu { name: index.to_string(), memory_used_bytes, utilization_percent })
     };
     Some((0..count).filter_map(gpu).collect())

@@ -86,6 +86,19 @@ impl Metrics {
         }
     }
 
+    fn remove(&self, row: Metric, labels: &[&str]) {
+        if let Some(gauge) = self.gauges.get(row.name) {
+            // The error says that it was not there.
+            let _ = gauge.remove_label_values(labels);
+        }
+    }
+
+    fn forget(&self, row: Metric) {
+        if let Some(gauge) = self.gauges.get(row.name) {
+            gauge.reset();
+        }
+    }
+
     fn observe(&self, row: Metric, labels: &[&str], value: f64) {
         let histogram = self.histograms.get(row.name).and_then(|vec| vec.get_metric_with_label_values(labels).ok());
         if let Some(histogram) = histogram {
@@ -141,16 +154,29 @@ impl Metrics {
         self.set(table::IN_HAND, &[], in_hand as f64);
     }
 
+    /// What waits in a queue. `oldest`: its age, where the queue tells one.
     pub fn queue(&self, source: &str, waiting: u64, oldest: Option<Duration>) {
         self.set(table::QUEUE_DEPTH, &[source], waiting as f64);
-        if let Some(oldest) = oldest {
-            self.set(table::QUEUE_AGE, &[source], oldest.as_secs_f64());
+        match oldest {
+            Some(oldest) => self.set(table::QUEUE_AGE, &[source], oldest.as_secs_f64()),
+            None if waiting == 0 => self.set(table::QUEUE_AGE, &[source], 0.0),
+            None => self.remove(table::QUEUE_AGE, &[source]),
         }
+    }
+
+    /// The queue cannot be asked: what it said last is not so any more.
+    pub fn queue_unknown(&self, source: &str) {
+        self.remove(table::QUEUE_DEPTH, &[source]);
+        self.remove(table::QUEUE_AGE, &[source]);
     }
 
     /// The Prometheus text format, version 0.0.4. Waits for nothing.
     #[must_use]
     pub fn render(&self) -> String {
+        // Beside the GPUs there are now, neither lost ones nor `none` may stay.
+        for row in [table::GPU_MEMORY, table::GPU_UTILIZATION] {
+            self.forget(row);
+        }
         for gpu in self.gpus.last() {
             self.set(table::GPU_MEMORY, &[&gpu.name], gpu.memory_used_bytes as f64);
             self.set(table::GPU_UTILIZATION, &[&gpu.name], f64::from(gpu.utilization_percent));

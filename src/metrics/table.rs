@@ -61,8 +61,13 @@ pub const JOB_SECONDS: Metric = row(
     &["source"],
     "a run in the handler, from its turn to its outcome",
 );
-pub const STEP_SECONDS: Metric =
-    row("atelier_step_seconds", Kind::Histogram(SECONDS), "seconds", &["step"], "a workflow step of a painted job");
+pub const STEP_SECONDS: Metric = row(
+    "atelier_step_seconds",
+    Kind::Histogram(SECONDS),
+    "seconds",
+    &["step"],
+    "a workflow step of a run; a replay has `notify` alone",
+);
 pub const DENOISING_STEPS: Metric = row("atelier_denoising_steps_total", Kind::Counter, "", &[], "denoising steps done");
 pub const STEPS_PER_SECOND: Metric =
     row("atelier_denoising_steps_per_second", Kind::Gauge, "steps/s", &[], "of the last painted job");
@@ -128,15 +133,15 @@ pub const TABLE: [Metric; 19] = [
 /// The table in Markdown.
 #[must_use]
 pub fn markdown() -> String {
-    let mut text = String::from("| name | kind | unit | labels | meaning |\n|---|---|---|---|---|\n");
-    for Metric { name, kind, unit, labels, meaning } in TABLE {
+    let line = |Metric { name, kind, unit, labels, meaning }: &Metric| {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
             Kind::Histogram(_) => "histogram",
         };
         let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
-        text += &format!("| `{name}` | {kind} | {unit} | {} | {meaning} |\n", labels.join(" "));
-    }
-    text
+        format!("| `{name}` | {kind} | {unit} | {} | {meaning} |\n", labels.join(" "))
+    };
+    let head = "| name | kind | unit | labels | meaning |\n|---|---|---|---|---|\n".to_owned();
+    [head].into_iter().chain(TABLE.iter().map(line)).collect()
 }
