@@ -8,7 +8,8 @@ use crate::config::Environment;
 
 /// JSON lines for machines, short lines for people; `LOG_LEVEL` in the syntax of tracing's `EnvFilter`.
 pub fn start(environment: &Environment, quiet: bool) {
-    let usual = if quiet { "warn" } else { "info" };
+    // lapin tells of a broken connection in its own words beside ours.
+    let usual = if quiet { "warn,lapin=off" } else { "info,lapin=off" };
     let level = environment.get("LOG_LEVEL").map_or(usual, String::as_str).to_lowercase();
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(level)).with_writer(stderr);
     if stderr().is_terminal() || quiet {

@@ -109,7 +109,7 @@ impl Metrics {
     /// One run of a job has ended. `outcome`: a word of the table's row.
     pub fn job(&self, source: &str, outcome: &str, measured: Option<&Measured>) {
         self.add(table::JOBS, &[source, outcome], 1.0);
-        if outcome != "complete" && outcome != "untried" {
+        if matches!(outcome, "failed" | "retry" | "dead_letter") {
             self.add(table::INFERENCE_ERRORS, &[], 1.0);
         }
         let Some(measured) = measured else { return };

@@ -52,7 +52,7 @@ pub const JOBS: Metric = row(
     Kind::Counter,
     "",
     &["source", "outcome"],
-    "runs by outcome: complete, failed, retry, dead_letter, untried (handed back without an attempt)",
+    "runs by outcome: complete, failed, retry, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
 );
 pub const JOB_SECONDS: Metric = row(
     "atelier_job_seconds",

@@ -84,6 +84,7 @@ impl Settler {
     /// A job that somebody cancelled before it was started.
     pub fn cancelled(&self, held: Held) {
         let settler = self.clone();
+        self.metrics.job(held.source.name(), "cancelled", None);
         self.under_way.spawn(async move {
             match settler.teller.failed(&held, &JobError::Cancelled).await {
                 Ok(()) => {
