@@ -2,14 +2,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::job::{Job, JobId};
 
-/// How many ended jobs are remembered; older ones are known by their record in the bucket alone.
+/// How many jobs that do not run here are remembered; older ones are known by their record in the bucket alone.
 const REMEMBERED: usize = 10_000;
+
+/// A job that waits longer than this may have ended on another host of the same queue: handed in again, it is queued again,
+/// and if it is done already, that is a replay.
+const SURELY_WAITING: Duration = Duration::from_mins(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -45,6 +50,8 @@ pub struct Standing {
     pub prefix: String,
     /// Somebody asked for it to be cancelled.
     pub cancelled: bool,
+    /// When it was handed in, or started.
+    pub since: Instant,
 }
 
 /// What became of a job that was to be accepted.
@@ -79,7 +86,8 @@ pub struct Jobs {
 #[derive(Debug, Default)]
 struct Board {
     standings: HashMap<String, Standing>,
-    ended: VecDeque<String>,
+    /// When each was entered, the oldest first; an id may stand here again.
+    entered: VecDeque<(String, Instant)>,
 }
 
 impl Jobs {
@@ -88,6 +96,7 @@ impl Jobs {
         let mut board = self.board();
         match board.standings.get(job.id.as_str()) {
             Some(known) if known.fingerprint != job.fingerprint => return Acceptance::Conflict,
+            Some(known) if known.state == State::Queued && known.since.elapsed() > SURELY_WAITING => {}
             Some(known) if !matches!(known.state, State::Failed | State::Cancelled) => return Acceptance::Known(known.clone()),
             _ => {}
         }
@@ -130,15 +139,11 @@ impl Jobs {
     pub fn end(&self, id: &str, state: State, error: Option<Value>) {
         let mut board = self.board();
         let Some(known) = board.standings.get_mut(id) else { return };
-        let before = std::mem::replace(&mut known.state, state);
+        known.state = state;
         known.error = error;
         if state == State::Complete {
             known.progress_percent = 100;
         }
-        if !before.has_ended() {
-            board.ended.push_back(id.to_owned());
-        }
-        board.forget_oldest();
     }
 
     /// Marks the job as cancelled; whoever runs it looks at [`Standing::cancelled`] or is told by the caller of this.
@@ -172,17 +177,60 @@ impl Board {
             fingerprint: job.fingerprint.clone(),
             prefix: job.output.prefix.clone(),
             cancelled: false,
+            since: Instant::now(),
         };
+        self.entered.push_back((job.id.as_str().to_owned(), standing.since));
         self.standings.insert(job.id.as_str().to_owned(), standing);
-    }
-
-    fn forget_oldest(&mut self) {
-        while self.ended.len() > REMEMBERED {
-            let Some(oldest) = self.ended.pop_front() else { return };
-            // It may be running again by now.
-            if self.standings.get(&oldest).is_some_and(|standing| standing.state.has_ended()) {
+        while self.entered.len() > REMEMBERED {
+            let Some((oldest, since)) = self.entered.pop_front() else { return };
+            // It may have been entered again, or be running.
+            let known = self.standings.get(&oldest);
+            if known.is_some_and(|known| known.since == since && known.state != State::Running) {
                 self.standings.remove(&oldest);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::request::Defaults;
+
+    fn job(id: &str) -> Job {
+        let defaults = serde_json::json!({
+            "model": "tiny-sd", "steps": 20, "guidance_scale": 4.0, "scheduler": "ddim", "width": 64, "height": 64, "seed": 42,
+            "prefix": "",
+        });
+        let defaults: Defaults = serde_json::from_value(defaults).unwrap();
+        Job::from_json(serde_json::json!({ "job_id": id, "prompt": "a mug" }).to_string().as_bytes(), &defaults).unwrap()
+    }
+
+    #[test]
+    fn only_so_many_jobs_are_remembered_and_none_that_runs_is_forgotten() {
+        let jobs = Jobs::default();
+        assert!(jobs.start(&job("running"), 1));
+        for number in 0..REMEMBERED + 5 {
+            assert_eq!(jobs.accept(&job(&format!("job-{number}"))), Acceptance::New);
+        }
+        assert_eq!(jobs.standing("job-0"), None);
+        assert!(jobs.standing(&format!("job-{}", REMEMBERED + 4)).is_some());
+        assert_eq!(jobs.standing("running").unwrap().state, State::Running);
+        assert!(jobs.board().standings.len() <= REMEMBERED + 1);
+    }
+
+    #[test]
+    fn an_id_has_one_request() {
+        let jobs = Jobs::default();
+        let (first, mut other) = (job("a"), job("a"));
+        other.fingerprint = "another".into();
+        assert_eq!(jobs.accept(&first), Acceptance::New);
+        assert_eq!(jobs.accept(&other), Acceptance::Conflict);
+        assert!(matches!(jobs.accept(&first), Acceptance::Known(_)));
+        assert_eq!(jobs.cancel("a"), Cancelling::Waiting);
+        assert!(!jobs.start(&first, 1), "it was cancelled");
+        jobs.end("a", State::Cancelled, None);
+        assert_eq!(jobs.accept(&first), Acceptance::New, "and may be handed in again");
+        assert!(jobs.start(&first, 1));
     }
 }

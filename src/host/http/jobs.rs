@@ -33,7 +33,7 @@ pub(super) async fn show(
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, Problem> {
     let id = id_of(path)?;
-    let known = http.desk.jobs.standing(id.as_str());
+    let known = standing(&http, &id).await?;
     document(&http, &id, known).await.map(Json)
 }
 
@@ -43,7 +43,7 @@ pub(super) async fn cancel(
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let id = id_of(path)?;
     let (state, message) = match http.desk.cancel(id.as_str()) {
-        Cancelling::Waiting => (JobState::Queued, "the job will not be started"),
+        Cancelling::Waiting => (JobState::Queued, "this host will not start the job"),
         Cancelling::Running => (JobState::Running, "the job stops before its next denoising step"),
         Cancelling::Ended(state) => return Err(ended(&id, state)),
         Cancelling::Unknown => {
@@ -55,6 +55,23 @@ pub(super) async fn cancel(
     };
     let body = json!({ "status": "cancelling", "job_id": id, "state": state, "message": message });
     Ok((StatusCode::ACCEPTED, Json(body)))
+}
+
+/// What this node knows of a job. One that waits as far as it knows may have been painted by another host of the same queue:
+/// then it is complete.
+///
+/// # Errors
+/// Storage, when the bucket cannot be asked.
+pub(super) async fn standing(http: &Http, id: &JobId) -> Result<Option<Standing>, Problem> {
+    let Some(known) = http.desk.jobs.standing(id.as_str()) else { return Ok(None) };
+    if known.state == JobState::Queued
+        && let Some(record) = http.store.record(&known.prefix, id).await?
+        && record.fingerprint == known.fingerprint
+    {
+        http.desk.jobs.end(id.as_str(), JobState::Complete, None);
+        return Ok(http.desk.jobs.standing(id.as_str()));
+    }
+    Ok(Some(known))
 }
 
 /// All that is known of a job: from this node's own knowledge, else from its record under the usual prefix.

@@ -55,7 +55,7 @@ pub(super) async fn keep(http: &Http, order: &Order) -> Result<(), Problem> {
 
 /// What the same request under the same `Idempotency-Key` is answered; none: its job never got going, or failed.
 async fn replay(http: &Http, job: &Job) -> Result<Option<Response>, Problem> {
-    let known = http.desk.jobs.standing(job.id.as_str()).filter(|known| known.fingerprint == job.fingerprint);
+    let known = jobs::standing(http, &job.id).await?.filter(|known| known.fingerprint == job.fingerprint);
     match known.as_ref().map(|known| known.state) {
         Some(State::Queued | State::Running) => return Err(under_way()),
         Some(State::Failed | State::Cancelled) => return Ok(None),

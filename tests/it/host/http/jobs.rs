@@ -140,6 +140,17 @@ async fn a_job_of_another_life_is_known_by_its_record() {
 }
 
 #[tokio::test]
+async fn a_job_that_another_host_has_painted_is_complete_here_too() {
+    let front = Front::open().await;
+    assert_eq!(front.post("/generate", &generate("job-1")).await.0, StatusCode::ACCEPTED);
+    assert_eq!(front.get("/jobs/job-1").await.1["state"], "queued");
+    front.paint(&job_of(&generate("job-1"))).await;
+    let (_, document) = front.get("/jobs/job-1").await;
+    assert_eq!((&document["state"], &document["progress"]), (&json!("complete"), &json!(100)));
+    assert_eq!(document["result"]["images"][0]["key"], "generations/job-1/0.png");
+}
+
+#[tokio::test]
 async fn a_job_is_cancelled_wherever_it_is() {
     let mut front = Front::open().await;
     let cancel = async |front: &Front| read(front.request(Method::DELETE, "/jobs/job-1")).await;
@@ -148,7 +159,7 @@ async fn a_job_is_cancelled_wherever_it_is() {
     front.post("/generate", &body).await;
     let (status, waiting) = cancel(&front).await;
     let expected = json!({
-        "status": "cancelling", "job_id": "job-1", "state": "queued", "message": "the job will not be started",
+        "status": "cancelling", "job_id": "job-1", "state": "queued", "message": "this host will not start the job",
     });
     assert_eq!((status, waiting), (StatusCode::ACCEPTED, expected));
     assert!(!front.jobs.start(&job, 1), "it must not be started");
