@@ -25,6 +25,7 @@ use crate::host::teller::Teller;
 use crate::host::{Host, Parts, drain};
 use crate::metrics::Metrics;
 use crate::metrics::gpu::{self, Gpus};
+use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::store::Store;
 
@@ -77,29 +78,9 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
-    let http = Http {
-        desk: host.desk(),
-        store: Store::clone(&store),
-        auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
-        node_id: config.server.node_id.clone(),
-        model: ModelInfo {
-            model_type: manifest.family.word().into(),
-            model_version: config.model.name.as_str().into(),
-            backend: "candle".into(),
-        },
-        settings: config.host.http.clone(),
-        metrics: {
-            let (metrics, notifier) = (metrics.clone(), notifier);
-            Arc::new(move || {
-                metrics.webhooks(&notifier.take_attempts());
-                metrics.render()
-            })
-        },
-    };
-    let address = SocketAddr::from((config.server.address, config.server.port));
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("{address} cannot be listened on (server.port)"))?;
-    tracing::info!(address = %listener.local_addr()?, "listening for HTTP");
+    let model_type = manifest.family.word();
+    let http = http_side(&config, &host, Store::clone(&store), scrape(metrics, notifier), model_type);
+    let listener = listen(&config).await?;
     let over = CancellationToken::new();
     let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
     let (orders, ordered) = mpsc::channel(4);
@@ -117,6 +98,38 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         ended?;
     }
     Ok(())
+}
+
+fn http_side(config: &Config, host: &Host, store: Store, metrics: http::Metrics, model_type: &str) -> Http {
+    Http {
+        desk: host.desk(),
+        store,
+        auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
+        node_id: config.server.node_id.clone(),
+        model: ModelInfo {
+            model_type: model_type.to_owned(),
+            model_version: config.model.name.as_str().into(),
+            backend: "candle".into(),
+        },
+        settings: config.host.http.clone(),
+        metrics,
+    }
+}
+
+/// What a scrape of /metrics gets: the webhooks that the host itself has sent are counted then.
+fn scrape(metrics: Metrics, notifier: Arc<Notifier>) -> http::Metrics {
+    Arc::new(move || {
+        metrics.webhooks(&notifier.take_attempts());
+        metrics.render()
+    })
+}
+
+async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::from((config.server.address, config.server.port));
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("{address} cannot be listened on (server.port)"))?;
+    tracing::info!(address = %listener.local_addr()?, "listening for HTTP");
+    Ok(listener)
 }
 
 /// This binary as the handler, or whatever function the command line names.

@@ -104,7 +104,12 @@ impl Settler {
             Verdict::Failed(error) if held.message.attempt < self.retries.max_attempts => self.try_again(held, &error).await,
             Verdict::Failed(error) => self.give_up(held, &error).await,
             Verdict::Told(Settled { outcome, error, notices, .. }) => {
-                let delivered = match self.teller.deliver_of(held, &notices).await {
+                let delivered = tokio::select! {
+                    delivered = self.teller.deliver_of(held, &notices) => delivered,
+                    // The next host sends them again, with the same ids.
+                    () = self.hurry.cancelled() => return put_back_known(&self.jobs, held).await,
+                };
+                let delivered = match delivered {
                     Ok(delivered) => delivered,
                     Err(undelivered) => return self.try_again(held, &undelivered).await,
                 };

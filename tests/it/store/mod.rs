@@ -176,7 +176,7 @@ async fn something_else_in_the_records_place_is_told() {
     let error = store.record("a/", &job(&json!({})).id).await.expect_err("no record");
     assert_eq!(error.remedy(), Remedy::GiveUp);
     let text = error.to_string();
-    assert!(text.contains("s3://pictures/a/job-1/result.json is not what belongs there (missing field `job_id`"), "{text}");
+    assert!(text.contains("s3://pictures/a/job-1/result.json is no record of a job (missing field `job_id`"), "{text}");
 }
 
 #[tokio::test]
