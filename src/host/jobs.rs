@@ -121,7 +121,8 @@ impl Jobs {
 
     /// `percent`: 0 to 100.
     pub fn progress(&self, id: &str, percent: u8) {
-        if let Some(known) = self.board().standings.get_mut(id) {
+        // A late word of a job that was put back is none of the next run's.
+        if let Some(known) = self.board().standings.get_mut(id).filter(|known| known.state == State::Running) {
             known.progress_percent = known.progress_percent.max(percent.min(100));
         }
     }

@@ -119,7 +119,7 @@ impl Metrics {
         }
         if let Some(seconds) = measured.step_seconds.get("infer") {
             self.add(table::INFERENCES, &[], 1.0);
-            self.observe(table::INFERENCE_LATENCY, &[], seconds * 1e3);
+            self.set(table::INFERENCE_LATENCY, &[], seconds * 1e3);
         }
         self.add(table::DENOISING_STEPS, &[], measured.denoising_steps as f64);
         if let Some(rate) = measured.steps_per_second() {
@@ -216,7 +216,7 @@ mod tests {
             "atelier_webhook_attempts_total{kind=\"progress\",result=\"failed\"} 3",
             "vton_inference_count 1",
             "vton_inference_errors_total 1",
-            "vton_inference_latency_ms_sum 1500",
+            "vton_inference_latency_ms 1500",
             "atelier_step_seconds_bucket{step=\"infer\",le=\"2.5\"} 1",
             "gpu_memory_used_bytes{gpu=\"none\"} 0",
             "gpu_utilization_percent{gpu=\"none\"} 0",
