@@ -1,9 +1,10 @@
 """How fast the engine paints, against diffusers on the same CPU: same weights, same steps, as many threads, in turns.
 
-    python bench/engine.py [--profile dev] [--only tiny|full] [--note TEXT]    needs torch, diffusers, transformers
+    OMP_WAIT_POLICY=passive python bench/engine.py [--profile dev] [--only tiny|full|memory] [--note TEXT]    needs torch, diffusers, transformers
 
 tiny: a picture of models/tiny-sd, 20 steps, guidance 7.5. full: SD 1.5's own sizes with random weights, one forward of the
-UNet at 512x512 (batch 1, no guidance) and one decode of the VAE. Times are medians over runs that alternate.
+UNet at 512x512 (batch 1, no guidance), one prompt's encoding, one decode of the VAE. memory: the peak of a picture's process, in each mode. Times are medians over runs that alternate.
+Without the policy torch's OpenMP threads spin while ours compute.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from report import cpu, report, row
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,17 +31,24 @@ PEER = f"diffusers {diffusers.__version__}, torch {torch.__version__}"
 
 
 class Ours:
-    """bench/engine.rs as a child process that waits for work."""
+    """bench/engine.rs, or another benchmark's own side, as a child process that waits for work."""
 
-    def __init__(self, profile, folder):
-        build = ["cargo", "bench", "--bench", "engine", "--no-run", "--profile", profile, "--message-format", "json"]
-        lines = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-        built = [m["executable"] for m in map(json.loads, lines) if m.get("target", {}).get("name") == "engine"]
-        threads = {"RAYON_NUM_THREADS": str(THREADS)}
+    def __init__(self, profile, folder, bench="engine", binary=None):
+        command = [str(binary or self.built(profile, bench)), str(folder)]
+        start = time.perf_counter()
         self.child = subprocess.Popen(
-            [built[-1], str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | threads
-        )
+            command, env=os.environ | {"RAYON_NUM_THREADS": str(THREADS)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
         assert self.child.stdout.readline() == "ready\n", "the engine did not load"
+        self.ready_seconds = time.perf_counter() - start
+
+    @staticmethod
+    def built(profile, bench):
+        build = ["cargo", "bench", "--bench", bench, "--no-run", "--profile", profile, "--message-format", "json"]
+        lines = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+        built = [m["executable"] for m in map(json.loads, lines) if m.get("target", {}).get("name") == bench]
+        return built[-1]
 
     def time(self, work):
         self.child.stdin.write(work + "\n")
@@ -73,7 +83,7 @@ def tiny(profile, note):
                      height=side, num_images_per_prompt=images, generator=generator, output_type="np")  # fmt: skip
 
         mine, theirs = compare(ours, f"paint {side} 20 {images}", paint, runs=7)
-        what = f"tiny-sd, {images} x {side}x{side}, 20 steps, guidance 7.5"
+        what = f"tiny_picture: tiny-sd, {images} x {side}x{side}, 20 steps, guidance 7.5"
         yield row(what, "seconds", mine, PEER, theirs, cpu(THREADS), note)
 
 
@@ -82,16 +92,71 @@ def full(profile, note):
         pipeline = full_size(folder)
         ours = Ours(profile, folder)
         latents, text = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 768)
-        mine, theirs = compare(ours, "unet 512", lambda: pipeline.unet(latents, 500, text), runs=3)
-        yield row("SD 1.5 UNet, one forward, 512x512, batch 1", "seconds", mine, PEER, theirs, cpu(THREADS), note)
+        mine, theirs = compare(ours, "unet 512 1", lambda: pipeline.unet(latents, 500, text), runs=3)
+        yield row("unet_step: SD 1.5 UNet, one forward, 512x512, batch 1", "seconds", mine, PEER, theirs, cpu(THREADS), note)
+        files = [loras(pipeline.unet, f"{folder}/{name}.safetensors", seed) for seed, name in enumerate(("one", "other"))]
+        step, switched = mine, statistics.median(ours.time(f"switch {files[0]} {files[1]}") for _ in range(3))
+        what = "lora_switch: SD 1.5, change to another LoRA of rank 16 that was used before, 128 attention layers"
+        yield row(what, "seconds", switched, "our own UNet step above", step, cpu(THREADS), note)
+        tokens = torch.randint(0, len(pipeline.tokenizer), (1, 77))
+        mine, theirs = compare(ours, "encode", lambda: pipeline.text_encoder(tokens), runs=7)
+        yield row("text_encode: CLIP ViT-L/14's text encoder, 77 tokens", "seconds", mine, PEER, theirs, cpu(THREADS), note)
         mine, theirs = compare(ours, "decode 512", lambda: pipeline.vae.decode(latents), runs=3)
-        yield row("SD 1.5 VAE, one decode, 512x512", "seconds", mine, PEER, theirs, cpu(THREADS), note)
+        yield row("vae_decode: SD 1.5 VAE, one decode, 512x512", "seconds", mine, PEER, theirs, cpu(THREADS), note)
+
+
+def memory(profile, note):
+    """The most memory a process of its own has had for one picture: all of it, the model's 4.1 GiB in f32 and the program included."""
+    with tempfile.TemporaryDirectory() as folder:
+        full_size(folder)
+        for budget, options in ((None, ()), (6000, ("vae_tiling",)), (5000, ("vae_tiling", "attention_slicing"))):
+            ours = Ours(profile, folder)
+            if budget:
+                ours.time(f"budget {budget}")
+            ours.time("paint 512 1 1")
+            mine = peak_mib(ours.child.pid)
+            ours.child.kill()
+            command = [sys.executable, __file__, "--paint-in", folder, *options]
+            theirs = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
+            what = f"peak_memory: SD 1.5, 512x512, guidance 7.5, {f'engine.memory_budget_mib {budget}' if budget else 'no budget'}"
+            yield row(what, "MiB", mine, f"{PEER}, {' and '.join(options) or 'plain'}", theirs, cpu(THREADS), note)
+
+
+def peak_mib(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def paint_in(folder, options):
+    """The peer's own process: prints the most memory it has had."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    if "vae_tiling" in options:
+        pipeline.vae.enable_tiling()
+    if "attention_slicing" in options:
+        pipeline.enable_attention_slicing()
+    pipeline("a red apple on a table", negative_prompt="", num_inference_steps=1, guidance_scale=7.5, width=512, height=512)
+    print(peak_mib("self"))
+
+
+def loras(unet, path, seed):
+    """A LoRA of every attention projection, in kohya's spelling."""
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, module in unet.named_modules():
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+            out, inside = module.weight.shape
+            key = f"lora_unet_{name.replace('.', '_')}"
+            tensors[f"{key}.lora_down.weight"] = torch.randn(16, inside, generator=random) * 0.01
+            tensors[f"{key}.lora_up.weight"] = torch.randn(out, 16, generator=random) * 0.01
+    save_file(tensors, path)
+    return path
 
 
 def full_size(folder):
-    """SD 1.5's UNet and VAE with random weights; the text encoder is one layer deep, it is not measured."""
+    """SD 1.5 with random weights; its vocabulary is tiny-sd's."""
     tokenizer = CLIPTokenizer.from_pretrained(str(TINY / "tokenizer"))
-    text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, intermediate_size=3072, num_hidden_layers=1,
+    text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                           num_attention_heads=12, hidden_act="quick_gelu")  # fmt: skip
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     vae = AutoencoderKL(
@@ -109,11 +174,14 @@ def full_size(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="bench", help="cargo profile that ours is built in")
-    parser.add_argument("--only", choices=("tiny", "full"))
+    parser.add_argument("--only", choices=("tiny", "full", "memory"))
     parser.add_argument("--note", default="", help="what a reader of the results must know about this run")
+    parser.add_argument("--paint-in", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    for name, benchmark in {"tiny": tiny, "full": full}.items():
+    if options.paint_in:
+        return paint_in(options.paint_in[0], options.paint_in[1:])
+    for name, benchmark in {"tiny": tiny, "full": full, "memory": memory}.items():
         if options.only in (None, name):
             report(f"engine-{name}", "cpu", list(benchmark(options.profile, options.note)))
 

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use anyhow::Result;
 use atelier::config::{Config, Environment};
 use atelier::engine::thread::EngineThread;
-use atelier::engine::{Engine, EngineError, PaintRequest, Picture, Watch};
+use atelier::engine::{Engine, EngineError, Order, Painted, Picture, Request};
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::store::Store;
+use atelier::workflow::infer::Ability;
 use atelier::workflow::{Services, Workflow};
 
 const MOST_PIXELS: u32 = 512 * 512;
@@ -25,10 +26,16 @@ impl Engine for NullEngine {
         Ok(())
     }
 
-    fn paint(&mut self, request: &PaintRequest, _watch: &Watch) -> Result<Vec<Picture>, EngineError> {
-        let (width_px, height_px) = (request.task.size.width_px(), request.task.size.height_px());
-        let rgb = self.rgb.iter().copied().take((width_px * height_px * 3) as usize).collect();
-        Ok(vec![Picture { width_px, height_px, rgb, seed: 0 }])
+    fn paint_together(&mut self, orders: &[Order]) -> Result<Vec<Painted>, EngineError> {
+        let paint = |Order { request, .. }: &Order| {
+            let (width_px, height_px) = match request {
+                Request::Generate(request) => (request.task.size.width_px(), request.task.size.height_px()),
+                Request::TryOn(request) => (request.width_px, request.height_px),
+            };
+            let rgb = self.rgb.iter().copied().take((width_px * height_px * 3) as usize).collect();
+            Ok(vec![Picture { width_px, height_px, rgb, seed: 0 }])
+        };
+        Ok(orders.iter().map(paint).collect())
     }
 }
 
@@ -39,6 +46,9 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
     let services = Services {
         engine: EngineThread::start(|| Ok(NullEngine { rgb }))?,
         model: config.model.name.clone(),
+        ability: Ability::Generate,
+        preprocess: config.workflow.preprocess,
+        postprocess: config.workflow.postprocess,
         store: Arc::new(Store::connect(&config.store, outbound.clone()).await?),
         notifier: Arc::new(Notifier::new(&config.notify, outbound)?),
         observer: Arc::new(|_, _| ()),
@@ -49,6 +59,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         node_id: "bench".into(),
         auth: Auth::Off,
         max_attempts: 3,
+        max_batch_px: 0,
         emf_model: None,
     })
 }

@@ -16,7 +16,7 @@ async fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let Local { config, environment, s3, webhooks, mut notices } = local::start(folder.path(), None).await?;
     tokio::spawn(async move { while notices.recv().await.is_some() {} });
-    let mut handler = null::handler(&config, &environment).await?;
+    let handler = null::handler(&config, &environment).await?;
     let mut out = stdout();
     writeln!(out, "{s3} {webhooks}")?;
     let (_switch, shutdown) = Shutdown::channel();

@@ -23,8 +23,10 @@ pub struct Options {
 pub async fn run(options: &Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
     let text = std::fs::read(&options.event).with_context(|| format!("{} cannot be read", options.event.display()))?;
     let event = serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", options.event.display()))?;
-    let config = Config::load(config, environment)?;
-    let mut handler = start::handler(&config, environment, Arc::new(|_, _| ())).await?;
+    let mut config = Config::load(config, environment)?;
+    // Standard output is the reply's alone.
+    config.metrics.emf = false;
+    let handler = start::handler(&config, environment, Arc::new(|_, _| ())).await?;
     let (_switch, shutdown) = Shutdown::channel();
     let reply = handler.handle(event, &Control::unlimited(shutdown)).await?;
     writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(&reply)?)?;

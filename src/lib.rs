@@ -12,6 +12,8 @@ pub mod outbound;
 
 pub mod store;
 
+pub mod models;
+
 pub mod notify;
 
 pub mod engine;
@@ -29,6 +31,8 @@ pub mod config;
 pub mod log;
 
 pub mod start;
+
+pub mod doctor;
 
 pub mod serve;
 

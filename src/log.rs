@@ -6,13 +6,27 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::Environment;
 
+/// What is told where `LOG_LEVEL` says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usual {
+    Outcomes,
+    /// For roles that talk to a person.
+    Warnings,
+    /// For `atelier doctor`, whose output says all of it.
+    Nothing,
+}
+
 /// JSON lines for machines, short lines for people; `LOG_LEVEL` in the syntax of tracing's `EnvFilter`.
-pub fn start(environment: &Environment, quiet: bool) {
+pub fn start(environment: &Environment, usual: Usual) {
     // lapin tells of a broken connection in its own words beside ours.
-    let usual = if quiet { "warn,lapin=off" } else { "info,lapin=off" };
-    let level = environment.get("LOG_LEVEL").map_or(usual, String::as_str).to_lowercase();
+    let otherwise = match usual {
+        Usual::Outcomes => "info,lapin=off",
+        Usual::Warnings => "warn,lapin=off",
+        Usual::Nothing => "off",
+    };
+    let level = environment.get("LOG_LEVEL").map_or(otherwise, String::as_str).to_lowercase();
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(level)).with_writer(stderr);
-    if stderr().is_terminal() || quiet {
+    if stderr().is_terminal() || usual != Usual::Outcomes {
         log.without_time().with_target(false).init();
     } else {
         log.json().flatten_event(true).with_current_span(false).with_target(false).init();

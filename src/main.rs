@@ -1,11 +1,16 @@
 //! Which role to play: the Lambda handler where there is a Runtime API, else what the command line says.
 
-use std::io::{Write as _, stderr};
+use std::io::{Write as _, stderr, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use atelier::{config, demo, invoke, log, serve, start};
-use clap::{Parser, Subcommand};
+use atelier::{config, demo, doctor, invoke, log, serve, start};
+use atelier_kernels::recycler::Recycler;
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+/// Layers' results follow each other in the same memory.
+#[global_allocator]
+static ALLOCATOR: Recycler = Recycler::new();
 
 /// A GPU function: a job out of an event, pictures in S3, a signed webhook out.
 #[derive(Parser)]
@@ -20,20 +25,35 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Role {
-    /// Paint three sample jobs with everything embedded: S3, webhook receiver, the real handler.
+    /// Paint sample jobs with everything embedded: S3, webhook receiver, the real handler.
     Demo(demo::Options),
     /// Take jobs from queues and HTTP, and keep handlers alive that paint them.
     Host(start::host::Options),
     /// Take one event through the handler in this process and print the reply.
     Invoke(invoke::Options),
+    /// Bring models here and prove that they are what their manifests mean.
+    Models(start::models::Options),
+    /// Check what the function and the host need, one line each, and say how to repair it.
+    Doctor(doctor::Options),
+    /// Print the completion script of a shell; docs/completions/ has them.
+    #[command(hide = true)]
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page; docs/atelier.1 has it.
+    #[command(hide = true)]
+    Manual,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let environment = config::environment();
-    let for_a_person = matches!(arguments.role, Some(Role::Demo(_) | Role::Invoke(_)));
-    log::start(&environment, matches!(arguments.role, Some(Role::Demo(_))));
+    let for_a_person = matches!(arguments.role, Some(Role::Demo(_) | Role::Invoke(_) | Role::Models(_) | Role::Doctor(_)));
+    let usual = match arguments.role {
+        Some(Role::Doctor(_)) => log::Usual::Nothing,
+        Some(Role::Demo(_)) => log::Usual::Warnings,
+        _ => log::Usual::Outcomes,
+    };
+    log::start(&environment, usual);
     match play(arguments, &environment).await {
         Ok(code) => return code,
         Err(error) if for_a_person => drop(writeln!(stderr(), "atelier: {error:#}")),
@@ -47,7 +67,13 @@ async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow
     match arguments.role {
         Some(Role::Demo(options)) => demo::run(&options).await?,
         Some(Role::Invoke(options)) => invoke::run(&options, config, environment).await?,
+        Some(Role::Models(options)) => return start::models::run(options, config, environment).await,
+        Some(Role::Doctor(options)) => return doctor::run(&options, config, environment).await,
         Some(Role::Host(options)) => start::host::run(options, config, environment).await?,
+        Some(Role::Completions { shell }) => {
+            clap_complete::generate(shell, &mut Arguments::command(), "atelier", &mut stdout());
+        }
+        Some(Role::Manual) => clap_mangen::Man::new(Arguments::command()).render(&mut stdout())?,
         None => return serve::run(config, environment).await,
     }
     Ok(ExitCode::SUCCESS)

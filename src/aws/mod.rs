@@ -1,6 +1,7 @@
 //! What the clients of AWS services share: region, address, credentials, time limits and attempts.
 
 pub mod error;
+pub mod identity;
 
 use std::time::Duration;
 

@@ -1,21 +1,25 @@
 //! The configuration: config.yaml and the environment, read and checked once at start.
 
+pub mod manifest;
 mod source;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
+use self::manifest::Manifest;
 pub use self::source::Environment;
 use self::source::Source;
 use crate::host::source::{rabbitmq, spool, sqs};
-use crate::job::request::Defaults;
 use crate::job::request::tryon::TryOnDefaults;
 use crate::job::task::tryon::{Mode, Resolution};
 use crate::job::task::{ModelName, StepCount};
+use crate::models::hub;
 use crate::notify::tryon::{AssetService, LoadBalancer};
 use crate::setting::Secret;
 use crate::workflow::StepName;
+use crate::workflow::postprocess::Postprocess;
+use crate::workflow::preprocess::Preprocess;
 use crate::{host, notify, outbound, store};
 
 /// What is in force where the user's file says nothing; the same file a user starts from.
@@ -28,6 +32,8 @@ pub struct Config {
     pub server: Server,
     pub security: Security,
     pub model: Model,
+    pub hub: hub::Settings,
+    pub engine: Engine,
     pub workflow: Workflow,
     pub runtime: Runtime,
     pub store: store::Settings,
@@ -89,6 +95,29 @@ pub struct Model {
     pub default_steps: StepCount,
     /// Try-on: `480p`, `720p` or `1080p`.
     pub default_resolution: Resolution,
+    /// Try-on: the modes whose weights are loaded; none: the default mode alone.
+    pub modes: Vec<Mode>,
+}
+
+impl Model {
+    /// Try-on: the modes whose weights are loaded, each once.
+    #[must_use]
+    pub fn modes(&self) -> Vec<Mode> {
+        let mut modes = vec![self.default_mode];
+        for mode in &self.modes {
+            if !modes.contains(mode) {
+                modes.push(*mode);
+            }
+        }
+        modes
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    /// MiB of the device's memory for the model's tensors and those of a painting; none: as much as there is.
+    pub memory_budget_mib: Option<u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -99,21 +128,6 @@ pub struct Workflow {
     pub preprocess: Preprocess,
     pub postprocess: Postprocess,
     pub advanced: Advanced,
-}
-
-/// Try-on: what happens to the person image first.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Preprocess {
-    pub resize_to_resolution: bool,
-    pub maintain_aspect_ratio: bool,
-}
-
-/// Try-on: what happens to the result last.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Postprocess {
-    pub create_comparison: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -135,34 +149,8 @@ pub struct Runtime {
     pub shutdown_grace_ms: u64,
     /// After this many deliveries of one message the caller is told `failed`; set the queue's dead-letter limit to the same.
     pub max_attempts: u32,
-}
-
-/// A model this function can serve, `NAME.yaml` in the models folder.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Manifest {
-    pub family: Family,
-    /// The checkpoint's diffusers-layout folder, relative to the manifest.
-    #[serde(deserialize_with = "relative")]
-    pub checkpoint: PathBuf,
-    /// What a job gets that leaves a field out.
-    pub defaults: Defaults,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum Family {
-    /// CLIP text encoder, UNet with cross attention, `AutoencoderKL`.
-    #[serde(rename = "stable-diffusion-1")]
-    StableDiffusion1,
-}
-
-impl Family {
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::StableDiffusion1 => "stable-diffusion-1",
-        }
-    }
+    /// Jobs of one event that agree share a denoising batch as long as their pictures have so many pixels together.
+    pub max_batch_px: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -186,12 +174,17 @@ impl Config {
     /// # Errors
     /// Names the file, the key and what is wrong with it.
     pub fn load(path: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
-        let named = path.map(Path::to_owned).or_else(|| environment.get("ATELIER_CONFIG").map(PathBuf::from));
-        let path = named.or_else(|| Some(PathBuf::from("config.yaml")).filter(|usual| usual.exists()));
-        match path {
+        match Self::file(path, environment) {
             None => Self::parse("built-in config.yaml", "", environment),
             Some(path) => Self::parse(&path.display().to_string(), &read(&path)?, environment),
         }
+    }
+
+    /// The file that [`Config::load`] reads; none: the built-in values alone.
+    #[must_use]
+    pub fn file(path: Option<&Path>, environment: &Environment) -> Option<PathBuf> {
+        let named = path.map(Path::to_owned).or_else(|| environment.get("ATELIER_CONFIG").map(PathBuf::from));
+        named.or_else(|| Some(PathBuf::from("config.yaml")).filter(|usual| usual.exists()))
     }
 
     /// The same from the text of a file.
@@ -210,6 +203,9 @@ impl Config {
         if self.runtime.max_attempts == 0 {
             return Err(("runtime.max_attempts", "must be at least 1".into()));
         }
+        if self.host.batch == 0 {
+            return Err(("host.batch", "must be at least 1".into()));
+        }
         let token = self.security.internal_auth_token.as_ref();
         if token.is_some_and(|token| token.reveal().len() < 16) {
             return Err(("security.internal_auth_token", "must have at least 16 characters".into()));
@@ -222,13 +218,30 @@ impl Config {
     /// # Errors
     /// Names the file, the key and what is wrong with it.
     pub fn manifest(&self, environment: &Environment) -> Result<Manifest, ConfigError> {
-        let path = self.model.folder.join(format!("{}.yaml", self.model.name.as_str()));
-        let file = path.display().to_string();
-        let mut manifest: Manifest = Source::parse(&file, &read(&path)?)?.expanded(environment)?.read()?;
-        manifest.checkpoint = self.model.folder.join(&manifest.checkpoint);
+        let mut manifest = self.manifest_of(&self.model.name, environment)?;
+        let file = self.manifest_path(&self.model.name).display().to_string();
+        let wrong = |(key, problem): (&str, String)| ConfigError::Value { file, key: key.to_owned(), problem };
+        manifest.check(&self.model.modes()).map_err(wrong)?;
         let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
         manifest.defaults.tryon = TryOnDefaults { mode, steps, resolution };
         Ok(manifest)
+    }
+
+    /// Reads the manifest of any model in the folder of models.
+    ///
+    /// # Errors
+    /// As [`Config::manifest`].
+    pub fn manifest_of(&self, name: &ModelName, environment: &Environment) -> Result<Manifest, ConfigError> {
+        let path = self.manifest_path(name);
+        let file = path.display().to_string();
+        let mut manifest: Manifest = Source::parse(&file, &read(&path)?)?.expanded(environment)?.read()?;
+        manifest.place(&self.model.folder);
+        Ok(manifest)
+    }
+
+    #[must_use]
+    pub fn manifest_path(&self, name: &ModelName) -> PathBuf {
+        self.model.folder.join(format!("{}.yaml", name.as_str()))
     }
 }
 
@@ -276,9 +289,4 @@ pub fn runtime_api(environment: &Environment) -> Result<Option<String>, ConfigEr
 
 fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { file: path.display().to_string(), source })
-}
-
-fn relative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-    let path = PathBuf::deserialize(deserializer)?;
-    if path.is_relative() { Ok(path) } else { Err(serde::de::Error::custom("must be relative to the manifest")) }
 }

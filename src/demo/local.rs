@@ -1,4 +1,4 @@
-//! What the function talks to, embedded: an S3 server with a bucket and the bundled LoRAs in it, a webhook receiver.
+//! What the function talks to, embedded: an S3 server with a bucket and sample inputs in it, a webhook receiver.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,7 +26,7 @@ pub struct Local {
     pub notices: UnboundedReceiver<Notice>,
 }
 
-/// Starts both servers over `folder` (the bucket's content survives in it) and puts the bundled LoRAs into the bucket.
+/// Starts both servers over `folder` (the bucket's content survives in it) and puts the bundled LoRAs and sample pictures into the bucket.
 /// Ports are free ones, or `first_port` and the one after it.
 ///
 /// # Errors
@@ -45,12 +45,18 @@ pub async fn start(folder: &Path, first_port: Option<u16>) -> anyhow::Result<Loc
         ("WEBHOOK_SECRET".to_owned(), WEBHOOK_SECRET.to_owned()),
     ]);
     let config = Config::parse("demo config.yaml", include_str!("config.yaml"), &environment)?;
-    upload_loras(&config, s3).await?;
+    upload_inputs(&config, s3).await?;
     Ok(Local { config, environment, s3, webhooks, notices })
 }
 
-/// The bundled LoRAs go in through the protocol, as a user's would.
-async fn upload_loras(config: &Config, s3: SocketAddr) -> anyhow::Result<()> {
+/// What the sample events for try-ons speak of.
+const PICTURES: [(&str, &[u8]); 2] = [
+    ("person.png", include_bytes!("../../events/pictures/person.png")),
+    ("garment.png", include_bytes!("../../events/pictures/garment.png")),
+];
+
+/// The bundled LoRAs and sample pictures go in through the protocol, as a user's would.
+async fn upload_inputs(config: &Config, s3: SocketAddr) -> anyhow::Result<()> {
     let credentials = Credentials::new(s3::ACCESS_KEY_ID, s3::SECRET_ACCESS_KEY, None, None, "demo");
     let settings = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
@@ -64,6 +70,10 @@ async fn upload_loras(config: &Config, s3: SocketAddr) -> anyhow::Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let body = ByteStream::from(fs::read(&path)?);
         client.put_object().bucket(BUCKET).key(format!("loras/{name}")).body(body).send().await?;
+    }
+    for (name, bytes) in PICTURES {
+        let body = ByteStream::from_static(bytes);
+        client.put_object().bucket(BUCKET).key(format!("pictures/{name}")).body(body).send().await?;
     }
     Ok(())
 }

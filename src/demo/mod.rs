@@ -21,15 +21,31 @@ use self::receiver::Notice;
 use self::screen::Screen;
 use crate::engine::Picture;
 use crate::handler::Handler;
+use crate::job::task::ModelName;
 use crate::start;
 use crate::workflow::Observer;
 use crate::workflow::control::{Control, Shutdown};
 
-/// The sample events, one a source, as they lie in `events/`.
-const EVENTS: [(&str, &str, &str); 3] = [
-    ("SQS", "events/sqs-plain.json", include_str!("../../events/sqs-plain.json")),
-    ("RabbitMQ, with LoRA and watermark", "events/rabbitmq-lora.json", include_str!("../../events/rabbitmq-lora.json")),
-    ("HTTP, four pictures", "events/http-four.json", include_str!("../../events/http-four.json")),
+/// A function with the sample events for it, as they lie in `events/`: source, file, content.
+struct Function {
+    model: &'static str,
+    events: &'static [(&'static str, &'static str, &'static str)],
+}
+
+/// One that paints from text and one that does try-ons: a function serves one model.
+const FUNCTIONS: [Function; 2] = [
+    Function {
+        model: "tiny-sd",
+        events: &[
+            ("SQS", "events/sqs-plain.json", include_str!("../../events/sqs-plain.json")),
+            ("RabbitMQ, with LoRA and watermark", "events/rabbitmq-lora.json", include_str!("../../events/rabbitmq-lora.json")),
+            ("HTTP, four pictures", "events/http-four.json", include_str!("../../events/http-four.json")),
+        ],
+    },
+    Function {
+        model: "tiny-edit",
+        events: &[("SQS, a try-on", "events/sqs-tryon.json", include_str!("../../events/sqs-tryon.json"))],
+    },
 ];
 
 #[derive(clap::Args)]
@@ -57,17 +73,20 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     let local = local::start(&bucket, options.serve.then_some(9444)).await?;
     let painter = Arc::clone(&screen);
     let observer: Observer = Arc::new(move |job, now| painter.progress(job.as_str(), now));
-    let mut handler = start::handler(&local.config, &local.environment, observer).await?;
-    screen.line(&format!("tiny-sd is loaded and warm after {:.1} s", started.elapsed().as_secs_f64()));
-    let Local { s3, webhooks, notices, .. } = local;
+    let Local { mut config, environment, s3, webhooks, notices } = local;
     let listener = listen(notices, Arc::clone(&screen));
-
-    for (source, file, event) in EVENTS {
-        screen.line(&format!("\n{file} ({source})"));
+    for Function { model, events } in FUNCTIONS {
+        config.model.name = ModelName::new(model).map_err(anyhow::Error::msg)?;
         let before = Instant::now();
-        paint(&mut handler, event).await?;
-        let total = started.elapsed().as_secs_f64();
-        screen.line(&format!("  done in {:.1} s ({total:.1} s after the start)", before.elapsed().as_secs_f64()));
+        let mut handler = start::handler(&config, &environment, observer.clone()).await?;
+        screen.line(&format!("\n{model} is loaded and warm after {:.1} s", before.elapsed().as_secs_f64()));
+        for (source, file, event) in events {
+            screen.line(&format!("\n{file} ({source})"));
+            let before = Instant::now();
+            paint(&mut handler, event).await?;
+            let total = started.elapsed().as_secs_f64();
+            screen.line(&format!("  done in {:.1} s ({total:.1} s after the start)", before.elapsed().as_secs_f64()));
+        }
     }
     screen.finish();
     // The handler has been answered for every notice: the listener has them all.

@@ -12,6 +12,8 @@ use s3s::service::S3ServiceBuilder;
 use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 
+use crate::host::listener::prompt;
+
 pub const ACCESS_KEY_ID: &str = "atelier-demo";
 pub const SECRET_ACCESS_KEY: &str = "atelier-demo-secret";
 
@@ -37,6 +39,6 @@ pub async fn serve(root: &Path, address: SocketAddr) -> io::Result<SocketAddr> {
     let router = router(root)?;
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    tokio::spawn(async move { axum::serve(prompt(listener), router).await });
     Ok(address)
 }

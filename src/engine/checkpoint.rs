@@ -1,13 +1,18 @@
 //! Reads the JSON files of a checkpoint in diffusers' layout; the only file of the engine that knows JSON.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use safetensors::SafeTensorError;
+use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::EngineError;
+use super::qwen::config::{AutoencoderConfig, TransformerConfig};
+use super::qwen::schedule::FlowConfig;
+use super::qwen::text::config::{LanguageConfig, ProcessorConfig, VisionConfig};
 use super::schedule::config::ScheduleConfig;
 use super::sd::config::{TextEncoderConfig, UnetConfig, VaeConfig};
 
@@ -68,13 +73,17 @@ const VAE: Fixed = &[
 ];
 
 const SCHEDULE: Fixed = &[
-    ("algorithm_type", &["\"dpmsolver++\""]),
+    ("algorithm_type", &["\"dpmsolver++\"", "\"sde-dpmsolver++\""]),
+    ("disable_corrector", &["[]"]),
     ("interpolation_type", &["\"linear\""]),
+    ("predict_x0", &["true"]),
     ("rescale_betas_zero_snr", &["false"]),
     ("sigma_max", &["null"]),
     ("sigma_min", &["null"]),
     ("solver_order", &["1", "2"]),
-    ("solver_type", &["\"midpoint\""]),
+    ("solver_p", &["null"]),
+    // Diffusers builds DPM-Solver++ and UniPC of each other's types as of their own default.
+    ("solver_type", &["\"midpoint\"", "\"bh2\""]),
     ("thresholding", &["false"]),
     ("timestep_type", &["\"discrete\""]),
     ("use_beta_sigmas", &["false"]),
@@ -83,6 +92,168 @@ const SCHEDULE: Fixed = &[
     ("use_lu_lambdas", &["false"]),
     ("variance_type", &["null", "\"fixed_small\""]),
 ];
+
+const EDIT_PIPELINE: Fixed = &[("_class_name", &["\"QwenImageEditPlusPipeline\""])];
+
+const EDIT_TRANSFORMER: Fixed = &[
+    ("guidance_embeds", &["false"]),
+    ("patch_size", &["2"]),
+    ("use_additional_t_cond", &["false"]),
+    ("use_layer3d_rope", &["false"]),
+];
+
+const EDIT_VAE: Fixed = &[("attn_scales", &["[]"]), ("input_channels", &["3"])];
+
+const EDIT_SCHEDULE: Fixed = &[
+    ("_class_name", &["\"FlowMatchEulerDiscreteScheduler\""]),
+    ("invert_sigmas", &["false"]),
+    ("stochastic_sampling", &["false"]),
+    ("time_shift_type", &["\"exponential\""]),
+    ("use_beta_sigmas", &["false"]),
+    ("use_exponential_sigmas", &["false"]),
+    ("use_karras_sigmas", &["false"]),
+];
+
+const PROCESSOR: Fixed = &[
+    ("do_convert_rgb", &["true"]),
+    ("do_normalize", &["true"]),
+    ("do_rescale", &["true"]),
+    ("do_resize", &["true"]),
+    ("merge_size", &["2"]),
+    ("patch_size", &["14"]),
+    ("temporal_patch_size", &["2"]),
+];
+
+/// What a Qwen-Image-Edit checkpoint says about what comes after its text encoder.
+#[derive(Debug, Clone)]
+pub struct EditCheckpoint {
+    pub folder: PathBuf,
+    pub transformer: TransformerConfig,
+    pub vae: AutoencoderConfig,
+    pub schedule: FlowConfig,
+}
+
+impl EditCheckpoint {
+    /// Reads `model_index.json`, `transformer/config.json`, `vae/config.json` and `scheduler/scheduler_config.json` under `folder`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn read(folder: &Path) -> Result<Self, EngineError> {
+        read::<Value>(&folder.join("model_index.json"), EDIT_PIPELINE)?;
+        let checkpoint = Self {
+            folder: folder.to_owned(),
+            transformer: read(&folder.join("transformer/config.json"), EDIT_TRANSFORMER)?,
+            vae: read(&folder.join("vae/config.json"), EDIT_VAE)?,
+            schedule: read(&folder.join("scheduler/scheduler_config.json"), EDIT_SCHEDULE)?,
+        };
+        checkpoint.check()?;
+        Ok(checkpoint)
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
+        let Self { transformer, vae, schedule, .. } = self;
+        let levels = vae.dim_mult.len();
+        let axes = transformer.axes_dims_rope;
+        let (head, statistics) = (transformer.attention_head_dim, [vae.latents_mean.len(), vae.latents_std.len()]);
+        let no_slope = schedule.max_image_seq_len <= schedule.base_image_seq_len;
+        let wrong = [
+            (transformer.num_layers == 0 || transformer.width() == 0, "transformer", "its sizes must not be 0"),
+            (axes.iter().sum::<usize>() != head, "transformer", "axes_dims_rope must add up to attention_head_dim"),
+            (axes.iter().any(|width| width % 2 == 1), "transformer", "axes_dims_rope must be even"),
+            (transformer.in_channels != 4 * vae.z_dim, "transformer", "in_channels must be 4 times the VAE's z_dim"),
+            (transformer.out_channels != vae.z_dim, "transformer", "out_channels must be the VAE's z_dim"),
+            (levels == 0 || vae.base_dim == 0, "vae", "dim_mult must not be empty, nor base_dim 0"),
+            (vae.temperal_downsample.len() + 1 != levels, "vae", "temperal_downsample must be one less than dim_mult"),
+            (statistics != [vae.z_dim; 2], "vae", "latents_mean and latents_std must be z_dim numbers each"),
+            (no_slope, "scheduler", "max_image_seq_len must be above base_image_seq_len"),
+        ];
+        match wrong.iter().find(|(is_wrong, ..)| *is_wrong) {
+            None => Ok(()),
+            Some((_, component, problem)) => {
+                Err(EngineError::Checkpoint { path: self.folder.join(component), problem: (*problem).to_owned() })
+            }
+        }
+    }
+}
+
+/// What the same checkpoint says about its text encoder.
+#[derive(Debug, Clone)]
+pub struct TextCheckpoint {
+    pub language: LanguageConfig,
+    pub vision: VisionConfig,
+    pub processor: ProcessorConfig,
+}
+
+impl TextCheckpoint {
+    /// Reads `text_encoder/config.json` and `processor/preprocessor_config.json` under `folder`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn read(folder: &Path) -> Result<Self, EngineError> {
+        let path = folder.join("text_encoder/config.json");
+        let config: Value = read(&path, &[("model_type", &["\"qwen2_5_vl\""])])?;
+        let wrong = |problem: serde_json::Error| EngineError::Checkpoint { path: path.clone(), problem: problem.to_string() };
+        // Transformers 4.51 and older keep the text model's numbers at the top, newer ones in a section of their own.
+        let mut language = config.as_object().cloned().unwrap_or_default();
+        let section =
+            |config: &serde_json::Map<String, Value>, name: &str| config.get(name).and_then(Value::as_object).cloned();
+        language.extend(section(&language, "text_config").unwrap_or_default());
+        let rope = section(&language, "rope_parameters").or_else(|| section(&language, "rope_scaling"));
+        language.extend(rope.unwrap_or_default());
+        let vision = config.get("vision_config").cloned().unwrap_or_default();
+        let mut processor: serde_json::Map<String, Value> =
+            read(&folder.join("processor/preprocessor_config.json"), PROCESSOR)?;
+        // Likewise: `size` is the newer spelling.
+        let size = section(&processor, "size").unwrap_or_default();
+        for (new, old) in [("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")] {
+            if let Some(pixels) = size.get(new) {
+                processor.insert(old.to_owned(), pixels.clone());
+            }
+        }
+        let checkpoint = Self {
+            language: LanguageConfig::deserialize(Value::Object(language)).map_err(wrong)?,
+            vision: VisionConfig::deserialize(vision).map_err(wrong)?,
+            processor: ProcessorConfig::deserialize(Value::Object(processor)).map_err(wrong)?,
+        };
+        checkpoint.check().map_err(|problem| EngineError::Checkpoint { path, problem: problem.to_owned() })?;
+        Ok(checkpoint)
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let Self { language, vision, .. } = self;
+        let heads = language.num_attention_heads;
+        let (turning, tower) = (language.mrope_section.iter().sum::<usize>(), vision.hidden_size);
+        let wrong = [
+            (heads == 0 || language.hidden_size % heads != 0, "hidden_size must be a multiple of num_attention_heads"),
+            (
+                language.num_key_value_heads == 0 || heads % language.num_key_value_heads != 0,
+                "num_attention_heads must be a multiple of num_key_value_heads",
+            ),
+            (2 * turning != language.head_width(), "mrope_section must add up to half of a head's width"),
+            (
+                vision.num_heads == 0 || tower % (4 * vision.num_heads) != 0,
+                "vision_config: hidden_size must be a multiple of 4 times num_heads",
+            ),
+            (vision.out_hidden_size != language.hidden_size, "vision_config: out_hidden_size must be hidden_size"),
+            (vision.patch_numbers() * vision.merged() == 0, "vision_config: its sizes must not be 0"),
+        ];
+        wrong.iter().find(|(is_wrong, _)| *is_wrong).map_or(Ok(()), |(_, problem)| Err(*problem))
+    }
+}
+
+/// The special tokens that `tokenizer_config.json` in `folder` adds to a vocabulary, by their number.
+pub(super) fn added_tokens(folder: &Path) -> Result<BTreeMap<u32, String>, EngineError> {
+    #[derive(Deserialize)]
+    struct Config {
+        added_tokens_decoder: BTreeMap<u32, Added>,
+    }
+    #[derive(Deserialize)]
+    struct Added {
+        content: String,
+    }
+    let config: Config = read(&folder.join("tokenizer_config.json"), &[])?;
+    Ok(config.added_tokens_decoder.into_iter().map(|(id, token)| (id, token.content)).collect())
+}
 
 impl Checkpoint {
     /// Reads `model_index.json`, the components' `config.json`, `scheduler/scheduler_config.json` and
@@ -112,6 +283,7 @@ impl Checkpoint {
         let heads = text_encoder.num_attention_heads;
         let room = (MAX_STEPS * (schedule.steps_offset + 1)).max(2);
         let betas = schedule.trained_betas.as_ref().map_or(schedule.num_train_timesteps, Vec::len);
+        let distilled = schedule.original_inference_steps();
         let wrong = [
             (blocks == 0, "unet", "block_out_channels must not be empty"),
             (unet.down_block_types.len() != blocks, "unet", "down_block_types must be as many as block_out_channels"),
@@ -122,8 +294,9 @@ impl Checkpoint {
             (unet.cross_attention_dim != text_encoder.hidden_size, "unet", "cross_attention_dim must be hidden_size"),
             (vae.block_out_channels.is_empty(), "vae", "block_out_channels must not be empty"),
             (heads == 0, "text_encoder", "num_attention_heads must not be 0"),
-            (text_encoder.max_position_embeddings < 2, "text_encoder", "max_position_embeddings must be 2 or more"),
+            (text_encoder.max_position_embeddings < 3, "text_encoder", "max_position_embeddings must be 3 or more"),
             (schedule.num_train_timesteps < room, "scheduler", "num_train_timesteps has no room for 200 steps"),
+            (distilled == 0 || distilled > betas, "scheduler", "original_inference_steps must be 1 to num_train_timesteps"),
             (schedule.num_train_timesteps != betas, "scheduler", "trained_betas must be as many as num_train_timesteps"),
         ];
         match wrong.iter().find(|(is_wrong, ..)| *is_wrong) {
@@ -169,6 +342,22 @@ fn read<T: DeserializeOwned>(path: &Path, fixed: Fixed) -> Result<T, EngineError
         }
     }
     T::deserialize(value).map_err(|error| wrong(error.to_string()))
+}
+
+/// The files that an index of shards (`model.safetensors.index.json`) names, each once.
+pub(super) fn shards(index: &Path) -> Result<Vec<String>, EngineError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index = read(index, &[])?;
+    let files: BTreeSet<String> = index.weight_map.into_values().collect();
+    Ok(files.into_iter().collect())
+}
+
+/// The table of tensors at the beginning of a safetensors file.
+pub(super) fn tensor_table(header: &[u8]) -> Result<Metadata, SafeTensorError> {
+    serde_json::from_slice(header).map_err(SafeTensorError::InvalidHeaderDeserialization)
 }
 
 /// A component's part of the PEFT configuration that diffusers writes into the header of a LoRA file.

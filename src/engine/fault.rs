@@ -34,6 +34,16 @@ pub(super) fn told_apart(error: EngineError) -> EngineError {
     if STICKY.iter().any(|name| problem.contains(name)) { EngineError::Fatal { problem } } else { error }
 }
 
+/// The error, as [`EngineError::OutOfMemory`] if it is one. Candle tells a device without memory from other faults only in its message.
+pub(super) fn memory_told_apart(error: EngineError) -> EngineError {
+    match error {
+        EngineError::Candle(error) if error.to_string().to_lowercase().contains("out_of_memory") => {
+            EngineError::OutOfMemory { problem: error.to_string() }
+        }
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

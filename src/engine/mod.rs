@@ -3,10 +3,15 @@
 pub mod checkpoint;
 pub mod device;
 mod fault;
+mod layers;
+mod ldm;
 mod lora;
 pub mod noise;
+pub mod qwen;
+pub mod resample;
 pub mod schedule;
 pub mod sd;
+pub mod tensor_file;
 pub mod thread;
 mod weights;
 
@@ -15,6 +20,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use image::{GrayImage, RgbImage};
+
+use crate::job::task::prompt::EmbeddingToken;
+use crate::job::task::tryon::Mode;
 use crate::job::task::{Generate, LoraScale};
 
 /// What every engine can do. One OS thread owns it ([`thread::EngineThread`]), so that it needs no locks.
@@ -25,11 +34,69 @@ pub trait Engine {
     /// Whatever would have failed the first job.
     fn warm_up(&mut self) -> Result<(), EngineError>;
 
-    /// Paints all pictures of one request, looking at `watch` between denoising steps.
+    /// Paints all pictures of all orders as one batch, looking at their watches between denoising steps. The requests of the
+    /// orders agree ([`Request::agrees_with`]). Returns one result an order, in their order: an order that is cancelled
+    /// leaves the batch, and the others go on.
     ///
     /// # Errors
-    /// [`EngineError`] says whose fault it is; the engine stays usable after each of them but [`EngineError::Fatal`].
-    fn paint(&mut self, request: &PaintRequest, watch: &Watch) -> Result<Vec<Picture>, EngineError>;
+    /// What keeps all of them from being painted: [`EngineError`] says whose fault it is. The engine stays usable after
+    /// each of them but [`EngineError::Fatal`].
+    fn paint_together(&mut self, orders: &[Order]) -> Result<Vec<Painted>, EngineError>;
+
+    /// Paints all pictures of one text.
+    ///
+    /// # Errors
+    /// As [`Self::paint_together`], or [`EngineError::Cancelled`].
+    fn paint(&mut self, request: &PaintRequest, watch: &Watch) -> Painted {
+        let order = Order { request: Request::Generate(request.clone()), watch: watch.clone() };
+        self.paint_together(&[order])?.pop().unwrap_or(Err(EngineError::Gone))
+    }
+}
+
+/// The pictures of one order, or why there are none.
+pub type Painted = Result<Vec<Picture>, EngineError>;
+
+/// One request on its way to the engine.
+#[derive(Clone)]
+pub struct Order {
+    pub request: Request,
+    pub watch: Watch,
+}
+
+/// What is to be painted, by task.
+#[derive(Debug, Clone)]
+pub enum Request {
+    Generate(PaintRequest),
+    TryOn(EditRequest),
+}
+
+impl Request {
+    /// Whether both can be denoised in one batch.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Generate(one), Self::Generate(another)) => one.agrees_with(another),
+            _ => false,
+        }
+    }
+}
+
+/// A person and garments, to be painted as the person in the garments.
+#[derive(Debug, Clone)]
+pub struct EditRequest {
+    /// The pictures that the model looks at, in the order in which the prompt numbers them: the person, then the garments.
+    pub images: Vec<RgbImage>,
+    pub prompt: String,
+    pub negative_prompt: String,
+    pub steps: u32,
+    /// True guidance, with a second look at every step, above 1.
+    pub guidance_scale: f64,
+    pub mode: Mode,
+    /// One a picture.
+    pub seeds: Vec<u64>,
+    /// Multiples of 16.
+    pub width_px: u32,
+    pub height_px: u32,
 }
 
 /// A task with its input files fetched.
@@ -38,6 +105,19 @@ pub struct PaintRequest {
     pub task: Generate,
     /// One a LoRA of the task, in the same order.
     pub loras: Vec<LoraFile>,
+    /// One a textual inversion of the task, in the same order.
+    pub embeddings: Vec<EmbeddingFile>,
+    /// What the task starts from, in its size.
+    pub start: Option<StartPicture>,
+}
+
+impl PaintRequest {
+    /// Whether both can be denoised in one batch: same steps of the same schedule and size, from the same start, under the
+    /// same weights.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        self.task.agrees_with(&other.task) && self.loras == other.loras && self.start == other.start
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +125,22 @@ pub struct LoraFile {
     /// A `.safetensors` file; its content is untrusted.
     pub path: PathBuf,
     pub scale: LoraScale,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct EmbeddingFile {
+    /// A `.safetensors` file; its content is untrusted.
+    pub path: PathBuf,
+    /// The word that stands for its vectors.
+    pub token: EmbeddingToken,
+}
+
+/// A picture to start from, and its mask: both of the task's size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StartPicture {
+    pub rgb: RgbImage,
+    /// Where it may be changed, from 128 on.
+    pub mask: Option<GrayImage>,
 }
 
 /// One painted picture: `rgb` holds (height, width, 3) bytes, row by row.
@@ -123,7 +219,12 @@ impl Watch {
             pace.steps += 1;
         }
         (self.progress)(Progress { step, steps });
-        if self.cancel.load(Ordering::Relaxed) { Err(EngineError::Cancelled) } else { Ok(()) }
+        if self.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
+    }
+
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
     }
 }
 
@@ -135,6 +236,9 @@ pub enum EngineError {
     /// The request's LoRA (its place in the request) is at fault.
     #[error("lora[{index}]: {problem}")]
     Lora { index: usize, problem: String },
+    /// The request's textual inversion (its place in the request) is at fault.
+    #[error("embeddings[{index}]: {problem}")]
+    Embedding { index: usize, problem: String },
     /// The request asks for something this model cannot do.
     #[error("{field}: {problem}")]
     Request { field: &'static str, problem: String },

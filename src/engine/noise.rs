@@ -20,6 +20,12 @@ impl Noise {
         Self { generators: seeds.into_iter().map(MersenneTwister::new).collect(), shape }
     }
 
+    /// Goes on with these pictures alone; each draws what it would have drawn beside the others.
+    pub fn keep(&mut self, pictures: &[usize]) {
+        let mut place = 0..;
+        self.generators.retain(|_| place.next().is_some_and(|place| pictures.contains(&place)));
+    }
+
     /// The next noise of every picture: (pictures, channels, height, width), f32, standard normal.
     ///
     /// # Errors

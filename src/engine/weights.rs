@@ -1,26 +1,29 @@
 //! A checkpoint's tensors, resident and never changed, and the view of them through an overlay of changed ones.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 
 use super::EngineError;
+use super::checkpoint::shards;
+use super::ldm::{Layout, vae_name};
+use super::tensor_file::TensorFile;
 
 /// Tensors by name; the name begins with the component: `unet.conv_in.weight`.
 pub(super) type Tensors = HashMap<String, Tensor>;
+/// Their shapes, by the same names.
+pub(super) type Shapes = HashMap<String, Vec<usize>>;
 
-/// Names of a component's weight file, in the order they are looked for.
-const FILE_NAMES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
-/// Components that hold tensors.
-const COMPONENTS: [&str; 3] = ["text_encoder", "unet", "vae"];
-/// Nothing here encodes pictures.
-const UNUSED: [&str; 2] = ["vae.encoder.", "vae.quant_conv."];
+/// What the names of a component's weight files begin with.
+const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+const PICKLES: &str =
+    "pickles (.bin, .ckpt, .pt) are not read, for they can run code: save the model with safe_serialization=True";
 /// What the VAE's attention was called before diffusers 0.17.
 const OLD_NAMES: [(&str, &str); 4] =
     [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
@@ -32,17 +35,55 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Reads the weight file of every component under `folder`.
-    pub(super) fn read(folder: &Path, device: &Device) -> std::result::Result<Self, EngineError> {
+    /// Reads the weight files of these components under `folder`.
+    pub(super) fn read(folder: &Path, components: &[&str], device: &Device) -> std::result::Result<Self, EngineError> {
         let mut tensors = Tensors::new();
-        for component in COMPONENTS {
-            read_component(&folder.join(component), component, device, &mut tensors)?;
+        for component in components {
+            for file in component_files(&folder.join(component))? {
+                let named = |name: &str| Some(canonical(&format!("{component}.{name}")));
+                read_file(&file, device, &mut tensors, named)?;
+            }
+        }
+        Ok(Self { tensors: Arc::new(tensors), device: device.clone() })
+    }
+
+    /// Reads the one file that holds all of a checkpoint under the names of Stable Diffusion's first release.
+    pub(super) fn read_single_file(
+        file: &Path,
+        unet: &Layout,
+        vae_levels: usize,
+        device: &Device,
+    ) -> std::result::Result<Self, EngineError> {
+        let mut tensors = Tensors::new();
+        let renamed = |name: &str| {
+            if let Some(name) = name.strip_prefix("model.diffusion_model.") {
+                let (module, kind) = name.rsplit_once('.')?;
+                return Some(format!("unet.{}.{kind}", unet.new_name(module)?));
+            }
+            if let Some(name) = name.strip_prefix("first_stage_model.") {
+                return Some(canonical(&format!("vae.{}", vae_name(name, vae_levels)?)));
+            }
+            name.strip_prefix("cond_stage_model.transformer.").map(|name| canonical(&format!("text_encoder.{name}")))
+        };
+        read_file(file, device, &mut tensors, renamed)?;
+        if tensors.is_empty() {
+            let problem = "holds no tensor of a Stable Diffusion 1 checkpoint in one file (model.diffusion_model.…)".into();
+            return Err(EngineError::Checkpoint { path: file.to_owned(), problem });
         }
         Ok(Self { tensors: Arc::new(tensors), device: device.clone() })
     }
 
     pub(super) fn tensors(&self) -> &Tensors {
         &self.tensors
+    }
+
+    pub(super) fn shapes(&self) -> Shapes {
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect()
+    }
+
+    /// Bytes of all of them.
+    pub(super) fn bytes(&self) -> u64 {
+        self.tensors.values().map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum()
     }
 
     /// Builds a module from the base tensors, those in `overlay` in their place.
@@ -96,27 +137,125 @@ impl SimpleBackend for View {
     }
 }
 
-fn read_component(
-    folder: &Path,
-    component: &str,
+/// The plain weight file of a component, or its shards; or, where there is no plain one, the only variant (`….fp16.safetensors`).
+pub(super) fn component_files(folder: &Path) -> std::result::Result<Vec<PathBuf>, EngineError> {
+    let wrong = |problem: String| EngineError::Checkpoint { path: folder.to_owned(), problem };
+    let entries = std::fs::read_dir(folder).map_err(|error| wrong(error.to_string()))?;
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    // (variant, file), the plain one first: its variant is empty.
+    let found: Vec<(&str, &str)> = names.iter().filter_map(|name| Some((variant(name)?, name.as_str()))).collect();
+    let variants: BTreeSet<&str> = found.iter().map(|(variant, _)| *variant).collect();
+    let variants: Vec<&str> = variants.into_iter().collect();
+    let chosen = match variants.as_slice() {
+        [] => return Err(wrong(format!("has none of {}.safetensors; {PICKLES}", STEMS.join(".safetensors, ")))),
+        ["", ..] => "",
+        [only] => only,
+        several => {
+            return Err(wrong(format!("has the variants {} and no plain file; keep one of them", several.join(", "))));
+        }
+    };
+    let Some((_, name)) = found.iter().find(|(variant, _)| *variant == chosen) else { return Ok(Vec::new()) };
+    let path = folder.join(name);
+    if path.extension().is_some_and(|extension| extension == "safetensors") {
+        return Ok(vec![path]);
+    }
+    let shards = shards(&path)?;
+    if let Some(escapes) = shards.iter().find(|shard| shard.contains(['/', '\\'])) {
+        return Err(EngineError::Checkpoint { path, problem: format!("names a file outside of its folder: {escapes}") });
+    }
+    Ok(shards.iter().map(|shard| folder.join(shard)).collect())
+}
+
+/// Builds a module whose tensors are read one by one out of `files` and kept in the format `dtype`: what the module does not ask for is
+/// never read. `named`: what the module calls a tensor of the files, if it knows it. Returns the module and its tensors' bytes.
+///
+/// # Errors
+/// Lists the tensors that are missing or have another shape.
+pub(super) fn build_from<M>(
+    files: &[PathBuf],
+    (dtype, device): (DType, &Device),
+    named: impl Fn(&str) -> Option<String>,
+    module: impl FnOnce(&VarBuilder) -> Result<M>,
+) -> std::result::Result<(M, u64), EngineError> {
+    let files = files.iter().map(|path| TensorFile::open(path)).collect::<std::result::Result<Vec<_>, _>>()?;
+    let mut index = HashMap::new();
+    for (place, file) in files.iter().enumerate() {
+        for (name, _) in file.tensors().filter(|(_, dtype)| is_float(*dtype)) {
+            if let Some(known) = named(&name) {
+                index.insert(known, (place, name));
+            }
+        }
+    }
+    let (problems, bytes) = (Arc::default(), Arc::new(AtomicU64::new(0)));
+    let source = OnDemand { files, index, problems: Arc::clone(&problems), bytes: Arc::clone(&bytes) };
+    let folder = source.files.first().map(|file| file.path().with_file_name("")).unwrap_or_default();
+    let module = module(&VarBuilder::from_backend(Box::new(source), dtype, device.clone()));
+    let problems = std::mem::take(&mut *problems.lock().unwrap_or_else(PoisonError::into_inner));
+    match module {
+        _ if !problems.is_empty() => Err(EngineError::Checkpoint { path: folder, problem: listed(&problems) }),
+        module => Ok((module?, bytes.load(Ordering::Relaxed))),
+    }
+}
+
+/// Files as a source of tensors; notes what does not fit, so that all of it can be told at once.
+struct OnDemand {
+    files: Vec<TensorFile>,
+    /// Place of the file and name in it, by the module's name.
+    index: HashMap<String, (usize, String)>,
+    problems: Arc<Mutex<Vec<String>>>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl SimpleBackend for OnDemand {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let found = self.index.get(name).map(|(file, name)| (&self.files[*file], name));
+        let problem = match found.and_then(|(file, name)| Some((file, name, file.info(name)?.shape.clone()))) {
+            Some((file, name, found)) if found == shape.dims() => {
+                self.bytes.fetch_add((shape.elem_count() * dtype.size_in_bytes()) as u64, Ordering::Relaxed);
+                return file.load(name, device).map_err(candle_core::Error::wrap)?.to_dtype(dtype);
+            }
+            Some((_, _, found)) => format!("{name} has the shape {found:?}, config.json says {:?}", shape.dims()),
+            None => format!("{name} {:?} is missing", shape.dims()),
+        };
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
+        Tensor::zeros(shape, dtype, device)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        Err(candle_core::Error::msg(format!("{name} was asked for without a shape")))
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+}
+
+/// The variant of a weight file or of an index of shards, empty for a plain one: `model.fp16.safetensors`,
+/// `model.safetensors.index.fp16.json`.
+fn variant(name: &str) -> Option<&str> {
+    let rest = STEMS.iter().find_map(|stem| name.strip_prefix(stem))?;
+    if let Some(index) = rest.strip_prefix(".safetensors.index") {
+        let variant = index.strip_suffix(".json")?;
+        return Some(variant.trim_start_matches('.'));
+    }
+    let variant = rest.strip_suffix(".safetensors")?;
+    // `-00001-of-00002`, or `.fp16-00001-of-00002`: a shard, which its index names.
+    (!variant.contains('-')).then(|| variant.trim_start_matches('.'))
+}
+
+/// Reads the tensors of one file under the names that `named` gives them; those that it gives none are left out.
+fn read_file(
+    file: &Path,
     device: &Device,
     tensors: &mut Tensors,
+    named: impl Fn(&str) -> Option<String>,
 ) -> std::result::Result<(), EngineError> {
-    let checkpoint = |path: &Path, problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
-    let file = FILE_NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
-        let remedy = "pickles (.bin, .ckpt) are not read: save the model with safe_serialization=True";
-        checkpoint(folder, format!("has none of {}; {remedy}", FILE_NAMES.join(", ")))
-    })?;
-    let bytes = std::fs::read(&file).map_err(|error| checkpoint(&file, error.to_string()))?;
-    let content = SafeTensors::deserialize(&bytes).map_err(|error| checkpoint(&file, not_safetensors(&bytes, &error)))?;
-    for (name, view) in content.iter() {
-        let name = format!("{component}.{name}");
+    let content = TensorFile::open(file)?;
+    for (name, dtype) in content.tensors() {
         // Integers are tables that older transformers saved by mistake (`position_ids`).
-        if UNUSED.iter().any(|unused| name.starts_with(unused)) || !is_float(view.dtype()) {
-            continue;
-        }
-        let tensor = view.load(device).and_then(|tensor| tensor.to_dtype(DType::F32))?;
-        tensors.insert(canonical(&name), tensor);
+        let Some(new_name) = named(&name).filter(|_| is_float(dtype)) else { continue };
+        tensors.insert(new_name, content.load(&name, device)?.to_dtype(DType::F32)?);
     }
     Ok(())
 }
@@ -149,7 +288,7 @@ pub(super) fn not_safetensors(bytes: &[u8], error: &safetensors::SafeTensorError
 }
 
 /// The first few of many problems, on one line.
-fn listed(problems: &[String]) -> String {
+pub(super) fn listed(problems: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = problems.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("; ");
     match problems.len().saturating_sub(SHOWN) {

@@ -62,7 +62,7 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<Orders>) -> Re
                 .cancellable(cancelled.clone())
                 .telling_by(telling(&event.context));
             async move {
-                let mut handler = handler.lock().await;
+                let handler = handler.lock().await;
                 let reply = handler.handle(event.payload, &control).await;
                 cancels.forget();
                 lost.send_replace(handler.engine_is_lost());

@@ -2,9 +2,14 @@
 
 pub mod lambda;
 pub mod line;
+mod party;
 
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
 use serde_json::Value;
 
+use self::party::{Line, Party, Waiting};
 use crate::events::auth::Auth;
 use crate::events::http::{Exchange, Response, Route};
 use crate::events::settled::{self, Settled, Settlement};
@@ -17,7 +22,7 @@ use crate::metrics::{emf, report};
 use crate::workflow::control::{Control, Telling};
 use crate::workflow::{Ended, Workflow};
 
-/// The function itself, whoever calls it. It takes one job at a time.
+/// The function itself, whoever calls it. It takes one job at a time, or several that can be painted as one.
 pub struct Handler {
     pub workflow: Workflow,
     pub defaults: Defaults,
@@ -25,6 +30,8 @@ pub struct Handler {
     pub auth: Auth,
     /// After this many deliveries of a message its caller is told that the job failed.
     pub max_attempts: u32,
+    /// Jobs share a batch as long as their pictures have so many pixels together.
+    pub max_batch_px: u64,
     /// The model's name, where CloudWatch is to make metrics of what is written to standard output.
     pub emf_model: Option<String>,
 }
@@ -56,7 +63,7 @@ impl Handler {
     ///
     /// # Errors
     /// [`HandlerError`] when the source has no other way to learn that something is to be brought back.
-    pub async fn handle(&mut self, payload: Value, control: &Control) -> Result<Value, HandlerError> {
+    pub async fn handle(&self, payload: Value, control: &Control) -> Result<Value, HandlerError> {
         let has_host = control.telling() == Telling::Later;
         let (reply, jobs) = match Event::parse(payload)? {
             Event::Sqs(batch) => {
@@ -96,72 +103,90 @@ impl Handler {
         self.workflow.engine_is_lost()
     }
 
-    /// Settles the messages of a batch one after the other.
-    async fn settle(&mut self, deliveries: Vec<Delivery>, control: &Control) -> Vec<Settled> {
-        let mut jobs: Vec<Settled> = Vec::with_capacity(deliveries.len());
+    /// Settles the messages of an event, party by party.
+    async fn settle(&self, deliveries: Vec<Delivery>, control: &Control) -> Vec<Settled> {
+        let mut line = Line::new(deliveries, &self.defaults);
+        let mut settled = BTreeMap::new();
         let mut stopped_groups = Vec::new();
-        for delivery in deliveries {
-            let untried = if delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group)) {
-                Some(JobError::Internal { problem: "an earlier message of its group is to be settled first".into() })
-            } else if control.is_shutting_down() || self.engine_is_lost() {
-                Some(JobError::ShuttingDown)
-            } else {
-                None
+        while let Some(party) = line.next(self.max_batch_px) {
+            let ended = match party {
+                Party::Refused(Waiting { place, delivery, job: refusal }) => {
+                    let of = Addressee::from(&refusal);
+                    tell_log(of, &refusal.error, &delivery, false);
+                    let failed = self.fail(&delivery, of, &refusal.error, Settlement::Failed, control).await;
+                    vec![(place, delivery.group, failed)]
+                }
+                Party::Jobs(members) => self.run(members, &stopped_groups, control).await,
             };
-            let job = match untried {
-                Some(error) => entry(&delivery.message_id, None, Settlement::Retry, Some(&error)),
-                None => self.deliver(&delivery, control).await,
-            };
-            if job.outcome.goes_back() {
-                stopped_groups.extend(delivery.group);
+            for (place, group, job) in ended {
+                if job.outcome.goes_back() {
+                    stopped_groups.extend(group);
+                }
+                settled.insert(place, job);
             }
-            jobs.push(job);
         }
-        jobs
+        settled.into_values().collect()
     }
 
-    /// Runs one message.
-    async fn deliver(&mut self, delivery: &Delivery, control: &Control) -> Settled {
-        let Delivery { message_id, attempt, .. } = delivery;
-        let job = match Job::from_json(&delivery.body, &self.defaults) {
-            Ok(job) => job,
-            Err(refusal) => {
-                let of = Addressee::from(&refusal);
-                tell_log(of, &refusal.error, delivery, false);
-                return self.fail(message_id, of, &refusal.error, Settlement::Failed, *attempt, control).await;
-            }
+    /// Runs the jobs of a party, at the same time.
+    async fn run(
+        &self,
+        members: Vec<Waiting<Job>>,
+        stopped_groups: &[String],
+        control: &Control,
+    ) -> Vec<(usize, Option<String>, Settled)> {
+        let is_stopped =
+            |waiting: &Waiting<Job>| waiting.delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group));
+        let ends = control.is_shutting_down() || self.engine_is_lost();
+        let (stopped, begun): (Vec<_>, Vec<_>) = members.into_iter().partition(|waiting| ends || is_stopped(waiting));
+        let put_back = |Waiting { place, delivery, .. }: Waiting<Job>| {
+            let earlier = || JobError::Internal { problem: "an earlier message of its group is to be settled first".into() };
+            let error = if ends { JobError::ShuttingDown } else { earlier() };
+            (place, delivery.group, entry(&delivery.message_id, None, Settlement::Retry, Some(&error)))
         };
-        let Ended { result, stored, notices, measured } = self.workflow.run(&job, control).await;
+        let jobs: Vec<&Job> = begun.iter().map(|waiting| &waiting.job).collect();
+        let ended = self.workflow.run_together(&jobs, control).await;
+        let concluded = begun.iter().zip(ended).map(async |(Waiting { place, delivery, job }, ended)| {
+            (*place, delivery.group.clone(), self.conclude(delivery, job, ended, control).await)
+        });
+        let mut concluded = join_all(concluded).await;
+        concluded.extend(stopped.into_iter().map(put_back));
+        concluded
+    }
+
+    /// What becomes of a message whose job was run.
+    async fn conclude(&self, delivery: &Delivery, job: &Job, ended: Ended, control: &Control) -> Settled {
+        let Ended { result, stored, notices, measured } = ended;
         let measured = Some(measured);
         let error = match result {
-            Ok(outcome) => return Settled { measured, ..complete(message_id, &job, &outcome, notices) },
+            Ok(outcome) => return Settled { measured, ..complete(&delivery.message_id, job, &outcome, notices) },
             Err(error) => error,
         };
-        let last = *attempt >= self.max_attempts;
+        let last = delivery.attempt >= self.max_attempts;
         // A host can put a message back without counting its attempt.
         let uncounted = control.telling() == Telling::Later && matches!(error, JobError::ShuttingDown);
         let outcome = match settlement(&error, stored) {
             Settlement::Retry if last && !stored && !uncounted => Settlement::DeadLetter,
             outcome => outcome,
         };
-        tell_log((&job).into(), &error, delivery, last);
-        Settled { measured, ..self.fail(message_id, (&job).into(), &error, outcome, *attempt, control).await }
+        tell_log(job.into(), &error, delivery, last);
+        Settled { measured, ..self.fail(delivery, job.into(), &error, outcome, control).await }
     }
 
     /// Tells the caller where `outcome` says so; a caller who cannot be told is a reason to bring the message back.
     async fn fail(
         &self,
-        message_id: &str,
+        delivery: &Delivery,
         of: Addressee<'_>,
         error: &JobError,
         outcome: Settlement,
-        attempt: u32,
         control: &Control,
     ) -> Settled {
+        let message_id = &delivery.message_id;
         if outcome == Settlement::Retry {
             return entry(message_id, of.job_id, outcome, Some(error));
         }
-        match self.workflow.tell_failed(&of, error, attempt, control).await {
+        match self.workflow.tell_failed(&of, error, delivery.attempt, control).await {
             Ok(notices) => Settled { notices, ..entry(message_id, of.job_id, outcome, Some(error)) },
             Err(undelivered) => {
                 let job_id = of.job_id.map_or("", JobId::as_str);
@@ -172,12 +197,14 @@ impl Handler {
     }
 
     /// Answers a request; a job of it has the element that the host gets.
-    async fn respond(&mut self, exchange: &Exchange, control: &Control) -> (Response, Vec<Settled>) {
+    async fn respond(&self, exchange: &Exchange, control: &Control) -> (Response, Vec<Settled>) {
         let body = match self.admit(exchange) {
             Ok(body) => body,
             Err(response) => return (response, Vec::new()),
         };
-        let job = match Job::from_json(&body, &self.defaults) {
+        // A request is delivered once.
+        let delivery = Delivery { message_id: String::new(), attempt: 1, group: None, body };
+        let job = match Job::from_json(&delivery.body, &self.defaults) {
             Ok(job) => job,
             // The caller hears of it in this very response, and in no notice.
             Err(Refusal { job_id, error, .. }) => {
@@ -196,7 +223,7 @@ impl Handler {
             Err(error) => {
                 tracing::warn!(job_id = %job.id, code = error.code(), error = %error, "job failed");
                 let outcome = settlement(&error, stored);
-                let failed = self.fail("", (&job).into(), &error, outcome, 1, control).await;
+                let failed = self.fail(&delivery, (&job).into(), &error, outcome, control).await;
                 (Response::failed(Some(job.id.as_str()), &error), vec![Settled { measured, ..failed }])
             }
         }

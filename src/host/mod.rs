@@ -15,7 +15,7 @@ pub mod drain;
 pub mod event;
 pub mod http;
 pub mod jobs;
-mod listener;
+pub(crate) mod listener;
 pub mod measure;
 pub mod process;
 pub mod runtime_api;
@@ -53,6 +53,9 @@ use crate::setting::Secret;
 pub struct Settings {
     /// Handler processes; 0: one a visible GPU, or one where there is none.
     pub handlers: u32,
+    /// Jobs of one event at most. More than one: those that agree in model, size, steps, scheduler, guidance and LoRAs are denoised
+    /// as one batch, within `runtime.max_batch_px`.
+    pub batch: u32,
     /// Seconds that running jobs may go on after SIGTERM before they are handed back.
     pub drain_seconds: u64,
     /// Jobs of HTTP callers that may wait at most.
@@ -71,6 +74,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             handlers: 0,
+            batch: 1,
             drain_seconds: 100,
             max_waiting: 100,
             first_retry_ms: 5_000,
@@ -119,7 +123,7 @@ impl Host {
     /// When the thread that starts processes cannot be started.
     pub fn start(parts: Parts) -> io::Result<Self> {
         let jobs = Arc::new(Jobs::default());
-        let (floor, cancelled) = Floor::new(parts.gpus.len(), jobs.clone());
+        let (floor, cancelled) = Floor::new(parts.gpus.len(), parts.settings.batch as usize, jobs.clone());
         let (direct, directs) = mpsc::channel(parts.gpus.len());
         let (cancels, wishes) = mpsc::unbounded_channel();
         let settler = Settler {

@@ -28,6 +28,18 @@ pub struct Job {
     pub fingerprint: String,
 }
 
+impl Job {
+    /// Whether the pictures of both can be denoised in one batch. Never so for two deliveries of one job: the second is a replay
+    /// of the first.
+    #[must_use]
+    pub fn shares_batch_with(&self, other: &Self) -> bool {
+        match (&self.task, &other.task) {
+            (Task::Generate(one), Task::Generate(another)) => self.id != other.id && one.agrees_with(another),
+            _ => false,
+        }
+    }
+}
+
 /// The caller's name for a job: 1 to 128 of `A-Z a-z 0-9 . _ -`, not starting with a dot, so that it is safe as one part
 /// of an object key and of a URL path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
 
 /// One look at one GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +61,42 @@ impl Gpus {
 #[must_use]
 pub fn count() -> usize {
     Nvml::init().and_then(|nvml| nvml.device_count()).map_or(0, |count| count as usize)
+}
+
+/// What NVML says of a machine and its GPUs, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    pub driver: String,
+    pub cards: Vec<Card>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    /// As its maker calls it.
+    pub name: String,
+    pub memory_bytes: u64,
+    pub free_bytes: u64,
+    /// Compute capability, 8.0 as (8, 0).
+    pub compute: (u32, u32),
+}
+
+/// Asks NVML; blocks, for seconds on some machines.
+///
+/// # Errors
+/// NVML's own words, where its library is missing or a GPU does not answer.
+pub fn inspect() -> Result<Machine, String> {
+    let machine = || {
+        let nvml = Nvml::init()?;
+        let card = |index: u32| {
+            let device = nvml.device_by_index(index)?;
+            let (memory, compute) = (device.memory_info()?, device.cuda_compute_capability()?);
+            let compute = (compute.major.unsigned_abs(), compute.minor.unsigned_abs());
+            Ok(Card { name: device.name()?, memory_bytes: memory.total, free_bytes: memory.free, compute })
+        };
+        let cards = (0..nvml.device_count()?).map(card).collect::<Result<_, NvmlError>>()?;
+        Ok(Machine { driver: nvml.sys_driver_version()?, cards })
+    };
+    machine().map_err(|error: NvmlError| error.to_string())
 }
 
 fn look(nvml: &Nvml) -> Option<Vec<Gpu>> {

@@ -170,6 +170,11 @@ impl Metrics {
         self.remove(table::QUEUE_AGE, &[source]);
     }
 
+    /// A request was answered. `route`: the pattern that it matched.
+    pub fn http_request(&self, route: &str, status: u16) {
+        self.add(table::HTTP_REQUESTS, &[route, &status.to_string()], 1.0);
+    }
+
     /// The Prometheus text format, version 0.0.4. Waits for nothing.
     #[must_use]
     pub fn render(&self) -> String {

@@ -103,10 +103,17 @@ pub const QUEUE_AGE: Metric = row(
     &["source"],
     "age of the oldest waiting message, where the queue tells (the spool)",
 );
+pub const HTTP_REQUESTS: Metric = row(
+    "atelier_http_requests_total",
+    Kind::Counter,
+    "",
+    &["route", "status"],
+    "answered requests, by the route's pattern (other: none) and the status of the answer",
+);
 pub const BUILD: Metric = row("atelier_build_info", Kind::Gauge, "", &["version"], "1");
 
 /// All of them, in the order of README.
-pub const TABLE: [Metric; 19] = [
+pub const TABLE: [Metric; 20] = [
     INFERENCES,
     INFERENCE_LATENCY,
     INFERENCE_ERRORS,
@@ -125,6 +132,7 @@ pub const TABLE: [Metric; 19] = [
     IN_HAND,
     QUEUE_DEPTH,
     QUEUE_AGE,
+    HTTP_REQUESTS,
     BUILD,
 ];
 

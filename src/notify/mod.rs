@@ -14,6 +14,7 @@ pub mod body;
 mod delivery;
 mod multipart;
 pub mod progress;
+mod reach;
 mod retry;
 pub mod tryon;
 

@@ -25,7 +25,6 @@ use crate::host::teller::Teller;
 use crate::host::{Host, Parts, drain};
 use crate::metrics::Metrics;
 use crate::metrics::gpu::{self, Gpus};
-use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::store::Store;
 
@@ -79,7 +78,12 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         metrics: metrics.clone(),
     })?;
     let model_type = manifest.family.word();
-    let http = http_side(&config, &host, Store::clone(&store), scrape(metrics, notifier), model_type);
+    let refresh = {
+        let metrics = metrics.clone();
+        // The webhooks that the host itself has sent.
+        Arc::new(move || metrics.webhooks(&notifier.take_attempts()))
+    };
+    let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), model_type);
     let listener = listen(&config).await?;
     let over = CancellationToken::new();
     let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
@@ -100,7 +104,13 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     Ok(())
 }
 
-fn http_side(config: &Config, host: &Host, store: Store, metrics: http::Metrics, model_type: &str) -> Http {
+fn http_side(
+    config: &Config,
+    host: &Host,
+    store: Store,
+    (metrics, refresh): (Metrics, http::Refresh),
+    model_type: &str,
+) -> Http {
     Http {
         desk: host.desk(),
         store,
@@ -113,15 +123,8 @@ fn http_side(config: &Config, host: &Host, store: Store, metrics: http::Metrics,
         },
         settings: config.host.http.clone(),
         metrics,
+        refresh,
     }
-}
-
-/// What a scrape of /metrics gets: the webhooks that the host itself has sent are counted then.
-fn scrape(metrics: Metrics, notifier: Arc<Notifier>) -> http::Metrics {
-    Arc::new(move || {
-        metrics.webhooks(&notifier.take_attempts());
-        metrics.render()
-    })
 }
 
 async fn listen(config: &Config) -> anyhow::Result<TcpListener> {

@@ -1,13 +1,15 @@
 //! Puts the function together from its configuration: engine loaded and warm, store reached, workflow ready.
 
+mod engine;
 pub mod host;
+pub mod models;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::{Config, ConfigError, Environment, Family};
-use crate::engine::thread::EngineThread;
-use crate::engine::{Engine as _, EngineError, device, sd};
+use crate::config::manifest::Family;
+use crate::config::{Config, ConfigError, Environment};
+use crate::engine::EngineError;
 use crate::events::auth::Auth;
 use crate::handler::Handler;
 use crate::job::notice::Pictures;
@@ -17,6 +19,8 @@ use crate::notify::tryon::TryOnService;
 use crate::outbound::Outbound;
 use crate::setting::SettingError;
 use crate::store::Store;
+use crate::workflow::infer::Ability;
+use crate::workflow::preprocess::Preprocess;
 use crate::workflow::{Observer, Services, Workflow};
 
 /// Why the function never got ready.
@@ -54,17 +58,11 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
     let notifier = Arc::new(notifier(config, outbound, store.clone())?);
-    let warm_up = config.workflow.advanced.warmup_on_startup;
-    let checkpoint = manifest.checkpoint.clone();
-    let Family::StableDiffusion1 = manifest.family;
-    let load = move || {
-        let mut engine = sd::StableDiffusion::load(&checkpoint, device::open()?)?;
-        if warm_up {
-            engine.warm_up()?;
-        }
-        Ok(engine)
-    };
-    let engine = tokio::task::spawn_blocking(|| EngineThread::start(load));
+    if !manifest.checkpoint.is_dir() {
+        let problem = format!("is not there; bring it with `atelier models pull {}`", config.model.name.as_str());
+        return Err(EngineError::Checkpoint { path: manifest.checkpoint, problem }.into());
+    }
+    let engine = tokio::task::spawn_blocking(engine::start(config, &manifest));
     store.probe().await?;
     let engine = engine.await.unwrap_or(Err(EngineError::Gone))?;
     tracing::info!(
@@ -74,13 +72,28 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         "ready"
     );
     let model = config.model.name.clone();
-    let workflow = Workflow::new(&config.workflow.steps, Services { engine, model, store, notifier, observer });
+    let ability = match manifest.family {
+        Family::StableDiffusion1 => Ability::Generate,
+        Family::QwenImageEdit => Ability::TryOn(config.model.modes()),
+    };
+    let services = Services {
+        engine,
+        model,
+        ability,
+        preprocess: Preprocess { max_short_side_px: manifest.max_short_side_px, ..config.workflow.preprocess },
+        postprocess: config.workflow.postprocess,
+        store,
+        notifier,
+        observer,
+    };
+    let workflow = Workflow::new(&config.workflow.steps, services);
     Ok(Handler {
         workflow,
         defaults: manifest.defaults,
         node_id: config.server.node_id.clone(),
         auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
         max_attempts: config.runtime.max_attempts,
+        max_batch_px: config.runtime.max_batch_px,
         emf_model: config.metrics.emf.then(|| config.model.name.as_str().to_owned()),
     })
 }

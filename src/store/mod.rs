@@ -11,6 +11,7 @@ mod error;
 mod fetch;
 mod input;
 mod once;
+pub mod probe;
 
 use std::time::Duration;
 
@@ -244,19 +245,26 @@ fn record_key(prefix: &str, job_id: &str) -> String {
     format!("{prefix}{job_id}/result.json")
 }
 
-async fn client(settings: &Settings) -> Result<Client, SettingError> {
-    let access = Access {
-        section: "store",
-        region: settings.region.clone(),
-        endpoint_url: settings.endpoint_url.clone(),
-        access_key_id: settings.access_key_id.clone(),
-        secret_access_key: settings.secret_access_key.clone(),
-        connect_timeout: Duration::from_millis(settings.connect_timeout_ms),
-        attempt_timeout: Duration::from_millis(settings.attempt_timeout_ms),
-        operation_timeout: Duration::from_millis(settings.operation_timeout_ms),
-        max_attempts: settings.max_attempts,
-    };
-    let shared = access.load().await?;
+impl Settings {
+    /// Where the bucket's server is, and who asks it.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        Access {
+            section: "store",
+            region: self.region.clone(),
+            endpoint_url: self.endpoint_url.clone(),
+            access_key_id: self.access_key_id.clone(),
+            secret_access_key: self.secret_access_key.clone(),
+            connect_timeout: Duration::from_millis(self.connect_timeout_ms),
+            attempt_timeout: Duration::from_millis(self.attempt_timeout_ms),
+            operation_timeout: Duration::from_millis(self.operation_timeout_ms),
+            max_attempts: self.max_attempts,
+        }
+    }
+}
+
+pub(crate) async fn client(settings: &Settings) -> Result<Client, SettingError> {
+    let shared = settings.access().load().await?;
     let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(settings.force_path_style).build();
     Ok(Client::from_conf(config))
 }

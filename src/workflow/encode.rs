@@ -13,6 +13,7 @@ use super::piece::Piece;
 use super::{Step, StepName};
 use crate::engine::Picture;
 use crate::job::outcome::JobError;
+use crate::job::task::tryon::TryOn;
 use crate::job::task::{Generate, Task};
 use crate::job::{Job, PictureFormat};
 
@@ -28,11 +29,11 @@ impl Step for EncodeStep {
         StepName::Encode
     }
 
-    async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
         for picture in &piece.pictures {
             let parameters = match &piece.job.task {
                 Task::Generate(generate) => parameters(piece.job, generate, picture.seed),
-                Task::TryOn(_) => Vec::new(),
+                Task::TryOn(tryon) => tryon_parameters(piece.job, tryon, picture.seed),
             };
             piece.files.push(encode(picture, piece.job.output.format, &parameters)?);
         }
@@ -64,7 +65,7 @@ pub fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, S
     // Without the query, which may be a presigned address's signature.
     let loras: Vec<_> =
         task.loras.iter().map(|lora| json!({ "url": lora.url.to_string(), "scale": lora.scale.get() })).collect();
-    let ours = json!({
+    let mut ours = json!({
         "job_id": job.id,
         "prompt": task.prompt,
         "negative_prompt": task.negative_prompt,
@@ -77,11 +78,35 @@ pub fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, S
         "height": task.size.height_px(),
         "seed": seed,
     });
+    if !task.embeddings.is_empty() {
+        let embeddings = task.embeddings.iter().map(|word| json!({ "url": word.url.to_string(), "token": word.token }));
+        ours["embeddings"] = embeddings.collect();
+    }
+    if let Some(start) = &task.start {
+        ours["init_image"] = json!({ "url": start.url.to_string() });
+        ours["strength"] = json!(start.strength);
+        ours["mask_image"] = json!(start.mask.as_ref().map(|url| json!({ "url": url.to_string() })));
+    }
     vec![
         ("parameters", text),
         ("atelier", ours.to_string()),
         ("Software", concat!("atelier ", env!("CARGO_PKG_VERSION")).to_owned()),
     ]
+}
+
+/// The same for a try-on, whose pictures the caller has.
+fn tryon_parameters(job: &Job, task: &TryOn, seed: u64) -> Vec<(&'static str, String)> {
+    let ours = json!({
+        "job_id": job.id,
+        "prompt": task.prompt,
+        "negative_prompt": task.negative_prompt,
+        "mode": task.mode,
+        "steps": task.steps,
+        "guidance_scale": task.guidance_scale,
+        "resolution": task.resolution,
+        "seed": seed,
+    });
+    vec![("atelier", ours.to_string()), ("Software", concat!("atelier ", env!("CARGO_PKG_VERSION")).to_owned())]
 }
 
 /// Encodes `picture`: PNG and WebP without loss, JPEG at quality 92 with full colour resolution (4:4:4).

@@ -1,14 +1,16 @@
 //! Step `fetch`: downloads the files a job refers to into the cache.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::piece::Piece;
+use super::piece::{Piece, StartFiles, TryOnFiles};
 use super::{Step, StepName};
-use crate::engine::LoraFile;
+use crate::engine::{EmbeddingFile, LoraFile};
 use crate::job::outcome::JobError;
 use crate::job::task::Task;
+use crate::job::url::AssetUrl;
 use crate::store::Store;
 
 pub struct Fetch {
@@ -21,14 +23,50 @@ impl Step for Fetch {
         StepName::Fetch
     }
 
-    async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        // A try-on is refused before it gets here: no engine of this function can do one.
-        let Task::Generate(generate) = &piece.job.task else { return Ok(()) };
-        for (index, lora) in generate.loras.iter().enumerate() {
-            let lease = self.store.fetch(&lora.url, &format!("lora[{index}].url")).await?;
-            piece.loras.push(LoraFile { path: lease.path().to_owned(), scale: lora.scale });
-            piece.leases.push(lease);
+    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+        let job = piece.job;
+        match &job.task {
+            Task::Generate(generate) => {
+                for (index, lora) in generate.loras.iter().enumerate() {
+                    let path = self.fetch(piece, &lora.url, &format!("lora[{index}].url")).await?;
+                    piece.loras.push(LoraFile { path, scale: lora.scale });
+                }
+                for (index, embedding) in generate.embeddings.iter().enumerate() {
+                    let path = self.fetch(piece, &embedding.url, &format!("embeddings[{index}].url")).await?;
+                    piece.embeddings.push(EmbeddingFile { path, token: embedding.token.clone() });
+                }
+                if let Some(start) = &generate.start {
+                    let image = self.fetch(piece, &start.url, "init_image.url").await?;
+                    let mask = match &start.mask {
+                        Some(mask) => Some(self.fetch(piece, mask, "mask_image.url").await?),
+                        None => None,
+                    };
+                    piece.start_files = Some(StartFiles { image, mask });
+                }
+            }
+            Task::TryOn(tryon) => {
+                let person = self.fetch(piece, &tryon.person, "person").await?;
+                let mut garments = Vec::with_capacity(tryon.garments.get().len());
+                for (index, garment) in tryon.garments.get().iter().enumerate() {
+                    garments.push(self.fetch(piece, garment, &format!("garments[{index}]")).await?);
+                }
+                let mask = match &tryon.mask {
+                    Some(mask) => Some(self.fetch(piece, mask, "mask").await?),
+                    None => None,
+                };
+                piece.tryon_files = Some(TryOnFiles { person, garments, mask });
+            }
         }
         Ok(())
+    }
+}
+
+impl Fetch {
+    /// The file stays where it is as long as the piece lives.
+    async fn fetch(&self, piece: &mut Piece<'_>, asset: &AssetUrl, field: &str) -> Result<PathBuf, JobError> {
+        let lease = self.store.fetch(asset, field).await?;
+        let path = lease.path().to_owned();
+        piece.leases.push(lease);
+        Ok(path)
     }
 }

@@ -6,20 +6,28 @@ pub mod fetch;
 pub mod infer;
 pub mod lettering;
 pub mod notify;
+mod opening;
 pub mod piece;
+pub mod postprocess;
+pub mod preprocess;
 pub mod store;
 pub mod watermark;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use serde::Deserialize;
 
 use self::control::{Control, Telling};
+use self::infer::Ability;
 use self::piece::Piece;
+use self::postprocess::{Postprocess, PostprocessStep};
+use self::preprocess::{Preprocess, PreprocessStep};
 use crate::engine::Progress;
-use crate::engine::thread::EngineThread;
+use crate::engine::thread::{EngineThread, Seat};
 use crate::job::measured::Measured;
 use crate::job::notice::{Addressee, Notice};
 use crate::job::outcome::{JobError, Outcome, Record};
@@ -50,7 +58,7 @@ pub trait Step: Send + Sync {
     ///
     /// # Errors
     /// Whatever keeps the job from going on.
-    async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError>;
+    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError>;
 }
 
 /// The steps there are, by their names in config.yaml.
@@ -59,8 +67,12 @@ pub trait Step: Send + Sync {
 pub enum StepName {
     /// Download what the job refers to.
     Fetch,
+    /// Open the pictures of a try-on and bring them to size.
+    Preprocess,
     /// Paint.
     Infer,
+    /// Put back what a try-on was to leave as it was.
+    Postprocess,
     /// Put the artist's signature on.
     Watermark,
     /// Turn pixels into a file.
@@ -76,7 +88,9 @@ impl StepName {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Fetch => "fetch",
+            Self::Preprocess => "preprocess",
             Self::Infer => "infer",
+            Self::Postprocess => "postprocess",
             Self::Watermark => "watermark",
             Self::Encode => "encode",
             Self::Store => "store",
@@ -86,8 +100,13 @@ impl StepName {
 }
 
 /// Which step must come before which, where both are listed.
-const ORDER: [(StepName, StepName); 6] = [
+const ORDER: [(StepName, StepName); 11] = [
+    (StepName::Fetch, StepName::Preprocess),
     (StepName::Fetch, StepName::Infer),
+    (StepName::Preprocess, StepName::Infer),
+    (StepName::Infer, StepName::Postprocess),
+    (StepName::Postprocess, StepName::Watermark),
+    (StepName::Postprocess, StepName::Encode),
     (StepName::Infer, StepName::Watermark),
     (StepName::Infer, StepName::Encode),
     (StepName::Watermark, StepName::Encode),
@@ -102,17 +121,21 @@ pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
 pub struct Services {
     pub engine: EngineThread,
     pub model: ModelName,
+    pub ability: Ability,
+    pub preprocess: Preprocess,
+    pub postprocess: Postprocess,
     pub store: Arc<Store>,
     pub notifier: Arc<Notifier>,
     pub observer: Observer,
 }
 
-/// The configured steps, ready to run one job at a time.
+/// The configured steps, ready to run one job, or the jobs of a party at the same time.
 pub struct Workflow {
     steps: Vec<Box<dyn Step>>,
+    engine: EngineThread,
     store: Arc<Store>,
     notifier: Arc<Notifier>,
-    engine_is_lost: bool,
+    engine_is_lost: AtomicBool,
 }
 
 /// How one run of a job ended.
@@ -161,13 +184,16 @@ impl Workflow {
     /// Sets up the steps in the order of `names`, which [`check_order`] has passed.
     #[must_use]
     pub fn new(names: &[StepName], services: Services) -> Self {
-        let Services { engine, model, store, notifier, observer } = services;
+        let Services { engine, model, ability, preprocess, postprocess, store, notifier, observer } = services;
         let step = |name: &StepName| -> Box<dyn Step> {
             match name {
                 StepName::Fetch => Box::new(fetch::Fetch { store: store.clone() }),
+                StepName::Preprocess => Box::new(PreprocessStep(preprocess)),
                 StepName::Infer => {
-                    Box::new(infer::Infer { engine: engine.clone(), model: model.clone(), observer: observer.clone() })
+                    let (model, ability, observer) = (model.clone(), ability.clone(), observer.clone());
+                    Box::new(infer::Infer { model, ability, observer })
                 }
+                StepName::Postprocess => Box::new(PostprocessStep(postprocess)),
                 StepName::Watermark => Box::new(watermark::WatermarkStep),
                 StepName::Encode => Box::new(encode::EncodeStep),
                 StepName::Store => Box::new(store::StoreStep { store: store.clone(), model: model.clone() }),
@@ -175,17 +201,28 @@ impl Workflow {
             }
         };
         let steps = names.iter().map(step).collect();
-        Self { steps, store, notifier, engine_is_lost: false }
+        Self { steps, engine, store, notifier, engine_is_lost: AtomicBool::new(false) }
     }
 
     /// Takes one job from here to its outcome. A job whose record is stored already is not painted again: only the steps that
     /// run on a replay do.
-    pub async fn run(&mut self, job: &Job, control: &Control) -> Ended {
+    pub async fn run(&self, job: &Job, control: &Control) -> Ended {
+        self.run_from(self.engine.seat(), job, control).await
+    }
+
+    /// As [`Self::run`] for jobs that share a batch ([`Job::shares_batch_with`]): each has its own way, and they are painted as
+    /// one when all of them are ready for it, or out. Returns one end a job, in their order.
+    pub async fn run_together(&self, jobs: &[&Job], control: &Control) -> Vec<Ended> {
+        let seats = self.engine.seats(jobs.len());
+        join_all(jobs.iter().zip(seats).map(|(job, seat)| self.run_from(seat, job, control))).await
+    }
+
+    async fn run_from(&self, seat: Seat, job: &Job, control: &Control) -> Ended {
         if let Err(refused) = self.check(job) {
             return Ended::without_pictures(refused);
         }
         let started = Instant::now();
-        let mut piece = Piece::new(job, self.notifier.progress(job), control.telling());
+        let mut piece = Piece::new(job, seat, self.notifier.progress(job), control.telling());
         let concluding = piece.concluding.clone();
         let stop = async {
             let reason = control.stopped(&job.id).await;
@@ -199,8 +236,10 @@ impl Workflow {
             result = self.run_steps(&mut piece) => (result, false),
             reason = stop => (Err(reason), true),
         };
-        let Piece { record, replayed, timings_ms, progress, notices, pace, .. } = piece;
+        let Piece { record, replayed, seat, timings_ms, progress, notices, watch, .. } = piece;
+        drop(seat);
         progress.finish().await;
+        let pace = watch.map(|watch| watch.pace()).unwrap_or_default();
         let measured = Measured {
             seconds: started.elapsed().as_secs_f64(),
             step_seconds: timings_ms.iter().map(|(step, ms)| (step.clone(), *ms as f64 / 1e3)).collect(),
@@ -218,7 +257,9 @@ impl Workflow {
             (Ok(()), None) => Err(JobError::Internal { problem: "the workflow ended without a record".into() }),
             (Err(error), _) => Err(error),
         };
-        self.engine_is_lost |= matches!(result, Err(JobError::EngineLost { .. }));
+        if matches!(result, Err(JobError::EngineLost { .. })) {
+            self.engine_is_lost.store(true, Ordering::Relaxed);
+        }
         Ended { result, stored, notices, measured }
     }
 
@@ -226,11 +267,11 @@ impl Workflow {
         self.steps.iter().try_for_each(|step| step.check(job))
     }
 
-    async fn run_steps(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+    async fn run_steps(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
         if let Some(record) = self.store.record(&piece.job.output.prefix, &piece.job.id).await? {
             piece.replay(record)?;
         }
-        for step in &mut self.steps {
+        for step in &self.steps {
             if piece.replayed && !step.runs_on_replay() {
                 continue;
             }
@@ -244,7 +285,7 @@ impl Workflow {
     /// The engine cannot paint any more, in this process: nothing but another process helps.
     #[must_use]
     pub fn engine_is_lost(&self) -> bool {
-        self.engine_is_lost
+        self.engine_is_lost.load(Ordering::Relaxed)
     }
 
     /// The notices that the job failed for good, for the invocation's answer; or, when the invocation delivers them itself,

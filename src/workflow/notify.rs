@@ -31,7 +31,7 @@ impl Step for Notify {
         true
     }
 
-    async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
         let Some(record) = &piece.record else { return Ok(()) };
         // Nothing of this job may reach the caller after its terminal notice.
         piece.progress.close().await;

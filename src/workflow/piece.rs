@@ -1,11 +1,15 @@
 //! The piece: one job on its way, with what each step has added to it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use image::{GrayImage, RgbImage};
+
 use super::control::Telling;
-use crate::engine::{LoraFile, Pace, Picture};
+use crate::engine::thread::Seat;
+use crate::engine::{EmbeddingFile, LoraFile, Picture, StartPicture, Watch};
 use crate::job::Job;
 use crate::job::notice::Notice;
 use crate::job::outcome::{JobError, Record};
@@ -14,8 +18,20 @@ use crate::store::cache::Lease;
 
 pub struct Piece<'job> {
     pub job: &'job Job,
+    /// At the engine; none once the job is painted, or needs no painting.
+    pub seat: Option<Seat>,
     /// One a LoRA of the job, once fetched.
     pub loras: Vec<LoraFile>,
+    /// One a textual inversion of the job, once fetched.
+    pub embeddings: Vec<EmbeddingFile>,
+    /// The files of a try-on, once fetched.
+    pub tryon_files: Option<TryOnFiles>,
+    /// The pictures in them, once opened.
+    pub tryon: Option<TryOnInputs>,
+    /// The files that the job starts from, once fetched.
+    pub start_files: Option<StartFiles>,
+    /// The pictures in them, once opened.
+    pub start: Option<StartPicture>,
     /// Keep the fetched files in the cache while they are in use.
     pub leases: Vec<Lease>,
     pub pictures: Vec<Picture>,
@@ -33,8 +49,33 @@ pub struct Piece<'job> {
     pub progress: Progress,
     /// Milliseconds by step.
     pub timings_ms: BTreeMap<String, u64>,
-    /// How the painting went.
-    pub pace: Pace,
+    /// Over the painting, once it was asked for: how it goes, or went.
+    pub watch: Option<Watch>,
+}
+
+/// The downloaded files of a try-on.
+#[derive(Debug, Clone)]
+pub struct TryOnFiles {
+    pub person: PathBuf,
+    /// 1 to 4.
+    pub garments: Vec<PathBuf>,
+    pub mask: Option<PathBuf>,
+}
+
+/// The downloaded files that a painting starts from.
+#[derive(Debug, Clone)]
+pub struct StartFiles {
+    pub image: PathBuf,
+    pub mask: Option<PathBuf>,
+}
+
+/// The pictures of a try-on, as they are to be painted with.
+pub struct TryOnInputs {
+    /// As large as the result.
+    pub person: RgbImage,
+    pub garments: Vec<RgbImage>,
+    /// As large as the result: 255 is painted, 0 kept.
+    pub mask: Option<GrayImage>,
 }
 
 /// Whether the record of the job is stored or on its way; clones watch the same job.
@@ -54,10 +95,16 @@ impl Concluding {
 
 impl<'job> Piece<'job> {
     #[must_use]
-    pub fn new(job: &'job Job, progress: Progress, telling: Telling) -> Self {
+    pub fn new(job: &'job Job, seat: Seat, progress: Progress, telling: Telling) -> Self {
         Self {
             job,
+            seat: Some(seat),
             loras: Vec::new(),
+            embeddings: Vec::new(),
+            tryon_files: None,
+            tryon: None,
+            start_files: None,
+            start: None,
             leases: Vec::new(),
             pictures: Vec::new(),
             files: Vec::new(),
@@ -68,7 +115,7 @@ impl<'job> Piece<'job> {
             notices: Vec::new(),
             progress,
             timings_ms: BTreeMap::new(),
-            pace: Pace::default(),
+            watch: None,
         }
     }
 
@@ -83,6 +130,7 @@ impl<'job> Piece<'job> {
         self.record = Some(record);
         self.concluding.begin();
         self.replayed = true;
+        self.seat = None;
         Ok(())
     }
 }

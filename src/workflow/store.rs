@@ -23,7 +23,7 @@ impl Step for StoreStep {
         StepName::Store
     }
 
-    async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
         let mut pictures = Vec::with_capacity(piece.files.len());
         for (number, (picture, file)) in piece.pictures.iter().zip(std::mem::take(&mut piece.files)).enumerate() {
             pictures.push(

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use atelier::demo::{local, s3};
 use axum::extract::{Request, State};
+use axum::http::header::IF_NONE_MATCH;
 use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
@@ -43,6 +44,9 @@ struct Gate {
     refuse: Arc<AtomicBool>,
     held: mpsc::UnboundedSender<()>,
     puts: Arc<Mutex<Vec<String>>>,
+    /// Conditional writes come one by one, as S3 has them: the embedded store writes an object and its checksum apart, and racers
+    /// would leave one's object under the other's checksum.
+    condition: tokio::sync::Mutex<()>,
 }
 
 impl Bucket {
@@ -60,6 +64,7 @@ impl Bucket {
             refuse: Arc::clone(&refuse),
             held: sender,
             puts: Arc::clone(&puts),
+            condition: tokio::sync::Mutex::default(),
         });
         let router = s3::router(root.path()).unwrap().layer(from_fn_with_state(gate, pass));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -123,7 +128,9 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
             let _ = hold.wait_for(|hold| !is_held(*hold)).await;
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
+        let turn = if request.headers().contains_key(IF_NONE_MATCH) { Some(gate.condition.lock().await) } else { None };
         let response = next.run(request).await;
+        drop(turn);
         if response.status().is_success() {
             gate.puts.lock().unwrap().push(key);
         }

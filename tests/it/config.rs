@@ -1,6 +1,7 @@
 //! The configuration: what is in force, where it comes from, and what a wrong one is told.
 
 use atelier::config::{Config, Environment, runtime_api};
+use atelier::job::task::prompt::PromptSyntax;
 use atelier::job::task::tryon::{Mode, Resolution};
 use atelier::setting::Secret;
 use atelier::workflow::StepName;
@@ -24,6 +25,55 @@ fn the_contracts_defaults_are_in_force() {
     assert!(!config.workflow.postprocess.create_comparison);
     assert!(config.workflow.advanced.warmup_on_startup && config.workflow.advanced.clear_cache_between_jobs);
     assert_eq!(config.workflow.steps.first(), Some(&StepName::Fetch));
+    assert_eq!(config.engine.memory_budget_mib, None);
+}
+
+/// Callers of the service have brackets and long texts in their prompts, and must get what they always got.
+#[test]
+fn prompts_are_read_as_they_stand_unless_the_manifest_says_otherwise() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifest = include_str!("../../models/sd15.yaml");
+    let read = |line: &str| {
+        std::fs::write(folder.path().join("sd15.yaml"), format!("{manifest}{line}")).expect("writes");
+        let yaml = format!("model: {{name: sd15, folder: {}}}", folder.path().display());
+        let config = parse(&yaml, &[]).expect("a configuration");
+        config.manifest(&environment(&[])).map(|manifest| manifest.prompt).map_err(|error| error.to_string())
+    };
+    assert_eq!(read(""), Ok(PromptSyntax::Plain));
+    assert_eq!(read("prompt: weighted\n"), Ok(PromptSyntax::Weighted));
+    let error = read("prompt: loud\n").expect_err("no such syntax");
+    assert!(error.contains("prompt") && error.contains("weighted"), "{error}");
+}
+
+/// What a function is to load must be in its manifest, and what the manifest says must make sense for its family.
+#[test]
+fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let read = |manifest: &str, modes: &str| {
+        std::fs::write(folder.path().join("edit.yaml"), manifest).expect("writes");
+        let yaml = format!("model: {{name: edit, folder: {}, default_mode: lora, modes: [{modes}]}}", folder.path().display());
+        let config = parse(&yaml, &[]).expect("a configuration");
+        config.manifest(&environment(&[])).map(|_| config.model.modes().len()).map_err(|error| error.to_string())
+    };
+    let bundled = include_str!("../../models/tiny-edit.yaml");
+    assert_eq!(read(bundled, ""), Ok(1));
+    assert_eq!(read(bundled, "lora, base, base, fp8"), Ok(3));
+    let edit = "family: qwen-image-edit\ncheckpoint: edit\n";
+    let refused = [
+        (
+            format!("{edit}modes: {{base: {{}}}}\n"),
+            "modes: has no lora, which model.default_mode or model.modes asks for; has base",
+        ),
+        (edit.to_owned(), "has none"),
+        (bundled.replace("condition_px: 6912", "condition_px: 69"), "condition_px: must be 1024 or more"),
+        (format!("{bundled}weights: one.safetensors\n"), "weights: is for family stable-diffusion-1"),
+        (bundled.replace("qwen-image-edit", "stable-diffusion-1"), "modes: is for family qwen-image-edit"),
+        (bundled.replace("{file: tiny-edit/", "{file: /tmp/"), "must be relative to the manifest"),
+    ];
+    for (manifest, words) in refused {
+        let error = read(&manifest, "").expect_err("refused");
+        assert!(error.contains("edit.yaml") && error.contains(words), "{words:?} is not in {error:?}");
+    }
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use atelier::config::{self, Config, Environment};
 use atelier::demo::s3;
 use atelier::engine::thread::EngineThread;
-use atelier::engine::{Engine, EngineError, PaintRequest, Picture, Watch};
+use atelier::engine::{EditRequest, Engine, EngineError, Order, PaintRequest, Painted, Picture, Request, StartPicture};
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
 use atelier::job::task::ModelName;
@@ -14,7 +15,8 @@ use atelier::outbound::Outbound;
 use atelier::setting::Secret;
 use atelier::store::Store;
 use atelier::workflow::control::{Control, Shutdown, Telling};
-use atelier::workflow::{Services, StepName, Workflow};
+use atelier::workflow::infer::Ability;
+use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, store};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -28,10 +30,12 @@ pub(crate) const TOKEN: &str = "demo-token-demo-token-demo-token";
 /// What the scripted engine does next.
 pub(crate) type Script = fn() -> Result<(), EngineError>;
 
-/// Paints the seed's last byte, unless its script says otherwise, and counts.
+/// Paints the seed's last byte, or what it is to start from, unless its script says otherwise, and counts.
 struct ScriptedEngine {
     script: Arc<Mutex<Vec<Script>>>,
     painted: Arc<AtomicU32>,
+    batches: Arc<Mutex<Vec<usize>>>,
+    edits: Arc<Mutex<Vec<EditRequest>>>,
 }
 
 impl Engine for ScriptedEngine {
@@ -39,20 +43,42 @@ impl Engine for ScriptedEngine {
         Ok(())
     }
 
-    fn paint(&mut self, request: &PaintRequest, watch: &Watch) -> Result<Vec<Picture>, EngineError> {
+    fn paint_together(&mut self, orders: &[Order]) -> Result<Vec<Painted>, EngineError> {
+        self.batches.lock().unwrap().push(orders.len());
+        Ok(orders.iter().map(|order| self.paint_one(order)).collect())
+    }
+}
+
+impl ScriptedEngine {
+    fn paint_one(&self, Order { request, watch }: &Order) -> Painted {
         let next = self.script.lock().unwrap().pop();
         next.map_or(Ok(()), |act| act())?;
-        let (task, steps) = (&request.task, request.task.steps.get());
+        let mut shown = None;
+        let (steps, size, seeds) = match request {
+            Request::Generate(PaintRequest { task, start, .. }) => {
+                shown = start.as_ref().map(shown_of);
+                let seeds = task.seed.get()..task.seed.get() + u64::from(task.num_images.get());
+                (task.steps.get(), (task.size.width_px(), task.size.height_px()), seeds.collect())
+            }
+            Request::TryOn(edit) => {
+                self.edits.lock().unwrap().push(edit.clone());
+                (edit.steps, (edit.width_px, edit.height_px), edit.seeds.clone())
+            }
+        };
         for step in 1..=steps {
             watch.step_done(step, steps)?;
         }
         self.painted.fetch_add(1, Ordering::SeqCst);
-        let (width_px, height_px) = (task.size.width_px(), task.size.height_px());
-        let seeds = task.seed.get()..task.seed.get() + u64::from(task.num_images.get());
-        let picture =
-            |seed: u64| Picture { width_px, height_px, rgb: vec![seed as u8; (width_px * height_px * 3) as usize], seed };
-        Ok(seeds.map(picture).collect())
+        let (width_px, height_px) = size;
+        let plain = |seed: u64| vec![seed as u8; (width_px * height_px * 3) as usize];
+        let picture = |seed: u64| Picture { width_px, height_px, rgb: shown.clone().unwrap_or_else(|| plain(seed)), seed };
+        Ok(seeds.into_iter().map(picture).collect())
     }
+}
+
+/// A mask where there is one, else the picture.
+fn shown_of(StartPicture { rgb, mask }: &StartPicture) -> Vec<u8> {
+    mask.as_ref().map_or_else(|| rgb.to_vec(), |mask| mask.iter().flat_map(|grey| [*grey; 3]).collect())
 }
 
 pub(crate) struct Stage {
@@ -63,11 +89,18 @@ pub(crate) struct Stage {
     pub(crate) notifier: Arc<Notifier>,
     painted: Arc<AtomicU32>,
     script: Arc<Mutex<Vec<Script>>>,
+    batches: Arc<Mutex<Vec<usize>>>,
+    edits: Arc<Mutex<Vec<EditRequest>>>,
     _cache: TempDir,
 }
 
 impl Stage {
     pub(crate) async fn set() -> Self {
+        Self::with(Ability::Generate, |_| ()).await
+    }
+
+    /// A function whose model can do this, with its configuration changed.
+    pub(crate) async fn with(ability: Ability, change: impl FnOnce(&mut config::Workflow)) -> Self {
         let (bucket, backend, cache) = (Bucket::start().await, Backend::start().await, tempfile::tempdir().unwrap());
         let outbound = Outbound::new(&outbound::Settings::default()).unwrap();
         let settings = store::Settings {
@@ -92,21 +125,37 @@ impl Stage {
         };
         let notifier = Arc::new(Notifier::new(&settings, outbound).unwrap());
         let (painted, script) = (Arc::<AtomicU32>::default(), Arc::<Mutex<Vec<Script>>>::default());
-        let engine = ScriptedEngine { script: Arc::clone(&script), painted: Arc::clone(&painted) };
+        let batches = Arc::<Mutex<Vec<usize>>>::default();
+        let edits = Arc::<Mutex<Vec<EditRequest>>>::default();
+        let engine = ScriptedEngine {
+            script: Arc::clone(&script),
+            painted: Arc::clone(&painted),
+            batches: Arc::clone(&batches),
+            edits: Arc::clone(&edits),
+        };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
-        let steps =
-            [StepName::Fetch, StepName::Infer, StepName::Watermark, StepName::Encode, StepName::Store, StepName::Notify];
-        let model = ModelName::new("sd15").unwrap();
-        let services = Services { engine, model, store, notifier: notifier.clone(), observer: Arc::new(|_, _| ()) };
+        let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
+        change(&mut configured);
+        let services = Services {
+            engine,
+            model: ModelName::new("sd15").unwrap(),
+            ability,
+            preprocess: configured.preprocess,
+            postprocess: configured.postprocess,
+            store,
+            notifier: notifier.clone(),
+            observer: Arc::new(|_, _| ()),
+        };
         let handler = Handler {
-            workflow: Workflow::new(&steps, services),
+            workflow: Workflow::new(&configured.steps, services),
             defaults: contract(),
             node_id: "test".to_owned(),
             auth: Auth::Token(Secret::new(TOKEN)),
             max_attempts: 3,
+            max_batch_px: 4 * 512 * 512,
             emf_model: None,
         };
-        Self { handler, bucket, backend, notifier, painted, script, _cache: cache }
+        Self { handler, bucket, backend, notifier, painted, script, batches, edits, _cache: cache }
     }
 
     /// What the engine does at its next painting instead of succeeding.
@@ -116,6 +165,16 @@ impl Stage {
 
     pub(crate) fn painted(&self) -> u32 {
         self.painted.load(Ordering::SeqCst)
+    }
+
+    /// What the engine was asked to paint over.
+    pub(crate) fn edits(&self) -> Vec<EditRequest> {
+        self.edits.lock().unwrap().clone()
+    }
+
+    /// How many jobs the engine was given together, each time.
+    pub(crate) fn batches(&self) -> Vec<usize> {
+        self.batches.lock().unwrap().clone()
     }
 
     /// One event through the handler, without limits.

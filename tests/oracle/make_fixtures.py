@@ -11,6 +11,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import prompts
+import starts
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -18,8 +20,10 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    UniPCMultistepScheduler,
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
@@ -146,16 +150,24 @@ def pixels(pictures):
     return torch.from_numpy((pictures * 255).round().astype("uint8"))
 
 
-def pictures(pipeline, out):
-    """Whole paintings from seeds, picture n by seed + n."""
-    base = pipeline.scheduler.config
-    cases = [
+def first_pictures(base):
+    return [
         ("dpmsolver++", DPMSolverMultistepScheduler.from_config(base), 5, 7.5, 1),
         ("dpmsolver++-karras", DPMSolverMultistepScheduler.from_config(base, use_karras_sigmas=True), 5, 7.5, 1),
         ("ddim", DDIMScheduler.from_config(base), 5, 7.5, 1),
         ("euler", EulerDiscreteScheduler.from_config(base), 5, 1.0, 1),
         ("euler_a", EulerAncestralDiscreteScheduler.from_config(base), 5, 7.5, 4),
     ]
+
+
+def start_samplers(base):
+    named = SCHEDULES | SAMPLERS
+    kept = ("dpmsolver++", "dpmsolver++-karras", "dpmsolver++-sde", "unipc", "ddim", "euler", "euler_a", "lcm")
+    return {name: named[name][0].from_config(base, **named[name][1]) for name in kept}
+
+
+def pictures(pipeline, out, cases):
+    """Whole paintings from seeds, picture n by seed + n."""
     for name, scheduler, steps, guidance, count in cases:
         pipeline.scheduler = scheduler
         seeds = [torch.Generator().manual_seed(42 + n) for n in range(count)]
@@ -235,7 +247,24 @@ def loras(pipeline, out):
     (folder / "mixes.json").write_text(json.dumps(mixes, indent=2) + "\n")
 
 
-def schedules(out):
+SCHEDULES = {
+    "dpmsolver++": (DPMSolverMultistepScheduler, {}),
+    "dpmsolver++-karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "ddim": (DDIMScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler_a": (EulerAncestralDiscreteScheduler, {}),
+}
+SAMPLERS = {
+    "dpmsolver++-sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmsolver++-sde-karras": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "unipc-karras": (UniPCMultistepScheduler, {"use_karras_sigmas": True}),
+    "euler-karras": (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
+    "lcm": (LCMScheduler, {}),
+}
+
+
+def schedules(file, classes, out):
     """Tables and every step of every schedule, over configurations as checkpoints have them."""
     sd15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
             "clip_sample": False, "set_alpha_to_one": False}  # fmt: skip
@@ -244,13 +273,6 @@ def schedules(out):
     configs["first_order"] = sd15 | {"solver_order": 1, "euler_at_final": True}
     for spacing in ("linspace", "leading", "trailing"):
         configs[f"v_{spacing}"] = sd15 | {"prediction_type": "v_prediction", "timestep_spacing": spacing}
-    classes = {
-        "dpmsolver++": (DPMSolverMultistepScheduler, {}),
-        "dpmsolver++-karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-        "ddim": (DDIMScheduler, {}),
-        "euler": (EulerDiscreteScheduler, {}),
-        "euler_a": (EulerAncestralDiscreteScheduler, {}),
-    }
     outputs, noise = normals((50, 1, 2, 2, 3), 11), normals((50, 1, 2, 2, 3), 12)
     out["schedule/latents"], out["schedule/outputs"], out["schedule/noise"] = normals((1, 2, 2, 3), 13), outputs, noise
     cases = []
@@ -261,22 +283,27 @@ def schedules(out):
             if hasattr(built, "set_begin_index"):
                 built.set_begin_index(0)  # or the first of two equal timesteps would be skipped
             key = f"schedule/{name}/{scheduler}/{steps}"
+            count = steps
+            if name == "dpm" and scheduler.startswith("unipc"):
+                count = len(built.timesteps) - 1  # where nothing changes any more it divides zero by zero
             latents, states = out["schedule/latents"] * built.init_noise_sigma, []
-            for index, timestep in enumerate(built.timesteps):
+            for index, timestep in enumerate(built.timesteps[:count]):
                 scaled = built.scale_model_input(latents, timestep)
                 latents = step(built, outputs[index], timestep, latents, noise[index])
                 states += [torch.stack([scaled, latents])]
             out[f"{key}/timesteps"], out[f"{key}/states"] = built.timesteps.float(), torch.stack(states)
+            assert out[f"{key}/states"].isfinite().all(), key
             if hasattr(built, "sigmas"):
                 out[f"{key}/sigmas"] = built.sigmas.float()
             cases.append({"key": key, "scheduler": scheduler, "steps": steps, "config": config})
-    (HERE / "schedules.json").write_text(json.dumps(cases, indent=1) + "\n")
+    (HERE / f"{file}.json").write_text(json.dumps(cases, indent=1) + "\n")
+    save_file({key: value.contiguous() for key, value in out.items()}, HERE / f"{file}.safetensors")
 
 
 def step(scheduler, output, timestep, latents, noise):
-    if not isinstance(scheduler, EulerAncestralDiscreteScheduler):
-        return scheduler.step(output, timestep, latents).prev_sample
     module = __import__(scheduler.__module__, fromlist=["randn_tensor"])
+    if not hasattr(module, "randn_tensor"):
+        return scheduler.step(output, timestep, latents).prev_sample
     drawn, module.randn_tensor = module.randn_tensor, lambda *_, **__: noise
     try:
         return scheduler.step(output, timestep, latents).prev_sample
@@ -295,7 +322,8 @@ def main():
     out = {}
     stages(sd15, out)
     loras(sd15, out)
-    pictures(sd15, out)
+    base = sd15.scheduler.config
+    pictures(sd15, out, first_pictures(base))
     out["noise/42"] = normals((1, 4, 9, 13), 42)
     out["noise/3000000000"] = normals((1, 4, 8, 8), 3_000_000_000)
     save_file({key: value.contiguous() for key, value in out.items()}, HERE / "sd15.safetensors")
@@ -306,12 +334,17 @@ def main():
     sd2 = checkpoint("sd2", 5, widths=(8, 16, 24), unet=heads, text={"hidden_act": "gelu"}, schedule=sd2_schedule, pad="!", tokenizer_json=False)
     out = {}
     stages(sd2, out)
-    pictures(sd2, out)
+    pictures(sd2, out, first_pictures(sd2.scheduler.config))
     save_file({key: value.contiguous() for key, value in out.items()}, HERE / "sd2.safetensors")
 
+    schedules("schedules", SCHEDULES, {})
     out = {}
-    schedules(out)
-    save_file({key: value.contiguous() for key, value in out.items()}, HERE / "schedules.safetensors")
+    samplers = [(name, cls.from_config(base, **more), 5, 7.5, 2) for name, (cls, more) in SAMPLERS.items()]
+    pictures(sd15, out, samplers)
+    schedules("samplers", SAMPLERS, out)
+    prompts.write(sd15, normals, HERE)
+    starts.write(sd15, start_samplers(base), HERE)
+    starts.write_tiles(sd15, normals((1, 4, 9, 13), 8), HERE)
     size = sum(file.stat().st_size for file in HERE.rglob("*") if file.is_file())
     print(f"{size / 1e6:.2f} MB in {HERE}")
 

@@ -1,6 +1,9 @@
-//! LoRA files (Hu et al. 2021, arXiv 2106.09685): read, checked, and merged into an overlay over the base tensors.
+//! LoRA files (Hu et al. 2021, arXiv 2106.09685) and their relatives: read, checked, and merged into an overlay over the base tensors.
 
+mod delta;
+mod dora;
 mod keys;
+mod parts;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,9 +11,11 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 
-use self::keys::{Role, Targets};
+use self::delta::Delta;
+use self::keys::Targets;
+use self::parts::{Change, Parts};
 use super::checkpoint::{AdapterConfig, adapter_configs};
-use super::weights::{Tensors, is_float, not_safetensors};
+use super::weights::{Shapes, Tensors, is_float, not_safetensors};
 
 /// What is wrong with a LoRA file.
 #[derive(Debug, thiserror::Error)]
@@ -19,70 +24,52 @@ pub(super) enum LoraError {
     NotSafetensors(String),
     #[error("holds no matrices; is it the right file?")]
     Empty,
-    #[error("{key} belongs to a {kind}; only LoRA is supported")]
+    #[error("{key} belongs to a {kind}; supported are LoRA, LoCon, LoHa, LoKr, DoRA and whole differences")]
     OtherKind { key: String, kind: &'static str },
     #[error("{count} of {total} keys match nothing in the model: {}; was it trained on another model?", first.join(", "))]
     Unmatched { first: Vec<String>, count: usize, total: usize },
-    #[error("{module} has no {missing} matrix; the file is incomplete")]
+    #[error("{module} has no {missing}; the file is incomplete")]
     Incomplete { module: String, missing: &'static str },
+    #[error("{module} has both {first} and {second}; the file is broken")]
+    Mixed { module: String, first: &'static str, second: &'static str },
     #[error("belongs to another model: {module} adapts {found}, the model has {expected:?} there")]
     Shape { module: String, found: String, expected: Vec<usize> },
+    #[error(
+        "{module} would be changed by more than a down and an up matrix, which 8-bit weights cannot be; use it with whole ones"
+    )]
+    NotBeside { module: String },
     #[error("{key} holds NaN or infinity; train it again")]
     NotFinite { key: String },
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }
 
-/// The two matrices of one module.
-struct Pair {
-    /// Name of the base tensor.
-    target: String,
-    /// (rank, in, …), f32.
-    down: Tensor,
-    /// (out, rank, …), f32.
-    up: Tensor,
-    alpha: Option<f64>,
-}
-
-/// A checked LoRA, ready to be merged.
+/// A checked adapter, ready to be merged.
 pub(super) struct Lora {
-    pairs: Vec<Pair>,
+    changes: Vec<Change>,
     adapters: HashMap<String, AdapterConfig>,
 }
 
-#[derive(Default)]
-struct Parts {
-    module: String,
-    down: Option<Tensor>,
-    up: Option<Tensor>,
-    alpha: Option<f64>,
-}
-
 impl Lora {
-    /// Reads the bytes of a `.safetensors` file, which are untrusted, for the model with the tensors `base`.
-    pub(super) fn parse(bytes: &[u8], base: &Tensors, device: &Device) -> Result<Self, LoraError> {
+    /// Reads the bytes of a `.safetensors` file, which are untrusted, for the model whose tensors have `shapes`.
+    pub(super) fn parse(bytes: &[u8], shapes: &Shapes, device: &Device) -> Result<Self, LoraError> {
         let content = SafeTensors::deserialize(bytes);
         let content = content.map_err(|error| LoraError::NotSafetensors(not_safetensors(bytes, &error)))?;
-        let targets = Targets::new(base.keys());
+        let targets = Targets::new(shapes.keys());
         let mut modules: BTreeMap<String, Parts> = BTreeMap::new();
         let mut unmatched = Vec::new();
         for (key, view) in content.iter() {
             if let Some(kind) = keys::other_kind(key) {
                 return Err(LoraError::OtherKind { key: key.to_owned(), kind });
             }
-            let found = keys::split(key).and_then(|(module, role)| Some((module, role, targets.weight(module)?)));
-            let Some((module, role, target)) = found.filter(|_| is_float(view.dtype())) else {
+            let found = keys::split(key).and_then(|(module, part)| Some((module, part, targets.weight(module)?)));
+            let Some((module, part, target)) = found.filter(|_| is_float(view.dtype())) else {
                 unmatched.push(key.to_owned());
                 continue;
             };
-            let parts = modules.entry(target.to_owned()).or_default();
-            module.clone_into(&mut parts.module);
             let tensor = finite(key, view.load(device)?.to_dtype(DType::F32)?)?;
-            match role {
-                Role::Down => parts.down = Some(tensor),
-                Role::Up => parts.up = Some(tensor),
-                Role::Alpha => parts.alpha = tensor.flatten_all()?.to_vec1::<f32>()?.first().copied().map(f64::from),
-            }
+            let parts = modules.entry(target.to_owned()).or_insert_with(|| Parts::of(module));
+            parts.tensors.insert(part, tensor);
         }
         if !unmatched.is_empty() {
             unmatched.sort();
@@ -92,60 +79,70 @@ impl Lora {
         if modules.is_empty() {
             return Err(LoraError::Empty);
         }
-        let pairs = modules.into_iter().map(|(target, parts)| pair(target, parts, base)).collect::<Result<_, _>>()?;
-        Ok(Self { pairs, adapters: metadata(bytes) })
+        let mut changes = Vec::with_capacity(modules.len());
+        for (target, parts) in modules {
+            changes.extend(parts.changes(&target, shapes)?);
+        }
+        Ok(Self { changes, adapters: metadata(bytes) })
     }
 
-    /// Adds scale·alpha/rank·up·down to every tensor it adapts: those in `overlay`, or copies of those in `base`.
+    /// What its tensors take on the device.
+    pub(super) fn bytes(&self) -> usize {
+        self.changes.iter().map(Change::bytes).sum()
+    }
+
+    /// Changes every tensor it adapts: those in `overlay`, or copies of those in `base`.
     pub(super) fn merge(&self, scale: f64, base: &Tensors, overlay: &mut Tensors) -> Result<(), LoraError> {
-        for pair in &self.pairs {
-            let Some(weight) = overlay.get(&pair.target).or_else(|| base.get(&pair.target)) else { continue };
-            let down = pair.down.flatten_from(1)?;
-            let up = pair.up.flatten_from(1)?;
-            let factor = scale * self.scaling(pair, down.dim(0)? as f64);
-            let delta = (up.matmul(&down)?.reshape(weight.shape())? * factor)?;
-            let merged = (weight + delta)?;
-            overlay.insert(pair.target.clone(), merged);
+        for change in &self.changes {
+            let Some(weight) = overlay.get(&change.target).or_else(|| base.get(&change.target)) else { continue };
+            let merged = self.apply(change, weight, scale)?;
+            overlay.insert(change.target.clone(), merged);
         }
         Ok(())
     }
 
+    /// The tensor `target`, f32, changed by all that this adapter has for it.
+    pub(super) fn changed(&self, target: &str, weight: Tensor, scale: f64) -> Result<Tensor, LoraError> {
+        self.of(target).try_fold(weight, |weight, change| self.apply(change, &weight, scale))
+    }
+
+    /// Down (rank, in) and up (out, rank) matrices whose product is added to the weight `target`, alpha and scale in the latter.
+    ///
+    /// # Errors
+    /// When what the adapter does to it is no such product.
+    pub(super) fn beside(&self, target: &str, scale: f64) -> Result<Vec<(Tensor, Tensor)>, LoraError> {
+        let pair = |change: &Change| match (&change.delta, &change.direction) {
+            (Delta::LowRank { down, up, mid: None }, None) => {
+                Ok((down.flatten_from(1)?, (up.flatten_from(1)? * (scale * self.scaling(change)))?))
+            }
+            _ => Err(LoraError::NotBeside { module: target.trim_end_matches(".weight").to_owned() }),
+        };
+        self.of(target).map(pair).collect()
+    }
+
+    fn of(&self, target: &str) -> impl Iterator<Item = &Change> {
+        self.changes.iter().filter(move |change| change.target == target)
+    }
+
+    fn apply(&self, change: &Change, weight: &Tensor, scale: f64) -> Result<Tensor, LoraError> {
+        let scaling = self.scaling(change);
+        let delta = change.delta.weight(weight.dims())?;
+        match &change.direction {
+            None => Ok((weight + (delta * (scale * scaling))?)?),
+            Some(direction) => Ok(direction.merge(weight, &(delta * scaling)?, scale)?),
+        }
+    }
+
     /// alpha/rank: alpha from the file's header, from its own entry, or (none) the rank.
-    fn scaling(&self, pair: &Pair, rank: f64) -> f64 {
-        let (component, module) = pair.target.split_once('.').unwrap_or_default();
-        let Some(adapter) = self.adapters.get(component) else { return pair.alpha.map_or(1.0, |alpha| alpha / rank) };
+    fn scaling(&self, change: &Change) -> f64 {
+        let Some(rank) = change.delta.rank().map(|rank| rank as f64) else { return 1.0 };
+        let (component, module) = change.target.split_once('.').unwrap_or_default();
+        let Some(adapter) = self.adapters.get(component) else { return change.alpha.map_or(1.0, |alpha| alpha / rank) };
         let module = module.trim_end_matches(".weight");
         let differs = adapter.alpha_pattern.iter().find(|(name, _)| module.ends_with(name.as_str()));
-        let alpha = differs.map(|(_, alpha)| *alpha).or(adapter.lora_alpha).or(pair.alpha).unwrap_or(rank);
+        let alpha = differs.map(|(_, alpha)| *alpha).or(adapter.lora_alpha).or(change.alpha).unwrap_or(rank);
         if adapter.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
     }
-}
-
-/// Checks that both matrices are there and make up a change of the base tensor's shape.
-fn pair(target: String, parts: Parts, base: &Tensors) -> Result<Pair, LoraError> {
-    let Parts { module, down, up, alpha } = parts;
-    let missing = |missing| LoraError::Incomplete { module: module.clone(), missing };
-    let down = down.ok_or_else(|| missing("down (A)"))?;
-    let up = up.ok_or_else(|| missing("up (B)"))?;
-    let expected = base.get(&target).map(|weight| weight.dims().to_vec()).unwrap_or_default();
-    if !fits(down.dims(), up.dims(), &expected) {
-        let found = format!("{:?} by {:?}", up.dims(), down.dims());
-        return Err(LoraError::Shape { module, found, expected });
-    }
-    Ok(Pair { target, down, up, alpha })
-}
-
-/// Linear layers and convolutions: up (out, rank[, 1, 1]), down (rank, in[, height, width]); a 1x1 convolution may be
-/// adapted as a linear layer.
-fn fits(down: &[usize], up: &[usize], weight: &[usize]) -> bool {
-    let ([rank, down_rest @ ..], [out, up_rank, up_rest @ ..]) = (down, up) else { return false };
-    let [weight_out, weight_rest @ ..] = weight else { return false };
-    let without_ones = |dims: &[usize]| dims.iter().copied().rev().skip_while(|dim| *dim == 1).collect::<Vec<_>>();
-    rank == up_rank
-        && out == weight_out
-        && *rank > 0
-        && up_rest.iter().all(|dim| *dim == 1)
-        && without_ones(down_rest) == without_ones(weight_rest)
 }
 
 fn finite(key: &str, tensor: Tensor) -> Result<Tensor, LoraError> {

@@ -8,12 +8,12 @@ use serde::Deserialize;
 pub struct ScheduleConfig {
     #[serde(default = "train_timesteps")]
     pub num_train_timesteps: usize,
-    #[serde(default = "beta_start")]
-    pub beta_start: f64,
-    #[serde(default = "beta_end")]
-    pub beta_end: f64,
     #[serde(default)]
-    pub beta_schedule: BetaSchedule,
+    pub beta_start: Option<f64>,
+    #[serde(default)]
+    pub beta_end: Option<f64>,
+    #[serde(default)]
+    pub beta_schedule: Option<BetaSchedule>,
     /// The betas themselves; they take the place of `beta_schedule`.
     #[serde(default)]
     pub trained_betas: Option<Vec<f32>>,
@@ -28,10 +28,10 @@ pub struct ScheduleConfig {
     #[serde(default)]
     pub final_sigmas_type: FinalSigma,
 
-    /// DPM-Solver++: 1 or 2.
+    /// DPM-Solver++ and `UniPC`: 1 or 2.
     #[serde(default)]
     pub solver_order: Option<usize>,
-    /// DPM-Solver++: the last of fewer than 15 steps is of first order.
+    /// DPM-Solver++: the last of fewer than 15 steps is of first order; `UniPC`: the last of any number.
     #[serde(default)]
     pub lower_order_final: Option<bool>,
     /// DPM-Solver++: the last step is of first order, however many there are.
@@ -41,7 +41,7 @@ pub struct ScheduleConfig {
     #[serde(default)]
     pub lambda_min_clipped: Option<f64>,
 
-    /// DDIM: whether predicted pictures are clamped to ±`clip_sample_range`.
+    /// DDIM and LCM: whether predicted pictures are clamped to ±`clip_sample_range`.
     #[serde(default)]
     pub clip_sample: Option<bool>,
     #[serde(default)]
@@ -49,12 +49,35 @@ pub struct ScheduleConfig {
     /// DDIM: whether the step after the last is free of noise, or the training schedule's first.
     #[serde(default)]
     pub set_alpha_to_one: Option<bool>,
+
+    /// LCM: steps of the sampler that the model was distilled from, the most there can be here.
+    #[serde(default)]
+    pub original_inference_steps: Option<usize>,
+    /// LCM: what timesteps are multiplied by where they decide how much of the latents is kept.
+    #[serde(default)]
+    pub timestep_scaling: Option<f64>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+impl ScheduleConfig {
+    #[must_use]
+    pub fn beta_schedule(&self) -> BetaSchedule {
+        self.beta_schedule.unwrap_or(BetaSchedule::Linear)
+    }
+
+    #[must_use]
+    pub fn clip_sample_range(&self) -> f64 {
+        self.clip_sample_range.unwrap_or(1.0)
+    }
+
+    #[must_use]
+    pub fn original_inference_steps(&self) -> usize {
+        self.original_inference_steps.unwrap_or(50)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BetaSchedule {
-    #[default]
     Linear,
     /// Linear in the square root: latent diffusion.
     ScaledLinear,
@@ -91,12 +114,4 @@ pub enum FinalSigma {
 
 fn train_timesteps() -> usize {
     1000
-}
-
-fn beta_start() -> f64 {
-    0.0001
-}
-
-fn beta_end() -> f64 {
-    0.02
 }

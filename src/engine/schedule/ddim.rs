@@ -4,12 +4,9 @@ use super::config::{PredictionType, ScheduleConfig, TimestepSpacing};
 use super::training::{TrainingSchedule, linspace};
 use super::{Denoised, Next, Schedule, Step, denoised};
 
-/// Where a predicted picture is clamped, unless the checkpoint says otherwise.
-const CLIP_SAMPLE_RANGE: f64 = 1.0;
-
 pub(super) fn schedule(training: &TrainingSchedule, config: &ScheduleConfig, steps: usize) -> Schedule {
     let timesteps = timesteps(training, config, steps);
-    let clamp = config.clip_sample.unwrap_or(true).then(|| config.clip_sample_range.unwrap_or(CLIP_SAMPLE_RANGE));
+    let clamp = config.clip_sample.unwrap_or(true).then(|| config.clip_sample_range());
     let stride = (training.len() / steps) as i64;
     let row = |timestep: i64| {
         let alpha = f64::from(training.alphas_cumprod[timestep as usize]);
@@ -24,6 +21,7 @@ pub(super) fn schedule(training: &TrainingSchedule, config: &ScheduleConfig, ste
             timestep: timestep as f64,
             input_scale: 1.0,
             denoised: Denoised { clamp, ..denoised(config.prediction_type, signal, noise) },
+            corrected: None,
             next: Next { latents, output, denoised: alpha_next.sqrt(), ..Next::default() },
         }
     };

@@ -5,9 +5,9 @@ use super::config::{FinalSigma, PredictionType, ScheduleConfig, TimestepSpacing}
 use super::training::{TrainingSchedule, karras_sigmas, linspace};
 use super::{Denoised, Next, Schedule, Step};
 
-pub(super) fn schedule(training: &TrainingSchedule, config: &ScheduleConfig, steps: usize) -> Schedule {
+pub(super) fn schedule(training: &TrainingSchedule, config: &ScheduleConfig, steps: usize, karras: bool) -> Schedule {
     let (mut timesteps, mut sigmas) = timesteps(training, config, steps);
-    if config.use_karras_sigmas.unwrap_or(false) {
+    if karras {
         sigmas = karras_sigmas(sigmas[0], sigmas[sigmas.len() - 1], steps);
         timesteps = sigmas.iter().map(|sigma| training.timestep_of(*sigma)).collect();
     }
@@ -44,7 +44,7 @@ fn table(config: &ScheduleConfig, timesteps: &[f64], sigmas: Vec<f64>, next: fn(
             PredictionType::VPrediction => (input_scale * input_scale, -sigma * input_scale),
         };
         let denoised = Denoised { latents, output, clamp: None };
-        Step { timestep: *timestep, input_scale, denoised, next: next(sigma, sigmas[index + 1]) }
+        Step { timestep: *timestep, input_scale, denoised, corrected: None, next: next(sigma, sigmas[index + 1]) }
     };
     let steps = timesteps.iter().enumerate().map(row).collect();
     let init_noise_sigma = match spacing(config) {

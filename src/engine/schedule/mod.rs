@@ -4,12 +4,16 @@ pub mod config;
 mod ddim;
 mod dpm_solver;
 mod euler;
+mod lcm;
+mod multistep;
 mod training;
+mod unipc;
 
 use candle_core::{Result, Tensor};
 
 use self::config::{PredictionType, ScheduleConfig};
-use self::training::TrainingSchedule;
+use self::dpm_solver::Equation;
+use self::training::{TrainingSchedule, UsualBetas};
 use crate::job::task::Scheduler;
 
 /// All steps of one painting, from noise to picture.
@@ -22,10 +26,11 @@ pub struct Schedule {
     pub steps: Vec<Step>,
 }
 
-/// One denoising step. Every sampler here is the same two linear combinations with other coefficients:
+/// One denoising step. Every sampler here is the same three linear combinations with other coefficients:
 ///
 /// - `denoised = a·latents + b·output`, the picture as this step sees it, clamped where a sampler wants it;
-/// - `next = c·latents + d·output + e·denoised + f·previous denoised + g·noise`.
+/// - `corrected`: the latents, or what a corrector makes of the step before now that the picture at its end is known;
+/// - `next = c·corrected + d·output + e·denoised + f·previous denoised + g·noise`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
     /// What the UNet is told: 0 to 999, also between whole numbers.
@@ -33,6 +38,7 @@ pub struct Step {
     /// The UNet sees the latents times this.
     pub input_scale: f64,
     pub denoised: Denoised,
+    pub corrected: Option<Corrected>,
     pub next: Next,
 }
 
@@ -44,8 +50,19 @@ pub struct Denoised {
     pub clamp: Option<f64>,
 }
 
+/// Factors of what the last two steps left behind, and of the picture that this one sees.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Corrected {
+    pub previous_latents: f64,
+    pub denoised: f64,
+    pub previous_denoised: f64,
+    /// Of the step before the previous one.
+    pub earlier_denoised: f64,
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Next {
+    /// Of the corrected latents.
     pub latents: f64,
     pub output: f64,
     pub denoised: f64,
@@ -56,25 +73,86 @@ pub struct Next {
 /// What a step leaves behind.
 pub struct Stepped {
     pub latents: Tensor,
-    /// The next step's `previous_denoised`.
-    pub denoised: Tensor,
+    pub history: History,
+}
+
+/// What the next step may look back at; nothing before the first. All tensors: (B, C, H, W), f32.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    /// The latents that the last step went out from, corrected.
+    latents: Option<Tensor>,
+    denoised: Option<Tensor>,
+    earlier_denoised: Option<Tensor>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ScheduleError {
+    #[error("must be at most {most}, which this model was distilled from with scheduler lcm, got {steps}")]
+    TooManySteps { most: usize, steps: usize },
+}
+
+impl History {
+    /// The same of other pictures: `choose` is applied to every tensor.
+    ///
+    /// # Errors
+    /// The first of `choose`'s.
+    pub fn of(&self, choose: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let chosen = |tensor: &Option<Tensor>| tensor.as_ref().map(&choose).transpose();
+        Ok(Self {
+            latents: chosen(&self.latents)?,
+            denoised: chosen(&self.denoised)?,
+            earlier_denoised: chosen(&self.earlier_denoised)?,
+        })
+    }
 }
 
 impl Schedule {
     /// The table of `scheduler` with `steps` steps over the noise a model was trained on.
-    #[must_use]
-    pub fn new(scheduler: Scheduler, steps: u32, config: &ScheduleConfig) -> Self {
-        let training = TrainingSchedule::new(config);
-        let steps = steps as usize;
-        match scheduler {
-            Scheduler::DpmSolverPlusPlus => {
-                dpm_solver::schedule(&training, config, steps, config.use_karras_sigmas.unwrap_or(false))
+    ///
+    /// # Errors
+    /// When the model has no room for so many.
+    pub fn new(scheduler: Scheduler, steps: u32, config: &ScheduleConfig) -> std::result::Result<Self, ScheduleError> {
+        Self::without_first(0, scheduler, steps, config)
+    }
+
+    /// The same without the first `skipped` of its steps, for latents that have a picture in them already.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn without_first(
+        skipped: u32,
+        scheduler: Scheduler,
+        steps: u32,
+        config: &ScheduleConfig,
+    ) -> std::result::Result<Self, ScheduleError> {
+        let (skipped, steps) = (skipped as usize, steps as usize);
+        let usual = if scheduler == Scheduler::Lcm { UsualBetas::LATENT_DIFFUSION } else { UsualBetas::DDPM };
+        let training = TrainingSchedule::new(config, usual);
+        let karras = scheduler.karras() || config.use_karras_sigmas.unwrap_or(false);
+        let mut schedule = match scheduler {
+            Scheduler::DpmSolverPlusPlus | Scheduler::DpmSolverPlusPlusKarras => {
+                dpm_solver::schedule(&training, config, steps, skipped, karras, Equation::Ordinary)
             }
-            Scheduler::DpmSolverPlusPlusKarras => dpm_solver::schedule(&training, config, steps, true),
+            Scheduler::DpmSolverPlusPlusSde | Scheduler::DpmSolverPlusPlusSdeKarras => {
+                dpm_solver::schedule(&training, config, steps, skipped, karras, Equation::Stochastic)
+            }
+            Scheduler::UniPc | Scheduler::UniPcKarras => unipc::schedule(&training, config, steps, skipped, karras),
             Scheduler::Ddim => ddim::schedule(&training, config, steps),
-            Scheduler::Euler => euler::schedule(&training, config, steps),
+            Scheduler::Euler | Scheduler::EulerKarras => euler::schedule(&training, config, steps, karras),
             Scheduler::EulerAncestral => euler::ancestral_schedule(&training, config, steps),
-        }
+            Scheduler::Lcm => lcm::schedule(&training, config, steps)?,
+        };
+        schedule.steps.drain(..skipped.min(schedule.steps.len()));
+        schedule.sigmas.drain(..skipped.min(schedule.sigmas.len()));
+        Ok(schedule)
+    }
+
+    /// How much of the picture, and how much noise, the latents hold before step `index`.
+    #[must_use]
+    pub fn mixture(&self, index: usize) -> (f64, f64) {
+        let (ratio, scale) = (self.sigmas[index], self.steps[index].input_scale);
+        let signal = (ratio * ratio + 1.0).sqrt().recip() / scale;
+        (signal, ratio * signal)
     }
 }
 
@@ -83,26 +161,32 @@ impl Step {
     ///
     /// # Errors
     /// When the shapes differ, or there is no memory.
-    pub fn advance(
-        &self,
-        latents: &Tensor,
-        output: &Tensor,
-        previous_denoised: Option<&Tensor>,
-        noise: Option<&Tensor>,
-    ) -> Result<Stepped> {
+    pub fn advance(&self, latents: &Tensor, output: &Tensor, history: &History, noise: Option<&Tensor>) -> Result<Stepped> {
         let denoised = combine(&[(self.denoised.latents, Some(latents)), (self.denoised.output, Some(output))])?;
         let denoised = match self.denoised.clamp {
             Some(largest) => denoised.clamp(-largest, largest)?,
             None => denoised,
         };
+        let previous_denoised = history.denoised.as_ref();
+        let corrected = match self.corrected {
+            None => latents.clone(),
+            Some(corrected) => combine(&[
+                (corrected.previous_latents, history.latents.as_ref()),
+                (corrected.denoised, Some(&denoised)),
+                (corrected.previous_denoised, previous_denoised),
+                (corrected.earlier_denoised, history.earlier_denoised.as_ref()),
+            ])?,
+        };
         let latents = combine(&[
-            (self.next.latents, Some(latents)),
+            (self.next.latents, Some(&corrected)),
             (self.next.output, Some(output)),
             (self.next.denoised, Some(&denoised)),
             (self.next.previous_denoised, previous_denoised),
             (self.next.noise, noise),
         ])?;
-        Ok(Stepped { latents, denoised })
+        let history =
+            History { latents: Some(corrected), earlier_denoised: previous_denoised.cloned(), denoised: Some(denoised) };
+        Ok(Stepped { latents, history })
     }
 }
 

@@ -16,10 +16,23 @@ pub(super) struct TrainingSchedule {
     pub(super) sigmas: Vec<f32>,
 }
 
+/// The betas of a sampler where a checkpoint says nothing: diffusers has others for each.
+#[derive(Clone, Copy)]
+pub(super) struct UsualBetas {
+    start: f64,
+    end: f64,
+    schedule: BetaSchedule,
+}
+
+impl UsualBetas {
+    pub(super) const DDPM: Self = Self { start: 0.0001, end: 0.02, schedule: BetaSchedule::Linear };
+    pub(super) const LATENT_DIFFUSION: Self = Self { start: 0.00085, end: 0.012, schedule: BetaSchedule::ScaledLinear };
+}
+
 impl TrainingSchedule {
-    pub(super) fn new(config: &ScheduleConfig) -> Self {
+    pub(super) fn new(config: &ScheduleConfig, usual: UsualBetas) -> Self {
         let mut product = 1.0_f64;
-        let alphas_cumprod: Vec<f32> = betas(config)
+        let alphas_cumprod: Vec<f32> = betas(config, usual)
             .into_iter()
             .map(|beta| {
                 product *= f64::from(1.0 - beta);
@@ -79,12 +92,13 @@ pub(super) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
     (0..count).map(|index| start + index as f64 * step).collect()
 }
 
-fn betas(config: &ScheduleConfig) -> Vec<f32> {
+fn betas(config: &ScheduleConfig, usual: UsualBetas) -> Vec<f32> {
     if let Some(betas) = &config.trained_betas {
         return betas.clone();
     }
-    let (start, end, count) = (config.beta_start, config.beta_end, config.num_train_timesteps);
-    match config.beta_schedule {
+    let (start, end) = (config.beta_start.unwrap_or(usual.start), config.beta_end.unwrap_or(usual.end));
+    let count = config.num_train_timesteps;
+    match config.beta_schedule.unwrap_or(usual.schedule) {
         BetaSchedule::Linear => linspace_f32(start as f32, end as f32, count),
         BetaSchedule::ScaledLinear => {
             let roots = linspace_f32(start.sqrt() as f32, end.sqrt() as f32, count);

@@ -1,5 +1,6 @@
 //! Text encoder and UNet, with and without LoRAs: which of the two paints, and for which files it was built.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::clip::TextEncoder;
 use super::unet::Unet;
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::lora::Lora;
+use crate::engine::lora::{Lora, LoraError};
 use crate::engine::weights::{Tensors, Weights};
 use crate::engine::{EngineError, LoraFile};
 
@@ -28,12 +29,40 @@ pub(super) struct Adapters {
     /// The last LoRAs used and what was built for them. Only what they change takes memory of its own.
     last: Option<(Vec<Fingerprint>, Adapted)>,
     uses_last: bool,
+    read: Shelf,
+}
+
+/// The matrices of the LoRAs used last, on the device: changing between them costs a merge, and no reading or checking.
+#[derive(Default)]
+struct Shelf {
+    /// By content hash, the last used at the end.
+    loras: VecDeque<([u8; 32], Arc<Lora>)>,
+}
+
+impl Shelf {
+    /// A LoRA of rank 32 for all of Stable Diffusion 1.5 has 75 MiB in f32.
+    const MAX_BYTES: usize = 512 << 20;
+
+    fn take(&mut self, hash: &[u8; 32]) -> Option<Arc<Lora>> {
+        let place = self.loras.iter().position(|(known, _)| known == hash)?;
+        let (hash, lora) = self.loras.remove(place)?;
+        self.loras.push_back((hash, Arc::clone(&lora)));
+        Some(lora)
+    }
+
+    fn put(&mut self, hash: [u8; 32], lora: Arc<Lora>) {
+        self.loras.push_back((hash, lora));
+        let bytes = |shelf: &Self| shelf.loras.iter().map(|(_, lora)| lora.bytes()).sum::<usize>();
+        while bytes(self) > Self::MAX_BYTES {
+            self.loras.pop_front();
+        }
+    }
 }
 
 impl Adapters {
     pub(super) fn new(checkpoint: &Checkpoint, weights: Weights) -> Result<Self, String> {
         let base = build(checkpoint, &weights, &Arc::default())?;
-        Ok(Self { weights, base, last: None, uses_last: false })
+        Ok(Self { weights, base, last: None, uses_last: false, read: Shelf::default() })
     }
 
     /// What paints now.
@@ -56,7 +85,10 @@ impl Adapters {
         let fingerprints: Vec<Fingerprint> = files.iter().zip(loras).map(fingerprint).collect();
         let cache_hit = self.last.as_ref().is_some_and(|(last, _)| *last == fingerprints);
         if !cache_hit {
-            let overlay = self.overlay(&files, loras, device)?;
+            let hashes = fingerprints.iter().map(|(hash, _)| *hash);
+            let parsed = files.iter().zip(hashes).map(|(bytes, hash)| self.parsed(bytes, hash, device));
+            let parsed = each(parsed)?;
+            let overlay = self.overlay(&parsed, loras)?;
             let wrong = |problem| EngineError::Checkpoint { path: checkpoint.folder.clone(), problem };
             let adapted = build(checkpoint, &self.weights, &Arc::new(overlay)).map_err(wrong)?;
             self.last = Some((fingerprints, adapted));
@@ -65,15 +97,29 @@ impl Adapters {
         Ok(cache_hit)
     }
 
-    fn overlay(&self, files: &[Vec<u8>], loras: &[LoraFile], device: &Device) -> Result<Tensors, EngineError> {
+    fn parsed(&mut self, bytes: &[u8], hash: [u8; 32], device: &Device) -> Result<Arc<Lora>, LoraError> {
+        if let Some(lora) = self.read.take(&hash) {
+            return Ok(lora);
+        }
+        let lora = Arc::new(Lora::parse(bytes, &self.weights.shapes(), device)?);
+        self.read.put(hash, Arc::clone(&lora));
+        Ok(lora)
+    }
+
+    fn overlay(&self, parsed: &[Arc<Lora>], loras: &[LoraFile]) -> Result<Tensors, EngineError> {
         let base = self.weights.tensors();
         let mut overlay = Tensors::new();
-        for (index, (bytes, lora)) in files.iter().zip(loras).enumerate() {
-            let merged = Lora::parse(bytes, base, device).and_then(|parsed| parsed.merge(lora.scale.get(), base, &mut overlay));
-            merged.map_err(|error| EngineError::Lora { index, problem: error.to_string() })?;
-        }
+        each(parsed.iter().zip(loras).map(|(parsed, lora)| parsed.merge(lora.scale.get(), base, &mut overlay)))?;
         Ok(overlay)
     }
+}
+
+/// All results, or the first error with its LoRA's place.
+fn each<T>(results: impl Iterator<Item = Result<T, LoraError>>) -> Result<Vec<T>, EngineError> {
+    let placed = |(index, result): (usize, Result<T, LoraError>)| {
+        result.map_err(|error| EngineError::Lora { index, problem: error.to_string() })
+    };
+    results.enumerate().map(placed).collect()
 }
 
 fn read(loras: &[LoraFile]) -> Result<Vec<Vec<u8>>, EngineError> {

@@ -1,8 +1,10 @@
 //! Attention, as the UNet's transformers and the VAE's middle use it.
 
 use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
 use candle_nn::ops::softmax_last_dim;
-use candle_nn::{Linear, Module, VarBuilder, linear, linear_b};
+
+use crate::engine::layers::{Linear, attend_on_cpu, linear, linear_b};
 
 /// Scores of more numbers than this are computed a few heads at a time (256 MiB in f32).
 const MAX_SCORES: usize = 1 << 26;
@@ -40,16 +42,27 @@ impl Attention {
 
     /// `hidden`: (B, T, channels); `context`: (B, S, context channels). Returns (B, T, channels).
     pub(super) fn forward(&self, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
+        self.to_out.forward(&self.attended(hidden, context)?)
+    }
+
+    /// `before` (B, T, channels) + [`Self::forward`].
+    pub(super) fn add_to(&self, before: &Tensor, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
+        self.to_out.add_to(before, &self.attended(hidden, context)?)
+    }
+
+    fn attended(&self, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
         let (batch, tokens, channels) = hidden.dims3()?;
+        let (query, key, value) = (self.to_q.forward(hidden)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
+        if let Some(attended) = attend_on_cpu(&query, &key, &value, self.heads, false)? {
+            return Ok(attended);
+        }
         let scale = ((channels / self.heads) as f64).sqrt().recip();
-        let query = self.split_heads(&(self.to_q.forward(hidden)? * scale)?)?;
-        let key = self.split_heads(&self.to_k.forward(context)?)?;
-        let value = self.split_heads(&self.to_v.forward(context)?)?;
-        let attended = attend(&query, &key, &value)?
+        let query = self.split_heads(&(query * scale)?)?;
+        let (key, value) = (self.split_heads(&key)?, self.split_heads(&value)?);
+        attend(&query, &key, &value)?
             .reshape((batch, self.heads, tokens, channels / self.heads))?
             .transpose(1, 2)?
-            .reshape((batch, tokens, channels))?;
-        self.to_out.forward(&attended)
+            .reshape((batch, tokens, channels))
     }
 
     /// (B, T, channels) to (B·heads, T, channels/heads).

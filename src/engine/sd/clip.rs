@@ -1,10 +1,11 @@
 //! The CLIP text encoder: tokens of a prompt to the states the UNet attends to.
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::ops::{sigmoid, softmax_last_dim};
-use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder, embedding, layer_norm, linear};
+use candle_nn::ops::softmax_last_dim;
+use candle_nn::{Embedding, Module, VarBuilder, embedding};
 
 use super::config::{Activation, TextEncoderConfig};
+use crate::engine::layers::{LayerNorm, Linear, attend_on_cpu, layer_norm, linear, quick_gelu};
 
 /// transformers' `CLIPTextModel` without its pooled output.
 pub struct TextEncoder {
@@ -28,24 +29,41 @@ impl TextEncoder {
             token_embedding: embedding(config.vocab_size, hidden, vb.pp("embeddings.token_embedding"))?,
             positions: vb.get((config.max_position_embeddings, hidden), "embeddings.position_embedding.weight")?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
-            final_layer_norm: layer_norm(hidden, config.layer_norm_eps, vb.pp("final_layer_norm"))?,
+            final_layer_norm: layer_norm(hidden, config.layer_norm_eps, &vb.pp("final_layer_norm"))?,
         })
     }
 
-    /// `tokens`: (B, T), u32, T up to the model's positions. Returns (B, T, hidden), f32: the last hidden state,
-    /// normed.
+    /// `tokens`: (B, T), u32, T up to the model's positions; `learned`: (L, hidden), f32, the vectors of the L tokens behind
+    /// the vocabulary. Returns (B, T, hidden), f32: the last hidden state, normed.
     ///
     /// # Errors
-    /// When there are more tokens than positions, or a token outside the vocabulary.
-    pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
+    /// When there are more tokens than positions, or a token outside vocabulary and `learned`.
+    pub fn forward(&self, tokens: &Tensor, learned: Option<&Tensor>) -> Result<Tensor> {
         let (_, count) = tokens.dims2()?;
         let positions = self.positions.narrow(0, 0, count)?;
         let mask = causal_mask(count, tokens.device())?;
-        let mut hidden = self.token_embedding.forward(tokens)?.broadcast_add(&positions)?;
+        let mut hidden = self.embed(tokens, learned)?.broadcast_add(&positions)?;
         for layer in &self.layers {
             hidden = layer.forward(&hidden, &mask)?;
         }
         self.final_layer_norm.forward(&hidden)
+    }
+
+    /// The vocabulary's table is left as it is: with new rows it would be copied for every prompt.
+    fn embed(&self, tokens: &Tensor, learned: Option<&Tensor>) -> Result<Tensor> {
+        let Some(learned) = learned else { return self.token_embedding.forward(tokens) };
+        let (rows, count) = tokens.dims2()?;
+        let (vocabulary, hidden) = self.token_embedding.embeddings().dims2()?;
+        let ids = tokens.flatten_all()?.to_vec1::<u32>()?;
+        let own = |id: &u32| id.checked_sub(vocabulary as u32);
+        let select =
+            |ids: Vec<u32>, table: &Tensor| table.index_select(&Tensor::from_vec(ids.clone(), ids.len(), tokens.device())?, 0);
+        let from_table =
+            select(ids.iter().map(|id| if own(id).is_some() { 0 } else { *id }).collect(), self.token_embedding.embeddings())?;
+        let from_learned = select(ids.iter().map(|id| own(id).unwrap_or(0)).collect(), learned)?;
+        let is_learned = ids.iter().map(|id| u8::from(own(id).is_some())).collect();
+        let is_learned = Tensor::from_vec(is_learned, (ids.len(), 1), tokens.device())?.broadcast_as((ids.len(), hidden))?;
+        is_learned.where_cond(&from_learned, &from_table)?.reshape((rows, count, hidden))
     }
 }
 
@@ -67,12 +85,12 @@ impl EncoderLayer {
         let hidden = config.hidden_size;
         let attention = vb.pp("self_attn");
         Ok(Self {
-            layer_norm1: layer_norm(hidden, config.layer_norm_eps, vb.pp("layer_norm1"))?,
+            layer_norm1: layer_norm(hidden, config.layer_norm_eps, &vb.pp("layer_norm1"))?,
             q_proj: linear(hidden, hidden, attention.pp("q_proj"))?,
             k_proj: linear(hidden, hidden, attention.pp("k_proj"))?,
             v_proj: linear(hidden, hidden, attention.pp("v_proj"))?,
             out_proj: linear(hidden, hidden, attention.pp("out_proj"))?,
-            layer_norm2: layer_norm(hidden, config.layer_norm_eps, vb.pp("layer_norm2"))?,
+            layer_norm2: layer_norm(hidden, config.layer_norm_eps, &vb.pp("layer_norm2"))?,
             fc1: linear(hidden, config.intermediate_size, vb.pp("mlp.fc1"))?,
             fc2: linear(config.intermediate_size, hidden, vb.pp("mlp.fc2"))?,
             activation: config.hidden_act,
@@ -81,25 +99,30 @@ impl EncoderLayer {
     }
 
     fn forward(&self, hidden: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let hidden = (self.attend(&self.layer_norm1.forward(hidden)?, mask)? + hidden)?;
+        let attended = self.attend(&self.layer_norm1.forward(hidden)?, mask)?;
+        let hidden = self.out_proj.add_to(hidden, &attended)?;
         let inner = self.fc1.forward(&self.layer_norm2.forward(&hidden)?)?;
         let inner = match self.activation {
-            Activation::QuickGelu => (&inner * sigmoid(&(&inner * 1.702)?)?)?,
+            Activation::QuickGelu => quick_gelu(&inner)?,
             Activation::Gelu => inner.gelu_erf()?,
         };
-        self.fc2.forward(&inner)? + hidden
+        self.fc2.add_to(&hidden, &inner)
     }
 
     fn attend(&self, hidden: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let (batch, tokens, channels) = hidden.dims3()?;
         let head_channels = channels / self.heads;
         let split = |tensor: Tensor| tensor.reshape((batch, tokens, self.heads, head_channels))?.transpose(1, 2)?.contiguous();
-        let query = split((self.q_proj.forward(hidden)? * (head_channels as f64).sqrt().recip())?)?;
-        let key = split(self.k_proj.forward(hidden)?)?;
-        let value = split(self.v_proj.forward(hidden)?)?;
+        let (query, key) = (self.q_proj.forward(hidden)?, self.k_proj.forward(hidden)?);
+        let value = self.v_proj.forward(hidden)?;
+        if let Some(attended) = attend_on_cpu(&query, &key, &value, self.heads, true)? {
+            return Ok(attended);
+        }
+        let query = split((query * (head_channels as f64).sqrt().recip())?)?;
+        let (key, value) = (split(key)?, split(value)?);
         let scores = query.matmul(&key.t()?)?.broadcast_add(mask)?;
         let attended = softmax_last_dim(&scores)?.matmul(&value)?;
-        self.out_proj.forward(&attended.transpose(1, 2)?.reshape((batch, tokens, channels))?)
+        attended.transpose(1, 2)?.reshape((batch, tokens, channels))
     }
 }
 

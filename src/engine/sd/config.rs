@@ -37,6 +37,12 @@ pub struct UnetConfig {
 }
 
 impl UnetConfig {
+    /// For each level on the way up, from the bottom: whether it has attention.
+    #[must_use]
+    pub fn attention_up(&self) -> Vec<bool> {
+        self.up_block_types.iter().map(|block| matches!(block, UpBlockType::CrossAttnUpBlock2D)).collect()
+    }
+
     /// Attention heads of block `index`, counted from the outermost.
     #[must_use]
     pub fn heads(&self, index: usize) -> usize {
@@ -75,20 +81,27 @@ impl PerBlock {
     }
 }
 
-/// `vae/config.json`, diffusers' `AutoencoderKL`; only what its decoder needs.
+/// `vae/config.json`, diffusers' `AutoencoderKL`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct VaeConfig {
+    #[serde(default = "three")]
+    pub in_channels: usize,
     pub out_channels: usize,
     pub latent_channels: usize,
     pub block_out_channels: Vec<usize>,
     pub layers_per_block: usize,
     #[serde(default = "thirty_two")]
     pub norm_num_groups: usize,
+    /// Side in pixels of the pictures it was trained on.
+    #[serde(default = "five_hundred_twelve")]
+    pub sample_size: usize,
     /// Latents are divided by it before decoding.
     #[serde(default = "scaling_factor")]
     pub scaling_factor: f64,
     #[serde(default)]
     pub shift_factor: Option<f64>,
+    #[serde(default = "yes")]
+    pub use_quant_conv: bool,
     #[serde(default = "yes")]
     pub use_post_quant_conv: bool,
 }
@@ -129,8 +142,16 @@ fn one() -> PerBlock {
     PerBlock::All(1)
 }
 
+fn three() -> usize {
+    3
+}
+
 fn thirty_two() -> usize {
     32
+}
+
+fn five_hundred_twelve() -> usize {
+    512
 }
 
 fn epsilon() -> f64 {

@@ -2,36 +2,60 @@
 
 mod adapters;
 mod attention;
+mod bands;
+mod canvas;
 pub mod clip;
 pub mod config;
-mod conv;
+pub mod inversion;
+mod memory;
 mod pipeline;
 mod resnet;
+mod start;
+mod text;
+mod tiling;
 pub mod tokens;
 mod transformer;
 pub mod unet;
 pub mod vae;
+pub mod vae_encoder;
+pub mod weighting;
 
 use std::path::Path;
 
 use candle_core::Device;
 
 use self::adapters::Adapters;
+use self::memory::{Cuts, Needs};
 use self::tokens::PromptTokenizer;
 use self::vae::VaeDecoder;
+use self::vae_encoder::VaeEncoder;
 use super::checkpoint::Checkpoint;
+use super::ldm::Layout;
 use super::weights::Weights;
-use super::{Engine, EngineError, LoraFile, PaintRequest, Picture, Watch};
+use super::{Engine, EngineError, LoraFile, Order, Painted};
+use crate::job::task::prompt::PromptSyntax;
+
+/// Components that hold tensors.
+const COMPONENTS: [&str; 3] = ["text_encoder", "unet", "vae"];
 
 /// A loaded checkpoint. The stages of a painting are methods of their own, in the order they run:
-/// [`use_loras`](Self::use_loras), [`encode_prompt`](Self::encode_prompt), [`denoise`](Self::denoise),
-/// [`decode`](Self::decode).
+/// [`use_loras`](Self::use_loras), [`encode_prompt`](Self::encode_prompt), [`predict_noise`](Self::predict_noise) at every
+/// step, [`decode`](Self::decode).
 pub struct StableDiffusion {
     checkpoint: Checkpoint,
     device: Device,
     tokenizer: PromptTokenizer,
+    prompts: PromptSyntax,
+    /// Bytes that the process may use for tensors, where somebody has said so.
+    memory_budget: Option<u64>,
+    resident_bytes: u64,
+    needs: Needs,
+    /// Of the painting under way.
+    cuts: Cuts,
     adapters: Adapters,
     vae: VaeDecoder,
+    /// Where the checkpoint has one.
+    vae_encoder: Option<VaeEncoder>,
 }
 
 impl StableDiffusion {
@@ -42,14 +66,64 @@ impl StableDiffusion {
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported.
     pub fn load(folder: &Path, device: Device) -> Result<Self, EngineError> {
         let checkpoint = Checkpoint::read(folder)?;
+        let weights = Weights::read(folder, &COMPONENTS, &device)?;
+        Self::with(checkpoint, weights, folder, device)
+    }
+
+    /// The same with all weights out of one `file` under the names of Stable Diffusion's first release
+    /// (`model.diffusion_model.…`); `folder` has all the other files.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_single_file(folder: &Path, file: &Path, device: Device) -> Result<Self, EngineError> {
+        let checkpoint = Checkpoint::read(folder)?;
+        let unet = Layout::new(checkpoint.unet.layers_per_block, &checkpoint.unet.attention_up());
+        let weights = Weights::read_single_file(file, &unet, checkpoint.vae.block_out_channels.len(), &device)?;
+        Self::with(checkpoint, weights, file, device)
+    }
+
+    fn with(checkpoint: Checkpoint, weights: Weights, from: &Path, device: Device) -> Result<Self, EngineError> {
         let positions = checkpoint.text_encoder.max_position_embeddings;
-        let tokenizer = PromptTokenizer::read(&folder.join("tokenizer"), &checkpoint.pad_token, positions)?;
-        let weights = Weights::read(folder, &device)?;
-        let wrong = |problem| EngineError::Checkpoint { path: folder.to_owned(), problem };
+        let tokenizer = PromptTokenizer::read(&checkpoint.folder.join("tokenizer"), &checkpoint.pad_token, positions)?;
+        let wrong = |problem| EngineError::Checkpoint { path: from.to_owned(), problem };
         let vae = weights.build(&std::sync::Arc::default(), |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae = vae.map_err(wrong)?;
+        let (needs, resident_bytes) = (Needs::new(&checkpoint.unet, &checkpoint.vae), weights.bytes());
+        let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
+        let encoder = || weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae")));
+        let vae_encoder = encodes.then(encoder).transpose().map_err(wrong)?;
         let adapters = Adapters::new(&checkpoint, weights).map_err(wrong)?;
-        Ok(Self { checkpoint, device, tokenizer, adapters, vae })
+        Ok(Self {
+            checkpoint,
+            device,
+            tokenizer,
+            prompts: PromptSyntax::Plain,
+            memory_budget: None,
+            resident_bytes,
+            needs,
+            cuts: Cuts::default(),
+            adapters,
+            vae,
+            vae_encoder,
+        })
+    }
+
+    /// Bytes of the model's own tensors.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        self.resident_bytes
+    }
+
+    /// Keeps the tensors of the model and of a painting within so many bytes; what a LoRA changes comes on top.
+    #[must_use]
+    pub fn with_memory_budget(self, memory_budget: Option<u64>) -> Self {
+        Self { memory_budget, ..self }
+    }
+
+    /// Reads prompts by these rules from now on; plain ones are the usual.
+    #[must_use]
+    pub fn with_prompts(self, prompts: PromptSyntax) -> Self {
+        Self { prompts, ..self }
     }
 
     #[must_use]
@@ -72,7 +146,7 @@ impl Engine for StableDiffusion {
         pipeline::warm_up(self)
     }
 
-    fn paint(&mut self, request: &PaintRequest, watch: &Watch) -> Result<Vec<Picture>, EngineError> {
-        pipeline::paint(self, request, watch)
+    fn paint_together(&mut self, orders: &[Order]) -> Result<Vec<Painted>, EngineError> {
+        pipeline::paint(self, orders)
     }
 }

@@ -3,42 +3,22 @@
 use candle_core::{IndexOp, Tensor};
 
 use super::StableDiffusion;
+use super::canvas::Canvas;
+use super::memory::{Cuts, Work, twice};
+use super::start::Start;
 use super::vae::to_rgb8;
-use crate::engine::noise::Noise;
-use crate::engine::schedule::Schedule;
-use crate::engine::{EngineError, PaintRequest, Picture, Watch};
-use crate::job::task::{Generate, Scheduler};
+use crate::engine::fault::memory_told_apart;
+use crate::engine::schedule::{Schedule, ScheduleError};
+use crate::engine::{EmbeddingFile, EngineError, Order, PaintRequest, Painted, Picture, Request, Watch};
+use crate::job::task::Scheduler;
 
 impl StableDiffusion {
-    /// Encodes the prompt, in front of it the negative one where there is one. What does not fit into the model's
-    /// 77 tokens is dropped, with a warning in the log.
-    ///
-    /// Returns (1 or 2, tokens, hidden), f32, in the order `[negative, positive]`.
-    ///
-    /// # Errors
-    /// When the tokenizer fails on the text, or there is no memory.
-    pub fn encode_prompt(&self, prompt: &str, negative_prompt: Option<&str>) -> Result<Tensor, EngineError> {
-        let texts = negative_prompt.into_iter().chain([prompt]);
-        let mut ids = Vec::new();
-        let mut rows = 0;
-        for text in texts {
-            let tokens = self.tokenizer.tokens(text)?;
-            if tokens.dropped > 0 {
-                tracing::warn!(dropped_tokens = tokens.dropped, "the prompt is too long, its end is not painted");
-            }
-            ids.extend(tokens.ids);
-            rows += 1;
-        }
-        let length = ids.len() / rows;
-        let ids = Tensor::from_vec(ids, (rows, length), &self.device)?;
-        Ok(self.adapters.current().text_encoder.forward(&ids)?)
-    }
-
     /// One look of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
     ///
-    /// `text`: [`encode_prompt`](Self::encode_prompt)'s. With a negative prompt in it, both are predicted as one batch
-    /// of 2N and the result is `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). Returns
-    /// (N, 4, H, W): noise or velocity, as the checkpoint was trained.
+    /// `text`: (N, tokens, hidden), a row a picture; or (2N, tokens, hidden), first the negative prompts of all pictures,
+    /// then the positive ones. Then both are predicted as one batch, and the result is
+    /// `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). Returns (N, 4, H, W): noise or velocity, as the
+    /// checkpoint was trained.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
@@ -50,44 +30,59 @@ impl StableDiffusion {
         guidance_scale: f64,
     ) -> Result<Tensor, EngineError> {
         let pictures = latents.dim(0)?;
-        let rows = text.dim(0)?;
-        let repeated = repeat_rows(text, pictures)?;
-        let unet = &self.adapters.current().unet;
-        if rows == 1 {
-            return Ok(unet.forward(latents, timestep, &repeated)?);
+        if text.dim(0)? == pictures {
+            return self.look(latents, timestep, text);
         }
-        let both = unet.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, &repeated)?;
+        let both = self.look(&Tensor::cat(&[latents, latents], 0)?, timestep, text)?;
         let (negative, positive) = (both.narrow(0, 0, pictures)?, both.narrow(0, pictures, pictures)?);
         let towards = ((positive - &negative)? * guidance_scale)?;
         Ok((negative + towards)?)
     }
 
-    /// Runs `schedule` from `latents` (N, 4, H, W), f32, of the schedule's own standard deviation, to latents that can
-    /// be decoded. `noise` is drawn from by ancestral samplers alone.
+    /// The UNet's output for every row, together or, where memory is short, one after the other.
+    fn look(&self, latents: &Tensor, timestep: f64, text: &Tensor) -> Result<Tensor, EngineError> {
+        let unet = &self.adapters.current().unet;
+        let rows = latents.dim(0)?;
+        if !self.cuts.one_by_one || rows == 1 {
+            return Ok(unet.forward(latents, timestep, text)?);
+        }
+        let row = |row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?);
+        Ok(Tensor::cat(&(0..rows).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// Runs `schedule` over the canvas. An order whose watch says so leaves it between two steps.
     ///
     /// # Errors
-    /// [`EngineError::Cancelled`] between two steps when `watch` says so.
-    pub fn denoise(
+    /// When the shapes do not fit, or there is no memory.
+    fn denoise(
         &self,
-        mut latents: Tensor,
-        text: &Tensor,
+        canvas: &mut Canvas,
         guidance_scale: f64,
         schedule: &Schedule,
-        noise: &mut Noise,
-        watch: &Watch,
-    ) -> Result<Tensor, EngineError> {
+        watches: &[&Watch],
+    ) -> Result<(), EngineError> {
         let steps = schedule.steps.len() as u32;
-        let mut previous_denoised: Option<Tensor> = None;
         for (step, done) in schedule.steps.iter().zip(1..) {
-            let input = (&latents * step.input_scale)?;
-            let output = self.predict_noise(&input, step.timestep, text, guidance_scale)?;
-            let fresh = if step.next.noise == 0.0 { None } else { Some(noise.draw(&self.device)?) };
-            let stepped = step.advance(&latents, &output, previous_denoised.as_ref(), fresh.as_ref())?;
-            latents = stepped.latents;
-            previous_denoised = Some(stepped.denoised);
-            watch.step_done(done, steps)?;
+            let input = (&canvas.latents * step.input_scale)?;
+            let output = self.predict_noise(&input, step.timestep, &canvas.text, guidance_scale)?;
+            let fresh = if step.next.noise == 0.0 { None } else { Some(canvas.noise.draw(&self.device)?) };
+            let stepped = step.advance(&canvas.latents, &output, &canvas.history, fresh.as_ref())?;
+            canvas.latents = stepped.latents;
+            canvas.history = stepped.history;
+            canvas.put_back(schedule, done as usize)?;
+            if done == steps {
+                // Until here a GPU was only told what to do: without this its last steps would count as decoding.
+                self.device.synchronize()?;
+            }
+            let mut on_it = canvas.owners.clone();
+            on_it.dedup();
+            on_it.retain(|order| watches[*order].step_done(done, steps).is_err());
+            canvas.remove(&on_it)?;
+            if canvas.owners.is_empty() {
+                break;
+            }
         }
-        Ok(latents)
+        Ok(())
     }
 
     /// `latents`: (N, 4, H, W), f32. Returns (N, 3, 8·H, 8·W), f32 around -1 to 1, for [`to_rgb8`].
@@ -95,10 +90,33 @@ impl StableDiffusion {
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor, EngineError> {
-        // One at a time: the decoder's widest layers take most of the memory there is.
-        let decode = |picture: usize| self.vae.decode(&latents.narrow(0, picture, 1)?);
-        let decoded = (0..latents.dim(0)?).map(decode).collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&decoded, 0)?)
+        one_at_a_time(latents, |latents| match self.cuts {
+            Cuts { tile: Some(side), .. } => self.vae.decode_in_tiles(latents, side),
+            Cuts { banded: true, .. } => self.vae.decode_in_bands(latents),
+            Cuts { .. } => self.vae.decode(latents),
+        })
+    }
+
+    /// The same in overlapping tiles of `side` by `side` latents, at least 4: another picture, for each tile is normalized by
+    /// itself, but without seams and in no more memory than a tile takes.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_in_tiles(&self, latents: &Tensor, side: usize) -> Result<Tensor, EngineError> {
+        one_at_a_time(latents, |latents| self.vae.decode_in_tiles(latents, side))
+    }
+
+    /// The picture of [`Self::decode`] in a third of the memory: the wide layers go over it in bands of rows.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_in_bands(&self, latents: &Tensor) -> Result<Tensor, EngineError> {
+        one_at_a_time(latents, |latents| self.vae.decode_in_bands(latents))
+    }
+
+    fn schedule(&self, scheduler: Scheduler, steps: u32, skipped: u32) -> Result<Schedule, EngineError> {
+        let refused = |error: ScheduleError| EngineError::Request { field: "steps", problem: error.to_string() };
+        Schedule::without_first(skipped, scheduler, steps, &self.checkpoint.schedule).map_err(refused)
     }
 
     /// (channels, height, width) of the latents of one picture of this size.
@@ -116,79 +134,164 @@ impl StableDiffusion {
     }
 }
 
-/// Everything a painting needs besides the LoRAs.
-struct Plan<'a> {
-    prompt: &'a str,
-    /// Without it there is no guidance.
-    negative_prompt: Option<&'a str>,
-    guidance_scale: f64,
-    schedule: Schedule,
-    width_px: u32,
-    height_px: u32,
-    seeds: Vec<u64>,
+/// The decoder's widest layers take most of the memory there is.
+fn one_at_a_time(latents: &Tensor, decode: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Tensor, EngineError> {
+    let one = |picture: usize| decode(&latents.narrow(0, picture, 1)?);
+    let decoded = (0..latents.dim(0)?).map(one).collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&decoded, 0)?)
 }
 
-pub(super) fn paint(engine: &mut StableDiffusion, request: &PaintRequest, watch: &Watch) -> Result<Vec<Picture>, EngineError> {
-    let task: &Generate = &request.task;
-    let guided = task.guidance_scale.get() > 1.0;
-    let plan = Plan {
-        prompt: task.prompt.as_str(),
-        negative_prompt: guided.then(|| task.negative_prompt.as_str()),
+/// What the pictures of a batch have in common, besides the LoRAs.
+struct Plan {
+    guided: bool,
+    guidance_scale: f64,
+    schedule: Schedule,
+    start: Option<Start>,
+    width_px: u32,
+    height_px: u32,
+}
+
+/// What one order adds to it.
+struct Part<'a> {
+    prompt: &'a str,
+    /// Looked at only where there is guidance.
+    negative_prompt: &'a str,
+    embeddings: &'a [EmbeddingFile],
+    seeds: Vec<u64>,
+    watch: &'a Watch,
+}
+
+pub(super) fn paint(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Vec<Painted>, EngineError> {
+    let requests = orders.iter().map(|order| generate(&order.request)).collect::<Result<Vec<_>, _>>()?;
+    let Some(request) = requests.first() else { return Ok(Vec::new()) };
+    let task = &request.task;
+    let skipped = task.start.as_ref().map_or(0, |start| start.skipped(task.steps));
+    let mut plan = Plan {
+        guided: task.guidance_scale.get() > 1.0,
         guidance_scale: task.guidance_scale.get(),
-        schedule: Schedule::new(task.scheduler, task.steps.get(), &engine.checkpoint.schedule),
+        schedule: engine.schedule(task.scheduler, task.steps.get(), skipped)?,
+        start: None,
         width_px: task.size.width_px(),
         height_px: task.size.height_px(),
-        seeds: (0..u64::from(task.num_images.get())).map(|picture| task.seed.get() + picture).collect(),
     };
     engine.latent_shape(plan.width_px, plan.height_px)?;
+    if let Some(picture) = &request.start {
+        plan.start = Some(engine.start(picture, (plan.width_px, plan.height_px), skipped == 0)?);
+    }
     let cache_hit = engine.use_loras(&request.loras)?;
     if !request.loras.is_empty() {
-        watch.loras_ready(cache_hit);
+        for order in orders {
+            order.watch.loras_ready(cache_hit);
+        }
     }
-    execute(engine, &plan, watch).map_err(told_apart)
+    let parts: Vec<Part<'_>> = requests.iter().zip(orders).map(|(request, order)| Part::new(request, &order.watch)).collect();
+    let pictures: usize = parts.iter().map(|part| part.seeds.len()).sum();
+    let rows = if plan.guided { 2 * pictures } else { pictures };
+    let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows };
+    let (needs, free) = (engine.needs, engine.memory_budget.map(|bytes| bytes.saturating_sub(engine.resident_bytes)));
+    let first = free.map_or(Ok(Cuts::default()), |bytes| needs.within(bytes, work))?;
+    let painted = twice(first, needs.all_cuts(), |cuts| {
+        engine.cuts = cuts;
+        execute(engine, &plan, &parts).map_err(memory_told_apart)
+    });
+    painted.map_err(|error| match error {
+        EngineError::OutOfMemory { problem } => {
+            let advice = needs.advice(work, free);
+            EngineError::OutOfMemory { problem: format!("{problem}, also in pieces; {advice}") }
+        }
+        other => other,
+    })
+}
+
+/// The request, if it is one for a model that paints from text.
+fn generate(request: &Request) -> Result<&PaintRequest, EngineError> {
+    match request {
+        Request::Generate(request) => Ok(request),
+        Request::TryOn(_) => {
+            Err(EngineError::Request { field: "task", problem: "must be generate: this model paints from text".into() })
+        }
+    }
+}
+
+impl<'a> Part<'a> {
+    fn new(request: &'a PaintRequest, watch: &'a Watch) -> Self {
+        let task = &request.task;
+        Self {
+            prompt: task.prompt.as_str(),
+            negative_prompt: task.negative_prompt.as_str(),
+            embeddings: &request.embeddings,
+            seeds: (0..u64::from(task.num_images.get())).map(|picture| task.seed.get() + picture).collect(),
+            watch,
+        }
+    }
 }
 
 /// One step without guidance or LoRA at the size the checkpoint was trained on.
 pub(super) fn warm_up(engine: &mut StableDiffusion) -> Result<(), EngineError> {
     let side_px = (engine.checkpoint.unet.sample_size * engine.checkpoint.vae.pixels_per_latent()) as u32;
     let plan = Plan {
-        prompt: "",
-        negative_prompt: None,
+        guided: false,
         guidance_scale: 1.0,
-        schedule: Schedule::new(Scheduler::DpmSolverPlusPlus, 1, &engine.checkpoint.schedule),
+        schedule: engine.schedule(Scheduler::DpmSolverPlusPlus, 1, 0)?,
+        start: None,
         width_px: side_px,
         height_px: side_px,
-        seeds: vec![0],
     };
-    execute(engine, &plan, &Watch::new(|_| ())).map_err(told_apart)?;
+    let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &Watch::new(|_| ()) };
+    engine.cuts = Cuts::default();
+    execute(engine, &plan, &[part]).map_err(memory_told_apart)?;
     Ok(())
 }
 
-fn execute(engine: &StableDiffusion, plan: &Plan, watch: &Watch) -> Result<Vec<Picture>, EngineError> {
+fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Painted>, EngineError> {
     let shape = engine.latent_shape(plan.width_px, plan.height_px)?;
-    let text = engine.encode_prompt(plan.prompt, plan.negative_prompt)?;
-    let mut noise = Noise::new(plan.seeds.iter().copied(), shape);
-    let latents = (noise.draw(&engine.device)? * plan.schedule.init_noise_sigma)?;
-    let latents = engine.denoise(latents, &text, plan.guidance_scale, &plan.schedule, &mut noise, watch)?;
-    let (width_px, height_px) = (plan.width_px, plan.height_px);
+    // One by one, so that a prompt is the same numbers whatever its neighbours are.
+    let text = |part: &Part<'_>| {
+        let inversions = engine.read_embeddings(part.embeddings)?;
+        engine.encode_prompt(part.prompt, plan.guided.then_some(part.negative_prompt), &inversions)
+    };
+    let texts = parts.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    let mut painted = Vec::new();
+    for together in of_one_length(&texts)? {
+        let texts: Vec<Tensor> = together.iter().map(|part| texts[*part].clone()).collect();
+        let seeds: Vec<Vec<u64>> = together.iter().map(|part| parts[*part].seeds.clone()).collect();
+        let watches: Vec<&Watch> = together.iter().map(|part| parts[*part].watch).collect();
+        let mut canvas = Canvas::new(&texts, &seeds, shape, &engine.device)?;
+        canvas.begin(&plan.schedule, plan.start.as_ref())?;
+        engine.denoise(&mut canvas, plan.guidance_scale, &plan.schedule, &watches)?;
+        for (order, (part, seeds)) in together.into_iter().zip(&seeds).enumerate() {
+            painted.push((part, develop(engine, plan, &canvas, order, seeds)?));
+        }
+    }
+    painted.sort_by_key(|(part, _)| *part);
+    Ok(painted.into_iter().map(|(_, painted)| painted).collect())
+}
+
+/// The places of texts that can share a batch: a longer one takes more tokens, and padding would change the others' pictures.
+fn of_one_length(texts: &[Tensor]) -> Result<Vec<Vec<usize>>, EngineError> {
+    let mut lengths: Vec<(usize, Vec<usize>)> = Vec::new();
+    for (place, text) in texts.iter().enumerate() {
+        let (_, length, _) = text.dims3()?;
+        match lengths.iter_mut().find(|(of, _)| *of == length) {
+            Some((_, places)) => places.push(place),
+            None => lengths.push((length, vec![place])),
+        }
+    }
+    Ok(lengths.into_iter().map(|(_, places)| places).collect())
+}
+
+/// The pictures of one order out of its latents.
+fn develop(
+    engine: &StableDiffusion,
+    plan: &Plan,
+    canvas: &Canvas,
+    order: usize,
+    seeds: &[u64],
+) -> Result<Painted, EngineError> {
+    let Some(latents) = canvas.latents_of(order)? else { return Ok(Err(EngineError::Cancelled)) };
     let decoded = engine.decode(&latents)?;
+    let (width_px, height_px) = (plan.width_px, plan.height_px);
     let picture =
         |(index, seed): (usize, &u64)| Ok(Picture { width_px, height_px, rgb: to_rgb8(&decoded.i(index)?)?, seed: *seed });
-    plan.seeds.iter().enumerate().map(picture).collect()
-}
-
-/// (R, T, C) to (R·count, T, C), every row `count` times in a run.
-fn repeat_rows(text: &Tensor, count: usize) -> candle_core::Result<Tensor> {
-    let (rows, tokens, channels) = text.dims3()?;
-    text.unsqueeze(1)?.repeat((1, count, 1, 1))?.reshape((rows * count, tokens, channels))
-}
-
-/// Candle tells a device without memory from other faults only in its message.
-fn told_apart(error: EngineError) -> EngineError {
-    match error {
-        EngineError::Candle(error) if error.to_string().to_lowercase().contains("out_of_memory") => {
-            EngineError::OutOfMemory { problem: format!("{error}; ask for a smaller size or fewer images") }
-        }
-        other => other,
-    }
+    seeds.iter().enumerate().map(picture).collect::<Result<_, EngineError>>().map(Ok)
 }

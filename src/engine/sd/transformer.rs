@@ -1,11 +1,10 @@
 //! The UNet's transformer: every place of the picture looks at every other and at the prompt.
 
-use candle_core::{D, Result, Tensor};
-use candle_nn::{
-    Conv2d, Conv2dConfig, GroupNorm, LayerNorm, Linear, Module, VarBuilder, conv2d, group_norm, layer_norm, linear,
-};
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
 
 use super::attention::{Attention, AttentionConfig};
+use crate::engine::layers::{Conv, GroupNorm, LayerNorm, Linear, conv, geglu, group_norm, layer_norm, linear, transposed};
 
 /// Of the group norm in front; not the residual blocks' epsilon.
 const NORM_EPS: f64 = 1e-6;
@@ -36,7 +35,7 @@ impl SpatialTransformer {
     pub(super) fn new(config: TransformerConfig, vb: &VarBuilder) -> Result<Self> {
         let block = |index: usize| TransformerBlock::new(config, &vb.pp("transformer_blocks").pp(index));
         Ok(Self {
-            norm: group_norm(config.groups, config.channels, NORM_EPS, vb.pp("norm"))?,
+            norm: group_norm(config.groups, config.channels, NORM_EPS, &vb.pp("norm"))?,
             proj_in: Projection::new(config, vb.pp("proj_in"))?,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
             proj_out: Projection::new(config, vb.pp("proj_out"))?,
@@ -46,8 +45,8 @@ impl SpatialTransformer {
     /// `hidden`: (B, C, H, W); `text`: (B, T, text channels). Returns (B, C, H, W).
     pub(super) fn forward(&self, hidden: &Tensor, text: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = hidden.dims4()?;
-        let to_tokens = |picture: &Tensor| picture.flatten_from(2)?.transpose(1, 2)?.contiguous();
-        let to_picture = |tokens: &Tensor| tokens.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width));
+        let to_tokens = |picture: &Tensor| transposed(&picture.flatten_from(2)?);
+        let to_picture = |tokens: &Tensor| transposed(tokens)?.reshape((batch, channels, height, width));
         let normed = self.norm.forward(hidden)?;
         let mut tokens = match &self.proj_in {
             Projection::Conv(conv) => to_tokens(&conv.forward(&normed)?)?,
@@ -56,16 +55,15 @@ impl SpatialTransformer {
         for block in &self.blocks {
             tokens = block.forward(&tokens, text)?;
         }
-        let projected = match &self.proj_out {
-            Projection::Conv(conv) => conv.forward(&to_picture(&tokens)?)?,
-            Projection::Linear(linear) => to_picture(&linear.forward(&tokens)?)?,
-        };
-        projected + hidden
+        match &self.proj_out {
+            Projection::Conv(conv) => conv.add_to(hidden, &to_picture(&tokens)?),
+            Projection::Linear(linear) => to_picture(&linear.forward(&tokens)?)? + hidden,
+        }
     }
 }
 
 enum Projection {
-    Conv(Conv2d),
+    Conv(Conv),
     Linear(Linear),
 }
 
@@ -75,7 +73,7 @@ impl Projection {
         if config.linear_projection {
             Ok(Self::Linear(linear(channels, channels, vb)?))
         } else {
-            Ok(Self::Conv(conv2d(channels, channels, 1, Conv2dConfig::default(), vb)?))
+            Ok(Self::Conv(conv(channels, channels, 1, 1, vb)?))
         }
     }
 }
@@ -94,7 +92,7 @@ struct TransformerBlock {
 impl TransformerBlock {
     fn new(config: TransformerConfig, vb: &VarBuilder) -> Result<Self> {
         let TransformerConfig { channels, heads, text_channels, .. } = config;
-        let norm = |name| layer_norm(channels, BLOCK_NORM_EPS, vb.pp(name));
+        let norm = |name| layer_norm(channels, BLOCK_NORM_EPS, &vb.pp(name));
         let attention = |context_channels, name| {
             Attention::new(AttentionConfig { channels, context_channels, heads, bias: false }, &vb.pp(name))
         };
@@ -111,16 +109,9 @@ impl TransformerBlock {
 
     fn forward(&self, tokens: &Tensor, text: &Tensor) -> Result<Tensor> {
         let normed = self.norm1.forward(tokens)?;
-        let tokens = (self.attn1.forward(&normed, &normed)? + tokens)?;
-        let tokens = (self.attn2.forward(&self.norm2.forward(&tokens)?, text)? + tokens)?;
-        self.feed_forward(&self.norm3.forward(&tokens)?)? + tokens
-    }
-
-    /// GEGLU (Shazeer 2020) with the exact gelu.
-    fn feed_forward(&self, tokens: &Tensor) -> Result<Tensor> {
-        let both = self.ff_in.forward(tokens)?;
-        let half = both.dim(D::Minus1)? / 2;
-        let gate = both.narrow(D::Minus1, half, half)?.gelu_erf()?;
-        self.ff_out.forward(&(both.narrow(D::Minus1, 0, half)? * gate)?)
+        let tokens = self.attn1.add_to(tokens, &normed, &normed)?;
+        let tokens = self.attn2.add_to(&tokens, &self.norm2.forward(&tokens)?, text)?;
+        let inner = geglu(&self.ff_in.forward(&self.norm3.forward(&tokens)?)?)?;
+        self.ff_out.add_to(&tokens, &inner)
     }
 }

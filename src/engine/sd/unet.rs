@@ -1,12 +1,12 @@
 //! The UNet: predicts the noise in a picture from its noisy latents, the timestep and the text.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{GroupNorm, Linear, Module, VarBuilder, group_norm, linear};
+use candle_nn::VarBuilder;
 
 use super::config::{DownBlockType, UnetConfig, UpBlockType};
-use super::conv::Conv3x3;
 use super::resnet::{ResnetBlock, ResnetConfig};
 use super::transformer::{SpatialTransformer, TransformerConfig};
+use crate::engine::layers::{Conv, GroupNorm, Linear, conv, group_norm, linear};
 
 /// Longest period of the sinusoidal timestep embedding.
 const MAX_PERIOD: f32 = 10_000.0;
@@ -14,12 +14,12 @@ const MAX_PERIOD: f32 = 10_000.0;
 /// diffusers' `UNet2DConditionModel`.
 pub struct Unet {
     time: TimeEmbedding,
-    conv_in: Conv3x3,
+    conv_in: Conv,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
-    conv_out: Conv3x3,
+    conv_out: Conv,
 }
 
 impl Unet {
@@ -34,12 +34,12 @@ impl Unet {
         let up = |index| UpBlock::new(config, index, &vb.pp("up_blocks").pp(index));
         Ok(Self {
             time: TimeEmbedding::new(config, vb)?,
-            conv_in: Conv3x3::new(config.in_channels, first, 1, vb.pp("conv_in"))?,
+            conv_in: conv(config.in_channels, first, 3, 1, vb.pp("conv_in"))?,
             down_blocks: (0..channels.len()).map(down).collect::<Result<_>>()?,
             mid_block: MidBlock::new(config, last, &vb.pp("mid_block"))?,
             up_blocks: (0..channels.len()).map(up).collect::<Result<_>>()?,
-            conv_norm_out: group_norm(config.norm_num_groups, first, config.norm_eps, vb.pp("conv_norm_out"))?,
-            conv_out: Conv3x3::new(first, config.out_channels, 1, vb.pp("conv_out"))?,
+            conv_norm_out: group_norm(config.norm_num_groups, first, config.norm_eps, &vb.pp("conv_norm_out"))?,
+            conv_out: conv(first, config.out_channels, 3, 1, vb.pp("conv_out"))?,
         })
     }
 
@@ -59,7 +59,7 @@ impl Unet {
         for block in &self.up_blocks {
             hidden = block.forward(&hidden, &time, text, &mut skips)?;
         }
-        self.conv_out.forward(&self.conv_norm_out.forward(&hidden)?.silu()?)
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)
     }
 }
 
@@ -101,7 +101,7 @@ impl TimeEmbedding {
 struct DownBlock {
     resnets: Vec<ResnetBlock>,
     attentions: Vec<SpatialTransformer>,
-    downsampler: Option<Conv3x3>,
+    downsampler: Option<Conv>,
 }
 
 impl DownBlock {
@@ -115,7 +115,7 @@ impl DownBlock {
             ResnetBlock::new(in_channels, channels, resnets(config), &vb.pp("resnets").pp(layer))
         };
         let layers = config.layers_per_block;
-        let downsampler = || Conv3x3::new(channels, channels, 2, vb.pp("downsamplers.0.conv"));
+        let downsampler = || conv(channels, channels, 3, 2, vb.pp("downsamplers.0.conv"));
         Ok(Self {
             resnets: (0..layers).map(resnet).collect::<Result<_>>()?,
             attentions: transformers(config, index, if attends { layers } else { 0 }, vb)?,
@@ -168,7 +168,7 @@ impl MidBlock {
 struct UpBlock {
     resnets: Vec<ResnetBlock>,
     attentions: Vec<SpatialTransformer>,
-    upsampler: Option<Conv3x3>,
+    upsampler: Option<Conv>,
 }
 
 impl UpBlock {
@@ -185,7 +185,7 @@ impl UpBlock {
             let skip = if layer + 1 == layers { skip_of_last } else { channels };
             ResnetBlock::new(hidden + skip, channels, resnets(config), &vb.pp("resnets").pp(layer))
         };
-        let upsampler = || Conv3x3::new(channels, channels, 1, vb.pp("upsamplers.0.conv"));
+        let upsampler = || conv(channels, channels, 3, 1, vb.pp("upsamplers.0.conv"));
         Ok(Self {
             resnets: (0..layers).map(resnet).collect::<Result<_>>()?,
             attentions: transformers(config, outer, if attends { layers } else { 0 }, vb)?,
@@ -206,7 +206,7 @@ impl UpBlock {
         if let (Some(upsampler), Some(next)) = (&self.upsampler, skips.last()) {
             // The size of the next skip, not twice this one: odd sides were rounded up on the way down.
             let (_, _, height, width) = next.dims4()?;
-            hidden = upsampler.forward(&hidden.upsample_nearest2d(height, width)?)?;
+            hidden = upsampler.forward_enlarged(&hidden, height, width)?;
         }
         Ok(hidden)
     }

@@ -1,33 +1,40 @@
 //! The decoder of the variational autoencoder: latents to pixels.
 
 use candle_core::{DType, Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Module, VarBuilder, conv2d, group_norm};
+use candle_nn::VarBuilder;
 
 use super::attention::{Attention, AttentionConfig};
+use super::bands::Bands;
 use super::config::VaeConfig;
-use super::conv::Conv3x3;
 use super::resnet::{ResnetBlock, ResnetConfig};
+use crate::engine::layers::{Conv, GroupNorm, conv, group_norm, transposed};
 
 /// Of every norm in it; diffusers has it in code, not in config.json.
-const NORM_EPS: f64 = 1e-6;
+pub(super) const NORM_EPS: f64 = 1e-6;
 
 /// The decoding half of diffusers' `AutoencoderKL`.
 pub struct VaeDecoder {
     scaling_factor: f64,
     shift_factor: f64,
-    post_quant_conv: Option<Conv2d>,
-    conv_in: Conv3x3,
-    mid_resnets: [ResnetBlock; 2],
-    mid_norm: GroupNorm,
-    mid_attention: Attention,
+    post_quant_conv: Option<Conv>,
+    conv_in: Conv,
+    mid: MidBlock,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
-    conv_out: Conv3x3,
+    conv_out: Conv,
+    bands: Bands,
+}
+
+/// Attention over all places between two residual blocks: the middle of decoder and encoder.
+pub(super) struct MidBlock {
+    resnets: [ResnetBlock; 2],
+    norm: GroupNorm,
+    attention: Attention,
 }
 
 struct UpBlock {
     resnets: Vec<ResnetBlock>,
-    upsampler: Option<Conv3x3>,
+    upsampler: Option<Conv>,
 }
 
 impl VaeDecoder {
@@ -39,23 +46,19 @@ impl VaeDecoder {
         let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let (inner, outer) = (widths[0], widths[widths.len() - 1]);
         let latents = config.latent_channels;
-        let post_quant = || conv2d(latents, latents, 1, Conv2dConfig::default(), vb.pp("post_quant_conv"));
-        let attention = AttentionConfig { channels: inner, context_channels: inner, heads: 1, bias: true };
+        let post_quant = || conv(latents, latents, 1, 1, vb.pp("post_quant_conv"));
         let decoder = vb.pp("decoder");
-        let mid = decoder.pp("mid_block");
-        let mid_resnet = |index: usize| ResnetBlock::new(inner, inner, resnets(config), &mid.pp("resnets").pp(index));
         let up = |index| UpBlock::new(config, &widths, index, &decoder.pp("up_blocks").pp(index));
         Ok(Self {
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor.unwrap_or_default(),
             post_quant_conv: config.use_post_quant_conv.then(post_quant).transpose()?,
-            conv_in: Conv3x3::new(latents, inner, 1, decoder.pp("conv_in"))?,
-            mid_resnets: [mid_resnet(0)?, mid_resnet(1)?],
-            mid_norm: group_norm(config.norm_num_groups, inner, NORM_EPS, mid.pp("attentions.0.group_norm"))?,
-            mid_attention: Attention::new(attention, &mid.pp("attentions.0"))?,
+            conv_in: conv(latents, inner, 3, 1, decoder.pp("conv_in"))?,
+            mid: MidBlock::new(config, inner, &decoder.pp("mid_block"))?,
             up_blocks: (0..widths.len()).map(up).collect::<Result<_>>()?,
-            conv_norm_out: group_norm(config.norm_num_groups, outer, NORM_EPS, decoder.pp("conv_norm_out"))?,
-            conv_out: Conv3x3::new(outer, config.out_channels, 1, decoder.pp("conv_out"))?,
+            conv_norm_out: group_norm(config.norm_num_groups, outer, NORM_EPS, &decoder.pp("conv_norm_out"))?,
+            conv_out: conv(outer, config.out_channels, 3, 1, decoder.pp("conv_out"))?,
+            bands: Bands::new(config, &decoder)?,
         })
     }
 
@@ -65,23 +68,52 @@ impl VaeDecoder {
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let mut hidden = self.middle(latents)?;
+        for block in &self.up_blocks {
+            hidden = block.forward(&hidden)?;
+        }
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)
+    }
+
+    /// The same of one picture, (1, 4, H, W), in a third of the memory.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_in_bands(&self, latents: &Tensor) -> Result<Tensor> {
+        self.bands.forward(self.middle(latents)?)
+    }
+
+    fn middle(&self, latents: &Tensor) -> Result<Tensor> {
         let mut hidden = ((latents / self.scaling_factor)? + self.shift_factor)?;
         if let Some(post_quant_conv) = &self.post_quant_conv {
             hidden = post_quant_conv.forward(&hidden)?;
         }
-        hidden = self.mid_resnets[0].forward(&self.conv_in.forward(&hidden)?, None)?;
-        hidden = self.mid_resnets[1].forward(&self.attend(&hidden)?, None)?;
-        for block in &self.up_blocks {
-            hidden = block.forward(&hidden)?;
-        }
-        self.conv_out.forward(&self.conv_norm_out.forward(&hidden)?.silu()?)
+        self.mid.forward(&self.conv_in.forward(&hidden)?)
+    }
+}
+
+impl MidBlock {
+    pub(super) fn new(config: &VaeConfig, channels: usize, vb: &VarBuilder) -> Result<Self> {
+        let attention = AttentionConfig { channels, context_channels: channels, heads: 1, bias: true };
+        let resnet = |index: usize| ResnetBlock::new(channels, channels, resnets(config), &vb.pp("resnets").pp(index));
+        Ok(Self {
+            resnets: [resnet(0)?, resnet(1)?],
+            norm: group_norm(config.norm_num_groups, channels, NORM_EPS, &vb.pp("attentions.0.group_norm"))?,
+            attention: Attention::new(attention, &vb.pp("attentions.0"))?,
+        })
+    }
+
+    /// (B, channels, H, W) to the same.
+    pub(super) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        let hidden = self.resnets[0].forward(hidden, None)?;
+        self.resnets[1].forward(&self.attend(&hidden)?, None)
     }
 
     fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = hidden.dims4()?;
-        let places = self.mid_norm.forward(hidden)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-        let attended = self.mid_attention.forward(&places, &places)?;
-        attended.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width))? + hidden
+        let places = transposed(&self.norm.forward(hidden)?.flatten_from(2)?)?;
+        let attended = self.attention.forward(&places, &places)?;
+        transposed(&attended)?.reshape((batch, channels, height, width))? + hidden
     }
 }
 
@@ -92,7 +124,7 @@ impl UpBlock {
             let in_channels = if layer == 0 { before } else { channels };
             ResnetBlock::new(in_channels, channels, resnets(config), &vb.pp("resnets").pp(layer))
         };
-        let upsampler = || Conv3x3::new(channels, channels, 1, vb.pp("upsamplers.0.conv"));
+        let upsampler = || conv(channels, channels, 3, 1, vb.pp("upsamplers.0.conv"));
         Ok(Self {
             resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?,
             upsampler: (index + 1 < widths.len()).then(upsampler).transpose()?,
@@ -106,11 +138,11 @@ impl UpBlock {
         }
         let Some(upsampler) = &self.upsampler else { return Ok(hidden) };
         let (_, _, height, width) = hidden.dims4()?;
-        upsampler.forward(&hidden.upsample_nearest2d(2 * height, 2 * width)?)
+        upsampler.forward_enlarged(&hidden, 2 * height, 2 * width)
     }
 }
 
-fn resnets(config: &VaeConfig) -> ResnetConfig {
+pub(super) fn resnets(config: &VaeConfig) -> ResnetConfig {
     ResnetConfig { groups: config.norm_num_groups, eps: NORM_EPS, time_channels: None }
 }
 

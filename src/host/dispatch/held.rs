@@ -38,6 +38,19 @@ impl Held {
 }
 
 impl Held {
+    /// Whether both may go into one event: first attempts of one source whose pictures can be denoised as one.
+    #[must_use]
+    pub fn shares_event_with(&self, other: &Self) -> bool {
+        let first = self.message.attempt == 1 && other.message.attempt == 1;
+        let in_order = self.message.group.is_some() && self.message.group == other.message.group;
+        match (&self.job, &other.job) {
+            (Some(job), Some(next)) => {
+                first && !in_order && Arc::ptr_eq(&self.source, &other.source) && job.shares_batch_with(next)
+            }
+            _ => false,
+        }
+    }
+
     /// Empty when the body is no job.
     #[must_use]
     pub fn job_id(&self) -> &str {

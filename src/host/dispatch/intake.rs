@@ -1,4 +1,4 @@
-//! Takes messages from one source, as many as handlers are free for.
+//! Takes messages from one source, as many as free handlers can take.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,11 +29,9 @@ pub async fn run(source: Arc<dyn Source>, floor: Arc<Floor>, defaults: Defaults,
         match received {
             Ok(messages) => {
                 backoff.reset();
-                for message in messages {
-                    let held = Held::new(source.clone(), message, &defaults);
-                    if let Some(held) = floor.bring(held) {
-                        super::settle::put_back(&held).await;
-                    }
+                let held = messages.into_iter().map(|message| Held::new(source.clone(), message, &defaults)).collect();
+                for held in floor.bring(held) {
+                    super::settle::put_back(&held).await;
                 }
             }
             Err(error) => {

@@ -23,9 +23,13 @@ pub enum Assignment {
 }
 
 impl Assignment {
+    /// Jobs in it, those that cannot be read included.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        matches!(self, Self::Messages(held) if held.is_empty())
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Messages(held) => held.len(),
+            Self::Direct(_) => 1,
+        }
     }
 
     /// The ids of the jobs in it, as far as they could be read.
@@ -76,6 +80,8 @@ pub struct Floor {
 }
 
 struct State {
+    /// Messages of one event at most.
+    batch: usize,
     slots: Vec<Slot>,
     messages: VecDeque<Held>,
     directs: VecDeque<Direct>,
@@ -83,11 +89,12 @@ struct State {
 }
 
 impl Floor {
-    /// For this many handlers; the receivers, one a handler, bring the ids of jobs that are to be cancelled.
+    /// For this many handlers, each with `batch` messages at most at a time; the receivers, one a handler, bring the ids of jobs that are to be cancelled.
     #[must_use]
-    pub fn new(handlers: usize, jobs: Arc<Jobs>) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<String>>) {
+    pub fn new(handlers: usize, batch: usize, jobs: Arc<Jobs>) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<String>>) {
         let (cancels, cancelled) = (0..handlers).map(|_| mpsc::unbounded_channel()).unzip();
         let state = State {
+            batch,
             slots: vec![Slot::Starting; handlers],
             messages: VecDeque::new(),
             directs: VecDeque::new(),
@@ -120,15 +127,16 @@ impl Floor {
         self.change(|floor| floor.slots[slot] = state);
     }
 
-    /// Takes a message in hand, unless the host drains: then it is returned, and the caller's to put back.
+    /// Takes messages in hand, all before a handler can take any, unless the host drains: then they are returned, and the
+    /// caller's to put back.
     #[must_use]
-    pub fn bring(&self, held: Held) -> Option<Held> {
+    pub fn bring(&self, held: Vec<Held>) -> Vec<Held> {
         self.change(|floor| {
             if floor.draining {
-                return Some(held);
+                return held;
             }
-            floor.messages.push_back(held);
-            None
+            floor.messages.extend(held);
+            Vec::new()
         })
     }
 
@@ -228,11 +236,23 @@ impl State {
         let assignment = if let Some(direct) = self.directs.pop_front() {
             Assignment::Direct(direct)
         } else {
-            let next = self.messages.iter().position(|held| !self.runs(held))?;
-            Assignment::Messages(vec![self.messages.remove(next)?])
+            Assignment::Messages(self.party()?)
         };
         self.slots[slot] = Slot::Busy(assignment.job_ids());
         Some(assignment)
+    }
+
+    /// The next message, and others that may share its event; no more than leaves as many for every other idle handler.
+    fn party(&mut self) -> Option<Vec<Held>> {
+        let most = self.startable().div_ceil(self.idle().max(1)).min(self.batch);
+        let next = self.messages.iter().position(|held| !self.runs(held))?;
+        let mut party = vec![self.messages.remove(next)?];
+        while party.len() < most {
+            let joins = |held: &Held| !self.runs(held) && party.iter().all(|member| member.shares_event_with(held));
+            let Some(next) = self.messages.iter().position(joins) else { break };
+            party.extend(self.messages.remove(next));
+        }
+        Some(party)
     }
 
     /// Two deliveries of one job must not paint at the same time: the second waits, and is a replay then.
@@ -248,13 +268,23 @@ impl State {
         })
     }
 
+    fn idle(&self) -> usize {
+        self.slots.iter().filter(|slot| **slot == Slot::Idle).count()
+    }
+
+    fn startable(&self) -> usize {
+        self.messages.iter().filter(|held| !self.runs(held)).count()
+    }
+
     fn free(&self) -> usize {
-        let idle = self.slots.iter().filter(|slot| **slot == Slot::Idle).count();
-        idle.saturating_sub(self.directs.len() + self.messages.iter().filter(|held| !self.runs(held)).count())
+        self.idle().saturating_sub(self.directs.len() + self.startable())
     }
 
     fn demand(&self) -> usize {
-        if self.draining { 0 } else { self.free() }
+        if self.draining {
+            return 0;
+        }
+        (self.idle().saturating_sub(self.directs.len()) * self.batch).saturating_sub(self.startable())
     }
 
     fn glance(&self) -> Glance {

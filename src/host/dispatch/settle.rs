@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +21,7 @@ use crate::host::jobs::{Jobs, State};
 use crate::host::source::SourceError;
 use crate::host::supervisor::invoke::Ended;
 use crate::host::teller::Teller;
+use crate::job::measured::Measured;
 use crate::job::outcome::JobError;
 use crate::metrics::Metrics;
 use crate::setting::Secret;
@@ -72,9 +74,8 @@ impl Settler {
         self.under_way.spawn(async move {
             match assignment {
                 Assignment::Messages(held) => {
-                    for (held, verdict) in held.iter().zip(verdicts(&held, &ended)) {
-                        settler.apply(held, verdict).await;
-                    }
+                    let applied = held.iter().zip(verdicts(&held, &ended));
+                    join_all(applied.map(|(held, verdict)| settler.apply(held, verdict))).await;
                 }
                 Assignment::Direct(direct) => settler.answer(direct, ended).await,
             }
@@ -97,42 +98,57 @@ impl Settler {
     }
 
     async fn apply(&self, held: &Held, verdict: Verdict) {
-        self.count(held, &verdict);
         match verdict {
-            Verdict::Untried => put_back_known(&self.jobs, held).await,
-            Verdict::Taken => self.over(held, State::Complete, None).await,
-            Verdict::Failed(error) if held.message.attempt < self.retries.max_attempts => self.try_again(held, &error).await,
-            Verdict::Failed(error) => self.give_up(held, &error).await,
-            Verdict::Told(Settled { outcome, error, notices, .. }) => {
-                let delivered = tokio::select! {
-                    delivered = self.teller.deliver_of(held, &notices) => delivered,
-                    // The next host sends them again, with the same ids.
-                    () = self.hurry.cancelled() => return put_back_known(&self.jobs, held).await,
-                };
-                let delivered = match delivered {
-                    Ok(delivered) => delivered,
-                    Err(undelivered) => return self.try_again(held, &undelivered).await,
-                };
-                let error = error.map(|error| json!(error));
-                match outcome {
-                    Settlement::Complete if !delivered => self.over(held, State::Failed, error).await,
-                    Settlement::Complete => self.over(held, State::Complete, None).await,
-                    Settlement::Failed => self.over(held, failed_state(error.as_ref()), error).await,
-                    Settlement::Retry => self.put_off(held, error).await,
-                    Settlement::DeadLetter => self.dead_letter(held, error).await,
-                }
+            Verdict::Untried => {
+                self.count(held, "untried", None);
+                put_back_known(&self.jobs, held).await;
             }
+            Verdict::Taken => {
+                self.count(held, Settlement::Complete.word(), None);
+                self.over(held, State::Complete, None).await;
+            }
+            Verdict::Failed(error) if held.message.attempt < self.retries.max_attempts => {
+                self.count(held, Settlement::Retry.word(), None);
+                self.try_again(held, &error).await;
+            }
+            Verdict::Failed(error) => {
+                self.count(held, Settlement::DeadLetter.word(), None);
+                self.give_up(held, &error).await;
+            }
+            Verdict::Told(told) => self.conclude(held, told).await,
         }
     }
 
-    fn count(&self, held: &Held, verdict: &Verdict) {
-        let (outcome, measured) = match verdict {
-            Verdict::Told(settled) => (settled.outcome.word(), settled.measured.as_ref()),
-            Verdict::Taken => (Settlement::Complete.word(), None),
-            Verdict::Failed(_) if held.message.attempt < self.retries.max_attempts => (Settlement::Retry.word(), None),
-            Verdict::Failed(_) => (Settlement::DeadLetter.word(), None),
-            Verdict::Untried => ("untried", None),
+    /// Tells the caller, then the queue.
+    async fn conclude(&self, held: &Held, told: Settled) {
+        let Settled { outcome, error, notices, measured, .. } = told;
+        let delivered = tokio::select! {
+            delivered = self.teller.deliver_of(held, &notices) => delivered,
+            // The next host sends them again, with the same ids.
+            () = self.hurry.cancelled() => {
+                self.count(held, "untried", measured.as_ref());
+                return put_back_known(&self.jobs, held).await;
+            }
         };
+        let delivered = match delivered {
+            Ok(delivered) => delivered,
+            Err(undelivered) => {
+                self.count(held, Settlement::Retry.word(), measured.as_ref());
+                return self.try_again(held, &undelivered).await;
+            }
+        };
+        self.count(held, outcome.word(), measured.as_ref());
+        let error = error.map(|error| json!(error));
+        match outcome {
+            Settlement::Complete if !delivered => self.over(held, State::Failed, error).await,
+            Settlement::Complete => self.over(held, State::Complete, None).await,
+            Settlement::Failed => self.over(held, failed_state(error.as_ref()), error).await,
+            Settlement::Retry => self.put_off(held, error).await,
+            Settlement::DeadLetter => self.dead_letter(held, error).await,
+        }
+    }
+
+    fn count(&self, held: &Held, outcome: &str, measured: Option<&Measured>) {
         self.metrics.job(held.source.name(), outcome, measured);
     }
 

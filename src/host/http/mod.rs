@@ -21,7 +21,7 @@ use std::io;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use serde::Deserialize;
 use tokio::net::TcpListener;
@@ -30,6 +30,7 @@ use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 use super::desk::Desk;
 use super::listener;
 use crate::events::auth::Auth;
+use crate::metrics::Metrics;
 use crate::store::Store;
 
 /// Settings of section `host.http`.
@@ -60,8 +61,8 @@ impl Default for Settings {
     }
 }
 
-/// The text of `/metrics`; it must be quick, for it is asked for while everything else goes on.
-pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
+/// Brings the metrics up to date before they are read; it must be quick, for they are asked for while everything else goes on.
+pub type Refresh = Arc<dyn Fn() + Send + Sync>;
 
 /// What HTTP works with.
 pub struct Http {
@@ -72,6 +73,7 @@ pub struct Http {
     pub model: ModelInfo,
     pub settings: Settings,
     pub metrics: Metrics,
+    pub refresh: Refresh,
 }
 
 /// What `/version` and `/test` say of the model.
@@ -109,7 +111,7 @@ fn router(http: Arc<Http>) -> Router {
         .merge(guarded)
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
-        .layer(from_fn(trace::tell_log))
+        .layer(from_fn_with_state(Arc::clone(&http), trace::tell))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(trace::RequestIds))
         .with_state(http)

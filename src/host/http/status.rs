@@ -61,7 +61,8 @@ pub(super) async fn gpu(State(http): State<Arc<Http>>) -> Result<Json<Value>, Pr
 }
 
 pub(super) async fn metrics(State(http): State<Arc<Http>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (http.metrics)())
+    (http.refresh)();
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], http.metrics.render())
 }
 
 pub(super) async fn openapi() -> impl IntoResponse {

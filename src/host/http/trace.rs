@@ -1,14 +1,17 @@
-//! What is logged of a request, and the id that it is known by.
+//! What is logged and counted of a request, and the id that it is known by.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::HeaderValue;
 use axum::middleware::Next;
 use axum::response::Response;
 use tower_http::request_id::{MakeRequestId, RequestId};
 use tracing::Instrument as _;
 use uuid::Uuid;
+
+use super::Http;
 
 /// Ids for requests that bring none; they sort by time.
 #[derive(Debug, Clone, Copy)]
@@ -21,14 +24,16 @@ impl MakeRequestId for RequestIds {
 }
 
 /// One line a request, and its id on every line that is logged on the way. What probes ask all the time is told at `debug`.
-pub(super) async fn tell_log(request: Request, next: Next) -> Response {
+pub(super) async fn tell(State(http): State<Arc<Http>>, request: Request, next: Next) -> Response {
     let id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
     let span = tracing::info_span!("http", request_id = id);
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let started = Instant::now();
     async move {
         let response = next.run(request).await;
         let (status, took_ms) = (response.status().as_u16(), started.elapsed().as_millis() as u64);
+        http.metrics.http_request(route.as_ref().map_or("other", MatchedPath::as_str), status);
         if matches!(path.as_str(), "/health" | "/test" | "/metrics" | "/gpu/status") {
             tracing::debug!(%method, path, status, took_ms, "answered");
         } else {

@@ -16,7 +16,7 @@ use crate::host::runtime_api::{Invocation, RuntimeApi};
 /// The bounds of an invocation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// From event to answer.
+    /// For each job of an event, from event to answer.
     pub(super) job: Duration,
     /// From SIGTERM to SIGKILL.
     pub(super) kill_grace: Duration,
@@ -53,7 +53,7 @@ impl Keeper {
                 for held in cancelled {
                     self.settler.cancelled(held);
                 }
-                Some(Assignment::Messages(begun)).filter(|assignment| !assignment.is_empty())
+                Some(Assignment::Messages(begun)).filter(|assignment| assignment.count() > 0)
             }
         }
     }
@@ -65,13 +65,14 @@ impl Keeper {
         process: &mut Process,
         mut assignment: Assignment,
     ) -> (bool, Option<Cause>) {
+        let limit = self.limits().job * assignment.count() as u32;
         let answer = api.invoke(Invocation {
             event: self.settler.event(&assignment),
-            limit: self.limits().job,
+            limit,
             client_context: Some(self.settler.client_context()),
             trace_id: None,
         });
-        let (ended, cause) = self.follow(api, process, &mut assignment, answer).await;
+        let (ended, cause) = self.follow(api, process, &mut assignment, (answer, limit)).await;
         api.give_up();
         let answered = matches!(ended, Ended::Answered(_));
         self.settler.settle(assignment, ended);
@@ -83,9 +84,9 @@ impl Keeper {
         api: &RuntimeApi,
         process: &mut Process,
         assignment: &mut Assignment,
-        mut answer: oneshot::Receiver<Answer>,
+        (mut answer, limit): (oneshot::Receiver<Answer>, Duration),
     ) -> (Ended, Option<Cause>) {
-        let deadline = Instant::now() + self.limits().job;
+        let deadline = Instant::now() + limit;
         let mut caller_waits = true;
         let drained = drained(self.phase.clone());
         tokio::pin!(drained);

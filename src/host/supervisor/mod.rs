@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 pub struct Settings {
     /// Milliseconds until a handler must ask for its first event: loading the model and warming up.
     pub init_timeout_ms: u64,
-    /// Milliseconds that a handler has for one event; it is ended when they are over.
+    /// Milliseconds that a handler has for each job of an event; it is ended when they are over.
     pub job_timeout_ms: u64,
     /// Milliseconds between SIGTERM and SIGKILL.
     pub kill_grace_ms: u64,

@@ -33,6 +33,23 @@ pub struct Defaults {
     pub tryon: TryOnDefaults,
 }
 
+impl Default for Defaults {
+    /// What the callers of the service that this replaces rely on.
+    fn default() -> Self {
+        Self {
+            model: ModelName::usual(),
+            steps: StepCount::usual(),
+            guidance_scale: GuidanceScale::usual(),
+            scheduler: Scheduler::DpmSolverPlusPlus,
+            width: SidePx::usual(),
+            height: SidePx::usual(),
+            seed: Seed::usual(),
+            prefix: "generations/".into(),
+            tryon: TryOnDefaults::default(),
+        }
+    }
+}
+
 /// A body that is not a job, with as much of the caller's own words as could be read, so that the caller can be told.
 #[derive(Debug)]
 pub struct Refusal {
@@ -72,7 +89,7 @@ fn read(value: &Value, defaults: &Defaults) -> Result<Read, JobError> {
     let task =
         named.map_err(|error: serde_json::Error| JobError::Invalid { field: "task".into(), problem: error.to_string() })?;
     match task {
-        TaskName::Generate => body::<generate::Body>(value).map(|body| body.read(defaults)),
+        TaskName::Generate => body::<generate::Body>(value)?.read(defaults),
         TaskName::TryOn => body::<tryon::Body>(value).map(|body| body.read(&defaults.tryon)),
     }
 }

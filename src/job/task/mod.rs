@@ -1,12 +1,17 @@
 //! What is to be painted, in types that cannot hold a value out of range.
 
+pub mod prompt;
+pub mod start;
 pub mod tryon;
+mod usual;
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
+use self::prompt::Embedding;
+use self::start::StartImage;
 use self::tryon::TryOn;
 use super::url::AssetUrl;
 
@@ -24,6 +29,9 @@ pub struct Generate {
     pub prompt: Prompt,
     pub negative_prompt: Prompt,
     pub loras: Vec<Lora>,
+    pub embeddings: Vec<Embedding>,
+    /// What it starts from instead of noise.
+    pub start: Option<StartImage>,
     pub steps: StepCount,
     pub guidance_scale: GuidanceScale,
     pub scheduler: Scheduler,
@@ -31,6 +39,26 @@ pub struct Generate {
     pub num_images: ImageCount,
     /// Picture `n` is painted from the noise of `seed + n`.
     pub seed: Seed,
+}
+
+impl Generate {
+    /// Whether the pictures of both can be denoised in one batch, each with its own prompts and seeds.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        self.model == other.model
+            && self.size == other.size
+            && self.steps == other.steps
+            && self.scheduler == other.scheduler
+            && self.guidance_scale == other.guidance_scale
+            && self.loras == other.loras
+            && self.start == other.start
+    }
+
+    /// Pixels of all its pictures together.
+    #[must_use]
+    pub fn pixels(&self) -> u64 {
+        u64::from(self.size.width_px()) * u64::from(self.size.height_px()) * u64::from(self.num_images.get())
+    }
 }
 
 /// A LoRA file and how strongly it is applied.
@@ -49,16 +77,37 @@ pub enum Scheduler {
     /// DPM-Solver++ 2M on the sigmas of Karras et al. 2022.
     #[serde(rename = "dpmsolver++-karras")]
     DpmSolverPlusPlusKarras,
+    /// DPM-Solver++ 2M with fresh noise in every step.
+    #[serde(rename = "dpmsolver++-sde")]
+    DpmSolverPlusPlusSde,
+    #[serde(rename = "dpmsolver++-sde-karras")]
+    DpmSolverPlusPlusSdeKarras,
+    #[serde(rename = "unipc")]
+    UniPc,
+    #[serde(rename = "unipc-karras")]
+    UniPcKarras,
     #[serde(rename = "ddim")]
     Ddim,
     #[serde(rename = "euler")]
     Euler,
+    #[serde(rename = "euler-karras")]
+    EulerKarras,
     #[serde(rename = "euler_a")]
     EulerAncestral,
+    /// For models and LoRAs that were distilled to a few steps (latent consistency).
+    #[serde(rename = "lcm")]
+    Lcm,
 }
 
 impl Scheduler {
-    pub const NAMES: &str = "dpmsolver++, dpmsolver++-karras, ddim, euler, euler_a";
+    pub const NAMES: &str = "dpmsolver++, dpmsolver++-karras, dpmsolver++-sde, dpmsolver++-sde-karras, unipc, unipc-karras, \
+                             ddim, euler, euler-karras, euler_a, lcm";
+
+    /// Whether it is named with the sigmas of Karras et al. 2022, whatever the checkpoint says.
+    #[must_use]
+    pub fn karras(self) -> bool {
+        matches!(self, Self::DpmSolverPlusPlusKarras | Self::DpmSolverPlusPlusSdeKarras | Self::UniPcKarras | Self::EulerKarras)
+    }
 }
 
 /// Name of a model manifest: 1 to 64 of `a-z 0-9 . _ -`.
@@ -241,6 +290,10 @@ real_number!(
     LoraScale, (-4.0..=4.0), "a number from -4 to 4"
 );
 real_number!(
+    /// How much of a picture that is started from is painted anew: the part of the steps that is done.
+    Strength, (f64::MIN_POSITIVE..=1.0), "a number above 0, at most 1"
+);
+real_number!(
     /// 0 invisible to 1 solid.
     Opacity, (0.0..=1.0), "a number from 0 to 1"
 );
@@ -274,19 +327,19 @@ impl LoraScale {
     }
 }
 
+impl Strength {
+    /// What a start gets that says nothing else: with a mask all steps, since what is kept is kept by the mask.
+    #[must_use]
+    pub fn usual(masked: bool) -> Self {
+        Self(if masked { 1.0 } else { 0.8 })
+    }
+}
+
 impl Opacity {
     /// What a watermark gets that says nothing else.
     #[must_use]
     pub fn usual() -> Self {
         Self(0.6)
-    }
-}
-
-impl Seed {
-    /// What a try-on gets that says nothing else.
-    #[must_use]
-    pub fn usual() -> Self {
-        Self(42)
     }
 }
 

@@ -59,6 +59,15 @@ pub enum Mode {
 impl Mode {
     pub const NAMES: &str = "fp8, lora, base";
 
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fp8 => "fp8",
+            Self::Lora => "lora",
+            Self::Base => "base",
+        }
+    }
+
     /// What the mode's weights were made for.
     #[must_use]
     pub fn usual_steps(self) -> StepCount {

@@ -39,7 +39,7 @@ impl Step for WatermarkStep {
         }
     }
 
-    async fn run(&mut self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
         let Some(watermark) = &piece.job.watermark else { return Ok(()) };
         piece.pictures.iter_mut().try_for_each(|picture| draw(picture, watermark))
     }

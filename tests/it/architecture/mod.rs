@@ -15,6 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("aws", &["setting"]),
     ("outbound", &["job", "setting"]),
     ("store", &["job", "setting", "aws", "outbound"]),
+    ("models", &["setting", "aws", "store"]),
     ("notify", &["job", "setting", "outbound"]),
     ("metrics", &["job", "setting"]),
     ("engine", &["job::task"]),
@@ -22,16 +23,35 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("events", &["job", "setting"]),
     ("handler", &["job", "setting", "events", "workflow", "metrics"]),
     // The settings of each part are defined where they are used; config only reads them in.
-    ("config", &["job", "setting", "outbound", "store", "notify", "workflow", "host"]),
+    ("config", &["job", "setting", "outbound", "store", "models", "notify", "workflow", "host"]),
     (
         "start",
         &[
-            "job", "setting", "outbound", "store", "notify", "engine", "workflow", "events", "handler", "config", "metrics",
-            "host",
+            "job", "setting", "outbound", "store", "models", "notify", "engine", "workflow", "events", "handler", "config",
+            "metrics", "host",
         ],
     ),
     // The host never loads a model.
     ("host", &["job", "setting", "aws", "outbound", "store", "notify", "events", "metrics"]),
+    // It asks with the clients that the function and the host have, and loads nothing.
+    (
+        "doctor",
+        &[
+            "job",
+            "setting",
+            "aws",
+            "outbound",
+            "store",
+            "models",
+            "notify",
+            "engine::device",
+            "engine::tensor_file",
+            "config",
+            "metrics",
+            "host",
+            "start::models",
+        ],
+    ),
     ("log", &["config"]),
     ("serve", &["*"]),
     ("invoke", &["*"]),

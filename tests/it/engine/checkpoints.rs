@@ -7,31 +7,18 @@ use atelier::engine::EngineError;
 use atelier::engine::sd::StableDiffusion;
 use candle_core::Device;
 
-use super::fixtures;
+use super::{copy_folder, fixtures};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
 /// A copy of the fixture that may be broken.
-fn copied() -> tempfile::TempDir {
+pub(super) fn copied() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    copy(&fixtures().join("sd15"), folder.path());
+    copy_folder(&fixtures().join("sd15"), folder.path());
     folder
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("copies");
-        }
-    }
-}
-
-fn edit(file: &Path, from: &str, to: &str) {
+pub(super) fn edit(file: &Path, from: &str, to: &str) {
     let text = fs::read_to_string(file).expect("reads");
     assert!(text.contains(from), "{from} is not in {}", file.display());
     fs::write(file, text.replace(from, to)).expect("writes");

@@ -43,6 +43,31 @@ fn with_a_nan() -> Vec<u8> {
     bytes_of(&tensors)
 }
 
+/// Good matrices of a query, and one tensor more.
+fn with(module: &str, part: &str, shape: &'static [usize]) -> Vec<u8> {
+    let mut tensors = matrices(module, &[4, 16], &[16, 4]);
+    tensors.push((format!("{module}.{part}"), shape));
+    file_of(&tensors)
+}
+
+fn of_both() -> Vec<u8> {
+    let module = format!("unet.{QUERY}");
+    let mut tensors = matrices(&module, &[4, 16], &[16, 4]);
+    tensors.extend([(format!("{module}.dora_scale"), &[16, 1][..]), (format!("{module}.lora_magnitude_vector"), &[16][..])]);
+    file_of(&tensors)
+}
+
+fn lokr(first: &[usize], second: &[usize]) -> Vec<u8> {
+    file_of(&[(format!("unet.{QUERY}.lokr_w1"), first), (format!("unet.{QUERY}.lokr_w2"), second)])
+}
+
+fn mixed() -> Vec<u8> {
+    let module = format!("unet.{QUERY}");
+    let mut tensors = matrices(&module, &[4, 16], &[16, 4]);
+    tensors.extend([(format!("{module}.lokr_w1"), &[4, 4][..]), (format!("{module}.lokr_w2"), &[4, 4][..])]);
+    file_of(&tensors)
+}
+
 /// (name, content, what its error must say).
 fn bad_files() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
     let unknown = ["a", "b", "c", "d"].map(|name| (format!("unet.other.{name}.lora_A.weight"), [4, 16]));
@@ -70,8 +95,14 @@ fn bad_files() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
             file_of(&[(format!("unet.{QUERY}.lora_A.weight"), &[4, 16])]),
             &["no up (B) matrix", "incomplete"],
         ),
-        ("a LoHa", file_of(&[("lora_unet_conv_in.hada_w1_a".into(), &[4, 16])]), &["LoHa", "only LoRA is supported"]),
-        ("a DoRA", file_of(&[("lora_unet_conv_in.dora_scale".into(), &[16])]), &["DoRA"]),
+        ("an OFT", file_of(&[("lora_unet_conv_in.oft_blocks".into(), &[4, 4, 4])]), &["OFT", "supported are LoRA, LoCon"]),
+        ("half a LoHa", file_of(&[("lora_unet_conv_in.hada_w1_a".into(), &[16, 4])]), &["no hada_w1_b", "incomplete"]),
+        ("lengths alone", file_of(&[("lora_unet_conv_in.dora_scale".into(), &[16])]), &["no down (A) matrix", "incomplete"]),
+        ("lengths of another model", with(&format!("unet.{QUERY}"), "dora_scale", &[17, 1]), &["its lengths", "[17, 1]"]),
+        ("lengths of two kinds", of_both(), &["both dora_scale and lora_magnitude_vector"]),
+        ("another model's LoKr", lokr(&[4, 4], &[5, 4]), &["belongs to another model", "another shape"]),
+        ("a LoKr and a LoRA", mixed(), &["of one kind alone"]),
+        ("a bias that is none", file_of(&[(format!("unet.{QUERY}.diff_b"), &[16])]), &["a bias of [16]"]),
     ]
 }
 
@@ -94,6 +125,37 @@ fn bad_loras_are_refused_and_the_next_job_is_painted() {
         }
         assert_eq!(paint(&mut engine, vec![]).expect("paints"), expected, "after {name}");
     }
+}
+
+/// Every kind of file with its header mangled: shapes, names, offsets and types that nobody would write.
+#[test]
+fn no_file_however_mangled_ends_the_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("mangled.safetensors");
+    let mut engine = engine();
+    let mut random = 0x5DEE_CE66_u64;
+    let mut refused = 0;
+    let files =
+        ["adapters/loha_core", "adapters/lokr", "adapters/dora", "adapters/locon_mid", "adapters/differences", "loras/kohya"];
+    for file in files {
+        let whole = fs::read(fixtures().join(format!("{file}.safetensors"))).expect("the fixture");
+        let header = 8 + u64::from_le_bytes(whole[..8].try_into().expect("eight bytes")) as usize;
+        for _ in 0..60 {
+            let mut bytes = whole.clone();
+            for _ in 0..3 {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let place = 8 + random as usize % (header - 8);
+                // Digits become other digits, so that the header stays JSON and means something else.
+                let digit = b'0' + (random >> 32) as u8 % 10;
+                bytes[place] = if bytes[place].is_ascii_digit() { digit } else { bytes[place] };
+            }
+            fs::write(&path, &bytes).expect("writes");
+            refused += u32::from(engine.use_loras(&[lora(path.clone())]).is_err());
+        }
+    }
+    assert!(refused > 60, "only {refused} of 360 were refused");
 }
 
 #[test]

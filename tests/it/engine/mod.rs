@@ -1,10 +1,16 @@
 //! How the engine takes what it cannot paint, and how a painting is followed and stopped.
 
+mod batches;
 mod checkpoints;
+mod edits;
+mod embeddings;
+mod layouts;
 mod loras;
+mod memory;
 mod watching;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use atelier::engine::sd::StableDiffusion;
 use atelier::engine::{Engine, EngineError, LoraFile, PaintRequest, Picture, Watch};
@@ -30,6 +36,8 @@ fn request(loras: Vec<LoraFile>) -> PaintRequest {
         prompt: Prompt::new("a red lighthouse").expect("a prompt"),
         negative_prompt: Prompt::default(),
         loras: vec![],
+        embeddings: vec![],
+        start: None,
         steps: StepCount::new(u64::from(STEPS)).expect("steps"),
         guidance_scale: GuidanceScale::new(7.5).expect("a scale"),
         scheduler: Scheduler::DpmSolverPlusPlus,
@@ -37,7 +45,7 @@ fn request(loras: Vec<LoraFile>) -> PaintRequest {
         num_images: ImageCount::one(),
         seed: Seed::new(7).expect("a seed"),
     };
-    PaintRequest { task, loras }
+    PaintRequest { task, loras, embeddings: vec![], start: None }
 }
 
 fn lora(path: PathBuf) -> LoraFile {
@@ -46,4 +54,18 @@ fn lora(path: PathBuf) -> LoraFile {
 
 fn paint(engine: &mut StableDiffusion, loras: Vec<LoraFile>) -> Result<Vec<Picture>, EngineError> {
     engine.paint(&request(loras), &Watch::new(|_| ()))
+}
+
+/// With all that is in it.
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copies");
+        }
+    }
 }

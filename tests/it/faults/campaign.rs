@@ -89,13 +89,18 @@ impl Campaign {
 
     /// Waits until every job has had its last word and the host has nothing in hand any more.
     pub(crate) async fn settle(&mut self) {
+        self.all_told().await;
+        self.host.terminate();
+        assert!(self.host.ended().await.success(), "{}", self.host.log());
+    }
+
+    /// Waits until every job handed in so far was told its end.
+    pub(crate) async fn all_told(&self) {
         let deadline = Instant::now() + PATIENCE;
         while self.told() < self.accepted.len() {
             assert!(Instant::now() < deadline, "{} of {} were told\n{}", self.told(), self.accepted.len(), self.host.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.host.terminate();
-        assert!(self.host.ended().await.success(), "{}", self.host.log());
     }
 
     /// The books, to be called when everything is over.

@@ -77,3 +77,37 @@ async fn poison() {
     assert_eq!(campaign.host.spooled("dead").len(), 2 * row.jobs, "each with its reason");
     report(&row);
 }
+
+/// Where Debian's package `libfaketime` puts its library.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
+/// Everybody's clock is set forth and back by ten minutes, ten times as long as a job may take, once within each job.
+#[tokio::test]
+async fn clock_jumps() {
+    if !Path::new(FAKETIME).exists() {
+        let needed = crate::servers::environment("ATELIER_REQUIRE_ALL").is_some();
+        assert!(!needed, "clocks that jump need {FAKETIME}, of Debian's package faketime");
+        return crate::servers::left_out("clocks that jump", "it needs Debian's package faketime");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let clock = folder.path().join("clock");
+    std::fs::write(&clock, "+0").unwrap();
+    let changes = [
+        ("LD_PRELOAD", FAKETIME),
+        ("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap()),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ("ATELIER__HOST__HANDLER__JOB_TIMEOUT_MS", "60000"),
+    ];
+    let mut campaign = Campaign::start("clock jumps by ten minutes", &changes, &[]).await;
+    for number in 0..jobs() {
+        campaign.hand_in(&format!("job-{number}")).await;
+        let jump = ["+600", "+0", "-600", "+0"][number % 4];
+        std::fs::write(&clock, jump).unwrap();
+        campaign.all_told().await;
+    }
+    campaign.settle().await;
+    let times: Vec<String> = campaign.host.logged("job done").iter().map(|line| line["timestamp"].to_string()).collect();
+    assert!(!times.is_sorted(), "the clock never jumped: {times:?}");
+    report(&campaign.row());
+}

@@ -24,7 +24,7 @@ async fn every_message_of_a_batch_is_told_of_and_no_notice_is_waited_for() {
     stage.backend.answer.send_replace(None);
     let mut bad = body("bad");
     bad["steps"] = json!(0);
-    stage.next_painting(|| panic!("a bug in a kernel"));
+    stage.next_painting(|| Err(EngineError::Panicked("a bug in a kernel".into())));
     let batch = sqs(&[(body("again"), 1, None), (body("good"), 1, None), (bad, 1, None), (json!("no job"), 1, None)]);
     let reply = stage.handle_for_host(batch).await;
     assert_eq!(reply["batchItemFailures"], json!([{ "itemIdentifier": "m0" }]));
@@ -58,7 +58,7 @@ async fn a_notice_handed_over_arrives_as_if_sent_at_once() {
 #[tokio::test]
 async fn a_last_attempt_is_dead_lettered_with_its_notice() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| panic!("a bug in a kernel"));
+    stage.next_painting(|| Err(EngineError::Panicked("a bug in a kernel".into())));
     let reply = stage.handle_for_host(one(body("last"), 3)).await;
     assert_eq!(reply["batchItemFailures"], json!([{ "itemIdentifier": "m0" }]));
     assert_eq!(reply["jobs"][0]["outcome"], "dead_letter");
@@ -80,7 +80,7 @@ async fn a_rabbitmq_batch_has_partial_failure_and_the_hosts_own_names() {
         message
     });
     event["rmqMessagesByQueue"]["image_generation::/"] = json!(messages);
-    stage.next_painting(|| panic!("once"));
+    stage.next_painting(|| Err(EngineError::Panicked("once".into())));
     let reply = stage.handle_for_host(event).await;
     assert_eq!(reply["batchItemFailures"], json!([{ "itemIdentifier": "host-one" }]));
     let outcomes: Vec<_> = jobs(&reply).into_iter().map(|job| (job.message_id, job.outcome)).collect();
@@ -108,7 +108,7 @@ async fn an_http_response_comes_before_its_notices() {
 
 #[tokio::test]
 async fn a_cancelled_job_is_given_up_and_the_next_one_is_not_concerned() {
-    let mut stage = Stage::set().await;
+    let stage = Stage::set().await;
     let (cancels, cancelled) = Cancels::channel();
     let (_switch, shutdown) = Shutdown::channel();
     let control = Control::unlimited(shutdown).cancellable(cancelled).telling_by(Telling::Later);

@@ -1,7 +1,10 @@
 //! One event in, one reply out: what is settled, what is brought back, who is told what, and what is painted twice (nothing).
 
 mod host;
+mod party;
+mod starts;
 mod stopped;
+mod tryon;
 
 use atelier::engine::EngineError;
 use axum::http::StatusCode;
@@ -93,7 +96,7 @@ async fn the_same_request_is_replayed_and_another_is_a_conflict() {
 #[tokio::test]
 async fn a_panic_is_brought_back_and_the_engine_lives_on() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| panic!("a bug in a kernel"));
+    stage.next_painting(|| Err(EngineError::Panicked("a bug in a kernel".into())));
     assert_eq!(stage.handle(one(body("panic"), 1)).await, Ok(brought_back(&["m0"])));
     assert!(stage.backend.arrived().iter().all(|notice| notice.path.ends_with("/progress")), "nothing final was told");
     assert_eq!(stage.handle(one(body("panic"), 2)).await, Ok(brought_back(&[])));
@@ -103,7 +106,7 @@ async fn a_panic_is_brought_back_and_the_engine_lives_on() {
 #[tokio::test]
 async fn the_last_attempt_is_told_and_left_to_the_dead_letter_queue() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| panic!("a bug in a kernel"));
+    stage.next_painting(|| Err(EngineError::Panicked("a bug in a kernel".into())));
     assert_eq!(stage.handle(one(body("last"), 3)).await, Ok(brought_back(&["m0"])));
     let told = stage.backend.terminal().await;
     assert_eq!(told.path, "/api/webhooks/inference/failed");
@@ -149,7 +152,7 @@ async fn a_bucket_that_refuses_loses_no_picture() {
 #[tokio::test]
 async fn a_fifo_group_stops_at_its_first_failure_and_other_groups_go_on() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| panic!("once"));
+    stage.next_painting(|| Err(EngineError::Panicked("once".into())));
     let batch =
         sqs(&[(body("g1-first"), 1, Some("g1")), (body("g1-second"), 1, Some("g1")), (body("g2-first"), 1, Some("g2"))]);
     assert_eq!(stage.handle(batch).await, Ok(brought_back(&["m0", "m1"])));
@@ -167,7 +170,7 @@ async fn a_rabbitmq_batch_fails_as_a_whole_and_replays_what_was_done() {
         message
     });
     event["rmqMessagesByQueue"]["image_generation::/"] = json!(messages);
-    stage.next_painting(|| panic!("once"));
+    stage.next_painting(|| Err(EngineError::Panicked("once".into())));
     let error = stage.handle(event.clone()).await.expect_err("one of two failed");
     assert!(error.contains("1 of 2 messages") && error.contains("once"), "{error}");
     assert_eq!(stage.handle(event).await, Ok(Value::Null));

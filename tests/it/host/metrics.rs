@@ -10,19 +10,6 @@ use super::{HostProcess, eventually, job, signal};
 use crate::servers::{environment, python_or_skip};
 
 impl HostProcess {
-    async fn get(&self, path: &str) -> String {
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let request = client.get(format!("http://{}{path}", self.address()));
-        request.header("x-internal-auth", crate::stage::TOKEN).send().await.unwrap().text().await.unwrap()
-    }
-
-    async fn post(&self, path: &str, body: &Value) {
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let request = client.post(format!("http://{}{path}", self.address())).json(body);
-        let answer = request.header("x-internal-auth", crate::stage::TOKEN).send().await.unwrap();
-        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
-    }
-
     /// The value of one series; none when there is no such line.
     async fn metric(&self, series: &str) -> Option<f64> {
         let text = self.get("/metrics").await;
@@ -91,20 +78,9 @@ async fn progress_of_a_running_job_is_seen() {
     host.wait_for("a handler is ready", 1).await;
     let body = json!({ "job_id": "slow", "prompt": "a red mug on the beach", "steps": 200, "num_images": 4 });
     host.post("/generate", &body).await;
-    let deadline = std::time::Instant::now() + super::PATIENCE;
-    loop {
-        let standing: Value = serde_json::from_str(&host.get("/jobs/slow").await).unwrap();
-        let percent = standing["progress"].as_u64().unwrap();
-        if standing["state"] == "running" && (1..90).contains(&percent) {
-            break;
-        }
-        assert!(std::time::Instant::now() < deadline && standing["state"] != "complete", "{standing}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    host.is_painting("slow").await;
     // And what runs can be cancelled, between two of its steps.
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let request = client.delete(format!("http://{}/jobs/slow", host.address())).header("x-internal-auth", crate::stage::TOKEN);
-    assert_eq!(request.send().await.unwrap().status(), 202);
+    host.cancel("slow").await;
     let told = host.backend.terminal().await;
     assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!("slow"), &json!("cancelled")));
     eventually("it is settled", || host.spooled("running").is_empty()).await.unwrap();

@@ -1,5 +1,6 @@
 //! `atelier host`, from its parts to whole processes, against real servers.
 
+mod batches;
 mod cloud;
 mod conformance;
 mod http;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -97,6 +99,45 @@ impl HostProcess {
     pub(crate) fn address(&self) -> String {
         let line = self.logged("listening for HTTP").pop().expect("it listens");
         line["address"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> String {
+        self.request(Method::GET, path, None).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> String {
+        self.request(Method::POST, path, Some(body)).await
+    }
+
+    pub(crate) async fn cancel(&self, job_id: &str) {
+        self.request(Method::DELETE, &format!("/jobs/{job_id}"), None).await;
+    }
+
+    /// The body of an answer that says yes.
+    async fn request(&self, method: Method, path: &str, body: Option<&Value>) -> String {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let mut request = client.request(method, format!("http://{}{path}", self.address()));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.header("x-internal-auth", crate::stage::TOKEN).send().await.unwrap();
+        let (is_success, text) = (answer.status().is_success(), answer.text().await.unwrap());
+        assert!(is_success, "{path}: {text}");
+        text
+    }
+
+    /// Waits until some of a job's denoising steps are done.
+    pub(crate) async fn is_painting(&self, job_id: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let standing: Value = serde_json::from_str(&self.get(&format!("/jobs/{job_id}")).await).unwrap();
+            let percent = standing["progress"].as_u64().unwrap();
+            if standing["state"] == "running" && (1..90).contains(&percent) {
+                return;
+            }
+            assert!(Instant::now() < deadline && standing["state"] != "complete", "{standing}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(crate) fn terminate(&self) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use atelier::engine::sd::StableDiffusion;
+use atelier::engine::sd::inversion::Inversions;
 use atelier::engine::{Engine, LoraFile};
 use atelier::job::task::LoraScale;
 use candle_core::Tensor;
@@ -28,6 +29,30 @@ fn parity_of_loras() {
         let (states, noise) = look(&engine, &reference);
         text.compare(&mix, &states, reference.get(&format!("lora/{mix}/text")));
         unet.compare(&mix, &noise, reference.get(&format!("lora/{mix}/unet")));
+    }
+    text.finish(STAGE);
+    unet.finish(STAGE);
+}
+
+/// Against `LyCORIS`, PEFT and diffusers' reading of the old names.
+#[test]
+fn parity_of_adapters_of_every_kind() {
+    let mut engine = engine("sd15");
+    let (latents, reference) = (Reference::read("sd15"), Reference::read("adapters/expected"));
+    let scales = std::fs::read_to_string(fixtures().join("adapters/scales.json")).expect("scales");
+    let scales: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&scales).expect("scales");
+    let (plain, _) = look(&engine, &latents);
+    let mut text = Stage::new("sd15, text states with adapters");
+    let mut unet = Stage::new("sd15, unet with adapters");
+    for (name, scale) in scales {
+        let path = fixtures().join(format!("adapters/{name}.safetensors"));
+        let scale = LoraScale::new(scale.as_f64().expect("a scale")).expect("a scale");
+        engine.use_loras(&[LoraFile { path, scale }]).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (states, noise) = look(&engine, &latents);
+        let adapts_text = ["loha", "lokr", "dora"].contains(&name.as_str());
+        assert_eq!(numbers(&states) != numbers(&plain), adapts_text, "{name} and the text encoder");
+        text.compare(&name, &states, reference.get(&format!("{name}/text")));
+        unet.compare(&name, &noise, reference.get(&format!("{name}/unet")));
     }
     text.finish(STAGE);
     unet.finish(STAGE);
@@ -70,7 +95,7 @@ fn lora(name: &str, scale: f64) -> LoraFile {
 
 /// Text states of the prompt, and what the UNet makes of fixed latents.
 fn look(engine: &StableDiffusion, reference: &Reference) -> (Tensor, Tensor) {
-    let states = engine.encode_prompt(PROMPT, None).expect("states");
+    let states = engine.encode_prompt(PROMPT, None, &Inversions::default()).expect("states");
     let noise = engine.predict_noise(reference.get("unet/1x9x13/latents"), TIMESTEP, &states, 1.0).expect("noise");
     (states, noise)
 }

@@ -4,11 +4,17 @@
 
 mod loras;
 mod pictures;
+mod prompts;
+mod qwen;
+mod qwen_text;
 mod schedules;
 mod stages;
+mod starts;
+mod tiles;
+pub(crate) mod tiny_edit;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use atelier::engine::sd::StableDiffusion;
 use candle_core::{DType, Device, Tensor};
@@ -36,12 +42,15 @@ struct Reference(HashMap<String, Tensor>);
 
 impl Reference {
     fn read(name: &str) -> Self {
-        let file = fixtures().join(format!("{name}.safetensors"));
+        Self::open(&fixtures().join(format!("{name}.safetensors")))
+    }
+
+    fn open(file: &Path) -> Self {
         Self(candle_core::safetensors::load(file, &Device::Cpu).expect("the reference loads"))
     }
 
     fn get(&self, key: &str) -> &Tensor {
-        self.0.get(key).unwrap_or_else(|| panic!("the reference has no {key}; run tests/oracle/make_fixtures.py"))
+        self.0.get(key).unwrap_or_else(|| panic!("the reference has no {key}; run its script in tests/oracle"))
     }
 }
 

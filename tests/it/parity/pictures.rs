@@ -15,33 +15,48 @@ const CASES: [(Scheduler, &str, f64, u64); 5] = [
     (Scheduler::EulerAncestral, "euler_a", 7.5, 4),
 ];
 
+const SAMPLERS: [(Scheduler, &str, f64, u64); 6] = [
+    (Scheduler::DpmSolverPlusPlusSde, "dpmsolver++-sde", 7.5, 2),
+    (Scheduler::DpmSolverPlusPlusSdeKarras, "dpmsolver++-sde-karras", 7.5, 2),
+    (Scheduler::UniPc, "unipc", 7.5, 2),
+    (Scheduler::UniPcKarras, "unipc-karras", 7.5, 2),
+    (Scheduler::EulerKarras, "euler-karras", 7.5, 2),
+    (Scheduler::Lcm, "lcm", 7.5, 2),
+];
+
 #[test]
 fn parity_of_pictures() {
-    for checkpoint in ["sd15", "sd2"] {
-        let mut engine = engine(checkpoint);
-        let reference = Reference::read(checkpoint);
-        for (scheduler, name, guidance_scale, count) in CASES {
-            let request = request(scheduler, guidance_scale, count);
-            let pictures = engine.paint(&request, &Watch::new(|_| ())).expect("paints");
-            let seeds: Vec<u64> = pictures.iter().map(|picture| picture.seed).collect();
-            assert_eq!(seeds, (42..42 + count).collect::<Vec<_>>());
-            let ours: Vec<u8> = pictures.into_iter().flat_map(|Picture { rgb, .. }| rgb).collect();
-            let expected = reference.get(&format!("picture/{name}")).flatten_all();
-            let expected = expected.and_then(|flat| flat.to_vec1::<u8>()).expect("bytes");
-            let mut stage = Stage::new(format!("{checkpoint}, picture, {name}, 8 bit"));
-            stage.note(name, f64::from(largest_step(&ours, &expected)));
-            stage.finish(RelativeError(f64::from(PIXEL)));
-        }
+    compare("sd15", "sd15", &CASES);
+    compare("sd2", "sd2", &CASES);
+    compare("sd15", "samplers", &SAMPLERS);
+}
+
+fn compare(checkpoint: &str, reference: &str, cases: &[(Scheduler, &str, f64, u64)]) {
+    let mut engine = engine(checkpoint);
+    let reference = Reference::read(reference);
+    for (scheduler, name, guidance_scale, count) in cases.iter().copied() {
+        let request = request(scheduler, guidance_scale, count);
+        let pictures = engine.paint(&request, &Watch::new(|_| ())).expect("paints");
+        let seeds: Vec<u64> = pictures.iter().map(|picture| picture.seed).collect();
+        assert_eq!(seeds, (42..42 + count).collect::<Vec<_>>());
+        let ours: Vec<u8> = pictures.into_iter().flat_map(|Picture { rgb, .. }| rgb).collect();
+        let expected = reference.get(&format!("picture/{name}")).flatten_all();
+        let expected = expected.and_then(|flat| flat.to_vec1::<u8>()).expect("bytes");
+        let mut stage = Stage::new(format!("{checkpoint}, picture, {name}, 8 bit"));
+        stage.note(name, f64::from(largest_step(&ours, &expected)));
+        stage.finish(RelativeError(f64::from(PIXEL)));
     }
 }
 
-fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64) -> PaintRequest {
+pub(super) fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64) -> PaintRequest {
     let side = |px| SidePx::new(px).expect("a side");
     let task = Generate {
         model: ModelName::new("fixture").expect("a name"),
         prompt: Prompt::new(PROMPT).expect("a prompt"),
         negative_prompt: Prompt::new(NEGATIVE).expect("a prompt"),
         loras: vec![],
+        embeddings: vec![],
+        start: None,
         steps: StepCount::new(5).expect("steps"),
         guidance_scale: GuidanceScale::new(guidance_scale).expect("a scale"),
         scheduler,
@@ -49,5 +64,5 @@ fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64) -> PaintR
         num_images: ImageCount::new(num_images).expect("a count"),
         seed: Seed::new(42).expect("a seed"),
     };
-    PaintRequest { task, loras: vec![] }
+    PaintRequest { task, loras: vec![], embeddings: vec![], start: None }
 }

@@ -2,6 +2,7 @@
 
 use atelier::engine::noise::Noise;
 use atelier::engine::sd::StableDiffusion;
+use atelier::engine::sd::inversion::Inversions;
 use atelier::engine::sd::tokens::PromptTokenizer;
 use atelier::engine::sd::vae::to_rgb8;
 use candle_core::{Device, IndexOp, Tensor};
@@ -63,7 +64,7 @@ fn tokens_and_text(checkpoint: &str, engine: &StableDiffusion, reference: &Refer
         assert_eq!(ours.dropped > 0, ["one_too_many", "long"].contains(&name), "{name}");
         let ids = Tensor::new(ours.ids, &Device::Cpu).and_then(|ids| ids.unsqueeze(0)).expect("ids");
         tokens.compare(name, &ids, reference.get(&format!("tokens/{name}")));
-        let states = engine.encode_prompt(&prompt, None).expect("states");
+        let states = engine.encode_prompt(&prompt, None, &Inversions::default()).expect("states");
         text.compare(name, &states, reference.get(&format!("text/{name}")));
     }
     tokens.finish(super::RelativeError(0.0));
@@ -71,8 +72,8 @@ fn tokens_and_text(checkpoint: &str, engine: &StableDiffusion, reference: &Refer
 }
 
 fn unet(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {
-    let plain = engine.encode_prompt(PROMPT, None).expect("text");
-    let guided = engine.encode_prompt(PROMPT, Some(NEGATIVE)).expect("text");
+    let plain = engine.encode_prompt(PROMPT, None, &Inversions::default()).expect("text");
+    let guided = engine.encode_prompt(PROMPT, Some(NEGATIVE), &Inversions::default()).expect("text");
     let mut without = Stage::new(format!("{checkpoint}, unet, guidance 1"));
     let mut with = Stage::new(format!("{checkpoint}, unet, guidance {GUIDANCE_SCALE}"));
     for (batch, height, width) in SIZES {
@@ -81,14 +82,20 @@ fn unet(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {
         for timestep in timesteps {
             let key = format!("unet/{batch}x{height}x{width}/{timestep}");
             let at: f64 = timestep.parse().expect("a timestep");
-            let ours = engine.predict_noise(latents, at, &plain, 1.0).expect("noise");
+            let ours = engine.predict_noise(latents, at, &for_each(batch, &plain), 1.0).expect("noise");
             without.compare(&key, &ours, reference.get(&format!("{key}/plain")));
-            let ours = engine.predict_noise(latents, at, &guided, GUIDANCE_SCALE).expect("noise");
+            let ours = engine.predict_noise(latents, at, &for_each(batch, &guided), GUIDANCE_SCALE).expect("noise");
             with.compare(&key, &ours, reference.get(&format!("{key}/guided")));
         }
     }
     without.finish(STAGE);
     with.finish(STAGE);
+}
+
+/// The same prompts for every picture of a batch: (R, T, C) to (R·pictures, T, C).
+fn for_each(pictures: usize, text: &Tensor) -> Tensor {
+    let repeated = text.unsqueeze(1).and_then(|text| text.repeat((1, pictures, 1, 1)));
+    repeated.and_then(|text| text.flatten(0, 1)).expect("rows")
 }
 
 fn vae(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {

@@ -79,6 +79,8 @@ async fn told(api: &mut RuntimeApi, backend: &mut Backend, bodies: &[String]) ->
         .map(|(number, body)| {
             let mut record = record.clone();
             record["messageId"] = json!(format!("message-{number}"));
+            // A second delivery: those never share a batch, so the notices come in the messages' order.
+            record["attributes"]["ApproximateReceiveCount"] = json!("2");
             record["body"] = json!(body);
             record
         })

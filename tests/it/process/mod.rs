@@ -5,6 +5,7 @@ mod controlled;
 mod crash;
 mod demo;
 mod hosts;
+mod invoked;
 mod lifecycle;
 pub(crate) mod runtime_api;
 

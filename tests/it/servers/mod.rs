@@ -1,6 +1,7 @@
 //! Real servers on loopback for the tests: S3, RabbitMQ, a scripted HTTP server, and programs out of the Python venv.
 
 pub(crate) mod http;
+pub(crate) mod hub;
 pub(crate) mod moto;
 pub(crate) mod proxy;
 pub(crate) mod rabbitmq;

@@ -8,11 +8,14 @@ use std::sync::{Arc, Mutex};
 use atelier::setting::Secret;
 use atelier::store;
 use axum::Router;
+use axum::body::Body;
 use axum::error_handling::HandleError;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
+use axum::http::header::{ETAG, IF_NONE_MATCH};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt as _;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use s3s_fs::FileSystem;
@@ -29,9 +32,21 @@ pub(crate) struct S3 {
     front: Arc<Front>,
 }
 
+/// What a server does from now on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Quirk {
+    /// Every write on condition succeeds, as on old servers.
+    IgnoresConditions,
+    /// The policy lacks what requests for objects with this method need.
+    Denies(&'static str),
+}
+
 #[derive(Default)]
 struct Front {
     faults: Mutex<VecDeque<u16>>,
+    /// Path, and the bytes of the next answer's body after which the connection breaks.
+    cut: Mutex<Option<(String, usize)>>,
+    quirk: Mutex<Option<Quirk>>,
     /// `METHOD /bucket/key` of every request.
     requests: Mutex<Vec<String>>,
 }
@@ -58,6 +73,15 @@ impl S3 {
     /// The next requests are answered with these statuses instead of being served.
     pub(crate) fn fail_next(&self, statuses: &[u16]) {
         self.front.faults.lock().expect("no panic under the lock").extend(statuses);
+    }
+
+    /// The connection breaks in the next answer of `path` (`/bucket/key`), after so many bytes of its body.
+    pub(crate) fn cut_next(&self, path: &str, after: usize) {
+        *self.front.cut.lock().expect("no panic under the lock") = Some((path.to_owned(), after));
+    }
+
+    pub(crate) fn behave(&self, quirk: Quirk) {
+        *self.front.quirk.lock().expect("no panic under the lock") = Some(quirk);
     }
 
     /// `METHOD /bucket/key` of the requests since the last call.
@@ -96,10 +120,38 @@ pub(crate) fn settings(address: SocketAddr, bucket: &str, cache: &Path) -> store
 async fn stand_in_front(State(front): State<Arc<Front>>, request: Request, next: Next) -> Response {
     front.requests.lock().expect("no panic under the lock").push(format!("{} {}", request.method(), request.uri().path()));
     let fault = front.faults.lock().expect("no panic under the lock").pop_front();
-    match fault.and_then(|status| StatusCode::from_u16(status).ok()) {
-        Some(status) => (status, slow_down()).into_response(),
-        None => next.run(request).await,
+    if let Some(status) = fault.and_then(|status| StatusCode::from_u16(status).ok()) {
+        return (status, slow_down()).into_response();
     }
+    let cut = front.cut.lock().expect("no panic under the lock").take_if(|(path, _)| path == request.uri().path());
+    let quirk = *front.quirk.lock().expect("no panic under the lock");
+    let is_object = request.uri().path().trim_matches('/').contains('/');
+    match quirk {
+        Some(Quirk::Denies(method)) if is_object && request.method().as_str() == method => {
+            return (StatusCode::FORBIDDEN, "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+                .into_response();
+        }
+        Some(Quirk::IgnoresConditions) if request.headers().contains_key(IF_NONE_MATCH) => {
+            return [(ETAG, "\"written again\"")].into_response();
+        }
+        _ => {}
+    }
+    let response = next.run(request).await;
+    match cut {
+        Some((_, after)) => broken_off(response, after).await,
+        None => response,
+    }
+}
+
+async fn broken_off(response: Response, after: usize) -> Response {
+    let (head, body) = response.into_parts();
+    let bytes = axum::body::to_bytes(body, usize::MAX).await.expect("a body").slice(..after);
+    let broken = futures::stream::once(async {
+        // What has come goes out before the connection breaks.
+        tokio::task::yield_now().await;
+        Err(std::io::Error::other("cut"))
+    });
+    Response::from_parts(head, Body::from_stream(futures::stream::iter([Ok(bytes)]).chain(broken)))
 }
 
 fn slow_down() -> String {

@@ -2,6 +2,7 @@
 
 mod deferred;
 mod python;
+mod snippets;
 mod tryon;
 
 use std::time::{Duration, Instant};

@@ -73,7 +73,7 @@ impl Spec {
         self.styles[style][number].max.unwrap()
     }
 
-    fn colour(&self, pixels: &[[u8; 3]], component: &[bool]) -> Option<String> {
+    pub(crate) fn colour(&self, pixels: &[[u8; 3]], component: &[bool]) -> Option<String> {
         let mut votes: BTreeMap<&String, u64> = BTreeMap::new();
         for (rgb, _) in pixels.iter().zip(component).filter(|(_, inside)| **inside) {
             let distance = |name: &String| {

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "the figures are what a reader of `--nocapture` came for")]
 
 mod measure;
+mod tryon;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +69,7 @@ fn task(prompt: &str, seed: u64) -> Generate {
 
 fn paint(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<&str>) -> Picture {
     let lora = lora.map(|name| LoraFile { path: model(&format!("lora/{name}.safetensors")), scale: LoraScale::one() });
-    let request = PaintRequest { task: task(prompt, seed), loras: lora.into_iter().collect() };
+    let request = PaintRequest { task: task(prompt, seed), loras: lora.into_iter().collect(), embeddings: vec![], start: None };
     engine.paint(&request, &Watch::new(|_| ())).unwrap().remove(0)
 }
 

@@ -12,6 +12,7 @@
 mod connection;
 mod fault;
 mod handed_back;
+pub mod inspect;
 mod lane;
 mod link;
 mod outlet;

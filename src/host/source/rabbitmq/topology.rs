@@ -58,11 +58,26 @@ pub(super) async fn depth(channel: &Channel, queue: &str) -> Result<u64, Fault> 
     }
 }
 
+/// What the broker says of a queue that is there, when it is asked for one as we make it: nothing where both are the same. It
+/// closes the channel over a difference.
+pub(super) async fn compare(channel: &Channel, queue: &str) -> Result<(), Fault> {
+    quorum(channel, queue, &own_arguments(queue)).await
+}
+
+/// The same with a quorum queue that has no arguments beside its type.
+pub(super) async fn compare_type(channel: &Channel, queue: &str) -> Result<(), Fault> {
+    quorum(channel, queue, &[]).await
+}
+
+fn own_arguments(queue: &str) -> Vec<(&'static str, AMQPValue)> {
+    let arguments = [("x-delivery-limit", DELIVERY_LIMIT.into())];
+    [&arguments[..], &dead_letters_to(&dead_letter_exchange(queue), queue)].concat()
+}
+
 /// The queue first: where it is somebody else's, nothing is made.
 async fn declare(channel: &Channel, queue: &str) -> Result<(), Fault> {
     let (exchange, dead) = (dead_letter_exchange(queue), format!("{queue}.dead"));
-    let arguments = [("x-delivery-limit", DELIVERY_LIMIT.into())];
-    quorum(channel, queue, &[&arguments[..], &dead_letters_to(&exchange, queue)].concat()).await?;
+    quorum(channel, queue, &own_arguments(queue)).await?;
     let exchange = ShortString::from(exchange);
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     within(channel.exchange_declare(exchange.clone(), ExchangeKind::Fanout, durable, FieldTable::default())).await?;

@@ -4,6 +4,7 @@
 //! state is one rename; it is accepted when file and folder are synced to the disk.
 
 mod files;
+pub mod inspect;
 mod name;
 
 use std::collections::BTreeSet;
@@ -40,8 +41,22 @@ const ARN: &str = "arn:aws:sqs:local:000000000000:spool";
 #[derive(Clone)]
 pub struct Spool {
     files: Arc<Files>,
-    index: Arc<Mutex<BTreeSet<Name>>>,
+    index: Arc<Mutex<BTreeSet<Waiting>>>,
     arrived: Arc<Notify>,
+}
+
+/// A job that waits, in the order in which jobs are due.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Waiting {
+    /// Not to be started before; by a clock that nobody sets.
+    due: Instant,
+    name: Name,
+}
+
+impl Waiting {
+    fn due_now(name: Name) -> Self {
+        Self { due: Instant::now(), name }
+    }
 }
 
 impl Spool {
@@ -60,23 +75,22 @@ impl Spool {
                 "a job was in hand when the host died; it is tried again"
             );
         }
-        let waiting = files.list(Folder::Waiting).map_err(|problem| refused(&settings.folder, "open", &problem))?;
-        Ok(Self {
-            files: Arc::new(files),
-            index: Arc::new(Mutex::new(waiting.into_iter().collect())),
-            arrived: Arc::new(Notify::new()),
-        })
+        let names = files.list(Folder::Waiting).map_err(|problem| refused(&settings.folder, "open", &problem))?;
+        // One moment for all: what is due already keeps the order of its names.
+        let (now, opened) = (SystemTime::now(), Instant::now());
+        let waiting = names.into_iter().map(|name| Waiting { due: opened + name.due_in(now), name });
+        Ok(Self { files: Arc::new(files), index: Arc::new(Mutex::new(waiting.collect())), arrived: Arc::new(Notify::new()) })
     }
 
     /// Takes the first job that is due, or says when the next one is.
     fn take_due(&self) -> Result<Name, Option<Duration>> {
         let mut index = self.index();
         let Some(first) = index.first() else { return Err(None) };
-        let left = first.due_in(SystemTime::now());
+        let left = first.due.saturating_duration_since(Instant::now());
         if left > Duration::ZERO {
             return Err(Some(left));
         }
-        index.pop_first().ok_or(None)
+        index.pop_first().map(|first| first.name).ok_or(None)
     }
 
     async fn start(&self, waiting: Name) -> Result<Message, SourceError> {
@@ -92,9 +106,28 @@ impl Spool {
             // Somebody took the file away: there is no job any more.
             Err(error @ SourceError::Lost { .. }) => Err(error),
             Err(error) => {
-                self.index().insert(waiting);
+                self.index().insert(Waiting::due_now(waiting));
                 Err(error)
             }
+        }
+    }
+
+    /// Those that could be started; the error only where there is none.
+    async fn start_all(&self, names: Vec<Name>) -> Result<Vec<Message>, SourceError> {
+        let mut messages = Vec::with_capacity(names.len());
+        let mut failed = None;
+        for name in names {
+            match self.start(name).await {
+                Ok(message) => messages.push(message),
+                Err(error) => {
+                    tracing::debug!(%error, "a job of the spool was not started");
+                    failed = failed.or(Some(error));
+                }
+            }
+        }
+        match failed {
+            Some(error) if messages.is_empty() => Err(error),
+            _ => Ok(messages),
         }
     }
 
@@ -111,7 +144,7 @@ impl Spool {
         waiting.due(SystemTime::now() + delay);
         let to = waiting.clone();
         self.on_disk(action, move |files| files.rename((Folder::Running, &running), (Folder::Waiting, &to))).await?;
-        self.index().insert(waiting);
+        self.index().insert(Waiting { due: Instant::now() + delay, name: waiting });
         self.arrived.notify_one();
         Ok(())
     }
@@ -143,7 +176,7 @@ impl Spool {
     }
 
     /// A panic under the lock leaves nothing half done: every change is one call.
-    fn index(&self) -> MutexGuard<'_, BTreeSet<Name>> {
+    fn index(&self) -> MutexGuard<'_, BTreeSet<Waiting>> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -193,26 +226,26 @@ impl Source for Spool {
         Shape::Sqs
     }
 
-    /// What a dropped call had taken stays in `running/` until the folder is opened again; so the move is made in a task of
-    /// its own, which puts the job back when nobody wants it any more.
-    async fn receive(&self, _most: usize) -> Result<Vec<Message>, SourceError> {
+    /// What a dropped call had taken stays in `running/` until the folder is opened again; so the moves are made in a task of
+    /// its own, which puts the jobs back when nobody wants them any more.
+    async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
         loop {
             let arrived = self.arrived.notified();
             match self.take_due() {
                 Ok(name) => {
+                    let more = std::iter::from_fn(|| self.take_due().ok());
+                    let names = std::iter::once(name).chain(more).take(most.max(1)).collect();
                     let (spool, (sender, started)) = (self.clone(), tokio::sync::oneshot::channel());
                     tokio::spawn(async move {
-                        let result = spool.start(name).await;
-                        if let Err(Ok(unwanted)) = sender.send(result)
-                            && let Err(error) = spool.release(&unwanted).await
-                        {
-                            tracing::warn!(%error, "a job could not be put back into the spool");
+                        if let Err(Ok(unwanted)) = sender.send(spool.start_all(names).await) {
+                            for message in unwanted {
+                                if let Err(error) = spool.release(&message).await {
+                                    tracing::warn!(%error, "a job could not be put back into the spool");
+                                }
+                            }
                         }
                     });
-                    return match started.await {
-                        Ok(result) => result.map(|message| vec![message]),
-                        Err(_) => Ok(Vec::new()),
-                    };
+                    return started.await.unwrap_or_else(|_| Ok(Vec::new()));
                 }
                 Err(None) => arrived.await,
                 Err(Some(left)) => tokio::select! {
@@ -250,7 +283,7 @@ impl Source for Spool {
         let (name, body) = (Name::new(job_id, SystemTime::now()), body.to_owned());
         let to = name.clone();
         self.on_disk("send", move |files| files.create(Folder::Waiting, &to, &body)).await?;
-        self.index().insert(name);
+        self.index().insert(Waiting::due_now(name));
         self.arrived.notify_one();
         Ok(())
     }
@@ -258,7 +291,7 @@ impl Source for Spool {
     async fn depth(&self) -> Result<Depth, SourceError> {
         let index = self.index();
         let now = SystemTime::now();
-        let oldest = index.iter().map(|name| name.sent_ms).min();
+        let oldest = index.iter().map(|waiting| waiting.name.sent_ms).min();
         let age = |ms: u64| now.duration_since(SystemTime::UNIX_EPOCH + Duration::from_millis(ms)).unwrap_or_default();
         Ok(Depth { waiting: index.len() as u64, oldest: oldest.map(age) })
     }

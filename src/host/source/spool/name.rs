@@ -43,8 +43,10 @@ impl Name {
         self.due_ms = ms(at);
     }
 
+    /// Nothing where the job was sent later than `now`: then the clock was set back, and says nothing of when it is due.
     pub(super) fn due_in(&self, now: SystemTime) -> Duration {
-        Duration::from_millis(self.due_ms.saturating_sub(ms(now)))
+        let now_ms = ms(now);
+        if self.sent_ms > now_ms { Duration::ZERO } else { Duration::from_millis(self.due_ms.saturating_sub(now_ms)) }
     }
 }
 
@@ -72,6 +74,7 @@ mod tests {
         assert!(early < late && early.to_string() < late.to_string());
         assert_eq!(late.due_in(at(1_500)), Duration::from_secs(500));
         assert_eq!(late.due_in(at(3_000)), Duration::ZERO);
+        assert_eq!(late.due_in(at(500)), Duration::ZERO, "the clock was set back");
     }
 
     #[test]

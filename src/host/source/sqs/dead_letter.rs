@@ -17,24 +17,45 @@ const MOST_ATTRIBUTES: usize = 10;
 const LONGEST_REASON_CHARS: usize = 500;
 
 #[derive(Deserialize)]
-struct RedrivePolicy {
+pub(super) struct RedrivePolicy {
     #[serde(rename = "deadLetterTargetArn")]
     target: String,
+    /// moto has it as a number, SQS as either.
+    #[serde(rename = "maxReceiveCount", default)]
+    most_receives: serde_json::Value,
+}
+
+impl RedrivePolicy {
+    /// ARN of the dead-letter queue.
+    pub(super) fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// After so many deliveries SQS moves a message by itself.
+    pub(super) fn most_receives(&self) -> Option<u64> {
+        self.most_receives.as_u64().or_else(|| self.most_receives.as_str()?.parse().ok())
+    }
 }
 
 impl Queue {
     /// URL of the dead-letter queue, where the redrive policy names one. Asked each time: the policy may change while we run.
     pub(super) async fn dead_letter_queue(&self) -> Result<Option<String>, SourceError> {
+        match self.redrive_policy().await? {
+            None => Ok(None),
+            Some(policy) => self.url_of(&policy.target).await.map(Some),
+        }
+    }
+
+    pub(super) async fn redrive_policy(&self) -> Result<Option<RedrivePolicy>, SourceError> {
         let attributes = self.attributes(&[QueueAttributeName::RedrivePolicy]).await?;
         let Some(text) = attributes.get(&QueueAttributeName::RedrivePolicy).filter(|text| !text.is_empty()) else {
             return Ok(None);
         };
-        let policy: RedrivePolicy = serde_json::from_str(text).map_err(|error| SourceError::Refused {
+        serde_json::from_str(text).map(Some).map_err(|error| SourceError::Refused {
             queue: self.url.clone(),
             action: "sqs:GetQueueAttributes",
             problem: format!("the redrive policy {text:?} names no dead-letter queue ({error})"),
-        })?;
-        self.url_of(&policy.target).await.map(Some)
+        })
     }
 
     /// Sends the message to the dead-letter queue, then deletes it here: interrupted in between, it is there twice, never lost.

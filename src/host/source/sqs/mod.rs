@@ -10,6 +10,7 @@ mod address;
 mod dead_letter;
 mod error;
 mod inbox;
+pub mod inspect;
 mod lease;
 mod queue;
 mod record;

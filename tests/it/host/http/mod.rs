@@ -22,6 +22,8 @@ use atelier::host::jobs::Jobs;
 use atelier::host::source::{Depth, Message, Shape, Source, SourceError};
 use atelier::job::Job;
 use atelier::job::outcome::{Record, StoredPicture};
+use atelier::metrics::Metrics;
+use atelier::metrics::gpu::Gpus;
 use atelier::outbound::Outbound;
 use atelier::setting::Secret;
 use atelier::store::Store;
@@ -168,7 +170,8 @@ impl Front {
             node_id: "node-1".to_owned(),
             model,
             settings: atelier::host::http::Settings::default(),
-            metrics: Arc::new(|| "# TYPE vton_inference_count counter\nvton_inference_count 3\n".to_owned()),
+            metrics: Metrics::new(Gpus::none()).unwrap(),
+            refresh: Arc::new(|| ()),
         };
         change(&mut http);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

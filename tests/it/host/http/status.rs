@@ -37,9 +37,19 @@ async fn the_probes_need_no_token_and_follow_the_model() {
 #[tokio::test]
 async fn metrics_are_prometheus_text() {
     let front = Front::open().await;
+    for path in ["/jobs/nobody", "/jobs/nothing", "/nowhere"] {
+        assert_eq!(front.get(path).await.0, StatusCode::NOT_FOUND);
+    }
     let response = front.anonymous(Method::GET, "/metrics").send().await.unwrap();
     assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    assert!(response.text().await.unwrap().contains("vton_inference_count 3"));
+    let text = response.text().await.unwrap();
+    for line in [
+        "vton_inference_count 0",
+        "atelier_http_requests_total{route=\"/jobs/{id}\",status=\"404\"} 2",
+        "atelier_http_requests_total{route=\"other\",status=\"404\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,48 @@
+# syntax=docker/dockerfile:1.7
+# atelier as a Lambda image (where there is a Runtime API) and as a host (`atelier host`), for linux/amd64.
+#
+#   docker build --target cuda --tag atelier:0.1.0 .          for GPUs: compute capability 8.0 and newer
+#   docker build --target cpu --tag atelier:0.1.0-cpu .       without
+#
+# What each stage does is in deploy/image/, where a test runs it. Another model than the bundled toy: mount its folder, or add it in an
+# image of yours (docs/lambda.md#the-image).
+
+ARG RUST=1.94.1
+ARG CUDA=13.0.2
+
+FROM rust:${RUST}-bookworm AS rust
+
+FROM rust AS build-cpu
+WORKDIR /source
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/source/target \
+    deploy/image/build.sh cpu /image
+
+FROM nvidia/cuda:${CUDA}-cudnn-devel-ubuntu24.04 AS build-cuda
+# PTX for 80 (A100), which drivers translate for 86 (A10G), 89 (L4, L40S) and 90 (H100) as well.
+ARG CUDA_COMPUTE_CAP=80
+ENV CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP} RUSTUP_HOME=/usr/local/rustup CARGO_HOME=/usr/local/cargo PATH=/usr/local/cargo/bin:$PATH
+COPY --from=rust /usr/local/cargo /usr/local/cargo
+COPY --from=rust /usr/local/rustup /usr/local/rustup
+WORKDIR /source
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/source/target,id=cuda \
+    deploy/image/build.sh cuda /image
+
+# glibc, certificates, an unprivileged user; no shell.
+FROM gcr.io/distroless/cc-debian13:nonroot AS cpu
+COPY --from=build-cpu /image/bin/atelier /usr/local/bin/atelier
+COPY --from=build-cpu /image/srv /srv
+WORKDIR /srv
+ENV HOME=/tmp
+EXPOSE 8080
+ENTRYPOINT ["/usr/local/bin/atelier"]
+
+FROM gcr.io/distroless/cc-debian13:nonroot AS cuda
+COPY --from=build-cuda /image/bin/atelier /usr/local/bin/atelier
+COPY --from=build-cuda /image/lib /usr/local/cuda/lib
+COPY --from=build-cuda /image/srv /srv
+WORKDIR /srv
+ENV HOME=/tmp LD_LIBRARY_PATH=/usr/local/cuda/lib NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+EXPOSE 8080
+ENTRYPOINT ["/usr/local/bin/atelier"]

@@ -1,0 +1,125 @@
+//! Attention over blocks of 48 queries: the scores of a block stay in the cache, the whole matrix is never made.
+
+use rayon::prelude::*;
+
+use crate::tile::{self, PANEL, ROWS};
+use crate::turn::transpose;
+use crate::vectors::{Rounding, exp, vectorised};
+
+/// Measures of queries (B, T, channels), keys and values (B, S, channels), channels being those of all heads, one after the other.
+#[derive(Clone, Copy)]
+pub struct Attention {
+    pub batch: usize,
+    pub channels: usize,
+    pub heads: usize,
+    /// Whether a query sees only the keys up to its own place; then there are as many of both.
+    pub causal: bool,
+}
+
+impl Attention {
+    /// softmax(query·keyᵀ/√D)·value for each head. Returns (B, T, channels).
+    #[must_use]
+    pub fn run(&self, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f32> {
+        let Self { batch, channels, heads, .. } = *self;
+        let (tokens, places) = (query.len() / batch / channels, key.len() / batch / channels);
+        let width = channels / heads;
+        let values = values_by_channel(value, batch, channels, places);
+        let mut out = vec![0.0; query.len()];
+        let blocks: Vec<_> =
+            out.chunks_mut(tokens * channels).flat_map(|picture| picture.chunks_mut(PANEL * channels)).enumerate().collect();
+        let per_picture = tokens.div_ceil(PANEL);
+        blocks.into_par_iter().for_each_init(
+            || (vec![0.0; width * PANEL], vec![0.0; places.next_multiple_of(ROWS) * PANEL]),
+            |(queries, scores), (block, out)| {
+                let (picture, first) = (block / per_picture, block % per_picture * PANEL);
+                for head in 0..heads {
+                    let count = out.len() / channels;
+                    transpose(query, channels, picture * tokens + first, count, head * width, width, queries);
+                    let head = Head { key, values: &values, picture, first: head * width, places };
+                    self.head(&head, first, queries, scores, out);
+                }
+            },
+        );
+        out
+    }
+
+    /// The results of one block of queries, from place `from` on, in the channels of one head. `queries`: (width, 48).
+    fn head(&self, head: &Head<'_>, from: usize, queries: &mut [f32], scores: &mut [f32], out: &mut [f32]) {
+        let (channels, width) = (self.channels, self.channels / self.heads);
+        let Head { picture, first, places, .. } = *head;
+        let columns = out.len() / channels;
+        // No query of the block sees what is behind its last one.
+        let seen = if self.causal { from + columns } else { places };
+        let scale = (width as f32).sqrt().recip();
+        for number in queries.iter_mut() {
+            *number *= scale;
+        }
+        for place in (0..seen).step_by(ROWS) {
+            let row = |index: usize| (picture * places + (place + index).min(places - 1)) * channels + first;
+            tile::multiply(head.key, std::array::from_fn(row), width, queries, columns, &mut scores[place * PANEL..]);
+        }
+        if self.causal {
+            for (place, row) in scores.chunks_exact_mut(PANEL).enumerate().take(seen).skip(from) {
+                row[..place - from].fill(f32::NEG_INFINITY);
+            }
+        }
+        let sums = vectorised!(|rounding| exponentials(&mut scores[..seen * PANEL], rounding));
+        let mut sum = [0.0; ROWS * PANEL];
+        for channel in (0..width).step_by(ROWS) {
+            let row = |index: usize| (picture * channels + first + (channel + index).min(width - 1)) * places;
+            tile::multiply(head.values, std::array::from_fn(row), seen, scores, columns, &mut sum);
+            let height = ROWS.min(width - channel);
+            for (column, out) in out.chunks_exact_mut(channels).enumerate() {
+                for (index, out) in out[first + channel..][..height].iter_mut().enumerate() {
+                    *out = sum[index * PANEL + column] / sums[column];
+                }
+            }
+        }
+    }
+}
+
+/// What a head's queries look at.
+struct Head<'a> {
+    /// (B, S, channels).
+    key: &'a [f32],
+    /// (B, channels, S).
+    values: &'a [f32],
+    picture: usize,
+    /// Its first channel.
+    first: usize,
+    places: usize,
+}
+
+/// (B, S, channels) to (B, channels, S).
+fn values_by_channel(value: &[f32], batch: usize, channels: usize, places: usize) -> Vec<f32> {
+    const BLOCK: usize = 16;
+    let mut turned = vec![0.0; batch * channels * places];
+    turned.par_chunks_mut(channels * places).zip(value.par_chunks(channels * places)).for_each(|(turned, value)| {
+        turned.par_chunks_mut(BLOCK * places).enumerate().for_each(|(block, turned)| {
+            for (place, row) in value.chunks_exact(channels).enumerate() {
+                for (index, number) in row.iter().skip(block * BLOCK).take(BLOCK).enumerate() {
+                    turned[index * places + place] = *number;
+                }
+            }
+        });
+    });
+    turned
+}
+
+/// Each column's numbers to e to the (number - the column's largest); returns the columns' sums.
+#[inline(always)]
+fn exponentials(scores: &mut [f32], rounding: Rounding) -> [f32; PANEL] {
+    let (mut largest, mut sums) = ([f32::NEG_INFINITY; PANEL], [0.0; PANEL]);
+    for row in scores.chunks_exact(PANEL) {
+        for (largest, number) in largest.iter_mut().zip(row) {
+            *largest = if *number > *largest { *number } else { *largest };
+        }
+    }
+    for row in scores.chunks_exact_mut(PANEL) {
+        for ((number, largest), sum) in row.iter_mut().zip(&largest).zip(&mut sums) {
+            *number = exp(*number - largest, rounding);
+            *sum += *number;
+        }
+    }
+    sums
+}

@@ -1,0 +1,141 @@
+//! Convolutions: 3x3 by Winograd's algorithm, 1x1 and those that halve the sides as weights times gathered panels.
+
+use crate::product::Product;
+use crate::shared::Shared;
+use crate::tile::PANEL;
+use crate::winograd;
+
+/// A convolution's measures. `kernel` is 1 or 3; the border is of zeros and `kernel / 2` wide.
+#[derive(Clone, Copy, Debug)]
+pub struct Convolution {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    /// Of the pictures that are convolved.
+    pub height: usize,
+    pub width: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    /// Whether the pictures are given at half of `height` and `width`, both even, and each of their numbers counts for 2x2; for kernels of 3
+    /// and stride 1.
+    pub doubled: bool,
+}
+
+/// What the sums of a convolution begin with.
+#[derive(Clone, Copy, Default)]
+pub struct Begin<'a> {
+    /// (out), or (B, out): of each picture its own.
+    pub bias: Option<&'a [f32]>,
+    /// (B, out, H', W').
+    pub residual: Option<&'a [f32]>,
+}
+
+impl Convolution {
+    /// Sides of the result, rounded up.
+    #[must_use]
+    pub fn out_sides(&self) -> (usize, usize) {
+        (self.height.div_ceil(self.stride), self.width.div_ceil(self.stride))
+    }
+
+    /// (height, width) of the pictures as they are given.
+    pub(crate) fn given_sides(&self) -> (usize, usize) {
+        if self.doubled { (self.height / 2, self.width / 2) } else { (self.height, self.width) }
+    }
+
+    /// `pictures`: (B, in, H, W); `weight`: (out, in, kernel, kernel). Returns (B, out, H', W').
+    #[must_use]
+    pub fn run(&self, pictures: &[f32], weight: &[f32], begin: Begin<'_>) -> Vec<f32> {
+        if self.kernel == 3 && self.stride == 1 {
+            return winograd::run(self, pictures, weight, begin);
+        }
+        let (out_height, out_width) = self.out_sides();
+        let places = out_height * out_width;
+        let picture_len = self.in_channels * self.height * self.width;
+        let batch = pictures.len() / picture_len;
+        let (rows, depth) = (self.out_channels, self.in_channels * self.kernel * self.kernel);
+        let mut out = vec![0.0; batch * rows * places];
+        let shared = Shared::new(&mut out);
+        let product = Product { weight, rows, depth, columns: places };
+        product.run(
+            batch,
+            &|picture, first, columns, row, tile, is_first| {
+                for (index, numbers) in tile.chunks_exact(PANEL).enumerate().take(rows - row) {
+                    let channel = picture * rows + row + index;
+                    let at = channel * places + first;
+                    shared.with(at, columns, |out| {
+                        if is_first {
+                            begin.put(out, numbers, channel, at);
+                        } else {
+                            out.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
+                        }
+                    });
+                }
+            },
+            &|picture, from, depth, first, panel| {
+                let picture = &pictures[picture * picture_len..][..picture_len];
+                for (row, k) in panel.chunks_exact_mut(PANEL).zip(from..from + depth) {
+                    self.gather(picture, k, first, &mut row[..PANEL.min(places - first)]);
+                }
+            },
+        );
+        out
+    }
+
+    /// Row `k` of the matrix that the weights are multiplied with, from column `first` on.
+    fn gather(&self, picture: &[f32], k: usize, first: usize, row: &mut [f32]) {
+        let (kernel, stride, border) = (self.kernel, self.stride, self.kernel / 2);
+        let (channel, tap) = (k / (kernel * kernel), k % (kernel * kernel));
+        let (down, right) = (tap / kernel, tap % kernel);
+        let plane = &picture[channel * self.height * self.width..][..self.height * self.width];
+        let (_, out_width) = self.out_sides();
+        if kernel == 1 && stride == 1 {
+            row.copy_from_slice(&plane[first..first + row.len()]);
+            return;
+        }
+        let (mut y, mut x, mut done) = (first / out_width, first % out_width, 0);
+        while done < row.len() {
+            let length = (out_width - x).min(row.len() - done);
+            let part = &mut row[done..done + length];
+            match (y * stride + down).checked_sub(border).filter(|y| *y < self.height) {
+                None => part.fill(0.0),
+                Some(y) => every(&plane[y * self.width..][..self.width], stride, (x * stride + right, border), part),
+            }
+            (done, y, x) = (done + length, y + 1, 0);
+        }
+    }
+}
+
+impl Begin<'_> {
+    /// Writes `numbers` and what they begin with. `channel`: of all pictures' channels; `at`: where `out` is in the result.
+    #[inline(always)]
+    pub(crate) fn put(&self, out: &mut [f32], numbers: &[f32], channel: usize, at: usize) {
+        let bias = self.bias.map_or(0.0, |bias| bias[channel % bias.len()]);
+        if let Some(residual) = self.residual {
+            let residual = &residual[at..at + out.len()];
+            out.iter_mut().zip(numbers).zip(residual).for_each(|((out, number), before)| *out = before + (bias + number));
+        } else {
+            out.iter_mut().zip(numbers).for_each(|(out, number)| *out = bias + number);
+        }
+    }
+}
+
+/// Every `stride`th number of `line` from `start - border` on; zero outside.
+fn every(line: &[f32], stride: usize, (start, border): (usize, usize), out: &mut [f32]) {
+    if stride == 1 {
+        copy(line, start, border, out);
+    } else {
+        for (index, number) in out.iter_mut().enumerate() {
+            *number = (start + index * stride).checked_sub(border).and_then(|at| line.get(at)).copied().unwrap_or(0.0);
+        }
+    }
+}
+
+/// The numbers of `line` from `start - border` on; zero outside.
+#[inline(always)]
+pub(crate) fn copy(line: &[f32], start: usize, border: usize, out: &mut [f32]) {
+    let before = border.saturating_sub(start).min(out.len());
+    let from = (start + before - border).min(line.len());
+    let copied = (out.len() - before).min(line.len() - from);
+    out[..before].fill(0.0);
+    out[before..before + copied].copy_from_slice(&line[from..from + copied]);
+    out[before + copied..].fill(0.0);
+}

@@ -1,0 +1,18 @@
+//! What the engine computes on a CPU: f32, threads of rayon's global pool, the processor's vectors chosen at run time.
+//!
+//! Every number of a result is summed in an order that depends on the layer alone, never on the batch, the threads or the place
+//! in a block: a picture is the same bit by bit whether it is painted alone or among others.
+
+#![expect(clippy::inline_always, reason = "what is compiled for each kind of vectors has to be inlined there")]
+
+pub mod attention;
+pub mod convolution;
+pub mod elementwise;
+pub mod norm;
+pub mod product;
+pub mod recycler;
+mod shared;
+mod tile;
+mod turn;
+mod vectors;
+mod winograd;

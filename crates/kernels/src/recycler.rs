@@ -1,0 +1,219 @@
+//! An allocator that keeps large blocks when they are freed: the next tensor of about that size takes one over.
+//!
+//! A layer's result is as large as a picture's activations, and lives for a layer or two. Fresh from the system each of its pages costs a
+//! fault and is zeroed: a sixth of a UNet's time at 512x512 on two cores. With jemalloc 5.3 or mimalloc 2.0 in the system's place it was no faster.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::{Mutex, PoisonError};
+
+/// Smaller blocks are the system's business.
+const SMALLEST: usize = 1 << 20;
+/// What blocks are aligned to: a line of the cache.
+const ALIGN: usize = 64;
+/// Sizes of blocks from one power of two to the next.
+const CLASSES: usize = 8;
+const MOST_BLOCKS: usize = 64;
+/// Bytes that are kept, however many blocks they are.
+const MOST_BYTES: usize = 1 << 30;
+
+/// The system's allocator with recycled large blocks: up to 64 of them and 1 GiB are kept.
+pub struct Recycler {
+    kept: Mutex<Kept>,
+}
+
+struct Kept {
+    /// The first `count` of them hold a block, the one freed first in front.
+    blocks: [Block; MOST_BLOCKS],
+    count: usize,
+    bytes: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Block {
+    start: *mut u8,
+    size: usize,
+}
+
+// SAFETY: a kept block belongs to nobody else.
+unsafe impl Send for Block {}
+
+impl Recycler {
+    #[must_use]
+    pub const fn new() -> Self {
+        let none = Block { start: std::ptr::null_mut(), size: 0 };
+        Self { kept: Mutex::new(Kept { blocks: [none; MOST_BLOCKS], count: 0, bytes: 0 }) }
+    }
+
+    fn take(&self, size: usize) -> Option<*mut u8> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = kept.blocks[..kept.count].iter().rposition(|block| block.size == size)?;
+        Some(kept.remove(place).start)
+    }
+
+    fn keep(&self, block: Block) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        while kept.count > 0 && (kept.count == MOST_BLOCKS || kept.bytes + block.size > MOST_BYTES) {
+            kept.remove(0).give_back();
+        }
+        if block.size > MOST_BYTES {
+            return block.give_back();
+        }
+        let count = kept.count;
+        kept.blocks[count] = block;
+        kept.count += 1;
+        kept.bytes += block.size;
+    }
+}
+
+impl Kept {
+    fn remove(&mut self, place: usize) -> Block {
+        let block = self.blocks[place];
+        self.blocks.copy_within(place + 1..self.count, place);
+        self.count -= 1;
+        self.bytes -= block.size;
+        block
+    }
+}
+
+impl Block {
+    fn give_back(self) {
+        // SAFETY: large blocks are asked for with this layout, and given back once.
+        unsafe { System.dealloc(self.start, large(self.size)) }
+    }
+}
+
+/// What is asked of the system for a block that `layout` fits into, if it is a large one: an eighth more at most.
+fn class(layout: Layout) -> Option<usize> {
+    if layout.size() < SMALLEST || layout.align() > ALIGN || layout.size() > usize::MAX >> 2 {
+        return None;
+    }
+    let step = (layout.size().next_power_of_two() / 2 / CLASSES).max(1);
+    Some(layout.size().next_multiple_of(step))
+}
+
+fn large(size: usize) -> Layout {
+    // SAFETY: a power of two, and sizes above a quarter of the address space have no class.
+    unsafe { Layout::from_size_align_unchecked(size, ALIGN) }
+}
+
+// SAFETY: blocks come from the system's allocator; a kept one is handed out once, to a layout of its own class.
+unsafe impl GlobalAlloc for Recycler {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are the system's.
+        unsafe {
+            match class(layout) {
+                None => System.alloc(layout),
+                Some(size) => self.take(size).unwrap_or_else(|| System.alloc(large(size))),
+            }
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above; a block has at least the layout's size.
+        unsafe {
+            match class(layout) {
+                None => System.alloc_zeroed(layout),
+                Some(size) => match self.take(size) {
+                    Some(start) => {
+                        start.write_bytes(0, layout.size());
+                        start
+                    }
+                    None => System.alloc_zeroed(large(size)),
+                },
+            }
+        }
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        match class(layout) {
+            // SAFETY: the caller's promises are the system's.
+            None => unsafe { System.dealloc(start, layout) },
+            Some(size) => self.keep(Block { start, size }),
+        }
+    }
+
+    unsafe fn realloc(&self, start: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller promises that the new size does not overflow.
+        let new = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        match (class(layout), class(new)) {
+            // SAFETY: the caller's promises are the system's.
+            (None, None) => unsafe { System.realloc(start, layout, new_size) },
+            (old, new) if old == new => start,
+            // SAFETY: both blocks hold what is copied, and they are not the same.
+            (_, _) => unsafe {
+                let moved = self.alloc(new);
+                if !moved.is_null() {
+                    start.copy_to_nonoverlapping(moved, layout.size().min(new_size));
+                    self.dealloc(start, layout);
+                }
+                moved
+            },
+        }
+    }
+}
+
+impl Default for Recycler {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LARGE: Layout = Layout::new::<[u8; 3 << 20]>();
+
+    #[test]
+    fn a_freed_block_is_taken_over_by_the_next_of_its_class_and_zeroed_where_that_is_asked() {
+        let recycler = Recycler::new();
+        let shorter = Layout::from_size_align(LARGE.size() - 5, 8).expect("a layout");
+        // SAFETY: blocks are written within their layouts and freed once.
+        unsafe {
+            let first = recycler.alloc(LARGE);
+            first.write_bytes(7, LARGE.size());
+            recycler.dealloc(first, LARGE);
+            let second = recycler.alloc_zeroed(shorter);
+            assert_eq!(first, second);
+            assert!(std::slice::from_raw_parts(second, shorter.size()).iter().all(|byte| *byte == 0));
+            let third = recycler.alloc(LARGE);
+            assert_ne!(second, third);
+            recycler.dealloc(second, shorter);
+            recycler.dealloc(third, LARGE);
+        }
+    }
+
+    #[test]
+    fn what_grows_keeps_its_bytes() {
+        let recycler = Recycler::new();
+        for (from, to) in [(100, 5 << 20), (5 << 20, 5 << 20), (5 << 20, (5 << 20) - 3), (2 << 20, 9 << 20), (9 << 20, 50)] {
+            let layout = Layout::from_size_align(from, 16).expect("a layout");
+            // SAFETY: within the layouts; freed once, with the last one.
+            unsafe {
+                let start = recycler.alloc(layout);
+                start.write_bytes(3, from);
+                let moved = recycler.realloc(start, layout, to);
+                assert!(std::slice::from_raw_parts(moved, from.min(to)).iter().all(|byte| *byte == 3));
+                recycler.dealloc(moved, Layout::from_size_align(to, 16).expect("a layout"));
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_is_kept_than_was_said() {
+        let recycler = Recycler::new();
+        // SAFETY: never written, freed once.
+        let starts: Vec<*mut u8> = (0..MOST_BLOCKS + 20).map(|_| unsafe { recycler.alloc(LARGE) }).collect();
+        for start in starts {
+            // SAFETY: as above.
+            unsafe { recycler.dealloc(start, LARGE) };
+        }
+        let huge = Layout::from_size_align(MOST_BYTES - (3 << 20), 8).expect("a layout");
+        for _ in 0..2 {
+            // SAFETY: as above.
+            unsafe { recycler.dealloc(recycler.alloc(huge), huge) };
+        }
+        let kept = recycler.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(kept.count < MOST_BLOCKS && kept.bytes <= MOST_BYTES, "{} blocks, {} bytes", kept.count, kept.bytes);
+    }
+}

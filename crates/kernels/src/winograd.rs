@@ -1,0 +1,256 @@
+//! 3x3 convolutions by Winograd's F(2x2, 3x3): each tile of 2x2 numbers takes 16 multiplications a channel in place of 36.
+//!
+//! Matrices: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks" (arXiv 1509.09308). Where every number of the
+//! picture counts for 2x2 (nearest neighbours, doubled), the two middle ones of four in a row are the same, so that 7 of the 16 products are
+//! of nothing and left out.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::convolution::{Begin, Convolution, copy};
+use crate::shared::Shared;
+use crate::tile::{self, PANEL, ROWS};
+use crate::vectors::vectorised;
+
+/// Products of a tile: 4x4.
+const POINTS: usize = 16;
+/// Those that are not always zero where pictures are doubled: rows and columns 0, 1 and 3.
+const DOUBLED_POINTS: [usize; 9] = [0, 1, 3, 4, 5, 7, 12, 13, 15];
+const ALL_POINTS: [usize; POINTS] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+/// Numbers of a vector.
+const LANES: usize = 16;
+/// Numbers of one point of a task's tiles: they stay in the second-level cache while all rows of weights go over them.
+const POINT_NUMBERS: usize = 96 << 10;
+const MOST_PANELS: usize = 4;
+
+/// See [`Convolution::run`].
+pub(crate) fn run(c: &Convolution, pictures: &[f32], weight: &[f32], begin: Begin<'_>) -> Vec<f32> {
+    let (height, width) = c.given_sides();
+    let picture_len = c.in_channels * height * width;
+    let batch = pictures.len() / picture_len;
+    let mut out = vec![0.0; batch * c.out_channels * c.height * c.width];
+    let work = Work {
+        c,
+        pictures,
+        picture_len,
+        factors: &factors(weight, c.in_channels, c.out_channels),
+        points: if c.doubled { &DOUBLED_POINTS } else { &ALL_POINTS },
+        begin,
+        shared: Shared::new(&mut out),
+    };
+    let panels = panels(c.height.div_ceil(2) * c.width.div_ceil(2));
+    let together = (POINT_NUMBERS / (c.in_channels * PANEL)).clamp(1, MOST_PANELS);
+    let blocks: Vec<&[Range<usize>]> = panels.chunks(together).collect();
+    // Few tiles: the rows are shared among threads as well.
+    let wanted = (2 * rayon::current_num_threads()).div_ceil(batch * blocks.len());
+    let rows = c.out_channels.div_ceil(wanted).next_multiple_of(ROWS);
+    let parts = c.out_channels.div_ceil(rows);
+    (0..batch * blocks.len() * parts).into_par_iter().for_each_init(
+        || {
+            let zeros = |channels: usize| vec![0.0; together * POINTS * channels * PANEL];
+            (zeros(c.in_channels), zeros(rows))
+        },
+        |(seen, sums), task| {
+            let (block, part) = (task / parts, task % parts);
+            let (picture, block) = (block % batch, block / batch);
+            let rows = part * rows..((part + 1) * rows).min(c.out_channels);
+            work.block(picture, blocks[block], rows, seen, sums);
+        },
+    );
+    out
+}
+
+/// Ranges of up to 48 tiles, of about as many vectors each.
+fn panels(tiles: usize) -> Vec<Range<usize>> {
+    let vectors = tiles.div_ceil(LANES);
+    let count = vectors.div_ceil(PANEL / LANES);
+    let start = |panel: usize| (panel * vectors / count * LANES).min(tiles);
+    (0..count).map(|panel| start(panel)..start(panel + 1)).collect()
+}
+
+/// The weights as the tiles' products see them: (out, 16, in).
+fn factors(weight: &[f32], in_channels: usize, out_channels: usize) -> Vec<f32> {
+    const TAPS: usize = 9;
+    let mut factors = vec![0.0; out_channels * POINTS * in_channels];
+    factors.par_chunks_mut(POINTS * in_channels).zip(weight.par_chunks(TAPS * in_channels)).for_each(|(factors, weight)| {
+        vectorised!(|_| {
+            for (chunk, weight) in weight.chunks(TAPS * LANES).enumerate() {
+                let count = weight.len() / TAPS;
+                let mut taps = [[0.0; LANES]; TAPS];
+                for (lane, weight) in weight.chunks_exact(TAPS).enumerate() {
+                    for (tap, number) in taps.iter_mut().zip(weight) {
+                        tap[lane] = *number;
+                    }
+                }
+                let [a, b, c, d, e, f, g, h, i] = taps;
+                let [left, middle, right] = [spread([a, d, g]), spread([b, e, h]), spread([c, f, i])];
+                for (row, ((left, middle), right)) in left.into_iter().zip(middle).zip(right).enumerate() {
+                    let points = spread([left, middle, right]);
+                    for (column, numbers) in points.iter().enumerate() {
+                        let at = (4 * row + column) * in_channels + chunk * LANES;
+                        factors[at..at + count].copy_from_slice(&numbers[..count]);
+                    }
+                }
+            }
+        });
+    });
+    factors
+}
+
+/// (a, (a + b + c)/2, (a - b + c)/2, c).
+#[inline(always)]
+fn spread([a, b, c]: [[f32; LANES]; 3]) -> [[f32; LANES]; 4] {
+    let outer: [f32; LANES] = std::array::from_fn(|lane| 0.5 * (a[lane] + c[lane]));
+    let sum = std::array::from_fn(|lane| outer[lane] + 0.5 * b[lane]);
+    let difference = std::array::from_fn(|lane| outer[lane] - 0.5 * b[lane]);
+    [a, sum, difference, c]
+}
+
+struct Work<'a> {
+    c: &'a Convolution,
+    pictures: &'a [f32],
+    picture_len: usize,
+    factors: &'a [f32],
+    points: &'static [usize],
+    begin: Begin<'a>,
+    shared: Shared,
+}
+
+impl Work<'_> {
+    /// `rows` of the result in all tiles of `panels`. `seen` and `sums` have a panel for each of these, of each of the 16 points, of each channel.
+    fn block(&self, picture: usize, panels: &[Range<usize>], rows: Range<usize>, seen: &mut [f32], sums: &mut [f32]) {
+        let (channels, height) = (self.c.in_channels, rows.len());
+        let (seen_len, sums_len) = (channels * PANEL, height.next_multiple_of(ROWS) * PANEL);
+        let (given_height, given_width) = self.c.given_sides();
+        let planes = self.pictures[picture * self.picture_len..][..self.picture_len].chunks_exact(given_height * given_width);
+        for (channel, plane) in planes.enumerate() {
+            for (panel, seen) in panels.iter().zip(seen.chunks_exact_mut(POINTS * seen_len)) {
+                for (tiles, column) in self.lines(panel) {
+                    self.look(plane, &tiles, &mut seen[channel * PANEL + column..], seen_len);
+                }
+            }
+        }
+        for point in self.points {
+            for row in (0..height).step_by(ROWS) {
+                // Rows past the end repeat the last one; their sums are not stored.
+                let offset = |index: usize| ((rows.start + (row + index).min(height - 1)) * POINTS + point) * channels;
+                let offsets = std::array::from_fn(offset);
+                for (index, panel) in panels.iter().enumerate() {
+                    let seen = &seen[(index * POINTS + point) * seen_len..][..seen_len];
+                    let sums = &mut sums[(index * POINTS + point) * sums_len + row * PANEL..];
+                    tile::multiply(self.factors, offsets, channels, seen, panel.len(), sums);
+                }
+            }
+        }
+        for (index, panel) in panels.iter().enumerate() {
+            for row in rows.clone() {
+                let sums = &sums[index * POINTS * sums_len + (row - rows.start) * PANEL..];
+                for (tiles, column) in self.lines(panel) {
+                    self.put(picture * self.c.out_channels + row, &tiles, &sums[column..], sums_len);
+                }
+            }
+        }
+    }
+
+    /// Tiles that lie beside each other, and the column of the first of them.
+    fn lines(&self, panel: &Range<usize>) -> impl Iterator<Item = (Line, usize)> + use<> {
+        let (first, mut next, end) = (panel.start, panel.start, panel.end);
+        let in_line = self.c.width.div_ceil(2);
+        std::iter::from_fn(move || {
+            let line = Line { down: next / in_line, right: next % in_line, count: (in_line - next % in_line).min(end - next) };
+            let column = next - first;
+            next += line.count;
+            (line.count > 0).then_some((line, column))
+        })
+    }
+
+    /// Bᵀ·d·B of each tile's 4x4 numbers d, a number to each point of `out`, which are `stride` apart.
+    fn look(&self, plane: &[f32], line: &Line, out: &mut [f32], stride: usize) {
+        // Numbers of even and odd columns, the first one being the column before the first tile.
+        let mut rows = [[[0.0_f32; PANEL + 1]; 2]; 4];
+        let (_, width) = self.c.given_sides();
+        let count = line.count;
+        vectorised!(|_| {
+            for (index, [even, odd]) in rows.iter_mut().enumerate() {
+                let Some(y) = (2 * line.down + index).checked_sub(1).filter(|y| *y < self.c.height) else { continue };
+                if self.c.doubled {
+                    let row = &plane[y / 2 * width..][..width];
+                    copy(row, line.right, 1, &mut even[..=count]);
+                    copy(row, line.right, 0, &mut odd[..=count]);
+                } else {
+                    let mut both = [0.0; 2 * PANEL + 2];
+                    copy(&plane[y * width..][..width], 2 * line.right, 1, &mut both[..2 * count + 2]);
+                    for ((even, odd), both) in even.iter_mut().zip(odd).zip(both.chunks_exact(2)).take(count + 1) {
+                        (*even, *odd) = (both[0], both[1]);
+                    }
+                }
+            }
+            let [a, b, c, d] = &rows;
+            let mut mixed = [[0.0; PANEL + 1]; 2];
+            let sum = |x: f32, y: f32| x + y;
+            let difference = |x: f32, y: f32| x - y;
+            for row in 0..4 {
+                for ((((mixed, a), b), c), d) in mixed.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                    match row {
+                        0 => join(mixed, a, c, count + 1, difference),
+                        1 => join(mixed, b, c, count + 1, sum),
+                        2 => join(mixed, c, b, count + 1, difference),
+                        _ => join(mixed, b, d, count + 1, difference),
+                    }
+                }
+                let [even, odd] = &mixed;
+                let at = |column: usize| (4 * row + column) * stride;
+                join(&mut out[at(0)..], even, &even[1..], count, difference);
+                join(&mut out[at(1)..], odd, &even[1..], count, sum);
+                join(&mut out[at(2)..], &even[1..], odd, count, difference);
+                join(&mut out[at(3)..], odd, &odd[1..], count, difference);
+            }
+        });
+    }
+
+    /// Aᵀ·m·A of each tile's 16 sums m: 2x2 numbers of the result's `channel`. `sums`: a number of each point, `stride` apart.
+    fn put(&self, channel: usize, line: &Line, sums: &[f32], stride: usize) {
+        let count = line.count;
+        let (top, left) = (2 * line.down, 2 * line.right);
+        let columns = (2 * count).min(self.c.width - left);
+        let mut rows = [[0.0; 2 * PANEL]; 2];
+        vectorised!(|_| {
+            let point = |point: usize| &sums[point * stride..][..count];
+            // Two columns of each of the four rows of points.
+            let mut mixed = [[[0.0_f32; PANEL]; 2]; 4];
+            for (row, [left, right]) in mixed.iter_mut().enumerate() {
+                let [a, b, c, d] = std::array::from_fn(|column| point(4 * row + column));
+                for at in 0..count {
+                    left[at] = a[at] + b[at] + c[at];
+                    right[at] = b[at] - c[at] - d[at];
+                }
+            }
+            let [a, b, c, d] = &mixed;
+            for at in 0..count {
+                for side in 0..2 {
+                    rows[0][2 * at + side] = a[side][at] + b[side][at] + c[side][at];
+                    rows[1][2 * at + side] = b[side][at] - c[side][at] - d[side][at];
+                }
+            }
+            for (y, row) in (top..self.c.height).zip(&rows) {
+                let at = (channel * self.c.height + y) * self.c.width + left;
+                self.shared.with(at, columns, |out| self.begin.put(out, row, channel, at));
+            }
+        });
+    }
+}
+
+/// Tiles beside each other.
+struct Line {
+    /// Which line of tiles it is in.
+    down: usize,
+    /// The first of them in its line.
+    right: usize,
+    count: usize,
+}
+
+#[inline(always)]
+fn join(out: &mut [f32], x: &[f32], y: &[f32], count: usize, function: impl Fn(f32, f32) -> f32) {
+    out[..count].iter_mut().zip(&x[..count]).zip(&y[..count]).for_each(|((out, x), y)| *out = function(*x, *y));
+}

@@ -1,0 +1,86 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_atelier_global_optspecs
+    string join \n config= h/help V/version
+end
+
+function __fish_atelier_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_atelier_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_atelier_using_subcommand
+    set -l cmd (__fish_atelier_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c atelier -n "__fish_atelier_needs_command" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_needs_command" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_needs_command" -s V -l version -d 'Print version'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "demo" -d 'Paint sample jobs with everything embedded: S3, webhook receiver, the real handler'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that paint them'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "invoke" -d 'Take one event through the handler in this process and print the reply'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "models" -d 'Bring models here and prove that they are what their manifests mean'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "completions" -d 'Print the completion script of a shell; docs/completions/ has them'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "manual" -d 'Print the manual page; docs/atelier.1 has it'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand demo" -l out -d 'Folder for the pictures, the contact sheet and the embedded bucket' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand demo" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand demo" -l serve -d 'Keep the embedded S3 server and webhook receiver running afterwards, and print the environment to use them'
+complete -c atelier -n "__fish_atelier_using_subcommand demo" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand host" -l handlers -d 'Handler processes [default: one a visible GPU]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand host" -l drain-seconds -d 'Seconds that running jobs may go on after SIGTERM before they are handed back [default: `host.drain_seconds`]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand host" -l port -d 'TCP port of the HTTP server, 0 for a free one [default: `server.port`]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand host" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand host" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand invoke" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand invoke" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -f -a "list" -d 'Show every manifest, what is there of its model, and where the rest comes from'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -f -a "verify" -d 'Compare the files that are there with the checksums in the manifest'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pull" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pull" -l offline -d 'Fetch nothing: say what is missing'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pull" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from list" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from verify" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from verify" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from help" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from help" -f -a "list" -d 'Show every manifest, what is there of its model, and where the rest comes from'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from help" -f -a "verify" -d 'Compare the files that are there with the checksums in the manifest'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand doctor" -l webhook -d 'An address that a caller would give as `callback.url`, to be checked as one' -r
+complete -c atelier -n "__fish_atelier_using_subcommand doctor" -l limit-s -d 'Seconds that a check may take; hashing has more, by the size of the files' -r
+complete -c atelier -n "__fish_atelier_using_subcommand doctor" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand doctor" -l json -d 'Print an array of objects instead of lines: check, state, found, fix'
+complete -c atelier -n "__fish_atelier_using_subcommand doctor" -l quick -d 'Look at the lengths of model files alone, do not hash them'
+complete -c atelier -n "__fish_atelier_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand completions" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand completions" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand manual" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand manual" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "demo" -d 'Paint sample jobs with everything embedded: S3, webhook receiver, the real handler'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that paint them'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "invoke" -d 'Take one event through the handler in this process and print the reply'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "models" -d 'Bring models here and prove that they are what their manifests mean'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "completions" -d 'Print the completion script of a shell; docs/completions/ has them'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "manual" -d 'Print the manual page; docs/atelier.1 has it'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "list" -d 'Show every manifest, what is there of its model, and where the rest comes from'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "verify" -d 'Compare the files that are there with the checksums in the manifest'

@@ -1,0 +1,90 @@
+"""Trains the autoencoder of tiny-edit on the pictures of people and garments.
+
+    nice -n 5 torchrun --nproc-per-node 2 autoencoder.py DATA OUT.pt MINUTES [faces]     resumes from OUT.pt
+
+Losses as in ../vae.py, and for the same reasons: pixels, edges at three scales, latents with a fixed small noise and a weak
+pull to zero, and for the first steps three channels held to the picture's colours. With `faces` errors about the heads count more: eyes are
+small, and without that they were the last to come.
+"""
+
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from networks import new_vae, to_tensor
+from people import load
+
+from common import Clock, Ema, average_gradients, join_workers, restore, save, set_rate
+from vae import COLOUR_STEPS, LATENT_NOISE, LATENT_PULL, PEAK_RATE, differences, picture_loss
+
+BATCH = 4  # for each of two workers
+SAVE_EVERY_S = 120
+HEADS = slice(4, 52), slice(28, 68)
+"""Rows and columns."""
+
+
+def colour_loss(latents, real):
+    """Distance of the first three latent channels from the mean colours of each 8x8 block."""
+    return F.mse_loss(latents[:, :3, 0], 2 * F.avg_pool2d(real[:, :, 0], 8))
+
+
+def face_loss(made, real):
+    rows, columns = HEADS
+    made, real = made[..., rows, columns], real[..., rows, columns]
+    return F.l1_loss(made, real) + sum(F.l1_loss(a, b) for a, b in zip(differences(made), differences(real)))
+
+
+def main():
+    folder, out, minutes = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    faces = len(sys.argv) > 4
+    rank, _ = join_workers()
+    torch.manual_seed(11)
+    vae = new_vae()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-3)
+    ema = Ema([vae], 0.997)
+    step, used_s = 0, 0.0
+    if state := restore(out):
+        vae.load_state_dict(state["vae"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.shadow, step, used_s = state["ema"], state["step"], state["used_s"]
+    clock, saved_s, total = Clock(minutes * 60, used_s), used_s, 0.0
+    pictures = load(folder)
+    pictures = pictures.reshape(-1, *pictures.shape[2:])
+    torch.manual_seed(100 + rank + step)
+    while clock.tick():
+        rng = np.random.default_rng([5, step, rank])
+        real = to_tensor(pictures[rng.integers(len(pictures), size=BATCH)])
+        set_rate(optimizer, PEAK_RATE * clock.rate(step))
+        latents = vae.encode(real).latent_dist.mode()
+        made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        loss = picture_loss(made[:, :, 0], real[:, :, 0]) + LATENT_PULL * latents.square().mean()
+        if faces:
+            loss = loss + face_loss(made[:, :, 0], real[:, :, 0])
+        if step < COLOUR_STEPS:
+            loss = loss + (1 - step / COLOUR_STEPS) * colour_loss(latents, real)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(list(vae.parameters()))
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        ema.update(step)
+        step, total = step + 1, total + loss.item()
+        if step % 50 == 0 and rank == 0:
+            spread = [round(v, 2) for v in latents.std((0, 2, 3, 4)).tolist()]
+            print(f"step {step} loss {total / 50:.4f} l1 {F.l1_loss(made, real).item():.4f} latent std {spread} {clock.elapsed_s():.0f} s", flush=True)
+            total = 0.0
+        if clock.elapsed_s() - saved_s > SAVE_EVERY_S:
+            saved_s = checkpoint(out, rank, vae, optimizer, ema, step, clock)
+    checkpoint(out, rank, vae, optimizer, ema, step, clock)
+
+
+def checkpoint(out, rank, vae, optimizer, ema, step, clock):
+    used_s = clock.elapsed_s()
+    if rank == 0:
+        save(out, {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow, "step": step, "used_s": used_s})
+    return used_s
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+//! A model's manifest: which files it is made of, and what its jobs get that leave a field out.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer};
+
+use crate::job::request::Defaults;
+use crate::job::task::LoraScale;
+use crate::job::task::prompt::PromptSyntax;
+use crate::job::task::tryon::Mode;
+use crate::models::source::Source;
+
+/// A model this function can serve, `NAME.yaml` in the models folder.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub family: Family,
+    /// The checkpoint's diffusers-layout folder, relative to the manifest.
+    #[serde(deserialize_with = "relative")]
+    pub checkpoint: PathBuf,
+    /// One file with all weights under the names of Stable Diffusion's first release, relative to the manifest; without it the
+    /// weights lie in the checkpoint's folder.
+    #[serde(default, deserialize_with = "relative_if_any")]
+    pub weights: Option<PathBuf>,
+    /// Whether prompts are read as they stand, as the service always did, or with weights and at any length.
+    #[serde(default)]
+    pub prompt: PromptSyntax,
+    /// Try-on: the weights of each mode.
+    #[serde(default)]
+    pub modes: Modes,
+    /// Try-on: pixels of every reference picture for the autoencoder; none: 1024x1024, as the checkpoint's own pipeline.
+    #[serde(default)]
+    pub reference_px: Option<u32>,
+    /// Try-on: pixels of every picture for the text encoder; none: 384x384, as the checkpoint's own pipeline.
+    #[serde(default)]
+    pub condition_px: Option<u32>,
+    /// Try-on: the largest short side that the model paints well, whatever resolution a job asks for.
+    #[serde(default)]
+    pub max_short_side_px: Option<u32>,
+    /// Where `atelier models pull` finds the checkpoint's files.
+    #[serde(default)]
+    pub source: Option<Source>,
+    /// What a job gets that leaves a field out.
+    #[serde(default)]
+    pub defaults: Defaults,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Family {
+    /// CLIP text encoder, UNet with cross attention, `AutoencoderKL`.
+    #[serde(rename = "stable-diffusion-1")]
+    StableDiffusion1,
+    /// Qwen2.5-VL, Qwen-Image's transformer and autoencoder, several reference pictures (`QwenImageEditPlusPipeline`).
+    #[serde(rename = "qwen-image-edit")]
+    QwenImageEdit,
+}
+
+impl Family {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::StableDiffusion1 => "stable-diffusion-1",
+            Self::QwenImageEdit => "qwen-image-edit",
+        }
+    }
+}
+
+/// The modes that there are weights for.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Modes {
+    pub base: Option<ModeWeights>,
+    pub lora: Option<ModeWeights>,
+    pub fp8: Option<ModeWeights>,
+}
+
+/// What is painted with in one mode.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModeWeights {
+    /// One file in place of the checkpoint's own transformer, relative to the manifest.
+    #[serde(deserialize_with = "relative_if_any")]
+    pub transformer: Option<PathBuf>,
+    pub loras: Vec<ModeLora>,
+    /// Whether these weights were distilled to a few steps (Lightning), which takes a schedule of its own; none: `lora` and `fp8` are.
+    pub distilled: Option<bool>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModeLora {
+    /// Relative to the manifest.
+    #[serde(deserialize_with = "relative")]
+    pub file: PathBuf,
+    #[serde(default = "LoraScale::one")]
+    pub scale: LoraScale,
+}
+
+impl Modes {
+    #[must_use]
+    pub fn of(&self, mode: Mode) -> Option<&ModeWeights> {
+        match mode {
+            Mode::Base => self.base.as_ref(),
+            Mode::Lora => self.lora.as_ref(),
+            Mode::Fp8 => self.fp8.as_ref(),
+        }
+    }
+
+    /// The names of those that there are, for messages.
+    fn names(&self) -> String {
+        let names = [Mode::Fp8, Mode::Lora, Mode::Base].into_iter().filter(|mode| self.of(*mode).is_some());
+        names.map(Mode::as_str).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl ModeWeights {
+    #[must_use]
+    pub fn is_distilled(&self, mode: Mode) -> bool {
+        self.distilled.unwrap_or(mode != Mode::Base)
+    }
+}
+
+impl Manifest {
+    /// Makes all paths start where `folder` is.
+    pub(super) fn place(&mut self, folder: &Path) {
+        self.checkpoint = folder.join(&self.checkpoint);
+        self.weights = self.weights.take().map(|weights| folder.join(weights));
+        let Modes { base, lora, fp8 } = &mut self.modes;
+        for weights in [base, lora, fp8].into_iter().flatten() {
+            weights.transformer = weights.transformer.take().map(|file| folder.join(file));
+            weights.loras.iter_mut().for_each(|lora| lora.file = folder.join(&lora.file));
+        }
+    }
+
+    /// `asked`: the try-on modes that are to be loaded.
+    ///
+    /// # Errors
+    /// The key at fault and what is wrong with it.
+    pub(super) fn check(&self, asked: &[Mode]) -> Result<(), (&'static str, String)> {
+        if self.family == Family::StableDiffusion1 {
+            let none = self.modes.names().is_empty();
+            return if none { Ok(()) } else { Err(("modes", "is for family qwen-image-edit; this one has none".into())) };
+        }
+        if self.weights.is_some() {
+            return Err(("weights", "is for family stable-diffusion-1; name a transformer in one file under modes".into()));
+        }
+        for mode in asked {
+            if self.modes.of(*mode).is_none() {
+                let (mode, known) = (mode.as_str(), self.modes.names());
+                let known = if known.is_empty() { "none".to_owned() } else { known };
+                return Err(("modes", format!("has no {mode}, which model.default_mode or model.modes asks for; has {known}")));
+            }
+        }
+        let areas = [("reference_px", self.reference_px), ("condition_px", self.condition_px)];
+        let sides = [("max_short_side_px", self.max_short_side_px, 16)];
+        let limits = areas.map(|(key, px)| (key, px, 32 * 32)).into_iter().chain(sides);
+        for (key, px, least) in limits {
+            if px.is_some_and(|px| px < least) {
+                return Err((key, format!("must be {least} or more")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn relative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if path.is_relative() { Ok(path) } else { Err(serde::de::Error::custom("must be relative to the manifest")) }
+}
+
+fn relative_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    relative(deserializer).map(Some)
+}

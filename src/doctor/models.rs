@@ -1,0 +1,111 @@
+//! Whether the model's files are there, whole, and those that its manifest means.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::aside;
+use super::finding::Finding;
+use crate::config::manifest::Manifest;
+use crate::config::{Config, Environment};
+use crate::engine::tensor_file;
+use crate::models::{Plan, Verdict, verify};
+use crate::start::models::plan;
+
+const CHECK: &str = "model";
+/// Bytes a second that a slow disk gives; hashing has so much more time.
+const SLOW_DISK: u64 = 50_000_000;
+/// Folders in folders; deeper there are only links in circles.
+const DEEPEST: u32 = 4;
+
+pub(super) async fn check(config: &Config, environment: &Environment, quick: bool, limit: Duration) -> Finding {
+    let name = config.model.name.as_str().to_owned();
+    let manifest = match config.manifest(environment) {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            return Finding::fail(
+                CHECK,
+                error.to_string(),
+                "correct the manifest, or name another model (model.name, ATELIER_MODEL)",
+            );
+        }
+    };
+    let bring = match &manifest.source {
+        Some(_) => format!("bring it again: atelier models pull {name}"),
+        None => format!("put its folder at {} again, whole", manifest.checkpoint.display()),
+    };
+    let weights = match files(&manifest, config) {
+        Ok(weights) => weights,
+        Err(problem) => return Finding::fail(CHECK, format!("{name}: {problem}"), bring),
+    };
+    let bytes: u64 = weights.iter().map(|(_, bytes)| bytes).sum();
+    let pinned = if quick { None } else { plan(config, environment, &config.model.name, true).ok() };
+    let pinned = pinned.filter(|plan| !plan.source.files.is_empty());
+    let limit = limit + Duration::from_secs(if pinned.is_some() { bytes / SLOW_DISK } else { 0 });
+    let began = Instant::now();
+    let work = aside(move || judge(&weights, pinned.as_ref()));
+    let about = |how: &str| format!("{name}: {} MiB of weights, {how}, in {:.1} s", bytes >> 20, began.elapsed().as_secs_f32());
+    match tokio::time::timeout(limit, work).await {
+        Err(_) | Ok(None) => Finding::late(CHECK, limit),
+        Ok(Some(Err(problem))) => Finding::fail(CHECK, format!("{name}: {problem}"), bring),
+        Ok(Some(Ok(how))) => Finding::ok(CHECK, about(&how)),
+    }
+}
+
+/// Every weight file that is loaded, with its bytes.
+///
+/// # Errors
+/// What is missing.
+pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf, u64)>, String> {
+    let folder = &manifest.checkpoint;
+    let mut found = Vec::new();
+    collect(folder, DEEPEST, &mut found).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let modes = config.model.modes().into_iter().filter_map(|mode| manifest.modes.of(mode));
+    let beside = modes.flat_map(|mode| mode.transformer.iter().chain(mode.loras.iter().map(|lora| &lora.file)));
+    for file in manifest.weights.iter().chain(beside) {
+        let about = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?;
+        found.push((file.clone(), about.len()));
+    }
+    found.sort();
+    found.dedup();
+    if found.is_empty() { Err(format!("{}: has no weights", folder.display())) } else { Ok(found) }
+}
+
+fn collect(folder: &Path, deeper: u32, found: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let about = fs::metadata(&path)?;
+        if about.is_dir() && deeper > 0 {
+            collect(&path, deeper - 1, found)?;
+        } else if path.extension().is_some_and(|extension| extension == "safetensors") {
+            found.push((path, about.len()));
+        }
+    }
+    Ok(())
+}
+
+/// How it was looked at, or what is wrong first.
+fn judge(weights: &[(PathBuf, u64)], pinned: Option<&Plan>) -> Result<String, String> {
+    for (file, _) in weights {
+        tensor_file::check(file).map_err(|error| error.to_string())?;
+    }
+    let Some(plan) = pinned else { return Ok(format!("{} files as long as they must be, not hashed", weights.len())) };
+    let verdicts = verify(plan).map_err(|error| error.to_string())?;
+    for (path, verdict) in &verdicts {
+        match verdict {
+            Verdict::Missing => return Err(format!("{path} is missing")),
+            Verdict::Differs { found, expected } => {
+                return Err(format!("{path} differs: it has the SHA-256 {found}, and must have {expected}"));
+            }
+            Verdict::Right | Verdict::Unproven => {}
+        }
+    }
+    let unproven = verdicts.values().filter(|verdict| **verdict == Verdict::Unproven).count();
+    let proven = verdicts.len() - unproven;
+    Ok(if unproven == 0 {
+        format!("{proven} files hashed")
+    } else {
+        format!("{proven} files hashed, {unproven} without a checksum")
+    })
+}

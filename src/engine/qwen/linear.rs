@@ -1,0 +1,56 @@
+//! A linear layer with whole or 8-bit weights, and with LoRA matrices beside them where they cannot be merged.
+
+use candle_core::{DType, Result, Tensor};
+
+use crate::engine::layers;
+
+/// A layer over the last dimension of (1, T, in).
+pub(super) struct Linear {
+    weight: Weight,
+    /// Down (rank, in) and up (out, rank) matrices; alpha and scale are in the latter.
+    beside: Option<(Tensor, Tensor)>,
+}
+
+enum Weight {
+    Whole(layers::Linear),
+    /// e4m3 numbers, made whole layer by layer while they are used.
+    EightBit {
+        /// (out, in).
+        bits: Tensor,
+        /// What the products are multiplied by: (out,) or (1,).
+        scale: Option<Tensor>,
+        /// (out,).
+        bias: Tensor,
+    },
+}
+
+impl Linear {
+    pub(super) fn whole(weight: Tensor, bias: Tensor) -> Self {
+        Self { weight: Weight::Whole(layers::Linear::of(weight, Some(bias))), beside: None }
+    }
+
+    pub(super) fn eight_bit(bits: Tensor, scale: Option<Tensor>, bias: Tensor, beside: Option<(Tensor, Tensor)>) -> Self {
+        Self { weight: Weight::EightBit { bits, scale, bias }, beside }
+    }
+
+    /// `input`: (1, T, in). Returns (1, T, out), in the same format.
+    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let output = match &self.weight {
+            Weight::Whole(linear) => linear.forward(input)?,
+            Weight::EightBit { bits, scale, bias } => {
+                // The numbers themselves are exact in every wider format; the scale comes after the product, which is smaller
+                // than the weights, and rounds once.
+                let whole = layers::Linear::of(bits.to_dtype(input.dtype())?, None);
+                let product = whole.forward(input)?;
+                let scaled = match scale {
+                    Some(scale) => product.to_dtype(DType::F32)?.broadcast_mul(scale)?.to_dtype(input.dtype())?,
+                    None => product,
+                };
+                scaled.broadcast_add(bias)?
+            }
+        };
+        let Some((down, up)) = &self.beside else { return Ok(output) };
+        let lower = layers::Linear::of(down.clone(), None).forward(input)?;
+        output + layers::Linear::of(up.clone(), None).forward(&lower)?
+    }
+}

@@ -1,0 +1,123 @@
+//! Qwen-Image-Edit in diffusers' layout: references and a text to an edited picture.
+
+mod attention;
+mod block;
+pub mod config;
+pub mod engine;
+mod files;
+pub mod guidance;
+mod layout;
+mod linear;
+pub mod moments;
+pub mod packing;
+pub mod pipeline;
+pub mod precision;
+mod recent;
+pub mod references;
+pub mod rope;
+pub mod schedule;
+pub mod sizes;
+pub mod text;
+pub mod transformer;
+pub mod vae;
+mod vae_blocks;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use self::files::TransformerFiles;
+use self::moments::Moments;
+use self::precision::Precision;
+use self::recent::{Fingerprint, Recent};
+use self::references::Reference;
+use self::sizes::Areas;
+use self::transformer::Transformer;
+use self::vae::Autoencoder;
+use super::checkpoint::EditCheckpoint;
+use super::weights::Weights;
+use super::{EngineError, LoraFile};
+
+/// Which weights the transformer has.
+#[derive(Debug, Clone, Default)]
+pub struct Variant {
+    /// One file in place of the checkpoint's own transformer: 8-bit weights, usually.
+    pub file: Option<PathBuf>,
+    /// Merged into whole weights, kept beside 8-bit ones.
+    pub loras: Vec<LoraFile>,
+    /// Whether the weights, or one of the LoRAs, were distilled to a few steps (Lightning): that takes a schedule of its own.
+    pub distilled: bool,
+}
+
+/// A loaded checkpoint, from the text encoder's hidden states on. The stages of a painting are methods of their own:
+/// [`encode_reference`](Self::encode_reference), [`denoise`](Self::denoise), [`decode`](Self::decode).
+pub struct QwenImageEdit {
+    checkpoint: EditCheckpoint,
+    distilled: bool,
+    areas: Areas,
+    precision: Precision,
+    device: Device,
+    /// Of the layers that are read for each schedule.
+    files: TransformerFiles,
+    transformer: Transformer,
+    moments: Moments,
+    vae: Autoencoder,
+    vae_bytes: u64,
+    references: Recent<Fingerprint, Reference>,
+}
+
+impl QwenImageEdit {
+    /// Loads transformer, autoencoder and schedule out of `folder`.
+    ///
+    /// Resident at full size are 13.6 billion weights of the transformer (27.2 GB in bf16, 13.6 GB in 8 bits) and the autoencoder
+    /// (0.5 GB in f32); the 6.8 billion that only depend on time are read when a schedule is used first.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
+    pub fn load(folder: &Path, variant: &Variant, precision: Precision, device: Device) -> Result<Self, EngineError> {
+        let checkpoint = EditCheckpoint::read(folder)?;
+        let config = &checkpoint.transformer;
+        let own = folder.join("transformer");
+        let files = TransformerFiles::open(config, &own, variant.file.as_deref(), &variant.loras, (precision, &device))?;
+        let transformer = Transformer::new(config, &files)?;
+        let weights = Weights::read(folder, &["vae"], &device)?;
+        let vae = weights.build(&Arc::default(), |vb| Autoencoder::new(&checkpoint.vae, &vb.pp("vae")));
+        let vae = vae.map_err(|problem| EngineError::Checkpoint { path: folder.join("vae"), problem })?;
+        Ok(Self {
+            checkpoint,
+            distilled: variant.distilled,
+            areas: Areas::default(),
+            precision,
+            device,
+            files,
+            transformer,
+            moments: Moments::default(),
+            vae,
+            vae_bytes: weights.bytes(),
+            references: Recent::new(references::KEPT),
+        })
+    }
+
+    /// Looks at pictures in these sizes from now on.
+    #[must_use]
+    pub fn with_areas(self, areas: Areas) -> Self {
+        Self { areas, ..self }
+    }
+
+    /// Bytes of the tensors that stay on the device.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.files.resident_bytes() + self.vae_bytes
+    }
+
+    /// Forgets the references that were encoded.
+    pub fn forget(&mut self) {
+        self.references.forget();
+    }
+
+    #[must_use]
+    pub fn checkpoint(&self) -> &EditCheckpoint {
+        &self.checkpoint
+    }
+}

@@ -1,0 +1,114 @@
+//! The noise levels of a rectified flow, as a pure table: Euler steps over shifted and stretched sigmas.
+//!
+//! Formulas: diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps` and `calculate_shift`, in their single precision.
+
+use serde::Deserialize;
+
+/// `scheduler/scheduler_config.json` of a flow-match Euler scheduler.
+#[derive(Debug, Clone, Deserialize)]
+pub struct FlowConfig {
+    #[serde(default = "train_timesteps")]
+    pub num_train_timesteps: usize,
+    /// Whether the shift grows with the picture; else it is `shift`.
+    #[serde(default)]
+    pub use_dynamic_shifting: bool,
+    #[serde(default = "one")]
+    pub shift: f64,
+    /// Tokens of the picture at which the logarithm of the shift is `base_shift`, and at which it is `max_shift`.
+    #[serde(default = "base_tokens")]
+    pub base_image_seq_len: usize,
+    #[serde(default = "max_tokens")]
+    pub max_image_seq_len: usize,
+    #[serde(default = "base_shift")]
+    pub base_shift: f64,
+    #[serde(default = "max_shift")]
+    pub max_shift: f64,
+    /// The last sigma before 0, where the sigmas are stretched to reach it.
+    #[serde(default)]
+    pub shift_terminal: Option<f64>,
+}
+
+impl FlowConfig {
+    /// The same for weights distilled to a few steps: always a shift of 3 and no stretch, which is what the Lightning weights were
+    /// distilled with (`generate_with_diffusers.py` in ModelTC/Qwen-Image-Lightning).
+    #[must_use]
+    pub fn lightning(&self) -> Self {
+        let shift = 3.0_f64.ln();
+        Self { use_dynamic_shifting: true, base_shift: shift, max_shift: shift, shift_terminal: None, ..self.clone() }
+    }
+
+    /// Logarithm of the shift for an output of so many tokens; those of references do not count.
+    fn mu(&self, output_tokens: usize) -> f64 {
+        let (first, last) = (self.base_image_seq_len as f64, self.max_image_seq_len as f64);
+        let slope = (self.max_shift - self.base_shift) / (last - first);
+        output_tokens as f64 * slope + (self.base_shift - slope * first)
+    }
+}
+
+/// Noise levels from 1 to 0; a step goes from one to the next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FlowSchedule {
+    /// One more than there are steps.
+    pub sigmas: Vec<f32>,
+    train_timesteps: f32,
+}
+
+impl FlowSchedule {
+    /// `steps`: at least 1.
+    #[must_use]
+    pub fn new(config: &FlowConfig, steps: u32, output_tokens: usize) -> Self {
+        let last = 1.0 / f64::from(steps);
+        let spacing = if steps > 1 { (last - 1.0) / f64::from(steps - 1) } else { 0.0 };
+        let even = (0..steps).map(|step| if step + 1 == steps { last } else { 1.0 + f64::from(step) * spacing } as f32);
+        let shifted = |sigma: f32| {
+            if config.use_dynamic_shifting {
+                let shift = config.mu(output_tokens).exp() as f32;
+                shift / (shift + (1.0 / sigma - 1.0))
+            } else {
+                let shift = config.shift as f32;
+                shift * sigma / (1.0 + (config.shift - 1.0) as f32 * sigma)
+            }
+        };
+        let mut sigmas: Vec<f32> = even.map(shifted).collect();
+        let lowest = sigmas.last().copied().unwrap_or(1.0);
+        // A single step begins at 1, and there is nothing to stretch.
+        if let Some(terminal) = config.shift_terminal.filter(|_| lowest < 1.0) {
+            let factor = (1.0 - lowest) / (1.0 - terminal) as f32;
+            for sigma in &mut sigmas {
+                *sigma = 1.0 - (1.0 - *sigma) / factor;
+            }
+        }
+        sigmas.push(0.0);
+        Self { sigmas, train_timesteps: config.num_train_timesteps as f32 }
+    }
+
+    /// What the model is told at each step: 0 to `num_train_timesteps`.
+    #[must_use]
+    pub fn timesteps(&self) -> Vec<f32> {
+        self.sigmas[..self.sigmas.len() - 1].iter().map(|sigma| sigma * self.train_timesteps).collect()
+    }
+}
+
+fn train_timesteps() -> usize {
+    1000
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn base_tokens() -> usize {
+    256
+}
+
+fn max_tokens() -> usize {
+    4096
+}
+
+fn base_shift() -> f64 {
+    0.5
+}
+
+fn max_shift() -> f64 {
+    1.15
+}

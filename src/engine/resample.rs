@@ -1,0 +1,113 @@
+//! Resizes pictures byte for byte as Pillow does, for that is how the models' own pipelines prepare what they look at.
+
+use std::f64::consts::PI;
+
+use image::RgbImage;
+
+/// Binary places of a weight (Pillow's `PRECISION_BITS`).
+const PRECISION: u32 = 32 - 8 - 2;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// Windowed sinc over three pixels each way.
+    Lanczos,
+    /// Cubic convolution with a = -0.5, over two pixels each way.
+    Bicubic,
+}
+
+impl Filter {
+    fn support(self) -> f64 {
+        match self {
+            Self::Lanczos => 3.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        const A: f64 = -0.5;
+        let distance = x.abs();
+        match self {
+            Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            Self::Bicubic if distance < 1.0 => ((A + 2.0) * distance - (A + 3.0)) * distance * distance + 1.0,
+            Self::Bicubic if distance < 2.0 => (((distance - 5.0) * distance + 8.0) * distance - 4.0) * A,
+            _ => 0.0,
+        }
+    }
+}
+
+fn sinc(x: f64) -> f64 {
+    if x == 0.0 { 1.0 } else { (PI * x).sin() / (PI * x) }
+}
+
+/// `picture` in another size, at least one pixel each way. The filter widens where the picture becomes smaller; rows come first, and
+/// what lies between both passes has 8 bits again (Pillow 12, `libImaging/Resample.c`).
+#[must_use]
+pub fn resize(picture: &RgbImage, width_px: u32, height_px: u32, filter: Filter) -> RgbImage {
+    let (width_px, height_px) = (width_px.max(1), height_px.max(1));
+    let wide = if picture.width() == width_px { picture.clone() } else { resize_rows(picture, width_px, filter) };
+    if picture.height() == height_px { wide } else { resize_columns(&wide, height_px, filter) }
+}
+
+/// What one pixel of the result is made of: the first pixel, and the weights of it and those behind it.
+struct Taps {
+    first: usize,
+    weights: Vec<i32>,
+}
+
+fn taps(from: u32, to: u32, filter: Filter) -> Vec<Taps> {
+    let scale = f64::from(from) / f64::from(to);
+    let stretch = scale.max(1.0);
+    let support = filter.support() * stretch;
+    let at = |index: u32| {
+        let centre = (f64::from(index) + 0.5) * scale;
+        let first = (centre - support + 0.5).max(0.0) as usize;
+        let end = ((centre + support + 0.5) as usize).min(from as usize);
+        let weight = |place: usize| filter.weight((place as f64 - centre + 0.5) / stretch);
+        let weights: Vec<f64> = (first..end).map(weight).collect();
+        let sum: f64 = weights.iter().sum();
+        let fixed = |weight: &f64| (weight / sum * f64::from(1_u32 << PRECISION)).round() as i32;
+        Taps { first, weights: weights.iter().map(fixed).collect() }
+    };
+    (0..to).map(at).collect()
+}
+
+fn clamped(sum: i32) -> u8 {
+    (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+fn resize_rows(picture: &RgbImage, width_px: u32, filter: Filter) -> RgbImage {
+    let taps = taps(picture.width(), width_px, filter);
+    let row_bytes = 3 * picture.width() as usize;
+    let mut bytes = Vec::with_capacity(3 * width_px as usize * picture.height() as usize);
+    for row in picture.as_raw().chunks_exact(row_bytes) {
+        for Taps { first, weights } in &taps {
+            let mut sums = [1 << (PRECISION - 1); 3];
+            for (pixel, weight) in row[3 * first..].chunks_exact(3).zip(weights) {
+                for (sum, channel) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(*channel) * weight;
+                }
+            }
+            bytes.extend(sums.map(clamped));
+        }
+    }
+    of_bytes(width_px, picture.height(), bytes)
+}
+
+fn resize_columns(picture: &RgbImage, height_px: u32, filter: Filter) -> RgbImage {
+    let row_bytes = 3 * picture.width() as usize;
+    let mut bytes = Vec::with_capacity(row_bytes * height_px as usize);
+    for Taps { first, weights } in taps(picture.height(), height_px, filter) {
+        let mut sums = vec![1 << (PRECISION - 1); row_bytes];
+        for (row, weight) in picture.as_raw()[first * row_bytes..].chunks_exact(row_bytes).zip(&weights) {
+            for (sum, channel) in sums.iter_mut().zip(row) {
+                *sum += i32::from(*channel) * weight;
+            }
+        }
+        bytes.extend(sums.into_iter().map(clamped));
+    }
+    of_bytes(picture.width(), height_px, bytes)
+}
+
+fn of_bytes(width_px: u32, height_px: u32, bytes: Vec<u8>) -> RgbImage {
+    RgbImage::from_raw(width_px, height_px, bytes).unwrap_or_else(|| RgbImage::new(width_px, height_px))
+}

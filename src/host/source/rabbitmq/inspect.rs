@@ -1,0 +1,96 @@
+//! A look at the broker and its queue that takes no message and leaves nothing behind.
+
+use super::fault::{Fault, within};
+use super::settings::Settings;
+use super::{connection, topology};
+use crate::host::source::ConnectError;
+
+const TYPE: &str = "'x-queue-type'";
+
+/// What was found of the queue.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is not there, and the host makes it when it starts.
+    ToBeMade,
+    There {
+        waiting: u64,
+        likeness: Likeness,
+    },
+}
+
+/// How the queue is, beside one that the host makes. The broker tells the first difference and no more.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Likeness {
+    /// A quorum queue with a dead-letter exchange, as the host makes it.
+    Same,
+    /// It is no quorum queue.
+    OtherType,
+    /// What fails for good is dropped.
+    NoDeadLetters,
+    /// In the broker's words.
+    Other(String),
+    /// This user may not ask.
+    Unknown,
+}
+
+/// # Errors
+/// Names the setting that is wrong, or says why the broker cannot be used.
+pub async fn inspect(settings: &Settings) -> Result<Found, ConnectError> {
+    settings.check()?;
+    let authorities = settings.authorities()?;
+    let label = format!("{} at {}:{}", settings.queue, settings.broker().unwrap_or_default(), settings.port);
+    let look = async {
+        let connection = connection::open(settings, authorities.as_deref()).await?;
+        let channel = within(connection.create_channel()).await?;
+        let waiting = match topology::depth(&channel, &settings.queue).await {
+            Ok(waiting) => waiting,
+            Err(fault) if settings.declare && fault.problem.starts_with("there is no queue") => return Ok(Found::ToBeMade),
+            Err(fault) => return Err(fault),
+        };
+        let mut likeness = likeness(topology::compare(&channel, &settings.queue).await)?;
+        if likeness == Likeness::NoDeadLetters {
+            // The broker looks at the type last: with nothing else in the question, it is what differs.
+            let channel = within(connection.create_channel()).await?;
+            if let Err(fault) = topology::compare_type(&channel, &settings.queue).await
+                && fault.problem.contains(TYPE)
+            {
+                likeness = Likeness::OtherType;
+            }
+        }
+        Ok(Found::There { waiting, likeness })
+    };
+    Ok(look.await.map_err(|fault: Fault| fault.at(&label, "inspect"))?)
+}
+
+fn likeness(compared: Result<(), Fault>) -> Result<Likeness, Fault> {
+    let Err(fault) = compared else { return Ok(Likeness::Same) };
+    let problem = &fault.problem;
+    Ok(if !fault.refused {
+        return Err(fault);
+    } else if problem.starts_with("ACCESS_REFUSED") {
+        Likeness::Unknown
+    } else if problem.contains(TYPE) {
+        Likeness::OtherType
+    } else if problem.contains("'x-dead-letter-exchange'") && problem.contains("current is none") {
+        Likeness::NoDeadLetters
+    } else {
+        Likeness::Other(fault.problem)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_difference_tells_what_the_queue_is_like() {
+        let refused = |text: &str| likeness(Err(Fault::refused(text))).unwrap();
+        let differs = "PRECONDITION_FAILED - inequivalent arg";
+        assert_eq!(refused(&format!("{differs} 'x-queue-type' for queue 'jobs'")), Likeness::OtherType);
+        let dropped = format!("{differs} 'x-dead-letter-exchange' for queue 'jobs': received 'jobs.dlx' but current is none");
+        assert_eq!(refused(&dropped), Likeness::NoDeadLetters);
+        assert_eq!(refused("ACCESS_REFUSED - configure access to queue 'jobs'"), Likeness::Unknown);
+        assert!(matches!(refused(&format!("{differs} 'x-delivery-limit' for queue 'jobs'")), Likeness::Other(_)));
+        assert!(likeness(Err(Fault::unavailable("the connection broke"))).is_err());
+    }
+}

@@ -1,0 +1,52 @@
+//! A look at the queue that takes no message: what it is like, and where its failed messages go.
+
+use aws_sdk_sqs::types::QueueAttributeName;
+
+use super::queue::Queue;
+use super::{ConnectError, Settings, SourceError};
+use crate::setting::SettingError;
+
+/// What was found.
+#[derive(Debug)]
+pub struct Found {
+    pub fifo: bool,
+    pub waiting: u64,
+    /// Seconds, of the queue itself; the host sets its own for each message.
+    pub visibility_s: u64,
+    pub redrive: Option<Redrive>,
+}
+
+#[derive(Debug)]
+pub struct Redrive {
+    /// `maxReceiveCount`.
+    pub most_receives: Option<u64>,
+    /// URL of the dead-letter queue.
+    pub queue: Result<String, SourceError>,
+}
+
+/// # Errors
+/// As [`super::Sqs::connect`]; a dead-letter queue that is not there is part of what was found.
+pub async fn inspect(settings: &Settings) -> Result<Found, ConnectError> {
+    let address = settings.address()?;
+    let client = settings.client(&address).await?;
+    let queue = Queue::open(client, settings, address.url, address.fifo).await?;
+    let names = [QueueAttributeName::VisibilityTimeout, QueueAttributeName::ApproximateNumberOfMessages];
+    let attributes = queue.attributes(&names).await?;
+    let number = |name: &QueueAttributeName| attributes.get(name).and_then(|text| text.parse().ok()).unwrap_or_default();
+    let redrive = match queue.redrive_policy().await? {
+        None => None,
+        Some(policy) => Some(Redrive { most_receives: policy.most_receives(), queue: queue.url_of(policy.target()).await }),
+    };
+    Ok(Found { fifo: queue.fifo(), waiting: number(&names[1]), visibility_s: number(&names[0]), redrive })
+}
+
+impl Settings {
+    /// Scheme, host and port of the queue's server.
+    ///
+    /// # Errors
+    /// Names the setting that is wrong.
+    pub fn server(&self) -> Result<String, SettingError> {
+        let address = self.address()?;
+        Ok(self.endpoint_url.clone().unwrap_or(address.endpoint))
+    }
+}

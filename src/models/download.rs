@@ -1,0 +1,205 @@
+//! One file from its place to its name: gone on with after a break, proven before it has the name.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use sha2::{Digest as _, Sha256};
+
+use super::file::{Checksum, FilePath, feed};
+use super::origin::{Content, Origin};
+use super::{How, ModelError, Step};
+
+/// How often something is tried that may pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Of a request, and of a download that does not get on.
+    pub attempts: u32,
+    /// Doubles from one attempt to the next.
+    pub first_pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { attempts: 5, first_pause: Duration::from_secs(1) }
+    }
+}
+
+impl Patience {
+    /// Does `work` until it succeeds, fails for good, or has been tried often enough.
+    pub(super) async fn with<T>(self, mut work: impl AsyncFnMut() -> Result<T, ModelError>) -> Result<T, ModelError> {
+        let mut attempt = 1;
+        loop {
+            match work().await {
+                Err(ModelError::Unreachable { .. }) if attempt < self.attempts => self.pause(attempt).await,
+                done => return done,
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn pause(self, attempt: u32) {
+        tokio::time::sleep(self.first_pause * (1 << (attempt - 1).min(6))).await;
+    }
+}
+
+/// A file to be fetched.
+pub(super) struct Wanted<'a> {
+    pub(super) path: &'a FilePath,
+    pub(super) expected: Option<Checksum>,
+    /// Of all of it.
+    pub(super) bytes: Option<u64>,
+    pub(super) commit: Option<&'a str>,
+}
+
+/// What has come of a file so far; locked, so that two pulls never write it together.
+struct Part {
+    path: PathBuf,
+    file: File,
+    digest: Sha256,
+    bytes: u64,
+}
+
+impl Part {
+    /// Opens what is there already. Halves of other versions are taken away.
+    fn open(target: &Path, wanted: &Wanted<'_>) -> Result<Self, ModelError> {
+        let failed = |error: std::io::Error| ModelError::Io { path: target.to_owned(), problem: error.to_string() };
+        let folder = target.parent().unwrap_or(Path::new(""));
+        fs::create_dir_all(folder).map_err(failed)?;
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let identity = match wanted.expected {
+            Some(checksum) => checksum,
+            None => Checksum::of(Sha256::new_with_prefix(format!("{:?} {:?}", wanted.commit, wanted.bytes))),
+        };
+        let path = folder.join(format!(".{name}.{:.16}.part", identity.to_string()));
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
+        locked(&file, wanted.path)?;
+        forget_others(folder, &format!(".{name}."), &path).map_err(failed)?;
+        let mut part = Self { path, file, digest: Sha256::new(), bytes: 0 };
+        feed(&mut part.digest, &mut part.file).map_err(failed)?;
+        part.bytes = part.file.stream_position().map_err(failed)?;
+        Ok(part)
+    }
+
+    fn empty(&mut self) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        (self.digest, self.bytes) = (Sha256::new(), 0);
+        Ok(())
+    }
+
+    fn add(&mut self, piece: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(piece)?;
+        self.digest.update(piece);
+        self.bytes += piece.len() as u64;
+        Ok(())
+    }
+
+    /// Gives the file its name; it is on the disk before.
+    fn keep(self, target: &Path) -> std::io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.path, target)?;
+        File::open(target.parent().unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+fn locked(file: &File, path: &FilePath) -> Result<(), ModelError> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(ModelError::Busy { path: path.clone() }),
+        Err(TryLockError::Error(error)) => Err(ModelError::Io { path: path.as_str().into(), problem: error.to_string() }),
+    }
+}
+
+fn forget_others(folder: &Path, prefix: &str, own: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_part = name.starts_with(prefix) && path.extension().is_some_and(|extension| extension == "part");
+        if is_part && path != own && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Fetches what is missing of a file into `folder`.
+pub(super) async fn download(
+    origin: &Origin,
+    folder: &Path,
+    wanted: &Wanted<'_>,
+    patience: Patience,
+    tell: &(dyn Fn(&Step<'_>) + Sync),
+) -> Result<(Checksum, How), ModelError> {
+    let path = wanted.path;
+    let target = path.under(folder);
+    let failed = |error: std::io::Error| ModelError::Io { path: target.clone(), problem: error.to_string() };
+    let mut part = Part::open(&target, wanted)?;
+    let mut resumed = part.bytes > 0;
+    loop {
+        tell(&Step::Begins { path, at_bytes: part.bytes, bytes: wanted.bytes });
+        resumed &= fetch(origin, wanted, &mut part, patience, tell).await?;
+        let found = Checksum::of(part.digest.clone());
+        match wanted.expected {
+            Some(expected) if expected != found && resumed => {
+                // Who knows what had come before: once more from the beginning.
+                part.empty().map_err(failed)?;
+                resumed = false;
+            }
+            Some(expected) if expected != found => {
+                fs::remove_file(&part.path).map_err(failed)?;
+                return Err(ModelError::Differs { path: path.clone(), found, expected });
+            }
+            _ => {
+                part.keep(&target).map_err(failed)?;
+                return Ok((found, How::Pulled { resumed }));
+            }
+        }
+    }
+}
+
+/// Reads to the end, over breaks. Returns whether what was there at first is a part of it.
+async fn fetch(
+    origin: &Origin,
+    wanted: &Wanted<'_>,
+    part: &mut Part,
+    patience: Patience,
+    tell: &(dyn Fn(&Step<'_>) + Sync),
+) -> Result<bool, ModelError> {
+    let mut kept = true;
+    let mut breaks = 0;
+    loop {
+        let before = part.bytes;
+        if wanted.bytes == Some(before) && before > 0 {
+            return Ok(kept);
+        }
+        let content = patience.with(async || origin.open(wanted.path, wanted.commit, before).await).await?;
+        if content.from != before {
+            part.empty().map_err(|error| ModelError::Io { path: part.path.clone(), problem: error.to_string() })?;
+            kept = false;
+        }
+        let Some(problem) = take(content, part, tell).await? else { return Ok(kept) };
+        breaks = if part.bytes > before { 1 } else { breaks + 1 };
+        if breaks >= patience.attempts {
+            return Err(ModelError::Broken { path: wanted.path.clone(), problem });
+        }
+        patience.pause(breaks).await;
+    }
+}
+
+/// Writes what comes; what broke it off, if anything did.
+async fn take(mut content: Content, part: &mut Part, tell: &(dyn Fn(&Step<'_>) + Sync)) -> Result<Option<String>, ModelError> {
+    let end = content.bytes.map(|bytes| part.bytes + bytes);
+    while let Some(piece) = content.pieces.next().await {
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(problem) => return Ok(Some(problem)),
+        };
+        let added = part.add(&piece);
+        added.map_err(|error| ModelError::Io { path: part.path.clone(), problem: error.to_string() })?;
+        tell(&Step::At { bytes: part.bytes });
+    }
+    Ok(end.filter(|end| part.bytes < *end).map(|end| format!("{} of {end} bytes came", part.bytes)))
+}

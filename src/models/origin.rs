@@ -1,0 +1,189 @@
+//! A place that files are read from: listed once, then opened one by one at any byte.
+
+use std::error::Error as StdError;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, Stream};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+
+use super::ModelError;
+use super::file::{Checksum, FilePath};
+use super::hub::{self, Hub, cause};
+use super::source::Place;
+use crate::aws::error::{Reach, detail, reach};
+use crate::store;
+
+/// How much of a local file is read at once.
+const PIECE_BYTES: usize = 1 << 20;
+/// Folders in folders; deeper there are only links in circles.
+const DEEPEST: usize = 4;
+
+/// An open place.
+pub enum Origin {
+    Hub(Hub),
+    S3 { client: Client, bucket: String, prefix: String },
+    Folder(PathBuf),
+}
+
+/// A file that is there.
+pub(super) struct Listed {
+    pub(super) path: FilePath,
+    pub(super) bytes: Option<u64>,
+    pub(super) checksum: Option<Checksum>,
+}
+
+pub(super) struct Listing {
+    /// What a moving revision is at the moment.
+    pub(super) commit: Option<String>,
+    pub(super) files: Vec<Listed>,
+}
+
+type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
+
+/// The bytes of a file from `from` on: not where they were asked for, if the place cannot begin in the middle.
+pub(super) struct Content {
+    pub(super) from: u64,
+    /// Of what comes.
+    pub(super) bytes: Option<u64>,
+    pub(super) pieces: Pieces,
+}
+
+impl Content {
+    pub(super) fn of_response(response: reqwest::Response, from: u64) -> Self {
+        let bytes = response.content_length();
+        let pieces = response.bytes_stream().map(|piece| piece.map_err(|error| cause(&error)));
+        Self { from, bytes, pieces: Box::pin(pieces) }
+    }
+
+    pub(super) fn nothing(from: u64) -> Self {
+        Self { from, bytes: Some(0), pieces: Box::pin(stream::empty()) }
+    }
+}
+
+impl Origin {
+    /// `base`: what a folder is relative to.
+    ///
+    /// # Errors
+    /// When a setting of the place cannot be used.
+    pub async fn new(place: &Place, base: &Path, store: &store::Settings, hub: &hub::Settings) -> Result<Self, ModelError> {
+        Ok(match place {
+            Place::Hub { repository, revision } => Self::Hub(Hub::new(hub, repository, revision)?),
+            Place::S3 { bucket, prefix } => {
+                Self::S3 { client: store::client(store).await?, bucket: bucket.clone(), prefix: prefix.clone() }
+            }
+            Place::Folder(folder) => Self::Folder(base.join(folder)),
+        })
+    }
+
+    pub(super) async fn list(&self) -> Result<Listing, ModelError> {
+        match self {
+            Self::Hub(hub) => hub.list().await,
+            Self::S3 { client, bucket, prefix } => list_bucket(client, bucket, prefix).await,
+            Self::Folder(folder) => {
+                let mut files = Vec::new();
+                collect(folder, "", DEEPEST, &mut files).map_err(|error| folder_error(folder, &error))?;
+                Ok(Listing { commit: None, files })
+            }
+        }
+    }
+
+    pub(super) async fn open(&self, path: &FilePath, commit: Option<&str>, from: u64) -> Result<Content, ModelError> {
+        match self {
+            Self::Hub(hub) => hub.open(path, commit, from).await,
+            Self::S3 { client, bucket, prefix } => open_object(client, bucket, prefix, path, from).await,
+            Self::Folder(folder) => {
+                open_file(&path.under(folder), from).await.map_err(|error| folder_error(&path.under(folder), &error))
+            }
+        }
+    }
+}
+
+fn folder_error(path: &Path, error: &std::io::Error) -> ModelError {
+    ModelError::Place { place: path.display().to_string(), problem: format!("cannot be read: {error}") }
+}
+
+/// Files below `folder` by their content: links are followed, and those that lead nowhere are left out.
+fn collect(folder: &Path, inside: &str, depth: usize, files: &mut Vec<Listed>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = if inside.is_empty() { name } else { format!("{inside}/{name}") };
+        let Ok(about) = std::fs::metadata(entry.path()) else { continue };
+        if about.is_dir() && depth > 0 {
+            collect(&entry.path(), &path, depth - 1, files)?;
+        } else if about.is_file()
+            && let Ok(path) = FilePath::new(&path)
+        {
+            files.push(Listed { path, bytes: Some(about.len()), checksum: None });
+        }
+    }
+    Ok(())
+}
+
+async fn open_file(path: &Path, from: u64) -> std::io::Result<Content> {
+    let mut file = File::open(path).await?;
+    let bytes = file.metadata().await?.len().saturating_sub(from);
+    file.seek(std::io::SeekFrom::Start(from)).await?;
+    let pieces = stream::try_unfold(file, |mut file| async move {
+        let mut piece = vec![0; PIECE_BYTES];
+        let count = file.read(&mut piece).await.map_err(|error| error.to_string())?;
+        piece.truncate(count);
+        Ok((count > 0).then(|| (Bytes::from(piece), file)))
+    });
+    Ok(Content { from, bytes: Some(bytes), pieces: Box::pin(pieces) })
+}
+
+async fn list_bucket(client: &Client, bucket: &str, prefix: &str) -> Result<Listing, ModelError> {
+    let mut pages = client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
+    let mut files = Vec::new();
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(|error| s3_error(bucket, prefix, &error))?;
+        for object in page.contents() {
+            let name = object.key().and_then(|key| key.strip_prefix(prefix));
+            if let Some(path) = name.and_then(|name| FilePath::new(name).ok()) {
+                let bytes = object.size().and_then(|size| u64::try_from(size).ok());
+                files.push(Listed { path, bytes, checksum: None });
+            }
+        }
+    }
+    Ok(Listing { commit: None, files })
+}
+
+async fn open_object(client: &Client, bucket: &str, prefix: &str, path: &FilePath, from: u64) -> Result<Content, ModelError> {
+    let range = (from > 0).then(|| format!("bytes={from}-"));
+    let got = client.get_object().bucket(bucket).key(format!("{prefix}{path}")).set_range(range.clone()).send().await;
+    let got = match got {
+        Err(error) if error.code() == Some("InvalidRange") => return Ok(Content::nothing(from)),
+        got => got.map_err(|error| s3_error(bucket, prefix, &error))?,
+    };
+    let from = if got.content_range().is_some() { from } else { 0 };
+    let bytes = got.content_length().and_then(|length| u64::try_from(length).ok());
+    let pieces = stream::unfold(got.body, |mut body| async move {
+        let piece = body.next().await?;
+        Some((piece.map_err(|error| error.to_string()), body))
+    });
+    Ok(Content { from, bytes, pieces: Box::pin(pieces) })
+}
+
+fn s3_error<E: StdError + ProvideErrorMetadata + 'static>(
+    bucket: &str,
+    prefix: &str,
+    error: &SdkError<E, HttpResponse>,
+) -> ModelError {
+    let place = format!("s3://{bucket}/{prefix}");
+    let problem = match (reach(error), error.code()) {
+        (_, Some("NoSuchBucket")) => format!("cannot be read: there is no bucket {bucket:?}"),
+        (_, Some("AccessDenied")) => "cannot be read: the credentials lack s3:ListBucket or s3:GetObject on it".to_owned(),
+        (Reach::Answered(status), _) if status < 500 => format!("cannot be read: {}", detail(error)),
+        (Reach::NoCredentials, _) => format!("cannot be read: no AWS credentials were found ({})", detail(error)),
+        _ => return ModelError::Unreachable { place, problem: detail(error) },
+    };
+    ModelError::Place { place, problem }
+}

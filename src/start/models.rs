@@ -1,0 +1,206 @@
+//! `atelier models`: lists the models there are manifests of, brings their files, proves them.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _, stderr, stdout};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::config::manifest::Manifest;
+use crate::config::{Config, Environment};
+use crate::job::task::ModelName;
+use crate::models::file::FilePath;
+use crate::models::origin::Origin;
+use crate::models::source::{Place, Source};
+use crate::models::{How, Plan, Pulled, Step, Verdict, count, pull, verify};
+
+#[derive(clap::Args)]
+pub struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Bring the files that a model's manifest names, or that its source has; what is right already is left alone.
+    Pull {
+        /// Name of a manifest [default: the model that config.yaml names]
+        model: Option<String>,
+        /// Fetch nothing: say what is missing
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Show every manifest, what is there of its model, and where the rest comes from.
+    List,
+    /// Compare the files that are there with the checksums in the manifest.
+    Verify {
+        /// Name of a manifest [default: the model that config.yaml names]
+        model: Option<String>,
+    },
+}
+
+/// # Errors
+/// When a manifest or a setting is wrong, or a file cannot be brought.
+pub async fn run(options: Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<ExitCode> {
+    let config = Config::load(config, environment)?;
+    match options.command {
+        Command::Pull { model, offline } => bring(&config, environment, &named(&config, model)?, offline).await,
+        Command::List => list(&config, environment),
+        Command::Verify { model } => prove(&config, environment, &named(&config, model)?),
+    }
+}
+
+fn named(config: &Config, model: Option<String>) -> anyhow::Result<ModelName> {
+    let Some(model) = model else { return Ok(config.model.name.clone()) };
+    ModelName::new(&model).map_err(|problem| anyhow::anyhow!("MODEL: {problem}"))
+}
+
+fn line(text: &str) -> std::io::Result<()> {
+    writeln!(stdout().lock(), "{text}")
+}
+
+/// What there is to do for a model.
+///
+/// # Errors
+/// When its manifest is wrong, or has no `source`.
+pub fn plan(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<Plan> {
+    let manifest = config.manifest_of(name, environment)?;
+    let path = config.manifest_path(name);
+    let missing = || format!("{}: has no `source`; name where its files come from: hub, s3 or folder", path.display());
+    let weights = weights_in_checkpoint(&manifest)?;
+    let source = manifest.source.with_context(missing)?;
+    let offline = offline || config.hub.offline;
+    Ok(Plan { source, folder: manifest.checkpoint, weights, offline, patience: crate::models::download::Patience::default() })
+}
+
+/// The manifest names the one file with all weights beside its own place; a source has it under the checkpoint's folder.
+fn weights_in_checkpoint(manifest: &Manifest) -> anyhow::Result<Option<FilePath>> {
+    let Some(weights) = &manifest.weights else { return Ok(None) };
+    let inside = weights.strip_prefix(&manifest.checkpoint).ok().and_then(Path::to_str);
+    let inside = inside.context("weights: must lie in the checkpoint's folder to be brought with it")?;
+    FilePath::new(inside).map(Some).map_err(|problem| anyhow::anyhow!("weights: {problem}"))
+}
+
+async fn bring(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<ExitCode> {
+    let plan = plan(config, environment, name, offline)?;
+    let origin = Origin::new(&plan.source.place, &config.model.folder, &config.store, &config.hub).await?;
+    let screen = Screen::new();
+    let pulled = pull(&plan, &origin, &|step| screen.show(step)).await;
+    screen.bar.finish_and_clear();
+    let pulled = pulled?;
+    let fresh = pulled.files.values().filter(|(_, how)| *how != How::There).count();
+    line(&format!("{}: {} files are right, {fresh} of them pulled now", name.as_str(), pulled.files.len()))?;
+    if let Some(keys) = pinning(&plan.source, &pulled) {
+        line(&format!("\nso that it stays this very model, put this under `source:`\n{keys}"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The keys that pin what was pulled, where the manifest leaves something open.
+fn pinning(source: &Source, pulled: &Pulled) -> Option<String> {
+    let pinned = !source.files.is_empty() && source.files.values().all(Option::is_some);
+    if pinned {
+        return None;
+    }
+    let mut keys = String::new();
+    if let (Place::Hub { .. }, Some(commit)) = (&source.place, &pulled.commit) {
+        let _ = writeln!(keys, "  revision: {commit}");
+    }
+    keys.push_str("  files:\n");
+    for (path, (checksum, _)) in &pulled.files {
+        let _ = writeln!(keys, "    {path}: {checksum}");
+    }
+    Some(keys)
+}
+
+/// A bar on a terminal, a line a file everywhere else.
+struct Screen {
+    bar: ProgressBar,
+}
+
+impl Screen {
+    fn new() -> Self {
+        let bar = if stderr().is_terminal() { ProgressBar::no_length() } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template("  {msg} {bar:32.cyan/blue} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { bar }
+    }
+
+    fn show(&self, step: &Step<'_>) {
+        match step {
+            Step::Begins { path, at_bytes, bytes } => {
+                self.bar.reset();
+                self.bar.set_message(path.to_string());
+                self.bar.set_length(bytes.unwrap_or_default());
+                self.bar.set_position(*at_bytes);
+            }
+            Step::At { bytes } => self.bar.set_position(*bytes),
+            Step::Ends { path, how } => {
+                let what = match how {
+                    How::There => "is there",
+                    How::Pulled { resumed: false } => "pulled",
+                    How::Pulled { resumed: true } => "pulled, went on with what was there",
+                };
+                self.bar.suspend(|| drop(line(&format!("  {path}: {what}"))));
+            }
+        }
+    }
+}
+
+fn list(config: &Config, environment: &Environment) -> anyhow::Result<ExitCode> {
+    let folder = &config.model.folder;
+    let entries = std::fs::read_dir(folder).with_context(|| format!("{} cannot be read (model.folder)", folder.display()))?;
+    let mut manifests: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    manifests.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    manifests.sort();
+    for path in manifests {
+        let Some(name) = path.file_stem().and_then(|stem| ModelName::new(&stem.to_string_lossy()).ok()) else { continue };
+        let served = if name == config.model.name { "*" } else { " " };
+        let about = match config.manifest_of(&name, environment) {
+            Ok(manifest) => state(manifest),
+            Err(error) => error.to_string(),
+        };
+        line(&format!("{served} {:<24} {about}", name.as_str()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn state(manifest: Manifest) -> String {
+    let there = manifest.checkpoint.is_dir();
+    let family = manifest.family.word();
+    let Some(source) = manifest.source else {
+        return format!("{family}  {}", if there { "there" } else { "absent  its manifest has no source" });
+    };
+    let (all, place) = (source.files.len(), source.place.to_string());
+    let patience = crate::models::download::Patience::default();
+    let plan = Plan { source, folder: manifest.checkpoint, weights: None, offline: true, patience };
+    match (there, all) {
+        (false, _) => format!("{family}  absent  from {place}"),
+        (true, 0) => format!("{family}  there, not pinned  from {place}"),
+        (true, all) => format!("{family}  {} of {all} files there  from {place}", count(&plan)),
+    }
+}
+
+fn prove(config: &Config, environment: &Environment, name: &ModelName) -> anyhow::Result<ExitCode> {
+    let plan = plan(config, environment, name, true)?;
+    let verdicts = verify(&plan)?;
+    anyhow::ensure!(
+        !verdicts.is_empty(),
+        "{}: its source names no `files`; `atelier models pull` prints them with their checksums",
+        config.manifest_path(name).display()
+    );
+    for (path, verdict) in &verdicts {
+        let what = match verdict {
+            Verdict::Right => continue,
+            Verdict::Missing => "missing".to_owned(),
+            Verdict::Unproven => "there, and the manifest has no checksum for it".to_owned(),
+            Verdict::Differs { found, expected } => format!("differs: it has the SHA-256 {found}, and must have {expected}"),
+        };
+        line(&format!("  {path}: {what}"))?;
+    }
+    let right = verdicts.values().filter(|verdict| **verdict == Verdict::Right).count();
+    line(&format!("{}: {right} of {} files are right", name.as_str(), verdicts.len()))?;
+    Ok(if right == verdicts.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,191 @@
+//! Step `preprocess`: opens the pictures that a job starts from and brings them to the size that is painted.
+
+use async_trait::async_trait;
+use image::imageops::{self, FilterType};
+use image::{GrayImage, RgbImage};
+use serde::Deserialize;
+
+use super::piece::{Piece, TryOnFiles, TryOnInputs};
+use super::{Step, StepName, opening};
+use crate::engine::StartPicture;
+use crate::job::outcome::JobError;
+use crate::job::task::tryon::Resolution;
+use crate::job::task::{Size, Task};
+
+/// Both sides of what is painted are multiples of this: a latent pixel is 8, and two by two of them are one token.
+const MULTIPLE_PX: u32 = 16;
+
+/// Settings of section `workflow.preprocess`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preprocess {
+    /// The person's picture is scaled until its short side is the job's resolution; false: it is only made smaller, to 1080p.
+    pub resize_to_resolution: bool,
+    /// false: person and garments are stretched to 9:16, or to 16:9 where the person's picture is wider than high.
+    pub maintain_aspect_ratio: bool,
+    /// Pixels of one input picture at most.
+    pub max_pixels: u64,
+    /// Of the model, whose manifest says it: the short side of what is painted, whatever a job's resolution is.
+    #[serde(skip)]
+    pub max_short_side_px: Option<u32>,
+}
+
+/// Step `preprocess`; a job without pictures passes through.
+pub struct PreprocessStep(pub Preprocess);
+
+#[async_trait]
+impl Step for PreprocessStep {
+    fn name(&self) -> StepName {
+        StepName::Preprocess
+    }
+
+    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
+        let job = piece.job;
+        let tryon = match &job.task {
+            Task::TryOn(tryon) => tryon,
+            Task::Generate(generate) => return self.start(piece, generate.size).await,
+        };
+        let Some(files) = piece.tryon_files.clone() else {
+            let problem = "this function takes no pictures: its configuration has no `fetch` step".into();
+            return Err(JobError::Invalid { field: "person".into(), problem });
+        };
+        let (settings, resolution) = (self.0, tryon.resolution);
+        // Unpacking and scaling takes as long as a denoising step: others must not wait for it.
+        let opened = tokio::task::spawn_blocking(move || settings.open(&files, resolution)).await;
+        piece.tryon = Some(opened.unwrap_or_else(|error| Err(panicked(&error)))?);
+        Ok(())
+    }
+}
+
+impl PreprocessStep {
+    /// Opens what a painting starts from, in the job's `size` whatever its own ratio is: diffusers stretches it too.
+    async fn start(&self, piece: &mut Piece<'_>, size: Size) -> Result<(), JobError> {
+        let Some(files) = piece.start_files.clone() else { return Ok(()) };
+        let (size_px, max_pixels) = ((size.width_px(), size.height_px()), self.0.max_pixels);
+        let opened = tokio::task::spawn_blocking(move || {
+            let rgb = scaled(opening::picture(&files.image, "init_image", max_pixels)?, size_px);
+            let mask = files.mask.as_ref().map(|path| opening::mask(path, "mask_image", max_pixels)).transpose()?;
+            let stretched = |mask: GrayImage| imageops::resize(&mask, size_px.0, size_px.1, FilterType::Lanczos3);
+            Ok(StartPicture { rgb, mask: mask.map(stretched) })
+        });
+        piece.start = Some(opened.await.unwrap_or_else(|error| Err(panicked(&error)))?);
+        Ok(())
+    }
+}
+
+fn panicked(error: &tokio::task::JoinError) -> JobError {
+    JobError::Internal { problem: format!("the pictures could not be opened: {error}") }
+}
+
+impl Preprocess {
+    /// # Errors
+    /// [`JobError::Input`] names the picture that is at fault.
+    fn open(self, files: &TryOnFiles, resolution: Resolution) -> Result<TryOnInputs, JobError> {
+        let person = opening::picture(&files.person, "person", self.max_pixels)?;
+        let mask = files.mask.as_ref().map(|path| opening::mask(path, "mask", self.max_pixels)).transpose()?;
+        if let Some(mask) = &mask
+            && mask.dimensions() != person.dimensions()
+        {
+            let ((width, height), (mask_width, mask_height)) = (person.dimensions(), mask.dimensions());
+            let problem = format!("must be as large as person, {width} x {height}, got {mask_width} x {mask_height}");
+            return Err(JobError::Input { field: "mask".into(), problem, cause: None });
+        }
+        let (width_px, height_px) = self.size(person.dimensions(), resolution);
+        let garment = |(index, path): (usize, &std::path::PathBuf)| {
+            let garment = opening::picture(path, &format!("garments[{index}]"), self.max_pixels)?;
+            Ok(self.fitted(garment, (width_px, height_px)))
+        };
+        Ok(TryOnInputs {
+            garments: files.garments.iter().enumerate().map(garment).collect::<Result<_, JobError>>()?,
+            person: scaled(person, (width_px, height_px)),
+            mask: mask.map(|mask| imageops::resize(&mask, width_px, height_px, FilterType::Triangle)),
+        })
+    }
+
+    /// (width, height) of what is painted.
+    fn size(self, (width, height): (u32, u32), resolution: Resolution) -> (u32, u32) {
+        let short_px = if self.resize_to_resolution {
+            resolution.short_side_px()
+        } else {
+            width.min(height).min(Resolution::P1080.short_side_px())
+        };
+        let short_px = short_px.min(self.max_short_side_px.unwrap_or(u32::MAX));
+        let (wide, high) = match (self.maintain_aspect_ratio, width > height) {
+            (true, _) => (width, height),
+            (false, true) => (16, 9),
+            (false, false) => (9, 16),
+        };
+        let side = |part: u32| {
+            let px = u64::from(part) * u64::from(short_px) / u64::from(wide.min(high));
+            (px as u32 / MULTIPLE_PX * MULTIPLE_PX).max(MULTIPLE_PX)
+        };
+        (side(wide), side(high))
+    }
+
+    /// A garment within what is painted; it is never made larger, for that shows nothing more of it.
+    fn fitted(self, garment: RgbImage, (width_px, height_px): (u32, u32)) -> RgbImage {
+        if !self.maintain_aspect_ratio {
+            return scaled(garment, (width_px, height_px));
+        }
+        let (width, height) = (f64::from(garment.width()), f64::from(garment.height()));
+        let scale = (f64::from(width_px) / width).min(f64::from(height_px) / height).min(1.0);
+        let side = |px: f64| ((px * scale).round() as u32).max(MULTIPLE_PX);
+        scaled(garment, (side(width), side(height)))
+    }
+}
+
+fn scaled(picture: RgbImage, (width_px, height_px): (u32, u32)) -> RgbImage {
+    if picture.dimensions() == (width_px, height_px) {
+        return picture;
+    }
+    imageops::resize(&picture, width_px, height_px, FilterType::Lanczos3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USUAL: Preprocess =
+        Preprocess { resize_to_resolution: true, maintain_aspect_ratio: true, max_pixels: 40_000_000, max_short_side_px: None };
+
+    #[test]
+    fn the_persons_ratio_decides_and_sides_are_multiples_of_sixteen() {
+        for (person, resolution, size) in [
+            ((768, 1024), Resolution::P720, (720, 960)),
+            ((1080, 1920), Resolution::P480, (480, 848)),
+            ((3000, 2000), Resolution::P1080, (1616, 1072)),
+            ((100, 101), Resolution::P480, (480, 480)),
+        ] {
+            assert_eq!(USUAL.size(person, resolution), size, "{person:?}");
+        }
+    }
+
+    #[test]
+    fn without_resizing_the_size_stays_up_to_1080p() {
+        let own = Preprocess { resize_to_resolution: false, ..USUAL };
+        assert_eq!(own.size((500, 700), Resolution::P480), (496, 688));
+        assert_eq!(own.size((4000, 3000), Resolution::P480), (1440, 1072));
+    }
+
+    #[test]
+    fn a_small_model_paints_small_pictures() {
+        let small = Preprocess { max_short_side_px: Some(96), ..USUAL };
+        assert_eq!(small.size((768, 1024), Resolution::P720), (96, 128));
+        let own = Preprocess { resize_to_resolution: false, ..small };
+        assert_eq!(own.size((64, 80), Resolution::P480), (64, 80));
+    }
+
+    #[test]
+    fn without_its_ratio_a_picture_fills_the_frame() {
+        let stretched = Preprocess { maintain_aspect_ratio: false, ..USUAL };
+        assert_eq!(stretched.size((500, 700), Resolution::P720), (720, 1280));
+        assert_eq!(stretched.size((700, 500), Resolution::P480), (848, 480));
+        assert_eq!(stretched.fitted(RgbImage::new(100, 40), (720, 1280)).dimensions(), (720, 1280));
+    }
+
+    #[test]
+    fn a_garment_is_fitted_and_never_enlarged() {
+        assert_eq!(USUAL.fitted(RgbImage::new(2000, 1000), (720, 960)).dimensions(), (720, 360));
+        assert_eq!(USUAL.fitted(RgbImage::new(100, 40), (720, 960)).dimensions(), (100, 40));
+    }
+}

@@ -1,0 +1,70 @@
+//! Dashboards and alarms name metrics that exist, with labels that exist.
+
+use std::collections::BTreeSet;
+
+use atelier::metrics::table::{Kind, TABLE};
+use serde_json::Value;
+
+use super::file;
+
+/// Words of a text that are names of ours.
+fn named(text: &str) -> BTreeSet<String> {
+    let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    let ours = |word: &&str| ["atelier_", "vton_", "gpu_"].iter().any(|prefix| word.starts_with(prefix));
+    words.filter(ours).map(ToOwned::to_owned).collect()
+}
+
+/// Is it a series that `/metrics` has?
+fn is_series(name: &str) -> bool {
+    TABLE.iter().any(|row| match row.kind {
+        Kind::Histogram(_) => ["_bucket", "_sum", "_count"].iter().any(|end| name.strip_suffix(end) == Some(row.name)),
+        _ => row.name == name,
+    })
+}
+
+/// Is it a metric that CloudWatch has from the embedded format? A step's seconds carry its name at their end.
+fn is_embedded(name: &str) -> bool {
+    TABLE.iter().any(|row| row.name == name || name.strip_prefix(&format!("{}_", row.name)) == Some("infer"))
+}
+
+#[test]
+fn the_grafana_dashboard_names_series_that_exist() {
+    let dashboard: Value = serde_json::from_str(&file("deploy/k8s/grafana-dashboard.json")).unwrap();
+    let mut queries = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{} asks for nothing", panel["title"]);
+        queries.extend(targets.iter().map(|target| target["expr"].as_str().unwrap().to_owned()));
+    }
+    let names = named(&queries.join(" "));
+    for name in &names {
+        assert!(is_series(name), "{name} is no series of /metrics");
+    }
+    assert!(names.len() >= 12, "only {names:?}");
+    let known: BTreeSet<&str> = TABLE.iter().flat_map(|row| row.labels).copied().chain(["le"]).collect();
+    for query in &queries {
+        for group in query.split("by (").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            for label in group.split(", ") {
+                assert!(known.contains(label), "{label} is no label: {query}");
+            }
+        }
+    }
+}
+
+#[test]
+fn alarms_name_metrics_that_exist() {
+    for rules in ["deploy/k8s/monitoring.yaml", "deploy/k8s/rabbitmq.yaml"] {
+        let text = file(rules);
+        let queries =
+            text.lines().filter_map(|line| line.trim().strip_prefix("expr: ").or(line.trim().strip_prefix("query: ")));
+        for name in queries.flat_map(named) {
+            assert!(is_series(&name), "{rules}: {name} is no series of /metrics");
+        }
+    }
+    let template = file("template.yaml");
+    let metrics: BTreeSet<String> = named(&template).into_iter().collect();
+    assert!(metrics.contains("atelier_jobs_total"), "{metrics:?}");
+    for name in metrics {
+        assert!(is_embedded(&name), "template.yaml: {name} is no metric of the function");
+    }
+}

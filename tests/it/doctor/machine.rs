@@ -1,0 +1,115 @@
+//! Model files that are damaged, addresses that nobody answers, a clock that is off.
+
+use std::fs;
+use std::path::Path;
+
+use super::{BUCKET, examined};
+use crate::servers::http::{Answer, HttpServer};
+use crate::servers::left_out;
+use crate::servers::s3::S3;
+
+const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+
+/// A folder of models with a copy of the small checkpoint, its files pinned.
+fn models(folder: &Path) -> String {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd/sd15");
+    copy(&from, &folder.join("sd15"));
+    let pinned = atelier::models::file::Checksum::of_file(&folder.join("sd15").join(UNET)).unwrap();
+    let manifest = include_str!("../../../models/tiny-sd.yaml").replace("checkpoint: tiny-sd", "checkpoint: sd15");
+    let source = format!("source:\n  folder: sd15\n  files:\n    {UNET}: {pinned}\n    model_index.json:\n");
+    fs::write(folder.join("tiny-sd.yaml"), format!("{manifest}\n{source}")).unwrap();
+    folder.display().to_string()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_model_file_is_found() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let models = models(folder.path());
+    let of = async |arguments: &[&str]| examined(&s3, &[("ATELIER__MODEL__FOLDER", &models)], arguments).await;
+    of(&[]).await.expect("model", "ok", "1 files hashed, 1 without a checksum");
+
+    let unet = folder.path().join("sd15").join(UNET);
+    let whole = fs::read(&unet).unwrap();
+    let mut changed = whole.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    fs::write(&unet, &changed).unwrap();
+    let report = of(&[]).await;
+    assert_eq!(report.code, Some(1));
+    report.expect("model", "fail", "differs: it has the SHA-256");
+    // Of the right length: that is all that is looked at.
+    of(&["--quick"]).await.expect("model", "ok", "as long as they must be");
+
+    fs::write(&unet, &whole[..whole.len() - 1]).unwrap();
+    of(&["--quick"]).await.expect("model", "fail", "is not a whole safetensors file");
+    fs::remove_dir_all(folder.path().join("sd15")).unwrap();
+    of(&["--quick"]).await.expect("model", "fail", "atelier models pull tiny-sd");
+}
+
+#[tokio::test]
+async fn addresses_are_asked_as_notices_would_go() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let backend = HttpServer::start(&[Answer::status(404)]).await;
+    let backend_url = backend.url("/").to_string();
+    let good = examined(&s3, &[("BACKEND_API_URL", &backend_url)], &[]).await;
+    assert_eq!(good.code, Some(0), "{}", good.said);
+    good.expect("webhook", "ok", "notify.backend_api_url");
+    assert_eq!(backend.requests()[0].method, "HEAD");
+    assert!(backend.requests()[0].header("authorization").is_none(), "no token goes out for a check");
+
+    let short = examined(&s3, &[("BACKEND_API_URL", &backend_url), ("INTERNAL_API_TOKEN", "16-characters-ok")], &[]).await;
+    short.expect("webhook", "fail", "at least 32 characters");
+    examined(&s3, &[("BACKEND_API_URL", "http://127.0.0.1:9")], &[]).await.expect("webhook", "fail", "could not be reached");
+    let unknown = [("BACKEND_API_URL", "https://nobody.invalid")];
+    examined(&s3, &unknown, &[]).await.expect("webhook", "fail", "could not be reached");
+}
+
+#[tokio::test]
+async fn a_callers_address_passes_the_guard_or_not() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let server = HttpServer::start(&[Answer::status(405)]).await;
+    let (plain, secure) = (server.url("/hook").to_string(), server.url("/hook").to_string().replace("http:", "https:"));
+    examined(&s3, &[], &["--webhook", &plain]).await.expect("webhook", "fail", "must be an https:// address");
+    examined(&s3, &[], &["--webhook", &secure]).await.expect("webhook", "fail", "must lead to a public address");
+    assert!(server.requests().is_empty(), "what may not be reached is not asked");
+    let allowed = ("ATELIER__OUTBOUND__ALLOW", "[127.0.0.1]");
+    let open = examined(&s3, &[allowed, ("ATELIER__OUTBOUND__ALLOW_HTTP", "true")], &["--webhook", &plain]).await;
+    open.expect("webhook", "ok", "without TLS");
+    // There is no TLS behind this port.
+    examined(&s3, &[allowed], &["--webhook", &secure]).await.expect("webhook", "fail", "certificate");
+}
+
+/// Where Debian's package `libfaketime` puts its library.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
+#[tokio::test]
+async fn a_clock_that_is_off_is_told_of() {
+    if !Path::new(FAKETIME).exists() {
+        assert!(
+            crate::servers::environment("ATELIER_REQUIRE_ALL").is_none(),
+            "clocks that are off need Debian's package faketime"
+        );
+        return left_out("clocks that are off", "it needs Debian's package faketime");
+    }
+    let s3 = S3::start(&[BUCKET]).await;
+    for (offset, state, words) in
+        [("+2m", "warn", "ahead of that of S3"), ("-10m", "fail", "behind that of S3"), ("+20s", "ok", "20 s")]
+    {
+        let changes = [("LD_PRELOAD", FAKETIME), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        let report = examined(&s3, &changes, &[]).await;
+        report.expect("clock", state, words);
+    }
+}

@@ -1,0 +1,101 @@
+//! Jobs that start from a picture: how it gets to the engine, and which ones do not.
+
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use image::{GrayImage, ImageFormat, Luma, RgbImage};
+use serde_json::{Value, json};
+
+use super::{body, brought_back, one};
+use crate::stage::Stage;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn put(stage: &Stage, name: &str, file: impl AsRef<[u8]>) -> Value {
+    let path = stage.bucket.path(&format!("starts/{name}"));
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, file).unwrap();
+    json!({ "url": format!("s3://{}/starts/{name}", atelier::demo::local::BUCKET) })
+}
+
+fn put_fixture(stage: &Stage, name: &str) -> Value {
+    put(stage, name, std::fs::read(fixture("pictures").join(name)).unwrap())
+}
+
+fn job(id: &str, fields: &[(&str, Value)]) -> Value {
+    let mut job = body(id);
+    for (field, value) in fields {
+        job[*field] = value.clone();
+    }
+    job
+}
+
+async fn painted(stage: &mut Stage, job: Value) -> RgbImage {
+    let id = job["job_id"].as_str().unwrap().to_owned();
+    assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
+    let told = stage.backend.terminal().await;
+    assert!(told.path.ends_with("/complete"), "{}", told.body);
+    image::open(stage.bucket.path(&format!("generations/{id}/0.png"))).unwrap().into_rgb8()
+}
+
+#[tokio::test]
+async fn picture_and_mask_arrive_upright_and_in_the_jobs_size() {
+    let mut stage = Stage::set().await;
+    for file in ["turned.jpg", "transparent.png", "plain.webp"] {
+        let start = put_fixture(&stage, file);
+        let seen = painted(&mut stage, job(file, &[("init_image", start)])).await;
+        assert_eq!(seen.dimensions(), (64, 64));
+        let quarter = |x, y| seen.get_pixel(x, y).0;
+        for (found, expected) in [(quarter(8, 8), [255, 0, 0]), (quarter(56, 8), [0, 255, 0]), (quarter(8, 56), [0, 0, 255])] {
+            assert!(found.iter().zip(expected).all(|(found, expected): (&u8, u8)| found.abs_diff(expected) < 12), "{file}");
+        }
+    }
+    let mask = GrayImage::from_fn(128, 32, |x, _| Luma([if x < 64 { 0 } else { 255 }]));
+    let mut file = Vec::new();
+    mask.write_to(&mut Cursor::new(&mut file), ImageFormat::Png).unwrap();
+    let (start, mask) = (put_fixture(&stage, "plain.png"), put(&stage, "half.png", file));
+    let seen = painted(&mut stage, job("mask", &[("init_image", start), ("mask_image", mask)])).await;
+    assert_eq!((seen.get_pixel(8, 8).0, seen.get_pixel(56, 56).0), ([0; 3], [255; 3]));
+}
+
+/// Pillow, which diffusers resizes with, rounds after each direction; here it is once, at the end.
+#[tokio::test]
+async fn a_picture_of_another_size_is_resized_as_diffusers_does() {
+    let mut stage = Stage::set().await;
+    let reference = candle_core::safetensors::load(fixture("sd/starts.safetensors"), &Device::Cpu).unwrap();
+    let bytes = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+    let mut file = Vec::new();
+    let larger = RgbImage::from_raw(100, 75, bytes(&reference["larger"])).unwrap();
+    larger.write_to(&mut Cursor::new(&mut file), ImageFormat::Png).unwrap();
+    let start = put(&stage, "larger.png", file);
+    let ours = painted(&mut stage, job("resized", &[("init_image", start), ("width", json!(64)), ("height", json!(96))])).await;
+    let pairs = ours.as_raw().iter().zip(bytes(&reference["resized"]));
+    assert!(pairs.map(|(ours, theirs)| ours.abs_diff(theirs)).max().unwrap() <= 2);
+}
+
+#[tokio::test]
+async fn what_is_no_picture_is_told_once_and_nothing_is_painted() {
+    let mut stage = Stage::set().await;
+    let fine = put_fixture(&stage, "plain.png");
+    for (name, problem) in [
+        ("truncated.png", "truncated or damaged"),
+        ("text.png", "is none by its first bytes"),
+        ("picture.gif", "got image/gif"),
+        ("hundred_megapixels.png", "at most 40000000 pixels"),
+    ] {
+        let bad = put_fixture(&stage, name);
+        for (field, fields) in [
+            ("init_image", vec![("init_image", bad.clone())]),
+            ("mask_image", vec![("init_image", fine.clone()), ("mask_image", bad.clone())]),
+        ] {
+            assert_eq!(stage.handle(one(job(&format!("{name}-{field}"), &fields), 1)).await, Ok(brought_back(&[])));
+            let told = stage.backend.terminal().await;
+            assert_eq!(told.body["error"]["field"], field, "{name}: {}", told.body);
+            assert!(told.body["error"]["message"].as_str().unwrap().contains(problem), "{name}: {}", told.body);
+        }
+    }
+    assert_eq!(stage.painted(), 0);
+}

@@ -1,0 +1,165 @@
+//! Try-ons on their way through the steps: which pictures reach the engine, which come back, and which files are refused.
+
+use atelier::job::task::tryon::Mode;
+use atelier::workflow::infer::Ability;
+use image::RgbImage;
+use serde_json::{Value, json};
+
+use super::{brought_back, one, sqs};
+use crate::stage::Stage;
+
+const RED: [u8; 3] = [255, 0, 0];
+const GREEN: [u8; 3] = [0, 255, 0];
+const BLUE: [u8; 3] = [0, 0, 255];
+const WHITE: [u8; 3] = [255, 255, 255];
+
+async fn stage() -> Stage {
+    changed(|_| ()).await
+}
+
+async fn changed(change: impl FnOnce(&mut atelier::config::Workflow)) -> Stage {
+    let stage = Stage::with(Ability::TryOn(vec![Mode::Fp8]), change).await;
+    let from = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pictures");
+    std::fs::create_dir_all(stage.bucket.path("pictures")).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), stage.bucket.path("pictures").join(entry.file_name())).unwrap();
+    }
+    stage
+}
+
+fn address(file: &str) -> String {
+    format!("s3://{}/pictures/{file}", atelier::demo::local::BUCKET)
+}
+
+fn tryon(id: &str, person: &str) -> Value {
+    let (person, garments) = (address(person), [address("plain.png")]);
+    json!({ "job_id": id, "task": "tryon", "person": person, "garments": garments, "resolution": "480p" })
+}
+
+/// The middle of each quarter: above left, above right, below left, below right.
+fn quarters(picture: &RgbImage) -> [[u8; 3]; 4] {
+    let (width, height) = picture.dimensions();
+    [(1, 1), (3, 1), (1, 3), (3, 3)].map(|(x, y)| picture.get_pixel(width * x / 4, height * y / 4).0)
+}
+
+fn close(one: [[u8; 3]; 4], other: [[u8; 3]; 4]) -> bool {
+    one.iter().flatten().zip(other.iter().flatten()).all(|(one, other)| one.abs_diff(*other) <= 4)
+}
+
+#[tokio::test]
+async fn every_good_file_is_seen_upright_and_painted_at_its_own_ratio() {
+    let mut stage = stage().await;
+    let grey = [WHITE, [0; 3], [0; 3], WHITE];
+    let coloured = [RED, GREEN, BLUE, WHITE];
+    let files = [
+        ("plain.png", coloured),
+        ("plain.webp", coloured),
+        ("cmyk.jpg", coloured),
+        ("turned.jpg", coloured),
+        ("transparent.png", coloured),
+        ("palette.png", coloured),
+        ("grey16.png", grey),
+    ];
+    for (number, (file, expected)) in files.into_iter().enumerate() {
+        assert_eq!(stage.handle(one(tryon(&format!("good-{number}"), file), 1)).await, Ok(brought_back(&[])), "{file}");
+        let edit = stage.edits().pop().unwrap_or_else(|| panic!("{file} was not painted"));
+        assert_eq!((edit.width_px, edit.height_px, edit.images.len()), (480, 720, 2), "{file}");
+        assert_eq!((edit.images[0].dimensions(), edit.images[1].dimensions()), ((480, 720), (64, 96)), "{file}");
+        assert!(close(quarters(&edit.images[0]), expected), "{file}: {:?}", quarters(&edit.images[0]));
+        assert_eq!((edit.steps, edit.seeds), (4, vec![42]), "{file}");
+        assert!(stage.bucket.path(&format!("generations/good-{number}/0.png")).exists(), "{file}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_painted_with_is_refused_once_in_words() {
+    let mut stage = stage().await;
+    let image = "must be a PNG, JPEG or WebP image";
+    let files = [
+        ("text.png", format!("{image}, and is none by its first bytes")),
+        ("picture.gif", format!("{image}, got image/gif")),
+        ("animated.png", format!("{image} that stands still, and this one is an animation")),
+        ("animated.webp", format!("{image} that stands still, and this one is an animation")),
+        ("truncated.png", format!("{image}, and this one is truncated or damaged")),
+        ("one_pixel.png", "must have sides of 16 pixels or more, the longer one at most 4 times the shorter, got 1 x 1".into()),
+        ("strip.png", "must have sides of 16 pixels or more, the longer one at most 4 times the shorter, got 200 x 16".into()),
+        ("hundred_megapixels.png", "must have at most 40000000 pixels, got 10000 x 10000".into()),
+        ("missing.png", "is not there".into()),
+    ];
+    for (number, (file, problem)) in files.iter().enumerate() {
+        for place in ["person", "garments[0]"] {
+            let id = format!("bad-{number}-{}", &place[..1]);
+            let mut body = tryon(&id, if place == "person" { file } else { "plain.png" });
+            if place != "person" {
+                body["garments"][0] = address(file).into();
+            }
+            assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])), "{file}: nothing is retried");
+            let told = stage.backend.terminal().await;
+            assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/failed", &json!(id)));
+            assert_eq!(told.body["error"]["field"], place, "{}", told.body);
+            let message = told.body["error"]["message"].as_str().unwrap();
+            assert!(message.contains(problem) || *file == "missing.png", "{file}: {message}");
+        }
+    }
+    assert_eq!(stage.painted(), 0);
+}
+
+#[tokio::test]
+async fn a_mask_is_painted_green_for_the_model_and_what_it_leaves_is_put_back() {
+    let mut stage = stage().await;
+    let mut body = tryon("masked", "plain.png");
+    body["mask"] = address("mask.png").into();
+    assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])));
+    let edit = stage.edits().pop().expect("painted");
+    assert_eq!(quarters(&edit.images[0]), [RED, GREEN, GREEN, GREEN], "the lower half is to be painted");
+    let result = image::open(stage.bucket.path("generations/masked/0.png")).unwrap().into_rgb8();
+    // The scripted engine paints everything in the seed's number.
+    assert_eq!(quarters(&result), [RED, GREEN, [42; 3], [42; 3]]);
+
+    stage.backend.terminal().await;
+    let mut body = tryon("other-size", "plain.png");
+    body["mask"] = address("square.png").into();
+    assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])));
+    let told = stage.backend.terminal().await;
+    assert_eq!((&told.body["job_id"], &told.body["error"]["field"]), (&json!("other-size"), &json!("mask")));
+    let message = told.body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("must be as large as person, 64 x 96, got 64 x 64"), "{message}");
+}
+
+#[tokio::test]
+async fn a_comparison_stands_behind_the_results() {
+    let mut stage = changed(|workflow| workflow.postprocess.create_comparison = true).await;
+    let mut body = tryon("compared", "plain.png");
+    body["num_images"] = json!(2);
+    assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])));
+    let size = |n: u32| image::image_dimensions(stage.bucket.path(&format!("generations/compared/{n}.png"))).unwrap();
+    assert_eq!([0, 1, 2, 3].map(size), [(480, 720), (480, 720), (960, 720), (960, 720)]);
+}
+
+#[tokio::test]
+async fn what_the_function_has_no_weights_for_is_refused() {
+    let mut stage = stage().await;
+    let mut base = tryon("base", "plain.png");
+    base["mode"] = json!("base");
+    let text = json!({ "job_id": "text", "prompt": "a red mug" });
+    assert_eq!(stage.handle(sqs(&[(base, 1, None), (text, 1, None)])).await, Ok(brought_back(&[])));
+    for (id, field, words) in [("base", "mode", "must be fp8"), ("text", "task", "does try-ons")] {
+        let told = stage.backend.terminal().await;
+        assert_eq!((&told.body["job_id"], &told.body["error"]["field"]), (&json!(id), &json!(field)));
+        assert!(told.body["error"]["message"].as_str().unwrap().contains(words), "{}", told.body);
+    }
+}
+
+#[tokio::test]
+async fn the_usual_instruction_names_every_garment_and_an_own_prompt_replaces_it() {
+    let mut stage = stage().await;
+    let mut several = tryon("several", "plain.png");
+    several["garments"] = json!([address("plain.png"), address("plain.webp"), address("palette.png")]);
+    let mut own = tryon("own", "plain.png");
+    own["prompt"] = json!("put the coat of image 2 on the person");
+    assert_eq!(stage.handle(sqs(&[(several, 1, None), (own, 1, None)])).await, Ok(brought_back(&[])));
+    let prompts: Vec<String> = stage.edits().into_iter().map(|edit| edit.prompt).collect();
+    assert!(prompts[0].contains("the garments of images 2 to 4"), "{prompts:?}");
+    assert_eq!(prompts[1], "put the coat of image 2 on the person");
+}

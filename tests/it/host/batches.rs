@@ -1,0 +1,160 @@
+//! Jobs that share a denoising batch, from each kind of queue, and what becomes of each when something happens to one.
+
+use std::path::Path;
+
+use lapin::BasicProperties;
+use lapin::options::BasicPublishOptions;
+use serde_json::{Value, json};
+
+use super::sqs::Bench;
+use super::{HostProcess, eventually, job, signal};
+use crate::servers::rabbitmq;
+
+const SHARED: (&str, &str) = ("ATELIER__HOST__BATCH", "4");
+const IDS: [&str; 4] = ["a", "b", "c", "d"];
+
+fn seeded(id: &str, seed: u64) -> Value {
+    let mut job = job(id);
+    job["seed"] = json!(seed);
+    job
+}
+
+/// A host that will find these jobs in its spool when it is started again.
+async fn with_spooled(changes: &[(&str, &str)], jobs: &[Value]) -> HostProcess {
+    let mut host = HostProcess::start(changes, &[]).await;
+    host.wait_for("a handler is ready", 1).await;
+    host.kill();
+    for job in jobs {
+        host.spool(job["job_id"].as_str().unwrap(), job);
+    }
+    host
+}
+
+/// The jobs that were told complete, sorted.
+async fn completed(host: &mut HostProcess, count: usize) -> Vec<String> {
+    let mut ids = Vec::new();
+    for _ in 0..count {
+        let told = host.backend.terminal().await;
+        assert_eq!(told.path, "/api/webhooks/inference/complete", "{told:?}");
+        ids.push(told.body["job_id"].as_str().unwrap().to_owned());
+    }
+    ids.sort();
+    ids
+}
+
+/// How many jobs each shared batch had.
+fn shared(host: &HostProcess) -> Vec<u64> {
+    host.logged("jobs share a batch").iter().map(|line| line["jobs"].as_u64().unwrap()).collect()
+}
+
+fn difference(one: &Path, other: &Path) -> u8 {
+    let [one, other] = [one, other].map(|path| image::open(path).unwrap().into_rgb8());
+    assert_eq!(one.dimensions(), other.dimensions());
+    one.as_raw().iter().zip(other.as_raw()).map(|(one, other)| one.abs_diff(*other)).max().unwrap()
+}
+
+#[tokio::test]
+async fn jobs_that_agree_share_a_batch_and_each_gets_its_own_picture() {
+    let mut jobs: Vec<Value> = IDS.iter().zip(1..).map(|(id, seed)| seeded(id, seed)).collect();
+    let mut other = job("bb");
+    other["steps"] = json!(3);
+    jobs.insert(2, other);
+    let mut host = with_spooled(&[SHARED], &jobs).await;
+    host.restart();
+    assert_eq!(completed(&mut host, 5).await, ["a", "b", "bb", "c", "d"]);
+    assert_eq!(shared(&host), [3], "of the first four one does not agree");
+    host.post("/generate", &seeded("alone", 2)).await;
+    assert_eq!(completed(&mut host, 1).await, ["alone"]);
+    let picture = |id: &str| host.bucket.path(&format!("generations/{id}/0.png"));
+    assert_eq!(difference(&picture("b"), &picture("alone")), 0, "the same seed");
+    assert_ne!(difference(&picture("a"), &picture("alone")), 0, "another seed");
+}
+
+#[tokio::test]
+async fn a_handler_that_dies_over_a_batch_takes_each_of_its_jobs_alone_next_time() {
+    let jobs = IDS.map(job);
+    let mut host = with_spooled(&[SHARED], &jobs).await;
+    host.bucket.hold(Some("/0.png"));
+    host.restart();
+    host.bucket.holding().await;
+    signal("KILL", *host.handlers().last().unwrap());
+    host.bucket.hold(None);
+    assert_eq!(completed(&mut host, 4).await, IDS);
+    assert_eq!(shared(&host), [4]);
+    assert_eq!(host.logged("a job is tried again").len(), 4);
+    assert_eq!(host.bucket.puts("/result.json"), 4);
+    eventually("the spool is empty", || host.spooled("running").is_empty() && host.spooled("waiting").is_empty())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn one_job_of_a_batch_is_cancelled_and_the_others_go_on() {
+    let jobs = IDS.map(|id| {
+        let mut job = job(id);
+        job["steps"] = json!(200);
+        job
+    });
+    let mut host = with_spooled(&[SHARED], &jobs).await;
+    host.restart();
+    host.wait_for("listening for HTTP", 2).await;
+    host.wait_for("jobs share a batch", 1).await;
+    host.is_painting("b").await;
+    host.cancel("b").await;
+    let mut told: Vec<(String, Value)> = Vec::new();
+    for _ in IDS {
+        let notice = host.backend.terminal().await;
+        told.push((notice.body["job_id"].as_str().unwrap().to_owned(), notice.body["error"]["code"].clone()));
+    }
+    told.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let expected = IDS.map(|id| (id.to_owned(), if id == "b" { json!("cancelled") } else { Value::Null }));
+    assert_eq!(told, expected);
+}
+
+#[tokio::test]
+async fn messages_of_rabbitmq_share_a_batch() {
+    let Some(node) = rabbitmq::shared_or_skip("batches out of RabbitMQ").await else { return };
+    let (_connection, channel) = node.peer().await;
+    let changes = [
+        ("RABBITMQ_HOST", "127.0.0.1".to_owned()),
+        ("RABBITMQ_PORT", node.port.to_string()),
+        ("ATELIER__SOURCES__RABBITMQ__QUEUE", "shared-batches".to_owned()),
+        ("ATELIER__SOURCES__RABBITMQ__DECLARE", "true".to_owned()),
+    ];
+    let changes: Vec<(&str, &str)> = changes.iter().map(|(name, value)| (*name, value.as_str())).chain([SHARED]).collect();
+    let mut host = HostProcess::start(&changes, &[]).await;
+    host.wait_for("a handler is ready", 1).await;
+    // While it paints this one, the others arrive.
+    host.bucket.hold(Some("/0.png"));
+    for id in ["first", "a", "b", "c", "d"] {
+        let body = job(id).to_string();
+        let sent = channel.basic_publish(
+            "".into(),
+            "shared-batches".into(),
+            BasicPublishOptions::default(),
+            body.as_bytes(),
+            BasicProperties::default(),
+        );
+        sent.await.unwrap().await.unwrap();
+        if id == "first" {
+            host.bucket.holding().await;
+        }
+    }
+    host.bucket.hold(None);
+    assert_eq!(completed(&mut host, 5).await, ["a", "b", "c", "d", "first"]);
+    // The broker may need longer for the last of them than we for the first.
+    assert!(!shared(&host).is_empty());
+}
+
+#[tokio::test]
+async fn messages_of_sqs_share_a_batch() {
+    let Some(bench) = Bench::start("batches out of SQS").await else { return };
+    let url = bench.queue("batches", &[]).await;
+    for id in IDS {
+        bench.send(&url, &job(id)).await;
+    }
+    let mut host = HostProcess::start(&[("SQS_QUEUE_URL", &url), SHARED], &[]).await;
+    assert_eq!(completed(&mut host, 4).await, IDS);
+    assert_eq!(shared(&host), [4]);
+    bench.emptied(&url).await;
+}

@@ -1,0 +1,80 @@
+//! Paintings that start from a picture: the encoder, image-to-image and inpainting.
+
+use atelier::engine::sd::vae_encoder::to_pixels;
+use atelier::engine::{Engine, PaintRequest, StartPicture, Watch};
+use atelier::job::task::start::StartImage;
+use atelier::job::task::{ImageCount, Scheduler, SidePx, Size, StepCount, Strength};
+use atelier::job::url::AssetUrl;
+use candle_core::{Device, Tensor};
+use image::{GrayImage, RgbImage};
+
+use super::pictures::request;
+use super::stages::largest_step;
+use super::{PIXEL, Reference, RelativeError, STAGE, Stage, engine};
+
+const SIZE: (u32, u32) = (72, 64);
+
+/// (scheduler, its name in the reference, pictures, whether there are all three strengths), as in the oracle's script.
+const CASES: [(Scheduler, &str, u64, bool); 8] = [
+    (Scheduler::DpmSolverPlusPlus, "dpmsolver++", 1, true),
+    (Scheduler::DpmSolverPlusPlusKarras, "dpmsolver++-karras", 1, false),
+    (Scheduler::DpmSolverPlusPlusSde, "dpmsolver++-sde", 1, false),
+    (Scheduler::UniPc, "unipc", 1, true),
+    (Scheduler::Ddim, "ddim", 1, false),
+    (Scheduler::Euler, "euler", 1, true),
+    (Scheduler::EulerAncestral, "euler_a", 2, false),
+    (Scheduler::Lcm, "lcm", 1, false),
+];
+
+fn bytes(tensor: &Tensor) -> Vec<u8> {
+    tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("bytes")
+}
+
+#[test]
+fn parity_of_the_encoder() {
+    let (engine, reference) = (engine("sd15"), Reference::read("starts"));
+    let (width, height) = (SIZE.0 as usize, SIZE.1 as usize);
+    let pixels = to_pixels(&bytes(reference.get("picture")), width, height, &Device::Cpu).expect("pixels");
+    let moments = engine.encode_picture(&pixels).expect("encodes");
+    let scaled = |name: &str| (reference.get(name) * 0.18215).expect("a tensor");
+    let mut stage = Stage::new("sd15, vae encoder");
+    stage.compare("mean", &moments.mean, &scaled("mean"));
+    stage.compare("std", &moments.std, &scaled("std"));
+    stage.finish(STAGE);
+}
+
+#[test]
+fn parity_of_paintings_from_a_picture() {
+    let (mut engine, reference) = (engine("sd15"), Reference::read("starts"));
+    let (picture, mask) = (bytes(reference.get("picture")), bytes(reference.get("mask")));
+    for (way, mask) in [("from_picture", None), ("inpaint", Some(mask))] {
+        for (scheduler, name, count, all) in CASES {
+            let strengths: &[f64] = if all { &[0.35, 0.8, 1.0] } else { &[0.8] };
+            let count = if mask.is_some() { 1 } else { count };
+            let mut stage = Stage::new(format!("{way}, {name}, 8 bit"));
+            for strength in strengths {
+                let request = from(&picture, mask.as_deref(), scheduler, *strength, count);
+                let painted = engine.paint(&request, &Watch::new(|_| ())).expect("paints");
+                let ours: Vec<u8> = painted.into_iter().flat_map(|picture| picture.rgb).collect();
+                let case = format!("{way}/{name}/{strength:?}");
+                stage.note(&case, f64::from(largest_step(&ours, &bytes(reference.get(&case)))));
+            }
+            stage.finish(RelativeError(f64::from(PIXEL)));
+        }
+    }
+}
+
+fn from(picture: &[u8], mask: Option<&[u8]>, scheduler: Scheduler, strength: f64, count: u64) -> PaintRequest {
+    let url = AssetUrl::parse("s3://bucket/picture").expect("an address");
+    let side = |px: u32| SidePx::new(u64::from(px)).expect("a side");
+    let mut request = request(scheduler, 7.5, count);
+    request.task.steps = StepCount::new(8).expect("steps");
+    request.task.num_images = ImageCount::new(count).expect("a count");
+    request.task.size = Size::new(side(SIZE.0), side(SIZE.1));
+    let strength = Strength::new(strength).expect("a strength");
+    request.task.start = Some(StartImage { url: url.clone(), strength, mask: mask.map(|_| url) });
+    let rgb = RgbImage::from_raw(SIZE.0, SIZE.1, picture.to_vec()).expect("a picture");
+    let mask = mask.map(|mask| GrayImage::from_raw(SIZE.0, SIZE.1, mask.to_vec()).expect("a mask"));
+    request.start = Some(StartPicture { rgb, mask });
+    request
+}

@@ -1,0 +1,316 @@
+"""Writes tests/fixtures/sd/adapters: one file of every kind of adapter beside plain LoRA, and what the model makes with each; and
+tests/fixtures/sd/single_file.safetensors: the checkpoint sd15 as Stable Diffusion's first release would have written it.
+
+    python tests/oracle/adapters.py    some seconds on a CPU; the result is committed
+
+Needs what make_fixtures.py needs, and lycoris-lora (with einops and toml); made with lycoris-lora 4.1.3. LyCORIS's own modules compute the
+merged weights, PEFT those of its DoRA, and diffusers' converter of single-file checkpoints decides what the old names mean.
+"""
+
+import json
+import shutil
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+)
+from lycoris.functional.general import factorization, weight_decompose
+from lycoris.functional.loha import diff_weight
+from lycoris.functional.lokr import kron_weight
+from lycoris.modules import get_module, make_module
+from safetensors.torch import load_file, save_file
+
+from make_fixtures import HERE, PROMPT, normals, text_hidden
+
+FOLDER = HERE / "adapters"
+OLD_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+              "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
+
+
+def open_pipeline():
+    pipeline = StableDiffusionPipeline.from_pretrained(HERE / "sd15", torch_dtype=torch.float32, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def modules(pipeline):
+    """Every module with a weight by its kohya name."""
+    for prefix, model in (("lora_unet", pipeline.unet), ("lora_te", pipeline.text_encoder)):
+        for name, module in model.named_modules():
+            if getattr(module, "weight", None) is not None:
+                # Transformers 5 leaves out the level that files have.
+                name = name if prefix == "lora_unet" or name.startswith("text_model.") else f"text_model.{name}"
+                yield f"{prefix}_{name.replace('.', '_')}", module
+
+
+def old_names(unet):
+    """Old names of the UNet's modules, by diffusers' names; proven by diffusers' converter."""
+    levels, layers = len(unet.down_blocks), unet.config.layers_per_block
+    names = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+             "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
+
+    def block(new, old, part, model):
+        for name, module in model.named_modules():
+            if getattr(module, "weight", None) is not None:
+                names[f"{new}.{name}"] = f"{old}.{OLD_RESNET[name] if part == 'resnets' else name}"
+
+    for level in range(levels):
+        for layer in range(layers):
+            for place, part in enumerate(("resnets", "attentions")):
+                for module in getattr(unet.down_blocks[level], part, [None] * layers)[layer : layer + 1]:
+                    if module is not None:
+                        block(f"down_blocks.{level}.{part}.{layer}", f"input_blocks.{level * (layers + 1) + 1 + layer}.{place}", part, module)
+        if level + 1 < levels:
+            names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
+        for layer in range(layers + 1):
+            number = level * (layers + 1) + layer
+            for place, part in enumerate(("resnets", "attentions")):
+                for module in getattr(unet.up_blocks[level], part, [None] * (layers + 1))[layer : layer + 1]:
+                    if module is not None:
+                        block(f"up_blocks.{level}.{part}.{layer}", f"output_blocks.{number}.{place}", part, module)
+        if level + 1 < levels:
+            part = 2 if hasattr(unet.up_blocks[level], "attentions") else 1
+            names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{level * (layers + 1) + layers}.{part}.conv"
+    for number, (part, place) in enumerate((("resnets", 0), ("attentions", 0), ("resnets", 1))):
+        block(f"mid_block.{part}.{place}", f"middle_block.{number}", part, getattr(unet.mid_block, part)[place])
+
+    state, config = unet.state_dict(), dict(unet.config) | {"class_embed_type": None, "addition_embed_type": None}
+    old = {f"model.diffusion_model.{names[key.rsplit('.', 1)[0]]}.{key.rsplit('.', 1)[1]}": value for key, value in state.items()}
+    back = convert_ldm_unet_checkpoint(dict(old), config)
+    assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state), "the old names are wrong"
+    return names
+
+
+OLD_VAE = [("conv_norm_out", "norm_out"), ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
+           ("mid_block.attentions.0.group_norm", "mid.attn_1.norm"), ("mid_block.attentions.0.to_q", "mid.attn_1.q"),
+           ("mid_block.attentions.0.to_k", "mid.attn_1.k"), ("mid_block.attentions.0.to_v", "mid.attn_1.v"),
+           ("mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"), ("conv_shortcut", "nin_shortcut"),
+           ("upsamplers.0.conv", "upsample.conv"), ("downsamplers.0.conv", "downsample.conv"), ("resnets", "block")]  # fmt: skip
+
+
+def single_file(folder):
+    """The checkpoint as the first release wrote it, dtypes kept; proven by diffusers' converters."""
+    load = lambda part, name: load_file(HERE / "sd15" / part / f"{name}.safetensors")  # noqa: E731
+    pipeline = open_pipeline()
+    unet, vae, text = load("unet", "diffusion_pytorch_model"), load("vae", "diffusion_pytorch_model"), load("text_encoder", "model")
+    names, levels = old_names(pipeline.unet), len(pipeline.vae.config.block_out_channels)
+    old = {f"model.diffusion_model.{names[key.rsplit('.', 1)[0]]}.{key.rsplit('.', 1)[1]}": value for key, value in unet.items()}
+    old_vae = {}
+    for key, value in vae.items():
+        name = key
+        for new_part, old_part in OLD_VAE:
+            name = name.replace(new_part, old_part)
+        for level in range(levels):
+            name = name.replace(f"up_blocks.{level}.", f"up.{levels - 1 - level}.").replace(f"down_blocks.{level}.", f"down.{level}.")
+        if "attn_1" in name and name.endswith("weight") and value.dim() == 2:
+            value = value[:, :, None, None]
+        old_vae[f"first_stage_model.{name}"] = value
+    back = convert_ldm_vae_checkpoint(dict(old_vae), dict(pipeline.vae.config))
+    assert back.keys() == vae.keys() and all(torch.equal(back[key], vae[key]) for key in vae), "the VAE's old names are wrong"
+    with_level = {key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in text.items()}
+    old_text = {f"cond_stage_model.transformer.{key}": value for key, value in with_level.items()}
+    back = convert_ldm_clip_checkpoint(dict(old_text))
+    assert back.keys() == with_level.keys(), "the text encoder's old names are wrong"
+    extra = {"alphas_cumprod": torch.linspace(1, 0, 1000), "model_ema.decay": torch.tensor(0.9999)}
+    whole = {key: value.contiguous() for key, value in (old | old_vae | old_text | extra).items()}
+    save_file(whole, folder / "single_file.safetensors")
+
+
+def low_rank(weight, rank, seed, mid=False):
+    out, inside, *kernel = weight.shape
+    ones = [1] * len(kernel)
+    tensors = {"lora_up.weight": normals((out, rank, *ones), seed, 0.5)}
+    if mid:
+        tensors["lora_down.weight"] = normals((rank, inside, *ones), seed + 1, 0.3)
+        tensors["lora_mid.weight"] = normals((rank, rank, *kernel), seed + 2, 0.3)
+    else:
+        tensors["lora_down.weight"] = normals((rank, inside, *kernel), seed + 1, (inside * len(kernel or [1])) ** -0.5)
+    return tensors | {"alpha": torch.tensor(1.5)}
+
+
+def loha(weight, rank, seed, core=False):
+    out, inside, *kernel = weight.shape
+    tensors = {}
+    for side in (1, 2):
+        if core:
+            tensors[f"hada_t{side}"] = normals((rank, rank, *kernel), seed + 10 * side, 0.5)
+            tensors[f"hada_w{side}_a"] = normals((rank, out), seed + 10 * side + 1, 0.5)
+            tensors[f"hada_w{side}_b"] = normals((rank, inside), seed + 10 * side + 2, 0.5)
+        else:
+            columns = inside * torch.Size(kernel).numel()
+            tensors[f"hada_w{side}_a"] = normals((out, rank), seed + 10 * side + 1, 0.5)
+            tensors[f"hada_w{side}_b"] = normals((rank, columns), seed + 10 * side + 2, 0.4)
+    return tensors | {"alpha": torch.tensor(2.0)}
+
+
+def lokr(weight, rank, seed, split, core=False):
+    """`split`: how each of the two factors is written, `whole` or `product`. The first one is as LyCORIS chooses it."""
+    out, inside, *kernel = weight.shape
+    (out_first, out_second), (in_first, in_second) = factorization(out, -1), factorization(inside, -1)
+    tensors = {}
+    if split[0] == "whole":
+        tensors["lokr_w1"] = normals((out_first, in_first), seed, 0.4)
+    else:
+        tensors["lokr_w1_a"] = normals((out_first, rank), seed, 0.5)
+        tensors["lokr_w1_b"] = normals((rank, in_first), seed + 1, 0.5)
+    if split[1] == "whole":
+        tensors["lokr_w2"] = normals((out_second, in_second, *kernel), seed + 2, 0.4)
+    elif core:
+        tensors["lokr_t2"] = normals((rank, rank, *kernel), seed + 3, 0.5)
+        tensors["lokr_w2_a"] = normals((rank, out_second), seed + 4, 0.5)
+        tensors["lokr_w2_b"] = normals((rank, in_second), seed + 5, 0.5)
+    else:
+        tensors["lokr_w2_a"] = normals((out_second, rank), seed + 6, 0.5)
+        tensors["lokr_w2_b"] = normals((rank, in_second * torch.Size(kernel).numel()), seed + 7, 0.4)
+    return tensors | {"alpha": torch.tensor(1.5)}
+
+
+def with_lengths(tensors, weight, seed):
+    out, *rest = weight.shape
+    lengths = weight.detach().flatten(1).norm(dim=1) * (1 + normals((out,), seed, 0.2))
+    return tensors | {"dora_scale": lengths.reshape(out, *[1] * len(rest))}
+
+
+def differences(weight, seed, norm=False):
+    names = ("w_norm", "b_norm") if norm else ("diff", "diff_b")
+    return {names[0]: normals(weight.shape, seed, 0.1), names[1]: normals(weight.shape[:1], seed + 1, 0.1)}
+
+
+def files(pipeline):
+    """The adapters in LyCORIS's and kohya's spelling."""
+    found = dict(modules(pipeline))
+    convolutions = [name for name in found if name.endswith(("_conv1", "_conv2"))][:4]
+    attention = [name for name in found if name.endswith(("_to_q", "_to_out_0", "_ff_net_2"))][:6]
+    text = [name for name in found if name.startswith("lora_te") and name.endswith(("q_proj", "fc1"))][:3]
+    norms = [name for name in found if name.endswith(("_norm1", "_norm2")) and "resnets" in name][:2]
+
+    def each(names, make, seed):
+        return {f"{name}.{part}": tensor for n, name in enumerate(names) for part, tensor in make(found[name].weight, seed + 100 * n).items()}
+
+    return {
+        "locon_mid": each(convolutions, lambda w, s: low_rank(w, 3, s, mid=True), 1),
+        "loha": each(attention + convolutions[:2] + text, lambda w, s: loha(w, 3, s), 2),
+        "loha_core": each(convolutions, lambda w, s: loha(w, 2, s, core=True), 3),
+        "lokr": each(attention[:2], lambda w, s: lokr(w, 2, s, ("whole", "product")), 4)
+        | each(attention[2:4] + text[:1], lambda w, s: lokr(w, 2, s, ("product", "product")), 5)
+        | each(attention[4:] + text[1:], lambda w, s: lokr(w, 2, s, ("product", "whole")), 6)
+        | each(convolutions[:2], lambda w, s: lokr(w, 2, s, ("whole", "product")), 7)
+        | each(convolutions[2:3], lambda w, s: lokr(w, 2, s, ("whole", "whole")), 8)
+        | each(convolutions[3:], lambda w, s: lokr(w, 2, s, ("whole", "product"), core=True), 8),
+        "dora": each(attention + convolutions[:2] + text, lambda w, s: with_lengths(low_rank(w, 3, s), w, s + 9), 9),
+        "doha": each(attention[:3], lambda w, s: with_lengths(loha(w, 3, s), w, s + 9), 10),
+        "differences": each(attention[1:2] + convolutions[:1], differences, 11) | each(norms, lambda w, s: differences(w, s, norm=True), 12),
+    }
+
+
+def kronecker(tensors, name, shape):
+    """LyCORIS's product; its module 4.1.3 guesses how the factors are written from their sizes, which are too small here."""
+    part = lambda suffix: tensors.get(f"{name}.lokr_{suffix}")  # noqa: E731
+    ranks = [matrix.shape[0] for matrix in (part("w1_b"), part("w2_b")) if matrix is not None]
+    scale = float(tensors[f"{name}.alpha"]) / ranks[0] if ranks else 1.0
+    parts = [part(suffix) for suffix in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")]
+    return kron_weight(*parts, scale=scale).reshape(shape)
+
+
+def hadamard(tensors, name, shape):
+    """LyCORIS's product, scaled once as its forward does; `get_diff_weight` of 4.1.3 multiplies by alpha/rank a second time."""
+    parts = [tensors.get(f"{name}.hada_{suffix}") for suffix in ("w1_b", "w1_a", "w2_b", "w2_a", "t1", "t2")]
+    return diff_weight(*parts, gamma=torch.tensor(float(tensors[f"{name}.alpha"]) / parts[0].shape[0])).reshape(shape)
+
+
+def merge(pipeline, tensors, scale):
+    """Writes LyCORIS's merged weights into the models."""
+    merged = set()
+    for name, module in modules(pipeline):
+        if any(key.startswith(f"{name}.lokr") for key in tensors):
+            module.weight.data = module.weight.detach() + scale * kronecker(tensors, name, module.weight.shape)
+            merged.add(name)
+            continue
+        if any(key.startswith(f"{name}.hada") for key in tensors):
+            weight, change = module.weight.detach(), hadamard(tensors, name, module.weight.shape)
+            lengths = tensors.get(f"{name}.dora_scale")
+            module.weight.data = weight + scale * change if lengths is None else weight_decompose(weight + change, lengths, scale)
+            merged.add(name)
+            continue
+        kind, parts = get_module(tensors, name)
+        if kind is None:
+            continue
+        weight, bias = make_module(kind, parts, name, module).get_merged_weight(scale, shape=module.weight.shape)
+        module.weight.data = weight.detach().reshape(module.weight.shape).float()
+        if bias is not None:
+            module.bias.data = bias.detach().float()
+        merged.add(name)
+    assert merged == {key.split(".")[0] for key in tensors}, "LyCORIS does not know all of them"
+
+
+def look(pipeline, latents, out, name):
+    hidden = text_hidden(pipeline, PROMPT)[1]
+    out[f"{name}/text"] = hidden
+    out[f"{name}/unet"] = pipeline.unet(latents, torch.tensor(500.0), hidden).sample
+
+
+def dora_along_inputs(pipeline):
+    """LyCORIS has no module that loads lengths along the inputs; its formula is a function."""
+    found = dict(modules(pipeline))
+    names = [name for name in found if name.endswith("_to_k")][:3] + [name for name in found if name.endswith("_conv1")][:1]
+    tensors = {}
+    for n, name in enumerate(names):
+        weight = found[name].weight
+        parts = low_rank(weight, 3, 50 + 10 * n)
+        lengths = weight.detach().transpose(0, 1).flatten(1).norm(dim=1) * (1 + normals((weight.shape[1],), 59 + 10 * n, 0.2))
+        parts["dora_scale"] = lengths.reshape(1, -1, *[1] * (weight.dim() - 2))
+        tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+        change = (parts["lora_up.weight"].flatten(1) @ parts["lora_down.weight"].flatten(1)).reshape(weight.shape) * 0.5
+        found[name].weight.data = weight_decompose(weight.detach() + change, parts["dora_scale"], 0.6, wd_on_out=False)
+    return tensors
+
+
+def peft_dora(pipeline, path):
+    found = {name: module for name, module in pipeline.unet.named_modules() if name.endswith(("to_q", "to_v", "proj_in"))}
+    tensors = {}
+    for n, (name, module) in enumerate(sorted(found.items())[:6]):
+        out, inside, *kernel = module.weight.shape
+        key, ones = f"unet.{name}", [1] * len(kernel)
+        tensors[f"{key}.lora_A.weight"] = normals((3, inside, *kernel), 90 + 10 * n, inside**-0.5)
+        tensors[f"{key}.lora_B.weight"] = normals((out, 3, *ones), 91 + 10 * n, 0.5)
+        lengths = module.weight.detach().flatten(1).norm(dim=1) * (1 + normals((out,), 92 + 10 * n, 0.2))
+        tensors[f"{key}.lora_magnitude_vector"] = lengths.reshape(1, out, *ones) if kernel else lengths
+    save_file(tensors, path)
+    pipeline.load_lora_weights(FOLDER, weight_name=path.name, adapter_name="dora")
+    pipeline.set_adapters(["dora"], [0.7])
+
+
+def main():
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    latents, out, scales = load_file(HERE / "sd15.safetensors")["unet/1x9x13/latents"], {}, {}
+    for n, (name, tensors) in enumerate(files(open_pipeline()).items()):
+        pipeline, scales[name] = open_pipeline(), [1.0, 0.7, -0.4][n % 3]
+        merge(pipeline, tensors, scales[name])
+        save_file(tensors, FOLDER / f"{name}.safetensors")
+        look(pipeline, latents, out, name)
+    pipeline, scales["dora_along_inputs"] = open_pipeline(), 0.6
+    save_file(dora_along_inputs(pipeline), FOLDER / "dora_along_inputs.safetensors")
+    look(pipeline, latents, out, "dora_along_inputs")
+    pipeline, scales["peft_dora"] = open_pipeline(), 0.7
+    peft_dora(pipeline, FOLDER / "peft_dora.safetensors")
+    look(pipeline, latents, out, "peft_dora")
+
+    pipeline, scales["old_names"] = open_pipeline(), 0.9
+    names = {f"lora_unet_{new.replace('.', '_')}": f"lora_unet_{old.replace('.', '_')}" for new, old in old_names(pipeline.unet).items()}
+    weights = {name: module.weight for name, module in modules(pipeline) if name in names and module.weight.dim() > 1}
+    tensors = {f"{name}.{part}": tensor for n, (name, weight) in enumerate(weights.items()) for part, tensor in low_rank(weight, 1, 1000 + 10 * n).items()}
+    merge(pipeline, tensors, scales["old_names"])
+    save_file({names[key.split(".")[0]] + "." + key.split(".", 1)[1]: tensor for key, tensor in tensors.items()}, FOLDER / "old_names.safetensors")
+    look(pipeline, latents, out, "old_names")
+    (FOLDER / "scales.json").write_text(json.dumps(scales, indent=2) + "\n")
+    save_file({key: value.contiguous() for key, value in out.items()}, FOLDER / "expected.safetensors")
+    single_file(HERE)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
