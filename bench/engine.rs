@@ -13,7 +13,7 @@ use atelier::job::task::{
     Generate, GuidanceScale, ImageCount, LoraScale, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount,
 };
 use atelier_kernels::recycler::Recycler;
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 /// Layers' results follow each other in the same memory.
 #[global_allocator]
@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     // `cargo bench` adds an argument of its own.
     let folder = std::env::args().nth(1).filter(|argument| argument != "--bench").context("give a checkpoint's folder")?;
     let device = device::open()?;
-    let mut engine = StableDiffusion::load(Path::new(&folder), device.clone())?;
+    let mut engine = StableDiffusion::load(Path::new(&folder), DType::F32, device.clone())?;
     writeln!(stdout(), "ready")?;
     for line in stdin().lock().lines() {
         let line = line?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use self::manifest::Manifest;
+use self::manifest::{Family, Manifest};
 pub use self::source::Environment;
 use self::source::Source;
 use crate::host::source::{rabbitmq, spool, sqs};
@@ -116,8 +116,20 @@ impl Model {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Engine {
+    /// What the model is kept and computed in.
+    pub dtype: Dtype,
     /// MiB of the device's memory for the model's tensors and those of a painting; none: as much as there is.
     pub memory_budget_mib: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// On a GPU f16, for try-ons bf16; f32 on a CPU.
+    Auto,
+    F32,
+    F16,
+    Bf16,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -221,10 +233,18 @@ impl Config {
         let mut manifest = self.manifest_of(&self.model.name, environment)?;
         let file = self.manifest_path(&self.model.name).display().to_string();
         let wrong = |(key, problem): (&str, String)| ConfigError::Value { file, key: key.to_owned(), problem };
-        manifest.check(&self.model.modes()).map_err(wrong)?;
+        manifest.check(&self.model.modes()).and_then(|()| self.check_dtype(manifest.family)).map_err(wrong)?;
         let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
         manifest.defaults.tryon = TryOnDefaults { mode, steps, resolution };
         Ok(manifest)
+    }
+
+    fn check_dtype(&self, family: Family) -> Result<(), (&'static str, String)> {
+        if family == Family::QwenImageEdit && self.engine.dtype == Dtype::F16 {
+            let problem = "qwen-image-edit's numbers grow larger than f16 has them; set engine.dtype to auto, bf16 or f32";
+            return Err(("family", problem.into()));
+        }
+        Ok(())
     }
 
     /// Reads the manifest of any model in the folder of models.

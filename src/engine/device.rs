@@ -1,6 +1,6 @@
 //! Opens the device that paints; the only place that knows which build this is.
 
-use candle_core::Device;
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::EngineError;
 
@@ -28,10 +28,36 @@ pub fn build() -> Build {
 ///
 /// # Errors
 /// When the build expects a GPU and none can be opened: painting on the CPU in its place would be a silent fallback.
-pub fn open() -> Result<Device, EngineError> {
+pub fn open() -> std::result::Result<Device, EngineError> {
     #[cfg(feature = "cuda")]
     let device = Device::new_cuda(0)?;
     #[cfg(not(feature = "cuda"))]
     let device = Device::Cpu;
     Ok(device)
+}
+
+/// What a model is kept and computed in where nobody says otherwise: f16 on a GPU, f32 on a CPU, which has nothing faster.
+#[must_use]
+pub fn usual_dtype(device: &Device) -> DType {
+    if device.is_cpu() { DType::F32 } else { DType::F16 }
+}
+
+/// Attention (softmax(query·keyᵀ/√D)·value) without a matrix of scores; all (B, tokens, heads, D). `None` where this build has no flash
+/// attention, or not for these tensors.
+#[cfg(feature = "flash-attn")]
+pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Result<Option<Tensor>> {
+    /// The widest head that candle-flash-attn has kernels for.
+    const WIDEST: usize = 256;
+    let width = query.dim(3)?;
+    let is_half = matches!(query.dtype(), DType::F16 | DType::BF16);
+    if !(query.device().is_cuda() && is_half && width.is_multiple_of(8) && width <= WIDEST) {
+        return Ok(None);
+    }
+    let scale = (width as f32).sqrt().recip();
+    candle_flash_attn::flash_attn(query, key, value, scale, causal).map(Some)
+}
+
+#[cfg(not(feature = "flash-attn"))]
+pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Result<Option<Tensor>> {
+    Ok(None)
 }

@@ -1,6 +1,6 @@
 //! The layers that models are made of: our own kernels on the CPU in f32, candle's on any other device.
 
-use atelier_kernels::{attention, convolution, elementwise, norm, product};
+use atelier_kernels::{convolution, elementwise, norm, product};
 use candle_core::{D, DType, Error, Result, Storage, Tensor};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
@@ -38,8 +38,7 @@ impl Linear {
         let known = shape.pop() == Some(in_features);
         shape.push(out_features);
         if !(is_ours(input) && known && before.is_none_or(|before| before.dims() == shape)) {
-            let output = self.0.forward(input)?;
-            return before.map_or(Ok(output.clone()), |before| before + output);
+            return added(before, self.0.forward(input)?);
         }
         let bias = self.0.bias();
         let output = with_numbers([Some(input), Some(self.0.weight()), bias, before], |[input, weight, numbers, residual]| {
@@ -106,7 +105,7 @@ impl Conv {
                 Some(raise) => output.broadcast_add(&raise.reshape((batch, out_channels, 1, 1))?)?,
                 None => output,
             };
-            return before.map_or(Ok(output.clone()), |before| before + output);
+            return added(before, output);
         }
         let (stride, doubled) = (self.0.config().stride, height != pictures.dim(2)?);
         let convolution = convolution::Convolution { in_channels, out_channels, height, width, kernel, stride, doubled };
@@ -234,26 +233,6 @@ impl ChannelNorm {
     }
 }
 
-/// softmax(query·keyᵀ/√D)·value over (B, T, heads·D), (B, S, heads·D), (B, S, heads·D); `None` where candle has to do it.
-/// `causal`: whether a query sees only the keys up to its own place.
-pub(super) fn attend_on_cpu(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    heads: usize,
-    causal: bool,
-) -> Result<Option<Tensor>> {
-    let (batch, tokens, channels) = query.dims3()?;
-    let fits = key.dims() == value.dims() && (key.dim(0)?, key.dim(2)?) == (batch, channels);
-    if !is_ours(query) || !fits || causal && key.dim(1)? != tokens {
-        return Ok(None);
-    }
-    let output = with_numbers([Some(query), Some(key), Some(value), None], |[query, key, value, _]| {
-        attention::Attention { batch, channels, heads, causal }.run(query, key, value)
-    })?;
-    Tensor::from_vec(output, query.shape(), query.device()).map(Some)
-}
-
 /// GEGLU (Shazeer 2020) with the exact gelu. `both`: (B, T, 2·width), values before gates. Returns (B, T, width).
 pub(super) fn geglu(both: &Tensor) -> Result<Tensor> {
     let (batch, tokens, double) = both.dims3()?;
@@ -292,12 +271,20 @@ pub(super) fn transposed(matrices: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(output, (batch, columns, rows), matrices.device())
 }
 
-fn is_ours(tensor: &Tensor) -> bool {
+fn added(before: Option<&Tensor>, output: Tensor) -> Result<Tensor> {
+    match before {
+        Some(before) => before + output,
+        None => Ok(output),
+    }
+}
+
+/// Whether our kernels take it.
+pub(super) fn is_ours(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == DType::F32 && tensor.elem_count() > 0
 }
 
 /// Gives the tensors' numbers in their order; nothing for what is `None`.
-fn with_numbers<R>(tensors: [Option<&Tensor>; 4], compute: impl FnOnce([&[f32]; 4]) -> R) -> Result<R> {
+pub(super) fn with_numbers<R>(tensors: [Option<&Tensor>; 4], compute: impl FnOnce([&[f32]; 4]) -> R) -> Result<R> {
     let dense = tensors.map(|tensor| tensor.map(Tensor::contiguous).transpose());
     let dense = dense.into_iter().collect::<Result<Vec<_>>>()?;
     let storages: Vec<_> = dense.iter().map(|tensor| tensor.as_ref().map(Tensor::storage_and_layout)).collect();

@@ -1,5 +1,6 @@
 //! The engine paints: a task in, pixels out. It knows no cloud, no async and no events.
 
+mod attention;
 pub mod checkpoint;
 pub mod device;
 mod fault;

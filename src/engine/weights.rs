@@ -28,23 +28,28 @@ const PICKLES: &str =
 const OLD_NAMES: [(&str, &str); 4] =
     [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
 
-/// The base tensors of a checkpoint, f32, on the device.
+/// The base tensors of a checkpoint, all of one format, on the device.
 pub(super) struct Weights {
     tensors: Arc<Tensors>,
+    dtype: DType,
     device: Device,
 }
 
 impl Weights {
-    /// Reads the weight files of these components under `folder`.
-    pub(super) fn read(folder: &Path, components: &[&str], device: &Device) -> std::result::Result<Self, EngineError> {
+    /// Reads the weight files of these components under `folder`; `dtype`: what they are kept in.
+    pub(super) fn read(
+        folder: &Path,
+        components: &[&str],
+        (dtype, device): (DType, &Device),
+    ) -> std::result::Result<Self, EngineError> {
         let mut tensors = Tensors::new();
         for component in components {
             for file in component_files(&folder.join(component))? {
                 let named = |name: &str| Some(canonical(&format!("{component}.{name}")));
-                read_file(&file, device, &mut tensors, named)?;
+                read_file(&file, (dtype, device), &mut tensors, named)?;
             }
         }
-        Ok(Self { tensors: Arc::new(tensors), device: device.clone() })
+        Ok(Self { tensors: Arc::new(tensors), dtype, device: device.clone() })
     }
 
     /// Reads the one file that holds all of a checkpoint under the names of Stable Diffusion's first release.
@@ -52,7 +57,7 @@ impl Weights {
         file: &Path,
         unet: &Layout,
         vae_levels: usize,
-        device: &Device,
+        (dtype, device): (DType, &Device),
     ) -> std::result::Result<Self, EngineError> {
         let mut tensors = Tensors::new();
         let renamed = |name: &str| {
@@ -65,12 +70,17 @@ impl Weights {
             }
             name.strip_prefix("cond_stage_model.transformer.").map(|name| canonical(&format!("text_encoder.{name}")))
         };
-        read_file(file, device, &mut tensors, renamed)?;
+        read_file(file, (dtype, device), &mut tensors, renamed)?;
         if tensors.is_empty() {
             let problem = "holds no tensor of a Stable Diffusion 1 checkpoint in one file (model.diffusion_model.…)".into();
             return Err(EngineError::Checkpoint { path: file.to_owned(), problem });
         }
-        Ok(Self { tensors: Arc::new(tensors), device: device.clone() })
+        Ok(Self { tensors: Arc::new(tensors), dtype, device: device.clone() })
+    }
+
+    /// What they are kept in, and computed with.
+    pub(super) fn dtype(&self) -> DType {
+        self.dtype
     }
 
     pub(super) fn tensors(&self) -> &Tensors {
@@ -96,7 +106,7 @@ impl Weights {
     ) -> std::result::Result<M, String> {
         let problems = Arc::default();
         let view = View { base: self.tensors.clone(), overlay: overlay.clone(), problems: Arc::clone(&problems) };
-        let builder = VarBuilder::from_backend(Box::new(view), DType::F32, self.device.clone());
+        let builder = VarBuilder::from_backend(Box::new(view), self.dtype, self.device.clone());
         let module = module(&builder);
         let problems = std::mem::take(&mut *problems.lock().unwrap_or_else(PoisonError::into_inner));
         match module {
@@ -247,15 +257,15 @@ fn variant(name: &str) -> Option<&str> {
 /// Reads the tensors of one file under the names that `named` gives them; those that it gives none are left out.
 fn read_file(
     file: &Path,
-    device: &Device,
+    (dtype, device): (DType, &Device),
     tensors: &mut Tensors,
     named: impl Fn(&str) -> Option<String>,
 ) -> std::result::Result<(), EngineError> {
     let content = TensorFile::open(file)?;
-    for (name, dtype) in content.tensors() {
+    for (name, kept_in) in content.tensors() {
         // Integers are tables that older transformers saved by mistake (`position_ids`).
-        let Some(new_name) = named(&name).filter(|_| is_float(dtype)) else { continue };
-        tensors.insert(new_name, content.load(&name, device)?.to_dtype(DType::F32)?);
+        let Some(new_name) = named(&name).filter(|_| is_float(kept_in)) else { continue };
+        tensors.insert(new_name, content.load(&name, device)?.to_dtype(dtype)?);
     }
     Ok(())
 }

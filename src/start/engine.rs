@@ -1,7 +1,9 @@
 //! Which engine a manifest asks for, and how it is loaded.
 
-use crate::config::Config;
+use candle_core::DType;
+
 use crate::config::manifest::{Family, Manifest, ModeWeights};
+use crate::config::{Config, Dtype};
 use crate::engine::qwen::Variant;
 use crate::engine::qwen::engine::{Settings, TryOnEngine};
 use crate::engine::qwen::sizes::Areas;
@@ -17,13 +19,16 @@ pub(super) fn start(
 ) -> impl FnOnce() -> Result<EngineThread, EngineError> + Send + 'static {
     let warm_up = config.workflow.advanced.warmup_on_startup;
     let budget = config.engine.memory_budget_mib.map(|mib| mib << 20);
-    let settings = tryon(config, manifest, budget);
+    let dtype = dtype(config.engine.dtype);
+    let settings = tryon(config, manifest, (budget, dtype));
     let manifest = manifest.clone();
     move || match manifest.family {
         Family::StableDiffusion1 => EngineThread::start(move || {
+            let device = device::open()?;
+            let dtype = dtype.unwrap_or_else(|| device::usual_dtype(&device));
             let engine = match &manifest.weights {
-                None => StableDiffusion::load(&manifest.checkpoint, device::open()?)?,
-                Some(file) => StableDiffusion::load_single_file(&manifest.checkpoint, file, device::open()?)?,
+                None => StableDiffusion::load(&manifest.checkpoint, dtype, device)?,
+                Some(file) => StableDiffusion::load_single_file(&manifest.checkpoint, file, dtype, device)?,
             };
             warmed(engine.with_prompts(manifest.prompt).with_memory_budget(budget), warm_up)
         }),
@@ -40,7 +45,17 @@ fn warmed<E: Engine>(mut engine: E, warm_up: bool) -> Result<E, EngineError> {
     Ok(engine)
 }
 
-fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Settings {
+/// None: what is usual on the device.
+fn dtype(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::Auto => None,
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::Bf16 => Some(DType::BF16),
+    }
+}
+
+fn tryon(config: &Config, manifest: &Manifest, (memory_budget, dtype): (Option<u64>, Option<DType>)) -> Settings {
     let usual = Areas::default();
     let variant = |mode: Mode| Some((mode, variant(manifest.modes.of(mode)?, mode)));
     Settings {
@@ -51,6 +66,7 @@ fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Se
         },
         memory_budget,
         forget_between_jobs: config.workflow.advanced.clear_cache_between_jobs,
+        dtype,
     }
 }
 

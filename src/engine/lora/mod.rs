@@ -91,11 +91,11 @@ impl Lora {
         self.changes.iter().map(Change::bytes).sum()
     }
 
-    /// Changes every tensor it adapts: those in `overlay`, or copies of those in `base`.
+    /// Changes every tensor it adapts: those in `overlay`, or copies of those in `base`, which become f32.
     pub(super) fn merge(&self, scale: f64, base: &Tensors, overlay: &mut Tensors) -> Result<(), LoraError> {
         for change in &self.changes {
             let Some(weight) = overlay.get(&change.target).or_else(|| base.get(&change.target)) else { continue };
-            let merged = self.apply(change, weight, scale)?;
+            let merged = self.apply(change, &weight.to_dtype(DType::F32)?, scale)?;
             overlay.insert(change.target.clone(), merged);
         }
         Ok(())

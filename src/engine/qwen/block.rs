@@ -4,13 +4,13 @@ use candle_core::{DType, Result, Tensor};
 use candle_nn::ops::{layer_norm, rms_norm};
 use candle_nn::rotary_emb::rope_i;
 
-use super::attention::attend;
 use super::config::TransformerConfig;
 use super::files::TransformerFiles;
 use super::linear::Linear;
 use super::moments::{BlockMoment, Modulation};
 use super::rope::Rope;
 use crate::engine::EngineError;
+use crate::engine::attention::attend;
 
 /// Of every norm; diffusers has it in code, not in config.json.
 pub(super) const NORM_EPS: f32 = 1e-6;

@@ -1,6 +1,5 @@
 //! Qwen-Image-Edit in diffusers' layout: references and a text to an edited picture.
 
-mod attention;
 mod block;
 pub mod config;
 pub mod engine;
@@ -25,7 +24,7 @@ mod vae_blocks;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use self::files::TransformerFiles;
 use self::moments::Moments;
@@ -81,7 +80,7 @@ impl QwenImageEdit {
         let own = folder.join("transformer");
         let files = TransformerFiles::open(config, &own, variant.file.as_deref(), &variant.loras, (precision, &device))?;
         let transformer = Transformer::new(config, &files)?;
-        let weights = Weights::read(folder, &["vae"], &device)?;
+        let weights = Weights::read(folder, &["vae"], (DType::F32, &device))?;
         let vae = weights.build(&Arc::default(), |vb| Autoencoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae = vae.map_err(|problem| EngineError::Checkpoint { path: folder.join("vae"), problem })?;
         Ok(Self {

@@ -7,7 +7,7 @@
 use candle_core::{D, Error, Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::attention::attend;
+use crate::engine::attention::attend;
 use crate::engine::layers::{ChannelNorm, Conv, Linear, transposed};
 
 /// The convolution at `vb`, (out, in, kernel) a side and as many in time, reduced to the last slice in time.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fs;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::clip::TextEncoder;
@@ -110,7 +110,9 @@ impl Adapters {
         let base = self.weights.tensors();
         let mut overlay = Tensors::new();
         each(parsed.iter().zip(loras).map(|(parsed, lora)| parsed.merge(lora.scale.get(), base, &mut overlay)))?;
-        Ok(overlay)
+        // Rounded once, after the last of them.
+        let rounded = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_dtype(self.weights.dtype())?));
+        overlay.into_iter().map(rounded).collect()
     }
 }
 

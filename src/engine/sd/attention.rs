@@ -2,12 +2,9 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use candle_nn::ops::softmax_last_dim;
 
-use crate::engine::layers::{Linear, attend_on_cpu, linear, linear_b};
-
-/// Scores of more numbers than this are computed a few heads at a time (256 MiB in f32).
-const MAX_SCORES: usize = 1 << 26;
+use crate::engine::attention::attend;
+use crate::engine::layers::{Linear, linear, linear_b};
 
 /// diffusers' `Attention`: queries from the hidden states, keys and values from the context.
 pub(super) struct Attention {
@@ -51,42 +48,7 @@ impl Attention {
     }
 
     fn attended(&self, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let (batch, tokens, channels) = hidden.dims3()?;
         let (query, key, value) = (self.to_q.forward(hidden)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
-        if let Some(attended) = attend_on_cpu(&query, &key, &value, self.heads, false)? {
-            return Ok(attended);
-        }
-        let scale = ((channels / self.heads) as f64).sqrt().recip();
-        let query = self.split_heads(&(query * scale)?)?;
-        let (key, value) = (self.split_heads(&key)?, self.split_heads(&value)?);
-        attend(&query, &key, &value)?
-            .reshape((batch, self.heads, tokens, channels / self.heads))?
-            .transpose(1, 2)?
-            .reshape((batch, tokens, channels))
+        attend(&query, &key, &value, self.heads)
     }
-
-    /// (B, T, channels) to (B·heads, T, channels/heads).
-    fn split_heads(&self, tensor: &Tensor) -> Result<Tensor> {
-        let (batch, tokens, channels) = tensor.dims3()?;
-        tensor.reshape((batch, tokens, self.heads, channels / self.heads))?.transpose(1, 2)?.reshape((
-            batch * self.heads,
-            tokens,
-            channels / self.heads,
-        ))
-    }
-}
-
-/// softmax(query·keyᵀ)·value over (N, T, D), (N, S, D), (N, S, D), the queries scaled already.
-fn attend(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
-    let (count, tokens, _) = query.dims3()?;
-    let at_once = (MAX_SCORES / (tokens * key.dim(1)?)).max(1);
-    if count <= at_once {
-        return softmax_last_dim(&query.matmul(&key.t()?)?)?.matmul(value);
-    }
-    let mut parts = Vec::with_capacity(count.div_ceil(at_once));
-    for start in (0..count).step_by(at_once) {
-        let part = |tensor: &Tensor| tensor.narrow(0, start, at_once.min(count - start));
-        parts.push(attend(&part(query)?, &part(key)?, &part(value)?)?);
-    }
-    Tensor::cat(&parts, 0)
 }

@@ -3,7 +3,7 @@
 //! A convolution needs a row above and below its band, and a norm the statistics of the whole picture, so that every layer goes over the
 //! picture twice: only what goes in and what comes out is there as a whole, not what lies between.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::VaeConfig;
@@ -42,7 +42,7 @@ struct Norm {
     bias: Tensor,
 }
 
-/// Factor and summand of every channel, (1, channels, 1, 1) each.
+/// Factor and summand of every channel, (1, channels, 1, 1), f32 each.
 type Affine = (Tensor, Tensor);
 
 impl Bands {
@@ -119,7 +119,8 @@ impl Resnet {
 
 impl Norm {
     fn new(config: &VaeConfig, channels: usize, vb: &VarBuilder) -> Result<Self> {
-        Ok(Self { groups: config.norm_num_groups, weight: vb.get(channels, "weight")?, bias: vb.get(channels, "bias")? })
+        let number = |name| vb.get(channels, name)?.to_dtype(DType::F32);
+        Ok(Self { groups: config.norm_num_groups, weight: number("weight")?, bias: number("bias")? })
     }
 
     /// Group by group: all of them at once would take two more tensors of the whole picture.
@@ -128,7 +129,7 @@ impl Norm {
         let in_group = channels / self.groups;
         let (mut factors, mut summands) = (Vec::new(), Vec::new());
         for group in 0..self.groups {
-            let part = hidden.narrow(1, group * in_group, in_group)?.flatten_all()?;
+            let part = hidden.narrow(1, group * in_group, in_group)?.flatten_all()?.to_dtype(DType::F32)?;
             let mean = part.mean_all()?;
             let variance = part.broadcast_sub(&mean)?.sqr()?.mean_all()?;
             let factor = (variance + NORM_EPS)?.sqrt()?.recip()?;
@@ -142,7 +143,7 @@ impl Norm {
 }
 
 fn activated(band: &Tensor, (factor, summand): &Affine) -> Result<Tensor> {
-    band.broadcast_mul(factor)?.broadcast_add(summand)?.silu()
+    band.to_dtype(DType::F32)?.broadcast_mul(factor)?.broadcast_add(summand)?.silu()?.to_dtype(band.dtype())
 }
 
 /// `layer` over `input` (1, in, H, W), as many rows at a time as fit into a band and `border` more on each side, which it may look at;

@@ -1,11 +1,11 @@
 //! The CLIP text encoder: tokens of a prompt to the states the UNet attends to.
 
-use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::ops::softmax_last_dim;
+use candle_core::{DType, Result, Tensor};
 use candle_nn::{Embedding, Module, VarBuilder, embedding};
 
 use super::config::{Activation, TextEncoderConfig};
-use crate::engine::layers::{LayerNorm, Linear, attend_on_cpu, layer_norm, linear, quick_gelu};
+use crate::engine::attention::attend_causally;
+use crate::engine::layers::{LayerNorm, Linear, layer_norm, linear, quick_gelu};
 
 /// transformers' `CLIPTextModel` without its pooled output.
 pub struct TextEncoder {
@@ -41,12 +41,11 @@ impl TextEncoder {
     pub fn forward(&self, tokens: &Tensor, learned: Option<&Tensor>) -> Result<Tensor> {
         let (_, count) = tokens.dims2()?;
         let positions = self.positions.narrow(0, 0, count)?;
-        let mask = causal_mask(count, tokens.device())?;
         let mut hidden = self.embed(tokens, learned)?.broadcast_add(&positions)?;
         for layer in &self.layers {
-            hidden = layer.forward(&hidden, &mask)?;
+            hidden = layer.forward(&hidden)?;
         }
-        self.final_layer_norm.forward(&hidden)
+        self.final_layer_norm.forward(&hidden)?.to_dtype(DType::F32)
     }
 
     /// The vocabulary's table is left as it is: with new rows it would be copied for every prompt.
@@ -60,7 +59,7 @@ impl TextEncoder {
             |ids: Vec<u32>, table: &Tensor| table.index_select(&Tensor::from_vec(ids.clone(), ids.len(), tokens.device())?, 0);
         let from_table =
             select(ids.iter().map(|id| if own(id).is_some() { 0 } else { *id }).collect(), self.token_embedding.embeddings())?;
-        let from_learned = select(ids.iter().map(|id| own(id).unwrap_or(0)).collect(), learned)?;
+        let from_learned = select(ids.iter().map(|id| own(id).unwrap_or(0)).collect(), &learned.to_dtype(from_table.dtype())?)?;
         let is_learned = ids.iter().map(|id| u8::from(own(id).is_some())).collect();
         let is_learned = Tensor::from_vec(is_learned, (ids.len(), 1), tokens.device())?.broadcast_as((ids.len(), hidden))?;
         is_learned.where_cond(&from_learned, &from_table)?.reshape((rows, count, hidden))
@@ -98,8 +97,8 @@ impl EncoderLayer {
         })
     }
 
-    fn forward(&self, hidden: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let attended = self.attend(&self.layer_norm1.forward(hidden)?, mask)?;
+    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        let attended = self.attend(&self.layer_norm1.forward(hidden)?)?;
         let hidden = self.out_proj.add_to(hidden, &attended)?;
         let inner = self.fc1.forward(&self.layer_norm2.forward(&hidden)?)?;
         let inner = match self.activation {
@@ -109,26 +108,8 @@ impl EncoderLayer {
         self.fc2.add_to(&hidden, &inner)
     }
 
-    fn attend(&self, hidden: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let (batch, tokens, channels) = hidden.dims3()?;
-        let head_channels = channels / self.heads;
-        let split = |tensor: Tensor| tensor.reshape((batch, tokens, self.heads, head_channels))?.transpose(1, 2)?.contiguous();
-        let (query, key) = (self.q_proj.forward(hidden)?, self.k_proj.forward(hidden)?);
-        let value = self.v_proj.forward(hidden)?;
-        if let Some(attended) = attend_on_cpu(&query, &key, &value, self.heads, true)? {
-            return Ok(attended);
-        }
-        let query = split((query * (head_channels as f64).sqrt().recip())?)?;
-        let (key, value) = (split(key)?, split(value)?);
-        let scores = query.matmul(&key.t()?)?.broadcast_add(mask)?;
-        let attended = softmax_last_dim(&scores)?.matmul(&value)?;
-        attended.transpose(1, 2)?.reshape((batch, tokens, channels))
+    fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
+        let (query, key, value) = (self.q_proj.forward(hidden)?, self.k_proj.forward(hidden)?, self.v_proj.forward(hidden)?);
+        attend_causally(&query, &key, &value, self.heads)
     }
-}
-
-/// (tokens, tokens), f32: nothing for what came before, minus infinity for what comes after.
-fn causal_mask(tokens: usize, device: &Device) -> Result<Tensor> {
-    let entry = |row, column| if column > row { f32::NEG_INFINITY } else { 0.0 };
-    let mask: Vec<f32> = (0..tokens).flat_map(|row| (0..tokens).map(move |column| entry(row, column))).collect();
-    Tensor::from_vec(mask, (tokens, tokens), device)?.to_dtype(DType::F32)
 }

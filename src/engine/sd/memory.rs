@@ -1,9 +1,10 @@
 //! What a painting needs beside the model, and how it is cut up so that it fits.
 
+use candle_core::DType;
+
 use super::config::{UnetConfig, VaeConfig};
 use crate::engine::EngineError;
 
-const BYTES: u64 = 4;
 /// Tensors of the widest layer at full size that the decoder holds at once: its input, normed, with a border, multiplied, joined.
 const DECODER_LIVE: u64 = 6;
 /// In bands: what goes into a layer and, of half the width, what comes out of its two convolutions.
@@ -42,6 +43,8 @@ pub(super) struct Work {
 /// The sizes of the model that memory grows with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Needs {
+    /// Bytes of a number.
+    number: u64,
     pixels_per_latent: u64,
     decoder_channels: u64,
     unet_channels: u64,
@@ -50,10 +53,11 @@ pub(super) struct Needs {
 }
 
 impl Needs {
-    pub(super) fn new(unet: &UnetConfig, vae: &VaeConfig) -> Self {
+    pub(super) fn new(unet: &UnetConfig, vae: &VaeConfig, dtype: DType) -> Self {
         let widths = &vae.block_out_channels;
         let factor = vae.pixels_per_latent();
         Self {
+            number: dtype.size_in_bytes() as u64,
             pixels_per_latent: factor as u64,
             // The last doubling leaves the width of the block before.
             decoder_channels: widths.get(1).or(widths.first()).copied().unwrap_or_default() as u64,
@@ -78,18 +82,18 @@ impl Needs {
         let (width, height) = (u64::from(work.width_px), u64::from(work.height_px));
         let latents = |px: u64| px / self.pixels_per_latent;
         // Of one head, between all places of so many latents, before and after the softmax.
-        let scores = |latents: u64| 2 * latents * latents * BYTES;
+        let scores = |latents: u64| 2 * latents * latents * self.number;
         let tile_px = cuts.tile.map_or(u64::MAX, |side| side as u64 * self.pixels_per_latent);
         let (tile_width, tile_height) = (width.min(tile_px), height.min(tile_px));
-        let layer = tile_width * tile_height * self.decoder_channels * BYTES;
+        let layer = tile_width * tile_height * self.decoder_channels * self.number;
         let at_once = layer * DECODER_LIVE;
         let layers = if cuts.banded { at_once.min(layer * BANDED_LIVE + BANDS_BYTES) } else { at_once };
-        let picture = 2 * width * height * 3 * BYTES;
+        let picture = 2 * width * height * 3 * self.number;
         let decode = layers + scores(latents(tile_width) * latents(tile_height)) + picture;
         let rows = if cuts.one_by_one { 1 } else { work.rows as u64 };
         let places = latents(width) * latents(height);
         let attention = (rows * HEADS * scores(places)).min(SCORES_BYTES.max(scores(places)));
-        let unet = rows * places * self.unet_channels * BYTES * UNET_LIVE + attention;
+        let unet = rows * places * self.unet_channels * self.number * UNET_LIVE + attention;
         decode.max(unet)
     }
 
@@ -152,7 +156,7 @@ mod tests {
     use super::*;
 
     /// Stable Diffusion 1.5.
-    const SD15: Needs = Needs { pixels_per_latent: 8, decoder_channels: 256, unet_channels: 320, tile: 64 };
+    const SD15: Needs = Needs { number: 4, pixels_per_latent: 8, decoder_channels: 256, unet_channels: 320, tile: 64 };
 
     fn work(side_px: u32, rows: usize) -> Work {
         Work { width_px: side_px, height_px: side_px, rows }

@@ -22,7 +22,7 @@ pub mod weighting;
 
 use std::path::Path;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use self::adapters::Adapters;
 use self::memory::{Cuts, Needs};
@@ -60,13 +60,17 @@ pub struct StableDiffusion {
 
 impl StableDiffusion {
     /// Loads the checkpoint in `folder` (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`,
-    /// `scheduler/`); weights may be f16, bf16 or f32 safetensors and are kept in f32.
+    /// `scheduler/`); weights may be f16, bf16 or f32 safetensors.
+    ///
+    /// `dtype`: what they are kept in, and the layers computed in: f32, f16 or bf16
+    /// ([`device::usual_dtype`](super::device::usual_dtype)). Latents, schedule, guidance, the timestep's waves and the
+    /// statistics of norms are f32 with any of them.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported.
-    pub fn load(folder: &Path, device: Device) -> Result<Self, EngineError> {
+    pub fn load(folder: &Path, dtype: DType, device: Device) -> Result<Self, EngineError> {
         let checkpoint = Checkpoint::read(folder)?;
-        let weights = Weights::read(folder, &COMPONENTS, &device)?;
+        let weights = Weights::read(folder, &COMPONENTS, (dtype, &device))?;
         Self::with(checkpoint, weights, folder, device)
     }
 
@@ -75,10 +79,11 @@ impl StableDiffusion {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn load_single_file(folder: &Path, file: &Path, device: Device) -> Result<Self, EngineError> {
+    pub fn load_single_file(folder: &Path, file: &Path, dtype: DType, device: Device) -> Result<Self, EngineError> {
         let checkpoint = Checkpoint::read(folder)?;
         let unet = Layout::new(checkpoint.unet.layers_per_block, &checkpoint.unet.attention_up());
-        let weights = Weights::read_single_file(file, &unet, checkpoint.vae.block_out_channels.len(), &device)?;
+        let levels = checkpoint.vae.block_out_channels.len();
+        let weights = Weights::read_single_file(file, &unet, levels, (dtype, &device))?;
         Self::with(checkpoint, weights, file, device)
     }
 
@@ -88,7 +93,7 @@ impl StableDiffusion {
         let wrong = |problem| EngineError::Checkpoint { path: from.to_owned(), problem };
         let vae = weights.build(&std::sync::Arc::default(), |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae = vae.map_err(wrong)?;
-        let (needs, resident_bytes) = (Needs::new(&checkpoint.unet, &checkpoint.vae), weights.bytes());
+        let (needs, resident_bytes) = (Needs::new(&checkpoint.unet, &checkpoint.vae, weights.dtype()), weights.bytes());
         let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
         let encoder = || weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae_encoder = encodes.then(encoder).transpose().map_err(wrong)?;

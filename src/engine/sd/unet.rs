@@ -1,6 +1,6 @@
 //! The UNet: predicts the noise in a picture from its noisy latents, the timestep and the text.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::{DownBlockType, UnetConfig, UpBlockType};
@@ -13,6 +13,7 @@ const MAX_PERIOD: f32 = 10_000.0;
 
 /// diffusers' `UNet2DConditionModel`.
 pub struct Unet {
+    dtype: DType,
     time: TimeEmbedding,
     conv_in: Conv,
     down_blocks: Vec<DownBlock>,
@@ -33,6 +34,7 @@ impl Unet {
         let down = |index| DownBlock::new(config, index, &vb.pp("down_blocks").pp(index));
         let up = |index| UpBlock::new(config, index, &vb.pp("up_blocks").pp(index));
         Ok(Self {
+            dtype: vb.dtype(),
             time: TimeEmbedding::new(config, vb)?,
             conv_in: conv(config.in_channels, first, 3, 1, vb.pp("conv_in"))?,
             down_blocks: (0..channels.len()).map(down).collect::<Result<_>>()?,
@@ -44,13 +46,14 @@ impl Unet {
     }
 
     /// `latents`: (B, in, H, W), f32, of any size; `timestep`: 0 to 999, also between whole numbers;
-    /// `text`: (B, T, text channels). Returns (B, out, H, W).
+    /// `text`: (B, T, text channels), f32. Returns (B, out, H, W), f32; in between it computes in the format of its tensors.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub fn forward(&self, latents: &Tensor, timestep: f64, text: &Tensor) -> Result<Tensor> {
-        let time = self.time.forward(latents.dim(0)?, timestep)?;
-        let mut hidden = self.conv_in.forward(latents)?;
+        let time = self.time.forward(latents.dim(0)?, timestep, self.dtype)?;
+        let text = &text.to_dtype(self.dtype)?;
+        let mut hidden = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
         let mut skips = vec![hidden.clone()];
         for block in &self.down_blocks {
             hidden = block.forward(&hidden, &time, text, &mut skips)?;
@@ -59,7 +62,7 @@ impl Unet {
         for block in &self.up_blocks {
             hidden = block.forward(&hidden, &time, text, &mut skips)?;
         }
-        self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?.to_dtype(DType::F32)
     }
 }
 
@@ -88,11 +91,12 @@ impl TimeEmbedding {
     }
 
     /// (batch, time channels), after the silu with which every residual block begins.
-    fn forward(&self, batch: usize, timestep: f64) -> Result<Tensor> {
+    fn forward(&self, batch: usize, timestep: f64, dtype: DType) -> Result<Tensor> {
         let angles = (&self.frequencies * timestep)?;
         let (cosine, sine) = (angles.cos()?, angles.sin()?);
         let waves = if self.cosine_first { [cosine, sine] } else { [sine, cosine] };
-        let embedding = self.linear_2.forward(&self.linear_1.forward(&Tensor::cat(&waves, 1)?)?.silu()?)?;
+        let waves = Tensor::cat(&waves, 1)?.to_dtype(dtype)?;
+        let embedding = self.linear_2.forward(&self.linear_1.forward(&waves)?.silu()?)?;
         embedding.silu()?.repeat((batch, 1))
     }
 }

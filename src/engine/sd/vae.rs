@@ -14,6 +14,7 @@ pub(super) const NORM_EPS: f64 = 1e-6;
 
 /// The decoding half of diffusers' `AutoencoderKL`.
 pub struct VaeDecoder {
+    dtype: DType,
     scaling_factor: f64,
     shift_factor: f64,
     post_quant_conv: Option<Conv>,
@@ -50,6 +51,7 @@ impl VaeDecoder {
         let decoder = vb.pp("decoder");
         let up = |index| UpBlock::new(config, &widths, index, &decoder.pp("up_blocks").pp(index));
         Ok(Self {
+            dtype: vb.dtype(),
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor.unwrap_or_default(),
             post_quant_conv: config.use_post_quant_conv.then(post_quant).transpose()?,
@@ -62,7 +64,7 @@ impl VaeDecoder {
         })
     }
 
-    /// `latents`: (B, 4, H, W), f32, as the denoising loop leaves them. Returns (B, 3, 8·H, 8·W) around -1 to 1
+    /// `latents`: (B, 4, H, W), f32, as the denoising loop leaves them. Returns (B, 3, 8·H, 8·W), f32 around -1 to 1
     /// (8 stands for [`VaeConfig::pixels_per_latent`]).
     ///
     /// # Errors
@@ -72,7 +74,7 @@ impl VaeDecoder {
         for block in &self.up_blocks {
             hidden = block.forward(&hidden)?;
         }
-        self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?.to_dtype(DType::F32)
     }
 
     /// The same of one picture, (1, 4, H, W), in a third of the memory.
@@ -80,11 +82,11 @@ impl VaeDecoder {
     /// # Errors
     /// As [`Self::decode`].
     pub fn decode_in_bands(&self, latents: &Tensor) -> Result<Tensor> {
-        self.bands.forward(self.middle(latents)?)
+        self.bands.forward(self.middle(latents)?)?.to_dtype(DType::F32)
     }
 
     fn middle(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut hidden = ((latents / self.scaling_factor)? + self.shift_factor)?;
+        let mut hidden = ((latents / self.scaling_factor)? + self.shift_factor)?.to_dtype(self.dtype)?;
         if let Some(post_quant_conv) = &self.post_quant_conv {
             hidden = post_quant_conv.forward(&hidden)?;
         }

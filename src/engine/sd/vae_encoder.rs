@@ -1,6 +1,6 @@
 //! The encoder of the variational autoencoder: pixels to latents.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::VaeConfig;
@@ -10,6 +10,7 @@ use crate::engine::layers::{Conv, GroupNorm, conv, group_norm};
 
 /// The encoding half of diffusers' `AutoencoderKL`.
 pub struct VaeEncoder {
+    dtype: DType,
     scaling_factor: f64,
     shift_factor: f64,
     conv_in: Conv,
@@ -45,6 +46,7 @@ impl VaeEncoder {
         let encoder = vb.pp("encoder");
         let down = |index| DownBlock::new(config, index, &encoder.pp("down_blocks").pp(index));
         Ok(Self {
+            dtype: vb.dtype(),
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor.unwrap_or_default(),
             conv_in: conv(config.in_channels, outer, 3, 1, encoder.pp("conv_in"))?,
@@ -63,7 +65,7 @@ impl VaeEncoder {
     pub fn encode(&self, pixels: &Tensor) -> Result<Moments> {
         // diffusers' bounds for the logarithm of the variance.
         const LOG_VARIANCE: (f64, f64) = (-30.0, 20.0);
-        let mut hidden = self.conv_in.forward(pixels)?;
+        let mut hidden = self.conv_in.forward(&pixels.to_dtype(self.dtype)?)?;
         for block in &self.down_blocks {
             hidden = block.forward(&hidden)?;
         }
@@ -72,7 +74,7 @@ impl VaeEncoder {
         if let Some(quant_conv) = &self.quant_conv {
             hidden = quant_conv.forward(&hidden)?;
         }
-        let moments = hidden.chunk(2, 1)?;
+        let moments = hidden.to_dtype(DType::F32)?.chunk(2, 1)?;
         let std = (moments[1].clamp(LOG_VARIANCE.0, LOG_VARIANCE.1)? * 0.5)?.exp()?;
         Ok(Moments { mean: ((&moments[0] - self.shift_factor)? * self.scaling_factor)?, std: (std * self.scaling_factor)? })
     }

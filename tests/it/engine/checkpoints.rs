@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use atelier::engine::EngineError;
 use atelier::engine::sd::StableDiffusion;
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use super::{copy_folder, fixtures};
 
@@ -28,7 +28,7 @@ pub(super) fn edit(file: &Path, from: &str, to: &str) {
 fn refused(breaking: impl FnOnce(&Path)) -> (PathBuf, String) {
     let folder = copied();
     breaking(folder.path());
-    match StableDiffusion::load(folder.path(), Device::Cpu).err() {
+    match StableDiffusion::load(folder.path(), DType::F32, Device::Cpu).err() {
         Some(EngineError::Checkpoint { path, problem }) => {
             (path.strip_prefix(folder.path()).unwrap_or(&path).to_owned(), problem)
         }

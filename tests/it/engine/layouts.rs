@@ -6,7 +6,7 @@ use std::path::Path;
 
 use atelier::engine::sd::StableDiffusion;
 use atelier::engine::{Engine, EngineError, Picture, Watch};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 
 use super::checkpoints::copied;
@@ -19,7 +19,7 @@ fn painted(engine: Result<StableDiffusion, EngineError>) -> Vec<Picture> {
 }
 
 fn plain() -> Vec<Picture> {
-    painted(StableDiffusion::load(&fixtures().join("sd15"), Device::Cpu))
+    painted(StableDiffusion::load(&fixtures().join("sd15"), DType::F32, Device::Cpu))
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn one_file_under_the_old_names_is_the_same_checkpoint() {
         fs::remove_file(folder.path().join(weights)).expect("removes");
     }
     let file = fixtures().join("single_file.safetensors");
-    assert_eq!(painted(StableDiffusion::load_single_file(folder.path(), &file, Device::Cpu)), plain());
+    assert_eq!(painted(StableDiffusion::load_single_file(folder.path(), &file, DType::F32, Device::Cpu)), plain());
 }
 
 #[test]
@@ -38,11 +38,11 @@ fn a_variant_is_read_where_there_is_no_plain_file() {
     let fp16 = folder.path().join("unet/diffusion_pytorch_model.fp16.safetensors");
     fs::copy(folder.path().join(UNET), &fp16).expect("copies");
     fs::write(folder.path().join(UNET).with_file_name("diffusion_pytorch_model.bin"), b"PK").expect("writes");
-    assert_eq!(painted(StableDiffusion::load(folder.path(), Device::Cpu)), plain(), "beside the plain one");
+    assert_eq!(painted(StableDiffusion::load(folder.path(), DType::F32, Device::Cpu)), plain(), "beside the plain one");
     fs::remove_file(folder.path().join(UNET)).expect("removes");
-    assert_eq!(painted(StableDiffusion::load(folder.path(), Device::Cpu)), plain(), "alone");
+    assert_eq!(painted(StableDiffusion::load(folder.path(), DType::F32, Device::Cpu)), plain(), "alone");
     fs::copy(&fp16, folder.path().join("unet/diffusion_pytorch_model.non_ema.safetensors")).expect("copies");
-    let problem = StableDiffusion::load(folder.path(), Device::Cpu).err().expect("which one?").to_string();
+    let problem = StableDiffusion::load(folder.path(), DType::F32, Device::Cpu).err().expect("which one?").to_string();
     assert!(problem.contains("has the variants fp16, non_ema and no plain file; keep one of them"), "{problem}");
 }
 
@@ -69,10 +69,10 @@ fn shards_are_read_by_their_index() {
     for variant in ["", ".fp16"] {
         let folder = copied();
         split(&folder.path().join(UNET), variant);
-        assert_eq!(painted(StableDiffusion::load(folder.path(), Device::Cpu)), plain(), "variant {variant:?}");
+        assert_eq!(painted(StableDiffusion::load(folder.path(), DType::F32, Device::Cpu)), plain(), "variant {variant:?}");
         fs::remove_file(folder.path().join(format!("unet/diffusion_pytorch_model{variant}-00002-of-00002.safetensors")))
             .expect("removes");
-        let problem = StableDiffusion::load(folder.path(), Device::Cpu).err().expect("one is missing").to_string();
+        let problem = StableDiffusion::load(folder.path(), DType::F32, Device::Cpu).err().expect("one is missing").to_string();
         assert!(problem.contains("-00002-of-00002.safetensors"), "{problem}");
     }
 }
@@ -84,15 +84,16 @@ fn an_index_cannot_reach_out_of_its_folder() {
     let index = json!({ "weight_map": { "conv_in.weight": "../../elsewhere.safetensors" } });
     let name = "unet/diffusion_pytorch_model.safetensors.index.json";
     fs::write(folder.path().join(name), index.to_string()).expect("writes");
-    let problem = StableDiffusion::load(folder.path(), Device::Cpu).err().expect("refused").to_string();
+    let problem = StableDiffusion::load(folder.path(), DType::F32, Device::Cpu).err().expect("refused").to_string();
     assert!(problem.contains("names a file outside of its folder: ../../elsewhere.safetensors"), "{problem}");
 }
 
 #[test]
 fn a_file_that_is_no_checkpoint_is_refused_in_words() {
     let folder = fixtures().join("sd15");
-    let refused =
-        |file: &Path| StableDiffusion::load_single_file(&folder, file, Device::Cpu).err().expect("refused").to_string();
+    let refused = |file: &Path| {
+        StableDiffusion::load_single_file(&folder, file, DType::F32, Device::Cpu).err().expect("refused").to_string()
+    };
     let problem = refused(&fixtures().join("loras/peft.safetensors"));
     assert!(problem.contains("holds no tensor of a Stable Diffusion 1 checkpoint in one file"), "{problem}");
     let pickle = tempfile::NamedTempFile::new().expect("a file");

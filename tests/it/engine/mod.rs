@@ -17,7 +17,7 @@ use atelier::engine::{Engine, EngineError, LoraFile, PaintRequest, Picture, Watc
 use atelier::job::task::{
     Generate, GuidanceScale, ImageCount, LoraScale, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount,
 };
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 const STEPS: u32 = 3;
 
@@ -26,7 +26,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn engine() -> StableDiffusion {
-    StableDiffusion::load(&fixtures().join("sd15"), Device::Cpu).expect("the fixture loads")
+    StableDiffusion::load(&fixtures().join("sd15"), DType::F32, Device::Cpu).expect("the fixture loads")
 }
 
 fn request(loras: Vec<LoraFile>) -> PaintRequest {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 
 use atelier::engine::sd::StableDiffusion;
 use atelier::models::{How, ModelError};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use tempfile::TempDir;
 
 use super::{PULLED, RESUMED, UNET, checkpoint, checksum, how, hub_of, impatient, only, parts, path, plan, pull_hub};
@@ -42,7 +42,7 @@ async fn a_repository_becomes_a_checkpoint_that_loads() {
         assert_eq!(fs::read(folder.path().join(&name)).expect("there"), bytes, "{name}");
         assert_eq!(pulled.files[&path(&name)], (checksum(&bytes), PULLED), "{name}");
     }
-    StableDiffusion::load(folder.path(), Device::Cpu).expect("loads");
+    StableDiffusion::load(folder.path(), DType::F32, Device::Cpu).expect("loads");
     let (to_hub, to_store) = hub.tokens();
     assert!(to_hub.iter().all(|token| token.as_deref() == Some(&format!("Bearer {TOKEN}"))), "{to_hub:?}");
     assert!(to_store.len() == 3 && to_store.iter().all(Option::is_none), "the token is the hub's alone: {to_store:?}");

@@ -34,7 +34,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn engine(checkpoint: &str) -> StableDiffusion {
-    StableDiffusion::load(&fixtures().join(checkpoint), Device::Cpu).expect("the fixture loads")
+    StableDiffusion::load(&fixtures().join(checkpoint), DType::F32, Device::Cpu).expect("the fixture loads")
 }
 
 /// The reference tensors in one file of the fixtures.

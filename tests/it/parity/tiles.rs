@@ -4,7 +4,7 @@ use std::path::Path;
 
 use atelier::engine::sd::StableDiffusion;
 use atelier::engine::sd::vae_encoder::to_pixels;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::{Reference, STAGE, Stage, engine, numbers};
 
@@ -36,7 +36,7 @@ fn parity_of_tiles() {
 fn a_picture_in_tiles_has_no_seams() {
     const SIDE: usize = 256;
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-sd");
-    let engine = StableDiffusion::load(&folder, Device::Cpu).expect("the bundled model loads");
+    let engine = StableDiffusion::load(&folder, DType::F32, Device::Cpu).expect("the bundled model loads");
     let waves = |place: usize| {
         let (x, y, channel) = ((place / 3 % SIDE) as f64, (place / 3 / SIDE) as f64, (place % 3) as f64);
         (127.0 + 100.0 * (x / 9.0 + channel).sin() * (y / (7.0 + channel)).cos()) as u8

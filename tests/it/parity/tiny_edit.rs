@@ -36,6 +36,7 @@ pub(crate) fn settings(memory_budget: Option<u64>) -> Settings {
         areas: Areas { reference_px: 12_288, condition_px: 6_912 },
         memory_budget,
         forget_between_jobs: false,
+        dtype: None,
     }
 }
 

@@ -13,6 +13,7 @@ use atelier::engine::{Engine as _, LoraFile, PaintRequest, Picture, Watch, devic
 use atelier::job::Job;
 use atelier::job::request::Defaults;
 use atelier::job::task::{Generate, LoraScale, Task};
+use candle_core::DType;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -74,7 +75,7 @@ fn paint(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<&st
 }
 
 fn engine() -> StableDiffusion {
-    StableDiffusion::load(&model(""), device::open().unwrap()).unwrap()
+    StableDiffusion::load(&model(""), DType::F32, device::open().unwrap()).unwrap()
 }
 
 #[test]

@@ -6,8 +6,8 @@ use candle_nn::{Module, RmsNorm, VarBuilder, rms_norm};
 
 use super::config::VisionConfig;
 use super::picture::Patches;
+use crate::engine::attention::attend;
 use crate::engine::layers::{Linear, linear, linear_b, silu};
-use crate::engine::qwen::attention::attend;
 use crate::engine::qwen::packing::Grid;
 
 /// Of every norm; transformers has it in code, not in config.json.

@@ -64,11 +64,10 @@ impl Files {
     /// Returns when the job is on the disk for good: a crash at any moment leaves all of it or nothing.
     pub(super) fn create(&self, folder: Folder, name: &Name, body: &[u8]) -> io::Result<()> {
         let path = self.path(folder, name);
-        let partial = partial(&path);
-        let written = write_synced(&partial, body).and_then(|()| fs::rename(&partial, &path)).and_then(|()| self.sync(folder));
+        let written = write_whole(&path, body).and_then(|()| self.sync(folder));
         if written.is_err() {
             // Nothing of a job that was refused may turn up later.
-            let _ = fs::remove_file(&partial);
+            let _ = fs::remove_file(partial(&path));
             let _ = fs::remove_file(&path);
         }
         written
@@ -87,8 +86,12 @@ impl Files {
         fs::remove_file(self.path(folder, name))
     }
 
-    pub(super) fn write_reason(&self, name: &Name, reason: &str) -> io::Result<()> {
-        fs::write(self.root.join(Folder::Dead.word()).join(format!("reason~{name}")), reason)
+    /// The job goes to `dead/` and finds its reason there already, whole: whoever sees the one can read the other.
+    pub(super) fn bury(&self, name: &Name, reason: &str) -> io::Result<()> {
+        let written = write_whole(&self.root.join(Folder::Dead.word()).join(format!("reason~{name}")), reason.as_bytes());
+        // On a full disk without its reason, but never delivered again.
+        self.rename((Folder::Running, name), (Folder::Dead, name))?;
+        written
     }
 
     fn path(&self, folder: Folder, name: &Name) -> PathBuf {
@@ -109,8 +112,11 @@ fn partial(path: &Path) -> PathBuf {
     partial.into()
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+/// The file appears with all of its bytes, and those are on the disk.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let partial = partial(path);
+    let mut file = File::create(&partial)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    file.sync_all()?;
+    fs::rename(partial, path)
 }

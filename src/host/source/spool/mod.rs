@@ -272,11 +272,7 @@ impl Source for Spool {
     /// The job goes to `dead/`, its reason beside it; moving the file back to `waiting/` and starting the host again tries it anew.
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
         let (name, reason) = (self.in_hand(message, "dead-letter")?, reason.to_owned());
-        self.on_disk("dead-letter", move |files| {
-            files.rename((Folder::Running, &name), (Folder::Dead, &name))?;
-            files.write_reason(&name, &reason)
-        })
-        .await
+        self.on_disk("dead-letter", move |files| files.bury(&name, &reason)).await
     }
 
     async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
