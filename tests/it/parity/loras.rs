@@ -17,14 +17,9 @@ const TIMESTEP: f64 = 500.0;
 fn parity_of_loras() {
     let mut engine = engine("sd15");
     let reference = Reference::read("sd15");
-    let mixes = std::fs::read_to_string(fixtures().join("loras/mixes.json")).expect("mixes");
-    // A list and not a map: the order of the LoRAs is part of the case.
-    let mixes: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&mixes).expect("mixes");
     let mut text = Stage::new("sd15, text states with LoRA");
     let mut unet = Stage::new("sd15, unet with LoRA");
-    for (mix, scales) in mixes {
-        let scales = scales.as_object().expect("scales");
-        let loras: Vec<LoraFile> = scales.iter().map(|(name, scale)| lora(name, scale.as_f64().expect("a scale"))).collect();
+    for (mix, loras) in mixes() {
         engine.use_loras(&loras).unwrap_or_else(|error| panic!("{mix}: {error}"));
         let (states, noise) = look(&engine, &reference);
         text.compare(&mix, &states, reference.get(&format!("lora/{mix}/text")));
@@ -88,13 +83,24 @@ fn lora_that_fails_leaves_the_engine_as_it_was() {
     assert_eq!(before, numbers(&look(&engine, &reference).1));
 }
 
+/// The oracle's mixes by name. The order of the LoRAs is part of the case.
+pub(super) fn mixes() -> Vec<(String, Vec<LoraFile>)> {
+    let mixes = std::fs::read_to_string(fixtures().join("loras/mixes.json")).expect("mixes");
+    let mixes: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&mixes).expect("mixes");
+    let files = |scales: &serde_json::Value| {
+        let scales = scales.as_object().expect("scales");
+        scales.iter().map(|(name, scale)| lora(name, scale.as_f64().expect("a scale"))).collect()
+    };
+    mixes.iter().map(|(mix, scales)| (mix.clone(), files(scales))).collect()
+}
+
 fn lora(name: &str, scale: f64) -> LoraFile {
     let path = fixtures().join(format!("loras/{name}.safetensors"));
     LoraFile { path, scale: LoraScale::new(scale).expect("a scale") }
 }
 
 /// Text states of the prompt, and what the UNet makes of fixed latents.
-fn look(engine: &StableDiffusion, reference: &Reference) -> (Tensor, Tensor) {
+pub(super) fn look(engine: &StableDiffusion, reference: &Reference) -> (Tensor, Tensor) {
     let states = engine.encode_prompt(PROMPT, None, &Inversions::default()).expect("states");
     let noise = engine.predict_noise(reference.get("unet/1x9x13/latents"), TIMESTEP, &states, 1.0).expect("noise");
     (states, noise)

@@ -2,6 +2,7 @@
 //!
 //! `cargo test --test it parity -- --nocapture` prints the figures.
 
+mod half;
 mod loras;
 mod pictures;
 mod prompts;

@@ -39,7 +39,7 @@ fn parity_of_noise() {
     stage.finish(STAGE);
 }
 
-fn prompts() -> [(&'static str, String); 6] {
+pub(super) fn prompts() -> [(&'static str, String); 6] {
     let words = "a the of in red blue green cat dog lighthouse dusk paper sea over under small bright old storm and with \
                  it's 7";
     let words: Vec<&str> = words.split_whitespace().collect();
@@ -93,7 +93,7 @@ fn unet(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {
 }
 
 /// The same prompts for every picture of a batch: (R, T, C) to (R·pictures, T, C).
-fn for_each(pictures: usize, text: &Tensor) -> Tensor {
+pub(super) fn for_each(pictures: usize, text: &Tensor) -> Tensor {
     let repeated = text.unsqueeze(1).and_then(|text| text.repeat((1, pictures, 1, 1)));
     repeated.and_then(|text| text.flatten(0, 1)).expect("rows")
 }

@@ -1,0 +1,85 @@
+//! f16 and bf16: no further from diffusers' f32 than diffusers itself is in the same format (`tests/oracle/half.py`).
+
+use atelier::engine::sd::StableDiffusion;
+use atelier::engine::sd::inversion::Inversions;
+use candle_core::{DType, Device, Tensor};
+
+use super::loras::{look, mixes};
+use super::stages::{NEGATIVE, PROMPT, for_each, prompts};
+use super::{Reference, RelativeError, Stage, fixtures, numbers, relative_error};
+
+const FORMATS: [(&str, DType); 2] = [("f16", DType::F16), ("bf16", DType::BF16)];
+/// Both round at every layer, each in its own order: what is added up first, and where a sum is kept in f32, is nobody's mistake.
+const TWICE_AS_FAR: RelativeError = RelativeError(2.0);
+const TIMESTEPS: [(&str, f64); 3] = [("1x9x13", 333.25), ("4x9x13", 500.0), ("1x8x8", 999.0)];
+
+/// Our distance from the reference in f32, in distances of diffusers in the same format.
+struct Distance<'a> {
+    format: &'static str,
+    whole: &'a Reference,
+    half: &'a Reference,
+    stage: Stage,
+}
+
+impl Distance<'_> {
+    fn compare(&mut self, key: &str, ours: &Tensor) {
+        let (whole, theirs) = (numbers(self.whole.get(key)), numbers(self.half.get(&format!("{}/{key}", self.format))));
+        assert_eq!(ours.dtype(), DType::F32, "{key}");
+        self.stage.note(key, relative_error(&numbers(ours), &whole) / relative_error(&theirs, &whole));
+    }
+}
+
+#[test]
+fn parity_of_half_formats() {
+    let (whole, half) = (Reference::read("sd15"), Reference::read("half"));
+    for (format, dtype) in FORMATS {
+        let mut engine = StableDiffusion::load(&fixtures().join("sd15"), dtype, Device::Cpu).expect("the fixture loads");
+        let distance = |stage: &str| {
+            let stage = Stage::new(format!("sd15, {stage}, {format} / diffusers'"));
+            Distance { format, whole: &whole, half: &half, stage }
+        };
+        texts(&engine, distance("text states"));
+        unet(&engine, distance("unet, guidance 7.5"));
+        vae(&engine, distance("vae"));
+        loras(&mut engine, distance("with LoRA"));
+    }
+}
+
+fn texts(engine: &StableDiffusion, mut distance: Distance<'_>) {
+    for (name, prompt) in prompts().into_iter().filter(|(name, _)| ["mixed", "long"].contains(name)) {
+        let ours = engine.encode_prompt(&prompt, None, &Inversions::default()).expect("states");
+        distance.compare(&format!("text/{name}"), &ours);
+    }
+    distance.stage.finish(TWICE_AS_FAR);
+}
+
+fn unet(engine: &StableDiffusion, mut distance: Distance<'_>) {
+    let text = engine.encode_prompt(PROMPT, Some(NEGATIVE), &Inversions::default()).expect("text");
+    for (size, timestep) in TIMESTEPS {
+        let latents = distance.whole.get(&format!("unet/{size}/latents"));
+        let text = for_each(latents.dim(0).expect("pictures"), &text);
+        let ours = engine.predict_noise(latents, timestep, &text, 7.5).expect("noise");
+        distance.compare(&format!("unet/{size}/{timestep:?}/guided"), &ours);
+    }
+    distance.stage.finish(TWICE_AS_FAR);
+}
+
+fn vae(engine: &StableDiffusion, mut distance: Distance<'_>) {
+    for size in ["1x9x13", "1x8x8"] {
+        let latents = distance.whole.get(&format!("unet/{size}/latents"));
+        distance.compare(&format!("vae/{size}"), &engine.decode(latents).expect("decodes"));
+        let bands = engine.decode_in_bands(latents).expect("decodes");
+        distance.compare(&format!("vae/{size}"), &bands);
+    }
+    distance.stage.finish(TWICE_AS_FAR);
+}
+
+fn loras(engine: &mut StableDiffusion, mut distance: Distance<'_>) {
+    for (mix, loras) in mixes() {
+        engine.use_loras(&loras).unwrap_or_else(|error| panic!("{mix}: {error}"));
+        let (text, noise) = look(engine, distance.whole);
+        distance.compare(&format!("lora/{mix}/text"), &text);
+        distance.compare(&format!("lora/{mix}/unet"), &noise);
+    }
+    distance.stage.finish(TWICE_AS_FAR);
+}
