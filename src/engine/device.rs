@@ -54,19 +54,16 @@ pub fn check_dtype(dtype: DType, device: &Device) -> Result<()> {
 /// Attention (softmax(query·keyᵀ/√D)·value) without a matrix of scores; all (B, tokens, heads, D). `None` where this build has no flash
 /// attention, or not for these tensors.
 #[cfg(feature = "flash-attn")]
-pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Result<Option<Tensor>> {
+pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Option<Result<Tensor>> {
     /// The widest head that candle-flash-attn has kernels for.
     const WIDEST: usize = 512;
-    let width = query.dim(3)?;
+    let width = query.dim(3).ok()?;
     let is_half = matches!(query.dtype(), DType::F16 | DType::BF16);
-    if !(query.device().is_cuda() && is_half && width.is_multiple_of(8) && width <= WIDEST) {
-        return Ok(None);
-    }
-    let scale = (width as f32).sqrt().recip();
-    candle_flash_attn::flash_attn(query, key, value, scale, causal).map(Some)
+    let fits = query.device().is_cuda() && is_half && width.is_multiple_of(8) && width <= WIDEST;
+    fits.then(|| candle_flash_attn::flash_attn(query, key, value, (width as f32).sqrt().recip(), causal))
 }
 
 #[cfg(not(feature = "flash-attn"))]
-pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Result<Option<Tensor>> {
-    Ok(None)
+pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Option<Result<Tensor>> {
+    None
 }
