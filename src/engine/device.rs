@@ -1,5 +1,10 @@
 //! Opens the device that paints; the only place that knows which build this is.
 
+#[cfg(feature = "cuda")]
+mod products;
+
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::EngineError;
@@ -31,6 +36,8 @@ pub fn build() -> Build {
 pub fn open() -> std::result::Result<Device, EngineError> {
     #[cfg(feature = "cuda")]
     let device = Device::new_cuda(0)?;
+    #[cfg(feature = "cuda")]
+    atelier_kernels::cuda::keep_memory(&device.as_cuda_device()?.cuda_stream().context()).map_err(Error::wrap)?;
     #[cfg(not(feature = "cuda"))]
     let device = Device::Cpu;
     Ok(device)
@@ -65,5 +72,19 @@ pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, caus
 
 #[cfg(not(feature = "flash-attn"))]
 pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Option<Result<Tensor>> {
+    None
+}
+
+/// A product of 8-bit numbers: (T, in) and (out, in), both e4m3, to (T, out), bf16.
+pub(super) type EightBitProduct = dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync;
+
+/// None where the device has none.
+#[cfg(feature = "cuda")]
+pub(super) fn eight_bit_product(device: &Device) -> Option<Result<Arc<EightBitProduct>>> {
+    products::open(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn eight_bit_product(_: &Device) -> Option<Result<Arc<EightBitProduct>>> {
     None
 }
