@@ -16,6 +16,8 @@ pub enum Build {
     /// `compute_cap`: the architecture that the kernels were compiled for, such as `80`; none where the compiler asked the machine that built.
     Cuda {
         compute_cap: Option<&'static str>,
+        /// Whether it has flash attention, which is machine code: it runs on GPUs of the same first number only (8.0 on 8.9, not on 9.0).
+        flash_attention: bool,
     },
 }
 
@@ -23,7 +25,7 @@ pub enum Build {
 #[must_use]
 pub fn build() -> Build {
     #[cfg(feature = "cuda")]
-    let build = Build::Cuda { compute_cap: option_env!("CUDA_COMPUTE_CAP") };
+    let build = Build::Cuda { compute_cap: option_env!("CUDA_COMPUTE_CAP"), flash_attention: cfg!(feature = "flash-attn") };
     #[cfg(not(feature = "cuda"))]
     let build = Build::Cpu;
     build
