@@ -1,6 +1,6 @@
 //! Opens the device that paints; the only place that knows which build this is.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 
 use super::EngineError;
 
@@ -60,4 +60,211 @@ pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, caus
 #[cfg(not(feature = "flash-attn"))]
 pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Result<Option<Tensor>> {
     Ok(None)
+}
+
+/// A tensor as it lies in its file.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU is read into without a stop"))]
+pub(super) struct Parcel {
+    pub(super) dtype: DType,
+    pub(super) shape: Shape,
+}
+
+/// Fills bytes with those of a parcel, given by its place in the list, from the byte on that comes second; from several threads at once.
+pub(super) type Fill<'a> = &'a (dyn Fn(usize, usize, &mut [u8]) -> std::result::Result<(), EngineError> + Sync);
+
+/// Brings `parcels` to a GPU and makes them `dtype` there: threads fill buffers of pinned memory while those that are full are copied.
+/// `None` where there is no GPU.
+#[cfg(feature = "cuda")]
+pub(super) fn staged(
+    parcels: &[Parcel],
+    dtype: DType,
+    device: &Device,
+    fill: Fill<'_>,
+) -> std::result::Result<Option<Vec<Tensor>>, EngineError> {
+    match device {
+        Device::Cuda(cuda) => pinned::bring(parcels, dtype, cuda, fill).map(Some),
+        _ => Ok(None),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn staged(
+    _: &[Parcel],
+    _: DType,
+    _: &Device,
+    _: Fill<'_>,
+) -> std::result::Result<Option<Vec<Tensor>>, EngineError> {
+    Ok(None)
+}
+
+/// A ring of pinned buffers between the files and the GPU. The calling thread alone speaks to the GPU: candle's stream is another one in
+/// each thread.
+#[cfg(feature = "cuda")]
+mod pinned {
+    use std::collections::HashMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex, PoisonError, mpsc};
+    use std::thread;
+
+    use bytemuck::Pod;
+    use candle_core::cuda_backend::cudarc::driver::{
+        CudaContext, CudaEvent, CudaSlice, DeviceRepr, DriverError, PinnedHostSlice, ValidAsZeroBits,
+    };
+    use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage};
+    use candle_core::op::BackpropOp;
+    use candle_core::{DType, Device, Error, Storage, Tensor};
+    use half::{bf16, f16};
+
+    use super::{EngineError, Fill, Parcel};
+
+    /// Of one buffer.
+    const BUFFER_BYTES: usize = 8 << 20;
+    /// As many threads read at most.
+    const BUFFERS: usize = 8;
+
+    trait Number: Pod + DeviceRepr + ValidAsZeroBits + CudaDType {}
+    impl<T: Pod + DeviceRepr + ValidAsZeroBits + CudaDType> Number for T {}
+
+    /// A part of a parcel that fits into a buffer: `count` of its numbers, after `from` others.
+    struct Piece {
+        place: usize,
+        from: usize,
+        count: usize,
+    }
+
+    struct Buffer<T> {
+        memory: PinnedHostSlice<T>,
+        /// When what it held last is on the GPU.
+        copied: Option<CudaEvent>,
+    }
+
+    pub(super) fn bring(
+        parcels: &[Parcel],
+        dtype: DType,
+        cuda: &CudaDevice,
+        fill: Fill<'_>,
+    ) -> Result<Vec<Tensor>, EngineError> {
+        let mut tensors: HashMap<usize, Tensor> = HashMap::new();
+        for kept in [DType::F32, DType::F16, DType::BF16] {
+            let counts: Vec<(usize, usize)> = (parcels.iter().enumerate())
+                .filter(|(_, parcel)| parcel.dtype == kept)
+                .map(|(place, parcel)| (place, parcel.shape.elem_count()))
+                .collect();
+            let keep = |place: usize, storage: CudaStorage| {
+                let storage = Storage::Cuda(storage);
+                let tensor = Tensor::from_storage(storage, parcels[place].shape.clone(), BackpropOp::none(), false);
+                tensors.insert(place, tensor.to_dtype(dtype)?);
+                Ok(())
+            };
+            match kept {
+                _ if counts.is_empty() => {}
+                DType::F16 => bring_as::<f16>(&counts, cuda, fill, keep)?,
+                DType::BF16 => bring_as::<bf16>(&counts, cuda, fill, keep)?,
+                _ => bring_as::<f32>(&counts, cuda, fill, keep)?,
+            }
+        }
+        let device = Device::Cuda(cuda.clone());
+        let taken = |(place, parcel): (usize, &Parcel)| match tensors.remove(&place) {
+            Some(tensor) => Ok(tensor),
+            None if parcel.shape.elem_count() == 0 => Ok(Tensor::zeros(&parcel.shape, dtype, &device)?),
+            None => Err(Error::msg(format!("a weight is kept as {:?}; supported are F32, F16 and BF16", parcel.dtype)).into()),
+        };
+        parcels.iter().enumerate().map(taken).collect()
+    }
+
+    /// Brings those parcels whose numbers are `T`, given by their places and how many numbers they have.
+    fn bring_as<T: Number>(
+        counts: &[(usize, usize)],
+        cuda: &CudaDevice,
+        fill: Fill<'_>,
+        keep: impl FnMut(usize, CudaStorage) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let stream = cuda.cuda_stream();
+        let most = BUFFER_BYTES / size_of::<T>();
+        let pieces: Vec<Piece> = (counts.iter())
+            .flat_map(|&(place, all)| {
+                (0..all).step_by(most).map(move |from| Piece { place, from, count: most.min(all - from) })
+            })
+            .collect();
+        let (give_back, buffers) = mpsc::channel();
+        for _ in 0..BUFFERS {
+            let memory = pinned(stream.context(), most).map_err(Error::wrap)?;
+            // Its receiver is alive.
+            let _ = give_back.send(Buffer { memory, copied: None });
+        }
+        let buffers = Mutex::new(buffers);
+        let (next, (filled, arriving)) = (AtomicUsize::new(0), mpsc::channel());
+        let brought = thread::scope(|scope| {
+            for _ in 0..rayon::current_num_threads().min(BUFFERS) {
+                let (filled, pieces, buffers, next) = (filled.clone(), &pieces, &buffers, &next);
+                scope.spawn(move || {
+                    while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let buffer = buffers.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                        // Without a buffer or a taker somebody else has failed.
+                        let Ok(buffer) = buffer else { return };
+                        if filled.send(filled_with(buffer, piece, fill).map(|buffer| (piece, buffer))).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(filled);
+            copy(counts, arriving, give_back, cuda, keep)
+        });
+        // Nothing is copied out of the buffers any more when they go.
+        stream.synchronize().map_err(Error::wrap)?;
+        brought
+    }
+
+    fn filled_with<T: Number>(mut buffer: Buffer<T>, piece: &Piece, fill: Fill<'_>) -> Result<Buffer<T>, EngineError> {
+        if let Some(copied) = buffer.copied.take() {
+            copied.synchronize().map_err(Error::wrap)?;
+        }
+        let memory = buffer.memory.as_mut_slice().map_err(Error::wrap)?;
+        fill(piece.place, piece.from * size_of::<T>(), bytemuck::cast_slice_mut(&mut memory[..piece.count]))?;
+        Ok(buffer)
+    }
+
+    /// Has everything copied that arrives; hands a parcel on when the last of it is on its way. Whoever waits for `give_back` when this
+    /// fails is told by its end.
+    fn copy<T: Number>(
+        counts: &[(usize, usize)],
+        arriving: mpsc::Receiver<Result<(&Piece, Buffer<T>), EngineError>>,
+        give_back: mpsc::Sender<Buffer<T>>,
+        cuda: &CudaDevice,
+        mut keep: impl FnMut(usize, CudaStorage) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let stream = cuda.cuda_stream();
+        let all: HashMap<usize, usize> = counts.iter().copied().collect();
+        let mut begun: HashMap<usize, (CudaSlice<T>, usize)> = HashMap::new();
+        for arrived in arriving {
+            let (&Piece { place, from, count }, mut buffer) = arrived?;
+            let (mut slice, missing) = match begun.remove(&place) {
+                Some(begun) => begun,
+                None => (cuda.alloc_zeros::<T>(all[&place])?, all[&place]),
+            };
+            let memory = buffer.memory.as_slice().map_err(Error::wrap)?;
+            cuda.memcpy_htod(&memory[..count], &mut slice.slice_mut(from..from + count))?;
+            buffer.copied = Some(stream.record_event(None).map_err(Error::wrap)?);
+            let _ = give_back.send(buffer);
+            if missing == count {
+                keep(place, CudaStorage::wrap_cuda_slice(slice, cuda.clone()))?;
+            } else {
+                begun.insert(place, (slice, missing - count));
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory that the GPU can read while this process goes on.
+    #[expect(unsafe_code, reason = "cudarc hands it out as it comes")]
+    fn pinned<T: Number>(context: &Arc<CudaContext>, count: usize) -> Result<PinnedHostSlice<T>, DriverError> {
+        // The flag 0 is plain, cached memory: files are read into it by the processor.
+        // SAFETY: it is `count` numbers long, nobody else has it yet, and zeros are numbers of every `T`.
+        unsafe {
+            let mut memory = context.alloc_pinned_with_flags::<T>(count, 0)?;
+            memory.as_mut_ptr()?.write_bytes(0, count);
+            Ok(memory)
+        }
+    }
 }
