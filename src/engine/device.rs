@@ -88,6 +88,7 @@ pub(super) fn staged(
 }
 
 #[cfg(not(feature = "cuda"))]
+#[expect(clippy::unnecessary_wraps, reason = "as with a GPU")]
 pub(super) fn staged(
     _: &[Parcel],
     _: DType,

@@ -82,7 +82,7 @@ impl StableDiffusion {
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported.
     pub fn load(folder: &Path, dtype: DType, device: Device) -> Result<Self, EngineError> {
-        Self::assemble(folder, folder, |_| Weights::read(folder, &COMPONENTS, (dtype, &device)))
+        Self::assemble(folder, folder, device, |_, device| Weights::read(folder, &COMPONENTS, (dtype, device)))
     }
 
     /// The same with all weights out of one `file` under the names of Stable Diffusion's first release
@@ -91,10 +91,10 @@ impl StableDiffusion {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_single_file(folder: &Path, file: &Path, dtype: DType, device: Device) -> Result<Self, EngineError> {
-        Self::assemble(folder, file, |checkpoint| {
+        Self::assemble(folder, file, device, |checkpoint, device| {
             let unet = Layout::new(checkpoint.unet.layers_per_block, &checkpoint.unet.attention_up());
             let levels = checkpoint.vae.block_out_channels.len();
-            Weights::read_single_file(file, &unet, levels, (dtype, &device))
+            Weights::read_single_file(file, &unet, levels, (dtype, device))
         })
     }
 
@@ -102,18 +102,19 @@ impl StableDiffusion {
     fn assemble(
         folder: &Path,
         from: &Path,
-        weights: impl FnOnce(&Checkpoint) -> Result<Weights, EngineError>,
+        device: Device,
+        weights: impl FnOnce(&Checkpoint, &Device) -> Result<Weights, EngineError>,
     ) -> Result<Self, EngineError> {
         let began = Instant::now();
         let checkpoint = Checkpoint::read(folder)?;
         let reading = Instant::now();
-        let weights = weights(&checkpoint)?;
+        let weights = weights(&checkpoint, &device)?;
         let read = reading.elapsed();
-        let loaded = Self::with(checkpoint, weights, from)?;
+        let loaded = Self::with(checkpoint, weights, from, device)?;
         Ok(Self { loading: Loading { read, build: began.elapsed().saturating_sub(read) }, ..loaded })
     }
 
-    fn with(checkpoint: Checkpoint, weights: Weights, from: &Path) -> Result<Self, EngineError> {
+    fn with(checkpoint: Checkpoint, weights: Weights, from: &Path, device: Device) -> Result<Self, EngineError> {
         let positions = checkpoint.text_encoder.max_position_embeddings;
         let tokenizer = PromptTokenizer::read(&checkpoint.folder.join("tokenizer"), &checkpoint.pad_token, positions)?;
         let wrong = |problem| EngineError::Checkpoint { path: from.to_owned(), problem };
@@ -123,7 +124,6 @@ impl StableDiffusion {
         let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
         let encoder = || weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae_encoder = encodes.then(encoder).transpose().map_err(wrong)?;
-        let device = weights.device().clone();
         let side_px = (checkpoint.unet.sample_size * checkpoint.vae.pixels_per_latent()) as u32;
         let adapters = Adapters::new(&checkpoint, weights).map_err(wrong)?;
         Ok(Self {

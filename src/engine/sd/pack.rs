@@ -83,7 +83,7 @@ fn header(tensors: &[(&String, &Tensor)]) -> Result<Vec<u8>, safetensors::SafeTe
     let info = |(name, tensor): &(&String, &Tensor)| {
         let begin = end;
         end += tensor.data_len();
-        let info = TensorInfo { dtype: tensor.dtype().into(), shape: tensor.dims().to_vec(), data_offsets: (begin, end) };
+        let info = TensorInfo { dtype: tensor.dtype(), shape: tensor.dims().to_vec(), data_offsets: (begin, end) };
         ((*name).clone(), info)
     };
     let mut header = written_table(&Metadata::new(None, tensors.iter().map(info).collect())?)?;
