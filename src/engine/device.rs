@@ -1,6 +1,6 @@
 //! Opens the device that paints; the only place that knows which build this is.
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 
 use super::EngineError;
 
@@ -42,12 +42,21 @@ pub fn usual_dtype(device: &Device) -> DType {
     if device.is_cpu() { DType::F32 } else { DType::F16 }
 }
 
+/// # Errors
+/// When the device multiplies nothing in this format.
+pub fn check_dtype(dtype: DType, device: &Device) -> Result<()> {
+    if device.is_cpu() && dtype == DType::BF16 {
+        return Err(Error::msg("engine.dtype is bf16, in which candle multiplies nothing on a CPU; use f32 or f16"));
+    }
+    Ok(())
+}
+
 /// Attention (softmax(query·keyᵀ/√D)·value) without a matrix of scores; all (B, tokens, heads, D). `None` where this build has no flash
 /// attention, or not for these tensors.
 #[cfg(feature = "flash-attn")]
 pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Result<Option<Tensor>> {
     /// The widest head that candle-flash-attn has kernels for.
-    const WIDEST: usize = 256;
+    const WIDEST: usize = 512;
     let width = query.dim(3)?;
     let is_half = matches!(query.dtype(), DType::F16 | DType::BF16);
     if !(query.device().is_cuda() && is_half && width.is_multiple_of(8) && width <= WIDEST) {
@@ -58,6 +67,7 @@ pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, caus
 }
 
 #[cfg(not(feature = "flash-attn"))]
+#[expect(clippy::unnecessary_wraps, reason = "as with flash attention")]
 pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Result<Option<Tensor>> {
     Ok(None)
 }
@@ -89,12 +99,7 @@ pub(super) fn staged(
 
 #[cfg(not(feature = "cuda"))]
 #[expect(clippy::unnecessary_wraps, reason = "as with a GPU")]
-pub(super) fn staged(
-    _: &[Parcel],
-    _: DType,
-    _: &Device,
-    _: Fill<'_>,
-) -> std::result::Result<Option<Vec<Tensor>>, EngineError> {
+pub(super) fn staged(_: &[Parcel], _: DType, _: &Device, _: Fill<'_>) -> std::result::Result<Option<Vec<Tensor>>, EngineError> {
     Ok(None)
 }
 

@@ -10,6 +10,7 @@ use crate::config::manifest::{Family, Manifest, ModeWeights};
 use crate::config::{Config, Dtype};
 use crate::engine::qwen::Variant;
 use crate::engine::qwen::engine::{Settings, TryOnEngine};
+use crate::engine::qwen::precision::Precision;
 use crate::engine::qwen::sizes::Areas;
 use crate::engine::sd::StableDiffusion;
 use crate::engine::thread::EngineThread;
@@ -25,19 +26,23 @@ pub(super) fn start(
     let warm_up = config.workflow.advanced.warmup_on_startup;
     let budget = config.engine.memory_budget_mib.map(|mib| mib << 20);
     let dtype = dtype(config.engine.dtype);
-    let settings = tryon(config, manifest, (budget, dtype));
+    let settings = tryon(config, manifest, budget);
     let manifest = manifest.clone();
     move || match manifest.family {
         Family::StableDiffusion1 => started(warm_up, move |device| {
             let dtype = dtype.unwrap_or_else(|| device::usual_dtype(&device));
+            device::check_dtype(dtype, &device)?;
             let size = Size::new(manifest.defaults.width, manifest.defaults.height);
             let engine = stable_diffusion(&manifest, dtype, device)?.with_usual(size, manifest.defaults.guidance_scale);
             let loading = engine.loading();
             Ok((engine.with_prompts(manifest.prompt).with_memory_budget(budget), loading))
         }),
         Family::QwenImageEdit => started(warm_up, move |device| {
+            let precision = Precision::of(&device);
+            let precision = Precision { compute: dtype.unwrap_or(precision.compute), ..precision };
+            device::check_dtype(precision.compute, &device)?;
             let began = Instant::now();
-            let engine = TryOnEngine::load(&manifest.checkpoint, settings, device)?;
+            let engine = TryOnEngine::load(&manifest.checkpoint, settings, precision, device)?;
             // Its modules are built while their tensors are read.
             Ok((engine, Loading { read: began.elapsed(), build: Duration::ZERO }))
         }),
@@ -86,7 +91,7 @@ fn dtype(dtype: Dtype) -> Option<DType> {
     }
 }
 
-fn tryon(config: &Config, manifest: &Manifest, (memory_budget, dtype): (Option<u64>, Option<DType>)) -> Settings {
+fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Settings {
     let usual = Areas::default();
     let variant = |mode: Mode| Some((mode, variant(manifest.modes.of(mode)?, mode)));
     Settings {
@@ -97,7 +102,6 @@ fn tryon(config: &Config, manifest: &Manifest, (memory_budget, dtype): (Option<u
         },
         memory_budget,
         forget_between_jobs: config.workflow.advanced.clear_cache_between_jobs,
-        dtype,
     }
 }
 
