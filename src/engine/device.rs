@@ -194,7 +194,7 @@ mod pinned {
             .collect();
         let (give_back, buffers) = mpsc::channel();
         for _ in 0..BUFFERS {
-            let memory = pinned(stream.context(), most).map_err(Error::wrap)?;
+            let memory = pinned::<T>(stream.context(), most).map_err(Error::wrap)?;
             // Its receiver is alive.
             let _ = give_back.send(Buffer { memory, copied: None });
         }
@@ -215,7 +215,10 @@ mod pinned {
                 });
             }
             drop(filled);
-            copy(counts, arriving, give_back, cuda, keep)
+            let copied = copy(counts, arriving, &give_back, cuda, keep);
+            // If that failed, this tells those who wait for a buffer.
+            drop(give_back);
+            copied
         });
         // Nothing is copied out of the buffers any more when they go.
         stream.synchronize().map_err(Error::wrap)?;
@@ -231,12 +234,11 @@ mod pinned {
         Ok(buffer)
     }
 
-    /// Has everything copied that arrives; hands a parcel on when the last of it is on its way. Whoever waits for `give_back` when this
-    /// fails is told by its end.
+    /// Has everything copied that arrives; hands a parcel on when the last of it is on its way.
     fn copy<T: Number>(
         counts: &[(usize, usize)],
         arriving: mpsc::Receiver<Result<(&Piece, Buffer<T>), EngineError>>,
-        give_back: mpsc::Sender<Buffer<T>>,
+        give_back: &mpsc::Sender<Buffer<T>>,
         cuda: &CudaDevice,
         mut keep: impl FnMut(usize, CudaStorage) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
