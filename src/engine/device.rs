@@ -1,8 +1,9 @@
 //! Opens the device that paints; the only place that knows which build this is.
 
-use candle_core::{DType, Device, Error, Result, Shape, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::EngineError;
+use super::reading::Stored;
 
 /// Which GPUs a build is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,34 +73,23 @@ pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Re
     Ok(None)
 }
 
-/// A tensor as it lies in its file.
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a CPU is read into without a stop"))]
-pub(super) struct Parcel {
-    pub(super) dtype: DType,
-    pub(super) shape: Shape,
-}
-
-/// Fills bytes with those of a parcel, given by its place in the list, from the byte on that comes second; from several threads at once.
-pub(super) type Fill<'a> = &'a (dyn Fn(usize, usize, &mut [u8]) -> std::result::Result<(), EngineError> + Sync);
-
-/// Brings `parcels` to a GPU and makes them `dtype` there: threads fill buffers of pinned memory while those that are full are copied.
-/// `None` where there is no GPU.
+/// Reads tensors to a GPU and makes them `dtype` there: threads fill buffers of pinned memory while those that are full are copied. `None`
+/// where there is no GPU.
 #[cfg(feature = "cuda")]
 pub(super) fn staged(
-    parcels: &[Parcel],
+    stored: &[Stored<'_>],
     dtype: DType,
     device: &Device,
-    fill: Fill<'_>,
 ) -> std::result::Result<Option<Vec<Tensor>>, EngineError> {
     match device {
-        Device::Cuda(cuda) => pinned::bring(parcels, dtype, cuda, fill).map(Some),
+        Device::Cuda(cuda) => pinned::bring(stored, dtype, cuda).map(Some),
         _ => Ok(None),
     }
 }
 
 #[cfg(not(feature = "cuda"))]
 #[expect(clippy::unnecessary_wraps, reason = "as with a GPU")]
-pub(super) fn staged(_: &[Parcel], _: DType, _: &Device, _: Fill<'_>) -> std::result::Result<Option<Vec<Tensor>>, EngineError> {
+pub(super) fn staged(_: &[Stored<'_>], _: DType, _: &Device) -> std::result::Result<Option<Vec<Tensor>>, EngineError> {
     Ok(None)
 }
 
@@ -120,8 +110,9 @@ mod pinned {
     use candle_core::op::BackpropOp;
     use candle_core::{DType, Device, Error, Storage, Tensor};
     use half::{bf16, f16};
+    use safetensors::Dtype;
 
-    use super::{EngineError, Fill, Parcel};
+    use super::{EngineError, Stored};
 
     /// Of one buffer.
     const BUFFER_BYTES: usize = 8 << 20;
@@ -131,8 +122,9 @@ mod pinned {
     trait Number: Pod + DeviceRepr + ValidAsZeroBits + CudaDType {}
     impl<T: Pod + DeviceRepr + ValidAsZeroBits + CudaDType> Number for T {}
 
-    /// A part of a parcel that fits into a buffer: `count` of its numbers, after `from` others.
+    /// A part of a tensor that fits into a buffer: `count` of its numbers, after `from` others.
     struct Piece {
+        /// The tensor's, in the list of those that are brought.
         place: usize,
         from: usize,
         count: usize,
@@ -144,46 +136,42 @@ mod pinned {
         copied: Option<CudaEvent>,
     }
 
-    pub(super) fn bring(
-        parcels: &[Parcel],
-        dtype: DType,
-        cuda: &CudaDevice,
-        fill: Fill<'_>,
-    ) -> Result<Vec<Tensor>, EngineError> {
+    pub(super) fn bring(stored: &[Stored<'_>], dtype: DType, cuda: &CudaDevice) -> Result<Vec<Tensor>, EngineError> {
         let mut tensors: HashMap<usize, Tensor> = HashMap::new();
-        for kept in [DType::F32, DType::F16, DType::BF16] {
-            let counts: Vec<(usize, usize)> = (parcels.iter().enumerate())
-                .filter(|(_, parcel)| parcel.dtype == kept)
-                .map(|(place, parcel)| (place, parcel.shape.elem_count()))
-                .collect();
-            let keep = |place: usize, storage: CudaStorage| {
-                let storage = Storage::Cuda(storage);
-                let tensor = Tensor::from_storage(storage, parcels[place].shape.clone(), BackpropOp::none(), false);
+        for kept in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let mut keep = |place: usize, storage: CudaStorage| {
+                let shape = stored[place].info.shape.as_slice();
+                let tensor = Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false);
                 tensors.insert(place, tensor.to_dtype(dtype)?);
                 Ok(())
             };
+            let places = (0..stored.len()).filter(|place| stored[*place].info.dtype == kept);
+            let counts: Vec<(usize, usize)> = places.map(|place| (place, stored[place].count())).collect();
             match kept {
                 _ if counts.is_empty() => {}
-                DType::F16 => bring_as::<f16>(&counts, cuda, fill, keep)?,
-                DType::BF16 => bring_as::<bf16>(&counts, cuda, fill, keep)?,
-                _ => bring_as::<f32>(&counts, cuda, fill, keep)?,
+                Dtype::F16 => bring_as::<f16>(stored, &counts, cuda, &mut keep)?,
+                Dtype::BF16 => bring_as::<bf16>(stored, &counts, cuda, &mut keep)?,
+                _ => bring_as::<f32>(stored, &counts, cuda, &mut keep)?,
             }
         }
         let device = Device::Cuda(cuda.clone());
-        let taken = |(place, parcel): (usize, &Parcel)| match tensors.remove(&place) {
+        let taken = |place: usize| match tensors.remove(&place) {
             Some(tensor) => Ok(tensor),
-            None if parcel.shape.elem_count() == 0 => Ok(Tensor::zeros(&parcel.shape, dtype, &device)?),
-            None => Err(Error::msg(format!("a weight is kept as {:?}; supported are F32, F16 and BF16", parcel.dtype)).into()),
+            None if stored[place].count() == 0 => Ok(Tensor::zeros(stored[place].info.shape.as_slice(), dtype, &device)?),
+            None => Err(stored[place].unsupported()),
         };
-        parcels.iter().enumerate().map(taken).collect()
+        (0..stored.len()).map(taken).collect()
     }
 
-    /// Brings those parcels whose numbers are `T`, given by their places and how many numbers they have.
+    /// What is done with a tensor, given by its place, when all of it is on its way.
+    type Keep<'a> = &'a mut dyn FnMut(usize, CudaStorage) -> Result<(), EngineError>;
+
+    /// Brings those tensors whose numbers are `T`, given by their places and how many numbers they have.
     fn bring_as<T: Number>(
+        stored: &[Stored<'_>],
         counts: &[(usize, usize)],
         cuda: &CudaDevice,
-        fill: Fill<'_>,
-        keep: impl FnMut(usize, CudaStorage) -> Result<(), EngineError>,
+        keep: Keep<'_>,
     ) -> Result<(), EngineError> {
         let stream = cuda.cuda_stream();
         let most = BUFFER_BYTES / size_of::<T>();
@@ -208,7 +196,8 @@ mod pinned {
                         let buffer = buffers.lock().unwrap_or_else(PoisonError::into_inner).recv();
                         // Without a buffer or a taker somebody else has failed.
                         let Ok(buffer) = buffer else { return };
-                        if filled.send(filled_with(buffer, piece, fill).map(|buffer| (piece, buffer))).is_err() {
+                        if filled.send(filled_with(buffer, piece, &stored[piece.place]).map(|buffer| (piece, buffer))).is_err()
+                        {
                             return;
                         }
                     }
@@ -225,22 +214,23 @@ mod pinned {
         brought
     }
 
-    fn filled_with<T: Number>(mut buffer: Buffer<T>, piece: &Piece, fill: Fill<'_>) -> Result<Buffer<T>, EngineError> {
+    fn filled_with<T: Number>(mut buffer: Buffer<T>, piece: &Piece, stored: &Stored<'_>) -> Result<Buffer<T>, EngineError> {
         if let Some(copied) = buffer.copied.take() {
             copied.synchronize().map_err(Error::wrap)?;
         }
         let memory = buffer.memory.as_mut_slice().map_err(Error::wrap)?;
-        fill(piece.place, piece.from * size_of::<T>(), bytemuck::cast_slice_mut(&mut memory[..piece.count]))?;
+        let bytes = bytemuck::cast_slice_mut(&mut memory[..piece.count]);
+        stored.file.read_at(stored.info, piece.from * size_of::<T>(), bytes)?;
         Ok(buffer)
     }
 
-    /// Has everything copied that arrives; hands a parcel on when the last of it is on its way.
+    /// Has everything copied that arrives.
     fn copy<T: Number>(
         counts: &[(usize, usize)],
         arriving: mpsc::Receiver<Result<(&Piece, Buffer<T>), EngineError>>,
         give_back: &mpsc::Sender<Buffer<T>>,
         cuda: &CudaDevice,
-        mut keep: impl FnMut(usize, CudaStorage) -> Result<(), EngineError>,
+        keep: Keep<'_>,
     ) -> Result<(), EngineError> {
         let stream = cuda.cuda_stream();
         let all: HashMap<usize, usize> = counts.iter().copied().collect();

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::EngineError;
-use super::device::{self, Parcel};
+use super::device;
 use super::tensor_file::TensorFile;
 
 /// Numbers that a thread reads at once. In f32 256 KiB: still in the processor's cache when they are moved on to the tensor. To read straight
@@ -27,16 +27,23 @@ pub(super) struct Stored<'a> {
 /// # Errors
 /// [`EngineError::Checkpoint`] when one cannot be read, or has a format that weights do not come in.
 pub(super) fn read_all(stored: &[Stored<'_>], dtype: DType, device: &Device) -> Result<Vec<Tensor>, EngineError> {
-    let parcel = |one: &Stored<'_>| Ok(Parcel { dtype: one.info.dtype.try_into()?, shape: one.info.shape.as_slice().into() });
-    let parcels = stored.iter().map(parcel).collect::<Result<Vec<_>, EngineError>>()?;
-    let fill = |place: usize, from: usize, bytes: &mut [u8]| stored[place].file.read_at(stored[place].info, from, bytes);
-    if let Some(tensors) = device::staged(&parcels, dtype, device, &fill)? {
+    if let Some(tensors) = device::staged(stored, dtype, device)? {
         return Ok(tensors);
     }
     stored.par_iter().map(|one| Ok(one.read(dtype)?.to_device(device)?)).collect()
 }
 
 impl Stored<'_> {
+    /// How many numbers it has.
+    pub(super) fn count(&self) -> usize {
+        self.info.shape.iter().product()
+    }
+
+    /// What is wrong with a format that weights do not come in.
+    pub(super) fn unsupported(&self) -> EngineError {
+        self.wrong(format!("has a tensor as {:?}; supported are F32, F16 and BF16", self.info.dtype))
+    }
+
     fn read(&self, dtype: DType) -> Result<Tensor, EngineError> {
         match dtype {
             DType::F16 => self.read_as::<f16>(),
@@ -51,13 +58,13 @@ impl Stored<'_> {
             Dtype::F16 => self.converted::<f16, T>(),
             Dtype::BF16 => self.converted::<bf16, T>(),
             Dtype::F32 => self.converted::<f32, T>(),
-            other => Err(self.wrong(format!("has a tensor as {other:?}; supported are F32, F16 and BF16"))),
+            _ => Err(self.unsupported()),
         };
         Ok(Tensor::from_vec(numbers?, self.info.shape.as_slice(), &Device::Cpu)?)
     }
 
     fn converted<S: Number, T: Number>(&self) -> Result<Vec<T>, EngineError> {
-        let count = self.info.shape.iter().product::<usize>();
+        let count = self.count();
         let mut piece = vec![S::zeroed(); PIECE.min(count)];
         let mut wide = vec![0.0; piece.len()];
         let mut numbers = Vec::with_capacity(count);
