@@ -1,6 +1,8 @@
 //! Opens the device that paints; the only place that knows which build this is.
 
 #[cfg(feature = "cuda")]
+mod pinned;
+#[cfg(feature = "cuda")]
 mod products;
 
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::EngineError;
+use super::reading::Stored;
 
 /// Which GPUs a build is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,3 +93,20 @@ pub(super) fn eight_bit_product(device: &Device) -> Option<Result<Arc<EightBitPr
 pub(super) fn eight_bit_product(_: &Device) -> Option<Result<Arc<EightBitProduct>>> {
     None
 }
+
+/// Reads tensors to a GPU and makes them `dtype` there: threads fill buffers of pinned memory while those that are full are copied. `None`
+/// where there is no GPU.
+#[cfg(feature = "cuda")]
+pub(super) fn staged(stored: &[Stored<'_>], dtype: DType, device: &Device) -> Option<Staged> {
+    match device {
+        Device::Cuda(cuda) => Some(pinned::bring(stored, dtype, cuda)),
+        _ => None,
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn staged(_: &[Stored<'_>], _: DType, _: &Device) -> Option<Staged> {
+    None
+}
+
+type Staged = std::result::Result<Vec<Tensor>, EngineError>;
