@@ -14,10 +14,12 @@ import time
 import traceback
 from contextlib import closing
 
+import diffusers
 import gpu_edit
 import gpu_parity
 import gpu_profile
 import gpu_sd
+import transformers
 from gpu_run import Run
 from report import report, show
 
@@ -59,6 +61,9 @@ def main():
     parser.add_argument("--rehearse", action="store_true", help="the bundled models on a CPU; nothing is written")
     parser.add_argument("--note", default="", help="what a reader of the results must know about this run")
     options = parser.parse_args()
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     run = Run(options.engine, options.edit, options.rehearse, options.note)
     with run.kept:
         wrong = [problem for part in PARTS if options.only in (None, part) for problem in carry_out(run, part)]

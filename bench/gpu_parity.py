@@ -1,8 +1,8 @@
 """Every stage and format of LoRA on a GPU against diffusers in f32 on the same GPU, beside how far diffusers is from that in halves.
 
-The tiny checkpoints of tests/fixtures: every parameter is a random number. A figure is the largest difference over the largest value of
-the reference, of the worst case of a stage. In f32 it may be 1e-4; in a half, twice diffusers' own in the same format, because each rounds
-at every layer in its own order. The adapters that diffusers cannot read are merged by LyCORIS, as in tests/oracle/adapters.py.
+The tiny checkpoints of tests/fixtures: every parameter is a random number. A figure is that of a stage's worst case. In f32 it is the
+largest difference over the largest value of the reference, and may be 1e-4; in a half the root of the mean square, and may be twice
+diffusers' own in the same format, because each rounds at every layer in its own order. The adapters that diffusers cannot read are merged by LyCORIS, as in tests/oracle/adapters.py.
 """
 
 import json
