@@ -29,8 +29,8 @@ fn attended(query: &Tensor, key: &Tensor, value: &Tensor, heads: usize, causal: 
         let (batch, tokens, channels) = tensor.dims3()?;
         tensor.reshape((batch, tokens, heads, channels / heads))
     };
-    match flash_attention(&by_head(query)?, &by_head(key)?, &by_head(value)?, causal)? {
-        Some(attended) => attended.flatten_from(2),
+    match flash_attention(&by_head(query)?, &by_head(key)?, &by_head(value)?, causal) {
+        Some(attended) => attended?.flatten_from(2),
         None => attend_in_blocks(query, key, value, heads, causal, MAX_SCORES),
     }
 }

@@ -1,6 +1,11 @@
 //! Opens the device that paints; the only place that knows which build this is.
 
-use candle_core::{DType, Device, Result, Tensor};
+#[cfg(feature = "cuda")]
+mod products;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::EngineError;
 
@@ -31,6 +36,8 @@ pub fn build() -> Build {
 pub fn open() -> std::result::Result<Device, EngineError> {
     #[cfg(feature = "cuda")]
     let device = Device::new_cuda(0)?;
+    #[cfg(feature = "cuda")]
+    atelier_kernels::cuda::keep_memory(&device.as_cuda_device()?.cuda_stream().context()).map_err(Error::wrap)?;
     #[cfg(not(feature = "cuda"))]
     let device = Device::Cpu;
     Ok(device)
@@ -42,22 +49,42 @@ pub fn usual_dtype(device: &Device) -> DType {
     if device.is_cpu() { DType::F32 } else { DType::F16 }
 }
 
+/// # Errors
+/// When the device multiplies nothing in this format.
+pub fn check_dtype(dtype: DType, device: &Device) -> Result<()> {
+    if device.is_cpu() && dtype == DType::BF16 {
+        return Err(Error::msg("engine.dtype is bf16, in which candle multiplies nothing on a CPU; use f32 or f16"));
+    }
+    Ok(())
+}
+
 /// Attention (softmax(query·keyᵀ/√D)·value) without a matrix of scores; all (B, tokens, heads, D). `None` where this build has no flash
 /// attention, or not for these tensors.
 #[cfg(feature = "flash-attn")]
-pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Result<Option<Tensor>> {
+pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Option<Result<Tensor>> {
     /// The widest head that candle-flash-attn has kernels for.
-    const WIDEST: usize = 256;
-    let width = query.dim(3)?;
+    const WIDEST: usize = 512;
+    let width = query.dim(3).ok()?;
     let is_half = matches!(query.dtype(), DType::F16 | DType::BF16);
-    if !(query.device().is_cuda() && is_half && width.is_multiple_of(8) && width <= WIDEST) {
-        return Ok(None);
-    }
-    let scale = (width as f32).sqrt().recip();
-    candle_flash_attn::flash_attn(query, key, value, scale, causal).map(Some)
+    let fits = query.device().is_cuda() && is_half && width.is_multiple_of(8) && width <= WIDEST;
+    fits.then(|| candle_flash_attn::flash_attn(query, key, value, (width as f32).sqrt().recip(), causal))
 }
 
 #[cfg(not(feature = "flash-attn"))]
-pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Result<Option<Tensor>> {
-    Ok(None)
+pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Option<Result<Tensor>> {
+    None
+}
+
+/// A product of 8-bit numbers: (T, in) and (out, in), both e4m3, to (T, out), bf16.
+pub(super) type EightBitProduct = dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync;
+
+/// None where the device has none.
+#[cfg(feature = "cuda")]
+pub(super) fn eight_bit_product(device: &Device) -> Option<Result<Arc<EightBitProduct>>> {
+    products::open(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn eight_bit_product(_: &Device) -> Option<Result<Arc<EightBitProduct>>> {
+    None
 }

@@ -3,6 +3,7 @@
 mod attention;
 pub mod checkpoint;
 pub mod device;
+mod eight_bit;
 mod fault;
 mod layers;
 mod ldm;

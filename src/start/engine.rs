@@ -6,6 +6,7 @@ use crate::config::manifest::{Family, Manifest, ModeWeights};
 use crate::config::{Config, Dtype};
 use crate::engine::qwen::Variant;
 use crate::engine::qwen::engine::{Settings, TryOnEngine};
+use crate::engine::qwen::precision::Precision;
 use crate::engine::qwen::sizes::Areas;
 use crate::engine::sd::StableDiffusion;
 use crate::engine::thread::EngineThread;
@@ -20,21 +21,26 @@ pub(super) fn start(
     let warm_up = config.workflow.advanced.warmup_on_startup;
     let budget = config.engine.memory_budget_mib.map(|mib| mib << 20);
     let dtype = dtype(config.engine.dtype);
-    let settings = tryon(config, manifest, (budget, dtype));
+    let settings = tryon(config, manifest, budget);
     let manifest = manifest.clone();
     move || match manifest.family {
         Family::StableDiffusion1 => EngineThread::start(move || {
             let device = device::open()?;
             let dtype = dtype.unwrap_or_else(|| device::usual_dtype(&device));
+            device::check_dtype(dtype, &device)?;
             let engine = match &manifest.weights {
                 None => StableDiffusion::load(&manifest.checkpoint, dtype, device)?,
                 Some(file) => StableDiffusion::load_single_file(&manifest.checkpoint, file, dtype, device)?,
             };
             warmed(engine.with_prompts(manifest.prompt).with_memory_budget(budget), warm_up)
         }),
-        Family::QwenImageEdit => {
-            EngineThread::start(move || warmed(TryOnEngine::load(&manifest.checkpoint, settings, device::open()?)?, warm_up))
-        }
+        Family::QwenImageEdit => EngineThread::start(move || {
+            let device = device::open()?;
+            let precision = Precision::of(&device);
+            let precision = Precision { compute: dtype.unwrap_or(precision.compute), ..precision };
+            device::check_dtype(precision.compute, &device)?;
+            warmed(TryOnEngine::load(&manifest.checkpoint, settings, precision, device)?, warm_up)
+        }),
     }
 }
 
@@ -55,7 +61,7 @@ fn dtype(dtype: Dtype) -> Option<DType> {
     }
 }
 
-fn tryon(config: &Config, manifest: &Manifest, (memory_budget, dtype): (Option<u64>, Option<DType>)) -> Settings {
+fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Settings {
     let usual = Areas::default();
     let variant = |mode: Mode| Some((mode, variant(manifest.modes.of(mode)?, mode)));
     Settings {
@@ -66,7 +72,6 @@ fn tryon(config: &Config, manifest: &Manifest, (memory_budget, dtype): (Option<u
         },
         memory_budget,
         forget_between_jobs: config.workflow.advanced.clear_cache_between_jobs,
-        dtype,
     }
 }
 

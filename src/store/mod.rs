@@ -222,7 +222,12 @@ impl Store {
 #[async_trait]
 impl Pictures for Store {
     async fn bytes(&self, picture: &StoredPicture) -> Result<Vec<u8>, JobError> {
-        let StoredPicture { bucket, key, .. } = picture;
+        self.object(&picture.bucket, &picture.key).await
+    }
+}
+
+impl Store {
+    async fn object(&self, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
         match self.client.get_object().bucket(bucket).key(key).send().await {
             Ok(object) => whole(object.body, bucket, key).await,
             Err(error) => Err(Failure::new(error).storage(self.request_in("s3:GetObject", bucket, key))),

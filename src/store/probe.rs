@@ -26,10 +26,7 @@ impl Store {
     /// # Errors
     /// As [`Self::write_probe`].
     pub async fn read_probe(&self, key: &str) -> Result<Vec<u8>, JobError> {
-        match self.client.get_object().bucket(&self.settings.bucket).key(key).send().await {
-            Ok(object) => super::whole(object.body, &self.settings.bucket, key).await,
-            Err(error) => Err(Failure::new(error).storage(self.request("s3:GetObject", key))),
-        }
+        self.object(&self.settings.bucket, key).await
     }
 
     /// Writes where something is already.

@@ -1,6 +1,6 @@
 //! The configuration: what is in force, where it comes from, and what a wrong one is told.
 
-use atelier::config::{Config, Environment, runtime_api};
+use atelier::config::{Config, Dtype, Environment, runtime_api};
 use atelier::job::task::prompt::PromptSyntax;
 use atelier::job::task::tryon::{Mode, Resolution};
 use atelier::setting::Secret;
@@ -25,7 +25,7 @@ fn the_contracts_defaults_are_in_force() {
     assert!(!config.workflow.postprocess.create_comparison);
     assert!(config.workflow.advanced.warmup_on_startup && config.workflow.advanced.clear_cache_between_jobs);
     assert_eq!(config.workflow.steps.first(), Some(&StepName::Fetch));
-    assert_eq!(config.engine.memory_budget_mib, None);
+    assert_eq!((config.engine.dtype, config.engine.memory_budget_mib), (Dtype::Auto, None));
 }
 
 /// Callers of the service have brackets and long texts in their prompts, and must get what they always got.
@@ -74,6 +74,19 @@ fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
         let error = read(&manifest, "").expect_err("refused");
         assert!(error.contains("edit.yaml") && error.contains(words), "{words:?} is not in {error:?}");
     }
+}
+
+#[test]
+fn a_format_that_the_model_cannot_be_painted_in_is_refused() {
+    let manifest = |dtype: &str| {
+        let config = parse("model: {name: tiny-edit}", &[("ATELIER__ENGINE__DTYPE", dtype)])?;
+        config.manifest(&environment(&[])).map_err(|error| error.to_string())
+    };
+    assert!(["auto", "f32", "bf16"].iter().all(|dtype| manifest(dtype).is_ok()));
+    let error = manifest("f16").expect_err("its numbers are too large");
+    assert!(error.contains("tiny-edit.yaml: family") && error.contains("set engine.dtype to auto, bf16 or f32"), "{error}");
+    let error = manifest("int8").expect_err("no such format");
+    assert!(error.contains("engine.dtype") && error.contains("`auto`, `f32`, `f16`, `bf16`"), "{error}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::elementwise;
 use crate::tile::{self, PANEL, ROWS};
 use crate::turn::transpose;
 use crate::vectors::{Rounding, exp, vectorised};
@@ -23,7 +24,7 @@ impl Attention {
         let Self { batch, channels, heads, .. } = *self;
         let (tokens, places) = (query.len() / batch / channels, key.len() / batch / channels);
         let width = channels / heads;
-        let values = values_by_channel(value, batch, channels, places);
+        let values = elementwise::transpose(value, places, channels);
         let mut out = vec![0.0; query.len()];
         let blocks: Vec<_> =
             out.chunks_mut(tokens * channels).flat_map(|picture| picture.chunks_mut(PANEL * channels)).enumerate().collect();
@@ -88,22 +89,6 @@ struct Head<'a> {
     /// Its first channel.
     first: usize,
     places: usize,
-}
-
-/// (B, S, channels) to (B, channels, S).
-fn values_by_channel(value: &[f32], batch: usize, channels: usize, places: usize) -> Vec<f32> {
-    const BLOCK: usize = 16;
-    let mut turned = vec![0.0; batch * channels * places];
-    turned.par_chunks_mut(channels * places).zip(value.par_chunks(channels * places)).for_each(|(turned, value)| {
-        turned.par_chunks_mut(BLOCK * places).enumerate().for_each(|(block, turned)| {
-            for (place, row) in value.chunks_exact(channels).enumerate() {
-                for (index, number) in row.iter().skip(block * BLOCK).take(BLOCK).enumerate() {
-                    turned[index * places + place] = *number;
-                }
-            }
-        });
-    });
-    turned
 }
 
 /// Each column's numbers to e to the (number - the column's largest); returns the columns' sums.

@@ -120,22 +120,7 @@ impl Begin<'_> {
 
 /// Every `stride`th number of `line` from `start - border` on; zero outside.
 fn every(line: &[f32], stride: usize, (start, border): (usize, usize), out: &mut [f32]) {
-    if stride == 1 {
-        copy(line, start, border, out);
-    } else {
-        for (index, number) in out.iter_mut().enumerate() {
-            *number = (start + index * stride).checked_sub(border).and_then(|at| line.get(at)).copied().unwrap_or(0.0);
-        }
+    for (index, number) in out.iter_mut().enumerate() {
+        *number = (start + index * stride).checked_sub(border).and_then(|at| line.get(at)).copied().unwrap_or(0.0);
     }
-}
-
-/// The numbers of `line` from `start - border` on; zero outside.
-#[inline(always)]
-pub(crate) fn copy(line: &[f32], start: usize, border: usize, out: &mut [f32]) {
-    let before = border.saturating_sub(start).min(out.len());
-    let from = (start + before - border).min(line.len());
-    let copied = (out.len() - before).min(line.len() - from);
-    out[..before].fill(0.0);
-    out[before..before + copied].copy_from_slice(&line[from..from + copied]);
-    out[before + copied..].fill(0.0);
 }

@@ -1,4 +1,5 @@
-//! What the engine computes on a CPU: f32, threads of rayon's global pool, the processor's vectors chosen at run time.
+//! What the engine computes on a CPU: f32, threads of rayon's global pool, the processor's vectors chosen at run time; and the little
+//! that candle lacks on a GPU.
 //!
 //! Every number of a result is summed in an order that depends on the layer alone, never on the batch, the threads or the place
 //! in a block: a picture is the same bit by bit whether it is painted alone or among others.
@@ -7,6 +8,8 @@
 
 pub mod attention;
 pub mod convolution;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod elementwise;
 pub mod norm;
 pub mod product;

@@ -1,5 +1,7 @@
 //! Products of matrices, one of them in panels that are gathered while they are needed; and linear layers.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::shared::Shared;
@@ -80,6 +82,35 @@ impl Linear<'_> {
     }
 }
 
+/// How a product is shared among threads: in blocks of columns and, where these are few, in parts of the rows as well.
+pub(crate) struct Share {
+    blocks: usize,
+    rows: usize,
+    /// Rows of a part.
+    pub(crate) height: usize,
+}
+
+impl Share {
+    pub(crate) fn new(blocks: usize, rows: usize) -> Self {
+        let wanted = (2 * rayon::current_num_threads()).div_ceil(blocks.max(1));
+        Self { blocks, rows, height: rows.div_ceil(wanted).next_multiple_of(ROWS) }
+    }
+
+    fn parts(&self) -> usize {
+        self.rows.div_ceil(self.height)
+    }
+
+    pub(crate) fn tasks(&self) -> usize {
+        self.blocks * self.parts()
+    }
+
+    /// The block of a task, and its rows.
+    pub(crate) fn of(&self, task: usize) -> (usize, Range<usize>) {
+        let (block, part) = (task / self.parts(), task % self.parts());
+        (block, part * self.height..((part + 1) * self.height).min(self.rows))
+    }
+}
+
 /// A matrix of weights (`rows` x `depth`) times one (`depth` x `columns`) a picture.
 pub(crate) struct Product<'a> {
     pub(crate) weight: &'a [f32],
@@ -95,31 +126,17 @@ pub(crate) type Fill<'a> = &'a (dyn Fn(usize, usize, usize, usize, &mut [f32]) +
 
 impl Product<'_> {
     pub(crate) fn run(&self, batch: usize, put: Put<'_>, fill: Fill<'_>) {
-        let blocks = batch * self.columns.div_ceil(COLUMNS);
-        // Few columns: the rows are shared among threads as well.
-        let wanted = (2 * rayon::current_num_threads()).div_ceil(blocks.max(1));
-        let height = self.rows.div_ceil(wanted).next_multiple_of(ROWS);
-        let parts = self.rows.div_ceil(height);
-        (0..blocks * parts).into_par_iter().for_each_init(
+        let share = Share::new(batch * self.columns.div_ceil(COLUMNS), self.rows);
+        (0..share.tasks()).into_par_iter().for_each_init(
             || vec![0.0; DEPTH * COLUMNS],
             |panels, task| {
-                let (block, part) = (task / parts, task % parts);
-                let (picture, first) = (block % batch, block / batch * COLUMNS);
-                let rows = part * height..((part + 1) * height).min(self.rows);
-                self.block(picture, first, rows, panels, put, fill);
+                let (block, rows) = share.of(task);
+                self.block(block % batch, block / batch * COLUMNS, rows, panels, put, fill);
             },
         );
     }
 
-    fn block(
-        &self,
-        picture: usize,
-        first: usize,
-        rows: std::ops::Range<usize>,
-        panels: &mut [f32],
-        put: Put<'_>,
-        fill: Fill<'_>,
-    ) {
+    fn block(&self, picture: usize, first: usize, rows: Range<usize>, panels: &mut [f32], put: Put<'_>, fill: Fill<'_>) {
         let columns = COLUMNS.min(self.columns - first);
         let mut tile = [0.0; ROWS * PANEL];
         for from in (0..self.depth).step_by(DEPTH) {

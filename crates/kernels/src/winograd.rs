@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::convolution::{Begin, Convolution, copy};
+use crate::convolution::{Begin, Convolution};
+use crate::product::Share;
 use crate::shared::Shared;
 use crate::tile::{self, PANEL, ROWS};
 use crate::vectors::vectorised;
@@ -42,20 +43,15 @@ pub(crate) fn run(c: &Convolution, pictures: &[f32], weight: &[f32], begin: Begi
     let panels = panels(c.height.div_ceil(2) * c.width.div_ceil(2));
     let together = (POINT_NUMBERS / (c.in_channels * PANEL)).clamp(1, MOST_PANELS);
     let blocks: Vec<&[Range<usize>]> = panels.chunks(together).collect();
-    // Few tiles: the rows are shared among threads as well.
-    let wanted = (2 * rayon::current_num_threads()).div_ceil(batch * blocks.len());
-    let rows = c.out_channels.div_ceil(wanted).next_multiple_of(ROWS);
-    let parts = c.out_channels.div_ceil(rows);
-    (0..batch * blocks.len() * parts).into_par_iter().for_each_init(
+    let share = Share::new(batch * blocks.len(), c.out_channels);
+    (0..share.tasks()).into_par_iter().for_each_init(
         || {
             let zeros = |channels: usize| vec![0.0; together * POINTS * channels * PANEL];
-            (zeros(c.in_channels), zeros(rows))
+            (zeros(c.in_channels), zeros(share.height))
         },
         |(seen, sums), task| {
-            let (block, part) = (task / parts, task % parts);
-            let (picture, block) = (block % batch, block / batch);
-            let rows = part * rows..((part + 1) * rows).min(c.out_channels);
-            work.block(picture, blocks[block], rows, seen, sums);
+            let (block, rows) = share.of(task);
+            work.block(block % batch, blocks[block / batch], rows, seen, sums);
         },
     );
     out
@@ -253,4 +249,15 @@ struct Line {
 #[inline(always)]
 fn join(out: &mut [f32], x: &[f32], y: &[f32], count: usize, function: impl Fn(f32, f32) -> f32) {
     out[..count].iter_mut().zip(&x[..count]).zip(&y[..count]).for_each(|((out, x), y)| *out = function(*x, *y));
+}
+
+/// The numbers of `line` from `start - border` on; zero outside.
+#[inline(always)]
+fn copy(line: &[f32], start: usize, border: usize, out: &mut [f32]) {
+    let before = border.saturating_sub(start).min(out.len());
+    let from = (start + before - border).min(line.len());
+    let copied = (out.len() - before).min(line.len() - from);
+    out[..before].fill(0.0);
+    out[before..before + copied].copy_from_slice(&line[from..from + copied]);
+    out[before + copied..].fill(0.0);
 }

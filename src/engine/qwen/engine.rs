@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 
 use super::pipeline::Edit;
@@ -31,8 +31,6 @@ pub struct Settings {
     pub memory_budget: Option<u64>,
     /// Whether what one job's pictures were encoded to is forgotten before the next.
     pub forget_between_jobs: bool,
-    /// What is computed in: f32 or bf16; none: the usual of [`Precision::of`].
-    pub dtype: Option<DType>,
 }
 
 /// A loaded checkpoint with all that a try-on needs.
@@ -58,9 +56,7 @@ impl TryOnEngine {
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
-    pub fn load(folder: &Path, settings: Settings, device: Device) -> Result<Self, EngineError> {
-        let usual = Precision::of(&device);
-        let precision = Precision { compute: settings.dtype.unwrap_or(usual.compute), ..usual };
+    pub fn load(folder: &Path, settings: Settings, precision: Precision, device: Device) -> Result<Self, EngineError> {
         let encoder = TextEncoder::load(folder, settings.areas.condition_px, precision, device.clone())?;
         let load = |(mode, variant): &(Mode, Variant)| {
             let model = QwenImageEdit::load(folder, variant, precision, device.clone())?;

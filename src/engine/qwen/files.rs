@@ -11,6 +11,7 @@ use super::config::TransformerConfig;
 use super::layout::{COMPONENT, depends_on_time, shapes};
 use super::linear::Linear;
 use super::precision::Precision;
+use crate::engine::eight_bit::EightBit;
 use crate::engine::lora::Lora;
 use crate::engine::tensor_file::TensorFile;
 use crate::engine::weights::{Shapes, component_files, is_float, listed};
@@ -29,6 +30,8 @@ pub(super) struct TransformerFiles {
     loras: Vec<(Lora, f64)>,
     precision: Precision,
     device: Device,
+    /// Where weights stay in 8 bits and the device multiplies such numbers.
+    products: Option<EightBit>,
 }
 
 impl TransformerFiles {
@@ -55,7 +58,8 @@ impl TransformerFiles {
                 index.insert(full_name(&name), (place, name));
             }
         }
-        let mut opened = Self { files, index, loras: Vec::new(), precision, device: device.clone() };
+        let products = if precision.keep_eight_bit { EightBit::of(device) } else { None };
+        let mut opened = Self { files, index, loras: Vec::new(), precision, device: device.clone(), products };
         let shapes = shapes(config);
         let path = file.map_or_else(|| folder.to_owned(), PathBuf::from);
         opened.check(&shapes).map_err(|problem| EngineError::Checkpoint { path, problem })?;
@@ -136,7 +140,9 @@ impl TransformerFiles {
             return Ok(Linear::whole(self.tensor(&format!("{name}.weight"))?, bias));
         }
         let scale = self.scale(&weight)?.map(|scale| scale.flatten_all()).transpose()?;
-        Ok(Linear::eight_bit(self.stored(&weight)?, scale, bias, self.beside(&weight)?))
+        let bits = self.stored(&weight)?;
+        let products = self.products.clone().filter(|_| EightBit::fits(&bits));
+        Ok(Linear::eight_bit((bits, scale, bias), self.beside(&weight)?, products))
     }
 
     /// The whole tensor `name` (without `transformer.`), LoRAs merged, in the format that is computed in.

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::engine::eight_bit::EightBit;
 use crate::engine::layers;
 
 /// A layer over the last dimension of (1, T, in).
@@ -13,7 +14,7 @@ pub(super) struct Linear {
 
 enum Weight {
     Whole(layers::Linear),
-    /// e4m3 numbers, made whole layer by layer while they are used.
+    /// e4m3 numbers, multiplied as they are where the device does that, else made whole while they are used.
     EightBit {
         /// (out, in).
         bits: Tensor,
@@ -21,6 +22,7 @@ enum Weight {
         scale: Option<Tensor>,
         /// (out,).
         bias: Tensor,
+        products: Option<EightBit>,
     },
 }
 
@@ -29,24 +31,31 @@ impl Linear {
         Self { weight: Weight::Whole(layers::Linear::of(weight, Some(bias))), beside: None }
     }
 
-    pub(super) fn eight_bit(bits: Tensor, scale: Option<Tensor>, bias: Tensor, beside: Option<(Tensor, Tensor)>) -> Self {
-        Self { weight: Weight::EightBit { bits, scale, bias }, beside }
+    /// `bits`, `scale` and `bias` of the weight; `beside`: down and up matrices.
+    pub(super) fn eight_bit(
+        (bits, scale, bias): (Tensor, Option<Tensor>, Tensor),
+        beside: Option<(Tensor, Tensor)>,
+        products: Option<EightBit>,
+    ) -> Self {
+        Self { weight: Weight::EightBit { bits, scale, bias, products }, beside }
     }
 
     /// `input`: (1, T, in). Returns (1, T, out), in the same format.
     pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         let output = match &self.weight {
             Weight::Whole(linear) => linear.forward(input)?,
-            Weight::EightBit { bits, scale, bias } => {
-                // The numbers themselves are exact in every wider format; the scale comes after the product, which is smaller
-                // than the weights, and rounds once.
-                let whole = layers::Linear::of(bits.to_dtype(input.dtype())?, None);
-                let product = whole.forward(input)?;
+            Weight::EightBit { bits, scale, bias, products } => {
+                // The scale comes after the product, which is smaller than the weights, and rounds once.
+                let product = match products {
+                    Some(products) => products.multiply(&input.squeeze(0)?, bits)?.unsqueeze(0)?,
+                    // The numbers themselves are exact in every wider format.
+                    None => layers::Linear::of(bits.to_dtype(input.dtype())?, None).forward(input)?,
+                };
                 let scaled = match scale {
-                    Some(scale) => product.to_dtype(DType::F32)?.broadcast_mul(scale)?.to_dtype(input.dtype())?,
+                    Some(scale) => product.to_dtype(DType::F32)?.broadcast_mul(scale)?,
                     None => product,
                 };
-                scaled.broadcast_add(bias)?
+                scaled.to_dtype(input.dtype())?.broadcast_add(bias)?
             }
         };
         let Some((down, up)) = &self.beside else { return Ok(output) };

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use atelier::engine::qwen::Variant;
 use atelier::engine::qwen::engine::{Settings, TryOnEngine};
+use atelier::engine::qwen::precision::Precision;
 use atelier::engine::qwen::sizes::Areas;
 use atelier::engine::{EditRequest, Engine as _, LoraFile, Order, Picture, Request, Watch};
 use atelier::job::task::LoraScale;
@@ -36,7 +37,6 @@ pub(crate) fn settings(memory_budget: Option<u64>) -> Settings {
         areas: Areas { reference_px: 12_288, condition_px: 6_912 },
         memory_budget,
         forget_between_jobs: false,
-        dtype: None,
     }
 }
 
@@ -64,7 +64,8 @@ fn paint(engine: &mut TryOnEngine, request: EditRequest) -> Vec<Picture> {
 fn parity_of_whole_tryons() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-edit/expected.safetensors");
     let expected = Reference::open(&file);
-    let mut engine = TryOnEngine::load(&folder(), settings(None), Device::Cpu).expect("the bundled model loads");
+    let mut engine = TryOnEngine::load(&folder(), settings(None), Precision::of(&Device::Cpu), Device::Cpu)
+        .expect("the bundled model loads");
     let mut stage = Stage::new("tiny-edit, 8 bit");
     let distilled = (0..4).flat_map(|number| [(number, Mode::Lora, 1.0), (number, Mode::Fp8, 1.0)]);
     for (number, mode, guidance) in distilled.chain([(0, Mode::Base, 4.0), (1, Mode::Base, 1.0)]) {
@@ -80,8 +81,9 @@ fn parity_of_whole_tryons() {
 fn without_room_for_it_the_text_encoder_is_read_again_and_the_pictures_are_the_same() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-edit/expected.safetensors");
     let expected = Reference::open(&file);
-    let mut roomy = TryOnEngine::load(&folder(), settings(None), Device::Cpu).expect("loads");
-    let mut tight = TryOnEngine::load(&folder(), settings(Some(1 << 20)), Device::Cpu).expect("loads");
+    let mut roomy = TryOnEngine::load(&folder(), settings(None), Precision::of(&Device::Cpu), Device::Cpu).expect("loads");
+    let mut tight =
+        TryOnEngine::load(&folder(), settings(Some(1 << 20)), Precision::of(&Device::Cpu), Device::Cpu).expect("loads");
     assert!(roomy.keeps_encoder() && !tight.keeps_encoder());
     for number in [0, 1] {
         let request = request(&expected, number, Mode::Lora, 1.0);

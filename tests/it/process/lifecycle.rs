@@ -73,6 +73,7 @@ async fn a_failure_before_the_first_event_is_posted_with_its_cause() {
         ("ATELIER__MODEL__FOLDER", "no-such-folder", "Atelier.Configuration", "no-such-folder/tiny-sd.yaml"),
         ("ATELIER__STORE__BUCKET", "no-such-bucket", "Atelier.Storage", "no-such-bucket"),
         ("AWS_SECRET_ACCESS_KEY", "wrong", "Atelier.Storage", "atelier-demo"),
+        ("ATELIER__ENGINE__DTYPE", "bf16", "Atelier.Model", "bf16, in which candle multiplies nothing on a CPU"),
         ("INTERNAL_API_TOKEN", "short-but-16-long", "Atelier.Configuration", "internal_api_token"),
     ];
     for (name, value, expected, words) in table {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use atelier::engine::qwen::engine::TryOnEngine;
+use atelier::engine::qwen::precision::Precision;
 use atelier::engine::{EditRequest, Engine as _, Order, Request, Watch};
 use atelier::job::task::tryon::Mode;
 use candle_core::Device;
@@ -71,7 +72,7 @@ fn difference(one: &[u8], other: &RgbImage, counts: impl Fn(usize) -> bool) -> f
 fn garments_arrive_and_people_stay() {
     let spec: Spec = read("measure.json");
     let worn: Vec<Worn> = serde_json::from_slice(&fs::read(folder().join("examples.json")).unwrap()).unwrap();
-    let mut engine = TryOnEngine::load(&model_folder(), settings(None), Device::Cpu).unwrap();
+    let mut engine = TryOnEngine::load(&model_folder(), settings(None), Precision::of(&Device::Cpu), Device::Cpu).unwrap();
     let (mut colours, mut patterns, mut outside, mut heads) = (0.0, 0.0, 0.0, 0.0);
     for (number, worn) in worn.iter().enumerate() {
         let Example { person, garment, inside, variants } = example(number);
