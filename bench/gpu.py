@@ -1,6 +1,6 @@
 """What a GPU decides about the engines, against diffusers on the same GPU: same files, same lines of work.
 
-    python bench/gpu.py --engine ENGINE --edit EDIT [--only PART] [--rehearse]    bench/gpu.sh calls it; needs torch, diffusers, transformers
+    python bench/gpu.py --engine ENGINE --edit EDIT [--only PART] [--rehearse]    bench/gpu.sh calls it
 
 parity: every stage and format of LoRA, in f32 and in halves. sd: Stable Diffusion 1.5 at its own sizes. edit: the try-on model at its own
 sizes. profile: the kernels of a step. Each writes bench/results/gpu-<part>-cuda.json when its time is up at the latest; all together stay
@@ -14,17 +14,15 @@ import time
 import traceback
 from contextlib import closing
 
-import diffusers
 import gpu_edit
 import gpu_parity
 import gpu_profile
 import gpu_sd
-import transformers
-from gpu_run import Run
+from gpu_run import Run, quiet
 from report import report, show
 
 # Seconds that a part may take.
-BUDGETS = {"parity": 90, "sd": 210, "edit": 180, "profile": 60}
+BUDGETS = {"parity": 75, "sd": 200, "edit": 175, "profile": 70}
 PARTS = {"parity": gpu_parity.rows, "sd": gpu_sd.rows, "edit": gpu_edit.rows, "profile": gpu_profile.rows}
 
 
@@ -61,9 +59,7 @@ def main():
     parser.add_argument("--rehearse", action="store_true", help="the bundled models on a CPU; nothing is written")
     parser.add_argument("--note", default="", help="what a reader of the results must know about this run")
     options = parser.parse_args()
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    quiet()
     run = Run(options.engine, options.edit, options.rehearse, options.note)
     with run.kept:
         wrong = [problem for part in PARTS if options.only in (None, part) for problem in carry_out(run, part)]

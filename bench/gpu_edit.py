@@ -27,7 +27,7 @@ def works(rehearse):
     for size, sides in SIZES.items():
         width, height = (side // smaller // 16 * 16 for side in sides)
         for count in (1, 2):
-            what = f"one look of the transformer, {width}x{height}, {count} of {reference}x{reference} as references, {TEXT_TOKENS} text tokens"
+            what = f"one look of the transformer, {width}x{height}, {count} of {reference}x{reference} beside it, {TEXT_TOKENS} text tokens"
             yield f"edit_step_{size}_{count}ref", what, f"look {width} {height} {count} {reference} {TEXT_TOKENS}", True
     yield "edit_vae_decode", f"one decode, {width}x{height}", f"decode {width} {height}", False
     for count in (1, 2):
@@ -56,7 +56,8 @@ def pairs(run, kept, mine, theirs, blocks):
     for name, what, _, by_blocks in works(run.rehearse):
         scale = BLOCKS / blocks if fewer and by_blocks else 1
         told = (f", of {blocks} blocks, times {scale:.2f}" if by_blocks else f", {blocks} of {BLOCKS} blocks") if fewer else ""
-        yield run.row(f"{name}_{kept}: {what}{told}; ours in {ours_in}", "seconds", ours[name] * scale, f"{PEER}, {peer_in}", peer[name] * scale)
+        seconds = (ours[name] * scale, f"{PEER}, {peer_in}", peer[name] * scale)
+        yield run.row(f"{name}_{kept}: {what}{told}; ours in {ours_in}", "seconds", *seconds)
     told = f", {blocks} of {BLOCKS} blocks" if fewer else ""
     for name, what in (("edit_resident", "transformer and autoencoder after the first look"), ("edit_peak_memory", "all of it, at most")):
         yield run.row(f"{name}_{kept}: {what}{told}; ours in {ours_in}", "MiB", ours[name], f"{PEER}, {peer_in}", peer[name])

@@ -2,7 +2,8 @@
 
 The tiny checkpoints of tests/fixtures: every parameter is a random number. A figure is that of a stage's worst case. In f32 it is the
 largest difference over the largest value of the reference, and may be 1e-4; in a half the root of the mean square, and may be twice
-diffusers' own in the same format, because each rounds at every layer in its own order. The adapters that diffusers cannot read are merged by LyCORIS, as in tests/oracle/adapters.py.
+diffusers' own in the same format, because each rounds at every layer in its own order. The adapters that diffusers cannot read are
+merged by LyCORIS, as in tests/oracle/adapters.py.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 sys.path[:0] = [str(ROOT / part) for part in ("tests/oracle", "models/train/edit", "models/train")]
+import export  # noqa: E402
 import qwen_text  # noqa: E402
 import words  # noqa: E402
 
@@ -32,10 +34,13 @@ def checkpoint(folder):
     return folder
 
 
+def stored_in(path):
+    return {name.removeprefix("model.diffusion_model."): value for name, value in load_file(path).items()}
+
+
 def whole(path):
     """8-bit weights times their scales."""
-    prefix = "model.diffusion_model."
-    stored = {name.removeprefix(prefix): value.float() for name, value in load_file(path).items()}
+    stored = {name: value.float() for name, value in stored_in(path).items()}
     scales = {name: value for name, value in stored.items() if name.endswith(("weight_scale", "scale_weight"))}
     state = {name: value for name, value in stored.items() if name not in scales and name != "scaled_fp8"}
     for name, scale in scales.items():
@@ -43,11 +48,18 @@ def whole(path):
     return state
 
 
+def rounded(_module, inputs):
+    """As LightX2V gives a layer its tokens: e4m3 numbers, a scale a token."""
+    (tokens,) = inputs
+    scale = (tokens.float().abs().amax(-1, keepdim=True) / export.LARGEST).clamp(min=1e-12)
+    return ((tokens.float() / scale).to(torch.float8_e4m3fn).float() * scale).to(tokens.dtype)
+
+
 class Diffusers:
     """The stages as diffusers has them; inputs and outputs as bench/edit.rs says."""
 
     def __init__(self, folder, device, eight_bit=None, lora=None):
-        self.device = device
+        self.device, self.eight_bit, self.hooks = device, eight_bit, []
         transformer = QwenImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         if eight_bit:
             transformer.load_state_dict(whole(eight_bit))
@@ -61,8 +73,18 @@ class Diffusers:
             self.pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
 
     def __call__(self, dtype):
+        while self.hooks:
+            self.hooks.pop().remove()
         self.pipeline.to(dtype=dtype)
         return lambda name, inputs: {key: value.float() for key, value in getattr(self, name)(dtype, **inputs).items()}
+
+    def with_rounded_tokens(self, dtype):
+        """What 8-bit products come to: they round what goes into a layer, too."""
+        stages = self(dtype)
+        for name in (name for name, value in stored_in(self.eight_bit).items() if value.dtype == torch.float8_e4m3fn and value.dim() == 2):
+            layer = self.pipeline.transformer.get_submodule(name.removesuffix(".weight"))
+            self.hooks.append(layer.register_forward_pre_hook(rounded))
+        return stages
 
     def velocity(self, dtype, tokens, text, grids, timestep):
         told = torch.tensor([timestep], device=self.device, dtype=dtype) / 1000
@@ -72,8 +94,8 @@ class Diffusers:
         return {"velocity": seen[:, : grids[0].prod()]}
 
     def statistics(self, dtype):
-        config = self.pipeline.vae.config
-        return [torch.tensor(numbers, device=self.device, dtype=dtype).view(1, -1, 1, 1, 1) for numbers in (config.latents_mean, config.latents_std)]
+        both = (self.pipeline.vae.config.latents_mean, self.pipeline.vae.config.latents_std)
+        return [torch.tensor(numbers, device=self.device, dtype=dtype).view(1, -1, 1, 1, 1) for numbers in both]
 
     def decode(self, dtype, tokens, grids):
         rows, columns = grids[0].tolist()
@@ -122,6 +144,8 @@ def rows(run):
         for title, options in variants.items():
             diffusers = Diffusers(folder, run.device, options.get("transformer"), options.get("lora"))
             cases = list(looks()) + ([] if options else list(others()))
-            with run.ours(run.edit, folder, dtype="f32", **options) as exact, run.ours(run.edit, folder, dtype="bf16", **options) as rounded:
-                ours = {torch.float32: Stages(exact), torch.bfloat16: Stages(rounded)}
-                yield from compared(run, f"try-on, {title}", cases, diffusers, ours)
+            start = partial(run.ours, run.edit, folder, **options)
+            with start(dtype="f32") as exact, start(dtype="bf16") as half:
+                ours = {torch.float32: Stages(exact), torch.bfloat16: Stages(half)}
+                near = diffusers.with_rounded_tokens if "transformer" in options else None
+                yield from compared(run, f"try-on, {title}", cases, diffusers, ours, near)

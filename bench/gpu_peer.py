@@ -19,6 +19,8 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from engine import ROOT, timed
+from gpu_run import quiet
+from PIL import Image
 
 PROMPT = "a red apple on a table"
 INSTRUCTION = "Dress the person in image 1 in the garment of image 2."
@@ -97,8 +99,9 @@ class Edit(Peer):
     def __init__(self, folder, device, _way):
         super().__init__(device, torch.bfloat16 if device == "cuda" else torch.float32)
         self.folder, self.pipeline = Path(folder), None
-        loaded = {"torch_dtype": self.dtype, "device_map": {"": device}}
-        self.transformer = QwenImageTransformer2DModel.from_pretrained(self.folder / "transformer", **loaded)
+        # Straight to where they are wanted: the host may not have room for them.
+        self.loaded = {"torch_dtype": self.dtype, "device_map": {"": "cuda:0" if device == "cuda" else device}}
+        self.transformer = QwenImageTransformer2DModel.from_pretrained(self.folder / "transformer", **self.loaded)
         self.vae = AutoencoderKLQwenImage.from_pretrained(self.folder / "vae", torch_dtype=self.dtype).to(device)
 
     def look(self, width, height, references, reference, text):
@@ -113,8 +116,6 @@ class Edit(Peer):
         return self.seconds(lambda: self.vae.decode(latents, return_dict=False))
 
     def edit(self, width, height, references, steps):
-        from PIL import Image
-
         pictures = [Image.linear_gradient("L").resize((768, 1024)).convert("RGB") for _ in range(references)]
         pipeline, generator = self.with_words(), torch.Generator().manual_seed(42)
         return self.seconds(lambda: pipeline(
@@ -130,8 +131,7 @@ class Edit(Peer):
             from qwen_text import Processor, told_what_is_a_picture
             from transformers import Qwen2_5_VLForConditionalGeneration
 
-            loaded = {"torch_dtype": self.dtype, "device_map": {"": self.device}}
-            encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder / "text_encoder", **loaded).eval()
+            encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder / "text_encoder", **self.loaded).eval()
             tokenizer = words.new_tokenizer()
             self.pipeline = QwenImageEditPlusPipeline(
                 FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder / "scheduler"), self.vae, told_what_is_a_picture(encoder),
@@ -145,6 +145,7 @@ def main():
     # Whatever else prints must not look like an answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    quiet()
     family, folder, device, way = sys.argv[1:]
     peer = {"sd": StableDiffusion, "edit": Edit}[family](folder, device, way)
     in_words = "torch.compile max-autotune, channels_last" if way == "compiled" else "eager"

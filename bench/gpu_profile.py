@@ -1,7 +1,7 @@
 """Where a guided UNet step's time goes on a GPU: our kernels by time, launches, and what lies between them.
 
 Measured with NVIDIA's `nsys`, or `ncu` where that is missing; without both it is left out. Loading, prompt and decoding are in every
-run of the program, so what two more steps add to a picture is two steps.
+run of the program, so what one more step adds to a picture is a step.
 """
 
 import csv
@@ -16,7 +16,7 @@ from pathlib import Path
 from diffusers import UNet2DConditionModel
 from engine import PEER, compare
 
-SHORT, LONG = 1, 3
+SHORT, LONG = 1, 2
 SHOWN = 12
 
 
@@ -34,10 +34,11 @@ def rows(run):
     with run.ours(run.engine, folder) as ours, run.peer("sd", folder) as peer:
         mine, their = compare(partial(ours.time, line), partial(peer.time, line), 10, 3)
         theirs_launched, theirs_busy = peer.time(f"launches {side} 2"), peer.time(f"busy {side} 2")
-        words = (f"a guided UNet step, {side}x{side}, batch 1; ours in {ours.computes_in}, by {tool}", f"{PEER}, {peer.computes_in}, by torch.profiler")
-    yield run.row(f"profile_launches: kernels in {words[0]}", "launches", launches, words[1], theirs_launched)
-    yield run.row(f"profile_busy: time in the kernels of {words[0]}", "seconds", busy, words[1], theirs_busy)
-    yield run.row(f"profile_gaps: time outside of the kernels of {words[0]}", "seconds", gap(mine, busy), words[1], gap(their, theirs_busy))
+        what = f"a guided UNet step, {side}x{side}, batch 1; ours in {ours.computes_in}, by {tool}"
+        beside = f"{PEER}, {peer.computes_in}, by torch.profiler"
+    yield run.row(f"profile_launches: kernels in {what}", "launches", launches, beside, theirs_launched)
+    yield run.row(f"profile_busy: time in the kernels of {what}", "seconds", busy, beside, theirs_busy)
+    yield run.row(f"profile_gaps: time outside of the kernels of {what}", "seconds", gap(mine, busy), beside, gap(their, theirs_busy))
     for name, (count, seconds) in sorted(step.items(), key=lambda kernel: -kernel[1][1])[:SHOWN]:
         if seconds > 0:
             yield run.row(f"profile_kernel: {count:.0f} x {name}", "seconds", seconds, "all kernels of the step", busy)
@@ -73,7 +74,8 @@ def ncu(command, line, deadline):
     """The same; every kernel is measured by itself, so that it takes longer than it would among the others."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.csv"
-        options = ["--csv", "--print-units", "base", "--clock-control", "none", "--metrics", "gpu__time_duration.sum", "--log-file", log]
+        measured = ["--metrics", "gpu__time_duration.sum", "--clock-control", "none", "--cache-control", "none"]
+        options = [*measured, "--csv", "--print-units", "base", "--log-file", log]
         profiled(["ncu", *options, *command], line, deadline)
         table = log.read_text()
     found = Kernels()

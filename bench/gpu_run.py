@@ -11,12 +11,21 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from engine import ROOT, TINY, Child, full_size
 from report import cpu, row
 
-POLL_SECONDS = 0.002
+POLL_SECONDS = 0.02
 MIB = 1 << 20
+
+
+def quiet():
+    """No bars and no advice among the results."""
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
 
 
 @dataclasses.dataclass

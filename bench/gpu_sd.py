@@ -49,5 +49,6 @@ def rows(run):
     for way in ("eager",) if run.rehearse else ("eager", "compiled"):
         with run.ours(run.engine, folder) as engine, run.peer("sd", folder, way) as peer:
             for name, what, line, runs in works(side):
-                mine, their = compare(partial(engine.time, line), partial(peer.time, line), runs, WARM_UP)
+                counted, warm_up = (1, 0) if run.rehearse else (runs, WARM_UP)
+                mine, their = compare(partial(engine.time, line), partial(peer.time, line), counted, warm_up)
                 yield run.row(f"{name}: {what}; ours in {engine.computes_in}", "seconds", mine, f"{PEER}, {peer.computes_in}", their)

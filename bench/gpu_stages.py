@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 F32_BOUND = 1e-4
 """In f32: the largest difference that is allowed, over the largest value of the reference."""
 HALF_BOUND = 2.0
-"""In halves, in distances of the peer in the same format. Distances are roots of mean squares: the largest of many roundings is luck."""
+"""In halves, in distances of the peer in the same format: roots of mean squares, because the largest of many roundings is luck."""
 
 
 class Stages:
@@ -54,25 +54,25 @@ def usual(numbers):
     return numbers.square().mean().sqrt()
 
 
-def compared(run, model, cases, theirs, ours):
+def compared(run, model, cases, theirs, ours, near=None):
     """A row for every stage and dtype: its case that is nearest to its bound, or beyond it the farthest.
 
-    `cases`: (stage's title, its name, inputs); `theirs`: a dtype to the peer's stages in it; `ours`: our stages by dtype, f32 first, because
-    the peer's weights are rounded in place.
+    `cases`: (stage's title, its name, inputs); `theirs`: a dtype to the peer's stages in it; `ours`: our stages by dtype, f32 first, for
+    the peer's weights are rounded in place; `near`: as `theirs`, of what may round in f32 as well, where that is another.
     """
     whole = [theirs(torch.float32)(name, inputs) for _, name, inputs in cases]
     for dtype, stages in ours.items():
-        worst, is_whole = {}, dtype == torch.float32
+        worst, is_whole = {}, dtype == torch.float32 and near is None
         measure = largest if is_whole else usual
         for (title, name, inputs), expected in zip(cases, whole, strict=True):
             far = distance(stages(name, inputs), expected, measure)
-            peer = F32_BOUND if is_whole else distance(theirs(dtype)(name, inputs), expected, measure)
+            peer = F32_BOUND if is_whole else distance((near or theirs)(dtype)(name, inputs), expected, measure)
             bound = F32_BOUND if is_whole else HALF_BOUND * peer
             if title not in worst or not far / bound <= worst[title][0] / worst[title][2]:
                 worst[title] = (far, peer, bound)
         for title, (far, peer, bound) in worst.items():
             named = str(dtype).removeprefix("torch.")
-            beside = "the bound" if is_whole else f"{PEER} in {named}"
+            beside = "the bound" if is_whole else f"{PEER} in {named}{', tokens rounded to 8 bits' if near else ''}"
             what = f"parity: {model}, {title}, {named}"
             # Where there is no difference at all there is still a ratio.
             yield run.row(what, f"relative error, {measure.__name__}", far or 1e-12, beside, peer) | {"bound": bound}

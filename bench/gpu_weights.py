@@ -27,7 +27,7 @@ WRITING_SECONDS = 40
 """That the transformer's files may take."""
 WRITTEN = 1.5
 """Bytes of them for each in bf16: they are written in 8 bits as well."""
-POOL = 1 << 26
+POOL = 1 << 23
 WRITERS = 8
 BYTES = {"BF16": 2, "F8_E4M3": 1, "F32": 4}
 KEPT_FREE_BYTES = 4 << 30
@@ -41,9 +41,8 @@ def pools(pool):
     """Numbers as they lie in files, by what they are for: weights, gains of norms, 8-bit weights and their scales."""
     normals = torch.randn(pool, generator=torch.Generator().manual_seed(1))
     eight = (normals * 50).clamp(-440, 440).to(torch.float8_e4m3fn)
-    kinds = {
-        "weight": (normals * 0.02).bfloat16(), "gain": (normals * 0.02 + 1).bfloat16(), "F8_E4M3": eight, "F32": normals.abs() * 1e-5 + 4e-4,
-    }  # fmt: skip
+    weights, gains = (normals * 0.02).bfloat16(), (normals * 0.02 + 1).bfloat16()
+    kinds = {"weight": weights, "gain": gains, "F8_E4M3": eight, "F32": normals.abs() * 1e-5 + 4e-4}
     return {kind: memoryview(numbers.view(torch.uint8).numpy()) for kind, numbers in kinds.items()}
 
 
@@ -96,12 +95,20 @@ def config_of(tokenizer, tiny):
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3] if tiny else [16, 24, 24]},
     }  # fmt: skip
     vision = {
-        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584, "fullatt_block_indexes": [7, 15, 23, 31],
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+        "fullatt_block_indexes": [7, 15, 23, 31],
     }  # fmt: skip
     if tiny:
         text |= {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
                  "num_key_value_heads": 2}  # fmt: skip
-        vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 40, "num_heads": 2, "out_hidden_size": 64, "fullatt_block_indexes": [1]}
+        vision |= {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 40,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+        }
     return Qwen2_5_VLConfig(
         text_config=text, vision_config=vision, image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"), tie_word_embeddings=False,
@@ -138,8 +145,8 @@ def all_but_the_transformer(folder, tiny, pool):
     shards(folder / "text_encoder", "model", shapes, pool)
     encoder.config.save_pretrained(folder / "text_encoder")
     seconds = time.perf_counter() - start
-    vae = AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1, attn_scales=[]) if tiny else AutoencoderKLQwenImage(attn_scales=[])
-    vae.bfloat16().save_pretrained(folder / "vae")
+    small = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if tiny else {}
+    AutoencoderKLQwenImage(attn_scales=[], **small).bfloat16().save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(**export.SCHEDULE).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}\n')
     return bytes_of(shapes) / seconds

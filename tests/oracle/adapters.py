@@ -305,7 +305,7 @@ def adapted(name, scale):
         merge_along_inputs(pipeline, tensors, scale)
     elif name == "old_names":
         new = {f"lora_unet_{old.replace('.', '_')}": f"lora_unet_{new.replace('.', '_')}" for new, old in old_names(pipeline.unet).items()}
-        renamed = {f"{new[module]}.{part}": tensor for (module, part), tensor in ((key.split(".", 1), tensor) for key, tensor in tensors.items())}
+        renamed = {f"{new[key.split('.')[0]]}.{key.split('.', 1)[1]}": tensor for key, tensor in tensors.items()}
         merge(pipeline, renamed, scale)
     else:
         merge(pipeline, tensors, scale)
