@@ -7,6 +7,7 @@ merged by LyCORIS, as in tests/oracle/adapters.py.
 """
 
 import json
+import os
 import sys
 
 import gpu_parity_edit
@@ -116,8 +117,12 @@ def stable_diffusion(run):
 
 
 def rows(run):
-    # The reference is to be f32 indeed.
+    # f32 is to be f32 on both sides, whatever NVIDIA's libraries would choose.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with torch.no_grad():
-        yield from stable_diffusion(run)
-        yield from gpu_parity_edit.rows(run)
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    try:
+        with torch.no_grad():
+            yield from stable_diffusion(run)
+            yield from gpu_parity_edit.rows(run)
+    finally:
+        del os.environ["NVIDIA_TF32_OVERRIDE"]

@@ -65,9 +65,12 @@ class StableDiffusion(Peer):
             num_images_per_prompt=images, generator=generator, output_type="np",
         ))  # fmt: skip
 
+    # The two calls are the pipeline's own, word for word: for others torch.compile would begin anew.
     def look(self, side, rows):
-        latents, text = self.random(rows, 4, side // 8, side // 8), self.random(rows, 77, self.pipeline.unet.config.cross_attention_dim)
-        return lambda: self.pipeline.unet(latents, 500, text, return_dict=False)
+        unet, time = self.pipeline.unet, torch.full((), 500, device=self.device)
+        latents, text = self.random(rows, 4, side // 8, side // 8), self.random(rows, 77, unet.config.cross_attention_dim)
+        nothing = {"timestep_cond": None, "cross_attention_kwargs": None, "added_cond_kwargs": None}
+        return lambda: unet(latents, time, encoder_hidden_states=text, return_dict=False, **nothing)
 
     def unet(self, side, rows):
         return self.seconds(self.look(side, rows))
@@ -78,8 +81,8 @@ class StableDiffusion(Peer):
         return self.seconds(lambda: pipeline.text_encoder(pipeline.tokenizer(PROMPT, **words).input_ids.to(self.device)))
 
     def decode(self, side):
-        latents = self.random(1, 4, side // 8, side // 8)
-        return self.seconds(lambda: self.pipeline.vae.decode(latents, return_dict=False))
+        latents, generator = self.random(1, 4, side // 8, side // 8), torch.Generator(self.device)
+        return self.seconds(lambda: self.pipeline.vae.decode(latents, return_dict=False, generator=generator))
 
     def kernels(self, side, rows):
         look, kind = self.look(side, rows), torch.autograd.DeviceType.CUDA if self.device == "cuda" else torch.autograd.DeviceType.CPU
@@ -150,9 +153,11 @@ def main():
     peer = {"sd": StableDiffusion, "edit": Edit}[family](folder, device, way)
     in_words = "torch.compile max-autotune, channels_last" if way == "compiled" else "eager"
     print(f"ready {str(peer.dtype).removeprefix('torch.')}, {in_words}", file=answers)
-    for line in sys.stdin:
-        work, *numbers = line.split()
-        print(getattr(peer, work)(*map(int, numbers)), file=answers)
+    # What is given as well: torch.compile tells tensors from in here and from outside apart.
+    with torch.inference_mode():
+        for line in sys.stdin:
+            work, *numbers = line.split()
+            print(getattr(peer, work)(*map(int, numbers)), file=answers)
 
 
 if __name__ == "__main__":

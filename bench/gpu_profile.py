@@ -6,7 +6,9 @@ run of the program, so what one more step adds to a picture is a step.
 
 import csv
 import io
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -50,11 +52,20 @@ def gap(whole, busy):
 
 
 def profiled(command, line, deadline):
+    """What it prints, given `line`."""
     left = None if deadline is None else max(deadline - time.monotonic(), 1)
-    try:
-        return subprocess.run(list(map(str, command)), input=line, text=True, stdout=subprocess.PIPE, check=True, timeout=left).stdout
-    except subprocess.TimeoutExpired as expired:
-        raise TimeoutError(f"no time left for {command[0]}") from expired
+    with subprocess.Popen(
+        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            printed, _ = process.communicate(line, left)
+        except subprocess.TimeoutExpired as expired:
+            # With the program that it looks at.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise TimeoutError(f"no time left for {command[0]}") from expired
+    if process.returncode:
+        raise RuntimeError(f"{command[0]} ended with status {process.returncode}: {printed[-500:]}")
+    return printed
 
 
 def nsys(command, line, deadline):
