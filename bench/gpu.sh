@@ -14,5 +14,9 @@ python3 -m pip install --quiet --disable-pip-version-check --no-index --no-deps 
     --find-links "$folder/wheels" --requirement bench/gpu-requirements.txt
 BENCH_COMMIT=$(cat "$folder/commit")
 PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
-export BENCH_COMMIT PYTHONPATH PYTHONDONTWRITEBYTECODE=1
+# CUDA's libraries may be nowhere but among PyTorch's packages.
+packaged=$(python3 -c 'import glob, nvidia
+print(":".join(library for folder in nvidia.__path__ for library in sorted(glob.glob(f"{folder}/*/lib"))))' || true)
+LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$packaged"
+export BENCH_COMMIT PYTHONPATH LD_LIBRARY_PATH PYTHONDONTWRITEBYTECODE=1
 python3 bench/gpu.py --engine "$work/engine" --edit "$work/edit" "$@"

@@ -102,7 +102,7 @@ class Kernels(dict):
         return 0, 0.0
 
     def add(self, name, launches, seconds):
-        name = name.split("(")[0].removeprefix("void ")
+        name = name.replace("(anonymous namespace)::", "").split("(")[0].removeprefix("void ")
         self[name] = (self[name][0] + launches, self[name][1] + seconds)
 
 
