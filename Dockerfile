@@ -1,8 +1,9 @@
 # syntax=docker/dockerfile:1.7
 # atelier as a Lambda image (where there is a Runtime API) and as a host (`atelier host`), for linux/amd64.
 #
-#   docker build --target cuda --tag atelier:0.1.0 .          for GPUs: compute capability 8.0 and newer
-#   docker build --target cpu --tag atelier:0.1.0-cpu .       without
+#   docker build --target cuda --tag atelier:0.1.0 .                                          GPUs of compute capability 8.x
+#   docker build --target cuda --build-arg CUDA_COMPUTE_CAP=90 --tag atelier:0.1.0-sm90 .     Hopper
+#   docker build --target cpu --tag atelier:0.1.0-cpu .                                       no GPU
 #
 # What each stage does is in deploy/image/, where a test runs it. Another model than the bundled toy: mount its folder, or add it in an
 # image of yours (docs/lambda.md#the-image).
@@ -19,7 +20,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     deploy/image/build.sh cpu /image
 
 FROM nvidia/cuda:${CUDA}-cudnn-devel-ubuntu24.04 AS build-cuda
-# PTX for 80 (A100), which drivers translate for 86 (A10G), 89 (L4, L40S) and 90 (H100) as well.
+# Flash attention is machine code for one generation: 80 (A100) serves 86 (A10G) and 89 (L4, L40S) as well, 90 is H100 and H200.
 ARG CUDA_COMPUTE_CAP=80
 ENV CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP} RUSTUP_HOME=/usr/local/rustup CARGO_HOME=/usr/local/cargo PATH=/usr/local/cargo/bin:$PATH
 COPY --from=rust /usr/local/cargo /usr/local/cargo

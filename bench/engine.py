@@ -1,9 +1,11 @@
 """How fast the engine paints, against diffusers on the same CPU: same weights, same steps, as many threads, in turns.
 
-    OMP_WAIT_POLICY=passive python bench/engine.py [--profile dev] [--only tiny|full|memory] [--note TEXT]    needs torch, diffusers, transformers
+    OMP_WAIT_POLICY=passive python bench/engine.py [--profile dev] [--only tiny|full|memory|cold] [--note TEXT]    needs torch, diffusers, transformers
 
 tiny: a picture of models/tiny-sd, 20 steps, guidance 7.5. full: SD 1.5's own sizes with random weights, one forward of the
-UNet at 512x512 (batch 1, no guidance), one prompt's encoding, one decode of the VAE. memory: the peak of a picture's process, in each mode. Times are medians over runs that alternate.
+UNet at 512x512 (batch 1, no guidance), one prompt's encoding, one decode of the VAE. memory: the peak of a picture's process, in each mode.
+cold: from a process's start until SD 1.5 is loaded, out of the page cache, from a diffusers folder and from what `atelier models pack` made of
+it. Times are medians over runs that alternate.
 Without the policy torch's OpenMP threads spin while ours compute.
 """
 
@@ -145,6 +147,50 @@ def memory(profile, note):
             yield row(what, "MiB", mine, f"{PEER}, {' and '.join(options) or 'plain'}", theirs, cpu(THREADS), note)
 
 
+# The peer's own process, with no more imports than it needs.
+LOAD = """
+import sys
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=None)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def cold(profile, note):
+    """From the start of a process until it says that the model is loaded, in f32."""
+    with tempfile.TemporaryDirectory() as root:
+        folder, packed = Path(root, "models", "full"), Path(root, "models", "full-f32")
+        full_size(folder)
+        folder.with_suffix(".yaml").write_text("family: stable-diffusion-1\ncheckpoint: full\n")
+        build = ["cargo", "build", "--bin", "atelier", "--profile", profile, "--message-format", "json"]
+        lines = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+        atelier = [m["executable"] for m in map(json.loads, lines) if m.get("executable")][-1]
+        pack = [atelier, "models", "pack", "--dtype", "f32"]
+        subprocess.run(pack, cwd=root, env=os.environ | {"ATELIER_MODEL": "full"}, stdout=subprocess.DEVNULL, check=True)
+        ours, theirs = [built(profile, "engine")], [sys.executable, "-c", LOAD]
+        runs = [(ready(ours, folder), ready(ours, packed), ready(theirs, folder)) for _ in range(8)][1:]
+        plain, one_file, theirs = (statistics.median(seconds) for seconds in zip(*runs, strict=True))
+        peer = f"{PEER}, from_pretrained in a process of its own, its import included; it maps the files and reads what is used later"
+        for where, mine in (("a diffusers folder", plain), ("a packed folder", one_file)):
+            what = f"cold_start_ready: process start to SD 1.5 loaded, f32, from {where}, page cache warm"
+            yield row(what, "seconds", mine, peer, theirs, cpu(THREADS), note)
+
+
+def read_all(folder):
+    """Brings every file into the page cache."""
+    for path in filter(Path.is_file, Path(folder).rglob("*")):
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def ready(command, folder):
+    read_all(folder)
+    with Child([*command, folder]) as child:
+        return child.ready_seconds
+
+
 def peak_mib(pid):
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -197,14 +243,14 @@ def full_size(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="bench", help="cargo profile that ours is built in")
-    parser.add_argument("--only", choices=("tiny", "full", "memory"))
+    parser.add_argument("--only", choices=("tiny", "full", "memory", "cold"))
     parser.add_argument("--note", default="", help="what a reader of the results must know about this run")
     parser.add_argument("--paint-in", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     if options.paint_in:
         return paint_in(options.paint_in[0], options.paint_in[1:])
-    for name, benchmark in {"tiny": tiny, "full": full, "memory": memory}.items():
+    for name, benchmark in {"tiny": tiny, "full": full, "memory": memory, "cold": cold}.items():
         if options.only in (None, name):
             report(f"engine-{name}", "cpu", list(benchmark(options.profile, options.note)))
 

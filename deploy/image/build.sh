@@ -7,8 +7,8 @@ cd "$(dirname "$0")/../.."
 
 case $flavour in
     cpu) features= ;;
-    # candle's kernels are built for one architecture, the oldest of ours; the driver translates for newer ones at the first start.
-    cuda) features=cuda; export CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-80}" ;;
+    # One architecture a build: 80 is for all GPUs of 8.x (A100, A10G, L4, L40S), 90 for Hopper (H100, H200).
+    cuda) features=flash-attn; export CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-80}" ;;
     *) echo "build.sh: no such flavour: $flavour; cpu or cuda" >&2; exit 2 ;;
 esac
 # ATELIER_BINARY: one that is built already; the tests have one.

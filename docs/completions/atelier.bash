@@ -67,6 +67,9 @@ _atelier() {
             atelier__subcmd__help__subcmd__models,list)
                 cmd="atelier__subcmd__help__subcmd__models__subcmd__list"
                 ;;
+            atelier__subcmd__help__subcmd__models,pack)
+                cmd="atelier__subcmd__help__subcmd__models__subcmd__pack"
+                ;;
             atelier__subcmd__help__subcmd__models,pull)
                 cmd="atelier__subcmd__help__subcmd__models__subcmd__pull"
                 ;;
@@ -79,6 +82,9 @@ _atelier() {
             atelier__subcmd__models,list)
                 cmd="atelier__subcmd__models__subcmd__list"
                 ;;
+            atelier__subcmd__models,pack)
+                cmd="atelier__subcmd__models__subcmd__pack"
+                ;;
             atelier__subcmd__models,pull)
                 cmd="atelier__subcmd__models__subcmd__pull"
                 ;;
@@ -90,6 +96,9 @@ _atelier() {
                 ;;
             atelier__subcmd__models__subcmd__help,list)
                 cmd="atelier__subcmd__models__subcmd__help__subcmd__list"
+                ;;
+            atelier__subcmd__models__subcmd__help,pack)
+                cmd="atelier__subcmd__models__subcmd__help__subcmd__pack"
                 ;;
             atelier__subcmd__models__subcmd__help,pull)
                 cmd="atelier__subcmd__models__subcmd__help__subcmd__pull"
@@ -300,7 +309,7 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__help__subcmd__models)
-            opts="pull list verify"
+            opts="pull pack list verify"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -314,6 +323,20 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__help__subcmd__models__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__models__subcmd__pack)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -422,7 +445,7 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__models)
-            opts="-h --config --help pull list verify help"
+            opts="-h --config --help pull pack list verify help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -440,7 +463,7 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__models__subcmd__help)
-            opts="pull list verify help"
+            opts="pull pack list verify help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -468,6 +491,20 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__models__subcmd__help__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__models__subcmd__help__subcmd__pack)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -516,6 +553,32 @@ _atelier() {
                 return 0
             fi
             case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__models__subcmd__pack)
+            opts="-h --dtype --to --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --dtype)
+                    COMPREPLY=($(compgen -W "f32 f16 bf16" -- "${cur}"))
+                    return 0
+                    ;;
+                --to)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

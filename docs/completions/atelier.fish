@@ -46,20 +46,28 @@ complete -c atelier -n "__fish_atelier_using_subcommand host" -l config -d 'Conf
 complete -c atelier -n "__fish_atelier_using_subcommand host" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand invoke" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand invoke" -s h -l help -d 'Print help'
-complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
-complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -s h -l help -d 'Print help'
-complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
-complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -f -a "list" -d 'Show every manifest, what is there of its model, and where the rest comes from'
-complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -f -a "verify" -d 'Compare the files that are there with the checksums in the manifest'
-complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull list verify help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -f -a "pack" -d 'Write a Stable Diffusion checkpoint with all its weights in one file, converted once, so that it loads as fast as it is read'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -f -a "list" -d 'Show every manifest, what is there of its model, and where the rest comes from'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -f -a "verify" -d 'Compare the files that are there with the checksums in the manifest'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pull" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pull" -l offline -d 'Fetch nothing: say what is missing'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pull" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pack" -l dtype -d 'What the weights are written in: what the function computes in, f16 on a GPU and f32 on a CPU unless `engine.dtype` says otherwise' -r -f -a "f32\t''
+f16\t''
+bf16\t''"
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pack" -l to -d 'Folder that is written [default: the checkpoint\'s folder with the format behind its name, such as sd15-f16]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pack" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pack" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from list" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from verify" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from verify" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from help" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from help" -f -a "pack" -d 'Write a Stable Diffusion checkpoint with all its weights in one file, converted once, so that it loads as fast as it is read'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from help" -f -a "list" -d 'Show every manifest, what is there of its model, and where the rest comes from'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from help" -f -a "verify" -d 'Compare the files that are there with the checksums in the manifest'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -82,5 +90,6 @@ complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_see
 complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "manual" -d 'Print the manual page; docs/atelier.1 has it'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "pack" -d 'Write a Stable Diffusion checkpoint with all its weights in one file, converted once, so that it loads as fast as it is read'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "list" -d 'Show every manifest, what is there of its model, and where the rest comes from'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "verify" -d 'Compare the files that are there with the checksums in the manifest'

@@ -9,7 +9,7 @@ use super::aside;
 use super::finding::Finding;
 use crate::config::manifest::Manifest;
 use crate::config::{Config, Environment};
-use crate::engine::tensor_file;
+use crate::engine::tensor_file::{self, PACKED};
 use crate::models::{Plan, Verdict, verify};
 use crate::start::models::plan;
 
@@ -60,7 +60,14 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
 pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf, u64)>, String> {
     let folder = &manifest.checkpoint;
     let mut found = Vec::new();
-    collect(folder, DEEPEST, &mut found).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let unreadable = |error: io::Error| format!("{}: {error}", folder.display());
+    let packed = folder.join(PACKED);
+    if packed.is_file() {
+        let bytes = fs::metadata(&packed).map_err(unreadable)?.len();
+        found.push((packed, bytes));
+    } else {
+        collect(folder, DEEPEST, &mut found).map_err(unreadable)?;
+    }
     let modes = config.model.modes().into_iter().filter_map(|mode| manifest.modes.of(mode));
     let beside = modes.flat_map(|mode| mode.transformer.iter().chain(mode.loras.iter().map(|lora| &lora.file)));
     for file in manifest.weights.iter().chain(beside) {

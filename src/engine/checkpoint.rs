@@ -360,6 +360,11 @@ pub(super) fn tensor_table(header: &[u8]) -> Result<Metadata, SafeTensorError> {
     serde_json::from_slice(header).map_err(SafeTensorError::InvalidHeaderDeserialization)
 }
 
+/// The same as text, to be written.
+pub(super) fn written_table(table: &Metadata) -> Result<Vec<u8>, SafeTensorError> {
+    serde_json::to_vec(table).map_err(SafeTensorError::JsonError)
+}
+
 /// A component's part of the PEFT configuration that diffusers writes into the header of a LoRA file.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct AdapterConfig {

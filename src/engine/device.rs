@@ -1,6 +1,8 @@
 //! Opens the device that paints; the only place that knows which build this is.
 
 #[cfg(feature = "cuda")]
+mod pinned;
+#[cfg(feature = "cuda")]
 mod products;
 
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::EngineError;
+use super::reading::Stored;
 
 /// Which GPUs a build is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub enum Build {
     /// `compute_cap`: the architecture that the kernels were compiled for, such as `80`; none where the compiler asked the machine that built.
     Cuda {
         compute_cap: Option<&'static str>,
+        /// Whether it has flash attention, which is machine code: it runs on GPUs of the same first number only (8.0 on 8.9, not on 9.0).
+        flash_attention: bool,
     },
 }
 
@@ -23,7 +28,7 @@ pub enum Build {
 #[must_use]
 pub fn build() -> Build {
     #[cfg(feature = "cuda")]
-    let build = Build::Cuda { compute_cap: option_env!("CUDA_COMPUTE_CAP") };
+    let build = Build::Cuda { compute_cap: option_env!("CUDA_COMPUTE_CAP"), flash_attention: cfg!(feature = "flash-attn") };
     #[cfg(not(feature = "cuda"))]
     let build = Build::Cpu;
     build
@@ -88,3 +93,20 @@ pub(super) fn eight_bit_product(device: &Device) -> Option<Result<Arc<EightBitPr
 pub(super) fn eight_bit_product(_: &Device) -> Option<Result<Arc<EightBitProduct>>> {
     None
 }
+
+/// Reads tensors to a GPU and makes them `dtype` there: threads fill buffers of pinned memory while those that are full are copied. `None`
+/// where there is no GPU.
+#[cfg(feature = "cuda")]
+pub(super) fn staged(stored: &[Stored<'_>], dtype: DType, device: &Device) -> Option<Staged> {
+    match device {
+        Device::Cuda(cuda) => Some(pinned::bring(stored, dtype, cuda)),
+        _ => None,
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn staged(_: &[Stored<'_>], _: DType, _: &Device) -> Option<Staged> {
+    None
+}
+
+type Staged = std::result::Result<Vec<Tensor>, EngineError>;

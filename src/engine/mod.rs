@@ -10,6 +10,7 @@ mod ldm;
 mod lora;
 pub mod noise;
 pub mod qwen;
+mod reading;
 pub mod resample;
 pub mod schedule;
 pub mod sd;
@@ -28,9 +29,18 @@ use crate::job::task::prompt::EmbeddingToken;
 use crate::job::task::tryon::Mode;
 use crate::job::task::{Generate, LoraScale};
 
+/// How long the parts of a load took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Loading {
+    /// Weights, from their files to the device.
+    pub read: Duration,
+    /// All else: settings, tokenizer, modules over the weights.
+    pub build: Duration,
+}
+
 /// What every engine can do. One OS thread owns it ([`thread::EngineThread`]), so that it needs no locks.
 pub trait Engine {
-    /// Paints once at the smallest useful size, so that the first job pays for nothing but itself.
+    /// Paints once as jobs usually ask for it, in a single step, so that the first of them pays for nothing but itself.
     ///
     /// # Errors
     /// Whatever would have failed the first job.

@@ -13,9 +13,12 @@ use super::checkpoint::tensor_table;
 use super::weights::not_safetensors;
 
 /// Bytes of the header's length, at the beginning of a file.
-const LENGTH_BYTES: usize = 8;
+pub(super) const LENGTH_BYTES: usize = 8;
 /// As the library that writes such files allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The one file of a packed checkpoint (`atelier models pack`), which has all tensors under the engine's own names.
+pub const PACKED: &str = "atelier.safetensors";
 
 /// Looks at header and length alone.
 ///
@@ -68,13 +71,24 @@ impl TensorFile {
         &self.path
     }
 
-    /// Names and formats of all tensors.
+    /// Names and formats of all tensors, in the order in which they lie in the file.
     pub(super) fn tensors(&self) -> impl Iterator<Item = (String, Dtype)> {
-        self.table.tensors().into_iter().map(|(name, info)| (name, info.dtype))
+        let names = self.table.offset_keys().into_iter();
+        names.filter_map(|name| self.info(&name).map(|info| info.dtype).map(|dtype| (name, dtype)))
     }
 
     pub(super) fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.table.info(name)
+    }
+
+    /// Fills `bytes` with a tensor's own, from its byte `from` on. May be called from several threads at once.
+    ///
+    /// # Errors
+    /// When they cannot be read, or the file has become shorter.
+    pub(super) fn read_at(&self, info: &TensorInfo, from: usize, bytes: &mut [u8]) -> Result<(), EngineError> {
+        let place = self.start + (info.data_offsets.0 + from) as u64;
+        let wrong = |error: std::io::Error| EngineError::Checkpoint { path: self.path.clone(), problem: error.to_string() };
+        self.file.read_exact_at(bytes, place).map_err(wrong)
     }
 
     /// One tensor in the format it is kept in.
@@ -86,7 +100,7 @@ impl TensorFile {
         let info = self.info(name).ok_or_else(|| wrong(format!("{name} is missing")))?;
         let (from, to) = info.data_offsets;
         let mut bytes = vec![0; to - from];
-        self.file.read_exact_at(&mut bytes, self.start + from as u64).map_err(|error| wrong(error.to_string()))?;
+        self.read_at(info, 0, &mut bytes)?;
         let dtype = DType::try_from(info.dtype)?;
         Ok(Tensor::from_raw_buffer(&bytes, dtype, &info.shape, device)?)
     }

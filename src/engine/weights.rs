@@ -13,7 +13,8 @@ use safetensors::Dtype;
 use super::EngineError;
 use super::checkpoint::shards;
 use super::ldm::{Layout, vae_name};
-use super::tensor_file::TensorFile;
+use super::reading::{Stored, read_all};
+use super::tensor_file::{PACKED, TensorFile};
 
 /// Tensors by name; the name begins with the component: `unet.conv_in.weight`.
 pub(super) type Tensors = HashMap<String, Tensor>;
@@ -36,20 +37,26 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Reads the weight files of these components under `folder`; `dtype`: what they are kept in.
+    /// Reads the weight files of these components under `folder`, or the one file of a packed checkpoint; `dtype`: what they are
+    /// kept in.
     pub(super) fn read(
         folder: &Path,
         components: &[&str],
         (dtype, device): (DType, &Device),
     ) -> std::result::Result<Self, EngineError> {
-        let mut tensors = Tensors::new();
-        for component in components {
-            for file in component_files(&folder.join(component))? {
-                let named = |name: &str| Some(canonical(&format!("{component}.{name}")));
-                read_file(&file, (dtype, device), &mut tensors, named)?;
+        let packed = folder.join(PACKED);
+        let mut files = Vec::new();
+        if packed.is_file() {
+            let known = |name: &str| components.iter().any(|component| name.split('.').next() == Some(component));
+            files.push(Named::open(&packed, |name| known(name).then(|| name.to_owned()))?);
+        } else {
+            for component in components {
+                for file in component_files(&folder.join(component))? {
+                    files.push(Named::open(&file, |name| Some(canonical(&format!("{component}.{name}"))))?);
+                }
             }
         }
-        Ok(Self { tensors: Arc::new(tensors), dtype, device: device.clone() })
+        Self::of(&files, (dtype, device))
     }
 
     /// Reads the one file that holds all of a checkpoint under the names of Stable Diffusion's first release.
@@ -59,7 +66,6 @@ impl Weights {
         vae_levels: usize,
         (dtype, device): (DType, &Device),
     ) -> std::result::Result<Self, EngineError> {
-        let mut tensors = Tensors::new();
         let renamed = |name: &str| {
             if let Some(name) = name.strip_prefix("model.diffusion_model.") {
                 let (module, kind) = name.rsplit_once('.')?;
@@ -70,11 +76,17 @@ impl Weights {
             }
             name.strip_prefix("cond_stage_model.transformer.").map(|name| canonical(&format!("text_encoder.{name}")))
         };
-        read_file(file, (dtype, device), &mut tensors, renamed)?;
-        if tensors.is_empty() {
+        let named = Named::open(file, renamed)?;
+        if named.names.is_empty() {
             let problem = "holds no tensor of a Stable Diffusion 1 checkpoint in one file (model.diffusion_model.…)".into();
             return Err(EngineError::Checkpoint { path: file.to_owned(), problem });
         }
+        Self::of(&[named], (dtype, device))
+    }
+
+    fn of(files: &[Named], (dtype, device): (DType, &Device)) -> std::result::Result<Self, EngineError> {
+        let (names, stored): (Vec<&String>, Vec<Stored<'_>>) = files.iter().flat_map(Named::stored).unzip();
+        let tensors = names.into_iter().cloned().zip(read_all(&stored, dtype, device)?).collect();
         Ok(Self { tensors: Arc::new(tensors), dtype, device: device.clone() })
     }
 
@@ -254,20 +266,27 @@ fn variant(name: &str) -> Option<&str> {
     (!variant.contains('-')).then(|| variant.trim_start_matches('.'))
 }
 
-/// Reads the tensors of one file under the names that `named` gives them; those that it gives none are left out.
-fn read_file(
-    file: &Path,
-    (dtype, device): (DType, &Device),
-    tensors: &mut Tensors,
-    named: impl Fn(&str) -> Option<String>,
-) -> std::result::Result<(), EngineError> {
-    let content = TensorFile::open(file)?;
-    for (name, kept_in) in content.tensors() {
+/// A file and what the engine calls its tensors.
+struct Named {
+    file: TensorFile,
+    /// Our name and the file's, in the order in which they lie there.
+    names: Vec<(String, String)>,
+}
+
+impl Named {
+    /// Those that `named` gives no name are left out.
+    fn open(path: &Path, named: impl Fn(&str) -> Option<String>) -> std::result::Result<Self, EngineError> {
+        let file = TensorFile::open(path)?;
         // Integers are tables that older transformers saved by mistake (`position_ids`).
-        let Some(new_name) = named(&name).filter(|_| is_float(kept_in)) else { continue };
-        tensors.insert(new_name, content.load(&name, device)?.to_dtype(dtype)?);
+        let floats = file.tensors().filter(|(_, dtype)| is_float(*dtype));
+        let names = floats.filter_map(|(name, _)| Some((named(&name)?, name))).collect();
+        Ok(Self { file, names })
     }
-    Ok(())
+
+    fn stored(&self) -> impl Iterator<Item = (&String, Stored<'_>)> {
+        let stored = |name: &String| Some(Stored { file: &self.file, info: self.file.info(name)? });
+        self.names.iter().filter_map(move |(ours, name)| Some((ours, stored(name)?)))
+    }
 }
 
 /// One name for what different versions of diffusers and transformers call differently.

@@ -8,8 +8,11 @@ const WEIGHTS: [&[&str]; 3] = [&["text_encoder"], &["unet", "transformer"], &["v
 const FOLDERS: [&str; 7] = ["text_encoder", "unet", "transformer", "vae", "scheduler", "tokenizer", "processor"];
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 const INDEX: &str = "model_index.json";
+/// All weights of a packed checkpoint.
+const PACKED: &str = "atelier.safetensors";
 
-/// Chooses among `there`. `weights`: the one file that holds all weights; `variant`: of the weight files in folders.
+/// Chooses among `there`. `weights`: the one file that holds all weights, else that of a packed checkpoint; `variant`: of the weight files
+/// in folders.
 ///
 /// # Errors
 /// What a model must have and this place has not.
@@ -27,7 +30,8 @@ pub(super) fn wanted(
     if !there.iter().any(|file| file.as_str() == INDEX) {
         missing.push(INDEX.to_owned());
     }
-    match weights {
+    let packed = there.iter().find(|file| file.as_str() == PACKED && variant.is_none());
+    match weights.or(packed) {
         Some(file) if there.contains(file) => chosen.push(file.clone()),
         Some(file) => missing.push(file.to_string()),
         None => {
@@ -133,5 +137,7 @@ mod tests {
         let files = chosen(&ALL, None, Some("v1-5.safetensors")).expect("there");
         assert_eq!(files, ["model_index.json", "unet/config.json", "v1-5.safetensors"]);
         assert_eq!(chosen(&ALL, None, Some("v2.safetensors")), Err(vec!["v2.safetensors".into()]));
+        let packed = chosen(&["model_index.json", "unet/config.json", "atelier.safetensors"], None, None).expect("there");
+        assert_eq!(packed, ["model_index.json", "unet/config.json", "atelier.safetensors"]);
     }
 }

@@ -1,7 +1,11 @@
 //! Which engine a manifest asks for, and how it is loaded.
 
-use candle_core::DType;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
+use candle_core::{DType, Device};
+
+use super::phases::{Announcing, Phases};
 use crate::config::manifest::{Family, Manifest, ModeWeights};
 use crate::config::{Config, Dtype};
 use crate::engine::qwen::Variant;
@@ -10,45 +14,71 @@ use crate::engine::qwen::precision::Precision;
 use crate::engine::qwen::sizes::Areas;
 use crate::engine::sd::StableDiffusion;
 use crate::engine::thread::EngineThread;
-use crate::engine::{Engine, EngineError, LoraFile, device};
+use crate::engine::{Engine, EngineError, Loading, LoraFile, device};
+use crate::job::task::Size;
 use crate::job::task::tryon::Mode;
 
 /// What loads the engine on a thread of its own, warms it and waits until it is ready; to be called where that may take long.
 pub(super) fn start(
     config: &Config,
     manifest: &Manifest,
-) -> impl FnOnce() -> Result<EngineThread, EngineError> + Send + 'static {
+) -> impl FnOnce() -> Result<(EngineThread, Phases), EngineError> + Send + 'static {
     let warm_up = config.workflow.advanced.warmup_on_startup;
     let budget = config.engine.memory_budget_mib.map(|mib| mib << 20);
     let dtype = dtype(config.engine.dtype);
     let settings = tryon(config, manifest, budget);
     let manifest = manifest.clone();
     move || match manifest.family {
-        Family::StableDiffusion1 => EngineThread::start(move || {
-            let device = device::open()?;
+        Family::StableDiffusion1 => started(warm_up, move |device| {
             let dtype = dtype.unwrap_or_else(|| device::usual_dtype(&device));
             device::check_dtype(dtype, &device)?;
-            let engine = match &manifest.weights {
-                None => StableDiffusion::load(&manifest.checkpoint, dtype, device)?,
-                Some(file) => StableDiffusion::load_single_file(&manifest.checkpoint, file, dtype, device)?,
-            };
-            warmed(engine.with_prompts(manifest.prompt).with_memory_budget(budget), warm_up)
+            let size = Size::new(manifest.defaults.width, manifest.defaults.height);
+            let engine = stable_diffusion(&manifest, dtype, device)?.with_usual(size, manifest.defaults.guidance_scale);
+            let loading = engine.loading();
+            Ok((engine.with_prompts(manifest.prompt).with_memory_budget(budget), loading))
         }),
-        Family::QwenImageEdit => EngineThread::start(move || {
-            let device = device::open()?;
+        Family::QwenImageEdit => started(warm_up, move |device| {
             let precision = Precision::of(&device);
             let precision = Precision { compute: dtype.unwrap_or(precision.compute), ..precision };
             device::check_dtype(precision.compute, &device)?;
-            warmed(TryOnEngine::load(&manifest.checkpoint, settings, precision, device)?, warm_up)
+            let began = Instant::now();
+            let engine = TryOnEngine::load(&manifest.checkpoint, settings, precision, device)?;
+            // Its modules are built while their tensors are read.
+            Ok((engine, Loading { read: began.elapsed(), build: Duration::ZERO }))
         }),
     }
 }
 
-fn warmed<E: Engine>(mut engine: E, warm_up: bool) -> Result<E, EngineError> {
-    if warm_up {
-        engine.warm_up()?;
+/// The checkpoint that a manifest names, wherever its weights lie.
+///
+/// # Errors
+/// As [`StableDiffusion::load`].
+pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device) -> Result<StableDiffusion, EngineError> {
+    match &manifest.weights {
+        None => StableDiffusion::load(&manifest.checkpoint, dtype, device),
+        Some(file) => StableDiffusion::load_single_file(&manifest.checkpoint, file, dtype, device),
     }
-    Ok(engine)
+}
+
+fn started<E: Engine>(
+    warm_up: bool,
+    load: impl FnOnce(Device) -> Result<(E, Loading), EngineError> + Send + 'static,
+) -> Result<(EngineThread, Phases), EngineError> {
+    let (tell, told) = mpsc::channel();
+    let thread = EngineThread::start(move || {
+        let began = Instant::now();
+        let device = device::open()?;
+        let opened = began.elapsed();
+        let (mut engine, loading) = load(device)?;
+        let began = Instant::now();
+        if warm_up {
+            engine.warm_up()?;
+        }
+        // Whoever waits for the thread waits for this.
+        let _ = tell.send(Phases { device: opened, loading, warm_up: began.elapsed() });
+        Ok(Announcing::new(engine))
+    })?;
+    Ok((thread, told.recv().map_err(|_| EngineError::Gone)?))
 }
 
 /// None: what is usual on the device.

@@ -3,10 +3,13 @@
 mod engine;
 pub mod host;
 pub mod models;
+mod pack;
+mod phases;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
+use self::phases::process_age_ms;
 use crate::config::manifest::Family;
 use crate::config::{Config, ConfigError, Environment};
 use crate::engine::EngineError;
@@ -53,7 +56,6 @@ impl StartError {
 /// # Errors
 /// [`StartError`]: what is wrong, where, and what is allowed.
 pub async fn handler(config: &Config, environment: &Environment, observer: Observer) -> Result<Handler, StartError> {
-    let started = Instant::now();
     let manifest = config.manifest(environment)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
@@ -64,11 +66,16 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     }
     let engine = tokio::task::spawn_blocking(engine::start(config, &manifest));
     store.probe().await?;
-    let engine = engine.await.unwrap_or(Err(EngineError::Gone))?;
+    let (engine, phases) = engine.await.unwrap_or(Err(EngineError::Gone))?;
+    let ms = |time: Duration| time.as_millis() as u64;
     tracing::info!(
         model = config.model.name.as_str(),
         bucket = store.bucket(),
-        ready_ms = started.elapsed().as_millis() as u64,
+        device_ms = ms(phases.device),
+        read_ms = ms(phases.loading.read),
+        build_ms = ms(phases.loading.build),
+        warm_up_ms = ms(phases.warm_up),
+        ready_ms = process_age_ms(),
         "ready"
     );
     let model = config.model.name.clone();

@@ -8,10 +8,12 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::pack;
 use crate::config::manifest::Manifest;
 use crate::config::{Config, Environment};
+use crate::engine::tensor_file::PACKED;
 use crate::job::task::ModelName;
-use crate::models::file::FilePath;
+use crate::models::file::{Checksum, FilePath};
 use crate::models::origin::Origin;
 use crate::models::source::{Place, Source};
 use crate::models::{How, Plan, Pulled, Step, Verdict, count, pull, verify};
@@ -32,6 +34,8 @@ enum Command {
         #[arg(long)]
         offline: bool,
     },
+    /// Write a Stable Diffusion checkpoint with all its weights in one file, converted once, so that it loads as fast as it is read.
+    Pack(pack::Options),
     /// Show every manifest, what is there of its model, and where the rest comes from.
     List,
     /// Compare the files that are there with the checksums in the manifest.
@@ -47,17 +51,18 @@ pub async fn run(options: Options, config: Option<&Path>, environment: &Environm
     let config = Config::load(config, environment)?;
     match options.command {
         Command::Pull { model, offline } => bring(&config, environment, &named(&config, model)?, offline).await,
+        Command::Pack(options) => pack::run(options, &config, environment),
         Command::List => list(&config, environment),
         Command::Verify { model } => prove(&config, environment, &named(&config, model)?),
     }
 }
 
-fn named(config: &Config, model: Option<String>) -> anyhow::Result<ModelName> {
+pub(super) fn named(config: &Config, model: Option<String>) -> anyhow::Result<ModelName> {
     let Some(model) = model else { return Ok(config.model.name.clone()) };
     ModelName::new(&model).map_err(|problem| anyhow::anyhow!("MODEL: {problem}"))
 }
 
-fn line(text: &str) -> std::io::Result<()> {
+pub(super) fn line(text: &str) -> std::io::Result<()> {
     writeln!(stdout().lock(), "{text}")
 }
 
@@ -108,11 +113,17 @@ fn pinning(source: &Source, pulled: &Pulled) -> Option<String> {
     if let (Place::Hub { .. }, Some(commit)) = (&source.place, &pulled.commit) {
         let _ = writeln!(keys, "  revision: {commit}");
     }
-    keys.push_str("  files:\n");
-    for (path, (checksum, _)) in &pulled.files {
-        let _ = writeln!(keys, "    {path}: {checksum}");
-    }
+    keys.push_str(&files_key(pulled.files.iter().map(|(path, (checksum, _))| (path, checksum))));
     Some(keys)
+}
+
+/// The key `files` of a source.
+pub(super) fn files_key<'a>(files: impl Iterator<Item = (&'a FilePath, &'a Checksum)>) -> String {
+    let mut key = String::from("  files:\n");
+    for (path, checksum) in files {
+        let _ = writeln!(key, "    {path}: {checksum}");
+    }
+    key
 }
 
 /// A bar on a terminal, a line a file everywhere else.
@@ -169,17 +180,18 @@ fn list(config: &Config, environment: &Environment) -> anyhow::Result<ExitCode> 
 
 fn state(manifest: Manifest) -> String {
     let there = manifest.checkpoint.is_dir();
+    let packed = if manifest.checkpoint.join(PACKED).is_file() { ", packed" } else { "" };
     let family = manifest.family.word();
     let Some(source) = manifest.source else {
-        return format!("{family}  {}", if there { "there" } else { "absent  its manifest has no source" });
+        return format!("{family}  {}{packed}", if there { "there" } else { "absent  its manifest has no source" });
     };
     let (all, place) = (source.files.len(), source.place.to_string());
     let patience = crate::models::download::Patience::default();
     let plan = Plan { source, folder: manifest.checkpoint, weights: None, offline: true, patience };
     match (there, all) {
         (false, _) => format!("{family}  absent  from {place}"),
-        (true, 0) => format!("{family}  there, not pinned  from {place}"),
-        (true, all) => format!("{family}  {} of {all} files there  from {place}", count(&plan)),
+        (true, 0) => format!("{family}  there{packed}, not pinned  from {place}"),
+        (true, all) => format!("{family}  {} of {all} files there{packed}  from {place}", count(&plan)),
     }
 }
 

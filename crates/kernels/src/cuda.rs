@@ -1,4 +1,4 @@
-//! What candle has no call for on a GPU: products of 8-bit numbers by cuBLASLt, and a memory pool that keeps what it has.
+//! What candle has no call for on a GPU: products of 8-bit numbers by cuBLASLt, a memory pool that keeps what it has, pinned memory.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -8,7 +8,9 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use cudarc::driver::result::{device, mem_pool};
 use cudarc::driver::sys::CUmemPool_attribute;
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, PinnedHostSlice, ValidAsZeroBits,
+};
 use half::bf16;
 
 /// Bytes that cuBLASLt may use beside a product's matrices, as NVIDIA recommends for Hopper (cuBLAS' documentation, `cublasSetWorkspace`).
@@ -26,6 +28,23 @@ pub fn keep_memory(context: &CudaContext) -> Result<(), DriverError> {
         let pool = device::get_default_mem_pool(context.cu_device())?;
         let threshold = std::ptr::from_mut(&mut threshold).cast();
         mem_pool::set_attribute(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, threshold)
+    }
+}
+
+/// Zeros in memory that the GPU can read by itself while this process goes on.
+///
+/// # Errors
+/// The driver's.
+pub fn pinned<T: DeviceRepr + ValidAsZeroBits>(
+    context: &Arc<CudaContext>,
+    count: usize,
+) -> Result<PinnedHostSlice<T>, DriverError> {
+    // The flag 0 is plain, cached memory: files are read into it by the processor.
+    // SAFETY: it is `count` numbers long, nobody else has it yet, and zeros are numbers of every such `T`.
+    unsafe {
+        let mut memory = context.alloc_pinned_with_flags::<T>(count, 0)?;
+        memory.as_mut_ptr()?.write_bytes(0, count);
+        Ok(memory)
     }
 }
 

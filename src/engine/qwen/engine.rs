@@ -58,11 +58,14 @@ impl TryOnEngine {
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
     pub fn load(folder: &Path, settings: Settings, precision: Precision, device: Device) -> Result<Self, EngineError> {
         let encoder = TextEncoder::load(folder, settings.areas.condition_px, precision, device.clone())?;
-        let load = |(mode, variant): &(Mode, Variant)| {
-            let model = QwenImageEdit::load(folder, variant, precision, device.clone())?;
-            Ok((*mode, model.with_areas(settings.areas)))
-        };
-        let modes = settings.modes.iter().map(load).collect::<Result<Vec<_>, EngineError>>()?;
+        let mut modes: Vec<(Mode, QwenImageEdit)> = Vec::with_capacity(settings.modes.len());
+        for (mode, variant) in &settings.modes {
+            let model = match modes.first() {
+                Some((_, first)) => first.beside(variant)?,
+                None => QwenImageEdit::load(folder, variant, precision, device.clone())?.with_areas(settings.areas),
+            };
+            modes.push((*mode, model));
+        }
         let resident = encoder.bytes() + modes.iter().map(|(_, model)| model.bytes()).sum::<u64>();
         let keeps_encoder = settings.memory_budget.is_none_or(|budget| resident <= budget);
         if !keeps_encoder {

@@ -61,7 +61,8 @@ pub struct QwenImageEdit {
     files: TransformerFiles,
     transformer: Transformer,
     moments: Moments,
-    vae: Autoencoder,
+    vae: Arc<Autoencoder>,
+    /// Nothing where it is another model's.
     vae_bytes: u64,
     references: Recent<Fingerprint, Reference>,
 }
@@ -76,13 +77,33 @@ impl QwenImageEdit {
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
     pub fn load(folder: &Path, variant: &Variant, precision: Precision, device: Device) -> Result<Self, EngineError> {
         let checkpoint = EditCheckpoint::read(folder)?;
-        let config = &checkpoint.transformer;
-        let own = folder.join("transformer");
-        let files = TransformerFiles::open(config, &own, variant.file.as_deref(), &variant.loras, (precision, &device))?;
-        let transformer = Transformer::new(config, &files)?;
         let weights = Weights::read(folder, &["vae"], (DType::F32, &device))?;
         let vae = weights.build(&Arc::default(), |vb| Autoencoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae = vae.map_err(|problem| EngineError::Checkpoint { path: folder.join("vae"), problem })?;
+        Self::with(checkpoint, variant, precision, device, (Arc::new(vae), weights.bytes()))
+    }
+
+    /// The same checkpoint with another variant's transformer; the autoencoder is shared.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn beside(&self, variant: &Variant) -> Result<Self, EngineError> {
+        let shared = (Arc::clone(&self.vae), 0);
+        let other = Self::with(self.checkpoint.clone(), variant, self.precision, self.device.clone(), shared)?;
+        Ok(other.with_areas(self.areas))
+    }
+
+    fn with(
+        checkpoint: EditCheckpoint,
+        variant: &Variant,
+        precision: Precision,
+        device: Device,
+        (vae, vae_bytes): (Arc<Autoencoder>, u64),
+    ) -> Result<Self, EngineError> {
+        let config = &checkpoint.transformer;
+        let own = checkpoint.folder.join("transformer");
+        let files = TransformerFiles::open(config, &own, variant.file.as_deref(), &variant.loras, (precision, &device))?;
+        let transformer = Transformer::new(config, &files)?;
         Ok(Self {
             checkpoint,
             distilled: variant.distilled,
@@ -93,7 +114,7 @@ impl QwenImageEdit {
             transformer,
             moments: Moments::default(),
             vae,
-            vae_bytes: weights.bytes(),
+            vae_bytes,
             references: Recent::new(references::KEPT),
         })
     }

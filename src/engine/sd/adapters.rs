@@ -65,6 +65,11 @@ impl Adapters {
         Ok(Self { weights, base, last: None, uses_last: false, read: Shelf::default() })
     }
 
+    /// What they are laid over.
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// What paints now.
     pub(super) fn current(&self) -> &Adapted {
         match &self.last {

@@ -8,6 +8,7 @@ pub mod clip;
 pub mod config;
 pub mod inversion;
 mod memory;
+pub mod pack;
 mod pipeline;
 mod resnet;
 mod start;
@@ -21,6 +22,7 @@ pub mod vae_encoder;
 pub mod weighting;
 
 use std::path::Path;
+use std::time::Instant;
 
 use candle_core::{DType, Device};
 
@@ -32,8 +34,9 @@ use self::vae_encoder::VaeEncoder;
 use super::checkpoint::Checkpoint;
 use super::ldm::Layout;
 use super::weights::Weights;
-use super::{Engine, EngineError, LoraFile, Order, Painted};
+use super::{Engine, EngineError, Loading, LoraFile, Order, Painted};
 use crate::job::task::prompt::PromptSyntax;
+use crate::job::task::{GuidanceScale, Size};
 
 /// Components that hold tensors.
 const COMPONENTS: [&str; 3] = ["text_encoder", "unet", "vae"];
@@ -46,6 +49,8 @@ pub struct StableDiffusion {
     device: Device,
     tokenizer: PromptTokenizer,
     prompts: PromptSyntax,
+    usual: Usual,
+    loading: Loading,
     /// Bytes that the process may use for tensors, where somebody has said so.
     memory_budget: Option<u64>,
     resident_bytes: u64,
@@ -58,9 +63,17 @@ pub struct StableDiffusion {
     vae_encoder: Option<VaeEncoder>,
 }
 
+/// What most jobs ask for: the warm-up paints it.
+#[derive(Debug, Clone, Copy)]
+struct Usual {
+    width_px: u32,
+    height_px: u32,
+    guidance_scale: f64,
+}
+
 impl StableDiffusion {
     /// Loads the checkpoint in `folder` (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`,
-    /// `scheduler/`); weights may be f16, bf16 or f32 safetensors.
+    /// `scheduler/`); weights may be f16, bf16 or f32 safetensors, or packed ([`Self::pack`]).
     ///
     /// `dtype`: what they are kept in, and the layers computed in: f32, f16 or bf16
     /// ([`device::usual_dtype`](super::device::usual_dtype)). Latents, schedule, guidance, the timestep's waves and the
@@ -69,9 +82,7 @@ impl StableDiffusion {
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported.
     pub fn load(folder: &Path, dtype: DType, device: Device) -> Result<Self, EngineError> {
-        let checkpoint = Checkpoint::read(folder)?;
-        let weights = Weights::read(folder, &COMPONENTS, (dtype, &device))?;
-        Self::with(checkpoint, weights, folder, device)
+        Self::assemble(folder, folder, device, |_, device| Weights::read(folder, &COMPONENTS, (dtype, device)))
     }
 
     /// The same with all weights out of one `file` under the names of Stable Diffusion's first release
@@ -80,11 +91,27 @@ impl StableDiffusion {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_single_file(folder: &Path, file: &Path, dtype: DType, device: Device) -> Result<Self, EngineError> {
+        Self::assemble(folder, file, device, |checkpoint, device| {
+            let unet = Layout::new(checkpoint.unet.layers_per_block, &checkpoint.unet.attention_up());
+            let levels = checkpoint.vae.block_out_channels.len();
+            Weights::read_single_file(file, &unet, levels, (dtype, device))
+        })
+    }
+
+    /// `from`: what is told of where the weights come from.
+    fn assemble(
+        folder: &Path,
+        from: &Path,
+        device: Device,
+        weights: impl FnOnce(&Checkpoint, &Device) -> Result<Weights, EngineError>,
+    ) -> Result<Self, EngineError> {
+        let began = Instant::now();
         let checkpoint = Checkpoint::read(folder)?;
-        let unet = Layout::new(checkpoint.unet.layers_per_block, &checkpoint.unet.attention_up());
-        let levels = checkpoint.vae.block_out_channels.len();
-        let weights = Weights::read_single_file(file, &unet, levels, (dtype, &device))?;
-        Self::with(checkpoint, weights, file, device)
+        let reading = Instant::now();
+        let weights = weights(&checkpoint, &device)?;
+        let read = reading.elapsed();
+        let loaded = Self::with(checkpoint, weights, from, device)?;
+        Ok(Self { loading: Loading { read, build: began.elapsed().saturating_sub(read) }, ..loaded })
     }
 
     fn with(checkpoint: Checkpoint, weights: Weights, from: &Path, device: Device) -> Result<Self, EngineError> {
@@ -97,12 +124,15 @@ impl StableDiffusion {
         let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
         let encoder = || weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae_encoder = encodes.then(encoder).transpose().map_err(wrong)?;
+        let side_px = (checkpoint.unet.sample_size * checkpoint.vae.pixels_per_latent()) as u32;
         let adapters = Adapters::new(&checkpoint, weights).map_err(wrong)?;
         Ok(Self {
             checkpoint,
             device,
             tokenizer,
             prompts: PromptSyntax::Plain,
+            usual: Usual { width_px: side_px, height_px: side_px, guidance_scale: 1.0 },
+            loading: Loading::default(),
             memory_budget: None,
             resident_bytes,
             needs,
@@ -129,6 +159,20 @@ impl StableDiffusion {
     #[must_use]
     pub fn with_prompts(self, prompts: PromptSyntax) -> Self {
         Self { prompts, ..self }
+    }
+
+    /// What most jobs will ask for, and the warm-up paints; where nobody says it, the size that the checkpoint was trained on, without
+    /// guidance.
+    #[must_use]
+    pub fn with_usual(self, size: Size, guidance_scale: GuidanceScale) -> Self {
+        let (width_px, height_px) = (size.width_px(), size.height_px());
+        Self { usual: Usual { width_px, height_px, guidance_scale: guidance_scale.get() }, ..self }
+    }
+
+    /// How long its load took.
+    #[must_use]
+    pub fn loading(&self) -> Loading {
+        self.loading
     }
 
     #[must_use]

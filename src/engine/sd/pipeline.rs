@@ -2,11 +2,11 @@
 
 use candle_core::{IndexOp, Tensor};
 
-use super::StableDiffusion;
 use super::canvas::Canvas;
 use super::memory::{Cuts, Work, twice};
 use super::start::Start;
 use super::vae::to_rgb8;
+use super::{StableDiffusion, Usual};
 use crate::engine::fault::memory_told_apart;
 use crate::engine::schedule::{Schedule, ScheduleError};
 use crate::engine::{EmbeddingFile, EngineError, Order, PaintRequest, Painted, Picture, Request, Watch};
@@ -185,6 +185,11 @@ pub(super) fn paint(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Ve
         }
     }
     let parts: Vec<Part<'_>> = requests.iter().zip(orders).map(|(request, order)| Part::new(request, &order.watch)).collect();
+    in_memory(engine, &plan, &parts)
+}
+
+/// Paints in as many pieces as memory asks for.
+fn in_memory(engine: &mut StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Painted>, EngineError> {
     let pictures: usize = parts.iter().map(|part| part.seeds.len()).sum();
     let rows = if plan.guided { 2 * pictures } else { pictures };
     let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows };
@@ -192,7 +197,7 @@ pub(super) fn paint(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Ve
     let first = free.map_or(Ok(Cuts::default()), |bytes| needs.within(bytes, work))?;
     let painted = twice(first, needs.all_cuts(), |cuts| {
         engine.cuts = cuts;
-        execute(engine, &plan, &parts).map_err(memory_told_apart)
+        execute(engine, plan, parts).map_err(memory_told_apart)
     });
     painted.map_err(|error| match error {
         EngineError::OutOfMemory { problem } => {
@@ -226,21 +231,14 @@ impl<'a> Part<'a> {
     }
 }
 
-/// One step without guidance or LoRA at the size the checkpoint was trained on.
+/// One step without LoRAs of what jobs usually ask for.
 pub(super) fn warm_up(engine: &mut StableDiffusion) -> Result<(), EngineError> {
-    let side_px = (engine.checkpoint.unet.sample_size * engine.checkpoint.vae.pixels_per_latent()) as u32;
-    let plan = Plan {
-        guided: false,
-        guidance_scale: 1.0,
-        schedule: engine.schedule(Scheduler::DpmSolverPlusPlus, 1, 0)?,
-        start: None,
-        width_px: side_px,
-        height_px: side_px,
-    };
-    let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &Watch::new(|_| ()) };
-    engine.cuts = Cuts::default();
-    execute(engine, &plan, &[part]).map_err(memory_told_apart)?;
-    Ok(())
+    let Usual { width_px, height_px, guidance_scale } = engine.usual;
+    let schedule = engine.schedule(Scheduler::DpmSolverPlusPlus, 1, 0)?;
+    let plan = Plan { guided: guidance_scale > 1.0, guidance_scale, schedule, start: None, width_px, height_px };
+    let watch = Watch::new(|_| ());
+    let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &watch };
+    in_memory(engine, &plan, &[part]).map(drop)
 }
 
 fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Painted>, EngineError> {

@@ -3,6 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use atelier::engine::sd::StableDiffusion;
+use atelier::engine::tensor_file::PACKED;
+use candle_core::{DType, Device};
+
 use super::{BUCKET, examined};
 use crate::servers::http::{Answer, HttpServer};
 use crate::servers::left_out;
@@ -57,6 +61,24 @@ async fn a_damaged_model_file_is_found() {
     of(&["--quick"]).await.expect("model", "fail", "is not a whole safetensors file");
     fs::remove_dir_all(folder.path().join("sd15")).unwrap();
     of(&["--quick"]).await.expect("model", "fail", "atelier models pull tiny-sd");
+}
+
+#[tokio::test]
+async fn a_packed_model_is_its_one_file() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let models = models(folder.path());
+    let checkpoint = folder.path().join("sd15");
+    let engine = StableDiffusion::load(&checkpoint, DType::F32, Device::Cpu).unwrap();
+    engine.pack(&folder.path().join("packed")).unwrap();
+    let manifest = include_str!("../../../models/tiny-sd.yaml").replace("checkpoint: tiny-sd", "checkpoint: packed");
+    fs::write(folder.path().join("tiny-sd.yaml"), manifest).unwrap();
+    // What does not belong to it is not loaded, and not looked at.
+    fs::write(folder.path().join("packed/unet/other.safetensors"), "no weights").unwrap();
+    let of = async || examined(&s3, &[("ATELIER__MODEL__FOLDER", &models)], &["--quick"]).await;
+    of().await.expect("model", "ok", "1 files as long as they must be");
+    fs::write(folder.path().join("packed").join(PACKED), "no weights").unwrap();
+    of().await.expect("model", "fail", "is not a whole safetensors file");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Painting within a budget: in pieces where it is small, and not at all where that is not enough.
 
 use atelier::engine::{Engine, EngineError, Picture, Watch};
+use atelier::job::task::{GuidanceScale, SidePx, Size};
 
 use super::{engine, request};
 
@@ -28,4 +29,18 @@ fn what_does_not_fit_is_refused_with_what_would() {
     assert!(matches!(error, EngineError::OutOfMemory { .. }), "{error}");
     let told = error.to_string();
     assert!(told.contains("64x64 needs about 1 MiB beside the model") && told.contains("no size would fit"), "{told}");
+}
+
+/// What would fail the first job fails the start: the warm-up asks for what most jobs do, not for what is easy.
+#[test]
+fn a_warm_up_paints_the_usual_size_with_guidance() {
+    let usual = |side_px: u64, guidance: f64| {
+        let (side, engine) = (SidePx::new(side_px).expect("a side"), engine());
+        let budget = Some(engine.resident_bytes() + ONE_BY_ONE);
+        let guidance = GuidanceScale::new(guidance).expect("a scale");
+        engine.with_memory_budget(budget).with_usual(Size::new(side, side), guidance).warm_up()
+    };
+    usual(64, 7.5).expect("fits, one row at a time");
+    let error = usual(512, 7.5).expect_err("too large");
+    assert!(error.to_string().contains("512x512 needs about"), "{error}");
 }

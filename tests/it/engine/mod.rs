@@ -7,6 +7,7 @@ mod embeddings;
 mod layouts;
 mod loras;
 mod memory;
+mod packed;
 mod watching;
 
 use std::fs;

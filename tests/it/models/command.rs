@@ -22,7 +22,7 @@ async fn output(mut command: Command) -> Output {
 }
 
 /// Standard output, then standard error.
-fn printed(output: &Output) -> String {
+pub(super) fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 

@@ -2,6 +2,7 @@
 
 mod command;
 mod hub;
+mod pack;
 mod places;
 
 use std::collections::BTreeMap;

@@ -130,6 +130,27 @@ async fn on_lambda_every_run_is_a_line_for_cloudwatch() {
     assert!(names.iter().all(|name| line[*name].is_number()), "{line}");
 }
 
+/// Warm or not, the log says where the time until the first picture went.
+#[tokio::test]
+async fn a_start_is_told_by_phase_and_the_first_picture_once() {
+    for (warm_up, least_ms) in [("true", 1), ("false", 0)] {
+        let mut stage = Stage::set().await;
+        let _handler = stage.world.start(&[("ATELIER__WORKFLOW__ADVANCED__WARMUP_ON_STARTUP", warm_up)], &stage.log);
+        for id in ["one", "two"] {
+            stage.api.invoke(job(id, 2), LIMIT);
+            assert_eq!(stage.api.posted().await, settled());
+        }
+        let lines: Vec<Value> = stage.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let told = |message: &str| lines.iter().filter(|line| line["message"] == message).collect::<Vec<_>>();
+        let ([ready], [first]) = (&told("ready")[..], &told("first picture")[..]) else { panic!("{}", stage.log()) };
+        let ms = |line: &Value, field: &str| line[field].as_u64().unwrap_or_else(|| panic!("{field}: {line}"));
+        let parts: u64 = ["device_ms", "read_ms", "build_ms", "warm_up_ms"].map(|field| ms(ready, field)).iter().sum();
+        assert!(ms(ready, "warm_up_ms") >= least_ms, "{ready}");
+        assert!(parts <= ms(ready, "ready_ms") + 20, "the parts are of the whole, which is told to 10 ms: {ready}");
+        assert!(ms(first, "first_picture_ms") + 20 >= ms(ready, "ready_ms") + ms(first, "paint_ms"), "{ready} {first}");
+    }
+}
+
 #[tokio::test]
 async fn an_unknown_event_is_an_error_and_harms_nobody() {
     let mut stage = Stage::set().await;

@@ -175,10 +175,13 @@ impl Block {
         let value = all.i((.., 2))?.reshape((1, patches, width))?;
         let mut attended = Vec::with_capacity(segments.len());
         let mut first = 0;
-        for length in segments {
-            let part = |tensor: &Tensor| tensor.narrow(1, first, *length)?.contiguous();
-            attended.push(attend(&part(&query)?, &part(&key)?, &part(&value)?, self.heads)?);
-            first += length;
+        // Segments of one length that follow each other are a batch: all of them, where no window is cut off.
+        for alike in segments.chunk_by(|one, next| one == next) {
+            let (count, length) = (alike.len(), alike[0]);
+            let part = |tensor: &Tensor| tensor.narrow(1, first, count * length)?.reshape((count, length, width));
+            let looked = attend(&part(&query)?, &part(&key)?, &part(&value)?, self.heads)?;
+            attended.push(looked.reshape((1, count * length, width))?);
+            first += count * length;
         }
         self.proj.forward(&Tensor::cat(&attended, 1)?)
     }
