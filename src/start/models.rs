@@ -122,8 +122,10 @@ async fn bring(config: &Config, environment: &Environment, name: &ModelName, off
         if let Some(keys) = pinning(&plan.source, &pulled) {
             let beside = plan.folder.strip_prefix(&config.model.folder).unwrap_or(&plan.folder).display();
             let (key, indent) = if index == 0 { ("source".into(), "") } else { (format!("beside: {beside}"), "  ") };
-            let keys: String = keys.lines().map(|line| format!("{indent}{line}\n")).collect();
-            let _ = write!(open, "\nso that it stays this very model, put this under `{key}:`\n{keys}");
+            let _ = writeln!(open, "\nso that it stays this very model, put this under `{key}:`");
+            for line in keys.lines() {
+                let _ = writeln!(open, "{indent}{line}");
+            }
         }
     }
     line(&format!("{}: {right} files are right, {fresh} of them pulled now", name.as_str()))?;
