@@ -9,12 +9,13 @@ block, of the vision tower with one block, one decode of the VAE. Without the po
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
-from engine import PEER, ROOT, THREADS, Ours, compare
+from engine import PEER, ROOT, THREADS, Child, built, compare, timed
 from report import cpu, report, row
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -54,7 +55,7 @@ def full_width(folder):
 def rows(profile, note):
     with tempfile.TemporaryDirectory() as folder:
         transformer, vae, visual = full_width(folder)
-        ours = Ours(profile, folder, "edit")
+        ours = Child([built(profile, "edit"), folder])
         side = SIDE_PX // 16
         tokens = torch.randn(1, side * side * (1 + REFERENCES), 64)
         text, shapes = torch.randn(1, TEXT, 3584), [[(1, side, side)] * (1 + REFERENCES)]
@@ -62,16 +63,16 @@ def rows(profile, note):
         def look():
             transformer(hidden_states=tokens, encoder_hidden_states=text, timestep=torch.tensor([0.5]), img_shapes=shapes)
 
-        mine, theirs = compare(ours, f"look {SIDE_PX} {REFERENCES} {TEXT}", look, runs=3)
+        mine, theirs = compare(partial(ours.time, f"look {SIDE_PX} {SIDE_PX} {REFERENCES} {SIDE_PX} {TEXT}"), partial(timed, look), runs=3)
         what = f"dit_block: Qwen-Image transformer with one block, {SIDE_PX}x{SIDE_PX} and one reference as large, {TEXT} text tokens, f32"
         yield row(what, "seconds", mine, PEER, theirs, cpu(THREADS), note)
         grid = torch.tensor([[1, 28, 28]])
         patches = torch.randn(28 * 28, 1176)
-        mine, theirs = compare(ours, "see 384", lambda: visual(patches, grid_thw=grid), runs=5)
+        mine, theirs = compare(partial(ours.time, "see 384"), lambda: timed(lambda: visual(patches, grid_thw=grid)), runs=5)
         what = "vision_block: Qwen2.5-VL vision tower with one block, 392x392; ours resizes and cuts the picture as well"
         yield row(what, "seconds", mine, f"transformers {transformers.__version__}", theirs, cpu(THREADS), note)
         latents = torch.randn(1, 16, 1, SIDE_PX // 8, SIDE_PX // 8)
-        mine, theirs = compare(ours, f"decode {SIDE_PX}", lambda: vae.decode(latents), runs=3)
+        mine, theirs = compare(partial(ours.time, f"decode {SIDE_PX} {SIDE_PX}"), lambda: timed(lambda: vae.decode(latents)), runs=3)
         yield row(f"qwen_vae_decode: one decode, {SIDE_PX}x{SIDE_PX}", "seconds", mine, PEER, theirs, cpu(THREADS), note)
 
 

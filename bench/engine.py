@@ -12,11 +12,13 @@ Without the policy torch's OpenMP threads spin while ours compute.
 import argparse
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -32,30 +34,52 @@ THREADS = len(os.sched_getaffinity(0))
 PEER = f"diffusers {diffusers.__version__}, torch {torch.__version__}"
 
 
-class Ours:
-    """bench/engine.rs, or another benchmark's own side, as a child process that waits for work."""
+class Child:
+    """One side of a comparison as a process of its own: bench/engine.rs or bench/edit.rs, or a peer's script that speaks like them."""
 
-    def __init__(self, profile, folder, bench="engine", binary=None):
-        command = [str(binary or self.built(profile, bench)), str(folder)]
+    def __init__(self, command, deadline=None):
+        """`deadline`: of all its answers, as `time.monotonic` counts; then it is killed, and TimeoutError raised."""
+        self.command, self.deadline = [str(word) for word in command], deadline
         start = time.perf_counter()
-        self.child = subprocess.Popen(
-            command, env=os.environ | {"RAYON_NUM_THREADS": str(THREADS)},
+        self.process = subprocess.Popen(
+            self.command, env=os.environ | {"RAYON_NUM_THREADS": str(THREADS)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self.child.stdout.readline() == "ready\n", "the engine did not load"
+        self.computes_in = self.answer().removeprefix("ready ")
         self.ready_seconds = time.perf_counter() - start
 
-    @staticmethod
-    def built(profile, bench):
-        build = ["cargo", "bench", "--bench", bench, "--no-run", "--profile", profile, "--message-format", "json"]
-        lines = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-        built = [m["executable"] for m in map(json.loads, lines) if m.get("target", {}).get("name") == bench]
-        return built[-1]
-
     def time(self, work):
-        self.child.stdin.write(work + "\n")
-        self.child.stdin.flush()
-        return float(self.child.stdout.readline())
+        """Seconds, as the process itself has counted them."""
+        self.process.stdin.write(work + "\n")
+        self.process.stdin.flush()
+        return float(self.answer())
+
+    def answer(self):
+        left = None if self.deadline is None else max(self.deadline - time.monotonic(), 0)
+        if not select.select([self.process.stdout], [], [], left)[0]:
+            self.close()
+            raise TimeoutError(f"no time left for {' '.join(self.command)}")
+        line = self.process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(f"{' '.join(self.command)} ended with status {self.process.wait()}")
+        return line
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def built(profile, bench):
+    """The program of bench/<bench>.rs."""
+    build = ["cargo", "bench", "--bench", bench, "--no-run", "--profile", profile, "--message-format", "json"]
+    lines = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return [m["executable"] for m in map(json.loads, lines) if m.get("target", {}).get("name") == bench][-1]
 
 
 def timed(work):
@@ -65,9 +89,9 @@ def timed(work):
     return time.perf_counter() - start
 
 
-def compare(ours, line, peer, runs):
-    """Medians of our seconds and the peer's, taken in turns after one run of each that does not count."""
-    pairs = [(ours.time(line), timed(peer)) for _ in range(runs + 1)][1:]
+def compare(ours, peer, runs, warm_up=1):
+    """Medians of what `ours` and `peer` return, seconds, called in turns; the first `warm_up` of each do not count."""
+    pairs = [(ours(), peer()) for _ in range(warm_up + runs)][warm_up:]
     return [statistics.median(times) for times in zip(*pairs, strict=True)]
 
 
@@ -76,7 +100,7 @@ def tiny(profile, note):
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    ours = Ours(profile, TINY)
+    ours = Child([built(profile, "engine"), TINY])
     for images in (1, 4):
 
         def paint(images=images):
@@ -84,7 +108,7 @@ def tiny(profile, note):
             pipeline("a red apple on a table", negative_prompt="", num_inference_steps=20, guidance_scale=7.5, width=side,
                      height=side, num_images_per_prompt=images, generator=generator, output_type="np")  # fmt: skip
 
-        mine, theirs = compare(ours, f"paint {side} 20 {images}", paint, runs=7)
+        mine, theirs = compare(partial(ours.time, f"paint {side} 20 {images}"), partial(timed, paint), runs=7)
         what = f"tiny_picture: tiny-sd, {images} x {side}x{side}, 20 steps, guidance 7.5"
         yield row(what, "seconds", mine, PEER, theirs, cpu(THREADS), note)
 
@@ -92,18 +116,18 @@ def tiny(profile, note):
 def full(profile, note):
     with tempfile.TemporaryDirectory() as folder:
         pipeline = full_size(folder)
-        ours = Ours(profile, folder)
+        ours = Child([built(profile, "engine"), folder])
         latents, text = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 768)
-        mine, theirs = compare(ours, "unet 512 1", lambda: pipeline.unet(latents, 500, text), runs=3)
+        mine, theirs = compare(partial(ours.time, "unet 512 1"), lambda: timed(lambda: pipeline.unet(latents, 500, text)), runs=3)
         yield row("unet_step: SD 1.5 UNet, one forward, 512x512, batch 1", "seconds", mine, PEER, theirs, cpu(THREADS), note)
         files = [loras(pipeline.unet, f"{folder}/{name}.safetensors", seed) for seed, name in enumerate(("one", "other"))]
         step, switched = mine, statistics.median(ours.time(f"switch {files[0]} {files[1]}") for _ in range(3))
         what = "lora_switch: SD 1.5, change to another LoRA of rank 16 that was used before, 128 attention layers"
         yield row(what, "seconds", switched, "our own UNet step above", step, cpu(THREADS), note)
         tokens = torch.randint(0, len(pipeline.tokenizer), (1, 77))
-        mine, theirs = compare(ours, "encode", lambda: pipeline.text_encoder(tokens), runs=7)
+        mine, theirs = compare(partial(ours.time, "encode"), lambda: timed(lambda: pipeline.text_encoder(tokens)), runs=7)
         yield row("text_encode: CLIP ViT-L/14's text encoder, 77 tokens", "seconds", mine, PEER, theirs, cpu(THREADS), note)
-        mine, theirs = compare(ours, "decode 512", lambda: pipeline.vae.decode(latents), runs=3)
+        mine, theirs = compare(partial(ours.time, "decode 512"), lambda: timed(lambda: pipeline.vae.decode(latents)), runs=3)
         yield row("vae_decode: SD 1.5 VAE, one decode, 512x512", "seconds", mine, PEER, theirs, cpu(THREADS), note)
 
 
@@ -112,12 +136,11 @@ def memory(profile, note):
     with tempfile.TemporaryDirectory() as folder:
         full_size(folder)
         for budget, options in ((None, ()), (6000, ("vae_tiling",)), (5000, ("vae_tiling", "attention_slicing"))):
-            ours = Ours(profile, folder)
-            if budget:
-                ours.time(f"budget {budget}")
-            ours.time("paint 512 1 1")
-            mine = peak_mib(ours.child.pid)
-            ours.child.kill()
+            with Child([built(profile, "engine"), folder]) as ours:
+                if budget:
+                    ours.time(f"budget {budget}")
+                ours.time("paint 512 1 1")
+                mine = peak_mib(ours.process.pid)
             command = [sys.executable, __file__, "--paint-in", folder, *options]
             theirs = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
             what = f"peak_memory: SD 1.5, 512x512, guidance 7.5, {f'engine.memory_budget_mib {budget}' if budget else 'no budget'}"
@@ -145,8 +168,8 @@ def cold(profile, note):
         atelier = [m["executable"] for m in map(json.loads, lines) if m.get("executable")][-1]
         pack = [atelier, "models", "pack", "--dtype", "f32"]
         subprocess.run(pack, cwd=root, env=os.environ | {"ATELIER_MODEL": "full"}, stdout=subprocess.DEVNULL, check=True)
-        binary = Ours.built(profile, "engine")
-        runs = [(ours_ready(binary, folder), ours_ready(binary, packed), theirs_ready(folder)) for _ in range(8)][1:]
+        ours, theirs = [built(profile, "engine")], [sys.executable, "-c", LOAD]
+        runs = [(ready(ours, folder), ready(ours, packed), ready(theirs, folder)) for _ in range(8)][1:]
         plain, one_file, theirs = (statistics.median(seconds) for seconds in zip(*runs, strict=True))
         peer = f"{PEER}, from_pretrained in a process of its own, its import included; it maps the files and reads what is used later"
         for where, mine in (("a diffusers folder", plain), ("a packed folder", one_file)):
@@ -162,24 +185,10 @@ def read_all(folder):
                 pass
 
 
-def ours_ready(binary, folder):
+def ready(command, folder):
     read_all(folder)
-    ours = Ours(None, folder, binary=binary)
-    ours.child.kill()
-    ours.child.wait()
-    return ours.ready_seconds
-
-
-def theirs_ready(folder):
-    read_all(folder)
-    start = time.perf_counter()
-    command = [sys.executable, "-c", LOAD, str(folder)]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert child.stdout.readline() == "ready\n", "the peer did not load"
-    seconds = time.perf_counter() - start
-    child.kill()
-    child.wait()
-    return seconds
+    with Child([*command, folder]) as child:
+        return child.ready_seconds
 
 
 def peak_mib(pid):

@@ -1,7 +1,8 @@
-//! The engine's side of `bench/engine.py`: loads a checkpoint, then times one piece of work a line of its input.
+//! The engine's side of `bench/engine.py` and `bench/gpu.py`: loads a checkpoint, then does one piece of work a line of its input.
+
+mod child;
 
 use std::io::{BufRead, Write, stdin, stdout};
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -13,34 +14,43 @@ use atelier::job::task::{
     Generate, GuidanceScale, ImageCount, LoraScale, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount,
 };
 use atelier_kernels::recycler::Recycler;
-use candle_core::{DType, Device};
+use candle_core::Device;
+
+use self::child::{Arguments, Inputs, timed, write};
 
 /// Layers' results follow each other in the same memory.
 #[global_allocator]
 static ALLOCATOR: Recycler = Recycler::new();
 
-/// Lines in: `paint SIDE_PX STEPS IMAGES`, `unet SIDE_PX ROWS`, `encode`, `decode SIDE_PX`, `switch LORA OTHER_LORA`,
-/// `budget MIB`. Lines out: seconds, the device's work included.
+/// `engine FOLDER [dtype=f32|f16|bf16]`; first line out: `ready` and what is computed in.
+///
+/// Lines in, and what they do; the line out is how many seconds that took, the device's work included:
+/// - `paint SIDE_PX STEPS IMAGES`: pictures, from the prompt to pixels;
+/// - `unet SIDE_PX ROWS`: one forward of the UNet; `encode`: one prompt; `decode SIDE_PX`: one picture;
+/// - `switch LORA OTHER_LORA`: from one LoRA to another that was used before;
+/// - `loras [FILE SCALE]...`: all that follows is painted with these;
+/// - `budget MIB`: all that follows stays within it;
+/// - `stage NAME IN OUT`: the tensors of IN through one stage (see [`stage`]) to OUT, both safetensors.
 fn main() -> Result<()> {
-    // `cargo bench` adds an argument of its own.
-    let folder = std::env::args().nth(1).filter(|argument| argument != "--bench").context("give a checkpoint's folder")?;
+    let arguments = Arguments::read(&["dtype"])?;
     let device = device::open()?;
-    let mut engine = StableDiffusion::load(Path::new(&folder), DType::F32, device.clone())?;
-    writeln!(stdout(), "ready")?;
+    let dtype = arguments.dtype(device::usual_dtype(&device))?;
+    let mut engine = StableDiffusion::load(&arguments.folder, dtype, device.clone())?;
+    child::ready(dtype)?;
     for line in stdin().lock().lines() {
         let line = line?;
-        let mut words = line.split_whitespace();
-        let work = words.next().context("an empty line")?;
-        let seconds = match (work, words.collect::<Vec<_>>().as_slice()) {
-            ("paint", [side, steps, images]) => paint(&mut engine, &request(side.parse()?, steps.parse()?, images.parse()?)?)?,
-            ("unet", [side, rows]) => unet(&engine, &device, side.parse()?, rows.parse()?)?,
-            ("encode", []) => encode(&engine, &device)?,
-            ("decode", [side]) => decode(&engine, &device, side.parse()?)?,
-            ("switch", [lora, other]) => switch(&mut engine, &device, lora, other)?,
-            ("budget", [mib]) => {
+        let seconds = match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+            ["paint", side, steps, images] => paint(&mut engine, &request(side.parse()?, steps.parse()?, images.parse()?)?)?,
+            ["unet", side, rows] => unet(&engine, &device, side.parse()?, rows.parse()?)?,
+            ["encode"] => encode(&engine, &device)?,
+            ["decode", side] => decode(&engine, &device, side.parse()?)?,
+            ["switch", lora, other] => switch(&mut engine, &device, lora, other)?,
+            ["loras", loras @ ..] => use_loras(&mut engine, &device, loras)?,
+            ["budget", mib] => {
                 engine = engine.with_memory_budget(Some(mib.parse::<u64>()? << 20));
                 0.0
             }
+            ["stage", name, from, to] => timed(&device, || stage(&engine, name, &Inputs::read(from, &device)?, to))?,
             _ => bail!("unknown work: {line}"),
         };
         writeln!(stdout(), "{seconds}")?;
@@ -74,7 +84,6 @@ fn paint(engine: &mut StableDiffusion, request: &PaintRequest) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// One forward of the UNet over so many rows.
 fn unet(engine: &StableDiffusion, device: &Device, side_px: u32, rows: usize) -> Result<f64> {
     let text = engine.encode_prompt("a red apple on a table", None, &Inversions::default())?;
     let text = text.repeat((rows, 1, 1))?;
@@ -92,7 +101,6 @@ fn decode(engine: &StableDiffusion, device: &Device, side_px: u32) -> Result<f64
     timed(device, || Ok(engine.decode(&latents)?))
 }
 
-/// From one LoRA to another that was used before, the device's work included.
 fn switch(engine: &mut StableDiffusion, device: &Device, lora: &str, other: &str) -> Result<f64> {
     let file = |path: &str| LoraFile { path: path.into(), scale: LoraScale::one() };
     for lora in [lora, other] {
@@ -101,11 +109,39 @@ fn switch(engine: &mut StableDiffusion, device: &Device, lora: &str, other: &str
     timed(device, || Ok(engine.use_loras(&[file(lora)])?))
 }
 
-/// Seconds of `work`, from an idle device to an idle device.
-fn timed<R>(device: &Device, work: impl FnOnce() -> Result<R>) -> Result<f64> {
-    device.synchronize()?;
-    let start = Instant::now();
-    work()?;
-    device.synchronize()?;
-    Ok(start.elapsed().as_secs_f64())
+/// `loras`: a file and its scale, again and again.
+fn use_loras(engine: &mut StableDiffusion, device: &Device, loras: &[&str]) -> Result<f64> {
+    let file = |pair: &[&str]| {
+        let [path, scale] = pair else { bail!("a file without a scale: {pair:?}") };
+        let scale = LoraScale::new(scale.parse()?).map_err(|problem| anyhow::anyhow!(problem))?;
+        Ok(LoraFile { path: path.into(), scale })
+    };
+    let loras = loras.chunks(2).map(file).collect::<Result<Vec<_>>>()?;
+    timed(device, || Ok(engine.use_loras(&loras)?))
+}
+
+/// What a stage is given, and what it gives:
+/// - `text`: `prompt`, and `negative` or not (UTF-8 as u8), to `states` (R, tokens, hidden);
+/// - `unet`: `latents` (N, 4, H, W), `text` (N or 2N, tokens, hidden), `timestep` and `guidance_scale` (f64, (1,)), to `noise`;
+/// - `decode`: `latents` to `pixels` (N, 3, 8H, 8W);
+/// - `encode`: `pixels` to `mean` and `std`, scaled as latents are.
+fn stage(engine: &StableDiffusion, name: &str, inputs: &Inputs, to: &str) -> Result<()> {
+    match name {
+        "text" => {
+            let negative = inputs.get("negative").is_ok().then(|| inputs.text("negative")).transpose()?;
+            let states = engine.encode_prompt(&inputs.text("prompt")?, negative.as_deref(), &Inversions::default())?;
+            write(to, &[("states", &states)])
+        }
+        "unet" => {
+            let (latents, text) = (inputs.numbers("latents")?, inputs.numbers("text")?);
+            let (timestep, guidance_scale) = (inputs.number("timestep")?, inputs.number("guidance_scale")?);
+            write(to, &[("noise", &engine.predict_noise(&latents, timestep, &text, guidance_scale)?)])
+        }
+        "decode" => write(to, &[("pixels", &engine.decode(&inputs.numbers("latents")?)?)]),
+        "encode" => {
+            let moments = engine.encode_picture(&inputs.numbers("pixels")?).context("no picture was encoded")?;
+            write(to, &[("mean", &moments.mean), ("std", &moments.std)])
+        }
+        _ => bail!("unknown stage: {name}"),
+    }
 }

@@ -1,18 +1,22 @@
 #!/bin/sh
 # What a GPU decides, in one command on a machine with a GPU, CUDA's libraries, PyTorch and no Rust:
 #   bench/gpu.sh FOLDER [options of bench/gpu.py]
-# FOLDER, relative to the repository, holds `engine.xz` (bench/gpu-pack.sh makes it where Rust is) and, where the machine reaches no
-# package index, `wheels/`: diffusers, transformers, safetensors and what they need.
+# FOLDER is what bench/gpu-pack.sh made where Rust is. Nothing is fetched.
 set -eu
 cd "$(dirname "$0")/.."
-folder=${1:?which folder has engine.xz and the wheels?}
+folder=${1:?which folder did bench/gpu-pack.sh make?}
 shift
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-xz --decompress --stdout "$folder/engine.xz" > "$work/engine"
-chmod +x "$work/engine"
-python3 -m venv --system-site-packages "$work/venv"
-if [ -d "$folder/wheels" ]; then
-    "$work/venv/bin/python" -m pip install --quiet --no-index --find-links "$folder/wheels" diffusers transformers safetensors
-fi
-"$work/venv/bin/python" bench/gpu.py --binary "$work/engine" "$@"
+xz --decompress --stdout "$folder/programs.tar.xz" | tar --extract --directory "$work"
+# Beside what this python3 has: an environment of its own would not see PyTorch where that is in one, too.
+python3 -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --target "$work/site" \
+    --find-links "$folder/wheels" --requirement bench/gpu-requirements.txt
+BENCH_COMMIT=$(cat "$folder/commit")
+PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
+# CUDA's libraries may be nowhere but among PyTorch's packages.
+packaged=$(python3 -c 'import glob, nvidia
+print(":".join(library for folder in nvidia.__path__ for library in sorted(glob.glob(f"{folder}/*/lib"))))' || true)
+LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$packaged"
+export BENCH_COMMIT PYTHONPATH LD_LIBRARY_PATH PYTHONDONTWRITEBYTECODE=1
+python3 bench/gpu.py --engine "$work/engine" --edit "$work/edit" "$@"

@@ -1,5 +1,6 @@
 //! A model's manifest: which files it is made of, and what its jobs get that leave a field out.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
@@ -8,6 +9,7 @@ use crate::job::request::Defaults;
 use crate::job::task::LoraScale;
 use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::tryon::Mode;
+use crate::models::file::FilePath;
 use crate::models::source::Source;
 
 /// A model this function can serve, `NAME.yaml` in the models folder.
@@ -40,6 +42,9 @@ pub struct Manifest {
     /// Where `atelier models pull` finds the checkpoint's files.
     #[serde(default)]
     pub source: Option<Source>,
+    /// Try-on: folders beside the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that modes name.
+    #[serde(default)]
+    pub beside: BTreeMap<FilePath, Source>,
     /// What a job gets that leaves a field out.
     #[serde(default)]
     pub defaults: Defaults,
@@ -114,6 +119,11 @@ impl Modes {
 }
 
 impl ModeWeights {
+    /// Its files.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.transformer.iter().chain(self.loras.iter().map(|lora| &lora.file))
+    }
+
     #[must_use]
     pub fn is_distilled(&self, mode: Mode) -> bool {
         self.distilled.unwrap_or(mode != Mode::Base)

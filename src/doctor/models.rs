@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use super::aside;
 use super::finding::Finding;
-use crate::config::manifest::Manifest;
+use crate::config::manifest::{Manifest, ModeWeights};
 use crate::config::{Config, Environment};
 use crate::engine::tensor_file::{self, PACKED};
 use crate::models::{Plan, Verdict, verify};
-use crate::start::models::plan;
+use crate::start::models::plans;
 
 const CHECK: &str = "model";
 /// Bytes a second that a slow disk gives; hashing has so much more time.
@@ -40,11 +40,11 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
         Err(problem) => return Finding::fail(CHECK, format!("{name}: {problem}"), bring),
     };
     let bytes: u64 = weights.iter().map(|(_, bytes)| bytes).sum();
-    let pinned = if quick { None } else { plan(config, environment, &config.model.name, true).ok() };
-    let pinned = pinned.filter(|plan| !plan.source.files.is_empty());
-    let limit = limit + Duration::from_secs(if pinned.is_some() { bytes / SLOW_DISK } else { 0 });
+    let mut pinned = if quick { Vec::new() } else { plans(config, environment, &config.model.name, true).unwrap_or_default() };
+    pinned.retain(|plan| !plan.source.files.is_empty());
+    let limit = limit + Duration::from_secs(if pinned.is_empty() { 0 } else { bytes / SLOW_DISK });
     let began = Instant::now();
-    let work = aside(move || judge(&weights, pinned.as_ref()));
+    let work = aside(move || judge(&weights, &pinned));
     let about = |how: &str| format!("{name}: {} MiB of weights, {how}, in {:.1} s", bytes >> 20, began.elapsed().as_secs_f32());
     match tokio::time::timeout(limit, work).await {
         Err(_) | Ok(None) => Finding::late(CHECK, limit),
@@ -69,7 +69,7 @@ pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf
         collect(folder, DEEPEST, &mut found).map_err(unreadable)?;
     }
     let modes = config.model.modes().into_iter().filter_map(|mode| manifest.modes.of(mode));
-    let beside = modes.flat_map(|mode| mode.transformer.iter().chain(mode.loras.iter().map(|lora| &lora.file)));
+    let beside = modes.flat_map(ModeWeights::files);
     for file in manifest.weights.iter().chain(beside) {
         let about = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?;
         found.push((file.clone(), about.len()));
@@ -93,12 +93,17 @@ fn collect(folder: &Path, deeper: u32, found: &mut Vec<(PathBuf, u64)>) -> io::R
 }
 
 /// How it was looked at, or what is wrong first.
-fn judge(weights: &[(PathBuf, u64)], pinned: Option<&Plan>) -> Result<String, String> {
+fn judge(weights: &[(PathBuf, u64)], pinned: &[Plan]) -> Result<String, String> {
     for (file, _) in weights {
         tensor_file::check(file).map_err(|error| error.to_string())?;
     }
-    let Some(plan) = pinned else { return Ok(format!("{} files as long as they must be, not hashed", weights.len())) };
-    let verdicts = verify(plan).map_err(|error| error.to_string())?;
+    if pinned.is_empty() {
+        return Ok(format!("{} files as long as they must be, not hashed", weights.len()));
+    }
+    let mut verdicts = Vec::new();
+    for plan in pinned {
+        verdicts.extend(verify(plan).map_err(|error| error.to_string())?);
+    }
     for (path, verdict) in &verdicts {
         match verdict {
             Verdict::Missing => return Err(format!("{path} is missing")),
@@ -108,7 +113,7 @@ fn judge(weights: &[(PathBuf, u64)], pinned: Option<&Plan>) -> Result<String, St
             Verdict::Right | Verdict::Unproven => {}
         }
     }
-    let unproven = verdicts.values().filter(|verdict| **verdict == Verdict::Unproven).count();
+    let unproven = verdicts.iter().filter(|(_, verdict)| *verdict == Verdict::Unproven).count();
     let proven = verdicts.len() - unproven;
     Ok(if unproven == 0 {
         format!("{proven} files hashed")

@@ -25,6 +25,8 @@ pub struct Plan {
     pub folder: PathBuf,
     /// The one file that holds all weights, where the manifest names one.
     pub weights: Option<FilePath>,
+    /// Folders of weights that nothing reads: whoever needs another model's transformer does not bring this one's.
+    pub unread: &'static [&'static str],
     /// Whether nothing may be fetched.
     pub offline: bool,
     pub patience: Patience,
@@ -126,7 +128,7 @@ pub async fn pull(plan: &Plan, origin: &Origin, tell: &(dyn Fn(&Step<'_>) + Sync
     let lacks = |files: Vec<String>| ModelError::Lacks { place: plan.source.place.to_string(), files };
     if plan.source.files.is_empty() {
         let names: Vec<FilePath> = listed.keys().cloned().collect();
-        let chosen = wanted(&names, plan.source.variant.as_deref(), plan.weights.as_ref()).map_err(lacks)?;
+        let chosen = wanted(&names, plan.source.variant.as_deref(), (plan.weights.as_ref(), plan.unread)).map_err(lacks)?;
         open.extend(chosen.into_iter().map(|path| (path, None)));
     }
     let missing: Vec<String> = open.keys().filter(|path| !listed.contains_key(*path)).map(ToString::to_string).collect();

@@ -11,15 +11,15 @@ const INDEX: &str = "model_index.json";
 /// All weights of a packed checkpoint.
 const PACKED: &str = "atelier.safetensors";
 
-/// Chooses among `there`. `weights`: the one file that holds all weights, else that of a packed checkpoint; `variant`: of the weight files
-/// in folders.
+/// Chooses among `there`. `weights`: the one file that holds all weights, else that of a packed checkpoint; `unread`: folders whose weights
+/// nobody needs; `variant`: of the weight files in the others.
 ///
 /// # Errors
 /// What a model must have and this place has not.
 pub(super) fn wanted(
     there: &[FilePath],
     variant: Option<&str>,
-    weights: Option<&FilePath>,
+    (weights, unread): (Option<&FilePath>, &[&str]),
 ) -> Result<Vec<FilePath>, Vec<String>> {
     let small = |file: &&FilePath| {
         let (folder, name) = file.split();
@@ -35,7 +35,7 @@ pub(super) fn wanted(
         Some(file) if there.contains(file) => chosen.push(file.clone()),
         Some(file) => missing.push(file.to_string()),
         None => {
-            for folders in WEIGHTS {
+            for folders in WEIGHTS.iter().filter(|folders| !folders.iter().any(|folder| unread.contains(folder))) {
                 let found: Vec<FilePath> = folders.iter().flat_map(|folder| weights_in(there, folder, variant)).collect();
                 if found.is_empty() {
                     let spelled = variant.map(|variant| format!("{variant}.")).unwrap_or_default();
@@ -100,7 +100,7 @@ mod tests {
         let path = |name: &&str| FilePath::new(name).expect("a path");
         let there: Vec<FilePath> = names.iter().map(path).collect();
         let weights = weights.map(|name| path(&name));
-        wanted(&there, variant, weights.as_ref()).map(|files| files.iter().map(ToString::to_string).collect())
+        wanted(&there, variant, (weights.as_ref(), &[])).map(|files| files.iter().map(ToString::to_string).collect())
     }
 
     const ALL: [&str; 11] = [

@@ -1,5 +1,6 @@
 //! `atelier models`: lists the models there are manifests of, brings their files, proves them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::pack;
-use crate::config::manifest::Manifest;
+use crate::config::manifest::{Manifest, ModeWeights};
 use crate::config::{Config, Environment};
 use crate::engine::tensor_file::PACKED;
 use crate::job::task::ModelName;
@@ -66,18 +67,38 @@ pub(super) fn line(text: &str) -> std::io::Result<()> {
     writeln!(stdout().lock(), "{text}")
 }
 
-/// What there is to do for a model.
+/// What there is to do for a model: for its checkpoint, then for each folder beside it that has files of the modes that are loaded.
 ///
 /// # Errors
 /// When its manifest is wrong, or has no `source`.
-pub fn plan(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<Plan> {
+pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<Vec<Plan>> {
     let manifest = config.manifest_of(name, environment)?;
     let path = config.manifest_path(name);
     let missing = || format!("{}: has no `source`; name where its files come from: hub, s3 or folder", path.display());
-    let weights = weights_in_checkpoint(&manifest)?;
-    let source = manifest.source.with_context(missing)?;
-    let offline = offline || config.hub.offline;
-    Ok(Plan { source, folder: manifest.checkpoint, weights, offline, patience: crate::models::download::Patience::default() })
+    let (modes, weights) = (loaded(config, &manifest), weights_in_checkpoint(&manifest)?);
+    let read = modes.is_empty() || modes.iter().any(|mode| mode.transformer.is_none());
+    let unread: &[&str] = if read { &[] } else { &["transformer"] };
+    let source = manifest.source.clone().with_context(missing)?;
+    let (offline, patience) = (offline || config.hub.offline, crate::models::download::Patience::default());
+    let mut plans = vec![Plan { source, folder: manifest.checkpoint.clone(), weights, unread, offline, patience }];
+    for (folder, source) in &manifest.beside {
+        let folder = folder.under(&config.model.folder);
+        let inside = modes.iter().flat_map(|mode| mode.files()).filter_map(|file| file.strip_prefix(&folder).ok()?.to_str());
+        let files: BTreeMap<FilePath, Option<Checksum>> = inside
+            .filter_map(|file| FilePath::new(file).ok())
+            .map(|file| (file.clone(), source.files.get(&file).copied().flatten()))
+            .collect();
+        if !files.is_empty() {
+            let source = Source { files, ..source.clone() };
+            plans.push(Plan { source, folder, weights: None, unread: &[], offline, patience });
+        }
+    }
+    Ok(plans)
+}
+
+/// The weights of the modes that config.yaml has loaded.
+fn loaded<'a>(config: &Config, manifest: &'a Manifest) -> Vec<&'a ModeWeights> {
+    config.model.modes().into_iter().filter_map(|mode| manifest.modes.of(mode)).collect()
 }
 
 /// The manifest names the one file with all weights beside its own place; a source has it under the checkpoint's folder.
@@ -89,16 +110,27 @@ fn weights_in_checkpoint(manifest: &Manifest) -> anyhow::Result<Option<FilePath>
 }
 
 async fn bring(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<ExitCode> {
-    let plan = plan(config, environment, name, offline)?;
-    let origin = Origin::new(&plan.source.place, &config.model.folder, &config.store, &config.hub).await?;
-    let screen = Screen::new();
-    let pulled = pull(&plan, &origin, &|step| screen.show(step)).await;
-    screen.bar.finish_and_clear();
-    let pulled = pulled?;
-    let fresh = pulled.files.values().filter(|(_, how)| *how != How::There).count();
-    line(&format!("{}: {} files are right, {fresh} of them pulled now", name.as_str(), pulled.files.len()))?;
-    if let Some(keys) = pinning(&plan.source, &pulled) {
-        line(&format!("\nso that it stays this very model, put this under `source:`\n{keys}"))?;
+    let (mut right, mut fresh, mut open) = (0, 0, String::new());
+    for (index, plan) in plans(config, environment, name, offline)?.iter().enumerate() {
+        let origin = Origin::new(&plan.source.place, &config.model.folder, &config.store, &config.hub).await?;
+        let screen = Screen::new();
+        let pulled = pull(plan, &origin, &|step| screen.show(step)).await;
+        screen.bar.finish_and_clear();
+        let pulled = pulled?;
+        right += pulled.files.len();
+        fresh += pulled.files.values().filter(|(_, how)| *how != How::There).count();
+        if let Some(keys) = pinning(&plan.source, &pulled) {
+            let beside = plan.folder.strip_prefix(&config.model.folder).unwrap_or(&plan.folder).display();
+            let (key, indent) = if index == 0 { ("source".into(), "") } else { (format!("beside: {beside}"), "  ") };
+            let _ = writeln!(open, "\nso that it stays this very model, put this under `{key}:`");
+            for line in keys.lines() {
+                let _ = writeln!(open, "{indent}{line}");
+            }
+        }
+    }
+    line(&format!("{}: {right} files are right, {fresh} of them pulled now", name.as_str()))?;
+    if !open.is_empty() {
+        line(open.trim_end())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -170,7 +202,7 @@ fn list(config: &Config, environment: &Environment) -> anyhow::Result<ExitCode> 
         let Some(name) = path.file_stem().and_then(|stem| ModelName::new(&stem.to_string_lossy()).ok()) else { continue };
         let served = if name == config.model.name { "*" } else { " " };
         let about = match config.manifest_of(&name, environment) {
-            Ok(manifest) => state(manifest),
+            Ok(manifest) => format!("{}{}", state(manifest), beside(config, environment, &name)),
             Err(error) => error.to_string(),
         };
         line(&format!("{served} {:<24} {about}", name.as_str()))?;
@@ -187,7 +219,7 @@ fn state(manifest: Manifest) -> String {
     };
     let (all, place) = (source.files.len(), source.place.to_string());
     let patience = crate::models::download::Patience::default();
-    let plan = Plan { source, folder: manifest.checkpoint, weights: None, offline: true, patience };
+    let plan = Plan { source, folder: manifest.checkpoint, weights: None, unread: &[], offline: true, patience };
     match (there, all) {
         (false, _) => format!("{family}  absent  from {place}"),
         (true, 0) => format!("{family}  there{packed}, not pinned  from {place}"),
@@ -195,9 +227,22 @@ fn state(manifest: Manifest) -> String {
     }
 }
 
+/// What is there of the files that modes take from elsewhere.
+fn beside(config: &Config, environment: &Environment, name: &ModelName) -> String {
+    let plans = plans(config, environment, name, true).unwrap_or_default();
+    let (mut there, mut all) = (0, 0);
+    for plan in plans.iter().skip(1) {
+        there += count(plan);
+        all += plan.source.files.len();
+    }
+    if all == 0 { String::new() } else { format!(", {there} of {all} files of its modes there") }
+}
+
 fn prove(config: &Config, environment: &Environment, name: &ModelName) -> anyhow::Result<ExitCode> {
-    let plan = plan(config, environment, name, true)?;
-    let verdicts = verify(&plan)?;
+    let mut verdicts = Vec::new();
+    for plan in plans(config, environment, name, true)? {
+        verdicts.extend(verify(&plan)?);
+    }
     anyhow::ensure!(
         !verdicts.is_empty(),
         "{}: its source names no `files`; `atelier models pull` prints them with their checksums",
@@ -212,7 +257,7 @@ fn prove(config: &Config, environment: &Environment, name: &ModelName) -> anyhow
         };
         line(&format!("  {path}: {what}"))?;
     }
-    let right = verdicts.values().filter(|verdict| **verdict == Verdict::Right).count();
+    let right = verdicts.iter().filter(|(_, verdict)| *verdict == Verdict::Right).count();
     line(&format!("{}: {right} of {} files are right", name.as_str(), verdicts.len()))?;
     Ok(if right == verdicts.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -263,9 +263,17 @@ def dora_along_inputs(pipeline):
         lengths = weight.detach().transpose(0, 1).flatten(1).norm(dim=1) * (1 + normals((weight.shape[1],), 59 + 10 * n, 0.2))
         parts["dora_scale"] = lengths.reshape(1, -1, *[1] * (weight.dim() - 2))
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
-        change = (parts["lora_up.weight"].flatten(1) @ parts["lora_down.weight"].flatten(1)).reshape(weight.shape) * 0.5
-        found[name].weight.data = weight_decompose(weight.detach() + change, parts["dora_scale"], 0.6, wd_on_out=False)
+    merge_along_inputs(pipeline, tensors, 0.6)
     return tensors
+
+
+def merge_along_inputs(pipeline, tensors, scale):
+    for name, module in modules(pipeline):
+        if f"{name}.dora_scale" in tensors:
+            up, down, alpha, lengths = (tensors[f"{name}.{part}"] for part in ("lora_up.weight", "lora_down.weight", "alpha", "dora_scale"))
+            weight = module.weight.detach()
+            change = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * (alpha / down.shape[0])
+            module.weight.data = weight_decompose(weight + change, lengths, scale, wd_on_out=False)
 
 
 def peft_dora(pipeline, path):
@@ -279,8 +287,29 @@ def peft_dora(pipeline, path):
         lengths = module.weight.detach().flatten(1).norm(dim=1) * (1 + normals((out,), 92 + 10 * n, 0.2))
         tensors[f"{key}.lora_magnitude_vector"] = lengths.reshape(1, out, *ones) if kernel else lengths
     save_file(tensors, path)
+    with_peft(pipeline, path, 0.7)
+
+
+def with_peft(pipeline, path, scale):
     pipeline.load_lora_weights(FOLDER, weight_name=path.name, adapter_name="dora")
-    pipeline.set_adapters(["dora"], [0.7])
+    pipeline.set_adapters(["dora"], [scale])
+
+
+def adapted(name, scale):
+    """diffusers with the weights that the file FOLDER/<name>.safetensors makes, in f32; for comparisons on other devices."""
+    pipeline, path = open_pipeline(), FOLDER / f"{name}.safetensors"
+    tensors = load_file(path)
+    if name == "peft_dora":
+        with_peft(pipeline, path, scale)
+    elif name == "dora_along_inputs":
+        merge_along_inputs(pipeline, tensors, scale)
+    elif name == "old_names":
+        new = {f"lora_unet_{old.replace('.', '_')}": f"lora_unet_{new.replace('.', '_')}" for new, old in old_names(pipeline.unet).items()}
+        renamed = {f"{new[key.split('.')[0]]}.{key.split('.', 1)[1]}": tensor for key, tensor in tensors.items()}
+        merge(pipeline, renamed, scale)
+    else:
+        merge(pipeline, tensors, scale)
+    return pipeline
 
 
 def main():

@@ -10,14 +10,14 @@ use super::{UNET, checkpoint, checksum, hub_of, parts, path};
 use crate::servers::DEADLINE;
 use crate::servers::hub::{COMMIT, Fault, Hub, REPOSITORY};
 
-fn atelier(folder: &Path, hub: &Hub, arguments: &[&str]) -> Command {
+pub(super) fn atelier(folder: &Path, hub: &Hub, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_atelier"));
     command.args(["models"]).args(arguments).current_dir(folder).env_clear();
     command.env("HF_ENDPOINT", format!("http://{}", hub.address)).env("ATELIER_MODEL", "sd15");
     command
 }
 
-async fn output(mut command: Command) -> Output {
+pub(super) async fn output(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("runs")
 }
 

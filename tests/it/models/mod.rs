@@ -1,5 +1,6 @@
 //! Models brought from a hub, a bucket or a folder, proven, interrupted, gone on with.
 
+mod beside;
 mod command;
 mod hub;
 mod pack;
@@ -25,7 +26,12 @@ const PULLED: How = How::Pulled { resumed: false };
 
 /// Every file of the tiny checkpoint.
 fn checkpoint() -> Vec<(String, Vec<u8>)> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd/sd15");
+    files_of("tests/fixtures/sd/sd15")
+}
+
+/// Every file in a folder of the repository and the folders in it.
+fn files_of(folder: &str) -> Vec<(String, Vec<u8>)> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut files = Vec::new();
     let mut folders = vec![root.clone()];
     while let Some(folder) = folders.pop() {
@@ -61,6 +67,7 @@ fn plan(folder: &Path, files: BTreeMap<FilePath, Option<Checksum>>) -> Plan {
         source: Source { place, variant: None, files },
         folder: folder.to_owned(),
         weights: None,
+        unread: &[],
         offline: false,
         patience: Patience { attempts: 3, first_pause: Duration::from_millis(1) },
     }
