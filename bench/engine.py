@@ -169,7 +169,7 @@ def cold(profile, note):
         pack = [atelier, "models", "pack", "--dtype", "f32"]
         subprocess.run(pack, cwd=root, env=os.environ | {"ATELIER_MODEL": "full"}, stdout=subprocess.DEVNULL, check=True)
         ours, theirs = [built(profile, "engine")], [sys.executable, "-c", LOAD]
-        runs = [(ready(ours, folder), ready(ours, packed), ready(theirs, folder)) for _ in range(8)][1:]
+        runs = [(ready(ours, folder), ready(ours, packed), ready(theirs, folder)) for _ in range(6)][1:]
         plain, one_file, theirs = (statistics.median(seconds) for seconds in zip(*runs, strict=True))
         peer = f"{PEER}, from_pretrained in a process of its own, its import included; it maps the files and reads what is used later"
         for where, mine in (("a diffusers folder", plain), ("a packed folder", one_file)):
