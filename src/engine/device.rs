@@ -7,7 +7,7 @@ mod products;
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::EngineError;
 use super::reading::Stored;
@@ -42,7 +42,7 @@ pub fn open() -> std::result::Result<Device, EngineError> {
     #[cfg(feature = "cuda")]
     let device = Device::new_cuda(0)?;
     #[cfg(feature = "cuda")]
-    atelier_kernels::cuda::keep_memory(&device.as_cuda_device()?.cuda_stream().context()).map_err(Error::wrap)?;
+    atelier_kernels::cuda::keep_memory(&device.as_cuda_device()?.cuda_stream().context()).map_err(candle_core::Error::wrap)?;
     #[cfg(not(feature = "cuda"))]
     let device = Device::Cpu;
     Ok(device)
@@ -56,9 +56,10 @@ pub fn usual_dtype(device: &Device) -> DType {
 
 /// # Errors
 /// When the device multiplies nothing in this format.
-pub fn check_dtype(dtype: DType, device: &Device) -> Result<()> {
+pub fn check_dtype(dtype: DType, device: &Device) -> std::result::Result<(), EngineError> {
     if device.is_cpu() && dtype == DType::BF16 {
-        return Err(Error::msg("engine.dtype is bf16, in which candle multiplies nothing on a CPU; use f32 or f16"));
+        let problem = "is bf16, in which candle multiplies nothing on a CPU; use f32 or f16".into();
+        return Err(EngineError::Request { field: "engine.dtype", problem });
     }
     Ok(())
 }
