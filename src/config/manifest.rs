@@ -111,6 +111,11 @@ impl Modes {
         }
     }
 
+    /// The weights of those of `asked` that there are.
+    pub fn among(&self, asked: &[Mode]) -> impl Iterator<Item = &ModeWeights> {
+        asked.iter().filter_map(|mode| self.of(*mode))
+    }
+
     /// The names of those that there are, for messages.
     fn names(&self) -> String {
         let names = [Mode::Fp8, Mode::Lora, Mode::Base].into_iter().filter(|mode| self.of(*mode).is_some());

@@ -68,8 +68,8 @@ pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf
     } else {
         collect(folder, DEEPEST, &mut found).map_err(unreadable)?;
     }
-    let modes = config.model.modes().into_iter().filter_map(|mode| manifest.modes.of(mode));
-    let beside = modes.flat_map(ModeWeights::files);
+    let modes = config.model.modes();
+    let beside = manifest.modes.among(&modes).flat_map(ModeWeights::files);
     for file in manifest.weights.iter().chain(beside) {
         let about = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?;
         found.push((file.clone(), about.len()));

@@ -1,7 +1,7 @@
 //! softmax(query·keyᵀ/√D)·value: our own kernel on the CPU, flash attention on a GPU, candle's products in blocks anywhere else.
 
 use atelier_kernels::attention::Attention;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
 use super::device::flash_attention;
@@ -75,7 +75,8 @@ fn attend_in_blocks(
         for row in (0..tokens).step_by(rows) {
             let block = queries.narrow(1, row, rows.min(tokens - row))?.contiguous()?;
             let scores = block.matmul(&keys)?.to_dtype(DType::F32)?;
-            let scores = if causal { scores.broadcast_add(&causal_mask(row, &scores)?)? } else { scores };
+            let scores =
+                if causal { scores.broadcast_add(&causal_mask(row, block.dim(1)?, places, scores.device())?)? } else { scores };
             blocks.push(softmax_last_dim(&scores)?.to_dtype(value.dtype())?.matmul(&values)?);
         }
         attended.push(Tensor::cat(&blocks, 1)?);
@@ -84,20 +85,17 @@ fn attend_in_blocks(
     attended.transpose(1, 2)?.reshape((batch, tokens, channels))
 }
 
-/// What is added to `scores` (N, rows, places), whose first query has the place `first`: nothing up to a query's own place, minus
-/// infinity after it. Returns (rows, places).
-fn causal_mask(first: usize, scores: &Tensor) -> Result<Tensor> {
-    let (_, rows, places) = scores.dims3()?;
-    let place = |from: usize, count: usize| Tensor::arange(from as u32, (from + count) as u32, scores.device());
+/// What is added to the scores of `rows` queries, the first of which has the place `first`: nothing up to a query's own place, minus infinity
+/// after it. Returns (rows, places), f32.
+pub(super) fn causal_mask(first: usize, rows: usize, places: usize, device: &Device) -> Result<Tensor> {
+    let place = |from: usize, count: usize| Tensor::arange(from as u32, (from + count) as u32, device);
     let after = place(0, places)?.unsqueeze(0)?.broadcast_gt(&place(first, rows)?.unsqueeze(1)?)?;
-    let never = Tensor::full(f32::NEG_INFINITY, (rows, places), scores.device())?;
+    let never = Tensor::full(f32::NEG_INFINITY, (rows, places), device)?;
     after.where_cond(&never, &never.zeros_like()?)
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
     #[test]

@@ -75,7 +75,8 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
     let manifest = config.manifest_of(name, environment)?;
     let path = config.manifest_path(name);
     let missing = || format!("{}: has no `source`; name where its files come from: hub, s3 or folder", path.display());
-    let (modes, weights) = (loaded(config, &manifest), weights_in_checkpoint(&manifest)?);
+    let modes: Vec<&ModeWeights> = manifest.modes.among(&config.model.modes()).collect();
+    let weights = weights_in_checkpoint(&manifest)?;
     let read = modes.is_empty() || modes.iter().any(|mode| mode.transformer.is_none());
     let unread: &[&str] = if read { &[] } else { &["transformer"] };
     let source = manifest.source.clone().with_context(missing)?;
@@ -94,11 +95,6 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
         }
     }
     Ok(plans)
-}
-
-/// The weights of the modes that config.yaml has loaded.
-fn loaded<'a>(config: &Config, manifest: &'a Manifest) -> Vec<&'a ModeWeights> {
-    config.model.modes().into_iter().filter_map(|mode| manifest.modes.of(mode)).collect()
 }
 
 /// The manifest names the one file with all weights beside its own place; a source has it under the checkpoint's folder.

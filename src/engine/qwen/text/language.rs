@@ -1,12 +1,13 @@
 //! The text model of Qwen2.5-VL, run once over a whole prompt: no cache, no logits.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 use candle_nn::rotary_emb::rope;
 use candle_nn::{Embedding, Module, RmsNorm, VarBuilder, embedding, rms_norm};
 
 use super::config::LanguageConfig;
 use super::positions::Position;
+use crate::engine::attention::causal_mask;
 use crate::engine::layers::{Linear, linear_b, silu};
 
 /// transformers' `Qwen2_5_VLTextModel`.
@@ -43,7 +44,7 @@ impl LanguageModel {
     pub fn forward(&self, embedded: &Tensor, positions: &[Position]) -> Result<Tensor> {
         let device = embedded.device();
         let mut hidden = embedded.unsqueeze(0)?;
-        let mask = causal_mask(positions.len(), device)?;
+        let mask = causal_mask(0, positions.len(), positions.len(), device)?;
         let half = self.config.head_width() / 2;
         let angles = self.angles(positions);
         let table = |of: fn(f32) -> f32| {
@@ -130,12 +131,4 @@ impl Layer {
         let attended = attended.reshape((self.heads, tokens, width))?.transpose(0, 1)?.reshape((1, tokens, channels))?;
         self.out.forward(&attended)
     }
-}
-
-/// (tokens, tokens), f32: nothing for what came before, minus infinity for what comes after.
-fn causal_mask(tokens: usize, device: &Device) -> Result<Tensor> {
-    let places = Tensor::arange(0_u32, tokens as u32, device)?;
-    let after = places.unsqueeze(0)?.broadcast_gt(&places.unsqueeze(1)?)?;
-    let never = Tensor::full(f32::NEG_INFINITY, after.shape(), device)?;
-    after.where_cond(&never, &never.zeros_like()?)
 }
