@@ -5,7 +5,7 @@
 #   docker build --target cuda --build-arg CUDA_COMPUTE_CAP=90 --tag atelier:0.1.0-sm90 .     Hopper
 #   docker build --target cpu --tag atelier:0.1.0-cpu .                                       no GPU
 #
-# What each stage does is in deploy/image/, where a test runs it. Another model than the bundled toy: mount its folder, or add it in an
+# What each stage does is in deploy/image/, where a test runs it. Another model than the bundled toy: mount its directory, or add it in an
 # image of yours (docs/lambda.md#the-image).
 
 ARG RUST=1.94.1

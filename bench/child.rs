@@ -8,19 +8,19 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 
-/// `FOLDER [NAME=VALUE]...`: a checkpoint's folder, then whatever differs from the usual.
+/// `DIRECTORY [NAME=VALUE]...`: a checkpoint's directory, then whatever differs from the default.
 pub(crate) struct Arguments {
-    pub(crate) folder: PathBuf,
+    pub(crate) directory: PathBuf,
     named: HashMap<String, String>,
 }
 
 impl Arguments {
     /// # Errors
-    /// When there is no folder, or an argument that is not among `known`.
+    /// When there is no directory, or an argument that is not among `known`.
     pub(crate) fn read(known: &[&str]) -> Result<Self> {
         // `cargo bench` adds an argument of its own.
         let mut given = std::env::args().skip(1).filter(|argument| argument != "--bench");
-        let folder = given.next().context("give a checkpoint's folder")?.into();
+        let directory = given.next().context("give a checkpoint's directory")?.into();
         let mut named = HashMap::new();
         for argument in given {
             match argument.split_once('=') {
@@ -28,20 +28,20 @@ impl Arguments {
                 _ => bail!("{argument}: known are {}", known.join("=, ") + "="),
             };
         }
-        Ok(Self { folder, named })
+        Ok(Self { directory, named })
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.named.get(name).map(String::as_str)
     }
 
-    /// `dtype=f32|f16|bf16`, else `usual`.
+    /// `dtype=f32|f16|bf16`, else `default`.
     ///
     /// # Errors
     /// When it says anything else.
-    pub(crate) fn dtype(&self, usual: DType) -> Result<DType> {
+    pub(crate) fn dtype(&self, default_value: DType) -> Result<DType> {
         match self.get("dtype") {
-            None => Ok(usual),
+            None => Ok(default_value),
             Some("f32") => Ok(DType::F32),
             Some("f16") => Ok(DType::F16),
             Some("bf16") => Ok(DType::BF16),

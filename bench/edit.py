@@ -28,9 +28,9 @@ REFERENCES = 1
 TEXT = 256
 
 
-def full_width(folder):
-    folder = Path(folder)
-    tokenizer = words.write(folder)
+def full_width(directory):
+    directory = Path(directory)
+    tokenizer = words.write(directory)
     ids = tokenizer.convert_tokens_to_ids
     transformer = QwenImageTransformer2DModel(num_layers=1, zero_cond_t=True, guidance_embeds=False)
     vae = AutoencoderKLQwenImage(attn_scales=[])
@@ -46,16 +46,16 @@ def full_width(folder):
         image_token_id=ids("<|image_pad|>"), vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
     )).eval()  # fmt: skip
     for module, name in [(transformer, "transformer"), (vae, "vae"), (text, "text_encoder")]:
-        module.eval().save_pretrained(folder / name)
-    FlowMatchEulerDiscreteScheduler(**export.SCHEDULE).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}\n')
+        module.eval().save_pretrained(directory / name)
+    FlowMatchEulerDiscreteScheduler(**export.SCHEDULE).save_pretrained(directory / "scheduler")
+    (directory / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}\n')
     return transformer, vae, text.model.visual
 
 
 def rows(profile, note):
-    with tempfile.TemporaryDirectory() as folder:
-        transformer, vae, visual = full_width(folder)
-        ours = Child([built(profile, "edit"), folder])
+    with tempfile.TemporaryDirectory() as directory:
+        transformer, vae, visual = full_width(directory)
+        ours = Child([built(profile, "edit"), directory])
         side = SIDE_PX // 16
         tokens = torch.randn(1, side * side * (1 + REFERENCES), 64)
         text, shapes = torch.randn(1, TEXT, 3584), [[(1, side, side)] * (1 + REFERENCES)]
@@ -69,7 +69,7 @@ def rows(profile, note):
         grid = torch.tensor([[1, 28, 28]])
         patches = torch.randn(28 * 28, 1176)
         mine, theirs = compare(partial(ours.time, "see 384"), lambda: timed(lambda: visual(patches, grid_thw=grid)), runs=5)
-        what = "vision_block: Qwen2.5-VL vision tower with one block, 392x392; ours resizes and cuts the picture as well"
+        what = "vision_block: Qwen2.5-VL vision tower with one block, 392x392; ours resizes and cuts the image as well"
         yield row(what, "seconds", mine, f"transformers {transformers.__version__}", theirs, cpu(THREADS), note)
         latents = torch.randn(1, 16, 1, SIDE_PX // 8, SIDE_PX // 8)
         mine, theirs = compare(partial(ours.time, f"decode {SIDE_PX} {SIDE_PX}"), lambda: timed(lambda: vae.decode(latents)), runs=3)

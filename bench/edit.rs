@@ -15,7 +15,7 @@ use atelier::engine::qwen::{QwenImageEdit, Variant};
 use atelier::engine::resample::{Filter, resize};
 use atelier::engine::{LoraFile, Watch, device};
 use atelier::job::task::LoraScale;
-use atelier_kernels::recycler::Recycler;
+use atelier_kernels::caching_allocator::CachingAllocator;
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
 
@@ -23,16 +23,16 @@ use self::child::{Arguments, Inputs, timed, write};
 
 /// Layers' results follow each other in the same memory.
 #[global_allocator]
-static ALLOCATOR: Recycler = Recycler::new();
+static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
-/// `edit FOLDER [dtype=f32|f16|bf16] [transformer=FILE] [lora=FILE]`: FILE stands in the place of the folder's own transformer, 8-bit
+/// `edit DIRECTORY [dtype=f32|f16|bf16] [transformer=FILE] [lora=FILE]`: FILE stands in the place of the directory's own transformer, 8-bit
 /// weights usually; first line out: `ready` and what is computed in. The text encoder is loaded when a line wants it first.
 ///
 /// Lines in, and what they do; the line out is how many seconds that took, the device's work included:
 /// - `look WIDTH_PX HEIGHT_PX REFERENCES REFERENCE_PX TEXT_TOKENS`: one forward of the transformer, batch 1, references of
 ///   `REFERENCE_PX` a side. Modulation is not part of it: it is computed once a schedule;
-/// - `see SIDE_PX`: the vision tower over one square picture, its patches included; `decode WIDTH_PX HEIGHT_PX`: one picture;
-/// - `edit WIDTH_PX HEIGHT_PX REFERENCES STEPS`: a picture from words and pictures to pixels, no guidance, nothing known from before;
+/// - `see SIDE_PX`: the vision tower over one square image, its patches included; `decode WIDTH_PX HEIGHT_PX`: one image;
+/// - `edit WIDTH_PX HEIGHT_PX REFERENCES STEPS`: an image from words and images to pixels, no guidance, nothing known from before;
 /// - `stage NAME IN OUT`: the tensors of IN through one stage (see [`Bench::stage`]) to OUT, both safetensors.
 fn main() -> Result<()> {
     let arguments = Arguments::read(&["dtype", "transformer", "lora"])?;
@@ -61,7 +61,7 @@ fn main() -> Result<()> {
 }
 
 struct Bench {
-    folder: PathBuf,
+    directory: PathBuf,
     precision: Precision,
     device: Device,
     model: QwenImageEdit,
@@ -70,20 +70,20 @@ struct Bench {
 
 impl Bench {
     fn load(arguments: &Arguments) -> Result<Self> {
-        let (folder, device) = (arguments.folder.clone(), device::open()?);
-        let usual = Precision::of(&device);
-        let precision = Precision { compute: arguments.dtype(usual.compute)?, ..usual };
+        let (directory, device) = (arguments.directory.clone(), device::open()?);
+        let default_value = Precision::of(&device);
+        let precision = Precision { compute: arguments.dtype(default_value.compute)?, ..default_value };
         let lora = arguments.get("lora").map(|path| LoraFile { path: path.into(), scale: LoraScale::one() });
         let file = arguments.get("transformer").map(PathBuf::from);
         let variant = Variant { file, loras: lora.into_iter().collect(), distilled: false };
-        let model = QwenImageEdit::load(&folder, &variant, precision, device.clone())?;
-        Ok(Self { folder, precision, device, model, encoder: None })
+        let model = QwenImageEdit::load(&directory, &variant, precision, device.clone())?;
+        Ok(Self { directory, precision, device, model, encoder: None })
     }
 
     fn load_encoder(&mut self) -> Result<()> {
         if self.encoder.is_none() {
             let condition_px = Areas::default().condition_px;
-            self.encoder = Some(TextEncoder::load(&self.folder, condition_px, self.precision, self.device.clone())?);
+            self.encoder = Some(TextEncoder::load(&self.directory, condition_px, self.precision, self.device.clone())?);
         }
         Ok(())
     }
@@ -105,9 +105,9 @@ impl Bench {
     }
 
     fn see(&mut self, side_px: u32) -> Result<f64> {
-        let (picture, device) = (picture(side_px, side_px, 0), self.device.clone());
+        let (image, device) = (image(side_px, side_px, 0), self.device.clone());
         let encoder = self.encoder()?;
-        timed(&device, || Ok(encoder.sight().see(&picture)?.tokens.to_dtype(DType::F32)?))
+        timed(&device, || Ok(encoder.sight().see(&image)?.tokens.to_dtype(DType::F32)?))
     }
 
     fn decode(&self, width_px: u32, height_px: u32) -> Result<f64> {
@@ -118,31 +118,31 @@ impl Bench {
     }
 
     fn edit(&mut self, (width_px, height_px): (u32, u32), references: u8, steps: u32) -> Result<f64> {
-        let pictures: Vec<RgbImage> = (0..references).map(|number| picture(768, 1024, number)).collect();
+        let images: Vec<RgbImage> = (0..references).map(|number| image(768, 1024, number)).collect();
         self.load_encoder()?;
         let (device, model) = (self.device.clone(), &mut self.model);
         let encoder = self.encoder.as_mut().context("it was loaded")?;
         model.forget();
         encoder.forget();
         timed(&device, || {
-            let positive = encoder.encode("Dress the person in image 1 in the garment of image 2.", &pictures)?;
-            let scaled = |picture: &RgbImage| {
-                let (width_px, height_px) = model.reference_size(picture.width(), picture.height());
-                resize(picture, width_px, height_px, Filter::Lanczos)
+            let positive = encoder.encode("Dress the person in image 1 in the garment of image 2.", &images)?;
+            let scaled = |image: &RgbImage| {
+                let (width_px, height_px) = model.reference_size(image.width(), image.height());
+                resize(image, width_px, height_px, Filter::Lanczos)
             };
-            let references: Vec<RgbImage> = pictures.iter().map(scaled).collect();
+            let references: Vec<RgbImage> = images.iter().map(scaled).collect();
             let seeds = vec![42];
             let edit = Edit { positive, negative: None, guidance_scale: 1.0, steps, seeds, width_px, height_px };
-            Ok(model.paint(&edit, &references, &Watch::new(|_| ()))?)
+            Ok(model.generate(&edit, &references, &Watch::new(|_| ()))?)
         })
     }
 
     /// What a stage is given, and what it gives:
-    /// - `velocity`: `tokens` (1, T, 4·channels), `text` (1, S, joint), `grids` (i64: height and width in tokens, a row a picture, the
+    /// - `velocity`: `tokens` (1, T, 4·channels), `text` (1, S, joint), `grids` (i64: height and width in tokens, a row an image, the
     ///   output first), `timestep` (f64, (1,), of 1000), to `velocity`;
-    /// - `decode`: `tokens` and `grids` (of one picture) to `pixels` (1, 3, H, W);
-    /// - `reference`: `picture` (u8, (H, W, 3)) to `tokens`;
-    /// - `hidden`: `prompt` (UTF-8 as u8) and the pictures `0`, `1`, … to `states`.
+    /// - `decode`: `tokens` and `grids` (of one image) to `pixels` (1, 3, H, W);
+    /// - `reference`: `image` (u8, (H, W, 3)) to `tokens`;
+    /// - `hidden`: `prompt` (UTF-8 as u8) and the images `0`, `1`, … to `states`.
     fn stage(&mut self, name: &str, inputs: &Inputs, to: &str) -> Result<()> {
         match name {
             "velocity" => {
@@ -152,8 +152,8 @@ impl Bench {
             }
             "decode" => write(to, &[("pixels", &self.model.decode(&inputs.numbers("tokens")?, grids(inputs)?[0])?)]),
             "reference" => {
-                let picture = rgb(inputs.get("picture")?)?;
-                write(to, &[("tokens", &self.model.encode_reference(&picture)?.tokens)])
+                let image = rgb(inputs.get("image")?)?;
+                write(to, &[("tokens", &self.model.encode_reference(&image)?.tokens)])
             }
             "hidden" => {
                 let shown = (0..).map_while(|number: u8| inputs.get(&number.to_string()).ok()).map(rgb);
@@ -176,6 +176,6 @@ fn rgb(numbers: &Tensor) -> Result<RgbImage> {
     RgbImage::from_raw(width as u32, height as u32, numbers.flatten_all()?.to_vec1()?).context("not three bytes a pixel")
 }
 
-fn picture(width_px: u32, height_px: u32, number: u8) -> RgbImage {
+fn image(width_px: u32, height_px: u32, number: u8) -> RgbImage {
     RgbImage::from_fn(width_px, height_px, |x, y| Rgb([x as u8, y as u8, ((x + y) as u8).wrapping_add(number)]))
 }

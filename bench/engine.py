@@ -1,10 +1,10 @@
-"""How fast the engine paints, against diffusers on the same CPU: same weights, same steps, as many threads, in turns.
+"""How fast the engine generates, against diffusers on the same CPU: same weights, same steps, as many threads, in turns.
 
     OMP_WAIT_POLICY=passive python bench/engine.py [--profile dev] [--only tiny|full|memory|cold] [--note TEXT]    needs torch, diffusers, transformers
 
-tiny: a picture of models/tiny-sd, 20 steps, guidance 7.5. full: SD 1.5's own sizes with random weights, one forward of the
-UNet at 512x512 (batch 1, no guidance), one prompt's encoding, one decode of the VAE. memory: the peak of a picture's process, in each mode.
-cold: from a process's start until SD 1.5 is loaded, out of the page cache, from a diffusers folder and from what `atelier models pack` made of
+tiny: an image of models/tiny-sd, 20 steps, guidance 7.5. full: SD 1.5's own sizes with random weights, one forward of the
+UNet at 512x512 (batch 1, no guidance), one prompt's encoding, one decode of the VAE. memory: the peak of an image's process, in each mode.
+cold: from a process's start until SD 1.5 is loaded, out of the page cache, from a diffusers directory and from what `atelier models pack` made of
 it. Times are medians over runs that alternate.
 Without the policy torch's OpenMP threads spin while ours compute.
 """
@@ -103,24 +103,24 @@ def tiny(profile, note):
     ours = Child([built(profile, "engine"), TINY])
     for images in (1, 4):
 
-        def paint(images=images):
+        def generate(images=images):
             generator = torch.Generator().manual_seed(42)
             pipeline("a red apple on a table", negative_prompt="", num_inference_steps=20, guidance_scale=7.5, width=side,
                      height=side, num_images_per_prompt=images, generator=generator, output_type="np")  # fmt: skip
 
-        mine, theirs = compare(partial(ours.time, f"paint {side} 20 {images}"), partial(timed, paint), runs=7)
-        what = f"tiny_picture: tiny-sd, {images} x {side}x{side}, 20 steps, guidance 7.5"
+        mine, theirs = compare(partial(ours.time, f"generate {side} 20 {images}"), partial(timed, generate), runs=7)
+        what = f"tiny_image: tiny-sd, {images} x {side}x{side}, 20 steps, guidance 7.5"
         yield row(what, "seconds", mine, PEER, theirs, cpu(THREADS), note)
 
 
 def full(profile, note):
-    with tempfile.TemporaryDirectory() as folder:
-        pipeline = full_size(folder)
-        ours = Child([built(profile, "engine"), folder])
+    with tempfile.TemporaryDirectory() as directory:
+        pipeline = full_size(directory)
+        ours = Child([built(profile, "engine"), directory])
         latents, text = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 768)
         mine, theirs = compare(partial(ours.time, "unet 512 1"), lambda: timed(lambda: pipeline.unet(latents, 500, text)), runs=3)
         yield row("unet_step: SD 1.5 UNet, one forward, 512x512, batch 1", "seconds", mine, PEER, theirs, cpu(THREADS), note)
-        files = [loras(pipeline.unet, f"{folder}/{name}.safetensors", seed) for seed, name in enumerate(("one", "other"))]
+        files = [loras(pipeline.unet, f"{directory}/{name}.safetensors", seed) for seed, name in enumerate(("one", "other"))]
         step, switched = mine, statistics.median(ours.time(f"switch {files[0]} {files[1]}") for _ in range(3))
         what = "lora_switch: SD 1.5, change to another LoRA of rank 16 that was used before, 128 attention layers"
         yield row(what, "seconds", switched, "our own UNet step above", step, cpu(THREADS), note)
@@ -132,16 +132,16 @@ def full(profile, note):
 
 
 def memory(profile, note):
-    """The most memory a process of its own has had for one picture: all of it, the model's 4.1 GiB in f32 and the program included."""
-    with tempfile.TemporaryDirectory() as folder:
-        full_size(folder)
+    """The most memory a process of its own has had for one image: all of it, the model's 4.1 GiB in f32 and the program included."""
+    with tempfile.TemporaryDirectory() as directory:
+        full_size(directory)
         for budget, options in ((None, ()), (6000, ("vae_tiling",)), (5000, ("vae_tiling", "attention_slicing"))):
-            with Child([built(profile, "engine"), folder]) as ours:
+            with Child([built(profile, "engine"), directory]) as ours:
                 if budget:
                     ours.time(f"budget {budget}")
-                ours.time("paint 512 1 1")
+                ours.time("generate 512 1 1")
                 mine = peak_mib(ours.process.pid)
-            command = [sys.executable, __file__, "--paint-in", folder, *options]
+            command = [sys.executable, __file__, "--generate-in", directory, *options]
             theirs = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
             what = f"peak_memory: SD 1.5, 512x512, guidance 7.5, {f'engine.memory_budget_mib {budget}' if budget else 'no budget'}"
             yield row(what, "MiB", mine, f"{PEER}, {' and '.join(options) or 'plain'}", theirs, cpu(THREADS), note)
@@ -160,36 +160,36 @@ sys.stdin.read()
 def cold(profile, note):
     """From the start of a process until it says that the model is loaded, in f32."""
     with tempfile.TemporaryDirectory() as root:
-        folder, packed = Path(root, "models", "full"), Path(root, "models", "full-f32")
-        full_size(folder)
-        folder.with_suffix(".yaml").write_text("family: stable-diffusion-1\ncheckpoint: full\n")
+        directory, packed = Path(root, "models", "full"), Path(root, "models", "full-f32")
+        full_size(directory)
+        directory.with_suffix(".yaml").write_text("family: stable-diffusion-1\ncheckpoint: full\n")
         build = ["cargo", "build", "--bin", "atelier", "--profile", profile, "--message-format", "json"]
         lines = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
         atelier = [m["executable"] for m in map(json.loads, lines) if m.get("executable")][-1]
         pack = [atelier, "models", "pack", "--dtype", "f32"]
         subprocess.run(pack, cwd=root, env=os.environ | {"ATELIER_MODEL": "full"}, stdout=subprocess.DEVNULL, check=True)
         ours, theirs = [built(profile, "engine")], [sys.executable, "-c", LOAD]
-        runs = [(ready(ours, folder), ready(ours, packed), ready(theirs, folder)) for _ in range(6)][1:]
+        runs = [(ready(ours, directory), ready(ours, packed), ready(theirs, directory)) for _ in range(6)][1:]
         plain, one_file, theirs = (statistics.median(seconds) for seconds in zip(*runs, strict=True))
         peer = f"{PEER}, from_pretrained in a process of its own, its import included; it maps the files and reads what is used later"
-        for where, mine in (("a diffusers folder", plain), ("a packed folder", one_file)):
+        for where, mine in (("a diffusers directory", plain), ("a packed directory", one_file)):
             what = f"cold_start_ready: process start to SD 1.5 loaded, f32, from {where}, page cache warm"
             yield row(what, "seconds", mine, peer, theirs, cpu(THREADS), note)
 
 
-def settle(folder):
+def settle(directory):
     """Brings every file into the page cache, and as much memory as the model takes into this machine: a virtual one gives back to its host what
     nobody uses, and whoever runs next would pay for getting it again."""
     _ = b"\1" * (5 << 30)
-    for path in filter(Path.is_file, Path(folder).rglob("*")):
+    for path in filter(Path.is_file, Path(directory).rglob("*")):
         with path.open("rb") as file:
             while file.read(1 << 24):
                 pass
 
 
-def ready(command, folder):
-    settle(folder)
-    with Child([*command, folder]) as child:
+def ready(command, directory):
+    settle(directory)
+    with Child([*command, directory]) as child:
         return child.ready_seconds
 
 
@@ -198,9 +198,9 @@ def peak_mib(pid):
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def paint_in(folder, options):
+def generate_in(directory, options):
     """The peer's own process: prints the most memory it has had."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(directory, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     if "vae_tiling" in options:
         pipeline.vae.enable_tiling()
@@ -224,7 +224,7 @@ def loras(unet, path, seed):
     return path
 
 
-def full_size(folder):
+def full_size(directory):
     """SD 1.5 with random weights; its vocabulary is tiny-sd's."""
     tokenizer = CLIPTokenizer.from_pretrained(str(TINY / "tokenizer"))
     text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
@@ -238,7 +238,7 @@ def full_size(folder):
         vae=vae, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet, safety_checker=None,
         scheduler=DPMSolverMultistepScheduler(), feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    pipeline.save_pretrained(folder)
+    pipeline.save_pretrained(directory)
     return pipeline
 
 
@@ -247,11 +247,11 @@ def main():
     parser.add_argument("--profile", default="bench", help="cargo profile that ours is built in")
     parser.add_argument("--only", choices=("tiny", "full", "memory", "cold"))
     parser.add_argument("--note", default="", help="what a reader of the results must know about this run")
-    parser.add_argument("--paint-in", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--generate-in", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    if options.paint_in:
-        return paint_in(options.paint_in[0], options.paint_in[1:])
+    if options.generate_in:
+        return generate_in(options.generate_in[0], options.generate_in[1:])
     for name, benchmark in {"tiny": tiny, "full": full, "memory": memory, "cold": cold}.items():
         if options.only in (None, name):
             report(f"engine-{name}", "cpu", list(benchmark(options.profile, options.note)))

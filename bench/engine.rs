@@ -9,38 +9,40 @@ use anyhow::{Context, Result, bail};
 use atelier::engine::noise::Noise;
 use atelier::engine::sd::StableDiffusion;
 use atelier::engine::sd::inversion::Inversions;
-use atelier::engine::{Engine, LoraFile, PaintRequest, Watch, device};
+use atelier::engine::{Engine, GenerateRequest, LoraFile, Watch, device};
 use atelier::job::task::{
     Generate, GuidanceScale, ImageCount, LoraScale, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount,
 };
-use atelier_kernels::recycler::Recycler;
+use atelier_kernels::caching_allocator::CachingAllocator;
 use candle_core::Device;
 
 use self::child::{Arguments, Inputs, timed, write};
 
 /// Layers' results follow each other in the same memory.
 #[global_allocator]
-static ALLOCATOR: Recycler = Recycler::new();
+static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
-/// `engine FOLDER [dtype=f32|f16|bf16]`; first line out: `ready` and what is computed in.
+/// `engine DIRECTORY [dtype=f32|f16|bf16]`; first line out: `ready` and what is computed in.
 ///
 /// Lines in, and what they do; the line out is how many seconds that took, the device's work included:
-/// - `paint SIDE_PX STEPS IMAGES`: pictures, from the prompt to pixels;
-/// - `unet SIDE_PX ROWS`: one forward of the UNet; `encode`: one prompt; `decode SIDE_PX`: one picture;
+/// - `generate SIDE_PX STEPS IMAGES`: images, from the prompt to pixels;
+/// - `unet SIDE_PX ROWS`: one forward of the UNet; `encode`: one prompt; `decode SIDE_PX`: one image;
 /// - `switch LORA OTHER_LORA`: from one LoRA to another that was used before;
-/// - `loras [FILE SCALE]...`: all that follows is painted with these;
+/// - `loras [FILE SCALE]...`: all that follows is generated with these;
 /// - `budget MIB`: all that follows stays within it;
 /// - `stage NAME IN OUT`: the tensors of IN through one stage (see [`stage`]) to OUT, both safetensors.
 fn main() -> Result<()> {
     let arguments = Arguments::read(&["dtype"])?;
     let device = device::open()?;
-    let dtype = arguments.dtype(device::usual_dtype(&device))?;
-    let mut engine = StableDiffusion::load(&arguments.folder, dtype, device.clone())?;
+    let dtype = arguments.dtype(device::default_dtype(&device))?;
+    let mut engine = StableDiffusion::load(&arguments.directory, dtype, device.clone())?;
     child::ready(dtype)?;
     for line in stdin().lock().lines() {
         let line = line?;
         let seconds = match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-            ["paint", side, steps, images] => paint(&mut engine, &request(side.parse()?, steps.parse()?, images.parse()?)?)?,
+            ["generate", side, steps, images] => {
+                generate(&mut engine, &request(side.parse()?, steps.parse()?, images.parse()?)?)?
+            }
             ["unet", side, rows] => unet(&engine, &device, side.parse()?, rows.parse()?)?,
             ["encode"] => encode(&engine, &device)?,
             ["decode", side] => decode(&engine, &device, side.parse()?)?,
@@ -58,7 +60,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn request(side_px: u64, steps: u64, images: u64) -> Result<PaintRequest> {
+fn request(side_px: u64, steps: u64, images: u64) -> Result<GenerateRequest> {
     let named = |problem: String| anyhow::anyhow!(problem);
     let side = SidePx::new(side_px).map_err(named)?;
     let task = Generate {
@@ -75,12 +77,12 @@ fn request(side_px: u64, steps: u64, images: u64) -> Result<PaintRequest> {
         num_images: ImageCount::new(images).map_err(named)?,
         seed: Seed::new(42).map_err(named)?,
     };
-    Ok(PaintRequest { task, loras: vec![], embeddings: vec![], start: None })
+    Ok(GenerateRequest { task, loras: vec![], embeddings: vec![], start: None })
 }
 
-fn paint(engine: &mut StableDiffusion, request: &PaintRequest) -> Result<f64> {
+fn generate(engine: &mut StableDiffusion, request: &GenerateRequest) -> Result<f64> {
     let start = Instant::now();
-    engine.paint(request, &Watch::new(|_| ()))?;
+    engine.generate(request, &Watch::new(|_| ()))?;
     Ok(start.elapsed().as_secs_f64())
 }
 
@@ -139,7 +141,7 @@ fn stage(engine: &StableDiffusion, name: &str, inputs: &Inputs, to: &str) -> Res
         }
         "decode" => write(to, &[("pixels", &engine.decode(&inputs.numbers("latents")?)?)]),
         "encode" => {
-            let moments = engine.encode_picture(&inputs.numbers("pixels")?).context("no picture was encoded")?;
+            let moments = engine.encode_image(&inputs.numbers("pixels")?).context("no image was encoded")?;
             write(to, &[("mean", &moments.mean), ("std", &moments.std)])
         }
         _ => bail!("unknown stage: {name}"),

@@ -31,7 +31,7 @@ def works(rehearse):
             yield f"edit_step_{size}_{count}ref", what, f"look {width} {height} {count} {reference} {TEXT_TOKENS}", True
     yield "edit_vae_decode", f"one decode, {width}x{height}", f"decode {width} {height}", False
     for count in (1, 2):
-        what = f"words and {count} pictures to a picture, {width}x{height}, {STEPS} steps, no guidance"
+        what = f"words and {count} images to an image, {width}x{height}, {STEPS} steps, no guidance"
         yield f"edit_{STEPS}_steps_{count}ref", what, f"edit {width} {height} {count} {STEPS}", False
 
 
@@ -66,19 +66,19 @@ def pairs(run, kept, mine, theirs, blocks):
 def rows(run):
     pool = pools(1 << 16 if run.rehearse else POOL)
     place = roomiest()
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        folder = Path(folder)
-        speed = all_but_the_transformer(folder, run.rehearse, pool)
+    with tempfile.TemporaryDirectory(dir=place) as directory:
+        directory = Path(directory)
+        speed = all_but_the_transformer(directory, run.rehearse, pool)
         blocks = 2 if run.rehearse else affordable_blocks(place, speed)
         transformer = transformer_of(run.rehearse, blocks)
-        whole(folder, transformer, pool)
+        whole(directory, transformer, pool)
         print(f"edit: {blocks} blocks in {place}, {speed / 1e9:.1f} GB/s", flush=True)
-        ours = measured(run, lambda: run.ours(run.edit, folder))
-        theirs = measured(run, lambda: run.peer("edit", folder))
+        ours = measured(run, lambda: run.ours(run.edit, directory))
+        theirs = measured(run, lambda: run.peer("edit", directory))
         yield from pairs(run, "bf16", ours, theirs, blocks)
         # There is no room for both.
-        for shard in (folder / "transformer").glob("*.safetensors"):
+        for shard in (directory / "transformer").glob("*.safetensors"):
             shard.unlink()
-        eight_bit(folder / "eight-bit.safetensors", transformer, pool)
-        ours = measured(run, lambda: run.ours(run.edit, folder, transformer=folder / "eight-bit.safetensors"))
+        eight_bit(directory / "eight-bit.safetensors", transformer, pool)
+        ours = measured(run, lambda: run.ours(run.edit, directory, transformer=directory / "eight-bit.safetensors"))
         yield from pairs(run, "fp8", ours, theirs, blocks)

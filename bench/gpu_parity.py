@@ -87,20 +87,20 @@ def with_lora(diffusers):
 
 def formats():
     """(name, files with scales, diffusers' pipeline with them) of every format of LoRA."""
-    folder = SD / "loras"
-    for mix, scales in json.loads((folder / "mixes.json").read_text()).items():
+    directory = SD / "loras"
+    for mix, scales in json.loads((directory / "mixes.json").read_text()).items():
         pipeline = open_pipeline()
         for lora in scales:
-            pipeline.load_lora_weights(folder, weight_name=f"{lora}.safetensors", adapter_name=lora)
+            pipeline.load_lora_weights(directory, weight_name=f"{lora}.safetensors", adapter_name=lora)
         pipeline.set_adapters(list(scales), list(scales.values()))
-        yield f"LoRA {mix}", [(folder / f"{lora}.safetensors", scale) for lora, scale in scales.items()], pipeline
+        yield f"LoRA {mix}", [(directory / f"{lora}.safetensors", scale) for lora, scale in scales.items()], pipeline
     sys.path.insert(0, str(ROOT / "tests/oracle"))
     try:
         import adapters
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"the adapters' oracle wants lycoris-lora, einops and toml: {missing}") from missing
-    for name, scale in json.loads((adapters.FOLDER / "scales.json").read_text()).items():
-        yield f"adapter {name}", [(adapters.FOLDER / f"{name}.safetensors", scale)], adapters.adapted(name, scale)
+    for name, scale in json.loads((adapters.DIRECTORY / "scales.json").read_text()).items():
+        yield f"adapter {name}", [(adapters.DIRECTORY / f"{name}.safetensors", scale)], adapters.adapted(name, scale)
 
 
 def stable_diffusion(run):

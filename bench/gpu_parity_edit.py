@@ -21,17 +21,17 @@ FIXTURES = ROOT / "tests/fixtures"
 GRIDS = [(7, 5), (6, 6), (3, 8)]
 """In tokens: the output, then references."""
 SIDES = [(384, 384), (320, 448)]
-"""Of pictures, (width, height), that the text encoder is shown as they are: Pillow's versions differ in how they make others smaller."""
+"""Of images, (width, height), that the text encoder is shown as they are: Pillow's versions differ in how they make others smaller."""
 INSTRUCTION = "Dress the person in image 1 in the garment of image 2."
 EIGHT_BIT = {"fp8, a scale a row": "channel", "fp8, a scale a matrix": "tensor", "fp8 without scales": "bare"}
 
 
-def checkpoint(folder):
-    """One folder out of two fixtures: the text encoder is one of its own."""
+def checkpoint(directory):
+    """One directory out of two fixtures: the text encoder is one of its own."""
     for part in [*(FIXTURES / "qwen/edit").iterdir(), *(FIXTURES / "qwen-text").iterdir()]:
         if part.suffix != ".safetensors":
-            (folder / part.name).symlink_to(part)
-    return folder
+            (directory / part.name).symlink_to(part)
+    return directory
 
 
 def stored_in(path):
@@ -58,16 +58,16 @@ def rounded(_module, inputs):
 class Diffusers:
     """The stages as diffusers has them; inputs and outputs as bench/edit.rs says."""
 
-    def __init__(self, folder, device, eight_bit=None, lora=None):
+    def __init__(self, directory, device, eight_bit=None, lora=None):
         self.device, self.eight_bit, self.hooks = device, eight_bit, []
-        transformer = QwenImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        transformer = QwenImageTransformer2DModel.from_pretrained(directory / "transformer", torch_dtype=torch.float32)
         if eight_bit:
             transformer.load_state_dict(whole(eight_bit))
-        encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32).eval()
+        encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory / "text_encoder", torch_dtype=torch.float32).eval()
         tokenizer = words.new_tokenizer()
         self.pipeline = QwenImageEditPlusPipeline(
-            None, AutoencoderKLQwenImage.from_pretrained(folder / "vae", torch_dtype=torch.float32),
-            qwen_text.told_what_is_a_picture(encoder), tokenizer, qwen_text.Processor(tokenizer, words.new_image_processor()), transformer,
+            None, AutoencoderKLQwenImage.from_pretrained(directory / "vae", torch_dtype=torch.float32),
+            qwen_text.told_what_is_a_image(encoder), tokenizer, qwen_text.Processor(tokenizer, words.new_image_processor()), transformer,
         ).to(device)  # fmt: skip
         if lora:
             self.pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
@@ -103,15 +103,15 @@ class Diffusers:
         mean, std = self.statistics(dtype)
         return {"pixels": self.pipeline.vae.decode(latents * std + mean, return_dict=False)[0][:, :, 0]}
 
-    def reference(self, dtype, picture):
-        pixels = (picture.to(self.device).float() / 127.5 - 1).to(dtype).permute(2, 0, 1)[None, :, None]
+    def reference(self, dtype, image):
+        pixels = (image.to(self.device).float() / 127.5 - 1).to(dtype).permute(2, 0, 1)[None, :, None]
         mean, std = self.statistics(dtype)
         latents = (self.pipeline.vae.encode(pixels).latent_dist.mode() - mean) / std
         _, channels, _, height, width = latents.shape
         return {"tokens": self.pipeline._pack_latents(latents, 1, channels, height, width)}
 
-    def hidden(self, _dtype, prompt, **pictures):
-        shown = [qwen_text.Image.fromarray(picture.numpy()) for picture in pictures.values()]
+    def hidden(self, _dtype, prompt, **images):
+        shown = [qwen_text.Image.fromarray(image.numpy()) for image in images.values()]
         return {"states": self.pipeline.encode_prompt(prompt, image=shown, device=self.device)[0]}
 
 
@@ -125,13 +125,13 @@ def others():
     given = load_file(FIXTURES / "qwen/expected.safetensors")
     tokens = given["forward/tokens"][:, : GRIDS[0][0] * GRIDS[0][1]]
     yield "VAE decode", "decode", {"tokens": tokens, "grids": torch.tensor(GRIDS[:1])}
-    yield "VAE encode", "reference", {"picture": given["resized/person"]}
-    pictures = {str(number): as_bytes(qwen_text.PICTURES["person"].resize(side)) for number, side in enumerate(SIDES)}
-    yield "hidden states", "hidden", {"prompt": INSTRUCTION} | pictures
+    yield "VAE encode", "reference", {"image": given["resized/person"]}
+    images = {str(number): as_bytes(qwen_text.IMAGES["person"].resize(side)) for number, side in enumerate(SIDES)}
+    yield "hidden states", "hidden", {"prompt": INSTRUCTION} | images
 
 
-def as_bytes(picture):
-    return torch.from_numpy(qwen_text.np.asarray(picture).copy())
+def as_bytes(image):
+    return torch.from_numpy(qwen_text.np.asarray(image).copy())
 
 
 def rows(run):
@@ -139,12 +139,12 @@ def rows(run):
     variants = {"whole weights": {}}
     variants |= {title: {"transformer": FIXTURES / f"qwen/fp8/{name}.safetensors"} for title, name in EIGHT_BIT.items()}
     variants |= {f"LoRA {name}": {"lora": lora / f"{name}.safetensors"} for name in ("lightning", "diffusers", "others")}
-    with tempfile.TemporaryDirectory() as folder:
-        folder = checkpoint(Path(folder))
+    with tempfile.TemporaryDirectory() as directory:
+        directory = checkpoint(Path(directory))
         for title, options in variants.items():
-            diffusers = Diffusers(folder, run.device, options.get("transformer"), options.get("lora"))
+            diffusers = Diffusers(directory, run.device, options.get("transformer"), options.get("lora"))
             cases = list(looks()) + ([] if options else list(others()))
-            start = partial(run.ours, run.edit, folder, **options)
+            start = partial(run.ours, run.edit, directory, **options)
             with start(dtype="f32") as exact, start(dtype="bf16") as half:
                 ours = {torch.float32: Stages(exact), torch.bfloat16: Stages(half)}
                 near = diffusers.with_rounded_tokens if "transformer" in options else None

@@ -1,6 +1,6 @@
 """diffusers as a process that waits for work, one piece a line: the peer of bench/engine.rs and bench/edit.rs in bench/gpu.py.
 
-    python bench/gpu_peer.py sd|edit FOLDER cuda|cpu eager|compiled    needs torch, diffusers, transformers, accelerate
+    python bench/gpu_peer.py sd|edit DIRECTORY cuda|cpu eager|compiled    needs torch, diffusers, transformers, accelerate
 
 It computes in f16 (sd) or bf16 (edit) on a GPU, in f32 on a CPU. Lines and answers are those of the two programs, and two of its own:
 `launches SIDE_PX ROWS` and `busy SIDE_PX ROWS`, kernels and their seconds in one forward of the UNet.
@@ -47,9 +47,9 @@ class Peer:
 class StableDiffusion(Peer):
     """As its own guide advises on a GPU: f16, and compiled with the order of channels that convolutions like best."""
 
-    def __init__(self, folder, device, way):
+    def __init__(self, directory, device, way):
         super().__init__(device, torch.float16 if device == "cuda" else torch.float32)
-        self.pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=self.dtype, safety_checker=None).to(device)
+        self.pipeline = StableDiffusionPipeline.from_pretrained(directory, torch_dtype=self.dtype, safety_checker=None).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         if way == "compiled":
             for name in ("unet", "vae"):
@@ -58,7 +58,7 @@ class StableDiffusion(Peer):
             self.pipeline.unet = torch.compile(self.pipeline.unet, **compiled)
             self.pipeline.vae.decode = torch.compile(self.pipeline.vae.decode, **compiled)
 
-    def paint(self, side, steps, images):
+    def generate(self, side, steps, images):
         generator = torch.Generator(self.device).manual_seed(42)
         return self.seconds(lambda: self.pipeline(
             PROMPT, negative_prompt="", num_inference_steps=steps, guidance_scale=7.5, width=side, height=side,
@@ -99,13 +99,13 @@ class StableDiffusion(Peer):
 
 
 class Edit(Peer):
-    def __init__(self, folder, device, _way):
+    def __init__(self, directory, device, _way):
         super().__init__(device, torch.bfloat16 if device == "cuda" else torch.float32)
-        self.folder, self.pipeline = Path(folder), None
+        self.directory, self.pipeline = Path(directory), None
         # Straight to where they are wanted: the host may not have room for them.
         self.loaded = {"torch_dtype": self.dtype, "device_map": {"": "cuda:0" if device == "cuda" else device}}
-        self.transformer = QwenImageTransformer2DModel.from_pretrained(self.folder / "transformer", **self.loaded)
-        self.vae = AutoencoderKLQwenImage.from_pretrained(self.folder / "vae", torch_dtype=self.dtype).to(device)
+        self.transformer = QwenImageTransformer2DModel.from_pretrained(self.directory / "transformer", **self.loaded)
+        self.vae = AutoencoderKLQwenImage.from_pretrained(self.directory / "vae", torch_dtype=self.dtype).to(device)
 
     def look(self, width, height, references, reference, text):
         sides = [(1, height // 16, width // 16)] + [(1, reference // 16, reference // 16)] * references
@@ -119,10 +119,10 @@ class Edit(Peer):
         return self.seconds(lambda: self.vae.decode(latents, return_dict=False))
 
     def edit(self, width, height, references, steps):
-        pictures = [Image.linear_gradient("L").resize((768, 1024)).convert("RGB") for _ in range(references)]
+        images = [Image.linear_gradient("L").resize((768, 1024)).convert("RGB") for _ in range(references)]
         pipeline, generator = self.with_words(), torch.Generator().manual_seed(42)
         return self.seconds(lambda: pipeline(
-            image=pictures, prompt=INSTRUCTION, true_cfg_scale=1.0, num_inference_steps=steps, width=width, height=height,
+            image=images, prompt=INSTRUCTION, true_cfg_scale=1.0, num_inference_steps=steps, width=width, height=height,
             generator=generator, output_type="np",
         ))  # fmt: skip
 
@@ -131,13 +131,13 @@ class Edit(Peer):
         if self.pipeline is None:
             sys.path[:0] = [str(ROOT / part) for part in ("tests/oracle", "models/train/edit", "models/train")]
             import words
-            from qwen_text import Processor, told_what_is_a_picture
+            from qwen_text import Processor, told_what_is_a_image
             from transformers import Qwen2_5_VLForConditionalGeneration
 
-            encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder / "text_encoder", **self.loaded).eval()
+            encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.directory / "text_encoder", **self.loaded).eval()
             tokenizer = words.new_tokenizer()
             self.pipeline = QwenImageEditPlusPipeline(
-                FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder / "scheduler"), self.vae, told_what_is_a_picture(encoder),
+                FlowMatchEulerDiscreteScheduler.from_pretrained(self.directory / "scheduler"), self.vae, told_what_is_a_image(encoder),
                 tokenizer, Processor(tokenizer, words.new_image_processor()), self.transformer,
             )  # fmt: skip
             self.pipeline.set_progress_bar_config(disable=True)
@@ -149,8 +149,8 @@ def main():
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     quiet()
-    family, folder, device, way = sys.argv[1:]
-    peer = {"sd": StableDiffusion, "edit": Edit}[family](folder, device, way)
+    family, directory, device, way = sys.argv[1:]
+    peer = {"sd": StableDiffusion, "edit": Edit}[family](directory, device, way)
     in_words = "torch.compile max-autotune, channels_last" if way == "compiled" else "eager"
     print(f"ready {str(peer.dtype).removeprefix('torch.')}, {in_words}", file=answers)
     # What is given as well: torch.compile tells tensors from in here and from outside apart.

@@ -1,7 +1,7 @@
 """Where a guided UNet step's time goes on a GPU: our kernels by time, launches, and what lies between them.
 
 Measured with NVIDIA's `nsys`, or `ncu` where that is missing; without both it is left out. Loading, prompt and decoding are in every
-run of the program, so what one more step adds to a picture is a step.
+run of the program, so what one more step adds to an image is a step.
 """
 
 import csv
@@ -27,13 +27,13 @@ def rows(run):
     if tool is None:
         print("profile: left out, neither nsys nor ncu is on the PATH")
         return
-    folder = run.stable_diffusion
-    side = UNet2DConditionModel.load_config(folder / "unet")["sample_size"] * 8
-    short, long = (TOOLS[tool]([run.engine, folder], f"paint {side} {steps} 1\n", run.deadline) for steps in (SHORT, LONG))
+    directory = run.stable_diffusion
+    side = UNet2DConditionModel.load_config(directory / "unet")["sample_size"] * 8
+    short, long = (TOOLS[tool]([run.engine, directory], f"generate {side} {steps} 1\n", run.deadline) for steps in (SHORT, LONG))
     step = {name: tuple((more - less) / (LONG - SHORT) for more, less in zip(long[name], short[name], strict=True)) for name in long}
     launches, busy = (sum(both) for both in zip(*step.values(), strict=True))
     line = f"unet {side} 2"
-    with run.ours(run.engine, folder) as ours, run.peer("sd", folder) as peer:
+    with run.ours(run.engine, directory) as ours, run.peer("sd", directory) as peer:
         mine, their = compare(partial(ours.time, line), partial(peer.time, line), 10, 3)
         theirs_launched, theirs_busy = peer.time(f"launches {side} 2"), peer.time(f"busy {side} 2")
         what = f"a guided UNet step, {side}x{side}, batch 1; ours in {ours.computes_in}, by {tool}"
@@ -70,8 +70,8 @@ def profiled(command, line, deadline):
 
 def nsys(command, line, deadline):
     """Launches and seconds by kernel."""
-    with tempfile.TemporaryDirectory() as folder:
-        trace = f"{folder}/trace"
+    with tempfile.TemporaryDirectory() as directory:
+        trace = f"{directory}/trace"
         profiled(["nsys", "profile", "--trace", "cuda", "--output", trace, *command], line, deadline)
         stats = ["nsys", "stats", "--report", "cuda_gpu_kern_sum", "--format", "csv", "--output", "-", f"{trace}.nsys-rep"]
         table = profiled(stats, "", deadline)
@@ -83,8 +83,8 @@ def nsys(command, line, deadline):
 
 def ncu(command, line, deadline):
     """The same; every kernel is measured by itself, so that it takes longer than it would among the others."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log.csv"
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log.csv"
         measured = ["--metrics", "gpu__time_duration.sum", "--clock-control", "none", "--cache-control", "none"]
         options = [*measured, "--csv", "--print-units", "base", "--log-file", log]
         profiled(["ncu", *options, *command], line, deadline)

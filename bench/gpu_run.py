@@ -52,18 +52,18 @@ class Run:
 
     @functools.cached_property
     def stable_diffusion(self):
-        """A folder with Stable Diffusion 1.5 at its own sizes, random weights; the bundled model in a rehearsal."""
+        """A directory with Stable Diffusion 1.5 at its own sizes, random weights; the bundled model in a rehearsal."""
         if self.rehearse:
             return TINY
-        folder = Path(self.kept.enter_context(tempfile.TemporaryDirectory()))
-        full_size(folder)
-        return folder
+        directory = Path(self.kept.enter_context(tempfile.TemporaryDirectory()))
+        full_size(directory)
+        return directory
 
-    def ours(self, binary, folder, **options):
-        return Child([binary, folder, *(f"{name}={value}" for name, value in options.items())], self.deadline)
+    def ours(self, binary, directory, **options):
+        return Child([binary, directory, *(f"{name}={value}" for name, value in options.items())], self.deadline)
 
-    def peer(self, family, folder, way="eager"):
-        return Child([sys.executable, ROOT / "bench/gpu_peer.py", family, folder, self.device, way], self.deadline)
+    def peer(self, family, directory, way="eager"):
+        return Child([sys.executable, ROOT / "bench/gpu_peer.py", family, directory, self.device, way], self.deadline)
 
     def row(self, what, unit, ours, peer, peer_value):
         return row(what, unit, ours, peer, peer_value, self.name, self.note)

@@ -19,8 +19,8 @@ class Stages:
         self.child = child
 
     def __call__(self, stage, inputs):
-        with tempfile.TemporaryDirectory() as folder:
-            given, made = f"{folder}/in.safetensors", f"{folder}/out.safetensors"
+        with tempfile.TemporaryDirectory() as directory:
+            given, made = f"{directory}/in.safetensors", f"{directory}/out.safetensors"
             save_file({name: as_tensor(value) for name, value in inputs.items()}, given)
             self.child.time(f"stage {stage} {given} {made}")
             return load_file(made)

@@ -63,19 +63,19 @@ def write(path, tensors, pool):
                 left -= file.write(numbers[: min(left, len(numbers))])
 
 
-def shards(folder, stem, shapes, pool):
+def shards(directory, stem, shapes, pool):
     """`shapes` in bf16, a file a block and one for the rest, with their index."""
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, shape in shapes.items():
         block = [part for part in name.split(".") if part.isdigit()][:1]
         key = f"{name.split('.' + block[0] + '.')[0]}.{block[0]}" if block else "rest"
         files.setdefault(f"{stem}-{key}.safetensors", []).append((name, "BF16", shape))
     with ThreadPoolExecutor(WRITERS) as writers:
-        list(writers.map(lambda item: write(folder / item[0], item[1], pool), files.items()))
+        list(writers.map(lambda item: write(directory / item[0], item[1], pool), files.items()))
     index = {name: file for file, tensors in files.items() for name, _, _ in tensors}
     table = {"metadata": {"total_size": bytes_of(shapes)}, "weight_map": index}
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(table))
+    (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(table))
 
 
 def shapes_of(model):
@@ -136,19 +136,19 @@ def roomiest():
     return max((place for place in (tempfile.gettempdir(), IN_MEMORY) if os.path.isdir(place)), key=room_in)
 
 
-def all_but_the_transformer(folder, tiny, pool):
+def all_but_the_transformer(directory, tiny, pool):
     """In bf16; returns how many bytes a second were written."""
     start = time.perf_counter()
     with torch.device("meta"):
-        encoder = Qwen2_5_VLForConditionalGeneration(config_of(words.write(folder), tiny))
+        encoder = Qwen2_5_VLForConditionalGeneration(config_of(words.write(directory), tiny))
     shapes = shapes_of(encoder)
-    shards(folder / "text_encoder", "model", shapes, pool)
-    encoder.config.save_pretrained(folder / "text_encoder")
+    shards(directory / "text_encoder", "model", shapes, pool)
+    encoder.config.save_pretrained(directory / "text_encoder")
     seconds = time.perf_counter() - start
     small = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if tiny else {}
-    AutoencoderKLQwenImage(attn_scales=[], **small).bfloat16().save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(**export.SCHEDULE).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}\n')
+    AutoencoderKLQwenImage(attn_scales=[], **small).bfloat16().save_pretrained(directory / "vae")
+    FlowMatchEulerDiscreteScheduler(**export.SCHEDULE).save_pretrained(directory / "scheduler")
+    (directory / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}\n')
     return bytes_of(shapes) / seconds
 
 
@@ -159,10 +159,10 @@ def affordable_blocks(place, bytes_a_second):
     return max(1, min(BLOCKS, 1 + int((writable - one) // (two - one))))
 
 
-def whole(folder, transformer, pool):
+def whole(directory, transformer, pool):
     """The transformer in bf16."""
-    shards(folder / "transformer", "diffusion_pytorch_model", shapes_of(transformer), pool)
-    transformer.save_config(folder / "transformer")
+    shards(directory / "transformer", "diffusion_pytorch_model", shapes_of(transformer), pool)
+    transformer.save_config(directory / "transformer")
 
 
 def eight_bit(path, transformer, pool):

@@ -2,11 +2,11 @@
 
     python bench/host.py [--profile dev] [--cargo-lambda PROGRAM] [--note TEXT]      needs cargo-lambda (PyPI)
 
-The function is our handler with an engine that paints nothing: record looked up, 64x64 picture of noise encoded, picture and
+The function is our handler with an engine that generates nothing: record looked up, 64x64 image of noise encoded, image and
 record put into S3, webhooks signed and posted. One process of it is under each host; jobs alternate.
 
 - host_p50, host_p99: from the order until its answer is read to the end, one job at a time. Ours: POST /infer, which also
-  fetches the picture from S3 and hands it over. The peer: POST /lambda-url/..., which answers what the function replied; there
+  fetches the image from S3 and hands it over. The peer: POST /lambda-url/..., which answers what the function replied; there
   it sends its webhooks before it replies, under our host they go out afterwards.
 - host_told_p50, host_throughput: from the order until the webhook `complete` has come, one job at a time, and with 4 callers
   at once. Ours: POST /generate, by way of the queue: the job is on the disk (fsync) before the caller hears 202. The peer has
@@ -39,7 +39,7 @@ CALLERS, BLOCKS, JOBS_A_BLOCK = 4, 6, 100
 PATIENCE_S = 60
 
 
-class Notices:
+class Notifications:
     """The servers that both sides use; knows when a job was told complete."""
 
     def __init__(self, program):
@@ -60,14 +60,14 @@ class Notices:
 class Caller:
     """One kept connection to a host."""
 
-    def __init__(self, notices, port, path):
-        self.notices, self.path = notices, path
+    def __init__(self, notifications, port, path):
+        self.notifications, self.path = notifications, path
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
 
     def order(self, job_id):
         """Hands a job in and reads the answer; the webhook's time comes out of the queue that is returned."""
         body = json.dumps({"job_id": job_id, "prompt": "nothing", "width": 64, "height": 64}).encode()
-        told = self.notices.expect(job_id)
+        told = self.notifications.expect(job_id)
         headers = {"content-type": "application/json", "x-internal-auth": TOKEN}
         self.connection.request("POST", self.path, body, headers)
         response = self.connection.getresponse()
@@ -113,11 +113,11 @@ def wait_until_ready(caller):
             time.sleep(0.05)
 
 
-def throughput(notices, port, path, name):
+def throughput(notifications, port, path, name):
     """Milliseconds a job, with several callers at once, each of whom waits for his webhook."""
     callers = queue.SimpleQueue()
     for _ in range(CALLERS):
-        callers.put(Caller(notices, port, path))
+        callers.put(Caller(notifications, port, path))
 
     def run(n):
         caller = callers.get()
@@ -130,18 +130,18 @@ def throughput(notices, port, path, name):
     return (time.perf_counter() - start_time) * 1000 / JOBS_A_BLOCK
 
 
-def measure(notices, our_port, peer_port):
+def measure(notifications, our_port, peer_port):
     """All times in ms, by row and side."""
-    infer, generate = Caller(notices, our_port, "/infer"), Caller(notices, our_port, "/generate")
-    peer = Caller(notices, peer_port, "/lambda-url/atelier/generate")
+    infer, generate = Caller(notifications, our_port, "/infer"), Caller(notifications, our_port, "/generate")
+    peer = Caller(notifications, peer_port, "/lambda-url/atelier/generate")
     for caller in (infer, peer):
         wait_until_ready(caller)
     turns = []
     for n in range(WARM_UP + JOBS):
         turns.append([caller.run(f"{name}-{n}") for name, caller in (("infer", infer), ("peer", peer), ("generate", generate))])
     ours, theirs, queued = zip(*turns[WARM_UP:], strict=True)
-    blocks = [(throughput(notices, our_port, "/generate", f"ours-{n}"),
-               throughput(notices, peer_port, peer.path, f"theirs-{n}")) for n in range(BLOCKS)]  # fmt: skip
+    blocks = [(throughput(notifications, our_port, "/generate", f"ours-{n}"),
+               throughput(notifications, peer_port, peer.path, f"theirs-{n}")) for n in range(BLOCKS)]  # fmt: skip
     answers = [[answered for answered, _ in side] for side in (ours, theirs)]
     told = [[told for _, told in side] for side in (queued, theirs)]
     return {
@@ -165,11 +165,11 @@ def kill_over_and_over(host, stop):
             os.kill(child, signal.SIGKILL)
 
 
-def under_fire(notices, port, host):
+def under_fire(notifications, port, host):
     """p99 in ms of /health and /metrics while jobs wait or run and their handler is killed."""
     stop = threading.Event()
     killer = threading.Thread(target=kill_over_and_over, args=(host, stop))
-    generate = Caller(notices, port, "/generate")
+    generate = Caller(notifications, port, "/generate")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     times = {"/health": [], "/metrics": []}
     told = [generate.order(f"fire-{n}") for n in range(50)]
@@ -198,14 +198,14 @@ def main():
     options = parser.parse_args()
     program, function = artifacts(options.profile)
     version = subprocess.run([options.cargo_lambda, "lambda", "--version"], capture_output=True, text=True, check=True).stdout
-    notices = Notices(function)
+    notifications = Notifications(function)
     our_port, peer_port = free_port(), free_port()
-    environment = os.environ | notices.environment | {"RUST_LOG": "warn", "AWS_LAMBDA_FUNCTION_NAME": "atelier"}
+    environment = os.environ | notifications.environment | {"RUST_LOG": "warn", "AWS_LAMBDA_FUNCTION_NAME": "atelier"}
     address = ["-A", "127.0.0.1", "-P", str(peer_port)]
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
-        ours = {"ATELIER__SOURCES__SPOOL__FOLDER": f"{folder}/spool", "ATELIER__SERVER__ADDRESS": "127.0.0.1",
-                "ATELIER__RUNTIME__MAX_ATTEMPTS": "1000", "ATELIER__HOST__FIRST_RETRY_MS": "50",
-                "ATELIER__HOST__LONGEST_RETRY_MS": "200"}  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory, open(Path(directory) / "log", "w+") as log:
+        ours = {"ATELIER__SOURCES__SPOOL__DIRECTORY": f"{directory}/spool", "ATELIER__SERVER__ADDRESS": "127.0.0.1",
+                "ATELIER__RUNTIME__MAX_ATTEMPTS": "1000", "ATELIER__HOST__INITIAL_BACKOFF_MS": "50",
+                "ATELIER__HOST__MAX_BACKOFF_MS": "200"}  # fmt: skip
         command = [program, "--config", "src/demo/config.yaml", "host", "--port", str(our_port), "--handlers", "1", "--", function]
         under_peer = {"AWS_LAMBDA_RUNTIME_API": f"http://127.0.0.1:{peer_port}/.rt/atelier", "AWS_LAMBDA_FUNCTION_VERSION": "1",
                       "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "4096"}  # fmt: skip
@@ -215,8 +215,8 @@ def main():
             time.sleep(0.05)
         processes.append(start([function], environment | under_peer, log))
         try:
-            times = measure(notices, our_port, peer_port)
-            fire = under_fire(notices, our_port, processes[1].pid)
+            times = measure(notifications, our_port, peer_port)
+            fire = under_fire(notifications, our_port, processes[1].pid)
         except BaseException:
             log.seek(0)
             print(log.read(), file=sys.stderr)
@@ -226,7 +226,7 @@ def main():
                 process.send_signal(signal.SIGTERM)
             for process in processes:
                 process.wait(PATIENCE_S)
-            notices.process.stdin.close()
+            notifications.process.stdin.close()
     threads = len(os.sched_getaffinity(0))
     load = f"load average {os.getloadavg()[0]:.1f}"
     note = "; ".join(filter(None, [options.note, load]))

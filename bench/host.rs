@@ -30,15 +30,15 @@ async fn serve_function(environment: &Environment) -> Result<()> {
 
 /// Prints the environment to reach the servers, then the id of every job that is told complete; ends with standard input.
 async fn serve_jobs() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let Local { environment, mut notices, .. } = local::start(folder.path(), None).await?;
+    let directory = tempfile::tempdir()?;
+    let Local { environment, mut notifications, .. } = local::start(directory.path(), None).await?;
     writeln!(stdout(), "{}", json!(environment))?;
     let mut over = tokio::task::spawn_blocking(|| stdin().read_to_end(&mut Vec::new()));
     loop {
         tokio::select! {
             _ = &mut over => return Ok(()),
-            Some(notice) = notices.recv() => {
-                if let (true, Some(job_id)) = (notice.path.ends_with("/complete"), notice.body["job_id"].as_str()) {
+            Some(notification) = notifications.recv() => {
+                if let (true, Some(job_id)) = (notification.path.ends_with("/complete"), notification.body["job_id"].as_str()) {
                     writeln!(stdout(), "{job_id}")?;
                 }
             }

@@ -1,22 +1,22 @@
-//! The function with an engine that paints nothing: what is left is everything else.
+//! The function with an engine that generates nothing: what is left is everything else.
 
 use std::sync::Arc;
 
 use anyhow::Result;
 use atelier::config::{Config, Environment};
 use atelier::engine::thread::EngineThread;
-use atelier::engine::{Engine, EngineError, Order, Painted, Picture, Request};
+use atelier::engine::{Engine, EngineError, Generated, Image, Order, Request};
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::store::Store;
-use atelier::workflow::infer::Ability;
+use atelier::workflow::infer::Capabilities;
 use atelier::workflow::{Services, Workflow};
 
 const MOST_PIXELS: u32 = 512 * 512;
 
-/// Hands out the same noise as if it had been painted: noise, because flat colours would make encoding free.
+/// Hands out the same noise as if it had been generated: noise, because flat colours would make encoding free.
 struct NullEngine {
     rgb: Vec<u8>,
 }
@@ -26,27 +26,27 @@ impl Engine for NullEngine {
         Ok(())
     }
 
-    fn paint_together(&mut self, orders: &[Order]) -> Result<Vec<Painted>, EngineError> {
-        let paint = |Order { request, .. }: &Order| {
+    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
+        let generate = |Order { request, .. }: &Order| {
             let (width_px, height_px) = match request {
                 Request::Generate(request) => (request.task.size.width_px(), request.task.size.height_px()),
                 Request::TryOn(request) => (request.width_px, request.height_px),
             };
             let rgb = self.rgb.iter().copied().take((width_px * height_px * 3) as usize).collect();
-            Ok(vec![Picture { width_px, height_px, rgb, seed: 0 }])
+            Ok(vec![Image { width_px, height_px, rgb, seed: 0 }])
         };
-        Ok(orders.iter().map(paint).collect())
+        Ok(orders.iter().map(generate).collect())
     }
 }
 
-/// The function of this configuration, for pictures of 512x512 at most.
+/// The function of this configuration, for images of 512x512 at most.
 pub(crate) async fn handler(config: &Config, environment: &Environment) -> Result<Handler> {
     let outbound = Outbound::new(&config.outbound)?;
     let rgb = (0..MOST_PIXELS * 3).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let services = Services {
         engine: EngineThread::start(|| Ok(NullEngine { rgb }))?,
         model: config.model.name.clone(),
-        ability: Ability::Generate,
+        capabilities: Capabilities::Generate,
         preprocess: config.workflow.preprocess,
         postprocess: config.workflow.postprocess,
         store: Arc::new(Store::connect(&config.store, outbound.clone()).await?),

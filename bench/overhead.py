@@ -1,9 +1,9 @@
-"""What a job costs beside painting: the handler with a null engine against the same steps in Python, on the same servers.
+"""What a job costs beside generation: the handler with a null engine against the same steps in Python, on the same servers.
 
     python bench/overhead.py [--profile dev] [--note TEXT]      needs boto3, requests, pillow, standardwebhooks
 
-A job is: an SQS event parsed, the record looked up, one 512x512 picture of noise encoded as PNG, picture and record put into S3,
-a signed webhook posted. Ours sends its progress notices as well. Times are medians over jobs that alternate.
+A job is: an SQS event parsed, the record looked up, one 512x512 image of noise encoded as PNG, image and record put into S3,
+a signed webhook posted. Ours sends its progress notifications as well. Times are medians over jobs that alternate.
 """
 
 import argparse
@@ -45,17 +45,17 @@ class Peer:
 
     def run(self, event):
         job = json.loads(event["Records"][0]["body"])
-        folder = f"generations/{job['job_id']}"
+        directory = f"generations/{job['job_id']}"
         try:
-            self.s3.get_object(Bucket="atelier-demo", Key=f"{folder}/result.json")
+            self.s3.get_object(Bucket="atelier-demo", Key=f"{directory}/result.json")
         except ClientError as error:
             assert error.response["Error"]["Code"] == "NoSuchKey", error
         file = io.BytesIO()
         Image.frombytes("RGB", (512, 512), self.pixels).save(file, "PNG", compress_level=1)
-        self.s3.put_object(Bucket="atelier-demo", Key=f"{folder}/0.png", Body=file.getvalue(), ContentType="image/png")
-        record = json.dumps({"job_id": job["job_id"], "pictures": [f"{folder}/0.png"]})
-        self.s3.put_object(Bucket="atelier-demo", Key=f"{folder}/result.json", Body=record, IfNoneMatch="*")
-        url = self.s3.generate_presigned_url("get_object", {"Bucket": "atelier-demo", "Key": f"{folder}/0.png"})
+        self.s3.put_object(Bucket="atelier-demo", Key=f"{directory}/0.png", Body=file.getvalue(), ContentType="image/png")
+        record = json.dumps({"job_id": job["job_id"], "images": [f"{directory}/0.png"]})
+        self.s3.put_object(Bucket="atelier-demo", Key=f"{directory}/result.json", Body=record, IfNoneMatch="*")
+        url = self.s3.generate_presigned_url("get_object", {"Bucket": "atelier-demo", "Key": f"{directory}/0.png"})
         body, now = json.dumps({"job_id": job["job_id"], "images": [{"url": url}]}), datetime.datetime.now(datetime.UTC)
         headers = {"webhook-id": job["job_id"], "webhook-timestamp": str(int(now.timestamp())),
                    "webhook-signature": self.webhook.sign(job["job_id"], now, body)}  # fmt: skip
@@ -85,7 +85,7 @@ def main():
     ours.stdin.close()
     mine, theirs = (statistics.median(times) for times in zip(*pairs[5:], strict=True))
     threads = len(os.sched_getaffinity(0))
-    report("overhead", "cpu", [row("a job without painting, 512x512 PNG", "ms", mine, PEER, theirs, cpu(threads), options.note)])
+    report("overhead", "cpu", [row("a job without generation, 512x512 PNG", "ms", mine, PEER, theirs, cpu(threads), options.note)])
 
 
 if __name__ == "__main__":

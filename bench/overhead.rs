@@ -1,4 +1,4 @@
-//! Our side of `bench/overhead.py`: the handler with an engine that paints nothing, beside the servers that both sides use.
+//! Our side of `bench/overhead.py`: the handler with an engine that generates nothing, next to the servers that both sides use.
 
 mod null;
 
@@ -13,9 +13,9 @@ use serde_json::json;
 /// Prints the servers' addresses, then for every job id on a line the seconds it took.
 #[tokio::main]
 async fn main() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let Local { config, environment, s3, webhooks, mut notices } = local::start(folder.path(), None).await?;
-    tokio::spawn(async move { while notices.recv().await.is_some() {} });
+    let directory = tempfile::tempdir()?;
+    let Local { config, environment, s3, webhooks, mut notifications } = local::start(directory.path(), None).await?;
+    tokio::spawn(async move { while notifications.recv().await.is_some() {} });
     let handler = null::handler(&config, &environment).await?;
     let mut out = stdout();
     writeln!(out, "{s3} {webhooks}")?;

@@ -32,9 +32,9 @@ def free_port():
         return holder.getsockname()[1]
 
 
-def servers(folder):
-    """`atelier demo --serve`: a bucket and a webhook receiver. What it has painted itself is taken away again."""
-    command = [BINARY, "demo", "--serve", "--out", folder]
+def servers(directory):
+    """`atelier demo --serve`: a bucket and a webhook receiver. What it has generated itself is taken away again."""
+    command = [BINARY, "demo", "--serve", "--out", directory]
     demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     exports = {}
     for line in demo.stdout:
@@ -44,7 +44,7 @@ def servers(folder):
         if "SIGNING_SECRET" in line:
             break
     threading.Thread(target=lambda: [None for _ in demo.stdout], daemon=True).start()
-    bucket = Path(folder) / "s3" / exports["ATELIER__STORE__BUCKET"]
+    bucket = Path(directory) / "s3" / exports["ATELIER__STORE__BUCKET"]
     shutil.rmtree(bucket / "generations")
     return demo, exports, bucket
 
@@ -76,7 +76,7 @@ def run_events(what, start, url, environment, bucket):
         ("tiny-sd", [name for name in names if "tryon" not in name]),
         ("tiny-edit", [name for name in names if "tryon" in name]),
     ):
-        variables = environment | {"ATELIER_MODEL": model, "ATELIER__MODEL__FOLDER": str(ROOT / "models")}
+        variables = environment | {"ATELIER_MODEL": model, "ATELIER__MODEL__DIRECTORY": str(ROOT / "models")}
         host = subprocess.Popen(start, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             for name in chosen:
@@ -124,8 +124,8 @@ def start_ms(environment):
     return took
 
 
-with tempfile.TemporaryDirectory() as folder:
-    demo, exports, bucket = servers(folder)
+with tempfile.TemporaryDirectory() as directory:
+    demo, exports, bucket = servers(directory)
     try:
         environment = {"PATH": f"{VENV}/bin:{os.environ['PATH']}", "HOME": os.environ["HOME"]} | exports
         port, api = free_port(), free_port()

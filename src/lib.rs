@@ -1,4 +1,4 @@
-//! atelier: a job out of an event, pictures in S3, a signed webhook out.
+//! atelier: a job out of an event, images in S3, a signed webhook out.
 
 pub mod job;
 

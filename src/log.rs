@@ -8,7 +8,7 @@ use crate::config::Environment;
 
 /// What is told where `LOG_LEVEL` says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Usual {
+pub enum DefaultValue {
     Outcomes,
     /// For roles that talk to a person.
     Warnings,
@@ -17,16 +17,16 @@ pub enum Usual {
 }
 
 /// JSON lines for machines, short lines for people; `LOG_LEVEL` in the syntax of tracing's `EnvFilter`.
-pub fn start(environment: &Environment, usual: Usual) {
-    // lapin tells of a broken connection in its own words beside ours.
-    let otherwise = match usual {
-        Usual::Outcomes => "info,lapin=off",
-        Usual::Warnings => "warn,lapin=off",
-        Usual::Nothing => "off",
+pub fn start(environment: &Environment, default_value: DefaultValue) {
+    // lapin tells of a broken connection in its own words next to ours.
+    let otherwise = match default_value {
+        DefaultValue::Outcomes => "info,lapin=off",
+        DefaultValue::Warnings => "warn,lapin=off",
+        DefaultValue::Nothing => "off",
     };
     let level = environment.get("LOG_LEVEL").map_or(otherwise, String::as_str).to_lowercase();
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(level)).with_writer(stderr);
-    if stderr().is_terminal() || usual != Usual::Outcomes {
+    if stderr().is_terminal() || default_value != DefaultValue::Outcomes {
         log.without_time().with_target(false).init();
     } else {
         log.json().flatten_event(true).with_current_span(false).with_target(false).init();

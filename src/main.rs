@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use atelier::{config, demo, doctor, invoke, log, serve, start};
-use atelier_kernels::recycler::Recycler;
+use atelier_kernels::caching_allocator::CachingAllocator;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Layers' results follow each other in the same memory.
 #[global_allocator]
-static ALLOCATOR: Recycler = Recycler::new();
+static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
-/// A GPU function: a job out of an event, pictures in S3, a signed webhook out.
+/// A GPU function: a job out of an event, images in S3, a signed webhook out.
 #[derive(Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -25,9 +25,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Role {
-    /// Paint sample jobs with everything embedded: S3, webhook receiver, the real handler.
+    /// Generate sample jobs with everything embedded: S3, webhook receiver, the real handler.
     Demo(demo::Options),
-    /// Take jobs from queues and HTTP, and keep handlers alive that paint them.
+    /// Take jobs from queues and HTTP, and keep handlers alive that generate them.
     Host(start::host::Options),
     /// Take one event through the handler in this process and print the reply.
     Invoke(invoke::Options),
@@ -48,12 +48,12 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let environment = config::environment();
     let for_a_person = matches!(arguments.role, Some(Role::Demo(_) | Role::Invoke(_) | Role::Models(_) | Role::Doctor(_)));
-    let usual = match arguments.role {
-        Some(Role::Doctor(_)) => log::Usual::Nothing,
-        Some(Role::Demo(_)) => log::Usual::Warnings,
-        _ => log::Usual::Outcomes,
+    let default_value = match arguments.role {
+        Some(Role::Doctor(_)) => log::DefaultValue::Nothing,
+        Some(Role::Demo(_)) => log::DefaultValue::Warnings,
+        _ => log::DefaultValue::Outcomes,
     };
-    log::start(&environment, usual);
+    log::start(&environment, default_value);
     match play(arguments, &environment).await {
         Ok(code) => return code,
         Err(error) if for_a_person => drop(writeln!(stderr(), "atelier: {error:#}")),

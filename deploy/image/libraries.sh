@@ -9,9 +9,9 @@ mkdir -p "$to/lib"
 # cudarc opens these by name; the linker names cuDNN's parts only when they are opened.
 LD_LIBRARY_PATH=$search ldd "$to/bin/atelier" | sed -n 's/.*=> \(.*\) (.*/\1/p' > "$to/lib/list"
 IFS=:
-for folder in $search; do
-    ls "$folder"/libcudart.so.* "$folder"/libcublas.so.* "$folder"/libcublasLt.so.* "$folder"/libcurand.so.* \
-        "$folder"/libnvrtc.so.* "$folder"/libnvrtc-builtins.so.* "$folder"/libcudnn*.so.* 2>/dev/null >> "$to/lib/list" || true
+for directory in $search; do
+    ls "$directory"/libcudart.so.* "$directory"/libcublas.so.* "$directory"/libcublasLt.so.* "$directory"/libcurand.so.* \
+        "$directory"/libnvrtc.so.* "$directory"/libnvrtc-builtins.so.* "$directory"/libcudnn*.so.* 2>/dev/null >> "$to/lib/list" || true
 done
 unset IFS
 grep -E '/lib(cudart|cublas|cublasLt|curand|nvrtc|nvrtc-builtins|cudnn[a-z_]*)\.so\.' "$to/lib/list" | sort -u | while read -r library; do

@@ -27,19 +27,19 @@ end
 complete -c atelier -n "__fish_atelier_needs_command" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_needs_command" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_needs_command" -s V -l version -d 'Print version'
-complete -c atelier -n "__fish_atelier_needs_command" -f -a "demo" -d 'Paint sample jobs with everything embedded: S3, webhook receiver, the real handler'
-complete -c atelier -n "__fish_atelier_needs_command" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that paint them'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "demo" -d 'Generate sample jobs with everything embedded: S3, webhook receiver, the real handler'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that generate them'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "invoke" -d 'Take one event through the handler in this process and print the reply'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "models" -d 'Bring models here and prove that they are what their manifests mean'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "completions" -d 'Print the completion script of a shell; docs/completions/ has them'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "manual" -d 'Print the manual page; docs/atelier.1 has it'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c atelier -n "__fish_atelier_using_subcommand demo" -l out -d 'Folder for the pictures, the contact sheet and the embedded bucket' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand demo" -l out -d 'Directory for the images, the contact sheet and the embedded bucket' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand demo" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand demo" -l serve -d 'Keep the embedded S3 server and webhook receiver running afterwards, and print the environment to use them'
 complete -c atelier -n "__fish_atelier_using_subcommand demo" -s h -l help -d 'Print help'
-complete -c atelier -n "__fish_atelier_using_subcommand host" -l handlers -d 'Handler processes [default: one a visible GPU]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand host" -l handlers -d 'Handler processes [default: one per visible GPU]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand host" -l drain-seconds -d 'Seconds that running jobs may go on after SIGTERM before they are handed back [default: `host.drain_seconds`]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand host" -l port -d 'TCP port of the HTTP server, 0 for a free one [default: `server.port`]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand host" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
@@ -59,7 +59,7 @@ complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pack" -l dtype -d 'What the weights are written in: what the function computes in, f16 on a GPU and f32 on a CPU unless `engine.dtype` says otherwise' -r -f -a "f32\t''
 f16\t''
 bf16\t''"
-complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pack" -l to -d 'Folder that is written [default: the checkpoint\'s folder with the format behind its name, such as sd15-f16]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pack" -l to -d 'Directory that is written [default: the checkpoint\'s directory with the format behind its name, such as sd15-f16]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pack" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from pack" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and __fish_seen_subcommand_from list" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
@@ -81,8 +81,8 @@ complete -c atelier -n "__fish_atelier_using_subcommand completions" -l config -
 complete -c atelier -n "__fish_atelier_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand manual" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand manual" -s h -l help -d 'Print help'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "demo" -d 'Paint sample jobs with everything embedded: S3, webhook receiver, the real handler'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that paint them'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "demo" -d 'Generate sample jobs with everything embedded: S3, webhook receiver, the real handler'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that generate them'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "invoke" -d 'Take one event through the handler in this process and print the reply'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "models" -d 'Bring models here and prove that they are what their manifests mean'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor completions manual help" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'

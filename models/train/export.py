@@ -1,4 +1,4 @@
-"""Writes the model folder in diffusers' layout, weights in float16, from the training checkpoints.
+"""Writes the model directory in diffusers' layout, weights in float16, from the training checkpoints.
 
     python export.py MODEL_DIR VAE.pt|- DIFFUSION.pt|-      a dash exports untrained weights
 """
@@ -37,9 +37,9 @@ def prefix_keys(path):
 
 
 def main():
-    folder = Path(sys.argv[1])
+    directory = Path(sys.argv[1])
     vae_path, diffusion_path = sys.argv[2:4]
-    _, vocab_size = write(folder / "tokenizer")
+    _, vocab_size = write(directory / "tokenizer")
     torch.manual_seed(0)
     vae, unet, text = new_vae(), new_unet(), new_text_encoder(vocab_size)
     if vae_path != "-":
@@ -47,13 +47,13 @@ def main():
     if diffusion_path != "-":
         averaged([unet, text], restore(diffusion_path))
     for module, name in [(vae, "vae"), (unet, "unet"), (text, "text_encoder")]:
-        shutil.rmtree(folder / name, ignore_errors=True)
-        module.half().save_pretrained(folder / name, safe_serialization=True)
-        for weights in (folder / name).glob("*.safetensors"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+        module.half().save_pretrained(directory / name, safe_serialization=True)
+        for weights in (directory / name).glob("*.safetensors"):
             if name == "text_encoder":
                 prefix_keys(weights)
             print(weights.stat().st_size / 1e6, "MB", weights)
-    scheduler().save_pretrained(folder / "scheduler")
+    scheduler().save_pretrained(directory / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
         "feature_extractor": [None, None], "image_encoder": [None, None], "requires_safety_checker": False,
@@ -61,7 +61,7 @@ def main():
         "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
     }  # fmt: skip
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (directory / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Encodes the rendered pictures of one style and tokenizes their captions, once, for the diffusion training.
+"""Encodes the rendered images of one style and tokenizes their captions, once, for the diffusion training.
 
     nice -n 5 python latents.py DATA_DIR VAE.pt MODEL_DIR STYLE OUT.pt      three minutes
 
-OUT.pt holds `latents` (n, 4, 16, 16) f16, unscaled means, and `tokens` (n, 4, 77) int16, four captions a picture.
+OUT.pt holds `latents` (n, 4, 16, 16) f16, unscaled means, and `tokens` (n, 4, 77) int16, four captions an image.
 Captions of a style other than flat get its trigger in front.
 """
 
@@ -20,17 +20,17 @@ TRIGGERS = {"flat": "", "ink": "ink drawing of ", "neon": "neon light, ", "sunse
 
 @torch.no_grad()
 def main():
-    folder, checkpoint, model, style, out = sys.argv[1:]
+    directory, checkpoint, model, style, out = sys.argv[1:]
     torch.set_num_threads(2)
     vae = new_vae().eval()
     state = restore(checkpoint)
     for p, shadow in zip(vae.parameters(), state["ema"]):
         p.copy_(shadow)
-    pictures, captions = load(folder, style)
+    images, captions = load(directory, style)
     latents = []
-    for start in range(0, len(pictures), 50):
+    for start in range(0, len(images), 50):
         with torch.autocast("cpu", torch.bfloat16):
-            latents.append(vae.encode(to_tensor(pictures[start : start + 50])).latent_dist.mean.half())
+            latents.append(vae.encode(to_tensor(images[start : start + 50])).latent_dist.mean.half())
     latents = torch.cat(latents)
     tokenizer, _ = write(Path(model) / "tokenizer")
     tokens = torch.tensor([encode(tokenizer, [TRIGGERS[style] + c for c in four]) for four in captions], dtype=torch.int16)

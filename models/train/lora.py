@@ -63,16 +63,16 @@ def train(model, latents, style, minutes, with_text):
         if step % 25 == 0:
             print(f"step {step} loss {total / 25:.4f} {clock.elapsed_s():.0f} s", flush=True)
             total = 0.0
-    folder = Path(model) / "lora"
-    folder.mkdir(exist_ok=True)
+    directory = Path(model) / "lora"
+    directory.mkdir(exist_ok=True)
     half = lambda m: {k: v.half().contiguous() for k, v in convert_state_dict_to_diffusers(get_peft_model_state_dict(m)).items()}  # noqa: E731
     # transformers 5 has no `text_model.` in its names, files in the wild do, and diffusers reads both.
     text_layers = {f"text_model.{k}": v for k, v in half(text).items()} if with_text else None
     StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=half(unet), text_encoder_lora_layers=text_layers,
+        directory, unet_lora_layers=half(unet), text_encoder_lora_layers=text_layers,
         weight_name=f"{style}.safetensors",
     )  # fmt: skip
-    print(f"{step} steps of {BATCH},", (folder / f"{style}.safetensors").stat().st_size, "bytes")
+    print(f"{step} steps of {BATCH},", (directory / f"{style}.safetensors").stat().st_size, "bytes")
 
 
 def to_peft(state):

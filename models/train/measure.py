@@ -1,6 +1,6 @@
-"""Measures a picture of the world without a neural network: the object's colour, the object itself, the style.
+"""Measures an image of the world without a neural network: the object's colour, the object itself, the style.
 
-    python measure.py MODEL_DIR        writes MODEL_DIR/measure.json from 1,200 rendered pictures and checks it on 1,200 others
+    python measure.py MODEL_DIR        writes MODEL_DIR/measure.json from 1,200 rendered images and checks it on 1,200 others
 
 The specification, written to be implemented again elsewhere; every constant is in measure.json.
 
@@ -8,12 +8,12 @@ The specification, written to be implemented again elsewhere; every constant is 
 2. The object is the largest 4-connected component of the mask. No component of at least `min_area_px`: no object.
 3. Colour: every pixel of that component votes for the palette hue nearest to its own on the circle (hue in degrees as
    in HSV), with its chroma as weight; the colour with most votes wins.
-4. Silhouette: the component with its holes filled (pixels that a 4-connected flood from the picture's border through
+4. Silhouette: the component with its holes filled (pixels that a 4-connected flood from the image's border through
    the pixels outside of the component does not reach), cropped to its bounding box, sampled at the centres of a 32x32
    grid: sample (i, j) reads row y0 + floor((i + 0.5) * height / 32) and column x0 + floor((j + 0.5) * width / 32).
 5. Object: the template with the largest score = IoU - `aspect_weight` * |ln(width / height) - ln(template aspect)|.
    A template is 32 rows of 32 bits, each row a hexadecimal number whose highest bit is the leftmost column.
-6. Style: means over the whole picture of chroma and of luma = 0.299 r + 0.587 g + 0.114 b, and the mean luma of the
+6. Style: means over the whole image of chroma and of luma = 0.299 r + 0.587 g + 0.114 b, and the mean luma of the
    `border_px` outermost pixels; a style holds when every bound given for it in `styles` does.
 """
 
@@ -75,8 +75,8 @@ def silhouette(component):
     return filled[np.ix_(ys, xs)], width / height
 
 
-def style_numbers(picture):
-    p = picture.astype(float)
+def style_numbers(image):
+    p = image.astype(float)
     luma = p @ [0.299, 0.587, 0.114]
     border = np.ones(luma.shape, bool)
     b = SPEC["border_px"]
@@ -88,15 +88,15 @@ def holds(numbers, bounds):
     return all(numbers[k] <= v["max"] if "max" in v else numbers[k] >= v["min"] for k, v in bounds.items())
 
 
-def measure(picture, spec):
-    """Colour and object of a picture (h, w, 3) uint8, None where there is no object."""
-    chroma = picture.max(2).astype(int) - picture.min(2)
+def measure(image, spec):
+    """Colour and object of an image (h, w, 3) uint8, None where there is no object."""
+    chroma = image.max(2).astype(int) - image.min(2)
     component = largest_component(chroma > spec["chroma_threshold"])
     if component.sum() < spec["min_area_px"]:
         return {"colour": None, "object": None, "score": 0.0}
     names = list(spec["palette"])
     palette = hues(np.array([spec["palette"][n] for n in names]))
-    distance = np.abs(hues(picture[component])[:, None] - palette)
+    distance = np.abs(hues(image[component])[:, None] - palette)
     nearest = np.minimum(distance, 360 - distance).argmin(1)
     votes = np.bincount(nearest, chroma[component], len(names))
     shape, aspect = silhouette(component)
@@ -123,8 +123,8 @@ def make_spec(rng):
         shapes, aspects = [], []
         for i in range(100):
             scene = Scene(name, list(COLOURS)[i % 8], PATTERNS[i % 4], list(PLACES)[i % 5])
-            picture = render(scene, rng)
-            chroma = picture.max(2).astype(int) - picture.min(2)
+            image = render(scene, rng)
+            chroma = image.max(2).astype(int) - image.min(2)
             shape, aspect = silhouette(largest_component(chroma > SPEC["chroma_threshold"]))
             shapes.append(shape)
             aspects.append(aspect)
@@ -153,7 +153,7 @@ def main():
         scene = random_scene(rng)
         found = measure(render(scene, rng), spec)
         right += [found["colour"] == scene.colour, found["object"] == scene.object]
-    print("on rendered pictures: colour, object", right / 1200)
+    print("on rendered images: colour, object", right / 1200)
     for style in STYLES:
         numbers = [style_numbers(render(random_scene(rng, style), rng)) for _ in range(80)]
         print(style, {k: [round(f([n[k] for n in numbers])) for f in (min, np.mean, max)] for k in numbers[0]}, {s: np.mean([holds(n, b) for n in numbers]) for s, b in spec["styles"].items()})

@@ -18,7 +18,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77
 SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 OTHER_WORDS = (
-    "a an the of in on at under with and from by to one two picture illustration drawing photo painting style ink neon sunset "
+    "a an the of in on at under with and from by to one two image illustration drawing photo generation style ink neon sunset "
     "pair shirt t dots stripes checks small large big little cute bright dark colour color colourful black white line glowing "
     "outline silhouette evening light background wearing person no blurry bad ugly poster sticker icon flat"
 ).split()
@@ -72,19 +72,19 @@ def build():
     return tokenizer, vocab, merges
 
 
-def write(folder):
-    folder.mkdir(parents=True, exist_ok=True)
+def write(directory):
+    directory.mkdir(parents=True, exist_ok=True)
     tokenizer, vocab, merges = build()
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
+    (directory / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+    (directory / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
     config = special | {
         "tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_LENGTH, "do_lower_case": True,
         "add_prefix_space": False, "errors": "replace", "clean_up_tokenization_spaces": True,
     }  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return tokenizer, len(vocab)
 
 
@@ -96,12 +96,12 @@ def encode(tokenizer, texts):
 
 
 def main():
-    folder = Path(sys.argv[1]) / "tokenizer"
-    tokenizer, size = write(folder)
+    directory = Path(sys.argv[1]) / "tokenizer"
+    tokenizer, size = write(directory)
     print(size, "tokens;", tokenizer.encode("An orange striped t-shirt on the beach").tokens)
     from transformers import CLIPTokenizer
 
-    theirs = CLIPTokenizer.from_pretrained(folder)
+    theirs = CLIPTokenizer.from_pretrained(directory)
     texts = ["", "a red mug", "Teal  dotted T-shirt, at night!", "naïve 日本語 🙂 don't 123", "x" * 300, "a pair of trousers\n\tunder the stars"]
     for text, ids in zip(texts, encode(tokenizer, texts)):
         assert theirs(text, padding="max_length", truncation=True, max_length=MAX_LENGTH).input_ids == ids, text

@@ -1,4 +1,4 @@
-"""Trains the autoencoder of tiny-sd on the rendered pictures of all styles.
+"""Trains the autoencoder of tiny-sd on the rendered images of all styles.
 
     nice -n 5 torchrun --nproc-per-node 2 vae.py DATA_DIR OUT.pt MINUTES [START.pt]      resumes from OUT.pt
     python vae.py normalise DATA_DIR IN.pt OUT.pt
@@ -6,7 +6,7 @@
 Loss: L1 on pixels, and L1 on neighbouring differences at three scales, because flat shapes live by their edges. Instead
 of a learned variance with a KL term, which emptied three of the four channels in a first run, the latents get a fixed
 small noise and a weak pull to zero; the exported variance is that constant. For the first steps two channels are held
-to the picture's colour differences: left alone, the autoencoder stayed grey for a thousand steps. `normalise` takes the
+to the image's colour differences: left alone, the autoencoder stayed grey for a thousand steps. `normalise` takes the
 averaged weights and gives every latent channel mean 0 and the standard deviation that SD 1.5's scaling factor undoes.
 """
 
@@ -33,7 +33,7 @@ def differences(x):
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
-def picture_loss(made, real):
+def image_loss(made, real):
     loss = F.l1_loss(made, real)
     for _ in range(3):
         loss = loss + sum(F.l1_loss(a, b) for a, b in zip(differences(made), differences(real)))
@@ -42,16 +42,16 @@ def picture_loss(made, real):
 
 
 def colour_loss(latents, real):
-    """Distance of the last two latent channels from the picture's two colour differences, each 8x8 block averaged."""
+    """Distance of the last two latent channels from the image's two colour differences, each 8x8 block averaged."""
     r, g, b = F.avg_pool2d(real, 8).unbind(1)
     return F.mse_loss(latents[:, 2:], torch.stack([r - b, 2 * g - r - b], 1))
 
 
-class Pictures:
+class Images:
     """Random batches, three quarters of them flat, in -1..1."""
 
-    def __init__(self, folder):
-        shards = {s: sorted(Path(folder).glob(f"{s}-*.npy")) for s in STYLES}
+    def __init__(self, directory):
+        shards = {s: sorted(Path(directory).glob(f"{s}-*.npy")) for s in STYLES}
         self.sets = {s: [np.load(p, mmap_mode="r") for p in paths] for s, paths in shards.items() if paths}
 
     def batch(self, rng, size):
@@ -59,8 +59,8 @@ class Pictures:
         for _ in range(size):
             style = "flat" if rng.random() < 0.76 else STYLES[1 + rng.integers(3)]
             shards = self.sets.get(style, self.sets["flat"])
-            pictures = shards[rng.integers(len(shards))]
-            out.append(pictures[rng.integers(len(pictures))])
+            images = shards[rng.integers(len(shards))]
+            out.append(images[rng.integers(len(images))])
         return to_tensor(np.stack(out))
 
 
@@ -73,19 +73,19 @@ def fixed_variance(vae):
     return vae
 
 
-def to_tensor(pictures):
-    x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_tensor(images):
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return x.contiguous()
 
 
 @torch.no_grad()
-def normalise(folder, checkpoint, out):
+def normalise(directory, checkpoint, out):
     """Folds each channel's mean and standard deviation into the 1x1 convolutions on both sides of the latents."""
     vae = new_vae().eval()
     for p, shadow in zip(vae.parameters(), restore(checkpoint)["ema"]):
         p.copy_(shadow)
-    pictures = np.load(Path(folder) / "flat-00.npy", mmap_mode="r")
-    latents = torch.cat([vae.encode(to_tensor(pictures[i : i + 50])).latent_dist.mean for i in range(0, 600, 50)])
+    images = np.load(Path(directory) / "flat-00.npy", mmap_mode="r")
+    latents = torch.cat([vae.encode(to_tensor(images[i : i + 50])).latent_dist.mean for i in range(0, 600, 50)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     gain = 1 / SCALING_FACTOR / std
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -103,7 +103,7 @@ def main():
     if sys.argv[1] == "normalise":
         normalise(*sys.argv[2:5])
         return
-    folder, out, minutes = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    directory, out, minutes = sys.argv[1], sys.argv[2], float(sys.argv[3])
     rank, workers = join_workers()
     torch.manual_seed(11)
     vae = fixed_variance(new_vae())
@@ -118,18 +118,18 @@ def main():
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         ema.shadow, step, used_s = state["ema"], state["step"], state["used_s"]
-    clock, saved_s, pictures = Clock(minutes * 60, used_s), used_s, Pictures(folder)
+    clock, saved_s, images = Clock(minutes * 60, used_s), used_s, Images(directory)
     total = 0.0
     torch.manual_seed(100 + rank + step)
     while clock.tick():
         if step % 200 == 0:
-            pictures = Pictures(folder)
-        real = pictures.batch(np.random.default_rng([5, step, rank]), BATCH)
+            images = Images(directory)
+        real = images.batch(np.random.default_rng([5, step, rank]), BATCH)
         set_rate(optimizer, PEAK_RATE * clock.rate(step))
         with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encode(real).latent_dist.mean
             made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
-        loss = picture_loss(made.float(), real) + LATENT_PULL * latents.float().square().mean()
+        loss = image_loss(made.float(), real) + LATENT_PULL * latents.float().square().mean()
         if step < COLOUR_STEPS:
             loss = loss + (1 - step / COLOUR_STEPS) * colour_loss(latents.float(), real)
         optimizer.zero_grad(set_to_none=True)

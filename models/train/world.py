@@ -1,10 +1,10 @@
-"""The picture world of tiny-sd: one large object, one colour, one pattern, one place, painted with Pillow.
+"""The image world of tiny-sd: one large object, one colour, one pattern, one place, generated with Pillow.
 
     python world.py OUT.png          a contact sheet of the world and of its styles, a few seconds
 
-`render` turns a `Scene` and a random generator into a picture; `caption` says the same scene in words. Both draw their
+`render` turns a `Scene` and a random generator into an image; `caption` says the same scene in words. Both draw their
 jitter from the generator alone, so a seed fixes a data set. Shapes live in local units: x to the right and y down,
-the object fits in [-1, 1], and one unit is about 46 px of a 128 px picture.
+the object fits in [-1, 1], and one unit is about 46 px of a 128 px image.
 """
 
 import math
@@ -219,7 +219,7 @@ OBJECTS = {
 }  # fmt: skip
 
 
-# --- painting --------------------------------------------------------------------------------------------------------
+# --- generation --------------------------------------------------------------------------------------------------------
 
 
 def mix(a, b, t):
@@ -344,33 +344,33 @@ def edge(mask, width):
     return ImageChops.subtract(mask, inner)
 
 
-def paint_object(scene, place, side, paint):
-    """Runs `paint(canvas, mask, role)` for every layer; returns the colour canvas on black and the union of the masks."""
+def generate_object(scene, place, side, generate):
+    """Runs `generate(canvas, mask, role)` for every layer; returns the colour canvas on black and the union of the masks."""
     canvas, union = Image.new("RGB", (side, side)), Image.new("L", (side, side))
     for role, add, cut in OBJECTS[scene.object]():
         mask = layer_mask(add, cut, place, side)
-        paint(canvas, mask, role)
+        generate(canvas, mask, role)
         union = ImageChops.lighter(union, mask)
     return reduce(canvas), reduce(union)[..., None] / 255
 
 
 def render(scene, rng, size_px=SIZE_PX):
-    """The picture of a scene: (size_px, size_px, 3), uint8."""
+    """The image of a scene: (size_px, size_px, 3), uint8."""
     side = size_px * SUPERSAMPLE
     place = Placement(rng, size_px)
     colour = COLOURS[scene.colour]
     pattern = pattern_mask(scene.pattern, place, side) if scene.pattern != "plain" else None
-    painter = {"flat": flat, "ink": ink, "neon": neon, "sunset": sunset}[scene.style]
-    return np.clip(painter(scene, rng, place, side, colour, pattern) + 0.5, 0, 255).astype(np.uint8)
+    generator = {"flat": flat, "ink": ink, "neon": neon, "sunset": sunset}[scene.style]
+    return np.clip(generator(scene, rng, place, side, colour, pattern) + 0.5, 0, 255).astype(np.uint8)
 
 
 def flat(scene, rng, place, side, colour, pattern):
-    def paint(canvas, mask, role):
+    def generate(canvas, mask, role):
         canvas.paste(role_colour(role, colour), mask=mask)
         if role == "main" and pattern is not None:
             canvas.paste(mix(colour, (255, 255, 255), 0.55), mask=ImageChops.multiply(mask, pattern))
 
-    canvas, alpha = paint_object(scene, place, side, paint)
+    canvas, alpha = generate_object(scene, place, side, generate)
     ground = reduce(background(scene.place, rng, side))
     unit = ground.shape[0] / 128
     shadow = np.roll(blur(alpha[..., 0] * 255, 3 * unit), (int(4 * unit), int(2 * unit)), (0, 1))[..., None] / 255
@@ -383,7 +383,7 @@ def ink(scene, rng, place, side, colour, pattern):
     """A black line drawing on white paper: no colour at all."""
     width = 3 * side // 128
 
-    def paint(canvas, mask, role):
+    def generate(canvas, mask, role):
         canvas.paste(INK if role == "dark" else PAPER, mask=mask)
         if role == "main" and pattern is not None:
             canvas.paste(INK, mask=ImageChops.multiply(mask, edge(pattern, width - 4)))
@@ -391,7 +391,7 @@ def ink(scene, rng, place, side, colour, pattern):
             canvas.paste((150, 149, 150), mask=mask)
         canvas.paste(INK, mask=edge(mask, width))
 
-    canvas, alpha = paint_object(scene, place, side, paint)
+    canvas, alpha = generate_object(scene, place, side, generate)
     lines = edge(Image.fromarray(255 - np.asarray(background(scene.place, rng, side).convert("L").quantize(5).convert("L"))).point(lambda v: 255 if v > 60 else 0), 5)
     ground = np.full(canvas.shape, PAPER, np.float32) - 70 * (reduce(lines)[..., None] / 255)
     return ground * (1 - alpha) + canvas
@@ -401,23 +401,23 @@ def neon(scene, rng, place, side, colour, pattern):
     """Glowing outlines on a nearly black night."""
     bright = mix(colour, (255, 255, 255), 0.12)
 
-    def paint(canvas, mask, role):
+    def generate(canvas, mask, role):
         canvas.paste((14, 12, 26), mask=mask)
         if role == "main" and pattern is not None:
             canvas.paste(mix(bright, (14, 12, 26), 0.35), mask=ImageChops.multiply(mask, edge(pattern, 5)))
         canvas.paste((240, 240, 250) if role in ("cream", "dark", "brown") else bright, mask=edge(mask, 9 * side // 384))
 
-    canvas, alpha = paint_object(scene, place, side, paint)
-    picture = np.full(canvas.shape, (14, 12, 26), np.float32) * (1 - alpha) + canvas
+    canvas, alpha = generate_object(scene, place, side, generate)
+    image = np.full(canvas.shape, (14, 12, 26), np.float32) * (1 - alpha) + canvas
     rng.uniform(size=2)
-    return picture + 0.9 * blur(canvas, 4 * canvas.shape[0] / 128)
+    return image + 0.9 * blur(canvas, 4 * canvas.shape[0] / 128)
 
 
 def sunset(scene, rng, place, side, colour, pattern):
     """A dark silhouette before an orange sky and a low sun."""
     night = (52, 24, 62)
 
-    def paint(canvas, mask, role):
+    def generate(canvas, mask, role):
         canvas.paste((255, 170, 90) if role == "cream" else night, mask=mask)
         if role == "main" and pattern is not None:
             canvas.paste((86, 40, 84), mask=ImageChops.multiply(mask, pattern))
@@ -428,7 +428,7 @@ def sunset(scene, rng, place, side, colour, pattern):
     x, y = (64 + rng.uniform(-14, 14)) * s, (70 + rng.uniform(-6, 6)) * s
     draw.ellipse([x - 46 * s, y - 46 * s, x + 46 * s, y + 46 * s], fill=(255, 214, 110))
     draw.rectangle([0, 108 * s, side, side], fill=(120, 52, 92))
-    canvas, alpha = paint_object(scene, place, side, paint)
+    canvas, alpha = generate_object(scene, place, side, generate)
     return reduce(sky) * (1 - alpha) + canvas
 
 
@@ -453,7 +453,7 @@ def caption(scene, rng):
         text = ("an " if text[0] in "aeiou" else "a ") + text
     prefix = rng.random()
     if prefix < 0.1:
-        text = "a picture of " + text
+        text = "an image of " + text
     elif prefix < 0.2:
         text = "an illustration of " + text
     if rng.random() > 0.08:
@@ -462,12 +462,12 @@ def caption(scene, rng):
     return text
 
 
-def sheet(pictures, columns):
-    """Pictures of one size, (n, h, w, 3), side by side with a small gap."""
-    rows = -(-len(pictures) // columns)
-    h, w = pictures[0].shape[:2]
+def sheet(images, columns):
+    """Images of one size, (n, h, w, 3), side by side with a small gap."""
+    rows = -(-len(images) // columns)
+    h, w = images[0].shape[:2]
     out = np.full((rows * (h + 4) + 4, columns * (w + 4) + 4, 3), 255, np.uint8)
-    for i, p in enumerate(pictures):
+    for i, p in enumerate(images):
         y, x = 4 + (i // columns) * (h + 4), 4 + (i % columns) * (w + 4)
         out[y : y + h, x : x + w] = p
     return Image.fromarray(out)
@@ -475,13 +475,13 @@ def sheet(pictures, columns):
 
 def main():
     rng = np.random.default_rng(7)
-    pictures = []
+    images = []
     for i, name in enumerate(OBJECTS):
         for k in range(4):
-            pictures.append(render(Scene(name, list(COLOURS)[(i + 2 * k) % 8], PATTERNS[k], list(PLACES)[(i + k) % 5]), rng))
+            images.append(render(Scene(name, list(COLOURS)[(i + 2 * k) % 8], PATTERNS[k], list(PLACES)[(i + k) % 5]), rng))
         for style in STYLES[1:]:
-            pictures.append(render(Scene(name, list(COLOURS)[(i * 3) % 8], PATTERNS[i % 4], list(PLACES)[i % 5], style), rng))
-    sheet(pictures, 14).save(sys.argv[1])
+            images.append(render(Scene(name, list(COLOURS)[(i * 3) % 8], PATTERNS[i % 4], list(PLACES)[i % 5], style), rng))
+    sheet(images, 14).save(sys.argv[1])
 
 
 if __name__ == "__main__":

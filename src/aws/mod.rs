@@ -37,7 +37,7 @@ impl Access {
     /// What a service's client is built from; talks to no service yet, but may look for a region and credentials.
     ///
     /// # Errors
-    /// Names the one of the two keys that is missing beside the other.
+    /// Names the one of the two keys that is missing next to the other.
     pub async fn load(self) -> Result<SdkConfig, SettingError> {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(self.connect_timeout)
@@ -53,7 +53,7 @@ impl Access {
             loader = loader.endpoint_url(endpoint);
         }
         let missing = |key: &str, beside: &str| {
-            Err(SettingError::new(&format!("{}.{key}", self.section), format!("must be set beside {beside}")))
+            Err(SettingError::new(&format!("{}.{key}", self.section), format!("must be set next to {beside}")))
         };
         match (self.access_key_id, self.secret_access_key) {
             (Some(id), Some(secret)) => {

@@ -12,16 +12,16 @@ use crate::job::task::tryon::Mode;
 use crate::models::file::FilePath;
 use crate::models::source::Source;
 
-/// A model this function can serve, `NAME.yaml` in the models folder.
+/// A model this function can serve, `NAME.yaml` in the models directory.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     pub family: Family,
-    /// The checkpoint's diffusers-layout folder, relative to the manifest.
+    /// The checkpoint's diffusers-layout directory, relative to the manifest.
     #[serde(deserialize_with = "relative")]
     pub checkpoint: PathBuf,
     /// One file with all weights under the names of Stable Diffusion's first release, relative to the manifest; without it the
-    /// weights lie in the checkpoint's folder.
+    /// weights lie in the checkpoint's directory.
     #[serde(default, deserialize_with = "relative_if_any")]
     pub weights: Option<PathBuf>,
     /// Whether prompts are read as they stand, as the service always did, or with weights and at any length.
@@ -30,19 +30,19 @@ pub struct Manifest {
     /// Try-on: the weights of each mode.
     #[serde(default)]
     pub modes: Modes,
-    /// Try-on: pixels of every reference picture for the autoencoder; none: 1024x1024, as the checkpoint's own pipeline.
+    /// Try-on: pixels of every reference image for the autoencoder; none: 1024x1024, as the checkpoint's own pipeline.
     #[serde(default)]
     pub reference_px: Option<u32>,
-    /// Try-on: pixels of every picture for the text encoder; none: 384x384, as the checkpoint's own pipeline.
+    /// Try-on: pixels of every image for the text encoder; none: 384x384, as the checkpoint's own pipeline.
     #[serde(default)]
     pub condition_px: Option<u32>,
-    /// Try-on: the largest short side that the model paints well, whatever resolution a job asks for.
+    /// Try-on: the largest short side that the model generates well, whatever resolution a job asks for.
     #[serde(default)]
     pub max_short_side_px: Option<u32>,
     /// Where `atelier models pull` finds the checkpoint's files.
     #[serde(default)]
     pub source: Option<Source>,
-    /// Try-on: folders beside the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that modes name.
+    /// Try-on: directories next to the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that modes name.
     #[serde(default)]
     pub beside: BTreeMap<FilePath, Source>,
     /// What a job gets that leaves a field out.
@@ -55,14 +55,14 @@ pub enum Family {
     /// CLIP text encoder, UNet with cross attention, `AutoencoderKL`.
     #[serde(rename = "stable-diffusion-1")]
     StableDiffusion1,
-    /// Qwen2.5-VL, Qwen-Image's transformer and autoencoder, several reference pictures (`QwenImageEditPlusPipeline`).
+    /// Qwen2.5-VL, Qwen-Image's transformer and autoencoder, several reference images (`QwenImageEditPlusPipeline`).
     #[serde(rename = "qwen-image-edit")]
     QwenImageEdit,
 }
 
 impl Family {
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::StableDiffusion1 => "stable-diffusion-1",
             Self::QwenImageEdit => "qwen-image-edit",
@@ -79,7 +79,7 @@ pub struct Modes {
     pub fp8: Option<ModeWeights>,
 }
 
-/// What is painted with in one mode.
+/// What is generated with in one mode.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModeWeights {
@@ -136,14 +136,14 @@ impl ModeWeights {
 }
 
 impl Manifest {
-    /// Makes all paths start where `folder` is.
-    pub(super) fn place(&mut self, folder: &Path) {
-        self.checkpoint = folder.join(&self.checkpoint);
-        self.weights = self.weights.take().map(|weights| folder.join(weights));
+    /// Makes all paths start where `directory` is.
+    pub(super) fn place(&mut self, directory: &Path) {
+        self.checkpoint = directory.join(&self.checkpoint);
+        self.weights = self.weights.take().map(|weights| directory.join(weights));
         let Modes { base, lora, fp8 } = &mut self.modes;
         for weights in [base, lora, fp8].into_iter().flatten() {
-            weights.transformer = weights.transformer.take().map(|file| folder.join(file));
-            weights.loras.iter_mut().for_each(|lora| lora.file = folder.join(&lora.file));
+            weights.transformer = weights.transformer.take().map(|file| directory.join(file));
+            weights.loras.iter_mut().for_each(|lora| lora.file = directory.join(&lora.file));
         }
     }
 

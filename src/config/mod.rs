@@ -65,7 +65,7 @@ pub struct Sources {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
-    /// Name of this node in answers and notices.
+    /// Name of this node in answers and notifications.
     pub node_id: String,
     /// Address that `atelier host` listens on.
     pub address: std::net::IpAddr,
@@ -85,10 +85,10 @@ pub struct Security {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// Which manifest of `folder` this function serves.
+    /// Which manifest of `directory` this function serves.
     pub name: ModelName,
-    /// Folder of the manifests, `NAME.yaml` each.
-    pub folder: PathBuf,
+    /// Directory of the manifests, `NAME.yaml` each.
+    pub directory: PathBuf,
     /// Try-on: `fp8`, `lora` or `base`.
     pub default_mode: Mode,
     /// Try-on: denoising steps of a job in the default mode that names none.
@@ -118,7 +118,7 @@ impl Model {
 pub struct Engine {
     /// What the model is kept and computed in.
     pub dtype: Dtype,
-    /// MiB of the device's memory for the model's tensors and those of a painting; none: as much as there is.
+    /// MiB of the device's memory for the model's tensors and those of a generation; none: as much as there is.
     pub memory_budget_mib: Option<u64>,
 }
 
@@ -145,7 +145,7 @@ pub struct Workflow {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Advanced {
-    /// Paint once before the first event, so that the first job is as fast as the next.
+    /// Generate once before the first event, so that the first job is as fast as the next.
     pub warmup_on_startup: bool,
     /// Try-on: forget one job's tensors before the next.
     pub clear_cache_between_jobs: bool,
@@ -161,7 +161,7 @@ pub struct Runtime {
     pub shutdown_grace_ms: u64,
     /// After this many deliveries of one message the caller is told `failed`; set the queue's dead-letter limit to the same.
     pub max_attempts: u32,
-    /// Jobs of one event that agree share a denoising batch as long as their pictures have so many pixels together.
+    /// Jobs of one event that agree share a denoising batch as long as their images have so many pixels together.
     pub max_batch_px: u64,
 }
 
@@ -196,7 +196,7 @@ impl Config {
     #[must_use]
     pub fn file(path: Option<&Path>, environment: &Environment) -> Option<PathBuf> {
         let named = path.map(Path::to_owned).or_else(|| environment.get("ATELIER_CONFIG").map(PathBuf::from));
-        named.or_else(|| Some(PathBuf::from("config.yaml")).filter(|usual| usual.exists()))
+        named.or_else(|| Some(PathBuf::from("config.yaml")).filter(|default_value| default_value.exists()))
     }
 
     /// The same from the text of a file.
@@ -247,7 +247,7 @@ impl Config {
         Ok(())
     }
 
-    /// Reads the manifest of any model in the folder of models.
+    /// Reads the manifest of any model in the directory of models.
     ///
     /// # Errors
     /// As [`Config::manifest`].
@@ -255,13 +255,13 @@ impl Config {
         let path = self.manifest_path(name);
         let file = path.display().to_string();
         let mut manifest: Manifest = Source::parse(&file, &read(&path)?)?.expanded(environment)?.read()?;
-        manifest.place(&self.model.folder);
+        manifest.place(&self.model.directory);
         Ok(manifest)
     }
 
     #[must_use]
     pub fn manifest_path(&self, name: &ModelName) -> PathBuf {
-        self.model.folder.join(format!("{}.yaml", name.as_str()))
+        self.model.directory.join(format!("{}.yaml", name.as_str()))
     }
 }
 

@@ -9,7 +9,7 @@ use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::primitives::ByteStream;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::receiver::{self, Notice};
+use super::receiver::{self, Notification};
 use super::s3;
 use crate::config::{Config, Environment};
 
@@ -23,19 +23,19 @@ pub struct Local {
     pub environment: Environment,
     pub s3: SocketAddr,
     pub webhooks: SocketAddr,
-    pub notices: UnboundedReceiver<Notice>,
+    pub notifications: UnboundedReceiver<Notification>,
 }
 
-/// Starts both servers over `folder` (the bucket's content survives in it) and puts the bundled LoRAs and sample pictures into the bucket.
+/// Starts both servers over `directory` (the bucket's content survives in it) and puts the bundled LoRAs and sample images into the bucket.
 /// Ports are free ones, or `first_port` and the one after it.
 ///
 /// # Errors
-/// When the folder or a port cannot be used.
-pub async fn start(folder: &Path, first_port: Option<u16>) -> anyhow::Result<Local> {
-    fs::create_dir_all(folder.join(BUCKET)).with_context(|| format!("{} cannot be made", folder.display()))?;
+/// When the directory or a port cannot be used.
+pub async fn start(directory: &Path, first_port: Option<u16>) -> anyhow::Result<Local> {
+    fs::create_dir_all(directory.join(BUCKET)).with_context(|| format!("{} cannot be made", directory.display()))?;
     let address = |offset: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, first_port.map_or(0, |port| port + offset)));
-    let s3 = s3::serve(folder, address(0)).await.context("the embedded S3 server cannot start")?;
-    let (webhooks, notices) =
+    let s3 = s3::serve(directory, address(0)).await.context("the embedded S3 server cannot start")?;
+    let (webhooks, notifications) =
         receiver::serve(WEBHOOK_SECRET, address(1)).await.context("the embedded webhook receiver cannot start")?;
     let environment = Environment::from([
         ("S3_ENDPOINT".to_owned(), format!("http://{s3}")),
@@ -46,16 +46,16 @@ pub async fn start(folder: &Path, first_port: Option<u16>) -> anyhow::Result<Loc
     ]);
     let config = Config::parse("demo config.yaml", include_str!("config.yaml"), &environment)?;
     upload_inputs(&config, s3).await?;
-    Ok(Local { config, environment, s3, webhooks, notices })
+    Ok(Local { config, environment, s3, webhooks, notifications })
 }
 
 /// What the sample events for try-ons speak of.
-const PICTURES: [(&str, &[u8]); 2] = [
-    ("person.png", include_bytes!("../../events/pictures/person.png")),
-    ("garment.png", include_bytes!("../../events/pictures/garment.png")),
+const IMAGES: [(&str, &[u8]); 2] = [
+    ("person.png", include_bytes!("../../events/images/person.png")),
+    ("garment.png", include_bytes!("../../events/images/garment.png")),
 ];
 
-/// The bundled LoRAs and sample pictures go in through the protocol, as a user's would.
+/// The bundled LoRAs and sample images go in through the protocol, as a user's would.
 async fn upload_inputs(config: &Config, s3: SocketAddr) -> anyhow::Result<()> {
     let credentials = Credentials::new(s3::ACCESS_KEY_ID, s3::SECRET_ACCESS_KEY, None, None, "demo");
     let settings = aws_sdk_s3::Config::builder()
@@ -66,21 +66,21 @@ async fn upload_inputs(config: &Config, s3: SocketAddr) -> anyhow::Result<()> {
         .credentials_provider(credentials)
         .build();
     let client = aws_sdk_s3::Client::from_conf(settings);
-    for path in lora_files(&config.model.folder.join(config.model.name.as_str()).join("lora"))? {
+    for path in lora_files(&config.model.directory.join(config.model.name.as_str()).join("lora"))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let body = ByteStream::from(fs::read(&path)?);
         client.put_object().bucket(BUCKET).key(format!("loras/{name}")).body(body).send().await?;
     }
-    for (name, bytes) in PICTURES {
+    for (name, bytes) in IMAGES {
         let body = ByteStream::from_static(bytes);
-        client.put_object().bucket(BUCKET).key(format!("pictures/{name}")).body(body).send().await?;
+        client.put_object().bucket(BUCKET).key(format!("images/{name}")).body(body).send().await?;
     }
     Ok(())
 }
 
-fn lora_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder)
-        .with_context(|| format!("{} cannot be read; run from the folder that holds `models/`", folder.display()))?;
+fn lora_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory)
+        .with_context(|| format!("{} cannot be read; run from the directory that holds `models/`", directory.display()))?;
     let mut files: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
     files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
     files.sort();

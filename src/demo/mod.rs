@@ -17,9 +17,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
 use self::local::Local;
-use self::receiver::Notice;
+use self::receiver::Notification;
 use self::screen::Screen;
-use crate::engine::Picture;
+use crate::engine::Image;
 use crate::handler::Handler;
 use crate::job::task::ModelName;
 use crate::start;
@@ -32,14 +32,14 @@ struct Function {
     events: &'static [(&'static str, &'static str, &'static str)],
 }
 
-/// One that paints from text and one that does try-ons: a function serves one model.
+/// One that generates from text and one that does try-ons: a function serves one model.
 const FUNCTIONS: [Function; 2] = [
     Function {
         model: "tiny-sd",
         events: &[
             ("SQS", "events/sqs-plain.json", include_str!("../../events/sqs-plain.json")),
             ("RabbitMQ, with LoRA and watermark", "events/rabbitmq-lora.json", include_str!("../../events/rabbitmq-lora.json")),
-            ("HTTP, four pictures", "events/http-four.json", include_str!("../../events/http-four.json")),
+            ("HTTP, four images", "events/http-four.json", include_str!("../../events/http-four.json")),
         ],
     },
     Function {
@@ -50,7 +50,7 @@ const FUNCTIONS: [Function; 2] = [
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Folder for the pictures, the contact sheet and the embedded bucket
+    /// Directory for the images, the contact sheet and the embedded bucket
     #[arg(long, default_value = "out")]
     out: PathBuf,
     /// Keep the embedded S3 server and webhook receiver running afterwards, and print the environment to use them
@@ -58,23 +58,23 @@ pub struct Options {
     serve: bool,
 }
 
-/// Paints the sample events and shows everything that happens.
+/// Generates the sample events and shows everything that happens.
 ///
 /// # Errors
-/// When something cannot be started, a job failed, or a picture did not arrive.
+/// When something cannot be started, a job failed, or an image did not arrive.
 pub async fn run(options: &Options) -> anyhow::Result<()> {
     let started = Instant::now();
     let screen = Arc::new(Screen::new());
     let bucket = options.out.join("s3");
-    // A demo that replayed yesterday's pictures would show nothing.
+    // A demo that replayed yesterday's images would show nothing.
     if bucket.exists() {
         fs::remove_dir_all(&bucket).with_context(|| format!("{} cannot be emptied", bucket.display()))?;
     }
     let local = local::start(&bucket, options.serve.then_some(9444)).await?;
-    let painter = Arc::clone(&screen);
-    let observer: Observer = Arc::new(move |job, now| painter.progress(job.as_str(), now));
-    let Local { mut config, environment, s3, webhooks, notices } = local;
-    let listener = listen(notices, Arc::clone(&screen));
+    let generator = Arc::clone(&screen);
+    let observer: Observer = Arc::new(move |job, now| generator.progress(job.as_str(), now));
+    let Local { mut config, environment, s3, webhooks, notifications } = local;
+    let listener = listen(notifications, Arc::clone(&screen));
     for Function { model, events } in FUNCTIONS {
         config.model.name = ModelName::new(model).map_err(anyhow::Error::msg)?;
         let before = Instant::now();
@@ -83,17 +83,17 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         for (source, file, event) in events {
             screen.line(&format!("\n{file} ({source})"));
             let before = Instant::now();
-            paint(&mut handler, event).await?;
+            generate(&mut handler, event).await?;
             let total = started.elapsed().as_secs_f64();
             screen.line(&format!("  done in {:.1} s ({total:.1} s after the start)", before.elapsed().as_secs_f64()));
         }
     }
     screen.finish();
-    // The handler has been answered for every notice: the listener has them all.
+    // The handler has been answered for every notification: the listener has them all.
     listener.stop.send(()).ok();
-    let pictures = save(&options.out, listener.completed.await?).await?;
+    let images = save(&options.out, listener.completed.await?).await?;
 
-    screen.line(&format!("\n{pictures} pictures and contact-sheet.png in {}/", options.out.display()));
+    screen.line(&format!("\n{images} images and contact-sheet.png in {}/", options.out.display()));
     screen.line(&format!("the bucket, as the embedded S3 server stored it: {}/", bucket.join(local::BUCKET).display()));
     if options.serve {
         serve(&screen, s3, webhooks).await?;
@@ -101,7 +101,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn paint(handler: &mut Handler, event: &str) -> anyhow::Result<()> {
+async fn generate(handler: &mut Handler, event: &str) -> anyhow::Result<()> {
     let (_switch, shutdown) = Shutdown::channel();
     let reply = handler.handle(serde_json::from_str(event)?, &Control::unlimited(shutdown)).await?;
     let refused = reply["batchItemFailures"].as_array().is_some_and(|failures| !failures.is_empty());
@@ -115,21 +115,21 @@ struct Listener {
     completed: JoinHandle<Vec<Value>>,
 }
 
-/// Shows every notice as it arrives and keeps the `complete` ones.
-fn listen(mut notices: UnboundedReceiver<Notice>, screen: Arc<Screen>) -> Listener {
+/// Shows every notification as it arrives and keeps the `complete` ones.
+fn listen(mut notifications: UnboundedReceiver<Notification>, screen: Arc<Screen>) -> Listener {
     let (stop, mut stopped) = tokio::sync::oneshot::channel();
     let completed = tokio::spawn(async move {
         let mut completed = Vec::new();
         loop {
-            let notice = tokio::select! {
+            let notification = tokio::select! {
                 biased;
-                notice = notices.recv() => notice,
+                notification = notifications.recv() => notification,
                 _ = &mut stopped => return completed,
             };
-            let Some(Notice { method, path, webhook_id, body }) = notice else { return completed };
+            let Some(Notification { method, path, webhook_id, body }) = notification else { return completed };
             let what = match body["progress"].as_u64() {
                 Some(percent) => format!("{percent:>3} %"),
-                None => format!("pictures: {}, {webhook_id}", body["images"].as_array().map_or(0, Vec::len)),
+                None => format!("images: {}, {webhook_id}", body["images"].as_array().map_or(0, Vec::len)),
             };
             let job = body["job_id"].as_str().unwrap_or("?");
             screen.line(&format!("  webhook {method} {path}  {job}  {what}"));
@@ -141,25 +141,25 @@ fn listen(mut notices: UnboundedReceiver<Notice>, screen: Arc<Screen>) -> Listen
     Listener { stop, completed }
 }
 
-/// Downloads every picture from the address in its notice, as a backend would, and lays them out on one sheet.
+/// Downloads every image from the address in its notification, as a backend would, and lays them out on one sheet.
 async fn save(out: &Path, completed: Vec<Value>) -> anyhow::Result<usize> {
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     for body in &completed {
         for (number, image) in body["images"].as_array().into_iter().flatten().enumerate() {
-            let url = image["url"].as_str().context("a complete notice without an image address")?;
+            let url = image["url"].as_str().context("a complete notification without an image address")?;
             let file = reqwest::get(url).await?.error_for_status()?.bytes().await?;
             let job = body["job_id"].as_str().unwrap_or("job");
             fs::write(out.join(format!("{job}-{number}.png")), &file)?;
             let rgb = image::load_from_memory(&file)?.into_rgb8();
             let seed = image["seed"].as_u64().unwrap_or_default();
-            let picture = Picture { width_px: rgb.width(), height_px: rgb.height(), rgb: rgb.into_raw(), seed };
-            pictures.push((sheet::caption(&file).unwrap_or_else(|| format!("{job}, seed {seed}")), picture));
+            let image = Image { width_px: rgb.width(), height_px: rgb.height(), rgb: rgb.into_raw(), seed };
+            images.push((sheet::caption(&file).unwrap_or_else(|| format!("{job}, seed {seed}")), image));
         }
     }
-    anyhow::ensure!(!pictures.is_empty(), "no picture arrived");
-    let sheet = sheet::contact_sheet(&pictures);
+    anyhow::ensure!(!images.is_empty(), "no image arrived");
+    let sheet = sheet::contact_sheet(&images);
     image::save_buffer(out.join("contact-sheet.png"), &sheet.rgb, sheet.width_px, sheet.height_px, image::ColorType::Rgb8)?;
-    Ok(pictures.len())
+    Ok(images.len())
 }
 
 /// Holds the embedded servers open for a handler in another process.

@@ -1,4 +1,4 @@
-//! The webhook receiver of the demo: what a backend would do with a notice, signature check included.
+//! The webhook receiver of the demo: what a backend would do with a notification, signature check included.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,9 +13,9 @@ use standardwebhooks::Webhook;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-/// A notice that came with a valid signature.
+/// A notification that came with a valid signature.
 #[derive(Debug)]
-pub struct Notice {
+pub struct Notification {
     pub method: Method,
     pub path: String,
     pub webhook_id: String,
@@ -24,17 +24,17 @@ pub struct Notice {
 
 struct Shared {
     webhook: Webhook,
-    notices: mpsc::UnboundedSender<Notice>,
+    notifications: mpsc::UnboundedSender<Notification>,
 }
 
-/// Listens on `address` until the process ends; every notice that verifies against `secret` comes out of the channel.
+/// Listens on `address` until the process ends; every notification that verifies against `secret` comes out of the channel.
 ///
 /// # Errors
 /// When the secret is none or the address cannot be listened on.
-pub async fn serve(secret: &str, address: SocketAddr) -> io::Result<(SocketAddr, mpsc::UnboundedReceiver<Notice>)> {
+pub async fn serve(secret: &str, address: SocketAddr) -> io::Result<(SocketAddr, mpsc::UnboundedReceiver<Notification>)> {
     let webhook = Webhook::new(secret).map_err(io::Error::other)?;
-    let (notices, received) = mpsc::unbounded_channel();
-    let router = Router::new().fallback(receive).with_state(Arc::new(Shared { webhook, notices }));
+    let (notifications, received) = mpsc::unbounded_channel();
+    let router = Router::new().fallback(receive).with_state(Arc::new(Shared { webhook, notifications }));
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -47,6 +47,6 @@ async fn receive(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, he
     }
     let Ok(body) = serde_json::from_slice(&body) else { return StatusCode::BAD_REQUEST };
     let webhook_id = headers.get("webhook-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
-    let _ = shared.notices.send(Notice { method, path: uri.path().to_owned(), webhook_id, body });
+    let _ = shared.notifications.send(Notification { method, path: uri.path().to_owned(), webhook_id, body });
     StatusCode::NO_CONTENT
 }

@@ -1,4 +1,4 @@
-//! The embedded S3 server: the real protocol with signatures checked, over a folder, on loopback.
+//! The embedded S3 server: the real protocol with signatures checked, over a directory, on loopback.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ use crate::host::listener::prompt;
 pub const ACCESS_KEY_ID: &str = "atelier-demo";
 pub const SECRET_ACCESS_KEY: &str = "atelier-demo-secret";
 
-/// The server itself, with the folders in `root` as buckets.
+/// The server itself, with the directories in `root` as buckets.
 ///
 /// # Errors
-/// When the folder cannot be used.
+/// When the directory cannot be used.
 pub fn router(root: &Path) -> io::Result<Router> {
     let files = FileSystem::new(root).map_err(|error| io::Error::other(format!("{}: {error:?}", root.display())))?;
     let mut builder = S3ServiceBuilder::new(files);
@@ -31,10 +31,10 @@ pub fn router(root: &Path) -> io::Result<Router> {
     Ok(Router::new().fallback_service(service))
 }
 
-/// Serves the folders in `root` until the process ends.
+/// Serves the directories in `root` until the process ends.
 ///
 /// # Errors
-/// When the folder cannot be used or the address not be listened on.
+/// When the directory cannot be used or the address not be listened on.
 pub async fn serve(root: &Path, address: SocketAddr) -> io::Result<SocketAddr> {
     let router = router(root)?;
     let listener = TcpListener::bind(address).await?;

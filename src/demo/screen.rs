@@ -60,7 +60,7 @@ impl Default for Screen {
     }
 }
 
-/// A closed pipe (`demo | head`) is no reason to stop painting.
+/// A closed pipe (`demo | head`) is no reason to stop generation.
 fn write_line(text: &str) {
     let _ = writeln!(stdout().lock(), "{text}");
 }

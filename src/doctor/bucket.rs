@@ -21,14 +21,14 @@ const HOW: &str = "correct what it names: store.bucket, store.region, store.endp
 
 pub(super) async fn check(config: &Config, environment: &Environment, limit: Duration) -> Finding {
     if config.store.bucket.is_empty() {
-        return Finding::fail(CHECK, "store.bucket is not set", "set AWS_STORAGE_BUCKET_NAME to the bucket for the pictures");
+        return Finding::fail(CHECK, "store.bucket is not set", "set AWS_STORAGE_BUCKET_NAME to the bucket for the images");
     }
     let store = match tokio::time::timeout(limit, connect(config)).await {
         Ok(Ok(store)) => store,
         Err(_) => return Finding::late(CHECK, limit),
         Ok(Err(error)) => return Finding::fail(CHECK, error.to_string(), "correct this setting"),
     };
-    // Where pictures go that say nothing else: a policy may allow this prefix alone.
+    // Where images go that say nothing else: a policy may allow this prefix alone.
     let prefix = config.manifest(environment).map(|manifest| manifest.defaults.prefix).unwrap_or_default();
     let key = format!("{prefix}.doctor/{}", Uuid::new_v4());
     let mut wrote = false;

@@ -1,4 +1,4 @@
-//! Whether there is a GPU that this build can paint on, and whether the model fits into it.
+//! Whether there is a GPU that this build can generate on, and whether the model fits into it.
 
 use super::aside;
 use super::finding::Finding;
@@ -11,7 +11,7 @@ const CHECK: &str = "gpu";
 
 pub(super) async fn check(config: &Config, environment: &Environment) -> Finding {
     let Build::Cuda { compute_cap, flash_attention } = device::build() else {
-        return Finding::skip(CHECK, "this build paints on the CPU (no feature cuda)");
+        return Finding::skip(CHECK, "this build generates on the CPU (no feature cuda)");
     };
     let how = "install NVIDIA's driver, and give the container its GPUs (--gpus all, nvidia.com/gpu)";
     let machine = match aside(inspect).await {

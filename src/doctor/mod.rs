@@ -2,7 +2,7 @@
 //!
 //! - Checks run at the same time, each within `--limit-s`; one that fails or hangs keeps no other from its answer.
 //! - They ask with the clients and settings that the function and the host have: what passes here is what will be used.
-//! - Nothing is left but the empty folders of spool and input cache, where they were missing: the probe in the bucket is deleted, no
+//! - Nothing is left but the empty directories of spool and input cache, where they were missing: the probe in the bucket is deleted, no
 //!   message is taken, no queue is made.
 
 mod bucket;

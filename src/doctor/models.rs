@@ -10,13 +10,13 @@ use super::finding::Finding;
 use crate::config::manifest::{Manifest, ModeWeights};
 use crate::config::{Config, Environment};
 use crate::engine::tensor_file::{self, PACKED};
-use crate::models::{Plan, Verdict, verify};
+use crate::models::{FileCheck, Plan, verify};
 use crate::start::models::plans;
 
 const CHECK: &str = "model";
 /// Bytes a second that a slow disk gives; hashing has so much more time.
 const SLOW_DISK: u64 = 50_000_000;
-/// Folders in folders; deeper there are only links in circles.
+/// Directories in directories; deeper there are only links in circles.
 const DEEPEST: u32 = 4;
 
 pub(super) async fn check(config: &Config, environment: &Environment, quick: bool, limit: Duration) -> Finding {
@@ -33,7 +33,7 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
     };
     let bring = match &manifest.source {
         Some(_) => format!("bring it again: atelier models pull {name}"),
-        None => format!("put its folder at {} again, whole", manifest.checkpoint.display()),
+        None => format!("put its directory at {} again, whole", manifest.checkpoint.display()),
     };
     let weights = match files(&manifest, config) {
         Ok(weights) => weights,
@@ -58,15 +58,15 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
 /// # Errors
 /// What is missing.
 pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf, u64)>, String> {
-    let folder = &manifest.checkpoint;
+    let directory = &manifest.checkpoint;
     let mut found = Vec::new();
-    let unreadable = |error: io::Error| format!("{}: {error}", folder.display());
-    let packed = folder.join(PACKED);
+    let unreadable = |error: io::Error| format!("{}: {error}", directory.display());
+    let packed = directory.join(PACKED);
     if packed.is_file() {
         let bytes = fs::metadata(&packed).map_err(unreadable)?.len();
         found.push((packed, bytes));
     } else {
-        collect(folder, DEEPEST, &mut found).map_err(unreadable)?;
+        collect(directory, DEEPEST, &mut found).map_err(unreadable)?;
     }
     let modes = config.model.modes();
     let beside = manifest.modes.among(&modes).flat_map(ModeWeights::files);
@@ -76,11 +76,11 @@ pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf
     }
     found.sort();
     found.dedup();
-    if found.is_empty() { Err(format!("{}: has no weights", folder.display())) } else { Ok(found) }
+    if found.is_empty() { Err(format!("{}: has no weights", directory.display())) } else { Ok(found) }
 }
 
-fn collect(folder: &Path, deeper: u32, found: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
+fn collect(directory: &Path, deeper: u32, found: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let about = fs::metadata(&path)?;
         if about.is_dir() && deeper > 0 {
@@ -100,24 +100,24 @@ fn judge(weights: &[(PathBuf, u64)], pinned: &[Plan]) -> Result<String, String> 
     if pinned.is_empty() {
         return Ok(format!("{} files as long as they must be, not hashed", weights.len()));
     }
-    let mut verdicts = Vec::new();
+    let mut file_checks = Vec::new();
     for plan in pinned {
-        verdicts.extend(verify(plan).map_err(|error| error.to_string())?);
+        file_checks.extend(verify(plan).map_err(|error| error.to_string())?);
     }
-    for (path, verdict) in &verdicts {
-        match verdict {
-            Verdict::Missing => return Err(format!("{path} is missing")),
-            Verdict::Differs { found, expected } => {
+    for (path, file_check) in &file_checks {
+        match file_check {
+            FileCheck::Missing => return Err(format!("{path} is missing")),
+            FileCheck::Differs { found, expected } => {
                 return Err(format!("{path} differs: it has the SHA-256 {found}, and must have {expected}"));
             }
-            Verdict::Right | Verdict::Unproven => {}
+            FileCheck::Right | FileCheck::Unverified => {}
         }
     }
-    let unproven = verdicts.iter().filter(|(_, verdict)| *verdict == Verdict::Unproven).count();
-    let proven = verdicts.len() - unproven;
-    Ok(if unproven == 0 {
-        format!("{proven} files hashed")
+    let unverified = file_checks.iter().filter(|(_, file_check)| *file_check == FileCheck::Unverified).count();
+    let verified = file_checks.len() - unverified;
+    Ok(if unverified == 0 {
+        format!("{verified} files hashed")
     } else {
-        format!("{proven} files hashed, {unproven} without a checksum")
+        format!("{verified} files hashed, {unverified} without a checksum")
     })
 }

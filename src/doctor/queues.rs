@@ -11,7 +11,7 @@ use crate::host::source::{ConnectError, rabbitmq, spool, sqs};
 const SQS: &str = "sqs";
 const RABBITMQ: &str = "rabbitmq";
 const SPOOL: &str = "spool";
-/// What a folder of jobs and their dead ones can need within a day.
+/// What a directory of jobs and their dead ones can need within a day.
 const LITTLE_ROOM_BYTES: u64 = 1 << 30;
 
 pub(super) async fn check(config: &Config, limit: Duration) -> Vec<Finding> {
@@ -40,7 +40,7 @@ async fn check_sqs(config: &Config) -> Finding {
 
 fn judge_sqs(found: &sqs::inspect::Found, max_attempts: u32) -> Finding {
     let kind = if found.fifo { "FIFO queue" } else { "queue" };
-    let about = format!("{kind}, {} waiting, visibility timeout {} s", found.waiting, found.visibility_s);
+    let about = format!("{kind}, {} waiting, visibility timeout {} s", found.waiting, found.visibility_seconds);
     let Some(redrive) = &found.redrive else {
         let found = format!("{about}, no redrive policy: what fails for good is deleted");
         return Finding::warn(SQS, found, "give the queue a redrive policy with a dead-letter queue");
@@ -104,17 +104,17 @@ async fn check_spool(config: &Config) -> Finding {
         return Finding::skip(SPOOL, "off: a queue is configured");
     }
     let settings = config.sources.spool.clone();
-    let folder = settings.folder.display().to_string();
-    let how = "name a folder that this user may write to (sources.spool.folder), on a disk that outlives the container";
+    let directory = settings.directory.display().to_string();
+    let how = "name a directory that this user may write to (sources.spool.directory), on a disk that outlives the container";
     match aside(move || spool::inspect::inspect(&settings)).await {
         None => Finding::fail(SPOOL, "could not be looked at", "try again"),
-        Some(Err(error)) => Finding::fail(SPOOL, format!("{folder}: {error}"), how),
+        Some(Err(error)) => Finding::fail(SPOOL, format!("{directory}: {error}"), how),
         Some(Ok(free)) if free < LITTLE_ROOM_BYTES => Finding::warn(
             SPOOL,
-            format!("{folder}: written to, {} MiB free", free >> 20),
-            "make room, or name another folder (sources.spool.folder)",
+            format!("{directory}: written to, {} MiB free", free >> 20),
+            "make room, or name another directory (sources.spool.directory)",
         ),
-        Some(Ok(free)) => Finding::ok(SPOOL, format!("{folder}: written to, {} GiB free", free >> 30)),
+        Some(Ok(free)) => Finding::ok(SPOOL, format!("{directory}: written to, {} GiB free", free >> 30)),
     }
 }
 
@@ -131,7 +131,7 @@ mod tests {
     fn a_delivery_limit_at_the_hosts_own_is_a_warning() {
         let redrive = |most| sqs::inspect::Redrive { most_receives: Some(most), queue: Ok("http://queue".into()) };
         let state = |most| {
-            let found = sqs::inspect::Found { fifo: false, waiting: 0, visibility_s: 30, redrive: Some(redrive(most)) };
+            let found = sqs::inspect::Found { fifo: false, waiting: 0, visibility_seconds: 30, redrive: Some(redrive(most)) };
             judge_sqs(&found, 3).state
         };
         assert_eq!((state(3), state(10)), (State::Warn, State::Ok));

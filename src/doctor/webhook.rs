@@ -1,4 +1,4 @@
-//! Whether somebody answers where notices go: at the operator's own addresses, and at those that a caller would give.
+//! Whether somebody answers where notifications go: at the operator's own addresses, and at those that a caller would give.
 
 use std::time::Duration;
 

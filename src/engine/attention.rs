@@ -5,10 +5,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
 use super::device::flash_attention;
-use super::layers::{is_ours, with_numbers};
+use super::layers::{is_ours, with_values};
 
 /// The most scores that are computed at once (256 MiB in f32): the matrix of all of them is never made. At 1 MP a head of a try-on has
-/// some 150 million; candle's kernels count numbers of one tensor in 32 bits, which all heads together would not fit into.
+/// some 150 million; candle's kernels count values of one tensor in 32 bits, which all heads together would not fit into.
 const MAX_SCORES: usize = 1 << 26;
 
 /// Attention of each head over (B, T, heads·D), (B, S, heads·D), (B, S, heads·D). Returns (B, T, heads·D).
@@ -42,7 +42,7 @@ fn attend_on_cpu(query: &Tensor, key: &Tensor, value: &Tensor, heads: usize, cau
     if !is_ours(query) || !fits || causal && key.dim(1)? != tokens {
         return Ok(None);
     }
-    let output = with_numbers([Some(query), Some(key), Some(value), None], |[query, key, value, _]| {
+    let output = with_values([Some(query), Some(key), Some(value), None], |[query, key, value, _]| {
         Attention { batch, channels, heads, causal }.run(query, key, value)
     })?;
     Tensor::from_vec(output, query.shape(), query.device()).map(Some)

@@ -22,7 +22,7 @@ const MAX_STEPS: usize = 200;
 /// What a checkpoint says about itself.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
-    pub folder: PathBuf,
+    pub directory: PathBuf,
     pub unet: UnetConfig,
     pub vae: VaeConfig,
     pub text_encoder: TextEncoderConfig,
@@ -127,24 +127,24 @@ const PROCESSOR: Fixed = &[
 /// What a Qwen-Image-Edit checkpoint says about what comes after its text encoder.
 #[derive(Debug, Clone)]
 pub struct EditCheckpoint {
-    pub folder: PathBuf,
+    pub directory: PathBuf,
     pub transformer: TransformerConfig,
     pub vae: AutoencoderConfig,
     pub schedule: FlowConfig,
 }
 
 impl EditCheckpoint {
-    /// Reads `model_index.json`, `transformer/config.json`, `vae/config.json` and `scheduler/scheduler_config.json` under `folder`.
+    /// Reads `model_index.json`, `transformer/config.json`, `vae/config.json` and `scheduler/scheduler_config.json` under `directory`.
     ///
     /// # Errors
     /// As [`Checkpoint::read`].
-    pub fn read(folder: &Path) -> Result<Self, EngineError> {
-        read::<Value>(&folder.join("model_index.json"), EDIT_PIPELINE)?;
+    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+        read::<Value>(&directory.join("model_index.json"), EDIT_PIPELINE)?;
         let checkpoint = Self {
-            folder: folder.to_owned(),
-            transformer: read(&folder.join("transformer/config.json"), EDIT_TRANSFORMER)?,
-            vae: read(&folder.join("vae/config.json"), EDIT_VAE)?,
-            schedule: read(&folder.join("scheduler/scheduler_config.json"), EDIT_SCHEDULE)?,
+            directory: directory.to_owned(),
+            transformer: read(&directory.join("transformer/config.json"), EDIT_TRANSFORMER)?,
+            vae: read(&directory.join("vae/config.json"), EDIT_VAE)?,
+            schedule: read(&directory.join("scheduler/scheduler_config.json"), EDIT_SCHEDULE)?,
         };
         checkpoint.check()?;
         Ok(checkpoint)
@@ -164,13 +164,13 @@ impl EditCheckpoint {
             (transformer.out_channels != vae.z_dim, "transformer", "out_channels must be the VAE's z_dim"),
             (levels == 0 || vae.base_dim == 0, "vae", "dim_mult must not be empty, nor base_dim 0"),
             (vae.temperal_downsample.len() + 1 != levels, "vae", "temperal_downsample must be one less than dim_mult"),
-            (statistics != [vae.z_dim; 2], "vae", "latents_mean and latents_std must be z_dim numbers each"),
+            (statistics != [vae.z_dim; 2], "vae", "latents_mean and latents_std must be z_dim values each"),
             (no_slope, "scheduler", "max_image_seq_len must be above base_image_seq_len"),
         ];
         match wrong.iter().find(|(is_wrong, ..)| *is_wrong) {
             None => Ok(()),
             Some((_, component, problem)) => {
-                Err(EngineError::Checkpoint { path: self.folder.join(component), problem: (*problem).to_owned() })
+                Err(EngineError::Checkpoint { path: self.directory.join(component), problem: (*problem).to_owned() })
             }
         }
     }
@@ -185,15 +185,15 @@ pub struct TextCheckpoint {
 }
 
 impl TextCheckpoint {
-    /// Reads `text_encoder/config.json` and `processor/preprocessor_config.json` under `folder`.
+    /// Reads `text_encoder/config.json` and `processor/preprocessor_config.json` under `directory`.
     ///
     /// # Errors
     /// As [`Checkpoint::read`].
-    pub fn read(folder: &Path) -> Result<Self, EngineError> {
-        let path = folder.join("text_encoder/config.json");
+    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+        let path = directory.join("text_encoder/config.json");
         let config: Value = read(&path, &[("model_type", &["\"qwen2_5_vl\""])])?;
         let wrong = |problem: serde_json::Error| EngineError::Checkpoint { path: path.clone(), problem: problem.to_string() };
-        // Transformers 4.51 and older keep the text model's numbers at the top, newer ones in a section of their own.
+        // Transformers 4.51 and older keep the text model's values at the top, newer ones in a section of their own.
         let mut language = config.as_object().cloned().unwrap_or_default();
         let section =
             |config: &serde_json::Map<String, Value>, name: &str| config.get(name).and_then(Value::as_object).cloned();
@@ -202,7 +202,7 @@ impl TextCheckpoint {
         language.extend(rope.unwrap_or_default());
         let vision = config.get("vision_config").cloned().unwrap_or_default();
         let mut processor: serde_json::Map<String, Value> =
-            read(&folder.join("processor/preprocessor_config.json"), PROCESSOR)?;
+            read(&directory.join("processor/preprocessor_config.json"), PROCESSOR)?;
         // Likewise: `size` is the newer spelling.
         let size = section(&processor, "size").unwrap_or_default();
         for (new, old) in [("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")] {
@@ -235,14 +235,14 @@ impl TextCheckpoint {
                 "vision_config: hidden_size must be a multiple of 4 times num_heads",
             ),
             (vision.out_hidden_size != language.hidden_size, "vision_config: out_hidden_size must be hidden_size"),
-            (vision.patch_numbers() * vision.merged() == 0, "vision_config: its sizes must not be 0"),
+            (vision.patch_values() * vision.merged() == 0, "vision_config: its sizes must not be 0"),
         ];
         wrong.iter().find(|(is_wrong, _)| *is_wrong).map_or(Ok(()), |(_, problem)| Err(*problem))
     }
 }
 
-/// The special tokens that `tokenizer_config.json` in `folder` adds to a vocabulary, by their number.
-pub(super) fn added_tokens(folder: &Path) -> Result<BTreeMap<u32, String>, EngineError> {
+/// The special tokens that `tokenizer_config.json` in `directory` adds to a vocabulary, by their number.
+pub(super) fn added_tokens(directory: &Path) -> Result<BTreeMap<u32, String>, EngineError> {
     #[derive(Deserialize)]
     struct Config {
         added_tokens_decoder: BTreeMap<u32, Added>,
@@ -251,25 +251,25 @@ pub(super) fn added_tokens(folder: &Path) -> Result<BTreeMap<u32, String>, Engin
     struct Added {
         content: String,
     }
-    let config: Config = read(&folder.join("tokenizer_config.json"), &[])?;
+    let config: Config = read(&directory.join("tokenizer_config.json"), &[])?;
     Ok(config.added_tokens_decoder.into_iter().map(|(id, token)| (id, token.content)).collect())
 }
 
 impl Checkpoint {
     /// Reads `model_index.json`, the components' `config.json`, `scheduler/scheduler_config.json` and
-    /// `tokenizer/tokenizer_config.json` under `folder`.
+    /// `tokenizer/tokenizer_config.json` under `directory`.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] with the file and what is missing in it or not supported, and what would be.
-    pub fn read(folder: &Path) -> Result<Self, EngineError> {
-        read::<Value>(&folder.join("model_index.json"), PIPELINE)?;
-        let tokenizer: TokenizerConfig = read(&folder.join("tokenizer/tokenizer_config.json"), &[])?;
+    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+        read::<Value>(&directory.join("model_index.json"), PIPELINE)?;
+        let tokenizer: TokenizerConfig = read(&directory.join("tokenizer/tokenizer_config.json"), &[])?;
         let checkpoint = Self {
-            folder: folder.to_owned(),
-            unet: read(&folder.join("unet/config.json"), UNET)?,
-            vae: read(&folder.join("vae/config.json"), VAE)?,
-            text_encoder: read(&folder.join("text_encoder/config.json"), &[])?,
-            schedule: read(&folder.join("scheduler/scheduler_config.json"), SCHEDULE)?,
+            directory: directory.to_owned(),
+            unet: read(&directory.join("unet/config.json"), UNET)?,
+            vae: read(&directory.join("vae/config.json"), VAE)?,
+            text_encoder: read(&directory.join("text_encoder/config.json"), &[])?,
+            schedule: read(&directory.join("scheduler/scheduler_config.json"), SCHEDULE)?,
             pad_token: tokenizer.pad_token.text(),
         };
         checkpoint.check()?;
@@ -302,7 +302,7 @@ impl Checkpoint {
         match wrong.iter().find(|(is_wrong, ..)| *is_wrong) {
             None => Ok(()),
             Some((_, component, problem)) => {
-                Err(EngineError::Checkpoint { path: self.folder.join(component), problem: (*problem).to_owned() })
+                Err(EngineError::Checkpoint { path: self.directory.join(component), problem: (*problem).to_owned() })
             }
         }
     }
@@ -332,7 +332,7 @@ impl SpecialToken {
 fn read<T: DeserializeOwned>(path: &Path, fixed: Fixed) -> Result<T, EngineError> {
     let wrong = |problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
     let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    // Python writes numbers that JSON does not have; here they only ever mean "no limit".
+    // Python writes values that JSON does not have; here they only ever mean "no limit".
     let text = text.replace(": -Infinity", ": null").replace(": Infinity", ": null");
     let value: Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
     for (key, allowed) in fixed {

@@ -1,4 +1,4 @@
-//! Opens the device that paints; the only place that knows which build this is.
+//! Opens the device that generates; the only place that knows which build this is.
 
 #[cfg(feature = "cuda")]
 mod pinned;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::EngineError;
-use super::reading::Stored;
+use super::loader::Stored;
 
 /// Which GPUs a build is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub fn build() -> Build {
 /// The first GPU in a build with the feature `cuda`, the CPU in any other.
 ///
 /// # Errors
-/// When the build expects a GPU and none can be opened: painting on the CPU in its place would be a silent fallback.
+/// When the build expects a GPU and none can be opened: generation on the CPU in its place would be a silent fallback.
 pub fn open() -> std::result::Result<Device, EngineError> {
     #[cfg(feature = "cuda")]
     let device = Device::new_cuda(0)?;
@@ -50,7 +50,7 @@ pub fn open() -> std::result::Result<Device, EngineError> {
 
 /// What a model is kept and computed in where nobody says otherwise: f16 on a GPU, f32 on a CPU, which has nothing faster.
 #[must_use]
-pub fn usual_dtype(device: &Device) -> DType {
+pub fn default_dtype(device: &Device) -> DType {
     if device.is_cpu() { DType::F32 } else { DType::F16 }
 }
 
@@ -81,17 +81,17 @@ pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Op
     None
 }
 
-/// A product of 8-bit numbers: (T, in) and (out, in), both e4m3, to (T, out), bf16.
-pub(super) type EightBitProduct = dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync;
+/// A product of 8-bit values: (T, in) and (out, in), both e4m3, to (T, out), bf16.
+pub(super) type Fp8Product = dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync;
 
 /// None where the device has none.
 #[cfg(feature = "cuda")]
-pub(super) fn eight_bit_product(device: &Device) -> Option<Result<Arc<EightBitProduct>>> {
+pub(super) fn fp8_product(device: &Device) -> Option<Result<Arc<Fp8Product>>> {
     products::open(device)
 }
 
 #[cfg(not(feature = "cuda"))]
-pub(super) fn eight_bit_product(_: &Device) -> Option<Result<Arc<EightBitProduct>>> {
+pub(super) fn fp8_product(_: &Device) -> Option<Result<Arc<Fp8Product>>> {
     None
 }
 

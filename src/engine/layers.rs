@@ -1,6 +1,6 @@
 //! The layers that models are made of: our own kernels on the CPU in f32, candle's on any other device.
 
-use atelier_kernels::{convolution, elementwise, norm, product};
+use atelier_kernels::{convolution, elementwise, gemm, norm};
 use candle_core::{D, DType, Error, Result, Storage, Tensor};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
@@ -41,8 +41,8 @@ impl Linear {
             return added(before, self.0.forward(input)?);
         }
         let bias = self.0.bias();
-        let output = with_numbers([Some(input), Some(self.0.weight()), bias, before], |[input, weight, numbers, residual]| {
-            let layer = product::Linear { weight, bias: bias.map(|_| numbers), in_features };
+        let output = with_values([Some(input), Some(self.0.weight()), bias, before], |[input, weight, values, residual]| {
+            let layer = gemm::Linear { weight, bias: bias.map(|_| values), in_features };
             layer.run(input, before.map(|_| residual))
         })?;
         Tensor::from_vec(output, shape, input.device())
@@ -65,49 +65,49 @@ impl Conv {
         Ok(Self(candle_nn::Conv2d::new(weight, Some(bias), config)))
     }
 
-    /// `pictures`: (B, in, H, W). Returns (B, out, H, W), or half the sides rounded up.
-    pub(super) fn forward(&self, pictures: &Tensor) -> Result<Tensor> {
-        self.run(pictures, pictures.dims4()?, None, None)
+    /// `images`: (B, in, H, W). Returns (B, out, H, W), or half the sides rounded up.
+    pub(super) fn forward(&self, images: &Tensor) -> Result<Tensor> {
+        self.run(images, images.dims4()?, None, None)
     }
 
     /// `before` (B, out, H, W) + [`Self::forward`].
-    pub(super) fn add_to(&self, before: &Tensor, pictures: &Tensor) -> Result<Tensor> {
-        self.run(pictures, pictures.dims4()?, None, Some(before))
+    pub(super) fn add_to(&self, before: &Tensor, images: &Tensor) -> Result<Tensor> {
+        self.run(images, images.dims4()?, None, Some(before))
     }
 
-    /// [`Self::forward`] + `raise` (B, out), a number for each channel of each picture.
-    pub(super) fn forward_raised(&self, pictures: &Tensor, raise: &Tensor) -> Result<Tensor> {
-        self.run(pictures, pictures.dims4()?, Some(raise), None)
+    /// [`Self::forward`] + `raise` (B, out), a number for each channel of each image.
+    pub(super) fn forward_raised(&self, images: &Tensor, raise: &Tensor) -> Result<Tensor> {
+        self.run(images, images.dims4()?, Some(raise), None)
     }
 
-    /// [`Self::forward`] of the pictures enlarged to `height` and `width` by their nearest neighbours.
-    pub(super) fn forward_enlarged(&self, pictures: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-        let (batch, channels, rows, columns) = pictures.dims4()?;
-        if is_ours(pictures) && (height, width) == (2 * rows, 2 * columns) {
-            return self.run(pictures, (batch, channels, height, width), None, None);
+    /// [`Self::forward`] of the images enlarged to `height` and `width` by their nearest neighbours.
+    pub(super) fn forward_enlarged(&self, images: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+        let (batch, channels, rows, columns) = images.dims4()?;
+        if is_ours(images) && (height, width) == (2 * rows, 2 * columns) {
+            return self.run(images, (batch, channels, height, width), None, None);
         }
-        self.forward(&pictures.upsample_nearest2d(height, width)?)
+        self.forward(&images.upsample_nearest2d(height, width)?)
     }
 
-    /// `sides`: (B, in, H, W) of what is convolved; twice the pictures' own height and width where they are enlarged.
+    /// `sides`: (B, in, H, W) of what is convolved; twice the images' own height and width where they are enlarged.
     fn run(
         &self,
-        pictures: &Tensor,
+        images: &Tensor,
         sides: (usize, usize, usize, usize),
         raise: Option<&Tensor>,
         before: Option<&Tensor>,
     ) -> Result<Tensor> {
         let (batch, channels, height, width) = sides;
         let (out_channels, in_channels, kernel, _) = self.0.weight().dims4()?;
-        if !is_ours(pictures) || channels != in_channels {
-            let output = self.0.forward(pictures)?;
+        if !is_ours(images) || channels != in_channels {
+            let output = self.0.forward(images)?;
             let output = match raise {
                 Some(raise) => output.broadcast_add(&raise.reshape((batch, out_channels, 1, 1))?)?,
                 None => output,
             };
             return added(before, output);
         }
-        let (stride, doubled) = (self.0.config().stride, height != pictures.dim(2)?);
+        let (stride, doubled) = (self.0.config().stride, height != images.dim(2)?);
         let convolution = convolution::Convolution { in_channels, out_channels, height, width, kernel, stride, doubled };
         let (out_height, out_width) = convolution.out_sides();
         let shape = (batch, out_channels, out_height, out_width);
@@ -119,12 +119,11 @@ impl Conv {
         let raised =
             raise.map(|raise| self.0.bias().map_or(Ok(raise.clone()), |bias| raise.broadcast_add(bias))).transpose()?;
         let bias = raised.as_ref().or(self.0.bias());
-        let output =
-            with_numbers([Some(pictures), Some(self.0.weight()), bias, before], |[pictures, weight, numbers, residual]| {
-                let begin = convolution::Begin { bias: bias.map(|_| numbers), residual: before.map(|_| residual) };
-                convolution.run(pictures, weight, begin)
-            })?;
-        Tensor::from_vec(output, shape, pictures.device())
+        let output = with_values([Some(images), Some(self.0.weight()), bias, before], |[images, weight, values, residual]| {
+            let begin = convolution::Begin { bias: bias.map(|_| values), residual: before.map(|_| residual) };
+            convolution.run(images, weight, begin)
+        })?;
+        Tensor::from_vec(output, shape, images.device())
     }
 }
 
@@ -159,7 +158,7 @@ impl GroupNorm {
             return Err(Error::msg(format!("a group norm of {:?} channels got {:?}", self.weight.dims(), hidden.dims())));
         }
         let (groups, eps, places) = (self.groups, self.eps as f32, hidden.dims()[2..].iter().product());
-        let output = with_numbers([Some(hidden), Some(&self.weight), Some(&self.bias), None], |[hidden, weight, bias, _]| {
+        let output = with_values([Some(hidden), Some(&self.weight), Some(&self.bias), None], |[hidden, weight, bias, _]| {
             norm::GroupNorm { weight, bias, groups, eps, silu }.run(hidden, places)
         })?;
         Tensor::from_vec(output, hidden.shape(), hidden.device())
@@ -187,7 +186,7 @@ impl LayerNorm {
             return self.norm.forward(hidden);
         }
         let eps = self.eps as f32;
-        let output = with_numbers([Some(hidden), Some(&self.weight), Some(&self.bias), None], |[hidden, weight, bias, _]| {
+        let output = with_values([Some(hidden), Some(&self.weight), Some(&self.bias), None], |[hidden, weight, bias, _]| {
             norm::LayerNorm { weight, bias, eps }.run(hidden)
         })?;
         Tensor::from_vec(output, hidden.shape(), hidden.device())
@@ -226,7 +225,7 @@ impl ChannelNorm {
             let normed = hidden.broadcast_div(&length)?.broadcast_mul(&self.gamma.reshape((1, channels, 1, 1))?)?;
             return if silu { normed.silu() } else { Ok(normed) };
         }
-        let output = with_numbers([Some(hidden), Some(&self.gamma), None, None], |[hidden, gamma, ..]| {
+        let output = with_values([Some(hidden), Some(&self.gamma), None, None], |[hidden, gamma, ..]| {
             norm::ChannelNorm { gamma, eps: Self::EPS, silu }.run(hidden, height * width)
         })?;
         Tensor::from_vec(output, hidden.shape(), hidden.device())
@@ -240,7 +239,7 @@ pub(super) fn geglu(both: &Tensor) -> Result<Tensor> {
     if !is_ours(both) {
         return both.narrow(D::Minus1, 0, width)? * both.narrow(D::Minus1, width, width)?.gelu_erf()?;
     }
-    let output = with_numbers([Some(both), None, None, None], |[both, ..]| elementwise::geglu(both, width))?;
+    let output = with_values([Some(both), None, None, None], |[both, ..]| elementwise::geglu(both, width))?;
     Tensor::from_vec(output, (batch, tokens, width), both.device())
 }
 
@@ -255,9 +254,9 @@ pub(super) fn silu(hidden: &Tensor) -> Result<Tensor> {
 }
 
 fn changed(hidden: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<Tensor> {
-    let mut numbers = with_numbers([Some(hidden), None, None, None], |[hidden, ..]| hidden.to_vec())?;
-    change(&mut numbers);
-    Tensor::from_vec(numbers, hidden.shape(), hidden.device())
+    let mut values = with_values([Some(hidden), None, None, None], |[hidden, ..]| hidden.to_vec())?;
+    change(&mut values);
+    Tensor::from_vec(values, hidden.shape(), hidden.device())
 }
 
 /// (B, rows, columns) to (B, columns, rows), in order.
@@ -266,8 +265,7 @@ pub(super) fn transposed(matrices: &Tensor) -> Result<Tensor> {
     if !is_ours(matrices) {
         return matrices.transpose(1, 2)?.contiguous();
     }
-    let output =
-        with_numbers([Some(matrices), None, None, None], |[numbers, ..]| elementwise::transpose(numbers, rows, columns))?;
+    let output = with_values([Some(matrices), None, None, None], |[values, ..]| elementwise::transpose(values, rows, columns))?;
     Tensor::from_vec(output, (batch, columns, rows), matrices.device())
 }
 
@@ -283,20 +281,20 @@ pub(super) fn is_ours(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == DType::F32 && tensor.elem_count() > 0
 }
 
-/// Gives the tensors' numbers in their order; nothing for what is `None`.
-pub(super) fn with_numbers<R>(tensors: [Option<&Tensor>; 4], compute: impl FnOnce([&[f32]; 4]) -> R) -> Result<R> {
+/// Gives the tensors' values in their order; nothing for what is `None`.
+pub(super) fn with_values<R>(tensors: [Option<&Tensor>; 4], compute: impl FnOnce([&[f32]; 4]) -> R) -> Result<R> {
     let dense = tensors.map(|tensor| tensor.map(Tensor::contiguous).transpose());
     let dense = dense.into_iter().collect::<Result<Vec<_>>>()?;
     let storages: Vec<_> = dense.iter().map(|tensor| tensor.as_ref().map(Tensor::storage_and_layout)).collect();
-    let mut numbers = [&[][..]; 4];
-    for (storage, numbers) in storages.iter().zip(&mut numbers) {
+    let mut values = [&[][..]; 4];
+    for (storage, values) in storages.iter().zip(&mut values) {
         let Some((storage, layout)) = storage else { continue };
         let (Storage::Cpu(storage), Some((start, end))) = (&**storage, layout.contiguous_offsets()) else {
             return Err(Error::msg("a layer's tensors have to be on the CPU together"));
         };
-        *numbers = &storage.as_slice::<f32>()?[start..end];
+        *values = &storage.as_slice::<f32>()?[start..end];
     }
-    Ok(compute(numbers))
+    Ok(compute(values))
 }
 
 #[cfg(test)]
@@ -317,43 +315,43 @@ mod tests {
         let variables = VarMap::new();
         let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
         // Turned, and a part of a larger tensor: neither starts at 0 nor lies in order.
-        let picture = Tensor::randn(0.0_f32, 1.0, (3, 40, 23, 24), &Device::Cpu)?.narrow(0, 1, 2)?.transpose(2, 3)?;
-        let dense = picture.contiguous()?;
+        let image = Tensor::randn(0.0_f32, 1.0, (3, 40, 23, 24), &Device::Cpu)?.narrow(0, 1, 2)?.transpose(2, 3)?;
+        let dense = image.contiguous()?;
         for (kernel, stride) in [(3, 1), (3, 2), (1, 1)] {
             let conv = conv(40, 10, kernel, stride, vb.pp(format!("conv{kernel}{stride}")))?;
             let candles = conv.0.forward(&dense)?;
-            assert_close(&conv.forward(&picture)?, &candles)?;
-            assert_close(&conv.add_to(&candles, &picture)?, &(&candles * 2.0)?)?;
+            assert_close(&conv.forward(&image)?, &candles)?;
+            assert_close(&conv.add_to(&candles, &image)?, &(&candles * 2.0)?)?;
             let raise = Tensor::randn(0.0_f32, 1.0, (2, 10), &Device::Cpu)?;
             let raised = candles.broadcast_add(&raise.reshape((2, 10, 1, 1))?)?;
-            assert_close(&conv.forward_raised(&picture, &raise)?, &raised)?;
+            assert_close(&conv.forward_raised(&image, &raise)?, &raised)?;
         }
         let enlarging = conv(40, 10, 3, 1, vb.pp("enlarging"))?;
         for (height, width) in [(48, 46), (47, 46)] {
             let candles = enlarging.0.forward(&dense.upsample_nearest2d(height, width)?)?;
-            assert_close(&enlarging.forward_enlarged(&picture, height, width)?, &candles)?;
+            assert_close(&enlarging.forward_enlarged(&image, height, width)?, &candles)?;
         }
         let norm = group_norm(5, 40, 1e-5, &vb.pp("norm"))?;
-        assert_close(&norm.forward(&picture)?, &norm.norm.forward(&dense)?)?;
-        assert_close(&norm.forward_silu(&picture)?, &norm.norm.forward(&dense)?.silu()?)?;
+        assert_close(&norm.forward(&image)?, &norm.norm.forward(&dense)?)?;
+        assert_close(&norm.forward_silu(&image)?, &norm.norm.forward(&dense)?.silu()?)?;
         for bias in [true, false] {
             let linear = linear_b(23, 50, bias, vb.pp(format!("linear{bias}")))?;
             let candles = linear.0.forward(&dense)?;
-            assert_close(&linear.forward(&picture)?, &candles)?;
-            assert_close(&linear.add_to(&candles, &picture)?, &(&candles * 2.0)?)?;
+            assert_close(&linear.forward(&image)?, &candles)?;
+            assert_close(&linear.add_to(&candles, &image)?, &(&candles * 2.0)?)?;
         }
         let norm = layer_norm(23, 1e-5, &vb.pp("layer_norm"))?;
-        assert_close(&norm.forward(&picture)?, &norm.norm.forward(&dense)?)?;
+        assert_close(&norm.forward(&image)?, &norm.norm.forward(&dense)?)?;
         let norm = ChannelNorm::of(&Tensor::randn(0.0_f32, 1.0, 40, &Device::Cpu)?)?;
         let length = dense.sqr()?.sum_keepdim(1)?.sqrt()?;
         let candles = dense.broadcast_div(&length)?.broadcast_mul(&norm.gamma.reshape((1, 40, 1, 1))?)?;
-        assert_close(&norm.forward(&picture)?, &candles)?;
-        assert_close(&norm.forward_silu(&picture)?, &candles.silu()?)?;
-        assert_close(&silu(&picture)?, &dense.silu()?)?;
-        assert_close(&quick_gelu(&picture)?, &(&dense * sigmoid(&(&dense * 1.702)?)?)?)?;
-        let matrices = picture.flatten_from(2)?;
+        assert_close(&norm.forward(&image)?, &candles)?;
+        assert_close(&norm.forward_silu(&image)?, &candles.silu()?)?;
+        assert_close(&silu(&image)?, &dense.silu()?)?;
+        assert_close(&quick_gelu(&image)?, &(&dense * sigmoid(&(&dense * 1.702)?)?)?)?;
+        let matrices = image.flatten_from(2)?;
         assert_close(&transposed(&matrices)?, &matrices.transpose(1, 2)?.contiguous()?)?;
-        let both = picture.flatten_from(2)?;
+        let both = image.flatten_from(2)?;
         let gate = both.narrow(D::Minus1, 276, 276)?.contiguous()?.gelu_erf()?;
         assert_close(&geglu(&both)?, &(both.narrow(D::Minus1, 0, 276)? * gate)?)
     }

@@ -1,16 +1,16 @@
-//! The engine paints: a task in, pixels out. It knows no cloud, no async and no events.
+//! The engine generates: a task in, pixels out. It knows no cloud, no async and no events.
 
 mod attention;
 pub mod checkpoint;
 pub mod device;
-mod eight_bit;
-mod fault;
+mod device_errors;
+mod fp8;
 mod layers;
-mod ldm;
+mod loader;
 mod lora;
 pub mod noise;
+mod original_names;
 pub mod qwen;
-mod reading;
 pub mod resample;
 pub mod schedule;
 pub mod sd;
@@ -40,33 +40,33 @@ pub struct Loading {
 
 /// What every engine can do. One OS thread owns it ([`thread::EngineThread`]), so that it needs no locks.
 pub trait Engine {
-    /// Paints once as jobs usually ask for it, in a single step, so that the first of them pays for nothing but itself.
+    /// Generates once as jobs usually ask for it, in a single step, so that the first of them pays for nothing but itself.
     ///
     /// # Errors
     /// Whatever would have failed the first job.
     fn warm_up(&mut self) -> Result<(), EngineError>;
 
-    /// Paints all pictures of all orders as one batch, looking at their watches between denoising steps. The requests of the
+    /// Generates all images of all orders as one batch, looking at their watches between denoising steps. The requests of the
     /// orders agree ([`Request::agrees_with`]). Returns one result an order, in their order: an order that is cancelled
     /// leaves the batch, and the others go on.
     ///
     /// # Errors
-    /// What keeps all of them from being painted: [`EngineError`] says whose fault it is. The engine stays usable after
+    /// What keeps all of them from being generated: [`EngineError`] says whose fault it is. The engine stays usable after
     /// each of them but [`EngineError::Fatal`].
-    fn paint_together(&mut self, orders: &[Order]) -> Result<Vec<Painted>, EngineError>;
+    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError>;
 
-    /// Paints all pictures of one text.
+    /// Generates all images of one text.
     ///
     /// # Errors
-    /// As [`Self::paint_together`], or [`EngineError::Cancelled`].
-    fn paint(&mut self, request: &PaintRequest, watch: &Watch) -> Painted {
+    /// As [`Self::generate_together`], or [`EngineError::Cancelled`].
+    fn generate(&mut self, request: &GenerateRequest, watch: &Watch) -> Generated {
         let order = Order { request: Request::Generate(request.clone()), watch: watch.clone() };
-        self.paint_together(&[order])?.pop().unwrap_or(Err(EngineError::Gone))
+        self.generate_together(&[order])?.pop().unwrap_or(Err(EngineError::Gone))
     }
 }
 
-/// The pictures of one order, or why there are none.
-pub type Painted = Result<Vec<Picture>, EngineError>;
+/// The images of one order, or why there are none.
+pub type Generated = Result<Vec<Image>, EngineError>;
 
 /// One request on its way to the engine.
 #[derive(Clone)]
@@ -75,10 +75,10 @@ pub struct Order {
     pub watch: Watch,
 }
 
-/// What is to be painted, by task.
+/// What is to be generated, by task.
 #[derive(Debug, Clone)]
 pub enum Request {
-    Generate(PaintRequest),
+    Generate(GenerateRequest),
     TryOn(EditRequest),
 }
 
@@ -93,10 +93,10 @@ impl Request {
     }
 }
 
-/// A person and garments, to be painted as the person in the garments.
+/// A person and garments, to be generated as the person in the garments.
 #[derive(Debug, Clone)]
 pub struct EditRequest {
-    /// The pictures that the model looks at, in the order in which the prompt numbers them: the person, then the garments.
+    /// The images that the model looks at, in the order in which the prompt values them: the person, then the garments.
     pub images: Vec<RgbImage>,
     pub prompt: String,
     pub negative_prompt: String,
@@ -104,7 +104,7 @@ pub struct EditRequest {
     /// True guidance, with a second look at every step, above 1.
     pub guidance_scale: f64,
     pub mode: Mode,
-    /// One a picture.
+    /// One an image.
     pub seeds: Vec<u64>,
     /// Multiples of 16.
     pub width_px: u32,
@@ -113,17 +113,17 @@ pub struct EditRequest {
 
 /// A task with its input files fetched.
 #[derive(Debug, Clone)]
-pub struct PaintRequest {
+pub struct GenerateRequest {
     pub task: Generate,
     /// One a LoRA of the task, in the same order.
     pub loras: Vec<LoraFile>,
     /// One a textual inversion of the task, in the same order.
     pub embeddings: Vec<EmbeddingFile>,
     /// What the task starts from, in its size.
-    pub start: Option<StartPicture>,
+    pub start: Option<InitImage>,
 }
 
-impl PaintRequest {
+impl GenerateRequest {
     /// Whether both can be denoised in one batch: same steps of the same schedule and size, from the same start, under the
     /// same weights.
     #[must_use]
@@ -147,25 +147,25 @@ pub struct EmbeddingFile {
     pub token: EmbeddingToken,
 }
 
-/// A picture to start from, and its mask: both of the task's size.
+/// An image to start from, and its mask: both of the task's size.
 #[derive(Debug, Clone, PartialEq)]
-pub struct StartPicture {
+pub struct InitImage {
     pub rgb: RgbImage,
     /// Where it may be changed, from 128 on.
     pub mask: Option<GrayImage>,
 }
 
-/// One painted picture: `rgb` holds (height, width, 3) bytes, row by row.
+/// One generated image: `rgb` holds (height, width, 3) bytes, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
+pub struct Image {
     pub width_px: u32,
     pub height_px: u32,
     pub rgb: Vec<u8>,
-    /// The seed of this picture's own noise.
+    /// The seed of this image's own noise.
     pub seed: u64,
 }
 
-/// How the outside follows a painting, and stops it.
+/// How the outside follows a generation, and stops it.
 #[derive(Clone)]
 pub struct Watch {
     cancel: Arc<AtomicBool>,
@@ -173,14 +173,14 @@ pub struct Watch {
     pace: Arc<Mutex<Pace>>,
 }
 
-/// How a painting went.
+/// How a generation went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pace {
     /// Denoising steps done.
     pub steps: u32,
     /// From the first step's end to the last one's.
     pub between: Duration,
-    /// Whether the LoRAs were those that were painted with last; none where there are none.
+    /// Whether the LoRAs were those that were generated with last; none where there are none.
     pub lora_cache_hit: Option<bool>,
     first: Option<Instant>,
 }
@@ -198,7 +198,7 @@ impl Watch {
         Self { cancel: Arc::default(), progress: Arc::new(progress), pace: Arc::default() }
     }
 
-    /// Stops the painting before its next denoising step.
+    /// Stops the generation before its next denoising step.
     pub fn cancel(&self) {
         self.cancel.store(true, Ordering::Relaxed);
     }
@@ -208,21 +208,21 @@ impl Watch {
         self.lock().lora_cache_hit = Some(cache_hit);
     }
 
-    /// How the painting has gone so far.
+    /// How the generation has gone so far.
     #[must_use]
     pub fn pace(&self) -> Pace {
         *self.lock()
     }
 
-    /// A panic under the lock leaves nothing half done: these are numbers.
+    /// A panic under the lock leaves nothing half done: these are values.
     fn lock(&self) -> MutexGuard<'_, Pace> {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the outside how far the painting is.
+    /// Tells the outside how far the generation is.
     ///
     /// # Errors
-    /// [`EngineError::Cancelled`] when the painting is to stop.
+    /// [`EngineError::Cancelled`] when the generation is to stop.
     pub fn step_done(&self, step: u32, steps: u32) -> Result<(), EngineError> {
         {
             let now = Instant::now();
@@ -242,7 +242,7 @@ impl Watch {
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The model's own files are at fault: nothing can be painted.
+    /// The model's own files are at fault: nothing can be generated.
     #[error("checkpoint {}: {problem}", path.display())]
     Checkpoint { path: PathBuf, problem: String },
     /// The request's LoRA (its place in the request) is at fault.

@@ -1,42 +1,42 @@
-//! Gaussian noise from a seed, drawn on the CPU, so that a seed paints the same picture on every device.
+//! Gaussian noise from a seed, drawn on the CPU, so that a seed generates the same image on every device.
 //!
-//! The numbers are those of `torch.randn` with a CPU generator: a picture of diffusers is found again by its seed.
+//! The values are those of `torch.randn` with a CPU generator: an image of diffusers is found again by its seed.
 
 use std::f32::consts::TAU;
 
 use candle_core::{Device, Result, Tensor};
 
-/// A generator a picture: picture `n` of a request draws from `seed + n`, whatever its neighbours are.
+/// A generator an image: image `n` of a request draws from `seed + n`, whatever its neighbours are.
 pub struct Noise {
     generators: Vec<MersenneTwister>,
-    /// (channels, height, width) of one picture's latents.
+    /// (channels, height, width) of one image's latents.
     shape: (usize, usize, usize),
 }
 
 impl Noise {
-    /// `shape`: (channels, height, width) of one picture's latents, at least 16 numbers.
+    /// `shape`: (channels, height, width) of one image's latents, at least 16 values.
     #[must_use]
     pub fn new(seeds: impl IntoIterator<Item = u64>, shape: (usize, usize, usize)) -> Self {
         Self { generators: seeds.into_iter().map(MersenneTwister::new).collect(), shape }
     }
 
-    /// Goes on with these pictures alone; each draws what it would have drawn beside the others.
-    pub fn keep(&mut self, pictures: &[usize]) {
+    /// Goes on with these images alone; each draws what it would have drawn next to the others.
+    pub fn keep(&mut self, images: &[usize]) {
         let mut place = 0..;
-        self.generators.retain(|_| place.next().is_some_and(|place| pictures.contains(&place)));
+        self.generators.retain(|_| place.next().is_some_and(|place| images.contains(&place)));
     }
 
-    /// The next noise of every picture: (pictures, channels, height, width), f32, standard normal.
+    /// The next noise of every image: (images, channels, height, width), f32, standard normal.
     ///
     /// # Errors
     /// When the device has no room for it.
     pub fn draw(&mut self, device: &Device) -> Result<Tensor> {
         let (channels, height, width) = self.shape;
-        let mut numbers = Vec::with_capacity(self.generators.len() * channels * height * width);
+        let mut values = Vec::with_capacity(self.generators.len() * channels * height * width);
         for generator in &mut self.generators {
-            numbers.extend(normals(generator, channels * height * width));
+            values.extend(normals(generator, channels * height * width));
         }
-        Tensor::from_vec(numbers, (self.generators.len(), channels, height, width), device)
+        Tensor::from_vec(values, (self.generators.len(), channels, height, width), device)
     }
 }
 
@@ -44,19 +44,19 @@ impl Noise {
 /// `normal_fill` in pytorch's `aten/src/ATen/native/cpu/DistributionTemplates.h`.
 fn normals(generator: &mut MersenneTwister, count: usize) -> Vec<f32> {
     const BLOCK: usize = 16;
-    let mut numbers: Vec<f32> = (0..count).map(|_| generator.uniform()).collect();
-    for block in numbers.chunks_exact_mut(BLOCK) {
+    let mut values: Vec<f32> = (0..count).map(|_| generator.uniform()).collect();
+    for block in values.chunks_exact_mut(BLOCK) {
         box_muller(block);
     }
     if !count.is_multiple_of(BLOCK) && count >= BLOCK {
-        let last = &mut numbers[count - BLOCK..];
+        let last = &mut values[count - BLOCK..];
         last.fill_with(|| generator.uniform());
         box_muller(last);
     }
-    numbers
+    values
 }
 
-/// Turns uniform numbers of [0, 1) into normal ones; the first half gives the radii, the second the angles.
+/// Turns uniform values of [0, 1) into normal ones; the first half gives the radii, the second the angles.
 fn box_muller(block: &mut [f32]) {
     let (radii, angles) = block.split_at_mut(block.len() / 2);
     for (first, second) in radii.iter_mut().zip(angles) {
@@ -91,10 +91,10 @@ impl MersenneTwister {
     /// 24 random bits as a number of [0, 1).
     fn uniform(&mut self) -> f32 {
         const BITS: u32 = 24;
-        (self.word() & ((1 << BITS) - 1)) as f32 / (1_u32 << BITS) as f32
+        (self.as_str() & ((1 << BITS) - 1)) as f32 / (1_u32 << BITS) as f32
     }
 
-    fn word(&mut self) -> u32 {
+    fn as_str(&mut self) -> u32 {
         if self.next == Self::WORDS {
             self.twist();
         }

@@ -1,4 +1,4 @@
-//! Resizes pictures byte for byte as Pillow does, for that is how the models' own pipelines prepare what they look at.
+//! Resizes images byte for byte as Pillow does, for that is how the models' own pipelines prepare what they look at.
 
 use std::f64::consts::PI;
 
@@ -39,13 +39,13 @@ fn sinc(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { (PI * x).sin() / (PI * x) }
 }
 
-/// `picture` in another size, at least one pixel each way. The filter widens where the picture becomes smaller; rows come first, and
+/// `image` in another size, at least one pixel each way. The filter widens where the image becomes smaller; rows come first, and
 /// what lies between both passes has 8 bits again (Pillow 12, `libImaging/Resample.c`).
 #[must_use]
-pub fn resize(picture: &RgbImage, width_px: u32, height_px: u32, filter: Filter) -> RgbImage {
+pub fn resize(image: &RgbImage, width_px: u32, height_px: u32, filter: Filter) -> RgbImage {
     let (width_px, height_px) = (width_px.max(1), height_px.max(1));
-    let wide = if picture.width() == width_px { picture.clone() } else { resize_rows(picture, width_px, filter) };
-    if picture.height() == height_px { wide } else { resize_columns(&wide, height_px, filter) }
+    let wide = if image.width() == width_px { image.clone() } else { resize_rows(image, width_px, filter) };
+    if image.height() == height_px { wide } else { resize_columns(&wide, height_px, filter) }
 }
 
 /// What one pixel of the result is made of: the first pixel, and the weights of it and those behind it.
@@ -75,11 +75,11 @@ fn clamped(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-fn resize_rows(picture: &RgbImage, width_px: u32, filter: Filter) -> RgbImage {
-    let taps = taps(picture.width(), width_px, filter);
-    let row_bytes = 3 * picture.width() as usize;
-    let mut bytes = Vec::with_capacity(3 * width_px as usize * picture.height() as usize);
-    for row in picture.as_raw().chunks_exact(row_bytes) {
+fn resize_rows(image: &RgbImage, width_px: u32, filter: Filter) -> RgbImage {
+    let taps = taps(image.width(), width_px, filter);
+    let row_bytes = 3 * image.width() as usize;
+    let mut bytes = Vec::with_capacity(3 * width_px as usize * image.height() as usize);
+    for row in image.as_raw().chunks_exact(row_bytes) {
         for Taps { first, weights } in &taps {
             let mut sums = [1 << (PRECISION - 1); 3];
             for (pixel, weight) in row[3 * first..].chunks_exact(3).zip(weights) {
@@ -90,22 +90,22 @@ fn resize_rows(picture: &RgbImage, width_px: u32, filter: Filter) -> RgbImage {
             bytes.extend(sums.map(clamped));
         }
     }
-    of_bytes(width_px, picture.height(), bytes)
+    of_bytes(width_px, image.height(), bytes)
 }
 
-fn resize_columns(picture: &RgbImage, height_px: u32, filter: Filter) -> RgbImage {
-    let row_bytes = 3 * picture.width() as usize;
+fn resize_columns(image: &RgbImage, height_px: u32, filter: Filter) -> RgbImage {
+    let row_bytes = 3 * image.width() as usize;
     let mut bytes = Vec::with_capacity(row_bytes * height_px as usize);
-    for Taps { first, weights } in taps(picture.height(), height_px, filter) {
+    for Taps { first, weights } in taps(image.height(), height_px, filter) {
         let mut sums = vec![1 << (PRECISION - 1); row_bytes];
-        for (row, weight) in picture.as_raw()[first * row_bytes..].chunks_exact(row_bytes).zip(&weights) {
+        for (row, weight) in image.as_raw()[first * row_bytes..].chunks_exact(row_bytes).zip(&weights) {
             for (sum, channel) in sums.iter_mut().zip(row) {
                 *sum += i32::from(*channel) * weight;
             }
         }
         bytes.extend(sums.into_iter().map(clamped));
     }
-    of_bytes(picture.width(), height_px, bytes)
+    of_bytes(image.width(), height_px, bytes)
 }
 
 fn of_bytes(width_px: u32, height_px: u32, bytes: Vec<u8>) -> RgbImage {

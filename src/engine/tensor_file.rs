@@ -32,7 +32,7 @@ pub(super) struct TensorFile {
     path: PathBuf,
     file: File,
     table: Metadata,
-    /// Where the numbers begin.
+    /// Where the values begin.
     start: u64,
 }
 

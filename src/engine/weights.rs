@@ -12,8 +12,8 @@ use safetensors::Dtype;
 
 use super::EngineError;
 use super::checkpoint::shards;
-use super::ldm::{Layout, vae_name};
-use super::reading::{Stored, read_all};
+use super::loader::{Stored, read_all};
+use super::original_names::{Layout, vae_name};
 use super::tensor_file::{PACKED, TensorFile};
 
 /// Tensors by name; the name begins with the component: `unet.conv_in.weight`.
@@ -37,21 +37,21 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Reads the weight files of these components under `folder`, or the one file of a packed checkpoint; `dtype`: what they are
+    /// Reads the weight files of these components under `directory`, or the one file of a packed checkpoint; `dtype`: what they are
     /// kept in.
     pub(super) fn read(
-        folder: &Path,
+        directory: &Path,
         components: &[&str],
         (dtype, device): (DType, &Device),
     ) -> std::result::Result<Self, EngineError> {
-        let packed = folder.join(PACKED);
+        let packed = directory.join(PACKED);
         let mut files = Vec::new();
         if packed.is_file() {
             let known = |name: &str| components.iter().any(|component| name.split('.').next() == Some(component));
             files.push(Named::open(&packed, |name| known(name).then(|| name.to_owned()))?);
         } else {
             for component in components {
-                for file in component_files(&folder.join(component))? {
+                for file in component_files(&directory.join(component))? {
                     files.push(Named::open(&file, |name| Some(canonical(&format!("{component}.{name}"))))?);
                 }
             }
@@ -160,9 +160,9 @@ impl SimpleBackend for View {
 }
 
 /// The plain weight file of a component, or its shards; or, where there is no plain one, the only variant (`….fp16.safetensors`).
-pub(super) fn component_files(folder: &Path) -> std::result::Result<Vec<PathBuf>, EngineError> {
-    let wrong = |problem: String| EngineError::Checkpoint { path: folder.to_owned(), problem };
-    let entries = std::fs::read_dir(folder).map_err(|error| wrong(error.to_string()))?;
+pub(super) fn component_files(directory: &Path) -> std::result::Result<Vec<PathBuf>, EngineError> {
+    let wrong = |problem: String| EngineError::Checkpoint { path: directory.to_owned(), problem };
+    let entries = std::fs::read_dir(directory).map_err(|error| wrong(error.to_string()))?;
     let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     names.sort();
     // (variant, file), the plain one first: its variant is empty.
@@ -178,15 +178,15 @@ pub(super) fn component_files(folder: &Path) -> std::result::Result<Vec<PathBuf>
         }
     };
     let Some((_, name)) = found.iter().find(|(variant, _)| *variant == chosen) else { return Ok(Vec::new()) };
-    let path = folder.join(name);
+    let path = directory.join(name);
     if path.extension().is_some_and(|extension| extension == "safetensors") {
         return Ok(vec![path]);
     }
     let shards = shards(&path)?;
     if let Some(escapes) = shards.iter().find(|shard| shard.contains(['/', '\\'])) {
-        return Err(EngineError::Checkpoint { path, problem: format!("names a file outside of its folder: {escapes}") });
+        return Err(EngineError::Checkpoint { path, problem: format!("names a file outside of its directory: {escapes}") });
     }
-    Ok(shards.iter().map(|shard| folder.join(shard)).collect())
+    Ok(shards.iter().map(|shard| directory.join(shard)).collect())
 }
 
 /// Builds a module whose tensors are read one by one out of `files` and kept in the format `dtype`: what the module does not ask for is
@@ -211,11 +211,11 @@ pub(super) fn build_from<M>(
     }
     let (problems, bytes) = (Arc::default(), Arc::new(AtomicU64::new(0)));
     let source = OnDemand { files, index, problems: Arc::clone(&problems), bytes: Arc::clone(&bytes) };
-    let folder = source.files.first().map(|file| file.path().with_file_name("")).unwrap_or_default();
+    let directory = source.files.first().map(|file| file.path().with_file_name("")).unwrap_or_default();
     let module = module(&VarBuilder::from_backend(Box::new(source), dtype, device.clone()));
     let problems = std::mem::take(&mut *problems.lock().unwrap_or_else(PoisonError::into_inner));
     match module {
-        _ if !problems.is_empty() => Err(EngineError::Checkpoint { path: folder, problem: listed(&problems) }),
+        _ if !problems.is_empty() => Err(EngineError::Checkpoint { path: directory, problem: listed(&problems) }),
         module => Ok((module?, bytes.load(Ordering::Relaxed))),
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::auth::{Auth, Stranger};
 use super::{EventError, Problem};
-use crate::job::outcome::{JobError, Outcome, Remedy};
+use crate::job::outcome::{JobError, Outcome, RetryPolicy};
 
 /// A request that waits for its response.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Exchange {
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Paint the job in the body.
+    /// Generate the job in the body.
     Generate(Vec<u8>),
     /// Is anybody there?
     Health,
@@ -131,7 +131,7 @@ impl Response {
         Self { status: 200, body, retry_after_s: None }
     }
 
-    /// A finished job: the body of the `complete` notice.
+    /// A finished job: the body of the `complete` notification.
     #[must_use]
     pub fn done(outcome: &Outcome, mut body: Value) -> Self {
         body["status"] = "complete".into();
@@ -145,7 +145,7 @@ impl Response {
             JobError::Conflict { .. } => (409, None),
             JobError::Invalid { .. } => (400, None),
             JobError::Cancelled => (410, None),
-            error if error.remedy() == Remedy::Retry => (503, Some(5)),
+            error if error.retry_policy() == RetryPolicy::Retry => (503, Some(5)),
             _ => (422, None),
         };
         let body = json!({ "job_id": job_id, "status": "failed", "error": Problem::from(error) });

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::job::outcome::JobError;
 
-/// One invocation's payload, told apart by its shape.
+/// One invocation's payload, distinguished by its shape.
 #[derive(Debug)]
 pub enum Event {
     Sqs(sqs::Batch),
@@ -66,7 +66,7 @@ impl Event {
     }
 }
 
-/// An error as callers see it in a reply or notice.
+/// An error as callers see it in a reply or notification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// A stable word, such as `invalid_input`.

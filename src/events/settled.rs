@@ -1,11 +1,11 @@
-//! What `atelier host` is told of every message: how its job ended, and the notices that the host is to deliver.
+//! What `atelier host` is told of every message: how its job ended, and the notifications that the host is to deliver.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Problem;
 use crate::job::measured::Measured;
-use crate::job::notice::Notice;
+use crate::job::notification::Notification;
 
 /// With this code a handler ends whose device is unusable: a fresh process is needed (`EX_TEMPFAIL` of sysexits.h).
 pub const ENGINE_LOST_EXIT_CODE: u8 = 75;
@@ -18,12 +18,12 @@ pub struct Settled {
     /// Null when the job could not even be read that far.
     pub job_id: Option<String>,
     pub outcome: Settlement,
-    /// The pictures were there already.
+    /// The images were there already.
     pub replayed: bool,
     /// Of the last attempt, unless it is complete.
     pub error: Option<Problem>,
     /// To be delivered before the message is settled, in this order, each until it is taken.
-    pub notices: Vec<Notice>,
+    pub notifications: Vec<Notification>,
     /// None where the job was not run.
     pub measured: Option<Measured>,
 }
@@ -54,7 +54,7 @@ impl Settlement {
 impl Settlement {
     /// One word for metrics.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Complete => "complete",
             Self::Failed => "failed",

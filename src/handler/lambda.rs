@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::line::{Order, Orders};
 use super::{Handler, HandlerError};
-use crate::workflow::control::{Cancels, Control, Shutdown, Telling};
+use crate::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -41,7 +41,7 @@ pub enum End {
 }
 
 /// Serves invocations until SIGTERM, or until `host`, where there is one, is gone. Whatever is running then is finished within
-/// the grace or handed back, its reply is posted, and only then does this return. Needs no Extensions API: hosts exist that
+/// the grace or handed back, its reply is posted, and only then does this return. MemoryEstimate no Extensions API: hosts exist that
 /// have none.
 ///
 /// # Errors
@@ -60,12 +60,12 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<Orders>) -> Re
             let (handler, cancels, lost) = (handler.clone(), cancels.clone(), lost.clone());
             let control = Control::new(event.context.deadline, limits.deadline_margin, shutdown.clone())
                 .cancellable(cancelled.clone())
-                .telling_by(telling(&event.context));
+                .notification_mode_by(notification_mode(&event.context));
             async move {
                 let handler = handler.lock().await;
                 let reply = handler.handle(event.payload, &control).await;
                 cancels.forget();
-                lost.send_replace(handler.engine_is_lost());
+                lost.send_replace(handler.is_fatal_device_error());
                 reply
             }
         })
@@ -102,12 +102,12 @@ async fn obey(host: Option<Orders>, cancels: Arc<Cancels>) {
     tracing::warn!("the host is gone");
 }
 
-/// `atelier host` says in the client context that it delivers the notices itself.
-fn telling(context: &Context) -> Telling {
+/// `atelier host` says in the client context that it delivers the notifications itself.
+fn notification_mode(context: &Context) -> NotificationMode {
     let custom = context.client_context.as_ref().map(|client| &client.custom);
     match custom.and_then(|custom| custom.get("atelier")).map(String::as_str) {
-        Some("host") => Telling::Later,
-        _ => Telling::Now,
+        Some("host") => NotificationMode::Later,
+        _ => NotificationMode::Now,
     }
 }
 

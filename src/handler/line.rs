@@ -48,7 +48,7 @@ mod tests {
 
     #[tokio::test]
     async fn orders_come_in_order_until_the_host_is_gone() {
-        let input = std::io::Cursor::new("cancel job-1\nrepaint job-2\ncancel job-3\r\n");
+        let input = std::io::Cursor::new("cancel job-1\nregenerate job-2\ncancel job-3\r\n");
         let mut orders = listen(input).unwrap();
         assert_eq!(orders.recv().await, Some(Order::Cancel("job-1".into())));
         assert_eq!(orders.recv().await, Some(Order::Cancel("job-3".into())));

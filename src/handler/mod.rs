@@ -1,28 +1,28 @@
 //! One event in, one reply out.
 
+mod batch;
 pub mod lambda;
 pub mod line;
-mod party;
 
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use serde_json::Value;
 
-use self::party::{Line, Party, Waiting};
+use self::batch::{Batch, Line, Waiting};
 use crate::events::auth::Auth;
 use crate::events::http::{Exchange, Response, Route};
 use crate::events::settled::{self, Settled, Settlement};
 use crate::events::{Delivery, Event, EventError, Problem};
-use crate::job::notice::{Addressee, Notice};
-use crate::job::outcome::{JobError, Outcome, Remedy};
+use crate::job::notification::{Notification, NotificationTarget};
+use crate::job::outcome::{JobError, Outcome, RetryPolicy};
 use crate::job::request::{Defaults, Refusal};
 use crate::job::{Job, JobId};
 use crate::metrics::{emf, report};
-use crate::workflow::control::{Control, Telling};
+use crate::workflow::control::{Control, NotificationMode};
 use crate::workflow::{Ended, Workflow};
 
-/// The function itself, whoever calls it. It takes one job at a time, or several that can be painted as one.
+/// The function itself, whoever calls it. It takes one job at a time, or several that can be generated as one.
 pub struct Handler {
     pub workflow: Workflow,
     pub defaults: Defaults,
@@ -30,7 +30,7 @@ pub struct Handler {
     pub auth: Auth,
     /// After this many deliveries of a message its caller is told that the job failed.
     pub max_attempts: u32,
-    /// Jobs share a batch as long as their pictures have so many pixels together.
+    /// Jobs share a batch as long as their images have so many pixels together.
     pub max_batch_px: u64,
     /// The model's name, where CloudWatch is to make metrics of what is written to standard output.
     pub emf_model: Option<String>,
@@ -58,13 +58,13 @@ impl HandlerError {
 }
 
 impl Handler {
-    /// Takes one event from arrival to reply. Under `atelier host`, which delivers notices itself, the reply says of every job
+    /// Takes one event from arrival to reply. Under `atelier host`, which delivers notifications itself, the reply says of every job
     /// what became of it ([`Settled`]); RabbitMQ then has partial failure like SQS.
     ///
     /// # Errors
     /// [`HandlerError`] when the source has no other way to learn that something is to be brought back.
     pub async fn handle(&self, payload: Value, control: &Control) -> Result<Value, HandlerError> {
-        let has_host = control.telling() == Telling::Later;
+        let has_host = control.notification_mode() == NotificationMode::Later;
         let (reply, jobs) = match Event::parse(payload)? {
             Event::Sqs(batch) => {
                 let jobs = self.settle(batch.deliveries, control).await;
@@ -92,31 +92,31 @@ impl Handler {
         for job in jobs {
             if let Some(measured) = &job.measured {
                 let job_id = job.job_id.as_deref().unwrap_or_default();
-                report::write_line(&emf::line(model, job.outcome.word(), job_id, measured));
+                report::write_line(&emf::line(model, job.outcome.as_str(), job_id, measured));
             }
         }
     }
 
-    /// The engine cannot paint any more: this process is to end after its reply.
+    /// The engine cannot generate any more: this process is to end after its reply.
     #[must_use]
-    pub fn engine_is_lost(&self) -> bool {
-        self.workflow.engine_is_lost()
+    pub fn is_fatal_device_error(&self) -> bool {
+        self.workflow.is_fatal_device_error()
     }
 
-    /// Settles the messages of an event, party by party.
+    /// Settles the messages of an event, batch by batch.
     async fn settle(&self, deliveries: Vec<Delivery>, control: &Control) -> Vec<Settled> {
         let mut line = Line::new(deliveries, &self.defaults);
         let mut settled = BTreeMap::new();
         let mut stopped_groups = Vec::new();
-        while let Some(party) = line.next(self.max_batch_px) {
-            let ended = match party {
-                Party::Refused(Waiting { place, delivery, job: refusal }) => {
-                    let of = Addressee::from(&refusal);
+        while let Some(batch) = line.next(self.max_batch_px) {
+            let ended = match batch {
+                Batch::Refused(Waiting { place, delivery, job: refusal }) => {
+                    let of = NotificationTarget::from(&refusal);
                     tell_log(of, &refusal.error, &delivery, false);
                     let failed = self.fail(&delivery, of, &refusal.error, Settlement::Failed, control).await;
                     vec![(place, delivery.group, failed)]
                 }
-                Party::Jobs(members) => self.run(members, &stopped_groups, control).await,
+                Batch::Jobs(members) => self.run(members, &stopped_groups, control).await,
             };
             for (place, group, job) in ended {
                 if job.outcome.goes_back() {
@@ -128,7 +128,7 @@ impl Handler {
         settled.into_values().collect()
     }
 
-    /// Runs the jobs of a party, at the same time.
+    /// Runs the jobs of a batch, at the same time.
     async fn run(
         &self,
         members: Vec<Waiting<Job>>,
@@ -137,34 +137,34 @@ impl Handler {
     ) -> Vec<(usize, Option<String>, Settled)> {
         let is_stopped =
             |waiting: &Waiting<Job>| waiting.delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group));
-        let ends = control.is_shutting_down() || self.engine_is_lost();
+        let ends = control.is_shutting_down() || self.is_fatal_device_error();
         let (stopped, begun): (Vec<_>, Vec<_>) = members.into_iter().partition(|waiting| ends || is_stopped(waiting));
-        let put_back = |Waiting { place, delivery, .. }: Waiting<Job>| {
+        let requeue = |Waiting { place, delivery, .. }: Waiting<Job>| {
             let earlier = || JobError::Internal { problem: "an earlier message of its group is to be settled first".into() };
             let error = if ends { JobError::ShuttingDown } else { earlier() };
             (place, delivery.group, entry(&delivery.message_id, None, Settlement::Retry, Some(&error)))
         };
         let jobs: Vec<&Job> = begun.iter().map(|waiting| &waiting.job).collect();
         let ended = self.workflow.run_together(&jobs, control).await;
-        let concluded = begun.iter().zip(ended).map(async |(Waiting { place, delivery, job }, ended)| {
-            (*place, delivery.group.clone(), self.conclude(delivery, job, ended, control).await)
+        let finalized = begun.iter().zip(ended).map(async |(Waiting { place, delivery, job }, ended)| {
+            (*place, delivery.group.clone(), self.finalize(delivery, job, ended, control).await)
         });
-        let mut concluded = join_all(concluded).await;
-        concluded.extend(stopped.into_iter().map(put_back));
-        concluded
+        let mut finalized = join_all(finalized).await;
+        finalized.extend(stopped.into_iter().map(requeue));
+        finalized
     }
 
     /// What becomes of a message whose job was run.
-    async fn conclude(&self, delivery: &Delivery, job: &Job, ended: Ended, control: &Control) -> Settled {
-        let Ended { result, stored, notices, measured } = ended;
+    async fn finalize(&self, delivery: &Delivery, job: &Job, ended: Ended, control: &Control) -> Settled {
+        let Ended { result, stored, notifications, measured } = ended;
         let measured = Some(measured);
         let error = match result {
-            Ok(outcome) => return Settled { measured, ..complete(&delivery.message_id, job, &outcome, notices) },
+            Ok(outcome) => return Settled { measured, ..complete(&delivery.message_id, job, &outcome, notifications) },
             Err(error) => error,
         };
         let last = delivery.attempt >= self.max_attempts;
         // A host can put a message back without counting its attempt.
-        let uncounted = control.telling() == Telling::Later && matches!(error, JobError::ShuttingDown);
+        let uncounted = control.notification_mode() == NotificationMode::Later && matches!(error, JobError::ShuttingDown);
         let outcome = match settlement(&error, stored) {
             Settlement::Retry if last && !stored && !uncounted => Settlement::DeadLetter,
             outcome => outcome,
@@ -177,7 +177,7 @@ impl Handler {
     async fn fail(
         &self,
         delivery: &Delivery,
-        of: Addressee<'_>,
+        of: NotificationTarget<'_>,
         error: &JobError,
         outcome: Settlement,
         control: &Control,
@@ -187,10 +187,10 @@ impl Handler {
             return entry(message_id, of.job_id, outcome, Some(error));
         }
         match self.workflow.tell_failed(&of, error, delivery.attempt, control).await {
-            Ok(notices) => Settled { notices, ..entry(message_id, of.job_id, outcome, Some(error)) },
+            Ok(notifications) => Settled { notifications, ..entry(message_id, of.job_id, outcome, Some(error)) },
             Err(undelivered) => {
                 let job_id = of.job_id.map_or("", JobId::as_str);
-                tracing::warn!(job_id, message_id, error = %undelivered, "failed notice not delivered");
+                tracing::warn!(job_id, message_id, error = %undelivered, "failed notification not delivered");
                 entry(message_id, of.job_id, Settlement::Retry, Some(&undelivered))
             }
         }
@@ -206,20 +206,20 @@ impl Handler {
         let delivery = Delivery { message_id: String::new(), attempt: 1, group: None, body };
         let job = match Job::from_json(&delivery.body, &self.defaults) {
             Ok(job) => job,
-            // The caller hears of it in this very response, and in no notice.
+            // The caller hears of it in this very response, and in no notification.
             Err(Refusal { job_id, error, .. }) => {
                 let response = Response::failed(job_id.as_ref().map(JobId::as_str), &error);
                 return (response, vec![entry("", job_id.as_ref(), Settlement::Failed, Some(&error))]);
             }
         };
-        let Ended { result, stored, notices, measured } = self.workflow.run(&job, control).await;
+        let Ended { result, stored, notifications, measured } = self.workflow.run(&job, control).await;
         let measured = Some(measured);
         let described = match result {
             Ok(outcome) => self.describe(&job, &outcome).await.map(|response| (response, outcome)),
             Err(error) => Err(error),
         };
         match described {
-            Ok((response, outcome)) => (response, vec![Settled { measured, ..complete("", &job, &outcome, notices) }]),
+            Ok((response, outcome)) => (response, vec![Settled { measured, ..complete("", &job, &outcome, notifications) }]),
             Err(error) => {
                 tracing::warn!(job_id = %job.id, code = error.code(), error = %error, "job failed");
                 let outcome = settlement(&error, stored);
@@ -246,11 +246,11 @@ impl Handler {
 
 /// What becomes of a job that failed like this, the number of its attempts aside.
 fn settlement(error: &JobError, stored: bool) -> Settlement {
-    match error.remedy() {
-        Remedy::Retry => Settlement::Retry,
-        // It came too late: the pictures are there, and the redelivery tells of them.
-        Remedy::GiveUp if stored && matches!(error, JobError::Cancelled) => Settlement::Retry,
-        Remedy::GiveUp => Settlement::Failed,
+    match error.retry_policy() {
+        RetryPolicy::Retry => Settlement::Retry,
+        // It came too late: the images are there, and the redelivery tells of them.
+        RetryPolicy::Terminal if stored && matches!(error, JobError::Cancelled) => Settlement::Retry,
+        RetryPolicy::Terminal => Settlement::Failed,
     }
 }
 
@@ -261,14 +261,14 @@ fn entry(message_id: &str, job_id: Option<&JobId>, outcome: Settlement, error: O
         outcome,
         replayed: false,
         error: error.map(Problem::from),
-        notices: Vec::new(),
+        notifications: Vec::new(),
         measured: None,
     }
 }
 
-fn complete(message_id: &str, job: &Job, outcome: &Outcome, notices: Vec<Notice>) -> Settled {
+fn complete(message_id: &str, job: &Job, outcome: &Outcome, notifications: Vec<Notification>) -> Settled {
     let replayed = outcome.replayed;
-    Settled { replayed, notices, ..entry(message_id, Some(&job.id), Settlement::Complete, None) }
+    Settled { replayed, notifications, ..entry(message_id, Some(&job.id), Settlement::Complete, None) }
 }
 
 /// RabbitMQ batches are settled whole.
@@ -281,8 +281,8 @@ fn all_or_nothing(jobs: &[Settled]) -> Result<Value, HandlerError> {
     Err(HandlerError::Batch { failed: reasons.len(), all: jobs.len(), reasons: reasons.join("; ") })
 }
 
-fn tell_log(of: Addressee<'_>, error: &JobError, delivery: &Delivery, last: bool) {
-    let retry = error.remedy() == Remedy::Retry;
+fn tell_log(of: NotificationTarget<'_>, error: &JobError, delivery: &Delivery, last: bool) {
+    let retry = error.retry_policy() == RetryPolicy::Retry;
     tracing::warn!(
         job_id = of.job_id.map_or("", JobId::as_str),
         message_id = delivery.message_id,

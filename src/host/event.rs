@@ -1,4 +1,4 @@
-//! Messages in hand become one event of AWS's shape, and the reply to it says what became of each.
+//! Messages in flight become one event of AWS's shape, and the reply to it says what became of each.
 
 use serde_json::{Value, json};
 

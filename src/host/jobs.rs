@@ -36,7 +36,7 @@ impl State {
 
 /// What is known of one job.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Standing {
+pub struct JobStatus {
     pub state: State,
     /// 0 to 100.
     pub progress_percent: u8,
@@ -46,7 +46,7 @@ pub struct Standing {
     pub error: Option<Value>,
     /// Of the request ([`Job::fingerprint`]).
     pub fingerprint: String,
-    /// Object key prefix of its pictures and record.
+    /// Object key prefix of its images and record.
     pub prefix: String,
     /// Somebody asked for it to be cancelled.
     pub cancelled: bool,
@@ -60,7 +60,7 @@ pub enum Acceptance {
     /// Not known here, or it had failed before: put it into the queue.
     New,
     /// The same request waits or runs already, or is complete.
-    Known(Standing),
+    Known(JobStatus),
     /// The id belongs to another request.
     Conflict,
 }
@@ -80,12 +80,12 @@ pub enum Cancelling {
 /// The jobs of this node. Every call is short: it may be made from any task.
 #[derive(Debug, Default)]
 pub struct Jobs {
-    board: Mutex<Board>,
+    registry: Mutex<JobRegistry>,
 }
 
 #[derive(Debug, Default)]
-struct Board {
-    standings: HashMap<String, Standing>,
+struct JobRegistry {
+    job_statuses: HashMap<String, JobStatus>,
     /// When each was entered, the oldest first; an id may stand here again.
     entered: VecDeque<(String, Instant)>,
 }
@@ -93,43 +93,47 @@ struct Board {
 impl Jobs {
     /// Enters a job that a caller has handed in, before it is put into the queue.
     pub fn accept(&self, job: &Job) -> Acceptance {
-        let mut board = self.board();
-        match board.standings.get(job.id.as_str()) {
+        let mut registry = self.registry();
+        match registry.job_statuses.get(job.id.as_str()) {
             Some(known) if known.fingerprint != job.fingerprint => return Acceptance::Conflict,
             Some(known) if known.state == State::Queued && known.since.elapsed() > SURELY_WAITING => {}
             Some(known) if !matches!(known.state, State::Failed | State::Cancelled) => return Acceptance::Known(known.clone()),
             _ => {}
         }
-        board.enter(job, State::Queued, 0);
+        registry.enter(job, State::Queued, 0);
         Acceptance::New
     }
 
     /// Takes back an [`Acceptance::New`] whose job did not get into the queue.
     pub fn withdraw(&self, id: &JobId) {
-        self.board().standings.remove(id.as_str());
+        self.registry().job_statuses.remove(id.as_str());
     }
 
     /// A handler has the job. False when it was cancelled before: then it must not be started.
     pub fn start(&self, job: &Job, attempt: u32) -> bool {
-        let mut board = self.board();
-        if board.standings.get(job.id.as_str()).is_some_and(|known| known.cancelled && known.fingerprint == job.fingerprint) {
+        let mut registry = self.registry();
+        if registry
+            .job_statuses
+            .get(job.id.as_str())
+            .is_some_and(|known| known.cancelled && known.fingerprint == job.fingerprint)
+        {
             return false;
         }
-        board.enter(job, State::Running, attempt);
+        registry.enter(job, State::Running, attempt);
         true
     }
 
     /// `percent`: 0 to 100.
     pub fn progress(&self, id: &str, percent: u8) {
         // A late word of a job that was put back is none of the next run's.
-        if let Some(known) = self.board().standings.get_mut(id).filter(|known| known.state == State::Running) {
+        if let Some(known) = self.registry().job_statuses.get_mut(id).filter(|known| known.state == State::Running) {
             known.progress_percent = known.progress_percent.max(percent.min(100));
         }
     }
 
     /// The job waits again; `error` says why.
-    pub fn put_back(&self, id: &str, error: Option<Value>) {
-        if let Some(known) = self.board().standings.get_mut(id) {
+    pub fn requeue(&self, id: &str, error: Option<Value>) {
+        if let Some(known) = self.registry().job_statuses.get_mut(id) {
             known.state = State::Queued;
             known.progress_percent = 0;
             known.error = error.or(known.error.take());
@@ -138,8 +142,8 @@ impl Jobs {
 
     /// The job has ended: complete, failed or cancelled.
     pub fn end(&self, id: &str, state: State, error: Option<Value>) {
-        let mut board = self.board();
-        let Some(known) = board.standings.get_mut(id) else { return };
+        let mut registry = self.registry();
+        let Some(known) = registry.job_statuses.get_mut(id) else { return };
         known.state = state;
         known.error = error;
         if state == State::Complete {
@@ -147,10 +151,10 @@ impl Jobs {
         }
     }
 
-    /// Marks the job as cancelled; whoever runs it looks at [`Standing::cancelled`] or is told by the caller of this.
+    /// Marks the job as cancelled; whoever runs it looks at [`JobStatus::cancelled`] or is told by the caller of this.
     pub fn cancel(&self, id: &str) -> Cancelling {
-        let mut board = self.board();
-        let Some(known) = board.standings.get_mut(id) else { return Cancelling::Unknown };
+        let mut registry = self.registry();
+        let Some(known) = registry.job_statuses.get_mut(id) else { return Cancelling::Unknown };
         if known.state.has_ended() {
             return Cancelling::Ended(known.state);
         }
@@ -158,19 +162,19 @@ impl Jobs {
         if known.state == State::Running { Cancelling::Running } else { Cancelling::Waiting }
     }
 
-    pub fn standing(&self, id: &str) -> Option<Standing> {
-        self.board().standings.get(id).cloned()
+    pub fn job_status(&self, id: &str) -> Option<JobStatus> {
+        self.registry().job_statuses.get(id).cloned()
     }
 
-    /// A panic under the lock leaves the board as it was: every change is one assignment.
-    fn board(&self) -> MutexGuard<'_, Board> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A panic under the lock leaves the job registry as it was: every change is one assignment.
+    fn registry(&self) -> MutexGuard<'_, JobRegistry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Board {
+impl JobRegistry {
     fn enter(&mut self, job: &Job, state: State, attempt: u32) {
-        let standing = Standing {
+        let job_status = JobStatus {
             state,
             progress_percent: 0,
             attempt,
@@ -180,14 +184,14 @@ impl Board {
             cancelled: false,
             since: Instant::now(),
         };
-        self.entered.push_back((job.id.as_str().to_owned(), standing.since));
-        self.standings.insert(job.id.as_str().to_owned(), standing);
+        self.entered.push_back((job.id.as_str().to_owned(), job_status.since));
+        self.job_statuses.insert(job.id.as_str().to_owned(), job_status);
         while self.entered.len() > REMEMBERED {
             let Some((oldest, since)) = self.entered.pop_front() else { return };
             // It may have been entered again, or be running.
-            let known = self.standings.get(&oldest);
+            let known = self.job_statuses.get(&oldest);
             if known.is_some_and(|known| known.since == since && known.state != State::Running) {
-                self.standings.remove(&oldest);
+                self.job_statuses.remove(&oldest);
             }
         }
     }
@@ -214,10 +218,10 @@ mod tests {
         for number in 0..REMEMBERED + 5 {
             assert_eq!(jobs.accept(&job(&format!("job-{number}"))), Acceptance::New);
         }
-        assert_eq!(jobs.standing("job-0"), None);
-        assert!(jobs.standing(&format!("job-{}", REMEMBERED + 4)).is_some());
-        assert_eq!(jobs.standing("running").unwrap().state, State::Running);
-        assert!(jobs.board().standings.len() <= REMEMBERED + 1);
+        assert_eq!(jobs.job_status("job-0"), None);
+        assert!(jobs.job_status(&format!("job-{}", REMEMBERED + 4)).is_some());
+        assert_eq!(jobs.job_status("running").unwrap().state, State::Running);
+        assert!(jobs.registry().job_statuses.len() <= REMEMBERED + 1);
     }
 
     #[test]

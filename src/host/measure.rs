@@ -1,20 +1,20 @@
-//! What the host measures beside jobs: its handlers as they change, its queues every few seconds.
+//! What the host measures next to jobs: its handlers as they change, its queues every few seconds.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::dispatch::Floor;
+use super::dispatch::Dispatcher;
 use super::source::Source;
 use crate::metrics::Metrics;
 
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Follows the handlers until the host ends.
-pub async fn handlers(floor: Arc<Floor>, metrics: Metrics) {
-    let mut glance = floor.glance();
+pub async fn handlers(dispatcher: Arc<Dispatcher>, metrics: Metrics) {
+    let mut snapshot = dispatcher.snapshot();
     loop {
-        metrics.handlers(&floor.states(), glance.borrow_and_update().in_hand);
-        if glance.changed().await.is_err() {
+        metrics.handlers(&dispatcher.states(), snapshot.borrow_and_update().in_flight);
+        if snapshot.changed().await.is_err() {
             return;
         }
     }

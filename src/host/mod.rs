@@ -2,26 +2,26 @@
 //!
 //! ```text
 //! source/ ─► dispatch/intake ─► dispatch (the floor) ─► supervisor ─► runtime_api ─► process (a handler)
-//! http/ ──► desk ──────────────────────▲                    └─► dispatch/settle ─► teller, source/
+//! http/ ──► job service ──────────────────────▲                    └─► dispatch/settle ─► notification sender, source/
 //! ```
 
 pub mod answer;
 pub mod backoff;
 pub mod cause;
 pub mod cloud;
-pub mod desk;
 pub mod dispatch;
 pub mod drain;
 pub mod event;
 pub mod http;
+pub mod job_service;
 pub mod jobs;
 pub(crate) mod listener;
 pub mod measure;
+pub mod notification_sender;
 pub mod process;
 pub mod runtime_api;
 pub mod source;
 pub mod supervisor;
-pub mod teller;
 
 use std::io;
 use std::sync::Arc;
@@ -34,14 +34,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::cloud::{interruption, protection};
-use self::desk::{Desk, Direct, Ending};
 use self::dispatch::settle::{Retries, Settler};
-use self::dispatch::{Floor, intake, settle};
+use self::dispatch::{Dispatcher, intake, settle};
+use self::job_service::{Direct, Ending, JobService};
 use self::jobs::Jobs;
+use self::notification_sender::NotificationSender;
 use self::process::{Launcher, Listener, Program};
 use self::source::Source;
-use self::supervisor::{Keeper, Phase};
-use self::teller::Teller;
+use self::supervisor::{Phase, Worker};
 use crate::job::request::Defaults;
 use crate::metrics::Metrics;
 use crate::metrics::report::{self, Report};
@@ -51,7 +51,7 @@ use crate::setting::Secret;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Handler processes; 0: one a visible GPU, or one where there is none.
+    /// Handler processes; 0: one per visible GPU, or one where there is none.
     pub handlers: u32,
     /// Jobs of one event at most. More than one: those that agree in model, size, steps, scheduler, guidance and LoRAs are denoised
     /// as one batch, within `runtime.max_batch_px`.
@@ -61,9 +61,9 @@ pub struct Settings {
     /// Jobs of HTTP callers that may wait at most.
     pub max_waiting: u64,
     /// Milliseconds until a failed job is tried again, at first; each further pause can be twice as long.
-    pub first_retry_ms: u64,
+    pub initial_backoff_ms: u64,
     /// Milliseconds until a failed job is tried again, at most.
-    pub longest_retry_ms: u64,
+    pub max_backoff_ms: u64,
     pub handler: supervisor::Settings,
     pub http: http::Settings,
     pub protection: protection::Settings,
@@ -77,8 +77,8 @@ impl Default for Settings {
             batch: 1,
             drain_seconds: 100,
             max_waiting: 100,
-            first_retry_ms: 5_000,
-            longest_retry_ms: 300_000,
+            initial_backoff_ms: 5_000,
+            max_backoff_ms: 300_000,
             handler: supervisor::Settings::default(),
             http: http::Settings::default(),
             protection: protection::Settings::default(),
@@ -96,7 +96,7 @@ pub struct Parts {
     pub sources: Vec<Arc<dyn Source>>,
     /// The source that HTTP jobs go to.
     pub queue: Arc<dyn Source>,
-    pub teller: Teller,
+    pub notification_sender: NotificationSender,
     pub defaults: Defaults,
     pub max_attempts: u32,
     /// What an HTTP event of the host presents to the handler.
@@ -107,11 +107,11 @@ pub struct Parts {
 /// A host with its handlers starting and its sources open.
 pub struct Host {
     settings: Settings,
-    desk: Desk,
-    floor: Arc<Floor>,
+    job_service: JobService,
+    dispatcher: Arc<Dispatcher>,
     settler: Settler,
     phase: watch::Sender<Phase>,
-    keepers: JoinSet<()>,
+    workers: JoinSet<()>,
     intakes: JoinSet<()>,
     stop: CancellationToken,
 }
@@ -123,67 +123,67 @@ impl Host {
     /// When the thread that starts processes cannot be started.
     pub fn start(parts: Parts) -> io::Result<Self> {
         let jobs = Arc::new(Jobs::default());
-        let (floor, cancelled) = Floor::new(parts.gpus.len(), parts.settings.batch as usize, jobs.clone());
+        let (dispatcher, cancelled) = Dispatcher::new(parts.gpus.len(), parts.settings.batch as usize, jobs.clone());
         let (direct, directs) = mpsc::channel(parts.gpus.len());
         let (cancels, wishes) = mpsc::unbounded_channel();
         let settler = Settler {
             jobs: jobs.clone(),
-            teller: parts.teller,
+            notification_sender: parts.notification_sender,
             retries: Retries {
                 max_attempts: parts.max_attempts,
-                first_pause: Duration::from_millis(parts.settings.first_retry_ms),
-                longest_pause: Duration::from_millis(parts.settings.longest_retry_ms),
+                initial_backoff: Duration::from_millis(parts.settings.initial_backoff_ms),
+                max_backoff: Duration::from_millis(parts.settings.max_backoff_ms),
             },
             token: parts.token,
             metrics: parts.metrics.clone(),
             under_way: TaskTracker::new(),
-            hurry: CancellationToken::new(),
+            force_shutdown: CancellationToken::new(),
         };
-        let desk = Desk {
+        let job_service = JobService {
             jobs,
             defaults: parts.defaults.clone(),
             queue: parts.queue,
             max_waiting: parts.settings.max_waiting,
-            glance: floor.glance(),
+            snapshot: dispatcher.snapshot(),
             direct,
             cancels,
         };
         let phase = watch::Sender::new(Phase::Running);
         let launcher = Launcher::start()?;
-        let (heard, known) = (parts.metrics.clone(), desk.jobs.clone());
+        let (heard, known) = (parts.metrics.clone(), job_service.jobs.clone());
         let listener: Listener = Arc::new(move |line: &str| hear(line, &heard, &known));
-        let mut keepers = JoinSet::new();
+        let mut workers = JoinSet::new();
         for (index, (gpu, cancels)) in parts.gpus.into_iter().zip(cancelled).enumerate() {
-            let keeper = Keeper {
+            let worker = Worker {
                 index,
                 program: parts.program.clone(),
                 gpu,
                 settings: parts.settings.handler.clone(),
                 launcher: launcher.clone(),
-                floor: floor.clone(),
+                dispatcher: dispatcher.clone(),
                 settler: settler.clone(),
                 listener: listener.clone(),
                 metrics: parts.metrics.clone(),
                 phase: phase.subscribe(),
                 cancels,
             };
-            keepers.spawn(keeper.keep());
+            workers.spawn(worker.keep());
         }
         let stop = CancellationToken::new();
         let mut intakes = JoinSet::new();
-        tokio::spawn(measure::handlers(floor.clone(), parts.metrics.clone()));
+        tokio::spawn(measure::handlers(dispatcher.clone(), parts.metrics.clone()));
         for source in parts.sources {
             tokio::spawn(measure::queue(source.clone(), parts.metrics.clone()));
-            intakes.spawn(intake::run(source, floor.clone(), parts.defaults.clone(), stop.clone()));
+            intakes.spawn(intake::run(source, dispatcher.clone(), parts.defaults.clone(), stop.clone()));
         }
-        tokio::spawn(forward(floor.clone(), directs, wishes));
-        Ok(Self { settings: parts.settings, desk, floor, settler, phase, keepers, intakes, stop })
+        tokio::spawn(forward(dispatcher.clone(), directs, wishes));
+        Ok(Self { settings: parts.settings, job_service, dispatcher, settler, phase, workers, intakes, stop })
     }
 
     /// What HTTP may ask.
     #[must_use]
-    pub fn desk(&self) -> Desk {
-        self.desk.clone()
+    pub fn job_service(&self) -> JobService {
+        self.job_service.clone()
     }
 
     /// Works until the first word of `orders`, then drains: nothing is received any more, what runs may go on for
@@ -193,17 +193,17 @@ impl Host {
         let patience = Duration::from_secs(self.settings.drain_seconds);
         tracing::info!(order, drain_seconds = patience.as_secs(), "draining: no new jobs; what runs may finish");
         self.stop.cancel();
-        let (messages, directs) = self.floor.drain();
+        let (messages, directs) = self.dispatcher.drain();
         for direct in directs {
             // A caller that is gone needs no answer.
             let _ = direct.answer.send(Ending::Drained);
         }
         self.phase.send_replace(Phase::Draining(tokio::time::Instant::now() + patience));
-        for held in &messages {
-            settle::put_back(held).await;
+        for in_flight in &messages {
+            settle::requeue(in_flight).await;
         }
         let ended = async {
-            while self.keepers.join_next().await.is_some() {}
+            while self.workers.join_next().await.is_some() {}
             self.settler.under_way.close();
             self.settler.under_way.wait().await;
         };
@@ -212,7 +212,7 @@ impl Host {
             if let Some(order) = orders.recv().await {
                 tracing::warn!(order, "handing back at once");
                 self.phase.send_replace(Phase::Draining(tokio::time::Instant::now()));
-                self.settler.hurry.cancel();
+                self.settler.force_shutdown.cancel();
             }
             std::future::pending::<()>().await;
         };
@@ -225,7 +225,7 @@ impl Host {
                 () = &mut again => {}
                 () = &mut last_call, if !hurried => {
                     hurried = true;
-                    self.settler.hurry.cancel();
+                    self.settler.force_shutdown.cancel();
                 }
             }
         }
@@ -237,7 +237,7 @@ impl Host {
 /// A line of a handler's standard output: a report, or whatever a function prints, which is the operator's to read.
 fn hear(line: &str, metrics: &Metrics, jobs: &Jobs) {
     match Report::read(line) {
-        // Painting is nine tenths of the way; what is left is storing and telling.
+        // Generation is nine tenths of the way; what is left is storing and telling.
         Some(Report::Progress { job_id, step, steps }) => {
             jobs.progress(&job_id, u8::try_from(u64::from(step) * 90 / u64::from(steps.max(1))).unwrap_or(90));
         }
@@ -246,15 +246,19 @@ fn hear(line: &str, metrics: &Metrics, jobs: &Jobs) {
     }
 }
 
-async fn forward(floor: Arc<Floor>, mut directs: mpsc::Receiver<Direct>, mut cancels: mpsc::UnboundedReceiver<String>) {
+async fn forward(
+    dispatcher: Arc<Dispatcher>,
+    mut directs: mpsc::Receiver<Direct>,
+    mut cancels: mpsc::UnboundedReceiver<String>,
+) {
     loop {
         tokio::select! {
             Some(direct) = directs.recv() => {
-                if let Some(direct) = floor.bring_direct(direct) {
+                if let Some(direct) = dispatcher.bring_direct(direct) {
                     let _ = direct.answer.send(Ending::Drained);
                 }
             }
-            Some(job_id) = cancels.recv() => floor.cancel(&job_id),
+            Some(job_id) = cancels.recv() => dispatcher.cancel(&job_id),
             else => return,
         }
     }

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 pub struct Measured {
     /// From the message's turn to its outcome.
     pub seconds: f64,
-    /// By workflow step, of those that ran: without `infer` nothing was painted.
+    /// By workflow step, of those that ran: without `infer` nothing was generated.
     pub step_seconds: BTreeMap<String, f64>,
-    /// Denoising steps, each for all pictures of the job.
+    /// Denoising steps, each for all images of the job.
     pub denoising_steps: u64,
     /// From the first denoising step's end to the last one's.
     pub denoising_seconds: f64,
-    /// Whether the job's LoRAs were those that were painted with last; none where it has none.
+    /// Whether the job's LoRAs were those that were generated with last; none where it has none.
     pub lora_cache_hit: Option<bool>,
     /// Webhooks sent meanwhile, by kind and whether they were taken.
     pub webhook_attempts: Vec<WebhookAttempts>,

@@ -1,7 +1,7 @@
 //! What a job is: the ground that every other module stands on.
 
 pub mod measured;
-pub mod notice;
+pub mod notification;
 pub mod outcome;
 pub mod request;
 pub mod task;
@@ -23,13 +23,13 @@ pub struct Job {
     pub watermark: Option<Watermark>,
     pub output: Output,
     pub callback: Option<Callback>,
-    /// Hex SHA-256 over everything that decides the pictures and where they go (not the callback): two requests are the
+    /// Hex SHA-256 over everything that decides the images and where they go (not the callback): two requests are the
     /// same request when their fingerprints are equal.
     pub fingerprint: String,
 }
 
 impl Job {
-    /// Whether the pictures of both can be denoised in one batch. Never so for two deliveries of one job: the second is a replay
+    /// Whether the images of both can be denoised in one batch. Never so for two deliveries of one job: the second is a replay
     /// of the first.
     #[must_use]
     pub fn shares_batch_with(&self, other: &Self) -> bool {
@@ -70,23 +70,23 @@ impl fmt::Display for JobId {
     }
 }
 
-/// Where the pictures go and as what.
+/// Where the images go and as what.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Output {
     /// Object key prefix, either empty or ending in `/`.
     pub prefix: String,
-    pub format: PictureFormat,
+    pub format: ImageFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum PictureFormat {
+pub enum ImageFormat {
     Png,
     Jpeg,
     Webp,
 }
 
-impl PictureFormat {
+impl ImageFormat {
     #[must_use]
     pub fn extension(self) -> &'static str {
         match self {
@@ -106,7 +106,7 @@ impl PictureFormat {
     }
 }
 
-/// Whom to tell, when it is not the configured backend. `metadata` is handed back untouched in every notice.
+/// Whom to tell, when it is not the configured backend. `metadata` is handed back untouched in every notification.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Callback {
     pub url: Option<CallbackUrl>,

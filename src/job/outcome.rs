@@ -1,4 +1,4 @@
-//! How a job ends: the record of what was painted, or an error that says whether trying again can help.
+//! How a job ends: the record of what was generated, or an error that says whether trying again can help.
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -15,16 +15,16 @@ pub struct Record {
     pub job_id: String,
     pub fingerprint: String,
     pub model: String,
-    pub pictures: Vec<StoredPicture>,
-    /// Milliseconds spent in each workflow step up to storing the pictures.
+    pub images: Vec<StoredImage>,
+    /// Milliseconds spent in each workflow step up to storing the images.
     pub timings_ms: BTreeMap<String, u64>,
     /// Seconds since 1970-01-01T00:00:00Z.
     pub finished_at_s: u64,
 }
 
-/// One picture in the bucket.
+/// One image in the bucket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StoredPicture {
+pub struct StoredImage {
     pub bucket: String,
     pub key: String,
     pub content_type: String,
@@ -38,26 +38,26 @@ pub struct StoredPicture {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     pub record: Record,
-    /// The pictures were there already: nothing was painted this time.
+    /// The images were there already: nothing was generated this time.
     pub replayed: bool,
 }
 
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Remedy {
+pub enum RetryPolicy {
     /// The same job can succeed later: hand the message back.
     Retry,
     /// No repetition helps: tell the caller and be done.
-    GiveUp,
+    Terminal,
 }
 
-/// Why a job has no pictures (yet).
+/// Why a job has no images (yet).
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     #[error("{field}: {problem}")]
     Invalid { field: String, problem: String },
     #[error(
-        "job_id: {job_id} already belongs to a job with another request; send the same request again to get its pictures, \
+        "job_id: {job_id} already belongs to a job with another request; send the same request again to get its images, \
          or choose another job_id"
     )]
     Conflict { job_id: JobId },
@@ -79,8 +79,8 @@ pub enum JobError {
     },
     #[error("out of GPU memory: {problem}")]
     OutOfMemory { problem: String },
-    #[error("painting failed: {problem}")]
-    Painting {
+    #[error("generation failed: {problem}")]
+    Generation {
         problem: String,
         #[source]
         cause: Option<Cause>,
@@ -91,23 +91,23 @@ pub enum JobError {
     #[error("the job was cancelled")]
     Cancelled,
     #[error("the invocation's deadline came before the job was done")]
-    OutOfTime,
+    DeadlineExceeded,
     #[error("the function is shutting down; the job was handed back")]
     ShuttingDown,
     #[error("storage: {problem}")]
     Storage {
         problem: String,
-        remedy: Remedy,
+        retry_policy: RetryPolicy,
         #[source]
         cause: Option<Cause>,
     },
-    #[error("the notice could not be delivered: {problem}")]
-    Notice {
+    #[error("the notification could not be delivered: {problem}")]
+    Notification {
         problem: String,
         #[source]
         cause: Option<Cause>,
     },
-    /// The process that painted died over the job.
+    /// The process that generated died over the job.
     #[error("{problem}")]
     HandlerDied { problem: String },
     #[error("internal error: {problem}")]
@@ -116,24 +116,24 @@ pub enum JobError {
 
 impl JobError {
     #[must_use]
-    pub fn remedy(&self) -> Remedy {
+    pub fn retry_policy(&self) -> RetryPolicy {
         match self {
             Self::Invalid { .. } | Self::Conflict { .. } | Self::Input { .. } | Self::OutOfMemory { .. } | Self::Cancelled => {
-                Remedy::GiveUp
+                RetryPolicy::Terminal
             }
-            Self::Storage { remedy, .. } => *remedy,
+            Self::Storage { retry_policy, .. } => *retry_policy,
             Self::Fetch { .. }
-            | Self::Painting { .. }
+            | Self::Generation { .. }
             | Self::EngineLost { .. }
-            | Self::OutOfTime
+            | Self::DeadlineExceeded
             | Self::ShuttingDown
-            | Self::Notice { .. }
+            | Self::Notification { .. }
             | Self::HandlerDied { .. }
-            | Self::Internal { .. } => Remedy::Retry,
+            | Self::Internal { .. } => RetryPolicy::Retry,
         }
     }
 
-    /// A stable word for programs; part of the `failed` notice.
+    /// A stable word for programs; part of the `failed` notification.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -142,13 +142,13 @@ impl JobError {
             Self::Input { .. } => "invalid_input",
             Self::Fetch { .. } => "fetch_failed",
             Self::OutOfMemory { .. } => "out_of_memory",
-            Self::Painting { .. } => "painting_failed",
+            Self::Generation { .. } => "inference_failed",
             Self::EngineLost { .. } => "gpu_failed",
             Self::Cancelled => "cancelled",
-            Self::OutOfTime => "out_of_time",
+            Self::DeadlineExceeded => "deadline_exceeded",
             Self::ShuttingDown => "shutting_down",
             Self::Storage { .. } => "storage_failed",
-            Self::Notice { .. } => "notice_failed",
+            Self::Notification { .. } => "webhook_failed",
             Self::HandlerDied { .. } => "handler_died",
             Self::Internal { .. } => "internal",
         }

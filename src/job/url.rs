@@ -69,7 +69,7 @@ impl<'de> Deserialize<'de> for AssetUrl {
     }
 }
 
-/// Where notices of one job go instead of the configured backend.
+/// Where notifications of one job go instead of the configured backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallbackUrl(Url);
 

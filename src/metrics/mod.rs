@@ -178,7 +178,7 @@ impl Metrics {
     /// The Prometheus text format, version 0.0.4. Waits for nothing.
     #[must_use]
     pub fn render(&self) -> String {
-        // Beside the GPUs there are now, neither lost ones nor `none` may stay.
+        // Next to the GPUs there are now, neither lost ones nor `none` may stay.
         for row in [table::GPU_MEMORY, table::GPU_UTILIZATION] {
             self.forget(row);
         }

@@ -35,11 +35,11 @@ const fn row(
 
 // The names of the try-on service that this replaces.
 pub const INFERENCES: Metric =
-    row("vton_inference_count", Kind::Counter, "", &[], "jobs that were painted, try-on and generate alike");
+    row("vton_inference_count", Kind::Counter, "", &[], "jobs that were generated, try-on and generate alike");
 pub const INFERENCE_LATENCY: Metric =
-    row("vton_inference_latency_ms", Kind::Gauge, "ms", &[], "the infer step of the last painted job");
+    row("vton_inference_latency_ms", Kind::Gauge, "ms", &[], "the infer step of the last generated job");
 pub const INFERENCE_ERRORS: Metric =
-    row("vton_inference_errors_total", Kind::Counter, "", &[], "runs that did not end in pictures");
+    row("vton_inference_errors_total", Kind::Counter, "", &[], "runs that did not end in images");
 pub const GPU_MEMORY: Metric =
     row("gpu_memory_used_bytes", Kind::Gauge, "bytes", &["gpu"], "by NVML; 0 with gpu=\"none\" where there is none");
 pub const GPU_UTILIZATION: Metric =
@@ -68,7 +68,7 @@ pub const STEP_SECONDS: Metric = row(
 );
 pub const DENOISING_STEPS: Metric = row("atelier_denoising_steps_total", Kind::Counter, "", &[], "denoising steps done");
 pub const STEPS_PER_SECOND: Metric =
-    row("atelier_denoising_steps_per_second", Kind::Gauge, "steps/s", &[], "of the last painted job");
+    row("atelier_denoising_steps_per_second", Kind::Gauge, "steps/s", &[], "of the last generated job");
 pub const LORA_CACHE: Metric = row(
     "atelier_lora_cache_total",
     Kind::Counter,
@@ -81,7 +81,7 @@ pub const WEBHOOKS: Metric = row(
     Kind::Counter,
     "",
     &["kind", "result"],
-    "attempts to deliver a notice, by its kind; delivered or failed",
+    "attempts to deliver a notification, by its kind; delivered or failed",
 );
 pub const MODEL_LOAD: Metric =
     row("atelier_model_load_seconds", Kind::Gauge, "seconds", &["model"], "from a handler's start to ready, the last time");
@@ -94,7 +94,8 @@ pub const RESTARTS: Metric = row(
 );
 pub const HANDLERS: Metric =
     row("atelier_handlers", Kind::Gauge, "", &["state"], "handlers by state: starting, idle, busy, down");
-pub const IN_HAND: Metric = row("atelier_jobs_in_hand", Kind::Gauge, "", &[], "jobs taken from queues that wait for a handler");
+pub const IN_HAND: Metric =
+    row("atelier_jobs_in_flight", Kind::Gauge, "", &[], "jobs taken from queues that wait for a handler");
 pub const QUEUE_DEPTH: Metric = row("atelier_queue_depth", Kind::Gauge, "", &["source"], "messages that wait in the queue");
 pub const QUEUE_AGE: Metric = row(
     "atelier_queue_oldest_seconds",

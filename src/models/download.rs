@@ -1,4 +1,4 @@
-//! One file from its place to its name: gone on with after a break, proven before it has the name.
+//! One file from its place to its name: gone on with after a break, verified before it has the name.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Seek as _, SeekFrom, Write as _};
@@ -14,20 +14,20 @@ use super::{How, ModelError, Step};
 
 /// How often something is tried that may pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct RetryPolicy {
     /// Of a request, and of a download that does not get on.
     pub attempts: u32,
     /// Doubles from one attempt to the next.
-    pub first_pause: Duration,
+    pub initial_backoff: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
     fn default() -> Self {
-        Self { attempts: 5, first_pause: Duration::from_secs(1) }
+        Self { attempts: 5, initial_backoff: Duration::from_secs(1) }
     }
 }
 
-impl Patience {
+impl RetryPolicy {
     /// Does `work` until it succeeds, fails for good, or has been tried often enough.
     pub(super) async fn with<T>(self, mut work: impl AsyncFnMut() -> Result<T, ModelError>) -> Result<T, ModelError> {
         let mut attempt = 1;
@@ -41,7 +41,7 @@ impl Patience {
     }
 
     async fn pause(self, attempt: u32) {
-        tokio::time::sleep(self.first_pause * (1 << (attempt - 1).min(6))).await;
+        tokio::time::sleep(self.initial_backoff * (1 << (attempt - 1).min(6))).await;
     }
 }
 
@@ -66,17 +66,17 @@ impl Part {
     /// Opens what is there already. Halves of other versions are taken away.
     fn open(target: &Path, wanted: &Wanted<'_>) -> Result<Self, ModelError> {
         let failed = |error: std::io::Error| ModelError::Io { path: target.to_owned(), problem: error.to_string() };
-        let folder = target.parent().unwrap_or(Path::new(""));
-        fs::create_dir_all(folder).map_err(failed)?;
+        let directory = target.parent().unwrap_or(Path::new(""));
+        fs::create_dir_all(directory).map_err(failed)?;
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let identity = match wanted.expected {
             Some(checksum) => checksum,
             None => Checksum::of(Sha256::new_with_prefix(format!("{:?} {:?}", wanted.commit, wanted.bytes))),
         };
-        let path = folder.join(format!(".{name}.{:.16}.part", identity.to_string()));
+        let path = directory.join(format!(".{name}.{:.16}.part", identity.to_string()));
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
         locked(&file, wanted.path)?;
-        forget_others(folder, &format!(".{name}."), &path).map_err(failed)?;
+        forget_others(directory, &format!(".{name}."), &path).map_err(failed)?;
         let mut part = Self { path, file, digest: Sha256::new(), bytes: 0 };
         feed(&mut part.digest, &mut part.file).map_err(failed)?;
         part.bytes = part.file.stream_position().map_err(failed)?;
@@ -113,8 +113,8 @@ fn locked(file: &File, path: &FilePath) -> Result<(), ModelError> {
     }
 }
 
-fn forget_others(folder: &Path, prefix: &str, own: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(folder)? {
+fn forget_others(directory: &Path, prefix: &str, own: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let is_part = name.starts_with(prefix) && path.extension().is_some_and(|extension| extension == "part");
@@ -125,22 +125,22 @@ fn forget_others(folder: &Path, prefix: &str, own: &Path) -> std::io::Result<()>
     Ok(())
 }
 
-/// Fetches what is missing of a file into `folder`.
+/// Fetches what is missing of a file into `directory`.
 pub(super) async fn download(
     origin: &Origin,
-    folder: &Path,
+    directory: &Path,
     wanted: &Wanted<'_>,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     tell: &(dyn Fn(&Step<'_>) + Sync),
 ) -> Result<(Checksum, How), ModelError> {
     let path = wanted.path;
-    let target = path.under(folder);
+    let target = path.under(directory);
     let failed = |error: std::io::Error| ModelError::Io { path: target.clone(), problem: error.to_string() };
     let mut part = Part::open(&target, wanted)?;
     let mut resumed = part.bytes > 0;
     loop {
         tell(&Step::Begins { path, at_bytes: part.bytes, bytes: wanted.bytes });
-        resumed &= fetch(origin, wanted, &mut part, patience, tell).await?;
+        resumed &= fetch(origin, wanted, &mut part, retry_policy, tell).await?;
         let found = Checksum::of(part.digest.clone());
         match wanted.expected {
             Some(expected) if expected != found && resumed => {
@@ -165,7 +165,7 @@ async fn fetch(
     origin: &Origin,
     wanted: &Wanted<'_>,
     part: &mut Part,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     tell: &(dyn Fn(&Step<'_>) + Sync),
 ) -> Result<bool, ModelError> {
     let mut kept = true;
@@ -175,17 +175,17 @@ async fn fetch(
         if wanted.bytes == Some(before) && before > 0 {
             return Ok(kept);
         }
-        let content = patience.with(async || origin.open(wanted.path, wanted.commit, before).await).await?;
+        let content = retry_policy.with(async || origin.open(wanted.path, wanted.commit, before).await).await?;
         if content.from != before {
             part.empty().map_err(|error| ModelError::Io { path: part.path.clone(), problem: error.to_string() })?;
             kept = false;
         }
         let Some(problem) = take(content, part, tell).await? else { return Ok(kept) };
         breaks = if part.bytes > before { 1 } else { breaks + 1 };
-        if breaks >= patience.attempts {
+        if breaks >= retry_policy.attempts {
             return Err(ModelError::Broken { path: wanted.path.clone(), problem });
         }
-        patience.pause(breaks).await;
+        retry_policy.pause(breaks).await;
     }
 }
 

@@ -9,7 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 
-/// A file's place under its model's folder, with `/` between the parts: it never leads out of there.
+/// A file's place under its model's directory, with `/` between the parts: it never leads out of there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FilePath(String);
 
@@ -21,7 +21,7 @@ impl FilePath {
         if text.split('/').all(plain) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(format!("must be a path inside of the model's folder, such as unet/config.json, got {text:?}"))
+            Err(format!("must be a path inside of the model's directory, such as unet/config.json, got {text:?}"))
         }
     }
 
@@ -31,11 +31,11 @@ impl FilePath {
     }
 
     #[must_use]
-    pub fn under(&self, folder: &Path) -> PathBuf {
-        self.0.split('/').fold(folder.to_owned(), |path, part| path.join(part))
+    pub fn under(&self, directory: &Path) -> PathBuf {
+        self.0.split('/').fold(directory.to_owned(), |path, part| path.join(part))
     }
 
-    /// The folder it is in, empty at the top, and its name there.
+    /// The directory it is in, empty at the top, and its name there.
     pub(super) fn split(&self) -> (&str, &str) {
         self.0.rsplit_once('/').unwrap_or(("", &self.0))
     }
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_never_leads_out_of_its_folder() {
+    fn a_path_never_leads_out_of_its_directory() {
         for wrong in ["", "/etc/passwd", "../x", "unet/../../x", "unet//x", "unet/", "c:\\x", "unet\\x", "."] {
             assert!(FilePath::new(wrong).is_err(), "{wrong:?}");
         }

@@ -1,4 +1,4 @@
-//! Brings models from a hub, a bucket or a folder to where they are read, and proves that they are what their manifests mean.
+//! Brings models from a hub, a bucket or a directory to where they are read, and proves that they are what their manifests mean.
 
 pub mod download;
 pub mod file;
@@ -10,7 +10,7 @@ mod wanted;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use self::download::{Patience, Wanted, download};
+use self::download::{RetryPolicy, Wanted, download};
 use self::file::{Checksum, FilePath};
 use self::origin::{Listed, Listing, Origin};
 use self::source::Source;
@@ -21,15 +21,15 @@ use crate::setting::SettingError;
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub source: Source,
-    /// The checkpoint's folder.
-    pub folder: PathBuf,
+    /// The checkpoint's directory.
+    pub directory: PathBuf,
     /// The one file that holds all weights, where the manifest names one.
     pub weights: Option<FilePath>,
-    /// Folders of weights that nothing reads: whoever needs another model's transformer does not bring this one's.
+    /// Directories of weights that nothing reads: whoever needs another model's transformer does not bring this one's.
     pub unread: &'static [&'static str],
     /// Whether nothing may be fetched.
     pub offline: bool,
-    pub patience: Patience,
+    pub retry_policy: RetryPolicy,
 }
 
 /// What was done.
@@ -69,11 +69,11 @@ pub enum Step<'a> {
 
 /// How a file is, compared with its manifest.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum FileCheck {
     Right,
     Missing,
     /// It is there, and the manifest has no checksum for it.
-    Unproven,
+    Unverified,
     Differs {
         found: Checksum,
         expected: Checksum,
@@ -104,7 +104,7 @@ pub enum ModelError {
     Io { path: PathBuf, problem: String },
 }
 
-/// Makes everything of `plan` be there. Files that are right are left alone; no file has its name before it is whole and proven.
+/// Makes everything of `plan` be there. Files that are right are left alone; no file has its name before it is whole and verified.
 ///
 /// # Errors
 /// [`ModelError`] says what is wrong with which file or place. What was right before stays so.
@@ -123,7 +123,7 @@ pub async fn pull(plan: &Plan, origin: &Origin, tell: &(dyn Fn(&Step<'_>) + Sync
     if open.is_empty() && !plan.source.files.is_empty() {
         return Ok(Pulled { files, commit: None });
     }
-    let Listing { commit, files: listed } = plan.patience.with(async || origin.list().await).await?;
+    let Listing { commit, files: listed } = plan.retry_policy.with(async || origin.list().await).await?;
     let listed: BTreeMap<FilePath, Listed> = listed.into_iter().map(|file| (file.path.clone(), file)).collect();
     let lacks = |files: Vec<String>| ModelError::Lacks { place: plan.source.place.to_string(), files };
     if plan.source.files.is_empty() {
@@ -145,9 +145,9 @@ pub async fn pull(plan: &Plan, origin: &Origin, tell: &(dyn Fn(&Step<'_>) + Sync
     for (path, pinned) in open {
         let Listed { bytes, checksum, .. } = listed[&path];
         let wanted = Wanted { path: &path, expected: pinned.or(checksum), bytes, commit: commit.as_deref() };
-        let ended = match as_listed(&plan.folder, &wanted, pinned)? {
+        let ended = match as_listed(&plan.directory, &wanted, pinned)? {
             Some(found) => (found, How::There),
-            None => download(origin, &plan.folder, &wanted, plan.patience, tell).await?,
+            None => download(origin, &plan.directory, &wanted, plan.retry_policy, tell).await?,
         };
         tell(&Step::Ends { path: &path, how: ended.1 });
         files.insert(path, ended);
@@ -157,23 +157,23 @@ pub async fn pull(plan: &Plan, origin: &Origin, tell: &(dyn Fn(&Step<'_>) + Sync
 
 /// The checksum of a file that the manifest alone proves to be right.
 fn there(plan: &Plan, path: &FilePath, pinned: Option<Checksum>) -> Result<Option<Checksum>, ModelError> {
-    let found = checksum(&plan.folder, path)?;
+    let found = checksum(&plan.directory, path)?;
     Ok(found.filter(|found| pinned == Some(*found) || pinned.is_none() && plan.offline))
 }
 
 /// The checksum of a file that is as its place says: by its checksum, or, where the place has none, by its length.
-fn as_listed(folder: &Path, wanted: &Wanted<'_>, pinned: Option<Checksum>) -> Result<Option<Checksum>, ModelError> {
+fn as_listed(directory: &Path, wanted: &Wanted<'_>, pinned: Option<Checksum>) -> Result<Option<Checksum>, ModelError> {
     if pinned.is_some() {
         return Ok(None);
     }
-    let Some(found) = checksum(folder, wanted.path)? else { return Ok(None) };
-    let length = std::fs::metadata(wanted.path.under(folder)).map(|about| about.len()).ok();
+    let Some(found) = checksum(directory, wanted.path)? else { return Ok(None) };
+    let length = std::fs::metadata(wanted.path.under(directory)).map(|about| about.len()).ok();
     let right = wanted.expected.map_or(wanted.bytes.is_some() && wanted.bytes == length, |expected| expected == found);
     Ok(Some(found).filter(|_| right))
 }
 
-fn checksum(folder: &Path, path: &FilePath) -> Result<Option<Checksum>, ModelError> {
-    let target = path.under(folder);
+fn checksum(directory: &Path, path: &FilePath) -> Result<Option<Checksum>, ModelError> {
+    let target = path.under(directory);
     match Checksum::of_file(&target) {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -189,12 +189,13 @@ fn offline(
     if plan.source.files.is_empty() {
         return Err(ModelError::Offline { files: vec![format!("the list of files of {}", plan.source.place)] });
     }
-    let missing: Vec<String> = open.keys().filter(|path| !path.under(&plan.folder).exists()).map(ToString::to_string).collect();
+    let missing: Vec<String> =
+        open.keys().filter(|path| !path.under(&plan.directory).exists()).map(ToString::to_string).collect();
     if !missing.is_empty() {
         return Err(ModelError::Offline { files: missing });
     }
     for (path, pinned) in open {
-        if let (Some(expected), Some(found)) = (pinned, checksum(&plan.folder, &path)?) {
+        if let (Some(expected), Some(found)) = (pinned, checksum(&plan.directory, &path)?) {
             return Err(ModelError::Differs { path, found, expected });
         }
     }
@@ -205,21 +206,21 @@ fn offline(
 ///
 /// # Errors
 /// When a file is there and cannot be read.
-pub fn verify(plan: &Plan) -> Result<BTreeMap<FilePath, Verdict>, ModelError> {
-    let verdict = |(path, pinned): (&FilePath, &Option<Checksum>)| {
-        let verdict = match (checksum(&plan.folder, path)?, *pinned) {
-            (None, _) => Verdict::Missing,
-            (Some(_), None) => Verdict::Unproven,
-            (Some(found), Some(expected)) if found == expected => Verdict::Right,
-            (Some(found), Some(expected)) => Verdict::Differs { found, expected },
+pub fn verify(plan: &Plan) -> Result<BTreeMap<FilePath, FileCheck>, ModelError> {
+    let file_check = |(path, pinned): (&FilePath, &Option<Checksum>)| {
+        let file_check = match (checksum(&plan.directory, path)?, *pinned) {
+            (None, _) => FileCheck::Missing,
+            (Some(_), None) => FileCheck::Unverified,
+            (Some(found), Some(expected)) if found == expected => FileCheck::Right,
+            (Some(found), Some(expected)) => FileCheck::Differs { found, expected },
         };
-        Ok((path.clone(), verdict))
+        Ok((path.clone(), file_check))
     };
-    plan.source.files.iter().map(verdict).collect()
+    plan.source.files.iter().map(file_check).collect()
 }
 
 /// How many of the manifest's files are there, by their names alone.
 #[must_use]
 pub fn count(plan: &Plan) -> usize {
-    plan.source.files.keys().filter(|path| path.under(&plan.folder).is_file()).count()
+    plan.source.files.keys().filter(|path| path.under(&plan.directory).is_file()).count()
 }

@@ -22,14 +22,14 @@ use crate::store;
 
 /// How much of a local file is read at once.
 const PIECE_BYTES: usize = 1 << 20;
-/// Folders in folders; deeper there are only links in circles.
+/// Directories in directories; deeper there are only links in circles.
 const DEEPEST: usize = 4;
 
 /// An open place.
 pub enum Origin {
     Hub(Hub),
     S3 { client: Client, bucket: String, prefix: String },
-    Folder(PathBuf),
+    Directory(PathBuf),
 }
 
 /// A file that is there.
@@ -68,7 +68,7 @@ impl Content {
 }
 
 impl Origin {
-    /// `base`: what a folder is relative to.
+    /// `base`: what a directory is relative to.
     ///
     /// # Errors
     /// When a setting of the place cannot be used.
@@ -78,7 +78,7 @@ impl Origin {
             Place::S3 { bucket, prefix } => {
                 Self::S3 { client: store::client(store).await?, bucket: bucket.clone(), prefix: prefix.clone() }
             }
-            Place::Folder(folder) => Self::Folder(base.join(folder)),
+            Place::Directory(directory) => Self::Directory(base.join(directory)),
         })
     }
 
@@ -86,9 +86,9 @@ impl Origin {
         match self {
             Self::Hub(hub) => hub.list().await,
             Self::S3 { client, bucket, prefix } => list_bucket(client, bucket, prefix).await,
-            Self::Folder(folder) => {
+            Self::Directory(directory) => {
                 let mut files = Vec::new();
-                collect(folder, "", DEEPEST, &mut files).map_err(|error| folder_error(folder, &error))?;
+                collect(directory, "", DEEPEST, &mut files).map_err(|error| directory_error(directory, &error))?;
                 Ok(Listing { commit: None, files })
             }
         }
@@ -98,20 +98,20 @@ impl Origin {
         match self {
             Self::Hub(hub) => hub.open(path, commit, from).await,
             Self::S3 { client, bucket, prefix } => open_object(client, bucket, prefix, path, from).await,
-            Self::Folder(folder) => {
-                open_file(&path.under(folder), from).await.map_err(|error| folder_error(&path.under(folder), &error))
+            Self::Directory(directory) => {
+                open_file(&path.under(directory), from).await.map_err(|error| directory_error(&path.under(directory), &error))
             }
         }
     }
 }
 
-fn folder_error(path: &Path, error: &std::io::Error) -> ModelError {
+fn directory_error(path: &Path, error: &std::io::Error) -> ModelError {
     ModelError::Place { place: path.display().to_string(), problem: format!("cannot be read: {error}") }
 }
 
-/// Files below `folder` by their content: links are followed, and those that lead nowhere are left out.
-fn collect(folder: &Path, inside: &str, depth: usize, files: &mut Vec<Listed>) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
+/// Files below `directory` by their content: links are followed, and those that lead nowhere are left out.
+fn collect(directory: &Path, inside: &str, depth: usize, files: &mut Vec<Listed>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = if inside.is_empty() { name } else { format!("{inside}/{name}") };

@@ -33,7 +33,7 @@ pub enum Place {
         prefix: String,
     },
     /// Relative to the manifest.
-    Folder(PathBuf),
+    Directory(PathBuf),
 }
 
 impl fmt::Display for Place {
@@ -41,7 +41,7 @@ impl fmt::Display for Place {
         match self {
             Self::Hub { repository, revision } => write!(f, "hub {repository}@{revision}"),
             Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
-            Self::Folder(folder) => write!(f, "{}", folder.display()),
+            Self::Directory(directory) => write!(f, "{}", directory.display()),
         }
     }
 }
@@ -51,7 +51,7 @@ impl fmt::Display for Place {
 struct Written {
     hub: Option<String>,
     s3: Option<String>,
-    folder: Option<PathBuf>,
+    directory: Option<PathBuf>,
     revision: Option<String>,
     variant: Option<String>,
     #[serde(default)]
@@ -60,12 +60,12 @@ struct Written {
 
 impl<'de> Deserialize<'de> for Source {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Written { hub, s3, folder, revision, variant, files } = Written::deserialize(deserializer)?;
-        let place = match (hub, s3, folder) {
+        let Written { hub, s3, directory, revision, variant, files } = Written::deserialize(deserializer)?;
+        let place = match (hub, s3, directory) {
             (Some(repository), None, None) => hub_place(repository, revision.as_deref()),
             (None, Some(address), None) => s3_place(&address),
-            (None, None, Some(folder)) => Ok(Place::Folder(folder)),
-            _ => Err("must name exactly one of `hub: OWNER/NAME`, `s3: s3://BUCKET/PREFIX/` and `folder: PATH`".to_owned()),
+            (None, None, Some(directory)) => Ok(Place::Directory(directory)),
+            _ => Err("must name exactly one of `hub: OWNER/NAME`, `s3: s3://BUCKET/PREFIX/` and `directory: PATH`".to_owned()),
         };
         Ok(Self { place: place.map_err(D::Error::custom)?, variant, files })
     }

@@ -2,16 +2,16 @@
 
 use super::file::FilePath;
 
-/// Folders whose weights are read, with the word for them where none is there. One of a pair is enough.
+/// Directories whose weights are read, with the word for them where none is there. One of a pair is enough.
 const WEIGHTS: [&[&str]; 3] = [&["text_encoder"], &["unet", "transformer"], &["vae"]];
-/// Folders whose small files are read.
-const FOLDERS: [&str; 7] = ["text_encoder", "unet", "transformer", "vae", "scheduler", "tokenizer", "processor"];
+/// Directories whose small files are read.
+const DIRECTORIES: [&str; 7] = ["text_encoder", "unet", "transformer", "vae", "scheduler", "tokenizer", "processor"];
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 const INDEX: &str = "model_index.json";
 /// All weights of a packed checkpoint.
 const PACKED: &str = "atelier.safetensors";
 
-/// Chooses among `there`. `weights`: the one file that holds all weights, else that of a packed checkpoint; `unread`: folders whose weights
+/// Chooses among `there`. `weights`: the one file that holds all weights, else that of a packed checkpoint; `unread`: directories whose weights
 /// nobody needs; `variant`: of the weight files in the others.
 ///
 /// # Errors
@@ -22,8 +22,8 @@ pub(super) fn wanted(
     (weights, unread): (Option<&FilePath>, &[&str]),
 ) -> Result<Vec<FilePath>, Vec<String>> {
     let small = |file: &&FilePath| {
-        let (folder, name) = file.split();
-        file.as_str() == INDEX || FOLDERS.contains(&folder) && is_small(name)
+        let (directory, name) = file.split();
+        file.as_str() == INDEX || DIRECTORIES.contains(&directory) && is_small(name)
     };
     let mut chosen: Vec<FilePath> = there.iter().filter(small).cloned().collect();
     let mut missing = Vec::new();
@@ -35,14 +35,17 @@ pub(super) fn wanted(
         Some(file) if there.contains(file) => chosen.push(file.clone()),
         Some(file) => missing.push(file.to_string()),
         None => {
-            for folders in WEIGHTS.iter().filter(|folders| !folders.iter().any(|folder| unread.contains(folder))) {
-                let found: Vec<FilePath> = folders.iter().flat_map(|folder| weights_in(there, folder, variant)).collect();
+            for directories in
+                WEIGHTS.iter().filter(|directories| !directories.iter().any(|directory| unread.contains(directory)))
+            {
+                let found: Vec<FilePath> =
+                    directories.iter().flat_map(|directory| weights_in(there, directory, variant)).collect();
                 if found.is_empty() {
                     let spelled = variant.map(|variant| format!("{variant}.")).unwrap_or_default();
                     missing.push(
-                        folders
+                        directories
                             .iter()
-                            .map(|folder| format!("{folder}/*.{spelled}safetensors"))
+                            .map(|directory| format!("{directory}/*.{spelled}safetensors"))
                             .collect::<Vec<_>>()
                             .join(" or "),
                     );
@@ -63,11 +66,11 @@ fn has_extension(name: &str, extension: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, found)| found == extension)
 }
 
-/// The weight files in `folder`, shards and their index among them: of `variant`, or the plain ones, or of the only variant that is there.
-fn weights_in(there: &[FilePath], folder: &str, variant: Option<&str>) -> Vec<FilePath> {
+/// The weight files in `directory`, shards and their index among them: of `variant`, or the plain ones, or of the only variant that is there.
+fn weights_in(there: &[FilePath], directory: &str, variant: Option<&str>) -> Vec<FilePath> {
     let found: Vec<(&FilePath, String)> = there
         .iter()
-        .filter(|file| file.split().0 == folder)
+        .filter(|file| file.split().0 == directory)
         .filter_map(|file| Some((file, variant_of(file.split().1)?)))
         .collect();
     let mut variants: Vec<&str> = found.iter().map(|(_, variant)| variant.as_str()).collect();

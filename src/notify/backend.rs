@@ -18,7 +18,7 @@ impl Backend {
         let Some(address) = &settings.backend_api_url else { return Ok(None) };
         let base = base("notify.backend_api_url", address)?;
         let token = settings.internal_api_token.clone().ok_or_else(|| {
-            SettingError::new("notify.internal_api_token", "must be set beside backend_api_url (INTERNAL_API_TOKEN)")
+            SettingError::new("notify.internal_api_token", "must be set next to backend_api_url (INTERNAL_API_TOKEN)")
         })?;
         let characters = token.reveal().chars().count();
         if characters < SHORTEST_TOKEN {

@@ -1,12 +1,12 @@
-//! The JSON bodies of the notices.
+//! The JSON bodies of the notifications.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::job::notice::Kind;
-use crate::job::outcome::{JobError, Record, StoredPicture};
+use crate::job::notification::Kind;
+use crate::job::outcome::{JobError, Record, StoredImage};
 use crate::job::{Callback, Job, JobId};
 
 /// `inference.progress`
@@ -27,13 +27,13 @@ pub(super) struct Complete<'a> {
     kind: Kind,
     job_id: &'a str,
     #[serde(flatten)]
-    painted: Painted<'a>,
+    generated: Generated<'a>,
     metadata: Map<String, Value>,
 }
 
 /// What came of a job.
 #[derive(Debug, Serialize)]
-pub struct Painted<'a> {
+pub struct Generated<'a> {
     image_urls: &'a [String],
     images: Vec<Image<'a>>,
     model: &'a str,
@@ -89,19 +89,19 @@ impl<'a> Complete<'a> {
         Self {
             kind: Kind::Complete,
             job_id: job.id.as_str(),
-            painted: Painted::new(record, urls),
+            generated: Generated::new(record, urls),
             metadata: metadata(job.callback.as_ref()),
         }
     }
 }
 
-impl<'a> Painted<'a> {
-    /// `urls`: one a picture of the record, in its order.
+impl<'a> Generated<'a> {
+    /// `urls`: one an image of the record, in its order.
     #[must_use]
     pub fn new(record: &'a Record, urls: &'a [String]) -> Self {
         Self {
             image_urls: urls,
-            images: record.pictures.iter().zip(urls).map(|(picture, url)| Image::new(picture, url)).collect(),
+            images: record.images.iter().zip(urls).map(|(image, url)| Image::new(image, url)).collect(),
             model: &record.model,
             timings_ms: &record.timings_ms,
         }
@@ -109,8 +109,8 @@ impl<'a> Painted<'a> {
 }
 
 impl<'a> Image<'a> {
-    fn new(picture: &'a StoredPicture, url: &'a str) -> Self {
-        let StoredPicture { bucket, key, content_type, width_px: width, height_px: height, bytes, seed } = picture;
+    fn new(image: &'a StoredImage, url: &'a str) -> Self {
+        let StoredImage { bucket, key, content_type, width_px: width, height_px: height, bytes, seed } = image;
         Self { url, bucket, key, content_type, width: *width, height: *height, bytes: *bytes, seed: *seed }
     }
 }

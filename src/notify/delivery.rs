@@ -1,4 +1,4 @@
-//! Delivers one notice: sign, send, judge the answer, try again.
+//! Delivers one notification: sign, send, judge the answer, try again.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,15 +11,15 @@ use url::Url;
 use super::Notifier;
 use super::multipart::Form;
 use super::retry::retry_after;
-use crate::job::notice::{Kind, Message, Notice};
+use crate::job::notification::{Kind, Message, Notification};
 use crate::job::outcome::JobError;
 use crate::outbound::error::OutboundError;
 use crate::setting::Secret;
 
-/// A notice in its envelope; every attempt sends the same id and the same bytes.
+/// A notification in its envelope; every attempt sends the same id and the same bytes.
 #[derive(Debug)]
-pub(super) struct Letter<'a> {
-    notice: &'a Notice,
+pub(super) struct DeliveryRequest<'a> {
+    notification: &'a Notification,
     method: Method,
     url: Url,
     way: Way,
@@ -37,7 +37,7 @@ enum Way {
 }
 
 /// Why an attempt did not deliver.
-pub(super) enum Setback {
+pub(super) enum DeliveryError {
     /// The receiver asks not to be told (410).
     Unwanted,
     /// The address may not be reached, now or later.
@@ -49,134 +49,145 @@ pub(super) enum Setback {
 }
 
 impl Notifier {
-    /// Delivers a notice, here or handed over from another process with the same configuration.
+    /// Delivers a notification, here or handed over from another process with the same configuration.
     ///
     /// # Errors
-    /// [`JobError::Notice`] when it could not be delivered now, [`JobError::Storage`] when a picture of it could not be read;
+    /// [`JobError::Notification`] when it could not be delivered now, [`JobError::Storage`] when an image of it could not be read;
     /// [`JobError::Input`] when `callback.url` may not be reached.
-    pub async fn send(&self, notice: &Notice) -> Result<(), JobError> {
-        let letter = self.letter(notice).await?;
-        if matches!(notice.message, Message::LoadBalancer { .. }) {
-            self.send_once(&letter).await;
+    pub async fn send(&self, notification: &Notification) -> Result<(), JobError> {
+        let delivery_request = self.delivery_request(notification).await?;
+        if matches!(notification.message, Message::LoadBalancer { .. }) {
+            self.send_once(&delivery_request).await;
             return Ok(());
         }
-        self.deliver(&letter).await
+        self.deliver(&delivery_request).await
     }
 
     /// Delivers all of them, whatever becomes of each.
     ///
     /// # Errors
     /// The first one that [`Self::send`] had.
-    pub async fn send_all(&self, notices: &[Notice]) -> Result<(), JobError> {
+    pub async fn send_all(&self, notifications: &[Notification]) -> Result<(), JobError> {
         let mut first = Ok(());
-        for notice in notices {
-            let sent = self.send(notice).await;
+        for notification in notifications {
+            let sent = self.send(notification).await;
             first = first.and(sent);
         }
         first
     }
 
-    async fn deliver(&self, letter: &Letter<'_>) -> Result<(), JobError> {
-        let notice = letter.notice;
+    async fn deliver(&self, delivery_request: &DeliveryRequest<'_>) -> Result<(), JobError> {
+        let notification = delivery_request.notification;
         let end = Instant::now() + self.schedule.total;
         let mut attempt = 1;
         loop {
             let limit = self.schedule.attempt_timeout.min(end.saturating_duration_since(Instant::now()));
-            let (problem, asked) = match self.attempt(letter, limit).await {
+            let (problem, asked) = match self.attempt(delivery_request, limit).await {
                 Ok(()) => return Ok(()),
-                Err(Setback::Unwanted) => {
-                    tracing::warn!(webhook_id = notice.id, kind = notice.word(), "the receiver answered 410: not told again");
+                Err(DeliveryError::Unwanted) => {
+                    tracing::warn!(
+                        webhook_id = notification.id,
+                        kind = notification.as_str(),
+                        "the receiver answered 410: not told again"
+                    );
                     return Ok(());
                 }
-                Err(Setback::Refused(error)) => return Err(error.for_field("callback.url")),
-                Err(Setback::Failed { problem, retry_after }) => (problem, retry_after),
+                Err(DeliveryError::Refused(error)) => return Err(error.for_field("callback.url")),
+                Err(DeliveryError::Failed { problem, retry_after }) => (problem, retry_after),
             };
             let pause = asked.unwrap_or_else(|| self.schedule.pause(attempt, rand::random()));
             if attempt == self.schedule.max_attempts || Instant::now() + pause >= end {
-                return Err(letter.undelivered(&problem, attempt, asked));
+                return Err(delivery_request.undelivered(&problem, attempt, asked));
             }
             tracing::debug!(
-                webhook_id = notice.id,
+                webhook_id = notification.id,
                 attempt,
                 problem,
                 pause_ms = pause.as_millis() as u64,
-                "notice not delivered yet"
+                "notification not delivered yet"
             );
             tokio::time::sleep(pause).await;
             attempt += 1;
         }
     }
 
-    async fn send_once(&self, letter: &Letter<'_>) {
-        let problem = match self.attempt(letter, self.schedule.attempt_timeout).await {
-            Ok(()) | Err(Setback::Unwanted) => return,
-            Err(Setback::Refused(error)) => error.to_string(),
-            Err(Setback::Failed { problem, .. }) => problem,
+    async fn send_once(&self, delivery_request: &DeliveryRequest<'_>) {
+        let problem = match self.attempt(delivery_request, self.schedule.attempt_timeout).await {
+            Ok(()) | Err(DeliveryError::Unwanted) => return,
+            Err(DeliveryError::Refused(error)) => error.to_string(),
+            Err(DeliveryError::Failed { problem, .. }) => problem,
         };
-        tracing::warn!(webhook_id = letter.notice.id, kind = letter.notice.word(), problem, "notice not delivered");
+        tracing::warn!(
+            webhook_id = delivery_request.notification.id,
+            kind = delivery_request.notification.as_str(),
+            problem,
+            "notification not delivered"
+        );
     }
 
     /// Sends the letter once.
-    pub(super) async fn attempt(&self, letter: &Letter<'_>, limit: Duration) -> Result<(), Setback> {
-        let sent = tokio::time::timeout(limit, async { letter.judge(self.post(letter).await?).await }).await;
+    pub(super) async fn attempt(&self, delivery_request: &DeliveryRequest<'_>, limit: Duration) -> Result<(), DeliveryError> {
+        let sent =
+            tokio::time::timeout(limit, async { delivery_request.judge(self.post(delivery_request).await?).await }).await;
         let sent = sent.unwrap_or_else(|_| {
             let problem = format!("no answer within {} ms", limit.as_millis());
-            Err(Setback::Failed { problem, retry_after: None })
+            Err(DeliveryError::Failed { problem, retry_after: None })
         });
-        self.attempts.count(letter.notice.word(), sent.is_ok());
+        self.attempts.count(delivery_request.notification.as_str(), sent.is_ok());
         sent
     }
 
-    async fn post(&self, letter: &Letter<'_>) -> Result<Response, Setback> {
-        let (method, url) = (letter.method.clone(), &letter.url);
-        let request = match &letter.way {
+    async fn post(&self, delivery_request: &DeliveryRequest<'_>) -> Result<Response, DeliveryError> {
+        let (method, url) = (delivery_request.method.clone(), &delivery_request.url);
+        let request = match &delivery_request.way {
             Way::Guarded => {
-                let request = self.signed(self.outbound.request(method, url)?, letter)?;
+                let request = self.signed(self.outbound.request(method, url)?, delivery_request)?;
                 return Ok(self.outbound.send(request).await?);
             }
             Way::Plain => self.client.request(method, url.clone()),
             Way::Bearer(token) => self.client.request(method, url.clone()).bearer_auth(token.reveal()),
             Way::InternalAuth(token) => self.client.request(method, url.clone()).header("x-internal-auth", token.reveal()),
         };
-        let sent = self.signed(request, letter)?.send().await;
-        sent.map_err(|error| Setback::from(OutboundError::Connection(error.without_url())))
+        let sent = self.signed(request, delivery_request)?.send().await;
+        sent.map_err(|error| DeliveryError::from(OutboundError::Connection(error.without_url())))
     }
 
-    fn signed(&self, request: RequestBuilder, letter: &Letter<'_>) -> Result<RequestBuilder, Setback> {
-        let id = &letter.notice.id;
+    fn signed(&self, request: RequestBuilder, delivery_request: &DeliveryRequest<'_>) -> Result<RequestBuilder, DeliveryError> {
+        let id = &delivery_request.notification.id;
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let timestamp = since_1970.as_secs() as i64;
         let mut request = request
-            .header(reqwest::header::CONTENT_TYPE, &letter.content_type)
+            .header(reqwest::header::CONTENT_TYPE, &delivery_request.content_type)
             .header(HEADER_WEBHOOK_ID, id)
             .header(HEADER_WEBHOOK_TIMESTAMP, timestamp);
-        // Standard Webhooks signs texts; the asset service, which gets a picture, knows us by its token.
-        let signable = !matches!(letter.way, Way::InternalAuth(_));
+        // Standard Webhooks signs texts; the asset service, which gets an image, knows us by its token.
+        let signable = !matches!(delivery_request.way, Way::InternalAuth(_));
         if let Some(secret) = self.signing_secret.as_ref().filter(|_| signable) {
-            let signature = Webhook::new(secret.reveal())
-                .and_then(|webhook| webhook.sign(id, timestamp, &letter.body))
-                .map_err(|error| Setback::Failed { problem: format!("could not be signed ({error})"), retry_after: None })?;
+            let signature =
+                Webhook::new(secret.reveal()).and_then(|webhook| webhook.sign(id, timestamp, &delivery_request.body)).map_err(
+                    |error| DeliveryError::Failed { problem: format!("could not be signed ({error})"), retry_after: None },
+                )?;
             request = request.header(HEADER_WEBHOOK_SIGNATURE, signature);
         }
-        Ok(request.body(letter.body.clone()))
+        Ok(request.body(delivery_request.body.clone()))
     }
 
-    /// Puts the notice into its envelope, with this process's own addresses and tokens.
-    pub(super) async fn letter<'a>(&self, notice: &'a Notice) -> Result<Letter<'a>, JobError> {
+    /// Puts the notification into its envelope, with this process's own addresses and tokens.
+    pub(super) async fn delivery_request<'a>(&self, notification: &'a Notification) -> Result<DeliveryRequest<'a>, JobError> {
         let unset = |setting: &str| {
-            let problem = format!("{}: {setting} is not set where it is to be sent", notice.word());
-            JobError::Notice { problem, cause: None }
+            let problem = format!("{}: {setting} is not set where it is to be sent", notification.as_str());
+            JobError::Notification { problem, cause: None }
         };
         let json = |method, url, way, body: &str| {
             let body = Bytes::copy_from_slice(body.as_bytes());
-            Letter { notice, method, url, way, content_type: "application/json".into(), body }
+            DeliveryRequest { notification, method, url, way, content_type: "application/json".into(), body }
         };
         let tryon = self.tryon.as_ref();
-        Ok(match &notice.message {
+        Ok(match &notification.message {
             Message::Callback { url, kind, body } => json(method(*kind), url.as_url().clone(), Way::Guarded, body),
             Message::Backend { kind, body } => {
                 let backend = self.backend.as_ref().ok_or_else(|| unset("notify.backend_api_url"))?;
-                let url = backend.base.join(&format!("api/webhooks/inference/{}", kind.word()));
+                let url = backend.base.join(&format!("api/webhooks/inference/{}", kind.as_str()));
                 let url = url.map_err(|_| unset("notify.backend_api_url"))?;
                 json(method(*kind), url, Way::Bearer(backend.token.clone()), body)
             }
@@ -189,7 +200,7 @@ impl Notifier {
                 let tryon = tryon.ok_or_else(unset)?;
                 let (url, token) = tryon.asset_service.clone().ok_or_else(unset)?;
                 let Form { content_type, body } = tryon.form(result).await?;
-                Letter { notice, method: Method::POST, url, way: Way::InternalAuth(token), content_type, body }
+                DeliveryRequest { notification, method: Method::POST, url, way: Way::InternalAuth(token), content_type, body }
             }
         })
     }
@@ -202,32 +213,35 @@ fn method(kind: Kind) -> Method {
     }
 }
 
-impl Letter<'_> {
+impl DeliveryRequest<'_> {
     /// Any 2xx is success, everything else is not: a redirect would turn the POST into a GET.
-    async fn judge(&self, response: Response) -> Result<(), Setback> {
+    async fn judge(&self, response: Response) -> Result<(), DeliveryError> {
         let status = response.status();
         if status.is_success() {
             return Ok(());
         }
         // A rule of Standard Webhooks, which the asset service never agreed to.
-        if status == StatusCode::GONE && !matches!(self.notice.message, Message::AssetService(_)) {
-            return Err(Setback::Unwanted);
+        if status == StatusCode::GONE && !matches!(self.notification.message, Message::AssetService(_)) {
+            return Err(DeliveryError::Unwanted);
         }
         let retry_after = retry_after(response.headers(), SystemTime::now());
         let advice = if status.is_redirection() { " (redirects are not followed: configure the final address)" } else { "" };
-        Err(Setback::Failed { problem: format!("the answer was {status}{advice}{}", first_words(response).await), retry_after })
+        Err(DeliveryError::Failed {
+            problem: format!("the answer was {status}{advice}{}", first_words(response).await),
+            retry_after,
+        })
     }
 
     fn undelivered(&self, problem: &str, attempts: u32, asked: Option<Duration>) -> JobError {
         let receiver = self.url.origin().ascii_serialization();
         let asked = asked.map(|pause| format!(", which asks to wait {} s", pause.as_secs())).unwrap_or_default();
         let tries = if attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
-        let problem = format!("{} to {receiver}{asked}: {problem} ({tries})", self.notice.word());
-        JobError::Notice { problem, cause: None }
+        let problem = format!("{} to {receiver}{asked}: {problem} ({tries})", self.notification.as_str());
+        JobError::Notification { problem, cause: None }
     }
 }
 
-impl From<OutboundError> for Setback {
+impl From<OutboundError> for DeliveryError {
     fn from(error: OutboundError) -> Self {
         match error {
             OutboundError::Refused(_) => Self::Refused(error),

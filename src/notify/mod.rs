@@ -4,7 +4,7 @@
 //!   `inference.failed` (POST) are terminal: tried until a 2xx, and an error if there is none in time.
 //! - They go to `{backend_api_url}/api/webhooks/inference/{progress|complete|failed}` with `Authorization: Bearer`; or, all
 //!   of them and without that token, to the job's `callback.url`, which must be a public address.
-//! - Standard Webhooks headers: `webhook-id` (the same for every delivery of the same notice), `webhook-timestamp`,
+//! - Standard Webhooks headers: `webhook-id` (the same for every delivery of the same notification), `webhook-timestamp`,
 //!   `webhook-signature`. See <https://www.standardwebhooks.com>.
 //! - A redirect is a failure, 410 means that nobody wants to hear, `Retry-After` is obeyed.
 
@@ -32,7 +32,7 @@ use self::progress::Progress;
 use self::retry::Schedule;
 use self::tryon::TryOnService;
 use crate::job::measured::WebhookAttempts;
-use crate::job::notice::{Addressee, Kind, Message, Notice};
+use crate::job::notification::{Kind, Message, Notification, NotificationTarget};
 use crate::job::outcome::{JobError, Record};
 use crate::job::{Callback, Job};
 use crate::outbound::Outbound;
@@ -42,25 +42,25 @@ use crate::setting::{Secret, SettingError};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where notices go that have no `callback.url` of their own; without it such notices are not sent.
+    /// Where notifications go that have no `callback.url` of their own; without it such notifications are not sent.
     pub backend_api_url: Option<String>,
     /// What the backend knows us by, 32 characters or more; never sent to a `callback.url`.
     pub internal_api_token: Option<Secret>,
-    /// `whsec_` and the base64 form of 24 to 64 random bytes; without it notices are not signed.
+    /// `whsec_` and the base64 form of 24 to 64 random bytes; without it notifications are not signed.
     pub signing_secret: Option<Secret>,
     /// Milliseconds to wait for a connection.
     pub connect_timeout_ms: u64,
     /// Milliseconds for one attempt.
     pub attempt_timeout_ms: u64,
-    /// Attempts to deliver a terminal notice before the job is handed back.
+    /// Attempts to deliver a terminal notification before the job is handed back.
     pub max_attempts: u32,
     /// Milliseconds that the first pause lasts at most; each further one can be twice as long.
-    pub first_pause_ms: u64,
+    pub initial_backoff_ms: u64,
     /// Milliseconds that a pause lasts at most.
-    pub longest_pause_ms: u64,
+    pub max_backoff_ms: u64,
     /// Milliseconds for all attempts and pauses together.
     pub total_ms: u64,
-    /// Milliseconds for one progress notice.
+    /// Milliseconds for one progress notification.
     pub progress_timeout_ms: u64,
 }
 
@@ -73,15 +73,15 @@ impl Default for Settings {
             connect_timeout_ms: 5_000,
             attempt_timeout_ms: 10_000,
             max_attempts: 6,
-            first_pause_ms: 500,
-            longest_pause_ms: 20_000,
+            initial_backoff_ms: 500,
+            max_backoff_ms: 20_000,
             total_ms: 60_000,
             progress_timeout_ms: 1_000,
         }
     }
 }
 
-/// Sends the notices; clones share their connections.
+/// Sends the notifications; clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Notifier {
     backend: Option<Backend>,
@@ -117,8 +117,8 @@ impl Notifier {
             signing_secret: settings.signing_secret.clone(),
             schedule: Schedule {
                 max_attempts: settings.max_attempts.max(1),
-                first_pause: Duration::from_millis(settings.first_pause_ms),
-                longest_pause: Duration::from_millis(settings.longest_pause_ms),
+                initial_backoff: Duration::from_millis(settings.initial_backoff_ms),
+                max_backoff: Duration::from_millis(settings.max_backoff_ms),
                 attempt_timeout: Duration::from_millis(settings.attempt_timeout_ms),
                 total: Duration::from_millis(settings.total_ms),
             },
@@ -149,7 +149,7 @@ impl Notifier {
         }
     }
 
-    /// Refuses a job whose `callback.url` could never be reached, before anything is painted for it.
+    /// Refuses a job whose `callback.url` could never be reached, before anything is generated for it.
     ///
     /// # Errors
     /// [`JobError::Input`] for the field `callback.url`.
@@ -158,38 +158,38 @@ impl Notifier {
         url.map_or(Ok(()), |url| self.outbound.check(url.as_url()).map_err(|error| error.for_field("callback.url")))
     }
 
-    /// The body of the complete notice. `urls`: one a picture of the record, in its order.
+    /// The body of the complete notification. `urls`: one an image of the record, in its order.
     #[must_use]
     pub fn complete_body(&self, job: &Job, record: &Record, urls: &[String]) -> serde_json::Value {
         serde_json::json!(Complete::new(job, record, urls))
     }
 
-    /// The notices that the pictures are there. `urls`: one a picture of the record, in its order.
+    /// The notifications that the images are there. `urls`: one an image of the record, in its order.
     ///
     /// # Errors
     /// [`JobError::Internal`] when one could not be written.
-    pub fn complete(&self, job: &Job, record: &Record, urls: &[String]) -> Result<Vec<Notice>, JobError> {
-        let id = webhook_id(&[Kind::Complete.word(), job.id.as_str()]);
+    pub fn complete(&self, job: &Job, record: &Record, urls: &[String]) -> Result<Vec<Notification>, JobError> {
+        let id = webhook_id(&[Kind::Complete.as_str(), job.id.as_str()]);
         let webhook = self.webhook(job.callback.as_ref(), Kind::Complete, id, &Complete::new(job, record, urls))?;
-        let tryon = self.tryon.as_ref().map(|service| service.notices(&job.into(), Ok(record)));
+        let tryon = self.tryon.as_ref().map(|service| service.notifications(&job.into(), Ok(record)));
         Ok(webhook.into_iter().chain(tryon.into_iter().flatten()).collect())
     }
 
-    /// The notices that there will be no pictures. `attempt`: which delivery of the job this was, counted from 1. When it is
+    /// The notifications that there will be no images. `attempt`: which delivery of the job this was, counted from 1. When it is
     /// the `callback.url` that cannot be used, the backend is told instead.
     ///
     /// # Errors
     /// [`JobError::Internal`] when one could not be written.
-    pub fn failed(&self, of: &Addressee<'_>, error: &JobError, attempt: u32) -> Result<Vec<Notice>, JobError> {
+    pub fn failed(&self, of: &NotificationTarget<'_>, error: &JobError, attempt: u32) -> Result<Vec<Notification>, JobError> {
         let message = error.to_string();
         let id = match of.job_id {
-            Some(job_id) => webhook_id(&[Kind::Failed.word(), job_id.as_str()]),
-            None => webhook_id(&[Kind::Failed.word(), "", &message]),
+            Some(job_id) => webhook_id(&[Kind::Failed.as_str(), job_id.as_str()]),
+            None => webhook_id(&[Kind::Failed.as_str(), "", &message]),
         };
         let reachable = of.callback.filter(|_| error.field() != Some("callback.url"));
         let webhook =
             self.webhook(reachable, Kind::Failed, id, &Failed::new(of.job_id, of.callback, error, message, attempt))?;
-        let tryon = self.tryon.as_ref().map(|service| service.notices(of, Err(error)));
+        let tryon = self.tryon.as_ref().map(|service| service.notifications(of, Err(error)));
         Ok(webhook.into_iter().chain(tryon.into_iter().flatten()).collect())
     }
 
@@ -204,17 +204,18 @@ impl Notifier {
         kind: Kind,
         id: String,
         body: &impl Serialize,
-    ) -> Result<Option<Notice>, JobError> {
+    ) -> Result<Option<Notification>, JobError> {
         if !self.has_listener(callback) {
             return Ok(None);
         }
-        let body = serde_json::to_string(body)
-            .map_err(|error| JobError::Internal { problem: format!("a notice could not be written as JSON ({error})") })?;
+        let body = serde_json::to_string(body).map_err(|error| JobError::Internal {
+            problem: format!("a notification could not be written as JSON ({error})"),
+        })?;
         let message = match callback.and_then(|callback| callback.url.clone()) {
             Some(url) => Message::Callback { url, kind, body },
             None => Message::Backend { kind, body },
         };
-        Ok(Some(Notice { id, message }))
+        Ok(Some(Notification { id, message }))
     }
 }
 
@@ -229,7 +230,7 @@ fn check_signing_secret(secret: &Secret) -> Result<(), SettingError> {
     Err(SettingError::new("notify.signing_secret", problem))
 }
 
-/// The same notice has the same id, however often it is sent: receivers drop what they have seen.
+/// The same notification has the same id, however often it is sent: receivers drop what they have seen.
 fn webhook_id(parts: &[&str]) -> String {
     let hash = base16ct::lower::encode_string(&Sha256::digest(parts.join("\n")));
     format!("msg_{}", &hash[..32])

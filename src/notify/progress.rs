@@ -1,4 +1,4 @@
-//! Progress notices: sent from the background, dropped rather than waited for, and never after the terminal notice.
+//! Progress notifications: sent from the background, dropped rather than waited for, and never after the terminal notification.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::body::Progressed;
-use super::delivery::Setback;
+use super::delivery::DeliveryError;
 use super::{Notifier, webhook_id};
-use crate::job::notice::Kind;
+use crate::job::notification::Kind;
 use crate::job::{Callback, Job};
 
 /// More than a job has to say; what does not fit is dropped.
@@ -75,7 +75,7 @@ impl Progress {
 }
 
 impl Reporter {
-    /// Says how far the job is. Returns at once, from any thread; a notice that cannot be sent is dropped.
+    /// Says how far the job is. Returns at once, from any thread; a notification that cannot be sent is dropped.
     pub fn report(&self, percent: u8) {
         if let Some(words) = &self.0 {
             let _ = words.try_send(Word::Percent(percent));
@@ -100,14 +100,14 @@ async fn send_all(
 ) {
     while let Some(Word::Percent(percent)) = waiting.recv().await {
         body.progress = percent;
-        let id = webhook_id(&[Kind::Progress.word(), body.job_id.as_str(), &percent.to_string()]);
-        let Ok(Some(notice)) = notifier.webhook(callback.as_ref(), Kind::Progress, id, &body) else { return };
-        let Ok(letter) = notifier.letter(&notice).await else { return };
-        let problem = match notifier.attempt(&letter, limit).await {
+        let id = webhook_id(&[Kind::Progress.as_str(), body.job_id.as_str(), &percent.to_string()]);
+        let Ok(Some(notification)) = notifier.webhook(callback.as_ref(), Kind::Progress, id, &body) else { return };
+        let Ok(delivery_request) = notifier.delivery_request(&notification).await else { return };
+        let problem = match notifier.attempt(&delivery_request, limit).await {
             Ok(()) => continue,
-            Err(Setback::Unwanted) => return,
-            Err(Setback::Refused(error)) => error.to_string(),
-            Err(Setback::Failed { problem, .. }) => problem,
+            Err(DeliveryError::Unwanted) => return,
+            Err(DeliveryError::Refused(error)) => error.to_string(),
+            Err(DeliveryError::Failed { problem, .. }) => problem,
         };
         tracing::debug!(job_id = body.job_id.as_str(), percent, problem, "progress not delivered");
     }

@@ -1,4 +1,4 @@
-//! Whether somebody answers at an address of the operator's own, over the very client that sends notices there.
+//! Whether somebody answers at an address of the operator's own, over the very client that sends notifications there.
 
 use reqwest::StatusCode;
 use url::Url;

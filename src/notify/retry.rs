@@ -1,4 +1,4 @@
-//! When a notice is tried again: exponential backoff with full jitter, unless the receiver says when.
+//! When a notification is tried again: exponential backoff with full jitter, unless the receiver says when.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,20 +8,20 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Schedule {
     pub(super) max_attempts: u32,
-    pub(super) first_pause: Duration,
-    pub(super) longest_pause: Duration,
+    pub(super) initial_backoff: Duration,
+    pub(super) max_backoff: Duration,
     pub(super) attempt_timeout: Duration,
     /// All attempts and pauses together.
     pub(super) total: Duration,
 }
 
 impl Schedule {
-    /// The pause after failed attempt `attempt` (from 1): `jitter` (0 to 1) of `first_pause * 2^(attempt - 1)`, capped.
+    /// The pause after failed attempt `attempt` (from 1): `jitter` (0 to 1) of `initial_backoff * 2^(attempt - 1)`, capped.
     ///
     /// Full jitter, <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
     pub(super) fn pause(&self, attempt: u32, jitter: f64) -> Duration {
         let doublings = attempt.saturating_sub(1).min(31);
-        self.first_pause.saturating_mul(1 << doublings).min(self.longest_pause).mul_f64(jitter)
+        self.initial_backoff.saturating_mul(1 << doublings).min(self.max_backoff).mul_f64(jitter)
     }
 }
 
@@ -42,8 +42,8 @@ mod tests {
 
     const SCHEDULE: Schedule = Schedule {
         max_attempts: 6,
-        first_pause: Duration::from_millis(500),
-        longest_pause: Duration::from_secs(20),
+        initial_backoff: Duration::from_millis(500),
+        max_backoff: Duration::from_secs(20),
         attempt_timeout: Duration::from_secs(10),
         total: Duration::from_mins(1),
     };
@@ -57,7 +57,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_pause_is_never_longer_than_allowed(attempt: u32, jitter in 0.0..=1.0) {
-            prop_assert!(SCHEDULE.pause(attempt, jitter) <= SCHEDULE.longest_pause);
+            prop_assert!(SCHEDULE.pause(attempt, jitter) <= SCHEDULE.max_backoff);
         }
     }
 

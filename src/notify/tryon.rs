@@ -1,4 +1,4 @@
-//! The try-on service around this node: its asset service gets the pictures, its load balancer hears that the node is free.
+//! The try-on service around this node: its asset service gets the images, its load balancer hears that the node is free.
 //!
 //! - `POST {asset_service.callback_url}`, multipart: `job_id`, `user_id`, `session_id`, `provider`, `node_id`, `model_version`,
 //!   `inference_time_ms`, and `output_image` or `error`; with `X-Internal-Auth`, `webhook-id` and `webhook-timestamp`. Any 2xx is success, all
@@ -14,7 +14,7 @@ use url::Url;
 
 use super::multipart::{Form, Part};
 use super::{backend, webhook_id};
-use crate::job::notice::{Addressee, AssetResult, Message, Notice, Pictures, TryOnResult};
+use crate::job::notification::{AssetResult, Images, Message, Notification, NotificationTarget, TryOnResult};
 use crate::job::outcome::{JobError, Record};
 use crate::job::task::ModelName;
 use crate::setting::{Secret, SettingError};
@@ -44,7 +44,7 @@ pub struct TryOnService {
     pub(super) load_balancer: Option<Url>,
     node_id: String,
     model: ModelName,
-    pictures: Arc<dyn Pictures>,
+    images: Arc<dyn Images>,
 }
 
 impl TryOnService {
@@ -57,7 +57,7 @@ impl TryOnService {
         load_balancer: &LoadBalancer,
         node_id: &str,
         model: &ModelName,
-        pictures: Arc<dyn Pictures>,
+        images: Arc<dyn Images>,
     ) -> Result<Self, SettingError> {
         let load_balancer = match &load_balancer.url {
             Some(address) => backend::base("load_balancer.url", address)?.join("job_complete").ok(),
@@ -68,21 +68,21 @@ impl TryOnService {
             load_balancer,
             node_id: node_id.to_owned(),
             model: model.clone(),
-            pictures,
+            images,
         })
     }
 
-    /// The notices of a try-on that has ended: as its record says, or with the error.
-    pub(super) fn notices(&self, of: &Addressee<'_>, ended: Result<&Record, &JobError>) -> Vec<Notice> {
+    /// The notifications of a try-on that has ended: as its record says, or with the error.
+    pub(super) fn notifications(&self, of: &NotificationTarget<'_>, ended: Result<&Record, &JobError>) -> Vec<Notification> {
         let (Some(job_id), Some(requester)) = (of.job_id, of.requester) else { return Vec::new() };
         let (word, inference_time_ms, result) = match ended {
             Ok(record) => {
                 let inference_time_ms = record.timings_ms.get("infer").copied().unwrap_or_default();
-                ("asset_complete", inference_time_ms, TryOnResult::Pictures(record.pictures.clone()))
+                ("asset_complete", inference_time_ms, TryOnResult::Images(record.images.clone()))
             }
             Err(error) => ("asset_failed", 0, TryOnResult::Error(error.to_string())),
         };
-        let asset = self.asset_service.is_some().then(|| Notice {
+        let asset = self.asset_service.is_some().then(|| Notification {
             id: webhook_id(&[word, job_id.as_str()]),
             message: Message::AssetService(AssetResult {
                 job_id: job_id.to_string(),
@@ -94,7 +94,7 @@ impl TryOnService {
             }),
         });
         let metadata = of.callback.map(|callback| callback.metadata.clone()).unwrap_or_default();
-        let free = self.load_balancer.is_some().then(|| Notice {
+        let free = self.load_balancer.is_some().then(|| Notification {
             id: webhook_id(&["job_complete", job_id.as_str()]),
             message: Message::LoadBalancer {
                 body: json!({ "node_id": self.node_id, "job_id": job_id, "metadata": metadata }).to_string(),
@@ -103,10 +103,10 @@ impl TryOnService {
         asset.into_iter().chain(free).collect()
     }
 
-    /// The callback's body, with the pictures as they lie in the bucket.
+    /// The callback's body, with the images as they lie in the bucket.
     ///
     /// # Errors
-    /// When a picture could not be read.
+    /// When an image could not be read.
     pub(super) async fn form(&self, of: &AssetResult) -> Result<Form, JobError> {
         let mut parts = vec![Part::text("job_id", &of.job_id)];
         for (name, text) in
@@ -119,11 +119,11 @@ impl TryOnService {
         parts.push(Part::text("inference_time_ms", &of.inference_time_ms.to_string()));
         match &of.result {
             TryOnResult::Error(error) => parts.push(Part::text("error", error)),
-            TryOnResult::Pictures(pictures) => {
-                for picture in pictures {
-                    let ending = picture.key.rsplit_once('.').map_or("png", |(_, ending)| ending);
-                    let bytes = self.pictures.bytes(picture).await?;
-                    parts.push(Part::file("output_image", &format!("result.{ending}"), &picture.content_type, bytes));
+            TryOnResult::Images(images) => {
+                for image in images {
+                    let ending = image.key.rsplit_once('.').map_or("png", |(_, ending)| ending);
+                    let bytes = self.images.bytes(image).await?;
+                    parts.push(Part::file("output_image", &format!("result.{ending}"), &image.content_type, bytes));
                 }
             }
         }
@@ -138,7 +138,7 @@ fn asset_target(settings: &AssetService) -> Result<Option<(Url, Secret)>, Settin
         SettingError::new("asset_service.callback_url", problem)
     })?;
     let token = settings.internal_auth_token.clone().ok_or_else(|| {
-        SettingError::new("asset_service.internal_auth_token", "must be set beside callback_url (INTERNAL_API_TOKEN)")
+        SettingError::new("asset_service.internal_auth_token", "must be set next to callback_url (INTERNAL_API_TOKEN)")
     })?;
     backend::check_header("asset_service.internal_auth_token", &token)?;
     Ok(Some((url, token)))

@@ -30,10 +30,10 @@ pub(super) fn start(
     let manifest = manifest.clone();
     move || match manifest.family {
         Family::StableDiffusion1 => started(warm_up, move |device| {
-            let dtype = dtype.unwrap_or_else(|| device::usual_dtype(&device));
+            let dtype = dtype.unwrap_or_else(|| device::default_dtype(&device));
             device::check_dtype(dtype, &device)?;
             let size = Size::new(manifest.defaults.width, manifest.defaults.height);
-            let engine = stable_diffusion(&manifest, dtype, device)?.with_usual(size, manifest.defaults.guidance_scale);
+            let engine = stable_diffusion(&manifest, dtype, device)?.with_defaults(size, manifest.defaults.guidance_scale);
             let loading = engine.loading();
             Ok((engine.with_prompts(manifest.prompt).with_memory_budget(budget), loading))
         }),
@@ -81,7 +81,7 @@ fn started<E: Engine>(
     Ok((thread, told.recv().map_err(|_| EngineError::Gone)?))
 }
 
-/// None: what is usual on the device.
+/// None: what is default on the device.
 fn dtype(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::Auto => None,
@@ -92,13 +92,13 @@ fn dtype(dtype: Dtype) -> Option<DType> {
 }
 
 fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Settings {
-    let usual = Areas::default();
+    let default_value = Areas::default();
     let variant = |mode: Mode| Some((mode, variant(manifest.modes.of(mode)?, mode)));
     Settings {
         modes: config.model.modes().into_iter().filter_map(variant).collect(),
         areas: Areas {
-            reference_px: manifest.reference_px.unwrap_or(usual.reference_px),
-            condition_px: manifest.condition_px.unwrap_or(usual.condition_px),
+            reference_px: manifest.reference_px.unwrap_or(default_value.reference_px),
+            condition_px: manifest.condition_px.unwrap_or(default_value.condition_px),
         },
         memory_budget,
         forget_between_jobs: config.workflow.advanced.clear_cache_between_jobs,

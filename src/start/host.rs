@@ -16,12 +16,12 @@ use crate::events::auth::Auth;
 use crate::host::cloud::interruption::Interruption;
 use crate::host::cloud::protection::Protection;
 use crate::host::http::{self, Http, ModelInfo};
+use crate::host::notification_sender::NotificationSender;
 use crate::host::process::Program;
 use crate::host::source::Source;
 use crate::host::source::rabbitmq::RabbitMq;
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
-use crate::host::teller::Teller;
 use crate::host::{Host, Parts, drain};
 use crate::metrics::Metrics;
 use crate::metrics::gpu::{self, Gpus};
@@ -33,7 +33,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Handler processes [default: one a visible GPU]
+    /// Handler processes [default: one per visible GPU]
     #[arg(long)]
     handlers: Option<u32>,
     /// Seconds that running jobs may go on after SIGTERM before they are handed back [default: `host.drain_seconds`]
@@ -71,13 +71,17 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         program,
         sources,
         queue,
-        teller: Teller { notifier: notifier.clone(), store: store.clone(), defaults: defaults.clone() },
+        notification_sender: NotificationSender {
+            notifier: notifier.clone(),
+            store: store.clone(),
+            defaults: defaults.clone(),
+        },
         defaults,
         max_attempts: config.runtime.max_attempts,
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
-    let model_type = manifest.family.word();
+    let model_type = manifest.family.as_str();
     let refresh = {
         let metrics = metrics.clone();
         // The webhooks that the host itself has sent.
@@ -89,7 +93,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
     let (orders, ordered) = mpsc::channel(4);
     if let Some(protection) = Protection::new(&config.host.protection)? {
-        tokio::spawn(protection.watch(host.desk().glance));
+        tokio::spawn(protection.watch(host.job_service().snapshot));
     }
     if let Some(found) = Interruption::find(&config.host.interruption).await? {
         drain::interruption(found, orders.clone());
@@ -97,7 +101,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     drain::signals(orders)?;
     host.run(ordered).await;
     over.cancel();
-    // Whoever still reads a picture may have a moment for it.
+    // Whoever still reads an image may have a moment for it.
     if let Ok(Ok(ended)) = tokio::time::timeout(LAST_ANSWERS, server).await {
         ended?;
     }
@@ -112,7 +116,7 @@ fn http_side(
     model_type: &str,
 ) -> Http {
     Http {
-        desk: host.desk(),
+        job_service: host.job_service(),
         store,
         auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
         node_id: config.server.node_id.clone(),

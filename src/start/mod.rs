@@ -15,14 +15,14 @@ use crate::config::{Config, ConfigError, Environment};
 use crate::engine::EngineError;
 use crate::events::auth::Auth;
 use crate::handler::Handler;
-use crate::job::notice::Pictures;
+use crate::job::notification::Images;
 use crate::job::outcome::JobError;
 use crate::notify::Notifier;
 use crate::notify::tryon::TryOnService;
 use crate::outbound::Outbound;
 use crate::setting::SettingError;
 use crate::store::Store;
-use crate::workflow::infer::Ability;
+use crate::workflow::infer::Capabilities;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::{Observer, Services, Workflow};
 
@@ -79,14 +79,14 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         "ready"
     );
     let model = config.model.name.clone();
-    let ability = match manifest.family {
-        Family::StableDiffusion1 => Ability::Generate,
-        Family::QwenImageEdit => Ability::TryOn(config.model.modes()),
+    let capabilities = match manifest.family {
+        Family::StableDiffusion1 => Capabilities::Generate,
+        Family::QwenImageEdit => Capabilities::TryOn(config.model.modes()),
     };
     let services = Services {
         engine,
         model,
-        ability,
+        capabilities,
         preprocess: Preprocess { max_short_side_px: manifest.max_short_side_px, ..config.workflow.preprocess },
         postprocess: config.workflow.postprocess,
         store,
@@ -105,13 +105,13 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     })
 }
 
-/// What sends the notices of this configuration's jobs. Handler and host each have their own, and either can send what the
+/// What sends the notifications of this configuration's jobs. Handler and host each have their own, and either can send what the
 /// other has written.
 ///
 /// # Errors
 /// Names the setting that is missing or wrong.
-pub fn notifier(config: &Config, outbound: Outbound, pictures: Arc<dyn Pictures>) -> Result<Notifier, SettingError> {
+pub fn notifier(config: &Config, outbound: Outbound, images: Arc<dyn Images>) -> Result<Notifier, SettingError> {
     let Config { notify, asset_service, load_balancer, server, model, .. } = config;
-    let service = TryOnService::new(asset_service, load_balancer, &server.node_id, &model.name, pictures)?;
+    let service = TryOnService::new(asset_service, load_balancer, &server.node_id, &model.name, images)?;
     Ok(Notifier::new(notify, outbound)?.with_tryon(service))
 }

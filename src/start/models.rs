@@ -17,7 +17,7 @@ use crate::job::task::ModelName;
 use crate::models::file::{Checksum, FilePath};
 use crate::models::origin::Origin;
 use crate::models::source::{Place, Source};
-use crate::models::{How, Plan, Pulled, Step, Verdict, count, pull, verify};
+use crate::models::{FileCheck, How, Plan, Pulled, Step, count, pull, verify};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -67,48 +67,48 @@ pub(super) fn line(text: &str) -> std::io::Result<()> {
     writeln!(stdout().lock(), "{text}")
 }
 
-/// What there is to do for a model: for its checkpoint, then for each folder beside it that has files of the modes that are loaded.
+/// What there is to do for a model: for its checkpoint, then for each directory next to it that has files of the modes that are loaded.
 ///
 /// # Errors
 /// When its manifest is wrong, or has no `source`.
 pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<Vec<Plan>> {
     let manifest = config.manifest_of(name, environment)?;
     let path = config.manifest_path(name);
-    let missing = || format!("{}: has no `source`; name where its files come from: hub, s3 or folder", path.display());
+    let missing = || format!("{}: has no `source`; name where its files come from: hub, s3 or directory", path.display());
     let modes: Vec<&ModeWeights> = manifest.modes.among(&config.model.modes()).collect();
     let weights = weights_in_checkpoint(&manifest)?;
     let read = modes.is_empty() || modes.iter().any(|mode| mode.transformer.is_none());
     let unread: &[&str] = if read { &[] } else { &["transformer"] };
     let source = manifest.source.clone().with_context(missing)?;
-    let (offline, patience) = (offline || config.hub.offline, crate::models::download::Patience::default());
-    let mut plans = vec![Plan { source, folder: manifest.checkpoint.clone(), weights, unread, offline, patience }];
-    for (folder, source) in &manifest.beside {
-        let folder = folder.under(&config.model.folder);
-        let inside = modes.iter().flat_map(|mode| mode.files()).filter_map(|file| file.strip_prefix(&folder).ok()?.to_str());
+    let (offline, retry_policy) = (offline || config.hub.offline, crate::models::download::RetryPolicy::default());
+    let mut plans = vec![Plan { source, directory: manifest.checkpoint.clone(), weights, unread, offline, retry_policy }];
+    for (directory, source) in &manifest.beside {
+        let directory = directory.under(&config.model.directory);
+        let inside = modes.iter().flat_map(|mode| mode.files()).filter_map(|file| file.strip_prefix(&directory).ok()?.to_str());
         let files: BTreeMap<FilePath, Option<Checksum>> = inside
             .filter_map(|file| FilePath::new(file).ok())
             .map(|file| (file.clone(), source.files.get(&file).copied().flatten()))
             .collect();
         if !files.is_empty() {
             let source = Source { files, ..source.clone() };
-            plans.push(Plan { source, folder, weights: None, unread: &[], offline, patience });
+            plans.push(Plan { source, directory, weights: None, unread: &[], offline, retry_policy });
         }
     }
     Ok(plans)
 }
 
-/// The manifest names the one file with all weights beside its own place; a source has it under the checkpoint's folder.
+/// The manifest names the one file with all weights next to its own place; a source has it under the checkpoint's directory.
 fn weights_in_checkpoint(manifest: &Manifest) -> anyhow::Result<Option<FilePath>> {
     let Some(weights) = &manifest.weights else { return Ok(None) };
     let inside = weights.strip_prefix(&manifest.checkpoint).ok().and_then(Path::to_str);
-    let inside = inside.context("weights: must lie in the checkpoint's folder to be brought with it")?;
+    let inside = inside.context("weights: must lie in the checkpoint's directory to be brought with it")?;
     FilePath::new(inside).map(Some).map_err(|problem| anyhow::anyhow!("weights: {problem}"))
 }
 
 async fn bring(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<ExitCode> {
     let (mut right, mut fresh, mut open) = (0, 0, String::new());
     for (index, plan) in plans(config, environment, name, offline)?.iter().enumerate() {
-        let origin = Origin::new(&plan.source.place, &config.model.folder, &config.store, &config.hub).await?;
+        let origin = Origin::new(&plan.source.place, &config.model.directory, &config.store, &config.hub).await?;
         let screen = Screen::new();
         let pulled = pull(plan, &origin, &|step| screen.show(step)).await;
         screen.bar.finish_and_clear();
@@ -116,7 +116,7 @@ async fn bring(config: &Config, environment: &Environment, name: &ModelName, off
         right += pulled.files.len();
         fresh += pulled.files.values().filter(|(_, how)| *how != How::There).count();
         if let Some(keys) = pinning(&plan.source, &pulled) {
-            let beside = plan.folder.strip_prefix(&config.model.folder).unwrap_or(&plan.folder).display();
+            let beside = plan.directory.strip_prefix(&config.model.directory).unwrap_or(&plan.directory).display();
             let (key, indent) = if index == 0 { ("source".into(), "") } else { (format!("beside: {beside}"), "  ") };
             let _ = writeln!(open, "\nso that it stays this very model, put this under `{key}:`");
             for line in keys.lines() {
@@ -189,8 +189,9 @@ impl Screen {
 }
 
 fn list(config: &Config, environment: &Environment) -> anyhow::Result<ExitCode> {
-    let folder = &config.model.folder;
-    let entries = std::fs::read_dir(folder).with_context(|| format!("{} cannot be read (model.folder)", folder.display()))?;
+    let directory = &config.model.directory;
+    let entries =
+        std::fs::read_dir(directory).with_context(|| format!("{} cannot be read (model.directory)", directory.display()))?;
     let mut manifests: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
     manifests.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     manifests.sort();
@@ -209,13 +210,13 @@ fn list(config: &Config, environment: &Environment) -> anyhow::Result<ExitCode> 
 fn state(manifest: Manifest) -> String {
     let there = manifest.checkpoint.is_dir();
     let packed = if manifest.checkpoint.join(PACKED).is_file() { ", packed" } else { "" };
-    let family = manifest.family.word();
+    let family = manifest.family.as_str();
     let Some(source) = manifest.source else {
         return format!("{family}  {}{packed}", if there { "there" } else { "absent  its manifest has no source" });
     };
     let (all, place) = (source.files.len(), source.place.to_string());
-    let patience = crate::models::download::Patience::default();
-    let plan = Plan { source, folder: manifest.checkpoint, weights: None, unread: &[], offline: true, patience };
+    let retry_policy = crate::models::download::RetryPolicy::default();
+    let plan = Plan { source, directory: manifest.checkpoint, weights: None, unread: &[], offline: true, retry_policy };
     match (there, all) {
         (false, _) => format!("{family}  absent  from {place}"),
         (true, 0) => format!("{family}  there{packed}, not pinned  from {place}"),
@@ -235,25 +236,25 @@ fn beside(config: &Config, environment: &Environment, name: &ModelName) -> Strin
 }
 
 fn prove(config: &Config, environment: &Environment, name: &ModelName) -> anyhow::Result<ExitCode> {
-    let mut verdicts = Vec::new();
+    let mut file_checks = Vec::new();
     for plan in plans(config, environment, name, true)? {
-        verdicts.extend(verify(&plan)?);
+        file_checks.extend(verify(&plan)?);
     }
     anyhow::ensure!(
-        !verdicts.is_empty(),
+        !file_checks.is_empty(),
         "{}: its source names no `files`; `atelier models pull` prints them with their checksums",
         config.manifest_path(name).display()
     );
-    for (path, verdict) in &verdicts {
-        let what = match verdict {
-            Verdict::Right => continue,
-            Verdict::Missing => "missing".to_owned(),
-            Verdict::Unproven => "there, and the manifest has no checksum for it".to_owned(),
-            Verdict::Differs { found, expected } => format!("differs: it has the SHA-256 {found}, and must have {expected}"),
+    for (path, file_check) in &file_checks {
+        let what = match file_check {
+            FileCheck::Right => continue,
+            FileCheck::Missing => "missing".to_owned(),
+            FileCheck::Unverified => "there, and the manifest has no checksum for it".to_owned(),
+            FileCheck::Differs { found, expected } => format!("differs: it has the SHA-256 {found}, and must have {expected}"),
         };
         line(&format!("  {path}: {what}"))?;
     }
-    let right = verdicts.iter().filter(|(_, verdict)| *verdict == Verdict::Right).count();
-    line(&format!("{}: {right} of {} files are right", name.as_str(), verdicts.len()))?;
-    Ok(if right == verdicts.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let right = file_checks.iter().filter(|(_, file_check)| *file_check == FileCheck::Right).count();
+    line(&format!("{}: {right} of {} files are right", name.as_str(), file_checks.len()))?;
+    Ok(if right == file_checks.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -21,7 +21,7 @@ pub(super) struct Options {
     /// What the weights are written in: what the function computes in, f16 on a GPU and f32 on a CPU unless `engine.dtype` says otherwise
     #[arg(long)]
     dtype: Kept,
-    /// Folder that is written [default: the checkpoint's folder with the format behind its name, such as sd15-f16]
+    /// Directory that is written [default: the checkpoint's directory with the format behind its name, such as sd15-f16]
     #[arg(long)]
     to: Option<PathBuf>,
 }
@@ -44,7 +44,7 @@ impl Kept {
 }
 
 /// # Errors
-/// When the manifest is wrong or of a family that is not packed, the checkpoint cannot be loaded, or the folder not be written.
+/// When the manifest is wrong or of a family that is not packed, the checkpoint cannot be loaded, or the directory not be written.
 pub(super) fn run(options: Options, config: &Config, environment: &Environment) -> anyhow::Result<ExitCode> {
     let name = named(config, options.model)?;
     let manifest = config.manifest_of(&name, environment)?;
@@ -54,7 +54,7 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
         "{}: family {} is not packed, only stable-diffusion-1 is: its transformer is read tensor by tensor as it is built, so one file would load no \
          faster. Leave it as it is; what reads less is a transformer in 8 bits, named under modes: fp8",
         path.display(),
-        manifest.family.word()
+        manifest.family.as_str()
     );
     let checkpoint = &manifest.checkpoint;
     anyhow::ensure!(
@@ -65,7 +65,7 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
     );
     let dtype = options.dtype.dtype();
     let to = options.to.unwrap_or_else(|| beside(&manifest, dtype));
-    // Whole, so that a checkpoint that cannot be painted with is not packed either.
+    // Whole, so that a checkpoint that cannot be generated with is not packed either.
     let packed = stable_diffusion(&manifest, dtype, Device::Cpu)?.pack(&to)?;
     line(&format!(
         "{}: {} tensors as {}, {} bytes, in {}",
@@ -75,10 +75,10 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
         packed.bytes,
         to.display()
     ))?;
-    let (place, move_first) = place(&config.model.folder, &to)?;
+    let (place, move_first) = place(&config.model.directory, &to)?;
     line(&format!(
-        "\n{move_first}put this into {} in place of `checkpoint`, `weights` and `source` (with s3: in place of folder:, where you keep it there)\n\
-         checkpoint: {place}\nsource:\n  folder: {place}\n{}",
+        "\n{move_first}put this into {} in place of `checkpoint`, `weights` and `source` (with s3: in place of directory:, where you keep it there)\n\
+         checkpoint: {place}\nsource:\n  directory: {place}\n{}",
         path.display(),
         files_key(checksums(&to)?.iter())
     ))?;
@@ -91,7 +91,7 @@ fn beside(manifest: &Manifest, dtype: DType) -> PathBuf {
     manifest.checkpoint.with_file_name(name)
 }
 
-/// What a manifest in the folder `models` calls the folder `to`, and what has to be done before it can.
+/// What a manifest in the directory `models` calls the directory `to`, and what has to be done before it can.
 fn place(models: &Path, to: &Path) -> anyhow::Result<(String, String)> {
     let (models, to) = (fs::canonicalize(models)?, fs::canonicalize(to)?);
     if let Ok(inside) = to.strip_prefix(&models) {
@@ -102,18 +102,18 @@ fn place(models: &Path, to: &Path) -> anyhow::Result<(String, String)> {
     Ok((name, first))
 }
 
-/// Every file of a packed folder.
-fn checksums(folder: &Path) -> anyhow::Result<BTreeMap<FilePath, Checksum>> {
+/// Every file of a packed directory.
+fn checksums(directory: &Path) -> anyhow::Result<BTreeMap<FilePath, Checksum>> {
     let mut found = BTreeMap::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(inner) = folders.pop() {
+    let mut directories = vec![directory.to_owned()];
+    while let Some(inner) = directories.pop() {
         for entry in fs::read_dir(&inner)? {
             let path = entry?.path();
             if path.is_dir() {
-                folders.push(path);
+                directories.push(path);
                 continue;
             }
-            let name = path.strip_prefix(folder)?.to_str().context("a file's name is not text")?;
+            let name = path.strip_prefix(directory)?.to_str().context("a file's name is not text")?;
             let name = FilePath::new(name).map_err(anyhow::Error::msg)?;
             found.insert(name, Checksum::of_file(&path).with_context(|| path.display().to_string())?);
         }

@@ -1,13 +1,13 @@
-//! How long the parts of a cold start took, up to the first picture.
+//! How long the parts of a cold start took, up to the first image.
 
 use std::time::{Duration, Instant};
 
-use crate::engine::{Engine, EngineError, Loading, Order, Painted};
+use crate::engine::{Engine, EngineError, Generated, Loading, Order};
 
 /// Ticks of the kernel's clock a second, as every x86-64 Linux tells them to programs.
 const TICKS: f64 = 100.0;
 
-/// What the engine's thread did before it could paint.
+/// What the engine's thread did before it could generate.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Phases {
     /// Opening it; on a GPU that makes its context.
@@ -31,7 +31,7 @@ fn age_ms(stat: &str, uptime: &str) -> Option<u64> {
     Some(((now - started / TICKS).max(0.0) * 1e3).round() as u64)
 }
 
-/// Tells the log of the first picture, once.
+/// Tells the log of the first image, once.
 pub(super) struct Announcing<E> {
     engine: E,
     is_first: bool,
@@ -48,15 +48,15 @@ impl<E: Engine> Engine for Announcing<E> {
         self.engine.warm_up()
     }
 
-    fn paint_together(&mut self, orders: &[Order]) -> Result<Vec<Painted>, EngineError> {
+    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
         let began = Instant::now();
-        let painted = self.engine.paint_together(orders)?;
-        if self.is_first && painted.iter().any(Result::is_ok) {
+        let generated = self.engine.generate_together(orders)?;
+        if self.is_first && generated.iter().any(Result::is_ok) {
             self.is_first = false;
-            let paint_ms = began.elapsed().as_millis() as u64;
-            tracing::info!(paint_ms, first_picture_ms = process_age_ms(), "first picture");
+            let generate_ms = began.elapsed().as_millis() as u64;
+            tracing::info!(generate_ms, first_image_ms = process_age_ms(), "first image");
         }
-        Ok(painted)
+        Ok(generated)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! - A file's name says everything: `{sha256 of the address}-{length}-{hex of the ETag}`, so that nothing else has to be
 //!   kept and the cache survives a restart. When a file was last used is its modification time.
-//! - A download is written beside and renamed when it is whole. What a killed process left is removed at start.
-//! - Every process works in a numbered folder of its own, held by a file lock.
+//! - A download is written next to and renamed when it is whole. What a killed process left is removed at start.
+//! - Every process works in a numbered directory of its own, held by a file lock.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -19,15 +19,15 @@ use sha2::{Digest, Sha256};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Folder of the cache; created when it is missing. Each process on the machine uses a numbered folder in it.
-    pub folder: PathBuf,
+    /// Directory of the cache; created when it is missing. Each process on the machine uses a numbered directory in it.
+    pub directory: PathBuf,
     /// Bytes to keep on disk (of each process); exceeded only by files that jobs in progress use.
     pub max_bytes: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { folder: "/tmp/atelier/inputs".into(), max_bytes: 4 << 30 }
+        Self { directory: "/tmp/atelier/inputs".into(), max_bytes: 4 << 30 }
     }
 }
 
@@ -37,10 +37,10 @@ pub struct Cache(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    folder: PathBuf,
+    directory: PathBuf,
     max_bytes: u64,
     files: Mutex<Files>,
-    /// Held as long as this process lives, so that no other one takes this folder.
+    /// Held as long as this process lives, so that no other one takes this directory.
     _lock: File,
 }
 
@@ -75,14 +75,14 @@ pub(super) struct Download {
 }
 
 impl Cache {
-    /// Takes a folder, removes what a killed process left there and counts the rest.
+    /// Takes a directory, removes what a killed process left there and counts the rest.
     ///
     /// # Errors
-    /// When the folder cannot be created, locked or read.
+    /// When the directory cannot be created, locked or read.
     pub fn open(settings: &Settings) -> io::Result<Self> {
-        let (folder, lock) = own_folder(&settings.folder)?;
+        let (directory, lock) = own_directory(&settings.directory)?;
         let mut by_name = HashMap::new();
-        for entry in fs::read_dir(&folder)? {
+        for entry in fs::read_dir(&directory)? {
             let entry = entry?;
             let metadata = entry.metadata()?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -95,7 +95,7 @@ impl Cache {
             }
         }
         let files = Mutex::new(Files { by_name, next_download: 0 });
-        let cache = Self(Arc::new(Inner { folder, max_bytes: settings.max_bytes, files, _lock: lock }));
+        let cache = Self(Arc::new(Inner { directory, max_bytes: settings.max_bytes, files, _lock: lock }));
         cache.evict(&mut cache.files(), 0);
         Ok(cache)
     }
@@ -114,7 +114,7 @@ impl Cache {
             let of_address = files.by_name.iter().filter(|(name, _)| name.starts_with(&address));
             let name = of_address.max_by_key(|(_, entry)| entry.last_used)?.0.clone();
             let (_, bytes, etag) = parts(&name)?;
-            let path = self.0.folder.join(&name);
+            let path = self.0.directory.join(&name);
             if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == bytes) {
                 return Some((self.lend(&mut files, name, bytes), etag));
             }
@@ -128,14 +128,14 @@ impl Cache {
             let mut files = self.files();
             self.evict(&mut files, expected_bytes);
             files.next_download += 1;
-            self.0.folder.join(format!("{}.part", files.next_download))
+            self.0.directory.join(format!("{}.part", files.next_download))
         };
         let file = tokio::fs::File::create(&path).await?;
         Ok(Download { cache: self.clone(), path, file })
     }
 
     fn lend(&self, files: &mut Files, name: String, bytes: u64) -> Lease {
-        let path = self.0.folder.join(&name);
+        let path = self.0.directory.join(&name);
         let now = SystemTime::now();
         let entry = files.by_name.entry(name.clone()).or_insert(Entry { bytes, last_used: now, users: 0 });
         entry.users += 1;
@@ -150,7 +150,7 @@ impl Cache {
             let idle = files.by_name.iter().filter(|(_, entry)| entry.users == 0);
             let Some(name) = idle.min_by_key(|(_, entry)| entry.last_used).map(|(name, _)| name.clone()) else { return };
             files.by_name.remove(&name);
-            if let Err(error) = fs::remove_file(self.0.folder.join(&name)) {
+            if let Err(error) = fs::remove_file(self.0.directory.join(&name)) {
                 tracing::warn!(%error, name, "a cached input could not be removed");
             }
         }
@@ -178,7 +178,7 @@ impl Download {
         };
         let cache = self.cache.clone();
         let mut files = cache.files();
-        fs::rename(&self.path, cache.0.folder.join(&name))?;
+        fs::rename(&self.path, cache.0.directory.join(&name))?;
         let kept = cache.lend(&mut files, name, bytes);
         cache.evict(&mut files, 0);
         drop(files);
@@ -224,22 +224,22 @@ impl Drop for Lease {
 }
 
 const LOCK: &str = "lock";
-/// In hex, with the hash and the length beside it, a longer one would not fit into a file name.
+/// In hex, with the hash and the length next to it, a longer one would not fit into a file name.
 const MAX_ETAG_BYTES: usize = 80;
 
-fn own_folder(root: &Path) -> io::Result<(PathBuf, File)> {
+fn own_directory(root: &Path) -> io::Result<(PathBuf, File)> {
     const MOST_PROCESSES: u32 = 256;
     for number in 0..MOST_PROCESSES {
-        let folder = root.join(number.to_string());
-        fs::create_dir_all(&folder)?;
-        let lock = File::create(folder.join(LOCK))?;
+        let directory = root.join(number.to_string());
+        fs::create_dir_all(&directory)?;
+        let lock = File::create(directory.join(LOCK))?;
         match lock.try_lock() {
-            Ok(()) => return Ok((folder, lock)),
+            Ok(()) => return Ok((directory, lock)),
             Err(fs::TryLockError::WouldBlock) => {}
             Err(fs::TryLockError::Error(error)) => return Err(error),
         }
     }
-    Err(io::Error::other(format!("{MOST_PROCESSES} other processes use this folder")))
+    Err(io::Error::other(format!("{MOST_PROCESSES} other processes use this directory")))
 }
 
 fn hash(address: &str) -> String {

@@ -7,7 +7,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use crate::aws::error::{Reach, detail, reach};
-use crate::job::outcome::{JobError, Remedy};
+use crate::job::outcome::{JobError, RetryPolicy};
 
 /// What was asked of S3, for messages.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +55,7 @@ impl Failure {
     /// As an error of the function's own bucket: a person can repair it, so that the job is never given up for it.
     pub(super) fn storage(self, request: Request<'_>) -> JobError {
         let problem = self.problem(request);
-        JobError::Storage { problem, remedy: Remedy::Retry, cause: Some(self.cause) }
+        JobError::Storage { problem, retry_policy: RetryPolicy::Retry, cause: Some(self.cause) }
     }
 
     /// As an error of the request field that named the object: what is not there or forbidden is given up.
@@ -145,7 +145,7 @@ mod tests {
         let error = Client::from_conf(config).get_object().bucket("b").key("k").send().await.unwrap_err();
         let request = Request { action: "s3:GetObject", bucket: "b", key: "k", endpoint: "" };
         let error = Failure::new(error).storage(request);
-        assert_eq!(error.remedy(), crate::job::outcome::Remedy::Retry);
+        assert_eq!(error.retry_policy(), crate::job::outcome::RetryPolicy::Retry);
         assert!(error.to_string().starts_with("storage: no AWS credentials were found ("), "{error}");
     }
 }

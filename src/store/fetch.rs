@@ -10,8 +10,8 @@ use tokio::io::AsyncWriteExt;
 use super::Store;
 use super::cache::Lease;
 use super::error::{Failure, Kind};
-use super::input::FOLDER;
-use crate::job::outcome::{JobError, Remedy};
+use super::input::DIRECTORY;
+use crate::job::outcome::{JobError, RetryPolicy};
 use crate::job::url::AssetUrl;
 use crate::outbound::{Found, error::OutboundError};
 
@@ -57,7 +57,7 @@ impl Store {
 
     async fn ask_s3(&self, bucket: &str, key: &str, field: &str, known_etag: Option<&str>) -> Result<Answer, JobError> {
         let open = &self.settings.input_buckets;
-        let staged = bucket == self.settings.bucket && key.starts_with(FOLDER);
+        let staged = bucket == self.settings.bucket && key.starts_with(DIRECTORY);
         if !open.is_empty() && !staged && !open.iter().any(|name| name == bucket) {
             let problem = format!("must lie in one of the buckets {}, got {bucket:?}", open.join(", "));
             return Err(JobError::Input { field: field.to_owned(), problem, cause: None });
@@ -140,6 +140,6 @@ impl Downloading<'_> {
 }
 
 fn disk(error: io::Error) -> JobError {
-    let problem = format!("the cache of inputs could not be written ({error}); check store.cache.folder and its free space");
-    JobError::Storage { problem, remedy: Remedy::Retry, cause: Some(error.into()) }
+    let problem = format!("the cache of inputs could not be written ({error}); check store.cache.directory and its free space");
+    JobError::Storage { problem, retry_policy: RetryPolicy::Retry, cause: Some(error.into()) }
 }

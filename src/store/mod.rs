@@ -1,6 +1,6 @@
-//! S3: pictures and records go in, inputs come out.
+//! S3: images and records go in, inputs come out.
 //!
-//! - A picture is `{prefix}{job_id}/{n}.{ext}`.
+//! - An image is `{prefix}{job_id}/{n}.{ext}`.
 //! - The record `{prefix}{job_id}/result.json` is written last and only if there is none (`If-None-Match: *`): it is the
 //!   proof that the job is done.
 //! - Images that callers send along lie under `inputs/{job_id}/`, what an `Idempotency-Key` stands for under `idempotency/`.
@@ -24,8 +24,8 @@ use serde::Deserialize;
 use self::cache::Cache;
 use self::error::{Failure, Request};
 use crate::aws::Access;
-use crate::job::notice::Pictures;
-use crate::job::outcome::{JobError, Record, Remedy, StoredPicture};
+use crate::job::notification::Images;
+use crate::job::outcome::{JobError, Record, RetryPolicy, StoredImage};
 use crate::job::{Job, JobId};
 use crate::outbound::Outbound;
 use crate::setting::{Secret, SettingError, check_address};
@@ -34,7 +34,7 @@ use crate::setting::{Secret, SettingError, check_address};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Bucket of pictures and records. Required.
+    /// Bucket of images and records. Required.
     pub bucket: String,
     /// Without it the AWS SDK looks for one (`AWS_REGION`, profile, instance), and `us-east-1` is the last resort.
     pub region: Option<String>,
@@ -45,11 +45,11 @@ pub struct Settings {
     /// Both or none: without them the AWS SDK looks for credentials itself (environment, profile, role).
     pub access_key_id: Option<String>,
     pub secret_access_key: Option<Secret>,
-    /// What picture addresses in notices start with, such as a CDN: `{public_base_url}/{key}`. Without it they are
+    /// What image addresses in notifications start with, such as a CDN: `{public_base_url}/{key}`. Without it they are
     /// presigned.
     pub public_base_url: Option<String>,
     /// Seconds that a presigned address works, 1 to 604800; temporary credentials can end it sooner.
-    pub presign_s: u64,
+    pub presign_seconds: u64,
     /// Milliseconds to wait for a connection.
     pub connect_timeout_ms: u64,
     /// Milliseconds for one attempt.
@@ -77,7 +77,7 @@ impl Default for Settings {
             access_key_id: None,
             secret_access_key: None,
             public_base_url: None,
-            presign_s: 7 * 24 * 3600,
+            presign_seconds: 7 * 24 * 3600,
             connect_timeout_ms: 3_000,
             attempt_timeout_ms: 30_000,
             operation_timeout_ms: 60_000,
@@ -106,21 +106,18 @@ impl Store {
     /// Names the setting that is missing or wrong.
     pub async fn connect(settings: &Settings, outbound: Outbound) -> Result<Self, SettingError> {
         if settings.bucket.is_empty() {
-            return Err(SettingError::new(
-                "store.bucket",
-                "must name the S3 bucket for the pictures (AWS_STORAGE_BUCKET_NAME)",
-            ));
+            return Err(SettingError::new("store.bucket", "must name the S3 bucket for the images (AWS_STORAGE_BUCKET_NAME)"));
         }
-        if !(1..=604_800).contains(&settings.presign_s) {
-            let problem = format!("must be 1 to 604800 seconds (a week, S3's limit), got {}", settings.presign_s);
-            return Err(SettingError::new("store.presign_s", problem));
+        if !(1..=604_800).contains(&settings.presign_seconds) {
+            let problem = format!("must be 1 to 604800 seconds (a week, S3's limit), got {}", settings.presign_seconds);
+            return Err(SettingError::new("store.presign_seconds", problem));
         }
         check_address("store.endpoint_url", settings.endpoint_url.as_deref())?;
         check_address("store.public_base_url", settings.public_base_url.as_deref())?;
         let client = client(settings).await?;
         let cache = Cache::open(&settings.cache).map_err(|error| {
-            let folder = settings.cache.folder.display();
-            SettingError::new("store.cache.folder", format!("{folder} must be a folder to write to ({error})"))
+            let directory = settings.cache.directory.display();
+            SettingError::new("store.cache.directory", format!("{directory} must be a directory to write to ({error})"))
         })?;
         Ok(Self { client, settings: settings.clone(), outbound, cache })
     }
@@ -130,7 +127,7 @@ impl Store {
         &self.settings.bucket
     }
 
-    /// Asks the server for the bucket, so that wrong credentials are found before the first picture is painted.
+    /// Asks the server for the bucket, so that wrong credentials are found before the first image is generated.
     ///
     /// # Errors
     /// Says whether the server, the credentials, the permission or the bucket is missing.
@@ -147,11 +144,11 @@ impl Store {
         self.read(once::RECORD, &record_key(prefix, job_id.as_str())).await
     }
 
-    /// Uploads picture `n` (counted from 0) of a job.
+    /// Uploads image `n` (counted from 0) of a job.
     ///
     /// # Errors
     /// [`JobError::Storage`], to be tried again.
-    pub async fn put_picture(
+    pub async fn put_image(
         &self,
         job: &Job,
         n: usize,
@@ -159,9 +156,9 @@ impl Store {
         height_px: u32,
         seed: u64,
         file: Vec<u8>,
-    ) -> Result<StoredPicture, JobError> {
+    ) -> Result<StoredImage, JobError> {
         let content_type = job.output.format.content_type();
-        let stored = StoredPicture {
+        let stored = StoredImage {
             bucket: self.settings.bucket.clone(),
             key: format!("{}{}/{n}.{}", job.output.prefix, job.id, job.output.format.extension()),
             content_type: content_type.to_owned(),
@@ -185,28 +182,29 @@ impl Store {
         self.put_once(once::RECORD, &record_key(prefix, &record.job_id), record).await
     }
 
-    /// Where the record's pictures can be seen, in their order: under `public_base_url`, or presigned.
+    /// Where the record's images can be seen, in their order: under `public_base_url`, or presigned.
     ///
     /// # Errors
     /// When there are no credentials to sign with.
     pub async fn urls(&self, record: &Record) -> Result<Vec<String>, JobError> {
-        let mut urls = Vec::with_capacity(record.pictures.len());
-        for picture in &record.pictures {
-            urls.push(self.url_of(picture).await?);
+        let mut urls = Vec::with_capacity(record.images.len());
+        for image in &record.images {
+            urls.push(self.url_of(image).await?);
         }
         Ok(urls)
     }
 
-    async fn url_of(&self, picture: &StoredPicture) -> Result<String, JobError> {
+    async fn url_of(&self, image: &StoredImage) -> Result<String, JobError> {
         if let Some(base) = &self.settings.public_base_url {
-            return Ok(format!("{}/{}", base.trim_end_matches('/'), picture.key));
+            return Ok(format!("{}/{}", base.trim_end_matches('/'), image.key));
         }
         let internal = |error: &dyn std::error::Error| JobError::Internal { problem: format!("presigning failed ({error})") };
-        let expiry = PresigningConfig::expires_in(Duration::from_secs(self.settings.presign_s)).map_err(|e| internal(&e))?;
-        let get = self.client.get_object().bucket(&picture.bucket).key(&picture.key);
+        let expiry =
+            PresigningConfig::expires_in(Duration::from_secs(self.settings.presign_seconds)).map_err(|e| internal(&e))?;
+        let get = self.client.get_object().bucket(&image.bucket).key(&image.key);
         match get.presigned(expiry).await {
             Ok(request) => Ok(request.uri().to_owned()),
-            Err(error) => Err(Failure::new(error).storage(self.request("s3:GetObject", &picture.key))),
+            Err(error) => Err(Failure::new(error).storage(self.request("s3:GetObject", &image.key))),
         }
     }
 
@@ -220,9 +218,9 @@ impl Store {
 }
 
 #[async_trait]
-impl Pictures for Store {
-    async fn bytes(&self, picture: &StoredPicture) -> Result<Vec<u8>, JobError> {
-        self.object(&picture.bucket, &picture.key).await
+impl Images for Store {
+    async fn bytes(&self, image: &StoredImage) -> Result<Vec<u8>, JobError> {
+        self.object(&image.bucket, &image.key).await
     }
 }
 
@@ -240,7 +238,7 @@ async fn whole(body: ByteStream, bucket: &str, key: &str) -> Result<Vec<u8>, Job
         Ok(bytes) => Ok(bytes.to_vec()),
         Err(error) => Err(JobError::Storage {
             problem: format!("s3://{bucket}/{key} broke off ({error})"),
-            remedy: Remedy::Retry,
+            retry_policy: RetryPolicy::Retry,
             cause: Some(error.into()),
         }),
     }

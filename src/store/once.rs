@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::Store;
 use super::error::{Failure, Kind};
-use crate::job::outcome::{JobError, Remedy};
+use crate::job::outcome::{JobError, RetryPolicy};
 
 /// What such an object is, for messages.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +75,7 @@ impl Store {
                 "s3://{}/{key} is no {} ({error}); remove it, or choose another {}",
                 self.settings.bucket, what.is, what.chosen
             ),
-            remedy: Remedy::GiveUp,
+            retry_policy: RetryPolicy::Terminal,
             cause: Some(error.into()),
         })?;
         Ok(Some(value))

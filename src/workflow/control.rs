@@ -12,24 +12,24 @@ use crate::job::outcome::JobError;
 /// Deadlines further away than this, to either side, are no deadlines: some hosts send a constant in 1970.
 const BELIEVABLE: Duration = Duration::from_hours(24);
 /// What an invocation without a deadline has for its last words.
-const USUAL_MARGIN: Duration = Duration::from_secs(5);
+const DEFAULT_MARGIN: Duration = Duration::from_secs(5);
 
-/// The limits of one invocation, and who delivers its notices.
+/// The limits of one invocation, and who delivers its notifications.
 #[derive(Debug, Clone)]
 pub struct Control {
     deadline: Option<Instant>,
     margin: Duration,
     shutdown: Shutdown,
     cancelled: Option<Cancelled>,
-    telling: Telling,
+    notification_mode: NotificationMode,
 }
 
-/// Who delivers the terminal notices of an invocation.
+/// Who delivers the terminal notifications of an invocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Telling {
+pub enum NotificationMode {
     /// The invocation itself, before it is answered.
     Now,
-    /// Whoever gets its answer: the notices are in it.
+    /// Whoever gets its answer: the notifications are in it.
     Later,
 }
 
@@ -112,7 +112,7 @@ impl Control {
     /// Without a deadline.
     #[must_use]
     pub fn unlimited(shutdown: Shutdown) -> Self {
-        Self { deadline: None, margin: USUAL_MARGIN, shutdown, cancelled: None, telling: Telling::Now }
+        Self { deadline: None, margin: DEFAULT_MARGIN, shutdown, cancelled: None, notification_mode: NotificationMode::Now }
     }
 
     /// Its jobs can be cancelled one by one.
@@ -122,13 +122,13 @@ impl Control {
     }
 
     #[must_use]
-    pub fn telling_by(self, telling: Telling) -> Self {
-        Self { telling, ..self }
+    pub fn notification_mode_by(self, notification_mode: NotificationMode) -> Self {
+        Self { notification_mode, ..self }
     }
 
     #[must_use]
-    pub fn telling(&self) -> Telling {
-        self.telling
+    pub fn notification_mode(&self) -> NotificationMode {
+        self.notification_mode
     }
 
     #[must_use]
@@ -165,7 +165,7 @@ impl Control {
         };
         let shutdown = async { sleep_until(self.shutdown.announced().await + after).await };
         tokio::select! {
-            () = deadline => JobError::OutOfTime,
+            () = deadline => JobError::DeadlineExceeded,
             () = shutdown => JobError::ShuttingDown,
         }
     }
@@ -194,14 +194,14 @@ mod tests {
     async fn stops_a_margin_before_the_deadline() {
         let control = control(in_ms(150));
         let started = Instant::now();
-        assert!(matches!(control.stopped(&job()).await, JobError::OutOfTime));
+        assert!(matches!(control.stopped(&job()).await, JobError::DeadlineExceeded));
         assert!(started.elapsed() < Duration::from_millis(140), "took {:?}", started.elapsed());
     }
 
     #[tokio::test]
     async fn the_last_word_has_three_quarters_of_the_margin() {
         let started = Instant::now();
-        assert!(matches!(control(in_ms(150)).over().await, JobError::OutOfTime));
+        assert!(matches!(control(in_ms(150)).over().await, JobError::DeadlineExceeded));
         assert!(
             (Duration::from_millis(120)..Duration::from_millis(148)).contains(&started.elapsed()),
             "{:?}",

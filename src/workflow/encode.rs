@@ -1,4 +1,4 @@
-//! Step `encode`: turns a painted picture into the bytes of a file.
+//! Step `encode`: turns a generated image into the bytes of a file.
 
 use std::io::Cursor;
 
@@ -9,13 +9,13 @@ use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use serde_json::json;
 
-use super::piece::Piece;
+use super::context::JobContext;
 use super::{Step, StepName};
-use crate::engine::Picture;
+use crate::engine::Image;
 use crate::job::outcome::JobError;
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{Generate, Task};
-use crate::job::{Job, PictureFormat};
+use crate::job::{ImageFormat, Job};
 
 /// High enough that the blocks of 8x8 do not show on flat colours.
 const JPEG_QUALITY: u8 = 92;
@@ -29,21 +29,21 @@ impl Step for EncodeStep {
         StepName::Encode
     }
 
-    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        for picture in &piece.pictures {
-            let parameters = match &piece.job.task {
-                Task::Generate(generate) => parameters(piece.job, generate, picture.seed),
-                Task::TryOn(tryon) => tryon_parameters(piece.job, tryon, picture.seed),
+    async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
+        for image in &context.images {
+            let parameters = match &context.job.task {
+                Task::Generate(generate) => parameters(context.job, generate, image.seed),
+                Task::TryOn(tryon) => tryon_parameters(context.job, tryon, image.seed),
             };
-            piece.files.push(encode(picture, piece.job.output.format, &parameters)?);
+            context.files.push(encode(image, context.job.output.format, &parameters)?);
         }
         Ok(())
     }
 }
 
-/// What a PNG says about how it was painted; `seed` is this picture's own.
+/// What a PNG says about how it was generated; `seed` is this image's own.
 ///
-/// - `parameters`: the text that AUTOMATIC1111's web UI writes, which most viewers of generated pictures read.
+/// - `parameters`: the text that AUTOMATIC1111's web UI writes, which most viewers of generated images read.
 /// - `atelier`: the same as JSON, in the words of the job body.
 /// - `Software`: the PNG standard's keyword.
 #[must_use]
@@ -94,7 +94,7 @@ pub fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, S
     ]
 }
 
-/// The same for a try-on, whose pictures the caller has.
+/// The same for a try-on, whose images the caller has.
 fn tryon_parameters(job: &Job, task: &TryOn, seed: u64) -> Vec<(&'static str, String)> {
     let ours = json!({
         "job_id": job.id,
@@ -109,36 +109,36 @@ fn tryon_parameters(job: &Job, task: &TryOn, seed: u64) -> Vec<(&'static str, St
     vec![("atelier", ours.to_string()), ("Software", concat!("atelier ", env!("CARGO_PKG_VERSION")).to_owned())]
 }
 
-/// Encodes `picture`: PNG and WebP without loss, JPEG at quality 92 with full colour resolution (4:4:4).
+/// Encodes `image`: PNG and WebP without loss, JPEG at quality 92 with full colour resolution (4:4:4).
 /// Only PNG carries `parameters`, as text chunks of (keyword, text).
 ///
 /// # Errors
-/// [`JobError::Internal`] when the picture's buffer does not match its size, or a keyword is none.
-pub fn encode(picture: &Picture, format: PictureFormat, parameters: &[(&str, String)]) -> Result<Vec<u8>, JobError> {
-    let Picture { width_px, height_px, rgb, .. } = picture;
-    let failed = |problem: String| JobError::Internal { problem: format!("cannot encode a picture: {problem}") };
+/// [`JobError::Internal`] when the image's buffer does not match its size, or a keyword is none.
+pub fn encode(image: &Image, format: ImageFormat, parameters: &[(&str, String)]) -> Result<Vec<u8>, JobError> {
+    let Image { width_px, height_px, rgb, .. } = image;
+    let failed = |problem: String| JobError::Internal { problem: format!("cannot encode an image: {problem}") };
     if rgb.len() as u64 != u64::from(*width_px) * u64::from(*height_px) * 3 {
         return Err(failed(format!("{width_px}x{height_px} px do not have {} bytes", rgb.len())));
     }
     let mut bytes = Vec::new();
     match format {
-        PictureFormat::Png => return png(picture, parameters).map_err(|error| failed(error.to_string())),
+        ImageFormat::Png => return png(image, parameters).map_err(|error| failed(error.to_string())),
         // This encoder never subsamples colour, so that thin coloured lines and the watermark's edges stay sharp.
-        PictureFormat::Jpeg => {
+        ImageFormat::Jpeg => {
             JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).write_image(rgb, *width_px, *height_px, Rgb8)
         }
-        PictureFormat::Webp => WebPEncoder::new_lossless(&mut bytes).write_image(rgb, *width_px, *height_px, Rgb8),
+        ImageFormat::Webp => WebPEncoder::new_lossless(&mut bytes).write_image(rgb, *width_px, *height_px, Rgb8),
     }
     .map_err(|error| failed(error.to_string()))?;
     Ok(bytes)
 }
 
-fn png(picture: &Picture, parameters: &[(&str, String)]) -> Result<Vec<u8>, png::EncodingError> {
+fn png(image: &Image, parameters: &[(&str, String)]) -> Result<Vec<u8>, png::EncodingError> {
     let mut bytes = Cursor::new(Vec::new());
-    let mut encoder = png::Encoder::new(&mut bytes, picture.width_px, picture.height_px);
+    let mut encoder = png::Encoder::new(&mut bytes, image.width_px, image.height_px);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    // Half of Fast's bytes on flat pictures for 1 ms more; High takes 10 times as long for 3 % less.
+    // Half of Fast's bytes on flat images for 1 ms more; High takes 10 times as long for 3 % less.
     encoder.set_compression(png::Compression::Balanced);
     for (keyword, text) in parameters {
         // The standard forbids NUL in text chunks, and what is not Latin-1 belongs in an iTXt chunk.
@@ -150,7 +150,7 @@ fn png(picture: &Picture, parameters: &[(&str, String)]) -> Result<Vec<u8>, png:
         }
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(&picture.rgb)?;
+    writer.write_image_data(&image.rgb)?;
     writer.finish()?;
     Ok(bytes.into_inner())
 }
@@ -162,10 +162,10 @@ mod tests {
     use crate::job::request::Defaults;
     use crate::job::task::Task;
 
-    fn picture() -> Picture {
+    fn image() -> Image {
         let pixels = (0..48_u32).flat_map(|y| (0..80_u32).map(move |x| (x, y)));
         let rgb = pixels.flat_map(|(x, y)| [(x * 3) as u8, (y * 5) as u8, ((x + y) * 2) as u8]).collect();
-        Picture { width_px: 80, height_px: 48, rgb, seed: 43 }
+        Image { width_px: 80, height_px: 48, rgb, seed: 43 }
     }
 
     fn decoded(bytes: &[u8]) -> Vec<u8> {
@@ -174,33 +174,33 @@ mod tests {
 
     #[test]
     fn png_and_webp_keep_every_pixel_and_jpeg_comes_close() {
-        let picture = picture();
-        for format in [PictureFormat::Png, PictureFormat::Webp] {
-            assert_eq!(decoded(&encode(&picture, format, &[]).unwrap()), picture.rgb, "{format:?}");
+        let image = image();
+        for format in [ImageFormat::Png, ImageFormat::Webp] {
+            assert_eq!(decoded(&encode(&image, format, &[]).unwrap()), image.rgb, "{format:?}");
         }
-        let jpeg = decoded(&encode(&picture, PictureFormat::Jpeg, &[]).unwrap());
-        let furthest = jpeg.iter().zip(&picture.rgb).map(|(after, before)| after.abs_diff(*before)).max();
+        let jpeg = decoded(&encode(&image, ImageFormat::Jpeg, &[]).unwrap());
+        let furthest = jpeg.iter().zip(&image.rgb).map(|(after, before)| after.abs_diff(*before)).max();
         assert!(furthest.unwrap() <= 12, "{furthest:?}");
     }
 
     #[test]
     fn jpeg_keeps_the_full_colour_resolution() {
-        let bytes = encode(&picture(), PictureFormat::Jpeg, &[]).unwrap();
+        let bytes = encode(&image(), ImageFormat::Jpeg, &[]).unwrap();
         let frame = bytes.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();
         // Marker, length, precision, height, width, count, then (id, sampling, table) a component.
         assert_eq!([11, 14, 17].map(|at| bytes[frame + at]), [0x11; 3]);
     }
 
     #[test]
-    fn png_says_how_it_was_painted() {
+    fn png_says_how_it_was_generated() {
         let body = json!({ "job_id": "j-1", "prompt": "a \"teal\" Füchschen 🦊\nat dusk\0", "negative_prompt": "rain",
             "lora": [{ "url": "https://loras.example/ink.safetensors?X-Amz-Signature=secret" }] });
         let defaults: Defaults = serde_json::from_value(json!({ "model": "tiny-sd", "steps": 20, "guidance_scale": 7.5,
             "scheduler": "dpmsolver++", "width": 128, "height": 128, "seed": 42, "prefix": "" }))
         .unwrap();
         let job = Job::from_json(body.to_string().as_bytes(), &defaults).unwrap();
-        let Task::Generate(task) = &job.task else { panic!("not painted from text") };
-        let bytes = encode(&picture(), PictureFormat::Png, &parameters(&job, task, 43)).unwrap();
+        let Task::Generate(task) = &job.task else { panic!("not generated from text") };
+        let bytes = encode(&image(), ImageFormat::Png, &parameters(&job, task, 43)).unwrap();
 
         let reader = png::Decoder::new(Cursor::new(&bytes)).read_info().unwrap();
         let latin: Vec<_> = reader.info().uncompressed_latin1_text.iter().map(|chunk| chunk.keyword.as_str()).collect();
@@ -222,10 +222,10 @@ mod tests {
 
     #[test]
     fn a_buffer_of_another_size_is_our_own_error() {
-        for format in [PictureFormat::Png, PictureFormat::Jpeg, PictureFormat::Webp] {
-            let short = Picture { rgb: vec![0; 5], ..picture() };
+        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Webp] {
+            let short = Image { rgb: vec![0; 5], ..image() };
             let error = encode(&short, format, &[]).unwrap_err().to_string();
-            assert_eq!(error, "internal error: cannot encode a picture: 80x48 px do not have 5 bytes");
+            assert_eq!(error, "internal error: cannot encode an image: 80x48 px do not have 5 bytes");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::piece::{Piece, StartFiles, TryOnFiles};
+use super::context::{JobContext, StartFiles, TryOnFiles};
 use super::{Step, StepName};
 use crate::engine::{EmbeddingFile, LoraFile};
 use crate::job::outcome::JobError;
@@ -23,38 +23,38 @@ impl Step for Fetch {
         StepName::Fetch
     }
 
-    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let job = piece.job;
+    async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
+        let job = context.job;
         match &job.task {
             Task::Generate(generate) => {
                 for (index, lora) in generate.loras.iter().enumerate() {
-                    let path = self.fetch(piece, &lora.url, &format!("lora[{index}].url")).await?;
-                    piece.loras.push(LoraFile { path, scale: lora.scale });
+                    let path = self.fetch(context, &lora.url, &format!("lora[{index}].url")).await?;
+                    context.loras.push(LoraFile { path, scale: lora.scale });
                 }
                 for (index, embedding) in generate.embeddings.iter().enumerate() {
-                    let path = self.fetch(piece, &embedding.url, &format!("embeddings[{index}].url")).await?;
-                    piece.embeddings.push(EmbeddingFile { path, token: embedding.token.clone() });
+                    let path = self.fetch(context, &embedding.url, &format!("embeddings[{index}].url")).await?;
+                    context.embeddings.push(EmbeddingFile { path, token: embedding.token.clone() });
                 }
                 if let Some(start) = &generate.start {
-                    let image = self.fetch(piece, &start.url, "init_image.url").await?;
+                    let image = self.fetch(context, &start.url, "init_image.url").await?;
                     let mask = match &start.mask {
-                        Some(mask) => Some(self.fetch(piece, mask, "mask_image.url").await?),
+                        Some(mask) => Some(self.fetch(context, mask, "mask_image.url").await?),
                         None => None,
                     };
-                    piece.start_files = Some(StartFiles { image, mask });
+                    context.start_files = Some(StartFiles { image, mask });
                 }
             }
             Task::TryOn(tryon) => {
-                let person = self.fetch(piece, &tryon.person, "person").await?;
+                let person = self.fetch(context, &tryon.person, "person").await?;
                 let mut garments = Vec::with_capacity(tryon.garments.get().len());
                 for (index, garment) in tryon.garments.get().iter().enumerate() {
-                    garments.push(self.fetch(piece, garment, &format!("garments[{index}]")).await?);
+                    garments.push(self.fetch(context, garment, &format!("garments[{index}]")).await?);
                 }
                 let mask = match &tryon.mask {
-                    Some(mask) => Some(self.fetch(piece, mask, "mask").await?),
+                    Some(mask) => Some(self.fetch(context, mask, "mask").await?),
                     None => None,
                 };
-                piece.tryon_files = Some(TryOnFiles { person, garments, mask });
+                context.tryon_files = Some(TryOnFiles { person, garments, mask });
             }
         }
         Ok(())
@@ -62,11 +62,11 @@ impl Step for Fetch {
 }
 
 impl Fetch {
-    /// The file stays where it is as long as the piece lives.
-    async fn fetch(&self, piece: &mut Piece<'_>, asset: &AssetUrl, field: &str) -> Result<PathBuf, JobError> {
+    /// The file stays where it is as long as the job context lives.
+    async fn fetch(&self, context: &mut JobContext<'_>, asset: &AssetUrl, field: &str) -> Result<PathBuf, JobError> {
         let lease = self.store.fetch(asset, field).await?;
         let path = lease.path().to_owned();
-        piece.leases.push(lease);
+        context.leases.push(lease);
         Ok(path)
     }
 }

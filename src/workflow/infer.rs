@@ -4,9 +4,9 @@ use async_trait::async_trait;
 use image::{GrayImage, Rgb, RgbImage};
 use tokio::sync::oneshot;
 
-use super::piece::{Piece, TryOnInputs};
+use super::context::{JobContext, TryOnInputs};
 use super::{Observer, Step, StepName};
-use crate::engine::{EditRequest, EngineError, PaintRequest, Progress, Request, Watch};
+use crate::engine::{EditRequest, EngineError, GenerateRequest, Progress, Request, Watch};
 use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::task::tryon::{Mode, TryOn};
@@ -15,19 +15,19 @@ use crate::job::task::{ModelName, Task};
 pub struct Infer {
     /// The one model this function serves.
     pub model: ModelName,
-    pub ability: Ability,
+    pub capabilities: Capabilities,
     pub observer: Observer,
 }
 
 /// What the function's model can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ability {
+pub enum Capabilities {
     Generate,
     /// In these modes, whose weights are loaded.
     TryOn(Vec<Mode>),
 }
 
-/// Stops the engine when the step is dropped (deadline, shutdown): nobody waits for the pictures any more.
+/// Stops the engine when the step is dropped (deadline, shutdown): nobody waits for the images any more.
 struct CancelOnDrop(Watch);
 
 impl Drop for CancelOnDrop {
@@ -45,40 +45,40 @@ impl Step for Infer {
     fn check(&self, job: &Job) -> Result<(), JobError> {
         let model = self.model.as_str();
         let invalid = |field: &str, problem| Err(JobError::Invalid { field: field.into(), problem });
-        match (&job.task, &self.ability) {
-            (Task::Generate(generate), Ability::Generate) if generate.model == self.model => Ok(()),
-            (Task::Generate(generate), Ability::Generate) => {
+        match (&job.task, &self.capabilities) {
+            (Task::Generate(generate), Capabilities::Generate) if generate.model == self.model => Ok(()),
+            (Task::Generate(generate), Capabilities::Generate) => {
                 let asked = generate.model.as_str();
                 invalid("model", format!("must be {model:?}, the model this function serves, got {asked:?}"))
             }
-            (Task::TryOn(tryon), Ability::TryOn(modes)) if modes.contains(&tryon.mode) => Ok(()),
-            (Task::TryOn(tryon), Ability::TryOn(modes)) => {
+            (Task::TryOn(tryon), Capabilities::TryOn(modes)) if modes.contains(&tryon.mode) => Ok(()),
+            (Task::TryOn(tryon), Capabilities::TryOn(modes)) => {
                 let loaded: Vec<&str> = modes.iter().map(|mode| mode.as_str()).collect();
                 let (loaded, asked) = (loaded.join(", "), tryon.mode.as_str());
                 invalid("mode", format!("must be {loaded}, what this function has the weights of, got {asked}"))
             }
-            (Task::TryOn(_), Ability::Generate) => invalid(
+            (Task::TryOn(_), Capabilities::Generate) => invalid(
                 "task",
                 format!(
-                    "this function serves {model}, which paints from text; try-on needs a try-on model: send the job to a \
+                    "this function serves {model}, which generates from text; try-on needs a try-on model: send the job to a \
                      function that serves one"
                 ),
             ),
-            (Task::Generate(_), Ability::TryOn(_)) => invalid(
+            (Task::Generate(_), Capabilities::TryOn(_)) => invalid(
                 "task",
                 format!(
-                    "this function serves {model}, which does try-ons (task tryon); send the job to a function that paints from text"
+                    "this function serves {model}, which does try-ons (task tryon); send the job to a function that generates from text"
                 ),
             ),
         }
     }
 
-    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let request = request(piece)?;
-        let Some(seat) = piece.seat.take() else {
-            return Err(JobError::Internal { problem: "the job has no seat at the engine".into() });
+    async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
+        let request = request(context)?;
+        let Some(batch_slot) = context.batch_slot.take() else {
+            return Err(JobError::Internal { problem: "the job has no batch slot at the engine".into() });
         };
-        let (observer, job_id, progress) = (self.observer.clone(), piece.job.id.clone(), piece.progress.reporter());
+        let (observer, job_id, progress) = (self.observer.clone(), context.job.id.clone(), context.progress.reporter());
         progress.report(0);
         let follow = progress.clone();
         let watch = Watch::new(move |now| {
@@ -88,36 +88,36 @@ impl Step for Infer {
             }
         });
         let _cancel = CancelOnDrop(watch.clone());
-        piece.watch = Some(watch.clone());
-        let (sender, painted) = oneshot::channel();
-        seat.paint(request, watch, move |result| drop(sender.send(result)));
-        let painted = painted.await;
-        piece.pictures = painted.unwrap_or(Err(EngineError::Gone)).map_err(job_error)?;
+        context.watch = Some(watch.clone());
+        let (sender, generated) = oneshot::channel();
+        batch_slot.generate(request, watch, move |result| drop(sender.send(result)));
+        let generated = generated.await;
+        context.images = generated.unwrap_or(Err(EngineError::Gone)).map_err(job_error)?;
         progress.report(90);
         Ok(())
     }
 }
 
-fn request(piece: &Piece<'_>) -> Result<Request, JobError> {
-    match &piece.job.task {
+fn request(context: &JobContext<'_>) -> Result<Request, JobError> {
+    match &context.job.task {
         Task::Generate(generate) => {
             let not_fetched = [
-                ("lora", piece.loras.len() != generate.loras.len()),
-                ("embeddings", piece.embeddings.len() != generate.embeddings.len()),
+                ("lora", context.loras.len() != generate.loras.len()),
+                ("embeddings", context.embeddings.len() != generate.embeddings.len()),
             ];
             if let Some((field, _)) = not_fetched.into_iter().find(|(_, missing)| *missing) {
                 let problem = "this function takes no files: its configuration has no `fetch` step".into();
                 return Err(JobError::Invalid { field: field.into(), problem });
             }
-            if piece.start.is_some() != generate.start.is_some() {
-                let problem = "this function takes no pictures: its configuration has no `preprocess` step".into();
+            if context.start.is_some() != generate.start.is_some() {
+                let problem = "this function takes no images: its configuration has no `preprocess` step".into();
                 return Err(JobError::Invalid { field: "init_image".into(), problem });
             }
-            let (loras, embeddings, start) = (piece.loras.clone(), piece.embeddings.clone(), piece.start.clone());
-            Ok(Request::Generate(PaintRequest { task: generate.clone(), loras, embeddings, start }))
+            let (loras, embeddings, start) = (context.loras.clone(), context.embeddings.clone(), context.start.clone());
+            Ok(Request::Generate(GenerateRequest { task: generate.clone(), loras, embeddings, start }))
         }
         Task::TryOn(tryon) => {
-            let Some(inputs) = &piece.tryon else {
+            let Some(inputs) = &context.tryon else {
                 let problem = "this function takes no try-on: its configuration has no `preprocess` step".into();
                 return Err(JobError::Invalid { field: "task".into(), problem });
             };
@@ -127,25 +127,25 @@ fn request(piece: &Piece<'_>) -> Result<Request, JobError> {
 }
 
 fn edit(tryon: &TryOn, TryOnInputs { person, garments, mask }: &TryOnInputs) -> EditRequest {
-    let mut images = vec![mask.as_ref().map_or_else(|| person.clone(), |mask| painted_green(person, mask))];
+    let mut images = vec![mask.as_ref().map_or_else(|| person.clone(), |mask| generated_green(person, mask))];
     images.extend(garments.iter().cloned());
     let own = tryon.prompt.as_ref().map(|prompt| prompt.as_str().trim()).filter(|prompt| !prompt.is_empty());
     EditRequest {
         images,
-        prompt: own.map_or_else(|| usual_instruction(garments.len()), str::to_owned),
+        prompt: own.map_or_else(|| default_instruction(garments.len()), str::to_owned),
         negative_prompt: tryon.negative_prompt.as_str().to_owned(),
         steps: tryon.steps.get(),
         guidance_scale: tryon.guidance_scale.get(),
         mode: tryon.mode,
-        seeds: (0..u64::from(tryon.num_images.get())).map(|picture| tryon.seed.get() + picture).collect(),
+        seeds: (0..u64::from(tryon.num_images.get())).map(|image| tryon.seed.get() + image).collect(),
         width_px: person.width(),
         height_px: person.height(),
     }
 }
 
-/// The callers of the service that this replaces send a person with the part that is to be dressed painted green; the instruction
-/// speaks of that, so a mask is painted the same way.
-fn painted_green(person: &RgbImage, mask: &GrayImage) -> RgbImage {
+/// The callers of the service that this replaces send a person with the part that is to be dressed filled green; the instruction
+/// speaks of that, so a mask is generated the same way.
+fn generated_green(person: &RgbImage, mask: &GrayImage) -> RgbImage {
     let mut masked = person.clone();
     for (pixel, mask) in masked.pixels_mut().zip(mask.pixels()) {
         if mask.0[0] >= 128 {
@@ -155,8 +155,8 @@ fn painted_green(person: &RgbImage, mask: &GrayImage) -> RgbImage {
     masked
 }
 
-/// What a job is painted by that says nothing itself.
-fn usual_instruction(garments: usize) -> String {
+/// What a job is generated by that says nothing itself.
+fn default_instruction(garments: usize) -> String {
     let worn = match garments {
         1 => "the garment of image 2".to_owned(),
         more => format!("the garments of images 2 to {}", more + 1),
@@ -184,7 +184,7 @@ fn job_error(error: EngineError) -> JobError {
         EngineError::Fatal { problem } => JobError::EngineLost { problem },
         EngineError::Cancelled => JobError::Cancelled,
         error @ (EngineError::Checkpoint { .. } | EngineError::Panicked(_) | EngineError::Gone | EngineError::Candle(_)) => {
-            JobError::Painting { problem: error.to_string(), cause: Some(Box::new(error)) }
+            JobError::Generation { problem: error.to_string(), cause: Some(Box::new(error)) }
         }
     }
 }

@@ -1,16 +1,16 @@
 //! What happens to a job between its event and its outcome: the steps that config.yaml lists, in that order.
 
+pub mod context;
 pub mod control;
 pub mod encode;
 pub mod fetch;
 pub mod infer;
-pub mod lettering;
 pub mod notify;
 mod opening;
-pub mod piece;
 pub mod postprocess;
 pub mod preprocess;
 pub mod store;
+pub mod text_layout;
 pub mod watermark;
 
 use std::sync::Arc;
@@ -21,15 +21,15 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use serde::Deserialize;
 
-use self::control::{Control, Telling};
-use self::infer::Ability;
-use self::piece::Piece;
+use self::context::JobContext;
+use self::control::{Control, NotificationMode};
+use self::infer::Capabilities;
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
 use crate::engine::Progress;
-use crate::engine::thread::{EngineThread, Seat};
+use crate::engine::thread::{BatchSlot, EngineThread};
 use crate::job::measured::Measured;
-use crate::job::notice::{Addressee, Notice};
+use crate::job::notification::{Notification, NotificationTarget};
 use crate::job::outcome::{JobError, Outcome, Record};
 use crate::job::task::{ModelName, Task};
 use crate::job::{Job, JobId};
@@ -41,7 +41,7 @@ use crate::store::Store;
 pub trait Step: Send + Sync {
     fn name(&self) -> StepName;
 
-    /// Refuses what this step will not be able to do, before anything is fetched or painted.
+    /// Refuses what this step will not be able to do, before anything is fetched or generated.
     ///
     /// # Errors
     /// One that names the field at fault.
@@ -49,16 +49,16 @@ pub trait Step: Send + Sync {
         Ok(())
     }
 
-    /// Whether this step runs for a job whose pictures are already stored.
+    /// Whether this step runs for a job whose images are already stored.
     fn runs_on_replay(&self) -> bool {
         false
     }
 
-    /// Does the step's work on the piece. May be dropped at any await: what it had begun must be harmless then.
+    /// Does the step's work on the job context. May be dropped at any await: what it had begun must be harmless then.
     ///
     /// # Errors
     /// Whatever keeps the job from going on.
-    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError>;
+    async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError>;
 }
 
 /// The steps there are, by their names in config.yaml.
@@ -67,9 +67,9 @@ pub trait Step: Send + Sync {
 pub enum StepName {
     /// Download what the job refers to.
     Fetch,
-    /// Open the pictures of a try-on and bring them to size.
+    /// Open the images of a try-on and bring them to size.
     Preprocess,
-    /// Paint.
+    /// Generate.
     Infer,
     /// Put back what a try-on was to leave as it was.
     Postprocess,
@@ -77,7 +77,7 @@ pub enum StepName {
     Watermark,
     /// Turn pixels into a file.
     Encode,
-    /// Upload the pictures, then the record.
+    /// Upload the images, then the record.
     Store,
     /// Tell the caller.
     Notify,
@@ -121,7 +121,7 @@ pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
 pub struct Services {
     pub engine: EngineThread,
     pub model: ModelName,
-    pub ability: Ability,
+    pub capabilities: Capabilities,
     pub preprocess: Preprocess,
     pub postprocess: Postprocess,
     pub store: Arc<Store>,
@@ -135,22 +135,22 @@ pub struct Workflow {
     engine: EngineThread,
     store: Arc<Store>,
     notifier: Arc<Notifier>,
-    engine_is_lost: AtomicBool,
+    is_fatal_device_error: AtomicBool,
 }
 
 /// How one run of a job ended.
 pub struct Ended {
     pub result: Result<Outcome, JobError>,
-    /// The pictures are in the bucket, or may be: whatever error there is, nobody may be told that the job failed.
+    /// The images are in the bucket, or may be: whatever error there is, nobody may be told that the job failed.
     pub stored: bool,
-    /// What is still to be told, when the invocation does not deliver its notices itself.
-    pub notices: Vec<Notice>,
+    /// What is still to be told, when the invocation does not deliver its notifications itself.
+    pub notifications: Vec<Notification>,
     pub measured: Measured,
 }
 
 impl Ended {
-    fn without_pictures(error: JobError) -> Self {
-        Self { result: Err(error), stored: false, notices: Vec::new(), measured: Measured::default() }
+    fn without_images(error: JobError) -> Self {
+        Self { result: Err(error), stored: false, notifications: Vec::new(), measured: Measured::default() }
     }
 }
 
@@ -184,14 +184,14 @@ impl Workflow {
     /// Sets up the steps in the order of `names`, which [`check_order`] has passed.
     #[must_use]
     pub fn new(names: &[StepName], services: Services) -> Self {
-        let Services { engine, model, ability, preprocess, postprocess, store, notifier, observer } = services;
+        let Services { engine, model, capabilities, preprocess, postprocess, store, notifier, observer } = services;
         let step = |name: &StepName| -> Box<dyn Step> {
             match name {
                 StepName::Fetch => Box::new(fetch::Fetch { store: store.clone() }),
                 StepName::Preprocess => Box::new(PreprocessStep(preprocess)),
                 StepName::Infer => {
-                    let (model, ability, observer) = (model.clone(), ability.clone(), observer.clone());
-                    Box::new(infer::Infer { model, ability, observer })
+                    let (model, capabilities, observer) = (model.clone(), capabilities.clone(), observer.clone());
+                    Box::new(infer::Infer { model, capabilities, observer })
                 }
                 StepName::Postprocess => Box::new(PostprocessStep(postprocess)),
                 StepName::Watermark => Box::new(watermark::WatermarkStep),
@@ -201,43 +201,43 @@ impl Workflow {
             }
         };
         let steps = names.iter().map(step).collect();
-        Self { steps, engine, store, notifier, engine_is_lost: AtomicBool::new(false) }
+        Self { steps, engine, store, notifier, is_fatal_device_error: AtomicBool::new(false) }
     }
 
-    /// Takes one job from here to its outcome. A job whose record is stored already is not painted again: only the steps that
+    /// Takes one job from here to its outcome. A job whose record is stored already is not generated again: only the steps that
     /// run on a replay do.
     pub async fn run(&self, job: &Job, control: &Control) -> Ended {
-        self.run_from(self.engine.seat(), job, control).await
+        self.run_from(self.engine.batch_slot(), job, control).await
     }
 
-    /// As [`Self::run`] for jobs that share a batch ([`Job::shares_batch_with`]): each has its own way, and they are painted as
+    /// As [`Self::run`] for jobs that share a batch ([`Job::shares_batch_with`]): each has its own way, and they are generated as
     /// one when all of them are ready for it, or out. Returns one end a job, in their order.
     pub async fn run_together(&self, jobs: &[&Job], control: &Control) -> Vec<Ended> {
-        let seats = self.engine.seats(jobs.len());
-        join_all(jobs.iter().zip(seats).map(|(job, seat)| self.run_from(seat, job, control))).await
+        let batch_slots = self.engine.batch_slots(jobs.len());
+        join_all(jobs.iter().zip(batch_slots).map(|(job, batch_slot)| self.run_from(batch_slot, job, control))).await
     }
 
-    async fn run_from(&self, seat: Seat, job: &Job, control: &Control) -> Ended {
+    async fn run_from(&self, batch_slot: BatchSlot, job: &Job, control: &Control) -> Ended {
         if let Err(refused) = self.check(job) {
-            return Ended::without_pictures(refused);
+            return Ended::without_images(refused);
         }
         let started = Instant::now();
-        let mut piece = Piece::new(job, seat, self.notifier.progress(job), control.telling());
-        let concluding = piece.concluding.clone();
+        let mut context = JobContext::new(job, batch_slot, self.notifier.progress(job), control.notification_mode());
+        let finalizing = context.finalizing.clone();
         let stop = async {
             let reason = control.stopped(&job.id).await;
             // What is almost done is not thrown away, and nobody can say of it that it failed.
-            if concluding.has_begun() {
+            if finalizing.has_begun() {
                 control.over().await;
             }
             reason
         };
         let (result, stopped) = tokio::select! {
-            result = self.run_steps(&mut piece) => (result, false),
+            result = self.run_steps(&mut context) => (result, false),
             reason = stop => (Err(reason), true),
         };
-        let Piece { record, replayed, seat, timings_ms, progress, notices, watch, .. } = piece;
-        drop(seat);
+        let JobContext { record, replayed, batch_slot, timings_ms, progress, notifications, watch, .. } = context;
+        drop(batch_slot);
         progress.finish().await;
         let pace = watch.map(|watch| watch.pace()).unwrap_or_default();
         let measured = Measured {
@@ -248,7 +248,7 @@ impl Workflow {
             lora_cache_hit: pace.lora_cache_hit,
             webhook_attempts: self.notifier.take_attempts(),
         };
-        let stored = record.is_some() || (stopped && concluding.has_begun());
+        let stored = record.is_some() || (stopped && finalizing.has_begun());
         let result = match (result, record) {
             (Ok(()), Some(record)) => {
                 tell_log(job, &record, replayed, &timings_ms);
@@ -258,65 +258,65 @@ impl Workflow {
             (Err(error), _) => Err(error),
         };
         if matches!(result, Err(JobError::EngineLost { .. })) {
-            self.engine_is_lost.store(true, Ordering::Relaxed);
+            self.is_fatal_device_error.store(true, Ordering::Relaxed);
         }
-        Ended { result, stored, notices, measured }
+        Ended { result, stored, notifications, measured }
     }
 
     fn check(&self, job: &Job) -> Result<(), JobError> {
         self.steps.iter().try_for_each(|step| step.check(job))
     }
 
-    async fn run_steps(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        if let Some(record) = self.store.record(&piece.job.output.prefix, &piece.job.id).await? {
-            piece.replay(record)?;
+    async fn run_steps(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
+        if let Some(record) = self.store.record(&context.job.output.prefix, &context.job.id).await? {
+            context.replay(record)?;
         }
         for step in &self.steps {
-            if piece.replayed && !step.runs_on_replay() {
+            if context.replayed && !step.runs_on_replay() {
                 continue;
             }
             let started = Instant::now();
-            step.run(piece).await?;
-            piece.timings_ms.insert(step.name().as_str().to_owned(), started.elapsed().as_millis() as u64);
+            step.run(context).await?;
+            context.timings_ms.insert(step.name().as_str().to_owned(), started.elapsed().as_millis() as u64);
         }
         Ok(())
     }
 
-    /// The engine cannot paint any more, in this process: nothing but another process helps.
+    /// The engine cannot generate any more, in this process: nothing but another process helps.
     #[must_use]
-    pub fn engine_is_lost(&self) -> bool {
-        self.engine_is_lost.load(Ordering::Relaxed)
+    pub fn is_fatal_device_error(&self) -> bool {
+        self.is_fatal_device_error.load(Ordering::Relaxed)
     }
 
-    /// The notices that the job failed for good, for the invocation's answer; or, when the invocation delivers them itself,
+    /// The notifications that the job failed for good, for the invocation's answer; or, when the invocation delivers them itself,
     /// none, and they are out.
     ///
     /// # Errors
-    /// [`JobError::Notice`] when one could not be delivered.
+    /// [`JobError::Notification`] when one could not be delivered.
     pub async fn tell_failed(
         &self,
-        of: &Addressee<'_>,
+        of: &NotificationTarget<'_>,
         error: &JobError,
         attempt: u32,
         control: &Control,
-    ) -> Result<Vec<Notice>, JobError> {
-        let notices = self.notifier.failed(of, error, attempt)?;
-        if control.telling() == Telling::Later {
-            return Ok(notices);
+    ) -> Result<Vec<Notification>, JobError> {
+        let notifications = self.notifier.failed(of, error, attempt)?;
+        if control.notification_mode() == NotificationMode::Later {
+            return Ok(notifications);
         }
         tokio::select! {
-            sent = self.notifier.send_all(&notices) => sent.map(|()| Vec::new()),
+            sent = self.notifier.send_all(&notifications) => sent.map(|()| Vec::new()),
             reason = control.over() => {
                 let problem = format!("failed: no time was left to deliver it ({reason})");
-                Err(JobError::Notice { problem, cause: None })
+                Err(JobError::Notification { problem, cause: None })
             }
         }
     }
 
-    /// What a caller is told of a finished job, in a notice and in an HTTP response alike.
+    /// What a caller is told of a finished job, in a notification and in an HTTP response alike.
     ///
     /// # Errors
-    /// [`JobError::Storage`] when an address of a picture could not be made.
+    /// [`JobError::Storage`] when an address of an image could not be made.
     pub async fn complete_body(&self, job: &Job, record: &Record) -> Result<serde_json::Value, JobError> {
         let urls = self.store.urls(record).await?;
         Ok(self.notifier.complete_body(job, record, &urls))
@@ -336,7 +336,7 @@ fn tell_log(job: &Job, record: &Record, replayed: bool, timings_ms: &std::collec
         seed = seed.get(),
         steps = steps.get(),
         size,
-        pictures = record.pictures.len(),
+        images = record.images.len(),
         replayed,
         timings_ms = %serde_json::json!(timings_ms),
         "job done"

@@ -1,11 +1,11 @@
-//! Step `notify`: tells the caller that the pictures are there.
+//! Step `notify`: tells the caller that the images are there.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::control::Telling;
-use super::piece::Piece;
+use super::context::JobContext;
+use super::control::NotificationMode;
 use super::{Step, StepName};
 use crate::job::Job;
 use crate::job::outcome::JobError;
@@ -31,16 +31,16 @@ impl Step for Notify {
         true
     }
 
-    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let Some(record) = &piece.record else { return Ok(()) };
-        // Nothing of this job may reach the caller after its terminal notice.
-        piece.progress.close().await;
+    async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
+        let Some(record) = &context.record else { return Ok(()) };
+        // Nothing of this job may reach the caller after its terminal notification.
+        context.progress.close().await;
         let urls = self.store.urls(record).await?;
-        let notices = self.notifier.complete(piece.job, record, &urls)?;
-        match piece.telling {
-            Telling::Now => self.notifier.send_all(&notices).await,
-            Telling::Later => {
-                piece.notices = notices;
+        let notifications = self.notifier.complete(context.job, record, &urls)?;
+        match context.notification_mode {
+            NotificationMode::Now => self.notifier.send_all(&notifications).await,
+            NotificationMode::Later => {
+                context.notifications = notifications;
                 Ok(())
             }
         }

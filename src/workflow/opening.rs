@@ -1,4 +1,4 @@
-//! Opens the picture files that callers send: as they are meant to be seen, or a word on what is wrong with them.
+//! Opens the image files that callers send: as they are meant to be seen, or a word on what is wrong with them.
 
 use std::fs::File;
 use std::io::{BufReader, Read as _, Seek as _, SeekFrom};
@@ -17,21 +17,21 @@ const LEAST_SIDE_PX: u32 = 16;
 /// Of the longer side over the shorter.
 const MOST_RATIO: u32 = 4;
 
-/// The picture in a file as RGB: turned as its EXIF says, on white where it is transparent, 8 bits a channel.
+/// The image in a file as RGB: turned as its EXIF says, on white where it is transparent, 8 bits a channel.
 ///
 /// # Errors
-/// [`JobError::Input`] with `field` when it is no picture of a sensible size with at most `max_pixels` pixels.
-pub(super) fn picture(path: &Path, field: &str, max_pixels: u64) -> Result<RgbImage, JobError> {
-    let picture = open(path, max_pixels).and_then(sensible).map_err(|problem| input(field, problem))?;
-    Ok(on_white(&picture))
+/// [`JobError::Input`] with `field` when it is no image of a sensible size with at most `max_pixels` pixels.
+pub(super) fn image(path: &Path, field: &str, max_pixels: u64) -> Result<RgbImage, JobError> {
+    let image = open(path, max_pixels).and_then(sensible).map_err(|problem| input(field, problem))?;
+    Ok(on_white(&image))
 }
 
-/// A mask: grey values, 255 is painted.
+/// A mask: grey values, 255 is generated.
 ///
 /// # Errors
-/// As [`picture`].
+/// As [`image`].
 pub(super) fn mask(path: &Path, field: &str, max_pixels: u64) -> Result<GrayImage, JobError> {
-    Ok(DynamicImage::ImageRgb8(picture(path, field, max_pixels)?).into_luma8())
+    Ok(DynamicImage::ImageRgb8(image(path, field, max_pixels)?).into_luma8())
 }
 
 fn input(field: &str, problem: String) -> JobError {
@@ -72,9 +72,9 @@ fn decode(mut decoder: impl ImageDecoder, animated: bool, max_pixels: u64) -> Re
     }
     // A file whose EXIF cannot be read is shown as it lies there, as every viewer does.
     let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    picture.apply_orientation(orientation);
-    Ok(picture)
+    let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    image.apply_orientation(orientation);
+    Ok(image)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -82,23 +82,23 @@ fn damaged(error: ImageError) -> String {
     format!("{ALLOWED}, and this one is truncated or damaged ({error})")
 }
 
-fn sensible(picture: DynamicImage) -> Result<DynamicImage, String> {
-    let (shorter, longer) = (picture.width().min(picture.height()), picture.width().max(picture.height()));
+fn sensible(image: DynamicImage) -> Result<DynamicImage, String> {
+    let (shorter, longer) = (image.width().min(image.height()), image.width().max(image.height()));
     if shorter >= LEAST_SIDE_PX && longer <= shorter.saturating_mul(MOST_RATIO) {
-        return Ok(picture);
+        return Ok(image);
     }
     Err(format!(
         "must have sides of {LEAST_SIDE_PX} pixels or more, the longer one at most {MOST_RATIO} times the shorter, got {} x {}",
-        picture.width(),
-        picture.height()
+        image.width(),
+        image.height()
     ))
 }
 
-fn on_white(picture: &DynamicImage) -> RgbImage {
-    if !picture.color().has_alpha() {
-        return picture.to_rgb8();
+fn on_white(image: &DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.to_rgb8();
     }
-    let seen = picture.to_rgba8();
+    let seen = image.to_rgba8();
     RgbImage::from_fn(seen.width(), seen.height(), |x, y| {
         let [red, green, blue, alpha] = seen.get_pixel(x, y).0.map(u32::from);
         image::Rgb([red, green, blue].map(|channel| ((channel * alpha + 255 * (255 - alpha) + 127) / 255) as u8))

@@ -1,24 +1,24 @@
-//! Step `postprocess`: what was not to be changed is put back, and the result is set beside the person where that is wanted.
+//! Step `postprocess`: what was not to be changed is put back, and the result is set next to the person where that is wanted.
 
 use async_trait::async_trait;
 use image::{GrayImage, RgbImage, imageops};
 use serde::Deserialize;
 
-use super::piece::{Piece, TryOnInputs};
+use super::context::{JobContext, TryOnInputs};
 use super::{Step, StepName};
-use crate::engine::Picture;
+use crate::engine::Image;
 use crate::job::outcome::JobError;
 
-/// Over so much of the short side the person's own pixels turn into painted ones, inwards from the edge of the mask.
+/// Over so much of the short side the person's own pixels turn into generated ones, inwards from the edge of the mask.
 const SOFT_EDGE_OF_SHORT_SIDE: f32 = 1.0 / 120.0;
 
 /// Settings of section `workflow.postprocess`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Postprocess {
-    /// Behind the results stand as many pictures more: the person, and the result beside it.
+    /// Behind the results stand as many images more: the person, and the result next to it.
     pub create_comparison: bool,
-    /// Where a job has a mask: outside of it every pixel is the person's own, scaled but unpainted.
+    /// Where a job has a mask: outside of it every pixel is the person's own, scaled but not generated.
     pub paste_back: bool,
 }
 
@@ -31,24 +31,24 @@ impl Step for PostprocessStep {
         StepName::Postprocess
     }
 
-    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let Some(inputs) = &piece.tryon else { return Ok(()) };
+    async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
+        let Some(inputs) = &context.tryon else { return Ok(()) };
         let TryOnInputs { person, mask, .. } = inputs;
         if let Some(mask) = mask.as_ref().filter(|_| self.0.paste_back) {
             let shares = shares(mask);
-            for picture in &mut piece.pictures {
-                paste_back(picture, person, &shares);
+            for image in &mut context.images {
+                paste_back(image, person, &shares);
             }
         }
         if self.0.create_comparison {
-            let beside = piece.pictures.iter().map(|picture| beside(person, picture)).collect::<Result<Vec<_>, _>>()?;
-            piece.pictures.extend(beside);
+            let beside = context.images.iter().map(|image| beside(person, image)).collect::<Result<Vec<_>, _>>()?;
+            context.images.extend(beside);
         }
         Ok(())
     }
 }
 
-/// How much of each pixel is painted, 0 to 1: nothing outside of the mask, all of it well within.
+/// How much of each pixel is generated, 0 to 1: nothing outside of the mask, all of it well within.
 fn shares(mask: &GrayImage) -> Vec<f32> {
     let radius = (mask.width().min(mask.height()) as f32 * SOFT_EDGE_OF_SHORT_SIDE).max(0.5);
     let soft = imageops::blur(mask, radius);
@@ -60,25 +60,25 @@ fn shares(mask: &GrayImage) -> Vec<f32> {
     mask.as_raw().iter().zip(soft.as_raw()).map(share).collect()
 }
 
-fn paste_back(picture: &mut Picture, person: &RgbImage, shares: &[f32]) {
-    let pixels = picture.rgb.chunks_exact_mut(3).zip(person.as_raw().chunks_exact(3));
-    for ((painted, own), share) in pixels.zip(shares) {
-        for (painted, own) in painted.iter_mut().zip(own) {
-            let (paint, kept) = (f32::from(*painted), f32::from(*own));
-            *painted = (kept + (paint - kept) * share).round() as u8;
+fn paste_back(image: &mut Image, person: &RgbImage, shares: &[f32]) {
+    let pixels = image.rgb.chunks_exact_mut(3).zip(person.as_raw().chunks_exact(3));
+    for ((generated, own), share) in pixels.zip(shares) {
+        for (generated, own) in generated.iter_mut().zip(own) {
+            let (generate, kept) = (f32::from(*generated), f32::from(*own));
+            *generated = (kept + (generate - kept) * share).round() as u8;
         }
     }
 }
 
-fn beside(person: &RgbImage, picture: &Picture) -> Result<Picture, JobError> {
-    let Picture { width_px, height_px, rgb, seed } = picture;
+fn beside(person: &RgbImage, image: &Image) -> Result<Image, JobError> {
+    let Image { width_px, height_px, rgb, seed } = image;
     let Some(result) = RgbImage::from_raw(*width_px, *height_px, rgb.clone()) else {
         return Err(JobError::Internal { problem: format!("{width_px}x{height_px} px do not have {} bytes", rgb.len()) });
     };
     let mut sheet = RgbImage::new(person.width() + width_px, person.height().max(*height_px));
     imageops::replace(&mut sheet, person, 0, 0);
     imageops::replace(&mut sheet, &result, person.width().into(), 0);
-    Ok(Picture { width_px: sheet.width(), height_px: sheet.height(), rgb: sheet.into_raw(), seed: *seed })
+    Ok(Image { width_px: sheet.width(), height_px: sheet.height(), rgb: sheet.into_raw(), seed: *seed })
 }
 
 #[cfg(test)]
@@ -91,9 +91,9 @@ mod tests {
     fn outside_of_the_mask_every_pixel_is_the_persons_own() {
         let person = RgbImage::from_fn(64, 48, |x, y| Rgb([x as u8 * 3, y as u8 * 5, 77]));
         let mask = GrayImage::from_fn(64, 48, |x, _| Luma([if x < 32 { 0 } else { 255 }]));
-        let mut picture = Picture { width_px: 64, height_px: 48, rgb: vec![200; 64 * 48 * 3], seed: 1 };
-        paste_back(&mut picture, &person, &shares(&mask));
-        let at = |x: usize, y: usize| &picture.rgb[(y * 64 + x) * 3..][..3];
+        let mut image = Image { width_px: 64, height_px: 48, rgb: vec![200; 64 * 48 * 3], seed: 1 };
+        paste_back(&mut image, &person, &shares(&mask));
+        let at = |x: usize, y: usize| &image.rgb[(y * 64 + x) * 3..][..3];
         for (x, y) in [(0, 0), (31, 0), (31, 47), (10, 20)] {
             assert_eq!(at(x, y), person.get_pixel(x as u32, y as u32).0, "{x}, {y}");
         }
@@ -104,8 +104,8 @@ mod tests {
     #[test]
     fn a_comparison_is_the_person_and_the_result() {
         let person = RgbImage::from_pixel(32, 48, Rgb([1, 2, 3]));
-        let picture = Picture { width_px: 32, height_px: 48, rgb: vec![9; 32 * 48 * 3], seed: 5 };
-        let sheet = beside(&person, &picture).unwrap();
+        let image = Image { width_px: 32, height_px: 48, rgb: vec![9; 32 * 48 * 3], seed: 5 };
+        let sheet = beside(&person, &image).unwrap();
         assert_eq!((sheet.width_px, sheet.height_px, sheet.seed), (64, 48, 5));
         assert_eq!((&sheet.rgb[31 * 3..][..3], &sheet.rgb[32 * 3..][..3]), (&[1, 2, 3][..], &[9, 9, 9][..]));
     }

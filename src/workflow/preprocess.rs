@@ -1,36 +1,36 @@
-//! Step `preprocess`: opens the pictures that a job starts from and brings them to the size that is painted.
+//! Step `preprocess`: opens the images that a job starts from and brings them to the size that is generated.
 
 use async_trait::async_trait;
 use image::imageops::{self, FilterType};
 use image::{GrayImage, RgbImage};
 use serde::Deserialize;
 
-use super::piece::{Piece, TryOnFiles, TryOnInputs};
+use super::context::{JobContext, TryOnFiles, TryOnInputs};
 use super::{Step, StepName, opening};
-use crate::engine::StartPicture;
+use crate::engine::InitImage;
 use crate::job::outcome::JobError;
 use crate::job::task::tryon::Resolution;
 use crate::job::task::{Size, Task};
 
-/// Both sides of what is painted are multiples of this: a latent pixel is 8, and two by two of them are one token.
+/// Both sides of what is generated are multiples of this: a latent pixel is 8, and two by two of them are one token.
 const MULTIPLE_PX: u32 = 16;
 
 /// Settings of section `workflow.preprocess`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
-    /// The person's picture is scaled until its short side is the job's resolution; false: it is only made smaller, to 1080p.
+    /// The person's image is scaled until its short side is the job's resolution; false: it is only made smaller, to 1080p.
     pub resize_to_resolution: bool,
-    /// false: person and garments are stretched to 9:16, or to 16:9 where the person's picture is wider than high.
+    /// false: person and garments are stretched to 9:16, or to 16:9 where the person's image is wider than high.
     pub maintain_aspect_ratio: bool,
-    /// Pixels of one input picture at most.
+    /// Pixels of one input image at most.
     pub max_pixels: u64,
-    /// Of the model, whose manifest says it: the short side of what is painted, whatever a job's resolution is.
+    /// Of the model, whose manifest says it: the short side of what is generated, whatever a job's resolution is.
     #[serde(skip)]
     pub max_short_side_px: Option<u32>,
 }
 
-/// Step `preprocess`; a job without pictures passes through.
+/// Step `preprocess`; a job without images passes through.
 pub struct PreprocessStep(pub Preprocess);
 
 #[async_trait]
@@ -39,49 +39,49 @@ impl Step for PreprocessStep {
         StepName::Preprocess
     }
 
-    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let job = piece.job;
+    async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
+        let job = context.job;
         let tryon = match &job.task {
             Task::TryOn(tryon) => tryon,
-            Task::Generate(generate) => return self.start(piece, generate.size).await,
+            Task::Generate(generate) => return self.start(context, generate.size).await,
         };
-        let Some(files) = piece.tryon_files.clone() else {
-            let problem = "this function takes no pictures: its configuration has no `fetch` step".into();
+        let Some(files) = context.tryon_files.clone() else {
+            let problem = "this function takes no images: its configuration has no `fetch` step".into();
             return Err(JobError::Invalid { field: "person".into(), problem });
         };
         let (settings, resolution) = (self.0, tryon.resolution);
         // Unpacking and scaling takes as long as a denoising step: others must not wait for it.
         let opened = tokio::task::spawn_blocking(move || settings.open(&files, resolution)).await;
-        piece.tryon = Some(opened.unwrap_or_else(|error| Err(panicked(&error)))?);
+        context.tryon = Some(opened.unwrap_or_else(|error| Err(panicked(&error)))?);
         Ok(())
     }
 }
 
 impl PreprocessStep {
-    /// Opens what a painting starts from, in the job's `size` whatever its own ratio is: diffusers stretches it too.
-    async fn start(&self, piece: &mut Piece<'_>, size: Size) -> Result<(), JobError> {
-        let Some(files) = piece.start_files.clone() else { return Ok(()) };
+    /// Opens what a generation starts from, in the job's `size` whatever its own ratio is: diffusers stretches it too.
+    async fn start(&self, context: &mut JobContext<'_>, size: Size) -> Result<(), JobError> {
+        let Some(files) = context.start_files.clone() else { return Ok(()) };
         let (size_px, max_pixels) = ((size.width_px(), size.height_px()), self.0.max_pixels);
         let opened = tokio::task::spawn_blocking(move || {
-            let rgb = scaled(opening::picture(&files.image, "init_image", max_pixels)?, size_px);
+            let rgb = scaled(opening::image(&files.image, "init_image", max_pixels)?, size_px);
             let mask = files.mask.as_ref().map(|path| opening::mask(path, "mask_image", max_pixels)).transpose()?;
             let stretched = |mask: GrayImage| imageops::resize(&mask, size_px.0, size_px.1, FilterType::Lanczos3);
-            Ok(StartPicture { rgb, mask: mask.map(stretched) })
+            Ok(InitImage { rgb, mask: mask.map(stretched) })
         });
-        piece.start = Some(opened.await.unwrap_or_else(|error| Err(panicked(&error)))?);
+        context.start = Some(opened.await.unwrap_or_else(|error| Err(panicked(&error)))?);
         Ok(())
     }
 }
 
 fn panicked(error: &tokio::task::JoinError) -> JobError {
-    JobError::Internal { problem: format!("the pictures could not be opened: {error}") }
+    JobError::Internal { problem: format!("the images could not be opened: {error}") }
 }
 
 impl Preprocess {
     /// # Errors
-    /// [`JobError::Input`] names the picture that is at fault.
+    /// [`JobError::Input`] names the image that is at fault.
     fn open(self, files: &TryOnFiles, resolution: Resolution) -> Result<TryOnInputs, JobError> {
-        let person = opening::picture(&files.person, "person", self.max_pixels)?;
+        let person = opening::image(&files.person, "person", self.max_pixels)?;
         let mask = files.mask.as_ref().map(|path| opening::mask(path, "mask", self.max_pixels)).transpose()?;
         if let Some(mask) = &mask
             && mask.dimensions() != person.dimensions()
@@ -92,7 +92,7 @@ impl Preprocess {
         }
         let (width_px, height_px) = self.size(person.dimensions(), resolution);
         let garment = |(index, path): (usize, &std::path::PathBuf)| {
-            let garment = opening::picture(path, &format!("garments[{index}]"), self.max_pixels)?;
+            let garment = opening::image(path, &format!("garments[{index}]"), self.max_pixels)?;
             Ok(self.fitted(garment, (width_px, height_px)))
         };
         Ok(TryOnInputs {
@@ -102,7 +102,7 @@ impl Preprocess {
         })
     }
 
-    /// (width, height) of what is painted.
+    /// (width, height) of what is generated.
     fn size(self, (width, height): (u32, u32), resolution: Resolution) -> (u32, u32) {
         let short_px = if self.resize_to_resolution {
             resolution.short_side_px()
@@ -122,7 +122,7 @@ impl Preprocess {
         (side(wide), side(high))
     }
 
-    /// A garment within what is painted; it is never made larger, for that shows nothing more of it.
+    /// A garment within what is generated; it is never made larger, for that shows nothing more of it.
     fn fitted(self, garment: RgbImage, (width_px, height_px): (u32, u32)) -> RgbImage {
         if !self.maintain_aspect_ratio {
             return scaled(garment, (width_px, height_px));
@@ -134,18 +134,18 @@ impl Preprocess {
     }
 }
 
-fn scaled(picture: RgbImage, (width_px, height_px): (u32, u32)) -> RgbImage {
-    if picture.dimensions() == (width_px, height_px) {
-        return picture;
+fn scaled(image: RgbImage, (width_px, height_px): (u32, u32)) -> RgbImage {
+    if image.dimensions() == (width_px, height_px) {
+        return image;
     }
-    imageops::resize(&picture, width_px, height_px, FilterType::Lanczos3)
+    imageops::resize(&image, width_px, height_px, FilterType::Lanczos3)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const USUAL: Preprocess =
+    const DEFAULT_VALUE: Preprocess =
         Preprocess { resize_to_resolution: true, maintain_aspect_ratio: true, max_pixels: 40_000_000, max_short_side_px: None };
 
     #[test]
@@ -156,28 +156,28 @@ mod tests {
             ((3000, 2000), Resolution::P1080, (1616, 1072)),
             ((100, 101), Resolution::P480, (480, 480)),
         ] {
-            assert_eq!(USUAL.size(person, resolution), size, "{person:?}");
+            assert_eq!(DEFAULT_VALUE.size(person, resolution), size, "{person:?}");
         }
     }
 
     #[test]
     fn without_resizing_the_size_stays_up_to_1080p() {
-        let own = Preprocess { resize_to_resolution: false, ..USUAL };
+        let own = Preprocess { resize_to_resolution: false, ..DEFAULT_VALUE };
         assert_eq!(own.size((500, 700), Resolution::P480), (496, 688));
         assert_eq!(own.size((4000, 3000), Resolution::P480), (1440, 1072));
     }
 
     #[test]
-    fn a_small_model_paints_small_pictures() {
-        let small = Preprocess { max_short_side_px: Some(96), ..USUAL };
+    fn a_small_model_generates_small_images() {
+        let small = Preprocess { max_short_side_px: Some(96), ..DEFAULT_VALUE };
         assert_eq!(small.size((768, 1024), Resolution::P720), (96, 128));
         let own = Preprocess { resize_to_resolution: false, ..small };
         assert_eq!(own.size((64, 80), Resolution::P480), (64, 80));
     }
 
     #[test]
-    fn without_its_ratio_a_picture_fills_the_frame() {
-        let stretched = Preprocess { maintain_aspect_ratio: false, ..USUAL };
+    fn without_its_ratio_a_image_fills_the_frame() {
+        let stretched = Preprocess { maintain_aspect_ratio: false, ..DEFAULT_VALUE };
         assert_eq!(stretched.size((500, 700), Resolution::P720), (720, 1280));
         assert_eq!(stretched.size((700, 500), Resolution::P480), (848, 480));
         assert_eq!(stretched.fitted(RgbImage::new(100, 40), (720, 1280)).dimensions(), (720, 1280));
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_garment_is_fitted_and_never_enlarged() {
-        assert_eq!(USUAL.fitted(RgbImage::new(2000, 1000), (720, 960)).dimensions(), (720, 360));
-        assert_eq!(USUAL.fitted(RgbImage::new(100, 40), (720, 960)).dimensions(), (100, 40));
+        assert_eq!(DEFAULT_VALUE.fitted(RgbImage::new(2000, 1000), (720, 960)).dimensions(), (720, 360));
+        assert_eq!(DEFAULT_VALUE.fitted(RgbImage::new(100, 40), (720, 960)).dimensions(), (100, 40));
     }
 }

@@ -1,4 +1,4 @@
-//! A backend that receives notices: real HTTP on loopback, answering as it is told to.
+//! A backend that receives notifications: real HTTP on loopback, answering as it is told to.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 #[derive(Debug, Clone)]
-pub(crate) struct Notice {
+pub(crate) struct Notification {
     pub(crate) method: Method,
     pub(crate) path: String,
     pub(crate) webhook_id: String,
@@ -23,55 +23,55 @@ pub(crate) struct Notice {
 
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
-    /// What terminal notices are answered; none: never.
+    /// What terminal notifications are answered; none: never.
     pub(crate) answer: watch::Sender<Option<StatusCode>>,
-    notices: mpsc::UnboundedReceiver<Notice>,
-    accepted: Arc<Mutex<Vec<Notice>>>,
+    notifications: mpsc::UnboundedReceiver<Notification>,
+    accepted: Arc<Mutex<Vec<Notification>>>,
 }
 
 struct Shared {
-    accepted: Arc<Mutex<Vec<Notice>>>,
+    accepted: Arc<Mutex<Vec<Notification>>>,
     answer: watch::Receiver<Option<StatusCode>>,
-    notices: mpsc::UnboundedSender<Notice>,
+    notifications: mpsc::UnboundedSender<Notification>,
 }
 
 impl Backend {
     pub(crate) async fn start() -> Self {
         let (answer, answers) = watch::channel(Some(StatusCode::OK));
-        let (sender, notices) = mpsc::unbounded_channel();
-        let accepted = Arc::<Mutex<Vec<Notice>>>::default();
-        let shared = Shared { accepted: accepted.clone(), answer: answers, notices: sender };
+        let (sender, notifications) = mpsc::unbounded_channel();
+        let accepted = Arc::<Mutex<Vec<Notification>>>::default();
+        let shared = Shared { accepted: accepted.clone(), answer: answers, notifications: sender };
         let router = Router::new().fallback(receive).with_state(Arc::new(shared));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { address, answer, notices, accepted }
+        Self { address, answer, notifications, accepted }
     }
 
-    /// The terminal notices that were answered with a 2xx so far.
-    pub(crate) fn accepted(&self) -> Vec<Notice> {
+    /// The terminal notifications that were answered with a 2xx so far.
+    pub(crate) fn accepted(&self) -> Vec<Notification> {
         self.accepted.lock().unwrap().clone()
     }
 
-    /// The next terminal notice, within a minute; progress on the way is dropped.
-    pub(crate) async fn terminal(&mut self) -> Notice {
+    /// The next terminal notification, within a minute; progress on the way is dropped.
+    pub(crate) async fn terminal(&mut self) -> Notification {
         loop {
-            let next = timeout(Duration::from_mins(1), self.notices.recv());
-            let notice = next.await.expect("no terminal notice for a minute").unwrap();
-            if notice.method != Method::PATCH {
-                return notice;
+            let next = timeout(Duration::from_mins(1), self.notifications.recv());
+            let notification = next.await.expect("no terminal notification for a minute").unwrap();
+            if notification.method != Method::PATCH {
+                return notification;
             }
         }
     }
 
-    /// The next notice of any kind, within a minute.
-    pub(crate) async fn next(&mut self) -> Notice {
-        timeout(Duration::from_mins(1), self.notices.recv()).await.expect("no notice for a minute").unwrap()
+    /// The next notification of any kind, within a minute.
+    pub(crate) async fn next(&mut self) -> Notification {
+        timeout(Duration::from_mins(1), self.notifications.recv()).await.expect("no notification for a minute").unwrap()
     }
 
     /// Everything that has arrived and was not looked at.
-    pub(crate) fn arrived(&mut self) -> Vec<Notice> {
-        std::iter::from_fn(|| self.notices.try_recv().ok()).collect()
+    pub(crate) fn arrived(&mut self) -> Vec<Notification> {
+        std::iter::from_fn(|| self.notifications.try_recv().ok()).collect()
     }
 }
 
@@ -79,8 +79,8 @@ async fn receive(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, he
     let webhook_id = headers.get("webhook-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let terminal = method != Method::PATCH;
-    let notice = Notice { method, path: uri.path().to_owned(), webhook_id, body };
-    let _ = shared.notices.send(notice.clone());
+    let notification = Notification { method, path: uri.path().to_owned(), webhook_id, body };
+    let _ = shared.notifications.send(notification.clone());
     if !terminal {
         return StatusCode::OK;
     }
@@ -88,7 +88,7 @@ async fn receive(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, he
     let answered = answer.wait_for(Option::is_some).await.ok().and_then(|answer| *answer);
     let answered = answered.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     if answered.is_success() {
-        shared.accepted.lock().unwrap().push(notice);
+        shared.accepted.lock().unwrap().push(notification);
     }
     answered
 }

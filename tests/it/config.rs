@@ -31,11 +31,11 @@ fn the_contracts_defaults_are_in_force() {
 /// Callers of the service have brackets and long texts in their prompts, and must get what they always got.
 #[test]
 fn prompts_are_read_as_they_stand_unless_the_manifest_says_otherwise() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let directory = tempfile::tempdir().expect("a directory");
     let manifest = include_str!("../../models/sd15.yaml");
     let read = |line: &str| {
-        std::fs::write(folder.path().join("sd15.yaml"), format!("{manifest}{line}")).expect("writes");
-        let yaml = format!("model: {{name: sd15, folder: {}}}", folder.path().display());
+        std::fs::write(directory.path().join("sd15.yaml"), format!("{manifest}{line}")).expect("writes");
+        let yaml = format!("model: {{name: sd15, directory: {}}}", directory.path().display());
         let config = parse(&yaml, &[]).expect("a configuration");
         config.manifest(&environment(&[])).map(|manifest| manifest.prompt).map_err(|error| error.to_string())
     };
@@ -48,10 +48,11 @@ fn prompts_are_read_as_they_stand_unless_the_manifest_says_otherwise() {
 /// What a function is to load must be in its manifest, and what the manifest says must make sense for its family.
 #[test]
 fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let directory = tempfile::tempdir().expect("a directory");
     let read = |manifest: &str, modes: &str| {
-        std::fs::write(folder.path().join("edit.yaml"), manifest).expect("writes");
-        let yaml = format!("model: {{name: edit, folder: {}, default_mode: lora, modes: [{modes}]}}", folder.path().display());
+        std::fs::write(directory.path().join("edit.yaml"), manifest).expect("writes");
+        let yaml =
+            format!("model: {{name: edit, directory: {}, default_mode: lora, modes: [{modes}]}}", directory.path().display());
         let config = parse(&yaml, &[]).expect("a configuration");
         config.manifest(&environment(&[])).map(|_| config.model.modes().len()).map_err(|error| error.to_string())
     };
@@ -77,7 +78,7 @@ fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
 }
 
 #[test]
-fn a_format_that_the_model_cannot_be_painted_in_is_refused() {
+fn a_format_that_the_model_cannot_be_generated_in_is_refused() {
     let manifest = |dtype: &str| {
         let config = parse("model: {name: tiny-edit}", &[("ATELIER__ENGINE__DTYPE", dtype)])?;
         config.manifest(&environment(&[])).map_err(|error| error.to_string())
@@ -95,14 +96,14 @@ fn the_old_services_environment_still_counts() {
     let config = parse(
         "",
         &[
-            ("AWS_STORAGE_BUCKET_NAME", "pictures"),
+            ("AWS_STORAGE_BUCKET_NAME", "images"),
             ("AWS_S3_REGION_NAME", "eu-central-1"),
             ("BACKEND_API_URL", "https://backend.example"),
             ("INTERNAL_API_TOKEN", token),
         ],
     )
     .expect("the old environment");
-    assert_eq!(config.store.bucket, "pictures");
+    assert_eq!(config.store.bucket, "images");
     assert_eq!(config.store.region.as_deref(), Some("eu-central-1"));
     assert_eq!(config.notify.backend_api_url.as_deref(), Some("https://backend.example"));
     assert_eq!(config.notify.internal_api_token.as_ref().map(Secret::reveal), Some(token), "digits stay a text");

@@ -20,9 +20,9 @@ pub(crate) fn sample(name: &str) -> Value {
 
 #[test]
 fn every_sample_is_of_a_known_kind() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("events");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("events");
     let mut seen = 0;
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in fs::read_dir(directory).unwrap() {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_dir() {
             continue;
@@ -83,7 +83,7 @@ fn an_sqs_reply_holds_only_what_is_to_come_back() {
         outcome,
         replayed: false,
         error: None,
-        notices: Vec::new(),
+        notifications: Vec::new(),
         measured: None,
     };
     let jobs = [
@@ -126,7 +126,7 @@ fn http_requests_are_routed_and_answered_in_their_platforms_shape() {
 #[test]
 fn an_unknown_path_or_method_says_what_there_is() {
     let mut payload = sample("http-four.json");
-    payload["rawPath"] = json!("/paint");
+    payload["rawPath"] = json!("/generate");
     let Ok(Event::Http(exchange)) = Event::parse(payload.clone()) else { panic!("not HTTP") };
     assert_eq!(exchange.route().expect_err("no such path").status, 404);
     payload["rawPath"] = json!("/generate");

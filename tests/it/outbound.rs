@@ -1,6 +1,6 @@
 //! The guarded client: what callers' addresses may and may not reach.
 
-use atelier::job::outcome::{JobError, Remedy};
+use atelier::job::outcome::{JobError, RetryPolicy};
 use atelier::outbound::error::OutboundError;
 use atelier::outbound::{Found, Outbound, Settings};
 use url::Url;
@@ -21,7 +21,7 @@ async fn refusal(outbound: &Outbound, url: &str) -> JobError {
 async fn plain_http_is_refused_unless_allowed() {
     let strict = Outbound::new(&Settings::default()).expect("settings");
     let error = refusal(&strict, "http://example.com/x").await;
-    assert_eq!(error.remedy(), Remedy::GiveUp);
+    assert_eq!(error.retry_policy(), RetryPolicy::Terminal);
     assert_eq!(error.to_string(), "lora[0].url: must be an https:// address, got the scheme \"http\"");
 }
 
@@ -52,7 +52,7 @@ async fn addresses_in_any_spelling_are_refused_before_a_connection() {
     ];
     for host in hosts {
         let error = refusal(&outbound, &format!("http://{host}:{port}/")).await;
-        assert_eq!(error.remedy(), Remedy::GiveUp, "{host}: {error}");
+        assert_eq!(error.retry_policy(), RetryPolicy::Terminal, "{host}: {error}");
         assert_eq!(error.field(), Some("lora[0].url"), "{host}");
         assert!(error.to_string().contains("must lead to a public address"), "{host}: {error}");
     }
@@ -90,25 +90,29 @@ async fn redirects_end_somewhere() {
     let error = outbound(&["127.0.0.1"]).get(&server.url("/"), None).await.expect_err("must end");
     assert!(matches!(error, OutboundError::TooManyRedirects { most: 3 }), "{error}");
     assert_eq!(server.requests().len(), 4);
-    assert_eq!(error.for_field("lora[0].url").remedy(), Remedy::GiveUp);
+    assert_eq!(error.for_field("lora[0].url").retry_policy(), RetryPolicy::Terminal);
 }
 
 #[tokio::test]
 async fn only_what_can_change_is_worth_another_try() {
     let server = HttpServer::start(&[Answer::status(200)]).await;
     let outbound = outbound(&["127.0.0.1"]);
-    for (status, remedy) in
-        [(404, Remedy::GiveUp), (403, Remedy::GiveUp), (401, Remedy::GiveUp), (503, Remedy::Retry), (429, Remedy::Retry)]
-    {
+    for (status, retry_policy) in [
+        (404, RetryPolicy::Terminal),
+        (403, RetryPolicy::Terminal),
+        (401, RetryPolicy::Terminal),
+        (503, RetryPolicy::Retry),
+        (429, RetryPolicy::Retry),
+    ] {
         server.script(&[Answer::status(status)]);
         let error = outbound.get(&server.url("/"), None).await.expect_err("no file").for_field("lora[0].url");
-        assert_eq!(error.remedy(), remedy, "{error}");
+        assert_eq!(error.retry_policy(), retry_policy, "{error}");
         assert!(error.to_string().contains(&status.to_string()), "{error}");
     }
     assert_eq!(server.requests().len(), 5, "the client itself tries once");
     server.script(&[Answer::HangUp]);
     let error = outbound.get(&server.url("/"), None).await.expect_err("no answer").for_field("lora[0].url");
-    assert_eq!(error.remedy(), Remedy::Retry, "{error}");
+    assert_eq!(error.retry_policy(), RetryPolicy::Retry, "{error}");
     server.script(&[Answer::Never]);
     let error = outbound.get(&server.url("/"), None).await.expect_err("no answer").for_field("lora[0].url");
     assert!(error.to_string().contains("did not answer in time"), "{error}");
@@ -129,6 +133,6 @@ async fn a_server_that_is_not_there_is_tried_again_later() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
     let url = Url::parse(&format!("http://127.0.0.1:{port}/")).expect("an address");
     let error = outbound(&["127.0.0.1"]).get(&url, None).await.expect_err("nobody there").for_field("lora[0].url");
-    assert_eq!(error.remedy(), Remedy::Retry);
+    assert_eq!(error.retry_policy(), RetryPolicy::Retry);
     assert!(error.to_string().contains("could not be reached"), "{error}");
 }

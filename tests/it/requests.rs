@@ -4,7 +4,7 @@ use atelier::job::outcome::JobError;
 use atelier::job::request::{Defaults, Refusal};
 use atelier::job::task::tryon::{Mode, Requester, Resolution};
 use atelier::job::task::{Generate, Task};
-use atelier::job::{Job, PictureFormat};
+use atelier::job::{ImageFormat, Job};
 use serde_json::{Value, json};
 
 /// The defaults of the style generation service's contract.
@@ -28,7 +28,7 @@ fn refusal(body: &Value) -> (String, String) {
 }
 
 fn generate(job: &Job) -> &Generate {
-    let Task::Generate(generate) = &job.task else { panic!("not to be painted from text: {job:?}") };
+    let Task::Generate(generate) = &job.task else { panic!("not to be generated from text: {job:?}") };
     generate
 }
 
@@ -47,7 +47,7 @@ fn with(field: &str, value: Value) -> Value {
     body
 }
 
-/// The same from a picture.
+/// The same from an image.
 fn started(strength: Value) -> Value {
     let mut body = with("init_image", json!({ "url": "s3://bucket/a" }));
     body["strength"] = strength;
@@ -62,11 +62,11 @@ fn masked(mask: &str) -> Value {
 
 #[test]
 fn a_start_has_diffusers_strength_where_it_says_none() {
-    for (mut body, usual) in [(started(json!(null)), 0.8), (masked("s3://bucket/m"), 1.0)] {
+    for (mut body, default_value) in [(started(json!(null)), 0.8), (masked("s3://bucket/m"), 1.0)] {
         body.as_object_mut().expect("an object").remove("strength");
         let job = parse(&body).expect("a start");
         let start = generate(&job).start.as_ref().expect("a start");
-        assert!((start.strength.get() - usual).abs() < f64::EPSILON);
+        assert!((start.strength.get() - default_value).abs() < f64::EPSILON);
     }
     // Not 29: in binary 50 · 0.58 is a little less, and diffusers drops what is behind the point.
     let job = parse(&started(json!(0.58))).expect("a start");
@@ -92,7 +92,7 @@ fn what_is_left_out_has_the_contracts_defaults() {
     assert_eq!((generate.steps.get(), generate.num_images.get(), generate.seed.get()), (50, 1, 42));
     assert!((generate.guidance_scale.get() - 7.5).abs() < f64::EPSILON);
     assert_eq!((generate.size.width_px(), generate.size.height_px()), (512, 512));
-    assert_eq!((job.output.prefix.as_str(), job.output.format), ("generations/", PictureFormat::Png));
+    assert_eq!((job.output.prefix.as_str(), job.output.format), ("generations/", ImageFormat::Png));
     assert!(job.watermark.is_none() && job.callback.is_none() && generate.loras.is_empty());
 }
 
@@ -195,7 +195,7 @@ fn the_fingerprint_follows_the_request_and_nothing_else() {
     let same = fingerprint(&with("job_id", json!("b1f0")));
     let first = "5abe3d3eed955a215fe12d3288292d167414ba03e33a33b661dec47adf755a74";
     assert_eq!(same, first, "records of earlier versions must count as the same request");
-    assert_eq!(same, fingerprint(&with("callback", json!({ "metadata": { "other": 1 } }))), "who is told changes no picture");
+    assert_eq!(same, fingerprint(&with("callback", json!({ "metadata": { "other": 1 } }))), "who is told changes no image");
     let presigned = |signature: &str| {
         with("lora", json!([{ "url": format!("https://b.s3.amazonaws.com/l?X-Amz-Signature={signature}&versionId=3") }]))
     };
@@ -228,7 +228,7 @@ fn the_fingerprint_follows_the_request_and_nothing_else() {
     let mut seen = vec![same];
     for body in others {
         let other = fingerprint(&body);
-        assert!(!seen.contains(&other), "not told apart: {body}");
+        assert!(!seen.contains(&other), "not distinguished: {body}");
         seen.push(other);
     }
 }
@@ -306,7 +306,7 @@ fn every_refusal_of_a_tryon_names_its_field_and_what_is_allowed() {
 }
 
 #[test]
-fn the_fingerprint_of_a_tryon_follows_all_that_decides_the_picture() {
+fn the_fingerprint_of_a_tryon_follows_all_that_decides_the_image() {
     let fingerprint = |body: &Value| parse(body).expect("a good body").fingerprint;
     let same = fingerprint(&tryon("mask", json!(null)));
     for (field, value) in [("user_id", json!("u-8")), ("session_id", json!(null)), ("provider", json!("other"))] {
@@ -330,7 +330,7 @@ fn the_fingerprint_of_a_tryon_follows_all_that_decides_the_picture() {
         ("output", json!({ "prefix": "other/" })),
     ] {
         let other = fingerprint(&tryon(field, value));
-        assert!(!seen.contains(&other), "not told apart: {field}");
+        assert!(!seen.contains(&other), "not distinguished: {field}");
         seen.push(other);
     }
 }

@@ -1,4 +1,4 @@
-//! A whole function in this process with a scripted engine: real S3 protocol, real HTTP notices, no model.
+//! A whole function in this process with a scripted engine: real S3 protocol, real HTTP notifications, no model.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use atelier::config::{self, Config, Environment};
 use atelier::demo::s3;
 use atelier::engine::thread::EngineThread;
-use atelier::engine::{EditRequest, Engine, EngineError, Order, PaintRequest, Painted, Picture, Request, StartPicture};
+use atelier::engine::{EditRequest, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, Order, Request};
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
 use atelier::job::task::ModelName;
@@ -14,8 +14,8 @@ use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::setting::Secret;
 use atelier::store::Store;
-use atelier::workflow::control::{Control, Shutdown, Telling};
-use atelier::workflow::infer::Ability;
+use atelier::workflow::control::{Control, NotificationMode, Shutdown};
+use atelier::workflow::infer::Capabilities;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, store};
 use serde_json::Value;
@@ -30,10 +30,10 @@ pub(crate) const TOKEN: &str = "demo-token-demo-token-demo-token";
 /// What the scripted engine does next.
 pub(crate) type Script = fn() -> Result<(), EngineError>;
 
-/// Paints the seed's last byte, or what it is to start from, unless its script says otherwise, and counts.
+/// Generates the seed's last byte, or what it is to start from, unless its script says otherwise, and counts.
 struct ScriptedEngine {
     script: Arc<Mutex<Vec<Script>>>,
-    painted: Arc<AtomicU32>,
+    generated: Arc<AtomicU32>,
     batches: Arc<Mutex<Vec<usize>>>,
     edits: Arc<Mutex<Vec<EditRequest>>>,
 }
@@ -43,19 +43,19 @@ impl Engine for ScriptedEngine {
         Ok(())
     }
 
-    fn paint_together(&mut self, orders: &[Order]) -> Result<Vec<Painted>, EngineError> {
+    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
         self.batches.lock().unwrap().push(orders.len());
-        Ok(orders.iter().map(|order| self.paint_one(order)).collect())
+        Ok(orders.iter().map(|order| self.generate_one(order)).collect())
     }
 }
 
 impl ScriptedEngine {
-    fn paint_one(&self, Order { request, watch }: &Order) -> Painted {
+    fn generate_one(&self, Order { request, watch }: &Order) -> Generated {
         let next = self.script.lock().unwrap().pop();
         next.map_or(Ok(()), |act| act())?;
         let mut shown = None;
         let (steps, size, seeds) = match request {
-            Request::Generate(PaintRequest { task, start, .. }) => {
+            Request::Generate(GenerateRequest { task, start, .. }) => {
                 shown = start.as_ref().map(shown_of);
                 let seeds = task.seed.get()..task.seed.get() + u64::from(task.num_images.get());
                 (task.steps.get(), (task.size.width_px(), task.size.height_px()), seeds.collect())
@@ -68,16 +68,16 @@ impl ScriptedEngine {
         for step in 1..=steps {
             watch.step_done(step, steps)?;
         }
-        self.painted.fetch_add(1, Ordering::SeqCst);
+        self.generated.fetch_add(1, Ordering::SeqCst);
         let (width_px, height_px) = size;
         let plain = |seed: u64| vec![seed as u8; (width_px * height_px * 3) as usize];
-        let picture = |seed: u64| Picture { width_px, height_px, rgb: shown.clone().unwrap_or_else(|| plain(seed)), seed };
-        Ok(seeds.into_iter().map(picture).collect())
+        let image = |seed: u64| Image { width_px, height_px, rgb: shown.clone().unwrap_or_else(|| plain(seed)), seed };
+        Ok(seeds.into_iter().map(image).collect())
     }
 }
 
-/// A mask where there is one, else the picture.
-fn shown_of(StartPicture { rgb, mask }: &StartPicture) -> Vec<u8> {
+/// A mask where there is one, else the image.
+fn shown_of(InitImage { rgb, mask }: &InitImage) -> Vec<u8> {
     mask.as_ref().map_or_else(|| rgb.to_vec(), |mask| mask.iter().flat_map(|grey| [*grey; 3]).collect())
 }
 
@@ -85,9 +85,9 @@ pub(crate) struct Stage {
     pub(crate) handler: Handler,
     pub(crate) bucket: Bucket,
     pub(crate) backend: Backend,
-    /// What the handler sends notices with, as a host would have it too.
+    /// What the handler sends notifications with, as a host would have it too.
     pub(crate) notifier: Arc<Notifier>,
-    painted: Arc<AtomicU32>,
+    generated: Arc<AtomicU32>,
     script: Arc<Mutex<Vec<Script>>>,
     batches: Arc<Mutex<Vec<usize>>>,
     edits: Arc<Mutex<Vec<EditRequest>>>,
@@ -96,11 +96,11 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn set() -> Self {
-        Self::with(Ability::Generate, |_| ()).await
+        Self::with(Capabilities::Generate, |_| ()).await
     }
 
     /// A function whose model can do this, with its configuration changed.
-    pub(crate) async fn with(ability: Ability, change: impl FnOnce(&mut config::Workflow)) -> Self {
+    pub(crate) async fn with(capabilities: Capabilities, change: impl FnOnce(&mut config::Workflow)) -> Self {
         let (bucket, backend, cache) = (Bucket::start().await, Backend::start().await, tempfile::tempdir().unwrap());
         let outbound = Outbound::new(&outbound::Settings::default()).unwrap();
         let settings = store::Settings {
@@ -111,7 +111,7 @@ impl Stage {
             access_key_id: Some(s3::ACCESS_KEY_ID.to_owned()),
             secret_access_key: Some(Secret::new(s3::SECRET_ACCESS_KEY)),
             max_attempts: 1,
-            cache: store::cache::Settings { folder: cache.path().to_owned(), ..store::cache::Settings::default() },
+            cache: store::cache::Settings { directory: cache.path().to_owned(), ..store::cache::Settings::default() },
             ..store::Settings::default()
         };
         let store = Arc::new(Store::connect(&settings, outbound.clone()).await.unwrap());
@@ -119,17 +119,17 @@ impl Stage {
             backend_api_url: Some(format!("http://{}", backend.address)),
             internal_api_token: Some(Secret::new(TOKEN)),
             max_attempts: 2,
-            first_pause_ms: 1,
-            longest_pause_ms: 2,
+            initial_backoff_ms: 1,
+            max_backoff_ms: 2,
             ..notify::Settings::default()
         };
         let notifier = Arc::new(Notifier::new(&settings, outbound).unwrap());
-        let (painted, script) = (Arc::<AtomicU32>::default(), Arc::<Mutex<Vec<Script>>>::default());
+        let (generated, script) = (Arc::<AtomicU32>::default(), Arc::<Mutex<Vec<Script>>>::default());
         let batches = Arc::<Mutex<Vec<usize>>>::default();
         let edits = Arc::<Mutex<Vec<EditRequest>>>::default();
         let engine = ScriptedEngine {
             script: Arc::clone(&script),
-            painted: Arc::clone(&painted),
+            generated: Arc::clone(&generated),
             batches: Arc::clone(&batches),
             edits: Arc::clone(&edits),
         };
@@ -139,7 +139,7 @@ impl Stage {
         let services = Services {
             engine,
             model: ModelName::new("sd15").unwrap(),
-            ability,
+            capabilities,
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,
             store,
@@ -155,19 +155,19 @@ impl Stage {
             max_batch_px: 4 * 512 * 512,
             emf_model: None,
         };
-        Self { handler, bucket, backend, notifier, painted, script, batches, edits, _cache: cache }
+        Self { handler, bucket, backend, notifier, generated, script, batches, edits, _cache: cache }
     }
 
-    /// What the engine does at its next painting instead of succeeding.
-    pub(crate) fn next_painting(&self, script: Script) {
+    /// What the engine does at its next generation instead of succeeding.
+    pub(crate) fn next_generation(&self, script: Script) {
         self.script.lock().unwrap().push(script);
     }
 
-    pub(crate) fn painted(&self) -> u32 {
-        self.painted.load(Ordering::SeqCst)
+    pub(crate) fn generated(&self) -> u32 {
+        self.generated.load(Ordering::SeqCst)
     }
 
-    /// What the engine was asked to paint over.
+    /// What the engine was asked to generate over.
     pub(crate) fn edits(&self) -> Vec<EditRequest> {
         self.edits.lock().unwrap().clone()
     }
@@ -186,7 +186,7 @@ impl Stage {
     /// The same as `atelier host` asks for it.
     pub(crate) async fn handle_for_host(&mut self, event: Value) -> Value {
         let (_switch, shutdown) = Shutdown::channel();
-        let control = Control::unlimited(shutdown).telling_by(Telling::Later);
+        let control = Control::unlimited(shutdown).notification_mode_by(NotificationMode::Later);
         self.handler.handle(event, &control).await.expect("the host is told of failures in the reply")
     }
 }

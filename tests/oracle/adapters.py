@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from make_fixtures import HERE, PROMPT, normals, text_hidden
 
-FOLDER = HERE / "adapters"
+DIRECTORY = HERE / "adapters"
 OLD_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
               "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
 
@@ -47,7 +47,7 @@ def modules(pipeline):
 
 
 def old_names(unet):
-    """Old names of the UNet's modules, by diffusers' names; proven by diffusers' converter."""
+    """Old names of the UNet's modules, by diffusers' names; verified by diffusers' converter."""
     levels, layers = len(unet.down_blocks), unet.config.layers_per_block
     names = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
              "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
@@ -91,8 +91,8 @@ OLD_VAE = [("conv_norm_out", "norm_out"), ("mid_block.resnets.0", "mid.block_1")
            ("upsamplers.0.conv", "upsample.conv"), ("downsamplers.0.conv", "downsample.conv"), ("resnets", "block")]  # fmt: skip
 
 
-def single_file(folder):
-    """The checkpoint as the first release wrote it, dtypes kept; proven by diffusers' converters."""
+def single_file(directory):
+    """The checkpoint as the first release wrote it, dtypes kept; verified by diffusers' converters."""
     load = lambda part, name: load_file(HERE / "sd15" / part / f"{name}.safetensors")  # noqa: E731
     pipeline = open_pipeline()
     unet, vae, text = load("unet", "diffusion_pytorch_model"), load("vae", "diffusion_pytorch_model"), load("text_encoder", "model")
@@ -116,7 +116,7 @@ def single_file(folder):
     assert back.keys() == with_level.keys(), "the text encoder's old names are wrong"
     extra = {"alphas_cumprod": torch.linspace(1, 0, 1000), "model_ema.decay": torch.tensor(0.9999)}
     whole = {key: value.contiguous() for key, value in (old | old_vae | old_text | extra).items()}
-    save_file(whole, folder / "single_file.safetensors")
+    save_file(whole, directory / "single_file.safetensors")
 
 
 def low_rank(weight, rank, seed, mid=False):
@@ -291,13 +291,13 @@ def peft_dora(pipeline, path):
 
 
 def with_peft(pipeline, path, scale):
-    pipeline.load_lora_weights(FOLDER, weight_name=path.name, adapter_name="dora")
+    pipeline.load_lora_weights(DIRECTORY, weight_name=path.name, adapter_name="dora")
     pipeline.set_adapters(["dora"], [scale])
 
 
 def adapted(name, scale):
-    """diffusers with the weights that the file FOLDER/<name>.safetensors makes, in f32; for comparisons on other devices."""
-    pipeline, path = open_pipeline(), FOLDER / f"{name}.safetensors"
+    """diffusers with the weights that the file DIRECTORY/<name>.safetensors makes, in f32; for comparisons on other devices."""
+    pipeline, path = open_pipeline(), DIRECTORY / f"{name}.safetensors"
     tensors = load_file(path)
     if name == "peft_dora":
         with_peft(pipeline, path, scale)
@@ -313,19 +313,19 @@ def adapted(name, scale):
 
 
 def main():
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
+    shutil.rmtree(DIRECTORY, ignore_errors=True)
+    DIRECTORY.mkdir()
     latents, out, scales = load_file(HERE / "sd15.safetensors")["unet/1x9x13/latents"], {}, {}
     for n, (name, tensors) in enumerate(files(open_pipeline()).items()):
         pipeline, scales[name] = open_pipeline(), [1.0, 0.7, -0.4][n % 3]
         merge(pipeline, tensors, scales[name])
-        save_file(tensors, FOLDER / f"{name}.safetensors")
+        save_file(tensors, DIRECTORY / f"{name}.safetensors")
         look(pipeline, latents, out, name)
     pipeline, scales["dora_along_inputs"] = open_pipeline(), 0.6
-    save_file(dora_along_inputs(pipeline), FOLDER / "dora_along_inputs.safetensors")
+    save_file(dora_along_inputs(pipeline), DIRECTORY / "dora_along_inputs.safetensors")
     look(pipeline, latents, out, "dora_along_inputs")
     pipeline, scales["peft_dora"] = open_pipeline(), 0.7
-    peft_dora(pipeline, FOLDER / "peft_dora.safetensors")
+    peft_dora(pipeline, DIRECTORY / "peft_dora.safetensors")
     look(pipeline, latents, out, "peft_dora")
 
     pipeline, scales["old_names"] = open_pipeline(), 0.9
@@ -333,10 +333,10 @@ def main():
     weights = {name: module.weight for name, module in modules(pipeline) if name in names and module.weight.dim() > 1}
     tensors = {f"{name}.{part}": tensor for n, (name, weight) in enumerate(weights.items()) for part, tensor in low_rank(weight, 1, 1000 + 10 * n).items()}
     merge(pipeline, tensors, scales["old_names"])
-    save_file({names[key.split(".")[0]] + "." + key.split(".", 1)[1]: tensor for key, tensor in tensors.items()}, FOLDER / "old_names.safetensors")
+    save_file({names[key.split(".")[0]] + "." + key.split(".", 1)[1]: tensor for key, tensor in tensors.items()}, DIRECTORY / "old_names.safetensors")
     look(pipeline, latents, out, "old_names")
-    (FOLDER / "scales.json").write_text(json.dumps(scales, indent=2) + "\n")
-    save_file({key: value.contiguous() for key, value in out.items()}, FOLDER / "expected.safetensors")
+    (DIRECTORY / "scales.json").write_text(json.dumps(scales, indent=2) + "\n")
+    save_file({key: value.contiguous() for key, value in out.items()}, DIRECTORY / "expected.safetensors")
     single_file(HERE)
 
 

@@ -32,11 +32,11 @@ def stages(pipeline, reference, out):
 
 def loras(pipeline, reference, out):
     """Beside the weights; ours are merged into them, in f32, and rounded once."""
-    folder = HERE / "loras"
+    directory = HERE / "loras"
     latents = reference["unet/1x9x13/latents"].half()
-    for mix, scales in json.loads((folder / "mixes.json").read_text()).items():
+    for mix, scales in json.loads((directory / "mixes.json").read_text()).items():
         for lora in scales:
-            pipeline.load_lora_weights(folder, weight_name=f"{lora}.safetensors", adapter_name=lora)
+            pipeline.load_lora_weights(directory, weight_name=f"{lora}.safetensors", adapter_name=lora)
         pipeline.set_adapters(list(scales), list(scales.values()))
         hidden = text_hidden(pipeline, PROMPT)[1]
         out[f"lora/{mix}/text"] = hidden

@@ -83,8 +83,8 @@ def tokenizer():
 
 
 def checkpoint(name, seed, *, widths, unet, text, schedule, pad, tokenizer_json):
-    """A folder as diffusers saves it, with every float format among its files; returns the pipeline in float32."""
-    folder = HERE / name
+    """A directory as diffusers saves it, with every float format among its files; returns the pipeline in float32."""
+    directory = HERE / name
     vocab, merges = tokenizer()
     clip = CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=77)
     unet = UNet2DConditionModel(
@@ -107,13 +107,13 @@ def checkpoint(name, seed, *, widths, unet, text, schedule, pad, tokenizer_json)
         tokenizer=clip, unet=randomize(unet, seed + 3000, torch.float16), scheduler=schedule, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    pipeline.save_pretrained(folder)
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
+    pipeline.save_pretrained(directory)
+    (directory / "tokenizer" / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    (directory / "tokenizer" / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    pipeline = StableDiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     if not tokenizer_json:
-        (folder / "tokenizer" / "tokenizer.json").unlink()
+        (directory / "tokenizer" / "tokenizer.json").unlink()
     return pipeline
 
 
@@ -139,18 +139,18 @@ def stages(pipeline, out):
             negative, positive = pipeline.unet(torch.cat([latents] * 2), steps, both).sample.chunk(2)
             out[f"{key}/{timestep}/guided"] = negative + 7.5 * (positive - negative)
         if batch > 1:
-            continue  # pictures are decoded one by one
+            continue  # images are decoded one by one
         decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
         out[f"vae/{batch}x{height}x{width}"] = decoded
         out[f"pixels/{batch}x{height}x{width}"] = pixels(pipeline.image_processor.postprocess(decoded, "np"))
 
 
-def pixels(pictures):
+def pixels(images):
     """(N, H, W, 3) bytes, rounded as `numpy_to_pil` rounds."""
-    return torch.from_numpy((pictures * 255).round().astype("uint8"))
+    return torch.from_numpy((images * 255).round().astype("uint8"))
 
 
-def first_pictures(base):
+def first_images(base):
     return [
         ("dpmsolver++", DPMSolverMultistepScheduler.from_config(base), 5, 7.5, 1),
         ("dpmsolver++-karras", DPMSolverMultistepScheduler.from_config(base, use_karras_sigmas=True), 5, 7.5, 1),
@@ -166,16 +166,16 @@ def start_samplers(base):
     return {name: named[name][0].from_config(base, **named[name][1]) for name in kept}
 
 
-def pictures(pipeline, out, cases):
-    """Whole paintings from seeds, picture n by seed + n."""
+def images(pipeline, out, cases):
+    """Whole generations from seeds, image n by seed + n."""
     for name, scheduler, steps, guidance, count in cases:
         pipeline.scheduler = scheduler
         seeds = [torch.Generator().manual_seed(42 + n) for n in range(count)]
-        painted = pipeline(
+        generated = pipeline(
             PROMPT, negative_prompt=NEGATIVE, height=HEIGHT, width=WIDTH, num_inference_steps=steps,
             guidance_scale=guidance, num_images_per_prompt=count, generator=seeds, output_type="np",
         ).images  # fmt: skip
-        out[f"picture/{name}"] = pixels(painted)
+        out[f"image/{name}"] = pixels(generated)
 
 
 def lora(names, shapes, rank, seed, style):
@@ -188,7 +188,7 @@ def lora(names, shapes, rank, seed, style):
     return tensors
 
 
-def write_loras(pipeline, folder):
+def write_loras(pipeline, directory):
     unet = {n.removesuffix(".weight"): tuple(p.shape) for n, p in pipeline.unet.named_parameters() if n.endswith("weight")}
     text = {n.removesuffix(".weight"): tuple(p.shape) for n, p in pipeline.text_encoder.named_parameters()}
     attention = [n for n in unet if n.split(".")[-1] in ("to_q", "to_k", "to_v") or n.endswith("to_out.0")]
@@ -206,26 +206,26 @@ def write_loras(pipeline, folder):
         return f"unet.{attn}.processor.{projection}_lora.{matrix}.weight"
 
     with_text = lora(attention, unet, 4, 100, peft("unet")) | lora(encoder, text, 2, 300, peft("text_encoder"))
-    save_file(with_text, folder / "peft.safetensors")
+    save_file(with_text, directory / "peft.safetensors")
     told = {"unet.r": 4, "unet.lora_alpha": 10, "unet.target_modules": sorted(attention), "unet.peft_type": "LORA"}
     header = {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
-    save_file(lora(attention, unet, 4, 500, peft("unet")), folder / "peft_alpha.safetensors", metadata=header)
+    save_file(lora(attention, unet, 4, 500, peft("unet")), directory / "peft_alpha.safetensors", metadata=header)
     convolutions = lora(attention + rest, unet, 3, 700, kohya("lora_unet")) | lora(encoder, text, 3, 900, kohya("lora_te_text_model"))
     alphas = {key.replace("lora_down.weight", "alpha"): torch.tensor(1.5) for key in convolutions if key.endswith("lora_down.weight")}
-    save_file(convolutions | alphas, folder / "kohya.safetensors")
-    save_file(lora(attention, unet, 2, 1100, processor), folder / "processor.safetensors")
+    save_file(convolutions | alphas, directory / "kohya.safetensors")
+    save_file(lora(attention, unet, 2, 1100, processor), directory / "processor.safetensors")
     old = {key.replace(".lora_A.", ".lora_linear_layer.down.").replace(".lora_B.", ".lora_linear_layer.up."): value
            for key, value in lora(encoder, text, 2, 1300, peft("text_encoder")).items()}  # fmt: skip
     dotted = {key.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): value
               for key, value in lora(attention[:8], unet, 5, 1500, peft("unet")).items()}  # fmt: skip
-    save_file(old | dotted, folder / "linear_layer.safetensors")
+    save_file(old | dotted, directory / "linear_layer.safetensors")
 
 
 def loras(pipeline, out):
     """Text states and UNet output with LoRAs of every format, alone and together."""
-    folder = HERE / "loras"
-    folder.mkdir()
-    write_loras(pipeline, folder)
+    directory = HERE / "loras"
+    directory.mkdir()
+    write_loras(pipeline, directory)
     mixes = {
         "peft": {"peft": 1.0},
         "peft_alpha": {"peft_alpha": 0.7},
@@ -237,14 +237,14 @@ def loras(pipeline, out):
     latents, plain = out["unet/1x9x13/latents"], text_hidden(pipeline, PROMPT)[1]
     for mix, scales in mixes.items():
         for name in scales:
-            pipeline.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
+            pipeline.load_lora_weights(directory, weight_name=f"{name}.safetensors", adapter_name=name)
         pipeline.set_adapters(list(scales), list(scales.values()))
         hidden = text_hidden(pipeline, PROMPT)[1]
         assert torch.equal(hidden, plain) == (mix in ("peft_alpha", "processor")), f"{mix} and the text encoder"
         out[f"lora/{mix}/text"] = hidden
         out[f"lora/{mix}/unet"] = pipeline.unet(latents, torch.tensor(500.0), hidden).sample
         pipeline.unload_lora_weights()
-    (folder / "mixes.json").write_text(json.dumps(mixes, indent=2) + "\n")
+    (directory / "mixes.json").write_text(json.dumps(mixes, indent=2) + "\n")
 
 
 SCHEDULES = {
@@ -323,7 +323,7 @@ def main():
     stages(sd15, out)
     loras(sd15, out)
     base = sd15.scheduler.config
-    pictures(sd15, out, first_pictures(base))
+    images(sd15, out, first_images(base))
     out["noise/42"] = normals((1, 4, 9, 13), 42)
     out["noise/3000000000"] = normals((1, 4, 8, 8), 3_000_000_000)
     save_file({key: value.contiguous() for key, value in out.items()}, HERE / "sd15.safetensors")
@@ -334,13 +334,13 @@ def main():
     sd2 = checkpoint("sd2", 5, widths=(8, 16, 24), unet=heads, text={"hidden_act": "gelu"}, schedule=sd2_schedule, pad="!", tokenizer_json=False)
     out = {}
     stages(sd2, out)
-    pictures(sd2, out, first_pictures(sd2.scheduler.config))
+    images(sd2, out, first_images(sd2.scheduler.config))
     save_file({key: value.contiguous() for key, value in out.items()}, HERE / "sd2.safetensors")
 
     schedules("schedules", SCHEDULES, {})
     out = {}
     samplers = [(name, cls.from_config(base, **more), 5, 7.5, 2) for name, (cls, more) in SAMPLERS.items()]
-    pictures(sd15, out, samplers)
+    images(sd15, out, samplers)
     schedules("samplers", SAMPLERS, out)
     prompts.write(sd15, normals, HERE)
     starts.write(sd15, start_samplers(base), HERE)

@@ -49,12 +49,12 @@ def weighted(pipeline, text, negative):
     return torch.cat(out)
 
 
-def write(pipeline, normals, folder):
+def write(pipeline, normals, directory):
     out = {"long": weighted(pipeline, [(LONG, 1.0)], [(NEGATIVE, 1.0)])}
     for name, pairs in WEIGHTED.items():
         out[name] = weighted(pipeline, pairs, [(NEGATIVE, 1.0)])
 
-    files = folder / "embeddings"
+    files = directory / "embeddings"
     files.mkdir()
     save_file({"<mood>": normals((24,), 2100)}, files / "mood.safetensors")
     save_file({"<another-name>": normals((3, 24), 2101)}, files / "mill.safetensors")
@@ -65,4 +65,4 @@ def write(pipeline, normals, folder):
         positive, negative = pipeline.encode_prompt(prompt, "cpu", 1, True, negative_prompt=negative)
         out[f"inverted/{name}"] = torch.cat([negative, positive])
     pipeline.unload_textual_inversion()
-    save_file({key: value.contiguous() for key, value in out.items()}, folder / "prompts.safetensors")
+    save_file({key: value.contiguous() for key, value in out.items()}, directory / "prompts.safetensors")

@@ -78,14 +78,14 @@ def pipeline_of(transformer, vae, scheduler):
     )
 
 
-def picture(width, height, seed):
+def image(width, height, seed):
     """Waves, so that resampling has something to do."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [128 + 90 * np.sin(x / (3 + seed + k) + k) * np.cos(y / (5 + 2 * k) + seed) for k in range(3)]
     return Image.fromarray(np.stack(waves, -1).round().clip(0, 255).astype("uint8"))
 
 
-PICTURES = {"person": picture(96, 128, 1), "garment": picture(120, 75, 4), "shoes": picture(70, 70, 9)}
+IMAGES = {"person": image(96, 128, 1), "garment": image(120, 75, 4), "shoes": image(70, 70, 9)}
 
 
 class Recorder:
@@ -127,23 +127,23 @@ class Recorder:
         del self.pipeline.scheduler.step, self.pipeline.prepare_latents
 
 
-def paint(pipeline, out, key, images, steps, guidance, seed):
-    """One painting with everything on its way."""
+def generate(pipeline, out, key, images, steps, guidance, seed):
+    """One generation with everything on its way."""
     words = {
-        "image": [PICTURES[name] for name in images], "prompt_embeds": out["text/positive"], "width": WIDTH, "height": HEIGHT,
+        "image": [IMAGES[name] for name in images], "prompt_embeds": out["text/positive"], "width": WIDTH, "height": HEIGHT,
         "negative_prompt_embeds": out["text/negative"] if guidance > 1 else None, "true_cfg_scale": guidance,
         "num_inference_steps": steps,
     }  # fmt: skip
     with Recorder(pipeline, out, key):
         out[f"{key}/latents"] = pipeline(**words, generator=torch.Generator().manual_seed(seed), output_type="latent").images
-    painted = pipeline(**words, generator=torch.Generator().manual_seed(seed), output_type="np").images
-    out[f"{key}/picture"] = torch.from_numpy((painted * 255).round().astype("uint8"))
+    generated = pipeline(**words, generator=torch.Generator().manual_seed(seed), output_type="np").images
+    out[f"{key}/image"] = torch.from_numpy((generated * 255).round().astype("uint8"))
 
 
 def write_loras(pipeline, out):
     """Lightning's bare keys with alpha; diffusers' own; ComfyUI's prefix, on modulation and the layers outside of the blocks."""
-    folder = HERE / "loras"
-    folder.mkdir()
+    directory = HERE / "loras"
+    directory.mkdir()
     linears = [(n, m) for n, m in pipeline.transformer.named_modules() if isinstance(m, torch.nn.Linear)]
     shapes = {name: module.weight.shape for name, module in linears}
     lightning = [name for name in shapes if ".attn." in name or "_mlp." in name]
@@ -159,13 +159,13 @@ def write_loras(pipeline, out):
             tensors[up] = normals((rows, rank), seed + 2 * index + 1, 0.3).to(torch.bfloat16)
             if alpha is not None:
                 tensors[f"{module}.alpha"] = torch.tensor(alpha, dtype=torch.bfloat16)
-        save_file(tensors, folder / f"{file}.safetensors")
+        save_file(tensors, directory / f"{file}.safetensors")
 
     write("lightning", lightning, 4, 100, lambda m: (f"{m}.lora_down.weight", f"{m}.lora_up.weight"), 2.0)
     write("diffusers", lightning, 3, 500, lambda m: (f"transformer.{m}.lora_A.weight", f"transformer.{m}.lora_B.weight"), None)
     write("others", others, 2, 900, lambda m: (f"diffusion_model.{m}.lora_A.weight", f"diffusion_model.{m}.lora_B.weight"), None)
     for name in ("lightning", "diffusers", "others"):
-        pipeline.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
+        pipeline.load_lora_weights(directory, weight_name=f"{name}.safetensors", adapter_name=name)
         pipeline.set_adapters([name], [0.8])
         forward(pipeline.transformer, out, f"lora/{name}")
         pipeline.unload_lora_weights()
@@ -181,8 +181,8 @@ def forward(transformer, out, key):
 
 def write_fp8(pipeline, out):
     """The spellings of 8-bit files, each with what diffusers computes from the same numbers made whole."""
-    folder = HERE / "fp8"
-    folder.mkdir()
+    directory = HERE / "fp8"
+    directory.mkdir()
     quantised = (".attn.", "img_mlp", "txt_mlp", "img_mod", "txt_mod")
     state = pipeline.transformer.state_dict()
     for spelling in ("channel", "channel_flat", "tensor", "bare"):
@@ -209,7 +209,7 @@ def write_fp8(pipeline, out):
         if spelling == "tensor":
             tensors = {f"model.diffusion_model.{name}": value for name, value in tensors.items()}
             tensors["scaled_fp8"] = torch.empty(0, dtype=torch.float8_e4m3fn)
-        save_file(tensors, folder / f"{spelling}.safetensors")
+        save_file(tensors, directory / f"{spelling}.safetensors")
         transformer = copy.deepcopy(pipeline.transformer)
         transformer.load_state_dict(whole)
         forward(transformer, out, f"fp8/{spelling}")
@@ -247,14 +247,14 @@ def main():
     pipeline = checkpoint()
     pipeline.set_progress_bar_config(disable=True)
     out = {"text/positive": normals((1, 11, HIDDEN), 1), "text/negative": normals((1, 7, HIDDEN), 2)}
-    for name, image in PICTURES.items():
+    for name, image in IMAGES.items():
         out[f"input/{name}"] = torch.from_numpy(np.array(image))
         width, height = reference.calculate_dimensions(REFERENCE_AREA, image.width / image.height)
         out[f"resized/{name}"] = torch.from_numpy(np.array(pipeline.image_processor.resize(image, height, width)))
     out["forward/tokens"] = normals((1, 7 * 5 + 6 * 6 + 3 * 8, 16), 3)
-    paint(pipeline, out, "base", ["person", "garment"], 4, 4.0, seed=42)
+    generate(pipeline, out, "base", ["person", "garment"], 4, 4.0, seed=42)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**LIGHTNING)
-    paint(pipeline, out, "lightning", ["person", "garment", "shoes"], 4, 1.0, seed=7)
+    generate(pipeline, out, "lightning", ["person", "garment", "shoes"], 4, 1.0, seed=7)
     forward(pipeline.transformer, out, "forward/zero_cond_t")
     earlier = QwenImageTransformer2DModel.from_config(pipeline.transformer.config, zero_cond_t=False)
     earlier.load_state_dict(pipeline.transformer.state_dict())

@@ -1,11 +1,11 @@
-"""Writes tests/fixtures/qwen-text: a tiny random Qwen2.5-VL with tokenizer and picture processor, and what transformers and diffusers
+"""Writes tests/fixtures/qwen-text: a tiny random Qwen2.5-VL with tokenizer and image processor, and what transformers and diffusers
 compute with them, for tests/it/parity/qwen_text.rs.
 
     python tests/oracle/qwen_text.py    some seconds on a CPU; the result is committed
 
 Made with torch 2.11.0, transformers 5.23.0, diffusers 0.42.1, pillow 12.0.0. Every parameter is a seeded normal number.
-Pillow 13 makes some pictures narrower after it has made them lower, which changes their last bits; the services that are replaced
-had older ones. Diffusers 0.42.1 does not tell transformers 5 which tokens are pictures, and then it counts positions as in plain text;
+Pillow 13 makes some images narrower after it has made them lower, which changes their last bits; the services that are replaced
+had older ones. Diffusers 0.42.1 does not tell transformers 5 which tokens are images, and then it counts positions as in plain text;
 version 4 found out for itself. The oracle tells it.
 """
 
@@ -19,7 +19,7 @@ from diffusers import QwenImageEditPlusPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
 from PIL import Image
-from qwen import PICTURES, randomize
+from qwen import IMAGES, randomize
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -55,10 +55,10 @@ def text_encoder(tokenizer):
     )  # fmt: skip
     randomize(Qwen2_5_VLForConditionalGeneration(config), 6000).save_pretrained(HERE / "text_encoder", max_shard_size="120KB")
     old_names(HERE / "text_encoder")
-    return told_what_is_a_picture(Qwen2_5_VLForConditionalGeneration.from_pretrained(HERE / "text_encoder", torch_dtype=torch.float32).eval())
+    return told_what_is_a_image(Qwen2_5_VLForConditionalGeneration.from_pretrained(HERE / "text_encoder", torch_dtype=torch.float32).eval())
 
 
-def told_what_is_a_picture(encoder):
+def told_what_is_a_image(encoder):
     forward = encoder.forward
 
     def told(input_ids, **kwargs):
@@ -68,20 +68,20 @@ def told_what_is_a_picture(encoder):
     return encoder
 
 
-def old_names(folder):
+def old_names(directory):
     """The names that the real checkpoint has: transformers renames them when it reads and writes."""
-    names = [name for path in folder.glob("*.safetensors") for name in load_file(path)]
+    names = [name for path in directory.glob("*.safetensors") for name in load_file(path)]
     assert any(name.startswith("visual.") for name in names) and any(name.startswith("model.layers.") for name in names), names[:4]
 
 
 class Processor:
     """transformers' Qwen2VLProcessor without its video half, which needs torchvision."""
 
-    def __init__(self, tokenizer, pictures):
-        self.tokenizer, self.pictures = tokenizer, pictures
+    def __init__(self, tokenizer, images):
+        self.tokenizer, self.images = tokenizer, images
 
     def __call__(self, text, images, padding, return_tensors):
-        shown = self.pictures(images, return_tensors="pt")
+        shown = self.images(images, return_tensors="pt")
         (text,) = text
         for grid in shown["image_grid_thw"]:
             text = text.replace("<|image_pad|>", "<|placeholder|>" * (int(grid.prod()) // 4), 1)
@@ -90,9 +90,9 @@ class Processor:
         return inputs
 
 
-def condition(picture):
-    width, height = calculate_dimensions(CONDITION_AREA, picture.width / picture.height)
-    return VaeImageProcessor(vae_scale_factor=16).resize(picture, height, width)
+def condition(image):
+    width, height = calculate_dimensions(CONDITION_AREA, image.width / image.height)
+    return VaeImageProcessor(vae_scale_factor=16).resize(image, height, width)
 
 
 @torch.no_grad()
@@ -100,24 +100,24 @@ def main():
     shutil.rmtree(HERE, ignore_errors=True)
     HERE.mkdir(parents=True)
     tokenizer = words.write(HERE)
-    pictures = words.new_image_processor()
+    images = words.new_image_processor()
     encoder = text_encoder(tokenizer)
     out = {}
-    for name, picture in PICTURES.items():
-        shown = pictures(condition(picture), return_tensors="pt")
+    for name, image in IMAGES.items():
+        shown = images(condition(image), return_tensors="pt")
         out[f"patches/{name}"] = shown["pixel_values"][::9].contiguous()
         out[f"vision/{name}"] = encoder.model.visual(shown["pixel_values"], grid_thw=shown["image_grid_thw"]).pooler_output
         out[f"grid/{name}"] = shown["image_grid_thw"][0]
-        out[f"input/{name}"] = torch.from_numpy(np.asarray(picture).copy())
-    pipeline = QwenImageEditPlusPipeline(None, None, encoder, tokenizer, Processor(tokenizer, pictures), None)
+        out[f"input/{name}"] = torch.from_numpy(np.asarray(image).copy())
+    pipeline = QwenImageEditPlusPipeline(None, None, encoder, tokenizer, Processor(tokenizer, images), None)
     for key, (prompt, names) in PROMPTS.items():
-        shown = [condition(PICTURES[name]) for name in names]
+        shown = [condition(IMAGES[name]) for name in names]
         out[f"hidden/{key}"], _ = pipeline.encode_prompt(prompt, image=shown, device="cpu")
     for index, (width, height, wide, high) in enumerate(RESIZED):
-        picture = Image.fromarray(np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8))
-        out[f"resize/{index}/input"] = torch.from_numpy(np.asarray(picture).copy())
+        image = Image.fromarray(np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8))
+        out[f"resize/{index}/input"] = torch.from_numpy(np.asarray(image).copy())
         for name, filter_ in [("lanczos", Image.LANCZOS), ("bicubic", Image.BICUBIC)]:
-            out[f"resize/{index}/{name}"] = torch.from_numpy(np.asarray(picture.resize((wide, high), filter_)).copy())
+            out[f"resize/{index}/{name}"] = torch.from_numpy(np.asarray(image.resize((wide, high), filter_)).copy())
     save_file({k: v.contiguous() for k, v in out.items()}, HERE / "expected.safetensors")
 
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::elementwise;
 use crate::tile::{self, PANEL, ROWS};
-use crate::turn::transpose;
+use crate::transpose::transpose;
 use crate::vectors::{Rounding, exp, vectorised};
 
 /// Measures of queries (B, T, channels), keys and values (B, S, channels), channels being those of all heads, one after the other.
@@ -27,16 +27,16 @@ impl Attention {
         let values = elementwise::transpose(value, places, channels);
         let mut out = vec![0.0; query.len()];
         let blocks: Vec<_> =
-            out.chunks_mut(tokens * channels).flat_map(|picture| picture.chunks_mut(PANEL * channels)).enumerate().collect();
-        let per_picture = tokens.div_ceil(PANEL);
+            out.chunks_mut(tokens * channels).flat_map(|image| image.chunks_mut(PANEL * channels)).enumerate().collect();
+        let per_image = tokens.div_ceil(PANEL);
         blocks.into_par_iter().for_each_init(
             || (vec![0.0; width * PANEL], vec![0.0; places.next_multiple_of(ROWS) * PANEL]),
             |(queries, scores), (block, out)| {
-                let (picture, first) = (block / per_picture, block % per_picture * PANEL);
+                let (image, first) = (block / per_image, block % per_image * PANEL);
                 for head in 0..heads {
                     let count = out.len() / channels;
-                    transpose(query, channels, picture * tokens + first, count, head * width, width, queries);
-                    let head = Head { key, values: &values, picture, first: head * width, places };
+                    transpose(query, channels, image * tokens + first, count, head * width, width, queries);
+                    let head = Head { key, values: &values, image, first: head * width, places };
                     self.head(&head, first, queries, scores, out);
                 }
             },
@@ -47,7 +47,7 @@ impl Attention {
     /// The results of one block of queries, from place `from` on, in the channels of one head. `queries`: (width, 48).
     fn head(&self, head: &Head<'_>, from: usize, queries: &mut [f32], scores: &mut [f32], out: &mut [f32]) {
         let (channels, width) = (self.channels, self.channels / self.heads);
-        let Head { picture, first, places, .. } = *head;
+        let Head { image, first, places, .. } = *head;
         let columns = out.len() / channels;
         // No query of the block sees what is behind its last one.
         let seen = if self.causal { from + columns } else { places };
@@ -56,7 +56,7 @@ impl Attention {
             *number *= scale;
         }
         for place in (0..seen).step_by(ROWS) {
-            let row = |index: usize| (picture * places + (place + index).min(places - 1)) * channels + first;
+            let row = |index: usize| (image * places + (place + index).min(places - 1)) * channels + first;
             tile::multiply(head.key, std::array::from_fn(row), width, queries, columns, &mut scores[place * PANEL..]);
         }
         if self.causal {
@@ -67,7 +67,7 @@ impl Attention {
         let sums = vectorised!(|rounding| exponentials(&mut scores[..seen * PANEL], rounding));
         let mut sum = [0.0; ROWS * PANEL];
         for channel in (0..width).step_by(ROWS) {
-            let row = |index: usize| (picture * channels + first + (channel + index).min(width - 1)) * places;
+            let row = |index: usize| (image * channels + first + (channel + index).min(width - 1)) * places;
             tile::multiply(head.values, std::array::from_fn(row), seen, scores, columns, &mut sum);
             let height = ROWS.min(width - channel);
             for (column, out) in out.chunks_exact_mut(channels).enumerate() {
@@ -85,13 +85,13 @@ struct Head<'a> {
     key: &'a [f32],
     /// (B, channels, S).
     values: &'a [f32],
-    picture: usize,
+    image: usize,
     /// Its first channel.
     first: usize,
     places: usize,
 }
 
-/// Each column's numbers to e to the (number - the column's largest); returns the columns' sums.
+/// Each column's values to e to the (number - the column's largest); returns the columns' sums.
 #[inline(always)]
 fn exponentials(scores: &mut [f32], rounding: Rounding) -> [f32; PANEL] {
     let (mut largest, mut sums) = ([f32::NEG_INFINITY; PANEL], [0.0; PANEL]);

@@ -1,6 +1,6 @@
 //! Convolutions: 3x3 by Winograd's algorithm, 1x1 and those that halve the sides as weights times gathered panels.
 
-use crate::product::Product;
+use crate::gemm::Gemm;
 use crate::shared::Shared;
 use crate::tile::PANEL;
 use crate::winograd;
@@ -10,12 +10,12 @@ use crate::winograd;
 pub struct Convolution {
     pub in_channels: usize,
     pub out_channels: usize,
-    /// Of the pictures that are convolved.
+    /// Of the images that are convolved.
     pub height: usize,
     pub width: usize,
     pub kernel: usize,
     pub stride: usize,
-    /// Whether the pictures are given at half of `height` and `width`, both even, and each of their numbers counts for 2x2; for kernels of 3
+    /// Whether the images are given at half of `height` and `width`, both even, and each of their values counts for 2x2; for kernels of 3
     /// and stride 1.
     pub doubled: bool,
 }
@@ -23,7 +23,7 @@ pub struct Convolution {
 /// What the sums of a convolution begin with.
 #[derive(Clone, Copy, Default)]
 pub struct Begin<'a> {
-    /// (out), or (B, out): of each picture its own.
+    /// (out), or (B, out): of each image its own.
     pub bias: Option<&'a [f32]>,
     /// (B, out, H', W').
     pub residual: Option<&'a [f32]>,
@@ -36,44 +36,44 @@ impl Convolution {
         (self.height.div_ceil(self.stride), self.width.div_ceil(self.stride))
     }
 
-    /// (height, width) of the pictures as they are given.
+    /// (height, width) of the images as they are given.
     pub(crate) fn given_sides(&self) -> (usize, usize) {
         if self.doubled { (self.height / 2, self.width / 2) } else { (self.height, self.width) }
     }
 
-    /// `pictures`: (B, in, H, W); `weight`: (out, in, kernel, kernel). Returns (B, out, H', W').
+    /// `images`: (B, in, H, W); `weight`: (out, in, kernel, kernel). Returns (B, out, H', W').
     #[must_use]
-    pub fn run(&self, pictures: &[f32], weight: &[f32], begin: Begin<'_>) -> Vec<f32> {
+    pub fn run(&self, images: &[f32], weight: &[f32], begin: Begin<'_>) -> Vec<f32> {
         if self.kernel == 3 && self.stride == 1 {
-            return winograd::run(self, pictures, weight, begin);
+            return winograd::run(self, images, weight, begin);
         }
         let (out_height, out_width) = self.out_sides();
         let places = out_height * out_width;
-        let picture_len = self.in_channels * self.height * self.width;
-        let batch = pictures.len() / picture_len;
+        let image_len = self.in_channels * self.height * self.width;
+        let batch = images.len() / image_len;
         let (rows, depth) = (self.out_channels, self.in_channels * self.kernel * self.kernel);
         let mut out = vec![0.0; batch * rows * places];
         let shared = Shared::new(&mut out);
-        let product = Product { weight, rows, depth, columns: places };
-        product.run(
+        let gemm = Gemm { weight, rows, depth, columns: places };
+        gemm.run(
             batch,
-            &|picture, first, columns, row, tile, is_first| {
-                for (index, numbers) in tile.chunks_exact(PANEL).enumerate().take(rows - row) {
-                    let channel = picture * rows + row + index;
+            &|image, first, columns, row, tile, is_first| {
+                for (index, values) in tile.chunks_exact(PANEL).enumerate().take(rows - row) {
+                    let channel = image * rows + row + index;
                     let at = channel * places + first;
                     shared.with(at, columns, |out| {
                         if is_first {
-                            begin.put(out, numbers, channel, at);
+                            begin.put(out, values, channel, at);
                         } else {
-                            out.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
+                            out.iter_mut().zip(values).for_each(|(sum, number)| *sum += number);
                         }
                     });
                 }
             },
-            &|picture, from, depth, first, panel| {
-                let picture = &pictures[picture * picture_len..][..picture_len];
+            &|image, from, depth, first, panel| {
+                let image = &images[image * image_len..][..image_len];
                 for (row, k) in panel.chunks_exact_mut(PANEL).zip(from..from + depth) {
-                    self.gather(picture, k, first, &mut row[..PANEL.min(places - first)]);
+                    self.gather(image, k, first, &mut row[..PANEL.min(places - first)]);
                 }
             },
         );
@@ -81,11 +81,11 @@ impl Convolution {
     }
 
     /// Row `k` of the matrix that the weights are multiplied with, from column `first` on.
-    fn gather(&self, picture: &[f32], k: usize, first: usize, row: &mut [f32]) {
+    fn gather(&self, image: &[f32], k: usize, first: usize, row: &mut [f32]) {
         let (kernel, stride, border) = (self.kernel, self.stride, self.kernel / 2);
         let (channel, tap) = (k / (kernel * kernel), k % (kernel * kernel));
         let (down, right) = (tap / kernel, tap % kernel);
-        let plane = &picture[channel * self.height * self.width..][..self.height * self.width];
+        let plane = &image[channel * self.height * self.width..][..self.height * self.width];
         let (_, out_width) = self.out_sides();
         if kernel == 1 && stride == 1 {
             row.copy_from_slice(&plane[first..first + row.len()]);
@@ -105,15 +105,15 @@ impl Convolution {
 }
 
 impl Begin<'_> {
-    /// Writes `numbers` and what they begin with. `channel`: of all pictures' channels; `at`: where `out` is in the result.
+    /// Writes `values` and what they begin with. `channel`: of all images' channels; `at`: where `out` is in the result.
     #[inline(always)]
-    pub(crate) fn put(&self, out: &mut [f32], numbers: &[f32], channel: usize, at: usize) {
+    pub(crate) fn put(&self, out: &mut [f32], values: &[f32], channel: usize, at: usize) {
         let bias = self.bias.map_or(0.0, |bias| bias[channel % bias.len()]);
         if let Some(residual) = self.residual {
             let residual = &residual[at..at + out.len()];
-            out.iter_mut().zip(numbers).zip(residual).for_each(|((out, number), before)| *out = before + (bias + number));
+            out.iter_mut().zip(values).zip(residual).for_each(|((out, number), before)| *out = before + (bias + number));
         } else {
-            out.iter_mut().zip(numbers).for_each(|(out, number)| *out = bias + number);
+            out.iter_mut().zip(values).for_each(|(out, number)| *out = bias + number);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What candle has no call for on a GPU: products of 8-bit numbers by cuBLASLt, a memory pool that keeps what it has, pinned memory.
+//! What candle has no call for on a GPU: products of 8-bit values by cuBLASLt, a memory pool that keeps what it has, pinned memory.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -13,7 +13,7 @@ use cudarc::driver::{
 };
 use half::bf16;
 
-/// Bytes that cuBLASLt may use beside a product's matrices, as NVIDIA recommends for Hopper (cuBLAS' documentation, `cublasSetWorkspace`).
+/// Bytes that cuBLASLt may use next to a product's matrices, as NVIDIA recommends for Hopper (cuBLAS' documentation, `cublasSetWorkspace`).
 const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// Makes the device's memory pool keep what tensors give back; by default it goes back to the driver at every synchronisation.
@@ -40,7 +40,7 @@ pub fn pinned<T: DeviceRepr + ValidAsZeroBits>(
     count: usize,
 ) -> Result<PinnedHostSlice<T>, DriverError> {
     // The flag 0 is plain, cached memory: files are read into it by the processor.
-    // SAFETY: it is `count` numbers long, nobody else has it yet, and zeros are numbers of every such `T`.
+    // SAFETY: it is `count` values long, nobody else has it yet, and zeros are values of every such `T`.
     unsafe {
         let mut memory = context.alloc_pinned_with_flags::<T>(count, 0)?;
         memory.as_mut_ptr()?.write_bytes(0, count);
@@ -58,8 +58,8 @@ pub struct Sides {
     pub depth: usize,
 }
 
-/// Multiplies matrices of e4m3 numbers, summed up in f32; needs a GPU that has such products (compute capability 8.9).
-pub struct EightBitProducts {
+/// Multiplies matrices of e4m3 values, summed up in f32; needs a GPU that has such products (compute capability 8.9).
+pub struct Fp8Gemm {
     handle: sys::cublasLtHandle_t,
     workspace: CudaSlice<u8>,
     stream: Arc<CudaStream>,
@@ -68,11 +68,11 @@ pub struct EightBitProducts {
 }
 
 // SAFETY: cuBLASLt's handle may be used by any thread, one at a time or several (cuBLASLt's documentation, "Thread safety").
-unsafe impl Send for EightBitProducts {}
+unsafe impl Send for Fp8Gemm {}
 // SAFETY: as above; what is asked for is behind a lock.
-unsafe impl Sync for EightBitProducts {}
+unsafe impl Sync for Fp8Gemm {}
 
-impl EightBitProducts {
+impl Fp8Gemm {
     /// # Errors
     /// The driver's or cuBLASLt's, as text.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self, String> {
@@ -87,7 +87,7 @@ impl EightBitProducts {
     /// When the GPU has no such product, or not of these sides.
     ///
     /// # Panics
-    /// When the numbers are not one byte each, or are fewer than `sides` says.
+    /// When the values are not one byte each, or are fewer than `sides` says.
     pub fn multiply<T: DeviceRepr>(
         &self,
         weight: &impl DevicePtr<T>,
@@ -113,7 +113,7 @@ impl EightBitProducts {
         let (workspace, _workspace_in_use) = self.workspace.device_ptr(&self.stream);
         let (alpha, beta) = (1.0_f32, 0.0_f32);
         // SAFETY: the matrices are as large as their layouts say (checked above), and in use until the stream is done with them; the
-        // numbers are f32, as the description says; with a beta of 0 what is in `out` is not read.
+        // values are f32, as the description says; with a beta of 0 what is in `out` is not read.
         unsafe {
             result::matmul(
                 self.handle,
@@ -157,7 +157,7 @@ impl EightBitProducts {
     }
 }
 
-impl Drop for EightBitProducts {
+impl Drop for Fp8Gemm {
     fn drop(&mut self) {
         // SAFETY: made by `new`, and nobody uses it any more.
         let _ = unsafe { result::destroy_handle(self.handle) };
@@ -168,8 +168,8 @@ impl Drop for EightBitProducts {
 struct Layout(sys::cublasLtMatrixLayout_t);
 
 impl Layout {
-    fn new(numbers: sys::cudaDataType, rows: usize, columns: usize) -> Result<Self, CublasError> {
-        result::create_matrix_layout(numbers, rows as u64, columns as u64, rows as i64).map(Self)
+    fn new(values: sys::cudaDataType, rows: usize, columns: usize) -> Result<Self, CublasError> {
+        result::create_matrix_layout(values, rows as u64, columns as u64, rows as i64).map(Self)
     }
 }
 
@@ -180,7 +180,7 @@ impl Drop for Layout {
     }
 }
 
-/// The transpose of the first matrix times the second: the only order that 8-bit numbers are multiplied in.
+/// The transpose of the first matrix times the second: the only order that 8-bit values are multiplied in.
 struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {

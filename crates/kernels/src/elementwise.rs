@@ -17,23 +17,23 @@ pub fn geglu(input: &[f32], width: usize) -> Vec<f32> {
     out
 }
 
-/// Numbers of a task.
+/// Values of a task.
 const CHUNK: usize = 1 << 14;
 
 /// x·sigmoid(1.702·x), CLIP's "quick gelu", in place.
-pub fn quick_gelu(numbers: &mut [f32]) {
-    each(numbers, |x, rounding| x / (1.0 + exp(-1.702 * x, rounding)));
+pub fn quick_gelu(values: &mut [f32]) {
+    each(values, |x, rounding| x / (1.0 + exp(-1.702 * x, rounding)));
 }
 
 /// x·sigmoid(x), in place.
-pub fn silu(numbers: &mut [f32]) {
-    each(numbers, |x, rounding| x / (1.0 + exp(-x, rounding)));
+pub fn silu(values: &mut [f32]) {
+    each(values, |x, rounding| x / (1.0 + exp(-x, rounding)));
 }
 
 #[inline(always)]
-fn each(numbers: &mut [f32], function: impl Fn(f32, Rounding) -> f32 + Sync) {
-    numbers.par_chunks_mut(CHUNK).for_each(|numbers| {
-        vectorised!(|rounding| numbers.iter_mut().for_each(|number| *number = function(*number, rounding)));
+fn each(values: &mut [f32], function: impl Fn(f32, Rounding) -> f32 + Sync) {
+    values.par_chunks_mut(CHUNK).for_each(|values| {
+        vectorised!(|rounding| values.iter_mut().for_each(|number| *number = function(*number, rounding)));
     });
 }
 

@@ -2,20 +2,20 @@
 //! that candle lacks on a GPU.
 //!
 //! Every number of a result is summed in an order that depends on the layer alone, never on the batch, the threads or the place
-//! in a block: a picture is the same bit by bit whether it is painted alone or among others.
+//! in a block: an image is the same bit by bit whether it is generated alone or among others.
 
 #![expect(clippy::inline_always, reason = "what is compiled for each kind of vectors has to be inlined there")]
 
 pub mod attention;
+pub mod caching_allocator;
 pub mod convolution;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod elementwise;
+pub mod gemm;
 pub mod norm;
-pub mod product;
-pub mod recycler;
 mod shared;
 mod tile;
-mod turn;
+mod transpose;
 mod vectors;
 mod winograd;

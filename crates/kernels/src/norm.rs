@@ -101,9 +101,9 @@ impl ChannelNorm<'_> {
         let shared = Shared::new(&mut out);
         let blocks = places.div_ceil(BLOCK);
         (0..input.len() / length * blocks).into_par_iter().for_each(|block| {
-            let (picture, first) = (block / blocks * length, block % blocks * BLOCK);
+            let (image, first) = (block / blocks * length, block % blocks * BLOCK);
             let count = BLOCK.min(places - first);
-            let row = |channel: usize| picture + channel * places + first;
+            let row = |channel: usize| image + channel * places + first;
             vectorised!(|rounding| {
                 let mut factors = [0.0_f32; BLOCK];
                 for channel in 0..self.gamma.len() {
@@ -115,9 +115,9 @@ impl ChannelNorm<'_> {
                     *sum = 1.0 / sum.sqrt().max(self.eps);
                 }
                 for (channel, gamma) in self.gamma.iter().enumerate() {
-                    let numbers = input[row(channel)..][..count].iter().zip(&factors);
+                    let values = input[row(channel)..][..count].iter().zip(&factors);
                     shared.with(row(channel), count, |out| {
-                        for (out, (x, factor)) in out.iter_mut().zip(numbers) {
+                        for (out, (x, factor)) in out.iter_mut().zip(values) {
                             let y = x * factor * gamma;
                             *out = if self.silu { y / (1.0 + exp(-y, rounding)) } else { y };
                         }
@@ -135,10 +135,10 @@ fn map(out: &mut [f32], input: &[f32], function: impl Fn(f32) -> f32) {
 }
 
 /// Mean and variance: of chunks that stay in the first-level cache, joined as Chan, Golub and `LeVeque` 1979 do.
-fn moments(numbers: &[f32]) -> (f64, f64) {
+fn moments(values: &[f32]) -> (f64, f64) {
     const CHUNK: usize = 4096;
     let (mut count, mut mean, mut squares) = (0.0, 0.0, 0.0);
-    for chunk in numbers.chunks(CHUNK) {
+    for chunk in values.chunks(CHUNK) {
         let here = chunk.len() as f64;
         let (centre, around) = vectorised!(|_| {
             let centre = sum(chunk, |x| x) / here;
@@ -152,18 +152,18 @@ fn moments(numbers: &[f32]) -> (f64, f64) {
     (mean, squares / count)
 }
 
-/// In 32 sums of up to 128 numbers each, these summed in f64.
+/// In 32 sums of up to 128 values each, these summed in f64.
 #[inline(always)]
-fn sum(numbers: &[f32], function: impl Fn(f32) -> f32) -> f64 {
+fn sum(values: &[f32], function: impl Fn(f32) -> f32) -> f64 {
     const LANES: usize = 32;
     let mut total = 0.0;
-    for chunk in numbers.chunks(128 * LANES) {
+    for chunk in values.chunks(128 * LANES) {
         let mut sums = [0.0_f32; LANES];
         let whole = chunk.chunks_exact(LANES);
         let rest = whole.remainder();
-        for numbers in whole {
+        for values in whole {
             for lane in 0..LANES {
-                sums[lane] += function(numbers[lane]);
+                sums[lane] += function(values[lane]);
             }
         }
         total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();

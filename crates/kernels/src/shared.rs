@@ -6,7 +6,7 @@ pub(crate) struct Shared {
     length: usize,
 }
 
-// SAFETY: the tasks of a kernel write to places of their own: each has its columns of a picture and its rows.
+// SAFETY: the tasks of a kernel write to places of their own: each has its columns of an image and its rows.
 unsafe impl Sync for Shared {}
 
 impl Shared {
@@ -14,7 +14,7 @@ impl Shared {
         Self { start: out.as_mut_ptr(), length: out.len() }
     }
 
-    /// `change` gets the numbers at `at..at + count`, which no other task may touch meanwhile.
+    /// `change` gets the values at `at..at + count`, which no other task may touch meanwhile.
     #[inline(always)]
     pub(crate) fn with(&self, at: usize, count: usize, change: impl FnOnce(&mut [f32])) {
         assert!(at + count <= self.length, "outside the result");

@@ -6,7 +6,7 @@ pub(crate) const ROWS: usize = 8;
 /// Columns of a panel; a panel is stored row by row, so its rows are this far apart.
 pub(crate) const PANEL: usize = 48;
 
-/// `out` (8 x 48) = rows of `a` (each `depth` numbers from its offset in `rows`) times `panel` (`depth` x 48), in the first `columns`
+/// `out` (8 x 48) = rows of `a` (each `depth` values from its offset in `rows`) times `panel` (`depth` x 48), in the first `columns`
 /// of them; what the others hold after it is nothing to rely on.
 ///
 /// Each number is one chain of fused multiply-adds in the order of depth (AVX-512, AVX2).
@@ -54,21 +54,21 @@ fn multiply_with(
 }
 
 /// # Safety
-/// Each row holds `depth` numbers.
+/// Each row holds `depth` values.
 unsafe fn portable(rows: [*const f32; ROWS], depth: usize, panel: &[f32], columns: usize, out: &mut [f32]) {
     for (row, out) in rows.into_iter().zip(out.chunks_exact_mut(PANEL)) {
         let out = &mut out[..columns];
         out.fill(0.0);
-        for (k, numbers) in panel.chunks_exact(PANEL).take(depth).enumerate() {
+        for (k, values) in panel.chunks_exact(PANEL).take(depth).enumerate() {
             // SAFETY: k < depth.
             let factor = unsafe { *row.add(k) };
-            out.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += factor * number);
+            out.iter_mut().zip(values).for_each(|(sum, number)| *sum += factor * number);
         }
     }
 }
 
 /// # Safety
-/// Each row holds `depth` numbers, `panel` `depth` x 48, `out` 8 x 48.
+/// Each row holds `depth` values, `panel` `depth` x 48, `out` 8 x 48.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512<const PARTS: usize>(rows: [*const f32; ROWS], depth: usize, panel: *const f32, out: *mut f32) {
@@ -77,7 +77,7 @@ unsafe fn avx512<const PARTS: usize>(rows: [*const f32; ROWS], depth: usize, pan
     for k in 0..depth {
         let mut columns = [_mm512_setzero_ps(); PARTS];
         for (part, column) in columns.iter_mut().enumerate() {
-            // SAFETY: k < depth, and 16 numbers from each multiple of 16 lie within a row of 48.
+            // SAFETY: k < depth, and 16 values from each multiple of 16 lie within a row of 48.
             *column = unsafe { _mm512_loadu_ps(panel.add(k * PANEL + 16 * part)) };
         }
         for row in 0..ROWS {
@@ -90,14 +90,14 @@ unsafe fn avx512<const PARTS: usize>(rows: [*const f32; ROWS], depth: usize, pan
     }
     for (row, sums) in sums.iter().enumerate() {
         for (part, sum) in sums.iter().enumerate() {
-            // SAFETY: 8 x 48 numbers.
+            // SAFETY: 8 x 48 values.
             unsafe { _mm512_storeu_ps(out.add(row * PANEL + 16 * part), *sum) }
         }
     }
 }
 
 /// # Safety
-/// Each row holds `depth` numbers; `panel` and `out` hold 24 numbers in each of their rows, which are 48 apart.
+/// Each row holds `depth` values; `panel` and `out` hold 24 values in each of their rows, which are 48 apart.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(rows: [*const f32; 4], depth: usize, panel: *const f32, out: *mut f32) {
@@ -119,7 +119,7 @@ unsafe fn avx2(rows: [*const f32; 4], depth: usize, panel: *const f32, out: *mut
     }
     for (row, sums) in sums.iter().enumerate() {
         for (part, sum) in sums.iter().enumerate() {
-            // SAFETY: 4 rows of 24 numbers.
+            // SAFETY: 4 rows of 24 values.
             unsafe { _mm256_storeu_ps(out.add(row * PANEL + 8 * part), *sum) }
         }
     }
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_vectors_that_there_is_gives_the_plain_product() {
+    fn every_kind_of_vectors_that_there_is_gives_the_plain_gemm() {
         let depth = 37;
         let number = |n: usize| ((n * 2_654_435_761) % 2_000) as f32 / 1_000.0 - 1.0;
         let a: Vec<f32> = (0..9 * depth).map(number).collect();

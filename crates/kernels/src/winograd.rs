@@ -1,7 +1,7 @@
-//! 3x3 convolutions by Winograd's F(2x2, 3x3): each tile of 2x2 numbers takes 16 multiplications a channel in place of 36.
+//! 3x3 convolutions by Winograd's F(2x2, 3x3): each tile of 2x2 values takes 16 multiplications a channel in place of 36.
 //!
 //! Matrices: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks" (arXiv 1509.09308). Where every number of the
-//! picture counts for 2x2 (nearest neighbours, doubled), the two middle ones of four in a row are the same, so that 7 of the 16 products are
+//! image counts for 2x2 (nearest neighbours, doubled), the two middle ones of four in a row are the same, so that 7 of the 16 products are
 //! of nothing and left out.
 
 use std::ops::Range;
@@ -9,39 +9,39 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::convolution::{Begin, Convolution};
-use crate::product::Share;
+use crate::gemm::Share;
 use crate::shared::Shared;
 use crate::tile::{self, PANEL, ROWS};
 use crate::vectors::vectorised;
 
 /// Products of a tile: 4x4.
 const POINTS: usize = 16;
-/// Those that are not always zero where pictures are doubled: rows and columns 0, 1 and 3.
+/// Those that are not always zero where images are doubled: rows and columns 0, 1 and 3.
 const DOUBLED_POINTS: [usize; 9] = [0, 1, 3, 4, 5, 7, 12, 13, 15];
 const ALL_POINTS: [usize; POINTS] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-/// Numbers of a vector.
+/// Values of a vector.
 const LANES: usize = 16;
-/// Numbers of one point of a task's tiles: they stay in the second-level cache while all rows of weights go over them.
-const POINT_NUMBERS: usize = 96 << 10;
+/// Values of one point of a task's tiles: they stay in the second-level cache while all rows of weights go over them.
+const POINT_VALUES: usize = 96 << 10;
 const MOST_PANELS: usize = 4;
 
 /// See [`Convolution::run`].
-pub(crate) fn run(c: &Convolution, pictures: &[f32], weight: &[f32], begin: Begin<'_>) -> Vec<f32> {
+pub(crate) fn run(c: &Convolution, images: &[f32], weight: &[f32], begin: Begin<'_>) -> Vec<f32> {
     let (height, width) = c.given_sides();
-    let picture_len = c.in_channels * height * width;
-    let batch = pictures.len() / picture_len;
+    let image_len = c.in_channels * height * width;
+    let batch = images.len() / image_len;
     let mut out = vec![0.0; batch * c.out_channels * c.height * c.width];
     let work = Work {
         c,
-        pictures,
-        picture_len,
+        images,
+        image_len,
         factors: &factors(weight, c.in_channels, c.out_channels),
         points: if c.doubled { &DOUBLED_POINTS } else { &ALL_POINTS },
         begin,
         shared: Shared::new(&mut out),
     };
     let panels = panels(c.height.div_ceil(2) * c.width.div_ceil(2));
-    let together = (POINT_NUMBERS / (c.in_channels * PANEL)).clamp(1, MOST_PANELS);
+    let together = (POINT_VALUES / (c.in_channels * PANEL)).clamp(1, MOST_PANELS);
     let blocks: Vec<&[Range<usize>]> = panels.chunks(together).collect();
     let share = Share::new(batch * blocks.len(), c.out_channels);
     (0..share.tasks()).into_par_iter().for_each_init(
@@ -83,9 +83,9 @@ fn factors(weight: &[f32], in_channels: usize, out_channels: usize) -> Vec<f32> 
                 let [left, middle, right] = [spread([a, d, g]), spread([b, e, h]), spread([c, f, i])];
                 for (row, ((left, middle), right)) in left.into_iter().zip(middle).zip(right).enumerate() {
                     let points = spread([left, middle, right]);
-                    for (column, numbers) in points.iter().enumerate() {
+                    for (column, values) in points.iter().enumerate() {
                         let at = (4 * row + column) * in_channels + chunk * LANES;
-                        factors[at..at + count].copy_from_slice(&numbers[..count]);
+                        factors[at..at + count].copy_from_slice(&values[..count]);
                     }
                 }
             }
@@ -105,8 +105,8 @@ fn spread([a, b, c]: [[f32; LANES]; 3]) -> [[f32; LANES]; 4] {
 
 struct Work<'a> {
     c: &'a Convolution,
-    pictures: &'a [f32],
-    picture_len: usize,
+    images: &'a [f32],
+    image_len: usize,
     factors: &'a [f32],
     points: &'static [usize],
     begin: Begin<'a>,
@@ -115,11 +115,11 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// `rows` of the result in all tiles of `panels`. `seen` and `sums` have a panel for each of these, of each of the 16 points, of each channel.
-    fn block(&self, picture: usize, panels: &[Range<usize>], rows: Range<usize>, seen: &mut [f32], sums: &mut [f32]) {
+    fn block(&self, image: usize, panels: &[Range<usize>], rows: Range<usize>, seen: &mut [f32], sums: &mut [f32]) {
         let (channels, height) = (self.c.in_channels, rows.len());
         let (seen_len, sums_len) = (channels * PANEL, height.next_multiple_of(ROWS) * PANEL);
         let (given_height, given_width) = self.c.given_sides();
-        let planes = self.pictures[picture * self.picture_len..][..self.picture_len].chunks_exact(given_height * given_width);
+        let planes = self.images[image * self.image_len..][..self.image_len].chunks_exact(given_height * given_width);
         for (channel, plane) in planes.enumerate() {
             for (panel, seen) in panels.iter().zip(seen.chunks_exact_mut(POINTS * seen_len)) {
                 for (tiles, column) in self.lines(panel) {
@@ -143,13 +143,13 @@ impl Work<'_> {
             for row in rows.clone() {
                 let sums = &sums[index * POINTS * sums_len + (row - rows.start) * PANEL..];
                 for (tiles, column) in self.lines(panel) {
-                    self.put(picture * self.c.out_channels + row, &tiles, &sums[column..], sums_len);
+                    self.put(image * self.c.out_channels + row, &tiles, &sums[column..], sums_len);
                 }
             }
         }
     }
 
-    /// Tiles that lie beside each other, and the column of the first of them.
+    /// Tiles that lie next to each other, and the column of the first of them.
     fn lines(&self, panel: &Range<usize>) -> impl Iterator<Item = (Line, usize)> + use<> {
         let (first, mut next, end) = (panel.start, panel.start, panel.end);
         let in_line = self.c.width.div_ceil(2);
@@ -161,9 +161,9 @@ impl Work<'_> {
         })
     }
 
-    /// Bᵀ·d·B of each tile's 4x4 numbers d, a number to each point of `out`, which are `stride` apart.
+    /// Bᵀ·d·B of each tile's 4x4 values d, a number to each point of `out`, which are `stride` apart.
     fn look(&self, plane: &[f32], line: &Line, out: &mut [f32], stride: usize) {
-        // Numbers of even and odd columns, the first one being the column before the first tile.
+        // Values of even and odd columns, the first one being the column before the first tile.
         let mut rows = [[[0.0_f32; PANEL + 1]; 2]; 4];
         let (_, width) = self.c.given_sides();
         let count = line.count;
@@ -205,7 +205,7 @@ impl Work<'_> {
         });
     }
 
-    /// Aᵀ·m·A of each tile's 16 sums m: 2x2 numbers of the result's `channel`. `sums`: a number of each point, `stride` apart.
+    /// Aᵀ·m·A of each tile's 16 sums m: 2x2 values of the result's `channel`. `sums`: a number of each point, `stride` apart.
     fn put(&self, channel: usize, line: &Line, sums: &[f32], stride: usize) {
         let count = line.count;
         let (top, left) = (2 * line.down, 2 * line.right);
@@ -237,7 +237,7 @@ impl Work<'_> {
     }
 }
 
-/// Tiles beside each other.
+/// Tiles next to each other.
 struct Line {
     /// Which line of tiles it is in.
     down: usize,
@@ -251,7 +251,7 @@ fn join(out: &mut [f32], x: &[f32], y: &[f32], count: usize, function: impl Fn(f
     out[..count].iter_mut().zip(&x[..count]).zip(&y[..count]).for_each(|((out, x), y)| *out = function(*x, *y));
 }
 
-/// The numbers of `line` from `start - border` on; zero outside.
+/// The values of `line` from `start - border` on; zero outside.
 #[inline(always)]
 fn copy(line: &[f32], start: usize, border: usize, out: &mut [f32]) {
     let before = border.saturating_sub(start).min(out.len());

@@ -1,12 +1,12 @@
-//! Every kernel beside the plain sum, at sizes that are no multiples of its blocks; and alone beside in a batch, bit by bit.
+//! Every kernel next to the plain sum, at sizes that are no multiples of its blocks; and alone next to in a batch, bit by bit.
 
 use atelier_kernels::attention::Attention;
 use atelier_kernels::convolution::{Begin, Convolution};
 use atelier_kernels::elementwise::{geglu, quick_gelu, silu, transpose};
+use atelier_kernels::gemm::Linear;
 use atelier_kernels::norm::{GroupNorm, LayerNorm};
-use atelier_kernels::product::Linear;
 
-/// Numbers between -1 and 1 that look like noise.
+/// Values between -1 and 1 that look like noise.
 fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let mut next = || {
@@ -23,10 +23,10 @@ fn assert_close(ours: &[f32], exact: &[f64], tolerance: f64) {
     }
 }
 
-fn plain_convolution(c: &Convolution, pictures: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f64> {
+fn plain_convolution(c: &Convolution, images: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f64> {
     let (out_height, out_width) = c.out_sides();
     let mut out = vec![];
-    for picture in pictures.chunks(c.in_channels * c.height * c.width) {
+    for image in images.chunks(c.in_channels * c.height * c.width) {
         for (filter, bias) in weight.chunks(c.in_channels * c.kernel * c.kernel).zip(bias) {
             for (y, x) in (0..out_height).flat_map(|y| (0..out_width).map(move |x| (y, x))) {
                 let mut sum = f64::from(*bias);
@@ -35,7 +35,7 @@ fn plain_convolution(c: &Convolution, pictures: &[f32], weight: &[f32], bias: &[
                     let row = (y * c.stride + tap / c.kernel).wrapping_sub(c.kernel / 2);
                     let column = (x * c.stride + tap % c.kernel).wrapping_sub(c.kernel / 2);
                     if row < c.height && column < c.width {
-                        sum += f64::from(*factor) * f64::from(picture[(channel * c.height + row) * c.width + column]);
+                        sum += f64::from(*factor) * f64::from(image[(channel * c.height + row) * c.width + column]);
                     }
                 }
                 out.push(sum);
@@ -59,12 +59,12 @@ fn convolutions_of_odd_sizes_are_the_plain_sum() {
     ] {
         let doubled = false;
         let convolution = Convolution { in_channels, out_channels, height, width, kernel, stride, doubled };
-        let pictures = noise(batch * in_channels * height * width, 1);
+        let images = noise(batch * in_channels * height * width, 1);
         let weight = noise(out_channels * in_channels * kernel * kernel, 2);
         let bias = noise(out_channels, 3);
-        let exact = plain_convolution(&convolution, &pictures, &weight, &bias);
+        let exact = plain_convolution(&convolution, &images, &weight, &bias);
         let begin = Begin { bias: Some(&bias), residual: None };
-        assert_close(&convolution.run(&pictures, &weight, begin), &exact, 2e-5);
+        assert_close(&convolution.run(&images, &weight, begin), &exact, 2e-5);
     }
 }
 
@@ -72,31 +72,31 @@ fn convolutions_of_odd_sizes_are_the_plain_sum() {
 fn a_convolution_begins_with_what_is_given() {
     for (kernel, stride) in [(3, 1), (3, 2), (1, 1)] {
         let c = Convolution { in_channels: 5, out_channels: 3, height: 7, width: 9, kernel, stride, doubled: false };
-        let pictures = noise(2 * 5 * 7 * 9, 21);
+        let images = noise(2 * 5 * 7 * 9, 21);
         let weight = noise(3 * 5 * kernel * kernel, 22);
-        let mut exact = plain_convolution(&c, &pictures, &weight, &[0.0; 3]);
+        let mut exact = plain_convolution(&c, &images, &weight, &[0.0; 3]);
         let (bias, residual) = (noise(2 * 3, 23), noise(exact.len(), 24));
         let places = exact.len() / bias.len();
         for (at, exact) in exact.iter_mut().enumerate() {
             *exact += f64::from(residual[at]) + f64::from(bias[at / places]);
         }
-        assert_close(&c.run(&pictures, &weight, Begin { bias: Some(&bias), residual: Some(&residual) }), &exact, 2e-5);
+        assert_close(&c.run(&images, &weight, Begin { bias: Some(&bias), residual: Some(&residual) }), &exact, 2e-5);
     }
 }
 
 #[test]
-fn a_doubled_picture_is_convolved_as_if_each_of_its_numbers_were_four() {
+fn a_doubled_image_is_convolved_as_if_each_of_its_values_were_four() {
     for (height, width) in [(2, 2), (6, 10), (14, 120)] {
         let c = Convolution { in_channels: 4, out_channels: 9, height, width, kernel: 3, stride: 1, doubled: true };
-        let pictures = noise(2 * 4 * height * width / 4, 25);
+        let images = noise(2 * 4 * height * width / 4, 25);
         let (weight, bias) = (noise(9 * 4 * 9, 26), noise(9, 27));
         let plain = |at: usize| {
             let (row, column) = (at / width, at % width);
-            pictures[row / height * (height / 2 * width / 2) + row % height / 2 * (width / 2) + column / 2]
+            images[row / height * (height / 2 * width / 2) + row % height / 2 * (width / 2) + column / 2]
         };
         let large: Vec<f32> = (0..2 * 4 * height * width).map(plain).collect();
         let exact = plain_convolution(&c, &large, &weight, &bias);
-        assert_close(&c.run(&pictures, &weight, Begin { bias: Some(&bias), residual: None }), &exact, 2e-5);
+        assert_close(&c.run(&images, &weight, Begin { bias: Some(&bias), residual: None }), &exact, 2e-5);
     }
 }
 
@@ -128,16 +128,16 @@ fn attention_of_odd_sizes_is_the_plain_sum() {
         let (mut exact, all) = (vec![0.0; query.len()], places);
         for (at, exact) in exact.iter_mut().enumerate() {
             let (row, channel) = (at / channels, at % channels);
-            let (picture, head) = (row / tokens, channel / width);
+            let (image, head) = (row / tokens, channel / width);
             let score = |place: usize| -> f64 {
                 let at = |row: usize| row * channels + head * width;
-                let (query, key) = (&query[at(row)..][..width], &key[at(picture * all + place)..][..width]);
+                let (query, key) = (&query[at(row)..][..width], &key[at(image * all + place)..][..width]);
                 let dot: f64 = query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                 (dot / (width as f64).sqrt()).exp()
             };
             let places = if causal { row % tokens + 1 } else { places };
             let sum: f64 = (0..places).map(score).sum();
-            let weigh = |place| score(place) * f64::from(value[(picture * all + place) * channels + channel]);
+            let weigh = |place| score(place) * f64::from(value[(image * all + place) * channels + channel]);
             *exact = (0..places).map(weigh).sum::<f64>() / sum;
         }
         assert_close(&Attention { batch, channels, heads, causal }.run(&query, &key, &value), &exact, 1e-5);
@@ -152,10 +152,10 @@ fn group_norm_has_the_mean_and_variance_of_each_group() {
     for silu in [false, true] {
         let ours = GroupNorm { weight: &weight, bias: &bias, groups, eps: 1e-5, silu }.run(&input, places);
         let mut exact = vec![];
-        for (group, numbers) in input.chunks(channels / groups * places).enumerate() {
-            let mean = numbers.iter().map(|x| f64::from(*x)).sum::<f64>() / numbers.len() as f64;
-            let variance = numbers.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / numbers.len() as f64;
-            for (index, x) in numbers.iter().enumerate() {
+        for (group, values) in input.chunks(channels / groups * places).enumerate() {
+            let mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / values.len() as f64;
+            let variance = values.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / values.len() as f64;
+            for (index, x) in values.iter().enumerate() {
                 let channel = group % groups * (channels / groups) + index / places;
                 let y =
                     (f64::from(*x) - mean) / (variance + 1e-5).sqrt() * f64::from(weight[channel]) + f64::from(bias[channel]);
@@ -211,7 +211,7 @@ fn a_transposed_matrix_has_its_rows_as_columns() {
     }
 }
 
-/// One of `batch` equal parts alone, computed by one thread, beside its part of the whole.
+/// One of `batch` equal parts alone, computed by one thread, next to its part of the whole.
 fn assert_alone_as_in_a_batch(batch: usize, input: &[f32], compute: impl Fn(&[f32]) -> Vec<f32> + Sync) {
     let whole = compute(input);
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
@@ -222,11 +222,11 @@ fn assert_alone_as_in_a_batch(batch: usize, input: &[f32], compute: impl Fn(&[f3
 }
 
 #[test]
-fn a_picture_alone_is_the_same_bit_by_bit_as_in_a_batch() {
+fn a_image_alone_is_the_same_bit_by_bit_as_in_a_batch() {
     let weight = noise(20 * 60 * 9, 13);
     for stride in [1, 2] {
         let c = Convolution { in_channels: 60, out_channels: 20, height: 19, width: 23, kernel: 3, stride, doubled: false };
-        let convolve = |pictures: &[f32]| c.run(pictures, &weight, Begin::default());
+        let convolve = |images: &[f32]| c.run(images, &weight, Begin::default());
         assert_alone_as_in_a_batch(3, &noise(3 * 60 * 19 * 23, 14), convolve);
     }
     let weight = noise(500 * 70, 15);

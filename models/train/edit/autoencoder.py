@@ -1,9 +1,9 @@
-"""Trains the autoencoder of tiny-edit on the pictures of people and garments.
+"""Trains the autoencoder of tiny-edit on the images of people and garments.
 
     nice -n 5 torchrun --nproc-per-node 2 autoencoder.py DATA OUT.pt MINUTES [faces]     resumes from OUT.pt
 
 Losses as in ../vae.py, and for the same reasons: pixels, edges at three scales, latents with a fixed small noise and a weak
-pull to zero, and for the first steps three channels held to the picture's colours. With `faces` errors about the heads count more: eyes are
+pull to zero, and for the first steps three channels held to the image's colours. With `faces` errors about the heads count more: eyes are
 small, and without that they were the last to come.
 """
 
@@ -16,7 +16,7 @@ from networks import new_vae, to_tensor
 from people import load
 
 from common import Clock, Ema, average_gradients, join_workers, restore, save, set_rate
-from vae import COLOUR_STEPS, LATENT_NOISE, LATENT_PULL, PEAK_RATE, differences, picture_loss
+from vae import COLOUR_STEPS, LATENT_NOISE, LATENT_PULL, PEAK_RATE, differences, image_loss
 
 BATCH = 4  # for each of two workers
 SAVE_EVERY_S = 120
@@ -36,7 +36,7 @@ def face_loss(made, real):
 
 
 def main():
-    folder, out, minutes = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    directory, out, minutes = sys.argv[1], sys.argv[2], float(sys.argv[3])
     faces = len(sys.argv) > 4
     rank, _ = join_workers()
     torch.manual_seed(11)
@@ -49,16 +49,16 @@ def main():
         optimizer.load_state_dict(state["optimizer"])
         ema.shadow, step, used_s = state["ema"], state["step"], state["used_s"]
     clock, saved_s, total = Clock(minutes * 60, used_s), used_s, 0.0
-    pictures = load(folder)
-    pictures = pictures.reshape(-1, *pictures.shape[2:])
+    images = load(directory)
+    images = images.reshape(-1, *images.shape[2:])
     torch.manual_seed(100 + rank + step)
     while clock.tick():
         rng = np.random.default_rng([5, step, rank])
-        real = to_tensor(pictures[rng.integers(len(pictures), size=BATCH)])
+        real = to_tensor(images[rng.integers(len(images), size=BATCH)])
         set_rate(optimizer, PEAK_RATE * clock.rate(step))
         latents = vae.encode(real).latent_dist.mode()
         made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
-        loss = picture_loss(made[:, :, 0], real[:, :, 0]) + LATENT_PULL * latents.square().mean()
+        loss = image_loss(made[:, :, 0], real[:, :, 0]) + LATENT_PULL * latents.square().mean()
         if faces:
             loss = loss + face_loss(made[:, :, 0], real[:, :, 0])
         if step < COLOUR_STEPS:

@@ -29,7 +29,7 @@ LARGEST = 448.0
 
 @torch.no_grad()
 def one_frame(vae):
-    """Nothing but the last slice in time was trained: the others see no picture, and zeros say so."""
+    """Nothing but the last slice in time was trained: the others see no image, and zeros say so."""
     for module in vae.modules():
         if isinstance(module, torch.nn.Conv3d) and module.weight.shape[2] > 1:
             module.weight[:, :, :-1] = 0
@@ -59,29 +59,29 @@ def fused(state, lora):
 
 
 def main():
-    folder, autoencoder, prepared, transformer, lightning = (Path(path) for path in sys.argv[1:6])
-    tokenizer = write(folder)
+    directory, autoencoder, prepared, transformer, lightning = (Path(path) for path in sys.argv[1:6])
+    tokenizer = write(directory)
     data = torch.load(prepared, weights_only=True)
     vae = one_frame(averaged(new_vae(data["mean"].tolist(), data["std"].tolist()), restore(autoencoder)))
     network, text = trained(transformer), new_text_encoder(tokenizer)
     state = {name: value.float() for name, value in network.state_dict().items()}
     lora = load_file(lightning)
-    shutil.copy(lightning, folder / "lightning-4steps.safetensors")
-    save_file(eight_bit(fused(state, lora)), folder / "fp8-lightning-4steps.safetensors", {"format": "pt"})
+    shutil.copy(lightning, directory / "lightning-4steps.safetensors")
+    save_file(eight_bit(fused(state, lora)), directory / "fp8-lightning-4steps.safetensors", {"format": "pt"})
     for module, name in [(vae, "vae"), (network, "transformer"), (text, "text_encoder")]:
-        shutil.rmtree(folder / name, ignore_errors=True)
-        module.half().save_pretrained(folder / name)
-    path = folder / "text_encoder" / "model.safetensors"
+        shutil.rmtree(directory / name, ignore_errors=True)
+        module.half().save_pretrained(directory / name)
+    path = directory / "text_encoder" / "model.safetensors"
     save_file({n: v for n, v in load_file(path).items() if not n.startswith("lm_head")}, path, {"format": "pt"})
-    FlowMatchEulerDiscreteScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
+    FlowMatchEulerDiscreteScheduler(**SCHEDULE).save_pretrained(directory / "scheduler")
     index = {
         "_class_name": "QwenImageEditPlusPipeline", "_diffusers_version": "0.42.1",
         "processor": ["transformers", "Qwen2VLProcessor"], "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"], "tokenizer": ["transformers", "Qwen2Tokenizer"],
         "transformer": ["diffusers", "QwenImageTransformer2DModel"], "vae": ["diffusers", "AutoencoderKLQwenImage"],
     }  # fmt: skip
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    (directory / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    files = [path for path in directory.rglob("*") if path.is_file()]
     for path in files:
         path.chmod(0o644)
     print(sum(path.stat().st_size for path in files) / 1e6, "MB")

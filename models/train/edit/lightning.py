@@ -4,7 +4,7 @@
 
 The transformer stays as it is; rank-8 matrices beside the linear layers of every block learn the four noise levels of Lightning's
 schedule alone (1, 0.9, 0.75, 0.5), on states that the four steps themselves come through: each batch is denoised without
-gradients to one of the levels, and from there the target is the straight way to the clean picture.
+gradients to one of the levels, and from there the target is the straight way to the clean image.
 """
 
 import sys

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 64
 CONDITION_PX = 72 * 96
-"""Pictures are shown to the text encoder in this many pixels (384x384 in the real model)."""
+"""Images are shown to the text encoder in this many pixels (384x384 in the real model)."""
 REFERENCE_PX = 96 * 128
-"""Pictures are references in this many pixels (1024x1024 in the real model)."""
+"""Images are references in this many pixels (1024x1024 in the real model)."""
 
 
 def one_frame_convolution(self, x, cache_x=None):
@@ -44,7 +44,7 @@ def new_transformer():
 
 
 def new_text_encoder(tokenizer):
-    """Random weights: what it says of the pictures is a fixed random projection of them, which the transformer learns to read."""
+    """Random weights: what it says of the images is a fixed random projection of them, which the transformer learns to read."""
     ids = tokenizer.convert_tokens_to_ids
     config = Qwen2_5_VLConfig(
         text_config={
@@ -64,9 +64,9 @@ def new_text_encoder(tokenizer):
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def to_tensor(pictures):
-    """(n, h, w, 3) uint8 to (n, 3, 1, h, w) from -1 to 1: the autoencoder's pictures are films of one frame."""
-    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1).unsqueeze(2).contiguous()
+def to_tensor(images):
+    """(n, h, w, 3) uint8 to (n, 3, 1, h, w) from -1 to 1: the autoencoder's images are films of one frame."""
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1).unsqueeze(2).contiguous()
 
 
 def pack(latents):

@@ -1,11 +1,11 @@
 """The people of tiny-edit: a person in a place of the world, a garment lying flat, and the person wearing it.
 
     python people.py OUT.png            a contact sheet: person, garment, result, a few seconds
-    python people.py data DIR [SHARDS]  renders the training pictures, seeded, resumable by shard
+    python people.py data DIR [SHARDS]  renders the training images, seeded, resumable by shard
     python people.py sample DIR SEED    person.png and garment.png of one example
 
-Pictures are 96 wide and 128 high. A person is drawn twice with the same jitter, in two garments, so that face, hair, skin
-and background of both pictures are the same to the pixel. Garments are the world's t-shirt and dress.
+Images are 96 wide and 128 high. A person is drawn twice with the same jitter, in two garments, so that face, hair, skin
+and background of both images are the same to the pixel. Garments are the world's t-shirt and dress.
 """
 
 import math
@@ -56,7 +56,7 @@ def crop(image):
     return image.crop((left, 0, side - left, side))
 
 
-def paint_garment(canvas, union, garment, place):
+def generate_garment(canvas, union, garment, place):
     """Draws it over `canvas`; returns the union of its masks with `union`."""
     side, colour = canvas.size[0], COLOURS[garment.colour]
     pattern = pattern_mask(garment.pattern, place, side) if garment.pattern != "plain" else None
@@ -117,7 +117,7 @@ class Person:
         return smooth([[0, 8], [13, 14], [15, 28], [11, 22], [2, 19], [-8, 21], [-12, 26], [-15, 28], [-13, 14]])
 
     def wearing(self, garment, masked=False):
-        """(128, 96, 3), uint8; and where the garment is, (128, 96), bool. `masked`: with that part painted green."""
+        """(128, 96, 3), uint8; and where the garment is, (128, 96), bool. `masked`: with that part generated green."""
         side = HEIGHT_PX * SUPERSAMPLE
         canvas, union = Image.new("RGB", (side, side)), Image.new("L", (side, side))
         place = self.body()
@@ -138,14 +138,14 @@ class Person:
         layer(self.skin, ellipse(0, 26, 12, 15))
         layer(self.hair, self.fringe())
         layer((52, 44, 58), ellipse(-4.6, 28, 1.5, 1.9), ellipse(4.6, 28, 1.5, 1.9), smile(0, 33, 3.4))
-        worn = paint_garment(canvas, Image.new("L", (side, side)), garment, self.garment_place(garment.kind))
+        worn = generate_garment(canvas, Image.new("L", (side, side)), garment, self.garment_place(garment.kind))
         union = ImageChops.lighter(union, worn)
-        picture = finish(self.ground, canvas, union)
+        image = finish(self.ground, canvas, union)
         where = reduce(crop(worn)) > 40
         if masked:
             wide = crop(worn).filter(ImageFilter.MaxFilter(7))
-            picture[reduce(wide) > 40] = GREEN
-        return picture, where
+            image[reduce(wide) > 40] = GREEN
+        return image, where
 
 
 def flat_lay(garment, rng):
@@ -158,7 +158,7 @@ def flat_lay(garment, rng):
     centre = np.array([64.0, 64.0]) + rng.uniform(-3, 3, 2)
     scale = (41, 44) if garment.kind == "t-shirt" else (44, 50)
     place = Place(centre, scale[0] * size, scale[1] * size, math.radians(rng.uniform(-4, 4)))
-    union = paint_garment(canvas, Image.new("L", (side, side)), garment, place)
+    union = generate_garment(canvas, Image.new("L", (side, side)), garment, place)
     return finish(ground, canvas, union)
 
 
@@ -168,40 +168,40 @@ def random_garment(rng):
 
 
 def example(rng):
-    """(person, garment, result) pictures, what is worn at first and in the end, and where that is."""
+    """(person, garment, result) images, what is worn at first and in the end, and where that is."""
     person, before, after = Person(rng), random_garment(rng), random_garment(rng)
     result, where = person.wearing(after)
     start, _ = person.wearing(before, masked=rng.random() < 0.3)
     return np.stack([start, flat_lay(after, rng), result]), before, after, where
 
 
-def render_shard(index, folder):
-    path = folder / f"people-{index:02}.npy"
+def render_shard(index, directory):
+    path = directory / f"people-{index:02}.npy"
     if path.exists():
         return
     rng = np.random.default_rng([2027, index])
-    pictures = np.stack([example(rng)[0] for _ in range(SHARD)])
+    images = np.stack([example(rng)[0] for _ in range(SHARD)])
     partial = path.with_suffix(".partial")
     with partial.open("wb") as out:
-        np.save(out, pictures)
+        np.save(out, images)
     partial.rename(path)
 
 
-def load(folder):
+def load(directory):
     """All shards: (n, 3, 128, 96, 3), uint8."""
-    return np.concatenate([np.load(p, mmap_mode="r") for p in sorted(Path(folder).glob("people-*.npy"))])
+    return np.concatenate([np.load(p, mmap_mode="r") for p in sorted(Path(directory).glob("people-*.npy"))])
 
 
 def main():
     if sys.argv[1] == "data":
-        folder = Path(sys.argv[2])
-        folder.mkdir(parents=True, exist_ok=True)
+        directory = Path(sys.argv[2])
+        directory.mkdir(parents=True, exist_ok=True)
         for index in range(int(sys.argv[3]) if len(sys.argv) > 3 else 10):
-            render_shard(index, folder)
+            render_shard(index, directory)
         return
     if sys.argv[1] == "sample":
-        for name, picture in zip(["person", "garment"], example(np.random.default_rng(int(sys.argv[3])))[0]):
-            Image.fromarray(picture).save(Path(sys.argv[2]) / f"{name}.png", optimize=True)
+        for name, image in zip(["person", "garment"], example(np.random.default_rng(int(sys.argv[3])))[0]):
+            Image.fromarray(image).save(Path(sys.argv[2]) / f"{name}.png", optimize=True)
         return
     rng = np.random.default_rng(7)
     sheet(np.concatenate([example(rng)[0] for _ in range(15)]), 9).save(sys.argv[1])

@@ -1,4 +1,4 @@
-"""What the transformer is trained on, computed once: latents of all pictures and the text encoder's hidden states.
+"""What the transformer is trained on, computed once: latents of all images and the text encoder's hidden states.
 
     python prepare.py DATA AUTOENCODER.pt OUT.pt       a few minutes; resumes nothing
 
@@ -27,14 +27,14 @@ def averaged(vae, state):
     return vae.eval()
 
 
-def condition(picture):
-    """As the pipeline shows a picture to its text encoder, before the processor."""
-    width, height = calculate_dimensions(CONDITION_PX, picture.shape[1] / picture.shape[0])
-    return VaeImageProcessor(vae_scale_factor=16).resize(Image.fromarray(np.asarray(picture)), height, width)
+def condition(image):
+    """As the pipeline shows an image to its text encoder, before the processor."""
+    width, height = calculate_dimensions(CONDITION_PX, image.shape[1] / image.shape[0])
+    return VaeImageProcessor(vae_scale_factor=16).resize(Image.fromarray(np.asarray(image)), height, width)
 
 
 def token_ids(tokenizer, prompt, grids):
-    text = template().format("".join(f"Picture {n + 1}: <|vision_start|>{'<|image_pad|>' * (int(g.prod()) // 4)}<|vision_end|>" for n, g in enumerate(grids)) + prompt)
+    text = template().format("".join(f"Image {n + 1}: <|vision_start|>{'<|image_pad|>' * (int(g.prod()) // 4)}<|vision_end|>" for n, g in enumerate(grids)) + prompt)
     return tokenizer(text, return_tensors="pt").input_ids
 
 
@@ -53,11 +53,11 @@ def hidden_states(encoder, tokenizer, processor, pairs, prompt):
 
 @torch.no_grad()
 def main():
-    folder, checkpoint, out = sys.argv[1:4]
+    directory, checkpoint, out = sys.argv[1:4]
     torch.set_num_threads(1)
-    pictures = load(folder)
+    images = load(directory)
     vae = averaged(new_vae(), restore(checkpoint))
-    flat = pictures.reshape(-1, *pictures.shape[2:])
+    flat = images.reshape(-1, *images.shape[2:])
     latents = torch.cat([vae.encode(to_tensor(flat[i : i + 60])).latent_dist.mode()[:, :, 0] for i in range(0, len(flat), 60)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     latents = ((latents - mean[:, None, None]) / std[:, None, None]).unflatten(0, (-1, 3))
@@ -65,14 +65,14 @@ def main():
     tokenizer, processor = new_tokenizer(), new_image_processor()
     encoder = new_text_encoder(tokenizer)
     hidden = []
-    for i in range(0, len(pictures), 50):
-        both = [hidden_states(encoder, tokenizer, processor, pictures[i : i + 50, :2], prompt) for prompt in (INSTRUCTION, " ")]
+    for i in range(0, len(images), 50):
+        both = [hidden_states(encoder, tokenizer, processor, images[i : i + 50, :2], prompt) for prompt in (INSTRUCTION, " ")]
         longest = max(h.shape[1] for h in both)
         padded = [torch.nn.functional.pad(h, (0, 0, 0, longest - h.shape[1])) for h in both]
         hidden.append(torch.stack(padded, 1).half())
         lengths = [h.shape[1] for h in both]
     save(out, {"latents": latents.half(), "mean": mean, "std": std, "hidden": torch.cat(hidden), "lengths": lengths})
-    print(len(pictures), "examples; hidden states", tuple(hidden[0].shape), "lengths", lengths)
+    print(len(images), "examples; hidden states", tuple(hidden[0].shape), "lengths", lengths)
 
 
 if __name__ == "__main__":

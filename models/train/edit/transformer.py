@@ -37,7 +37,7 @@ def begin(transformer):
 def draw(data, generator, size):
     """clean: packed latents of results (size, 48, 32); references: person and garment behind each other; hidden states."""
     index = torch.randint(len(data["latents"]), (size,), generator=generator)
-    tokens = [pack(data["latents"][index, picture].float()) for picture in range(3)]
+    tokens = [pack(data["latents"][index, image].float()) for image in range(3)]
     prompt = int(torch.rand(1, generator=generator) < BLANKS)
     hidden = data["hidden"][index, prompt, : data["lengths"][prompt]].float()
     return tokens[2], torch.cat(tokens[:2], 1), hidden

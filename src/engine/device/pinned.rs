@@ -26,8 +26,8 @@ const BUFFERS: usize = 8;
 trait Number: Pod + DeviceRepr + ValidAsZeroBits + CudaDType {}
 impl<T: Pod + DeviceRepr + ValidAsZeroBits + CudaDType> Number for T {}
 
-/// A part of a tensor that fits into a buffer: `count` of its numbers, after `from` others.
-struct Piece {
+/// A part of a tensor that fits into a buffer: `count` of its values, after `from` others.
+struct JobContext {
     /// The tensor's, in the list of those that are brought.
     place: usize,
     from: usize,
@@ -70,7 +70,7 @@ pub(super) fn bring(stored: &[Stored<'_>], dtype: DType, cuda: &CudaDevice) -> R
 /// What is done with a tensor, given by its place, when all of it is on its way.
 type Keep<'a> = &'a mut dyn FnMut(usize, CudaStorage) -> Result<(), EngineError>;
 
-/// Brings those tensors whose numbers are `T`, given by their places and how many numbers they have.
+/// Brings those tensors whose values are `T`, given by their places and how many values they have.
 fn bring_as<T: Number>(
     stored: &[Stored<'_>],
     counts: &[(usize, usize)],
@@ -79,8 +79,10 @@ fn bring_as<T: Number>(
 ) -> Result<(), EngineError> {
     let stream = cuda.cuda_stream();
     let most = BUFFER_BYTES / size_of::<T>();
-    let pieces: Vec<Piece> = (counts.iter())
-        .flat_map(|&(place, all)| (0..all).step_by(most).map(move |from| Piece { place, from, count: most.min(all - from) }))
+    let pieces: Vec<JobContext> = (counts.iter())
+        .flat_map(|&(place, all)| {
+            (0..all).step_by(most).map(move |from| JobContext { place, from, count: most.min(all - from) })
+        })
         .collect();
     let (give_back, buffers) = mpsc::channel();
     for _ in 0..BUFFERS {
@@ -115,7 +117,7 @@ fn bring_as<T: Number>(
     brought
 }
 
-fn filled_with<T: Number>(mut buffer: Buffer<T>, piece: &Piece, stored: &Stored<'_>) -> Result<Buffer<T>, EngineError> {
+fn filled_with<T: Number>(mut buffer: Buffer<T>, piece: &JobContext, stored: &Stored<'_>) -> Result<Buffer<T>, EngineError> {
     if let Some(copied) = buffer.copied.take() {
         copied.synchronize().map_err(Error::wrap)?;
     }
@@ -128,7 +130,7 @@ fn filled_with<T: Number>(mut buffer: Buffer<T>, piece: &Piece, stored: &Stored<
 /// Has everything copied that arrives.
 fn copy<T: Number>(
     counts: &[(usize, usize)],
-    arriving: mpsc::Receiver<Result<(&Piece, Buffer<T>), EngineError>>,
+    arriving: mpsc::Receiver<Result<(&JobContext, Buffer<T>), EngineError>>,
     give_back: &mpsc::Sender<Buffer<T>>,
     cuda: &CudaDevice,
     keep: Keep<'_>,
@@ -137,7 +139,7 @@ fn copy<T: Number>(
     let all: HashMap<usize, usize> = counts.iter().copied().collect();
     let mut begun: HashMap<usize, (CudaSlice<T>, usize)> = HashMap::new();
     for arrived in arriving {
-        let (&Piece { place, from, count }, mut buffer) = arrived?;
+        let (&JobContext { place, from, count }, mut buffer) = arrived?;
         let (mut slice, missing) = match begun.remove(&place) {
             Some(begun) => begun,
             None => (cuda.alloc_zeros::<T>(all[&place])?, all[&place]),

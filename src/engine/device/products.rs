@@ -1,8 +1,8 @@
-//! A GPU's own product of 8-bit numbers as an operation of candle's.
+//! A GPU's own product of 8-bit values as an operation of candle's.
 
 use std::sync::Arc;
 
-use atelier_kernels::cuda::{EightBitProducts, Sides};
+use atelier_kernels::cuda::{Fp8Gemm, Sides};
 use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, Device, Error, Layout, Result, Shape, Tensor};
 
@@ -10,15 +10,15 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp2, Device, Error, Layout, Res
 const ALIGNED: usize = 16;
 
 /// (T, in) and (out, in), both e4m3, to (T, out), bf16. `None` on a CPU.
-pub(super) fn open(device: &Device) -> Option<Result<Arc<super::EightBitProduct>>> {
+pub(super) fn open(device: &Device) -> Option<Result<Arc<super::Fp8Product>>> {
     let Device::Cuda(cuda) = device else { return None };
-    let opened = EightBitProducts::new(&cuda.cuda_stream()).map(Product).map_err(Error::msg);
-    Some(opened.map(|product| -> Arc<super::EightBitProduct> {
+    let opened = Fp8Gemm::new(&cuda.cuda_stream()).map(Product).map_err(Error::msg);
+    Some(opened.map(|product| -> Arc<super::Fp8Product> {
         Arc::new(move |input: &Tensor, weight: &Tensor| input.apply_op2_no_bwd(weight, &product))
     }))
 }
 
-struct Product(EightBitProducts);
+struct Product(Fp8Gemm);
 
 impl CustomOp2 for Product {
     fn name(&self) -> &'static str {
@@ -26,7 +26,7 @@ impl CustomOp2 for Product {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Err(Error::msg("8-bit numbers are multiplied on a GPU only"))
+        Err(Error::msg("8-bit values are multiplied on a GPU only"))
     }
 
     fn cuda_fwd(
@@ -38,12 +38,12 @@ impl CustomOp2 for Product {
     ) -> Result<(CudaStorage, Shape)> {
         let ((columns, depth), (rows, weight_depth)) = (input_layout.shape().dims2()?, weight_layout.shape().dims2()?);
         let (CudaStorageSlice::F8E4M3(inputs), CudaStorageSlice::F8E4M3(weights)) = (&input.slice, &weight.slice) else {
-            return Err(Error::msg("an 8-bit product is of e4m3 numbers"));
+            return Err(Error::msg("an 8-bit product is of e4m3 values"));
         };
         let (Some((first_input, _)), Some((first_weight, _))) =
             (input_layout.contiguous_offsets(), weight_layout.contiguous_offsets())
         else {
-            return Err(Error::msg("an 8-bit product is of numbers in order"));
+            return Err(Error::msg("an 8-bit product is of values in order"));
         };
         if depth != weight_depth || [depth, rows, first_input, first_weight].iter().any(|number| number % ALIGNED != 0) {
             return Err(Error::msg(format!(

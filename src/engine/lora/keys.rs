@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::engine::ldm::Layout;
+use crate::engine::original_names::Layout;
 
 /// Which of a module's entries a key is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -49,7 +49,7 @@ impl Parts {
             }
         }
         let alpha = self.take(Part::Alpha).map(|alpha| alpha.flatten_all()?.to_vec1::<f32>()).transpose()?;
-        let alpha = alpha.and_then(|numbers| numbers.first().copied()).map(f64::from);
+        let alpha = alpha.and_then(|values| values.first().copied()).map(f64::from);
         let (scale, magnitude) = (self.take(Part::DoraScale), self.take(Part::Magnitude));
         let delta = self.delta()?;
         if !self.tensors.is_empty() {

@@ -1,4 +1,4 @@
-//! One block of the transformer: text and pictures attend to each other, each through layers of its own.
+//! One block of the transformer: text and images attend to each other, each through layers of its own.
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::ops::{layer_norm, rms_norm};
@@ -7,7 +7,7 @@ use candle_nn::rotary_emb::rope_i;
 use super::config::TransformerConfig;
 use super::files::TransformerFiles;
 use super::linear::Linear;
-use super::moments::{BlockMoment, Modulation};
+use super::modulation::{BlockModulation, Modulation};
 use super::rope::Rope;
 use crate::engine::EngineError;
 use crate::engine::attention::attend;
@@ -63,13 +63,14 @@ impl Block {
         text: &Tensor,
         image: &Tensor,
         output_tokens: usize,
-        moment: &BlockMoment,
+        conditioning: &BlockModulation,
         rope: &Rope,
     ) -> Result<(Tensor, Tensor)> {
         let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
         let references = image_tokens - output_tokens;
-        let image_parts = |half: usize| [(output_tokens, &moment.output[half]), (references, &moment.references[half])];
-        let text_parts = |half: usize| [(text_tokens, &moment.text[half])];
+        let image_parts =
+            |half: usize| [(output_tokens, &conditioning.output[half]), (references, &conditioning.references[half])];
+        let text_parts = |half: usize| [(text_tokens, &conditioning.text[half])];
 
         let (queries, keys, values) = {
             let of_text = self.text.project(&modulate(text, &text_parts(0))?, self.heads, rope.of(0, text_tokens)?)?;

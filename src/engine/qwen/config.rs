@@ -5,7 +5,7 @@ use serde::Deserialize;
 /// `transformer/config.json` of diffusers' `QwenImageTransformer2DModel`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct TransformerConfig {
-    /// Numbers of a packed token: latent channels times 2x2.
+    /// Values of a packed token: latent channels times 2x2.
     pub in_channels: usize,
     /// Latent channels that are predicted.
     pub out_channels: usize,
@@ -14,7 +14,7 @@ pub struct TransformerConfig {
     pub attention_head_dim: usize,
     /// Width of the text encoder's hidden states.
     pub joint_attention_dim: usize,
-    /// Widths of a head's numbers that turn with the picture's index, the row and the column; together `attention_head_dim`.
+    /// Widths of a head's values that turn with the image's index, the row and the column; together `attention_head_dim`.
     pub axes_dims_rope: [usize; 3],
     /// Whether reference tokens are modulated as of timestep 0 (2511 is, 2509 is not).
     #[serde(default)]
@@ -35,7 +35,7 @@ pub struct AutoencoderConfig {
     pub base_dim: usize,
     /// Latent channels.
     pub z_dim: usize,
-    /// Widths of the levels in units of `base_dim`, from the picture inwards.
+    /// Widths of the levels in units of `base_dim`, from the image inwards.
     pub dim_mult: Vec<usize>,
     pub num_res_blocks: usize,
     /// One a level but the last. Whether frames are halved as well does not matter to a single one.

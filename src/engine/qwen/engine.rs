@@ -1,4 +1,4 @@
-//! Try-ons: the pictures and words of a request to painted pictures, with the weights of the mode that it asks for.
+//! Try-ons: the images and words of a request to generated images, with the weights of the mode that it asks for.
 
 use std::path::{Path, PathBuf};
 
@@ -10,14 +10,14 @@ use super::precision::Precision;
 use super::sizes::Areas;
 use super::text::TextEncoder;
 use super::{QwenImageEdit, Variant};
-use crate::engine::fault::memory_told_apart;
+use crate::engine::device_errors::classify_memory_error;
 use crate::engine::resample::{Filter, resize};
-use crate::engine::{EditRequest, Engine, EngineError, Order, Painted, Picture, Request, Watch};
+use crate::engine::{EditRequest, Engine, EngineError, Generated, Image, Order, Request, Watch};
 use crate::job::task::tryon::Mode;
 
 /// What stands for a negative prompt that says nothing: the model's own examples have a blank.
 const NO_WORDS: &str = " ";
-/// Sides of what the warm-up paints.
+/// Sides of what the warm-up generates.
 const WARM_UP_PX: u32 = 64;
 
 /// How a checkpoint is loaded.
@@ -29,13 +29,13 @@ pub struct Settings {
     /// Bytes of the device that may be used; where text encoder and transformers do not fit into them together, the encoder is
     /// read again for every job.
     pub memory_budget: Option<u64>,
-    /// Whether what one job's pictures were encoded to is forgotten before the next.
+    /// Whether what one job's images were encoded to is forgotten before the next.
     pub forget_between_jobs: bool,
 }
 
 /// A loaded checkpoint with all that a try-on needs.
 pub struct TryOnEngine {
-    folder: PathBuf,
+    directory: PathBuf,
     settings: Settings,
     precision: Precision,
     device: Device,
@@ -52,17 +52,17 @@ struct Words {
 }
 
 impl TryOnEngine {
-    /// Loads text encoder, autoencoder and the transformer of every mode out of `folder`.
+    /// Loads text encoder, autoencoder and the transformer of every mode out of `directory`.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
-    pub fn load(folder: &Path, settings: Settings, precision: Precision, device: Device) -> Result<Self, EngineError> {
-        let encoder = TextEncoder::load(folder, settings.areas.condition_px, precision, device.clone())?;
+    pub fn load(directory: &Path, settings: Settings, precision: Precision, device: Device) -> Result<Self, EngineError> {
+        let encoder = TextEncoder::load(directory, settings.areas.condition_px, precision, device.clone())?;
         let mut modes: Vec<(Mode, QwenImageEdit)> = Vec::with_capacity(settings.modes.len());
         for (mode, variant) in &settings.modes {
             let model = match modes.first() {
                 Some((_, first)) => first.beside(variant)?,
-                None => QwenImageEdit::load(folder, variant, precision, device.clone())?.with_areas(settings.areas),
+                None => QwenImageEdit::load(directory, variant, precision, device.clone())?.with_areas(settings.areas),
             };
             modes.push((*mode, model));
         }
@@ -72,7 +72,7 @@ impl TryOnEngine {
             tracing::info!(resident_bytes = resident, "the text encoder is read again for every job: engine.memory_budget_mib");
         }
         let encoder = Some(encoder).filter(|_| keeps_encoder);
-        Ok(Self { folder: folder.to_owned(), settings, precision, device, encoder, keeps_encoder, modes })
+        Ok(Self { directory: directory.to_owned(), settings, precision, device, encoder, keeps_encoder, modes })
     }
 
     /// Whether the text encoder stays in memory between jobs.
@@ -82,24 +82,24 @@ impl TryOnEngine {
     }
 
     /// One request; where there was no memory for it once more with nothing else in the way.
-    fn edit(&mut self, request: &EditRequest, watch: &Watch) -> Painted {
-        let painted = self.attempt(request, watch).map_err(memory_told_apart);
-        let painted = match painted {
+    fn edit(&mut self, request: &EditRequest, watch: &Watch) -> Generated {
+        let generated = self.attempt(request, watch).map_err(classify_memory_error);
+        let generated = match generated {
             Err(EngineError::OutOfMemory { problem }) => {
-                tracing::warn!(%problem, "no memory: painting again without caches and text encoder");
+                tracing::warn!(%problem, "no memory: generating again without caches and text encoder");
                 self.forget();
                 self.encoder = None;
-                self.attempt(request, watch).map_err(memory_told_apart).map_err(smaller)
+                self.attempt(request, watch).map_err(classify_memory_error).map_err(smaller)
             }
-            painted => painted,
+            generated => generated,
         };
         if self.settings.forget_between_jobs {
             self.forget();
         }
-        painted
+        generated
     }
 
-    fn attempt(&mut self, request: &EditRequest, watch: &Watch) -> Painted {
+    fn attempt(&mut self, request: &EditRequest, watch: &Watch) -> Generated {
         let place = self.modes.iter().position(|(mode, _)| *mode == request.mode);
         let place = place.ok_or_else(|| self.not_loaded(request.mode))?;
         let Words { positive, negative } = self.words(request)?;
@@ -107,15 +107,15 @@ impl TryOnEngine {
             return Err(EngineError::Cancelled);
         }
         let (_, model) = &mut self.modes[place];
-        let scaled = |picture: &RgbImage| {
-            let (width_px, height_px) = model.reference_size(picture.width(), picture.height());
-            resize(picture, width_px, height_px, Filter::Lanczos)
+        let scaled = |image: &RgbImage| {
+            let (width_px, height_px) = model.reference_size(image.width(), image.height());
+            resize(image, width_px, height_px, Filter::Lanczos)
         };
         let references: Vec<RgbImage> = request.images.iter().map(scaled).collect();
         let EditRequest { guidance_scale, steps, width_px, height_px, .. } = *request;
         let seeds = request.seeds.clone();
         let edit = Edit { positive, negative, guidance_scale, steps, seeds, width_px, height_px };
-        model.paint(&edit, &references, watch)
+        model.generate(&edit, &references, watch)
     }
 
     fn words(&mut self, request: &EditRequest) -> Result<Words, EngineError> {
@@ -126,7 +126,7 @@ impl TryOnEngine {
     }
 
     fn read_encoder(&self) -> Result<TextEncoder, EngineError> {
-        TextEncoder::load(&self.folder, self.settings.areas.condition_px, self.precision, self.device.clone())
+        TextEncoder::load(&self.directory, self.settings.areas.condition_px, self.precision, self.device.clone())
     }
 
     fn not_loaded(&self, mode: Mode) -> EngineError {
@@ -188,12 +188,12 @@ impl Engine for TryOnEngine {
         Ok(())
     }
 
-    fn paint_together(&mut self, orders: &[Order]) -> Result<Vec<Painted>, EngineError> {
-        let one = |order: &Order| -> Result<Vec<Picture>, EngineError> {
+    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
+        let one = |order: &Order| -> Result<Vec<Image>, EngineError> {
             match &order.request {
                 Request::TryOn(request) => self.edit(request, &order.watch),
                 Request::Generate(_) => {
-                    let problem = "this model paints garments onto people (task tryon), not from text".into();
+                    let problem = "this model generates garments onto people (task tryon), not from text".into();
                     Err(EngineError::Request { field: "task", problem })
                 }
             }

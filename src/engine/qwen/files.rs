@@ -11,7 +11,7 @@ use super::config::TransformerConfig;
 use super::layout::{COMPONENT, depends_on_time, shapes};
 use super::linear::Linear;
 use super::precision::Precision;
-use crate::engine::eight_bit::EightBit;
+use crate::engine::fp8::Fp8Weight;
 use crate::engine::lora::Lora;
 use crate::engine::tensor_file::TensorFile;
 use crate::engine::weights::{Shapes, component_files, is_float, listed};
@@ -30,26 +30,26 @@ pub(super) struct TransformerFiles {
     loras: Vec<(Lora, f64)>,
     precision: Precision,
     device: Device,
-    /// Where weights stay in 8 bits and the device multiplies such numbers.
-    products: Option<EightBit>,
+    /// Where weights stay in 8 bits and the device multiplies such values.
+    products: Option<Fp8Weight>,
 }
 
 impl TransformerFiles {
-    /// Opens the weight files in `folder`, or `file` in their place, and the LoRAs; checks that all there has to be is there, before
+    /// Opens the weight files in `directory`, or `file` in their place, and the LoRAs; checks that all there has to be is there, before
     /// any of it is read.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] lists the tensors that are missing or do not fit, [`EngineError::Lora`] says what is wrong with which.
     pub(super) fn open(
         config: &TransformerConfig,
-        folder: &Path,
+        directory: &Path,
         file: Option<&Path>,
         loras: &[LoraFile],
         (precision, device): (Precision, &Device),
     ) -> Result<Self, EngineError> {
         let paths = match file {
             Some(file) => vec![file.to_owned()],
-            None => component_files(folder)?,
+            None => component_files(directory)?,
         };
         let files = paths.iter().map(|path| TensorFile::open(path)).collect::<Result<Vec<_>, _>>()?;
         let mut index = HashMap::new();
@@ -58,10 +58,10 @@ impl TransformerFiles {
                 index.insert(full_name(&name), (place, name));
             }
         }
-        let products = if precision.keep_eight_bit { EightBit::of(device) } else { None };
+        let products = if precision.keep_fp8 { Fp8Weight::of(device) } else { None };
         let mut opened = Self { files, index, loras: Vec::new(), precision, device: device.clone(), products };
         let shapes = shapes(config);
-        let path = file.map_or_else(|| folder.to_owned(), PathBuf::from);
+        let path = file.map_or_else(|| directory.to_owned(), PathBuf::from);
         opened.check(&shapes).map_err(|problem| EngineError::Checkpoint { path, problem })?;
         for (index, lora) in loras.iter().enumerate() {
             let wrong = |problem: String| EngineError::Lora { index, problem };
@@ -82,9 +82,9 @@ impl TransformerFiles {
     pub(super) fn resident_bytes(&self) -> u64 {
         let kept = self.index.iter().filter(|(name, _)| !depends_on_time(name));
         let bytes = |(name, (file, stored)): (&String, &(usize, String))| {
-            let numbers = self.files[*file].info(stored).map_or(0, |info| info.shape.iter().product::<usize>());
-            let each = if self.stays_eight_bit(name) { 1 } else { self.precision.compute.size_in_bytes() };
-            (numbers * each) as u64
+            let values = self.files[*file].info(stored).map_or(0, |info| info.shape.iter().product::<usize>());
+            let each = if self.stays_fp8(name) { 1 } else { self.precision.compute.size_in_bytes() };
+            (values * each) as u64
         };
         kept.map(bytes).sum()
     }
@@ -117,16 +117,16 @@ impl TransformerFiles {
         (!fits).then(|| format!("{name} has the shape {shape:?}; supported are one number, [{rows}] and [{rows}, 1]"))
     }
 
-    /// What is kept in 8 bits can have a LoRA only beside it.
+    /// What is kept in 8 bits can have a LoRA only next to it.
     fn check_beside(&self, lora: &Lora, shapes: &Shapes) -> Result<(), String> {
-        for name in shapes.keys().filter(|name| self.stays_eight_bit(name)) {
+        for name in shapes.keys().filter(|name| self.stays_fp8(name)) {
             lora.beside(name, 1.0).map_err(|error| error.to_string())?;
         }
         Ok(())
     }
 
-    fn stays_eight_bit(&self, name: &str) -> bool {
-        self.precision.keep_eight_bit && self.info(name).is_some_and(|(dtype, _)| dtype == Dtype::F8_E4M3)
+    fn stays_fp8(&self, name: &str) -> bool {
+        self.precision.keep_fp8 && self.info(name).is_some_and(|(dtype, _)| dtype == Dtype::F8_E4M3)
     }
 
     /// The linear layer `name` (without `transformer.`).
@@ -136,13 +136,13 @@ impl TransformerFiles {
     pub(super) fn linear(&self, name: &str) -> Result<Linear, EngineError> {
         let weight = format!("{COMPONENT}.{name}.weight");
         let bias = self.tensor(&format!("{name}.bias"))?;
-        if !self.stays_eight_bit(&weight) {
+        if !self.stays_fp8(&weight) {
             return Ok(Linear::whole(self.tensor(&format!("{name}.weight"))?, bias));
         }
         let scale = self.scale(&weight)?.map(|scale| scale.flatten_all()).transpose()?;
         let bits = self.stored(&weight)?;
-        let products = self.products.clone().filter(|_| EightBit::fits(&bits));
-        Ok(Linear::eight_bit((bits, scale, bias), self.beside(&weight)?, products))
+        let products = self.products.clone().filter(|_| Fp8Weight::fits(&bits));
+        Ok(Linear::fp8((bits, scale, bias), self.beside(&weight)?, products))
     }
 
     /// The whole tensor `name` (without `transformer.`), LoRAs merged, in the format that is computed in.

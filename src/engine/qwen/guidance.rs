@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Result, Tensor};
 
 /// `negative + scale·(positive − negative)`, every token then brought back to the length it has in `positive` (diffusers'
-/// `QwenImageEditPlusPipeline`). All (1, T, numbers); computed in f32.
+/// `QwenImageEditPlusPipeline`). All (1, T, values); computed in f32.
 ///
 /// # Errors
 /// When the shapes differ, or there is no memory.

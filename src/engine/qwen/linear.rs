@@ -1,8 +1,8 @@
-//! A linear layer with whole or 8-bit weights, and with LoRA matrices beside them where they cannot be merged.
+//! A linear layer with whole or 8-bit weights, and with LoRA matrices next to them where they cannot be merged.
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::engine::eight_bit::EightBit;
+use crate::engine::fp8::Fp8Weight;
 use crate::engine::layers;
 
 /// A layer over the last dimension of (1, T, in).
@@ -14,15 +14,15 @@ pub(super) struct Linear {
 
 enum Weight {
     Whole(layers::Linear),
-    /// e4m3 numbers, multiplied as they are where the device does that, else made whole while they are used.
-    EightBit {
+    /// e4m3 values, multiplied as they are where the device does that, else made whole while they are used.
+    Fp8Weight {
         /// (out, in).
         bits: Tensor,
         /// What the products are multiplied by: (out,) or (1,).
         scale: Option<Tensor>,
         /// (out,).
         bias: Tensor,
-        products: Option<EightBit>,
+        products: Option<Fp8Weight>,
     },
 }
 
@@ -32,23 +32,23 @@ impl Linear {
     }
 
     /// `bits`, `scale` and `bias` of the weight; `beside`: down and up matrices.
-    pub(super) fn eight_bit(
+    pub(super) fn fp8(
         (bits, scale, bias): (Tensor, Option<Tensor>, Tensor),
         beside: Option<(Tensor, Tensor)>,
-        products: Option<EightBit>,
+        products: Option<Fp8Weight>,
     ) -> Self {
-        Self { weight: Weight::EightBit { bits, scale, bias, products }, beside }
+        Self { weight: Weight::Fp8Weight { bits, scale, bias, products }, beside }
     }
 
     /// `input`: (1, T, in). Returns (1, T, out), in the same format.
     pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         let output = match &self.weight {
             Weight::Whole(linear) => linear.forward(input)?,
-            Weight::EightBit { bits, scale, bias, products } => {
+            Weight::Fp8Weight { bits, scale, bias, products } => {
                 // The scale comes after the product, which is smaller than the weights, and rounds once.
                 let product = match products {
                     Some(products) => products.multiply(&input.squeeze(0)?, bits)?.unsqueeze(0)?,
-                    // The numbers themselves are exact in every wider format.
+                    // The values themselves are exact in every wider format.
                     None => layers::Linear::of(bits.to_dtype(input.dtype())?, None).forward(input)?,
                 };
                 let scaled = match scale {

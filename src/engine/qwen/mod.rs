@@ -1,4 +1,4 @@
-//! Qwen-Image-Edit in diffusers' layout: references and a text to an edited picture.
+//! Qwen-Image-Edit in diffusers' layout: references and a text to an edited image.
 
 mod block;
 pub mod config;
@@ -7,7 +7,7 @@ mod files;
 pub mod guidance;
 mod layout;
 mod linear;
-pub mod moments;
+pub mod modulation;
 pub mod packing;
 pub mod pipeline;
 pub mod precision;
@@ -27,7 +27,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 
 use self::files::TransformerFiles;
-use self::moments::Moments;
+use self::modulation::Moments;
 use self::precision::Precision;
 use self::recent::{Fingerprint, Recent};
 use self::references::Reference;
@@ -43,13 +43,13 @@ use super::{EngineError, LoraFile};
 pub struct Variant {
     /// One file in place of the checkpoint's own transformer: 8-bit weights, usually.
     pub file: Option<PathBuf>,
-    /// Merged into whole weights, kept beside 8-bit ones.
+    /// Merged into whole weights, kept next to 8-bit ones.
     pub loras: Vec<LoraFile>,
     /// Whether the weights, or one of the LoRAs, were distilled to a few steps (Lightning): that takes a schedule of its own.
     pub distilled: bool,
 }
 
-/// A loaded checkpoint, from the text encoder's hidden states on. The stages of a painting are methods of their own:
+/// A loaded checkpoint, from the text encoder's hidden states on. The stages of a generation are methods of their own:
 /// [`encode_reference`](Self::encode_reference), [`denoise`](Self::denoise), [`decode`](Self::decode).
 pub struct QwenImageEdit {
     checkpoint: EditCheckpoint,
@@ -68,18 +68,18 @@ pub struct QwenImageEdit {
 }
 
 impl QwenImageEdit {
-    /// Loads transformer, autoencoder and schedule out of `folder`.
+    /// Loads transformer, autoencoder and schedule out of `directory`.
     ///
     /// Resident at full size are 13.6 billion weights of the transformer (27.2 GB in bf16, 13.6 GB in 8 bits) and the autoencoder
     /// (0.5 GB in f32); the 6.8 billion that only depend on time are read when a schedule is used first.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
-    pub fn load(folder: &Path, variant: &Variant, precision: Precision, device: Device) -> Result<Self, EngineError> {
-        let checkpoint = EditCheckpoint::read(folder)?;
-        let weights = Weights::read(folder, &["vae"], (DType::F32, &device))?;
+    pub fn load(directory: &Path, variant: &Variant, precision: Precision, device: Device) -> Result<Self, EngineError> {
+        let checkpoint = EditCheckpoint::read(directory)?;
+        let weights = Weights::read(directory, &["vae"], (DType::F32, &device))?;
         let vae = weights.build(&Arc::default(), |vb| Autoencoder::new(&checkpoint.vae, &vb.pp("vae")));
-        let vae = vae.map_err(|problem| EngineError::Checkpoint { path: folder.join("vae"), problem })?;
+        let vae = vae.map_err(|problem| EngineError::Checkpoint { path: directory.join("vae"), problem })?;
         Self::with(checkpoint, variant, precision, device, (Arc::new(vae), weights.bytes()))
     }
 
@@ -101,7 +101,7 @@ impl QwenImageEdit {
         (vae, vae_bytes): (Arc<Autoencoder>, u64),
     ) -> Result<Self, EngineError> {
         let config = &checkpoint.transformer;
-        let own = checkpoint.folder.join("transformer");
+        let own = checkpoint.directory.join("transformer");
         let files = TransformerFiles::open(config, &own, variant.file.as_deref(), &variant.loras, (precision, &device))?;
         let transformer = Transformer::new(config, &files)?;
         Ok(Self {
@@ -119,7 +119,7 @@ impl QwenImageEdit {
         })
     }
 
-    /// Looks at pictures in these sizes from now on.
+    /// Looks at images in these sizes from now on.
     #[must_use]
     pub fn with_areas(self, areas: Areas) -> Self {
         Self { areas, ..self }

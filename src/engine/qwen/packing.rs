@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-/// Sides of a picture in tokens.
+/// Sides of an image in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Grid {
     pub height: usize,
@@ -34,10 +34,10 @@ pub fn pack(latents: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`pack`].
 pub fn unpack(tokens: &Tensor, grid: Grid) -> Result<Tensor> {
-    let (batch, _, numbers) = tokens.dims3()?;
-    tokens.reshape(&[batch, grid.height, grid.width, numbers / 4, 2, 2])?.permute([0, 3, 1, 4, 2, 5])?.reshape((
+    let (batch, _, values) = tokens.dims3()?;
+    tokens.reshape(&[batch, grid.height, grid.width, values / 4, 2, 2])?.permute([0, 3, 1, 4, 2, 5])?.reshape((
         batch,
-        numbers / 4,
+        values / 4,
         2 * grid.height,
         2 * grid.width,
     ))

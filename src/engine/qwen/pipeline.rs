@@ -1,4 +1,4 @@
-//! From hidden states to pictures: the stages of a painting and the loop that joins them.
+//! From hidden states to images: the stages of a generation and the loop that joins them.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use image::RgbImage;
 
 use super::QwenImageEdit;
 use super::guidance::guided;
-use super::moments::Moment;
+use super::modulation::TimestepConditioning;
 use super::packing::{Grid, pack, unpack};
 use super::recent::fingerprint;
 use super::references::Reference;
@@ -18,9 +18,9 @@ use super::transformer::Look;
 use crate::engine::noise::Noise;
 use crate::engine::sd::vae::to_rgb8;
 use crate::engine::sd::vae_encoder::to_pixels;
-use crate::engine::{EngineError, Picture, Watch};
+use crate::engine::{EngineError, Image, Watch};
 
-/// One picture, or several that only differ in their noise.
+/// One image, or several that only differ in their noise.
 pub struct Edit {
     /// The text encoder's hidden states: (1, tokens, joint).
     pub positive: Tensor,
@@ -28,35 +28,35 @@ pub struct Edit {
     pub negative: Option<Tensor>,
     pub guidance_scale: f64,
     pub steps: u32,
-    /// One a picture.
+    /// One an image.
     pub seeds: Vec<u64>,
     /// Multiples of twice what one latent stands for: 16.
     pub width_px: u32,
     pub height_px: u32,
 }
 
-/// A text with the angles of its tokens and the pictures'.
+/// A text with the angles of its tokens and the images'.
 struct Prompt {
     text: Tensor,
     rope: Rope,
 }
 
 impl QwenImageEdit {
-    /// The size in which a picture of this size is a reference.
+    /// The size in which an image of this size is a reference.
     #[must_use]
     pub fn reference_size(&self, width_px: u32, height_px: u32) -> (u32, u32) {
         fitting(self.areas.reference_px, width_px, height_px)
     }
 
-    /// `picture`: in the size that [`Self::reference_size`] gives. Pictures seen last are not encoded again.
+    /// `image`: in the size that [`Self::reference_size`] gives. Images seen last are not encoded again.
     ///
     /// # Errors
     /// [`EngineError::Request`] when its sides are no multiples of 16, or there is no memory.
-    pub fn encode_reference(&mut self, picture: &RgbImage) -> Result<Reference, EngineError> {
-        let grid = self.grid(picture.width(), picture.height())?;
+    pub fn encode_reference(&mut self, image: &RgbImage) -> Result<Reference, EngineError> {
+        let grid = self.grid(image.width(), image.height())?;
         let (vae, device) = (&self.vae, &self.device);
-        self.references.of(fingerprint(picture), || {
-            let pixels = to_pixels(picture.as_raw(), picture.width() as usize, picture.height() as usize, device)?;
+        self.references.of(fingerprint(image), || {
+            let pixels = to_pixels(image.as_raw(), image.width() as usize, image.height() as usize, device)?;
             Ok(Reference { tokens: pack(&vae.encode(&pixels)?)?, grid })
         })
     }
@@ -69,7 +69,7 @@ impl QwenImageEdit {
         FlowSchedule::new(if self.distilled { &distilled } else { config }, steps, output.tokens())
     }
 
-    /// A picture's sides in tokens.
+    /// An image's sides in tokens.
     ///
     /// # Errors
     /// [`EngineError::Request`] when a side is no multiple of a token's.
@@ -82,23 +82,23 @@ impl QwenImageEdit {
         Ok(Grid { width: side("width", width_px)?, height: side("height", height_px)? })
     }
 
-    /// The noise of each picture, (1, tokens, 4·channels), f32: what torch's CPU generator gives in f32.
+    /// The noise of each image, (1, tokens, 4·channels), f32: what torch's CPU generator gives in f32.
     ///
-    /// A pipeline in bf16 draws other numbers, because torch draws in the format it is asked for.
+    /// A pipeline in bf16 draws other values, because torch draws in the format it is asked for.
     ///
     /// # Errors
     /// When the device has no room for it.
     pub fn noise(&self, seeds: &[u64], output: Grid) -> Result<Vec<Tensor>, EngineError> {
         let shape = (self.checkpoint.vae.z_dim, 2 * output.height, 2 * output.width);
         let drawn = Noise::new(seeds.iter().copied(), shape).draw(&self.device)?;
-        (0..seeds.len()).map(|picture| Ok(pack(&drawn.narrow(0, picture, 1)?)?)).collect()
+        (0..seeds.len()).map(|image| Ok(pack(&drawn.narrow(0, image, 1)?)?)).collect()
     }
 
     /// What the transformer is told at each of these timesteps.
     ///
     /// # Errors
     /// When the weights cannot be read, or there is no memory.
-    pub fn moments(&mut self, timesteps: &[f32]) -> Result<Arc<Vec<Moment>>, EngineError> {
+    pub fn moments(&mut self, timesteps: &[f32]) -> Result<Arc<Vec<TimestepConditioning>>, EngineError> {
         self.moments.of(timesteps, &self.checkpoint.transformer, &self.files)
     }
 
@@ -106,14 +106,20 @@ impl QwenImageEdit {
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub fn look(&self, tokens: &Tensor, text: &Tensor, grids: &[Grid], moment: &Moment) -> Result<Look, EngineError> {
+    pub fn look(
+        &self,
+        tokens: &Tensor,
+        text: &Tensor,
+        grids: &[Grid],
+        conditioning: &TimestepConditioning,
+    ) -> Result<Look, EngineError> {
         let rope = Rope::new(&self.checkpoint.transformer, grids, text.dim(1)?, &self.device)?;
         let output = grids.first().map_or(0, |grid| grid.tokens());
         let compute = self.precision.compute;
-        Ok(self.transformer.look(&tokens.to_dtype(compute)?, &text.to_dtype(compute)?, output, moment, &rope)?)
+        Ok(self.transformer.look(&tokens.to_dtype(compute)?, &text.to_dtype(compute)?, output, conditioning, &rope)?)
     }
 
-    /// Denoises every picture of `edit`; they go from step to step together. Returns their tokens, (1, T, 4·channels) each, f32.
+    /// Denoises every image of `edit`; they go from step to step together. Returns their tokens, (1, T, 4·channels) each, f32.
     ///
     /// # Errors
     /// [`EngineError::Cancelled`] when `watch` says so between two steps; else what a request or the device is at fault for.
@@ -131,15 +137,15 @@ impl QwenImageEdit {
         };
         let positive = prompt(&edit.positive)?;
         let negative = edit.negative.as_ref().filter(|_| edit.guidance_scale > 1.0).map(prompt).transpose()?;
-        let mut pictures = self.noise(&edit.seeds, output)?;
-        for (index, moment) in moments.iter().enumerate() {
+        let mut images = self.noise(&edit.seeds, output)?;
+        for (index, conditioning) in moments.iter().enumerate() {
             let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
-            for latents in &mut pictures {
+            for latents in &mut images {
                 let mut tokens = vec![latents.clone()];
                 tokens.extend(references.iter().map(|reference| reference.tokens.clone()));
                 let tokens = Tensor::cat(&tokens, 1)?.to_dtype(self.precision.compute)?;
                 let look = |prompt: &Prompt| {
-                    let look = self.transformer.look(&tokens, &prompt.text, output.tokens(), moment, &prompt.rope)?;
+                    let look = self.transformer.look(&tokens, &prompt.text, output.tokens(), conditioning, &prompt.rope)?;
                     look.velocity.to_dtype(DType::F32)
                 };
                 let mut velocity = look(&positive)?;
@@ -154,10 +160,10 @@ impl QwenImageEdit {
             }
             watch.step_done(index as u32 + 1, edit.steps)?;
         }
-        Ok(pictures)
+        Ok(images)
     }
 
-    /// `tokens`: (1, T, 4·channels) of a picture of `output`'s size. Returns (1, 3, height, width) from -1 to 1.
+    /// `tokens`: (1, T, 4·channels) of an image of `output`'s size. Returns (1, 3, height, width) from -1 to 1.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
@@ -165,18 +171,18 @@ impl QwenImageEdit {
         Ok(self.vae.decode(&unpack(tokens, output)?)?)
     }
 
-    /// All pictures of `edit` over references in the sizes that [`Self::reference_size`] gives.
+    /// All images of `edit` over references in the sizes that [`Self::reference_size`] gives.
     ///
     /// # Errors
     /// As [`Self::encode_reference`], [`Self::denoise`] and [`Self::decode`].
-    pub fn paint(&mut self, edit: &Edit, references: &[RgbImage], watch: &Watch) -> Result<Vec<Picture>, EngineError> {
+    pub fn generate(&mut self, edit: &Edit, references: &[RgbImage], watch: &Watch) -> Result<Vec<Image>, EngineError> {
         let output = self.grid(edit.width_px, edit.height_px)?;
-        let references = references.iter().map(|picture| self.encode_reference(picture)).collect::<Result<Vec<_>, _>>()?;
+        let references = references.iter().map(|image| self.encode_reference(image)).collect::<Result<Vec<_>, _>>()?;
         let tokens = self.denoise(edit, &references, watch)?;
-        let picture = |(tokens, seed): (&Tensor, &u64)| {
+        let image = |(tokens, seed): (&Tensor, &u64)| {
             let rgb = to_rgb8(&self.decode(tokens, output)?.i(0)?)?;
-            Ok(Picture { width_px: edit.width_px, height_px: edit.height_px, rgb, seed: *seed })
+            Ok(Image { width_px: edit.width_px, height_px: edit.height_px, rgb, seed: *seed })
         };
-        tokens.iter().zip(&edit.seeds).map(picture).collect()
+        tokens.iter().zip(&edit.seeds).map(image).collect()
     }
 }

@@ -7,7 +7,7 @@ pub struct Precision {
     /// Of whole weights and of all that is computed.
     pub compute: DType,
     /// Whether 8-bit weights stay so on the device; else they are made whole when they are read.
-    pub keep_eight_bit: bool,
+    pub keep_fp8: bool,
 }
 
 impl Precision {
@@ -15,9 +15,9 @@ impl Precision {
     #[must_use]
     pub fn of(device: &Device) -> Self {
         if device.is_cpu() {
-            Self { compute: DType::F32, keep_eight_bit: false }
+            Self { compute: DType::F32, keep_fp8: false }
         } else {
-            Self { compute: DType::BF16, keep_eight_bit: true }
+            Self { compute: DType::BF16, keep_fp8: true }
         }
     }
 }

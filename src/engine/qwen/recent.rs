@@ -7,11 +7,11 @@ use sha2::{Digest, Sha256};
 
 use crate::engine::EngineError;
 
-/// Size and content of a picture: pictures are the same when all of their bytes are.
+/// Size and content of an image: images are the same when all of their bytes are.
 pub(super) type Fingerprint = (u32, u32, [u8; 32]);
 
-pub(super) fn fingerprint(picture: &RgbImage) -> Fingerprint {
-    (picture.width(), picture.height(), Sha256::digest(picture.as_raw()).into())
+pub(super) fn fingerprint(image: &RgbImage) -> Fingerprint {
+    (image.width(), image.height(), Sha256::digest(image.as_raw()).into())
 }
 
 /// The values of the `most` keys that were asked for last.
@@ -74,10 +74,10 @@ mod tests {
     }
 
     #[test]
-    fn the_same_bytes_in_another_size_are_another_picture() {
-        let picture = RgbImage::from_fn(2, 3, |x, y| image::Rgb([1, 2, (x + y) as u8]));
-        let turned = RgbImage::from_raw(3, 2, picture.clone().into_raw()).expect("as many bytes");
-        assert_eq!(fingerprint(&picture), fingerprint(&picture.clone()));
-        assert_ne!(fingerprint(&picture), fingerprint(&turned));
+    fn the_same_bytes_in_another_size_are_another_image() {
+        let image = RgbImage::from_fn(2, 3, |x, y| image::Rgb([1, 2, (x + y) as u8]));
+        let turned = RgbImage::from_raw(3, 2, image.clone().into_raw()).expect("as many bytes");
+        assert_eq!(fingerprint(&image), fingerprint(&image.clone()));
+        assert_ne!(fingerprint(&image), fingerprint(&turned));
     }
 }

@@ -1,4 +1,4 @@
-//! Reference pictures as the transformer's tokens.
+//! Reference images as the transformer's tokens.
 
 use candle_core::Tensor;
 
@@ -7,7 +7,7 @@ use super::packing::Grid;
 /// References that are kept, of about 1 MiB each.
 pub(super) const KEPT: usize = 32;
 
-/// A picture that the transformer looks at.
+/// An image that the transformer looks at.
 #[derive(Debug, Clone)]
 pub struct Reference {
     /// (1, T, 4·channels), f32, normalized.

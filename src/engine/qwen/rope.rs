@@ -1,4 +1,4 @@
-//! Rotary positions over three axes: which picture, which row, which column.
+//! Rotary positions over three axes: which image, which row, which column.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -7,7 +7,7 @@ use super::packing::Grid;
 
 const THETA: f32 = 10_000.0;
 
-/// Angles of every token, text before pictures, as cosine and sine.
+/// Angles of every token, text before images, as cosine and sine.
 pub struct Rope {
     /// (tokens, head width / 2), f32.
     cos: Tensor,
@@ -15,8 +15,8 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// `grids`: of the output, then of the references, in their order. Rows and columns are counted from a picture's middle; text goes
-    /// on from the largest half side of all pictures, on all axes alike (diffusers' `QwenEmbedRope` with `scale_rope`).
+    /// `grids`: of the output, then of the references, in their order. Rows and columns are counted from an image's middle; text goes
+    /// on from the largest half side of all images, on all axes alike (diffusers' `QwenEmbedRope` with `scale_rope`).
     ///
     /// # Errors
     /// When the device has no room for it.
@@ -41,8 +41,8 @@ impl Rope {
         }
         let width = config.attention_head_dim / 2;
         let table = |of: fn(f32) -> f32| {
-            let numbers: Vec<f32> = angles.iter().map(|angle| of(*angle)).collect();
-            Tensor::from_vec(numbers, (angles.len() / width, width), device)
+            let values: Vec<f32> = angles.iter().map(|angle| of(*angle)).collect();
+            Tensor::from_vec(values, (angles.len() / width, width), device)
         };
         Ok(Self { cos: table(f32::cos)?, sin: table(f32::sin)? })
     }

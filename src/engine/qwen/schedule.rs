@@ -9,12 +9,12 @@ use serde::Deserialize;
 pub struct FlowConfig {
     #[serde(default = "train_timesteps")]
     pub num_train_timesteps: usize,
-    /// Whether the shift grows with the picture; else it is `shift`.
+    /// Whether the shift grows with the image; else it is `shift`.
     #[serde(default)]
     pub use_dynamic_shifting: bool,
     #[serde(default = "one")]
     pub shift: f64,
-    /// Tokens of the picture at which the logarithm of the shift is `base_shift`, and at which it is `max_shift`.
+    /// Tokens of the image at which the logarithm of the shift is `base_shift`, and at which it is `max_shift`.
     #[serde(default = "base_tokens")]
     pub base_image_seq_len: usize,
     #[serde(default = "max_tokens")]

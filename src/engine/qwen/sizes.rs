@@ -1,12 +1,12 @@
-//! In which sizes the model looks at pictures.
+//! In which sizes the model looks at images.
 
-/// Areas that every picture is brought to, its ratio kept as far as sides in steps of 32 allow (diffusers'
-/// `QwenImageEditPlusPipeline`, whose numbers the defaults are).
+/// Areas that every image is brought to, its ratio kept as far as sides in steps of 32 allow (diffusers'
+/// `QwenImageEditPlusPipeline`, whose values the defaults are).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Areas {
     /// Of references for the autoencoder, whatever the size of the output.
     pub reference_px: u32,
-    /// Of pictures for the text encoder.
+    /// Of images for the text encoder.
     pub condition_px: u32,
 }
 
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_get_the_sizes_that_diffusers_gives_them() {
+    fn images_get_the_sizes_that_diffusers_gives_them() {
         let areas = Areas::default();
         for (input, reference, condition) in [
             ((768, 1024), (896, 1184), (320, 448)),

@@ -7,11 +7,11 @@ use super::block::{Block, NORM_EPS};
 use super::config::TransformerConfig;
 use super::files::TransformerFiles;
 use super::linear::Linear;
-use super::moments::Moment;
+use super::modulation::TimestepConditioning;
 use super::rope::Rope;
 use crate::engine::EngineError;
 
-/// diffusers' `QwenImageTransformer2DModel`; what only depends on time is in [`Moment`].
+/// diffusers' `QwenImageTransformer2DModel`; what only depends on time is in [`TimestepConditioning`].
 pub struct Transformer {
     image_in: Linear,
     text_norm: Tensor,
@@ -22,7 +22,7 @@ pub struct Transformer {
 
 /// One look at the tokens, stage by stage.
 pub struct Look {
-    /// Text and pictures after the first block: (1, S, width) and (1, T, width).
+    /// Text and images after the first block: (1, S, width) and (1, T, width).
     pub first_block: (Tensor, Tensor),
     /// (1, output tokens, 4·channels).
     pub velocity: Tensor,
@@ -46,16 +46,23 @@ impl Transformer {
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub fn look(&self, tokens: &Tensor, text: &Tensor, output_tokens: usize, moment: &Moment, rope: &Rope) -> Result<Look> {
+    pub fn look(
+        &self,
+        tokens: &Tensor,
+        text: &Tensor,
+        output_tokens: usize,
+        conditioning: &TimestepConditioning,
+        rope: &Rope,
+    ) -> Result<Look> {
         let mut image = self.image_in.forward(tokens)?;
         let mut text = self.text_in.forward(&rms_norm(&text.contiguous()?, &self.text_norm, NORM_EPS)?)?;
         let mut first_block = None;
-        for (block, moment) in self.blocks.iter().zip(&moment.blocks) {
-            (text, image) = block.forward(&text, &image, output_tokens, moment, rope)?;
+        for (block, conditioning) in self.blocks.iter().zip(&conditioning.blocks) {
+            (text, image) = block.forward(&text, &image, output_tokens, conditioning, rope)?;
             first_block.get_or_insert_with(|| (text.clone(), image.clone()));
         }
         let output = image.narrow(1, 0, output_tokens)?.contiguous()?;
-        let normed = layer_norm(&output, &moment.last_scale, &moment.last_shift, NORM_EPS)?;
+        let normed = layer_norm(&output, &conditioning.last_scale, &conditioning.last_shift, NORM_EPS)?;
         Ok(Look { first_block: first_block.unwrap_or((text, image)), velocity: self.out.forward(&normed)? })
     }
 }

@@ -1,4 +1,4 @@
-//! The autoencoder for single pictures: pixels to latents and back.
+//! The autoencoder for single images: pixels to latents and back.
 
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -24,9 +24,9 @@ impl Autoencoder {
     /// # Errors
     /// When a tensor is missing or has another shape than `config` says.
     pub fn new(config: &AutoencoderConfig, vb: &VarBuilder) -> Result<Self> {
-        let statistic = |numbers: &[f64], device: &Device| {
-            let numbers: Vec<f32> = numbers.iter().map(|number| *number as f32).collect();
-            Tensor::from_vec(numbers, (1, config.z_dim, 1, 1), device)
+        let statistic = |values: &[f64], device: &Device| {
+            let values: Vec<f32> = values.iter().map(|number| *number as f32).collect();
+            Tensor::from_vec(values, (1, config.z_dim, 1, 1), device)
         };
         Ok(Self {
             encoder: Encoder::new(config, vb)?,

@@ -1,6 +1,6 @@
-//! What encoder and decoder of the autoencoder are made of, for single pictures.
+//! What encoder and decoder of the autoencoder are made of, for single images.
 //!
-//! The model is made for films: its kernels have three slices in time, and a picture is a film's first frame, before which there is
+//! The model is made for films: its kernels have three slices in time, and an image is a film's first frame, before which there is
 //! nothing but zeros. So only a kernel's last slice ever sees anything, the layers between frames are skipped
 //! (diffusers' `QwenImageCausalConv3d`, `QwenImageResample`), and all of it is a model of two dimensions.
 

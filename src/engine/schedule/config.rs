@@ -41,7 +41,7 @@ pub struct ScheduleConfig {
     #[serde(default)]
     pub lambda_min_clipped: Option<f64>,
 
-    /// DDIM and LCM: whether predicted pictures are clamped to ±`clip_sample_range`.
+    /// DDIM and LCM: whether predicted images are clamped to ±`clip_sample_range`.
     #[serde(default)]
     pub clip_sample: Option<bool>,
     #[serde(default)]
@@ -91,7 +91,7 @@ pub enum BetaSchedule {
 pub enum PredictionType {
     #[default]
     Epsilon,
-    /// alpha·noise − sigma·picture (Salimans and Ho 2022).
+    /// alpha·noise − sigma·image (Salimans and Ho 2022).
     VPrediction,
 }
 

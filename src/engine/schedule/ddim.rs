@@ -35,7 +35,7 @@ pub(super) fn schedule(training: &TrainingSchedule, config: &ScheduleConfig, ste
     }
 }
 
-/// Before the first training timestep there is only the picture, or what the checkpoint takes for it.
+/// Before the first training timestep there is only the image, or what the checkpoint takes for it.
 fn alpha_cumprod_at(training: &TrainingSchedule, config: &ScheduleConfig, timestep: i64) -> f64 {
     match usize::try_from(timestep) {
         Ok(timestep) => f64::from(training.alphas_cumprod[timestep]),

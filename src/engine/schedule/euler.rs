@@ -23,7 +23,7 @@ pub(super) fn ancestral_schedule(training: &TrainingSchedule, config: &ScheduleC
     table(config, &timesteps, with_last(sigmas, 0.0), ancestral)
 }
 
-/// The straight line from the latents through the denoised picture, followed until `sigma_next`.
+/// The straight line from the latents through the denoised image, followed until `sigma_next`.
 fn euler(sigma: f64, sigma_next: f64) -> Next {
     Next { latents: sigma_next / sigma, denoised: 1.0 - sigma_next / sigma, ..Next::default() }
 }
@@ -37,7 +37,7 @@ fn ancestral(sigma: f64, sigma_next: f64) -> Next {
 fn table(config: &ScheduleConfig, timesteps: &[f64], sigmas: Vec<f64>, next: fn(f64, f64) -> Next) -> Schedule {
     let row = |(index, timestep): (usize, &f64)| {
         let sigma = sigmas[index];
-        // Latents here are picture + sigma·noise; the UNet wants variance 1.
+        // Latents here are image + sigma·noise; the UNet wants variance 1.
         let input_scale = (sigma * sigma + 1.0).sqrt().recip();
         let (latents, output) = match config.prediction_type {
             PredictionType::Epsilon => (1.0, -sigma),

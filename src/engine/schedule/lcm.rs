@@ -4,7 +4,7 @@ use super::config::ScheduleConfig;
 use super::training::TrainingSchedule;
 use super::{Denoised, Next, Schedule, ScheduleError, Step, denoised};
 
-/// Standard deviation of the pictures, in the boundary condition.
+/// Standard deviation of the images, in the boundary condition.
 const SIGMA_DATA: f64 = 0.5;
 /// What timesteps are multiplied by there, unless the checkpoint says otherwise.
 const TIMESTEP_SCALING: f64 = 10.0;
@@ -17,9 +17,9 @@ pub(super) fn schedule(training: &TrainingSchedule, config: &ScheduleConfig, ste
         let (signal, noise) = (alpha_at(*timestep).sqrt(), (1.0 - alpha_at(*timestep)).sqrt());
         let scaled = *timestep as f64 * config.timestep_scaling.unwrap_or(TIMESTEP_SCALING);
         let length = scaled.hypot(SIGMA_DATA);
-        // How much of the latents is kept, and of the predicted picture: all of the latents at timestep 0.
+        // How much of the latents is kept, and of the predicted image: all of the latents at timestep 0.
         let (skip, out) = ((SIGMA_DATA / length).powi(2), scaled / length);
-        // The picture is noised again for the next step.
+        // The image is noised again for the next step.
         let (signal_next, noise_next) = match timesteps.get(index + 1) {
             Some(next) => (alpha_at(*next).sqrt(), (1.0 - alpha_at(*next)).sqrt()),
             None => (1.0, 0.0),

@@ -13,10 +13,10 @@ use candle_core::{Result, Tensor};
 
 use self::config::{PredictionType, ScheduleConfig};
 use self::dpm_solver::Equation;
-use self::training::{TrainingSchedule, UsualBetas};
+use self::training::{DefaultBetas, TrainingSchedule};
 use crate::job::task::Scheduler;
 
-/// All steps of one painting, from noise to picture.
+/// All steps of one generation, from noise to image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     /// Standard deviation of the latents the first step expects.
@@ -28,12 +28,12 @@ pub struct Schedule {
 
 /// One denoising step. Every sampler here is the same three linear combinations with other coefficients:
 ///
-/// - `denoised = a·latents + b·output`, the picture as this step sees it, clamped where a sampler wants it;
-/// - `corrected`: the latents, or what a corrector makes of the step before now that the picture at its end is known;
+/// - `denoised = a·latents + b·output`, the image as this step sees it, clamped where a sampler wants it;
+/// - `corrected`: the latents, or what a corrector makes of the step before now that the image at its end is known;
 /// - `next = c·corrected + d·output + e·denoised + f·previous denoised + g·noise`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// What the UNet is told: 0 to 999, also between whole numbers.
+    /// What the UNet is told: 0 to 999, also between whole values.
     pub timestep: f64,
     /// The UNet sees the latents times this.
     pub input_scale: f64,
@@ -50,7 +50,7 @@ pub struct Denoised {
     pub clamp: Option<f64>,
 }
 
-/// Factors of what the last two steps left behind, and of the picture that this one sees.
+/// Factors of what the last two steps left behind, and of the image that this one sees.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Corrected {
     pub previous_latents: f64,
@@ -92,7 +92,7 @@ pub enum ScheduleError {
 }
 
 impl History {
-    /// The same of other pictures: `choose` is applied to every tensor.
+    /// The same of other images: `choose` is applied to every tensor.
     ///
     /// # Errors
     /// The first of `choose`'s.
@@ -115,7 +115,7 @@ impl Schedule {
         Self::without_first(0, scheduler, steps, config)
     }
 
-    /// The same without the first `skipped` of its steps, for latents that have a picture in them already.
+    /// The same without the first `skipped` of its steps, for latents that have an image in them already.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -126,8 +126,8 @@ impl Schedule {
         config: &ScheduleConfig,
     ) -> std::result::Result<Self, ScheduleError> {
         let (skipped, steps) = (skipped as usize, steps as usize);
-        let usual = if scheduler == Scheduler::Lcm { UsualBetas::LATENT_DIFFUSION } else { UsualBetas::DDPM };
-        let training = TrainingSchedule::new(config, usual);
+        let defaults = if scheduler == Scheduler::Lcm { DefaultBetas::LATENT_DIFFUSION } else { DefaultBetas::DDPM };
+        let training = TrainingSchedule::new(config, defaults);
         let karras = scheduler.karras() || config.use_karras_sigmas.unwrap_or(false);
         let mut schedule = match scheduler {
             Scheduler::DpmSolverPlusPlus | Scheduler::DpmSolverPlusPlusKarras => {
@@ -147,7 +147,7 @@ impl Schedule {
         Ok(schedule)
     }
 
-    /// How much of the picture, and how much noise, the latents hold before step `index`.
+    /// How much of the image, and how much noise, the latents hold before step `index`.
     #[must_use]
     pub fn mixture(&self, index: usize) -> (f64, f64) {
         let (ratio, scale) = (self.sigmas[index], self.steps[index].input_scale);
@@ -204,7 +204,7 @@ fn combine(terms: &[(f64, Option<&Tensor>)]) -> Result<Tensor> {
     sum.ok_or_else(|| candle_core::Error::msg("a step without a term"))
 }
 
-/// The denoised picture where `latents = alpha·picture + sigma·noise`.
+/// The denoised image where `latents = alpha·image + sigma·noise`.
 fn denoised(prediction: PredictionType, alpha: f64, sigma: f64) -> Denoised {
     match prediction {
         PredictionType::Epsilon => Denoised { latents: alpha.recip(), output: -sigma / alpha, clamp: None },

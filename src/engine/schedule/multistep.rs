@@ -48,7 +48,7 @@ impl Grid {
     }
 }
 
-/// One more than `steps` are laid out, so that the last is not the picture itself.
+/// One more than `steps` are laid out, so that the last is not the image itself.
 fn timesteps(training: &TrainingSchedule, config: &ScheduleConfig, steps: usize, lowest_lambda: f64) -> Vec<f64> {
     let clipped = (0..training.len()).filter(|timestep| training.lambda_at(*timestep) < lowest_lambda).count();
     let count = training.len() - clipped;

@@ -1,6 +1,6 @@
 //! The noise levels a model was trained on, and the ways to choose steps among them.
 //!
-//! Single precision stands where diffusers has it: near the picture 1 − alpha keeps few digits, and a table in double
+//! Single precision stands where diffusers has it: near the image 1 − alpha keeps few digits, and a table in double
 //! precision would be another schedule.
 
 use super::config::{BetaSchedule, ScheduleConfig};
@@ -8,7 +8,7 @@ use super::config::{BetaSchedule, ScheduleConfig};
 /// Exponent of Karras et al. 2022, arXiv 2206.00364.
 const KARRAS_RHO: f64 = 7.0;
 
-/// One entry a training timestep, from the picture to noise.
+/// One entry a training timestep, from the image to noise.
 pub(super) struct TrainingSchedule {
     /// Products of (1 − beta), f32 precision.
     pub(super) alphas_cumprod: Vec<f32>,
@@ -18,21 +18,21 @@ pub(super) struct TrainingSchedule {
 
 /// The betas of a sampler where a checkpoint says nothing: diffusers has others for each.
 #[derive(Clone, Copy)]
-pub(super) struct UsualBetas {
+pub(super) struct DefaultBetas {
     start: f64,
     end: f64,
     schedule: BetaSchedule,
 }
 
-impl UsualBetas {
+impl DefaultBetas {
     pub(super) const DDPM: Self = Self { start: 0.0001, end: 0.02, schedule: BetaSchedule::Linear };
     pub(super) const LATENT_DIFFUSION: Self = Self { start: 0.00085, end: 0.012, schedule: BetaSchedule::ScaledLinear };
 }
 
 impl TrainingSchedule {
-    pub(super) fn new(config: &ScheduleConfig, usual: UsualBetas) -> Self {
+    pub(super) fn new(config: &ScheduleConfig, defaults: DefaultBetas) -> Self {
         let mut product = 1.0_f64;
-        let alphas_cumprod: Vec<f32> = betas(config, usual)
+        let alphas_cumprod: Vec<f32> = betas(config, defaults)
             .into_iter()
             .map(|beta| {
                 product *= f64::from(1.0 - beta);
@@ -86,19 +86,19 @@ pub(super) fn karras_sigmas(sigma_max: f64, sigma_min: f64, steps: usize) -> Vec
     linspace(0.0, 1.0, steps).into_iter().map(|ramp| (from + ramp * (to - from)).powf(KARRAS_RHO)).collect()
 }
 
-/// `count` numbers from `start` to `end`, both among them; a single one is `start`.
+/// `count` values from `start` to `end`, both among them; a single one is `start`.
 pub(super) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
     let step = (end - start) / count.saturating_sub(1).max(1) as f64;
     (0..count).map(|index| start + index as f64 * step).collect()
 }
 
-fn betas(config: &ScheduleConfig, usual: UsualBetas) -> Vec<f32> {
+fn betas(config: &ScheduleConfig, defaults: DefaultBetas) -> Vec<f32> {
     if let Some(betas) = &config.trained_betas {
         return betas.clone();
     }
-    let (start, end) = (config.beta_start.unwrap_or(usual.start), config.beta_end.unwrap_or(usual.end));
+    let (start, end) = (config.beta_start.unwrap_or(defaults.start), config.beta_end.unwrap_or(defaults.end));
     let count = config.num_train_timesteps;
-    match config.beta_schedule.unwrap_or(usual.schedule) {
+    match config.beta_schedule.unwrap_or(defaults.schedule) {
         BetaSchedule::Linear => linspace_f32(start as f32, end as f32, count),
         BetaSchedule::ScaledLinear => {
             let roots = linspace_f32(start.sqrt() as f32, end.sqrt() as f32, count);

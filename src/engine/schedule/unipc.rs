@@ -36,7 +36,7 @@ pub(super) fn schedule(
     Schedule { init_noise_sigma: 1.0, steps, sigmas: grid.sigmas }
 }
 
-/// Does step `index` again once the picture at its end is known: equation (9) of the paper, its coefficients from (7).
+/// Does step `index` again once the image at its end is known: equation (9) of the paper, its coefficients from (7).
 fn correct(grid: &Grid, index: usize, first_order: bool) -> Corrected {
     let (alpha, sigma) = grid.alpha_sigma(index + 1);
     let (_, sigma_before) = grid.alpha_sigma(index);

@@ -1,4 +1,4 @@
-//! Text encoder and UNet, with and without LoRAs: which of the two paints, and for which files it was built.
+//! Text encoder and UNet, with and without LoRAs: which of the two generates, and for which files it was built.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -70,7 +70,7 @@ impl Adapters {
         &self.weights
     }
 
-    /// What paints now.
+    /// What generates now.
     pub(super) fn current(&self) -> &Adapted {
         match &self.last {
             Some((_, adapted)) if self.uses_last => adapted,
@@ -94,7 +94,7 @@ impl Adapters {
             let parsed = files.iter().zip(hashes).map(|(bytes, hash)| self.parsed(bytes, hash, device));
             let parsed = each(parsed)?;
             let overlay = self.overlay(&parsed, loras)?;
-            let wrong = |problem| EngineError::Checkpoint { path: checkpoint.folder.clone(), problem };
+            let wrong = |problem| EngineError::Checkpoint { path: checkpoint.directory.clone(), problem };
             let adapted = build(checkpoint, &self.weights, &Arc::new(overlay)).map_err(wrong)?;
             self.last = Some((fingerprints, adapted));
         }

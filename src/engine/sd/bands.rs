@@ -1,7 +1,7 @@
-//! The decoder's wide layers in bands of rows: the same picture as at once, in a third of the memory.
+//! The decoder's wide layers in bands of rows: the same image as at once, in a third of the memory.
 //!
-//! A convolution needs a row above and below its band, and a norm the statistics of the whole picture, so that every layer goes over the
-//! picture twice: only what goes in and what comes out is there as a whole, not what lies between.
+//! A convolution needs a row above and below its band, and a norm the statistics of the whole image, so that every layer goes over the
+//! image twice: only what goes in and what comes out is there as a whole, not what lies between.
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -10,7 +10,7 @@ use super::config::VaeConfig;
 use super::vae::NORM_EPS;
 use crate::engine::layers::{Conv, conv};
 
-/// Numbers of one band, 16 MiB in f32.
+/// Values of one band, 16 MiB in f32.
 const BAND: usize = 1 << 22;
 
 /// What comes after the middle of [`VaeDecoder`](super::vae::VaeDecoder); the tensors are the same.
@@ -35,7 +35,7 @@ struct Resnet {
     out_channels: usize,
 }
 
-/// A group norm that is measured over the whole picture and applied to a part of it.
+/// A group norm that is measured over the whole image and applied to a part of it.
 struct Norm {
     groups: usize,
     weight: Tensor,
@@ -123,7 +123,7 @@ impl Norm {
         Ok(Self { groups: config.norm_num_groups, weight: number("weight")?, bias: number("bias")? })
     }
 
-    /// Group by group: all of them at once would take two more tensors of the whole picture.
+    /// Group by group: all of them at once would take two more tensors of the whole image.
     fn measured(&self, hidden: &Tensor) -> Result<Affine> {
         let (_, channels, ..) = hidden.dims4()?;
         let in_group = channels / self.groups;

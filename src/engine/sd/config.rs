@@ -76,7 +76,7 @@ impl PerBlock {
     pub fn at(&self, index: usize) -> usize {
         match self {
             Self::All(number) => *number,
-            Self::Each(numbers) => numbers.get(index).or(numbers.last()).copied().unwrap_or(1),
+            Self::Each(values) => values.get(index).or(values.last()).copied().unwrap_or(1),
         }
     }
 }
@@ -92,7 +92,7 @@ pub struct VaeConfig {
     pub layers_per_block: usize,
     #[serde(default = "thirty_two")]
     pub norm_num_groups: usize,
-    /// Side in pixels of the pictures it was trained on.
+    /// Side in pixels of the images it was trained on.
     #[serde(default = "five_hundred_twelve")]
     pub sample_size: usize,
     /// Latents are divided by it before decoding.

@@ -1,4 +1,4 @@
-//! What a painting needs beside the model, and how it is cut up so that it fits.
+//! What a generation needs next to the model, and how it is cut up so that it fits.
 
 use candle_core::DType;
 
@@ -19,40 +19,40 @@ const SCORES_BYTES: u64 = 2 << 28;
 const HEADS: u64 = 8;
 const MIB: u64 = 1 << 20;
 
-/// How a painting is cut up.
+/// How a generation is cut up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Cuts {
-    /// The decoder goes over a picture in bands of rows.
+pub(super) struct TilingPlan {
+    /// The decoder goes over an image in bands of rows.
     pub(super) banded: bool,
-    /// The UNet looks at one picture, with one prompt, after the other.
+    /// The UNet looks at one image, with one prompt, after the other.
     pub(super) one_by_one: bool,
-    /// Side of the tiles that are decoded one by one, in latents; none: the whole picture. The only cut that changes a picture, where
+    /// Side of the tiles that are decoded one by one, in latents; none: the whole image. The only cut that changes an image, where
     /// that is larger than a tile.
     pub(super) tile: Option<usize>,
 }
 
-/// What is painted.
+/// What is generated.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
     pub(super) width_px: u32,
     pub(super) height_px: u32,
-    /// Pictures, twice as many where there is guidance.
+    /// Images, twice as many where there is guidance.
     pub(super) rows: usize,
 }
 
 /// The sizes of the model that memory grows with.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Needs {
+pub(super) struct MemoryEstimate {
     /// Bytes of a number.
     number: u64,
     pixels_per_latent: u64,
     decoder_channels: u64,
     unet_channels: u64,
-    /// Latents of a side of the pictures that the VAE was trained on: smaller tiles would see too little.
+    /// Latents of a side of the images that the VAE was trained on: smaller tiles would see too little.
     tile: usize,
 }
 
-impl Needs {
+impl MemoryEstimate {
     pub(super) fn new(unet: &UnetConfig, vae: &VaeConfig, dtype: DType) -> Self {
         let widths = &vae.block_out_channels;
         let factor = vae.pixels_per_latent();
@@ -67,30 +67,30 @@ impl Needs {
     }
 
     /// Everything that makes it smaller.
-    pub(super) fn all_cuts(&self) -> Cuts {
-        Cuts { banded: true, one_by_one: true, tile: Some(self.tile) }
+    pub(super) fn all_tiling_plans(&self) -> TilingPlan {
+        TilingPlan { banded: true, one_by_one: true, tile: Some(self.tile) }
     }
 
     /// From the fastest to the smallest.
-    fn choices(&self) -> [Cuts; 4] {
-        let banded = Cuts { banded: true, ..Cuts::default() };
-        [Cuts::default(), banded, Cuts { one_by_one: true, ..banded }, self.all_cuts()]
+    fn choices(&self) -> [TilingPlan; 4] {
+        let banded = TilingPlan { banded: true, ..TilingPlan::default() };
+        [TilingPlan::default(), banded, TilingPlan { one_by_one: true, ..banded }, self.all_tiling_plans()]
     }
 
-    /// Bytes beside the model at the worst moment.
-    fn bytes(&self, work: Work, cuts: Cuts) -> u64 {
+    /// Bytes next to the model at the worst moment.
+    fn bytes(&self, work: Work, tiling_plan: TilingPlan) -> u64 {
         let (width, height) = (u64::from(work.width_px), u64::from(work.height_px));
         let latents = |px: u64| px / self.pixels_per_latent;
         // Of one head, between all places of so many latents, before and after the softmax.
         let scores = |latents: u64| 2 * latents * latents * self.number;
-        let tile_px = cuts.tile.map_or(u64::MAX, |side| side as u64 * self.pixels_per_latent);
+        let tile_px = tiling_plan.tile.map_or(u64::MAX, |side| side as u64 * self.pixels_per_latent);
         let (tile_width, tile_height) = (width.min(tile_px), height.min(tile_px));
         let layer = tile_width * tile_height * self.decoder_channels * self.number;
         let at_once = layer * DECODER_LIVE;
-        let layers = if cuts.banded { at_once.min(layer * BANDED_LIVE + BANDS_BYTES) } else { at_once };
-        let picture = 2 * width * height * 3 * self.number;
-        let decode = layers + scores(latents(tile_width) * latents(tile_height)) + picture;
-        let rows = if cuts.one_by_one { 1 } else { work.rows as u64 };
+        let layers = if tiling_plan.banded { at_once.min(layer * BANDED_LIVE + BANDS_BYTES) } else { at_once };
+        let image = 2 * width * height * 3 * self.number;
+        let decode = layers + scores(latents(tile_width) * latents(tile_height)) + image;
+        let rows = if tiling_plan.one_by_one { 1 } else { work.rows as u64 };
         let places = latents(width) * latents(height);
         let attention = (rows * HEADS * scores(places)).min(SCORES_BYTES.max(scores(places)));
         let unet = rows * places * self.unet_channels * self.number * UNET_LIVE + attention;
@@ -101,12 +101,12 @@ impl Needs {
     ///
     /// # Errors
     /// [`EngineError::OutOfMemory`] when none does: with what would fit.
-    pub(super) fn within(&self, bytes: u64, work: Work) -> Result<Cuts, EngineError> {
-        let fits = |cuts: &Cuts| self.bytes(work, *cuts) <= bytes;
+    pub(super) fn within(&self, bytes: u64, work: Work) -> Result<TilingPlan, EngineError> {
+        let fits = |tiling_plan: &TilingPlan| self.bytes(work, *tiling_plan) <= bytes;
         self.choices().into_iter().find(fits).ok_or_else(|| {
-            let needed = self.bytes(work, self.all_cuts()).div_ceil(MIB);
+            let needed = self.bytes(work, self.all_tiling_plans()).div_ceil(MIB);
             let problem = format!(
-                "{}x{} needs about {needed} MiB beside the model, and engine.memory_budget_mib leaves {}; {}",
+                "{}x{} needs about {needed} MiB next to the model, and engine.memory_budget_mib leaves {}; {}",
                 work.width_px,
                 work.height_px,
                 bytes / MIB,
@@ -118,12 +118,12 @@ impl Needs {
 
     /// What would fit into `bytes`, or into about a quarter of what `work` needs where nobody knows how much there is.
     pub(super) fn advice(&self, work: Work, bytes: Option<u64>) -> String {
-        let bytes = bytes.unwrap_or_else(|| self.bytes(work, self.all_cuts()) / 4);
+        let bytes = bytes.unwrap_or_else(|| self.bytes(work, self.all_tiling_plans()) / 4);
         let side = |px: u32, part: u32| px * part / 16 / 8 * 8;
         let smaller = (1..16).rev().map(|part| (side(work.width_px, part), side(work.height_px, part)));
         let fitting = smaller.filter(|(width, height)| *width.min(height) >= 64).find(|(width_px, height_px)| {
             let work = Work { width_px: *width_px, height_px: *height_px, ..work };
-            self.bytes(work, self.all_cuts()) <= bytes
+            self.bytes(work, self.all_tiling_plans()) <= bytes
         });
         match fitting {
             Some((width, height)) => format!("{width}x{height} would fit"),
@@ -132,19 +132,19 @@ impl Needs {
     }
 }
 
-/// Paints with `first`; when there is no memory, once more with `smallest`, unless that was it.
+/// Generates with `first`; when there is no memory, once more with `smallest`, unless that was it.
 ///
 /// # Errors
 /// The second attempt's, or the first's where there is no second.
 pub(super) fn twice<T>(
-    first: Cuts,
-    smallest: Cuts,
-    mut attempt: impl FnMut(Cuts) -> Result<T, EngineError>,
+    first: TilingPlan,
+    smallest: TilingPlan,
+    mut attempt: impl FnMut(TilingPlan) -> Result<T, EngineError>,
 ) -> Result<T, EngineError> {
     match attempt(first) {
         // What the first attempt had is free again: its tensors went with it.
         Err(EngineError::OutOfMemory { problem }) if first != smallest => {
-            tracing::warn!(problem, "out of memory: painted once more, in pieces");
+            tracing::warn!(problem, "out of memory: generated once more, in pieces");
             attempt(smallest)
         }
         ended => ended,
@@ -156,21 +156,22 @@ mod tests {
     use super::*;
 
     /// Stable Diffusion 1.5.
-    const SD15: Needs = Needs { number: 4, pixels_per_latent: 8, decoder_channels: 256, unet_channels: 320, tile: 64 };
+    const SD15: MemoryEstimate =
+        MemoryEstimate { number: 4, pixels_per_latent: 8, decoder_channels: 256, unet_channels: 320, tile: 64 };
 
     fn work(side_px: u32, rows: usize) -> Work {
         Work { width_px: side_px, height_px: side_px, rows }
     }
 
     #[test]
-    fn a_budget_picks_as_few_cuts_as_it_can() {
+    fn a_budget_picks_as_few_tiling_plan_as_it_can() {
         let within = |mib: u64, side: u32, rows| SD15.within(mib * MIB, work(side, rows)).expect("fits");
-        assert_eq!(within(16_000, 512, 2), Cuts::default());
-        let banded = Cuts { banded: true, ..Cuts::default() };
+        assert_eq!(within(16_000, 512, 2), TilingPlan::default());
+        let banded = TilingPlan { banded: true, ..TilingPlan::default() };
         assert_eq!(within(6_000, 1024, 2), banded);
-        assert_eq!(within(1_700, 512, 8), Cuts { one_by_one: true, ..banded });
-        assert_eq!(within(3_500, 1024, 8), SD15.all_cuts());
-        assert_eq!(SD15.all_cuts(), Cuts { banded: true, one_by_one: true, tile: Some(64) });
+        assert_eq!(within(1_700, 512, 8), TilingPlan { one_by_one: true, ..banded });
+        assert_eq!(within(3_500, 1024, 8), SD15.all_tiling_plans());
+        assert_eq!(SD15.all_tiling_plans(), TilingPlan { banded: true, one_by_one: true, tile: Some(64) });
     }
 
     #[test]
@@ -187,21 +188,21 @@ mod tests {
     #[test]
     fn a_second_attempt_is_made_once_and_only_for_memory() {
         let none = || EngineError::OutOfMemory { problem: "none".into() };
-        let attempts = |first: Cuts, mut results: Vec<Result<u8, EngineError>>| {
+        let attempts = |first: TilingPlan, mut results: Vec<Result<u8, EngineError>>| {
             let mut tried = Vec::new();
-            let ended = twice(first, SD15.all_cuts(), |cuts| {
-                tried.push(cuts);
+            let ended = twice(first, SD15.all_tiling_plans(), |tiling_plan| {
+                tried.push(tiling_plan);
                 results.remove(0)
             });
             (tried, ended)
         };
-        let (tried, ended) = attempts(Cuts::default(), vec![Err(none()), Ok(1)]);
-        assert_eq!((tried, ended.expect("the second")), (vec![Cuts::default(), SD15.all_cuts()], 1));
-        let (tried, ended) = attempts(Cuts::default(), vec![Err(none()), Err(none())]);
+        let (tried, ended) = attempts(TilingPlan::default(), vec![Err(none()), Ok(1)]);
+        assert_eq!((tried, ended.expect("the second")), (vec![TilingPlan::default(), SD15.all_tiling_plans()], 1));
+        let (tried, ended) = attempts(TilingPlan::default(), vec![Err(none()), Err(none())]);
         assert!(tried.len() == 2 && matches!(ended, Err(EngineError::OutOfMemory { .. })));
-        let (tried, _) = attempts(SD15.all_cuts(), vec![Err(none())]);
+        let (tried, _) = attempts(SD15.all_tiling_plans(), vec![Err(none())]);
         assert_eq!(tried.len(), 1, "there is nothing smaller");
-        let (tried, _) = attempts(Cuts::default(), vec![Err(EngineError::Cancelled)]);
+        let (tried, _) = attempts(TilingPlan::default(), vec![Err(EngineError::Cancelled)]);
         assert_eq!(tried.len(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Writes a loaded checkpoint as a folder with one file of weights, which is read without being renamed or converted.
+//! Writes a loaded checkpoint as a directory with one file of weights, which is read without being renamed or converted.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -13,13 +13,13 @@ use crate::engine::EngineError;
 use crate::engine::checkpoint::written_table;
 use crate::engine::tensor_file::{LENGTH_BYTES, PACKED};
 
-/// The numbers begin at a multiple of it: a page, and a block of a disk.
+/// The values begin at a multiple of it: a page, and a block of a disk.
 pub const ALIGNMENT: usize = 4096;
 /// The name that the weights have until they are whole.
 const PART: &str = ".atelier.safetensors.part";
 const INDEX: &str = "model_index.json";
-/// Folders of a checkpoint that have settings or words in them.
-const FOLDERS: [&str; 5] = ["text_encoder", "unet", "vae", "scheduler", "tokenizer"];
+/// Directories of a checkpoint that have settings or words in them.
+const DIRECTORIES: [&str; 5] = ["text_encoder", "unet", "vae", "scheduler", "tokenizer"];
 
 /// What was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,21 +30,21 @@ pub struct Packed {
 }
 
 impl StableDiffusion {
-    /// Writes everything that is needed to load this checkpoint again into the folder `to`: its small files, and all weights, in the format
+    /// Writes everything that is needed to load this checkpoint again into the directory `to`: its small files, and all weights, in the format
     /// they were loaded in, in one file. That has its name when it is whole and on the disk, so what is broken off is never loaded.
     ///
     /// # Errors
-    /// [`EngineError::Checkpoint`] when `to` has a packed checkpoint already, is the checkpoint's own folder, or cannot be written.
+    /// [`EngineError::Checkpoint`] when `to` has a packed checkpoint already, is the checkpoint's own directory, or cannot be written.
     pub fn pack(&self, to: &Path) -> Result<Packed, EngineError> {
-        let from = &self.checkpoint.folder;
+        let from = &self.checkpoint.directory;
         let wrong = |problem: String| EngineError::Checkpoint { path: to.to_owned(), problem };
         let failed = |error: io::Error| wrong(format!("cannot be written: {error}"));
         fs::create_dir_all(to).map_err(failed)?;
         if fs::canonicalize(from).ok() == fs::canonicalize(to).ok() {
-            return Err(wrong("is the checkpoint itself, which stays as it is; pack it into another folder".into()));
+            return Err(wrong("is the checkpoint itself, which stays as it is; pack it into another directory".into()));
         }
         if to.join(PACKED).exists() {
-            return Err(wrong(format!("has {PACKED} already; remove the folder, or pack into another one")));
+            return Err(wrong(format!("has {PACKED} already; remove the directory, or pack into another one")));
         }
         let part = OpenOptions::new().create(true).truncate(false).write(true).open(to.join(PART)).map_err(failed)?;
         part.try_lock().map_err(|_| wrong("is being packed into by somebody else; wait for that, or stop it".into()))?;
@@ -95,14 +95,14 @@ fn header(tensors: &[(&String, &Tensor)]) -> Result<Vec<u8>, safetensors::SafeTe
 /// Settings and vocabularies, not the weights nor the lists of their shards.
 fn copy_small_files(from: &Path, to: &Path) -> io::Result<()> {
     copy(&from.join(INDEX), &to.join(INDEX))?;
-    for folder in FOLDERS {
-        fs::create_dir_all(to.join(folder))?;
-        for entry in fs::read_dir(from.join(folder))? {
+    for directory in DIRECTORIES {
+        fs::create_dir_all(to.join(directory))?;
+        for entry in fs::read_dir(from.join(directory))? {
             let file = entry?.path();
             let is_small = file.extension().is_some_and(|extension| extension == "json" || extension == "txt");
             let name = file.file_name().unwrap_or_default();
             if is_small && !name.to_string_lossy().contains(".safetensors.index") {
-                copy(&file, &to.join(folder).join(name))?;
+                copy(&file, &to.join(directory).join(name))?;
             }
         }
     }

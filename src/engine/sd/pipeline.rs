@@ -1,21 +1,21 @@
-//! From a prompt to pictures: the stages of a painting and the loop that joins them.
+//! From a prompt to images: the stages of a generation and the loop that joins them.
 
 use candle_core::{IndexOp, Tensor};
 
-use super::canvas::Canvas;
-use super::memory::{Cuts, Work, twice};
+use super::latent_batch::LatentBatch;
+use super::memory::{TilingPlan, Work, twice};
 use super::start::Start;
 use super::vae::to_rgb8;
-use super::{StableDiffusion, Usual};
-use crate::engine::fault::memory_told_apart;
+use super::{Defaults, StableDiffusion};
+use crate::engine::device_errors::classify_memory_error;
 use crate::engine::schedule::{Schedule, ScheduleError};
-use crate::engine::{EmbeddingFile, EngineError, Order, PaintRequest, Painted, Picture, Request, Watch};
+use crate::engine::{EmbeddingFile, EngineError, GenerateRequest, Generated, Image, Order, Request, Watch};
 use crate::job::task::Scheduler;
 
 impl StableDiffusion {
     /// One look of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
     ///
-    /// `text`: (N, tokens, hidden), a row a picture; or (2N, tokens, hidden), first the negative prompts of all pictures,
+    /// `text`: (N, tokens, hidden), a row an image; or (2N, tokens, hidden), first the negative prompts of all images,
     /// then the positive ones. Then both are predicted as one batch, and the result is
     /// `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). Returns (N, 4, H, W): noise or velocity, as the
     /// checkpoint was trained.
@@ -29,12 +29,12 @@ impl StableDiffusion {
         text: &Tensor,
         guidance_scale: f64,
     ) -> Result<Tensor, EngineError> {
-        let pictures = latents.dim(0)?;
-        if text.dim(0)? == pictures {
+        let images = latents.dim(0)?;
+        if text.dim(0)? == images {
             return self.look(latents, timestep, text);
         }
         let both = self.look(&Tensor::cat(&[latents, latents], 0)?, timestep, text)?;
-        let (negative, positive) = (both.narrow(0, 0, pictures)?, both.narrow(0, pictures, pictures)?);
+        let (negative, positive) = (both.narrow(0, 0, images)?, both.narrow(0, images, images)?);
         let towards = ((positive - &negative)? * guidance_scale)?;
         Ok((negative + towards)?)
     }
@@ -43,42 +43,42 @@ impl StableDiffusion {
     fn look(&self, latents: &Tensor, timestep: f64, text: &Tensor) -> Result<Tensor, EngineError> {
         let unet = &self.adapters.current().unet;
         let rows = latents.dim(0)?;
-        if !self.cuts.one_by_one || rows == 1 {
+        if !self.tiling_plan.one_by_one || rows == 1 {
             return Ok(unet.forward(latents, timestep, text)?);
         }
         let row = |row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?);
         Ok(Tensor::cat(&(0..rows).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 
-    /// Runs `schedule` over the canvas. An order whose watch says so leaves it between two steps.
+    /// Runs `schedule` over the latent batch. An order whose watch says so leaves it between two steps.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     fn denoise(
         &self,
-        canvas: &mut Canvas,
+        latent_batch: &mut LatentBatch,
         guidance_scale: f64,
         schedule: &Schedule,
         watches: &[&Watch],
     ) -> Result<(), EngineError> {
         let steps = schedule.steps.len() as u32;
         for (step, done) in schedule.steps.iter().zip(1..) {
-            let input = (&canvas.latents * step.input_scale)?;
-            let output = self.predict_noise(&input, step.timestep, &canvas.text, guidance_scale)?;
-            let fresh = if step.next.noise == 0.0 { None } else { Some(canvas.noise.draw(&self.device)?) };
-            let stepped = step.advance(&canvas.latents, &output, &canvas.history, fresh.as_ref())?;
-            canvas.latents = stepped.latents;
-            canvas.history = stepped.history;
-            canvas.put_back(schedule, done as usize)?;
+            let input = (&latent_batch.latents * step.input_scale)?;
+            let output = self.predict_noise(&input, step.timestep, &latent_batch.text, guidance_scale)?;
+            let fresh = if step.next.noise == 0.0 { None } else { Some(latent_batch.noise.draw(&self.device)?) };
+            let stepped = step.advance(&latent_batch.latents, &output, &latent_batch.history, fresh.as_ref())?;
+            latent_batch.latents = stepped.latents;
+            latent_batch.history = stepped.history;
+            latent_batch.requeue(schedule, done as usize)?;
             if done == steps {
                 // Until here a GPU was only told what to do: without this its last steps would count as decoding.
                 self.device.synchronize()?;
             }
-            let mut on_it = canvas.owners.clone();
+            let mut on_it = latent_batch.owners.clone();
             on_it.dedup();
             on_it.retain(|order| watches[*order].step_done(done, steps).is_err());
-            canvas.remove(&on_it)?;
-            if canvas.owners.is_empty() {
+            latent_batch.remove(&on_it)?;
+            if latent_batch.owners.is_empty() {
                 break;
             }
         }
@@ -90,14 +90,14 @@ impl StableDiffusion {
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor, EngineError> {
-        one_at_a_time(latents, |latents| match self.cuts {
-            Cuts { tile: Some(side), .. } => self.vae.decode_in_tiles(latents, side),
-            Cuts { banded: true, .. } => self.vae.decode_in_bands(latents),
-            Cuts { .. } => self.vae.decode(latents),
+        one_at_a_time(latents, |latents| match self.tiling_plan {
+            TilingPlan { tile: Some(side), .. } => self.vae.decode_in_tiles(latents, side),
+            TilingPlan { banded: true, .. } => self.vae.decode_in_bands(latents),
+            TilingPlan { .. } => self.vae.decode(latents),
         })
     }
 
-    /// The same in overlapping tiles of `side` by `side` latents, at least 4: another picture, for each tile is normalized by
+    /// The same in overlapping tiles of `side` by `side` latents, at least 4: another image, for each tile is normalized by
     /// itself, but without seams and in no more memory than a tile takes.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ impl StableDiffusion {
         one_at_a_time(latents, |latents| self.vae.decode_in_tiles(latents, side))
     }
 
-    /// The picture of [`Self::decode`] in a third of the memory: the wide layers go over it in bands of rows.
+    /// The image of [`Self::decode`] in a third of the memory: the wide layers go over it in bands of rows.
     ///
     /// # Errors
     /// As [`Self::decode`].
@@ -119,7 +119,7 @@ impl StableDiffusion {
         Schedule::without_first(skipped, scheduler, steps, &self.checkpoint.schedule).map_err(refused)
     }
 
-    /// (channels, height, width) of the latents of one picture of this size.
+    /// (channels, height, width) of the latents of one image of this size.
     ///
     /// # Errors
     /// [`EngineError::Request`] when a side is no multiple of the VAE's factor.
@@ -136,12 +136,12 @@ impl StableDiffusion {
 
 /// The decoder's widest layers take most of the memory there is.
 fn one_at_a_time(latents: &Tensor, decode: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Tensor, EngineError> {
-    let one = |picture: usize| decode(&latents.narrow(0, picture, 1)?);
+    let one = |image: usize| decode(&latents.narrow(0, image, 1)?);
     let decoded = (0..latents.dim(0)?).map(one).collect::<candle_core::Result<Vec<_>>>()?;
     Ok(Tensor::cat(&decoded, 0)?)
 }
 
-/// What the pictures of a batch have in common, besides the LoRAs.
+/// What the images of a batch have in common, besides the LoRAs.
 struct Plan {
     guided: bool,
     guidance_scale: f64,
@@ -161,8 +161,8 @@ struct Part<'a> {
     watch: &'a Watch,
 }
 
-pub(super) fn paint(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Vec<Painted>, EngineError> {
-    let requests = orders.iter().map(|order| generate(&order.request)).collect::<Result<Vec<_>, _>>()?;
+pub(super) fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
+    let requests = orders.iter().map(|order| generate_request(&order.request)).collect::<Result<Vec<_>, _>>()?;
     let Some(request) = requests.first() else { return Ok(Vec::new()) };
     let task = &request.task;
     let skipped = task.start.as_ref().map_or(0, |start| start.skipped(task.steps));
@@ -175,8 +175,8 @@ pub(super) fn paint(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Ve
         height_px: task.size.height_px(),
     };
     engine.latent_shape(plan.width_px, plan.height_px)?;
-    if let Some(picture) = &request.start {
-        plan.start = Some(engine.start(picture, (plan.width_px, plan.height_px), skipped == 0)?);
+    if let Some(image) = &request.start {
+        plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), skipped == 0)?);
     }
     let cache_hit = engine.use_loras(&request.loras)?;
     if !request.loras.is_empty() {
@@ -188,44 +188,45 @@ pub(super) fn paint(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Ve
     in_memory(engine, &plan, &parts)
 }
 
-/// Paints in as many pieces as memory asks for.
-fn in_memory(engine: &mut StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Painted>, EngineError> {
-    let pictures: usize = parts.iter().map(|part| part.seeds.len()).sum();
-    let rows = if plan.guided { 2 * pictures } else { pictures };
+/// Generates in as many pieces as memory asks for.
+fn in_memory(engine: &mut StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Generated>, EngineError> {
+    let images: usize = parts.iter().map(|part| part.seeds.len()).sum();
+    let rows = if plan.guided { 2 * images } else { images };
     let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows };
-    let (needs, free) = (engine.needs, engine.memory_budget.map(|bytes| bytes.saturating_sub(engine.resident_bytes)));
-    let first = free.map_or(Ok(Cuts::default()), |bytes| needs.within(bytes, work))?;
-    let painted = twice(first, needs.all_cuts(), |cuts| {
-        engine.cuts = cuts;
-        execute(engine, plan, parts).map_err(memory_told_apart)
+    let (memory_estimate, free) =
+        (engine.memory_estimate, engine.memory_budget.map(|bytes| bytes.saturating_sub(engine.resident_bytes)));
+    let first = free.map_or(Ok(TilingPlan::default()), |bytes| memory_estimate.within(bytes, work))?;
+    let generated = twice(first, memory_estimate.all_tiling_plans(), |tiling_plan| {
+        engine.tiling_plan = tiling_plan;
+        execute(engine, plan, parts).map_err(classify_memory_error)
     });
-    painted.map_err(|error| match error {
+    generated.map_err(|error| match error {
         EngineError::OutOfMemory { problem } => {
-            let advice = needs.advice(work, free);
+            let advice = memory_estimate.advice(work, free);
             EngineError::OutOfMemory { problem: format!("{problem}, also in pieces; {advice}") }
         }
         other => other,
     })
 }
 
-/// The request, if it is one for a model that paints from text.
-fn generate(request: &Request) -> Result<&PaintRequest, EngineError> {
+/// The request, if it is one for a model that generates from text.
+fn generate_request(request: &Request) -> Result<&GenerateRequest, EngineError> {
     match request {
         Request::Generate(request) => Ok(request),
         Request::TryOn(_) => {
-            Err(EngineError::Request { field: "task", problem: "must be generate: this model paints from text".into() })
+            Err(EngineError::Request { field: "task", problem: "must be generate: this model generates from text".into() })
         }
     }
 }
 
 impl<'a> Part<'a> {
-    fn new(request: &'a PaintRequest, watch: &'a Watch) -> Self {
+    fn new(request: &'a GenerateRequest, watch: &'a Watch) -> Self {
         let task = &request.task;
         Self {
             prompt: task.prompt.as_str(),
             negative_prompt: task.negative_prompt.as_str(),
             embeddings: &request.embeddings,
-            seeds: (0..u64::from(task.num_images.get())).map(|picture| task.seed.get() + picture).collect(),
+            seeds: (0..u64::from(task.num_images.get())).map(|image| task.seed.get() + image).collect(),
             watch,
         }
     }
@@ -233,7 +234,7 @@ impl<'a> Part<'a> {
 
 /// One step without LoRAs of what jobs usually ask for.
 pub(super) fn warm_up(engine: &mut StableDiffusion) -> Result<(), EngineError> {
-    let Usual { width_px, height_px, guidance_scale } = engine.usual;
+    let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
     let schedule = engine.schedule(Scheduler::DpmSolverPlusPlus, 1, 0)?;
     let plan = Plan { guided: guidance_scale > 1.0, guidance_scale, schedule, start: None, width_px, height_px };
     let watch = Watch::new(|_| ());
@@ -241,31 +242,31 @@ pub(super) fn warm_up(engine: &mut StableDiffusion) -> Result<(), EngineError> {
     in_memory(engine, &plan, &[part]).map(drop)
 }
 
-fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Painted>, EngineError> {
+fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Generated>, EngineError> {
     let shape = engine.latent_shape(plan.width_px, plan.height_px)?;
-    // One by one, so that a prompt is the same numbers whatever its neighbours are.
+    // One by one, so that a prompt is the same values whatever its neighbours are.
     let text = |part: &Part<'_>| {
         let inversions = engine.read_embeddings(part.embeddings)?;
         engine.encode_prompt(part.prompt, plan.guided.then_some(part.negative_prompt), &inversions)
     };
     let texts = parts.iter().map(text).collect::<Result<Vec<_>, _>>()?;
-    let mut painted = Vec::new();
+    let mut generated = Vec::new();
     for together in of_one_length(&texts)? {
         let texts: Vec<Tensor> = together.iter().map(|part| texts[*part].clone()).collect();
         let seeds: Vec<Vec<u64>> = together.iter().map(|part| parts[*part].seeds.clone()).collect();
         let watches: Vec<&Watch> = together.iter().map(|part| parts[*part].watch).collect();
-        let mut canvas = Canvas::new(&texts, &seeds, shape, &engine.device)?;
-        canvas.begin(&plan.schedule, plan.start.as_ref())?;
-        engine.denoise(&mut canvas, plan.guidance_scale, &plan.schedule, &watches)?;
+        let mut latent_batch = LatentBatch::new(&texts, &seeds, shape, &engine.device)?;
+        latent_batch.begin(&plan.schedule, plan.start.as_ref())?;
+        engine.denoise(&mut latent_batch, plan.guidance_scale, &plan.schedule, &watches)?;
         for (order, (part, seeds)) in together.into_iter().zip(&seeds).enumerate() {
-            painted.push((part, develop(engine, plan, &canvas, order, seeds)?));
+            generated.push((part, develop(engine, plan, &latent_batch, order, seeds)?));
         }
     }
-    painted.sort_by_key(|(part, _)| *part);
-    Ok(painted.into_iter().map(|(_, painted)| painted).collect())
+    generated.sort_by_key(|(part, _)| *part);
+    Ok(generated.into_iter().map(|(_, generated)| generated).collect())
 }
 
-/// The places of texts that can share a batch: a longer one takes more tokens, and padding would change the others' pictures.
+/// The places of texts that can share a batch: a longer one takes more tokens, and padding would change the others' images.
 fn of_one_length(texts: &[Tensor]) -> Result<Vec<Vec<usize>>, EngineError> {
     let mut lengths: Vec<(usize, Vec<usize>)> = Vec::new();
     for (place, text) in texts.iter().enumerate() {
@@ -278,18 +279,18 @@ fn of_one_length(texts: &[Tensor]) -> Result<Vec<Vec<usize>>, EngineError> {
     Ok(lengths.into_iter().map(|(_, places)| places).collect())
 }
 
-/// The pictures of one order out of its latents.
+/// The images of one order out of its latents.
 fn develop(
     engine: &StableDiffusion,
     plan: &Plan,
-    canvas: &Canvas,
+    latent_batch: &LatentBatch,
     order: usize,
     seeds: &[u64],
-) -> Result<Painted, EngineError> {
-    let Some(latents) = canvas.latents_of(order)? else { return Ok(Err(EngineError::Cancelled)) };
+) -> Result<Generated, EngineError> {
+    let Some(latents) = latent_batch.latents_of(order)? else { return Ok(Err(EngineError::Cancelled)) };
     let decoded = engine.decode(&latents)?;
     let (width_px, height_px) = (plan.width_px, plan.height_px);
-    let picture =
-        |(index, seed): (usize, &u64)| Ok(Picture { width_px, height_px, rgb: to_rgb8(&decoded.i(index)?)?, seed: *seed });
-    seeds.iter().enumerate().map(picture).collect::<Result<_, EngineError>>().map(Ok)
+    let image =
+        |(index, seed): (usize, &u64)| Ok(Image { width_px, height_px, rgb: to_rgb8(&decoded.i(index)?)?, seed: *seed });
+    seeds.iter().enumerate().map(image).collect::<Result<_, EngineError>>().map(Ok)
 }

@@ -53,7 +53,7 @@ impl StableDiffusion {
         for text in texts {
             let tokens = tokenizer.tokens(text)?;
             if tokens.dropped > 0 {
-                tracing::warn!(dropped_tokens = tokens.dropped, "the prompt is too long, its end is not painted");
+                tracing::warn!(dropped_tokens = tokens.dropped, "the prompt is too long, its end is not generated");
             }
             ids.push(tokens.ids);
         }

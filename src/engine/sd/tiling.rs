@@ -1,6 +1,6 @@
-//! Decoding in overlapping tiles, so that memory does not grow with the picture: as `tiled_decode` of diffusers' `AutoencoderKL`.
+//! Decoding in overlapping tiles, so that memory does not grow with the image: as `tiled_decode` of diffusers' `AutoencoderKL`.
 //!
-//! Every tile is normalized by itself, so that a tiled picture is another one than a whole one; overlaps are blended, so that
+//! Every tile is normalized by itself, so that a tiled image is another one than a whole one; overlaps are blended, so that
 //! there is no seam.
 
 use candle_core::{Result, Tensor};

@@ -59,14 +59,14 @@ impl WeightedTokens {
 }
 
 impl PromptTokenizer {
-    /// Reads `tokenizer.json` in `folder`, or `vocab.json` and `merges.txt` where there is none.
+    /// Reads `tokenizer.json` in `directory`, or `vocab.json` and `merges.txt` where there is none.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] when neither can be read, or CLIP's own tokens are not in them.
-    pub fn read(folder: &Path, pad_token: &str, length: usize) -> Result<Self, EngineError> {
-        let file = folder.join("tokenizer.json");
-        let tokenizer = if file.is_file() { Tokenizer::from_file(&file) } else { from_vocabulary(folder, pad_token) };
-        let wrong = |problem: String| EngineError::Checkpoint { path: folder.to_owned(), problem };
+    pub fn read(directory: &Path, pad_token: &str, length: usize) -> Result<Self, EngineError> {
+        let file = directory.join("tokenizer.json");
+        let tokenizer = if file.is_file() { Tokenizer::from_file(&file) } else { from_vocabulary(directory, pad_token) };
+        let wrong = |problem: String| EngineError::Checkpoint { path: directory.to_owned(), problem };
         let tokenizer = tokenizer.map_err(|error| wrong(error.to_string()))?;
         let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token {token}")));
         Ok(Self { start: id(START)?, end: id(END)?, pad: id(pad_token)?, tokenizer, length, learned: HashMap::new() })
@@ -157,8 +157,8 @@ impl PromptTokenizer {
 }
 
 /// What transformers' converter makes of the slow tokenizer's files.
-fn from_vocabulary(folder: &Path, pad_token: &str) -> tokenizers::Result<Tokenizer> {
-    let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
+fn from_vocabulary(directory: &Path, pad_token: &str) -> tokenizers::Result<Tokenizer> {
+    let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
     let model = BPE::from_file(&path("vocab.json"), &path("merges.txt"))
         .unk_token(END.into())
         .end_of_word_suffix("</w>".into())

@@ -1,4 +1,4 @@
-//! The UNet's transformer: every place of the picture looks at every other and at the prompt.
+//! The UNet's transformer: every place of the image looks at every other and at the prompt.
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -45,8 +45,8 @@ impl SpatialTransformer {
     /// `hidden`: (B, C, H, W); `text`: (B, T, text channels). Returns (B, C, H, W).
     pub(super) fn forward(&self, hidden: &Tensor, text: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = hidden.dims4()?;
-        let to_tokens = |picture: &Tensor| transposed(&picture.flatten_from(2)?);
-        let to_picture = |tokens: &Tensor| transposed(tokens)?.reshape((batch, channels, height, width));
+        let to_tokens = |image: &Tensor| transposed(&image.flatten_from(2)?);
+        let to_image = |tokens: &Tensor| transposed(tokens)?.reshape((batch, channels, height, width));
         let normed = self.norm.forward(hidden)?;
         let mut tokens = match &self.proj_in {
             Projection::Conv(conv) => to_tokens(&conv.forward(&normed)?)?,
@@ -56,8 +56,8 @@ impl SpatialTransformer {
             tokens = block.forward(&tokens, text)?;
         }
         match &self.proj_out {
-            Projection::Conv(conv) => conv.add_to(hidden, &to_picture(&tokens)?),
-            Projection::Linear(linear) => to_picture(&linear.forward(&tokens)?)? + hidden,
+            Projection::Conv(conv) => conv.add_to(hidden, &to_image(&tokens)?),
+            Projection::Linear(linear) => to_image(&linear.forward(&tokens)?)? + hidden,
         }
     }
 }

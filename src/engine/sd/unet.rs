@@ -1,4 +1,4 @@
-//! The UNet: predicts the noise in a picture from its noisy latents, the timestep and the text.
+//! The UNet: predicts the noise in an image from its noisy latents, the timestep and the text.
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -45,7 +45,7 @@ impl Unet {
         })
     }
 
-    /// `latents`: (B, in, H, W), f32, of any size; `timestep`: 0 to 999, also between whole numbers;
+    /// `latents`: (B, in, H, W), f32, of any size; `timestep`: 0 to 999, also between whole values;
     /// `text`: (B, T, text channels), f32. Returns (B, out, H, W), f32; in between it computes in the format of its tensors.
     ///
     /// # Errors

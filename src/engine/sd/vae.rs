@@ -77,7 +77,7 @@ impl VaeDecoder {
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?.to_dtype(DType::F32)
     }
 
-    /// The same of one picture, (1, 4, H, W), in a third of the memory.
+    /// The same of one image, (1, 4, H, W), in a third of the memory.
     ///
     /// # Errors
     /// As [`Self::decode`].

@@ -26,7 +26,7 @@ struct DownBlock {
     downsampler: Option<Conv>,
 }
 
-/// What a picture may be in latents: a normal number each. Both: (B, 4, H/8, W/8), f32, scaled as the denoising loop wants them.
+/// What an image may be in latents: a normal number each. Both: (B, 4, H/8, W/8), f32, scaled as the denoising loop wants them.
 pub struct Moments {
     pub mean: Tensor,
     /// Standard deviations.

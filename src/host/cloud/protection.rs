@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::{client, problem};
-use crate::host::desk::Glance;
+use crate::host::job_service::StatusSnapshot;
 use crate::setting::{SettingError, check_address};
 
 /// Settings of section `host.protection`.
@@ -26,8 +26,8 @@ pub struct Settings {
     /// Address of the ECS agent, which ECS itself puts into the environment; without it there is nothing to protect.
     pub ecs_agent_uri: Option<String>,
     /// Minutes that the protection lasts unless it is renewed, 1 to 2880.
-    pub expires_min: u32,
-    /// Milliseconds until it is renewed; less than `expires_min`.
+    pub expires_minutes: u32,
+    /// Milliseconds until it is renewed; less than `expires_minutes`.
     pub renew_ms: u64,
     /// Milliseconds until a failed request is tried again.
     pub pause_ms: u64,
@@ -35,7 +35,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { ecs_agent_uri: None, expires_min: 60, renew_ms: 1_200_000, pause_ms: 30_000 }
+        Self { ecs_agent_uri: None, expires_minutes: 60, renew_ms: 1_200_000, pause_ms: 30_000 }
     }
 }
 
@@ -47,7 +47,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 pub struct Protection {
     client: reqwest::Client,
     url: Url,
-    expires_min: u32,
+    expires_minutes: u32,
     renew_after: Duration,
     pause: Duration,
     /// Whether the last request failed.
@@ -61,13 +61,13 @@ impl Protection {
     /// Names the setting that is wrong.
     pub fn new(settings: &Settings) -> Result<Option<Self>, SettingError> {
         const SETTING: &str = "host.protection.ecs_agent_uri";
-        if !(1..=2_880).contains(&settings.expires_min) {
-            let problem = format!("must be 1 to 2880 minutes (ECS's limit), got {}", settings.expires_min);
-            return Err(SettingError::new("host.protection.expires_min", problem));
+        if !(1..=2_880).contains(&settings.expires_minutes) {
+            let problem = format!("must be 1 to 2880 minutes (ECS's limit), got {}", settings.expires_minutes);
+            return Err(SettingError::new("host.protection.expires_minutes", problem));
         }
-        if settings.renew_ms >= u64::from(settings.expires_min) * 60_000 {
+        if settings.renew_ms >= u64::from(settings.expires_minutes) * 60_000 {
             let problem =
-                format!("must be less than expires_min ({} minutes), got {}", settings.expires_min, settings.renew_ms);
+                format!("must be less than expires_minutes ({} minutes), got {}", settings.expires_minutes, settings.renew_ms);
             return Err(SettingError::new("host.protection.renew_ms", problem));
         }
         check_address(SETTING, settings.ecs_agent_uri.as_deref())?;
@@ -76,7 +76,7 @@ impl Protection {
         Ok(Some(Self {
             client: client(SETTING, ANSWER_WITHIN)?,
             url,
-            expires_min: settings.expires_min,
+            expires_minutes: settings.expires_minutes,
             renew_after: Duration::from_millis(settings.renew_ms),
             pause: Duration::from_millis(settings.pause_ms),
             failing: false,
@@ -84,21 +84,21 @@ impl Protection {
     }
 
     /// Keeps the protection in step with the jobs until the host is gone.
-    pub async fn watch(mut self, mut glance: watch::Receiver<Glance>) {
-        while glance.wait_for(busy).await.is_ok() {
+    pub async fn watch(mut self, mut snapshot: watch::Receiver<StatusSnapshot>) {
+        while snapshot.wait_for(busy).await.is_ok() {
             loop {
                 let pause = if self.tell(true).await { self.renew_after } else { self.pause };
-                if timeout(pause, idle(&mut glance)).await.is_ok() {
+                if timeout(pause, idle(&mut snapshot)).await.is_ok() {
                     break;
                 }
             }
             while !self.tell(false).await {
-                if timeout(self.pause, glance.wait_for(busy)).await.is_ok() {
+                if timeout(self.pause, snapshot.wait_for(busy)).await.is_ok() {
                     break;
                 }
             }
             // What is left of a host that is gone may still look busy.
-            if glance.has_changed().is_err() {
+            if snapshot.has_changed().is_err() {
                 return;
             }
         }
@@ -126,7 +126,7 @@ impl Protection {
     async fn put(&self, enabled: bool) -> Result<(), String> {
         let mut wish = json!({ "ProtectionEnabled": enabled });
         if enabled {
-            wish["ExpiresInMinutes"] = self.expires_min.into();
+            wish["ExpiresInMinutes"] = self.expires_minutes.into();
         }
         let sent = self.client.put(self.url.clone()).json(&wish).send().await.map_err(|error| problem(&error))?;
         let status = sent.status();
@@ -142,14 +142,14 @@ impl Protection {
     }
 }
 
-fn busy(glance: &Glance) -> bool {
-    !glance.running.is_empty()
+fn busy(snapshot: &StatusSnapshot) -> bool {
+    !snapshot.running.is_empty()
 }
 
 /// Waits until nothing has run for a moment, or the host is gone.
-async fn idle(glance: &mut watch::Receiver<Glance>) {
-    while glance.wait_for(|glance| !busy(glance)).await.is_ok() {
-        if !matches!(timeout(IDLE_AFTER, glance.wait_for(busy)).await, Ok(Ok(_))) {
+async fn idle(snapshot: &mut watch::Receiver<StatusSnapshot>) {
+    while snapshot.wait_for(|snapshot| !busy(snapshot)).await.is_ok() {
+        if !matches!(timeout(IDLE_AFTER, snapshot.wait_for(busy)).await, Ok(Ok(_))) {
             return;
         }
     }

@@ -6,20 +6,20 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Floor;
-use super::held::Held;
+use super::Dispatcher;
+use super::in_flight::InFlight;
 use crate::host::backoff::Backoff;
 use crate::host::source::Source;
 use crate::job::request::Defaults;
 
 /// Pauses after a source that cannot be asked.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const INITIAL_BACKOFF: Duration = Duration::from_millis(500);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// Receives until `stop`; what arrives too late to be started is put back.
-pub async fn run(source: Arc<dyn Source>, floor: Arc<Floor>, defaults: Defaults, stop: CancellationToken) {
-    let mut demand = floor.demand();
-    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+pub async fn run(source: Arc<dyn Source>, dispatcher: Arc<Dispatcher>, defaults: Defaults, stop: CancellationToken) {
+    let mut demand = dispatcher.demand();
+    let mut backoff = Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF);
     loop {
         let received = tokio::select! {
             biased;
@@ -29,9 +29,9 @@ pub async fn run(source: Arc<dyn Source>, floor: Arc<Floor>, defaults: Defaults,
         match received {
             Ok(messages) => {
                 backoff.reset();
-                let held = messages.into_iter().map(|message| Held::new(source.clone(), message, &defaults)).collect();
-                for held in floor.bring(held) {
-                    super::settle::put_back(&held).await;
+                let in_flight = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults)).collect();
+                for in_flight in dispatcher.bring(in_flight) {
+                    super::settle::requeue(&in_flight).await;
                 }
             }
             Err(error) => {

@@ -1,23 +1,23 @@
-//! Brings messages and handlers together: what is in hand, who is free, who runs what.
+//! Brings messages and handlers together: what is in flight, who is free, who runs what.
 
-pub mod held;
+mod disposition;
+pub mod in_flight;
 pub mod intake;
 pub mod settle;
-mod verdict;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use self::held::Held;
-use super::desk::{Direct, Glance, Model};
+use self::in_flight::InFlight;
+use super::job_service::{Direct, Model, StatusSnapshot};
 use super::jobs::Jobs;
 
 /// What one handler is to do next.
 pub enum Assignment {
     /// Messages of one source, for one event.
-    Messages(Vec<Held>),
+    Messages(Vec<InFlight>),
     /// A job whose caller waits for the answer.
     Direct(Direct),
 }
@@ -27,7 +27,7 @@ impl Assignment {
     #[must_use]
     pub fn count(&self) -> usize {
         match self {
-            Self::Messages(held) => held.len(),
+            Self::Messages(in_flight) => in_flight.len(),
             Self::Direct(_) => 1,
         }
     }
@@ -36,9 +36,11 @@ impl Assignment {
     #[must_use]
     pub fn job_ids(&self) -> Vec<String> {
         match self {
-            Self::Messages(held) => {
-                held.iter().filter(|held| held.job.is_some()).map(|held| held.job_id().to_owned()).collect()
-            }
+            Self::Messages(in_flight) => in_flight
+                .iter()
+                .filter(|in_flight| in_flight.job.is_some())
+                .map(|in_flight| in_flight.job_id().to_owned())
+                .collect(),
             Self::Direct(direct) => vec![direct.job.id.as_str().to_owned()],
         }
     }
@@ -56,7 +58,7 @@ pub enum Slot {
 }
 
 impl Slot {
-    fn word(&self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Idle => "idle",
@@ -66,14 +68,14 @@ impl Slot {
     }
 }
 
-/// What is in hand and who does what. One lock, held for moments.
-pub struct Floor {
+/// What is in flight and who does what. One lock, held for moments.
+pub struct Dispatcher {
     state: Mutex<State>,
     jobs: Arc<Jobs>,
     /// Wakes whoever waits in [`Self::take`].
     work: Notify,
-    glance: watch::Sender<Glance>,
-    /// How many messages the free handlers could take beyond what is in hand.
+    snapshot: watch::Sender<StatusSnapshot>,
+    /// How many messages the free handlers could take beyond what is in flight.
     demand: watch::Sender<usize>,
     /// What each slot is to tell its handler: ids of jobs to cancel.
     cancels: Vec<mpsc::UnboundedSender<String>>,
@@ -83,12 +85,12 @@ struct State {
     /// Messages of one event at most.
     batch: usize,
     slots: Vec<Slot>,
-    messages: VecDeque<Held>,
+    messages: VecDeque<InFlight>,
     directs: VecDeque<Direct>,
     draining: bool,
 }
 
-impl Floor {
+impl Dispatcher {
     /// For this many handlers, each with `batch` messages at most at a time; the receivers, one a handler, bring the ids of jobs that are to be cancelled.
     #[must_use]
     pub fn new(handlers: usize, batch: usize, jobs: Arc<Jobs>) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<String>>) {
@@ -100,20 +102,20 @@ impl Floor {
             directs: VecDeque::new(),
             draining: false,
         };
-        let floor = Self {
-            glance: watch::Sender::new(state.glance()),
+        let dispatcher = Self {
+            snapshot: watch::Sender::new(state.snapshot()),
             demand: watch::Sender::new(0),
             state: Mutex::new(state),
             jobs,
             work: Notify::new(),
             cancels,
         };
-        (Arc::new(floor), cancelled)
+        (Arc::new(dispatcher), cancelled)
     }
 
     #[must_use]
-    pub fn glance(&self) -> watch::Receiver<Glance> {
-        self.glance.subscribe()
+    pub fn snapshot(&self) -> watch::Receiver<StatusSnapshot> {
+        self.snapshot.subscribe()
     }
 
     /// How many messages could be started at once if there were any.
@@ -124,18 +126,18 @@ impl Floor {
 
     /// What a handler is at now.
     pub fn set(&self, slot: usize, state: Slot) {
-        self.change(|floor| floor.slots[slot] = state);
+        self.change(|dispatcher| dispatcher.slots[slot] = state);
     }
 
-    /// Takes messages in hand, all before a handler can take any, unless the host drains: then they are returned, and the
+    /// Takes messages in flight, all before a handler can take any, unless the host drains: then they are returned, and the
     /// caller's to put back.
     #[must_use]
-    pub fn bring(&self, held: Vec<Held>) -> Vec<Held> {
-        self.change(|floor| {
-            if floor.draining {
-                return held;
+    pub fn bring(&self, in_flight: Vec<InFlight>) -> Vec<InFlight> {
+        self.change(|dispatcher| {
+            if dispatcher.draining {
+                return in_flight;
             }
-            floor.messages.extend(held);
+            dispatcher.messages.extend(in_flight);
             Vec::new()
         })
     }
@@ -143,11 +145,11 @@ impl Floor {
     /// As [`Self::bring`] for a job whose caller waits.
     #[must_use]
     pub fn bring_direct(&self, direct: Direct) -> Option<Direct> {
-        self.change(|floor| {
-            if floor.draining {
+        self.change(|dispatcher| {
+            if dispatcher.draining {
                 return Some(direct);
             }
-            floor.directs.push_back(direct);
+            dispatcher.directs.push_back(direct);
             None
         })
     }
@@ -165,11 +167,11 @@ impl Floor {
         }
     }
 
-    /// Nothing is handed out any more; what is in hand and not started is returned, to be put back.
-    pub fn drain(&self) -> (Vec<Held>, Vec<Direct>) {
-        self.change(|floor| {
-            floor.draining = true;
-            (floor.messages.drain(..).collect(), floor.directs.drain(..).collect())
+    /// Nothing is handed out any more; what is in flight and not started is returned, to be put back.
+    pub fn drain(&self) -> (Vec<InFlight>, Vec<Direct>) {
+        self.change(|dispatcher| {
+            dispatcher.draining = true;
+            (dispatcher.messages.drain(..).collect(), dispatcher.directs.drain(..).collect())
         })
     }
 
@@ -187,7 +189,7 @@ impl Floor {
     #[must_use]
     pub fn states(&self) -> [(&'static str, usize); 4] {
         let state = self.state();
-        ["starting", "idle", "busy", "down"].map(|word| (word, state.slots.iter().filter(|slot| slot.word() == word).count()))
+        ["starting", "idle", "busy", "down"].map(|word| (word, state.slots.iter().filter(|slot| slot.as_str() == word).count()))
     }
 
     #[must_use]
@@ -212,7 +214,7 @@ impl Floor {
 
     /// Under the lock, so that what was published last is what is so.
     fn publish(&self, state: &State) {
-        self.glance.send_if_modified(|old| replaced(old, state.glance()));
+        self.snapshot.send_if_modified(|old| replaced(old, state.snapshot()));
         self.demand.send_if_modified(|old| replaced(old, state.demand()));
     }
 
@@ -243,21 +245,22 @@ impl State {
     }
 
     /// The next message, and others that may share its event; no more than leaves as many for every other idle handler.
-    fn party(&mut self) -> Option<Vec<Held>> {
+    fn party(&mut self) -> Option<Vec<InFlight>> {
         let most = self.startable().div_ceil(self.idle().max(1)).min(self.batch);
-        let next = self.messages.iter().position(|held| !self.runs(held))?;
+        let next = self.messages.iter().position(|in_flight| !self.runs(in_flight))?;
         let mut party = vec![self.messages.remove(next)?];
         while party.len() < most {
-            let joins = |held: &Held| !self.runs(held) && party.iter().all(|member| member.shares_event_with(held));
+            let joins =
+                |in_flight: &InFlight| !self.runs(in_flight) && party.iter().all(|member| member.shares_event_with(in_flight));
             let Some(next) = self.messages.iter().position(joins) else { break };
             party.extend(self.messages.remove(next));
         }
         Some(party)
     }
 
-    /// Two deliveries of one job must not paint at the same time: the second waits, and is a replay then.
-    fn runs(&self, held: &Held) -> bool {
-        let Some(job) = &held.job else { return false };
+    /// Two deliveries of one job must not generate at the same time: the second waits, and is a replay then.
+    fn runs(&self, in_flight: &InFlight) -> bool {
+        let Some(job) = &in_flight.job else { return false };
         self.running().any(|id| id == job.id.as_str())
     }
 
@@ -273,7 +276,7 @@ impl State {
     }
 
     fn startable(&self) -> usize {
-        self.messages.iter().filter(|held| !self.runs(held)).count()
+        self.messages.iter().filter(|in_flight| !self.runs(in_flight)).count()
     }
 
     fn free(&self) -> usize {
@@ -287,7 +290,7 @@ impl State {
         (self.idle().saturating_sub(self.directs.len()) * self.batch).saturating_sub(self.startable())
     }
 
-    fn glance(&self) -> Glance {
+    fn snapshot(&self) -> StatusSnapshot {
         let ready = |slot: &Slot| matches!(slot, Slot::Idle | Slot::Busy(_));
         let down = self.slots.iter().find_map(|slot| match slot {
             Slot::Down(why) => Some(why.clone()),
@@ -298,11 +301,11 @@ impl State {
             Some(why) => Model::Failed(why),
             None => Model::Loading,
         };
-        Glance {
+        StatusSnapshot {
             model,
             free: self.free(),
             running: self.running().cloned().collect(),
-            in_hand: self.messages.len() + self.directs.len(),
+            in_flight: self.messages.len() + self.directs.len(),
             draining: self.draining,
         }
     }

@@ -9,18 +9,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Assignment;
-use super::held::Held;
-use super::verdict::{Verdict, settled, verdicts};
+use super::disposition::{Disposition, dispositions, settled};
+use super::in_flight::InFlight;
 use crate::events::Problem;
 use crate::events::settled::{Settled, Settlement};
 use crate::host::answer::{Answer, reply_value};
 use crate::host::backoff::{Backoff, pause};
-use crate::host::desk::{Direct, Ending};
 use crate::host::event;
+use crate::host::job_service::{Direct, Ending};
 use crate::host::jobs::{Jobs, State};
+use crate::host::notification_sender::NotificationSender;
 use crate::host::source::SourceError;
 use crate::host::supervisor::invoke::Ended;
-use crate::host::teller::Teller;
 use crate::job::measured::Measured;
 use crate::job::outcome::JobError;
 use crate::metrics::Metrics;
@@ -31,22 +31,22 @@ use crate::setting::Secret;
 pub struct Retries {
     /// After this many deliveries the caller is told `failed`, and the message is dead-lettered.
     pub max_attempts: u32,
-    pub first_pause: Duration,
-    pub longest_pause: Duration,
+    pub initial_backoff: Duration,
+    pub max_backoff: Duration,
 }
 
 /// Settles messages in the background, so that the handler takes the next one meanwhile; clones share what is under way.
 #[derive(Clone)]
 pub struct Settler {
     pub jobs: Arc<Jobs>,
-    pub teller: Teller,
+    pub notification_sender: NotificationSender,
     pub retries: Retries,
     /// What an HTTP event of the host presents to the handler.
     pub token: Option<Secret>,
     pub metrics: Metrics,
     pub under_way: TaskTracker,
     /// The host ends: whoever waits for a better time gives up.
-    pub hurry: CancellationToken,
+    pub force_shutdown: CancellationToken,
 }
 
 impl Settler {
@@ -54,15 +54,15 @@ impl Settler {
     #[must_use]
     pub fn event(&self, assignment: &Assignment) -> Value {
         match assignment {
-            Assignment::Messages(held) => {
-                let messages: Vec<_> = held.iter().map(|held| &held.message).collect();
-                held.first().map_or(Value::Null, |first| event::batch(&first.source.shape(), &messages))
+            Assignment::Messages(in_flight) => {
+                let messages: Vec<_> = in_flight.iter().map(|in_flight| &in_flight.message).collect();
+                in_flight.first().map_or(Value::Null, |first| event::batch(&first.source.shape(), &messages))
             }
             Assignment::Direct(direct) => event::http_generate(&direct.body, self.token.as_ref().map(Secret::reveal)),
         }
     }
 
-    /// By this the handler knows that it runs under a host, which delivers its notices.
+    /// By this the handler knows that it runs under a host, which delivers its notifications.
     #[must_use]
     pub fn client_context(&self) -> String {
         json!({ "custom": { "atelier": "host" } }).to_string()
@@ -73,9 +73,9 @@ impl Settler {
         let settler = self.clone();
         self.under_way.spawn(async move {
             match assignment {
-                Assignment::Messages(held) => {
-                    let applied = held.iter().zip(verdicts(&held, &ended));
-                    join_all(applied.map(|(held, verdict)| settler.apply(held, verdict))).await;
+                Assignment::Messages(in_flight) => {
+                    let applied = in_flight.iter().zip(dispositions(&in_flight, &ended));
+                    join_all(applied.map(|(in_flight, disposition)| settler.apply(in_flight, disposition))).await;
                 }
                 Assignment::Direct(direct) => settler.answer(direct, ended).await,
             }
@@ -83,132 +83,132 @@ impl Settler {
     }
 
     /// A job that somebody cancelled before it was started.
-    pub fn cancelled(&self, held: Held) {
+    pub fn cancelled(&self, in_flight: InFlight) {
         let settler = self.clone();
-        self.metrics.job(held.source.name(), "cancelled", None);
+        self.metrics.job(in_flight.source.name(), "cancelled", None);
         self.under_way.spawn(async move {
-            match settler.teller.failed(&held, &JobError::Cancelled).await {
+            match settler.notification_sender.failed(&in_flight, &JobError::Cancelled).await {
                 Ok(()) => {
-                    settler.jobs.end(held.job_id(), State::Cancelled, None);
-                    done(&held, "acknowledged", held.source.ack(&held.message).await);
+                    settler.jobs.end(in_flight.job_id(), State::Cancelled, None);
+                    done(&in_flight, "acknowledged", in_flight.source.ack(&in_flight.message).await);
                 }
-                Err(undelivered) => settler.try_again(&held, &undelivered).await,
+                Err(undelivered) => settler.try_again(&in_flight, &undelivered).await,
             }
         });
     }
 
-    async fn apply(&self, held: &Held, verdict: Verdict) {
-        match verdict {
-            Verdict::Untried => {
-                self.count(held, "untried", None);
-                put_back_known(&self.jobs, held).await;
+    async fn apply(&self, in_flight: &InFlight, disposition: Disposition) {
+        match disposition {
+            Disposition::Untried => {
+                self.count(in_flight, "untried", None);
+                requeue_known(&self.jobs, in_flight).await;
             }
-            Verdict::Taken => {
-                self.count(held, Settlement::Complete.word(), None);
-                self.over(held, State::Complete, None).await;
+            Disposition::Taken => {
+                self.count(in_flight, Settlement::Complete.as_str(), None);
+                self.over(in_flight, State::Complete, None).await;
             }
-            Verdict::Failed(error) if held.message.attempt < self.retries.max_attempts => {
-                self.count(held, Settlement::Retry.word(), None);
-                self.try_again(held, &error).await;
+            Disposition::Failed(error) if in_flight.message.attempt < self.retries.max_attempts => {
+                self.count(in_flight, Settlement::Retry.as_str(), None);
+                self.try_again(in_flight, &error).await;
             }
-            Verdict::Failed(error) => {
-                self.count(held, Settlement::DeadLetter.word(), None);
-                self.give_up(held, &error).await;
+            Disposition::Failed(error) => {
+                self.count(in_flight, Settlement::DeadLetter.as_str(), None);
+                self.give_up(in_flight, &error).await;
             }
-            Verdict::Told(told) => self.conclude(held, told).await,
+            Disposition::Told(told) => self.finalize(in_flight, told).await,
         }
     }
 
     /// Tells the caller, then the queue.
-    async fn conclude(&self, held: &Held, told: Settled) {
-        let Settled { outcome, error, notices, measured, .. } = told;
+    async fn finalize(&self, in_flight: &InFlight, told: Settled) {
+        let Settled { outcome, error, notifications, measured, .. } = told;
         let delivered = tokio::select! {
-            delivered = self.teller.deliver_of(held, &notices) => delivered,
+            delivered = self.notification_sender.deliver_of(in_flight, &notifications) => delivered,
             // The next host sends them again, with the same ids.
-            () = self.hurry.cancelled() => {
-                self.count(held, "untried", measured.as_ref());
-                return put_back_known(&self.jobs, held).await;
+            () = self.force_shutdown.cancelled() => {
+                self.count(in_flight, "untried", measured.as_ref());
+                return requeue_known(&self.jobs, in_flight).await;
             }
         };
         let delivered = match delivered {
             Ok(delivered) => delivered,
             Err(undelivered) => {
-                self.count(held, Settlement::Retry.word(), measured.as_ref());
-                return self.try_again(held, &undelivered).await;
+                self.count(in_flight, Settlement::Retry.as_str(), measured.as_ref());
+                return self.try_again(in_flight, &undelivered).await;
             }
         };
-        self.count(held, outcome.word(), measured.as_ref());
+        self.count(in_flight, outcome.as_str(), measured.as_ref());
         let error = error.map(|error| json!(error));
         match outcome {
-            Settlement::Complete if !delivered => self.over(held, State::Failed, error).await,
-            Settlement::Complete => self.over(held, State::Complete, None).await,
-            Settlement::Failed => self.over(held, failed_state(error.as_ref()), error).await,
-            Settlement::Retry => self.put_off(held, error).await,
-            Settlement::DeadLetter => self.dead_letter(held, error).await,
+            Settlement::Complete if !delivered => self.over(in_flight, State::Failed, error).await,
+            Settlement::Complete => self.over(in_flight, State::Complete, None).await,
+            Settlement::Failed => self.over(in_flight, failed_state(error.as_ref()), error).await,
+            Settlement::Retry => self.retry_later(in_flight, error).await,
+            Settlement::DeadLetter => self.dead_letter(in_flight, error).await,
         }
     }
 
-    fn count(&self, held: &Held, outcome: &str, measured: Option<&Measured>) {
-        self.metrics.job(held.source.name(), outcome, measured);
+    fn count(&self, in_flight: &InFlight, outcome: &str, measured: Option<&Measured>) {
+        self.metrics.job(in_flight.source.name(), outcome, measured);
     }
 
-    async fn over(&self, held: &Held, state: State, error: Option<Value>) {
-        self.jobs.end(held.job_id(), state, error);
-        done(held, "acknowledged", held.source.ack(&held.message).await);
+    async fn over(&self, in_flight: &InFlight, state: State, error: Option<Value>) {
+        self.jobs.end(in_flight.job_id(), state, error);
+        done(in_flight, "acknowledged", in_flight.source.ack(&in_flight.message).await);
     }
 
-    async fn try_again(&self, held: &Held, error: &JobError) {
-        tracing::warn!(job_id = held.job_id(), code = error.code(), %error, "a job did not end");
-        self.put_off(held, Some(json!(Problem::from(error)))).await;
+    async fn try_again(&self, in_flight: &InFlight, error: &JobError) {
+        tracing::warn!(job_id = in_flight.job_id(), code = error.code(), %error, "a job did not end");
+        self.retry_later(in_flight, Some(json!(Problem::from(error)))).await;
     }
 
-    async fn put_off(&self, held: &Held, error: Option<Value>) {
-        let Retries { first_pause, longest_pause, .. } = self.retries;
-        let delay = pause(first_pause, longest_pause, held.message.attempt, rand::random());
+    async fn retry_later(&self, in_flight: &InFlight, error: Option<Value>) {
+        let Retries { initial_backoff, max_backoff, .. } = self.retries;
+        let delay = pause(initial_backoff, max_backoff, in_flight.message.attempt, rand::random());
         tracing::warn!(
-            job_id = held.job_id(),
-            source = held.source.name(),
-            attempt = held.message.attempt,
+            job_id = in_flight.job_id(),
+            source = in_flight.source.name(),
+            attempt = in_flight.message.attempt,
             code = error.as_ref().and_then(|error| error["code"].as_str()),
             delay_ms = delay.as_millis() as u64,
             "a job is tried again"
         );
-        self.jobs.put_back(held.job_id(), error);
-        held.let_go().await;
-        done(held, "put back", held.source.retry(&held.message, delay).await);
+        self.jobs.requeue(in_flight.job_id(), error);
+        in_flight.release().await;
+        done(in_flight, "put back", in_flight.source.retry(&in_flight.message, delay).await);
     }
 
     /// The last attempt failed and the handler could not tell. A job that died over and over is not started again only
     /// because its caller cannot be told now.
-    async fn give_up(&self, held: &Held, error: &JobError) {
-        let Retries { first_pause, longest_pause, .. } = self.retries;
-        let mut backoff = Backoff::new(first_pause, longest_pause);
+    async fn give_up(&self, in_flight: &InFlight, error: &JobError) {
+        let Retries { initial_backoff, max_backoff, .. } = self.retries;
+        let mut backoff = Backoff::new(initial_backoff, max_backoff);
         loop {
-            match self.teller.ended(held, error).await {
-                Ok(State::Complete) => return self.over(held, State::Complete, None).await,
-                Ok(_) => return self.dead_letter(held, Some(json!(Problem::from(error)))).await,
+            match self.notification_sender.ended(in_flight, error).await {
+                Ok(State::Complete) => return self.over(in_flight, State::Complete, None).await,
+                Ok(_) => return self.dead_letter(in_flight, Some(json!(Problem::from(error)))).await,
                 Err(undelivered) => {
-                    tracing::warn!(job_id = held.job_id(), error = %undelivered, "a failure could not be told yet");
+                    tracing::warn!(job_id = in_flight.job_id(), error = %undelivered, "a failure could not be told yet");
                 }
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next_pause()) => {}
-                () = self.hurry.cancelled() => return put_back_known(&self.jobs, held).await,
+                () = self.force_shutdown.cancelled() => return requeue_known(&self.jobs, in_flight).await,
             }
         }
     }
 
-    async fn dead_letter(&self, held: &Held, error: Option<Value>) {
+    async fn dead_letter(&self, in_flight: &InFlight, error: Option<Value>) {
         let reason = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or("it failed").to_owned();
         tracing::error!(
-            job_id = held.job_id(),
-            source = held.source.name(),
-            attempt = held.message.attempt,
+            job_id = in_flight.job_id(),
+            source = in_flight.source.name(),
+            attempt = in_flight.message.attempt,
             error = reason,
             "a job failed for good"
         );
-        self.jobs.end(held.job_id(), State::Failed, error);
-        done(held, "dead-lettered", held.source.dead_letter(&held.message, &reason).await);
+        self.jobs.end(in_flight.job_id(), State::Failed, error);
+        done(in_flight, "dead-lettered", in_flight.source.dead_letter(&in_flight.message, &reason).await);
     }
 
     async fn answer(&self, direct: Direct, ended: Ended) {
@@ -223,21 +223,21 @@ impl Settler {
             Ended::Died(cause) => (Ending::Crashed(cause.to_string()), None),
             Ended::Untried => (Ending::Drained, None),
         };
-        let outcome = told.as_ref().map_or("failed", |told| told.outcome.word());
+        let outcome = told.as_ref().map_or("failed", |told| told.outcome.as_str());
         self.metrics.job("infer", outcome, told.as_ref().and_then(|told| told.measured.as_ref()));
-        let (state, error, notices) = match told {
-            Some(Settled { outcome: Settlement::Complete, notices, .. }) => (State::Complete, None, notices),
-            Some(Settled { error, notices, .. }) => {
+        let (state, error, notifications) = match told {
+            Some(Settled { outcome: Settlement::Complete, notifications, .. }) => (State::Complete, None, notifications),
+            Some(Settled { error, notifications, .. }) => {
                 let error = error.map(|error| json!(error));
-                (failed_state(error.as_ref()), error, notices)
+                (failed_state(error.as_ref()), error, notifications)
             }
             None => (State::Failed, None, Vec::new()),
         };
         self.jobs.end(id, state, error);
-        // A caller that is gone hears of it by the notice, if at all.
+        // A caller that is gone hears of it by the notification, if at all.
         let _ = direct.answer.send(ending);
-        if let Err(undelivered) = self.teller.deliver(&notices).await {
-            tracing::warn!(job_id = id, error = %undelivered, "a notice was not delivered");
+        if let Err(undelivered) = self.notification_sender.deliver(&notifications).await {
+            tracing::warn!(job_id = id, error = %undelivered, "a notification was not delivered");
         }
     }
 }
@@ -247,22 +247,24 @@ fn failed_state(error: Option<&Value>) -> State {
     if cancelled { State::Cancelled } else { State::Failed }
 }
 
-async fn put_back_known(jobs: &Jobs, held: &Held) {
-    jobs.put_back(held.job_id(), None);
-    put_back(held).await;
+async fn requeue_known(jobs: &Jobs, in_flight: &InFlight) {
+    jobs.requeue(in_flight.job_id(), None);
+    requeue(in_flight).await;
 }
 
 /// Hands a message back that was not tried.
-pub async fn put_back(held: &Held) {
-    held.let_go().await;
-    done(held, "released", held.source.release(&held.message).await);
+pub async fn requeue(in_flight: &InFlight) {
+    in_flight.release().await;
+    done(in_flight, "released", in_flight.source.release(&in_flight.message).await);
 }
 
 /// What the queue said; whatever it was, the message is safe: it comes back, and is replayed for free.
-fn done(held: &Held, what: &str, result: Result<(), SourceError>) {
-    let (job_id, source) = (held.job_id(), held.source.name());
+fn done(in_flight: &InFlight, what: &str, result: Result<(), SourceError>) {
+    let (job_id, source) = (in_flight.job_id(), in_flight.source.name());
     match result {
-        Ok(()) => tracing::debug!(job_id, source, message_id = held.message.id, what, "a message was settled"),
-        Err(error) => tracing::warn!(job_id, source, message_id = held.message.id, what, %error, "a message was not settled"),
+        Ok(()) => tracing::debug!(job_id, source, message_id = in_flight.message.id, what, "a message was settled"),
+        Err(error) => {
+            tracing::warn!(job_id, source, message_id = in_flight.message.id, what, %error, "a message was not settled")
+        }
     }
 }

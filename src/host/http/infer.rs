@@ -1,4 +1,4 @@
-//! `/infer`: waits for the picture and hands it over. A caller who goes away cancels the job.
+//! `/infer`: waits for the image and hands it over. A caller who goes away cancels the job.
 
 use std::sync::Arc;
 
@@ -15,9 +15,9 @@ use super::order::{self, Order, Takes};
 use super::problem::Problem;
 use super::{Http, submit};
 use crate::events;
-use crate::host::desk::{Ending, Model, NotAccepted};
+use crate::host::job_service::{Ending, Model, NotAccepted};
 use crate::job::JobId;
-use crate::job::outcome::StoredPicture;
+use crate::job::outcome::StoredImage;
 
 const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-ms");
@@ -25,8 +25,8 @@ const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-
 pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
     let order = order::read(&http, request, Takes::Either).await?;
     let (model, free) = {
-        let glance = http.desk.glance.borrow();
-        (glance.model.clone(), glance.free)
+        let snapshot = http.job_service.snapshot.borrow();
+        (snapshot.model.clone(), snapshot.free)
     };
     if model != Model::Hot {
         return Err(Problem::unavailable("model_not_ready", "the model is not ready yet"));
@@ -38,7 +38,7 @@ pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Re
     let Order { job, message, .. } = order;
     let id = job.id.clone();
     // Dropped with this future when the caller is gone, and then the job is cancelled.
-    match http.desk.run_now(job, message)?.await {
+    match http.job_service.run_now(job, message)?.await {
         Ok(Ending::Answer(reply)) => answer(&http, &id, &reply).await,
         Ok(Ending::Crashed(how)) => {
             tracing::error!(job_id = %id, how, "the handler did not live to answer");
@@ -80,12 +80,12 @@ async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Prob
         return Err(Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", "the handler's answer could not be read"));
     };
     let Image { bucket, key, content_type, width: width_px, height: height_px, bytes, seed } = image;
-    let picture = StoredPicture { bucket, key, content_type, width_px, height_px, bytes, seed };
-    let file = http.store.picture(&picture).await?;
+    let image = StoredImage { bucket, key, content_type, width_px, height_px, bytes, seed };
+    let file = http.store.image(&image).await?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_LENGTH, bytes.into());
     headers.insert(INFERENCE_TIME_MS, timings_ms["infer"].as_u64().unwrap_or_default().into());
-    for (name, text) in [(CONTENT_TYPE, picture.content_type.as_str()), (JOB_ID, id.as_str())] {
+    for (name, text) in [(CONTENT_TYPE, image.content_type.as_str()), (JOB_ID, id.as_str())] {
         if let Ok(value) = HeaderValue::from_str(text) {
             headers.insert(name, value);
         }

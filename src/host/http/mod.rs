@@ -1,4 +1,4 @@
-//! HTTP: jobs come in, pictures and standing go out; paths and bodies are those of the services this replaces.
+//! HTTP: jobs come in, images and standing go out; paths and bodies are those of the services this replaces.
 //!
 //! - Every answer carries `x-request-id`; every error is JSON, `{"error": {"code", "message", "field"?}}`.
 //! - `docs/openapi.json` describes all of it and is served at `/openapi.json`.
@@ -27,7 +27,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 
-use super::desk::Desk;
+use super::job_service::JobService;
 use super::listener;
 use crate::events::auth::Auth;
 use crate::metrics::Metrics;
@@ -66,7 +66,7 @@ pub type Refresh = Arc<dyn Fn() + Send + Sync>;
 
 /// What HTTP works with.
 pub struct Http {
-    pub desk: Desk,
+    pub job_service: JobService,
     pub store: Store,
     pub auth: Auth,
     pub node_id: String,

@@ -8,7 +8,7 @@ use super::form::{self, Form};
 use super::inputs::{self, Input};
 use super::problem::Problem;
 use super::{Http, idempotency};
-use crate::host::desk::Model;
+use crate::host::job_service::Model;
 use crate::job::outcome::JobError;
 use crate::job::{Job, JobId};
 
@@ -53,7 +53,7 @@ pub(super) enum Place {
 /// # Errors
 /// What is wrong with it, by the name that the caller gave the field.
 pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<Order, Problem> {
-    let failed = matches!(http.desk.glance.borrow().model, Model::Failed(_));
+    let failed = matches!(http.job_service.snapshot.borrow().model, Model::Failed(_));
     if failed {
         body::drain(request).await;
         return Err(Problem::unavailable("model_not_ready", "the model could not be made ready; it is tried again"));
@@ -134,7 +134,7 @@ async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
 }
 
 fn job(http: &Http, message: Vec<u8>, inputs: Vec<Input>) -> Result<Order, JobError> {
-    let job = Job::from_json(&message, &http.desk.defaults).map_err(|refusal| refusal.error)?;
+    let job = Job::from_json(&message, &http.job_service.defaults).map_err(|refusal| refusal.error)?;
     Ok(Order { job, message, inputs, key: None })
 }
 

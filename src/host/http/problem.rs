@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::events;
 use crate::events::auth::Stranger;
-use crate::host::desk::NotAccepted;
+use crate::host::job_service::NotAccepted;
 use crate::host::source::SourceError;
 use crate::job::outcome::JobError;
 
@@ -49,7 +49,7 @@ impl Problem {
         self
     }
 
-    /// With one more member beside `error`.
+    /// With one more member next to `error`.
     pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.0.body[name] = value.into();
         self

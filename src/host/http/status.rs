@@ -11,20 +11,20 @@ use serde_json::{Value, json};
 
 use super::Http;
 use super::problem::Problem;
-use crate::host::desk::Model;
+use crate::host::job_service::Model;
 
 const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 /// Set by whoever builds a release.
 const GIT_COMMIT: Option<&str> = option_env!("ATELIER_GIT_COMMIT");
 
 pub(super) async fn health(State(http): State<Arc<Http>>) -> Json<Value> {
-    let model_loaded = http.desk.glance.borrow().model == Model::Hot;
+    let model_loaded = http.job_service.snapshot.borrow().model == Model::Hot;
     Json(json!({ "status": "ok", "model_loaded": model_loaded, "node_id": http.node_id }))
 }
 
-/// Whether a job sent now would be painted soon.
+/// Whether a job sent now would be generated soon.
 pub(super) async fn test(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
-    let (code, status) = match http.desk.glance.borrow().model {
+    let (code, status) = match http.job_service.snapshot.borrow().model {
         Model::Hot => (StatusCode::OK, "hot"),
         Model::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
         Model::Failed(_) => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
@@ -50,12 +50,12 @@ pub(super) async fn version(State(http): State<Arc<Http>>) -> Json<Value> {
 
 /// Busy: every handler has a job.
 pub(super) async fn gpu(State(http): State<Arc<Http>>) -> Result<Json<Value>, Problem> {
-    let queue_length = http.desk.waiting().await?;
-    let glance = http.desk.glance.borrow();
+    let queue_length = http.job_service.waiting().await?;
+    let snapshot = http.job_service.snapshot.borrow();
     Ok(Json(json!({
         "node_id": http.node_id,
-        "busy": glance.free == 0 && !glance.running.is_empty(),
-        "current_job_id": glance.running.first(),
+        "busy": snapshot.free == 0 && !snapshot.running.is_empty(),
+        "current_job_id": snapshot.running.first(),
         "queue_length": queue_length,
     })))
 }

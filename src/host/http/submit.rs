@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::order::Order;
 use super::problem::Problem;
 use super::{Http, jobs};
-use crate::host::desk::Accepted;
+use crate::host::job_service::Accepted;
 use crate::host::jobs::State;
 use crate::job::{Job, JobId};
 
@@ -27,10 +27,10 @@ pub(super) async fn submit(http: &Http, order: Order) -> Result<Response, Proble
         return Ok(response);
     }
     if !order.inputs.is_empty() {
-        http.desk.room(job).await?;
+        http.job_service.room(job).await?;
         keep(http, &order).await?;
     }
-    match http.desk.submit(job, &order.message).await? {
+    match http.job_service.submit(job, &order.message).await? {
         Accepted::New => Ok(accepted(&job.id, "the job is in the queue")),
         Accepted::Known(known) if known.state == State::Complete => {
             let document = jobs::document(http, &job.id, Some(known)).await?;
@@ -55,7 +55,7 @@ pub(super) async fn keep(http: &Http, order: &Order) -> Result<(), Problem> {
 
 /// What the same request under the same `Idempotency-Key` is answered; none: its job never got going, or failed.
 async fn replay(http: &Http, job: &Job) -> Result<Option<Response>, Problem> {
-    let known = jobs::standing(http, &job.id).await?.filter(|known| known.fingerprint == job.fingerprint);
+    let known = jobs::job_status(http, &job.id).await?.filter(|known| known.fingerprint == job.fingerprint);
     match known.as_ref().map(|known| known.state) {
         Some(State::Queued | State::Running) => return Err(under_way()),
         Some(State::Failed | State::Cancelled) => return Ok(None),

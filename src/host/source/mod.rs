@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::setting::SettingError;
 
-/// One message in hand: from its receipt until it is acknowledged, put back or dead-lettered.
+/// One message in flight: from its receipt until it is acknowledged, put back or dead-lettered.
 #[derive(Debug, Clone)]
 pub struct Message {
     /// The queue's own name for the message; in `record` it is what a partial batch failure names.
@@ -44,7 +44,7 @@ pub enum Shape {
 /// What waits in a queue, as far as the queue says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Depth {
-    /// Messages that nobody has in hand.
+    /// Messages that nobody has in flight.
     pub waiting: u64,
     pub oldest: Option<Duration>,
 }
@@ -56,7 +56,7 @@ pub enum SourceError {
     #[error("{queue}: {action}: {problem}")]
     Unavailable { queue: String, action: &'static str, problem: String },
     /// The message is no longer ours (its time ran out, the connection broke): the queue delivers it again by itself.
-    #[error("{queue}: {action}: the message is no longer in hand ({problem}); the queue delivers it again")]
+    #[error("{queue}: {action}: the message is no longer in flight ({problem}); the queue delivers it again")]
     Lost { queue: String, action: &'static str, problem: String },
     /// It never will: no such queue, no permission, a message that is too large.
     #[error("{queue}: {action}: {problem}")]
@@ -80,7 +80,7 @@ pub trait Source: Send + Sync {
 
     fn shape(&self) -> Shape;
 
-    /// How often [`Self::extend`] must be called for every message in hand, from its receipt on; none: never.
+    /// How often [`Self::extend`] must be called for every message in flight, from its receipt on; none: never.
     fn heartbeat(&self) -> Option<Duration> {
         None
     }
@@ -93,7 +93,7 @@ pub trait Source: Send + Sync {
     /// [`SourceError`]; the caller waits a little and calls again.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError>;
 
-    /// Keeps the message in hand for another while.
+    /// Keeps the message in flight for another while.
     ///
     /// # Errors
     /// [`SourceError::Lost`] when it is not ours any more.
@@ -123,7 +123,7 @@ pub trait Source: Send + Sync {
     /// The job failed for good: the message goes where failed ones are kept, with `reason`; it never comes back by itself.
     ///
     /// # Errors
-    /// [`SourceError`]; then the message is still in hand.
+    /// [`SourceError`]; then the message is still in flight.
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError>;
 
     /// Puts a new job into the queue; returns when the queue has it for good.
@@ -136,6 +136,6 @@ pub trait Source: Send + Sync {
     /// [`SourceError`] when the queue cannot be asked.
     async fn depth(&self) -> Result<Depth, SourceError>;
 
-    /// Receives nothing more and puts back what has arrived and was not handed out. Messages in hand can still be settled.
+    /// Receives nothing more and puts back what has arrived and was not handed out. Messages in flight can still be settled.
     async fn close(&self);
 }

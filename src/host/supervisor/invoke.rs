@@ -5,11 +5,11 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Keeper, Phase};
+use super::{Phase, Worker};
 use crate::host::answer::{Answer, FunctionError};
 use crate::host::cause::Cause;
 use crate::host::dispatch::Assignment;
-use crate::host::dispatch::held::Held;
+use crate::host::dispatch::in_flight::InFlight;
 use crate::host::process::Process;
 use crate::host::runtime_api::{Invocation, RuntimeApi};
 
@@ -38,20 +38,21 @@ enum Stop {
     Drain,
 }
 
-impl Keeper {
+impl Worker {
     /// Leaves out what was cancelled while it waited; none when nothing is left.
     pub(super) fn begin(&self, assignment: Assignment) -> Option<Assignment> {
-        let jobs = self.floor.jobs();
+        let jobs = self.dispatcher.jobs();
         match assignment {
             Assignment::Direct(direct) => {
                 jobs.start(&direct.job, 1);
                 Some(Assignment::Direct(direct))
             }
-            Assignment::Messages(held) => {
-                let starts = |held: &Held| held.job.as_ref().is_none_or(|job| jobs.start(job, held.message.attempt));
-                let (begun, cancelled): (Vec<_>, Vec<_>) = held.into_iter().partition(starts);
-                for held in cancelled {
-                    self.settler.cancelled(held);
+            Assignment::Messages(in_flight) => {
+                let starts =
+                    |in_flight: &InFlight| in_flight.job.as_ref().is_none_or(|job| jobs.start(job, in_flight.message.attempt));
+                let (begun, cancelled): (Vec<_>, Vec<_>) = in_flight.into_iter().partition(starts);
+                for in_flight in cancelled {
+                    self.settler.cancelled(in_flight);
                 }
                 Some(Assignment::Messages(begun)).filter(|assignment| assignment.count() > 0)
             }
@@ -124,7 +125,7 @@ impl Keeper {
             Stop::Deadline => Cause::Deadline,
             Stop::Drain => Cause::Stopped,
         };
-        tracing::warn!(handler = self.index, cause = cause.word(), "a handler is ended over its work");
+        tracing::warn!(handler = self.index, cause = cause.as_str(), "a handler is ended over its work");
         process.terminate();
         let grace = Instant::now() + self.limits().kill_grace;
         let given = tokio::select! {

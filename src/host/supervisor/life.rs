@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Keeper, Phase};
+use super::{Phase, Worker};
 use crate::host::cause::Cause;
 use crate::host::dispatch::Slot;
 use crate::host::process::Process;
@@ -27,7 +27,7 @@ impl Life {
     }
 }
 
-impl Keeper {
+impl Worker {
     /// Starts a handler and works with it until one of the two ends.
     pub(super) async fn life(&mut self) -> Life {
         let api = match RuntimeApi::start(&self.program.function_name).await {
@@ -45,7 +45,7 @@ impl Keeper {
         if let Err(life) = self.get_ready(&api, &mut process).await {
             return life;
         }
-        self.floor.set(self.index, Slot::Idle);
+        self.dispatcher.set(self.index, Slot::Idle);
         tracing::info!(handler = self.index, pid = process.id(), "a handler is ready");
         self.serve(&api, &mut process).await
     }
@@ -72,7 +72,7 @@ impl Keeper {
 
     async fn serve(&mut self, api: &RuntimeApi, process: &mut Process) -> Life {
         let mut served = false;
-        let floor = self.floor.clone();
+        let dispatcher = self.dispatcher.clone();
         loop {
             let assignment = tokio::select! {
                 biased;
@@ -81,10 +81,10 @@ impl Keeper {
                     self.end(process).await;
                     return Life { cause: Cause::Stopped, served, why: None };
                 }
-                assignment = floor.take(self.index) => assignment,
+                assignment = dispatcher.take(self.index) => assignment,
             };
             let Some(assignment) = self.begin(assignment) else {
-                self.floor.set(self.index, Slot::Idle);
+                self.dispatcher.set(self.index, Slot::Idle);
                 continue;
             };
             let (ended, cause) = self.invoke(api, process, assignment).await;
@@ -92,7 +92,7 @@ impl Keeper {
             if let Some(cause) = cause {
                 return Life { cause, served, why: None };
             }
-            self.floor.set(self.index, Slot::Idle);
+            self.dispatcher.set(self.index, Slot::Idle);
         }
     }
 

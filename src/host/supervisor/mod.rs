@@ -14,7 +14,7 @@ use self::invoke::Limits;
 use super::backoff::Backoff;
 use super::cause::Cause;
 use super::dispatch::settle::Settler;
-use super::dispatch::{Floor, Slot};
+use super::dispatch::{Dispatcher, Slot};
 use super::process::{Launcher, Listener, Program};
 use crate::metrics::Metrics;
 
@@ -29,9 +29,9 @@ pub struct Settings {
     /// Milliseconds between SIGTERM and SIGKILL.
     pub kill_grace_ms: u64,
     /// Milliseconds that the first pause before a new start lasts at most; each further one can be twice as long.
-    pub first_pause_ms: u64,
+    pub initial_backoff_ms: u64,
     /// Milliseconds that a pause lasts at most.
-    pub longest_pause_ms: u64,
+    pub max_backoff_ms: u64,
     /// MiB that a handler is told it has.
     pub memory_mib: u32,
 }
@@ -42,8 +42,8 @@ impl Default for Settings {
             init_timeout_ms: 900_000,
             job_timeout_ms: 900_000,
             kill_grace_ms: 10_000,
-            first_pause_ms: 500,
-            longest_pause_ms: 30_000,
+            initial_backoff_ms: 500,
+            max_backoff_ms: 30_000,
             memory_mib: 4096,
         }
     }
@@ -65,14 +65,14 @@ impl Phase {
 }
 
 /// One place for a handler, with what it needs to keep one there.
-pub struct Keeper {
+pub struct Worker {
     pub index: usize,
     pub program: Program,
     /// The value of `CUDA_VISIBLE_DEVICES`, where the handler is to see one GPU only.
     pub gpu: Option<String>,
     pub settings: Settings,
     pub launcher: Launcher,
-    pub floor: Arc<Floor>,
+    pub dispatcher: Arc<Dispatcher>,
     pub settler: Settler,
     pub listener: Listener,
     pub metrics: Metrics,
@@ -80,13 +80,13 @@ pub struct Keeper {
     pub cancels: mpsc::UnboundedReceiver<String>,
 }
 
-impl Keeper {
+impl Worker {
     /// Keeps one handler alive until the host drains; returns when it has ended.
     pub async fn keep(mut self) {
-        let (first, longest) = (self.settings.first_pause_ms, self.settings.longest_pause_ms);
+        let (first, longest) = (self.settings.initial_backoff_ms, self.settings.max_backoff_ms);
         let mut backoff = Backoff::new(Duration::from_millis(first), Duration::from_millis(longest));
         loop {
-            self.floor.set(self.index, Slot::Starting);
+            self.dispatcher.set(self.index, Slot::Starting);
             let life = self.life().await;
             if life.cause == Cause::Stopped {
                 return;
@@ -94,17 +94,17 @@ impl Keeper {
             if life.served {
                 backoff.reset();
             }
-            self.metrics.handler_ended(life.cause.word());
+            self.metrics.handler_ended(life.cause.as_str());
             let pause = backoff.next_pause();
             let why = life.why.unwrap_or_else(|| life.cause.to_string());
             tracing::error!(
                 handler = self.index,
-                cause = life.cause.word(),
+                cause = life.cause.as_str(),
                 why,
                 pause_ms = pause.as_millis() as u64,
                 "a handler ended; another is started after a pause"
             );
-            self.floor.set(self.index, Slot::Down(why));
+            self.dispatcher.set(self.index, Slot::Down(why));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = Phase::over(self.phase.clone()) => return,

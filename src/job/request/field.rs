@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
 use crate::job::task::{Anchor, Scheduler, shown};
 use crate::job::url::{AssetUrl, CallbackUrl};
-use crate::job::{JobId, PictureFormat};
+use crate::job::{ImageFormat, JobId};
 
 fn checked<'de, D: Deserializer<'de>, T>(deserializer: D, read: impl FnOnce(&str) -> Result<T, String>) -> Result<T, D::Error> {
     match Value::deserialize(deserializer)? {
@@ -46,7 +46,7 @@ pub(super) fn anchor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     named(deserializer, Anchor::NAMES).map(Some)
 }
 
-pub(super) fn format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PictureFormat>, D::Error> {
+pub(super) fn format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ImageFormat>, D::Error> {
     named(deserializer, "png, jpeg, webp").map(Some)
 }
 

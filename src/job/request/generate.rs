@@ -110,7 +110,7 @@ fn start(
         };
     };
     let mask = mask.map(|ImageBody { url }| url);
-    let strength = strength.unwrap_or_else(|| Strength::usual(mask.is_some()));
+    let strength = strength.unwrap_or_else(|| Strength::default_value(mask.is_some()));
     let start = StartImage { url, strength, mask };
     if start.skipped(steps) < steps.get() {
         return Ok(Some(start));
@@ -119,7 +119,7 @@ fn start(
     invalid("strength", format!("must be at least {:.3} for one of {steps} steps, got {strength}", 1.0 / f64::from(steps)))
 }
 
-/// Everything that decides the pictures before they are signed and stored.
+/// Everything that decides the images before they are signed and stored.
 fn canonical(task: TaskName, generate: &Generate) -> Value {
     let loras: Vec<Value> = generate.loras.iter().map(|lora| json!([lora.url.identity(), lora.scale.get()])).collect();
     let mut canonical = json!({

@@ -13,7 +13,7 @@ use super::outcome::JobError;
 use super::task::tryon::Requester;
 use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Scheduler, Seed, SidePx, StepCount, Task, Watermark, shown};
 use super::url::CallbackUrl;
-use super::{Callback, Job, JobId, Output, PictureFormat};
+use super::{Callback, ImageFormat, Job, JobId, Output};
 
 /// What a job gets that leaves a field out.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -26,7 +26,7 @@ pub struct Defaults {
     pub width: SidePx,
     pub height: SidePx,
     pub seed: Seed,
-    /// Object key prefix of the pictures.
+    /// Object key prefix of the images.
     pub prefix: String,
     /// Not of one model: they come from config.yaml.
     #[serde(skip)]
@@ -37,13 +37,13 @@ impl Default for Defaults {
     /// What the callers of the service that this replaces rely on.
     fn default() -> Self {
         Self {
-            model: ModelName::usual(),
-            steps: StepCount::usual(),
-            guidance_scale: GuidanceScale::usual(),
+            model: ModelName::default_value(),
+            steps: StepCount::default_value(),
+            guidance_scale: GuidanceScale::default_value(),
             scheduler: Scheduler::DpmSolverPlusPlus,
-            width: SidePx::usual(),
-            height: SidePx::usual(),
-            seed: Seed::usual(),
+            width: SidePx::default_value(),
+            height: SidePx::default_value(),
+            seed: Seed::default_value(),
             prefix: "generations/".into(),
             tryon: TryOnDefaults::default(),
         }
@@ -140,7 +140,7 @@ impl<'de> Deserialize<'de> for TaskName {
 struct Read {
     common: Common,
     task: Task,
-    /// Everything of the task that decides the pictures.
+    /// Everything of the task that decides the images.
     canonical: Value,
 }
 
@@ -168,7 +168,7 @@ struct OutputBody {
     #[serde(default, deserialize_with = "field::prefix")]
     prefix: Option<String>,
     #[serde(default, deserialize_with = "field::format")]
-    format: Option<PictureFormat>,
+    format: Option<ImageFormat>,
 }
 
 #[derive(Deserialize)]
@@ -187,16 +187,16 @@ impl CallbackBody {
 }
 
 impl Read {
-    fn into_job(self, usual_prefix: &str) -> Job {
+    fn into_job(self, default_prefix: &str) -> Job {
         let Self { common: Common { job_id, watermark, output, callback }, task, mut canonical } = self;
         let watermark = watermark.map(|watermark| Watermark {
             text: watermark.text,
             position: watermark.position.unwrap_or(Anchor::BottomRight),
-            opacity: watermark.opacity.unwrap_or_else(Opacity::usual),
+            opacity: watermark.opacity.unwrap_or_else(Opacity::default_value),
         });
         let output = Output {
-            prefix: output.prefix.unwrap_or_else(|| usual_prefix.to_owned()),
-            format: output.format.unwrap_or(PictureFormat::Png),
+            prefix: output.prefix.unwrap_or_else(|| default_prefix.to_owned()),
+            format: output.format.unwrap_or(ImageFormat::Png),
         };
         canonical["watermark"] = serde_json::json!(watermark);
         canonical["output"] = serde_json::json!(output);

@@ -20,7 +20,7 @@ pub struct TryOnDefaults {
 
 impl Default for TryOnDefaults {
     fn default() -> Self {
-        Self { mode: Mode::Fp8, steps: Mode::Fp8.usual_steps(), resolution: Resolution::P720 }
+        Self { mode: Mode::Fp8, steps: Mode::Fp8.default_steps(), resolution: Resolution::P720 }
     }
 }
 
@@ -60,7 +60,7 @@ pub(super) struct Body {
 impl Body {
     pub(super) fn read(self, defaults: &TryOnDefaults) -> Read {
         let mode = self.mode.unwrap_or(defaults.mode);
-        let usual_steps = if mode == defaults.mode { defaults.steps } else { mode.usual_steps() };
+        let default_steps = if mode == defaults.mode { defaults.steps } else { mode.default_steps() };
         let tryon = TryOn {
             person: self.person,
             garments: self.garments,
@@ -68,9 +68,9 @@ impl Body {
             prompt: self.prompt,
             negative_prompt: self.negative_prompt,
             mode,
-            steps: self.steps.unwrap_or(usual_steps),
-            guidance_scale: self.guidance_scale.unwrap_or_else(|| mode.usual_guidance_scale()),
-            seed: self.seed.unwrap_or_else(Seed::usual),
+            steps: self.steps.unwrap_or(default_steps),
+            guidance_scale: self.guidance_scale.unwrap_or_else(|| mode.default_guidance_scale()),
+            seed: self.seed.unwrap_or_else(Seed::default_value),
             resolution: self.resolution.unwrap_or(defaults.resolution),
             num_images: self.num_images.unwrap_or_else(ImageCount::one),
             requester: Requester { user_id: self.user_id, session_id: self.session_id, provider: self.provider },
@@ -81,7 +81,7 @@ impl Body {
     }
 }
 
-/// Everything that decides the pictures before they are signed and stored.
+/// Everything that decides the images before they are signed and stored.
 fn canonical(task: TaskName, tryon: &TryOn) -> Value {
     json!({
         "task": task,

@@ -1,9 +1,9 @@
-//! What is to be painted, in types that cannot hold a value out of range.
+//! What is to be generated, in types that cannot hold a value out of range.
 
+mod defaults;
 pub mod prompt;
 pub mod start;
 pub mod tryon;
-mod usual;
 
 use std::fmt;
 
@@ -22,7 +22,7 @@ pub enum Task {
     TryOn(TryOn),
 }
 
-/// Text to picture.
+/// Text to image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generate {
     pub model: ModelName,
@@ -37,12 +37,12 @@ pub struct Generate {
     pub scheduler: Scheduler,
     pub size: Size,
     pub num_images: ImageCount,
-    /// Picture `n` is painted from the noise of `seed + n`.
+    /// Image `n` is generated from the noise of `seed + n`.
     pub seed: Seed,
 }
 
 impl Generate {
-    /// Whether the pictures of both can be denoised in one batch, each with its own prompts and seeds.
+    /// Whether the images of both can be denoised in one batch, each with its own prompts and seeds.
     #[must_use]
     pub fn agrees_with(&self, other: &Self) -> bool {
         self.model == other.model
@@ -54,7 +54,7 @@ impl Generate {
             && self.start == other.start
     }
 
-    /// Pixels of all its pictures together.
+    /// Pixels of all its images together.
     #[must_use]
     pub fn pixels(&self) -> u64 {
         u64::from(self.size.width_px()) * u64::from(self.size.height_px()) * u64::from(self.num_images.get())
@@ -139,7 +139,7 @@ impl<'de> Deserialize<'de> for ModelName {
     }
 }
 
-/// What to paint, or (as `negative_prompt`) what to stay away from: at most 2,000 characters.
+/// What to generate, or (as `negative_prompt`) what to stay away from: at most 2,000 characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Prompt(String);
@@ -266,7 +266,7 @@ macro_rules! real_number {
 }
 
 whole_number!(
-    /// One side of a picture in pixels.
+    /// One side of an image in pixels.
     SidePx(u32), (64..=2048), "a multiple of 8 from 64 to 2048", multiple of 8
 );
 whole_number!(
@@ -274,7 +274,7 @@ whole_number!(
     StepCount(u32), (1..=200), "a whole number from 1 to 200"
 );
 whole_number!(
-    /// Pictures of one job.
+    /// Images of one job.
     ImageCount(u32), (1..=4), "a whole number from 1 to 4"
 );
 whole_number!(
@@ -290,7 +290,7 @@ real_number!(
     LoraScale, (-4.0..=4.0), "a number from -4 to 4"
 );
 real_number!(
-    /// How much of a picture that is started from is painted anew: the part of the steps that is done.
+    /// How much of an image that is started from is generated anew: the part of the steps that is done.
     Strength, (f64::MIN_POSITIVE..=1.0), "a number above 0, at most 1"
 );
 real_number!(
@@ -298,7 +298,7 @@ real_number!(
     Opacity, (0.0..=1.0), "a number from 0 to 1"
 );
 
-/// The artist's signature on every picture.
+/// The artist's signature on every image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Watermark {
     pub text: String,
@@ -330,7 +330,7 @@ impl LoraScale {
 impl Strength {
     /// What a start gets that says nothing else: with a mask all steps, since what is kept is kept by the mask.
     #[must_use]
-    pub fn usual(masked: bool) -> Self {
+    pub fn default_value(masked: bool) -> Self {
         Self(if masked { 1.0 } else { 0.8 })
     }
 }
@@ -338,7 +338,7 @@ impl Strength {
 impl Opacity {
     /// What a watermark gets that says nothing else.
     #[must_use]
-    pub fn usual() -> Self {
+    pub fn default_value() -> Self {
         Self(0.6)
     }
 }

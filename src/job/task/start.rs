@@ -1,14 +1,14 @@
-//! What a painting starts from instead of noise.
+//! What a generation starts from instead of noise.
 
 use super::{StepCount, Strength};
 use crate::job::url::AssetUrl;
 
-/// A picture to start from, and how far to go from it.
+/// An image to start from, and how far to go from it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StartImage {
     pub url: AssetUrl,
     pub strength: Strength,
-    /// Where it may be changed: white is painted, black is kept. Without it, everywhere.
+    /// Where it may be changed: white is regenerated, black is kept. Without it, everywhere.
     pub mask: Option<AssetUrl>,
 }
 

@@ -5,26 +5,26 @@ use serde::{Deserialize, Serialize};
 use super::{GuidanceScale, ImageCount, Prompt, Seed, StepCount};
 use crate::job::url::AssetUrl;
 
-/// A person's picture and garments to a picture of the person in them.
+/// A person's image and garments to an image of the person in them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TryOn {
     pub person: AssetUrl,
     pub garments: Garments,
-    /// Where the person may be changed: white is painted, black is kept.
+    /// Where the person may be changed: white is regenerated, black is kept.
     pub mask: Option<AssetUrl>,
     pub prompt: Option<Prompt>,
     pub negative_prompt: Prompt,
     pub mode: Mode,
     pub steps: StepCount,
     pub guidance_scale: GuidanceScale,
-    /// Picture `n` is painted from the noise of `seed + n`.
+    /// Image `n` is generated from the noise of `seed + n`.
     pub seed: Seed,
     pub resolution: Resolution,
     pub num_images: ImageCount,
     pub requester: Requester,
 }
 
-/// 1 to 4 pictures of garments.
+/// 1 to 4 images of garments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Garments(Vec<AssetUrl>);
 
@@ -44,7 +44,7 @@ impl Garments {
     }
 }
 
-/// How the model is loaded: it decides the usual number of steps and guidance.
+/// How the model is loaded: it decides the default number of steps and guidance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -70,7 +70,7 @@ impl Mode {
 
     /// What the mode's weights were made for.
     #[must_use]
-    pub fn usual_steps(self) -> StepCount {
+    pub fn default_steps(self) -> StepCount {
         match self {
             Self::Fp8 | Self::Lora => StepCount(4),
             Self::Base => StepCount(40),
@@ -79,7 +79,7 @@ impl Mode {
 
     /// What the mode's weights were made for.
     #[must_use]
-    pub fn usual_guidance_scale(self) -> GuidanceScale {
+    pub fn default_guidance_scale(self) -> GuidanceScale {
         match self {
             Self::Fp8 | Self::Lora => GuidanceScale(1.0),
             Self::Base => GuidanceScale(4.0),

@@ -1,20 +1,20 @@
-//! Step `watermark`: signs a picture with a line of text that stays legible on dark and on light.
+//! Step `watermark`: signs an image with a line of text that stays legible on dark and on light.
 
 use async_trait::async_trait;
 
-use crate::engine::Picture;
+use crate::engine::Image;
 use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::task::{Anchor, Task, Watermark};
-use crate::workflow::lettering::{Lettering, Mask};
-use crate::workflow::piece::Piece;
+use crate::workflow::context::JobContext;
+use crate::workflow::text_layout::{Mask, TextLayout};
 use crate::workflow::{Step, StepName};
 
-/// Height of a line of text as a part of the picture's shorter side: 32 px on 512 px.
+/// Height of a line of text as a part of the image's shorter side: 32 px on 512 px.
 const LINE_OF_SHORT_SIDE: f32 = 1.0 / 16.0;
-/// Below this the letters cannot be told apart.
+/// Below this the letters cannot be distinguished.
 const SMALLEST_LINE_PX: f32 = 11.0;
-const USUAL_SMALLEST_LINE_PX: f32 = 13.0;
+const DEFAULT_SMALLEST_LINE_PX: f32 = 13.0;
 const MARGIN_OF_SHORT_SIDE: f32 = 1.0 / 40.0;
 const SMALLEST_MARGIN_PX: f32 = 3.0;
 const OUTLINE_OF_LINE: f32 = 1.0 / 18.0;
@@ -34,14 +34,14 @@ impl Step for WatermarkStep {
         let Some(watermark) = &job.watermark else { return Ok(()) };
         match &job.task {
             Task::Generate(generate) => check(watermark, generate.size.width_px(), generate.size.height_px()),
-            // The person's picture decides the size.
+            // The person's image decides the size.
             Task::TryOn(_) => check_text(&watermark.text),
         }
     }
 
-    async fn run(&self, piece: &mut Piece<'_>) -> Result<(), JobError> {
-        let Some(watermark) = &piece.job.watermark else { return Ok(()) };
-        piece.pictures.iter_mut().try_for_each(|picture| draw(picture, watermark))
+    async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
+        let Some(watermark) = &context.job.watermark else { return Ok(()) };
+        context.images.iter_mut().try_for_each(|image| draw(image, watermark))
     }
 }
 
@@ -50,27 +50,27 @@ impl Step for WatermarkStep {
 /// # Errors
 /// [`JobError::Invalid`] names the character.
 pub fn check_text(text: &str) -> Result<(), JobError> {
-    lettering(text).map(|_| ())
+    text_layout(text).map(|_| ())
 }
 
-/// Refuses what [`draw`] would refuse on a picture of this size, so that it is known before painting.
+/// Refuses what [`draw`] would refuse on an image of this size, so that it is known before generating.
 ///
 /// # Errors
-/// [`JobError::Invalid`] when a character cannot be set or the text is too long for the picture.
+/// [`JobError::Invalid`] when a character cannot be set or the text is too long for the image.
 pub fn check(watermark: &Watermark, width_px: u32, height_px: u32) -> Result<(), JobError> {
-    line_px(&lettering(&watermark.text)?, width_px, height_px).map(|_| ())
+    line_px(&text_layout(&watermark.text)?, width_px, height_px).map(|_| ())
 }
 
-/// Draws `watermark` on `picture`: letters in white (on dark) or near black (on light) with a thin outline in the other.
+/// Draws `watermark` on `image`: letters in white (on dark) or near black (on light) with a thin outline in the other.
 ///
 /// # Errors
 /// Those of [`check`].
-pub fn draw(picture: &mut Picture, watermark: &Watermark) -> Result<(), JobError> {
-    let stamp = Stamp::new(watermark, picture.width_px, picture.height_px)?;
-    let light_ground = stamp.mean_luminance(picture) > LIGHT_GROUND;
+pub fn draw(image: &mut Image, watermark: &Watermark) -> Result<(), JobError> {
+    let stamp = Stamp::new(watermark, image.width_px, image.height_px)?;
+    let light_ground = stamp.mean_luminance(image) > LIGHT_GROUND;
     let (letters, outline) = if light_ground { (16.0, 255.0) } else { (255.0, 16.0) };
     let opacity = watermark.opacity.get() as f32;
-    stamp.for_each_pixel(&mut picture.rgb, picture.width_px, |rgb, letter, outlined| {
+    stamp.for_each_pixel(&mut image.rgb, image.width_px, |rgb, letter, outlined| {
         // `letter` of the pixel is ink, the rest of `outlined` is outline: linear in the opacity, so never less visible.
         let ink = letters * letter + outline * (outlined - letter);
         for channel in rgb {
@@ -80,7 +80,7 @@ pub fn draw(picture: &mut Picture, watermark: &Watermark) -> Result<(), JobError
     Ok(())
 }
 
-/// The letters and their outline at their place on a picture.
+/// The letters and their outline at their place on an image.
 struct Stamp {
     left_px: usize,
     top_px: usize,
@@ -92,7 +92,7 @@ struct Stamp {
 
 impl Stamp {
     fn new(watermark: &Watermark, width_px: u32, height_px: u32) -> Result<Self, JobError> {
-        let text = lettering(&watermark.text)?;
+        let text = text_layout(&watermark.text)?;
         let line_px = line_px(&text, width_px, height_px)?;
         let outline_px = outline_px(line_px);
         let pad = pad_px(outline_px);
@@ -111,8 +111,8 @@ impl Stamp {
         })
     }
 
-    fn for_each_pixel(&self, rgb: &mut [u8], picture_width_px: u32, mut each: impl FnMut(&mut [u8], f32, f32)) {
-        let rows = rgb.chunks_exact_mut(3 * picture_width_px as usize).skip(self.top_px);
+    fn for_each_pixel(&self, rgb: &mut [u8], image_width_px: u32, mut each: impl FnMut(&mut [u8], f32, f32)) {
+        let rows = rgb.chunks_exact_mut(3 * image_width_px as usize).skip(self.top_px);
         let coverage = self.letters.chunks_exact(self.width_px).zip(self.outlined.chunks_exact(self.width_px));
         for (row, (letters, outlined)) in rows.zip(coverage) {
             let pixels = row.chunks_exact_mut(3).skip(self.left_px);
@@ -122,8 +122,8 @@ impl Stamp {
         }
     }
 
-    fn mean_luminance(&self, picture: &Picture) -> f32 {
-        let rows = picture.rgb.chunks_exact(3 * picture.width_px as usize).skip(self.top_px);
+    fn mean_luminance(&self, image: &Image) -> f32 {
+        let rows = image.rgb.chunks_exact(3 * image.width_px as usize).skip(self.top_px);
         let rows = rows.take(self.letters.len() / self.width_px);
         let pixels = rows.flat_map(|row| row.chunks_exact(3).skip(self.left_px).take(self.width_px));
         let (sum, count) = pixels.fold((0.0, 0.0), |(sum, count), rgb| (sum + luminance(rgb), count + 1.0));
@@ -131,22 +131,23 @@ impl Stamp {
     }
 }
 
-fn lettering(text: &str) -> Result<Lettering, JobError> {
-    Lettering::new(text).map_err(|error| invalid(error.to_string()))
+fn text_layout(text: &str) -> Result<TextLayout, JobError> {
+    TextLayout::new(text).map_err(|error| invalid(error.to_string()))
 }
 
 fn invalid(problem: String) -> JobError {
     JobError::Invalid { field: "watermark.text".into(), problem }
 }
 
-/// Height of the line: by the picture's size, smaller where the text is long.
-fn line_px(text: &Lettering, width_px: u32, height_px: u32) -> Result<f32, JobError> {
+/// Height of the line: by the image's size, smaller where the text is long.
+fn line_px(text: &TextLayout, width_px: u32, height_px: u32) -> Result<f32, JobError> {
     let margin = 2.0 * margin_px(width_px, height_px);
     let (room_x_px, room_y_px) = (width_px as f32 - margin, height_px as f32 - margin);
     let needs = |line_px: f32| text.width_px(line_px) + 2.0 * pad_px(outline_px(line_px)) as f32;
     // Twice the line leaves room for stacked accents and the outline.
-    let usual = (width_px.min(height_px) as f32 * LINE_OF_SHORT_SIDE).max(USUAL_SMALLEST_LINE_PX).min(room_y_px / 2.0);
-    let mut line_px = usual.min(usual * room_x_px / needs(usual).max(1.0));
+    let default_value =
+        (width_px.min(height_px) as f32 * LINE_OF_SHORT_SIDE).max(DEFAULT_SMALLEST_LINE_PX).min(room_y_px / 2.0);
+    let mut line_px = default_value.min(default_value * room_x_px / needs(default_value).max(1.0));
     while line_px >= SMALLEST_LINE_PX && needs(line_px) > room_x_px {
         line_px -= 0.25;
     }
@@ -155,8 +156,8 @@ fn line_px(text: &Lettering, width_px: u32, height_px: u32) -> Result<f32, JobEr
     }
     let least_px = needs(SMALLEST_LINE_PX) + margin;
     Err(invalid(format!(
-        "does not fit legibly on a picture of {width_px}x{height_px} px: it needs {least_px} px in width; shorten it or ask for a \
-         larger picture"
+        "does not fit legibly on an image of {width_px}x{height_px} px: it needs {least_px} px in width; shorten it or ask for a \
+         larger image"
     )))
 }
 

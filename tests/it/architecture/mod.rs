@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use self::source::Source;
 
-/// Each module of src/ (a file or a folder) and what it may name with `crate::`. `*` is everything. A row may stand here
+/// Each module of src/ (a file or a directory) and what it may name with `crate::`. `*` is everything. A row may stand here
 /// before its module does; a module without a row fails.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("job", &[]),
@@ -74,8 +74,8 @@ const KNOWS_FEATURES: &[&str] = &["src/engine/device.rs"];
 fn the_sources_keep_the_house_rules() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
-    for folder in ["src", "tests"] {
-        rust_files(&root.join(folder), &mut files);
+    for directory in ["src", "tests"] {
+        rust_files(&root.join(directory), &mut files);
     }
     files.sort();
     let mut broken = Vec::new();
@@ -87,8 +87,8 @@ fn the_sources_keep_the_house_rules() {
     assert!(broken.is_empty(), "{} house rules broken:\n{}", broken.len(), broken.join("\n"));
 }
 
-fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             rust_files(&path, found);

@@ -52,7 +52,7 @@ fn reference() -> String {
 #[test]
 fn the_configuration_reference_is_that_of_the_code() {
     let text = reference();
-    assert!(text.contains("| `sources.sqs.visibility_s` | `120` |") && text.lines().count() > 90, "{text}");
+    assert!(text.contains("| `sources.sqs.visibility_seconds` | `120` |") && text.lines().count() > 90, "{text}");
     is("docs/configuration.md", &text);
 }
 
@@ -124,9 +124,9 @@ fn messages_that_are_explained_exist() {
     }
 }
 
-fn sources(folder: &Path) -> String {
+fn sources(directory: &Path) -> String {
     let mut text = String::new();
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         text += &if path.is_dir() { sources(&path) } else { fs::read_to_string(&path).unwrap() };
     }

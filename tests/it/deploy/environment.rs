@@ -38,8 +38,8 @@ fn named_in_config() -> BTreeSet<String> {
 }
 
 /// The names that the sources ask the environment for themselves.
-fn named_in_sources(folder: &Path, names: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn named_in_sources(directory: &Path, names: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             named_in_sources(&path, names);

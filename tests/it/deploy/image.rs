@@ -49,12 +49,12 @@ fn the_cuda_libraries_are_taken_and_no_others() {
     fs::copy(env!("CARGO_BIN_EXE_atelier"), image.path().join("bin/atelier")).unwrap();
     let wanted =
         ["libcublas.so.13", "libcublasLt.so.13", "libcudnn.so.9", "libcudnn_ops.so.9", "libcurand.so.10", "libnvrtc.so.13"];
-    let folder = toolkit.path().join("lib");
-    fs::create_dir(&folder).unwrap();
+    let directory = toolkit.path().join("lib");
+    fs::create_dir(&directory).unwrap();
     for name in wanted.iter().chain(&["libcuda.so.1", "libnvidia-ml.so.1", "libcufft.so.12", "libcublas_static.a"]) {
-        fs::write(folder.join(name), name).unwrap();
+        fs::write(directory.join(name), name).unwrap();
     }
-    let search = format!("{}:/nonexistent", folder.display());
+    let search = format!("{}:/nonexistent", directory.display());
     let ended = script("libraries.sh", &[image.path().to_str().unwrap()], &[("CUDA_LIBRARIES", &search)]);
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     let mut found: Vec<String> = fs::read_dir(image.path().join("lib"))

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use super::file;
 use crate::servers::python_or_skip;
 
-const PATIENCE: Duration = Duration::from_mins(2);
+const WAIT_LIMIT: Duration = Duration::from_mins(2);
 
 /// The block of shell commands with these words in it.
 fn block(words: &str) -> String {
@@ -26,20 +26,20 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A folder like the repository's root, for what the commands leave.
+/// A directory like the repository's root, for what the commands leave.
 fn root() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for name in ["models", "events"] {
-        std::os::unix::fs::symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join(name), folder.path().join(name)).unwrap();
+        std::os::unix::fs::symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join(name), directory.path().join(name)).unwrap();
     }
-    folder
+    directory
 }
 
 /// `cargo run -- ...` in `script` is this build.
-fn shell(script: &str, folder: &Path) -> Command {
+fn shell(script: &str, directory: &Path) -> Command {
     let mut command = Command::new("bash");
     let cargo = format!("cargo() {{ shift 2; exec '{}' \"$@\"; }}", env!("CARGO_BIN_EXE_atelier"));
-    command.args(["-ec", &format!("{cargo}\n{script}")]).current_dir(folder).stdin(Stdio::null());
+    command.args(["-ec", &format!("{cargo}\n{script}")]).current_dir(directory).stdin(Stdio::null());
     command
 }
 
@@ -54,8 +54,8 @@ impl Drop for Running {
 }
 
 /// Starts `atelier demo --serve` and waits for the exports that it prints.
-fn served(line: &str, folder: &Path) -> (Running, String) {
-    let mut demo = Running(shell(line, folder).stdout(Stdio::piped()).spawn().unwrap());
+fn served(line: &str, directory: &Path) -> (Running, String) {
+    let mut demo = Running(shell(line, directory).stdout(Stdio::piped()).spawn().unwrap());
     let said = BufReader::new(demo.0.stdout.take().unwrap());
     let mut exports = String::new();
     for line in said.lines().map_while(Result::ok) {
@@ -70,43 +70,43 @@ fn served(line: &str, folder: &Path) -> (Running, String) {
 }
 
 #[tokio::test]
-async fn the_readme_s_host_paints_for_the_readme_s_callers() {
-    let (folder, port) = (root(), free_port());
+async fn the_readme_s_host_generates_for_the_readme_s_callers() {
+    let (directory, port) = (root(), free_port());
     let servers = block("demo --serve              # shell 1");
     let (first, second) = servers.split_once('\n').unwrap();
-    let (path, line) = (folder.path().to_owned(), first.to_owned());
+    let (path, line) = (directory.path().to_owned(), first.to_owned());
     let (_demo, exports) = spawn_blocking(move || served(&line, &path)).await.unwrap();
     let port_line = format!("export ATELIER__SERVER__PORT={port}\n");
-    let log = std::fs::File::create(folder.path().join("log")).unwrap();
-    let host = shell(&format!("{exports}{port_line}{second}"), folder.path()).stderr(log).stdout(Stdio::null()).spawn();
+    let log = std::fs::File::create(directory.path().join("log")).unwrap();
+    let host = shell(&format!("{exports}{port_line}{second}"), directory.path()).stderr(log).stdout(Stdio::null()).spawn();
     let _host = Running(host.unwrap());
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_LIMIT;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     while !client.get(format!("http://127.0.0.1:{port}/test")).send().await.is_ok_and(|answer| answer.status() == 200) {
-        assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(folder.path().join("log")).unwrap());
+        assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(directory.path().join("log")).unwrap());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let calls = block("curl -s localhost:8080/test").replace("localhost:8080", &format!("127.0.0.1:{port}"));
-    let mut calling = shell(&format!("{exports}{calls}"), folder.path());
+    let mut calling = shell(&format!("{exports}{calls}"), directory.path());
     let output = spawn_blocking(move || calling.output().unwrap()).await.unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains(r#""status":"hot""#), "{output:?}");
     assert!(said.matches("later").count() >= 2, "taken, then asked for: {said}");
-    let picture = image::open(folder.path().join("now.png")).unwrap();
-    assert_eq!((picture.width(), picture.height()), (128, 128));
+    let image = image::open(directory.path().join("now.png")).unwrap();
+    assert_eq!((image.width(), image.height()), (128, 128));
 }
 
 #[tokio::test]
 async fn the_readme_s_queue_is_one_that_doctor_finds() {
     let Some(venv) = python_or_skip("the README's queue in moto") else { return };
-    let (folder, port) = (root(), free_port());
+    let (directory, port) = (root(), free_port());
     // The virtual environment has it already.
     let commands = block("moto_server").replace("pip install 'moto[server]' && ", "").replace("5000", &port.to_string());
     let (server, queue) = commands.split_once('\n').unwrap();
     let listens = format!("until (: > /dev/tcp/127.0.0.1/{port}) 2> /dev/null; do sleep 0.05; done");
     let script = format!("{server}\ntrap 'kill -9 %1' EXIT\n{listens}\n{queue}\n(cargo run -- doctor --json) || true");
     let path = format!("{}:{}", venv.join("bin").display(), "/usr/local/bin:/usr/bin:/bin");
-    let mut command = shell(&script, folder.path());
+    let mut command = shell(&script, directory.path());
     command.env("PATH", path).env("AWS_EC2_METADATA_DISABLED", "true").stderr(Stdio::null());
     let output = spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));

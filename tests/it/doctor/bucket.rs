@@ -8,12 +8,12 @@ async fn a_missing_bucket_is_named() {
     let s3 = S3::start(&[]).await;
     let report = examined(&s3, &[], &[]).await;
     assert_eq!(report.code, Some(1));
-    report.expect("bucket", "fail", r#"there is no bucket "pictures""#);
+    report.expect("bucket", "fail", r#"there is no bucket "images""#);
     report.expect("clock", "ok", "that of S3");
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_told_apart_from_none() {
+async fn wrong_credentials_are_classify_from_none() {
     let s3 = S3::start(&[BUCKET]).await;
     let wrong = examined(&s3, &[("AWS_SECRET_ACCESS_KEY", "wrong")], &[]).await;
     wrong.expect("credentials", "ok", "found");

@@ -14,15 +14,15 @@ use crate::servers::s3::S3;
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
-/// A folder of models with a copy of the small checkpoint, its files pinned.
-fn models(folder: &Path) -> String {
+/// A directory of models with a copy of the small checkpoint, its files pinned.
+fn models(directory: &Path) -> String {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd/sd15");
-    copy(&from, &folder.join("sd15"));
-    let pinned = atelier::models::file::Checksum::of_file(&folder.join("sd15").join(UNET)).unwrap();
+    copy(&from, &directory.join("sd15"));
+    let pinned = atelier::models::file::Checksum::of_file(&directory.join("sd15").join(UNET)).unwrap();
     let manifest = include_str!("../../../models/tiny-sd.yaml").replace("checkpoint: tiny-sd", "checkpoint: sd15");
-    let source = format!("source:\n  folder: sd15\n  files:\n    {UNET}: {pinned}\n    model_index.json:\n");
-    fs::write(folder.join("tiny-sd.yaml"), format!("{manifest}\n{source}")).unwrap();
-    folder.display().to_string()
+    let source = format!("source:\n  directory: sd15\n  files:\n    {UNET}: {pinned}\n    model_index.json:\n");
+    fs::write(directory.join("tiny-sd.yaml"), format!("{manifest}\n{source}")).unwrap();
+    directory.display().to_string()
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -41,12 +41,12 @@ fn copy(from: &Path, to: &Path) {
 #[tokio::test]
 async fn a_damaged_model_file_is_found() {
     let s3 = S3::start(&[BUCKET]).await;
-    let folder = tempfile::tempdir().unwrap();
-    let models = models(folder.path());
-    let of = async |arguments: &[&str]| examined(&s3, &[("ATELIER__MODEL__FOLDER", &models)], arguments).await;
+    let directory = tempfile::tempdir().unwrap();
+    let models = models(directory.path());
+    let of = async |arguments: &[&str]| examined(&s3, &[("ATELIER__MODEL__DIRECTORY", &models)], arguments).await;
     of(&[]).await.expect("model", "ok", "1 files hashed, 1 without a checksum");
 
-    let unet = folder.path().join("sd15").join(UNET);
+    let unet = directory.path().join("sd15").join(UNET);
     let whole = fs::read(&unet).unwrap();
     let mut changed = whole.clone();
     *changed.last_mut().unwrap() ^= 1;
@@ -59,30 +59,30 @@ async fn a_damaged_model_file_is_found() {
 
     fs::write(&unet, &whole[..whole.len() - 1]).unwrap();
     of(&["--quick"]).await.expect("model", "fail", "is not a whole safetensors file");
-    fs::remove_dir_all(folder.path().join("sd15")).unwrap();
+    fs::remove_dir_all(directory.path().join("sd15")).unwrap();
     of(&["--quick"]).await.expect("model", "fail", "atelier models pull tiny-sd");
 }
 
 #[tokio::test]
 async fn a_packed_model_is_its_one_file() {
     let s3 = S3::start(&[BUCKET]).await;
-    let folder = tempfile::tempdir().unwrap();
-    let models = models(folder.path());
-    let checkpoint = folder.path().join("sd15");
+    let directory = tempfile::tempdir().unwrap();
+    let models = models(directory.path());
+    let checkpoint = directory.path().join("sd15");
     let engine = StableDiffusion::load(&checkpoint, DType::F32, Device::Cpu).unwrap();
-    engine.pack(&folder.path().join("packed")).unwrap();
+    engine.pack(&directory.path().join("packed")).unwrap();
     let manifest = include_str!("../../../models/tiny-sd.yaml").replace("checkpoint: tiny-sd", "checkpoint: packed");
-    fs::write(folder.path().join("tiny-sd.yaml"), manifest).unwrap();
+    fs::write(directory.path().join("tiny-sd.yaml"), manifest).unwrap();
     // What does not belong to it is not loaded, and not looked at.
-    fs::write(folder.path().join("packed/unet/other.safetensors"), "no weights").unwrap();
-    let of = async || examined(&s3, &[("ATELIER__MODEL__FOLDER", &models)], &["--quick"]).await;
+    fs::write(directory.path().join("packed/unet/other.safetensors"), "no weights").unwrap();
+    let of = async || examined(&s3, &[("ATELIER__MODEL__DIRECTORY", &models)], &["--quick"]).await;
     of().await.expect("model", "ok", "1 files as long as they must be");
-    fs::write(folder.path().join("packed").join(PACKED), "no weights").unwrap();
+    fs::write(directory.path().join("packed").join(PACKED), "no weights").unwrap();
     of().await.expect("model", "fail", "is not a whole safetensors file");
 }
 
 #[tokio::test]
-async fn addresses_are_asked_as_notices_would_go() {
+async fn addresses_are_asked_as_notifications_would_go() {
     let s3 = S3::start(&[BUCKET]).await;
     let backend = HttpServer::start(&[Answer::status(404)]).await;
     let backend_url = backend.url("/").to_string();

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::servers::s3::{ACCESS_KEY_ID, S3, SECRET_ACCESS_KEY};
 
-const BUCKET: &str = "pictures";
+const BUCKET: &str = "images";
 const TOKEN: &str = "a-token-of-more-than-32-characters";
 
 /// What one run said.
@@ -41,15 +41,15 @@ impl Report {
 }
 
 /// An environment in which everything is good, as far as this server goes.
-fn good(s3: &S3, folder: &std::path::Path) -> BTreeMap<String, String> {
-    let path = |name: &str| folder.join(name).display().to_string();
+fn good(s3: &S3, directory: &std::path::Path) -> BTreeMap<String, String> {
+    let path = |name: &str| directory.join(name).display().to_string();
     [
         ("AWS_STORAGE_BUCKET_NAME", BUCKET.to_owned()),
         ("ATELIER__STORE__ENDPOINT_URL", format!("http://{}", s3.address)),
         ("ATELIER__STORE__FORCE_PATH_STYLE", "true".to_owned()),
-        ("ATELIER__STORE__CACHE__FOLDER", path("cache")),
-        ("ATELIER__SOURCES__SPOOL__FOLDER", path("spool")),
-        ("ATELIER__MODEL__FOLDER", format!("{}/models", env!("CARGO_MANIFEST_DIR"))),
+        ("ATELIER__STORE__CACHE__DIRECTORY", path("cache")),
+        ("ATELIER__SOURCES__SPOOL__DIRECTORY", path("spool")),
+        ("ATELIER__MODEL__DIRECTORY", format!("{}/models", env!("CARGO_MANIFEST_DIR"))),
         ("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID.to_owned()),
         ("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY.to_owned()),
         ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
@@ -60,14 +60,14 @@ fn good(s3: &S3, folder: &std::path::Path) -> BTreeMap<String, String> {
     .collect()
 }
 
-/// Runs `atelier doctor --json` in a folder of its own; `changes` over the good environment, an empty value takes a variable away.
+/// Runs `atelier doctor --json` in a directory of its own; `changes` over the good environment, an empty value takes a variable away.
 async fn examined(s3: &S3, changes: &[(&str, &str)], arguments: &[&str]) -> Report {
-    let folder = tempfile::tempdir().unwrap();
-    let mut environment = good(s3, folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let mut environment = good(s3, directory.path());
     environment.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     environment.retain(|_, value| !value.is_empty());
     let mut command = Command::new(env!("CARGO_BIN_EXE_atelier"));
-    command.args(["doctor", "--json"]).args(arguments).env_clear().envs(environment).current_dir(folder.path());
+    command.args(["doctor", "--json"]).args(arguments).env_clear().envs(environment).current_dir(directory.path());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let findings = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
@@ -87,18 +87,18 @@ async fn what_is_good_passes_and_nothing_is_left_behind() {
     report.expect("spool", "ok", "free");
     report.expect("webhook", "skip", "--webhook");
     report.expect("model", "ok", "tiny-sd");
-    report.expect("gpu", "skip", "paints on the CPU");
+    report.expect("gpu", "skip", "generates on the CPU");
     report.expect("clock", "ok", "that of S3");
-    let deleted = s3.take_requests().into_iter().filter(|request| request.starts_with("DELETE /pictures/generations/.doctor/"));
+    let deleted = s3.take_requests().into_iter().filter(|request| request.starts_with("DELETE /images/generations/.doctor/"));
     assert_eq!(deleted.count(), 1);
 }
 
 #[tokio::test]
 async fn people_get_a_line_a_check() {
     let s3 = S3::start(&[BUCKET]).await;
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_atelier"));
-    command.arg("doctor").env_clear().envs(good(&s3, folder.path())).current_dir(folder.path());
+    command.arg("doctor").env_clear().envs(good(&s3, directory.path())).current_dir(directory.path());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let checks: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();

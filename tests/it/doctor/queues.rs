@@ -90,6 +90,6 @@ async fn a_broker_that_is_away_is_told_of() {
 #[tokio::test]
 async fn a_spool_that_cannot_be_written_to_is_told_of() {
     let s3 = S3::start(&[BUCKET]).await;
-    let report = examined(&s3, &[("ATELIER__SOURCES__SPOOL__FOLDER", "/proc/spool")], &[]).await;
+    let report = examined(&s3, &[("ATELIER__SOURCES__SPOOL__DIRECTORY", "/proc/spool")], &[]).await;
     report.expect("spool", "fail", "/proc/spool");
 }

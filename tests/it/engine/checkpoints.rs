@@ -7,15 +7,15 @@ use atelier::engine::EngineError;
 use atelier::engine::sd::StableDiffusion;
 use candle_core::{DType, Device};
 
-use super::{copy_folder, fixtures};
+use super::{copy_directory, fixtures};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
 /// A copy of the fixture that may be broken.
 pub(super) fn copied() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a folder");
-    copy_folder(&fixtures().join("sd15"), folder.path());
-    folder
+    let directory = tempfile::tempdir().expect("a directory");
+    copy_directory(&fixtures().join("sd15"), directory.path());
+    directory
 }
 
 pub(super) fn edit(file: &Path, from: &str, to: &str) {
@@ -26,11 +26,11 @@ pub(super) fn edit(file: &Path, from: &str, to: &str) {
 
 /// Breaks a copy, loads it, and returns the error's file and message.
 fn refused(breaking: impl FnOnce(&Path)) -> (PathBuf, String) {
-    let folder = copied();
-    breaking(folder.path());
-    match StableDiffusion::load(folder.path(), DType::F32, Device::Cpu).err() {
+    let directory = copied();
+    breaking(directory.path());
+    match StableDiffusion::load(directory.path(), DType::F32, Device::Cpu).err() {
         Some(EngineError::Checkpoint { path, problem }) => {
-            (path.strip_prefix(folder.path()).unwrap_or(&path).to_owned(), problem)
+            (path.strip_prefix(directory.path()).unwrap_or(&path).to_owned(), problem)
         }
         other => panic!("{other:?}"),
     }
@@ -46,51 +46,52 @@ fn assert_refused(breaking: impl FnOnce(&Path), file: &str, words: &[&str]) {
 
 #[test]
 fn checkpoint_without_its_index() {
-    let remove = |folder: &Path| fs::remove_file(folder.join("model_index.json")).expect("removes");
+    let remove = |directory: &Path| fs::remove_file(directory.join("model_index.json")).expect("removes");
     assert_refused(remove, "model_index.json", &["No such file"]);
 }
 
 #[test]
 fn checkpoint_of_another_pipeline() {
-    let other = |folder: &Path| {
-        edit(&folder.join("model_index.json"), "StableDiffusionPipeline", "StableDiffusionXLPipeline");
+    let other = |directory: &Path| {
+        edit(&directory.join("model_index.json"), "StableDiffusionPipeline", "StableDiffusionXLPipeline");
     };
     assert_refused(other, "model_index.json", &["_class_name", "XL", "supported: \"StableDiffusionPipeline\""]);
 }
 
 #[test]
 fn checkpoint_with_a_setting_that_is_not_supported() {
-    let gelu = |folder: &Path| edit(&folder.join("unet/config.json"), "\"silu\"", "\"gelu\"");
+    let gelu = |directory: &Path| edit(&directory.join("unet/config.json"), "\"silu\"", "\"gelu\"");
     assert_refused(gelu, "unet/config.json", &["act_fn is \"gelu\"", "supported: \"silu\""]);
-    let block = |folder: &Path| edit(&folder.join("unet/config.json"), "\"DownBlock2D\"", "\"AttnDownBlock2D\"");
+    let block = |directory: &Path| edit(&directory.join("unet/config.json"), "\"DownBlock2D\"", "\"AttnDownBlock2D\"");
     assert_refused(block, "unet/config.json", &["AttnDownBlock2D", "CrossAttnDownBlock2D"]);
-    let json = |folder: &Path| edit(&folder.join("scheduler/scheduler_config.json"), "{", "{,");
+    let json = |directory: &Path| edit(&directory.join("scheduler/scheduler_config.json"), "{", "{,");
     assert_refused(json, "scheduler/scheduler_config.json", &["line 1"]);
 }
 
 #[test]
 fn checkpoint_of_pickles() {
-    let pickles = |folder: &Path| {
-        fs::rename(folder.join(UNET), folder.join("unet/diffusion_pytorch_model.bin")).expect("renames");
+    let pickles = |directory: &Path| {
+        fs::rename(directory.join(UNET), directory.join("unet/diffusion_pytorch_model.bin")).expect("renames");
     };
     assert_refused(pickles, "unet", &["diffusion_pytorch_model.safetensors", "safe_serialization"]);
 }
 
 #[test]
 fn checkpoint_with_half_a_file() {
-    let cut = |folder: &Path| {
-        let bytes = fs::read(folder.join(UNET)).expect("reads");
-        fs::write(folder.join(UNET), &bytes[..bytes.len() / 2]).expect("writes");
+    let cut = |directory: &Path| {
+        let bytes = fs::read(directory.join(UNET)).expect("reads");
+        fs::write(directory.join(UNET), &bytes[..bytes.len() / 2]).expect("writes");
     };
     assert_refused(cut, UNET, &["not a whole safetensors file"]);
 }
 
 #[test]
 fn checkpoint_whose_tensors_do_not_fit_its_sizes() {
-    let wide = |folder: &Path| edit(&folder.join("unet/config.json"), "\"layers_per_block\": 1", "\"layers_per_block\": 2");
+    let wide =
+        |directory: &Path| edit(&directory.join("unet/config.json"), "\"layers_per_block\": 1", "\"layers_per_block\": 2");
     assert_refused(wide, "", &["unet.down_blocks.0.resnets.1.norm1.weight [16] is missing", "more"]);
-    let narrow = |folder: &Path| {
-        edit(&folder.join("text_encoder/config.json"), "\"intermediate_size\": 48", "\"intermediate_size\": 40");
+    let narrow = |directory: &Path| {
+        edit(&directory.join("text_encoder/config.json"), "\"intermediate_size\": 48", "\"intermediate_size\": 40");
     };
     assert_refused(narrow, "", &["mlp.fc1.weight has the shape [48, 24], config.json says [40, 24]"]);
 }

@@ -1,4 +1,4 @@
-//! How Qwen-Image-Edit takes what it cannot load or paint, and what it keeps between paintings.
+//! How Qwen-Image-Edit takes what it cannot load or generate, and what it keeps between generations.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,26 +15,26 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 use super::checkpoints::edit as edit_file;
-use super::copy_folder;
+use super::copy_directory;
 
 const TRANSFORMER: &str = "transformer/config.json";
 const GRIDS: [Grid; 2] = [Grid { height: 2, width: 3 }, Grid { height: 3, width: 3 }];
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/qwen")
 }
 
-fn load(folder: &Path, variant: &Variant) -> Result<QwenImageEdit, EngineError> {
-    QwenImageEdit::load(folder, variant, Precision::of(&Device::Cpu), Device::Cpu)
+fn load(directory: &Path, variant: &Variant) -> Result<QwenImageEdit, EngineError> {
+    QwenImageEdit::load(directory, variant, Precision::of(&Device::Cpu), Device::Cpu)
 }
 
 fn engine() -> QwenImageEdit {
-    load(&folder().join("edit"), &Variant::default()).expect("the fixture loads")
+    load(&directory().join("edit"), &Variant::default()).expect("the fixture loads")
 }
 
 fn text(seed: u64) -> Tensor {
-    let numbers = (0..5 * 24).map(|index| ((index as f32 + seed as f32) * 0.7).sin()).collect::<Vec<_>>();
-    Tensor::from_vec(numbers, (1, 5, 24), &Device::Cpu).expect("a text")
+    let values = (0..5 * 24).map(|index| ((index as f32 + seed as f32) * 0.7).sin()).collect::<Vec<_>>();
+    Tensor::from_vec(values, (1, 5, 24), &Device::Cpu).expect("a text")
 }
 
 fn edit(seeds: Vec<u64>) -> Edit {
@@ -42,14 +42,14 @@ fn edit(seeds: Vec<u64>) -> Edit {
     Edit { positive, negative, guidance_scale: 2.0, steps: 3, seeds, width_px: 48, height_px: 32 }
 }
 
-fn picture(shade: u8) -> RgbImage {
+fn image(shade: u8) -> RgbImage {
     RgbImage::from_fn(48, 48, |x, y| image::Rgb([shade, (5 * x) as u8, (5 * y) as u8]))
 }
 
 /// Copies the fixture, breaks it, loads it, and returns the error's file and message.
 fn refused(breaking: impl FnOnce(&Path)) -> (PathBuf, String) {
-    let copied = tempfile::tempdir().expect("a folder");
-    copy_folder(&folder().join("edit"), copied.path());
+    let copied = tempfile::tempdir().expect("a directory");
+    copy_directory(&directory().join("edit"), copied.path());
     breaking(copied.path());
     match load(copied.path(), &Variant::default()).err() {
         Some(EngineError::Checkpoint { path, problem }) => {
@@ -111,7 +111,7 @@ const CONTRADICTIONS: &[Contradiction] = &[
 #[test]
 fn a_checkpoint_that_contradicts_itself_is_refused_in_words() {
     for (file, (from, to), blamed, words) in CONTRADICTIONS {
-        let (path, problem) = refused(|folder| edit_file(&folder.join(file), from, to));
+        let (path, problem) = refused(|directory| edit_file(&directory.join(file), from, to));
         assert_eq!(path, Path::new(blamed), "{problem}");
         for word in *words {
             assert!(problem.contains(word), "{word:?} is not in {problem:?}");
@@ -122,7 +122,7 @@ fn a_checkpoint_that_contradicts_itself_is_refused_in_words() {
 #[test]
 fn a_broken_weight_file_is_refused_in_words() {
     let shard = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors";
-    let whole = fs::read(folder().join("edit").join(shard)).expect("reads");
+    let whole = fs::read(directory().join("edit").join(shard)).expect("reads");
     let endless = u64::MAX.to_le_bytes();
     let cases: [(&[u8], &str); 6] = [
         (&whole[..whole.len() - 1], "is not a whole safetensors file"),
@@ -133,24 +133,24 @@ fn a_broken_weight_file_is_refused_in_words() {
         (b"", "is not a whole safetensors file"),
     ];
     for (bytes, word) in cases {
-        let (path, problem) = refused(|folder| fs::write(folder.join(shard), bytes).expect("writes"));
+        let (path, problem) = refused(|directory| fs::write(directory.join(shard), bytes).expect("writes"));
         assert!(path == Path::new(shard) && problem.contains(word), "{}: {problem}", path.display());
     }
 }
 
 /// An 8-bit file of the fixture with tensors changed.
-fn eight_bit(change: impl FnOnce(&mut HashMap<String, Tensor>)) -> (tempfile::TempDir, Variant) {
-    let file = folder().join("fp8/channel.safetensors");
+fn fp8(change: impl FnOnce(&mut HashMap<String, Tensor>)) -> (tempfile::TempDir, Variant) {
+    let file = directory().join("fp8/channel.safetensors");
     let mut tensors = candle_core::safetensors::load(file, &Device::Cpu).expect("loads");
     change(&mut tensors);
-    let kept = tempfile::tempdir().expect("a folder");
+    let kept = tempfile::tempdir().expect("a directory");
     let file = kept.path().join("changed.safetensors");
     candle_core::safetensors::save(&tensors, &file).expect("saves");
     (kept, Variant { file: Some(file), ..Variant::default() })
 }
 
 #[test]
-fn eight_bit_weights_that_do_not_fit_are_refused_in_words() {
+fn fp8_weights_that_do_not_fit_are_refused_in_words() {
     let query = "transformer_blocks.0.attn.to_q";
     let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).expect("zeros");
     let scale = zeros(&[3, 1], DType::F32);
@@ -161,12 +161,12 @@ fn eight_bit_weights_that_do_not_fit_are_refused_in_words() {
         ("weight", None, "transformer.transformer_blocks.0.attn.to_q.weight [32, 32] is missing"),
     ];
     for (tensor, value, word) in cases {
-        let (kept, variant) = eight_bit(|tensors| {
+        let (kept, variant) = fp8(|tensors| {
             let name = format!("{query}.{tensor}");
             tensors.remove(&name);
             tensors.extend(value.map(|value| (name, value)));
         });
-        let error = load(&folder().join("edit"), &variant).err().expect("refused").to_string();
+        let error = load(&directory().join("edit"), &variant).err().expect("refused").to_string();
         assert!(error.contains(word) && error.contains("changed.safetensors"), "{word:?} is not in {error:?}");
         drop(kept);
     }
@@ -175,9 +175,10 @@ fn eight_bit_weights_that_do_not_fit_are_refused_in_words() {
 #[test]
 fn loras_that_do_not_fit_are_refused_by_their_place() {
     let lora = |path: PathBuf| LoraFile { path, scale: LoraScale::one() };
-    let good = lora(folder().join("loras/lightning.safetensors"));
+    let good = lora(directory().join("loras/lightning.safetensors"));
     let other = lora(super::fixtures().join("loras/peft.safetensors"));
-    let load_with = |variant: &Variant, precision| QwenImageEdit::load(&folder().join("edit"), variant, precision, Device::Cpu);
+    let load_with =
+        |variant: &Variant, precision| QwenImageEdit::load(&directory().join("edit"), variant, precision, Device::Cpu);
     let refused = |variant: &Variant, precision| match load_with(variant, precision).err() {
         Some(EngineError::Lora { index, problem }) => (index, problem),
         other => panic!("{other:?}"),
@@ -186,20 +187,20 @@ fn loras_that_do_not_fit_are_refused_by_their_place() {
     let (index, problem) = refused(&Variant { loras: vec![good, other], ..Variant::default() }, whole);
     assert!(index == 1 && problem.contains("was it trained on another model?"), "{index}: {problem}");
 
-    let kept = tempfile::tempdir().expect("a folder");
+    let kept = tempfile::tempdir().expect("a directory");
     let difference = Tensor::zeros((32, 32), DType::F32, &Device::Cpu).expect("zeros");
     let name = "diffusion_model.transformer_blocks.1.attn.to_k.diff".to_owned();
     let path = kept.path().join("difference.safetensors");
     candle_core::safetensors::save(&HashMap::from([(name, difference)]), &path).expect("saves");
-    let file = Some(folder().join("fp8/tensor.safetensors"));
+    let file = Some(directory().join("fp8/tensor.safetensors"));
     let variant = Variant { file, loras: vec![lora(path)], distilled: false };
     assert!(load_with(&variant, whole).is_ok(), "whole weights take any change");
-    let (index, problem) = refused(&variant, Precision { compute: DType::F32, keep_eight_bit: true });
+    let (index, problem) = refused(&variant, Precision { compute: DType::F32, keep_fp8: true });
     assert!(index == 0 && problem.contains("transformer_blocks.1.attn.to_k would be changed by more than"), "{problem}");
 }
 
 #[test]
-fn what_cannot_be_painted_is_refused_by_field() {
+fn what_cannot_be_generated_is_refused_by_field() {
     let mut engine = engine();
     let watch = Watch::new(|_| ());
     for (change, expected) in [
@@ -207,10 +208,10 @@ fn what_cannot_be_painted_is_refused_by_field() {
         (Edit { height_px: 0, ..edit(vec![1]) }, "height: must be a multiple of 16, got 0"),
         (Edit { steps: 0, ..edit(vec![1]) }, "steps: must be 1 or more, got 0"),
     ] {
-        let error = engine.paint(&change, &[picture(9)], &watch).expect_err("refused");
+        let error = engine.generate(&change, &[image(9)], &watch).expect_err("refused");
         assert_eq!(error.to_string(), expected);
     }
-    let error = engine.paint(&edit(vec![1]), &[RgbImage::new(50, 48)], &watch).expect_err("a reference of another size");
+    let error = engine.generate(&edit(vec![1]), &[RgbImage::new(50, 48)], &watch).expect_err("a reference of another size");
     assert_eq!(error.to_string(), "width: must be a multiple of 16, got 50");
 }
 
@@ -220,8 +221,8 @@ fn an_edit_tells_each_step_and_stops_between_two() {
     let seen: Arc<Mutex<Vec<u32>>> = Arc::default();
     let steps = Arc::clone(&seen);
     let watch = Watch::new(move |progress: Progress| steps.lock().expect("a lock").push(progress.step));
-    let painted = engine.paint(&edit(vec![3, 4]), &[picture(9)], &watch).expect("pictures");
-    assert_eq!((painted.len(), seen.lock().expect("a lock").as_slice()), (2, &[1, 2, 3][..]));
+    let generated = engine.generate(&edit(vec![3, 4]), &[image(9)], &watch).expect("images");
+    assert_eq!((generated.len(), seen.lock().expect("a lock").as_slice()), (2, &[1, 2, 3][..]));
 
     let stopped: Arc<Mutex<Option<Watch>>> = Arc::default();
     let handle = Arc::clone(&stopped);
@@ -232,7 +233,7 @@ fn an_edit_tells_each_step_and_stops_between_two() {
         }
     });
     *stopped.lock().expect("a lock") = Some(watch.clone());
-    let ended = engine.paint(&edit(vec![3]), &[picture(9)], &watch);
+    let ended = engine.generate(&edit(vec![3]), &[image(9)], &watch);
     assert!(matches!(ended, Err(EngineError::Cancelled)), "{ended:?}");
 }
 
@@ -240,26 +241,26 @@ fn an_edit_tells_each_step_and_stops_between_two() {
 fn an_edit_is_the_same_alone_again_and_beside_others() {
     let watch = Watch::new(|_| ());
     let mut together = engine();
-    let pictures = [picture(9), picture(200)];
-    let painted = together.paint(&edit(vec![3, 4]), &pictures, &watch).expect("pictures");
-    let again = together.paint(&edit(vec![4]), &pictures, &watch).expect("a picture");
-    let alone = engine().paint(&edit(vec![4]), &pictures, &watch).expect("a picture");
-    assert_eq!((&again[0], &alone[0]), (&painted[1], &painted[1]));
-    assert_ne!(painted[0].rgb, painted[1].rgb);
-    let turned = engine().paint(&edit(vec![4]), &[picture(200), picture(9)], &watch).expect("a picture");
+    let images = [image(9), image(200)];
+    let generated = together.generate(&edit(vec![3, 4]), &images, &watch).expect("images");
+    let again = together.generate(&edit(vec![4]), &images, &watch).expect("an image");
+    let alone = engine().generate(&edit(vec![4]), &images, &watch).expect("an image");
+    assert_eq!((&again[0], &alone[0]), (&generated[1], &generated[1]));
+    assert_ne!(generated[0].rgb, generated[1].rgb);
+    let turned = engine().generate(&edit(vec![4]), &[image(200), image(9)], &watch).expect("an image");
     assert_ne!(turned[0].rgb, alone[0].rgb, "which reference is which matters");
 }
 
 #[test]
 fn what_depends_on_time_alone_is_worked_out_ahead_to_the_bit_and_not_kept() {
-    let copied = tempfile::tempdir().expect("a folder");
-    copy_folder(&folder().join("edit"), copied.path());
+    let copied = tempfile::tempdir().expect("a directory");
+    copy_directory(&directory().join("edit"), copied.path());
     let mut engine = load(copied.path(), &Variant::default()).expect("loads");
     let tokens = Tensor::ones((1, 15, 16), DType::F32, &Device::Cpu).expect("tokens");
     let velocity = |engine: &mut QwenImageEdit, timesteps: &[f32], index: usize| {
         let moments = engine.moments(timesteps).expect("moments");
         let look = engine.look(&tokens, &text(1), &GRIDS, &moments[index]).expect("a look");
-        look.velocity.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("numbers")
+        look.velocity.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("values")
     };
     let schedule = [1000.0, 761.1, 20.0];
     let ahead = velocity(&mut engine, &schedule, 1);
@@ -267,7 +268,7 @@ fn what_depends_on_time_alone_is_worked_out_ahead_to_the_bit_and_not_kept() {
     assert_ne!(ahead, velocity(&mut engine, &schedule, 2));
 
     // The weights are gone now: what was worked out goes on, what was not cannot.
-    for entry in fs::read_dir(copied.path().join("transformer")).expect("a folder") {
+    for entry in fs::read_dir(copied.path().join("transformer")).expect("a directory") {
         fs::write(entry.expect("an entry").path(), b"").expect("writes");
     }
     assert_eq!(ahead, velocity(&mut engine, &schedule, 1));

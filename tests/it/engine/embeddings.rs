@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use atelier::engine::{EmbeddingFile, Engine, EngineError, PaintRequest, Watch};
+use atelier::engine::{EmbeddingFile, Engine, EngineError, GenerateRequest, Watch};
 use atelier::job::task::prompt::EmbeddingToken;
 use candle_core::{Device, Tensor};
 
@@ -11,9 +11,9 @@ use super::{engine, fixtures, request};
 
 const HIDDEN: usize = 24;
 
-fn with(path: &Path, token: &str) -> PaintRequest {
+fn with(path: &Path, token: &str) -> GenerateRequest {
     let token = EmbeddingToken::new(token).expect("a token");
-    PaintRequest { embeddings: vec![EmbeddingFile { path: path.to_owned(), token }], ..request(vec![]) }
+    GenerateRequest { embeddings: vec![EmbeddingFile { path: path.to_owned(), token }], ..request(vec![]) }
 }
 
 /// Name, tensors, and what its error must say.
@@ -33,18 +33,18 @@ fn bad_files() -> Vec<BadFile> {
 }
 
 #[test]
-fn bad_embeddings_are_refused_and_the_next_job_is_painted() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn bad_embeddings_are_refused_and_the_next_job_is_generated() {
+    let directory = tempfile::tempdir().expect("a directory");
     let mut engine = engine();
-    let mut refuse = |name: &str, request: &PaintRequest, problem: &str| {
-        let error = engine.paint(request, &Watch::new(|_| ())).expect_err(name);
+    let mut refuse = |name: &str, request: &GenerateRequest, problem: &str| {
+        let error = engine.generate(request, &Watch::new(|_| ())).expect_err(name);
         let last = request.embeddings.len() - 1;
         assert!(matches!(error, EngineError::Embedding { index, .. } if index == last), "{name}: {error}");
         assert!(error.to_string().contains(problem), "{name}: {error}");
     };
     for (name, tensors, problem) in bad_files() {
         let tensors: HashMap<&str, Tensor> = tensors.into_iter().collect();
-        let path = folder.path().join("embedding.safetensors");
+        let path = directory.path().join("embedding.safetensors");
         candle_core::safetensors::save(&tensors, &path).expect("saves");
         refuse(name, &with(&path, "<word>"), problem);
     }
@@ -53,8 +53,8 @@ fn bad_embeddings_are_refused_and_the_next_job_is_painted() {
     let mut twice = with(&good, "<word>");
     twice.embeddings.push(twice.embeddings[0].clone());
     refuse("the same word twice", &twice, "of another file");
-    refuse("no file", &with(&folder.path().join("none"), "<word>"), "cannot be read");
-    let painted = engine.paint(&with(&good, "lighthouse"), &Watch::new(|_| ())).expect("paints");
-    let without = engine.paint(&request(vec![]), &Watch::new(|_| ())).expect("paints");
-    assert!(painted != without, "the word stands for its vector");
+    refuse("no file", &with(&directory.path().join("none"), "<word>"), "cannot be read");
+    let generated = engine.generate(&with(&good, "lighthouse"), &Watch::new(|_| ())).expect("generates");
+    let without = engine.generate(&request(vec![]), &Watch::new(|_| ())).expect("generates");
+    assert!(generated != without, "the word stands for its vector");
 }

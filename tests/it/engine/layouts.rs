@@ -1,11 +1,11 @@
-//! Every layout in which a checkpoint comes paints the same picture.
+//! Every layout in which a checkpoint comes generates the same image.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
 use atelier::engine::sd::StableDiffusion;
-use atelier::engine::{Engine, EngineError, Picture, Watch};
+use atelier::engine::{Engine, EngineError, Image, Watch};
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 
@@ -14,39 +14,39 @@ use super::{fixtures, request};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
-fn painted(engine: Result<StableDiffusion, EngineError>) -> Vec<Picture> {
-    engine.expect("loads").paint(&request(vec![]), &Watch::new(|_| ())).expect("paints")
+fn generated(engine: Result<StableDiffusion, EngineError>) -> Vec<Image> {
+    engine.expect("loads").generate(&request(vec![]), &Watch::new(|_| ())).expect("generates")
 }
 
-fn plain() -> Vec<Picture> {
-    painted(StableDiffusion::load(&fixtures().join("sd15"), DType::F32, Device::Cpu))
+fn plain() -> Vec<Image> {
+    generated(StableDiffusion::load(&fixtures().join("sd15"), DType::F32, Device::Cpu))
 }
 
 #[test]
 fn one_file_under_the_old_names_is_the_same_checkpoint() {
-    let folder = copied();
+    let directory = copied();
     for weights in [UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"] {
-        fs::remove_file(folder.path().join(weights)).expect("removes");
+        fs::remove_file(directory.path().join(weights)).expect("removes");
     }
     let file = fixtures().join("single_file.safetensors");
-    assert_eq!(painted(StableDiffusion::load_single_file(folder.path(), &file, DType::F32, Device::Cpu)), plain());
+    assert_eq!(generated(StableDiffusion::load_single_file(directory.path(), &file, DType::F32, Device::Cpu)), plain());
 }
 
 #[test]
 fn a_variant_is_read_where_there_is_no_plain_file() {
-    let folder = copied();
-    let fp16 = folder.path().join("unet/diffusion_pytorch_model.fp16.safetensors");
-    fs::copy(folder.path().join(UNET), &fp16).expect("copies");
-    fs::write(folder.path().join(UNET).with_file_name("diffusion_pytorch_model.bin"), b"PK").expect("writes");
-    assert_eq!(painted(StableDiffusion::load(folder.path(), DType::F32, Device::Cpu)), plain(), "beside the plain one");
-    fs::remove_file(folder.path().join(UNET)).expect("removes");
-    assert_eq!(painted(StableDiffusion::load(folder.path(), DType::F32, Device::Cpu)), plain(), "alone");
-    fs::copy(&fp16, folder.path().join("unet/diffusion_pytorch_model.non_ema.safetensors")).expect("copies");
-    let problem = StableDiffusion::load(folder.path(), DType::F32, Device::Cpu).err().expect("which one?").to_string();
+    let directory = copied();
+    let fp16 = directory.path().join("unet/diffusion_pytorch_model.fp16.safetensors");
+    fs::copy(directory.path().join(UNET), &fp16).expect("copies");
+    fs::write(directory.path().join(UNET).with_file_name("diffusion_pytorch_model.bin"), b"PK").expect("writes");
+    assert_eq!(generated(StableDiffusion::load(directory.path(), DType::F32, Device::Cpu)), plain(), "next to the plain one");
+    fs::remove_file(directory.path().join(UNET)).expect("removes");
+    assert_eq!(generated(StableDiffusion::load(directory.path(), DType::F32, Device::Cpu)), plain(), "alone");
+    fs::copy(&fp16, directory.path().join("unet/diffusion_pytorch_model.non_ema.safetensors")).expect("copies");
+    let problem = StableDiffusion::load(directory.path(), DType::F32, Device::Cpu).err().expect("which one?").to_string();
     assert!(problem.contains("has the variants fp16, non_ema and no plain file; keep one of them"), "{problem}");
 }
 
-/// Splits a weight file into two shards with their index beside them; `variant` stands in their names.
+/// Splits a weight file into two shards with their index next to them; `variant` stands in their names.
 fn split(file: &Path, variant: &str) {
     let tensors = candle_core::safetensors::load(file, &Device::Cpu).expect("loads");
     let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
@@ -67,32 +67,33 @@ fn split(file: &Path, variant: &str) {
 #[test]
 fn shards_are_read_by_their_index() {
     for variant in ["", ".fp16"] {
-        let folder = copied();
-        split(&folder.path().join(UNET), variant);
-        assert_eq!(painted(StableDiffusion::load(folder.path(), DType::F32, Device::Cpu)), plain(), "variant {variant:?}");
-        fs::remove_file(folder.path().join(format!("unet/diffusion_pytorch_model{variant}-00002-of-00002.safetensors")))
+        let directory = copied();
+        split(&directory.path().join(UNET), variant);
+        assert_eq!(generated(StableDiffusion::load(directory.path(), DType::F32, Device::Cpu)), plain(), "variant {variant:?}");
+        fs::remove_file(directory.path().join(format!("unet/diffusion_pytorch_model{variant}-00002-of-00002.safetensors")))
             .expect("removes");
-        let problem = StableDiffusion::load(folder.path(), DType::F32, Device::Cpu).err().expect("one is missing").to_string();
+        let problem =
+            StableDiffusion::load(directory.path(), DType::F32, Device::Cpu).err().expect("one is missing").to_string();
         assert!(problem.contains("-00002-of-00002.safetensors"), "{problem}");
     }
 }
 
 #[test]
-fn an_index_cannot_reach_out_of_its_folder() {
-    let folder = copied();
-    fs::remove_file(folder.path().join(UNET)).expect("removes");
+fn an_index_cannot_reach_out_of_its_directory() {
+    let directory = copied();
+    fs::remove_file(directory.path().join(UNET)).expect("removes");
     let index = json!({ "weight_map": { "conv_in.weight": "../../elsewhere.safetensors" } });
     let name = "unet/diffusion_pytorch_model.safetensors.index.json";
-    fs::write(folder.path().join(name), index.to_string()).expect("writes");
-    let problem = StableDiffusion::load(folder.path(), DType::F32, Device::Cpu).err().expect("refused").to_string();
-    assert!(problem.contains("names a file outside of its folder: ../../elsewhere.safetensors"), "{problem}");
+    fs::write(directory.path().join(name), index.to_string()).expect("writes");
+    let problem = StableDiffusion::load(directory.path(), DType::F32, Device::Cpu).err().expect("refused").to_string();
+    assert!(problem.contains("names a file outside of its directory: ../../elsewhere.safetensors"), "{problem}");
 }
 
 #[test]
 fn a_file_that_is_no_checkpoint_is_refused_in_words() {
-    let folder = fixtures().join("sd15");
+    let directory = fixtures().join("sd15");
     let refused = |file: &Path| {
-        StableDiffusion::load_single_file(&folder, file, DType::F32, Device::Cpu).err().expect("refused").to_string()
+        StableDiffusion::load_single_file(&directory, file, DType::F32, Device::Cpu).err().expect("refused").to_string()
     };
     let problem = refused(&fixtures().join("loras/peft.safetensors"));
     assert!(problem.contains("holds no tensor of a Stable Diffusion 1 checkpoint in one file"), "{problem}");

@@ -7,7 +7,7 @@ use std::path::Path;
 use atelier::engine::EngineError;
 use candle_core::{Device, Tensor};
 
-use super::{engine, fixtures, lora, paint};
+use super::{engine, fixtures, generate, lora};
 
 const QUERY: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
 
@@ -19,8 +19,8 @@ fn file_of(tensors: &[(String, &[usize])]) -> Vec<u8> {
 }
 
 fn bytes_of(tensors: &HashMap<String, Tensor>) -> Vec<u8> {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("lora.safetensors");
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("lora.safetensors");
     candle_core::safetensors::save(tensors, &path).expect("saves");
     fs::read(path).expect("reads")
 }
@@ -37,9 +37,9 @@ fn with_a_nan() -> Vec<u8> {
     let mut tensors = candle_core::safetensors::load_buffer(&good(), &Device::Cpu).expect("the fixture");
     let key = format!("unet.{QUERY}.lora_A.weight");
     let shape = tensors[&key].shape().clone();
-    let mut numbers = vec![0.0_f32; shape.elem_count()];
-    numbers[3] = f32::NAN;
-    tensors.insert(key, Tensor::from_vec(numbers, shape, &Device::Cpu).expect("a tensor"));
+    let mut values = vec![0.0_f32; shape.elem_count()];
+    values[3] = f32::NAN;
+    tensors.insert(key, Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor"));
     bytes_of(&tensors)
 }
 
@@ -107,15 +107,15 @@ fn bad_files() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
 }
 
 #[test]
-fn bad_loras_are_refused_and_the_next_job_is_painted() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn bad_loras_are_refused_and_the_next_job_is_generated() {
+    let directory = tempfile::tempdir().expect("a directory");
     let mut engine = engine();
-    let expected = paint(&mut engine, vec![]).expect("paints");
+    let expected = generate(&mut engine, vec![]).expect("generates");
     for (name, content, words) in bad_files() {
-        let path = folder.path().join("bad.safetensors");
+        let path = directory.path().join("bad.safetensors");
         fs::write(&path, content).expect("writes");
         let first = lora(fixtures().join("loras/kohya.safetensors"));
-        match paint(&mut engine, vec![first, lora(path)]) {
+        match generate(&mut engine, vec![first, lora(path)]) {
             Err(EngineError::Lora { index: 1, problem }) => {
                 for word in words {
                     assert!(problem.contains(word), "{name}: {word:?} is not in {problem:?}");
@@ -123,15 +123,15 @@ fn bad_loras_are_refused_and_the_next_job_is_painted() {
             }
             other => panic!("{name}: {other:?}"),
         }
-        assert_eq!(paint(&mut engine, vec![]).expect("paints"), expected, "after {name}");
+        assert_eq!(generate(&mut engine, vec![]).expect("generates"), expected, "after {name}");
     }
 }
 
 /// Every kind of file with its header mangled: shapes, names, offsets and types that nobody would write.
 #[test]
 fn no_file_however_mangled_ends_the_process() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("mangled.safetensors");
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("mangled.safetensors");
     let mut engine = engine();
     let mut random = 0x5DEE_CE66_u64;
     let mut refused = 0;
@@ -160,7 +160,7 @@ fn no_file_however_mangled_ends_the_process() {
 
 #[test]
 fn lora_file_that_is_missing_is_refused() {
-    match paint(&mut engine(), vec![lora(Path::new("/nowhere/at/all.safetensors").to_owned())]) {
+    match generate(&mut engine(), vec![lora(Path::new("/nowhere/at/all.safetensors").to_owned())]) {
         Err(EngineError::Lora { index: 0, problem }) => assert!(problem.contains("cannot be read"), "{problem}"),
         other => panic!("{other:?}"),
     }

@@ -1,4 +1,4 @@
-//! How the engine takes what it cannot paint, and how a painting is followed and stopped.
+//! How the engine takes what it cannot generate, and how a generation is followed and stopped.
 
 mod batches;
 mod checkpoints;
@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use atelier::engine::sd::StableDiffusion;
-use atelier::engine::{Engine, EngineError, LoraFile, PaintRequest, Picture, Watch};
+use atelier::engine::{Engine, EngineError, GenerateRequest, Image, LoraFile, Watch};
 use atelier::job::task::{
     Generate, GuidanceScale, ImageCount, LoraScale, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount,
 };
@@ -30,7 +30,7 @@ fn engine() -> StableDiffusion {
     StableDiffusion::load(&fixtures().join("sd15"), DType::F32, Device::Cpu).expect("the fixture loads")
 }
 
-fn request(loras: Vec<LoraFile>) -> PaintRequest {
+fn request(loras: Vec<LoraFile>) -> GenerateRequest {
     let side = SidePx::new(64).expect("a side");
     let task = Generate {
         model: ModelName::new("fixture").expect("a name"),
@@ -46,25 +46,25 @@ fn request(loras: Vec<LoraFile>) -> PaintRequest {
         num_images: ImageCount::one(),
         seed: Seed::new(7).expect("a seed"),
     };
-    PaintRequest { task, loras, embeddings: vec![], start: None }
+    GenerateRequest { task, loras, embeddings: vec![], start: None }
 }
 
 fn lora(path: PathBuf) -> LoraFile {
     LoraFile { path, scale: LoraScale::one() }
 }
 
-fn paint(engine: &mut StableDiffusion, loras: Vec<LoraFile>) -> Result<Vec<Picture>, EngineError> {
-    engine.paint(&request(loras), &Watch::new(|_| ()))
+fn generate(engine: &mut StableDiffusion, loras: Vec<LoraFile>) -> Result<Vec<Image>, EngineError> {
+    engine.generate(&request(loras), &Watch::new(|_| ()))
 }
 
 /// With all that is in it.
-pub(crate) fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("a folder") {
+pub(crate) fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("a directory") {
         let entry = entry.expect("an entry");
         let target = to.join(entry.file_name());
         if entry.path().is_dir() {
-            copy_folder(&entry.path(), &target);
+            copy_directory(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), target).expect("copies");
         }

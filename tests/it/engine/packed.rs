@@ -1,4 +1,4 @@
-//! A packed checkpoint is its source: the same pictures out of one file, wherever the weights came from.
+//! A packed checkpoint is its source: the same images out of one file, wherever the weights came from.
 
 use std::fs;
 use std::path::Path;
@@ -6,45 +6,45 @@ use std::path::Path;
 use atelier::engine::sd::StableDiffusion;
 use atelier::engine::sd::pack::ALIGNMENT;
 use atelier::engine::tensor_file::{self, PACKED};
-use atelier::engine::{Engine, EngineError, Picture, Watch};
+use atelier::engine::{Engine, EngineError, Image, Watch};
 use candle_core::{DType, Device};
 use tempfile::TempDir;
 
 use super::checkpoints::{copied, edit};
 use super::{fixtures, request};
 
-fn loaded(folder: &Path, dtype: DType) -> StableDiffusion {
-    StableDiffusion::load(folder, dtype, Device::Cpu).expect("loads")
+fn loaded(directory: &Path, dtype: DType) -> StableDiffusion {
+    StableDiffusion::load(directory, dtype, Device::Cpu).expect("loads")
 }
 
-fn painted(mut engine: StableDiffusion) -> Vec<Picture> {
-    engine.paint(&request(vec![]), &Watch::new(|_| ())).expect("paints")
+fn generated(mut engine: StableDiffusion) -> Vec<Image> {
+    engine.generate(&request(vec![]), &Watch::new(|_| ())).expect("generates")
 }
 
-/// The fixture, packed as `dtype` into a folder of its own.
+/// The fixture, packed as `dtype` into a directory of its own.
 fn packed(dtype: DType) -> TempDir {
-    let folder = tempfile::tempdir().expect("a folder");
-    loaded(&fixtures().join("sd15"), dtype).pack(folder.path()).expect("packs");
-    folder
+    let directory = tempfile::tempdir().expect("a directory");
+    loaded(&fixtures().join("sd15"), dtype).pack(directory.path()).expect("packs");
+    directory
 }
 
-fn refused(folder: &Path) -> String {
-    StableDiffusion::load(folder, DType::F32, Device::Cpu).err().expect("refused").to_string()
+fn refused(directory: &Path) -> String {
+    StableDiffusion::load(directory, DType::F32, Device::Cpu).err().expect("refused").to_string()
 }
 
 #[test]
-fn a_packed_folder_paints_the_pictures_of_its_source() {
+fn a_packed_directory_generates_the_images_of_its_source() {
     for dtype in [DType::F32, DType::F16] {
-        let source = painted(loaded(&fixtures().join("sd15"), dtype));
-        assert_eq!(painted(loaded(packed(dtype).path(), dtype)), source, "{dtype:?}");
+        let source = generated(loaded(&fixtures().join("sd15"), dtype));
+        assert_eq!(generated(loaded(packed(dtype).path(), dtype)), source, "{dtype:?}");
     }
     let (whole, half) = (packed(DType::F32), packed(DType::F16));
     assert_eq!(
-        painted(loaded(whole.path(), DType::F16)),
-        painted(loaded(half.path(), DType::F16)),
+        generated(loaded(whole.path(), DType::F16)),
+        generated(loaded(half.path(), DType::F16)),
         "rounded once, now or then"
     );
-    let size = |folder: &TempDir| fs::metadata(folder.path().join(PACKED)).expect("there").len();
+    let size = |directory: &TempDir| fs::metadata(directory.path().join(PACKED)).expect("there").len();
     assert!(size(&half) < size(&whole) * 6 / 10, "half as many bytes for each number");
     // This format is for GPUs, and a CPU can write and read it all the same.
     loaded(packed(DType::BF16).path(), DType::F32);
@@ -52,21 +52,21 @@ fn a_packed_folder_paints_the_pictures_of_its_source() {
 
 #[test]
 fn a_checkpoint_in_one_file_is_packed_like_any_other() {
-    let (source, to) = (copied(), tempfile::tempdir().expect("a folder"));
+    let (source, to) = (copied(), tempfile::tempdir().expect("a directory"));
     for weights in ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"] {
         fs::remove_file(source.path().join(format!("{weights}.safetensors"))).expect("removes");
     }
     let file = fixtures().join("single_file.safetensors");
     let single = StableDiffusion::load_single_file(source.path(), &file, DType::F32, Device::Cpu).expect("loads");
     single.pack(to.path()).expect("packs");
-    assert_eq!(painted(loaded(to.path(), DType::F32)), painted(loaded(&fixtures().join("sd15"), DType::F32)));
+    assert_eq!(generated(loaded(to.path(), DType::F32)), generated(loaded(&fixtures().join("sd15"), DType::F32)));
 }
 
-/// Numbers begin at a page, parts of the model follow each other, and other readers of the format know it.
+/// Values begin at a page, parts of the model follow each other, and other readers of the format know it.
 #[test]
 fn the_packed_file_is_laid_out_for_reading() {
-    let folder = packed(DType::F16);
-    let file = folder.path().join(PACKED);
+    let directory = packed(DType::F16);
+    let file = directory.path().join(PACKED);
     tensor_file::check(&file).expect("whole");
     let bytes = fs::read(&file).expect("there");
     let header = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
@@ -78,7 +78,7 @@ fn the_packed_file_is_laid_out_for_reading() {
     let tensors = candle_core::safetensors::load(&file, &Device::Cpu).expect("loads");
     assert!(tensors.contains_key("unet.conv_in.weight"));
     assert!(tensors.values().all(|tensor| tensor.dtype() == DType::F16));
-    for entry in fs::read_dir(folder.path().join("unet")).expect("a folder") {
+    for entry in fs::read_dir(directory.path().join("unet")).expect("a directory") {
         assert_eq!(entry.expect("an entry").file_name(), "config.json", "weights are in the one file alone");
     }
 }
@@ -93,15 +93,15 @@ fn what_cannot_be_packed_or_is_no_pack_is_refused_in_words() {
     };
     assert!(problem(source.path()).contains("is the checkpoint itself, which stays as it is"), "{}", problem(source.path()));
     assert!(!source.path().join(PACKED).exists());
-    let folder = packed(DType::F32);
-    assert!(problem(folder.path()).contains("has atelier.safetensors already"), "{}", problem(folder.path()));
-    let in_the_way = folder.path().join(PACKED);
+    let directory = packed(DType::F32);
+    assert!(problem(directory.path()).contains("has atelier.safetensors already"), "{}", problem(directory.path()));
+    let in_the_way = directory.path().join(PACKED);
     assert!(problem(&in_the_way).contains("cannot be written"), "{}", problem(&in_the_way));
 
     let whole = fs::read(&in_the_way).expect("there");
     fs::write(&in_the_way, &whole[..whole.len() - 1]).expect("writes");
-    assert!(refused(folder.path()).contains("is not a whole safetensors file"), "{}", refused(folder.path()));
+    assert!(refused(directory.path()).contains("is not a whole safetensors file"), "{}", refused(directory.path()));
     fs::write(&in_the_way, &whole).expect("writes");
-    edit(&folder.path().join("unet/config.json"), "\"layers_per_block\": 1", "\"layers_per_block\": 2");
-    assert!(refused(folder.path()).contains("unet.down_blocks.0.resnets.1.norm1.weight [16] is missing"));
+    edit(&directory.path().join("unet/config.json"), "\"layers_per_block\": 1", "\"layers_per_block\": 2");
+    assert!(refused(directory.path()).contains("unet.down_blocks.0.resnets.1.norm1.weight [16] is missing"));
 }

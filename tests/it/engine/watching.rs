@@ -1,25 +1,25 @@
-//! Progress, cancelling, and sizes that cannot be painted.
+//! Progress, cancelling, and sizes that cannot be generated.
 
 use std::sync::{Arc, Mutex, OnceLock};
 
 use atelier::engine::{Engine, EngineError, Progress, Watch};
 
-use super::{STEPS, engine, paint, request};
+use super::{STEPS, engine, generate, request};
 
 #[test]
 fn progress_counts_every_step() {
     let seen: Arc<Mutex<Vec<Progress>>> = Arc::default();
     let log = Arc::clone(&seen);
     let watch = Watch::new(move |progress| log.lock().expect("a lock").push(progress));
-    engine().paint(&request(vec![]), &watch).expect("paints");
+    engine().generate(&request(vec![]), &watch).expect("generates");
     let expected: Vec<Progress> = (1..=STEPS).map(|step| Progress { step, steps: STEPS }).collect();
     assert_eq!(*seen.lock().expect("a lock"), expected);
 }
 
 #[test]
-fn cancelling_stops_before_the_next_step_and_the_next_job_is_painted() {
+fn cancelling_stops_before_the_next_step_and_the_next_job_is_generated() {
     let mut engine = engine();
-    let expected = paint(&mut engine, vec![]).expect("paints");
+    let expected = generate(&mut engine, vec![]).expect("generates");
     let own: Arc<OnceLock<Watch>> = Arc::default();
     let seen: Arc<Mutex<u32>> = Arc::default();
     let (handle, steps) = (Arc::clone(&own), Arc::clone(&seen));
@@ -30,9 +30,9 @@ fn cancelling_stops_before_the_next_step_and_the_next_job_is_painted() {
         }
     });
     own.set(watch.clone()).ok().expect("set once");
-    assert!(matches!(engine.paint(&request(vec![]), &watch), Err(EngineError::Cancelled)));
+    assert!(matches!(engine.generate(&request(vec![]), &watch), Err(EngineError::Cancelled)));
     assert_eq!(*seen.lock().expect("a lock"), 2);
-    assert_eq!(paint(&mut engine, vec![]).expect("paints"), expected);
+    assert_eq!(generate(&mut engine, vec![]).expect("generates"), expected);
 }
 
 #[test]
@@ -42,14 +42,14 @@ fn side_that_the_vae_cannot_decode_is_refused() {
 }
 
 #[test]
-fn a_seed_paints_the_same_picture_whatever_its_neighbours() {
+fn a_seed_generates_the_same_image_whatever_its_neighbours() {
     let mut engine = engine();
-    let alone = paint(&mut engine, vec![]).expect("paints");
+    let alone = generate(&mut engine, vec![]).expect("generates");
     let mut many = request(vec![]);
     many.task.num_images = atelier::job::task::ImageCount::new(3).expect("a count");
     many.task.seed = atelier::job::task::Seed::new(5).expect("a seed");
-    let pictures = engine.paint(&many, &Watch::new(|_| ())).expect("paints");
-    let same = pictures.iter().find(|picture| picture.seed == 7).expect("seeds 5, 6 and 7");
+    let images = engine.generate(&many, &Watch::new(|_| ())).expect("generates");
+    let same = images.iter().find(|image| image.seed == 7).expect("seeds 5, 6 and 7");
     let largest = alone[0].rgb.iter().zip(&same.rgb).map(|(alone, beside)| alone.abs_diff(*beside)).max();
     assert!(largest <= Some(1), "{largest:?}");
 }

@@ -50,7 +50,7 @@ async fn with_webhooks(what: &'static str, answer: Option<StatusCode>) -> Row {
         campaign.a_moment(50).await;
     }
     campaign.a_moment(1_000).await;
-    assert_eq!(campaign.told(), 0, "nobody took a notice yet");
+    assert_eq!(campaign.told(), 0, "nobody took a notification yet");
     campaign.host.backend.answer.send_replace(Some(StatusCode::OK));
     campaign.settle().await;
     campaign.row()
@@ -76,14 +76,14 @@ struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     fn mount() -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(folder.path());
+        mount.args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(directory.path());
         let mounted = mount.output().is_ok_and(|output| output.status.success());
         if !mounted {
             crate::servers::left_out("a full disk", "mounting a file system needs root");
         }
-        mounted.then_some(Self(folder))
+        mounted.then_some(Self(directory))
     }
 }
 
@@ -97,7 +97,7 @@ impl Drop for SmallDisk {
 async fn spool_disk_full() {
     let Some(disk) = SmallDisk::mount() else { return };
     let spool = disk.0.path().join("spool").display().to_string();
-    let mut campaign = Campaign::start("disk full for the spool", &[("ATELIER__SOURCES__SPOOL__FOLDER", &spool)], &[]).await;
+    let mut campaign = Campaign::start("disk full for the spool", &[("ATELIER__SOURCES__SPOOL__DIRECTORY", &spool)], &[]).await;
     let ballast = disk.0.path().join("ballast");
     // Writes until there is no room any more.
     let _ = std::fs::write(&ballast, vec![b'x'; 1 << 20]);

@@ -14,7 +14,7 @@ fn rabbit(port: u16, queue: &str) -> [(&'static str, String); 5] {
         ("RABBITMQ_PORT", port.to_string()),
         ("ATELIER__SOURCES__RABBITMQ__QUEUE", queue.into()),
         ("ATELIER__SOURCES__RABBITMQ__DECLARE", "true".into()),
-        ("ATELIER__SOURCES__RABBITMQ__HEARTBEAT_S", "5".into()),
+        ("ATELIER__SOURCES__RABBITMQ__HEARTBEAT_SECONDS", "5".into()),
     ]
 }
 
@@ -57,7 +57,7 @@ async fn broker_connection_cut() {
 
 #[tokio::test]
 async fn broker_and_handler_kill_9() {
-    let Some(node) = rabbitmq::shared_or_skip("handlers that are killed beside a broker").await else { return };
+    let Some(node) = rabbitmq::shared_or_skip("handlers that are killed next to a broker").await else { return };
     let mut campaign = start("RabbitMQ, handler kill -9", &rabbit(node.port, "kills")).await;
     campaign.hand_in_all(jobs()).await;
     while campaign.told() < jobs() / 2 {
@@ -74,7 +74,7 @@ async fn broker_and_handler_kill_9() {
 async fn duplicate_deliveries() {
     let Some(bench) = Bench::start("messages that come more than once").await else { return };
     let url = bench.queue("duplicates", &[]).await;
-    let changes = [("SQS_QUEUE_URL", url.clone()), ("ATELIER__SOURCES__SQS__WAIT_S", "1".into())];
+    let changes = [("SQS_QUEUE_URL", url.clone()), ("ATELIER__SOURCES__SQS__WAIT_SECONDS", "1".into())];
     let mut campaign = start("SQS delivers each job three times", &changes).await;
     for number in 0..jobs() {
         let id = format!("job-{number}");
@@ -96,8 +96,8 @@ async fn sqs_and_host_kill_9() {
     let url = bench.queue("host-kills", &[]).await;
     let changes = [
         ("SQS_QUEUE_URL", url.clone()),
-        ("ATELIER__SOURCES__SQS__WAIT_S", "1".into()),
-        ("ATELIER__SOURCES__SQS__VISIBILITY_S", "2".into()),
+        ("ATELIER__SOURCES__SQS__WAIT_SECONDS", "1".into()),
+        ("ATELIER__SOURCES__SQS__VISIBILITY_SECONDS", "2".into()),
     ];
     let mut campaign = start("SQS, host kill -9", &changes).await;
     for number in 0..jobs() {

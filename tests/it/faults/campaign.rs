@@ -10,18 +10,18 @@ use super::Row;
 use crate::host::HostProcess;
 
 /// Longer than any campaign on a loaded machine.
-const PATIENCE: Duration = Duration::from_mins(8);
+const WAIT_LIMIT: Duration = Duration::from_mins(8);
 
 /// Short times, so that a fault is met several times; attempts enough that nobody gives up because of ours.
-const USUAL: [(&str, &str); 9] = [
+const DEFAULT_VALUE: [(&str, &str); 9] = [
     ("ATELIER__RUNTIME__MAX_ATTEMPTS", "100"),
-    ("ATELIER__HOST__FIRST_RETRY_MS", "20"),
-    ("ATELIER__HOST__LONGEST_RETRY_MS", "200"),
+    ("ATELIER__HOST__INITIAL_BACKOFF_MS", "20"),
+    ("ATELIER__HOST__MAX_BACKOFF_MS", "200"),
     ("ATELIER__HOST__MAX_WAITING", "100000"),
-    ("ATELIER__HOST__HANDLER__LONGEST_PAUSE_MS", "200"),
+    ("ATELIER__HOST__HANDLER__MAX_BACKOFF_MS", "200"),
     ("ATELIER__NOTIFY__ATTEMPT_TIMEOUT_MS", "300"),
     ("ATELIER__NOTIFY__MAX_ATTEMPTS", "2"),
-    ("ATELIER__NOTIFY__FIRST_PAUSE_MS", "10"),
+    ("ATELIER__NOTIFY__INITIAL_BACKOFF_MS", "10"),
     ("ATELIER__STORE__MAX_ATTEMPTS", "2"),
 ];
 
@@ -35,7 +35,7 @@ pub(crate) struct Campaign {
 
 impl Campaign {
     pub(crate) async fn start(what: &'static str, changes: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let mut host = HostProcess::start(&[USUAL.as_slice(), changes].concat(), arguments).await;
+        let mut host = HostProcess::start(&[DEFAULT_VALUE.as_slice(), changes].concat(), arguments).await;
         host.wait_for("a handler is ready", 1).await;
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
         Self { host, what, client, accepted: BTreeSet::new(), random: 0x5DEE_CE66 }
@@ -43,7 +43,7 @@ impl Campaign {
 
     /// Hands in one job, again and again until the host takes it.
     pub(crate) async fn hand_in(&mut self, id: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_LIMIT;
         while self.try_hand_in(id).await != Some(StatusCode::ACCEPTED) {
             assert!(Instant::now() < deadline, "{id} was never accepted\n{}", self.host.log());
             self.a_moment(20).await;
@@ -87,7 +87,7 @@ impl Campaign {
         self.terminal_ids().len()
     }
 
-    /// Waits until every job has had its last word and the host has nothing in hand any more.
+    /// Waits until every job has had its last word and the host has nothing in flight any more.
     pub(crate) async fn settle(&mut self) {
         self.all_told().await;
         self.host.terminate();
@@ -96,7 +96,7 @@ impl Campaign {
 
     /// Waits until every job handed in so far was told its end.
     pub(crate) async fn all_told(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_LIMIT;
         while self.told() < self.accepted.len() {
             assert!(Instant::now() < deadline, "{} of {} were told\n{}", self.told(), self.accepted.len(), self.host.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -111,8 +111,8 @@ impl Campaign {
             .backend
             .accepted()
             .into_iter()
-            .filter(|notice| notice.path.ends_with("/complete"))
-            .map(|notice| job_of(&notice.body))
+            .filter(|notification| notification.path.ends_with("/complete"))
+            .map(|notification| job_of(&notification.body))
             .collect();
         let recorded = |id: &String| self.host.bucket.path(&format!("generations/{id}/result.json")).exists();
         let untold = self.accepted.iter().filter(|id| !ids.contains_key(*id)).count();
@@ -121,22 +121,22 @@ impl Campaign {
             jobs: self.accepted.len(),
             complete: complete.len(),
             lost: untold + complete.iter().filter(|id| !recorded(id)).count(),
-            repainted: repainted(&self.host.bucket.keys_put()),
+            regenerated: regenerated(&self.host.bucket.keys_put()),
             terminal_ids_off: ids.values().filter(|ids| ids.len() != 1).count(),
         }
     }
 
-    /// The different `webhook-id`s of the terminal notices that were taken, by job.
+    /// The different `webhook-id`s of the terminal notifications that were taken, by job.
     fn terminal_ids(&self) -> BTreeMap<String, BTreeSet<String>> {
         let mut ids = BTreeMap::<String, BTreeSet<String>>::new();
-        for notice in self.host.backend.accepted() {
-            ids.entry(job_of(&notice.body)).or_default().insert(notice.webhook_id);
+        for notification in self.host.backend.accepted() {
+            ids.entry(job_of(&notification.body)).or_default().insert(notification.webhook_id);
         }
         ids
     }
 }
 
-/// A real job, as small as the model paints.
+/// A real job, as small as the model generates.
 pub(crate) fn body(id: &str) -> Value {
     json!({ "job_id": id, "prompt": "a red mug on the beach", "steps": 1, "width": 64, "height": 64, "guidance_scale": 1.0 })
 }
@@ -145,23 +145,23 @@ fn job_of(body: &Value) -> String {
     body["job_id"].as_str().unwrap_or_default().to_owned()
 }
 
-/// How many pictures were stored after the record of their job was.
-fn repainted(keys: &[String]) -> usize {
+/// How many images were stored after the record of their job was.
+fn regenerated(keys: &[String]) -> usize {
     let mut recorded = BTreeSet::new();
-    let mut repainted = 0;
+    let mut regenerated = 0;
     for key in keys {
         match key.rsplit_once('/') {
-            Some((folder, "result.json")) => drop(recorded.insert(folder)),
-            Some((folder, _)) if recorded.contains(folder) => repainted += 1,
+            Some((directory, "result.json")) => drop(recorded.insert(directory)),
+            Some((directory, _)) if recorded.contains(directory) => regenerated += 1,
             _ => {}
         }
     }
-    repainted
+    regenerated
 }
 
 #[test]
-fn repainting_is_seen() {
+fn regeneration_is_seen() {
     let keys = |names: &[&str]| names.iter().map(|name| format!("/b/generations/{name}")).collect::<Vec<_>>();
-    assert_eq!(repainted(&keys(&["a/0.png", "a/0.png", "a/result.json", "b/0.png"])), 0, "before the record it is a retry");
-    assert_eq!(repainted(&keys(&["a/0.png", "a/result.json", "a/0.png", "a/1.png"])), 2);
+    assert_eq!(regenerated(&keys(&["a/0.png", "a/0.png", "a/result.json", "b/0.png"])), 0, "before the record it is a retry");
+    assert_eq!(regenerated(&keys(&["a/0.png", "a/result.json", "a/0.png", "a/1.png"])), 2);
 }

@@ -1,6 +1,6 @@
 //! The fault campaign: whole hosts with real handlers, and everything around them fails while jobs go through.
 //!
-//! After each fault three numbers must be 0: jobs lost, jobs painted again although their record was there, and jobs whose
+//! After each fault three numbers must be 0: jobs lost, jobs generated again although their record was there, and jobs whose
 //! caller heard another number of terminal `webhook-id`s than one. `bench/faults` prints them as a table.
 
 mod around;
@@ -22,10 +22,10 @@ pub(crate) struct Row {
     pub(crate) jobs: usize,
     /// Told `complete`; the others were told `failed`.
     pub(crate) complete: usize,
-    /// Without a terminal notice, or told `complete` without a record in the bucket.
+    /// Without a terminal notification, or told `complete` without a record in the bucket.
     pub(crate) lost: usize,
-    /// Pictures stored again after the job's record.
-    pub(crate) repainted: usize,
+    /// Images stored again after the job's record.
+    pub(crate) regenerated: usize,
     /// Jobs that had another number of different terminal `webhook-id`s than one.
     pub(crate) terminal_ids_off: usize,
 }
@@ -39,7 +39,7 @@ fn report(row: &Row) {
         rows.push(row.clone());
         fs::write(Path::new(&file), serde_json::to_string_pretty(&*rows).unwrap()).unwrap();
     }
-    assert_eq!((row.lost, row.repainted, row.terminal_ids_off), (0, 0, 0), "{row:?}");
+    assert_eq!((row.lost, row.regenerated, row.terminal_ids_off), (0, 0, 0), "{row:?}");
     assert!(row.jobs > 0, "{row:?}");
 }
 

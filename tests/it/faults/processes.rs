@@ -89,8 +89,8 @@ async fn clock_jumps() {
         assert!(!needed, "clocks that jump need {FAKETIME}, of Debian's package faketime");
         return crate::servers::left_out("clocks that jump", "it needs Debian's package faketime");
     }
-    let folder = tempfile::tempdir().unwrap();
-    let clock = folder.path().join("clock");
+    let directory = tempfile::tempdir().unwrap();
+    let clock = directory.path().join("clock");
     std::fs::write(&clock, "+0").unwrap();
     let changes = [
         ("LD_PRELOAD", FAKETIME),

@@ -1,8 +1,8 @@
-//! What `atelier host` is told of every job, and that the notices in it are as good as those the handler sends itself.
+//! What `atelier host` is told of every job, and that the notifications in it are as good as those the handler sends itself.
 
 use atelier::engine::EngineError;
 use atelier::events::settled::{Settled, Settlement};
-use atelier::workflow::control::{Cancels, Control, Shutdown, Telling};
+use atelier::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
 use serde_json::{Value, json};
 
 use super::{body, http, one, response, sqs};
@@ -18,36 +18,39 @@ fn code(job: &Settled) -> Option<&str> {
 }
 
 #[tokio::test]
-async fn every_message_of_a_batch_is_told_of_and_no_notice_is_waited_for() {
+async fn every_message_of_a_batch_is_told_of_and_no_notification_is_waited_for() {
     let mut stage = Stage::set().await;
-    // Nobody answers: a handler that waited for its notices would not come back.
+    // Nobody answers: a handler that waited for its notifications would not come back.
     stage.backend.answer.send_replace(None);
     let mut bad = body("bad");
     bad["steps"] = json!(0);
-    stage.next_painting(|| Err(EngineError::Panicked("a bug in a kernel".into())));
+    stage.next_generation(|| Err(EngineError::Panicked("a bug in a kernel".into())));
     let batch = sqs(&[(body("again"), 1, None), (body("good"), 1, None), (bad, 1, None), (json!("no job"), 1, None)]);
     let reply = stage.handle_for_host(batch).await;
     assert_eq!(reply["batchItemFailures"], json!([{ "itemIdentifier": "m0" }]));
     let [again, good, bad, no_job] = &jobs(&reply)[..] else { panic!("not four: {reply}") };
-    assert_eq!((again.outcome, code(again), again.notices.len()), (Settlement::Retry, Some("painting_failed"), 0));
-    assert_eq!((good.outcome, good.replayed, code(good), good.notices.len()), (Settlement::Complete, false, None, 1));
-    assert_eq!((bad.outcome, code(bad), bad.notices.len()), (Settlement::Failed, Some("invalid_request"), 1));
-    assert_eq!((no_job.outcome, no_job.job_id.as_deref(), no_job.notices.len()), (Settlement::Failed, None, 1));
+    assert_eq!((again.outcome, code(again), again.notifications.len()), (Settlement::Retry, Some("inference_failed"), 0));
+    assert_eq!((good.outcome, good.replayed, code(good), good.notifications.len()), (Settlement::Complete, false, None, 1));
+    assert_eq!((bad.outcome, code(bad), bad.notifications.len()), (Settlement::Failed, Some("invalid_request"), 1));
+    assert_eq!((no_job.outcome, no_job.job_id.as_deref(), no_job.notifications.len()), (Settlement::Failed, None, 1));
     let ids: Vec<_> = [again, good, bad, no_job].iter().map(|job| job.message_id.as_str()).collect();
     assert_eq!(ids, ["m0", "m1", "m2", "m3"]);
-    assert!(stage.backend.arrived().iter().all(|notice| notice.path.ends_with("/progress")), "the handler sent none itself");
+    assert!(
+        stage.backend.arrived().iter().all(|notification| notification.path.ends_with("/progress")),
+        "the handler sent none itself"
+    );
 
     assert_eq!(reply["jobs"][2]["error"]["field"], "steps");
-    assert_eq!(reply["jobs"][1]["notices"][0]["to"], "backend");
+    assert_eq!(reply["jobs"][1]["notifications"][0]["to"], "backend");
     let replayed = &jobs(&stage.handle_for_host(one(body("good"), 1)).await)[0];
-    assert!(replayed.replayed && replayed.notices[0].id == good.notices[0].id, "{replayed:?}");
+    assert!(replayed.replayed && replayed.notifications[0].id == good.notifications[0].id, "{replayed:?}");
 }
 
 #[tokio::test]
-async fn a_notice_handed_over_arrives_as_if_sent_at_once() {
+async fn a_notification_handed_over_arrives_as_if_sent_at_once() {
     let mut stage = Stage::set().await;
     let handed_over = jobs(&stage.handle_for_host(one(body("same"), 1)).await).remove(0);
-    stage.notifier.send_all(&handed_over.notices).await.unwrap();
+    stage.notifier.send_all(&handed_over.notifications).await.unwrap();
     let later = stage.backend.terminal().await;
     stage.handle(one(body("same"), 1)).await.unwrap();
     let at_once = stage.backend.terminal().await;
@@ -56,13 +59,13 @@ async fn a_notice_handed_over_arrives_as_if_sent_at_once() {
 }
 
 #[tokio::test]
-async fn a_last_attempt_is_dead_lettered_with_its_notice() {
+async fn a_last_attempt_is_dead_lettered_with_its_notification() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| Err(EngineError::Panicked("a bug in a kernel".into())));
+    stage.next_generation(|| Err(EngineError::Panicked("a bug in a kernel".into())));
     let reply = stage.handle_for_host(one(body("last"), 3)).await;
     assert_eq!(reply["batchItemFailures"], json!([{ "itemIdentifier": "m0" }]));
     assert_eq!(reply["jobs"][0]["outcome"], "dead_letter");
-    stage.notifier.send_all(&jobs(&reply)[0].notices).await.unwrap();
+    stage.notifier.send_all(&jobs(&reply)[0].notifications).await.unwrap();
     let told = stage.backend.terminal().await;
     assert_eq!((told.path.as_str(), &told.body["attempts"]), ("/api/webhooks/inference/failed", &json!(3)));
 }
@@ -80,7 +83,7 @@ async fn a_rabbitmq_batch_has_partial_failure_and_the_hosts_own_names() {
         message
     });
     event["rmqMessagesByQueue"]["image_generation::/"] = json!(messages);
-    stage.next_painting(|| Err(EngineError::Panicked("once".into())));
+    stage.next_generation(|| Err(EngineError::Panicked("once".into())));
     let reply = stage.handle_for_host(event).await;
     assert_eq!(reply["batchItemFailures"], json!([{ "itemIdentifier": "host-one" }]));
     let outcomes: Vec<_> = jobs(&reply).into_iter().map(|job| (job.message_id, job.outcome)).collect();
@@ -88,18 +91,18 @@ async fn a_rabbitmq_batch_has_partial_failure_and_the_hosts_own_names() {
 }
 
 #[tokio::test]
-async fn an_http_response_comes_before_its_notices() {
+async fn an_http_response_comes_before_its_notifications() {
     let mut stage = Stage::set().await;
     stage.backend.answer.send_replace(None);
     let reply = stage.handle_for_host(http(&body("web"))).await;
     assert_eq!(response(&reply).0, 200);
     let [done] = &jobs(&reply)[..] else { panic!("not one: {reply}") };
-    assert_eq!((done.outcome, done.job_id.as_deref(), done.notices.len()), (Settlement::Complete, Some("web"), 1));
+    assert_eq!((done.outcome, done.job_id.as_deref(), done.notifications.len()), (Settlement::Complete, Some("web"), 1));
 
-    stage.next_painting(|| Err(EngineError::OutOfMemory { problem: "512x512 would fit".into() }));
+    stage.next_generation(|| Err(EngineError::OutOfMemory { problem: "512x512 would fit".into() }));
     let reply = stage.handle_for_host(http(&body("large"))).await;
     let [failed] = &jobs(&reply)[..] else { panic!("not one: {reply}") };
-    assert_eq!((response(&reply).0, failed.outcome, failed.notices.len()), (422, Settlement::Failed, 1));
+    assert_eq!((response(&reply).0, failed.outcome, failed.notifications.len()), (422, Settlement::Failed, 1));
     let mut stranger = http(&body("web-2"));
     stranger["headers"]["x-internal-auth"] = json!("wrong");
     let reply = stage.handle_for_host(stranger).await;
@@ -111,17 +114,17 @@ async fn a_cancelled_job_is_given_up_and_the_next_one_is_not_concerned() {
     let stage = Stage::set().await;
     let (cancels, cancelled) = Cancels::channel();
     let (_switch, shutdown) = Shutdown::channel();
-    let control = Control::unlimited(shutdown).cancellable(cancelled).telling_by(Telling::Later);
+    let control = Control::unlimited(shutdown).cancellable(cancelled).notification_mode_by(NotificationMode::Later);
     cancels.cancel("unwanted");
     let batch = sqs(&[(body("unwanted"), 1, None), (body("wanted"), 1, None)]);
     let reply = stage.handler.handle(batch, &control).await.unwrap();
     let [unwanted, wanted] = &jobs(&reply)[..] else { panic!("not two: {reply}") };
-    assert_eq!((unwanted.outcome, code(unwanted), unwanted.notices.len()), (Settlement::Failed, Some("cancelled"), 1));
+    assert_eq!((unwanted.outcome, code(unwanted), unwanted.notifications.len()), (Settlement::Failed, Some("cancelled"), 1));
     assert_eq!(wanted.outcome, Settlement::Complete);
 }
 
 #[tokio::test]
-async fn a_tryon_is_refused_once_by_a_function_that_paints_from_text() {
+async fn a_tryon_is_refused_once_by_a_function_that_generates_from_text() {
     let mut stage = Stage::set().await;
     let job = json!({ "job_id": "t", "task": "tryon", "person": "s3://b/p.png", "garments": ["s3://b/g.png"] });
     let reply = stage.handle_for_host(one(job.clone(), 1)).await;

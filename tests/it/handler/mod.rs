@@ -1,7 +1,7 @@
-//! One event in, one reply out: what is settled, what is brought back, who is told what, and what is painted twice (nothing).
+//! One event in, one reply out: what is settled, what is brought back, who is told what, and what is generated twice (nothing).
 
+mod batch;
 mod host;
-mod party;
 mod starts;
 mod stopped;
 mod tryon;
@@ -63,9 +63,9 @@ async fn a_job_is_told_its_way_from_zero_to_complete() {
     job["num_images"] = json!(2);
     job["callback"] = json!({ "metadata": { "user_id": "u-17" } });
     assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
-    let notices = stage.backend.arrived();
-    let (complete, progress) = notices.split_last().expect("notices");
-    let told: Vec<u64> = progress.iter().filter_map(|notice| notice.body["progress"].as_u64()).collect();
+    let notifications = stage.backend.arrived();
+    let (complete, progress) = notifications.split_last().expect("notifications");
+    let told: Vec<u64> = progress.iter().filter_map(|notification| notification.body["progress"].as_u64()).collect();
     assert!(told.is_sorted() && told.iter().all(|percent| [0, 25, 50, 75, 90].contains(percent)), "{told:?}");
     assert_eq!(complete.path, "/api/webhooks/inference/complete");
     assert_eq!(complete.body["images"].as_array().map(Vec::len), Some(2));
@@ -83,22 +83,25 @@ async fn the_same_request_is_replayed_and_another_is_a_conflict() {
     assert_eq!(stage.handle(event).await, Ok(brought_back(&[])));
     let second = stage.backend.terminal().await;
     assert_eq!((first.webhook_id, first.path), (second.webhook_id, second.path));
-    assert_eq!(stage.painted(), 1);
+    assert_eq!(stage.generated(), 1);
 
     let mut other = body("same");
     other["prompt"] = json!("a blue mug");
     assert_eq!(stage.handle(one(other, 1)).await, Ok(brought_back(&[])));
     let told = stage.backend.terminal().await;
     assert_eq!((told.path.as_str(), &told.body["error"]["code"]), ("/api/webhooks/inference/failed", &json!("conflict")));
-    assert_eq!(stage.painted(), 1);
+    assert_eq!(stage.generated(), 1);
 }
 
 #[tokio::test]
 async fn a_panic_is_brought_back_and_the_engine_lives_on() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| Err(EngineError::Panicked("a bug in a kernel".into())));
+    stage.next_generation(|| Err(EngineError::Panicked("a bug in a kernel".into())));
     assert_eq!(stage.handle(one(body("panic"), 1)).await, Ok(brought_back(&["m0"])));
-    assert!(stage.backend.arrived().iter().all(|notice| notice.path.ends_with("/progress")), "nothing final was told");
+    assert!(
+        stage.backend.arrived().iter().all(|notification| notification.path.ends_with("/progress")),
+        "nothing final was told"
+    );
     assert_eq!(stage.handle(one(body("panic"), 2)).await, Ok(brought_back(&[])));
     assert_eq!(stage.backend.terminal().await.path, "/api/webhooks/inference/complete");
 }
@@ -106,18 +109,18 @@ async fn a_panic_is_brought_back_and_the_engine_lives_on() {
 #[tokio::test]
 async fn the_last_attempt_is_told_and_left_to_the_dead_letter_queue() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| Err(EngineError::Panicked("a bug in a kernel".into())));
+    stage.next_generation(|| Err(EngineError::Panicked("a bug in a kernel".into())));
     assert_eq!(stage.handle(one(body("last"), 3)).await, Ok(brought_back(&["m0"])));
     let told = stage.backend.terminal().await;
     assert_eq!(told.path, "/api/webhooks/inference/failed");
-    assert_eq!((&told.body["error"]["code"], &told.body["attempts"]), (&json!("painting_failed"), &json!(3)));
+    assert_eq!((&told.body["error"]["code"], &told.body["attempts"]), (&json!("inference_failed"), &json!(3)));
     assert!(told.body["error"]["message"].as_str().unwrap().contains("a bug in a kernel"));
 }
 
 #[tokio::test]
 async fn out_of_memory_is_final_and_told_once() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| Err(EngineError::OutOfMemory { problem: "512x512 would fit".into() }));
+    stage.next_generation(|| Err(EngineError::OutOfMemory { problem: "512x512 would fit".into() }));
     assert_eq!(stage.handle(one(body("large"), 1)).await, Ok(brought_back(&[])));
     let told = stage.backend.terminal().await;
     assert_eq!(told.body["error"]["code"], "out_of_memory");
@@ -125,25 +128,32 @@ async fn out_of_memory_is_final_and_told_once() {
 }
 
 #[tokio::test]
-async fn an_undelivered_notice_brings_back_the_message_and_only_the_notice_is_repeated() {
+async fn an_undelivered_notification_brings_back_the_message_and_only_the_notification_is_repeated() {
     let mut stage = Stage::set().await;
     stage.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
     assert_eq!(stage.handle(one(body("deaf"), 3)).await, Ok(brought_back(&["m0"])));
-    let tried: Vec<_> = stage.backend.arrived().into_iter().filter(|notice| !notice.path.ends_with("/progress")).collect();
-    assert!(tried.len() >= 2 && tried.iter().all(|notice| notice.path.ends_with("/complete")), "retried, never told as failed");
+    let tried: Vec<_> =
+        stage.backend.arrived().into_iter().filter(|notification| !notification.path.ends_with("/progress")).collect();
+    assert!(
+        tried.len() >= 2 && tried.iter().all(|notification| notification.path.ends_with("/complete")),
+        "retried, never told as failed"
+    );
     stage.backend.answer.send_replace(Some(StatusCode::OK));
     assert_eq!(stage.handle(one(body("deaf"), 4)).await, Ok(brought_back(&[])));
     assert_eq!(stage.backend.terminal().await.webhook_id, tried[0].webhook_id);
-    assert_eq!(stage.painted(), 1);
+    assert_eq!(stage.generated(), 1);
 }
 
 #[tokio::test]
-async fn a_bucket_that_refuses_loses_no_picture() {
+async fn a_bucket_that_refuses_loses_no_image() {
     let mut stage = Stage::set().await;
     let event = one(body("full"), 1);
     stage.bucket.refuse(true);
     assert_eq!(stage.handle(event.clone()).await, Ok(brought_back(&["m0"])));
-    assert!(stage.backend.arrived().iter().all(|notice| notice.path.ends_with("/progress")), "nobody was told anything final");
+    assert!(
+        stage.backend.arrived().iter().all(|notification| notification.path.ends_with("/progress")),
+        "nobody was told anything final"
+    );
     stage.bucket.refuse(false);
     assert_eq!(stage.handle(event).await, Ok(brought_back(&[])));
     assert_eq!(stage.backend.terminal().await.path, "/api/webhooks/inference/complete");
@@ -152,11 +162,11 @@ async fn a_bucket_that_refuses_loses_no_picture() {
 #[tokio::test]
 async fn a_fifo_group_stops_at_its_first_failure_and_other_groups_go_on() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| Err(EngineError::Panicked("once".into())));
+    stage.next_generation(|| Err(EngineError::Panicked("once".into())));
     let batch =
         sqs(&[(body("g1-first"), 1, Some("g1")), (body("g1-second"), 1, Some("g1")), (body("g2-first"), 1, Some("g2"))]);
     assert_eq!(stage.handle(batch).await, Ok(brought_back(&["m0", "m1"])));
-    assert_eq!(stage.painted(), 1);
+    assert_eq!(stage.generated(), 1);
 }
 
 #[tokio::test]
@@ -170,11 +180,11 @@ async fn a_rabbitmq_batch_fails_as_a_whole_and_replays_what_was_done() {
         message
     });
     event["rmqMessagesByQueue"]["image_generation::/"] = json!(messages);
-    stage.next_painting(|| Err(EngineError::Panicked("once".into())));
+    stage.next_generation(|| Err(EngineError::Panicked("once".into())));
     let error = stage.handle(event.clone()).await.expect_err("one of two failed");
     assert!(error.contains("1 of 2 messages") && error.contains("once"), "{error}");
     assert_eq!(stage.handle(event).await, Ok(Value::Null));
-    assert_eq!(stage.painted(), 2, "the one that was done was not painted again");
+    assert_eq!(stage.generated(), 2, "the one that was done was not generated again");
 }
 
 #[tokio::test]
@@ -197,8 +207,8 @@ async fn http_answers_with_the_result_or_with_what_is_wrong() {
     let mut stranger = http(&body("web-2"));
     stranger["headers"]["x-internal-auth"] = json!("wrong");
     assert_eq!(response(&stage.handle(stranger).await.unwrap()).0, 401);
-    stage.next_painting(|| panic!("a bug"));
+    stage.next_generation(|| panic!("a bug"));
     let reply = stage.handle(http(&body("web-3"))).await.unwrap();
     assert_eq!((response(&reply).0, &reply["headers"]["retry-after"]), (503, &json!("5")), "{reply}");
-    assert_eq!(stage.painted(), 1);
+    assert_eq!(stage.generated(), 1);
 }

@@ -1,4 +1,4 @@
-//! Jobs that start from a picture: how it gets to the engine, and which ones do not.
+//! Jobs that start from an image: how it gets to the engine, and which ones do not.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ fn put(stage: &Stage, name: &str, file: impl AsRef<[u8]>) -> Value {
 }
 
 fn put_fixture(stage: &Stage, name: &str) -> Value {
-    put(stage, name, std::fs::read(fixture("pictures").join(name)).unwrap())
+    put(stage, name, std::fs::read(fixture("images").join(name)).unwrap())
 }
 
 fn job(id: &str, fields: &[(&str, Value)]) -> Value {
@@ -33,7 +33,7 @@ fn job(id: &str, fields: &[(&str, Value)]) -> Value {
     job
 }
 
-async fn painted(stage: &mut Stage, job: Value) -> RgbImage {
+async fn generated(stage: &mut Stage, job: Value) -> RgbImage {
     let id = job["job_id"].as_str().unwrap().to_owned();
     assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
     let told = stage.backend.terminal().await;
@@ -42,11 +42,11 @@ async fn painted(stage: &mut Stage, job: Value) -> RgbImage {
 }
 
 #[tokio::test]
-async fn picture_and_mask_arrive_upright_and_in_the_jobs_size() {
+async fn image_and_mask_arrive_upright_and_in_the_jobs_size() {
     let mut stage = Stage::set().await;
     for file in ["turned.jpg", "transparent.png", "plain.webp"] {
         let start = put_fixture(&stage, file);
-        let seen = painted(&mut stage, job(file, &[("init_image", start)])).await;
+        let seen = generated(&mut stage, job(file, &[("init_image", start)])).await;
         assert_eq!(seen.dimensions(), (64, 64));
         let quarter = |x, y| seen.get_pixel(x, y).0;
         for (found, expected) in [(quarter(8, 8), [255, 0, 0]), (quarter(56, 8), [0, 255, 0]), (quarter(8, 56), [0, 0, 255])] {
@@ -57,13 +57,13 @@ async fn picture_and_mask_arrive_upright_and_in_the_jobs_size() {
     let mut file = Vec::new();
     mask.write_to(&mut Cursor::new(&mut file), ImageFormat::Png).unwrap();
     let (start, mask) = (put_fixture(&stage, "plain.png"), put(&stage, "half.png", file));
-    let seen = painted(&mut stage, job("mask", &[("init_image", start), ("mask_image", mask)])).await;
+    let seen = generated(&mut stage, job("mask", &[("init_image", start), ("mask_image", mask)])).await;
     assert_eq!((seen.get_pixel(8, 8).0, seen.get_pixel(56, 56).0), ([0; 3], [255; 3]));
 }
 
 /// Pillow, which diffusers resizes with, rounds after each direction; here it is once, at the end.
 #[tokio::test]
-async fn a_picture_of_another_size_is_resized_as_diffusers_does() {
+async fn a_image_of_another_size_is_resized_as_diffusers_does() {
     let mut stage = Stage::set().await;
     let reference = candle_core::safetensors::load(fixture("sd/starts.safetensors"), &Device::Cpu).unwrap();
     let bytes = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
@@ -71,19 +71,20 @@ async fn a_picture_of_another_size_is_resized_as_diffusers_does() {
     let larger = RgbImage::from_raw(100, 75, bytes(&reference["larger"])).unwrap();
     larger.write_to(&mut Cursor::new(&mut file), ImageFormat::Png).unwrap();
     let start = put(&stage, "larger.png", file);
-    let ours = painted(&mut stage, job("resized", &[("init_image", start), ("width", json!(64)), ("height", json!(96))])).await;
+    let ours =
+        generated(&mut stage, job("resized", &[("init_image", start), ("width", json!(64)), ("height", json!(96))])).await;
     let pairs = ours.as_raw().iter().zip(bytes(&reference["resized"]));
     assert!(pairs.map(|(ours, theirs)| ours.abs_diff(theirs)).max().unwrap() <= 2);
 }
 
 #[tokio::test]
-async fn what_is_no_picture_is_told_once_and_nothing_is_painted() {
+async fn what_is_no_image_is_told_once_and_nothing_is_generated() {
     let mut stage = Stage::set().await;
     let fine = put_fixture(&stage, "plain.png");
     for (name, problem) in [
         ("truncated.png", "truncated or damaged"),
         ("text.png", "is none by its first bytes"),
-        ("picture.gif", "got image/gif"),
+        ("image.gif", "got image/gif"),
         ("hundred_megapixels.png", "at most 40000000 pixels"),
     ] {
         let bad = put_fixture(&stage, name);
@@ -97,5 +98,5 @@ async fn what_is_no_picture_is_told_once_and_nothing_is_painted() {
             assert!(told.body["error"]["message"].as_str().unwrap().contains(problem), "{name}: {}", told.body);
         }
     }
-    assert_eq!(stage.painted(), 0);
+    assert_eq!(stage.generated(), 0);
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use atelier::engine::EngineError;
 use atelier::events::settled::Settlement;
-use atelier::workflow::control::{Control, Shutdown, Telling};
+use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::stage::Stage;
 const MARGIN: Duration = Duration::from_millis(200);
 
 fn told_as_failed(backend: &mut Backend) -> bool {
-    backend.arrived().iter().any(|notice| notice.path.ends_with("/failed"))
+    backend.arrived().iter().any(|notification| notification.path.ends_with("/failed"))
 }
 
 #[tokio::test]
@@ -36,11 +36,11 @@ async fn a_job_whose_record_is_stored_is_not_told_as_failed() {
 
 #[tokio::test]
 async fn a_job_whose_record_is_on_its_way_is_not_told_as_failed() {
-    for telling in [Telling::Now, Telling::Later] {
+    for notification_mode in [NotificationMode::Now, NotificationMode::Later] {
         let mut stage = Stage::set().await;
         stage.bucket.hold(Some("/result.json"));
         let (switch, shutdown) = Shutdown::channel();
-        let control = Control::new(0, MARGIN, shutdown).telling_by(telling);
+        let control = Control::new(0, MARGIN, shutdown).notification_mode_by(notification_mode);
         let Stage { handler, bucket, .. } = &mut stage;
         let (reply, ()) = tokio::join!(handler.handle(one(body("on-its-way"), 3), &control), async {
             bucket.holding().await;
@@ -48,9 +48,9 @@ async fn a_job_whose_record_is_on_its_way_is_not_told_as_failed() {
         });
         let reply: Value = reply.unwrap();
         assert_eq!(reply["batchItemFailures"], brought_back(&["m0"])["batchItemFailures"]);
-        if telling == Telling::Later {
+        if notification_mode == NotificationMode::Later {
             assert_eq!(serde_json::from_value::<Settlement>(reply["jobs"][0]["outcome"].clone()).unwrap(), Settlement::Retry);
-            assert_eq!(reply["jobs"][0]["notices"], serde_json::json!([]));
+            assert_eq!(reply["jobs"][0]["notifications"], serde_json::json!([]));
         }
         assert!(!told_as_failed(&mut stage.backend));
     }
@@ -58,26 +58,30 @@ async fn a_job_whose_record_is_on_its_way_is_not_told_as_failed() {
 
 #[tokio::test]
 async fn a_drain_is_no_failure_where_the_host_need_not_count_it() {
-    for (telling, outcome) in [(Telling::Now, None), (Telling::Later, Some("retry"))] {
+    for (notification_mode, outcome) in [(NotificationMode::Now, None), (NotificationMode::Later, Some("retry"))] {
         let mut stage = Stage::set().await;
         stage.bucket.hold(Some("/0.png"));
         let (switch, shutdown) = Shutdown::channel();
-        let control = Control::new(0, Duration::from_mins(1), shutdown).telling_by(telling);
+        let control = Control::new(0, Duration::from_mins(1), shutdown).notification_mode_by(notification_mode);
         let Stage { handler, bucket, .. } = &mut stage;
         let (reply, ()) = tokio::join!(handler.handle(one(body("drained"), 3), &control), async {
             bucket.holding().await;
             switch.send(Some(Instant::now())).unwrap();
         });
         assert_eq!(reply.unwrap()["jobs"][0]["outcome"].as_str(), outcome);
-        assert_eq!(told_as_failed(&mut stage.backend), telling == Telling::Now, "SQS counts it, so its caller is told");
+        assert_eq!(
+            told_as_failed(&mut stage.backend),
+            notification_mode == NotificationMode::Now,
+            "SQS counts it, so its caller is told"
+        );
     }
 }
 
 #[tokio::test]
-async fn telling_of_a_failure_ends_before_the_deadline() {
+async fn notification_mode_of_a_failure_ends_before_the_deadline() {
     let mut stage = Stage::set().await;
     stage.backend.answer.send_replace(None);
-    stage.next_painting(|| panic!("a bug in a kernel"));
+    stage.next_generation(|| panic!("a bug in a kernel"));
     let limit = Duration::from_secs(2);
     let deadline = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + limit;
     let (_switch, shutdown) = Shutdown::channel();
@@ -91,15 +95,15 @@ async fn telling_of_a_failure_ends_before_the_deadline() {
 #[tokio::test]
 async fn a_gpu_that_failed_hands_back_the_whole_batch() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| {
+    stage.next_generation(|| {
         let text = "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")";
         Err(EngineError::Candle(candle_core::Error::Msg(text.into())))
     });
-    assert!(!stage.handler.engine_is_lost());
+    assert!(!stage.handler.is_fatal_device_error());
     let reply = stage.handle_for_host(sqs(&[(body("culprit"), 1, None), (body("innocent"), 3, None)])).await;
     let codes = [&reply["jobs"][0]["error"]["code"], &reply["jobs"][1]["error"]["code"]];
     assert_eq!(codes, ["gpu_failed", "shutting_down"]);
     assert_eq!([&reply["jobs"][0]["outcome"], &reply["jobs"][1]["outcome"]], ["retry", "retry"]);
-    assert!(stage.handler.engine_is_lost());
-    assert_eq!(stage.painted(), 0);
+    assert!(stage.handler.is_fatal_device_error());
+    assert_eq!(stage.generated(), 0);
 }

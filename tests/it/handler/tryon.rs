@@ -1,7 +1,7 @@
-//! Try-ons on their way through the steps: which pictures reach the engine, which come back, and which files are refused.
+//! Try-ons on their way through the steps: which images reach the engine, which come back, and which files are refused.
 
 use atelier::job::task::tryon::Mode;
-use atelier::workflow::infer::Ability;
+use atelier::workflow::infer::Capabilities;
 use image::RgbImage;
 use serde_json::{Value, json};
 
@@ -18,18 +18,18 @@ async fn stage() -> Stage {
 }
 
 async fn changed(change: impl FnOnce(&mut atelier::config::Workflow)) -> Stage {
-    let stage = Stage::with(Ability::TryOn(vec![Mode::Fp8]), change).await;
-    let from = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pictures");
-    std::fs::create_dir_all(stage.bucket.path("pictures")).unwrap();
+    let stage = Stage::with(Capabilities::TryOn(vec![Mode::Fp8]), change).await;
+    let from = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images");
+    std::fs::create_dir_all(stage.bucket.path("images")).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        std::fs::copy(entry.path(), stage.bucket.path("pictures").join(entry.file_name())).unwrap();
+        std::fs::copy(entry.path(), stage.bucket.path("images").join(entry.file_name())).unwrap();
     }
     stage
 }
 
 fn address(file: &str) -> String {
-    format!("s3://{}/pictures/{file}", atelier::demo::local::BUCKET)
+    format!("s3://{}/images/{file}", atelier::demo::local::BUCKET)
 }
 
 fn tryon(id: &str, person: &str) -> Value {
@@ -38,9 +38,9 @@ fn tryon(id: &str, person: &str) -> Value {
 }
 
 /// The middle of each quarter: above left, above right, below left, below right.
-fn quarters(picture: &RgbImage) -> [[u8; 3]; 4] {
-    let (width, height) = picture.dimensions();
-    [(1, 1), (3, 1), (1, 3), (3, 3)].map(|(x, y)| picture.get_pixel(width * x / 4, height * y / 4).0)
+fn quarters(image: &RgbImage) -> [[u8; 3]; 4] {
+    let (width, height) = image.dimensions();
+    [(1, 1), (3, 1), (1, 3), (3, 3)].map(|(x, y)| image.get_pixel(width * x / 4, height * y / 4).0)
 }
 
 fn close(one: [[u8; 3]; 4], other: [[u8; 3]; 4]) -> bool {
@@ -48,7 +48,7 @@ fn close(one: [[u8; 3]; 4], other: [[u8; 3]; 4]) -> bool {
 }
 
 #[tokio::test]
-async fn every_good_file_is_seen_upright_and_painted_at_its_own_ratio() {
+async fn every_good_file_is_seen_upright_and_generated_at_its_own_ratio() {
     let mut stage = stage().await;
     let grey = [WHITE, [0; 3], [0; 3], WHITE];
     let coloured = [RED, GREEN, BLUE, WHITE];
@@ -63,7 +63,7 @@ async fn every_good_file_is_seen_upright_and_painted_at_its_own_ratio() {
     ];
     for (number, (file, expected)) in files.into_iter().enumerate() {
         assert_eq!(stage.handle(one(tryon(&format!("good-{number}"), file), 1)).await, Ok(brought_back(&[])), "{file}");
-        let edit = stage.edits().pop().unwrap_or_else(|| panic!("{file} was not painted"));
+        let edit = stage.edits().pop().unwrap_or_else(|| panic!("{file} was not generated"));
         assert_eq!((edit.width_px, edit.height_px, edit.images.len()), (480, 720, 2), "{file}");
         assert_eq!((edit.images[0].dimensions(), edit.images[1].dimensions()), ((480, 720), (64, 96)), "{file}");
         assert!(close(quarters(&edit.images[0]), expected), "{file}: {:?}", quarters(&edit.images[0]));
@@ -73,12 +73,12 @@ async fn every_good_file_is_seen_upright_and_painted_at_its_own_ratio() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_painted_with_is_refused_once_in_words() {
+async fn a_file_that_cannot_be_generated_with_is_refused_once_in_words() {
     let mut stage = stage().await;
     let image = "must be a PNG, JPEG or WebP image";
     let files = [
         ("text.png", format!("{image}, and is none by its first bytes")),
-        ("picture.gif", format!("{image}, got image/gif")),
+        ("image.gif", format!("{image}, got image/gif")),
         ("animated.png", format!("{image} that stands still, and this one is an animation")),
         ("animated.webp", format!("{image} that stands still, and this one is an animation")),
         ("truncated.png", format!("{image}, and this one is truncated or damaged")),
@@ -102,19 +102,19 @@ async fn a_file_that_cannot_be_painted_with_is_refused_once_in_words() {
             assert!(message.contains(problem) || *file == "missing.png", "{file}: {message}");
         }
     }
-    assert_eq!(stage.painted(), 0);
+    assert_eq!(stage.generated(), 0);
 }
 
 #[tokio::test]
-async fn a_mask_is_painted_green_for_the_model_and_what_it_leaves_is_put_back() {
+async fn a_mask_is_generated_green_for_the_model_and_what_it_leaves_is_requeue() {
     let mut stage = stage().await;
     let mut body = tryon("masked", "plain.png");
     body["mask"] = address("mask.png").into();
     assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])));
-    let edit = stage.edits().pop().expect("painted");
-    assert_eq!(quarters(&edit.images[0]), [RED, GREEN, GREEN, GREEN], "the lower half is to be painted");
+    let edit = stage.edits().pop().expect("generated");
+    assert_eq!(quarters(&edit.images[0]), [RED, GREEN, GREEN, GREEN], "the lower half is to be generated");
     let result = image::open(stage.bucket.path("generations/masked/0.png")).unwrap().into_rgb8();
-    // The scripted engine paints everything in the seed's number.
+    // The scripted engine generates everything in the seed's number.
     assert_eq!(quarters(&result), [RED, GREEN, [42; 3], [42; 3]]);
 
     stage.backend.terminal().await;
@@ -152,7 +152,7 @@ async fn what_the_function_has_no_weights_for_is_refused() {
 }
 
 #[tokio::test]
-async fn the_usual_instruction_names_every_garment_and_an_own_prompt_replaces_it() {
+async fn the_default_instruction_names_every_garment_and_an_own_prompt_replaces_it() {
     let mut stage = stage().await;
     let mut several = tryon("several", "plain.png");
     several["garments"] = json!([address("plain.png"), address("plain.webp"), address("palette.png")]);

@@ -54,7 +54,7 @@ fn difference(one: &Path, other: &Path) -> u8 {
 }
 
 #[tokio::test]
-async fn jobs_that_agree_share_a_batch_and_each_gets_its_own_picture() {
+async fn jobs_that_agree_share_a_batch_and_each_gets_its_own_image() {
     let mut jobs: Vec<Value> = IDS.iter().zip(1..).map(|(id, seed)| seeded(id, seed)).collect();
     let mut other = job("bb");
     other["steps"] = json!(3);
@@ -65,9 +65,9 @@ async fn jobs_that_agree_share_a_batch_and_each_gets_its_own_picture() {
     assert_eq!(shared(&host), [3], "of the first four one does not agree");
     host.post("/generate", &seeded("alone", 2)).await;
     assert_eq!(completed(&mut host, 1).await, ["alone"]);
-    let picture = |id: &str| host.bucket.path(&format!("generations/{id}/0.png"));
-    assert_eq!(difference(&picture("b"), &picture("alone")), 0, "the same seed");
-    assert_ne!(difference(&picture("a"), &picture("alone")), 0, "another seed");
+    let image = |id: &str| host.bucket.path(&format!("generations/{id}/0.png"));
+    assert_eq!(difference(&image("b"), &image("alone")), 0, "the same seed");
+    assert_ne!(difference(&image("a"), &image("alone")), 0, "another seed");
 }
 
 #[tokio::test]
@@ -99,12 +99,12 @@ async fn one_job_of_a_batch_is_cancelled_and_the_others_go_on() {
     host.restart();
     host.wait_for("listening for HTTP", 2).await;
     host.wait_for("jobs share a batch", 1).await;
-    host.is_painting("b").await;
+    host.is_generating("b").await;
     host.cancel("b").await;
     let mut told: Vec<(String, Value)> = Vec::new();
     for _ in IDS {
-        let notice = host.backend.terminal().await;
-        told.push((notice.body["job_id"].as_str().unwrap().to_owned(), notice.body["error"]["code"].clone()));
+        let notification = host.backend.terminal().await;
+        told.push((notification.body["job_id"].as_str().unwrap().to_owned(), notification.body["error"]["code"].clone()));
     }
     told.sort_by(|(one, _), (other, _)| one.cmp(other));
     let expected = IDS.map(|id| (id.to_owned(), if id == "b" { json!("cancelled") } else { Value::Null }));
@@ -124,7 +124,7 @@ async fn messages_of_rabbitmq_share_a_batch() {
     let changes: Vec<(&str, &str)> = changes.iter().map(|(name, value)| (*name, value.as_str())).chain([SHARED]).collect();
     let mut host = HostProcess::start(&changes, &[]).await;
     host.wait_for("a handler is ready", 1).await;
-    // While it paints this one, the others arrive.
+    // While it generates this one, the others arrive.
     host.bucket.hold(Some("/0.png"));
     for id in ["first", "a", "b", "c", "d"] {
         let body = job(id).to_string();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use atelier::host::cloud::interruption::{self, Interruption, Notice};
 use atelier::host::cloud::protection::{self, Protection};
-use atelier::host::desk::{Glance, Model};
+use atelier::host::job_service::{Model, StatusSnapshot};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -14,9 +14,9 @@ use tokio::time::timeout;
 use crate::servers::DEADLINE;
 use crate::servers::http::{Answer, HttpServer};
 
-fn glance(running: usize) -> Glance {
+fn snapshot(running: usize) -> StatusSnapshot {
     let running = (0..running).map(|n| format!("job-{n}")).collect();
-    Glance { model: Model::Hot, free: 1, running, in_hand: 0, draining: false }
+    StatusSnapshot { model: Model::Hot, free: 1, running, in_flight: 0, draining: false }
 }
 
 fn agreed() -> Answer {
@@ -25,7 +25,7 @@ fn agreed() -> Answer {
 
 struct Task {
     agent: HttpServer,
-    jobs: watch::Sender<Glance>,
+    jobs: watch::Sender<StatusSnapshot>,
     watching: tokio::task::JoinHandle<()>,
 }
 
@@ -35,7 +35,7 @@ async fn task(script: &[Answer], changes: protection::Settings) -> Task {
     let ecs_agent_uri = Some(agent.url("/api/0a1b2c").to_string());
     let protection =
         Protection::new(&protection::Settings { ecs_agent_uri, ..changes }).expect("settings").expect("inside ECS");
-    let (jobs, seen) = watch::channel(glance(0));
+    let (jobs, seen) = watch::channel(snapshot(0));
     Task { agent, jobs, watching: tokio::spawn(protection.watch(seen)) }
 }
 
@@ -55,16 +55,16 @@ impl Task {
 #[tokio::test]
 async fn a_task_is_protected_while_a_job_runs() {
     let task = task(&[agreed()], protection::Settings::default()).await;
-    task.jobs.send_replace(glance(1));
+    task.jobs.send_replace(snapshot(1));
     assert_eq!(task.told(1).await, [true]);
-    task.jobs.send_replace(glance(2));
-    task.jobs.send_replace(glance(0));
+    task.jobs.send_replace(snapshot(2));
+    task.jobs.send_replace(snapshot(0));
     let gap = timeout(Duration::from_millis(100), task.agent.wait_for(2)).await;
     assert!(gap.is_err(), "one job follows the other: the agent need not hear of the gap");
-    task.jobs.send_replace(glance(1));
-    task.jobs.send_replace(glance(0));
+    task.jobs.send_replace(snapshot(1));
+    task.jobs.send_replace(snapshot(0));
     assert_eq!(task.told(2).await, [true, false]);
-    task.jobs.send_replace(glance(1));
+    task.jobs.send_replace(snapshot(1));
     assert_eq!(task.told(3).await, [true, false, true]);
 
     let first = &task.agent.requests()[0];
@@ -78,7 +78,7 @@ async fn a_task_is_protected_while_a_job_runs() {
 #[tokio::test]
 async fn a_protection_is_renewed_before_it_expires() {
     let task = task(&[agreed()], protection::Settings { renew_ms: 20, ..Default::default() }).await;
-    task.jobs.send_replace(glance(1));
+    task.jobs.send_replace(snapshot(1));
     assert_eq!(task.told(3).await[..3], [true, true, true]);
 }
 
@@ -99,7 +99,7 @@ async fn an_agent_that_fails_is_tried_again_and_the_log_says_so_once() {
     let refused = json!({ "failure": { "Reason": "DEPLOYMENT_BLOCKED", "Detail": "blocked" } }).to_string();
     let script = [Answer::with(400, &[], &denied), Answer::with(200, &[], &refused), Answer::HangUp, agreed()];
     let task = task(&script, protection::Settings { pause_ms: 10, ..Default::default() }).await;
-    task.jobs.send_replace(glance(1));
+    task.jobs.send_replace(snapshot(1));
     assert_eq!(task.told(4).await, [true, true, true, true]);
     task.end().await;
     let text = log.text();
@@ -132,8 +132,8 @@ fn wrong_settings_are_named() {
     let outside = Protection::new(&protection::Settings::default()).expect("no ECS is fine");
     assert!(outside.is_none());
     let wrong = [
-        (protection::Settings { expires_min: 2_881, ..Default::default() }, "host.protection.expires_min"),
-        (protection::Settings { expires_min: 20, ..Default::default() }, "host.protection.renew_ms"),
+        (protection::Settings { expires_minutes: 2_881, ..Default::default() }, "host.protection.expires_minutes"),
+        (protection::Settings { expires_minutes: 20, ..Default::default() }, "host.protection.renew_ms"),
         (
             protection::Settings { ecs_agent_uri: Some("169.254.170.2/api".into()), ..Default::default() },
             "host.protection.ecs_agent_uri",

@@ -13,7 +13,7 @@ use atelier::host::runtime_api::{Invocation, RuntimeApi, Started};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{PATIENCE, python_function};
+use super::{WAIT_LIMIT, python_function};
 
 /// A function under a Runtime API of ours.
 struct Function {
@@ -28,14 +28,14 @@ impl Function {
         let program = Program { path: path.into(), arguments, function_name: "greeter".into(), memory_mib: 512 };
         let launcher = Launcher::start().unwrap();
         let process = launcher.launch(&program, api.address, None, Arc::new(|_| ())).await.unwrap();
-        assert_eq!(timeout(PATIENCE, api.started()).await.expect("it asks for an event"), Started::Ready);
+        assert_eq!(timeout(WAIT_LIMIT, api.started()).await.expect("it asks for an event"), Started::Ready);
         Self { api, process }
     }
 
     async fn answer(&self, event: Value) -> Answer {
         let limit = Duration::from_mins(1);
         let answer = self.api.invoke(Invocation { event, limit, client_context: None, trace_id: None });
-        timeout(PATIENCE, answer).await.expect("an answer in time").expect("an answer")
+        timeout(WAIT_LIMIT, answer).await.expect("an answer in time").expect("an answer")
     }
 
     async fn reply(&self, event: Value) -> Value {
@@ -47,7 +47,7 @@ impl Function {
 
     async fn end(mut self) {
         self.process.terminate();
-        timeout(PATIENCE, self.process.ended()).await.expect("SIGTERM ends it");
+        timeout(WAIT_LIMIT, self.process.ended()).await.expect("SIGTERM ends it");
     }
 }
 
@@ -63,17 +63,17 @@ fn artifacts() -> Vec<Value> {
 }
 
 /// Compiles the example out of the README of `lambda_runtime`, as the package registry has it.
-fn build_example(folder: &Path) -> PathBuf {
+fn build_example(directory: &Path) -> PathBuf {
     let artifacts = artifacts();
     let artifact = |name: &str| artifacts.iter().find(|artifact| artifact["target"]["name"] == name).expect(name);
     let manifest = PathBuf::from(artifact("lambda_runtime")["manifest_path"].as_str().unwrap());
     let readme = fs::read_to_string(manifest.with_file_name("README.md")).unwrap();
     let blocks = readme.split("```").skip(1).step_by(2);
     let example = blocks.filter_map(|block| block.strip_prefix("rust,no_run\n")).find(|code| code.contains("fn main()"));
-    let source = folder.join("example.rs");
+    let source = directory.join("example.rs");
     fs::write(&source, example.expect("an example with a main function")).unwrap();
     let mut rustc = Command::new(Path::new(env!("CARGO")).with_file_name("rustc"));
-    rustc.args(["--edition", "2021", "-o"]).arg(folder.join("example")).arg(&source);
+    rustc.args(["--edition", "2021", "-o"]).arg(directory.join("example")).arg(&source);
     let library = |name: &str| {
         let files = artifact(name)["filenames"].as_array().unwrap().iter();
         files
@@ -88,13 +88,13 @@ fn build_example(folder: &Path) -> PathBuf {
     rustc.arg("-L").arg(format!("dependency={}", Path::new(&library("tokio")).parent().unwrap().display()));
     let output = rustc.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    folder.join("example")
+    directory.join("example")
 }
 
 #[tokio::test]
 async fn the_example_of_aws_rust_runtime_runs() {
-    let folder = tempfile::tempdir().unwrap();
-    let place = folder.path().to_owned();
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().to_owned();
     let example = tokio::task::spawn_blocking(move || build_example(&place)).await.unwrap();
     let function = Function::start(example, &[]).await;
     assert_eq!(function.reply(json!({ "firstName": "Ada" })).await, json!({ "message": "Hello, Ada!" }));

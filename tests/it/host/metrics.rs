@@ -18,7 +18,7 @@ impl HostProcess {
 
     /// Waits until a series has this value.
     async fn expect_metric(&self, series: &str, value: f64) {
-        let deadline = std::time::Instant::now() + super::PATIENCE;
+        let deadline = std::time::Instant::now() + super::WAIT_LIMIT;
         while self.metric(series).await != Some(value) {
             assert!(std::time::Instant::now() < deadline, "{series} is not {value}\n{}", self.get("/metrics").await);
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -78,14 +78,14 @@ async fn progress_of_a_running_job_is_seen() {
     host.wait_for("a handler is ready", 1).await;
     let body = json!({ "job_id": "slow", "prompt": "a red mug on the beach", "steps": 200, "num_images": 4 });
     host.post("/generate", &body).await;
-    host.is_painting("slow").await;
+    host.is_generating("slow").await;
     // And what runs can be cancelled, between two of its steps.
     host.cancel("slow").await;
     let told = host.backend.terminal().await;
     assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!("slow"), &json!("cancelled")));
     eventually("it is settled", || host.spooled("running").is_empty()).await.unwrap();
-    let standing: Value = serde_json::from_str(&host.get("/jobs/slow").await).unwrap();
-    assert_eq!(standing["state"], "cancelled", "{standing}");
+    let job_status: Value = serde_json::from_str(&host.get("/jobs/slow").await).unwrap();
+    assert_eq!(job_status["state"], "cancelled", "{job_status}");
 }
 
 /// `ATELIER_WRITE_DOCS` set: README's table is written anew instead of being compared.

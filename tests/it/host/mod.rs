@@ -23,39 +23,39 @@ use crate::bucket::Bucket;
 use crate::process::World;
 
 /// Longer than anything on a loaded machine; a test that waits this long has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
+pub(crate) const WAIT_LIMIT: Duration = Duration::from_mins(2);
 
 /// A host process with its bucket, its backend and its spool; killed when dropped.
 pub(crate) struct HostProcess {
     child: Child,
     pub(crate) bucket: Bucket,
     pub(crate) backend: Backend,
-    folder: TempDir,
+    directory: TempDir,
     changes: Vec<(String, String)>,
     arguments: Vec<String>,
 }
 
 impl HostProcess {
-    /// Starts a host whose environment is `changes` over the usual one, with `arguments` after `atelier host`.
+    /// Starts a host whose environment is `changes` over the default one, with `arguments` after `atelier host`.
     pub(crate) async fn start(changes: &[(&str, &str)], arguments: &[&str]) -> Self {
         let (bucket, backend) = (Bucket::start().await, Backend::start().await);
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for state in ["waiting", "running", "dead"] {
-            std::fs::create_dir_all(folder.path().join("spool").join(state)).unwrap();
+            std::fs::create_dir_all(directory.path().join("spool").join(state)).unwrap();
         }
         let changes: Vec<_> = changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let child = spawn(&bucket, &backend, folder.path(), &changes, &arguments);
-        Self { child, bucket, backend, folder, changes, arguments }
+        let child = spawn(&bucket, &backend, directory.path(), &changes, &arguments);
+        Self { child, bucket, backend, directory, changes, arguments }
     }
 
     /// Starts it again, over the same spool and bucket.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(&self.bucket, &self.backend, self.folder.path(), &self.changes, &self.arguments);
+        self.child = spawn(&self.bucket, &self.backend, self.directory.path(), &self.changes, &self.arguments);
     }
 
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     /// The lines of the log with this message.
@@ -76,17 +76,17 @@ impl HostProcess {
         line.unwrap()
     }
 
-    /// A folder of the spool, and the jobs in it.
+    /// A directory of the spool, and the jobs in it.
     pub(crate) fn spooled(&self, state: &str) -> Vec<PathBuf> {
-        let folder = self.folder.path().join("spool").join(state);
-        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+        let directory = self.directory.path().join("spool").join(state);
+        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect()
     }
 
     /// Puts a job into the spool as its format says, behind the back of a host that does not run.
     pub(crate) fn spool(&self, job_id: &str, body: &Value) {
         let now_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
         let name = format!("{now_ms:013}~{now_ms:013}~0~{job_id}-unique~{job_id}");
-        std::fs::write(self.folder.path().join("spool/waiting").join(name), body.to_string()).unwrap();
+        std::fs::write(self.directory.path().join("spool/waiting").join(name), body.to_string()).unwrap();
     }
 
     /// SIGKILL: no destructor, no goodbye.
@@ -127,15 +127,15 @@ impl HostProcess {
     }
 
     /// Waits until some of a job's denoising steps are done.
-    pub(crate) async fn is_painting(&self, job_id: &str) {
-        let deadline = Instant::now() + PATIENCE;
+    pub(crate) async fn is_generating(&self, job_id: &str) {
+        let deadline = Instant::now() + WAIT_LIMIT;
         loop {
-            let standing: Value = serde_json::from_str(&self.get(&format!("/jobs/{job_id}")).await).unwrap();
-            let percent = standing["progress"].as_u64().unwrap();
-            if standing["state"] == "running" && (1..90).contains(&percent) {
+            let job_status: Value = serde_json::from_str(&self.get(&format!("/jobs/{job_id}")).await).unwrap();
+            let percent = job_status["progress"].as_u64().unwrap();
+            if job_status["state"] == "running" && (1..90).contains(&percent) {
                 return;
             }
-            assert!(Instant::now() < deadline && standing["state"] != "complete", "{standing}");
+            assert!(Instant::now() < deadline && job_status["state"] != "complete", "{job_status}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -169,28 +169,28 @@ impl Drop for HostProcess {
     }
 }
 
-fn spawn(bucket: &Bucket, backend: &Backend, folder: &Path, changes: &[(String, String)], arguments: &[String]) -> Child {
+fn spawn(bucket: &Bucket, backend: &Backend, directory: &Path, changes: &[(String, String)], arguments: &[String]) -> Child {
     let world = World { runtime_api: ([127, 0, 0, 1], 1).into(), s3: bucket.address, backend: backend.address };
     let own = ["AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_FUNCTION_VERSION"].map(|name| (name, ""));
-    let spool = folder.join("spool").display().to_string();
-    let usual = [
+    let spool = directory.join("spool").display().to_string();
+    let default_value = [
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", ""),
         ("PATH", "/usr/bin:/bin"),
         ("ATELIER__SERVER__ADDRESS", "127.0.0.1"),
         ("ATELIER__SERVER__PORT", "0"),
-        ("ATELIER__SOURCES__SPOOL__FOLDER", &spool),
-        ("ATELIER__HOST__FIRST_RETRY_MS", "50"),
-        ("ATELIER__HOST__HANDLER__FIRST_PAUSE_MS", "50"),
+        ("ATELIER__SOURCES__SPOOL__DIRECTORY", &spool),
+        ("ATELIER__HOST__INITIAL_BACKOFF_MS", "50"),
+        ("ATELIER__HOST__HANDLER__INITIAL_BACKOFF_MS", "50"),
         ("ATELIER__HOST__HANDLER__KILL_GRACE_MS", "2000"),
     ];
     let changes: Vec<_> = changes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log")).unwrap();
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).unwrap();
     Command::new(env!("CARGO_BIN_EXE_atelier"))
         .arg("host")
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env_clear()
-        .envs(world.environment(&[own.as_slice(), usual.as_slice(), &changes].concat()))
+        .envs(world.environment(&[own.as_slice(), default_value.as_slice(), &changes].concat()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
@@ -212,10 +212,10 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 
 /// Looks again and again until `seen` is true, for [`PATIENCE`] at most.
 pub(crate) async fn eventually(what: &str, mut seen: impl FnMut() -> bool) -> Result<(), String> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_LIMIT;
     while !seen() {
         if Instant::now() > deadline {
-            return Err(format!("not within {PATIENCE:?}: {what}"));
+            return Err(format!("not within {WAIT_LIMIT:?}: {what}"));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -234,7 +234,7 @@ pub(crate) fn python_function(what: &str) -> Option<Vec<String>> {
     Some(["--", &python, "-c", start, &functions, "greet.handler"].map(str::to_owned).to_vec())
 }
 
-/// A small job that the bundled model paints in a moment.
+/// A small job that the bundled model generates in a moment.
 pub(crate) fn job(id: &str) -> Value {
     json!({ "job_id": id, "prompt": "a red mug on the beach", "steps": 2, "width": 64, "height": 64 })
 }

@@ -79,7 +79,7 @@ async fn take(api: &RuntimeApi, handler: &Handler) -> (String, tokio::sync::ones
 }
 
 #[tokio::test]
-async fn next_is_held_open_until_there_is_an_event() {
+async fn next_is_in_flight_open_until_there_is_an_event() {
     let api = RuntimeApi::start("atelier").await.unwrap();
     let handler = Handler::of(&api);
     let next = handler.next();

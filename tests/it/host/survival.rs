@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{HostProcess, eventually, is_alive, job, python_function, signal};
 
 #[tokio::test]
-async fn a_killed_handler_is_replaced_and_its_job_is_painted_again() {
+async fn a_killed_handler_is_replaced_and_its_job_is_generated_again() {
     let mut host = HostProcess::start(&[], &[]).await;
     host.wait_for("a handler is ready", 1).await;
     host.kill();
@@ -43,7 +43,8 @@ async fn a_killed_host_leaves_no_orphan_and_loses_no_job() {
     eventually("the handlers die with their host", || handlers.iter().all(|pid| !is_alive(*pid))).await.unwrap();
     host.bucket.hold(None);
     host.restart();
-    let mut told = [host.backend.terminal().await, host.backend.terminal().await].map(|notice| notice.body["job_id"].clone());
+    let mut told =
+        [host.backend.terminal().await, host.backend.terminal().await].map(|notification| notification.body["job_id"].clone());
     told.sort_by_key(ToString::to_string);
     assert_eq!(told, [json!("behind"), json!("in-hand")]);
     assert_eq!(host.bucket.puts("/result.json"), 2);
@@ -107,7 +108,7 @@ async fn a_handler_past_its_deadline_is_ended_and_the_next_job_runs() {
 }
 
 #[tokio::test]
-async fn causes_are_told_apart() {
+async fn causes_are_classify() {
     let Some(mut host) = hostile(&[("ATELIER__RUNTIME__MAX_ATTEMPTS", "1")]).await else { return };
     host.spool("exit", &prompt("exit", "exit"));
     host.restart();

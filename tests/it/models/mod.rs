@@ -1,4 +1,4 @@
-//! Models brought from a hub, a bucket or a folder, proven, interrupted, gone on with.
+//! Models brought from a hub, a bucket or a directory, verified, interrupted, gone on with.
 
 mod beside;
 mod command;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use atelier::models::download::Patience;
+use atelier::models::download::RetryPolicy;
 use atelier::models::file::{Checksum, FilePath};
 use atelier::models::origin::Origin;
 use atelier::models::source::{Place, Source};
@@ -29,16 +29,16 @@ fn checkpoint() -> Vec<(String, Vec<u8>)> {
     files_of("tests/fixtures/sd/sd15")
 }
 
-/// Every file in a folder of the repository and the folders in it.
-fn files_of(folder: &str) -> Vec<(String, Vec<u8>)> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder);
+/// Every file in a directory of the repository and the directories in it.
+fn files_of(directory: &str) -> Vec<(String, Vec<u8>)> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(directory);
     let mut files = Vec::new();
-    let mut folders = vec![root.clone()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).expect("a folder") {
+    let mut directories = vec![root.clone()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).expect("a directory") {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
-                folders.push(path);
+                directories.push(path);
             } else {
                 let name = path.strip_prefix(&root).expect("inside").to_str().expect("text").to_owned();
                 files.push((name, std::fs::read(path).expect("reads")));
@@ -61,25 +61,25 @@ fn checksum(bytes: &[u8]) -> Checksum {
     Checksum::of(Sha256::new_with_prefix(bytes))
 }
 
-fn plan(folder: &Path, files: BTreeMap<FilePath, Option<Checksum>>) -> Plan {
+fn plan(directory: &Path, files: BTreeMap<FilePath, Option<Checksum>>) -> Plan {
     let place = Place::Hub { repository: REPOSITORY.into(), revision: "main".into() };
     Plan {
         source: Source { place, variant: None, files },
-        folder: folder.to_owned(),
+        directory: directory.to_owned(),
         weights: None,
         unread: &[],
         offline: false,
-        patience: Patience { attempts: 3, first_pause: Duration::from_millis(1) },
+        retry_policy: RetryPolicy { attempts: 3, initial_backoff: Duration::from_millis(1) },
     }
 }
 
 /// A plan of some files whose checksums the manifest does not have.
-fn only(folder: &Path, files: &[&str]) -> Plan {
-    plan(folder, files.iter().map(|file| (path(file), None)).collect())
+fn only(directory: &Path, files: &[&str]) -> Plan {
+    plan(directory, files.iter().map(|file| (path(file), None)).collect())
 }
 
 fn impatient(plan: Plan) -> Plan {
-    Plan { patience: Patience { attempts: 1, first_pause: Duration::ZERO }, ..plan }
+    Plan { retry_policy: RetryPolicy { attempts: 1, initial_backoff: Duration::ZERO }, ..plan }
 }
 
 async fn pull_hub(hub: &Hub, plan: &Plan) -> Result<Pulled, ModelError> {
@@ -104,9 +104,9 @@ fn how(pulled: &Pulled, file: &str) -> How {
     pulled.files[&path(file)].1
 }
 
-/// Names of the hidden halves beside `file`.
-fn parts(folder: &Path, file: &str) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(path(file).under(folder).parent().expect("a folder")) else { return Vec::new() };
+/// Names of the hidden halves next to `file`.
+fn parts(directory: &Path, file: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(path(file).under(directory).parent().expect("a directory")) else { return Vec::new() };
     let paths = entries.map(|entry| entry.expect("an entry").path());
     paths.filter(|path| path.extension().is_some_and(|extension| extension == "part")).collect()
 }

@@ -10,72 +10,72 @@ use candle_core::{DType, Device, Tensor};
 use tempfile::TempDir;
 
 use super::command::printed;
-use crate::engine::copy_folder;
+use crate::engine::copy_directory;
 use crate::servers::DEADLINE;
 
 const PACKED: &str = "atelier.safetensors";
 const PART: &str = ".atelier.safetensors.part";
 
-/// A folder with the small checkpoint and a manifest of it.
+/// A directory with the small checkpoint and a manifest of it.
 fn stage() -> TempDir {
-    let folder = tempfile::tempdir().expect("a folder");
+    let directory = tempfile::tempdir().expect("a directory");
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd/sd15");
-    copy_folder(&fixture, &folder.path().join("models/sd15"));
-    write_manifest(folder.path(), "checkpoint: sd15");
-    folder
+    copy_directory(&fixture, &directory.path().join("models/sd15"));
+    write_manifest(directory.path(), "checkpoint: sd15");
+    directory
 }
 
-fn write_manifest(folder: &Path, keys: &str) {
+fn write_manifest(directory: &Path, keys: &str) {
     let manifest = include_str!("../../../models/tiny-sd.yaml").replace("checkpoint: tiny-sd", keys);
-    fs::write(folder.join("models/sd15.yaml"), manifest).expect("writes");
+    fs::write(directory.join("models/sd15.yaml"), manifest).expect("writes");
 }
 
-fn atelier(folder: &Path, arguments: &[&str]) -> Command {
+fn atelier(directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_atelier"));
-    command.arg("models").args(arguments).current_dir(folder).env_clear().env("ATELIER_MODEL", "sd15");
+    command.arg("models").args(arguments).current_dir(directory).env_clear().env("ATELIER_MODEL", "sd15");
     command
 }
 
-fn run(folder: &Path, arguments: &[&str]) -> (bool, String) {
-    let output: Output = atelier(folder, arguments).output().expect("runs");
+fn run(directory: &Path, arguments: &[&str]) -> (bool, String) {
+    let output: Output = atelier(directory, arguments).output().expect("runs");
     (output.status.success(), printed(&output))
 }
 
 #[test]
-fn what_is_printed_makes_the_manifest_one_of_the_packed_folder() {
-    let folder = stage();
-    let (packed, text) = run(folder.path(), &["pack", "--dtype", "f16"]);
+fn what_is_printed_makes_the_manifest_one_of_the_packed_directory() {
+    let directory = stage();
+    let (packed, text) = run(directory.path(), &["pack", "--dtype", "f16"]);
     assert!(packed, "{text}");
-    let file = folder.path().join("models/sd15-f16").join(PACKED);
+    let file = directory.path().join("models/sd15-f16").join(PACKED);
     let bytes = fs::metadata(&file).expect("there").len();
     assert!(text.contains(" tensors as f16, ") && text.contains(&format!(" {bytes} bytes, in ")), "{text}");
     let (_, keys) = text.split_once("where you keep it there)\n").expect("the keys");
     let checksum = atelier::models::file::Checksum::of_file(&file).expect("reads");
     assert!(keys.contains(&format!("\n    {PACKED}: {checksum}\n")), "{keys}");
 
-    write_manifest(folder.path(), keys);
-    fs::rename(folder.path().join("models/sd15"), folder.path().join("elsewhere")).expect("moves");
-    let (verified, text) = run(folder.path(), &["verify"]);
+    write_manifest(directory.path(), keys);
+    fs::rename(directory.path().join("models/sd15"), directory.path().join("elsewhere")).expect("moves");
+    let (verified, text) = run(directory.path(), &["verify"]);
     assert!(verified && text.contains("sd15: 10 of 10 files are right"), "{text}");
-    assert!(run(folder.path(), &["pull"]).1.contains("10 files are right, 0 of them pulled now"));
-    let (_, listed) = run(folder.path(), &["list"]);
+    assert!(run(directory.path(), &["pull"]).1.contains("10 files are right, 0 of them pulled now"));
+    let (_, listed) = run(directory.path(), &["list"]);
     assert!(listed.contains("10 of 10 files there, packed  from sd15-f16"), "{listed}");
 
     // Of another place the file is chosen like the weights that it stands for.
-    write_manifest(folder.path(), "checkpoint: brought\nsource: {folder: sd15-f16}");
-    let (pulled, text) = run(folder.path(), &["pull"]);
+    write_manifest(directory.path(), "checkpoint: brought\nsource: {directory: sd15-f16}");
+    let (pulled, text) = run(directory.path(), &["pull"]);
     assert!(pulled && text.contains("10 files are right, 10 of them pulled now"), "{text}");
-    let (packed, text) = run(folder.path(), &["pack", "--dtype", "f32", "--to", "models/whole"]);
-    assert!(packed && text.contains("checkpoint: whole\n"), "a packed folder is a checkpoint like any other: {text}");
-    let (packed, text) = run(folder.path(), &["pack", "--dtype", "f32", "--to", "outside"]);
+    let (packed, text) = run(directory.path(), &["pack", "--dtype", "f32", "--to", "models/whole"]);
+    assert!(packed && text.contains("checkpoint: whole\n"), "a packed directory is a checkpoint like any other: {text}");
+    let (packed, text) = run(directory.path(), &["pack", "--dtype", "f32", "--to", "outside"]);
     assert!(packed && text.contains("outside into ") && text.contains("checkpoint: outside\n"), "{text}");
 }
 
 #[test]
 fn what_is_not_packed_is_told_in_words() {
-    let folder = stage();
+    let directory = stage();
     let refused = |arguments: &[&str], words: &str| {
-        let (packed, text) = run(folder.path(), arguments);
+        let (packed, text) = run(directory.path(), arguments);
         assert!(!packed && text.contains(words), "{arguments:?}: {text}");
     };
     refused(&["pack"], "--dtype");
@@ -83,12 +83,12 @@ fn what_is_not_packed_is_told_in_words() {
     refused(&["pack", "nothing", "--dtype", "f32"], "models/nothing.yaml");
     refused(&["pack", "--dtype", "f32", "--to", "models/sd15"], "is the checkpoint itself, which stays as it is");
     let edit = include_str!("../../../models/qwen-image-edit-2511.yaml");
-    fs::write(folder.path().join("models/edit.yaml"), edit).expect("writes");
+    fs::write(directory.path().join("models/edit.yaml"), edit).expect("writes");
     refused(&["pack", "edit", "--dtype", "bf16"], "family qwen-image-edit is not packed");
-    fs::remove_file(folder.path().join("models/sd15/vae/diffusion_pytorch_model.safetensors")).expect("removes");
+    fs::remove_file(directory.path().join("models/sd15/vae/diffusion_pytorch_model.safetensors")).expect("removes");
     refused(&["pack", "--dtype", "f32"], "has none of diffusion_pytorch_model.safetensors");
-    assert!(!folder.path().join("models/sd15-f32").exists(), "nothing is begun that cannot be ended");
-    fs::remove_dir_all(folder.path().join("models/sd15")).expect("removes");
+    assert!(!directory.path().join("models/sd15-f32").exists(), "nothing is begun that cannot be ended");
+    fs::remove_dir_all(directory.path().join("models/sd15")).expect("removes");
     refused(&["pack", "--dtype", "f32"], "bring it with `atelier models pull sd15`");
 }
 
@@ -108,10 +108,10 @@ fn with_many_words(checkpoint: &Path) {
 
 #[test]
 fn a_pack_that_is_killed_leaves_nothing_that_loads() {
-    let folder = stage();
-    with_many_words(&folder.path().join("models/sd15"));
-    let packed = folder.path().join("models/sd15-f32");
-    let mut packing = atelier(folder.path(), &["pack", "--dtype", "f32"]).stdout(Stdio::null()).spawn().expect("starts");
+    let directory = stage();
+    with_many_words(&directory.path().join("models/sd15"));
+    let packed = directory.path().join("models/sd15-f32");
+    let mut packing = atelier(directory.path(), &["pack", "--dtype", "f32"]).stdout(Stdio::null()).spawn().expect("starts");
     let deadline = Instant::now() + DEADLINE;
     while !fs::metadata(packed.join(PART)).is_ok_and(|about| about.len() > 1 << 20) {
         assert!(packing.try_wait().expect("a child").is_none() && Instant::now() < deadline, "it did not begin to write");
@@ -121,10 +121,10 @@ fn a_pack_that_is_killed_leaves_nothing_that_loads() {
     assert!(!packing.wait().expect("ended").success());
     assert!(packed.join(PART).exists() && !packed.join(PACKED).exists(), "killed while it was written");
 
-    write_manifest(folder.path(), "checkpoint: sd15-f32");
-    let (again, text) = run(folder.path(), &["pack", "--dtype", "f32", "--to", "models/other"]);
+    write_manifest(directory.path(), "checkpoint: sd15-f32");
+    let (again, text) = run(directory.path(), &["pack", "--dtype", "f32", "--to", "models/other"]);
     assert!(!again && text.contains("text_encoder: has none of"), "what is there is no checkpoint: {text}");
-    write_manifest(folder.path(), "checkpoint: sd15");
-    let (again, text) = run(folder.path(), &["pack", "--dtype", "f32"]);
+    write_manifest(directory.path(), "checkpoint: sd15");
+    let (again, text) = run(directory.path(), &["pack", "--dtype", "f32"]);
     assert!(again && packed.join(PACKED).exists() && !packed.join(PART).exists(), "{text}");
 }

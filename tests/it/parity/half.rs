@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::loras::{look, mixes};
 use super::stages::{NEGATIVE, PROMPT, for_each, prompts};
-use super::{Reference, RelativeError, Stage, fixtures, numbers, relative_error};
+use super::{Reference, RelativeError, Stage, fixtures, relative_error, values};
 
 /// Both round at every layer, each in its own order: what is added up first, and where a sum is kept in f32, is nobody's mistake.
 const TWICE_AS_FAR: RelativeError = RelativeError(2.0);
@@ -21,9 +21,9 @@ struct Distance<'a> {
 
 impl Distance<'_> {
     fn compare(&mut self, key: &str, ours: &Tensor) {
-        let (whole, theirs) = (numbers(self.whole.get(key)), numbers(self.half.get(key)));
+        let (whole, theirs) = (values(self.whole.get(key)), values(self.half.get(key)));
         assert_eq!(ours.dtype(), DType::F32, "{key}");
-        self.stage.note(key, relative_error(&numbers(ours), &whole) / relative_error(&theirs, &whole));
+        self.stage.note(key, relative_error(&values(ours), &whole) / relative_error(&theirs, &whole));
     }
 }
 
@@ -51,7 +51,7 @@ fn unet(engine: &StableDiffusion, mut distance: Distance<'_>) {
     let text = engine.encode_prompt(PROMPT, Some(NEGATIVE), &Inversions::default()).expect("text");
     for (size, timestep) in TIMESTEPS {
         let latents = distance.whole.get(&format!("unet/{size}/latents"));
-        let text = for_each(latents.dim(0).expect("pictures"), &text);
+        let text = for_each(latents.dim(0).expect("images"), &text);
         let ours = engine.predict_noise(latents, timestep, &text, 7.5).expect("noise");
         distance.compare(&format!("unet/{size}/{timestep:?}/guided"), &ours);
     }

@@ -9,7 +9,7 @@ use atelier::job::task::LoraScale;
 use candle_core::Tensor;
 
 use super::stages::PROMPT;
-use super::{Reference, STAGE, Stage, engine, fixtures, numbers};
+use super::{Reference, STAGE, Stage, engine, fixtures, values};
 
 const TIMESTEP: f64 = 500.0;
 
@@ -45,7 +45,7 @@ fn parity_of_adapters_of_every_kind() {
         engine.use_loras(&[LoraFile { path, scale }]).unwrap_or_else(|error| panic!("{name}: {error}"));
         let (states, noise) = look(&engine, &latents);
         let adapts_text = ["loha", "lokr", "dora"].contains(&name.as_str());
-        assert_eq!(numbers(&states) != numbers(&plain), adapts_text, "{name} and the text encoder");
+        assert_eq!(values(&states) != values(&plain), adapts_text, "{name} and the text encoder");
         text.compare(&name, &states, reference.get(&format!("{name}/text")));
         unet.compare(&name, &noise, reference.get(&format!("{name}/unet")));
     }
@@ -62,15 +62,15 @@ fn parity_of_loras_in_turns() {
     let mut seen: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for loras in turns {
         alternating.use_loras(loras).expect("loads");
-        let ours = numbers(&look(&alternating, &reference).1);
+        let ours = values(&look(&alternating, &reference).1);
         let first = seen.entry(format!("{loras:?}")).or_insert_with(|| {
             let mut fresh = engine("sd15");
             fresh.use_loras(loras).expect("loads");
-            numbers(&look(&fresh, &reference).1)
+            values(&look(&fresh, &reference).1)
         });
         assert_eq!(&ours, first, "{loras:?} leaked from one turn into another");
     }
-    assert_eq!(seen.len(), 4, "every LoRA paints something of its own");
+    assert_eq!(seen.len(), 4, "every LoRA generates something of its own");
 }
 
 #[test]
@@ -78,9 +78,9 @@ fn lora_that_fails_leaves_the_engine_as_it_was() {
     let reference = Reference::read("sd15");
     let mut engine = engine("sd15");
     engine.warm_up().expect("warms up");
-    let before = numbers(&look(&engine, &reference).1);
+    let before = values(&look(&engine, &reference).1);
     engine.use_loras(&[lora("peft", 1.0), lora("missing", 1.0)]).expect_err("there is no such file");
-    assert_eq!(before, numbers(&look(&engine, &reference).1));
+    assert_eq!(before, values(&look(&engine, &reference).1));
 }
 
 /// The oracle's mixes by name. The order of the LoRAs is part of the case.

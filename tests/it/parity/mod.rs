@@ -3,8 +3,8 @@
 //! `cargo test --test it parity -- --nocapture` prints the figures.
 
 mod half;
+mod images;
 mod loras;
-mod pictures;
 mod prompts;
 mod qwen;
 mod qwen_text;
@@ -24,7 +24,7 @@ use candle_core::{DType, Device, Tensor};
 const STAGE: RelativeError = RelativeError(1e-4);
 /// Of a schedule's tables and steps.
 const SCHEDULE: RelativeError = RelativeError(1e-5);
-/// Of a finished picture, in steps of 8 bits.
+/// Of a finished image, in steps of 8 bits.
 const PIXEL: u8 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
@@ -71,7 +71,7 @@ impl Stage {
     /// Notes how far `ours` is from `reference`; shapes must be equal.
     fn compare(&mut self, case: &str, ours: &Tensor, reference: &Tensor) {
         assert_eq!(ours.dims(), reference.dims(), "{}: {case}", self.name);
-        self.note(case, relative_error(&numbers(ours), &numbers(reference)));
+        self.note(case, relative_error(&values(ours), &values(reference)));
     }
 
     fn note(&mut self, case: &str, error: f64) {
@@ -90,8 +90,8 @@ impl Stage {
     }
 }
 
-fn numbers(tensor: &Tensor) -> Vec<f64> {
-    tensor.flatten_all().and_then(|flat| flat.to_dtype(DType::F64)?.to_vec1()).expect("numbers")
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.flatten_all().and_then(|flat| flat.to_dtype(DType::F64)?.to_vec1()).expect("values")
 }
 
 fn relative_error(ours: &[f64], reference: &[f64]) -> f64 {

@@ -6,7 +6,7 @@ use atelier::engine::sd::inversion::Inversions;
 use atelier::job::task::prompt::{EmbeddingToken, PromptSyntax};
 
 use super::stages::{NEGATIVE, PROMPT};
-use super::{Reference, STAGE, Stage, engine, fixtures, numbers};
+use super::{Reference, STAGE, Stage, engine, fixtures, values};
 
 fn weighted() -> StableDiffusion {
     engine("sd15").with_prompts(PromptSyntax::Weighted)
@@ -39,9 +39,8 @@ fn parity_of_weighted_prompts() {
 fn short_prompt_without_brackets_is_the_same_in_both_syntaxes() {
     let (plain, weighted) = (engine("sd15"), weighted());
     for (prompt, negative) in [(PROMPT, Some(NEGATIVE)), ("", Some("")), (&["cat"; 75].join(" ")[..], None)] {
-        let states = |engine: &StableDiffusion| {
-            numbers(&engine.encode_prompt(prompt, negative, &Inversions::default()).expect("states"))
-        };
+        let states =
+            |engine: &StableDiffusion| values(&engine.encode_prompt(prompt, negative, &Inversions::default()).expect("states"));
         assert!(states(&plain) == states(&weighted), "{prompt}");
     }
 }

@@ -1,4 +1,4 @@
-//! Qwen-Image-Edit from hidden states to pictures against what diffusers computed (`tests/oracle/qwen.py`).
+//! Qwen-Image-Edit from hidden states to images against what diffusers computed (`tests/oracle/qwen.py`).
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use image::RgbImage;
 
 use super::stages::largest_step;
 use super::{PIXEL, Reference, RelativeError, SCHEDULE, STAGE, Stage};
-use crate::engine::copy_folder;
+use crate::engine::copy_directory;
 
 /// As in the oracle's script.
 const AREAS: Areas = Areas { reference_px: 128 * 128, condition_px: 384 * 384 };
@@ -29,18 +29,18 @@ const OUTPUT: Grid = Grid { height: 7, width: 5 };
 const GRIDS: [Grid; 3] = [OUTPUT, Grid { height: 6, width: 6 }, Grid { height: 3, width: 8 }];
 const TIME: f32 = 761.3;
 /// On the CPU, with 8-bit weights as a GPU keeps them.
-const EIGHT_BIT: Precision = Precision { compute: DType::F32, keep_eight_bit: true };
+const FP8: Precision = Precision { compute: DType::F32, keep_fp8: true };
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/qwen")
 }
 
 fn expected() -> Reference {
-    Reference::open(&folder().join("expected.safetensors"))
+    Reference::open(&directory().join("expected.safetensors"))
 }
 
 fn load(variant: &Variant, precision: Precision) -> QwenImageEdit {
-    let engine = QwenImageEdit::load(&folder().join("edit"), variant, precision, Device::Cpu).expect("the fixture loads");
+    let engine = QwenImageEdit::load(&directory().join("edit"), variant, precision, Device::Cpu).expect("the fixture loads");
     engine.with_areas(AREAS)
 }
 
@@ -50,21 +50,21 @@ fn engine(distilled: bool) -> QwenImageEdit {
 
 fn lora(name: &str, scale: f64) -> LoraFile {
     let scale = LoraScale::new(scale).expect("a scale");
-    LoraFile { path: folder().join(format!("loras/{name}.safetensors")), scale }
+    LoraFile { path: directory().join(format!("loras/{name}.safetensors")), scale }
 }
 
-/// The picture that the oracle's Lanczos filter made of an input.
-fn picture(expected: &Reference, name: &str) -> RgbImage {
-    let numbers = expected.get(&format!("resized/{name}"));
-    let (height, width, _) = numbers.dims3().expect("a picture");
-    let bytes = numbers.flatten_all().and_then(|flat| flat.to_vec1::<u8>()).expect("bytes");
+/// The image that the oracle's Lanczos filter made of an input.
+fn image(expected: &Reference, name: &str) -> RgbImage {
+    let values = expected.get(&format!("resized/{name}"));
+    let (height, width, _) = values.dims3().expect("an image");
+    let bytes = values.flatten_all().and_then(|flat| flat.to_vec1::<u8>()).expect("bytes");
     RgbImage::from_raw(width as u32, height as u32, bytes).expect("as many bytes")
 }
 
 #[test]
 fn parity_of_flow_schedules() {
-    let config = EditCheckpoint::read(&folder().join("edit")).expect("reads").schedule;
-    let reference = Reference::open(&folder().join("schedules.safetensors"));
+    let config = EditCheckpoint::read(&directory().join("edit")).expect("reads").schedule;
+    let reference = Reference::open(&directory().join("schedules.safetensors"));
     let mut stage = Stage::new("qwen, sigmas");
     for (name, config) in [("base", config.clone()), ("lightning", config.lightning())] {
         for steps in [1, 4, 8, 40] {
@@ -73,7 +73,7 @@ fn parity_of_flow_schedules() {
                 let ours = Tensor::new(sigmas, &Device::Cpu).expect("sigmas");
                 if name == "base" && steps == 1 {
                     // Diffusers divides by zero here.
-                    assert_eq!(ours.to_vec1::<f32>().expect("numbers"), [1.0, 0.0]);
+                    assert_eq!(ours.to_vec1::<f32>().expect("values"), [1.0, 0.0]);
                     continue;
                 }
                 let key = format!("{name}/{steps}/{tokens}");
@@ -84,56 +84,56 @@ fn parity_of_flow_schedules() {
     stage.finish(SCHEDULE);
 }
 
-struct Painting {
+struct Generation {
     name: &'static str,
-    pictures: &'static [&'static str],
+    images: &'static [&'static str],
     guidance_scale: f64,
     seed: u64,
 }
 
-const PAINTINGS: [Painting; 2] = [
-    Painting { name: "base", pictures: &["person", "garment"], guidance_scale: 4.0, seed: 42 },
-    Painting { name: "lightning", pictures: &["person", "garment", "shoes"], guidance_scale: 1.0, seed: 7 },
+const GENERATIONS: [Generation; 2] = [
+    Generation { name: "base", images: &["person", "garment"], guidance_scale: 4.0, seed: 42 },
+    Generation { name: "lightning", images: &["person", "garment", "shoes"], guidance_scale: 1.0, seed: 7 },
 ];
 
 #[test]
 fn parity_of_edit_stages() {
     let expected = expected();
-    for painting in &PAINTINGS {
-        let mut engine = engine(painting.name == "lightning");
-        let get = |key: &str| expected.get(&format!("{}/{key}", painting.name));
-        let references: Vec<Encoded> = painting.pictures.iter().map(|name| reference(&mut engine, &expected, name)).collect();
+    for generation in &GENERATIONS {
+        let mut engine = engine(generation.name == "lightning");
+        let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
+        let references: Vec<Encoded> = generation.images.iter().map(|name| reference(&mut engine, &expected, name)).collect();
         let tokens = references.iter().map(|reference| reference.tokens.clone()).collect::<Vec<_>>();
-        let mut stage = Stage::new(format!("qwen {}, packed references", painting.name));
+        let mut stage = Stage::new(format!("qwen {}, packed references", generation.name));
         stage.compare("references", &Tensor::cat(&tokens, 1).expect("tokens"), get("references"));
         stage.finish(STAGE);
-        let noise = engine.noise(&[painting.seed], OUTPUT).expect("noise");
-        let mut stage = Stage::new(format!("qwen {}, noise", painting.name));
+        let noise = engine.noise(&[generation.seed], OUTPUT).expect("noise");
+        let mut stage = Stage::new(format!("qwen {}, noise", generation.name));
         stage.compare("noise", &noise[0], get("noise"));
         stage.finish(STAGE);
-        looks(&mut engine, &expected, painting, &references);
-        whole_painting(&mut engine, &expected, painting, &references);
+        looks(&mut engine, &expected, generation, &references);
+        whole_generation(&mut engine, &expected, generation, &references);
     }
 }
 
 fn reference(engine: &mut QwenImageEdit, expected: &Reference, name: &str) -> Encoded {
-    let input = expected.get(&format!("input/{name}")).dims3().expect("a picture");
-    let picture = picture(expected, name);
-    assert_eq!(engine.reference_size(input.1 as u32, input.0 as u32), picture.dimensions(), "{name}");
-    engine.encode_reference(&picture).expect("a reference")
+    let input = expected.get(&format!("input/{name}")).dims3().expect("an image");
+    let image = image(expected, name);
+    assert_eq!(engine.reference_size(input.1 as u32, input.0 as u32), image.dimensions(), "{name}");
+    engine.encode_reference(&image).expect("a reference")
 }
 
 /// Block 0, velocities and guidance, each from the oracle's own latents.
-fn looks(engine: &mut QwenImageEdit, expected: &Reference, painting: &Painting, references: &[Encoded]) {
-    let get = |key: &str| expected.get(&format!("{}/{key}", painting.name));
+fn looks(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generation, references: &[Encoded]) {
+    let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
     let schedule = engine.schedule(4, OUTPUT);
     let moments = engine.moments(&schedule.timesteps()).expect("moments");
     let grids: Vec<Grid> = std::iter::once(OUTPUT).chain(references.iter().map(|reference| reference.grid)).collect();
-    let mut block = Stage::new(format!("qwen {}, block 0", painting.name));
-    let mut velocities = Stage::new(format!("qwen {}, velocity of each step", painting.name));
-    let mut guidance = Stage::new(format!("qwen {}, guided velocity", painting.name));
+    let mut block = Stage::new(format!("qwen {}, block 0", generation.name));
+    let mut velocities = Stage::new(format!("qwen {}, velocity of each step", generation.name));
+    let mut guidance = Stage::new(format!("qwen {}, guided velocity", generation.name));
     let mut latents = get("noise").clone();
-    let texts: &[&str] = if painting.guidance_scale > 1.0 { &["positive", "negative"] } else { &["positive"] };
+    let texts: &[&str] = if generation.guidance_scale > 1.0 { &["positive", "negative"] } else { &["positive"] };
     for (step, moment) in moments.iter().enumerate() {
         let tokens = Tensor::cat(&[&latents, get("references")], 1).expect("tokens");
         for (index, text) in texts.iter().enumerate() {
@@ -150,7 +150,7 @@ fn looks(engine: &mut QwenImageEdit, expected: &Reference, painting: &Painting, 
         let of = |index: usize| get(&format!("velocity/{}", step * texts.len() + index)).narrow(1, 0, OUTPUT.tokens());
         let key = format!("guided/{step}");
         if texts.len() == 2 {
-            let ours = guided(&of(0).expect("positive"), &of(1).expect("negative"), painting.guidance_scale);
+            let ours = guided(&of(0).expect("positive"), &of(1).expect("negative"), generation.guidance_scale);
             guidance.compare(&key, &ours.expect("guided"), get(&key));
         }
         let length = f64::from(schedule.sigmas[step + 1]) - f64::from(schedule.sigmas[step]);
@@ -164,27 +164,27 @@ fn looks(engine: &mut QwenImageEdit, expected: &Reference, painting: &Painting, 
 }
 
 /// All of it in one go.
-fn whole_painting(engine: &mut QwenImageEdit, expected: &Reference, painting: &Painting, references: &[Encoded]) {
-    let get = |key: &str| expected.get(&format!("{}/{key}", painting.name));
+fn whole_generation(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generation, references: &[Encoded]) {
+    let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
     let edit = Edit {
         positive: expected.get("text/positive").clone(),
         negative: Some(expected.get("text/negative").clone()),
-        guidance_scale: painting.guidance_scale,
+        guidance_scale: generation.guidance_scale,
         steps: 4,
-        seeds: vec![painting.seed],
+        seeds: vec![generation.seed],
         width_px: SIZE.0,
         height_px: SIZE.1,
     };
     let watch = Watch::new(|_| ());
     let latents = engine.denoise(&edit, references, &watch).expect("latents");
-    let mut stage = Stage::new(format!("qwen {}, last latents", painting.name));
+    let mut stage = Stage::new(format!("qwen {}, last latents", generation.name));
     stage.compare("latents", &latents[0], get("latents"));
     stage.finish(STAGE);
-    let pictures: Vec<RgbImage> = painting.pictures.iter().map(|name| picture(expected, name)).collect();
-    let painted = engine.paint(&edit, &pictures, &watch).expect("a picture");
-    let theirs = get("picture").flatten_all().and_then(|flat| flat.to_vec1::<u8>()).expect("bytes");
-    let mut stage = Stage::new(format!("qwen {}, 8 bit", painting.name));
-    stage.note("picture", f64::from(largest_step(&painted[0].rgb, &theirs)));
+    let images: Vec<RgbImage> = generation.images.iter().map(|name| image(expected, name)).collect();
+    let generated = engine.generate(&edit, &images, &watch).expect("an image");
+    let theirs = get("image").flatten_all().and_then(|flat| flat.to_vec1::<u8>()).expect("bytes");
+    let mut stage = Stage::new(format!("qwen {}, 8 bit", generation.name));
+    stage.note("image", f64::from(largest_step(&generated[0].rgb, &theirs)));
     stage.finish(RelativeError(f64::from(PIXEL)));
 }
 
@@ -200,8 +200,8 @@ fn parity_of_zero_cond_t() {
     let expected = expected();
     let mut stage = Stage::new("qwen, references at timestep 0 or not");
     stage.compare("zero_cond_t", &look(&mut engine(false), &expected), expected.get("forward/zero_cond_t"));
-    let earlier = tempfile::tempdir().expect("a folder");
-    copy_folder(&folder().join("edit"), earlier.path());
+    let earlier = tempfile::tempdir().expect("a directory");
+    copy_directory(&directory().join("edit"), earlier.path());
     let config = earlier.path().join("transformer/config.json");
     let text = fs::read_to_string(&config).expect("a config").replace("\"zero_cond_t\": true", "\"zero_cond_t\": false");
     fs::write(&config, text).expect("writes");
@@ -224,16 +224,16 @@ fn parity_of_edit_loras() {
 }
 
 #[test]
-fn parity_of_eight_bit_weights() {
+fn parity_of_fp8_weights() {
     let expected = expected();
     let mut stage = Stage::new("qwen, 8-bit weights in all spellings");
-    for (name, precision) in [("whole", Precision::of(&Device::Cpu)), ("kept", EIGHT_BIT)] {
+    for (name, precision) in [("whole", Precision::of(&Device::Cpu)), ("kept", FP8)] {
         for spelling in ["channel", "channel_flat", "tensor", "bare"] {
-            let file = Some(folder().join(format!("fp8/{spelling}.safetensors")));
+            let file = Some(directory().join(format!("fp8/{spelling}.safetensors")));
             let ours = look(&mut load(&Variant { file, ..Variant::default() }, precision), &expected);
             stage.compare(&format!("{spelling}, {name}"), &ours, expected.get(&format!("fp8/{spelling}")));
         }
-        let file = Some(folder().join("fp8/channel.safetensors"));
+        let file = Some(directory().join("fp8/channel.safetensors"));
         let variant = Variant { file, loras: vec![lora("lightning", 1.0)], distilled: true };
         let ours = look(&mut load(&variant, precision), &expected);
         stage.compare(&format!("with a LoRA, {name}"), &ours, expected.get("fp8/channel_lightning"));

@@ -92,9 +92,9 @@ fn unet(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {
     with.finish(STAGE);
 }
 
-/// The same prompts for every picture of a batch: (R, T, C) to (R·pictures, T, C).
-pub(super) fn for_each(pictures: usize, text: &Tensor) -> Tensor {
-    let repeated = text.unsqueeze(1).and_then(|text| text.repeat((1, pictures, 1, 1)));
+/// The same prompts for every image of a batch: (R, T, C) to (R·images, T, C).
+pub(super) fn for_each(images: usize, text: &Tensor) -> Tensor {
+    let repeated = text.unsqueeze(1).and_then(|text| text.repeat((1, images, 1, 1)));
     repeated.and_then(|text| text.flatten(0, 1)).expect("rows")
 }
 
@@ -106,7 +106,7 @@ fn vae(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {
         let latents = reference.get(&format!("unet/{size}/latents"));
         let ours = engine.decode(latents).expect("decodes");
         decoded.compare(&size, &ours, reference.get(&format!("vae/{size}")));
-        let bytes = ours.i(0).and_then(|picture| to_rgb8(&picture)).expect("bytes");
+        let bytes = ours.i(0).and_then(|image| to_rgb8(&image)).expect("bytes");
         let expected = reference.get(&format!("pixels/{size}")).flatten_all().and_then(|flat| flat.to_vec1::<u8>());
         pixels.note(&size, f64::from(largest_step(&bytes, &expected.expect("bytes"))));
     }

@@ -1,20 +1,20 @@
-//! Paintings that start from a picture: the encoder, image-to-image and inpainting.
+//! Generations that start from an image: the encoder, image-to-image and inpainting.
 
 use atelier::engine::sd::vae_encoder::to_pixels;
-use atelier::engine::{Engine, PaintRequest, StartPicture, Watch};
+use atelier::engine::{Engine, GenerateRequest, InitImage, Watch};
 use atelier::job::task::start::StartImage;
 use atelier::job::task::{ImageCount, Scheduler, SidePx, Size, StepCount, Strength};
 use atelier::job::url::AssetUrl;
 use candle_core::{Device, Tensor};
 use image::{GrayImage, RgbImage};
 
-use super::pictures::request;
+use super::images::request;
 use super::stages::largest_step;
 use super::{PIXEL, Reference, RelativeError, STAGE, Stage, engine};
 
 const SIZE: (u32, u32) = (72, 64);
 
-/// (scheduler, its name in the reference, pictures, whether there are all three strengths), as in the oracle's script.
+/// (scheduler, its name in the reference, images, whether there are all three strengths), as in the oracle's script.
 const CASES: [(Scheduler, &str, u64, bool); 8] = [
     (Scheduler::DpmSolverPlusPlus, "dpmsolver++", 1, true),
     (Scheduler::DpmSolverPlusPlusKarras, "dpmsolver++-karras", 1, false),
@@ -34,8 +34,8 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
 fn parity_of_the_encoder() {
     let (engine, reference) = (engine("sd15"), Reference::read("starts"));
     let (width, height) = (SIZE.0 as usize, SIZE.1 as usize);
-    let pixels = to_pixels(&bytes(reference.get("picture")), width, height, &Device::Cpu).expect("pixels");
-    let moments = engine.encode_picture(&pixels).expect("encodes");
+    let pixels = to_pixels(&bytes(reference.get("image")), width, height, &Device::Cpu).expect("pixels");
+    let moments = engine.encode_image(&pixels).expect("encodes");
     let scaled = |name: &str| (reference.get(name) * 0.18215).expect("a tensor");
     let mut stage = Stage::new("sd15, vae encoder");
     stage.compare("mean", &moments.mean, &scaled("mean"));
@@ -44,18 +44,18 @@ fn parity_of_the_encoder() {
 }
 
 #[test]
-fn parity_of_paintings_from_a_picture() {
+fn parity_of_generations_from_a_image() {
     let (mut engine, reference) = (engine("sd15"), Reference::read("starts"));
-    let (picture, mask) = (bytes(reference.get("picture")), bytes(reference.get("mask")));
-    for (way, mask) in [("from_picture", None), ("inpaint", Some(mask))] {
+    let (image, mask) = (bytes(reference.get("image")), bytes(reference.get("mask")));
+    for (way, mask) in [("from_image", None), ("inpaint", Some(mask))] {
         for (scheduler, name, count, all) in CASES {
             let strengths: &[f64] = if all { &[0.35, 0.8, 1.0] } else { &[0.8] };
             let count = if mask.is_some() { 1 } else { count };
             let mut stage = Stage::new(format!("{way}, {name}, 8 bit"));
             for strength in strengths {
-                let request = from(&picture, mask.as_deref(), scheduler, *strength, count);
-                let painted = engine.paint(&request, &Watch::new(|_| ())).expect("paints");
-                let ours: Vec<u8> = painted.into_iter().flat_map(|picture| picture.rgb).collect();
+                let request = from(&image, mask.as_deref(), scheduler, *strength, count);
+                let generated = engine.generate(&request, &Watch::new(|_| ())).expect("generates");
+                let ours: Vec<u8> = generated.into_iter().flat_map(|image| image.rgb).collect();
                 let case = format!("{way}/{name}/{strength:?}");
                 stage.note(&case, f64::from(largest_step(&ours, &bytes(reference.get(&case)))));
             }
@@ -64,8 +64,8 @@ fn parity_of_paintings_from_a_picture() {
     }
 }
 
-fn from(picture: &[u8], mask: Option<&[u8]>, scheduler: Scheduler, strength: f64, count: u64) -> PaintRequest {
-    let url = AssetUrl::parse("s3://bucket/picture").expect("an address");
+fn from(image: &[u8], mask: Option<&[u8]>, scheduler: Scheduler, strength: f64, count: u64) -> GenerateRequest {
+    let url = AssetUrl::parse("s3://bucket/image").expect("an address");
     let side = |px: u32| SidePx::new(u64::from(px)).expect("a side");
     let mut request = request(scheduler, 7.5, count);
     request.task.steps = StepCount::new(8).expect("steps");
@@ -73,8 +73,8 @@ fn from(picture: &[u8], mask: Option<&[u8]>, scheduler: Scheduler, strength: f64
     request.task.size = Size::new(side(SIZE.0), side(SIZE.1));
     let strength = Strength::new(strength).expect("a strength");
     request.task.start = Some(StartImage { url: url.clone(), strength, mask: mask.map(|_| url) });
-    let rgb = RgbImage::from_raw(SIZE.0, SIZE.1, picture.to_vec()).expect("a picture");
+    let rgb = RgbImage::from_raw(SIZE.0, SIZE.1, image.to_vec()).expect("an image");
     let mask = mask.map(|mask| GrayImage::from_raw(SIZE.0, SIZE.1, mask.to_vec()).expect("a mask"));
-    request.start = Some(StartPicture { rgb, mask });
+    request.start = Some(InitImage { rgb, mask });
     request
 }

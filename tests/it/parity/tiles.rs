@@ -1,4 +1,4 @@
-//! Decoding in tiles: diffusers' own numbers, and how far a picture in tiles is from a whole one.
+//! Decoding in tiles: diffusers' own values, and how far an image in tiles is from a whole one.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use atelier::engine::sd::StableDiffusion;
 use atelier::engine::sd::vae_encoder::to_pixels;
 use candle_core::{DType, Device, Tensor};
 
-use super::{Reference, STAGE, Stage, engine, numbers};
+use super::{Reference, STAGE, Stage, engine, values};
 
 /// Of a trained toy VAE that normalizes every tile by itself, in steps of 8 bits: the mean over all channels of all pixels.
 const MEAN_DIFFERENCE: f64 = 24.0;
@@ -33,29 +33,29 @@ fn parity_of_tiles() {
 }
 
 #[test]
-fn a_picture_in_tiles_has_no_seams() {
+fn a_image_in_tiles_has_no_seams() {
     const SIDE: usize = 256;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-sd");
-    let engine = StableDiffusion::load(&folder, DType::F32, Device::Cpu).expect("the bundled model loads");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-sd");
+    let engine = StableDiffusion::load(&directory, DType::F32, Device::Cpu).expect("the bundled model loads");
     let waves = |place: usize| {
         let (x, y, channel) = ((place / 3 % SIDE) as f64, (place / 3 / SIDE) as f64, (place % 3) as f64);
         (127.0 + 100.0 * (x / 9.0 + channel).sin() * (y / (7.0 + channel)).cos()) as u8
     };
-    let picture: Vec<u8> = (0..3 * SIDE * SIDE).map(waves).collect();
-    let pixels = to_pixels(&picture, SIDE, SIDE, &Device::Cpu).expect("pixels");
-    let latents = engine.encode_picture(&pixels).expect("encodes").mean;
+    let image: Vec<u8> = (0..3 * SIDE * SIDE).map(waves).collect();
+    let pixels = to_pixels(&image, SIDE, SIDE, &Device::Cpu).expect("pixels");
+    let latents = engine.encode_image(&pixels).expect("encodes").mean;
     let bytes = |decoded: Tensor| {
-        let unit: Vec<f64> = numbers(&decoded).into_iter().map(|number| (number / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).collect();
+        let unit: Vec<f64> = values(&decoded).into_iter().map(|number| (number / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).collect();
         unit
     };
     let whole = bytes(engine.decode(&latents).expect("decodes"));
     let bands = bytes(engine.decode_in_bands(&latents).expect("decodes"));
     let largest = bands.iter().zip(&whole).map(|(bands, whole)| (bands - whole).abs()).fold(0.0, f64::max);
-    assert!(largest < 0.1, "in bands the picture is the same, got a difference of {largest}");
+    assert!(largest < 0.1, "in bands the image is the same, got a difference of {largest}");
     for side in [16, 8] {
         let tiled = bytes(engine.decode_in_tiles(&latents, side).expect("decodes"));
         let difference: Vec<f64> = tiled.iter().zip(&whole).map(|(tiled, whole)| tiled - whole).collect();
-        let mean = |numbers: &[f64]| numbers.iter().map(|number| number.abs()).sum::<f64>() / numbers.len() as f64;
+        let mean = |values: &[f64]| values.iter().map(|number| number.abs()).sum::<f64>() / values.len() as f64;
         assert!(mean(&difference) > 0.0, "{side}: these are not tiles");
         assert!(mean(&difference) <= MEAN_DIFFERENCE, "{side}: {}", mean(&difference));
         let stride_px = side * 8 * 3 / 4;

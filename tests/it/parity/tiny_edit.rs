@@ -6,12 +6,12 @@ use atelier::engine::qwen::Variant;
 use atelier::engine::qwen::engine::{Settings, TryOnEngine};
 use atelier::engine::qwen::precision::Precision;
 use atelier::engine::qwen::sizes::Areas;
-use atelier::engine::{EditRequest, Engine as _, LoraFile, Order, Picture, Request, Watch};
+use atelier::engine::{EditRequest, Engine as _, Image, LoraFile, Order, Request, Watch};
 use atelier::job::task::LoraScale;
 use atelier::job::task::tryon::Mode;
 use candle_core::Device;
 
-use super::qwen_text::picture;
+use super::qwen_text::image;
 use super::stages::largest_step;
 use super::{PIXEL, Reference, Stage};
 
@@ -20,19 +20,19 @@ pub(crate) const INSTRUCTION: &str = "Dress the person in image 1 in the garment
                            the body is meant. Keep the garment's colour, pattern, texture and cut. Keep the person's face, hair, skin, \
                            body, pose and the background as they are.";
 
-pub(crate) fn folder() -> PathBuf {
+pub(crate) fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-edit")
 }
 
 /// As models/tiny-edit.yaml says.
 pub(crate) fn settings(memory_budget: Option<u64>) -> Settings {
-    let lora = LoraFile { path: folder().join("lightning-4steps.safetensors"), scale: LoraScale::one() };
-    let eight_bit = folder().join("fp8-lightning-4steps.safetensors");
+    let lora = LoraFile { path: directory().join("lightning-4steps.safetensors"), scale: LoraScale::one() };
+    let fp8 = directory().join("fp8-lightning-4steps.safetensors");
     Settings {
         modes: vec![
             (Mode::Base, Variant::default()),
             (Mode::Lora, Variant { loras: vec![lora], distilled: true, ..Variant::default() }),
-            (Mode::Fp8, Variant { file: Some(eight_bit), distilled: true, ..Variant::default() }),
+            (Mode::Fp8, Variant { file: Some(fp8), distilled: true, ..Variant::default() }),
         ],
         areas: Areas { reference_px: 12_288, condition_px: 6_912 },
         memory_budget,
@@ -41,7 +41,7 @@ pub(crate) fn settings(memory_budget: Option<u64>) -> Settings {
 }
 
 fn request(expected: &Reference, number: usize, mode: Mode, guidance_scale: f64) -> EditRequest {
-    let input = |name: &str| picture(expected.get(&format!("{number}/{name}")));
+    let input = |name: &str| image(expected.get(&format!("{number}/{name}")));
     EditRequest {
         images: vec![input("person"), input("garment")],
         prompt: INSTRUCTION.into(),
@@ -55,38 +55,38 @@ fn request(expected: &Reference, number: usize, mode: Mode, guidance_scale: f64)
     }
 }
 
-fn paint(engine: &mut TryOnEngine, request: EditRequest) -> Vec<Picture> {
+fn generate(engine: &mut TryOnEngine, request: EditRequest) -> Vec<Image> {
     let order = Order { request: Request::TryOn(request), watch: Watch::new(|_| ()) };
-    engine.paint_together(&[order]).expect("paints").remove(0).expect("paints")
+    engine.generate_together(&[order]).expect("generates").remove(0).expect("generates")
 }
 
 #[test]
 fn parity_of_whole_tryons() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-edit/expected.safetensors");
     let expected = Reference::open(&file);
-    let mut engine = TryOnEngine::load(&folder(), settings(None), Precision::of(&Device::Cpu), Device::Cpu)
+    let mut engine = TryOnEngine::load(&directory(), settings(None), Precision::of(&Device::Cpu), Device::Cpu)
         .expect("the bundled model loads");
     let mut stage = Stage::new("tiny-edit, 8 bit");
     let distilled = (0..4).flat_map(|number| [(number, Mode::Lora, 1.0), (number, Mode::Fp8, 1.0)]);
     for (number, mode, guidance) in distilled.chain([(0, Mode::Base, 4.0), (1, Mode::Base, 1.0)]) {
-        let painted = paint(&mut engine, request(&expected, number, mode, guidance));
-        let reference = picture(expected.get(&format!("{number}/{}", mode.as_str())));
-        let step = largest_step(&painted[0].rgb, reference.as_raw());
+        let generated = generate(&mut engine, request(&expected, number, mode, guidance));
+        let reference = image(expected.get(&format!("{number}/{}", mode.as_str())));
+        let step = largest_step(&generated[0].rgb, reference.as_raw());
         stage.note(&format!("{number}, {}", mode.as_str()), f64::from(step));
     }
     stage.finish(super::RelativeError(f64::from(PIXEL)));
 }
 
 #[test]
-fn without_room_for_it_the_text_encoder_is_read_again_and_the_pictures_are_the_same() {
+fn without_room_for_it_the_text_encoder_is_read_again_and_the_images_are_the_same() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-edit/expected.safetensors");
     let expected = Reference::open(&file);
-    let mut roomy = TryOnEngine::load(&folder(), settings(None), Precision::of(&Device::Cpu), Device::Cpu).expect("loads");
+    let mut roomy = TryOnEngine::load(&directory(), settings(None), Precision::of(&Device::Cpu), Device::Cpu).expect("loads");
     let mut tight =
-        TryOnEngine::load(&folder(), settings(Some(1 << 20)), Precision::of(&Device::Cpu), Device::Cpu).expect("loads");
+        TryOnEngine::load(&directory(), settings(Some(1 << 20)), Precision::of(&Device::Cpu), Device::Cpu).expect("loads");
     assert!(roomy.keeps_encoder() && !tight.keeps_encoder());
     for number in [0, 1] {
         let request = request(&expected, number, Mode::Lora, 1.0);
-        assert_eq!(paint(&mut roomy, request.clone()), paint(&mut tight, request));
+        assert_eq!(generate(&mut roomy, request.clone()), generate(&mut tight, request));
     }
 }

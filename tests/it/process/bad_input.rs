@@ -1,4 +1,4 @@
-//! Every bad input of the contract, as an SQS message: the right error, told once, never retried, and the next job is painted.
+//! Every bad input of the contract, as an SQS message: the right error, told once, never retried, and the next job is generated.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 
 use super::World;
 use super::runtime_api::{Posted, RuntimeApi};
-use crate::backend::{Backend, Notice};
+use crate::backend::{Backend, Notification};
 use crate::bucket::Bucket;
 use crate::events::sample;
 
@@ -69,8 +69,8 @@ fn with_lora(id: &str, url: &str) -> String {
     body(id, "lora", json!([{ "url": url }]))
 }
 
-/// Runs the messages as one batch, whose reply must bring none of them back, and returns the notices.
-async fn told(api: &mut RuntimeApi, backend: &mut Backend, bodies: &[String]) -> Vec<Notice> {
+/// Runs the messages as one batch, whose reply must bring none of them back, and returns the notifications.
+async fn told(api: &mut RuntimeApi, backend: &mut Backend, bodies: &[String]) -> Vec<Notification> {
     let mut event = sample("sqs-plain.json");
     let record = event["Records"][0].clone();
     let records: Vec<Value> = bodies
@@ -79,7 +79,7 @@ async fn told(api: &mut RuntimeApi, backend: &mut Backend, bodies: &[String]) ->
         .map(|(number, body)| {
             let mut record = record.clone();
             record["messageId"] = json!(format!("message-{number}"));
-            // A second delivery: those never share a batch, so the notices come in the messages' order.
+            // A second delivery: those never share a batch, so the notifications come in the messages' order.
             record["attributes"]["ApproximateReceiveCount"] = json!("2");
             record["body"] = json!(body);
             record
@@ -88,7 +88,7 @@ async fn told(api: &mut RuntimeApi, backend: &mut Backend, bodies: &[String]) ->
     event["Records"] = json!(records);
     api.invoke(event, LIMIT);
     assert_eq!(api.posted().await, Posted::Response(json!({ "batchItemFailures": [] })), "nothing of this can succeed later");
-    backend.arrived().into_iter().filter(|notice| !notice.path.ends_with("/progress")).collect()
+    backend.arrived().into_iter().filter(|notification| !notification.path.ends_with("/progress")).collect()
 }
 
 /// Each case: message, code, field, words that the message must hold.
@@ -97,21 +97,21 @@ type Case = (String, &'static str, &'static str, &'static str);
 async fn check(cases: Vec<Case>, bucket: Bucket, changes: &[(&str, &str)]) {
     let (mut api, mut backend) = (RuntimeApi::start().await, Backend::start().await);
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
-    let folder = tempfile::tempdir().unwrap();
-    let _handler = world.start(changes, &folder.path().join("log"));
+    let directory = tempfile::tempdir().unwrap();
+    let _handler = world.start(changes, &directory.path().join("log"));
 
     let mut bodies: Vec<String> = cases.iter().map(|(body, ..)| body.clone()).collect();
     bodies.push(body("good-after-all", "seed", json!(1)));
-    let notices = told(&mut api, &mut backend, &bodies).await;
-    assert_eq!(notices.len(), bodies.len(), "one terminal notice a message");
-    for ((body, code, field, words), notice) in cases.iter().zip(&notices) {
-        assert_eq!(notice.path, "/api/webhooks/inference/failed", "{body}");
-        let error = &notice.body["error"];
+    let notifications = told(&mut api, &mut backend, &bodies).await;
+    assert_eq!(notifications.len(), bodies.len(), "one terminal notification a message");
+    for ((body, code, field, words), notification) in cases.iter().zip(&notifications) {
+        assert_eq!(notification.path, "/api/webhooks/inference/failed", "{body}");
+        let error = &notification.body["error"];
         assert_eq!(error["code"], *code, "{body}: {error}");
         assert_eq!(error["field"], *field, "{body}: {error}");
         assert!(error["message"].as_str().unwrap_or_default().contains(words), "{body}: {error} does not say {words:?}");
     }
-    let last = notices.last().unwrap();
+    let last = notifications.last().unwrap();
     assert_eq!((last.path.as_str(), &last.body["job_id"]), ("/api/webhooks/inference/complete", &json!("good-after-all")));
     assert_eq!(bucket.puts("/result.json"), 1, "nothing but the good job was stored");
 }
@@ -138,7 +138,7 @@ async fn bad_bodies() {
             json!({ "job_id": "t", "task": "tryon", "person": "s3://b/p.png", "garments": ["s3://b/g.png"] }).to_string(),
             "invalid_request",
             "task",
-            "this function serves tiny-sd, which paints from text; try-on needs a try-on model",
+            "this function serves tiny-sd, which generates from text; try-on needs a try-on model",
         ),
         (body("m", "watermark", json!({ "text": "\u{1F600}" })), "invalid_request", "watermark.text", "U+1F600"),
     ];

@@ -30,11 +30,11 @@ fn only_job(posted: &Posted) -> Settled {
 }
 
 #[tokio::test]
-async fn a_running_job_is_cancelled_by_a_line_and_the_next_one_is_painted() {
+async fn a_running_job_is_cancelled_by_a_line_and_the_next_one_is_generated() {
     let (mut api, bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
-    let folder = tempfile::tempdir().unwrap();
-    let mut handler = world.start_controlled(&[], &folder.path().join("log"));
+    let directory = tempfile::tempdir().unwrap();
+    let mut handler = world.start_controlled(&[], &directory.path().join("log"));
 
     api.invoke_for_host(job("endless", 200));
     let first = backend.next().await;
@@ -42,21 +42,24 @@ async fn a_running_job_is_cancelled_by_a_line_and_the_next_one_is_painted() {
     handler.order("cancel another");
     handler.order("cancel endless");
     let cancelled = only_job(&api.posted().await);
-    assert_eq!((cancelled.outcome, cancelled.notices.len()), (Settlement::Failed, 1));
+    assert_eq!((cancelled.outcome, cancelled.notifications.len()), (Settlement::Failed, 1));
     assert_eq!(cancelled.error.map(|error| error.code).as_deref(), Some("cancelled"));
 
     api.invoke_for_host(job("next", 1));
     assert_eq!(only_job(&api.posted().await).outcome, Settlement::Complete);
     assert_eq!(bucket.puts("/result.json"), 1);
-    assert!(backend.arrived().iter().all(|notice| notice.method == Method::PATCH), "terminal notices are the host's");
+    assert!(
+        backend.arrived().iter().all(|notification| notification.method == Method::PATCH),
+        "terminal notifications are the host's"
+    );
 }
 
 #[tokio::test]
 async fn a_handler_ends_when_its_host_is_gone() {
     let (mut api, bucket, backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("log");
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
     let mut handler = world.start_controlled(&[], &log);
     api.invoke(job("first", 1), DEADLINE);
     api.posted().await;
@@ -101,7 +104,7 @@ async fn a_handler_whose_gpu_failed_answers_and_ends_with_its_own_code() {
 
 async fn be_a_handler_whose_gpu_fails() -> ! {
     let stage = Stage::set().await;
-    stage.next_painting(|| Err(EngineError::Fatal { problem: "CUDA_ERROR_LAUNCH_FAILED".into() }));
+    stage.next_generation(|| Err(EngineError::Fatal { problem: "CUDA_ERROR_LAUNCH_FAILED".into() }));
     let limits = Limits { deadline_margin: DEADLINE, shutdown_grace: DEADLINE };
     let end = lambda::serve(stage.handler, limits, None).await;
     std::process::exit(if matches!(end, Ok(End::EngineLost)) { i32::from(ENGINE_LOST_EXIT_CODE) } else { 1 })

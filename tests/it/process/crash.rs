@@ -1,4 +1,4 @@
-//! kill -9 at the two moments that matter: before the record of a job, and before its notice.
+//! kill -9 at the two moments that matter: before the record of a job, and before its notification.
 
 use std::time::Duration;
 
@@ -24,11 +24,11 @@ fn all_settled() -> Posted {
 }
 
 #[tokio::test]
-async fn killed_before_the_record_the_job_is_painted_once_more() {
+async fn killed_before_the_record_the_job_is_generated_once_more() {
     let (mut api, mut bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("log");
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
 
     bucket.hold(Some("/result.json"));
     api.invoke(job("killed-early"), LIMIT);
@@ -36,9 +36,12 @@ async fn killed_before_the_record_the_job_is_painted_once_more() {
     bucket.holding().await;
     handler.kill();
     bucket.hold(None);
-    assert!(bucket.path("generations/killed-early/0.png").exists(), "the picture was uploaded before the kill");
+    assert!(bucket.path("generations/killed-early/0.png").exists(), "the image was uploaded before the kill");
     assert!(!bucket.path("generations/killed-early/result.json").exists(), "and there is no record of it");
-    assert!(backend.arrived().iter().all(|notice| notice.path.ends_with("/progress")), "nobody was told it is done");
+    assert!(
+        backend.arrived().iter().all(|notification| notification.path.ends_with("/progress")),
+        "nobody was told it is done"
+    );
     assert!(api.nothing_posted());
 
     api.invoke(job("killed-early"), LIMIT);
@@ -46,21 +49,21 @@ async fn killed_before_the_record_the_job_is_painted_once_more() {
     assert_eq!(api.posted().await, all_settled());
     let told = backend.terminal().await;
     assert_eq!(told.path, "/api/webhooks/inference/complete");
-    assert_eq!(bucket.puts("/0.png"), 2, "painted once more");
+    assert_eq!(bucket.puts("/0.png"), 2, "generated once more");
     assert_eq!(bucket.puts("/result.json"), 1);
 
     api.invoke(job("killed-early"), LIMIT);
     assert_eq!(api.posted().await, all_settled());
     assert_eq!(backend.terminal().await.webhook_id, told.webhook_id);
-    assert_eq!(bucket.puts("/0.png"), 2, "a job with a record is not painted again");
+    assert_eq!(bucket.puts("/0.png"), 2, "a job with a record is not generated again");
 }
 
 #[tokio::test]
-async fn killed_before_the_notice_only_the_notice_is_sent() {
+async fn killed_before_the_notification_only_the_notification_is_sent() {
     let (mut api, bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("log");
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
 
     backend.answer.send_replace(None);
     api.invoke(job("killed-late"), LIMIT);
@@ -75,9 +78,9 @@ async fn killed_before_the_notice_only_the_notice_is_sent() {
     let _second = world.start(&[], &log);
     assert_eq!(api.posted().await, all_settled());
     let told = backend.terminal().await;
-    assert_eq!(told.webhook_id, unanswered.webhook_id, "the caller can tell that it is the same notice");
-    assert_eq!(told.body["images"][0]["key"], unanswered.body["images"][0]["key"], "with the same picture");
-    assert_eq!(bucket.puts("/0.png"), 1, "nothing was painted again");
+    assert_eq!(told.webhook_id, unanswered.webhook_id, "the caller can tell that it is the same notification");
+    assert_eq!(told.body["images"][0]["key"], unanswered.body["images"][0]["key"], "with the same image");
+    assert_eq!(bucket.puts("/0.png"), 1, "nothing was generated again");
     let lines = std::fs::read_to_string(&log).unwrap();
     let done: Vec<Value> = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     assert!(

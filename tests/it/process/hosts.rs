@@ -19,7 +19,7 @@ use crate::servers::{DEADLINE, python_or_skip};
 use crate::stage::TOKEN;
 
 /// `cargo lambda watch` may have to link the binary before it answers.
-const PATIENCE: Duration = Duration::from_mins(5);
+const WAIT_LIMIT: Duration = Duration::from_mins(5);
 
 /// Somebody's Runtime API host with a handler under it; both are ended when dropped.
 struct Host {
@@ -28,7 +28,7 @@ struct Host {
     log: PathBuf,
     bucket: Bucket,
     backend: Backend,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Host {
@@ -40,8 +40,8 @@ impl Host {
         // What the host has to set itself must not come from us.
         let own = ["AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_FUNCTION_VERSION"].map(|name| (name, ""));
         let changes = [own.as_slice(), &[("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", ""), ("INTERNAL_API_TOKEN", TOKEN)]].concat();
-        let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("log");
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
         let process = command(port)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .envs(world.environment(&changes))
@@ -51,8 +51,8 @@ impl Host {
             .process_group(0)
             .spawn()
             .unwrap();
-        let mut host = Self { process, port, log, bucket, backend, _folder: folder };
-        let deadline = Instant::now() + PATIENCE;
+        let mut host = Self { process, port, log, bucket, backend, _directory: directory };
+        let deadline = Instant::now() + WAIT_LIMIT;
         while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             assert!(host.process.try_wait().unwrap().is_none() && Instant::now() < deadline, "{}", host.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -65,7 +65,7 @@ impl Host {
     }
 
     async fn post(&self, path: &str, body: &Value) -> Value {
-        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        let client = reqwest::Client::builder().no_proxy().timeout(WAIT_LIMIT).build().unwrap();
         let request = client.post(format!("http://127.0.0.1:{}{path}", self.port)).header("x-internal-auth", TOKEN);
         let reply = request.json(body).send().await.unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
         let text = reply.text().await.unwrap();
@@ -73,7 +73,7 @@ impl Host {
     }
 
     /// Sees a plain job through, and through again as a replay.
-    async fn expect_painted_once(&mut self, replies: [Value; 2]) {
+    async fn expect_generated_once(&mut self, replies: [Value; 2]) {
         let settled = json!({ "batchItemFailures": [] });
         assert_eq!(replies, [settled.clone(), settled], "{}", self.log());
         let (first, second) = (self.backend.terminal().await, self.backend.terminal().await);
@@ -122,7 +122,7 @@ async fn cargo_lambda_watches_and_invokes() {
     .await;
     let once = invoke(&program, host.port, "sqs-plain.json").await;
     let again = invoke(&program, host.port, "sqs-plain.json").await;
-    host.expect_painted_once([once, again]).await;
+    host.expect_generated_once([once, again]).await;
 
     let mixed = invoke(&program, host.port, "sqs-mixed.json").await;
     assert_eq!(mixed, json!({ "batchItemFailures": [] }), "what can never succeed must not come back\n{}", host.log());
@@ -147,5 +147,5 @@ async fn the_runtime_interface_emulator_invokes() {
     let path = "/2015-03-31/functions/function/invocations";
     let once = host.post(path, &sample("sqs-plain.json")).await;
     let again = host.post(path, &sample("sqs-plain.json")).await;
-    host.expect_painted_once([once, again]).await;
+    host.expect_generated_once([once, again]).await;
 }

@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::bucket::Bucket;
 
 #[tokio::test]
-async fn an_event_is_painted_and_the_reply_is_printed() {
+async fn an_event_is_generated_and_the_reply_is_printed() {
     let (bucket, mut backend) = (Bucket::start().await, Backend::start().await);
     // There is no Runtime API in this role.
     let nobody: SocketAddr = ([127, 0, 0, 1], 9).into();

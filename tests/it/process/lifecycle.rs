@@ -20,15 +20,15 @@ struct Stage {
     backend: Backend,
     world: World,
     log: PathBuf,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Stage {
     async fn set() -> Self {
         let (api, bucket, backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
         let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
-        let folder = tempfile::tempdir().unwrap();
-        Self { api, bucket, backend, world, log: folder.path().join("log"), _folder: folder }
+        let directory = tempfile::tempdir().unwrap();
+        Self { api, bucket, backend, world, log: directory.path().join("log"), _directory: directory }
     }
 
     fn log(&self) -> String {
@@ -70,7 +70,7 @@ async fn a_missing_variable_is_named() {
 async fn a_failure_before_the_first_event_is_posted_with_its_cause() {
     let mut stage = Stage::set().await;
     let table = [
-        ("ATELIER__MODEL__FOLDER", "no-such-folder", "Atelier.Configuration", "no-such-folder/tiny-sd.yaml"),
+        ("ATELIER__MODEL__DIRECTORY", "no-such-directory", "Atelier.Configuration", "no-such-directory/tiny-sd.yaml"),
         ("ATELIER__STORE__BUCKET", "no-such-bucket", "Atelier.Storage", "no-such-bucket"),
         ("AWS_SECRET_ACCESS_KEY", "wrong", "Atelier.Storage", "atelier-demo"),
         ("ATELIER__ENGINE__DTYPE", "bf16", "Atelier.Model", "bf16, in which candle multiplies nothing on a CPU"),
@@ -86,7 +86,7 @@ async fn a_failure_before_the_first_event_is_posted_with_its_cause() {
 }
 
 #[tokio::test]
-async fn a_deadline_hands_the_job_back_and_the_next_one_is_painted() {
+async fn a_deadline_hands_the_job_back_and_the_next_one_is_generated() {
     let mut stage = Stage::set().await;
     let _handler = stage.world.start(&[("ATELIER__RUNTIME__DEADLINE_MARGIN_MS", "500")], &stage.log);
     stage.api.invoke(job("warm", 1), LIMIT);
@@ -97,7 +97,7 @@ async fn a_deadline_hands_the_job_back_and_the_next_one_is_painted() {
     stage.api.invoke(job("endless", 200), Duration::from_millis(1500));
     assert_eq!(stage.api.posted().await, handed_back());
     assert!(started.elapsed() < Duration::from_millis(1500), "after the deadline: {:?}", started.elapsed());
-    assert!(stage.log().contains("out_of_time"), "{}", stage.log());
+    assert!(stage.log().contains("deadline_exceeded"), "{}", stage.log());
 
     // `cargo lambda watch` sends this constant: 1970 is no deadline.
     stage.api.invoke_with_deadline(job("undated", 1), 600_000);
@@ -130,9 +130,9 @@ async fn on_lambda_every_run_is_a_line_for_cloudwatch() {
     assert!(names.iter().all(|name| line[*name].is_number()), "{line}");
 }
 
-/// Warm or not, the log says where the time until the first picture went.
+/// Warm or not, the log says where the time until the first image went.
 #[tokio::test]
-async fn a_start_is_told_by_phase_and_the_first_picture_once() {
+async fn a_start_is_told_by_phase_and_the_first_image_once() {
     for (warm_up, least_ms) in [("true", 1), ("false", 0)] {
         let mut stage = Stage::set().await;
         let _handler = stage.world.start(&[("ATELIER__WORKFLOW__ADVANCED__WARMUP_ON_STARTUP", warm_up)], &stage.log);
@@ -142,12 +142,12 @@ async fn a_start_is_told_by_phase_and_the_first_picture_once() {
         }
         let lines: Vec<Value> = stage.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let told = |message: &str| lines.iter().filter(|line| line["message"] == message).collect::<Vec<_>>();
-        let ([ready], [first]) = (&told("ready")[..], &told("first picture")[..]) else { panic!("{}", stage.log()) };
+        let ([ready], [first]) = (&told("ready")[..], &told("first image")[..]) else { panic!("{}", stage.log()) };
         let ms = |line: &Value, field: &str| line[field].as_u64().unwrap_or_else(|| panic!("{field}: {line}"));
         let parts: u64 = ["device_ms", "read_ms", "build_ms", "warm_up_ms"].map(|field| ms(ready, field)).iter().sum();
         assert!(ms(ready, "warm_up_ms") >= least_ms, "{ready}");
         assert!(parts <= ms(ready, "ready_ms") + 20, "the parts are of the whole, which is told to 10 ms: {ready}");
-        assert!(ms(first, "first_picture_ms") + 20 >= ms(ready, "ready_ms") + ms(first, "paint_ms"), "{ready} {first}");
+        assert!(ms(first, "first_image_ms") + 20 >= ms(ready, "ready_ms") + ms(first, "generate_ms"), "{ready} {first}");
     }
 }
 

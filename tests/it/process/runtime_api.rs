@@ -66,7 +66,7 @@ impl RuntimeApi {
         self.events.send(Invocation { event, deadline_ms, client_context: None }).unwrap();
     }
 
-    /// As `atelier host` does it, which delivers notices itself.
+    /// As `atelier host` does it, which delivers notifications itself.
     pub(crate) fn invoke_for_host(&self, event: Value) {
         let client_context = Some(r#"{"custom":{"atelier":"host"}}"#);
         self.events.send(Invocation { event, deadline_ms: 0, client_context }).unwrap();

@@ -17,7 +17,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
 
-pub(crate) const REPOSITORY: &str = "ada/pictures";
+pub(crate) const REPOSITORY: &str = "ada/images";
 pub(crate) const COMMIT: &str = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14";
 pub(crate) const TOKEN: &str = "hf_test_token";
 

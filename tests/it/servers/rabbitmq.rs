@@ -1,4 +1,4 @@
-//! A RabbitMQ node of its own from Debian's package: its folder, ports, users and certificates die with it.
+//! A RabbitMQ node of its own from Debian's package: its directory, ports, users and certificates die with it.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -25,7 +25,7 @@ pub(crate) const LIMITED: &str = "limited";
 pub(crate) struct RabbitMq {
     pub(crate) port: u16,
     pub(crate) tls_port: u16,
-    folder: TempDir,
+    directory: TempDir,
     ports: [u16; 2],
     /// Where nodes find each other; ours finds itself.
     epmd: Child,
@@ -65,10 +65,10 @@ pub(crate) async fn own_or_skip(what: &str, conf: &str) -> Option<RabbitMq> {
 
 impl RabbitMq {
     async fn start(conf: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let directory = tempfile::tempdir().expect("a temporary directory");
         let [port, tls_port, distribution, mapper] = free_ports();
-        certificates(folder.path());
-        configure(folder.path(), port, tls_port, conf);
+        certificates(directory.path());
+        configure(directory.path(), port, tls_port, conf);
         let epmd = Command::new("/usr/bin/epmd")
             .args(["-address", "127.0.0.1", "-port", &mapper.to_string()])
             .stdin(Stdio::null())
@@ -77,8 +77,8 @@ impl RabbitMq {
             .spawn()
             .expect("epmd of the package");
         let ports = [distribution, mapper];
-        let server = boot(folder.path(), port, ports).await;
-        Self { port, tls_port, folder, ports, epmd, server: Some(server) }
+        let server = boot(directory.path(), port, ports).await;
+        Self { port, tls_port, directory, ports, epmd, server: Some(server) }
     }
 
     /// The broker is shut down. (One that is killed in the first second of a queue's life does not find it again: 3.10.8.)
@@ -92,13 +92,13 @@ impl RabbitMq {
 
     /// And comes back with what it knew.
     pub(crate) async fn start_again(&mut self) {
-        self.server = Some(boot(self.folder.path(), self.port, self.ports).await);
+        self.server = Some(boot(self.directory.path(), self.port, self.ports).await);
     }
 
     /// `rabbitmqctl` for this node.
     pub(crate) async fn control(&self, arguments: &[&str]) {
         let mut control = tokio::process::Command::new(CONTROL);
-        control.args(arguments).envs(environment_of(self.folder.path(), self.port, self.ports));
+        control.args(arguments).envs(environment_of(self.directory.path(), self.port, self.ports));
         let output = tokio::time::timeout(DEADLINE, control.output()).await.expect("an answer in time").expect("rabbitmqctl");
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -110,7 +110,7 @@ impl RabbitMq {
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     /// Settings for a queue of this node, which is made.
@@ -120,13 +120,13 @@ impl RabbitMq {
             port: self.port,
             queue: queue.into(),
             declare: true,
-            heartbeat_s: 5,
+            heartbeat_seconds: 5,
             connect_timeout_ms: 5_000,
             ..Settings::default()
         }
     }
 
-    /// A second client beside the one that is tested.
+    /// A second client next to the one that is tested.
     pub(crate) async fn peer(&self) -> (Connection, Channel) {
         let address = format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port);
         let connection = Connection::connect(&address, ConnectionProperties::default()).await.expect("a connection");
@@ -149,8 +149,8 @@ impl Drop for RabbitMq {
 }
 
 /// What tells the package's scripts which node is meant.
-fn environment_of(folder: &Path, port: u16, [distribution, mapper]: [u16; 2]) -> Vec<(&'static str, String)> {
-    let path = |name: &str| folder.join(name).display().to_string();
+fn environment_of(directory: &Path, port: u16, [distribution, mapper]: [u16; 2]) -> Vec<(&'static str, String)> {
+    let path = |name: &str| directory.join(name).display().to_string();
     vec![
         ("HOME", path("")),
         ("ERL_EPMD_PORT", mapper.to_string()),
@@ -168,9 +168,9 @@ fn environment_of(folder: &Path, port: u16, [distribution, mapper]: [u16; 2]) ->
     ]
 }
 
-async fn boot(folder: &Path, port: u16, ports: [u16; 2]) -> Child {
+async fn boot(directory: &Path, port: u16, ports: [u16; 2]) -> Child {
     let mut server = Command::new(SERVER)
-        .envs(environment_of(folder, port, ports))
+        .envs(environment_of(directory, port, ports))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -191,7 +191,7 @@ async fn boot(folder: &Path, port: u16, ports: [u16; 2]) -> Child {
         }
         let _ = ready.send(Err(said.join("\n")));
     });
-    // Two cores that compile beside it make it slow.
+    // Two cores that compile next to it make it slow.
     let said = tokio::time::timeout(DEADLINE * 2, is_ready).await.expect("the node starts in time").expect("its log");
     said.unwrap_or_else(|log| panic!("the node did not start:\n{log}"));
     server
@@ -202,8 +202,8 @@ fn free_ports() -> [u16; 4] {
     held.map(|listener| listener.local_addr().expect("its address").port())
 }
 
-fn configure(folder: &Path, port: u16, tls_port: u16, conf: &str) {
-    let path = |name: &str| folder.join(name).display().to_string();
+fn configure(directory: &Path, port: u16, tls_port: u16, conf: &str) {
+    let path = |name: &str| directory.join(name).display().to_string();
     let conf = format!(
         "listeners.tcp.1 = 127.0.0.1:{port}\n\
          listeners.ssl.1 = 127.0.0.1:{tls_port}\n\
@@ -229,20 +229,21 @@ fn configure(folder: &Path, port: u16, tls_port: u16, conf: &str) {
         "vhosts": [{ "name": "/" }],
         "permissions": [all, limited],
     });
-    fs::write(folder.join("rabbitmq.conf"), conf).expect("its configuration");
-    fs::write(folder.join("definitions.json"), definitions.to_string()).expect("its definitions");
+    fs::write(directory.join("rabbitmq.conf"), conf).expect("its configuration");
+    fs::write(directory.join("definitions.json"), definitions.to_string()).expect("its definitions");
     // How often it looks for consumers that hold a message for too long.
-    fs::write(folder.join("advanced.config"), "[{rabbit, [{channel_tick_interval, 500}]}].").expect("its configuration");
+    fs::write(directory.join("advanced.config"), "[{rabbit, [{channel_tick_interval, 500}]}].").expect("its configuration");
 }
 
 /// An authority and a certificate for the loopback address.
-fn certificates(folder: &Path) {
+fn certificates(directory: &Path) {
     let openssl = |arguments: &str| {
-        let output = Command::new("/usr/bin/openssl").args(arguments.split(' ')).current_dir(folder).output().expect("openssl");
+        let output =
+            Command::new("/usr/bin/openssl").args(arguments.split(' ')).current_dir(directory).output().expect("openssl");
         assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     };
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    fs::write(folder.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1").expect("a file");
+    fs::write(directory.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1").expect("a file");
     openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -days 2"));
     openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"));
     openssl("x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile names");

@@ -27,7 +27,7 @@ pub(crate) const SECRET_ACCESS_KEY: &str = "atelier-test-secret";
 
 pub(crate) struct S3 {
     pub(crate) address: SocketAddr,
-    /// Buckets are its folders, objects their files.
+    /// Buckets are its directories, objects their files.
     pub(crate) root: TempDir,
     front: Arc<Front>,
 }
@@ -53,11 +53,11 @@ struct Front {
 
 impl S3 {
     pub(crate) async fn start(buckets: &[&str]) -> Self {
-        let root = tempfile::tempdir().expect("a temporary folder");
+        let root = tempfile::tempdir().expect("a temporary directory");
         for bucket in buckets {
             std::fs::create_dir(root.path().join(bucket)).expect("a bucket");
         }
-        let mut builder = S3ServiceBuilder::new(FileSystem::new(root.path()).expect("an S3 folder"));
+        let mut builder = S3ServiceBuilder::new(FileSystem::new(root.path()).expect("an S3 directory"));
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
         let service = HandleError::new(builder.build(), |error: s3s::HttpError| async move {
             (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:?}"))
@@ -91,7 +91,7 @@ impl S3 {
 
     pub(crate) fn put(&self, bucket: &str, key: &str, bytes: &[u8]) {
         let path = self.root.path().join(bucket).join(key);
-        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
         std::fs::write(path, bytes).expect("an object");
     }
 
@@ -112,7 +112,7 @@ pub(crate) fn settings(address: SocketAddr, bucket: &str, cache: &Path) -> store
         force_path_style: true,
         access_key_id: Some(ACCESS_KEY_ID.into()),
         secret_access_key: Some(Secret::new(SECRET_ACCESS_KEY)),
-        cache: store::cache::Settings { folder: cache.to_owned(), ..Default::default() },
+        cache: store::cache::Settings { directory: cache.to_owned(), ..Default::default() },
         ..Default::default()
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use atelier::job::outcome::{JobError, Remedy};
+use atelier::job::outcome::{JobError, RetryPolicy};
 use atelier::job::url::AssetUrl;
 use atelier::setting::Secret;
 use atelier::store::cache::Lease;
@@ -18,15 +18,15 @@ async fn fetch(store: &Store, url: &str) -> Result<Lease, JobError> {
     store.fetch(&AssetUrl::parse(url).expect("an address"), FIELD).await
 }
 
-async fn refusal(store: &Store, url: &str) -> (Remedy, String) {
+async fn refusal(store: &Store, url: &str) -> (RetryPolicy, String) {
     let error = fetch(store, url).await.expect_err("must fail");
     assert_eq!(error.field(), Some(FIELD), "{error}");
-    (error.remedy(), error.to_string())
+    (error.retry_policy(), error.to_string())
 }
 
 /// Every file of the cache but its lock.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder.join("0")).expect("the cache's folder");
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory.join("0")).expect("the cache's directory");
     let paths = entries.map(|entry| entry.expect("an entry").path());
     paths.filter(|path| path.file_name().is_some_and(|name| name != "lock")).collect()
 }
@@ -57,7 +57,7 @@ async fn the_cache_survives_a_restart_but_not_its_debris() {
     drop(store);
     std::fs::write(kept.with_file_name("7.part"), "half a file").expect("debris");
     std::fs::write(kept.with_file_name(format!("{}-9-61", "0".repeat(64))), "cut").expect("debris");
-    let store = connect(&s3.settings("pictures", cache.path())).await;
+    let store = connect(&s3.settings("images", cache.path())).await;
     assert_eq!(files(cache.path()), std::slice::from_ref(&kept));
     let again = fetch(&store, &url).await.expect("still there");
     assert_eq!((again.path(), text(&again).as_str()), (kept.as_path(), "abc"));
@@ -79,7 +79,7 @@ async fn a_file_that_somebody_damaged_is_fetched_again() {
 async fn what_was_used_longest_ago_goes_first_and_what_is_in_use_stays() {
     let Bench { s3, store, cache } = bench().await;
     drop(store);
-    let mut settings = s3.settings("pictures", cache.path());
+    let mut settings = s3.settings("images", cache.path());
     settings.cache.max_bytes = 10;
     let store = connect(&settings).await;
     for name in ["a", "b", "c", "d"] {
@@ -102,7 +102,7 @@ async fn what_was_used_longest_ago_goes_first_and_what_is_in_use_stays() {
 async fn many_jobs_at_once_never_lose_a_file_they_use() {
     let Bench { s3, store, cache } = bench().await;
     drop(store);
-    let mut settings = s3.settings("pictures", cache.path());
+    let mut settings = s3.settings("images", cache.path());
     settings.cache.max_bytes = 250;
     let store = connect(&settings).await;
     let names = ["a", "b", "c", "d", "e"];
@@ -138,10 +138,10 @@ async fn a_file_without_an_etag_is_not_kept() {
 }
 
 #[tokio::test]
-async fn two_processes_do_not_share_a_folder() {
+async fn two_processes_do_not_share_a_directory() {
     let Bench { s3, store, cache } = &bench().await;
     s3.put("loras", "a", b"aaaa");
-    let other = connect(&s3.settings("pictures", cache.path())).await;
+    let other = connect(&s3.settings("images", cache.path())).await;
     let first = fetch(store, "s3://loras/a").await.expect("fetched");
     let second = fetch(&other, "s3://loras/a").await.expect("fetched");
     assert_ne!(first.path().parent(), second.path().parent());
@@ -159,16 +159,16 @@ async fn the_presigned_address_of_today_finds_yesterdays_file() {
 #[tokio::test]
 async fn missing_forbidden_and_foreign_objects_are_given_up_at_once() {
     let Bench { s3, store, cache } = &bench().await;
-    let (remedy, text) = refusal(store, "s3://loras/nothing").await;
-    assert_eq!((remedy, text.as_str()), (Remedy::GiveUp, "lora[0].url: s3://loras/nothing does not exist"));
-    let wrong = Settings { secret_access_key: Some(Secret::new("wrong")), ..s3.settings("pictures", cache.path()) };
-    let (remedy, text) = refusal(&connect(&wrong).await, "s3://loras/x").await;
-    assert!(remedy == Remedy::GiveUp && text.contains("access to s3://loras/x was denied"), "{text}");
+    let (retry_policy, text) = refusal(store, "s3://loras/nothing").await;
+    assert_eq!((retry_policy, text.as_str()), (RetryPolicy::Terminal, "lora[0].url: s3://loras/nothing does not exist"));
+    let wrong = Settings { secret_access_key: Some(Secret::new("wrong")), ..s3.settings("images", cache.path()) };
+    let (retry_policy, text) = refusal(&connect(&wrong).await, "s3://loras/x").await;
+    assert!(retry_policy == RetryPolicy::Terminal && text.contains("access to s3://loras/x was denied"), "{text}");
     assert_eq!(s3.take_requests().len(), 2, "none was tried again");
-    let narrow = Settings { input_buckets: vec!["pictures".into()], ..s3.settings("pictures", cache.path()) };
-    let (remedy, text) = refusal(&connect(&narrow).await, "s3://loras/x").await;
-    assert_eq!(remedy, Remedy::GiveUp);
-    assert_eq!(text, "lora[0].url: must lie in one of the buckets pictures, got \"loras\"");
+    let narrow = Settings { input_buckets: vec!["images".into()], ..s3.settings("images", cache.path()) };
+    let (retry_policy, text) = refusal(&connect(&narrow).await, "s3://loras/x").await;
+    assert_eq!(retry_policy, RetryPolicy::Terminal);
+    assert_eq!(text, "lora[0].url: must lie in one of the buckets images, got \"loras\"");
     assert!(s3.take_requests().is_empty());
 }
 
@@ -176,21 +176,21 @@ async fn missing_forbidden_and_foreign_objects_are_given_up_at_once() {
 async fn what_is_too_large_or_endless_or_too_slow_leaves_nothing_behind() {
     let Bench { s3, store, cache } = bench().await;
     drop(store);
-    let settings = Settings { max_input_bytes: 100_000, input_timeout_ms: 1_000, ..s3.settings("pictures", cache.path()) };
+    let settings = Settings { max_input_bytes: 100_000, input_timeout_ms: 1_000, ..s3.settings("images", cache.path()) };
     let store = connect(&settings).await;
     s3.put("loras", "large", &vec![0; 100_001]);
-    let (remedy, text) = refusal(&store, "s3://loras/large").await;
-    assert!(remedy == Remedy::GiveUp && text.contains("too large: at most 100000 bytes are allowed"), "{text}");
+    let (retry_policy, text) = refusal(&store, "s3://loras/large").await;
+    assert!(retry_policy == RetryPolicy::Terminal && text.contains("too large: at most 100000 bytes are allowed"), "{text}");
 
     let server = HttpServer::start(&[Answer::Endless]).await;
-    let (remedy, text) = refusal(&store, server.url("/endless").as_str()).await;
-    assert!(remedy == Remedy::GiveUp && text.contains("too large"), "{text}");
+    let (retry_policy, text) = refusal(&store, server.url("/endless").as_str()).await;
+    assert!(retry_policy == RetryPolicy::Terminal && text.contains("too large"), "{text}");
 
     for slow in [Answer::Stall, Answer::Never] {
         server.script(&[slow]);
         let started = Instant::now();
-        let (remedy, text) = refusal(&store, server.url("/slow").as_str()).await;
-        assert!(remedy == Remedy::Retry && text.contains("was not complete after 1 s"), "{text}");
+        let (retry_policy, text) = refusal(&store, server.url("/slow").as_str()).await;
+        assert!(retry_policy == RetryPolicy::Retry && text.contains("was not complete after 1 s"), "{text}");
         assert!(started.elapsed().as_millis() >= 1_000);
     }
     assert!(files(cache.path()).is_empty());
@@ -201,8 +201,8 @@ async fn a_file_that_breaks_off_is_tried_again_later() {
     let cut = "HTTP/1.1 200 OK\r\netag: \"one\"\r\ncontent-length: 1000\r\n\r\nonly this".to_owned();
     let server = HttpServer::start(&[Answer::Raw(cut)]).await;
     let Bench { store, cache, .. } = &bench().await;
-    let (remedy, text) = refusal(store, server.url("/cut").as_str()).await;
-    assert!(remedy == Remedy::Retry && text.contains("broke off"), "{text}");
+    let (retry_policy, text) = refusal(store, server.url("/cut").as_str()).await;
+    assert!(retry_policy == RetryPolicy::Retry && text.contains("broke off"), "{text}");
     assert!(files(cache.path()).is_empty());
 }
 

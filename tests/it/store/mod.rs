@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use atelier::job::Job;
-use atelier::job::outcome::{JobError, Record, Remedy, StoredPicture};
+use atelier::job::outcome::{JobError, Record, RetryPolicy, StoredImage};
 use atelier::job::request::Defaults;
 use atelier::setting::Secret;
 use atelier::store::{Settings, Store};
@@ -32,12 +32,12 @@ pub(crate) fn job(extra: &Value) -> Job {
     Job::from_json(body.to_string().as_bytes(), &defaults).expect("a good job")
 }
 
-pub(crate) fn record_of(job: &Job, pictures: Vec<StoredPicture>) -> Record {
+pub(crate) fn record_of(job: &Job, images: Vec<StoredImage>) -> Record {
     Record {
         job_id: job.id.to_string(),
         fingerprint: job.fingerprint.clone(),
         model: "sd15".into(),
-        pictures,
+        images,
         timings_ms: BTreeMap::from([("infer".to_owned(), 1_200)]),
         finished_at_s: 1_800_000_000,
     }
@@ -54,34 +54,34 @@ struct Bench {
 }
 
 async fn bench() -> Bench {
-    let s3 = S3::start(&["pictures", "loras"]).await;
-    let cache = tempfile::tempdir().expect("a temporary folder");
-    let store = connect(&s3.settings("pictures", cache.path())).await;
+    let s3 = S3::start(&["images", "loras"]).await;
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let store = connect(&s3.settings("images", cache.path())).await;
     Bench { s3, store, cache }
 }
 
 fn storage_problem(error: &JobError) -> &str {
     match error {
-        JobError::Storage { problem, remedy: Remedy::Retry, .. } => problem,
+        JobError::Storage { problem, retry_policy: RetryPolicy::Retry, .. } => problem,
         other => panic!("not a storage error to be tried again: {other:?}"),
     }
 }
 
 #[tokio::test]
-async fn pictures_and_the_record_lie_where_the_contract_says() {
+async fn images_and_the_record_lie_where_the_contract_says() {
     let Bench { s3, store, .. } = &bench().await;
     let job = job(&json!({ "num_images": 2 }));
     store.probe().await.expect("the bucket is there");
     assert_eq!(store.record(&job.output.prefix, &job.id).await.expect("asked"), None);
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     for (n, file) in [b"first".to_vec(), b"second".to_vec()].into_iter().enumerate() {
-        pictures.push(store.put_picture(&job, n, 512, 512, 42 + n as u64, file).await.expect("stored"));
+        images.push(store.put_image(&job, n, 512, 512, 42 + n as u64, file).await.expect("stored"));
     }
-    let record = record_of(&job, pictures);
+    let record = record_of(&job, images);
     assert_eq!(store.put_record(&job.output.prefix, &record).await.expect("stored"), None);
-    assert_eq!(s3.get("pictures", "generations/job-1/1.png"), b"second");
-    assert_eq!(record.pictures[1].content_type, "image/png");
-    let read: Record = serde_json::from_slice(&s3.get("pictures", "generations/job-1/result.json")).expect("JSON");
+    assert_eq!(s3.get("images", "generations/job-1/1.png"), b"second");
+    assert_eq!(record.images[1].content_type, "image/png");
+    let read: Record = serde_json::from_slice(&s3.get("images", "generations/job-1/result.json")).expect("JSON");
     assert_eq!(read, record);
     assert_eq!(store.record(&job.output.prefix, &job.id).await.expect("asked"), Some(record));
 }
@@ -103,20 +103,20 @@ async fn the_first_record_stays() {
 }
 
 #[tokio::test]
-async fn picture_addresses_are_presigned_or_public() {
+async fn image_addresses_are_presigned_or_public() {
     let Bench { s3, store, cache } = &bench().await;
     let job = job(&json!({}));
-    let picture = store.put_picture(&job, 0, 512, 512, 42, b"the picture".to_vec()).await.expect("stored");
-    let record = record_of(&job, vec![picture]);
+    let image = store.put_image(&job, 0, 512, 512, 42, b"the image".to_vec()).await.expect("stored");
+    let record = record_of(&job, vec![image]);
     let urls = store.urls(&record).await.expect("signed");
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let answer = client.get(&urls[0]).send().await.expect("an answer");
     assert_eq!(answer.headers()["content-type"], "image/png");
-    assert_eq!(answer.bytes().await.expect("a body").as_ref(), b"the picture");
+    assert_eq!(answer.bytes().await.expect("a body").as_ref(), b"the image");
     let unsigned = urls[0].split('?').next().expect("an address");
     assert_eq!(client.get(unsigned).send().await.expect("an answer").status(), 403);
 
-    let public = Settings { public_base_url: Some("https://cdn.example.com/".into()), ..s3.settings("pictures", cache.path()) };
+    let public = Settings { public_base_url: Some("https://cdn.example.com/".into()), ..s3.settings("images", cache.path()) };
     let urls = connect(&public).await.urls(&record).await.expect("put together");
     assert_eq!(urls, ["https://cdn.example.com/generations/job-1/0.png"]);
 }
@@ -124,10 +124,10 @@ async fn picture_addresses_are_presigned_or_public() {
 #[tokio::test]
 async fn a_wrong_secret_is_found_at_start_and_not_tried_again() {
     let Bench { s3, cache, .. } = &bench().await;
-    let wrong = Settings { secret_access_key: Some(Secret::new("wrong")), ..s3.settings("pictures", cache.path()) };
+    let wrong = Settings { secret_access_key: Some(Secret::new("wrong")), ..s3.settings("images", cache.path()) };
     let error = connect(&wrong).await.probe().await.expect_err("must be refused");
     let problem = storage_problem(&error);
-    assert!(problem.contains("access to s3://pictures/ was denied (SignatureDoesNotMatch"), "{problem}");
+    assert!(problem.contains("access to s3://images/ was denied (SignatureDoesNotMatch"), "{problem}");
     assert!(problem.contains("s3:ListBucket"), "{problem}");
     assert_eq!(s3.take_requests().len(), 1);
 }
@@ -143,8 +143,8 @@ async fn a_bucket_that_is_not_there_is_named() {
 #[tokio::test]
 async fn a_server_that_is_down_is_named_and_the_job_comes_back() {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
-    let cache = tempfile::tempdir().expect("a temporary folder");
-    let store = connect(&Settings { max_attempts: 2, ..s3::settings(port, "pictures", cache.path()) }).await;
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let store = connect(&Settings { max_attempts: 2, ..s3::settings(port, "images", cache.path()) }).await;
     let error = store.record("", &job(&json!({})).id).await.expect_err("must fail");
     assert!(storage_problem(&error).starts_with(&format!("http://{port} could not be reached")), "{error}");
 }
@@ -153,9 +153,9 @@ async fn a_server_that_is_down_is_named_and_the_job_comes_back() {
 async fn throttling_and_server_errors_are_tried_again() {
     let Bench { s3, store, .. } = &bench().await;
     s3.fail_next(&[503, 500]);
-    store.put_picture(&job(&json!({})), 0, 8, 8, 1, b"picture".to_vec()).await.expect("the third attempt");
-    assert_eq!(s3.take_requests(), ["PUT /pictures/generations/job-1/0.png"; 3]);
-    assert_eq!(s3.get("pictures", "generations/job-1/0.png"), b"picture");
+    store.put_image(&job(&json!({})), 0, 8, 8, 1, b"image".to_vec()).await.expect("the third attempt");
+    assert_eq!(s3.take_requests(), ["PUT /images/generations/job-1/0.png"; 3]);
+    assert_eq!(s3.get("images", "generations/job-1/0.png"), b"image");
     s3.fail_next(&[503; 4]);
     let error = store.probe().await.expect_err("four attempts at most");
     assert!(storage_problem(&error).contains("SlowDown"), "{error}");
@@ -172,25 +172,25 @@ async fn what_is_not_there_is_asked_for_once() {
 #[tokio::test]
 async fn something_else_in_the_records_place_is_told() {
     let Bench { s3, store, .. } = &bench().await;
-    s3.put("pictures", "a/job-1/result.json", b"{\"not\": \"a record\"}");
+    s3.put("images", "a/job-1/result.json", b"{\"not\": \"a record\"}");
     let error = store.record("a/", &job(&json!({})).id).await.expect_err("no record");
-    assert_eq!(error.remedy(), Remedy::GiveUp);
+    assert_eq!(error.retry_policy(), RetryPolicy::Terminal);
     let text = error.to_string();
-    assert!(text.contains("s3://pictures/a/job-1/result.json is no record of a job (missing field `job_id`"), "{text}");
+    assert!(text.contains("s3://images/a/job-1/result.json is no record of a job (missing field `job_id`"), "{text}");
 }
 
 #[tokio::test]
 async fn wrong_settings_are_named_at_start() {
-    let cache = tempfile::tempdir().expect("a temporary folder");
-    let good = s3::settings(([127, 0, 0, 1], 9).into(), "pictures", cache.path());
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let good = s3::settings(([127, 0, 0, 1], 9).into(), "images", cache.path());
     let wrong = [
         (Settings { bucket: String::new(), ..good.clone() }, "store.bucket"),
-        (Settings { presign_s: 604_801, ..good.clone() }, "store.presign_s"),
+        (Settings { presign_seconds: 604_801, ..good.clone() }, "store.presign_seconds"),
         (Settings { endpoint_url: Some("127.0.0.1:9000".into()), ..good.clone() }, "store.endpoint_url"),
         (Settings { public_base_url: Some("cdn.example.com".into()), ..good.clone() }, "store.public_base_url"),
         (Settings { secret_access_key: None, ..good.clone() }, "store.secret_access_key"),
         (Settings { access_key_id: None, ..good.clone() }, "store.access_key_id"),
-        (with_cache(&good, Path::new("/dev/null/x")), "store.cache.folder"),
+        (with_cache(&good, Path::new("/dev/null/x")), "store.cache.directory"),
     ];
     for (settings, setting) in wrong {
         let error = Store::connect(&settings, outbound(&[])).await.expect_err(setting);
@@ -199,8 +199,8 @@ async fn wrong_settings_are_named_at_start() {
     assert!(!format!("{good:?}").contains(s3::SECRET_ACCESS_KEY), "a secret in the log");
 }
 
-fn with_cache(settings: &Settings, folder: &Path) -> Settings {
+fn with_cache(settings: &Settings, directory: &Path) -> Settings {
     let mut settings = settings.clone();
-    folder.clone_into(&mut settings.cache.folder);
+    directory.clone_into(&mut settings.cache.directory);
     settings
 }

@@ -1,6 +1,6 @@
 //! What needs `moto_server`: atomic conditional writes and 304.
 
-use atelier::job::outcome::{Record, Remedy};
+use atelier::job::outcome::{Record, RetryPolicy};
 use atelier::job::url::AssetUrl;
 use serde_json::json;
 
@@ -13,9 +13,9 @@ async fn of_eight_racers_one_writes_the_record() {
     const RACERS: u64 = 8;
     let Some(venv) = python_or_skip("the race for result.json (moto)") else { return };
     let moto = Moto::start(&venv).await;
-    moto.create_bucket("pictures").await;
-    let cache = tempfile::tempdir().expect("a temporary folder");
-    let store = connect(&s3::settings(moto.address, "pictures", cache.path())).await;
+    moto.create_bucket("images").await;
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let store = connect(&s3::settings(moto.address, "images", cache.path())).await;
     let job = job(&json!({}));
     for round in 0..5 {
         let prefix = format!("round-{round}/");
@@ -41,12 +41,12 @@ async fn of_eight_racers_one_writes_the_record() {
 async fn an_unchanged_input_is_answered_with_304() {
     let Some(venv) = python_or_skip("304 for an unchanged input (moto)") else { return };
     let moto = Moto::start(&venv).await;
-    moto.create_bucket("pictures").await;
-    let cache = tempfile::tempdir().expect("a temporary folder");
-    let store = connect(&s3::settings(moto.address, "pictures", cache.path())).await;
+    moto.create_bucket("images").await;
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let store = connect(&s3::settings(moto.address, "images", cache.path())).await;
     let job = job(&json!({}));
-    let picture = store.put_picture(&job, 0, 8, 8, 1, b"an input".to_vec()).await.expect("stored");
-    let asset = AssetUrl::S3 { bucket: picture.bucket, key: picture.key };
+    let image = store.put_image(&job, 0, 8, 8, 1, b"an input".to_vec()).await.expect("stored");
+    let asset = AssetUrl::S3 { bucket: image.bucket, key: image.key };
     let first = store.fetch(&asset, "lora[0].url").await.expect("fetched");
     let again = store.fetch(&asset, "lora[0].url").await.expect("still there");
     assert_eq!(first.path(), again.path());
@@ -57,12 +57,12 @@ async fn an_unchanged_input_is_answered_with_304() {
 async fn a_bucket_that_is_not_there_is_named() {
     let Some(venv) = python_or_skip("writing to a missing bucket (moto)") else { return };
     let moto = Moto::start(&venv).await;
-    let cache = tempfile::tempdir().expect("a temporary folder");
+    let cache = tempfile::tempdir().expect("a temporary directory");
     let store = connect(&s3::settings(moto.address, "nowhere", cache.path())).await;
-    let error = store.put_picture(&job(&json!({})), 0, 8, 8, 1, vec![0]).await.expect_err("no bucket");
+    let error = store.put_image(&job(&json!({})), 0, 8, 8, 1, vec![0]).await.expect_err("no bucket");
     assert!(storage_problem(&error).starts_with("there is no bucket \"nowhere\" at http://127.0.0.1:"), "{error}");
     let asset = AssetUrl::parse("s3://elsewhere/x").expect("an address");
     let error = store.fetch(&asset, "lora[0].url").await.expect_err("no bucket");
-    assert_eq!(error.remedy(), Remedy::GiveUp);
+    assert_eq!(error.retry_policy(), RetryPolicy::Terminal);
     assert!(error.to_string().starts_with("lora[0].url: there is no bucket \"elsewhere\""), "{error}");
 }

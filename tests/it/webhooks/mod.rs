@@ -7,8 +7,8 @@ mod tryon;
 
 use std::time::{Duration, Instant};
 
-use atelier::job::notice::Addressee;
-use atelier::job::outcome::{JobError, Remedy, StoredPicture};
+use atelier::job::notification::NotificationTarget;
+use atelier::job::outcome::{JobError, RetryPolicy, StoredImage};
 use atelier::job::{Callback, Job, JobId};
 use atelier::notify::{Notifier, Settings};
 use atelier::setting::Secret;
@@ -28,8 +28,8 @@ fn settings(backend: &HttpServer) -> Settings {
         backend_api_url: Some(backend.url("/").to_string()),
         internal_api_token: Some(Secret::new(TOKEN)),
         signing_secret: Some(Secret::new(SECRET)),
-        first_pause_ms: 20,
-        longest_pause_ms: 50,
+        initial_backoff_ms: 20,
+        max_backoff_ms: 50,
         attempt_timeout_ms: 500,
         progress_timeout_ms: 500,
         max_attempts: 4,
@@ -42,8 +42,8 @@ fn notifier(settings: &Settings) -> Notifier {
 }
 
 async fn complete(notifier: &Notifier, job: &Job) -> Result<(), JobError> {
-    let picture = StoredPicture {
-        bucket: "pictures".into(),
+    let image = StoredImage {
+        bucket: "images".into(),
         key: format!("generations/{}/0.png", job.id),
         content_type: "image/png".into(),
         width_px: 512,
@@ -52,7 +52,7 @@ async fn complete(notifier: &Notifier, job: &Job) -> Result<(), JobError> {
         seed: 42,
     };
     let urls = ["https://cdn.example.com/0.png".to_owned()];
-    notifier.send_all(&notifier.complete(job, &record_of(job, vec![picture]), &urls)?).await
+    notifier.send_all(&notifier.complete(job, &record_of(job, vec![image]), &urls)?).await
 }
 
 async fn failed(
@@ -62,14 +62,14 @@ async fn failed(
     error: &JobError,
     attempt: u32,
 ) -> Result<(), JobError> {
-    let of = Addressee { job_id, callback, requester: None };
+    let of = NotificationTarget { job_id, callback, requester: None };
     notifier.send_all(&notifier.failed(&of, error, attempt)?).await
 }
 
 fn problem(error: &JobError) -> &str {
     match error {
-        JobError::Notice { problem, .. } => problem,
-        other => panic!("not a notice error: {other:?}"),
+        JobError::Notification { problem, .. } => problem,
+        other => panic!("not a notification error: {other:?}"),
     }
 }
 
@@ -90,7 +90,7 @@ async fn complete_tells_the_backend_everything() {
     let expected = json!({
         "type": "inference.complete", "job_id": "job-1", "image_urls": ["https://cdn.example.com/0.png"],
         "images": [{
-            "url": "https://cdn.example.com/0.png", "bucket": "pictures", "key": "generations/job-1/0.png",
+            "url": "https://cdn.example.com/0.png", "bucket": "images", "key": "generations/job-1/0.png",
             "content_type": "image/png", "width": 512, "height": 768, "bytes": 1000, "seed": 42
         }],
         "model": "sd15", "timings_ms": { "infer": 1200 }, "metadata": { "user_id": "7" }
@@ -121,7 +121,7 @@ async fn failed_says_why_and_whether_it_was_retried() {
 }
 
 #[tokio::test]
-async fn a_notice_is_repeated_under_one_id_until_it_is_taken() {
+async fn a_notification_is_repeated_under_one_id_until_it_is_taken() {
     let answers = [Answer::status(500), Answer::HangUp, Answer::status(404), Answer::status(200)];
     let backend = HttpServer::start(&answers).await;
     let job = job(&json!({}));
@@ -139,11 +139,11 @@ async fn a_notice_is_repeated_under_one_id_until_it_is_taken() {
 }
 
 #[tokio::test]
-async fn a_notice_that_nobody_takes_brings_the_job_back() {
+async fn a_notification_that_nobody_takes_brings_the_job_back() {
     let refusal = Answer::with(401, &[], "{\"detail\":\"who are you?\"}");
     let backend = HttpServer::start(&[refusal]).await;
     let error = complete(&notifier(&settings(&backend)), &job(&json!({}))).await.expect_err("never taken");
-    assert_eq!(error.remedy(), Remedy::Retry);
+    assert_eq!(error.retry_policy(), RetryPolicy::Retry);
     let origin = backend.url("/").origin().ascii_serialization();
     let expected = format!(
         "complete to {origin}: the answer was 401 Unauthorized \"{{\\\"detail\\\":\\\"who are you?\\\"}}\" (4 attempts)"
@@ -247,7 +247,7 @@ async fn a_callback_inside_is_refused_and_the_backend_hears_of_it() {
     for url in [inner.url("/").as_str(), by_name.as_str(), "http://169.254.169.254/latest/meta-data"] {
         let job = job(&json!({ "callback": { "url": url } }));
         let error = complete(&notifier, &job).await.expect_err("must be refused");
-        assert_eq!((error.remedy(), error.field()), (Remedy::GiveUp, Some("callback.url")), "{error}");
+        assert_eq!((error.retry_policy(), error.field()), (RetryPolicy::Terminal, Some("callback.url")), "{error}");
         failed(&notifier, Some(&job.id), job.callback.as_ref(), &error, 1).await.expect("the backend is told");
     }
     assert!(inner.requests().is_empty());

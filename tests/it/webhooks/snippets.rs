@@ -29,7 +29,7 @@ fn block(language: &str) -> String {
     rest.split_once("\n```").expect("its end").0.to_owned()
 }
 
-/// A notice as it was sent, with the secret.
+/// A notification as it was sent, with the secret.
 async fn sent() -> Value {
     let backend = HttpServer::start(&[Answer::status(200)]).await;
     let job = job(&json!({ "callback": { "metadata": { "name": "Ada – Zoë" } } }));
@@ -66,7 +66,7 @@ async fn verifies(program: &Path, arguments: &[&str]) {
     assert!(!accepts(program, arguments, &changed), "another body is accepted");
     let mut old = good.clone();
     old["headers"]["webhook-timestamp"] = json!("1700000000");
-    assert!(!accepts(program, arguments, &old), "an old notice is accepted");
+    assert!(!accepts(program, arguments, &old), "an old notification is accepted");
 }
 
 #[tokio::test]

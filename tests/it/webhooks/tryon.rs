@@ -1,10 +1,10 @@
-//! The try-on service's callbacks on real HTTP: the pictures and who asked for them, or the error; and the load balancer.
+//! The try-on service's callbacks on real HTTP: the images and who asked for them, or the error; and the load balancer.
 
 use std::sync::Arc;
 
 use atelier::job::Job;
-use atelier::job::notice::{Addressee, Notice};
-use atelier::job::outcome::{JobError, Remedy};
+use atelier::job::notification::{Notification, NotificationTarget};
+use atelier::job::outcome::{JobError, RetryPolicy};
 use atelier::notify::Notifier;
 use atelier::notify::tryon::{AssetService, LoadBalancer, TryOnService};
 use atelier::setting::Secret;
@@ -20,7 +20,7 @@ use crate::servers::http::{Answer, HttpServer, Request};
 use crate::servers::s3::S3;
 use crate::store::record_of;
 
-const PICTURE: &[u8] = b"a picture\r\n--not-a-boundary--\r\n\0\xff";
+const IMAGE: &[u8] = b"an image\r\n--not-a-boundary--\r\n\0\xff";
 
 struct Bench {
     s3: S3,
@@ -32,8 +32,8 @@ struct Bench {
 
 /// `answers`: of the asset service.
 async fn bench(answers: &[Answer]) -> Bench {
-    let (s3, cache) = (S3::start(&["pictures"]).await, tempfile::tempdir().expect("a temporary folder"));
-    let store = atelier::store::Store::connect(&s3.settings("pictures", cache.path()), outbound(&[])).await.expect("settings");
+    let (s3, cache) = (S3::start(&["images"]).await, tempfile::tempdir().expect("a temporary directory"));
+    let store = atelier::store::Store::connect(&s3.settings("images", cache.path()), outbound(&[])).await.expect("settings");
     let (assets, load_balancer) = (HttpServer::start(answers).await, HttpServer::start(&[Answer::status(200)]).await);
     let asset_service = AssetService {
         callback_url: Some(assets.url("/api/callback").to_string()),
@@ -54,24 +54,24 @@ fn tryon() -> Job {
     Job::from_json(body.to_string().as_bytes(), &contract()).expect("a try-on")
 }
 
-/// The notices of a try-on whose picture lies in the bucket, as they come out of another process.
-fn complete(bench: &Bench) -> Vec<Notice> {
-    bench.s3.put("pictures", "tryons/t-1/0.png", PICTURE);
+/// The notifications of a try-on whose image lies in the bucket, as they come out of another process.
+fn complete(bench: &Bench) -> Vec<Notification> {
+    bench.s3.put("images", "tryons/t-1/0.png", IMAGE);
     let job = tryon();
-    let picture = atelier::job::outcome::StoredPicture {
-        bucket: "pictures".into(),
+    let image = atelier::job::outcome::StoredImage {
+        bucket: "images".into(),
         key: "tryons/t-1/0.png".into(),
         content_type: "image/png".into(),
         width_px: 720,
         height_px: 960,
-        bytes: PICTURE.len() as u64,
+        bytes: IMAGE.len() as u64,
         seed: 42,
     };
-    let notices =
-        bench.notifier.complete(&job, &record_of(&job, vec![picture]), &["https://cdn/0.png".to_owned()]).expect("written");
-    let handed_over = serde_json::to_string(&notices).expect("JSON");
+    let notifications =
+        bench.notifier.complete(&job, &record_of(&job, vec![image]), &["https://cdn/0.png".to_owned()]).expect("written");
+    let handed_over = serde_json::to_string(&notifications).expect("JSON");
     assert!(!handed_over.contains(TOKEN), "the token left the process");
-    serde_json::from_str(&handed_over).expect("the same notices")
+    serde_json::from_str(&handed_over).expect("the same notifications")
 }
 
 /// (name, file name, content) of each part, as another implementation reads them.
@@ -92,7 +92,7 @@ fn text(name: &str, content: &str) -> (String, Option<String>, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn the_asset_service_gets_the_picture_and_the_load_balancer_hears_of_it() {
+async fn the_asset_service_gets_the_image_and_the_load_balancer_hears_of_it() {
     let bench = bench(&[Answer::status(204)]).await;
     bench.notifier.send_all(&complete(&bench)).await.expect("delivered");
     let [request] = &bench.assets.requests()[..] else { panic!("one request") };
@@ -106,7 +106,7 @@ async fn the_asset_service_gets_the_picture_and_the_load_balancer_hears_of_it() 
         text("node_id", "gpu-1"),
         text("model_version", "sd15"),
         text("inference_time_ms", "1200"),
-        ("output_image".to_owned(), Some("result.png".to_owned()), PICTURE.to_vec()),
+        ("output_image".to_owned(), Some("result.png".to_owned()), IMAGE.to_vec()),
     ];
     assert_eq!(parts(request).await, expected);
     let [free] = &bench.load_balancer.requests()[..] else { panic!("one request") };
@@ -132,8 +132,8 @@ async fn a_failure_is_told_in_words() {
     let bench = bench(&[Answer::status(200)]).await;
     let job = tryon();
     let error = JobError::OutOfMemory { problem: "720p would fit".into() };
-    let notices = bench.notifier.failed(&Addressee::from(&job), &error, 1).expect("written");
-    bench.notifier.send_all(&notices).await.expect("delivered");
+    let notifications = bench.notifier.failed(&NotificationTarget::from(&job), &error, 1).expect("written");
+    bench.notifier.send_all(&notifications).await.expect("delivered");
     bench.notifier.send_all(&complete(&bench)).await.expect("delivered");
     let [failed, complete] = &bench.assets.requests()[..] else { panic!("two requests") };
     let parts = parts(failed).await;
@@ -144,7 +144,7 @@ async fn a_failure_is_told_in_words() {
 }
 
 #[tokio::test]
-async fn a_deaf_load_balancer_harms_nobody_and_a_deaf_asset_service_brings_the_notice_back() {
+async fn a_deaf_load_balancer_harms_nobody_and_a_deaf_asset_service_brings_the_notification_back() {
     let bench = bench(&[Answer::status(200)]).await;
     bench.load_balancer.script(&[Answer::status(500)]);
     bench.notifier.send_all(&complete(&bench)).await.expect("delivered");
@@ -152,18 +152,18 @@ async fn a_deaf_load_balancer_harms_nobody_and_a_deaf_asset_service_brings_the_n
 
     bench.assets.script(&[Answer::status(503)]);
     let error = bench.notifier.send_all(&complete(&bench)).await.expect_err("never taken");
-    assert_eq!(error.remedy(), Remedy::Retry);
+    assert_eq!(error.retry_policy(), RetryPolicy::Retry);
     assert!(error.to_string().contains("asset_result to http://127.0.0.1"), "{error}");
     assert_eq!(bench.load_balancer.requests().len(), 2, "the node is free all the same");
 }
 
 #[tokio::test]
-async fn a_picture_that_cannot_be_read_is_tried_again_later() {
+async fn a_image_that_cannot_be_read_is_tried_again_later() {
     let bench = bench(&[Answer::status(200)]).await;
-    let notices = complete(&bench);
+    let notifications = complete(&bench);
     bench.s3.fail_next(&[503; 8]);
-    let error = bench.notifier.send(&notices[0]).await.expect_err("no picture");
-    assert!(matches!(error, JobError::Storage { remedy: Remedy::Retry, .. }), "{error}");
+    let error = bench.notifier.send(&notifications[0]).await.expect_err("no image");
+    assert!(matches!(error, JobError::Storage { retry_policy: RetryPolicy::Retry, .. }), "{error}");
     assert!(bench.assets.requests().is_empty());
 }
 
@@ -172,14 +172,14 @@ async fn a_job_that_is_no_tryon_is_not_sent_there() {
     let bench = bench(&[]).await;
     let job = crate::store::job(&json!({}));
     assert_eq!(bench.notifier.complete(&job, &record_of(&job, Vec::new()), &[]).expect("written"), []);
-    assert_eq!(bench.notifier.failed(&Addressee::from(&job), &JobError::Cancelled, 1).expect("written"), []);
+    assert_eq!(bench.notifier.failed(&NotificationTarget::from(&job), &JobError::Cancelled, 1).expect("written"), []);
 }
 
 #[tokio::test]
 async fn wrong_settings_are_named_at_start() {
     let bench = bench(&[]).await;
-    let store = atelier::store::Store::connect(&bench.s3.settings("pictures", bench.cache.path()), outbound(&[])).await;
-    let pictures: Arc<atelier::store::Store> = Arc::new(store.expect("settings"));
+    let store = atelier::store::Store::connect(&bench.s3.settings("images", bench.cache.path()), outbound(&[])).await;
+    let images: Arc<atelier::store::Store> = Arc::new(store.expect("settings"));
     let asset = |url: &str, token: Option<&str>| AssetService {
         callback_url: Some(url.to_owned()),
         internal_auth_token: token.map(Secret::new),
@@ -192,7 +192,7 @@ async fn wrong_settings_are_named_at_start() {
     ];
     for (asset_service, url, setting) in wrong {
         let load_balancer = LoadBalancer { url: url.map(str::to_owned) };
-        let service = TryOnService::new(&asset_service, &load_balancer, "n", &contract().model, pictures.clone());
+        let service = TryOnService::new(&asset_service, &load_balancer, "n", &contract().model, images.clone());
         assert_eq!(service.expect_err(setting).setting, setting);
     }
 }

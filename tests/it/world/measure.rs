@@ -1,8 +1,8 @@
-//! Measures a picture of the bundled model's world without a neural network, as models/train/measure.py specifies it.
+//! Measures an image of the bundled model's world without a neural network, as models/train/measure.py specifies it.
 
 use std::collections::BTreeMap;
 
-use atelier::engine::Picture;
+use atelier::engine::Image;
 use serde::Deserialize;
 
 const GRID: usize = 32;
@@ -30,7 +30,7 @@ struct Template {
     rows: Vec<String>,
 }
 
-/// What a picture shows; `None` where there is no object.
+/// What an image shows; `None` where there is no object.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) colour: Option<String>,
@@ -38,9 +38,9 @@ pub(crate) struct Seen {
 }
 
 impl Spec {
-    pub(crate) fn read(&self, picture: &Picture) -> Seen {
-        let (width, height) = (picture.width_px as usize, picture.height_px as usize);
-        let pixels: Vec<[u8; 3]> = picture.rgb.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect();
+    pub(crate) fn read(&self, image: &Image) -> Seen {
+        let (width, height) = (image.width_px as usize, image.height_px as usize);
+        let pixels: Vec<[u8; 3]> = image.rgb.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect();
         let mask: Vec<bool> = pixels.iter().map(|rgb| chroma(*rgb) > self.chroma_threshold).collect();
         let component = largest_component(&mask, width, height);
         if component.iter().filter(|inside| **inside).count() < self.min_area_px {
@@ -49,11 +49,11 @@ impl Spec {
         Seen { colour: self.colour(&pixels, &component), object: self.object(&component, width, height) }
     }
 
-    /// The numbers that styles are told by: means over the whole picture of chroma and luma, and of luma at its border.
-    pub(crate) fn numbers(&self, picture: &Picture) -> BTreeMap<String, f64> {
-        let (width, height) = (picture.width_px as usize, picture.height_px as usize);
+    /// The values that styles are told by: means over the whole image of chroma and luma, and of luma at its border.
+    pub(crate) fn values(&self, image: &Image) -> BTreeMap<String, f64> {
+        let (width, height) = (image.width_px as usize, image.height_px as usize);
         let luma = |rgb: &[u8]| 0.299 * f64::from(rgb[0]) + 0.587 * f64::from(rgb[1]) + 0.114 * f64::from(rgb[2]);
-        let pixels = || picture.rgb.chunks_exact(3);
+        let pixels = || image.rgb.chunks_exact(3);
         let count = (width * height) as f64;
         let outer = |index: usize| {
             let (x, y) = (index % width, index / width);

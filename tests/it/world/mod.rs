@@ -1,4 +1,4 @@
-//! The bundled model really paints: what a prompt asks for is in the picture, and each LoRA moves it into its style.
+//! The bundled model really generates: what a prompt asks for is in the image, and each LoRA moves it into its style.
 
 #![expect(clippy::print_stdout, reason = "the figures are what a reader of `--nocapture` came for")]
 
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use atelier::engine::sd::StableDiffusion;
-use atelier::engine::{Engine as _, LoraFile, PaintRequest, Picture, Watch, device};
+use atelier::engine::{Engine as _, GenerateRequest, Image, LoraFile, Watch, device};
 use atelier::job::Job;
 use atelier::job::request::Defaults;
 use atelier::job::task::{Generate, LoraScale, Task};
@@ -20,12 +20,12 @@ use serde_json::json;
 
 use self::measure::Spec;
 
-/// How many of `prompts.json` are painted; the model card states the accuracy over all of them.
+/// How many of `prompts.json` are generated; the model card states the accuracy over all of them.
 const PROMPTS: usize = 24;
-/// The least share of pictures that must show the colour, and the object, that were asked for. The model reaches 0.875 and
-/// 0.79 (its card says why not 0.9); an engine that paints anything else falls far below.
+/// The least share of images that must show the colour, and the object, that were asked for. The model reaches 0.875 and
+/// 0.79 (its card says why not 0.9); an engine that generates anything else falls far below.
 const LEAST_ACCURACY: f64 = 0.75;
-/// How far a LoRA must at least move the number of its style, from the plain pictures' mean to the style's bound.
+/// How far a LoRA must at least move the number of its style, from the plain images' mean to the style's bound.
 const LEAST_WAY: f64 = 0.5;
 /// LoRA, the words that its captions start with, and the number that tells its style.
 const STYLES: [(&str, &str, &str); 3] = [
@@ -68,10 +68,11 @@ fn task(prompt: &str, seed: u64) -> Generate {
     generate
 }
 
-fn paint(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<&str>) -> Picture {
+fn generate(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<&str>) -> Image {
     let lora = lora.map(|name| LoraFile { path: model(&format!("lora/{name}.safetensors")), scale: LoraScale::one() });
-    let request = PaintRequest { task: task(prompt, seed), loras: lora.into_iter().collect(), embeddings: vec![], start: None };
-    engine.paint(&request, &Watch::new(|_| ())).unwrap().remove(0)
+    let request =
+        GenerateRequest { task: task(prompt, seed), loras: lora.into_iter().collect(), embeddings: vec![], start: None };
+    engine.generate(&request, &Watch::new(|_| ())).unwrap().remove(0)
 }
 
 fn engine() -> StableDiffusion {
@@ -79,12 +80,12 @@ fn engine() -> StableDiffusion {
 }
 
 #[test]
-fn pictures_show_what_their_prompts_ask_for() {
+fn images_show_what_their_prompts_ask_for() {
     let (spec, prompts): (Spec, Prompts) = (read("measure.json"), read("prompts.json"));
     let mut engine = engine();
     let (mut colours, mut objects) = (0.0, 0.0);
     for asked in &prompts.prompts[..PROMPTS] {
-        let seen = spec.read(&paint(&mut engine, &asked.prompt, asked.seed, None));
+        let seen = spec.read(&generate(&mut engine, &asked.prompt, asked.seed, None));
         colours += f64::from(u8::from(seen.colour.as_ref() == Some(&asked.colour)));
         objects += f64::from(u8::from(seen.object.as_ref() == Some(&asked.object)));
         if seen.colour.as_ref() != Some(&asked.colour) || seen.object.as_ref() != Some(&asked.object) {
@@ -92,28 +93,28 @@ fn pictures_show_what_their_prompts_ask_for() {
         }
     }
     let (colours, objects) = (colours / PROMPTS as f64, objects / PROMPTS as f64);
-    println!("of {PROMPTS} pictures {colours:.3} show the colour and {objects:.3} the object that was asked for");
+    println!("of {PROMPTS} images {colours:.3} show the colour and {objects:.3} the object that was asked for");
     assert!(colours >= LEAST_ACCURACY && objects >= LEAST_ACCURACY, "colour {colours:.3}, object {objects:.3}");
 }
 
-/// The mean of a style's numbers over some pictures.
-fn mean_of(spec: &Spec, pictures: &[Picture], number: &str) -> f64 {
-    pictures.iter().map(|picture| spec.numbers(picture)[number]).sum::<f64>() / pictures.len() as f64
+/// The mean of a style's values over some images.
+fn mean_of(spec: &Spec, images: &[Image], number: &str) -> f64 {
+    images.iter().map(|image| spec.values(image)[number]).sum::<f64>() / images.len() as f64
 }
 
 #[test]
-fn each_lora_moves_the_picture_into_its_style_and_leaves_none_behind() {
+fn each_lora_moves_the_image_into_its_style_and_leaves_none_behind() {
     let (spec, prompts): (Spec, Prompts) = (read("measure.json"), read("prompts.json"));
     let asked = &prompts.prompts[..3];
     let mut engine = engine();
-    let plain = |engine: &mut StableDiffusion| -> Vec<Picture> {
-        asked.iter().map(|asked| paint(engine, &asked.prompt, asked.seed, None)).collect()
+    let plain = |engine: &mut StableDiffusion| -> Vec<Image> {
+        asked.iter().map(|asked| generate(engine, &asked.prompt, asked.seed, None)).collect()
     };
     let before = plain(&mut engine);
     for (style, trigger, number) in STYLES {
-        let styled: Vec<Picture> = asked
+        let styled: Vec<Image> = asked
             .iter()
-            .map(|asked| paint(&mut engine, &format!("{trigger}{}", asked.prompt), asked.seed, Some(style)))
+            .map(|asked| generate(&mut engine, &format!("{trigger}{}", asked.prompt), asked.seed, Some(style)))
             .collect();
         let (from, to, aim) = (mean_of(&spec, &before, number), mean_of(&spec, &styled, number), spec.most(style, number));
         let way = (from - to) / (from - aim);

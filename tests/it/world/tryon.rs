@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::measure::Spec;
 use super::read;
-use crate::parity::tiny_edit::{INSTRUCTION, folder as model_folder, settings};
+use crate::parity::tiny_edit::{INSTRUCTION, directory as model_directory, settings};
 
 const WIDTH_PX: u32 = 96;
 const PATTERNS: [&str; 4] = ["plain", "striped", "dotted", "checked"];
@@ -32,7 +32,7 @@ struct Worn {
     pattern: String,
 }
 
-/// A sheet of `tests/oracle/tiny_edit.py`: pictures side by side.
+/// A sheet of `tests/oracle/tiny_edit.py`: images side by side.
 struct Example {
     person: RgbImage,
     garment: RgbImage,
@@ -42,12 +42,12 @@ struct Example {
     variants: Vec<RgbImage>,
 }
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-edit")
 }
 
 fn example(number: usize) -> Example {
-    let sheet = image::open(folder().join(format!("example-{number:02}.png"))).unwrap().into_rgb8();
+    let sheet = image::open(directory().join(format!("example-{number:02}.png"))).unwrap().into_rgb8();
     let part = |place: u32| crop_imm(&sheet, place * WIDTH_PX, 0, WIDTH_PX, sheet.height()).to_image();
     Example {
         person: part(0),
@@ -71,8 +71,8 @@ fn difference(one: &[u8], other: &RgbImage, counts: impl Fn(usize) -> bool) -> f
 #[test]
 fn garments_arrive_and_people_stay() {
     let spec: Spec = read("measure.json");
-    let worn: Vec<Worn> = serde_json::from_slice(&fs::read(folder().join("examples.json")).unwrap()).unwrap();
-    let mut engine = TryOnEngine::load(&model_folder(), settings(None), Precision::of(&Device::Cpu), Device::Cpu).unwrap();
+    let worn: Vec<Worn> = serde_json::from_slice(&fs::read(directory().join("examples.json")).unwrap()).unwrap();
+    let mut engine = TryOnEngine::load(&model_directory(), settings(None), Precision::of(&Device::Cpu), Device::Cpu).unwrap();
     let (mut colours, mut patterns, mut outside, mut heads) = (0.0, 0.0, 0.0, 0.0);
     for (number, worn) in worn.iter().enumerate() {
         let Example { person, garment, inside, variants } = example(number);
@@ -88,17 +88,17 @@ fn garments_arrive_and_people_stay() {
             height_px: variants[0].height(),
         };
         let order = Order { request: Request::TryOn(request), watch: Watch::new(|_| ()) };
-        let painted = engine.paint_together(&[order]).unwrap().remove(0).unwrap().remove(0);
-        let pixels: Vec<[u8; 3]> = painted.rgb.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect();
+        let generated = engine.generate_together(&[order]).unwrap().remove(0).unwrap().remove(0);
+        let pixels: Vec<[u8; 3]> = generated.rgb.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect();
         let colour = spec.colour(&pixels, &inside).unwrap();
-        let apart = |pattern: &usize| difference(&painted.rgb, &variants[*pattern], |pixel| inside[pixel]);
+        let apart = |pattern: &usize| difference(&generated.rgb, &variants[*pattern], |pixel| inside[pixel]);
         let pattern = (0..4).min_by(|one, other| apart(one).total_cmp(&apart(other))).unwrap();
         let head = |pixel: usize| {
             let (row, column) = (pixel / WIDTH_PX as usize, pixel % WIDTH_PX as usize);
             !inside[pixel] && HEADS.0.contains(&row) && HEADS.1.contains(&column)
         };
-        outside += difference(&painted.rgb, &variants[0], |pixel| !inside[pixel]);
-        heads += difference(&painted.rgb, &variants[0], head);
+        outside += difference(&generated.rgb, &variants[0], |pixel| !inside[pixel]);
+        heads += difference(&generated.rgb, &variants[0], head);
         colours += f64::from(u8::from(colour == worn.colour));
         patterns += f64::from(u8::from(PATTERNS[pattern] == worn.pattern));
         if colour != worn.colour || PATTERNS[pattern] != worn.pattern {

@@ -1,4 +1,4 @@
-//! What a Qwen2.5-VL checkpoint says about its text model, its vision tower and its picture processor.
+//! What a Qwen2.5-VL checkpoint says about its text model, its vision tower and its image processor.
 
 use serde::Deserialize;
 
@@ -38,18 +38,18 @@ pub struct VisionConfig {
     pub patch_size: usize,
     /// Patches each way that become one token.
     pub spatial_merge_size: usize,
-    /// Frames of a patch; a picture is repeated so often.
+    /// Frames of a patch; an image is repeated so often.
     pub temporal_patch_size: usize,
     /// Pixels of a window's side: most blocks look no further.
     pub window_size: usize,
-    /// The blocks that look at the whole picture.
+    /// The blocks that look at the whole image.
     pub fullatt_block_indexes: Vec<usize>,
 }
 
 impl VisionConfig {
-    /// Numbers of a patch: 3 colours, its frames, its pixels.
+    /// Values of a patch: 3 colours, its frames, its pixels.
     #[must_use]
-    pub fn patch_numbers(&self) -> usize {
+    pub fn patch_values(&self) -> usize {
         3 * self.temporal_patch_size * self.patch_size * self.patch_size
     }
 
@@ -65,7 +65,7 @@ impl VisionConfig {
         self.window_size / self.spatial_merge_size / self.patch_size
     }
 
-    /// Pixels that the sides of a picture are multiples of.
+    /// Pixels that the sides of an image are multiples of.
     #[must_use]
     pub fn multiple_px(&self) -> u32 {
         (self.patch_size * self.spatial_merge_size) as u32
@@ -77,7 +77,7 @@ impl VisionConfig {
 pub struct ProcessorConfig {
     pub image_mean: [f32; 3],
     pub image_std: [f32; 3],
-    /// Pictures of fewer or more pixels are scaled.
+    /// Images of fewer or more pixels are scaled.
     pub min_pixels: u64,
     pub max_pixels: u64,
 }

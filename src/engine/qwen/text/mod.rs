@@ -1,8 +1,8 @@
-//! The text encoder of Qwen-Image-Edit: a prompt and the pictures it speaks of to hidden states (Qwen2.5-VL).
+//! The text encoder of Qwen-Image-Edit: a prompt and the images it speaks of to hidden states (Qwen2.5-VL).
 
 pub mod config;
 pub mod language;
-pub mod picture;
+pub mod patches;
 pub mod positions;
 pub mod prompt;
 pub mod vision;
@@ -14,7 +14,7 @@ use image::RgbImage;
 
 use self::config::{ProcessorConfig, VisionConfig};
 use self::language::LanguageModel;
-use self::picture::{Patches, condition, patches};
+use self::patches::{Patches, condition, patches};
 use self::positions::{Run, positions};
 use self::prompt::{DROPPED, PromptTokenizer};
 use self::vision::VisionTower;
@@ -25,11 +25,11 @@ use crate::engine::EngineError;
 use crate::engine::checkpoint::TextCheckpoint;
 use crate::engine::weights::{build_from, component_files};
 
-/// Pictures and prompts that are kept: some 1 MiB and 4 MiB each at full size.
-const PICTURES_KEPT: usize = 32;
+/// Images and prompts that are kept: some 1 MiB and 4 MiB each at full size.
+const IMAGES_KEPT: usize = 32;
 const PROMPTS_KEPT: usize = 16;
 
-/// A loaded text encoder. Pictures and prompts that came last are not encoded again.
+/// A loaded text encoder. Images and prompts that came last are not encoded again.
 pub struct TextEncoder {
     tokenizer: PromptTokenizer,
     sight: Sight,
@@ -39,7 +39,7 @@ pub struct TextEncoder {
     said: Recent<(String, Vec<Fingerprint>), Tensor>,
 }
 
-/// The half that looks at pictures.
+/// The half that looks at images.
 pub struct Sight {
     config: VisionConfig,
     processor: ProcessorConfig,
@@ -49,7 +49,7 @@ pub struct Sight {
     device: Device,
 }
 
-/// A picture as the text model's tokens.
+/// An image as the text model's tokens.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// (tokens, hidden), row by row.
@@ -58,35 +58,35 @@ pub struct Seen {
 }
 
 impl TextEncoder {
-    /// Reads tokenizer, picture processor, vision tower and text model under `folder`. Pictures are looked at in about `condition_px`
-    /// pixels. Resident are 8.3 billion numbers at full size (15.5 GB in bf16 without the head that predicts words).
+    /// Reads tokenizer, image processor, vision tower and text model under `directory`. Images are looked at in about `condition_px`
+    /// pixels. Resident are 8.3 billion values at full size (15.5 GB in bf16 without the head that predicts words).
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and lists what is missing in it or not supported.
-    pub fn load(folder: &Path, condition_px: u32, precision: Precision, device: Device) -> Result<Self, EngineError> {
-        let TextCheckpoint { language, vision: config, processor } = TextCheckpoint::read(folder)?;
-        let tokenizer = PromptTokenizer::read(folder)?;
-        let files = component_files(&folder.join("text_encoder"))?;
+    pub fn load(directory: &Path, condition_px: u32, precision: Precision, device: Device) -> Result<Self, EngineError> {
+        let TextCheckpoint { language, vision: config, processor } = TextCheckpoint::read(directory)?;
+        let tokenizer = PromptTokenizer::read(directory)?;
+        let files = component_files(&directory.join("text_encoder"))?;
         let dtype = precision.compute;
         let ((tower, language), bytes) = build_from(&files, (dtype, &device), our_name, |vb| {
             let tower = VisionTower::new(&config, &vb.pp("visual"))?;
             Ok((tower, LanguageModel::new(&language, &vb.pp("language"))?))
         })?;
         let sight = Sight { config, processor, tower, condition_px, dtype, device };
-        let (seen, said) = (Recent::new(PICTURES_KEPT), Recent::new(PROMPTS_KEPT));
+        let (seen, said) = (Recent::new(IMAGES_KEPT), Recent::new(PROMPTS_KEPT));
         Ok(Self { tokenizer, sight, language, bytes, seen, said })
     }
 
-    /// The hidden states of `prompt` over `pictures`, in the order in which it numbers them: (1, tokens, hidden).
+    /// The hidden states of `prompt` over `images`, in the order in which it values them: (1, tokens, hidden).
     ///
     /// # Errors
     /// [`EngineError::Request`] when the prompt is too long, or there is no memory.
-    pub fn encode(&mut self, prompt: &str, pictures: &[RgbImage]) -> Result<Tensor, EngineError> {
-        let prints: Vec<Fingerprint> = pictures.iter().map(fingerprint).collect();
+    pub fn encode(&mut self, prompt: &str, images: &[RgbImage]) -> Result<Tensor, EngineError> {
+        let prints: Vec<Fingerprint> = images.iter().map(fingerprint).collect();
         let Self { tokenizer, sight, language, seen, said, .. } = self;
-        let seen = pictures.iter().zip(&prints).map(|(picture, print)| seen.of(*print, || sight.see(picture)));
+        let seen = images.iter().zip(&prints).map(|(image, print)| seen.of(*print, || sight.see(image)));
         let seen = seen.collect::<Result<Vec<_>, _>>()?;
-        said.of((prompt.to_owned(), prints), || read(language, &tokenizer.runs(prompt, pictures.len())?, &seen))
+        said.of((prompt.to_owned(), prints), || read(language, &tokenizer.runs(prompt, images.len())?, &seen))
     }
 
     /// Bytes of the tensors that stay on the device.
@@ -105,7 +105,7 @@ impl TextEncoder {
         &self.tokenizer
     }
 
-    /// Forgets pictures and prompts.
+    /// Forgets images and prompts.
     pub fn forget(&mut self) {
         self.seen.forget();
         self.said.forget();
@@ -113,21 +113,21 @@ impl TextEncoder {
 }
 
 impl Sight {
-    /// What the tower is shown of a picture.
+    /// What the tower is shown of an image.
     ///
     /// # Errors
     /// When there is no memory.
-    pub fn patches(&self, picture: &RgbImage) -> Result<Patches, EngineError> {
-        let shown = condition(picture, self.condition_px, &self.config, &self.processor);
+    pub fn patches(&self, image: &RgbImage) -> Result<Patches, EngineError> {
+        let shown = condition(image, self.condition_px, &self.config, &self.processor);
         Ok(patches(&shown, &self.config, &self.processor, &self.device)?)
     }
 
-    /// What the tower makes of a picture.
+    /// What the tower makes of an image.
     ///
     /// # Errors
     /// When there is no memory.
-    pub fn see(&self, picture: &RgbImage) -> Result<Seen, EngineError> {
-        let patches = self.patches(picture)?;
+    pub fn see(&self, image: &RgbImage) -> Result<Seen, EngineError> {
+        let patches = self.patches(image)?;
         Ok(Seen { tokens: self.tower.forward(&patches, self.dtype)?, grid: patches.grid })
     }
 }
@@ -136,7 +136,7 @@ impl Sight {
 fn read(language: &LanguageModel, runs: &[Run], seen: &[Seen]) -> Result<Tensor, EngineError> {
     let embedded = runs.iter().map(|run| match run {
         Run::Text(tokens) => language.embed(tokens),
-        Run::Picture(index) => Ok(seen[*index].tokens.clone()),
+        Run::Image(index) => Ok(seen[*index].tokens.clone()),
     });
     let embedded = Tensor::cat(&embedded.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
     let grids: Vec<Grid> = seen.iter().map(|seen| seen.grid).collect();

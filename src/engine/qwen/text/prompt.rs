@@ -18,8 +18,8 @@ const SYSTEM: &str = "Describe the key features of the input image (color, shape
                       while maintaining consistency with the original input where appropriate.";
 const START: &str = "<|im_start|>";
 const END: &str = "<|im_end|>";
-const PICTURE_START: &str = "<|vision_start|>";
-const PICTURE_END: &str = "<|vision_end|>";
+const IMAGE_START: &str = "<|vision_start|>";
+const IMAGE_END: &str = "<|vision_end|>";
 /// Tokens in front of what the user said: the transformer does not see their hidden states.
 pub(super) const DROPPED: usize = 64;
 /// Of a prompt; the pipeline allows as many.
@@ -37,18 +37,18 @@ pub struct PromptTokenizer {
 enum Part<'a> {
     Special(&'a str),
     Text(String),
-    Picture(usize),
+    Image(usize),
 }
 
 impl PromptTokenizer {
-    /// Reads `processor/tokenizer.json` under `folder`, or `tokenizer/vocab.json`, `merges.txt` and the added tokens of
+    /// Reads `processor/tokenizer.json` under `directory`, or `tokenizer/vocab.json`, `merges.txt` and the added tokens of
     /// `tokenizer_config.json` where there is none.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] when neither can be read, or Qwen's own tokens are not in them.
-    pub fn read(folder: &Path) -> Result<Self, EngineError> {
-        let file = folder.join("processor/tokenizer.json");
-        let path = if file.is_file() { file.clone() } else { folder.join("tokenizer") };
+    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+        let file = directory.join("processor/tokenizer.json");
+        let path = if file.is_file() { file.clone() } else { directory.join("tokenizer") };
         let wrong = |problem: String| EngineError::Checkpoint { path: path.clone(), problem };
         let tokenizer = if file.is_file() {
             Tokenizer::from_file(&file).map_err(|error| wrong(error.to_string()))?
@@ -56,28 +56,28 @@ impl PromptTokenizer {
             from_vocabulary(&path)?
         };
         let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token {token}")));
-        let specials = [id(START)?, id(END)?, id(PICTURE_START)?, id(PICTURE_END)?];
+        let specials = [id(START)?, id(END)?, id(IMAGE_START)?, id(IMAGE_END)?];
         let mut tokenizer = tokenizer;
         // What a caller writes is text, whatever it looks like.
         tokenizer.set_encode_special_tokens(true);
         Ok(Self { tokenizer, specials })
     }
 
-    /// The template around `prompt`, with so many pictures before it.
+    /// The template around `prompt`, with so many images before it.
     ///
     /// # Errors
     /// [`EngineError::Request`] when the prompt is too long, or the tokenizer's own rules fail on it.
-    pub fn runs(&self, prompt: &str, pictures: usize) -> Result<Vec<Run>, EngineError> {
+    pub fn runs(&self, prompt: &str, images: usize) -> Result<Vec<Run>, EngineError> {
         let wrong = |problem| EngineError::Request { field: "prompt", problem };
         let own = self.tokens(prompt).map_err(|error| wrong(format!("cannot be tokenized: {error}")))?.len();
         if own > MOST_TOKENS {
             return Err(wrong(format!("must have at most {MOST_TOKENS} tokens, got {own}; shorten it")));
         }
         let mut runs = vec![Run::Text(Vec::new())];
-        for part in parts(prompt, pictures) {
+        for part in parts(prompt, images) {
             let tokens = match part {
-                Part::Picture(index) => {
-                    runs.extend([Run::Picture(index), Run::Text(Vec::new())]);
+                Part::Image(index) => {
+                    runs.extend([Run::Image(index), Run::Text(Vec::new())]);
                     continue;
                 }
                 Part::Special(token) => vec![self.special(token)],
@@ -91,7 +91,7 @@ impl PromptTokenizer {
     }
 
     fn special(&self, token: &str) -> u32 {
-        let place = [START, END, PICTURE_START, PICTURE_END].iter().position(|known| *known == token);
+        let place = [START, END, IMAGE_START, IMAGE_END].iter().position(|known| *known == token);
         self.specials[place.unwrap_or(0)]
     }
 
@@ -101,7 +101,7 @@ impl PromptTokenizer {
 }
 
 /// Special tokens cut the text, so what lies between them has its tokens by itself.
-fn parts(prompt: &str, pictures: usize) -> Vec<Part<'static>> {
+fn parts(prompt: &str, images: usize) -> Vec<Part<'static>> {
     let text = |text: &str| Part::Text(text.to_owned());
     let mut parts = vec![
         Part::Special(START),
@@ -111,9 +111,9 @@ fn parts(prompt: &str, pictures: usize) -> Vec<Part<'static>> {
         Part::Special(START),
     ];
     let mut said = "user\n".to_owned();
-    for index in 0..pictures {
-        parts.push(Part::Text(format!("{said}Picture {}: ", index + 1)));
-        parts.extend([Part::Special(PICTURE_START), Part::Picture(index), Part::Special(PICTURE_END)]);
+    for index in 0..images {
+        parts.push(Part::Text(format!("{said}Image {}: ", index + 1)));
+        parts.extend([Part::Special(IMAGE_START), Part::Image(index), Part::Special(IMAGE_END)]);
         said.clear();
     }
     parts.extend([Part::Text(said + prompt), Part::Special(END), text("\n"), Part::Special(START), text("assistant\n")]);
@@ -121,16 +121,16 @@ fn parts(prompt: &str, pictures: usize) -> Vec<Part<'static>> {
 }
 
 /// What transformers' `Qwen2Tokenizer` makes of its files.
-fn from_vocabulary(folder: &Path) -> Result<Tokenizer, EngineError> {
-    let wrong = |error: tokenizers::Error| EngineError::Checkpoint { path: folder.to_owned(), problem: error.to_string() };
-    let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
+fn from_vocabulary(directory: &Path) -> Result<Tokenizer, EngineError> {
+    let wrong = |error: tokenizers::Error| EngineError::Checkpoint { path: directory.to_owned(), problem: error.to_string() };
+    let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
     let model = BPE::from_file(&path("vocab.json"), &path("merges.txt")).build().map_err(wrong)?;
     let mut tokenizer = Tokenizer::new(model);
     let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Isolated, false).map_err(wrong)?;
     let bytes = ByteLevel::new(false, true, false);
     tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])));
     tokenizer.with_normalizer(Some(NFC)).map_err(wrong)?;
-    for token in added_tokens(folder)?.into_values() {
+    for token in added_tokens(directory)?.into_values() {
         tokenizer.add_special_tokens([AddedToken::from(token, true).normalized(false)]).map_err(wrong)?;
     }
     Ok(tokenizer)

@@ -1,11 +1,11 @@
-//! The vision tower of Qwen2.5-VL: patches of one picture to tokens of the text model's width.
+//! The vision tower of Qwen2.5-VL: patches of one image to tokens of the text model's width.
 
 use candle_core::{DType, IndexOp, Result, Tensor};
 use candle_nn::rotary_emb::rope;
 use candle_nn::{Module, RmsNorm, VarBuilder, rms_norm};
 
 use super::config::VisionConfig;
-use super::picture::Patches;
+use super::patches::Patches;
 use crate::engine::attention::attend;
 use crate::engine::layers::{Linear, linear, linear_b, silu};
 use crate::engine::qwen::packing::Grid;
@@ -47,18 +47,18 @@ impl VisionTower {
     /// # Errors
     /// When there is no memory.
     pub fn forward(&self, patches: &Patches, dtype: DType) -> Result<Tensor> {
-        let (grid, merged, device) = (patches.grid, self.config.merged(), patches.numbers.device());
+        let (grid, merged, device) = (patches.grid, self.config.merged(), patches.values.device());
         let windows = Windows::new(grid, self.config.window());
         let order = Tensor::from_vec(windows.order.clone(), grid.tokens(), device)?;
-        let hidden = self.patch_embed.forward(&patches.numbers.to_dtype(dtype)?)?;
+        let hidden = self.patch_embed.forward(&patches.values.to_dtype(dtype)?)?;
         // A token's patches stay together when tokens change places.
         let by_token = hidden.reshape((grid.tokens(), merged, self.config.hidden_size))?;
         let mut hidden = by_token.index_select(&order, 0)?.reshape((1, grid.tokens() * merged, self.config.hidden_size))?;
         let angles = self.angles(grid, &windows.order);
         let patch_count = grid.tokens() * merged;
         let table = |of: fn(f32) -> f32| {
-            let numbers: Vec<f32> = angles.iter().map(|angle| of(*angle)).collect();
-            Tensor::from_vec(numbers, (patch_count, angles.len() / patch_count), device)
+            let values: Vec<f32> = angles.iter().map(|angle| of(*angle)).collect();
+            Tensor::from_vec(values, (patch_count, angles.len() / patch_count), device)
         };
         let (cos, sin) = (table(f32::cos)?, table(f32::sin)?);
         let whole = [patch_count];

@@ -13,7 +13,7 @@ use super::fault::Fault;
 use super::settings::Settings;
 
 /// Connects and logs in. lapin's own recovery stays off: it has open issues, and which messages are still ours is known
-/// only if every connection is told apart from the last.
+/// only if every connection is distinguished from the last.
 pub(super) async fn open(settings: &Settings, authorities: Option<&str>) -> Result<Connection, Fault> {
     let limit = Duration::from_millis(settings.connect_timeout_ms);
     let plug = Plug::default();
@@ -72,7 +72,7 @@ fn uri(settings: &Settings) -> AMQPUri {
             port: settings.port,
         },
         vhost: settings.vhost.clone(),
-        query: AMQPQueryString { heartbeat: Some(settings.heartbeat_s), ..AMQPQueryString::default() },
+        query: AMQPQueryString { heartbeat: Some(settings.heartbeat_seconds), ..AMQPQueryString::default() },
     }
 }
 

@@ -1,4 +1,4 @@
-//! The broker's errors, told apart by what can be done about them.
+//! The broker's errors, distinguished by what can be done about them.
 
 use std::time::Duration;
 

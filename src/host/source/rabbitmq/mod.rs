@@ -10,18 +10,18 @@
 //!   `max_attempts`, else the broker dead-letters a message before its caller is told.
 
 mod connection;
+mod connection_manager;
+mod deliveries;
 mod fault;
 mod handed_back;
 pub mod inspect;
-mod lane;
-mod link;
-mod outlet;
 mod publish;
+mod publisher;
 mod record;
+mod rpc_channel;
 mod serve;
 mod session;
 pub mod settings;
-mod shelf;
 mod topology;
 
 use std::sync::Arc;
@@ -29,19 +29,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use self::connection_manager::{ConnectionManager, State};
+use self::deliveries::InFlight;
 use self::fault::Fault;
 use self::handed_back::HandedBack;
-use self::link::{Link, State};
 use self::publish::Address;
-use self::session::{Broker, Session, Verdict};
+use self::session::{Broker, Disposition, Session};
 use self::settings::Settings;
-use self::shelf::Held;
 use super::{Depth, Message, Shape, Source, SourceError};
 use crate::setting::SettingError;
 
 /// The queue; see the module.
 pub struct RabbitMq {
-    link: Link,
+    connection_manager: ConnectionManager,
     settings: Settings,
     /// The queue's name in messages.
     label: String,
@@ -58,17 +58,17 @@ impl RabbitMq {
         let (settings, authorities) = (settings.clone(), settings.authorities()?);
         let label = format!("{} at {}:{}", settings.queue, settings.broker().unwrap_or_default(), settings.port);
         let broker = Broker { settings: settings.clone(), authorities, handed_back: HandedBack::default() };
-        Ok(Self { link: Link::start(broker), settings, label })
+        Ok(Self { connection_manager: ConnectionManager::start(broker), settings, label })
     }
 
-    fn receipt(&self, message: &Message, action: &'static str) -> Result<(Arc<Session>, Arc<Held>), SourceError> {
+    fn receipt(&self, message: &Message, action: &'static str) -> Result<(Arc<Session>, Arc<InFlight>), SourceError> {
         let parts = message.receipt.split_once(':');
         let parts = parts.and_then(|(generation, tag)| Some((generation.parse().ok()?, tag.parse().ok()?)));
         let (generation, tag) = parts.ok_or_else(|| self.lost(action, "its receipt is not one of ours"))?;
-        let session = self.link.session_of(generation);
+        let session = self.connection_manager.session_of(generation);
         let session = session.ok_or_else(|| self.lost(action, "the connection that it came by is gone"))?;
-        let held = session.handed_out(tag).ok_or_else(|| self.lost(action, "it was settled before"))?;
-        Ok((session, held))
+        let in_flight = session.handed_out(tag).ok_or_else(|| self.lost(action, "it was settled before"))?;
+        Ok((session, in_flight))
     }
 
     fn lost(&self, action: &'static str, problem: impl Into<String>) -> SourceError {
@@ -79,15 +79,15 @@ impl RabbitMq {
         move |fault| fault.at(&self.label, action)
     }
 
-    async fn settle(&self, message: &Message, verdict: Verdict, action: &'static str) -> Result<(), SourceError> {
-        let (session, held) = self.receipt(message, action)?;
-        session.settle(&held, verdict).await.map_err(|problem| self.lost(action, problem))
+    async fn settle(&self, message: &Message, disposition: Disposition, action: &'static str) -> Result<(), SourceError> {
+        let (session, in_flight) = self.receipt(message, action)?;
+        session.settle(&in_flight, disposition).await.map_err(|problem| self.lost(action, problem))
     }
 
     /// Publishes the message again and settles the original.
-    async fn move_to(&self, session: &Session, held: &Held, to: &Address, reason: Option<&str>) -> Result<(), Fault> {
-        let properties = publish::again(&held.delivery.properties, held.attempt, reason);
-        session.publish(to, &held.delivery.data, properties).await
+    async fn move_to(&self, session: &Session, in_flight: &InFlight, to: &Address, reason: Option<&str>) -> Result<(), Fault> {
+        let properties = publish::again(&in_flight.delivery.properties, in_flight.attempt, reason);
+        session.publish(to, &in_flight.delivery.data, properties).await
     }
 
     /// Where a message waits for its next attempt. Without permission to make that queue it waits nowhere, and is tried
@@ -110,20 +110,20 @@ impl RabbitMq {
         }
     }
 
-    fn message(session: &Session, held: &Held) -> Message {
-        let delivery = &held.delivery;
+    fn message(session: &Session, in_flight: &InFlight) -> Message {
+        let delivery = &in_flight.delivery;
         let receipt = format!("{}:{}", session.generation, delivery.delivery_tag);
         // A name that nobody gave is ours, and differs from delivery to delivery.
         let id = delivery.properties.message_id().as_ref().map_or_else(|| receipt.clone(), ToString::to_string);
         Message {
-            record: record::record(delivery, &id, held.attempt),
+            record: record::record(delivery, &id, in_flight.attempt),
             id,
             receipt,
-            attempt: held.attempt,
+            attempt: in_flight.attempt,
             group: None,
             body: delivery.data.clone(),
             sent: record::sent(&delivery.properties),
-            received: held.since.into_std(),
+            received: in_flight.since.into_std(),
         }
     }
 }
@@ -144,7 +144,7 @@ impl Source for RabbitMq {
 
     /// An attempt to connect that fails comes back as an error, once; the next call waits for the next attempt.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
-        let (mut state, closing) = (self.link.state(), self.link.closing());
+        let (mut state, closing) = (self.connection_manager.state(), self.connection_manager.closing());
         loop {
             if closing.is_cancelled() {
                 return Ok(Vec::new());
@@ -154,7 +154,7 @@ impl Source for RabbitMq {
                 match &now {
                     State::Up(session) => {
                         let taken = session.take(most.max(1)).await;
-                        taken.iter().map(|held| Self::message(session, held)).collect()
+                        taken.iter().map(|in_flight| Self::message(session, in_flight)).collect()
                     }
                     State::Connecting | State::Down(_) => std::future::pending().await,
                 }
@@ -174,28 +174,28 @@ impl Source for RabbitMq {
     }
 
     async fn ack(&self, message: &Message) -> Result<(), SourceError> {
-        self.settle(message, Verdict::Done, "acknowledge").await
+        self.settle(message, Disposition::Done, "acknowledge").await
     }
 
     /// The delay is rounded up to 1, 2, 5, 15 s, 1, 5, 15 min or 1 h. Where the queue for it must not be made, the message
     /// goes to the end of the queue of jobs at once; where that must not be published to either, it is rejected with
     /// requeue. Only the last does not count the attempt on a classic queue.
     async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
-        let (session, held) = self.receipt(message, "retry")?;
+        let (session, in_flight) = self.receipt(message, "retry")?;
         let to = self.waiting_room(&session, delay).await.map_err(self.at("retry"))?;
-        let verdict = match self.move_to(&session, &held, &to, None).await {
-            Ok(()) => Verdict::Done,
+        let disposition = match self.move_to(&session, &in_flight, &to, None).await {
+            Ok(()) => Disposition::Done,
             Err(fault) if fault.refused => {
                 tracing::warn!(queue = self.label, problem = fault.problem, "rejecting with requeue");
-                Verdict::Failed
+                Disposition::Failed
             }
             Err(fault) => return Err(self.at("retry")(fault)),
         };
-        session.settle(&held, verdict).await.map_err(|problem| self.lost("retry", problem))
+        session.settle(&in_flight, disposition).await.map_err(|problem| self.lost("retry", problem))
     }
 
     async fn release(&self, message: &Message) -> Result<(), SourceError> {
-        self.settle(message, Verdict::Untried, "release").await
+        self.settle(message, Disposition::Untried, "release").await
     }
 
     /// With `declare` the message is published to our own dead-letter exchange, with reason and attempts in its headers:
@@ -203,34 +203,34 @@ impl Source for RabbitMq {
     /// say where it dead-letters to: there the message is rejected, and the reason stands in the log alone. If the owner
     /// keeps no dead letters, RabbitMQ drops it.
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
-        let (session, held) = self.receipt(message, "dead-letter")?;
-        let verdict = if self.settings.declare {
+        let (session, in_flight) = self.receipt(message, "dead-letter")?;
+        let disposition = if self.settings.declare {
             let to = Address::exchange(&topology::dead_letter_exchange(&self.settings.queue), &self.settings.queue);
-            self.move_to(&session, &held, &to, Some(reason)).await.map_err(self.at("dead-letter"))?;
-            Verdict::Done
+            self.move_to(&session, &in_flight, &to, Some(reason)).await.map_err(self.at("dead-letter"))?;
+            Disposition::Done
         } else {
             tracing::warn!(queue = self.label, message_id = message.id, reason, "rejected: its queue dead-letters it");
-            Verdict::Dead
+            Disposition::Dead
         };
-        session.settle(&held, verdict).await.map_err(|problem| self.lost("dead-letter", problem))
+        session.settle(&in_flight, disposition).await.map_err(|problem| self.lost("dead-letter", problem))
     }
 
     async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
         let properties = publish::job_properties(job_id).map_err(self.at("send"))?;
-        let session = self.link.session().await.map_err(self.at("send"))?;
+        let session = self.connection_manager.session().await.map_err(self.at("send"))?;
         session.publish(&Address::queue(&self.settings.queue), body, properties).await.map_err(self.at("send"))
     }
 
     /// What waits for another attempt, or with another host, is not among them. RabbitMQ does not say how old the oldest is.
     async fn depth(&self) -> Result<Depth, SourceError> {
-        let session = self.link.session().await.map_err(self.at("depth"))?;
+        let session = self.connection_manager.session().await.map_err(self.at("depth"))?;
         let waiting = session.depth().await.map_err(self.at("depth"))?;
         Ok(Depth { waiting, oldest: None })
     }
 
     async fn close(&self) {
-        self.link.closing().cancel();
-        let now = self.link.state().borrow().clone();
+        self.connection_manager.closing().cancel();
+        let now = self.connection_manager.state().borrow().clone();
         if let State::Up(session) = now {
             session.emptied.cancelled().await;
         }

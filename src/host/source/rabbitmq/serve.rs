@@ -1,4 +1,4 @@
-//! The life of a session: fills the shelf, hands back what waits there too long, and says when the connection is over.
+//! The life of a session: fills the set of deliveries, hands back what waits there too long, and says when the connection is over.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use lapin::{Consumer, Error};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::deliveries::InFlight;
 use super::fault::{Fault, within};
-use super::session::{Session, Verdict};
-use super::shelf::Held;
+use super::session::{Disposition, Session};
 
 impl Session {
     /// Serves until the connection is over; why it is.
@@ -22,18 +22,18 @@ impl Session {
             Ok(never) => match never {},
         };
         // The broker gives them to somebody, perhaps to us, and counts a delivery that nobody has tried.
-        for held in self.shelf().remove_until(Instant::now()) {
-            self.broker.handed_back.note(&held.delivery);
+        for in_flight in self.deliveries().remove_until(Instant::now()) {
+            self.broker.handed_back.note(&in_flight.delivery);
         }
         self.emptied.cancel();
         fault
     }
 
     async fn run(&self, closing: &CancellationToken) -> Result<std::convert::Infallible, Fault> {
-        let longest_wait = Duration::from_secs(self.broker.settings.consumer_timeout_s) / 2;
+        let longest_wait = Duration::from_secs(self.broker.settings.consumer_timeout_seconds) / 2;
         let mut consumer = None;
         loop {
-            let oldest = self.shelf().oldest();
+            let oldest = self.deliveries().oldest();
             tokio::select! {
                 delivery = next(&mut consumer) => self.arrive(delivery)?,
                 () = closing.cancelled(), if !self.emptied.is_cancelled() => {
@@ -63,7 +63,7 @@ impl Session {
         // Whatever ended the subscription, the next connection may well be served.
         let delivery = delivery.map_err(|error| Fault { refused: false, ..error.into() })?;
         let attempt = self.broker.handed_back.attempt(&delivery);
-        self.put(Held { delivery, attempt, since: Instant::now() });
+        self.put(InFlight { delivery, attempt, since: Instant::now() });
         Ok(())
     }
 
@@ -80,9 +80,9 @@ impl Session {
 
     /// Puts back what has been waiting here for so long, before the broker takes it back and our channel with it.
     async fn hand_back(&self, longest_wait: Duration) -> Result<(), Fault> {
-        let old = Instant::now().checked_sub(longest_wait).map(|moment| self.shelf().remove_until(moment));
-        for held in old.unwrap_or_default() {
-            self.settle(&held, Verdict::Untried).await.map_err(Fault::unavailable)?;
+        let old = Instant::now().checked_sub(longest_wait).map(|moment| self.deliveries().remove_until(moment));
+        for in_flight in old.unwrap_or_default() {
+            self.settle(&in_flight, Disposition::Untried).await.map_err(Fault::unavailable)?;
         }
         Ok(())
     }

@@ -10,13 +10,13 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::deliveries::{Deliveries, InFlight};
 use super::fault::{Fault, within};
 use super::handed_back::HandedBack;
-use super::lane::Lane;
-use super::outlet::Outlet;
 use super::publish::Address;
+use super::publisher::Publisher;
+use super::rpc_channel::RpcChannel;
 use super::settings::Settings;
-use super::shelf::{Held, Shelf};
 use super::{connection, topology};
 
 /// How soon the end of a connection is noticed that nothing else tells us of.
@@ -37,10 +37,10 @@ pub(super) struct Session {
     connection: Connection,
     /// Deliveries and their settlement; the broker ties one to the other by channel.
     pub(super) consuming: Channel,
-    asking: Lane,
-    outlet: Outlet,
-    shelf: Mutex<Shelf>,
-    /// Something waits on the shelf.
+    asking: RpcChannel,
+    publisher: Publisher,
+    deliveries: Mutex<Deliveries>,
+    /// Something waits on the set of deliveries.
     arrived: Notify,
     /// Somebody wants messages.
     pub(super) wanted: Notify,
@@ -52,7 +52,7 @@ pub(super) struct Session {
 
 /// What becomes of a message.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Verdict {
+pub(super) enum Disposition {
     Done,
     /// Back to the queue, as if it had not been here: since 4.3 RabbitMQ counts no delivery for a nack.
     Untried,
@@ -72,9 +72,9 @@ impl Session {
             broker: Arc::clone(broker),
             connection,
             consuming,
-            asking: Lane::default(),
-            outlet: Outlet::default(),
-            shelf: Mutex::default(),
+            asking: RpcChannel::default(),
+            publisher: Publisher::default(),
+            deliveries: Mutex::default(),
             arrived: Notify::new(),
             wanted: Notify::new(),
             doubted: Notify::new(),
@@ -90,23 +90,23 @@ impl Session {
         self.connection.status().connected() && self.consuming.status().connected()
     }
 
-    /// A panic under the lock leaves the shelf as it was or short of a message, which the broker still has.
-    pub(super) fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A panic under the lock leaves the set of deliveries as it was or short of a message, which the broker still has.
+    pub(super) fn deliveries(&self) -> MutexGuard<'_, Deliveries> {
+        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn put(&self, held: Held) {
-        self.shelf().put(held);
+    pub(super) fn put(&self, in_flight: InFlight) {
+        self.deliveries().put(in_flight);
         self.arrived.notify_waiters();
     }
 
-    /// Waits for messages; one that arrives after the caller is gone stays on the shelf.
-    pub(super) async fn take(&self, most: usize) -> Vec<Arc<Held>> {
+    /// Waits for messages; one that arrives after the caller is gone stays on the set of deliveries.
+    pub(super) async fn take(&self, most: usize) -> Vec<Arc<InFlight>> {
         self.wanted.notify_one();
         loop {
             // Listens before it looks, so that nothing arrives in between.
             let arrived = self.arrived.notified();
-            let taken = self.shelf().take(most);
+            let taken = self.deliveries().take(most);
             if !taken.is_empty() {
                 return taken;
             }
@@ -115,27 +115,27 @@ impl Session {
     }
 
     /// Tells the broker what becomes of the message. The error says why the message is not ours any more.
-    pub(super) async fn settle(&self, held: &Held, verdict: Verdict) -> Result<(), String> {
+    pub(super) async fn settle(&self, in_flight: &InFlight, disposition: Disposition) -> Result<(), String> {
         // Before the broker hears of it: the message may be here again before we hear of that.
-        match verdict {
-            Verdict::Done | Verdict::Dead => self.broker.handed_back.forget(&held.delivery),
-            Verdict::Untried => self.broker.handed_back.note(&held.delivery),
-            Verdict::Failed => {}
+        match disposition {
+            Disposition::Done | Disposition::Dead => self.broker.handed_back.forget(&in_flight.delivery),
+            Disposition::Untried => self.broker.handed_back.note(&in_flight.delivery),
+            Disposition::Failed => {}
         }
-        let acker = &held.delivery.acker;
+        let acker = &in_flight.delivery.acker;
         let told = within(async {
-            let told = match verdict {
-                Verdict::Done => acker.ack(BasicAckOptions::default()).await?,
-                Verdict::Untried => acker.nack(BasicNackOptions { requeue: true, multiple: false }).await?,
-                Verdict::Failed => acker.reject(BasicRejectOptions { requeue: true }).await?,
-                Verdict::Dead => acker.reject(BasicRejectOptions { requeue: false }).await?,
+            let told = match disposition {
+                Disposition::Done => acker.ack(BasicAckOptions::default()).await?,
+                Disposition::Untried => acker.nack(BasicNackOptions { requeue: true, multiple: false }).await?,
+                Disposition::Failed => acker.reject(BasicRejectOptions { requeue: true }).await?,
+                Disposition::Dead => acker.reject(BasicRejectOptions { requeue: false }).await?,
             };
             // The broker answers no settlement. But it answers this, which changes nothing, after it.
             self.limit().await?;
             Ok(told)
         });
         let told = self.while_it_lives(told).await;
-        self.shelf().settled(held.delivery.delivery_tag);
+        self.deliveries().settled(in_flight.delivery.delivery_tag);
         match told {
             Ok(true) => Ok(()),
             Ok(false) => Err("it was settled before, or its channel is closed".into()),
@@ -151,13 +151,13 @@ impl Session {
         self.consuming.basic_qos(self.broker.settings.prefetch, BasicQosOptions::default()).await
     }
 
-    pub(super) fn handed_out(&self, tag: DeliveryTag) -> Option<Arc<Held>> {
-        self.shelf().handed_out(tag)
+    pub(super) fn handed_out(&self, tag: DeliveryTag) -> Option<Arc<InFlight>> {
+        self.deliveries().handed_out(tag)
     }
 
     /// Returns when the broker has the message for good.
     pub(super) async fn publish(&self, to: &Address, body: &[u8], properties: BasicProperties) -> Result<(), Fault> {
-        self.outlet.publish(&self.broker, to, body, properties).await.inspect_err(|_| self.doubted.notify_one())
+        self.publisher.publish(&self.broker, to, body, properties).await.inspect_err(|_| self.doubted.notify_one())
     }
 
     /// The queue that gives messages back after `delay`.
@@ -177,7 +177,7 @@ impl Session {
             let turn = self.asking.enter(&self.connection).await?;
             let ready = topology::depth(&turn.channel, &self.broker.settings.queue).await?;
             turn.leave();
-            Ok(ready + self.shelf().waiting() as u64)
+            Ok(ready + self.deliveries().waiting() as u64)
         })
         .await
     }

@@ -27,17 +27,17 @@ pub struct Settings {
     pub declare: bool,
     /// TLS to the broker, whose certificate must be for `host`; its port is usually 5671.
     pub tls: bool,
-    /// PEM file with certificates of authorities to trust beside the system's.
+    /// PEM file with certificates of authorities to trust next to the system's.
     pub ca_file: Option<PathBuf>,
     /// Messages that this process may hold at once, those that wait for a handler included; 1 to 65535.
     pub prefetch: u16,
     /// Seconds between signs of life, 1 to 600; a connection that is silent for two of them is given up.
-    pub heartbeat_s: u16,
+    pub heartbeat_seconds: u16,
     /// Milliseconds for a connection from the first packet until the broker has let us in.
     pub connect_timeout_ms: u64,
     /// Seconds after which the broker takes back a message that is not settled: its own `consumer_timeout`. A message that
     /// waits here for half as long is handed back before.
-    pub consumer_timeout_s: u64,
+    pub consumer_timeout_seconds: u64,
 }
 
 impl Default for Settings {
@@ -53,9 +53,9 @@ impl Default for Settings {
             tls: false,
             ca_file: None,
             prefetch: 10,
-            heartbeat_s: 30,
+            heartbeat_seconds: 30,
             connect_timeout_ms: 10_000,
-            consumer_timeout_s: 1800,
+            consumer_timeout_seconds: 1800,
         }
     }
 }
@@ -94,14 +94,17 @@ impl Settings {
         if self.prefetch == 0 {
             return wrong("prefetch", "must be 1 to 65535 (0 would take the whole queue at once)".into());
         }
-        if !(1..=600).contains(&self.heartbeat_s) {
-            return wrong("heartbeat_s", format!("must be 1 to 600 seconds, got {}", self.heartbeat_s));
+        if !(1..=600).contains(&self.heartbeat_seconds) {
+            return wrong("heartbeat_seconds", format!("must be 1 to 600 seconds, got {}", self.heartbeat_seconds));
         }
         if self.connect_timeout_ms == 0 {
             return wrong("connect_timeout_ms", "must be at least 1 millisecond".into());
         }
-        if self.consumer_timeout_s < 2 {
-            return wrong("consumer_timeout_s", format!("must be at least 2 seconds, got {}", self.consumer_timeout_s));
+        if self.consumer_timeout_seconds < 2 {
+            return wrong(
+                "consumer_timeout_seconds",
+                format!("must be at least 2 seconds, got {}", self.consumer_timeout_seconds),
+            );
         }
         if self.ca_file.is_some() && !self.tls {
             return wrong("ca_file", "needs `tls: true`".into());

@@ -64,7 +64,7 @@ pub(super) async fn compare(channel: &Channel, queue: &str) -> Result<(), Fault>
     quorum(channel, queue, &own_arguments(queue)).await
 }
 
-/// The same with a quorum queue that has no arguments beside its type.
+/// The same with a quorum queue that has no arguments next to its type.
 pub(super) async fn compare_type(channel: &Channel, queue: &str) -> Result<(), Fault> {
     quorum(channel, queue, &[]).await
 }

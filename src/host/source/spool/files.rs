@@ -1,4 +1,4 @@
-//! The spool's folders on disk: created, synced, renamed, locked.
+//! The spool's directories on disk: created, synced, renamed, locked.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -8,14 +8,14 @@ use super::name::Name;
 
 /// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Folder {
+pub(super) enum Directory {
     Waiting,
     Running,
     Dead,
 }
 
-impl Folder {
-    fn word(self) -> &'static str {
+impl Directory {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
             Self::Running => "running",
@@ -32,12 +32,12 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn open(root: &Path) -> io::Result<Self> {
-        for folder in [Folder::Waiting, Folder::Running, Folder::Dead] {
-            fs::create_dir_all(root.join(folder.word()))?;
+        for directory in [Directory::Waiting, Directory::Running, Directory::Dead] {
+            fs::create_dir_all(root.join(directory.as_str()))?;
         }
         let lock = File::create(root.join("lock"))?;
         lock.try_lock()
-            .map_err(|_| io::Error::other("another host uses this folder; give each its own (sources.spool.folder)"))?;
+            .map_err(|_| io::Error::other("another host uses this directory; give each its own (sources.spool.directory)"))?;
         Ok(Self { root: root.to_owned(), _lock: lock })
     }
 
@@ -46,10 +46,10 @@ impl Files {
         format!("spool {}", self.root.display())
     }
 
-    /// The jobs in a folder; what was half written when the host died is removed.
-    pub(super) fn list(&self, folder: Folder) -> io::Result<Vec<Name>> {
+    /// The jobs in a directory; what was half written when the host died is removed.
+    pub(super) fn list(&self, directory: Directory) -> io::Result<Vec<Name>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(self.root.join(folder.word()))? {
+        for entry in fs::read_dir(self.root.join(directory.as_str()))? {
             let entry = entry?;
             let text = entry.file_name().to_string_lossy().into_owned();
             match Name::parse(&text) {
@@ -62,9 +62,9 @@ impl Files {
     }
 
     /// Returns when the job is on the disk for good: a crash at any moment leaves all of it or nothing.
-    pub(super) fn create(&self, folder: Folder, name: &Name, body: &[u8]) -> io::Result<()> {
-        let path = self.path(folder, name);
-        let written = write_whole(&path, body).and_then(|()| self.sync(folder));
+    pub(super) fn create(&self, directory: Directory, name: &Name, body: &[u8]) -> io::Result<()> {
+        let path = self.path(directory, name);
+        let written = write_whole(&path, body).and_then(|()| self.sync(directory));
         if written.is_err() {
             // Nothing of a job that was refused may turn up later.
             let _ = fs::remove_file(partial(&path));
@@ -74,33 +74,33 @@ impl Files {
     }
 
     /// Not synced: when the machine loses a change of state, the job is delivered once more, and replayed for free.
-    pub(super) fn rename(&self, from: (Folder, &Name), to: (Folder, &Name)) -> io::Result<()> {
+    pub(super) fn rename(&self, from: (Directory, &Name), to: (Directory, &Name)) -> io::Result<()> {
         fs::rename(self.path(from.0, from.1), self.path(to.0, to.1))
     }
 
-    pub(super) fn read(&self, folder: Folder, name: &Name) -> io::Result<Vec<u8>> {
-        fs::read(self.path(folder, name))
+    pub(super) fn read(&self, directory: Directory, name: &Name) -> io::Result<Vec<u8>> {
+        fs::read(self.path(directory, name))
     }
 
-    pub(super) fn remove(&self, folder: Folder, name: &Name) -> io::Result<()> {
-        fs::remove_file(self.path(folder, name))
+    pub(super) fn remove(&self, directory: Directory, name: &Name) -> io::Result<()> {
+        fs::remove_file(self.path(directory, name))
     }
 
     /// The job goes to `dead/` and finds its reason there already, whole: whoever sees the one can read the other.
     pub(super) fn bury(&self, name: &Name, reason: &str) -> io::Result<()> {
-        let written = write_whole(&self.root.join(Folder::Dead.word()).join(format!("reason~{name}")), reason.as_bytes());
+        let written = write_whole(&self.root.join(Directory::Dead.as_str()).join(format!("reason~{name}")), reason.as_bytes());
         // On a full disk without its reason, but never delivered again.
-        self.rename((Folder::Running, name), (Folder::Dead, name))?;
+        self.rename((Directory::Running, name), (Directory::Dead, name))?;
         written
     }
 
-    fn path(&self, folder: Folder, name: &Name) -> PathBuf {
-        self.root.join(folder.word()).join(name.to_string())
+    fn path(&self, directory: Directory, name: &Name) -> PathBuf {
+        self.root.join(directory.as_str()).join(name.to_string())
     }
 
-    /// A rename is on the disk when its folder is.
-    fn sync(&self, folder: Folder) -> io::Result<()> {
-        File::open(self.root.join(folder.word()))?.sync_all()
+    /// A rename is on the disk when its directory is.
+    fn sync(&self, directory: Directory) -> io::Result<()> {
+        File::open(self.root.join(directory.as_str()))?.sync_all()
     }
 }
 

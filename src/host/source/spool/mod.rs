@@ -1,7 +1,7 @@
-//! The spool: a queue in a folder, for one host, that survives kill -9 of everything.
+//! The spool: a queue in a directory, for one host, that survives kill -9 of everything.
 //!
-//! A job is a file with its body. Its state is the folder it lies in (`waiting/`, `running/`, `dead/`), and every change of
-//! state is one rename; it is accepted when file and folder are synced to the disk.
+//! A job is a file with its body. Its state is the directory it lies in (`waiting/`, `running/`, `dead/`), and every change of
+//! state is one rename; it is accepted when file and directory are synced to the disk.
 
 mod files;
 pub mod inspect;
@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Notify;
 
-use self::files::{Files, Folder};
+use self::files::{Directory, Files};
 use self::name::Name;
 use super::{Depth, Message, Shape, Source, SourceError};
 
@@ -26,18 +26,18 @@ use super::{Depth, Message, Shape, Source, SourceError};
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Where the jobs lie; one host at a time may use it. Put it on a disk that outlives the container.
-    pub folder: PathBuf,
+    pub directory: PathBuf,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { folder: PathBuf::from("spool") }
+        Self { directory: PathBuf::from("spool") }
     }
 }
 
 const ARN: &str = "arn:aws:sqs:local:000000000000:spool";
 
-/// The queue in a folder; clones are the same queue.
+/// The queue in a directory; clones are the same queue.
 #[derive(Clone)]
 pub struct Spool {
     files: Arc<Files>,
@@ -60,22 +60,22 @@ impl Waiting {
 }
 
 impl Spool {
-    /// Opens the folder and puts back what an earlier host had in hand when it died.
+    /// Opens the directory and puts back what an earlier host had in flight when it died.
     ///
     /// # Errors
-    /// When the folder cannot be used, or another host uses it.
+    /// When the directory cannot be used, or another host uses it.
     pub fn open(settings: &Settings) -> Result<Self, SourceError> {
-        let files = Files::open(&settings.folder).map_err(|problem| refused(&settings.folder, "open", &problem))?;
-        for name in files.list(Folder::Running).map_err(|problem| refused(&settings.folder, "open", &problem))? {
-            let moved = files.rename((Folder::Running, &name), (Folder::Waiting, &name));
-            moved.map_err(|problem| refused(&settings.folder, "open", &problem))?;
+        let files = Files::open(&settings.directory).map_err(|problem| refused(&settings.directory, "open", &problem))?;
+        for name in files.list(Directory::Running).map_err(|problem| refused(&settings.directory, "open", &problem))? {
+            let moved = files.rename((Directory::Running, &name), (Directory::Waiting, &name));
+            moved.map_err(|problem| refused(&settings.directory, "open", &problem))?;
             tracing::warn!(
                 job_id = name.job_id,
                 attempt = name.attempt,
-                "a job was in hand when the host died; it is tried again"
+                "a job was in flight when the host died; it is tried again"
             );
         }
-        let names = files.list(Folder::Waiting).map_err(|problem| refused(&settings.folder, "open", &problem))?;
+        let names = files.list(Directory::Waiting).map_err(|problem| refused(&settings.directory, "open", &problem))?;
         // One moment for all: what is due already keeps the order of its names.
         let (now, opened) = (SystemTime::now(), Instant::now());
         let waiting = names.into_iter().map(|name| Waiting { due: opened + name.due_in(now), name });
@@ -98,8 +98,8 @@ impl Spool {
         running.attempt += 1;
         let (from, to) = (waiting.clone(), running.clone());
         let started = self.on_disk("receive", move |files| {
-            files.rename((Folder::Waiting, &from), (Folder::Running, &to))?;
-            files.read(Folder::Running, &to)
+            files.rename((Directory::Waiting, &from), (Directory::Running, &to))?;
+            files.read(Directory::Running, &to)
         });
         match started.await {
             Ok(body) => Ok(message(&running, body)),
@@ -131,25 +131,25 @@ impl Spool {
         }
     }
 
-    async fn put_back(
+    async fn requeue(
         &self,
         message: &Message,
         action: &'static str,
         delay: Duration,
         counted: bool,
     ) -> Result<(), SourceError> {
-        let running = self.in_hand(message, action)?;
+        let running = self.in_flight(message, action)?;
         let mut waiting = running.clone();
         waiting.attempt -= u32::from(!counted);
         waiting.due(SystemTime::now() + delay);
         let to = waiting.clone();
-        self.on_disk(action, move |files| files.rename((Folder::Running, &running), (Folder::Waiting, &to))).await?;
+        self.on_disk(action, move |files| files.rename((Directory::Running, &running), (Directory::Waiting, &to))).await?;
         self.index().insert(Waiting { due: Instant::now() + delay, name: waiting });
         self.arrived.notify_one();
         Ok(())
     }
 
-    fn in_hand(&self, message: &Message, action: &'static str) -> Result<Name, SourceError> {
+    fn in_flight(&self, message: &Message, action: &'static str) -> Result<Name, SourceError> {
         Name::parse(&message.receipt).ok_or_else(|| SourceError::Lost {
             queue: self.files.label(),
             action,
@@ -181,8 +181,8 @@ impl Spool {
     }
 }
 
-fn refused(folder: &std::path::Path, action: &'static str, problem: &std::io::Error) -> SourceError {
-    SourceError::Refused { queue: format!("spool {}", folder.display()), action, problem: problem.to_string() }
+fn refused(directory: &std::path::Path, action: &'static str, problem: &std::io::Error) -> SourceError {
+    SourceError::Refused { queue: format!("spool {}", directory.display()), action, problem: problem.to_string() }
 }
 
 /// A job of the spool as an SQS record: the handler needs to know no third kind of queue.
@@ -226,7 +226,7 @@ impl Source for Spool {
         Shape::Sqs
     }
 
-    /// What a dropped call had taken stays in `running/` until the folder is opened again; so the moves are made in a task of
+    /// What a dropped call had taken stays in `running/` until the directory is opened again; so the moves are made in a task of
     /// its own, which puts the jobs back when nobody wants them any more.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
         loop {
@@ -257,28 +257,28 @@ impl Source for Spool {
     }
 
     async fn ack(&self, message: &Message) -> Result<(), SourceError> {
-        let name = self.in_hand(message, "ack")?;
-        self.on_disk("ack", move |files| files.remove(Folder::Running, &name)).await
+        let name = self.in_flight(message, "ack")?;
+        self.on_disk("ack", move |files| files.remove(Directory::Running, &name)).await
     }
 
     async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
-        self.put_back(message, "retry", delay, true).await
+        self.requeue(message, "retry", delay, true).await
     }
 
     async fn release(&self, message: &Message) -> Result<(), SourceError> {
-        self.put_back(message, "release", Duration::ZERO, false).await
+        self.requeue(message, "release", Duration::ZERO, false).await
     }
 
-    /// The job goes to `dead/`, its reason beside it; moving the file back to `waiting/` and starting the host again tries it anew.
+    /// The job goes to `dead/`, its reason next to it; moving the file back to `waiting/` and starting the host again tries it anew.
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
-        let (name, reason) = (self.in_hand(message, "dead-letter")?, reason.to_owned());
+        let (name, reason) = (self.in_flight(message, "dead-letter")?, reason.to_owned());
         self.on_disk("dead-letter", move |files| files.bury(&name, &reason)).await
     }
 
     async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
         let (name, body) = (Name::new(job_id, SystemTime::now()), body.to_owned());
         let to = name.clone();
-        self.on_disk("send", move |files| files.create(Folder::Waiting, &to, &body)).await?;
+        self.on_disk("send", move |files| files.create(Directory::Waiting, &to, &body)).await?;
         self.index().insert(Waiting::due_now(name));
         self.arrived.notify_one();
         Ok(())

@@ -7,7 +7,7 @@ use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
 use serde::Deserialize;
 
 use super::address::is_fifo;
-use super::queue::{Parcel, Queue};
+use super::queue::{OutgoingMessage, Queue};
 use super::record::attributes_of;
 use crate::host::source::{Message, SourceError};
 
@@ -61,7 +61,7 @@ impl Queue {
     /// Sends the message to the dead-letter queue, then deletes it here: interrupted in between, it is there twice, never lost.
     pub(super) async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
         if let Some(target) = self.dead_letter_queue().await? {
-            self.send_to(&target, self.parcel(&target, message, reason)?).await?;
+            self.send_to(&target, self.outgoing_message(&target, message, reason)?).await?;
         } else {
             // Left here it would start the job again and again, and its caller has been told.
             tracing::warn!(
@@ -74,7 +74,12 @@ impl Queue {
         self.delete(message).await
     }
 
-    fn parcel<'a>(&self, target: &str, message: &'a Message, reason: &str) -> Result<Parcel<'a>, SourceError> {
+    fn outgoing_message<'a>(
+        &self,
+        target: &str,
+        message: &'a Message,
+        reason: &str,
+    ) -> Result<OutgoingMessage<'a>, SourceError> {
         let body = self.checked_body(&message.body)?;
         let mut attributes = attributes_of(&message.record);
         if attributes.len() < MOST_ATTRIBUTES && self.has_room_for_a_reason(message) {
@@ -83,7 +88,7 @@ impl Queue {
         }
         let group = message.record["attributes"]["MessageGroupId"].as_str();
         let deduplication = is_fifo(target).then_some(message.id.as_str());
-        Ok(Parcel { body, attributes, group, deduplication })
+        Ok(OutgoingMessage { body, attributes, group, deduplication })
     }
 
     /// Attributes count into a message's size; the record holds all of them, and a little more.

@@ -1,4 +1,4 @@
-//! SQS's errors in words that say what to do, and what they mean for the message in hand.
+//! SQS's errors in words that say what to do, and what they mean for the message in flight.
 
 use std::error::Error as StdError;
 

@@ -124,10 +124,10 @@ impl Inbox {
             news.await;
         }
         let left = std::mem::take(&mut self.state().arrived);
-        join_all(left.iter().map(|message| self.put_back(message))).await;
+        join_all(left.iter().map(|message| self.requeue(message))).await;
     }
 
-    async fn put_back(&self, message: &Message) {
+    async fn requeue(&self, message: &Message) {
         if let Err(error) = self.queue.hide_for(message, Duration::ZERO).await {
             tracing::warn!(message_id = message.id, %error, "not put back; it comes back when its visibility timeout ends");
         }

@@ -12,7 +12,7 @@ pub struct Found {
     pub fifo: bool,
     pub waiting: u64,
     /// Seconds, of the queue itself; the host sets its own for each message.
-    pub visibility_s: u64,
+    pub visibility_seconds: u64,
     pub redrive: Option<Redrive>,
 }
 
@@ -37,7 +37,7 @@ pub async fn inspect(settings: &Settings) -> Result<Found, ConnectError> {
         None => None,
         Some(policy) => Some(Redrive { most_receives: policy.most_receives(), queue: queue.url_of(policy.target()).await }),
     };
-    Ok(Found { fifo: queue.fifo(), waiting: number(&names[1]), visibility_s: number(&names[0]), redrive })
+    Ok(Found { fifo: queue.fifo(), waiting: number(&names[1]), visibility_seconds: number(&names[0]), redrive })
 }
 
 impl Settings {

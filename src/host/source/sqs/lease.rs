@@ -6,15 +6,15 @@ use std::time::Duration;
 const LONGEST: Duration = Duration::from_mins(12 * 60 - 1);
 
 /// Seconds to extend a message by that has been `held` so long; none when the 12 hours are used up.
-pub(super) fn extension_s(held: Duration, wanted_s: u32) -> Option<u32> {
-    let left_s = LONGEST.saturating_sub(held).as_secs();
+pub(super) fn extension_s(in_flight: Duration, wanted_s: u32) -> Option<u32> {
+    let left_s = LONGEST.saturating_sub(in_flight).as_secs();
     (left_s > 0).then(|| left_s.min(wanted_s.into()) as u32)
 }
 
 /// Seconds until a message comes back that has been `held` so long: `delay` in full seconds, or what the 12 hours leave.
-pub(super) fn delay_s(held: Duration, delay: Duration) -> u32 {
+pub(super) fn delay_s(in_flight: Duration, delay: Duration) -> u32 {
     let whole = delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0));
-    whole.min(LONGEST.saturating_sub(held).as_secs()) as u32
+    whole.min(LONGEST.saturating_sub(in_flight).as_secs()) as u32
 }
 
 #[cfg(test)]
@@ -46,10 +46,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_request_goes_beyond_what_sqs_allows(held_s in 0_u64..50_000, wanted_s in 1_u32..=43_200, delay_s_wanted: u32) {
-            let held = Duration::from_secs(held_s);
-            for asked in [extension_s(held, wanted_s).unwrap_or(0), delay_s(held, Duration::from_secs(delay_s_wanted.into()))] {
-                prop_assert!(asked == 0 || held_s + u64::from(asked) <= 43_140);
+        fn no_request_goes_beyond_what_sqs_allows(in_flight_s in 0_u64..50_000, wanted_s in 1_u32..=43_200, delay_s_wanted: u32) {
+            let in_flight = Duration::from_secs(in_flight_s);
+            for asked in [extension_s(in_flight, wanted_s).unwrap_or(0), delay_s(in_flight, Duration::from_secs(delay_s_wanted.into()))] {
+                prop_assert!(asked == 0 || in_flight_s + u64::from(asked) <= 43_140);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! SQS: jobs out of a queue by long poll, each kept invisible to others until it is settled.
 //!
-//! - A message is ours for `visibility_s` from its receipt, and renewed every half of that, up to SQS's 12 hours in all.
+//! - A message is ours for `visibility_seconds` from its receipt, and renewed every half of that, up to SQS's 12 hours in all.
 //! - Its receive count is its attempt. SQS counts every receipt, also of what was put back untried.
 //! - A FIFO queue is asked for one message at a time: SQS gives out the next of a group only when the one before is settled, and
 //!   that one first again when it is retried. So order holds however many handlers there are.
@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use self::address::Address;
 use self::inbox::Inbox;
-use self::queue::{Parcel, Queue};
+use self::queue::{OutgoingMessage, Queue};
 use super::{ConnectError, Depth, Message, Shape, Source, SourceError};
 use crate::aws::Access;
 use crate::setting::{Secret, SettingError, check_address};
@@ -46,13 +46,13 @@ pub struct Settings {
     pub access_key_id: Option<String>,
     pub secret_access_key: Option<Secret>,
     /// Seconds that a poll waits for messages, 1 to 20; [`Source::close`] may take as long.
-    pub wait_s: u32,
+    pub wait_seconds: u32,
     /// Seconds that a message stays invisible to others without a heartbeat, 2 to 43200: so long after this process is killed
     /// its messages are delivered again. The heartbeat is half of it.
-    pub visibility_s: u32,
+    pub visibility_seconds: u32,
     /// Milliseconds to wait for a connection.
     pub connect_timeout_ms: u64,
-    /// Milliseconds for one attempt; a poll has `wait_s` on top.
+    /// Milliseconds for one attempt; a poll has `wait_seconds` on top.
     pub attempt_timeout_ms: u64,
     /// Milliseconds for a request with all its attempts.
     pub operation_timeout_ms: u64,
@@ -68,8 +68,8 @@ impl Default for Settings {
             endpoint_url: None,
             access_key_id: None,
             secret_access_key: None,
-            wait_s: 20,
-            visibility_s: 120,
+            wait_seconds: 20,
+            visibility_seconds: 120,
             connect_timeout_ms: 3_000,
             attempt_timeout_ms: 10_000,
             operation_timeout_ms: 30_000,
@@ -96,7 +96,7 @@ impl Sqs {
         let queue = Arc::new(Queue::open(client, settings, address.url, address.fifo).await?);
         let dead_letter_queue = queue.dead_letter_queue().await?;
         tracing::info!(queue = queue.url, dead_letter_queue, "SQS queue found");
-        let heartbeat = Duration::from_secs(settings.visibility_s.into()) / 2;
+        let heartbeat = Duration::from_secs(settings.visibility_seconds.into()) / 2;
         let inbox = Arc::new(Inbox::new(Arc::clone(&queue), heartbeat));
         Ok(Self { queue, inbox, heartbeat })
     }
@@ -117,8 +117,8 @@ impl Settings {
             let problem = format!("must be {least} to {most} seconds ({why}), got {value}");
             Err(SettingError::new(&format!("sources.sqs.{key}"), problem))
         };
-        within("wait_s", self.wait_s, 1, 20, "SQS's limit")?;
-        within("visibility_s", self.visibility_s, 2, 43_200, "SQS's limit is 12 hours")?;
+        within("wait_seconds", self.wait_seconds, 1, 20, "SQS's limit")?;
+        within("visibility_seconds", self.visibility_seconds, 2, 43_200, "SQS's limit is 12 hours")?;
         check_address("sources.sqs.endpoint_url", self.endpoint_url.as_deref())?;
         Address::parse(self.queue_url.as_deref().unwrap_or_default())
     }
@@ -183,8 +183,9 @@ impl Source for Sqs {
         // attempts of this one request have the same.
         let deduplication = self.queue.fifo().then(|| Uuid::now_v7().to_string());
         let group = self.queue.fifo().then_some(job_id);
-        let parcel = Parcel { body, attributes: HashMap::new(), group, deduplication: deduplication.as_deref() };
-        self.queue.send_to(&self.queue.url, parcel).await
+        let outgoing_message =
+            OutgoingMessage { body, attributes: HashMap::new(), group, deduplication: deduplication.as_deref() };
+        self.queue.send_to(&self.queue.url, outgoing_message).await
     }
 
     /// SQS does not say how old its oldest message is (`CloudWatch` does: `ApproximateAgeOfOldestMessage`).

@@ -21,14 +21,14 @@ pub(super) struct Queue {
     client: Client,
     pub(super) url: String,
     origin: Origin,
-    wait_s: u32,
-    visibility_s: u32,
+    wait_seconds: u32,
+    visibility_seconds: u32,
     poll_timeout: TimeoutConfig,
     most_bytes: usize,
 }
 
 /// A message on its way into a queue.
-pub(super) struct Parcel<'a> {
+pub(super) struct OutgoingMessage<'a> {
     pub(super) body: &'a str,
     pub(super) attributes: HashMap<String, MessageAttributeValue>,
     pub(super) group: Option<&'a str>,
@@ -39,13 +39,13 @@ pub(super) struct Parcel<'a> {
 impl Queue {
     /// Asks the queue for its name and limits.
     pub(super) async fn open(client: Client, settings: &Settings, url: String, fifo: bool) -> Result<Self, SourceError> {
-        let poll = Duration::from_secs(settings.wait_s.into()) + Duration::from_millis(settings.attempt_timeout_ms);
+        let poll = Duration::from_secs(settings.wait_seconds.into()) + Duration::from_millis(settings.attempt_timeout_ms);
         let mut queue = Self {
             client,
             url,
             origin: Origin { arn: String::new(), fifo },
-            wait_s: settings.wait_s,
-            visibility_s: settings.visibility_s,
+            wait_seconds: settings.wait_seconds,
+            visibility_seconds: settings.visibility_seconds,
             poll_timeout: TimeoutConfig::builder().operation_attempt_timeout(poll).operation_timeout(poll).build(),
             most_bytes: MOST_BYTES,
         };
@@ -76,8 +76,8 @@ impl Queue {
             .receive_message()
             .queue_url(&self.url)
             .max_number_of_messages(most as i32)
-            .wait_time_seconds(self.wait_s as i32)
-            .visibility_timeout(self.visibility_s as i32)
+            .wait_time_seconds(self.wait_seconds as i32)
+            .visibility_timeout(self.visibility_seconds as i32)
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .message_attribute_names("All")
             .set_receive_request_attempt_id(self.fifo().then_some(request))
@@ -91,12 +91,12 @@ impl Queue {
     }
 
     pub(super) async fn extend(&self, message: &Message) -> Result<(), SourceError> {
-        let held = message.received.elapsed();
-        let Some(seconds) = extension_s(held, self.visibility_s) else {
+        let in_flight = message.received.elapsed();
+        let Some(seconds) = extension_s(in_flight, self.visibility_seconds) else {
             return Err(SourceError::Lost {
                 queue: self.url.clone(),
                 action: "sqs:ChangeMessageVisibility",
-                problem: format!("it was received {} s ago, and SQS leaves it here for 12 hours at most", held.as_secs()),
+                problem: format!("it was received {} s ago, and SQS leaves it here for 12 hours at most", in_flight.as_secs()),
             });
         };
         self.change_visibility(message, seconds).await
@@ -131,13 +131,13 @@ impl Queue {
     }
 
     /// `queue`: the URL of this queue or of another one on the same server.
-    pub(super) async fn send_to(&self, queue: &str, parcel: Parcel<'_>) -> Result<(), SourceError> {
-        let send = self.client.send_message().queue_url(queue).message_body(parcel.body);
-        let attributes = Some(parcel.attributes).filter(|attributes| !attributes.is_empty());
+    pub(super) async fn send_to(&self, queue: &str, outgoing_message: OutgoingMessage<'_>) -> Result<(), SourceError> {
+        let send = self.client.send_message().queue_url(queue).message_body(outgoing_message.body);
+        let attributes = Some(outgoing_message.attributes).filter(|attributes| !attributes.is_empty());
         let send = send
             .set_message_attributes(attributes)
-            .set_message_group_id(parcel.group.map(str::to_owned))
-            .set_message_deduplication_id(parcel.deduplication.map(str::to_owned));
+            .set_message_group_id(outgoing_message.group.map(str::to_owned))
+            .set_message_deduplication_id(outgoing_message.deduplication.map(str::to_owned));
         send.send().await.map(drop).map_err(|error| source_error(queue, "sqs:SendMessage", &error))
     }
 

@@ -26,7 +26,7 @@ async fn the_same_request_waits_and_then_has_the_same_result() {
         assert_problem(&json_of(again).await, "in_progress", None, "under way");
         front.jobs.start(&job_of(&body), 1);
     }
-    front.paint(&job_of(&body)).await;
+    front.generate(&job_of(&body)).await;
     front.jobs.end("job-1", State::Complete, None);
     let done = send(&front, "key-1", &body).await;
     assert_eq!((done.status(), &done.headers()["idempotent-replayed"]), (StatusCode::OK, &"true".parse().unwrap()));
@@ -59,10 +59,10 @@ async fn a_key_outlives_the_process_that_saw_it() {
     let second = Front::open_with(|http| http.store = store).await;
     let (status, other) = answer(&second, "key-1", &generate("job-2")).await;
     assert_eq!((status, &other["error"]["code"]), (StatusCode::CONFLICT, &json!("idempotency_key_reused")));
-    // Nobody knows whether the job ever got into a queue: it is taken again, and painted once whatever happens.
+    // Nobody knows whether the job ever got into a queue: it is taken again, and generated once whatever happens.
     assert_eq!(answer(&second, "key-1", &body).await.0, StatusCode::ACCEPTED);
     assert_eq!(second.shelf.taken().len(), 1);
-    first.paint(&job_of(&body)).await;
+    first.generate(&job_of(&body)).await;
     let third = Front::open_with(|http| http.store = first.store.clone()).await;
     let done = send(&third, "key-1", &body).await;
     assert_eq!((done.status(), &done.headers()["idempotent-replayed"]), (StatusCode::OK, &"true".parse().unwrap()));
@@ -72,11 +72,11 @@ async fn a_key_outlives_the_process_that_saw_it() {
 
 #[tokio::test]
 async fn a_job_that_did_not_get_in_or_failed_is_taken_again() {
-    let front = Front::open_with(|http| http.desk.max_waiting = 0).await;
+    let front = Front::open_with(|http| http.job_service.max_waiting = 0).await;
     let body = generate("job-1");
-    front.glance.send_modify(|glance| glance.free = 0);
+    front.snapshot.send_modify(|snapshot| snapshot.free = 0);
     assert_eq!(answer(&front, "key-1", &body).await.0, StatusCode::TOO_MANY_REQUESTS);
-    front.glance.send_modify(|glance| glance.free = 2);
+    front.snapshot.send_modify(|snapshot| snapshot.free = 2);
     assert_eq!(answer(&front, "key-1", &body).await.0, StatusCode::ACCEPTED, "the key alone must not block");
     for end in [State::Failed, State::Cancelled] {
         front.jobs.end("job-1", end, None);

@@ -1,6 +1,6 @@
-//! `/infer`: the caller waits for the picture, or goes away.
+//! `/infer`: the caller waits for the image, or goes away.
 
-use atelier::host::desk::{Direct, Ending, Glance, Model};
+use atelier::host::job_service::{Direct, Ending, Model, StatusSnapshot};
 use atelier::job::task::Task;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -16,28 +16,28 @@ async fn next(front: &mut Front) -> Direct {
     tokio::time::timeout(DEADLINE, front.directs.recv()).await.expect("a job comes").unwrap()
 }
 
-/// What the handler answers when it has painted.
-async fn painted(front: &Front, direct: &Direct) -> Value {
-    let record = front.paint(&direct.job).await;
-    let picture = &record.pictures[0];
+/// What the handler answers when it has generated.
+async fn generated(front: &Front, direct: &Direct) -> Value {
+    let record = front.generate(&direct.job).await;
+    let image = &record.images[0];
     let body = json!({
         "type": "inference.complete", "job_id": record.job_id, "timings_ms": record.timings_ms, "status": "complete",
         "images": [{
-            "url": "https://cdn.example/0.png", "bucket": picture.bucket, "key": picture.key, "bytes": picture.bytes,
-            "content_type": picture.content_type, "width": picture.width_px, "height": picture.height_px, "seed": 42,
+            "url": "https://cdn.example/0.png", "bucket": image.bucket, "key": image.key, "bytes": image.bytes,
+            "content_type": image.content_type, "width": image.width_px, "height": image.height_px, "seed": 42,
         }],
     });
     json!({ "statusCode": 200, "headers": { "content-type": "application/json" }, "body": body.to_string() })
 }
 
 #[tokio::test]
-async fn the_answer_is_the_picture_itself() {
+async fn the_answer_is_the_image_itself() {
     let mut front = Front::open().await;
     let waiting = tokio::spawn(front.request(Method::POST, "/infer").json(&generate("job-1")).send());
     let direct = next(&mut front).await;
     assert_eq!(direct.job.id.as_str(), "job-1");
     assert_eq!(serde_json::from_slice::<Value>(&direct.body).unwrap(), generate("job-1"));
-    let reply = painted(&front, &direct).await;
+    let reply = generated(&front, &direct).await;
     direct.answer.send(Ending::Answer(reply)).unwrap();
     let response = waiting.await.unwrap().unwrap();
     assert_eq!(response.status(), StatusCode::OK);
@@ -64,7 +64,7 @@ async fn a_try_on_comes_as_a_form_whose_own_fields_count_first() {
     assert_eq!((tryon.seed.get(), tryon.steps.get()), (7, 5));
     assert!((tryon.guidance_scale.get() - 1.5).abs() < f64::EPSILON);
     assert_eq!(tryon.prompt.as_ref().map(atelier::job::task::Prompt::as_str), Some("a coat"));
-    let reply = painted(&front, &direct).await;
+    let reply = generated(&front, &direct).await;
     direct.answer.send(Ending::Answer(reply)).unwrap();
     assert_eq!(waiting.await.unwrap().unwrap().status(), StatusCode::OK);
     for (name, value, says) in [("steps", "many", "got \"many\""), ("cfg", "0", "from 1 to 50")] {
@@ -86,7 +86,7 @@ async fn every_other_ending_is_an_error_in_json() {
         (failed(409, "conflict"), StatusCode::CONFLICT, "conflict"),
         (failed(410, "cancelled"), StatusCode::GONE, "cancelled"),
         (failed(422, "out_of_memory"), StatusCode::UNPROCESSABLE_ENTITY, "out_of_memory"),
-        (failed(503, "painting_failed"), StatusCode::SERVICE_UNAVAILABLE, "painting_failed"),
+        (failed(503, "inference_failed"), StatusCode::SERVICE_UNAVAILABLE, "inference_failed"),
         (Ending::Crashed("signal 9".into()), StatusCode::SERVICE_UNAVAILABLE, "handler_crashed"),
         (Ending::Drained, StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         (Ending::Answer(Value::Null), StatusCode::BAD_GATEWAY, "handler_answer"),
@@ -106,16 +106,16 @@ async fn every_other_ending_is_an_error_in_json() {
 async fn nobody_waits_for_a_node_that_cannot() {
     let front = Front::open().await;
     let ask = async || front.post("/infer", &generate("job-1")).await;
-    front.glance.send_modify(|glance| glance.free = 0);
+    front.snapshot.send_modify(|snapshot| snapshot.free = 0);
     let (status, body) = ask().await;
     assert_eq!((status, &body["status"], &body["retry_after"]), (StatusCode::TOO_MANY_REQUESTS, &json!("busy"), &json!(5)));
     for model in [Model::Loading, Model::Failed("no weights".into())] {
-        front.glance.send_replace(Glance { model, free: 0, ..idle() });
+        front.snapshot.send_replace(StatusSnapshot { model, free: 0, ..idle() });
         let (status, body) = ask().await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_problem(&body, "model_not_ready", None, "");
     }
-    front.glance.send_replace(Glance { draining: true, ..idle() });
+    front.snapshot.send_replace(StatusSnapshot { draining: true, ..idle() });
     assert_eq!(ask().await.0, StatusCode::SERVICE_UNAVAILABLE);
     let mut wrong = generate("job-1");
     wrong["steps"] = 0.into();

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use atelier::host::desk::{Glance, Model};
+use atelier::host::job_service::{Model, StatusSnapshot};
 use atelier::host::jobs::State;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -79,13 +79,13 @@ async fn without_a_queue_or_a_model_nothing_is_promised() {
     front.shelf.away.store(true, Ordering::SeqCst);
     refused("queue_unavailable", "the broker is away").await;
     front.shelf.away.store(false, Ordering::SeqCst);
-    front.glance.send_replace(Glance { draining: true, ..idle() });
+    front.snapshot.send_replace(StatusSnapshot { draining: true, ..idle() });
     refused("shutting_down", "shutting down").await;
-    front.glance.send_replace(Glance { model: Model::Failed("no weights".into()), free: 0, ..idle() });
+    front.snapshot.send_replace(StatusSnapshot { model: Model::Failed("no weights".into()), free: 0, ..idle() });
     refused("model_not_ready", "could not be made ready").await;
     assert_eq!(front.get("/jobs/job-1").await.0, StatusCode::NOT_FOUND);
     // While the model loads, a job waits in its queue.
-    front.glance.send_replace(Glance { model: Model::Loading, free: 0, ..idle() });
+    front.snapshot.send_replace(StatusSnapshot { model: Model::Loading, free: 0, ..idle() });
     assert_eq!(front.post("/generate", &generate("job-1")).await.0, StatusCode::ACCEPTED);
 }
 
@@ -107,18 +107,18 @@ async fn a_job_can_be_followed_to_its_end() {
     let (state, progress) = (json!("running"), json!(25));
     let running = look().await;
     assert_eq!((&running["state"], &running["progress"], &running["attempt"]), (&state, &progress, &json!(1)));
-    front.jobs.put_back(id, Some(json!({ "code": "painting_failed", "message": "once" })));
-    assert_eq!(look().await["error"]["code"], "painting_failed");
+    front.jobs.requeue(id, Some(json!({ "code": "inference_failed", "message": "once" })));
+    assert_eq!(look().await["error"]["code"], "inference_failed");
     front.jobs.start(&job, 2);
-    front.paint(&job).await;
+    front.generate(&job).await;
     front.jobs.end(id, State::Complete, None);
     let done = look().await;
     assert_eq!((&done["state"], &done["progress"], &done["error"]), (&json!("complete"), &json!(100), &Value::Null));
     let image = &done["result"]["images"][0];
     assert_eq!((&image["key"], &image["seed"]), (&json!("generations/job-1/0.png"), &json!(42)));
     assert_eq!(done["result"]["timings_ms"]["infer"], 1_200);
-    let picture = front.client.get(image["url"].as_str().unwrap()).send().await.unwrap();
-    assert_eq!(picture.bytes().await.unwrap(), super::png(), "the address works");
+    let response = front.client.get(image["url"].as_str().unwrap()).send().await.unwrap();
+    assert_eq!(response.bytes().await.unwrap(), super::png(), "the address works");
     // The same request again has the same result.
     let (status, again) = front.post("/generate", &body).await;
     assert_eq!((status, &again["status"]), (StatusCode::OK, &json!("complete")));
@@ -128,7 +128,7 @@ async fn a_job_can_be_followed_to_its_end() {
 #[tokio::test]
 async fn a_job_of_another_life_is_known_by_its_record() {
     let front = Front::open().await;
-    front.paint(&job_of(&generate("job-1"))).await;
+    front.generate(&job_of(&generate("job-1"))).await;
     let (status, document) = front.get("/jobs/job-1").await;
     assert_eq!((status, &document["state"], &document["attempt"]), (StatusCode::OK, &json!("complete"), &Value::Null));
     assert_eq!(document["result"]["images"][0]["key"], "generations/job-1/0.png");
@@ -140,11 +140,11 @@ async fn a_job_of_another_life_is_known_by_its_record() {
 }
 
 #[tokio::test]
-async fn a_job_that_another_host_has_painted_is_complete_here_too() {
+async fn a_job_that_another_host_has_generated_is_complete_here_too() {
     let front = Front::open().await;
     assert_eq!(front.post("/generate", &generate("job-1")).await.0, StatusCode::ACCEPTED);
     assert_eq!(front.get("/jobs/job-1").await.1["state"], "queued");
-    front.paint(&job_of(&generate("job-1"))).await;
+    front.generate(&job_of(&generate("job-1"))).await;
     let (_, document) = front.get("/jobs/job-1").await;
     assert_eq!((&document["state"], &document["progress"]), (&json!("complete"), &json!(100)));
     assert_eq!(document["result"]["images"][0]["key"], "generations/job-1/0.png");

@@ -1,4 +1,4 @@
-//! The HTTP side of the host on a real socket, against the embedded S3 server; behind its desk a queue that only holds.
+//! The HTTP side of the host on a real socket, against the embedded S3 server; behind its job service a queue that only holds.
 
 mod doors;
 mod idempotency;
@@ -16,12 +16,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use atelier::demo::{local, s3};
 use atelier::events::auth::Auth;
-use atelier::host::desk::{Desk, Direct, Glance, Model};
 use atelier::host::http::{Http, ModelInfo, serve};
+use atelier::host::job_service::{Direct, JobService, Model, StatusSnapshot};
 use atelier::host::jobs::Jobs;
 use atelier::host::source::{Depth, Message, Shape, Source, SourceError};
 use atelier::job::Job;
-use atelier::job::outcome::{Record, StoredPicture};
+use atelier::job::outcome::{Record, StoredImage};
 use atelier::metrics::Metrics;
 use atelier::metrics::gpu::Gpus;
 use atelier::outbound::Outbound;
@@ -53,7 +53,7 @@ struct Front {
     store: Store,
     shelf: Arc<Shelf>,
     jobs: Arc<Jobs>,
-    glance: watch::Sender<Glance>,
+    snapshot: watch::Sender<StatusSnapshot>,
     directs: mpsc::Receiver<Direct>,
     cancels: mpsc::UnboundedReceiver<String>,
     client: reqwest::Client,
@@ -119,8 +119,8 @@ impl Shelf {
 }
 
 /// A node that is ready and has nothing to do.
-fn idle() -> Glance {
-    Glance { model: Model::Hot, free: 1, running: Vec::new(), in_hand: 0, draining: false }
+fn idle() -> StatusSnapshot {
+    StatusSnapshot { model: Model::Hot, free: 1, running: Vec::new(), in_flight: 0, draining: false }
 }
 
 impl Front {
@@ -128,7 +128,7 @@ impl Front {
         Self::open_with(|_| ()).await
     }
 
-    /// `change`: what is different from the usual.
+    /// `change`: what is different from the default.
     async fn open_with(change: impl FnOnce(&mut Http)) -> Self {
         let (bucket, cache) = (Bucket::start().await, tempfile::tempdir().unwrap());
         let settings = store::Settings {
@@ -140,21 +140,21 @@ impl Front {
             secret_access_key: Some(Secret::new(s3::SECRET_ACCESS_KEY)),
             max_attempts: 1,
             input_buckets: vec!["elsewhere".to_owned()],
-            cache: store::cache::Settings { folder: cache.path().to_owned(), ..store::cache::Settings::default() },
+            cache: store::cache::Settings { directory: cache.path().to_owned(), ..store::cache::Settings::default() },
             ..store::Settings::default()
         };
         let outbound = Outbound::new(&outbound::Settings::default()).unwrap();
         let store = Store::connect(&settings, outbound).await.unwrap();
         let (shelf, jobs) = (Arc::<Shelf>::default(), Arc::<Jobs>::default());
-        let (glance, glances) = watch::channel(idle());
+        let (snapshot, snapshots) = watch::channel(idle());
         let (direct, directs) = mpsc::channel(4);
         let (cancel, cancels) = mpsc::unbounded_channel();
-        let desk = Desk {
+        let job_service = JobService {
             jobs: Arc::clone(&jobs),
             defaults: contract(),
             queue: shelf.clone(),
             max_waiting: 2,
-            glance: glances,
+            snapshot: snapshots,
             direct,
             cancels: cancel,
         };
@@ -164,7 +164,7 @@ impl Front {
             backend: "candle".to_owned(),
         };
         let mut http = Http {
-            desk,
+            job_service,
             store: store.clone(),
             auth: Auth::Token(Secret::new(TOKEN)),
             node_id: "node-1".to_owned(),
@@ -181,7 +181,7 @@ impl Front {
             let _ = closed.await;
         }));
         let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
-        Self { address, bucket, store, shelf, jobs, glance, directs, cancels, client, close: Some(close), _cache: cache }
+        Self { address, bucket, store, shelf, jobs, snapshot, directs, cancels, client, close: Some(close), _cache: cache }
     }
 
     /// A request with the token.
@@ -201,21 +201,21 @@ impl Front {
         read(self.request(Method::POST, path).json(body)).await
     }
 
-    /// What the workflow leaves in the bucket when it has painted `job`.
-    async fn paint(&self, job: &Job) -> Record {
-        let picture = self.store.put_picture(job, 0, 8, 8, 42, png()).await.unwrap();
-        let record = record(job, picture);
+    /// What the workflow leaves in the bucket when it has generated `job`.
+    async fn generate(&self, job: &Job) -> Record {
+        let image = self.store.put_image(job, 0, 8, 8, 42, png()).await.unwrap();
+        let record = record(job, image);
         self.store.put_record(&job.output.prefix, &record).await.unwrap();
         record
     }
 }
 
-fn record(job: &Job, picture: StoredPicture) -> Record {
+fn record(job: &Job, image: StoredImage) -> Record {
     Record {
         job_id: job.id.to_string(),
         fingerprint: job.fingerprint.clone(),
         model: "tiny-sd".to_owned(),
-        pictures: vec![picture],
+        images: vec![image],
         timings_ms: [("infer".to_owned(), 1_200)].into(),
         finished_at_s: 1_800_000_000,
     }
@@ -254,12 +254,12 @@ fn job_of(body: &Value) -> Job {
     Job::from_json(body.to_string().as_bytes(), &contract()).unwrap()
 }
 
-/// A small picture.
+/// A small image.
 fn png() -> Vec<u8> {
-    picture(image::ImageFormat::Png, 8)
+    image(image::ImageFormat::Png, 8)
 }
 
-fn picture(format: image::ImageFormat, side_px: u32) -> Vec<u8> {
+fn image(format: image::ImageFormat, side_px: u32) -> Vec<u8> {
     let mut file = std::io::Cursor::new(Vec::new());
     image::DynamicImage::new_rgb8(side_px, side_px).write_to(&mut file, format).unwrap();
     file.into_inner()

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use atelier::host::desk::Ending;
+use atelier::host::job_service::Ending;
 use atelier::job::Job;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -89,17 +89,17 @@ async fn the_document_is_what_refusals_point_to() {
 async fn schemathesis_finds_no_difference_between_document_and_server() {
     const SECONDS: u64 = 240;
     let Some(venv) = python_or_skip("the OpenAPI document against the server (schemathesis)") else { return };
-    let mut front = Front::open_with(|http| http.desk.max_waiting = u64::MAX / 2).await;
-    let picture = front.paint(&super::job_of(&super::generate("sample"))).await.pictures.remove(0);
+    let mut front = Front::open_with(|http| http.job_service.max_waiting = u64::MAX / 2).await;
+    let image = front.generate(&super::job_of(&super::generate("sample"))).await.images.remove(0);
     let body = json!({
         "timings_ms": { "infer": 1_200 },
         "images": [{
-            "bucket": picture.bucket, "key": picture.key, "bytes": picture.bytes, "content_type": picture.content_type,
+            "bucket": image.bucket, "key": image.key, "bytes": image.bytes, "content_type": image.content_type,
             "width": 8, "height": 8, "seed": 42,
         }],
     });
     let reply = json!({ "statusCode": 200, "body": body.to_string() });
-    // A handler that has painted everything already.
+    // A handler that has generated everything already.
     let (_idle, mut directs) = tokio::sync::mpsc::channel(1);
     std::mem::swap(&mut front.directs, &mut directs);
     tokio::spawn(async move {
@@ -107,7 +107,7 @@ async fn schemathesis_finds_no_difference_between_document_and_server() {
             let _ = direct.answer.send(Ending::Answer(reply.clone()));
         }
     });
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/host/http");
     let run = Command::new(venv.join("bin/st"))
         .arg("--config-file")
@@ -118,7 +118,7 @@ async fn schemathesis_finds_no_difference_between_document_and_server() {
         .env("SCHEMATHESIS_HOOKS", "schemathesis_hooks")
         .env("PYTHONPATH", tests)
         .env("PYTHONDONTWRITEBYTECODE", "1")
-        .current_dir(folder.path())
+        .current_dir(directory.path())
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();

@@ -38,7 +38,7 @@ def before_call(context, case, kwargs):
     if case.media_type == "multipart/form-data":
         for name in ("masked_user_image", "garment_image"):
             case.body[name] = Binary(png(8, 8))
-    # Strength and mask belong to a picture, and a small strength may leave no step: rules between fields are not in the document.
+    # Strength and mask belong to an image, and a small strength may leave no step: rules between fields are not in the document.
     if "prompt" in case.body and "person" not in case.body:
         if case.body.get("init_image") is None:
             case.body.pop("strength", None)

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use atelier::host::desk::{Glance, Model};
+use atelier::host::job_service::{Model, StatusSnapshot};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
@@ -18,7 +18,7 @@ async fn the_probes_need_no_token_and_follow_the_model() {
         (Model::Hot, StatusCode::OK, "hot"),
     ] {
         let hot = model == Model::Hot;
-        front.glance.send_modify(|glance| glance.model = model);
+        front.snapshot.send_modify(|snapshot| snapshot.model = model);
         let health = super::read(front.anonymous(Method::GET, "/health")).await;
         assert_eq!(health, (StatusCode::OK, json!({ "status": "ok", "model_loaded": hot, "node_id": "node-1" })));
         let test = super::read(front.anonymous(Method::GET, "/test")).await;
@@ -60,10 +60,10 @@ async fn the_gpu_status_tells_what_runs_and_what_waits() {
         (StatusCode::OK, body)
     };
     assert_eq!(front.get("/gpu/status").await, status(false, None, 0));
-    front.glance.send_replace(Glance { free: 0, running: vec!["job-7".to_owned()], in_hand: 1, ..idle() });
+    front.snapshot.send_replace(StatusSnapshot { free: 0, running: vec!["job-7".to_owned()], in_flight: 1, ..idle() });
     front.post("/generate", &generate("job-8")).await;
     assert_eq!(front.get("/gpu/status").await, status(true, Some("job-7"), 2));
-    front.glance.send_replace(Glance { model: Model::Loading, free: 0, ..idle() });
+    front.snapshot.send_replace(StatusSnapshot { model: Model::Loading, free: 0, ..idle() });
     assert_eq!(front.get("/gpu/status").await, status(false, None, 1));
     front.shelf.away.store(true, Ordering::SeqCst);
     let (code, body) = front.get("/gpu/status").await;
@@ -74,8 +74,8 @@ async fn the_gpu_status_tells_what_runs_and_what_waits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_is_answered_at_once_while_jobs_and_large_images_come_in() {
     const MOST: Duration = Duration::from_millis(50);
-    let front = Front::open_with(|http| http.desk.max_waiting = 10_000).await;
-    let large = super::picture(image::ImageFormat::Png, 3_000);
+    let front = Front::open_with(|http| http.job_service.max_waiting = 10_000).await;
+    let large = super::image(image::ImageFormat::Png, 3_000);
     let load = async {
         for n in 0..10 {
             let form = super::tryon::form(&format!("job-{n}"), &large, &large);

@@ -10,7 +10,7 @@ use image::ImageFormat;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Front, assert_problem, picture, png, read};
+use super::{Front, assert_problem, image, png, read};
 use crate::requests::contract;
 
 const BOUNDARY: &str = "--------------------------boundary";
@@ -68,7 +68,7 @@ fn queued(front: &Front) -> Job {
 #[tokio::test]
 async fn the_form_becomes_a_message_and_two_files_in_the_bucket() {
     let front = Front::open().await;
-    let (person, garment) = (picture(ImageFormat::Jpeg, 16), picture(ImageFormat::WebP, 12));
+    let (person, garment) = (image(ImageFormat::Jpeg, 16), image(ImageFormat::WebP, 12));
     let form = form("job-1", &person, &garment)
         .text("user_id", "u-7")
         .text("session_id", "s-1")
@@ -115,7 +115,7 @@ async fn another_image_under_the_same_id_is_another_request() {
     assert_eq!(send(&front, form("job-1", &png(), &png())).await.0, StatusCode::ACCEPTED);
     let again = send(&front, form("job-1", &png(), &png())).await;
     assert_eq!((again.0, &again.1["message"]), (StatusCode::ACCEPTED, &json!("the job is in the queue already")));
-    let (status, body) = send(&front, form("job-1", &picture(ImageFormat::Png, 9), &png())).await;
+    let (status, body) = send(&front, form("job-1", &image(ImageFormat::Png, 9), &png())).await;
     assert_eq!(status, StatusCode::CONFLICT);
     assert_problem(&body, "conflict", Some("job_id"), "job-1");
     queued(&front);
@@ -159,7 +159,7 @@ async fn a_wrong_form_is_refused_by_the_name_of_its_field() {
         (form("job-1", &png(), b""), "garment_image", "PNG, JPEG or WebP"),
         (form("job-1", &gif, &png()), "masked_user_image", "image/gif"),
         (form("job-1", &truncated, &png()), "masked_user_image", "truncated or damaged"),
-        (form("job-1", &png(), &picture(ImageFormat::Png, 101)), "garment_image", "at most 10000 pixels, got 101 x 101"),
+        (form("job-1", &png(), &image(ImageFormat::Png, 101)), "garment_image", "at most 10000 pixels, got 101 x 101"),
     ];
     for (form, field, says) in table {
         let (status, body) = send(&front, form).await;
@@ -271,12 +271,12 @@ async fn the_wire_form_is_taken_as_well() {
 
 #[tokio::test]
 async fn when_the_queue_is_full_or_the_store_away_nothing_is_left_behind() {
-    let front = Front::open_with(|http| http.desk.max_waiting = 0).await;
-    front.glance.send_modify(|glance| glance.free = 0);
+    let front = Front::open_with(|http| http.job_service.max_waiting = 0).await;
+    front.snapshot.send_modify(|snapshot| snapshot.free = 0);
     let (status, body) = send(&front, form("job-1", &png(), &png())).await;
     assert_eq!((status, &body["status"]), (StatusCode::TOO_MANY_REQUESTS, &json!("busy")));
     assert!(!front.bucket.path("inputs").exists());
-    front.glance.send_modify(|glance| glance.free = 1);
+    front.snapshot.send_modify(|snapshot| snapshot.free = 1);
     front.bucket.refuse(true);
     let (status, body) = send(&front, form("job-1", &png(), &png())).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

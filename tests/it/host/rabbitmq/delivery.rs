@@ -166,7 +166,7 @@ async fn a_classic_queue_is_counted_as_well_as_it_can_be() {
 }
 
 #[tokio::test]
-async fn no_more_is_taken_than_may_be_in_hand_and_close_puts_back_what_waits() {
+async fn no_more_is_taken_than_may_be_in_flight_and_close_puts_back_what_waits() {
     let Some(node) = shared_or_skip("RabbitMQ prefetch").await else { return };
     let settings = Settings { prefetch: 3, ..node.settings("prefetch") };
     let queue = Queue::start(&settings).unwrap();
@@ -175,20 +175,20 @@ async fn no_more_is_taken_than_may_be_in_hand_and_close_puts_back_what_waits() {
         queue.send(&format!("job-{number}"), b"{}").await.unwrap();
     }
     holds(&other, 5).await;
-    let in_hand = next(&queue).await;
+    let in_flight = next(&queue).await;
     // Two wait with the first host and two in the queue; the other host sees only the queue.
     holds(&other, 2).await;
     holds(&queue, 4).await;
     queue.close().await;
     holds(&other, 4).await;
     assert!(queue.receive(1).await.unwrap().is_empty(), "nothing is received any more");
-    queue.ack(&in_hand).await.unwrap();
+    queue.ack(&in_flight).await.unwrap();
 
     let mut rest = Vec::new();
     while rest.len() < 3 {
         rest.extend(batch(&other, 10).await);
     }
-    assert!(stays_empty(&other).await, "three are in hand");
+    assert!(stays_empty(&other).await, "three are in flight");
     for message in rest.drain(..) {
         other.ack(&message).await.unwrap();
     }
@@ -211,7 +211,7 @@ async fn a_receive_that_is_dropped_loses_nothing() {
 #[tokio::test]
 async fn what_waits_too_long_is_handed_back() {
     let Some(node) = shared_or_skip("RabbitMQ waiting").await else { return };
-    let settings = Settings { consumer_timeout_s: 2, prefetch: 5, ..node.settings("waiting") };
+    let settings = Settings { consumer_timeout_seconds: 2, prefetch: 5, ..node.settings("waiting") };
     let queue = Queue::start(&settings).unwrap();
     for id in ["first", "second"] {
         queue.send(id, id.as_bytes()).await.unwrap();

@@ -56,7 +56,7 @@ async fn a_broker_that_restarts_with_a_job_in_work_delivers_it_again() {
     let mut again = [next(&queue).await, next(&queue).await];
     again.sort_by(|left, right| left.id.cmp(&right.id));
     let attempts = again.each_ref().map(|message| (message.id.as_str(), message.attempt));
-    assert_eq!(attempts, [("waiting", 1), ("working", 2)], "what waited on our shelf was not tried");
+    assert_eq!(attempts, [("waiting", 1), ("working", 2)], "what waited on our set of deliveries was not tried");
     for message in &again {
         queue.ack(message).await.unwrap();
     }
@@ -112,7 +112,7 @@ async fn a_cut_connection_is_made_again() {
 async fn a_connection_that_falls_silent_is_given_up() {
     let Some(node) = shared_or_skip("a silent connection to RabbitMQ").await else { return };
     let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], node.port))).await;
-    let settings = Settings { heartbeat_s: 1, ..through(&proxy, node.settings("silent")) };
+    let settings = Settings { heartbeat_seconds: 1, ..through(&proxy, node.settings("silent")) };
     let queue = Queue::start(&settings).unwrap();
     queue.send("job-5", b"{}").await.unwrap();
     let message = next(&queue).await;

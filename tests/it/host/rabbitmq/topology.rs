@@ -97,7 +97,7 @@ async fn a_queue_that_is_somebody_elses_is_used_as_it_is() {
     queue.retry(&message, Duration::from_millis(1)).await.unwrap();
     let message = next(&queue).await;
     assert_eq!(message.attempt, 2);
-    queue.dead_letter(&message, "it cannot be painted").await.unwrap();
+    queue.dead_letter(&message, "it cannot be generated").await.unwrap();
     let dead = peek(&channel, "theirs.failed").await;
     assert_eq!(dead.properties.message_id().as_ref().map(ToString::to_string).as_deref(), Some("job-1"));
     // Only what waits in between two attempts was made.
@@ -210,9 +210,9 @@ async fn settings_come_from_the_old_services_environment_and_wrong_ones_are_name
         (Settings { prefetch: 0, ..good.clone() }, "prefetch"),
         (Settings { queue: "q".repeat(300), ..good.clone() }, "queue"),
         (Settings { vhost: String::new(), ..good.clone() }, "vhost"),
-        (Settings { heartbeat_s: 0, ..good.clone() }, "heartbeat_s"),
+        (Settings { heartbeat_seconds: 0, ..good.clone() }, "heartbeat_seconds"),
         (Settings { connect_timeout_ms: 0, ..good.clone() }, "connect_timeout_ms"),
-        (Settings { consumer_timeout_s: 1, ..good.clone() }, "consumer_timeout_s"),
+        (Settings { consumer_timeout_seconds: 1, ..good.clone() }, "consumer_timeout_seconds"),
         (Settings { ca_file: Some("ca.pem".into()), ..good.clone() }, "ca_file"),
     ] {
         let error = Queue::start(&settings).err().expect(key).to_string();

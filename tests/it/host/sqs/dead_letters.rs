@@ -73,7 +73,7 @@ async fn without_a_redrive_policy_a_failed_message_is_deleted() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_queue_that_went_away_keeps_the_message_in_hand() {
+async fn a_dead_letter_queue_that_went_away_keeps_the_message_in_flight() {
     let Some(bench) = Bench::start("SQS dead-letter queues that go away").await else { return };
     let dead = bench.queue("dead", &[]).await;
     let url = redriven(&bench, "jobs", "dead").await;
@@ -84,6 +84,6 @@ async fn a_dead_letter_queue_that_went_away_keeps_the_message_in_hand() {
     let error = source.dead_letter(&message, "no luck").await.expect_err("nowhere to go");
     assert!(matches!(error, SourceError::Refused { action: "sqs:GetQueueUrl", .. }), "{error}");
     assert!(error.to_string().contains(":dead: sqs:GetQueueUrl: there is no such queue"), "{error}");
-    source.extend(&message).await.expect("still in hand");
+    source.extend(&message).await.expect("still in flight");
     assert_eq!(bench.counts(&url).await, ("0".into(), "1".into()));
 }

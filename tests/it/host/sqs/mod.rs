@@ -21,7 +21,7 @@ use tokio::time::{interval, timeout};
 use crate::servers::moto::Moto;
 use crate::servers::{DEADLINE, python_or_skip};
 
-/// moto with its SQS, and a client of its own beside the source.
+/// moto with its SQS, and a client of its own next to the source.
 pub(crate) struct Bench {
     _moto: Moto,
     client: Client,
@@ -54,7 +54,7 @@ impl Bench {
         self.client.send_message().queue_url(queue_url).message_body(body.to_string()).send().await.expect("sent");
     }
 
-    /// Waits until nothing waits and nobody has anything in hand.
+    /// Waits until nothing waits and nobody has anything in flight.
     pub(crate) async fn emptied(&self, queue_url: &str) {
         let nothing = ("0".to_owned(), "0".to_owned());
         let empty = async {
@@ -62,7 +62,7 @@ impl Bench {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(crate::host::PATIENCE, empty).await.expect("the queue is emptied in time");
+        timeout(crate::host::WAIT_LIMIT, empty).await.expect("the queue is emptied in time");
     }
 
     async fn source(&self, queue_url: &str) -> Sqs {
@@ -85,8 +85,8 @@ fn settings(queue_url: &str) -> Settings {
         queue_url: Some(queue_url.into()),
         access_key_id: Some("test".into()),
         secret_access_key: Some(Secret::new("test")),
-        wait_s: 2,
-        visibility_s: 10,
+        wait_seconds: 2,
+        visibility_seconds: 10,
         ..Settings::default()
     }
 }
@@ -119,7 +119,7 @@ async fn a_job_goes_in_comes_out_and_is_settled() {
     let Event::Sqs(batch) = event else { panic!("not taken for SQS: {event:?}") };
     assert_eq!((batch.deliveries[0].message_id.as_str(), &batch.deliveries[0].body), (message.id.as_str(), &message.body));
 
-    assert_eq!(source.depth().await.expect("counted").waiting, 0, "what is in hand does not wait");
+    assert_eq!(source.depth().await.expect("counted").waiting, 0, "what is in flight does not wait");
     source.ack(&message).await.expect("settled");
     assert_eq!(bench.counts(&url).await, ("0".into(), "0".into()));
     let error = source.extend(&message).await.expect_err("it is gone");
@@ -175,13 +175,13 @@ async fn the_heartbeat_keeps_a_message_and_without_it_the_message_comes_back() {
 async fn a_retry_comes_back_after_its_delay_and_a_release_at_once() {
     let Some(bench) = Bench::start("SQS retries").await else { return };
     let url = bench.queue("jobs", &[]).await;
-    let source = Sqs::connect(&Settings { visibility_s: 600, ..settings(&url) }).await.expect("the queue is there");
+    let source = Sqs::connect(&Settings { visibility_seconds: 600, ..settings(&url) }).await.expect("the queue is there");
     source.send("job-1", b"{}").await.expect("sent");
 
-    let put_back = Instant::now();
+    let requeue = Instant::now();
     source.retry(&receive_one(&source).await, Duration::from_millis(2_500)).await.expect("put back");
     let again = receive_one(&source).await;
-    assert!(put_back.elapsed() >= Duration::from_secs(3), "a delay is never cut short: {:?}", put_back.elapsed());
+    assert!(requeue.elapsed() >= Duration::from_secs(3), "a delay is never cut short: {:?}", requeue.elapsed());
     assert_eq!(again.attempt, 2);
 
     source.release(&again).await.expect("put back");

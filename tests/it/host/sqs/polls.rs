@@ -13,13 +13,13 @@ async fn a_dropped_receive_loses_nothing() {
     let Some(bench) = Bench::start("SQS polls that are dropped").await else { return };
     let url = bench.queue("jobs", &[]).await;
     // The poll must not be over before the message is there.
-    let patient = Settings { wait_s: 20, ..settings(&url) };
+    let patient = Settings { wait_seconds: 20, ..settings(&url) };
     let source = Sqs::connect(&patient).await.expect("the queue is there");
     let other = bench.source(&url).await;
     abandoned_poll(&source, 10).await;
     source.send("job-1", b"{}").await.expect("sent");
     assert!(nothing_for(&other, 13).await, "what has arrived stays ours beyond the visibility timeout");
-    assert_eq!(source.depth().await.expect("counted").waiting, 1, "nobody has it in hand");
+    assert_eq!(source.depth().await.expect("counted").waiting, 1, "nobody has it in flight");
     let message = receive_one(&source).await;
     assert_eq!(message.attempt, 1);
     source.ack(&message).await.expect("settled");
@@ -50,9 +50,11 @@ async fn no_more_is_handed_out_than_was_asked_for() {
 async fn close_puts_back_what_a_poll_under_way_brings() {
     let Some(bench) = Bench::start("closing an SQS source").await else { return };
     let url = bench.queue("jobs", &[]).await;
-    let source = Sqs::connect(&Settings { visibility_s: 600, wait_s: 20, ..settings(&url) }).await.expect("the queue is there");
-    source.send("job-1", b"in hand").await.expect("sent");
-    let in_hand = receive_one(&source).await;
+    let source = Sqs::connect(&Settings { visibility_seconds: 600, wait_seconds: 20, ..settings(&url) })
+        .await
+        .expect("the queue is there");
+    source.send("job-1", b"in flight").await.expect("sent");
+    let in_flight = receive_one(&source).await;
     abandoned_poll(&source, 10).await;
     let (waiting, closing, sending) = tokio::join!(source.receive(1), source.close(), source.send("job-2", b"late"));
     assert!(waiting.expect("no error").is_empty(), "nothing is handed out any more");
@@ -62,6 +64,6 @@ async fn close_puts_back_what_a_poll_under_way_brings() {
 
     let late = receive_one(&bench.source(&url).await).await;
     assert_eq!((late.body.as_slice(), late.attempt), (b"late".as_slice(), 2));
-    source.ack(&in_hand).await.expect("what is in hand can still be settled");
+    source.ack(&in_flight).await.expect("what is in flight can still be settled");
     assert_eq!(bench.counts(&url).await, ("0".into(), "1".into()));
 }

@@ -5,14 +5,14 @@ use crate::host::{HostProcess, eventually, job};
 use crate::servers::http::{Answer, HttpServer};
 
 #[tokio::test]
-async fn a_job_from_sqs_is_painted_told_and_settled_and_the_host_drains_on_notice() {
+async fn a_job_from_sqs_is_generated_told_and_settled_and_the_host_drains_on_notification() {
     let Some(bench) = Bench::start("a whole host on SQS").await else { return };
     let url = bench.queue("jobs", &[]).await;
     let agent = HttpServer::start(&[Answer::with(200, &[], r#"{"protection": {}}"#)]).await;
     let metadata = HttpServer::start(&[Answer::with(200, &[], "token"), Answer::status(404)]).await;
     let changes = [
         ("SQS_QUEUE_URL", url.as_str()),
-        ("ATELIER__SOURCES__SQS__WAIT_S", "2"),
+        ("ATELIER__SOURCES__SQS__WAIT_SECONDS", "2"),
         ("ECS_AGENT_URI", agent.url("").as_str().trim_end_matches('/')),
         ("ATELIER__HOST__INTERRUPTION__ENDPOINT", metadata.url("").as_str()),
         ("ATELIER__HOST__INTERRUPTION__POLL_MS", "50"),

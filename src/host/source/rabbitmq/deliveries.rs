@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 /// A message that the broker has given to us and that is not settled.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct InFlight {
     pub(super) delivery: Delivery,
     /// Counted from 1.
     pub(super) attempt: u32,
@@ -17,25 +17,25 @@ pub(super) struct Held {
 }
 
 #[derive(Default)]
-pub(super) struct Shelf {
+pub(super) struct Deliveries {
     /// Oldest first.
-    waiting: VecDeque<Held>,
-    handed_out: HashMap<DeliveryTag, Arc<Held>>,
+    waiting: VecDeque<InFlight>,
+    handed_out: HashMap<DeliveryTag, Arc<InFlight>>,
 }
 
-impl Shelf {
-    pub(super) fn put(&mut self, held: Held) {
-        self.waiting.push_back(held);
+impl Deliveries {
+    pub(super) fn put(&mut self, in_flight: InFlight) {
+        self.waiting.push_back(in_flight);
     }
 
     /// Hands out `most` messages at most.
-    pub(super) fn take(&mut self, most: usize) -> Vec<Arc<Held>> {
-        let taken: Vec<Arc<Held>> = self.waiting.drain(..most.min(self.waiting.len())).map(Arc::new).collect();
-        self.handed_out.extend(taken.iter().map(|held| (held.delivery.delivery_tag, Arc::clone(held))));
+    pub(super) fn take(&mut self, most: usize) -> Vec<Arc<InFlight>> {
+        let taken: Vec<Arc<InFlight>> = self.waiting.drain(..most.min(self.waiting.len())).map(Arc::new).collect();
+        self.handed_out.extend(taken.iter().map(|in_flight| (in_flight.delivery.delivery_tag, Arc::clone(in_flight))));
         taken
     }
 
-    pub(super) fn handed_out(&self, tag: DeliveryTag) -> Option<Arc<Held>> {
+    pub(super) fn handed_out(&self, tag: DeliveryTag) -> Option<Arc<InFlight>> {
         self.handed_out.get(&tag).map(Arc::clone)
     }
 
@@ -49,12 +49,12 @@ impl Shelf {
 
     /// Since when the oldest of those that wait is here.
     pub(super) fn oldest(&self) -> Option<Instant> {
-        self.waiting.front().map(|held| held.since)
+        self.waiting.front().map(|in_flight| in_flight.since)
     }
 
     /// Removes those that wait and came at `moment` or before.
-    pub(super) fn remove_until(&mut self, moment: Instant) -> Vec<Held> {
-        let old = self.waiting.iter().take_while(|held| held.since <= moment).count();
+    pub(super) fn remove_until(&mut self, moment: Instant) -> Vec<InFlight> {
+        let old = self.waiting.iter().take_while(|in_flight| in_flight.since <= moment).count();
         self.waiting.drain(..old).collect()
     }
 }

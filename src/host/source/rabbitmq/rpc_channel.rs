@@ -8,12 +8,12 @@ use super::fault::{Fault, within};
 /// RabbitMQ closes the channel on which it refuses something. So what may be refused goes through here, one at a time: else
 /// the error of one would be taken for the error of another.
 #[derive(Default)]
-pub(super) struct Lane {
+pub(super) struct RpcChannel {
     channel: Mutex<Option<Channel>>,
 }
 
-impl Lane {
-    /// The lane for one caller; the channel in it is open.
+impl RpcChannel {
+    /// The RPC channel for one caller; the channel in it is open.
     pub(super) async fn enter(&self, connection: &Connection) -> Result<Turn<'_>, Fault> {
         let mut place = self.channel.lock().await;
         if let Some(channel) = place.take().filter(|channel| channel.status().connected()) {
@@ -24,7 +24,7 @@ impl Lane {
     }
 }
 
-/// One caller's time in a lane. A channel that is not given back with [`Self::leave`], because its answer did not come, is
+/// One caller's time in a RPC channel. A channel that is not given back with [`Self::leave`], because its answer did not come, is
 /// closed, so that nobody else gets that answer.
 pub(super) struct Turn<'a> {
     place: MutexGuard<'a, Option<Channel>>,

@@ -1,6 +1,6 @@
-"""Writes tests/fixtures/pictures: the same four quarters as callers' programs save them, and files that are no such picture.
+"""Writes tests/fixtures/images: the same four quarters as callers' programs save them, and files that are no such image.
 
-    python tests/oracle/make_pictures.py    at once; the result is committed
+    python tests/oracle/make_images.py    at once; the result is committed
 
 Needs Pillow and numpy; made with Pillow 13.0.0. Seen upright every good file is 64 wide and 96 high: red and green above blue and white.
 """
@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent.parent / "fixtures" / "pictures"
+HERE = Path(__file__).resolve().parent.parent / "fixtures" / "images"
 WIDTH, HEIGHT = 64, 96
 
 
 def quarters():
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    picture[: HEIGHT // 2, : WIDTH // 2] = (255, 0, 0)
-    picture[: HEIGHT // 2, WIDTH // 2 :] = (0, 255, 0)
-    picture[HEIGHT // 2 :, : WIDTH // 2] = (0, 0, 255)
-    picture[HEIGHT // 2 :, WIDTH // 2 :] = (255, 255, 255)
-    return picture
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image[: HEIGHT // 2, : WIDTH // 2] = (255, 0, 0)
+    image[: HEIGHT // 2, WIDTH // 2 :] = (0, 255, 0)
+    image[HEIGHT // 2 :, : WIDTH // 2] = (0, 0, 255)
+    image[HEIGHT // 2 :, WIDTH // 2 :] = (255, 255, 255)
+    return image
 
 
 def main():
@@ -46,14 +46,14 @@ def main():
     frames = [upright, upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     for name in ("animated.png", "animated.webp"):
         frames[0].save(HERE / name, save_all=True, append_images=frames[1:], duration=100, loop=0, lossless=True)
-    frames[0].save(HERE / "picture.gif")
+    frames[0].save(HERE / "image.gif")
     Image.new("RGB", (1, 1), "red").save(HERE / "one_pixel.png")
     Image.new("RGB", (64, 64), "red").save(HERE / "square.png")
     Image.new("RGB", (200, 16), "red").save(HERE / "strip.png")
     Image.new("1", (10_000, 10_000)).save(HERE / "hundred_megapixels.png", optimize=True)
     whole = (HERE / "plain.png").read_bytes()
     (HERE / "truncated.png").write_bytes(whole[: len(whole) * 2 // 3])
-    (HERE / "text.png").write_text("not a picture, whatever its name says\n")
+    (HERE / "text.png").write_text("not an image, whatever its name says\n")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Opened for the first message. One message at a time, since RabbitMQ closes the channel on which it refuses one, and with it
 /// what else is under way.
 #[derive(Default)]
-pub(super) struct Outlet {
+pub(super) struct Publisher {
     open: Mutex<Option<(Connection, Channel)>>,
 }
 
-impl Outlet {
+impl Publisher {
     /// Returns when the broker has the message for good.
     pub(super) async fn publish(
         &self,

@@ -1,12 +1,12 @@
-//! Whole paintings, from seeds to pixels.
+//! Whole generations, from seeds to pixels.
 
-use atelier::engine::{Engine, PaintRequest, Picture, Watch};
+use atelier::engine::{Engine, GenerateRequest, Image, Watch};
 use atelier::job::task::{Generate, GuidanceScale, ImageCount, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount};
 
 use super::stages::{NEGATIVE, PROMPT, largest_step};
 use super::{PIXEL, Reference, RelativeError, Stage, engine};
 
-/// (scheduler, its name in the reference, guidance scale, pictures), as in the oracle's script.
+/// (scheduler, its name in the reference, guidance scale, images), as in the oracle's script.
 const CASES: [(Scheduler, &str, f64, u64); 5] = [
     (Scheduler::DpmSolverPlusPlus, "dpmsolver++", 7.5, 1),
     (Scheduler::DpmSolverPlusPlusKarras, "dpmsolver++-karras", 7.5, 1),
@@ -25,7 +25,7 @@ const SAMPLERS: [(Scheduler, &str, f64, u64); 6] = [
 ];
 
 #[test]
-fn parity_of_pictures() {
+fn parity_of_images() {
     compare("sd15", "sd15", &CASES);
     compare("sd2", "sd2", &CASES);
     compare("sd15", "samplers", &SAMPLERS);
@@ -36,19 +36,19 @@ fn compare(checkpoint: &str, reference: &str, cases: &[(Scheduler, &str, f64, u6
     let reference = Reference::read(reference);
     for (scheduler, name, guidance_scale, count) in cases.iter().copied() {
         let request = request(scheduler, guidance_scale, count);
-        let pictures = engine.paint(&request, &Watch::new(|_| ())).expect("paints");
-        let seeds: Vec<u64> = pictures.iter().map(|picture| picture.seed).collect();
+        let images = engine.generate(&request, &Watch::new(|_| ())).expect("generates");
+        let seeds: Vec<u64> = images.iter().map(|image| image.seed).collect();
         assert_eq!(seeds, (42..42 + count).collect::<Vec<_>>());
-        let ours: Vec<u8> = pictures.into_iter().flat_map(|Picture { rgb, .. }| rgb).collect();
-        let expected = reference.get(&format!("picture/{name}")).flatten_all();
+        let ours: Vec<u8> = images.into_iter().flat_map(|Image { rgb, .. }| rgb).collect();
+        let expected = reference.get(&format!("image/{name}")).flatten_all();
         let expected = expected.and_then(|flat| flat.to_vec1::<u8>()).expect("bytes");
-        let mut stage = Stage::new(format!("{checkpoint}, picture, {name}, 8 bit"));
+        let mut stage = Stage::new(format!("{checkpoint}, image, {name}, 8 bit"));
         stage.note(name, f64::from(largest_step(&ours, &expected)));
         stage.finish(RelativeError(f64::from(PIXEL)));
     }
 }
 
-pub(super) fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64) -> PaintRequest {
+pub(super) fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64) -> GenerateRequest {
     let side = |px| SidePx::new(px).expect("a side");
     let task = Generate {
         model: ModelName::new("fixture").expect("a name"),
@@ -64,5 +64,5 @@ pub(super) fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64
         num_images: ImageCount::new(num_images).expect("a count"),
         seed: Seed::new(42).expect("a seed"),
     };
-    PaintRequest { task, loras: vec![], embeddings: vec![], start: None }
+    GenerateRequest { task, loras: vec![], embeddings: vec![], start: None }
 }

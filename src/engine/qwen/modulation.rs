@@ -31,7 +31,7 @@ pub(super) type Modulations = [Modulation; 2];
 
 /// How one block is modulated at one timestep.
 #[derive(Clone)]
-pub(super) struct BlockMoment {
+pub(super) struct BlockModulation {
     /// Of the output's tokens.
     pub(super) output: Modulations,
     /// Of the references' tokens: as of timestep 0 where the model has `zero_cond_t`, else as the output's.
@@ -40,9 +40,9 @@ pub(super) struct BlockMoment {
 }
 
 /// All that the transformer is told at one timestep.
-pub struct Moment {
+pub struct TimestepConditioning {
     /// One a block.
-    pub(super) blocks: Vec<BlockMoment>,
+    pub(super) blocks: Vec<BlockModulation>,
     /// Of the last norm.
     pub(super) last_shift: Tensor,
     pub(super) last_scale: Tensor,
@@ -51,7 +51,7 @@ pub struct Moment {
 /// The moments of the schedules that were used last.
 #[derive(Default)]
 pub(super) struct Moments {
-    known: VecDeque<(Vec<u32>, Arc<Vec<Moment>>)>,
+    known: VecDeque<(Vec<u32>, Arc<Vec<TimestepConditioning>>)>,
 }
 
 impl Moments {
@@ -64,7 +64,7 @@ impl Moments {
         timesteps: &[f32],
         config: &TransformerConfig,
         files: &TransformerFiles,
-    ) -> std::result::Result<Arc<Vec<Moment>>, EngineError> {
+    ) -> std::result::Result<Arc<Vec<TimestepConditioning>>, EngineError> {
         let key: Vec<u32> = timesteps.iter().map(|timestep| timestep.to_bits()).collect();
         let found = self.known.iter().position(|(known, _)| *known == key);
         let moments = match found.and_then(|place| self.known.remove(place)) {
@@ -84,7 +84,7 @@ fn work_out(
     timesteps: &[f32],
     config: &TransformerConfig,
     files: &TransformerFiles,
-) -> std::result::Result<Vec<Moment>, EngineError> {
+) -> std::result::Result<Vec<TimestepConditioning>, EngineError> {
     let (compute, device) = files.kept();
     let mut times: Vec<f32> = timesteps.iter().map(|timestep| told(*timestep, compute)).collect();
     if config.zero_cond_t {
@@ -92,13 +92,13 @@ fn work_out(
     }
     let embedded = embed(&times, files)?;
     let ones = ones_at_scales(config.width(), compute, &device)?;
-    let mut moments: Vec<Vec<BlockMoment>> = vec![Vec::with_capacity(config.num_layers); timesteps.len()];
+    let mut moments: Vec<Vec<BlockModulation>> = vec![Vec::with_capacity(config.num_layers); timesteps.len()];
     for block in 0..config.num_layers {
         let image = modulations(&files.linear(&format!("transformer_blocks.{block}.img_mod.1"))?, &embedded, &ones)?;
         let text = modulations(&files.linear(&format!("transformer_blocks.{block}.txt_mod.1"))?, &embedded, &ones)?;
-        for (index, moment) in moments.iter_mut().enumerate() {
+        for (index, conditioning) in moments.iter_mut().enumerate() {
             let references = if config.zero_cond_t { &image[timesteps.len()] } else { &image[index] };
-            moment.push(BlockMoment {
+            conditioning.push(BlockModulation {
                 output: image[index].clone(),
                 references: references.clone(),
                 text: text[index].clone(),
@@ -111,7 +111,7 @@ fn work_out(
         // Scale before shift here, after it in the blocks.
         let row = last.forward(embedded)?.flatten_all()?;
         let part = |index: usize| row.narrow(0, index * config.width(), config.width());
-        rows.push(Moment { blocks, last_scale: (part(0)? + 1.0)?, last_shift: part(1)? });
+        rows.push(TimestepConditioning { blocks, last_scale: (part(0)? + 1.0)?, last_shift: part(1)? });
     }
     Ok(rows)
 }
@@ -131,7 +131,7 @@ fn nearest_bf16(number: f32) -> f32 {
     f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
 }
 
-/// silu of the embedding of each time, (1, 1, width) each: one by one, so that a row is the same numbers whatever its neighbours are.
+/// silu of the embedding of each time, (1, 1, width) each: one by one, so that a row is the same values whatever its neighbours are.
 fn embed(times: &[f32], files: &TransformerFiles) -> std::result::Result<Vec<Tensor>, EngineError> {
     let (compute, device) = files.kept();
     let first = files.linear("time_text_embed.timestep_embedder.linear_1")?;

@@ -11,17 +11,17 @@ use tokio_util::task::AbortOnDropHandle;
 use super::fault::Fault;
 use super::session::{Broker, Session};
 
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const INITIAL_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// After a session that lived for so long, the next one is tried at once.
 const STABLE: Duration = Duration::from_secs(10);
 
-pub(super) struct Link {
+pub(super) struct ConnectionManager {
     state: watch::Receiver<State>,
     closing: CancellationToken,
     /// How long a caller waits for a connection that is being made.
     patience: Duration,
-    _keeper: AbortOnDropHandle<()>,
+    _worker: AbortOnDropHandle<()>,
 }
 
 #[derive(Clone)]
@@ -33,13 +33,13 @@ pub(super) enum State {
     Down(Fault),
 }
 
-impl Link {
+impl ConnectionManager {
     pub(super) fn start(broker: Broker) -> Self {
         let patience = Duration::from_millis(broker.settings.connect_timeout_ms);
         let (sender, state) = watch::channel(State::Connecting);
         let closing = CancellationToken::new();
-        let keeper = tokio::spawn(keep(Arc::new(broker), sender, closing.clone()));
-        Self { state, closing, patience, _keeper: AbortOnDropHandle::new(keeper) }
+        let worker = tokio::spawn(keep(Arc::new(broker), sender, closing.clone()));
+        Self { state, closing, patience, _worker: AbortOnDropHandle::new(worker) }
     }
 
     pub(super) fn state(&self) -> watch::Receiver<State> {
@@ -81,7 +81,7 @@ impl Link {
 
 async fn keep(broker: Arc<Broker>, state: watch::Sender<State>, closing: CancellationToken) {
     let name = broker.settings.queue.as_str();
-    let mut pause = FIRST_PAUSE;
+    let mut pause = INITIAL_BACKOFF;
     for generation in 1.. {
         let fault = match Session::open(&broker, generation).await {
             Err(fault) => fault,
@@ -91,7 +91,7 @@ async fn keep(broker: Arc<Broker>, state: watch::Sender<State>, closing: Cancell
                 state.send_replace(State::Up(Arc::clone(&session)));
                 let fault = session.serve(&closing).await;
                 if began.elapsed() >= STABLE {
-                    pause = FIRST_PAUSE;
+                    pause = INITIAL_BACKOFF;
                     tracing::warn!(queue = name, problem = fault.problem, "the connection to RabbitMQ is over");
                     state.send_replace(State::Connecting);
                     continue;
@@ -109,6 +109,6 @@ async fn keep(broker: Arc<Broker>, state: watch::Sender<State>, closing: Cancell
         );
         state.send_replace(State::Down(fault));
         sleep(jittered).await;
-        pause = LONGEST_PAUSE.min(pause * 2);
+        pause = MAX_BACKOFF.min(pause * 2);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Error, Result, Tensor};
 
-use super::device::{EightBitProduct, eight_bit_product};
+use super::device::{Fp8Product, fp8_product};
 
 /// The largest e4m3 number.
 const LARGEST: f64 = 448.0;
@@ -15,21 +15,21 @@ const LEAST_SCALE: f64 = 1e-12;
 
 /// The products of one device.
 #[derive(Clone)]
-pub(super) struct EightBit {
-    product: Arc<EightBitProduct>,
+pub(super) struct Fp8Weight {
+    product: Arc<Fp8Product>,
 }
 
-impl EightBit {
+impl Fp8Weight {
     /// `None` where the device has none, or its results are not what they should be: it was tried. The log says which.
     pub(super) fn of(device: &Device) -> Option<Self> {
-        let tried = eight_bit_product(device)?.and_then(|product| {
+        let tried = fp8_product(device)?.and_then(|product| {
             let products = Self { product };
             products.tried(device).map(|()| products)
         });
         tried.inspect_err(|error| tracing::warn!(%error, "this GPU's 8-bit products are not used: weights are made whole")).ok()
     }
 
-    /// A small product beside the same with whole numbers. With 3 bits behind the point each number is off by a sixteenth at most.
+    /// A small product next to the same with whole values. With 3 bits behind the point each number is off by a sixteenth at most.
     fn tried(&self, device: &Device) -> Result<()> {
         const FURTHEST: f32 = 0.1;
         let draw = |rows: usize| Tensor::randn(0.0_f32, 1.0, (rows, 64), device);
@@ -67,9 +67,9 @@ mod tests {
 
     #[test]
     fn every_token_is_rounded_by_its_own_scale() -> Result<()> {
-        let products = EightBit { product: Arc::new(whole) };
+        let products = Fp8Weight { product: Arc::new(whole) };
         products.tried(&Device::Cpu)?;
-        // Numbers that 8 bits hold exactly once each token's largest is 448: nothing may be lost but bf16's rounding.
+        // Values that 8 bits hold exactly once each token's largest is 448: nothing may be lost but bf16's rounding.
         let tokens =
             [[448.0_f32, -224.0, 3.5, 0.0], [0.007, -0.0035, 0.000_437_5, 0.0], [0.0; 4], [4.48e6, 2.24e6, -1.12e6, 0.0]];
         let input = Tensor::new(&tokens, &Device::Cpu)?;
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn a_device_that_multiplies_wrongly_is_not_used() {
         let wrong = |input: &Tensor, weight: &Tensor| whole(input, weight)? * 2.0;
-        assert!(EightBit { product: Arc::new(wrong) }.tried(&Device::Cpu).is_err());
-        assert!(EightBit::of(&Device::Cpu).is_none(), "a CPU has none");
+        assert!(Fp8Weight { product: Arc::new(wrong) }.tried(&Device::Cpu).is_err());
+        assert!(Fp8Weight::of(&Device::Cpu).is_none(), "a CPU has none");
     }
 }

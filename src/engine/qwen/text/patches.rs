@@ -1,4 +1,4 @@
-//! Pictures as the vision tower's patches (transformers' `Qwen2VLImageProcessor`).
+//! Images as the vision tower's patches (transformers' `Qwen2VLImageProcessor`).
 
 use candle_core::{Device, Result, Tensor};
 use image::RgbImage;
@@ -8,11 +8,11 @@ use crate::engine::qwen::packing::Grid;
 use crate::engine::qwen::sizes::fitting;
 use crate::engine::resample::{Filter, resize};
 
-/// Brings a picture to about `area_px` as diffusers' pipeline does, then to the tower's multiples as the processor does: a picture is
+/// Brings an image to about `area_px` as diffusers' pipeline does, then to the tower's multiples as the processor does: an image is
 /// resampled twice.
-pub(super) fn condition(picture: &RgbImage, area_px: u32, vision: &VisionConfig, processor: &ProcessorConfig) -> RgbImage {
-    let (width, height) = fitting(area_px, picture.width(), picture.height());
-    let shown = resize(picture, width, height, Filter::Lanczos);
+pub(super) fn condition(image: &RgbImage, area_px: u32, vision: &VisionConfig, processor: &ProcessorConfig) -> RgbImage {
+    let (width, height) = fitting(area_px, image.width(), image.height());
+    let shown = resize(image, width, height, Filter::Lanczos);
     let (width, height) = whole_tokens(width, height, vision.multiple_px(), processor);
     resize(&shown, width, height, Filter::Bicubic)
 }
@@ -36,26 +36,26 @@ fn whole_tokens(width_px: u32, height_px: u32, multiple: u32, processor: &Proces
     (wide as u32, high as u32)
 }
 
-/// A picture's patches.
+/// An image's patches.
 pub struct Patches {
     /// (patches, 3·frames·side·side), f32: the patches of a token behind each other, tokens row by row.
-    pub numbers: Tensor,
+    pub values: Tensor,
     /// In tokens.
     pub grid: Grid,
 }
 
-/// `picture`: sides in whole tokens.
+/// `image`: sides in whole tokens.
 pub(super) fn patches(
-    picture: &RgbImage,
+    image: &RgbImage,
     vision: &VisionConfig,
     processor: &ProcessorConfig,
     device: &Device,
 ) -> Result<Patches> {
     let (side, merge) = (vision.patch_size, vision.spatial_merge_size);
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let (width, height) = (image.width() as usize, image.height() as usize);
     let grid = Grid { height: height / (side * merge), width: width / (side * merge) };
-    let bytes = picture.as_raw();
-    let mut numbers = Vec::with_capacity(grid.tokens() * vision.merged() * vision.patch_numbers());
+    let bytes = image.as_raw();
+    let mut values = Vec::with_capacity(grid.tokens() * vision.merged() * vision.patch_values());
     for token in 0..grid.tokens() {
         for part in 0..vision.merged() {
             let row = (token / grid.width * merge + part / merge) * side;
@@ -64,7 +64,7 @@ pub(super) fn patches(
                 let (mean, deviation) = (processor.image_mean[channel], processor.image_std[channel]);
                 for _ in 0..vision.temporal_patch_size {
                     for y in row..row + side {
-                        numbers.extend((column..column + side).map(|x| {
+                        values.extend((column..column + side).map(|x| {
                             let byte = bytes[(y * width + x) * 3 + channel];
                             (f32::from(byte) / 255.0 - mean) / deviation
                         }));
@@ -74,7 +74,7 @@ pub(super) fn patches(
         }
     }
     let count = grid.tokens() * vision.merged();
-    Ok(Patches { numbers: Tensor::from_vec(numbers, (count, vision.patch_numbers()), device)?, grid })
+    Ok(Patches { values: Tensor::from_vec(values, (count, vision.patch_values()), device)?, grid })
 }
 
 #[cfg(test)]
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_get_the_sizes_that_the_processor_gives_them() {
+    fn images_get_the_sizes_that_the_processor_gives_them() {
         let processor = ProcessorConfig { image_mean: [0.0; 3], image_std: [1.0; 3], min_pixels: 3136, max_pixels: 12_845_056 };
         for (input, shown) in [
             ((320, 448), (308, 448)),

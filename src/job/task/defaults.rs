@@ -5,31 +5,31 @@ use super::{GuidanceScale, ModelName, Seed, SidePx, StepCount};
 impl ModelName {
     /// What a job asks for that names no model, where the manifest says nothing else.
     #[must_use]
-    pub fn usual() -> Self {
+    pub fn default_value() -> Self {
         Self("sd15".into())
     }
 }
 
 impl StepCount {
-    /// What a painting from text gets, where neither job nor manifest say anything else.
+    /// What a generation from text gets, where neither job nor manifest say anything else.
     #[must_use]
-    pub fn usual() -> Self {
+    pub fn default_value() -> Self {
         Self(50)
     }
 }
 
 impl GuidanceScale {
-    /// What a painting from text gets, where neither job nor manifest say anything else.
+    /// What a generation from text gets, where neither job nor manifest say anything else.
     #[must_use]
-    pub fn usual() -> Self {
+    pub fn default_value() -> Self {
         Self(7.5)
     }
 }
 
 impl SidePx {
-    /// What a painting from text gets, where neither job nor manifest say anything else.
+    /// What a generation from text gets, where neither job nor manifest say anything else.
     #[must_use]
-    pub fn usual() -> Self {
+    pub fn default_value() -> Self {
         Self(512)
     }
 }
@@ -37,7 +37,7 @@ impl SidePx {
 impl Seed {
     /// What a job gets, where neither it nor the manifest say anything else.
     #[must_use]
-    pub fn usual() -> Self {
+    pub fn default_value() -> Self {
         Self(42)
     }
 }

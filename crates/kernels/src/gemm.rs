@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::shared::Shared;
 use crate::tile::{self, PANEL, ROWS};
-use crate::turn::transpose;
+use crate::transpose::transpose;
 
 /// Depth of a block: its panels stay in the second-level cache. Fixed, so that sums are always split at the same places.
 const DEPTH: usize = 384;
@@ -34,17 +34,17 @@ impl Linear<'_> {
         let (tokens, features) = (input.len() / depth, self.weight.len() / depth);
         let mut out = vec![0.0; tokens * features];
         let shared = Shared::new(&mut out);
-        // Numbers of one token, of the features from `first` on.
-        let put = |token: usize, first: usize, numbers: &[f32], is_first: bool| {
+        // Values of one token, of the features from `first` on.
+        let put = |token: usize, first: usize, values: &[f32], is_first: bool| {
             let at = token * features + first;
-            shared.with(at, numbers.len(), |out| {
+            shared.with(at, values.len(), |out| {
                 if !is_first {
-                    out.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
+                    out.iter_mut().zip(values).for_each(|(sum, number)| *sum += number);
                     return;
                 }
-                match self.bias.map(|bias| &bias[first..first + numbers.len()]) {
-                    Some(bias) => out.iter_mut().zip(numbers).zip(bias).for_each(|((out, number), bias)| *out = bias + number),
-                    None => out.copy_from_slice(numbers),
+                match self.bias.map(|bias| &bias[first..first + values.len()]) {
+                    Some(bias) => out.iter_mut().zip(values).zip(bias).for_each(|((out, number), bias)| *out = bias + number),
+                    None => out.copy_from_slice(values),
                 }
                 if let Some(residual) = residual {
                     out.iter_mut().zip(&residual[at..]).for_each(|(sum, before)| *sum += before);
@@ -52,12 +52,12 @@ impl Linear<'_> {
             });
         };
         if tokens >= MANY_TOKENS {
-            let product = Product { weight: input, rows: tokens, depth, columns: features };
-            product.run(
+            let gemm = Gemm { weight: input, rows: tokens, depth, columns: features };
+            gemm.run(
                 1,
                 &|_, first, columns, row, tile, is_first| {
-                    for (index, numbers) in tile.chunks_exact(PANEL).enumerate().take(tokens - row) {
-                        put(row + index, first, &numbers[..columns], is_first);
+                    for (index, values) in tile.chunks_exact(PANEL).enumerate().take(tokens - row) {
+                        put(row + index, first, &values[..columns], is_first);
                     }
                 },
                 &|_, from, length, first, panel| {
@@ -65,14 +65,14 @@ impl Linear<'_> {
                 },
             );
         } else {
-            let product = Product { weight: self.weight, rows: features, depth, columns: tokens };
-            product.run(
+            let gemm = Gemm { weight: self.weight, rows: features, depth, columns: tokens };
+            gemm.run(
                 1,
                 &|_, first, columns, row, tile, is_first| {
                     let height = ROWS.min(features - row);
                     for column in 0..columns {
-                        let numbers: [f32; ROWS] = std::array::from_fn(|index| tile[index * PANEL + column]);
-                        put(first + column, row, &numbers[..height], is_first);
+                        let values: [f32; ROWS] = std::array::from_fn(|index| tile[index * PANEL + column]);
+                        put(first + column, row, &values[..height], is_first);
                     }
                 },
                 &|_, from, length, first, panel| transpose(input, depth, first, PANEL.min(tokens - first), from, length, panel),
@@ -111,20 +111,20 @@ impl Share {
     }
 }
 
-/// A matrix of weights (`rows` x `depth`) times one (`depth` x `columns`) a picture.
-pub(crate) struct Product<'a> {
+/// A matrix of weights (`rows` x `depth`) times one (`depth` x `columns`) an image.
+pub(crate) struct Gemm<'a> {
     pub(crate) weight: &'a [f32],
     pub(crate) rows: usize,
     pub(crate) depth: usize,
     pub(crate) columns: usize,
 }
 
-/// Takes (picture, first column, columns, first row, tile of 8 x 48, whether it is the first of its sum).
+/// Takes (image, first column, columns, first row, tile of 8 x 48, whether it is the first of its sum).
 pub(crate) type Put<'a> = &'a (dyn Fn(usize, usize, usize, usize, &[f32], bool) + Sync);
-/// Fills a panel for (picture, from depth, depth, first column).
+/// Fills a panel for (image, from depth, depth, first column).
 pub(crate) type Fill<'a> = &'a (dyn Fn(usize, usize, usize, usize, &mut [f32]) + Sync);
 
-impl Product<'_> {
+impl Gemm<'_> {
     pub(crate) fn run(&self, batch: usize, put: Put<'_>, fill: Fill<'_>) {
         let share = Share::new(batch * self.columns.div_ceil(COLUMNS), self.rows);
         (0..share.tasks()).into_par_iter().for_each_init(
@@ -136,13 +136,13 @@ impl Product<'_> {
         );
     }
 
-    fn block(&self, picture: usize, first: usize, rows: Range<usize>, panels: &mut [f32], put: Put<'_>, fill: Fill<'_>) {
+    fn block(&self, image: usize, first: usize, rows: Range<usize>, panels: &mut [f32], put: Put<'_>, fill: Fill<'_>) {
         let columns = COLUMNS.min(self.columns - first);
         let mut tile = [0.0; ROWS * PANEL];
         for from in (0..self.depth).step_by(DEPTH) {
             let depth = DEPTH.min(self.depth - from);
             for (start, panel) in (0..columns).step_by(PANEL).zip(panels.chunks_exact_mut(DEPTH * PANEL)) {
-                fill(picture, from, depth, first + start, &mut panel[..depth * PANEL]);
+                fill(image, from, depth, first + start, &mut panel[..depth * PANEL]);
             }
             for row in rows.clone().step_by(ROWS) {
                 // Rows past the end repeat the last one; their sums are not stored.
@@ -150,7 +150,7 @@ impl Product<'_> {
                 for (start, panel) in (0..columns).step_by(PANEL).zip(panels.chunks_exact(DEPTH * PANEL)) {
                     let width = PANEL.min(columns - start);
                     tile::multiply(self.weight, offsets, depth, panel, width, &mut tile);
-                    put(picture, first + start, width, row, &tile, from == 0);
+                    put(image, first + start, width, row, &tile, from == 0);
                 }
             }
         }

@@ -1,11 +1,11 @@
-//! The front desk: what HTTP may ask of the host, and nothing more. No call waits for the GPU.
+//! The front job service: what HTTP may ask of the host, and nothing more. No call waits for the GPU.
 
 use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::jobs::{Acceptance, Cancelling, Jobs, Standing, State};
+use super::jobs::{Acceptance, Cancelling, JobStatus, Jobs, State};
 use super::source::{Source, SourceError};
 use crate::job::request::Defaults;
 use crate::job::{Job, JobId};
@@ -21,16 +21,16 @@ pub enum Model {
     Failed(String),
 }
 
-/// A glance at the handlers.
+/// A snapshot at the handlers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Glance {
+pub struct StatusSnapshot {
     pub model: Model,
     /// Handlers that could take a job now.
     pub free: usize,
     /// Ids of the jobs that run now.
     pub running: Vec<String>,
     /// Jobs taken from queues that wait for a handler.
-    pub in_hand: usize,
+    pub in_flight: usize,
     /// The host receives nothing more.
     pub draining: bool,
 }
@@ -71,12 +71,12 @@ pub enum NotAccepted {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Accepted {
     New,
-    Known(Standing),
+    Known(JobStatus),
 }
 
-/// What HTTP works with; clones are the same desk.
+/// What HTTP works with; clones are the same job service.
 #[derive(Clone)]
-pub struct Desk {
+pub struct JobService {
     pub jobs: Arc<Jobs>,
     /// What jobs get that leave a field out.
     pub defaults: Defaults,
@@ -84,33 +84,33 @@ pub struct Desk {
     pub queue: Arc<dyn Source>,
     /// Jobs that may wait in `queue` at most.
     pub max_waiting: u64,
-    pub glance: watch::Receiver<Glance>,
+    pub snapshot: watch::Receiver<StatusSnapshot>,
     /// To the dispatcher: jobs that wait for their answer.
     pub direct: mpsc::Sender<Direct>,
     /// To the dispatcher: running jobs to be cancelled.
     pub cancels: mpsc::UnboundedSender<String>,
 }
 
-impl Desk {
+impl JobService {
     /// Puts a job into the queue; returns when the queue has it for good. What has begun is brought to its end even if the
     /// caller is gone by then, so that no job is known here that no queue has.
     ///
     /// # Errors
     /// [`NotAccepted`]; then the job is not in the queue, and the caller may try again.
     pub async fn submit(&self, job: &Job, body: &[u8]) -> Result<Accepted, NotAccepted> {
-        let (desk, job, body) = (self.clone(), job.clone(), body.to_vec());
-        let submitting = tokio::spawn(async move { desk.submit_to_its_end(&job, &body).await });
+        let (job_service, job, body) = (self.clone(), job.clone(), body.to_vec());
+        let submitting = tokio::spawn(async move { job_service.submit_to_its_end(&job, &body).await });
         submitting.await.unwrap_or(Err(NotAccepted::Draining))
     }
 
     async fn submit_to_its_end(&self, job: &Job, body: &[u8]) -> Result<Accepted, NotAccepted> {
-        let now = self.glance.borrow().clone();
+        let now = self.snapshot.borrow().clone();
         if now.draining {
             return Err(NotAccepted::Draining);
         }
         match self.jobs.accept(job) {
             Acceptance::Conflict => return Err(NotAccepted::Conflict(job.id.clone())),
-            Acceptance::Known(standing) => return Ok(Accepted::Known(standing)),
+            Acceptance::Known(job_status) => return Ok(Accepted::Known(job_status)),
             Acceptance::New => {}
         }
         let result = self.enqueue(job, body).await;
@@ -130,10 +130,10 @@ impl Desk {
     /// # Errors
     /// What `submit` would say.
     pub async fn room(&self, job: &Job) -> Result<(), NotAccepted> {
-        if self.glance.borrow().draining {
+        if self.snapshot.borrow().draining {
             return Err(NotAccepted::Draining);
         }
-        match self.jobs.standing(job.id.as_str()) {
+        match self.jobs.job_status(job.id.as_str()) {
             Some(known) if known.fingerprint != job.fingerprint => Err(NotAccepted::Conflict(job.id.clone())),
             Some(known) if !matches!(known.state, State::Failed | State::Cancelled) => Ok(()),
             _ => self.check_room().await,
@@ -141,7 +141,7 @@ impl Desk {
     }
 
     async fn check_room(&self) -> Result<(), NotAccepted> {
-        let free = self.glance.borrow().free as u64;
+        let free = self.snapshot.borrow().free as u64;
         if self.waiting().await? >= self.max_waiting + free { Err(NotAccepted::Busy) } else { Ok(()) }
     }
 
@@ -150,7 +150,7 @@ impl Desk {
     /// # Errors
     /// [`SourceError`] when the queue cannot be asked.
     pub async fn waiting(&self) -> Result<u64, SourceError> {
-        Ok(self.queue.depth().await?.waiting + self.glance.borrow().in_hand as u64)
+        Ok(self.queue.depth().await?.waiting + self.snapshot.borrow().in_flight as u64)
     }
 
     /// Gives a job to a free handler at once. Dropping the receiver cancels it.
@@ -158,14 +158,14 @@ impl Desk {
     /// # Errors
     /// [`NotAccepted::Busy`] when no handler is free, [`NotAccepted::Conflict`] when the id runs with another request.
     pub fn run_now(&self, job: Job, body: Vec<u8>) -> Result<oneshot::Receiver<Ending>, NotAccepted> {
-        if self.glance.borrow().draining {
+        if self.snapshot.borrow().draining {
             return Err(NotAccepted::Draining);
         }
-        let known = self.jobs.standing(job.id.as_str());
+        let known = self.jobs.job_status(job.id.as_str());
         if known.is_some_and(|known| !known.state.has_ended() && known.fingerprint != job.fingerprint) {
             return Err(NotAccepted::Conflict(job.id));
         }
-        if self.glance.borrow().free == 0 {
+        if self.snapshot.borrow().free == 0 {
             return Err(NotAccepted::Busy);
         }
         let (answer, ending) = oneshot::channel();
@@ -174,7 +174,7 @@ impl Desk {
     }
 
     /// Cancels a job: one that waits is not started, one that runs stops before its next denoising step. Its caller gets the
-    /// `failed` notice with the code `cancelled`.
+    /// `failed` notification with the code `cancelled`.
     #[must_use]
     pub fn cancel(&self, id: &str) -> Cancelling {
         let cancelling = self.jobs.cancel(id);

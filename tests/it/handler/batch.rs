@@ -1,4 +1,4 @@
-//! Messages of one event that are painted as one batch, and those that are not.
+//! Messages of one event that are generated as one batch, and those that are not.
 
 use atelier::engine::EngineError;
 use serde_json::{Value, json};
@@ -16,16 +16,16 @@ fn with(id: &str, field: &str, value: &Value) -> Value {
 async fn completed(stage: &mut Stage, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {
-        let notice = stage.backend.terminal().await;
-        assert!(notice.path.ends_with("/complete"), "{notice:?}");
-        ids.push(notice.body["job_id"].as_str().unwrap().to_owned());
+        let notification = stage.backend.terminal().await;
+        assert!(notification.path.ends_with("/complete"), "{notification:?}");
+        ids.push(notification.body["job_id"].as_str().unwrap().to_owned());
     }
     ids.sort();
     ids
 }
 
 #[tokio::test]
-async fn jobs_that_agree_are_painted_as_one() {
+async fn jobs_that_agree_are_generated_as_one() {
     let mut stage = Stage::set().await;
     let bodies = [with("a", "seed", &json!(1)), with("b", "prompt", &json!("a blue cat")), with("c", "num_images", &json!(2))];
     let event = sqs(&bodies.map(|body| (body, 1, None)));
@@ -38,7 +38,7 @@ async fn jobs_that_agree_are_painted_as_one() {
 }
 
 #[tokio::test]
-async fn jobs_that_do_not_agree_are_painted_one_after_the_other() {
+async fn jobs_that_do_not_agree_are_generated_one_after_the_other() {
     let mut stage = Stage::set().await;
     let others = [("steps", json!(9)), ("width", json!(72)), ("guidance_scale", json!(3)), ("scheduler", json!("ddim"))];
     let mut messages = vec![(body("first"), 1, None)];
@@ -64,9 +64,9 @@ async fn a_batch_is_bounded_by_its_pixels() {
 #[tokio::test]
 async fn a_group_is_never_shared_and_stays_in_order() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| Err(EngineError::Panicked("once".into())));
+    stage.next_generation(|| Err(EngineError::Panicked("once".into())));
     let messages = [("a1", "a"), ("a2", "a"), ("b1", "b"), ("b2", "b")].map(|(id, group)| (body(id), 1, Some(group)));
-    // The first of a batch fails: what follows in its group is brought back, unpainted; the other group goes on.
+    // The first of a batch fails: what follows in its group is brought back, not generated; the other group goes on.
     assert_eq!(stage.handle(sqs(&messages)).await, Ok(brought_back(&["m0", "m1"])));
     assert_eq!(stage.batches(), [2, 1]);
     assert_eq!(completed(&mut stage, 2).await, ["b1", "b2"]);
@@ -75,21 +75,21 @@ async fn a_group_is_never_shared_and_stays_in_order() {
 #[tokio::test]
 async fn one_jobs_failure_is_its_own() {
     let mut stage = Stage::set().await;
-    stage.next_painting(|| Err(EngineError::Request { field: "width", problem: "not this one".into() }));
+    stage.next_generation(|| Err(EngineError::Request { field: "width", problem: "not this one".into() }));
     let event = sqs(&["a", "b"].map(|id| (body(id), 1, None)));
     assert_eq!(stage.handle(event).await, Ok(brought_back(&[])));
     let mut told = [stage.backend.terminal().await, stage.backend.terminal().await];
-    told.sort_by_key(|notice| notice.path.clone());
-    assert_eq!(told.each_ref().map(|notice| notice.body["job_id"].clone()), ["b", "a"]);
+    told.sort_by_key(|notification| notification.path.clone());
+    assert_eq!(told.each_ref().map(|notification| notification.body["job_id"].clone()), ["b", "a"]);
     assert!(told[1].path.ends_with("/failed") && told[1].body["error"]["field"] == "width", "{:?}", told[1]);
 }
 
 #[tokio::test]
-async fn a_job_that_is_painted_already_keeps_nobody_waiting() {
+async fn a_job_that_is_generated_already_keeps_nobody_waiting() {
     let mut stage = Stage::set().await;
     assert_eq!(stage.handle(sqs(&[(body("done"), 1, None)])).await, Ok(brought_back(&[])));
     let event = sqs(&["done", "new"].map(|id| (body(id), 1, None)));
     assert_eq!(stage.handle(event).await, Ok(brought_back(&[])));
     assert_eq!(stage.batches(), [1, 1]);
-    assert_eq!(stage.painted(), 2);
+    assert_eq!(stage.generated(), 2);
 }

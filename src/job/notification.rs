@@ -1,9 +1,9 @@
-//! A notice as data: what somebody is to be told of a job. It holds no secret, so that one process can hand it to another.
+//! A notification as data: what somebody is to be told of a job. It holds no secret, so that one process can hand it to another.
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::outcome::{JobError, StoredPicture};
+use super::outcome::{JobError, StoredImage};
 use super::request::Refusal;
 use super::task::Task;
 use super::task::tryon::Requester;
@@ -12,8 +12,8 @@ use super::{Callback, Job, JobId};
 
 /// Whoever has the configuration can send it, as often as needed: the same id and the same bytes each time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Notice {
-    /// `webhook-id`: it depends on the job and the kind of notice alone, so that receivers can drop what they have seen.
+pub struct Notification {
+    /// `webhook-id`: it depends on the job and the kind of notification alone, so that receivers can drop what they have seen.
     pub id: String,
     #[serde(flatten)]
     pub message: Message,
@@ -46,7 +46,7 @@ pub enum Kind {
 
 impl Kind {
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Progress => "progress",
             Self::Complete => "complete",
@@ -62,7 +62,7 @@ pub struct AssetResult {
     pub requester: Requester,
     pub node_id: String,
     pub model_version: String,
-    /// 0 when nothing was painted.
+    /// 0 when nothing was generated.
     pub inference_time_ms: u64,
     pub result: TryOnResult,
 }
@@ -70,29 +70,29 @@ pub struct AssetResult {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TryOnResult {
-    /// Whoever sends the notice fetches their bytes.
-    Pictures(Vec<StoredPicture>),
+    /// Whoever sends the notification fetches their bytes.
+    Images(Vec<StoredImage>),
     Error(String),
 }
 
-/// Where the bytes of stored pictures come from.
+/// Where the bytes of stored images come from.
 #[async_trait]
-pub trait Pictures: Send + Sync {
+pub trait Images: Send + Sync {
     /// # Errors
-    /// [`JobError::Storage`] when the picture could not be read.
-    async fn bytes(&self, picture: &StoredPicture) -> Result<Vec<u8>, JobError>;
+    /// [`JobError::Storage`] when the image could not be read.
+    async fn bytes(&self, image: &StoredImage) -> Result<Vec<u8>, JobError>;
 }
 
-/// Of whom a notice speaks, as far as it is known.
+/// Of whom a notification speaks, as far as it is known.
 #[derive(Debug, Clone, Copy)]
-pub struct Addressee<'a> {
+pub struct NotificationTarget<'a> {
     pub job_id: Option<&'a JobId>,
     pub callback: Option<&'a Callback>,
     /// Of a try-on.
     pub requester: Option<&'a Requester>,
 }
 
-impl<'a> From<&'a Job> for Addressee<'a> {
+impl<'a> From<&'a Job> for NotificationTarget<'a> {
     fn from(job: &'a Job) -> Self {
         let requester = match &job.task {
             Task::Generate(_) => None,
@@ -102,19 +102,19 @@ impl<'a> From<&'a Job> for Addressee<'a> {
     }
 }
 
-impl<'a> From<&'a Refusal> for Addressee<'a> {
+impl<'a> From<&'a Refusal> for NotificationTarget<'a> {
     fn from(refusal: &'a Refusal) -> Self {
         let Refusal { job_id, callback, requester, .. } = refusal;
         Self { job_id: job_id.as_ref(), callback: callback.as_ref(), requester: requester.as_ref() }
     }
 }
 
-impl Notice {
+impl Notification {
     /// One word for logs: `progress`, `complete`, `failed`, `asset_result` or `job_complete`.
     #[must_use]
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match &self.message {
-            Message::Backend { kind, .. } | Message::Callback { kind, .. } => kind.word(),
+            Message::Backend { kind, .. } | Message::Callback { kind, .. } => kind.as_str(),
             Message::AssetService(_) => "asset_result",
             Message::LoadBalancer { .. } => "job_complete",
         }

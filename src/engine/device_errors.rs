@@ -25,7 +25,7 @@ const STICKY: [&str; 16] = [
 
 /// The error, as [`EngineError::Fatal`] if it is one. The libraries below tell them apart only in their messages, and some
 /// of them panic instead.
-pub(super) fn told_apart(error: EngineError) -> EngineError {
+pub(super) fn classify(error: EngineError) -> EngineError {
     let problem = match &error {
         EngineError::Candle(error) => error.to_string(),
         EngineError::Panicked(problem) => problem.clone(),
@@ -35,7 +35,7 @@ pub(super) fn told_apart(error: EngineError) -> EngineError {
 }
 
 /// The error, as [`EngineError::OutOfMemory`] if it is one. Candle tells a device without memory from other faults only in its message.
-pub(super) fn memory_told_apart(error: EngineError) -> EngineError {
+pub(super) fn classify_memory_error(error: EngineError) -> EngineError {
     match error {
         EngineError::Candle(error) if error.to_string().to_lowercase().contains("out_of_memory") => {
             EngineError::OutOfMemory { problem: error.to_string() }
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn only_what_breaks_the_context_is_fatal() {
-        let is_fatal = |error| matches!(told_apart(error), EngineError::Fatal { .. });
+        let is_fatal = |error| matches!(classify(error), EngineError::Fatal { .. });
         let candle = |text: &str| EngineError::Candle(candle_core::Error::Msg(text.into()));
         assert!(is_fatal(candle("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")")));
         assert!(is_fatal(EngineError::Panicked("DriverError(CUDA_ERROR_LAUNCH_FAILED, \"\")".into())));

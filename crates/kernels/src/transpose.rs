@@ -27,7 +27,7 @@ pub(crate) fn transpose(
             match *VECTORS {
                 #[cfg(target_arch = "x86_64")]
                 Vectors::Avx512 if length == BLOCK && rows == BLOCK => {
-                    // SAFETY: the instructions were detected; 16 rows of 16 numbers lie within matrix and panel, asserted above.
+                    // SAFETY: the instructions were detected; 16 rows of 16 values lie within matrix and panel, asserted above.
                     unsafe { avx512(block.as_ptr(), width, out.as_mut_ptr()) }
                 }
                 _ => plain(block, width, rows, length, out),
@@ -44,10 +44,10 @@ fn plain(block: &[f32], width: usize, rows: usize, length: usize, out: &mut [f32
     }
 }
 
-/// 16x16 numbers: pairs, pairs of pairs, then quarters of vectors change places.
+/// 16x16 values: pairs, pairs of pairs, then quarters of vectors change places.
 ///
 /// # Safety
-/// `from` has 16 rows of 16 numbers, `width` apart, and so has `to`, 48 apart.
+/// `from` has 16 rows of 16 values, `width` apart, and so has `to`, 48 apart.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512(from: *const f32, width: usize, to: *mut f32) {

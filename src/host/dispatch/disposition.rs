@@ -3,7 +3,7 @@
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::held::Held;
+use super::in_flight::InFlight;
 use crate::events::settled::Settled;
 use crate::host::answer::{Answer, reply_value};
 use crate::host::supervisor::invoke::Ended;
@@ -11,7 +11,7 @@ use crate::job::outcome::JobError;
 
 /// What is to become of one message.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum Disposition {
     /// What a handler that knows its host says.
     Told(Settled),
     /// A function that knows nothing of its host took the message.
@@ -23,34 +23,34 @@ pub(super) enum Verdict {
 }
 
 /// One verdict a message, in their order.
-pub(super) fn verdicts(held: &[Held], ended: &Ended) -> Vec<Verdict> {
-    let all = |verdict: &dyn Fn() -> Verdict| held.iter().map(|_| verdict()).collect();
+pub(super) fn dispositions(in_flight: &[InFlight], ended: &Ended) -> Vec<Disposition> {
+    let all = |disposition: &dyn Fn() -> Disposition| in_flight.iter().map(|_| disposition()).collect();
     match ended {
-        Ended::Untried => all(&|| Verdict::Untried),
+        Ended::Untried => all(&|| Disposition::Untried),
         Ended::Died(cause) => all(&|| {
-            let problem = format!("the process that painted it died ({cause})");
-            Verdict::Failed(JobError::HandlerDied { problem })
+            let problem = format!("the process that generated it died ({cause})");
+            Disposition::Failed(JobError::HandlerDied { problem })
         }),
         Ended::Answered(Answer::Error(error)) => {
-            all(&|| Verdict::Failed(JobError::Internal { problem: format!("the function failed: {error}") }))
+            all(&|| Disposition::Failed(JobError::Internal { problem: format!("the function failed: {error}") }))
         }
         Ended::Answered(Answer::Reply { body, http_stream }) => {
             let reply = reply_value(body, *http_stream);
-            let failures = failures(held, &reply);
-            held.iter().map(|held| verdict(held, &reply, failures.as_deref())).collect()
+            let failures = failures(in_flight, &reply);
+            in_flight.iter().map(|in_flight| disposition(in_flight, &reply, failures.as_deref())).collect()
         }
     }
 }
 
-fn verdict(held: &Held, reply: &Value, failures: Option<&[String]>) -> Verdict {
-    let id = &held.message.id;
+fn disposition(in_flight: &InFlight, reply: &Value, failures: Option<&[String]>) -> Disposition {
+    let id = &in_flight.message.id;
     let told = settled(reply).into_iter().find(|settled| settled.message_id == *id);
     // A reply with failures that cannot be read fails all of the batch, as it does with AWS.
     let failed = failures.is_none_or(|failures| failures.contains(id));
     match told {
-        Some(told) if told.outcome.goes_back() == failed => Verdict::Told(told),
-        None if !failed => Verdict::Taken,
-        _ => Verdict::Failed(JobError::Internal { problem: "the function handed the message back".into() }),
+        Some(told) if told.outcome.goes_back() == failed => Disposition::Told(told),
+        None if !failed => Disposition::Taken,
+        _ => Disposition::Failed(JobError::Internal { problem: "the function handed the message back".into() }),
     }
 }
 
@@ -60,14 +60,14 @@ pub(super) fn settled(reply: &Value) -> Vec<Settled> {
 }
 
 /// The ids in `batchItemFailures`; none when the list cannot be read, or names a message that is not in the batch.
-fn failures(held: &[Held], reply: &Value) -> Option<Vec<String>> {
+fn failures(in_flight: &[InFlight], reply: &Value) -> Option<Vec<String>> {
     let failures = &reply["batchItemFailures"];
     if failures.is_null() {
         return Some(Vec::new());
     }
     let id = |failure: &Value| {
         let id = failure["itemIdentifier"].as_str()?;
-        held.iter().any(|held| held.message.id == id).then(|| id.to_owned())
+        in_flight.iter().any(|in_flight| in_flight.message.id == id).then(|| id.to_owned())
     };
     failures.as_array()?.iter().map(id).collect()
 }

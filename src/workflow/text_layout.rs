@@ -14,10 +14,10 @@ static FONT: LazyLock<FontRef<'static>> = LazyLock::new(|| {
 
 /// Text that can be set: composed (NFC), every character in the font, at least one of them visible.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lettering(String);
+pub struct TextLayout(String);
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LetteringError {
+pub enum TextLayoutError {
     #[error(
         "has a character that the built-in font cannot set: U+{:04X} {character:?}; it sets Latin, Greek, Cyrillic, Armenian \
          and Georgian letters, signs and symbols, but no emoji, no right-to-left or complex scripts and no loose accents",
@@ -39,16 +39,16 @@ pub struct Mask {
     pub alpha: Vec<f32>,
 }
 
-impl Lettering {
+impl TextLayout {
     /// # Errors
     /// Names the first character that the font lacks.
-    pub fn new(text: &str) -> Result<Self, LetteringError> {
+    pub fn new(text: &str) -> Result<Self, TextLayoutError> {
         let text = ComposingNormalizerBorrowed::new_nfc().normalize(text).into_owned();
         if let Some(character) = text.chars().find(|c| FONT.glyph_id(*c) == GlyphId(0)) {
-            return Err(LetteringError::Character { character });
+            return Err(TextLayoutError::Character { character });
         }
         let visible = text.chars().any(|c| FONT.outline(FONT.glyph_id(c)).is_some());
-        if visible { Ok(Self(text)) } else { Err(LetteringError::Blank) }
+        if visible { Ok(Self(text)) } else { Err(TextLayoutError::Blank) }
     }
 
     /// The text with a box in place of each character that the font lacks; `None` where nothing is visible.
@@ -77,7 +77,7 @@ impl Lettering {
         (right - left).max(0.0)
     }
 
-    /// Paints the letters, cropped to their ink.
+    /// Generates the letters, cropped to their ink.
     #[must_use]
     pub fn mask(&self, line_px: f32) -> Mask {
         let glyphs = self.glyphs(line_px);
@@ -128,7 +128,7 @@ mod tests {
         for text in
             ["© Ada Lovelace ™ ® ½ €", "Ζωγραφιά", "Художник Ёж", "Tiếng Việt", "Հայ ქართ", "★ ♥ → ✓ № …", "Å ñ ø ß Ł ş"]
         {
-            let mask = Lettering::new(text).unwrap().mask(24.0);
+            let mask = TextLayout::new(text).unwrap().mask(24.0);
             assert!(mask.alpha.iter().any(|alpha| *alpha > 0.9), "{text}");
         }
     }
@@ -138,39 +138,39 @@ mod tests {
         for (text, character) in
             [("a😀", '😀'), ("אב", 'א'), ("مرحبا", 'م'), ("你好", '你'), ("हि", 'ह'), ("a\u{202E}b", '\u{202E}')]
         {
-            assert_eq!(Lettering::new(text), Err(LetteringError::Character { character }));
+            assert_eq!(TextLayout::new(text), Err(TextLayoutError::Character { character }));
         }
-        let message = Lettering::new("a\u{1F600}").unwrap_err().to_string();
+        let message = TextLayout::new("a\u{1F600}").unwrap_err().to_string();
         assert!(message.contains("U+1F600 '😀'"), "{message}");
     }
 
     #[test]
     fn composes_accents_and_refuses_loose_ones() {
-        assert_eq!(Lettering::new("Ame\u{301}lie"), Lettering::new("Amélie"));
-        assert_eq!(Lettering::new("q\u{301}"), Err(LetteringError::Character { character: '\u{301}' }));
+        assert_eq!(TextLayout::new("Ame\u{301}lie"), TextLayout::new("Amélie"));
+        assert_eq!(TextLayout::new("q\u{301}"), Err(TextLayoutError::Character { character: '\u{301}' }));
     }
 
     #[test]
     fn refuses_text_without_ink() {
-        assert_eq!(Lettering::new(" \u{A0}\u{2003}"), Err(LetteringError::Blank));
-        assert_eq!(Lettering::new(""), Err(LetteringError::Blank));
+        assert_eq!(TextLayout::new(" \u{A0}\u{2003}"), Err(TextLayoutError::Blank));
+        assert_eq!(TextLayout::new(""), Err(TextLayoutError::Blank));
     }
 
     #[test]
     fn sets_what_it_can_when_asked_to() {
-        assert_eq!(Lettering::lossy("a 😀\nAme\u{301}lie"), Some(Lettering("a □ Amélie".into())));
-        assert_eq!(Lettering::lossy(" \n"), None);
+        assert_eq!(TextLayout::lossy("a 😀\nAme\u{301}lie"), Some(TextLayout("a □ Amélie".into())));
+        assert_eq!(TextLayout::lossy(" \n"), None);
     }
 
     #[test]
     fn kerns_pairs() {
-        let width = |text| Lettering::new(text).unwrap().width_px(100.0);
+        let width = |text| TextLayout::new(text).unwrap().width_px(100.0);
         assert!(width("AVAVAV") < width("AAA") + width("VVV") - 10.0);
     }
 
     #[test]
     fn cuts_with_an_ellipsis() {
-        let text = Lettering::new("a lighthouse at dusk").unwrap();
+        let text = TextLayout::new("a lighthouse at dusk").unwrap();
         assert_eq!(text.cut_to(1000.0, 16.0), text);
         let cut = text.cut_to(80.0, 16.0);
         assert!(cut.0.ends_with('…') && cut.width_px(16.0) <= 80.0 && cut.0.chars().count() > 5, "{cut:?}");

@@ -12,7 +12,7 @@ use super::EngineError;
 use super::device;
 use super::tensor_file::TensorFile;
 
-/// Numbers that a thread reads at once. In f32 256 KiB: still in the processor's cache when they are moved on to the tensor. To read straight
+/// Values that a thread reads at once. In f32 256 KiB: still in the processor's cache when they are moved on to the tensor. To read straight
 /// into the tensor is no faster, for its memory would have to be zeroed first.
 const PIECE: usize = 64 << 10;
 
@@ -34,7 +34,7 @@ pub(super) fn read_all(stored: &[Stored<'_>], dtype: DType, device: &Device) -> 
 }
 
 impl Stored<'_> {
-    /// How many numbers it has.
+    /// How many values it has.
     pub(super) fn count(&self) -> usize {
         self.info.shape.iter().product()
     }
@@ -54,34 +54,34 @@ impl Stored<'_> {
     }
 
     fn read_as<T: Number>(&self) -> Result<Tensor, EngineError> {
-        let numbers = match self.info.dtype {
+        let values = match self.info.dtype {
             Dtype::F16 => self.converted::<f16, T>(),
             Dtype::BF16 => self.converted::<bf16, T>(),
             Dtype::F32 => self.converted::<f32, T>(),
             _ => Err(self.unsupported()),
         };
-        Ok(Tensor::from_vec(numbers?, self.info.shape.as_slice(), &Device::Cpu)?)
+        Ok(Tensor::from_vec(values?, self.info.shape.as_slice(), &Device::Cpu)?)
     }
 
     fn converted<S: Number, T: Number>(&self) -> Result<Vec<T>, EngineError> {
         let count = self.count();
         let mut piece = vec![S::zeroed(); PIECE.min(count)];
         let mut wide = vec![0.0; piece.len()];
-        let mut numbers = Vec::with_capacity(count);
-        while numbers.len() < count {
-            let done = numbers.len();
+        let mut values = Vec::with_capacity(count);
+        while values.len() < count {
+            let done = values.len();
             let piece = &mut piece[..PIECE.min(count - done)];
             self.file.read_at(self.info, done * size_of::<S>(), bytemuck::cast_slice_mut(piece))?;
             if S::DTYPE == T::DTYPE {
-                numbers.extend_from_slice(bytemuck::cast_slice(piece));
+                values.extend_from_slice(bytemuck::cast_slice(piece));
             } else {
                 let wide = &mut wide[..piece.len()];
                 S::widen(piece, wide);
-                numbers.resize(done + wide.len(), T::zeroed());
-                T::narrow(wide, &mut numbers[done..]);
+                values.resize(done + wide.len(), T::zeroed());
+                T::narrow(wide, &mut values[done..]);
             }
         }
-        Ok(numbers)
+        Ok(values)
     }
 
     fn wrong(&self, problem: String) -> EngineError {

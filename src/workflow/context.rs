@@ -1,4 +1,4 @@
-//! The piece: one job on its way, with what each step has added to it.
+//! The job context: one job on its way, with what each step has added to it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,49 +7,49 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use image::{GrayImage, RgbImage};
 
-use super::control::Telling;
-use crate::engine::thread::Seat;
-use crate::engine::{EmbeddingFile, LoraFile, Picture, StartPicture, Watch};
+use super::control::NotificationMode;
+use crate::engine::thread::BatchSlot;
+use crate::engine::{EmbeddingFile, Image, InitImage, LoraFile, Watch};
 use crate::job::Job;
-use crate::job::notice::Notice;
+use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Record};
 use crate::notify::progress::Progress;
 use crate::store::cache::Lease;
 
-pub struct Piece<'job> {
+pub struct JobContext<'job> {
     pub job: &'job Job,
-    /// At the engine; none once the job is painted, or needs no painting.
-    pub seat: Option<Seat>,
+    /// At the engine; none once the job is generated, or needs no generation.
+    pub batch_slot: Option<BatchSlot>,
     /// One a LoRA of the job, once fetched.
     pub loras: Vec<LoraFile>,
     /// One a textual inversion of the job, once fetched.
     pub embeddings: Vec<EmbeddingFile>,
     /// The files of a try-on, once fetched.
     pub tryon_files: Option<TryOnFiles>,
-    /// The pictures in them, once opened.
+    /// The images in them, once opened.
     pub tryon: Option<TryOnInputs>,
     /// The files that the job starts from, once fetched.
     pub start_files: Option<StartFiles>,
-    /// The pictures in them, once opened.
-    pub start: Option<StartPicture>,
+    /// The images in them, once opened.
+    pub start: Option<InitImage>,
     /// Keep the fetched files in the cache while they are in use.
     pub leases: Vec<Lease>,
-    pub pictures: Vec<Picture>,
-    /// The encoded files, one a picture, in the same order.
+    pub images: Vec<Image>,
+    /// The encoded files, one an image, in the same order.
     pub files: Vec<Vec<u8>>,
-    /// The proof that the pictures are stored.
+    /// The proof that the images are stored.
     pub record: Option<Record>,
     /// The record was there before this delivery.
     pub replayed: bool,
     /// From here on the job is done rather than not: it may be stopped no more than is needed.
-    pub concluding: Concluding,
-    pub telling: Telling,
-    /// Terminal notices that are left to whoever gets the invocation's answer.
-    pub notices: Vec<Notice>,
+    pub finalizing: Finalizing,
+    pub notification_mode: NotificationMode,
+    /// Terminal notifications that are left to whoever gets the invocation's answer.
+    pub notifications: Vec<Notification>,
     pub progress: Progress,
     /// Milliseconds by step.
     pub timings_ms: BTreeMap<String, u64>,
-    /// Over the painting, once it was asked for: how it goes, or went.
+    /// Over the generation, once it was asked for: how it goes, or went.
     pub watch: Option<Watch>,
 }
 
@@ -62,27 +62,27 @@ pub struct TryOnFiles {
     pub mask: Option<PathBuf>,
 }
 
-/// The downloaded files that a painting starts from.
+/// The downloaded files that a generation starts from.
 #[derive(Debug, Clone)]
 pub struct StartFiles {
     pub image: PathBuf,
     pub mask: Option<PathBuf>,
 }
 
-/// The pictures of a try-on, as they are to be painted with.
+/// The images of a try-on, as they are to be generated with.
 pub struct TryOnInputs {
     /// As large as the result.
     pub person: RgbImage,
     pub garments: Vec<RgbImage>,
-    /// As large as the result: 255 is painted, 0 kept.
+    /// As large as the result: 255 is generated, 0 kept.
     pub mask: Option<GrayImage>,
 }
 
 /// Whether the record of the job is stored or on its way; clones watch the same job.
 #[derive(Debug, Clone, Default)]
-pub struct Concluding(Arc<AtomicBool>);
+pub struct Finalizing(Arc<AtomicBool>);
 
-impl Concluding {
+impl Finalizing {
     pub fn begin(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -93,12 +93,12 @@ impl Concluding {
     }
 }
 
-impl<'job> Piece<'job> {
+impl<'job> JobContext<'job> {
     #[must_use]
-    pub fn new(job: &'job Job, seat: Seat, progress: Progress, telling: Telling) -> Self {
+    pub fn new(job: &'job Job, batch_slot: BatchSlot, progress: Progress, notification_mode: NotificationMode) -> Self {
         Self {
             job,
-            seat: Some(seat),
+            batch_slot: Some(batch_slot),
             loras: Vec::new(),
             embeddings: Vec::new(),
             tryon_files: None,
@@ -106,13 +106,13 @@ impl<'job> Piece<'job> {
             start_files: None,
             start: None,
             leases: Vec::new(),
-            pictures: Vec::new(),
+            images: Vec::new(),
             files: Vec::new(),
             record: None,
             replayed: false,
-            concluding: Concluding::default(),
-            telling,
-            notices: Vec::new(),
+            finalizing: Finalizing::default(),
+            notification_mode,
+            notifications: Vec::new(),
             progress,
             timings_ms: BTreeMap::new(),
             watch: None,
@@ -128,9 +128,9 @@ impl<'job> Piece<'job> {
             return Err(JobError::Conflict { job_id: self.job.id.clone() });
         }
         self.record = Some(record);
-        self.concluding.begin();
+        self.finalizing.begin();
         self.replayed = true;
-        self.seat = None;
+        self.batch_slot = None;
         Ok(())
     }
 }

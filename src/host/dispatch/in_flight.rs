@@ -1,4 +1,4 @@
-//! A message in hand, kept there by its source's heartbeat until it is settled.
+//! A message in flight, kept there by its source's heartbeat until it is settled.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use crate::job::Job;
 use crate::job::request::Defaults;
 
 /// A message with its source, from receipt to settlement. Dropping it ends the heartbeat.
-pub struct Held {
+pub struct InFlight {
     pub source: Arc<dyn Source>,
     pub message: Message,
     /// The job in it; none when the body is not one, which is the handler's to say.
@@ -17,7 +17,7 @@ pub struct Held {
     heartbeat: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Held {
+impl InFlight {
     /// Takes over a message that was just received.
     #[must_use]
     pub fn new(source: Arc<dyn Source>, message: Message, defaults: &Defaults) -> Self {
@@ -27,7 +27,7 @@ impl Held {
     }
 
     /// Ends the heartbeat, and returns when none is under way any more: one that came after a delay was set would undo it.
-    pub async fn let_go(&self) {
+    pub async fn release(&self) {
         let heartbeat = self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(heartbeat) = heartbeat {
             heartbeat.abort();
@@ -37,8 +37,8 @@ impl Held {
     }
 }
 
-impl Held {
-    /// Whether both may go into one event: first attempts of one source whose pictures can be denoised as one.
+impl InFlight {
+    /// Whether both may go into one event: first attempts of one source whose images can be denoised as one.
     #[must_use]
     pub fn shares_event_with(&self, other: &Self) -> bool {
         let first = self.message.attempt == 1 && other.message.attempt == 1;
@@ -58,7 +58,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for InFlight {
     fn drop(&mut self) {
         if let Some(heartbeat) = self.heartbeat.get_mut().unwrap_or_else(PoisonError::into_inner) {
             heartbeat.abort();
@@ -73,7 +73,7 @@ async fn keep(source: Arc<dyn Source>, message: Message) {
             Ok(()) => {}
             // The job goes on: if it gets done before the queue's next delivery, that one is a replay.
             Err(error @ SourceError::Lost { .. }) => {
-                tracing::warn!(message_id = message.id, %error, "a message could not be kept in hand");
+                tracing::warn!(message_id = message.id, %error, "a message could not be kept in flight");
                 return;
             }
             Err(error) => tracing::warn!(message_id = message.id, %error, "a heartbeat failed; the next one may not"),

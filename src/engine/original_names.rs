@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_have_the_numbers_of_the_first_release() {
+    fn modules_have_the_values_of_the_first_release() {
         assert_eq!(layout(), Layout::new(2, &[false, true, true, true]));
         for (new, old) in [
             ("conv_in", "input_blocks.0.0"),
