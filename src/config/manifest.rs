@@ -44,7 +44,7 @@ pub struct Manifest {
     pub source: Option<Source>,
     /// Try-on: directories next to the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that modes name.
     #[serde(default)]
-    pub beside: BTreeMap<FilePath, Source>,
+    pub additional_sources: BTreeMap<FilePath, Source>,
     /// What a job gets that leaves a field out.
     #[serde(default)]
     pub defaults: Defaults,

@@ -1,6 +1,7 @@
 //! The configuration: config.yaml and the environment, read and checked once at start.
 
 pub mod manifest;
+mod renamed;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -205,7 +206,8 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(file: &str, yaml: &str, environment: &Environment) -> Result<Self, ConfigError> {
         let built_in = Source::parse("built-in config.yaml", BUILT_IN)?;
-        let config: Self = Source::parse(file, yaml)?.over(built_in).expanded(environment)?.overridden(environment).read()?;
+        let user = Source::parse(file, yaml)?.with_present_names(renamed::CONFIG)?;
+        let config: Self = user.over(built_in).expanded(environment)?.overridden(environment)?.read()?;
         config.check().map_err(|(key, problem)| ConfigError::Value { file: file.to_owned(), key: key.to_owned(), problem })?;
         Ok(config)
     }
@@ -254,7 +256,8 @@ impl Config {
     pub fn manifest_of(&self, name: &ModelName, environment: &Environment) -> Result<Manifest, ConfigError> {
         let path = self.manifest_path(name);
         let file = path.display().to_string();
-        let mut manifest: Manifest = Source::parse(&file, &read(&path)?)?.expanded(environment)?.read()?;
+        let source = Source::parse(&file, &read(&path)?)?.with_present_names(renamed::MANIFEST)?;
+        let mut manifest: Manifest = source.expanded(environment)?.read()?;
         manifest.place(&self.model.directory);
         Ok(manifest)
     }

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::ConfigError;
+use super::renamed::{self, Renamed};
 
 const OVERRIDE_PREFIX: &str = "ATELIER__";
 
@@ -28,6 +29,16 @@ impl Source {
             .map_err(|error| ConfigError::Syntax { file: file.to_owned(), problem: error.to_string() })?;
         let tree = if tree.is_null() { Value::Object(Map::new()) } else { tree };
         Ok(Self { file: file.to_owned(), tree, texts: BTreeMap::new() })
+    }
+
+    /// Gives every key that still has its old name the present one.
+    pub(super) fn with_present_names(mut self, renamed: &[Renamed]) -> Result<Self, ConfigError> {
+        renamed::rename_keys(&self.file, &mut self.tree, renamed).map_err(|(key, problem)| ConfigError::Value {
+            file: self.file.clone(),
+            key,
+            problem,
+        })?;
+        Ok(self)
     }
 
     /// Lays this tree over `below`: a mapping is merged key by key, anything else is replaced.
@@ -72,10 +83,19 @@ impl Source {
     }
 
     /// Applies every `ATELIER__SECTION__KEY` of the environment.
-    pub(super) fn overridden(mut self, environment: &Environment) -> Self {
+    pub(super) fn overridden(mut self, environment: &Environment) -> Result<Self, ConfigError> {
         for (name, text) in environment {
             let Some(path) = name.strip_prefix(OVERRIDE_PREFIX) else { continue };
-            let key = path.to_lowercase().replace("__", ".");
+            let mut key = path.to_lowercase().replace("__", ".");
+            if let Some(present) = renamed::present_name(&key) {
+                let variable = override_variable(present);
+                if environment.contains_key(&variable) {
+                    let (key, problem) = renamed::both(name, &variable);
+                    return Err(ConfigError::Value { file: "the environment".into(), key, problem });
+                }
+                renamed::warn_once("the environment", name, &variable);
+                present.clone_into(&mut key);
+            }
             let mut place = &mut self.tree;
             for part in key.split('.') {
                 if !place.is_object() {
@@ -91,7 +111,7 @@ impl Source {
             };
             self.texts.insert(key, name.clone());
         }
-        self
+        Ok(self)
     }
 
     /// Reads the tree into its type. A text from the environment becomes a number or a boolean where the type asks for one.
@@ -131,6 +151,10 @@ impl Source {
             true
         })
     }
+}
+
+fn override_variable(key: &str) -> String {
+    format!("{OVERRIDE_PREFIX}{}", key.to_uppercase().replace('.', "__"))
 }
 
 fn join(key: &str, name: &str) -> String {

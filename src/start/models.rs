@@ -82,7 +82,7 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
     let source = manifest.source.clone().with_context(missing)?;
     let (offline, retry_policy) = (offline || config.hub.offline, crate::models::download::RetryPolicy::default());
     let mut plans = vec![Plan { source, directory: manifest.checkpoint.clone(), weights, unread, offline, retry_policy }];
-    for (directory, source) in &manifest.beside {
+    for (directory, source) in &manifest.additional_sources {
         let directory = directory.under(&config.model.directory);
         let inside = modes.iter().flat_map(|mode| mode.files()).filter_map(|file| file.strip_prefix(&directory).ok()?.to_str());
         let files: BTreeMap<FilePath, Option<Checksum>> = inside
@@ -116,8 +116,9 @@ async fn bring(config: &Config, environment: &Environment, name: &ModelName, off
         right += pulled.files.len();
         fresh += pulled.files.values().filter(|(_, how)| *how != How::There).count();
         if let Some(keys) = pinning(&plan.source, &pulled) {
-            let beside = plan.directory.strip_prefix(&config.model.directory).unwrap_or(&plan.directory).display();
-            let (key, indent) = if index == 0 { ("source".into(), "") } else { (format!("beside: {beside}"), "  ") };
+            let directory = plan.directory.strip_prefix(&config.model.directory).unwrap_or(&plan.directory).display();
+            let (key, indent) =
+                if index == 0 { ("source".into(), "") } else { (format!("additional_sources: {directory}"), "  ") };
             let _ = writeln!(open, "\nso that it stays this very model, put this under `{key}:`");
             for line in keys.lines() {
                 let _ = writeln!(open, "{indent}{line}");
@@ -199,7 +200,7 @@ fn list(config: &Config, environment: &Environment) -> anyhow::Result<ExitCode> 
         let Some(name) = path.file_stem().and_then(|stem| ModelName::new(&stem.to_string_lossy()).ok()) else { continue };
         let served = if name == config.model.name { "*" } else { " " };
         let about = match config.manifest_of(&name, environment) {
-            Ok(manifest) => format!("{}{}", state(manifest), beside(config, environment, &name)),
+            Ok(manifest) => format!("{}{}", state(manifest), additional(config, environment, &name)),
             Err(error) => error.to_string(),
         };
         line(&format!("{served} {:<24} {about}", name.as_str()))?;
@@ -225,7 +226,7 @@ fn state(manifest: Manifest) -> String {
 }
 
 /// What is there of the files that modes take from elsewhere.
-fn beside(config: &Config, environment: &Environment, name: &ModelName) -> String {
+fn additional(config: &Config, environment: &Environment, name: &ModelName) -> String {
     let plans = plans(config, environment, name, true).unwrap_or_default();
     let (mut there, mut all) = (0, 0);
     for plan in plans.iter().skip(1) {

@@ -45,11 +45,11 @@ def write(pipeline, samplers, directory):
     regenerate = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
     for generator in (from_image, regenerate):
         generator.set_progress_bar_config(disable=True)
-    image, region = Image.fromarray(pixels), Image.fromarray(generated)
+    start, region = Image.fromarray(pixels), Image.fromarray(generated)
     for name, scheduler in samplers.items():
         for strength in (0.35, 0.8, 1.0) if name in ("dpmsolver++", "euler", "unipc") else (0.8,):
             words = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": 8, "guidance_scale": 7.5,
-                     "strength": strength, "output_type": "np", "image": image}  # fmt: skip
+                     "strength": strength, "output_type": "np", "image": start}  # fmt: skip
             from_image.scheduler = regenerate.scheduler = scheduler
             seeds = [torch.Generator().manual_seed(42 + n) for n in range(2 if name == "euler_a" else 1)]
             generated = from_image(**words, num_images_per_prompt=len(seeds), generator=seeds).images

@@ -1,6 +1,6 @@
 //! Models brought from a hub, a bucket or a directory, verified, interrupted, gone on with.
 
-mod beside;
+mod additional;
 mod command;
 mod hub;
 mod pack;

@@ -16,7 +16,7 @@ fn write_manifest(directory: &Path, pins: &str) {
     let bundled = include_str!("../../../models/tiny-edit.yaml").replace("file: tiny-edit/", "file: lightning/");
     let bundled = bundled.replace("transformer: tiny-edit/", "transformer: lightning/");
     let bundled = bundled.replace("checkpoint: tiny-edit", "checkpoint: edit");
-    let sources = format!("source: {{hub: {REPOSITORY}}}\nbeside:\n  lightning:\n    hub: {REPOSITORY}\n{pins}");
+    let sources = format!("source: {{hub: {REPOSITORY}}}\nadditional_sources:\n  lightning:\n    hub: {REPOSITORY}\n{pins}");
     fs::write(directory.join("models/edit.yaml"), format!("{bundled}{sources}")).expect("writes");
 }
 
@@ -41,7 +41,8 @@ async fn each_mode_has_its_files_brought_and_no_others() {
     assert!(pulled && text.contains("put this under `source:`"), "{text}");
     assert!(there(FP8) && there("edit/transformer/config.json") && there("edit/vae/config.json"), "{text}");
     assert!(!there(OWN) && !there(LORA), "8-bit weights replace the checkpoint's own, and nobody asked for the LoRA: {text}");
-    let (_, pins) = text.split_once("put this under `beside: lightning:`\n").expect("the pins of what lies next to");
+    let (_, pins) =
+        text.split_once("put this under `additional_sources: lightning:`\n").expect("the pins of what lies next to");
 
     let (pulled, text) = run(directory.path(), &hub, &["lora", "fp8"], &["pull"]).await;
     assert!(pulled && there(OWN) && there(LORA), "{text}");

@@ -1,5 +1,7 @@
 //! The configuration: what is in force, where it comes from, and what a wrong one is told.
 
+mod renamed;
+
 use atelier::config::{Config, Dtype, Environment, runtime_api};
 use atelier::job::task::prompt::PromptSyntax;
 use atelier::job::task::tryon::{Mode, Resolution};
@@ -32,7 +34,7 @@ fn the_contracts_defaults_are_in_force() {
 #[test]
 fn prompts_are_read_as_they_stand_unless_the_manifest_says_otherwise() {
     let directory = tempfile::tempdir().expect("a directory");
-    let manifest = include_str!("../../models/sd15.yaml");
+    let manifest = include_str!("../../../models/sd15.yaml");
     let read = |line: &str| {
         std::fs::write(directory.path().join("sd15.yaml"), format!("{manifest}{line}")).expect("writes");
         let yaml = format!("model: {{name: sd15, directory: {}}}", directory.path().display());
@@ -56,7 +58,7 @@ fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
         let config = parse(&yaml, &[]).expect("a configuration");
         config.manifest(&environment(&[])).map(|_| config.model.modes().len()).map_err(|error| error.to_string())
     };
-    let bundled = include_str!("../../models/tiny-edit.yaml");
+    let bundled = include_str!("../../../models/tiny-edit.yaml");
     assert_eq!(read(bundled, ""), Ok(1));
     assert_eq!(read(bundled, "lora, base, base, fp8"), Ok(3));
     let edit = "family: qwen-image-edit\ncheckpoint: edit\n";
