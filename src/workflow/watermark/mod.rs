@@ -2,13 +2,13 @@
 
 use async_trait::async_trait;
 
-use crate::engine::Image;
 use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::task::{Anchor, Task, Watermark};
 use crate::workflow::context::JobContext;
 use crate::workflow::text_layout::{Mask, TextLayout};
 use crate::workflow::{Step, StepName};
+use atelier_engine::Image;
 
 /// Height of a line of text as a part of the image's shorter side: 32 px on 512 px.
 const LINE_OF_SHORT_SIDE: f32 = 1.0 / 16.0;

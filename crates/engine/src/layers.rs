@@ -1,0 +1,360 @@
+//! The layers that models are made of: our own kernels on the CPU in f32, candle's on any other device.
+
+use atelier_kernels::{convolution, elementwise, norm, gemm};
+use candle_core::{D, DType, Error, Result, Storage, Tensor};
+use candle_nn::ops::sigmoid;
+use candle_nn::{Conv2dConfig, Module, VarBuilder};
+
+/// A linear layer over the last dimension.
+pub(super) struct Linear(candle_nn::Linear);
+
+pub(super) fn linear(in_features: usize, out_features: usize, vb: VarBuilder) -> Result<Linear> {
+    linear_b(in_features, out_features, true, vb)
+}
+
+pub(super) fn linear_b(in_features: usize, out_features: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
+    candle_nn::linear_b(in_features, out_features, bias, vb).map(Linear)
+}
+
+impl Linear {
+    /// `weight`: (out, in); `bias`: (out,).
+    pub(super) fn of(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self(candle_nn::Linear::new(weight, bias))
+    }
+
+    /// `input`: (..., in). Returns (..., out).
+    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        self.run(input, None)
+    }
+
+    /// `before` (..., out) + [`Self::forward`].
+    pub(super) fn add_to(&self, before: &Tensor, input: &Tensor) -> Result<Tensor> {
+        self.run(input, Some(before))
+    }
+
+    fn run(&self, input: &Tensor, before: Option<&Tensor>) -> Result<Tensor> {
+        let (out_features, in_features) = self.0.weight().dims2()?;
+        let mut shape = input.dims().to_vec();
+        let known = shape.pop() == Some(in_features);
+        shape.push(out_features);
+        if !(is_ours(input) && known && before.is_none_or(|before| before.dims() == shape)) {
+            return added(before, self.0.forward(input)?);
+        }
+        let bias = self.0.bias();
+        let output = with_values([Some(input), Some(self.0.weight()), bias, before], |[input, weight, values, residual]| {
+            let layer = gemm::Linear { weight, bias: bias.map(|_| values), in_features };
+            layer.run(input, before.map(|_| residual))
+        })?;
+        Tensor::from_vec(output, shape, input.device())
+    }
+}
+
+/// A convolution with a kernel of 1 or 3 and a border of zeros that keeps the size, or halves it with stride 2.
+pub(super) struct Conv(candle_nn::Conv2d);
+
+/// The sides of the kernel are `kernel`: 1 or 3.
+pub(super) fn conv(in_channels: usize, out_channels: usize, kernel: usize, stride: usize, vb: VarBuilder) -> Result<Conv> {
+    let config = Conv2dConfig { padding: kernel / 2, stride, ..Conv2dConfig::default() };
+    candle_nn::conv2d(in_channels, out_channels, kernel, config, vb).map(Conv)
+}
+
+impl Conv {
+    /// `weight`: (out, in, kernel, kernel); `bias`: (out,).
+    pub(super) fn of(weight: Tensor, bias: Tensor, stride: usize) -> Result<Self> {
+        let config = Conv2dConfig { padding: weight.dim(3)? / 2, stride, ..Conv2dConfig::default() };
+        Ok(Self(candle_nn::Conv2d::new(weight, Some(bias), config)))
+    }
+
+    /// `images`: (B, in, H, W). Returns (B, out, H, W), or half the sides rounded up.
+    pub(super) fn forward(&self, images: &Tensor) -> Result<Tensor> {
+        self.run(images, images.dims4()?, None, None)
+    }
+
+    /// `before` (B, out, H, W) + [`Self::forward`].
+    pub(super) fn add_to(&self, before: &Tensor, images: &Tensor) -> Result<Tensor> {
+        self.run(images, images.dims4()?, None, Some(before))
+    }
+
+    /// [`Self::forward`] + `raise` (B, out), a number for each channel of each image.
+    pub(super) fn forward_raised(&self, images: &Tensor, raise: &Tensor) -> Result<Tensor> {
+        self.run(images, images.dims4()?, Some(raise), None)
+    }
+
+    /// [`Self::forward`] of the images enlarged to `height` and `width` by their nearest neighbours.
+    pub(super) fn forward_enlarged(&self, images: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+        let (batch, channels, rows, columns) = images.dims4()?;
+        if is_ours(images) && (height, width) == (2 * rows, 2 * columns) {
+            return self.run(images, (batch, channels, height, width), None, None);
+        }
+        self.forward(&images.upsample_nearest2d(height, width)?)
+    }
+
+    /// `sides`: (B, in, H, W) of what is convolved; twice the images' own height and width where they are enlarged.
+    fn run(
+        &self,
+        images: &Tensor,
+        sides: (usize, usize, usize, usize),
+        raise: Option<&Tensor>,
+        before: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (batch, channels, height, width) = sides;
+        let (out_channels, in_channels, kernel, _) = self.0.weight().dims4()?;
+        if !is_ours(images) || channels != in_channels {
+            let output = self.0.forward(images)?;
+            let output = match raise {
+                Some(raise) => output.broadcast_add(&raise.reshape((batch, out_channels, 1, 1))?)?,
+                None => output,
+            };
+            return added(before, output);
+        }
+        let (stride, doubled) = (self.0.config().stride, height != images.dim(2)?);
+        let convolution = convolution::Convolution { in_channels, out_channels, height, width, kernel, stride, doubled };
+        let (out_height, out_width) = convolution.out_sides();
+        let shape = (batch, out_channels, out_height, out_width);
+        if let Some(before) = before
+            && before.dims4()? != shape
+        {
+            return Err(Error::msg(format!("{:?} cannot be added to {shape:?}", before.dims())));
+        }
+        let raised =
+            raise.map(|raise| self.0.bias().map_or(Ok(raise.clone()), |bias| raise.broadcast_add(bias))).transpose()?;
+        let bias = raised.as_ref().or(self.0.bias());
+        let output =
+            with_values([Some(images), Some(self.0.weight()), bias, before], |[images, weight, values, residual]| {
+                let begin = convolution::Begin { bias: bias.map(|_| values), residual: before.map(|_| residual) };
+                convolution.run(images, weight, begin)
+            })?;
+        Tensor::from_vec(output, shape, images.device())
+    }
+}
+
+/// A group norm, alone or with the silu that follows it.
+pub(super) struct GroupNorm {
+    norm: candle_nn::GroupNorm,
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f64,
+}
+
+pub(super) fn group_norm(groups: usize, channels: usize, eps: f64, vb: &VarBuilder) -> Result<GroupNorm> {
+    let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
+    let norm = candle_nn::GroupNorm::new(weight.clone(), bias.clone(), channels, groups, eps)?;
+    Ok(GroupNorm { norm, weight, bias, groups, eps })
+}
+
+impl GroupNorm {
+    /// `hidden`: (B, channels, ...). Returns the same shape.
+    pub(super) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        if is_ours(hidden) { self.run(hidden, false) } else { self.norm.forward(hidden) }
+    }
+
+    /// silu of [`Self::forward`].
+    pub(super) fn forward_silu(&self, hidden: &Tensor) -> Result<Tensor> {
+        if is_ours(hidden) { self.run(hidden, true) } else { self.norm.forward(hidden)?.silu() }
+    }
+
+    fn run(&self, hidden: &Tensor, silu: bool) -> Result<Tensor> {
+        if hidden.dim(1)? != self.weight.dim(0)? {
+            return Err(Error::msg(format!("a group norm of {:?} channels got {:?}", self.weight.dims(), hidden.dims())));
+        }
+        let (groups, eps, places) = (self.groups, self.eps as f32, hidden.dims()[2..].iter().product());
+        let output = with_values([Some(hidden), Some(&self.weight), Some(&self.bias), None], |[hidden, weight, bias, _]| {
+            norm::GroupNorm { weight, bias, groups, eps, silu }.run(hidden, places)
+        })?;
+        Tensor::from_vec(output, hidden.shape(), hidden.device())
+    }
+}
+
+/// A layer norm over the last dimension.
+pub(super) struct LayerNorm {
+    norm: candle_nn::LayerNorm,
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+pub(super) fn layer_norm(channels: usize, eps: f64, vb: &VarBuilder) -> Result<LayerNorm> {
+    let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
+    let norm = candle_nn::LayerNorm::new(weight.clone(), bias.clone(), eps);
+    Ok(LayerNorm { norm, weight, bias, eps })
+}
+
+impl LayerNorm {
+    /// `hidden`: (..., channels). Returns the same shape.
+    pub(super) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        if !is_ours(hidden) || hidden.dim(D::Minus1)? != self.weight.dim(0)? {
+            return self.norm.forward(hidden);
+        }
+        let eps = self.eps as f32;
+        let output = with_values([Some(hidden), Some(&self.weight), Some(&self.bias), None], |[hidden, weight, bias, _]| {
+            norm::LayerNorm { weight, bias, eps }.run(hidden)
+        })?;
+        Tensor::from_vec(output, hidden.shape(), hidden.device())
+    }
+}
+
+/// Every place's channels to length √C, times what was learned for each.
+pub(super) struct ChannelNorm {
+    /// (C,), √C in it.
+    gamma: Tensor,
+}
+
+impl ChannelNorm {
+    /// What a length is at least, as torch's `normalize` has it.
+    const EPS: f32 = 1e-12;
+
+    /// `gamma`: (C,).
+    pub(super) fn of(gamma: &Tensor) -> Result<Self> {
+        Ok(Self { gamma: (gamma * (gamma.dim(0)? as f64).sqrt())? })
+    }
+
+    /// (B, C, H, W) to the same.
+    pub(super) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.run(hidden, false)
+    }
+
+    /// silu of [`Self::forward`].
+    pub(super) fn forward_silu(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.run(hidden, true)
+    }
+
+    fn run(&self, hidden: &Tensor, silu: bool) -> Result<Tensor> {
+        let (_, channels, height, width) = hidden.dims4()?;
+        if !is_ours(hidden) || self.gamma.dim(0)? != channels {
+            let length = hidden.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(f64::from(Self::EPS))?;
+            let normed = hidden.broadcast_div(&length)?.broadcast_mul(&self.gamma.reshape((1, channels, 1, 1))?)?;
+            return if silu { normed.silu() } else { Ok(normed) };
+        }
+        let output = with_values([Some(hidden), Some(&self.gamma), None, None], |[hidden, gamma, ..]| {
+            norm::ChannelNorm { gamma, eps: Self::EPS, silu }.run(hidden, height * width)
+        })?;
+        Tensor::from_vec(output, hidden.shape(), hidden.device())
+    }
+}
+
+/// GEGLU (Shazeer 2020) with the exact gelu. `both`: (B, T, 2·width), values before gates. Returns (B, T, width).
+pub(super) fn geglu(both: &Tensor) -> Result<Tensor> {
+    let (batch, tokens, double) = both.dims3()?;
+    let width = double / 2;
+    if !is_ours(both) {
+        return both.narrow(D::Minus1, 0, width)? * both.narrow(D::Minus1, width, width)?.gelu_erf()?;
+    }
+    let output = with_values([Some(both), None, None, None], |[both, ..]| elementwise::geglu(both, width))?;
+    Tensor::from_vec(output, (batch, tokens, width), both.device())
+}
+
+/// x·sigmoid(1.702·x), CLIP's own approximation of gelu.
+pub(super) fn quick_gelu(hidden: &Tensor) -> Result<Tensor> {
+    if is_ours(hidden) { changed(hidden, elementwise::quick_gelu) } else { hidden * sigmoid(&(hidden * 1.702)?)? }
+}
+
+/// x·sigmoid(x).
+pub(super) fn silu(hidden: &Tensor) -> Result<Tensor> {
+    if is_ours(hidden) { changed(hidden, elementwise::silu) } else { hidden.silu() }
+}
+
+fn changed(hidden: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+    let mut values = with_values([Some(hidden), None, None, None], |[hidden, ..]| hidden.to_vec())?;
+    change(&mut values);
+    Tensor::from_vec(values, hidden.shape(), hidden.device())
+}
+
+/// (B, rows, columns) to (B, columns, rows), in order.
+pub(super) fn transposed(matrices: &Tensor) -> Result<Tensor> {
+    let (batch, rows, columns) = matrices.dims3()?;
+    if !is_ours(matrices) {
+        return matrices.transpose(1, 2)?.contiguous();
+    }
+    let output =
+        with_values([Some(matrices), None, None, None], |[values, ..]| elementwise::transpose(values, rows, columns))?;
+    Tensor::from_vec(output, (batch, columns, rows), matrices.device())
+}
+
+fn added(before: Option<&Tensor>, output: Tensor) -> Result<Tensor> {
+    match before {
+        Some(before) => before + output,
+        None => Ok(output),
+    }
+}
+
+/// Whether our kernels take it.
+pub(super) fn is_ours(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32 && tensor.elem_count() > 0
+}
+
+/// Gives the tensors' values in their order; nothing for what is `None`.
+pub(super) fn with_values<R>(tensors: [Option<&Tensor>; 4], compute: impl FnOnce([&[f32]; 4]) -> R) -> Result<R> {
+    let dense = tensors.map(|tensor| tensor.map(Tensor::contiguous).transpose());
+    let dense = dense.into_iter().collect::<Result<Vec<_>>>()?;
+    let storages: Vec<_> = dense.iter().map(|tensor| tensor.as_ref().map(Tensor::storage_and_layout)).collect();
+    let mut values = [&[][..]; 4];
+    for (storage, values) in storages.iter().zip(&mut values) {
+        let Some((storage, layout)) = storage else { continue };
+        let (Storage::Cpu(storage), Some((start, end))) = (&**storage, layout.contiguous_offsets()) else {
+            return Err(Error::msg("a layer's tensors have to be on the CPU together"));
+        };
+        *values = &storage.as_slice::<f32>()?[start..end];
+    }
+    Ok(compute(values))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use candle_nn::VarMap;
+
+    use super::*;
+
+    fn assert_close(ours: &Tensor, candles: &Tensor) -> Result<()> {
+        assert_eq!(ours.dims(), candles.dims());
+        assert!((ours - candles)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn layers_compute_what_candles_do_from_tensors_of_any_layout() -> Result<()> {
+        let variables = VarMap::new();
+        let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+        // Turned, and a part of a larger tensor: neither starts at 0 nor lies in order.
+        let image = Tensor::randn(0.0_f32, 1.0, (3, 40, 23, 24), &Device::Cpu)?.narrow(0, 1, 2)?.transpose(2, 3)?;
+        let dense = image.contiguous()?;
+        for (kernel, stride) in [(3, 1), (3, 2), (1, 1)] {
+            let conv = conv(40, 10, kernel, stride, vb.pp(format!("conv{kernel}{stride}")))?;
+            let candles = conv.0.forward(&dense)?;
+            assert_close(&conv.forward(&image)?, &candles)?;
+            assert_close(&conv.add_to(&candles, &image)?, &(&candles * 2.0)?)?;
+            let raise = Tensor::randn(0.0_f32, 1.0, (2, 10), &Device::Cpu)?;
+            let raised = candles.broadcast_add(&raise.reshape((2, 10, 1, 1))?)?;
+            assert_close(&conv.forward_raised(&image, &raise)?, &raised)?;
+        }
+        let enlarging = conv(40, 10, 3, 1, vb.pp("enlarging"))?;
+        for (height, width) in [(48, 46), (47, 46)] {
+            let candles = enlarging.0.forward(&dense.upsample_nearest2d(height, width)?)?;
+            assert_close(&enlarging.forward_enlarged(&image, height, width)?, &candles)?;
+        }
+        let norm = group_norm(5, 40, 1e-5, &vb.pp("norm"))?;
+        assert_close(&norm.forward(&image)?, &norm.norm.forward(&dense)?)?;
+        assert_close(&norm.forward_silu(&image)?, &norm.norm.forward(&dense)?.silu()?)?;
+        for bias in [true, false] {
+            let linear = linear_b(23, 50, bias, vb.pp(format!("linear{bias}")))?;
+            let candles = linear.0.forward(&dense)?;
+            assert_close(&linear.forward(&image)?, &candles)?;
+            assert_close(&linear.add_to(&candles, &image)?, &(&candles * 2.0)?)?;
+        }
+        let norm = layer_norm(23, 1e-5, &vb.pp("layer_norm"))?;
+        assert_close(&norm.forward(&image)?, &norm.norm.forward(&dense)?)?;
+        let norm = ChannelNorm::of(&Tensor::randn(0.0_f32, 1.0, 40, &Device::Cpu)?)?;
+        let length = dense.sqr()?.sum_keepdim(1)?.sqrt()?;
+        let candles = dense.broadcast_div(&length)?.broadcast_mul(&norm.gamma.reshape((1, 40, 1, 1))?)?;
+        assert_close(&norm.forward(&image)?, &candles)?;
+        assert_close(&norm.forward_silu(&image)?, &candles.silu()?)?;
+        assert_close(&silu(&image)?, &dense.silu()?)?;
+        assert_close(&quick_gelu(&image)?, &(&dense * sigmoid(&(&dense * 1.702)?)?)?)?;
+        let matrices = image.flatten_from(2)?;
+        assert_close(&transposed(&matrices)?, &matrices.transpose(1, 2)?.contiguous()?)?;
+        let both = image.flatten_from(2)?;
+        let gate = both.narrow(D::Minus1, 276, 276)?.contiguous()?.gelu_erf()?;
+        assert_close(&geglu(&both)?, &(both.narrow(D::Minus1, 0, 276)? * gate)?)
+    }
+}

@@ -1,0 +1,136 @@
+//! One OS thread owns the engine: orders go in over a channel, answers come out through the caller's own closure.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::{mem, slice, thread};
+
+use super::device_errors::classify;
+use super::{Engine, EngineError, Order, Generated, Request, Watch};
+
+/// A handle to the engine's thread; the thread ends when the last handle, and the last batch slot, is dropped.
+#[derive(Clone)]
+pub struct EngineThread {
+    batches: mpsc::Sender<Vec<Command>>,
+}
+
+struct Command {
+    order: Order,
+    reply: Box<dyn FnOnce(Generated) + Send>,
+}
+
+/// A place in a batch: whoever has one hands in a request, or drops it and is not waited for any more.
+pub struct BatchSlot {
+    place: usize,
+    batch: Arc<Batch>,
+}
+
+/// Requests that are generated together, once nobody is left who might hand in another.
+struct Batch {
+    batches: mpsc::Sender<Vec<Command>>,
+    handed_in: Mutex<Vec<(usize, Command)>>,
+}
+
+impl EngineThread {
+    /// Starts the thread and loads the engine on it; returns when it is ready to generate.
+    ///
+    /// # Errors
+    /// What `load` failed with, a panic among it.
+    pub fn start<E: Engine>(load: impl FnOnce() -> Result<E, EngineError> + Send + 'static) -> Result<Self, EngineError> {
+        let (batches, inbox) = mpsc::channel::<Vec<Command>>();
+        let (ready, started) = mpsc::channel();
+        thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || match caught(load) {
+                Ok(engine) => {
+                    let _ = ready.send(Ok(()));
+                    serve(engine, &inbox);
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            })
+            .map_err(|error| EngineError::Panicked(format!("its thread could not be started: {error}")))?;
+        started.recv().map_err(|_| EngineError::Gone)??;
+        Ok(Self { batches })
+    }
+
+    /// A batch slot for a request that is generated alone.
+    #[must_use]
+    pub fn batch_slot(&self) -> BatchSlot {
+        BatchSlot { place: 0, batch: self.batch() }
+    }
+
+    /// Batch slots for so many requests that may be generated as one batch. Generation begins when each was used or dropped.
+    #[must_use]
+    pub fn batch_slots(&self, count: usize) -> Vec<BatchSlot> {
+        let batch = self.batch();
+        (0..count).map(|place| BatchSlot { place, batch: Arc::clone(&batch) }).collect()
+    }
+
+    fn batch(&self) -> Arc<Batch> {
+        Arc::new(Batch { batches: self.batches.clone(), handed_in: Mutex::default() })
+    }
+}
+
+impl BatchSlot {
+    /// Hands in the request and returns at once; `reply` is called on the engine's thread.
+    pub fn generate(self, request: Request, watch: Watch, reply: impl FnOnce(Generated) + Send + 'static) {
+        let command = Command { order: Order { request, watch }, reply: Box::new(reply) };
+        self.batch.handed_in.lock().unwrap_or_else(PoisonError::into_inner).push((self.place, command));
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        let mut handed_in = mem::take(self.handed_in.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if handed_in.is_empty() {
+            return;
+        }
+        // What is generated must not depend on who was the first to be ready.
+        handed_in.sort_by_key(|(place, _)| *place);
+        let commands = handed_in.into_iter().map(|(_, command)| command).collect();
+        if let Err(mpsc::SendError(commands)) = self.batches.send(commands) {
+            for Command { reply, .. } in commands {
+                reply(Err(EngineError::Gone));
+            }
+        }
+    }
+}
+
+fn serve(mut engine: impl Engine, inbox: &mpsc::Receiver<Vec<Command>>) {
+    while let Ok(mut waiting) = inbox.recv() {
+        while !waiting.is_empty() {
+            let mut batch = vec![waiting.remove(0)];
+            let first = batch[0].order.request.clone();
+            batch.extend(waiting.extract_if(.., |command| command.order.request.agrees_with(&first)));
+            let (orders, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|Command { order, reply }| (order, reply)).unzip();
+            if orders.len() > 1 {
+                tracing::info!(jobs = orders.len(), "jobs share a batch");
+            }
+            for (reply, generated) in replies.into_iter().zip(generate(&mut engine, &orders)) {
+                reply(generated.map_err(classify));
+            }
+        }
+    }
+}
+
+/// One result an order, in their order. What fails for all together may succeed for each alone, or is one order's fault.
+fn generate(engine: &mut impl Engine, orders: &[Order]) -> Vec<Generated> {
+    match caught(|| engine.generate_together(orders)) {
+        Ok(generated) => generated,
+        Err(error) if orders.len() == 1 => vec![Err(error)],
+        Err(error) => {
+            tracing::warn!(%error, jobs = orders.len(), "a shared batch failed: its jobs are generated one by one");
+            orders.iter().flat_map(|order| generate(engine, slice::from_ref(order))).collect()
+        }
+    }
+}
+
+/// A panic in a numeric library must not take the process with it: the next job may be fine.
+fn caught<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(EngineError::Panicked(message.unwrap_or_else(|| "without a message".into())))
+    })
+}
