@@ -35,7 +35,7 @@ PEER = f"diffusers {diffusers.__version__}, torch {torch.__version__}"
 
 
 class Child:
-    """One side of a comparison as a process of its own: bench/engine.rs or bench/edit.rs, or a peer's script that speaks like them."""
+    """One side of a comparison as a process of its own: crates/engine/bench/engine.rs or crates/engine/bench/edit.rs, or a peer's script that speaks like them."""
 
     def __init__(self, command, deadline=None):
         """`deadline`: of all its answers, as `time.monotonic` counts; then it is killed, and TimeoutError raised."""

@@ -55,8 +55,8 @@ def carry_out(run, part, end):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engine", required=True, help="bench/engine.rs, built for this machine")
-    parser.add_argument("--edit", required=True, help="bench/edit.rs, built for this machine")
+    parser.add_argument("--engine", required=True, help="crates/engine/bench/engine.rs, built for this machine")
+    parser.add_argument("--edit", required=True, help="crates/engine/bench/edit.rs, built for this machine")
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--rehearse", action="store_true", help="the bundled models on a CPU; nothing is written")
     parser.add_argument("--note", default="", help="what a reader of the results must know about this run")

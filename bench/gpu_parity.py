@@ -24,7 +24,7 @@ TIMESTEPS = {"1x9x13": 333.25, "4x9x13": 500.0, "1x8x8": 999.0}
 
 
 class Diffusers:
-    """The stages as diffusers has them; inputs and outputs as bench/engine.rs says."""
+    """The stages as diffusers has them; inputs and outputs as crates/engine/bench/engine.rs says."""
 
     def __init__(self, pipeline, device):
         self.pipeline, self.device = pipeline.to(device), device

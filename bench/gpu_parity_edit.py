@@ -56,7 +56,7 @@ def rounded(_module, inputs):
 
 
 class Diffusers:
-    """The stages as diffusers has them; inputs and outputs as bench/edit.rs says."""
+    """The stages as diffusers has them; inputs and outputs as crates/engine/bench/edit.rs says."""
 
     def __init__(self, directory, device, eight_bit=None, lora=None):
         self.device, self.eight_bit, self.hooks = device, eight_bit, []

@@ -1,4 +1,4 @@
-"""diffusers as a process that waits for work, one piece a line: the peer of bench/engine.rs and bench/edit.rs in bench/gpu.py.
+"""diffusers as a process that waits for work, one piece a line: the peer of crates/engine/bench/engine.rs and crates/engine/bench/edit.rs in bench/gpu.py.
 
     python bench/gpu_peer.py sd|edit DIRECTORY cuda|cpu eager|compiled    needs torch, diffusers, transformers, accelerate
 

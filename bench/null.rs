@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use atelier::config::{Config, Environment};
-use atelier::engine::thread::EngineThread;
-use atelier::engine::{Engine, EngineError, Generated, Image, Order, Request};
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
 use atelier::notify::Notifier;
@@ -13,6 +11,8 @@ use atelier::outbound::Outbound;
 use atelier::store::Store;
 use atelier::workflow::infer::Capabilities;
 use atelier::workflow::{Services, Workflow};
+use atelier_engine::thread::EngineThread;
+use atelier_engine::{Engine, EngineError, Generated, Image, Order, Request};
 
 const MOST_PIXELS: u32 = 512 * 512;
 
@@ -29,7 +29,7 @@ impl Engine for NullEngine {
     fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
         let generate = |Order { request, .. }: &Order| {
             let (width_px, height_px) = match request {
-                Request::Generate(request) => (request.task.size.width_px(), request.task.size.height_px()),
+                Request::Generate(request) => (request.width_px, request.height_px),
                 Request::TryOn(request) => (request.width_px, request.height_px),
             };
             let rgb = self.rgb.iter().copied().take((width_px * height_px * 3) as usize).collect();

@@ -16,8 +16,6 @@ pub mod models;
 
 pub mod notify;
 
-pub mod engine;
-
 pub mod workflow;
 
 pub mod events;

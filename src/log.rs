@@ -8,7 +8,7 @@ use crate::config::Environment;
 
 /// What is told where `LOG_LEVEL` says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DefaultValue {
+pub enum DefaultLevel {
     Outcomes,
     /// For roles that talk to a person.
     Warnings,
@@ -17,16 +17,16 @@ pub enum DefaultValue {
 }
 
 /// JSON lines for machines, short lines for people; `LOG_LEVEL` in the syntax of tracing's `EnvFilter`.
-pub fn start(environment: &Environment, default_value: DefaultValue) {
+pub fn start(environment: &Environment, default_level: DefaultLevel) {
     // lapin tells of a broken connection in its own words next to ours.
-    let otherwise = match default_value {
-        DefaultValue::Outcomes => "info,lapin=off",
-        DefaultValue::Warnings => "warn,lapin=off",
-        DefaultValue::Nothing => "off",
+    let otherwise = match default_level {
+        DefaultLevel::Outcomes => "info,lapin=off",
+        DefaultLevel::Warnings => "warn,lapin=off",
+        DefaultLevel::Nothing => "off",
     };
     let level = environment.get("LOG_LEVEL").map_or(otherwise, String::as_str).to_lowercase();
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(level)).with_writer(stderr);
-    if stderr().is_terminal() || default_value != DefaultValue::Outcomes {
+    if stderr().is_terminal() || default_level != DefaultLevel::Outcomes {
         log.without_time().with_target(false).init();
     } else {
         log.json().flatten_event(true).with_current_span(false).with_target(false).init();

@@ -48,12 +48,12 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let environment = config::environment();
     let for_a_person = matches!(arguments.role, Some(Role::Demo(_) | Role::Invoke(_) | Role::Models(_) | Role::Doctor(_)));
-    let default_value = match arguments.role {
-        Some(Role::Doctor(_)) => log::DefaultValue::Nothing,
-        Some(Role::Demo(_)) => log::DefaultValue::Warnings,
-        _ => log::DefaultValue::Outcomes,
+    let default_level = match arguments.role {
+        Some(Role::Doctor(_)) => log::DefaultLevel::Nothing,
+        Some(Role::Demo(_)) => log::DefaultLevel::Warnings,
+        _ => log::DefaultLevel::Outcomes,
     };
-    log::start(&environment, default_value);
+    log::start(&environment, default_level);
     match play(arguments, &environment).await {
         Ok(code) => return code,
         Err(error) if for_a_person => drop(writeln!(stderr(), "atelier: {error:#}")),

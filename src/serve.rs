@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use crate::config::{self, Config, Environment};
-use crate::engine::Progress;
 use crate::events::settled::ENGINE_LOST_EXIT_CODE;
 use crate::handler::lambda::{self, End, Limits};
 use crate::handler::line;
 use crate::metrics::report::Report;
 use crate::start;
 use crate::workflow::Observer;
+use atelier_engine::Progress;
 
 /// Serves invocations; returns the exit code of the process.
 ///

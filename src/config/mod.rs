@@ -197,7 +197,7 @@ impl Config {
     #[must_use]
     pub fn file(path: Option<&Path>, environment: &Environment) -> Option<PathBuf> {
         let named = path.map(Path::to_owned).or_else(|| environment.get("ATELIER_CONFIG").map(PathBuf::from));
-        named.or_else(|| Some(PathBuf::from("config.yaml")).filter(|default_value| default_value.exists()))
+        named.or_else(|| Some(PathBuf::from("config.yaml")).filter(|file| file.exists()))
     }
 
     /// The same from the text of a file.

@@ -19,12 +19,12 @@ use tokio::task::JoinHandle;
 use self::local::Local;
 use self::receiver::Notification;
 use self::screen::Screen;
-use crate::engine::Image;
 use crate::handler::Handler;
 use crate::job::task::ModelName;
 use crate::start;
 use crate::workflow::Observer;
 use crate::workflow::control::{Control, Shutdown};
+use atelier_engine::Image;
 
 /// A function with the sample events for it, as they lie in `events/`: source, file, content.
 struct Function {

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::engine::Progress;
+use atelier_engine::Progress;
 
 pub struct Screen {
     bar: Option<ProgressBar>,

@@ -7,8 +7,8 @@ use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 
-use crate::engine::Image;
 use crate::workflow::text_layout::TextLayout;
+use atelier_engine::Image;
 
 const PAPER: Rgb<u8> = Rgb([250, 249, 246]);
 const FRAME: Rgb<u8> = Rgb([226, 223, 216]);

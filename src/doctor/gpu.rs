@@ -4,8 +4,8 @@ use super::aside;
 use super::finding::Finding;
 use super::models::files;
 use crate::config::{Config, Environment};
-use crate::engine::device::{self, Build};
 use crate::metrics::gpu::{Card, Machine, inspect};
+use atelier_engine::device::{self, Build};
 
 const CHECK: &str = "gpu";
 

@@ -9,9 +9,9 @@ use super::aside;
 use super::finding::Finding;
 use crate::config::manifest::{Manifest, ModeWeights};
 use crate::config::{Config, Environment};
-use crate::engine::tensor_file::{self, PACKED};
 use crate::models::{FileCheck, Plan, verify};
 use crate::start::models::plans;
+use atelier_engine::tensor_file::{self, PACKED};
 
 const CHECK: &str = "model";
 /// Bytes a second that a slow disk gives; hashing has so much more time.

@@ -8,15 +8,16 @@ use candle_core::{DType, Device};
 use super::phases::{Announcing, Phases};
 use crate::config::manifest::{Family, Manifest, ModeWeights};
 use crate::config::{Config, Dtype};
-use crate::engine::qwen::Variant;
-use crate::engine::qwen::engine::{Settings, TryOnEngine};
-use crate::engine::qwen::precision::Precision;
-use crate::engine::qwen::sizes::Areas;
-use crate::engine::sd::StableDiffusion;
-use crate::engine::thread::EngineThread;
-use crate::engine::{Engine, EngineError, Loading, LoraFile, device};
-use crate::job::task::Size;
+use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::tryon::Mode;
+use atelier_engine::qwen::Variant;
+use atelier_engine::qwen::engine::{Settings, TryOnEngine};
+use atelier_engine::qwen::precision::Precision;
+use atelier_engine::qwen::sizes::Areas;
+use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::settings::{self, Defaults};
+use atelier_engine::thread::EngineThread;
+use atelier_engine::{Engine, EngineError, Loading, LoraFile, device};
 
 /// What loads the engine on a thread of its own, warms it and waits until it is ready; to be called where that may take long.
 pub(super) fn start(
@@ -32,10 +33,10 @@ pub(super) fn start(
         Family::StableDiffusion1 => started(warm_up, move |device| {
             let dtype = dtype.unwrap_or_else(|| device::default_dtype(&device));
             device::check_dtype(dtype, &device)?;
-            let size = Size::new(manifest.defaults.width, manifest.defaults.height);
-            let engine = stable_diffusion(&manifest, dtype, device)?.with_defaults(size, manifest.defaults.guidance_scale);
+            let settings = settings::Settings { memory_budget: budget, ..stable_diffusion(&manifest, dtype, device) };
+            let engine = StableDiffusion::load(&settings)?;
             let loading = engine.loading();
-            Ok((engine.with_prompts(manifest.prompt).with_memory_budget(budget), loading))
+            Ok((engine, loading))
         }),
         Family::QwenImageEdit => started(warm_up, move |device| {
             let precision = Precision::of(&device);
@@ -49,14 +50,21 @@ pub(super) fn start(
     }
 }
 
-/// The checkpoint that a manifest names, wherever its weights lie.
-///
-/// # Errors
-/// As [`StableDiffusion::load`].
-pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device) -> Result<StableDiffusion, EngineError> {
-    match &manifest.weights {
-        None => StableDiffusion::load(&manifest.checkpoint, dtype, device),
-        Some(file) => StableDiffusion::load_single_file(&manifest.checkpoint, file, dtype, device),
+/// How the checkpoint that a manifest names is loaded, wherever its weights lie.
+pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device) -> settings::Settings {
+    let defaults = &manifest.defaults;
+    settings::Settings {
+        single_file: manifest.weights.clone(),
+        prompts: match manifest.prompt {
+            PromptSyntax::Plain => settings::PromptSyntax::Plain,
+            PromptSyntax::Weighted => settings::PromptSyntax::Weighted,
+        },
+        defaults: Some(Defaults {
+            width_px: defaults.width.get(),
+            height_px: defaults.height.get(),
+            guidance_scale: defaults.guidance_scale.get(),
+        }),
+        ..settings::Settings::new(&manifest.checkpoint, dtype, device)
     }
 }
 
@@ -92,13 +100,13 @@ fn dtype(dtype: Dtype) -> Option<DType> {
 }
 
 fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Settings {
-    let default_value = Areas::default();
-    let variant = |mode: Mode| Some((mode, variant(manifest.modes.of(mode)?, mode)));
+    let defaults = Areas::default();
+    let variant = |mode: Mode| Some((mode.as_str().to_owned(), variant(manifest.modes.of(mode)?, mode)));
     Settings {
         modes: config.model.modes().into_iter().filter_map(variant).collect(),
         areas: Areas {
-            reference_px: manifest.reference_px.unwrap_or(default_value.reference_px),
-            condition_px: manifest.condition_px.unwrap_or(default_value.condition_px),
+            reference_px: manifest.reference_px.unwrap_or(defaults.reference_px),
+            condition_px: manifest.condition_px.unwrap_or(defaults.condition_px),
         },
         memory_budget,
         forget_between_jobs: config.workflow.advanced.clear_cache_between_jobs,
@@ -108,7 +116,7 @@ fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Se
 fn variant(weights: &ModeWeights, mode: Mode) -> Variant {
     Variant {
         file: weights.transformer.clone(),
-        loras: weights.loras.iter().map(|lora| LoraFile { path: lora.file.clone(), scale: lora.scale }).collect(),
+        loras: weights.loras.iter().map(|lora| LoraFile { path: lora.file.clone(), scale: lora.scale.get() }).collect(),
         distilled: weights.is_distilled(mode),
     }
 }

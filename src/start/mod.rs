@@ -12,7 +12,6 @@ use std::time::Duration;
 use self::phases::process_age_ms;
 use crate::config::manifest::Family;
 use crate::config::{Config, ConfigError, Environment};
-use crate::engine::EngineError;
 use crate::events::auth::Auth;
 use crate::handler::Handler;
 use crate::job::notification::Images;
@@ -25,6 +24,7 @@ use crate::store::Store;
 use crate::workflow::infer::Capabilities;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::{Observer, Services, Workflow};
+use atelier_engine::EngineError;
 
 /// Why the function never got ready.
 #[derive(Debug, thiserror::Error)]

@@ -12,12 +12,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::pack;
 use crate::config::manifest::{Manifest, ModeWeights};
 use crate::config::{Config, Environment};
-use crate::engine::tensor_file::PACKED;
 use crate::job::task::ModelName;
 use crate::models::file::{Checksum, FilePath};
 use crate::models::origin::Origin;
 use crate::models::source::{Place, Source};
 use crate::models::{FileCheck, How, Plan, Pulled, Step, count, pull, verify};
+use atelier_engine::tensor_file::PACKED;
 
 #[derive(clap::Args)]
 pub struct Options {

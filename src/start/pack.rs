@@ -13,6 +13,7 @@ use super::models::{files_key, line, named};
 use crate::config::manifest::{Family, Manifest};
 use crate::config::{Config, Environment};
 use crate::models::file::{Checksum, FilePath};
+use atelier_engine::sd::StableDiffusion;
 
 #[derive(clap::Args)]
 pub(super) struct Options {
@@ -66,7 +67,7 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
     let dtype = options.dtype.dtype();
     let to = options.to.unwrap_or_else(|| beside(&manifest, dtype));
     // Whole, so that a checkpoint that cannot be generated with is not packed either.
-    let packed = stable_diffusion(&manifest, dtype, Device::Cpu)?.pack(&to)?;
+    let packed = StableDiffusion::load(&stable_diffusion(&manifest, dtype, Device::Cpu))?.pack(&to)?;
     line(&format!(
         "{}: {} tensors as {}, {} bytes, in {}",
         name.as_str(),

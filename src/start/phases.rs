@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::{Engine, EngineError, Generated, Loading, Order};
+use atelier_engine::{Engine, EngineError, Generated, Loading, Order};
 
 /// Ticks of the kernel's clock a second, as every x86-64 Linux tells them to programs.
 const TICKS: f64 = 100.0;

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use image::{GrayImage, RgbImage};
 
 use super::control::NotificationMode;
-use crate::engine::thread::BatchSlot;
-use crate::engine::{EmbeddingFile, Image, InitImage, LoraFile, Watch};
 use crate::job::Job;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Record};
 use crate::notify::progress::Progress;
 use crate::store::cache::Lease;
+use atelier_engine::thread::BatchSlot;
+use atelier_engine::{EmbeddingFile, Image, InitImage, LoraFile, Watch};
 
 pub struct JobContext<'job> {
     pub job: &'job Job,

@@ -11,11 +11,11 @@ use serde_json::json;
 
 use super::context::JobContext;
 use super::{Step, StepName};
-use crate::engine::Image;
 use crate::job::outcome::JobError;
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{Generate, Task};
 use crate::job::{ImageFormat, Job};
+use atelier_engine::Image;
 
 /// High enough that the blocks of 8x8 do not show on flat colours.
 const JPEG_QUALITY: u8 = 92;

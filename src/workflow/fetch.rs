@@ -7,11 +7,11 @@ use async_trait::async_trait;
 
 use super::context::{JobContext, StartFiles, TryOnFiles};
 use super::{Step, StepName};
-use crate::engine::{EmbeddingFile, LoraFile};
 use crate::job::outcome::JobError;
 use crate::job::task::Task;
 use crate::job::url::AssetUrl;
 use crate::store::Store;
+use atelier_engine::{EmbeddingFile, LoraFile};
 
 pub struct Fetch {
     pub store: Arc<Store>,
@@ -29,11 +29,11 @@ impl Step for Fetch {
             Task::Generate(generate) => {
                 for (index, lora) in generate.loras.iter().enumerate() {
                     let path = self.fetch(context, &lora.url, &format!("lora[{index}].url")).await?;
-                    context.loras.push(LoraFile { path, scale: lora.scale });
+                    context.loras.push(LoraFile { path, scale: lora.scale.get() });
                 }
                 for (index, embedding) in generate.embeddings.iter().enumerate() {
                     let path = self.fetch(context, &embedding.url, &format!("embeddings[{index}].url")).await?;
-                    context.embeddings.push(EmbeddingFile { path, token: embedding.token.clone() });
+                    context.embeddings.push(EmbeddingFile { path, token: embedding.token.as_str().to_owned() });
                 }
                 if let Some(start) = &generate.start {
                     let image = self.fetch(context, &start.url, "init_image.url").await?;

@@ -9,6 +9,7 @@ pub mod notify;
 mod opening;
 pub mod postprocess;
 pub mod preprocess;
+mod request;
 pub mod store;
 pub mod text_layout;
 pub mod watermark;
@@ -26,8 +27,6 @@ use self::control::{Control, NotificationMode};
 use self::infer::Capabilities;
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
-use crate::engine::Progress;
-use crate::engine::thread::{BatchSlot, EngineThread};
 use crate::job::measured::Measured;
 use crate::job::notification::{Notification, NotificationTarget};
 use crate::job::outcome::{JobError, Outcome, Record};
@@ -35,6 +34,8 @@ use crate::job::task::{ModelName, Task};
 use crate::job::{Job, JobId};
 use crate::notify::Notifier;
 use crate::store::Store;
+use atelier_engine::Progress;
+use atelier_engine::thread::{BatchSlot, EngineThread};
 
 /// One step of the workflow.
 #[async_trait]

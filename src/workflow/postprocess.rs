@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use super::context::{JobContext, TryOnInputs};
 use super::{Step, StepName};
-use crate::engine::Image;
 use crate::job::outcome::JobError;
+use atelier_engine::Image;
 
 /// Over so much of the short side the person's own pixels turn into generated ones, inwards from the edge of the mask.
 const SOFT_EDGE_OF_SHORT_SIDE: f32 = 1.0 / 120.0;

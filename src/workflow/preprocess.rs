@@ -7,10 +7,10 @@ use serde::Deserialize;
 
 use super::context::{JobContext, TryOnFiles, TryOnInputs};
 use super::{Step, StepName, opening};
-use crate::engine::InitImage;
 use crate::job::outcome::JobError;
 use crate::job::task::tryon::Resolution;
 use crate::job::task::{Size, Task};
+use atelier_engine::InitImage;
 
 /// Both sides of what is generated are multiples of this: a latent pixel is 8, and two by two of them are one token.
 const MULTIPLE_PX: u32 = 16;

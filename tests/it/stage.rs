@@ -5,8 +5,6 @@ use std::sync::{Arc, Mutex};
 
 use atelier::config::{self, Config, Environment};
 use atelier::demo::s3;
-use atelier::engine::thread::EngineThread;
-use atelier::engine::{EditRequest, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, Order, Request};
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
 use atelier::job::task::ModelName;
@@ -18,6 +16,8 @@ use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use atelier::workflow::infer::Capabilities;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, store};
+use atelier_engine::thread::EngineThread;
+use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, Order, Request};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -55,10 +55,9 @@ impl ScriptedEngine {
         next.map_or(Ok(()), |act| act())?;
         let mut shown = None;
         let (steps, size, seeds) = match request {
-            Request::Generate(GenerateRequest { task, start, .. }) => {
-                shown = start.as_ref().map(shown_of);
-                let seeds = task.seed.get()..task.seed.get() + u64::from(task.num_images.get());
-                (task.steps.get(), (task.size.width_px(), task.size.height_px()), seeds.collect())
+            Request::Generate(generate) => {
+                shown = generate.start.as_ref().map(shown_of);
+                (generate.steps, (generate.width_px, generate.height_px), generate.seeds.clone())
             }
             Request::TryOn(edit) => {
                 self.edits.lock().unwrap().push(edit.clone());

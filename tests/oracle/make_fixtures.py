@@ -1,4 +1,4 @@
-"""Writes tests/fixtures/sd: tiny random checkpoints, LoRA files and what diffusers computes with them, for tests/it/parity.
+"""Writes tests/fixtures/sd: tiny random checkpoints, LoRA files and what diffusers computes with them, for crates/engine/tests/it/parity.
 
     python tests/oracle/make_fixtures.py    about a minute on a CPU; the result is committed
 

@@ -1,5 +1,5 @@
 """Writes tests/fixtures/qwen: a tiny random Qwen-Image-Edit-2511 without its text encoder, LoRA and fp8 files, and what diffusers
-computes with them, for tests/it/parity/qwen.rs.
+computes with them, for crates/engine/tests/it/parity/qwen.rs.
 
     python tests/oracle/qwen.py    half a minute on a CPU; the result is committed
 

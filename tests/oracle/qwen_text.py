@@ -1,5 +1,5 @@
 """Writes tests/fixtures/qwen-text: a tiny random Qwen2.5-VL with tokenizer and image processor, and what transformers and diffusers
-compute with them, for tests/it/parity/qwen_text.rs.
+compute with them, for crates/engine/tests/it/parity/qwen_text.rs.
 
     python tests/oracle/qwen_text.py    some seconds on a CPU; the result is committed
 

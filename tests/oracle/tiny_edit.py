@@ -1,6 +1,6 @@
 """Writes tests/fixtures/tiny-edit: rendered people and garments that the model was not trained on, with what the people look like in
 garments of every pattern, for tests/it/world/tryon.rs; and try-ons of diffusers' own pipeline with models/tiny-edit, for
-tests/it/parity/tiny_edit.rs.
+crates/engine/tests/it/parity/tiny_edit.rs.
 
     python tests/oracle/tiny_edit.py [MODEL_DIR OUT_DIR]    some seconds on a CPU; the result is committed
 

@@ -102,12 +102,6 @@ pub enum Scheduler {
 impl Scheduler {
     pub const NAMES: &str = "dpmsolver++, dpmsolver++-karras, dpmsolver++-sde, dpmsolver++-sde-karras, unipc, unipc-karras, \
                              ddim, euler, euler-karras, euler_a, lcm";
-
-    /// Whether it is named with the sigmas of Karras et al. 2022, whatever the checkpoint says.
-    #[must_use]
-    pub fn karras(self) -> bool {
-        matches!(self, Self::DpmSolverPlusPlusKarras | Self::DpmSolverPlusPlusSdeKarras | Self::UniPcKarras | Self::EulerKarras)
-    }
 }
 
 /// Name of a model manifest: 1 to 64 of `a-z 0-9 . _ -`.

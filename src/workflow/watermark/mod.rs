@@ -2,13 +2,13 @@
 
 use async_trait::async_trait;
 
-use crate::engine::Image;
 use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::task::{Anchor, Task, Watermark};
 use crate::workflow::context::JobContext;
 use crate::workflow::text_layout::{Mask, TextLayout};
 use crate::workflow::{Step, StepName};
+use atelier_engine::Image;
 
 /// Height of a line of text as a part of the image's shorter side: 32 px on 512 px.
 const LINE_OF_SHORT_SIDE: f32 = 1.0 / 16.0;
@@ -145,9 +145,8 @@ fn line_px(text: &TextLayout, width_px: u32, height_px: u32) -> Result<f32, JobE
     let (room_x_px, room_y_px) = (width_px as f32 - margin, height_px as f32 - margin);
     let needs = |line_px: f32| text.width_px(line_px) + 2.0 * pad_px(outline_px(line_px)) as f32;
     // Twice the line leaves room for stacked accents and the outline.
-    let default_value =
-        (width_px.min(height_px) as f32 * LINE_OF_SHORT_SIDE).max(DEFAULT_SMALLEST_LINE_PX).min(room_y_px / 2.0);
-    let mut line_px = default_value.min(default_value * room_x_px / needs(default_value).max(1.0));
+    let default_px = (width_px.min(height_px) as f32 * LINE_OF_SHORT_SIDE).max(DEFAULT_SMALLEST_LINE_PX).min(room_y_px / 2.0);
+    let mut line_px = default_px.min(default_px * room_x_px / needs(default_px).max(1.0));
     while line_px >= SMALLEST_LINE_PX && needs(line_px) > room_x_px {
         line_px -= 0.25;
     }

@@ -16,13 +16,16 @@ pub(super) struct Function {
 /// Everything with the line it stands on.
 #[derive(Default)]
 pub(super) struct Source {
-    /// Paths into this package, without the leading `crate`; `super` and `self` are resolved.
+    /// Paths into what is ours, without the leading `crate`; `super` and `self` are resolved. A crate in crates/ is a module like those of
+    /// src/: `atelier_engine::sd`, and `crate::sd` inside of it, are `engine::sd`.
     pub(super) own_paths: Vec<(usize, Parts)>,
     /// All other paths of two parts or more.
     pub(super) foreign_paths: Vec<(usize, Parts)>,
     pub(super) functions: Vec<Function>,
     pub(super) unfinished: Vec<(usize, String)>,
     pub(super) features: Vec<usize>,
+    /// The crate in crates/ that the file is of; empty for the package itself.
+    root: Parts,
     /// Module path of the place the visitor is at, such as `engine::sd`.
     module: Parts,
 }
@@ -31,8 +34,13 @@ impl Source {
     /// `name` is the file's path in the repository, such as `src/engine/sd/unet.rs`.
     pub(super) fn read(name: &str, text: &str) -> Result<Self, syn::Error> {
         let file = syn::parse_file(text)?;
-        let module = name.trim_start_matches("src/").trim_end_matches(".rs").split('/').map(str::to_owned);
-        let mut source = Self { module: module.filter(|part| part != "mod").collect(), ..Self::default() };
+        let (root, inside) = match name.strip_prefix("crates/").and_then(|inside| inside.split_once("/src/")) {
+            Some((root, inside)) => (vec![root.to_owned()], inside),
+            None => (Vec::new(), name.trim_start_matches("src/")),
+        };
+        let inside = inside.trim_end_matches(".rs").split('/').map(str::to_owned);
+        let module = root.iter().cloned().chain(inside.filter(|part| part != "mod" && part != "lib")).collect();
+        let mut source = Self { root, module, ..Self::default() };
         // Comments are not in the syntax tree.
         for (line, text) in (1..).zip(text.lines()) {
             let marks = [["TO", "DO"].concat(), ["FIX", "ME"].concat()];
@@ -47,8 +55,16 @@ impl Source {
     fn path(&mut self, span: Span, mut parts: Parts) {
         let line = span.start().line;
         match parts[0].as_str() {
-            "crate" | "atelier" => {
+            "crate" => {
+                parts.splice(..1, self.root.iter().cloned());
+                self.own_paths.push((line, parts));
+            }
+            "atelier" => {
                 parts.remove(0);
+                self.own_paths.push((line, parts));
+            }
+            ours if ours.starts_with("atelier_") => {
+                parts[0] = ours.trim_start_matches("atelier_").to_owned();
                 self.own_paths.push((line, parts));
             }
             "self" | "super" => {

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use atelier::engine::sd::StableDiffusion;
-use atelier::engine::tensor_file::PACKED;
+use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::settings::Settings;
+use atelier_engine::tensor_file::PACKED;
 use candle_core::{DType, Device};
 
 use super::{BUCKET, examined};
@@ -69,7 +70,7 @@ async fn a_packed_model_is_its_one_file() {
     let directory = tempfile::tempdir().unwrap();
     let models = models(directory.path());
     let checkpoint = directory.path().join("sd15");
-    let engine = StableDiffusion::load(&checkpoint, DType::F32, Device::Cpu).unwrap();
+    let engine = StableDiffusion::load(&Settings::new(&checkpoint, DType::F32, Device::Cpu)).unwrap();
     engine.pack(&directory.path().join("packed")).unwrap();
     let manifest = include_str!("../../../models/tiny-sd.yaml").replace("checkpoint: tiny-sd", "checkpoint: packed");
     fs::write(directory.path().join("tiny-sd.yaml"), manifest).unwrap();

@@ -1,6 +1,6 @@
 //! Messages of one event that are generated as one batch, and those that are not.
 
-use atelier::engine::EngineError;
+use atelier_engine::EngineError;
 use serde_json::{Value, json};
 
 use super::{body, brought_back, sqs};

@@ -6,7 +6,7 @@ mod starts;
 mod stopped;
 mod tryon;
 
-use atelier::engine::EngineError;
+use atelier_engine::EngineError;
 use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use atelier::engine::EngineError;
 use atelier::events::settled::Settlement;
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
+use atelier_engine::EngineError;
 use serde_json::Value;
 use tokio::time::Instant;
 

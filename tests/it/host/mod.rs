@@ -173,7 +173,7 @@ fn spawn(bucket: &Bucket, backend: &Backend, directory: &Path, changes: &[(Strin
     let world = World { runtime_api: ([127, 0, 0, 1], 1).into(), s3: bucket.address, backend: backend.address };
     let own = ["AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_FUNCTION_VERSION"].map(|name| (name, ""));
     let spool = directory.join("spool").display().to_string();
-    let default_value = [
+    let default_environment = [
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", ""),
         ("PATH", "/usr/bin:/bin"),
         ("ATELIER__SERVER__ADDRESS", "127.0.0.1"),
@@ -190,7 +190,7 @@ fn spawn(bucket: &Bucket, backend: &Backend, directory: &Path, changes: &[(Strin
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env_clear()
-        .envs(world.environment(&[own.as_slice(), default_value.as_slice(), &changes].concat()))
+        .envs(world.environment(&[own.as_slice(), default_environment.as_slice(), &changes].concat()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 
-use atelier::engine::sd::StableDiffusion;
 use atelier::models::{How, ModelError};
+use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::settings::Settings;
 use candle_core::{DType, Device};
 use tempfile::TempDir;
 
@@ -42,7 +43,7 @@ async fn a_repository_becomes_a_checkpoint_that_loads() {
         assert_eq!(fs::read(directory.path().join(&name)).expect("there"), bytes, "{name}");
         assert_eq!(pulled.files[&path(&name)], (checksum(&bytes), PULLED), "{name}");
     }
-    StableDiffusion::load(directory.path(), DType::F32, Device::Cpu).expect("loads");
+    StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).expect("loads");
     let (to_hub, to_store) = hub.tokens();
     assert!(to_hub.iter().all(|token| token.as_deref() == Some(&format!("Bearer {TOKEN}"))), "{to_hub:?}");
     assert!(to_store.len() == 3 && to_store.iter().all(Option::is_none), "the token is the hub's alone: {to_store:?}");

@@ -10,7 +10,6 @@ use candle_core::{DType, Device, Tensor};
 use tempfile::TempDir;
 
 use super::command::printed;
-use crate::engine::copy_directory;
 use crate::servers::DEADLINE;
 
 const PACKED: &str = "atelier.safetensors";
@@ -23,6 +22,20 @@ fn stage() -> TempDir {
     copy_directory(&fixture, &directory.path().join("models/sd15"));
     write_manifest(directory.path(), "checkpoint: sd15");
     directory
+}
+
+/// With all that is in it.
+fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_directory(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copies");
+        }
+    }
 }
 
 fn write_manifest(directory: &Path, keys: &str) {

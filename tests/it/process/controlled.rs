@@ -2,10 +2,10 @@
 
 use std::process::{Command, ExitStatus, Stdio};
 
-use atelier::engine::EngineError;
 use atelier::events::settled::ENGINE_LOST_EXIT_CODE;
 use atelier::events::settled::{Settled, Settlement};
 use atelier::handler::lambda::{self, End, Limits};
+use atelier_engine::EngineError;
 use axum::http::Method;
 use serde_json::{Value, json};
 

@@ -1,0 +1,290 @@
+//! The engine generates: a task in, pixels out. It knows no cloud, no async and no events.
+
+mod attention;
+pub mod device;
+mod device_errors;
+mod fp8;
+mod json_config;
+mod layers;
+mod loader;
+mod lora;
+pub mod noise;
+mod original_names;
+pub mod pixels;
+pub mod qwen;
+pub mod resample;
+pub mod schedule;
+pub mod sd;
+mod stored;
+pub mod tensor_file;
+pub mod thread;
+mod weights;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use image::{GrayImage, RgbImage};
+
+use self::schedule::scheduler::Scheduler;
+
+/// How long the parts of a load took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Loading {
+    /// Weights, from their files to the device.
+    pub read: Duration,
+    /// All else: settings, tokenizer, modules over the weights.
+    pub build: Duration,
+}
+
+/// What every engine can do. One OS thread owns it ([`thread::EngineThread`]), so that it needs no locks.
+pub trait Engine {
+    /// Generates once as jobs usually ask for it, in a single step, so that the first of them pays for nothing but itself.
+    ///
+    /// # Errors
+    /// Whatever would have failed the first job.
+    fn warm_up(&mut self) -> Result<(), EngineError>;
+
+    /// Generates all images of all orders as one batch, looking at their watches between denoising steps. The requests of the
+    /// orders agree ([`Request::agrees_with`]). Returns one result an order, in their order: an order that is cancelled
+    /// leaves the batch, and the others go on.
+    ///
+    /// # Errors
+    /// What keeps all of them from being generated: [`EngineError`] says whose fault it is. The engine stays usable after
+    /// each of them but [`EngineError::Fatal`].
+    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError>;
+
+    /// Generates all images of one text.
+    ///
+    /// # Errors
+    /// As [`Self::generate_together`], or [`EngineError::Cancelled`].
+    fn generate(&mut self, request: &GenerateRequest, watch: &Watch) -> Generated {
+        let order = Order { request: Request::Generate(request.clone()), watch: watch.clone() };
+        self.generate_together(&[order])?.pop().unwrap_or(Err(EngineError::Gone))
+    }
+}
+
+/// The images of one order, or why there are none.
+pub type Generated = Result<Vec<Image>, EngineError>;
+
+/// One request on its way to the engine.
+#[derive(Clone)]
+pub struct Order {
+    pub request: Request,
+    pub watch: Watch,
+}
+
+/// What is to be generated, by task.
+#[derive(Debug, Clone)]
+pub enum Request {
+    Generate(GenerateRequest),
+    TryOn(EditRequest),
+}
+
+impl Request {
+    /// Whether both can be denoised in one batch.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Generate(one), Self::Generate(another)) => one.agrees_with(another),
+            _ => false,
+        }
+    }
+}
+
+/// A person and garments, to be generated as the person in the garments.
+#[derive(Debug, Clone)]
+pub struct EditRequest {
+    /// The images that the model looks at, in the order in which the prompt values them: the person, then the garments.
+    pub images: Vec<RgbImage>,
+    pub prompt: String,
+    pub negative_prompt: String,
+    pub steps: u32,
+    /// True guidance, with a second look at every step, above 1.
+    pub guidance_scale: f64,
+    /// Which of the loaded variants of the transformer, by its name.
+    pub mode: String,
+    /// One an image.
+    pub seeds: Vec<u64>,
+    /// Multiples of 16.
+    pub width_px: u32,
+    pub height_px: u32,
+}
+
+/// Images from a text.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    pub prompt: String,
+    /// Looked at only where there is guidance.
+    pub negative_prompt: String,
+    /// Merged one after the other, in this order.
+    pub loras: Vec<LoraFile>,
+    pub embeddings: Vec<EmbeddingFile>,
+    /// What it starts from instead of noise, in its size.
+    pub start: Option<InitImage>,
+    /// Steps at the noisy end that are left out, for the start has an image in it already; 0 without a start.
+    pub skipped_steps: u32,
+    /// Of the whole schedule, 1 or more.
+    pub steps: u32,
+    /// Classifier-free guidance (Ho and Salimans 2022) above 1; without it the UNet runs once a step.
+    pub guidance_scale: f64,
+    pub scheduler: Scheduler,
+    /// Multiples of what one latent stands for: 8.
+    pub width_px: u32,
+    pub height_px: u32,
+    /// One an image.
+    pub seeds: Vec<u64>,
+}
+
+impl GenerateRequest {
+    /// Whether both can be denoised in one batch: same steps of the same schedule and size, from the same start, under the
+    /// same weights.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        (self.width_px, self.height_px) == (other.width_px, other.height_px)
+            && (self.steps, self.skipped_steps) == (other.steps, other.skipped_steps)
+            && self.scheduler == other.scheduler
+            && self.guidance_scale.total_cmp(&other.guidance_scale).is_eq()
+            && self.loras == other.loras
+            && self.start == other.start
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFile {
+    /// A `.safetensors` file; its content is untrusted.
+    pub path: PathBuf,
+    /// What its change is multiplied by; finite.
+    pub scale: f64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct EmbeddingFile {
+    /// A `.safetensors` file; its content is untrusted.
+    pub path: PathBuf,
+    /// The word that stands for its vectors.
+    pub token: String,
+}
+
+/// An image to start from, and its mask: both of the task's size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InitImage {
+    pub rgb: RgbImage,
+    /// Where it may be changed, from 128 on.
+    pub mask: Option<GrayImage>,
+}
+
+/// One generated image: `rgb` holds (height, width, 3) bytes, row by row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    pub width_px: u32,
+    pub height_px: u32,
+    pub rgb: Vec<u8>,
+    /// The seed of this image's own noise.
+    pub seed: u64,
+}
+
+/// How the outside follows a generation, and stops it.
+#[derive(Clone)]
+pub struct Watch {
+    cancel: Arc<AtomicBool>,
+    progress: Arc<dyn Fn(Progress) + Send + Sync>,
+    pace: Arc<Mutex<Pace>>,
+}
+
+/// How a generation went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Denoising steps done.
+    pub steps: u32,
+    /// From the first step's end to the last one's.
+    pub between: Duration,
+    /// Whether the LoRAs were those that were generated with last; none where there are none.
+    pub lora_cache_hit: Option<bool>,
+    first: Option<Instant>,
+}
+
+/// Denoising steps done, of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    pub step: u32,
+    pub steps: u32,
+}
+
+impl Watch {
+    /// `progress` is called on the engine's thread after every denoising step and must return at once.
+    pub fn new(progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        Self { cancel: Arc::default(), progress: Arc::new(progress), pace: Arc::default() }
+    }
+
+    /// Stops the generation before its next denoising step.
+    pub fn cancel(&self) {
+        self.cancel.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells the outside whether the LoRAs had to be merged.
+    pub fn loras_ready(&self, cache_hit: bool) {
+        self.lock().lora_cache_hit = Some(cache_hit);
+    }
+
+    /// How the generation has gone so far.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        *self.lock()
+    }
+
+    /// A panic under the lock leaves nothing half done: these are values.
+    fn lock(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the outside how far the generation is.
+    ///
+    /// # Errors
+    /// [`EngineError::Cancelled`] when the generation is to stop.
+    pub fn step_done(&self, step: u32, steps: u32) -> Result<(), EngineError> {
+        {
+            let now = Instant::now();
+            let mut pace = self.lock();
+            pace.between = now.duration_since(*pace.first.get_or_insert(now));
+            pace.steps += 1;
+        }
+        (self.progress)(Progress { step, steps });
+        if self.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
+    }
+
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The model's own files are at fault: nothing can be generated.
+    #[error("checkpoint {}: {problem}", path.display())]
+    Checkpoint { path: PathBuf, problem: String },
+    /// The request's LoRA (its place in the request) is at fault.
+    #[error("lora[{index}]: {problem}")]
+    Lora { index: usize, problem: String },
+    /// The request's textual inversion (its place in the request) is at fault.
+    #[error("embeddings[{index}]: {problem}")]
+    Embedding { index: usize, problem: String },
+    /// The request asks for something this model cannot do.
+    #[error("{field}: {problem}")]
+    Request { field: &'static str, problem: String },
+    #[error("out of memory: {problem}")]
+    OutOfMemory { problem: String },
+    /// The device's context is broken, and with it everything that this process has on the device.
+    #[error("the device failed: {problem}")]
+    Fatal { problem: String },
+    #[error("cancelled")]
+    Cancelled,
+    #[error("the engine panicked: {0}")]
+    Panicked(String),
+    #[error("the engine's thread is gone")]
+    Gone,
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}

@@ -1,0 +1,143 @@
+//! The tensors of one module in an adapter file, put together into the changes they stand for.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use super::LoraError;
+use super::delta::{Delta, Factor, Product};
+use super::dora::Direction;
+use super::keys::{Part, Side};
+use crate::weights::Shapes;
+
+/// What an adapter does to one base tensor.
+pub(super) struct Change {
+    /// Name of the base tensor.
+    pub(super) target: String,
+    pub(super) delta: Delta,
+    pub(super) alpha: Option<f64>,
+    /// `DoRA`: the change turns the weight, and its lengths are learnt apart.
+    pub(super) direction: Option<Direction>,
+}
+
+impl Change {
+    pub(super) fn bytes(&self) -> usize {
+        self.delta.tensors().iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+    }
+}
+
+pub(super) struct Parts {
+    /// The module's name in the file.
+    module: String,
+    pub(super) tensors: BTreeMap<Part, Tensor>,
+}
+
+impl Parts {
+    pub(super) fn of(module: &str) -> Self {
+        Self { module: module.to_owned(), tensors: BTreeMap::new() }
+    }
+
+    /// The changes of the weight `target` and of its bias, checked against the tensors there are.
+    pub(super) fn changes(mut self, target: &str, shapes: &Shapes) -> Result<Vec<Change>, LoraError> {
+        let mut changes = Vec::with_capacity(2);
+        if let Some(bias) = self.tensors.remove(&Part::DiffBias) {
+            let target = target.replace(".weight", ".bias");
+            let shape = self.expected(&target, shapes, &bias)?;
+            changes.push(self.checked(Change { target, delta: Delta::Full(bias), alpha: None, direction: None }, &shape)?);
+            if self.tensors.keys().all(|part| *part == Part::Alpha) {
+                return Ok(changes);
+            }
+        }
+        let alpha = self.take(Part::Alpha).map(|alpha| alpha.flatten_all()?.to_vec1::<f32>()).transpose()?;
+        let alpha = alpha.and_then(|values| values.first().copied()).map(f64::from);
+        let (scale, magnitude) = (self.take(Part::DoraScale), self.take(Part::Magnitude));
+        let delta = self.delta()?;
+        if !self.tensors.is_empty() {
+            return Err(self.incomplete("matrices of one kind alone"));
+        }
+        let shape = shapes.get(target).cloned().unwrap_or_default();
+        let direction = match (scale, magnitude) {
+            (None, None) => None,
+            (Some(scale), None) => Some(Direction::lycoris(scale, &shape)),
+            (None, Some(magnitude)) => Some(Direction::peft(magnitude, &shape)),
+            (Some(_), Some(_)) => return Err(self.mixed("dora_scale", "lora_magnitude_vector")),
+        };
+        let direction = match direction {
+            None => None,
+            Some(Ok(direction)) => Some(direction),
+            Some(Err(found)) => return Err(self.other_shape(format!("its lengths with {found:?}"), shape)),
+        };
+        changes.push(self.checked(Change { target: target.to_owned(), delta, alpha, direction }, &shape)?);
+        Ok(changes)
+    }
+
+    fn take(&mut self, part: Part) -> Option<Tensor> {
+        self.tensors.remove(&part)
+    }
+
+    /// What the matrices make up.
+    fn delta(&mut self) -> Result<Delta, LoraError> {
+        let has = |part: Part| self.tensors.contains_key(&part);
+        if has(Part::HadaA(Side::First)) || has(Part::HadaB(Side::First)) || has(Part::HadaA(Side::Second)) {
+            let product = |parts: &mut Self, side| {
+                let core = parts.take(Part::HadaCore(side));
+                let a = parts.take(Part::HadaA(side)).ok_or_else(|| parts.incomplete("hada_w1_a or hada_w2_a"))?;
+                let b = parts.take(Part::HadaB(side)).ok_or_else(|| parts.incomplete("hada_w1_b or hada_w2_b"))?;
+                Ok::<_, LoraError>(Product { a, b, core })
+            };
+            return Ok(Delta::Hadamard(product(self, Side::First)?, product(self, Side::Second)?));
+        }
+        let kron = |part: &Part| matches!(part, Part::Kron(_) | Part::KronA(_) | Part::KronB(_));
+        if self.tensors.keys().any(kron) {
+            return Ok(Delta::Kronecker(self.factor(Side::First)?, self.factor(Side::Second)?));
+        }
+        if let Some(change) = self.take(Part::Diff) {
+            return Ok(Delta::Full(change));
+        }
+        let mid = self.take(Part::Mid);
+        let down = self.take(Part::Down).ok_or_else(|| self.incomplete("down (A) matrix"))?;
+        let up = self.take(Part::Up).ok_or_else(|| self.incomplete("up (B) matrix"))?;
+        Ok(Delta::LowRank { down, up, mid })
+    }
+
+    fn factor(&mut self, side: Side) -> Result<Factor, LoraError> {
+        if let Some(whole) = self.take(Part::Kron(side)) {
+            return Ok(Factor::Whole(whole));
+        }
+        let core = self.take(Part::KronCore(side));
+        let a = self.take(Part::KronA(side)).ok_or_else(|| self.incomplete("lokr_w1 or lokr_w2, nor its first matrix"))?;
+        let b = self.take(Part::KronB(side)).ok_or_else(|| self.incomplete("second matrix of lokr_w1 or lokr_w2"))?;
+        Ok(Factor::Product(Product { a, b, core }))
+    }
+
+    fn checked(&self, change: Change, shape: &[usize]) -> Result<Change, LoraError> {
+        if change.delta.fits(shape) {
+            return Ok(change);
+        }
+        let found = match &change.delta {
+            Delta::LowRank { down, up, mid: None } => format!("{:?} by {:?}", up.dims(), down.dims()),
+            Delta::LowRank { down, up, mid: Some(mid) } => {
+                format!("{:?} by {:?} by {:?}", up.dims(), mid.dims(), down.dims())
+            }
+            Delta::Full(change) => format!("{:?}", change.dims()),
+            Delta::Hadamard(..) | Delta::Kronecker(..) => "another shape".to_owned(),
+        };
+        Err(self.other_shape(found, shape.to_vec()))
+    }
+
+    fn expected(&self, target: &str, shapes: &Shapes, found: &Tensor) -> Result<Vec<usize>, LoraError> {
+        shapes.get(target).cloned().ok_or_else(|| self.other_shape(format!("a bias of {:?}", found.dims()), Vec::new()))
+    }
+
+    fn other_shape(&self, found: String, expected: Vec<usize>) -> LoraError {
+        LoraError::Shape { module: self.module.clone(), found, expected }
+    }
+
+    fn incomplete(&self, missing: &'static str) -> LoraError {
+        LoraError::Incomplete { module: self.module.clone(), missing }
+    }
+
+    fn mixed(&self, first: &'static str, second: &'static str) -> LoraError {
+        LoraError::Mixed { module: self.module.clone(), first, second }
+    }
+}

@@ -1,0 +1,23 @@
+//! Between images of 8 bits and the tensors that autoencoders take and give.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+/// `rgb`: (height, width, 3) bytes. Returns (1, 3, height, width), f32 from -1 to 1.
+///
+/// # Errors
+/// When the bytes are not so many, or the device has no room.
+pub fn to_pixels(rgb: &[u8], width: usize, height: usize, device: &Device) -> Result<Tensor> {
+    let unit: Vec<f32> = rgb.iter().map(|byte| f32::from(*byte) / 127.5 - 1.0).collect();
+    Tensor::from_vec(unit, (height, width, 3), device)?.permute((2, 0, 1))?.unsqueeze(0)?.contiguous()
+}
+
+/// `decoded`: (3, H, W), f32 around -1 to 1. Returns (H, W, 3) bytes: x/2 + 1/2 clamped to 0..1, in 255 steps.
+///
+/// # Errors
+/// When the tensor has another shape or cannot be read back from its device.
+pub fn to_rgb8(decoded: &Tensor) -> Result<Vec<u8>> {
+    let (_, height, width) = decoded.dims3()?;
+    let unit = ((decoded / 2.0)? + 0.5)?.clamp(0.0, 1.0)?;
+    let bytes = (unit * 255.0)?.round()?.to_dtype(DType::U8)?;
+    bytes.permute((1, 2, 0))?.reshape(height * width * 3)?.to_vec1()
+}

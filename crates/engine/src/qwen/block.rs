@@ -1,0 +1,160 @@
+//! One block of the transformer: text and images attend to each other, each through layers of its own.
+
+use candle_core::{DType, Result, Tensor};
+use candle_nn::ops::{layer_norm, rms_norm};
+use candle_nn::rotary_emb::rope_i;
+
+use super::config::TransformerConfig;
+use super::files::TransformerFiles;
+use super::linear::Linear;
+use super::modulation::{BlockModulation, Modulation};
+use super::rope::Rope;
+use crate::EngineError;
+use crate::attention::attend;
+
+/// Of every norm; diffusers has it in code, not in config.json.
+pub(super) const NORM_EPS: f32 = 1e-6;
+
+/// diffusers' `QwenImageTransformerBlock`, without the layers that only depend on time ([`super::moments`]).
+pub(super) struct Block {
+    image: Stream,
+    text: Stream,
+    heads: usize,
+}
+
+/// The layers of one of the two.
+struct Stream {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    norm_query: Tensor,
+    norm_key: Tensor,
+    up: Linear,
+    down: Linear,
+}
+
+/// Tokens that are modulated alike: the first `count` of what is left, one after the other.
+type Parts<'a> = [(usize, &'a Modulation)];
+
+impl Block {
+    pub(super) fn new(
+        config: &TransformerConfig,
+        files: &TransformerFiles,
+        index: usize,
+    ) -> std::result::Result<Self, EngineError> {
+        let names = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.norm_q", "attn.norm_k", "img_mlp"];
+        let image = Stream::new(files, index, names)?;
+        let names = [
+            "attn.add_q_proj",
+            "attn.add_k_proj",
+            "attn.add_v_proj",
+            "attn.to_add_out",
+            "attn.norm_added_q",
+            "attn.norm_added_k",
+            "txt_mlp",
+        ];
+        Ok(Self { image, text: Stream::new(files, index, names)?, heads: config.num_attention_heads })
+    }
+
+    /// `text`: (1, S, width); `image`: (1, T, width), the output's `output_tokens` first, then the references'. Returns both.
+    pub(super) fn forward(
+        &self,
+        text: &Tensor,
+        image: &Tensor,
+        output_tokens: usize,
+        conditioning: &BlockModulation,
+        rope: &Rope,
+    ) -> Result<(Tensor, Tensor)> {
+        let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
+        let references = image_tokens - output_tokens;
+        let image_parts =
+            |half: usize| [(output_tokens, &conditioning.output[half]), (references, &conditioning.references[half])];
+        let text_parts = |half: usize| [(text_tokens, &conditioning.text[half])];
+
+        let (queries, keys, values) = {
+            let of_text = self.text.project(&modulate(text, &text_parts(0))?, self.heads, rope.of(0, text_tokens)?)?;
+            let of_image =
+                self.image.project(&modulate(image, &image_parts(0))?, self.heads, rope.of(text_tokens, image_tokens)?)?;
+            let joined = |index: usize| Tensor::cat(&[&of_text[index], &of_image[index]], 1);
+            (joined(0)?, joined(1)?, joined(2)?)
+        };
+        let attended = attend(&queries, &keys, &values, self.heads)?;
+        let of_text = self.text.out.forward(&attended.narrow(1, 0, text_tokens)?.contiguous()?)?;
+        let of_image = self.image.out.forward(&attended.narrow(1, text_tokens, image_tokens)?.contiguous()?)?;
+        let text = add_gated(text, &of_text, &text_parts(0))?;
+        let image = add_gated(image, &of_image, &image_parts(0))?;
+
+        let of_text = self.text.feed_forward(&modulate(&text, &text_parts(1))?)?;
+        let of_image = self.image.feed_forward(&modulate(&image, &image_parts(1))?)?;
+        Ok((add_gated(&text, &of_text, &text_parts(1))?, add_gated(&image, &of_image, &image_parts(1))?))
+    }
+}
+
+impl Stream {
+    /// The names of query, key, value, out, both norms and the feed-forward layer.
+    fn new(files: &TransformerFiles, index: usize, names: [&str; 7]) -> std::result::Result<Self, EngineError> {
+        let block = format!("transformer_blocks.{index}");
+        let linear = |name: &str| files.linear(&format!("{block}.{name}"));
+        let [query, key, value, out, norm_query, norm_key, mlp] = names;
+        Ok(Self {
+            query: linear(query)?,
+            key: linear(key)?,
+            value: linear(value)?,
+            out: linear(out)?,
+            norm_query: files.tensor(&format!("{block}.{norm_query}.weight"))?,
+            norm_key: files.tensor(&format!("{block}.{norm_key}.weight"))?,
+            up: linear(&format!("{mlp}.net.0.proj"))?,
+            down: linear(&format!("{mlp}.net.2"))?,
+        })
+    }
+
+    /// Queries and keys, normed and turned, and values: (1, T, width) each.
+    fn project(&self, hidden: &Tensor, heads: usize, (cos, sin): (Tensor, Tensor)) -> Result<[Tensor; 3]> {
+        let turned = |tensor: Tensor, norm: &Tensor| {
+            let (batch, tokens, width) = tensor.dims3()?;
+            let by_head = rms_norm(&tensor.reshape((batch, tokens, heads, width / heads))?, norm, NORM_EPS)?;
+            let by_head = by_head.transpose(1, 2)?.contiguous()?.to_dtype(DType::F32)?;
+            let turned = rope_i(&by_head, &cos, &sin)?.to_dtype(tensor.dtype())?;
+            turned.transpose(1, 2)?.reshape((batch, tokens, width))
+        };
+        let query = turned(self.query.forward(hidden)?, &self.norm_query)?;
+        let key = turned(self.key.forward(hidden)?, &self.norm_key)?;
+        Ok([query, key, self.value.forward(hidden)?])
+    }
+
+    fn feed_forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        // Candle's gelu is the one with tanh.
+        self.down.forward(&self.up.forward(hidden)?.gelu()?)
+    }
+}
+
+/// Layer norm without weights of its own, times 1 + scale, plus shift. `hidden`: (1, T, width).
+fn modulate(hidden: &Tensor, parts: &Parts<'_>) -> Result<Tensor> {
+    by_part(hidden, parts, |first, tokens, modulation| {
+        let part = hidden.narrow(1, first, tokens)?.contiguous()?;
+        layer_norm(&part, &modulation.scale, &modulation.shift, NORM_EPS)
+    })
+}
+
+/// `hidden` + gate · `change`.
+fn add_gated(hidden: &Tensor, change: &Tensor, parts: &Parts<'_>) -> Result<Tensor> {
+    by_part(hidden, parts, |first, tokens, modulation| {
+        hidden.narrow(1, first, tokens)? + change.narrow(1, first, tokens)?.broadcast_mul(&modulation.gate)?
+    })
+}
+
+fn by_part(
+    hidden: &Tensor,
+    parts: &Parts<'_>,
+    compute: impl Fn(usize, usize, &Modulation) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mut first = 0;
+    let mut done = Vec::with_capacity(parts.len());
+    for (tokens, modulation) in parts.iter().filter(|(tokens, _)| *tokens > 0) {
+        done.push(compute(first, *tokens, modulation)?);
+        first += tokens;
+    }
+    debug_assert_eq!(first, hidden.dim(1)?, "every token has its modulation");
+    if done.len() == 1 { Ok(done.swap_remove(0)) } else { Tensor::cat(&done, 1) }
+}

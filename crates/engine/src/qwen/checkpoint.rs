@@ -1,0 +1,175 @@
+//! Reads the JSON files of a Qwen-Image-Edit checkpoint in diffusers' layout.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config::{AutoencoderConfig, TransformerConfig};
+use super::schedule::FlowConfig;
+use super::text::config::{LanguageConfig, ProcessorConfig, VisionConfig};
+use crate::EngineError;
+use crate::json_config::{Fixed, read};
+
+const EDIT_PIPELINE: Fixed = &[("_class_name", &["\"QwenImageEditPlusPipeline\""])];
+
+const EDIT_TRANSFORMER: Fixed = &[
+    ("guidance_embeds", &["false"]),
+    ("patch_size", &["2"]),
+    ("use_additional_t_cond", &["false"]),
+    ("use_layer3d_rope", &["false"]),
+];
+
+const EDIT_VAE: Fixed = &[("attn_scales", &["[]"]), ("input_channels", &["3"])];
+
+const EDIT_SCHEDULE: Fixed = &[
+    ("_class_name", &["\"FlowMatchEulerDiscreteScheduler\""]),
+    ("invert_sigmas", &["false"]),
+    ("stochastic_sampling", &["false"]),
+    ("time_shift_type", &["\"exponential\""]),
+    ("use_beta_sigmas", &["false"]),
+    ("use_exponential_sigmas", &["false"]),
+    ("use_karras_sigmas", &["false"]),
+];
+
+const PROCESSOR: Fixed = &[
+    ("do_convert_rgb", &["true"]),
+    ("do_normalize", &["true"]),
+    ("do_rescale", &["true"]),
+    ("do_resize", &["true"]),
+    ("merge_size", &["2"]),
+    ("patch_size", &["14"]),
+    ("temporal_patch_size", &["2"]),
+];
+
+/// What a Qwen-Image-Edit checkpoint says about what comes after its text encoder.
+#[derive(Debug, Clone)]
+pub struct EditCheckpoint {
+    pub directory: PathBuf,
+    pub transformer: TransformerConfig,
+    pub vae: AutoencoderConfig,
+    pub schedule: FlowConfig,
+}
+
+impl EditCheckpoint {
+    /// Reads `model_index.json`, `transformer/config.json`, `vae/config.json` and `scheduler/scheduler_config.json` under `directory`.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] with the file and what is missing in it or not supported, and what would be.
+    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+        read::<Value>(&directory.join("model_index.json"), EDIT_PIPELINE)?;
+        let checkpoint = Self {
+            directory: directory.to_owned(),
+            transformer: read(&directory.join("transformer/config.json"), EDIT_TRANSFORMER)?,
+            vae: read(&directory.join("vae/config.json"), EDIT_VAE)?,
+            schedule: read(&directory.join("scheduler/scheduler_config.json"), EDIT_SCHEDULE)?,
+        };
+        checkpoint.check()?;
+        Ok(checkpoint)
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
+        let Self { transformer, vae, schedule, .. } = self;
+        let levels = vae.dim_mult.len();
+        let axes = transformer.axes_dims_rope;
+        let (head, statistics) = (transformer.attention_head_dim, [vae.latents_mean.len(), vae.latents_std.len()]);
+        let no_slope = schedule.max_image_seq_len <= schedule.base_image_seq_len;
+        let wrong = [
+            (transformer.num_layers == 0 || transformer.width() == 0, "transformer", "its sizes must not be 0"),
+            (axes.iter().sum::<usize>() != head, "transformer", "axes_dims_rope must add up to attention_head_dim"),
+            (axes.iter().any(|width| width % 2 == 1), "transformer", "axes_dims_rope must be even"),
+            (transformer.in_channels != 4 * vae.z_dim, "transformer", "in_channels must be 4 times the VAE's z_dim"),
+            (transformer.out_channels != vae.z_dim, "transformer", "out_channels must be the VAE's z_dim"),
+            (levels == 0 || vae.base_dim == 0, "vae", "dim_mult must not be empty, nor base_dim 0"),
+            (vae.temperal_downsample.len() + 1 != levels, "vae", "temperal_downsample must be one less than dim_mult"),
+            (statistics != [vae.z_dim; 2], "vae", "latents_mean and latents_std must be z_dim values each"),
+            (no_slope, "scheduler", "max_image_seq_len must be above base_image_seq_len"),
+        ];
+        match wrong.iter().find(|(is_wrong, ..)| *is_wrong) {
+            None => Ok(()),
+            Some((_, component, problem)) => {
+                Err(EngineError::Checkpoint { path: self.directory.join(component), problem: (*problem).to_owned() })
+            }
+        }
+    }
+}
+
+/// What the same checkpoint says about its text encoder.
+#[derive(Debug, Clone)]
+pub struct TextCheckpoint {
+    pub language: LanguageConfig,
+    pub vision: VisionConfig,
+    pub processor: ProcessorConfig,
+}
+
+impl TextCheckpoint {
+    /// Reads `text_encoder/config.json` and `processor/preprocessor_config.json` under `directory`.
+    ///
+    /// # Errors
+    /// As [`EditCheckpoint::read`].
+    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+        let path = directory.join("text_encoder/config.json");
+        let config: Value = read(&path, &[("model_type", &["\"qwen2_5_vl\""])])?;
+        let wrong = |problem: serde_json::Error| EngineError::Checkpoint { path: path.clone(), problem: problem.to_string() };
+        // Transformers 4.51 and older keep the text model's values at the top, newer ones in a section of their own.
+        let mut language = config.as_object().cloned().unwrap_or_default();
+        let section =
+            |config: &serde_json::Map<String, Value>, name: &str| config.get(name).and_then(Value::as_object).cloned();
+        language.extend(section(&language, "text_config").unwrap_or_default());
+        let rope = section(&language, "rope_parameters").or_else(|| section(&language, "rope_scaling"));
+        language.extend(rope.unwrap_or_default());
+        let vision = config.get("vision_config").cloned().unwrap_or_default();
+        let mut processor: serde_json::Map<String, Value> =
+            read(&directory.join("processor/preprocessor_config.json"), PROCESSOR)?;
+        // Likewise: `size` is the newer spelling.
+        let size = section(&processor, "size").unwrap_or_default();
+        for (new, old) in [("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")] {
+            if let Some(pixels) = size.get(new) {
+                processor.insert(old.to_owned(), pixels.clone());
+            }
+        }
+        let checkpoint = Self {
+            language: LanguageConfig::deserialize(Value::Object(language)).map_err(wrong)?,
+            vision: VisionConfig::deserialize(vision).map_err(wrong)?,
+            processor: ProcessorConfig::deserialize(Value::Object(processor)).map_err(wrong)?,
+        };
+        checkpoint.check().map_err(|problem| EngineError::Checkpoint { path, problem: problem.to_owned() })?;
+        Ok(checkpoint)
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let Self { language, vision, .. } = self;
+        let heads = language.num_attention_heads;
+        let (turning, tower) = (language.mrope_section.iter().sum::<usize>(), vision.hidden_size);
+        let wrong = [
+            (heads == 0 || language.hidden_size % heads != 0, "hidden_size must be a multiple of num_attention_heads"),
+            (
+                language.num_key_value_heads == 0 || heads % language.num_key_value_heads != 0,
+                "num_attention_heads must be a multiple of num_key_value_heads",
+            ),
+            (2 * turning != language.head_width(), "mrope_section must add up to half of a head's width"),
+            (
+                vision.num_heads == 0 || tower % (4 * vision.num_heads) != 0,
+                "vision_config: hidden_size must be a multiple of 4 times num_heads",
+            ),
+            (vision.out_hidden_size != language.hidden_size, "vision_config: out_hidden_size must be hidden_size"),
+            (vision.patch_values() * vision.merged() == 0, "vision_config: its sizes must not be 0"),
+        ];
+        wrong.iter().find(|(is_wrong, _)| *is_wrong).map_or(Ok(()), |(_, problem)| Err(*problem))
+    }
+}
+
+/// The special tokens that `tokenizer_config.json` in `directory` adds to a vocabulary, by their number.
+pub(super) fn added_tokens(directory: &Path) -> Result<BTreeMap<u32, String>, EngineError> {
+    #[derive(Deserialize)]
+    struct Config {
+        added_tokens_decoder: BTreeMap<u32, Added>,
+    }
+    #[derive(Deserialize)]
+    struct Added {
+        content: String,
+    }
+    let config: Config = read(&directory.join("tokenizer_config.json"), &[])?;
+    Ok(config.added_tokens_decoder.into_iter().map(|(id, token)| (id, token.content)).collect())
+}

@@ -1,0 +1,202 @@
+//! Try-ons: the images and words of a request to generated images, with the weights of the mode that it asks for.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use image::{Rgb, RgbImage};
+
+use super::pipeline::Edit;
+use super::precision::Precision;
+use super::sizes::Areas;
+use super::text::TextEncoder;
+use super::{QwenImageEdit, Variant};
+use crate::device_errors::classify_memory_error;
+use crate::resample::{Filter, resize};
+use crate::{EditRequest, Engine, EngineError, Generated, Image, Order, Request, Watch};
+
+/// What stands for a negative prompt that says nothing: the model's own examples have a blank.
+const NO_WORDS: &str = " ";
+/// Sides of what the warm-up generates.
+const WARM_UP_PX: u32 = 64;
+
+/// How a checkpoint is loaded.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The weights of each mode that can be asked for, by its name.
+    pub modes: Vec<(String, Variant)>,
+    pub areas: Areas,
+    /// Bytes of the device that may be used; where text encoder and transformers do not fit into them together, the encoder is
+    /// read again for every job.
+    pub memory_budget: Option<u64>,
+    /// Whether what one job's images were encoded to is forgotten before the next.
+    pub forget_between_jobs: bool,
+}
+
+/// A loaded checkpoint with all that a try-on needs.
+pub struct TryOnEngine {
+    directory: PathBuf,
+    settings: Settings,
+    precision: Precision,
+    device: Device,
+    /// None while it is not in memory.
+    encoder: Option<TextEncoder>,
+    keeps_encoder: bool,
+    modes: Vec<(String, QwenImageEdit)>,
+}
+
+/// The hidden states of a request's words.
+struct Words {
+    positive: Tensor,
+    negative: Option<Tensor>,
+}
+
+impl TryOnEngine {
+    /// Loads text encoder, autoencoder and the transformer of every mode out of `directory`.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
+    pub fn load(directory: &Path, settings: Settings, precision: Precision, device: Device) -> Result<Self, EngineError> {
+        let encoder = TextEncoder::load(directory, settings.areas.condition_px, precision, device.clone())?;
+        let mut modes: Vec<(String, QwenImageEdit)> = Vec::with_capacity(settings.modes.len());
+        for (mode, variant) in &settings.modes {
+            let model = match modes.first() {
+                Some((_, first)) => first.beside(variant)?,
+                None => QwenImageEdit::load(directory, variant, precision, device.clone())?.with_areas(settings.areas),
+            };
+            modes.push((mode.clone(), model));
+        }
+        let resident = encoder.bytes() + modes.iter().map(|(_, model)| model.bytes()).sum::<u64>();
+        let keeps_encoder = settings.memory_budget.is_none_or(|budget| resident <= budget);
+        if !keeps_encoder {
+            tracing::info!(resident_bytes = resident, "the text encoder is read again for every job: engine.memory_budget_mib");
+        }
+        let encoder = Some(encoder).filter(|_| keeps_encoder);
+        Ok(Self { directory: directory.to_owned(), settings, precision, device, encoder, keeps_encoder, modes })
+    }
+
+    /// Whether the text encoder stays in memory between jobs.
+    #[must_use]
+    pub fn keeps_encoder(&self) -> bool {
+        self.keeps_encoder
+    }
+
+    /// One request; where there was no memory for it once more with nothing else in the way.
+    fn edit(&mut self, request: &EditRequest, watch: &Watch) -> Generated {
+        let generated = self.attempt(request, watch).map_err(classify_memory_error);
+        let generated = match generated {
+            Err(EngineError::OutOfMemory { problem }) => {
+                tracing::warn!(%problem, "no memory: generating again without caches and text encoder");
+                self.forget();
+                self.encoder = None;
+                self.attempt(request, watch).map_err(classify_memory_error).map_err(smaller)
+            }
+            generated => generated,
+        };
+        if self.settings.forget_between_jobs {
+            self.forget();
+        }
+        generated
+    }
+
+    fn attempt(&mut self, request: &EditRequest, watch: &Watch) -> Generated {
+        let place = self.modes.iter().position(|(mode, _)| *mode == request.mode);
+        let place = place.ok_or_else(|| self.not_loaded(&request.mode))?;
+        let Words { positive, negative } = self.words(request)?;
+        if watch.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        let (_, model) = &mut self.modes[place];
+        let scaled = |image: &RgbImage| {
+            let (width_px, height_px) = model.reference_size(image.width(), image.height());
+            resize(image, width_px, height_px, Filter::Lanczos)
+        };
+        let references: Vec<RgbImage> = request.images.iter().map(scaled).collect();
+        let EditRequest { guidance_scale, steps, width_px, height_px, .. } = *request;
+        let seeds = request.seeds.clone();
+        let edit = Edit { positive, negative, guidance_scale, steps, seeds, width_px, height_px };
+        model.generate(&edit, &references, watch)
+    }
+
+    fn words(&mut self, request: &EditRequest) -> Result<Words, EngineError> {
+        let mut encoder = self.encoder.take().map_or_else(|| self.read_encoder(), Ok)?;
+        let words = words_of(&mut encoder, request);
+        self.encoder = Some(encoder).filter(|_| self.keeps_encoder);
+        words
+    }
+
+    fn read_encoder(&self) -> Result<TextEncoder, EngineError> {
+        TextEncoder::load(&self.directory, self.settings.areas.condition_px, self.precision, self.device.clone())
+    }
+
+    fn not_loaded(&self, mode: &str) -> EngineError {
+        let loaded: Vec<&str> = self.modes.iter().map(|(mode, _)| mode.as_str()).collect();
+        let problem = format!("must be {}, what is loaded, got {mode}", loaded.join(", "));
+        EngineError::Request { field: "mode", problem }
+    }
+
+    fn forget(&mut self) {
+        if let Some(encoder) = &mut self.encoder {
+            encoder.forget();
+        }
+        self.modes.iter_mut().for_each(|(_, model)| model.forget());
+    }
+}
+
+fn words_of(encoder: &mut TextEncoder, request: &EditRequest) -> Result<Words, EngineError> {
+    let positive = encoder.encode(&request.prompt, &request.images)?;
+    let said = Some(request.negative_prompt.as_str()).filter(|prompt| !prompt.trim().is_empty()).unwrap_or(NO_WORDS);
+    let guided = request.guidance_scale > 1.0;
+    let negative = guided.then(|| encoder.encode(said, &request.images)).transpose().map_err(of_negative)?;
+    Ok(Words { positive, negative })
+}
+
+fn of_negative(error: EngineError) -> EngineError {
+    match error {
+        EngineError::Request { field: "prompt", problem } => EngineError::Request { field: "negative_prompt", problem },
+        other => other,
+    }
+}
+
+fn smaller(error: EngineError) -> EngineError {
+    match error {
+        EngineError::OutOfMemory { problem } => {
+            EngineError::OutOfMemory { problem: format!("{problem}; a lower resolution or fewer garments need less") }
+        }
+        other => other,
+    }
+}
+
+impl Engine for TryOnEngine {
+    fn warm_up(&mut self) -> Result<(), EngineError> {
+        let grey = RgbImage::from_pixel(WARM_UP_PX, WARM_UP_PX, Rgb([128; 3]));
+        let modes: Vec<String> = self.modes.iter().map(|(mode, _)| mode.clone()).collect();
+        for mode in modes {
+            let request = EditRequest {
+                images: vec![grey.clone(), grey.clone()],
+                prompt: "warm-up".into(),
+                negative_prompt: String::new(),
+                steps: 1,
+                guidance_scale: 1.0,
+                mode,
+                seeds: vec![0],
+                width_px: WARM_UP_PX,
+                height_px: WARM_UP_PX,
+            };
+            self.edit(&request, &Watch::new(|_| ()))?;
+        }
+        Ok(())
+    }
+
+    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
+        let one = |order: &Order| -> Result<Vec<Image>, EngineError> {
+            match &order.request {
+                Request::TryOn(request) => self.edit(request, &order.watch),
+                Request::Generate(_) => {
+                    let problem = "this model generates garments onto people (task tryon), not from text".into();
+                    Err(EngineError::Request { field: "task", problem })
+                }
+            }
+        };
+        Ok(orders.iter().map(one).collect())
+    }
+}

@@ -1,0 +1,65 @@
+//! A linear layer with whole or 8-bit weights, and with LoRA matrices next to them where they cannot be merged.
+
+use candle_core::{DType, Result, Tensor};
+
+use crate::fp8::Fp8Weight;
+use crate::layers;
+
+/// A layer over the last dimension of (1, T, in).
+pub(super) struct Linear {
+    weight: Weight,
+    /// Down (rank, in) and up (out, rank) matrices; alpha and scale are in the latter.
+    beside: Option<(Tensor, Tensor)>,
+}
+
+enum Weight {
+    Whole(layers::Linear),
+    /// e4m3 values, multiplied as they are where the device does that, else made whole while they are used.
+    Fp8Weight {
+        /// (out, in).
+        bits: Tensor,
+        /// What the products are multiplied by: (out,) or (1,).
+        scale: Option<Tensor>,
+        /// (out,).
+        bias: Tensor,
+        products: Option<Fp8Weight>,
+    },
+}
+
+impl Linear {
+    pub(super) fn whole(weight: Tensor, bias: Tensor) -> Self {
+        Self { weight: Weight::Whole(layers::Linear::of(weight, Some(bias))), beside: None }
+    }
+
+    /// `bits`, `scale` and `bias` of the weight; `beside`: down and up matrices.
+    pub(super) fn fp8(
+        (bits, scale, bias): (Tensor, Option<Tensor>, Tensor),
+        beside: Option<(Tensor, Tensor)>,
+        products: Option<Fp8Weight>,
+    ) -> Self {
+        Self { weight: Weight::Fp8Weight { bits, scale, bias, products }, beside }
+    }
+
+    /// `input`: (1, T, in). Returns (1, T, out), in the same format.
+    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let output = match &self.weight {
+            Weight::Whole(linear) => linear.forward(input)?,
+            Weight::Fp8Weight { bits, scale, bias, products } => {
+                // The scale comes after the product, which is smaller than the weights, and rounds once.
+                let product = match products {
+                    Some(products) => products.multiply(&input.squeeze(0)?, bits)?.unsqueeze(0)?,
+                    // The values themselves are exact in every wider format.
+                    None => layers::Linear::of(bits.to_dtype(input.dtype())?, None).forward(input)?,
+                };
+                let scaled = match scale {
+                    Some(scale) => product.to_dtype(DType::F32)?.broadcast_mul(scale)?,
+                    None => product,
+                };
+                scaled.to_dtype(input.dtype())?.broadcast_add(bias)?
+            }
+        };
+        let Some((down, up)) = &self.beside else { return Ok(output) };
+        let lower = layers::Linear::of(down.clone(), None).forward(input)?;
+        output + layers::Linear::of(up.clone(), None).forward(&lower)?
+    }
+}

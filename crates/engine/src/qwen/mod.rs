@@ -1,0 +1,144 @@
+//! Qwen-Image-Edit in diffusers' layout: references and a text to an edited image.
+
+mod block;
+pub mod checkpoint;
+pub mod config;
+pub mod engine;
+mod files;
+pub mod guidance;
+mod layout;
+mod linear;
+pub mod modulation;
+pub mod packing;
+pub mod pipeline;
+pub mod precision;
+mod recent;
+pub mod references;
+pub mod rope;
+pub mod schedule;
+pub mod sizes;
+pub mod text;
+pub mod transformer;
+pub mod vae;
+mod vae_blocks;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+
+use self::checkpoint::EditCheckpoint;
+use self::files::TransformerFiles;
+use self::modulation::Moments;
+use self::precision::Precision;
+use self::recent::{Fingerprint, Recent};
+use self::references::Reference;
+use self::sizes::Areas;
+use self::transformer::Transformer;
+use self::vae::Autoencoder;
+use super::weights::Weights;
+use super::{EngineError, LoraFile};
+
+/// Which weights the transformer has.
+#[derive(Debug, Clone, Default)]
+pub struct Variant {
+    /// One file in place of the checkpoint's own transformer: 8-bit weights, usually.
+    pub file: Option<PathBuf>,
+    /// Merged into whole weights, kept next to 8-bit ones.
+    pub loras: Vec<LoraFile>,
+    /// Whether the weights, or one of the LoRAs, were distilled to a few steps (Lightning): that takes a schedule of its own.
+    pub distilled: bool,
+}
+
+/// A loaded checkpoint, from the text encoder's hidden states on. The stages of a generation are methods of their own:
+/// [`encode_reference`](Self::encode_reference), [`denoise`](Self::denoise), [`decode`](Self::decode).
+pub struct QwenImageEdit {
+    checkpoint: EditCheckpoint,
+    distilled: bool,
+    areas: Areas,
+    precision: Precision,
+    device: Device,
+    /// Of the layers that are read for each schedule.
+    files: TransformerFiles,
+    transformer: Transformer,
+    moments: Moments,
+    vae: Arc<Autoencoder>,
+    /// Nothing where it is another model's.
+    vae_bytes: u64,
+    references: Recent<Fingerprint, Reference>,
+}
+
+impl QwenImageEdit {
+    /// Loads transformer, autoencoder and schedule out of `directory`.
+    ///
+    /// Resident at full size are 13.6 billion weights of the transformer (27.2 GB in bf16, 13.6 GB in 8 bits) and the autoencoder
+    /// (0.5 GB in f32); the 6.8 billion that only depend on time are read when a schedule is used first.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
+    pub fn load(directory: &Path, variant: &Variant, precision: Precision, device: Device) -> Result<Self, EngineError> {
+        let checkpoint = EditCheckpoint::read(directory)?;
+        let weights = Weights::read(directory, &["vae"], (DType::F32, &device))?;
+        let vae = weights.build(&Arc::default(), |vb| Autoencoder::new(&checkpoint.vae, &vb.pp("vae")));
+        let vae = vae.map_err(|problem| EngineError::Checkpoint { path: directory.join("vae"), problem })?;
+        Self::with(checkpoint, variant, precision, device, (Arc::new(vae), weights.bytes()))
+    }
+
+    /// The same checkpoint with another variant's transformer; the autoencoder is shared.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn beside(&self, variant: &Variant) -> Result<Self, EngineError> {
+        let shared = (Arc::clone(&self.vae), 0);
+        let other = Self::with(self.checkpoint.clone(), variant, self.precision, self.device.clone(), shared)?;
+        Ok(other.with_areas(self.areas))
+    }
+
+    fn with(
+        checkpoint: EditCheckpoint,
+        variant: &Variant,
+        precision: Precision,
+        device: Device,
+        (vae, vae_bytes): (Arc<Autoencoder>, u64),
+    ) -> Result<Self, EngineError> {
+        let config = &checkpoint.transformer;
+        let own = checkpoint.directory.join("transformer");
+        let files = TransformerFiles::open(config, &own, variant.file.as_deref(), &variant.loras, (precision, &device))?;
+        let transformer = Transformer::new(config, &files)?;
+        Ok(Self {
+            checkpoint,
+            distilled: variant.distilled,
+            areas: Areas::default(),
+            precision,
+            device,
+            files,
+            transformer,
+            moments: Moments::default(),
+            vae,
+            vae_bytes,
+            references: Recent::new(references::KEPT),
+        })
+    }
+
+    /// Looks at images in these sizes from now on.
+    #[must_use]
+    pub fn with_areas(self, areas: Areas) -> Self {
+        Self { areas, ..self }
+    }
+
+    /// Bytes of the tensors that stay on the device.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.files.resident_bytes() + self.vae_bytes
+    }
+
+    /// Forgets the references that were encoded.
+    pub fn forget(&mut self) {
+        self.references.forget();
+    }
+
+    #[must_use]
+    pub fn checkpoint(&self) -> &EditCheckpoint {
+        &self.checkpoint
+    }
+}

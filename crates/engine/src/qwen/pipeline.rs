@@ -1,0 +1,187 @@
+//! From hidden states to images: the stages of a generation and the loop that joins them.
+
+use std::sync::Arc;
+
+use candle_core::{DType, IndexOp, Tensor};
+use image::RgbImage;
+
+use super::QwenImageEdit;
+use super::guidance::guided;
+use super::modulation::TimestepConditioning;
+use super::packing::{Grid, pack, unpack};
+use super::recent::fingerprint;
+use super::references::Reference;
+use super::rope::Rope;
+use super::schedule::FlowSchedule;
+use super::sizes::fitting;
+use super::transformer::Look;
+use crate::noise::Noise;
+use crate::pixels::{to_pixels, to_rgb8};
+use crate::{EngineError, Image, Watch};
+
+/// One image, or several that only differ in their noise.
+pub struct Edit {
+    /// The text encoder's hidden states: (1, tokens, joint).
+    pub positive: Tensor,
+    /// Those of the negative prompt; looked at only where `guidance_scale` is above 1.
+    pub negative: Option<Tensor>,
+    pub guidance_scale: f64,
+    pub steps: u32,
+    /// One an image.
+    pub seeds: Vec<u64>,
+    /// Multiples of twice what one latent stands for: 16.
+    pub width_px: u32,
+    pub height_px: u32,
+}
+
+/// A text with the angles of its tokens and the images'.
+struct Prompt {
+    text: Tensor,
+    rope: Rope,
+}
+
+impl QwenImageEdit {
+    /// The size in which an image of this size is a reference.
+    #[must_use]
+    pub fn reference_size(&self, width_px: u32, height_px: u32) -> (u32, u32) {
+        fitting(self.areas.reference_px, width_px, height_px)
+    }
+
+    /// `image`: in the size that [`Self::reference_size`] gives. Images seen last are not encoded again.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when its sides are no multiples of 16, or there is no memory.
+    pub fn encode_reference(&mut self, image: &RgbImage) -> Result<Reference, EngineError> {
+        let grid = self.grid(image.width(), image.height())?;
+        let (vae, device) = (&self.vae, &self.device);
+        self.references.of(fingerprint(image), || {
+            let pixels = to_pixels(image.as_raw(), image.width() as usize, image.height() as usize, device)?;
+            Ok(Reference { tokens: pack(&vae.encode(&pixels)?)?, grid })
+        })
+    }
+
+    /// The noise levels for an output of this size.
+    #[must_use]
+    pub fn schedule(&self, steps: u32, output: Grid) -> FlowSchedule {
+        let config = &self.checkpoint.schedule;
+        let distilled = config.lightning();
+        FlowSchedule::new(if self.distilled { &distilled } else { config }, steps, output.tokens())
+    }
+
+    /// An image's sides in tokens.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when a side is no multiple of a token's.
+    pub fn grid(&self, width_px: u32, height_px: u32) -> Result<Grid, EngineError> {
+        let token = 2 * self.checkpoint.vae.pixels_per_latent();
+        let side = |field, px: u32| match px as usize {
+            px if px > 0 && px.is_multiple_of(token) => Ok(px / token),
+            px => Err(EngineError::Request { field, problem: format!("must be a multiple of {token}, got {px}") }),
+        };
+        Ok(Grid { width: side("width", width_px)?, height: side("height", height_px)? })
+    }
+
+    /// The noise of each image, (1, tokens, 4·channels), f32: what torch's CPU generator gives in f32.
+    ///
+    /// A pipeline in bf16 draws other values, because torch draws in the format it is asked for.
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn noise(&self, seeds: &[u64], output: Grid) -> Result<Vec<Tensor>, EngineError> {
+        let shape = (self.checkpoint.vae.z_dim, 2 * output.height, 2 * output.width);
+        let drawn = Noise::new(seeds.iter().copied(), shape).draw(&self.device)?;
+        (0..seeds.len()).map(|image| Ok(pack(&drawn.narrow(0, image, 1)?)?)).collect()
+    }
+
+    /// What the transformer is told at each of these timesteps.
+    ///
+    /// # Errors
+    /// When the weights cannot be read, or there is no memory.
+    pub fn moments(&mut self, timesteps: &[f32]) -> Result<Arc<Vec<TimestepConditioning>>, EngineError> {
+        self.moments.of(timesteps, &self.checkpoint.transformer, &self.files)
+    }
+
+    /// The transformer's look at `tokens` (1, T, 4·channels), the output's before the references', with `text` (1, S, joint).
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub fn look(
+        &self,
+        tokens: &Tensor,
+        text: &Tensor,
+        grids: &[Grid],
+        conditioning: &TimestepConditioning,
+    ) -> Result<Look, EngineError> {
+        let rope = Rope::new(&self.checkpoint.transformer, grids, text.dim(1)?, &self.device)?;
+        let output = grids.first().map_or(0, |grid| grid.tokens());
+        let compute = self.precision.compute;
+        Ok(self.transformer.look(&tokens.to_dtype(compute)?, &text.to_dtype(compute)?, output, conditioning, &rope)?)
+    }
+
+    /// Denoises every image of `edit`; they go from step to step together. Returns their tokens, (1, T, 4·channels) each, f32.
+    ///
+    /// # Errors
+    /// [`EngineError::Cancelled`] when `watch` says so between two steps; else what a request or the device is at fault for.
+    pub fn denoise(&mut self, edit: &Edit, references: &[Reference], watch: &Watch) -> Result<Vec<Tensor>, EngineError> {
+        let output = self.grid(edit.width_px, edit.height_px)?;
+        if edit.steps == 0 {
+            return Err(EngineError::Request { field: "steps", problem: "must be 1 or more, got 0".into() });
+        }
+        let schedule = self.schedule(edit.steps, output);
+        let moments = self.moments(&schedule.timesteps())?;
+        let grids: Vec<Grid> = std::iter::once(output).chain(references.iter().map(|reference| reference.grid)).collect();
+        let prompt = |text: &Tensor| {
+            let rope = Rope::new(&self.checkpoint.transformer, &grids, text.dim(1)?, &self.device)?;
+            Ok::<_, EngineError>(Prompt { text: text.to_dtype(self.precision.compute)?, rope })
+        };
+        let positive = prompt(&edit.positive)?;
+        let negative = edit.negative.as_ref().filter(|_| edit.guidance_scale > 1.0).map(prompt).transpose()?;
+        let mut images = self.noise(&edit.seeds, output)?;
+        for (index, conditioning) in moments.iter().enumerate() {
+            let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
+            for latents in &mut images {
+                let mut tokens = vec![latents.clone()];
+                tokens.extend(references.iter().map(|reference| reference.tokens.clone()));
+                let tokens = Tensor::cat(&tokens, 1)?.to_dtype(self.precision.compute)?;
+                let look = |prompt: &Prompt| {
+                    let look = self.transformer.look(&tokens, &prompt.text, output.tokens(), conditioning, &prompt.rope)?;
+                    look.velocity.to_dtype(DType::F32)
+                };
+                let mut velocity = look(&positive)?;
+                if let Some(negative) = &negative {
+                    velocity = guided(&velocity, &look(negative)?, edit.guidance_scale)?;
+                }
+                *latents = (&*latents + (velocity * length)?)?;
+            }
+            if index + 1 == moments.len() {
+                // Until here a GPU was only told what to do: without this its last steps would count as decoding.
+                self.device.synchronize()?;
+            }
+            watch.step_done(index as u32 + 1, edit.steps)?;
+        }
+        Ok(images)
+    }
+
+    /// `tokens`: (1, T, 4·channels) of an image of `output`'s size. Returns (1, 3, height, width) from -1 to 1.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub fn decode(&self, tokens: &Tensor, output: Grid) -> Result<Tensor, EngineError> {
+        Ok(self.vae.decode(&unpack(tokens, output)?)?)
+    }
+
+    /// All images of `edit` over references in the sizes that [`Self::reference_size`] gives.
+    ///
+    /// # Errors
+    /// As [`Self::encode_reference`], [`Self::denoise`] and [`Self::decode`].
+    pub fn generate(&mut self, edit: &Edit, references: &[RgbImage], watch: &Watch) -> Result<Vec<Image>, EngineError> {
+        let output = self.grid(edit.width_px, edit.height_px)?;
+        let references = references.iter().map(|image| self.encode_reference(image)).collect::<Result<Vec<_>, _>>()?;
+        let tokens = self.denoise(edit, &references, watch)?;
+        let image = |(tokens, seed): (&Tensor, &u64)| {
+            let rgb = to_rgb8(&self.decode(tokens, output)?.i(0)?)?;
+            Ok(Image { width_px: edit.width_px, height_px: edit.height_px, rgb, seed: *seed })
+        };
+        tokens.iter().zip(&edit.seeds).map(image).collect()
+    }
+}

@@ -1,0 +1,137 @@
+//! The words around a prompt, and its tokens (diffusers' `QwenImageEditPlusPipeline`).
+
+use std::path::Path;
+
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::NFC;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::tokenizer::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+
+use super::positions::Run;
+use crate::EngineError;
+use crate::qwen::checkpoint::added_tokens;
+
+const SYSTEM: &str = "Describe the key features of the input image (color, shape, size, texture, objects, background), then explain how the \
+                      user's text instruction should alter or modify the image. Generate a new image that meets the user's requirements \
+                      while maintaining consistency with the original input where appropriate.";
+const START: &str = "<|im_start|>";
+const END: &str = "<|im_end|>";
+const IMAGE_START: &str = "<|vision_start|>";
+const IMAGE_END: &str = "<|vision_end|>";
+/// Tokens in front of what the user said: the transformer does not see their hidden states.
+pub(super) const DROPPED: usize = 64;
+/// Of a prompt; the pipeline allows as many.
+const MOST_TOKENS: usize = 1024;
+/// How Qwen2's tokenizer cuts a text before its merges.
+const WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+pub struct PromptTokenizer {
+    tokenizer: Tokenizer,
+    specials: [u32; 4],
+}
+
+/// A part of the template.
+enum Part<'a> {
+    Special(&'a str),
+    Text(String),
+    Image(usize),
+}
+
+impl PromptTokenizer {
+    /// Reads `processor/tokenizer.json` under `directory`, or `tokenizer/vocab.json`, `merges.txt` and the added tokens of
+    /// `tokenizer_config.json` where there is none.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] when neither can be read, or Qwen's own tokens are not in them.
+    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+        let file = directory.join("processor/tokenizer.json");
+        let path = if file.is_file() { file.clone() } else { directory.join("tokenizer") };
+        let wrong = |problem: String| EngineError::Checkpoint { path: path.clone(), problem };
+        let tokenizer = if file.is_file() {
+            Tokenizer::from_file(&file).map_err(|error| wrong(error.to_string()))?
+        } else {
+            from_vocabulary(&path)?
+        };
+        let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token {token}")));
+        let specials = [id(START)?, id(END)?, id(IMAGE_START)?, id(IMAGE_END)?];
+        let mut tokenizer = tokenizer;
+        // What a caller writes is text, whatever it looks like.
+        tokenizer.set_encode_special_tokens(true);
+        Ok(Self { tokenizer, specials })
+    }
+
+    /// The template around `prompt`, with so many images before it.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when the prompt is too long, or the tokenizer's own rules fail on it.
+    pub fn runs(&self, prompt: &str, images: usize) -> Result<Vec<Run>, EngineError> {
+        let wrong = |problem| EngineError::Request { field: "prompt", problem };
+        let own = self.tokens(prompt).map_err(|error| wrong(format!("cannot be tokenized: {error}")))?.len();
+        if own > MOST_TOKENS {
+            return Err(wrong(format!("must have at most {MOST_TOKENS} tokens, got {own}; shorten it")));
+        }
+        let mut runs = vec![Run::Text(Vec::new())];
+        for part in parts(prompt, images) {
+            let tokens = match part {
+                Part::Image(index) => {
+                    runs.extend([Run::Image(index), Run::Text(Vec::new())]);
+                    continue;
+                }
+                Part::Special(token) => vec![self.special(token)],
+                Part::Text(text) => self.tokens(&text).map_err(|error| wrong(format!("cannot be tokenized: {error}")))?,
+            };
+            if let Some(Run::Text(run)) = runs.last_mut() {
+                run.extend(tokens);
+            }
+        }
+        Ok(runs)
+    }
+
+    fn special(&self, token: &str) -> u32 {
+        let place = [START, END, IMAGE_START, IMAGE_END].iter().position(|known| *known == token);
+        self.specials[place.unwrap_or(0)]
+    }
+
+    fn tokens(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+        Ok(self.tokenizer.encode(text, false)?.get_ids().to_vec())
+    }
+}
+
+/// Special tokens cut the text, so what lies between them has its tokens by itself.
+fn parts(prompt: &str, images: usize) -> Vec<Part<'static>> {
+    let text = |text: &str| Part::Text(text.to_owned());
+    let mut parts = vec![
+        Part::Special(START),
+        Part::Text(format!("system\n{SYSTEM}")),
+        Part::Special(END),
+        text("\n"),
+        Part::Special(START),
+    ];
+    let mut said = "user\n".to_owned();
+    for index in 0..images {
+        parts.push(Part::Text(format!("{said}Image {}: ", index + 1)));
+        parts.extend([Part::Special(IMAGE_START), Part::Image(index), Part::Special(IMAGE_END)]);
+        said.clear();
+    }
+    parts.extend([Part::Text(said + prompt), Part::Special(END), text("\n"), Part::Special(START), text("assistant\n")]);
+    parts
+}
+
+/// What transformers' `Qwen2Tokenizer` makes of its files.
+fn from_vocabulary(directory: &Path) -> Result<Tokenizer, EngineError> {
+    let wrong = |error: tokenizers::Error| EngineError::Checkpoint { path: directory.to_owned(), problem: error.to_string() };
+    let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
+    let model = BPE::from_file(&path("vocab.json"), &path("merges.txt")).build().map_err(wrong)?;
+    let mut tokenizer = Tokenizer::new(model);
+    let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Isolated, false).map_err(wrong)?;
+    let bytes = ByteLevel::new(false, true, false);
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])));
+    tokenizer.with_normalizer(Some(NFC)).map_err(wrong)?;
+    for token in added_tokens(directory)?.into_values() {
+        tokenizer.add_special_tokens([AddedToken::from(token, true).normalized(false)]).map_err(wrong)?;
+    }
+    Ok(tokenizer)
+}

@@ -1,0 +1,178 @@
+//! The decoder's wide layers in bands of rows: the same image as at once, in a third of the memory.
+//!
+//! A convolution needs a row above and below its band, and a norm the statistics of the whole image, so that every layer goes over the
+//! image twice: only what goes in and what comes out is there as a whole, not what lies between.
+
+use candle_core::{DType, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::config::VaeConfig;
+use crate::layers::{Conv, conv};
+
+/// Values of one band, 16 MiB in f32.
+const BAND: usize = 1 << 22;
+
+/// What comes after the middle of [`VaeDecoder`](super::vae::VaeDecoder); the tensors are the same.
+pub(super) struct Bands {
+    blocks: Vec<Block>,
+    norm_out: Norm,
+    conv_out: Conv,
+    out_channels: usize,
+}
+
+struct Block {
+    resnets: Vec<Resnet>,
+    upsampler: Option<Conv>,
+}
+
+struct Resnet {
+    norm1: Norm,
+    conv1: Conv,
+    norm2: Norm,
+    conv2: Conv,
+    shortcut: Option<Conv>,
+    out_channels: usize,
+}
+
+/// A group norm that is measured over the whole image and applied to a part of it.
+struct Norm {
+    groups: usize,
+    weight: Tensor,
+    bias: Tensor,
+}
+
+/// Factor and summand of every channel, (1, channels, 1, 1), f32 each.
+type Affine = (Tensor, Tensor);
+
+impl Bands {
+    /// `vb` stands at the decoder's own names (`up_blocks.0...`).
+    pub(super) fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
+        let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
+        let outer = widths[widths.len() - 1];
+        let block = |index: usize| {
+            let vb = vb.pp("up_blocks").pp(index);
+            let (before, channels) = (widths[index.saturating_sub(1)], widths[index]);
+            let resnet = |layer: usize| {
+                let in_channels = if layer == 0 { before } else { channels };
+                Resnet::new(config, in_channels, channels, &vb.pp("resnets").pp(layer))
+            };
+            let upsampler = || conv(channels, channels, 3, 1, vb.pp("upsamplers.0.conv"));
+            Ok(Block {
+                resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?,
+                upsampler: (index + 1 < widths.len()).then(upsampler).transpose()?,
+            })
+        };
+        Ok(Self {
+            blocks: (0..widths.len()).map(block).collect::<Result<_>>()?,
+            norm_out: Norm::new(config, outer, &vb.pp("conv_norm_out"))?,
+            conv_out: conv(outer, config.out_channels, 3, 1, vb.pp("conv_out"))?,
+            out_channels: config.out_channels,
+        })
+    }
+
+    /// `hidden`: (1, channels, H, W) out of the middle. Returns (1, 3, 8·H, 8·W).
+    pub(super) fn forward(&self, hidden: Tensor) -> Result<Tensor> {
+        let mut hidden = hidden;
+        for block in &self.blocks {
+            for resnet in &block.resnets {
+                hidden = resnet.forward(&hidden)?;
+            }
+            if let Some(upsampler) = &block.upsampler {
+                hidden = upsampled(&hidden, upsampler)?;
+            }
+        }
+        let affine = self.norm_out.measured(&hidden)?;
+        let (_, _, height, width) = hidden.dims4()?;
+        let out = (self.out_channels, height, width);
+        banded(&hidden, out, 1, |band| self.conv_out.forward(&activated(band, &affine)?))
+    }
+}
+
+impl Resnet {
+    fn new(config: &VaeConfig, in_channels: usize, out_channels: usize, vb: &VarBuilder) -> Result<Self> {
+        let shortcut = || conv(in_channels, out_channels, 1, 1, vb.pp("conv_shortcut"));
+        Ok(Self {
+            norm1: Norm::new(config, in_channels, &vb.pp("norm1"))?,
+            conv1: conv(in_channels, out_channels, 3, 1, vb.pp("conv1"))?,
+            norm2: Norm::new(config, out_channels, &vb.pp("norm2"))?,
+            conv2: conv(out_channels, out_channels, 3, 1, vb.pp("conv2"))?,
+            shortcut: (in_channels != out_channels).then(shortcut).transpose()?,
+            out_channels,
+        })
+    }
+
+    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        let (_, _, height, width) = hidden.dims4()?;
+        let out = (self.out_channels, height, width);
+        let affine = self.norm1.measured(hidden)?;
+        let inner = banded(hidden, out, 1, |band| self.conv1.forward(&activated(band, &affine)?))?;
+        let affine = self.norm2.measured(&inner)?;
+        let changed = banded(&inner, out, 1, |band| self.conv2.forward(&activated(band, &affine)?))?;
+        drop(inner);
+        match &self.shortcut {
+            Some(shortcut) => banded(hidden, out, 0, |band| shortcut.forward(band))? + changed,
+            None => hidden + changed,
+        }
+    }
+}
+
+impl Norm {
+    fn new(config: &VaeConfig, channels: usize, vb: &VarBuilder) -> Result<Self> {
+        let number = |name| vb.get(channels, name)?.to_dtype(DType::F32);
+        Ok(Self { groups: config.norm_num_groups, weight: number("weight")?, bias: number("bias")? })
+    }
+
+    /// Group by group: all of them at once would take two more tensors of the whole image.
+    fn measured(&self, hidden: &Tensor) -> Result<Affine> {
+        let (_, channels, ..) = hidden.dims4()?;
+        let in_group = channels / self.groups;
+        let (mut factors, mut summands) = (Vec::new(), Vec::new());
+        for group in 0..self.groups {
+            let part = hidden.narrow(1, group * in_group, in_group)?.flatten_all()?.to_dtype(DType::F32)?;
+            let mean = part.mean_all()?;
+            let variance = part.broadcast_sub(&mean)?.sqr()?.mean_all()?;
+            let factor = (variance + VaeConfig::NORM_EPS)?.sqrt()?.recip()?;
+            let factor = self.weight.narrow(0, group * in_group, in_group)?.broadcast_mul(&factor)?;
+            summands.push((self.bias.narrow(0, group * in_group, in_group)? - factor.broadcast_mul(&mean)?)?);
+            factors.push(factor);
+        }
+        let shaped = |parts: &[Tensor]| Tensor::cat(parts, 0)?.reshape((1, channels, 1, 1));
+        Ok((shaped(&factors)?, shaped(&summands)?))
+    }
+}
+
+fn activated(band: &Tensor, (factor, summand): &Affine) -> Result<Tensor> {
+    band.to_dtype(DType::F32)?.broadcast_mul(factor)?.broadcast_add(summand)?.silu()?.to_dtype(band.dtype())
+}
+
+/// `layer` over `input` (1, in, H, W), as many rows at a time as fit into a band and `border` more on each side, which it may look at;
+/// `out`: (channels, height, width) of what comes out.
+fn banded(
+    input: &Tensor,
+    out: (usize, usize, usize),
+    border: usize,
+    layer: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let (_, channels, height, width) = input.dims4()?;
+    let (out_channels, out_height, out_width) = out;
+    let scale = out_height / height;
+    let whole = Tensor::zeros((1, out_channels, out_height, out_width), input.dtype(), input.device())?;
+    let rows = (BAND / (channels.max(out_channels) * width * scale * scale)).clamp(1, height);
+    for top in (0..height).step_by(rows) {
+        let rows = rows.min(height - top);
+        let above = border.min(top);
+        let below = border.min(height - top - rows);
+        let band = layer(&input.narrow(2, top - above, above + rows + below)?)?;
+        let kept = band.narrow(2, above * scale, rows * scale)?.contiguous()?;
+        whole.slice_set(&kept, 2, top * scale)?;
+    }
+    Ok(whole)
+}
+
+fn upsampled(hidden: &Tensor, conv: &Conv) -> Result<Tensor> {
+    let (_, channels, height, width) = hidden.dims4()?;
+    banded(hidden, (channels, 2 * height, 2 * width), 1, |band| {
+        let (_, _, rows, columns) = band.dims4()?;
+        conv.forward_enlarged(band, 2 * rows, 2 * columns)
+    })
+}

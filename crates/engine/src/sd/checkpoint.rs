@@ -1,0 +1,158 @@
+//! Reads the JSON files of a Stable Diffusion checkpoint in diffusers' layout.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config::{TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::EngineError;
+use crate::json_config::{Fixed, read};
+use crate::schedule::config::ScheduleConfig;
+
+/// The most steps a request may ask for; the training schedule must have room for them.
+const MAX_STEPS: usize = 200;
+
+/// What a checkpoint says about itself.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    pub directory: PathBuf,
+    pub unet: UnetConfig,
+    pub vae: VaeConfig,
+    pub text_encoder: TextEncoderConfig,
+    pub schedule: ScheduleConfig,
+    /// What short prompts are filled up with.
+    pub pad_token: String,
+}
+
+const PIPELINE: Fixed = &[("_class_name", &["\"StableDiffusionPipeline\""])];
+
+const UNET: Fixed = &[
+    ("act_fn", &["\"silu\""]),
+    ("addition_embed_type", &["null"]),
+    ("attention_type", &["\"default\""]),
+    ("center_input_sample", &["false"]),
+    ("class_embed_type", &["null"]),
+    ("conv_in_kernel", &["3"]),
+    ("conv_out_kernel", &["3"]),
+    ("cross_attention_norm", &["null"]),
+    ("downsample_padding", &["1"]),
+    ("dual_cross_attention", &["false"]),
+    ("encoder_hid_dim", &["null"]),
+    ("mid_block_only_cross_attention", &["null", "false"]),
+    ("mid_block_scale_factor", &["1", "1.0"]),
+    ("mid_block_type", &["\"UNetMidBlock2DCrossAttn\""]),
+    ("num_class_embeds", &["null"]),
+    ("only_cross_attention", &["false"]),
+    ("resnet_out_scale_factor", &["1", "1.0"]),
+    ("resnet_skip_time_act", &["false"]),
+    ("resnet_time_scale_shift", &["\"default\""]),
+    ("reverse_transformer_layers_per_block", &["null"]),
+    ("time_cond_proj_dim", &["null"]),
+    ("time_embedding_act_fn", &["null"]),
+    ("time_embedding_dim", &["null"]),
+    ("time_embedding_type", &["\"positional\""]),
+    ("timestep_post_act", &["null"]),
+];
+
+const VAE: Fixed = &[
+    ("act_fn", &["\"silu\""]),
+    ("latents_mean", &["null"]),
+    ("latents_std", &["null"]),
+    ("mid_block_add_attention", &["true"]),
+    ("out_channels", &["3"]),
+];
+
+const SCHEDULE: Fixed = &[
+    ("algorithm_type", &["\"dpmsolver++\"", "\"sde-dpmsolver++\""]),
+    ("disable_corrector", &["[]"]),
+    ("interpolation_type", &["\"linear\""]),
+    ("predict_x0", &["true"]),
+    ("rescale_betas_zero_snr", &["false"]),
+    ("sigma_max", &["null"]),
+    ("sigma_min", &["null"]),
+    ("solver_order", &["1", "2"]),
+    ("solver_p", &["null"]),
+    // Diffusers builds DPM-Solver++ and UniPC of each other's types as of their own default.
+    ("solver_type", &["\"midpoint\"", "\"bh2\""]),
+    ("thresholding", &["false"]),
+    ("timestep_type", &["\"discrete\""]),
+    ("use_beta_sigmas", &["false"]),
+    ("use_exponential_sigmas", &["false"]),
+    ("use_flow_sigmas", &["false"]),
+    ("use_lu_lambdas", &["false"]),
+    ("variance_type", &["null", "\"fixed_small\""]),
+];
+
+impl Checkpoint {
+    /// Reads `model_index.json`, the components' `config.json`, `scheduler/scheduler_config.json` and
+    /// `tokenizer/tokenizer_config.json` under `directory`.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] with the file and what is missing in it or not supported, and what would be.
+    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+        read::<Value>(&directory.join("model_index.json"), PIPELINE)?;
+        let tokenizer: TokenizerConfig = read(&directory.join("tokenizer/tokenizer_config.json"), &[])?;
+        let checkpoint = Self {
+            directory: directory.to_owned(),
+            unet: read(&directory.join("unet/config.json"), UNET)?,
+            vae: read(&directory.join("vae/config.json"), VAE)?,
+            text_encoder: read(&directory.join("text_encoder/config.json"), &[])?,
+            schedule: read(&directory.join("scheduler/scheduler_config.json"), SCHEDULE)?,
+            pad_token: tokenizer.pad_token.text(),
+        };
+        checkpoint.check()?;
+        Ok(checkpoint)
+    }
+
+    /// What one file must say for the code to make sense, and the files for each other.
+    fn check(&self) -> Result<(), EngineError> {
+        let Self { unet, vae, text_encoder, schedule, .. } = self;
+        let blocks = unet.block_out_channels.len();
+        let heads = text_encoder.num_attention_heads;
+        let room = (MAX_STEPS * (schedule.steps_offset + 1)).max(2);
+        let betas = schedule.trained_betas.as_ref().map_or(schedule.num_train_timesteps, Vec::len);
+        let distilled = schedule.original_inference_steps();
+        let wrong = [
+            (blocks == 0, "unet", "block_out_channels must not be empty"),
+            (unet.down_block_types.len() != blocks, "unet", "down_block_types must be as many as block_out_channels"),
+            (unet.up_block_types.len() != blocks, "unet", "up_block_types must be as many as block_out_channels"),
+            ((0..blocks).any(|index| unet.heads(index) == 0), "unet", "attention_head_dim must not be 0"),
+            (unet.in_channels != unet.out_channels, "unet", "in_channels and out_channels must be equal"),
+            (unet.in_channels != vae.latent_channels, "unet", "in_channels must be the VAE's latent_channels"),
+            (unet.cross_attention_dim != text_encoder.hidden_size, "unet", "cross_attention_dim must be hidden_size"),
+            (vae.block_out_channels.is_empty(), "vae", "block_out_channels must not be empty"),
+            (heads == 0, "text_encoder", "num_attention_heads must not be 0"),
+            (text_encoder.max_position_embeddings < 3, "text_encoder", "max_position_embeddings must be 3 or more"),
+            (schedule.num_train_timesteps < room, "scheduler", "num_train_timesteps has no room for 200 steps"),
+            (distilled == 0 || distilled > betas, "scheduler", "original_inference_steps must be 1 to num_train_timesteps"),
+            (schedule.num_train_timesteps != betas, "scheduler", "trained_betas must be as many as num_train_timesteps"),
+        ];
+        match wrong.iter().find(|(is_wrong, ..)| *is_wrong) {
+            None => Ok(()),
+            Some((_, component, problem)) => {
+                Err(EngineError::Checkpoint { path: self.directory.join(component), problem: (*problem).to_owned() })
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct TokenizerConfig {
+    pad_token: SpecialToken,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SpecialToken {
+    Text(String),
+    Added { content: String },
+}
+
+impl SpecialToken {
+    fn text(self) -> String {
+        match self {
+            Self::Text(text) | Self::Added { content: text } => text,
+        }
+    }
+}

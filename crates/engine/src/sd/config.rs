@@ -1,0 +1,170 @@
+//! Sizes of a Stable Diffusion checkpoint, as its own JSON files state them.
+
+use serde::Deserialize;
+
+/// `unet/config.json`, diffusers' `UNet2DConditionModel`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct UnetConfig {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    /// Side of the latents the model was trained on.
+    pub sample_size: usize,
+    pub block_out_channels: Vec<usize>,
+    pub down_block_types: Vec<DownBlockType>,
+    pub up_block_types: Vec<UpBlockType>,
+    pub layers_per_block: usize,
+    /// Width of the text encoder's output.
+    pub cross_attention_dim: usize,
+    /// In spite of its name the *number* of heads (diffusers keeps the misnomer for old checkpoints).
+    pub attention_head_dim: PerBlock,
+    /// The number of heads where a checkpoint says it under its right name.
+    #[serde(default)]
+    pub num_attention_heads: Option<PerBlock>,
+    #[serde(default = "one")]
+    pub transformer_layers_per_block: PerBlock,
+    #[serde(default = "thirty_two")]
+    pub norm_num_groups: usize,
+    /// Of the residual blocks; the transformers have their own.
+    #[serde(default = "epsilon")]
+    pub norm_eps: f64,
+    #[serde(default = "yes")]
+    pub flip_sin_to_cos: bool,
+    #[serde(default)]
+    pub freq_shift: f64,
+    /// Linear layers in place of 1x1 convolutions around the transformers (SD 2).
+    #[serde(default)]
+    pub use_linear_projection: bool,
+}
+
+impl UnetConfig {
+    /// For each level on the way up, from the bottom: whether it has attention.
+    #[must_use]
+    pub fn attention_up(&self) -> Vec<bool> {
+        self.up_block_types.iter().map(|block| matches!(block, UpBlockType::CrossAttnUpBlock2D)).collect()
+    }
+
+    /// Attention heads of block `index`, counted from the outermost.
+    #[must_use]
+    pub fn heads(&self, index: usize) -> usize {
+        self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).at(index)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum DownBlockType {
+    CrossAttnDownBlock2D,
+    DownBlock2D,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum UpBlockType {
+    CrossAttnUpBlock2D,
+    UpBlock2D,
+}
+
+/// One number for all blocks, or one a block.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum PerBlock {
+    All(usize),
+    Each(Vec<usize>),
+}
+
+impl PerBlock {
+    /// The number of block `index`; the last one stands for those a list leaves out.
+    #[must_use]
+    pub fn at(&self, index: usize) -> usize {
+        match self {
+            Self::All(number) => *number,
+            Self::Each(values) => values.get(index).or(values.last()).copied().unwrap_or(1),
+        }
+    }
+}
+
+/// `vae/config.json`, diffusers' `AutoencoderKL`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct VaeConfig {
+    #[serde(default = "three")]
+    pub in_channels: usize,
+    pub out_channels: usize,
+    pub latent_channels: usize,
+    pub block_out_channels: Vec<usize>,
+    pub layers_per_block: usize,
+    #[serde(default = "thirty_two")]
+    pub norm_num_groups: usize,
+    /// Side in pixels of the images it was trained on.
+    #[serde(default = "five_hundred_twelve")]
+    pub sample_size: usize,
+    /// Latents are divided by it before decoding.
+    #[serde(default = "scaling_factor")]
+    pub scaling_factor: f64,
+    #[serde(default)]
+    pub shift_factor: Option<f64>,
+    #[serde(default = "yes")]
+    pub use_quant_conv: bool,
+    #[serde(default = "yes")]
+    pub use_post_quant_conv: bool,
+}
+
+impl VaeConfig {
+    /// Of every norm in it; diffusers has it in code, not in config.json.
+    pub(super) const NORM_EPS: f64 = 1e-6;
+
+    /// Pixels a latent stands for, along one side: every up block but the last doubles.
+    #[must_use]
+    pub fn pixels_per_latent(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+}
+
+/// `text_encoder/config.json`, transformers' `CLIPTextModel`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct TextEncoderConfig {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    /// Tokens of a prompt, its start and end among them.
+    pub max_position_embeddings: usize,
+    pub hidden_act: Activation,
+    #[serde(default = "epsilon")]
+    pub layer_norm_eps: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// x·sigmoid(1.702·x), of the first CLIP.
+    QuickGelu,
+    /// The exact one, by the error function.
+    Gelu,
+}
+
+fn one() -> PerBlock {
+    PerBlock::All(1)
+}
+
+fn three() -> usize {
+    3
+}
+
+fn thirty_two() -> usize {
+    32
+}
+
+fn five_hundred_twelve() -> usize {
+    512
+}
+
+fn epsilon() -> f64 {
+    1e-5
+}
+
+fn scaling_factor() -> f64 {
+    0.18215
+}
+
+fn yes() -> bool {
+    true
+}

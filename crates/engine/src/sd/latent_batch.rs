@@ -1,0 +1,70 @@
+//! The latent batch: images of one or several orders on their way through the denoising steps together.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::kept::Kept;
+use crate::noise::Noise;
+use crate::schedule::History;
+
+pub(super) struct LatentBatch {
+    /// The order that each image belongs to, by its place.
+    pub(super) owners: Vec<usize>,
+    /// (N, channels, height, width), f32.
+    pub(super) latents: Tensor,
+    /// (N, tokens, hidden), or (2N, tokens, hidden) with all negative prompts first.
+    pub(super) text: Tensor,
+    /// A generator an image.
+    pub(super) noise: Noise,
+    /// Of the steps before, for schedules that look back.
+    pub(super) history: History,
+    /// Under a mask.
+    pub(super) kept: Option<Kept>,
+}
+
+impl LatentBatch {
+    /// A latent batch with nothing on it yet ([`Self::begin`]). `texts`: an order's own prompts each, (1 or 2, tokens, hidden); `seeds`: an order's images each;
+    /// `shape`: (channels, height, width) of one image's latents.
+    pub(super) fn new(texts: &[Tensor], seeds: &[Vec<u64>], shape: (usize, usize, usize), device: &Device) -> Result<Self> {
+        let noise = Noise::new(seeds.iter().flatten().copied(), shape);
+        let latents = Tensor::zeros((0, shape.0, shape.1, shape.2), DType::F32, device)?;
+        let owners = seeds.iter().enumerate().flat_map(|(order, seeds)| seeds.iter().map(move |_| order)).collect();
+        let rows = texts.iter().zip(seeds).map(|(text, seeds)| text.unsqueeze(1)?.repeat((1, seeds.len(), 1, 1)));
+        let text = Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 1)?.flatten(0, 1)?;
+        Ok(Self { owners, latents, text, noise, history: History::default(), kept: None })
+    }
+
+    /// Takes the images of these orders away; the others stay as they are.
+    pub(super) fn remove(&mut self, orders: &[usize]) -> Result<()> {
+        let all = self.owners.len();
+        let kept: Vec<usize> = (0..all).filter(|image| !orders.contains(&self.owners[*image])).collect();
+        if kept.len() == all {
+            return Ok(());
+        }
+        self.owners = kept.iter().map(|image| self.owners[*image]).collect();
+        self.noise.keep(&kept);
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let device = self.latents.device().clone();
+        let rows = |kept: &mut dyn Iterator<Item = usize>| {
+            let rows: Vec<u32> = kept.map(|row| row as u32).collect();
+            Tensor::from_vec(rows.clone(), rows.len(), &device)
+        };
+        let images = rows(&mut kept.iter().copied())?;
+        let copies = self.text.dim(0)? / all;
+        let prompts = rows(&mut (0..copies).flat_map(|copy| kept.iter().map(move |image| copy * all + image)))?;
+        self.latents = self.latents.index_select(&images, 0)?;
+        self.text = self.text.index_select(&prompts, 0)?;
+        let choose = |tensor: &Tensor| tensor.index_select(&images, 0);
+        self.history = self.history.of(choose)?;
+        self.kept = self.kept.as_ref().map(|kept| kept.of(choose)).transpose()?;
+        Ok(())
+    }
+
+    /// The latents of one order's images; none when it was taken away. An order's images stand in a row.
+    pub(super) fn latents_of(&self, order: usize) -> Result<Option<Tensor>> {
+        let Some(start) = self.owners.iter().position(|owner| *owner == order) else { return Ok(None) };
+        let count = self.owners.iter().filter(|owner| **owner == order).count();
+        self.latents.narrow(0, start, count).map(Some)
+    }
+}

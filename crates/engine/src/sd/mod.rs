@@ -1,0 +1,145 @@
+//! Stable Diffusion 1 and 2 in diffusers' layout: text encoder, UNet, VAE and the way from a prompt to images.
+
+mod adapters;
+mod attention;
+mod bands;
+pub mod checkpoint;
+pub mod clip;
+pub mod config;
+pub mod inversion;
+mod kept;
+mod latent_batch;
+mod memory;
+pub mod pack;
+mod pipeline;
+mod resnet;
+pub mod settings;
+mod start;
+mod text;
+mod tiles;
+pub mod tiling;
+pub mod tokens;
+mod transformer;
+pub mod unet;
+pub mod vae;
+pub mod vae_encoder;
+pub mod weighting;
+
+use std::time::Instant;
+
+use candle_core::Device;
+
+use self::adapters::Adapters;
+use self::checkpoint::Checkpoint;
+use self::memory::MemoryEstimate;
+use self::settings::{Defaults, PromptSyntax, Settings};
+use self::tokens::PromptTokenizer;
+use self::vae::VaeDecoder;
+use self::vae_encoder::VaeEncoder;
+use super::original_names::Layout;
+use super::weights::Weights;
+use super::{EngineError, Loading, LoraFile};
+
+/// Components that hold tensors.
+const COMPONENTS: [&str; 3] = ["text_encoder", "unet", "vae"];
+
+/// A loaded checkpoint. The stages of a generation are methods of their own, in the order they run:
+/// [`use_loras`](Self::use_loras), [`encode_prompt`](Self::encode_prompt), [`predict_noise`](Self::predict_noise) at every
+/// step, [`decode`](Self::decode).
+pub struct StableDiffusion {
+    checkpoint: Checkpoint,
+    device: Device,
+    tokenizer: PromptTokenizer,
+    prompts: PromptSyntax,
+    defaults: Defaults,
+    loading: Loading,
+    /// Bytes that the process may use for tensors, where somebody has said so.
+    memory_budget: Option<u64>,
+    resident_bytes: u64,
+    memory_estimate: MemoryEstimate,
+    adapters: Adapters,
+    vae: VaeDecoder,
+    /// Where the checkpoint has one.
+    vae_encoder: Option<VaeEncoder>,
+}
+
+impl StableDiffusion {
+    /// Loads the checkpoint in `settings.directory` (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`,
+    /// `scheduler/`); weights may be f16, bf16 or f32 safetensors, packed ([`Self::pack`]), or in one file.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] names the file and what is missing or not supported.
+    pub fn load(settings: &Settings) -> Result<Self, EngineError> {
+        let began = Instant::now();
+        let checkpoint = Checkpoint::read(&settings.directory)?;
+        let reading = Instant::now();
+        let weights = weights(&checkpoint, settings)?;
+        let read = reading.elapsed();
+        let loaded = Self::with(checkpoint, weights, settings)?;
+        Ok(Self { loading: Loading { read, build: began.elapsed().saturating_sub(read) }, ..loaded })
+    }
+
+    fn with(checkpoint: Checkpoint, weights: Weights, settings: &Settings) -> Result<Self, EngineError> {
+        let positions = checkpoint.text_encoder.max_position_embeddings;
+        let tokenizer = PromptTokenizer::read(&checkpoint.directory.join("tokenizer"), &checkpoint.pad_token, positions)?;
+        let from = settings.single_file.as_ref().unwrap_or(&settings.directory);
+        let wrong = |problem| EngineError::Checkpoint { path: from.clone(), problem };
+        let vae = weights.build(&std::sync::Arc::default(), |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")));
+        let vae = vae.map_err(wrong)?;
+        let (memory_estimate, resident_bytes) =
+            (MemoryEstimate::new(&checkpoint.unet, &checkpoint.vae, weights.dtype()), weights.bytes());
+        let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
+        let encoder = || weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae")));
+        let vae_encoder = encodes.then(encoder).transpose().map_err(wrong)?;
+        let side_px = (checkpoint.unet.sample_size * checkpoint.vae.pixels_per_latent()) as u32;
+        let adapters = Adapters::new(&checkpoint, weights).map_err(wrong)?;
+        Ok(Self {
+            checkpoint,
+            device: settings.device.clone(),
+            tokenizer,
+            prompts: settings.prompts,
+            defaults: settings.defaults.unwrap_or(Defaults { width_px: side_px, height_px: side_px, guidance_scale: 1.0 }),
+            loading: Loading::default(),
+            memory_budget: settings.memory_budget,
+            resident_bytes,
+            memory_estimate,
+            adapters,
+            vae,
+            vae_encoder,
+        })
+    }
+
+    /// Bytes of the model's own tensors.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        self.resident_bytes
+    }
+
+    /// How long its load took.
+    #[must_use]
+    pub fn loading(&self) -> Loading {
+        self.loading
+    }
+
+    #[must_use]
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Makes the following stages generate with exactly these LoRAs. The base tensors stay as they are, and files and
+    /// scales that were the last ones too cost nothing: then this returns true.
+    ///
+    /// # Errors
+    /// [`EngineError::Lora`] says which one is at fault and why; what was generated with before stays in use.
+    pub fn use_loras(&mut self, loras: &[LoraFile]) -> Result<bool, EngineError> {
+        self.adapters.select(&self.checkpoint, loras, &self.device)
+    }
+}
+
+/// The weights of a checkpoint, wherever `settings` say they lie.
+fn weights(checkpoint: &Checkpoint, settings: &Settings) -> Result<Weights, EngineError> {
+    let kept = (settings.dtype, &settings.device);
+    let Some(file) = &settings.single_file else { return Weights::read(&settings.directory, &COMPONENTS, kept) };
+    let unet = Layout::new(checkpoint.unet.layers_per_block, &checkpoint.unet.attention_up());
+    Weights::read_single_file(file, &unet, checkpoint.vae.block_out_channels.len(), kept)
+}

@@ -1,0 +1,287 @@
+//! From a prompt to images: the stages of a generation and the loop that joins them.
+
+use candle_core::{IndexOp, Tensor};
+
+use super::StableDiffusion;
+use super::latent_batch::LatentBatch;
+use super::memory::{Work, twice};
+use super::settings::Defaults;
+use super::start::Start;
+use super::tiling::Tiling;
+use crate::device_errors::classify_memory_error;
+use crate::pixels::to_rgb8;
+use crate::schedule::scheduler::Scheduler;
+use crate::schedule::{Schedule, ScheduleError};
+use crate::{EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, Order, Request, Watch};
+
+impl StableDiffusion {
+    /// One look of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
+    ///
+    /// `text`: (N, tokens, hidden), a row an image; or (2N, tokens, hidden), first the negative prompts of all images,
+    /// then the positive ones. Then both are predicted as one batch, and the result is
+    /// `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). Returns (N, 4, H, W): noise or velocity, as the
+    /// checkpoint was trained.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub fn predict_noise(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        text: &Tensor,
+        guidance_scale: f64,
+        tiling: Tiling,
+    ) -> Result<Tensor, EngineError> {
+        let images = latents.dim(0)?;
+        if text.dim(0)? == images {
+            return self.look(latents, timestep, text, tiling);
+        }
+        let both = self.look(&Tensor::cat(&[latents, latents], 0)?, timestep, text, tiling)?;
+        let (negative, positive) = (both.narrow(0, 0, images)?, both.narrow(0, images, images)?);
+        let towards = ((positive - &negative)? * guidance_scale)?;
+        Ok((negative + towards)?)
+    }
+
+    /// The UNet's output for every row, together or, where memory is short, one after the other.
+    fn look(&self, latents: &Tensor, timestep: f64, text: &Tensor, tiling: Tiling) -> Result<Tensor, EngineError> {
+        let unet = &self.adapters.current().unet;
+        let rows = latents.dim(0)?;
+        if !tiling.one_by_one || rows == 1 {
+            return Ok(unet.forward(latents, timestep, text)?);
+        }
+        let row = |row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?);
+        Ok(Tensor::cat(&(0..rows).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// Runs the schedule of `plan` over the latent batch. An order whose watch says so leaves it between two steps.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    fn denoise(
+        &self,
+        latent_batch: &mut LatentBatch,
+        plan: &Plan,
+        tiling: Tiling,
+        watches: &[&Watch],
+    ) -> Result<(), EngineError> {
+        let schedule = &plan.schedule;
+        let steps = schedule.steps.len() as u32;
+        for (step, done) in schedule.steps.iter().zip(1..) {
+            let input = (&latent_batch.latents * step.input_scale)?;
+            let output = self.predict_noise(&input, step.timestep, &latent_batch.text, plan.guidance_scale, tiling)?;
+            let fresh = if step.next.noise == 0.0 { None } else { Some(latent_batch.noise.draw(&self.device)?) };
+            let stepped = step.advance(&latent_batch.latents, &output, &latent_batch.history, fresh.as_ref())?;
+            latent_batch.latents = stepped.latents;
+            latent_batch.history = stepped.history;
+            latent_batch.requeue(schedule, done as usize)?;
+            if done == steps {
+                // Until here a GPU was only told what to do: without this its last steps would count as decoding.
+                self.device.synchronize()?;
+            }
+            let mut on_it = latent_batch.owners.clone();
+            on_it.dedup();
+            on_it.retain(|order| watches[*order].step_done(done, steps).is_err());
+            latent_batch.remove(&on_it)?;
+            if latent_batch.owners.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// `latents`: (N, 4, H, W), f32. Returns (N, 3, 8·H, 8·W), f32 around -1 to 1, for [`to_rgb8`].
+    ///
+    /// In bands it is the same image in a third of the memory. In tiles it is another one, for each tile is normalized by itself, but
+    /// without seams and in no more memory than a tile takes.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub fn decode(&self, latents: &Tensor, tiling: Tiling) -> Result<Tensor, EngineError> {
+        one_at_a_time(latents, |latents| match tiling {
+            Tiling { tile: Some(side), .. } => self.vae.decode_in_tiles(latents, side),
+            Tiling { banded: true, .. } => self.vae.decode_in_bands(latents),
+            Tiling { .. } => self.vae.decode(latents),
+        })
+    }
+
+    fn schedule(&self, scheduler: Scheduler, steps: u32, skipped: u32) -> Result<Schedule, EngineError> {
+        let refused = |error: ScheduleError| EngineError::Request { field: "steps", problem: error.to_string() };
+        Schedule::without_first(skipped, scheduler, steps, &self.checkpoint.schedule).map_err(refused)
+    }
+
+    /// (channels, height, width) of the latents of one image of this size.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when a side is no multiple of the VAE's factor.
+    pub fn latent_shape(&self, width_px: u32, height_px: u32) -> Result<(usize, usize, usize), EngineError> {
+        let factor = self.checkpoint.vae.pixels_per_latent();
+        let side = |field, px: u32| match px as usize {
+            px if px > 0 && px.is_multiple_of(factor) => Ok(px / factor),
+            px => Err(EngineError::Request { field, problem: format!("must be a multiple of {factor}, got {px}") }),
+        };
+        let (width, height) = (side("width", width_px)?, side("height", height_px)?);
+        Ok((self.checkpoint.vae.latent_channels, height, width))
+    }
+}
+
+impl Engine for StableDiffusion {
+    fn warm_up(&mut self) -> Result<(), EngineError> {
+        warm_up(self)
+    }
+
+    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
+        generate(self, orders)
+    }
+}
+
+/// The decoder's widest layers take most of the memory there is.
+fn one_at_a_time(latents: &Tensor, decode: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Tensor, EngineError> {
+    let one = |image: usize| decode(&latents.narrow(0, image, 1)?);
+    let decoded = (0..latents.dim(0)?).map(one).collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&decoded, 0)?)
+}
+
+/// What the images of a batch have in common, besides the LoRAs.
+struct Plan {
+    guided: bool,
+    guidance_scale: f64,
+    schedule: Schedule,
+    start: Option<Start>,
+    width_px: u32,
+    height_px: u32,
+}
+
+/// What one order adds to it.
+struct Part<'a> {
+    prompt: &'a str,
+    /// Looked at only where there is guidance.
+    negative_prompt: &'a str,
+    embeddings: &'a [EmbeddingFile],
+    seeds: Vec<u64>,
+    watch: &'a Watch,
+}
+
+fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
+    let requests = orders.iter().map(|order| generate_request(&order.request)).collect::<Result<Vec<_>, _>>()?;
+    let Some(request) = requests.first() else { return Ok(Vec::new()) };
+    let mut plan = Plan {
+        guided: request.guidance_scale > 1.0,
+        guidance_scale: request.guidance_scale,
+        schedule: engine.schedule(request.scheduler, request.steps, request.skipped_steps)?,
+        start: None,
+        width_px: request.width_px,
+        height_px: request.height_px,
+    };
+    engine.latent_shape(plan.width_px, plan.height_px)?;
+    if let Some(image) = &request.start {
+        plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), request.skipped_steps == 0)?);
+    }
+    let cache_hit = engine.use_loras(&request.loras)?;
+    if !request.loras.is_empty() {
+        for order in orders {
+            order.watch.loras_ready(cache_hit);
+        }
+    }
+    let parts: Vec<Part<'_>> = requests.iter().zip(orders).map(|(request, order)| Part::new(request, &order.watch)).collect();
+    in_memory(engine, &plan, &parts)
+}
+
+/// Generates in as many pieces as memory asks for.
+fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Generated>, EngineError> {
+    let images: usize = parts.iter().map(|part| part.seeds.len()).sum();
+    let rows = if plan.guided { 2 * images } else { images };
+    let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows };
+    let (memory_estimate, free) =
+        (engine.memory_estimate, engine.memory_budget.map(|bytes| bytes.saturating_sub(engine.resident_bytes)));
+    let first = free.map_or(Ok(Tiling::default()), |bytes| memory_estimate.within(bytes, work))?;
+    let generated =
+        twice(first, memory_estimate.smallest(), |tiling| execute(engine, plan, parts, tiling).map_err(classify_memory_error));
+    generated.map_err(|error| match error {
+        EngineError::OutOfMemory { problem } => {
+            let advice = memory_estimate.advice(work, free);
+            EngineError::OutOfMemory { problem: format!("{problem}, also in pieces; {advice}") }
+        }
+        other => other,
+    })
+}
+
+/// The request, if it is one for a model that generates from text.
+fn generate_request(request: &Request) -> Result<&GenerateRequest, EngineError> {
+    match request {
+        Request::Generate(request) => Ok(request),
+        Request::TryOn(_) => {
+            Err(EngineError::Request { field: "task", problem: "must be generate: this model generates from text".into() })
+        }
+    }
+}
+
+impl<'a> Part<'a> {
+    fn new(request: &'a GenerateRequest, watch: &'a Watch) -> Self {
+        Self {
+            prompt: &request.prompt,
+            negative_prompt: &request.negative_prompt,
+            embeddings: &request.embeddings,
+            seeds: request.seeds.clone(),
+            watch,
+        }
+    }
+}
+
+/// One step without LoRAs of what jobs usually ask for.
+fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
+    let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
+    let schedule = engine.schedule(Scheduler::DpmSolverPlusPlus, 1, 0)?;
+    let plan = Plan { guided: guidance_scale > 1.0, guidance_scale, schedule, start: None, width_px, height_px };
+    let watch = Watch::new(|_| ());
+    let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &watch };
+    in_memory(engine, &plan, &[part]).map(drop)
+}
+
+fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Tiling) -> Result<Vec<Generated>, EngineError> {
+    let shape = engine.latent_shape(plan.width_px, plan.height_px)?;
+    // One by one, so that a prompt is the same values whatever its neighbours are.
+    let text = |part: &Part<'_>| {
+        let inversions = engine.read_embeddings(part.embeddings)?;
+        engine.encode_prompt(part.prompt, plan.guided.then_some(part.negative_prompt), &inversions)
+    };
+    let texts = parts.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    let mut generated = Vec::new();
+    for together in of_one_length(&texts)? {
+        let texts: Vec<Tensor> = together.iter().map(|part| texts[*part].clone()).collect();
+        let seeds: Vec<Vec<u64>> = together.iter().map(|part| parts[*part].seeds.clone()).collect();
+        let watches: Vec<&Watch> = together.iter().map(|part| parts[*part].watch).collect();
+        let mut latent_batch = LatentBatch::new(&texts, &seeds, shape, &engine.device)?;
+        latent_batch.begin(&plan.schedule, plan.start.as_ref())?;
+        engine.denoise(&mut latent_batch, plan, tiling, &watches)?;
+        for (order, (part, seeds)) in together.into_iter().zip(&seeds).enumerate() {
+            let Some(latents) = latent_batch.latents_of(order)? else {
+                generated.push((part, Err(EngineError::Cancelled)));
+                continue;
+            };
+            generated.push((part, Ok(develop(plan, &engine.decode(&latents, tiling)?, seeds)?)));
+        }
+    }
+    generated.sort_by_key(|(part, _)| *part);
+    Ok(generated.into_iter().map(|(_, generated)| generated).collect())
+}
+
+/// The places of texts that can share a batch: a longer one takes more tokens, and padding would change the others' images.
+fn of_one_length(texts: &[Tensor]) -> Result<Vec<Vec<usize>>, EngineError> {
+    let mut lengths: Vec<(usize, Vec<usize>)> = Vec::new();
+    for (place, text) in texts.iter().enumerate() {
+        let (_, length, _) = text.dims3()?;
+        match lengths.iter_mut().find(|(of, _)| *of == length) {
+            Some((_, places)) => places.push(place),
+            None => lengths.push((length, vec![place])),
+        }
+    }
+    Ok(lengths.into_iter().map(|(_, places)| places).collect())
+}
+
+/// The images of one order; `decoded`: (N, 3, H, W), one of `seeds` each.
+fn develop(plan: &Plan, decoded: &Tensor, seeds: &[u64]) -> Generated {
+    let (width_px, height_px) = (plan.width_px, plan.height_px);
+    let image =
+        |(index, seed): (usize, &u64)| Ok(Image { width_px, height_px, rgb: to_rgb8(&decoded.i(index)?)?, seed: *seed });
+    seeds.iter().enumerate().map(image).collect()
+}

@@ -1,0 +1,55 @@
+//! The residual block that UNet and VAE are made of.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::layers::{Conv, GroupNorm, Linear, conv, group_norm, linear};
+
+/// diffusers' `ResnetBlock2D`: norm, silu, conv, plus the time, norm, silu, conv, plus the input.
+pub(super) struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv,
+    time_emb_proj: Option<Linear>,
+    norm2: GroupNorm,
+    conv2: Conv,
+    conv_shortcut: Option<Conv>,
+}
+
+/// What all residual blocks of one model share.
+#[derive(Clone, Copy)]
+pub(super) struct ResnetConfig {
+    pub(super) groups: usize,
+    pub(super) eps: f64,
+    /// Width of the time embedding; the VAE has none.
+    pub(super) time_channels: Option<usize>,
+}
+
+impl ResnetBlock {
+    pub(super) fn new(in_channels: usize, out_channels: usize, config: ResnetConfig, vb: &VarBuilder) -> Result<Self> {
+        let ResnetConfig { groups, eps, time_channels } = config;
+        let time = |channels| linear(channels, out_channels, vb.pp("time_emb_proj"));
+        let shortcut = || conv(in_channels, out_channels, 1, 1, vb.pp("conv_shortcut"));
+        Ok(Self {
+            norm1: group_norm(groups, in_channels, eps, &vb.pp("norm1"))?,
+            conv1: conv(in_channels, out_channels, 3, 1, vb.pp("conv1"))?,
+            time_emb_proj: time_channels.map(time).transpose()?,
+            norm2: group_norm(groups, out_channels, eps, &vb.pp("norm2"))?,
+            conv2: conv(out_channels, out_channels, 3, 1, vb.pp("conv2"))?,
+            conv_shortcut: (in_channels != out_channels).then(shortcut).transpose()?,
+        })
+    }
+
+    /// `hidden`: (B, in, H, W); `time`: (B, time channels), after silu. Returns (B, out, H, W).
+    pub(super) fn forward(&self, hidden: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+        let normed = self.norm1.forward_silu(hidden)?;
+        let inner = match (time, &self.time_emb_proj) {
+            (Some(time), Some(projection)) => self.conv1.forward_raised(&normed, &projection.forward(time)?)?,
+            _ => self.conv1.forward(&normed)?,
+        };
+        let normed = self.norm2.forward_silu(&inner)?;
+        match &self.conv_shortcut {
+            Some(shortcut) => self.conv2.add_to(&shortcut.forward(hidden)?, &normed),
+            None => self.conv2.add_to(hidden, &normed),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! How a Stable Diffusion checkpoint is loaded and used.
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device};
+
+/// What [`StableDiffusion::load`](super::StableDiffusion::load) has to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The checkpoint in diffusers' layout.
+    pub directory: PathBuf,
+    /// One file that has all weights under the names of Stable Diffusion's first release (`model.diffusion_model.…`), in place of those
+    /// in `directory`.
+    pub single_file: Option<PathBuf>,
+    /// What weights are kept in, and the layers computed in: f32, f16 or bf16
+    /// ([`device::usual_dtype`](crate::device::usual_dtype)). Latents, schedule, guidance, the timestep's waves and the
+    /// statistics of norms are f32 with any of them.
+    pub dtype: DType,
+    pub device: Device,
+    pub prompts: PromptSyntax,
+    /// Bytes within which the tensors of the model and of a generation are kept; what a LoRA changes comes on top.
+    pub memory_budget: Option<u64>,
+    /// What most jobs will ask for, and the warm-up generates; none: the size that the checkpoint was trained on, without guidance.
+    pub defaults: Option<Defaults>,
+}
+
+/// How prompts are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PromptSyntax {
+    /// As they stand, up to the tokens that the model was trained on; more are dropped, which the log says.
+    #[default]
+    Plain,
+    /// `(word:1.2)`, `(word)`, `[word]`, and any length.
+    Weighted,
+}
+
+/// What most jobs ask for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Defaults {
+    pub width_px: u32,
+    pub height_px: u32,
+    pub guidance_scale: f64,
+}
+
+impl Settings {
+    /// A checkpoint with its own weights, plain prompts and as much memory as there is.
+    #[must_use]
+    pub fn new(directory: impl Into<PathBuf>, dtype: DType, device: Device) -> Self {
+        Self {
+            directory: directory.into(),
+            single_file: None,
+            dtype,
+            device,
+            prompts: PromptSyntax::Plain,
+            memory_budget: None,
+            defaults: None,
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Where a generation starts from: noise, or an image with noise on it; and what a mask keeps of that image.
+
+use candle_core::{Result, Tensor};
+
+use super::StableDiffusion;
+use super::kept::Kept;
+use super::latent_batch::LatentBatch;
+use super::vae_encoder::Moments;
+use crate::pixels::to_pixels;
+use crate::schedule::Schedule;
+use crate::{EngineError, InitImage};
+
+/// An image to start from, ready for any number of seeds.
+pub(super) struct Start {
+    moments: Moments,
+    /// (1, 1, H/8, W/8), f32: 1 where it is generated anew, 0 where it is kept.
+    mask: Option<Tensor>,
+    /// All steps are done: under a mask only noise is started from then.
+    whole: bool,
+}
+
+impl StableDiffusion {
+    /// `pixels`: (1, 3, H, W), f32 from -1 to 1.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when the checkpoint cannot encode images; when there is no memory.
+    pub fn encode_image(&self, pixels: &Tensor) -> std::result::Result<Moments, EngineError> {
+        let Some(encoder) = &self.vae_encoder else {
+            let problem = "this model's VAE has no encoder: it cannot start from an image".into();
+            return Err(EngineError::Request { field: "init_image", problem });
+        };
+        Ok(encoder.encode(pixels)?)
+    }
+
+    /// # Errors
+    /// As [`Self::encode_image`].
+    pub(super) fn start(&self, image: &InitImage, size: (u32, u32), whole: bool) -> std::result::Result<Start, EngineError> {
+        let (width, height) = (size.0 as usize, size.1 as usize);
+        let mask = image.mask.as_ref().map(|mask| self.latent_mask(mask, width, height)).transpose()?;
+        let moments = self.encode_image(&to_pixels(&image.rgb, width, height, &self.device)?)?;
+        Ok(Start { moments, mask, whole })
+    }
+
+    /// A latent is generated or kept as the first of its pixels is: `interpolate` without a mode, as diffusers' inpainting has it.
+    fn latent_mask(&self, mask: &[u8], width: usize, height: usize) -> Result<Tensor> {
+        const GENERATED_FROM: u8 = 128;
+        let factor = self.checkpoint.vae.pixels_per_latent();
+        let rows = mask.chunks_exact(width).step_by(factor);
+        let latents = rows.flat_map(|row| row.iter().step_by(factor));
+        let latents: Vec<f32> = latents.map(|pixel| if *pixel >= GENERATED_FROM { 1.0 } else { 0.0 }).collect();
+        Tensor::from_vec(latents, (1, 1, height / factor, width / factor), &self.device)
+    }
+}
+
+impl LatentBatch {
+    /// Draws the first latents of every image. From an image it is in diffusers' order: what the encoder leaves open,
+    /// then the noise on it.
+    pub(super) fn begin(&mut self, schedule: &Schedule, start: Option<&Start>) -> Result<()> {
+        let device = self.text.device().clone();
+        let drawn = self.noise.draw(&device)?;
+        let Some(Start { moments, mask, whole }) = start else {
+            self.latents = (drawn * schedule.init_noise_sigma)?;
+            return Ok(());
+        };
+        let image = drawn.broadcast_mul(&moments.std)?.broadcast_add(&moments.mean)?;
+        let noise = self.noise.draw(&device)?;
+        self.latents = if *whole && mask.is_some() {
+            (&noise * schedule.init_noise_sigma)?
+        } else {
+            mixed(&image, &noise, schedule.mixture(0))?
+        };
+        if let Some(mask) = mask {
+            // Diffusers encodes what the mask leaves as well, for UNets that look at it: so its seeds are found again.
+            self.noise.draw(&device)?;
+            self.kept = Some(Kept { image, noise, mask: mask.clone() });
+        }
+        Ok(())
+    }
+
+    /// Puts back what the mask keeps, with the noise of the step that comes `next`; after the last there is none.
+    pub(super) fn requeue(&mut self, schedule: &Schedule, next: usize) -> Result<()> {
+        let Some(Kept { image, noise, mask }) = &self.kept else { return Ok(()) };
+        let kept = if next < schedule.steps.len() { mixed(image, noise, schedule.mixture(next))? } else { image.clone() };
+        self.latents = (self.latents.broadcast_mul(mask)? + kept.broadcast_mul(&(1.0 - mask)?)?)?;
+        Ok(())
+    }
+}
+
+fn mixed(image: &Tensor, noise: &Tensor, (signal, sigma): (f64, f64)) -> Result<Tensor> {
+    (image * signal)? + (noise * sigma)?
+}

@@ -1,0 +1,179 @@
+//! Prompts to tokens, as CLIP was trained on them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::processors::roberta::RobertaProcessing;
+use tokenizers::tokenizer::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+
+use super::inversion::Inversions;
+use super::weighting::segments;
+use crate::EngineError;
+
+const START: &str = "<|startoftext|>";
+const END: &str = "<|endoftext|>";
+
+/// Words, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
+const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// A CLIP tokenizer that always gives `length` tokens, or several times as many.
+pub struct PromptTokenizer {
+    tokenizer: Tokenizer,
+    start: u32,
+    end: u32,
+    pad: u32,
+    length: usize,
+    /// Tokens that stand for several, each for the vectors behind the vocabulary from the first on.
+    learned: HashMap<u32, Range<u32>>,
+}
+
+/// The tokens of one prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptTokens {
+    /// Start, text, end and padding: always the model's length.
+    pub ids: Vec<u32>,
+    /// Tokens of the text that did not fit.
+    pub dropped: usize,
+}
+
+/// The tokens of one text without start, end and padding, and a weight each.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WeightedTokens {
+    pub ids: Vec<u32>,
+    pub weights: Vec<f64>,
+}
+
+impl WeightedTokens {
+    /// Whether no token has a weight other than 1.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.weights.iter().all(|weight| weight.to_bits() == 1.0_f64.to_bits())
+    }
+}
+
+impl PromptTokenizer {
+    /// Reads `tokenizer.json` in `directory`, or `vocab.json` and `merges.txt` where there is none.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] when neither can be read, or CLIP's own tokens are not in them.
+    pub fn read(directory: &Path, pad_token: &str, length: usize) -> Result<Self, EngineError> {
+        let file = directory.join("tokenizer.json");
+        let tokenizer = if file.is_file() { Tokenizer::from_file(&file) } else { from_vocabulary(directory, pad_token) };
+        let wrong = |problem: String| EngineError::Checkpoint { path: directory.to_owned(), problem };
+        let tokenizer = tokenizer.map_err(|error| wrong(error.to_string()))?;
+        let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token {token}")));
+        Ok(Self { start: id(START)?, end: id(END)?, pad: id(pad_token)?, tokenizer, length, learned: HashMap::new() })
+    }
+
+    /// A tokenizer that knows these words as well: their vectors are tokens behind a vocabulary of `vocabulary` ones, as
+    /// [`TextEncoder::forward`](super::clip::TextEncoder::forward) counts them.
+    ///
+    /// # Errors
+    /// [`EngineError::Embedding`] when a word is one of the model's own tokens.
+    pub fn learn(&self, inversions: &Inversions, vocabulary: u32) -> Result<Self, EngineError> {
+        let mut tokenizer = self.tokenizer.clone();
+        let mut learned = HashMap::new();
+        let mut next = vocabulary;
+        for (index, (word, vectors)) in inversions.words.iter().enumerate() {
+            let wrong = |problem: String| EngineError::Embedding { index, problem };
+            if tokenizer.token_to_id(word).is_some() {
+                return Err(wrong(format!(
+                    "{word:?} is a token already, of the model or of another file: give it another name"
+                )));
+            }
+            tokenizer.add_tokens([AddedToken::from(word.as_str(), false)]).map_err(|error| wrong(error.to_string()))?;
+            let id = tokenizer.token_to_id(word).ok_or_else(|| wrong(format!("{word:?} cannot be a token")))?;
+            learned.insert(id, next..next + *vectors as u32);
+            next += *vectors as u32;
+        }
+        Ok(Self { tokenizer, learned, ..*self })
+    }
+
+    /// Tokens of the text itself that fit into one chunk.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.length - 2
+    }
+
+    /// # Errors
+    /// When the tokenizer's own rules fail on the text.
+    pub fn tokens(&self, prompt: &str) -> Result<PromptTokens, EngineError> {
+        let ids = self.words(prompt)?;
+        let fitting = ids.len().min(self.room());
+        Ok(PromptTokens { ids: self.framed(&ids[..fitting]), dropped: ids.len() - fitting })
+    }
+
+    /// Reads the emphasis in `prompt` ([`segments`]); its runs of one weight are tokenized each by itself.
+    ///
+    /// # Errors
+    /// When the tokenizer's own rules fail on the text, or a weight is out of range.
+    pub fn weighted(&self, prompt: &str) -> Result<WeightedTokens, EngineError> {
+        let mut tokens = WeightedTokens::default();
+        for segment in segments(prompt)? {
+            tokens.ids.extend(self.words(&segment.text)?);
+            tokens.weights.resize(tokens.ids.len(), segment.weight);
+        }
+        Ok(tokens)
+    }
+
+    /// So many chunks of the model's length, the last of them empty where `ids` are fewer.
+    #[must_use]
+    pub fn chunks(&self, ids: &[u32], count: usize) -> Vec<Vec<u32>> {
+        let texts = ids.chunks(self.room()).chain(std::iter::repeat(&[][..]));
+        texts.take(count).map(|text| self.framed(text)).collect()
+    }
+
+    /// The weights of as many chunks: start, end and padding have none of their own.
+    #[must_use]
+    pub fn spread(&self, weights: &[f64], count: usize) -> Vec<f64> {
+        let mut spread = vec![1.0; count * self.length];
+        for (index, weight) in weights.iter().enumerate() {
+            spread[index / self.room() * self.length + 1 + index % self.room()] = *weight;
+        }
+        spread
+    }
+
+    /// The tokens of a text, without start and end.
+    fn words(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        let failed = |error| EngineError::Request { field: "prompt", problem: format!("cannot be tokenized: {error}") };
+        let encoding = self.tokenizer.encode(text, false).map_err(failed)?;
+        let vectors = |id: &u32| self.learned.get(id).cloned().unwrap_or(*id..*id + 1);
+        Ok(encoding.get_ids().iter().flat_map(vectors).collect())
+    }
+
+    /// Start, text, end and padding: the model's length.
+    fn framed(&self, text: &[u32]) -> Vec<u32> {
+        let mut ids = [&[self.start], text, &[self.end]].concat();
+        ids.resize(self.length, self.pad);
+        ids
+    }
+}
+
+/// What transformers' converter makes of the slow tokenizer's files.
+fn from_vocabulary(directory: &Path, pad_token: &str) -> tokenizers::Result<Tokenizer> {
+    let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
+    let model = BPE::from_file(&path("vocab.json"), &path("merges.txt"))
+        .unk_token(END.into())
+        .end_of_word_suffix("</w>".into())
+        .continuing_subword_prefix(String::new())
+        .build()?;
+    let mut tokenizer = Tokenizer::new(model);
+    let special = |token: &str| AddedToken::from(token, true).normalized(false);
+    tokenizer.add_special_tokens([special(START), special(END), special(pad_token)])?;
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
+    tokenizer.with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))?;
+    let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)?;
+    let bytes = ByteLevel::new(false, true, true);
+    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
+    let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| format!("vocab.json has no token {token}"));
+    let ends = RobertaProcessing::new((END.into(), id(END)?), (START.into(), id(START)?));
+    tokenizer.with_post_processor(Some(ends.trim_offsets(false).add_prefix_space(false)));
+    Ok(tokenizer)
+}

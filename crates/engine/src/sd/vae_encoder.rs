@@ -1,0 +1,111 @@
+//! The encoder of the variational autoencoder: pixels to latents.
+
+use candle_core::{D, DType, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::config::VaeConfig;
+use super::resnet::ResnetBlock;
+use super::vae::{MidBlock, resnets};
+use crate::layers::{Conv, GroupNorm, conv, group_norm};
+
+/// The encoding half of diffusers' `AutoencoderKL`.
+pub struct VaeEncoder {
+    dtype: DType,
+    scaling_factor: f64,
+    shift_factor: f64,
+    conv_in: Conv,
+    down_blocks: Vec<DownBlock>,
+    mid: MidBlock,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv,
+    quant_conv: Option<Conv>,
+}
+
+struct DownBlock {
+    resnets: Vec<ResnetBlock>,
+    downsampler: Option<Conv>,
+}
+
+/// What an image may be in latents: a normal number each. Both: (B, 4, H/8, W/8), f32, scaled as the denoising loop wants them.
+pub struct Moments {
+    pub mean: Tensor,
+    /// Standard deviations.
+    pub std: Tensor,
+}
+
+impl VaeEncoder {
+    /// `vb` stands at the autoencoder's own names (`encoder.conv_in.weight`, ...).
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape than `config` says.
+    pub fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
+        let widths = &config.block_out_channels;
+        let (outer, inner) = (widths[0], widths[widths.len() - 1]);
+        let moments = 2 * config.latent_channels;
+        let quant = || conv(moments, moments, 1, 1, vb.pp("quant_conv"));
+        let encoder = vb.pp("encoder");
+        let down = |index| DownBlock::new(config, index, &encoder.pp("down_blocks").pp(index));
+        Ok(Self {
+            dtype: vb.dtype(),
+            scaling_factor: config.scaling_factor,
+            shift_factor: config.shift_factor.unwrap_or_default(),
+            conv_in: conv(config.in_channels, outer, 3, 1, encoder.pp("conv_in"))?,
+            down_blocks: (0..widths.len()).map(down).collect::<Result<_>>()?,
+            mid: MidBlock::new(config, inner, &encoder.pp("mid_block"))?,
+            conv_norm_out: group_norm(config.norm_num_groups, inner, VaeConfig::NORM_EPS, &encoder.pp("conv_norm_out"))?,
+            conv_out: conv(inner, moments, 3, 1, encoder.pp("conv_out"))?,
+            quant_conv: config.use_quant_conv.then(quant).transpose()?,
+        })
+    }
+
+    /// `pixels`: (B, 3, H, W), f32 from -1 to 1; both sides multiples of [`VaeConfig::pixels_per_latent`].
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub fn encode(&self, pixels: &Tensor) -> Result<Moments> {
+        // diffusers' bounds for the logarithm of the variance.
+        const LOG_VARIANCE: (f64, f64) = (-30.0, 20.0);
+        let mut hidden = self.conv_in.forward(&pixels.to_dtype(self.dtype)?)?;
+        for block in &self.down_blocks {
+            hidden = block.forward(&hidden)?;
+        }
+        hidden = self.mid.forward(&hidden)?;
+        hidden = self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?;
+        if let Some(quant_conv) = &self.quant_conv {
+            hidden = quant_conv.forward(&hidden)?;
+        }
+        let moments = hidden.to_dtype(DType::F32)?.chunk(2, 1)?;
+        let std = (moments[1].clamp(LOG_VARIANCE.0, LOG_VARIANCE.1)? * 0.5)?.exp()?;
+        Ok(Moments { mean: ((&moments[0] - self.shift_factor)? * self.scaling_factor)?, std: (std * self.scaling_factor)? })
+    }
+}
+
+impl DownBlock {
+    fn new(config: &VaeConfig, index: usize, vb: &VarBuilder) -> Result<Self> {
+        let widths = &config.block_out_channels;
+        let (before, channels) = (widths[index.saturating_sub(1)], widths[index]);
+        let resnet = |layer: usize| {
+            let in_channels = if layer == 0 { before } else { channels };
+            ResnetBlock::new(in_channels, channels, resnets(config), &vb.pp("resnets").pp(layer))
+        };
+        let downsampler = || conv(channels, channels, 3, 2, vb.pp("downsamplers.0.conv"));
+        Ok(Self {
+            resnets: (0..config.layers_per_block).map(resnet).collect::<Result<_>>()?,
+            downsampler: (index + 1 < widths.len()).then(downsampler).transpose()?,
+        })
+    }
+
+    /// (B, in, H, W) to (B, out, H/2, W/2), or to the same sides in the last block.
+    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        let mut hidden = hidden.clone();
+        for resnet in &self.resnets {
+            hidden = resnet.forward(&hidden, None)?;
+        }
+        let Some(downsampler) = &self.downsampler else { return Ok(hidden) };
+        let (_, _, height, width) = hidden.dims4()?;
+        // Diffusers puts zeros below and to the right only. Moved by one, the windows of a convolution with zeros all
+        // around are the same but for the first of each row and column.
+        let moved = hidden.pad_with_zeros(2, 1, 0)?.pad_with_zeros(D::Minus1, 1, 0)?;
+        downsampler.forward(&moved)?.narrow(2, 1, height / 2)?.narrow(3, 1, width / 2)
+    }
+}

@@ -1,0 +1,152 @@
+//! Emphasis in prompts: `(word)`, `[word]`, `(word:1.2)`, and a backslash before what is meant as it stands.
+//!
+//! The rules are those of AUTOMATIC1111's web interface, which diffusers' community pipeline `lpw_stable_diffusion` has too.
+
+use crate::EngineError;
+
+/// What round brackets multiply by, and square ones divide by.
+const EMPHASIS: f64 = 1.1;
+/// Beyond it text states are no states any more.
+const LARGEST_WEIGHT: f64 = 10.0;
+
+/// A run of text of one weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    pub text: String,
+    pub weight: f64,
+}
+
+/// Brackets that are never closed reach to the end; closing ones that were never opened are text.
+///
+/// # Errors
+/// [`EngineError::Request`] when a weight is beyond ±10.
+pub fn segments(prompt: &str) -> Result<Vec<Segment>, EngineError> {
+    let mut segments: Vec<Segment> = Vec::new();
+    let (mut round, mut square) = (Vec::new(), Vec::new());
+    let mut rest = prompt;
+    while let Some(first) = rest.chars().next() {
+        let mut taken = first.len_utf8();
+        let closed_by = (first == ':').then(|| weight(&rest[taken..])).flatten();
+        match first {
+            '(' => round.push(segments.len()),
+            '[' => square.push(segments.len()),
+            ')' if !round.is_empty() => emphasize(&mut segments, round.pop(), EMPHASIS),
+            ']' if !square.is_empty() => emphasize(&mut segments, square.pop(), EMPHASIS.recip()),
+            ':' if closed_by.is_some() && !round.is_empty() => {
+                let (weight, length) = closed_by.unwrap_or_default();
+                emphasize(&mut segments, round.pop(), weight);
+                taken += length;
+            }
+            '\\' => {
+                let escaped = rest[taken..].chars().next().filter(|next| matches!(next, '(' | ')' | '[' | ']' | '\\'));
+                push(&mut segments, escaped.map(String::from).unwrap_or_default());
+                taken += escaped.map_or(0, char::len_utf8);
+            }
+            _ => {
+                let end = rest[taken..].find(['\\', '(', ')', '[', ']', ':']).map_or(rest.len(), |end| taken + end);
+                push(&mut segments, rest[..end].to_owned());
+                taken = end;
+            }
+        }
+        rest = &rest[taken..];
+    }
+    for start in round {
+        emphasize(&mut segments, Some(start), EMPHASIS);
+    }
+    for start in square {
+        emphasize(&mut segments, Some(start), EMPHASIS.recip());
+    }
+    checked(joined(segments))
+}
+
+/// What stands between a colon and the bracket it closes, `1.2)`: the number and the length of all of it.
+fn weight(rest: &str) -> Option<(f64, usize)> {
+    let end = rest.find(')')?;
+    let number = &rest[..end];
+    let written = number.strip_prefix(['+', '-']).unwrap_or(number);
+    let digits = written.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number = number.parse().ok().filter(|_| digits)?;
+    Some((number, end + 1))
+}
+
+fn push(segments: &mut Vec<Segment>, text: String) {
+    segments.push(Segment { text, weight: 1.0 });
+}
+
+fn emphasize(segments: &mut [Segment], start: Option<usize>, factor: f64) {
+    for segment in segments.iter_mut().skip(start.unwrap_or_default()) {
+        segment.weight *= factor;
+    }
+}
+
+/// Neighbours of the same weight are one text, so that a word is not cut in two.
+fn joined(segments: Vec<Segment>) -> Vec<Segment> {
+    let mut joined: Vec<Segment> = Vec::new();
+    for segment in segments {
+        match joined.last_mut() {
+            Some(last) if last.weight.to_bits() == segment.weight.to_bits() => last.text.push_str(&segment.text),
+            _ => joined.push(segment),
+        }
+    }
+    joined
+}
+
+fn checked(segments: Vec<Segment>) -> Result<Vec<Segment>, EngineError> {
+    match segments.iter().find(|segment| !(-LARGEST_WEIGHT..=LARGEST_WEIGHT).contains(&segment.weight)) {
+        None => Ok(segments),
+        Some(Segment { text, weight }) => {
+            let problem = format!("the weight of {text:?} must be from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}, got {weight}");
+            Err(EngineError::Request { field: "prompt", problem })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(prompt: &str) -> Vec<(String, f64)> {
+        let segments = segments(prompt).expect("a prompt");
+        segments.into_iter().map(|Segment { text, weight }| (text, (weight * 1e6).round() / 1e6)).collect()
+    }
+
+    fn of(pairs: &[(&str, f64)]) -> Vec<(String, f64)> {
+        pairs.iter().map(|(text, weight)| ((*text).to_owned(), *weight)).collect()
+    }
+
+    /// The examples that the reference states in its documentation, and the corners it leaves out.
+    #[test]
+    fn brackets_mean_what_they_mean_elsewhere() {
+        assert_eq!(read("normal text"), of(&[("normal text", 1.0)]));
+        assert_eq!(read("an (important) word"), of(&[("an ", 1.0), ("important", 1.1), (" word", 1.0)]));
+        assert_eq!(read("(unbalanced"), of(&[("unbalanced", 1.1)]));
+        assert_eq!(read("\\(literal\\]"), of(&[("(literal]", 1.0)]));
+        assert_eq!(read("(unnecessary)(parens)"), of(&[("unnecessaryparens", 1.1)]));
+        let nested = [
+            ("a ", 1.0),
+            ("house", 1.573),
+            (" ", 1.1),
+            ("on", 1.0),
+            (" a ", 1.1),
+            ("hill", 0.55),
+            (", sun, ", 1.1),
+            ("sky", 1.4641),
+            (".", 1.1),
+        ];
+        assert_eq!(read("a (((house:1.3)) [on] a (hill:0.5), sun, (((sky)))."), of(&nested));
+        assert_eq!(read("[[far] away"), of(&[("far", 0.826_446), (" away", 0.909_091)]));
+        assert_eq!(read("a) b] 3:4 (c:d) e:1.5)"), of(&[("a) b] 3:4 ", 1.0), ("c:d", 1.1), (" e:1.5)", 1.0)]));
+        assert_eq!(read("(off:0)(down:-.5)(up:+2)"), of(&[("off", 0.0), ("down", -0.5), ("up", 2.0)]));
+        assert_eq!(read("(a:1.2.3)"), of(&[("a:1.2.3", 1.1)]));
+        assert_eq!(read("back\\\\slash\\n"), of(&[("back\\slashn", 1.0)]));
+        assert_eq!(read(""), of(&[]));
+    }
+
+    #[test]
+    fn a_weight_beyond_all_measure_is_refused() {
+        let error = segments("a (big:10.5) cat").expect_err("10.5");
+        assert_eq!(error.to_string(), "prompt: the weight of \"big\" must be from -10 to 10, got 10.5");
+        assert!(segments(&"(".repeat(30)).is_ok(), "nothing is weighted");
+        assert!(segments(&format!("{}cat", "(".repeat(30))).is_err());
+    }
+}

@@ -1,0 +1,117 @@
+//! A safetensors file, read tensor by tensor: what a model has in it need not be in memory all at once.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensorError};
+
+use super::EngineError;
+use super::json_config::tensor_table;
+
+/// Bytes of the header's length, at the beginning of a file.
+pub(super) const LENGTH_BYTES: usize = 8;
+/// As the library that writes such files allows.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The one file of a packed checkpoint (`atelier models pack`), which has all tensors under the engine's own names.
+pub const PACKED: &str = "atelier.safetensors";
+
+/// Looks at header and length alone.
+///
+/// # Errors
+/// When it is no whole safetensors file.
+pub fn check(path: &Path) -> Result<(), EngineError> {
+    TensorFile::open(path).map(drop)
+}
+
+pub(super) struct TensorFile {
+    path: PathBuf,
+    file: File,
+    table: Metadata,
+    /// Where the values begin.
+    start: u64,
+}
+
+impl TensorFile {
+    /// Reads the table of what is in the file.
+    ///
+    /// # Errors
+    /// When it is no whole safetensors file.
+    pub(super) fn open(path: &Path) -> Result<Self, EngineError> {
+        let wrong = |problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
+        let unreadable = |error: std::io::Error| wrong(error.to_string());
+        let file = File::open(path).map_err(unreadable)?;
+        let bytes = file.metadata().map_err(unreadable)?.len();
+        let mut length = [0; LENGTH_BYTES];
+        let beginning = bytes.min(LENGTH_BYTES as u64) as usize;
+        file.read_exact_at(&mut length[..beginning], 0).map_err(unreadable)?;
+        let broken = |error: &SafeTensorError| wrong(not_safetensors(&length[..beginning], error));
+        if beginning < LENGTH_BYTES {
+            return Err(broken(&SafeTensorError::HeaderTooSmall));
+        }
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > MAX_HEADER_BYTES || LENGTH_BYTES as u64 + header_bytes > bytes {
+            return Err(broken(&SafeTensorError::InvalidHeaderLength));
+        }
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact_at(&mut header, LENGTH_BYTES as u64).map_err(unreadable)?;
+        let table = tensor_table(&header).map_err(|error| broken(&error))?;
+        let start = LENGTH_BYTES as u64 + header_bytes;
+        if start + table.data_len() as u64 != bytes {
+            return Err(broken(&SafeTensorError::MetadataIncompleteBuffer));
+        }
+        Ok(Self { path: path.to_owned(), file, table, start })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names and formats of all tensors, in the order in which they lie in the file.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (String, Dtype)> {
+        let names = self.table.offset_keys().into_iter();
+        names.filter_map(|name| self.info(&name).map(|info| info.dtype).map(|dtype| (name, dtype)))
+    }
+
+    pub(super) fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.table.info(name)
+    }
+
+    /// Fills `bytes` with a tensor's own, from its byte `from` on. May be called from several threads at once.
+    ///
+    /// # Errors
+    /// When they cannot be read, or the file has become shorter.
+    pub(super) fn read_at(&self, info: &TensorInfo, from: usize, bytes: &mut [u8]) -> Result<(), EngineError> {
+        let place = self.start + (info.data_offsets.0 + from) as u64;
+        let wrong = |error: std::io::Error| EngineError::Checkpoint { path: self.path.clone(), problem: error.to_string() };
+        self.file.read_exact_at(bytes, place).map_err(wrong)
+    }
+
+    /// One tensor in the format it is kept in.
+    ///
+    /// # Errors
+    /// When it is not there, cannot be read, or is in a format that candle has not.
+    pub(super) fn load(&self, name: &str, device: &Device) -> Result<Tensor, EngineError> {
+        let wrong = |problem: String| EngineError::Checkpoint { path: self.path.clone(), problem };
+        let info = self.info(name).ok_or_else(|| wrong(format!("{name} is missing")))?;
+        let (from, to) = info.data_offsets;
+        let mut bytes = vec![0; to - from];
+        self.read_at(info, 0, &mut bytes)?;
+        let dtype = DType::try_from(info.dtype)?;
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, &info.shape, device)?)
+    }
+}
+
+/// Why bytes are no safetensors file, and what to do.
+pub(super) fn not_safetensors(bytes: &[u8], error: &SafeTensorError) -> String {
+    const ZIP: &[u8] = b"PK";
+    const PICKLE_PROTOCOL: u8 = 0x80;
+    if bytes.starts_with(ZIP) || bytes.first() == Some(&PICKLE_PROTOCOL) {
+        "is a pickle, which can run code when it is read; save it as .safetensors".into()
+    } else {
+        format!("is not a whole safetensors file ({error}); upload it again")
+    }
+}

@@ -1,0 +1,317 @@
+//! A checkpoint's tensors, resident and never changed, and the view of them through an overlay of changed ones.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+use safetensors::Dtype;
+
+use super::EngineError;
+use super::json_config::shards;
+use super::loader::read_all;
+use super::original_names::{Layout, vae_name};
+use super::stored::Stored;
+use super::tensor_file::{PACKED, TensorFile};
+
+/// Tensors by name; the name begins with the component: `unet.conv_in.weight`.
+pub(super) type Tensors = HashMap<String, Tensor>;
+/// Their shapes, by the same names.
+pub(super) type Shapes = HashMap<String, Vec<usize>>;
+
+/// What the names of a component's weight files begin with.
+const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+const PICKLES: &str =
+    "pickles (.bin, .ckpt, .pt) are not read, for they can run code: save the model with safe_serialization=True";
+/// What the VAE's attention was called before diffusers 0.17.
+const OLD_NAMES: [(&str, &str); 4] =
+    [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+
+/// The base tensors of a checkpoint, all of one format, on the device.
+pub(super) struct Weights {
+    tensors: Arc<Tensors>,
+    dtype: DType,
+    device: Device,
+}
+
+impl Weights {
+    /// Reads the weight files of these components under `directory`, or the one file of a packed checkpoint; `dtype`: what they are
+    /// kept in.
+    pub(super) fn read(
+        directory: &Path,
+        components: &[&str],
+        (dtype, device): (DType, &Device),
+    ) -> std::result::Result<Self, EngineError> {
+        let packed = directory.join(PACKED);
+        let mut files = Vec::new();
+        if packed.is_file() {
+            let known = |name: &str| components.iter().any(|component| name.split('.').next() == Some(component));
+            files.push(Named::open(&packed, |name| known(name).then(|| name.to_owned()))?);
+        } else {
+            for component in components {
+                for file in component_files(&directory.join(component))? {
+                    files.push(Named::open(&file, |name| Some(canonical(&format!("{component}.{name}"))))?);
+                }
+            }
+        }
+        Self::of(&files, (dtype, device))
+    }
+
+    /// Reads the one file that holds all of a checkpoint under the names of Stable Diffusion's first release.
+    pub(super) fn read_single_file(
+        file: &Path,
+        unet: &Layout,
+        vae_levels: usize,
+        (dtype, device): (DType, &Device),
+    ) -> std::result::Result<Self, EngineError> {
+        let renamed = |name: &str| {
+            if let Some(name) = name.strip_prefix("model.diffusion_model.") {
+                let (module, kind) = name.rsplit_once('.')?;
+                return Some(format!("unet.{}.{kind}", unet.new_name(module)?));
+            }
+            if let Some(name) = name.strip_prefix("first_stage_model.") {
+                return Some(canonical(&format!("vae.{}", vae_name(name, vae_levels)?)));
+            }
+            name.strip_prefix("cond_stage_model.transformer.").map(|name| canonical(&format!("text_encoder.{name}")))
+        };
+        let named = Named::open(file, renamed)?;
+        if named.names.is_empty() {
+            let problem = "holds no tensor of a Stable Diffusion 1 checkpoint in one file (model.diffusion_model.…)".into();
+            return Err(EngineError::Checkpoint { path: file.to_owned(), problem });
+        }
+        Self::of(&[named], (dtype, device))
+    }
+
+    fn of(files: &[Named], (dtype, device): (DType, &Device)) -> std::result::Result<Self, EngineError> {
+        let (names, stored): (Vec<&String>, Vec<Stored<'_>>) = files.iter().flat_map(Named::stored).unzip();
+        let tensors = names.into_iter().cloned().zip(read_all(&stored, dtype, device)?).collect();
+        Ok(Self { tensors: Arc::new(tensors), dtype, device: device.clone() })
+    }
+
+    /// What they are kept in, and computed with.
+    pub(super) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub(super) fn tensors(&self) -> &Tensors {
+        &self.tensors
+    }
+
+    pub(super) fn shapes(&self) -> Shapes {
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect()
+    }
+
+    /// Bytes of all of them.
+    pub(super) fn bytes(&self) -> u64 {
+        self.tensors.values().map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum()
+    }
+
+    /// Builds a module from the base tensors, those in `overlay` in their place.
+    ///
+    /// Tensors that are missing or have another shape than the module asks for are an error that lists them all.
+    pub(super) fn build<M>(
+        &self,
+        overlay: &Arc<Tensors>,
+        module: impl FnOnce(&VarBuilder) -> Result<M>,
+    ) -> std::result::Result<M, String> {
+        let problems = Arc::default();
+        let view = View { base: self.tensors.clone(), overlay: overlay.clone(), problems: Arc::clone(&problems) };
+        let builder = VarBuilder::from_backend(Box::new(view), self.dtype, self.device.clone());
+        let module = module(&builder);
+        let problems = std::mem::take(&mut *problems.lock().unwrap_or_else(PoisonError::into_inner));
+        match module {
+            _ if !problems.is_empty() => Err(listed(&problems)),
+            Ok(module) => Ok(module),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Base and overlay as one source of tensors; notes what does not fit, so that all of it can be told at once.
+struct View {
+    base: Arc<Tensors>,
+    overlay: Arc<Tensors>,
+    problems: Arc<Mutex<Vec<String>>>,
+}
+
+impl SimpleBackend for View {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let problem = match self.overlay.get(name).or_else(|| self.base.get(name)) {
+            Some(tensor) if tensor.shape() == &shape => return Ok(tensor.clone()),
+            // Old VAEs keep the linear layers of their attention as 1x1 convolutions.
+            Some(tensor) if tensor.dims().strip_suffix(&[1, 1]) == Some(shape.dims()) => return tensor.reshape(shape),
+            Some(tensor) => format!("{name} has the shape {:?}, config.json says {:?}", tensor.dims(), shape.dims()),
+            None => format!("{name} {:?} is missing", shape.dims()),
+        };
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
+        Tensor::zeros(shape, dtype, device)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        let tensor = self.overlay.get(name).or_else(|| self.base.get(name));
+        tensor.cloned().ok_or_else(|| candle_core::Error::msg(format!("{name} is missing")))
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.base.contains_key(name)
+    }
+}
+
+/// The plain weight file of a component, or its shards; or, where there is no plain one, the only variant (`….fp16.safetensors`).
+pub(super) fn component_files(directory: &Path) -> std::result::Result<Vec<PathBuf>, EngineError> {
+    let wrong = |problem: String| EngineError::Checkpoint { path: directory.to_owned(), problem };
+    let entries = std::fs::read_dir(directory).map_err(|error| wrong(error.to_string()))?;
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    // (variant, file), the plain one first: its variant is empty.
+    let found: Vec<(&str, &str)> = names.iter().filter_map(|name| Some((variant(name)?, name.as_str()))).collect();
+    let variants: BTreeSet<&str> = found.iter().map(|(variant, _)| *variant).collect();
+    let variants: Vec<&str> = variants.into_iter().collect();
+    let chosen = match variants.as_slice() {
+        [] => return Err(wrong(format!("has none of {}.safetensors; {PICKLES}", STEMS.join(".safetensors, ")))),
+        ["", ..] => "",
+        [only] => only,
+        several => {
+            return Err(wrong(format!("has the variants {} and no plain file; keep one of them", several.join(", "))));
+        }
+    };
+    let Some((_, name)) = found.iter().find(|(variant, _)| *variant == chosen) else { return Ok(Vec::new()) };
+    let path = directory.join(name);
+    if path.extension().is_some_and(|extension| extension == "safetensors") {
+        return Ok(vec![path]);
+    }
+    let shards = shards(&path)?;
+    if let Some(escapes) = shards.iter().find(|shard| shard.contains(['/', '\\'])) {
+        return Err(EngineError::Checkpoint { path, problem: format!("names a file outside of its directory: {escapes}") });
+    }
+    Ok(shards.iter().map(|shard| directory.join(shard)).collect())
+}
+
+/// Builds a module whose tensors are read one by one out of `files` and kept in the format `dtype`: what the module does not ask for is
+/// never read. `named`: what the module calls a tensor of the files, if it knows it. Returns the module and its tensors' bytes.
+///
+/// # Errors
+/// Lists the tensors that are missing or have another shape.
+pub(super) fn build_from<M>(
+    files: &[PathBuf],
+    (dtype, device): (DType, &Device),
+    named: impl Fn(&str) -> Option<String>,
+    module: impl FnOnce(&VarBuilder) -> Result<M>,
+) -> std::result::Result<(M, u64), EngineError> {
+    let files = files.iter().map(|path| TensorFile::open(path)).collect::<std::result::Result<Vec<_>, _>>()?;
+    let mut index = HashMap::new();
+    for (place, file) in files.iter().enumerate() {
+        for (name, _) in file.tensors().filter(|(_, dtype)| is_float(*dtype)) {
+            if let Some(known) = named(&name) {
+                index.insert(known, (place, name));
+            }
+        }
+    }
+    let (problems, bytes) = (Arc::default(), Arc::new(AtomicU64::new(0)));
+    let source = OnDemand { files, index, problems: Arc::clone(&problems), bytes: Arc::clone(&bytes) };
+    let directory = source.files.first().map(|file| file.path().with_file_name("")).unwrap_or_default();
+    let module = module(&VarBuilder::from_backend(Box::new(source), dtype, device.clone()));
+    let problems = std::mem::take(&mut *problems.lock().unwrap_or_else(PoisonError::into_inner));
+    match module {
+        _ if !problems.is_empty() => Err(EngineError::Checkpoint { path: directory, problem: listed(&problems) }),
+        module => Ok((module?, bytes.load(Ordering::Relaxed))),
+    }
+}
+
+/// Files as a source of tensors; notes what does not fit, so that all of it can be told at once.
+struct OnDemand {
+    files: Vec<TensorFile>,
+    /// Place of the file and name in it, by the module's name.
+    index: HashMap<String, (usize, String)>,
+    problems: Arc<Mutex<Vec<String>>>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl SimpleBackend for OnDemand {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let found = self.index.get(name).map(|(file, name)| (&self.files[*file], name));
+        let problem = match found.and_then(|(file, name)| Some((file, name, file.info(name)?.shape.clone()))) {
+            Some((file, name, found)) if found == shape.dims() => {
+                self.bytes.fetch_add((shape.elem_count() * dtype.size_in_bytes()) as u64, Ordering::Relaxed);
+                return file.load(name, device).map_err(candle_core::Error::wrap)?.to_dtype(dtype);
+            }
+            Some((_, _, found)) => format!("{name} has the shape {found:?}, config.json says {:?}", shape.dims()),
+            None => format!("{name} {:?} is missing", shape.dims()),
+        };
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
+        Tensor::zeros(shape, dtype, device)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        Err(candle_core::Error::msg(format!("{name} was asked for without a shape")))
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+}
+
+/// The variant of a weight file or of an index of shards, empty for a plain one: `model.fp16.safetensors`,
+/// `model.safetensors.index.fp16.json`.
+fn variant(name: &str) -> Option<&str> {
+    let rest = STEMS.iter().find_map(|stem| name.strip_prefix(stem))?;
+    if let Some(index) = rest.strip_prefix(".safetensors.index") {
+        let variant = index.strip_suffix(".json")?;
+        return Some(variant.trim_start_matches('.'));
+    }
+    let variant = rest.strip_suffix(".safetensors")?;
+    // `-00001-of-00002`, or `.fp16-00001-of-00002`: a shard, which its index names.
+    (!variant.contains('-')).then(|| variant.trim_start_matches('.'))
+}
+
+/// A file and what the engine calls its tensors.
+struct Named {
+    file: TensorFile,
+    /// Our name and the file's, in the order in which they lie there.
+    names: Vec<(String, String)>,
+}
+
+impl Named {
+    /// Those that `named` gives no name are left out.
+    fn open(path: &Path, named: impl Fn(&str) -> Option<String>) -> std::result::Result<Self, EngineError> {
+        let file = TensorFile::open(path)?;
+        // Integers are tables that older transformers saved by mistake (`position_ids`).
+        let floats = file.tensors().filter(|(_, dtype)| is_float(*dtype));
+        let names = floats.filter_map(|(name, _)| Some((named(&name)?, name))).collect();
+        Ok(Self { file, names })
+    }
+
+    fn stored(&self) -> impl Iterator<Item = (&String, Stored<'_>)> {
+        let stored = |name: &String| Some(Stored { file: &self.file, info: self.file.info(name)? });
+        self.names.iter().filter_map(move |(ours, name)| Some((ours, stored(name)?)))
+    }
+}
+
+/// One name for what different versions of diffusers and transformers call differently.
+fn canonical(name: &str) -> String {
+    if name.starts_with("vae.") {
+        return OLD_NAMES.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new));
+    }
+    match name.strip_prefix("text_encoder.") {
+        // Transformers 5 leaves the prefix out.
+        Some(bare) if !bare.starts_with("text_model.") => format!("text_encoder.text_model.{bare}"),
+        _ => name.to_owned(),
+    }
+}
+
+pub(super) fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// The first few of many problems, on one line.
+pub(super) fn listed(problems: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = problems.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match problems.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}

@@ -1,0 +1,98 @@
+//! Every checkpoint that must be refused, and what its error must say.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use atelier_engine::EngineError;
+use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::settings::Settings;
+use candle_core::{DType, Device};
+
+use super::{copy_directory, fixtures};
+
+const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+
+/// A copy of the fixture that may be broken.
+pub(super) fn copied() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    copy_directory(&fixtures().join("sd15"), directory.path());
+    directory
+}
+
+pub(super) fn edit(file: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(file).expect("reads");
+    assert!(text.contains(from), "{from} is not in {}", file.display());
+    fs::write(file, text.replace(from, to)).expect("writes");
+}
+
+/// Breaks a copy, loads it, and returns the error's file and message.
+fn refused(breaking: impl FnOnce(&Path)) -> (PathBuf, String) {
+    let directory = copied();
+    breaking(directory.path());
+    match StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).err() {
+        Some(EngineError::Checkpoint { path, problem }) => {
+            (path.strip_prefix(directory.path()).unwrap_or(&path).to_owned(), problem)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn assert_refused(breaking: impl FnOnce(&Path), file: &str, words: &[&str]) {
+    let (path, problem) = refused(breaking);
+    assert_eq!(path, Path::new(file), "{problem}");
+    for word in words {
+        assert!(problem.contains(word), "{word:?} is not in {problem:?}");
+    }
+}
+
+#[test]
+fn checkpoint_without_its_index() {
+    let remove = |directory: &Path| fs::remove_file(directory.join("model_index.json")).expect("removes");
+    assert_refused(remove, "model_index.json", &["No such file"]);
+}
+
+#[test]
+fn checkpoint_of_another_pipeline() {
+    let other = |directory: &Path| {
+        edit(&directory.join("model_index.json"), "StableDiffusionPipeline", "StableDiffusionXLPipeline");
+    };
+    assert_refused(other, "model_index.json", &["_class_name", "XL", "supported: \"StableDiffusionPipeline\""]);
+}
+
+#[test]
+fn checkpoint_with_a_setting_that_is_not_supported() {
+    let gelu = |directory: &Path| edit(&directory.join("unet/config.json"), "\"silu\"", "\"gelu\"");
+    assert_refused(gelu, "unet/config.json", &["act_fn is \"gelu\"", "supported: \"silu\""]);
+    let block = |directory: &Path| edit(&directory.join("unet/config.json"), "\"DownBlock2D\"", "\"AttnDownBlock2D\"");
+    assert_refused(block, "unet/config.json", &["AttnDownBlock2D", "CrossAttnDownBlock2D"]);
+    let json = |directory: &Path| edit(&directory.join("scheduler/scheduler_config.json"), "{", "{,");
+    assert_refused(json, "scheduler/scheduler_config.json", &["line 1"]);
+}
+
+#[test]
+fn checkpoint_of_pickles() {
+    let pickles = |directory: &Path| {
+        fs::rename(directory.join(UNET), directory.join("unet/diffusion_pytorch_model.bin")).expect("renames");
+    };
+    assert_refused(pickles, "unet", &["diffusion_pytorch_model.safetensors", "safe_serialization"]);
+}
+
+#[test]
+fn checkpoint_with_half_a_file() {
+    let cut = |directory: &Path| {
+        let bytes = fs::read(directory.join(UNET)).expect("reads");
+        fs::write(directory.join(UNET), &bytes[..bytes.len() / 2]).expect("writes");
+    };
+    assert_refused(cut, UNET, &["not a whole safetensors file"]);
+}
+
+#[test]
+fn checkpoint_whose_tensors_do_not_fit_its_sizes() {
+    let wide =
+        |directory: &Path| edit(&directory.join("unet/config.json"), "\"layers_per_block\": 1", "\"layers_per_block\": 2");
+    assert_refused(wide, "", &["unet.down_blocks.0.resnets.1.norm1.weight [16] is missing", "more"]);
+    let narrow = |directory: &Path| {
+        edit(&directory.join("text_encoder/config.json"), "\"intermediate_size\": 48", "\"intermediate_size\": 40");
+    };
+    assert_refused(narrow, "", &["mlp.fc1.weight has the shape [48, 24], config.json says [40, 24]"]);
+}

@@ -1,0 +1,50 @@
+//! Generation within a budget: in pieces where it is small, and not at all where that is not enough.
+
+use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::settings::{Defaults, Settings};
+use atelier_engine::{Engine, EngineError, Image, Watch};
+use candle_core::{DType, Device};
+
+use super::{engine, fixtures, request};
+
+/// Bytes next to the model in which the request of these tests fits one row at a time, and no better.
+const ONE_BY_ONE: u64 = 600_000;
+
+/// The fixture within so many bytes next to its own tensors.
+fn within(beside: Option<u64>, defaults: Option<Defaults>) -> StableDiffusion {
+    let memory_budget = beside.map(|beside| engine().resident_bytes() + beside);
+    let settings = Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu);
+    StableDiffusion::load(&Settings { memory_budget, defaults, ..settings }).expect("the fixture loads")
+}
+
+fn generate(budget: Option<u64>) -> Result<Vec<Image>, EngineError> {
+    within(budget, None).generate(&request(vec![]), &Watch::new(|_| ()))
+}
+
+#[test]
+fn a_image_within_a_budget_is_the_same_image() {
+    let (whole, pieces) = (generate(None).expect("generates"), generate(Some(ONE_BY_ONE)).expect("generates"));
+    let pairs = whole[0].rgb.iter().zip(&pieces[0].rgb);
+    // Matrix products of other sizes are summed in another order.
+    assert!(pairs.map(|(one, other)| one.abs_diff(*other)).max().expect("pixels") <= 1);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_what_would() {
+    let error = generate(Some(ONE_BY_ONE / 10)).expect_err("too small");
+    assert!(matches!(error, EngineError::OutOfMemory { .. }), "{error}");
+    let told = error.to_string();
+    assert!(told.contains("64x64 needs about 1 MiB next to the model") && told.contains("no size would fit"), "{told}");
+}
+
+/// What would fail the first job fails the start: the warm-up asks for what most jobs do, not for what is easy.
+#[test]
+fn a_warm_up_generates_the_defaults_size_with_guidance() {
+    let defaults = |side_px: u32, guidance_scale: f64| {
+        let defaults = Defaults { width_px: side_px, height_px: side_px, guidance_scale };
+        within(Some(ONE_BY_ONE), Some(defaults)).warm_up()
+    };
+    defaults(64, 7.5).expect("fits, one row at a time");
+    let error = defaults(512, 7.5).expect_err("too large");
+    assert!(error.to_string().contains("512x512 needs about"), "{error}");
+}

@@ -1,0 +1,69 @@
+//! How the engine takes what it cannot generate, and how a generation is followed and stopped.
+
+mod batches;
+mod checkpoints;
+mod edits;
+mod embeddings;
+mod layouts;
+mod loras;
+mod memory;
+mod packed;
+mod watching;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use atelier_engine::schedule::scheduler::Scheduler;
+use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::settings::Settings;
+use atelier_engine::{Engine, EngineError, GenerateRequest, Image, LoraFile, Watch};
+use candle_core::{DType, Device};
+
+const STEPS: u32 = 3;
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/sd")
+}
+
+fn engine() -> StableDiffusion {
+    StableDiffusion::load(&Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu)).expect("the fixture loads")
+}
+
+fn request(loras: Vec<LoraFile>) -> GenerateRequest {
+    GenerateRequest {
+        prompt: "a red lighthouse".into(),
+        negative_prompt: String::new(),
+        loras,
+        embeddings: vec![],
+        start: None,
+        skipped_steps: 0,
+        steps: STEPS,
+        guidance_scale: 7.5,
+        scheduler: Scheduler::DpmSolverPlusPlus,
+        width_px: 64,
+        height_px: 64,
+        seeds: vec![7],
+    }
+}
+
+fn lora(path: PathBuf) -> LoraFile {
+    LoraFile { path, scale: 1.0 }
+}
+
+fn generate(engine: &mut StableDiffusion, loras: Vec<LoraFile>) -> Result<Vec<Image>, EngineError> {
+    engine.generate(&request(loras), &Watch::new(|_| ()))
+}
+
+/// With all that is in it.
+pub(crate) fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_directory(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copies");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Progress, cancelling, and sizes that cannot be generated.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use atelier_engine::{Engine, EngineError, Progress, Watch};
+
+use super::{STEPS, engine, generate, request};
+
+#[test]
+fn progress_counts_every_step() {
+    let seen: Arc<Mutex<Vec<Progress>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let watch = Watch::new(move |progress| log.lock().expect("a lock").push(progress));
+    engine().generate(&request(vec![]), &watch).expect("generates");
+    let expected: Vec<Progress> = (1..=STEPS).map(|step| Progress { step, steps: STEPS }).collect();
+    assert_eq!(*seen.lock().expect("a lock"), expected);
+}
+
+#[test]
+fn cancelling_stops_before_the_next_step_and_the_next_job_is_generated() {
+    let mut engine = engine();
+    let expected = generate(&mut engine, vec![]).expect("generates");
+    let own: Arc<OnceLock<Watch>> = Arc::default();
+    let seen: Arc<Mutex<u32>> = Arc::default();
+    let (handle, steps) = (Arc::clone(&own), Arc::clone(&seen));
+    let watch = Watch::new(move |progress| {
+        *steps.lock().expect("a lock") = progress.step;
+        if progress.step == 2 {
+            handle.get().expect("set below").cancel();
+        }
+    });
+    own.set(watch.clone()).ok().expect("set once");
+    assert!(matches!(engine.generate(&request(vec![]), &watch), Err(EngineError::Cancelled)));
+    assert_eq!(*seen.lock().expect("a lock"), 2);
+    assert_eq!(generate(&mut engine, vec![]).expect("generates"), expected);
+}
+
+#[test]
+fn side_that_the_vae_cannot_decode_is_refused() {
+    let problem = engine().latent_shape(104, 68).expect_err("68 is no multiple of 8").to_string();
+    assert_eq!(problem, "height: must be a multiple of 8, got 68");
+}
+
+#[test]
+fn a_seed_generates_the_same_image_whatever_its_neighbours() {
+    let mut engine = engine();
+    let alone = generate(&mut engine, vec![]).expect("generates");
+    let mut many = request(vec![]);
+    many.seeds = vec![5, 6, 7];
+    let images = engine.generate(&many, &Watch::new(|_| ())).expect("generates");
+    let same = images.iter().find(|image| image.seed == 7).expect("seeds 5, 6 and 7");
+    let largest = alone[0].rgb.iter().zip(&same.rgb).map(|(alone, beside)| alone.abs_diff(*beside)).max();
+    assert!(largest <= Some(1), "{largest:?}");
+}

@@ -1,0 +1,240 @@
+//! Qwen-Image-Edit from hidden states to images against what diffusers computed (`tests/oracle/qwen.py`).
+
+use std::fs;
+use std::path::PathBuf;
+
+use atelier_engine::qwen::checkpoint::EditCheckpoint;
+use atelier_engine::qwen::guidance::guided;
+use atelier_engine::qwen::packing::Grid;
+use atelier_engine::qwen::pipeline::Edit;
+use atelier_engine::qwen::precision::Precision;
+use atelier_engine::qwen::references::Reference as Encoded;
+use atelier_engine::qwen::schedule::FlowSchedule;
+use atelier_engine::qwen::sizes::Areas;
+use atelier_engine::qwen::{QwenImageEdit, Variant};
+use atelier_engine::{LoraFile, Watch};
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+
+use super::stages::largest_step;
+use super::{PIXEL, Reference, RelativeError, SCHEDULE, STAGE, Stage};
+use crate::engine::copy_directory;
+
+/// As in the oracle's script.
+const AREAS: Areas = Areas { reference_px: 128 * 128, condition_px: 384 * 384 };
+const SIZE: (u32, u32) = (80, 112);
+const OUTPUT: Grid = Grid { height: 7, width: 5 };
+/// Of the one look at given tokens.
+const GRIDS: [Grid; 3] = [OUTPUT, Grid { height: 6, width: 6 }, Grid { height: 3, width: 8 }];
+const TIME: f32 = 761.3;
+/// On the CPU, with 8-bit weights as a GPU keeps them.
+const FP8: Precision = Precision { compute: DType::F32, keep_fp8: true };
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/qwen")
+}
+
+fn expected() -> Reference {
+    Reference::open(&directory().join("expected.safetensors"))
+}
+
+fn load(variant: &Variant, precision: Precision) -> QwenImageEdit {
+    let engine = QwenImageEdit::load(&directory().join("edit"), variant, precision, Device::Cpu).expect("the fixture loads");
+    engine.with_areas(AREAS)
+}
+
+fn engine(distilled: bool) -> QwenImageEdit {
+    load(&Variant { distilled, ..Variant::default() }, Precision::of(&Device::Cpu))
+}
+
+fn lora(name: &str, scale: f64) -> LoraFile {
+    LoraFile { path: directory().join(format!("loras/{name}.safetensors")), scale }
+}
+
+/// The image that the oracle's Lanczos filter made of an input.
+fn image(expected: &Reference, name: &str) -> RgbImage {
+    let values = expected.get(&format!("resized/{name}"));
+    let (height, width, _) = values.dims3().expect("an image");
+    let bytes = values.flatten_all().and_then(|flat| flat.to_vec1::<u8>()).expect("bytes");
+    RgbImage::from_raw(width as u32, height as u32, bytes).expect("as many bytes")
+}
+
+#[test]
+fn parity_of_flow_schedules() {
+    let config = EditCheckpoint::read(&directory().join("edit")).expect("reads").schedule;
+    let reference = Reference::open(&directory().join("schedules.safetensors"));
+    let mut stage = Stage::new("qwen, sigmas");
+    for (name, config) in [("base", config.clone()), ("lightning", config.lightning())] {
+        for steps in [1, 4, 8, 40] {
+            for tokens in [35, 3072, 3600, 4096, 4144] {
+                let sigmas = FlowSchedule::new(&config, steps, tokens).sigmas;
+                let ours = Tensor::new(sigmas, &Device::Cpu).expect("sigmas");
+                if name == "base" && steps == 1 {
+                    // Diffusers divides by zero here.
+                    assert_eq!(ours.to_vec1::<f32>().expect("values"), [1.0, 0.0]);
+                    continue;
+                }
+                let key = format!("{name}/{steps}/{tokens}");
+                stage.compare(&key, &ours, reference.get(&key));
+            }
+        }
+    }
+    stage.finish(SCHEDULE);
+}
+
+struct Generation {
+    name: &'static str,
+    images: &'static [&'static str],
+    guidance_scale: f64,
+    seed: u64,
+}
+
+const GENERATIONS: [Generation; 2] = [
+    Generation { name: "base", images: &["person", "garment"], guidance_scale: 4.0, seed: 42 },
+    Generation { name: "lightning", images: &["person", "garment", "shoes"], guidance_scale: 1.0, seed: 7 },
+];
+
+#[test]
+fn parity_of_edit_stages() {
+    let expected = expected();
+    for generation in &GENERATIONS {
+        let mut engine = engine(generation.name == "lightning");
+        let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
+        let references: Vec<Encoded> = generation.images.iter().map(|name| reference(&mut engine, &expected, name)).collect();
+        let tokens = references.iter().map(|reference| reference.tokens.clone()).collect::<Vec<_>>();
+        let mut stage = Stage::new(format!("qwen {}, packed references", generation.name));
+        stage.compare("references", &Tensor::cat(&tokens, 1).expect("tokens"), get("references"));
+        stage.finish(STAGE);
+        let noise = engine.noise(&[generation.seed], OUTPUT).expect("noise");
+        let mut stage = Stage::new(format!("qwen {}, noise", generation.name));
+        stage.compare("noise", &noise[0], get("noise"));
+        stage.finish(STAGE);
+        looks(&mut engine, &expected, generation, &references);
+        whole_generation(&mut engine, &expected, generation, &references);
+    }
+}
+
+fn reference(engine: &mut QwenImageEdit, expected: &Reference, name: &str) -> Encoded {
+    let input = expected.get(&format!("input/{name}")).dims3().expect("an image");
+    let image = image(expected, name);
+    assert_eq!(engine.reference_size(input.1 as u32, input.0 as u32), image.dimensions(), "{name}");
+    engine.encode_reference(&image).expect("a reference")
+}
+
+/// Block 0, velocities and guidance, each from the oracle's own latents.
+fn looks(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generation, references: &[Encoded]) {
+    let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
+    let schedule = engine.schedule(4, OUTPUT);
+    let moments = engine.moments(&schedule.timesteps()).expect("moments");
+    let grids: Vec<Grid> = std::iter::once(OUTPUT).chain(references.iter().map(|reference| reference.grid)).collect();
+    let mut block = Stage::new(format!("qwen {}, block 0", generation.name));
+    let mut velocities = Stage::new(format!("qwen {}, velocity of each step", generation.name));
+    let mut guidance = Stage::new(format!("qwen {}, guided velocity", generation.name));
+    let mut latents = get("noise").clone();
+    let texts: &[&str] = if generation.guidance_scale > 1.0 { &["positive", "negative"] } else { &["positive"] };
+    for (step, conditioning) in moments.iter().enumerate() {
+        let tokens = Tensor::cat(&[&latents, get("references")], 1).expect("tokens");
+        for (index, text) in texts.iter().enumerate() {
+            let text = expected.get(&format!("text/{text}"));
+            let look = engine.look(&tokens, text, &grids, conditioning).expect("a look");
+            if step + index == 0 {
+                block.compare("text", &look.first_block.0, get("block0/text"));
+                block.compare("image", &look.first_block.1, get("block0/image"));
+            }
+            let key = format!("velocity/{}", step * texts.len() + index);
+            let whole = get(&key).narrow(1, 0, OUTPUT.tokens()).expect("the output's");
+            velocities.compare(&key, &look.velocity, &whole);
+        }
+        let of = |index: usize| get(&format!("velocity/{}", step * texts.len() + index)).narrow(1, 0, OUTPUT.tokens());
+        let key = format!("guided/{step}");
+        if texts.len() == 2 {
+            let ours = guided(&of(0).expect("positive"), &of(1).expect("negative"), generation.guidance_scale);
+            guidance.compare(&key, &ours.expect("guided"), get(&key));
+        }
+        let length = f64::from(schedule.sigmas[step + 1]) - f64::from(schedule.sigmas[step]);
+        latents = (get(&key) * length).and_then(|change| latents + change).expect("latents");
+    }
+    block.finish(STAGE);
+    velocities.finish(STAGE);
+    if texts.len() == 2 {
+        guidance.finish(STAGE);
+    }
+}
+
+/// All of it in one go.
+fn whole_generation(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generation, references: &[Encoded]) {
+    let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
+    let edit = Edit {
+        positive: expected.get("text/positive").clone(),
+        negative: Some(expected.get("text/negative").clone()),
+        guidance_scale: generation.guidance_scale,
+        steps: 4,
+        seeds: vec![generation.seed],
+        width_px: SIZE.0,
+        height_px: SIZE.1,
+    };
+    let watch = Watch::new(|_| ());
+    let latents = engine.denoise(&edit, references, &watch).expect("latents");
+    let mut stage = Stage::new(format!("qwen {}, last latents", generation.name));
+    stage.compare("latents", &latents[0], get("latents"));
+    stage.finish(STAGE);
+    let images: Vec<RgbImage> = generation.images.iter().map(|name| image(expected, name)).collect();
+    let generated = engine.generate(&edit, &images, &watch).expect("an image");
+    let theirs = get("image").flatten_all().and_then(|flat| flat.to_vec1::<u8>()).expect("bytes");
+    let mut stage = Stage::new(format!("qwen {}, 8 bit", generation.name));
+    stage.note("image", f64::from(largest_step(&generated[0].rgb, &theirs)));
+    stage.finish(RelativeError(f64::from(PIXEL)));
+}
+
+/// The oracle's one look at given tokens, with these weights.
+fn look(engine: &mut QwenImageEdit, expected: &Reference) -> Tensor {
+    let moments = engine.moments(&[TIME]).expect("a moment");
+    let look = engine.look(expected.get("forward/tokens"), expected.get("text/positive"), &GRIDS, &moments[0]);
+    look.expect("a look").velocity
+}
+
+#[test]
+fn parity_of_zero_cond_t() {
+    let expected = expected();
+    let mut stage = Stage::new("qwen, references at timestep 0 or not");
+    stage.compare("zero_cond_t", &look(&mut engine(false), &expected), expected.get("forward/zero_cond_t"));
+    let earlier = tempfile::tempdir().expect("a directory");
+    copy_directory(&directory().join("edit"), earlier.path());
+    let config = earlier.path().join("transformer/config.json");
+    let text = fs::read_to_string(&config).expect("a config").replace("\"zero_cond_t\": true", "\"zero_cond_t\": false");
+    fs::write(&config, text).expect("writes");
+    let precision = Precision::of(&Device::Cpu);
+    let mut earlier = QwenImageEdit::load(earlier.path(), &Variant::default(), precision, Device::Cpu).expect("loads");
+    stage.compare("one moment", &look(&mut earlier, &expected), expected.get("forward/one_moment"));
+    stage.finish(STAGE);
+}
+
+#[test]
+fn parity_of_edit_loras() {
+    let expected = expected();
+    let mut stage = Stage::new("qwen, LoRA formats");
+    for name in ["lightning", "diffusers", "others"] {
+        let variant = Variant { loras: vec![lora(name, 0.8)], ..Variant::default() };
+        let ours = look(&mut load(&variant, Precision::of(&Device::Cpu)), &expected);
+        stage.compare(name, &ours, expected.get(&format!("lora/{name}")));
+    }
+    stage.finish(STAGE);
+}
+
+#[test]
+fn parity_of_fp8_weights() {
+    let expected = expected();
+    let mut stage = Stage::new("qwen, 8-bit weights in all spellings");
+    for (name, precision) in [("whole", Precision::of(&Device::Cpu)), ("kept", FP8)] {
+        for spelling in ["channel", "channel_flat", "tensor", "bare"] {
+            let file = Some(directory().join(format!("fp8/{spelling}.safetensors")));
+            let ours = look(&mut load(&Variant { file, ..Variant::default() }, precision), &expected);
+            stage.compare(&format!("{spelling}, {name}"), &ours, expected.get(&format!("fp8/{spelling}")));
+        }
+        let file = Some(directory().join("fp8/channel.safetensors"));
+        let variant = Variant { file, loras: vec![lora("lightning", 1.0)], distilled: true };
+        let ours = look(&mut load(&variant, precision), &expected);
+        stage.compare(&format!("with a LoRA, {name}"), &ours, expected.get("fp8/channel_lightning"));
+    }
+    stage.finish(STAGE);
+}

@@ -1,0 +1,122 @@
+//! The bundled model really generates: what a prompt asks for is in the image, and each LoRA moves it into its style.
+
+#![expect(clippy::print_stdout, reason = "the figures are what a reader of `--nocapture` came for")]
+
+mod measure;
+mod tryon;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use atelier_engine::schedule::scheduler::Scheduler;
+use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::settings::Settings;
+use atelier_engine::{Engine as _, GenerateRequest, Image, LoraFile, Watch, device};
+use candle_core::DType;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use self::measure::Spec;
+
+/// How many of `prompts.json` are generated; the model card states the accuracy over all of them.
+const PROMPTS: usize = 24;
+/// The least share of images that must show the colour, and the object, that were asked for. The model reaches 0.875 and
+/// 0.79 (its card says why not 0.9); an engine that generates anything else falls far below.
+const LEAST_ACCURACY: f64 = 0.75;
+/// How far a LoRA must at least move the number of its style, from the plain images' mean to the style's bound.
+const LEAST_WAY: f64 = 0.5;
+/// LoRA, the words that its captions start with, and the number that tells its style.
+const STYLES: [(&str, &str, &str); 3] = [
+    ("ink", "ink drawing of ", "mean_chroma"),
+    ("neon", "neon light, ", "mean_luma"),
+    ("sunset", "sunset silhouette of ", "mean_luma"),
+];
+
+#[derive(Deserialize)]
+struct Prompts {
+    prompts: Vec<Asked>,
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    prompt: String,
+    seed: u64,
+    object: String,
+    colour: String,
+}
+
+fn model(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-sd").join(file)
+}
+
+fn read<T: DeserializeOwned>(file: &str) -> T {
+    serde_json::from_slice(&fs::read(model(file)).unwrap()).unwrap()
+}
+
+fn generate(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<&str>) -> Image {
+    let lora = lora.map(|name| LoraFile { path: model(&format!("lora/{name}.safetensors")), scale: 1.0 });
+    let request = GenerateRequest {
+        prompt: prompt.into(),
+        negative_prompt: String::new(),
+        loras: lora.into_iter().collect(),
+        embeddings: vec![],
+        start: None,
+        skipped_steps: 0,
+        steps: 20,
+        guidance_scale: 4.0,
+        scheduler: Scheduler::DpmSolverPlusPlus,
+        width_px: 128,
+        height_px: 128,
+        seeds: vec![seed],
+    };
+    engine.generate(&request, &Watch::new(|_| ())).unwrap().remove(0)
+}
+
+fn engine() -> StableDiffusion {
+    StableDiffusion::load(&Settings::new(model(""), DType::F32, device::open().unwrap())).unwrap()
+}
+
+#[test]
+fn images_show_what_their_prompts_ask_for() {
+    let (spec, prompts): (Spec, Prompts) = (read("measure.json"), read("prompts.json"));
+    let mut engine = engine();
+    let (mut colours, mut objects) = (0.0, 0.0);
+    for asked in &prompts.prompts[..PROMPTS] {
+        let seen = spec.read(&generate(&mut engine, &asked.prompt, asked.seed, None));
+        colours += f64::from(u8::from(seen.colour.as_ref() == Some(&asked.colour)));
+        objects += f64::from(u8::from(seen.object.as_ref() == Some(&asked.object)));
+        if seen.colour.as_ref() != Some(&asked.colour) || seen.object.as_ref() != Some(&asked.object) {
+            println!("{:?} seed {}: {seen:?}", asked.prompt, asked.seed);
+        }
+    }
+    let (colours, objects) = (colours / PROMPTS as f64, objects / PROMPTS as f64);
+    println!("of {PROMPTS} images {colours:.3} show the colour and {objects:.3} the object that was asked for");
+    assert!(colours >= LEAST_ACCURACY && objects >= LEAST_ACCURACY, "colour {colours:.3}, object {objects:.3}");
+}
+
+/// The mean of a style's values over some images.
+fn mean_of(spec: &Spec, images: &[Image], number: &str) -> f64 {
+    images.iter().map(|image| spec.values(image)[number]).sum::<f64>() / images.len() as f64
+}
+
+#[test]
+fn each_lora_moves_the_image_into_its_style_and_leaves_none_behind() {
+    let (spec, prompts): (Spec, Prompts) = (read("measure.json"), read("prompts.json"));
+    let asked = &prompts.prompts[..3];
+    let mut engine = engine();
+    let plain = |engine: &mut StableDiffusion| -> Vec<Image> {
+        asked.iter().map(|asked| generate(engine, &asked.prompt, asked.seed, None)).collect()
+    };
+    let before = plain(&mut engine);
+    for (style, trigger, number) in STYLES {
+        let styled: Vec<Image> = asked
+            .iter()
+            .map(|asked| generate(&mut engine, &format!("{trigger}{}", asked.prompt), asked.seed, Some(style)))
+            .collect();
+        let (from, to, aim) = (mean_of(&spec, &before, number), mean_of(&spec, &styled, number), spec.most(style, number));
+        let way = (from - to) / (from - aim);
+        println!("{style}: {number} from {from:.0} to {to:.0}, {:.0} % of the way to {aim:.0}", way * 100.0);
+        assert!(way >= LEAST_WAY, "{style} moved {number} from {from:.1} to {to:.1}, which should go to {aim}");
+    }
+    assert_eq!(plain(&mut engine), before, "a LoRA left something behind");
+}

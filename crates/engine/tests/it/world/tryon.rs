@@ -1,0 +1,115 @@
+//! The bundled try-on model really dresses people: the garment's colour and pattern arrive, and everything else stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use atelier_engine::qwen::engine::TryOnEngine;
+use atelier_engine::qwen::precision::Precision;
+use atelier_engine::{EditRequest, Engine as _, Order, Request, Watch};
+use candle_core::Device;
+use image::RgbImage;
+use image::imageops::crop_imm;
+use serde::Deserialize;
+
+use super::measure::Spec;
+use super::read;
+use crate::parity::tiny_edit::{INSTRUCTION, directory as model_directory, settings};
+
+const WIDTH_PX: u32 = 96;
+const PATTERNS: [&str; 4] = ["plain", "striped", "dotted", "checked"];
+/// Rows and columns about the heads.
+const HEADS: (std::ops::Range<usize>, std::ops::Range<usize>) = (4..52, 28..68);
+/// The least share of people whose garment has the colour, and the pattern, that was asked for.
+const LEAST_COLOURS: f64 = 0.9;
+const LEAST_PATTERNS: f64 = 0.9;
+/// The most that a channel may be off in the mean, of 255, outside of the garment and about the heads; the autoencoder alone has 4.
+const MOST_OUTSIDE: f64 = 8.0;
+
+#[derive(Deserialize)]
+struct Worn {
+    colour: String,
+    pattern: String,
+}
+
+/// A sheet of `tests/oracle/tiny_edit.py`: images side by side.
+struct Example {
+    person: RgbImage,
+    garment: RgbImage,
+    /// Where the garment will be.
+    inside: Vec<bool>,
+    /// The person in the garment with each of [`PATTERNS`].
+    variants: Vec<RgbImage>,
+}
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-edit")
+}
+
+fn example(number: usize) -> Example {
+    let sheet = image::open(directory().join(format!("example-{number:02}.png"))).unwrap().into_rgb8();
+    let part = |place: u32| crop_imm(&sheet, place * WIDTH_PX, 0, WIDTH_PX, sheet.height()).to_image();
+    Example {
+        person: part(0),
+        garment: part(1),
+        inside: part(2).pixels().map(|pixel| pixel.0[0] > 127).collect(),
+        variants: (3..7).map(part).collect(),
+    }
+}
+
+/// Mean difference of all channels over the pixels that `counts` is asked for.
+fn difference(one: &[u8], other: &RgbImage, counts: impl Fn(usize) -> bool) -> f64 {
+    let pixels = one.chunks_exact(3).zip(other.as_raw().chunks_exact(3)).enumerate().filter(|(index, _)| counts(*index));
+    let (mut sum, mut count) = (0.0, 0.0);
+    for (_, (one, other)) in pixels {
+        sum += one.iter().zip(other).map(|(one, other)| f64::from(one.abs_diff(*other))).sum::<f64>();
+        count += 3.0;
+    }
+    sum / count
+}
+
+#[test]
+fn garments_arrive_and_people_stay() {
+    let spec: Spec = read("measure.json");
+    let worn: Vec<Worn> = serde_json::from_slice(&fs::read(directory().join("examples.json")).unwrap()).unwrap();
+    let mut engine = TryOnEngine::load(&model_directory(), settings(None), Precision::of(&Device::Cpu), Device::Cpu).unwrap();
+    let (mut colours, mut patterns, mut outside, mut heads) = (0.0, 0.0, 0.0, 0.0);
+    for (number, worn) in worn.iter().enumerate() {
+        let Example { person, garment, inside, variants } = example(number);
+        let request = EditRequest {
+            images: vec![person, garment],
+            prompt: INSTRUCTION.into(),
+            negative_prompt: String::new(),
+            steps: 4,
+            guidance_scale: 1.0,
+            mode: "lora".into(),
+            seeds: vec![number as u64],
+            width_px: WIDTH_PX,
+            height_px: variants[0].height(),
+        };
+        let order = Order { request: Request::TryOn(request), watch: Watch::new(|_| ()) };
+        let generated = engine.generate_together(&[order]).unwrap().remove(0).unwrap().remove(0);
+        let pixels: Vec<[u8; 3]> = generated.rgb.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect();
+        let colour = spec.colour(&pixels, &inside).unwrap();
+        let apart = |pattern: &usize| difference(&generated.rgb, &variants[*pattern], |pixel| inside[pixel]);
+        let pattern = (0..4).min_by(|one, other| apart(one).total_cmp(&apart(other))).unwrap();
+        let head = |pixel: usize| {
+            let (row, column) = (pixel / WIDTH_PX as usize, pixel % WIDTH_PX as usize);
+            !inside[pixel] && HEADS.0.contains(&row) && HEADS.1.contains(&column)
+        };
+        outside += difference(&generated.rgb, &variants[0], |pixel| !inside[pixel]);
+        heads += difference(&generated.rgb, &variants[0], head);
+        colours += f64::from(u8::from(colour == worn.colour));
+        patterns += f64::from(u8::from(PATTERNS[pattern] == worn.pattern));
+        if colour != worn.colour || PATTERNS[pattern] != worn.pattern {
+            println!("example {number}: {} {} came out {colour} {}", worn.colour, worn.pattern, PATTERNS[pattern]);
+        }
+    }
+    let count = worn.len() as f64;
+    let (colours, patterns, outside, heads) = (colours / count, patterns / count, outside / count, heads / count);
+    println!(
+        "of {count} people {colours:.3} wear the colour and {patterns:.3} the pattern; outside of the garment a channel is off by \
+         {outside:.1} of 255, about the heads by {heads:.1}"
+    );
+    assert!(colours >= LEAST_COLOURS && patterns >= LEAST_PATTERNS, "colour {colours:.3}, pattern {patterns:.3}");
+    assert!(outside <= MOST_OUTSIDE && heads <= MOST_OUTSIDE, "outside {outside:.1}, heads {heads:.1}");
+}

@@ -1,0 +1,115 @@
+//! What the engine is asked for, out of a job and the files and images that the steps before have brought.
+
+use image::{GrayImage, Rgb, RgbImage};
+
+use super::context::{JobContext, TryOnInputs};
+use crate::job::outcome::JobError;
+use crate::job::task::tryon::TryOn;
+use crate::job::task::{ImageCount, Scheduler, Seed, Task};
+use atelier_engine::schedule::scheduler::Scheduler as Sampler;
+use atelier_engine::{EditRequest, GenerateRequest, Request};
+
+/// # Errors
+/// [`JobError::Invalid`] when the job needs a step that the configuration has not.
+pub(super) fn request(context: &JobContext<'_>) -> Result<Request, JobError> {
+    match &context.job.task {
+        Task::Generate(generate) => {
+            let not_fetched = [
+                ("lora", context.loras.len() != generate.loras.len()),
+                ("embeddings", context.embeddings.len() != generate.embeddings.len()),
+            ];
+            if let Some((field, _)) = not_fetched.into_iter().find(|(_, missing)| *missing) {
+                let problem = "this function takes no files: its configuration has no `fetch` step".into();
+                return Err(JobError::Invalid { field: field.into(), problem });
+            }
+            if context.start.is_some() != generate.start.is_some() {
+                let problem = "this function takes no images: its configuration has no `preprocess` step".into();
+                return Err(JobError::Invalid { field: "init_image".into(), problem });
+            }
+            Ok(Request::Generate(GenerateRequest {
+                prompt: generate.prompt.as_str().to_owned(),
+                negative_prompt: generate.negative_prompt.as_str().to_owned(),
+                loras: context.loras.clone(),
+                embeddings: context.embeddings.clone(),
+                start: context.start.clone(),
+                skipped_steps: generate.start.as_ref().map_or(0, |start| start.skipped(generate.steps)),
+                steps: generate.steps.get(),
+                guidance_scale: generate.guidance_scale.get(),
+                scheduler: sampler(generate.scheduler),
+                width_px: generate.size.width_px(),
+                height_px: generate.size.height_px(),
+                seeds: seeds(generate.seed, generate.num_images),
+            }))
+        }
+        Task::TryOn(tryon) => {
+            let Some(inputs) = &context.tryon else {
+                let problem = "this function takes no try-on: its configuration has no `preprocess` step".into();
+                return Err(JobError::Invalid { field: "task".into(), problem });
+            };
+            Ok(Request::TryOn(edit(tryon, inputs)))
+        }
+    }
+}
+
+/// The engine has names of its own, so that it need not know how a job is written.
+fn sampler(scheduler: Scheduler) -> Sampler {
+    match scheduler {
+        Scheduler::DpmSolverPlusPlus => Sampler::DpmSolverPlusPlus,
+        Scheduler::DpmSolverPlusPlusKarras => Sampler::DpmSolverPlusPlusKarras,
+        Scheduler::DpmSolverPlusPlusSde => Sampler::DpmSolverPlusPlusSde,
+        Scheduler::DpmSolverPlusPlusSdeKarras => Sampler::DpmSolverPlusPlusSdeKarras,
+        Scheduler::UniPc => Sampler::UniPc,
+        Scheduler::UniPcKarras => Sampler::UniPcKarras,
+        Scheduler::Ddim => Sampler::Ddim,
+        Scheduler::Euler => Sampler::Euler,
+        Scheduler::EulerKarras => Sampler::EulerKarras,
+        Scheduler::EulerAncestral => Sampler::EulerAncestral,
+        Scheduler::Lcm => Sampler::Lcm,
+    }
+}
+
+/// Image `n` has the noise of `seed + n`, so that it can be generated again alone.
+fn seeds(first: Seed, count: ImageCount) -> Vec<u64> {
+    (0..u64::from(count.get())).map(|image| first.get() + image).collect()
+}
+
+fn edit(tryon: &TryOn, TryOnInputs { person, garments, mask }: &TryOnInputs) -> EditRequest {
+    let mut images = vec![mask.as_ref().map_or_else(|| person.clone(), |mask| generated_green(person, mask))];
+    images.extend(garments.iter().cloned());
+    let own = tryon.prompt.as_ref().map(|prompt| prompt.as_str().trim()).filter(|prompt| !prompt.is_empty());
+    EditRequest {
+        images,
+        prompt: own.map_or_else(|| default_instruction(garments.len()), str::to_owned),
+        negative_prompt: tryon.negative_prompt.as_str().to_owned(),
+        steps: tryon.steps.get(),
+        guidance_scale: tryon.guidance_scale.get(),
+        mode: tryon.mode.as_str().to_owned(),
+        seeds: seeds(tryon.seed, tryon.num_images),
+        width_px: person.width(),
+        height_px: person.height(),
+    }
+}
+
+/// The callers of the service that this replaces send a person with the part that is to be dressed filled green; the instruction
+/// speaks of that, so a mask is generated the same way.
+fn generated_green(person: &RgbImage, mask: &GrayImage) -> RgbImage {
+    let mut masked = person.clone();
+    for (pixel, mask) in masked.pixels_mut().zip(mask.pixels()) {
+        if mask.0[0] >= 128 {
+            *pixel = Rgb([0, 255, 0]);
+        }
+    }
+    masked
+}
+
+/// What a job is generated by that says nothing itself.
+fn default_instruction(garments: usize) -> String {
+    let worn = match garments {
+        1 => "the garment of image 2".to_owned(),
+        more => format!("the garments of images 2 to {}", more + 1),
+    };
+    format!(
+        "Dress the person in image 1 in {worn}. If a part of image 1 is green, it only tells which part of the body is meant. Keep the \
+         garment's colour, pattern, texture and cut. Keep the person's face, hair, skin, body, pose and the background as they are."
+    )
+}
