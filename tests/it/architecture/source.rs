@@ -18,11 +18,16 @@ pub(super) struct Function {
 pub(super) struct Source {
     /// Paths into this package, without the leading `crate`; `super` and `self` are resolved.
     pub(super) own_paths: Vec<(usize, Parts)>,
+    /// Those of `own_paths` and of `foreign_paths` that stand outside of `#[cfg(test)]`: what the file is built on. A path that
+    /// names neither a crate nor `self` may begin with a child module.
+    pub(super) imports: Vec<(usize, Parts)>,
     /// All other paths of two parts or more.
     pub(super) foreign_paths: Vec<(usize, Parts)>,
     pub(super) functions: Vec<Function>,
     pub(super) unfinished: Vec<(usize, String)>,
     pub(super) features: Vec<usize>,
+    /// How many `#[cfg(test)]` modules the visitor is in.
+    tests: usize,
     /// Module path of the place the visitor is at, such as `engine::sd`.
     module: Parts,
 }
@@ -49,15 +54,27 @@ impl Source {
         match parts[0].as_str() {
             "crate" | "atelier" => {
                 parts.remove(0);
+                self.import(line, parts.clone());
                 self.own_paths.push((line, parts));
             }
             "self" | "super" => {
                 let ups = parts.iter().filter(|part| *part == "super").count();
                 let mut whole = self.module[..self.module.len().saturating_sub(ups)].to_vec();
                 whole.extend(parts.into_iter().filter(|part| part != "super" && part != "self"));
+                self.import(line, whole.clone());
                 self.own_paths.push((line, whole));
             }
-            _ => self.foreign_paths.push((line, parts)),
+            _ => {
+                let inside = self.module.iter().cloned().chain(parts.iter().cloned()).collect();
+                self.import(line, inside);
+                self.foreign_paths.push((line, parts));
+            }
+        }
+    }
+
+    fn import(&mut self, line: usize, path: Parts) {
+        if self.tests == 0 {
+            self.imports.push((line, path));
         }
     }
 
@@ -107,6 +124,11 @@ impl Source {
     }
 }
 
+fn is_for_tests(attribute: &syn::Attribute) -> bool {
+    let of_test = |list: &syn::MetaList| list.tokens.to_string() == "test";
+    attribute.path().is_ident("cfg") && matches!(&attribute.meta, syn::Meta::List(list) if of_test(list))
+}
+
 fn names_a_feature(tokens: &TokenStream) -> bool {
     tokens.clone().into_iter().any(|token| match token {
         TokenTree::Ident(ident) => ident == "feature",
@@ -117,8 +139,11 @@ fn names_a_feature(tokens: &TokenStream) -> bool {
 
 impl<'ast> Visit<'ast> for Source {
     fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
+        let is_test = module.attrs.iter().any(is_for_tests);
         self.module.push(module.ident.to_string());
+        self.tests += usize::from(is_test);
         visit::visit_item_mod(self, module);
+        self.tests -= usize::from(is_test);
         self.module.pop();
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use atelier::engine::EngineError;
-use atelier::events::settled::Settlement;
+use atelier::protocol::reply::Settlement;
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use serde_json::Value;
 use tokio::time::Instant;
