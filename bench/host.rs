@@ -11,6 +11,7 @@ use atelier::config::{self, Config, Environment};
 use atelier::demo::local::{self, Local};
 use atelier::handler::lambda::{self, Limits};
 use atelier::handler::line;
+use atelier::protocol::control;
 use serde_json::json;
 
 #[tokio::main]
@@ -22,7 +23,8 @@ async fn main() -> Result<()> {
 /// The function until SIGTERM, whoever is its host.
 async fn serve_function(environment: &Environment) -> Result<()> {
     let config = Config::load(Some(Path::new("src/demo/config.yaml")), environment)?;
-    let host = if config::has_host(environment)? { Some(line::listen(std::io::BufReader::new(stdin()))?) } else { None };
+    let host =
+        if control::decode_environment(environment)? { Some(line::listen(std::io::BufReader::new(stdin()))?) } else { None };
     let limits = Limits { deadline_margin: Duration::from_secs(5), shutdown_grace: Duration::from_secs(5) };
     let handler = null::handler(&config, environment).await?;
     lambda::serve(handler, limits, host).await.map(drop).map_err(anyhow::Error::from_boxed)

@@ -4,6 +4,10 @@ pub mod job;
 
 pub mod setting;
 
+pub mod backoff;
+
+pub mod protocol;
+
 pub mod aws;
 
 pub mod metrics;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use crate::config::{self, Config, Environment};
-use crate::events::settled::ENGINE_LOST_EXIT_CODE;
 use crate::handler::lambda::{self, End, Limits};
 use crate::handler::line;
-use crate::metrics::report::Report;
+use crate::protocol::report::Report;
+use crate::protocol::{ENGINE_LOST_EXIT_CODE, control};
 use crate::start;
 use crate::workflow::Observer;
 use atelier_engine::Progress;
@@ -23,7 +23,14 @@ use atelier_engine::Progress;
 pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Result<ExitCode> {
     let runtime_api = config::runtime_api(environment)?
         .context("there is no Runtime API here (AWS_LAMBDA_RUNTIME_API is not set); try `atelier demo` or `atelier --help`")?;
-    let host = if config::has_host(environment)? {
+    let has_host = match control::decode_environment(environment) {
+        Ok(has_host) => has_host,
+        Err(error) => {
+            report_failed_start(&runtime_api, "Atelier.Protocol", &error.to_string()).await;
+            return Err(error.into());
+        }
+    };
+    let host = if has_host {
         Some(line::listen(std::io::BufReader::new(std::io::stdin())).context("the host cannot be listened to")?)
     } else {
         None
@@ -44,9 +51,7 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
     let (config, handler) = match started.await {
         Ok(started) => started,
         Err(error) => {
-            if let Err(unheard) = lambda::report_init_error(&runtime_api, error.error_type(), &error.to_string()).await {
-                tracing::warn!(error = %unheard, "the Runtime API could not be told why the start failed");
-            }
+            report_failed_start(&runtime_api, error.error_type(), &error.to_string()).await;
             return Err(error.into());
         }
     };
@@ -64,5 +69,12 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
             tracing::error!("the GPU failed; this process ends, so that another one is started");
             Ok(ExitCode::from(ENGINE_LOST_EXIT_CODE))
         }
+    }
+}
+
+/// The host reads the reason there; the log has it all the same.
+async fn report_failed_start(runtime_api: &str, error_type: &str, message: &str) {
+    if let Err(unheard) = lambda::report_init_error(runtime_api, error_type, message).await {
+        tracing::warn!(error = %unheard, "the Runtime API could not be told why the start failed");
     }
 }

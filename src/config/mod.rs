@@ -176,8 +176,6 @@ pub enum ConfigError {
     Value { file: String, key: String, problem: String },
     #[error("the environment variable {name} is missing: {what}")]
     RuntimeVariable { name: &'static str, what: &'static str },
-    #[error("the environment variable {name} {what}")]
-    Variable { name: &'static str, what: &'static str },
 }
 
 impl Config {
@@ -273,21 +271,6 @@ impl Config {
 pub fn environment() -> Environment {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
-}
-
-/// Whether this process is run by `atelier host`, which speaks to it on standard input (`ATELIER_CONTROL=stdio`).
-///
-/// # Errors
-/// Says what is allowed when the variable has another value.
-pub fn has_host(environment: &Environment) -> Result<bool, ConfigError> {
-    match environment.get("ATELIER_CONTROL").map(String::as_str) {
-        None => Ok(false),
-        Some("stdio") => Ok(true),
-        Some(_) => {
-            let what = "must be `stdio`, as `atelier host` sets it, or not be set";
-            Err(ConfigError::Variable { name: "ATELIER_CONTROL", what })
-        }
-    }
 }
 
 /// The address of the Runtime API, where there is one, with all that `lambda_runtime` would panic without.

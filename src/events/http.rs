@@ -9,9 +9,10 @@ use lambda_http::request::RequestContext;
 use lambda_http::{Body, Request, RequestExt as _};
 use serde_json::{Value, json};
 
+use super::EventError;
 use super::auth::{Auth, Stranger};
-use super::{EventError, Problem};
-use crate::job::outcome::{JobError, Outcome, RetryPolicy};
+use crate::job::outcome::{JobError, Outcome, Problem, RetryPolicy};
+use crate::job::trace::{TRACEPARENT, Trace};
 
 /// A request that waits for its response.
 #[derive(Debug)]
@@ -72,6 +73,12 @@ impl Exchange {
     /// The 401 response, or a 503 where no token is configured.
     pub fn authorize(&self, auth: &Auth) -> Result<(), Response> {
         auth.check(self.request.headers()).map_err(Response::stranger)
+    }
+
+    /// Of the caller's header.
+    #[must_use]
+    pub fn trace(&self) -> Option<Trace> {
+        Trace::from_traceparent(self.request.headers().get(TRACEPARENT)?.to_str().ok()?)
     }
 
     fn body(&self) -> Vec<u8> {

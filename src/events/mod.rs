@@ -3,13 +3,11 @@
 pub mod auth;
 pub mod http;
 pub mod rabbitmq;
-pub mod settled;
 pub mod sqs;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::job::outcome::JobError;
+use crate::job::trace::Trace;
 
 /// One invocation's payload, distinguished by its shape.
 #[derive(Debug)]
@@ -22,12 +20,15 @@ pub enum Event {
 /// One message of a queue: a job body and what the queue says about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
+    /// `sqs`, `rabbitmq` or `http`.
+    pub source: &'static str,
     /// The queue's own name for the message.
     pub message_id: String,
     /// Starts at 1.
     pub attempt: u32,
     /// Messages of one group must be settled in order (SQS FIFO).
     pub group: Option<String>,
+    pub trace: Option<Trace>,
     pub body: Vec<u8>,
 }
 
@@ -63,22 +64,5 @@ impl Event {
             _ => "none".to_owned(),
         };
         Err(EventError::Unknown { keys })
-    }
-}
-
-/// An error as callers see it in a reply or notification.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// A stable word, such as `invalid_input`.
-    pub code: String,
-    pub message: String,
-    /// The field of the request that is at fault, where there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub field: Option<String>,
-}
-
-impl From<&JobError> for Problem {
-    fn from(error: &JobError) -> Self {
-        Self { code: error.code().to_owned(), message: error.to_string(), field: error.field().map(str::to_owned) }
     }
 }

@@ -6,10 +6,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::{Delivery, EventError};
-
-/// Header in which `atelier host` gives a message the name that it finds again in the reply: a message's own id may be
-/// missing or doubled.
-pub const HOST_MESSAGE_ID: &str = "x-atelier-message-id";
+use crate::job::trace::{TRACEPARENT, Trace};
+use crate::protocol::context;
 
 #[derive(Debug)]
 pub struct Batch {
@@ -36,11 +34,13 @@ fn delivery(queue: &str, index: usize, message: RabbitMqMessage) -> Delivery {
     let data = message.data.unwrap_or_default();
     // What is not base64 is passed on as it is: it is no job either, and is refused as one, alone.
     let body = STANDARD.decode(&data).unwrap_or_else(|_| data.into_bytes());
-    let named = message.basic_properties.headers.get(HOST_MESSAGE_ID).and_then(Value::as_str).map(str::to_owned);
+    let named = context::decode_message_id(&message.basic_properties.headers).map(str::to_owned);
     Delivery {
+        source: "rabbitmq",
         message_id: named.or(message.basic_properties.message_id).unwrap_or_else(|| format!("{queue}#{index}")),
         attempt: attempt(&message.basic_properties.headers, message.redelivered),
         group: None,
+        trace: trace(&message.basic_properties.headers),
         body,
     }
 }
@@ -49,4 +49,10 @@ fn delivery(queue: &str, index: usize, message: RabbitMqMessage) -> Delivery {
 fn attempt(headers: &std::collections::HashMap<String, Value>, redelivered: bool) -> u32 {
     let counted = headers.get("x-delivery-count").and_then(Value::as_u64);
     counted.map_or(1 + u32::from(redelivered), |count| u32::try_from(count).unwrap_or(u32::MAX).saturating_add(1))
+}
+
+/// AWS writes a header's text as `{"bytes": [...]}`.
+fn trace(headers: &std::collections::HashMap<String, Value>) -> Option<Trace> {
+    let bytes = headers.get(TRACEPARENT)?["bytes"].as_array()?.iter().map(|byte| u8::try_from(byte.as_u64()?).ok());
+    Trace::from_traceparent(std::str::from_utf8(&bytes.collect::<Option<Vec<u8>>>()?).ok()?)
 }

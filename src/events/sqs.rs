@@ -1,9 +1,11 @@
-//! SQS: a batch of records in; the reply names those to bring back (`settled::batch_reply`).
+//! SQS: a batch of records in; the reply names those to bring back ([`batch_reply`]).
 
 use aws_lambda_events::sqs::{SqsEvent, SqsMessage};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Delivery, EventError};
+use crate::job::trace::Trace;
+use crate::protocol::reply::Settled;
 
 #[derive(Debug)]
 pub struct Batch {
@@ -25,9 +27,19 @@ fn delivery(message: SqsMessage) -> Result<Delivery, EventError> {
     })?;
     let attempt = message.attributes.get("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1);
     Ok(Delivery {
+        source: "sqs",
         message_id,
         attempt,
         group: message.attributes.get("MessageGroupId").cloned(),
+        trace: message.attributes.get("AWSTraceHeader").and_then(|header| Trace::from_xray(header)),
         body: message.body.unwrap_or_default().into_bytes(),
     })
+}
+
+/// A partial batch failure: it holds what the queue is to bring back and nothing else.
+#[must_use]
+pub fn batch_reply(jobs: &[Settled]) -> Value {
+    let back = jobs.iter().filter(|job| job.outcome.goes_back());
+    let failures: Vec<Value> = back.map(|job| json!({ "itemIdentifier": job.message_id })).collect();
+    json!({ "batchItemFailures": failures })
 }

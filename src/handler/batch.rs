@@ -26,7 +26,7 @@ pub(super) struct Line(Vec<Waiting<Result<Job, Refusal>>>);
 impl Line {
     pub(super) fn new(deliveries: Vec<Delivery>, defaults: &Defaults) -> Self {
         let waiting = |(place, delivery): (usize, Delivery)| {
-            let job = Job::from_json(&delivery.body, defaults);
+            let job = Job::from_message(&delivery.body, delivery.trace, defaults);
             Waiting { place, delivery, job }
         };
         Self(deliveries.into_iter().enumerate().map(waiting).collect())

@@ -10,8 +10,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
-use super::line::{Order, Orders};
+use super::line::Orders;
 use super::{Handler, HandlerError};
+use crate::protocol;
+use crate::protocol::control::Order;
 use crate::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -104,11 +106,8 @@ async fn obey(host: Option<Orders>, cancels: Arc<Cancels>) {
 
 /// `atelier host` says in the client context that it delivers the notifications itself.
 fn notification_mode(context: &Context) -> NotificationMode {
-    let custom = context.client_context.as_ref().map(|client| &client.custom);
-    match custom.and_then(|custom| custom.get("atelier")).map(String::as_str) {
-        Some("host") => NotificationMode::Later,
-        _ => NotificationMode::Now,
-    }
+    let has_host = context.client_context.as_ref().is_some_and(|client| protocol::context::decode(&client.custom));
+    if has_host { NotificationMode::Later } else { NotificationMode::Now }
 }
 
 /// Tells the Runtime API why this handler never got as far as its first event.

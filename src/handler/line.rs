@@ -1,17 +1,13 @@
-//! The host's line to a running handler, on standard input: `cancel JOB_ID`, and the end of it when the host is gone.
+//! Listens to the host on standard input ([`crate::protocol::control`]).
 
 use std::io::BufRead;
 
 use tokio::sync::mpsc;
 
+use crate::protocol::control::Order;
+
 /// What the host says. When it says nothing more, because it ended, the channel is closed.
 pub type Orders = mpsc::UnboundedReceiver<Order>;
-
-#[derive(Debug, PartialEq, Eq)]
-pub enum Order {
-    /// The job of this id is to stop before its next denoising step.
-    Cancel(String),
-}
 
 /// Reads orders on a thread of its own: a blocked read of standard input would keep tokio's runtime from ending.
 ///
@@ -22,7 +18,7 @@ pub fn listen(mut input: impl BufRead + Send + 'static) -> std::io::Result<Order
     let read = move || {
         let mut line = String::new();
         while input.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
-            let Some(order) = order(line.trim_end()) else {
+            let Some(order) = Order::decode(&line) else {
                 tracing::warn!(line, "an order of the host is not known here: update the handler with the host");
                 line.clear();
                 continue;
@@ -35,11 +31,6 @@ pub fn listen(mut input: impl BufRead + Send + 'static) -> std::io::Result<Order
     };
     std::thread::Builder::new().name("host line".into()).spawn(read)?;
     Ok(orders)
-}
-
-fn order(line: &str) -> Option<Order> {
-    let job_id = line.strip_prefix("cancel ")?;
-    Some(Order::Cancel(job_id.to_owned()))
 }
 
 #[cfg(test)]

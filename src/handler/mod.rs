@@ -8,17 +8,19 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use serde_json::Value;
+use tracing::{Instrument as _, Span};
 
 use self::batch::{Batch, Line, Waiting};
 use crate::events::auth::Auth;
 use crate::events::http::{Exchange, Response, Route};
-use crate::events::settled::{self, Settled, Settlement};
-use crate::events::{Delivery, Event, EventError, Problem};
+use crate::events::{Delivery, Event, EventError, sqs};
 use crate::job::notification::{Notification, NotificationTarget};
-use crate::job::outcome::{JobError, Outcome, RetryPolicy};
+use crate::job::outcome::{JobError, Outcome, Problem, RetryPolicy};
 use crate::job::request::{Defaults, Refusal};
-use crate::job::{Job, JobId};
-use crate::metrics::{emf, report};
+use crate::job::{Job, JobId, trace};
+use crate::metrics::emf;
+use crate::protocol::reply::{self, Settled, Settlement};
+use crate::protocol::report;
 use crate::workflow::control::{Control, NotificationMode};
 use crate::workflow::{Ended, Workflow};
 
@@ -68,11 +70,11 @@ impl Handler {
         let (reply, jobs) = match Event::parse(payload)? {
             Event::Sqs(batch) => {
                 let jobs = self.settle(batch.deliveries, control).await;
-                (settled::batch_reply(&jobs), jobs)
+                (sqs::batch_reply(&jobs), jobs)
             }
             Event::RabbitMq(batch) => {
                 let jobs = self.settle(batch.deliveries, control).await;
-                let reply = if has_host { settled::batch_reply(&jobs) } else { all_or_nothing(&jobs)? };
+                let reply = if has_host { sqs::batch_reply(&jobs) } else { all_or_nothing(&jobs)? };
                 (reply, jobs)
             }
             Event::Http(exchange) => {
@@ -81,7 +83,7 @@ impl Handler {
             }
         };
         if has_host {
-            return Ok(settled::for_host(reply, &jobs));
+            return Ok(reply::encode(reply, &jobs));
         }
         self.tell_cloudwatch(&jobs);
         Ok(reply)
@@ -112,8 +114,12 @@ impl Handler {
             let ended = match batch {
                 Batch::Refused(Waiting { place, delivery, job: refusal }) => {
                     let of = NotificationTarget::from(&refusal);
-                    tell_log(of, &refusal.error, &delivery, false);
-                    let failed = self.fail(&delivery, of, &refusal.error, Settlement::Failed, control).await;
+                    let span = span(of.job_id, &delivery);
+                    let failing = async {
+                        tell_log(&refusal.error, &delivery, false);
+                        self.fail(&delivery, of, &refusal.error, Settlement::Failed, control).await
+                    };
+                    let failed = failing.instrument(span).await;
                     vec![(place, delivery.group, failed)]
                 }
                 Batch::Jobs(members) => self.run(members, &stopped_groups, control).await,
@@ -144,10 +150,13 @@ impl Handler {
             let error = if ends { JobError::ShuttingDown } else { earlier() };
             (place, delivery.group, entry(&delivery.message_id, None, Settlement::Retry, Some(&error)))
         };
-        let jobs: Vec<&Job> = begun.iter().map(|waiting| &waiting.job).collect();
+        let spanned = |waiting: &Waiting<Job>| span(Some(&waiting.job.id), &waiting.delivery);
+        let jobs: Vec<_> = begun.iter().map(|waiting| (&waiting.job, spanned(waiting))).collect();
         let ended = self.workflow.run_together(&jobs, control).await;
-        let finalized = begun.iter().zip(ended).map(async |(Waiting { place, delivery, job }, ended)| {
-            (*place, delivery.group.clone(), self.finalize(delivery, job, ended, control).await)
+        let finalized = begun.iter().zip(&jobs).zip(ended).map(async |((waiting, (_, span)), ended)| {
+            let Waiting { place, delivery, job } = waiting;
+            let settled = self.finalize(delivery, job, ended, control).instrument(span.clone()).await;
+            (*place, delivery.group.clone(), settled)
         });
         let mut finalized = join_all(finalized).await;
         finalized.extend(stopped.into_iter().map(requeue));
@@ -169,7 +178,7 @@ impl Handler {
             Settlement::Retry if last && !stored && !uncounted => Settlement::DeadLetter,
             outcome => outcome,
         };
-        tell_log(job.into(), &error, delivery, last);
+        tell_log(&error, delivery, last);
         Settled { measured, ..self.fail(delivery, job.into(), &error, outcome, control).await }
     }
 
@@ -189,8 +198,7 @@ impl Handler {
         match self.workflow.tell_failed(&of, error, delivery.attempt, control).await {
             Ok(notifications) => Settled { notifications, ..entry(message_id, of.job_id, outcome, Some(error)) },
             Err(undelivered) => {
-                let job_id = of.job_id.map_or("", JobId::as_str);
-                tracing::warn!(job_id, message_id, error = %undelivered, "failed notification not delivered");
+                tracing::warn!(message_id, error = %undelivered, "failed notification not delivered");
                 entry(message_id, of.job_id, Settlement::Retry, Some(&undelivered))
             }
         }
@@ -203,27 +211,34 @@ impl Handler {
             Err(response) => return (response, Vec::new()),
         };
         // A request is delivered once.
-        let delivery = Delivery { message_id: String::new(), attempt: 1, group: None, body };
-        let job = match Job::from_json(&delivery.body, &self.defaults) {
-            Ok(job) => job,
+        let trace = exchange.trace();
+        let delivery = Delivery { source: "http", message_id: String::new(), attempt: 1, group: None, trace, body };
+        match Job::from_message(&delivery.body, trace, &self.defaults) {
+            Ok(job) => {
+                let span = span(Some(&job.id), &delivery);
+                self.answer(&delivery, &job, control).instrument(span).await
+            }
             // The caller hears of it in this very response, and in no notification.
             Err(Refusal { job_id, error, .. }) => {
                 let response = Response::failed(job_id.as_ref().map(JobId::as_str), &error);
-                return (response, vec![entry("", job_id.as_ref(), Settlement::Failed, Some(&error))]);
+                (response, vec![entry("", job_id.as_ref(), Settlement::Failed, Some(&error))])
             }
-        };
-        let Ended { result, stored, notifications, measured } = self.workflow.run(&job, control).await;
+        }
+    }
+
+    async fn answer(&self, delivery: &Delivery, job: &Job, control: &Control) -> (Response, Vec<Settled>) {
+        let Ended { result, stored, notifications, measured } = self.workflow.run(job, control).await;
         let measured = Some(measured);
         let described = match result {
-            Ok(outcome) => self.describe(&job, &outcome).await.map(|response| (response, outcome)),
+            Ok(outcome) => self.describe(job, &outcome).await.map(|response| (response, outcome)),
             Err(error) => Err(error),
         };
         match described {
-            Ok((response, outcome)) => (response, vec![Settled { measured, ..complete("", &job, &outcome, notifications) }]),
+            Ok((response, outcome)) => (response, vec![Settled { measured, ..complete("", job, &outcome, notifications) }]),
             Err(error) => {
-                tracing::warn!(job_id = %job.id, code = error.code(), error = %error, "job failed");
+                tracing::warn!(code = error.code(), error = %error, "job failed");
                 let outcome = settlement(&error, stored);
-                let failed = self.fail(&delivery, (&job).into(), &error, outcome, control).await;
+                let failed = self.fail(delivery, job.into(), &error, outcome, control).await;
                 (Response::failed(Some(job.id.as_str()), &error), vec![Settled { measured, ..failed }])
             }
         }
@@ -281,12 +296,15 @@ fn all_or_nothing(jobs: &[Settled]) -> Result<Value, HandlerError> {
     Err(HandlerError::Batch { failed: reasons.len(), all: jobs.len(), reasons: reasons.join("; ") })
 }
 
-fn tell_log(of: NotificationTarget<'_>, error: &JobError, delivery: &Delivery, last: bool) {
+/// Every line of the log about this attempt stands in it.
+fn span(job_id: Option<&JobId>, delivery: &Delivery) -> Span {
+    trace::span(job_id.map_or("", JobId::as_str), delivery.source, delivery.attempt, delivery.trace)
+}
+
+fn tell_log(error: &JobError, delivery: &Delivery, last: bool) {
     let retry = error.retry_policy() == RetryPolicy::Retry;
     tracing::warn!(
-        job_id = of.job_id.map_or("", JobId::as_str),
         message_id = delivery.message_id,
-        attempt = delivery.attempt,
         code = error.code(),
         error = %error,
         retry,

@@ -1,9 +1,11 @@
-//! What a handler answers to an invocation.
+//! How an invocation ends, and what a handler answers to it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Value, json};
+
+use super::cause::Cause;
 
 /// What came back from one invocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +16,16 @@ pub enum Answer {
         http_stream: bool,
     },
     Error(FunctionError),
+}
+
+/// How an invocation ended.
+#[derive(Debug)]
+pub enum Ended {
+    Answered(Answer),
+    /// The handler died over it.
+    Died(Cause),
+    /// The handler never had it, or was stopped by us: no attempt of the job.
+    Untried,
 }
 
 /// What a function says of its own failure.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
-use crate::events::settled::ENGINE_LOST_EXIT_CODE;
+use crate::protocol::ENGINE_LOST_EXIT_CODE;
 
 /// Why a handler has to be started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::source::{Message, Shape};
-use crate::events::rabbitmq::HOST_MESSAGE_ID;
+use crate::job::trace::{TRACEPARENT, Trace};
+use crate::protocol::context;
 
 /// One event for messages of one source, in their order.
 #[must_use]
@@ -12,7 +13,7 @@ pub fn batch(shape: &Shape, messages: &[&Message]) -> Value {
     if matches!(shape, Shape::RabbitMq { .. }) {
         // AWS gives these records no id of their own.
         for (record, message) in records.iter_mut().zip(messages) {
-            record["basicProperties"]["headers"][HOST_MESSAGE_ID] = message.id.as_str().into();
+            context::encode_message_id(record, &message.id);
         }
     }
     match shape {
@@ -27,7 +28,7 @@ pub fn batch(shape: &Shape, messages: &[&Message]) -> Value {
 
 /// A `POST /generate` as API Gateway (payload format 2.0) sends it.
 #[must_use]
-pub fn http_generate(body: &[u8], token: Option<&str>) -> Value {
+pub fn http_generate(body: &[u8], token: Option<&str>, trace: Option<Trace>) -> Value {
     let mut event = json!({
         "version": "2.0",
         "routeKey": "$default",
@@ -51,6 +52,9 @@ pub fn http_generate(body: &[u8], token: Option<&str>) -> Value {
     });
     if let Some(token) = token {
         event["headers"]["x-internal-auth"] = token.into();
+    }
+    if let Some(trace) = trace {
+        event["headers"][TRACEPARENT] = trace.to_traceparent().into();
     }
     event
 }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use super::jobs::{Acceptance, Cancelling, JobStatus, Jobs, State};
 use super::source::{Source, SourceError};
 use crate::job::request::Defaults;
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, trace};
 
 /// How far the handlers are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,14 @@ pub struct Direct {
     pub body: Vec<u8>,
     /// Dropped when the caller is gone: then the job is cancelled.
     pub answer: oneshot::Sender<Ending>,
+}
+
+impl Direct {
+    /// Every line of the log about it stands in it.
+    #[must_use]
+    pub fn span(job: &Job) -> Span {
+        trace::span(job.id.as_str(), "infer", 1, job.trace)
+    }
 }
 
 /// How a [`Direct`] job ended.
@@ -122,7 +131,7 @@ impl JobService {
 
     async fn enqueue(&self, job: &Job, body: &[u8]) -> Result<(), NotAccepted> {
         self.check_room().await?;
-        Ok(self.queue.send(job.id.as_str(), body).await?)
+        Ok(self.queue.send(job.id.as_str(), body, job.trace).await?)
     }
 
     /// Whether [`Self::submit`] would take a job now; for callers who have work to do before it.

@@ -6,13 +6,13 @@
 //! ```
 
 pub mod answer;
-pub mod backoff;
 pub mod cause;
 pub mod cloud;
 pub mod dispatch;
 pub mod drain;
 pub mod event;
 pub mod http;
+pub mod in_flight;
 pub mod job_service;
 pub mod jobs;
 pub(crate) mod listener;
@@ -44,7 +44,7 @@ use self::source::Source;
 use self::supervisor::{Phase, Worker};
 use crate::job::request::Defaults;
 use crate::metrics::Metrics;
-use crate::metrics::report::{self, Report};
+use crate::protocol::report::{self, Report};
 use crate::setting::Secret;
 
 /// Settings of section `host`.
@@ -236,7 +236,7 @@ impl Host {
 
 /// A line of a handler's standard output: a report, or whatever a function prints, which is the operator's to read.
 fn hear(line: &str, metrics: &Metrics, jobs: &Jobs) {
-    match Report::read(line) {
+    match Report::decode(line) {
         // Generation is nine tenths of the way; what is left is storing and telling.
         Some(Report::Progress { job_id, step, steps }) => {
             jobs.progress(&job_id, u8::try_from(u64::from(step) * 90 / u64::from(steps.max(1))).unwrap_or(90));

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use super::dispatch::in_flight::InFlight;
+use super::in_flight::InFlight;
 use super::jobs::State;
-use crate::job::Job;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, RetryPolicy};
-use crate::job::request::Defaults;
 use crate::notify::Notifier;
 use crate::store::Store;
 
@@ -16,7 +14,6 @@ use crate::store::Store;
 pub struct NotificationSender {
     pub notifier: Arc<Notifier>,
     pub store: Arc<Store>,
-    pub defaults: Defaults,
 }
 
 impl NotificationSender {
@@ -47,7 +44,7 @@ impl NotificationSender {
     /// # Errors
     /// [`JobError`] when the bucket could not be asked or the caller not be told now.
     pub async fn ended(&self, in_flight: &InFlight, error: &JobError) -> Result<State, JobError> {
-        if let Some(job) = &in_flight.job
+        if let Ok(job) = &in_flight.job
             && let Some(record) = self.store.record(&job.output.prefix, &job.id).await?
             && record.fingerprint == job.fingerprint
         {
@@ -63,12 +60,7 @@ impl NotificationSender {
     /// # Errors
     /// [`JobError::Notification`] when it could not be delivered now.
     pub async fn failed(&self, in_flight: &InFlight, error: &JobError) -> Result<(), JobError> {
-        let attempt = in_flight.message.attempt;
-        let notifications = match (&in_flight.job, Job::from_json(&in_flight.message.body, &self.defaults)) {
-            (Some(job), _) => self.notifier.failed(&job.into(), error, attempt)?,
-            (None, Ok(job)) => self.notifier.failed(&(&job).into(), error, attempt)?,
-            (None, Err(refusal)) => self.notifier.failed(&(&refusal).into(), error, attempt)?,
-        };
+        let notifications = self.notifier.failed(&in_flight.notification_target(), error, in_flight.message.attempt)?;
         self.deliver(&notifications).await
     }
 }

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::cause::oom_kills;
+use crate::protocol::control::{self, Order};
 
 /// How every handler is started.
 #[derive(Debug, Clone)]
@@ -99,7 +100,7 @@ impl Program {
             .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
             .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", self.memory_mib.to_string())
             // The lines on standard input and output by which host and handler tell each other more than the Runtime API can.
-            .env("ATELIER_CONTROL", "stdio")
+            .envs(control::encode_environment())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
@@ -140,10 +141,10 @@ impl Process {
         self.child.id()
     }
 
-    /// Writes one line to the handler's standard input. A handler that does not read it, or is gone, misses it.
-    pub async fn tell(&mut self, line: &str) {
+    /// Writes an order to the handler's standard input. A handler that does not read it, or is gone, misses it.
+    pub async fn tell(&mut self, order: &Order) {
         if let Some(stdin) = &mut self.stdin {
-            let line = format!("{line}\n");
+            let line = order.encode();
             let written = async {
                 stdin.write_all(line.as_bytes()).await?;
                 stdin.flush().await

@@ -4,7 +4,9 @@ pub mod measured;
 pub mod notification;
 pub mod outcome;
 pub mod request;
+pub(crate) mod shown;
 pub mod task;
+pub mod trace;
 pub mod url;
 
 use std::fmt;
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use self::task::{Task, Watermark};
+use self::trace::Trace;
 use self::url::CallbackUrl;
 
 /// One accepted job: parsed, checked and complete, defaults filled in.
@@ -26,6 +29,8 @@ pub struct Job {
     /// Hex SHA-256 over everything that decides the images and where they go (not the callback): two requests are the
     /// same request when their fingerprints are equal.
     pub fingerprint: String,
+    /// Of the message that it came in, not of its body.
+    pub trace: Option<Trace>,
 }
 
 impl Job {

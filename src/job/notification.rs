@@ -7,6 +7,7 @@ use super::outcome::{JobError, StoredImage};
 use super::request::Refusal;
 use super::task::Task;
 use super::task::tryon::Requester;
+use super::trace::Trace;
 use super::url::CallbackUrl;
 use super::{Callback, Job, JobId};
 
@@ -15,6 +16,9 @@ use super::{Callback, Job, JobId};
 pub struct Notification {
     /// `webhook-id`: it depends on the job and the kind of notification alone, so that receivers can drop what they have seen.
     pub id: String,
+    /// Goes along as `traceparent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Trace>,
     #[serde(flatten)]
     pub message: Message,
 }
@@ -90,6 +94,7 @@ pub struct NotificationTarget<'a> {
     pub callback: Option<&'a Callback>,
     /// Of a try-on.
     pub requester: Option<&'a Requester>,
+    pub trace: Option<Trace>,
 }
 
 impl<'a> From<&'a Job> for NotificationTarget<'a> {
@@ -98,14 +103,14 @@ impl<'a> From<&'a Job> for NotificationTarget<'a> {
             Task::Generate(_) => None,
             Task::TryOn(tryon) => Some(&tryon.requester),
         };
-        Self { job_id: Some(&job.id), callback: job.callback.as_ref(), requester }
+        Self { job_id: Some(&job.id), callback: job.callback.as_ref(), requester, trace: job.trace }
     }
 }
 
 impl<'a> From<&'a Refusal> for NotificationTarget<'a> {
     fn from(refusal: &'a Refusal) -> Self {
-        let Refusal { job_id, callback, requester, .. } = refusal;
-        Self { job_id: job_id.as_ref(), callback: callback.as_ref(), requester: requester.as_ref() }
+        let Refusal { job_id, callback, requester, trace, .. } = refusal;
+        Self { job_id: job_id.as_ref(), callback: callback.as_ref(), requester: requester.as_ref(), trace: *trace }
     }
 }
 

@@ -164,3 +164,20 @@ impl JobError {
         }
     }
 }
+
+/// An error as callers see it in a reply or notification.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A stable word, such as `invalid_input`.
+    pub code: String,
+    pub message: String,
+    /// The field of the request that is at fault, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+}
+
+impl From<&JobError> for Problem {
+    fn from(error: &JobError) -> Self {
+        Self { code: error.code().to_owned(), message: error.to_string(), field: error.field().map(str::to_owned) }
+    }
+}

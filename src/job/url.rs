@@ -6,7 +6,7 @@ use ::url::Url;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 
-use super::task::shown;
+use super::shown::shown;
 
 /// Where an input file lies: `s3://bucket/key`, `https://…` or (where the configuration allows it) `http://…`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,18 +16,18 @@ const NAMESPACE: &str = "atelier";
 pub fn line(model: &str, outcome: &str, job_id: &str, measured: &Measured) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let mut values = vec![
-        (table::JOBS.name.to_owned(), "Count", 1.0),
-        (table::JOB_SECONDS.name.to_owned(), "Seconds", measured.seconds),
-        (table::DENOISING_STEPS.name.to_owned(), "Count", measured.denoising_steps as f64),
+        (table::JOBS.0.name.to_owned(), "Count", 1.0),
+        (table::JOB_SECONDS.0.name.to_owned(), "Seconds", measured.seconds),
+        (table::DENOISING_STEPS.0.name.to_owned(), "Count", measured.denoising_steps as f64),
     ];
     if let Some(seconds) = measured.step_seconds.get("infer") {
-        values.push((table::INFERENCE_LATENCY.name.to_owned(), "Milliseconds", seconds * 1e3));
+        values.push((table::INFERENCE_LATENCY.0.name.to_owned(), "Milliseconds", seconds * 1e3));
     }
     for (step, seconds) in &measured.step_seconds {
-        values.push((format!("{}_{step}", table::STEP_SECONDS.name), "Seconds", *seconds));
+        values.push((format!("{}_{step}", table::STEP_SECONDS.0.name), "Seconds", *seconds));
     }
     if let Some(rate) = measured.steps_per_second() {
-        values.push((table::STEPS_PER_SECOND.name.to_owned(), "Count/Second", rate));
+        values.push((table::STEPS_PER_SECOND.0.name.to_owned(), "Count/Second", rate));
     }
     let metrics: Vec<Value> = values.iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit })).collect();
     let directive = json!({ "Namespace": NAMESPACE, "Dimensions": [["model", "outcome"]], "Metrics": metrics });

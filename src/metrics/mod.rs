@@ -2,7 +2,6 @@
 
 pub mod emf;
 pub mod gpu;
-pub mod report;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use prometheus::{CounterVec, Encoder as _, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
 use self::gpu::Gpus;
-use self::table::{Kind, Metric};
+use self::table::{Counter, Gauge, Histogram, Kind, Metric};
 use crate::job::measured::{Measured, WebhookAttempts};
 
 /// The metrics of this process; clones are the same metrics.
@@ -40,7 +39,7 @@ impl Metrics {
         for row in table::TABLE {
             metrics.register(row)?;
         }
-        metrics.set(table::BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
+        metrics.set(table::BUILD, [env!("CARGO_PKG_VERSION")], 1.0);
         Ok(metrics)
     }
 
@@ -50,18 +49,19 @@ impl Metrics {
             Kind::Counter => {
                 let counter = CounterVec::new(Opts::new(name, meaning), labels)?;
                 self.registry.register(Box::new(counter.clone()))?;
-                self.counters.insert(name, counter);
                 if labels.is_empty() {
-                    self.add(row, &[], 0.0);
+                    // A value that is there from the start can be told from one that never was.
+                    counter.with_label_values::<&str>(&[]).inc_by(0.0);
                 }
+                self.counters.insert(name, counter);
             }
             Kind::Gauge => {
                 let gauge = GaugeVec::new(Opts::new(name, meaning), labels)?;
                 self.registry.register(Box::new(gauge.clone()))?;
-                self.gauges.insert(name, gauge);
                 if labels.is_empty() {
-                    self.set(row, &[], 0.0);
+                    gauge.with_label_values::<&str>(&[]).set(0.0);
                 }
+                self.gauges.insert(name, gauge);
             }
             Kind::Histogram(buckets) => {
                 let options = HistogramOpts::new(name, meaning).buckets(buckets.to_vec());
@@ -73,118 +73,105 @@ impl Metrics {
         Ok(())
     }
 
-    fn add(&self, row: Metric, labels: &[&str], amount: f64) {
-        if let Some(counter) = self.counters.get(row.name).and_then(|counter| counter.get_metric_with_label_values(labels).ok())
-        {
-            counter.inc_by(amount);
-        }
+    fn add<const N: usize>(&self, counter: Counter<N>, labels: [&str; N], amount: f64) {
+        self.counters[counter.0.name].with_label_values(&labels).inc_by(amount);
     }
 
-    fn set(&self, row: Metric, labels: &[&str], value: f64) {
-        if let Some(gauge) = self.gauges.get(row.name).and_then(|gauge| gauge.get_metric_with_label_values(labels).ok()) {
-            gauge.set(value);
-        }
+    fn set<const N: usize>(&self, gauge: Gauge<N>, labels: [&str; N], value: f64) {
+        self.gauges[gauge.0.name].with_label_values(&labels).set(value);
     }
 
-    fn remove(&self, row: Metric, labels: &[&str]) {
-        if let Some(gauge) = self.gauges.get(row.name) {
-            // The error says that it was not there.
-            let _ = gauge.remove_label_values(labels);
-        }
+    fn remove<const N: usize>(&self, gauge: Gauge<N>, labels: [&str; N]) {
+        // The error says that it was not there.
+        let _ = self.gauges[gauge.0.name].remove_label_values(&labels);
     }
 
-    fn forget(&self, row: Metric) {
-        if let Some(gauge) = self.gauges.get(row.name) {
-            gauge.reset();
-        }
+    fn forget<const N: usize>(&self, gauge: Gauge<N>) {
+        self.gauges[gauge.0.name].reset();
     }
 
-    fn observe(&self, row: Metric, labels: &[&str], value: f64) {
-        let histogram = self.histograms.get(row.name).and_then(|vec| vec.get_metric_with_label_values(labels).ok());
-        if let Some(histogram) = histogram {
-            histogram.observe(value);
-        }
+    fn observe<const N: usize>(&self, histogram: Histogram<N>, labels: [&str; N], value: f64) {
+        self.histograms[histogram.0.name].with_label_values(&labels).observe(value);
     }
 
     /// One run of a job has ended. `outcome`: a word of the table's row.
     pub fn job(&self, source: &str, outcome: &str, measured: Option<&Measured>) {
-        self.add(table::JOBS, &[source, outcome], 1.0);
+        self.add(table::JOBS, [source, outcome], 1.0);
         if matches!(outcome, "failed" | "retry" | "dead_letter") {
-            self.add(table::INFERENCE_ERRORS, &[], 1.0);
+            self.add(table::INFERENCE_ERRORS, [], 1.0);
         }
         let Some(measured) = measured else { return };
-        self.observe(table::JOB_SECONDS, &[source], measured.seconds);
+        self.observe(table::JOB_SECONDS, [source], measured.seconds);
         for (step, seconds) in &measured.step_seconds {
-            self.observe(table::STEP_SECONDS, &[step], *seconds);
+            self.observe(table::STEP_SECONDS, [step], *seconds);
         }
         if let Some(seconds) = measured.step_seconds.get("infer") {
-            self.add(table::INFERENCES, &[], 1.0);
-            self.set(table::INFERENCE_LATENCY, &[], seconds * 1e3);
+            self.add(table::INFERENCES, [], 1.0);
+            self.set(table::INFERENCE_LATENCY, [], seconds * 1e3);
         }
-        self.add(table::DENOISING_STEPS, &[], measured.denoising_steps as f64);
+        self.add(table::DENOISING_STEPS, [], measured.denoising_steps as f64);
         if let Some(rate) = measured.steps_per_second() {
-            self.set(table::STEPS_PER_SECOND, &[], rate);
+            self.set(table::STEPS_PER_SECOND, [], rate);
         }
         if let Some(hit) = measured.lora_cache_hit {
-            self.add(table::LORA_CACHE, &[if hit { "hit" } else { "miss" }], 1.0);
+            self.add(table::LORA_CACHE, [if hit { "hit" } else { "miss" }], 1.0);
         }
         self.webhooks(&measured.webhook_attempts);
     }
 
     pub fn webhooks(&self, attempts: &[WebhookAttempts]) {
         for WebhookAttempts { kind, delivered, count } in attempts {
-            self.add(table::WEBHOOKS, &[kind, if *delivered { "delivered" } else { "failed" }], *count as f64);
+            self.add(table::WEBHOOKS, [kind, if *delivered { "delivered" } else { "failed" }], *count as f64);
         }
     }
 
     pub fn model_loaded(&self, model: &str, seconds: f64) {
-        self.set(table::MODEL_LOAD, &[model], seconds);
+        self.set(table::MODEL_LOAD, [model], seconds);
     }
 
     /// `cause`: a word of the table's row.
     pub fn handler_ended(&self, cause: &str) {
-        self.add(table::RESTARTS, &[cause], 1.0);
+        self.add(table::RESTARTS, [cause], 1.0);
     }
 
     /// How many handlers are in each state, by its word in the table's row.
     pub fn handlers(&self, states: &[(&str, usize)], in_hand: usize) {
         for (state, count) in states {
-            self.set(table::HANDLERS, &[state], *count as f64);
+            self.set(table::HANDLERS, [state], *count as f64);
         }
-        self.set(table::IN_HAND, &[], in_hand as f64);
+        self.set(table::IN_HAND, [], in_hand as f64);
     }
 
     /// What waits in a queue. `oldest`: its age, where the queue tells one.
     pub fn queue(&self, source: &str, waiting: u64, oldest: Option<Duration>) {
-        self.set(table::QUEUE_DEPTH, &[source], waiting as f64);
+        self.set(table::QUEUE_DEPTH, [source], waiting as f64);
         match oldest {
-            Some(oldest) => self.set(table::QUEUE_AGE, &[source], oldest.as_secs_f64()),
-            None if waiting == 0 => self.set(table::QUEUE_AGE, &[source], 0.0),
-            None => self.remove(table::QUEUE_AGE, &[source]),
+            Some(oldest) => self.set(table::QUEUE_AGE, [source], oldest.as_secs_f64()),
+            None if waiting == 0 => self.set(table::QUEUE_AGE, [source], 0.0),
+            None => self.remove(table::QUEUE_AGE, [source]),
         }
     }
 
     /// The queue cannot be asked: what it said last is not so any more.
     pub fn queue_unknown(&self, source: &str) {
-        self.remove(table::QUEUE_DEPTH, &[source]);
-        self.remove(table::QUEUE_AGE, &[source]);
+        self.remove(table::QUEUE_DEPTH, [source]);
+        self.remove(table::QUEUE_AGE, [source]);
     }
 
     /// A request was answered. `route`: the pattern that it matched.
     pub fn http_request(&self, route: &str, status: u16) {
-        self.add(table::HTTP_REQUESTS, &[route, &status.to_string()], 1.0);
+        self.add(table::HTTP_REQUESTS, [route, &status.to_string()], 1.0);
     }
 
     /// The Prometheus text format, version 0.0.4. Waits for nothing.
     #[must_use]
     pub fn render(&self) -> String {
         // Next to the GPUs there are now, neither lost ones nor `none` may stay.
-        for row in [table::GPU_MEMORY, table::GPU_UTILIZATION] {
-            self.forget(row);
-        }
+        self.forget(table::GPU_MEMORY);
+        self.forget(table::GPU_UTILIZATION);
         for gpu in self.gpus.last() {
-            self.set(table::GPU_MEMORY, &[&gpu.name], gpu.memory_used_bytes as f64);
-            self.set(table::GPU_UTILIZATION, &[&gpu.name], f64::from(gpu.utilization_percent));
+            self.set(table::GPU_MEMORY, [&gpu.name], gpu.memory_used_bytes as f64);
+            self.set(table::GPU_UTILIZATION, [&gpu.name], f64::from(gpu.utilization_percent));
         }
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {

@@ -23,118 +23,151 @@ pub struct Metric {
 
 /// From a replay to a long job.
 const SECONDS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0];
-const fn row(
-    name: &'static str,
-    kind: Kind,
+
+/// What a metric is called. Its type knows how many labels a value needs: one with more or fewer does not compile.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Labelled<const N: usize> {
+    pub name: &'static str,
     unit: &'static str,
-    labels: &'static [&'static str],
+    labels: &'static [&'static str; N],
     meaning: &'static str,
-) -> Metric {
-    Metric { name, kind, unit, labels, meaning }
+}
+
+/// Only grows, from the process's start.
+#[derive(Debug, Clone, Copy)]
+pub struct Counter<const N: usize>(pub Labelled<N>);
+
+/// Has the value that was set last.
+#[derive(Debug, Clone, Copy)]
+pub struct Gauge<const N: usize>(pub Labelled<N>);
+
+/// Counts values by how large they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Histogram<const N: usize>(pub Labelled<N>, &'static [f64]);
+
+impl<const N: usize> Labelled<N> {
+    const fn row(self, kind: Kind) -> Metric {
+        Metric { name: self.name, kind, unit: self.unit, labels: self.labels, meaning: self.meaning }
+    }
+}
+
+impl<const N: usize> Counter<N> {
+    const fn row(self) -> Metric {
+        self.0.row(Kind::Counter)
+    }
+}
+
+impl<const N: usize> Gauge<N> {
+    const fn row(self) -> Metric {
+        self.0.row(Kind::Gauge)
+    }
+}
+
+impl<const N: usize> Histogram<N> {
+    const fn row(self) -> Metric {
+        self.0.row(Kind::Histogram(self.1))
+    }
+}
+
+const fn labelled<const N: usize>(
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str; N],
+    meaning: &'static str,
+) -> Labelled<N> {
+    Labelled { name, unit, labels, meaning }
 }
 
 // The names of the try-on service that this replaces.
-pub const INFERENCES: Metric =
-    row("vton_inference_count", Kind::Counter, "", &[], "jobs that were generated, try-on and generate alike");
-pub const INFERENCE_LATENCY: Metric =
-    row("vton_inference_latency_ms", Kind::Gauge, "ms", &[], "the infer step of the last generated job");
-pub const INFERENCE_ERRORS: Metric =
-    row("vton_inference_errors_total", Kind::Counter, "", &[], "runs that did not end in images");
-pub const GPU_MEMORY: Metric =
-    row("gpu_memory_used_bytes", Kind::Gauge, "bytes", &["gpu"], "by NVML; 0 with gpu=\"none\" where there is none");
-pub const GPU_UTILIZATION: Metric =
-    row("gpu_utilization_percent", Kind::Gauge, "percent", &["gpu"], "by NVML; 0 with gpu=\"none\" where there is none");
+pub const INFERENCES: Counter<0> =
+    Counter(labelled("vton_inference_count", "", &[], "jobs that were generated, try-on and generate alike"));
+pub const INFERENCE_LATENCY: Gauge<0> =
+    Gauge(labelled("vton_inference_latency_ms", "ms", &[], "the infer step of the last generated job"));
+pub const INFERENCE_ERRORS: Counter<0> =
+    Counter(labelled("vton_inference_errors_total", "", &[], "runs that did not end in images"));
+pub const GPU_MEMORY: Gauge<1> =
+    Gauge(labelled("gpu_memory_used_bytes", "bytes", &["gpu"], "by NVML; 0 with gpu=\"none\" where there is none"));
+pub const GPU_UTILIZATION: Gauge<1> =
+    Gauge(labelled("gpu_utilization_percent", "percent", &["gpu"], "by NVML; 0 with gpu=\"none\" where there is none"));
 
-pub const JOBS: Metric = row(
+pub const JOBS: Counter<2> = Counter(labelled(
     "atelier_jobs_total",
-    Kind::Counter,
     "",
     &["source", "outcome"],
     "runs by outcome: complete, failed, retry, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
+));
+pub const JOB_SECONDS: Histogram<1> = Histogram(
+    labelled("atelier_job_seconds", "seconds", &["source"], "a run in the handler, from its turn to its outcome"),
+    SECONDS,
 );
-pub const JOB_SECONDS: Metric = row(
-    "atelier_job_seconds",
-    Kind::Histogram(SECONDS),
-    "seconds",
-    &["source"],
-    "a run in the handler, from its turn to its outcome",
+pub const STEP_SECONDS: Histogram<1> = Histogram(
+    labelled("atelier_step_seconds", "seconds", &["step"], "a workflow step of a run; a replay has `notify` alone"),
+    SECONDS,
 );
-pub const STEP_SECONDS: Metric = row(
-    "atelier_step_seconds",
-    Kind::Histogram(SECONDS),
-    "seconds",
-    &["step"],
-    "a workflow step of a run; a replay has `notify` alone",
-);
-pub const DENOISING_STEPS: Metric = row("atelier_denoising_steps_total", Kind::Counter, "", &[], "denoising steps done");
-pub const STEPS_PER_SECOND: Metric =
-    row("atelier_denoising_steps_per_second", Kind::Gauge, "steps/s", &[], "of the last generated job");
-pub const LORA_CACHE: Metric = row(
+pub const DENOISING_STEPS: Counter<0> = Counter(labelled("atelier_denoising_steps_total", "", &[], "denoising steps done"));
+pub const STEPS_PER_SECOND: Gauge<0> =
+    Gauge(labelled("atelier_denoising_steps_per_second", "steps/s", &[], "of the last generated job"));
+pub const LORA_CACHE: Counter<1> = Counter(labelled(
     "atelier_lora_cache_total",
-    Kind::Counter,
     "",
     &["result"],
     "jobs with LoRAs: hit when they were those of the job before, miss when they were merged anew",
-);
-pub const WEBHOOKS: Metric = row(
+));
+pub const WEBHOOKS: Counter<2> = Counter(labelled(
     "atelier_webhook_attempts_total",
-    Kind::Counter,
     "",
     &["kind", "result"],
     "attempts to deliver a notification, by its kind; delivered or failed",
-);
-pub const MODEL_LOAD: Metric =
-    row("atelier_model_load_seconds", Kind::Gauge, "seconds", &["model"], "from a handler's start to ready, the last time");
-pub const RESTARTS: Metric = row(
+));
+pub const MODEL_LOAD: Gauge<1> =
+    Gauge(labelled("atelier_model_load_seconds", "seconds", &["model"], "from a handler's start to ready, the last time"));
+pub const RESTARTS: Counter<1> = Counter(labelled(
     "atelier_handler_restarts_total",
-    Kind::Counter,
     "",
     &["cause"],
     "handlers that ended: exit, signal, out_of_memory, fatal_device, deadline, init",
-);
-pub const HANDLERS: Metric =
-    row("atelier_handlers", Kind::Gauge, "", &["state"], "handlers by state: starting, idle, busy, down");
-pub const IN_HAND: Metric =
-    row("atelier_jobs_in_flight", Kind::Gauge, "", &[], "jobs taken from queues that wait for a handler");
-pub const QUEUE_DEPTH: Metric = row("atelier_queue_depth", Kind::Gauge, "", &["source"], "messages that wait in the queue");
-pub const QUEUE_AGE: Metric = row(
+));
+pub const HANDLERS: Gauge<1> =
+    Gauge(labelled("atelier_handlers", "", &["state"], "handlers by state: starting, idle, busy, down"));
+pub const IN_HAND: Gauge<0> =
+    Gauge(labelled("atelier_jobs_in_flight", "", &[], "jobs taken from queues that wait for a handler"));
+pub const QUEUE_DEPTH: Gauge<1> = Gauge(labelled("atelier_queue_depth", "", &["source"], "messages that wait in the queue"));
+pub const QUEUE_AGE: Gauge<1> = Gauge(labelled(
     "atelier_queue_oldest_seconds",
-    Kind::Gauge,
     "seconds",
     &["source"],
     "age of the oldest waiting message, where the queue tells (the spool)",
-);
-pub const HTTP_REQUESTS: Metric = row(
+));
+pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
     "atelier_http_requests_total",
-    Kind::Counter,
     "",
     &["route", "status"],
     "answered requests, by the route's pattern (other: none) and the status of the answer",
-);
-pub const BUILD: Metric = row("atelier_build_info", Kind::Gauge, "", &["version"], "1");
+));
+pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
 /// All of them, in the order of README.
 pub const TABLE: [Metric; 20] = [
-    INFERENCES,
-    INFERENCE_LATENCY,
-    INFERENCE_ERRORS,
-    GPU_MEMORY,
-    GPU_UTILIZATION,
-    JOBS,
-    JOB_SECONDS,
-    STEP_SECONDS,
-    DENOISING_STEPS,
-    STEPS_PER_SECOND,
-    LORA_CACHE,
-    WEBHOOKS,
-    MODEL_LOAD,
-    RESTARTS,
-    HANDLERS,
-    IN_HAND,
-    QUEUE_DEPTH,
-    QUEUE_AGE,
-    HTTP_REQUESTS,
-    BUILD,
+    INFERENCES.row(),
+    INFERENCE_LATENCY.row(),
+    INFERENCE_ERRORS.row(),
+    GPU_MEMORY.row(),
+    GPU_UTILIZATION.row(),
+    JOBS.row(),
+    JOB_SECONDS.row(),
+    STEP_SECONDS.row(),
+    DENOISING_STEPS.row(),
+    STEPS_PER_SECOND.row(),
+    LORA_CACHE.row(),
+    WEBHOOKS.row(),
+    MODEL_LOAD.row(),
+    RESTARTS.row(),
+    HANDLERS.row(),
+    IN_HAND.row(),
+    QUEUE_DEPTH.row(),
+    QUEUE_AGE.row(),
+    HTTP_REQUESTS.row(),
+    BUILD.row(),
 ];
 
 /// The table in Markdown.

@@ -9,15 +9,17 @@ use futures_util::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 
 use super::file::{Checksum, FilePath, feed};
-use super::origin::{Content, Origin};
+use super::listing::Content;
+use super::origin::Origin;
 use super::{How, ModelError, Step};
+use crate::backoff::Backoff;
 
 /// How often something is tried that may pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Of a request, and of a download that does not get on.
     pub attempts: u32,
-    /// Doubles from one attempt to the next.
+    /// At most; it doubles from one attempt to the next.
     pub initial_backoff: Duration,
 }
 
@@ -27,21 +29,24 @@ impl Default for RetryPolicy {
     }
 }
 
+/// However often it is tried, it is not so long that a network that is back goes unnoticed.
+const MAX_BACKOFF: Duration = Duration::from_mins(1);
+
 impl RetryPolicy {
     /// Does `work` until it succeeds, fails for good, or has been tried often enough.
     pub(super) async fn with<T>(self, mut work: impl AsyncFnMut() -> Result<T, ModelError>) -> Result<T, ModelError> {
-        let mut attempt = 1;
-        loop {
+        let mut backoff = self.backoff();
+        for _ in 1..self.attempts {
             match work().await {
-                Err(ModelError::Unreachable { .. }) if attempt < self.attempts => self.pause(attempt).await,
+                Err(ModelError::Unreachable { .. }) => tokio::time::sleep(backoff.next_pause()).await,
                 done => return done,
             }
-            attempt += 1;
         }
+        work().await
     }
 
-    async fn pause(self, attempt: u32) {
-        tokio::time::sleep(self.initial_backoff * (1 << (attempt - 1).min(6))).await;
+    fn backoff(self) -> Backoff {
+        Backoff::new(self.initial_backoff, MAX_BACKOFF.max(self.initial_backoff))
     }
 }
 
@@ -169,6 +174,7 @@ async fn fetch(
     tell: &(dyn Fn(&Step<'_>) + Sync),
 ) -> Result<bool, ModelError> {
     let mut kept = true;
+    let mut backoff = retry_policy.backoff();
     let mut breaks = 0;
     loop {
         let before = part.bytes;
@@ -181,11 +187,15 @@ async fn fetch(
             kept = false;
         }
         let Some(problem) = take(content, part, tell).await? else { return Ok(kept) };
-        breaks = if part.bytes > before { 1 } else { breaks + 1 };
+        if part.bytes > before {
+            backoff.reset();
+            breaks = 0;
+        }
+        breaks += 1;
         if breaks >= retry_policy.attempts {
             return Err(ModelError::Broken { path: wanted.path.clone(), problem });
         }
-        retry_policy.pause(breaks).await;
+        tokio::time::sleep(backoff.next_pause()).await;
     }
 }
 

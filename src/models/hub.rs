@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use reqwest::header::{AUTHORIZATION, LOCATION, RANGE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
@@ -14,7 +15,7 @@ use url::Url;
 
 use super::ModelError;
 use super::file::{Checksum, FilePath};
-use super::origin::{Content, Listed, Listing};
+use super::listing::{Content, Listed, Listing};
 use crate::setting::{Secret, SettingError, check_address};
 
 /// Redirects of one download.
@@ -107,8 +108,8 @@ impl Hub {
                 continue;
             }
             return match response.status() {
-                StatusCode::PARTIAL_CONTENT => Ok(Content::of_response(response, from)),
-                status if status.is_success() => Ok(Content::of_response(response, 0)),
+                StatusCode::PARTIAL_CONTENT => Ok(content(response, from)),
+                status if status.is_success() => Ok(content(response, 0)),
                 // All of it was there already.
                 StatusCode::RANGE_NOT_SATISFIABLE => Ok(Content::nothing(from)),
                 StatusCode::NOT_FOUND => Err(ModelError::Lacks { place: self.to_string(), files: vec![path.to_string()] }),
@@ -167,8 +168,14 @@ impl std::fmt::Display for Hub {
     }
 }
 
+fn content(response: Response, from: u64) -> Content {
+    let bytes = response.content_length();
+    let pieces = response.bytes_stream().map(|piece| piece.map_err(|error| cause(&error)));
+    Content { from, bytes, pieces: Box::pin(pieces) }
+}
+
 /// The deepest cause: what reqwest says itself repeats the address.
-pub(super) fn cause(error: &reqwest::Error) -> String {
+fn cause(error: &reqwest::Error) -> String {
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
         deepest = source;

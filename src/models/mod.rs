@@ -3,6 +3,7 @@
 pub mod download;
 pub mod file;
 pub mod hub;
+mod listing;
 pub mod origin;
 pub mod source;
 mod wanted;
@@ -12,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use self::download::{RetryPolicy, Wanted, download};
 use self::file::{Checksum, FilePath};
-use self::origin::{Listed, Listing, Origin};
+use self::listing::{Listed, Listing};
+use self::origin::Origin;
 use self::source::Source;
 use self::wanted::wanted;
 use crate::setting::SettingError;

@@ -2,20 +2,19 @@
 
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::{self, Stream};
+use futures_util::stream;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 
 use super::ModelError;
-use super::file::{Checksum, FilePath};
-use super::hub::{self, Hub, cause};
+use super::file::FilePath;
+use super::hub::{self, Hub};
+use super::listing::{Content, Listed, Listing};
 use super::source::Place;
 use crate::aws::error::{Reach, detail, reach};
 use crate::store;
@@ -30,41 +29,6 @@ pub enum Origin {
     Hub(Hub),
     S3 { client: Client, bucket: String, prefix: String },
     Directory(PathBuf),
-}
-
-/// A file that is there.
-pub(super) struct Listed {
-    pub(super) path: FilePath,
-    pub(super) bytes: Option<u64>,
-    pub(super) checksum: Option<Checksum>,
-}
-
-pub(super) struct Listing {
-    /// What a moving revision is at the moment.
-    pub(super) commit: Option<String>,
-    pub(super) files: Vec<Listed>,
-}
-
-type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
-
-/// The bytes of a file from `from` on: not where they were asked for, if the place cannot begin in the middle.
-pub(super) struct Content {
-    pub(super) from: u64,
-    /// Of what comes.
-    pub(super) bytes: Option<u64>,
-    pub(super) pieces: Pieces,
-}
-
-impl Content {
-    pub(super) fn of_response(response: reqwest::Response, from: u64) -> Self {
-        let bytes = response.content_length();
-        let pieces = response.bytes_stream().map(|piece| piece.map_err(|error| cause(&error)));
-        Self { from, bytes, pieces: Box::pin(pieces) }
-    }
-
-    pub(super) fn nothing(from: u64) -> Self {
-        Self { from, bytes: Some(0), pieces: Box::pin(stream::empty()) }
-    }
 }
 
 impl Origin {

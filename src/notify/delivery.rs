@@ -13,6 +13,7 @@ use super::multipart::Form;
 use super::retry::retry_after;
 use crate::job::notification::{Kind, Message, Notification};
 use crate::job::outcome::JobError;
+use crate::job::trace::TRACEPARENT;
 use crate::outbound::error::OutboundError;
 use crate::setting::Secret;
 
@@ -79,6 +80,7 @@ impl Notifier {
     async fn deliver(&self, delivery_request: &DeliveryRequest<'_>) -> Result<(), JobError> {
         let notification = delivery_request.notification;
         let end = Instant::now() + self.schedule.total;
+        let mut backoff = self.schedule.backoff();
         let mut attempt = 1;
         loop {
             let limit = self.schedule.attempt_timeout.min(end.saturating_duration_since(Instant::now()));
@@ -95,7 +97,7 @@ impl Notifier {
                 Err(DeliveryError::Refused(error)) => return Err(error.for_field("callback.url")),
                 Err(DeliveryError::Failed { problem, retry_after }) => (problem, retry_after),
             };
-            let pause = asked.unwrap_or_else(|| self.schedule.pause(attempt, rand::random()));
+            let pause = asked.unwrap_or_else(|| backoff.next_pause());
             if attempt == self.schedule.max_attempts || Instant::now() + pause >= end {
                 return Err(delivery_request.undelivered(&problem, attempt, asked));
             }
@@ -160,6 +162,9 @@ impl Notifier {
             .header(reqwest::header::CONTENT_TYPE, &delivery_request.content_type)
             .header(HEADER_WEBHOOK_ID, id)
             .header(HEADER_WEBHOOK_TIMESTAMP, timestamp);
+        if let Some(trace) = delivery_request.notification.trace {
+            request = request.header(TRACEPARENT, trace.to_string());
+        }
         // Standard Webhooks signs texts; the asset service, which gets an image, knows us by its token.
         let signable = !matches!(delivery_request.way, Way::InternalAuth(_));
         if let Some(secret) = self.signing_secret.as_ref().filter(|_| signable) {

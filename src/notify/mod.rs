@@ -6,6 +6,7 @@
 //!   of them and without that token, to the job's `callback.url`, which must be a public address.
 //! - Standard Webhooks headers: `webhook-id` (the same for every delivery of the same notification), `webhook-timestamp`,
 //!   `webhook-signature`. See <https://www.standardwebhooks.com>.
+//! - `traceparent` (W3C Trace Context), where the job came with one: the very same.
 //! - A redirect is a failure, 410 means that nobody wants to hear, `Retry-After` is obeyed.
 
 mod attempts;
@@ -170,7 +171,7 @@ impl Notifier {
     /// [`JobError::Internal`] when one could not be written.
     pub fn complete(&self, job: &Job, record: &Record, urls: &[String]) -> Result<Vec<Notification>, JobError> {
         let id = webhook_id(&[Kind::Complete.as_str(), job.id.as_str()]);
-        let webhook = self.webhook(job.callback.as_ref(), Kind::Complete, id, &Complete::new(job, record, urls))?;
+        let webhook = self.webhook(&job.into(), Kind::Complete, id, &Complete::new(job, record, urls))?;
         let tryon = self.tryon.as_ref().map(|service| service.notifications(&job.into(), Ok(record)));
         Ok(webhook.into_iter().chain(tryon.into_iter().flatten()).collect())
     }
@@ -186,9 +187,10 @@ impl Notifier {
             Some(job_id) => webhook_id(&[Kind::Failed.as_str(), job_id.as_str()]),
             None => webhook_id(&[Kind::Failed.as_str(), "", &message]),
         };
-        let reachable = of.callback.filter(|_| error.field() != Some("callback.url"));
+        let callback = of.callback.filter(|_| error.field() != Some("callback.url"));
+        let reachable = NotificationTarget { callback, ..*of };
         let webhook =
-            self.webhook(reachable, Kind::Failed, id, &Failed::new(of.job_id, of.callback, error, message, attempt))?;
+            self.webhook(&reachable, Kind::Failed, id, &Failed::new(of.job_id, of.callback, error, message, attempt))?;
         let tryon = self.tryon.as_ref().map(|service| service.notifications(of, Err(error)));
         Ok(webhook.into_iter().chain(tryon.into_iter().flatten()).collect())
     }
@@ -200,22 +202,22 @@ impl Notifier {
     /// None when nobody listens.
     fn webhook(
         &self,
-        callback: Option<&Callback>,
+        to: &NotificationTarget<'_>,
         kind: Kind,
         id: String,
         body: &impl Serialize,
     ) -> Result<Option<Notification>, JobError> {
-        if !self.has_listener(callback) {
+        if !self.has_listener(to.callback) {
             return Ok(None);
         }
         let body = serde_json::to_string(body).map_err(|error| JobError::Internal {
             problem: format!("a notification could not be written as JSON ({error})"),
         })?;
-        let message = match callback.and_then(|callback| callback.url.clone()) {
+        let message = match to.callback.and_then(|callback| callback.url.clone()) {
             Some(url) => Message::Callback { url, kind, body },
             None => Message::Backend { kind, body },
         };
-        Ok(Some(Notification { id, message }))
+        Ok(Some(Notification { id, trace: to.trace, message }))
     }
 }
 

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
 use super::body::Progressed;
 use super::delivery::DeliveryError;
 use super::{Notifier, webhook_id};
-use crate::job::notification::Kind;
+use crate::job::notification::{Kind, NotificationTarget};
+use crate::job::trace::Trace;
 use crate::job::{Callback, Job};
 
 /// More than a job has to say; what does not fit is dropped.
@@ -46,7 +48,8 @@ impl Progress {
 
     pub(super) fn start(notifier: Notifier, job: &Job, limit: Duration) -> Self {
         let (words, waiting) = mpsc::channel(WAITING_MOST);
-        let sender = tokio::spawn(send_all(notifier, Progressed::new(job), job.callback.clone(), limit, waiting));
+        let sending = send_all(notifier, Progressed::new(job), job.callback.clone(), job.trace, limit, waiting);
+        let sender = tokio::spawn(sending.in_current_span());
         Self { line: Some(Line { words, sender, grace: limit }) }
     }
 
@@ -95,13 +98,15 @@ async fn send_all(
     notifier: Notifier,
     mut body: Progressed,
     callback: Option<Callback>,
+    trace: Option<Trace>,
     limit: Duration,
     mut waiting: mpsc::Receiver<Word>,
 ) {
     while let Some(Word::Percent(percent)) = waiting.recv().await {
         body.progress = percent;
         let id = webhook_id(&[Kind::Progress.as_str(), body.job_id.as_str(), &percent.to_string()]);
-        let Ok(Some(notification)) = notifier.webhook(callback.as_ref(), Kind::Progress, id, &body) else { return };
+        let to = NotificationTarget { job_id: Some(&body.job_id), callback: callback.as_ref(), requester: None, trace };
+        let Ok(Some(notification)) = notifier.webhook(&to, Kind::Progress, id, &body) else { return };
         let Ok(delivery_request) = notifier.delivery_request(&notification).await else { return };
         let problem = match notifier.attempt(&delivery_request, limit).await {
             Ok(()) => continue,
@@ -109,6 +114,6 @@ async fn send_all(
             Err(DeliveryError::Refused(error)) => error.to_string(),
             Err(DeliveryError::Failed { problem, .. }) => problem,
         };
-        tracing::debug!(job_id = body.job_id.as_str(), percent, problem, "progress not delivered");
+        tracing::debug!(percent, problem, "progress not delivered");
     }
 }

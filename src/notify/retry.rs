@@ -1,8 +1,10 @@
-//! When a notification is tried again: exponential backoff with full jitter, unless the receiver says when.
+//! When a notification is tried again: after a pause that doubles, unless the receiver says when.
 
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
+
+use crate::backoff::Backoff;
 
 /// The bounds of one delivery.
 #[derive(Debug, Clone, Copy)]
@@ -16,12 +18,8 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// The pause after failed attempt `attempt` (from 1): `jitter` (0 to 1) of `initial_backoff * 2^(attempt - 1)`, capped.
-    ///
-    /// Full jitter, <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
-    pub(super) fn pause(&self, attempt: u32, jitter: f64) -> Duration {
-        let doublings = attempt.saturating_sub(1).min(31);
-        self.initial_backoff.saturating_mul(1 << doublings).min(self.max_backoff).mul_f64(jitter)
+    pub(super) fn backoff(&self) -> Backoff {
+        Backoff::new(self.initial_backoff, self.max_backoff)
     }
 }
 
@@ -38,28 +36,6 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    const SCHEDULE: Schedule = Schedule {
-        max_attempts: 6,
-        initial_backoff: Duration::from_millis(500),
-        max_backoff: Duration::from_secs(20),
-        attempt_timeout: Duration::from_secs(10),
-        total: Duration::from_mins(1),
-    };
-
-    #[test]
-    fn pauses_double_up_to_the_longest() {
-        let pauses: Vec<_> = (1..=8).map(|attempt| SCHEDULE.pause(attempt, 1.0).as_millis()).collect();
-        assert_eq!(pauses, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 20_000, 20_000]);
-    }
-
-    proptest! {
-        #[test]
-        fn a_pause_is_never_longer_than_allowed(attempt: u32, jitter in 0.0..=1.0) {
-            prop_assert!(SCHEDULE.pause(attempt, jitter) <= SCHEDULE.max_backoff);
-        }
-    }
 
     fn asked(value: &str) -> Option<Duration> {
         let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:07 GMT").unwrap();

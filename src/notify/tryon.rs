@@ -84,6 +84,7 @@ impl TryOnService {
         };
         let asset = self.asset_service.is_some().then(|| Notification {
             id: webhook_id(&[word, job_id.as_str()]),
+            trace: of.trace,
             message: Message::AssetService(AssetResult {
                 job_id: job_id.to_string(),
                 requester: requester.clone(),
@@ -96,6 +97,7 @@ impl TryOnService {
         let metadata = of.callback.map(|callback| callback.metadata.clone()).unwrap_or_default();
         let free = self.load_balancer.is_some().then(|| Notification {
             id: webhook_id(&["job_complete", job_id.as_str()]),
+            trace: of.trace,
             message: Message::LoadBalancer {
                 body: json!({ "node_id": self.node_id, "job_id": job_id, "metadata": metadata }).to_string(),
             },

@@ -71,11 +71,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         program,
         sources,
         queue,
-        notification_sender: NotificationSender {
-            notifier: notifier.clone(),
-            store: store.clone(),
-            defaults: defaults.clone(),
-        },
+        notification_sender: NotificationSender { notifier: notifier.clone(), store: store.clone() },
         defaults,
         max_attempts: config.runtime.max_attempts,
         token: config.security.internal_auth_token.clone(),

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _, stderr, stdout};
+use std::io::{IsTerminal as _, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::command::{files_key, line, named};
 use super::pack;
 use crate::config::manifest::{Manifest, ModeWeights};
 use crate::config::{Config, Environment};
@@ -56,15 +57,6 @@ pub async fn run(options: Options, config: Option<&Path>, environment: &Environm
         Command::List => list(&config, environment),
         Command::Verify { model } => prove(&config, environment, &named(&config, model)?),
     }
-}
-
-pub(super) fn named(config: &Config, model: Option<String>) -> anyhow::Result<ModelName> {
-    let Some(model) = model else { return Ok(config.model.name.clone()) };
-    ModelName::new(&model).map_err(|problem| anyhow::anyhow!("MODEL: {problem}"))
-}
-
-pub(super) fn line(text: &str) -> std::io::Result<()> {
-    writeln!(stdout().lock(), "{text}")
 }
 
 /// What there is to do for a model: for its checkpoint, then for each directory next to it that has files of the modes that are loaded.
@@ -144,15 +136,6 @@ fn pinning(source: &Source, pulled: &Pulled) -> Option<String> {
     }
     keys.push_str(&files_key(pulled.files.iter().map(|(path, (checksum, _))| (path, checksum))));
     Some(keys)
-}
-
-/// The key `files` of a source.
-pub(super) fn files_key<'a>(files: impl Iterator<Item = (&'a FilePath, &'a Checksum)>) -> String {
-    let mut key = String::from("  files:\n");
-    for (path, checksum) in files {
-        let _ = writeln!(key, "    {path}: {checksum}");
-    }
-    key
 }
 
 /// A bar on a terminal, a line a file everywhere else.

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use candle_core::{DType, Device};
 
+use super::command::{files_key, line, named};
 use super::engine::stable_diffusion;
-use super::models::{files_key, line, named};
 use crate::config::manifest::{Family, Manifest};
 use crate::config::{Config, Environment};
 use crate::models::file::{Checksum, FilePath};

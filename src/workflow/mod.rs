@@ -21,6 +21,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use serde::Deserialize;
+use tracing::{Instrument as _, Span};
 
 use self::context::JobContext;
 use self::control::{Control, NotificationMode};
@@ -212,10 +213,12 @@ impl Workflow {
     }
 
     /// As [`Self::run`] for jobs that share a batch ([`Job::shares_batch_with`]): each has its own way, and they are generated as
-    /// one when all of them are ready for it, or out. Returns one end a job, in their order.
-    pub async fn run_together(&self, jobs: &[&Job], control: &Control) -> Vec<Ended> {
+    /// one when all of them are ready for it, or out. Each has the span that its lines of the log stand in. Returns one end a
+    /// job, in their order.
+    pub async fn run_together(&self, jobs: &[(&Job, Span)], control: &Control) -> Vec<Ended> {
         let batch_slots = self.engine.batch_slots(jobs.len());
-        join_all(jobs.iter().zip(batch_slots).map(|(job, batch_slot)| self.run_from(batch_slot, job, control))).await
+        let runs = jobs.iter().zip(batch_slots);
+        join_all(runs.map(|((job, span), batch_slot)| self.run_from(batch_slot, job, control).instrument(span.clone()))).await
     }
 
     async fn run_from(&self, batch_slot: BatchSlot, job: &Job, control: &Control) -> Ended {

@@ -18,6 +18,7 @@ pub(crate) struct Notification {
     pub(crate) method: Method,
     pub(crate) path: String,
     pub(crate) webhook_id: String,
+    pub(crate) traceparent: Option<String>,
     pub(crate) body: Value,
 }
 
@@ -76,10 +77,12 @@ impl Backend {
 }
 
 async fn receive(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let webhook_id = headers.get("webhook-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let webhook_id = header("webhook-id").unwrap_or_default();
+    let traceparent = header("traceparent");
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let terminal = method != Method::PATCH;
-    let notification = Notification { method, path: uri.path().to_owned(), webhook_id, body };
+    let notification = Notification { method, path: uri.path().to_owned(), webhook_id, traceparent, body };
     let _ = shared.notifications.send(notification.clone());
     if !terminal {
         return StatusCode::OK;

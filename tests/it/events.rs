@@ -5,9 +5,10 @@ use std::path::Path;
 
 use atelier::events::auth::Auth;
 use atelier::events::http::{Response, Route};
-use atelier::events::settled::{Settled, Settlement, batch_reply};
+use atelier::events::sqs::batch_reply;
 use atelier::events::{Event, EventError};
 use atelier::job::Job;
+use atelier::protocol::reply::{Settled, Settlement};
 use atelier::setting::Secret;
 use serde_json::{Value, json};
 

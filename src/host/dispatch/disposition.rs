@@ -1,13 +1,11 @@
 //! Reads out of an invocation's end what is to become of each of its messages.
 
-use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::in_flight::InFlight;
-use crate::events::settled::Settled;
-use crate::host::answer::{Answer, reply_value};
-use crate::host::supervisor::invoke::Ended;
+use crate::host::answer::{Answer, Ended, reply_value};
+use crate::host::in_flight::InFlight;
 use crate::job::outcome::JobError;
+use crate::protocol::reply::{self, Settled};
 
 /// What is to become of one message.
 #[derive(Debug)]
@@ -36,15 +34,23 @@ pub(super) fn dispositions(in_flight: &[InFlight], ended: &Ended) -> Vec<Disposi
         }
         Ended::Answered(Answer::Reply { body, http_stream }) => {
             let reply = reply_value(body, *http_stream);
-            let failures = failures(in_flight, &reply);
-            in_flight.iter().map(|in_flight| disposition(in_flight, &reply, failures.as_deref())).collect()
+            match reply::decode(&reply) {
+                Ok(told) => {
+                    let failures = failures(in_flight, &reply);
+                    in_flight.iter().map(|in_flight| disposition(in_flight, &told, failures.as_deref())).collect()
+                }
+                Err(unreadable) => all(&|| {
+                    let problem = format!("the handler's reply was not understood: {unreadable}");
+                    Disposition::Failed(JobError::Internal { problem })
+                }),
+            }
         }
     }
 }
 
-fn disposition(in_flight: &InFlight, reply: &Value, failures: Option<&[String]>) -> Disposition {
+fn disposition(in_flight: &InFlight, told: &[Settled], failures: Option<&[String]>) -> Disposition {
     let id = &in_flight.message.id;
-    let told = settled(reply).into_iter().find(|settled| settled.message_id == *id);
+    let told = told.iter().find(|settled| settled.message_id == *id).cloned();
     // A reply with failures that cannot be read fails all of the batch, as it does with AWS.
     let failed = failures.is_none_or(|failures| failures.contains(id));
     match told {
@@ -52,11 +58,6 @@ fn disposition(in_flight: &InFlight, reply: &Value, failures: Option<&[String]>)
         None if !failed => Disposition::Taken,
         _ => Disposition::Failed(JobError::Internal { problem: "the function handed the message back".into() }),
     }
-}
-
-/// What a handler that knows its host says of its messages.
-pub(super) fn settled(reply: &Value) -> Vec<Settled> {
-    reply["jobs"].as_array().into_iter().flatten().filter_map(|job| Settled::deserialize(job).ok()).collect()
 }
 
 /// The ids in `batchItemFailures`; none when the list cannot be read, or names a message that is not in the batch.

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Dispatcher;
-use super::in_flight::InFlight;
-use crate::host::backoff::Backoff;
+use crate::backoff::Backoff;
+use crate::host::in_flight::InFlight;
 use crate::host::source::Source;
 use crate::job::request::Defaults;
 

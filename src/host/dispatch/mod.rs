@@ -1,7 +1,6 @@
 //! Brings messages and handlers together: what is in flight, who is free, who runs what.
 
 mod disposition;
-pub mod in_flight;
 pub mod intake;
 pub mod settle;
 
@@ -10,9 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use self::in_flight::InFlight;
+use super::in_flight::InFlight;
 use super::job_service::{Direct, Model, StatusSnapshot};
 use super::jobs::Jobs;
+use crate::job::trace::Trace;
 
 /// What one handler is to do next.
 pub enum Assignment {
@@ -32,13 +32,22 @@ impl Assignment {
         }
     }
 
+    /// What the Runtime API says of an invocation's trace: that of its first message. Each record has its own next to.
+    #[must_use]
+    pub fn trace(&self) -> Option<Trace> {
+        match self {
+            Self::Messages(in_flight) => in_flight.first()?.message.trace,
+            Self::Direct(direct) => direct.job.trace,
+        }
+    }
+
     /// The ids of the jobs in it, as far as they could be read.
     #[must_use]
     pub fn job_ids(&self) -> Vec<String> {
         match self {
             Self::Messages(in_flight) => in_flight
                 .iter()
-                .filter(|in_flight| in_flight.job.is_some())
+                .filter(|in_flight| in_flight.job.is_ok())
                 .map(|in_flight| in_flight.job_id().to_owned())
                 .collect(),
             Self::Direct(direct) => vec![direct.job.id.as_str().to_owned()],
@@ -260,7 +269,7 @@ impl State {
 
     /// Two deliveries of one job must not generate at the same time: the second waits, and is a replay then.
     fn runs(&self, in_flight: &InFlight) -> bool {
-        let Some(job) = &in_flight.job else { return false };
+        let Ok(job) = &in_flight.job else { return false };
         self.running().any(|id| id == job.id.as_str())
     }
 

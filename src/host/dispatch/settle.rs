@@ -7,23 +7,22 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use super::Assignment;
-use super::disposition::{Disposition, dispositions, settled};
-use super::in_flight::InFlight;
-use crate::events::Problem;
-use crate::events::settled::{Settled, Settlement};
-use crate::host::answer::{Answer, reply_value};
-use crate::host::backoff::{Backoff, pause};
+use super::disposition::{Disposition, dispositions};
+use crate::backoff::{Backoff, pause};
+use crate::host::answer::{Answer, Ended, reply_value};
 use crate::host::event;
+use crate::host::in_flight::InFlight;
 use crate::host::job_service::{Direct, Ending};
 use crate::host::jobs::{Jobs, State};
 use crate::host::notification_sender::NotificationSender;
 use crate::host::source::SourceError;
-use crate::host::supervisor::invoke::Ended;
 use crate::job::measured::Measured;
-use crate::job::outcome::JobError;
+use crate::job::outcome::{JobError, Problem};
 use crate::metrics::Metrics;
+use crate::protocol::reply::{self, Settled, Settlement};
 use crate::setting::Secret;
 
 /// How often and how soon a job is tried again.
@@ -58,14 +57,10 @@ impl Settler {
                 let messages: Vec<_> = in_flight.iter().map(|in_flight| &in_flight.message).collect();
                 in_flight.first().map_or(Value::Null, |first| event::batch(&first.source.shape(), &messages))
             }
-            Assignment::Direct(direct) => event::http_generate(&direct.body, self.token.as_ref().map(Secret::reveal)),
+            Assignment::Direct(direct) => {
+                event::http_generate(&direct.body, self.token.as_ref().map(Secret::reveal), direct.job.trace)
+            }
         }
-    }
-
-    /// By this the handler knows that it runs under a host, which delivers its notifications.
-    #[must_use]
-    pub fn client_context(&self) -> String {
-        json!({ "custom": { "atelier": "host" } }).to_string()
     }
 
     /// Settles an assignment; returns at once.
@@ -75,9 +70,16 @@ impl Settler {
             match assignment {
                 Assignment::Messages(in_flight) => {
                     let applied = in_flight.iter().zip(dispositions(&in_flight, &ended));
-                    join_all(applied.map(|(in_flight, disposition)| settler.apply(in_flight, disposition))).await;
+                    let settler = &settler;
+                    join_all(applied.map(|(in_flight, disposition)| {
+                        settler.apply(in_flight, disposition).instrument(in_flight.span.clone())
+                    }))
+                    .await;
                 }
-                Assignment::Direct(direct) => settler.answer(direct, ended).await,
+                Assignment::Direct(direct) => {
+                    let span = Direct::span(&direct.job);
+                    settler.answer(direct, ended).instrument(span).await;
+                }
             }
         });
     }
@@ -86,7 +88,8 @@ impl Settler {
     pub fn cancelled(&self, in_flight: InFlight) {
         let settler = self.clone();
         self.metrics.job(in_flight.source.name(), "cancelled", None);
-        self.under_way.spawn(async move {
+        let span = in_flight.span.clone();
+        let notification_mode = async move {
             match settler.notification_sender.failed(&in_flight, &JobError::Cancelled).await {
                 Ok(()) => {
                     settler.jobs.end(in_flight.job_id(), State::Cancelled, None);
@@ -94,7 +97,8 @@ impl Settler {
                 }
                 Err(undelivered) => settler.try_again(&in_flight, &undelivered).await,
             }
-        });
+        };
+        self.under_way.spawn(notification_mode.instrument(span));
     }
 
     async fn apply(&self, in_flight: &InFlight, disposition: Disposition) {
@@ -158,17 +162,14 @@ impl Settler {
     }
 
     async fn try_again(&self, in_flight: &InFlight, error: &JobError) {
-        tracing::warn!(job_id = in_flight.job_id(), code = error.code(), %error, "a job did not end");
+        tracing::warn!(code = error.code(), %error, "a job did not end");
         self.retry_later(in_flight, Some(json!(Problem::from(error)))).await;
     }
 
     async fn retry_later(&self, in_flight: &InFlight, error: Option<Value>) {
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
-        let delay = pause(initial_backoff, max_backoff, in_flight.message.attempt, rand::random());
+        let delay = pause(initial_backoff, max_backoff, in_flight.message.attempt);
         tracing::warn!(
-            job_id = in_flight.job_id(),
-            source = in_flight.source.name(),
-            attempt = in_flight.message.attempt,
             code = error.as_ref().and_then(|error| error["code"].as_str()),
             delay_ms = delay.as_millis() as u64,
             "a job is tried again"
@@ -188,7 +189,7 @@ impl Settler {
                 Ok(State::Complete) => return self.over(in_flight, State::Complete, None).await,
                 Ok(_) => return self.dead_letter(in_flight, Some(json!(Problem::from(error)))).await,
                 Err(undelivered) => {
-                    tracing::warn!(job_id = in_flight.job_id(), error = %undelivered, "a failure could not be told yet");
+                    tracing::warn!(error = %undelivered, "a failure could not be told yet");
                 }
             }
             tokio::select! {
@@ -200,13 +201,7 @@ impl Settler {
 
     async fn dead_letter(&self, in_flight: &InFlight, error: Option<Value>) {
         let reason = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or("it failed").to_owned();
-        tracing::error!(
-            job_id = in_flight.job_id(),
-            source = in_flight.source.name(),
-            attempt = in_flight.message.attempt,
-            error = reason,
-            "a job failed for good"
-        );
+        tracing::error!(error = reason, "a job failed for good");
         self.jobs.end(in_flight.job_id(), State::Failed, error);
         done(in_flight, "dead-lettered", in_flight.source.dead_letter(&in_flight.message, &reason).await);
     }
@@ -216,7 +211,11 @@ impl Settler {
         let (ending, told) = match ended {
             Ended::Answered(Answer::Reply { body, http_stream }) => {
                 let reply = reply_value(&body, http_stream);
-                let told = settled(&reply).into_iter().next();
+                let told = reply::decode(&reply).unwrap_or_else(|unreadable| {
+                    tracing::error!(error = %unreadable, "a reply was not understood");
+                    Vec::new()
+                });
+                let told = told.into_iter().next();
                 (Ending::Answer(reply), told)
             }
             Ended::Answered(Answer::Error(error)) => (Ending::Crashed(error.to_string()), None),
@@ -237,7 +236,7 @@ impl Settler {
         // A caller that is gone hears of it by the notification, if at all.
         let _ = direct.answer.send(ending);
         if let Err(undelivered) = self.notification_sender.deliver(&notifications).await {
-            tracing::warn!(job_id = id, error = %undelivered, "a notification was not delivered");
+            tracing::warn!(error = %undelivered, "a notification was not delivered");
         }
     }
 }
@@ -254,17 +253,17 @@ async fn requeue_known(jobs: &Jobs, in_flight: &InFlight) {
 
 /// Hands a message back that was not tried.
 pub async fn requeue(in_flight: &InFlight) {
-    in_flight.release().await;
-    done(in_flight, "released", in_flight.source.release(&in_flight.message).await);
+    let putting = async {
+        in_flight.release().await;
+        done(in_flight, "released", in_flight.source.release(&in_flight.message).await);
+    };
+    putting.instrument(in_flight.span.clone()).await;
 }
 
 /// What the queue said; whatever it was, the message is safe: it comes back, and is replayed for free.
 fn done(in_flight: &InFlight, what: &str, result: Result<(), SourceError>) {
-    let (job_id, source) = (in_flight.job_id(), in_flight.source.name());
     match result {
-        Ok(()) => tracing::debug!(job_id, source, message_id = in_flight.message.id, what, "a message was settled"),
-        Err(error) => {
-            tracing::warn!(job_id, source, message_id = in_flight.message.id, what, %error, "a message was not settled")
-        }
+        Ok(()) => tracing::debug!(message_id = in_flight.message.id, what, "a message was settled"),
+        Err(error) => tracing::warn!(message_id = in_flight.message.id, what, %error, "a message was not settled"),
     }
 }

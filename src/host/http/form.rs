@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use bytes::{Bytes, BytesMut};
 use serde_json::{Map, Value, json};
 
-use super::order::{Draft, Place, Takes};
+use super::draft::{Draft, Place, Takes};
 use super::problem::Problem;
 use super::{Settings, body, inputs};
 

@@ -10,14 +10,16 @@ use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::Value;
+use tracing::Instrument as _;
 
-use super::order::{self, Order, Takes};
+use super::draft::Takes;
+use super::order::{self, Order};
 use super::problem::Problem;
 use super::{Http, submit};
 use crate::events;
-use crate::host::job_service::{Ending, Model, NotAccepted};
-use crate::job::JobId;
+use crate::host::job_service::{Direct, Ending, Model, NotAccepted};
 use crate::job::outcome::StoredImage;
+use crate::job::{Job, JobId};
 
 const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-ms");
@@ -37,11 +39,16 @@ pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Re
     submit::keep(&http, &order).await?;
     let Order { job, message, .. } = order;
     let id = job.id.clone();
+    let span = Direct::span(&job);
+    run(&http, &id, job, message).instrument(span).await
+}
+
+async fn run(http: &Http, id: &JobId, job: Job, message: Vec<u8>) -> Result<Response, Problem> {
     // Dropped with this future when the caller is gone, and then the job is cancelled.
     match http.job_service.run_now(job, message)?.await {
-        Ok(Ending::Answer(reply)) => answer(&http, &id, &reply).await,
+        Ok(Ending::Answer(reply)) => answer(http, id, &reply).await,
         Ok(Ending::Crashed(how)) => {
-            tracing::error!(job_id = %id, how, "the handler did not live to answer");
+            tracing::error!(how, "the handler did not live to answer");
             Err(Problem::unavailable("handler_crashed", &format!("the job was not finished ({how}); try again")))
         }
         Ok(Ending::Drained) | Err(_) => Err(NotAccepted::Draining.into()),
@@ -76,7 +83,7 @@ async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Prob
     }
     let first = serde_json::from_value::<Done>(body).ok().filter(|_| status == 200);
     let Some((image, timings_ms)) = first.and_then(|done| Some((done.images.into_iter().next()?, done.timings_ms))) else {
-        tracing::error!(job_id = %id, status, "the handler's answer is none");
+        tracing::error!(status, "the handler's answer is none");
         return Err(Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", "the handler's answer could not be read"));
     };
     let Image { bucket, key, content_type, width: width_px, height: height_px, bytes, seed } = image;

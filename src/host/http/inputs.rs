@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use super::Settings;
-use super::order::Place;
+use super::draft::Place;
 use super::problem::Problem;
 
 /// An image that was looked at.

@@ -1,32 +1,19 @@
-//! `/generate`, `/tryon` and `/jobs/{id}`: hand a job in, ask how it is, cancel it.
+//! `/jobs/{id}`: how a job is, and the wish to cancel it.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::Http;
-use super::order::{self, Takes};
 use super::problem::Problem;
-use super::submit::submit;
 use crate::host::jobs::{Cancelling, JobStatus, State as JobState};
 use crate::job::JobId;
 use crate::job::outcome::Record;
 use crate::notify::body::Generated;
-
-pub(super) async fn generate(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
-    let order = order::read(&http, request, Takes::Generate).await?;
-    submit(&http, order).await
-}
-
-pub(super) async fn tryon(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
-    let order = order::read(&http, request, Takes::TryOn).await?;
-    submit(&http, order).await
-}
 
 pub(super) async fn show(
     State(http): State<Arc<Http>>,

@@ -6,6 +6,7 @@
 
 mod auth;
 mod body;
+mod draft;
 mod form;
 mod idempotency;
 mod infer;
@@ -96,8 +97,8 @@ pub async fn serve(listener: TcpListener, http: Http, shutdown: impl Future<Outp
 
 fn router(http: Arc<Http>) -> Router {
     let guarded = Router::new()
-        .route("/generate", post(jobs::generate))
-        .route("/tryon", post(jobs::tryon))
+        .route("/generate", post(submit::generate))
+        .route("/tryon", post(submit::tryon))
         .route("/infer", post(infer::infer))
         .route("/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/gpu/status", get(status::gpu))

@@ -1,24 +1,18 @@
 //! From a request to a checked job and the message that goes into the queue for it.
 
 use axum::extract::Request;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::body::{self, Kind};
+use super::draft::{Draft, Takes};
 use super::form::{self, Form};
 use super::inputs::{self, Input};
 use super::problem::Problem;
 use super::{Http, idempotency};
 use crate::host::job_service::Model;
 use crate::job::outcome::JobError;
+use crate::job::trace::{TRACEPARENT, Trace};
 use crate::job::{Job, JobId};
-
-/// Which jobs an endpoint takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Takes {
-    Generate,
-    TryOn,
-    Either,
-}
 
 /// A job that somebody asks for.
 pub(super) struct Order {
@@ -28,24 +22,6 @@ pub(super) struct Order {
     /// Images that came along; the message has the addresses at which they will lie.
     pub(super) inputs: Vec<Input>,
     pub(super) key: Option<idempotency::Key>,
-}
-
-/// A try-on in its wire form, but for the images that came along.
-pub(super) struct Draft {
-    pub(super) message: Map<String, Value>,
-    /// Wire field and bytes.
-    pub(super) images: Vec<(Place, bytes::Bytes)>,
-    /// What the caller calls the wire form's fields, where it is not the same.
-    pub(super) names: Vec<(&'static str, String)>,
-}
-
-/// A field of the wire form that holds an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    Person,
-    /// Counted from 0.
-    Garment(usize),
-    Mask,
 }
 
 /// Reads a request.
@@ -59,6 +35,7 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
         return Err(Problem::unavailable("model_not_ready", "the model could not be made ready; it is tried again"));
     }
     let key = idempotency::Key::of(request.headers())?;
+    let trace = request.headers().get(TRACEPARENT).and_then(|value| Trace::from_traceparent(value.to_str().ok()?));
     let kinds: &[Kind] = if takes == Takes::Generate { &[Kind::Json] } else { &[Kind::Json, Kind::Form] };
     let kind = match Kind::of(request.headers(), kinds) {
         Ok(kind) => kind,
@@ -84,7 +61,7 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
         let message = format!("a job must have at most {} bytes without its images", settings.max_job_bytes);
         return Err(Problem::too_large(&message));
     }
-    Ok(Order { key, ..order })
+    Ok(Order { key, job: Job { trace, ..order.job }, ..order })
 }
 
 /// The draft of a body that asks for a try-on; what is no JSON object is left to the job's own reading.
@@ -147,24 +124,4 @@ fn renamed(error: JobError, names: &[(&'static str, String)]) -> JobError {
 
 fn name(field: String, names: &[(&'static str, String)]) -> String {
     names.iter().find(|(wire, _)| *wire == field).map_or(field, |(_, given)| given.clone())
-}
-
-impl Place {
-    fn set(self, message: &mut Map<String, Value>, address: String) {
-        match self {
-            Self::Person => message["person"] = address.into(),
-            Self::Garment(n) => message["garments"][n] = address.into(),
-            Self::Mask => message["mask"] = address.into(),
-        }
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Person => f.write_str("person"),
-            Self::Garment(n) => write!(f, "garments[{n}]"),
-            Self::Mask => f.write_str("mask"),
-        }
-    }
 }

@@ -1,12 +1,16 @@
-//! Puts an order into the queue, once, and says so.
+//! `/generate` and `/tryon`: put a job into the queue, once, and say so.
+
+use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::{Request, State as Shared};
 use axum::http::header::LOCATION;
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
-use super::order::Order;
+use super::draft::Takes;
+use super::order::{self, Order};
 use super::problem::Problem;
 use super::{Http, jobs};
 use crate::host::job_service::Accepted;
@@ -15,9 +19,19 @@ use crate::job::{Job, JobId};
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
+pub(super) async fn generate(Shared(http): Shared<Arc<Http>>, request: Request) -> Result<Response, Problem> {
+    let order = order::read(&http, request, Takes::Generate).await?;
+    submit(&http, order).await
+}
+
+pub(super) async fn tryon(Shared(http): Shared<Arc<Http>>, request: Request) -> Result<Response, Problem> {
+    let order = order::read(&http, request, Takes::TryOn).await?;
+    submit(&http, order).await
+}
+
 /// # Errors
 /// Why the job was not accepted.
-pub(super) async fn submit(http: &Http, order: Order) -> Result<Response, Problem> {
+async fn submit(http: &Http, order: Order) -> Result<Response, Problem> {
     let job = &order.job;
     let claimed_before = match &order.key {
         Some(key) => key.claim(http, job).await?,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use serde_json::Value;
 
+use crate::job::trace::Trace;
 use crate::setting::SettingError;
 
 /// One message in flight: from its receipt until it is acknowledged, put back or dead-lettered.
@@ -23,6 +24,7 @@ pub struct Message {
     /// Messages of one group are settled in order (SQS FIFO).
     pub group: Option<String>,
     pub body: Vec<u8>,
+    pub trace: Option<Trace>,
     /// When the message was sent, where the queue knows.
     pub sent: Option<SystemTime>,
     pub received: Instant,
@@ -126,11 +128,11 @@ pub trait Source: Send + Sync {
     /// [`SourceError`]; then the message is still in flight.
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError>;
 
-    /// Puts a new job into the queue; returns when the queue has it for good.
+    /// Puts a new job into the queue, with its trace; returns when the queue has it for good.
     ///
     /// # Errors
     /// [`SourceError`]; then the job was not accepted.
-    async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError>;
+    async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError>;
 
     /// # Errors
     /// [`SourceError`] when the queue cannot be asked.

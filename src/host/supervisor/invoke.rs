@@ -6,12 +6,15 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Phase, Worker};
-use crate::host::answer::{Answer, FunctionError};
+use crate::host::answer::{Answer, Ended, FunctionError};
 use crate::host::cause::Cause;
 use crate::host::dispatch::Assignment;
-use crate::host::dispatch::in_flight::InFlight;
+use crate::host::in_flight::InFlight;
 use crate::host::process::Process;
 use crate::host::runtime_api::{Invocation, RuntimeApi};
+use crate::job::trace::Trace;
+use crate::protocol::context;
+use crate::protocol::control::Order;
 
 /// The bounds of an invocation.
 #[derive(Debug, Clone, Copy)]
@@ -20,16 +23,6 @@ pub(super) struct Limits {
     pub(super) job: Duration,
     /// From SIGTERM to SIGKILL.
     pub(super) kill_grace: Duration,
-}
-
-/// How an invocation ended.
-#[derive(Debug)]
-pub enum Ended {
-    Answered(Answer),
-    /// The handler died over it.
-    Died(Cause),
-    /// The handler never had it, or was stopped by us: no attempt of the job.
-    Untried,
 }
 
 /// Why the host stops waiting for an answer.
@@ -48,8 +41,9 @@ impl Worker {
                 Some(Assignment::Direct(direct))
             }
             Assignment::Messages(in_flight) => {
-                let starts =
-                    |in_flight: &InFlight| in_flight.job.as_ref().is_none_or(|job| jobs.start(job, in_flight.message.attempt));
+                let starts = |in_flight: &InFlight| {
+                    in_flight.job.as_ref().map_or(true, |job| jobs.start(job, in_flight.message.attempt))
+                };
                 let (begun, cancelled): (Vec<_>, Vec<_>) = in_flight.into_iter().partition(starts);
                 for in_flight in cancelled {
                     self.settler.cancelled(in_flight);
@@ -70,8 +64,8 @@ impl Worker {
         let answer = api.invoke(Invocation {
             event: self.settler.event(&assignment),
             limit,
-            client_context: Some(self.settler.client_context()),
-            trace_id: None,
+            client_context: Some(context::encode()),
+            trace_id: assignment.trace().map(Trace::to_xray),
         });
         let (ended, cause) = self.follow(api, process, &mut assignment, (answer, limit)).await;
         api.give_up();
@@ -101,11 +95,11 @@ impl Worker {
                 }
                 () = sleep_until(deadline) => break Stop::Deadline,
                 () = &mut drained => break Stop::Drain,
-                Some(job_id) = self.cancels.recv() => process.tell(&format!("cancel {job_id}")).await,
+                Some(job_id) = self.cancels.recv() => process.tell(&Order::Cancel(job_id)).await,
                 () = caller_gone(assignment), if caller_waits => {
                     caller_waits = false;
                     for job_id in assignment.job_ids() {
-                        process.tell(&format!("cancel {job_id}")).await;
+                        process.tell(&Order::Cancel(job_id)).await;
                     }
                 }
             }

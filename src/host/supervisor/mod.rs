@@ -11,11 +11,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::invoke::Limits;
-use super::backoff::Backoff;
 use super::cause::Cause;
 use super::dispatch::settle::Settler;
 use super::dispatch::{Dispatcher, Slot};
 use super::process::{Launcher, Listener, Program};
+use crate::backoff::Backoff;
 use crate::metrics::Metrics;
 
 /// Settings of section `host.handler`.

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
+use crate::job::shown::shown;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
-use crate::job::task::{Anchor, Scheduler, shown};
+use crate::job::task::{Anchor, Scheduler};
 use crate::job::url::{AssetUrl, CallbackUrl};
 use crate::job::{ImageFormat, JobId};
 

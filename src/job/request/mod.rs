@@ -10,8 +10,10 @@ use sha2::{Digest, Sha256};
 
 use self::tryon::TryOnDefaults;
 use super::outcome::JobError;
+use super::shown::shown;
 use super::task::tryon::Requester;
-use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Scheduler, Seed, SidePx, StepCount, Task, Watermark, shown};
+use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Scheduler, Seed, SidePx, StepCount, Task, Watermark};
+use super::trace::Trace;
 use super::url::CallbackUrl;
 use super::{Callback, ImageFormat, Job, JobId, Output};
 
@@ -58,9 +60,22 @@ pub struct Refusal {
     /// Of a body that asks for a try-on.
     pub requester: Option<Requester>,
     pub error: JobError,
+    /// Of the message that it came in.
+    pub trace: Option<Trace>,
 }
 
 impl Job {
+    /// Reads the body of a message that has a trace.
+    ///
+    /// # Errors
+    /// As [`Self::from_json`].
+    pub fn from_message(body: &[u8], trace: Option<Trace>, defaults: &Defaults) -> Result<Self, Refusal> {
+        match Self::from_json(body, defaults) {
+            Ok(job) => Ok(Self { trace, ..job }),
+            Err(refusal) => Err(Refusal { trace, ..refusal }),
+        }
+    }
+
     /// Reads a job body.
     ///
     /// # Errors
@@ -68,7 +83,7 @@ impl Job {
     pub fn from_json(body: &[u8], defaults: &Defaults) -> Result<Self, Refusal> {
         let no_object = |problem: String| {
             let error = JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") };
-            Refusal { job_id: None, callback: None, requester: None, error }
+            Refusal { job_id: None, callback: None, requester: None, error, trace: None }
         };
         let value: Value = serde_json::from_slice(body).map_err(|error| no_object(format!(" ({error})")))?;
         if !value.is_object() {
@@ -79,6 +94,7 @@ impl Job {
             callback: CallbackBody::deserialize(&value["callback"]).ok().map(CallbackBody::into_callback),
             requester: (value["task"] == "tryon").then(|| tryon::requester(&value)),
             error,
+            trace: None,
         })
     }
 }
@@ -201,6 +217,14 @@ impl Read {
         canonical["watermark"] = serde_json::json!(watermark);
         canonical["output"] = serde_json::json!(output);
         let fingerprint = base16ct::lower::encode_string(&Sha256::digest(canonical.to_string()));
-        Job { id: job_id, task, watermark, output, callback: callback.map(CallbackBody::into_callback), fingerprint }
+        Job {
+            id: job_id,
+            task,
+            watermark,
+            output,
+            callback: callback.map(CallbackBody::into_callback),
+            fingerprint,
+            trace: None,
+        }
     }
 }

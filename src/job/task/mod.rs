@@ -13,6 +13,7 @@ use serde_json::Value;
 use self::prompt::Embedding;
 use self::start::StartImage;
 use self::tryon::TryOn;
+use super::shown::shown;
 use super::url::AssetUrl;
 
 /// The kinds of work; each variant has only its own fields.
@@ -366,10 +367,4 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
         Value::String(text) => Ok(text),
         other => Err(de::Error::custom(format!("must be a text, got {}", shown(&other)))),
     }
-}
-
-/// A value as JSON, cut so that an error message stays readable.
-pub(crate) fn shown(value: &Value) -> String {
-    let json = value.to_string();
-    if json.chars().count() <= 80 { json } else { json.chars().take(77).chain("...".chars()).collect() }
 }

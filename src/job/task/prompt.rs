@@ -3,7 +3,8 @@
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
-use super::{shown, text};
+use super::text;
+use crate::job::shown::shown;
 use crate::job::url::AssetUrl;
 
 /// A textual inversion file and the word that stands for its vectors in the prompts.

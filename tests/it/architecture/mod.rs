@@ -1,5 +1,6 @@
 //! The house rules that the compiler does not know: who may import whom, and how long a file and a function may be.
 
+mod graph;
 mod source;
 
 use std::fs;
@@ -12,17 +13,19 @@ use self::source::Source;
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("job", &[]),
     ("setting", &[]),
+    ("backoff", &[]),
     ("aws", &["setting"]),
     ("outbound", &["job", "setting"]),
     ("store", &["job", "setting", "aws", "outbound"]),
-    ("models", &["setting", "aws", "store"]),
-    ("notify", &["job", "setting", "outbound"]),
+    ("models", &["setting", "backoff", "aws", "store"]),
+    ("notify", &["job", "setting", "backoff", "outbound"]),
     ("metrics", &["job", "setting"]),
     ("engine", &["kernels"]),
     ("kernels", &[]),
     ("workflow", &["job", "engine", "store", "notify"]),
-    ("events", &["job", "setting"]),
-    ("handler", &["job", "setting", "events", "workflow", "metrics"]),
+    ("protocol", &["job"]),
+    ("events", &["job", "setting", "protocol"]),
+    ("handler", &["job", "setting", "events", "workflow", "metrics", "protocol"]),
     // The settings of each part are defined where they are used; config only reads them in.
     ("config", &["job", "setting", "outbound", "store", "models", "notify", "workflow", "host"]),
     (
@@ -33,7 +36,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     // The host never loads a model.
-    ("host", &["job", "setting", "aws", "outbound", "store", "notify", "events", "metrics"]),
+    ("host", &["job", "setting", "aws", "outbound", "store", "notify", "events", "metrics", "protocol", "backoff"]),
     // It asks with the clients that the function and the host have, and loads nothing.
     (
         "doctor",
@@ -53,7 +56,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "start::models",
         ],
     ),
-    ("log", &["config"]),
+    ("log", &["job", "config"]),
     ("serve", &["*"]),
     ("invoke", &["*"]),
     ("demo", &["*"]),

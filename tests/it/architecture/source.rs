@@ -19,6 +19,9 @@ pub(super) struct Source {
     /// Paths into what is ours, without the leading `crate`; `super` and `self` are resolved. A crate in crates/ is a module like those of
     /// src/: `atelier_engine::sd`, and `crate::sd` inside of it, are `engine::sd`.
     pub(super) own_paths: Vec<(usize, Parts)>,
+    /// Those of `own_paths` and of `foreign_paths` that stand outside of `#[cfg(test)]`: what the file is built on. A path that
+    /// names neither a crate nor `self` may begin with a child module.
+    pub(super) imports: Vec<(usize, Parts)>,
     /// All other paths of two parts or more.
     pub(super) foreign_paths: Vec<(usize, Parts)>,
     pub(super) functions: Vec<Function>,
@@ -26,6 +29,8 @@ pub(super) struct Source {
     pub(super) features: Vec<usize>,
     /// The crate in crates/ that the file is of; empty for the package itself.
     root: Parts,
+    /// How many `#[cfg(test)]` modules the visitor is in.
+    tests: usize,
     /// Module path of the place the visitor is at, such as `engine::sd`.
     module: Parts,
 }
@@ -57,23 +62,37 @@ impl Source {
         match parts[0].as_str() {
             "crate" => {
                 parts.splice(..1, self.root.iter().cloned());
+                self.import(line, parts.clone());
                 self.own_paths.push((line, parts));
             }
             "atelier" => {
                 parts.remove(0);
+                self.import(line, parts.clone());
                 self.own_paths.push((line, parts));
             }
             ours if ours.starts_with("atelier_") => {
                 parts[0] = ours.trim_start_matches("atelier_").to_owned();
+                self.import(line, parts.clone());
                 self.own_paths.push((line, parts));
             }
             "self" | "super" => {
                 let ups = parts.iter().filter(|part| *part == "super").count();
                 let mut whole = self.module[..self.module.len().saturating_sub(ups)].to_vec();
                 whole.extend(parts.into_iter().filter(|part| part != "super" && part != "self"));
+                self.import(line, whole.clone());
                 self.own_paths.push((line, whole));
             }
-            _ => self.foreign_paths.push((line, parts)),
+            _ => {
+                let inside = self.module.iter().cloned().chain(parts.iter().cloned()).collect();
+                self.import(line, inside);
+                self.foreign_paths.push((line, parts));
+            }
+        }
+    }
+
+    fn import(&mut self, line: usize, path: Parts) {
+        if self.tests == 0 {
+            self.imports.push((line, path));
         }
     }
 
@@ -123,6 +142,11 @@ impl Source {
     }
 }
 
+fn is_for_tests(attribute: &syn::Attribute) -> bool {
+    let of_test = |list: &syn::MetaList| list.tokens.to_string() == "test";
+    attribute.path().is_ident("cfg") && matches!(&attribute.meta, syn::Meta::List(list) if of_test(list))
+}
+
 fn names_a_feature(tokens: &TokenStream) -> bool {
     tokens.clone().into_iter().any(|token| match token {
         TokenTree::Ident(ident) => ident == "feature",
@@ -133,8 +157,11 @@ fn names_a_feature(tokens: &TokenStream) -> bool {
 
 impl<'ast> Visit<'ast> for Source {
     fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
+        let is_test = module.attrs.iter().any(is_for_tests);
         self.module.push(module.ident.to_string());
+        self.tests += usize::from(is_test);
         visit::visit_item_mod(self, module);
+        self.tests -= usize::from(is_test);
         self.module.pop();
     }
 

@@ -1,6 +1,6 @@
 //! What `atelier host` is told of every job, and that the notifications in it are as good as those the handler sends itself.
 
-use atelier::events::settled::{Settled, Settlement};
+use atelier::protocol::reply::{Settled, Settlement};
 use atelier::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
 use atelier_engine::EngineError;
 use serde_json::{Value, json};

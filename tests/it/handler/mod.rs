@@ -4,6 +4,7 @@ mod batch;
 mod host;
 mod starts;
 mod stopped;
+mod traces;
 mod tryon;
 
 use atelier_engine::EngineError;

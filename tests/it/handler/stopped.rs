@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use atelier::events::settled::Settlement;
+use atelier::protocol::reply::Settlement;
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use atelier_engine::EngineError;
 use serde_json::Value;

@@ -9,6 +9,7 @@ mod protocol;
 mod rabbitmq;
 pub(crate) mod sqs;
 mod survival;
+mod traces;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -111,6 +112,23 @@ impl HostProcess {
 
     pub(crate) async fn cancel(&self, job_id: &str) {
         self.request(Method::DELETE, &format!("/jobs/{job_id}"), None).await;
+    }
+
+    /// Waits until a handler is ready, whatever the log tells of it.
+    pub(crate) async fn ready(&self) {
+        let deadline = Instant::now() + WAIT_LIMIT;
+        loop {
+            let address = self.logged("listening for HTTP").pop().map(|_| self.address());
+            let asked = match address {
+                Some(address) => reqwest::get(format!("http://{address}/test")).await.ok(),
+                None => None,
+            };
+            if asked.is_some_and(|answer| answer.status().is_success()) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// The body of an answer that says yes.

@@ -2,9 +2,9 @@
 
 use std::process::{Command, ExitStatus, Stdio};
 
-use atelier::events::settled::ENGINE_LOST_EXIT_CODE;
-use atelier::events::settled::{Settled, Settlement};
 use atelier::handler::lambda::{self, End, Limits};
+use atelier::protocol::ENGINE_LOST_EXIT_CODE;
+use atelier::protocol::reply::{Settled, Settlement};
 use atelier_engine::EngineError;
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -69,6 +69,10 @@ async fn a_handler_ends_when_its_host_is_gone() {
     let mut misled = world.start(&[("ATELIER_CONTROL", "socket")], &log);
     assert_eq!(misled.ended().await.code(), Some(1));
     assert!(std::fs::read_to_string(&log).unwrap().contains("ATELIER_CONTROL must be `stdio`"));
+    let mut older = world.start(&[("ATELIER_CONTROL", "stdio"), ("ATELIER_PROTOCOL", "7")], &log);
+    assert_eq!(older.ended().await.code(), Some(1));
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(said.contains("speaks version 7 of") && said.contains("this handler speaks version 1"), "{said}");
 }
 
 /// This test is its own handler: no GPU breaks on demand, so the function that serves has a scripted engine, in a process of

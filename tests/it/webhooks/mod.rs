@@ -62,7 +62,7 @@ async fn failed(
     error: &JobError,
     attempt: u32,
 ) -> Result<(), JobError> {
-    let of = NotificationTarget { job_id, callback, requester: None };
+    let of = NotificationTarget { job_id, callback, requester: None, trace: None };
     notifier.send_all(&notifier.failed(&of, error, attempt)?).await
 }
 

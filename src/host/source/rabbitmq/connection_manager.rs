@@ -8,8 +8,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::broker::Broker;
 use super::fault::Fault;
-use super::session::{Broker, Session};
+use super::session::Session;
+use crate::backoff::Backoff;
 
 const INITIAL_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
@@ -81,7 +83,8 @@ impl ConnectionManager {
 
 async fn keep(broker: Arc<Broker>, state: watch::Sender<State>, closing: CancellationToken) {
     let name = broker.settings.queue.as_str();
-    let mut pause = INITIAL_BACKOFF;
+    // Many hosts lose one broker at the same moment.
+    let mut backoff = Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF);
     for generation in 1.. {
         let fault = match Session::open(&broker, generation).await {
             Err(fault) => fault,
@@ -91,7 +94,7 @@ async fn keep(broker: Arc<Broker>, state: watch::Sender<State>, closing: Cancell
                 state.send_replace(State::Up(Arc::clone(&session)));
                 let fault = session.serve(&closing).await;
                 if began.elapsed() >= STABLE {
-                    pause = INITIAL_BACKOFF;
+                    backoff.reset();
                     tracing::warn!(queue = name, problem = fault.problem, "the connection to RabbitMQ is over");
                     state.send_replace(State::Connecting);
                     continue;
@@ -99,16 +102,14 @@ async fn keep(broker: Arc<Broker>, state: watch::Sender<State>, closing: Cancell
                 fault
             }
         };
-        // Many hosts lose one broker at the same moment.
-        let jittered = pause.mul_f64(rand::random_range(0.5..1.0));
+        let pause = backoff.next_pause();
         tracing::warn!(
             queue = name,
             problem = fault.problem,
-            next_try_ms = jittered.as_millis() as u64,
+            next_try_ms = pause.as_millis() as u64,
             "no connection to RabbitMQ"
         );
         state.send_replace(State::Down(fault));
-        sleep(jittered).await;
-        pause = MAX_BACKOFF.min(pause * 2);
+        sleep(pause).await;
     }
 }

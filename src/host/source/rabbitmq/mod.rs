@@ -9,6 +9,7 @@
 //! - The queue must be durable; a quorum queue is the one that counts. Its delivery limit must be higher than the host's
 //!   `max_attempts`, else the broker dead-letters a message before its caller is told.
 
+mod broker;
 mod connection;
 mod connection_manager;
 mod deliveries;
@@ -29,14 +30,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use self::broker::Broker;
 use self::connection_manager::{ConnectionManager, State};
 use self::deliveries::InFlight;
 use self::fault::Fault;
 use self::handed_back::HandedBack;
 use self::publish::Address;
-use self::session::{Broker, Disposition, Session};
+use self::session::{Disposition, Session};
 use self::settings::Settings;
 use super::{Depth, Message, Shape, Source, SourceError};
+use crate::job::trace::Trace;
 use crate::setting::SettingError;
 
 /// The queue; see the module.
@@ -122,6 +125,7 @@ impl RabbitMq {
             attempt: in_flight.attempt,
             group: None,
             body: delivery.data.clone(),
+            trace: record::trace(&delivery.properties),
             sent: record::sent(&delivery.properties),
             received: in_flight.since.into_std(),
         }
@@ -215,8 +219,8 @@ impl Source for RabbitMq {
         session.settle(&in_flight, disposition).await.map_err(|problem| self.lost("dead-letter", problem))
     }
 
-    async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
-        let properties = publish::job_properties(job_id).map_err(self.at("send"))?;
+    async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
+        let properties = publish::job_properties(job_id, trace).map_err(self.at("send"))?;
         let session = self.connection_manager.session().await.map_err(self.at("send"))?;
         session.publish(&Address::queue(&self.settings.queue), body, properties).await.map_err(self.at("send"))
     }

@@ -8,6 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation};
 
 use super::fault::{Fault, within};
+use crate::job::trace::{TRACEPARENT, Trace};
 
 /// Attempts that were made before the message was published again: a new message to the broker, which counts from 0.
 pub(super) const ATTEMPT_HEADER: &str = "x-atelier-attempt";
@@ -54,15 +55,19 @@ pub(super) async fn publish(channel: &Channel, to: &Address, body: &[u8], proper
 }
 
 /// Properties of a new job.
-pub(super) fn job_properties(job_id: &str) -> Result<BasicProperties, Fault> {
+pub(super) fn job_properties(job_id: &str, trace: Option<Trace>) -> Result<BasicProperties, Fault> {
     let id = ShortString::try_new(job_id)
         .map_err(|_| Fault::refused(format!("a job id of {} bytes is too long, at most 255 are allowed", job_id.len())))?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(BasicProperties::default()
+    let properties = BasicProperties::default()
         .with_message_id(id)
         .with_content_type("application/json".into())
         .with_delivery_mode(PERSISTENT)
-        .with_timestamp(now.as_secs()))
+        .with_timestamp(now.as_secs());
+    let Some(trace) = trace else { return Ok(properties) };
+    let mut headers = FieldTable::default();
+    headers.insert(TRACEPARENT.into(), AMQPValue::LongString(trace.to_traceparent().into()));
+    Ok(properties.with_headers(headers))
 }
 
 /// The caller's own properties for a message that is published again, with `attempts` made so far.

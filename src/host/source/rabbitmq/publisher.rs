@@ -8,10 +8,10 @@ use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
+use super::broker::Broker;
 use super::connection;
 use super::fault::{Fault, within};
 use super::publish::{Address, publish};
-use super::session::Broker;
 
 /// How soon it is noticed that the broker has stopped listening.
 const LOOK: Duration = Duration::from_millis(250);

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime};
 
 use super::publish::ATTEMPT_HEADER;
+use crate::job::trace::{TRACEPARENT, Trace};
 
 /// Deliveries of this copy of the message before this one, as the broker counts: a quorum queue says how many there were,
 /// a classic one only whether there was one.
@@ -34,6 +35,16 @@ fn number(properties: &BasicProperties, header: &str) -> Option<u32> {
         _ => return None,
     };
     Some(u32::try_from(number.max(0)).unwrap_or(u32::MAX))
+}
+
+/// The header `traceparent`.
+pub(super) fn trace(properties: &BasicProperties) -> Option<Trace> {
+    let text = match properties.headers().as_ref()?.inner().get(TRACEPARENT)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?,
+        AMQPValue::ShortString(text) => text.as_str(),
+        _ => return None,
+    };
+    Trace::from_traceparent(text)
 }
 
 /// When the message was sent, where the sender says; RabbitMQ itself notes whole seconds.

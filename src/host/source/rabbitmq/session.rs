@@ -10,25 +10,16 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::broker::Broker;
 use super::deliveries::{Deliveries, InFlight};
 use super::fault::{Fault, within};
-use super::handed_back::HandedBack;
 use super::publish::Address;
 use super::publisher::Publisher;
 use super::rpc_channel::RpcChannel;
-use super::settings::Settings;
 use super::{connection, topology};
 
 /// How soon the end of a connection is noticed that nothing else tells us of.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// What every session of one source has in common.
-pub(super) struct Broker {
-    pub(super) settings: Settings,
-    /// PEM of `settings.ca_file`.
-    pub(super) authorities: Option<String>,
-    pub(super) handed_back: HandedBack,
-}
 
 pub(super) struct Session {
     /// Counts connections. A delivery tag of one means nothing to the next.

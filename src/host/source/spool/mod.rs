@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use self::files::{Directory, Files};
 use self::name::Name;
 use super::{Depth, Message, Shape, Source, SourceError};
+use crate::job::trace::{self, Trace};
 
 /// Settings of section `sources.spool`.
 #[derive(Debug, Clone, Deserialize)]
@@ -35,6 +36,7 @@ impl Default for Settings {
     }
 }
 
+const NAME: &str = "spool";
 const ARN: &str = "arn:aws:sqs:local:000000000000:spool";
 
 /// The queue in a directory; clones are the same queue.
@@ -69,11 +71,8 @@ impl Spool {
         for name in files.list(Directory::Running).map_err(|problem| refused(&settings.directory, "open", &problem))? {
             let moved = files.rename((Directory::Running, &name), (Directory::Waiting, &name));
             moved.map_err(|problem| refused(&settings.directory, "open", &problem))?;
-            tracing::warn!(
-                job_id = name.job_id,
-                attempt = name.attempt,
-                "a job was in flight when the host died; it is tried again"
-            );
+            let span = trace::span(&name.job_id, NAME, name.attempt, name.trace);
+            span.in_scope(|| tracing::warn!("a job was in flight when the host died; it is tried again"));
         }
         let names = files.list(Directory::Waiting).map_err(|problem| refused(&settings.directory, "open", &problem))?;
         // One moment for all: what is due already keeps the order of its names.
@@ -188,7 +187,7 @@ fn refused(directory: &std::path::Path, action: &'static str, problem: &std::io:
 /// A job of the spool as an SQS record: the handler needs to know no third kind of queue.
 fn message(name: &Name, body: Vec<u8>) -> Message {
     let sent_ms = name.sent_ms.to_string();
-    let record = json!({
+    let mut record = json!({
         "messageId": name.unique,
         "receiptHandle": name.to_string(),
         "body": String::from_utf8_lossy(&body),
@@ -204,12 +203,16 @@ fn message(name: &Name, body: Vec<u8>) -> Message {
         "eventSourceARN": ARN,
         "awsRegion": "local",
     });
+    if let Some(trace) = name.trace {
+        record["attributes"]["AWSTraceHeader"] = trace.to_xray().into();
+    }
     Message {
         id: name.unique.clone(),
         receipt: name.to_string(),
         attempt: name.attempt,
         group: None,
         body,
+        trace: name.trace,
         sent: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(name.sent_ms)),
         received: Instant::now(),
         record,
@@ -219,7 +222,7 @@ fn message(name: &Name, body: Vec<u8>) -> Message {
 #[async_trait]
 impl Source for Spool {
     fn name(&self) -> &'static str {
-        "spool"
+        NAME
     }
 
     fn shape(&self) -> Shape {
@@ -275,8 +278,8 @@ impl Source for Spool {
         self.on_disk("dead-letter", move |files| files.bury(&name, &reason)).await
     }
 
-    async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
-        let (name, body) = (Name::new(job_id, SystemTime::now()), body.to_owned());
+    async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
+        let (name, body) = (Name::new(job_id, trace, SystemTime::now()), body.to_owned());
         let to = name.clone();
         self.on_disk("send", move |files| files.create(Directory::Waiting, &to, &body)).await?;
         self.index().insert(Waiting::due_now(name));

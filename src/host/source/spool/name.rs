@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-/// `{due_ms}~{sent_ms}~{attempt}~{unique}~{job_id}`: names in order are jobs in the order they are due.
+use crate::job::trace::Trace;
+
+/// `{due_ms}~{sent_ms}~{attempt}~{unique}~{job_id}`: names in order are jobs in the order they are due. A job's trace follows
+/// `unique` after a `+`, and counts into it where an earlier release reads the name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name {
     /// Milliseconds since 1970-01-01T00:00:00Z; not to be started before.
@@ -16,23 +19,30 @@ pub(super) struct Name {
     pub(super) attempt: u32,
     /// Tells two deliveries of one job id apart.
     pub(super) unique: String,
+    pub(super) trace: Option<Trace>,
     pub(super) job_id: String,
 }
 
 impl Name {
-    pub(super) fn new(job_id: &str, now: SystemTime) -> Self {
+    pub(super) fn new(job_id: &str, trace: Option<Trace>, now: SystemTime) -> Self {
         let now_ms = ms(now);
         let unique = Uuid::now_v7().simple().to_string();
-        Self { due_ms: now_ms, sent_ms: now_ms, attempt: 0, unique, job_id: job_id.to_owned() }
+        Self { due_ms: now_ms, sent_ms: now_ms, attempt: 0, unique, trace, job_id: job_id.to_owned() }
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(5, '~');
+        let due_ms = parts.next()?.parse().ok()?;
+        let sent_ms = parts.next()?.parse().ok()?;
+        let attempt = parts.next()?.parse().ok()?;
+        let unique = parts.next()?;
+        let traced = unique.split_once('+').and_then(|(unique, trace)| Some((unique, Trace::from_traceparent(trace)?)));
         let name = Self {
-            due_ms: parts.next()?.parse().ok()?,
-            sent_ms: parts.next()?.parse().ok()?,
-            attempt: parts.next()?.parse().ok()?,
-            unique: parts.next()?.to_owned(),
+            due_ms,
+            sent_ms,
+            attempt,
+            unique: traced.map_or(unique, |(unique, _)| unique).to_owned(),
+            trace: traced.map(|(_, trace)| trace),
             job_id: parts.next()?.to_owned(),
         };
         // A file that is named otherwise is not ours, even if it could be read.
@@ -52,7 +62,11 @@ impl Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:013}~{:013}~{}~{}~{}", self.due_ms, self.sent_ms, self.attempt, self.unique, self.job_id)
+        write!(f, "{:013}~{:013}~{}~{}", self.due_ms, self.sent_ms, self.attempt, self.unique)?;
+        if let Some(trace) = self.trace {
+            write!(f, "+{trace}")?;
+        }
+        write!(f, "~{}", self.job_id)
     }
 }
 
@@ -67,14 +81,24 @@ mod tests {
     #[test]
     fn names_survive_the_disk_and_sort_by_when_they_are_due() {
         let at = |s| SystemTime::UNIX_EPOCH + Duration::from_secs(s);
-        let early = Name::new("b.job-1_x", at(1_000));
-        let mut late = Name::new("a", at(1_000));
+        let early = Name::new("b.job-1_x", None, at(1_000));
+        let mut late = Name::new("a", None, at(1_000));
         late.due(at(2_000));
         assert_eq!(Name::parse(&early.to_string()), Some(early.clone()));
         assert!(early < late && early.to_string() < late.to_string());
         assert_eq!(late.due_in(at(1_500)), Duration::from_secs(500));
         assert_eq!(late.due_in(at(3_000)), Duration::ZERO);
         assert_eq!(late.due_in(at(500)), Duration::ZERO, "the clock was set back");
+    }
+
+    #[test]
+    fn a_trace_survives_the_disk_within_the_longest_name() {
+        let trace = Trace::from_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        let traced = Name::new(&"j".repeat(128), trace, SystemTime::now());
+        assert_eq!(Name::parse(&traced.to_string()), Some(traced.clone()));
+        assert!(traced.to_string().len() <= 250, "file systems take 255 bytes");
+        let odd = "0000000000001~0000000000001~0~a+b~job";
+        assert_eq!(Name::parse(odd).unwrap().unique, "a+b");
     }
 
     #[test]

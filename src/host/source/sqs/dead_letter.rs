@@ -88,7 +88,7 @@ impl Queue {
         }
         let group = message.record["attributes"]["MessageGroupId"].as_str();
         let deduplication = is_fifo(target).then_some(message.id.as_str());
-        Ok(OutgoingMessage { body, attributes, group, deduplication })
+        Ok(OutgoingMessage { body, attributes, trace: message.trace, group, deduplication })
     }
 
     /// Attributes count into a message's size; the record holds all of them, and a little more.

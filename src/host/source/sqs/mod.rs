@@ -30,6 +30,7 @@ use self::inbox::Inbox;
 use self::queue::{OutgoingMessage, Queue};
 use super::{ConnectError, Depth, Message, Shape, Source, SourceError};
 use crate::aws::Access;
+use crate::job::trace::Trace;
 use crate::setting::{Secret, SettingError, check_address};
 
 /// Settings of section `sources.sqs`.
@@ -177,14 +178,14 @@ impl Source for Sqs {
         self.queue.dead_letter(message, reason).await
     }
 
-    async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
+    async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
         let body = self.queue.checked_body(body)?;
         // Not the job's id: a job that failed may be sent again within the five minutes in which SQS drops doubles. The
         // attempts of this one request have the same.
         let deduplication = self.queue.fifo().then(|| Uuid::now_v7().to_string());
         let group = self.queue.fifo().then_some(job_id);
         let outgoing_message =
-            OutgoingMessage { body, attributes: HashMap::new(), group, deduplication: deduplication.as_deref() };
+            OutgoingMessage { body, attributes: HashMap::new(), trace, group, deduplication: deduplication.as_deref() };
         self.queue.send_to(&self.queue.url, outgoing_message).await
     }
 

@@ -6,13 +6,17 @@ use std::time::{Duration, Instant};
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::Builder;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
-use aws_sdk_sqs::types::{MessageAttributeValue, MessageSystemAttributeName, QueueAttributeName};
+use aws_sdk_sqs::types::{
+    MessageAttributeValue, MessageSystemAttributeName, MessageSystemAttributeNameForSends as Name, MessageSystemAttributeValue,
+    QueueAttributeName,
+};
 
 use super::Settings;
 use super::error::source_error;
 use super::lease::{delay_s, extension_s};
 use super::record::Origin;
 use crate::host::source::{Message, SourceError};
+use crate::job::trace::Trace;
 
 /// What SQS takes at most, body and attributes together; a queue may take less.
 const MOST_BYTES: usize = 1 << 20;
@@ -27,10 +31,17 @@ pub(super) struct Queue {
     most_bytes: usize,
 }
 
+/// What SQS hands on as the attribute `AWSTraceHeader`.
+fn trace_header(trace: Trace) -> Option<HashMap<Name, MessageSystemAttributeValue>> {
+    let value = MessageSystemAttributeValue::builder().data_type("String").string_value(trace.to_xray()).build().ok()?;
+    Some(HashMap::from([(Name::AwsTraceHeader, value)]))
+}
+
 /// A message on its way into a queue.
 pub(super) struct OutgoingMessage<'a> {
     pub(super) body: &'a str,
     pub(super) attributes: HashMap<String, MessageAttributeValue>,
+    pub(super) trace: Option<Trace>,
     pub(super) group: Option<&'a str>,
     /// FIFO queues drop a second message with the same one within five minutes.
     pub(super) deduplication: Option<&'a str>,
@@ -136,6 +147,7 @@ impl Queue {
         let attributes = Some(outgoing_message.attributes).filter(|attributes| !attributes.is_empty());
         let send = send
             .set_message_attributes(attributes)
+            .set_message_system_attributes(outgoing_message.trace.and_then(trace_header))
             .set_message_group_id(outgoing_message.group.map(str::to_owned))
             .set_message_deduplication_id(outgoing_message.deduplication.map(str::to_owned));
         send.send().await.map(drop).map_err(|error| source_error(queue, "sqs:SendMessage", &error))

@@ -13,6 +13,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::host::source::Message;
+use crate::job::trace::Trace;
 
 /// What every record of a queue says of it.
 #[derive(Debug, Clone)]
@@ -35,6 +36,7 @@ impl Origin {
         let attempt = number("ApproximateReceiveCount").map_or(1, |count| count.clamp(1, u32::MAX.into()) as u32);
         let sent = number("SentTimestamp").map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
         let group = attributes.get("MessageGroupId").filter(|_| self.fifo).cloned();
+        let trace = attributes.get("AWSTraceHeader").and_then(|header| Trace::from_xray(header));
         let id = received.message_id.unwrap_or_default();
         let body = received.body.unwrap_or_default();
         let own: BTreeMap<_, _> = received.message_attributes.into_iter().flatten().collect();
@@ -53,7 +55,7 @@ impl Origin {
         if let Some(md5) = received.md5_of_message_attributes {
             record["md5OfMessageAttributes"] = md5.into();
         }
-        Some(Message { id, receipt, attempt, group, body: body.into_bytes(), sent, received: at, record })
+        Some(Message { id, receipt, attempt, group, body: body.into_bytes(), trace, sent, received: at, record })
     }
 }
 
@@ -101,6 +103,10 @@ mod tests {
             .attributes(MessageSystemAttributeName::ApproximateReceiveCount, "3")
             .attributes(MessageSystemAttributeName::SentTimestamp, "1795300000000")
             .attributes(MessageSystemAttributeName::MessageGroupId, "user-7")
+            .attributes(
+                MessageSystemAttributeName::AwsTraceHeader,
+                "Root=1-4bf92f35-77b34da6a3ce929d0e0e4736;Parent=00f067aa0ba902b7;Sampled=1",
+            )
             .message_attributes("tier", text)
             .message_attributes("raw", bytes)
             .build()
@@ -130,6 +136,8 @@ mod tests {
         let message = origin(true).message(received(), Instant::now()).unwrap();
         assert_eq!((message.id.as_str(), message.receipt.as_str(), message.attempt), ("m-1", "r-1", 3));
         assert_eq!(message.group.as_deref(), Some("user-7"));
+        let trace = message.trace.map(Trace::to_traceparent);
+        assert_eq!(trace.as_deref(), Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
         assert_eq!(message.sent, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_300_000)));
         let fair = origin(false).message(received(), Instant::now()).unwrap();
         assert_eq!(fair.group, None, "a standard queue's group asks for fairness, not for order");

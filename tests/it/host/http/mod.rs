@@ -22,6 +22,7 @@ use atelier::host::jobs::Jobs;
 use atelier::host::source::{Depth, Message, Shape, Source, SourceError};
 use atelier::job::Job;
 use atelier::job::outcome::{Record, StoredImage};
+use atelier::job::trace::Trace;
 use atelier::metrics::Metrics;
 use atelier::metrics::gpu::Gpus;
 use atelier::outbound::Outbound;
@@ -91,7 +92,7 @@ impl Source for Shelf {
         Ok(())
     }
 
-    async fn send(&self, job_id: &str, body: &[u8]) -> Result<(), SourceError> {
+    async fn send(&self, job_id: &str, body: &[u8], _trace: Option<Trace>) -> Result<(), SourceError> {
         self.check("send")?;
         self.jobs.lock().unwrap().push((job_id.to_owned(), serde_json::from_slice(body).unwrap()));
         Ok(())

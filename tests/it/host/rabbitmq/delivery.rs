@@ -6,6 +6,7 @@ use atelier::events::Event;
 use atelier::host::source::rabbitmq::RabbitMq as Queue;
 use atelier::host::source::rabbitmq::settings::Settings;
 use atelier::host::source::{Message, Shape, Source as _, SourceError};
+use atelier::job::trace::Trace;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
@@ -33,13 +34,17 @@ async fn a_job_comes_once_and_is_gone_when_it_is_acknowledged() {
     let arn = "arn:aws:mq:local:000000000000:broker:127.0.0.1";
     assert_eq!(queue.shape(), Shape::RabbitMq { event_source_arn: arn.into(), queue: "plain::/".into() });
 
-    queue.send("job-1", b"{\"job_id\":\"job-1\"}").await.unwrap();
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let trace = Trace::from_traceparent(parent);
+    queue.send("job-1", b"{\"job_id\":\"job-1\"}", trace).await.unwrap();
     holds(&queue, 1).await;
     let message = next(&queue).await;
     assert_eq!((message.id.as_str(), message.attempt, message.group.as_deref()), ("job-1", 1, None));
     assert!(message.sent.is_some_and(|sent| sent.elapsed().unwrap_or_default() < Duration::from_mins(5)));
     assert_eq!(read_by_handler(&queue, &message), ("job-1".into(), 1, b"{\"job_id\":\"job-1\"}".to_vec()));
     assert_eq!(message.record["basicProperties"]["contentType"], "application/json");
+    assert!(message.trace.is_some() && message.trace == trace);
+    assert_eq!(message.record["basicProperties"]["headers"]["traceparent"]["bytes"], json!(parent.as_bytes()));
     assert_eq!(message.record["basicProperties"]["deliveryMode"], 2);
     holds(&queue, 0).await;
 
@@ -93,7 +98,7 @@ async fn a_retry_comes_after_its_delay_with_its_attempt_counted_and_the_callers_
 async fn a_dead_letter_is_kept_with_its_reason() {
     let Some(node) = shared_or_skip("RabbitMQ dead letters").await else { return };
     let queue = Queue::start(&node.settings("letters")).unwrap();
-    queue.send("job-3", b"{}").await.unwrap();
+    queue.send("job-3", b"{}", None).await.unwrap();
     let message = next(&queue).await;
     queue.retry(&message, Duration::ZERO).await.unwrap();
     let message = next(&queue).await;
@@ -114,7 +119,7 @@ async fn what_the_broker_counts_is_counted_but_not_what_nobody_tried() {
     let settings = Settings { prefetch: 2, ..node.settings("attempts") };
     let queue = Queue::start(&settings).unwrap();
     for id in ["tried", "untried"] {
-        queue.send(id, id.as_bytes()).await.unwrap();
+        queue.send(id, id.as_bytes(), None).await.unwrap();
     }
     let tried = next(&queue).await;
     assert_eq!((tried.id.as_str(), tried.attempt), ("tried", 1));
@@ -172,7 +177,7 @@ async fn no_more_is_taken_than_may_be_in_flight_and_close_puts_back_what_waits()
     let queue = Queue::start(&settings).unwrap();
     let other = Queue::start(&settings).unwrap();
     for number in 0..5 {
-        queue.send(&format!("job-{number}"), b"{}").await.unwrap();
+        queue.send(&format!("job-{number}"), b"{}", None).await.unwrap();
     }
     holds(&other, 5).await;
     let in_flight = next(&queue).await;
@@ -201,7 +206,7 @@ async fn a_receive_that_is_dropped_loses_nothing() {
     let Some(node) = shared_or_skip("RabbitMQ cancelled receives").await else { return };
     let queue = Queue::start(&node.settings("dropped")).unwrap();
     assert!(stays_empty(&queue).await, "and this dropped a receive");
-    queue.send("job-4", b"{}").await.unwrap();
+    queue.send("job-4", b"{}", None).await.unwrap();
     holds(&queue, 1).await;
     let message = next(&queue).await;
     assert_eq!((message.id.as_str(), message.attempt), ("job-4", 1));
@@ -214,7 +219,7 @@ async fn what_waits_too_long_is_handed_back() {
     let settings = Settings { consumer_timeout_seconds: 2, prefetch: 5, ..node.settings("waiting") };
     let queue = Queue::start(&settings).unwrap();
     for id in ["first", "second"] {
-        queue.send(id, id.as_bytes()).await.unwrap();
+        queue.send(id, id.as_bytes(), None).await.unwrap();
     }
     let first = next(&queue).await;
     let began = Instant::now();

@@ -39,13 +39,13 @@ async fn a_broker_that_restarts_with_a_job_in_work_delivers_it_again() {
     let Some(mut node) = own_or_skip("a RabbitMQ restart", "").await else { return };
     let queue = Queue::start(&node.settings("restart")).unwrap();
     for id in ["working", "waiting"] {
-        queue.send(id, id.as_bytes()).await.unwrap();
+        queue.send(id, id.as_bytes(), None).await.unwrap();
     }
     let working = next(&queue).await;
     assert_eq!((working.id.as_str(), working.attempt), ("working", 1));
     holds(&queue, 1).await;
     node.stop().await;
-    let error = timeout(DEADLINE, queue.send("refused", b"{}")).await.expect("an answer in time").unwrap_err();
+    let error = timeout(DEADLINE, queue.send("refused", b"{}", None)).await.expect("an answer in time").unwrap_err();
     assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
     node.start_again().await;
     is_back(&queue).await;
@@ -69,7 +69,7 @@ async fn a_cut_connection_is_made_again() {
     let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], node.port))).await;
     let queue = Queue::start(&through(&proxy, node.settings("cut"))).unwrap();
     for id in ["a-working", "b-waiting"] {
-        queue.send(id, id.as_bytes()).await.unwrap();
+        queue.send(id, id.as_bytes(), None).await.unwrap();
     }
     let working = next(&queue).await;
     // The subscription brings the second one as well.
@@ -114,7 +114,7 @@ async fn a_connection_that_falls_silent_is_given_up() {
     let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], node.port))).await;
     let settings = Settings { heartbeat_seconds: 1, ..through(&proxy, node.settings("silent")) };
     let queue = Queue::start(&settings).unwrap();
-    queue.send("job-5", b"{}").await.unwrap();
+    queue.send("job-5", b"{}", None).await.unwrap();
     let message = next(&queue).await;
     proxy.fall_silent();
     // Nobody receives: only the silence itself can be noticed.
@@ -130,7 +130,7 @@ async fn a_connection_that_falls_silent_is_given_up() {
 async fn a_job_that_takes_longer_than_the_broker_allows_is_lost_and_comes_again() {
     let Some(node) = own_or_skip("RabbitMQ's consumer timeout", "consumer_timeout = 1000").await else { return };
     let queue = Queue::start(&node.settings("overdue")).unwrap();
-    queue.send("job-6", b"{}").await.unwrap();
+    queue.send("job-6", b"{}", None).await.unwrap();
     let message = next(&queue).await;
     // The broker closes the channel over it.
     let again = next(&queue).await;
@@ -166,11 +166,11 @@ async fn a_broker_that_says_nothing_is_left_after_a_while() {
 async fn a_broker_that_is_short_of_memory_takes_no_jobs_and_still_hears_what_is_done() {
     let Some(node) = own_or_skip("RabbitMQ's memory alarm", "").await else { return };
     let queue = Queue::start(&node.settings("alarm")).unwrap();
-    queue.send("job-7", b"{}").await.unwrap();
+    queue.send("job-7", b"{}", None).await.unwrap();
     let message = next(&queue).await;
     node.control(&["set_vm_memory_high_watermark", "absolute", "1"]).await;
     for _ in 0..2 {
-        let error = timeout(DEADLINE, queue.send("job-8", b"{}")).await.expect("an answer in time").unwrap_err();
+        let error = timeout(DEADLINE, queue.send("job-8", b"{}", None)).await.expect("an answer in time").unwrap_err();
         assert!(matches!(&error, SourceError::Unavailable { problem, .. } if problem.contains("short of memory")), "{error}");
     }
     queue.ack(&message).await.unwrap();
@@ -178,6 +178,6 @@ async fn a_broker_that_is_short_of_memory_takes_no_jobs_and_still_hears_what_is_
     let queue = Queue::start(&node.settings("alarm")).unwrap();
     assert!(stays_empty(&queue).await, "the broker heard that the job is done");
     node.control(&["set_vm_memory_high_watermark", "0.9"]).await;
-    let send = async { while queue.send("job-9", b"{}").await.is_err() {} };
+    let send = async { while queue.send("job-9", b"{}", None).await.is_err() {} };
     timeout(DEADLINE, send).await.expect("taken again in time");
 }

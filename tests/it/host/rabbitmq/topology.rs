@@ -31,14 +31,14 @@ async fn a_missing_queue_is_refused_with_what_to_do() {
     let queue = Queue::start(&settings).unwrap();
     for problem in [
         refusal(queue.depth().await),
-        refusal(queue.send("job-1", b"{}").await),
+        refusal(queue.send("job-1", b"{}", None).await),
         refusal(timeout(DEADLINE, queue.receive(1)).await.expect("the next attempt fails in time")),
     ] {
         assert!(problem.contains("there is no queue \"missing\"") && problem.contains("declare: true"), "{problem}");
     }
     // Somebody makes it: the host need not be told.
     let maker = Queue::start(&node.settings("missing")).unwrap();
-    maker.send("job-1", b"{}").await.unwrap();
+    maker.send("job-1", b"{}", None).await.unwrap();
     let message = timeout(DEADLINE, async {
         loop {
             if let Ok(mut messages) = queue.receive(1).await {
@@ -53,13 +53,13 @@ async fn a_missing_queue_is_refused_with_what_to_do() {
 async fn a_job_for_a_queue_that_was_deleted_is_not_accepted() {
     let Some(node) = shared_or_skip("deleted RabbitMQ queues").await else { return };
     let queue = Queue::start(&node.settings("deleted")).unwrap();
-    queue.send("job-1", b"{}").await.unwrap();
+    queue.send("job-1", b"{}", None).await.unwrap();
     let (_connection, channel) = node.peer().await;
     channel.queue_delete("deleted".into(), QueueDeleteOptions::default()).await.unwrap();
-    let problem = refusal(queue.send("job-2", b"{}").await);
+    let problem = refusal(queue.send("job-2", b"{}", None).await);
     assert!(problem.contains("there is no queue \"deleted\""), "{problem}");
     let long = "x".repeat(300);
-    assert!(refusal(queue.send(&long, b"{}").await).contains("300 bytes"));
+    assert!(refusal(queue.send(&long, b"{}", None).await).contains("300 bytes"));
 }
 
 #[tokio::test]
@@ -71,11 +71,11 @@ async fn a_queue_that_is_full_takes_nothing() {
     arguments.insert("x-overflow".into(), text("reject-publish"));
     make_classic(&channel, "full", arguments).await;
     let queue = Queue::start(&Settings { declare: false, ..node.settings("full") }).unwrap();
-    queue.send("job-1", b"{}").await.unwrap();
-    let error = queue.send("job-2", b"{}").await.unwrap_err();
+    queue.send("job-1", b"{}", None).await.unwrap();
+    let error = queue.send("job-2", b"{}", None).await.unwrap_err();
     assert!(matches!(&error, SourceError::Unavailable { problem, .. } if problem.contains("full")), "{error}");
     queue.ack(&next(&queue).await).await.unwrap();
-    queue.send("job-2", b"{}").await.unwrap();
+    queue.send("job-2", b"{}", None).await.unwrap();
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn a_queue_that_is_somebody_elses_is_used_as_it_is() {
     assert!(problem.contains("inequivalent arg") && problem.contains("declare: false"), "{problem}");
 
     let queue = Queue::start(&Settings { declare: false, ..node.settings("theirs") }).unwrap();
-    queue.send("job-1", b"{}").await.unwrap();
+    queue.send("job-1", b"{}", None).await.unwrap();
     let message = next(&queue).await;
     queue.retry(&message, Duration::from_millis(1)).await.unwrap();
     let message = next(&queue).await;
@@ -116,7 +116,7 @@ async fn a_user_that_may_make_nothing_still_tries_again() {
     assert!(problem.contains("ACCESS_REFUSED"), "{problem}");
 
     let queue = Queue::start(&Settings { declare: false, ..limited.clone() }).unwrap();
-    queue.send("job-1", b"{}").await.unwrap();
+    queue.send("job-1", b"{}", None).await.unwrap();
     let mut message = next(&queue).await;
     for attempt in 2..4 {
         queue.retry(&message, Duration::from_mins(1)).await.unwrap();
@@ -138,7 +138,7 @@ async fn tls_trusts_the_authority_it_is_given_and_no_other() {
     let tls = Settings { port: node.tls_port, tls: true, ..node.settings("tls") };
     let trusted = Settings { ca_file: Some(node.file("ca.pem")), ..tls.clone() };
     let queue = Queue::start(&trusted).unwrap();
-    queue.send("job-1", b"{}").await.unwrap();
+    queue.send("job-1", b"{}", None).await.unwrap();
     queue.ack(&next(&queue).await).await.unwrap();
     assert!(stays_empty(&queue).await);
 
@@ -161,8 +161,8 @@ async fn many_callers_at_once_do_not_get_in_each_others_way() {
     let sent = (0..50).map(|number| {
         let (queue, long) = (&queue, &long);
         async move {
-            queue.send(&format!("job-{number:02}"), b"{}").await.unwrap();
-            queue.send(long, b"{}").await.unwrap_err();
+            queue.send(&format!("job-{number:02}"), b"{}", None).await.unwrap();
+            queue.send(long, b"{}", None).await.unwrap_err();
             queue.depth().await.unwrap();
         }
     });

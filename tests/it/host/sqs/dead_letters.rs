@@ -39,7 +39,7 @@ async fn ten_attributes_or_a_full_mebibyte_leave_no_room_for_the_reason() {
     let ten = (0..10).map(|n| (format!("a{n}"), text("x"))).collect();
     let send = bench.client.send_message().queue_url(&url).message_body("{}").set_message_attributes(Some(ten));
     send.send().await.expect("sent");
-    source.send("job-2", "x".repeat(1 << 20).as_bytes()).await.expect("sent");
+    source.send("job-2", "x".repeat(1 << 20).as_bytes(), None).await.expect("sent");
     for _ in 0..2 {
         source.dead_letter(&receive_one(&source).await, "no luck").await.expect("moved");
     }
@@ -54,7 +54,7 @@ async fn a_fifo_queue_keeps_its_group_in_the_dead_letter_queue() {
     let Some(bench) = Bench::start("SQS FIFO dead letters").await else { return };
     let dead = bench.queue("dead.fifo", &[]).await;
     let source = bench.source(&redriven(&bench, "jobs.fifo", "dead.fifo").await).await;
-    source.send("job-1", b"{}").await.expect("sent");
+    source.send("job-1", b"{}", None).await.expect("sent");
     let message = receive_one(&source).await;
     source.dead_letter(&message, "no luck").await.expect("moved");
     let moved = receive_one(&bench.source(&dead).await).await;
@@ -67,7 +67,7 @@ async fn without_a_redrive_policy_a_failed_message_is_deleted() {
     let Some(bench) = Bench::start("SQS without a dead-letter queue").await else { return };
     let url = bench.queue("jobs", &[]).await;
     let source = bench.source(&url).await;
-    source.send("job-1", b"{}").await.expect("sent");
+    source.send("job-1", b"{}", None).await.expect("sent");
     source.dead_letter(&receive_one(&source).await, "no luck").await.expect("settled");
     assert_eq!(bench.counts(&url).await, ("0".into(), "0".into()));
 }
@@ -78,7 +78,7 @@ async fn a_dead_letter_queue_that_went_away_keeps_the_message_in_flight() {
     let dead = bench.queue("dead", &[]).await;
     let url = redriven(&bench, "jobs", "dead").await;
     let source = bench.source(&url).await;
-    source.send("job-1", b"{}").await.expect("sent");
+    source.send("job-1", b"{}", None).await.expect("sent");
     let message = receive_one(&source).await;
     bench.client.delete_queue().queue_url(&dead).send().await.expect("deleted");
     let error = source.dead_letter(&message, "no luck").await.expect_err("nowhere to go");

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use atelier::events::Event;
 use atelier::host::source::sqs::{Settings, Sqs};
 use atelier::host::source::{Depth, Message, Shape, Source, SourceError};
+use atelier::job::trace::Trace;
 use atelier::setting::Secret;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
@@ -109,15 +110,18 @@ async fn a_job_goes_in_comes_out_and_is_settled() {
     let source = bench.source(&url).await;
     assert_eq!((source.name(), source.shape(), source.heartbeat()), ("sqs", Shape::Sqs, Some(Duration::from_secs(5))));
 
-    source.send("job-1", br#"{"job_id": "job-1"}"#).await.expect("sent");
+    let trace = Trace::from_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    source.send("job-1", br#"{"job_id": "job-1"}"#, trace).await.expect("sent");
     assert_eq!(source.depth().await.expect("counted"), Depth { waiting: 1, oldest: None });
     let message = receive_one(&source).await;
     assert_eq!((message.body.as_slice(), message.attempt), (br#"{"job_id": "job-1"}"#.as_slice(), 1));
     assert!(message.group.is_none() && message.sent.is_some());
+    assert!(message.trace.is_some() && message.trace == trace);
     assert_eq!(message.record["eventSourceARN"], "arn:aws:sqs:us-east-1:123456789012:jobs");
     let event = Event::parse(json!({ "Records": [message.record] })).expect("an event that the handler knows");
     let Event::Sqs(batch) = event else { panic!("not taken for SQS: {event:?}") };
     assert_eq!((batch.deliveries[0].message_id.as_str(), &batch.deliveries[0].body), (message.id.as_str(), &message.body));
+    assert_eq!(batch.deliveries[0].trace, trace);
 
     assert_eq!(source.depth().await.expect("counted").waiting, 0, "what is in flight does not wait");
     source.ack(&message).await.expect("settled");
@@ -131,16 +135,16 @@ async fn a_message_of_a_mebibyte_arrives_whole_and_a_larger_one_is_refused() {
     let Some(bench) = Bench::start("large messages in SQS").await else { return };
     let source = bench.source(&bench.queue("large", &[]).await).await;
     let body = "é".repeat(1 << 19);
-    source.send("job-1", body.as_bytes()).await.expect("exactly 1 MiB");
+    source.send("job-1", body.as_bytes(), None).await.expect("exactly 1 MiB");
     assert_eq!(receive_one(&source).await.body, body.as_bytes());
-    let error = source.send("job-2", format!("{body}.").as_bytes()).await.expect_err("too large");
+    let error = source.send("job-2", format!("{body}.").as_bytes(), None).await.expect_err("too large");
     assert!(matches!(error, SourceError::Refused { .. }));
     assert!(error.to_string().contains("1048577 bytes, and this queue takes 1048576 at most"), "{error}");
 
     let small = bench.source(&bench.queue("small", &[(QueueAttributeName::MaximumMessageSize, "1024")]).await).await;
-    let error = small.send("job-3", &[b'x'; 1_025]).await.expect_err("too large for this queue");
+    let error = small.send("job-3", &[b'x'; 1_025], None).await.expect_err("too large for this queue");
     assert!(error.to_string().contains("takes 1024 at most (its MaximumMessageSize"), "{error}");
-    let error = small.send("job-4", &[0xff]).await.expect_err("not text");
+    let error = small.send("job-4", &[0xff], None).await.expect_err("not text");
     assert!(error.to_string().contains("not text in UTF-8"), "{error}");
 }
 
@@ -149,7 +153,7 @@ async fn the_heartbeat_keeps_a_message_and_without_it_the_message_comes_back() {
     let Some(bench) = Bench::start("SQS visibility").await else { return };
     let url = bench.queue("jobs", &[]).await;
     let (source, other) = (bench.source(&url).await, bench.source(&url).await);
-    source.send("job-1", b"{}").await.expect("sent");
+    source.send("job-1", b"{}", None).await.expect("sent");
     let mut message = receive_one(&source).await;
     let mut beat = interval(source.heartbeat().expect("a heartbeat"));
     let beating = async {
@@ -176,7 +180,7 @@ async fn a_retry_comes_back_after_its_delay_and_a_release_at_once() {
     let Some(bench) = Bench::start("SQS retries").await else { return };
     let url = bench.queue("jobs", &[]).await;
     let source = Sqs::connect(&Settings { visibility_seconds: 600, ..settings(&url) }).await.expect("the queue is there");
-    source.send("job-1", b"{}").await.expect("sent");
+    source.send("job-1", b"{}", None).await.expect("sent");
 
     let requeue = Instant::now();
     source.retry(&receive_one(&source).await, Duration::from_millis(2_500)).await.expect("put back");
@@ -197,8 +201,8 @@ async fn a_fifo_group_is_worked_off_one_by_one_in_order() {
         let send = bench.client.send_message().queue_url(&url).message_group_id("user-7");
         send.message_deduplication_id(n.to_string()).message_body(format!("{n}")).send().await.expect("sent");
     }
-    source.send("job-9", b"9").await.expect("a job of its own group");
-    source.send("job-9", b"9 again").await.expect("the job once more");
+    source.send("job-9", b"9", None).await.expect("a job of its own group");
+    source.send("job-9", b"9 again", None).await.expect("the job once more");
 
     let first = source.receive(10).await.expect("the queue answers");
     assert_eq!(first.iter().map(|message| message.body.as_slice()).collect::<Vec<_>>(), [b"1"], "one of a group");

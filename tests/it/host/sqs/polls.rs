@@ -17,7 +17,7 @@ async fn a_dropped_receive_loses_nothing() {
     let source = Sqs::connect(&patient).await.expect("the queue is there");
     let other = bench.source(&url).await;
     abandoned_poll(&source, 10).await;
-    source.send("job-1", b"{}").await.expect("sent");
+    source.send("job-1", b"{}", None).await.expect("sent");
     assert!(nothing_for(&other, 13).await, "what has arrived stays ours beyond the visibility timeout");
     assert_eq!(source.depth().await.expect("counted").waiting, 1, "nobody has it in flight");
     let message = receive_one(&source).await;
@@ -31,7 +31,7 @@ async fn no_more_is_handed_out_than_was_asked_for() {
     let url = bench.queue("jobs", &[]).await;
     let source = bench.source(&url).await;
     for n in 0..3 {
-        source.send(&format!("job-{n}"), b"{}").await.expect("sent");
+        source.send(&format!("job-{n}"), b"{}", None).await.expect("sent");
     }
     // A poll that is asked for ten and never waited for.
     assert!(timeout(Duration::ZERO, source.receive(10)).await.is_err());
@@ -53,10 +53,10 @@ async fn close_puts_back_what_a_poll_under_way_brings() {
     let source = Sqs::connect(&Settings { visibility_seconds: 600, wait_seconds: 20, ..settings(&url) })
         .await
         .expect("the queue is there");
-    source.send("job-1", b"in flight").await.expect("sent");
+    source.send("job-1", b"in flight", None).await.expect("sent");
     let in_flight = receive_one(&source).await;
     abandoned_poll(&source, 10).await;
-    let (waiting, closing, sending) = tokio::join!(source.receive(1), source.close(), source.send("job-2", b"late"));
+    let (waiting, closing, sending) = tokio::join!(source.receive(1), source.close(), source.send("job-2", b"late", None));
     assert!(waiting.expect("no error").is_empty(), "nothing is handed out any more");
     let () = closing;
     sending.expect("sent");

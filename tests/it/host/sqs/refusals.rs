@@ -68,7 +68,7 @@ async fn a_receive_that_fails_says_so_and_the_next_one_polls_again() {
     let error = source.receive(1).await.expect_err("the queue is gone");
     assert!(matches!(error, SourceError::Refused { action: "sqs:ReceiveMessage", .. }), "{error:?}");
     bench.queue("jobs", &[]).await;
-    source.send("job-1", b"{}").await.expect("sent");
+    source.send("job-1", b"{}", None).await.expect("sent");
     assert_eq!(receive_one(&source).await.body, b"{}");
 }
 

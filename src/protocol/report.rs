@@ -22,16 +22,20 @@ struct Line {
 impl Report {
     /// None: the line is the function's own output.
     #[must_use]
-    pub fn read(line: &str) -> Option<Self> {
+    pub fn decode(line: &str) -> Option<Self> {
         // Most lines are not ours, and reading them as JSON is not free.
         line.starts_with("{\"atelier\"").then(|| serde_json::from_str::<Line>(line).ok())?.map(|line| line.atelier)
     }
 
-    /// Writes the line in one piece, from any thread.
+    /// The line, without its end. Empty only if it could not be written as JSON, which none of them is.
+    #[must_use]
+    pub fn encode(self) -> String {
+        serde_json::to_string(&Line { atelier: self }).unwrap_or_default()
+    }
+
+    /// Writes the line, from any thread.
     pub fn tell(self) {
-        if let Ok(line) = serde_json::to_string(&Line { atelier: self }) {
-            write_line(&line);
-        }
+        write_line(&self.encode());
     }
 }
 
@@ -48,11 +52,13 @@ mod tests {
     #[test]
     fn lines_are_read_back_and_others_are_left_alone() {
         let report = Report::Progress { job_id: "job-1".into(), step: 3, steps: 20 };
-        let line = serde_json::to_string(&Line { atelier: report.clone() }).unwrap();
+        let line = report.clone().encode();
         assert_eq!(line, r#"{"atelier":{"progress":{"job_id":"job-1","step":3,"steps":20}}}"#);
-        assert_eq!(Report::read(&line), Some(report));
+        assert_eq!(Report::decode(&line), Some(report));
+        let ready = Report::Ready { model: "tiny-sd".into(), load_seconds: 1.5 };
+        assert_eq!(Report::decode(&ready.clone().encode()), Some(ready));
         for other in ["", "hello", "{\"level\":\"INFO\"}", "{\"atelier\":1}", "{\"atelier\":{\"other\":{}}}"] {
-            assert_eq!(Report::read(other), None, "{other}");
+            assert_eq!(Report::decode(other), None, "{other}");
         }
     }
 }

@@ -3,17 +3,21 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinHandle;
+use tracing::{Instrument as _, Span};
 
-use crate::host::source::{Message, Source, SourceError};
-use crate::job::Job;
-use crate::job::request::Defaults;
+use super::source::{Message, Source, SourceError};
+use crate::job::notification::NotificationTarget;
+use crate::job::request::{Defaults, Refusal};
+use crate::job::{Job, JobId, trace};
 
 /// A message with its source, from receipt to settlement. Dropping it ends the heartbeat.
 pub struct InFlight {
     pub source: Arc<dyn Source>,
     pub message: Message,
-    /// The job in it; none when the body is not one, which is the handler's to say.
-    pub job: Option<Job>,
+    /// The job in it, or why its body is none: read once, here. What the caller is told of a refusal is the handler's to say.
+    pub job: Result<Job, Box<Refusal>>,
+    /// Every line of the log about this attempt stands in it.
+    pub span: Span,
     heartbeat: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -21,9 +25,14 @@ impl InFlight {
     /// Takes over a message that was just received.
     #[must_use]
     pub fn new(source: Arc<dyn Source>, message: Message, defaults: &Defaults) -> Self {
-        let job = Job::from_json(&message.body, defaults).ok();
-        let heartbeat = source.heartbeat().map(|_| tokio::spawn(keep(source.clone(), message.clone())));
-        Self { source, message, job, heartbeat: Mutex::new(heartbeat) }
+        let job = Job::from_message(&message.body, message.trace, defaults).map_err(Box::new);
+        let job_id = job.as_ref().map_or_else(|refusal| refusal.job_id.as_ref(), |job| Some(&job.id));
+        let span = trace::span(job_id.map_or("", JobId::as_str), source.name(), message.attempt, message.trace);
+        let heartbeat = source.heartbeat().map(|_| {
+            let keeping = keep(source.clone(), message.clone());
+            tokio::spawn(keeping.instrument(span.clone()))
+        });
+        Self { source, message, job, span, heartbeat: Mutex::new(heartbeat) }
     }
 
     /// Ends the heartbeat, and returns when none is under way any more: one that came after a delay was set would undo it.
@@ -44,7 +53,7 @@ impl InFlight {
         let first = self.message.attempt == 1 && other.message.attempt == 1;
         let in_order = self.message.group.is_some() && self.message.group == other.message.group;
         match (&self.job, &other.job) {
-            (Some(job), Some(next)) => {
+            (Ok(job), Ok(next)) => {
                 first && !in_order && Arc::ptr_eq(&self.source, &other.source) && job.shares_batch_with(next)
             }
             _ => false,
@@ -55,6 +64,15 @@ impl InFlight {
     #[must_use]
     pub fn job_id(&self) -> &str {
         self.job.as_ref().map_or("", |job| job.id.as_str())
+    }
+
+    /// Of whom a notification about it speaks, as far as its body could be read.
+    #[must_use]
+    pub fn notification_target(&self) -> NotificationTarget<'_> {
+        match &self.job {
+            Ok(job) => job.into(),
+            Err(refusal) => refusal.as_ref().into(),
+        }
     }
 }
 

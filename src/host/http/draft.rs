@@ -1,0 +1,49 @@
+//! A try-on as its caller wrote it, before its images have URLs.
+
+use serde_json::{Map, Value};
+
+/// Which jobs an endpoint takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Takes {
+    Generate,
+    TryOn,
+    Either,
+}
+
+/// A try-on in its wire form, but for the images that came along.
+pub(super) struct Draft {
+    pub(super) message: Map<String, Value>,
+    /// Wire field and bytes.
+    pub(super) images: Vec<(Place, bytes::Bytes)>,
+    /// What the caller calls the wire form's fields, where it is not the same.
+    pub(super) names: Vec<(&'static str, String)>,
+}
+
+/// A field of the wire form that holds an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Person,
+    /// Counted from 0.
+    Garment(usize),
+    Mask,
+}
+
+impl Place {
+    pub(super) fn set(self, message: &mut Map<String, Value>, address: String) {
+        match self {
+            Self::Person => message["person"] = address.into(),
+            Self::Garment(n) => message["garments"][n] = address.into(),
+            Self::Mask => message["mask"] = address.into(),
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Person => f.write_str("person"),
+            Self::Garment(n) => write!(f, "garments[{n}]"),
+            Self::Mask => f.write_str("mask"),
+        }
+    }
+}

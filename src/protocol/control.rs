@@ -1,0 +1,109 @@
+//! The host's word to a running handler: `cancel JOB_ID`, a line each, on standard input.
+//!
+//! `ATELIER_CONTROL=stdio` announces it and `ATELIER_PROTOCOL` names the version. The end of the input is the end of the host.
+
+use std::collections::BTreeMap;
+
+use super::{Mismatch, VERSION};
+use crate::job::JobId;
+
+const CONTROL: &str = "ATELIER_CONTROL";
+const PROTOCOL: &str = "ATELIER_PROTOCOL";
+const STDIO: &str = "stdio";
+const CANCEL: &str = "cancel ";
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// The job of this id is to stop before its next denoising step.
+    Cancel(String),
+}
+
+impl Order {
+    /// The line, with its end.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        match self {
+            Self::Cancel(job_id) => format!("{CANCEL}{job_id}\n"),
+        }
+    }
+
+    /// None: a host of another release says what is not known here.
+    #[must_use]
+    pub fn decode(line: &str) -> Option<Self> {
+        let job_id = JobId::new(line.trim_end().strip_prefix(CANCEL)?).ok()?;
+        Some(Self::Cancel(job_id.to_string()))
+    }
+}
+
+/// Why the environment cannot be that of a handler.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("the environment variable {CONTROL} must be `{STDIO}`, as `atelier host` sets it, or not be set")]
+    Unknown,
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+}
+
+/// The variables that a host starts a handler with.
+#[must_use]
+pub fn encode_environment() -> [(&'static str, String); 2] {
+    [(CONTROL, STDIO.to_owned()), (PROTOCOL, VERSION.to_string())]
+}
+
+/// Whether `atelier host` runs this process. A host that names no version is taken for one that speaks ours.
+///
+/// # Errors
+/// [`ControlError`] for another kind of control, or another version of it.
+pub fn decode_environment(environment: &BTreeMap<String, String>) -> Result<bool, ControlError> {
+    match environment.get(CONTROL).map(String::as_str) {
+        None => return Ok(false),
+        Some(STDIO) => {}
+        Some(_) => return Err(ControlError::Unknown),
+    }
+    match environment.get(PROTOCOL) {
+        Some(host) if *host != VERSION.to_string() => Err(Mismatch { host: host.clone(), handler: VERSION.to_string() }.into()),
+        _ => Ok(true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_as_it_was_written() {
+        let cancel = Order::Cancel("job-1".into());
+        assert_eq!(cancel.encode(), "cancel job-1\n");
+        assert_eq!(Order::decode(&cancel.encode()), Some(cancel.clone()));
+        assert_eq!(Order::decode("cancel job-1\r\n"), Some(cancel));
+        for other in ["", "cancel", "cancel ", "cancel a/b", "regenerate job-1"] {
+            assert_eq!(Order::decode(other), None, "{other:?}");
+        }
+    }
+
+    fn environment(variables: &[(&str, &str)]) -> BTreeMap<String, String> {
+        variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_host_is_known_by_the_environment() {
+        let own = encode_environment().map(|(name, value)| (name.to_owned(), value));
+        assert!(decode_environment(&BTreeMap::from(own)).unwrap());
+        assert!(!decode_environment(&environment(&[])).unwrap());
+        assert!(!decode_environment(&environment(&[("ATELIER_PROTOCOL", "7")])).unwrap(), "nobody speaks");
+        assert!(decode_environment(&environment(&[("ATELIER_CONTROL", "stdio")])).unwrap());
+        let error = decode_environment(&environment(&[("ATELIER_CONTROL", "socket")])).unwrap_err();
+        assert!(error.to_string().contains("ATELIER_CONTROL must be `stdio`"), "{error}");
+    }
+
+    #[test]
+    fn another_version_is_an_error_that_names_both() {
+        for host in ["2", "0", "", "one"] {
+            let error = decode_environment(&environment(&[("ATELIER_CONTROL", "stdio"), ("ATELIER_PROTOCOL", host)]));
+            let message = error.unwrap_err().to_string();
+            assert!(message.contains(&format!("version {host} of")), "{message}");
+            assert!(message.contains("this handler speaks version 1"), "{message}");
+        }
+    }
+}

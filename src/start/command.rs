@@ -1,0 +1,26 @@
+//! What the commands of `atelier models` have in common: whose model, a line of output, a key of a manifest.
+
+use std::fmt::Write as _;
+use std::io::{Write as _, stdout};
+
+use crate::config::Config;
+use crate::job::task::ModelName;
+use crate::models::file::{Checksum, FilePath};
+
+pub(super) fn named(config: &Config, model: Option<String>) -> anyhow::Result<ModelName> {
+    let Some(model) = model else { return Ok(config.model.name.clone()) };
+    ModelName::new(&model).map_err(|problem| anyhow::anyhow!("MODEL: {problem}"))
+}
+
+pub(super) fn line(text: &str) -> std::io::Result<()> {
+    writeln!(stdout().lock(), "{text}")
+}
+
+/// The key `files` of a source.
+pub(super) fn files_key<'a>(files: impl Iterator<Item = (&'a FilePath, &'a Checksum)>) -> String {
+    let mut key = String::from("  files:\n");
+    for (path, checksum) in files {
+        let _ = writeln!(key, "    {path}: {checksum}");
+    }
+    key
+}

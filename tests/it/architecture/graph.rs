@@ -1,0 +1,216 @@
+//! Which file of a crate imports which: no circle, and nothing that imports backward.
+//!
+//! - A file imports the file that owns what one of its paths names: `crate::`, `super::`, `self::`, or a child module's name.
+//!   `mod child;` alone imports nothing. What stands in `#[cfg(test)]` is not looked at.
+//! - A circle is a set of files that all reach each other.
+//! - A `mod.rs` is what its directory has in common. A file may take from the `mod.rs` above it, which may use that file: the
+//!   two are one concept in two files, such as a type and a part of its methods. So that import closes no circle.
+//! - One child of a directory, with all below it, imports backward when the other one imports it as well, by whatever files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use super::source::{Parts, Source};
+
+/// Imports that close circles and are to be cut with the engine's own crate; nothing may be added.
+const OPEN: &[(&str, &str)] = &[("crates/kernels/src/winograd.rs", "crates/kernels/src/convolution.rs")];
+
+/// The import graph of one crate.
+struct Graph {
+    /// Names of files by module path, such as `src/host/mod.rs` by `host`.
+    files: BTreeMap<Parts, String>,
+    /// From importer to imported, each with the first line that says so.
+    imports: BTreeMap<Parts, BTreeMap<Parts, usize>>,
+}
+
+impl Graph {
+    /// `sources`: the crate's directory of sources, such as `src`. `files`: names in the repository and contents.
+    fn read<'a>(sources: &str, files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut read = Vec::new();
+        let mut names = BTreeMap::new();
+        for (name, text) in files {
+            let inside = name.strip_prefix(sources).map_or(name, |inside| inside.trim_start_matches('/'));
+            let source = Source::read(inside, text).unwrap_or_default();
+            let module = module(inside);
+            names.insert(module.clone(), name.to_owned());
+            read.push((module, source));
+        }
+        let mut imports: BTreeMap<Parts, BTreeMap<Parts, usize>> = BTreeMap::new();
+        for (importer, source) in read {
+            let found = imports.entry(importer.clone()).or_default();
+            for (line, path) in source.imports {
+                // The longest beginning of the path that is a file; what follows is an item in it.
+                let owner = (1..=path.len()).rev().find_map(|parts| names.get_key_value(&path[..parts]));
+                // Itself, or a `mod.rs` above it.
+                if let Some((owner, _)) = owner.filter(|(owner, _)| !importer.starts_with(owner)) {
+                    found.entry(owner.clone()).or_insert(line);
+                }
+            }
+        }
+        Self { files: names, imports }
+    }
+
+    /// Leaves out imports that are to go; returns those that are gone already.
+    fn leave_out(&mut self, open: &[(&str, &str)]) -> Vec<String> {
+        let mut gone = Vec::new();
+        for (from, to) in open {
+            let named = |name: &str| self.files.iter().find(|(_, file)| *file == name).map(|(module, _)| module.clone());
+            let removed = named(from).zip(named(to)).and_then(|(from, to)| self.imports.get_mut(&from)?.remove(&to));
+            if removed.is_none() {
+                gone.push(format!("{from} does not import {to} any more: take it out of OPEN"));
+            }
+        }
+        gone
+    }
+
+    /// One line for each set of files that import each other.
+    fn circles(&self) -> Vec<String> {
+        let edges = self.imports.iter().map(|(from, to)| (from.clone(), to.keys().cloned().collect())).collect();
+        circles(&edges).iter().map(|circle| format!("a circle: {}", self.within(circle))).collect()
+    }
+
+    /// One line for each set of neighbours in a directory that import each other.
+    fn backward(&self) -> Vec<String> {
+        let mut directories: BTreeMap<Parts, BTreeMap<Parts, BTreeSet<Parts>>> = BTreeMap::new();
+        let mut witnesses: BTreeMap<(Parts, Parts), String> = BTreeMap::new();
+        for (from, to, line) in self.edges() {
+            let shared = from.iter().zip(to).take_while(|(left, right)| left == right).count();
+            // One of them is the other's `mod.rs` or lies below it: no neighbours.
+            if from.len() == shared || to.len() == shared {
+                continue;
+            }
+            let importer = from[..=shared].to_vec();
+            let imported = to[..=shared].to_vec();
+            let witness = format!("{}:{line} -> {}", self.files[from], self.files[to]);
+            witnesses.entry((importer.clone(), imported.clone())).or_insert(witness);
+            directories.entry(from[..shared].to_vec()).or_default().entry(importer).or_default().insert(imported);
+        }
+        let mut found = Vec::new();
+        for circle in directories.values().flat_map(circles) {
+            let inside = witnesses.iter().filter(|((from, to), _)| circle.contains(from) && circle.contains(to));
+            let inside: Vec<&str> = inside.map(|(_, witness)| witness.as_str()).collect();
+            found.push(format!("a backward import: {}", inside.join(", ")));
+        }
+        found
+    }
+
+    fn edges(&self) -> impl Iterator<Item = (&Parts, &Parts, usize)> {
+        self.imports.iter().flat_map(|(from, to)| to.iter().map(move |(to, line)| (from, to, *line)))
+    }
+
+    fn within(&self, circle: &BTreeSet<Parts>) -> String {
+        let inside = self.edges().filter(|(from, to, _)| circle.contains(*from) && circle.contains(*to));
+        let lines: Vec<String> =
+            inside.map(|(from, to, line)| format!("{}:{line} -> {}", self.files[from], self.files[to])).collect();
+        lines.join(", ")
+    }
+}
+
+/// The module that the file `inside` a crate's sources is.
+fn module(inside: &str) -> Parts {
+    let parts = inside.trim_end_matches(".rs").split('/').filter(|part| *part != "mod");
+    parts.map(str::to_owned).collect()
+}
+
+/// The sets of two or more that all reach each other (Tarjan would be faster; a crate has a few hundred files).
+fn circles(edges: &BTreeMap<Parts, BTreeSet<Parts>>) -> Vec<BTreeSet<Parts>> {
+    let reached: BTreeMap<&Parts, BTreeSet<&Parts>> = edges.keys().map(|start| (start, reachable(edges, start))).collect();
+    let mut found: Vec<BTreeSet<Parts>> = Vec::new();
+    for (start, reach) in &reached {
+        let mutual = reach.iter().filter(|end| reached.get(*end).is_some_and(|back| back.contains(start)));
+        let circle: BTreeSet<Parts> = mutual.map(|end| (*end).clone()).collect();
+        if circle.len() > 1 && !found.contains(&circle) {
+            found.push(circle);
+        }
+    }
+    found
+}
+
+fn reachable<'a>(edges: &'a BTreeMap<Parts, BTreeSet<Parts>>, start: &Parts) -> BTreeSet<&'a Parts> {
+    let mut reached = BTreeSet::new();
+    let mut open: Vec<&Parts> = edges.get(start).into_iter().flatten().collect();
+    while let Some(next) = open.pop() {
+        if reached.insert(next) {
+            open.extend(edges.get(next).into_iter().flatten());
+        }
+    }
+    reached
+}
+
+#[test]
+fn no_files_import_each_other() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut crates = vec!["src".to_owned()];
+    for entry in fs::read_dir(root.join("crates")).unwrap() {
+        crates.push(format!("crates/{}/src", entry.unwrap().file_name().to_str().unwrap()));
+    }
+    let mut broken = Vec::new();
+    for sources in &crates {
+        let mut paths = Vec::new();
+        super::rust_files(&root.join(sources), &mut paths);
+        assert!(paths.len() > 1, "{sources} has no files");
+        let name = |path: &Path| path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+        let files: Vec<_> = paths.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect();
+        let mut graph = Graph::read(sources, files.iter().map(|(name, text)| (name.as_str(), text.as_str())));
+        let open: Vec<_> = OPEN.iter().filter(|(from, _)| from.starts_with(sources.as_str())).copied().collect();
+        broken.extend(graph.leave_out(&open));
+        broken.extend(graph.circles());
+        broken.extend(graph.backward());
+    }
+    assert!(broken.is_empty(), "{} imports go in circles:\n{}", broken.len(), broken.join("\n"));
+}
+
+fn complaints(files: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
+    let graph = Graph::read("src", files.iter().copied());
+    (graph.circles(), graph.backward())
+}
+
+#[test]
+fn circles_and_backward_imports_are_found() {
+    let two = [("src/a.rs", "use crate::b::B;\nstruct A;"), ("src/b.rs", "\nfn f() -> super::a::A { todo() }")];
+    let (circles, backward) = complaints(&two);
+    assert_eq!(circles, ["a circle: src/a.rs:1 -> src/b.rs, src/b.rs:2 -> src/a.rs"]);
+    assert_eq!(backward, ["a backward import: src/a.rs:1 -> src/b.rs, src/b.rs:2 -> src/a.rs"]);
+    let three = [
+        ("src/x/a.rs", "use super::b;"),
+        ("src/x/b.rs", "fn f() { g!(crate::x::c::go()) }"),
+        ("src/x/c.rs", "use crate::{x::a::A, y};"),
+        ("src/y.rs", ""),
+    ];
+    let expected = "a circle: src/x/a.rs:1 -> src/x/b.rs, src/x/b.rs:1 -> src/x/c.rs, src/x/c.rs:1 -> src/x/a.rs";
+    assert_eq!(complaints(&three).0, [expected]);
+    let through_a_child =
+        [("src/x/mod.rs", "mod a;\nfn f() { a::go() }"), ("src/x/a.rs", "use crate::y;"), ("src/y.rs", "use crate::x;")];
+    let expected = "a circle: src/x/mod.rs:2 -> src/x/a.rs, src/x/a.rs:1 -> src/y.rs, src/y.rs:1 -> src/x/mod.rs";
+    assert_eq!(complaints(&through_a_child).0, [expected]);
+    let directories = [
+        ("src/x/mod.rs", "pub mod a;\npub mod b;"),
+        ("src/x/a.rs", "use crate::y::c;"),
+        ("src/x/b.rs", ""),
+        ("src/y/c.rs", ""),
+        ("src/y/d.rs", "use crate::x::b;"),
+    ];
+    let (circles, backward) = complaints(&directories);
+    assert_eq!(circles, [""; 0], "no file reaches itself");
+    assert_eq!(backward, ["a backward import: src/x/a.rs:1 -> src/y/c.rs, src/y/d.rs:1 -> src/x/b.rs"]);
+}
+
+#[test]
+fn what_is_no_circle_passes() {
+    let files = [
+        ("src/lib.rs", "pub mod x;\npub mod y;"),
+        ("src/x/mod.rs", "mod a;\nmod b;\npub struct X;\nfn f() { a::go(); self::b::go() }"),
+        ("src/x/a.rs", "use super::X;\nuse super::b;"),
+        ("src/x/b.rs", "use crate::y::Y;\n#[cfg(test)]\nmod tests { use crate::x::a; }"),
+        ("src/y.rs", "use std::fs;\nuse atelier::z;\nfn f() { y::f() }"),
+    ];
+    assert_eq!(complaints(&files), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn an_import_that_is_gone_must_leave_the_list() {
+    let mut graph = Graph::read("src", [("src/a.rs", "use crate::b;"), ("src/b.rs", "")]);
+    assert_eq!(graph.leave_out(&[("src/a.rs", "src/b.rs")]), [""; 0]);
+    assert_eq!(graph.leave_out(&[("src/a.rs", "src/b.rs"), ("src/c.rs", "src/b.rs")]).len(), 2);
+}
