@@ -7,7 +7,7 @@ mod device_errors;
 mod fp8;
 mod layers;
 mod loader;
-mod lora;
+pub mod lora;
 pub mod noise;
 mod original_names;
 pub mod qwen;

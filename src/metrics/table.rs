@@ -1,4 +1,4 @@
-//! Every metric there is: name, kind, unit, labels, meaning. README's table is printed from here.
+//! Every metric there is: name, kind, unit, labels, meaning. The table of docs/metrics.md is printed from here.
 
 /// How a metric behaves.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -113,7 +113,7 @@ pub const HTTP_REQUESTS: Metric = row(
 );
 pub const BUILD: Metric = row("atelier_build_info", Kind::Gauge, "", &["version"], "1");
 
-/// All of them, in the order of README.
+/// All of them, in the order of docs/metrics.md.
 pub const TABLE: [Metric; 20] = [
     INFERENCES,
     INFERENCE_LATENCY,
