@@ -16,6 +16,8 @@ FROM rust:${RUST}-bookworm AS rust
 FROM rust AS build-cpu
 WORKDIR /source
 COPY . .
+# .git stays outside: `--build-arg ATELIER_GIT_COMMIT=$(git rev-parse HEAD)` is what /version will say.
+ARG ATELIER_GIT_COMMIT=
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/source/target \
     deploy/image/build.sh cpu /image
 
@@ -27,6 +29,7 @@ COPY --from=rust /usr/local/cargo /usr/local/cargo
 COPY --from=rust /usr/local/rustup /usr/local/rustup
 WORKDIR /source
 COPY . .
+ARG ATELIER_GIT_COMMIT=
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/source/target,id=cuda \
     deploy/image/build.sh cuda /image
 

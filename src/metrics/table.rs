@@ -1,4 +1,4 @@
-//! Every metric there is: name, kind, unit, labels, meaning. README's table is printed from here.
+//! Every metric there is: name, kind, unit, labels, meaning. The table of docs/metrics.md is printed from here.
 
 /// How a metric behaves.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -146,7 +146,7 @@ pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
 ));
 pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
-/// All of them, in the order of README.
+/// All of them, in the order of docs/metrics.md.
 pub const TABLE: [Metric; 20] = [
     INFERENCES.row(),
     INFERENCE_LATENCY.row(),

@@ -7,7 +7,7 @@ mod fp8;
 mod json_config;
 mod layers;
 mod loader;
-mod lora;
+pub mod lora;
 pub mod noise;
 mod original_names;
 pub mod pixels;

@@ -1,8 +1,9 @@
 //! The form of `/tryon` and `/infer` as the callers of the try-on service send it, and its twin in JSON.
 
-use axum::extract::Multipart;
 use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::{Multipart, Request};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use bytes::{Bytes, BytesMut};
 use serde_json::{Map, Value, json};
 
@@ -28,6 +29,17 @@ pub(super) struct Form {
 /// Whether a JSON body is the form's twin.
 pub(super) fn is_form(message: &Map<String, Value>) -> bool {
     message.contains_key(PERSON) || message.contains_key(GARMENT)
+}
+
+/// Reads a whole form and drops it.
+///
+/// # Errors
+/// As [`read`] and [`Form::into_draft`], and when `content_type` names no boundary.
+pub(super) async fn check(content_type: &str, bytes: Bytes, settings: &Settings) -> Result<(), Problem> {
+    let request = Request::builder().header(CONTENT_TYPE, content_type).body(bytes.into());
+    let request = request.map_err(|error| Problem::invalid("content-type", error.to_string()))?;
+    let multipart = body::multipart(request, settings.max_upload_bytes).await?;
+    read(multipart, settings, Takes::TryOn).await?.into_draft(Takes::TryOn).map(drop)
 }
 
 /// Reads the form to its end, also when it is to be refused: a caller who is cut off while sending does not read why.

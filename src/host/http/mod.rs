@@ -24,6 +24,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use bytes::Bytes;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
@@ -31,6 +32,7 @@ use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 use super::job_service::JobService;
 use super::listener;
 use crate::events::auth::Auth;
+use crate::events::http::Response;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -85,6 +87,14 @@ pub struct ModelInfo {
     pub model_version: String,
     /// Such as `candle`.
     pub backend: String,
+}
+
+/// Reads a multipart form as `/tryon` does, and drops it; for what only asks whether it would be taken: the fuzz targets.
+///
+/// # Errors
+/// The answer that its sender would get.
+pub async fn check_form(content_type: &str, body: Bytes, settings: &Settings) -> Result<(), Response> {
+    form::check(content_type, body, settings).await.map_err(problem::Problem::into_answer)
 }
 
 /// Serves until `shutdown`, then ends the requests that are under way.

@@ -49,6 +49,11 @@ impl Problem {
         self
     }
 
+    /// What goes out, for a check that answers nobody.
+    pub(super) fn into_answer(self) -> events::http::Response {
+        self.0
+    }
+
     /// With one more member next to `error`.
     pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.0.body[name] = value.into();

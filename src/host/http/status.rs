@@ -14,8 +14,8 @@ use super::problem::Problem;
 use crate::host::job_service::Model;
 
 const OPENAPI: &str = include_str!("../../../docs/openapi.json");
-/// Set by whoever builds a release.
-const GIT_COMMIT: Option<&str> = option_env!("ATELIER_GIT_COMMIT");
+/// Of build.rs: a commit, `development`, or `unknown` for a release that was built without git.
+const GIT_COMMIT: &str = env!("ATELIER_GIT_COMMIT");
 
 pub(super) async fn health(State(http): State<Arc<Http>>) -> Json<Value> {
     let model_loaded = http.job_service.snapshot.borrow().model == Model::Hot;
@@ -43,7 +43,7 @@ pub(super) async fn version(State(http): State<Arc<Http>>) -> Json<Value> {
         "model_type": http.model.model_type,
         "model_version": http.model.model_version,
         "backend": http.model.backend,
-        "git_commit": GIT_COMMIT.unwrap_or("unknown"),
+        "git_commit": GIT_COMMIT,
         "node_id": http.node_id,
     }))
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use atelier::config::BUILT_IN;
 use serde_json::{Value, json};
 
-use super::file;
+use super::{file, pages};
 use crate::servers::environment;
 
 /// `ATELIER_WRITE_DOCS` set: the file is written anew instead of being compared.
@@ -31,9 +31,10 @@ fn parts(line: &str) -> Option<(usize, &str, &str, &str)> {
 fn reference() -> String {
     let mut text = String::from(
         "# Configuration reference\n\n<!-- Written by tests/it/deploy/docs.rs from config.yaml: ATELIER_WRITE_DOCS=1 cargo test --test it \
-         deploy::docs -->\n\nEach key can stand in a file of yours (`--config FILE`, `ATELIER_CONFIG`, or `config.yaml` in the working \
-         directory) or in the environment as\n`ATELIER__SECTION__KEY`; `${NAME}` in a default is an environment variable that has \
-         always counted. An unknown key is an error.\n\n| key | default | meaning |\n|---|---|---|\n",
+         deploy::docs -->\n\nA key can stand in a file of yours: `--config FILE`, `ATELIER_CONFIG`, or `config.yaml` in the working \
+         directory.\nIt can also stand in the environment as `ATELIER__SECTION__KEY`. `${NAME}` in a default is an environment \
+         variable that has always counted.\nAn unknown key is an error. A few finer keys (timeouts, retry backoff) stand only in \
+         the `Settings` types of `src/store`, `src/notify` and `src/outbound`.\n\n| key | default | meaning |\n|---|---|---|\n",
     );
     let mut path: Vec<&str> = Vec::new();
     for (depth, key, value, comment) in BUILT_IN.lines().filter_map(parts) {
@@ -133,18 +134,15 @@ fn sources(directory: &Path) -> String {
     text
 }
 
-/// Before each block of commands in README.md and docs/ stands who runs it: a test by its name, or nobody here, and why.
+/// Before each block of commands of a page stands who runs it: a test by its name, or nobody here, and why.
 #[test]
 fn every_block_of_commands_says_who_runs_it() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
-    let (mut blocks, mut wrong) = (0, Vec::new());
-    for path in pages.chain([root.join("README.md")]) {
-        let text = fs::read_to_string(&path).unwrap();
-        for (line, mark) in marks(&text) {
+    let mut blocks = 0;
+    let mut wrong = Vec::new();
+    for page in pages::all() {
+        for (line, mark) in marks(&file(&page)) {
             blocks += 1;
-            wrong.extend(complaint(mark).map(|complaint| format!("{}:{line}: {complaint}", path.display())));
+            wrong.extend(complaint(mark).map(|complaint| format!("{page}:{line}: {complaint}")));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

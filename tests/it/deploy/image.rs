@@ -70,5 +70,5 @@ fn the_cuda_libraries_are_taken_and_no_others() {
 #[test]
 fn the_build_gets_every_file_that_it_reads() {
     let ignored = file(".dockerignore");
-    assert_eq!(ignored.lines().collect::<Vec<_>>(), [".git", "target", "out", "spool"]);
+    assert_eq!(ignored.lines().collect::<Vec<_>>(), [".git", "target", "out", "spool", "rust-toolchain.toml"]);
 }

@@ -1,13 +1,18 @@
 //! What is deployed: the templates created in moto, their environment read by the configuration, the metrics that others name.
 
+mod commands;
+mod commit;
 mod docs;
 mod environment;
+
 mod image;
 mod kubernetes;
+mod licences;
 mod metrics;
 mod msrv;
-mod readme;
+mod pages;
 mod stacks;
+mod workflow;
 
 use std::fs;
 use std::path::Path;

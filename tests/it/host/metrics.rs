@@ -1,4 +1,4 @@
-//! /metrics of a whole host: every row of the table, the right numbers, and README says the same.
+//! /metrics of a whole host: every row of the table, the right numbers, and docs/metrics.md says the same.
 
 use std::path::Path;
 use std::process::Command;
@@ -88,14 +88,14 @@ async fn progress_of_a_running_job_is_seen() {
     assert_eq!(job_status["state"], "cancelled", "{job_status}");
 }
 
-/// `ATELIER_WRITE_DOCS` set: README's table is written anew instead of being compared.
+/// `ATELIER_WRITE_DOCS` set: the table of docs/metrics.md is written anew instead of being compared.
 #[test]
-fn readme_has_the_table() {
+fn the_documentation_has_the_table() {
     const BEGIN: &str = "<!-- metrics: written by tests/it/host/metrics.rs -->\n";
     const END: &str = "<!-- end of metrics -->";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(&path).unwrap();
-    let (before, rest) = readme.split_once(BEGIN).expect("where the table begins");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once(BEGIN).expect("where the table begins");
     let (table, after) = rest.split_once(END).expect("where the table ends");
     if environment("ATELIER_WRITE_DOCS").is_some() {
         std::fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", table::markdown())).unwrap();

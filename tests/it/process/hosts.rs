@@ -101,7 +101,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// `cargo lambda invoke`: what the README tells a user to type.
+/// `cargo lambda invoke`: what docs/run-locally.md has users type.
 async fn invoke(program: &Path, port: u16, event: &'static str) -> Value {
     let mut command = Command::new(program);
     command.args(["lambda", "invoke", "-A", "127.0.0.1", "-P", &port.to_string(), "atelier", "--data-file"]);

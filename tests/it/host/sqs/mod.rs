@@ -24,7 +24,7 @@ use crate::servers::{DEADLINE, python_or_skip};
 
 /// moto with its SQS, and a client of its own next to the source.
 pub(crate) struct Bench {
-    _moto: Moto,
+    moto: Moto,
     client: Client,
 }
 
@@ -37,7 +37,7 @@ impl Bench {
             .endpoint_url(format!("http://{}", moto.address))
             .credentials_provider(Credentials::new("test", "test", None, None, "test"))
             .build();
-        Some(Self { _moto: moto, client: Client::from_conf(config) })
+        Some(Self { moto, client: Client::from_conf(config) })
     }
 
     /// The new queue's URL.
@@ -49,6 +49,18 @@ impl Bench {
         all.extend(attributes.iter().map(|(name, value)| (name.clone(), (*value).to_owned())));
         let made = self.client.create_queue().queue_name(name).set_attributes(Some(all)).send().await.expect("a new queue");
         made.queue_url.expect("its URL")
+    }
+
+    /// Where another client finds it.
+    pub(crate) fn server(&self) -> String {
+        format!("http://{}", self.moto.address)
+    }
+
+    /// The body of a queue's next message.
+    pub(crate) async fn body(&self, queue_url: &str) -> String {
+        let received = self.client.receive_message().queue_url(queue_url).wait_time_seconds(5).send().await.expect("an answer");
+        let message = received.messages.into_iter().flatten().next().expect("a message");
+        message.body.expect("its body")
     }
 
     pub(crate) async fn send(&self, queue_url: &str, body: &serde_json::Value) {

@@ -1,4 +1,4 @@
-//! Blocks of commands of the README, run as they stand: this build in place of `cargo run`, other ports.
+//! Blocks of commands of docs/, run as they stand: this build in place of `cargo run`, other ports.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
@@ -15,11 +15,15 @@ use crate::servers::python_or_skip;
 
 const WAIT_LIMIT: Duration = Duration::from_mins(2);
 
-/// The block of shell commands with these words in it.
-fn block(words: &str) -> String {
-    let readme = file("README.md");
-    let blocks = readme.split("```sh\n").skip(1).map(|rest| rest.split("\n```").next().unwrap());
-    blocks.filter(|block| block.contains(words)).map(str::to_owned).next().unwrap_or_else(|| panic!("no block has {words}"))
+/// The block of shell commands of a page with these words in it.
+fn block(page: &str, words: &str) -> String {
+    let text = file(page);
+    let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("\n```").next().unwrap());
+    blocks
+        .filter(|block| block.contains(words))
+        .map(str::to_owned)
+        .next()
+        .unwrap_or_else(|| panic!("no block of {page} has {words}"))
 }
 
 fn free_port() -> u16 {
@@ -70,9 +74,9 @@ fn served(line: &str, directory: &Path) -> (Running, String) {
 }
 
 #[tokio::test]
-async fn the_readme_s_host_generates_for_the_readme_s_callers() {
+async fn the_documented_host_serves_the_documented_callers() {
     let (directory, port) = (root(), free_port());
-    let servers = block("demo --serve              # shell 1");
+    let servers = block("docs/run-locally.md", "demo --serve              # shell 1");
     let (first, second) = servers.split_once('\n').unwrap();
     let (path, line) = (directory.path().to_owned(), first.to_owned());
     let (_demo, exports) = spawn_blocking(move || served(&line, &path)).await.unwrap();
@@ -86,7 +90,8 @@ async fn the_readme_s_host_generates_for_the_readme_s_callers() {
         assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(directory.path().join("log")).unwrap());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let calls = block("curl -s localhost:8080/test").replace("localhost:8080", &format!("127.0.0.1:{port}"));
+    let calls =
+        block("docs/run-locally.md", "curl -s localhost:8080/test").replace("localhost:8080", &format!("127.0.0.1:{port}"));
     let mut calling = shell(&format!("{exports}{calls}"), directory.path());
     let output = spawn_blocking(move || calling.output().unwrap()).await.unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -97,11 +102,12 @@ async fn the_readme_s_host_generates_for_the_readme_s_callers() {
 }
 
 #[tokio::test]
-async fn the_readme_s_queue_is_one_that_doctor_finds() {
-    let Some(venv) = python_or_skip("the README's queue in moto") else { return };
+async fn the_documented_queue_is_one_that_doctor_finds() {
+    let Some(venv) = python_or_skip("the queue of docs/queues.md in moto") else { return };
     let (directory, port) = (root(), free_port());
     // The virtual environment has it already.
-    let commands = block("moto_server").replace("pip install 'moto[server]' && ", "").replace("5000", &port.to_string());
+    let commands =
+        block("docs/queues.md", "moto_server").replace("pip install 'moto[server]' && ", "").replace("5000", &port.to_string());
     let (server, queue) = commands.split_once('\n').unwrap();
     let listens = format!("until (: > /dev/tcp/127.0.0.1/{port}) 2> /dev/null; do sleep 0.05; done");
     let script = format!("{server}\ntrap 'kill -9 %1' EXIT\n{listens}\n{queue}\n(cargo run -- doctor --json) || true");
