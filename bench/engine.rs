@@ -13,14 +13,9 @@ use atelier::engine::{Engine, GenerateRequest, LoraFile, Watch, device};
 use atelier::job::task::{
     Generate, GuidanceScale, ImageCount, LoraScale, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount,
 };
-use atelier_kernels::caching_allocator::CachingAllocator;
 use candle_core::Device;
 
 use self::child::{Arguments, Inputs, timed, write};
-
-/// Layers' results follow each other in the same memory.
-#[global_allocator]
-static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
 /// `engine DIRECTORY [dtype=f32|f16|bf16]`; first line out: `ready` and what is computed in.
 ///
