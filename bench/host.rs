@@ -33,7 +33,7 @@ async fn serve_function(environment: &Environment) -> Result<()> {
 /// Prints the environment to reach the servers, then the id of every job that is told complete; ends with standard input.
 async fn serve_jobs() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let Local { environment, mut notifications, .. } = local::start(directory.path(), None).await?;
+    let Local { environment, mut notifications, .. } = local::start(directory.path(), None, &Environment::new()).await?;
     writeln!(stdout(), "{}", json!(environment))?;
     let mut over = tokio::task::spawn_blocking(|| stdin().read_to_end(&mut Vec::new()));
     loop {

@@ -6,6 +6,7 @@ use std::io::{BufRead as _, Write as _, stdin, stdout};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use atelier::config::Environment;
 use atelier::demo::local::{self, Local};
 use atelier::workflow::control::{Control, Shutdown};
 use serde_json::json;
@@ -14,7 +15,8 @@ use serde_json::json;
 #[tokio::main]
 async fn main() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let Local { config, environment, s3, webhooks, mut notifications } = local::start(directory.path(), None).await?;
+    let Local { config, environment, s3, webhooks, mut notifications } =
+        local::start(directory.path(), None, &Environment::new()).await?;
     tokio::spawn(async move { while notifications.recv().await.is_some() {} });
     let handler = null::handler(&config, &environment).await?;
     let mut out = stdout();

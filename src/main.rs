@@ -5,12 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use atelier::{config, demo, doctor, invoke, log, serve, start};
-use atelier_kernels::caching_allocator::CachingAllocator;
 use clap::{CommandFactory as _, Parser, Subcommand};
-
-/// Layers' results follow each other in the same memory.
-#[global_allocator]
-static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
 /// A GPU function: a job out of an event, images in S3, a signed webhook out.
 #[derive(Parser)]
@@ -65,7 +60,7 @@ async fn main() -> ExitCode {
 async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow::Result<ExitCode> {
     let config = arguments.config.as_deref();
     match arguments.role {
-        Some(Role::Demo(options)) => demo::run(&options).await?,
+        Some(Role::Demo(options)) => demo::run(&options, environment).await?,
         Some(Role::Invoke(options)) => invoke::run(&options, config, environment).await?,
         Some(Role::Models(options)) => return start::models::run(options, config, environment).await,
         Some(Role::Doctor(options)) => return doctor::run(&options, config, environment).await,

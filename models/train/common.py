@@ -1,4 +1,4 @@
-"""The shapes of tiny-sd's networks and what all its training scripts share: a clock-driven schedule, EMA, checkpoints."""
+"""The shapes of tiny-sd's networks and what all training scripts share: a clock-driven schedule, workers, EMA, checkpoints."""
 
 import math
 import os

@@ -10,8 +10,9 @@ caption in ten left empty for classifier-free guidance.
 import sys
 
 import torch
-from common import Clock, Ema, average_gradients, join_workers, new_text_encoder, new_unet, restore, save, set_rate
+from common import Ema, join_workers, new_text_encoder, new_unet
 from diffusers.models.attention_processor import AttnProcessor
+from loop import Run, nothing_more
 from vae import SCALING_FACTOR
 
 BATCH = 16  # for each of two workers
@@ -74,42 +75,17 @@ def main():
     parameters = list(unet.parameters()) + list(text.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     ema = Ema([unet, text], 0.9985)
-    step, used_s = 0, 0.0
-    if state := restore(out):
-        unet.load_state_dict(state["unet"])
-        text.load_state_dict(state["text"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.shadow, step, used_s = state["ema"], state["step"], state["used_s"]
-    clock, saved_s, total = Clock(minutes * 60, used_s), used_s, 0.0
+    run = Run({"unet": unet, "text": text}, optimizer, ema, out, SAVE_EVERY_S)
     empty = empty_tokens(vocab_size)
-    while clock.tick():
+
+    def loss_at(step):
         generator = torch.Generator().manual_seed(workers * (1_000_000 + step) + rank)
-        set_rate(optimizer, peak_rate * clock.rate(step, warm_up_steps=150))
         clean, tokens = draw(data, empty, generator, BATCH)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = text(tokens).last_hidden_state
-        loss = epsilon_loss(unet, clean, hidden, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        ema.update(step)
-        step, total = step + 1, total + loss.item()
-        if step % 100 == 0 and rank == 0:
-            print(f"step {step} loss {total / 100:.4f} {clock.elapsed_s():.0f} s", flush=True)
-            total = 0.0
-        if clock.elapsed_s() - saved_s > SAVE_EVERY_S:
-            saved_s = checkpoint(out, rank, unet, text, optimizer, ema, step, clock)
-    checkpoint(out, rank, unet, text, optimizer, ema, step, clock)
+        return epsilon_loss(unet, clean, hidden, generator), nothing_more
 
-
-def checkpoint(out, rank, unet, text, optimizer, ema, step, clock):
-    used_s = clock.elapsed_s()
-    if rank == 0:
-        state = {"unet": unet.state_dict(), "text": text.state_dict(), "optimizer": optimizer.state_dict()}
-        save(out, state | {"ema": ema.shadow, "step": step, "used_s": used_s})
-    return used_s
+    run.train(minutes, loss_at, peak_rate, warm_up_steps=150)
 
 
 if __name__ == "__main__":

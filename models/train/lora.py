@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import torch
-from common import Clock, set_rate
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import convert_state_dict_to_diffusers
 from diffusion import draw, empty_tokens, epsilon_loss
+from loop import Run, nothing_more
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -46,23 +46,17 @@ def train(model, latents, style, minutes, with_text):
     parameters = [p for m in (unet, text) for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     empty = empty_tokens(text.config.vocab_size)
-    clock, step, total = Clock(minutes * 60), 0, 0.0
     first_seed = 3_000_000 if path.exists() else 2_000_000
-    while clock.tick():
+
+    def loss_at(step):
         generator = torch.Generator().manual_seed(first_seed + step)
-        set_rate(optimizer, PEAK_RATE * clock.rate(step, warm_up_steps=30))
         clean, tokens = draw(data, empty, generator, BATCH)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = text(tokens).last_hidden_state
-        loss = epsilon_loss(unet, clean, hidden, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        step, total = step + 1, total + loss.item()
-        if step % 25 == 0:
-            print(f"step {step} loss {total / 25:.4f} {clock.elapsed_s():.0f} s", flush=True)
-            total = 0.0
+        return epsilon_loss(unet, clean, hidden, generator), nothing_more
+
+    run = Run({}, optimizer)
+    run.train(minutes, loss_at, PEAK_RATE, warm_up_steps=30, report_every=25)
     directory = Path(model) / "lora"
     directory.mkdir(exist_ok=True)
     half = lambda m: {k: v.half().contiguous() for k, v in convert_state_dict_to_diffusers(get_peft_model_state_dict(m)).items()}  # noqa: E731
@@ -72,7 +66,7 @@ def train(model, latents, style, minutes, with_text):
         directory, unet_lora_layers=half(unet), text_encoder_lora_layers=text_layers,
         weight_name=f"{style}.safetensors",
     )  # fmt: skip
-    print(f"{step} steps of {BATCH},", (directory / f"{style}.safetensors").stat().st_size, "bytes")
+    print(f"{run.step} steps of {BATCH},", (directory / f"{style}.safetensors").stat().st_size, "bytes")
 
 
 def to_peft(state):

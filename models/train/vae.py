@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Clock, Ema, average_gradients, join_workers, new_vae, restore, save, set_rate
+from common import Ema, join_workers, new_vae, restore, save
+from loop import Run
 from world import STYLES
 
 BATCH = 2  # for each of two workers
@@ -26,7 +27,6 @@ LATENT_NOISE = 0.05
 LATENT_PULL = 1e-3
 COLOUR_STEPS = 500
 SCALING_FACTOR = 0.18215
-SAVE_EVERY_S = 120
 
 
 def differences(x):
@@ -104,54 +104,33 @@ def main():
         normalise(*sys.argv[2:5])
         return
     directory, out, minutes = sys.argv[1], sys.argv[2], float(sys.argv[3])
-    rank, workers = join_workers()
+    rank, _ = join_workers()
     torch.manual_seed(11)
     vae = fixed_variance(new_vae())
     optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-3)
     ema = Ema([vae], 0.997)
-    step, used_s = 0, 0.0
     if len(sys.argv) > 4:
         vae.load_state_dict(restore(sys.argv[4])["vae"])
         fixed_variance(vae)
         ema = Ema([vae], ema.decay)
-    if state := restore(out):
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.shadow, step, used_s = state["ema"], state["step"], state["used_s"]
-    clock, saved_s, images = Clock(minutes * 60, used_s), used_s, Images(directory)
-    total = 0.0
-    torch.manual_seed(100 + rank + step)
-    while clock.tick():
+    run = Run({"vae": vae}, optimizer, ema, out)
+    images = Images(directory)
+    torch.manual_seed(100 + rank + run.step)
+
+    def loss_at(step):
+        nonlocal images
         if step % 200 == 0:
             images = Images(directory)
         real = images.batch(np.random.default_rng([5, step, rank]), BATCH)
-        set_rate(optimizer, PEAK_RATE * clock.rate(step))
         with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encode(real).latent_dist.mean
             made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
         loss = image_loss(made.float(), real) + LATENT_PULL * latents.float().square().mean()
         if step < COLOUR_STEPS:
             loss = loss + (1 - step / COLOUR_STEPS) * colour_loss(latents.float(), real)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(list(vae.parameters()))
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        ema.update(step)
-        step, total = step + 1, total + loss.item()
-        if step % 100 == 0 and rank == 0:
-            print(f"step {step} loss {total / 100:.4f} l1 {F.l1_loss(made.float(), real).item():.4f} latent std {latents.float().std((0, 2, 3)).tolist()} {clock.elapsed_s():.0f} s", flush=True)
-            total = 0.0
-        if clock.elapsed_s() - saved_s > SAVE_EVERY_S:
-            saved_s = checkpoint(out, rank, vae, optimizer, ema, step, clock)
-    checkpoint(out, rank, vae, optimizer, ema, step, clock)
+        return loss, lambda: f"l1 {F.l1_loss(made.float(), real).item():.4f} latent std {latents.float().std((0, 2, 3)).tolist()}"
 
-
-def checkpoint(out, rank, vae, optimizer, ema, step, clock):
-    used_s = clock.elapsed_s()
-    if rank == 0:
-        save(out, {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow, "step": step, "used_s": used_s})
-    return used_s
+    run.train(minutes, loss_at, PEAK_RATE)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ use crate::models::source::Source;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// The file it was read from.
+    #[serde(skip)]
+    pub file: PathBuf,
     pub family: Family,
     /// The checkpoint's diffusers-layout directory, relative to the manifest.
     #[serde(deserialize_with = "relative")]
@@ -136,8 +139,16 @@ impl ModeWeights {
 }
 
 impl Manifest {
-    /// Makes all paths start where `directory` is.
-    pub(super) fn place(&mut self, directory: &Path) {
+    /// The directory of its file, which all its paths start from.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new(""))
+    }
+
+    /// Makes all paths start where `file`, the manifest's own, lies.
+    pub(super) fn place(&mut self, file: PathBuf) {
+        self.file = file;
+        let directory = self.directory().to_owned();
         self.checkpoint = directory.join(&self.checkpoint);
         self.weights = self.weights.take().map(|weights| directory.join(weights));
         let Modes { base, lora, fp8 } = &mut self.modes;

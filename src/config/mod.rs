@@ -1,6 +1,7 @@
 //! The configuration: config.yaml and the environment, read and checked once at start.
 
 pub mod manifest;
+mod places;
 mod renamed;
 mod source;
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use self::manifest::{Family, Manifest};
+use self::places::Places;
 pub use self::source::Environment;
 use self::source::Source;
 use crate::host::source::{rabbitmq, spool, sqs};
@@ -88,8 +90,8 @@ pub struct Security {
 pub struct Model {
     /// Which manifest of `directory` this function serves.
     pub name: ModelName,
-    /// Directory of the manifests, `NAME.yaml` each.
-    pub directory: PathBuf,
+    /// Directory of the manifests, `NAME.yaml` each; none: `models` in the working directory, then in `ATELIER_HOME`, then the bundled ones.
+    pub directory: Option<PathBuf>,
     /// Try-on: `fp8`, `lora` or `base`.
     pub default_mode: Mode,
     /// Try-on: denoising steps of a job in the default mode that names none.
@@ -174,6 +176,10 @@ pub enum ConfigError {
     Syntax { file: String, problem: String },
     #[error("{file}: {key}: {problem}")]
     Value { file: String, key: String, problem: String },
+    #[error(
+        "there is no manifest of the model `{name}`; looked at: {places}; name another model (model.name, ATELIER_MODEL) or its directory (model.directory)"
+    )]
+    NoModel { name: String, places: String },
     #[error("the environment variable {name} is missing: {what}")]
     RuntimeVariable { name: &'static str, what: &'static str },
 }
@@ -231,7 +237,7 @@ impl Config {
     /// Names the file, the key and what is wrong with it.
     pub fn manifest(&self, environment: &Environment) -> Result<Manifest, ConfigError> {
         let mut manifest = self.manifest_of(&self.model.name, environment)?;
-        let file = self.manifest_path(&self.model.name).display().to_string();
+        let file = manifest.file.display().to_string();
         let wrong = |(key, problem): (&str, String)| ConfigError::Value { file, key: key.to_owned(), problem };
         manifest.check(&self.model.modes()).and_then(|()| self.check_dtype(manifest.family)).map_err(wrong)?;
         let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
@@ -247,22 +253,25 @@ impl Config {
         Ok(())
     }
 
-    /// Reads the manifest of any model in the directory of models.
+    /// Reads the manifest of any model, in the first place that has it.
     ///
     /// # Errors
     /// As [`Config::manifest`].
     pub fn manifest_of(&self, name: &ModelName, environment: &Environment) -> Result<Manifest, ConfigError> {
-        let path = self.manifest_path(name);
+        let path = Places::of(&self.model, environment).find(name)?;
         let file = path.display().to_string();
         let source = Source::parse(&file, &read(&path)?)?.with_present_names(renamed::MANIFEST)?;
         let mut manifest: Manifest = source.expanded(environment)?.read()?;
-        manifest.place(&self.model.directory);
+        manifest.place(path);
         Ok(manifest)
     }
 
-    #[must_use]
-    pub fn manifest_path(&self, name: &ModelName) -> PathBuf {
-        self.model.directory.join(format!("{}.yaml", name.as_str()))
+    /// The names of all models that there are manifests of.
+    ///
+    /// # Errors
+    /// When a directory of manifests cannot be read.
+    pub fn model_names(&self, environment: &Environment) -> Result<Vec<ModelName>, ConfigError> {
+        Places::of(&self.model, environment).names()
     }
 }
 

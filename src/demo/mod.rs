@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use self::local::Local;
 use self::receiver::Notification;
 use self::screen::Screen;
+use crate::config::Environment;
 use crate::handler::Handler;
 use crate::job::task::ModelName;
 use crate::start;
@@ -31,6 +32,10 @@ struct Function {
     model: &'static str,
     events: &'static [(&'static str, &'static str, &'static str)],
 }
+
+/// Of the S3 server that stays up, the webhook receiver's comes next: what another shell has exported still holds when the demo is started
+/// again. Where another program has one of them it is a free one.
+const SERVED_PORT: u16 = 9444;
 
 /// One that generates from text and one that does try-ons: a function serves one model.
 const FUNCTIONS: [Function; 2] = [
@@ -62,7 +67,7 @@ pub struct Options {
 ///
 /// # Errors
 /// When something cannot be started, a job failed, or an image did not arrive.
-pub async fn run(options: &Options) -> anyhow::Result<()> {
+pub async fn run(options: &Options, environment: &Environment) -> anyhow::Result<()> {
     let started = Instant::now();
     let screen = Arc::new(Screen::new());
     let bucket = options.out.join("s3");
@@ -70,7 +75,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     if bucket.exists() {
         fs::remove_dir_all(&bucket).with_context(|| format!("{} cannot be emptied", bucket.display()))?;
     }
-    let local = local::start(&bucket, options.serve.then_some(9444)).await?;
+    let local = local::start(&bucket, options.serve.then_some(SERVED_PORT), environment).await?;
     let generator = Arc::clone(&screen);
     let observer: Observer = Arc::new(move |job, now| generator.progress(job.as_str(), now));
     let Local { mut config, environment, s3, webhooks, notifications } = local;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, stderr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -65,8 +65,8 @@ pub async fn run(options: Options, config: Option<&Path>, environment: &Environm
 /// When its manifest is wrong, or has no `source`.
 pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<Vec<Plan>> {
     let manifest = config.manifest_of(name, environment)?;
-    let path = config.manifest_path(name);
-    let missing = || format!("{}: has no `source`; name where its files come from: hub, s3 or directory", path.display());
+    let missing =
+        || format!("{}: has no `source`; name where its files come from: hub, s3 or directory", manifest.file.display());
     let modes: Vec<&ModeWeights> = manifest.modes.among(&config.model.modes()).collect();
     let weights = weights_in_checkpoint(&manifest)?;
     let read = modes.is_empty() || modes.iter().any(|mode| mode.transformer.is_none());
@@ -75,7 +75,7 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
     let (offline, retry_policy) = (offline || config.hub.offline, crate::models::download::RetryPolicy::default());
     let mut plans = vec![Plan { source, directory: manifest.checkpoint.clone(), weights, unread, offline, retry_policy }];
     for (directory, source) in &manifest.additional_sources {
-        let directory = directory.under(&config.model.directory);
+        let directory = directory.under(manifest.directory());
         let inside = modes.iter().flat_map(|mode| mode.files()).filter_map(|file| file.strip_prefix(&directory).ok()?.to_str());
         let files: BTreeMap<FilePath, Option<Checksum>> = inside
             .filter_map(|file| FilePath::new(file).ok())
@@ -98,9 +98,10 @@ fn weights_in_checkpoint(manifest: &Manifest) -> anyhow::Result<Option<FilePath>
 }
 
 async fn bring(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<ExitCode> {
+    let directory = config.manifest_of(name, environment)?.directory().to_owned();
     let (mut right, mut fresh, mut open) = (0, 0, String::new());
     for (index, plan) in plans(config, environment, name, offline)?.iter().enumerate() {
-        let origin = Origin::new(&plan.source.place, &config.model.directory, &config.store, &config.hub).await?;
+        let origin = Origin::new(&plan.source.place, &directory, &config.store, &config.hub).await?;
         let screen = Screen::new();
         let pulled = pull(plan, &origin, &|step| screen.show(step)).await;
         screen.bar.finish_and_clear();
@@ -108,7 +109,7 @@ async fn bring(config: &Config, environment: &Environment, name: &ModelName, off
         right += pulled.files.len();
         fresh += pulled.files.values().filter(|(_, how)| *how != How::There).count();
         if let Some(keys) = pinning(&plan.source, &pulled) {
-            let directory = plan.directory.strip_prefix(&config.model.directory).unwrap_or(&plan.directory).display();
+            let directory = plan.directory.strip_prefix(&directory).unwrap_or(&plan.directory).display();
             let (key, indent) =
                 if index == 0 { ("source".into(), "") } else { (format!("additional_sources: {directory}"), "  ") };
             let _ = writeln!(open, "\nso that it stays this very model, put this under `{key}:`");
@@ -173,14 +174,7 @@ impl Screen {
 }
 
 fn list(config: &Config, environment: &Environment) -> anyhow::Result<ExitCode> {
-    let directory = &config.model.directory;
-    let entries =
-        std::fs::read_dir(directory).with_context(|| format!("{} cannot be read (model.directory)", directory.display()))?;
-    let mut manifests: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
-    manifests.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
-    manifests.sort();
-    for path in manifests {
-        let Some(name) = path.file_stem().and_then(|stem| ModelName::new(&stem.to_string_lossy()).ok()) else { continue };
+    for name in config.model_names(environment)? {
         let served = if name == config.model.name { "*" } else { " " };
         let about = match config.manifest_of(&name, environment) {
             Ok(manifest) => format!("{}{}", state(manifest), additional(config, environment, &name)),
@@ -227,7 +221,7 @@ fn prove(config: &Config, environment: &Environment, name: &ModelName) -> anyhow
     anyhow::ensure!(
         !file_checks.is_empty(),
         "{}: its source names no `files`; `atelier models pull` prints them with their checksums",
-        config.manifest_path(name).display()
+        config.manifest_of(name, environment)?.file.display()
     );
     for (path, file_check) in &file_checks {
         let what = match file_check {

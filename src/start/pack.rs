@@ -49,12 +49,11 @@ impl Kept {
 pub(super) fn run(options: Options, config: &Config, environment: &Environment) -> anyhow::Result<ExitCode> {
     let name = named(config, options.model)?;
     let manifest = config.manifest_of(&name, environment)?;
-    let path = config.manifest_path(&name);
     anyhow::ensure!(
         manifest.family == Family::StableDiffusion1,
         "{}: family {} is not packed, only stable-diffusion-1 is: its transformer is read tensor by tensor as it is built, so one file would load no \
          faster. Leave it as it is; what reads less is a transformer in 8 bits, named under modes: fp8",
-        path.display(),
+        manifest.file.display(),
         manifest.family.as_str()
     );
     let checkpoint = &manifest.checkpoint;
@@ -76,11 +75,11 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
         packed.bytes,
         to.display()
     ))?;
-    let (place, move_first) = place(&config.model.directory, &to)?;
+    let (place, move_first) = place(manifest.directory(), &to)?;
     line(&format!(
         "\n{move_first}put this into {} in place of `checkpoint`, `weights` and `source` (with s3: in place of directory:, where you keep it there)\n\
          checkpoint: {place}\nsource:\n  directory: {place}\n{}",
-        path.display(),
+        manifest.file.display(),
         files_key(checksums(&to)?.iter())
     ))?;
     Ok(ExitCode::SUCCESS)

@@ -14,15 +14,10 @@ use atelier_engine::qwen::text::TextEncoder;
 use atelier_engine::qwen::{QwenImageEdit, Variant};
 use atelier_engine::resample::{Filter, resize};
 use atelier_engine::{LoraFile, Watch, device};
-use atelier_kernels::caching_allocator::CachingAllocator;
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
 
 use self::child::{Arguments, Inputs, timed, write};
-
-/// Layers' results follow each other in the same memory.
-#[global_allocator]
-static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
 /// `edit DIRECTORY [dtype=f32|f16|bf16] [transformer=FILE] [lora=FILE]`: FILE stands in the place of the directory's own transformer, 8-bit
 /// weights usually; first line out: `ready` and what is computed in. The text encoder is loaded when a line wants it first.

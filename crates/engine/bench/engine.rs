@@ -13,14 +13,9 @@ use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::sd::tiling::Tiling;
 use atelier_engine::{Engine, GenerateRequest, LoraFile, Watch, device};
-use atelier_kernels::caching_allocator::CachingAllocator;
 use candle_core::Device;
 
 use self::child::{Arguments, Inputs, timed, write};
-
-/// Layers' results follow each other in the same memory.
-#[global_allocator]
-static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
 /// `engine DIRECTORY [dtype=f32|f16|bf16]`; first line out: `ready` and what is computed in.
 ///

@@ -40,6 +40,9 @@ pub fn open() -> std::result::Result<Device, EngineError> {
     let device = Device::new_cuda(0)?;
     #[cfg(feature = "cuda")]
     atelier_kernels::cuda::keep_memory(&device.as_cuda_device()?.cuda_stream().context()).map_err(candle_core::Error::wrap)?;
+    // Layers' results follow each other in the same memory, on either device.
+    #[cfg(not(feature = "cuda"))]
+    atelier_kernels::caching_allocator::turn_on();
     #[cfg(not(feature = "cuda"))]
     let device = Device::Cpu;
     Ok(device)

@@ -2,8 +2,12 @@
 //!
 //! A layer's result is as large as an image's activations, and lives for a layer or two. Fresh from the system each of its pages costs a
 //! fault and is zeroed: a sixth of a UNet's time at 512x512 on two cores. With jemalloc 5.3 or mimalloc 2.0 in the system's place it was no faster.
+//!
+//! It is every program's allocator, since a program has one alone, and keeps nothing until [`turn_on`]: what only carries requests has no use
+//! for the memory of the last one. A build for GPUs is without it: tensors lie on the device there.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::mm::{Advice, madvise};
@@ -24,8 +28,18 @@ const MOST_BLOCKS: usize = 64;
 /// Bytes that are kept, however many blocks they are.
 const MOST_BYTES: usize = 1 << 30;
 
-/// The system's allocator with recycled large blocks: up to 64 of them and 1 GiB are kept.
-pub struct CachingAllocator {
+#[global_allocator]
+static ALLOCATOR: CachingAllocator = CachingAllocator::new();
+
+/// From now on large blocks that are freed are kept for the next of their size: for processes that generate on a CPU.
+pub fn turn_on() {
+    ALLOCATOR.turn_on();
+}
+
+/// The system's allocator with recycled large blocks: up to 64 of them and 1 GiB are kept once it is turned on.
+struct CachingAllocator {
+    /// Blocks have the same layout with either value, so that those of before are freed or kept like any other.
+    is_on: AtomicBool,
     kept: Mutex<Kept>,
 }
 
@@ -46,10 +60,26 @@ struct Block {
 unsafe impl Send for Block {}
 
 impl CachingAllocator {
-    #[must_use]
-    pub const fn new() -> Self {
+    const fn new() -> Self {
         let none = Block { start: std::ptr::null_mut(), size: 0 };
-        Self { kept: Mutex::new(Kept { blocks: [none; MOST_BLOCKS], count: 0, bytes: 0 }) }
+        Self { is_on: AtomicBool::new(false), kept: Mutex::new(Kept { blocks: [none; MOST_BLOCKS], count: 0, bytes: 0 }) }
+    }
+
+    fn turn_on(&self) {
+        self.is_on.store(true, Ordering::Relaxed);
+    }
+
+    fn is_on(&self) -> bool {
+        self.is_on.load(Ordering::Relaxed)
+    }
+
+    /// A kept block, else a fresh one; null where there is no memory.
+    fn get(&self, size: usize) -> *mut u8 {
+        if self.is_on() {
+            return self.take(size).unwrap_or_else(|| fresh(size));
+        }
+        // SAFETY: a class is never empty.
+        unsafe { System.alloc(large(size)) }
     }
 
     fn take(&self, size: usize) -> Option<*mut u8> {
@@ -127,7 +157,7 @@ unsafe impl GlobalAlloc for CachingAllocator {
         unsafe {
             match class(layout) {
                 None => System.alloc(layout),
-                Some(size) => self.take(size).unwrap_or_else(|| fresh(size)),
+                Some(size) => self.get(size),
             }
         }
     }
@@ -138,7 +168,7 @@ unsafe impl GlobalAlloc for CachingAllocator {
             match class(layout) {
                 None => System.alloc_zeroed(layout),
                 Some(size) => {
-                    let start = self.take(size).unwrap_or_else(|| fresh(size));
+                    let start = self.get(size);
                     if !start.is_null() {
                         start.write_bytes(0, layout.size());
                     }
@@ -152,7 +182,8 @@ unsafe impl GlobalAlloc for CachingAllocator {
         match class(layout) {
             // SAFETY: the caller's promises are the system's.
             None => unsafe { System.dealloc(start, layout) },
-            Some(size) => self.keep(Block { start, size }),
+            Some(size) if self.is_on() => self.keep(Block { start, size }),
+            Some(size) => Block { start, size }.give_back(),
         }
     }
 
@@ -176,21 +207,41 @@ unsafe impl GlobalAlloc for CachingAllocator {
     }
 }
 
-impl Default for CachingAllocator {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const LARGE: Layout = Layout::new::<[u8; 3 << 20]>();
 
+    fn turned_on() -> CachingAllocator {
+        let caching_allocator = CachingAllocator::new();
+        caching_allocator.turn_on();
+        caching_allocator
+    }
+
+    #[test]
+    fn nothing_is_kept_until_it_is_turned_on_and_then_blocks_of_before_as_well() {
+        let caching_allocator = CachingAllocator::new();
+        let bytes = || caching_allocator.kept.lock().unwrap_or_else(PoisonError::into_inner).bytes;
+        // SAFETY: blocks are read and written within their layouts and freed once.
+        unsafe {
+            let early = caching_allocator.alloc(LARGE);
+            early.write_bytes(7, LARGE.size());
+            let zeroed = caching_allocator.alloc_zeroed(LARGE);
+            assert!(std::slice::from_raw_parts(zeroed, LARGE.size()).iter().all(|byte| *byte == 0));
+            caching_allocator.dealloc(zeroed, LARGE);
+            assert_eq!(bytes(), 0);
+            caching_allocator.turn_on();
+            caching_allocator.dealloc(early, LARGE);
+            assert_eq!(bytes(), LARGE.size());
+            assert_eq!(caching_allocator.alloc(LARGE), early);
+            caching_allocator.dealloc(early, LARGE);
+        }
+    }
+
     #[test]
     fn a_freed_block_is_taken_over_by_the_next_of_its_class_and_zeroed_where_that_is_asked() {
-        let caching_allocator = CachingAllocator::new();
+        let caching_allocator = turned_on();
         let shorter = Layout::from_size_align(LARGE.size() - 5, 8).expect("a layout");
         // SAFETY: blocks are written within their layouts and freed once.
         unsafe {
@@ -210,7 +261,7 @@ mod tests {
 
     #[test]
     fn what_grows_keeps_its_bytes() {
-        let caching_allocator = CachingAllocator::new();
+        let caching_allocator = turned_on();
         for (from, to) in [(100, 5 << 20), (5 << 20, 5 << 20), (5 << 20, (5 << 20) - 3), (2 << 20, 9 << 20), (9 << 20, 50)] {
             let layout = Layout::from_size_align(from, 16).expect("a layout");
             // SAFETY: within the layouts; freed once, with the last one.
@@ -226,7 +277,7 @@ mod tests {
 
     #[test]
     fn no_more_is_kept_than_was_said() {
-        let caching_allocator = CachingAllocator::new();
+        let caching_allocator = turned_on();
         // SAFETY: never written, freed once.
         let starts: Vec<*mut u8> = (0..MOST_BLOCKS + 20).map(|_| unsafe { caching_allocator.alloc(LARGE) }).collect();
         for start in starts {

@@ -7,6 +7,7 @@
 #![expect(clippy::inline_always, reason = "what is compiled for each kind of vectors has to be inlined there")]
 
 pub mod attention;
+#[cfg(not(feature = "cuda"))]
 pub mod caching_allocator;
 pub mod convolution;
 #[cfg(feature = "cuda")]

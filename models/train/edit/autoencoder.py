@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from networks import new_vae, to_tensor
 from people import load
 
-from common import Clock, Ema, average_gradients, join_workers, restore, save, set_rate
+from common import Ema, join_workers
+from loop import Run
 from vae import COLOUR_STEPS, LATENT_NOISE, LATENT_PULL, PEAK_RATE, differences, image_loss
 
 BATCH = 4  # for each of two workers
-SAVE_EVERY_S = 120
 HEADS = slice(4, 52), slice(28, 68)
 """Rows and columns."""
 
@@ -43,19 +43,14 @@ def main():
     vae = new_vae()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-3)
     ema = Ema([vae], 0.997)
-    step, used_s = 0, 0.0
-    if state := restore(out):
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.shadow, step, used_s = state["ema"], state["step"], state["used_s"]
-    clock, saved_s, total = Clock(minutes * 60, used_s), used_s, 0.0
+    run = Run({"vae": vae}, optimizer, ema, out)
     images = load(directory)
     images = images.reshape(-1, *images.shape[2:])
-    torch.manual_seed(100 + rank + step)
-    while clock.tick():
+    torch.manual_seed(100 + rank + run.step)
+
+    def loss_at(step):
         rng = np.random.default_rng([5, step, rank])
         real = to_tensor(images[rng.integers(len(images), size=BATCH)])
-        set_rate(optimizer, PEAK_RATE * clock.rate(step))
         latents = vae.encode(real).latent_dist.mode()
         made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
         loss = image_loss(made[:, :, 0], real[:, :, 0]) + LATENT_PULL * latents.square().mean()
@@ -63,27 +58,14 @@ def main():
             loss = loss + face_loss(made[:, :, 0], real[:, :, 0])
         if step < COLOUR_STEPS:
             loss = loss + (1 - step / COLOUR_STEPS) * colour_loss(latents, real)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(list(vae.parameters()))
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        ema.update(step)
-        step, total = step + 1, total + loss.item()
-        if step % 50 == 0 and rank == 0:
+
+        def more():
             spread = [round(v, 2) for v in latents.std((0, 2, 3, 4)).tolist()]
-            print(f"step {step} loss {total / 50:.4f} l1 {F.l1_loss(made, real).item():.4f} latent std {spread} {clock.elapsed_s():.0f} s", flush=True)
-            total = 0.0
-        if clock.elapsed_s() - saved_s > SAVE_EVERY_S:
-            saved_s = checkpoint(out, rank, vae, optimizer, ema, step, clock)
-    checkpoint(out, rank, vae, optimizer, ema, step, clock)
+            return f"l1 {F.l1_loss(made, real).item():.4f} latent std {spread}"
 
+        return loss, more
 
-def checkpoint(out, rank, vae, optimizer, ema, step, clock):
-    used_s = clock.elapsed_s()
-    if rank == 0:
-        save(out, {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow, "step": step, "used_s": used_s})
-    return used_s
+    run.train(minutes, loss_at, PEAK_RATE, report_every=50)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from networks import new_transformer
 from safetensors.torch import save_file
 from transformer import draw, velocity
 
-from common import Clock, restore, set_rate
+from common import restore
+from loop import Run, nothing_more
 
 LEVELS = [1.0, 0.9, 0.75, 0.5, 0.0]
 RANK, ALPHA = 8, 8.0
@@ -85,10 +86,9 @@ def main():
     beside = put_beside(transformer)
     parameters = [p for layer in beside.values() for p in (layer.down, layer.up)]
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, weight_decay=0.0)
-    clock, step = Clock(minutes * 60), 0
-    while clock.tick():
+
+    def loss_at(step):
         generator = torch.Generator().manual_seed(5_000_000 + step)
-        set_rate(optimizer, PEAK_RATE * clock.rate(step, warm_up_steps=20))
         clean, references, hidden = draw(data, generator, BATCH)
         place = step % 4
         fresh = torch.randn(clean.shape, generator=generator)
@@ -96,14 +96,9 @@ def main():
             state = four_steps(transformer, fresh, references, hidden, place)
         level = LEVELS[place]
         predicted = velocity(transformer, state, references, hidden, torch.full((BATCH,), level))
-        loss = (predicted - (state - clean) / level).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        step += 1
-        if step % 20 == 0:
-            print(f"step {step} loss {loss.item():.4f} {clock.elapsed_s():.0f} s", flush=True)
+        return (predicted - (state - clean) / level).square().mean(), nothing_more
+
+    Run({}, optimizer).train(minutes, loss_at, PEAK_RATE, warm_up_steps=20, report_every=20)
     print("four steps with it: mean error of latents", error())
     state = {}
     for name, layer in beside.items():

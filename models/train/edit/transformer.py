@@ -13,14 +13,14 @@ import sys
 import torch
 from networks import new_transformer, pack
 
-from common import Clock, Ema, average_gradients, join_workers, restore, save, set_rate
+from common import Ema, join_workers
+from loop import Run, nothing_more
 
 BATCH = 16  # for each of two workers
 PEAK_RATE = 1e-3
 SHIFT = 3.0
 BLANKS = 0.1
 GRID = (1, 8, 6)
-SAVE_EVERY_S = 120
 
 
 def begin(transformer):
@@ -63,42 +63,19 @@ def main():
     parameters = list(transformer.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     ema = Ema([transformer], 0.998)
-    step, used_s = 0, 0.0
-    if state := restore(out):
-        transformer.load_state_dict(state["transformer"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.shadow, step, used_s = state["ema"], state["step"], state["used_s"]
-    clock, saved_s, total = Clock(minutes * 60, used_s), used_s, 0.0
-    while clock.tick():
+    run = Run({"transformer": transformer}, optimizer, ema, out)
+
+    def loss_at(step):
         generator = torch.Generator().manual_seed(workers * (1_000_000 + step) + rank)
-        set_rate(optimizer, peak_rate * clock.rate(step, warm_up_steps=150))
         clean, references, hidden = draw(data, generator, BATCH)
         levels = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
         sigma = SHIFT * levels / (1 + (SHIFT - 1) * levels)
         noise = torch.randn(clean.shape, generator=generator)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
         loss = (velocity(transformer, noisy, references, hidden, sigma) - (noise - clean)).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        ema.update(step)
-        step, total = step + 1, total + loss.item()
-        if step % 50 == 0 and rank == 0:
-            print(f"step {step} loss {total / 50:.4f} {clock.elapsed_s():.0f} s", flush=True)
-            total = 0.0
-        if clock.elapsed_s() - saved_s > SAVE_EVERY_S:
-            saved_s = checkpoint(out, rank, transformer, optimizer, ema, step, clock)
-    checkpoint(out, rank, transformer, optimizer, ema, step, clock)
+        return loss, nothing_more
 
-
-def checkpoint(out, rank, transformer, optimizer, ema, step, clock):
-    used_s = clock.elapsed_s()
-    if rank == 0:
-        state = {"transformer": transformer.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.shadow}
-        save(out, state | {"step": step, "used_s": used_s})
-    return used_s
+    run.train(minutes, loss_at, peak_rate, warm_up_steps=150, report_every=50)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,21 @@ async fn the_documented_host_serves_the_documented_callers() {
     assert_eq!((image.width(), image.height()), (128, 128));
 }
 
+/// What the README's shell 1 prints where other programs have the ports that it would like.
+#[test]
+fn a_demo_that_stays_up_takes_free_ports_where_others_are_taken() {
+    // Whoever else has one of them takes it as well.
+    let _taken = [9444, 9445].map(|port| TcpListener::bind(("127.0.0.1", port)));
+    let directory = tempfile::tempdir().unwrap();
+    let (_demo, exports) = served("cargo run -- demo --serve", directory.path());
+    for name in ["ATELIER__STORE__ENDPOINT_URL", "BACKEND_API_URL"] {
+        let line = exports.lines().find(|line| line.contains(name)).unwrap();
+        let address = line.rsplit_once("http://").unwrap().1;
+        assert!(!line.contains(":9444") && !line.contains(":9445"), "{line}");
+        assert!(std::net::TcpStream::connect(address).is_ok(), "{line}");
+    }
+}
+
 #[tokio::test]
 async fn the_documented_queue_is_one_that_doctor_finds() {
     let Some(venv) = python_or_skip("the queue of docs/queues.md in moto") else { return };

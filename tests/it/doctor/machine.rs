@@ -10,7 +10,7 @@ use candle_core::{DType, Device};
 
 use super::{BUCKET, examined};
 use crate::servers::http::{Answer, HttpServer};
-use crate::servers::left_out;
+use crate::servers::packages;
 use crate::servers::s3::S3;
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
@@ -115,23 +115,17 @@ async fn a_callers_address_passes_the_guard_or_not() {
     examined(&s3, &[allowed], &["--webhook", &secure]).await.expect("webhook", "fail", "certificate");
 }
 
-/// Where Debian's package `libfaketime` puts its library.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-
 #[tokio::test]
 async fn a_clock_that_is_off_is_told_of() {
-    if !Path::new(FAKETIME).exists() {
-        assert!(
-            crate::servers::environment("ATELIER_REQUIRE_ALL").is_none(),
-            "clocks that are off need Debian's package faketime"
-        );
-        return left_out("clocks that are off", "it needs Debian's package faketime");
+    let faketime = packages::faketime();
+    if !packages::are_there("clocks that are off", std::slice::from_ref(&faketime)) {
+        return;
     }
     let s3 = S3::start(&[BUCKET]).await;
     for (offset, state, words) in
         [("+2m", "warn", "ahead of that of S3"), ("-10m", "fail", "behind that of S3"), ("+20s", "ok", "20 s")]
     {
-        let changes = [("LD_PRELOAD", FAKETIME), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        let changes = [("LD_PRELOAD", faketime.to_str().unwrap()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
         let report = examined(&s3, &changes, &[]).await;
         report.expect("clock", state, words);
     }

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::campaign::{Campaign, body};
 use super::{jobs, report};
 use crate::host::{PYTHON_FUNCTION, is_alive, python_function, signal};
+use crate::servers::packages;
 
 #[tokio::test]
 async fn handler_kill_9() {
@@ -78,22 +79,18 @@ async fn poison() {
     report(&row);
 }
 
-/// Where Debian's package `libfaketime` puts its library.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-
 /// Everybody's clock is set forth and back by ten minutes, ten times as long as a job may take, once within each job.
 #[tokio::test]
 async fn clock_jumps() {
-    if !Path::new(FAKETIME).exists() {
-        let needed = crate::servers::environment("ATELIER_REQUIRE_ALL").is_some();
-        assert!(!needed, "clocks that jump need {FAKETIME}, of Debian's package faketime");
-        return crate::servers::left_out("clocks that jump", "it needs Debian's package faketime");
+    let faketime = packages::faketime();
+    if !packages::are_there("clocks that jump", std::slice::from_ref(&faketime)) {
+        return;
     }
     let directory = tempfile::tempdir().unwrap();
     let clock = directory.path().join("clock");
     std::fs::write(&clock, "+0").unwrap();
     let changes = [
-        ("LD_PRELOAD", FAKETIME),
+        ("LD_PRELOAD", faketime.to_str().unwrap()),
         ("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap()),
         ("FAKETIME_NO_CACHE", "1"),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),

@@ -4,6 +4,7 @@ mod batches;
 mod cloud;
 mod conformance;
 mod http;
+mod memory;
 mod metrics;
 mod protocol;
 mod rabbitmq;

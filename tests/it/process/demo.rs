@@ -1,5 +1,6 @@
 //! The README's first command.
 
+use std::path::Path;
 use std::process::Command;
 
 #[test]
@@ -27,4 +28,52 @@ fn the_demo_generates_stores_and_tells() {
         assert!(shown.contains(&format!("webhook POST /api/webhooks/inference/complete  {job}")), "{job}: {shown}");
     }
     assert!(shown.contains("8 images and contact-sheet.png"), "{shown}");
+}
+
+/// The binary by itself, in an empty directory, with an empty cache directory.
+fn alone(empty: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_atelier"));
+    command.current_dir(empty).env_clear().env("XDG_CACHE_HOME", empty.join("cache")).args(arguments);
+    command
+}
+
+#[test]
+fn the_binary_alone_has_all_that_the_demo_needs() {
+    let empty = tempfile::tempdir().unwrap();
+    let demo = alone(empty.path(), &["demo"]).output().unwrap();
+    let (shown, log) = (String::from_utf8_lossy(&demo.stdout), String::from_utf8_lossy(&demo.stderr));
+    assert!(demo.status.success() && shown.contains("8 images and contact-sheet.png"), "{shown}\n{log}");
+    let cached: Vec<_> =
+        std::fs::read_dir(empty.path().join("cache/atelier")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(cached.len(), 2, "the models and the lock: {cached:?}");
+    let list = alone(empty.path(), &["models", "list"]).output().unwrap();
+    let shown = String::from_utf8_lossy(&list.stdout);
+    assert!(shown.contains("* tiny-sd") && shown.contains("tiny-edit") && shown.contains("there"), "{shown}");
+}
+
+#[test]
+fn a_model_that_is_nowhere_is_answered_with_every_place_that_was_looked_at() {
+    let empty = tempfile::tempdir().unwrap();
+    let verify = |home: &str| {
+        let mut command = alone(empty.path(), &["models", "verify", "big"]);
+        let output = command.env("ATELIER_HOME", home).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let places = "models/big.yaml, /opt/atelier/models/big.yaml, the bundled models (tiny-edit, tiny-sd)";
+    let said = verify("/opt/atelier");
+    assert!(said.contains("`big`") && said.contains(places), "{said}");
+    assert!(verify("").contains("models/big.yaml, $ATELIER_HOME/models (not set), the bundled"), "{}", verify(""));
+    // A place that has it comes before the program.
+    let home = empty.path().join("home/models");
+    std::fs::create_dir_all(&home).unwrap();
+    std::fs::write(home.join("tiny-sd.yaml"), "family: stable-diffusion-1\ncheckpoint: nothing-here\n").unwrap();
+    let list = alone(empty.path(), &["models", "list"]).env("ATELIER_HOME", empty.path().join("home")).output().unwrap();
+    let shown = String::from_utf8_lossy(&list.stdout);
+    let line = shown.lines().find(|line| line.contains("tiny-sd")).unwrap();
+    assert!(line.contains("absent"), "{shown}");
+    // No place to unpack at.
+    let demo = alone(empty.path(), &["demo"]).env("XDG_CACHE_HOME", "/proc/none").output().unwrap();
+    let said = String::from_utf8_lossy(&demo.stderr);
+    assert!(!demo.status.success() && said.contains("/proc/none/atelier") && said.contains("XDG_CACHE_HOME"), "{said}");
 }

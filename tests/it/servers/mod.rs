@@ -3,6 +3,7 @@
 pub(crate) mod http;
 pub(crate) mod hub;
 pub(crate) mod moto;
+pub(crate) mod packages;
 pub(crate) mod proxy;
 pub(crate) mod rabbitmq;
 pub(crate) mod s3;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Weak};
 use std::thread;
 
@@ -15,10 +15,12 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::{Mutex, oneshot};
 
-use super::{DEADLINE, environment, say};
+use super::{DEADLINE, packages};
 
-const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
-const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
+const SERVER: &str = "usr/lib/rabbitmq/bin/rabbitmq-server";
+const CONTROL: &str = "usr/lib/rabbitmq/bin/rabbitmqctl";
+const EPMD: &str = "usr/bin/epmd";
+const OPENSSL: &str = "usr/bin/openssl";
 /// May publish and consume, but make nothing.
 pub(crate) const LIMITED: &str = "limited";
 
@@ -33,14 +35,8 @@ pub(crate) struct RabbitMq {
     server: Option<Child>,
 }
 
-/// False, in words, where the package is missing, unless `ATELIER_REQUIRE_ALL` is set: then the test fails.
 fn is_installed(what: &str) -> bool {
-    let missing = [SERVER, "/usr/bin/epmd", "/usr/bin/openssl"].into_iter().find(|file| !Path::new(file).exists());
-    let Some(missing) = missing else { return true };
-    let how = "apt-get install -y --no-install-recommends rabbitmq-server openssl";
-    assert!(environment("ATELIER_REQUIRE_ALL").is_none(), "{what} needs {missing}: {how}");
-    say(&format!("left out: {what} ({missing} is missing: {how})"));
-    false
+    packages::are_there(what, &[SERVER, CONTROL, EPMD, OPENSSL].map(packages::path))
 }
 
 /// The node that tests share which run at the same moment; each has a queue of its own.
@@ -69,7 +65,7 @@ impl RabbitMq {
         let [port, tls_port, distribution, mapper] = free_ports();
         certificates(directory.path());
         configure(directory.path(), port, tls_port, conf);
-        let epmd = Command::new("/usr/bin/epmd")
+        let epmd = packages::command(EPMD)
             .args(["-address", "127.0.0.1", "-port", &mapper.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -97,7 +93,7 @@ impl RabbitMq {
 
     /// `rabbitmqctl` for this node.
     pub(crate) async fn control(&self, arguments: &[&str]) {
-        let mut control = tokio::process::Command::new(CONTROL);
+        let mut control = tokio::process::Command::from(packages::command(CONTROL));
         control.args(arguments).envs(environment_of(self.directory.path(), self.port, self.ports));
         let output = tokio::time::timeout(DEADLINE, control.output()).await.expect("an answer in time").expect("rabbitmqctl");
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -169,7 +165,7 @@ fn environment_of(directory: &Path, port: u16, [distribution, mapper]: [u16; 2])
 }
 
 async fn boot(directory: &Path, port: u16, ports: [u16; 2]) -> Child {
-    let mut server = Command::new(SERVER)
+    let mut server = packages::command(SERVER)
         .envs(environment_of(directory, port, ports))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -238,8 +234,7 @@ fn configure(directory: &Path, port: u16, tls_port: u16, conf: &str) {
 /// An authority and a certificate for the loopback address.
 fn certificates(directory: &Path) {
     let openssl = |arguments: &str| {
-        let output =
-            Command::new("/usr/bin/openssl").args(arguments.split(' ')).current_dir(directory).output().expect("openssl");
+        let output = packages::command(OPENSSL).args(arguments.split(' ')).current_dir(directory).output().expect("openssl");
         assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     };
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
