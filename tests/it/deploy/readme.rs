@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use super::file;
-use crate::servers::python_or_skip;
+use crate::servers::{packages, python_or_skip};
 
 const WAIT_LIMIT: Duration = Duration::from_mins(2);
 
@@ -71,6 +71,9 @@ fn served(line: &str, directory: &Path) -> (Running, String) {
 
 #[tokio::test]
 async fn the_readme_s_host_generates_for_the_readme_s_callers() {
+    if !packages::are_there("the README's callers", &[packages::path("usr/bin/curl")]) {
+        return;
+    }
     let (directory, port) = (root(), free_port());
     let servers = block("demo --serve              # shell 1");
     let (first, second) = servers.split_once('\n').unwrap();
@@ -88,6 +91,7 @@ async fn the_readme_s_host_generates_for_the_readme_s_callers() {
     }
     let calls = block("curl -s localhost:8080/test").replace("localhost:8080", &format!("127.0.0.1:{port}"));
     let mut calling = shell(&format!("{exports}{calls}"), directory.path());
+    calling.envs(packages::variables());
     let output = spawn_blocking(move || calling.output().unwrap()).await.unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains(r#""status":"hot""#), "{output:?}");
