@@ -1,5 +1,5 @@
 #!/bin/sh
-# Finds what some tests need of Debian's packages (RabbitMQ, openssl, faketime), or unpacks it below DIR; root is not needed, and no service
+# Finds what some tests need of Debian's packages (RabbitMQ, openssl, faketime, curl), or unpacks it below DIR; root is not needed, and no service
 # starts. Prints the directory that has it: ATELIER_TEST_SERVERS=$(tests/servers.sh DIR) cargo test. Fails where something is missing.
 set -eu
 directory=${1:?usage: tests/servers.sh DIR}
@@ -8,6 +8,7 @@ architecture=$(uname -m)-linux-gnu
 # One line for each server that is not below the directory $1 (of the system: nothing), with the package that has it.
 missing() {
     [ -x "$1/usr/lib/rabbitmq/bin/rabbitmq-server" ] && [ -x "$1/usr/bin/epmd" ] || echo "RabbitMQ (package rabbitmq-server)"
+    [ -x "$1/usr/bin/curl" ] || echo "the README's callers (package curl)"
     [ -x "$1/usr/bin/openssl" ] || echo "openssl (package openssl)"
     [ -e "$1/usr/lib/$architecture/faketime/libfaketimeMT.so.1" ] || echo "clocks that are off (package faketime)"
 }
@@ -21,10 +22,10 @@ apt_get() {
 packages() {
     # With no package installed, apt lists all that the servers would bring.
     : > "$work/status"
-    apt_get -o Dir::State::status="$work/status" -s install --no-install-recommends rabbitmq-server openssl faketime |
+    apt_get -o Dir::State::status="$work/status" -s install --no-install-recommends rabbitmq-server openssl faketime curl |
         sed -n 's/^Inst \([^ ]*\) .*/\1/p' | while read -r package; do
         case $package in
-        rabbitmq-server | erlang-* | openssl | faketime | libfaketime) echo "$package" ;;
+        rabbitmq-server | erlang-* | openssl | faketime | libfaketime | curl) echo "$package" ;;
         lib*) dpkg-query -W -f '${Status}' "$package" 2> "$work/unknown" | grep -q ' installed' || echo "$package" ;;
         esac
     done
@@ -57,7 +58,7 @@ mkdir -p "$directory"
 (cd "$directory" && pwd)
 trap 'missing "$directory" | sed "s/^/left out: /" >&2' EXIT
 if [ -n "$(missing "$directory")" ] && command -v apt-get > /dev/null && command -v dpkg-deb > /dev/null; then
-    echo "unpacking RabbitMQ, openssl and faketime below $directory" >&2
+    echo "unpacking RabbitMQ, openssl, faketime and curl below $directory" >&2
     unpack >&2
 fi
 [ -z "$(missing "$directory")" ]

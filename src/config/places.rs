@@ -17,7 +17,7 @@ pub(super) struct Places {
 impl Places {
     /// A directory that is named is the only place: where its path is misspelt, another model of that name must not be served in silence.
     pub(super) fn of(model: &Model, environment: &Environment) -> Self {
-        if let Some(directory) = &model.directory {
+        if let Some(directory) = model.directory.as_ref().filter(|directory| !directory.as_os_str().is_empty()) {
             return Self { directories: vec![directory.clone()], has_bundled: false, unset: None };
         }
         let home = environment.get("ATELIER_HOME").filter(|home| !home.is_empty());

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use super::file;
-use crate::servers::python_or_skip;
+use crate::servers::{packages, python_or_skip};
 
 const WAIT_LIMIT: Duration = Duration::from_mins(2);
 
@@ -75,6 +75,9 @@ fn served(line: &str, directory: &Path) -> (Running, String) {
 
 #[tokio::test]
 async fn the_documented_host_serves_the_documented_callers() {
+    if !packages::are_there("the documented callers", &[packages::path("usr/bin/curl")]) {
+        return;
+    }
     let (directory, port) = (root(), free_port());
     let servers = block("docs/run-locally.md", "demo --serve              # shell 1");
     let (first, second) = servers.split_once('\n').unwrap();
@@ -93,6 +96,7 @@ async fn the_documented_host_serves_the_documented_callers() {
     let calls =
         block("docs/run-locally.md", "curl -s localhost:8080/test").replace("localhost:8080", &format!("127.0.0.1:{port}"));
     let mut calling = shell(&format!("{exports}{calls}"), directory.path());
+    calling.envs(packages::variables());
     let output = spawn_blocking(move || calling.output().unwrap()).await.unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains(r#""status":"hot""#), "{output:?}");

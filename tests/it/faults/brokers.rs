@@ -1,5 +1,7 @@
 //! Faults of the queues: brokers that restart, connections that break, messages that come twice.
 
+use rustix::process::Signal;
+
 use super::campaign::{Campaign, body};
 use super::{jobs, report};
 use crate::host::sqs::Bench;
@@ -63,7 +65,7 @@ async fn broker_and_handler_kill_9() {
     while campaign.told() < jobs() / 2 {
         campaign.a_moment(2_000).await;
         if let Some(pid) = campaign.host.handlers().into_iter().rfind(|pid| is_alive(*pid)) {
-            signal("KILL", pid);
+            signal(Signal::KILL, pid);
         }
     }
     campaign.settle().await;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use super::campaign::{Campaign, body};
@@ -16,7 +17,7 @@ async fn handler_kill_9() {
     while campaign.told() < jobs() * 3 / 4 {
         campaign.a_moment(700).await;
         if let Some(pid) = campaign.host.handlers().into_iter().rfind(|pid| is_alive(*pid)) {
-            signal("KILL", pid);
+            signal(Signal::KILL, pid);
         }
     }
     campaign.settle().await;

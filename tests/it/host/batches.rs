@@ -4,6 +4,7 @@ use std::path::Path;
 
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::sqs::Bench;
@@ -77,7 +78,7 @@ async fn a_handler_that_dies_over_a_batch_takes_each_of_its_jobs_alone_next_time
     host.bucket.hold(Some("/0.png"));
     host.restart();
     host.bucket.holding().await;
-    signal("KILL", *host.handlers().last().unwrap());
+    signal(Signal::KILL, *host.handlers().last().unwrap());
     host.bucket.hold(None);
     assert_eq!(completed(&mut host, 4).await, IDS);
     assert_eq!(shared(&host), [4]);

@@ -8,8 +8,8 @@ use crate::stage::TOKEN;
 
 const UPLOADS: usize = 64;
 const UPLOAD_BYTES: usize = 64 << 20;
-/// Above what the first upload left, which filled the allocator's own pools.
-const MAX_GROWTH_BYTES: u64 = 128 << 20;
+/// Less than one upload; a caching allocator has 192 MiB more after the first.
+const MAX_GROWTH_BYTES: u64 = 48 << 20;
 const BOUNDARY: &str = "boundary";
 
 /// A form of [`UPLOAD_BYTES`] with an image that is none: it is read to its end and refused.
@@ -48,12 +48,11 @@ async fn a_host_gives_back_the_memory_of_large_uploads() {
         let problem = answer.text().await.unwrap();
         assert!(problem.contains("must be a PNG, JPEG or WebP image"), "read to its end: {problem}");
     };
-    upload().await;
     let before = resident_bytes(host.child.id());
-    for _ in 1..UPLOADS {
+    for _ in 0..UPLOADS {
         upload().await;
     }
     let after = resident_bytes(host.child.id());
-    eprintln!("resident after 1 upload: {} MiB, after {UPLOADS}: {} MiB", before >> 20, after >> 20);
-    assert!(after < before + MAX_GROWTH_BYTES, "{} MiB, {} MiB after the first upload", after >> 20, before >> 20);
+    eprintln!("resident before: {} MiB, after {UPLOADS} uploads: {} MiB", before >> 20, after >> 20);
+    assert!(after < before + MAX_GROWTH_BYTES, "{} MiB, {} MiB before the uploads", after >> 20, before >> 20);
 }

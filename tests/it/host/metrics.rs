@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use atelier::metrics::table::{self, Kind};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::{HostProcess, eventually, job, signal};
@@ -44,7 +45,7 @@ async fn jobs_and_deaths_are_counted() {
     host.post("/generate", &job("unlucky")).await;
     host.bucket.holding().await;
     host.expect_metric("atelier_handlers{state=\"busy\"}", 1.0).await;
-    signal("KILL", *host.handlers().last().unwrap());
+    signal(Signal::KILL, *host.handlers().last().unwrap());
     host.bucket.hold(None);
     host.backend.terminal().await;
     host.expect_metric("atelier_handler_restarts_total{cause=\"signal\"}", 1.0).await;

@@ -17,6 +17,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::Method;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -160,7 +161,7 @@ impl HostProcess {
     }
 
     pub(crate) fn terminate(&self) {
-        signal("TERM", self.child.id());
+        signal(Signal::TERM, self.child.id());
     }
 
     pub(crate) async fn ended(&mut self) -> ExitStatus {
@@ -217,10 +218,10 @@ fn spawn(bucket: &Bucket, backend: &Backend, directory: &Path, changes: &[(Strin
         .unwrap()
 }
 
-pub(crate) fn signal(name: &str, pid: u32) {
-    let sent = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
+pub(crate) fn signal(signal: Signal, pid: u32) {
+    let sent = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal);
     // It may have ended between the look and the kill.
-    assert!(sent.success() || !is_alive(pid), "kill -{name} {pid}");
+    assert!(sent.is_ok() || !is_alive(pid), "{signal:?} to {pid}: {sent:?}");
 }
 
 /// Whether a process is there and not merely waiting to be buried.

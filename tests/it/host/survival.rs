@@ -1,5 +1,6 @@
 //! Whole hosts with real handlers: kill -9 of either, jobs that kill their handler, deadlines, drains.
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use super::{HostProcess, eventually, is_alive, job, python_function, signal};
@@ -13,7 +14,7 @@ async fn a_killed_handler_is_replaced_and_its_job_is_generated_again() {
     host.spool("unlucky", &job("unlucky"));
     host.restart();
     host.bucket.holding().await;
-    signal("KILL", *host.handlers().last().unwrap());
+    signal(Signal::KILL, *host.handlers().last().unwrap());
     host.bucket.hold(None);
     let told = host.backend.terminal().await;
     assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/complete", &json!("unlucky")));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
@@ -86,13 +87,13 @@ impl Host {
 impl Drop for Host {
     /// SIGTERM makes a host end the handler, which is in a process group of its own; SIGKILL is for one that hangs.
     fn drop(&mut self) {
-        let leader = self.process.id().to_string();
-        let _ = Command::new("kill").args(["-TERM", &leader]).status();
+        let leader = Pid::from_raw(self.process.id().cast_signed()).unwrap();
+        let _ = kill_process(leader, Signal::TERM);
         let deadline = Instant::now() + DEADLINE;
         while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{leader}")]).stderr(Stdio::null()).status();
+        let _ = kill_process_group(leader, Signal::KILL);
         let _ = self.process.wait();
     }
 }

@@ -23,6 +23,7 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
+/// What such a program finds them by.
 pub(crate) fn variables() -> [(&'static str, String); 3] {
     let list = |files: [&str; 2]| files.map(|file| path(file).display().to_string()).join(":");
     let libraries = std::env::consts::ARCH.to_owned() + "-linux-gnu";
@@ -36,7 +37,8 @@ pub(crate) fn variables() -> [(&'static str, String); 3] {
 /// Whether all of `files` are there; if not, the test is left out, in words, unless `ATELIER_REQUIRE_ALL` is set: then it fails.
 pub(crate) fn are_there(what: &str, files: &[PathBuf]) -> bool {
     let Some(missing) = files.iter().find(|file| !file.exists()) else { return true };
-    let how = "run `tests/servers.sh DIR` and set ATELIER_TEST_SERVERS=DIR, or install rabbitmq-server, openssl and faketime";
+    let how =
+        "run `tests/servers.sh DIR` and set ATELIER_TEST_SERVERS=DIR, or install rabbitmq-server, openssl, faketime and curl";
     assert!(environment("ATELIER_REQUIRE_ALL").is_none(), "{what} needs {}: {how}", missing.display());
     left_out(what, &format!("{} is missing: {how}", missing.display()));
     false
