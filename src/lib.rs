@@ -1,5 +1,7 @@
 //! atelier: a job out of an event, images in S3, a signed webhook out.
 
+pub mod shown;
+
 pub mod job;
 
 pub mod setting;
@@ -17,6 +19,8 @@ pub mod models;
 pub mod notify;
 
 pub mod engine;
+
+pub mod image_file;
 
 pub mod workflow;
 

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod backend;
+mod bodies;
 mod bucket;
 mod config;
 mod deploy;
@@ -13,6 +14,7 @@ mod events;
 mod faults;
 mod handler;
 mod host;
+mod images;
 mod models;
 mod outbound;
 pub(crate) mod parity;

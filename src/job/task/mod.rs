@@ -14,6 +14,7 @@ use self::prompt::Embedding;
 use self::start::StartImage;
 use self::tryon::TryOn;
 use super::url::AssetUrl;
+use crate::shown;
 
 /// The kinds of work; each variant has only its own fields.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,7 +124,7 @@ impl ModelName {
         if (1..=64).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('.') {
             Ok(Self(text.to_owned()))
         } else {
-            Err(format!("must be 1 to 64 of the characters a-z 0-9 . _ -, got {}", shown(&Value::from(text))))
+            Err(format!("must be 1 to 64 of the characters a-z 0-9 . _ -, got {}", shown::text(text)))
         }
     }
 
@@ -221,7 +222,7 @@ macro_rules! whole_number {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let value = Value::deserialize(deserializer)?;
                 let number = whole(&value)
-                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown(&value))))?;
+                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown::json(&value))))?;
                 Self::new(number).map_err(de::Error::custom)
             }
         }
@@ -258,7 +259,7 @@ macro_rules! real_number {
                 let value = Value::deserialize(deserializer)?;
                 let number = value
                     .as_f64()
-                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown(&value))))?;
+                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown::json(&value))))?;
                 Self::new(number).map_err(de::Error::custom)
             }
         }
@@ -370,12 +371,6 @@ fn whole(value: &Value) -> Option<u64> {
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::String(text) => Ok(text),
-        other => Err(de::Error::custom(format!("must be a text, got {}", shown(&other)))),
+        other => Err(de::Error::custom(format!("must be a text, got {}", shown::json(&other)))),
     }
-}
-
-/// A value as JSON, cut so that an error message stays readable.
-pub(crate) fn shown(value: &Value) -> String {
-    let json = value.to_string();
-    if json.chars().count() <= 80 { json } else { json.chars().take(77).chain("...".chars()).collect() }
 }
