@@ -1,5 +1,7 @@
 //! atelier: a job out of an event, images in S3, a signed webhook out.
 
+pub mod shown;
+
 pub mod job;
 
 pub mod setting;
@@ -19,6 +21,8 @@ pub mod store;
 pub mod models;
 
 pub mod notify;
+
+pub mod image_file;
 
 pub mod workflow;
 

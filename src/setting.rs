@@ -5,6 +5,8 @@ use std::fmt;
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 
+use crate::shown;
+
 /// A setting that must never reach a log: its `Debug` form hides the text.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
@@ -58,5 +60,5 @@ pub fn check_address(setting: &str, address: Option<&str>) -> Result<(), Setting
     if url::Url::parse(address).is_ok_and(|url| matches!(url.scheme(), "http" | "https")) {
         return Ok(());
     }
-    Err(SettingError::new(setting, format!("must be an address such as http://127.0.0.1:9000, got {address:?}")))
+    Err(SettingError::new(setting, format!("must be an address such as http://127.0.0.1:9000, got {}", shown::text(address))))
 }

@@ -146,13 +146,18 @@ fn listen(mut notifications: UnboundedReceiver<Notification>, screen: Arc<Screen
     Listener { stop, completed }
 }
 
+async fn download(url: &str) -> reqwest::Result<bytes::Bytes> {
+    reqwest::get(url).await?.error_for_status()?.bytes().await
+}
+
 /// Downloads every image from the address in its notification, as a backend would, and lays them out on one sheet.
 async fn save(out: &Path, completed: Vec<Value>) -> anyhow::Result<usize> {
     let mut images = Vec::new();
     for body in &completed {
         for (number, image) in body["images"].as_array().into_iter().flatten().enumerate() {
             let url = image["url"].as_str().context("a complete notification without an image address")?;
-            let file = reqwest::get(url).await?.error_for_status()?.bytes().await?;
+            // The address is presigned: an error must not print it.
+            let file = download(url).await.map_err(reqwest::Error::without_url)?;
             let job = body["job_id"].as_str().unwrap_or("job");
             fs::write(out.join(format!("{job}-{number}.png")), &file)?;
             let rgb = image::load_from_memory(&file)?.into_rgb8();

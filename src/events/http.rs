@@ -7,10 +7,12 @@ use base64::engine::general_purpose::STANDARD;
 use lambda_http::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use lambda_http::request::RequestContext;
 use lambda_http::{Body, Request, RequestExt as _};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::EventError;
 use super::auth::{Auth, Stranger};
+use crate::job::metadata::Metadata;
 use crate::job::outcome::{JobError, Outcome, Problem, RetryPolicy};
 use crate::job::trace::{TRACEPARENT, Trace};
 
@@ -35,7 +37,18 @@ pub enum Route {
 pub struct Response {
     pub status: u16,
     pub body: Value,
+    /// One more member of the body, which a [`Value`] could not hold as it is.
+    pub metadata: Option<Metadata>,
     pub retry_after_s: Option<u32>,
+}
+
+/// The body's text.
+#[derive(Serialize)]
+struct Text<'a> {
+    #[serde(flatten)]
+    body: &'a Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a Metadata>,
 }
 
 impl Exchange {
@@ -100,7 +113,9 @@ impl Exchange {
         if response.status == 401 {
             headers.insert(HeaderName::from_static("www-authenticate"), HeaderValue::from_static("Bearer"));
         }
-        let body = Some(aws_lambda_events::encodings::Body::Text(response.body.to_string()));
+        let Response { body, metadata, .. } = response;
+        let text = serde_json::to_string(&Text { body, metadata: metadata.as_ref() }).unwrap_or_else(|_| body.to_string());
+        let body = Some(aws_lambda_events::encodings::Body::Text(text));
         if self.behind_load_balancer {
             let mut reply = AlbTargetGroupResponse::default();
             reply.status_code = response.status.into();
@@ -120,7 +135,7 @@ impl Response {
     /// `code`: a stable word for programs; `message` says what is allowed.
     #[must_use]
     pub fn problem(status: u16, code: &str, message: &str) -> Self {
-        Self { status, body: json!({ "error": { "code": code, "message": message } }), retry_after_s: None }
+        Self { status, body: json!({ "error": { "code": code, "message": message } }), metadata: None, retry_after_s: None }
     }
 
     #[must_use]
@@ -135,15 +150,18 @@ impl Response {
     #[must_use]
     pub fn health(node_id: &str) -> Self {
         let body = json!({ "status": "ok", "model_loaded": true, "node_id": node_id });
-        Self { status: 200, body, retry_after_s: None }
+        Self { status: 200, body, metadata: None, retry_after_s: None }
     }
 
-    /// A finished job: the body of the `complete` notification.
+    /// A finished job: the body of the `complete` notification, with the caller's own `metadata`.
     #[must_use]
-    pub fn done(outcome: &Outcome, mut body: Value) -> Self {
+    pub fn done(outcome: &Outcome, mut body: Value, metadata: Metadata) -> Self {
         body["status"] = "complete".into();
         body["replayed"] = outcome.replayed.into();
-        Self { status: 200, body, retry_after_s: None }
+        if let Some(body) = body.as_object_mut() {
+            body.shift_remove("metadata");
+        }
+        Self { status: 200, body, metadata: Some(metadata), retry_after_s: None }
     }
 
     #[must_use]
@@ -156,6 +174,6 @@ impl Response {
             _ => (422, None),
         };
         let body = json!({ "job_id": job_id, "status": "failed", "error": Problem::from(error) });
-        Self { status, body, retry_after_s }
+        Self { status, body, metadata: None, retry_after_s }
     }
 }

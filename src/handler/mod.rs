@@ -255,7 +255,8 @@ impl Handler {
 
     async fn describe(&self, job: &Job, outcome: &Outcome) -> Result<Response, JobError> {
         let body = self.workflow.complete_body(job, &outcome.record).await?;
-        Ok(Response::done(outcome, body))
+        let metadata = job.callback.as_ref().map(|callback| callback.metadata.clone()).unwrap_or_default();
+        Ok(Response::done(outcome, body, metadata))
     }
 }
 

@@ -1,10 +1,11 @@
 //! What a job is: the ground that every other module stands on.
 
 pub mod measured;
+pub mod metadata;
 pub mod notification;
 pub mod outcome;
 pub mod request;
-pub(crate) mod shown;
+mod signature;
 pub mod task;
 pub mod trace;
 pub mod url;
@@ -12,11 +13,12 @@ pub mod url;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
+use self::metadata::Metadata;
 use self::task::{Task, Watermark};
 use self::trace::Trace;
 use self::url::CallbackUrl;
+use crate::shown;
 
 /// One accepted job: parsed, checked and complete, defaults filled in.
 #[derive(Debug, Clone)]
@@ -59,8 +61,8 @@ impl JobId {
         if (1..=128).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('.') {
             return Ok(Self(text.to_owned()));
         }
-        let shown: String = text.chars().take(140).collect();
-        Err(format!("must be 1 to 128 of the characters A-Z a-z 0-9 . _ - and not start with a dot, got {shown:?}"))
+        let what = "must be 1 to 128 of the characters A-Z a-z 0-9 . _ - and not start with a dot";
+        Err(format!("{what}, got {}", shown::text(text)))
     }
 
     #[must_use]
@@ -115,5 +117,5 @@ impl ImageFormat {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Callback {
     pub url: Option<CallbackUrl>,
-    pub metadata: Map<String, Value>,
+    pub metadata: Metadata,
 }

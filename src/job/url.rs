@@ -1,4 +1,4 @@
-//! Addresses that callers hand us: checked for form here, for where they lead when they are used.
+//! URLs that callers hand us: checked for form here, for where they lead when they are used.
 
 use std::fmt;
 
@@ -6,10 +6,11 @@ use ::url::Url;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 
-use super::shown::shown;
+use super::signature;
+use crate::shown;
 
 /// Where an input file lies: `s3://bucket/key`, `https://…` or (where the configuration allows it) `http://…`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum AssetUrl {
     S3 { bucket: String, key: String },
     Http(Url),
@@ -20,30 +21,32 @@ impl AssetUrl {
     /// Says which schemes are allowed when `text` has another one or is no address at all.
     pub fn parse(text: &str) -> Result<Self, String> {
         const ALLOWED: &str = "must be s3://BUCKET/KEY or an https:// address";
-        let url = Url::parse(text).map_err(|error| format!("{ALLOWED}, got {text:?} ({error})"))?;
+        let url = parsed(text, ALLOWED)?;
         match url.scheme() {
             "s3" => {
-                let rest = text.get("s3://".len()..).unwrap_or_default();
+                let Some((_, rest)) = text.split_once("://") else {
+                    return Err(format!("{ALLOWED}, got {} (two slashes belong behind s3:)", shown::text(text)));
+                };
                 match rest.split_once('/') {
                     Some((bucket, key)) if !bucket.is_empty() && !key.is_empty() => {
                         Ok(Self::S3 { bucket: bucket.to_owned(), key: key.to_owned() })
                     }
-                    _ => Err(format!("{ALLOWED}, got {text:?} (bucket or key is missing)")),
+                    _ => Err(format!("{ALLOWED}, got {} (bucket or key is missing)", shown::text(text))),
                 }
             }
             "https" | "http" => Ok(Self::Http(without_credentials(url, ALLOWED)?)),
-            other => Err(format!("{ALLOWED}, got the scheme {other:?}")),
+            "data" => Err(format!("{ALLOWED}; data: URLs are taken by POST /tryon and POST /infer alone, as try-on images")),
+            other => Err(format!("{ALLOWED}, got the scheme {}", shown::text(other))),
         }
     }
-}
 
-impl AssetUrl {
     /// What decides whether two requests name the same file: the address without the signature of a presigned request,
     /// which is new each time. Not for logs.
     #[must_use]
     pub fn identity(&self) -> String {
         let Self::Http(url) = self else { return self.to_string() };
-        let lasting: Vec<_> = url.query_pairs().filter(|(name, _)| !name.starts_with("X-Amz-")).collect();
+        let pairs: Vec<_> = url.query_pairs().collect();
+        let lasting = signature::without(&pairs);
         let mut bare = url.clone();
         bare.set_query(None);
         if !lasting.is_empty() {
@@ -63,6 +66,13 @@ impl fmt::Display for AssetUrl {
     }
 }
 
+/// As `Display`: what is printed for debugging reaches a log as well.
+impl fmt::Debug for AssetUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl<'de> Deserialize<'de> for AssetUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         address(deserializer, Self::parse)
@@ -70,7 +80,7 @@ impl<'de> Deserialize<'de> for AssetUrl {
 }
 
 /// Where notifications of one job go instead of the configured backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct CallbackUrl(Url);
 
 impl CallbackUrl {
@@ -78,16 +88,23 @@ impl CallbackUrl {
     /// Says which schemes are allowed when `text` has another one or is no address at all.
     pub fn parse(text: &str) -> Result<Self, String> {
         const ALLOWED: &str = "must be an https:// address";
-        let url = Url::parse(text).map_err(|error| format!("{ALLOWED}, got {text:?} ({error})"))?;
+        let url = parsed(text, ALLOWED)?;
         match url.scheme() {
             "https" | "http" => Ok(Self(without_credentials(url, ALLOWED)?)),
-            other => Err(format!("{ALLOWED}, got the scheme {other:?}")),
+            other => Err(format!("{ALLOWED}, got the scheme {}", shown::text(other))),
         }
     }
 
     #[must_use]
     pub fn as_url(&self) -> &Url {
         &self.0
+    }
+}
+
+/// Without the query, which may hold the receiver's token.
+impl fmt::Debug for CallbackUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.0.origin().ascii_serialization(), self.0.path())
     }
 }
 
@@ -109,8 +126,36 @@ fn address<'de, D: Deserializer<'de>, T>(
 ) -> Result<T, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::String(text) => parse(&text).map_err(de::Error::custom),
-        other => Err(de::Error::custom(format!("must be an address, got {}", shown(&other)))),
+        other => Err(de::Error::custom(format!("must be an address, got {}", shown::json(&other)))),
     }
+}
+
+/// A URL parser drops white space around a URL and line breaks in it without a word, and an S3 key would keep them.
+fn parsed(text: &str, allowed: &str) -> Result<Url, String> {
+    if text.trim() != text || text.contains(char::is_control) {
+        let advice = "without blanks around it or line breaks in it";
+        return Err(format!("{allowed} {advice}, got {}", shown::text(text)));
+    }
+    Url::parse(text).map_err(|error| match base64_kind(text) {
+        Some(what) => format!("{allowed}, got {what}; try-on images may come as data:image/png;base64,... over HTTP"),
+        None => format!("{allowed}, got {} ({error})", shown::text(text)),
+    })
+}
+
+/// What a text without a scheme is that looks like a file's bytes in base64. It is never echoed: it may be somebody's photo.
+fn base64_kind(text: &str) -> Option<&'static str> {
+    /// Shorter ones may as well be the name of a file.
+    const MIN_CHARS: usize = 64;
+    /// The first three bytes of PNG, JPEG, WebP and GIF in base64.
+    const IMAGES: [&str; 4] = ["iVBORw0K", "/9j/", "UklGR", "R0lGOD"];
+    let digits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_' | '=');
+    if !text.chars().all(digits) {
+        return None;
+    }
+    if IMAGES.iter().any(|start| text.starts_with(start)) {
+        return Some("an image in base64");
+    }
+    (text.len() >= MIN_CHARS && !text.contains("//")).then_some("base64")
 }
 
 fn without_credentials(url: Url, allowed: &str) -> Result<Url, String> {

@@ -17,6 +17,7 @@ use super::ModelError;
 use super::file::{Checksum, FilePath};
 use super::listing::{Content, Listed, Listing};
 use crate::setting::{Secret, SettingError, check_address};
+use crate::shown;
 
 /// Redirects of one download.
 const MOST_REDIRECTS: usize = 5;
@@ -86,7 +87,7 @@ impl Hub {
         if !response.status().is_success() {
             return Err(self.refused(&response));
         }
-        let unreadable = |error: reqwest::Error| self.unusable(format!("its listing cannot be read ({error})"));
+        let unreadable = |error: reqwest::Error| self.unusable(format!("its listing cannot be read ({})", cause(&error)));
         let Answer { sha, siblings } = response.json().await.map_err(unreadable)?;
         let listed = |Sibling { rfilename, size, lfs }: Sibling| {
             let path = FilePath::new(&rfilename).map_err(|problem| self.unusable(format!("names a file that {problem}")))?;
@@ -174,11 +175,11 @@ fn content(response: Response, from: u64) -> Content {
     Content { from, bytes, pieces: Box::pin(pieces) }
 }
 
-/// The deepest cause: what reqwest says itself repeats the address.
+/// The deepest cause: what reqwest says itself repeats the address, and a hub redirects to presigned ones.
 fn cause(error: &reqwest::Error) -> String {
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
         deepest = source;
     }
-    deepest.to_string()
+    shown::without_queries(&deepest.to_string())
 }

@@ -3,6 +3,7 @@
 use url::Url;
 
 use crate::setting::{Secret, SettingError};
+use crate::shown;
 
 /// Where webhooks go that have no `callback.url`.
 #[derive(Debug, Clone)]
@@ -34,7 +35,10 @@ impl Backend {
 pub(super) fn base(setting: &str, address: &str) -> Result<Url, SettingError> {
     let url = Url::parse(&format!("{}/", address.trim_end_matches('/'))).ok();
     url.filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(|| {
-        SettingError::new(setting, format!("must be an address such as https://backend.example.com, got {address:?}"))
+        SettingError::new(
+            setting,
+            format!("must be an address such as https://backend.example.com, got {}", shown::text(address)),
+        )
     })
 }
 

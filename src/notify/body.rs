@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
 
+use crate::job::metadata::Metadata;
 use crate::job::notification::Kind;
 use crate::job::outcome::{JobError, Record, StoredImage};
 use crate::job::{Callback, Job, JobId};
@@ -17,7 +17,7 @@ pub(super) struct Progressed {
     pub(super) job_id: JobId,
     /// Percent: 0, 25, 50, 75 or 90.
     pub(super) progress: u8,
-    metadata: Map<String, Value>,
+    metadata: Metadata,
 }
 
 /// `inference.complete`
@@ -28,7 +28,7 @@ pub(super) struct Complete<'a> {
     job_id: &'a str,
     #[serde(flatten)]
     generated: Generated<'a>,
-    metadata: Map<String, Value>,
+    metadata: Metadata,
 }
 
 /// What came of a job.
@@ -65,7 +65,7 @@ pub(super) struct Failed<'a> {
     /// The job had been tried before.
     retried: bool,
     attempts: u32,
-    metadata: Map<String, Value>,
+    metadata: Metadata,
 }
 
 #[derive(Debug, Serialize)]
@@ -134,6 +134,6 @@ impl<'a> Failed<'a> {
     }
 }
 
-fn metadata(callback: Option<&Callback>) -> Map<String, Value> {
+fn metadata(callback: Option<&Callback>) -> Metadata {
     callback.map(|callback| callback.metadata.clone()).unwrap_or_default()
 }

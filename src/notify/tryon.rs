@@ -8,16 +8,18 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::multipart::{Form, Part};
 use super::{backend, webhook_id};
+use crate::job::JobId;
+use crate::job::metadata::Metadata;
 use crate::job::notification::{AssetResult, Images, Message, Notification, NotificationTarget, TryOnResult};
 use crate::job::outcome::{JobError, Record};
 use crate::job::task::ModelName;
 use crate::setting::{Secret, SettingError};
+use crate::shown;
 
 /// Settings of section `asset_service`: who gets the result.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -95,12 +97,11 @@ impl TryOnService {
             }),
         });
         let metadata = of.callback.map(|callback| callback.metadata.clone()).unwrap_or_default();
-        let free = self.load_balancer.is_some().then(|| Notification {
+        let free = serde_json::to_string(&Free { node_id: &self.node_id, job_id, metadata }).ok();
+        let free = free.filter(|_| self.load_balancer.is_some()).map(|body| Notification {
             id: webhook_id(&["job_complete", job_id.as_str()]),
             trace: of.trace,
-            message: Message::LoadBalancer {
-                body: json!({ "node_id": self.node_id, "job_id": job_id, "metadata": metadata }).to_string(),
-            },
+            message: Message::LoadBalancer { body },
         });
         asset.into_iter().chain(free).collect()
     }
@@ -133,10 +134,18 @@ impl TryOnService {
     }
 }
 
+/// The load balancer hears that this node takes the next job.
+#[derive(Serialize)]
+struct Free<'a> {
+    node_id: &'a str,
+    job_id: &'a JobId,
+    metadata: Metadata,
+}
+
 fn asset_target(settings: &AssetService) -> Result<Option<(Url, Secret)>, SettingError> {
     let Some(address) = &settings.callback_url else { return Ok(None) };
     let url = Url::parse(address).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(|| {
-        let problem = format!("must be an address such as https://assets.example.com/callback, got {address:?}");
+        let problem = format!("must be an address such as https://assets.example.com/callback, got {}", shown::text(address));
         SettingError::new("asset_service.callback_url", problem)
     })?;
     let token = settings.internal_auth_token.clone().ok_or_else(|| {

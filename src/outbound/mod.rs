@@ -147,8 +147,14 @@ fn etag_of(headers: &HeaderMap) -> Option<String> {
 }
 
 fn next_hop(url: &Url, response: &Response) -> Result<Url, OutboundError> {
-    let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-    location.and_then(|location| url.join(location).ok()).ok_or(OutboundError::Status(response.status()))
+    let location = response.headers().get(LOCATION).map(|value| escaped(value.as_bytes()));
+    location.and_then(|location| url.join(&location).ok()).ok_or(OutboundError::Status(response.status()))
+}
+
+/// Many servers send a `Location` as raw bytes, mostly UTF-8. curl and browsers send those bytes back, percent-encoded.
+fn escaped(location: &[u8]) -> String {
+    let escape = |byte: &u8| if byte.is_ascii() { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+    location.iter().map(escape).collect()
 }
 
 /// Resolves names through the system, and lets through only addresses that may be reached.

@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use aws_sdk_s3::config::Region;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
@@ -41,6 +42,8 @@ pub(super) struct Failure {
     pub(super) kind: Kind,
     /// S3's own code, message and request id, or the deepest cause.
     detail: String,
+    /// Where the bucket is, when S3 says that it is not where it was asked for.
+    pub(super) bucket_region: Option<Region>,
     cause: Box<dyn StdError + Send + Sync>,
 }
 
@@ -49,7 +52,7 @@ impl Failure {
     where
         E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
     {
-        Self { kind: kind(&error), detail: detail(&error), cause: error.into() }
+        Self { kind: kind(&error), detail: detail(&error), bucket_region: bucket_region(&error), cause: error.into() }
     }
 
     /// As an error of the function's own bucket: a person can repair it, so that the job is never given up for it.
@@ -114,11 +117,20 @@ fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpRe
     }
 }
 
+/// Of an error answer: S3 names the region of a bucket that lies elsewhere with 301, 307, 400 and 403.
+fn bucket_region<E>(error: &SdkError<E, HttpResponse>) -> Option<Region> {
+    let named = error.raw_response()?.headers().get("x-amz-bucket-region")?;
+    // It becomes a part of a host name.
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let sensible = (1..=32).contains(&named.len()) && named.chars().all(plain);
+    sensible.then(|| Region::new(named.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use aws_credential_types::provider::error::CredentialsError;
     use aws_sdk_s3::Client;
-    use aws_sdk_s3::config::{BehaviorVersion, Config, ProvideCredentials, Region};
+    use aws_sdk_s3::config::{BehaviorVersion, Config, ProvideCredentials};
 
     use super::*;
 

@@ -1,8 +1,10 @@
 //! Inputs from S3 and the web, through the cache, bounded in bytes and time.
 
+use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
+use aws_sdk_s3::config::Region;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
@@ -63,7 +65,14 @@ impl Store {
             return Err(JobError::Input { field: field.to_owned(), problem, cause: None });
         }
         let get = self.client.get_object().bucket(bucket).key(key).set_if_none_match(known_etag.map(str::to_owned));
-        match get.send().await.map_err(Failure::new) {
+        let mut answer = get.clone().send().await.map_err(Failure::new);
+        let region = answer.as_ref().err().filter(|failure| failure.kind != Kind::Condition);
+        if let Some(region) = region.and_then(|failure| failure.bucket_region.clone()).filter(|region| !self.is_in(region)) {
+            // Once: what the bucket's own region answers counts.
+            let there = aws_sdk_s3::config::Builder::new().region(region);
+            answer = get.customize().config_override(there).send().await.map_err(Failure::new);
+        }
+        match answer {
             Ok(object) => Ok(Answer::File {
                 etag: object.e_tag,
                 length_bytes: object.content_length.and_then(|bytes| u64::try_from(bytes).ok()),
@@ -72,6 +81,11 @@ impl Store {
             Err(failure) if failure.kind == Kind::Condition && known_etag.is_some() => Ok(Answer::NotModified),
             Err(failure) => Err(failure.input(field, self.request_in("s3:GetObject", bucket, key))),
         }
+    }
+
+    /// Whether that is the region that is asked anyway.
+    fn is_in(&self, region: &Region) -> bool {
+        self.client.config().region() == Some(region)
     }
 
     async fn download(
@@ -84,14 +98,14 @@ impl Store {
         of.check_length(length_bytes.unwrap_or(0))?;
         let mut download = self.cache.begin(length_bytes.unwrap_or(0)).await.map_err(disk)?;
         let mut bytes = 0;
-        while let Some(chunk) = body.chunk().await.map_err(|problem| of.broke_off(&problem))? {
+        while let Some(chunk) = body.chunk().await.map_err(|broken| of.broken(&broken))? {
             bytes += chunk.len() as u64;
             of.check_length(bytes)?;
             download.file.write_all(&chunk).await.map_err(disk)?;
         }
         download.file.flush().await.map_err(disk)?;
         if length_bytes.is_some_and(|length| length != bytes) {
-            return Err(of.broke_off(&format!("{bytes} bytes came")));
+            return Err(of.broken(&Broken::Off(format!("{bytes} bytes came"))));
         }
         download.keep(&of.asset.identity(), etag, bytes).map_err(disk)
     }
@@ -107,14 +121,32 @@ enum Body {
     Http(Box<reqwest::Response>),
 }
 
+/// Why a body was not complete.
+enum Broken {
+    Off(String),
+    /// It came in full, and is not what the server computed its checksum of.
+    Checksum(String),
+}
+
 impl Body {
-    async fn chunk(&mut self) -> Result<Option<Bytes>, String> {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, Broken> {
         match self {
-            Self::S3(stream) => stream.try_next().await.map_err(|error| error.to_string()),
+            Self::S3(stream) => stream.try_next().await.map_err(|error| of_stream(&error)),
             Self::Http(response) => {
-                response.chunk().await.map_err(|error| OutboundError::Connection(error.without_url()).to_string())
+                let broken = |error: reqwest::Error| Broken::Off(OutboundError::Connection(error.without_url()).to_string());
+                response.chunk().await.map_err(broken)
             }
         }
+    }
+}
+
+/// The SDK compares checksums while the body is read, and has no public type for one that differs.
+fn of_stream(error: &(dyn StdError + 'static)) -> Broken {
+    let causes = std::iter::successors(Some(error), |&cause| cause.source());
+    let texts: Vec<String> = causes.map(ToString::to_string).collect();
+    match texts.iter().find(|text| text.contains("checksum mismatch")) {
+        Some(text) => Broken::Checksum(text.clone()),
+        None => Broken::Off(texts.last().cloned().unwrap_or_default()),
     }
 }
 
@@ -133,8 +165,13 @@ impl Downloading<'_> {
         Err(JobError::Input { field: self.field.to_owned(), problem, cause: None })
     }
 
-    fn broke_off(&self, problem: &str) -> JobError {
-        let problem = format!("{} broke off: {problem}", self.asset);
+    fn broken(&self, broken: &Broken) -> JobError {
+        let problem = match broken {
+            Broken::Off(problem) => format!("{} broke off: {problem}", self.asset),
+            Broken::Checksum(problem) => {
+                format!("{} does not have the checksum that S3 keeps of it ({problem}); it was changed on its way", self.asset)
+            }
+        };
         JobError::Fetch { field: self.field.to_owned(), problem, cause: None }
     }
 }

@@ -1,106 +1,116 @@
-//! Opens the image files that callers send: as they are meant to be seen, or a word on what is wrong with them.
+//! Opens the image files that `fetch` brought, as RGB or as a mask in grey.
 
 use std::fs::File;
-use std::io::{BufReader, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _};
 use std::path::Path;
 
-use image::codecs::jpeg::JpegDecoder;
-use image::codecs::png::PngDecoder;
-use image::codecs::webp::WebPDecoder;
-use image::{DynamicImage, GrayImage, ImageDecoder, ImageError, ImageFormat, RgbImage};
+use image::{DynamicImage, GrayImage, Luma, RgbImage};
+use serde::Deserialize;
 
+use crate::image_file::{self, kind};
 use crate::job::outcome::JobError;
 
-const ALLOWED: &str = "must be a PNG, JPEG or WebP image";
-/// Pixels of a side; less shows nothing.
-const LEAST_SIDE_PX: u32 = 16;
-/// Of the longer side over the shorter.
-const MOST_RATIO: u32 = 4;
-
-/// The image in a file as RGB: turned as its EXIF says, on white where it is transparent, 8 bits a channel.
-///
-/// # Errors
-/// [`JobError::Input`] with `field` when it is no image of a sensible size with at most `max_pixels` pixels.
-pub(super) fn image(path: &Path, field: &str, max_pixels: u64) -> Result<RgbImage, JobError> {
-    let image = open(path, max_pixels).and_then(sensible).map_err(|problem| input(field, problem))?;
-    Ok(on_white(&image))
+/// What becomes of an image's transparent parts, for the models know none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Alpha {
+    /// They are composited on white, as a viewer shows them.
+    White,
+    /// The alpha channel is dropped, and the colours below it show: what diffusers' `load_image` does.
+    Drop,
 }
 
-/// A mask: grey values, 255 is generated.
-///
-/// # Errors
-/// As [`image`].
-pub(super) fn mask(path: &Path, field: &str, max_pixels: u64) -> Result<GrayImage, JobError> {
-    Ok(DynamicImage::ImageRgb8(image(path, field, max_pixels)?).into_luma8())
+/// How input images are opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opening {
+    pub(super) max_pixels: u64,
+    pub(super) alpha: Alpha,
 }
 
-fn input(field: &str, problem: String) -> JobError {
-    JobError::Input { field: field.to_owned(), problem, cause: None }
-}
-
-fn open(path: &Path, max_pixels: u64) -> Result<DynamicImage, String> {
-    let unreadable = |error: std::io::Error| format!("the downloaded file cannot be read ({error})");
-    let mut file = File::open(path).map_err(unreadable)?;
-    let mut first = Vec::with_capacity(32);
-    file.by_ref().take(32).read_to_end(&mut first).map_err(unreadable)?;
-    file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
-    let format = image::guess_format(&first).map_err(|_| format!("{ALLOWED}, and is none by its first bytes"))?;
-    let file = BufReader::new(file);
-    match format {
-        ImageFormat::Png => {
-            let decoder = PngDecoder::new(file).map_err(damaged)?;
-            let animated = decoder.is_apng().map_err(damaged)?;
-            decode(decoder, animated, max_pixels)
+impl Opening {
+    /// The image in a file as RGB, upright, 8 bits a channel.
+    ///
+    /// # Errors
+    /// [`JobError::Input`] with `field` when it is no image of a sensible size with at most `max_pixels` pixels.
+    pub(super) fn image(self, path: &Path, field: &str) -> Result<RgbImage, JobError> {
+        let opened = self.read(path).and_then(|file| image_file::open(&file, self.max_pixels));
+        match opened {
+            Ok(opened) => Ok(self.rgb(&opened.image)),
+            Err(problem) => Err(JobError::Input { field: field.to_owned(), problem, cause: None }),
         }
-        ImageFormat::WebP => {
-            let decoder = WebPDecoder::new(file).map_err(damaged)?;
-            let animated = decoder.has_animation();
-            decode(decoder, animated, max_pixels)
+    }
+
+    /// What cannot be an image within the limits is refused by its beginning or its length, before it fills the memory.
+    fn read(self, path: &Path) -> Result<Vec<u8>, String> {
+        /// Of 16 bits in four channels, not compressed; and room for metadata.
+        const BYTES_PER_PIXEL: u64 = 8;
+        const METADATA_BYTES: u64 = 16 << 20;
+        let unreadable = |error: io::Error| format!("the downloaded file cannot be read ({error})");
+        let mut file = File::open(path).map_err(unreadable)?;
+        let mut bytes = Vec::new();
+        file.by_ref().take(kind::FIRST_BYTES as u64).read_to_end(&mut bytes).map_err(unreadable)?;
+        kind::Kind::of(&bytes)?;
+        let max_bytes = self.max_pixels.saturating_mul(BYTES_PER_PIXEL).saturating_add(METADATA_BYTES);
+        let length_bytes = file.metadata().map_err(unreadable)?.len();
+        if length_bytes > max_bytes {
+            return Err(format!("must have at most {max_bytes} bytes, got {length_bytes}"));
         }
-        ImageFormat::Jpeg => decode(JpegDecoder::new(file).map_err(damaged)?, false, max_pixels),
-        other => Err(format!("{ALLOWED}, got {}", other.to_mime_type())),
+        file.read_to_end(&mut bytes).map_err(unreadable)?;
+        Ok(bytes)
+    }
+
+    fn rgb(self, image: &DynamicImage) -> RgbImage {
+        if !image.color().has_alpha() || self.alpha == Alpha::Drop {
+            return image.to_rgb8();
+        }
+        let seen = image.to_rgba8();
+        RgbImage::from_fn(seen.width(), seen.height(), |x, y| {
+            let [red, green, blue, alpha] = seen.get_pixel(x, y).0.map(u32::from);
+            image::Rgb([red, green, blue].map(|channel| ((channel * alpha + 255 * (255 - alpha) + 127) / 255) as u8))
+        })
     }
 }
 
-fn decode(mut decoder: impl ImageDecoder, animated: bool, max_pixels: u64) -> Result<DynamicImage, String> {
-    let (width_px, height_px) = decoder.dimensions();
-    if u64::from(width_px) * u64::from(height_px) > max_pixels {
-        return Err(format!("must have at most {max_pixels} pixels, got {width_px} x {height_px}"));
-    }
-    if animated {
-        return Err(format!("{ALLOWED} that stands still, and this one is an animation"));
-    }
-    // A file whose EXIF cannot be read is shown as it lies there, as every viewer does.
-    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    image.apply_orientation(orientation);
-    Ok(image)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn damaged(error: ImageError) -> String {
-    format!("{ALLOWED}, and this one is truncated or damaged ({error})")
-}
-
-fn sensible(image: DynamicImage) -> Result<DynamicImage, String> {
-    let (shorter, longer) = (image.width().min(image.height()), image.width().max(image.height()));
-    if shorter >= LEAST_SIDE_PX && longer <= shorter.saturating_mul(MOST_RATIO) {
-        return Ok(image);
-    }
-    Err(format!(
-        "must have sides of {LEAST_SIDE_PX} pixels or more, the longer one at most {MOST_RATIO} times the shorter, got {} x {}",
-        image.width(),
-        image.height()
-    ))
-}
-
-fn on_white(image: &DynamicImage) -> RgbImage {
-    if !image.color().has_alpha() {
-        return image.to_rgb8();
-    }
-    let seen = image.to_rgba8();
-    RgbImage::from_fn(seen.width(), seen.height(), |x, y| {
-        let [red, green, blue, alpha] = seen.get_pixel(x, y).0.map(u32::from);
-        image::Rgb([red, green, blue].map(|channel| ((channel * alpha + 255 * (255 - alpha) + 127) / 255) as u8))
+/// A mask's grey values, 255 is generated: ITU-R BT.601 luma with Pillow's rounding (`libImaging/Convert.c`, mode `L`).
+pub(super) fn grey(mask: &RgbImage) -> GrayImage {
+    GrayImage::from_fn(mask.width(), mask.height(), |x, y| {
+        let [red, green, blue] = mask.get_pixel(x, y).0.map(u32::from);
+        Luma([((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8])
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{Rgb, Rgba, RgbaImage};
+
+    use super::*;
+
+    /// As Pillow 13's `convert("L")` has them.
+    #[test]
+    fn a_mask_is_made_grey_as_pillow_does() {
+        let colours = [
+            ([121, 66, 189], 96),
+            ([242, 33, 6], 92),
+            ([240, 132, 119], 163),
+            ([98, 240, 243], 198),
+            ([203, 77, 118], 119),
+            ([77, 199, 7], 141),
+            ([32, 81, 21], 60),
+            ([154, 15, 137], 70),
+            ([242, 198, 218], 213),
+            ([0, 0, 255], 29),
+            ([255, 255, 255], 255),
+        ];
+        for (colour, expected) in colours {
+            assert_eq!(grey(&RgbImage::from_pixel(1, 1, Rgb(colour))).as_raw(), &[expected], "{colour:?}");
+        }
+    }
+
+    #[test]
+    fn transparent_parts_are_white_or_what_lies_below() {
+        let image = DynamicImage::ImageRgba8(RgbaImage::from_fn(3, 1, |x, _| Rgba([200, 100, 0, [0, 128, 255][x as usize]])));
+        let opened = |alpha| Opening { max_pixels: 9, alpha }.rgb(&image).into_raw();
+        assert_eq!(opened(Alpha::White), [255, 255, 255, 227, 177, 127, 200, 100, 0]);
+        assert_eq!(opened(Alpha::Drop), [200, 100, 0, 200, 100, 0, 200, 100, 0]);
+    }
 }

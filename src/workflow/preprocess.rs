@@ -1,16 +1,17 @@
 //! Step `preprocess`: opens the images that a job starts from and brings them to the size that is generated.
 
 use async_trait::async_trait;
-use image::imageops::{self, FilterType};
-use image::{GrayImage, RgbImage};
+use image::RgbImage;
 use serde::Deserialize;
 
 use super::context::{JobContext, TryOnFiles, TryOnInputs};
-use super::{Step, StepName, opening};
+use super::opening::{Alpha, Opening, grey};
+use super::{Step, StepName};
 use crate::job::outcome::JobError;
 use crate::job::task::tryon::Resolution;
 use crate::job::task::{Size, Task};
 use atelier_engine::InitImage;
+use atelier_engine::resample::{Filter, resize};
 
 /// Both sides of what is generated are multiples of this: a latent pixel is 8, and two by two of them are one token.
 const MULTIPLE_PX: u32 = 16;
@@ -25,6 +26,8 @@ pub struct Preprocess {
     pub maintain_aspect_ratio: bool,
     /// Pixels of one input image at most.
     pub max_pixels: u64,
+    /// What becomes of transparent parts.
+    pub alpha: Alpha,
     /// Of the model, whose manifest says it: the short side of what is generated, whatever a job's resolution is.
     #[serde(skip)]
     pub max_short_side_px: Option<u32>,
@@ -61,12 +64,13 @@ impl PreprocessStep {
     /// Opens what a generation starts from, in the job's `size` whatever its own ratio is: diffusers stretches it too.
     async fn start(&self, context: &mut JobContext<'_>, size: Size) -> Result<(), JobError> {
         let Some(files) = context.start_files.clone() else { return Ok(()) };
-        let (size_px, max_pixels) = ((size.width_px(), size.height_px()), self.0.max_pixels);
+        let size_px = (size.width_px(), size.height_px());
+        let opening = self.0.opening();
         let opened = tokio::task::spawn_blocking(move || {
-            let rgb = scaled(opening::image(&files.image, "init_image", max_pixels)?, size_px);
-            let mask = files.mask.as_ref().map(|path| opening::mask(path, "mask_image", max_pixels)).transpose()?;
-            let stretched = |mask: GrayImage| imageops::resize(&mask, size_px.0, size_px.1, FilterType::Lanczos3);
-            Ok(InitImage { rgb, mask: mask.map(stretched) })
+            let rgb = scaled(&opening.image(&files.image, "init_image")?, size_px);
+            let mask = files.mask.as_ref().map(|path| opening.image(path, "mask_image")).transpose()?;
+            // Resized in colour and then made grey, as diffusers' VaeImageProcessor does: the other order rounds otherwise.
+            Ok(InitImage { rgb, mask: mask.map(|mask| grey(&scaled(&mask, size_px))) })
         });
         context.start = Some(opened.await.unwrap_or_else(|error| Err(panicked(&error)))?);
         Ok(())
@@ -78,11 +82,16 @@ fn panicked(error: &tokio::task::JoinError) -> JobError {
 }
 
 impl Preprocess {
+    fn opening(self) -> Opening {
+        Opening { max_pixels: self.max_pixels, alpha: self.alpha }
+    }
+
     /// # Errors
     /// [`JobError::Input`] names the image that is at fault.
     fn open(self, files: &TryOnFiles, resolution: Resolution) -> Result<TryOnInputs, JobError> {
-        let person = opening::image(&files.person, "person", self.max_pixels)?;
-        let mask = files.mask.as_ref().map(|path| opening::mask(path, "mask", self.max_pixels)).transpose()?;
+        let opening = self.opening();
+        let person = opening.image(&files.person, "person")?;
+        let mask = files.mask.as_ref().map(|path| opening.image(path, "mask")).transpose()?;
         if let Some(mask) = &mask
             && mask.dimensions() != person.dimensions()
         {
@@ -92,13 +101,13 @@ impl Preprocess {
         }
         let (width_px, height_px) = self.size(person.dimensions(), resolution);
         let garment = |(index, path): (usize, &std::path::PathBuf)| {
-            let garment = opening::image(path, &format!("garments[{index}]"), self.max_pixels)?;
-            Ok(self.fitted(garment, (width_px, height_px)))
+            let garment = opening.image(path, &format!("garments[{index}]"))?;
+            Ok(self.fitted(&garment, (width_px, height_px)))
         };
         Ok(TryOnInputs {
             garments: files.garments.iter().enumerate().map(garment).collect::<Result<_, JobError>>()?,
-            person: scaled(person, (width_px, height_px)),
-            mask: mask.map(|mask| imageops::resize(&mask, width_px, height_px, FilterType::Triangle)),
+            person: scaled(&person, (width_px, height_px)),
+            mask: mask.map(|mask| grey(&scaled(&mask, (width_px, height_px)))),
         })
     }
 
@@ -123,7 +132,7 @@ impl Preprocess {
     }
 
     /// A garment within what is generated; it is never made larger, for that shows nothing more of it.
-    fn fitted(self, garment: RgbImage, (width_px, height_px): (u32, u32)) -> RgbImage {
+    fn fitted(self, garment: &RgbImage, (width_px, height_px): (u32, u32)) -> RgbImage {
         if !self.maintain_aspect_ratio {
             return scaled(garment, (width_px, height_px));
         }
@@ -134,19 +143,22 @@ impl Preprocess {
     }
 }
 
-fn scaled(image: RgbImage, (width_px, height_px): (u32, u32)) -> RgbImage {
-    if image.dimensions() == (width_px, height_px) {
-        return image;
-    }
-    imageops::resize(&image, width_px, height_px, FilterType::Lanczos3)
+/// By Lanczos, as diffusers resizes images and masks.
+fn scaled(image: &RgbImage, (width_px, height_px): (u32, u32)) -> RgbImage {
+    resize(image, width_px, height_px, Filter::Lanczos)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const DEFAULT_VALUE: Preprocess =
-        Preprocess { resize_to_resolution: true, maintain_aspect_ratio: true, max_pixels: 40_000_000, max_short_side_px: None };
+    const DEFAULT_VALUE: Preprocess = Preprocess {
+        resize_to_resolution: true,
+        maintain_aspect_ratio: true,
+        max_pixels: 40_000_000,
+        alpha: Alpha::White,
+        max_short_side_px: None,
+    };
 
     #[test]
     fn the_persons_ratio_decides_and_sides_are_multiples_of_sixteen() {
@@ -180,12 +192,12 @@ mod tests {
         let stretched = Preprocess { maintain_aspect_ratio: false, ..DEFAULT_VALUE };
         assert_eq!(stretched.size((500, 700), Resolution::P720), (720, 1280));
         assert_eq!(stretched.size((700, 500), Resolution::P480), (848, 480));
-        assert_eq!(stretched.fitted(RgbImage::new(100, 40), (720, 1280)).dimensions(), (720, 1280));
+        assert_eq!(stretched.fitted(&RgbImage::new(100, 40), (720, 1280)).dimensions(), (720, 1280));
     }
 
     #[test]
     fn a_garment_is_fitted_and_never_enlarged() {
-        assert_eq!(DEFAULT_VALUE.fitted(RgbImage::new(2000, 1000), (720, 960)).dimensions(), (720, 360));
-        assert_eq!(DEFAULT_VALUE.fitted(RgbImage::new(100, 40), (720, 960)).dimensions(), (100, 40));
+        assert_eq!(DEFAULT_VALUE.fitted(&RgbImage::new(2000, 1000), (720, 960)).dimensions(), (720, 360));
+        assert_eq!(DEFAULT_VALUE.fitted(&RgbImage::new(100, 40), (720, 960)).dimensions(), (100, 40));
     }
 }

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod backend;
+mod bodies;
 mod bucket;
 mod config;
 mod deploy;
@@ -14,6 +15,7 @@ mod faults;
 mod fuzz;
 mod handler;
 mod host;
+mod images;
 mod models;
 mod outbound;
 mod process;

@@ -136,3 +136,19 @@ async fn a_server_that_is_not_there_is_tried_again_later() {
     assert_eq!(error.retry_policy(), RetryPolicy::Retry);
     assert!(error.to_string().contains("could not be reached"), "{error}");
 }
+
+/// Raw bytes are what the server gets back, percent-encoded, whatever they are.
+#[tokio::test]
+async fn a_redirect_in_utf8_is_followed() {
+    let server = HttpServer::start(&[
+        Answer::with(302, &[("location", "/größe/灯台.png?name=Ä&size=1")], ""),
+        Answer::with(301, &[("location", "relativ/é")], ""),
+        Answer::with(200, &[], "abc"),
+    ])
+    .await;
+    let found = outbound(&["127.0.0.1"]).get(&server.url("/start"), None).await;
+    assert!(matches!(found, Ok(Found::File { .. })), "{found:?}");
+    let paths: Vec<String> = server.requests().into_iter().map(|request| request.path).collect();
+    let expected = ["/start", "/gr%C3%B6%C3%9Fe/%E7%81%AF%E5%8F%B0.png?name=%C3%84&size=1", "/gr%C3%B6%C3%9Fe/relativ/%C3%A9"];
+    assert_eq!(paths, expected);
+}

@@ -16,24 +16,28 @@ pub(crate) fn contract() -> Defaults {
     .unwrap()
 }
 
-fn parse(body: &Value) -> Result<Job, Refusal> {
+pub(crate) fn parse(body: &Value) -> Result<Job, Refusal> {
     Job::from_json(body.to_string().as_bytes(), &contract())
 }
 
-fn refusal(body: &Value) -> (String, String) {
+pub(crate) fn refusal(body: &Value) -> (String, String) {
     match parse(body).expect_err("must be refused").error {
         JobError::Invalid { field, problem } => (field, problem),
         other => panic!("not an Invalid: {other}"),
     }
 }
 
-fn generate(job: &Job) -> &Generate {
+pub(crate) fn metadata(job: &Job) -> Value {
+    serde_json::from_str(job.callback.as_ref().expect("a callback").metadata.as_str()).expect("JSON")
+}
+
+pub(crate) fn generate(job: &Job) -> &Generate {
     let Task::Generate(generate) = &job.task else { panic!("not to be generated from text: {job:?}") };
     generate
 }
 
 /// The contract's own example with one field changed.
-fn with(field: &str, value: Value) -> Value {
+pub(crate) fn with(field: &str, value: Value) -> Value {
     let mut body = json!({
         "job_id": "b1f0", "task": "generate", "prompt": "a lighthouse at dusk", "negative_prompt": "",
         "model": "sd15", "lora": [{ "url": "s3://bucket/loras/artist-7.safetensors", "scale": 1.0 }],
@@ -48,13 +52,13 @@ fn with(field: &str, value: Value) -> Value {
 }
 
 /// The same from an image.
-fn started(strength: Value) -> Value {
+pub(crate) fn started(strength: Value) -> Value {
     let mut body = with("init_image", json!({ "url": "s3://bucket/a" }));
     body["strength"] = strength;
     body
 }
 
-fn masked(mask: &str) -> Value {
+pub(crate) fn masked(mask: &str) -> Value {
     let mut body = started(json!(0.8));
     body["mask_image"] = json!({ "url": mask });
     body
@@ -80,8 +84,8 @@ fn the_contracts_example_is_taken_whole() {
     let generate = generate(&job);
     assert_eq!((job.id.as_str(), generate.steps.get(), generate.size.to_string().as_str()), ("b1f0", 50, "512x512"));
     assert_eq!(generate.loras[0].url.to_string(), "s3://bucket/loras/artist-7.safetensors");
+    assert_eq!(metadata(&job)["user_id"], "7");
     assert_eq!(job.watermark.expect("a watermark").text, "© Ada");
-    assert_eq!(job.callback.expect("a callback").metadata["user_id"], "7");
 }
 
 #[test]
@@ -140,7 +144,7 @@ fn every_refusal_names_its_field_and_what_is_allowed() {
         (with("job_id", json!("..")), "job_id", "not start with a dot"),
         (with("job_id", json!(7)), "job_id", "must be a text, got 7"),
         (with("task", json!("upscale")), "task", "must be \"generate\" or \"tryon\", got \"upscale\""),
-        (with("task", json!(null)), "task", "must be \"generate\""),
+        (with("task", json!(7)), "task", "must be \"generate\""),
         (with("person", json!("s3://b/person.png")), "person", "is not a field of this job"),
         (with("prompt", json!(null)), "prompt", "must be a text, got null"),
         (with("prompt", json!("x".repeat(2_001))), "prompt", "at most 2000 characters, got 2001"),
@@ -197,7 +201,9 @@ fn the_fingerprint_follows_the_request_and_nothing_else() {
     assert_eq!(same, first, "records of earlier versions must count as the same request");
     assert_eq!(same, fingerprint(&with("callback", json!({ "metadata": { "other": 1 } }))), "who is told changes no image");
     let presigned = |signature: &str| {
-        with("lora", json!([{ "url": format!("https://b.s3.amazonaws.com/l?X-Amz-Signature={signature}&versionId=3") }]))
+        let signed = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=K&X-Amz-Date=20260101T000000Z&X-Amz-Expires=60\
+                      &X-Amz-SignedHeaders=host&X-Amz-Signature";
+        with("lora", json!([{ "url": format!("https://b.s3.amazonaws.com/l?{signed}={signature}&versionId=3") }]))
     };
     assert_eq!(fingerprint(&presigned("aa")), fingerprint(&presigned("bb")), "a new signature names the same file");
     let others = [
@@ -234,7 +240,7 @@ fn the_fingerprint_follows_the_request_and_nothing_else() {
 }
 
 /// A try-on with every field, one of them changed.
-fn tryon(field: &str, value: Value) -> Value {
+pub(crate) fn tryon(field: &str, value: Value) -> Value {
     let mut body = json!({
         "job_id": "t-1", "task": "tryon", "person": "s3://bucket/person.png",
         "garments": ["https://shop.example/shirt.png", "s3://bucket/hat.png"], "mask": null, "prompt": null,
@@ -333,4 +339,13 @@ fn the_fingerprint_of_a_tryon_follows_all_that_decides_the_image() {
         assert!(!seen.contains(&other), "not distinguished: {field}");
         seen.push(other);
     }
+}
+
+/// Jobs and their fingerprints as commit 354b586 computed them: a record of that time must still count as the same request.
+#[test]
+fn fingerprints_are_what_they_were() {
+    let known: Vec<Value> = serde_json::from_str(include_str!("../fixtures/fingerprints.json")).expect("the fixture");
+    let computed = known.iter().map(|entry| parse(&entry["body"]).expect("a good body").fingerprint);
+    let expected = known.iter().map(|entry| entry["fingerprint"].as_str().expect("a text"));
+    assert_eq!(computed.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
 }

@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 
 use super::Settings;
 use super::problem::Problem;
+use crate::shown;
 
 /// What a body claims to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,7 @@ impl Kind {
         };
         kind.filter(|kind| allowed.contains(kind)).ok_or_else(|| {
             let names: Vec<_> = allowed.iter().map(|kind| kind.name()).collect();
-            let message = format!("content-type must be {}, got {given:?}", names.join(" or "));
+            let message = format!("content-type must be {}, got {}", names.join(" or "), shown::text(given));
             Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", &message)
         })
     }

@@ -1,5 +1,6 @@
 //! A try-on as its caller wrote it, before its images have URLs.
 
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 /// Which jobs an endpoint takes.
@@ -13,6 +14,8 @@ pub(super) enum Takes {
 /// A try-on in its wire form, but for the images that came along.
 pub(super) struct Draft {
     pub(super) message: Map<String, Value>,
+    /// As the caller wrote it: a parsed number of its metadata may be another one.
+    pub(super) callback: Option<Box<RawValue>>,
     /// Wire field and bytes.
     pub(super) images: Vec<(Place, bytes::Bytes)>,
     /// What the caller calls the wire form's fields, where it is not the same.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::draft::{Draft, Place, Takes};
 use super::problem::Problem;
 use super::{Settings, body, inputs};
+use crate::shown;
 
 const PERSON: &str = "masked_user_image";
 const GARMENT: &str = "garment_image";
@@ -147,7 +148,7 @@ impl Form {
         }
         let place = |name: &str| if name == PERSON { Place::Person } else { Place::Garment(0) };
         let images = images.into_iter().map(|(name, file)| (place(name), file)).collect();
-        Ok(Draft { message, images, names })
+        Ok(Draft { message, callback: None, images, names })
     }
 }
 
@@ -162,7 +163,7 @@ fn config(given: Option<Value>) -> Result<Map<String, Value>, Problem> {
         Value::Object(config) => Ok(config),
         Value::Null => Ok(Map::new()),
         other => {
-            let shown: String = other.to_string().chars().take(80).collect();
+            let shown = shown::json(&other);
             let problem = format!(
                 "must be a JSON object such as {{\"seed\": 42, \"steps\": 4, \"cfg\": 1.0, \"prompt\": null}}, got {shown}"
             );

@@ -79,7 +79,7 @@ async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Prob
     let status = reply["statusCode"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or_default();
     if status >= 400 && body["error"].is_object() {
         let retry_after_s = reply["headers"]["retry-after"].as_str().and_then(|seconds| seconds.parse().ok());
-        return Err(events::http::Response { status, body, retry_after_s }.into());
+        return Err(events::http::Response { status, body, metadata: None, retry_after_s }.into());
     }
     let first = serde_json::from_value::<Done>(body).ok().filter(|_| status == 200);
     let Some((image, timings_ms)) = first.and_then(|done| Some((done.images.into_iter().next()?, done.timings_ms))) else {

@@ -1,12 +1,10 @@
 //! Images that come along with a request: looked at before anything is promised, then kept in the bucket.
 
-use std::io::Cursor;
-
 use axum::http::StatusCode;
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
-use image::{ImageFormat, ImageReader};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
@@ -14,6 +12,7 @@ use tokio::sync::Semaphore;
 use super::Settings;
 use super::draft::Place;
 use super::problem::Problem;
+use crate::image_file;
 
 /// An image that was looked at.
 pub(super) struct Input {
@@ -39,7 +38,7 @@ pub(super) async fn check(place: Place, field: String, file: Bytes, settings: &S
     // The semaphore is never closed.
     let _turn = UNPACKING.acquire().await;
     let looking = tokio::task::spawn_blocking(move || {
-        let format = unpack(&file, max_pixels).map_err(|problem| Problem::invalid(&field, problem))?;
+        let kind = image_file::open(&file, max_pixels).map_err(|problem| Problem::invalid(&field, problem))?.kind;
         let hash = base16ct::lower::encode_string(&Sha256::digest(&file));
         let what = match place {
             Place::Person => "person".to_owned(),
@@ -47,27 +46,11 @@ pub(super) async fn check(place: Place, field: String, file: Bytes, settings: &S
             Place::Garment(n) => format!("garment-{n}"),
             Place::Mask => "mask".to_owned(),
         };
-        let extension = format.extensions_str().first().copied().unwrap_or_default();
-        Ok(Input { name: format!("{what}-{}.{extension}", &hash[..16]), content_type: format.to_mime_type(), file })
+        let name = format!("{what}-{}.{}", &hash[..16], kind.extension());
+        Ok(Input { name, content_type: kind.content_type(), file })
     });
     let broken = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the image could not be looked at");
     looking.await.unwrap_or_else(|error| Err(broken(error)))
-}
-
-fn unpack(file: &[u8], max_pixels: u64) -> Result<ImageFormat, String> {
-    const ALLOWED: &str = "must be a PNG, JPEG or WebP image";
-    let format = image::guess_format(file).map_err(|_| format!("{ALLOWED}, and is none by its first bytes"))?;
-    if !matches!(format, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) {
-        return Err(format!("{ALLOWED}, got {}", format.to_mime_type()));
-    }
-    let damaged = |error: image::ImageError| format!("{ALLOWED}, and this one is truncated or damaged ({error})");
-    let (width_px, height_px) = ImageReader::with_format(Cursor::new(file), format).into_dimensions().map_err(damaged)?;
-    let pixels = u64::from(width_px) * u64::from(height_px);
-    if pixels > max_pixels {
-        return Err(format!("must have at most {max_pixels} pixels, got {width_px} x {height_px}"));
-    }
-    ImageReader::with_format(Cursor::new(file), format).decode().map_err(damaged)?;
-    Ok(format)
 }
 
 pub(super) fn too_large(field: &str, settings: &Settings) -> Problem {
@@ -85,11 +68,51 @@ pub(super) fn data_urls(message: &Map<String, Value>, name: impl Fn(Place) -> St
     let places = [(Place::Person, message.get("person")), (Place::Mask, message.get("mask"))].into_iter().chain(garments);
     let mut found = Vec::new();
     for (place, value) in places {
-        let Some(data) = value.and_then(Value::as_str).and_then(|address| address.strip_prefix("data:")) else { continue };
-        let bytes = data.split_once(',').filter(|(kind, _)| kind.ends_with(";base64"));
-        let bytes = bytes.and_then(|(_, encoded)| STANDARD.decode(encoded).ok());
+        let Some((scheme, data)) = value.and_then(Value::as_str).and_then(|url| url.trim_start().split_once(':')) else {
+            continue;
+        };
+        if !scheme.eq_ignore_ascii_case("data") {
+            continue;
+        }
+        let bytes = data.split_once(',').filter(|(kind, _)| kind.trim_end().to_ascii_lowercase().ends_with(";base64"));
+        let bytes = bytes.and_then(|(_, encoded)| decoded(encoded));
         let bytes = bytes.ok_or_else(|| Problem::invalid(&name(place), ALLOWED))?;
         found.push((place, bytes.into()));
     }
     Ok(found)
+}
+
+/// Base64 as programs write it: in lines, with and without padding, in the alphabet for URLs, percent-encoded.
+fn decoded(encoded: &str) -> Option<Vec<u8>> {
+    const CONFIG: GeneralPurposeConfig = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    const ENGINE: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, CONFIG);
+    let digit = |byte: u8| match byte {
+        b'-' => b'+',
+        b'_' => b'/',
+        other => other,
+    };
+    let digits: Vec<u8> = unescaped(encoded).into_iter().filter(|byte| !byte.is_ascii_whitespace()).map(digit).collect();
+    ENGINE.decode(digits).ok()
+}
+
+/// `%2B` and the like, as RFC 2397 has them in a URL.
+fn unescaped(text: &str) -> Vec<u8> {
+    if !text.contains('%') {
+        return text.as_bytes().to_vec();
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let escaped = behind.get(..2).filter(|_| *first == b'%').and_then(|hex| base16ct::mixed::decode_vec(hex).ok());
+        if let Some(&[byte]) = escaped.as_deref() {
+            bytes.push(byte);
+            rest = &behind[2..];
+        } else {
+            bytes.push(*first);
+            rest = behind;
+        }
+    }
+    bytes
 }

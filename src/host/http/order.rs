@@ -1,7 +1,9 @@
 //! From a request to a checked job and the message that goes into the queue for it.
 
 use axum::extract::Request;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
 
 use super::body::{self, Kind};
 use super::draft::{Draft, Takes};
@@ -10,6 +12,7 @@ use super::inputs::{self, Input};
 use super::problem::Problem;
 use super::{Http, idempotency};
 use crate::host::job_service::Model;
+use crate::job::metadata::Metadata;
 use crate::job::outcome::JobError;
 use crate::job::trace::{TRACEPARENT, Trace};
 use crate::job::{Job, JobId};
@@ -66,7 +69,12 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
 
 /// The draft of a body that asks for a try-on; what is no JSON object is left to the job's own reading.
 fn tryon(bytes: &[u8], takes: Takes) -> Result<Option<Draft>, Problem> {
-    let Ok(Value::Object(mut message)) = serde_json::from_slice(bytes) else { return Ok(None) };
+    let (_, hollow) = Metadata::taken_out(bytes);
+    let Ok(Value::Object(mut message)) = serde_json::from_slice(&hollow) else { return Ok(None) };
+    // Null is as good as nothing, here as in the job's own reading.
+    if message.get("task").is_some_and(Value::is_null) {
+        message.shift_remove("task");
+    }
     if takes == Takes::Generate {
         let other = message.get("task").is_some_and(|task| task == "tryon");
         return if other {
@@ -85,18 +93,41 @@ fn tryon(bytes: &[u8], takes: Takes) -> Result<Option<Draft>, Problem> {
         }
     }
     let is_tryon = message.get("task").is_some_and(|task| task == "tryon");
-    Ok(is_tryon.then_some(Draft { message, images: Vec::new(), names: Vec::new() }))
+    let callback = serde_json::from_slice(bytes).map(|Raw { callback }| callback).unwrap_or_default();
+    Ok(is_tryon.then_some(Draft { message, callback, images: Vec::new(), names: Vec::new() }))
+}
+
+/// The part of a body that is handed on as it was written.
+#[derive(Deserialize)]
+struct Raw {
+    callback: Option<Box<RawValue>>,
+}
+
+/// The wire form's text.
+fn written(message: &mut Map<String, Value>, callback: Option<&RawValue>) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Written<'a> {
+        #[serde(flatten)]
+        message: &'a Map<String, Value>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        callback: Option<&'a RawValue>,
+    }
+    if callback.is_some() {
+        message.shift_remove("callback");
+    }
+    let written = serde_json::to_vec(&Written { message, callback });
+    written.unwrap_or_else(|_| Value::Object(message.clone()).to_string().into_bytes())
 }
 
 /// Gives every image that came along the address at which it will lie, and reads the job.
 async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
-    let Draft { mut message, mut images, names } = draft;
+    let Draft { mut message, callback, mut images, names } = draft;
     let id = match message.get("job_id") {
         Some(Value::String(id)) => JobId::new(id).map_err(|problem| Problem::invalid("job_id", problem))?,
         // Its reading says what is wrong.
         _ => {
-            return job(http, json!(message).to_string().into_bytes(), Vec::new())
-                .map_err(|error| renamed(error, &names).into());
+            let written = written(&mut message, callback.as_deref());
+            return job(http, written, Vec::new()).map_err(|error| renamed(error, &names).into());
         }
     };
     images.extend(inputs::data_urls(&message, |place| name(place.to_string(), &names))?);
@@ -107,7 +138,8 @@ async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
         place.set(&mut message, http.store.input_address(&id, &input.name));
         inputs.push(input);
     }
-    job(http, json!(message).to_string().into_bytes(), inputs).map_err(|error| renamed(error, &names).into())
+    let written = written(&mut message, callback.as_deref());
+    job(http, written, inputs).map_err(|error| renamed(error, &names).into())
 }
 
 fn job(http: &Http, message: Vec<u8>, inputs: Vec<Input>) -> Result<Order, JobError> {
@@ -124,4 +156,22 @@ fn renamed(error: JobError, names: &[(&'static str, String)]) -> JobError {
 
 fn name(field: String, names: &[(&'static str, String)]) -> String {
     names.iter().find(|(wire, _)| *wire == field).map_or(field, |(_, given)| given.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_try_on_is_handed_on_with_its_callback_as_it_was_written() {
+        let callback = r#"{"metadata": {"id": 18446744073709551616, "price": 1.10}}"#;
+        let body = format!(
+            r#"{{"job_id": "a", "callback": {callback}, "person": "s3://b/p", "garments": ["s3://b/g"], "task": null}}"#
+        );
+        let draft = tryon(body.as_bytes(), Takes::TryOn).unwrap().unwrap();
+        let Draft { mut message, callback: raw, .. } = draft;
+        let text = String::from_utf8(written(&mut message, raw.as_deref())).unwrap();
+        assert!(text.contains(callback), "{text}");
+        assert!(Job::from_json(text.as_bytes(), &crate::job::request::Defaults::default()).is_ok(), "{text}");
+    }
 }

@@ -11,6 +11,7 @@ use crate::events::auth::Stranger;
 use crate::host::job_service::NotAccepted;
 use crate::host::source::SourceError;
 use crate::job::outcome::JobError;
+use crate::shown;
 
 /// Seconds after which a caller who was turned away may ask again.
 pub(super) const RETRY_AFTER_S: u32 = 5;
@@ -27,7 +28,7 @@ impl Problem {
 
     /// A bad request, by the field at fault.
     pub(super) fn invalid(field: &str, problem: impl Into<String>) -> Self {
-        JobError::Invalid { field: field.to_owned(), problem: problem.into() }.into()
+        JobError::Invalid { field: shown::name(field), problem: problem.into() }.into()
     }
 
     /// The caller may try the same again.
@@ -109,7 +110,7 @@ impl From<NotAccepted> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Self(events::http::Response { status, body, retry_after_s }) = self;
+        let Self(events::http::Response { status, body, retry_after_s, .. }) = self;
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(body)).into_response();
         if let Some(seconds) = retry_after_s {
@@ -123,12 +124,12 @@ impl IntoResponse for Problem {
 }
 
 pub(super) async fn not_found(uri: Uri) -> Problem {
-    let message = format!("there is nothing at {}; GET /openapi.json says what there is", uri.path());
+    let message = format!("there is nothing at {}; GET /openapi.json says what there is", shown::name(uri.path()));
     Problem::new(StatusCode::NOT_FOUND, "not_found", &message)
 }
 
 /// The header `Allow` is set by the router.
 pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
-    let message = format!("{} does not take {method}; the header Allow says what it takes", uri.path());
+    let message = format!("{} does not take {method}; the header Allow says what it takes", shown::name(uri.path()));
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &message)
 }

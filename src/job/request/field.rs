@@ -3,60 +3,56 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-use crate::job::shown::shown;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
 use crate::job::task::{Anchor, Scheduler};
-use crate::job::url::{AssetUrl, CallbackUrl};
+use crate::job::url::AssetUrl;
 use crate::job::{ImageFormat, JobId};
+use crate::shown;
 
 fn checked<'de, D: Deserializer<'de>, T>(deserializer: D, read: impl FnOnce(&str) -> Result<T, String>) -> Result<T, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::String(text) => read(&text).map_err(de::Error::custom),
-        other => Err(de::Error::custom(format!("must be a text, got {}", shown(&other)))),
+        other => Err(de::Error::custom(format!("must be a text, got {}", shown::json(&other)))),
     }
 }
 
-fn named<'de, D: Deserializer<'de>, T: de::DeserializeOwned>(deserializer: D, names: &str) -> Result<T, D::Error> {
-    let value = Value::deserialize(deserializer)?;
-    let got = shown(&value);
-    serde_json::from_value(value).map_err(|_| de::Error::custom(format!("must be one of {names}, got {got}")))
+/// Null for an optional field is as good as nothing: so it is for every `Option`, and by this for every field that has a default.
+pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// As [`named`], and null is as good as nothing.
-fn named_or_null<'de, D, T>(deserializer: D, names: &str) -> Result<Option<T>, D::Error>
+fn named<'de, D, T>(deserializer: D, names: &str) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: de::DeserializeOwned,
 {
-    named(deserializer, &format!("{names} or null"))
+    let value = Value::deserialize(deserializer)?;
+    let got = shown::json(&value);
+    serde_json::from_value(value).map_err(|_| de::Error::custom(format!("must be one of {names} or null, got {got}")))
 }
 
 pub(super) fn job_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobId, D::Error> {
     checked(deserializer, JobId::new)
 }
 
-pub(super) fn callback_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<CallbackUrl>, D::Error> {
-    CallbackUrl::deserialize(deserializer).map(Some)
-}
-
 pub(super) fn scheduler<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Scheduler>, D::Error> {
-    named(deserializer, Scheduler::NAMES).map(Some)
+    named(deserializer, Scheduler::NAMES)
 }
 
 pub(super) fn anchor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Anchor>, D::Error> {
-    named(deserializer, Anchor::NAMES).map(Some)
+    named(deserializer, Anchor::NAMES)
 }
 
 pub(super) fn format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ImageFormat>, D::Error> {
-    named(deserializer, "png, jpeg, webp").map(Some)
+    named(deserializer, "png, jpeg, webp")
 }
 
 pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mode>, D::Error> {
-    named_or_null(deserializer, Mode::NAMES)
+    named(deserializer, Mode::NAMES)
 }
 
 pub(super) fn resolution<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Resolution>, D::Error> {
-    named_or_null(deserializer, Resolution::NAMES)
+    named(deserializer, Resolution::NAMES)
 }
 
 pub(super) fn garments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Garments, D::Error> {
@@ -71,7 +67,7 @@ pub(super) fn passed_through<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
             0..=MOST => Ok(Some(text)),
             chars => Err(de::Error::custom(format!("must be at most {MOST} characters, got {chars}"))),
         },
-        other => Err(de::Error::custom(format!("must be a text or null, got {}", shown(&other)))),
+        other => Err(de::Error::custom(format!("must be a text or null, got {}", shown::json(&other)))),
     }
 }
 
@@ -83,18 +79,21 @@ pub(super) fn watermark_text<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
 }
 
 pub(super) fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    checked(deserializer, |text| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '=');
-        let tidy = text.is_empty() || (text.ends_with('/') && !text.starts_with('/'));
-        let parts = text.split('/').all(|part| part != "." && part != "..") && !text.contains("//");
-        if text.len() <= 512 && tidy && parts && text.chars().all(plain) {
-            Ok(Some(text.to_owned()))
-        } else {
-            Err(format!(
-                "must be at most 512 of the characters A-Z a-z 0-9 . _ - = / , end in a slash and hold no empty, . or .. part, \
-                 got {}",
-                shown(&Value::from(text))
-            ))
-        }
-    })
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        given => checked(given, tidy_prefix).map(Some).map_err(de::Error::custom),
+    }
+}
+
+fn tidy_prefix(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '=');
+    let tidy = text.is_empty() || (text.ends_with('/') && !text.starts_with('/'));
+    let parts = text.split('/').all(|part| part != "." && part != "..") && !text.contains("//");
+    if text.len() <= 512 && tidy && parts && text.chars().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "must be at most 512 of the characters A-Z a-z 0-9 . _ - = / , end in a slash and hold no empty, . or .. part, got {}",
+        shown::text(text)
+    ))
 }

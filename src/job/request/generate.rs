@@ -19,10 +19,10 @@ use crate::job::url::AssetUrl;
 pub(super) struct Body {
     #[serde(deserialize_with = "field::job_id")]
     job_id: JobId,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::or_default")]
     task: TaskName,
     prompt: Prompt,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::or_default")]
     negative_prompt: Prompt,
     model: Option<ModelName>,
     #[serde(default, deserialize_with = "loras")]
@@ -41,7 +41,7 @@ pub(super) struct Body {
     num_images: Option<ImageCount>,
     seed: Option<Seed>,
     watermark: Option<WatermarkBody>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
     callback: Option<CallbackBody>,
 }
@@ -148,11 +148,11 @@ fn canonical(task: TaskName, generate: &Generate) -> Value {
 }
 
 fn loras<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LoraBody>, D::Error> {
-    at_most_eight(Vec::deserialize(deserializer)?)
+    at_most_eight(field::or_default(deserializer)?)
 }
 
 fn embeddings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EmbeddingBody>, D::Error> {
-    at_most_eight(Vec::deserialize(deserializer)?)
+    at_most_eight(field::or_default(deserializer)?)
 }
 
 fn at_most_eight<T, E: de::Error>(files: Vec<T>) -> Result<Vec<T>, E> {

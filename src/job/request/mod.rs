@@ -9,13 +9,14 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use self::tryon::TryOnDefaults;
+use super::metadata::Metadata;
 use super::outcome::JobError;
-use super::shown::shown;
 use super::task::tryon::Requester;
 use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Scheduler, Seed, SidePx, StepCount, Task, Watermark};
 use super::trace::Trace;
 use super::url::CallbackUrl;
 use super::{Callback, ImageFormat, Job, JobId, Output};
+use crate::shown;
 
 /// What a job gets that leaves a field out.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -85,13 +86,14 @@ impl Job {
             let error = JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") };
             Refusal { job_id: None, callback: None, requester: None, error, trace: None }
         };
-        let value: Value = serde_json::from_slice(body).map_err(|error| no_object(format!(" ({error})")))?;
+        let (metadata, body) = Metadata::taken_out(body);
+        let value: Value = serde_json::from_slice(&body).map_err(|error| no_object(format!(" ({error})")))?;
         if !value.is_object() {
-            return Err(no_object(format!(", got {}", shown(&value))));
+            return Err(no_object(format!(", got {}", shown::json(&value))));
         }
-        read(&value, defaults).map(|read| read.into_job(&defaults.prefix)).map_err(|error| Refusal {
+        read(&value, defaults).map(|read| read.into_job(&defaults.prefix, metadata.clone())).map_err(|error| Refusal {
             job_id: value["job_id"].as_str().and_then(|id| JobId::new(id).ok()),
-            callback: CallbackBody::deserialize(&value["callback"]).ok().map(CallbackBody::into_callback),
+            callback: CallbackBody::deserialize(&value["callback"]).ok().map(|callback| callback.into_callback(metadata)),
             requester: (value["task"] == "tryon").then(|| tryon::requester(&value)),
             error,
             trace: None,
@@ -101,7 +103,8 @@ impl Job {
 
 /// Which fields are allowed depends on the task, so it is read first.
 fn read(value: &Value, defaults: &Defaults) -> Result<Read, JobError> {
-    let named = value.get("task").map_or(Ok(TaskName::Generate), TaskName::deserialize);
+    let given = value.get("task").filter(|task| !task.is_null());
+    let named = given.map_or(Ok(TaskName::Generate), TaskName::deserialize);
     let task =
         named.map_err(|error: serde_json::Error| JobError::Invalid { field: "task".into(), problem: error.to_string() })?;
     match task {
@@ -115,13 +118,14 @@ fn body<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, JobError> {
 }
 
 fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> JobError {
-    let path = error.path().to_string();
-    let message = error.inner().to_string();
+    let path = shown::name(&error.path().to_string());
+    let message = without_long_values(&error.inner().to_string());
     // serde names a missing or unknown field in its message only; callers get it as the field.
     for (start, problem) in [("missing field `", "is required"), ("unknown field `", "is not a field of this job")] {
         let Some((name, rest)) = message.strip_prefix(start).and_then(|rest| rest.split_once('`')) else { continue };
+        let name = shown::name(name);
         let field = match path.rsplit_once('.') {
-            _ if path == "." => name.to_owned(),
+            _ if path == "." => name,
             Some((_, last)) if last == name => path.clone(),
             _ if path == name => path.clone(),
             _ => format!("{path}.{name}"),
@@ -132,6 +136,18 @@ fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> JobError {
     }
     let field = if path == "." { "body".to_owned() } else { path };
     JobError::Invalid { field, problem: message }
+}
+
+/// serde quotes a text of the wrong type in full, whatever its length and whatever is in it.
+fn without_long_values(message: &str) -> String {
+    let quoted = message.split_once(": string ").and_then(|(what, rest)| Some((what, rest.rsplit_once(", expected ")?)));
+    match quoted {
+        Some((what, (value, expected))) => {
+            let value: String = serde_json::from_str(value).unwrap_or_else(|_| value.trim_matches('"').to_owned());
+            format!("{what}: string {}, expected {expected}", shown::text(&value))
+        }
+        None => shown::without_queries(message),
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -147,7 +163,7 @@ impl<'de> Deserialize<'de> for TaskName {
         match Value::deserialize(deserializer)? {
             Value::String(name) if name == "generate" => Ok(Self::Generate),
             Value::String(name) if name == "tryon" => Ok(Self::TryOn),
-            other => Err(de::Error::custom(format!("must be \"generate\" or \"tryon\", got {}", shown(&other)))),
+            other => Err(de::Error::custom(format!("must be \"generate\" or \"tryon\", got {}", shown::json(&other)))),
         }
     }
 }
@@ -190,20 +206,20 @@ struct OutputBody {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CallbackBody {
-    #[serde(default, deserialize_with = "field::callback_url")]
     url: Option<CallbackUrl>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::or_default")]
     metadata: Map<String, Value>,
 }
 
 impl CallbackBody {
-    fn into_callback(self) -> Callback {
-        Callback { url: self.url, metadata: self.metadata }
+    /// `metadata`: what was taken out of the body before it was parsed.
+    fn into_callback(self, metadata: Option<Metadata>) -> Callback {
+        Callback { url: self.url, metadata: metadata.unwrap_or_else(|| Metadata::of_parsed(self.metadata)) }
     }
 }
 
 impl Read {
-    fn into_job(self, default_prefix: &str) -> Job {
+    fn into_job(self, default_prefix: &str, metadata: Option<Metadata>) -> Job {
         let Self { common: Common { job_id, watermark, output, callback }, task, mut canonical } = self;
         let watermark = watermark.map(|watermark| Watermark {
             text: watermark.text,
@@ -222,7 +238,7 @@ impl Read {
             task,
             watermark,
             output,
-            callback: callback.map(CallbackBody::into_callback),
+            callback: callback.map(|callback| callback.into_callback(metadata)),
             fingerprint,
             trace: None,
         }

@@ -35,7 +35,7 @@ pub(super) struct Body {
     garments: Garments,
     mask: Option<AssetUrl>,
     prompt: Option<Prompt>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::or_default")]
     negative_prompt: Prompt,
     #[serde(default, deserialize_with = "field::mode")]
     mode: Option<Mode>,
@@ -46,7 +46,7 @@ pub(super) struct Body {
     resolution: Option<Resolution>,
     num_images: Option<ImageCount>,
     watermark: Option<WatermarkBody>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
     callback: Option<CallbackBody>,
     #[serde(default, deserialize_with = "field::passed_through")]

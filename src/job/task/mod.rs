@@ -13,8 +13,8 @@ use serde_json::Value;
 use self::prompt::Embedding;
 use self::start::StartImage;
 use self::tryon::TryOn;
-use super::shown::shown;
 use super::url::AssetUrl;
+use crate::shown;
 
 /// The kinds of work; each variant has only its own fields.
 #[derive(Debug, Clone, PartialEq)]
@@ -118,7 +118,7 @@ impl ModelName {
         if (1..=64).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('.') {
             Ok(Self(text.to_owned()))
         } else {
-            Err(format!("must be 1 to 64 of the characters a-z 0-9 . _ -, got {}", shown(&Value::from(text))))
+            Err(format!("must be 1 to 64 of the characters a-z 0-9 . _ -, got {}", shown::text(text)))
         }
     }
 
@@ -216,7 +216,7 @@ macro_rules! whole_number {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let value = Value::deserialize(deserializer)?;
                 let number = whole(&value)
-                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown(&value))))?;
+                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown::json(&value))))?;
                 Self::new(number).map_err(de::Error::custom)
             }
         }
@@ -253,7 +253,7 @@ macro_rules! real_number {
                 let value = Value::deserialize(deserializer)?;
                 let number = value
                     .as_f64()
-                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown(&value))))?;
+                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown::json(&value))))?;
                 Self::new(number).map_err(de::Error::custom)
             }
         }
@@ -365,6 +365,6 @@ fn whole(value: &Value) -> Option<u64> {
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::String(text) => Ok(text),
-        other => Err(de::Error::custom(format!("must be a text, got {}", shown(&other)))),
+        other => Err(de::Error::custom(format!("must be a text, got {}", shown::json(&other)))),
     }
 }

@@ -1,11 +1,10 @@
 //! How prompts are read, and the words in them that stand for files.
 
 use serde::{Deserialize, Deserializer, Serialize, de};
-use serde_json::Value;
 
 use super::text;
-use crate::job::shown::shown;
 use crate::job::url::AssetUrl;
+use crate::shown;
 
 /// A textual inversion file and the word that stands for its vectors in the prompts.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +27,7 @@ impl EmbeddingToken {
             return Ok(Self(text.to_owned()));
         }
         let what = "must be 1 to 64 ASCII characters, none of them white space or one of ( ) [ ] : \\";
-        Err(format!("{what}, got {}", shown(&Value::from(text))))
+        Err(format!("{what}, got {}", shown::text(text)))
     }
 
     #[must_use]

@@ -189,6 +189,17 @@ async fn a_rabbitmq_batch_fails_as_a_whole_and_replays_what_was_done() {
 }
 
 #[tokio::test]
+async fn an_answer_has_the_callers_metadata_as_it_was_written() {
+    let mut stage = Stage::set().await;
+    let mut event = http(&body("web-numbers"));
+    let written = r#"{"id": 18446744073709551616, "price": 1.10}"#;
+    let text = event["body"].as_str().unwrap().replacen('{', &format!(r#"{{"callback": {{"metadata": {written}}},"#), 1);
+    event["body"] = text.into();
+    let reply = stage.handle(event).await.unwrap();
+    assert!(reply["body"].as_str().unwrap().contains(&format!(r#""metadata":{written}"#)), "{reply}");
+}
+
+#[tokio::test]
 async fn http_answers_with_the_result_or_with_what_is_wrong() {
     let mut stage = Stage::set().await;
     let reply = stage.handle(http(&body("web"))).await.unwrap();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use atelier::job::outcome::{JobError, RetryPolicy};
+use atelier::job::outcome::{JobError, RetryPolicy, StoredImage};
 use atelier::job::url::AssetUrl;
 use atelier::setting::Secret;
 use atelier::store::cache::Lease;
@@ -151,9 +151,84 @@ async fn two_processes_do_not_share_a_directory() {
 async fn the_presigned_address_of_today_finds_yesterdays_file() {
     let Bench { store, .. } = &bench().await;
     let server = HttpServer::start(&[Answer::with(200, &[("etag", "\"one\"")], "abc"), Answer::status(304)]).await;
-    let first = fetch(store, server.url("/x?X-Amz-Signature=1").as_str()).await.expect("fetched");
-    let second = fetch(store, server.url("/x?X-Amz-Signature=2").as_str()).await.expect("fetched");
+    let signed = |signature: u8| format!("/x?AWSAccessKeyId=AKIA&Expires=180000000{signature}&Signature={signature}");
+    let first = fetch(store, server.url(&signed(1)).as_str()).await.expect("fetched");
+    let second = fetch(store, server.url(&signed(2)).as_str()).await.expect("fetched");
     assert_eq!(first.path(), second.path());
+}
+
+/// The server checks signatures: what is in the cache is for those alone whom it lets in.
+#[tokio::test]
+async fn a_forged_signature_gets_nothing_though_the_file_is_in_the_cache() {
+    let Bench { s3, store, cache } = &bench().await;
+    s3.put("images", "generations/job-1/0.png", b"a private file");
+    let image = StoredImage {
+        bucket: "images".into(),
+        key: "generations/job-1/0.png".into(),
+        content_type: "image/png".into(),
+        width_px: 8,
+        height_px: 8,
+        bytes: 14,
+        seed: 1,
+    };
+    let record = super::record_of(&super::job(&serde_json::json!({})), vec![image]);
+    let good = store.urls(&record).await.expect("signed").remove(0);
+    assert_eq!(text(&fetch(store, &good).await.expect("fetched")), "a private file");
+    assert_eq!(files(cache.path()).len(), 1);
+    let (unsigned, signature) = good.split_once("X-Amz-Signature=").expect("a signature");
+    let (signature, rest) = signature.split_at(64);
+    let digit = if signature.starts_with('0') { "1" } else { "0" };
+    let forged = format!("{unsigned}X-Amz-Signature={digit}{}{rest}", &signature[1..]);
+    let identity = |url: &str| AssetUrl::parse(url).expect("an address").identity();
+    assert_eq!(identity(&good), identity(&forged), "the same file");
+    let (retry_policy, message) = refusal(store, &forged).await;
+    assert!(retry_policy == RetryPolicy::Terminal && message.contains("403"), "{message}");
+    assert!(!message.contains(&signature[1..]), "{message}");
+    let bare = good.split_once('?').expect("a query").0;
+    let (retry_policy, _) = refusal(store, bare).await;
+    assert_eq!(retry_policy, RetryPolicy::Terminal, "without a signature as well");
+}
+
+#[tokio::test]
+async fn a_bucket_in_another_region_is_asked_there_once() {
+    let elsewhere = r#"<?xml version="1.0"?><Error><Code>PermanentRedirect</Code><Message>elsewhere</Message></Error>"#;
+    let moved = Answer::with(301, &[("x-amz-bucket-region", "eu-west-3")], elsewhere);
+    let malformed =
+        Answer::with(400, &[("x-amz-bucket-region", "ap-south-2")], "<Error><Code>AuthorizationHeaderMalformed</Code></Error>");
+    for (first, region) in [(moved.clone(), "eu-west-3"), (malformed, "ap-south-2")] {
+        let server = HttpServer::start(&[first, Answer::with(200, &[("etag", "\"one\"")], "abc")]).await;
+        let cache = tempfile::tempdir().expect("a temporary directory");
+        let store = connect(&crate::servers::s3::settings(server.address, "images", cache.path())).await;
+        assert_eq!(text(&fetch(&store, "s3://far/lora").await.expect("fetched")), "abc");
+        let requests = server.requests();
+        let scope = |n: usize| requests[n].header("authorization").expect("signed").to_owned();
+        assert_eq!(requests.len(), 2);
+        assert!(!scope(0).contains(region) && scope(1).contains(&format!("/{region}/s3/aws4_request")), "{}", scope(1));
+    }
+    let server = HttpServer::start(&[moved]).await;
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let store = connect(&crate::servers::s3::settings(server.address, "images", cache.path())).await;
+    let (_, message) = refusal(&store, "s3://far/lora").await;
+    assert!(message.contains("PermanentRedirect") && server.requests().len() == 2, "{message}");
+}
+
+#[tokio::test]
+async fn a_file_with_another_checksum_is_told_as_such_and_tried_again() {
+    let server = HttpServer::start(&[
+        Answer::with(200, &[("etag", "\"one\""), ("x-amz-checksum-crc32", "AAAAAA==")], "abc"),
+        // CRC-32 of "abc" is 0x352441c2.
+        Answer::with(200, &[("etag", "\"one\""), ("x-amz-checksum-crc32", "NSRBwg==")], "abc"),
+    ])
+    .await;
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let store = connect(&crate::servers::s3::settings(server.address, "images", cache.path())).await;
+    let (retry_policy, message) = refusal(&store, "s3://loras/a").await;
+    assert!(
+        retry_policy == RetryPolicy::Retry && message.contains("does not have the checksum that S3 keeps of it"),
+        "{message}"
+    );
+    assert!(files(cache.path()).is_empty(), "nothing of it is kept");
+    assert_eq!(text(&fetch(&store, "s3://loras/a").await.expect("fetched")), "abc");
 }
 
 #[tokio::test]

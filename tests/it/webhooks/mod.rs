@@ -346,3 +346,26 @@ async fn wrong_settings_are_named_at_start() {
     assert_eq!(error.problem, "must have at least 32 characters, has 9 (INTERNAL_API_TOKEN)");
     assert!(!format!("{good:?}").contains(TOKEN), "a secret in the log");
 }
+
+/// As a caller that counts in 64 bits without a sign, or in decimals, needs them.
+const METADATA: &str =
+    r#"{"id":18446744073709551616,"price":1.10,"third":0.33333333333333333333,"large":[123456789012345678901234567890]}"#;
+
+#[tokio::test]
+async fn numbers_in_metadata_come_back_as_they_were() {
+    let body = format!(r#"{{"job_id": "job-1", "prompt": "p", "callback": {{"metadata": {METADATA}}}}}"#);
+    let job = Job::from_json(body.as_bytes(), &crate::requests::contract()).expect("a job");
+    let backend = HttpServer::start(&[Answer::status(200)]).await;
+    let notifier = notifier(&settings(&backend));
+    let progress = notifier.progress(&job);
+    progress.reporter().report(25);
+    progress.finish().await;
+    complete(&notifier, &job).await.expect("delivered");
+    failed(&notifier, Some(&job.id), job.callback.as_ref(), &JobError::Cancelled, 1).await.expect("delivered");
+    let requests = backend.requests();
+    assert_eq!(requests.len(), 3);
+    for request in requests {
+        let text = String::from_utf8(request.body).expect("a text");
+        assert!(text.contains(&format!(r#""metadata":{METADATA}"#)), "{text}");
+    }
+}

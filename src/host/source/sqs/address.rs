@@ -3,6 +3,7 @@
 use url::Url;
 
 use crate::setting::SettingError;
+use crate::shown;
 
 const SETTING: &str = "sources.sqs.queue_url";
 
@@ -20,7 +21,7 @@ impl Address {
     pub(super) fn parse(text: &str) -> Result<Self, SettingError> {
         let wrong = || {
             let example = "https://sqs.us-east-1.amazonaws.com/123456789012/image_generation";
-            SettingError::new(SETTING, format!("must be the URL of a queue such as {example}, got {text:?}"))
+            SettingError::new(SETTING, format!("must be the URL of a queue such as {example}, got {}", shown::text(text)))
         };
         let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(wrong)?;
         let name = url.path_segments().and_then(|mut parts| parts.next_back()).filter(|name| !name.is_empty());

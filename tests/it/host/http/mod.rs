@@ -257,7 +257,7 @@ fn job_of(body: &Value) -> Job {
 
 /// A small image.
 fn png() -> Vec<u8> {
-    image(image::ImageFormat::Png, 8)
+    image(image::ImageFormat::Png, 16)
 }
 
 fn image(format: image::ImageFormat, side_px: u32) -> Vec<u8> {

@@ -19,7 +19,7 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-images = st.builds(png, st.integers(1, 16), st.integers(1, 16))
+images = st.builds(png, st.integers(16, 24), st.integers(16, 24))
 names = st.from_regex(r"[a-z][a-z0-9]{2,20}", fullmatch=True)
 https = st.builds("https://{}.example/{}?X-Amz-Signature={}".format, names, names, names)
 files = st.one_of(st.builds("s3://{}/{}.png".format, names, names), https)
@@ -37,7 +37,7 @@ def before_call(context, case, kwargs):
         return
     if case.media_type == "multipart/form-data":
         for name in ("masked_user_image", "garment_image"):
-            case.body[name] = Binary(png(8, 8))
+            case.body[name] = Binary(png(16, 16))
     # Strength and mask belong to an image, and a small strength may leave no step: rules between fields are not in the document.
     if "prompt" in case.body and "person" not in case.body:
         if case.body.get("init_image") is None:

@@ -68,7 +68,7 @@ fn queued(front: &Front) -> Job {
 #[tokio::test]
 async fn the_form_becomes_a_message_and_two_files_in_the_bucket() {
     let front = Front::open().await;
-    let (person, garment) = (image(ImageFormat::Jpeg, 16), image(ImageFormat::WebP, 12));
+    let (person, garment) = (image(ImageFormat::Jpeg, 16), image(ImageFormat::WebP, 18));
     let form = form("job-1", &person, &garment)
         .text("user_id", "u-7")
         .text("session_id", "s-1")
@@ -115,7 +115,7 @@ async fn another_image_under_the_same_id_is_another_request() {
     assert_eq!(send(&front, form("job-1", &png(), &png())).await.0, StatusCode::ACCEPTED);
     let again = send(&front, form("job-1", &png(), &png())).await;
     assert_eq!((again.0, &again.1["message"]), (StatusCode::ACCEPTED, &json!("the job is in the queue already")));
-    let (status, body) = send(&front, form("job-1", &image(ImageFormat::Png, 9), &png())).await;
+    let (status, body) = send(&front, form("job-1", &image(ImageFormat::Png, 17), &png())).await;
     assert_eq!(status, StatusCode::CONFLICT);
     assert_problem(&body, "conflict", Some("job_id"), "job-1");
     queued(&front);
@@ -283,4 +283,60 @@ async fn when_the_queue_is_full_or_the_store_away_nothing_is_left_behind() {
     assert_problem(&body, "storage_failed", None, "s3:PutObject");
     assert!(front.shelf.taken().is_empty());
     assert_eq!(front.get("/jobs/job-1").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn data_urls_are_taken_as_programs_write_them() {
+    let file = png();
+    let encoded = STANDARD.encode(&file);
+    let lines: String = encoded.as_bytes().chunks(76).map(|line| String::from_utf8_lossy(line).into_owned() + "\r\n").collect();
+    let escaped = encoded.replace('+', "%2B").replace('/', "%2f").replace('=', "%3D");
+    let for_urls = encoded.replace('+', "-").replace('/', "_");
+    for (number, url) in [
+        format!("data:image/png;base64,{lines}"),
+        format!("DATA:image/png;BASE64,{encoded}"),
+        format!("Data:;base64, {encoded}"),
+        format!("data:image/png;base64,{}", encoded.trim_end_matches('=')),
+        format!("data:image/png;charset=utf-8;base64,{escaped}"),
+        format!("data:image/png;base64,{for_urls}"),
+        format!("  data:image/png;base64,{encoded}\n"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let front = Front::open().await;
+        let body =
+            json!({ "job_id": format!("job-{number}"), "task": null, "person": url, "garments": ["s3://elsewhere/g.png"] });
+        let (status, body) = front.post("/tryon", &body).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{number}: {body}");
+        let Task::TryOn(tryon) = queued(&front).task else { panic!("no try-on") };
+        let AssetUrl::S3 { key, .. } = &tryon.person else { panic!("{:?}", tryon.person) };
+        assert_eq!(std::fs::read(front.bucket.path(key)).unwrap(), file, "{number}");
+    }
+    let front = Front::open().await;
+    for (person, says) in [(encoded, "base64"), ("data:image/png;base64,****".into(), "base64")] {
+        let (status, body) =
+            front.post("/tryon", &json!({ "job_id": "job-1", "person": person, "garments": ["s3://b/g"] })).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert_problem(&body, "invalid_request", Some("person"), says);
+        assert!(!body.to_string().contains(&person[..12]) || person.starts_with("data:"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_image_is_refused_at_the_door_by_its_name() {
+    let front = Front::open().await;
+    let heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic".to_vec();
+    let jpeg = image(ImageFormat::Jpeg, 64);
+    let cut = jpeg[..jpeg.len() / 2].to_vec();
+    for (file, says) in [
+        (heic, "HEIC"),
+        (b"<!doctype html><title>404</title>".to_vec(), "a web page"),
+        (cut, "truncated or damaged"),
+        (image(ImageFormat::Png, 15), "16 pixels or more"),
+    ] {
+        let (status, body) = send(&front, form("job-1", &file, &png())).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        assert_problem(&body, "invalid_request", Some("masked_user_image"), says);
+    }
 }

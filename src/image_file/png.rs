@@ -1,0 +1,134 @@
+//! PNG: forgiven what Pillow forgives, which is what lies behind the image's data, and refused where that itself is cut.
+
+use std::borrow::Cow;
+use std::io::Cursor;
+
+use image::{DynamicImage, GrayAlphaImage, GrayImage, RgbImage, RgbaImage};
+use png::{BitDepth, ColorType, DecodeOptions, Decoder, Info, Transformations};
+
+use super::exif::Metadata;
+use super::{Decoded, animated, broken, check_pixels};
+
+const SIGNATURE_BYTES: usize = 8;
+/// Of a chunk besides its data: length, name and checksum.
+const FRAME_BYTES: usize = 12;
+/// A last chunk, complete with its checksum.
+const IEND: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
+const XMP: &str = "XML:com.adobe.xmp";
+/// Where `ImageMagick` keeps EXIF in a PNG.
+const RAW_EXIF: &str = "Raw profile type exif";
+
+pub(super) fn decode(file: &[u8], max_pixels: u64) -> Result<Decoded, String> {
+    let file = with_end(file)?;
+    let mut options = DecodeOptions::default();
+    // Chunks before the image's data were checked; Pillow checks no others.
+    options.set_ignore_checksums(true);
+    // Colours are taken as they are: a profile is not applied, and a broken one is no reason to refuse.
+    options.set_ignore_iccp_chunk(true);
+    let mut decoder = Decoder::new_with_options(Cursor::new(&*file), options);
+    decoder.set_transformations(Transformations::normalize_to_color8());
+    let header = decoder.read_header_info().map_err(|error| broken(&error.to_string()))?;
+    check_pixels(header.size(), max_pixels)?;
+    let mut reader = decoder.read_info().map_err(|error| broken(&error.to_string()))?;
+    if reader.info().animation_control.is_some_and(|control| control.num_frames > 1) {
+        return Err(animated());
+    }
+    let bytes = reader.output_buffer_size().ok_or_else(|| broken("it is too large"))?;
+    let mut pixels = vec![0; bytes];
+    let output = reader.next_frame(&mut pixels).map_err(|error| broken(&error.to_string()))?;
+    pixels.truncate(output.buffer_size());
+    // EXIF may lie behind the image's data; what cannot be read there is left out.
+    let _ = reader.finish();
+    let metadata = metadata(reader.info());
+    let image = image(output.width, output.height, (output.color_type, output.bit_depth), pixels)
+        .ok_or_else(|| broken("its rows do not have the length that its header says"))?;
+    Ok(Decoded { image, metadata })
+}
+
+fn image(width: u32, height: u32, form: (ColorType, BitDepth), pixels: Vec<u8>) -> Option<DynamicImage> {
+    match form {
+        (ColorType::Grayscale, BitDepth::Eight) => GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
+        (ColorType::GrayscaleAlpha, BitDepth::Eight) => {
+            GrayAlphaImage::from_raw(width, height, pixels).map(DynamicImage::ImageLumaA8)
+        }
+        (ColorType::Rgb, BitDepth::Eight) => RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
+        (ColorType::Rgba, BitDepth::Eight) => RgbaImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgba8),
+        _ => None,
+    }
+}
+
+fn metadata(info: &Info<'_>) -> Metadata {
+    let raw = info.compressed_latin1_text.iter().find(|text| text.keyword == RAW_EXIF);
+    let raw = raw
+        .and_then(|text| text.get_text().ok())
+        .or_else(|| info.uncompressed_latin1_text.iter().find(|text| text.keyword == RAW_EXIF).map(|text| text.text.clone()));
+    let exif = info.exif_metadata.as_deref().map(<[u8]>::to_vec).or_else(|| raw.as_deref().and_then(hex_profile));
+    let xmp = info.utf8_text.iter().find(|text| text.keyword == XMP);
+    let xmp = xmp.and_then(|text| text.get_text().ok()).map(String::into_bytes);
+    Metadata { exif: exif.unwrap_or_default(), xmp }
+}
+
+/// An empty line, the profile's name, its length, and then its bytes in hex.
+fn hex_profile(text: &str) -> Option<Vec<u8>> {
+    let hex: String = text.split('\n').skip(3).flat_map(str::chars).filter(|c| !c.is_whitespace()).collect();
+    base16ct::mixed::decode_vec(hex).ok()
+}
+
+/// The file with its last chunk, which some writers leave out and some transfers cut off.
+///
+/// # Errors
+/// When a chunk before the image's data is cut or does not have its checksum.
+fn with_end(file: &[u8]) -> Result<Cow<'_, [u8]>, String> {
+    let mut at = SIGNATURE_BYTES;
+    let mut has_image_data = false;
+    while let Some(chunk) = Chunk::read(file, at) {
+        let end = at + FRAME_BYTES + chunk.data_bytes;
+        let whole = end <= file.len() && (chunk.name == *b"IDAT" || chunk.has_its_checksum(file, at));
+        if chunk.name == *b"IDAT" && end > file.len() {
+            return Ok(Cow::Owned(cut_in_the_data(file, at)));
+        }
+        if !whole {
+            break;
+        }
+        if chunk.name == *b"IEND" {
+            return Ok(Cow::Borrowed(file));
+        }
+        at = end;
+        if chunk.name == *b"IDAT" {
+            has_image_data = true;
+        }
+    }
+    if !has_image_data {
+        let name = Chunk::read(file, at).map(|chunk| String::from_utf8_lossy(&chunk.name).into_owned());
+        let name = name.filter(|name| name.chars().all(|c| c.is_ascii_alphabetic()));
+        return Err(broken(&name.map_or("it ends before its pixels".to_owned(), |name| format!("its chunk {name} is broken"))));
+    }
+    Ok(Cow::Owned([&file[..at], IEND].concat()))
+}
+
+/// What there is of the last chunk of data, made a chunk: whether it is enough shows when it is unpacked.
+fn cut_in_the_data(file: &[u8], at: usize) -> Vec<u8> {
+    let data = &file[at + 8..];
+    let data = &data[..data.len().min(Chunk::read(file, at).map_or(0, |chunk| chunk.data_bytes))];
+    let length = (data.len() as u32).to_be_bytes();
+    [&file[..at], &length, b"IDAT", data, &[0; 4], IEND].concat()
+}
+
+struct Chunk {
+    data_bytes: usize,
+    name: [u8; 4],
+}
+
+impl Chunk {
+    fn read(file: &[u8], at: usize) -> Option<Self> {
+        let header = file.get(at..at.checked_add(8)?)?;
+        let data_bytes = u32::from_be_bytes(header[..4].try_into().ok()?) as usize;
+        Some(Self { data_bytes, name: header[4..].try_into().ok()? })
+    }
+
+    /// The whole chunk lies in `file`.
+    fn has_its_checksum(&self, file: &[u8], at: usize) -> bool {
+        let data_end = at + 8 + self.data_bytes;
+        crc32fast::hash(&file[at + 4..data_end]).to_be_bytes() == file[data_end..data_end + 4]
+    }
+}

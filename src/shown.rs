@@ -1,0 +1,93 @@
+//! How a value from outside is shown in a message: never more than 80 characters of it, and of no URL what may be a credential.
+
+use serde_json::Value;
+
+/// Characters of one value.
+pub const MAX_CHARS: usize = 80;
+
+/// A text in quotation marks.
+#[must_use]
+pub fn text(text: &str) -> String {
+    // Cut first: what is quoted and escaped may be much longer than what is left of it.
+    let start: String = text.chars().take(MAX_CHARS * 4).collect();
+    let hidden = without_queries(&start);
+    cut(&format!("{hidden:?}"), start.len() < text.len())
+}
+
+/// A value as JSON.
+#[must_use]
+pub fn json(value: &Value) -> String {
+    match value {
+        Value::String(string) => text(string),
+        other => cut(&without_queries(&other.to_string()), false),
+    }
+}
+
+/// A name that a caller gave, such as that of a field, as it is.
+#[must_use]
+pub fn name(name: &str) -> String {
+    cut(&without_queries(name), false)
+}
+
+/// `message` without the queries, fragments and user names of the URLs in it, all of which may be credentials.
+#[must_use]
+pub fn without_queries(message: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(at) = rest.find("://") {
+        let (before, url) = rest.split_at(at + "://".len());
+        shown.push_str(before);
+        let end = url.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '`')).unwrap_or(url.len());
+        let (url, behind) = url.split_at(end);
+        let authority_end = url.find(['/', '?', '#']).unwrap_or(url.len());
+        let host = url[..authority_end].rfind('@').map_or(0, |at| at + 1);
+        let open_end = url.find(['?', '#']).unwrap_or(url.len());
+        shown.push_str(&url[host..open_end.max(host)]);
+        if open_end < url.len() {
+            shown.push_str("?...");
+        }
+        rest = behind;
+    }
+    shown.push_str(rest);
+    shown
+}
+
+fn cut(text: &str, shortened: bool) -> String {
+    const DOTS: &str = "...";
+    if text.chars().count() <= MAX_CHARS && !shortened {
+        return text.to_owned();
+    }
+    text.chars().take(MAX_CHARS - DOTS.len()).chain(DOTS.chars()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json as value;
+
+    use super::*;
+
+    #[test]
+    fn what_may_be_a_credential_is_left_out() {
+        for (given, shown) in [
+            ("https://host/key?X-Amz-Signature=s3cr3t", "https://host/key?..."),
+            ("https://ada:s3cr3t@host/key#s3cr3t", "https://host/key?..."),
+            ("no https://a/?s3cr3t, and 's3://b/k?s3cr3t'", "no https://a/?... and 's3://b/k?...'"),
+            ("is it https://a/b", "is it https://a/b"),
+            ("really? yes", "really? yes"),
+        ] {
+            assert_eq!(without_queries(given), shown);
+        }
+        assert_eq!(json(&value!([{ "url": "https://h/k?s3cr3t" }])), r#"[{"url":"https://h/k?..."}]"#);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_longer_than_eighty_characters(given in ".{0,400}") {
+            prop_assert!(text(&given).chars().count() <= MAX_CHARS);
+            prop_assert!(name(&given).chars().count() <= MAX_CHARS);
+            let nested = value!({ "k": [given] });
+            prop_assert!(json(&nested).chars().count() <= MAX_CHARS);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Job bodies that are common and once were read wrongly: nulls, URLs, base64, long values, large numbers.
+
+use atelier::job::Job;
+use serde_json::{Value, json};
+
+use crate::requests::{contract, generate, masked, metadata, parse, refusal, tryon, with};
+
+/// All fields but those that `required` names, each as null, in `body` and in every object of it.
+fn null_is_nothing(body: &Value, required: &[&str]) {
+    fn paths(value: &Value, at: &str, found: &mut Vec<String>) {
+        let children: Vec<(String, &Value)> = match value {
+            Value::Object(fields) => fields.iter().map(|(name, value)| (format!("{at}/{name}"), value)).collect(),
+            Value::Array(items) => items.iter().enumerate().map(|(n, value)| (format!("{at}/{n}"), value)).collect(),
+            _ => Vec::new(),
+        };
+        for (path, value) in children {
+            if !at.ends_with("metadata") {
+                paths(value, &path, found);
+                found.push(path);
+            }
+        }
+    }
+    let mut all = Vec::new();
+    paths(body, "", &mut all);
+    let is_field = |path: &&String| path.rsplit('/').next().is_some_and(|name| name.parse::<usize>().is_err());
+    let mut optional = 0;
+    // Without its task it is another job's body, and mask and strength mean nothing without the image.
+    let decides = |path: &&String| path.as_str() == "/init_image" || (path.as_str() == "/task" && body["task"] == "tryon");
+    for path in all.iter().filter(is_field).filter(|path| !decides(path)) {
+        let (parent, name) = path.rsplit_once('/').expect("a path");
+        let mut without = body.clone();
+        without.pointer_mut(parent).and_then(Value::as_object_mut).expect("an object").remove(name);
+        let mut null = body.clone();
+        *null.pointer_mut(path).expect("the field") = Value::Null;
+        if required.contains(&path.as_str()) {
+            let (field, problem) = refusal(&null);
+            assert!(field.ends_with(name), "{path}: {field}: {problem}");
+            continue;
+        }
+        optional += 1;
+        let without = parse(&without).unwrap_or_else(|refusal| panic!("{path} left out: {}", refusal.error));
+        let null = parse(&null).unwrap_or_else(|refusal| panic!("{path} null: {}", refusal.error));
+        assert_eq!(null.fingerprint, without.fingerprint, "{path}");
+        assert_eq!(null.callback, without.callback, "{path}");
+    }
+    let mut unknown = body.clone();
+    unknown["no_such_field"] = Value::Null;
+    let (field, allowed) = refusal(&unknown);
+    assert_eq!(field, "no_such_field", "a field that is unknown is refused, null or not");
+    let untried = allowed.split('`').skip(1).step_by(2).filter(|name| body.get(name).is_none());
+    assert_eq!(untried.collect::<Vec<_>>(), [""; 0]);
+    assert!(optional > 15, "only {optional} optional fields");
+}
+
+#[test]
+fn null_for_an_optional_field_is_as_good_as_nothing() {
+    let mut body = masked("s3://bucket/m");
+    body["embeddings"] = json!([{ "url": "s3://bucket/e", "token": "<cat>" }]);
+    let required = ["/job_id", "/prompt", "/lora/0/url", "/embeddings/0/url", "/embeddings/0/token", "/init_image/url"];
+    let nested = ["/mask_image/url", "/watermark/text"];
+    null_is_nothing(&body, &[required.as_slice(), &nested].concat());
+    null_is_nothing(&tryon("mask", json!("s3://b/m")), &["/job_id", "/person", "/garments", "/watermark/text"]);
+    let kept = parse(&with("callback", json!({ "url": null, "metadata": { "a": null, "b": [null] } }))).expect("a job");
+    assert_eq!(metadata(&kept), json!({ "a": null, "b": [null] }), "the caller's own nulls are handed back");
+}
+
+#[test]
+fn an_address_that_only_looks_like_one_is_refused_in_words() {
+    for (address, says) in [
+        ("s3:bucket/key", "two slashes belong behind s3:"),
+        ("s3:/bucket/key", "two slashes belong behind s3:"),
+        ("s3:///key", "bucket or key is missing"),
+        ("s3://bucket/key\n", "line breaks"),
+        ("s3://bucket/key ", "without blanks around it"),
+        (" s3://bucket/key", "without blanks around it"),
+        ("s3://bucket/\tkey", "line breaks"),
+        ("https://host.example/a\r\n", "line breaks"),
+        ("https://host.example/a\nb", "line breaks"),
+        ("\u{a0}https://host.example/a", "without blanks around it"),
+    ] {
+        for body in [with("lora", json!([{ "url": address }])), with("init_image", json!({ "url": address }))] {
+            let (field, problem) = refusal(&body);
+            assert!(field.ends_with(".url") && problem.contains(says), "{address:?}: {problem}");
+        }
+        let (field, problem) = refusal(&tryon("person", json!(address)));
+        assert!(field == "person" && problem.contains(says), "{address:?}: {problem}");
+        if !address.contains("s3:") {
+            let (field, problem) = refusal(&with("callback", json!({ "url": address })));
+            assert!(field == "callback.url" && problem.contains(says), "{address:?}: {problem}");
+        }
+    }
+    let job = parse(&with("init_image", json!({ "url": "S3://bucket/a key with blanks?and more" }))).expect("a good address");
+    assert_eq!(generate(&job).start.as_ref().expect("a start").url.to_string(), "s3://bucket/a key with blanks?and more");
+}
+
+#[test]
+fn base64_in_place_of_an_address_is_named_and_not_echoed() {
+    let photo = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAAB".to_owned() + &"q83vEjRWeJA".repeat(40);
+    for text in [photo.clone(), "/9j/4AAQSkZJRgABAQ".to_owned(), "Zm9v".repeat(30)] {
+        for (body, field) in [
+            (with("init_image", json!({ "url": text })), "init_image.url"),
+            (tryon("person", json!(text)), "person"),
+            (tryon("garments", json!([text])), "garments[0]"),
+        ] {
+            let (named, problem) = refusal(&body);
+            assert_eq!(named, field);
+            assert!(problem.contains("base64"), "{problem}");
+            assert!(!problem.contains(&text[..12]), "{problem}");
+        }
+    }
+    let (_, problem) = refusal(&with("init_image", json!({ "url": "photo.png" })));
+    assert!(problem.contains("got \"photo.png\""), "{problem}");
+}
+
+/// A long value with a secret in it, at every place of a body.
+#[test]
+fn no_message_has_more_than_eighty_characters_of_a_value_or_the_query_of_an_address() {
+    let secret = "https://host.example/a?X-Amz-Signature=s3cr3t";
+    let long = format!("{secret}&{}", "s3cr3t".repeat(200));
+    let values = |text: &str| {
+        [json!(text), json!([text]), json!({ "a": text }), json!({ text: 1 }), json!([{ "url": text, text: text }])]
+    };
+    let whole = masked("s3://b/m");
+    let mut fields: Vec<String> = whole.as_object().expect("an object").keys().cloned().collect();
+    fields.extend(["embeddings".into(), "promt".into(), secret.into(), long.clone()]);
+    let mut refused = 0;
+    for field in &fields {
+        for value in values(secret).into_iter().chain(values(&long)).chain(values(&format!("ftp://a b/{long}"))) {
+            let mut body = whole.clone();
+            body[field.as_str()] = value.clone();
+            let mut nested = whole.clone();
+            nested["output"] = json!({ "format": value });
+            let bodies = [body, nested, tryon(field, value.clone()), json!([value])];
+            for body in bodies {
+                let Err(refusal) = parse(&body) else { continue };
+                refused += 1;
+                let message = format!("{}", refusal.error);
+                assert!(!message.contains("s3cr3t"), "{message}");
+                // Its own words, the names of all fields among them, are no more than this.
+                assert!(message.chars().count() < 600, "{message}");
+                assert!(!format!("{:?}", refusal.error).contains("s3cr3t"), "{message}");
+            }
+        }
+    }
+    assert!(refused > 500, "{refused}");
+    let job = parse(&with("lora", json!([{ "url": secret }]))).expect("a job");
+    assert!(!format!("{job:?}").contains("s3cr3t"), "{job:?}");
+}
+
+#[test]
+fn metadata_is_kept_as_it_was_written() {
+    let written = r#"{"id": 18446744073709551616, "huge": 123456789012345678901234567890, "negative": -9223372036854775809,
+        "price": 1.10, "third": 0.333333333333333333333, "small": 1e-7, "large": 1E+30, "larger": -1e4000, "nested": [{"n": 98765432109876543210.5}]}"#;
+    for body in [
+        format!(r#"{{"job_id": "a", "prompt": "p", "callback": {{"metadata": {written}}}}}"#),
+        format!(
+            r#"{{"job_id": "a", "task": "tryon", "person": "s3://b/p", "garments": ["s3://b/g"], "callback": {{"metadata": {written}}}}}"#
+        ),
+    ] {
+        let job = Job::from_json(body.as_bytes(), &contract()).expect("a job");
+        assert_eq!(job.callback.expect("a callback").metadata.as_str(), written);
+        let refused = body.replace("\"job_id\": \"a\"", "\"job_id\": \"a\", \"steps\": 0");
+        let refusal = Job::from_json(refused.as_bytes(), &contract()).expect_err("must be refused");
+        assert_eq!(refusal.callback.expect("a callback").metadata.as_str(), written);
+    }
+    let (field, _) = refusal(&with("callback", json!({ "metadata": [1] })));
+    assert_eq!(field, "callback.metadata");
+}
