@@ -256,7 +256,7 @@ def layer_mask(add, cut, place, side):
 
 
 def pattern_mask(pattern, place, side):
-    """Where the second colour of the pattern goes, over the whole canvas; the caller keeps what lies in the object."""
+    """Where the second colour of the pattern goes, over the whole image; the caller keeps what lies in the object."""
     mask = Image.new("L", (side, side))
     draw = ImageDraw.Draw(mask)
     if pattern == "striped":

@@ -43,7 +43,7 @@ pub enum End {
 }
 
 /// Serves invocations until SIGTERM, or until `host`, where there is one, is gone. Whatever is running then is finished within
-/// the grace or handed back, its reply is posted, and only then does this return. MemoryEstimate no Extensions API: hosts exist that
+/// the grace or handed back, its reply is posted, and only then does this return. Needs no Extensions API: hosts exist that
 /// have none.
 ///
 /// # Errors

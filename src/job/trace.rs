@@ -18,8 +18,8 @@ pub const TRACEPARENT: &str = "traceparent";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Trace {
-    /// Never 0.
-    trace_id: u128,
+    /// The trace-id. Never 0.
+    id: u128,
     /// Never 0.
     parent_id: u64,
     flags: u8,
@@ -39,7 +39,7 @@ impl Trace {
         let flags = hex(parts.next()?, 2)?.try_into().ok()?;
         // Later versions may have more parts; version 255 is forbidden.
         let readable = version < 255 && (version > 0 || parts.next().is_none());
-        (readable && trace_id != 0 && parent_id != 0).then_some(Self { trace_id, parent_id, flags })
+        (readable && trace_id != 0 && parent_id != 0).then_some(Self { id: trace_id, parent_id, flags })
     }
 
     /// Reads an X-Ray trace header. Without `Parent`, as load balancers write it, the end of the trace's id stands for it.
@@ -53,7 +53,7 @@ impl Trace {
             None => trace_id as u64,
         };
         let flags = if part("Sampled") == Some("1") { SAMPLED } else { 0 };
-        (trace_id != 0 && parent_id != 0).then_some(Self { trace_id, parent_id, flags })
+        (trace_id != 0 && parent_id != 0).then_some(Self { id: trace_id, parent_id, flags })
     }
 
     #[must_use]
@@ -63,7 +63,7 @@ impl Trace {
 
     #[must_use]
     pub fn to_xray(self) -> String {
-        let Self { trace_id, parent_id, flags } = self;
+        let Self { id: trace_id, parent_id, flags } = self;
         let time = trace_id >> 96;
         let random = trace_id & ((1 << 96) - 1);
         format!("Root=1-{time:08x}-{random:024x};Parent={parent_id:016x};Sampled={}", flags & SAMPLED)
@@ -72,7 +72,7 @@ impl Trace {
 
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.parent_id, self.flags)
+        write!(f, "00-{:032x}-{:016x}-{:02x}", self.id, self.parent_id, self.flags)
     }
 }
 

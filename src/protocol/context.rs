@@ -1,6 +1,7 @@
 //! What the host says in an invocation: in the Lambda client context that it delivers the notifications, in a message its name.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 
 use serde_json::{Value, json};
 
@@ -17,7 +18,7 @@ pub fn encode() -> String {
 
 /// Whether the host delivers the notifications. `custom`: the part of the client context that is not Lambda's own.
 #[must_use]
-pub fn decode(custom: &HashMap<String, String>) -> bool {
+pub fn decode<S: BuildHasher>(custom: &HashMap<String, String, S>) -> bool {
     custom.get(CONTEXT).is_some_and(|who| who == HOST)
 }
 
@@ -28,7 +29,7 @@ pub fn encode_message_id(record: &mut Value, id: &str) {
 
 /// The name that a record was given. `headers`: those of its `basicProperties`.
 #[must_use]
-pub fn decode_message_id(headers: &HashMap<String, Value>) -> Option<&str> {
+pub fn decode_message_id<S: BuildHasher>(headers: &HashMap<String, Value, S>) -> Option<&str> {
     headers.get(MESSAGE_ID)?.as_str()
 }
 
@@ -40,7 +41,7 @@ mod tests {
     fn a_context_is_read_as_it_was_written() {
         assert_eq!(encode(), r#"{"custom":{"atelier":"host"}}"#);
         let written: Value = serde_json::from_str(&encode()).unwrap();
-        assert!(decode(&serde_json::from_value(written["custom"].clone()).unwrap()));
+        assert!(decode(&serde_json::from_value::<HashMap<String, String>>(written["custom"].clone()).unwrap()));
         assert!(!decode(&HashMap::new()));
         assert!(!decode(&HashMap::from([("atelier".to_owned(), "other".to_owned())])));
     }

@@ -131,7 +131,7 @@ pub struct Services {
     pub observer: Observer,
 }
 
-/// The configured steps, ready to run one job, or the jobs of a party at the same time.
+/// The configured steps, ready to run one job, or the jobs of a batch at the same time.
 pub struct Workflow {
     steps: Vec<Box<dyn Step>>,
     engine: EngineThread,

@@ -247,24 +247,24 @@ impl State {
         let assignment = if let Some(direct) = self.directs.pop_front() {
             Assignment::Direct(direct)
         } else {
-            Assignment::Messages(self.party()?)
+            Assignment::Messages(self.batch()?)
         };
         self.slots[slot] = Slot::Busy(assignment.job_ids());
         Some(assignment)
     }
 
     /// The next message, and others that may share its event; no more than leaves as many for every other idle handler.
-    fn party(&mut self) -> Option<Vec<InFlight>> {
+    fn batch(&mut self) -> Option<Vec<InFlight>> {
         let most = self.startable().div_ceil(self.idle().max(1)).min(self.batch);
         let next = self.messages.iter().position(|in_flight| !self.runs(in_flight))?;
-        let mut party = vec![self.messages.remove(next)?];
-        while party.len() < most {
+        let mut batch = vec![self.messages.remove(next)?];
+        while batch.len() < most {
             let joins =
-                |in_flight: &InFlight| !self.runs(in_flight) && party.iter().all(|member| member.shares_event_with(in_flight));
+                |in_flight: &InFlight| !self.runs(in_flight) && batch.iter().all(|member| member.shares_event_with(in_flight));
             let Some(next) = self.messages.iter().position(joins) else { break };
-            party.extend(self.messages.remove(next));
+            batch.extend(self.messages.remove(next));
         }
-        Some(party)
+        Some(batch)
     }
 
     /// Two deliveries of one job must not generate at the same time: the second waits, and is a replay then.

@@ -122,14 +122,12 @@ fn written(message: &mut Map<String, Value>, callback: Option<&RawValue>) -> Vec
 /// Gives every image that came along the address at which it will lie, and reads the job.
 async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
     let Draft { mut message, callback, mut images, names } = draft;
-    let id = match message.get("job_id") {
-        Some(Value::String(id)) => JobId::new(id).map_err(|problem| Problem::invalid("job_id", problem))?,
+    let Some(Value::String(id)) = message.get("job_id") else {
         // Its reading says what is wrong.
-        _ => {
-            let written = written(&mut message, callback.as_deref());
-            return job(http, written, Vec::new()).map_err(|error| renamed(error, &names).into());
-        }
+        let written = written(&mut message, callback.as_deref());
+        return job(http, written, Vec::new()).map_err(|error| renamed(error, &names).into());
     };
+    let id = JobId::new(id).map_err(|problem| Problem::invalid("job_id", problem))?;
     images.extend(inputs::data_urls(&message, |place| name(place.to_string(), &names))?);
     let mut inputs = Vec::with_capacity(images.len());
     for (place, file) in images {

@@ -154,7 +154,7 @@ fn generation_begins_when_the_last_batch_slot_is_taken_or_given_up() {
     batch_slots.remove(0).generate(Request::Generate(first), Watch::new(|_| ()), move |generated| {
         told.send((0, generated.is_ok())).expect("sent");
     });
-    // A party of its own is generated meanwhile, so the first one does wait.
+    // A batch of its own is generated meanwhile, so the first one does wait.
     let told = sender.clone();
     thread.batch_slot().generate(Request::Generate(wishes()[1].clone()), Watch::new(|_| ()), move |generated| {
         told.send((9, generated.is_ok())).expect("sent");
