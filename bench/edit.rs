@@ -73,7 +73,7 @@ impl Bench {
         let (directory, device) = (arguments.directory.clone(), device::open()?);
         let default_value = Precision::of(&device);
         let precision = Precision { compute: arguments.dtype(default_value.compute)?, ..default_value };
-        let lora = arguments.get("lora").map(|path| LoraFile { path: path.into(), scale: LoraScale::one() });
+        let lora = arguments.get("lora").map(|path| LoraFile::new(path.into(), LoraScale::one()));
         let file = arguments.get("transformer").map(PathBuf::from);
         let variant = Variant { file, loras: lora.into_iter().collect(), distilled: false };
         let model = QwenImageEdit::load(&directory, &variant, precision, device.clone())?;

@@ -1,5 +1,6 @@
 //! The engine generates: a task in, pixels out. It knows no cloud, no async and no events.
 
+mod adapter_config;
 mod attention;
 pub mod checkpoint;
 pub mod device;
@@ -7,7 +8,8 @@ mod device_errors;
 mod fp8;
 mod layers;
 mod loader;
-mod lora;
+pub mod lora;
+mod module_pattern;
 pub mod noise;
 mod original_names;
 pub mod qwen;
@@ -15,7 +17,9 @@ pub mod resample;
 pub mod schedule;
 pub mod sd;
 pub mod tensor_file;
+mod tensor_table;
 pub mod thread;
+mod values;
 mod weights;
 
 use std::path::PathBuf;
@@ -27,7 +31,7 @@ use image::{GrayImage, RgbImage};
 
 use crate::job::task::prompt::EmbeddingToken;
 use crate::job::task::tryon::Mode;
-use crate::job::task::{Generate, LoraScale};
+use crate::job::task::{Generate, LoraAlpha, LoraScale};
 
 /// How long the parts of a load took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -137,6 +141,26 @@ pub struct LoraFile {
     /// A `.safetensors` file; its content is untrusted.
     pub path: PathBuf,
     pub scale: LoraScale,
+    pub alpha: AlphaSource,
+}
+
+impl LoraFile {
+    /// A file that says its alpha itself, or needs none.
+    #[must_use]
+    pub fn new(path: PathBuf, scale: LoraScale) -> Self {
+        Self { path, scale, alpha: AlphaSource::File }
+    }
+}
+
+/// Where the alpha of a LoRA file is: what its matrices are multiplied by is alpha/rank.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AlphaSource {
+    /// In the file: among its tensors, or in its header. Without either it is the rank, but for files that PEFT's `save_pretrained` wrote.
+    File,
+    /// In the job.
+    Given(LoraAlpha),
+    /// In this `adapter_config.json` of PEFT; its content is untrusted.
+    Config(PathBuf),
 }
 
 #[derive(Debug, Clone, PartialEq)]

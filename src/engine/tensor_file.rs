@@ -9,13 +9,16 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensorError};
 
 use super::EngineError;
-use super::checkpoint::tensor_table;
-use super::weights::not_safetensors;
+use super::loader::Stored;
+use super::tensor_table::{has_entries_up_to, tensor_table};
+use super::weights::{BEGINNING_BYTES, not_safetensors};
 
 /// Bytes of the header's length, at the beginning of a file.
 pub(super) const LENGTH_BYTES: usize = 8;
-/// As the library that writes such files allows.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// The table of the largest model has 1 MB, and trainers write a few MB of notes next to it.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// The largest models have a few thousand, an adapter up to nine for each of their weights.
+pub(super) const MAX_TENSORS: usize = 32_768;
 
 /// The one file of a packed checkpoint (`atelier models pack`), which has all tensors under the engine's own names.
 pub const PACKED: &str = "atelier.safetensors";
@@ -43,22 +46,29 @@ impl TensorFile {
     /// When it is no whole safetensors file.
     pub(super) fn open(path: &Path) -> Result<Self, EngineError> {
         let wrong = |problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
-        let unreadable = |error: std::io::Error| wrong(error.to_string());
+        let unreadable = |error: std::io::Error| wrong(format!("cannot be read: {error}"));
         let file = File::open(path).map_err(unreadable)?;
         let bytes = file.metadata().map_err(unreadable)?.len();
-        let mut length = [0; LENGTH_BYTES];
-        let beginning = bytes.min(LENGTH_BYTES as u64) as usize;
-        file.read_exact_at(&mut length[..beginning], 0).map_err(unreadable)?;
-        let broken = |error: &SafeTensorError| wrong(not_safetensors(&length[..beginning], error));
-        if beginning < LENGTH_BYTES {
+        let mut beginning = vec![0; bytes.min(BEGINNING_BYTES as u64) as usize];
+        file.read_exact_at(&mut beginning, 0).map_err(unreadable)?;
+        let broken = |error: &SafeTensorError| wrong(not_safetensors(&beginning, error));
+        let Some(length) = beginning.first_chunk::<LENGTH_BYTES>() else {
             return Err(broken(&SafeTensorError::HeaderTooSmall));
-        }
-        let header_bytes = u64::from_le_bytes(length);
-        if header_bytes > MAX_HEADER_BYTES || LENGTH_BYTES as u64 + header_bytes > bytes {
+        };
+        let header_bytes = u64::from_le_bytes(*length);
+        if header_bytes.saturating_add(LENGTH_BYTES as u64) > bytes {
             return Err(broken(&SafeTensorError::InvalidHeaderLength));
+        }
+        if header_bytes > MAX_HEADER_BYTES {
+            let allowed = format!("{MAX_HEADER_BYTES} are allowed; remove the metadata that a trainer left in it");
+            return Err(wrong(format!("has a header of {header_bytes} bytes, {allowed}")));
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact_at(&mut header, LENGTH_BYTES as u64).map_err(unreadable)?;
+        // Counted first: the table of a million tensors takes a gigabyte and many seconds.
+        if !has_entries_up_to(&header, MAX_TENSORS) {
+            return Err(wrong(format!("has more than {MAX_TENSORS} tensors, which no model or adapter has")));
+        }
         let table = tensor_table(&header).map_err(|error| broken(&error))?;
         let start = LENGTH_BYTES as u64 + header_bytes;
         if start + table.data_len() as u64 != bytes {
@@ -69,6 +79,16 @@ impl TensorFile {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// An entry of the header that is no tensor, such as the notes of a trainer.
+    pub(super) fn note(&self, key: &str) -> Option<&str> {
+        self.table.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// A tensor where it lies.
+    pub(super) fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        Some(Stored { file: self, info: self.info(name)? })
     }
 
     /// Names and formats of all tensors, in the order in which they lie in the file.

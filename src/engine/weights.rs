@@ -12,7 +12,7 @@ use safetensors::Dtype;
 
 use super::EngineError;
 use super::checkpoint::shards;
-use super::loader::{Stored, read_all};
+use super::loader::{Stored, is_read, read_all};
 use super::original_names::{Layout, vae_name};
 use super::tensor_file::{PACKED, TensorFile};
 
@@ -28,6 +28,9 @@ const PICKLES: &str =
 /// What the VAE's attention was called before diffusers 0.17.
 const OLD_NAMES: [(&str, &str); 4] =
     [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+
+/// What 8-bit weights with scales have next to them (`ComfyUI`, `LightX2V`).
+const SCALES: [&str; 4] = [".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8"];
 
 /// The base tensors of a checkpoint, all of one format, on the device.
 pub(super) struct Weights {
@@ -277,8 +280,14 @@ impl Named {
     /// Those that `named` gives no name are left out.
     fn open(path: &Path, named: impl Fn(&str) -> Option<String>) -> std::result::Result<Self, EngineError> {
         let file = TensorFile::open(path)?;
+        // Without its scales an 8-bit weight is another weight.
+        let scale = file.tensors().find(|(name, _)| SCALES.iter().any(|scale| name.ends_with(scale)));
+        if let Some((name, _)) = scale {
+            let problem = format!("{name} scales 8-bit weights, which is read of Qwen-Image-Edit alone; convert it to F16");
+            return Err(EngineError::Checkpoint { path: path.to_owned(), problem });
+        }
         // Integers are tables that older transformers saved by mistake (`position_ids`).
-        let floats = file.tensors().filter(|(_, dtype)| is_float(*dtype));
+        let floats = file.tensors().filter(|(_, dtype)| is_read(*dtype));
         let names = floats.filter_map(|(name, _)| Some((named(&name)?, name))).collect();
         Ok(Self { file, names })
     }
@@ -301,16 +310,31 @@ fn canonical(name: &str) -> String {
     }
 }
 
+/// What [`not_safetensors`] looks at.
+pub(super) const BEGINNING_BYTES: usize = 256;
+
 pub(super) fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
-/// Why bytes are no safetensors file, and what to do.
-pub(super) fn not_safetensors(bytes: &[u8], error: &safetensors::SafeTensorError) -> String {
+/// Why bytes are no safetensors file, and what to do. `beginning`: the file's first bytes, [`BEGINNING_BYTES`] of them if there are so many.
+pub(super) fn not_safetensors(beginning: &[u8], error: &safetensors::SafeTensorError) -> String {
     const ZIP: &[u8] = b"PK";
     const PICKLE_PROTOCOL: u8 = 0x80;
-    if bytes.starts_with(ZIP) || bytes.first() == Some(&PICKLE_PROTOCOL) {
+    const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
+    let text = beginning.trim_ascii_start();
+    let starts_with = |mark: &[u8]| text.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark));
+    if beginning.starts_with(ZIP) || beginning.first() == Some(&PICKLE_PROTOCOL) {
         "is a pickle, which can run code when it is read; save it as .safetensors".into()
+    } else if beginning.starts_with(LFS) {
+        "is a Git LFS pointer, which only names the file; run git lfs pull, or use the URL that downloads the file itself"
+            .into()
+    } else if starts_with(b"<!doctype html") || starts_with(b"<html") || starts_with(b"<head") || starts_with(b"<!--") {
+        "is a web page; use the URL that downloads the file itself (a page of it, or of a login, is none)".into()
+    } else if starts_with(b"<?xml") || starts_with(b"<error") {
+        "is an XML document, probably a server's error; check that the URL downloads the file itself".into()
+    } else if starts_with(b"{") || starts_with(b"[") {
+        "is JSON text, probably a server's error; check that the URL downloads the file itself".into()
     } else {
         format!("is not a whole safetensors file ({error}); upload it again")
     }

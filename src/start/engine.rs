@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device};
 
 use super::phases::{Announcing, Phases};
-use crate::config::manifest::{Family, Manifest, ModeWeights};
+use crate::config::manifest::{Family, Manifest, ModeLora, ModeWeights};
 use crate::config::{Config, Dtype};
+use crate::engine::lora::alphas::needs_config;
 use crate::engine::qwen::Variant;
 use crate::engine::qwen::engine::{Settings, TryOnEngine};
 use crate::engine::qwen::precision::Precision;
 use crate::engine::qwen::sizes::Areas;
 use crate::engine::sd::StableDiffusion;
 use crate::engine::thread::EngineThread;
-use crate::engine::{Engine, EngineError, Loading, LoraFile, device};
+use crate::engine::{AlphaSource, Engine, EngineError, Loading, LoraFile, device};
 use crate::job::task::Size;
 use crate::job::task::tryon::Mode;
 
@@ -105,10 +106,17 @@ fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Se
     }
 }
 
+/// What PEFT wrote has its alpha in a file next to it.
+fn lora(lora: &ModeLora) -> LoraFile {
+    let config = lora.file.with_file_name("adapter_config.json");
+    let file = LoraFile::new(lora.file.clone(), lora.scale);
+    if needs_config(&lora.file) && config.is_file() { LoraFile { alpha: AlphaSource::Config(config), ..file } } else { file }
+}
+
 fn variant(weights: &ModeWeights, mode: Mode) -> Variant {
     Variant {
         file: weights.transformer.clone(),
-        loras: weights.loras.iter().map(|lora| LoraFile { path: lora.file.clone(), scale: lora.scale }).collect(),
+        loras: weights.loras.iter().map(lora).collect(),
         distilled: weights.is_distilled(mode),
     }
 }

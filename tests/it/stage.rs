@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use atelier::config::{self, Config, Environment};
 use atelier::demo::s3;
 use atelier::engine::thread::EngineThread;
-use atelier::engine::{EditRequest, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, Order, Request};
+use atelier::engine::{
+    EditRequest, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, LoraFile, Order, Request,
+};
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
 use atelier::job::task::ModelName;
@@ -36,6 +38,7 @@ struct ScriptedEngine {
     generated: Arc<AtomicU32>,
     batches: Arc<Mutex<Vec<usize>>>,
     edits: Arc<Mutex<Vec<EditRequest>>>,
+    loras: Arc<Mutex<Vec<LoraFile>>>,
 }
 
 impl Engine for ScriptedEngine {
@@ -55,7 +58,8 @@ impl ScriptedEngine {
         next.map_or(Ok(()), |act| act())?;
         let mut shown = None;
         let (steps, size, seeds) = match request {
-            Request::Generate(GenerateRequest { task, start, .. }) => {
+            Request::Generate(GenerateRequest { task, start, loras, .. }) => {
+                self.loras.lock().unwrap().extend(loras.iter().cloned());
                 shown = start.as_ref().map(shown_of);
                 let seeds = task.seed.get()..task.seed.get() + u64::from(task.num_images.get());
                 (task.steps.get(), (task.size.width_px(), task.size.height_px()), seeds.collect())
@@ -91,6 +95,7 @@ pub(crate) struct Stage {
     script: Arc<Mutex<Vec<Script>>>,
     batches: Arc<Mutex<Vec<usize>>>,
     edits: Arc<Mutex<Vec<EditRequest>>>,
+    loras: Arc<Mutex<Vec<LoraFile>>>,
     _cache: TempDir,
 }
 
@@ -127,11 +132,13 @@ impl Stage {
         let (generated, script) = (Arc::<AtomicU32>::default(), Arc::<Mutex<Vec<Script>>>::default());
         let batches = Arc::<Mutex<Vec<usize>>>::default();
         let edits = Arc::<Mutex<Vec<EditRequest>>>::default();
+        let loras = Arc::<Mutex<Vec<LoraFile>>>::default();
         let engine = ScriptedEngine {
             script: Arc::clone(&script),
             generated: Arc::clone(&generated),
             batches: Arc::clone(&batches),
             edits: Arc::clone(&edits),
+            loras: Arc::clone(&loras),
         };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
         let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
@@ -155,7 +162,7 @@ impl Stage {
             max_batch_px: 4 * 512 * 512,
             emf_model: None,
         };
-        Self { handler, bucket, backend, notifier, generated, script, batches, edits, _cache: cache }
+        Self { handler, bucket, backend, notifier, generated, script, batches, edits, loras, _cache: cache }
     }
 
     /// What the engine does at its next generation instead of succeeding.
@@ -170,6 +177,11 @@ impl Stage {
     /// What the engine was asked to generate over.
     pub(crate) fn edits(&self) -> Vec<EditRequest> {
         self.edits.lock().unwrap().clone()
+    }
+
+    /// The LoRA files that the engine was given.
+    pub(crate) fn loras(&self) -> Vec<LoraFile> {
+        self.loras.lock().unwrap().clone()
     }
 
     /// How many jobs the engine was given together, each time.

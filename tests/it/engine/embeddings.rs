@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use atelier::engine::{EmbeddingFile, Engine, EngineError, GenerateRequest, Watch};
-use atelier::job::task::prompt::EmbeddingToken;
+use atelier::job::task::Prompt;
+use atelier::job::task::prompt::{EmbeddingToken, PromptSyntax};
 use candle_core::{Device, Tensor};
 
 use super::{engine, fixtures, request};
@@ -29,6 +30,7 @@ fn bad_files() -> Vec<BadFile> {
         ("no vectors", vec![("emb_params", zeros(&[0, HIDDEN]))], "vectors of 24 floats"),
         ("integers", vec![("<word>", zeros(&[HIDDEN]).to_dtype(candle_core::DType::U32).expect("integers"))], "of U32"),
         ("a NaN", vec![("<word>", nan)], "holds NaN"),
+        ("a thousand vectors", vec![("<word>", zeros(&[1000, HIDDEN]))], "has 1000 vectors; a word may stand for 128 at most"),
     ]
 }
 
@@ -57,4 +59,20 @@ fn bad_embeddings_are_refused_and_the_next_job_is_generated() {
     let generated = engine.generate(&with(&good, "lighthouse"), &Watch::new(|_| ())).expect("generates");
     let without = engine.generate(&request(vec![]), &Watch::new(|_| ())).expect("generates");
     assert!(generated != without, "the word stands for its vector");
+}
+
+/// A word of many vectors, written many times in a prompt of any length, asked for gigabytes.
+#[test]
+fn prompt_of_too_many_tokens_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("wide.safetensors");
+    let vectors = Tensor::full(0.25_f32, (100, HIDDEN), &Device::Cpu).expect("a tensor");
+    candle_core::safetensors::save(&HashMap::from([("<w>", vectors)]), &path).expect("saves");
+    let mut engine = engine().with_prompts(PromptSyntax::Weighted);
+    let mut asked = with(&path, "<w>");
+    asked.task.prompt = Prompt::new(&"<w> ".repeat(82)).expect("a prompt");
+    let error = engine.generate(&asked, &Watch::new(|_| ())).expect_err("8200 tokens").to_string();
+    assert!(error.starts_with("prompt: is more than 8192 tokens"), "{error}");
+    asked.task.prompt = Prompt::new(&"<w> ".repeat(2)).expect("a prompt");
+    engine.generate(&asked, &Watch::new(|_| ())).expect("200 tokens are three chunks");
 }

@@ -1,5 +1,6 @@
 //! How the engine takes what it cannot generate, and how a generation is followed and stopped.
 
+mod adapters;
 mod batches;
 mod checkpoints;
 mod edits;
@@ -50,7 +51,7 @@ fn request(loras: Vec<LoraFile>) -> GenerateRequest {
 }
 
 fn lora(path: PathBuf) -> LoraFile {
-    LoraFile { path, scale: LoraScale::one() }
+    LoraFile::new(path, LoraScale::one())
 }
 
 fn generate(engine: &mut StableDiffusion, loras: Vec<LoraFile>) -> Result<Vec<Image>, EngineError> {

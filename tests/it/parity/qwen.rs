@@ -50,7 +50,7 @@ fn engine(distilled: bool) -> QwenImageEdit {
 
 fn lora(name: &str, scale: f64) -> LoraFile {
     let scale = LoraScale::new(scale).expect("a scale");
-    LoraFile { path: directory().join(format!("loras/{name}.safetensors")), scale }
+    LoraFile::new(directory().join(format!("loras/{name}.safetensors")), scale)
 }
 
 /// The image that the oracle's Lanczos filter made of an input.

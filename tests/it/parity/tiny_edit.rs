@@ -26,7 +26,7 @@ pub(crate) fn directory() -> PathBuf {
 
 /// As models/tiny-edit.yaml says.
 pub(crate) fn settings(memory_budget: Option<u64>) -> Settings {
-    let lora = LoraFile { path: directory().join("lightning-4steps.safetensors"), scale: LoraScale::one() };
+    let lora = LoraFile::new(directory().join("lightning-4steps.safetensors"), LoraScale::one());
     let fp8 = directory().join("fp8-lightning-4steps.safetensors");
     Settings {
         modes: vec![

@@ -69,7 +69,7 @@ fn task(prompt: &str, seed: u64) -> Generate {
 }
 
 fn generate(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<&str>) -> Image {
-    let lora = lora.map(|name| LoraFile { path: model(&format!("lora/{name}.safetensors")), scale: LoraScale::one() });
+    let lora = lora.map(|name| LoraFile::new(model(&format!("lora/{name}.safetensors")), LoraScale::one()));
     let request =
         GenerateRequest { task: task(prompt, seed), loras: lora.into_iter().collect(), embeddings: vec![], start: None };
     engine.generate(&request, &Watch::new(|_| ())).unwrap().remove(0)
