@@ -48,11 +48,16 @@ pub(crate) fn multipart_form(bytes: &[u8]) {
 
 /// A file is taken where the reference reader of safetensors takes it, and nowhere else.
 pub(crate) fn safetensors_header(bytes: &[u8]) {
-    let mut file = tempfile::NamedTempFile::new().expect("a file");
-    file.write_all(bytes).expect("written");
+    let file = file_of(bytes);
     let ours = tensor_file::check(file.path());
     let theirs = SafeTensors::deserialize(bytes);
     assert_eq!(ours.is_ok(), theirs.is_ok(), "{ours:?} here, {:?} there", theirs.err());
+}
+
+pub(crate) fn file_of(bytes: &[u8]) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(bytes).expect("written");
+    file
 }
 
 /// The shapes of a small model, for the files that [`lora_keys`] is given.
@@ -67,7 +72,7 @@ pub(crate) fn shapes() -> [(String, Vec<usize>); 3] {
 
 /// A file of an adapter is applied as a whole, or it is refused with words that say why.
 pub(crate) fn lora_keys(bytes: &[u8]) {
-    if let Err(error) = lora::check(bytes, shapes()) {
+    if let Err(error) = lora::check(file_of(bytes).path(), shapes()) {
         assert!(!error.to_string().is_empty());
     }
 }

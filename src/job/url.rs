@@ -56,6 +56,26 @@ impl AssetUrl {
     }
 }
 
+impl AssetUrl {
+    /// The file `name` in the same directory; none of a URL with a query, which may be signed for its own file alone.
+    #[must_use]
+    pub fn sibling(&self, name: &str) -> Option<Self> {
+        match self {
+            Self::S3 { bucket, key } => {
+                let directory = key.rfind('/').map_or("", |slash| &key[..=slash]);
+                Some(Self::S3 { bucket: bucket.clone(), key: format!("{directory}{name}") })
+            }
+            Self::Http(url) if url.query().is_none() => {
+                let mut sibling = url.clone();
+                sibling.set_fragment(None);
+                sibling.path_segments_mut().ok()?.pop().push(name);
+                Some(Self::Http(sibling))
+            }
+            Self::Http(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for AssetUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device};
 
 use super::phases::{Announcing, Phases};
-use crate::config::manifest::{Family, Manifest, ModeWeights};
+use crate::config::manifest::{Family, Manifest, ModeLora, ModeWeights};
 use crate::config::{Config, Dtype};
 use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::tryon::Mode;
+use atelier_engine::lora::alphas::needs_config;
 use atelier_engine::qwen::Variant;
 use atelier_engine::qwen::engine::{Settings, TryOnEngine};
 use atelier_engine::qwen::precision::Precision;
@@ -17,7 +18,7 @@ use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::{self, Defaults};
 use atelier_engine::thread::EngineThread;
-use atelier_engine::{Engine, EngineError, Loading, LoraFile, device};
+use atelier_engine::{AlphaSource, Engine, EngineError, Loading, LoraFile, device};
 
 /// What loads the engine on a thread of its own, warms it and waits until it is ready; to be called where that may take long.
 pub(super) fn start(
@@ -113,10 +114,17 @@ fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Se
     }
 }
 
+/// What PEFT wrote has its alpha in a file next to it.
+fn lora(lora: &ModeLora) -> LoraFile {
+    let config = lora.file.with_file_name("adapter_config.json");
+    let file = LoraFile::new(lora.file.clone(), lora.scale.get());
+    if needs_config(&lora.file) && config.is_file() { LoraFile { alpha: AlphaSource::Config(config), ..file } } else { file }
+}
+
 fn variant(weights: &ModeWeights, mode: Mode) -> Variant {
     Variant {
         file: weights.transformer.clone(),
-        loras: weights.loras.iter().map(|lora| LoraFile { path: lora.file.clone(), scale: lora.scale.get() }).collect(),
+        loras: weights.loras.iter().map(lora).collect(),
         distilled: weights.is_distilled(mode),
     }
 }

@@ -7,13 +7,13 @@ use image::ExtendedColorType::Rgb8;
 use image::ImageEncoder;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::context::JobContext;
 use super::{Step, StepName};
 use crate::job::outcome::JobError;
 use crate::job::task::tryon::TryOn;
-use crate::job::task::{Generate, Task};
+use crate::job::task::{Generate, Lora, LoraAlphaSource, Task};
 use crate::job::{ImageFormat, Job};
 use atelier_engine::Image;
 
@@ -63,8 +63,7 @@ pub fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, S
         env!("CARGO_PKG_VERSION"),
     );
     // Without the query, which may be a presigned address's signature.
-    let loras: Vec<_> =
-        task.loras.iter().map(|lora| json!({ "url": lora.url.to_string(), "scale": lora.scale.get() })).collect();
+    let loras: Vec<_> = task.loras.iter().map(described_lora).collect();
     let mut ours = json!({
         "job_id": job.id,
         "prompt": task.prompt,
@@ -92,6 +91,16 @@ pub fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, S
         ("atelier", ours.to_string()),
         ("Software", concat!("atelier ", env!("CARGO_PKG_VERSION")).to_owned()),
     ]
+}
+
+fn described_lora(lora: &Lora) -> Value {
+    let mut described = json!({ "url": lora.url.to_string(), "scale": lora.scale.get() });
+    match &lora.alpha {
+        LoraAlphaSource::File => {}
+        LoraAlphaSource::Given(alpha) => described["alpha"] = json!(alpha),
+        LoraAlphaSource::Config(url) => described["config_url"] = json!(url.to_string()),
+    }
+    described
 }
 
 /// The same for a try-on, whose images the caller has.

@@ -1,17 +1,22 @@
 //! Step `fetch`: downloads the files a job refers to into the cache.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::task;
 
 use super::context::{JobContext, StartFiles, TryOnFiles};
 use super::{Step, StepName};
 use crate::job::outcome::JobError;
-use crate::job::task::Task;
+use crate::job::task::{Lora, LoraAlphaSource, Task};
 use crate::job::url::AssetUrl;
 use crate::store::Store;
-use atelier_engine::{EmbeddingFile, LoraFile};
+use atelier_engine::lora::alphas::needs_config;
+use atelier_engine::{AlphaSource, EmbeddingFile, LoraFile};
+
+/// What PEFT's `save_pretrained` writes next to an adapter: its alpha among other things.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 pub struct Fetch {
     pub store: Arc<Store>,
@@ -29,7 +34,8 @@ impl Step for Fetch {
             Task::Generate(generate) => {
                 for (index, lora) in generate.loras.iter().enumerate() {
                     let path = self.fetch(context, &lora.url, &format!("lora[{index}].url")).await?;
-                    context.loras.push(LoraFile { path, scale: lora.scale.get() });
+                    let alpha = self.alpha(context, lora, &path, index).await?;
+                    context.loras.push(LoraFile { path, scale: lora.scale.get(), alpha });
                 }
                 for (index, embedding) in generate.embeddings.iter().enumerate() {
                     let path = self.fetch(context, &embedding.url, &format!("embeddings[{index}].url")).await?;
@@ -62,6 +68,32 @@ impl Step for Fetch {
 }
 
 impl Fetch {
+    /// Where the alpha of the LoRA in `path` is.
+    async fn alpha(
+        &self,
+        context: &mut JobContext<'_>,
+        lora: &Lora,
+        path: &Path,
+        index: usize,
+    ) -> Result<AlphaSource, JobError> {
+        match &lora.alpha {
+            LoraAlphaSource::Given(alpha) => return Ok(AlphaSource::Given(alpha.get())),
+            LoraAlphaSource::Config(url) => {
+                return self.fetch(context, url, &format!("lora[{index}].config_url")).await.map(AlphaSource::Config);
+            }
+            LoraAlphaSource::File => {}
+        }
+        let lora_path = path.to_owned();
+        let needed = task::spawn_blocking(move || needs_config(&lora_path)).await.unwrap_or_default();
+        let Some(beside) = lora.url.sibling(ADAPTER_CONFIG).filter(|_| needed) else { return Ok(AlphaSource::File) };
+        match self.fetch(context, &beside, &format!("lora[{index}].url")).await {
+            Ok(config) => Ok(AlphaSource::Config(config)),
+            // There is none, or it may not be read: the engine says what is missing, and how else it can be given.
+            Err(JobError::Input { .. }) => Ok(AlphaSource::File),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The file stays where it is as long as the job context lives.
     async fn fetch(&self, context: &mut JobContext<'_>, asset: &AssetUrl, field: &str) -> Result<PathBuf, JobError> {
         let lease = self.store.fetch(asset, field).await?;

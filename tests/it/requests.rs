@@ -165,6 +165,14 @@ fn every_refusal_names_its_field_and_what_is_allowed() {
         (with("lora", json!([{ "url": "ftp://host/file" }])), "lora[0].url", "s3://BUCKET/KEY or an https:// address"),
         (with("lora", json!([{ "url": "s3://bucket" }])), "lora[0].url", "bucket or key is missing"),
         (with("lora", json!([{ "url": "s3://b/k", "scale": 9 }])), "lora[0].scale", "from -4 to 4"),
+        (with("lora", json!([{ "url": "s3://b/k", "alpha": 0 }])), "lora[0].alpha", "above 0, at most 65536, got 0"),
+        (with("lora", json!([{ "url": "s3://b/k", "alpha": "8" }])), "lora[0].alpha", "above 0"),
+        (with("lora", json!([{ "url": "s3://b/k", "config_url": "k" }])), "lora[0].config_url", "s3://BUCKET/KEY"),
+        (
+            with("lora", json!([{ "url": "s3://b/k" }, { "url": "s3://b/k", "alpha": 8, "config_url": "s3://b/c" }])),
+            "lora[1].alpha",
+            "give one of them",
+        ),
         (with("lora", json!([{ "url": "s3://b/k", "weight": 1 }])), "lora[0].weight", "allowed are `url`"),
         (with("watermark", json!({ "text": "" })), "watermark.text", "1 to 120"),
         (with("watermark", json!({ "text": "x", "position": "middle" })), "watermark.position", "top-left"),
@@ -200,6 +208,8 @@ fn the_fingerprint_follows_the_request_and_nothing_else() {
     let first = "5abe3d3eed955a215fe12d3288292d167414ba03e33a33b661dec47adf755a74";
     assert_eq!(same, first, "records of earlier versions must count as the same request");
     assert_eq!(same, fingerprint(&with("callback", json!({ "metadata": { "other": 1 } }))), "who is told changes no image");
+    let null = json!([{ "url": "s3://bucket/loras/artist-7.safetensors", "scale": 1.0, "alpha": null, "config_url": null }]);
+    assert_eq!(same, fingerprint(&with("lora", null)), "what is not there has changed nothing");
     let presigned = |signature: &str| {
         let signed = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=K&X-Amz-Date=20260101T000000Z&X-Amz-Expires=60\
                       &X-Amz-SignedHeaders=host&X-Amz-Signature";
@@ -211,6 +221,10 @@ fn the_fingerprint_follows_the_request_and_nothing_else() {
         with("negative_prompt", json!("rain")),
         with("lora", json!([])),
         with("lora", json!([{ "url": "s3://bucket/loras/artist-7.safetensors", "scale": 0.5 }])),
+        with("lora", json!([{ "url": "s3://bucket/loras/artist-7.safetensors", "alpha": 8 }])),
+        with("lora", json!([{ "url": "s3://bucket/loras/artist-7.safetensors", "alpha": 4 }])),
+        with("lora", json!([{ "url": "s3://bucket/loras/artist-7.safetensors", "config_url": "s3://bucket/c" }])),
+        with("lora", json!([{ "url": "s3://bucket/loras/artist-7.safetensors", "config_url": "s3://bucket/d" }])),
         with("lora", json!([{ "url": "https://host/l?id=1" }])),
         with("lora", json!([{ "url": "https://host/l?id=2" }])),
         with("init_image", json!({ "url": "s3://bucket/a" })),

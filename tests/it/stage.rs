@@ -17,7 +17,7 @@ use atelier::workflow::infer::Capabilities;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, store};
 use atelier_engine::thread::EngineThread;
-use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, Order, Request};
+use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, LoraFile, Order, Request};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -36,6 +36,7 @@ struct ScriptedEngine {
     generated: Arc<AtomicU32>,
     batches: Arc<Mutex<Vec<usize>>>,
     edits: Arc<Mutex<Vec<EditRequest>>>,
+    loras: Arc<Mutex<Vec<LoraFile>>>,
 }
 
 impl Engine for ScriptedEngine {
@@ -56,6 +57,7 @@ impl ScriptedEngine {
         let mut shown = None;
         let (steps, size, seeds) = match request {
             Request::Generate(generate) => {
+                self.loras.lock().unwrap().extend(generate.loras.iter().cloned());
                 shown = generate.start.as_ref().map(shown_of);
                 (generate.steps, (generate.width_px, generate.height_px), generate.seeds.clone())
             }
@@ -90,6 +92,7 @@ pub(crate) struct Stage {
     script: Arc<Mutex<Vec<Script>>>,
     batches: Arc<Mutex<Vec<usize>>>,
     edits: Arc<Mutex<Vec<EditRequest>>>,
+    loras: Arc<Mutex<Vec<LoraFile>>>,
     _cache: TempDir,
 }
 
@@ -126,11 +129,13 @@ impl Stage {
         let (generated, script) = (Arc::<AtomicU32>::default(), Arc::<Mutex<Vec<Script>>>::default());
         let batches = Arc::<Mutex<Vec<usize>>>::default();
         let edits = Arc::<Mutex<Vec<EditRequest>>>::default();
+        let loras = Arc::<Mutex<Vec<LoraFile>>>::default();
         let engine = ScriptedEngine {
             script: Arc::clone(&script),
             generated: Arc::clone(&generated),
             batches: Arc::clone(&batches),
             edits: Arc::clone(&edits),
+            loras: Arc::clone(&loras),
         };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
         let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
@@ -154,7 +159,7 @@ impl Stage {
             max_batch_px: 4 * 512 * 512,
             emf_model: None,
         };
-        Self { handler, bucket, backend, notifier, generated, script, batches, edits, _cache: cache }
+        Self { handler, bucket, backend, notifier, generated, script, batches, edits, loras, _cache: cache }
     }
 
     /// What the engine does at its next generation instead of succeeding.
@@ -169,6 +174,11 @@ impl Stage {
     /// What the engine was asked to generate over.
     pub(crate) fn edits(&self) -> Vec<EditRequest> {
         self.edits.lock().unwrap().clone()
+    }
+
+    /// The LoRA files that the engine was given.
+    pub(crate) fn loras(&self) -> Vec<LoraFile> {
+        self.loras.lock().unwrap().clone()
     }
 
     /// How many jobs the engine was given together, each time.

@@ -67,7 +67,7 @@ impl Bench {
         let (directory, device) = (arguments.directory.clone(), device::open()?);
         let defaults = Precision::of(&device);
         let precision = Precision { compute: arguments.dtype(defaults.compute)?, ..defaults };
-        let lora = arguments.get("lora").map(|path| LoraFile { path: path.into(), scale: 1.0 });
+        let lora = arguments.get("lora").map(|path| LoraFile::new(path.into(), 1.0));
         let file = arguments.get("transformer").map(PathBuf::from);
         let variant = Variant { file, loras: lora.into_iter().collect(), distilled: false };
         let model = QwenImageEdit::load(&directory, &variant, precision, device.clone())?;

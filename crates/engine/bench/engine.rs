@@ -100,7 +100,7 @@ fn decode(engine: &StableDiffusion, device: &Device, side_px: u32) -> Result<f64
 }
 
 fn switch(engine: &mut StableDiffusion, device: &Device, lora: &str, other: &str) -> Result<f64> {
-    let file = |path: &str| LoraFile { path: path.into(), scale: 1.0 };
+    let file = |path: &str| LoraFile::new(path.into(), 1.0);
     for lora in [lora, other] {
         engine.use_loras(&[file(lora)])?;
     }
@@ -112,7 +112,7 @@ fn use_loras(engine: &mut StableDiffusion, device: &Device, loras: &[&str]) -> R
     let file = |pair: &[&str]| {
         let [path, scale] = pair else { bail!("a file without a scale: {pair:?}") };
         let scale = scale.parse()?;
-        Ok(LoraFile { path: path.into(), scale })
+        Ok(LoraFile::new(path.into(), scale))
     };
     let loras = loras.chunks(2).map(file).collect::<Result<Vec<_>>>()?;
     timed(device, || Ok(engine.use_loras(&loras)?))

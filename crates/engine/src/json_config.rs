@@ -1,10 +1,8 @@
-//! Reads the JSON in and next to the files of a model into types; what the files of a family say is known to that family alone.
+//! Reads the JSON next to the files of a model into types; what the files of a family say is known to that family alone.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use safetensors::SafeTensorError;
-use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -42,39 +40,4 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, EngineError> {
     let index: Index = read(index, &[])?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
     Ok(files.into_iter().collect())
-}
-
-/// The table of tensors at the beginning of a safetensors file.
-pub(super) fn tensor_table(header: &[u8]) -> Result<Metadata, SafeTensorError> {
-    serde_json::from_slice(header).map_err(SafeTensorError::InvalidHeaderDeserialization)
-}
-
-/// The same as text, to be written.
-pub(super) fn written_table(table: &Metadata) -> Result<Vec<u8>, SafeTensorError> {
-    serde_json::to_vec(table).map_err(SafeTensorError::JsonError)
-}
-
-/// A component's part of the PEFT configuration that diffusers writes into the header of a LoRA file.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(super) struct AdapterConfig {
-    pub(super) lora_alpha: Option<f64>,
-    /// Modules (by name, or the end of it) whose alpha differs.
-    #[serde(default)]
-    pub(super) alpha_pattern: HashMap<String, f64>,
-    #[serde(default)]
-    pub(super) use_rslora: bool,
-}
-
-/// `metadata`: a JSON object with keys like `unet.lora_alpha`. Returns it by component; nothing when it is not one.
-pub(super) fn adapter_configs(metadata: &str) -> HashMap<String, AdapterConfig> {
-    let mut components: HashMap<String, serde_json::Map<String, Value>> = HashMap::new();
-    if let Ok(Value::Object(entries)) = serde_json::from_str(metadata) {
-        for (name, value) in entries {
-            if let Some((component, key)) = name.split_once('.') {
-                components.entry(component.to_owned()).or_default().insert(key.to_owned(), value);
-            }
-        }
-    }
-    let parsed = |config| serde_json::from_value(Value::Object(config)).unwrap_or_default();
-    components.into_iter().map(|(component, config)| (component, parsed(config))).collect()
 }

@@ -1,13 +1,16 @@
 //! The engine generates: a task in, pixels out. It knows no cloud, no async and no events.
 
+mod adapter_config;
 mod attention;
 pub mod device;
 mod device_errors;
+mod float_formats;
 mod fp8;
 mod json_config;
 mod layers;
 mod loader;
 pub mod lora;
+mod module_pattern;
 pub mod noise;
 mod original_names;
 pub mod pixels;
@@ -17,6 +20,7 @@ pub mod schedule;
 pub mod sd;
 mod stored;
 pub mod tensor_file;
+mod tensor_table;
 pub mod thread;
 mod weights;
 
@@ -157,6 +161,26 @@ pub struct LoraFile {
     pub path: PathBuf,
     /// What its change is multiplied by; finite.
     pub scale: f64,
+    pub alpha: AlphaSource,
+}
+
+impl LoraFile {
+    /// A file that says its alpha itself, or needs none.
+    #[must_use]
+    pub fn new(path: PathBuf, scale: f64) -> Self {
+        Self { path, scale, alpha: AlphaSource::File }
+    }
+}
+
+/// Where the alpha of a LoRA file is: what its matrices are multiplied by is alpha/rank.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AlphaSource {
+    /// In the file: among its tensors, or in its header. Without either it is the rank, but for files that PEFT's `save_pretrained` wrote.
+    File,
+    /// In the request; finite.
+    Given(f64),
+    /// In this `adapter_config.json` of PEFT; its content is untrusted.
+    Config(PathBuf),
 }
 
 #[derive(Debug, Clone, PartialEq)]

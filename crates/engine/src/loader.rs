@@ -5,6 +5,7 @@ mod pinned;
 
 use candle_core::{DType, Device, Tensor};
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
+use safetensors::Dtype;
 
 use super::EngineError;
 use super::stored::Stored;
@@ -14,7 +15,9 @@ use super::stored::Stored;
 /// # Errors
 /// [`EngineError::Checkpoint`] when one cannot be read, or has a format that weights do not come in.
 pub(super) fn read_all(stored: &[Stored<'_>], dtype: DType, device: &Device) -> Result<Vec<Tensor>, EngineError> {
-    if let Some(tensors) = staged(stored, dtype, device) {
+    // The ring of pinned buffers moves elements that the device can convert.
+    let staged_formats = stored.iter().all(|one| matches!(one.info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16));
+    if staged_formats && let Some(tensors) = staged(stored, dtype, device) {
         return tensors;
     }
     stored.par_iter().map(|one| Ok(one.read(dtype)?.to_device(device)?)).collect()

@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::EngineError;
+use super::float_formats::{E4M3, E5M2};
 use super::tensor_file::TensorFile;
 
 /// Values that a thread reads at once. In f32 256 KiB: still in the processor's cache when they are moved on to the tensor. To read straight
@@ -20,6 +21,14 @@ pub(super) struct Stored<'a> {
     pub(super) info: &'a TensorInfo,
 }
 
+/// Whether weights, adapters and embeddings may be kept in this format.
+pub(super) fn is_read(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2)
+}
+
+/// What [`is_read`] allows, for messages.
+pub(super) const READ_FORMATS: &str = "F64, F32, F16, BF16, F8_E4M3 and F8_E5M2";
+
 impl Stored<'_> {
     /// How many values it has.
     pub(super) fn count(&self) -> usize {
@@ -28,7 +37,7 @@ impl Stored<'_> {
 
     /// What is wrong with a format that weights do not come in.
     pub(super) fn unsupported(&self) -> EngineError {
-        self.wrong(format!("has a tensor as {:?}; supported are F32, F16 and BF16", self.info.dtype))
+        self.wrong(format!("has a tensor as {:?}; supported are {READ_FORMATS}", self.info.dtype))
     }
 
     /// Reads it, in the format `dtype`, to the CPU.
@@ -44,35 +53,101 @@ impl Stored<'_> {
         }
     }
 
-    fn read_as<T: Number>(&self) -> Result<Tensor, EngineError> {
-        let values = match self.info.dtype {
-            Dtype::F16 => self.converted::<f16, T>(),
-            Dtype::BF16 => self.converted::<bf16, T>(),
-            Dtype::F32 => self.converted::<f32, T>(),
-            _ => Err(self.unsupported()),
-        };
-        Ok(Tensor::from_vec(values?, self.info.shape.as_slice(), &Device::Cpu)?)
+    /// Whether it holds neither NaN nor infinity as f32. Takes no more memory than a buffer, however large it is.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) fn is_finite(&self) -> Result<bool, EngineError> {
+        let mut finite = true;
+        self.widened(|piece| finite &= piece.iter().all(|number| number.is_finite()))?;
+        Ok(finite)
     }
 
-    fn converted<S: Number, T: Number>(&self) -> Result<Vec<T>, EngineError> {
+    /// Its only element, of any format of values; none where it has several, or is no number.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn scalar(&self) -> Result<Option<f64>, EngineError> {
+        let mut bytes = [0; 8];
+        let (from, to) = self.info.data_offsets;
+        if self.count() != 1 || to - from > bytes.len() {
+            return Ok(None);
+        }
+        self.file.read_at(self.info, 0, &mut bytes[..to - from])?;
+        let [a, b, c, d, ..] = bytes;
+        Ok(match self.info.dtype {
+            Dtype::F64 => Some(f64::from_le_bytes(bytes)),
+            Dtype::F32 => Some(f32::from_le_bytes([a, b, c, d]).into()),
+            Dtype::F16 => Some(f16::from_le_bytes([a, b]).into()),
+            Dtype::BF16 => Some(bf16::from_le_bytes([a, b]).into()),
+            Dtype::F8_E4M3 => Some(E4M3(a).to_f32().into()),
+            Dtype::F8_E5M2 => Some(E5M2(a).to_f32().into()),
+            Dtype::I64 => Some(i64::from_le_bytes(bytes) as f64),
+            Dtype::U64 => Some(u64::from_le_bytes(bytes) as f64),
+            Dtype::I32 => Some(i32::from_le_bytes([a, b, c, d]).into()),
+            Dtype::U32 => Some(u32::from_le_bytes([a, b, c, d]).into()),
+            Dtype::I16 => Some(i16::from_le_bytes([a, b]).into()),
+            Dtype::U16 => Some(u16::from_le_bytes([a, b]).into()),
+            Dtype::I8 => Some(i8::from_le_bytes([a]).into()),
+            Dtype::U8 => Some(a.into()),
+            _ => None,
+        })
+    }
+
+    fn read_as<T: Number>(&self) -> Result<Tensor, EngineError> {
+        let mut values: Vec<T> = Vec::with_capacity(self.count());
+        if DType::try_from(self.info.dtype).is_ok_and(|kept| kept == T::DTYPE) {
+            self.pieces(|piece: &[T]| values.extend_from_slice(piece))?;
+        } else {
+            self.widened(|piece| {
+                let done = values.len();
+                values.resize(done + piece.len(), T::zeroed());
+                T::narrow(piece, &mut values[done..]);
+            })?;
+        }
+        Ok(Tensor::from_vec(values, self.info.shape.as_slice(), &Device::Cpu)?)
+    }
+
+    /// Its elements as f32, a piece at a time.
+    fn widened(&self, each: impl FnMut(&[f32])) -> Result<(), EngineError> {
+        match self.info.dtype {
+            Dtype::F64 => self.widened_by(each, |piece: &[f64], wide| {
+                wide.iter_mut().zip(piece).for_each(|(wide, number)| *wide = *number as f32);
+            }),
+            Dtype::F32 => self.widened_by(each, f32::widen),
+            Dtype::F16 => self.widened_by(each, f16::widen),
+            Dtype::BF16 => self.widened_by(each, bf16::widen),
+            Dtype::F8_E4M3 => self.widened_by(each, |piece: &[u8], wide| {
+                wide.iter_mut().zip(piece).for_each(|(wide, byte)| *wide = E4M3(*byte).to_f32());
+            }),
+            Dtype::F8_E5M2 => self.widened_by(each, |piece: &[u8], wide| {
+                wide.iter_mut().zip(piece).for_each(|(wide, byte)| *wide = E5M2(*byte).to_f32());
+            }),
+            _ => Err(self.unsupported()),
+        }
+    }
+
+    fn widened_by<S: Pod>(&self, mut each: impl FnMut(&[f32]), widen: impl Fn(&[S], &mut [f32])) -> Result<(), EngineError> {
+        let mut wide = vec![0.0; PIECE.min(self.count())];
+        self.pieces(|piece: &[S]| {
+            let wide = &mut wide[..piece.len()];
+            widen(piece, wide);
+            each(wide);
+        })
+    }
+
+    /// Its elements as they are kept, a piece at a time.
+    fn pieces<S: Pod>(&self, mut each: impl FnMut(&[S])) -> Result<(), EngineError> {
         let count = self.count();
         let mut piece = vec![S::zeroed(); PIECE.min(count)];
-        let mut wide = vec![0.0; piece.len()];
-        let mut values = Vec::with_capacity(count);
-        while values.len() < count {
-            let done = values.len();
+        let mut done = 0;
+        while done < count {
             let piece = &mut piece[..PIECE.min(count - done)];
             self.file.read_at(self.info, done * size_of::<S>(), bytemuck::cast_slice_mut(piece))?;
-            if S::DTYPE == T::DTYPE {
-                values.extend_from_slice(bytemuck::cast_slice(piece));
-            } else {
-                let wide = &mut wide[..piece.len()];
-                S::widen(piece, wide);
-                values.resize(done + wide.len(), T::zeroed());
-                T::narrow(wide, &mut values[done..]);
-            }
+            each(piece);
+            done += piece.len();
         }
-        Ok(values)
+        Ok(())
     }
 
     fn wrong(&self, problem: String) -> EngineError {

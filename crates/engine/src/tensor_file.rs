@@ -9,12 +9,18 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensorError};
 
 use super::EngineError;
-use super::json_config::tensor_table;
+use super::stored::Stored;
+use super::tensor_table::{has_entries_up_to, tensor_table};
 
 /// Bytes of the header's length, at the beginning of a file.
 pub(super) const LENGTH_BYTES: usize = 8;
-/// As the library that writes such files allows.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// The table of the largest model has 1 MB, and trainers write a few MB of notes next to it.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// The largest models have a few thousand, an adapter up to nine for each of their weights.
+pub(super) const MAX_TENSORS: usize = 32_768;
+
+/// What [`not_safetensors`] looks at.
+const BEGINNING_BYTES: usize = 256;
 
 /// The one file of a packed checkpoint (`atelier models pack`), which has all tensors under the engine's own names.
 pub const PACKED: &str = "atelier.safetensors";
@@ -42,22 +48,29 @@ impl TensorFile {
     /// When it is no whole safetensors file.
     pub(super) fn open(path: &Path) -> Result<Self, EngineError> {
         let wrong = |problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
-        let unreadable = |error: std::io::Error| wrong(error.to_string());
+        let unreadable = |error: std::io::Error| wrong(format!("cannot be read: {error}"));
         let file = File::open(path).map_err(unreadable)?;
         let bytes = file.metadata().map_err(unreadable)?.len();
-        let mut length = [0; LENGTH_BYTES];
-        let beginning = bytes.min(LENGTH_BYTES as u64) as usize;
-        file.read_exact_at(&mut length[..beginning], 0).map_err(unreadable)?;
-        let broken = |error: &SafeTensorError| wrong(not_safetensors(&length[..beginning], error));
-        if beginning < LENGTH_BYTES {
+        let mut beginning = vec![0; bytes.min(BEGINNING_BYTES as u64) as usize];
+        file.read_exact_at(&mut beginning, 0).map_err(unreadable)?;
+        let broken = |error: &SafeTensorError| wrong(not_safetensors(&beginning, error));
+        let Some(length) = beginning.first_chunk::<LENGTH_BYTES>() else {
             return Err(broken(&SafeTensorError::HeaderTooSmall));
-        }
-        let header_bytes = u64::from_le_bytes(length);
-        if header_bytes > MAX_HEADER_BYTES || LENGTH_BYTES as u64 + header_bytes > bytes {
+        };
+        let header_bytes = u64::from_le_bytes(*length);
+        if header_bytes.saturating_add(LENGTH_BYTES as u64) > bytes {
             return Err(broken(&SafeTensorError::InvalidHeaderLength));
+        }
+        if header_bytes > MAX_HEADER_BYTES {
+            let allowed = format!("{MAX_HEADER_BYTES} are allowed; remove the metadata that a trainer left in it");
+            return Err(wrong(format!("has a header of {header_bytes} bytes, {allowed}")));
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact_at(&mut header, LENGTH_BYTES as u64).map_err(unreadable)?;
+        // Counted first: the table of a million tensors takes a gigabyte and many seconds.
+        if !has_entries_up_to(&header, MAX_TENSORS) {
+            return Err(wrong(format!("has more than {MAX_TENSORS} tensors, which no model or adapter has")));
+        }
         let table = tensor_table(&header).map_err(|error| broken(&error))?;
         let start = LENGTH_BYTES as u64 + header_bytes;
         if start + table.data_len() as u64 != bytes {
@@ -68,6 +81,16 @@ impl TensorFile {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// An entry of the header that is no tensor, such as the notes of a trainer.
+    pub(super) fn note(&self, key: &str) -> Option<&str> {
+        self.table.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// A tensor where it lies.
+    pub(super) fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        Some(Stored { file: self, info: self.info(name)? })
     }
 
     /// Names and formats of all tensors, in the order in which they lie in the file.
@@ -105,12 +128,24 @@ impl TensorFile {
     }
 }
 
-/// Why bytes are no safetensors file, and what to do.
-pub(super) fn not_safetensors(bytes: &[u8], error: &SafeTensorError) -> String {
+/// Why bytes are no safetensors file, and what to do. `beginning`: the file's first bytes, [`BEGINNING_BYTES`] of them if there are so many.
+fn not_safetensors(beginning: &[u8], error: &SafeTensorError) -> String {
     const ZIP: &[u8] = b"PK";
     const PICKLE_PROTOCOL: u8 = 0x80;
-    if bytes.starts_with(ZIP) || bytes.first() == Some(&PICKLE_PROTOCOL) {
+    const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
+    let text = beginning.trim_ascii_start();
+    let starts_with = |mark: &[u8]| text.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark));
+    if beginning.starts_with(ZIP) || beginning.first() == Some(&PICKLE_PROTOCOL) {
         "is a pickle, which can run code when it is read; save it as .safetensors".into()
+    } else if beginning.starts_with(LFS) {
+        "is a Git LFS pointer, which only names the file; run git lfs pull, or use the URL that downloads the file itself"
+            .into()
+    } else if starts_with(b"<!doctype html") || starts_with(b"<html") || starts_with(b"<head") || starts_with(b"<!--") {
+        "is a web page; use the URL that downloads the file itself (a page of it, or of a login, is none)".into()
+    } else if starts_with(b"<?xml") || starts_with(b"<error") {
+        "is an XML document, probably a server's error; check that the URL downloads the file itself".into()
+    } else if starts_with(b"{") || starts_with(b"[") {
+        "is JSON text, probably a server's error; check that the URL downloads the file itself".into()
     } else {
         format!("is not a whole safetensors file ({error}); upload it again")
     }

@@ -14,7 +14,7 @@ use super::EngineError;
 use super::json_config::shards;
 use super::loader::read_all;
 use super::original_names::{Layout, vae_name};
-use super::stored::Stored;
+use super::stored::{Stored, is_read};
 use super::tensor_file::{PACKED, TensorFile};
 
 /// Tensors by name; the name begins with the component: `unet.conv_in.weight`.
@@ -29,6 +29,9 @@ const PICKLES: &str =
 /// What the VAE's attention was called before diffusers 0.17.
 const OLD_NAMES: [(&str, &str); 4] =
     [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+
+/// What 8-bit weights with scales have next to them (`ComfyUI`, `LightX2V`).
+const SCALES: [&str; 4] = [".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8"];
 
 /// The base tensors of a checkpoint, all of one format, on the device.
 pub(super) struct Weights {
@@ -278,8 +281,14 @@ impl Named {
     /// Those that `named` gives no name are left out.
     fn open(path: &Path, named: impl Fn(&str) -> Option<String>) -> std::result::Result<Self, EngineError> {
         let file = TensorFile::open(path)?;
+        // Without its scales an 8-bit weight is another weight.
+        let scale = file.tensors().find(|(name, _)| SCALES.iter().any(|scale| name.ends_with(scale)));
+        if let Some((name, _)) = scale {
+            let problem = format!("{name} scales 8-bit weights, which is read of Qwen-Image-Edit alone; convert it to F16");
+            return Err(EngineError::Checkpoint { path: path.to_owned(), problem });
+        }
         // Integers are tables that older transformers saved by mistake (`position_ids`).
-        let floats = file.tensors().filter(|(_, dtype)| is_float(*dtype));
+        let floats = file.tensors().filter(|(_, dtype)| is_read(*dtype));
         let names = floats.filter_map(|(name, _)| Some((named(&name)?, name))).collect();
         Ok(Self { file, names })
     }

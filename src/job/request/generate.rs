@@ -9,8 +9,8 @@ use crate::job::outcome::JobError;
 use crate::job::task::prompt::{Embedding, EmbeddingToken};
 use crate::job::task::start::StartImage;
 use crate::job::task::{
-    Generate, GuidanceScale, ImageCount, Lora, LoraScale, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount,
-    Strength, Task,
+    Generate, GuidanceScale, ImageCount, Lora, LoraAlpha, LoraAlphaSource, LoraScale, ModelName, Prompt, Scheduler, Seed,
+    SidePx, Size, StepCount, Strength, Task,
 };
 use crate::job::url::AssetUrl;
 
@@ -51,6 +51,23 @@ pub(super) struct Body {
 struct LoraBody {
     url: AssetUrl,
     scale: Option<LoraScale>,
+    alpha: Option<LoraAlpha>,
+    config_url: Option<AssetUrl>,
+}
+
+impl LoraBody {
+    fn read(self, index: usize) -> Result<Lora, JobError> {
+        let alpha = match (self.alpha, self.config_url) {
+            (None, None) => LoraAlphaSource::File,
+            (Some(alpha), None) => LoraAlphaSource::Given(alpha),
+            (None, Some(url)) => LoraAlphaSource::Config(url),
+            (Some(_), Some(_)) => {
+                let problem = "and config_url say the same twice: give one of them".into();
+                return Err(JobError::Invalid { field: format!("lora[{index}].alpha"), problem });
+            }
+        };
+        Ok(Lora { url: self.url, scale: self.scale.unwrap_or_else(LoraScale::one), alpha })
+    }
 }
 
 #[derive(Deserialize)]
@@ -70,15 +87,12 @@ impl Body {
     pub(super) fn read(self, defaults: &Defaults) -> Result<Read, JobError> {
         let steps = self.steps.unwrap_or(defaults.steps);
         let start = start(self.init_image, self.strength, self.mask_image, steps)?;
+        let loras = self.lora.into_iter().enumerate().map(|(index, lora)| lora.read(index)).collect::<Result<_, _>>()?;
         let generate = Generate {
             model: self.model.unwrap_or_else(|| defaults.model.clone()),
             prompt: self.prompt,
             negative_prompt: self.negative_prompt,
-            loras: self
-                .lora
-                .into_iter()
-                .map(|lora| Lora { url: lora.url, scale: lora.scale.unwrap_or_else(LoraScale::one) })
-                .collect(),
+            loras,
             embeddings: self.embeddings.into_iter().map(|body| Embedding { url: body.url, token: body.token }).collect(),
             start,
             steps,
@@ -121,7 +135,7 @@ fn start(
 
 /// Everything that decides the images before they are signed and stored.
 fn canonical(task: TaskName, generate: &Generate) -> Value {
-    let loras: Vec<Value> = generate.loras.iter().map(|lora| json!([lora.url.identity(), lora.scale.get()])).collect();
+    let loras: Vec<Value> = generate.loras.iter().map(canonical_lora).collect();
     let mut canonical = json!({
         "task": task,
         "model": generate.model,
@@ -145,6 +159,16 @@ fn canonical(task: TaskName, generate: &Generate) -> Value {
         canonical["start"] = json!([url.identity(), strength, mask.as_ref().map(AssetUrl::identity)]);
     }
     canonical
+}
+
+/// What came later is there only where it is used, as above.
+fn canonical_lora(lora: &Lora) -> Value {
+    let (url, scale) = (lora.url.identity(), lora.scale.get());
+    match &lora.alpha {
+        LoraAlphaSource::File => json!([url, scale]),
+        LoraAlphaSource::Given(alpha) => json!([url, scale, { "alpha": alpha }]),
+        LoraAlphaSource::Config(config) => json!([url, scale, { "config_url": config.identity() }]),
+    }
 }
 
 fn loras<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<LoraBody>, D::Error> {

@@ -67,6 +67,17 @@ impl Generate {
 pub struct Lora {
     pub url: AssetUrl,
     pub scale: LoraScale,
+    pub alpha: LoraAlphaSource,
+}
+
+/// Where the alpha of a LoRA is, when its file does not say it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LoraAlphaSource {
+    /// In the file, or (PEFT) in an `adapter_config.json` next to it.
+    File,
+    Given(LoraAlpha),
+    /// In this `adapter_config.json`.
+    Config(AssetUrl),
 }
 
 /// The sampler of the denoising loop.
@@ -283,6 +294,10 @@ real_number!(
 real_number!(
     /// How strongly a LoRA is applied.
     LoraScale, (-4.0..=4.0), "a number from -4 to 4"
+);
+real_number!(
+    /// What a LoRA's matrices are multiplied by, divided by their rank.
+    LoraAlpha, (f64::MIN_POSITIVE..=65_536.0), "a number above 0, at most 65536"
 );
 real_number!(
     /// How much of an image that is started from is generated anew: the part of the steps that is done.

@@ -69,11 +69,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that a module must not name, and the files that may all the same. A `*` at the end stands for any ending.
-const MUST_NOT_USE: &[(&str, &[&str], &[&str])] = &[(
-    "engine",
-    &["tokio", "serde_json", "aws_*", "reqwest", "lambda_*"],
-    &["crates/engine/src/json_config.rs", "crates/engine/src/sd/checkpoint.rs", "crates/engine/src/qwen/checkpoint.rs"],
-)];
+const MUST_NOT_USE: &[(&str, &[&str], &[&str])] =
+    &[("engine", &["tokio", "serde_json", "aws_*", "reqwest", "lambda_*"], KNOWS_JSON)];
+/// The files of the engine that read JSON.
+const KNOWS_JSON: &[&str] = &[
+    "crates/engine/src/adapter_config.rs",
+    "crates/engine/src/json_config.rs",
+    "crates/engine/src/qwen/checkpoint.rs",
+    "crates/engine/src/sd/checkpoint.rs",
+    "crates/engine/src/tensor_table.rs",
+];
 
 const LONGEST_FILE_LINES: usize = 400;
 const LONGEST_MAIN_LINES: usize = 80;

@@ -212,7 +212,8 @@ fn the_inputs_are_valid_before_they_are_damaged() {
     assert_eq!(SafeTensors::deserialize(&file).unwrap().tensor("unet.conv_in.lora_A.weight").unwrap().data_len(), 64);
     let to_q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
     let names = [format!("{to_q}.lora_A.weight"), format!("{to_q}.lora_B.weight")];
-    atelier_engine::lora::check(&tensors(names.iter().map(String::as_str)), targets::shapes()).unwrap();
+    let file = targets::file_of(&tensors(names.iter().map(String::as_str)));
+    atelier_engine::lora::check(file.path(), targets::shapes()).unwrap();
 }
 
 /// cargo-fuzz finds its targets in fuzz/Cargo.toml; each is a function here, and run above.

@@ -2,6 +2,7 @@
 
 mod batch;
 mod host;
+mod loras;
 mod starts;
 mod stopped;
 mod traces;

@@ -120,8 +120,8 @@ impl Factor {
     fn size(&self) -> Option<(usize, usize)> {
         match self {
             Self::Whole(factor) => match factor.dims() {
-                [rows, rest @ ..] => Some((*rows, rest.iter().product())),
-                [] => None,
+                [rows, columns, kernel @ ..] => Some((*rows, columns * kernel.iter().product::<usize>())),
+                _ => None,
             },
             Self::Product(product) => product.size(),
         }

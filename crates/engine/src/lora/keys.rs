@@ -11,6 +11,8 @@ pub(super) enum Part {
     Down,
     /// LoRA: (out, rank, …), B of PEFT.
     Up,
+    /// LoRA: (out,), added to the module's bias as the product is to its weight (`lora_bias` of PEFT).
+    UpBias,
     /// `LoCon` in three parts: (rank, rank, height, width).
     Mid,
     Alpha,
@@ -43,7 +45,9 @@ pub(super) enum Side {
 const SUFFIXES: &[(&str, Part)] = &[
     (".lora_A.weight", Part::Down),
     (".lora_B.weight", Part::Up),
+    (".lora_B.bias", Part::UpBias),
     (".lora_A.default.weight", Part::Down),
+    (".lora_B.default.bias", Part::UpBias),
     (".lora_B.default.weight", Part::Up),
     (".lora.down.weight", Part::Down),
     (".lora.up.weight", Part::Up),
@@ -79,13 +83,71 @@ const SUFFIXES: &[(&str, Part)] = &[
     (".b_norm", Part::DiffBias),
 ];
 
-/// What betrays a kind of adapter that is not supported.
-const OTHER_KINDS: &[(&str, &str)] =
-    &[("oft_", "OFT"), (".on_input", "IA3"), (".a1.weight", "GLoRA"), (".lora_embedding_", "LoRA of an embedding")];
+/// What keys of a kind of adapter that is not supported hold: `LyCORIS`'s and kohya's kinds, then PEFT's.
+const OTHER_KINDS: &[(&str, &str)] = &[
+    (".boft_", "BOFT"),
+    (".oft_", "OFT"),
+    (".a1.weight", "GLoRA"),
+    (".a2.weight", "GLoRA"),
+    (".b1.weight", "GLoRA"),
+    (".b2.weight", "GLoRA"),
+    (".glora_", "GLoRA"),
+    (".up_list.", "DyLoRA"),
+    (".down_list.", "DyLoRA"),
+    (".on_input", "IA3"),
+    (".ia3_", "IA3"),
+    (".lora_E", "AdaLoRA"),
+    (".lora_embedding_", "LoRA of an embedding"),
+    (".vera_", "VeRA"),
+    (".vblora_", "VB-LoRA"),
+    (".randlora_", "RandLoRA"),
+    (".delora_", "DeLoRA"),
+    (".gralora_", "GraLoRA"),
+    (".hra_", "HRA"),
+    (".fourierft_", "FourierFT"),
+    (".bone_", "Bone"),
+    (".miss_", "MiSS"),
+    (".shira_", "SHiRA"),
+    (".c3a_", "C3A"),
+    (".road_", "RoAd"),
+];
+/// kohya's `DyLoRA` before it is written as LoRA: a parameter for each rank.
+const DYLORA: [&str; 2] = [".lora_A", ".lora_B"];
 
-/// The kind of adapter a key belongs to, when it is none that is supported.
-pub(super) fn other_kind(key: &str) -> Option<&'static str> {
-    OTHER_KINDS.iter().find(|(mark, _)| key.contains(mark)).map(|(_, kind)| *kind)
+/// The kind of adapter a tensor belongs to, when it is none that is supported.
+pub(super) fn other_kind(key: &str, shape: &[usize]) -> Option<&'static str> {
+    let is_dylora = |end: &&str| {
+        let rank = key.split_once(*end).map(|(_, rank)| rank.strip_prefix('.').unwrap_or(rank));
+        rank.is_some_and(|rank| rank.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    match OTHER_KINDS.iter().find(|(mark, _)| key.contains(mark)) {
+        // `LyCORIS` has one name for both; the butterfly's blocks have a level more.
+        Some((_, "OFT")) if shape.len() == 4 => Some("BOFT"),
+        Some((_, kind)) => Some(kind),
+        None => DYLORA.iter().any(is_dylora).then_some("DyLoRA"),
+    }
+}
+
+/// What the keys of files begin with that PEFT's `save_pretrained` wrote: these have their alpha in another file.
+const PEFT: &str = "base_model.model.";
+
+pub(super) fn is_of_peft(key: &str) -> bool {
+    key.starts_with(PEFT)
+}
+
+pub(super) fn is_alpha(key: &str) -> bool {
+    matches!(split(key), Some((_, Part::Alpha)))
+}
+
+/// What the keys of textual inversions begin with that `OneTrainer` keeps in a LoRA file: `bundle_emb.WORD.clip_l`.
+const BUNDLE: &str = "bundle_emb.";
+/// What ends such a key: of `OneTrainer`, and of others.
+const BUNDLE_SUFFIXES: [&str; 3] = [".clip_l", ".emb_params", ".string_to_param.*"];
+
+/// The word that a key of a bundled textual inversion is about; an error where it is not that of a single CLIP text encoder.
+pub(super) fn bundled_word(key: &str) -> Option<Result<&str, ()>> {
+    let rest = key.strip_prefix(BUNDLE)?;
+    Some(BUNDLE_SUFFIXES.iter().find_map(|suffix| rest.strip_suffix(suffix)).ok_or(()))
 }
 
 /// A key as module and part: `unet.….to_q.lora_A.weight` is the `Down` of `unet.….to_q`.
@@ -106,25 +168,8 @@ impl Targets {
         let layout = Layout::of(modules.iter().filter_map(|module| module.strip_prefix("unet.")));
         let mut weights = HashMap::new();
         for module in modules {
-            let mut add = |alias: String| weights.insert(alias, format!("{module}.weight"));
-            add(format!("lora_{}", module.replacen("text_encoder.", "te.", 1).replace('.', "_")));
-            add(module.to_owned());
-            if let Some(bare) = module.strip_prefix("unet.") {
-                // The UNet may go without its prefix: files of `unet.save_lora_adapter` and of old `save_attn_procs`.
-                add(bare.to_owned());
-                if let Some(old) = layout.old_name(bare) {
-                    add(format!("lora_unet_{}", old.replace('.', "_")));
-                }
-            }
-            // Lightning files have no prefix, ComfyUI's have another.
-            if let Some(bare) = module.strip_prefix("transformer.") {
-                add(bare.to_owned());
-                add(format!("diffusion_model.{bare}"));
-                add(format!("lora_unet_{}", bare.replace('.', "_")));
-            }
-            // Transformers 5 names the text encoder's modules so.
-            if let Some(bare) = module.strip_prefix("text_encoder.text_model.") {
-                add(format!("text_encoder.{bare}"));
+            for name in names_of(module, &layout) {
+                weights.insert(name, format!("{module}.weight"));
             }
         }
         Self { weights }
@@ -132,15 +177,46 @@ impl Targets {
 
     /// The name of the base tensor that belongs to `module`.
     pub(super) fn weight(&self, module: &str) -> Option<&str> {
-        let module = module.strip_prefix("base_model.model.").unwrap_or(module);
-        let found = self.weights.get(module).or_else(|| self.weights.get(&without_processor(module)?));
+        let module = module.strip_prefix(PEFT).unwrap_or(module);
+        let found = self.weights.get(module).or_else(|| self.weights.get(&module.replacen(".processor.", ".", 1)));
         found.map(String::as_str)
     }
 }
 
-/// `attn1.processor.to_q` is `attn1.to_q`, and `processor.to_out` is `to_out.0`.
-fn without_processor(module: &str) -> Option<String> {
-    let (attention, projection) = module.split_once(".processor.")?;
-    let tail = if projection == "to_out" { ".0" } else { "" };
-    Some(format!("{attention}.{projection}{tail}"))
+/// Every name of a module in the files of trainers.
+fn names_of(module: &str, layout: &Layout) -> Vec<String> {
+    let flat = |prefix: &str, name: &str| format!("{prefix}_{}", name.replace('.', "_"));
+    let mut names = vec![module.to_owned()];
+    if let Some(bare) = module.strip_prefix("unet.") {
+        // The UNet may go without its prefix: files of `unet.save_lora_adapter` and of old `save_attn_procs`.
+        names.extend([bare.to_owned(), flat("lora_unet", bare), flat("lycoris", bare)]);
+        names.extend(layout.old_name(bare).map(|old| flat("lora_unet", &old)));
+        // The attention of diffusers before 0.17 had no list of layers there.
+        if let Some(bare) = bare.strip_suffix(".to_out.0") {
+            names.extend([format!("unet.{bare}.to_out"), format!("{bare}.to_out")]);
+        }
+    }
+    // Lightning files have no prefix, ComfyUI's have another.
+    if let Some(bare) = module.strip_prefix("transformer.") {
+        names.extend([bare.to_owned(), format!("diffusion_model.{bare}"), flat("lora_transformer", bare)]);
+        names.extend([flat("lora_unet", bare), flat("lycoris", bare)]);
+    }
+    if let Some(bare) = module.strip_prefix("text_encoder.text_model.") {
+        // Transformers 5 leaves `text_model` out; PEFT's files of the text encoder alone have no component.
+        for name in [format!("text_model.{bare}"), bare.to_owned()] {
+            names.extend(["lora_te", "lora_te1", "lycoris"].map(|prefix| flat(prefix, &name)));
+            names.extend([name.clone(), format!("text_encoder.{name}")]);
+            // diffusers before 0.18 called the text encoder's layers as the UNet's.
+            if let Some(old) = old_projection(&name) {
+                names.extend([format!("text_encoder.{old}"), old]);
+            }
+        }
+    }
+    names
+}
+
+/// `self_attn.q_proj` as `self_attn.to_q`.
+fn old_projection(module: &str) -> Option<String> {
+    const OLD: [(&str, &str); 4] = [("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")];
+    OLD.iter().find_map(|(new, old)| Some(format!("{}.{old}", module.strip_suffix(new)?.strip_suffix('.')?)))
 }

@@ -1,31 +1,60 @@
 //! LoRA files (Hu et al. 2021, arXiv 2106.09685) and their relatives: read, checked, and merged into an overlay over the base tensors.
 
+pub mod alphas;
+mod contents;
 mod delta;
 mod dora;
 mod keys;
 mod parts;
 
-use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
-use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
 
+use self::alphas::Alphas;
+use self::contents::Contents;
 use self::delta::Delta;
-use self::keys::Targets;
-use self::parts::{Change, Parts};
-use super::json_config::{AdapterConfig, adapter_configs};
-use super::tensor_file::not_safetensors;
-use super::weights::{Shapes, Tensors, is_float};
+use self::parts::Change;
+use super::LoraFile;
+use super::stored::READ_FORMATS;
+use super::tensor_file::TensorFile;
+use super::weights::{Shapes, Tensors};
 
 /// What is wrong with a LoRA file.
 #[derive(Debug, thiserror::Error)]
 pub enum LoraError {
     #[error("{0}")]
-    NotSafetensors(String),
+    File(String),
+    #[error("lora_adapter_metadata in its header: {0}")]
+    Header(String),
+    #[error("its adapter_config.json: {0}")]
+    Config(String),
+    #[error(
+        "does not say its alpha: PEFT's save_pretrained keeps it in adapter_config.json, which is not next to the file; put it there, name \
+         it as config_url, or give alpha"
+    )]
+    NoAlpha,
+    #[error("says its alpha itself: leave alpha and config_url out")]
+    AlphaTwice,
+    #[error("{module}: {problem}")]
+    Contradiction { module: String, problem: String },
+    #[error("has {elements} elements, more than twice those of the model ({model})")]
+    TooLarge { elements: usize, model: usize },
+    #[error("{key} has no elements: its shape is {shape:?}")]
+    NoElements { key: String, shape: Vec<usize> },
+    #[error("{key} is kept as {found}; supported are {READ_FORMATS}")]
+    Format { key: String, found: String },
+    #[error("its bundled embeddings (bundle_emb): {0}")]
+    Bundle(String),
+    #[error("{key} is not a single finite number")]
+    Alpha { key: String },
+    #[error("changes one module under two names, {first} and {second}; keep one of them")]
+    TwoSpellings { first: String, second: String },
+    #[error("{count} of {total} keys are no part of an adapter that is known: {}", first.join(", "))]
+    Unknown { first: Vec<String>, count: usize, total: usize },
     #[error("holds no matrices; is it the right file?")]
     Empty,
-    #[error("{key} belongs to a {kind}; supported are LoRA, LoCon, LoHa, LoKr, DoRA and whole differences")]
+    #[error("{key} is of {kind}; supported are LoRA, LoCon, LoHa, LoKr, DoRA and whole differences")]
     OtherKind { key: String, kind: &'static str },
     #[error("{count} of {total} keys match nothing in the model: {}; was it trained on another model?", first.join(", "))]
     Unmatched { first: Vec<String>, count: usize, total: usize },
@@ -45,67 +74,58 @@ pub enum LoraError {
     Candle(#[from] candle_core::Error),
 }
 
-/// Reads the bytes of a `.safetensors` file, which are untrusted, and drops what it has read; `shapes` are those of a model's tensors,
+/// Reads a `.safetensors` file, which is untrusted and says its alpha itself, and drops what it has read; `shapes` are those of a model's tensors,
 /// by names such as `unet.conv_in.weight`. For what only asks whether a model would take a file: the fuzz targets.
 ///
 /// # Errors
 /// What is wrong with the file.
-pub fn check(bytes: &[u8], shapes: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<(), LoraError> {
-    Lora::parse(bytes, &shapes.into_iter().collect(), &Device::Cpu).map(drop)
+pub fn check(path: &Path, shapes: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<(), LoraError> {
+    let shapes = shapes.into_iter().collect();
+    let lora = LoraFile::new(path.to_owned(), 1.0);
+    Lora::check(&lora, &shapes)?;
+    Lora::read(&lora, &shapes, &Device::Cpu).map(drop)
 }
 
 /// A checked adapter, ready to be merged.
 pub(super) struct Lora {
     changes: Vec<Change>,
-    adapters: HashMap<String, AdapterConfig>,
+    /// Words of its textual inversions (`OneTrainer` bundles them) and their vectors: (vectors, hidden), f32.
+    words: Vec<(String, Tensor)>,
 }
 
 impl Lora {
-    /// Reads the bytes of a `.safetensors` file, which are untrusted, for the model whose tensors have `shapes`.
-    pub(super) fn parse(bytes: &[u8], shapes: &Shapes, device: &Device) -> Result<Self, LoraError> {
-        let content = SafeTensors::deserialize(bytes);
-        let content = content.map_err(|error| LoraError::NotSafetensors(not_safetensors(bytes, &error)))?;
-        let targets = Targets::new(shapes.keys());
-        let mut modules: BTreeMap<String, Parts> = BTreeMap::new();
-        let mut unmatched = Vec::new();
-        for (key, view) in content.iter() {
-            if let Some(kind) = keys::other_kind(key) {
-                return Err(LoraError::OtherKind { key: key.to_owned(), kind });
-            }
-            let found = keys::split(key).and_then(|(module, part)| Some((module, part, targets.weight(module)?)));
-            let Some((module, part, target)) = found.filter(|_| is_float(view.dtype())) else {
-                unmatched.push(key.to_owned());
-                continue;
-            };
-            let tensor = finite(key, view.load(device)?.to_dtype(DType::F32)?)?;
-            let parts = modules.entry(target.to_owned()).or_insert_with(|| Parts::of(module));
-            parts.tensors.insert(part, tensor);
-        }
-        if !unmatched.is_empty() {
-            unmatched.sort();
-            let (count, total) = (unmatched.len(), content.len());
-            return Err(LoraError::Unmatched { first: unmatched.into_iter().take(3).collect(), count, total });
-        }
-        if modules.is_empty() {
-            return Err(LoraError::Empty);
-        }
-        let mut changes = Vec::with_capacity(modules.len());
-        for (target, parts) in modules {
-            changes.extend(parts.changes(&target, shapes)?);
-        }
-        Ok(Self { changes, adapters: metadata(bytes) })
+    /// Checks a `.safetensors` file, which is untrusted, for the model whose tensors have `shapes`: all that can be wrong with it is found
+    /// before any of its tensors takes memory.
+    pub(super) fn check(lora: &LoraFile, shapes: &Shapes) -> Result<(), LoraError> {
+        let file = TensorFile::open(&lora.path)?;
+        let contents = Contents::sort(&file, shapes)?;
+        contents.check_all(shapes, &Alphas::read(&file, &lora.alpha)?)
+    }
+
+    /// Reads a file that was [checked](Self::check).
+    pub(super) fn read(lora: &LoraFile, shapes: &Shapes, device: &Device) -> Result<Self, LoraError> {
+        let file = TensorFile::open(&lora.path)?;
+        let contents = Contents::sort(&file, shapes)?;
+        let changes = contents.read(shapes, &Alphas::read(&file, &lora.alpha)?, device)?;
+        Ok(Self { changes, words: contents.words(device)? })
     }
 
     /// What its tensors take on the device.
     pub(super) fn bytes(&self) -> usize {
-        self.changes.iter().map(Change::bytes).sum()
+        let words = self.words.iter().map(|(_, vectors)| vectors.elem_count() * vectors.dtype().size_in_bytes());
+        self.changes.iter().map(Change::bytes).chain(words).sum()
+    }
+
+    /// Its textual inversions.
+    pub(super) fn words(&self) -> &[(String, Tensor)] {
+        &self.words
     }
 
     /// Changes every tensor it adapts: those in `overlay`, or copies of those in `base`, which become f32.
     pub(super) fn merge(&self, scale: f64, base: &Tensors, overlay: &mut Tensors) -> Result<(), LoraError> {
         for change in &self.changes {
             let Some(weight) = overlay.get(&change.target).or_else(|| base.get(&change.target)) else { continue };
-            let merged = self.apply(change, &weight.to_dtype(DType::F32)?, scale)?;
+            let merged = Self::apply(change, &weight.to_dtype(DType::F32)?, scale)?;
             overlay.insert(change.target.clone(), merged);
         }
         Ok(())
@@ -113,7 +133,7 @@ impl Lora {
 
     /// The tensor `target`, f32, changed by all that this adapter has for it.
     pub(super) fn changed(&self, target: &str, weight: Tensor, scale: f64) -> Result<Tensor, LoraError> {
-        self.of(target).try_fold(weight, |weight, change| self.apply(change, &weight, scale))
+        self.of(target).try_fold(weight, |weight, change| Self::apply(change, &weight, scale))
     }
 
     /// Down (rank, in) and up (out, rank) matrices whose product is added to the weight `target`, alpha and scale in the latter.
@@ -123,7 +143,7 @@ impl Lora {
     pub(super) fn beside(&self, target: &str, scale: f64) -> Result<Vec<(Tensor, Tensor)>, LoraError> {
         let pair = |change: &Change| match (&change.delta, &change.direction) {
             (Delta::LowRank { down, up, mid: None }, None) => {
-                Ok((down.flatten_from(1)?, (up.flatten_from(1)? * (scale * self.scaling(change)))?))
+                Ok((down.flatten_from(1)?, (up.flatten_from(1)? * (scale * change.scaling))?))
             }
             _ => Err(LoraError::NotBeside { module: target.trim_end_matches(".weight").to_owned() }),
         };
@@ -134,40 +154,11 @@ impl Lora {
         self.changes.iter().filter(move |change| change.target == target)
     }
 
-    fn apply(&self, change: &Change, weight: &Tensor, scale: f64) -> Result<Tensor, LoraError> {
-        let scaling = self.scaling(change);
+    fn apply(change: &Change, weight: &Tensor, scale: f64) -> Result<Tensor, LoraError> {
         let delta = change.delta.weight(weight.dims())?;
         match &change.direction {
-            None => Ok((weight + (delta * (scale * scaling))?)?),
-            Some(direction) => Ok(direction.merge(weight, &(delta * scaling)?, scale)?),
+            None => Ok((weight + (delta * (scale * change.scaling))?)?),
+            Some(direction) => Ok(direction.merge(weight, &(delta * change.scaling)?, scale)?),
         }
     }
-
-    /// alpha/rank: alpha from the file's header, from its own entry, or (none) the rank.
-    fn scaling(&self, change: &Change) -> f64 {
-        let Some(rank) = change.delta.rank().map(|rank| rank as f64) else { return 1.0 };
-        let (component, module) = change.target.split_once('.').unwrap_or_default();
-        let Some(adapter) = self.adapters.get(component) else { return change.alpha.map_or(1.0, |alpha| alpha / rank) };
-        let module = module.trim_end_matches(".weight");
-        let differs = adapter.alpha_pattern.iter().find(|(name, _)| module.ends_with(name.as_str()));
-        let alpha = differs.map(|(_, alpha)| *alpha).or(adapter.lora_alpha).or(change.alpha).unwrap_or(rank);
-        if adapter.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
-    }
-}
-
-fn finite(key: &str, tensor: Tensor) -> Result<Tensor, LoraError> {
-    // Any NaN or infinity makes the sum of x·0 a NaN.
-    if (&tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0 {
-        Ok(tensor)
-    } else {
-        Err(LoraError::NotFinite { key: key.to_owned() })
-    }
-}
-
-/// The adapters' PEFT configuration in the header, by component; most files have none.
-fn metadata(bytes: &[u8]) -> HashMap<String, AdapterConfig> {
-    const KEY: &str = "lora_adapter_metadata";
-    let header = SafeTensors::read_metadata(bytes).ok();
-    let entry = header.as_ref().and_then(|(_, header)| header.metadata().as_ref()?.get(KEY));
-    entry.map(|text| adapter_configs(text)).unwrap_or_default()
 }

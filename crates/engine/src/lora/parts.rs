@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use super::LoraError;
+use super::alphas::{Alphas, Module};
 use super::delta::{Delta, Factor, Product};
 use super::dora::Direction;
 use super::keys::{Part, Side};
@@ -15,7 +16,8 @@ pub(super) struct Change {
     /// Name of the base tensor.
     pub(super) target: String,
     pub(super) delta: Delta,
-    pub(super) alpha: Option<f64>,
+    /// What the delta is multiplied by, besides the job's scale: alpha/rank.
+    pub(super) scaling: f64,
     /// `DoRA`: the change turns the weight, and its lengths are learnt apart.
     pub(super) direction: Option<Direction>,
 }
@@ -29,31 +31,39 @@ impl Change {
 pub(super) struct Parts {
     /// The module's name in the file.
     module: String,
-    pub(super) tensors: BTreeMap<Part, Tensor>,
+    /// The file's own, as a tensor.
+    alpha: Option<f64>,
+    tensors: BTreeMap<Part, Tensor>,
 }
 
 impl Parts {
-    pub(super) fn of(module: &str) -> Self {
-        Self { module: module.to_owned(), tensors: BTreeMap::new() }
+    pub(super) fn new(module: &str, alpha: Option<f64>, tensors: BTreeMap<Part, Tensor>) -> Self {
+        Self { module: module.to_owned(), alpha, tensors }
     }
 
     /// The changes of the weight `target` and of its bias, checked against the tensors there are.
-    pub(super) fn changes(mut self, target: &str, shapes: &Shapes) -> Result<Vec<Change>, LoraError> {
+    pub(super) fn changes(mut self, target: &str, shapes: &Shapes, alphas: &Alphas) -> Result<Vec<Change>, LoraError> {
         let mut changes = Vec::with_capacity(2);
-        if let Some(bias) = self.tensors.remove(&Part::DiffBias) {
-            let target = target.replace(".weight", ".bias");
-            let shape = self.expected(&target, shapes, &bias)?;
-            changes.push(self.checked(Change { target, delta: Delta::Full(bias), alpha: None, direction: None }, &shape)?);
-            if self.tensors.keys().all(|part| *part == Part::Alpha) {
+        if let Some(bias) = self.take(Part::DiffBias) {
+            changes.push(self.of_bias(bias, target, shapes, 1.0)?);
+            if self.tensors.is_empty() {
                 return Ok(changes);
             }
         }
-        let alpha = self.take(Part::Alpha).map(|alpha| alpha.flatten_all()?.to_vec1::<f32>()).transpose()?;
-        let alpha = alpha.and_then(|values| values.first().copied()).map(f64::from);
+        let bias = self.take(Part::UpBias);
         let (scale, magnitude) = (self.take(Part::DoraScale), self.take(Part::Magnitude));
         let delta = self.delta()?;
         if !self.tensors.is_empty() {
             return Err(self.incomplete("matrices of one kind alone"));
+        }
+        let has_lengths = scale.is_some() || magnitude.is_some();
+        let module = Module { name: &self.module, target, delta: &delta, alpha: self.alpha, has_lengths };
+        let scaling = alphas.scaling(&module)?;
+        if let Some(bias) = bias {
+            if has_lengths {
+                return Err(self.mixed("a bias (lora_B.bias)", "lengths of DoRA"));
+            }
+            changes.push(self.of_bias(bias, target, shapes, scaling)?);
         }
         let shape = shapes.get(target).cloned().unwrap_or_default();
         let direction = match (scale, magnitude) {
@@ -67,8 +77,15 @@ impl Parts {
             Some(Ok(direction)) => Some(direction),
             Some(Err(found)) => return Err(self.other_shape(format!("its lengths with {found:?}"), shape)),
         };
-        changes.push(self.checked(Change { target: target.to_owned(), delta, alpha, direction }, &shape)?);
+        changes.push(self.checked(Change { target: target.to_owned(), delta, scaling, direction }, &shape)?);
         Ok(changes)
+    }
+
+    /// The change of the bias next to the weight `target`.
+    fn of_bias(&self, bias: Tensor, target: &str, shapes: &Shapes, scaling: f64) -> Result<Change, LoraError> {
+        let target = target.replace(".weight", ".bias");
+        let shape = self.expected(&target, shapes, &bias)?;
+        self.checked(Change { target, delta: Delta::Full(bias), scaling, direction: None }, &shape)
     }
 
     fn take(&mut self, part: Part) -> Option<Tensor> {

@@ -1,7 +1,6 @@
 //! The transformer's tensors in its files: checked by their tables, read one by one, changed by LoRAs on their way.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -65,8 +64,8 @@ impl TransformerFiles {
         opened.check(&shapes).map_err(|problem| EngineError::Checkpoint { path, problem })?;
         for (index, lora) in loras.iter().enumerate() {
             let wrong = |problem: String| EngineError::Lora { index, problem };
-            let bytes = fs::read(&lora.path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-            let parsed = Lora::parse(&bytes, &shapes, device).map_err(|error| wrong(error.to_string()))?;
+            Lora::check(lora, &shapes).map_err(|error| wrong(error.to_string()))?;
+            let parsed = Lora::read(lora, &shapes, device).map_err(|error| wrong(error.to_string()))?;
             opened.check_beside(&parsed, &shapes).map_err(wrong)?;
             opened.loras.push((parsed, lora.scale));
         }

@@ -1,7 +1,9 @@
 //! Text encoder and UNet, with and without LoRAs: which of the two generates, and for which files it was built.
 
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -9,10 +11,11 @@ use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
 use super::clip::TextEncoder;
+use super::inversion::Bundled;
 use super::unet::Unet;
 use crate::lora::{Lora, LoraError};
-use crate::weights::{Tensors, Weights};
-use crate::{EngineError, LoraFile};
+use crate::weights::{Shapes, Tensors, Weights};
+use crate::{AlphaSource, EngineError, LoraFile};
 
 /// The parts of a checkpoint that a LoRA may change.
 pub(super) struct Adapted {
@@ -20,37 +23,49 @@ pub(super) struct Adapted {
     pub(super) unet: Unet,
 }
 
-/// Content hash and scale of a LoRA.
-type Fingerprint = ([u8; 32], u64);
+/// SHA-256 of all that decides what an adapter does at scale 1: its file, and where its alpha is from.
+type Content = [u8; 32];
+/// Content and scale of a LoRA.
+type Fingerprint = (Content, u64);
 
 pub(super) struct Adapters {
     weights: Weights,
     base: Adapted,
     /// The last LoRAs used and what was built for them. Only what they change takes memory of its own.
-    last: Option<(Vec<Fingerprint>, Adapted)>,
+    last: Option<Last>,
     uses_last: bool,
     read: Shelf,
+}
+
+struct Last {
+    loras: Vec<Fingerprint>,
+    adapted: Adapted,
+    words: Vec<Bundled>,
 }
 
 /// The matrices of the LoRAs used last, on the device: changing between them costs a merge, and no reading or checking.
 #[derive(Default)]
 struct Shelf {
-    /// By content hash, the last used at the end.
-    loras: VecDeque<([u8; 32], Arc<Lora>)>,
+    /// The last used at the end.
+    loras: VecDeque<(Content, Arc<Lora>)>,
 }
 
 impl Shelf {
     /// A LoRA of rank 32 for all of Stable Diffusion 1.5 has 75 MiB in f32.
     const MAX_BYTES: usize = 512 << 20;
 
-    fn take(&mut self, hash: &[u8; 32]) -> Option<Arc<Lora>> {
+    fn knows(&self, hash: &Content) -> bool {
+        self.loras.iter().any(|(known, _)| known == hash)
+    }
+
+    fn take(&mut self, hash: &Content) -> Option<Arc<Lora>> {
         let place = self.loras.iter().position(|(known, _)| known == hash)?;
         let (hash, lora) = self.loras.remove(place)?;
         self.loras.push_back((hash, Arc::clone(&lora)));
         Some(lora)
     }
 
-    fn put(&mut self, hash: [u8; 32], lora: Arc<Lora>) {
+    fn put(&mut self, hash: Content, lora: Arc<Lora>) {
         self.loras.push_back((hash, lora));
         let bytes = |shelf: &Self| shelf.loras.iter().map(|(_, lora)| lora.bytes()).sum::<usize>();
         while bytes(self) > Self::MAX_BYTES {
@@ -73,8 +88,16 @@ impl Adapters {
     /// What generates now.
     pub(super) fn current(&self) -> &Adapted {
         match &self.last {
-            Some((_, adapted)) if self.uses_last => adapted,
+            Some(last) if self.uses_last => &last.adapted,
             _ => &self.base,
+        }
+    }
+
+    /// The textual inversions that are bundled with the LoRAs in use.
+    pub(super) fn words(&self) -> &[Bundled] {
+        match &self.last {
+            Some(last) if self.uses_last => &last.words,
+            _ => &[],
         }
     }
 
@@ -84,29 +107,34 @@ impl Adapters {
             self.uses_last = false;
             return Ok(true);
         }
-        let files = read(loras)?;
-        let fingerprint =
-            |(bytes, lora): (&Vec<u8>, &LoraFile)| (<[u8; 32]>::from(Sha256::digest(bytes)), lora.scale.to_bits());
-        let fingerprints: Vec<Fingerprint> = files.iter().zip(loras).map(fingerprint).collect();
-        let cache_hit = self.last.as_ref().is_some_and(|(last, _)| *last == fingerprints);
+        let contents = each(loras.iter().map(content))?;
+        let fingerprints: Vec<Fingerprint> =
+            contents.iter().zip(loras).map(|(content, lora)| (*content, lora.scale.to_bits())).collect();
+        let cache_hit = self.last.as_ref().is_some_and(|last| last.loras == fingerprints);
         if !cache_hit {
-            let hashes = fingerprints.iter().map(|(hash, _)| *hash);
-            let parsed = files.iter().zip(hashes).map(|(bytes, hash)| self.parsed(bytes, hash, device));
-            let parsed = each(parsed)?;
+            // All of them first: a file that is refused leaves nothing in memory, its neighbours neither.
+            let shapes = self.weights.shapes();
+            each(contents.iter().zip(loras).map(
+                |(content, lora)| {
+                    if self.read.knows(content) { Ok(()) } else { Lora::check(lora, &shapes) }
+                },
+            ))?;
+            let parsed = each(contents.iter().zip(loras).map(|(content, lora)| self.parsed(lora, *content, &shapes, device)))?;
             let overlay = self.overlay(&parsed, loras)?;
             let wrong = |problem| EngineError::Checkpoint { path: checkpoint.directory.clone(), problem };
             let adapted = build(checkpoint, &self.weights, &Arc::new(overlay)).map_err(wrong)?;
-            self.last = Some((fingerprints, adapted));
+            let words = parsed.iter().enumerate().flat_map(|(index, lora)| bundled(index, lora)).collect();
+            self.last = Some(Last { loras: fingerprints, adapted, words });
         }
         self.uses_last = true;
         Ok(cache_hit)
     }
 
-    fn parsed(&mut self, bytes: &[u8], hash: [u8; 32], device: &Device) -> Result<Arc<Lora>, LoraError> {
+    fn parsed(&mut self, lora: &LoraFile, hash: Content, shapes: &Shapes, device: &Device) -> Result<Arc<Lora>, LoraError> {
         if let Some(lora) = self.read.take(&hash) {
             return Ok(lora);
         }
-        let lora = Arc::new(Lora::parse(bytes, &self.weights.shapes(), device)?);
+        let lora = Arc::new(Lora::read(lora, shapes, device)?);
         self.read.put(hash, Arc::clone(&lora));
         Ok(lora)
     }
@@ -129,11 +157,37 @@ fn each<T>(results: impl Iterator<Item = Result<T, LoraError>>) -> Result<Vec<T>
     results.enumerate().map(placed).collect()
 }
 
-fn read(loras: &[LoraFile]) -> Result<Vec<Vec<u8>>, EngineError> {
-    let read = |(index, lora): (usize, &LoraFile)| {
-        fs::read(&lora.path).map_err(|error| EngineError::Lora { index, problem: format!("cannot be read: {error}") })
-    };
-    loras.iter().enumerate().map(read).collect()
+fn bundled(index: usize, lora: &Lora) -> impl Iterator<Item = Bundled> {
+    let word = move |(text, vectors): &(String, Tensor)| Bundled { lora: index, text: text.clone(), vectors: vectors.clone() };
+    lora.words().iter().map(word)
+}
+
+fn content(lora: &LoraFile) -> Result<Content, LoraError> {
+    let unreadable = |error: io::Error| LoraError::File(format!("cannot be read: {error}"));
+    let mut hash = Sha256::new();
+    add_file(&mut hash, &lora.path).map_err(unreadable)?;
+    match &lora.alpha {
+        AlphaSource::File => {}
+        AlphaSource::Given(alpha) => hash.update(alpha.to_le_bytes()),
+        AlphaSource::Config(path) => add_file(&mut hash, path).map_err(unreadable)?,
+    }
+    Ok(hash.finalize().into())
+}
+
+/// The file's own hash, a piece at a time: a file may be as large as the memory there is.
+fn add_file(hash: &mut Sha256, path: &Path) -> io::Result<()> {
+    const PIECE_BYTES: usize = 256 << 10;
+    let mut file = File::open(path)?;
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut of_file = Sha256::new();
+    loop {
+        match file.read(&mut piece)? {
+            0 => break,
+            bytes => of_file.update(&piece[..bytes]),
+        }
+    }
+    hash.update(of_file.finalize());
+    Ok(())
 }
 
 fn build(checkpoint: &Checkpoint, weights: &Weights, overlay: &Arc<Tensors>) -> Result<Adapted, String> {

@@ -1,40 +1,97 @@
 //! Textual inversions (Gal et al. 2022, arXiv 2208.01618): words of a prompt that stand for vectors out of a file.
 
-use std::fs;
-
-use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 
-use crate::tensor_file::not_safetensors;
-use crate::weights::is_float;
+use crate::stored::is_read;
+use crate::tensor_file::TensorFile;
 use crate::{EmbeddingFile, EngineError};
 
 /// The key under which AUTOMATIC1111 keeps the vectors; diffusers' key is the word itself, and the only one.
 const A1111_KEY: &str = "emb_params";
 
+/// Vectors that one word may stand for: those in use have up to 75, which is all that a chunk of a prompt holds.
+pub(crate) const MAX_VECTORS: usize = 128;
+
+/// Checks that a prompt of any syntax may hold `word`; a job's own tokens follow the same rule.
+///
+/// # Errors
+/// Says what is allowed.
+pub(crate) fn check_word(word: &str) -> Result<(), String> {
+    const MAX_CHARS: usize = 64;
+    let allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '(' | ')' | '[' | ']' | ':' | '\\');
+    if (1..=MAX_CHARS).contains(&word.len()) && word.chars().all(allowed) {
+        return Ok(());
+    }
+    let beginning: String = word.chars().take(MAX_CHARS).collect();
+    Err(format!(
+        "a word must be 1 to {MAX_CHARS} ASCII characters, none of them white space or one of ( ) [ ] : \\, got {beginning:?}"
+    ))
+}
+
 /// The words of one request, and their vectors.
 #[derive(Debug, Default)]
 pub struct Inversions {
-    /// A word, and how many vectors it stands for.
-    pub(super) words: Vec<(String, usize)>,
+    pub(super) words: Vec<Word>,
     /// (vectors, hidden), f32: those of the first word, of the second, and so on.
     pub(super) vectors: Option<Tensor>,
 }
 
+#[derive(Debug)]
+pub(super) struct Word {
+    pub(super) text: String,
+    /// How many it stands for.
+    pub(super) vectors: usize,
+    from: Origin,
+}
+
+/// Which of the request's files a word is from.
+#[derive(Debug, Clone, Copy)]
+enum Origin {
+    Embedding(usize),
+    Lora(usize),
+}
+
+/// A word that came with a LoRA: `vectors` (vectors, hidden), f32.
+#[derive(Debug, Clone)]
+pub(super) struct Bundled {
+    pub(super) lora: usize,
+    pub(super) text: String,
+    pub(super) vectors: Tensor,
+}
+
+impl Word {
+    /// An error of the file that the word is from.
+    pub(super) fn error(&self, problem: String) -> EngineError {
+        match self.from {
+            Origin::Embedding(index) => EngineError::Embedding { index, problem },
+            Origin::Lora(index) => EngineError::Lora { index, problem: format!("its bundled embedding: {problem}") },
+        }
+    }
+}
+
 impl Inversions {
-    /// Reads the files, which are untrusted, for a text encoder of width `hidden`.
+    /// Reads the files, which are untrusted, for a text encoder of width `hidden`; the words `bundled` with LoRAs are those of a prompt
+    /// as well.
     ///
     /// # Errors
     /// [`EngineError::Embedding`] says which one is at fault and why.
-    pub(super) fn read(files: &[EmbeddingFile], hidden: usize, device: &Device) -> Result<Self, EngineError> {
+    pub(super) fn read(
+        files: &[EmbeddingFile],
+        bundled: &[Bundled],
+        hidden: usize,
+        device: &Device,
+    ) -> Result<Self, EngineError> {
         let mut words = Vec::new();
         let mut vectors = Vec::new();
         for (index, file) in files.iter().enumerate() {
             let of_word = read(file, hidden, device).map_err(|problem| EngineError::Embedding { index, problem })?;
-            words.push((file.token.clone(), of_word.dim(0)?));
+            let text = file.token.clone();
+            words.push(Word { text, vectors: of_word.dim(0)?, from: Origin::Embedding(index) });
             vectors.push(of_word);
+        }
+        for word in bundled {
+            words.push(Word { text: word.text.clone(), vectors: word.vectors.dim(0)?, from: Origin::Lora(word.lora) });
+            vectors.push(word.vectors.clone());
         }
         let vectors = if vectors.is_empty() { None } else { Some(Tensor::cat(&vectors, 0)?) };
         Ok(Self { words, vectors })
@@ -43,40 +100,48 @@ impl Inversions {
 
 /// (vectors, hidden), f32.
 fn read(file: &EmbeddingFile, hidden: usize, device: &Device) -> Result<Tensor, String> {
-    let bytes = fs::read(&file.path).map_err(|error| format!("cannot be read: {error}"))?;
-    let content = SafeTensors::deserialize(&bytes).map_err(|error| not_safetensors(&bytes, &error))?;
-    let (key, view) = vectors(&content)?;
-    let shape = view.shape().to_vec();
-    let fits = match shape[..] {
-        [width] => width == hidden,
-        [vectors, width] => vectors > 0 && width == hidden,
-        _ => false,
+    let content = TensorFile::open(&file.path).map_err(|error| problem(&error))?;
+    let key = vectors(&content)?;
+    let stored = content.stored(&key).ok_or_else(|| format!("{key} is missing"))?;
+    let shape = &stored.info.shape;
+    let count = match shape[..] {
+        [width] if width == hidden => 1,
+        [vectors, width] if width == hidden => vectors,
+        _ => 0,
     };
-    if !fits || !is_float(view.dtype()) {
-        let found = format!("{key} has the shape {shape:?} of {:?}", view.dtype());
+    if count == 0 || !is_read(stored.info.dtype) {
+        let found = format!("{key} has the shape {shape:?} of {:?}", stored.info.dtype);
         return Err(format!("belongs to another model: {found}, this model's words are vectors of {hidden} floats"));
     }
-    let load = || -> candle_core::Result<(Tensor, f32)> {
-        let vectors = view.load(device)?.to_dtype(DType::F32)?.reshape(((), hidden))?;
-        let largest = vectors.abs()?.sum_all()?.to_scalar()?;
-        Ok((vectors, largest))
-    };
-    match load().map_err(|error| error.to_string())? {
-        (vectors, sum) if sum.is_finite() => Ok(vectors),
-        _ => Err(format!("{key} holds NaN or infinity; train it again")),
+    if count > MAX_VECTORS {
+        return Err(format!("{key} has {count} vectors; a word may stand for {MAX_VECTORS} at most"));
+    }
+    if !stored.is_finite().map_err(|error| problem(&error))? {
+        return Err(format!("{key} holds NaN or infinity; train it again"));
+    }
+    let vectors = stored.read(DType::F32).map_err(|error| problem(&error))?;
+    let on_device = vectors.reshape(((), hidden)).and_then(|vectors| vectors.to_device(device));
+    on_device.map_err(|error| error.to_string())
+}
+
+/// What is wrong with the file, without its path: callers know it by its place in the job.
+fn problem(error: &EngineError) -> String {
+    match error {
+        EngineError::Checkpoint { problem, .. } => problem.clone(),
+        other => other.to_string(),
     }
 }
 
-/// The tensor that is meant, and its key.
-fn vectors<'a>(content: &SafeTensors<'a>) -> Result<(String, TensorView<'a>), String> {
-    let mut tensors = content.tensors();
-    if let Some(place) = tensors.iter().position(|(key, _)| key == A1111_KEY) {
-        return Ok(tensors.swap_remove(place));
+/// The key of the tensor that is meant.
+fn vectors(content: &TensorFile) -> Result<String, String> {
+    let mut keys = content.tensors().map(|(key, _)| key);
+    if content.info(A1111_KEY).is_some() {
+        return Ok(A1111_KEY.to_owned());
     }
-    match (tensors.pop(), tensors.len()) {
+    match (keys.next(), keys.count()) {
         (Some(only), 0) => Ok(only),
         (None, _) => Err("holds no tensors; is it the right file?".into()),
-        (Some((key, _)), more) => Err(format!(
+        (Some(key), more) => Err(format!(
             "holds {} tensors ({key} among them); one is expected, or {A1111_KEY}: is it a textual inversion?",
             more + 1
         )),

@@ -10,8 +10,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{COMPONENTS, StableDiffusion};
 use crate::EngineError;
-use crate::json_config::written_table;
 use crate::tensor_file::{LENGTH_BYTES, PACKED};
+use crate::tensor_table::written_table;
 
 /// The values begin at a multiple of it: a page, and a block of a disk.
 pub const ALIGNMENT: usize = 4096;

@@ -9,12 +9,12 @@ use super::tokens::{PromptTokenizer, WeightedTokens};
 use crate::{EmbeddingFile, EngineError};
 
 impl StableDiffusion {
-    /// The words of a request and their vectors.
+    /// The words of a request and their vectors, those of the LoRAs in use among them.
     ///
     /// # Errors
     /// [`EngineError::Embedding`] says which file is at fault and why.
     pub fn read_embeddings(&self, files: &[EmbeddingFile]) -> Result<Inversions, EngineError> {
-        Inversions::read(files, self.checkpoint.text_encoder.hidden_size, &self.device)
+        Inversions::read(files, self.adapters.words(), self.checkpoint.text_encoder.hidden_size, &self.device)
     }
 
     /// Encodes the prompt, in front of it the negative one where there is one.

@@ -23,6 +23,9 @@ const END: &str = "<|endoftext|>";
 /// Words, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
+/// Tokens of a weighted prompt at most: 2,000 characters of any alphabet are fewer.
+const MAX_TOKENS: usize = 8_192;
+
 /// A CLIP tokenizer that always gives `length` tokens, or several times as many.
 pub struct PromptTokenizer {
     tokenizer: Tokenizer,
@@ -76,22 +79,23 @@ impl PromptTokenizer {
     /// [`TextEncoder::forward`](super::clip::TextEncoder::forward) counts them.
     ///
     /// # Errors
-    /// [`EngineError::Embedding`] when a word is one of the model's own tokens.
+    /// [`EngineError::Embedding`], or [`EngineError::Lora`] of a bundled word, when it is one of the model's own tokens.
     pub fn learn(&self, inversions: &Inversions, vocabulary: u32) -> Result<Self, EngineError> {
         let mut tokenizer = self.tokenizer.clone();
         let mut learned = HashMap::new();
         let mut next = vocabulary;
-        for (index, (word, vectors)) in inversions.words.iter().enumerate() {
-            let wrong = |problem: String| EngineError::Embedding { index, problem };
-            if tokenizer.token_to_id(word).is_some() {
-                return Err(wrong(format!(
-                    "{word:?} is a token already, of the model or of another file: give it another name"
-                )));
+        for word in &inversions.words {
+            let text = &word.text;
+            if tokenizer.token_to_id(text).is_some() {
+                return Err(
+                    word.error(format!("{text:?} is a token already, of the model or of another file: give it another name"))
+                );
             }
-            tokenizer.add_tokens([AddedToken::from(word.as_str(), false)]).map_err(|error| wrong(error.to_string()))?;
-            let id = tokenizer.token_to_id(word).ok_or_else(|| wrong(format!("{word:?} cannot be a token")))?;
-            learned.insert(id, next..next + *vectors as u32);
-            next += *vectors as u32;
+            let added = tokenizer.add_tokens([AddedToken::from(text.as_str(), false)]);
+            added.map_err(|error| word.error(error.to_string()))?;
+            let id = tokenizer.token_to_id(text).ok_or_else(|| word.error(format!("{text:?} cannot be a token")))?;
+            learned.insert(id, next..next + word.vectors as u32);
+            next += word.vectors as u32;
         }
         Ok(Self { tokenizer, learned, ..*self })
     }
@@ -119,6 +123,11 @@ impl PromptTokenizer {
         for segment in segments(prompt)? {
             tokens.ids.extend(self.words(&segment.text)?);
             tokens.weights.resize(tokens.ids.len(), segment.weight);
+            // A word of a textual inversion is many tokens, and may be written many times.
+            if tokens.ids.len() > MAX_TOKENS {
+                let problem = format!("is more than {MAX_TOKENS} tokens, its textual inversions among them; shorten it");
+                return Err(EngineError::Request { field: "prompt", problem });
+            }
         }
         Ok(tokens)
     }

@@ -173,7 +173,7 @@ fn fp8_weights_that_do_not_fit_are_refused_in_words() {
 
 #[test]
 fn loras_that_do_not_fit_are_refused_by_their_place() {
-    let lora = |path: PathBuf| LoraFile { path, scale: 1.0 };
+    let lora = |path: PathBuf| LoraFile::new(path, 1.0);
     let good = lora(directory().join("loras/lightning.safetensors"));
     let other = lora(super::fixtures().join("loras/peft.safetensors"));
     let load_with =

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::settings::{PromptSyntax, Settings};
 use atelier_engine::{EmbeddingFile, Engine, EngineError, GenerateRequest, Watch};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::{engine, fixtures, request};
 
@@ -18,15 +20,16 @@ fn with(path: &Path, token: &str) -> GenerateRequest {
 type BadFile = (&'static str, Vec<(&'static str, Tensor)>, &'static str);
 
 fn bad_files() -> Vec<BadFile> {
-    let zeros = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).expect("zeros");
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).expect("zeros");
     let nan = Tensor::full(f32::NAN, (1, HIDDEN), &Device::Cpu).expect("a tensor");
     vec![
         ("no tensors", vec![], "holds no tensors"),
         ("a LoRA", vec![("a.lora_A", zeros(&[4, HIDDEN])), ("a.lora_B", zeros(&[HIDDEN, 4]))], "is it a textual inversion?"),
         ("another model's", vec![("<word>", zeros(&[2, 768]))], "vectors of 24 floats"),
         ("no vectors", vec![("emb_params", zeros(&[0, HIDDEN]))], "vectors of 24 floats"),
-        ("integers", vec![("<word>", zeros(&[HIDDEN]).to_dtype(candle_core::DType::U32).expect("integers"))], "of U32"),
+        ("integers", vec![("<word>", zeros(&[HIDDEN]).to_dtype(DType::U32).expect("integers"))], "of U32"),
         ("a NaN", vec![("<word>", nan)], "holds NaN"),
+        ("a thousand vectors", vec![("<word>", zeros(&[1000, HIDDEN]))], "has 1000 vectors; a word may stand for 128 at most"),
     ]
 }
 
@@ -55,4 +58,22 @@ fn bad_embeddings_are_refused_and_the_next_job_is_generated() {
     let generated = engine.generate(&with(&good, "lighthouse"), &Watch::new(|_| ())).expect("generates");
     let without = engine.generate(&request(vec![]), &Watch::new(|_| ())).expect("generates");
     assert!(generated != without, "the word stands for its vector");
+}
+
+/// A word of many vectors, written many times in a prompt of any length, asked for gigabytes.
+#[test]
+fn prompt_of_too_many_tokens_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("wide.safetensors");
+    let vectors = Tensor::full(0.25_f32, (100, HIDDEN), &Device::Cpu).expect("a tensor");
+    candle_core::safetensors::save(&HashMap::from([("<w>", vectors)]), &path).expect("saves");
+    let settings = Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu);
+    let settings = Settings { prompts: PromptSyntax::Weighted, ..settings };
+    let mut engine = StableDiffusion::load(&settings).expect("the fixture loads");
+    let mut asked = with(&path, "<w>");
+    asked.prompt = "<w> ".repeat(82);
+    let error = engine.generate(&asked, &Watch::new(|_| ())).expect_err("8200 tokens").to_string();
+    assert!(error.starts_with("prompt: is more than 8192 tokens"), "{error}");
+    asked.prompt = "<w> ".repeat(2);
+    engine.generate(&asked, &Watch::new(|_| ())).expect("200 tokens are three chunks");
 }

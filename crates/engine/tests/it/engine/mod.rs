@@ -1,5 +1,6 @@
 //! How the engine takes what it cannot generate, and how a generation is followed and stopped.
 
+mod adapters;
 mod batches;
 mod checkpoints;
 mod edits;
@@ -47,7 +48,7 @@ fn request(loras: Vec<LoraFile>) -> GenerateRequest {
 }
 
 fn lora(path: PathBuf) -> LoraFile {
-    LoraFile { path, scale: 1.0 }
+    LoraFile::new(path, 1.0)
 }
 
 fn generate(engine: &mut StableDiffusion, loras: Vec<LoraFile>) -> Result<Vec<Image>, EngineError> {

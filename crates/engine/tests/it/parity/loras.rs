@@ -42,7 +42,7 @@ fn parity_of_adapters_of_every_kind() {
     for (name, scale) in scales {
         let path = fixtures().join(format!("adapters/{name}.safetensors"));
         let scale = scale.as_f64().expect("a scale");
-        engine.use_loras(&[LoraFile { path, scale }]).unwrap_or_else(|error| panic!("{name}: {error}"));
+        engine.use_loras(&[LoraFile::new(path, scale)]).unwrap_or_else(|error| panic!("{name}: {error}"));
         let (states, noise) = look(&engine, &latents);
         let adapts_text = ["loha", "lokr", "dora"].contains(&name.as_str());
         assert_eq!(values(&states) != values(&plain), adapts_text, "{name} and the text encoder");
@@ -96,7 +96,7 @@ pub(super) fn mixes() -> Vec<(String, Vec<LoraFile>)> {
 
 fn lora(name: &str, scale: f64) -> LoraFile {
     let path = fixtures().join(format!("loras/{name}.safetensors"));
-    LoraFile { path, scale }
+    LoraFile::new(path, scale)
 }
 
 /// Text states of the prompt, and what the UNet makes of fixed latents.

@@ -2,6 +2,7 @@
 //!
 //! `cargo test -p atelier-engine parity -- --nocapture` prints the figures.
 
+mod adapter_files;
 mod half;
 mod images;
 mod loras;

@@ -48,7 +48,7 @@ fn engine(distilled: bool) -> QwenImageEdit {
 }
 
 fn lora(name: &str, scale: f64) -> LoraFile {
-    LoraFile { path: directory().join(format!("loras/{name}.safetensors")), scale }
+    LoraFile::new(directory().join(format!("loras/{name}.safetensors")), scale)
 }
 
 /// The image that the oracle's Lanczos filter made of an input.

@@ -24,7 +24,7 @@ pub(crate) fn directory() -> PathBuf {
 
 /// As models/tiny-edit.yaml says.
 pub(crate) fn settings(memory_budget: Option<u64>) -> Settings {
-    let lora = LoraFile { path: directory().join("lightning-4steps.safetensors"), scale: 1.0 };
+    let lora = LoraFile::new(directory().join("lightning-4steps.safetensors"), 1.0);
     let fp8 = directory().join("fp8-lightning-4steps.safetensors");
     Settings {
         modes: vec![

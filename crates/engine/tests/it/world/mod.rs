@@ -54,7 +54,7 @@ fn read<T: DeserializeOwned>(file: &str) -> T {
 }
 
 fn generate(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<&str>) -> Image {
-    let lora = lora.map(|name| LoraFile { path: model(&format!("lora/{name}.safetensors")), scale: 1.0 });
+    let lora = lora.map(|name| LoraFile::new(model(&format!("lora/{name}.safetensors")), 1.0));
     let request = GenerateRequest {
         prompt: prompt.into(),
         negative_prompt: String::new(),

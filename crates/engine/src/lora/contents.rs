@@ -1,0 +1,238 @@
+//! The tensors of an adapter file by the modules they change: sorted by their names, checked by their shapes, then read.
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, DType, Device, Tensor};
+
+use super::LoraError;
+use super::alphas::Alphas;
+use super::keys::{Part, Targets, bundled_word, other_kind, split};
+use super::parts::{Change, Parts};
+use crate::EngineError;
+use crate::sd::inversion::{MAX_VECTORS, check_word};
+use crate::stored::is_read;
+use crate::tensor_file::TensorFile;
+use crate::weights::Shapes;
+
+/// An adapter has no more values than so many models: the largest in use have half as many as one.
+const MAX_MODELS: usize = 2;
+
+/// Words of textual inversions that a LoRA may bring.
+const MAX_WORDS: usize = 64;
+
+/// The keys of a file by what they stand for.
+pub(super) struct Contents<'a> {
+    file: &'a TensorFile,
+    /// By the base weight's name.
+    modules: BTreeMap<String, Keys>,
+    /// Words of bundled textual inversions and their keys.
+    words: Vec<(String, String)>,
+}
+
+struct Keys {
+    /// The module's name in the file.
+    module: String,
+    alpha: Option<f64>,
+    by_part: BTreeMap<Part, String>,
+}
+
+impl<'a> Contents<'a> {
+    /// Sorts the keys; reads nothing but alphas.
+    ///
+    /// # Errors
+    /// Names the keys that cannot be used.
+    pub(super) fn sort(file: &'a TensorFile, shapes: &Shapes) -> Result<Self, LoraError> {
+        let targets = Targets::new(shapes.keys());
+        let mut contents = Self { file, modules: BTreeMap::new(), words: Vec::new() };
+        let mut misfits = Misfits::default();
+        let mut elements = 0_usize;
+        for (key, _) in file.tensors() {
+            elements = elements.saturating_add(contents.check(&key)?);
+            match (bundled_word(&key), split(&key)) {
+                (Some(Ok(word)), _) => contents.words.push((word.to_owned(), key.clone())),
+                (Some(Err(())), _) if key.ends_with("_out") => {
+                    return Err(LoraError::Bundle(format!(
+                        "{key} is added to the text encoder's output, which is not supported"
+                    )));
+                }
+                (Some(Err(())), _) => misfits.without_module.push(key),
+                (None, None) => misfits.unknown.push(key),
+                (None, Some((module, part))) => match targets.weight(module) {
+                    Some(target) => contents.add(target, module, part, &key)?,
+                    None => misfits.without_module.push(key),
+                },
+            }
+        }
+        misfits.refuse(file.tensors().count())?;
+        if contents.modules.is_empty() {
+            return Err(LoraError::Empty);
+        }
+        let model: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
+        if elements / MAX_MODELS > model {
+            return Err(LoraError::TooLarge { elements, model });
+        }
+        Ok(contents)
+    }
+
+    /// How many elements a tensor has that may be part of an adapter.
+    fn check(&self, key: &str) -> Result<usize, LoraError> {
+        let Some(stored) = self.file.stored(key) else { return Ok(0) };
+        if let Some(kind) = other_kind(key, &stored.info.shape) {
+            return Err(LoraError::OtherKind { key: key.to_owned(), kind });
+        }
+        match stored.count() {
+            0 => Err(LoraError::NoElements { key: key.to_owned(), shape: stored.info.shape.clone() }),
+            count => Ok(count),
+        }
+    }
+
+    fn add(&mut self, target: &str, module: &str, part: Part, key: &str) -> Result<(), LoraError> {
+        let new = || Keys { module: module.to_owned(), alpha: None, by_part: BTreeMap::new() };
+        let keys = self.modules.entry(target.to_owned()).or_insert_with(new);
+        if keys.module != module {
+            return Err(LoraError::TwoSpellings { first: keys.module.clone(), second: module.to_owned() });
+        }
+        let Some(stored) = self.file.stored(key) else { return Ok(()) };
+        if part == Part::Alpha {
+            let alpha = stored.scalar()?.filter(|alpha| alpha.is_finite());
+            keys.alpha = Some(alpha.ok_or_else(|| LoraError::Alpha { key: key.to_owned() })?);
+        } else if !is_read(stored.info.dtype) {
+            return Err(LoraError::Format { key: key.to_owned(), found: format!("{:?}", stored.info.dtype) });
+        }
+        match keys.by_part.insert(part, key.to_owned()) {
+            None => Ok(()),
+            Some(first) => Err(LoraError::TwoSpellings { first, second: key.to_owned() }),
+        }
+    }
+
+    /// Checks everything that can be checked without memory: shapes, ranks, alphas, and that all values are finite.
+    ///
+    /// # Errors
+    /// Says which module does not fit, or which tensor holds NaN or infinity.
+    pub(super) fn check_all(&self, shapes: &Shapes, alphas: &Alphas) -> Result<(), LoraError> {
+        self.check_words(shapes)?;
+        // One zero, seen as a tensor of any shape.
+        let zero = Tensor::zeros((), DType::F32, &Device::Cpu)?;
+        self.changes(shapes, alphas, |key| {
+            let shape = self.file.info(key).map(|info| info.shape.clone()).unwrap_or_default();
+            Ok(zero.broadcast_as(shape)?)
+        })?;
+        let keys = self.modules.values().flat_map(|keys| &keys.by_part).filter(|(part, _)| **part != Part::Alpha);
+        for key in keys.map(|(_, key)| key).chain(self.words.iter().map(|(_, key)| key)) {
+            if let Some(stored) = self.file.stored(key)
+                && !stored.is_finite()?
+            {
+                return Err(LoraError::NotFinite { key: key.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The changes of all modules, with the tensors in f32 on the device.
+    ///
+    /// # Errors
+    /// When they cannot be read, or there is no memory.
+    pub(super) fn read(&self, shapes: &Shapes, alphas: &Alphas, device: &Device) -> Result<Vec<Change>, LoraError> {
+        self.changes(shapes, alphas, |key| self.tensor(key, device))
+    }
+
+    /// The bundled textual inversions: a word, and its vectors (vectors, hidden), f32.
+    ///
+    /// # Errors
+    /// When the vectors cannot be read.
+    pub(super) fn words(&self, device: &Device) -> Result<Vec<(String, Tensor)>, LoraError> {
+        let read = |(word, key): &(String, String)| {
+            let vectors = self.tensor(key, device)?;
+            let hidden = vectors.dim(D::Minus1)?;
+            Ok((word.clone(), vectors.reshape(((), hidden))?))
+        };
+        self.words.iter().map(read).collect()
+    }
+
+    /// Checks words, shapes and formats of the bundled textual inversions.
+    fn check_words(&self, shapes: &Shapes) -> Result<(), LoraError> {
+        const TABLE: &str = "text_encoder.text_model.embeddings.token_embedding.weight";
+        let hidden = shapes.get(TABLE).and_then(|shape| shape.get(1)).copied().unwrap_or_default();
+        if self.words.len() > MAX_WORDS {
+            return Err(LoraError::Bundle(format!("has {} words; at most {MAX_WORDS} are allowed", self.words.len())));
+        }
+        for (word, key) in &self.words {
+            check_word(word).map_err(LoraError::Bundle)?;
+            let Some(info) = self.file.info(key) else { continue };
+            let vectors = match info.shape[..] {
+                [width] if width == hidden => 1,
+                [vectors, width] if width == hidden => vectors,
+                _ => {
+                    let found = format!("vectors of {:?}", info.shape);
+                    return Err(LoraError::Shape { module: key.clone(), found, expected: vec![hidden] });
+                }
+            };
+            if vectors > MAX_VECTORS {
+                return Err(LoraError::Bundle(format!("{key} has {vectors} vectors; at most {MAX_VECTORS} are allowed")));
+            }
+            if !is_read(info.dtype) {
+                return Err(LoraError::Format { key: key.clone(), found: format!("{:?}", info.dtype) });
+            }
+        }
+        Ok(())
+    }
+
+    fn changes(
+        &self,
+        shapes: &Shapes,
+        alphas: &Alphas,
+        tensor: impl Fn(&str) -> Result<Tensor, LoraError>,
+    ) -> Result<Vec<Change>, LoraError> {
+        let mut changes = Vec::with_capacity(self.modules.len());
+        for (target, keys) in &self.modules {
+            let of_part = |(part, key): (&Part, &String)| Ok((*part, tensor(key)?));
+            let tensors = keys.by_part.iter().filter(|(part, _)| **part != Part::Alpha).map(of_part);
+            let parts = Parts::new(&keys.module, keys.alpha, tensors.collect::<Result<_, LoraError>>()?);
+            changes.extend(parts.changes(target, shapes, alphas)?);
+        }
+        Ok(changes)
+    }
+
+    fn tensor(&self, key: &str, device: &Device) -> Result<Tensor, LoraError> {
+        let stored = self.file.stored(key).ok_or_else(|| candle_core::Error::msg(format!("{key} is missing")))?;
+        Ok(stored.read(DType::F32)?.to_device(device)?)
+    }
+}
+
+/// Keys that cannot be used.
+#[derive(Default)]
+struct Misfits {
+    /// They name a part of an adapter, and a module that the model has not.
+    without_module: Vec<String>,
+    /// They name no part of an adapter.
+    unknown: Vec<String>,
+}
+
+impl Misfits {
+    fn refuse(mut self, total: usize) -> Result<(), LoraError> {
+        const SHOWN: usize = 3;
+        let first = |keys: &mut Vec<String>| {
+            keys.sort();
+            keys.iter().take(SHOWN).cloned().collect()
+        };
+        if !self.without_module.is_empty() {
+            let count = self.without_module.len() + self.unknown.len();
+            return Err(LoraError::Unmatched { first: first(&mut self.without_module), count, total });
+        }
+        if !self.unknown.is_empty() {
+            return Err(LoraError::Unknown { count: self.unknown.len(), first: first(&mut self.unknown), total });
+        }
+        Ok(())
+    }
+}
+
+impl From<EngineError> for LoraError {
+    /// What is wrong with the file, without its path: callers know their file by its place in the job.
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Checkpoint { problem, .. } => Self::File(problem),
+            EngineError::Candle(error) => Self::Candle(error),
+            other => Self::File(other.to_string()),
+        }
+    }
+}
