@@ -10,9 +10,9 @@ use atelier::engine::noise::Noise;
 use atelier::engine::sd::StableDiffusion;
 use atelier::engine::sd::inversion::Inversions;
 use atelier::engine::{Engine, GenerateRequest, LoraFile, Watch, device};
-use atelier::job::task::{
-    Generate, GuidanceScale, ImageCount, LoraScale, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount,
-};
+use atelier::job::task::sampling::Sampling;
+use atelier::job::task::scheduler::{Sampler, Scheduler};
+use atelier::job::task::{Generate, GuidanceScale, ImageCount, LoraScale, ModelName, Prompt, Seed, SidePx, Size, StepCount};
 use atelier_kernels::caching_allocator::CachingAllocator;
 use candle_core::Device;
 
@@ -72,7 +72,8 @@ fn request(side_px: u64, steps: u64, images: u64) -> Result<GenerateRequest> {
         start: None,
         steps: StepCount::new(steps).map_err(named)?,
         guidance_scale: GuidanceScale::new(7.5).map_err(named)?,
-        scheduler: Scheduler::DpmSolverPlusPlus,
+        scheduler: Scheduler::plain(Sampler::DpmSolverPlusPlus),
+        sampling: Sampling::default(),
         size: Size::new(side, side),
         num_images: ImageCount::new(images).map_err(named)?,
         seed: Seed::new(42).map_err(named)?,

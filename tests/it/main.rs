@@ -18,6 +18,7 @@ mod outbound;
 pub(crate) mod parity;
 mod process;
 mod requests;
+mod sampling;
 mod servers;
 mod stage;
 mod store;

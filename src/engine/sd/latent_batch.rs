@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::start::Kept;
 use crate::engine::noise::Noise;
-use crate::engine::schedule::History;
+use crate::engine::schedule::step::History;
 
 pub(super) struct LatentBatch {
     /// The order that each image belongs to, by its place.

@@ -5,6 +5,7 @@ mod attention;
 mod bands;
 pub mod clip;
 pub mod config;
+pub mod guidance;
 pub mod inversion;
 mod latent_batch;
 mod memory;

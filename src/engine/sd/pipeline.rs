@@ -2,15 +2,20 @@
 
 use candle_core::{IndexOp, Tensor};
 
+use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{TilingPlan, Work, twice};
 use super::start::Start;
 use super::vae::to_rgb8;
 use super::{Defaults, StableDiffusion};
 use crate::engine::device_errors::classify_memory_error;
-use crate::engine::schedule::{Schedule, ScheduleError};
+use crate::engine::schedule::config::Pipeline;
+use crate::engine::schedule::{Plan as SchedulePlan, Schedule, ScheduleError};
 use crate::engine::{EmbeddingFile, EngineError, GenerateRequest, Generated, Image, Order, Request, Watch};
-use crate::job::task::Scheduler;
+use crate::job::task::Generate;
+use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, Sigmas, Timesteps};
+use crate::job::task::scheduler::{Sampler, Scheduler};
+use crate::job::task::start::StartImage;
 
 impl StableDiffusion {
     /// One look of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
@@ -27,7 +32,7 @@ impl StableDiffusion {
         latents: &Tensor,
         timestep: f64,
         text: &Tensor,
-        guidance_scale: f64,
+        guidance: impl Into<Guidance>,
     ) -> Result<Tensor, EngineError> {
         let images = latents.dim(0)?;
         if text.dim(0)? == images {
@@ -35,8 +40,7 @@ impl StableDiffusion {
         }
         let both = self.look(&Tensor::cat(&[latents, latents], 0)?, timestep, text)?;
         let (negative, positive) = (both.narrow(0, 0, images)?, both.narrow(0, images, images)?);
-        let towards = ((positive - &negative)? * guidance_scale)?;
-        Ok((negative + towards)?)
+        Ok(guidance.into().apply(&negative, &positive)?)
     }
 
     /// The UNet's output for every row, together or, where memory is short, one after the other.
@@ -57,14 +61,14 @@ impl StableDiffusion {
     fn denoise(
         &self,
         latent_batch: &mut LatentBatch,
-        guidance_scale: f64,
+        guidance: Guidance,
         schedule: &Schedule,
         watches: &[&Watch],
     ) -> Result<(), EngineError> {
         let steps = schedule.steps.len() as u32;
         for (step, done) in schedule.steps.iter().zip(1..) {
             let input = (&latent_batch.latents * step.input_scale)?;
-            let output = self.predict_noise(&input, step.timestep, &latent_batch.text, guidance_scale)?;
+            let output = self.predict_noise(&input, step.timestep, &latent_batch.text, guidance)?;
             let fresh = if step.next.noise == 0.0 { None } else { Some(latent_batch.noise.draw(&self.device)?) };
             let stepped = step.advance(&latent_batch.latents, &output, &latent_batch.history, fresh.as_ref())?;
             latent_batch.latents = stepped.latents;
@@ -114,9 +118,9 @@ impl StableDiffusion {
         one_at_a_time(latents, |latents| self.vae.decode_in_bands(latents))
     }
 
-    fn schedule(&self, scheduler: Scheduler, steps: u32, skipped: u32) -> Result<Schedule, EngineError> {
-        let refused = |error: ScheduleError| EngineError::Request { field: "steps", problem: error.to_string() };
-        Schedule::without_first(skipped, scheduler, steps, &self.checkpoint.schedule).map_err(refused)
+    fn schedule(&self, plan: &SchedulePlan<'_>, pipeline: Pipeline) -> Result<Schedule, EngineError> {
+        let refused = |error: ScheduleError| EngineError::Request { field: error.field(), problem: error.to_string() };
+        Schedule::planned(plan, &self.checkpoint.schedule.corrected_for(pipeline)).map_err(refused)
     }
 
     /// (channels, height, width) of the latents of one image of this size.
@@ -144,7 +148,8 @@ fn one_at_a_time(latents: &Tensor, decode: impl Fn(&Tensor) -> candle_core::Resu
 /// What the images of a batch have in common, besides the LoRAs.
 struct Plan {
     guided: bool,
-    guidance_scale: f64,
+    guidance: Guidance,
+    clip_skip: Option<ClipSkip>,
     schedule: Schedule,
     start: Option<Start>,
     width_px: u32,
@@ -165,18 +170,29 @@ pub(super) fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result
     let requests = orders.iter().map(|order| generate_request(&order.request)).collect::<Result<Vec<_>, _>>()?;
     let Some(request) = requests.first() else { return Ok(Vec::new()) };
     let task = &request.task;
-    let skipped = task.start.as_ref().map_or(0, |start| start.skipped(task.steps));
+    let sampling = &task.sampling;
+    let schedule = SchedulePlan {
+        strength: task.start.as_ref().map(|start| start.strength.get()),
+        eta: sampling.eta.map_or(0.0, Eta::get),
+        timesteps: sampling.timesteps.as_ref().map(Timesteps::get),
+        sigmas: sampling.sigmas.as_ref().map(Sigmas::get),
+        ..SchedulePlan::new(task.scheduler, task.steps.get())
+    };
     let mut plan = Plan {
         guided: task.guidance_scale.get() > 1.0,
-        guidance_scale: task.guidance_scale.get(),
-        schedule: engine.schedule(task.scheduler, task.steps.get(), skipped)?,
+        guidance: Guidance {
+            scale: task.guidance_scale.get(),
+            rescale: sampling.guidance_rescale.map_or(0.0, GuidanceRescale::get),
+        },
+        clip_skip: sampling.clip_skip,
+        schedule: engine.schedule(&schedule, pipeline_of(task))?,
         start: None,
         width_px: task.size.width_px(),
         height_px: task.size.height_px(),
     };
     engine.latent_shape(plan.width_px, plan.height_px)?;
     if let Some(image) = &request.start {
-        plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), skipped == 0)?);
+        plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), schedule.strength == Some(1.0))?);
     }
     let cache_hit = engine.use_loras(&request.loras)?;
     if !request.loras.is_empty() {
@@ -186,6 +202,15 @@ pub(super) fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result
     }
     let parts: Vec<Part<'_>> = requests.iter().zip(orders).map(|(request, order)| Part::new(request, &order.watch)).collect();
     in_memory(engine, &plan, &parts)
+}
+
+/// The pipeline that diffusers has for such a job.
+fn pipeline_of(task: &Generate) -> Pipeline {
+    match &task.start {
+        None => Pipeline::TextToImage,
+        Some(StartImage { mask: None, .. }) => Pipeline::ImageToImage,
+        Some(StartImage { mask: Some(_), .. }) => Pipeline::Inpaint,
+    }
 }
 
 /// Generates in as many pieces as memory asks for.
@@ -235,8 +260,10 @@ impl<'a> Part<'a> {
 /// One step without LoRAs of what jobs usually ask for.
 pub(super) fn warm_up(engine: &mut StableDiffusion) -> Result<(), EngineError> {
     let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
-    let schedule = engine.schedule(Scheduler::DpmSolverPlusPlus, 1, 0)?;
-    let plan = Plan { guided: guidance_scale > 1.0, guidance_scale, schedule, start: None, width_px, height_px };
+    let schedule =
+        engine.schedule(&SchedulePlan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
+    let (guided, guidance) = (guidance_scale > 1.0, guidance_scale.into());
+    let plan = Plan { guided, guidance, clip_skip: None, schedule, start: None, width_px, height_px };
     let watch = Watch::new(|_| ());
     let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &watch };
     in_memory(engine, &plan, &[part]).map(drop)
@@ -247,7 +274,8 @@ fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<
     // One by one, so that a prompt is the same values whatever its neighbours are.
     let text = |part: &Part<'_>| {
         let inversions = engine.read_embeddings(part.embeddings)?;
-        engine.encode_prompt(part.prompt, plan.guided.then_some(part.negative_prompt), &inversions)
+        let negative_prompt = plan.guided.then_some(part.negative_prompt);
+        engine.encode_prompt_skipping(part.prompt, negative_prompt, &inversions, plan.clip_skip)
     };
     let texts = parts.iter().map(text).collect::<Result<Vec<_>, _>>()?;
     let mut generated = Vec::new();
@@ -257,7 +285,7 @@ fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<
         let watches: Vec<&Watch> = together.iter().map(|part| parts[*part].watch).collect();
         let mut latent_batch = LatentBatch::new(&texts, &seeds, shape, &engine.device)?;
         latent_batch.begin(&plan.schedule, plan.start.as_ref())?;
-        engine.denoise(&mut latent_batch, plan.guidance_scale, &plan.schedule, &watches)?;
+        engine.denoise(&mut latent_batch, plan.guidance, &plan.schedule, &watches)?;
         for (order, (part, seeds)) in together.into_iter().zip(&seeds).enumerate() {
             generated.push((part, develop(engine, plan, &latent_batch, order, seeds)?));
         }

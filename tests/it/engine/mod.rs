@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use atelier::engine::sd::StableDiffusion;
 use atelier::engine::{Engine, EngineError, GenerateRequest, Image, LoraFile, Watch};
-use atelier::job::task::{
-    Generate, GuidanceScale, ImageCount, LoraScale, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount,
-};
+use atelier::job::task::sampling::Sampling;
+use atelier::job::task::scheduler::{Sampler, Scheduler};
+use atelier::job::task::{Generate, GuidanceScale, ImageCount, LoraScale, ModelName, Prompt, Seed, SidePx, Size, StepCount};
 use candle_core::{DType, Device};
 
 const STEPS: u32 = 3;
@@ -41,7 +41,8 @@ fn request(loras: Vec<LoraFile>) -> GenerateRequest {
         start: None,
         steps: StepCount::new(u64::from(STEPS)).expect("steps"),
         guidance_scale: GuidanceScale::new(7.5).expect("a scale"),
-        scheduler: Scheduler::DpmSolverPlusPlus,
+        scheduler: Scheduler::plain(Sampler::DpmSolverPlusPlus),
+        sampling: Sampling::default(),
         size: Size::new(side, side),
         num_images: ImageCount::one(),
         seed: Seed::new(7).expect("a seed"),

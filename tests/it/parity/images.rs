@@ -1,27 +1,29 @@
 //! Whole generations, from seeds to pixels.
 
 use atelier::engine::{Engine, GenerateRequest, Image, Watch};
-use atelier::job::task::{Generate, GuidanceScale, ImageCount, ModelName, Prompt, Scheduler, Seed, SidePx, Size, StepCount};
+use atelier::job::task::sampling::Sampling;
+use atelier::job::task::scheduler::{Sampler, Scheduler};
+use atelier::job::task::{Generate, GuidanceScale, ImageCount, ModelName, Prompt, Seed, SidePx, Size, StepCount};
 
 use super::stages::{NEGATIVE, PROMPT, largest_step};
 use super::{PIXEL, Reference, RelativeError, Stage, engine};
 
 /// (scheduler, its name in the reference, guidance scale, images), as in the oracle's script.
 const CASES: [(Scheduler, &str, f64, u64); 5] = [
-    (Scheduler::DpmSolverPlusPlus, "dpmsolver++", 7.5, 1),
-    (Scheduler::DpmSolverPlusPlusKarras, "dpmsolver++-karras", 7.5, 1),
-    (Scheduler::Ddim, "ddim", 7.5, 1),
-    (Scheduler::Euler, "euler", 1.0, 1),
-    (Scheduler::EulerAncestral, "euler_a", 7.5, 4),
+    (Scheduler::plain(Sampler::DpmSolverPlusPlus), "dpmsolver++", 7.5, 1),
+    (Scheduler::karras(Sampler::DpmSolverPlusPlus), "dpmsolver++-karras", 7.5, 1),
+    (Scheduler::plain(Sampler::Ddim), "ddim", 7.5, 1),
+    (Scheduler::plain(Sampler::Euler), "euler", 1.0, 1),
+    (Scheduler::plain(Sampler::EulerAncestral), "euler_a", 7.5, 4),
 ];
 
 const SAMPLERS: [(Scheduler, &str, f64, u64); 6] = [
-    (Scheduler::DpmSolverPlusPlusSde, "dpmsolver++-sde", 7.5, 2),
-    (Scheduler::DpmSolverPlusPlusSdeKarras, "dpmsolver++-sde-karras", 7.5, 2),
-    (Scheduler::UniPc, "unipc", 7.5, 2),
-    (Scheduler::UniPcKarras, "unipc-karras", 7.5, 2),
-    (Scheduler::EulerKarras, "euler-karras", 7.5, 2),
-    (Scheduler::Lcm, "lcm", 7.5, 2),
+    (Scheduler::plain(Sampler::DpmSolverPlusPlusSde), "dpmsolver++-sde", 7.5, 2),
+    (Scheduler::karras(Sampler::DpmSolverPlusPlusSde), "dpmsolver++-sde-karras", 7.5, 2),
+    (Scheduler::plain(Sampler::UniPc), "unipc", 7.5, 2),
+    (Scheduler::karras(Sampler::UniPc), "unipc-karras", 7.5, 2),
+    (Scheduler::karras(Sampler::Euler), "euler-karras", 7.5, 2),
+    (Scheduler::plain(Sampler::Lcm), "lcm", 7.5, 2),
 ];
 
 #[test]
@@ -60,6 +62,7 @@ pub(super) fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64
         steps: StepCount::new(5).expect("steps"),
         guidance_scale: GuidanceScale::new(guidance_scale).expect("a scale"),
         scheduler,
+        sampling: Sampling::default(),
         size: Size::new(side(104), side(72)),
         num_images: ImageCount::new(num_images).expect("a count"),
         seed: Seed::new(42).expect("a seed"),

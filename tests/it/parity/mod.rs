@@ -8,6 +8,7 @@ mod loras;
 mod prompts;
 mod qwen;
 mod qwen_text;
+mod samplers;
 mod schedules;
 mod stages;
 mod starts;

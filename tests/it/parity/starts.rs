@@ -2,8 +2,9 @@
 
 use atelier::engine::sd::vae_encoder::to_pixels;
 use atelier::engine::{Engine, GenerateRequest, InitImage, Watch};
+use atelier::job::task::scheduler::{Sampler, Scheduler};
 use atelier::job::task::start::StartImage;
-use atelier::job::task::{ImageCount, Scheduler, SidePx, Size, StepCount, Strength};
+use atelier::job::task::{ImageCount, SidePx, Size, StepCount, Strength};
 use atelier::job::url::AssetUrl;
 use candle_core::{Device, Tensor};
 use image::{GrayImage, RgbImage};
@@ -16,14 +17,14 @@ const SIZE: (u32, u32) = (72, 64);
 
 /// (scheduler, its name in the reference, images, whether there are all three strengths), as in the oracle's script.
 const CASES: [(Scheduler, &str, u64, bool); 8] = [
-    (Scheduler::DpmSolverPlusPlus, "dpmsolver++", 1, true),
-    (Scheduler::DpmSolverPlusPlusKarras, "dpmsolver++-karras", 1, false),
-    (Scheduler::DpmSolverPlusPlusSde, "dpmsolver++-sde", 1, false),
-    (Scheduler::UniPc, "unipc", 1, true),
-    (Scheduler::Ddim, "ddim", 1, false),
-    (Scheduler::Euler, "euler", 1, true),
-    (Scheduler::EulerAncestral, "euler_a", 2, false),
-    (Scheduler::Lcm, "lcm", 1, false),
+    (Scheduler::plain(Sampler::DpmSolverPlusPlus), "dpmsolver++", 1, true),
+    (Scheduler::karras(Sampler::DpmSolverPlusPlus), "dpmsolver++-karras", 1, false),
+    (Scheduler::plain(Sampler::DpmSolverPlusPlusSde), "dpmsolver++-sde", 1, false),
+    (Scheduler::plain(Sampler::UniPc), "unipc", 1, true),
+    (Scheduler::plain(Sampler::Ddim), "ddim", 1, false),
+    (Scheduler::plain(Sampler::Euler), "euler", 1, true),
+    (Scheduler::plain(Sampler::EulerAncestral), "euler_a", 2, false),
+    (Scheduler::plain(Sampler::Lcm), "lcm", 1, false),
 ];
 
 fn bytes(tensor: &Tensor) -> Vec<u8> {
