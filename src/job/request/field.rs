@@ -4,8 +4,9 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
 use crate::job::shown::shown;
+use crate::job::task::scheduler::Scheduler;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
-use crate::job::task::{Anchor, Scheduler};
+use crate::job::task::{Anchor, GuidanceScale};
 use crate::job::url::{AssetUrl, CallbackUrl};
 use crate::job::{ImageFormat, JobId};
 
@@ -40,7 +41,17 @@ pub(super) fn callback_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result
 }
 
 pub(super) fn scheduler<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Scheduler>, D::Error> {
-    named(deserializer, Scheduler::NAMES).map(Some)
+    Scheduler::deserialize(deserializer).map(Some)
+}
+
+/// Of a try-on: its models have no use for less guidance than none.
+pub(super) fn tryon_guidance_scale<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<GuidanceScale>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    let scale = value.as_f64().filter(|scale| *scale >= 1.0).and_then(|scale| GuidanceScale::new(scale).ok());
+    scale.map(Some).ok_or_else(|| de::Error::custom(format!("must be a number from 1 to 50, got {}", shown(&value))))
 }
 
 pub(super) fn anchor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Anchor>, D::Error> {

@@ -5,9 +5,11 @@
 mod half;
 mod images;
 mod loras;
+mod names;
 mod prompts;
 mod qwen;
 mod qwen_text;
+mod samplers;
 mod schedules;
 mod stages;
 mod starts;
