@@ -77,6 +77,9 @@ pub fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, S
         "height": task.size.height_px(),
         "seed": seed,
     });
+    for (name, value) in task.sampling.fields() {
+        ours[name] = value;
+    }
     if !task.embeddings.is_empty() {
         let embeddings = task.embeddings.iter().map(|word| json!({ "url": word.url.to_string(), "token": word.token }));
         ours["embeddings"] = embeddings.collect();
@@ -203,7 +206,7 @@ mod tests {
     #[test]
     fn png_says_how_it_was_generated() {
         let body = json!({ "job_id": "j-1", "prompt": "a \"teal\" Füchschen 🦊\nat dusk\0", "negative_prompt": "rain",
-            "lora": [{ "url": "https://loras.example/ink.safetensors?X-Amz-Signature=secret" }] });
+            "clip_skip": 1, "lora": [{ "url": "https://loras.example/ink.safetensors?X-Amz-Signature=secret" }] });
         let defaults: Defaults = serde_json::from_value(json!({ "model": "tiny-sd", "steps": 20, "guidance_scale": 7.5,
             "scheduler": "dpmsolver++", "width": 128, "height": 128, "seed": 42, "prefix": "" }))
         .unwrap();
@@ -226,6 +229,7 @@ mod tests {
         );
         let ours: serde_json::Value = serde_json::from_str(&text("atelier")).unwrap();
         assert_eq!((&ours["seed"], &ours["job_id"], &ours["prompt"]), (&json!(43), &json!("j-1"), &body["prompt"]));
+        assert_eq!((&ours["clip_skip"], ours.get("eta")), (&json!(1), None));
         assert_eq!(ours["lora"], json!([{ "url": "https://loras.example/ink.safetensors", "scale": 1.0 }]));
     }
 

@@ -4,10 +4,12 @@ use image::{GrayImage, Rgb, RgbImage};
 
 use super::context::{JobContext, TryOnInputs};
 use crate::job::outcome::JobError;
+use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, Sampling};
+use crate::job::task::scheduler::{Sampler, Scheduler, SigmaSpacing};
 use crate::job::task::tryon::TryOn;
-use crate::job::task::{ImageCount, Scheduler, Seed, Task};
-use atelier_engine::schedule::scheduler::Scheduler as Sampler;
-use atelier_engine::{EditRequest, GenerateRequest, Request};
+use crate::job::task::{ImageCount, Seed, Task};
+use atelier_engine::schedule::scheduler as engine;
+use atelier_engine::{EditRequest, GenerateRequest, Request, Sampling as EngineSampling};
 
 /// # Errors
 /// [`JobError::Invalid`] when the job needs a step that the configuration has not.
@@ -32,10 +34,11 @@ pub(super) fn request(context: &JobContext<'_>) -> Result<Request, JobError> {
                 loras: context.loras.clone(),
                 embeddings: context.embeddings.clone(),
                 start: context.start.clone(),
-                skipped_steps: generate.start.as_ref().map_or(0, |start| start.skipped(generate.steps)),
+                strength: generate.start.as_ref().map_or(1.0, |start| start.strength.get()),
                 steps: generate.steps.get(),
                 guidance_scale: generate.guidance_scale.get(),
-                scheduler: sampler(generate.scheduler),
+                scheduler: scheduler(generate.scheduler),
+                sampling: sampling(&generate.sampling),
                 width_px: generate.size.width_px(),
                 height_px: generate.size.height_px(),
                 seeds: seeds(generate.seed, generate.num_images),
@@ -52,19 +55,40 @@ pub(super) fn request(context: &JobContext<'_>) -> Result<Request, JobError> {
 }
 
 /// The engine has names of its own, so that it need not know how a job is written.
-fn sampler(scheduler: Scheduler) -> Sampler {
-    match scheduler {
-        Scheduler::DpmSolverPlusPlus => Sampler::DpmSolverPlusPlus,
-        Scheduler::DpmSolverPlusPlusKarras => Sampler::DpmSolverPlusPlusKarras,
-        Scheduler::DpmSolverPlusPlusSde => Sampler::DpmSolverPlusPlusSde,
-        Scheduler::DpmSolverPlusPlusSdeKarras => Sampler::DpmSolverPlusPlusSdeKarras,
-        Scheduler::UniPc => Sampler::UniPc,
-        Scheduler::UniPcKarras => Sampler::UniPcKarras,
-        Scheduler::Ddim => Sampler::Ddim,
-        Scheduler::Euler => Sampler::Euler,
-        Scheduler::EulerKarras => Sampler::EulerKarras,
-        Scheduler::EulerAncestral => Sampler::EulerAncestral,
-        Scheduler::Lcm => Sampler::Lcm,
+fn scheduler(scheduler: Scheduler) -> engine::Scheduler {
+    let spacing = scheduler.spacing.map(|spacing| match spacing {
+        SigmaSpacing::Karras => engine::SigmaSpacing::Karras,
+        SigmaSpacing::Exponential => engine::SigmaSpacing::Exponential,
+        SigmaSpacing::Beta => engine::SigmaSpacing::Beta,
+    });
+    let sampler = match scheduler.sampler {
+        Sampler::DpmSolverPlusPlus => engine::Sampler::DpmSolverPlusPlus,
+        Sampler::DpmSolverPlusPlusSde => engine::Sampler::DpmSolverPlusPlusSde,
+        Sampler::DpmSolverPlusPlusSinglestep => engine::Sampler::DpmSolverPlusPlusSinglestep,
+        Sampler::Deis => engine::Sampler::Deis,
+        Sampler::UniPc => engine::Sampler::UniPc,
+        Sampler::Euler => engine::Sampler::Euler,
+        Sampler::EulerAncestral => engine::Sampler::EulerAncestral,
+        Sampler::Heun => engine::Sampler::Heun,
+        Sampler::Dpm2 => engine::Sampler::Dpm2,
+        Sampler::Dpm2Ancestral => engine::Sampler::Dpm2Ancestral,
+        Sampler::Lms => engine::Sampler::Lms,
+        Sampler::Pndm => engine::Sampler::Pndm,
+        Sampler::Ddim => engine::Sampler::Ddim,
+        Sampler::Ddpm => engine::Sampler::Ddpm,
+        Sampler::Lcm => engine::Sampler::Lcm,
+        Sampler::Tcd => engine::Sampler::Tcd,
+    };
+    engine::Scheduler { sampler, spacing }
+}
+
+fn sampling(sampling: &Sampling) -> EngineSampling {
+    EngineSampling {
+        timesteps: sampling.timesteps.as_ref().map(|timesteps| timesteps.get().to_vec()),
+        sigmas: sampling.sigmas.as_ref().map(|sigmas| sigmas.get().to_vec()),
+        eta: sampling.eta.map_or(0.0, Eta::get),
+        guidance_rescale: sampling.guidance_rescale.map_or(0.0, GuidanceRescale::get),
+        clip_skip: sampling.clip_skip.map_or(0, ClipSkip::get),
     }
 }
 
@@ -112,4 +136,19 @@ fn default_instruction(garments: usize) -> String {
         "Dress the person in image 1 in {worn}. If a part of image 1 is green, it only tells which part of the body is meant. Keep the \
          garment's colour, pattern, texture and cut. Keep the person's face, hair, skin, body, pose and the background as they are."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_and_the_engine_mean_the_same_by_a_schedulers_name() {
+        for sampler in engine::Sampler::ALL {
+            let named = Scheduler::named(sampler.as_str()).expect("a job can ask for it");
+            assert_eq!(scheduler(named), engine::Scheduler::plain(sampler));
+            assert_eq!(named.sampler.takes_spacings(), sampler.takes_spacings(), "{named}");
+        }
+        assert_eq!(scheduler(Scheduler::karras(Sampler::Heun)), engine::Scheduler::karras(engine::Sampler::Heun));
+    }
 }

@@ -20,6 +20,7 @@ mod models;
 mod outbound;
 mod process;
 mod requests;
+mod sampling;
 mod servers;
 mod stage;
 mod store;

@@ -109,7 +109,7 @@ fn a_whole_number_may_be_written_with_a_point() {
     assert_eq!(refusal(&with("seed", json!(9_007_199_254_740_992.0))).0, "seed");
 }
 
-fn refused(table: impl IntoIterator<Item = (Value, &'static str, &'static str)>) {
+pub(crate) fn refused(table: impl IntoIterator<Item = (Value, &'static str, &'static str)>) {
     for (body, field, allowed) in table {
         let (named, problem) = refusal(&body);
         assert_eq!(named, field, "{problem} for {body}");
@@ -158,10 +158,10 @@ fn every_refusal_names_its_field_and_what_is_allowed() {
         (with("num_images", json!(5)), "num_images", "from 1 to 4"),
         (with("width", json!(100)), "width", "a multiple of 8 from 64 to 2048, got 100"),
         (with("height", json!(4096)), "height", "a multiple of 8 from 64 to 2048"),
-        (with("guidance_scale", json!(0.5)), "guidance_scale", "a number from 1 to 50, got 0.5"),
-        (with("guidance_scale", json!("high")), "guidance_scale", "a number from 1 to 50"),
-        (with("scheduler", json!("ddpm")), "scheduler", "dpmsolver++, dpmsolver++-karras, dpmsolver++-sde"),
-        (with("seed", json!(-1)), "seed", "from 0 to"),
+        (with("guidance_scale", json!(-0.5)), "guidance_scale", "a number from 0 to 50, got -0.5"),
+        (with("guidance_scale", json!("high")), "guidance_scale", "a number from 0 to 50"),
+        (with("scheduler", json!("dpm++ sde")), "scheduler", "dpmsolver++, dpmsolver++-sde, dpmsolver++-singlestep"),
+        (with("seed", json!(-2)), "seed", "from 0 to 9007199254740991, or -1 for any, got -2"),
         (with("lora", json!([{ "url": "ftp://host/file" }])), "lora[0].url", "s3://BUCKET/KEY or an https:// address"),
         (with("lora", json!([{ "url": "s3://bucket" }])), "lora[0].url", "bucket or key is missing"),
         (with("lora", json!([{ "url": "s3://b/k", "scale": 9 }])), "lora[0].scale", "from -4 to 4"),
@@ -237,6 +237,11 @@ fn the_fingerprint_follows_the_request_and_nothing_else() {
         with("steps", json!(49)),
         with("guidance_scale", json!(7.0)),
         with("scheduler", json!("ddim")),
+        with("scheduler", json!("dpmsolver++-karras")),
+        with("clip_skip", json!(0)),
+        with("clip_skip", json!(1)),
+        with("guidance_rescale", json!(0.5)),
+        with("seed", json!(-1)),
         with("width", json!(520)),
         with("height", json!(520)),
         with("num_images", json!(2)),

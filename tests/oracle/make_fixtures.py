@@ -300,13 +300,13 @@ def schedules(file, classes, out):
     save_file({key: value.contiguous() for key, value in out.items()}, HERE / f"{file}.safetensors")
 
 
-def step(scheduler, output, timestep, latents, noise):
+def step(scheduler, output, timestep, latents, noise, **more):
     module = __import__(scheduler.__module__, fromlist=["randn_tensor"])
     if not hasattr(module, "randn_tensor"):
-        return scheduler.step(output, timestep, latents).prev_sample
+        return scheduler.step(output, timestep, latents, **more).prev_sample
     drawn, module.randn_tensor = module.randn_tensor, lambda *_, **__: noise
     try:
-        return scheduler.step(output, timestep, latents).prev_sample
+        return scheduler.step(output, timestep, latents, **more).prev_sample
     finally:
         module.randn_tensor = drawn
 

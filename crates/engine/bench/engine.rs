@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use atelier_engine::noise::Noise;
-use atelier_engine::schedule::scheduler::Scheduler;
+use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::sd::tiling::Tiling;
-use atelier_engine::{Engine, GenerateRequest, LoraFile, Watch, device};
+use atelier_engine::{Engine, GenerateRequest, LoraFile, Sampling, Watch, device};
 use candle_core::Device;
 
 use self::child::{Arguments, Inputs, timed, write};
@@ -66,10 +66,11 @@ fn request(side_px: u32, steps: u32, images: u64) -> GenerateRequest {
         loras: vec![],
         embeddings: vec![],
         start: None,
-        skipped_steps: 0,
+        strength: 1.0,
         steps,
         guidance_scale: 7.5,
-        scheduler: Scheduler::DpmSolverPlusPlus,
+        scheduler: Scheduler::plain(Sampler::DpmSolverPlusPlus),
+        sampling: Sampling::default(),
         width_px: side_px,
         height_px: side_px,
         seeds: (42..42 + images).collect(),

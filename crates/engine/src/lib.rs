@@ -127,13 +127,14 @@ pub struct GenerateRequest {
     pub embeddings: Vec<EmbeddingFile>,
     /// What it starts from instead of noise, in its size.
     pub start: Option<InitImage>,
-    /// Steps at the noisy end that are left out, for the start has an image in it already; 0 without a start.
-    pub skipped_steps: u32,
+    /// The part of the steps that is done, above 0 to 1, for the start has an image in it already; 1 without a start.
+    pub strength: f64,
     /// Of the whole schedule, 1 or more.
     pub steps: u32,
     /// Classifier-free guidance (Ho and Salimans 2022) above 1; without it the UNet runs once a step.
     pub guidance_scale: f64,
     pub scheduler: Scheduler,
+    pub sampling: Sampling,
     /// Multiples of what one latent stands for: 8.
     pub width_px: u32,
     pub height_px: u32,
@@ -147,12 +148,29 @@ impl GenerateRequest {
     #[must_use]
     pub fn agrees_with(&self, other: &Self) -> bool {
         (self.width_px, self.height_px) == (other.width_px, other.height_px)
-            && (self.steps, self.skipped_steps) == (other.steps, other.skipped_steps)
+            && self.steps == other.steps
+            && self.strength.total_cmp(&other.strength).is_eq()
             && self.scheduler == other.scheduler
+            && self.sampling == other.sampling
             && self.guidance_scale.total_cmp(&other.guidance_scale).is_eq()
             && self.loras == other.loras
             && self.start == other.start
     }
+}
+
+/// What a request may ask of its denoising loop beyond scheduler, steps and guidance.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sampling {
+    /// Falling training timesteps in place of those of the checkpoint's spacing, one a step.
+    pub timesteps: Option<Vec<u32>>,
+    /// Falling noise levels before every step and after the last, in place of the checkpoint's.
+    pub sigmas: Option<Vec<f64>>,
+    /// How much fresh noise a step of DDIM or TCD adds, 0 none to 1 as much as DDPM.
+    pub eta: f64,
+    /// How far guidance is brought back to the spread of the prediction without it, 0 to 1.
+    pub guidance_rescale: f64,
+    /// Last layers of the text encoder that are left out.
+    pub clip_skip: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -76,11 +76,11 @@ impl MersenneTwister {
     const WORDS: usize = 624;
     const SHIFT: usize = 397;
 
-    /// Seeds below 2^32 give pytorch's sequence. Pytorch drops higher bits; here they are folded in, so that no two
-    /// seeds are the same by construction.
+    /// Only the low 32 bits of a seed count, as in pytorch's `at::mt19937(uint64_t seed)`: seeds that differ by 2^32
+    /// give the same image there and here.
     fn new(seed: u64) -> Self {
         let mut state = [0; Self::WORDS];
-        state[0] = seed as u32 ^ ((seed >> 32) as u32).wrapping_mul(0x9e37_79b9);
+        state[0] = seed as u32;
         for index in 1..Self::WORDS {
             let before = state[index - 1];
             state[index] = 1_812_433_253_u32.wrapping_mul(before ^ (before >> 30)).wrapping_add(index as u32);

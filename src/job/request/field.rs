@@ -3,8 +3,9 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
+use crate::job::task::scheduler::Scheduler;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
-use crate::job::task::{Anchor, Scheduler};
+use crate::job::task::{Anchor, GuidanceScale};
 use crate::job::url::AssetUrl;
 use crate::job::{ImageFormat, JobId};
 use crate::shown;
@@ -36,7 +37,17 @@ pub(super) fn job_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobId
 }
 
 pub(super) fn scheduler<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Scheduler>, D::Error> {
-    named(deserializer, Scheduler::NAMES)
+    Scheduler::deserialize(deserializer).map(Some)
+}
+
+/// Of a try-on: its models have no use for less guidance than none.
+pub(super) fn tryon_guidance_scale<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<GuidanceScale>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    let scale = value.as_f64().filter(|scale| *scale >= 1.0).and_then(|scale| GuidanceScale::new(scale).ok());
+    scale.map(Some).ok_or_else(|| de::Error::custom(format!("must be a number from 1 to 50, got {}", shown::json(&value))))
 }
 
 pub(super) fn anchor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Anchor>, D::Error> {

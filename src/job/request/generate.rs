@@ -3,14 +3,17 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, json};
 
+use super::seed::SeedChoice;
 use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, WatermarkBody, field};
 use crate::job::JobId;
 use crate::job::outcome::JobError;
 use crate::job::task::prompt::{Embedding, EmbeddingToken};
+use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, Sampling, Sigmas, Timesteps};
+use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
 use crate::job::task::{
-    Generate, GuidanceScale, ImageCount, Lora, LoraAlpha, LoraAlphaSource, LoraScale, ModelName, Prompt, Scheduler, Seed,
-    SidePx, Size, StepCount, Strength, Task,
+    Generate, GuidanceScale, ImageCount, Lora, LoraAlpha, LoraAlphaSource, LoraScale, ModelName, Prompt, SidePx, Size,
+    StepCount, Strength, Task,
 };
 use crate::job::url::AssetUrl;
 
@@ -39,7 +42,12 @@ pub(super) struct Body {
     width: Option<SidePx>,
     height: Option<SidePx>,
     num_images: Option<ImageCount>,
-    seed: Option<Seed>,
+    seed: Option<SeedChoice>,
+    timesteps: Option<Timesteps>,
+    sigmas: Option<Sigmas>,
+    eta: Option<Eta>,
+    guidance_rescale: Option<GuidanceRescale>,
+    clip_skip: Option<ClipSkip>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
@@ -85,10 +93,19 @@ struct ImageBody {
 
 impl Body {
     pub(super) fn read(self, defaults: &Defaults) -> Result<Read, JobError> {
-        let steps = self.steps.unwrap_or(defaults.steps);
+        let scheduler = self.scheduler.unwrap_or(defaults.scheduler);
+        let sampling = Sampling {
+            timesteps: self.timesteps,
+            sigmas: self.sigmas,
+            eta: self.eta,
+            guidance_rescale: self.guidance_rescale,
+            clip_skip: self.clip_skip,
+        };
+        let steps = steps(self.steps, defaults.steps, &sampling)?;
+        check_sampling(&sampling, scheduler, self.init_image.is_some())?;
         let start = start(self.init_image, self.strength, self.mask_image, steps)?;
         let loras = self.lora.into_iter().enumerate().map(|(index, lora)| lora.read(index)).collect::<Result<_, _>>()?;
-        let generate = Generate {
+        let mut generate = Generate {
             model: self.model.unwrap_or_else(|| defaults.model.clone()),
             prompt: self.prompt,
             negative_prompt: self.negative_prompt,
@@ -97,14 +114,60 @@ impl Body {
             start,
             steps,
             guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
-            scheduler: self.scheduler.unwrap_or(defaults.scheduler),
+            scheduler,
+            sampling,
             size: Size::new(self.width.unwrap_or(defaults.width), self.height.unwrap_or(defaults.height)),
             num_images: self.num_images.unwrap_or_else(ImageCount::one),
-            seed: self.seed.unwrap_or(defaults.seed),
+            seed: defaults.seed,
         };
-        let canonical = canonical(self.task, &generate);
+        let mut canonical = canonical(self.task, &generate);
+        generate.seed = self.seed.unwrap_or(SeedChoice::Given(defaults.seed)).settle(&self.job_id, &mut canonical);
         let common = Common { job_id: self.job_id, watermark: self.watermark, output: self.output, callback: self.callback };
         Ok(Read { common, task: Task::Generate(generate), canonical })
+    }
+}
+
+/// The number of steps, which a list of timesteps or noise levels fixes.
+fn steps(given: Option<StepCount>, default_value: StepCount, sampling: &Sampling) -> Result<StepCount, JobError> {
+    let Some((list, listed)) = sampling.listed_steps() else { return Ok(given.unwrap_or(default_value)) };
+    match given {
+        Some(steps) if steps != listed => {
+            let problem = format!("must be {}, the number that {list} has, or absent; got {}", listed.get(), steps.get());
+            Err(JobError::Invalid { field: "steps".into(), problem })
+        }
+        _ => Ok(listed),
+    }
+}
+
+/// What means nothing with this scheduler or start is refused, and not left out in silence.
+fn check_sampling(sampling: &Sampling, scheduler: Scheduler, from_image: bool) -> Result<(), JobError> {
+    let sampler = scheduler.sampler;
+    let takes = "means something only with scheduler";
+    let listed = sampling.timesteps.is_some() && sampling.sigmas.is_some();
+    let wrong = [
+        (listed, "sigmas", "cannot be given next to timesteps: leave one of them out".to_owned()),
+        (
+            sampling.timesteps.is_some() && !(sampler.takes_timesteps() && scheduler.spacing.is_none()),
+            "timesteps",
+            format!(
+                "{takes} dpmsolver++, dpmsolver++-sde, dpmsolver++-singlestep, euler, heun, ddpm, lcm or tcd, got {scheduler}"
+            ),
+        ),
+        (
+            sampling.sigmas.is_some() && !(sampler.takes_sigmas() && scheduler.spacing.is_none()),
+            "sigmas",
+            format!("{takes} euler, got {scheduler}"),
+        ),
+        (sampling.eta.is_some() && !sampler.takes_eta(), "eta", format!("{takes} ddim or tcd, got {scheduler}")),
+        (
+            sampling.guidance_rescale.is_some() && from_image,
+            "guidance_rescale",
+            "means something only without init_image: diffusers has it for images from text alone".to_owned(),
+        ),
+    ];
+    match wrong.into_iter().find(|(is_wrong, ..)| *is_wrong) {
+        None => Ok(()),
+        Some((_, field, problem)) => Err(JobError::Invalid { field: field.into(), problem }),
     }
 }
 
@@ -154,6 +217,9 @@ fn canonical(task: TaskName, generate: &Generate) -> Value {
     if !generate.embeddings.is_empty() {
         let embeddings = generate.embeddings.iter().map(|embedding| json!([embedding.url.identity(), embedding.token]));
         canonical["embeddings"] = embeddings.collect();
+    }
+    for (name, value) in generate.sampling.fields() {
+        canonical[name] = value;
     }
     if let Some(StartImage { url, strength, mask }) = &generate.start {
         canonical["start"] = json!([url.identity(), strength, mask.as_ref().map(AssetUrl::identity)]);

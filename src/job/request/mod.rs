@@ -2,6 +2,7 @@
 
 mod field;
 mod generate;
+mod seed;
 pub mod tryon;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -11,8 +12,9 @@ use sha2::{Digest, Sha256};
 use self::tryon::TryOnDefaults;
 use super::metadata::Metadata;
 use super::outcome::JobError;
+use super::task::scheduler::{Sampler, Scheduler};
 use super::task::tryon::Requester;
-use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Scheduler, Seed, SidePx, StepCount, Task, Watermark};
+use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Seed, SidePx, StepCount, Task, Watermark};
 use super::trace::Trace;
 use super::url::CallbackUrl;
 use super::{Callback, ImageFormat, Job, JobId, Output};
@@ -43,7 +45,7 @@ impl Default for Defaults {
             model: ModelName::default_value(),
             steps: StepCount::default_value(),
             guidance_scale: GuidanceScale::default_value(),
-            scheduler: Scheduler::DpmSolverPlusPlus,
+            scheduler: Scheduler::plain(Sampler::DpmSolverPlusPlus),
             width: SidePx::default_value(),
             height: SidePx::default_value(),
             seed: Seed::default_value(),

@@ -40,6 +40,7 @@ pub(super) struct Body {
     #[serde(default, deserialize_with = "field::mode")]
     mode: Option<Mode>,
     steps: Option<StepCount>,
+    #[serde(default, deserialize_with = "field::tryon_guidance_scale")]
     guidance_scale: Option<GuidanceScale>,
     seed: Option<Seed>,
     #[serde(default, deserialize_with = "field::resolution")]

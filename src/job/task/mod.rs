@@ -1,7 +1,11 @@
 //! What is to be generated, in types that cannot hold a value out of range.
 
+#[macro_use]
+mod number;
 mod defaults;
 pub mod prompt;
+pub mod sampling;
+pub mod scheduler;
 pub mod start;
 pub mod tryon;
 
@@ -11,6 +15,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
 use self::prompt::Embedding;
+use self::sampling::Sampling;
+use self::scheduler::Scheduler;
 use self::start::StartImage;
 use self::tryon::TryOn;
 use super::url::AssetUrl;
@@ -36,6 +42,7 @@ pub struct Generate {
     pub steps: StepCount,
     pub guidance_scale: GuidanceScale,
     pub scheduler: Scheduler,
+    pub sampling: Sampling,
     pub size: Size,
     pub num_images: ImageCount,
     /// Image `n` is generated from the noise of `seed + n`.
@@ -50,6 +57,7 @@ impl Generate {
             && self.size == other.size
             && self.steps == other.steps
             && self.scheduler == other.scheduler
+            && self.sampling == other.sampling
             && self.guidance_scale == other.guidance_scale
             && self.loras == other.loras
             && self.start == other.start
@@ -78,42 +86,6 @@ pub enum LoraAlphaSource {
     Given(LoraAlpha),
     /// In this `adapter_config.json`.
     Config(AssetUrl),
-}
-
-/// The sampler of the denoising loop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Scheduler {
-    /// DPM-Solver++ 2M.
-    #[serde(rename = "dpmsolver++")]
-    DpmSolverPlusPlus,
-    /// DPM-Solver++ 2M on the sigmas of Karras et al. 2022.
-    #[serde(rename = "dpmsolver++-karras")]
-    DpmSolverPlusPlusKarras,
-    /// DPM-Solver++ 2M with fresh noise in every step.
-    #[serde(rename = "dpmsolver++-sde")]
-    DpmSolverPlusPlusSde,
-    #[serde(rename = "dpmsolver++-sde-karras")]
-    DpmSolverPlusPlusSdeKarras,
-    #[serde(rename = "unipc")]
-    UniPc,
-    #[serde(rename = "unipc-karras")]
-    UniPcKarras,
-    #[serde(rename = "ddim")]
-    Ddim,
-    #[serde(rename = "euler")]
-    Euler,
-    #[serde(rename = "euler-karras")]
-    EulerKarras,
-    #[serde(rename = "euler_a")]
-    EulerAncestral,
-    /// For models and LoRAs that were distilled to a few steps (latent consistency).
-    #[serde(rename = "lcm")]
-    Lcm,
-}
-
-impl Scheduler {
-    pub const NAMES: &str = "dpmsolver++, dpmsolver++-karras, dpmsolver++-sde, dpmsolver++-sde-karras, unipc, unipc-karras, \
-                             ddim, euler, euler-karras, euler_a, lcm";
 }
 
 /// Name of a model manifest: 1 to 64 of `a-z 0-9 . _ -`.
@@ -198,79 +170,6 @@ impl Size {
     }
 }
 
-/// A whole number in a fixed range, read from JSON with an error that says the range.
-macro_rules! whole_number {
-    ($(#[$doc:meta])* $name:ident($inner:ty), $range:expr, $what:literal $(, multiple of $multiple:literal)?) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-        #[serde(transparent)]
-        pub struct $name($inner);
-
-        impl $name {
-            /// # Errors
-            /// Says what is allowed when `number` is out of range.
-            pub fn new(number: u64) -> Result<Self, String> {
-                let fits = $range.contains(&number) $(&& number.is_multiple_of($multiple))?;
-                match <$inner>::try_from(number) {
-                    Ok(number) if fits => Ok(Self(number)),
-                    _ => Err(format!("must be {}, got {number}", $what)),
-                }
-            }
-
-            #[must_use]
-            pub fn get(self) -> $inner {
-                self.0
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let value = Value::deserialize(deserializer)?;
-                let number = whole(&value)
-                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown::json(&value))))?;
-                Self::new(number).map_err(de::Error::custom)
-            }
-        }
-    };
-}
-
-/// A finite number in a fixed range, read from JSON with an error that says the range.
-macro_rules! real_number {
-    ($(#[$doc:meta])* $name:ident, $range:expr, $what:literal) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-        #[serde(transparent)]
-        pub struct $name(f64);
-
-        impl $name {
-            /// # Errors
-            /// Says what is allowed when `number` is out of range.
-            pub fn new(number: f64) -> Result<Self, String> {
-                if $range.contains(&number) {
-                    Ok(Self(number))
-                } else {
-                    Err(format!("must be {}, got {number}", $what))
-                }
-            }
-
-            #[must_use]
-            pub fn get(self) -> f64 {
-                self.0
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let value = Value::deserialize(deserializer)?;
-                let number = value
-                    .as_f64()
-                    .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, shown::json(&value))))?;
-                Self::new(number).map_err(de::Error::custom)
-            }
-        }
-    };
-}
-
 whole_number!(
     /// One side of an image in pixels.
     SidePx(u32), (64..=2048), "a multiple of 8 from 64 to 2048", multiple of 8
@@ -287,9 +186,20 @@ whole_number!(
     /// Where the noise comes from; below 2^53, so that it survives every JSON parser.
     Seed(u64), (0..=(1 << 53) - 1), "a whole number from 0 to 9007199254740991"
 );
+
+impl Seed {
+    pub const ALLOWED: &str = "a whole number from 0 to 9007199254740991";
+}
+
+impl From<u32> for Seed {
+    fn from(seed: u32) -> Self {
+        Self(u64::from(seed))
+    }
+}
+
 real_number!(
-    /// Classifier-free guidance: 1 turns it off (and the negative prompt with it).
-    GuidanceScale, (1.0..=50.0), "a number from 1 to 50"
+    /// Classifier-free guidance: up to 1 there is none (and no negative prompt).
+    GuidanceScale, (0.0..=50.0), "a number from 0 to 50"
 );
 real_number!(
     /// How strongly a LoRA is applied.

@@ -1,6 +1,7 @@
 //! What a checkpoint says about its noise schedule.
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// `scheduler/scheduler_config.json` of any of diffusers' schedulers. A key that is missing takes the default of the
 /// scheduler that is *built*, which is what diffusers' `from_config` does.
@@ -22,16 +23,35 @@ pub struct ScheduleConfig {
     #[serde(default)]
     pub timestep_spacing: Option<TimestepSpacing>,
     #[serde(default)]
-    pub steps_offset: usize,
+    pub steps_offset: Option<usize>,
     #[serde(default)]
     pub use_karras_sigmas: Option<bool>,
     #[serde(default)]
     pub final_sigmas_type: FinalSigma,
 
-    /// DPM-Solver++ and `UniPC`: 1 or 2.
+    #[serde(default)]
+    pub use_exponential_sigmas: Option<bool>,
+    #[serde(default)]
+    pub use_beta_sigmas: Option<bool>,
+    /// DPM-Solver++ over several steps: even in the log signal-to-noise ratio.
+    #[serde(default)]
+    pub use_lu_lambdas: Option<bool>,
+    /// Ends of the noise levels of the four above, where they are not those that the timesteps have.
+    #[serde(default)]
+    pub sigma_min: Option<f64>,
+    #[serde(default)]
+    pub sigma_max: Option<f64>,
+    /// Whether the last trained timestep is noise alone (Lin et al. 2023, arXiv 2305.08891).
+    #[serde(default)]
+    pub rescale_betas_zero_snr: Option<bool>,
+
+    /// DPM-Solver++, DEIS and `UniPC`: 1 to 3.
     #[serde(default)]
     pub solver_order: Option<usize>,
-    /// DPM-Solver++: the last of fewer than 15 steps is of first order; `UniPC`: the last of any number.
+    /// DPM-Solver++: `midpoint` or `heun`; `UniPC`: `bh1` or `bh2`. Each takes the other's for its own default, as diffusers does.
+    #[serde(default)]
+    pub solver_type: Option<String>,
+    /// DPM-Solver++ and DEIS: the last of fewer than 15 steps is of first order; `UniPC`: the last of any number.
     #[serde(default)]
     pub lower_order_final: Option<bool>,
     /// DPM-Solver++: the last step is of first order, however many there are.
@@ -40,17 +60,45 @@ pub struct ScheduleConfig {
     /// DPM-Solver++: log signal-to-noise ratio (half) below which no timestep is taken.
     #[serde(default)]
     pub lambda_min_clipped: Option<f64>,
+    /// `UniPC`: steps, counted from 0, that are not corrected afterwards.
+    #[serde(default)]
+    pub disable_corrector: Option<Vec<usize>>,
+    /// `UniPC`: whether the image is predicted, and not the noise.
+    #[serde(default)]
+    pub predict_x0: Option<bool>,
+    /// `UniPC`: a scheduler in place of its predictor.
+    #[serde(default)]
+    pub solver_p: Option<IgnoredAny>,
+    /// DDPM: the noise of a step.
+    #[serde(default)]
+    pub variance_type: Option<String>,
+    /// Euler: `linear` or `log_linear`.
+    #[serde(default)]
+    pub interpolation_type: Option<String>,
+    /// Euler: `discrete` or `continuous`.
+    #[serde(default)]
+    pub timestep_type: Option<String>,
+    #[serde(default)]
+    pub thresholding: Option<bool>,
+    #[serde(default)]
+    pub use_flow_sigmas: Option<bool>,
+    #[serde(default)]
+    pub use_dynamic_shifting: Option<bool>,
 
-    /// DDIM and LCM: whether predicted images are clamped to ±`clip_sample_range`.
+    /// DDIM, DDPM, LCM and Heun: whether predicted images are clamped to ±`clip_sample_range`.
     #[serde(default)]
     pub clip_sample: Option<bool>,
     #[serde(default)]
     pub clip_sample_range: Option<f64>,
-    /// DDIM: whether the step after the last is free of noise, or the training schedule's first.
+    /// DDIM and PNDM: whether the step after the last is free of noise, or the training schedule's first.
     #[serde(default)]
     pub set_alpha_to_one: Option<bool>,
 
-    /// LCM: steps of the sampler that the model was distilled from, the most there can be here.
+    /// PNDM: whether the first steps are already linear multistep ones, and not of Runge and Kutta.
+    #[serde(default)]
+    pub skip_prk_steps: Option<bool>,
+
+    /// LCM and TCD: steps of the sampler that the model was distilled from, the most there can be here.
     #[serde(default)]
     pub original_inference_steps: Option<usize>,
     /// LCM: what timesteps are multiplied by where they decide how much of the latents is kept.
@@ -58,7 +106,40 @@ pub struct ScheduleConfig {
     pub timestep_scaling: Option<f64>,
 }
 
+/// The pipeline of diffusers that a job corresponds to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pipeline {
+    /// `StableDiffusionPipeline`.
+    TextToImage,
+    /// `StableDiffusionImg2ImgPipeline`.
+    ImageToImage,
+    /// `StableDiffusionInpaintPipeline`.
+    Inpaint,
+}
+
 impl ScheduleConfig {
+    /// What the checkpoint says, with the corrections that a pipeline's `__init__` makes in diffusers 0.42.1 before any
+    /// other scheduler is made from it: `steps_offset` is 1; `clip_sample` is false, but not for inpainting;
+    /// `skip_prk_steps` is true, for inpainting alone.
+    ///
+    /// Only keys that the file has are corrected. Where a scheduler's own default stood in for a missing key, `from_config`
+    /// leaves the correction behind as it leaves that default (`_use_default_values` in `configuration_utils.py`).
+    #[must_use]
+    pub fn corrected_for(&self, pipeline: Pipeline) -> Self {
+        let inpaint = pipeline == Pipeline::Inpaint;
+        Self {
+            steps_offset: self.steps_offset.map(|_| 1),
+            clip_sample: self.clip_sample.map(|clip| clip && inpaint),
+            skip_prk_steps: self.skip_prk_steps.map(|skip| skip || inpaint),
+            ..self.clone()
+        }
+    }
+
+    #[must_use]
+    pub fn steps_offset(&self) -> usize {
+        self.steps_offset.unwrap_or(0)
+    }
+
     #[must_use]
     pub fn beta_schedule(&self) -> BetaSchedule {
         self.beta_schedule.unwrap_or(BetaSchedule::Linear)

@@ -1,12 +1,13 @@
-//! DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095) and its form for the stochastic equation, as diffusers'
+//! DPM-Solver++ over several steps (Lu et al. 2022, arXiv 2211.01095) and its form for the stochastic equation, as diffusers'
 //! `DPMSolverMultistepScheduler` counts them.
 
-use super::config::{BetaSchedule, FinalSigma, ScheduleConfig};
-use super::multistep::Grid;
-use super::training::TrainingSchedule;
-use super::{Next, Schedule, Step, denoised};
+use super::config::{FinalSigma, ScheduleConfig, TimestepSpacing};
+use super::levels::{Grid, solver_timesteps};
+use super::scheduler::Sampler;
+use super::step::{Denoised, Next, Step};
+use super::{Input, Schedule};
 
-/// With fewer steps `lower_order_final` makes the last one of first order.
+/// With fewer steps `lower_order_final` makes the last ones of lower order.
 const FEW_STEPS: usize = 15;
 
 /// What is solved: the equation without noise, or the one that adds fresh noise as it goes (`sde-dpmsolver++`).
@@ -16,54 +17,131 @@ pub(super) enum Equation {
     Stochastic,
 }
 
-pub(super) fn schedule(
-    training: &TrainingSchedule,
-    config: &ScheduleConfig,
-    steps: usize,
-    first: usize,
-    karras: bool,
-    equation: Equation,
-) -> Schedule {
-    let mut grid = Grid::new(training, config, steps, karras, config.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY));
-    if karras {
-        let whole = |timestep: &f64| match config.beta_schedule() {
-            BetaSchedule::SquaredcosCapV2 => timestep.trunc(),
-            _ => timestep.round_ties_even(),
-        };
-        grid.timesteps = grid.timesteps.iter().map(whole).collect();
+/// How the change of the predictions over a step is weighed: `solver_type`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum SolverType {
+    Midpoint,
+    Heun,
+}
+
+impl SolverType {
+    pub(super) fn of(config: &ScheduleConfig) -> Self {
+        if config.solver_type.as_deref() == Some("heun") { Self::Heun } else { Self::Midpoint }
     }
-    let first_order_at_end = config.euler_at_final.unwrap_or(false)
-        || (config.lower_order_final.unwrap_or(true) && steps < FEW_STEPS)
-        || config.final_sigmas_type == FinalSigma::Zero;
-    let row = |index: usize| {
-        let last = index + 1 == grid.timesteps.len();
+}
+
+pub(super) fn schedule(input: &Input<'_>) -> Schedule {
+    let Input { training, config, steps, first, .. } = *input;
+    let stochastic = input.plan.scheduler.sampler == Sampler::DpmSolverPlusPlusSde;
+    let equation = if stochastic { Equation::Stochastic } else { Equation::Ordinary };
+    let lowest_lambda = config.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY);
+    let spacing = config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace);
+    let grid = Grid::of_solver(input, || solver_timesteps(training, config, steps, spacing, lowest_lambda))
+        .ending_at(Grid::final_sigma(training, config));
+    let count = grid.timesteps.len();
+    let few = config.lower_order_final.unwrap_or(true) && count < FEW_STEPS;
+    let first_order_at_end = config.euler_at_final.unwrap_or(false) || few || config.final_sigmas_type == FinalSigma::Zero;
+    let order = |index: usize| {
+        let to_come = count - index;
+        let highest = match to_come {
+            1 if first_order_at_end => 1,
+            2 if few => 2,
+            _ => 3,
+        };
         // The first step that is done has nothing to look back at.
-        let first_order = index <= first || config.solver_order == Some(1) || (last && first_order_at_end);
+        config.solver_order.unwrap_or(2).min(highest).min(index - first + 1)
+    };
+    let row = |index: usize| {
         let (alpha, sigma) = grid.alpha_sigma(index);
         Step {
             timestep: grid.timesteps[index],
             input_scale: 1.0,
-            denoised: denoised(config.prediction_type, alpha, sigma),
+            denoised: Denoised::image(config.prediction_type, alpha, sigma),
             corrected: None,
-            next: update(&grid, index, first_order, equation),
+            next: update(&grid, index, order(index), equation, SolverType::of(config)),
+            keeps_latents: false,
         }
     };
-    let steps = (0..grid.timesteps.len()).map(row).collect();
-    Schedule { init_noise_sigma: 1.0, steps, sigmas: grid.sigmas }
+    let steps = (first..count).map(row).collect();
+    Schedule::of_unit_variance(grid.sigmas, steps)
 }
 
-/// Equation (4.1) of the paper, and (5.3), the midpoint form of second order; with noise, both of its appendix.
-pub(super) fn update(grid: &Grid, index: usize, first_order: bool, equation: Equation) -> Next {
-    let (alpha_next, sigma_next) = grid.alpha_sigma(index + 1);
-    let (_, sigma) = grid.alpha_sigma(index);
-    let h = grid.h(index);
-    let (latents, gain, noise) = match equation {
-        Equation::Ordinary => (sigma_next / sigma, -alpha_next * (-h).exp_m1(), 0.0),
-        Equation::Stochastic => {
-            let renewed = -(-2.0 * h).exp_m1();
-            (sigma_next / sigma * (-h).exp(), alpha_next * renewed, sigma_next * renewed.sqrt())
+/// The step `index` of order 1 to 3: equations (4.1) and (5.3) of the paper and `multistep_dpm_solver_third_order_update`; with noise, those of its
+/// appendix.
+fn update(grid: &Grid, index: usize, order: usize, equation: Equation, solver: SolverType) -> Next {
+    let h = grid.growth(index, index + 1);
+    let gains = Gains::new(grid, (index, index + 1), equation);
+    let (slope, curve) = (gains.slope(solver), gains.curve());
+    let one_back = || h / grid.growth(index - 1, index);
+    let (denoised, before) = match order {
+        1 => (gains.level, vec![]),
+        2 => (gains.level + slope * one_back(), vec![-slope * one_back()]),
+        _ => {
+            let slope = gains.slope(SolverType::Heun);
+            let (near, far) = (one_back(), h / grid.growth(index - 2, index - 1));
+            // Divided differences over the last three predictions; r as in the source.
+            let (r_0, r_1) = (near.recip(), far.recip());
+            let second = (r_0 + r_1).recip();
+            let at_near = slope * (1.0 + r_0 * second) + curve * second;
+            let at_far = -slope * r_0 * second - curve * second;
+            (gains.level + near * at_near, vec![far * at_far - near * at_near, -far * at_far])
         }
     };
-    let correction = if first_order { 0.0 } else { 0.5 * gain * h / grid.h(index - 1) };
-    Next { latents, denoised: gain + correction, previous_denoised: -correction, noise, ..Next::default() }
+    Next { latents: gains.latents, denoised, before, noise: gains.noise, ..Next::default() }
+}
+
+/// Integrals over a step, from one noise level of the grid to another.
+pub(super) struct Gains {
+    pub(super) latents: f64,
+    pub(super) noise: f64,
+    /// Of the prediction itself.
+    pub(super) level: f64,
+    /// Twice the step in the log signal-to-noise ratio where there is noise, else the step.
+    exponent: f64,
+    alpha_next: f64,
+    /// The constant in the integral of the second derivative: diffusers' equation with noise has its sign turned.
+    half: f64,
+}
+
+impl Gains {
+    pub(super) fn new(grid: &Grid, (from, to): (usize, usize), equation: Equation) -> Self {
+        let (_, sigma) = grid.alpha_sigma(from);
+        let (alpha_next, sigma_next) = grid.alpha_sigma(to);
+        let h = grid.growth(from, to);
+        match equation {
+            Equation::Ordinary => Self {
+                latents: sigma_next / sigma,
+                noise: 0.0,
+                level: -alpha_next * (-h).exp_m1(),
+                exponent: h,
+                alpha_next,
+                half: 0.5,
+            },
+            Equation::Stochastic => {
+                let renewed = -(-2.0 * h).exp_m1();
+                Self {
+                    latents: sigma_next / sigma * (-h).exp(),
+                    noise: sigma_next * renewed.sqrt(),
+                    level: alpha_next * renewed,
+                    exponent: 2.0 * h,
+                    alpha_next,
+                    half: -0.5,
+                }
+            }
+        }
+    }
+
+    /// Of its first derivative.
+    pub(super) fn slope(&self, solver: SolverType) -> f64 {
+        match solver {
+            SolverType::Midpoint => 0.5 * self.level,
+            SolverType::Heun => self.alpha_next * ((-self.exponent).exp_m1() / self.exponent + 1.0),
+        }
+    }
+
+    /// Of its second derivative.
+    pub(super) fn curve(&self) -> f64 {
+        let grown = (-self.exponent).exp_m1();
+        -self.alpha_next * ((grown + self.exponent) / self.exponent.powi(2) - self.half)
+    }
 }

@@ -1,26 +1,29 @@
 //! Euler and Euler ancestral (Karras et al. 2022, arXiv 2206.00364; k-diffusion), as diffusers' `EulerDiscreteScheduler`
 //! and `EulerAncestralDiscreteScheduler` count them.
 
-use super::config::{FinalSigma, PredictionType, ScheduleConfig, TimestepSpacing};
-use super::training::{TrainingSchedule, karras_sigmas, linspace};
-use super::{Denoised, Next, Schedule, Step};
+use super::levels::{Grid, Spacing};
+use super::step::{Denoised, Next, Step};
+use super::training::linspace;
+use super::{Input, Schedule};
 
-pub(super) fn schedule(training: &TrainingSchedule, config: &ScheduleConfig, steps: usize, karras: bool) -> Schedule {
-    let (mut timesteps, mut sigmas) = timesteps(training, config, steps);
-    if karras {
-        sigmas = karras_sigmas(sigmas[0], sigmas[sigmas.len() - 1], steps);
-        timesteps = sigmas.iter().map(|sigma| training.timestep_of(*sigma)).collect();
+pub(super) fn schedule(input: &Input<'_>) -> Schedule {
+    let Input { training, config, steps, .. } = *input;
+    if let Some(sigmas) = input.plan.sigmas {
+        let (last, before) = sigmas.split_last().unwrap_or((&0.0, &[]));
+        let single = before.iter().map(|sigma| f64::from(*sigma as f32)).collect();
+        return table(input, &Grid::at_sigmas(training, single).ending_at(*last), euler);
     }
-    let last = match config.final_sigmas_type {
-        FinalSigma::Zero => 0.0,
-        FinalSigma::SigmaMin => training.sigma_min(),
-    };
-    table(config, &timesteps, with_last(sigmas, last), euler)
+    let mut grid = Grid::of_k_diffusion(input);
+    if input.log_linear() && input.spacing == Spacing::Trained {
+        // One more than there are steps: what the last step leaves is the lowest of them.
+        let logs = linspace(training.sigma_max().ln(), training.sigma_min().ln(), steps + 1);
+        grid.sigmas = logs.into_iter().map(|log| f64::from(log.exp() as f32)).collect();
+    }
+    table(input, &grid.ending_at(Grid::final_sigma(training, config)), euler)
 }
 
-pub(super) fn ancestral_schedule(training: &TrainingSchedule, config: &ScheduleConfig, steps: usize) -> Schedule {
-    let (timesteps, sigmas) = timesteps(training, config, steps);
-    table(config, &timesteps, with_last(sigmas, 0.0), ancestral)
+pub(super) fn ancestral_schedule(input: &Input<'_>) -> Schedule {
+    table(input, &Grid::of_k_diffusion(input).ending_at(0.0), ancestral)
 }
 
 /// The straight line from the latents through the denoised image, followed until `sigma_next`.
@@ -30,57 +33,29 @@ fn euler(sigma: f64, sigma_next: f64) -> Next {
 
 /// Goes further down than `sigma_next`, and back up by fresh noise.
 fn ancestral(sigma: f64, sigma_next: f64) -> Next {
-    let noise = (sigma_next.powi(2) * (sigma.powi(2) - sigma_next.powi(2)) / sigma.powi(2)).sqrt();
-    Next { noise, ..euler(sigma, (sigma_next.powi(2) - noise.powi(2)).max(0.0).sqrt()) }
+    let (down, up) = ancestral_parts(sigma, sigma_next);
+    Next { noise: up, ..euler(sigma, down) }
 }
 
-fn table(config: &ScheduleConfig, timesteps: &[f64], sigmas: Vec<f64>, next: fn(f64, f64) -> Next) -> Schedule {
-    let row = |(index, timestep): (usize, &f64)| {
-        let sigma = sigmas[index];
-        // Latents here are image + sigma·noise; the UNet wants variance 1.
-        let input_scale = (sigma * sigma + 1.0).sqrt().recip();
-        let (latents, output) = match config.prediction_type {
-            PredictionType::Epsilon => (1.0, -sigma),
-            PredictionType::VPrediction => (input_scale * input_scale, -sigma * input_scale),
-        };
-        let denoised = Denoised { latents, output, clamp: None };
-        Step { timestep: *timestep, input_scale, denoised, corrected: None, next: next(sigma, sigmas[index + 1]) }
-    };
-    let steps = timesteps.iter().enumerate().map(row).collect();
-    let init_noise_sigma = match spacing(config) {
-        TimestepSpacing::Linspace | TimestepSpacing::Trailing => sigmas[0],
-        TimestepSpacing::Leading => (sigmas[0] * sigmas[0] + 1.0).sqrt(),
-    };
-    Schedule { init_noise_sigma, sigmas, steps }
+/// The noise level that a step goes down to, and the noise that it adds there.
+pub(super) fn ancestral_parts(sigma: f64, sigma_next: f64) -> (f64, f64) {
+    let up = (sigma_next.powi(2) * (sigma.powi(2) - sigma_next.powi(2)) / sigma.powi(2)).sqrt();
+    ((sigma_next.powi(2) - up.powi(2)).max(0.0).sqrt(), up)
 }
 
-fn timesteps(training: &TrainingSchedule, config: &ScheduleConfig, steps: usize) -> (Vec<f64>, Vec<f64>) {
-    let count = training.len();
-    let timesteps: Vec<f64> = match spacing(config) {
-        TimestepSpacing::Linspace => {
-            linspace(0.0, count as f64 - 1.0, steps).into_iter().rev().map(|t| f64::from(t as f32)).collect()
-        }
-        TimestepSpacing::Leading => {
-            let stride = count / steps;
-            (0..steps).rev().map(|index| (index * stride + config.steps_offset) as f64).collect()
-        }
-        TimestepSpacing::Trailing => {
-            let stride = count as f64 / steps as f64;
-            (0..(count as f64 / stride).ceil() as usize)
-                .map(|index| (count as f64 - index as f64 * stride).round_ties_even() - 1.0)
-                .collect()
+fn table(input: &Input<'_>, grid: &Grid, next: fn(f64, f64) -> Next) -> Schedule {
+    let row = |index: usize| {
+        let sigma = grid.sigmas[index];
+        Step {
+            timestep: grid.timesteps[index],
+            // Latents here are image + sigma·noise; the UNet wants variance 1.
+            input_scale: (sigma * sigma + 1.0).sqrt().recip(),
+            denoised: Denoised::image_under(input.config.prediction_type, sigma),
+            corrected: None,
+            next: next(sigma, grid.sigmas[index + 1]),
+            keeps_latents: false,
         }
     };
-    let sigmas = timesteps.iter().map(|timestep| training.sigma_at(*timestep)).collect();
-    (timesteps, sigmas)
-}
-
-/// In single precision, as diffusers keeps them.
-fn with_last(mut sigmas: Vec<f64>, last: f64) -> Vec<f64> {
-    sigmas.push(last);
-    sigmas.into_iter().map(|sigma| f64::from(sigma as f32)).collect()
-}
-
-fn spacing(config: &ScheduleConfig) -> TimestepSpacing {
-    config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace)
+    let steps = (input.first..grid.timesteps.len()).map(row).collect();
+    Schedule::under_noise(input.config, grid.sigmas.clone(), steps)
 }

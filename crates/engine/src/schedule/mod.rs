@@ -1,21 +1,35 @@
-//! Denoising schedules: a pure table of timesteps and coefficients, and one step that applies a row of it.
+//! Denoising schedules: a pure table of timesteps and coefficients, a row for each call of the UNet.
+//!
+//! A job's scheduler is made from the checkpoint's as diffusers' `from_config` makes one class from another's settings: what the job's name says
+//! is set, everything else stays. `dpmsolver++`, `dpmsolver++-sde` and `deis` set the algorithm, whatever `algorithm_type` the checkpoint has;
+//! `-karras`, `-exponential` and `-beta` set the noise levels; without one of these endings the checkpoint's `use_karras_sigmas` and the like stay.
 
+mod beta;
 pub mod config;
 mod ddim;
+mod ddpm;
+mod deis;
+mod dpm2;
 mod dpm_solver;
 mod euler;
+mod heun;
 mod lcm;
-mod multistep;
+mod levels;
+mod lms;
+mod needs;
+mod pndm;
 pub mod scheduler;
+mod singlestep;
+pub mod step;
+mod tcd;
 mod training;
 mod unipc;
 
-use candle_core::{Result, Tensor};
-
-use self::config::{PredictionType, ScheduleConfig};
-use self::dpm_solver::Equation;
-use self::scheduler::Scheduler;
-use self::training::{DefaultBetas, TrainingSchedule};
+use self::config::{ScheduleConfig, TimestepSpacing};
+use self::levels::Spacing;
+use self::scheduler::{Sampler, Scheduler};
+use self::step::Step;
+use self::training::TrainingSchedule;
 
 /// All steps of one generation, from noise to image.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,85 +39,90 @@ pub struct Schedule {
     /// Noise over signal before every step, and after the last; what diffusers calls `sigmas`.
     pub sigmas: Vec<f64>,
     pub steps: Vec<Step>,
+    /// Whether latents are image + sigma·noise, and not of variance 1.
+    under_noise: bool,
 }
 
-/// One denoising step. Every sampler here is the same three linear combinations with other coefficients:
-///
-/// - `denoised = a·latents + b·output`, the image as this step sees it, clamped where a sampler wants it;
-/// - `corrected`: the latents, or what a corrector makes of the step before now that the image at its end is known;
-/// - `next = c·corrected + d·output + e·denoised + f·previous denoised + g·noise`.
+/// What a job asks of its schedule.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Step {
-    /// What the UNet is told: 0 to 999, also between whole values.
-    pub timestep: f64,
-    /// The UNet sees the latents times this.
-    pub input_scale: f64,
-    pub denoised: Denoised,
-    pub corrected: Option<Corrected>,
-    pub next: Next,
+pub struct Plan<'a> {
+    pub scheduler: Scheduler,
+    pub steps: u32,
+    /// The part of the steps that is done, for latents that have an image in them already; none: all of them.
+    pub strength: Option<f64>,
+    /// DDIM and TCD: how much fresh noise a step adds, 0 to 1.
+    pub eta: f64,
+    /// Timesteps in place of those that the checkpoint's spacing gives; `steps` is their number.
+    pub timesteps: Option<&'a [u32]>,
+    /// Noise levels likewise, and what the last step leaves; `steps` is one less.
+    pub sigmas: Option<&'a [f64]>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Denoised {
-    pub latents: f64,
-    pub output: f64,
-    /// Largest magnitude.
-    pub clamp: Option<f64>,
+/// What a sampler makes its table from.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    training: &'a TrainingSchedule,
+    config: &'a ScheduleConfig,
+    plan: &'a Plan<'a>,
+    spacing: Spacing,
+    steps: usize,
+    /// The row that the job starts with.
+    first: usize,
 }
 
-/// Factors of what the last two steps left behind, and of the image that this one sees.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Corrected {
-    pub previous_latents: f64,
-    pub denoised: f64,
-    pub previous_denoised: f64,
-    /// Of the step before the previous one.
-    pub earlier_denoised: f64,
+impl Input<'_> {
+    /// Whether Euler's noise levels lie evenly in their logarithm, and not at timesteps.
+    fn log_linear(&self) -> bool {
+        self.plan.scheduler.sampler == Sampler::Euler && self.config.interpolation_type.as_deref() == Some("log_linear")
+    }
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Next {
-    /// Of the corrected latents.
-    pub latents: f64,
-    pub output: f64,
-    pub denoised: f64,
-    pub previous_denoised: f64,
-    pub noise: f64,
-}
-
-/// What a step leaves behind.
-pub struct Stepped {
-    pub latents: Tensor,
-    pub history: History,
-}
-
-/// What the next step may look back at; nothing before the first. All tensors: (B, C, H, W), f32.
-#[derive(Debug, Clone, Default)]
-pub struct History {
-    /// The latents that the last step went out from, corrected.
-    latents: Option<Tensor>,
-    denoised: Option<Tensor>,
-    earlier_denoised: Option<Tensor>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
-    #[error("must be at most {most}, which this model was distilled from with scheduler lcm, got {steps}")]
-    TooManySteps { most: usize, steps: usize },
+    #[error("must be at most {most}, which this model was distilled from with scheduler {scheduler}, got {steps}")]
+    TooManySteps { most: usize, steps: usize, scheduler: &'static str },
+    #[error(
+        "must be at least {least} with scheduler pndm and this model, whose first steps are of Runge and Kutta, got {steps}"
+    )]
+    TooFewSteps { least: usize, steps: usize },
+    #[error("{scheduler} does not work with this model, whose scheduler_config.json has {key} {found}; supported: {supported}")]
+    Setting { scheduler: &'static str, key: &'static str, found: String, supported: &'static str },
+    #[error("cannot be listed where scheduler {scheduler} has the noise levels of karras, exponential, beta or lu")]
+    ListedAndSpaced { scheduler: &'static str },
+    #[error("must be below {trained}, which this model was trained with, got {timestep}")]
+    UntrainedTimestep { timestep: u32, trained: usize },
+    #[error("leaves no step to do")]
+    NoSteps,
 }
 
-impl History {
-    /// The same of other images: `choose` is applied to every tensor.
-    ///
-    /// # Errors
-    /// The first of `choose`'s.
-    pub fn of(&self, choose: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        let chosen = |tensor: &Option<Tensor>| tensor.as_ref().map(&choose).transpose();
-        Ok(Self {
-            latents: chosen(&self.latents)?,
-            denoised: chosen(&self.denoised)?,
-            earlier_denoised: chosen(&self.earlier_denoised)?,
-        })
+impl ScheduleError {
+    /// The job's field that is at fault.
+    #[must_use]
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::TooManySteps { .. } | Self::TooFewSteps { .. } => "steps",
+            Self::Setting { .. } => "scheduler",
+            Self::ListedAndSpaced { .. } | Self::UntrainedTimestep { .. } => "timesteps",
+            Self::NoSteps => "strength",
+        }
+    }
+}
+
+impl Plan<'_> {
+    #[must_use]
+    pub fn new(scheduler: Scheduler, steps: u32) -> Self {
+        Self { scheduler, steps, strength: None, eta: 0.0, timesteps: None, sigmas: None }
+    }
+
+    /// Rows that are left out at the beginning: `get_timesteps` of diffusers' pipelines.
+    fn skipped(&self) -> usize {
+        let sampler = self.scheduler.sampler;
+        let calls_a_step = if matches!(sampler, Sampler::Heun | Sampler::Dpm2 | Sampler::Dpm2Ancestral) { 2 } else { 1 };
+        let steps = self.steps as usize;
+        // Of listed timesteps diffusers counts the calls.
+        let steps = if sampler == Sampler::Heun && self.timesteps.is_some() { 2 * steps - 1 } else { steps };
+        let done = self.strength.map_or(steps, |strength| ((steps as f64 * strength) as usize).min(steps));
+        (steps - done) * calls_a_step
     }
 }
 
@@ -111,104 +130,62 @@ impl Schedule {
     /// The table of `scheduler` with `steps` steps over the noise a model was trained on.
     ///
     /// # Errors
-    /// When the model has no room for so many.
-    pub fn new(scheduler: Scheduler, steps: u32, config: &ScheduleConfig) -> std::result::Result<Self, ScheduleError> {
-        Self::without_first(0, scheduler, steps, config)
+    /// As [`Self::planned`].
+    pub fn new(scheduler: Scheduler, steps: u32, config: &ScheduleConfig) -> Result<Self, ScheduleError> {
+        Self::planned(&Plan::new(scheduler, steps), config)
     }
 
-    /// The same without the first `skipped` of its steps, for latents that have an image in them already.
+    /// The table of what a job asks for.
     ///
     /// # Errors
-    /// As [`Self::new`].
-    pub fn without_first(
-        skipped: u32,
-        scheduler: Scheduler,
-        steps: u32,
-        config: &ScheduleConfig,
-    ) -> std::result::Result<Self, ScheduleError> {
-        let (skipped, steps) = (skipped as usize, steps as usize);
-        let defaults = if scheduler == Scheduler::Lcm { DefaultBetas::LATENT_DIFFUSION } else { DefaultBetas::DDPM };
-        let training = TrainingSchedule::new(config, defaults);
-        let karras = scheduler.karras() || config.use_karras_sigmas.unwrap_or(false);
-        let mut schedule = match scheduler {
-            Scheduler::DpmSolverPlusPlus | Scheduler::DpmSolverPlusPlusKarras => {
-                dpm_solver::schedule(&training, config, steps, skipped, karras, Equation::Ordinary)
-            }
-            Scheduler::DpmSolverPlusPlusSde | Scheduler::DpmSolverPlusPlusSdeKarras => {
-                dpm_solver::schedule(&training, config, steps, skipped, karras, Equation::Stochastic)
-            }
-            Scheduler::UniPc | Scheduler::UniPcKarras => unipc::schedule(&training, config, steps, skipped, karras),
-            Scheduler::Ddim => ddim::schedule(&training, config, steps),
-            Scheduler::Euler | Scheduler::EulerKarras => euler::schedule(&training, config, steps, karras),
-            Scheduler::EulerAncestral => euler::ancestral_schedule(&training, config, steps),
-            Scheduler::Lcm => lcm::schedule(&training, config, steps)?,
+    /// When the checkpoint's settings, or the number of steps, are none that the scheduler can work with.
+    pub fn planned(plan: &Plan<'_>, config: &ScheduleConfig) -> Result<Self, ScheduleError> {
+        let spacing = needs::spacing(plan, config)?;
+        needs::check(plan, config)?;
+        let training = TrainingSchedule::new(config, plan.scheduler.sampler);
+        needs::check_plan(plan, spacing, training.len())?;
+        let (steps, first) = (plan.steps as usize, plan.skipped());
+        let input = Input { training: &training, config, plan, spacing, steps, first };
+        let mut schedule = match plan.scheduler.sampler {
+            Sampler::DpmSolverPlusPlus | Sampler::DpmSolverPlusPlusSde => dpm_solver::schedule(&input),
+            Sampler::DpmSolverPlusPlusSinglestep => singlestep::schedule(&input),
+            Sampler::Deis => deis::schedule(&input),
+            Sampler::UniPc => unipc::schedule(&input),
+            Sampler::Euler => euler::schedule(&input),
+            Sampler::EulerAncestral => euler::ancestral_schedule(&input),
+            Sampler::Heun => heun::schedule(&input),
+            Sampler::Dpm2 => dpm2::schedule(&input),
+            Sampler::Dpm2Ancestral => dpm2::ancestral_schedule(&input),
+            Sampler::Lms => lms::schedule(&input),
+            Sampler::Pndm => pndm::schedule(&input)?,
+            Sampler::Ddim => ddim::schedule(&input),
+            Sampler::Ddpm => ddpm::schedule(&input),
+            Sampler::Lcm => lcm::schedule(&input)?,
+            Sampler::Tcd => tcd::schedule(&input)?,
         };
-        schedule.steps.drain(..skipped.min(schedule.steps.len()));
-        schedule.sigmas.drain(..skipped.min(schedule.sigmas.len()));
-        Ok(schedule)
+        schedule.sigmas.drain(..first.min(schedule.sigmas.len()));
+        if schedule.steps.is_empty() { Err(ScheduleError::NoSteps) } else { Ok(schedule) }
     }
 
     /// How much of the image, and how much noise, the latents hold before step `index`.
     #[must_use]
     pub fn mixture(&self, index: usize) -> (f64, f64) {
-        let (ratio, scale) = (self.sigmas[index], self.steps[index].input_scale);
-        let signal = (ratio * ratio + 1.0).sqrt().recip() / scale;
+        let ratio = self.sigmas[index];
+        let signal = if self.under_noise { 1.0 } else { (ratio * ratio + 1.0).sqrt().recip() };
         (signal, ratio * signal)
     }
-}
 
-impl Step {
-    /// Applies this row. All tensors: (B, C, H, W), f32; `output` is what the UNet predicted, guided already.
-    ///
-    /// # Errors
-    /// When the shapes differ, or there is no memory.
-    pub fn advance(&self, latents: &Tensor, output: &Tensor, history: &History, noise: Option<&Tensor>) -> Result<Stepped> {
-        let denoised = combine(&[(self.denoised.latents, Some(latents)), (self.denoised.output, Some(output))])?;
-        let denoised = match self.denoised.clamp {
-            Some(largest) => denoised.clamp(-largest, largest)?,
-            None => denoised,
-        };
-        let previous_denoised = history.denoised.as_ref();
-        let corrected = match self.corrected {
-            None => latents.clone(),
-            Some(corrected) => combine(&[
-                (corrected.previous_latents, history.latents.as_ref()),
-                (corrected.denoised, Some(&denoised)),
-                (corrected.previous_denoised, previous_denoised),
-                (corrected.earlier_denoised, history.earlier_denoised.as_ref()),
-            ])?,
-        };
-        let latents = combine(&[
-            (self.next.latents, Some(&corrected)),
-            (self.next.output, Some(output)),
-            (self.next.denoised, Some(&denoised)),
-            (self.next.previous_denoised, previous_denoised),
-            (self.next.noise, noise),
-        ])?;
-        let history =
-            History { latents: Some(corrected), earlier_denoised: previous_denoised.cloned(), denoised: Some(denoised) };
-        Ok(Stepped { latents, history })
+    fn of_unit_variance(sigmas: Vec<f64>, steps: Vec<Step>) -> Self {
+        Self { init_noise_sigma: 1.0, sigmas, steps, under_noise: false }
     }
-}
 
-/// The sum of factor times tensor over all factors that are not zero.
-fn combine(terms: &[(f64, Option<&Tensor>)]) -> Result<Tensor> {
-    let mut sum: Option<Tensor> = None;
-    for (factor, tensor) in terms.iter().filter(|(factor, _)| *factor != 0.0) {
-        let tensor = tensor.ok_or_else(|| candle_core::Error::msg("a step's tensor is missing"))?;
-        let term = (tensor * *factor)?;
-        sum = Some(match sum {
-            Some(sum) => (sum + term)?,
-            None => term,
-        });
-    }
-    sum.ok_or_else(|| candle_core::Error::msg("a step without a term"))
-}
-
-/// The denoised image where `latents = alpha·image + sigma·noise`.
-fn denoised(prediction: PredictionType, alpha: f64, sigma: f64) -> Denoised {
-    match prediction {
-        PredictionType::Epsilon => Denoised { latents: alpha.recip(), output: -sigma / alpha, clamp: None },
-        PredictionType::VPrediction => Denoised { latents: alpha, output: -sigma, clamp: None },
+    /// `sigmas`: of all steps, also of those that are left out.
+    fn under_noise(config: &ScheduleConfig, sigmas: Vec<f64>, steps: Vec<Step>) -> Self {
+        let largest = sigmas.iter().copied().fold(0.0, f64::max);
+        let init_noise_sigma = match config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace) {
+            TimestepSpacing::Linspace | TimestepSpacing::Trailing => largest,
+            TimestepSpacing::Leading => (largest * largest + 1.0).sqrt(),
+        };
+        Self { init_noise_sigma, sigmas, steps, under_noise: true }
     }
 }

@@ -4,9 +4,7 @@
 //! precision would be another schedule.
 
 use super::config::{BetaSchedule, ScheduleConfig};
-
-/// Exponent of Karras et al. 2022, arXiv 2206.00364.
-const KARRAS_RHO: f64 = 7.0;
+use super::scheduler::Sampler;
 
 /// One entry a training timestep, from the image to noise.
 pub(super) struct TrainingSchedule {
@@ -18,29 +16,72 @@ pub(super) struct TrainingSchedule {
 
 /// The betas of a sampler where a checkpoint says nothing: diffusers has others for each.
 #[derive(Clone, Copy)]
-pub(super) struct DefaultBetas {
+struct DefaultBetas {
     start: f64,
     end: f64,
     schedule: BetaSchedule,
 }
 
 impl DefaultBetas {
-    pub(super) const DDPM: Self = Self { start: 0.0001, end: 0.02, schedule: BetaSchedule::Linear };
-    pub(super) const LATENT_DIFFUSION: Self = Self { start: 0.00085, end: 0.012, schedule: BetaSchedule::ScaledLinear };
+    const DDPM: Self = Self { start: 0.0001, end: 0.02, schedule: BetaSchedule::Linear };
+    const SECOND_ORDER: Self = Self { start: 0.00085, end: 0.012, schedule: BetaSchedule::Linear };
+    const LATENT_DIFFUSION: Self = Self { start: 0.00085, end: 0.012, schedule: BetaSchedule::ScaledLinear };
+
+    fn of(sampler: Sampler) -> Self {
+        match sampler {
+            Sampler::Lcm | Sampler::Tcd => Self::LATENT_DIFFUSION,
+            Sampler::Heun | Sampler::Dpm2 | Sampler::Dpm2Ancestral => Self::SECOND_ORDER,
+            _ => Self::DDPM,
+        }
+    }
+}
+
+/// What a sampler makes of `rescale_betas_zero_snr`: some leave a trace of signal in the last timestep, so that its noise level is finite.
+fn zero_terminal_snr(sampler: Sampler, config: &ScheduleConfig) -> (bool, bool) {
+    let asked = config.rescale_betas_zero_snr == Some(true);
+    let (reads, leaves_a_trace) = match sampler {
+        Sampler::DpmSolverPlusPlus
+        | Sampler::DpmSolverPlusPlusSde
+        | Sampler::UniPc
+        | Sampler::Euler
+        | Sampler::EulerAncestral => (true, true),
+        Sampler::Ddim | Sampler::Ddpm | Sampler::Lcm | Sampler::Tcd => (true, false),
+        _ => (false, false),
+    };
+    (asked && reads, asked && leaves_a_trace)
 }
 
 impl TrainingSchedule {
-    pub(super) fn new(config: &ScheduleConfig, defaults: DefaultBetas) -> Self {
-        let mut product = 1.0_f64;
-        let alphas_cumprod: Vec<f32> = betas(config, defaults)
-            .into_iter()
-            .map(|beta| {
-                product *= f64::from(1.0 - beta);
-                product as f32
-            })
-            .collect();
+    pub(super) fn new(config: &ScheduleConfig, sampler: Sampler) -> Self {
+        let mut betas = betas(config, DefaultBetas::of(sampler));
+        let (rescaled, with_a_trace) = zero_terminal_snr(sampler, config);
+        if rescaled {
+            betas = without_terminal_signal(&betas);
+        }
+        let mut alphas_cumprod = products(&betas);
+        if let (true, Some(last)) = (with_a_trace, alphas_cumprod.last_mut()) {
+            *last = 2.0_f32.powi(-24);
+        }
         let sigmas = alphas_cumprod.iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect();
         Self { alphas_cumprod, sigmas }
+    }
+
+    /// The product of (1 − beta) up to a timestep, the first or last one's outside of them.
+    pub(super) fn alpha_cumprod(&self, timestep: i64) -> f64 {
+        let timestep = usize::try_from(timestep).unwrap_or(0).min(self.len() - 1);
+        f64::from(self.alphas_cumprod[timestep])
+    }
+
+    /// Signal and noise of variance 1 together, at a timestep.
+    pub(super) fn alpha_sigma(&self, timestep: i64) -> (f64, f64) {
+        let alpha = self.alpha_cumprod(timestep);
+        (alpha.sqrt(), (1.0 - alpha).sqrt())
+    }
+
+    /// Noise over signal at a timestep.
+    pub(super) fn ratio(&self, timestep: i64) -> f64 {
+        let (alpha, sigma) = self.alpha_sigma(timestep);
+        sigma / alpha
     }
 
     pub(super) fn len(&self) -> usize {
@@ -66,7 +107,8 @@ impl TrainingSchedule {
     /// The timestep of a noise level, linear in its logarithm between the trained ones.
     pub(super) fn timestep_of(&self, sigma: f64) -> f64 {
         let log_sigma = sigma.max(1e-10).ln();
-        let log = |index: usize| f64::from(self.sigmas[index].ln());
+        // Rounded once, as numpy's logarithm in single precision: where a timestep is cut off, the last digit decides.
+        let log = |index: usize| f64::from(f64::from(self.sigmas[index]).ln() as f32);
         let not_above = (0..self.len()).filter(|index| log(*index) <= log_sigma).count();
         let low = not_above.saturating_sub(1).min(self.len() - 2);
         let weight = ((log(low) - log_sigma) / (log(low) - log(low + 1))).clamp(0.0, 1.0);
@@ -80,16 +122,28 @@ impl TrainingSchedule {
     }
 }
 
-/// `steps` noise levels from `sigma_max` down to `sigma_min`, equation (5) of Karras et al. 2022.
-pub(super) fn karras_sigmas(sigma_max: f64, sigma_min: f64, steps: usize) -> Vec<f64> {
-    let (from, to) = (sigma_max.powf(KARRAS_RHO.recip()), sigma_min.powf(KARRAS_RHO.recip()));
-    linspace(0.0, 1.0, steps).into_iter().map(|ramp| (from + ramp * (to - from)).powf(KARRAS_RHO)).collect()
-}
-
 /// `count` values from `start` to `end`, both among them; a single one is `start`.
 pub(super) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
     let step = (end - start) / count.saturating_sub(1).max(1) as f64;
     (0..count).map(|index| start + index as f64 * step).collect()
+}
+
+fn products(betas: &[f32]) -> Vec<f32> {
+    let mut product = 1.0_f64;
+    let grown = betas.iter().map(|beta| {
+        product *= f64::from(1.0 - beta);
+        product as f32
+    });
+    grown.collect()
+}
+
+/// Algorithm 1 of Lin et al. 2023, arXiv 2305.08891, in single precision as diffusers has it.
+fn without_terminal_signal(betas: &[f32]) -> Vec<f32> {
+    let roots: Vec<f32> = products(betas).into_iter().map(f32::sqrt).collect();
+    let (first, last) = (roots.first().copied().unwrap_or(1.0), roots.last().copied().unwrap_or(0.0));
+    let squares: Vec<f32> = roots.iter().map(|root| ((root - last) * (first / (first - last))).powi(2)).collect();
+    let before = std::iter::once(1.0).chain(squares.iter().copied());
+    squares.iter().zip(before).map(|(square, before)| 1.0 - square / before).collect()
 }
 
 fn betas(config: &ScheduleConfig, defaults: DefaultBetas) -> Vec<f32> {
@@ -115,11 +169,11 @@ fn betas(config: &ScheduleConfig, defaults: DefaultBetas) -> Vec<f32> {
     }
 }
 
-/// `torch.linspace` in single precision, which counts from both ends to the middle.
+/// `torch.linspace` in single precision, which counts from both ends to the middle, and rounds once as its vectors do.
 fn linspace_f32(start: f32, end: f32, count: usize) -> Vec<f32> {
     let step = (end - start) / (count.max(2) - 1) as f32;
     let entry = |index: usize| {
-        if index < count / 2 { start + step * index as f32 } else { end - step * (count - index - 1) as f32 }
+        if index < count / 2 { step.mul_add(index as f32, start) } else { (-step).mul_add((count - index - 1) as f32, end) }
     };
     (0..count).map(entry).collect()
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::config::{TextEncoderConfig, UnetConfig, VaeConfig};
 use crate::EngineError;
 use crate::json_config::{Fixed, read};
-use crate::schedule::config::ScheduleConfig;
+use crate::schedule::config::{Pipeline, ScheduleConfig};
 
 /// The most steps a request may ask for; the training schedule must have room for them.
 const MAX_STEPS: usize = 200;
@@ -63,27 +63,6 @@ const VAE: Fixed = &[
     ("out_channels", &["3"]),
 ];
 
-const SCHEDULE: Fixed = &[
-    ("algorithm_type", &["\"dpmsolver++\"", "\"sde-dpmsolver++\""]),
-    ("disable_corrector", &["[]"]),
-    ("interpolation_type", &["\"linear\""]),
-    ("predict_x0", &["true"]),
-    ("rescale_betas_zero_snr", &["false"]),
-    ("sigma_max", &["null"]),
-    ("sigma_min", &["null"]),
-    ("solver_order", &["1", "2"]),
-    ("solver_p", &["null"]),
-    // Diffusers builds DPM-Solver++ and UniPC of each other's types as of their own default.
-    ("solver_type", &["\"midpoint\"", "\"bh2\""]),
-    ("thresholding", &["false"]),
-    ("timestep_type", &["\"discrete\""]),
-    ("use_beta_sigmas", &["false"]),
-    ("use_exponential_sigmas", &["false"]),
-    ("use_flow_sigmas", &["false"]),
-    ("use_lu_lambdas", &["false"]),
-    ("variance_type", &["null", "\"fixed_small\""]),
-];
-
 impl Checkpoint {
     /// Reads `model_index.json`, the components' `config.json`, `scheduler/scheduler_config.json` and
     /// `tokenizer/tokenizer_config.json` under `directory`.
@@ -98,7 +77,7 @@ impl Checkpoint {
             unet: read(&directory.join("unet/config.json"), UNET)?,
             vae: read(&directory.join("vae/config.json"), VAE)?,
             text_encoder: read(&directory.join("text_encoder/config.json"), &[])?,
-            schedule: read(&directory.join("scheduler/scheduler_config.json"), SCHEDULE)?,
+            schedule: read(&directory.join("scheduler/scheduler_config.json"), &[])?,
             pad_token: tokenizer.pad_token.text(),
         };
         checkpoint.check()?;
@@ -110,9 +89,9 @@ impl Checkpoint {
         let Self { unet, vae, text_encoder, schedule, .. } = self;
         let blocks = unet.block_out_channels.len();
         let heads = text_encoder.num_attention_heads;
-        let room = (MAX_STEPS * (schedule.steps_offset + 1)).max(2);
+        // Every pipeline makes any offset 1.
+        let room = MAX_STEPS * (schedule.corrected_for(Pipeline::TextToImage).steps_offset() + 1);
         let betas = schedule.trained_betas.as_ref().map_or(schedule.num_train_timesteps, Vec::len);
-        let distilled = schedule.original_inference_steps();
         let wrong = [
             (blocks == 0, "unet", "block_out_channels must not be empty"),
             (unet.down_block_types.len() != blocks, "unet", "down_block_types must be as many as block_out_channels"),
@@ -125,7 +104,6 @@ impl Checkpoint {
             (heads == 0, "text_encoder", "num_attention_heads must not be 0"),
             (text_encoder.max_position_embeddings < 3, "text_encoder", "max_position_embeddings must be 3 or more"),
             (schedule.num_train_timesteps < room, "scheduler", "num_train_timesteps has no room for 200 steps"),
-            (distilled == 0 || distilled > betas, "scheduler", "original_inference_steps must be 1 to num_train_timesteps"),
             (schedule.num_train_timesteps != betas, "scheduler", "trained_betas must be as many as num_train_timesteps"),
         ];
         match wrong.iter().find(|(is_wrong, ..)| *is_wrong) {

@@ -34,15 +34,15 @@ impl TextEncoder {
     }
 
     /// `tokens`: (B, T), u32, T up to the model's positions; `learned`: (L, hidden), f32, the vectors of the L tokens behind
-    /// the vocabulary. Returns (B, T, hidden), f32: the last hidden state, normed.
+    /// the vocabulary. Returns (B, T, hidden), f32: the hidden state before the last `skipped` layers, normed.
     ///
     /// # Errors
     /// When there are more tokens than positions, or a token outside vocabulary and `learned`.
-    pub fn forward(&self, tokens: &Tensor, learned: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, tokens: &Tensor, learned: Option<&Tensor>, skipped: usize) -> Result<Tensor> {
         let (_, count) = tokens.dims2()?;
         let positions = self.positions.narrow(0, 0, count)?;
         let mut hidden = self.embed(tokens, learned)?.broadcast_add(&positions)?;
-        for layer in &self.layers {
+        for layer in self.layers.iter().take(self.layers.len().saturating_sub(skipped)) {
             hidden = layer.forward(&hidden)?;
         }
         self.final_layer_norm.forward(&hidden)?.to_dtype(DType::F32)

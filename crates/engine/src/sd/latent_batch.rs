@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::kept::Kept;
 use crate::noise::Noise;
-use crate::schedule::History;
+use crate::schedule::step::History;
 
 pub(super) struct LatentBatch {
     /// The order that each image belongs to, by its place.

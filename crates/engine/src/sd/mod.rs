@@ -6,6 +6,7 @@ mod bands;
 pub mod checkpoint;
 pub mod clip;
 pub mod config;
+pub mod guidance;
 pub mod inversion;
 mod kept;
 mod latent_batch;

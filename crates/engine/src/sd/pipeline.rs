@@ -3,6 +3,7 @@
 use candle_core::{IndexOp, Tensor};
 
 use super::StableDiffusion;
+use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};
 use super::settings::Defaults;
@@ -10,9 +11,10 @@ use super::start::Start;
 use super::tiling::Tiling;
 use crate::device_errors::classify_memory_error;
 use crate::pixels::to_rgb8;
-use crate::schedule::scheduler::Scheduler;
-use crate::schedule::{Schedule, ScheduleError};
-use crate::{EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, Order, Request, Watch};
+use crate::schedule::config::Pipeline;
+use crate::schedule::scheduler::{Sampler, Scheduler};
+use crate::schedule::{Plan as SchedulePlan, Schedule, ScheduleError};
+use crate::{EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, Order, Request, Watch};
 
 impl StableDiffusion {
     /// One look of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
@@ -29,7 +31,7 @@ impl StableDiffusion {
         latents: &Tensor,
         timestep: f64,
         text: &Tensor,
-        guidance_scale: f64,
+        guidance: impl Into<Guidance>,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
         let images = latents.dim(0)?;
@@ -38,8 +40,7 @@ impl StableDiffusion {
         }
         let both = self.look(&Tensor::cat(&[latents, latents], 0)?, timestep, text, tiling)?;
         let (negative, positive) = (both.narrow(0, 0, images)?, both.narrow(0, images, images)?);
-        let towards = ((positive - &negative)? * guidance_scale)?;
-        Ok((negative + towards)?)
+        Ok(guidance.into().apply(&negative, &positive)?)
     }
 
     /// The UNet's output for every row, together or, where memory is short, one after the other.
@@ -68,7 +69,7 @@ impl StableDiffusion {
         let steps = schedule.steps.len() as u32;
         for (step, done) in schedule.steps.iter().zip(1..) {
             let input = (&latent_batch.latents * step.input_scale)?;
-            let output = self.predict_noise(&input, step.timestep, &latent_batch.text, plan.guidance_scale, tiling)?;
+            let output = self.predict_noise(&input, step.timestep, &latent_batch.text, plan.guidance, tiling)?;
             let fresh = if step.next.noise == 0.0 { None } else { Some(latent_batch.noise.draw(&self.device)?) };
             let stepped = step.advance(&latent_batch.latents, &output, &latent_batch.history, fresh.as_ref())?;
             latent_batch.latents = stepped.latents;
@@ -104,9 +105,9 @@ impl StableDiffusion {
         })
     }
 
-    fn schedule(&self, scheduler: Scheduler, steps: u32, skipped: u32) -> Result<Schedule, EngineError> {
-        let refused = |error: ScheduleError| EngineError::Request { field: "steps", problem: error.to_string() };
-        Schedule::without_first(skipped, scheduler, steps, &self.checkpoint.schedule).map_err(refused)
+    fn schedule(&self, plan: &SchedulePlan<'_>, pipeline: Pipeline) -> Result<Schedule, EngineError> {
+        let refused = |error: ScheduleError| EngineError::Request { field: error.field(), problem: error.to_string() };
+        Schedule::planned(plan, &self.checkpoint.schedule.corrected_for(pipeline)).map_err(refused)
     }
 
     /// (channels, height, width) of the latents of one image of this size.
@@ -144,7 +145,8 @@ fn one_at_a_time(latents: &Tensor, decode: impl Fn(&Tensor) -> candle_core::Resu
 /// What the images of a batch have in common, besides the LoRAs.
 struct Plan {
     guided: bool,
-    guidance_scale: f64,
+    guidance: Guidance,
+    clip_skip: u32,
     schedule: Schedule,
     start: Option<Start>,
     width_px: u32,
@@ -164,17 +166,26 @@ struct Part<'a> {
 fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
     let requests = orders.iter().map(|order| generate_request(&order.request)).collect::<Result<Vec<_>, _>>()?;
     let Some(request) = requests.first() else { return Ok(Vec::new()) };
+    let sampling = &request.sampling;
+    let schedule = SchedulePlan {
+        strength: request.start.is_some().then_some(request.strength),
+        eta: sampling.eta,
+        timesteps: sampling.timesteps.as_deref(),
+        sigmas: sampling.sigmas.as_deref(),
+        ..SchedulePlan::new(request.scheduler, request.steps)
+    };
     let mut plan = Plan {
         guided: request.guidance_scale > 1.0,
-        guidance_scale: request.guidance_scale,
-        schedule: engine.schedule(request.scheduler, request.steps, request.skipped_steps)?,
+        guidance: Guidance { scale: request.guidance_scale, rescale: sampling.guidance_rescale },
+        clip_skip: sampling.clip_skip,
+        schedule: engine.schedule(&schedule, pipeline_of(request))?,
         start: None,
         width_px: request.width_px,
         height_px: request.height_px,
     };
     engine.latent_shape(plan.width_px, plan.height_px)?;
     if let Some(image) = &request.start {
-        plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), request.skipped_steps == 0)?);
+        plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), schedule.strength == Some(1.0))?);
     }
     let cache_hit = engine.use_loras(&request.loras)?;
     if !request.loras.is_empty() {
@@ -184,6 +195,15 @@ fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Vec<Genera
     }
     let parts: Vec<Part<'_>> = requests.iter().zip(orders).map(|(request, order)| Part::new(request, &order.watch)).collect();
     in_memory(engine, &plan, &parts)
+}
+
+/// The pipeline that diffusers has for such a job.
+fn pipeline_of(request: &GenerateRequest) -> Pipeline {
+    match &request.start {
+        None => Pipeline::TextToImage,
+        Some(InitImage { mask: None, .. }) => Pipeline::ImageToImage,
+        Some(InitImage { mask: Some(_), .. }) => Pipeline::Inpaint,
+    }
 }
 
 /// Generates in as many pieces as memory asks for.
@@ -230,8 +250,10 @@ impl<'a> Part<'a> {
 /// One step without LoRAs of what jobs usually ask for.
 fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
-    let schedule = engine.schedule(Scheduler::DpmSolverPlusPlus, 1, 0)?;
-    let plan = Plan { guided: guidance_scale > 1.0, guidance_scale, schedule, start: None, width_px, height_px };
+    let schedule =
+        engine.schedule(&SchedulePlan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
+    let (guided, guidance) = (guidance_scale > 1.0, guidance_scale.into());
+    let plan = Plan { guided, guidance, clip_skip: 0, schedule, start: None, width_px, height_px };
     let watch = Watch::new(|_| ());
     let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &watch };
     in_memory(engine, &plan, &[part]).map(drop)
@@ -242,7 +264,8 @@ fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Ti
     // One by one, so that a prompt is the same values whatever its neighbours are.
     let text = |part: &Part<'_>| {
         let inversions = engine.read_embeddings(part.embeddings)?;
-        engine.encode_prompt(part.prompt, plan.guided.then_some(part.negative_prompt), &inversions)
+        let negative_prompt = plan.guided.then_some(part.negative_prompt);
+        engine.encode_prompt_skipping(part.prompt, negative_prompt, &inversions, plan.clip_skip)
     };
     let texts = parts.iter().map(text).collect::<Result<Vec<_>, _>>()?;
     let mut generated = Vec::new();

@@ -32,14 +32,35 @@ impl StableDiffusion {
         negative_prompt: Option<&str>,
         inversions: &Inversions,
     ) -> Result<Tensor, EngineError> {
+        self.encode_prompt_skipping(prompt, negative_prompt, inversions, 0)
+    }
+
+    /// The same without the last layers of the text encoder. As in diffusers' pipelines a plain negative prompt goes through all of them all the
+    /// same; a weighted one goes through as many as the prompt, as in AUTOMATIC1111 and `lpw_stable_diffusion`.
+    ///
+    /// # Errors
+    /// As [`Self::encode_prompt`]; and [`EngineError::Request`] when there are fewer layers.
+    pub fn encode_prompt_skipping(
+        &self,
+        prompt: &str,
+        negative_prompt: Option<&str>,
+        inversions: &Inversions,
+        clip_skip: u32,
+    ) -> Result<Tensor, EngineError> {
+        let skipped = clip_skip as usize;
+        let layers = self.checkpoint.text_encoder.num_hidden_layers;
+        if skipped > layers {
+            let problem = format!("must be at most {layers}, the layers of this model's text encoder, got {skipped}");
+            return Err(EngineError::Request { field: "clip_skip", problem });
+        }
         let vocabulary = self.checkpoint.text_encoder.vocab_size as u32;
         let learn = || self.tokenizer.learn(inversions, vocabulary);
         let learned = (!inversions.words.is_empty()).then(learn).transpose()?;
         let tokenizer = learned.as_ref().unwrap_or(&self.tokenizer);
         let texts = negative_prompt.into_iter().chain([prompt]);
         match self.prompts {
-            PromptSyntax::Plain => self.encode_plain(tokenizer, texts, inversions),
-            PromptSyntax::Weighted => self.encode_weighted(tokenizer, texts, inversions),
+            PromptSyntax::Plain => self.encode_plain(tokenizer, texts, inversions, skipped),
+            PromptSyntax::Weighted => self.encode_weighted(tokenizer, texts, inversions, skipped),
         }
     }
 
@@ -48,6 +69,7 @@ impl StableDiffusion {
         tokenizer: &PromptTokenizer,
         texts: impl Iterator<Item = &'a str>,
         inversions: &Inversions,
+        skipped: usize,
     ) -> Result<Tensor, EngineError> {
         let mut ids = Vec::new();
         for text in texts {
@@ -57,7 +79,11 @@ impl StableDiffusion {
             }
             ids.push(tokens.ids);
         }
-        self.states(&ids, inversions)
+        let (negative, prompt) = ids.split_at(ids.len().saturating_sub(1));
+        if skipped == 0 || negative.is_empty() {
+            return self.states(&ids, inversions, skipped);
+        }
+        Ok(Tensor::cat(&[self.states(negative, inversions, 0)?, self.states(prompt, inversions, skipped)?], 0)?)
     }
 
     fn encode_weighted<'a>(
@@ -65,12 +91,13 @@ impl StableDiffusion {
         tokenizer: &PromptTokenizer,
         texts: impl Iterator<Item = &'a str>,
         inversions: &Inversions,
+        skipped: usize,
     ) -> Result<Tensor, EngineError> {
         let texts = texts.map(|text| tokenizer.weighted(text)).collect::<Result<Vec<_>, _>>()?;
         let most = texts.iter().map(|text| text.ids.len()).max().unwrap_or_default();
         let chunks = most.div_ceil(tokenizer.room()).max(1);
         let ids: Vec<Vec<u32>> = texts.iter().flat_map(|text| tokenizer.chunks(&text.ids, chunks)).collect();
-        let states = self.states(&ids, inversions)?;
+        let states = self.states(&ids, inversions, skipped)?;
         let (_, length, hidden) = states.dims3()?;
         let states = states.reshape((texts.len(), chunks * length, hidden))?;
         if texts.iter().all(WeightedTokens::is_plain) {
@@ -84,10 +111,10 @@ impl StableDiffusion {
     }
 
     /// `ids`: rows of the same length. Returns (rows, tokens, hidden), f32.
-    fn states(&self, ids: &[Vec<u32>], inversions: &Inversions) -> Result<Tensor, EngineError> {
+    fn states(&self, ids: &[Vec<u32>], inversions: &Inversions, skipped: usize) -> Result<Tensor, EngineError> {
         let length = ids.first().map_or(0, Vec::len);
         let ids = Tensor::from_vec(ids.concat(), (ids.len(), length), &self.device)?;
-        Ok(self.adapters.current().text_encoder.forward(&ids, inversions.vectors.as_ref())?)
+        Ok(self.adapters.current().text_encoder.forward(&ids, inversions.vectors.as_ref(), skipped)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 
-use atelier_engine::schedule::scheduler::Scheduler;
+use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::{PromptSyntax, Settings};
 use atelier_engine::thread::EngineThread;
@@ -44,11 +44,14 @@ fn each_order_gets_the_images_that_it_gets_alone() {
     let mut engine = engine();
     let loras = [vec![], vec![lora(fixtures().join("loras/peft.safetensors"))]];
     let schedulers = [
-        (Scheduler::DpmSolverPlusPlus, 7.5),
-        (Scheduler::EulerAncestral, 7.5),
-        (Scheduler::DpmSolverPlusPlusSde, 7.5),
-        (Scheduler::UniPc, 7.5),
-        (Scheduler::Ddim, 1.0),
+        (Scheduler::plain(Sampler::DpmSolverPlusPlus), 7.5),
+        (Scheduler::plain(Sampler::EulerAncestral), 7.5),
+        (Scheduler::plain(Sampler::DpmSolverPlusPlusSde), 7.5),
+        (Scheduler::plain(Sampler::UniPc), 7.5),
+        (Scheduler::plain(Sampler::Ddim), 1.0),
+        (Scheduler::plain(Sampler::Heun), 7.5),
+        (Scheduler::karras(Sampler::Dpm2Ancestral), 7.5),
+        (Scheduler::plain(Sampler::Pndm), 7.5),
     ];
     for (scheduler, guidance_scale) in schedulers {
         for loras in &loras {

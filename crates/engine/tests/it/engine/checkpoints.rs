@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use atelier_engine::EngineError;
+use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
+use atelier_engine::{Engine, EngineError, Watch};
 use candle_core::{DType, Device};
 
-use super::{copy_directory, fixtures};
+use super::{copy_directory, fixtures, request};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
@@ -95,4 +96,21 @@ fn checkpoint_whose_tensors_do_not_fit_its_sizes() {
         edit(&directory.join("text_encoder/config.json"), "\"intermediate_size\": 48", "\"intermediate_size\": 40");
     };
     assert_refused(narrow, "", &["mlp.fc1.weight has the shape [48, 24], config.json says [40, 24]"]);
+}
+
+#[test]
+fn checkpoint_with_a_schedule_that_one_scheduler_cannot_follow_works_with_the_others() {
+    let directory = copied();
+    let file = directory.path().join("scheduler/scheduler_config.json");
+    edit(&file, "\"steps_offset\": 1,", "\"steps_offset\": 1, \"algorithm_type\": \"deis\", \"predict_x0\": false,");
+    let mut engine = StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).expect("loads");
+    let mut request = request(vec![]);
+    engine.generate(&request, &Watch::new(|_| ())).expect("dpmsolver++ does not read it");
+    request.scheduler = Scheduler::plain(Sampler::UniPc);
+    match engine.generate(&request, &Watch::new(|_| ())).expect_err("must be refused") {
+        EngineError::Request { field: "scheduler", problem } => {
+            assert!(problem.contains("unipc") && problem.contains("predict_x0 false; supported: true"), "{problem}");
+        }
+        other => panic!("{other:?}"),
+    }
 }

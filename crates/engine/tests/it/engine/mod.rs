@@ -14,10 +14,10 @@ mod watching;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use atelier_engine::schedule::scheduler::Scheduler;
+use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
-use atelier_engine::{Engine, EngineError, GenerateRequest, Image, LoraFile, Watch};
+use atelier_engine::{Engine, EngineError, GenerateRequest, Image, LoraFile, Sampling, Watch};
 use candle_core::{DType, Device};
 
 const STEPS: u32 = 3;
@@ -37,10 +37,11 @@ fn request(loras: Vec<LoraFile>) -> GenerateRequest {
         loras,
         embeddings: vec![],
         start: None,
-        skipped_steps: 0,
+        strength: 1.0,
         steps: STEPS,
         guidance_scale: 7.5,
-        scheduler: Scheduler::DpmSolverPlusPlus,
+        scheduler: Scheduler::plain(Sampler::DpmSolverPlusPlus),
+        sampling: Sampling::default(),
         width_px: 64,
         height_px: 64,
         seeds: vec![7],

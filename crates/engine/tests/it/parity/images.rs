@@ -1,27 +1,27 @@
 //! Whole generations, from seeds to pixels.
 
-use atelier_engine::schedule::scheduler::Scheduler;
-use atelier_engine::{Engine, GenerateRequest, Image, Watch};
+use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
+use atelier_engine::{Engine, GenerateRequest, Image, Sampling, Watch};
 
 use super::stages::{NEGATIVE, PROMPT, largest_step};
 use super::{PIXEL, Reference, RelativeError, Stage, engine};
 
 /// (scheduler, its name in the reference, guidance scale, images), as in the oracle's script.
 const CASES: [(Scheduler, &str, f64, u64); 5] = [
-    (Scheduler::DpmSolverPlusPlus, "dpmsolver++", 7.5, 1),
-    (Scheduler::DpmSolverPlusPlusKarras, "dpmsolver++-karras", 7.5, 1),
-    (Scheduler::Ddim, "ddim", 7.5, 1),
-    (Scheduler::Euler, "euler", 1.0, 1),
-    (Scheduler::EulerAncestral, "euler_a", 7.5, 4),
+    (Scheduler::plain(Sampler::DpmSolverPlusPlus), "dpmsolver++", 7.5, 1),
+    (Scheduler::karras(Sampler::DpmSolverPlusPlus), "dpmsolver++-karras", 7.5, 1),
+    (Scheduler::plain(Sampler::Ddim), "ddim", 7.5, 1),
+    (Scheduler::plain(Sampler::Euler), "euler", 1.0, 1),
+    (Scheduler::plain(Sampler::EulerAncestral), "euler_a", 7.5, 4),
 ];
 
 const SAMPLERS: [(Scheduler, &str, f64, u64); 6] = [
-    (Scheduler::DpmSolverPlusPlusSde, "dpmsolver++-sde", 7.5, 2),
-    (Scheduler::DpmSolverPlusPlusSdeKarras, "dpmsolver++-sde-karras", 7.5, 2),
-    (Scheduler::UniPc, "unipc", 7.5, 2),
-    (Scheduler::UniPcKarras, "unipc-karras", 7.5, 2),
-    (Scheduler::EulerKarras, "euler-karras", 7.5, 2),
-    (Scheduler::Lcm, "lcm", 7.5, 2),
+    (Scheduler::plain(Sampler::DpmSolverPlusPlusSde), "dpmsolver++-sde", 7.5, 2),
+    (Scheduler::karras(Sampler::DpmSolverPlusPlusSde), "dpmsolver++-sde-karras", 7.5, 2),
+    (Scheduler::plain(Sampler::UniPc), "unipc", 7.5, 2),
+    (Scheduler::karras(Sampler::UniPc), "unipc-karras", 7.5, 2),
+    (Scheduler::karras(Sampler::Euler), "euler-karras", 7.5, 2),
+    (Scheduler::plain(Sampler::Lcm), "lcm", 7.5, 2),
 ];
 
 #[test]
@@ -55,10 +55,11 @@ pub(super) fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64
         loras: vec![],
         embeddings: vec![],
         start: None,
-        skipped_steps: 0,
+        strength: 1.0,
         steps: 5,
         guidance_scale,
         scheduler,
+        sampling: Sampling::default(),
         width_px: 104,
         height_px: 72,
         seeds: (42..42 + num_images).collect(),

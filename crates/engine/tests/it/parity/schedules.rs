@@ -1,56 +1,40 @@
 //! Every schedule's table and every one of its steps.
 
 use atelier_engine::schedule::config::ScheduleConfig;
-use atelier_engine::schedule::scheduler::Scheduler;
-use atelier_engine::schedule::{History, Schedule};
+use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
+use atelier_engine::schedule::step::History;
+use atelier_engine::schedule::{Plan, Schedule};
 use candle_core::{IndexOp, Tensor};
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
 
+use super::names::{named_scheduler, scheduler};
 use super::{Reference, SCHEDULE, Stage, fixtures};
 
 #[derive(Deserialize)]
 struct Case {
     key: String,
-    #[serde(deserialize_with = "scheduler")]
+    #[serde(deserialize_with = "named_scheduler")]
     scheduler: Scheduler,
     steps: u32,
     config: ScheduleConfig,
 }
 
-/// By the oracle's name, which is a job's too.
-fn scheduler<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Scheduler, D::Error> {
-    Ok(match String::deserialize(deserializer)?.as_str() {
-        "dpmsolver++" => Scheduler::DpmSolverPlusPlus,
-        "dpmsolver++-karras" => Scheduler::DpmSolverPlusPlusKarras,
-        "dpmsolver++-sde" => Scheduler::DpmSolverPlusPlusSde,
-        "dpmsolver++-sde-karras" => Scheduler::DpmSolverPlusPlusSdeKarras,
-        "unipc" => Scheduler::UniPc,
-        "unipc-karras" => Scheduler::UniPcKarras,
-        "ddim" => Scheduler::Ddim,
-        "euler" => Scheduler::Euler,
-        "euler-karras" => Scheduler::EulerKarras,
-        "euler_a" => Scheduler::EulerAncestral,
-        "lcm" => Scheduler::Lcm,
-        other => return Err(de::Error::custom(format!("the oracle has no scheduler {other}"))),
-    })
-}
-
 #[test]
 fn parity_of_schedules() {
     let first = [
-        Scheduler::DpmSolverPlusPlus,
-        Scheduler::DpmSolverPlusPlusKarras,
-        Scheduler::Ddim,
-        Scheduler::Euler,
-        Scheduler::EulerAncestral,
+        Scheduler::plain(Sampler::DpmSolverPlusPlus),
+        Scheduler::karras(Sampler::DpmSolverPlusPlus),
+        Scheduler::plain(Sampler::Ddim),
+        Scheduler::plain(Sampler::Euler),
+        Scheduler::plain(Sampler::EulerAncestral),
     ];
     let later = [
-        Scheduler::DpmSolverPlusPlusSde,
-        Scheduler::DpmSolverPlusPlusSdeKarras,
-        Scheduler::UniPc,
-        Scheduler::UniPcKarras,
-        Scheduler::EulerKarras,
-        Scheduler::Lcm,
+        Scheduler::plain(Sampler::DpmSolverPlusPlusSde),
+        Scheduler::karras(Sampler::DpmSolverPlusPlusSde),
+        Scheduler::plain(Sampler::UniPc),
+        Scheduler::karras(Sampler::UniPc),
+        Scheduler::karras(Sampler::Euler),
+        Scheduler::plain(Sampler::Lcm),
     ];
     compare("schedules", &first);
     compare("samplers", &later);
@@ -59,7 +43,7 @@ fn parity_of_schedules() {
 #[test]
 fn lcm_refuses_more_steps_than_it_was_distilled_from() {
     let config: ScheduleConfig = serde_json::from_str(r#"{"original_inference_steps": 40}"#).expect("a config");
-    let error = Schedule::new(Scheduler::Lcm, 41, &config).expect_err("41 of 40");
+    let error = Schedule::new(Scheduler::plain(Sampler::Lcm), 41, &config).expect_err("41 of 40");
     assert_eq!(error.to_string(), "must be at most 40, which this model was distilled from with scheduler lcm, got 41");
 }
 
@@ -86,7 +70,7 @@ fn compare_table(stage: &mut Stage, case: &Case, schedule: &Schedule, reference:
     let timesteps = Tensor::new(timesteps, &candle_core::Device::Cpu).expect("timesteps");
     stage.compare(&format!("{}/timesteps", case.key), &timesteps, reference.get(&format!("{}/timesteps", case.key)));
     // diffusers' DDIM and LCM keep none.
-    if !matches!(case.scheduler, Scheduler::Ddim | Scheduler::Lcm) {
+    if !matches!(case.scheduler.sampler, Sampler::Ddim | Sampler::Lcm) {
         let sigmas: Vec<f32> = schedule.sigmas.iter().map(|sigma| *sigma as f32).collect();
         let sigmas = Tensor::new(sigmas, &candle_core::Device::Cpu).expect("sigmas");
         stage.compare(&format!("{}/sigmas", case.key), &sigmas, reference.get(&format!("{}/sigmas", case.key)));
@@ -110,5 +94,71 @@ fn compare_steps(stage: &mut Stage, case: &Case, schedule: &Schedule, reference:
         let stepped = step.advance(&latents, &row(outputs), &history, Some(&row(noise))).expect("a step");
         (latents, history) = (stepped.latents, stepped.history);
         stage.compare(&key, &latents, &expected.i(1).expect("latents"));
+    }
+}
+
+#[test]
+fn a_setting_is_refused_only_by_the_schedulers_that_read_it() {
+    let cases = [
+        (r#"{"thresholding": true}"#, "ddim", "has thresholding true; supported: false"),
+        (r#"{"solver_order": 4}"#, "unipc", "has solver_order 4; supported: 1, 2, 3"),
+        (r#"{"solver_type": "rk4"}"#, "dpmsolver++", "has solver_type \"rk4\""),
+        (r#"{"use_flow_sigmas": true}"#, "deis", "has use_flow_sigmas true"),
+        (r#"{"predict_x0": false}"#, "unipc-karras", "has predict_x0 false; supported: true"),
+        (r#"{"solver_p": {"order": 1}}"#, "unipc", "has solver_p"),
+        (r#"{"variance_type": "learned_range"}"#, "ddpm", "has variance_type \"learned_range\""),
+        (r#"{"interpolation_type": "cubic"}"#, "euler", "has interpolation_type \"cubic\""),
+        (r#"{"timestep_type": "continuous", "prediction_type": "v_prediction"}"#, "euler", "has timestep_type"),
+        (r#"{"use_karras_sigmas": true, "use_beta_sigmas": true}"#, "heun", "true more than once"),
+        (r#"{"original_inference_steps": 0}"#, "tcd", "has original_inference_steps 0"),
+    ];
+    for (config, name, problem) in cases {
+        let config: ScheduleConfig = serde_json::from_str(config).expect("a config");
+        let error = Schedule::new(scheduler(name).expect(name), 5, &config).expect_err(name);
+        assert!(error.to_string().contains(problem), "{error}");
+        assert_eq!(error.field(), "scheduler");
+        // Neither reads any of these keys.
+        for name in ["euler_a", "pndm"] {
+            Schedule::new(scheduler(name).expect(name), 5, &config).expect(name);
+        }
+    }
+}
+
+#[test]
+fn algorithms_that_another_scheduler_has_are_no_reason_to_refuse() {
+    let algorithms = ["deis", "dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"];
+    let types = ["midpoint", "heun", "bh1", "bh2", "logrho"];
+    for (algorithm, solver) in algorithms.iter().zip(types) {
+        let config = format!(r#"{{"algorithm_type": "{algorithm}", "solver_type": "{solver}"}}"#);
+        let config: ScheduleConfig = serde_json::from_str(&config).expect("a config");
+        for name in ["dpmsolver++", "dpmsolver++-sde", "dpmsolver++-singlestep", "deis", "unipc", "euler", "lms"] {
+            Schedule::new(scheduler(name).expect(name), 7, &config).expect(name);
+        }
+    }
+}
+
+#[test]
+fn no_scheduler_panics_at_any_number_of_steps_or_start() {
+    let configs = [
+        "{}",
+        r#"{"steps_offset": 1, "skip_prk_steps": true, "timestep_spacing": "trailing", "solver_order": 3}"#,
+        r#"{"steps_offset": 1, "timestep_spacing": "linspace", "solver_order": 3, "lower_order_final": false}"#,
+    ];
+    let names = "dpmsolver++ dpmsolver++-sde-beta dpmsolver++-singlestep deis-karras unipc-exponential euler heun dpm2 dpm2_a lms euler_a \
+                 pndm ddim ddpm lcm tcd";
+    for config in configs {
+        let config: ScheduleConfig = serde_json::from_str(config).expect("a config");
+        for name in names.split_whitespace() {
+            let scheduler = scheduler(name).expect(name);
+            for steps in (1..=200).step_by(7).chain([2, 3, 4, 61, 103, 200]) {
+                for strength in [None, Some(0.999), Some(0.51), Some(1.0 / f64::from(steps))] {
+                    let plan = Plan { strength, ..Plan::new(scheduler, steps) };
+                    if let Ok(schedule) = Schedule::planned(&plan, &config) {
+                        let rows = schedule.steps.len();
+                        assert!(rows > 0 && schedule.sigmas.len() >= rows, "{name}, {steps}, {strength:?}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Generations that start from an image: the encoder, image-to-image and inpainting.
 
 use atelier_engine::pixels::to_pixels;
-use atelier_engine::schedule::scheduler::Scheduler;
+use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::{Engine, GenerateRequest, InitImage, Watch};
 use candle_core::{Device, Tensor};
 use image::{GrayImage, RgbImage};
@@ -14,14 +14,14 @@ const SIZE: (u32, u32) = (72, 64);
 
 /// (scheduler, its name in the reference, images, whether there are all three strengths), as in the oracle's script.
 const CASES: [(Scheduler, &str, u64, bool); 8] = [
-    (Scheduler::DpmSolverPlusPlus, "dpmsolver++", 1, true),
-    (Scheduler::DpmSolverPlusPlusKarras, "dpmsolver++-karras", 1, false),
-    (Scheduler::DpmSolverPlusPlusSde, "dpmsolver++-sde", 1, false),
-    (Scheduler::UniPc, "unipc", 1, true),
-    (Scheduler::Ddim, "ddim", 1, false),
-    (Scheduler::Euler, "euler", 1, true),
-    (Scheduler::EulerAncestral, "euler_a", 2, false),
-    (Scheduler::Lcm, "lcm", 1, false),
+    (Scheduler::plain(Sampler::DpmSolverPlusPlus), "dpmsolver++", 1, true),
+    (Scheduler::karras(Sampler::DpmSolverPlusPlus), "dpmsolver++-karras", 1, false),
+    (Scheduler::plain(Sampler::DpmSolverPlusPlusSde), "dpmsolver++-sde", 1, false),
+    (Scheduler::plain(Sampler::UniPc), "unipc", 1, true),
+    (Scheduler::plain(Sampler::Ddim), "ddim", 1, false),
+    (Scheduler::plain(Sampler::Euler), "euler", 1, true),
+    (Scheduler::plain(Sampler::EulerAncestral), "euler_a", 2, false),
+    (Scheduler::plain(Sampler::Lcm), "lcm", 1, false),
 ];
 
 fn bytes(tensor: &Tensor) -> Vec<u8> {
@@ -65,8 +65,7 @@ fn parity_of_generations_from_a_image() {
 fn from(image: &[u8], mask: Option<&[u8]>, scheduler: Scheduler, strength: f64, count: u64) -> GenerateRequest {
     let mut request = request(scheduler, 7.5, count);
     request.steps = 8;
-    // As diffusers' `get_timesteps` counts, and a job's strength.
-    request.skipped_steps = 8 - (8.0 * strength) as u32;
+    request.strength = strength;
     (request.width_px, request.height_px) = SIZE;
     let rgb = RgbImage::from_raw(SIZE.0, SIZE.1, image.to_vec()).expect("an image");
     let mask = mask.map(|mask| GrayImage::from_raw(SIZE.0, SIZE.1, mask.to_vec()).expect("a mask"));

@@ -8,10 +8,10 @@ mod tryon;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use atelier_engine::schedule::scheduler::Scheduler;
+use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
-use atelier_engine::{Engine as _, GenerateRequest, Image, LoraFile, Watch, device};
+use atelier_engine::{Engine as _, GenerateRequest, Image, LoraFile, Sampling, Watch, device};
 use candle_core::DType;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -61,10 +61,11 @@ fn generate(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<
         loras: lora.into_iter().collect(),
         embeddings: vec![],
         start: None,
-        skipped_steps: 0,
+        strength: 1.0,
         steps: 20,
         guidance_scale: 4.0,
-        scheduler: Scheduler::DpmSolverPlusPlus,
+        scheduler: Scheduler::plain(Sampler::DpmSolverPlusPlus),
+        sampling: Sampling::default(),
         width_px: 128,
         height_px: 128,
         seeds: vec![seed],

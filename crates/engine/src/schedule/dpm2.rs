@@ -1,0 +1,55 @@
+//! DPM-Solver-2 and its ancestral form (Karras et al. 2022, arXiv 2206.00364, algorithm 2; k-diffusion), as diffusers'
+//! `KDPM2DiscreteScheduler` and `KDPM2AncestralDiscreteScheduler` count them: half a step in the logarithm of the noise, and the complete step
+//! along the slope found there. The last step is Euler's.
+
+use super::euler::ancestral_parts;
+use super::levels::{Grid, Spacing};
+use super::scheduler::SigmaSpacing;
+use super::step::{Denoised, Next, Step};
+use super::{Input, Schedule};
+
+pub(super) fn schedule(input: &Input<'_>) -> Schedule {
+    table(input, |_, sigma_next| (sigma_next, 0.0))
+}
+
+pub(super) fn ancestral_schedule(input: &Input<'_>) -> Schedule {
+    table(input, ancestral_parts)
+}
+
+/// `parts`: the noise level that a step goes down to, and the noise it adds there.
+fn table(input: &Input<'_>, parts: fn(f64, f64) -> (f64, f64)) -> Schedule {
+    let Input { training, config, .. } = *input;
+    let grid = Grid::of_k_diffusion(input).ending_at(0.0);
+    // Karras' noise levels alone have whole timesteps here.
+    let whole = |timestep: f64| match input.spacing {
+        Spacing::Spaced(SigmaSpacing::Karras) => timestep.round_ties_even(),
+        _ => timestep,
+    };
+    let row = |call: usize| {
+        let (step, second) = (call / 2, call % 2 == 1);
+        let from = grid.sigmas[step];
+        let (down, up) = parts(from, grid.sigmas[step + 1]);
+        let middle = (from * down).sqrt();
+        let (seen, timestep) =
+            if second { (middle, training.timestep_of(middle)) } else { (from, whole(grid.timesteps[step])) };
+        let next = if second {
+            let slope = (down - from) / middle;
+            Next { kept_latents: 1.0, latents: slope, denoised: -slope, noise: up, ..Next::default() }
+        } else {
+            Next { latents: middle / from, denoised: 1.0 - middle / from, ..Next::default() }
+        };
+        Step {
+            timestep,
+            input_scale: (seen * seen + 1.0).sqrt().recip(),
+            denoised: Denoised::image_under(config.prediction_type, seen),
+            corrected: None,
+            next,
+            keeps_latents: !second,
+        }
+    };
+    let steps = (input.first..(2 * grid.timesteps.len()).saturating_sub(1)).map(row).collect();
+    // As diffusers has them: twice, but for the first, and the last once more.
+    let after_first = grid.sigmas[1..].iter().flat_map(|sigma| [*sigma; 2]);
+    let sigmas = grid.sigmas[..1].iter().copied().chain(after_first).chain([0.0]).collect();
+    Schedule::under_noise(config, sigmas, steps)
+}

@@ -1,0 +1,171 @@
+//! One denoising step: coefficients, and the arithmetic that applies them.
+
+use candle_core::{Result, Tensor};
+
+use super::config::PredictionType;
+
+/// One call of the UNet and what becomes of it. Every sampler is the same three linear combinations with other coefficients:
+///
+/// - `denoised = a·latents + b·output`: what this step predicts, clamped where a sampler wants it. It is the image without noise,
+///   or for some samplers the noise, the output itself or the slope (each file says which);
+/// - `corrected`: the latents, or what a corrector makes of the step before now that the prediction at its end is known;
+/// - `next = c·corrected + d·output + e·denoised + Σ f·predictions before + g·kept latents + h·noise`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// What the UNet is told: 0 to 999, also between whole values.
+    pub timestep: f64,
+    /// The UNet sees the latents times this.
+    pub input_scale: f64,
+    pub denoised: Denoised,
+    pub corrected: Option<Corrected>,
+    pub next: Next,
+    /// Whether later steps go out from the corrected latents of this one.
+    pub keeps_latents: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Denoised {
+    pub latents: f64,
+    pub output: f64,
+    /// Largest magnitude.
+    pub clamp: Option<f64>,
+}
+
+/// Factors of the latents that were kept last, and of the predictions of this step and of those before.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Corrected {
+    pub kept_latents: f64,
+    pub denoised: f64,
+    /// The last step's first.
+    pub before: Vec<f64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Next {
+    /// Of the corrected latents.
+    pub latents: f64,
+    pub output: f64,
+    pub denoised: f64,
+    /// Of the predictions of the steps before, the last step's first.
+    pub before: Vec<f64>,
+    /// Of the latents that an earlier step kept.
+    pub kept_latents: f64,
+    /// Where it is 0 no noise is drawn.
+    pub noise: f64,
+}
+
+/// What a step leaves behind.
+pub struct Stepped {
+    pub latents: Tensor,
+    pub history: History,
+}
+
+/// What the next step may look back at; nothing before the first. All tensors: (B, C, H, W), f32.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    kept_latents: Option<Tensor>,
+    /// Predictions, the last step's first.
+    denoised: Vec<Tensor>,
+}
+
+impl History {
+    /// The furthest that a sampler looks back: PNDM, over three Runge-Kutta steps of four calls each.
+    const LONGEST: usize = 12;
+
+    /// The same of other images: `choose` is applied to every tensor.
+    ///
+    /// # Errors
+    /// The first of `choose`'s.
+    pub fn of(&self, choose: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            kept_latents: self.kept_latents.as_ref().map(&choose).transpose()?,
+            denoised: self.denoised.iter().map(choose).collect::<Result<_>>()?,
+        })
+    }
+
+    fn terms<'a>(&'a self, factors: &'a [f64]) -> impl Iterator<Item = (f64, Option<&'a Tensor>)> {
+        factors.iter().enumerate().map(|(back, factor)| (*factor, self.denoised.get(back)))
+    }
+
+    /// After a step whose prediction is `denoised`.
+    fn after(&self, denoised: Tensor, kept: Option<Tensor>) -> Self {
+        let earlier = self.denoised.iter().take(Self::LONGEST - 1).cloned();
+        Self {
+            kept_latents: kept.or_else(|| self.kept_latents.clone()),
+            denoised: std::iter::once(denoised).chain(earlier).collect(),
+        }
+    }
+}
+
+impl Step {
+    /// Applies this row. All tensors: (B, C, H, W), f32; `output` is what the UNet predicted, guided already.
+    ///
+    /// # Errors
+    /// When the shapes differ, or there is no memory.
+    pub fn advance(&self, latents: &Tensor, output: &Tensor, history: &History, noise: Option<&Tensor>) -> Result<Stepped> {
+        let denoised = combine([(self.denoised.latents, Some(latents)), (self.denoised.output, Some(output))])?;
+        let denoised = match self.denoised.clamp {
+            Some(largest) => denoised.clamp(-largest, largest)?,
+            None => denoised,
+        };
+        let kept = history.kept_latents.as_ref();
+        let corrected = match &self.corrected {
+            None => latents.clone(),
+            Some(corrected) => {
+                let own = [(corrected.kept_latents, kept), (corrected.denoised, Some(&denoised))];
+                combine(own.into_iter().chain(history.terms(&corrected.before)))?
+            }
+        };
+        let own = [
+            (self.next.latents, Some(&corrected)),
+            (self.next.output, Some(output)),
+            (self.next.denoised, Some(&denoised)),
+            (self.next.kept_latents, kept),
+            (self.next.noise, noise),
+        ];
+        let latents = combine(own.into_iter().chain(history.terms(&self.next.before)))?;
+        let history = history.after(denoised, self.keeps_latents.then_some(corrected));
+        Ok(Stepped { latents, history })
+    }
+}
+
+/// The sum of factor times tensor over all factors that are not zero.
+fn combine<'a>(terms: impl IntoIterator<Item = (f64, Option<&'a Tensor>)>) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for (factor, tensor) in terms.into_iter().filter(|(factor, _)| *factor != 0.0) {
+        let tensor = tensor.ok_or_else(|| candle_core::Error::msg("a step's tensor is missing"))?;
+        let term = (tensor * factor)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + term)?,
+            None => term,
+        });
+    }
+    sum.ok_or_else(|| candle_core::Error::msg("a step without a term"))
+}
+
+impl Denoised {
+    /// The image without noise, where `latents = alpha·image + sigma·noise`.
+    pub(super) fn image(prediction: PredictionType, alpha: f64, sigma: f64) -> Self {
+        match prediction {
+            PredictionType::Epsilon => Self { latents: alpha.recip(), output: -sigma / alpha, clamp: None },
+            PredictionType::VPrediction => Self { latents: alpha, output: -sigma, clamp: None },
+        }
+    }
+
+    /// The image without noise, where `latents = image + sigma·noise`.
+    pub(super) fn image_under(prediction: PredictionType, sigma: f64) -> Self {
+        let scale = (sigma * sigma + 1.0).sqrt().recip();
+        match prediction {
+            PredictionType::Epsilon => Self { latents: 1.0, output: -sigma, clamp: None },
+            PredictionType::VPrediction => Self { latents: scale * scale, output: -sigma * scale, clamp: None },
+        }
+    }
+
+    /// The noise, where `latents = alpha·image + sigma·noise`.
+    pub(super) fn noise(prediction: PredictionType, alpha: f64, sigma: f64) -> Self {
+        match prediction {
+            PredictionType::Epsilon => Self { latents: 0.0, output: 1.0, clamp: None },
+            PredictionType::VPrediction => Self { latents: sigma, output: alpha, clamp: None },
+        }
+    }
+}

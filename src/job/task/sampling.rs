@@ -1,0 +1,122 @@
+//! What a job may say about its denoising loop beyond scheduler, steps and guidance.
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::{Value, json};
+
+use super::{StepCount, whole};
+use crate::shown;
+
+/// What is absent is the sampler's, or the model's, own.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sampling {
+    pub timesteps: Option<Timesteps>,
+    pub sigmas: Option<Sigmas>,
+    pub eta: Option<Eta>,
+    pub guidance_rescale: Option<GuidanceRescale>,
+    pub clip_skip: Option<ClipSkip>,
+}
+
+impl Sampling {
+    /// What is set, by its name in a job's body.
+    #[must_use]
+    pub fn fields(&self) -> Vec<(&'static str, Value)> {
+        let Self { timesteps, sigmas, eta, guidance_rescale, clip_skip } = self;
+        let fields = [
+            ("timesteps", json!(timesteps)),
+            ("sigmas", json!(sigmas)),
+            ("eta", json!(eta)),
+            ("guidance_rescale", json!(guidance_rescale)),
+            ("clip_skip", json!(clip_skip)),
+        ];
+        fields.into_iter().filter(|(_, value)| !value.is_null()).collect()
+    }
+
+    /// The number of steps that a list fixes, and the list's name.
+    #[must_use]
+    pub fn listed_steps(&self) -> Option<(&'static str, StepCount)> {
+        let timesteps = self.timesteps.as_ref().map(|timesteps| ("timesteps", StepCount(timesteps.0.len() as u32)));
+        timesteps.or_else(|| self.sigmas.as_ref().map(|sigmas| ("sigmas", StepCount(sigmas.0.len() as u32 - 1))))
+    }
+}
+
+/// The training timesteps of the steps: 1 to 200 falling whole numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Timesteps(Vec<u32>);
+
+impl Timesteps {
+    /// # Errors
+    /// Says what is allowed when `timesteps` are no such numbers.
+    pub fn new(timesteps: Vec<u32>) -> Result<Self, String> {
+        let falling = timesteps.windows(2).all(|pair| pair[0] > pair[1]);
+        if falling && (1..=200).contains(&timesteps.len()) { Ok(Self(timesteps)) } else { Err(Self::allowed()) }
+    }
+
+    #[must_use]
+    pub fn get(&self) -> &[u32] {
+        &self.0
+    }
+
+    fn allowed() -> String {
+        "must be 1 to 200 whole numbers, each below the one before".into()
+    }
+}
+
+impl<'de> Deserialize<'de> for Timesteps {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let number = |value: &Value| whole(value).and_then(|number| u32::try_from(number).ok());
+        let numbers = value.as_array().and_then(|numbers| numbers.iter().map(number).collect::<Option<Vec<_>>>());
+        let read = numbers.ok_or_else(Self::allowed).and_then(Self::new);
+        read.map_err(|allowed| de::Error::custom(format!("{allowed}, got {}", shown::json(&value))))
+    }
+}
+
+/// Noise over signal before every step and after the last: 2 to 201 falling numbers, none below 0.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Sigmas(Vec<f64>);
+
+impl Sigmas {
+    /// More noise than any model is trained on.
+    const LARGEST: f64 = 10_000.0;
+
+    /// # Errors
+    /// Says what is allowed when `sigmas` are no such numbers.
+    pub fn new(sigmas: Vec<f64>) -> Result<Self, String> {
+        let falling = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
+        let ranged = sigmas.iter().all(|sigma| (0.0..=Self::LARGEST).contains(sigma));
+        if falling && ranged && (2..=201).contains(&sigmas.len()) { Ok(Self(sigmas)) } else { Err(Self::allowed()) }
+    }
+
+    #[must_use]
+    pub fn get(&self) -> &[f64] {
+        &self.0
+    }
+
+    fn allowed() -> String {
+        "must be 2 to 201 numbers from 10000 to 0, each below the one before, the last what remains at the end (0)".into()
+    }
+}
+
+impl<'de> Deserialize<'de> for Sigmas {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let numbers = value.as_array().and_then(|numbers| numbers.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
+        let read = numbers.ok_or_else(Self::allowed).and_then(Self::new);
+        read.map_err(|allowed| de::Error::custom(format!("{allowed}, got {}", shown::json(&value))))
+    }
+}
+
+real_number!(
+    /// How much fresh noise a step adds, 0 none to 1 as much as DDPM.
+    Eta, (0.0..=1.0), "a number from 0 to 1"
+);
+real_number!(
+    /// How far guidance is brought back to the spread of the prediction without it (Lin et al. 2023, arXiv 2305.08891, section 3.4).
+    GuidanceRescale, (0.0..=1.0), "a number from 0 to 1"
+);
+whole_number!(
+    /// Last layers of the text encoder that are left out.
+    ClipSkip(u32), (0..=23), "a whole number from 0 to 23"
+);
