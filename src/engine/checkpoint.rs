@@ -1,5 +1,7 @@
 //! Reads the JSON files of a checkpoint in diffusers' layout; the only file of the engine that knows JSON.
 
+pub(super) mod tokenizer;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -34,7 +36,24 @@ pub struct Checkpoint {
 /// Keys whose value stands in our code, with the values (as JSON) it stands for. A key may also be missing.
 type Fixed = &'static [(&'static str, &'static [&'static str])];
 
-const PIPELINE: Fixed = &[("_class_name", &["\"StableDiffusionPipeline\""])];
+/// Pipelines around the same weights: what a job asks for decides what is done with them.
+const PIPELINE: Fixed = &[(
+    "_class_name",
+    &[
+        "\"StableDiffusionPipeline\"",
+        "\"StableDiffusionImg2ImgPipeline\"",
+        "\"StableDiffusionInpaintPipeline\"",
+        "\"StableDiffusionInpaintPipelineLegacy\"",
+        "\"StableDiffusionPipelineSafe\"",
+        "\"StableDiffusionPAGPipeline\"",
+        "\"StableDiffusionControlNetPipeline\"",
+        "\"StableDiffusionControlNetImg2ImgPipeline\"",
+        "\"StableDiffusionControlNetInpaintPipeline\"",
+        "\"StableDiffusionAdapterPipeline\"",
+        "\"LatentConsistencyModelPipeline\"",
+        "\"LatentConsistencyModelImg2ImgPipeline\"",
+    ],
+)];
 
 const UNET: Fixed = &[
     ("act_fn", &["\"silu\""]),
@@ -49,15 +68,14 @@ const UNET: Fixed = &[
     ("dual_cross_attention", &["false"]),
     ("encoder_hid_dim", &["null"]),
     ("mid_block_only_cross_attention", &["null", "false"]),
-    ("mid_block_scale_factor", &["1", "1.0"]),
+    ("mid_block_scale_factor", &["1"]),
     ("mid_block_type", &["\"UNetMidBlock2DCrossAttn\""]),
     ("num_class_embeds", &["null"]),
     ("only_cross_attention", &["false"]),
-    ("resnet_out_scale_factor", &["1", "1.0"]),
+    ("resnet_out_scale_factor", &["1"]),
     ("resnet_skip_time_act", &["false"]),
     ("resnet_time_scale_shift", &["\"default\""]),
     ("reverse_transformer_layers_per_block", &["null"]),
-    ("time_cond_proj_dim", &["null"]),
     ("time_embedding_act_fn", &["null"]),
     ("time_embedding_dim", &["null"]),
     ("time_embedding_type", &["\"positional\""]),
@@ -241,36 +259,21 @@ impl TextCheckpoint {
     }
 }
 
-/// The special tokens that `tokenizer_config.json` in `directory` adds to a vocabulary, by their number.
-pub(super) fn added_tokens(directory: &Path) -> Result<BTreeMap<u32, String>, EngineError> {
-    #[derive(Deserialize)]
-    struct Config {
-        added_tokens_decoder: BTreeMap<u32, Added>,
-    }
-    #[derive(Deserialize)]
-    struct Added {
-        content: String,
-    }
-    let config: Config = read(&directory.join("tokenizer_config.json"), &[])?;
-    Ok(config.added_tokens_decoder.into_iter().map(|(id, token)| (id, token.content)).collect())
-}
-
 impl Checkpoint {
-    /// Reads `model_index.json`, the components' `config.json`, `scheduler/scheduler_config.json` and
-    /// `tokenizer/tokenizer_config.json` under `directory`.
+    /// Reads `model_index.json`, the components' `config.json`, `scheduler/scheduler_config.json` and the pad token of
+    /// `tokenizer/` under `directory`.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] with the file and what is missing in it or not supported, and what would be.
     pub fn read(directory: &Path) -> Result<Self, EngineError> {
         read::<Value>(&directory.join("model_index.json"), PIPELINE)?;
-        let tokenizer: TokenizerConfig = read(&directory.join("tokenizer/tokenizer_config.json"), &[])?;
         let checkpoint = Self {
             directory: directory.to_owned(),
             unet: read(&directory.join("unet/config.json"), UNET)?,
             vae: read(&directory.join("vae/config.json"), VAE)?,
             text_encoder: read(&directory.join("text_encoder/config.json"), &[])?,
             schedule: read(&directory.join("scheduler/scheduler_config.json"), SCHEDULE)?,
-            pad_token: tokenizer.pad_token.text(),
+            pad_token: tokenizer::pad_token(&directory.join("tokenizer"))?,
         };
         checkpoint.check()?;
         Ok(checkpoint)
@@ -280,6 +283,7 @@ impl Checkpoint {
     fn check(&self) -> Result<(), EngineError> {
         let Self { unet, vae, text_encoder, schedule, .. } = self;
         let blocks = unet.block_out_channels.len();
+        let latents = vae.latent_channels;
         let heads = text_encoder.num_attention_heads;
         let room = (MAX_STEPS * (schedule.steps_offset + 1)).max(2);
         let betas = schedule.trained_betas.as_ref().map_or(schedule.num_train_timesteps, Vec::len);
@@ -289,8 +293,9 @@ impl Checkpoint {
             (unet.down_block_types.len() != blocks, "unet", "down_block_types must be as many as block_out_channels"),
             (unet.up_block_types.len() != blocks, "unet", "up_block_types must be as many as block_out_channels"),
             ((0..blocks).any(|index| unet.heads(index) == 0), "unet", "attention_head_dim must not be 0"),
-            (unet.in_channels != unet.out_channels, "unet", "in_channels and out_channels must be equal"),
-            (unet.in_channels != vae.latent_channels, "unet", "in_channels must be the VAE's latent_channels"),
+            (unet.out_channels != latents, "unet", "out_channels must be the VAE's latent_channels"),
+            (![latents, 2 * latents + 1].contains(&unet.in_channels), "unet", IN_CHANNELS),
+            (unet.time_cond_proj_dim.is_some_and(|width| width < 4), "unet", "time_cond_proj_dim must be 4 or more"),
             (unet.cross_attention_dim != text_encoder.hidden_size, "unet", "cross_attention_dim must be hidden_size"),
             (vae.block_out_channels.is_empty(), "vae", "block_out_channels must not be empty"),
             (heads == 0, "text_encoder", "num_attention_heads must not be 0"),
@@ -308,23 +313,15 @@ impl Checkpoint {
     }
 }
 
-#[derive(Deserialize)]
-struct TokenizerConfig {
-    pad_token: SpecialToken,
-}
+const IN_CHANNELS: &str = "in_channels must be the VAE's latent_channels, or twice as many and 1 for inpainting; other inputs, such as the 8 of \
+                           instruct-pix2pix, are not supported";
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum SpecialToken {
-    Text(String),
-    Added { content: String },
-}
-
-impl SpecialToken {
-    fn text(self) -> String {
-        match self {
-            Self::Text(text) | Self::Added { content: text } => text,
-        }
+/// 1 and 1.0 are one number, and a list for all blocks is as good as its elements.
+fn is_allowed(found: &Value, allowed: &[&str]) -> bool {
+    match found {
+        Value::Array(elements) if !elements.is_empty() => elements.iter().all(|element| is_allowed(element, allowed)),
+        Value::Number(_) => allowed.iter().any(|allowed| allowed.parse().ok() == found.as_f64()),
+        _ => allowed.contains(&found.to_string().as_str()),
     }
 }
 
@@ -336,8 +333,8 @@ fn read<T: DeserializeOwned>(path: &Path, fixed: Fixed) -> Result<T, EngineError
     let text = text.replace(": -Infinity", ": null").replace(": Infinity", ": null");
     let value: Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
     for (key, allowed) in fixed {
-        let found = value.get(key).map_or(allowed[0].to_owned(), Value::to_string);
-        if !allowed.contains(&found.as_str()) {
+        let found = value.get(key).map_or_else(String::new, Value::to_string);
+        if !value.get(key).is_none_or(|found| is_allowed(found, allowed)) {
             return Err(wrong(format!("{key} is {found}; supported: {}", allowed.join(", "))));
         }
     }

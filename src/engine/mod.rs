@@ -4,6 +4,7 @@ mod attention;
 pub mod checkpoint;
 pub mod device;
 mod device_errors;
+mod finite;
 mod fp8;
 mod layers;
 mod loader;
@@ -240,6 +241,16 @@ impl Watch {
     }
 }
 
+impl EngineError {
+    /// The same fault, found in the negative prompt by what reads prompts.
+    fn of_negative_prompt(self) -> Self {
+        match self {
+            Self::Request { field: "prompt", problem } => Self::Request { field: "negative_prompt", problem },
+            other => other,
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The model's own files are at fault: nothing can be generated.
@@ -256,6 +267,9 @@ pub enum EngineError {
     Request { field: &'static str, problem: String },
     #[error("out of memory: {problem}")]
     OutOfMemory { problem: String },
+    /// NaN or infinity where an image should be: says in which stage, whose fault it is where that is known, and what to do.
+    #[error("{problem}")]
+    NotFinite { problem: String },
     /// The device's context is broken, and with it everything that this process has on the device.
     #[error("the device failed: {problem}")]
     Fatal { problem: String },

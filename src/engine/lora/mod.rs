@@ -15,6 +15,7 @@ use self::delta::Delta;
 use self::keys::Targets;
 use self::parts::{Change, Parts};
 use super::checkpoint::{AdapterConfig, adapter_configs};
+use super::finite::is_finite;
 use super::weights::{Shapes, Tensors, is_float, not_safetensors};
 
 /// What is wrong with a LoRA file.
@@ -146,12 +147,7 @@ impl Lora {
 }
 
 fn finite(key: &str, tensor: Tensor) -> Result<Tensor, LoraError> {
-    // Any NaN or infinity makes the sum of x·0 a NaN.
-    if (&tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0 {
-        Ok(tensor)
-    } else {
-        Err(LoraError::NotFinite { key: key.to_owned() })
-    }
+    if is_finite(&tensor)? { Ok(tensor) } else { Err(LoraError::NotFinite { key: key.to_owned() }) }
 }
 
 /// The adapters' PEFT configuration in the header, by component; most files have none.

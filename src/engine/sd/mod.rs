@@ -3,8 +3,11 @@
 mod adapters;
 mod attention;
 mod bands;
+pub mod chunks;
 pub mod clip;
 pub mod config;
+mod diagnosis;
+pub mod foreign_syntax;
 pub mod inversion;
 mod latent_batch;
 mod memory;
@@ -92,7 +95,7 @@ impl StableDiffusion {
     /// As [`Self::load`].
     pub fn load_single_file(directory: &Path, file: &Path, dtype: DType, device: Device) -> Result<Self, EngineError> {
         Self::assemble(directory, file, device, |checkpoint, device| {
-            let unet = Layout::new(checkpoint.unet.layers_per_block, &checkpoint.unet.attention_up());
+            let unet = Layout::new(&checkpoint.unet.layers(), &checkpoint.unet.attention_up());
             let levels = checkpoint.vae.block_out_channels.len();
             Weights::read_single_file(file, &unet, levels, (dtype, device))
         })
@@ -125,14 +128,17 @@ impl StableDiffusion {
         let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
         let encoder = || weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae_encoder = encodes.then(encoder).transpose().map_err(wrong)?;
-        let side_px = (checkpoint.unet.sample_size * checkpoint.vae.pixels_per_latent()) as u32;
+        let sides = checkpoint.unet.sample_size;
+        let factor = checkpoint.vae.pixels_per_latent();
+        let width_px = (sides.width() * factor) as u32;
+        let height_px = (sides.height() * factor) as u32;
         let adapters = Adapters::new(&checkpoint, weights).map_err(wrong)?;
         Ok(Self {
             checkpoint,
             device,
             tokenizer,
             prompts: PromptSyntax::Plain,
-            defaults: Defaults { width_px: side_px, height_px: side_px, guidance_scale: 1.0 },
+            defaults: Defaults { width_px, height_px, guidance_scale: 1.0 },
             loading: Loading::default(),
             memory_budget: None,
             resident_bytes,

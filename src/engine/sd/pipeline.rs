@@ -1,6 +1,7 @@
 //! From a prompt to images: the stages of a generation and the loop that joins them.
 
 use candle_core::{IndexOp, Tensor};
+use image::{GrayImage, Luma, Rgb, RgbImage};
 
 use super::latent_batch::LatentBatch;
 use super::memory::{TilingPlan, Work, twice};
@@ -9,7 +10,7 @@ use super::vae::to_rgb8;
 use super::{Defaults, StableDiffusion};
 use crate::engine::device_errors::classify_memory_error;
 use crate::engine::schedule::{Schedule, ScheduleError};
-use crate::engine::{EmbeddingFile, EngineError, GenerateRequest, Generated, Image, Order, Request, Watch};
+use crate::engine::{EmbeddingFile, EngineError, GenerateRequest, Generated, Image, InitImage, Order, Request, Watch};
 use crate::job::task::Scheduler;
 
 impl StableDiffusion {
@@ -17,8 +18,8 @@ impl StableDiffusion {
     ///
     /// `text`: (N, tokens, hidden), a row an image; or (2N, tokens, hidden), first the negative prompts of all images,
     /// then the positive ones. Then both are predicted as one batch, and the result is
-    /// `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). Returns (N, 4, H, W): noise or velocity, as the
-    /// checkpoint was trained.
+    /// `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). A model that was distilled over the scale (LCM) gets it as
+    /// an input of its one look. Returns (N, 4, H, W): noise or velocity, as the checkpoint was trained.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
@@ -31,22 +32,22 @@ impl StableDiffusion {
     ) -> Result<Tensor, EngineError> {
         let images = latents.dim(0)?;
         if text.dim(0)? == images {
-            return self.look(latents, timestep, text);
+            return self.look(latents, timestep, text, guidance_scale);
         }
-        let both = self.look(&Tensor::cat(&[latents, latents], 0)?, timestep, text)?;
+        let both = self.look(&Tensor::cat(&[latents, latents], 0)?, timestep, text, guidance_scale)?;
         let (negative, positive) = (both.narrow(0, 0, images)?, both.narrow(0, images, images)?);
         let towards = ((positive - &negative)? * guidance_scale)?;
         Ok((negative + towards)?)
     }
 
     /// The UNet's output for every row, together or, where memory is short, one after the other.
-    fn look(&self, latents: &Tensor, timestep: f64, text: &Tensor) -> Result<Tensor, EngineError> {
+    fn look(&self, latents: &Tensor, timestep: f64, text: &Tensor, guidance_scale: f64) -> Result<Tensor, EngineError> {
         let unet = &self.adapters.current().unet;
         let rows = latents.dim(0)?;
         if !self.tiling_plan.one_by_one || rows == 1 {
-            return Ok(unet.forward(latents, timestep, text)?);
+            return Ok(unet.forward(latents, timestep, text, guidance_scale)?);
         }
-        let row = |row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?);
+        let row = |row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?, guidance_scale);
         Ok(Tensor::cat(&(0..rows).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 
@@ -63,7 +64,7 @@ impl StableDiffusion {
     ) -> Result<(), EngineError> {
         let steps = schedule.steps.len() as u32;
         for (step, done) in schedule.steps.iter().zip(1..) {
-            let input = (&latent_batch.latents * step.input_scale)?;
+            let input = latent_batch.input(step.input_scale)?;
             let output = self.predict_noise(&input, step.timestep, &latent_batch.text, guidance_scale)?;
             let fresh = if step.next.noise == 0.0 { None } else { Some(latent_batch.noise.draw(&self.device)?) };
             let stepped = step.advance(&latent_batch.latents, &output, &latent_batch.history, fresh.as_ref())?;
@@ -112,6 +113,16 @@ impl StableDiffusion {
     /// As [`Self::decode`].
     pub fn decode_in_bands(&self, latents: &Tensor) -> Result<Tensor, EngineError> {
         one_at_a_time(latents, |latents| self.vae.decode_in_bands(latents))
+    }
+
+    /// Whether a job with this scale looks at its negative prompt: a model that was distilled over the scale never does.
+    fn is_guided(&self, guidance_scale: f64) -> bool {
+        guidance_scale > 1.0 && self.checkpoint.unet.time_cond_proj_dim.is_none()
+    }
+
+    /// Whether the UNet looks at a mask and what it leaves of an image.
+    pub(super) fn inpaints(&self) -> bool {
+        self.checkpoint.unet.extra_channels() > 0
     }
 
     fn schedule(&self, scheduler: Scheduler, steps: u32, skipped: u32) -> Result<Schedule, EngineError> {
@@ -167,7 +178,7 @@ pub(super) fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result
     let task = &request.task;
     let skipped = task.start.as_ref().map_or(0, |start| start.skipped(task.steps));
     let mut plan = Plan {
-        guided: task.guidance_scale.get() > 1.0,
+        guided: engine.is_guided(task.guidance_scale.get()),
         guidance_scale: task.guidance_scale.get(),
         schedule: engine.schedule(task.scheduler, task.steps.get(), skipped)?,
         start: None,
@@ -175,6 +186,10 @@ pub(super) fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result
         height_px: task.size.height_px(),
     };
     engine.latent_shape(plan.width_px, plan.height_px)?;
+    if engine.inpaints() && request.start.as_ref().is_none_or(|start| start.mask.is_none()) {
+        let problem = "this model fills in a part of an image: the job needs init_image and mask_image".into();
+        return Err(EngineError::Request { field: "mask_image", problem });
+    }
     if let Some(image) = &request.start {
         plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), skipped == 0)?);
     }
@@ -236,10 +251,17 @@ impl<'a> Part<'a> {
 pub(super) fn warm_up(engine: &mut StableDiffusion) -> Result<(), EngineError> {
     let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
     let schedule = engine.schedule(Scheduler::DpmSolverPlusPlus, 1, 0)?;
-    let plan = Plan { guided: guidance_scale > 1.0, guidance_scale, schedule, start: None, width_px, height_px };
+    let mut plan =
+        Plan { guided: engine.is_guided(guidance_scale), guidance_scale, schedule, start: None, width_px, height_px };
+    if engine.inpaints() {
+        let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));
+        let mask = Some(GrayImage::from_pixel(width_px, height_px, Luma([255])));
+        plan.start = Some(engine.start(&InitImage { rgb, mask }, (width_px, height_px), true)?);
+    }
     let watch = Watch::new(|_| ());
     let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &watch };
-    in_memory(engine, &plan, &[part]).map(drop)
+    // What is not finite is an order's own error.
+    in_memory(engine, &plan, &[part])?.into_iter().try_for_each(|generated| generated.map(drop))
 }
 
 fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Generated>, EngineError> {
@@ -259,7 +281,7 @@ fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<
         latent_batch.begin(&plan.schedule, plan.start.as_ref())?;
         engine.denoise(&mut latent_batch, plan.guidance_scale, &plan.schedule, &watches)?;
         for (order, (part, seeds)) in together.into_iter().zip(&seeds).enumerate() {
-            generated.push((part, develop(engine, plan, &latent_batch, order, seeds)?));
+            generated.push((part, develop(engine, plan, &latent_batch, order, (seeds, &texts[order]))?));
         }
     }
     generated.sort_by_key(|(part, _)| *part);
@@ -279,18 +301,23 @@ fn of_one_length(texts: &[Tensor]) -> Result<Vec<Vec<usize>>, EngineError> {
     Ok(lengths.into_iter().map(|(_, places)| places).collect())
 }
 
-/// The images of one order out of its latents.
+/// The images of one order out of its latents. An image that is not finite is that order's error alone.
 fn develop(
     engine: &StableDiffusion,
     plan: &Plan,
     latent_batch: &LatentBatch,
     order: usize,
-    seeds: &[u64],
+    (seeds, text): (&[u64], &Tensor),
 ) -> Result<Generated, EngineError> {
     let Some(latents) = latent_batch.latents_of(order)? else { return Ok(Err(EngineError::Cancelled)) };
-    let decoded = engine.decode(&latents)?;
     let (width_px, height_px) = (plan.width_px, plan.height_px);
-    let image =
-        |(index, seed): (usize, &u64)| Ok(Image { width_px, height_px, rgb: to_rgb8(&decoded.i(index)?)?, seed: *seed });
-    seeds.iter().enumerate().map(image).collect::<Result<_, EngineError>>().map(Ok)
+    let mut images = Vec::with_capacity(seeds.len());
+    for (index, seed) in seeds.iter().enumerate() {
+        match engine.decode_finite(&latents.narrow(0, index, 1)?, text, plan.start.as_ref()) {
+            Ok(decoded) => images.push(Image { width_px, height_px, rgb: to_rgb8(&decoded.i(0)?)?, seed: *seed }),
+            Err(error @ EngineError::NotFinite { .. }) => return Ok(Err(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Ok(images))
 }

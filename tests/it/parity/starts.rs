@@ -64,7 +64,7 @@ fn parity_of_generations_from_a_image() {
     }
 }
 
-fn from(image: &[u8], mask: Option<&[u8]>, scheduler: Scheduler, strength: f64, count: u64) -> GenerateRequest {
+pub(super) fn from(image: &[u8], mask: Option<&[u8]>, scheduler: Scheduler, strength: f64, count: u64) -> GenerateRequest {
     let url = AssetUrl::parse("s3://bucket/image").expect("an address");
     let side = |px: u32| SidePx::new(u64::from(px)).expect("a side");
     let mut request = request(scheduler, 7.5, count);
