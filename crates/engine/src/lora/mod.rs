@@ -14,6 +14,7 @@ use safetensors::SafeTensors;
 use self::delta::Delta;
 use self::keys::Targets;
 use self::parts::{Change, Parts};
+use super::finite::is_finite;
 use super::json_config::{AdapterConfig, adapter_configs};
 use super::tensor_file::not_safetensors;
 use super::weights::{Shapes, Tensors, is_float};
@@ -156,12 +157,7 @@ impl Lora {
 }
 
 fn finite(key: &str, tensor: Tensor) -> Result<Tensor, LoraError> {
-    // Any NaN or infinity makes the sum of x·0 a NaN.
-    if (&tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0 {
-        Ok(tensor)
-    } else {
-        Err(LoraError::NotFinite { key: key.to_owned() })
-    }
+    if is_finite(&tensor)? { Ok(tensor) } else { Err(LoraError::NotFinite { key: key.to_owned() }) }
 }
 
 /// The adapters' PEFT configuration in the header, by component; most files have none.

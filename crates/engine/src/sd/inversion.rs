@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
+use crate::finite::is_finite;
 use crate::tensor_file::not_safetensors;
 use crate::weights::is_float;
 use crate::{EmbeddingFile, EngineError};
@@ -56,13 +57,13 @@ fn read(file: &EmbeddingFile, hidden: usize, device: &Device) -> Result<Tensor, 
         let found = format!("{key} has the shape {shape:?} of {:?}", view.dtype());
         return Err(format!("belongs to another model: {found}, this model's words are vectors of {hidden} floats"));
     }
-    let load = || -> candle_core::Result<(Tensor, f32)> {
+    let load = || -> candle_core::Result<(Tensor, bool)> {
         let vectors = view.load(device)?.to_dtype(DType::F32)?.reshape(((), hidden))?;
-        let largest = vectors.abs()?.sum_all()?.to_scalar()?;
-        Ok((vectors, largest))
+        let finite = is_finite(&vectors)?;
+        Ok((vectors, finite))
     };
     match load().map_err(|error| error.to_string())? {
-        (vectors, sum) if sum.is_finite() => Ok(vectors),
+        (vectors, true) => Ok(vectors),
         _ => Err(format!("{key} holds NaN or infinity; train it again")),
     }
 }

@@ -1,13 +1,15 @@
 //! How the engine takes what it cannot generate, and how a generation is followed and stopped.
 
 mod batches;
-mod checkpoints;
+pub(crate) mod checkpoints;
 mod edits;
 mod embeddings;
+mod finite;
 mod layouts;
 mod loras;
 mod memory;
 mod packed;
+mod tokenizers;
 mod watching;
 
 use std::fs;
