@@ -7,7 +7,8 @@ use atelier::host::http;
 use atelier::job::Job;
 use atelier::job::outcome::JobError;
 use atelier::job::request::Defaults;
-use atelier_engine::sd::weighting;
+use atelier_engine::sd::foreign_syntax::refuse_foreign_syntax;
+use atelier_engine::sd::weighting::{self, Emphasis};
 use atelier_engine::{lora, tensor_file};
 use safetensors::SafeTensors;
 
@@ -77,16 +78,24 @@ pub(crate) fn lora_keys(bytes: &[u8]) {
     }
 }
 
-/// A prompt falls into runs of text with sensible weights, or it is refused.
+/// A prompt falls into runs of text with sensible weights, or it is refused; by the rules of either program.
 pub(crate) fn weighted_prompt(bytes: &[u8]) {
     let Ok(prompt) = std::str::from_utf8(bytes) else { return };
-    let Ok(segments) = weighting::segments(prompt) else { return };
-    let taken: usize = segments.iter().map(|segment| segment.text.len()).sum();
-    assert!(taken <= prompt.len(), "text was made up");
-    assert!(segments.iter().all(|segment| (-10.0..=10.0).contains(&segment.weight)), "{segments:?}");
-    if !prompt.contains(['(', ')', '[', ']', ':', '\\']) {
-        let text: String = segments.iter().map(|segment| segment.text.as_str()).collect();
-        assert_eq!(text, prompt, "plain text stays as it is");
-        assert!(segments.iter().all(|segment| segment.weight.to_bits() == 1.0_f64.to_bits()), "{segments:?}");
+    for negative in [false, true] {
+        if let Err(error) = refuse_foreign_syntax(prompt, negative) {
+            assert!(!error.to_string().is_empty());
+        }
+    }
+    for emphasis in [Emphasis::Automatic, Emphasis::Lpw] {
+        let Ok(segments) = weighting::segments(prompt, emphasis) else { continue };
+        let taken: usize = segments.iter().map(|segment| segment.text.len()).sum();
+        assert!(taken <= prompt.len(), "text was made up");
+        assert!(segments.iter().all(|segment| (-10.0..=10.0).contains(&segment.weight)), "{segments:?}");
+        let breaks = emphasis == Emphasis::Automatic && prompt.contains("BREAK");
+        if !breaks && !prompt.contains(['(', ')', '[', ']', ':', '\\']) {
+            let text: String = segments.iter().map(|segment| segment.text.as_str()).collect();
+            assert_eq!(text, prompt, "plain text stays as it is");
+            assert!(segments.iter().all(|segment| segment.weight.to_bits() == 1.0_f64.to_bits()), "{segments:?}");
+        }
     }
 }

@@ -79,6 +79,9 @@ pub enum JobError {
     },
     #[error("out of GPU memory: {problem}")]
     OutOfMemory { problem: String },
+    /// What the model computed is no image: NaN or infinity. It would be so again.
+    #[error("no finite image: {problem}")]
+    NotFinite { problem: String },
     #[error("generation failed: {problem}")]
     Generation {
         problem: String,
@@ -118,9 +121,12 @@ impl JobError {
     #[must_use]
     pub fn retry_policy(&self) -> RetryPolicy {
         match self {
-            Self::Invalid { .. } | Self::Conflict { .. } | Self::Input { .. } | Self::OutOfMemory { .. } | Self::Cancelled => {
-                RetryPolicy::Terminal
-            }
+            Self::Invalid { .. }
+            | Self::Conflict { .. }
+            | Self::Input { .. }
+            | Self::OutOfMemory { .. }
+            | Self::NotFinite { .. }
+            | Self::Cancelled => RetryPolicy::Terminal,
             Self::Storage { retry_policy, .. } => *retry_policy,
             Self::Fetch { .. }
             | Self::Generation { .. }
@@ -142,6 +148,7 @@ impl JobError {
             Self::Input { .. } => "invalid_input",
             Self::Fetch { .. } => "fetch_failed",
             Self::OutOfMemory { .. } => "out_of_memory",
+            Self::NotFinite { .. } => "not_finite",
             Self::Generation { .. } => "inference_failed",
             Self::EngineLost { .. } => "gpu_failed",
             Self::Cancelled => "cancelled",

@@ -59,6 +59,7 @@ pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device
         prompts: match manifest.prompt {
             PromptSyntax::Plain => settings::PromptSyntax::Plain,
             PromptSyntax::Weighted => settings::PromptSyntax::Weighted,
+            PromptSyntax::Lpw => settings::PromptSyntax::Lpw,
         },
         defaults: Some(Defaults {
             width_px: defaults.width.get(),

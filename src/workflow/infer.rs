@@ -112,6 +112,7 @@ fn job_error(error: EngineError) -> JobError {
         }
         EngineError::Request { field, problem } => JobError::Invalid { field: field.into(), problem },
         EngineError::OutOfMemory { problem } => JobError::OutOfMemory { problem },
+        EngineError::NotFinite { problem } => JobError::NotFinite { problem },
         EngineError::Fatal { problem } => JobError::EngineLost { problem },
         EngineError::Cancelled => JobError::Cancelled,
         error @ (EngineError::Checkpoint { .. } | EngineError::Panicked(_) | EngineError::Gone | EngineError::Candle(_)) => {

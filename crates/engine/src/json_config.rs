@@ -23,12 +23,21 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path, fixed: Fixed) -> Result<T, 
     let text = text.replace(": -Infinity", ": null").replace(": Infinity", ": null");
     let value: Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
     for (key, allowed) in fixed {
-        let found = value.get(key).map_or(allowed[0].to_owned(), Value::to_string);
-        if !allowed.contains(&found.as_str()) {
+        let found = value.get(key).map_or_else(String::new, Value::to_string);
+        if !value.get(key).is_none_or(|found| is_allowed(found, allowed)) {
             return Err(wrong(format!("{key} is {found}; supported: {}", allowed.join(", "))));
         }
     }
     T::deserialize(value).map_err(|error| wrong(error.to_string()))
+}
+
+/// 1 and 1.0 are one number, and a list for all blocks is as good as its elements.
+fn is_allowed(found: &Value, allowed: &[&str]) -> bool {
+    match found {
+        Value::Array(elements) if !elements.is_empty() => elements.iter().all(|element| is_allowed(element, allowed)),
+        Value::Number(_) => allowed.iter().any(|allowed| allowed.parse().ok() == found.as_f64()),
+        _ => allowed.contains(&found.to_string().as_str()),
+    }
 }
 
 /// The files that an index of shards (`model.safetensors.index.json`) names, each once.

@@ -4,6 +4,7 @@ mod adapter_config;
 mod attention;
 pub mod device;
 mod device_errors;
+mod finite;
 mod float_formats;
 mod fp8;
 mod json_config;
@@ -22,6 +23,7 @@ mod stored;
 pub mod tensor_file;
 mod tensor_table;
 pub mod thread;
+mod tokenizer_config;
 mod weights;
 
 use std::path::PathBuf;
@@ -302,6 +304,16 @@ impl Watch {
     }
 }
 
+impl EngineError {
+    /// The same fault, found in the negative prompt by what reads prompts.
+    fn of_negative_prompt(self) -> Self {
+        match self {
+            Self::Request { field: "prompt", problem } => Self::Request { field: "negative_prompt", problem },
+            other => other,
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The model's own files are at fault: nothing can be generated.
@@ -318,6 +330,9 @@ pub enum EngineError {
     Request { field: &'static str, problem: String },
     #[error("out of memory: {problem}")]
     OutOfMemory { problem: String },
+    /// NaN or infinity where an image should be: says in which stage, whose fault it is where that is known, and what to do.
+    #[error("{problem}")]
+    NotFinite { problem: String },
     /// The device's context is broken, and with it everything that this process has on the device.
     #[error("the device failed: {problem}")]
     Fatal { problem: String },

@@ -2,7 +2,7 @@
 //!
 //! The correspondence is that of diffusers' `scripts/convert_original_stable_diffusion_to_diffusers.py`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where the blocks of one UNet are, in both spellings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +51,7 @@ const OUTSIDE: [(&str, &str); 5] = [
 impl Layout {
     /// `layers_per_block`: residual blocks of each level on the way down; there is one more on the way up. `attention_up`: for each
     /// level on the way up, from the bottom, whether it has attention.
-    pub(super) fn new(layers_per_block: usize, attention_up: &[bool]) -> Self {
+    pub(super) fn new(layers_per_block: &[usize], attention_up: &[bool]) -> Self {
         let mut blocks = Vec::new();
         let mut add = |new: String, old: String, parts| blocks.push(Block { new, old, parts });
         for (new, old) in OUTSIDE {
@@ -64,17 +64,21 @@ impl Layout {
         {
             add(format!("mid_block.{new}"), format!("middle_block.{number}"), parts);
         }
-        for (level, has_attention) in attention_up.iter().enumerate() {
-            // On the way down a level ends with its downsampling, and before the first there is one convolution.
-            let start = level * (layers_per_block + 1);
-            for layer in 0..layers_per_block {
+        // On the way down a level ends with its downsampling, and before the first there is one convolution.
+        let mut start = 0;
+        for (level, layers) in layers_per_block.iter().enumerate() {
+            for layer in 0..*layers {
                 let (new, old) = (format!("down_blocks.{level}"), format!("input_blocks.{}", start + 1 + layer));
                 add(format!("{new}.resnets.{layer}"), format!("{old}.0"), Parts::Residual);
                 add(format!("{new}.attentions.{layer}"), format!("{old}.1"), Parts::Alike);
             }
-            let down = format!("input_blocks.{}.0.op", start + 1 + layers_per_block);
+            let down = format!("input_blocks.{}.0.op", start + 1 + layers);
             add(format!("down_blocks.{level}.downsamplers.0.conv"), down, Parts::None);
-            for layer in 0..=layers_per_block {
+            start += layers + 1;
+        }
+        start = 0;
+        for (level, (layers, has_attention)) in layers_per_block.iter().rev().zip(attention_up).enumerate() {
+            for layer in 0..=*layers {
                 let (new, old) = (format!("up_blocks.{level}"), format!("output_blocks.{}", start + layer));
                 add(format!("{new}.resnets.{layer}"), format!("{old}.0"), Parts::Residual);
                 if *has_attention {
@@ -82,19 +86,25 @@ impl Layout {
                 }
             }
             // The last of its level has it, behind its attention.
-            let up = format!("output_blocks.{}.{}.conv", start + layers_per_block, if *has_attention { 2 } else { 1 });
+            let up = format!("output_blocks.{}.{}.conv", start + layers, if *has_attention { 2 } else { 1 });
             add(format!("up_blocks.{level}.upsamplers.0.conv"), up, Parts::None);
+            start += layers + 1;
         }
         Self { blocks }
     }
 
     /// Reads it off the names of a UNet's modules in diffusers' spelling, such as `down_blocks.0.resnets.1.conv1`.
     pub(super) fn of<'a>(modules: impl Iterator<Item = &'a str>) -> Self {
-        let (mut resnets, mut levels, mut with_attention) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut resnets: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+        let (mut levels, mut with_attention) = (BTreeSet::new(), BTreeSet::new());
         for module in modules {
             let mut parts = module.split('.');
             match [parts.next(), parts.next(), parts.next(), parts.next()] {
-                [Some("down_blocks"), Some("0"), Some("resnets"), Some(resnet)] => resnets.extend(resnet.parse::<usize>()),
+                [Some("down_blocks"), Some(level), Some("resnets"), Some(resnet)] => {
+                    if let Ok(level) = level.parse() {
+                        resnets.entry(level).or_default().extend(resnet.parse::<usize>());
+                    }
+                }
                 [Some("up_blocks"), Some(level), Some(part), _] => {
                     levels.extend(level.parse::<usize>());
                     with_attention.extend(level.parse::<usize>().ok().filter(|_| part == "attentions"));
@@ -103,7 +113,8 @@ impl Layout {
             }
         }
         let attention_up: Vec<bool> = (0..levels.len()).map(|level| with_attention.contains(&level)).collect();
-        Self::new(resnets.len(), &attention_up)
+        let layers: Vec<usize> = resnets.values().map(BTreeSet::len).collect();
+        Self::new(&layers, &attention_up)
     }
 
     /// The old name of a module of the UNet: `mid_block.resnets.0.conv1` is `middle_block.0.in_layers.2`.
@@ -166,6 +177,32 @@ pub(super) fn vae_name(old: &str, levels: usize) -> Option<String> {
     Some(format!("{side}.{}", replaced_part(&block, "block", "resnets")))
 }
 
+/// What `OpenCLIP` calls a part of a layer, and transformers.
+const OPEN_CLIP: [(&str, &str); 7] = [
+    ("attn.in_proj_weight", "self_attn.in_proj.weight"),
+    ("attn.in_proj_bias", "self_attn.in_proj.bias"),
+    ("attn.out_proj", "self_attn.out_proj"),
+    ("ln_1", "layer_norm1"),
+    ("ln_2", "layer_norm2"),
+    ("mlp.c_fc", "mlp.fc1"),
+    ("mlp.c_proj", "mlp.fc2"),
+];
+
+/// transformers' name of a tensor of `OpenCLIP`'s text encoder, which Stable Diffusion 2 has in its one file; `self_attn.in_proj` stands for
+/// query, key and value, one below the other.
+pub(super) fn open_clip_name(old: &str) -> Option<String> {
+    let Some(layer) = old.strip_prefix("transformer.resblocks.") else {
+        return match old {
+            "token_embedding.weight" => Some("embeddings.token_embedding.weight".to_owned()),
+            "positional_embedding" => Some("embeddings.position_embedding.weight".to_owned()),
+            _ => old.strip_prefix("ln_final.").map(|kind| format!("final_layer_norm.{kind}")),
+        };
+    };
+    let (number, part) = layer.split_once('.')?;
+    let (old, new) = OPEN_CLIP.into_iter().find(|(old, _)| part.starts_with(old))?;
+    Some(format!("encoder.layers.{number}.{new}{}", &part[old.len()..]))
+}
+
 /// Replaces `old` where it stands between dots.
 fn replaced_part(name: &str, old: &str, new: &str) -> String {
     format!(".{name}.").replace(&format!(".{old}."), &format!(".{new}.")).trim_matches('.').to_owned()
@@ -180,6 +217,12 @@ mod tests {
         let modules = [
             "down_blocks.0.resnets.0.conv1",
             "down_blocks.0.resnets.1.conv1",
+            "down_blocks.1.resnets.0.conv1",
+            "down_blocks.1.resnets.1.conv1",
+            "down_blocks.2.resnets.0.conv1",
+            "down_blocks.2.resnets.1.conv1",
+            "down_blocks.3.resnets.0.conv1",
+            "down_blocks.3.resnets.1.conv1",
             "up_blocks.0.resnets.0.conv1",
             "up_blocks.1.attentions.0.norm",
             "up_blocks.2.attentions.0.norm",
@@ -190,7 +233,7 @@ mod tests {
 
     #[test]
     fn modules_have_the_values_of_the_first_release() {
-        assert_eq!(layout(), Layout::new(2, &[false, true, true, true]));
+        assert_eq!(layout(), Layout::new(&[2; 4], &[false, true, true, true]));
         for (new, old) in [
             ("conv_in", "input_blocks.0.0"),
             ("down_blocks.0.resnets.1.time_emb_proj", "input_blocks.2.0.emb_layers.1"),
@@ -210,6 +253,38 @@ mod tests {
         }
         assert_eq!(layout().old_name("add_embedding.linear_1"), None);
         assert_eq!(layout().new_name("input_blocks.1.0.in_layers.7"), None);
+    }
+
+    /// A level of one block moves all that come after it.
+    #[test]
+    fn levels_may_have_different_numbers_of_blocks() {
+        let layout = Layout::new(&[1, 2], &[true, false]);
+        for (new, old) in [
+            ("down_blocks.0.downsamplers.0.conv", "input_blocks.2.0.op"),
+            ("down_blocks.1.resnets.1.conv1", "input_blocks.4.0.in_layers.2"),
+            ("up_blocks.0.resnets.2.conv1", "output_blocks.2.0.in_layers.2"),
+            ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.2.conv"),
+            ("up_blocks.1.resnets.1.conv1", "output_blocks.4.0.in_layers.2"),
+        ] {
+            assert_eq!((layout.old_name(new).as_deref(), layout.new_name(old).as_deref()), (Some(old), Some(new)));
+        }
+    }
+
+    #[test]
+    fn open_clip_has_names_of_its_own() {
+        for (old, new) in [
+            ("token_embedding.weight", Some("embeddings.token_embedding.weight")),
+            ("positional_embedding", Some("embeddings.position_embedding.weight")),
+            ("ln_final.bias", Some("final_layer_norm.bias")),
+            ("transformer.resblocks.11.attn.in_proj_weight", Some("encoder.layers.11.self_attn.in_proj.weight")),
+            ("transformer.resblocks.0.attn.out_proj.bias", Some("encoder.layers.0.self_attn.out_proj.bias")),
+            ("transformer.resblocks.3.ln_2.weight", Some("encoder.layers.3.layer_norm2.weight")),
+            ("transformer.resblocks.3.mlp.c_proj.weight", Some("encoder.layers.3.mlp.fc2.weight")),
+            ("text_projection", None),
+            ("logit_scale", None),
+        ] {
+            assert_eq!(open_clip_name(old).as_deref(), new, "{old}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use safetensors::Dtype;
 use super::EngineError;
 use super::json_config::shards;
 use super::loader::read_all;
-use super::original_names::{Layout, vae_name};
+use super::original_names::{Layout, open_clip_name, vae_name};
 use super::stored::{Stored, is_read};
 use super::tensor_file::{PACKED, TensorFile};
 
@@ -78,14 +78,43 @@ impl Weights {
             if let Some(name) = name.strip_prefix("first_stage_model.") {
                 return Some(canonical(&format!("vae.{}", vae_name(name, vae_levels)?)));
             }
+            if let Some(name) = name.strip_prefix("cond_stage_model.model.") {
+                return Some(format!("text_encoder.text_model.{}", open_clip_name(name)?));
+            }
             name.strip_prefix("cond_stage_model.transformer.").map(|name| canonical(&format!("text_encoder.{name}")))
         };
         let named = Named::open(file, renamed)?;
-        if named.names.is_empty() {
-            let problem = "holds no tensor of a Stable Diffusion 1 checkpoint in one file (model.diffusion_model.…)".into();
-            return Err(EngineError::Checkpoint { path: file.to_owned(), problem });
+        let has = |component: &str| named.names.iter().any(|(ours, _)| ours.starts_with(component));
+        let missing = match (named.names.is_empty(), has("unet."), has("vae."), has("text_encoder.")) {
+            (true, ..) => {
+                Some("no tensor of a Stable Diffusion 1 checkpoint in one file, nor of one of 2 (model.diffusion_model.…)")
+            }
+            (_, false, ..) => Some("no UNet (model.diffusion_model.…)"),
+            (_, _, false, _) => Some("no VAE (first_stage_model.…)"),
+            (.., false) => Some("no text encoder (cond_stage_model.…)"),
+            _ => None,
+        };
+        if let Some(missing) = missing {
+            let advice = "save the checkpoint with all of its parts, or as a directory in diffusers' layout";
+            return Err(EngineError::Checkpoint { path: file.to_owned(), problem: format!("holds {missing}: {advice}") });
         }
-        Self::of(&[named], (dtype, device))
+        Self::of(&[named], (dtype, device))?.with_split_projections()
+    }
+
+    /// What one matrix of `OpenCLIP`'s is in transformers: query, key and value.
+    fn with_split_projections(self) -> std::result::Result<Self, EngineError> {
+        const JOINED: &str = ".self_attn.in_proj.";
+        let mut tensors = Tensors::with_capacity(self.tensors.len());
+        for (name, tensor) in self.tensors.iter() {
+            let Some((layer, kind)) = name.split_once(JOINED) else {
+                tensors.insert(name.clone(), tensor.clone());
+                continue;
+            };
+            for (part, values) in ["q_proj", "k_proj", "v_proj"].iter().zip(tensor.chunk(3, 0)?) {
+                tensors.insert(format!("{layer}.self_attn.{part}.{kind}"), values.force_contiguous()?);
+            }
+        }
+        Ok(Self { tensors: Arc::new(tensors), ..self })
     }
 
     fn of(files: &[Named], (dtype, device): (DType, &Device)) -> std::result::Result<Self, EngineError> {
@@ -105,6 +134,16 @@ impl Weights {
 
     pub(super) fn shapes(&self) -> Shapes {
         self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect()
+    }
+
+    /// Copies in f32 of those whose names begin with `prefix`.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(super) fn in_f32(&self, prefix: &str) -> Result<Self> {
+        let chosen = self.tensors.iter().filter(|(name, _)| name.starts_with(prefix));
+        let copied = chosen.map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(DType::F32)?)));
+        Ok(Self { tensors: Arc::new(copied.collect::<Result<_>>()?), dtype: DType::F32, device: self.device.clone() })
     }
 
     /// Bytes of all of them.

@@ -49,6 +49,8 @@ pub enum PromptSyntax {
     /// As they stand, up to the 75 words or so that the model was trained on; more are dropped, which is told in the log.
     #[default]
     Plain,
-    /// `(word:1.2)`, `(word)`, `[word]`, and any length.
+    /// As AUTOMATIC1111's web interface: `(word:1.2)`, `(word)`, `[word]`, `BREAK`, and any length.
     Weighted,
+    /// As diffusers' community pipeline `lpw_stable_diffusion`: the same without `BREAK`, up to three times the model's length.
+    Lpw,
 }

@@ -43,6 +43,7 @@ fn prompts_are_read_as_they_stand_unless_the_manifest_says_otherwise() {
     };
     assert_eq!(read(""), Ok(PromptSyntax::Plain));
     assert_eq!(read("prompt: weighted\n"), Ok(PromptSyntax::Weighted));
+    assert_eq!(read("prompt: lpw\n"), Ok(PromptSyntax::Lpw));
     let error = read("prompt: loud\n").expect_err("no such syntax");
     assert!(error.contains("prompt") && error.contains("weighted"), "{error}");
 }

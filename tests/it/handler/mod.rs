@@ -130,6 +130,18 @@ async fn out_of_memory_is_final_and_told_once() {
 }
 
 #[tokio::test]
+async fn what_is_not_finite_is_final_and_told_once() {
+    let mut stage = Stage::set().await;
+    stage.next_generation(|| Err(EngineError::NotFinite { problem: "the UNet of model sd15 gave NaN".into() }));
+    assert_eq!(stage.handle(one(body("black"), 1)).await, Ok(brought_back(&[])));
+    let told = stage.backend.terminal().await;
+    assert_eq!(told.path, "/api/webhooks/inference/failed");
+    assert_eq!(told.body["error"]["code"], "not_finite");
+    assert_eq!(told.body["error"]["message"], "no finite image: the UNet of model sd15 gave NaN");
+    assert!(stage.backend.arrived().is_empty(), "told once");
+}
+
+#[tokio::test]
 async fn an_undelivered_notification_brings_back_the_message_and_only_the_notification_is_repeated() {
     let mut stage = Stage::set().await;
     stage.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));

@@ -1,6 +1,5 @@
 //! Reads the JSON files of a Qwen-Image-Edit checkpoint in diffusers' layout.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -158,18 +157,4 @@ impl TextCheckpoint {
         ];
         wrong.iter().find(|(is_wrong, _)| *is_wrong).map_or(Ok(()), |(_, problem)| Err(*problem))
     }
-}
-
-/// The special tokens that `tokenizer_config.json` in `directory` adds to a vocabulary, by their number.
-pub(super) fn added_tokens(directory: &Path) -> Result<BTreeMap<u32, String>, EngineError> {
-    #[derive(Deserialize)]
-    struct Config {
-        added_tokens_decoder: BTreeMap<u32, Added>,
-    }
-    #[derive(Deserialize)]
-    struct Added {
-        content: String,
-    }
-    let config: Config = read(&directory.join("tokenizer_config.json"), &[])?;
-    Ok(config.added_tokens_decoder.into_iter().map(|(id, token)| (id, token.content)).collect())
 }

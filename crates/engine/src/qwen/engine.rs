@@ -146,15 +146,9 @@ fn words_of(encoder: &mut TextEncoder, request: &EditRequest) -> Result<Words, E
     let positive = encoder.encode(&request.prompt, &request.images)?;
     let said = Some(request.negative_prompt.as_str()).filter(|prompt| !prompt.trim().is_empty()).unwrap_or(NO_WORDS);
     let guided = request.guidance_scale > 1.0;
-    let negative = guided.then(|| encoder.encode(said, &request.images)).transpose().map_err(of_negative)?;
+    let negative = guided.then(|| encoder.encode(said, &request.images)).transpose();
+    let negative = negative.map_err(EngineError::of_negative_prompt)?;
     Ok(Words { positive, negative })
-}
-
-fn of_negative(error: EngineError) -> EngineError {
-    match error {
-        EngineError::Request { field: "prompt", problem } => EngineError::Request { field: "negative_prompt", problem },
-        other => other,
-    }
 }
 
 fn smaller(error: EngineError) -> EngineError {

@@ -3,6 +3,7 @@
 mod block;
 pub mod checkpoint;
 pub mod config;
+mod diagnosis;
 pub mod engine;
 mod files;
 pub mod guidance;
@@ -50,11 +51,23 @@ pub struct Variant {
     pub distilled: bool,
 }
 
+impl Variant {
+    /// The names of its files, as a message has them.
+    fn sources(&self) -> String {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file = self.file.as_deref().map_or_else(|| "its own transformer".to_owned(), name);
+        let loras = self.loras.iter().map(|lora| format!(" with {} at scale {}", name(&lora.path), lora.scale));
+        loras.fold(file, |sources, lora| sources + &lora)
+    }
+}
+
 /// A loaded checkpoint, from the text encoder's hidden states on. The stages of a generation are methods of their own:
 /// [`encode_reference`](Self::encode_reference), [`denoise`](Self::denoise), [`decode`](Self::decode).
 pub struct QwenImageEdit {
     checkpoint: EditCheckpoint,
     distilled: bool,
+    /// What the transformer was read from, for messages: its file and LoRAs, by name.
+    sources: String,
     areas: Areas,
     precision: Precision,
     device: Device,
@@ -108,6 +121,7 @@ impl QwenImageEdit {
         Ok(Self {
             checkpoint,
             distilled: variant.distilled,
+            sources: variant.sources(),
             areas: Areas::default(),
             precision,
             device,

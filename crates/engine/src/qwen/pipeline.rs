@@ -15,6 +15,7 @@ use super::rope::Rope;
 use super::schedule::FlowSchedule;
 use super::sizes::fitting;
 use super::transformer::Look;
+use crate::finite::is_finite;
 use crate::noise::Noise;
 use crate::pixels::{to_pixels, to_rgb8};
 use crate::{EngineError, Image, Watch};
@@ -173,13 +174,17 @@ impl QwenImageEdit {
     /// All images of `edit` over references in the sizes that [`Self::reference_size`] gives.
     ///
     /// # Errors
-    /// As [`Self::encode_reference`], [`Self::denoise`] and [`Self::decode`].
+    /// As [`Self::encode_reference`], [`Self::denoise`] and [`Self::decode`]; [`EngineError::NotFinite`] when an image is not finite.
     pub fn generate(&mut self, edit: &Edit, references: &[RgbImage], watch: &Watch) -> Result<Vec<Image>, EngineError> {
         let output = self.grid(edit.width_px, edit.height_px)?;
         let references = references.iter().map(|image| self.encode_reference(image)).collect::<Result<Vec<_>, _>>()?;
         let tokens = self.denoise(edit, &references, watch)?;
         let image = |(tokens, seed): (&Tensor, &u64)| {
-            let rgb = to_rgb8(&self.decode(tokens, output)?.i(0)?)?;
+            let decoded = self.decode(tokens, output)?;
+            if !is_finite(&decoded)? {
+                return Err(self.not_finite(edit, &references, tokens)?);
+            }
+            let rgb = to_rgb8(&decoded.i(0)?)?;
             Ok(Image { width_px: edit.width_px, height_px: edit.height_px, rgb, seed: *seed })
         };
         tokens.iter().zip(&edit.seeds).map(image).collect()

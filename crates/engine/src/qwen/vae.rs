@@ -5,6 +5,7 @@ use candle_nn::VarBuilder;
 
 use super::config::AutoencoderConfig;
 use super::vae_blocks::{MidBlock, ResidualBlock, causal_conv, conv, norm};
+use crate::finite::clamp_finite;
 use crate::layers::{ChannelNorm, Conv};
 
 const COLOURS: usize = 3;
@@ -178,6 +179,6 @@ impl Decoder {
                 hidden = upsampler.forward_enlarged(&hidden, 2 * height, 2 * width)?;
             }
         }
-        self.conv_out.forward(&self.norm_out.forward_silu(&hidden)?)?.clamp(-1.0, 1.0)
+        clamp_finite(&self.conv_out.forward(&self.norm_out.forward_silu(&hidden)?)?, -1.0, 1.0)
     }
 }

@@ -13,6 +13,7 @@ use super::checkpoint::Checkpoint;
 use super::clip::TextEncoder;
 use super::inversion::Bundled;
 use super::unet::Unet;
+use crate::finite::is_finite;
 use crate::lora::{Lora, LoraError};
 use crate::weights::{Shapes, Tensors, Weights};
 use crate::{AlphaSource, EngineError, LoraFile};
@@ -120,7 +121,7 @@ impl Adapters {
                 },
             ))?;
             let parsed = each(contents.iter().zip(loras).map(|(content, lora)| self.parsed(lora, *content, &shapes, device)))?;
-            let overlay = self.overlay(&parsed, loras)?;
+            let overlay = self.overlay(parsed.iter().zip(loras.iter().map(|lora| lora.scale)))?;
             let wrong = |problem| EngineError::Checkpoint { path: checkpoint.directory.clone(), problem };
             let adapted = build(checkpoint, &self.weights, &Arc::new(overlay)).map_err(wrong)?;
             let words = parsed.iter().enumerate().flat_map(|(index, lora)| bundled(index, lora)).collect();
@@ -128,6 +129,30 @@ impl Adapters {
         }
         self.uses_last = true;
         Ok(cache_hit)
+    }
+
+    /// Whether LoRAs are in use.
+    pub(super) fn has_loras(&self) -> bool {
+        self.uses_last
+    }
+
+    /// The first tensor of the model itself that is not finite, of those whose names begin with one of `prefixes`.
+    pub(super) fn base_at_fault(&self, prefixes: &[&str]) -> candle_core::Result<Option<String>> {
+        first_not_finite(self.weights.tensors(), prefixes)
+    }
+
+    /// Which of the LoRAs in use makes a tensor of the model not finite, alone, and which tensor; as far as they are kept.
+    pub(super) fn lora_at_fault(&self, prefixes: &[&str]) -> Result<Option<String>, EngineError> {
+        let Some(last) = self.last.as_ref().filter(|_| self.uses_last) else { return Ok(None) };
+        for (index, (hash, scale)) in last.loras.iter().enumerate() {
+            let Some((_, lora)) = self.read.loras.iter().find(|(known, _)| known == hash) else { continue };
+            let scale = f64::from_bits(*scale);
+            let overlay = self.overlay([(lora, scale)].into_iter())?;
+            if let Some(tensor) = first_not_finite(&overlay, prefixes)? {
+                return Ok(Some(format!("lora[{index}] at scale {scale} makes {tensor} so")));
+            }
+        }
+        Ok(None)
     }
 
     fn parsed(&mut self, lora: &LoraFile, hash: Content, shapes: &Shapes, device: &Device) -> Result<Arc<Lora>, LoraError> {
@@ -139,14 +164,27 @@ impl Adapters {
         Ok(lora)
     }
 
-    fn overlay(&self, parsed: &[Arc<Lora>], loras: &[LoraFile]) -> Result<Tensors, EngineError> {
+    fn overlay<'a>(&self, loras: impl Iterator<Item = (&'a Arc<Lora>, f64)>) -> Result<Tensors, EngineError> {
         let base = self.weights.tensors();
         let mut overlay = Tensors::new();
-        each(parsed.iter().zip(loras).map(|(parsed, lora)| parsed.merge(lora.scale, base, &mut overlay)))?;
+        each(loras.map(|(lora, scale)| lora.merge(scale, base, &mut overlay)))?;
         // Rounded once, after the last of them.
         let rounded = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_dtype(self.weights.dtype())?));
         overlay.into_iter().map(rounded).collect()
     }
+}
+
+/// By name, the first of those whose names begin with one of `prefixes`.
+fn first_not_finite(tensors: &Tensors, prefixes: &[&str]) -> candle_core::Result<Option<String>> {
+    let is_chosen = |name: &&String| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    let mut names: Vec<&String> = tensors.keys().filter(is_chosen).collect();
+    names.sort();
+    for name in names {
+        if !is_finite(&tensors[name])? {
+            return Ok(Some(name.clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// All results, or the first error with its LoRA's place.

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::{TextEncoderConfig, UnetConfig, VaeConfig};
 use crate::EngineError;
 use crate::json_config::{Fixed, read};
 use crate::schedule::config::{Pipeline, ScheduleConfig};
+use crate::tokenizer_config::pad_token;
 
 /// The most steps a request may ask for; the training schedule must have room for them.
 const MAX_STEPS: usize = 200;
@@ -25,7 +25,24 @@ pub struct Checkpoint {
     pub pad_token: String,
 }
 
-const PIPELINE: Fixed = &[("_class_name", &["\"StableDiffusionPipeline\""])];
+/// Pipelines around the same weights: what a job asks for decides what is done with them.
+const PIPELINE: Fixed = &[(
+    "_class_name",
+    &[
+        "\"StableDiffusionPipeline\"",
+        "\"StableDiffusionImg2ImgPipeline\"",
+        "\"StableDiffusionInpaintPipeline\"",
+        "\"StableDiffusionInpaintPipelineLegacy\"",
+        "\"StableDiffusionPipelineSafe\"",
+        "\"StableDiffusionPAGPipeline\"",
+        "\"StableDiffusionControlNetPipeline\"",
+        "\"StableDiffusionControlNetImg2ImgPipeline\"",
+        "\"StableDiffusionControlNetInpaintPipeline\"",
+        "\"StableDiffusionAdapterPipeline\"",
+        "\"LatentConsistencyModelPipeline\"",
+        "\"LatentConsistencyModelImg2ImgPipeline\"",
+    ],
+)];
 
 const UNET: Fixed = &[
     ("act_fn", &["\"silu\""]),
@@ -40,15 +57,14 @@ const UNET: Fixed = &[
     ("dual_cross_attention", &["false"]),
     ("encoder_hid_dim", &["null"]),
     ("mid_block_only_cross_attention", &["null", "false"]),
-    ("mid_block_scale_factor", &["1", "1.0"]),
+    ("mid_block_scale_factor", &["1"]),
     ("mid_block_type", &["\"UNetMidBlock2DCrossAttn\""]),
     ("num_class_embeds", &["null"]),
     ("only_cross_attention", &["false"]),
-    ("resnet_out_scale_factor", &["1", "1.0"]),
+    ("resnet_out_scale_factor", &["1"]),
     ("resnet_skip_time_act", &["false"]),
     ("resnet_time_scale_shift", &["\"default\""]),
     ("reverse_transformer_layers_per_block", &["null"]),
-    ("time_cond_proj_dim", &["null"]),
     ("time_embedding_act_fn", &["null"]),
     ("time_embedding_dim", &["null"]),
     ("time_embedding_type", &["\"positional\""]),
@@ -64,21 +80,20 @@ const VAE: Fixed = &[
 ];
 
 impl Checkpoint {
-    /// Reads `model_index.json`, the components' `config.json`, `scheduler/scheduler_config.json` and
-    /// `tokenizer/tokenizer_config.json` under `directory`.
+    /// Reads `model_index.json`, the components' `config.json`, `scheduler/scheduler_config.json` and the pad token of
+    /// `tokenizer/` under `directory`.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] with the file and what is missing in it or not supported, and what would be.
     pub fn read(directory: &Path) -> Result<Self, EngineError> {
         read::<Value>(&directory.join("model_index.json"), PIPELINE)?;
-        let tokenizer: TokenizerConfig = read(&directory.join("tokenizer/tokenizer_config.json"), &[])?;
         let checkpoint = Self {
             directory: directory.to_owned(),
             unet: read(&directory.join("unet/config.json"), UNET)?,
             vae: read(&directory.join("vae/config.json"), VAE)?,
             text_encoder: read(&directory.join("text_encoder/config.json"), &[])?,
             schedule: read(&directory.join("scheduler/scheduler_config.json"), &[])?,
-            pad_token: tokenizer.pad_token.text(),
+            pad_token: pad_token(&directory.join("tokenizer"))?,
         };
         checkpoint.check()?;
         Ok(checkpoint)
@@ -88,6 +103,7 @@ impl Checkpoint {
     fn check(&self) -> Result<(), EngineError> {
         let Self { unet, vae, text_encoder, schedule, .. } = self;
         let blocks = unet.block_out_channels.len();
+        let latents = vae.latent_channels;
         let heads = text_encoder.num_attention_heads;
         // Every pipeline makes any offset 1.
         let room = MAX_STEPS * (schedule.corrected_for(Pipeline::TextToImage).steps_offset() + 1);
@@ -97,8 +113,9 @@ impl Checkpoint {
             (unet.down_block_types.len() != blocks, "unet", "down_block_types must be as many as block_out_channels"),
             (unet.up_block_types.len() != blocks, "unet", "up_block_types must be as many as block_out_channels"),
             ((0..blocks).any(|index| unet.heads(index) == 0), "unet", "attention_head_dim must not be 0"),
-            (unet.in_channels != unet.out_channels, "unet", "in_channels and out_channels must be equal"),
-            (unet.in_channels != vae.latent_channels, "unet", "in_channels must be the VAE's latent_channels"),
+            (unet.out_channels != latents, "unet", "out_channels must be the VAE's latent_channels"),
+            (![latents, 2 * latents + 1].contains(&unet.in_channels), "unet", IN_CHANNELS),
+            (unet.time_cond_proj_dim.is_some_and(|width| width < 4), "unet", "time_cond_proj_dim must be 4 or more"),
             (unet.cross_attention_dim != text_encoder.hidden_size, "unet", "cross_attention_dim must be hidden_size"),
             (vae.block_out_channels.is_empty(), "vae", "block_out_channels must not be empty"),
             (heads == 0, "text_encoder", "num_attention_heads must not be 0"),
@@ -115,22 +132,5 @@ impl Checkpoint {
     }
 }
 
-#[derive(Deserialize)]
-struct TokenizerConfig {
-    pad_token: SpecialToken,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum SpecialToken {
-    Text(String),
-    Added { content: String },
-}
-
-impl SpecialToken {
-    fn text(self) -> String {
-        match self {
-            Self::Text(text) | Self::Added { content: text } => text,
-        }
-    }
-}
+const IN_CHANNELS: &str = "in_channels must be the VAE's latent_channels, or twice as many and 1 for inpainting; other inputs, such as the 8 of \
+                           instruct-pix2pix, are not supported";

@@ -104,6 +104,7 @@ impl EncoderLayer {
         let inner = match self.activation {
             Activation::QuickGelu => quick_gelu(&inner)?,
             Activation::Gelu => inner.gelu_erf()?,
+            Activation::GeluNew => inner.gelu()?,
         };
         self.fc2.add_to(&hidden, &inner)
     }

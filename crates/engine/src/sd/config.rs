@@ -7,12 +7,14 @@ use serde::Deserialize;
 pub struct UnetConfig {
     pub in_channels: usize,
     pub out_channels: usize,
-    /// Side of the latents the model was trained on.
-    pub sample_size: usize,
+    /// Sides of the latents the model was trained on.
+    #[serde(default = "sixty_four")]
+    pub sample_size: Sides,
     pub block_out_channels: Vec<usize>,
     pub down_block_types: Vec<DownBlockType>,
     pub up_block_types: Vec<UpBlockType>,
-    pub layers_per_block: usize,
+    /// Residual blocks on the way down; on the way up there is one more.
+    pub layers_per_block: PerBlock,
     /// Width of the text encoder's output.
     pub cross_attention_dim: usize,
     /// In spite of its name the *number* of heads (diffusers keeps the misnomer for old checkpoints).
@@ -34,6 +36,9 @@ pub struct UnetConfig {
     /// Linear layers in place of 1x1 convolutions around the transformers (SD 2).
     #[serde(default)]
     pub use_linear_projection: bool,
+    /// Width of the guidance scale's embedding where the model was distilled over it (LCM): then one look is a guided one.
+    #[serde(default)]
+    pub time_cond_proj_dim: Option<usize>,
 }
 
 impl UnetConfig {
@@ -41,6 +46,18 @@ impl UnetConfig {
     #[must_use]
     pub fn attention_up(&self) -> Vec<bool> {
         self.up_block_types.iter().map(|block| matches!(block, UpBlockType::CrossAttnUpBlock2D)).collect()
+    }
+
+    /// Residual blocks on the way down at each level, from the outermost.
+    #[must_use]
+    pub fn layers(&self) -> Vec<usize> {
+        (0..self.block_out_channels.len()).map(|level| self.layers_per_block.at(level)).collect()
+    }
+
+    /// Channels of what stands next to the latents at its input: 5 for inpainting (mask and masked image), else 0.
+    #[must_use]
+    pub fn extra_channels(&self) -> usize {
+        self.in_channels.saturating_sub(self.out_channels)
     }
 
     /// Attention heads of block `index`, counted from the outermost.
@@ -60,6 +77,30 @@ pub enum DownBlockType {
 pub enum UpBlockType {
     CrossAttnUpBlock2D,
     UpBlock2D,
+}
+
+/// One number for both sides of a square, or height and width.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+pub enum Sides {
+    Square(usize),
+    Rectangle([usize; 2]),
+}
+
+impl Sides {
+    #[must_use]
+    pub fn height(self) -> usize {
+        match self {
+            Self::Square(side) | Self::Rectangle([side, _]) => side,
+        }
+    }
+
+    #[must_use]
+    pub fn width(self) -> usize {
+        match self {
+            Self::Square(side) | Self::Rectangle([_, side]) => side,
+        }
+    }
 }
 
 /// One number for all blocks, or one a block.
@@ -92,9 +133,9 @@ pub struct VaeConfig {
     pub layers_per_block: usize,
     #[serde(default = "thirty_two")]
     pub norm_num_groups: usize,
-    /// Side in pixels of the images it was trained on.
+    /// Sides in pixels of the images it was trained on.
     #[serde(default = "five_hundred_twelve")]
-    pub sample_size: usize,
+    pub sample_size: Sides,
     /// Latents are divided by it before decoding.
     #[serde(default = "scaling_factor")]
     pub scaling_factor: f64,
@@ -139,6 +180,9 @@ pub enum Activation {
     QuickGelu,
     /// The exact one, by the error function.
     Gelu,
+    /// Its approximation by a hyperbolic tangent.
+    #[serde(alias = "gelu_pytorch_tanh")]
+    GeluNew,
 }
 
 fn one() -> PerBlock {
@@ -153,8 +197,12 @@ fn thirty_two() -> usize {
     32
 }
 
-fn five_hundred_twelve() -> usize {
-    512
+fn five_hundred_twelve() -> Sides {
+    Sides::Square(512)
+}
+
+fn sixty_four() -> Sides {
+    Sides::Square(64)
 }
 
 fn epsilon() -> f64 {

@@ -19,6 +19,8 @@ pub(super) struct LatentBatch {
     pub(super) history: History,
     /// Under a mask.
     pub(super) kept: Option<Kept>,
+    /// (N, 5, height, width), f32: mask and masked image, for a UNet that looks at them.
+    pub(super) beside: Option<Tensor>,
 }
 
 impl LatentBatch {
@@ -30,7 +32,13 @@ impl LatentBatch {
         let owners = seeds.iter().enumerate().flat_map(|(order, seeds)| seeds.iter().map(move |_| order)).collect();
         let rows = texts.iter().zip(seeds).map(|(text, seeds)| text.unsqueeze(1)?.repeat((1, seeds.len(), 1, 1)));
         let text = Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 1)?.flatten(0, 1)?;
-        Ok(Self { owners, latents, text, noise, history: History::default(), kept: None })
+        Ok(Self { owners, latents, text, noise, history: History::default(), kept: None, beside: None })
+    }
+
+    /// What the UNet looks at: the latents times `scale`, and what stands next to them.
+    pub(super) fn input(&self, scale: f64) -> Result<Tensor> {
+        let latents = (&self.latents * scale)?;
+        self.beside.as_ref().map_or_else(|| Ok(latents.clone()), |beside| Tensor::cat(&[&latents, beside], 1))
     }
 
     /// Takes the images of these orders away; the others stay as they are.
@@ -58,6 +66,7 @@ impl LatentBatch {
         let choose = |tensor: &Tensor| tensor.index_select(&images, 0);
         self.history = self.history.of(choose)?;
         self.kept = self.kept.as_ref().map(|kept| kept.of(choose)).transpose()?;
+        self.beside = self.beside.as_ref().map(choose).transpose()?;
         Ok(())
     }
 

@@ -51,7 +51,7 @@ impl MemoryEstimate {
             // The last doubling leaves the width of the block before.
             decoder_channels: widths.get(1).or(widths.first()).copied().unwrap_or_default() as u64,
             unet_channels: unet.block_out_channels.first().copied().unwrap_or_default() as u64,
-            tile: (vae.sample_size / factor).max(4),
+            tile: (vae.sample_size.height().min(vae.sample_size.width()) / factor).max(4),
         }
     }
 

@@ -4,8 +4,11 @@ mod adapters;
 mod attention;
 mod bands;
 pub mod checkpoint;
+pub mod chunks;
 pub mod clip;
 pub mod config;
+mod diagnosis;
+pub mod foreign_syntax;
 pub mod guidance;
 pub mod inversion;
 mod kept;
@@ -92,14 +95,17 @@ impl StableDiffusion {
         let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
         let encoder = || weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae_encoder = encodes.then(encoder).transpose().map_err(wrong)?;
-        let side_px = (checkpoint.unet.sample_size * checkpoint.vae.pixels_per_latent()) as u32;
+        let sides = checkpoint.unet.sample_size;
+        let factor = checkpoint.vae.pixels_per_latent();
+        let width_px = (sides.width() * factor) as u32;
+        let height_px = (sides.height() * factor) as u32;
         let adapters = Adapters::new(&checkpoint, weights).map_err(wrong)?;
         Ok(Self {
             checkpoint,
             device: settings.device.clone(),
             tokenizer,
             prompts: settings.prompts,
-            defaults: settings.defaults.unwrap_or(Defaults { width_px: side_px, height_px: side_px, guidance_scale: 1.0 }),
+            defaults: settings.defaults.unwrap_or(Defaults { width_px, height_px, guidance_scale: 1.0 }),
             loading: Loading::default(),
             memory_budget: settings.memory_budget,
             resident_bytes,
@@ -141,6 +147,6 @@ impl StableDiffusion {
 fn weights(checkpoint: &Checkpoint, settings: &Settings) -> Result<Weights, EngineError> {
     let kept = (settings.dtype, &settings.device);
     let Some(file) = &settings.single_file else { return Weights::read(&settings.directory, &COMPONENTS, kept) };
-    let unet = Layout::new(checkpoint.unet.layers_per_block, &checkpoint.unet.attention_up());
+    let unet = Layout::new(&checkpoint.unet.layers(), &checkpoint.unet.attention_up());
     Weights::read_single_file(file, &unet, checkpoint.vae.block_out_channels.len(), kept)
 }

@@ -1,6 +1,7 @@
 //! From a prompt to images: the stages of a generation and the loop that joins them.
 
 use candle_core::{IndexOp, Tensor};
+use image::{GrayImage, Luma, Rgb, RgbImage};
 
 use super::StableDiffusion;
 use super::guidance::Guidance;
@@ -21,8 +22,8 @@ impl StableDiffusion {
     ///
     /// `text`: (N, tokens, hidden), a row an image; or (2N, tokens, hidden), first the negative prompts of all images,
     /// then the positive ones. Then both are predicted as one batch, and the result is
-    /// `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). Returns (N, 4, H, W): noise or velocity, as the
-    /// checkpoint was trained.
+    /// `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). A model that was distilled over the scale (LCM) gets it as
+    /// an input of its one look. Returns (N, 4, H, W): noise or velocity, as the checkpoint was trained.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
@@ -34,23 +35,31 @@ impl StableDiffusion {
         guidance: impl Into<Guidance>,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
+        let guidance = guidance.into();
         let images = latents.dim(0)?;
         if text.dim(0)? == images {
-            return self.look(latents, timestep, text, tiling);
+            return self.look(latents, timestep, text, guidance.scale, tiling);
         }
-        let both = self.look(&Tensor::cat(&[latents, latents], 0)?, timestep, text, tiling)?;
+        let both = self.look(&Tensor::cat(&[latents, latents], 0)?, timestep, text, guidance.scale, tiling)?;
         let (negative, positive) = (both.narrow(0, 0, images)?, both.narrow(0, images, images)?);
-        Ok(guidance.into().apply(&negative, &positive)?)
+        Ok(guidance.apply(&negative, &positive)?)
     }
 
     /// The UNet's output for every row, together or, where memory is short, one after the other.
-    fn look(&self, latents: &Tensor, timestep: f64, text: &Tensor, tiling: Tiling) -> Result<Tensor, EngineError> {
+    fn look(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        text: &Tensor,
+        guidance_scale: f64,
+        tiling: Tiling,
+    ) -> Result<Tensor, EngineError> {
         let unet = &self.adapters.current().unet;
         let rows = latents.dim(0)?;
         if !tiling.one_by_one || rows == 1 {
-            return Ok(unet.forward(latents, timestep, text)?);
+            return Ok(unet.forward(latents, timestep, text, guidance_scale)?);
         }
-        let row = |row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?);
+        let row = |row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?, guidance_scale);
         Ok(Tensor::cat(&(0..rows).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 
@@ -68,7 +77,7 @@ impl StableDiffusion {
         let schedule = &plan.schedule;
         let steps = schedule.steps.len() as u32;
         for (step, done) in schedule.steps.iter().zip(1..) {
-            let input = (&latent_batch.latents * step.input_scale)?;
+            let input = latent_batch.input(step.input_scale)?;
             let output = self.predict_noise(&input, step.timestep, &latent_batch.text, plan.guidance, tiling)?;
             let fresh = if step.next.noise == 0.0 { None } else { Some(latent_batch.noise.draw(&self.device)?) };
             let stepped = step.advance(&latent_batch.latents, &output, &latent_batch.history, fresh.as_ref())?;
@@ -108,6 +117,16 @@ impl StableDiffusion {
     fn schedule(&self, plan: &SchedulePlan<'_>, pipeline: Pipeline) -> Result<Schedule, EngineError> {
         let refused = |error: ScheduleError| EngineError::Request { field: error.field(), problem: error.to_string() };
         Schedule::planned(plan, &self.checkpoint.schedule.corrected_for(pipeline)).map_err(refused)
+    }
+
+    /// Whether a job with this scale looks at its negative prompt: a model that was distilled over the scale never does.
+    fn is_guided(&self, guidance_scale: f64) -> bool {
+        guidance_scale > 1.0 && self.checkpoint.unet.time_cond_proj_dim.is_none()
+    }
+
+    /// Whether the UNet looks at a mask and what it leaves of an image.
+    pub(super) fn inpaints(&self) -> bool {
+        self.checkpoint.unet.extra_channels() > 0
     }
 
     /// (channels, height, width) of the latents of one image of this size.
@@ -175,7 +194,7 @@ fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Vec<Genera
         ..SchedulePlan::new(request.scheduler, request.steps)
     };
     let mut plan = Plan {
-        guided: request.guidance_scale > 1.0,
+        guided: engine.is_guided(request.guidance_scale),
         guidance: Guidance { scale: request.guidance_scale, rescale: sampling.guidance_rescale },
         clip_skip: sampling.clip_skip,
         schedule: engine.schedule(&schedule, pipeline_of(request))?,
@@ -184,6 +203,10 @@ fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Vec<Genera
         height_px: request.height_px,
     };
     engine.latent_shape(plan.width_px, plan.height_px)?;
+    if engine.inpaints() && request.start.as_ref().is_none_or(|start| start.mask.is_none()) {
+        let problem = "this model fills in a part of an image: the job needs init_image and mask_image".into();
+        return Err(EngineError::Request { field: "mask_image", problem });
+    }
     if let Some(image) = &request.start {
         plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), schedule.strength == Some(1.0))?);
     }
@@ -252,11 +275,17 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
     let schedule =
         engine.schedule(&SchedulePlan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
-    let (guided, guidance) = (guidance_scale > 1.0, guidance_scale.into());
-    let plan = Plan { guided, guidance, clip_skip: 0, schedule, start: None, width_px, height_px };
+    let (guided, guidance) = (engine.is_guided(guidance_scale), guidance_scale.into());
+    let mut plan = Plan { guided, guidance, clip_skip: 0, schedule, start: None, width_px, height_px };
+    if engine.inpaints() {
+        let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));
+        let mask = Some(GrayImage::from_pixel(width_px, height_px, Luma([255])));
+        plan.start = Some(engine.start(&InitImage { rgb, mask }, (width_px, height_px), true)?);
+    }
     let watch = Watch::new(|_| ());
     let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &watch };
-    in_memory(engine, &plan, &[part]).map(drop)
+    // What is not finite is an order's own error.
+    in_memory(engine, &plan, &[part])?.into_iter().try_for_each(|generated| generated.map(drop))
 }
 
 fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Tiling) -> Result<Vec<Generated>, EngineError> {
@@ -277,11 +306,8 @@ fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Ti
         latent_batch.begin(&plan.schedule, plan.start.as_ref())?;
         engine.denoise(&mut latent_batch, plan, tiling, &watches)?;
         for (order, (part, seeds)) in together.into_iter().zip(&seeds).enumerate() {
-            let Some(latents) = latent_batch.latents_of(order)? else {
-                generated.push((part, Err(EngineError::Cancelled)));
-                continue;
-            };
-            generated.push((part, Ok(develop(plan, &engine.decode(&latents, tiling)?, seeds)?)));
+            let images = develop(engine, plan, tiling, &latent_batch, order, (seeds, &texts[order]))?;
+            generated.push((part, images));
         }
     }
     generated.sort_by_key(|(part, _)| *part);
@@ -301,10 +327,24 @@ fn of_one_length(texts: &[Tensor]) -> Result<Vec<Vec<usize>>, EngineError> {
     Ok(lengths.into_iter().map(|(_, places)| places).collect())
 }
 
-/// The images of one order; `decoded`: (N, 3, H, W), one of `seeds` each.
-fn develop(plan: &Plan, decoded: &Tensor, seeds: &[u64]) -> Generated {
+/// The images of one order out of its latents. An image that is not finite is that order's error alone.
+fn develop(
+    engine: &StableDiffusion,
+    plan: &Plan,
+    tiling: Tiling,
+    latent_batch: &LatentBatch,
+    order: usize,
+    (seeds, text): (&[u64], &Tensor),
+) -> Result<Generated, EngineError> {
+    let Some(latents) = latent_batch.latents_of(order)? else { return Ok(Err(EngineError::Cancelled)) };
     let (width_px, height_px) = (plan.width_px, plan.height_px);
-    let image =
-        |(index, seed): (usize, &u64)| Ok(Image { width_px, height_px, rgb: to_rgb8(&decoded.i(index)?)?, seed: *seed });
-    seeds.iter().enumerate().map(image).collect()
+    let mut images = Vec::with_capacity(seeds.len());
+    for (index, seed) in seeds.iter().enumerate() {
+        match engine.decode_finite(&latents.narrow(0, index, 1)?, text, plan.start.as_ref(), tiling) {
+            Ok(decoded) => images.push(Image { width_px, height_px, rgb: to_rgb8(&decoded.i(0)?)?, seed: *seed }),
+            Err(error @ EngineError::NotFinite { .. }) => return Ok(Err(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Ok(images))
 }

@@ -30,8 +30,10 @@ pub enum PromptSyntax {
     /// As they stand, up to the tokens that the model was trained on; more are dropped, which the log says.
     #[default]
     Plain,
-    /// `(word:1.2)`, `(word)`, `[word]`, and any length.
+    /// As AUTOMATIC1111's web interface: `(word:1.2)`, `(word)`, `[word]`, `BREAK`, and any length.
     Weighted,
+    /// As diffusers' community pipeline `lpw_stable_diffusion`: the same without `BREAK`, up to three times the model's length.
+    Lpw,
 }
 
 /// What most jobs ask for.

@@ -10,11 +10,16 @@ use crate::pixels::to_pixels;
 use crate::schedule::Schedule;
 use crate::{EngineError, InitImage};
 
+/// A mask's pixels from here on are generated anew.
+const GENERATED_FROM: u8 = 128;
+
 /// An image to start from, ready for any number of seeds.
 pub(super) struct Start {
     moments: Moments,
     /// (1, 1, H/8, W/8), f32: 1 where it is generated anew, 0 where it is kept.
     mask: Option<Tensor>,
+    /// What the mask leaves of the image, for a UNet that looks at it.
+    masked: Option<Moments>,
     /// All steps are done: under a mask only noise is started from then.
     whole: bool,
 }
@@ -29,7 +34,7 @@ impl StableDiffusion {
             let problem = "this model's VAE has no encoder: it cannot start from an image".into();
             return Err(EngineError::Request { field: "init_image", problem });
         };
-        Ok(encoder.encode(pixels)?)
+        self.encode_finite(encoder, pixels)
     }
 
     /// # Errors
@@ -37,13 +42,15 @@ impl StableDiffusion {
     pub(super) fn start(&self, image: &InitImage, size: (u32, u32), whole: bool) -> std::result::Result<Start, EngineError> {
         let (width, height) = (size.0 as usize, size.1 as usize);
         let mask = image.mask.as_ref().map(|mask| self.latent_mask(mask, width, height)).transpose()?;
-        let moments = self.encode_image(&to_pixels(&image.rgb, width, height, &self.device)?)?;
-        Ok(Start { moments, mask, whole })
+        let pixels = to_pixels(&image.rgb, width, height, &self.device)?;
+        let moments = self.encode_image(&pixels)?;
+        let left = image.mask.as_ref().filter(|_| self.inpaints());
+        let masked = left.map(|mask| self.encode_image(&without_masked(&pixels, mask, width, height)?)).transpose()?;
+        Ok(Start { moments, mask, masked, whole })
     }
 
     /// A latent is generated or kept as the first of its pixels is: `interpolate` without a mode, as diffusers' inpainting has it.
     fn latent_mask(&self, mask: &[u8], width: usize, height: usize) -> Result<Tensor> {
-        const GENERATED_FROM: u8 = 128;
         let factor = self.checkpoint.vae.pixels_per_latent();
         let rows = mask.chunks_exact(width).step_by(factor);
         let latents = rows.flat_map(|row| row.iter().step_by(factor));
@@ -52,18 +59,25 @@ impl StableDiffusion {
     }
 }
 
+/// `pixels` (1, 3, H, W) where `mask` keeps them, and 0, the middle of their range, elsewhere.
+fn without_masked(pixels: &Tensor, mask: &[u8], width: usize, height: usize) -> Result<Tensor> {
+    let kept: Vec<f32> = mask.iter().map(|pixel| if *pixel >= GENERATED_FROM { 0.0 } else { 1.0 }).collect();
+    pixels.broadcast_mul(&Tensor::from_vec(kept, (1, 1, height, width), pixels.device())?)
+}
+
 impl LatentBatch {
     /// Draws the first latents of every image. From an image it is in diffusers' order: what the encoder leaves open,
     /// then the noise on it.
     pub(super) fn begin(&mut self, schedule: &Schedule, start: Option<&Start>) -> Result<()> {
         let device = self.text.device().clone();
         let drawn = self.noise.draw(&device)?;
-        let Some(Start { moments, mask, whole }) = start else {
+        let Some(Start { moments, mask, masked, whole }) = start else {
             self.latents = (drawn * schedule.init_noise_sigma)?;
             return Ok(());
         };
         let image = drawn.broadcast_mul(&moments.std)?.broadcast_add(&moments.mean)?;
-        let noise = self.noise.draw(&device)?;
+        // An inpainting UNet's pipeline does not encode an image that nothing of is kept.
+        let noise = if masked.is_some() && *whole { drawn } else { self.noise.draw(&device)? };
         self.latents = if *whole && mask.is_some() {
             (&noise * schedule.init_noise_sigma)?
         } else {
@@ -71,8 +85,14 @@ impl LatentBatch {
         };
         if let Some(mask) = mask {
             // Diffusers encodes what the mask leaves as well, for UNets that look at it: so its seeds are found again.
-            self.noise.draw(&device)?;
-            self.kept = Some(Kept { image, noise, mask: mask.clone() });
+            let drawn = self.noise.draw(&device)?;
+            if let Some(masked) = masked {
+                let image = drawn.broadcast_mul(&masked.std)?.broadcast_add(&masked.mean)?;
+                let (count, _, height, width) = image.dims4()?;
+                self.beside = Some(Tensor::cat(&[&mask.expand((count, 1, height, width))?.contiguous()?, &image], 1)?);
+            } else {
+                self.kept = Some(Kept { image, noise, mask: mask.clone() });
+            }
         }
         Ok(())
     }

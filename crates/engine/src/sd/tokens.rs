@@ -13,8 +13,9 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::tokenizer::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
+use super::chunks::{Chunk, Run};
 use super::inversion::Inversions;
-use super::weighting::segments;
+use super::weighting::{Emphasis, segments};
 use crate::EngineError;
 
 const START: &str = "<|startoftext|>";
@@ -46,21 +47,6 @@ pub struct PromptTokens {
     pub dropped: usize,
 }
 
-/// The tokens of one text without start, end and padding, and a weight each.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct WeightedTokens {
-    pub ids: Vec<u32>,
-    pub weights: Vec<f64>,
-}
-
-impl WeightedTokens {
-    /// Whether no token has a weight other than 1.
-    #[must_use]
-    pub fn is_plain(&self) -> bool {
-        self.weights.iter().all(|weight| weight.to_bits() == 1.0_f64.to_bits())
-    }
-}
-
 impl PromptTokenizer {
     /// Reads `tokenizer.json` in `directory`, or `vocab.json` and `merges.txt` where there is none.
     ///
@@ -68,7 +54,7 @@ impl PromptTokenizer {
     /// [`EngineError::Checkpoint`] when neither can be read, or CLIP's own tokens are not in them.
     pub fn read(directory: &Path, pad_token: &str, length: usize) -> Result<Self, EngineError> {
         let file = directory.join("tokenizer.json");
-        let tokenizer = if file.is_file() { Tokenizer::from_file(&file) } else { from_vocabulary(directory, pad_token) };
+        let tokenizer = if file.is_file() { from_serialized(&file, pad_token) } else { from_vocabulary(directory, pad_token) };
         let wrong = |problem: String| EngineError::Checkpoint { path: directory.to_owned(), problem };
         let tokenizer = tokenizer.map_err(|error| wrong(error.to_string()))?;
         let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token {token}")));
@@ -118,43 +104,65 @@ impl PromptTokenizer {
     ///
     /// # Errors
     /// When the tokenizer's own rules fail on the text, or a weight is out of range.
-    pub fn weighted(&self, prompt: &str) -> Result<WeightedTokens, EngineError> {
-        let mut tokens = WeightedTokens::default();
-        for segment in segments(prompt)? {
-            tokens.ids.extend(self.words(&segment.text)?);
-            tokens.weights.resize(tokens.ids.len(), segment.weight);
+    pub fn runs(&self, prompt: &str, emphasis: Emphasis) -> Result<Vec<Run>, EngineError> {
+        let mut runs = Vec::new();
+        let mut count = 0;
+        for segment in segments(prompt, emphasis)? {
+            let tokens = if segment.is_break() { Vec::new() } else { self.pieces(&segment.text)? };
             // A word of a textual inversion is many tokens, and may be written many times.
-            if tokens.ids.len() > MAX_TOKENS {
+            count += tokens.iter().map(Vec::len).sum::<usize>();
+            if count > MAX_TOKENS {
                 let problem = format!("is more than {MAX_TOKENS} tokens, its textual inversions among them; shorten it");
                 return Err(EngineError::Request { field: "prompt", problem });
             }
+            runs.push(Run::new(&segment, tokens));
         }
-        Ok(tokens)
+        Ok(runs)
     }
 
-    /// So many chunks of the model's length, the last of them empty where `ids` are fewer.
+    /// The token of a comma at a word's end.
     #[must_use]
-    pub fn chunks(&self, ids: &[u32], count: usize) -> Vec<Vec<u32>> {
-        let texts = ids.chunks(self.room()).chain(std::iter::repeat(&[][..]));
-        texts.take(count).map(|text| self.framed(text)).collect()
+    pub fn comma(&self) -> Option<u32> {
+        self.tokenizer.token_to_id(",</w>")
     }
 
-    /// The weights of as many chunks: start, end and padding have none of their own.
+    /// Start, the chunk, and the end behind it, then padding: the model's length.
     #[must_use]
-    pub fn spread(&self, weights: &[f64], count: usize) -> Vec<f64> {
-        let mut spread = vec![1.0; count * self.length];
-        for (index, weight) in weights.iter().enumerate() {
-            spread[index / self.room() * self.length + 1 + index % self.room()] = *weight;
-        }
-        spread
+    pub fn padded(&self, chunk: &Chunk) -> Vec<u32> {
+        self.framed(&chunk.ids)
     }
 
-    /// The tokens of a text, without start and end.
-    fn words(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+    /// Start, the chunk, padding, and the end at the very end, as lpw has it: the model's length.
+    #[must_use]
+    pub fn padded_before_end(&self, chunk: &Chunk) -> Vec<u32> {
+        let mut ids = self.framed(&chunk.ids);
+        ids[1 + chunk.ids.len()..].fill(self.pad);
+        ids[self.length - 1] = self.end;
+        ids
+    }
+
+    /// The weights of a chunk's places: start, end and padding have none of their own.
+    #[must_use]
+    pub fn place_weights(&self, chunk: &Chunk) -> Vec<f64> {
+        let mut weights = [&[1.0], chunk.weights.as_slice()].concat();
+        weights.resize(self.length, 1.0);
+        weights
+    }
+
+    /// The tokens of a text, of any length, without start and end.
+    ///
+    /// # Errors
+    /// When the tokenizer's own rules fail on the text.
+    pub fn words(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        Ok(self.pieces(text)?.concat())
+    }
+
+    /// The same, the vectors of a learned word being one element.
+    fn pieces(&self, text: &str) -> Result<Vec<Vec<u32>>, EngineError> {
         let failed = |error| EngineError::Request { field: "prompt", problem: format!("cannot be tokenized: {error}") };
         let encoding = self.tokenizer.encode(text, false).map_err(failed)?;
-        let vectors = |id: &u32| self.learned.get(id).cloned().unwrap_or(*id..*id + 1);
-        Ok(encoding.get_ids().iter().flat_map(vectors).collect())
+        let vectors = |id: &u32| self.learned.get(id).cloned().unwrap_or(*id..*id + 1).collect();
+        Ok(encoding.get_ids().iter().map(vectors).collect())
     }
 
     /// Start, text, end and padding: the model's length.
@@ -163,6 +171,18 @@ impl PromptTokenizer {
         ids.resize(self.length, self.pad);
         ids
     }
+}
+
+/// `tokenizer.json` as transformers uses it: the padding and truncation of whoever saved it are another caller's, and the pad token is a
+/// token of its own in a prompt, too.
+fn from_serialized(file: &Path, pad_token: &str) -> tokenizers::Result<Tokenizer> {
+    let mut tokenizer = Tokenizer::from_file(file)?;
+    tokenizer.with_padding(None).with_truncation(None)?;
+    if tokenizer.token_to_id(pad_token).is_none() {
+        return Err(format!("has no token {pad_token}").into());
+    }
+    tokenizer.add_special_tokens([AddedToken::from(pad_token, true).normalized(false)])?;
+    Ok(tokenizer)
 }
 
 /// What transformers' converter makes of the slow tokenizer's files.
@@ -174,6 +194,8 @@ fn from_vocabulary(directory: &Path, pad_token: &str) -> tokenizers::Result<Toke
         .continuing_subword_prefix(String::new())
         .build()?;
     let mut tokenizer = Tokenizer::new(model);
+    // A token that the model has no vector for would be counted behind the vocabulary.
+    tokenizer.token_to_id(pad_token).ok_or_else(|| format!("vocab.json has no token {pad_token}"))?;
     let special = |token: &str| AddedToken::from(token, true).normalized(false);
     tokenizer.add_special_tokens([special(START), special(END), special(pad_token)])?;
     let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;

@@ -46,12 +46,13 @@ impl Unet {
     }
 
     /// `latents`: (B, in, H, W), f32, of any size; `timestep`: 0 to 999, also between whole values;
-    /// `text`: (B, T, text channels), f32. Returns (B, out, H, W), f32; in between it computes in the format of its tensors.
+    /// `text`: (B, T, text channels), f32; `guidance_scale`: seen only by a model that was distilled over it. Returns (B, out, H, W), f32;
+    /// in between it computes in the format of its tensors.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub fn forward(&self, latents: &Tensor, timestep: f64, text: &Tensor) -> Result<Tensor> {
-        let time = self.time.forward(latents.dim(0)?, timestep, self.dtype)?;
+    pub fn forward(&self, latents: &Tensor, timestep: f64, text: &Tensor, guidance_scale: f64) -> Result<Tensor> {
+        let time = self.time.forward(latents.dim(0)?, (timestep, guidance_scale), self.dtype)?;
         let text = &text.to_dtype(self.dtype)?;
         let mut hidden = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
         let mut skips = vec![hidden.clone()];
@@ -71,6 +72,7 @@ struct TimeEmbedding {
     /// (channels/2), f32.
     frequencies: Tensor,
     cosine_first: bool,
+    guidance: Option<GuidanceEmbedding>,
     linear_1: Linear,
     linear_2: Linear,
 }
@@ -85,19 +87,58 @@ impl TimeEmbedding {
         Ok(Self {
             frequencies: Tensor::from_vec(frequencies, (1, half), vb.device())?,
             cosine_first: config.flip_sin_to_cos,
+            guidance: GuidanceEmbedding::new(config, &vb)?,
             linear_1: linear(channels, time_channels(config), vb.pp("linear_1"))?,
             linear_2: linear(time_channels(config), time_channels(config), vb.pp("linear_2"))?,
         })
     }
 
     /// (batch, time channels), after the silu with which every residual block begins.
-    fn forward(&self, batch: usize, timestep: f64, dtype: DType) -> Result<Tensor> {
+    fn forward(&self, batch: usize, (timestep, guidance_scale): (f64, f64), dtype: DType) -> Result<Tensor> {
         let angles = (&self.frequencies * timestep)?;
         let (cosine, sine) = (angles.cos()?, angles.sin()?);
         let waves = if self.cosine_first { [cosine, sine] } else { [sine, cosine] };
-        let waves = Tensor::cat(&waves, 1)?.to_dtype(dtype)?;
+        let mut waves = Tensor::cat(&waves, 1)?.to_dtype(dtype)?;
+        if let Some(guidance) = &self.guidance {
+            waves = (waves + guidance.forward(guidance_scale, dtype)?)?;
+        }
         let embedding = self.linear_2.forward(&self.linear_1.forward(&waves)?.silu()?)?;
         embedding.silu()?.repeat((batch, 1))
+    }
+}
+
+/// The guidance scale as a number of a distilled model's input: `get_guidance_scale_embedding` of diffusers' pipelines, and `cond_proj`.
+struct GuidanceEmbedding {
+    /// (1, width/2), f32.
+    frequencies: Tensor,
+    projection: Tensor,
+    is_odd: bool,
+}
+
+impl GuidanceEmbedding {
+    /// `vb` stands at `time_embedding`; nothing where the model has none.
+    fn new(config: &UnetConfig, vb: &VarBuilder) -> Result<Option<Self>> {
+        let Some(width) = config.time_cond_proj_dim else { return Ok(None) };
+        let half = width / 2;
+        let exponent = |index| -MAX_PERIOD.ln() * index as f32 / (half as f32 - 1.0);
+        let frequencies: Vec<f32> = (0..half).map(|index| exponent(index).exp()).collect();
+        Ok(Some(Self {
+            frequencies: Tensor::from_vec(frequencies, (1, half), vb.device())?,
+            projection: vb.get((config.block_out_channels[0], width), "cond_proj.weight")?,
+            is_odd: width % 2 == 1,
+        }))
+    }
+
+    /// (1, channels).
+    fn forward(&self, guidance_scale: f64, dtype: DType) -> Result<Tensor> {
+        // Distilled with a scale that is 0 without guidance.
+        const THOUSANDTHS: f64 = 1000.0;
+        let angles = (&self.frequencies * ((guidance_scale - 1.0) * THOUSANDTHS))?;
+        let mut embedding = Tensor::cat(&[angles.sin()?, angles.cos()?], 1)?;
+        if self.is_odd {
+            embedding = embedding.pad_with_zeros(1, 0, 1)?;
+        }
+        embedding.to_dtype(dtype)?.matmul(&self.projection.t()?)
     }
 }
 
@@ -118,7 +159,7 @@ impl DownBlock {
             let in_channels = if layer == 0 { before } else { channels };
             ResnetBlock::new(in_channels, channels, resnets(config), &vb.pp("resnets").pp(layer))
         };
-        let layers = config.layers_per_block;
+        let layers = config.layers_per_block.at(index);
         let downsampler = || conv(channels, channels, 3, 2, vb.pp("downsamplers.0.conv"));
         Ok(Self {
             resnets: (0..layers).map(resnet).collect::<Result<_>>()?,
@@ -182,7 +223,7 @@ impl UpBlock {
         let outer = widths.len() - 1 - index;
         let (channels, inner) = (widths[outer], widths[(outer + 1).min(widths.len() - 1)]);
         let skip_of_last = widths[outer.saturating_sub(1)];
-        let layers = config.layers_per_block + 1;
+        let layers = config.layers_per_block.at(outer) + 1;
         let attends = config.up_block_types[index] == UpBlockType::CrossAttnUpBlock2D;
         let resnet = |layer: usize| {
             let hidden = if layer == 0 { inner } else { channels };

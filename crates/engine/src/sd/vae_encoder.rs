@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use super::config::VaeConfig;
 use super::resnet::ResnetBlock;
 use super::vae::{MidBlock, resnets};
+use crate::finite::{clamp_finite, is_finite};
 use crate::layers::{Conv, GroupNorm, conv, group_norm};
 
 /// The encoding half of diffusers' `AutoencoderKL`.
@@ -31,6 +32,16 @@ pub struct Moments {
     pub mean: Tensor,
     /// Standard deviations.
     pub std: Tensor,
+}
+
+impl Moments {
+    /// Whether mean and deviation are finite everywhere.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(super) fn are_finite(&self) -> Result<bool> {
+        Ok(is_finite(&self.mean)? && is_finite(&self.std)?)
+    }
 }
 
 impl VaeEncoder {
@@ -75,7 +86,7 @@ impl VaeEncoder {
             hidden = quant_conv.forward(&hidden)?;
         }
         let moments = hidden.to_dtype(DType::F32)?.chunk(2, 1)?;
-        let std = (moments[1].clamp(LOG_VARIANCE.0, LOG_VARIANCE.1)? * 0.5)?.exp()?;
+        let std = (clamp_finite(&moments[1], LOG_VARIANCE.0, LOG_VARIANCE.1)? * 0.5)?.exp()?;
         Ok(Moments { mean: ((&moments[0] - self.shift_factor)? * self.scaling_factor)?, std: (std * self.scaling_factor)? })
     }
 }

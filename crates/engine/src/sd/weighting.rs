@@ -1,13 +1,27 @@
 //! Emphasis in prompts: `(word)`, `[word]`, `(word:1.2)`, and a backslash before what is meant as it stands.
 //!
-//! The rules are those of AUTOMATIC1111's web interface, which diffusers' community pipeline `lpw_stable_diffusion` has too.
+//! The rules are those of AUTOMATIC1111's web interface (`parse_prompt_attention` in `modules/prompt_parser.py`). diffusers' community pipeline
+//! `lpw_stable_diffusion` has them without `BREAK` and without blanks around a weight.
 
+use super::foreign_syntax::word;
 use crate::EngineError;
 
 /// What round brackets multiply by, and square ones divide by.
 const EMPHASIS: f64 = 1.1;
 /// Beyond it text states are no states any more.
 const LARGEST_WEIGHT: f64 = 10.0;
+
+/// Ends a chunk, as a word of its own.
+const BREAK: &str = "BREAK";
+/// What AUTOMATIC1111 marks it with. In brackets it is multiplied like any weight, and then the word is text.
+const BREAK_WEIGHT: f64 = -1.0;
+
+/// Whose rules are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Emphasis {
+    Automatic,
+    Lpw,
+}
 
 /// A run of text of one weight.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,17 +30,25 @@ pub struct Segment {
     pub weight: f64,
 }
 
+impl Segment {
+    /// Whether it ends a chunk instead of being text.
+    #[must_use]
+    pub fn is_break(&self) -> bool {
+        self.text == BREAK && self.weight.to_bits() == BREAK_WEIGHT.to_bits()
+    }
+}
+
 /// Brackets that are never closed reach to the end; closing ones that were never opened are text.
 ///
 /// # Errors
 /// [`EngineError::Request`] when a weight is beyond ±10.
-pub fn segments(prompt: &str) -> Result<Vec<Segment>, EngineError> {
+pub fn segments(prompt: &str, emphasis: Emphasis) -> Result<Vec<Segment>, EngineError> {
     let mut segments: Vec<Segment> = Vec::new();
     let (mut round, mut square) = (Vec::new(), Vec::new());
     let mut rest = prompt;
     while let Some(first) = rest.chars().next() {
         let mut taken = first.len_utf8();
-        let closed_by = (first == ':').then(|| weight(&rest[taken..])).flatten();
+        let closed_by = (first == ':').then(|| weight(&rest[taken..], emphasis)).flatten();
         match first {
             '(' => round.push(segments.len()),
             '[' => square.push(segments.len()),
@@ -44,7 +66,7 @@ pub fn segments(prompt: &str) -> Result<Vec<Segment>, EngineError> {
             }
             _ => {
                 let end = rest[taken..].find(['\\', '(', ')', '[', ']', ':']).map_or(rest.len(), |end| taken + end);
-                push(&mut segments, rest[..end].to_owned());
+                push_text(&mut segments, &rest[..end], emphasis);
                 taken = end;
             }
         }
@@ -60,13 +82,27 @@ pub fn segments(prompt: &str) -> Result<Vec<Segment>, EngineError> {
 }
 
 /// What stands between a colon and the bracket it closes, `1.2)`: the number and the length of all of it.
-fn weight(rest: &str) -> Option<(f64, usize)> {
+fn weight(rest: &str, emphasis: Emphasis) -> Option<(f64, usize)> {
     let end = rest.find(')')?;
-    let number = &rest[..end];
+    let number = match emphasis {
+        Emphasis::Automatic => rest[..end].trim(),
+        Emphasis::Lpw => &rest[..end],
+    };
     let written = number.strip_prefix(['+', '-']).unwrap_or(number);
     let digits = written.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let number = number.parse().ok().filter(|_| digits)?;
     Some((number, end + 1))
+}
+
+/// `text`, cut where it says `BREAK`; blanks around that go with it.
+fn push_text(segments: &mut Vec<Segment>, text: &str, emphasis: Emphasis) {
+    let mut rest = text;
+    while let Some(place) = word(rest, BREAK).filter(|_| emphasis == Emphasis::Automatic) {
+        push(segments, rest[..place].trim_end().to_owned());
+        segments.push(Segment { text: BREAK.to_owned(), weight: BREAK_WEIGHT });
+        rest = rest[place + BREAK.len()..].trim_start();
+    }
+    push(segments, rest.to_owned());
 }
 
 fn push(segments: &mut Vec<Segment>, text: String) {
@@ -106,7 +142,11 @@ mod tests {
     use super::*;
 
     fn read(prompt: &str) -> Vec<(String, f64)> {
-        let segments = segments(prompt).expect("a prompt");
+        read_by(prompt, Emphasis::Automatic)
+    }
+
+    fn read_by(prompt: &str, emphasis: Emphasis) -> Vec<(String, f64)> {
+        let segments = segments(prompt, emphasis).expect("a prompt");
         segments.into_iter().map(|Segment { text, weight }| (text, (weight * 1e6).round() / 1e6)).collect()
     }
 
@@ -143,7 +183,30 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_may_have_blanks_around_it_in_one_of_the_two() {
+        let prompt = "a (red: 1.4) cat, (blue :1.5), (green:\t+.5 )";
+        let weighted = [("a ", 1.0), ("red", 1.4), (" cat, ", 1.0), ("blue ", 1.5), (", ", 1.0), ("green", 0.5)];
+        assert_eq!(read(prompt), of(&weighted));
+        let text = [("a ", 1.0), ("red: 1.4", 1.1), (" cat, ", 1.0), ("blue ", 1.5), (", ", 1.0), ("green:\t+.5 ", 1.1)];
+        assert_eq!(read_by(prompt, Emphasis::Lpw), of(&text));
+    }
+
+    /// As AUTOMATIC1111 has it, down to its quirk: in brackets the word is text, for its mark is weighted too.
+    #[test]
+    fn a_break_is_a_word_of_its_own_outside_of_brackets() {
+        assert_eq!(read("a BREAK b"), of(&[("a", 1.0), ("BREAK", -1.0), ("b", 1.0)]));
+        assert_eq!(read("a (b) \n BREAK\n"), of(&[("a ", 1.0), ("b", 1.1), ("", 1.0), ("BREAK", -1.0), ("", 1.0)]));
+        let twice = [("", 1.0), ("BREAK", -1.0), ("", 1.0), ("BREAK", -1.0), ("a", 1.0)];
+        assert_eq!(read("BREAK BREAK a"), of(&twice));
+        assert_eq!(read("a BREAKING OUTBREAK break"), of(&[("a BREAKING OUTBREAK break", 1.0)]));
+        let bracketed = segments("(a BREAK b)", Emphasis::Automatic).expect("a prompt");
+        assert!(bracketed.iter().all(|segment| !segment.is_break()) && bracketed[1].text == "BREAK", "{bracketed:?}");
+        assert_eq!(read_by("a BREAK b", Emphasis::Lpw), of(&[("a BREAK b", 1.0)]));
+    }
+
+    #[test]
     fn a_weight_beyond_all_measure_is_refused() {
+        let segments = |prompt: &str| segments(prompt, Emphasis::Automatic);
         let error = segments("a (big:10.5) cat").expect_err("10.5");
         assert_eq!(error.to_string(), "prompt: the weight of \"big\" must be from -10 to 10, got 10.5");
         assert!(segments(&"(".repeat(30)).is_ok(), "nothing is weighted");

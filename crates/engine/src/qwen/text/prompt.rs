@@ -11,7 +11,7 @@ use tokenizers::tokenizer::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use super::positions::Run;
 use crate::EngineError;
-use crate::qwen::checkpoint::added_tokens;
+use crate::tokenizer_config::added_tokens;
 
 const SYSTEM: &str = "Describe the key features of the input image (color, shape, size, texture, objects, background), then explain how the \
                       user's text instruction should alter or modify the image. Generate a new image that meets the user's requirements \
@@ -41,19 +41,19 @@ enum Part<'a> {
 }
 
 impl PromptTokenizer {
-    /// Reads `processor/tokenizer.json` under `directory`, or `tokenizer/vocab.json`, `merges.txt` and the added tokens of
-    /// `tokenizer_config.json` where there is none.
+    /// Reads `processor/tokenizer.json` or `tokenizer/tokenizer.json` under `directory`, or `tokenizer/vocab.json`, `merges.txt` and the
+    /// added tokens of `tokenizer_config.json` or `added_tokens.json` where there is neither.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] when neither can be read, or Qwen's own tokens are not in them.
     pub fn read(directory: &Path) -> Result<Self, EngineError> {
-        let file = directory.join("processor/tokenizer.json");
-        let path = if file.is_file() { file.clone() } else { directory.join("tokenizer") };
+        let serialized = ["processor/tokenizer.json", "tokenizer/tokenizer.json"].map(|name| directory.join(name));
+        let serialized = serialized.into_iter().find(|file| file.is_file());
+        let path = serialized.clone().unwrap_or_else(|| directory.join("tokenizer"));
         let wrong = |problem: String| EngineError::Checkpoint { path: path.clone(), problem };
-        let tokenizer = if file.is_file() {
-            Tokenizer::from_file(&file).map_err(|error| wrong(error.to_string()))?
-        } else {
-            from_vocabulary(&path)?
+        let tokenizer = match &serialized {
+            Some(file) => from_serialized(file).map_err(|error| wrong(error.to_string()))?,
+            None => from_vocabulary(&path)?,
         };
         let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token {token}")));
         let specials = [id(START)?, id(END)?, id(IMAGE_START)?, id(IMAGE_END)?];
@@ -120,6 +120,13 @@ fn parts(prompt: &str, images: usize) -> Vec<Part<'static>> {
     parts
 }
 
+/// Without the padding and truncation of whoever saved it: transformers resets both for every call.
+fn from_serialized(file: &Path) -> tokenizers::Result<Tokenizer> {
+    let mut tokenizer = Tokenizer::from_file(file)?;
+    tokenizer.with_padding(None).with_truncation(None)?;
+    Ok(tokenizer)
+}
+
 /// What transformers' `Qwen2Tokenizer` makes of its files.
 fn from_vocabulary(directory: &Path) -> Result<Tokenizer, EngineError> {
     let wrong = |error: tokenizers::Error| EngineError::Checkpoint { path: directory.to_owned(), problem: error.to_string() };
@@ -130,8 +137,14 @@ fn from_vocabulary(directory: &Path) -> Result<Tokenizer, EngineError> {
     let bytes = ByteLevel::new(false, true, false);
     tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])));
     tokenizer.with_normalizer(Some(NFC)).map_err(wrong)?;
-    for token in added_tokens(directory)?.into_values() {
-        tokenizer.add_special_tokens([AddedToken::from(token, true).normalized(false)]).map_err(wrong)?;
+    for (id, token) in added_tokens(directory)? {
+        tokenizer.add_special_tokens([AddedToken::from(token.clone(), true).normalized(false)]).map_err(wrong)?;
+        let given = tokenizer.token_to_id(&token);
+        if given != Some(id) {
+            return Err(wrong(
+                format!("adds {token} as token {id}, but it would be {given:?}: a token before it is missing").into(),
+            ));
+        }
     }
     Ok(tokenizer)
 }

@@ -14,13 +14,13 @@ use super::{copy_directory, fixtures, request};
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
 /// A copy of the fixture that may be broken.
-pub(super) fn copied() -> tempfile::TempDir {
+pub(crate) fn copied() -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     copy_directory(&fixtures().join("sd15"), directory.path());
     directory
 }
 
-pub(super) fn edit(file: &Path, from: &str, to: &str) {
+pub(crate) fn edit(file: &Path, from: &str, to: &str) {
     let text = fs::read_to_string(file).expect("reads");
     assert!(text.contains(from), "{from} is not in {}", file.display());
     fs::write(file, text.replace(from, to)).expect("writes");
@@ -58,6 +58,47 @@ fn checkpoint_of_another_pipeline() {
         edit(&directory.join("model_index.json"), "StableDiffusionPipeline", "StableDiffusionXLPipeline");
     };
     assert_refused(other, "model_index.json", &["_class_name", "XL", "supported: \"StableDiffusionPipeline\""]);
+}
+
+/// The same weights under the names of other pipelines, and what those add to the index.
+#[test]
+fn checkpoint_of_a_pipeline_around_the_same_weights() {
+    for pipeline in ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionControlNetPipeline"] {
+        let directory = copied();
+        let index = directory.path().join("model_index.json");
+        let more = format!("\"{pipeline}\",\n \"controlnet\": [\"diffusers\", \"ControlNetModel\"]");
+        edit(&index, "\"StableDiffusionPipeline\"", &more);
+        fs::create_dir(directory.path().join("safety_checker")).expect("a directory");
+        fs::write(directory.path().join("safety_checker/model.safetensors"), b"not read").expect("writes");
+        assert!(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).is_ok(), "{pipeline}");
+    }
+}
+
+/// 1 is 1.0, and a list for all blocks is as good as the value for each.
+#[test]
+fn checkpoint_with_settings_spelled_otherwise() {
+    let directory = copied();
+    let config = directory.path().join("unet/config.json");
+    for (key, from, to) in [
+        ("mid_block_scale_factor", "1", "1.0"),
+        ("resnet_out_scale_factor", "1.0", "1"),
+        ("only_cross_attention", "false", "[false, false, false]"),
+        ("layers_per_block", "1", "[1, 1, 1]"),
+        ("sample_size", "8", "[8, 8]"),
+    ] {
+        edit(&config, &format!("\"{key}\": {from},"), &format!("\"{key}\": {to},"));
+    }
+    assert!(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).is_ok());
+    edit(&config, "[false, false, false]", "[false, true, false]");
+    let refused =
+        StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).err().expect("refused").to_string();
+    assert!(refused.contains("only_cross_attention is [false,true,false]; supported: false"), "{refused}");
+}
+
+#[test]
+fn checkpoint_whose_unet_looks_at_other_things() {
+    let eight = |directory: &Path| edit(&directory.join("unet/config.json"), "\"in_channels\": 4", "\"in_channels\": 8");
+    assert_refused(eight, "unet", &["in_channels", "inpainting", "instruct-pix2pix", "not supported"]);
 }
 
 #[test]

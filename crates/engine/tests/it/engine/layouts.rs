@@ -39,6 +39,77 @@ fn one_file_under_the_old_names_is_the_same_checkpoint() {
     assert_eq!(generated(load_single_file(directory.path(), &file)), plain());
 }
 
+/// transformers' name of a part of the text encoder, and `OpenCLIP`'s.
+const OPEN_CLIP: [(&str, &str); 7] = [
+    ("self_attn.out_proj", "attn.out_proj"),
+    ("layer_norm1", "ln_1"),
+    ("layer_norm2", "ln_2"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("encoder.layers", "transformer.resblocks"),
+    ("final_layer_norm", "ln_final"),
+];
+
+/// The fixture's one file with its text encoder as Stable Diffusion 2 has it: `OpenCLIP`'s names, query, key and value in one, a layer more
+/// than config.json says, and a projection.
+fn with_open_clip(file: &Path) {
+    const CLIP: &str = "cond_stage_model.transformer.text_model.";
+    let tensors = candle_core::safetensors::load(fixtures().join("single_file.safetensors"), &Device::Cpu).expect("loads");
+    let mut renamed: HashMap<String, Tensor> = HashMap::new();
+    for (name, tensor) in &tensors {
+        let Some(part) = name.strip_prefix(CLIP) else {
+            renamed.insert(name.clone(), tensor.clone());
+            continue;
+        };
+        let name = match part {
+            "embeddings.token_embedding.weight" => "token_embedding.weight".to_owned(),
+            "embeddings.position_embedding.weight" => "positional_embedding".to_owned(),
+            part if part.contains("k_proj") || part.contains("v_proj") || part.contains("position_ids") => continue,
+            part if part.contains("self_attn.q_proj.") => part.replace("self_attn.q_proj.", "attn.in_proj_"),
+            part => part.to_owned(),
+        };
+        let joined = if part.contains("q_proj") {
+            let of = |letter: &str| tensors[&format!("{CLIP}{}", part.replace("q_proj", letter))].clone();
+            Tensor::cat(&[tensor.clone(), of("k_proj"), of("v_proj")], 0).expect("joins")
+        } else {
+            tensor.clone()
+        };
+        let name = OPEN_CLIP.iter().fold(name, |name, (ours, theirs)| name.replace(ours, theirs));
+        renamed.insert(format!("cond_stage_model.model.{name}"), joined);
+    }
+    let more = Tensor::ones((24, 24), DType::F32, &Device::Cpu).expect("a tensor");
+    renamed.insert("cond_stage_model.model.transformer.resblocks.9.attn.out_proj.weight".into(), more.clone());
+    renamed.insert("cond_stage_model.model.text_projection".into(), more);
+    candle_core::safetensors::save(&renamed, file).expect("saves");
+}
+
+#[test]
+fn one_file_of_stable_diffusion_2_is_the_same_checkpoint() {
+    let directory = copied();
+    let file = directory.path().join("sd2.safetensors");
+    with_open_clip(&file);
+    assert_eq!(generated(load_single_file(directory.path(), &file)), plain());
+}
+
+#[test]
+fn one_file_without_a_part_says_which() {
+    let tensors = candle_core::safetensors::load(fixtures().join("single_file.safetensors"), &Device::Cpu).expect("loads");
+    for (prefix, name) in [
+        ("first_stage_model.", "holds no VAE (first_stage_model.…)"),
+        ("model.diffusion_model.", "holds no UNet"),
+        ("cond_stage_model.", "holds no text encoder"),
+    ] {
+        let directory = copied();
+        let file = directory.path().join("one.safetensors");
+        let rest: HashMap<&String, &Tensor> = tensors.iter().filter(|(name, _)| !name.starts_with(prefix)).collect();
+        let rest: HashMap<String, Tensor> = rest.into_iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        candle_core::safetensors::save(&rest, &file).expect("saves");
+        let loaded = load_single_file(directory.path(), &file);
+        let problem = loaded.err().expect("a part is missing").to_string();
+        assert!(problem.contains(name) && problem.contains("all of its parts"), "{problem}");
+    }
+}
+
 #[test]
 fn a_variant_is_read_where_there_is_no_plain_file() {
     let directory = copied();

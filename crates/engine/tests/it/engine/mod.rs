@@ -2,13 +2,15 @@
 
 mod adapters;
 mod batches;
-mod checkpoints;
+pub(crate) mod checkpoints;
 mod edits;
 mod embeddings;
+mod finite;
 mod layouts;
 mod loras;
 mod memory;
 mod packed;
+mod tokenizers;
 mod watching;
 
 use std::fs;

@@ -16,6 +16,7 @@ mod stages;
 mod starts;
 mod tiles;
 pub(crate) mod tiny_edit;
+mod variants;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

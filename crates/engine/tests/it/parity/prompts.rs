@@ -9,9 +9,13 @@ use candle_core::{DType, Device};
 use super::stages::{NEGATIVE, PROMPT};
 use super::{Reference, STAGE, Stage, engine, fixtures, values};
 
+fn reads(checkpoint: &str, prompts: PromptSyntax) -> StableDiffusion {
+    let settings = Settings::new(fixtures().join(checkpoint), DType::F32, Device::Cpu);
+    StableDiffusion::load(&Settings { prompts, ..settings }).expect("the fixture loads")
+}
+
 fn weighted() -> StableDiffusion {
-    let settings = Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu);
-    StableDiffusion::load(&Settings { prompts: PromptSyntax::Weighted, ..settings }).expect("the fixture loads")
+    reads("sd15", PromptSyntax::Weighted)
 }
 
 fn embedding(token: &str, file: &str) -> EmbeddingFile {
@@ -19,9 +23,11 @@ fn embedding(token: &str, file: &str) -> EmbeddingFile {
     EmbeddingFile { path, token: token.to_owned() }
 }
 
+/// As `lpw_stable_diffusion`, and, where there is one chunk, as AUTOMATIC1111 as well.
 #[test]
 fn parity_of_weighted_prompts() {
-    let (engine, reference) = (weighted(), Reference::read("prompts"));
+    let lpw = reads("sd15", PromptSyntax::Lpw);
+    let (automatic, reference) = (weighted(), Reference::read("prompts"));
     let mut stage = Stage::new("sd15, long and weighted prompts");
     let two_chunks = format!("a bright (red :1.5){}(and a dog:0.25)", "cat ".repeat(80));
     for (name, prompt) in [
@@ -30,10 +36,82 @@ fn parity_of_weighted_prompts() {
         ("two_chunks", &two_chunks),
         ("long", &["paper sea over a storm"; 40].join(" ")),
     ] {
-        let states = engine.encode_prompt(prompt, Some(NEGATIVE), &Inversions::default()).expect("states");
+        let states = lpw.encode_prompt(prompt, Some(NEGATIVE), &Inversions::default()).expect("states");
         stage.compare(name, &states, reference.get(name));
+        if states.dim(1).expect("tokens") == 77 || name == "long" {
+            let states = automatic.encode_prompt(prompt, Some(NEGATIVE), &Inversions::default()).expect("states");
+            stage.compare(name, &states, reference.get(name));
+        }
     }
     stage.finish(STAGE);
+}
+
+/// What is to be written for the chunks and weights in the oracle's script.
+fn automatic_cases() -> [(&'static str, String); 6] {
+    [
+        ("blanks", "a (red: 1.4) cat, (dog :0.5)".to_owned()),
+        ("break", "a [red] cat BREAK (blue: 1.4) dog".to_owned()),
+        ("comma", format!("{}, (dog:1.2) {}", "cat ".repeat(60), "sea ".repeat(30))),
+        ("far_comma", format!("{}, (dog:1.2) {}", "cat ".repeat(50), "sea ".repeat(30))),
+        ("two_chunks", format!("a bright (red: 1.5) {}(and a dog:0.25)", "cat ".repeat(80))),
+        ("word", format!("{}(<old-mill>:1.3) cat", "a ".repeat(73))),
+    ]
+}
+
+/// By AUTOMATIC1111's formula, written down in `tests/oracle/weighted_prompts.py`; SD2 fills up with another token.
+#[test]
+fn parity_of_prompts_as_in_automatic1111() {
+    let reference = Reference::read("weighted_prompts");
+    for model in ["sd15", "sd2"] {
+        let engine = reads(model, PromptSyntax::Weighted);
+        let mut stage = Stage::new(format!("{model}, prompts as in AUTOMATIC1111"));
+        for (name, prompt) in automatic_cases() {
+            let inversions = match (name, model) {
+                ("break" | "far_comma" | "two_chunks" | "word", "sd2") => continue,
+                ("word", _) => engine.read_embeddings(&[embedding("<old-mill>", "mill")]).expect("reads"),
+                _ => Inversions::default(),
+            };
+            let states = engine.encode_prompt(&prompt, Some("storm, (dog: 1.2)"), &inversions).expect("states");
+            stage.compare(name, &states, reference.get(&format!("{model}/{name}")));
+        }
+        stage.finish(STAGE);
+    }
+}
+
+/// Up to three chunks, and the end behind the padding.
+#[test]
+fn parity_of_long_prompts_as_in_lpw() {
+    let reference = Reference::read("weighted_prompts");
+    let too_long = format!("{}{}{}", "cat ".repeat(100), "(dog:1.5) ".repeat(100), "sea ".repeat(60));
+    for model in ["sd15", "sd2"] {
+        let engine = reads(model, PromptSyntax::Lpw);
+        let mut stage = Stage::new(format!("{model}, prompts as in lpw"));
+        for (name, prompt) in [("lpw", &format!("a (red:1.4) cat {}", "sea ".repeat(90))), ("lpw_too_long", &too_long)] {
+            if (name, model) == ("lpw_too_long", "sd2") {
+                continue;
+            }
+            let states = engine.encode_prompt(prompt, None, &Inversions::default()).expect("states");
+            stage.compare(name, &states, reference.get(&format!("{model}/{name}")));
+        }
+        stage.finish(STAGE);
+    }
+}
+
+/// Refused in the modes that would read brackets, and text in the one that does not.
+#[test]
+fn syntax_of_another_program_is_refused_with_its_field() {
+    for prompt in ["a [cat:dog:0.5]", "a [cat|dog]", "a cat AND a dog", "a cat <lora:style:1>"] {
+        for syntax in [PromptSyntax::Weighted, PromptSyntax::Lpw] {
+            let engine = reads("sd15", syntax);
+            let error = engine.encode_prompt(prompt, Some(""), &Inversions::default()).expect_err(prompt).to_string();
+            assert!(error.starts_with("prompt: ") && error.contains("is not supported"), "{error}");
+        }
+        engine("sd15").encode_prompt(prompt, Some(prompt), &Inversions::default()).expect("plain text");
+    }
+    let error = weighted().encode_prompt("a cat", Some("[a|b]"), &Inversions::default()).expect_err("negative").to_string();
+    assert!(error.starts_with("negative_prompt: "), "{error}");
+    let error = weighted().encode_prompt("a cat", Some("(a:11)"), &Inversions::default()).expect_err("negative").to_string();
+    assert!(error.starts_with("negative_prompt: the weight of"), "{error}");
 }
 
 /// Whoever writes no brackets gets the very tensors of the plain reading.

@@ -62,7 +62,7 @@ fn parity_of_generations_from_a_image() {
     }
 }
 
-fn from(image: &[u8], mask: Option<&[u8]>, scheduler: Scheduler, strength: f64, count: u64) -> GenerateRequest {
+pub(super) fn from(image: &[u8], mask: Option<&[u8]>, scheduler: Scheduler, strength: f64, count: u64) -> GenerateRequest {
     let mut request = request(scheduler, 7.5, count);
     request.steps = 8;
     request.strength = strength;

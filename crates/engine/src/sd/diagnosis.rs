@@ -1,0 +1,140 @@
+//! NaN and infinity: decoded again in f32 where f16 overflowed, else traced to the stage and the weights at fault.
+//!
+//! The denoising loop is never looked into: one reduction after the decode finds whatever went wrong before it. All that costs more
+//! runs on a failure alone.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+
+use super::StableDiffusion;
+use super::start::Start;
+use super::tiling::Tiling;
+use super::vae::VaeDecoder;
+use super::vae_encoder::{Moments, VaeEncoder};
+use crate::EngineError;
+use crate::finite::is_finite;
+
+/// A stage whose output can be looked at.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    TextEncoder,
+    VaeEncoder,
+    Unet,
+    VaeDecoder,
+}
+
+impl Stage {
+    fn label(self) -> &'static str {
+        match self {
+            Self::TextEncoder => "text encoder",
+            Self::VaeEncoder => "VAE's encoder",
+            Self::Unet => "UNet",
+            Self::VaeDecoder => "VAE's decoder",
+        }
+    }
+
+    /// What the names of its tensors begin with.
+    fn prefixes(self) -> &'static [&'static str] {
+        match self {
+            Self::TextEncoder => &["text_encoder."],
+            Self::VaeEncoder => &["vae.encoder.", "vae.quant_conv."],
+            Self::Unet => &["unet."],
+            Self::VaeDecoder => &["vae.decoder.", "vae.post_quant_conv."],
+        }
+    }
+}
+
+impl StableDiffusion {
+    /// As [`Self::decode`], of one image, (1, 4, H, W), with values that are all finite; `text` and `start`: what its latents came from.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFinite`] names the first stage that gave NaN or infinity, and why where that is known.
+    pub(super) fn decode_finite(
+        &self,
+        latents: &Tensor,
+        text: &Tensor,
+        start: Option<&Start>,
+        tiling: Tiling,
+    ) -> Result<Tensor, EngineError> {
+        let decoded = self.decode(latents, tiling)?;
+        if is_finite(&decoded)? {
+            return Ok(decoded);
+        }
+        if !is_finite(latents)? {
+            // A start's latents were looked at when it was encoded.
+            let stage = if is_finite(text)? { Stage::Unet } else { Stage::TextEncoder };
+            return Err(self.not_finite(stage, start.is_some())?);
+        }
+        let weights = self.adapters.weights();
+        if weights.dtype() != DType::F32 {
+            tracing::warn!(dtype = weights.dtype().as_str(), "the VAE's decoder overflowed: decoding once more in f32");
+            let weights = weights.in_f32("vae.")?;
+            let vae = weights.build(&Arc::default(), |vb| VaeDecoder::new(&self.checkpoint.vae, &vb.pp("vae")));
+            let vae = vae.map_err(|problem| self.rebuild_failed(problem))?;
+            // In bands f32 takes less memory than f16 did at once, and the image is the same.
+            let decoded = match tiling.tile {
+                Some(side) => vae.decode_in_tiles(latents, side)?,
+                None => vae.decode_in_bands(latents)?,
+            };
+            if is_finite(&decoded)? {
+                return Ok(decoded);
+            }
+        }
+        Err(self.not_finite(Stage::VaeDecoder, start.is_some())?)
+    }
+
+    /// `pixels`: (1, 3, H, W), f32 from -1 to 1; what `encoder` makes of them, again in f32 where it overflowed.
+    ///
+    /// # Errors
+    /// As [`Self::decode_finite`].
+    pub(super) fn encode_finite(&self, encoder: &VaeEncoder, pixels: &Tensor) -> Result<Moments, EngineError> {
+        let moments = encoder.encode(pixels)?;
+        if moments.are_finite()? {
+            return Ok(moments);
+        }
+        let weights = self.adapters.weights();
+        if weights.dtype() != DType::F32 {
+            tracing::warn!(dtype = weights.dtype().as_str(), "the VAE's encoder overflowed: encoding once more in f32");
+            let weights = weights.in_f32("vae.")?;
+            let encoder = weights.build(&Arc::default(), |vb| VaeEncoder::new(&self.checkpoint.vae, &vb.pp("vae")));
+            let moments = encoder.map_err(|problem| self.rebuild_failed(problem))?.encode(pixels)?;
+            if moments.are_finite()? {
+                return Ok(moments);
+            }
+        }
+        Err(self.not_finite(Stage::VaeEncoder, true)?)
+    }
+
+    fn rebuild_failed(&self, problem: String) -> EngineError {
+        EngineError::Checkpoint { path: self.checkpoint.directory.clone(), problem }
+    }
+
+    /// The error for `stage`: what is not finite there, whose fault that is, and what to do.
+    fn not_finite(&self, stage: Stage, has_start: bool) -> Result<EngineError, EngineError> {
+        let dtype = self.adapters.weights().dtype();
+        let model = self.checkpoint.directory.file_name().unwrap_or_default().to_string_lossy();
+        let why = match (self.adapters.lora_at_fault(stage.prefixes())?, self.adapters.base_at_fault(stage.prefixes())?) {
+            (_, Some(tensor)) if dtype == DType::F32 => {
+                format!("its tensor {tensor} holds some: download the model again, or convert it again")
+            }
+            (_, Some(tensor)) => format!(
+                "its tensor {tensor} holds some in {}: set engine.dtype to f32, and if that fails too download the model again",
+                dtype.as_str()
+            ),
+            (Some(fault), None) => format!("{fault}: use a smaller scale, or train it again"),
+            (None, None) if self.adapters.has_loras() => {
+                "its tensors are finite, so the job's LoRAs drive it beyond its range: use smaller scales".to_owned()
+            }
+            (None, None) if dtype == DType::F16 => {
+                "its tensors are finite, so f16 overflowed: set engine.dtype to bf16 or f32".to_owned()
+            }
+            (None, None) => {
+                "its tensors are finite, but what they compute is not: is it the right file for this config.json?".to_owned()
+            }
+        };
+        let input = if has_start { ", from the job's init_image" } else { "" };
+        let problem = format!("the {} of model {model} gave NaN or infinity{input}; {why}", stage.label());
+        Ok(EngineError::NotFinite { problem })
+    }
+}

@@ -1,0 +1,113 @@
+//! Stable Diffusion's relatives against diffusers (`tests/oracle/variants.py`): inpainting `UNet`s, LCM, other text encoders.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
+use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::inversion::Inversions;
+use atelier_engine::sd::settings::Settings;
+use atelier_engine::{Engine, EngineError, GenerateRequest, Image, Watch};
+use candle_core::{DType, Device, Tensor};
+
+use super::images::request;
+use super::stages::{PROMPT, largest_step};
+use super::starts::from;
+use super::{PIXEL, Reference, RelativeError, STAGE, Stage};
+use crate::engine::checkpoints::{copied, edit};
+use crate::engine::copy_directory;
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/sd-variants")
+}
+
+fn expected() -> Reference {
+    Reference::open(&directory().join("expected.safetensors"))
+}
+
+fn load(directory: &Path) -> StableDiffusion {
+    StableDiffusion::load(&Settings::new(directory, DType::F32, Device::Cpu)).expect("loads")
+}
+
+/// The fixture with another component, and another pipeline's name for it.
+fn variant(name: &str, component: &str, pipeline: &str) -> (tempfile::TempDir, StableDiffusion) {
+    let copy = copied();
+    fs::remove_dir_all(copy.path().join(component)).expect("removes");
+    copy_directory(&directory().join(name).join(component), &copy.path().join(component));
+    edit(&copy.path().join("model_index.json"), "\"StableDiffusionPipeline\"", &format!("\"{pipeline}\""));
+    let engine = load(copy.path());
+    (copy, engine)
+}
+
+fn bytes(tensor: &Tensor) -> Vec<u8> {
+    tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("bytes")
+}
+
+fn generate(engine: &mut StableDiffusion, request: &GenerateRequest) -> Result<Vec<Image>, EngineError> {
+    engine.generate(request, &Watch::new(|_| ()))
+}
+
+fn compare(engine: &mut StableDiffusion, stage: &mut Stage, case: &str, request: &GenerateRequest) {
+    let images = generate(engine, request).expect("generates");
+    let ours: Vec<u8> = images.into_iter().flat_map(|image| image.rgb).collect();
+    stage.note(case, f64::from(largest_step(&ours, &bytes(expected().get(case)))));
+}
+
+#[test]
+fn parity_of_inpainting_unets() {
+    let (_copy, mut engine) = variant("inpaint", "unet", "StableDiffusionInpaintPipeline");
+    let starts = Reference::read("starts");
+    let (image, mask) = (bytes(starts.get("image")), bytes(starts.get("mask")));
+    let mut stage = Stage::new("inpainting unet, 8 bit");
+    for (scheduler, name) in
+        [(Scheduler::plain(Sampler::DpmSolverPlusPlus), "dpmsolver++"), (Scheduler::plain(Sampler::EulerAncestral), "euler_a")]
+    {
+        for strength in [1.0, 0.6] {
+            let request = from(&image, Some(&mask), scheduler, strength, 2);
+            compare(&mut engine, &mut stage, &format!("inpaint/{name}/{strength:?}"), &request);
+        }
+    }
+    let mut request = from(&image, Some(&mask), Scheduler::plain(Sampler::DpmSolverPlusPlus), 1.0, 1);
+    request.guidance_scale = 1.0;
+    compare(&mut engine, &mut stage, "inpaint/unguided", &request);
+    stage.finish(RelativeError(f64::from(PIXEL)));
+    engine.warm_up().expect("a blank image to fill in");
+    for request in [
+        from(&image, None, Scheduler::plain(Sampler::Ddim), 0.8, 1),
+        super::images::request(Scheduler::plain(Sampler::Ddim), 7.5, 1),
+    ] {
+        let error = generate(&mut engine, &request).expect_err("nothing to fill in").to_string();
+        assert!(error.starts_with("mask_image: ") && error.contains("init_image and mask_image"), "{error}");
+    }
+}
+
+/// The scale is an input: one look a step, and no negative prompt.
+#[test]
+fn parity_of_models_distilled_over_the_guidance_scale() {
+    let (_copy, mut engine) = variant("lcm", "unet", "LatentConsistencyModelPipeline");
+    let mut stage = Stage::new("lcm unet, 8 bit");
+    for guidance in [8.5, 1.0, 3.25] {
+        let mut request = request(Scheduler::plain(Sampler::Lcm), guidance, 2);
+        request.steps = 4;
+        compare(&mut engine, &mut stage, &format!("lcm/{guidance:?}"), &request);
+    }
+    compare(&mut engine, &mut stage, "lcm/dpmsolver++", &request(Scheduler::plain(Sampler::DpmSolverPlusPlus), 4.0, 1));
+    stage.finish(RelativeError(f64::from(PIXEL)));
+    engine.warm_up().expect("the sides of its config.json, 96x64 pixels");
+}
+
+#[test]
+fn parity_of_text_encoders() {
+    let reference = expected();
+    let mut stage = Stage::new("text encoders");
+    for activation in ["gelu_new", "gelu_pytorch_tanh", "gelu"] {
+        let copy = copied();
+        edit(&copy.path().join("text_encoder/config.json"), "\"quick_gelu\"", &format!("\"{activation}\""));
+        let states = load(copy.path()).encode_prompt(PROMPT, None, &Inversions::default()).expect("states");
+        stage.compare(activation, &states, reference.get(&format!("text/{activation}")));
+    }
+    let (_copy, engine) = variant("projection", "text_encoder", "StableDiffusionPipeline");
+    let states = engine.encode_prompt(PROMPT, None, &Inversions::default()).expect("states");
+    stage.compare("projection", &states, reference.get("text/projection"));
+    stage.finish(STAGE);
+}
