@@ -34,7 +34,7 @@ def condition(image):
 
 
 def token_ids(tokenizer, prompt, grids):
-    text = template().format("".join(f"Image {n + 1}: <|vision_start|>{'<|image_pad|>' * (int(g.prod()) // 4)}<|vision_end|>" for n, g in enumerate(grids)) + prompt)
+    text = template().format("".join(f"Picture {n + 1}: <|vision_start|>{'<|image_pad|>' * (int(g.prod()) // 4)}<|vision_end|>" for n, g in enumerate(grids)) + prompt)
     return tokenizer(text, return_tensors="pt").input_ids
 
 

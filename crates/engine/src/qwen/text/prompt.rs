@@ -112,7 +112,7 @@ fn parts(prompt: &str, images: usize) -> Vec<Part<'static>> {
     ];
     let mut said = "user\n".to_owned();
     for index in 0..images {
-        parts.push(Part::Text(format!("{said}Image {}: ", index + 1)));
+        parts.push(Part::Text(format!("{said}Picture {}: ", index + 1)));
         parts.extend([Part::Special(IMAGE_START), Part::Image(index), Part::Special(IMAGE_END)]);
         said.clear();
     }
