@@ -42,6 +42,7 @@ use self::notification_sender::NotificationSender;
 use self::process::{Launcher, Listener, Program};
 use self::source::Source;
 use self::supervisor::{Phase, Worker};
+use crate::clock::later;
 use crate::job::request::Defaults;
 use crate::metrics::Metrics;
 use crate::protocol::report::{self, Report};
@@ -198,7 +199,7 @@ impl Host {
             // A caller that is gone needs no answer.
             let _ = direct.answer.send(Ending::Drained);
         }
-        self.phase.send_replace(Phase::Draining(tokio::time::Instant::now() + patience));
+        self.phase.send_replace(Phase::Draining(later(tokio::time::Instant::now(), patience)));
         for in_flight in &messages {
             settle::requeue(in_flight).await;
         }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::deliveries::InFlight;
 use super::fault::{Fault, within};
 use super::session::{Disposition, Session};
+use crate::clock::later;
 
 impl Session {
     /// Serves until the connection is over; why it is.
@@ -97,7 +98,7 @@ async fn next(consumer: &mut Option<Consumer>) -> Option<Result<Delivery, Error>
 
 async fn too_old(oldest: Option<Instant>, longest_wait: Duration) {
     match oldest {
-        Some(oldest) => sleep_until(oldest + longest_wait).await,
+        Some(oldest) => sleep_until(later(oldest, longest_wait)).await,
         None => std::future::pending().await,
     }
 }

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use self::files::{Directory, Files};
 use self::name::Name;
 use super::{Depth, Message, Shape, Source, SourceError};
+use crate::clock::later;
 use crate::job::trace::{self, Trace};
 
 /// Settings of section `sources.spool`.
@@ -77,7 +78,7 @@ impl Spool {
         let names = files.list(Directory::Waiting).map_err(|problem| refused(&settings.directory, "open", &problem))?;
         // One moment for all: what is due already keeps the order of its names.
         let (now, opened) = (SystemTime::now(), Instant::now());
-        let waiting = names.into_iter().map(|name| Waiting { due: opened + name.due_in(now), name });
+        let waiting = names.into_iter().map(|name| Waiting { due: later(opened, name.due_in(now)), name });
         Ok(Self { files: Arc::new(files), index: Arc::new(Mutex::new(waiting.collect())), arrived: Arc::new(Notify::new()) })
     }
 
@@ -94,7 +95,7 @@ impl Spool {
 
     async fn start(&self, waiting: Name) -> Result<Message, SourceError> {
         let mut running = waiting.clone();
-        running.attempt += 1;
+        running.attempt = running.attempt.saturating_add(1);
         let (from, to) = (waiting.clone(), running.clone());
         let started = self.on_disk("receive", move |files| {
             files.rename((Directory::Waiting, &from), (Directory::Running, &to))?;
@@ -139,11 +140,11 @@ impl Spool {
     ) -> Result<(), SourceError> {
         let running = self.in_flight(message, action)?;
         let mut waiting = running.clone();
-        waiting.attempt -= u32::from(!counted);
-        waiting.due(SystemTime::now() + delay);
+        waiting.attempt = waiting.attempt.saturating_sub(u32::from(!counted));
+        waiting.due(later(SystemTime::now(), delay));
         let to = waiting.clone();
         self.on_disk(action, move |files| files.rename((Directory::Running, &running), (Directory::Waiting, &to))).await?;
-        self.index().insert(Waiting { due: Instant::now() + delay, name: waiting });
+        self.index().insert(Waiting { due: later(Instant::now(), delay), name: waiting });
         self.arrived.notify_one();
         Ok(())
     }
@@ -213,7 +214,7 @@ fn message(name: &Name, body: Vec<u8>) -> Message {
         group: None,
         body,
         trace: name.trace,
-        sent: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(name.sent_ms)),
+        sent: Some(later(SystemTime::UNIX_EPOCH, Duration::from_millis(name.sent_ms))),
         received: Instant::now(),
         record,
     }
@@ -291,7 +292,7 @@ impl Source for Spool {
         let index = self.index();
         let now = SystemTime::now();
         let oldest = index.iter().map(|waiting| waiting.name.sent_ms).min();
-        let age = |ms: u64| now.duration_since(SystemTime::UNIX_EPOCH + Duration::from_millis(ms)).unwrap_or_default();
+        let age = |ms: u64| now.duration_since(later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms))).unwrap_or_default();
         Ok(Depth { waiting: index.len() as u64, oldest: oldest.map(age) })
     }
 

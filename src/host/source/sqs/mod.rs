@@ -193,7 +193,7 @@ impl Source for Sqs {
     async fn depth(&self) -> Result<Depth, SourceError> {
         let names = [QueueAttributeName::ApproximateNumberOfMessages, QueueAttributeName::ApproximateNumberOfMessagesDelayed];
         let found = self.queue.attributes(&names).await?;
-        let counted: u64 = names.iter().filter_map(|name| found.get(name)?.parse::<u64>().ok()).sum();
+        let counted = names.iter().filter_map(|name| found.get(name)?.parse::<u64>().ok()).fold(0, u64::saturating_add);
         Ok(Depth { waiting: counted + self.inbox.waiting() as u64, oldest: None })
     }
 
