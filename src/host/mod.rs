@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod cause;
 pub mod cloud;
+pub mod descriptors;
 pub mod dispatch;
 pub mod drain;
 pub mod event;

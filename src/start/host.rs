@@ -22,7 +22,7 @@ use crate::host::source::Source;
 use crate::host::source::rabbitmq::RabbitMq;
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
-use crate::host::{Host, Parts, drain};
+use crate::host::{Host, Parts, descriptors, drain};
 use crate::metrics::Metrics;
 use crate::metrics::gpu::{self, Gpus};
 use crate::outbound::Outbound;
@@ -121,7 +121,10 @@ fn http_side(
             model_version: config.model.name.as_str().into(),
             backend: "candle".into(),
         },
-        settings: config.host.http.clone(),
+        settings: http::Settings {
+            max_connections: descriptors::connections(config.host.http.max_connections),
+            ..config.host.http.clone()
+        },
         metrics,
         refresh,
     }
@@ -158,7 +161,7 @@ async fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
         sources.push(Arc::new(RabbitMq::start(&config.sources.rabbitmq)?));
     }
     if sources.is_empty() {
-        sources.push(Arc::new(Spool::open(&config.sources.spool)?));
+        sources.push(Arc::new(Spool::open(&config.sources.spool, Duration::from_millis(config.host.max_backoff_ms))?));
     }
     Ok(sources)
 }
