@@ -14,6 +14,8 @@ mod connection;
 mod connection_manager;
 mod deliveries;
 mod fault;
+mod filter;
+mod frame;
 mod handed_back;
 pub mod inspect;
 mod publish;
