@@ -179,6 +179,7 @@ impl Host {
             intakes.spawn(intake::run(source, dispatcher.clone(), parts.defaults.clone(), stop.clone()));
         }
         tokio::spawn(forward(dispatcher.clone(), directs, wishes));
+        tokio::spawn(settle::defer_blocked(dispatcher.clone(), settler.retries.initial_backoff));
         Ok(Self { settings: parts.settings, job_service, dispatcher, settler, phase, workers, intakes, stop })
     }
 
