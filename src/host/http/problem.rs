@@ -11,6 +11,8 @@ use crate::events::auth::Stranger;
 use crate::host::job_service::NotAccepted;
 use crate::host::source::SourceError;
 use crate::job::outcome::JobError;
+use crate::job::request::{FIELD_MAX_CHARS, PROBLEM_MAX_CHARS};
+use crate::job::shown::clipped;
 
 /// Seconds after which a caller who was turned away may ask again.
 pub(super) const RETRY_AFTER_S: u32 = 5;
@@ -27,7 +29,9 @@ impl Problem {
 
     /// A bad request, by the field at fault.
     pub(super) fn invalid(field: &str, problem: impl Into<String>) -> Self {
-        JobError::Invalid { field: field.to_owned(), problem: problem.into() }.into()
+        // Either may be a caller's own text, at any length.
+        let field = clipped(field.to_owned(), FIELD_MAX_CHARS);
+        JobError::Invalid { field, problem: clipped(problem.into(), PROBLEM_MAX_CHARS) }.into()
     }
 
     /// The caller may try the same again.

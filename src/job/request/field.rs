@@ -1,7 +1,7 @@
 //! Fields of job bodies that are more than a type: each read with an error that says what is allowed.
 
 use serde::{Deserialize, Deserializer, de};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::job::shown::shown;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
@@ -72,6 +72,16 @@ pub(super) fn passed_through<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
             chars => Err(de::Error::custom(format!("must be at most {MOST} characters, got {chars}"))),
         },
         other => Err(de::Error::custom(format!("must be a text or null, got {}", shown(&other)))),
+    }
+}
+
+/// Every notification of a job and the handler's reply repeat it.
+pub(super) fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
+    const MAX_BYTES: usize = 64 << 10;
+    let metadata = Map::deserialize(deserializer)?;
+    match serde_json::to_string(&metadata).map_err(de::Error::custom)?.len() {
+        0..=MAX_BYTES => Ok(metadata),
+        bytes => Err(de::Error::custom(format!("must be at most {MAX_BYTES} bytes as JSON, got {bytes}"))),
     }
 }
 

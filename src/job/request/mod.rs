@@ -3,6 +3,7 @@
 mod field;
 mod generate;
 pub mod tryon;
+pub mod weight;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
@@ -10,12 +11,16 @@ use sha2::{Digest, Sha256};
 
 use self::tryon::TryOnDefaults;
 use super::outcome::JobError;
-use super::shown::shown;
+use super::shown::{clipped, shown};
 use super::task::tryon::Requester;
 use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Scheduler, Seed, SidePx, StepCount, Task, Watermark};
 use super::trace::Trace;
 use super::url::CallbackUrl;
 use super::{Callback, ImageFormat, Job, JobId, Output};
+
+/// Of a field's name and of what is said of it: what callers read in an error is no echo of what they sent.
+pub const FIELD_MAX_CHARS: usize = 200;
+pub const PROBLEM_MAX_CHARS: usize = 1_000;
 
 /// What a job gets that leaves a field out.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -85,18 +90,26 @@ impl Job {
             let error = JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") };
             Refusal { job_id: None, callback: None, requester: None, error, trace: None }
         };
+        weight::check(body).map_err(|problem| no_object(format!("; {problem}")))?;
         let value: Value = serde_json::from_slice(body).map_err(|error| no_object(format!(" ({error})")))?;
         if !value.is_object() {
             return Err(no_object(format!(", got {}", shown(&value))));
         }
         read(&value, defaults).map(|read| read.into_job(&defaults.prefix)).map_err(|error| Refusal {
             job_id: value["job_id"].as_str().and_then(|id| JobId::new(id).ok()),
-            callback: CallbackBody::deserialize(&value["callback"]).ok().map(CallbackBody::into_callback),
+            callback: callback(&value["callback"]),
             requester: (value["task"] == "tryon").then(|| tryon::requester(&value)),
             error,
             trace: None,
         })
     }
+}
+
+/// Whom to report a refusal to: without the metadata, where those are at fault.
+fn callback(value: &Value) -> Option<Callback> {
+    let bare = serde_json::json!({ "url": value["url"] });
+    let body = CallbackBody::deserialize(value).or_else(|_| CallbackBody::deserialize(&bare));
+    body.ok().map(CallbackBody::into_callback)
 }
 
 /// Which fields are allowed depends on the task, so it is read first.
@@ -115,8 +128,9 @@ fn body<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, JobError> {
 }
 
 fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> JobError {
-    let path = error.path().to_string();
-    let message = error.inner().to_string();
+    // Both repeat the caller's own words, at any length.
+    let path = clipped(error.path().to_string(), FIELD_MAX_CHARS);
+    let message = clipped(error.inner().to_string(), PROBLEM_MAX_CHARS);
     // serde names a missing or unknown field in its message only; callers get it as the field.
     for (start, problem) in [("missing field `", "is required"), ("unknown field `", "is not a field of this job")] {
         let Some((name, rest)) = message.strip_prefix(start).and_then(|rest| rest.split_once('`')) else { continue };
@@ -192,7 +206,7 @@ struct OutputBody {
 struct CallbackBody {
     #[serde(default, deserialize_with = "field::callback_url")]
     url: Option<CallbackUrl>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::metadata")]
     metadata: Map<String, Value>,
 }
 
