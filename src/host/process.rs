@@ -1,5 +1,6 @@
 //! One handler process: started so that it cannot outlive the host, watched, ended.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
@@ -26,6 +27,8 @@ pub struct Program {
     pub function_name: String,
     /// MiB, as the Runtime API tells it.
     pub memory_mib: u32,
+    /// All that it gets of the host's environment.
+    pub environment: BTreeMap<String, String>,
 }
 
 /// Orders that wait for a handler to read them, at most: more than an event has jobs to cancel.
@@ -101,6 +104,8 @@ impl Program {
         let mut command = Command::new(&self.path);
         command
             .args(&self.arguments)
+            .env_clear()
+            .envs(&self.environment)
             .env("AWS_LAMBDA_RUNTIME_API", runtime_api.to_string())
             .env("AWS_LAMBDA_FUNCTION_NAME", &self.function_name)
             .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
