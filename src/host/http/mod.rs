@@ -50,8 +50,10 @@ pub struct Settings {
     pub max_image_pixels: u64,
     /// Milliseconds in which a request's body must have arrived.
     pub body_timeout_ms: u64,
-    /// Milliseconds in which a request's head must have arrived, from the connection's start or the last answer on.
+    /// Milliseconds in which a request's head must have arrived, from its first byte on.
     pub head_timeout_ms: u64,
+    /// Milliseconds after which a connection is closed over which no request comes; more than a load balancer's own (60 s).
+    pub idle_timeout_ms: u64,
     /// Milliseconds after which a caller is cut off who takes nothing of an answer.
     pub write_timeout_ms: u64,
     /// Connections at once, at most, and at most half of the open files that the system allows (`ulimit -n`).
@@ -66,7 +68,8 @@ impl Default for Settings {
             max_image_bytes: 20 << 20,
             max_image_pixels: 40_000_000,
             body_timeout_ms: 60_000,
-            head_timeout_ms: 15_000,
+            head_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
             write_timeout_ms: 30_000,
             max_connections: 1_000,
         }

@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+
+use crate::clock::later;
 
 pub(super) struct Connections {
     max: usize,
@@ -31,6 +36,14 @@ pub(super) struct Slot {
     replaced: CancellationToken,
     /// Since when it is idle, where it is.
     idle_since: Mutex<Option<u64>>,
+    head: Head,
+}
+
+/// The head of a request that is arriving.
+#[derive(Default)]
+struct Head {
+    began: Mutex<Option<Instant>>,
+    changed: Notify,
 }
 
 /// A request that is being answered: until this is dropped, its connection is not idle.
@@ -50,7 +63,12 @@ impl Connections {
         }
         registry.open += 1;
         drop(registry);
-        let slot = Slot { connections: Arc::clone(self), replaced: CancellationToken::new(), idle_since: Mutex::default() };
+        let slot = Slot {
+            connections: Arc::clone(self),
+            replaced: CancellationToken::new(),
+            idle_since: Mutex::default(),
+            head: Head::default(),
+        };
         slot.rest();
         Some(slot)
     }
@@ -70,8 +88,36 @@ impl Connections {
 }
 
 impl Slot {
+    /// Bytes have arrived: the first ones of a head, where none is under way and nothing is being answered.
+    pub(super) fn read(&self) {
+        if self.idle_since().is_none() {
+            return;
+        }
+        let mut began = self.head.began();
+        if began.is_none() {
+            *began = Some(Instant::now());
+            self.head.changed.notify_one();
+        }
+    }
+
+    /// Resolves when a head is not complete so long after its first byte.
+    pub(super) async fn head_is_overdue(&self, limit: Duration) {
+        loop {
+            let began = *self.head.began();
+            let Some(began) = began else {
+                self.head.changed.notified().await;
+                continue;
+            };
+            sleep_until(later(began, limit)).await;
+            if *self.head.began() == Some(began) {
+                return;
+            }
+        }
+    }
+
     /// A request has arrived.
     pub(super) fn begin(self: &Arc<Self>) -> Answering {
+        *self.head.began() = None;
         self.work();
         Answering(Arc::clone(self))
     }
@@ -104,6 +150,12 @@ impl Slot {
 
     fn idle_since(&self) -> MutexGuard<'_, Option<u64>> {
         self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Head {
+    fn began(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.began.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

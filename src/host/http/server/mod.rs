@@ -1,6 +1,6 @@
 //! The HTTP server: bounded in its connections, and in the time for which a caller may leave one unused.
 //!
-//! - A caller has `head_timeout_ms` for the head of a request, the first as well as the next one over the same connection.
+//! - A caller has `head_timeout_ms` for the head of a request, from its first byte on, and `idle_timeout_ms` until that byte.
 //! - A caller who takes nothing of an answer for `write_timeout_ms` is cut off.
 //! - Where every connection is taken, a new one replaces the one that has been without a request for longest: half requests
 //!   never keep a probe out.
@@ -49,8 +49,11 @@ pub(super) async fn serve(
 ) -> io::Result<()> {
     let connections = Arc::new(Connections::new(settings.max_connections));
     let under_way = TaskTracker::new();
-    let head_timeout = Duration::from_millis(settings.head_timeout_ms);
-    let write_timeout = Duration::from_millis(settings.write_timeout_ms);
+    let limits = Limits {
+        head: Duration::from_millis(settings.head_timeout_ms),
+        idle: Duration::from_millis(settings.idle_timeout_ms),
+        write: Duration::from_millis(settings.write_timeout_ms),
+    };
     let mut shutdown = pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -69,11 +72,10 @@ pub(super) async fn serve(
         };
         match connections.enter() {
             Some(slot) => {
-                let stream = prompt(stream, write_timeout);
-                under_way.spawn(converse(stream, router.clone(), slot, head_timeout));
+                under_way.spawn(converse(stream, router.clone(), Arc::new(slot), limits));
             }
             None => {
-                under_way.spawn(turn_away(stream, write_timeout));
+                under_way.spawn(turn_away(stream, limits.write));
             }
         }
     }
@@ -84,18 +86,22 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// Without Nagle's algorithm: the body of an answer that follows its head would wait for the caller's delayed
-/// acknowledgement, 40 ms.
-fn prompt(stream: TcpStream, write_timeout: Duration) -> ImpatientStream {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection keeps its delay");
-    }
-    ImpatientStream::new(stream, write_timeout)
+/// How long a caller may leave a connection unused.
+#[derive(Clone, Copy)]
+struct Limits {
+    head: Duration,
+    idle: Duration,
+    write: Duration,
 }
 
 /// One connection, from its first request to its last.
-async fn converse(stream: ImpatientStream, router: Router, slot: Slot, head_timeout: Duration) {
-    let slot = Arc::new(slot);
+async fn converse(stream: TcpStream, router: Router, slot: Arc<Slot>, limits: Limits) {
+    // Without Nagle's algorithm: the body of an answer that follows its head would wait for the caller's delayed
+    // acknowledgement, 40 ms.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection keeps its delay");
+    }
+    let stream = ImpatientStream::new(stream, Arc::clone(&slot), limits.write);
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request: Request<Incoming>| {
         let answering = slot.begin();
@@ -104,7 +110,7 @@ async fn converse(stream: ImpatientStream, router: Router, slot: Slot, head_time
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
+        .header_read_timeout(limits.idle)
         .max_buf_size(HEAD_MAX_BYTES)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
@@ -118,6 +124,7 @@ async fn converse(stream: ImpatientStream, router: Router, slot: Slot, head_time
                 return;
             }
             () = slot.replaced() => return,
+            () = slot.head_is_overdue(limits.head) => return,
             () = slot.closing(), if !closing => {
                 closing = true;
                 connection.as_mut().graceful_shutdown();

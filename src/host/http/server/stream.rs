@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,18 +10,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use super::connections::Slot;
 use crate::clock::later;
 
 pub(super) struct ImpatientStream {
     stream: TcpStream,
+    slot: Arc<Slot>,
     limit: Duration,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 impl ImpatientStream {
-    pub(super) fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self { stream, limit, waiting: None }
+    pub(super) fn new(stream: TcpStream, slot: Arc<Slot>, limit: Duration) -> Self {
+        Self { stream, slot, limit, waiting: None }
     }
 
     /// A write that waits ends in an error once nothing has been written for the limit.
@@ -40,7 +43,12 @@ impl ImpatientStream {
 
 impl AsyncRead for ImpatientStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.slot.read();
+        }
+        read
     }
 }
 

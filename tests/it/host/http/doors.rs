@@ -190,11 +190,22 @@ async fn is_closed(stream: &mut TcpStream) {
 
 #[tokio::test]
 async fn a_head_that_never_ends_is_cut_off() {
+    // Long before a connection would be closed that is merely idle.
     let front = Front::open_with(|http| http.settings.head_timeout_ms = 50).await;
     is_closed(&mut half_a_request(&front).await).await;
-    let mut idle = TcpStream::connect(front.address).await.unwrap();
-    idle.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    is_closed(&mut idle).await;
+    let mut second = TcpStream::connect(front.address).await.unwrap();
+    second.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut answer = [0; 15];
+    second.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    second.write_all(b"GET /hea").await.unwrap();
+    is_closed(&mut second).await;
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_is_closed() {
+    let front = Front::open_with(|http| http.settings.idle_timeout_ms = 50).await;
+    is_closed(&mut TcpStream::connect(front.address).await.unwrap()).await;
 }
 
 #[tokio::test]
