@@ -8,6 +8,8 @@ pub mod setting;
 
 pub mod backoff;
 
+pub mod clock;
+
 pub mod protocol;
 
 pub mod aws;

@@ -5,12 +5,15 @@ use std::io::{IsTerminal as _, stderr};
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::Environment;
 
@@ -35,10 +38,16 @@ pub fn start(environment: &Environment, default_level: DefaultLevel) {
     let level = environment.get("LOG_LEVEL").map_or(otherwise, String::as_str).to_lowercase();
     let log = tracing_subscriber::fmt().with_env_filter(filter(&level)).with_writer(stderr);
     if stderr().is_terminal() || default_level != DefaultLevel::Outcomes {
-        log.without_time().with_target(false).init();
+        log.without_time().with_target(false).finish().with(keeps_secrets()).init();
     } else {
-        log.fmt_fields(JsonFields::new()).event_format(Lines).init();
+        log.fmt_fields(JsonFields::new()).event_format(Lines).finish().with(keeps_secrets()).init();
     }
+}
+
+/// Whatever the level: clients of HTTP, AWS and the Runtime API write tokens, presigned queries and complete events into their
+/// own lines below `info`. What is below `info` is ours alone.
+fn keeps_secrets() -> FilterFn {
+    FilterFn::new(|line| *line.level() <= Level::INFO || line.target().starts_with("atelier"))
 }
 
 /// What the level lets through, and the span of a job in any case: a list of targets would leave it out, and with it the
@@ -139,7 +148,10 @@ mod tests {
         let written = Written::default();
         let writer = written.clone();
         let log = tracing_subscriber::fmt().with_env_filter(filter(level)).with_writer(move || writer.clone());
-        tracing::subscriber::with_default(log.fmt_fields(JsonFields::new()).event_format(Lines).finish(), events);
+        tracing::subscriber::with_default(
+            log.fmt_fields(JsonFields::new()).event_format(Lines).finish().with(keeps_secrets()),
+            events,
+        );
         let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -164,6 +176,20 @@ mod tests {
             assert_eq!((&line["delay_ms"], &line["last"], &line["rate"]), (&5.into(), &true.into(), &0.5.into()));
             assert!(line["timestamp"].as_str().unwrap().ends_with('Z'), "{line}");
         }
+    }
+
+    #[test]
+    fn at_no_level_do_the_clients_tell_what_they_send() {
+        for level in ["trace", "debug", "lambda_runtime=trace", "info,hyper=trace,aws_config=debug"] {
+            let lines = lines(level, || {
+                tracing::trace!(target: "lambda_runtime", event = "x-internal-auth: secret", "new event");
+                tracing::debug!(target: "aws_config::profile", "X-Amz-Signature=secret");
+                tracing::debug_span!(target: "hyper", "request", token = "secret").in_scope(|| tracing::error!("ours"));
+            });
+            let [line] = &lines[..] else { panic!("{level}: {lines:?}") };
+            assert!(!line.to_string().contains("secret"), "{line}");
+        }
+        assert_eq!(lines("trace", || tracing::trace!("ours")).len(), 1);
     }
 
     #[test]

@@ -52,6 +52,15 @@ pub fn without_queries(message: &str) -> String {
     shown
 }
 
+/// A text of a caller, cut to `max_chars` characters: what is said of a value never grows with the value.
+#[must_use]
+pub fn clipped(text: String, max_chars: usize) -> String {
+    match text.char_indices().nth(max_chars) {
+        None => text,
+        Some(_) => text.chars().take(max_chars - 3).chain("...".chars()).collect(),
+    }
+}
+
 fn cut(text: &str, shortened: bool) -> String {
     const DOTS: &str = "...";
     if text.chars().count() <= MAX_CHARS && !shortened {
@@ -79,6 +88,12 @@ mod tests {
             assert_eq!(without_queries(given), shown);
         }
         assert_eq!(json(&value!([{ "url": "https://h/k?s3cr3t" }])), r#"[{"url":"https://h/k?..."}]"#);
+    }
+
+    #[test]
+    fn a_text_is_cut_by_characters() {
+        assert_eq!(clipped("äöü".into(), 3), "äöü");
+        assert_eq!(clipped("äöüäöü".into(), 5), "äö...");
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! The configuration: config.yaml and the environment, read and checked once at start.
 
+mod handler_environment;
 pub mod manifest;
 mod places;
 mod renamed;

@@ -31,6 +31,10 @@ impl Source {
         Ok(Self { file: file.to_owned(), tree, texts: BTreeMap::new() })
     }
 
+    pub(super) fn tree(&self) -> &Value {
+        &self.tree
+    }
+
     /// Gives every key that still has its old name the present one.
     pub(super) fn with_present_names(mut self, renamed: &[Renamed]) -> Result<Self, ConfigError> {
         renamed::rename_keys(&self.file, &mut self.tree, renamed).map_err(|(key, problem)| ConfigError::Value {

@@ -21,7 +21,7 @@ pub(super) async fn check(config: &Config, environment: &Environment) -> Finding
     };
     let weights = config.manifest(environment).ok().and_then(|manifest| files(&manifest, config).ok());
     let weights_bytes = weights.map_or(0, |files| files.iter().map(|(_, bytes)| bytes).sum());
-    let needed_bytes = config.engine.memory_budget_mib.map_or(weights_bytes, |mib| mib << 20);
+    let needed_bytes = config.engine.memory_budget_mib.map_or(weights_bytes, |mib| mib.saturating_mul(1 << 20));
     judge(&machine, (compute_cap, flash_attention), needed_bytes)
 }
 

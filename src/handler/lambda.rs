@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::line::Orders;
 use super::{Handler, HandlerError};
+use crate::clock::later;
 use crate::protocol;
 use crate::protocol::control::Order;
 use crate::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
@@ -84,7 +85,7 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<Orders>) -> Re
         };
         if end == End::Asked {
             tracing::info!(grace_ms = limits.shutdown_grace.as_millis() as u64, "asked to end: finishing what runs");
-            let _ = switch.send(Some(Instant::now() + limits.shutdown_grace));
+            let _ = switch.send(Some(later(Instant::now(), limits.shutdown_grace)));
         }
         let _ = idle.wait_for(|busy| !busy).await;
         end

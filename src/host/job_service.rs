@@ -130,7 +130,9 @@ impl JobService {
     }
 
     async fn enqueue(&self, job: &Job, body: &[u8]) -> Result<(), NotAccepted> {
-        self.check_room().await?;
+        // Counted before the queue is asked, so that of many callers at once no more come in than there is room for.
+        let sending = self.jobs.sending();
+        self.check_room(sending.before()).await?;
         Ok(self.queue.send(job.id.as_str(), body, job.trace).await?)
     }
 
@@ -145,13 +147,15 @@ impl JobService {
         match self.jobs.job_status(job.id.as_str()) {
             Some(known) if known.fingerprint != job.fingerprint => Err(NotAccepted::Conflict(job.id.clone())),
             Some(known) if !matches!(known.state, State::Failed | State::Cancelled) => Ok(()),
-            _ => self.check_room().await,
+            _ => self.check_room(0).await,
         }
     }
 
-    async fn check_room(&self) -> Result<(), NotAccepted> {
+    /// `before`: jobs on their way into the queue that came earlier.
+    async fn check_room(&self, before: u64) -> Result<(), NotAccepted> {
         let free = self.snapshot.borrow().free as u64;
-        if self.waiting().await? >= self.max_waiting + free { Err(NotAccepted::Busy) } else { Ok(()) }
+        let room = self.max_waiting.saturating_add(free);
+        if self.waiting().await?.saturating_add(before) >= room { Err(NotAccepted::Busy) } else { Ok(()) }
     }
 
     /// Jobs that wait: in the queue, and taken from it but not started.

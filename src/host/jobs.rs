@@ -1,6 +1,7 @@
 //! What this node knows of its jobs: waiting, running, ended; for `/jobs/{id}`, for cancelling, for refusing doubles.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -81,6 +82,29 @@ pub enum Cancelling {
 #[derive(Debug, Default)]
 pub struct Jobs {
     registry: Mutex<JobRegistry>,
+    /// Jobs on their way into the queue.
+    sending: AtomicU64,
+}
+
+/// A job on its way into the queue, until this is dropped.
+#[derive(Debug)]
+pub struct Sending<'a> {
+    sending: &'a AtomicU64,
+    before: u64,
+}
+
+impl Sending<'_> {
+    /// Those that were on their way when this one came.
+    #[must_use]
+    pub fn before(&self) -> u64 {
+        self.before
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.sending.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +126,11 @@ impl Jobs {
         }
         registry.enter(job, State::Queued, 0);
         Acceptance::New
+    }
+
+    /// Counts a job that is about to be sent.
+    pub fn sending(&self) -> Sending<'_> {
+        Sending { before: self.sending.fetch_add(1, Ordering::SeqCst), sending: &self.sending }
     }
 
     /// Takes back an [`Acceptance::New`] whose job did not get into the queue.

@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod cause;
 pub mod cloud;
+pub mod descriptors;
 pub mod dispatch;
 pub mod drain;
 pub mod event;
@@ -42,6 +43,7 @@ use self::notification_sender::NotificationSender;
 use self::process::{Launcher, Listener, Program};
 use self::source::Source;
 use self::supervisor::{Phase, Worker};
+use crate::clock::later;
 use crate::job::request::Defaults;
 use crate::metrics::Metrics;
 use crate::protocol::report::{self, Report};
@@ -177,6 +179,7 @@ impl Host {
             intakes.spawn(intake::run(source, dispatcher.clone(), parts.defaults.clone(), stop.clone()));
         }
         tokio::spawn(forward(dispatcher.clone(), directs, wishes));
+        tokio::spawn(settle::defer_blocked(dispatcher.clone(), settler.retries.initial_backoff));
         Ok(Self { settings: parts.settings, job_service, dispatcher, settler, phase, workers, intakes, stop })
     }
 
@@ -198,7 +201,7 @@ impl Host {
             // A caller that is gone needs no answer.
             let _ = direct.answer.send(Ending::Drained);
         }
-        self.phase.send_replace(Phase::Draining(tokio::time::Instant::now() + patience));
+        self.phase.send_replace(Phase::Draining(later(tokio::time::Instant::now(), patience)));
         for in_flight in &messages {
             settle::requeue(in_flight).await;
         }

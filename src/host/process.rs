@@ -1,5 +1,6 @@
 //! One handler process: started so that it cannot outlive the host, watched, ended.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +12,8 @@ use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc as tokio_mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::cause::oom_kills;
 use crate::protocol::control::{self, Order};
@@ -25,7 +27,12 @@ pub struct Program {
     pub function_name: String,
     /// MiB, as the Runtime API tells it.
     pub memory_mib: u32,
+    /// All that it gets of the host's environment.
+    pub environment: BTreeMap<String, String>,
 }
+
+/// Orders that wait for a handler to read them, at most: more than an event has jobs to cancel.
+const OUTGOING_MAX: usize = 64;
 
 /// Hears every line of a handler's standard output.
 pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
@@ -34,7 +41,9 @@ pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
 pub struct Process {
     child: Child,
     group: Option<Pid>,
-    stdin: Option<ChildStdin>,
+    /// Orders on their way to the handler's standard input.
+    outgoing: Option<tokio_mpsc::Sender<String>>,
+    _writer: Option<AbortOnDropHandle<()>>,
     oom_kills_before: u64,
     /// Its thread must not end before the process does.
     _launcher: Launcher,
@@ -85,8 +94,8 @@ impl Launcher {
             tokio::spawn(follow(stdout, listener));
         }
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        let stdin = child.stdin.take();
-        Ok(Process { child, group, stdin, oom_kills_before, _launcher: self.clone() })
+        let (outgoing, writer) = child.stdin.take().map(write).unzip();
+        Ok(Process { child, group, outgoing, _writer: writer, oom_kills_before, _launcher: self.clone() })
     }
 }
 
@@ -95,6 +104,8 @@ impl Program {
         let mut command = Command::new(&self.path);
         command
             .args(&self.arguments)
+            .env_clear()
+            .envs(&self.environment)
             .env("AWS_LAMBDA_RUNTIME_API", runtime_api.to_string())
             .env("AWS_LAMBDA_FUNCTION_NAME", &self.function_name)
             .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
@@ -128,6 +139,20 @@ fn die_with_parent(command: &mut Command) {
     }
 }
 
+/// Writes lines to a handler from a task of its own: nobody who watches the handler may wait for one that does not read.
+fn write(mut stdin: ChildStdin) -> (tokio_mpsc::Sender<String>, AbortOnDropHandle<()>) {
+    let (outgoing, mut lines) = tokio_mpsc::channel::<String>(OUTGOING_MAX);
+    let writer = tokio::spawn(async move {
+        while let Some(line) = lines.recv().await {
+            if let Err(error) = stdin.write_all(line.as_bytes()).await {
+                tracing::debug!(%error, "a handler closed its standard input");
+                return;
+            }
+        }
+    });
+    (outgoing, AbortOnDropHandle::new(writer))
+}
+
 async fn follow(stdout: ChildStdout, listener: Listener) {
     let mut lines = BufReader::new(stdout).split(b'\n');
     while let Ok(Some(line)) = lines.next_segment().await {
@@ -141,17 +166,12 @@ impl Process {
         self.child.id()
     }
 
-    /// Writes an order to the handler's standard input. A handler that does not read it, or is gone, misses it.
-    pub async fn tell(&mut self, order: &Order) {
-        if let Some(stdin) = &mut self.stdin {
-            let line = order.encode();
-            let written = async {
-                stdin.write_all(line.as_bytes()).await?;
-                stdin.flush().await
-            };
-            if let Err(error) = written.await {
-                tracing::debug!(%error, "a handler could not be told something");
-            }
+    /// Sends an order to the handler's standard input; returns at once. A handler that does not read it, or is gone, misses it.
+    pub fn send(&self, order: &Order) {
+        if let Some(outgoing) = &self.outgoing
+            && let Err(error) = outgoing.try_send(order.encode())
+        {
+            tracing::warn!(%error, "an order to a handler was dropped: the handler does not read its standard input");
         }
     }
 

@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use super::answer::{Answer, FunctionError};
 use super::listener;
+use crate::clock::later;
 
 /// What Lambda allows a buffered reply, in bytes.
 const MOST_BUFFERED_BYTES: usize = 6_291_556;
@@ -200,7 +201,7 @@ impl Shared {
 impl Invocation {
     fn response(&self, request_id: &str, invocation_id: &str, function_arn: &str) -> Response {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let deadline_ms = (now + self.limit).as_millis().to_string();
+        let deadline_ms = later(now, self.limit).as_millis().to_string();
         let trace_id = self.trace_id.clone().unwrap_or_else(|| new_trace_id(now));
         let mut response = self.event.to_string().into_response();
         let headers = response.headers_mut();

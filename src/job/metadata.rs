@@ -9,6 +9,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::outcome::JobError;
+
+/// Of the metadata's JSON text.
+const MAX_BYTES: usize = 64 << 10;
+
 /// A JSON object as it was written.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
@@ -43,6 +48,20 @@ impl Metadata {
     /// Of what was parsed after all: a body that names a field twice.
     pub(super) fn of_parsed(parsed: Map<String, Value>) -> Self {
         Self(raw_of(&Value::Object(parsed)))
+    }
+
+    /// Every notification of a job and the handler's reply repeat it.
+    ///
+    /// # Errors
+    /// Says how large it may be.
+    pub(super) fn check(&self) -> Result<(), JobError> {
+        match self.as_str().len() {
+            0..=MAX_BYTES => Ok(()),
+            bytes => {
+                let problem = format!("must be at most {MAX_BYTES} bytes as JSON, got {bytes}");
+                Err(JobError::Invalid { field: "callback.metadata".into(), problem })
+            }
+        }
     }
 
     /// The JSON text.

@@ -11,6 +11,7 @@ use url::Url;
 use super::Notifier;
 use super::multipart::Form;
 use super::retry::retry_after;
+use crate::clock::later;
 use crate::job::notification::{Kind, Message, Notification};
 use crate::job::outcome::JobError;
 use crate::job::trace::TRACEPARENT;
@@ -79,7 +80,7 @@ impl Notifier {
 
     async fn deliver(&self, delivery_request: &DeliveryRequest<'_>) -> Result<(), JobError> {
         let notification = delivery_request.notification;
-        let end = Instant::now() + self.schedule.total;
+        let end = later(Instant::now(), self.schedule.total);
         let mut backoff = self.schedule.backoff();
         let mut attempt = 1;
         loop {
@@ -98,7 +99,7 @@ impl Notifier {
                 Err(DeliveryError::Failed { problem, retry_after }) => (problem, retry_after),
             };
             let pause = asked.unwrap_or_else(|| backoff.next_pause());
-            if attempt == self.schedule.max_attempts || Instant::now() + pause >= end {
+            if attempt == self.schedule.max_attempts || later(Instant::now(), pause) >= end {
                 return Err(delivery_request.undelivered(&problem, attempt, asked));
             }
             tracing::debug!(

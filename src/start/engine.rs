@@ -26,7 +26,7 @@ pub(super) fn start(
     manifest: &Manifest,
 ) -> impl FnOnce() -> Result<(EngineThread, Phases), EngineError> + Send + 'static {
     let warm_up = config.workflow.advanced.warmup_on_startup;
-    let budget = config.engine.memory_budget_mib.map(|mib| mib << 20);
+    let budget = config.engine.memory_budget_mib.map(|mib| mib.saturating_mul(1 << 20));
     let dtype = dtype(config.engine.dtype);
     let settings = tryon(config, manifest, budget);
     let manifest = manifest.clone();

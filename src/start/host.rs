@@ -22,7 +22,7 @@ use crate::host::source::Source;
 use crate::host::source::rabbitmq::RabbitMq;
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
-use crate::host::{Host, Parts, drain};
+use crate::host::{Host, Parts, descriptors, drain};
 use crate::metrics::Metrics;
 use crate::metrics::gpu::{self, Gpus};
 use crate::outbound::Outbound;
@@ -56,7 +56,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     config.host.handlers = options.handlers.unwrap_or(config.host.handlers);
     config.host.drain_seconds = options.drain_seconds.unwrap_or(config.host.drain_seconds);
     config.server.port = options.port.unwrap_or(config.server.port);
-    let program = program(options.function, path, &config)?;
+    let program = program(options.function, path, &config, environment)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
     let notifier = Arc::new(super::notifier(&config, outbound, store.clone())?);
@@ -121,7 +121,10 @@ fn http_side(
             model_version: config.model.name.as_str().into(),
             backend: "candle".into(),
         },
-        settings: config.host.http.clone(),
+        settings: http::Settings {
+            max_connections: descriptors::connections(config.host.http.max_connections),
+            ..config.host.http.clone()
+        },
         metrics,
         refresh,
     }
@@ -136,16 +139,29 @@ async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
 }
 
 /// This binary as the handler, or whatever function the command line names.
-fn program(function: Vec<OsString>, config_file: Option<&Path>, config: &Config) -> anyhow::Result<Program> {
+fn program(
+    function: Vec<OsString>,
+    config_file: Option<&Path>,
+    config: &Config,
+    environment: &Environment,
+) -> anyhow::Result<Program> {
     let mut words = function.into_iter();
+    let mut environment_of = config.handler_environment(config_file, environment)?;
     let (path, arguments) = if let Some(path) = words.next() {
+        environment_of = config.function_environment(config_file, environment)?;
         (path, words.collect())
     } else {
         let own = std::env::current_exe().context("the path of this binary cannot be found")?;
         let arguments = config_file.map(|file| vec!["--config".into(), file.into()]);
         (own.into(), arguments.unwrap_or_default())
     };
-    Ok(Program { path, arguments, function_name: "atelier".into(), memory_mib: config.host.handler.memory_mib })
+    Ok(Program {
+        path,
+        arguments,
+        function_name: "atelier".into(),
+        memory_mib: config.host.handler.memory_mib,
+        environment: environment_of,
+    })
 }
 
 /// The configured queues; where none is, the spool. HTTP jobs go to the first.
@@ -158,7 +174,7 @@ async fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
         sources.push(Arc::new(RabbitMq::start(&config.sources.rabbitmq)?));
     }
     if sources.is_empty() {
-        sources.push(Arc::new(Spool::open(&config.sources.spool)?));
+        sources.push(Arc::new(Spool::open(&config.sources.spool, Duration::from_millis(config.host.max_backoff_ms))?));
     }
     Ok(sources)
 }

@@ -227,20 +227,24 @@ impl Images for Store {
 impl Store {
     async fn object(&self, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
         match self.client.get_object().bucket(bucket).key(key).send().await {
-            Ok(object) => whole(object.body, bucket, key).await,
+            Ok(object) => self.whole(object.body, bucket, key).await,
             Err(error) => Err(Failure::new(error).storage(self.request_in("s3:GetObject", bucket, key))),
         }
     }
-}
 
-async fn whole(body: ByteStream, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
-    match body.collect().await {
-        Ok(bytes) => Ok(bytes.to_vec()),
-        Err(error) => Err(JobError::Storage {
-            problem: format!("s3://{bucket}/{key} broke off ({error})"),
+    /// The SDK bounds the time until the answer's head, but not until its end.
+    async fn whole(&self, body: ByteStream, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
+        let limit = Duration::from_millis(self.settings.operation_timeout_ms);
+        let broken = |problem: String, cause| JobError::Storage {
+            problem: format!("s3://{bucket}/{key} {problem}"),
             retry_policy: RetryPolicy::Retry,
-            cause: Some(error.into()),
-        }),
+            cause,
+        };
+        match tokio::time::timeout(limit, body.collect()).await {
+            Ok(Ok(bytes)) => Ok(bytes.to_vec()),
+            Ok(Err(error)) => Err(broken(format!("broke off ({error})"), Some(error.into()))),
+            Err(_) => Err(broken(format!("was not complete after {} ms", limit.as_millis()), None)),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Small JSON objects that are written once and never changed: of all who try, one writes, and the others see what it wrote.
 
+use std::time::Duration;
+
 use aws_sdk_s3::primitives::ByteStream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,6 +18,10 @@ pub(super) struct What {
     /// What the caller chose, and with it the object's key.
     chosen: &'static str,
 }
+
+/// How often an unreadable object is read again, after twice the pause each time.
+const REREADS: u32 = 3;
+const FIRST_REREAD: Duration = Duration::from_millis(200);
 
 pub(super) const RECORD: What = What { is: "record of a job", chosen: "job_id" };
 const CLAIM: What = What { is: "claim of a key", chosen: "Idempotency-Key" };
@@ -62,14 +68,31 @@ impl Store {
         }
     }
 
+    /// An object that cannot be read is read again: what stands between here and the bucket may answer for it once. One that
+    /// stays unreadable is final.
     pub(super) async fn read<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Option<T>, JobError> {
+        let mut pause = FIRST_REREAD;
+        for _ in 0..REREADS {
+            match self.read_once(what, key).await {
+                Err(error) if error.retry_policy() == RetryPolicy::Terminal => {
+                    tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "an object is read again");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                read => return read,
+            }
+        }
+        self.read_once(what, key).await
+    }
+
+    async fn read_once<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Option<T>, JobError> {
         let found = self.client.get_object().bucket(&self.settings.bucket).key(key).send().await;
         let object = match found.map_err(Failure::new) {
             Ok(object) => object,
             Err(failure) if failure.kind == Kind::NoKey => return Ok(None),
             Err(failure) => return Err(failure.storage(self.request("s3:GetObject", key))),
         };
-        let bytes = super::whole(object.body, &self.settings.bucket, key).await?;
+        let bytes = self.whole(object.body, &self.settings.bucket, key).await?;
         let value = serde_json::from_slice(&bytes).map_err(|error| JobError::Storage {
             problem: format!(
                 "s3://{}/{key} is no {} ({error}); remove it, or choose another {}",

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::clock::later;
 use crate::job::JobId;
 use crate::job::outcome::JobError;
 
@@ -106,7 +107,7 @@ impl Control {
         let deadline = Duration::from_millis(deadline_ms);
         let believable = deadline.abs_diff(now) <= BELIEVABLE;
         let left = deadline.saturating_sub(now).saturating_sub(margin);
-        Self { deadline: believable.then(|| Instant::now() + left), margin, ..Self::unlimited(shutdown) }
+        Self { deadline: believable.then(|| later(Instant::now(), left)), margin, ..Self::unlimited(shutdown) }
     }
 
     /// Without a deadline.

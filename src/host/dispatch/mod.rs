@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::in_flight::InFlight;
 use super::job_service::{Direct, Model, StatusSnapshot};
 use super::jobs::Jobs;
+use super::source::Source;
 use crate::job::trace::Trace;
 
 /// What one handler is to do next.
@@ -176,6 +177,21 @@ impl Dispatcher {
         }
     }
 
+    /// Waits until a handler is idle while messages of jobs that run already keep its source from giving others, and returns
+    /// those messages; they are the caller's to put back.
+    pub async fn blocked(&self) -> Vec<InFlight> {
+        loop {
+            let work = self.work.notified();
+            tokio::pin!(work);
+            work.as_mut().enable();
+            let blocked = self.state().blocked();
+            if !blocked.is_empty() {
+                return blocked;
+            }
+            work.await;
+        }
+    }
+
     /// Nothing is handed out any more; what is in flight and not started is returned, to be put back.
     pub fn drain(&self) -> (Vec<InFlight>, Vec<Direct>) {
         self.change(|dispatcher| {
@@ -218,6 +234,8 @@ impl Dispatcher {
         let mut state = self.state();
         let assignment = state.assign(slot)?;
         self.publish(&state);
+        // What waits may be blocked by it.
+        self.work.notify_waiters();
         Some(assignment)
     }
 
@@ -265,6 +283,27 @@ impl State {
             batch.extend(self.messages.remove(next));
         }
         Some(batch)
+    }
+
+    /// Where nothing can be started although a handler is idle: the messages of sources whose window is half full of them.
+    fn blocked(&mut self) -> Vec<InFlight> {
+        if self.draining || self.idle() == 0 || self.startable() > 0 {
+            return Vec::new();
+        }
+        let from = |source: &Arc<dyn Source>| self.messages.iter().filter(|other| Arc::ptr_eq(&other.source, source)).count();
+        let fills = |in_flight: &InFlight| {
+            in_flight.source.window().is_some_and(|window| from(&in_flight.source) >= window.div_ceil(2))
+        };
+        let blocks: Vec<bool> = self.messages.iter().map(fills).collect();
+        let mut blocked = Vec::new();
+        for (in_flight, blocks) in std::mem::take(&mut self.messages).into_iter().zip(blocks) {
+            if blocks {
+                blocked.push(in_flight);
+            } else {
+                self.messages.push_back(in_flight);
+            }
+        }
+        blocked
     }
 
     /// Two deliveries of one job must not generate at the same time: the second waits, and is a replay then.

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use super::Assignment;
 use super::disposition::{Disposition, dispositions};
+use super::{Assignment, Dispatcher};
 use crate::backoff::{Backoff, pause};
 use crate::host::answer::{Answer, Ended, reply_value};
 use crate::host::event;
@@ -93,7 +93,7 @@ impl Settler {
             match settler.notification_sender.failed(&in_flight, &JobError::Cancelled).await {
                 Ok(()) => {
                     settler.jobs.end(in_flight.job_id(), State::Cancelled, None);
-                    done(&in_flight, "acknowledged", in_flight.source.ack(&in_flight.message).await);
+                    settler.ack(&in_flight).await;
                 }
                 Err(undelivered) => settler.try_again(&in_flight, &undelivered).await,
             }
@@ -158,7 +158,24 @@ impl Settler {
 
     async fn over(&self, in_flight: &InFlight, state: State, error: Option<Value>) {
         self.jobs.end(in_flight.job_id(), state, error);
-        done(in_flight, "acknowledged", in_flight.source.ack(&in_flight.message).await);
+        self.ack(in_flight).await;
+    }
+
+    /// Until the queue has heard it: a message that comes back is told again. Its heartbeat keeps it here meanwhile.
+    async fn ack(&self, in_flight: &InFlight) {
+        let Retries { initial_backoff, max_backoff, .. } = self.retries;
+        let mut backoff = Backoff::new(initial_backoff, max_backoff);
+        loop {
+            let error = match in_flight.source.ack(&in_flight.message).await {
+                Err(error) if !matches!(error, SourceError::Lost { .. }) => error,
+                result => return done(in_flight, "acknowledged", result),
+            };
+            tracing::warn!(message_id = in_flight.message.id, %error, "a job that has ended could not be acknowledged yet");
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_pause()) => {}
+                () = self.force_shutdown.cancelled() => return,
+            }
+        }
     }
 
     async fn try_again(&self, in_flight: &InFlight, error: &JobError) {
@@ -258,6 +275,24 @@ pub async fn requeue(in_flight: &InFlight) {
         done(in_flight, "released", in_flight.source.release(&in_flight.message).await);
     };
     putting.instrument(in_flight.span.clone()).await;
+}
+
+/// Puts a message off whose job runs already.
+async fn defer(in_flight: &InFlight, delay: Duration) {
+    let putting = async {
+        in_flight.release().await;
+        done(in_flight, "deferred", in_flight.source.defer(&in_flight.message, delay).await);
+    };
+    putting.instrument(in_flight.span.clone()).await;
+}
+
+/// Puts off what keeps other jobs from an idle handler, for as long as the host lives.
+pub async fn defer_blocked(dispatcher: Arc<Dispatcher>, delay: Duration) {
+    loop {
+        for in_flight in dispatcher.blocked().await {
+            defer(&in_flight, delay).await;
+        }
+    }
 }
 
 /// What the queue said; whatever it was, the message is safe: it comes back, and is replayed for free.

@@ -1,6 +1,7 @@
 //! `/jobs/{id}`: how a job is, and the wish to cancel it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -20,8 +21,18 @@ pub(super) async fn show(
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, Problem> {
     let id = id_of(path)?;
-    let known = job_status(&http, &id).await?;
-    document(&http, &id, known).await.map(Json)
+    in_time(async {
+        let known = job_status(&http, &id).await?;
+        document(&http, &id, known).await.map(Json)
+    })
+    .await
+}
+
+/// Bounds what asks the bucket, which may be slow without being away.
+async fn in_time<T>(asking: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let late = |_| Err(Problem::unavailable("storage_failed", "the store did not answer in time"));
+    tokio::time::timeout(LIMIT, asking).await.unwrap_or_else(late)
 }
 
 pub(super) async fn cancel(
@@ -34,7 +45,8 @@ pub(super) async fn cancel(
         Cancelling::Running => (JobState::Running, "the job stops before its next denoising step"),
         Cancelling::Ended(state) => return Err(ended(&id, state)),
         Cancelling::Unknown => {
-            return Err(match http.store.record(&http.job_service.defaults.prefix, &id).await? {
+            let record = async { Ok(http.store.record(&http.job_service.defaults.prefix, &id).await?) };
+            return Err(match in_time(record).await? {
                 Some(_) => ended(&id, JobState::Complete),
                 None => unknown(&id),
             });

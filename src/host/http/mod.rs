@@ -14,6 +14,7 @@ mod inputs;
 mod jobs;
 mod order;
 mod problem;
+mod server;
 mod status;
 mod submit;
 mod trace;
@@ -30,7 +31,6 @@ use tokio::net::TcpListener;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 
 use super::job_service::JobService;
-use super::listener;
 use crate::events::auth::Auth;
 use crate::events::http::Response;
 use crate::metrics::Metrics;
@@ -50,6 +50,14 @@ pub struct Settings {
     pub max_image_pixels: u64,
     /// Milliseconds in which a request's body must have arrived.
     pub body_timeout_ms: u64,
+    /// Milliseconds in which a request's head must have arrived, from its first byte on.
+    pub head_timeout_ms: u64,
+    /// Milliseconds after which a connection is closed over which no request comes; more than a load balancer's own (60 s).
+    pub idle_timeout_ms: u64,
+    /// Milliseconds after which a caller is cut off who takes nothing of an answer.
+    pub write_timeout_ms: u64,
+    /// Connections at once, at most, and at most half of the open files that the system allows (`ulimit -n`).
+    pub max_connections: usize,
 }
 
 impl Default for Settings {
@@ -60,6 +68,10 @@ impl Default for Settings {
             max_image_bytes: 20 << 20,
             max_image_pixels: 40_000_000,
             body_timeout_ms: 60_000,
+            head_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
+            write_timeout_ms: 30_000,
+            max_connections: 1_000,
         }
     }
 }
@@ -102,7 +114,8 @@ pub async fn check_form(content_type: &str, body: Bytes, settings: &Settings) ->
 /// # Errors
 /// When the listener cannot be used.
 pub async fn serve(listener: TcpListener, http: Http, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
-    axum::serve(listener::prompt(listener), router(Arc::new(http))).with_graceful_shutdown(shutdown).await
+    let settings = http.settings.clone();
+    server::serve(listener, router(Arc::new(http)), &settings, shutdown).await
 }
 
 fn router(http: Arc<Http>) -> Router {

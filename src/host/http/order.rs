@@ -10,10 +10,11 @@ use super::draft::{Draft, Takes};
 use super::form::{self, Form};
 use super::inputs::{self, Input};
 use super::problem::Problem;
-use super::{Http, idempotency};
+use super::{Http, Settings, idempotency};
 use crate::host::job_service::Model;
 use crate::job::metadata::Metadata;
 use crate::job::outcome::JobError;
+use crate::job::request::weight;
 use crate::job::trace::{TRACEPARENT, Trace};
 use crate::job::{Job, JobId};
 
@@ -55,20 +56,35 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
     } else {
         let limit_bytes = if takes == Takes::Generate { settings.max_job_bytes } else { settings.max_upload_bytes };
         let bytes = body::read(request, limit_bytes, settings).await?;
-        match tryon(&bytes, takes)? {
+        let read = bytes.clone();
+        match aside(move || tryon(&read, takes)).await?? {
             Some(draft) => complete(http, draft).await?,
-            None => job(http, bytes.to_vec(), Vec::new()).map_err(Problem::from)?,
+            None => {
+                check_bytes(&bytes, settings)?;
+                job(http, bytes.to_vec(), Vec::new()).map_err(Problem::from)?
+            }
         }
     };
-    if order.message.len() > settings.max_job_bytes {
-        let message = format!("a job must have at most {} bytes without its images", settings.max_job_bytes);
-        return Err(Problem::too_large(&message));
-    }
+    check_bytes(&order.message, settings)?;
     Ok(Order { key, job: Job { trace, ..order.job }, ..order })
+}
+
+fn check_bytes(message: &[u8], settings: &Settings) -> Result<(), Problem> {
+    if message.len() <= settings.max_job_bytes {
+        return Ok(());
+    }
+    Err(Problem::too_large(&format!("a job must have at most {} bytes without its images", settings.max_job_bytes)))
+}
+
+/// Reads a body away from the threads that answer probes.
+async fn aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    let read = tokio::task::spawn_blocking(read).await;
+    read.map_err(|_| Problem::unavailable("internal", "the body could not be read; try again"))
 }
 
 /// The draft of a body that asks for a try-on; what is no JSON object is left to the job's own reading.
 fn tryon(bytes: &[u8], takes: Takes) -> Result<Option<Draft>, Problem> {
+    weight::check(bytes).map_err(|problem| Problem::too_large(&format!("the body is too much to parse: {problem}")))?;
     let (_, hollow) = Metadata::taken_out(bytes);
     let Ok(Value::Object(mut message)) = serde_json::from_slice(&hollow) else { return Ok(None) };
     // Null is as good as nothing, here as in the job's own reading.

@@ -11,6 +11,7 @@ use crate::events::auth::Stranger;
 use crate::host::job_service::NotAccepted;
 use crate::host::source::SourceError;
 use crate::job::outcome::JobError;
+use crate::job::request::PROBLEM_MAX_CHARS;
 use crate::shown;
 
 /// Seconds after which a caller who was turned away may ask again.
@@ -28,7 +29,8 @@ impl Problem {
 
     /// A bad request, by the field at fault.
     pub(super) fn invalid(field: &str, problem: impl Into<String>) -> Self {
-        JobError::Invalid { field: shown::name(field), problem: problem.into() }.into()
+        // Either may be a caller's own text, at any length.
+        JobError::Invalid { field: shown::name(field), problem: shown::clipped(problem.into(), PROBLEM_MAX_CHARS) }.into()
     }
 
     /// The caller may try the same again.

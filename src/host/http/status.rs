@@ -24,7 +24,9 @@ pub(super) async fn health(State(http): State<Arc<Http>>) -> Json<Value> {
 
 /// Whether a job sent now would be generated soon.
 pub(super) async fn test(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
+    let trouble = http.job_service.queue.trouble();
     let (code, status) = match http.job_service.snapshot.borrow().model {
+        Model::Hot if trouble.is_some() => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
         Model::Hot => (StatusCode::OK, "hot"),
         Model::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
         Model::Failed(_) => (StatusCode::SERVICE_UNAVAILABLE, "failed"),

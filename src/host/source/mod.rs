@@ -95,6 +95,11 @@ pub trait Source: Send + Sync {
     /// [`SourceError`]; the caller waits a little and calls again.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError>;
 
+    /// Why nothing is received although the queue is there, until an operator has repaired it.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Keeps the message in flight for another while.
     ///
     /// # Errors
@@ -114,6 +119,20 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// [`SourceError`]; then it comes back whenever the queue says.
     async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError>;
+
+    /// Messages that may be here unsettled at once, where the queue bounds that: those that cannot be started keep others out.
+    fn window(&self) -> Option<usize> {
+        None
+    }
+
+    /// The job cannot be started now, because it runs already: the message comes back after `delay`, its attempt not counted
+    /// where the queue can tell the difference.
+    ///
+    /// # Errors
+    /// [`SourceError`]; then it comes back whenever the queue says.
+    async fn defer(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
+        self.retry(message, delay).await
+    }
 
     /// The job was not tried, or stopped by us (drain): the message comes back at once, and its attempt is not counted
     /// where the queue can tell the difference.

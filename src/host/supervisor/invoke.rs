@@ -1,11 +1,13 @@
 //! One invocation of one handler: the event in, the answer out, or how it died over it.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Phase, Worker};
+use crate::clock::later;
 use crate::host::answer::{Answer, Ended, FunctionError};
 use crate::host::cause::Cause;
 use crate::host::dispatch::Assignment;
@@ -60,7 +62,7 @@ impl Worker {
         process: &mut Process,
         mut assignment: Assignment,
     ) -> (bool, Option<Cause>) {
-        let limit = self.limits().job * assignment.count() as u32;
+        let limit = self.limits().job.saturating_mul(u32::try_from(assignment.count()).unwrap_or(u32::MAX));
         let answer = api.invoke(Invocation {
             event: self.settler.event(&assignment),
             limit,
@@ -81,8 +83,10 @@ impl Worker {
         assignment: &mut Assignment,
         (mut answer, limit): (oneshot::Receiver<Answer>, Duration),
     ) -> (Ended, Option<Cause>) {
-        let deadline = Instant::now() + limit;
+        let deadline = later(Instant::now(), limit);
         let mut caller_waits = true;
+        // Callers may repeat a DELETE as often as they like; the handler hears of it once.
+        let mut cancelled = HashSet::new();
         let drained = drained(self.phase.clone());
         tokio::pin!(drained);
         let stop = loop {
@@ -95,11 +99,13 @@ impl Worker {
                 }
                 () = sleep_until(deadline) => break Stop::Deadline,
                 () = &mut drained => break Stop::Drain,
-                Some(job_id) = self.cancels.recv() => process.tell(&Order::Cancel(job_id)).await,
+                Some(job_id) = self.cancels.recv() => if cancelled.insert(job_id.clone()) {
+                    process.send(&Order::Cancel(job_id));
+                },
                 () = caller_gone(assignment), if caller_waits => {
                     caller_waits = false;
                     for job_id in assignment.job_ids() {
-                        process.tell(&Order::Cancel(job_id)).await;
+                        process.send(&Order::Cancel(job_id));
                     }
                 }
             }
@@ -121,7 +127,7 @@ impl Worker {
         };
         tracing::warn!(handler = self.index, cause = cause.as_str(), "a handler is ended over its work");
         process.terminate();
-        let grace = Instant::now() + self.limits().kill_grace;
+        let grace = later(Instant::now(), self.limits().kill_grace);
         let given = tokio::select! {
             biased;
             answer = &mut answer => Some(answered(answer)),

@@ -34,6 +34,8 @@ pub struct Settings {
     pub max_backoff_ms: u64,
     /// MiB that a handler is told it has.
     pub memory_mib: u32,
+    /// Names of variables that a handler gets on top of what it needs.
+    pub environment: Vec<String>,
 }
 
 impl Default for Settings {
@@ -45,6 +47,7 @@ impl Default for Settings {
             initial_backoff_ms: 500,
             max_backoff_ms: 30_000,
             memory_mib: 4096,
+            environment: Vec::new(),
         }
     }
 }

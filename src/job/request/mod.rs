@@ -4,6 +4,7 @@ mod field;
 mod generate;
 mod seed;
 pub mod tryon;
+pub mod weight;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
@@ -19,6 +20,9 @@ use super::trace::Trace;
 use super::url::CallbackUrl;
 use super::{Callback, ImageFormat, Job, JobId, Output};
 use crate::shown;
+
+/// Of what is said of a field: what callers read in an error is no echo of what they sent.
+pub const PROBLEM_MAX_CHARS: usize = 1_000;
 
 /// What a job gets that leaves a field out.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -88,19 +92,31 @@ impl Job {
             let error = JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") };
             Refusal { job_id: None, callback: None, requester: None, error, trace: None }
         };
+        weight::check(body).map_err(|problem| no_object(format!("; {problem}")))?;
         let (metadata, body) = Metadata::taken_out(body);
         let value: Value = serde_json::from_slice(&body).map_err(|error| no_object(format!(" ({error})")))?;
         if !value.is_object() {
             return Err(no_object(format!(", got {}", shown::json(&value))));
         }
-        read(&value, defaults).map(|read| read.into_job(&defaults.prefix, metadata.clone())).map_err(|error| Refusal {
+        let checked = metadata.as_ref().map_or(Ok(()), Metadata::check);
+        // A refusal is no place for metadata that are too large.
+        let kept = metadata.clone().filter(|_| checked.is_ok());
+        let read = checked.and_then(|()| read(&value, defaults));
+        read.map(|read| read.into_job(&defaults.prefix, metadata)).map_err(|error| Refusal {
             job_id: value["job_id"].as_str().and_then(|id| JobId::new(id).ok()),
-            callback: CallbackBody::deserialize(&value["callback"]).ok().map(|callback| callback.into_callback(metadata)),
+            callback: callback(&value["callback"], kept),
             requester: (value["task"] == "tryon").then(|| tryon::requester(&value)),
             error,
             trace: None,
         })
     }
+}
+
+/// Whom to report a refusal to: without the metadata, where those are at fault.
+fn callback(value: &Value, metadata: Option<Metadata>) -> Option<Callback> {
+    let bare = serde_json::json!({ "url": value["url"] });
+    let body = CallbackBody::deserialize(value).or_else(|_| CallbackBody::deserialize(&bare));
+    body.ok().map(|body| body.into_callback(metadata))
 }
 
 /// Which fields are allowed depends on the task, so it is read first.
@@ -121,7 +137,7 @@ fn body<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, JobError> {
 
 fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> JobError {
     let path = shown::name(&error.path().to_string());
-    let message = without_long_values(&error.inner().to_string());
+    let message = shown::clipped(without_long_values(&error.inner().to_string()), PROBLEM_MAX_CHARS);
     // serde names a missing or unknown field in its message only; callers get it as the field.
     for (start, problem) in [("missing field `", "is required"), ("unknown field `", "is not a field of this job")] {
         let Some((name, rest)) = message.strip_prefix(start).and_then(|rest| rest.split_once('`')) else { continue };

@@ -15,19 +15,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("job", &[]),
     ("setting", &[]),
     ("backoff", &[]),
+    ("clock", &[]),
     ("aws", &["setting"]),
     ("outbound", &["job", "setting"]),
     ("store", &["job", "setting", "aws", "outbound"]),
     ("models", &["setting", "backoff", "aws", "store"]),
-    ("notify", &["job", "setting", "backoff", "outbound"]),
+    ("notify", &["job", "setting", "backoff", "clock", "outbound"]),
     ("metrics", &["job", "setting"]),
     ("engine", &["kernels"]),
     ("kernels", &[]),
     ("image_file", &[]),
-    ("workflow", &["job", "engine", "image_file", "store", "notify"]),
+    ("workflow", &["job", "clock", "engine", "image_file", "store", "notify"]),
     ("protocol", &["job"]),
     ("events", &["job", "setting", "protocol"]),
-    ("handler", &["job", "setting", "events", "workflow", "metrics", "protocol"]),
+    ("handler", &["job", "setting", "clock", "events", "workflow", "metrics", "protocol"]),
     // The settings of each part are defined where they are used; config only reads them in.
     ("config", &["job", "setting", "outbound", "store", "models", "notify", "workflow", "host"]),
     (
@@ -40,7 +41,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // The host never loads a model.
     (
         "host",
-        &["job", "setting", "aws", "outbound", "image_file", "store", "notify", "events", "metrics", "protocol", "backoff"],
+        &[
+            "job",
+            "setting",
+            "aws",
+            "outbound",
+            "image_file",
+            "store",
+            "notify",
+            "events",
+            "metrics",
+            "protocol",
+            "backoff",
+            "clock",
+        ],
     ),
     // It asks with the clients that the function and the host have, and loads nothing.
     (
@@ -127,6 +141,7 @@ fn check(name: &str, text: &str) -> Vec<String> {
     if let Some(module) = module(name) {
         check_imports(name, module, &source, &mut broken);
         check_seams(name, &source, &mut broken);
+        check_clock(name, text, &mut broken);
     }
     broken
 }
@@ -182,6 +197,17 @@ fn check_imports(name: &str, module: &str, source: &Source, broken: &mut Vec<Str
             if banned.iter().any(hit) {
                 broken.push(format!("{name}:{line}: `{module}` must not use the crate `{}`", path[0]));
             }
+        }
+    }
+}
+
+/// `Instant::now() + pause` panics on a number that somebody else chose.
+fn check_clock(name: &str, text: &str, broken: &mut Vec<String>) {
+    const SUMS: [&str; 3] = ["Instant::now() +", "SystemTime::now() +", "UNIX_EPOCH +"];
+    let tests = text.find("#[cfg(test)]").unwrap_or(text.len());
+    for (index, line) in text[..tests].lines().enumerate() {
+        if SUMS.iter().any(|sum| line.contains(sum)) {
+            broken.push(format!("{name}:{}: adds to a moment, which can overflow: use `clock::later`", index + 1));
         }
     }
 }
@@ -270,6 +296,7 @@ fn other_broken_rules_are_found() {
         ("src/job/mod.rs", "fn f() {\n    unimplemented!() }", ":3: `unimplemented!` is unfinished work"),
         ("src/job/mod.rs", "fn f() { todo!() }", ":2: `todo!` is unfinished work"),
         ("tests/it/main.rs", "#[test]\n#[ignore]\nfn f() {}", ":3: `#[ignore]` is unfinished work"),
+        ("src/host/mod.rs", "fn f() { Instant::now() + pause(); }", ":2: adds to a moment, which can overflow"),
         ("src/job/mod.rs", "fn f( {", "is not Rust"),
     ] {
         let found = complaints(name, code);

@@ -159,3 +159,33 @@ async fn messages_of_sqs_share_a_batch() {
     assert_eq!(shared(&host), [4]);
     bench.emptied(&url).await;
 }
+
+#[tokio::test]
+async fn duplicates_of_a_running_job_keep_nothing_from_an_idle_handler() {
+    let Some(node) = rabbitmq::shared_or_skip("duplicates out of RabbitMQ").await else { return };
+    let (_connection, channel) = node.peer().await;
+    let port = node.port.to_string();
+    let changes = [
+        ("RABBITMQ_HOST", "127.0.0.1"),
+        ("RABBITMQ_PORT", port.as_str()),
+        ("ATELIER__SOURCES__RABBITMQ__QUEUE", "duplicates"),
+        ("ATELIER__SOURCES__RABBITMQ__DECLARE", "true"),
+        ("ATELIER__SOURCES__RABBITMQ__PREFETCH", "4"),
+    ];
+    let mut host = HostProcess::start(&changes, &["--handlers", "2"]).await;
+    host.wait_for("a handler is ready", 2).await;
+    host.bucket.hold(Some("long/0.png"));
+    let publish = async |id: &str| {
+        let body = job(id).to_string();
+        let options = BasicPublishOptions::default();
+        let properties = BasicProperties::default();
+        let sent = channel.basic_publish("".into(), "duplicates".into(), options, body.as_bytes(), properties);
+        sent.await.unwrap().await.unwrap();
+    };
+    for _ in 0..12 {
+        publish("long").await;
+    }
+    host.bucket.holding().await;
+    publish("other").await;
+    assert_eq!(host.backend.terminal().await.body["job_id"], "other", "{}", host.log());
+}

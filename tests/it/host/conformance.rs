@@ -25,7 +25,13 @@ impl Function {
     async fn start(path: PathBuf, arguments: &[&str]) -> Self {
         let api = RuntimeApi::start("greeter").await.unwrap();
         let arguments = arguments.iter().map(OsString::from).collect();
-        let program = Program { path: path.into(), arguments, function_name: "greeter".into(), memory_mib: 512 };
+        let program = Program {
+            path: path.into(),
+            arguments,
+            function_name: "greeter".into(),
+            memory_mib: 512,
+            environment: [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into(),
+        };
         let launcher = Launcher::start().unwrap();
         let process = launcher.launch(&program, api.address, None, Arc::new(|_| ())).await.unwrap();
         assert_eq!(timeout(WAIT_LIMIT, api.started()).await.expect("it asks for an event"), Started::Ready);

@@ -164,3 +164,37 @@ async fn a_second_sigterm_hands_back_at_once() {
     assert_eq!(host.spooled("waiting").len(), 1, "{}", host.log());
     assert!(host.spooled("running").is_empty());
 }
+
+/// Has a job running in a handler that is stopped, and cancels it until a pipe to that handler would be full.
+async fn freeze(host: &HostProcess, letter: &str) -> String {
+    // The longest id there is, so that every order is a long line.
+    let id = letter.repeat(128);
+    signal(Signal::STOP, *host.handlers().last().unwrap());
+    host.post("/generate", &job(&id)).await;
+    eventually("the job was taken", || !host.spooled("running").is_empty()).await.unwrap();
+    for _ in 0..700 {
+        host.cancel(&id).await;
+    }
+    id
+}
+
+#[tokio::test]
+async fn a_frozen_handler_that_reads_no_orders_meets_its_deadline_and_the_end_of_the_host() {
+    let changes = [("ATELIER__HOST__HANDLER__JOB_TIMEOUT_MS", "15000"), ("ATELIER__HOST__HANDLER__KILL_GRACE_MS", "500")];
+    let mut host = HostProcess::start(&changes, &["--drain-seconds", "600"]).await;
+    host.ready().await;
+    let frozen = freeze(&host, "f").await;
+    let ended = host.wait_for("a handler ended; another is started after a pause", 1).await;
+    assert_eq!(ended["cause"], "deadline", "{ended}");
+    let told = host.backend.terminal().await;
+    assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!(frozen), &json!("cancelled")), "{}", told.body);
+    host.post("/generate", &job("next")).await;
+    assert_eq!(host.backend.terminal().await.body["job_id"], "next");
+
+    freeze(&host, "g").await;
+    host.terminate();
+    host.wait_for("draining: no new jobs; what runs may finish", 1).await;
+    host.terminate();
+    assert!(host.ended().await.success(), "{}", host.log());
+    assert_eq!((host.spooled("waiting").len(), host.spooled("running").len()), (1, 0), "{}", host.log());
+}

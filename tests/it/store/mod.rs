@@ -204,3 +204,51 @@ fn with_cache(settings: &Settings, directory: &Path) -> Settings {
     directory.clone_into(&mut settings.cache.directory);
     settings
 }
+
+fn stored_answer(body: &str) -> crate::servers::http::Answer {
+    crate::servers::http::Answer::with(200, &[("content-type", "application/json")], body)
+}
+
+async fn behind(server: &crate::servers::http::HttpServer, cache: &Path) -> Store {
+    let settings = Settings {
+        bucket: "images".into(),
+        region: Some("us-east-1".into()),
+        endpoint_url: Some(server.url("/").to_string()),
+        force_path_style: true,
+        access_key_id: Some("test".into()),
+        secret_access_key: Some(Secret::new("test")),
+        operation_timeout_ms: 300,
+        max_attempts: 1,
+        cache: atelier::store::cache::Settings { directory: cache.to_owned(), ..atelier::store::cache::Settings::default() },
+        ..Settings::default()
+    };
+    connect(&settings).await
+}
+
+#[tokio::test]
+async fn one_wrong_answer_for_a_record_is_not_final() {
+    let job = job(&json!({}));
+    let record = record_of(&job, Vec::new());
+    let right = stored_answer(&json!(record).to_string());
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let server =
+        crate::servers::http::HttpServer::start(&[stored_answer("<html>a proxy's page</html>"), stored_answer(""), right])
+            .await;
+    let store = behind(&server, cache.path()).await;
+    assert_eq!(store.record("a/", &job.id).await.expect("the third answer is right"), Some(record));
+    server.script(&[stored_answer("<html></html>")]);
+    let error = store.record("a/", &job.id).await.expect_err("it stays wrong");
+    assert!(matches!(error, JobError::Storage { retry_policy: RetryPolicy::Terminal, .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_store_whose_answer_never_ends_is_left() {
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    let server = crate::servers::http::HttpServer::start(&[crate::servers::http::Answer::Stall]).await;
+    let store = behind(&server, cache.path()).await;
+    let job = job(&json!({}));
+    let asked = tokio::time::timeout(crate::servers::DEADLINE, store.record("a/", &job.id));
+    let error = asked.await.expect("an answer in time").expect_err("it never ends");
+    let problem = storage_problem(&error);
+    assert!(problem.contains("was not complete after 300 ms") || problem.contains("broke off"), "{problem}");
+}

@@ -186,6 +186,18 @@ async fn a_wait_beyond_the_bound_is_left_to_the_queue() {
 }
 
 #[tokio::test]
+async fn a_wait_longer_than_any_clock_is_only_not_now() {
+    for endless in ["18446744073709551615", "99999999999999999999999999"] {
+        let later = Answer::with(503, &[("retry-after", endless)], "");
+        let backend = HttpServer::start(&[later, Answer::status(200)]).await;
+        let error = complete(&notifier(&settings(&backend)), &job(&json!({}))).await.expect_err("not now");
+        assert_eq!(error.retry_policy(), RetryPolicy::Retry);
+        assert!(problem(&error).contains("which asks to wait"), "{error}");
+        assert_eq!(backend.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
 async fn a_redirect_is_a_failure_and_not_followed() {
     let elsewhere = HttpServer::start(&[Answer::status(200)]).await;
     let location = elsewhere.url("/").to_string();

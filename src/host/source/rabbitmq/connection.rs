@@ -8,8 +8,10 @@ use std::time::Duration;
 use lapin::tcp::{AMQPUriTcpExt as _, AsyncTcpStream, OwnedTLSConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Connection, ConnectionProperties};
+use tokio::runtime::Handle;
 
 use super::fault::Fault;
+use super::filter::filtered;
 use super::settings::Settings;
 
 /// Connects and logs in. lapin's own recovery stays off: it has open issues, and which messages are still ours is known
@@ -19,6 +21,7 @@ pub(super) async fn open(settings: &Settings, authorities: Option<&str>) -> Resu
     let plug = Plug::default();
     let (inside, tls) = (plug.clone(), OwnedTLSConfig { identity: None, cert_chain: authorities.map(str::to_owned) });
     let properties = ConnectionProperties::default().with_connection_name("atelier".into());
+    let handle = Handle::current();
     let opening = Connection::connector(
         uri(settings),
         lapin::runtime::default_runtime()?,
@@ -34,7 +37,7 @@ pub(super) async fn open(settings: &Settings, authorities: Option<&str>) -> Resu
             if let Some(socket) = socket {
                 inside.fit(TcpStream::from(socket.as_fd().try_clone_to_owned()?));
             }
-            Ok(stream)
+            Ok(filtered(stream, &handle)?)
         },
         properties,
     );

@@ -14,6 +14,8 @@ mod connection;
 mod connection_manager;
 mod deliveries;
 mod fault;
+mod filter;
+mod frame;
 mod handed_back;
 pub mod inspect;
 mod publish;
@@ -41,6 +43,9 @@ use self::settings::Settings;
 use super::{Depth, Message, Shape, Source, SourceError};
 use crate::job::trace::Trace;
 use crate::setting::SettingError;
+
+/// How long a message waits here, at most, that the broker takes no copy of: well within any `consumer_timeout`.
+const REJECTION_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// The queue; see the module.
 pub struct RabbitMq {
@@ -183,19 +188,39 @@ impl Source for RabbitMq {
 
     /// The delay is rounded up to 1, 2, 5, 15 s, 1, 5, 15 min or 1 h. Where the queue for it must not be made, the message
     /// goes to the end of the queue of jobs at once; where that must not be published to either, it is rejected with
-    /// requeue. Only the last does not count the attempt on a classic queue.
+    /// requeue. A broker that takes no messages for now (it is short of memory or disk) is told the same, after the delay or
+    /// half a minute. Only a rejection does not count the attempt on a classic queue.
     async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
         let (session, in_flight) = self.receipt(message, "retry")?;
-        let to = self.waiting_room(&session, delay).await.map_err(self.at("retry"))?;
-        let disposition = match self.move_to(&session, &in_flight, &to, None).await {
+        let moved = match self.waiting_room(&session, delay).await {
+            Ok(to) => self.move_to(&session, &in_flight, &to, None).await,
+            Err(fault) => Err(fault),
+        };
+        let disposition = match moved {
             Ok(()) => Disposition::Done,
-            Err(fault) if fault.refused => {
+            Err(fault) => {
                 tracing::warn!(queue = self.label, problem = fault.problem, "rejecting with requeue");
+                if !fault.refused {
+                    // It comes back at once, and the broker is short of something already.
+                    tokio::time::sleep(delay.min(REJECTION_PAUSE_MAX)).await;
+                }
                 Disposition::Failed
             }
-            Err(fault) => return Err(self.at("retry")(fault)),
         };
         session.settle(&in_flight, disposition).await.map_err(|problem| self.lost("retry", problem))
+    }
+
+    fn window(&self) -> Option<usize> {
+        Some(self.settings.prefetch.into())
+    }
+
+    async fn defer(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
+        let (session, in_flight) = self.receipt(message, "defer")?;
+        let to = self.waiting_room(&session, delay).await.map_err(self.at("defer"))?;
+        let properties = publish::again(&in_flight.delivery.properties, in_flight.attempt.saturating_sub(1), None);
+        let published = session.publish(&to, &in_flight.delivery.data, properties).await;
+        let disposition = if published.is_ok() { Disposition::Done } else { Disposition::Untried };
+        session.settle(&in_flight, disposition).await.map_err(|problem| self.lost("defer", problem))
     }
 
     async fn release(&self, message: &Message) -> Result<(), SourceError> {
@@ -204,13 +229,17 @@ impl Source for RabbitMq {
 
     /// With `declare` the message is published to our own dead-letter exchange, with reason and attempts in its headers:
     /// that exchange is there, and the publication is confirmed. A queue that was found is its owner's, and AMQP does not
-    /// say where it dead-letters to: there the message is rejected, and the reason stands in the log alone. If the owner
-    /// keeps no dead letters, RabbitMQ drops it.
+    /// say where it dead-letters to: there the message is rejected, and the reason stands in the log alone. So it is with a
+    /// broker that takes no messages for now. If the owner keeps no dead letters, RabbitMQ drops it.
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
         let (session, in_flight) = self.receipt(message, "dead-letter")?;
-        let disposition = if self.settings.declare {
+        let moved = if self.settings.declare {
             let to = Address::exchange(&topology::dead_letter_exchange(&self.settings.queue), &self.settings.queue);
-            self.move_to(&session, &in_flight, &to, Some(reason)).await.map_err(self.at("dead-letter"))?;
+            self.move_to(&session, &in_flight, &to, Some(reason)).await.is_ok()
+        } else {
+            false
+        };
+        let disposition = if moved {
             Disposition::Done
         } else {
             tracing::warn!(queue = self.label, message_id = message.id, reason, "rejected: its queue dead-letters it");

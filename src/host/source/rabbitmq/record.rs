@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use std::time::{Duration, SystemTime};
 
+use super::frame::UNREADABLE_HEADER;
 use super::publish::ATTEMPT_HEADER;
 use crate::job::trace::{TRACEPARENT, Trace};
 
@@ -35,6 +36,14 @@ fn number(properties: &BasicProperties, header: &str) -> Option<u32> {
         _ => return None,
     };
     Some(u32::try_from(number.max(0)).unwrap_or(u32::MAX))
+}
+
+/// Why the message's own headers are not there, where they could not be parsed.
+pub(super) fn unreadable(properties: &BasicProperties) -> Option<String> {
+    properties.headers().as_ref()?.inner().get(UNREADABLE_HEADER).map(|problem| match problem {
+        AMQPValue::LongString(text) => text.to_string(),
+        _ => "its headers cannot be read".to_owned(),
+    })
 }
 
 /// The header `traceparent`.

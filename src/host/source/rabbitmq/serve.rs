@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::deliveries::InFlight;
 use super::fault::{Fault, within};
+use super::record;
 use super::session::{Disposition, Session};
+use crate::clock::later;
 
 impl Session {
     /// Serves until the connection is over; why it is.
@@ -35,7 +37,7 @@ impl Session {
         loop {
             let oldest = self.deliveries().oldest();
             tokio::select! {
-                delivery = next(&mut consumer) => self.arrive(delivery)?,
+                delivery = next(&mut consumer) => self.arrive(delivery).await?,
                 () = closing.cancelled(), if !self.emptied.is_cancelled() => {
                     self.while_it_lives(self.empty(consumer.take())).await?;
                     self.emptied.cancel();
@@ -56,14 +58,23 @@ impl Session {
         within(self.consuming.basic_consume(queue, "".into(), options, FieldTable::default())).await
     }
 
-    fn arrive(&self, delivery: Option<Result<Delivery, Error>>) -> Result<(), Fault> {
+    async fn arrive(&self, delivery: Option<Result<Delivery, Error>>) -> Result<(), Fault> {
         let Some(delivery) = delivery else {
             return Err(Fault::unavailable("the broker ended the subscription: the queue was deleted or moved"));
         };
         // Whatever ended the subscription, the next connection may well be served.
         let delivery = delivery.map_err(|error| Fault { refused: false, ..error.into() })?;
         let attempt = self.broker.handed_back.attempt(&delivery);
-        self.put(InFlight { delivery, attempt, since: Instant::now() });
+        let unreadable = record::unreadable(&delivery.properties);
+        let in_flight = InFlight { delivery, attempt, since: Instant::now() };
+        match unreadable {
+            None => self.put(in_flight),
+            Some(problem) => {
+                tracing::error!(problem, "a message cannot be taken; it is dead-lettered");
+                self.while_it_lives(async { self.settle(&in_flight, Disposition::Dead).await.map_err(Fault::unavailable) })
+                    .await?;
+            }
+        }
         Ok(())
     }
 
@@ -72,7 +83,7 @@ impl Session {
         if let Some(mut consumer) = consumer {
             within(self.consuming.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
             while let Some(delivery) = consumer.next().await {
-                self.arrive(Some(delivery))?;
+                self.arrive(Some(delivery)).await?;
             }
         }
         self.hand_back(Duration::ZERO).await
@@ -97,7 +108,7 @@ async fn next(consumer: &mut Option<Consumer>) -> Option<Result<Delivery, Error>
 
 async fn too_old(oldest: Option<Instant>, longest_wait: Duration) {
     match oldest {
-        Some(oldest) => sleep_until(oldest + longest_wait).await,
+        Some(oldest) => sleep_until(later(oldest, longest_wait)).await,
         None => std::future::pending().await,
     }
 }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::name::Name;
+use super::name::{Name, PARTIAL};
 
 /// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +78,17 @@ impl Files {
         fs::rename(self.path(from.0, from.1), self.path(to.0, to.1))
     }
 
-    pub(super) fn read(&self, directory: Directory, name: &Name) -> io::Result<Vec<u8>> {
-        fs::read(self.path(directory, name))
+    /// Reads a job that waits and moves it to `running/`. Read first: where there is no descriptor or memory for it, the job has
+    /// not moved.
+    pub(super) fn start(&self, waiting: &Name, running: &Name) -> io::Result<Vec<u8>> {
+        let body = fs::read(self.path(Directory::Waiting, waiting))?;
+        self.rename((Directory::Waiting, waiting), (Directory::Running, running))?;
+        Ok(body)
+    }
+
+    /// Whether the spool itself is still there.
+    pub(super) fn is_there(&self) -> bool {
+        [Directory::Waiting, Directory::Running].iter().all(|directory| self.root.join(directory.as_str()).is_dir())
     }
 
     pub(super) fn remove(&self, directory: Directory, name: &Name) -> io::Result<()> {
@@ -103,8 +112,6 @@ impl Files {
         File::open(self.root.join(directory.as_str()))?.sync_all()
     }
 }
-
-const PARTIAL: &str = ".partial";
 
 fn partial(path: &Path) -> PathBuf {
     let mut partial = path.as_os_str().to_owned();

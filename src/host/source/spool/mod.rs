@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use self::files::{Directory, Files};
 use self::name::Name;
 use super::{Depth, Message, Shape, Source, SourceError};
+use crate::clock::later;
 use crate::job::trace::{self, Trace};
 
 /// Settings of section `sources.spool`.
@@ -62,11 +63,12 @@ impl Waiting {
 }
 
 impl Spool {
-    /// Opens the directory and puts back what an earlier host had in flight when it died.
+    /// Opens the directory and puts back what an earlier host had in flight when it died. `max_pause`: no job waits for longer
+    /// before it is tried again, whatever the clock was when its retry was written.
     ///
     /// # Errors
     /// When the directory cannot be used, or another host uses it.
-    pub fn open(settings: &Settings) -> Result<Self, SourceError> {
+    pub fn open(settings: &Settings, max_pause: Duration) -> Result<Self, SourceError> {
         let files = Files::open(&settings.directory).map_err(|problem| refused(&settings.directory, "open", &problem))?;
         for name in files.list(Directory::Running).map_err(|problem| refused(&settings.directory, "open", &problem))? {
             let moved = files.rename((Directory::Running, &name), (Directory::Waiting, &name));
@@ -77,7 +79,7 @@ impl Spool {
         let names = files.list(Directory::Waiting).map_err(|problem| refused(&settings.directory, "open", &problem))?;
         // One moment for all: what is due already keeps the order of its names.
         let (now, opened) = (SystemTime::now(), Instant::now());
-        let waiting = names.into_iter().map(|name| Waiting { due: opened + name.due_in(now), name });
+        let waiting = names.into_iter().map(|name| Waiting { due: later(opened, name.due_in(now, max_pause)), name });
         Ok(Self { files: Arc::new(files), index: Arc::new(Mutex::new(waiting.collect())), arrived: Arc::new(Notify::new()) })
     }
 
@@ -94,12 +96,9 @@ impl Spool {
 
     async fn start(&self, waiting: Name) -> Result<Message, SourceError> {
         let mut running = waiting.clone();
-        running.attempt += 1;
+        running.attempt = running.attempt.saturating_add(1);
         let (from, to) = (waiting.clone(), running.clone());
-        let started = self.on_disk("receive", move |files| {
-            files.rename((Directory::Waiting, &from), (Directory::Running, &to))?;
-            files.read(Directory::Running, &to)
-        });
+        let started = self.on_disk("receive", move |files| files.start(&from, &to));
         match started.await {
             Ok(body) => Ok(message(&running, body)),
             // Somebody took the file away: there is no job any more.
@@ -139,11 +138,11 @@ impl Spool {
     ) -> Result<(), SourceError> {
         let running = self.in_flight(message, action)?;
         let mut waiting = running.clone();
-        waiting.attempt -= u32::from(!counted);
-        waiting.due(SystemTime::now() + delay);
+        waiting.attempt = waiting.attempt.saturating_sub(u32::from(!counted));
+        waiting.due(later(SystemTime::now(), delay));
         let to = waiting.clone();
         self.on_disk(action, move |files| files.rename((Directory::Running, &running), (Directory::Waiting, &to))).await?;
-        self.index().insert(Waiting { due: Instant::now() + delay, name: waiting });
+        self.index().insert(Waiting { due: later(Instant::now(), delay), name: waiting });
         self.arrived.notify_one();
         Ok(())
     }
@@ -164,9 +163,14 @@ impl Spool {
         let files = self.files.clone();
         let done = tokio::task::spawn_blocking(move || work(&files)).await;
         done.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).map_err(|problem| {
-            let (queue, gone) = (self.files.label(), problem.kind() == std::io::ErrorKind::NotFound);
+            let queue = self.files.label();
+            let gone = problem.kind() == std::io::ErrorKind::NotFound;
             let problem = problem.to_string();
-            if gone {
+            if gone && !self.files.is_there() {
+                let problem =
+                    "the directory was deleted while the host runs; its jobs are lost: start the host again".to_owned();
+                SourceError::Refused { queue, action, problem }
+            } else if gone {
                 SourceError::Lost { queue, action, problem }
             } else {
                 SourceError::Unavailable { queue, action, problem }
@@ -213,7 +217,7 @@ fn message(name: &Name, body: Vec<u8>) -> Message {
         group: None,
         body,
         trace: name.trace,
-        sent: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(name.sent_ms)),
+        sent: Some(later(SystemTime::UNIX_EPOCH, Duration::from_millis(name.sent_ms))),
         received: Instant::now(),
         record,
     }
@@ -291,9 +295,82 @@ impl Source for Spool {
         let index = self.index();
         let now = SystemTime::now();
         let oldest = index.iter().map(|waiting| waiting.name.sent_ms).min();
-        let age = |ms: u64| now.duration_since(SystemTime::UNIX_EPOCH + Duration::from_millis(ms)).unwrap_or_default();
+        let age = |ms: u64| now.duration_since(later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms))).unwrap_or_default();
         Ok(Depth { waiting: index.len() as u64, oldest: oldest.map(age) })
     }
 
     async fn close(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const MAX_PAUSE: Duration = Duration::from_secs(300);
+
+    fn open(directory: &std::path::Path) -> Spool {
+        Spool::open(&Settings { directory: directory.to_owned() }, MAX_PAUSE).unwrap()
+    }
+
+    fn files(directory: &std::path::Path, state: &str) -> Vec<PathBuf> {
+        fs::read_dir(directory.join(state)).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_job_that_cannot_be_read_now_waits_on_and_comes_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = open(directory.path());
+        spool.send("job-1", b"{}", None).await.unwrap();
+        let file = files(directory.path(), "waiting").pop().unwrap();
+        // As a lack of descriptors does: it can be moved, but not read.
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert!(matches!(spool.receive(1).await, Err(SourceError::Unavailable { .. })));
+        assert!(files(directory.path(), "running").is_empty());
+        fs::remove_dir(&file).unwrap();
+        fs::write(&file, b"{}").unwrap();
+        let messages = spool.receive(1).await.unwrap();
+        assert_eq!((messages.len(), messages[0].attempt), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn what_was_half_written_is_no_job() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(open(directory.path()));
+        let now = Name::new("job-1", None, SystemTime::now());
+        fs::write(directory.path().join("waiting").join(format!("{now}{}", name::PARTIAL)), b"{\"job_id\":").unwrap();
+        let spool = open(directory.path());
+        assert_eq!(spool.depth().await.unwrap().waiting, 0);
+        assert!(files(directory.path(), "waiting").is_empty());
+        spool.send("job.partial", b"{}", None).await.unwrap();
+        drop(spool);
+        assert_eq!(open(directory.path()).depth().await.unwrap().waiting, 1, "a job may be called so");
+    }
+
+    #[tokio::test]
+    async fn a_retry_of_a_clock_that_was_ahead_waits_no_longer_than_any_other() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(open(directory.path()));
+        let mut name = Name::new("job-1", None, SystemTime::now());
+        name.due(later(SystemTime::now(), Duration::from_hours(10 * 365 * 24)));
+        fs::write(directory.path().join("waiting").join(name.to_string()), b"{}").unwrap();
+        let spool = open(directory.path());
+        let left = spool.index().first().unwrap().due.saturating_duration_since(Instant::now());
+        assert!(left <= MAX_PAUSE, "{left:?}");
+    }
+
+    #[tokio::test]
+    async fn a_spool_that_is_gone_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = open(directory.path());
+        spool.send("job-1", b"{}", None).await.unwrap();
+        let message = spool.receive(1).await.unwrap().remove(0);
+        fs::remove_dir_all(directory.path()).unwrap();
+        for result in [spool.ack(&message).await, spool.send("job-2", b"{}", None).await] {
+            let error = result.unwrap_err();
+            assert!(error.to_string().contains("the directory was deleted while the host runs"), "{error}");
+        }
+    }
 }

@@ -7,8 +7,11 @@ use uuid::Uuid;
 
 use crate::job::trace::Trace;
 
+/// The ending of a file that is being written. No job's name ends in it.
+pub(super) const PARTIAL: &str = ".partial";
+
 /// `{due_ms}~{sent_ms}~{attempt}~{unique}~{job_id}`: names in order are jobs in the order they are due. A job's trace follows
-/// `unique` after a `+`, and counts into it where an earlier release reads the name.
+/// `unique` after a `+`, and counts into it where an earlier release reads the name. A job id that ends as a file does that is being written is followed by a `~`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name {
     /// Milliseconds since 1970-01-01T00:00:00Z; not to be started before.
@@ -43,7 +46,7 @@ impl Name {
             attempt,
             unique: traced.map_or(unique, |(unique, _)| unique).to_owned(),
             trace: traced.map(|(_, trace)| trace),
-            job_id: parts.next()?.to_owned(),
+            job_id: parts.next()?.trim_end_matches('~').to_owned(),
         };
         // A file that is named otherwise is not ours, even if it could be read.
         (name.to_string() == text).then_some(name)
@@ -53,10 +56,11 @@ impl Name {
         self.due_ms = ms(at);
     }
 
-    /// Nothing where the job was sent later than `now`: then the clock was set back, and says nothing of when it is due.
-    pub(super) fn due_in(&self, now: SystemTime) -> Duration {
+    /// Nothing where the job was sent later than `now`: then the clock was set back, and says nothing of when it is due. Never
+    /// more than `max`, the longest pause there is: then the clock was ahead when the name was written.
+    pub(super) fn due_in(&self, now: SystemTime, max: Duration) -> Duration {
         let now_ms = ms(now);
-        if self.sent_ms > now_ms { Duration::ZERO } else { Duration::from_millis(self.due_ms.saturating_sub(now_ms)) }
+        if self.sent_ms > now_ms { Duration::ZERO } else { Duration::from_millis(self.due_ms.saturating_sub(now_ms)).min(max) }
     }
 }
 
@@ -66,7 +70,8 @@ impl fmt::Display for Name {
         if let Some(trace) = self.trace {
             write!(f, "+{trace}")?;
         }
-        write!(f, "~{}", self.job_id)
+        write!(f, "~{}", self.job_id)?;
+        if self.job_id.ends_with(PARTIAL) { f.write_str("~") } else { Ok(()) }
     }
 }
 
@@ -86,9 +91,12 @@ mod tests {
         late.due(at(2_000));
         assert_eq!(Name::parse(&early.to_string()), Some(early.clone()));
         assert!(early < late && early.to_string() < late.to_string());
-        assert_eq!(late.due_in(at(1_500)), Duration::from_secs(500));
-        assert_eq!(late.due_in(at(3_000)), Duration::ZERO);
-        assert_eq!(late.due_in(at(500)), Duration::ZERO, "the clock was set back");
+        let max = Duration::from_secs(600);
+        assert_eq!(late.due_in(at(1_500), max), Duration::from_secs(500));
+        assert_eq!(late.due_in(at(3_000), max), Duration::ZERO);
+        assert_eq!(late.due_in(at(500), max), Duration::ZERO, "the clock was set back");
+        late.due(at(1_000 + 10 * 365 * 86_400));
+        assert_eq!(late.due_in(at(1_500), max), max, "the clock was ahead when the retry was written");
     }
 
     #[test]
@@ -99,6 +107,17 @@ mod tests {
         assert!(traced.to_string().len() <= 250, "file systems take 255 bytes");
         let odd = "0000000000001~0000000000001~0~a+b~job";
         assert_eq!(Name::parse(odd).unwrap().unique, "a+b");
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_no_job_whatever_its_job_is_called() {
+        let now = SystemTime::now();
+        for id in ["job-1", "job.partial", ".partial", "a.partial.partial"] {
+            let name = Name::new(id, None, now);
+            assert_eq!(Name::parse(&name.to_string()), Some(name.clone()));
+            assert!(!name.to_string().ends_with(PARTIAL));
+            assert_eq!(Name::parse(&format!("{name}{PARTIAL}")), None, "{id}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod queue;
 mod record;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -84,6 +84,8 @@ pub struct Sqs {
     queue: Arc<Queue>,
     inbox: Arc<Inbox>,
     heartbeat: Duration,
+    /// Why the last message could not be deleted, where it may not be.
+    undeletable: Mutex<Option<String>>,
 }
 
 impl Sqs {
@@ -99,7 +101,7 @@ impl Sqs {
         tracing::info!(queue = queue.url, dead_letter_queue, "SQS queue found");
         let heartbeat = Duration::from_secs(settings.visibility_seconds.into()) / 2;
         let inbox = Arc::new(Inbox::new(Arc::clone(&queue), heartbeat));
-        Ok(Self { queue, inbox, heartbeat })
+        Ok(Self { queue, inbox, heartbeat, undeletable: Mutex::default() })
     }
 }
 
@@ -154,8 +156,16 @@ impl Source for Sqs {
         Some(self.heartbeat)
     }
 
+    /// Nothing while the queue does not let us delete what is done: every job would be told again and again.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
+        if let Some(problem) = self.trouble() {
+            return Err(SourceError::Refused { queue: self.queue.url.clone(), action: "sqs:DeleteMessage", problem });
+        }
         self.inbox.receive(most).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.undeletable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn extend(&self, message: &Message) -> Result<(), SourceError> {
@@ -163,7 +173,13 @@ impl Source for Sqs {
     }
 
     async fn ack(&self, message: &Message) -> Result<(), SourceError> {
-        self.queue.delete(message).await
+        let deleted = self.queue.delete(message).await;
+        let refused = match &deleted {
+            Err(error @ SourceError::Refused { .. }) => Some(error.to_string()),
+            _ => None,
+        };
+        *self.undeletable.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+        deleted
     }
 
     async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
@@ -193,7 +209,7 @@ impl Source for Sqs {
     async fn depth(&self) -> Result<Depth, SourceError> {
         let names = [QueueAttributeName::ApproximateNumberOfMessages, QueueAttributeName::ApproximateNumberOfMessagesDelayed];
         let found = self.queue.attributes(&names).await?;
-        let counted: u64 = names.iter().filter_map(|name| found.get(name)?.parse::<u64>().ok()).sum();
+        let counted = names.iter().filter_map(|name| found.get(name)?.parse::<u64>().ok()).fold(0, u64::saturating_add);
         Ok(Depth { waiting: counted + self.inbox.waiting() as u64, oldest: None })
     }
 

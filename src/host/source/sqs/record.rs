@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
+use crate::clock::later;
 use crate::host::source::Message;
 use crate::job::trace::Trace;
 
@@ -34,7 +35,7 @@ impl Origin {
             received.attributes.into_iter().flatten().map(|(name, value)| (name.as_str().to_owned(), value)).collect();
         let number = |name: &str| attributes.get(name).and_then(|text| text.parse::<u64>().ok());
         let attempt = number("ApproximateReceiveCount").map_or(1, |count| count.clamp(1, u32::MAX.into()) as u32);
-        let sent = number("SentTimestamp").map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
+        let sent = number("SentTimestamp").map(|ms| later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms)));
         let group = attributes.get("MessageGroupId").filter(|_| self.fifo).cloned();
         let trace = attributes.get("AWSTraceHeader").and_then(|header| Trace::from_xray(header));
         let id = received.message_id.unwrap_or_default();

@@ -173,3 +173,65 @@ async fn a_body_that_never_ends_is_cut_off() {
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("not complete after 50 ms"), "{answer}");
 }
+
+/// A connection with half a request's head on it.
+async fn half_a_request(front: &Front) -> TcpStream {
+    let mut stream = TcpStream::connect(front.address).await.unwrap();
+    stream.write_all(b"POST /generate HTTP/1.1\r\nhost: x\r\nx-a: ").await.unwrap();
+    stream
+}
+
+async fn is_closed(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    let reading = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut rest));
+    // A reset says the same.
+    let _ = reading.await.expect("the connection is closed");
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_is_cut_off() {
+    // Long before a connection would be closed that is merely idle.
+    let front = Front::open_with(|http| http.settings.head_timeout_ms = 50).await;
+    is_closed(&mut half_a_request(&front).await).await;
+    let mut second = TcpStream::connect(front.address).await.unwrap();
+    second.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut answer = [0; 15];
+    second.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    second.write_all(b"GET /hea").await.unwrap();
+    is_closed(&mut second).await;
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_is_closed() {
+    let front = Front::open_with(|http| http.settings.idle_timeout_ms = 50).await;
+    is_closed(&mut TcpStream::connect(front.address).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn half_requests_never_keep_a_whole_one_out() {
+    let front = Front::open_with(|http| http.settings.max_connections = 4).await;
+    let mut halves = Vec::new();
+    for _ in 0..20 {
+        halves.push(half_a_request(&front).await);
+    }
+    let probe = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
+    for _ in 0..5 {
+        let answer = probe.get(format!("http://{}/health", front.address)).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+    // The oldest made room.
+    is_closed(&mut halves[0]).await;
+}
+
+#[tokio::test]
+async fn a_caller_who_takes_nothing_of_an_answer_is_cut_off() {
+    let front = Front::open_with(|http| http.settings.write_timeout_ms = 100).await;
+    let mut stream = TcpStream::connect(front.address).await.unwrap();
+    let request = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10_000);
+    let sending = async {
+        // It ends in an error, for nobody reads the answers.
+        while stream.write_all(&request).await.is_ok() {}
+    };
+    tokio::time::timeout(Duration::from_secs(60), sending).await.expect("the connection is closed");
+}

@@ -175,3 +175,14 @@ async fn a_job_is_cancelled_wherever_it_is() {
     let told = tokio::time::timeout(DEADLINE, front.cancels.recv()).await.unwrap();
     assert_eq!(told.as_deref(), Some("job-1"), "whoever runs it is told");
 }
+
+#[tokio::test]
+async fn no_more_come_in_at_once_than_may_wait() {
+    let front = Front::open_with(|http| http.job_service.max_waiting = 5).await;
+    let ids: Vec<String> = (0..60).map(|n| format!("job-{n}")).collect();
+    let bodies: Vec<_> = ids.iter().map(|id| generate(id)).collect();
+    let answers = futures::future::join_all(bodies.iter().map(|body| front.post("/generate", body))).await;
+    let accepted = answers.iter().filter(|(status, _)| *status == StatusCode::ACCEPTED).count();
+    assert!((1..=6).contains(&accepted), "{accepted} with one free handler");
+    assert_eq!(front.shelf.taken().len(), accepted);
+}

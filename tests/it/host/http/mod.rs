@@ -5,6 +5,7 @@ mod idempotency;
 mod infer;
 mod jobs;
 mod openapi;
+mod sizes;
 mod status;
 mod tryon;
 

@@ -231,3 +231,35 @@ async fn what_waits_too_long_is_handed_back() {
     other.ack(&second).await.unwrap();
     queue.ack(&first).await.unwrap();
 }
+
+#[tokio::test]
+async fn headers_that_nest_too_deep_go_to_the_dead_letters_and_the_next_job_comes() {
+    let Some(node) = shared_or_skip("RabbitMQ headers that nest").await else { return };
+    let queue = Queue::start(&node.settings("nested")).unwrap();
+    holds(&queue, 0).await;
+    let (_connection, channel) = node.peer().await;
+    // As deep as the client that publishes it here can write; frame.rs has deeper ones.
+    let nested = (0..100).fold(FieldTable::default(), |inner, _| {
+        let mut outer = FieldTable::default();
+        outer.insert("a".into(), AMQPValue::FieldTable(inner));
+        outer
+    });
+    publish(&channel, "nested", b"{\"job_id\":\"deep\"}", BasicProperties::default().with_headers(nested)).await;
+    queue.send("next", b"{}", None).await.unwrap();
+    let message = next(&queue).await;
+    assert_eq!(message.id, "next");
+    queue.ack(&message).await.unwrap();
+    assert_eq!(peek(&channel, "nested.dead").await.data, b"{\"job_id\":\"deep\"}");
+}
+
+#[tokio::test]
+async fn what_is_deferred_comes_again_as_the_same_attempt() {
+    let Some(node) = shared_or_skip("RabbitMQ duplicates").await else { return };
+    let queue = Queue::start(&node.settings("deferred")).unwrap();
+    queue.send("job-1", b"{}", None).await.unwrap();
+    let message = next(&queue).await;
+    queue.defer(&message, Duration::from_secs(1)).await.unwrap();
+    let again = next(&queue).await;
+    assert_eq!((again.id.as_str(), again.attempt), ("job-1", 1));
+    queue.ack(&again).await.unwrap();
+}

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use super::{holds, next, stays_empty};
+use super::{holds, next, peek, stays_empty};
 use crate::servers::DEADLINE;
 use crate::servers::proxy::Proxy;
 use crate::servers::rabbitmq::{own_or_skip, shared_or_skip};
@@ -180,4 +180,30 @@ async fn a_broker_that_is_short_of_memory_takes_no_jobs_and_still_hears_what_is_
     node.control(&["set_vm_memory_high_watermark", "0.9"]).await;
     let send = async { while queue.send("job-9", b"{}", None).await.is_err() {} };
     timeout(DEADLINE, send).await.expect("taken again in time");
+}
+
+#[tokio::test]
+async fn what_a_broker_short_of_memory_takes_no_copy_of_goes_back_and_consumption_goes_on() {
+    let Some(node) = own_or_skip("retries under RabbitMQ's memory alarm", "").await else { return };
+    let settings = Settings { prefetch: 1, ..node.settings("short") };
+    let queue = Queue::start(&settings).unwrap();
+    queue.send("job-1", b"{}", None).await.unwrap();
+    queue.send("job-2", b"{}", None).await.unwrap();
+    let message = next(&queue).await;
+    node.control(&["set_vm_memory_high_watermark", "absolute", "1"]).await;
+    timeout(DEADLINE, queue.retry(&message, Duration::from_millis(100))).await.expect("in time").unwrap();
+    let mut attempts = Vec::new();
+    while attempts.len() < 2 {
+        // Only one may be here at a time: nothing is left behind unsettled.
+        let message = next(&queue).await;
+        attempts.push((message.id.clone(), message.attempt));
+        queue.dead_letter(&message, "no").await.unwrap();
+    }
+    attempts.sort();
+    assert_eq!(attempts, [("job-1".to_owned(), 2), ("job-2".to_owned(), 1)]);
+    node.control(&["set_vm_memory_high_watermark", "0.9"]).await;
+    let (_connection, channel) = node.peer().await;
+    for _ in 0..2 {
+        peek(&channel, "short.dead").await;
+    }
 }

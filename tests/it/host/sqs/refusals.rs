@@ -93,3 +93,32 @@ async fn wrong_settings_are_named_before_anything_is_asked() {
         }
     }
 }
+
+#[tokio::test]
+async fn while_what_is_done_may_not_be_deleted_nothing_more_is_received() {
+    let attributes = json!({ "Attributes": { "QueueArn": "arn:aws:sqs:us-east-1:123456789012:jobs" } }).to_string();
+    let found = Answer::with(200, &[("content-type", "application/x-amz-json-1.0")], &attributes);
+    let server = HttpServer::start(&[found.clone(), found, answer(403, "AccessDeniedException")]).await;
+    let source = Sqs::connect(&settings(server.url("/123456789012/jobs").as_str())).await.expect("the queue is there");
+    assert_eq!(source.trouble(), None);
+    let message = Message {
+        id: "m-1".into(),
+        receipt: "r-1".into(),
+        attempt: 1,
+        group: None,
+        body: b"{}".to_vec(),
+        trace: None,
+        sent: None,
+        received: Instant::now(),
+        record: json!({}),
+    };
+    let denied = source.ack(&message).await.expect_err("denied");
+    assert!(matches!(denied, SourceError::Refused { action: "sqs:DeleteMessage", .. }), "{denied:?}");
+    assert!(source.trouble().expect("a reason").contains("allow sqs:DeleteMessage on this queue"));
+    let nothing = source.receive(1).await.expect_err("nothing is received");
+    assert!(matches!(nothing, SourceError::Refused { action: "sqs:DeleteMessage", .. }), "{nothing:?}");
+    let nothing = json!({}).to_string();
+    server.script(&[Answer::with(200, &[("content-type", "application/x-amz-json-1.0")], &nothing)]);
+    source.ack(&message).await.expect("deleted");
+    assert_eq!(source.trouble(), None);
+}
