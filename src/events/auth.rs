@@ -1,6 +1,6 @@
 //! What HTTP callers must present, and whether they did.
 
-use lambda_http::http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use axum::http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 
 use crate::setting::Secret;
 

@@ -36,7 +36,7 @@ pub struct Delivery {
 pub enum EventError {
     #[error(
         "this event is none of those the function takes: an SQS batch (Records with eventSource aws:sqs), a RabbitMQ batch \
-         (eventSource aws:rmq) or an HTTP request (API Gateway v2, function URL, ALB); its keys are: {keys}"
+         (eventSource aws:rmq) or an HTTP request (API Gateway, function URL, ALB); its keys are: {keys}"
     )]
     Unknown { keys: String },
     #[error("the event looks like {kind} but cannot be read: {problem}")]
@@ -50,14 +50,13 @@ impl Event {
     /// [`EventError::Unknown`] for anything else, an event of a kind that is not its own shape included.
     pub fn parse(payload: Value) -> Result<Self, EventError> {
         if payload["Records"][0]["eventSource"] == "aws:sqs" {
-            return sqs::Batch::parse(payload).map(Self::Sqs);
+            return sqs::Batch::parse(&payload).map(Self::Sqs);
         }
         if payload["eventSource"] == "aws:rmq" {
-            return rabbitmq::Batch::parse(payload).map(Self::RabbitMq);
+            return rabbitmq::Batch::parse(&payload).map(Self::RabbitMq);
         }
-        let context = &payload["requestContext"];
-        if context["http"].is_object() || context["elb"].is_object() {
-            return http::Exchange::parse(&payload).map(Self::Http);
+        if let Some(exchange) = http::Exchange::parse(&payload) {
+            return exchange.map(Self::Http);
         }
         let keys = match &payload {
             Value::Object(map) if !map.is_empty() => map.keys().take(10).cloned().collect::<Vec<_>>().join(", "),
