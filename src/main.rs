@@ -48,8 +48,12 @@ async fn main() -> ExitCode {
         Some(Role::Demo(_)) => log::DefaultLevel::Warnings,
         _ => log::DefaultLevel::Outcomes,
     };
-    log::start(&environment, default_level);
-    match play(arguments, &environment).await {
+    let started = log::start(&environment, default_level).map_err(anyhow::Error::from);
+    let played = match started {
+        Ok(()) => play(arguments, &environment).await,
+        Err(error) => Err(error),
+    };
+    match played {
         Ok(code) => return code,
         Err(error) if for_a_person => drop(writeln!(stderr(), "atelier: {error:#}")),
         Err(error) => tracing::error!(error = format!("{error:#}"), "atelier ends"),
