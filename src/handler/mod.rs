@@ -81,6 +81,14 @@ impl Handler {
                 let (response, jobs) = self.respond(&exchange, control).await;
                 (exchange.reply(&response), jobs)
             }
+            Event::Direct(body) => {
+                let delivery =
+                    Delivery { source: "invoke", message_id: String::new(), attempt: 1, group: None, trace: None, body };
+                let (response, jobs) = self.respond_to(&delivery, control).await;
+                // An error is what brings an asynchronous invocation back.
+                all_or_nothing(&jobs)?;
+                (response.body, jobs)
+            }
         };
         if has_host {
             return Ok(reply::encode(reply, &jobs));
@@ -213,10 +221,14 @@ impl Handler {
         // A request is delivered once.
         let trace = exchange.trace();
         let delivery = Delivery { source: "http", message_id: String::new(), attempt: 1, group: None, trace, body };
-        match Job::from_message(&delivery.body, trace, &self.defaults) {
+        self.respond_to(&delivery, control).await
+    }
+
+    async fn respond_to(&self, delivery: &Delivery, control: &Control) -> (Response, Vec<Settled>) {
+        match Job::from_message(&delivery.body, delivery.trace, &self.defaults) {
             Ok(job) => {
-                let span = span(Some(&job.id), &delivery);
-                self.answer(&delivery, &job, control).instrument(span).await
+                let span = span(Some(&job.id), delivery);
+                self.answer(delivery, &job, control).instrument(span).await
             }
             // The caller hears of it in this very response, and in no notification.
             Err(Refusal { job_id, error, .. }) => {

@@ -34,6 +34,7 @@ fn every_sample_is_of_a_known_kind() {
             Event::Sqs(_) => "sqs-",
             Event::RabbitMq(_) => "rabbitmq-",
             Event::Http(_) => "http-",
+            Event::Direct(_) => "job-",
         };
         assert!(name.starts_with(kind), "{name} was read as {kind}");
         seen += 1;
@@ -236,6 +237,14 @@ fn an_unknown_path_or_method_says_what_there_is() {
     let Ok(Event::Http(exchange)) = Event::parse(payload) else { panic!("not HTTP") };
     assert_eq!(exchange.route(), Ok(Route::Health));
     assert_eq!(Response::health("n").body["status"], "ok");
+}
+
+#[test]
+fn a_bare_job_is_a_direct_invocation() {
+    let Ok(Event::Direct(body)) = Event::parse(sample("job-plain.json")) else { panic!("not a direct invocation") };
+    assert_eq!(Job::from_json(&body, &contract()).expect("a job").id.as_str(), "direct-plain");
+    // A job that is wrong otherwise is refused as a job.
+    assert!(matches!(Event::parse(json!({ "job_id": 7, "task": "generate" })), Ok(Event::Direct(_))));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The job body as callers send it (JSON, the same on every queue), read into a checked [`Job`].
 
+pub mod envelope;
 mod field;
 mod generate;
 pub mod tryon;
@@ -65,12 +66,13 @@ pub struct Refusal {
 }
 
 impl Job {
-    /// Reads the body of a message that has a trace.
+    /// Reads the body of a message that has a trace; the job may lie in an envelope of SNS or EventBridge.
     ///
     /// # Errors
-    /// As [`Self::from_json`].
+    /// As [`Self::from_json`]. An envelope without a job is named.
     pub fn from_message(body: &[u8], trace: Option<Trace>, defaults: &Defaults) -> Result<Self, Refusal> {
-        match Self::from_json(body, defaults) {
+        let opened = envelope::open(body).map_err(Refusal::of_nobody);
+        match opened.and_then(|value| Self::from_value(&value, defaults)) {
             Ok(job) => Ok(Self { trace, ..job }),
             Err(refusal) => Err(Refusal { trace, ..refusal }),
         }
@@ -81,21 +83,29 @@ impl Job {
     /// # Errors
     /// A [`Refusal`] that names the field and what is allowed.
     pub fn from_json(body: &[u8], defaults: &Defaults) -> Result<Self, Refusal> {
-        let no_object = |problem: String| {
-            let error = JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") };
-            Refusal { job_id: None, callback: None, requester: None, error, trace: None }
-        };
-        let value: Value = serde_json::from_slice(body).map_err(|error| no_object(format!(" ({error})")))?;
+        let value = serde_json::from_slice(body).map_err(|error| Refusal::of_nobody(envelope::not_json(&error)))?;
+        Self::from_value(&value, defaults)
+    }
+
+    fn from_value(value: &Value, defaults: &Defaults) -> Result<Self, Refusal> {
         if !value.is_object() {
-            return Err(no_object(format!(", got {}", shown(&value))));
+            let problem = format!("must be a JSON object, got {}", shown(value));
+            return Err(Refusal::of_nobody(JobError::Invalid { field: "body".into(), problem }));
         }
-        read(&value, defaults).map(|read| read.into_job(&defaults.prefix)).map_err(|error| Refusal {
+        read(value, defaults).map(|read| read.into_job(&defaults.prefix)).map_err(|error| Refusal {
             job_id: value["job_id"].as_str().and_then(|id| JobId::new(id).ok()),
             callback: CallbackBody::deserialize(&value["callback"]).ok().map(CallbackBody::into_callback),
-            requester: (value["task"] == "tryon").then(|| tryon::requester(&value)),
+            requester: (value["task"] == "tryon").then(|| tryon::requester(value)),
             error,
             trace: None,
         })
+    }
+}
+
+impl Refusal {
+    /// Of a body that says nothing of its sender.
+    fn of_nobody(error: JobError) -> Self {
+        Self { job_id: None, callback: None, requester: None, error, trace: None }
     }
 }
 
