@@ -59,6 +59,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         node_id: "bench".into(),
         auth: Auth::Off,
         max_attempts: 3,
+        keep_refused: atelier::handler::KeepRefused::default(),
         max_batch_px: 0,
         emf_model: None,
     })

@@ -32,10 +32,19 @@ pub struct Handler {
     pub auth: Auth,
     /// After this many deliveries of a message its caller is told that the job failed.
     pub max_attempts: u32,
+    /// Of which queues refused messages are kept even when their sender was told.
+    pub keep_refused: KeepRefused,
     /// Jobs share a batch as long as their images have so many pixels together.
     pub max_batch_px: u64,
     /// The model's name, where CloudWatch is to make metrics of what is written to standard output.
     pub emf_model: Option<String>,
+}
+
+/// `keep_refused` of the queues that the platform takes messages from.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KeepRefused {
+    pub sqs: bool,
+    pub rabbitmq: bool,
 }
 
 /// Why an invocation as a whole failed; the source of the event brings all of it back.
@@ -100,9 +109,12 @@ impl Handler {
     fn tell_cloudwatch(&self, jobs: &[Settled]) {
         let Some(model) = &self.emf_model else { return };
         for job in jobs {
-            if let Some(measured) = &job.measured {
-                let job_id = job.job_id.as_deref().unwrap_or_default();
-                report::write_line(&emf::line(model, job.outcome.as_str(), job_id, measured));
+            let job_id = job.job_id.as_deref().unwrap_or_default();
+            let outcome = job.outcome.as_str();
+            match &job.measured {
+                Some(measured) => report::write_line(&emf::line(model, outcome, job_id, measured)),
+                None if job.is_refused() => report::write_line(&emf::refused(model, outcome)),
+                None => {}
             }
         }
     }
@@ -125,7 +137,8 @@ impl Handler {
                     let span = span(of.job_id, &delivery);
                     let failing = async {
                         tell_log(&refusal.error, &delivery, false);
-                        self.fail(&delivery, of, &refusal.error, Settlement::Failed, control).await
+                        let failed = self.fail(&delivery, of, &refusal.error, Settlement::Failed, control).await;
+                        self.keep(&delivery, &of, &refusal.error, failed, control).await
                     };
                     let failed = failing.instrument(span).await;
                     vec![(place, delivery.group, failed)]
@@ -187,7 +200,16 @@ impl Handler {
             outcome => outcome,
         };
         tell_log(&error, delivery, last);
-        Settled { measured, ..self.fail(delivery, job.into(), &error, outcome, control).await }
+        let failed = self.fail(delivery, job.into(), &error, outcome, control).await;
+        // A job that used the GPU would use it again each time that it is handed back.
+        let is_refused = matches!(error, JobError::Invalid { .. } | JobError::Input { .. });
+        let failed = match &measured {
+            Some(measured) if is_refused && measured.denoising_steps == 0 => {
+                self.keep(delivery, &job.into(), &error, failed, control).await
+            }
+            _ => failed,
+        };
+        Settled { measured, ..failed }
     }
 
     /// Tells the caller where `outcome` says so; a caller who cannot be told is a reason to bring the message back.
@@ -209,6 +231,37 @@ impl Handler {
                 tracing::warn!(message_id, error = %undelivered, "failed notification not delivered");
                 entry(message_id, of.job_id, Settlement::Retry, Some(&undelivered))
             }
+        }
+    }
+
+    /// Sees that a refused message is kept of which nobody could be told: SQS moves what is handed back, other queues of the platform
+    /// have nothing of the kind. A host keeps its messages itself.
+    async fn keep(
+        &self,
+        delivery: &Delivery,
+        of: &NotificationTarget<'_>,
+        error: &JobError,
+        failed: Settled,
+        control: &Control,
+    ) -> Settled {
+        let is_told = of.job_id.is_some() && self.workflow.can_tell(of, error);
+        let keeps_all = match delivery.source {
+            "sqs" => self.keep_refused.sqs,
+            _ => self.keep_refused.rabbitmq,
+        };
+        let is_settled = failed.outcome != Settlement::Failed || control.notification_mode() == NotificationMode::Later;
+        if is_settled || (is_told && !keeps_all) {
+            return failed;
+        }
+        if delivery.source == "sqs" {
+            return Settled { outcome: Settlement::DeadLetter, ..failed };
+        }
+        match self.workflow.keep_dead(delivery.source, &delivery.message_id, &delivery.body, error).await {
+            Ok(key) => {
+                tracing::warn!(message_id = delivery.message_id, key, "a refused message is kept in the bucket");
+                failed
+            }
+            Err(error) => entry(&delivery.message_id, of.job_id, Settlement::Retry, Some(&error)),
         }
     }
 

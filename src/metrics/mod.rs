@@ -119,6 +119,11 @@ impl Metrics {
         self.webhooks(&measured.webhook_attempts);
     }
 
+    /// A message was refused. `outcome`: a word of the table's row.
+    pub fn refused(&self, source: &str, outcome: &str) {
+        self.add(table::REFUSED, [source, outcome], 1.0);
+    }
+
     pub fn webhooks(&self, attempts: &[WebhookAttempts]) {
         for WebhookAttempts { kind, delivered, count } in attempts {
             self.add(table::WEBHOOKS, [kind, if *delivered { "delivered" } else { "failed" }], *count as f64);

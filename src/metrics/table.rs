@@ -96,6 +96,12 @@ pub const JOBS: Counter<2> = Counter(labelled(
     &["source", "outcome"],
     "runs by outcome: complete, failed, retry, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
 ));
+pub const REFUSED: Counter<2> = Counter(labelled(
+    "atelier_refused_total",
+    "",
+    &["source", "outcome"],
+    "messages that no attempt can help: failed (its sender was told) or dead_letter (nobody could be told, or `keep_refused`)",
+));
 pub const JOB_SECONDS: Histogram<1> = Histogram(
     labelled("atelier_job_seconds", "seconds", &["source"], "a run in the handler, from its turn to its outcome"),
     SECONDS,
@@ -147,13 +153,14 @@ pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
 pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
 /// All of them, in the order of docs/metrics.md.
-pub const TABLE: [Metric; 20] = [
+pub const TABLE: [Metric; 21] = [
     INFERENCES.row(),
     INFERENCE_LATENCY.row(),
     INFERENCE_ERRORS.row(),
     GPU_MEMORY.row(),
     GPU_UTILIZATION.row(),
     JOBS.row(),
+    REFUSED.row(),
     JOB_SECONDS.row(),
     STEP_SECONDS.row(),
     DENOISING_STEPS.row(),

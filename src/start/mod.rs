@@ -14,7 +14,7 @@ use self::phases::process_age_ms;
 use crate::config::manifest::Family;
 use crate::config::{Config, ConfigError, Environment};
 use crate::events::auth::Auth;
-use crate::handler::Handler;
+use crate::handler::{Handler, KeepRefused};
 use crate::job::notification::Images;
 use crate::job::outcome::JobError;
 use crate::notify::Notifier;
@@ -101,6 +101,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         node_id: config.server.node_id.clone(),
         auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
         max_attempts: config.runtime.max_attempts,
+        keep_refused: KeepRefused { sqs: config.sources.sqs.keep_refused, rabbitmq: config.sources.rabbitmq.keep_refused },
         max_batch_px: config.runtime.max_batch_px,
         emf_model: config.metrics.emf.then(|| config.model.name.as_str().to_owned()),
     })

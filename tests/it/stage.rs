@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use atelier::config::{self, Config, Environment};
 use atelier::demo::s3;
 use atelier::events::auth::Auth;
-use atelier::handler::Handler;
+use atelier::handler::{Handler, KeepRefused};
 use atelier::job::task::ModelName;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
@@ -151,6 +151,7 @@ impl Stage {
             node_id: "test".to_owned(),
             auth: Auth::Token(Secret::new(TOKEN)),
             max_attempts: 3,
+            keep_refused: KeepRefused::default(),
             max_batch_px: 4 * 512 * 512,
             emf_model: None,
         };

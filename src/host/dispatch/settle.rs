@@ -125,6 +125,8 @@ impl Settler {
 
     /// Tells the caller, then the queue.
     async fn finalize(&self, in_flight: &InFlight, told: Settled) {
+        let is_refused = told.is_refused();
+        let is_told = told.job_id.is_some() && !told.notifications.is_empty();
         let Settled { outcome, error, notifications, measured, .. } = told;
         let delivered = tokio::select! {
             delivered = self.notification_sender.deliver_of(in_flight, &notifications) => delivered,
@@ -141,6 +143,12 @@ impl Settler {
                 return self.try_again(in_flight, &undelivered).await;
             }
         };
+        // Nobody heard of it, or all that was refused is to be kept.
+        let outcome =
+            if is_refused && (!is_told || in_flight.source.keeps_refused()) { Settlement::DeadLetter } else { outcome };
+        if is_refused {
+            self.metrics.refused(in_flight.source.name(), outcome.as_str());
+        }
         self.count(in_flight, outcome.as_str(), measured.as_ref());
         let error = error.map(|error| json!(error));
         match outcome {

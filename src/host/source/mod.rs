@@ -82,6 +82,11 @@ pub trait Source: Send + Sync {
 
     fn shape(&self) -> Shape;
 
+    /// Whether refused messages are dead-lettered even when their sender was told: `keep_refused` of its settings.
+    fn keeps_refused(&self) -> bool {
+        false
+    }
+
     /// How often [`Self::extend`] must be called for every message in flight, from its receipt on; none: never.
     fn heartbeat(&self) -> Option<Duration> {
         None

@@ -2,6 +2,7 @@
 
 mod batch;
 mod host;
+mod refused;
 mod starts;
 mod stopped;
 mod traces;

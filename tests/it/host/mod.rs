@@ -8,6 +8,7 @@ mod memory;
 mod metrics;
 mod protocol;
 mod rabbitmq;
+mod refused;
 pub(crate) mod sqs;
 mod survival;
 mod traces;

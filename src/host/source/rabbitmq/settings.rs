@@ -38,6 +38,8 @@ pub struct Settings {
     /// Seconds after which the broker takes back a message that is not settled: its own `consumer_timeout`. A message that
     /// waits here for half as long is handed back before.
     pub consumer_timeout_seconds: u64,
+    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+    pub keep_refused: bool,
 }
 
 impl Default for Settings {
@@ -56,6 +58,7 @@ impl Default for Settings {
             heartbeat_seconds: 30,
             connect_timeout_ms: 10_000,
             consumer_timeout_seconds: 1800,
+            keep_refused: false,
         }
     }
 }

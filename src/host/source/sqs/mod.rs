@@ -59,6 +59,8 @@ pub struct Settings {
     pub operation_timeout_ms: u64,
     /// Attempts of a request: 5xx, throttling and broken connections are tried again with backoff and jitter.
     pub max_attempts: u32,
+    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+    pub keep_refused: bool,
 }
 
 impl Default for Settings {
@@ -75,6 +77,7 @@ impl Default for Settings {
             attempt_timeout_ms: 10_000,
             operation_timeout_ms: 30_000,
             max_attempts: 3,
+            keep_refused: false,
         }
     }
 }
@@ -84,6 +87,7 @@ pub struct Sqs {
     queue: Arc<Queue>,
     inbox: Arc<Inbox>,
     heartbeat: Duration,
+    keep_refused: bool,
 }
 
 impl Sqs {
@@ -99,7 +103,7 @@ impl Sqs {
         tracing::info!(queue = queue.url, dead_letter_queue, "SQS queue found");
         let heartbeat = Duration::from_secs(settings.visibility_seconds.into()) / 2;
         let inbox = Arc::new(Inbox::new(Arc::clone(&queue), heartbeat));
-        Ok(Self { queue, inbox, heartbeat })
+        Ok(Self { queue, inbox, heartbeat, keep_refused: settings.keep_refused })
     }
 }
 
@@ -148,6 +152,10 @@ impl Source for Sqs {
 
     fn shape(&self) -> Shape {
         Shape::Sqs
+    }
+
+    fn keeps_refused(&self) -> bool {
+        self.keep_refused
     }
 
     fn heartbeat(&self) -> Option<Duration> {
