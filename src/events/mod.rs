@@ -29,7 +29,7 @@ pub struct Delivery {
     pub message_id: String,
     /// Starts at 1.
     pub attempt: u32,
-    /// Messages of one group must be settled in order (SQS FIFO).
+    /// Messages of one group must be settled in order (SQS FIFO; a standard queue has none).
     pub group: Option<String>,
     pub trace: Option<Trace>,
     pub body: Vec<u8>,

@@ -25,11 +25,13 @@ fn delivery(record: &Value) -> Result<Delivery, EventError> {
         problem: "a record has no messageId, so it could not be handed back alone".into(),
     })?;
     let attribute = |name: &str| record["attributes"][name].as_str();
+    // On a standard queue the group is a tenant, among whom SQS is fair; it asks for no order.
+    let fifo = record["eventSourceARN"].as_str().is_some_and(|queue| queue.ends_with(".fifo"));
     Ok(Delivery {
         source: "sqs",
         message_id: message_id.to_owned(),
         attempt: attribute("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1),
-        group: attribute("MessageGroupId").map(str::to_owned),
+        group: attribute("MessageGroupId").filter(|_| fifo).map(str::to_owned),
         trace: attribute("AWSTraceHeader").and_then(Trace::from_xray),
         body: record["body"].as_str().unwrap_or_default().as_bytes().to_vec(),
     })

@@ -70,6 +70,8 @@ pub enum NotAccepted {
     Conflict(JobId),
     #[error("every handler is busy and nothing more may wait")]
     Busy,
+    #[error("{limit} jobs of this tenant wait already, and no more may (host.max_waiting_per_tenant)")]
+    TenantBusy { limit: u64 },
     #[error("the host is shutting down")]
     Draining,
     #[error(transparent)]
@@ -93,6 +95,8 @@ pub struct JobService {
     pub queue: Arc<dyn Source>,
     /// Jobs that may wait in `queue` at most.
     pub max_waiting: u64,
+    /// Of one tenant; none: as many as may wait at all.
+    pub max_waiting_per_tenant: Option<u64>,
     pub snapshot: watch::Receiver<StatusSnapshot>,
     /// To the dispatcher: jobs that wait for their answer.
     pub direct: mpsc::Sender<Direct>,
@@ -130,8 +134,8 @@ impl JobService {
     }
 
     async fn enqueue(&self, job: &Job, body: &[u8]) -> Result<(), NotAccepted> {
-        self.check_room().await?;
-        Ok(self.queue.send(job.id.as_str(), body, job.trace).await?)
+        self.check_room(job).await?;
+        Ok(self.queue.send_for(job.tenant.as_deref(), job.id.as_str(), body, job.trace).await?)
     }
 
     /// Whether [`Self::submit`] would take a job now; for callers who have work to do before it.
@@ -145,11 +149,16 @@ impl JobService {
         match self.jobs.job_status(job.id.as_str()) {
             Some(known) if known.fingerprint != job.fingerprint => Err(NotAccepted::Conflict(job.id.clone())),
             Some(known) if !matches!(known.state, State::Failed | State::Cancelled) => Ok(()),
-            _ => self.check_room().await,
+            _ => self.check_room(job).await,
         }
     }
 
-    async fn check_room(&self) -> Result<(), NotAccepted> {
+    async fn check_room(&self, job: &Job) -> Result<(), NotAccepted> {
+        if let Some(limit) = self.max_waiting_per_tenant.filter(|_| job.tenant.is_some())
+            && self.jobs.waiting_of_tenant(job) >= limit
+        {
+            return Err(NotAccepted::TenantBusy { limit });
+        }
         let free = self.snapshot.borrow().free as u64;
         if self.waiting().await? >= self.max_waiting + free { Err(NotAccepted::Busy) } else { Ok(()) }
     }

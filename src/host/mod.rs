@@ -60,6 +60,8 @@ pub struct Settings {
     pub drain_seconds: u64,
     /// Jobs of HTTP callers that may wait at most.
     pub max_waiting: u64,
+    /// Of one tenant; none: as many as may wait at all.
+    pub max_waiting_per_tenant: Option<u64>,
     /// Milliseconds until a failed job is tried again, at first; each further pause can be twice as long.
     pub initial_backoff_ms: u64,
     /// Milliseconds until a failed job is tried again, at most.
@@ -77,6 +79,7 @@ impl Default for Settings {
             batch: 1,
             drain_seconds: 100,
             max_waiting: 100,
+            max_waiting_per_tenant: None,
             initial_backoff_ms: 5_000,
             max_backoff_ms: 300_000,
             handler: supervisor::Settings::default(),
@@ -144,6 +147,7 @@ impl Host {
             defaults: parts.defaults.clone(),
             queue: parts.queue,
             max_waiting: parts.settings.max_waiting,
+            max_waiting_per_tenant: parts.settings.max_waiting_per_tenant,
             snapshot: dispatcher.snapshot(),
             direct,
             cancels,

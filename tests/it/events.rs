@@ -104,6 +104,9 @@ fn sqs_attributes_become_attempt_and_group() {
     let mut payload = sample("sqs-plain.json");
     payload["Records"][0]["attributes"]["ApproximateReceiveCount"] = json!("4");
     payload["Records"][0]["attributes"]["MessageGroupId"] = json!("customer-9");
+    let Ok(Event::Sqs(standard)) = Event::parse(payload.clone()) else { panic!("not an SQS batch") };
+    assert_eq!(standard.deliveries[0].group, None, "a tenant among whom the queue is fair, not an order");
+    payload["Records"][0]["eventSourceARN"] = json!("arn:aws:sqs:us-east-1:123456789012:image_generation.fifo");
     let Ok(Event::Sqs(batch)) = Event::parse(payload) else { panic!("not an SQS batch") };
     assert_eq!((batch.deliveries[0].attempt, batch.deliveries[0].group.as_deref()), (4, Some("customer-9")));
 }

@@ -139,6 +139,20 @@ pub trait Source: Send + Sync {
     /// [`SourceError`]; then the job was not accepted.
     async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError>;
 
+    /// As [`Self::send`]; a queue that can be fair to tenants is told whose job it is.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    async fn send_for(
+        &self,
+        _tenant: Option<&str>,
+        job_id: &str,
+        body: &[u8],
+        trace: Option<Trace>,
+    ) -> Result<(), SourceError> {
+        self.send(job_id, body, trace).await
+    }
+
     /// # Errors
     /// [`SourceError`] when the queue cannot be asked.
     async fn depth(&self) -> Result<Depth, SourceError>;

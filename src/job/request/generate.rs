@@ -44,6 +44,8 @@ pub(super) struct Body {
     #[serde(default)]
     output: OutputBody,
     callback: Option<CallbackBody>,
+    #[serde(default, deserialize_with = "field::passed_through")]
+    tenant: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -89,7 +91,7 @@ impl Body {
             seed: self.seed.unwrap_or(defaults.seed),
         };
         let canonical = canonical(self.task, &generate);
-        let common = Common { job_id: self.job_id, watermark: self.watermark, output: self.output, callback: self.callback };
+        let common = Common { job_id: self.job_id, watermark: self.watermark, output: self.output, callback: self.callback, tenant: self.tenant };
         Ok(Read { common, task: Task::Generate(generate), canonical })
     }
 }

@@ -176,6 +176,7 @@ struct Common {
     watermark: Option<WatermarkBody>,
     output: OutputBody,
     callback: Option<CallbackBody>,
+    tenant: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -214,7 +215,7 @@ impl CallbackBody {
 
 impl Read {
     fn into_job(self, default_prefix: &str) -> Job {
-        let Self { common: Common { job_id, watermark, output, callback }, task, mut canonical } = self;
+        let Self { common: Common { job_id, watermark, output, callback, tenant }, task, mut canonical } = self;
         let watermark = watermark.map(|watermark| Watermark {
             text: watermark.text,
             position: watermark.position.unwrap_or(Anchor::BottomRight),
@@ -224,6 +225,8 @@ impl Read {
             prefix: output.prefix.unwrap_or_else(|| default_prefix.to_owned()),
             format: output.format.unwrap_or(ImageFormat::Png),
         };
+        let callback = callback.map(CallbackBody::into_callback);
+        let tenant = tenant.or_else(|| user(&task, callback.as_ref())).filter(|tenant| !tenant.is_empty());
         canonical["watermark"] = serde_json::json!(watermark);
         canonical["output"] = serde_json::json!(output);
         let fingerprint = base16ct::lower::encode_string(&Sha256::digest(canonical.to_string()));
@@ -232,9 +235,19 @@ impl Read {
             task,
             watermark,
             output,
-            callback: callback.map(CallbackBody::into_callback),
+            callback,
+            tenant,
             fingerprint,
             trace: None,
         }
     }
+}
+
+/// Whose job it is where it names no tenant.
+fn user(task: &Task, callback: Option<&Callback>) -> Option<String> {
+    let of_form = match task {
+        Task::TryOn(tryon) => tryon.requester.user_id.clone(),
+        Task::Generate(_) => None,
+    };
+    of_form.or_else(|| callback?.metadata.get("user_id")?.as_str().map(str::to_owned))
 }

@@ -23,6 +23,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::QueueAttributeName;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use self::address::Address;
@@ -187,13 +188,29 @@ impl Source for Sqs {
     }
 
     async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
+        self.send_for(None, job_id, body, trace).await
+    }
+
+    /// A standard queue is fair among the groups of its messages; a FIFO queue would put a tenant's jobs into an order.
+    async fn send_for(
+        &self,
+        tenant: Option<&str>,
+        job_id: &str,
+        body: &[u8],
+        trace: Option<Trace>,
+    ) -> Result<(), SourceError> {
         let body = self.queue.checked_body(body)?;
         // Not the job's id: a job that failed may be sent again within the five minutes in which SQS drops doubles. The
         // attempts of this one request have the same.
         let deduplication = self.queue.fifo().then(|| Uuid::now_v7().to_string());
-        let group = self.queue.fifo().then_some(job_id);
-        let outgoing_message =
-            OutgoingMessage { body, attributes: HashMap::new(), trace, group, deduplication: deduplication.as_deref() };
+        let group = if self.queue.fifo() { Some(job_id.to_owned()) } else { tenant.map(group_id) };
+        let outgoing_message = OutgoingMessage {
+            body,
+            attributes: HashMap::new(),
+            trace,
+            group: group.as_deref(),
+            deduplication: deduplication.as_deref(),
+        };
         self.queue.send_to(&self.queue.url, outgoing_message).await
     }
 
@@ -207,5 +224,26 @@ impl Source for Sqs {
 
     async fn close(&self) {
         self.inbox.close().await;
+    }
+}
+
+/// The tenant where SQS takes it for a `MessageGroupId` (1 to 128 letters, digits and punctuation), else its hash.
+fn group_id(tenant: &str) -> String {
+    if (1..=128).contains(&tenant.len()) && tenant.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return tenant.to_owned();
+    }
+    base16ct::lower::encode_string(&Sha256::digest(tenant))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_becomes_a_group_that_sqs_takes() {
+        assert_eq!(group_id("u-17@example.com"), "u-17@example.com");
+        for odd in ["", "Ada Lovelace", "\u{e4}", &"x".repeat(129)] {
+            assert_eq!(group_id(odd).len(), 64, "{odd:?}");
+        }
     }
 }

@@ -6,6 +6,7 @@ mod infer;
 mod jobs;
 mod openapi;
 mod status;
+mod tenants;
 mod tryon;
 
 use std::net::SocketAddr;
@@ -44,6 +45,8 @@ use crate::stage::TOKEN;
 #[derive(Default)]
 struct Shelf {
     jobs: Mutex<Vec<(String, Value)>>,
+    /// Whose they are.
+    tenants: Mutex<Vec<Option<String>>>,
     away: AtomicBool,
 }
 
@@ -96,6 +99,17 @@ impl Source for Shelf {
         self.check("send")?;
         self.jobs.lock().unwrap().push((job_id.to_owned(), serde_json::from_slice(body).unwrap()));
         Ok(())
+    }
+
+    async fn send_for(
+        &self,
+        tenant: Option<&str>,
+        job_id: &str,
+        body: &[u8],
+        trace: Option<Trace>,
+    ) -> Result<(), SourceError> {
+        self.tenants.lock().unwrap().push(tenant.map(str::to_owned));
+        self.send(job_id, body, trace).await
     }
 
     async fn depth(&self) -> Result<Depth, SourceError> {
@@ -155,6 +169,7 @@ impl Front {
             defaults: contract(),
             queue: shelf.clone(),
             max_waiting: 2,
+            max_waiting_per_tenant: None,
             snapshot: snapshots,
             direct,
             cancels: cancel,
