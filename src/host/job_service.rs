@@ -14,11 +14,11 @@ use crate::job::{Job, JobId, trace};
 /// How far the handlers are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Model {
-    /// No handler is ready yet.
+    /// No handler is ready yet, or one that was ready is started again.
     Loading,
     /// At least one handler is ready.
     Hot,
-    /// No handler is ready, and the last one that tried said why; another try is on its way.
+    /// No handler has ever been ready, and the last one that tried said why; another try is on its way.
     Failed(String),
 }
 

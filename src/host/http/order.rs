@@ -29,10 +29,11 @@ pub(super) struct Order {
 /// # Errors
 /// What is wrong with it, by the name that the caller gave the field.
 pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<Order, Problem> {
-    let failed = matches!(http.job_service.snapshot.borrow().model, Model::Failed(_));
-    if failed {
+    let model = http.job_service.snapshot.borrow().model.clone();
+    if let Model::Failed(why) = model {
         body::drain(request).await;
-        return Err(Problem::unavailable("model_not_ready", "the model could not be made ready; it is tried again"));
+        let message = format!("the model could not be made ready; it is tried again ({why})");
+        return Err(Problem::unavailable("model_not_ready", &message));
     }
     let key = idempotency::Key::of(request.headers())?;
     let trace = request.headers().get(TRACEPARENT).and_then(|value| Trace::from_traceparent(value.to_str().ok()?));
