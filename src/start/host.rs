@@ -56,6 +56,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     config.host.handlers = options.handlers.unwrap_or(config.host.handlers);
     config.host.drain_seconds = options.drain_seconds.unwrap_or(config.host.drain_seconds);
     config.server.port = options.port.unwrap_or(config.server.port);
+    warn_without_token(&config);
     let program = program(options.function, path, &config)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
@@ -102,6 +103,17 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         ended?;
     }
     Ok(())
+}
+
+/// Either nobody may send jobs by HTTP, or everybody may.
+fn warn_without_token(config: &Config) {
+    match (config.security.require_auth, &config.security.internal_auth_token) {
+        (true, None) => tracing::warn!(
+            "security.internal_auth_token is not set: HTTP jobs are refused with 503 not_configured, queues are served"
+        ),
+        (false, _) => tracing::warn!("security.require_auth is false: whoever reaches the port may send jobs"),
+        (true, Some(_)) => {}
+    }
 }
 
 fn http_side(

@@ -12,6 +12,7 @@ mod refused;
 pub(crate) mod sqs;
 mod survival;
 mod traces;
+mod unready;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
