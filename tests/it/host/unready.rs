@@ -39,11 +39,10 @@ async fn a_host_that_was_ready_queues_jobs_while_a_handler_is_started_again() {
 
 #[tokio::test]
 async fn a_host_without_a_token_warns() {
-    for (changes, words) in [
-        (("ATELIER__SECURITY__INTERNAL_AUTH_TOKEN", ""), "internal_auth_token is not set"),
-        (("ATELIER__SECURITY__REQUIRE_AUTH", "false"), "require_auth is false"),
-    ] {
-        let mut host = HostProcess::start(&[changes, ("INTERNAL_AUTH_TOKEN", "")], &[]).await;
+    let none: &[(&str, &str)] = &[("INTERNAL_API_TOKEN", ""), ("BACKEND_API_URL", "")];
+    let off: &[(&str, &str)] = &[("ATELIER__SECURITY__REQUIRE_AUTH", "false")];
+    for (changes, words) in [(none, "internal_auth_token is not set"), (off, "require_auth is false")] {
+        let mut host = HostProcess::start(changes, &[]).await;
         host.wait_for("listening for HTTP", 1).await;
         assert!(host.log().contains(words), "{words}: {}", host.log());
     }
