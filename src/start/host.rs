@@ -19,7 +19,7 @@ use crate::host::http::{self, Http, ModelInfo};
 use crate::host::notification_sender::NotificationSender;
 use crate::host::process::Program;
 use crate::host::source::Source;
-use crate::host::source::rabbitmq::RabbitMq;
+use crate::host::source::rabbitmq::{self, RabbitMq};
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
 use crate::host::{Host, Parts, drain};
@@ -167,6 +167,7 @@ async fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
         sources.push(Arc::new(Sqs::connect(&config.sources.sqs).await?));
     }
     if config.sources.rabbitmq.broker().is_some() {
+        rabbitmq::inspect::check_declared(&config.sources.rabbitmq).await?;
         sources.push(Arc::new(RabbitMq::start(&config.sources.rabbitmq)?));
     }
     if sources.is_empty() {

@@ -87,6 +87,9 @@ impl Settings {
         if self.broker().is_none() {
             return wrong("host", "must name the broker (RABBITMQ_HOST)".into());
         }
+        if let Some(problem) = self.broker().and_then(no_host) {
+            return wrong("host", problem);
+        }
         let queue = self.queue.len();
         if queue == 0 || queue > LONGEST_QUEUE_NAME_BYTES {
             return wrong("queue", format!("must have 1 to {LONGEST_QUEUE_NAME_BYTES} bytes, got {queue}"));
@@ -114,4 +117,14 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// Why a text is no name or address of a host. It may be a URL with a password in it, so it is not shown.
+fn no_host(text: &str) -> Option<String> {
+    let others = "sources.rabbitmq.port, user, password, vhost and tls (RABBITMQ_PORT, RABBITMQ_USER, RABBITMQ_PASS)";
+    if text.contains("://") || text.contains('@') || text.contains('/') {
+        return Some(format!("must be the broker's name or address alone, not a URL; what else the URL says belongs into {others}"));
+    }
+    let is_plain = !text.contains(char::is_whitespace) && (!text.contains(':') || text.parse::<std::net::Ipv6Addr>().is_ok());
+    (!is_plain).then(|| format!("must be the broker's name or address alone, without a port or spaces; the port belongs into {others}"))
 }
