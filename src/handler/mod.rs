@@ -14,6 +14,7 @@ use self::batch::{Batch, Line, Waiting};
 use crate::events::auth::Auth;
 use crate::events::http::{Exchange, Response, Route};
 use crate::events::{Delivery, Event, EventError, sqs};
+use crate::job::capabilities::Capabilities;
 use crate::job::notification::{Notification, NotificationTarget};
 use crate::job::outcome::{JobError, Outcome, Problem, RetryPolicy};
 use crate::job::request::{Defaults, Refusal};
@@ -28,6 +29,8 @@ use crate::workflow::{Ended, Workflow};
 pub struct Handler {
     pub workflow: Workflow,
     pub defaults: Defaults,
+    /// What a host is told that it can do.
+    pub capabilities: Capabilities,
     pub node_id: String,
     pub auth: Auth,
     /// After this many deliveries of a message its caller is told that the job failed.

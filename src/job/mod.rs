@@ -1,5 +1,6 @@
 //! What a job is: the ground that every other module stands on.
 
+pub mod capabilities;
 pub mod measured;
 pub mod notification;
 pub mod outcome;

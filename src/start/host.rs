@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
@@ -22,11 +22,13 @@ use crate::host::source::Source;
 use crate::host::source::rabbitmq::{self, RabbitMq};
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
-use crate::host::{Host, Parts, drain};
+use crate::host::{Function, Host, Parts, drain};
 use crate::metrics::Metrics;
 use crate::metrics::gpu::{self, Gpus};
+use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::store::Store;
+use crate::workflow::{StepName, watermark};
 
 /// How long answers that are under way may take after the last job.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -79,12 +81,14 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         metrics: metrics.clone(),
     })?;
     let model_type = manifest.family.as_str();
+    let checker = Arc::clone(&notifier);
     let refresh = {
         let metrics = metrics.clone();
         // The webhooks that the host itself has sent.
         Arc::new(move || metrics.webhooks(&notifier.take_attempts()))
     };
-    let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), model_type);
+    let check = check(host.function(), checker, &config.workflow.steps);
+    let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, model_type);
     let listener = listen(&config).await?;
     let over = CancellationToken::new();
     let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
@@ -121,6 +125,7 @@ fn http_side(
     host: &Host,
     store: Store,
     (metrics, refresh): (Metrics, http::Refresh),
+    check: http::Check,
     model_type: &str,
 ) -> Http {
     Http {
@@ -136,7 +141,21 @@ fn http_side(
         settings: config.host.http.clone(),
         metrics,
         refresh,
+        check,
     }
+}
+
+/// What a handler of this release would refuse before it begins. A function that does not say what it can do is asked nothing.
+fn check(function: watch::Receiver<Option<Function>>, notifier: Arc<Notifier>, steps: &[StepName]) -> http::Check {
+    let signs = steps.contains(&StepName::Watermark);
+    Arc::new(move |job| {
+        let Some(Function { model, capabilities }) = function.borrow().clone() else { return Ok(()) };
+        capabilities.check(&model, job)?;
+        if signs {
+            watermark::check_job(job)?;
+        }
+        notifier.check(job)
+    })
 }
 
 async fn listen(config: &Config) -> anyhow::Result<TcpListener> {

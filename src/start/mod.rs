@@ -22,7 +22,7 @@ use crate::notify::tryon::TryOnService;
 use crate::outbound::Outbound;
 use crate::setting::SettingError;
 use crate::store::Store;
-use crate::workflow::infer::Capabilities;
+use crate::job::capabilities::Capabilities;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::{Observer, Services, Workflow};
 use atelier_engine::EngineError;
@@ -87,7 +87,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let services = Services {
         engine,
         model,
-        capabilities,
+        capabilities: capabilities.clone(),
         preprocess: Preprocess { max_short_side_px: manifest.max_short_side_px, ..config.workflow.preprocess },
         postprocess: config.workflow.postprocess,
         store,
@@ -98,6 +98,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     Ok(Handler {
         workflow,
         defaults: manifest.defaults,
+        capabilities,
         node_id: config.server.node_id.clone(),
         auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
         max_attempts: config.runtime.max_attempts,

@@ -25,9 +25,9 @@ use tracing::{Instrument as _, Span};
 
 use self::context::JobContext;
 use self::control::{Control, NotificationMode};
-use self::infer::Capabilities;
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
+use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
 use crate::job::notification::{Notification, NotificationTarget};
 use crate::job::outcome::{JobError, Outcome, Problem, Record};

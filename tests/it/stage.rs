@@ -13,7 +13,7 @@ use atelier::outbound::Outbound;
 use atelier::setting::Secret;
 use atelier::store::Store;
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
-use atelier::workflow::infer::Capabilities;
+use atelier::job::capabilities::Capabilities;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, store};
 use atelier_engine::thread::EngineThread;
@@ -133,6 +133,7 @@ impl Stage {
             edits: Arc::clone(&edits),
         };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
+        let told = capabilities.clone();
         let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
         change(&mut configured);
         let services = Services {
@@ -148,6 +149,7 @@ impl Stage {
         let handler = Handler {
             workflow: Workflow::new(&configured.steps, services),
             defaults: contract(),
+            capabilities: told,
             node_id: "test".to_owned(),
             auth: Auth::Token(Secret::new(TOKEN)),
             max_attempts: 3,

@@ -33,6 +33,8 @@ use super::job_service::JobService;
 use super::listener;
 use crate::events::auth::Auth;
 use crate::events::http::Response;
+use crate::job::Job;
+use crate::job::outcome::JobError;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -67,6 +69,9 @@ impl Default for Settings {
 /// Brings the metrics up to date before they are read; it must be quick, for they are asked for while everything else goes on.
 pub type Refresh = Arc<dyn Fn() + Send + Sync>;
 
+/// Refuses a job that this host's function can never do, as far as the host knows.
+pub type Check = Arc<dyn Fn(&Job) -> Result<(), JobError> + Send + Sync>;
+
 /// What HTTP works with.
 pub struct Http {
     pub job_service: JobService,
@@ -77,6 +82,7 @@ pub struct Http {
     pub settings: Settings,
     pub metrics: Metrics,
     pub refresh: Refresh,
+    pub check: Check,
 }
 
 /// What `/version` and `/test` say of the model.

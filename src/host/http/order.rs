@@ -62,6 +62,7 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
         let message = format!("a job must have at most {} bytes without its images", settings.max_job_bytes);
         return Err(Problem::too_large(&message));
     }
+    (http.check)(&order.job).map_err(at_the_door)?;
     Ok(Order { key, job: Job { trace, ..order.job }, ..order })
 }
 
@@ -114,6 +115,14 @@ async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
 fn job(http: &Http, message: Vec<u8>, inputs: Vec<Input>) -> Result<Order, JobError> {
     let job = Job::from_json(&message, &http.job_service.defaults).map_err(|refusal| refusal.error)?;
     Ok(Order { job, message, inputs, key: None })
+}
+
+/// What is wrong with an input can be seen here without looking at it: the request itself is wrong.
+fn at_the_door(error: JobError) -> Problem {
+    match error {
+        JobError::Input { field, problem, .. } => Problem::invalid(&field, problem),
+        other => other.into(),
+    }
 }
 
 fn renamed(error: JobError, names: &[(&'static str, String)]) -> JobError {

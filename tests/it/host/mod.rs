@@ -3,6 +3,7 @@
 mod batches;
 mod cloud;
 mod conformance;
+mod door;
 mod http;
 mod memory;
 mod metrics;

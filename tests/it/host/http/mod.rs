@@ -188,6 +188,7 @@ impl Front {
             settings: atelier::host::http::Settings::default(),
             metrics: Metrics::new(Gpus::none()).unwrap(),
             refresh: Arc::new(|| ()),
+            check: Arc::new(|_| Ok(())),
         };
         change(&mut http);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
