@@ -81,8 +81,12 @@ const fn labelled<const N: usize>(
 // The names of the try-on service that this replaces.
 pub const INFERENCES: Counter<0> =
     Counter(labelled("vton_inference_count", "", &[], "jobs that were generated, try-on and generate alike"));
-pub const INFERENCE_LATENCY: Gauge<0> =
-    Gauge(labelled("vton_inference_latency_ms", "ms", &[], "the infer step of jobs that ended complete: their mean since the start"));
+pub const INFERENCE_LATENCY: Gauge<0> = Gauge(labelled(
+    "vton_inference_latency_ms",
+    "ms",
+    &[],
+    "the infer step of jobs that ended complete: their mean since the start",
+));
 pub const INFERENCE_ERRORS: Counter<0> =
     Counter(labelled("vton_inference_errors_total", "", &[], "runs that did not end in images"));
 pub const GPU_MEMORY: Gauge<1> =

@@ -84,6 +84,12 @@ pub fn encode(mut reply: Value, jobs: &[Settled]) -> Value {
     reply
 }
 
+/// Whether a handler of ours wrote the reply, of whatever version.
+#[must_use]
+pub fn is_ours(reply: &Value) -> bool {
+    reply.get(PROTOCOL).is_some()
+}
+
 /// What a handler says of its messages; empty for a reply that names no version, which is another function's.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ use crate::host::source::rabbitmq::{self, RabbitMq};
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
 use crate::host::{Function, Host, Parts, drain};
+use crate::job::request::Defaults;
 use crate::metrics::Metrics;
 use crate::metrics::gpu::{self, Gpus};
 use crate::notify::Notifier;
@@ -59,12 +60,17 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     config.host.drain_seconds = options.drain_seconds.unwrap_or(config.host.drain_seconds);
     config.server.port = options.port.unwrap_or(config.server.port);
     warn_without_token(&config);
+    let passes_through = !options.function.is_empty();
     let program = program(options.function, path, &config)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
     let notifier = Arc::new(super::notifier(&config, outbound, store.clone())?);
-    let manifest = config.manifest(environment)?;
-    let defaults = manifest.defaults;
+    let (defaults, model_type) = match config.manifest(environment) {
+        Ok(manifest) => (manifest.defaults, manifest.family.as_str()),
+        // Another function may have no model, or keeps it to itself.
+        Err(_) if passes_through => (Defaults::default(), "function"),
+        Err(error) => return Err(error.into()),
+    };
     let metrics = Metrics::new(Gpus::watch()).context("the metrics' table is wrong")?;
     let sources = sources(&config).await?;
     let queue = sources.first().context("no source is configured")?.clone();
@@ -80,7 +86,6 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
-    let model_type = manifest.family.as_str();
     let checker = Arc::clone(&notifier);
     let refresh = {
         let metrics = metrics.clone();
@@ -89,6 +94,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     };
     let check = check(host.function(), checker, &config.workflow.steps);
     let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, model_type);
+    let http = Http { passes_through, ..http };
     let listener = listen(&config).await?;
     let over = CancellationToken::new();
     let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
@@ -142,6 +148,7 @@ fn http_side(
         metrics,
         refresh,
         check,
+        passes_through: false,
     }
 }
 

@@ -230,7 +230,15 @@ impl Settler {
             Ended::Died(cause) => (Ending::Crashed(cause.to_string()), None),
             Ended::Untried => (Ending::Drained, None),
         };
-        let outcome = told.as_ref().map_or("failed", |told| told.outcome.as_str());
+        // A function that knows nothing of its host answers its caller itself.
+        let answered = match &ending {
+            Ending::Answer(reply) if told.is_none() && !reply.is_null() && !reply::is_ours(reply) => {
+                reply["statusCode"].as_u64().is_none_or(|status| status < 400)
+            }
+            _ => false,
+        };
+        let untold = if answered { (State::Complete, Settlement::Complete) } else { (State::Failed, Settlement::Failed) };
+        let outcome = told.as_ref().map_or(untold.1, |told| told.outcome).as_str();
         self.metrics.job("infer", outcome, told.as_ref().and_then(|told| told.measured.as_ref()));
         let (state, error, notifications) = match told {
             Some(Settled { outcome: Settlement::Complete, notifications, .. }) => (State::Complete, None, notifications),
@@ -238,7 +246,7 @@ impl Settler {
                 let error = error.map(|error| json!(error));
                 (failed_state(error.as_ref()), error, notifications)
             }
-            None => (State::Failed, None, Vec::new()),
+            None => (untold.0, None, Vec::new()),
         };
         self.jobs.end(id, state, error);
         // A caller that is gone hears of it by the notification, if at all.

@@ -83,6 +83,8 @@ pub struct Http {
     pub metrics: Metrics,
     pub refresh: Refresh,
     pub check: Check,
+    /// The function is another one than this binary's own: what it answers is its callers' to read.
+    pub passes_through: bool,
 }
 
 /// What `/version` and `/test` say of the model.

@@ -91,7 +91,13 @@ impl Body {
             seed: self.seed.unwrap_or(defaults.seed),
         };
         let canonical = canonical(self.task, &generate);
-        let common = Common { job_id: self.job_id, watermark: self.watermark, output: self.output, callback: self.callback, tenant: self.tenant };
+        let common = Common {
+            job_id: self.job_id,
+            watermark: self.watermark,
+            output: self.output,
+            callback: self.callback,
+            tenant: self.tenant,
+        };
         Ok(Read { common, task: Task::Generate(generate), canonical })
     }
 }

@@ -230,16 +230,7 @@ impl Read {
         canonical["watermark"] = serde_json::json!(watermark);
         canonical["output"] = serde_json::json!(output);
         let fingerprint = base16ct::lower::encode_string(&Sha256::digest(canonical.to_string()));
-        Job {
-            id: job_id,
-            task,
-            watermark,
-            output,
-            callback,
-            tenant,
-            fingerprint,
-            trace: None,
-        }
+        Job { id: job_id, task, watermark, output, callback, tenant, fingerprint, trace: None }
     }
 }
 

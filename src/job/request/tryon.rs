@@ -78,7 +78,13 @@ impl Body {
             requester: Requester { user_id: self.user_id, session_id: self.session_id, provider: self.provider },
         };
         let canonical = canonical(self.task, &tryon);
-        let common = Common { job_id: self.job_id, watermark: self.watermark, output: self.output, callback: self.callback, tenant: self.tenant };
+        let common = Common {
+            job_id: self.job_id,
+            watermark: self.watermark,
+            output: self.output,
+            callback: self.callback,
+            tenant: self.tenant,
+        };
         Read { common, task: Task::TryOn(tryon), canonical }
     }
 }

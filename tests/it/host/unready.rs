@@ -8,7 +8,9 @@ use crate::stage::TOKEN;
 
 #[tokio::test]
 async fn a_host_whose_handlers_never_get_ready_is_not_ready_and_says_why() {
-    for (changes, reason) in [(("ATELIER__STORE__BUCKET", "no-such-bucket"), "no-such-bucket"), (("ATELIER_MODEL", "sd15"), "sd15")] {
+    for (changes, reason) in
+        [(("ATELIER__STORE__BUCKET", "no-such-bucket"), "no-such-bucket"), (("ATELIER_MODEL", "sd15"), "sd15")]
+    {
         let mut host = HostProcess::start(&[changes], &[]).await;
         host.wait_for("listening for HTTP", 1).await;
         // Also while the second handler is being started.

@@ -123,8 +123,12 @@ impl Settings {
 fn no_host(text: &str) -> Option<String> {
     let others = "sources.rabbitmq.port, user, password, vhost and tls (RABBITMQ_PORT, RABBITMQ_USER, RABBITMQ_PASS)";
     if text.contains("://") || text.contains('@') || text.contains('/') {
-        return Some(format!("must be the broker's name or address alone, not a URL; what else the URL says belongs into {others}"));
+        return Some(format!(
+            "must be the broker's name or address alone, not a URL; what else the URL says belongs into {others}"
+        ));
     }
     let is_plain = !text.contains(char::is_whitespace) && (!text.contains(':') || text.parse::<std::net::Ipv6Addr>().is_ok());
-    (!is_plain).then(|| format!("must be the broker's name or address alone, without a port or spaces; the port belongs into {others}"))
+    (!is_plain).then(|| {
+        format!("must be the broker's name or address alone, without a port or spaces; the port belongs into {others}")
+    })
 }

@@ -192,13 +192,7 @@ impl Source for Sqs {
     }
 
     /// A standard queue is fair among the groups of its messages; a FIFO queue would put a tenant's jobs into an order.
-    async fn send_for(
-        &self,
-        tenant: Option<&str>,
-        job_id: &str,
-        body: &[u8],
-        trace: Option<Trace>,
-    ) -> Result<(), SourceError> {
+    async fn send_for(&self, tenant: Option<&str>, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
         let body = self.queue.checked_body(body)?;
         // Not the job's id: a job that failed may be sent again within the five minutes in which SQS drops doubles. The
         // attempts of this one request have the same.

@@ -101,13 +101,7 @@ impl Source for Shelf {
         Ok(())
     }
 
-    async fn send_for(
-        &self,
-        tenant: Option<&str>,
-        job_id: &str,
-        body: &[u8],
-        trace: Option<Trace>,
-    ) -> Result<(), SourceError> {
+    async fn send_for(&self, tenant: Option<&str>, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
         self.tenants.lock().unwrap().push(tenant.map(str::to_owned));
         self.send(job_id, body, trace).await
     }
@@ -189,6 +183,7 @@ impl Front {
             metrics: Metrics::new(Gpus::none()).unwrap(),
             refresh: Arc::new(|| ()),
             check: Arc::new(|_| Ok(())),
+            passes_through: false,
         };
         change(&mut http);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
