@@ -2,6 +2,8 @@
 
 use atelier::host::job_service::{Direct, Ending, Model, StatusSnapshot};
 use atelier::job::task::Task;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
