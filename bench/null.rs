@@ -6,10 +6,10 @@ use anyhow::Result;
 use atelier::config::{Config, Environment};
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
+use atelier::job::capabilities::Capabilities;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::store::Store;
-use atelier::workflow::infer::Capabilities;
 use atelier::workflow::{Services, Workflow};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{Engine, EngineError, Generated, Image, Order, Request};
@@ -56,9 +56,11 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
     Ok(Handler {
         workflow: Workflow::new(&config.workflow.steps, services),
         defaults: config.manifest(environment)?.defaults,
+        capabilities: Capabilities::Generate,
         node_id: "bench".into(),
         auth: Auth::Off,
         max_attempts: 3,
+        keep_refused: atelier::handler::KeepRefused::default(),
         max_batch_px: 0,
         emf_model: None,
     })

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::FilterFn;
+use tracing_subscriber::filter::{Directive, FilterFn};
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
@@ -16,6 +16,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::Environment;
+use crate::setting::SettingError;
 
 /// What is told where `LOG_LEVEL` says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,21 +28,106 @@ pub enum DefaultLevel {
     Nothing,
 }
 
-/// JSON lines for machines, short lines for people; `LOG_LEVEL` in the syntax of tracing's `EnvFilter`.
-pub fn start(environment: &Environment, default_level: DefaultLevel) {
-    // lapin tells of a broken connection in its own words next to ours.
-    let otherwise = match default_level {
-        DefaultLevel::Outcomes => "info,lapin=off",
-        DefaultLevel::Warnings => "warn,lapin=off",
-        DefaultLevel::Nothing => "off",
+/// JSON lines for machines, short lines for people. `LOG_LEVEL` is a level by the name or number that Python or tracing gives it, or
+/// a list of tracing's directives; empty means the default.
+///
+/// # Errors
+/// [`SettingError`] for a `LOG_LEVEL` that means nothing; then the log is at its default level, so that the error can be logged.
+pub fn start(environment: &Environment, default_level: DefaultLevel) -> Result<(), SettingError> {
+    let named = environment.get("LOG_LEVEL").map_or("", String::as_str);
+    let read = directives(named).map_err(|problem| SettingError::new("LOG_LEVEL", problem));
+    let level = match &read {
+        Ok(Some(level)) => level.as_str(),
+        Ok(None) | Err(_) => default_level.directives(),
     };
-    let level = environment.get("LOG_LEVEL").map_or(otherwise, String::as_str).to_lowercase();
-    let log = tracing_subscriber::fmt().with_env_filter(filter(&level)).with_writer(stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter(level)).with_writer(stderr);
     if stderr().is_terminal() || default_level != DefaultLevel::Outcomes {
         log.without_time().with_target(false).finish().with(keeps_secrets()).init();
     } else {
         log.fmt_fields(JsonFields::new()).event_format(Lines).finish().with(keeps_secrets()).init();
     }
+    read.map(drop)
+}
+
+impl DefaultLevel {
+    fn directives(self) -> &'static str {
+        match self {
+            Self::Outcomes => "info",
+            // The embedded S3 server logs every answer that is an error, also those that are asked for, as an error of its own.
+            Self::Warnings => "warn,s3s=off,s3s_fs=off",
+            Self::Nothing => "off",
+        }
+    }
+}
+
+/// `LOG_LEVEL` as tracing's directives; none where it is empty.
+fn directives(text: &str) -> Result<Option<String>, String> {
+    let parts: Vec<&str> = split(text).into_iter().map(str::trim).filter(|part| !part.is_empty()).collect();
+    let read = parts.into_iter().map(directive).collect::<Result<Vec<_>, _>>()?;
+    Ok(Some(read.join(",")).filter(|list| !list.is_empty()))
+}
+
+/// At commas that do not stand between the braces or brackets of a span.
+fn split(text: &str) -> Vec<&str> {
+    let mut depth = 0_usize;
+    text.split(|c| {
+        match c {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    })
+    .collect()
+}
+
+fn directive(text: &str) -> Result<String, String> {
+    // Behind the last bracket, since a span's fields have equals signs as well.
+    let fields_end = text.rfind(']').map_or(0, |at| at + 1);
+    let read = match text[fields_end..].rsplit_once('=') {
+        Some((target, named)) => {
+            let target = format!("{}{target}", &text[..fields_end]);
+            let level = level(named.trim()).ok_or_else(|| unknown(named))?;
+            format!("{}={level}", target.trim())
+        }
+        None => match level(text) {
+            Some(level) => level.to_owned(),
+            // A word alone would be a target of which everything is let through, and turn all others off.
+            None if !text.contains("::") && !text.contains('[') => return Err(unknown(text)),
+            None => text.to_owned(),
+        },
+    };
+    match read.parse::<Directive>() {
+        Ok(_) => Ok(read),
+        Err(error) => Err(format!("{text:?} is no directive of a log filter ({error}); {ALLOWED}")),
+    }
+}
+
+const ALLOWED: &str = "it takes debug, info, warning, error, critical or off in any case, a number of Python's (10, 20, 30, 40, 50), or \
+                       a list such as info,atelier::host=debug";
+
+fn unknown(word: &str) -> String {
+    format!("{word:?} is no level; {ALLOWED}")
+}
+
+/// A level by its name or its number in Python's logging, or by its name in tracing. tracing has none above `error`.
+fn level(word: &str) -> Option<&'static str> {
+    Some(match word.to_ascii_lowercase().as_str() {
+        "trace" | "notset" => "trace",
+        "debug" => "debug",
+        "info" => "info",
+        "warn" | "warning" => "warn",
+        "error" | "critical" | "fatal" => "error",
+        "off" => "off",
+        // A number lets through what is as high as itself.
+        number => match number.parse::<u32>().ok()? {
+            0..=9 => "trace",
+            10 => "debug",
+            11..=20 => "info",
+            21..=30 => "warn",
+            _ => "error",
+        },
+    })
 }
 
 /// Whatever the level: clients of HTTP, AWS and the Runtime API write tokens, presigned queries and complete events into their
@@ -51,13 +137,14 @@ fn keeps_secrets() -> FilterFn {
 }
 
 /// What the level lets through, and the span of a job in any case: a list of targets would leave it out, and with it the
-/// fields of the lines that it lets through.
+/// fields of the lines that it lets through. lapin tells of a broken connection in its own words next to ours, so it is silent
+/// unless it is named.
 fn filter(level: &str) -> EnvFilter {
     let span = format!("{}=error", crate::job::trace::SPAN_TARGET);
-    match span.parse() {
-        Ok(span) => EnvFilter::new(level).add_directive(span),
-        Err(_) => EnvFilter::new(level),
-    }
+    let own = [span.as_str(), "lapin=off"].map(str::parse::<Directive>);
+    let names_lapin = split(level).iter().any(|directive| directive.trim_start().starts_with("lapin"));
+    let own = own.into_iter().flatten().take(if names_lapin { 1 } else { 2 });
+    own.fold(EnvFilter::new(level), EnvFilter::add_directive)
 }
 
 /// One flat JSON object per event: `timestamp`, `level`, its own fields, then those of the spans around it, the innermost
@@ -202,5 +289,53 @@ mod tests {
         let [line] = &lines[..] else { panic!("{lines:?}") };
         assert_eq!((&line["source"], &line["job_id"]), (&"store".into(), &"job-1".into()));
         assert_eq!(line.get("traceparent"), None);
+    }
+
+    #[test]
+    fn levels_have_pythons_names_and_numbers_in_any_case() {
+        for (text, expected) in [
+            ("", None),
+            ("  ", None),
+            ("WARNING", Some("warn")),
+            ("Warn", Some("warn")),
+            ("CRITICAL", Some("error")),
+            ("fatal", Some("error")),
+            ("NOTSET", Some("trace")),
+            ("5", Some("trace")),
+            ("10", Some("debug")),
+            ("20", Some("info")),
+            ("25", Some("warn")),
+            ("30", Some("warn")),
+            ("40", Some("error")),
+            ("50", Some("error")),
+            ("OFF", Some("off")),
+            (" Info , atelier=DEBUG ", Some("info,atelier=debug")),
+            ("warning,atelier::host=20", Some("warn,atelier::host=info")),
+            ("atelier::host", Some("atelier::host")),
+            ("info,atelier[job{job_id=a,source=sqs}]=trace", Some("info,atelier[job{job_id=a,source=sqs}]=trace")),
+        ] {
+            assert_eq!(directives(text).unwrap().as_deref(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_means_nothing_is_refused_in_words() {
+        for text in ["wanring", "verbose", "info,atelir", "atelier=loud", "-10", "atelier", "yes", "info;debug", "a=b=c"] {
+            let problem = directives(text).expect_err(text);
+            assert!(problem.contains("warning") && problem.contains("info,atelier::host=debug"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn lapin_is_silent_at_every_level_unless_it_is_named() {
+        let told = || {
+            tracing::error!(target: "lapin::channels", "closed");
+            tracing::error!(target: "atelier", "ours");
+        };
+        for level in ["trace", "info", "error", "info,atelier=debug"] {
+            let messages: Vec<_> = lines(level, told).iter().map(|line| line["message"].clone()).collect();
+            assert_eq!(messages, ["ours"], "{level}");
+        }
+        assert_eq!(lines("info,lapin=error", told).len(), 2);
     }
 }

@@ -42,19 +42,29 @@ enum Role {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let environment = config::environment();
-    let for_a_person = matches!(arguments.role, Some(Role::Demo(_) | Role::Invoke(_) | Role::Models(_) | Role::Doctor(_)));
+    let for_a_person = !matches!(arguments.role, Some(Role::Host(_)) | None);
     let default_level = match arguments.role {
         Some(Role::Doctor(_)) => log::DefaultLevel::Nothing,
         Some(Role::Demo(_)) => log::DefaultLevel::Warnings,
         _ => log::DefaultLevel::Outcomes,
     };
-    log::start(&environment, default_level);
-    match play(arguments, &environment).await {
+    let started = log::start(&environment, default_level).map_err(anyhow::Error::from);
+    let played = match started {
+        Ok(()) => play(arguments, &environment).await,
+        Err(error) => Err(error),
+    };
+    match played {
         Ok(code) => return code,
+        // Whoever reads standard output has read enough.
+        Err(error) if is_broken_pipe(&error) => return ExitCode::SUCCESS,
         Err(error) if for_a_person => drop(writeln!(stderr(), "atelier: {error:#}")),
         Err(error) => tracing::error!(error = format!("{error:#}"), "atelier ends"),
     }
     ExitCode::FAILURE
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow::Result<ExitCode> {
@@ -66,7 +76,10 @@ async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow
         Some(Role::Doctor(options)) => return doctor::run(&options, config, environment).await,
         Some(Role::Host(options)) => start::host::run(options, config, environment).await?,
         Some(Role::Completions { shell }) => {
-            clap_complete::generate(shell, &mut Arguments::command(), "atelier", &mut stdout());
+            // Into memory first: clap_complete panics where nobody reads what it writes.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "atelier", &mut script);
+            stdout().write_all(&script)?;
         }
         Some(Role::Manual) => clap_mangen::Man::new(Arguments::command()).render(&mut stdout())?,
         None => return serve::run(config, environment).await,

@@ -56,8 +56,12 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
         }
     };
     if host.is_some() {
-        let model = config.model.name.as_str().to_owned();
-        Report::Ready { model, load_seconds: before.elapsed().as_secs_f64() }.tell();
+        Report::Ready {
+            model: config.model.name.clone(),
+            load_seconds: before.elapsed().as_secs_f64(),
+            capabilities: Some(handler.capabilities.clone()),
+        }
+        .tell();
     }
     let limits = Limits {
         deadline_margin: Duration::from_millis(config.runtime.deadline_margin_ms),

@@ -18,7 +18,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77
 SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 OTHER_WORDS = (
-    "a an the of in on at under with and from by to one two image illustration drawing photo generation style ink neon sunset "
+    "a an the of in on at under with and from by to one two picture illustration drawing photo painting style ink neon sunset "
     "pair shirt t dots stripes checks small large big little cute bright dark colour color colourful black white line glowing "
     "outline silhouette evening light background wearing person no blurry bad ugly poster sticker icon flat"
 ).split()

@@ -453,7 +453,7 @@ def caption(scene, rng):
         text = ("an " if text[0] in "aeiou" else "a ") + text
     prefix = rng.random()
     if prefix < 0.1:
-        text = "an image of " + text
+        text = "a picture of " + text
     elif prefix < 0.2:
         text = "an illustration of " + text
     if rng.random() > 0.08:

@@ -96,11 +96,14 @@ pub async fn run(options: &Options, environment: &Environment) -> anyhow::Result
     screen.finish();
     // The handler has been answered for every notification: the listener has them all.
     listener.stop.send(()).ok();
-    let images = save(&options.out, listener.completed.await?).await?;
+    let (completed, notifications) = listener.completed.await?;
+    let images = save(&options.out, completed).await?;
 
     screen.line(&format!("\n{images} images and contact-sheet.png in {}/", options.out.display()));
     screen.line(&format!("the bucket, as the embedded S3 server stored it: {}/", bucket.join(local::BUCKET).display()));
     if options.serve {
+        // What comes now is another process's.
+        let _listener = listen(notifications, Arc::clone(&screen));
         serve(&screen, s3, webhooks).await?;
     }
     Ok(())
@@ -117,7 +120,8 @@ async fn generate(handler: &mut Handler, event: &str) -> anyhow::Result<()> {
 
 struct Listener {
     stop: tokio::sync::oneshot::Sender<()>,
-    completed: JoinHandle<Vec<Value>>,
+    /// The `complete` ones, and where further ones come out.
+    completed: JoinHandle<(Vec<Value>, UnboundedReceiver<Notification>)>,
 }
 
 /// Shows every notification as it arrives and keeps the `complete` ones.
@@ -129,9 +133,11 @@ fn listen(mut notifications: UnboundedReceiver<Notification>, screen: Arc<Screen
             let notification = tokio::select! {
                 biased;
                 notification = notifications.recv() => notification,
-                _ = &mut stopped => return completed,
+                _ = &mut stopped => return (completed, notifications),
             };
-            let Some(Notification { method, path, webhook_id, body }) = notification else { return completed };
+            let Some(Notification { method, path, webhook_id, body }) = notification else {
+                return (completed, notifications);
+            };
             let what = match body["progress"].as_u64() {
                 Some(percent) => format!("{percent:>3} %"),
                 None => format!("images: {}, {webhook_id}", body["images"].as_array().map_or(0, Vec::len)),

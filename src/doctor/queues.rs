@@ -80,6 +80,10 @@ fn judge_rabbitmq(found: &Found, settings: &rabbitmq::settings::Settings) -> Fin
     };
     let about = format!("{queue:?} at {}:{}, {waiting} waiting", settings.broker().unwrap_or_default(), settings.port);
     let again = "make the queue anew (sources.rabbitmq.declare: true makes it as it should be)";
+    if let Some(difference) = likeness.difference().filter(|_| settings.declare) {
+        let fix = format!("{}; until then the host does not start", rabbitmq::inspect::REPAIR);
+        return Finding::fail(RABBITMQ, format!("{about}: it {difference}, and sources.rabbitmq.declare is true"), fix);
+    }
     match likeness {
         Likeness::Same => Finding::ok(RABBITMQ, format!("{about}, a quorum queue with a dead-letter exchange")),
         Likeness::OtherType => {
@@ -91,10 +95,6 @@ fn judge_rabbitmq(found: &Found, settings: &rabbitmq::settings::Settings) -> Fin
             again,
         ),
         Likeness::Unknown => Finding::ok(RABBITMQ, format!("{about}; this user may not ask for its type")),
-        Likeness::Other(problem) if settings.declare => {
-            let fix = "delete the queue, or use it as it is with sources.rabbitmq.declare: false; until then the host does not start on it";
-            Finding::fail(RABBITMQ, format!("{about}: {problem}"), fix)
-        }
         Likeness::Other(problem) => Finding::ok(RABBITMQ, format!("{about}, with arguments of its own ({problem})")),
     }
 }

@@ -1,6 +1,6 @@
 //! What HTTP callers must present, and whether they did.
 
-use lambda_http::http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use axum::http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 
 use crate::setting::Secret;
 
@@ -43,8 +43,13 @@ impl Auth {
             Self::Token(token) => token,
         };
         let internal = headers.get("x-internal-auth").map(HeaderValue::as_bytes);
-        let bearer = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        let given = internal.or(bearer).unwrap_or_default();
+        let given = internal.or_else(|| bearer(headers)).unwrap_or_default();
         if token.matches(given) { Ok(()) } else { Err(Stranger::NoToken) }
     }
+}
+
+/// The name of a scheme is the same in any case (RFC 9110, 11.1).
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }

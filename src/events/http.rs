@@ -1,14 +1,13 @@
-//! HTTP through the platform: API Gateway v2, function URLs and load balancers, one request in, one response out.
+//! HTTP through the platform: API Gateway (both payload formats), function URLs and load balancers, one request in, one response out.
+//!
+//! Of an event only what a request needs is read, and each part may be null or absent.
 
-use aws_lambda_events::alb::AlbTargetGroupResponse;
-use aws_lambda_events::apigw::ApiGatewayV2httpResponse;
+use axum::http::StatusCode;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use lambda_http::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use lambda_http::request::RequestContext;
-use lambda_http::{Body, Request, RequestExt as _};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::EventError;
 use super::auth::{Auth, Stranger};
@@ -19,8 +18,37 @@ use crate::job::trace::{TRACEPARENT, Trace};
 /// A request that waits for its response.
 #[derive(Debug)]
 pub struct Exchange {
-    request: Request,
-    behind_load_balancer: bool,
+    method: String,
+    path: String,
+    headers: HeaderMap,
+    body: Vec<u8>,
+    platform: Platform,
+}
+
+/// Who sent the request, and so which shape the response has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Platform {
+    /// `requestContext.http`: API Gateway's payload format 2.0, function URLs.
+    V2,
+    /// `requestContext` and `httpMethod`: API Gateway's payload format 1.0.
+    V1,
+    /// `requestContext.elb`.
+    LoadBalancer,
+}
+
+impl Platform {
+    fn of(payload: &Value) -> Option<Self> {
+        let context = &payload["requestContext"];
+        if context["http"].is_object() {
+            Some(Self::V2)
+        } else if context["elb"].is_object() {
+            Some(Self::LoadBalancer)
+        } else if context.is_object() && payload["httpMethod"].is_string() {
+            Some(Self::V1)
+        } else {
+            None
+        }
+    }
 }
 
 /// What a request asks for.
@@ -52,16 +80,30 @@ struct Text<'a> {
 }
 
 impl Exchange {
-    pub(super) fn parse(payload: &Value) -> Result<Self, EventError> {
+    /// None: the event is no HTTP request.
+    pub(super) fn parse(payload: &Value) -> Option<Result<Self, EventError>> {
+        Platform::of(payload).map(|platform| Self::read(payload, platform))
+    }
+
+    fn read(payload: &Value, platform: Platform) -> Result<Self, EventError> {
         let malformed = |problem: String| EventError::Malformed { kind: "an HTTP request", problem };
-        // lambda_http panics on a body that only claims to be base64.
-        if payload["isBase64Encoded"] == true {
-            let body = payload["body"].as_str().unwrap_or_default();
-            STANDARD.decode(body).map_err(|error| malformed(format!("its body is not base64: {error}")))?;
-        }
-        let request = lambda_http::request::from_str(&payload.to_string()).map_err(|error| malformed(error.to_string()))?;
-        let behind_load_balancer = matches!(request.request_context_ref(), Some(RequestContext::Alb(_)));
-        Ok(Self { request, behind_load_balancer })
+        let text = payload["body"].as_str().unwrap_or_default();
+        let body = if payload["isBase64Encoded"] == true {
+            STANDARD.decode(text).map_err(|error| malformed(format!("its body is not base64: {error}")))?
+        } else {
+            text.as_bytes().to_vec()
+        };
+        let (method, path) = match platform {
+            Platform::V2 => (&payload["requestContext"]["http"]["method"], &payload["rawPath"]),
+            Platform::V1 | Platform::LoadBalancer => (&payload["httpMethod"], &payload["path"]),
+        };
+        Ok(Self {
+            method: method.as_str().unwrap_or_default().to_owned(),
+            path: path.as_str().unwrap_or_default().to_owned(),
+            headers: headers(payload),
+            body,
+            platform,
+        })
     }
 
     /// Which answer the request wants.
@@ -69,9 +111,8 @@ impl Exchange {
     /// # Errors
     /// The response that says what there is.
     pub fn route(&self) -> Result<Route, Response> {
-        let path = self.request.raw_http_path().trim_end_matches('/');
-        match (self.request.method().as_str(), path) {
-            ("POST", path) if path.ends_with("/generate") => Ok(Route::Generate(self.body())),
+        match (self.method.as_str(), self.path.trim_end_matches('/')) {
+            ("POST", path) if path.ends_with("/generate") => Ok(Route::Generate(self.body.clone())),
             ("GET", path) if path.ends_with("/health") => Ok(Route::Health),
             (_, path) if path.ends_with("/generate") => {
                 Err(Response::problem(405, "method_not_allowed", "POST a job body here"))
@@ -85,50 +126,64 @@ impl Exchange {
     /// # Errors
     /// The 401 response, or a 503 where no token is configured.
     pub fn authorize(&self, auth: &Auth) -> Result<(), Response> {
-        auth.check(self.request.headers()).map_err(Response::stranger)
+        auth.check(&self.headers).map_err(Response::stranger)
     }
 
     /// Of the caller's header.
     #[must_use]
     pub fn trace(&self) -> Option<Trace> {
-        Trace::from_traceparent(self.request.headers().get(TRACEPARENT)?.to_str().ok()?)
-    }
-
-    fn body(&self) -> Vec<u8> {
-        match self.request.body() {
-            Body::Text(text) => text.clone().into_bytes(),
-            Body::Binary(bytes) => bytes.clone(),
-            _ => Vec::new(),
-        }
+        Trace::from_traceparent(self.headers.get(TRACEPARENT)?.to_str().ok()?)
     }
 
     /// The response in the shape of the platform that sent the request.
     #[must_use]
     pub fn reply(&self, response: &Response) -> Value {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let mut headers = Map::new();
+        headers.insert(CONTENT_TYPE.as_str().to_owned(), "application/json".into());
         if let Some(seconds) = response.retry_after_s {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(RETRY_AFTER.as_str().to_owned(), seconds.to_string().into());
         }
         if response.status == 401 {
-            headers.insert(HeaderName::from_static("www-authenticate"), HeaderValue::from_static("Bearer"));
+            headers.insert(WWW_AUTHENTICATE.as_str().to_owned(), "Bearer".into());
         }
         let Response { body, metadata, .. } = response;
         let text = serde_json::to_string(&Text { body, metadata: metadata.as_ref() }).unwrap_or_else(|_| body.to_string());
-        let body = Some(aws_lambda_events::encodings::Body::Text(text));
-        if self.behind_load_balancer {
-            let mut reply = AlbTargetGroupResponse::default();
-            reply.status_code = response.status.into();
-            reply.headers = headers;
-            reply.body = body;
-            return json!(reply);
+        let mut reply = json!({ "statusCode": response.status, "body": text, "isBase64Encoded": false });
+        if self.platform != Platform::V2 {
+            // A load balancer that was set to multi-value headers reads nothing else; one that was not reads the other form.
+            let lists = headers.iter().map(|(name, value)| (name.clone(), json!([value])));
+            reply["multiValueHeaders"] = Value::Object(lists.collect());
         }
-        let mut reply = ApiGatewayV2httpResponse::default();
-        reply.status_code = response.status.into();
-        reply.headers = headers;
-        reply.body = body;
-        json!(reply)
+        if self.platform == Platform::LoadBalancer {
+            let status = StatusCode::from_u16(response.status).ok();
+            let reason = status.and_then(|status| status.canonical_reason()).unwrap_or("Unknown");
+            reply["statusDescription"] = format!("{} {reason}", response.status).into();
+        }
+        reply["headers"] = Value::Object(headers);
+        reply
     }
+}
+
+/// Those of `multiValueHeaders`, and of `headers` where a name is not among the former. What is no header is left out.
+fn headers(payload: &Value) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, values) in payload["multiValueHeaders"].as_object().into_iter().flatten() {
+        for value in values.as_array().into_iter().flatten() {
+            headers.extend(header(name, value));
+        }
+    }
+    let single = payload["headers"].as_object().into_iter().flatten().filter_map(|(name, value)| header(name, value));
+    for (name, value) in single {
+        headers.entry(name).or_insert(value);
+    }
+    headers
+}
+
+fn header(name: &str, value: &Value) -> Option<(HeaderName, HeaderValue)> {
+    let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+    let mut value = HeaderValue::from_str(value.as_str()?).ok()?;
+    value.set_sensitive(name == AUTHORIZATION || name == "x-internal-auth");
+    Some((name, value))
 }
 
 impl Response {

@@ -1,4 +1,4 @@
-//! Events in, replies out: SQS batches, RabbitMQ batches and HTTP requests become deliveries of job bodies.
+//! Events in, replies out: SQS batches, RabbitMQ batches, HTTP requests and bare jobs become deliveries of job bodies.
 
 pub mod auth;
 pub mod http;
@@ -7,6 +7,7 @@ pub mod sqs;
 
 use serde_json::Value;
 
+use crate::job::request::envelope;
 use crate::job::trace::Trace;
 
 /// One invocation's payload, distinguished by its shape.
@@ -15,18 +16,20 @@ pub enum Event {
     Sqs(sqs::Batch),
     RabbitMq(rabbitmq::Batch),
     Http(http::Exchange),
+    /// A bare job body, by whoever may invoke the function.
+    Direct(Vec<u8>),
 }
 
 /// One message of a queue: a job body and what the queue says about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    /// `sqs`, `rabbitmq` or `http`.
+    /// `sqs`, `rabbitmq`, `http` or `invoke`.
     pub source: &'static str,
     /// The queue's own name for the message.
     pub message_id: String,
     /// Starts at 1.
     pub attempt: u32,
-    /// Messages of one group must be settled in order (SQS FIFO).
+    /// Messages of one group must be settled in order (SQS FIFO; a standard queue has none).
     pub group: Option<String>,
     pub trace: Option<Trace>,
     pub body: Vec<u8>,
@@ -36,7 +39,7 @@ pub struct Delivery {
 pub enum EventError {
     #[error(
         "this event is none of those the function takes: an SQS batch (Records with eventSource aws:sqs), a RabbitMQ batch \
-         (eventSource aws:rmq) or an HTTP request (API Gateway v2, function URL, ALB); its keys are: {keys}"
+         (eventSource aws:rmq), an HTTP request (API Gateway, function URL, ALB) or a job body itself (job_id, prompt); its keys are: {keys}"
     )]
     Unknown { keys: String },
     #[error("the event looks like {kind} but cannot be read: {problem}")]
@@ -50,14 +53,16 @@ impl Event {
     /// [`EventError::Unknown`] for anything else, an event of a kind that is not its own shape included.
     pub fn parse(payload: Value) -> Result<Self, EventError> {
         if payload["Records"][0]["eventSource"] == "aws:sqs" {
-            return sqs::Batch::parse(payload).map(Self::Sqs);
+            return sqs::Batch::parse(&payload).map(Self::Sqs);
         }
         if payload["eventSource"] == "aws:rmq" {
-            return rabbitmq::Batch::parse(payload).map(Self::RabbitMq);
+            return rabbitmq::Batch::parse(&payload).map(Self::RabbitMq);
         }
-        let context = &payload["requestContext"];
-        if context["http"].is_object() || context["elb"].is_object() {
-            return http::Exchange::parse(&payload).map(Self::Http);
+        if let Some(exchange) = http::Exchange::parse(&payload) {
+            return exchange.map(Self::Http);
+        }
+        if envelope::is_like_a_job(&payload) {
+            return Ok(Self::Direct(payload.to_string().into_bytes()));
         }
         let keys = match &payload {
             Value::Object(map) if !map.is_empty() => map.keys().take(10).cloned().collect::<Vec<_>>().join(", "),

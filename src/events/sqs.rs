@@ -1,6 +1,5 @@
 //! SQS: a batch of records in; the reply names those to bring back ([`batch_reply`]).
 
-use aws_lambda_events::sqs::{SqsEvent, SqsMessage};
 use serde_json::{Value, json};
 
 use super::{Delivery, EventError};
@@ -13,26 +12,28 @@ pub struct Batch {
 }
 
 impl Batch {
-    pub(super) fn parse(payload: Value) -> Result<Self, EventError> {
-        let event: SqsEvent = serde_json::from_value(payload)
-            .map_err(|error| EventError::Malformed { kind: "an SQS batch", problem: error.to_string() })?;
-        event.records.into_iter().map(delivery).collect::<Result<_, _>>().map(|deliveries| Self { deliveries })
+    pub(super) fn parse(payload: &Value) -> Result<Self, EventError> {
+        let records = payload["Records"].as_array().into_iter().flatten();
+        records.map(delivery).collect::<Result<_, _>>().map(|deliveries| Self { deliveries })
     }
 }
 
-fn delivery(message: SqsMessage) -> Result<Delivery, EventError> {
-    let message_id = message.message_id.ok_or_else(|| EventError::Malformed {
+/// Of a record only what a job needs is read; all but its id may be null or absent.
+fn delivery(record: &Value) -> Result<Delivery, EventError> {
+    let message_id = record["messageId"].as_str().ok_or_else(|| EventError::Malformed {
         kind: "an SQS batch",
         problem: "a record has no messageId, so it could not be handed back alone".into(),
     })?;
-    let attempt = message.attributes.get("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1);
+    let attribute = |name: &str| record["attributes"][name].as_str();
+    // On a standard queue the group is a tenant, among whom SQS is fair; it asks for no order.
+    let fifo = record["eventSourceARN"].as_str().is_some_and(|queue| queue.ends_with(".fifo"));
     Ok(Delivery {
         source: "sqs",
-        message_id,
-        attempt,
-        group: message.attributes.get("MessageGroupId").cloned(),
-        trace: message.attributes.get("AWSTraceHeader").and_then(|header| Trace::from_xray(header)),
-        body: message.body.unwrap_or_default().into_bytes(),
+        message_id: message_id.to_owned(),
+        attempt: attribute("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1),
+        group: attribute("MessageGroupId").filter(|_| fifo).map(str::to_owned),
+        trace: attribute("AWSTraceHeader").and_then(Trace::from_xray),
+        body: record["body"].as_str().unwrap_or_default().as_bytes().to_vec(),
     })
 }
 

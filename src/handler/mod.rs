@@ -14,6 +14,7 @@ use self::batch::{Batch, Line, Waiting};
 use crate::events::auth::Auth;
 use crate::events::http::{Exchange, Response, Route};
 use crate::events::{Delivery, Event, EventError, sqs};
+use crate::job::capabilities::Capabilities;
 use crate::job::notification::{Notification, NotificationTarget};
 use crate::job::outcome::{JobError, Outcome, Problem, RetryPolicy};
 use crate::job::request::{Defaults, Refusal};
@@ -28,14 +29,25 @@ use crate::workflow::{Ended, Workflow};
 pub struct Handler {
     pub workflow: Workflow,
     pub defaults: Defaults,
+    /// What a host is told that it can do.
+    pub capabilities: Capabilities,
     pub node_id: String,
     pub auth: Auth,
     /// After this many deliveries of a message its caller is told that the job failed.
     pub max_attempts: u32,
+    /// Of which queues refused messages are kept even when their sender was told.
+    pub keep_refused: KeepRefused,
     /// Jobs share a batch as long as their images have so many pixels together.
     pub max_batch_px: u64,
     /// The model's name, where CloudWatch is to make metrics of what is written to standard output.
     pub emf_model: Option<String>,
+}
+
+/// `keep_refused` of the queues that the platform takes messages from.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KeepRefused {
+    pub sqs: bool,
+    pub rabbitmq: bool,
 }
 
 /// Why an invocation as a whole failed; the source of the event brings all of it back.
@@ -81,6 +93,14 @@ impl Handler {
                 let (response, jobs) = self.respond(&exchange, control).await;
                 (exchange.reply(&response), jobs)
             }
+            Event::Direct(body) => {
+                let delivery =
+                    Delivery { source: "invoke", message_id: String::new(), attempt: 1, group: None, trace: None, body };
+                let (response, jobs) = self.respond_to(&delivery, control).await;
+                // An error is what brings an asynchronous invocation back.
+                all_or_nothing(&jobs)?;
+                (response.body, jobs)
+            }
         };
         if has_host {
             return Ok(reply::encode(reply, &jobs));
@@ -92,9 +112,12 @@ impl Handler {
     fn tell_cloudwatch(&self, jobs: &[Settled]) {
         let Some(model) = &self.emf_model else { return };
         for job in jobs {
-            if let Some(measured) = &job.measured {
-                let job_id = job.job_id.as_deref().unwrap_or_default();
-                report::write_line(&emf::line(model, job.outcome.as_str(), job_id, measured));
+            let job_id = job.job_id.as_deref().unwrap_or_default();
+            let outcome = job.outcome.as_str();
+            match &job.measured {
+                Some(measured) => report::write_line(&emf::line(model, outcome, job_id, measured)),
+                None if job.is_refused() => report::write_line(&emf::refused(model, outcome)),
+                None => {}
             }
         }
     }
@@ -117,7 +140,8 @@ impl Handler {
                     let span = span(of.job_id, &delivery);
                     let failing = async {
                         tell_log(&refusal.error, &delivery, false);
-                        self.fail(&delivery, of, &refusal.error, Settlement::Failed, control).await
+                        let failed = self.fail(&delivery, of, &refusal.error, Settlement::Failed, control).await;
+                        self.keep(&delivery, &of, &refusal.error, failed, control).await
                     };
                     let failed = failing.instrument(span).await;
                     vec![(place, delivery.group, failed)]
@@ -179,7 +203,16 @@ impl Handler {
             outcome => outcome,
         };
         tell_log(&error, delivery, last);
-        Settled { measured, ..self.fail(delivery, job.into(), &error, outcome, control).await }
+        let failed = self.fail(delivery, job.into(), &error, outcome, control).await;
+        // A job that used the GPU would use it again each time that it is handed back.
+        let is_refused = matches!(error, JobError::Invalid { .. } | JobError::Input { .. });
+        let failed = match &measured {
+            Some(measured) if is_refused && measured.denoising_steps == 0 => {
+                self.keep(delivery, &job.into(), &error, failed, control).await
+            }
+            _ => failed,
+        };
+        Settled { measured, ..failed }
     }
 
     /// Tells the caller where `outcome` says so; a caller who cannot be told is a reason to bring the message back.
@@ -204,6 +237,37 @@ impl Handler {
         }
     }
 
+    /// Sees that a refused message is kept of which nobody could be told: SQS moves what is handed back, other queues of the platform
+    /// have nothing of the kind. A host keeps its messages itself.
+    async fn keep(
+        &self,
+        delivery: &Delivery,
+        of: &NotificationTarget<'_>,
+        error: &JobError,
+        failed: Settled,
+        control: &Control,
+    ) -> Settled {
+        let is_told = of.job_id.is_some() && self.workflow.can_tell(of, error);
+        let keeps_all = match delivery.source {
+            "sqs" => self.keep_refused.sqs,
+            _ => self.keep_refused.rabbitmq,
+        };
+        let is_settled = failed.outcome != Settlement::Failed || control.notification_mode() == NotificationMode::Later;
+        if is_settled || (is_told && !keeps_all) {
+            return failed;
+        }
+        if delivery.source == "sqs" {
+            return Settled { outcome: Settlement::DeadLetter, ..failed };
+        }
+        match self.workflow.keep_dead(delivery.source, &delivery.message_id, &delivery.body, error).await {
+            Ok(key) => {
+                tracing::warn!(message_id = delivery.message_id, key, "a refused message is kept in the bucket");
+                failed
+            }
+            Err(error) => entry(&delivery.message_id, of.job_id, Settlement::Retry, Some(&error)),
+        }
+    }
+
     /// Answers a request; a job of it has the element that the host gets.
     async fn respond(&self, exchange: &Exchange, control: &Control) -> (Response, Vec<Settled>) {
         let body = match self.admit(exchange) {
@@ -213,10 +277,14 @@ impl Handler {
         // A request is delivered once.
         let trace = exchange.trace();
         let delivery = Delivery { source: "http", message_id: String::new(), attempt: 1, group: None, trace, body };
-        match Job::from_message(&delivery.body, trace, &self.defaults) {
+        self.respond_to(&delivery, control).await
+    }
+
+    async fn respond_to(&self, delivery: &Delivery, control: &Control) -> (Response, Vec<Settled>) {
+        match Job::from_message(&delivery.body, delivery.trace, &self.defaults) {
             Ok(job) => {
-                let span = span(Some(&job.id), &delivery);
-                self.answer(&delivery, &job, control).instrument(span).await
+                let span = span(Some(&job.id), delivery);
+                self.answer(delivery, &job, control).instrument(span).await
             }
             // The caller hears of it in this very response, and in no notification.
             Err(Refusal { job_id, error, .. }) => {

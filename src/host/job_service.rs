@@ -14,11 +14,11 @@ use crate::job::{Job, JobId, trace};
 /// How far the handlers are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Model {
-    /// No handler is ready yet.
+    /// No handler is ready yet, or one that was ready is started again.
     Loading,
     /// At least one handler is ready.
     Hot,
-    /// No handler is ready, and the last one that tried said why; another try is on its way.
+    /// No handler has ever been ready, and the last one that tried said why; another try is on its way.
     Failed(String),
 }
 
@@ -70,6 +70,8 @@ pub enum NotAccepted {
     Conflict(JobId),
     #[error("every handler is busy and nothing more may wait")]
     Busy,
+    #[error("{limit} jobs of this tenant wait already, and no more may (host.max_waiting_per_tenant)")]
+    TenantBusy { limit: u64 },
     #[error("the host is shutting down")]
     Draining,
     #[error(transparent)]
@@ -93,6 +95,8 @@ pub struct JobService {
     pub queue: Arc<dyn Source>,
     /// Jobs that may wait in `queue` at most.
     pub max_waiting: u64,
+    /// Of one tenant; none: as many as may wait at all.
+    pub max_waiting_per_tenant: Option<u64>,
     pub snapshot: watch::Receiver<StatusSnapshot>,
     /// To the dispatcher: jobs that wait for their answer.
     pub direct: mpsc::Sender<Direct>,
@@ -132,8 +136,8 @@ impl JobService {
     async fn enqueue(&self, job: &Job, body: &[u8]) -> Result<(), NotAccepted> {
         // Counted before the queue is asked, so that of many callers at once no more come in than there is room for.
         let sending = self.jobs.sending();
-        self.check_room(sending.before()).await?;
-        Ok(self.queue.send(job.id.as_str(), body, job.trace).await?)
+        self.check_room(job, sending.before()).await?;
+        Ok(self.queue.send_for(job.tenant.as_deref(), job.id.as_str(), body, job.trace).await?)
     }
 
     /// Whether [`Self::submit`] would take a job now; for callers who have work to do before it.
@@ -147,12 +151,17 @@ impl JobService {
         match self.jobs.job_status(job.id.as_str()) {
             Some(known) if known.fingerprint != job.fingerprint => Err(NotAccepted::Conflict(job.id.clone())),
             Some(known) if !matches!(known.state, State::Failed | State::Cancelled) => Ok(()),
-            _ => self.check_room(0).await,
+            _ => self.check_room(job, 0).await,
         }
     }
 
     /// `before`: jobs on their way into the queue that came earlier.
-    async fn check_room(&self, before: u64) -> Result<(), NotAccepted> {
+    async fn check_room(&self, job: &Job, before: u64) -> Result<(), NotAccepted> {
+        if let Some(limit) = self.max_waiting_per_tenant.filter(|_| job.tenant.is_some())
+            && self.jobs.waiting_of_tenant(job) >= limit
+        {
+            return Err(NotAccepted::TenantBusy { limit });
+        }
         let free = self.snapshot.borrow().free as u64;
         let room = self.max_waiting.saturating_add(free);
         if self.waiting().await?.saturating_add(before) >= room { Err(NotAccepted::Busy) } else { Ok(()) }

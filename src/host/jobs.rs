@@ -49,6 +49,8 @@ pub struct JobStatus {
     pub fingerprint: String,
     /// Object key prefix of its images and record.
     pub prefix: String,
+    /// Whose job it is ([`Job::tenant`]).
+    pub tenant: Option<String>,
     /// Somebody asked for it to be cancelled.
     pub cancelled: bool,
     /// When it was handed in, or started.
@@ -133,6 +135,14 @@ impl Jobs {
         Sending { before: self.sending.fetch_add(1, Ordering::SeqCst), sending: &self.sending }
     }
 
+    /// Other jobs of the same tenant that wait, as far as this node knows.
+    #[must_use]
+    pub fn waiting_of_tenant(&self, job: &Job) -> u64 {
+        let registry = self.registry();
+        let others = registry.job_statuses.iter().filter(|(id, _)| *id != job.id.as_str());
+        others.filter(|(_, known)| known.state == State::Queued && known.tenant == job.tenant).count() as u64
+    }
+
     /// Takes back an [`Acceptance::New`] whose job did not get into the queue.
     pub fn withdraw(&self, id: &JobId) {
         self.registry().job_statuses.remove(id.as_str());
@@ -210,6 +220,7 @@ impl JobRegistry {
             error: None,
             fingerprint: job.fingerprint.clone(),
             prefix: job.output.prefix.clone(),
+            tenant: job.tenant.clone(),
             cancelled: false,
             since: Instant::now(),
         };

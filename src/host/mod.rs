@@ -44,7 +44,9 @@ use self::process::{Launcher, Listener, Program};
 use self::source::Source;
 use self::supervisor::{Phase, Worker};
 use crate::clock::later;
+use crate::job::capabilities::Capabilities;
 use crate::job::request::Defaults;
+use crate::job::task::ModelName;
 use crate::metrics::Metrics;
 use crate::protocol::report::{self, Report};
 use crate::setting::Secret;
@@ -62,6 +64,8 @@ pub struct Settings {
     pub drain_seconds: u64,
     /// Jobs of HTTP callers that may wait at most.
     pub max_waiting: u64,
+    /// Of one tenant; none: as many as may wait at all.
+    pub max_waiting_per_tenant: Option<u64>,
     /// Milliseconds until a failed job is tried again, at first; each further pause can be twice as long.
     pub initial_backoff_ms: u64,
     /// Milliseconds until a failed job is tried again, at most.
@@ -79,6 +83,7 @@ impl Default for Settings {
             batch: 1,
             drain_seconds: 100,
             max_waiting: 100,
+            max_waiting_per_tenant: None,
             initial_backoff_ms: 5_000,
             max_backoff_ms: 300_000,
             handler: supervisor::Settings::default(),
@@ -116,6 +121,14 @@ pub struct Host {
     workers: JoinSet<()>,
     intakes: JoinSet<()>,
     stop: CancellationToken,
+    function: watch::Receiver<Option<Function>>,
+}
+
+/// What the handlers say of themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    pub model: ModelName,
+    pub capabilities: Capabilities,
 }
 
 impl Host {
@@ -146,6 +159,7 @@ impl Host {
             defaults: parts.defaults.clone(),
             queue: parts.queue,
             max_waiting: parts.settings.max_waiting,
+            max_waiting_per_tenant: parts.settings.max_waiting_per_tenant,
             snapshot: dispatcher.snapshot(),
             direct,
             cancels,
@@ -153,7 +167,8 @@ impl Host {
         let phase = watch::Sender::new(Phase::Running);
         let launcher = Launcher::start()?;
         let (heard, known) = (parts.metrics.clone(), job_service.jobs.clone());
-        let listener: Listener = Arc::new(move |line: &str| hear(line, &heard, &known));
+        let (functions, function) = watch::channel(None);
+        let listener: Listener = Arc::new(move |line: &str| hear(line, &heard, &known, &functions));
         let mut workers = JoinSet::new();
         for (index, (gpu, cancels)) in parts.gpus.into_iter().zip(cancelled).enumerate() {
             let worker = Worker {
@@ -180,13 +195,19 @@ impl Host {
         }
         tokio::spawn(forward(dispatcher.clone(), directs, wishes));
         tokio::spawn(settle::defer_blocked(dispatcher.clone(), settler.retries.initial_backoff));
-        Ok(Self { settings: parts.settings, job_service, dispatcher, settler, phase, workers, intakes, stop })
+        Ok(Self { settings: parts.settings, job_service, dispatcher, settler, phase, workers, intakes, stop, function })
     }
 
     /// What HTTP may ask.
     #[must_use]
     pub fn job_service(&self) -> JobService {
         self.job_service.clone()
+    }
+
+    /// What the last handler that got ready can be asked for; none before, and where it does not say.
+    #[must_use]
+    pub fn function(&self) -> watch::Receiver<Option<Function>> {
+        self.function.clone()
     }
 
     /// Works until the first word of `orders`, then drains: nothing is received any more, what runs may go on for
@@ -238,13 +259,16 @@ impl Host {
 }
 
 /// A line of a handler's standard output: a report, or whatever a function prints, which is the operator's to read.
-fn hear(line: &str, metrics: &Metrics, jobs: &Jobs) {
+fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Option<Function>>) {
     match Report::decode(line) {
         // Generation is nine tenths of the way; what is left is storing and telling.
         Some(Report::Progress { job_id, step, steps }) => {
             jobs.progress(&job_id, u8::try_from(u64::from(step) * 90 / u64::from(steps.max(1))).unwrap_or(90));
         }
-        Some(Report::Ready { model, load_seconds }) => metrics.model_loaded(&model, load_seconds),
+        Some(Report::Ready { model, load_seconds, capabilities }) => {
+            metrics.model_loaded(model.as_str(), load_seconds);
+            functions.send_replace(capabilities.map(|capabilities| Function { model, capabilities }));
+        }
         None => report::write_line(line),
     }
 }

@@ -1,5 +1,6 @@
 //! What a job is: the ground that every other module stands on.
 
+pub mod capabilities;
 pub mod measured;
 pub mod metadata;
 pub mod notification;
@@ -28,6 +29,8 @@ pub struct Job {
     pub watermark: Option<Watermark>,
     pub output: Output,
     pub callback: Option<Callback>,
+    /// Among whom queues are fair, where they can be: `tenant`, else the `user_id` of the form, else that of `callback.metadata`.
+    pub tenant: Option<String>,
     /// Hex SHA-256 over everything that decides the images and where they go (not the callback): two requests are the
     /// same request when their fingerprints are equal.
     pub fingerprint: String,

@@ -42,6 +42,17 @@ pub fn line(model: &str, outcome: &str, job_id: &str, measured: &Measured) -> St
     Value::Object(line).to_string()
 }
 
+/// The line for a message that was refused before it was run; `outcome` as in the table.
+#[must_use]
+pub fn refused(model: &str, outcome: &str) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let name = table::REFUSED.0.name;
+    let metric = json!({ "Name": name, "Unit": "Count" });
+    let directive = json!({ "Namespace": NAMESPACE, "Dimensions": [["model", "outcome"]], "Metrics": [metric] });
+    let announced = json!({ "Timestamp": now.as_millis() as u64, "CloudWatchMetrics": [directive] });
+    json!({ "_aws": announced, "model": model, "outcome": outcome, name: 1 }).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ pub mod gpu;
 pub mod table;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{CounterVec, Encoder as _, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
@@ -21,6 +22,23 @@ pub struct Metrics {
     gauges: BTreeMap<&'static str, GaugeVec>,
     histograms: BTreeMap<&'static str, HistogramVec>,
     gpus: Gpus,
+    latencies: Arc<Mutex<Latencies>>,
+}
+
+/// Of the infer steps of jobs that ended complete.
+#[derive(Debug, Default)]
+struct Latencies {
+    count: u64,
+    sum_ms: f64,
+}
+
+impl Latencies {
+    /// The mean with one more.
+    fn mean_with(&mut self, ms: f64) -> f64 {
+        self.count += 1;
+        self.sum_ms += ms;
+        self.sum_ms / self.count as f64
+    }
 }
 
 impl Metrics {
@@ -35,6 +53,7 @@ impl Metrics {
             gauges: BTreeMap::new(),
             histograms: BTreeMap::new(),
             gpus,
+            latencies: Arc::default(),
         };
         for row in table::TABLE {
             metrics.register(row)?;
@@ -107,7 +126,10 @@ impl Metrics {
         }
         if let Some(seconds) = measured.step_seconds.get("infer") {
             self.add(table::INFERENCES, [], 1.0);
-            self.set(table::INFERENCE_LATENCY, [], seconds * 1e3);
+            if outcome == "complete" {
+                let mut latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
+                self.set(table::INFERENCE_LATENCY, [], latencies.mean_with(seconds * 1e3));
+            }
         }
         self.add(table::DENOISING_STEPS, [], measured.denoising_steps as f64);
         if let Some(rate) = measured.steps_per_second() {
@@ -117,6 +139,11 @@ impl Metrics {
             self.add(table::LORA_CACHE, [if hit { "hit" } else { "miss" }], 1.0);
         }
         self.webhooks(&measured.webhook_attempts);
+    }
+
+    /// A message was refused. `outcome`: a word of the table's row.
+    pub fn refused(&self, source: &str, outcome: &str) {
+        self.add(table::REFUSED, [source, outcome], 1.0);
     }
 
     pub fn webhooks(&self, attempts: &[WebhookAttempts]) {
@@ -198,6 +225,7 @@ mod tests {
         };
         metrics.job("sqs", "complete", Some(&measured));
         metrics.job("sqs", "retry", None);
+        metrics.refused("sqs", "dead_letter");
         let text = metrics.render();
         for line in [
             "atelier_jobs_total{outcome=\"complete\",source=\"sqs\"} 1",
@@ -206,6 +234,7 @@ mod tests {
             "atelier_denoising_steps_per_second 10",
             "atelier_lora_cache_total{result=\"hit\"} 1",
             "atelier_webhook_attempts_total{kind=\"progress\",result=\"failed\"} 3",
+            "atelier_refused_total{outcome=\"dead_letter\",source=\"sqs\"} 1",
             "vton_inference_count 1",
             "vton_inference_errors_total 1",
             "vton_inference_latency_ms 1500",
@@ -215,5 +244,16 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn the_latency_is_the_mean_of_successful_jobs() {
+        let metrics = Metrics::new(Gpus::none()).unwrap();
+        for (outcome, seconds) in [("complete", 1.0), ("retry", 60.0), ("complete", 2.0), ("failed", 60.0), ("complete", 6.0)] {
+            let step_seconds = BTreeMap::from([("infer".to_owned(), seconds)]);
+            metrics.clone().job("sqs", outcome, Some(&Measured { step_seconds, ..Measured::default() }));
+        }
+        let text = metrics.render();
+        assert!(text.lines().any(|line| line == "vton_inference_latency_ms 3000"), "{text}");
     }
 }

@@ -81,8 +81,12 @@ const fn labelled<const N: usize>(
 // The names of the try-on service that this replaces.
 pub const INFERENCES: Counter<0> =
     Counter(labelled("vton_inference_count", "", &[], "jobs that were generated, try-on and generate alike"));
-pub const INFERENCE_LATENCY: Gauge<0> =
-    Gauge(labelled("vton_inference_latency_ms", "ms", &[], "the infer step of the last generated job"));
+pub const INFERENCE_LATENCY: Gauge<0> = Gauge(labelled(
+    "vton_inference_latency_ms",
+    "ms",
+    &[],
+    "the infer step of jobs that ended complete: their mean since the start",
+));
 pub const INFERENCE_ERRORS: Counter<0> =
     Counter(labelled("vton_inference_errors_total", "", &[], "runs that did not end in images"));
 pub const GPU_MEMORY: Gauge<1> =
@@ -95,6 +99,12 @@ pub const JOBS: Counter<2> = Counter(labelled(
     "",
     &["source", "outcome"],
     "runs by outcome: complete, failed, retry, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
+));
+pub const REFUSED: Counter<2> = Counter(labelled(
+    "atelier_refused_total",
+    "",
+    &["source", "outcome"],
+    "messages that no attempt can help: failed (its sender was told) or dead_letter (nobody could be told, or `keep_refused`)",
 ));
 pub const JOB_SECONDS: Histogram<1> = Histogram(
     labelled("atelier_job_seconds", "seconds", &["source"], "a run in the handler, from its turn to its outcome"),
@@ -147,13 +157,14 @@ pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
 pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
 /// All of them, in the order of docs/metrics.md.
-pub const TABLE: [Metric; 20] = [
+pub const TABLE: [Metric; 21] = [
     INFERENCES.row(),
     INFERENCE_LATENCY.row(),
     INFERENCE_ERRORS.row(),
     GPU_MEMORY.row(),
     GPU_UTILIZATION.row(),
     JOBS.row(),
+    REFUSED.row(),
     JOB_SECONDS.row(),
     STEP_SECONDS.row(),
     DENOISING_STEPS.row(),

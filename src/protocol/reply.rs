@@ -31,6 +31,17 @@ pub struct Settled {
     pub measured: Option<Measured>,
 }
 
+impl Settled {
+    /// Whether the request itself was at fault, and nothing was generated for it.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        let is_final = matches!(self.outcome, Settlement::Failed | Settlement::DeadLetter);
+        let at_fault =
+            self.error.as_ref().is_some_and(|error| ["invalid_request", "invalid_input"].contains(&error.code.as_str()));
+        is_final && at_fault && self.measured.as_ref().is_none_or(|measured| measured.denoising_steps == 0)
+    }
+}
+
 /// What became of one message, and so what is to become of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -71,6 +82,12 @@ pub fn encode(mut reply: Value, jobs: &[Settled]) -> Value {
     reply[PROTOCOL] = VERSION.into();
     reply[JOBS] = json!(jobs);
     reply
+}
+
+/// Whether a handler of ours wrote the reply, of whatever version.
+#[must_use]
+pub fn is_ours(reply: &Value) -> bool {
+    reply.get(PROTOCOL).is_some()
 }
 
 /// What a handler says of its messages; empty for a reply that names no version, which is another function's.

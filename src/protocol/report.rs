@@ -4,12 +4,21 @@ use std::io::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::capabilities::Capabilities;
+use crate::job::task::ModelName;
+
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     /// The model is loaded and warm.
-    Ready { model: String, load_seconds: f64 },
+    Ready {
+        model: ModelName,
+        load_seconds: f64,
+        /// None: a handler of an earlier release, which says nothing of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        capabilities: Option<Capabilities>,
+    },
     /// A denoising step is done.
     Progress { job_id: String, step: u32, steps: u32 },
 }
@@ -55,8 +64,14 @@ mod tests {
         let line = report.clone().encode();
         assert_eq!(line, r#"{"atelier":{"progress":{"job_id":"job-1","step":3,"steps":20}}}"#);
         assert_eq!(Report::decode(&line), Some(report));
-        let ready = Report::Ready { model: "tiny-sd".into(), load_seconds: 1.5 };
+        let ready = Report::Ready {
+            model: ModelName::new("tiny-sd").unwrap(),
+            load_seconds: 1.5,
+            capabilities: Some(Capabilities::TryOn(vec![crate::job::task::tryon::Mode::Fp8])),
+        };
         assert_eq!(Report::decode(&ready.clone().encode()), Some(ready));
+        let earlier = Report::decode(r#"{"atelier":{"ready":{"model":"tiny-sd","load_seconds":1.5}}}"#);
+        assert!(matches!(earlier, Some(Report::Ready { capabilities: None, .. })), "{earlier:?}");
         for other in ["", "hello", "{\"level\":\"INFO\"}", "{\"atelier\":1}", "{\"atelier\":{\"other\":{}}}"] {
             assert_eq!(Report::decode(other), None, "{other}");
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
@@ -19,14 +19,17 @@ use crate::host::http::{self, Http, ModelInfo};
 use crate::host::notification_sender::NotificationSender;
 use crate::host::process::Program;
 use crate::host::source::Source;
-use crate::host::source::rabbitmq::RabbitMq;
+use crate::host::source::rabbitmq::{self, RabbitMq};
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
-use crate::host::{Host, Parts, descriptors, drain};
+use crate::host::{Function, Host, Parts, descriptors, drain};
+use crate::job::request::Defaults;
 use crate::metrics::Metrics;
 use crate::metrics::gpu::{self, Gpus};
+use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::store::Store;
+use crate::workflow::{StepName, watermark};
 
 /// How long answers that are under way may take after the last job.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -56,12 +59,18 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     config.host.handlers = options.handlers.unwrap_or(config.host.handlers);
     config.host.drain_seconds = options.drain_seconds.unwrap_or(config.host.drain_seconds);
     config.server.port = options.port.unwrap_or(config.server.port);
+    warn_without_token(&config);
+    let passes_through = !options.function.is_empty();
     let program = program(options.function, path, &config, environment)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
     let notifier = Arc::new(super::notifier(&config, outbound, store.clone())?);
-    let manifest = config.manifest(environment)?;
-    let defaults = manifest.defaults;
+    let (defaults, model_type) = match config.manifest(environment) {
+        Ok(manifest) => (manifest.defaults, manifest.family.as_str()),
+        // Another function may have no model, or keeps it to itself.
+        Err(_) if passes_through => (Defaults::default(), "function"),
+        Err(error) => return Err(error.into()),
+    };
     let metrics = Metrics::new(Gpus::watch()).context("the metrics' table is wrong")?;
     let sources = sources(&config).await?;
     let queue = sources.first().context("no source is configured")?.clone();
@@ -77,13 +86,15 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
-    let model_type = manifest.family.as_str();
+    let checker = Arc::clone(&notifier);
     let refresh = {
         let metrics = metrics.clone();
         // The webhooks that the host itself has sent.
         Arc::new(move || metrics.webhooks(&notifier.take_attempts()))
     };
-    let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), model_type);
+    let check = check(host.function(), checker, &config.workflow.steps);
+    let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, model_type);
+    let http = Http { passes_through, ..http };
     let listener = listen(&config).await?;
     let over = CancellationToken::new();
     let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
@@ -104,11 +115,23 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     Ok(())
 }
 
+/// Either nobody may send jobs by HTTP, or everybody may.
+fn warn_without_token(config: &Config) {
+    match (config.security.require_auth, &config.security.internal_auth_token) {
+        (true, None) => tracing::warn!(
+            "security.internal_auth_token is not set: HTTP jobs are refused with 503 not_configured, queues are served"
+        ),
+        (false, _) => tracing::warn!("security.require_auth is false: whoever reaches the port may send jobs"),
+        (true, Some(_)) => {}
+    }
+}
+
 fn http_side(
     config: &Config,
     host: &Host,
     store: Store,
     (metrics, refresh): (Metrics, http::Refresh),
+    check: http::Check,
     model_type: &str,
 ) -> Http {
     Http {
@@ -127,7 +150,22 @@ fn http_side(
         },
         metrics,
         refresh,
+        check,
+        passes_through: false,
     }
+}
+
+/// What a handler of this release would refuse before it begins. A function that does not say what it can do is asked nothing.
+fn check(function: watch::Receiver<Option<Function>>, notifier: Arc<Notifier>, steps: &[StepName]) -> http::Check {
+    let signs = steps.contains(&StepName::Watermark);
+    Arc::new(move |job| {
+        let Some(Function { model, capabilities }) = function.borrow().clone() else { return Ok(()) };
+        capabilities.check(&model, job)?;
+        if signs {
+            watermark::check_job(job)?;
+        }
+        notifier.check(job)
+    })
 }
 
 async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
@@ -171,6 +209,7 @@ async fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
         sources.push(Arc::new(Sqs::connect(&config.sources.sqs).await?));
     }
     if config.sources.rabbitmq.broker().is_some() {
+        rabbitmq::inspect::check_declared(&config.sources.rabbitmq).await?;
         sources.push(Arc::new(RabbitMq::start(&config.sources.rabbitmq)?));
     }
     if sources.is_empty() {

@@ -14,7 +14,8 @@ use self::phases::process_age_ms;
 use crate::config::manifest::Family;
 use crate::config::{Config, ConfigError, Environment};
 use crate::events::auth::Auth;
-use crate::handler::Handler;
+use crate::handler::{Handler, KeepRefused};
+use crate::job::capabilities::Capabilities;
 use crate::job::notification::Images;
 use crate::job::outcome::JobError;
 use crate::notify::Notifier;
@@ -22,7 +23,6 @@ use crate::notify::tryon::TryOnService;
 use crate::outbound::Outbound;
 use crate::setting::SettingError;
 use crate::store::Store;
-use crate::workflow::infer::Capabilities;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::{Observer, Services, Workflow};
 use atelier_engine::EngineError;
@@ -87,7 +87,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let services = Services {
         engine,
         model,
-        capabilities,
+        capabilities: capabilities.clone(),
         preprocess: Preprocess { max_short_side_px: manifest.max_short_side_px, ..config.workflow.preprocess },
         postprocess: config.workflow.postprocess,
         store,
@@ -98,9 +98,11 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     Ok(Handler {
         workflow,
         defaults: manifest.defaults,
+        capabilities,
         node_id: config.server.node_id.clone(),
         auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
         max_attempts: config.runtime.max_attempts,
+        keep_refused: KeepRefused { sqs: config.sources.sqs.keep_refused, rabbitmq: config.sources.rabbitmq.keep_refused },
         max_batch_px: config.runtime.max_batch_px,
         emf_model: config.metrics.emf.then(|| config.model.name.as_str().to_owned()),
     })

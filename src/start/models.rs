@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest as _, Sha256};
 
 use super::command::{files_key, line, named};
 use super::pack;
@@ -215,13 +216,18 @@ fn additional(config: &Config, environment: &Environment, name: &ModelName) -> S
 
 fn prove(config: &Config, environment: &Environment, name: &ModelName) -> anyhow::Result<ExitCode> {
     let mut file_checks = Vec::new();
-    for plan in plans(config, environment, name, true)? {
-        file_checks.extend(verify(&plan)?);
+    let manifest = config.manifest_of(name, environment)?;
+    if manifest.source.is_none() && atelier_bundled::models().contains(&name.as_str()) {
+        file_checks.extend(of_bundled(name, &manifest.checkpoint)?);
+    } else {
+        for plan in plans(config, environment, name, true)? {
+            file_checks.extend(verify(&plan)?);
+        }
     }
     anyhow::ensure!(
         !file_checks.is_empty(),
         "{}: its source names no `files`; `atelier models pull` prints them with their checksums",
-        config.manifest_of(name, environment)?.file.display()
+        manifest.file.display()
     );
     for (path, file_check) in &file_checks {
         let what = match file_check {
@@ -235,4 +241,21 @@ fn prove(config: &Config, environment: &Environment, name: &ModelName) -> anyhow
     let right = file_checks.iter().filter(|(_, file_check)| *file_check == FileCheck::Right).count();
     line(&format!("{}: {right} of {} files are right", name.as_str(), file_checks.len()))?;
     Ok(if right == file_checks.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Compares a bundled model's files with those in the program, which no manifest has the checksums of.
+fn of_bundled(name: &ModelName, checkpoint: &Path) -> anyhow::Result<Vec<(FilePath, FileCheck)>> {
+    let mut file_checks = Vec::new();
+    for (path, bytes) in atelier_bundled::files(name.as_str()) {
+        let file = checkpoint.join(path);
+        let expected = Checksum::of(Sha256::new_with_prefix(bytes));
+        let file_check = if file.is_file() {
+            let found = Checksum::of_file(&file).with_context(|| format!("{} cannot be read", file.display()))?;
+            if found == expected { FileCheck::Right } else { FileCheck::Differs { found, expected } }
+        } else {
+            FileCheck::Missing
+        };
+        file_checks.push((FilePath::new(path).map_err(anyhow::Error::msg)?, file_check));
+    }
+    Ok(file_checks)
 }

@@ -3,10 +3,12 @@
 //! - An image is `{prefix}{job_id}/{n}.{ext}`.
 //! - The record `{prefix}{job_id}/result.json` is written last and only if there is none (`If-None-Match: *`): it is the
 //!   proof that the job is done.
-//! - Images that callers send along lie under `inputs/{job_id}/`, what an `Idempotency-Key` stands for under `idempotency/`.
+//! - Images that callers send along lie under `inputs/{job_id}/`, what an `Idempotency-Key` stands for under `idempotency/`,
+//!   messages that were refused and that no queue keeps under `dead/`.
 //! - Inputs (`s3://`, `https://`) go through the cache on disk; the credentials decide which buckets they may come from.
 
 pub mod cache;
+pub mod dead;
 mod error;
 mod fetch;
 mod input;

@@ -7,9 +7,9 @@ use super::context::JobContext;
 use super::request::request;
 use super::{Observer, Step, StepName};
 use crate::job::Job;
+use crate::job::capabilities::Capabilities;
 use crate::job::outcome::JobError;
-use crate::job::task::tryon::Mode;
-use crate::job::task::{ModelName, Task};
+use crate::job::task::ModelName;
 use atelier_engine::{EngineError, Progress, Watch};
 
 pub struct Infer {
@@ -17,14 +17,6 @@ pub struct Infer {
     pub model: ModelName,
     pub capabilities: Capabilities,
     pub observer: Observer,
-}
-
-/// What the function's model can be asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Capabilities {
-    Generate,
-    /// In these modes, whose weights are loaded.
-    TryOn(Vec<Mode>),
 }
 
 /// Stops the engine when the step is dropped (deadline, shutdown): nobody waits for the images any more.
@@ -43,34 +35,7 @@ impl Step for Infer {
     }
 
     fn check(&self, job: &Job) -> Result<(), JobError> {
-        let model = self.model.as_str();
-        let invalid = |field: &str, problem| Err(JobError::Invalid { field: field.into(), problem });
-        match (&job.task, &self.capabilities) {
-            (Task::Generate(generate), Capabilities::Generate) if generate.model == self.model => Ok(()),
-            (Task::Generate(generate), Capabilities::Generate) => {
-                let asked = generate.model.as_str();
-                invalid("model", format!("must be {model:?}, the model this function serves, got {asked:?}"))
-            }
-            (Task::TryOn(tryon), Capabilities::TryOn(modes)) if modes.contains(&tryon.mode) => Ok(()),
-            (Task::TryOn(tryon), Capabilities::TryOn(modes)) => {
-                let loaded: Vec<&str> = modes.iter().map(|mode| mode.as_str()).collect();
-                let (loaded, asked) = (loaded.join(", "), tryon.mode.as_str());
-                invalid("mode", format!("must be {loaded}, what this function has the weights of, got {asked}"))
-            }
-            (Task::TryOn(_), Capabilities::Generate) => invalid(
-                "task",
-                format!(
-                    "this function serves {model}, which generates from text; try-on needs a try-on model: send the job to a \
-                     function that serves one"
-                ),
-            ),
-            (Task::Generate(_), Capabilities::TryOn(_)) => invalid(
-                "task",
-                format!(
-                    "this function serves {model}, which does try-ons (task tryon); send the job to a function that generates from text"
-                ),
-            ),
-        }
+        self.capabilities.check(&self.model, job)
     }
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {

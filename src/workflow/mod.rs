@@ -25,16 +25,17 @@ use tracing::{Instrument as _, Span};
 
 use self::context::JobContext;
 use self::control::{Control, NotificationMode};
-use self::infer::Capabilities;
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
+use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
 use crate::job::notification::{Notification, NotificationTarget};
-use crate::job::outcome::{JobError, Outcome, Record};
+use crate::job::outcome::{JobError, Outcome, Problem, Record};
 use crate::job::task::{ModelName, Task};
 use crate::job::{Job, JobId};
 use crate::notify::Notifier;
 use crate::store::Store;
+use crate::store::dead::DeadMessage;
 use atelier_engine::Progress;
 use atelier_engine::thread::{BatchSlot, EngineThread};
 
@@ -315,6 +316,21 @@ impl Workflow {
                 Err(JobError::Notification { problem, cause: None })
             }
         }
+    }
+
+    /// Whether anybody hears of this error.
+    #[must_use]
+    pub fn can_tell(&self, of: &NotificationTarget<'_>, error: &JobError) -> bool {
+        self.notifier.failed(of, error, 1).is_ok_and(|notifications| !notifications.is_empty())
+    }
+
+    /// Keeps a refused message in the bucket, and returns its key.
+    ///
+    /// # Errors
+    /// [`JobError::Storage`]; then it is kept nowhere.
+    pub async fn keep_dead(&self, source: &str, message_id: &str, body: &[u8], error: &JobError) -> Result<String, JobError> {
+        let text = String::from_utf8_lossy(body).into_owned();
+        self.store.keep_dead(body, &DeadMessage { error: Problem::from(error), source, message_id, body: text }).await
     }
 
     /// What a caller is told of a finished job, in a notification and in an HTTP response alike.

@@ -34,6 +34,7 @@ fn every_sample_is_of_a_known_kind() {
             Event::Sqs(_) => "sqs-",
             Event::RabbitMq(_) => "rabbitmq-",
             Event::Http(_) => "http-",
+            Event::Direct(_) => "job-",
         };
         assert!(name.starts_with(kind), "{name} was read as {kind}");
         seen += 1;
@@ -103,13 +104,23 @@ fn sqs_attributes_become_attempt_and_group() {
     let mut payload = sample("sqs-plain.json");
     payload["Records"][0]["attributes"]["ApproximateReceiveCount"] = json!("4");
     payload["Records"][0]["attributes"]["MessageGroupId"] = json!("customer-9");
+    let Ok(Event::Sqs(standard)) = Event::parse(payload.clone()) else { panic!("not an SQS batch") };
+    assert_eq!(standard.deliveries[0].group, None, "a tenant among whom the queue is fair, not an order");
+    payload["Records"][0]["eventSourceARN"] = json!("arn:aws:sqs:us-east-1:123456789012:image_generation.fifo");
     let Ok(Event::Sqs(batch)) = Event::parse(payload) else { panic!("not an SQS batch") };
     assert_eq!((batch.deliveries[0].attempt, batch.deliveries[0].group.as_deref()), (4, Some("customer-9")));
 }
 
 #[test]
 fn http_requests_are_routed_and_answered_in_their_platforms_shape() {
-    for name in ["http-four.json", "http-alb.json"] {
+    for name in [
+        "http-four.json",
+        "http-alb.json",
+        "http-alb-multi-value.json",
+        "http-apigw-v1.json",
+        "http-apigw-v2.json",
+        "http-function-url.json",
+    ] {
         let Ok(Event::Http(exchange)) = Event::parse(sample(name)) else { panic!("{name} is no HTTP request") };
         let Ok(Route::Generate(body)) = exchange.route() else { panic!("{name} is not routed to generate") };
         Job::from_json(&body, &contract()).unwrap_or_else(|refusal| panic!("{name}: {}", refusal.error));
@@ -124,10 +135,98 @@ fn http_requests_are_routed_and_answered_in_their_platforms_shape() {
     }
 }
 
+/// A load balancer reads the one form or the other, as it was set up; the payload format 2.0 knows one form.
+#[test]
+fn a_reply_has_its_headers_in_every_form_that_its_platform_reads() {
+    for (name, lists, description) in [
+        ("http-alb.json", json!(["Bearer"]), json!("401 Unauthorized")),
+        ("http-alb-multi-value.json", json!(["Bearer"]), json!("401 Unauthorized")),
+        ("http-apigw-v1.json", json!(["Bearer"]), json!(null)),
+        ("http-apigw-v2.json", json!(null), json!(null)),
+        ("http-function-url.json", json!(null), json!(null)),
+    ] {
+        let Ok(Event::Http(exchange)) = Event::parse(sample(name)) else { panic!("{name} is no HTTP request") };
+        let reply = exchange.reply(&exchange.authorize(&Auth::Token(Secret::new("another"))).expect_err("a wrong token"));
+        assert_eq!(reply["headers"]["www-authenticate"], "Bearer", "{name}");
+        assert_eq!(reply["multiValueHeaders"]["www-authenticate"], lists, "{name}");
+        assert_eq!(reply["statusDescription"], description, "{name}");
+        // AWS's own types of the replies read them.
+        if name.starts_with("http-alb") {
+            let read: aws_lambda_events::alb::AlbTargetGroupResponse = serde_json::from_value(reply).unwrap();
+            assert_eq!((read.status_code, read.headers.len(), read.multi_value_headers.len()), (401, 2, 2));
+        } else if name == "http-apigw-v1.json" {
+            let read: aws_lambda_events::apigw::ApiGatewayProxyResponse = serde_json::from_value(reply).unwrap();
+            assert_eq!((read.status_code, read.headers.len(), read.multi_value_headers.len()), (401, 2, 2));
+        }
+    }
+}
+
+/// Every member of the sample but these, one after the other absent and null: still the same job.
+fn stays_readable(name: &str, needed: &[&str], job_id: &str) {
+    let whole = sample(name);
+    let mut paths = Vec::new();
+    members(&whole, "", &mut paths);
+    let optional: Vec<_> = paths.iter().filter(|path| !needed.iter().any(|needed| needed.starts_with(path.as_str()))).collect();
+    assert!(optional.len() > 5, "{name}: {optional:?}");
+    for path in optional {
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        let mut null = whole.clone();
+        null.pointer_mut(parent).unwrap()[key] = json!(null);
+        let mut absent = whole.clone();
+        absent.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(key);
+        for payload in [null, absent] {
+            let body = match Event::parse(payload) {
+                Ok(Event::Sqs(batch)) => batch.deliveries[0].body.clone(),
+                Ok(Event::RabbitMq(batch)) => batch.deliveries[0].body.clone(),
+                Ok(Event::Http(exchange)) => match exchange.route() {
+                    Ok(Route::Generate(body)) => body,
+                    other => panic!("{name} without {path}: {other:?}"),
+                },
+                other => panic!("{name} without {path}: {other:?}"),
+            };
+            let job = Job::from_json(&body, &contract()).unwrap_or_else(|refusal| panic!("{path}: {}", refusal.error));
+            assert_eq!(job.id.as_str(), job_id, "{name} without {path}");
+        }
+    }
+}
+
+/// The JSON pointers of all members of objects.
+fn members(value: &Value, at: &str, paths: &mut Vec<String>) {
+    if let Value::Array(items) = value {
+        for (index, item) in items.iter().enumerate() {
+            members(item, &format!("{at}/{index}"), paths);
+        }
+    }
+    for (key, child) in value.as_object().into_iter().flatten() {
+        let path = format!("{at}/{}", key.replace('~', "~0").replace('/', "~1"));
+        members(child, &path, paths);
+        if !key.contains('/') {
+            paths.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_optional_field_of_an_event_may_be_null_or_absent() {
+    let record = "/Records/0/messageId";
+    stays_readable("sqs-plain.json", &[record, "/Records/0/body", "/Records/0/eventSource"], "demo-plain");
+    let message = "/rmqMessagesByQueue/image_generation::~1/0/data";
+    stays_readable("rabbitmq-nulls.json", &["/eventSource", message], "rmq-plain");
+    stays_readable("rabbitmq-lora.json", &["/eventSource", message], "demo-lora");
+    let v2 = ["/rawPath", "/body", "/requestContext/http/method"];
+    stays_readable("http-four.json", &v2, "demo-four");
+    stays_readable("http-function-url.json", &v2, "function-url");
+    stays_readable("http-apigw-v2.json", &["/isBase64Encoded", v2[0], v2[1], v2[2]], "apigw-v2");
+    let v1 = ["/path", "/body", "/httpMethod", "/requestContext"];
+    stays_readable("http-apigw-v1.json", &v1, "apigw-v1");
+    let alb = ["/path", "/body", "/httpMethod", "/requestContext/elb"];
+    stays_readable("http-alb-multi-value.json", &alb, "alb-multi");
+}
+
 #[test]
 fn an_unknown_path_or_method_says_what_there_is() {
     let mut payload = sample("http-four.json");
-    payload["rawPath"] = json!("/generate");
+    payload["rawPath"] = json!("/nowhere");
     let Ok(Event::Http(exchange)) = Event::parse(payload.clone()) else { panic!("not HTTP") };
     assert_eq!(exchange.route().expect_err("no such path").status, 404);
     payload["rawPath"] = json!("/generate");
@@ -138,6 +237,14 @@ fn an_unknown_path_or_method_says_what_there_is() {
     let Ok(Event::Http(exchange)) = Event::parse(payload) else { panic!("not HTTP") };
     assert_eq!(exchange.route(), Ok(Route::Health));
     assert_eq!(Response::health("n").body["status"], "ok");
+}
+
+#[test]
+fn a_bare_job_is_a_direct_invocation() {
+    let Ok(Event::Direct(body)) = Event::parse(sample("job-plain.json")) else { panic!("not a direct invocation") };
+    assert_eq!(Job::from_json(&body, &contract()).expect("a job").id.as_str(), "direct-plain");
+    // A job that is wrong otherwise is refused as a job.
+    assert!(matches!(Event::parse(json!({ "job_id": 7, "task": "generate" })), Ok(Event::Direct(_))));
 }
 
 #[test]

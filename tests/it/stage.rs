@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex};
 use atelier::config::{self, Config, Environment};
 use atelier::demo::s3;
 use atelier::events::auth::Auth;
-use atelier::handler::Handler;
+use atelier::handler::{Handler, KeepRefused};
+use atelier::job::capabilities::Capabilities;
 use atelier::job::task::ModelName;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::setting::Secret;
 use atelier::store::Store;
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
-use atelier::workflow::infer::Capabilities;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, store};
 use atelier_engine::thread::EngineThread;
@@ -138,6 +138,7 @@ impl Stage {
             loras: Arc::clone(&loras),
         };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
+        let told = capabilities.clone();
         let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
         change(&mut configured);
         let services = Services {
@@ -153,9 +154,11 @@ impl Stage {
         let handler = Handler {
             workflow: Workflow::new(&configured.steps, services),
             defaults: contract(),
+            capabilities: told,
             node_id: "test".to_owned(),
             auth: Auth::Token(Secret::new(TOKEN)),
             max_attempts: 3,
+            keep_refused: KeepRefused::default(),
             max_batch_px: 4 * 512 * 512,
             emf_model: None,
         };

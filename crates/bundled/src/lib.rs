@@ -29,6 +29,12 @@ pub fn models() -> &'static [&'static str] {
     MODELS
 }
 
+/// The files of a bundled model, each with its path in the model's directory and its bytes.
+pub fn files(model: &str) -> impl Iterator<Item = (&'static str, &'static [u8])> {
+    let directory = format!("{model}/");
+    FILES.iter().filter_map(move |(path, bytes)| Some((path.strip_prefix(&directory)?, *bytes)))
+}
+
 /// The directory with the manifests, `NAME.yaml`, and the models next to them: `$XDG_CACHE_HOME/atelier/models-HASH` (without the variable
 /// `~/.cache/...`). The first call unpacks them, 28 MB.
 ///

@@ -98,6 +98,10 @@ struct State {
     messages: VecDeque<InFlight>,
     directs: VecDeque<Direct>,
     draining: bool,
+    /// A handler has been ready: one that ends is started again while jobs wait.
+    was_ready: bool,
+    /// Why the last start failed, where none has succeeded.
+    failure: Option<String>,
 }
 
 impl Dispatcher {
@@ -111,6 +115,8 @@ impl Dispatcher {
             messages: VecDeque::new(),
             directs: VecDeque::new(),
             draining: false,
+            was_ready: false,
+            failure: None,
         };
         let dispatcher = Self {
             snapshot: watch::Sender::new(state.snapshot()),
@@ -136,7 +142,14 @@ impl Dispatcher {
 
     /// What a handler is at now.
     pub fn set(&self, slot: usize, state: Slot) {
-        self.change(|dispatcher| dispatcher.slots[slot] = state);
+        self.change(|dispatcher| {
+            match &state {
+                Slot::Idle => dispatcher.was_ready = true,
+                Slot::Down(why) => dispatcher.failure = Some(why.clone()),
+                Slot::Starting | Slot::Busy(_) => {}
+            }
+            dispatcher.slots[slot] = state;
+        });
     }
 
     /// Takes messages in flight, all before a handler can take any, unless the host drains: then they are returned, and the
@@ -340,14 +353,10 @@ impl State {
 
     fn snapshot(&self) -> StatusSnapshot {
         let ready = |slot: &Slot| matches!(slot, Slot::Idle | Slot::Busy(_));
-        let down = self.slots.iter().find_map(|slot| match slot {
-            Slot::Down(why) => Some(why.clone()),
-            _ => None,
-        });
-        let model = match down {
+        let model = match &self.failure {
             _ if self.slots.iter().any(ready) => Model::Hot,
-            Some(why) => Model::Failed(why),
-            None => Model::Loading,
+            Some(why) if !self.was_ready => Model::Failed(why.clone()),
+            _ => Model::Loading,
         };
         StatusSnapshot {
             model,

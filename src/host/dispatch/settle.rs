@@ -125,6 +125,8 @@ impl Settler {
 
     /// Tells the caller, then the queue.
     async fn finalize(&self, in_flight: &InFlight, told: Settled) {
+        let is_refused = told.is_refused();
+        let is_told = told.job_id.is_some() && !told.notifications.is_empty();
         let Settled { outcome, error, notifications, measured, .. } = told;
         let delivered = tokio::select! {
             delivered = self.notification_sender.deliver_of(in_flight, &notifications) => delivered,
@@ -141,6 +143,12 @@ impl Settler {
                 return self.try_again(in_flight, &undelivered).await;
             }
         };
+        // Nobody heard of it, or all that was refused is to be kept.
+        let outcome =
+            if is_refused && (!is_told || in_flight.source.keeps_refused()) { Settlement::DeadLetter } else { outcome };
+        if is_refused {
+            self.metrics.refused(in_flight.source.name(), outcome.as_str());
+        }
         self.count(in_flight, outcome.as_str(), measured.as_ref());
         let error = error.map(|error| json!(error));
         match outcome {
@@ -239,7 +247,15 @@ impl Settler {
             Ended::Died(cause) => (Ending::Crashed(cause.to_string()), None),
             Ended::Untried => (Ending::Drained, None),
         };
-        let outcome = told.as_ref().map_or("failed", |told| told.outcome.as_str());
+        // A function that knows nothing of its host answers its caller itself.
+        let answered = match &ending {
+            Ending::Answer(reply) if told.is_none() && !reply.is_null() && !reply::is_ours(reply) => {
+                reply["statusCode"].as_u64().is_none_or(|status| status < 400)
+            }
+            _ => false,
+        };
+        let untold = if answered { (State::Complete, Settlement::Complete) } else { (State::Failed, Settlement::Failed) };
+        let outcome = told.as_ref().map_or(untold.1, |told| told.outcome).as_str();
         self.metrics.job("infer", outcome, told.as_ref().and_then(|told| told.measured.as_ref()));
         let (state, error, notifications) = match told {
             Some(Settled { outcome: Settlement::Complete, notifications, .. }) => (State::Complete, None, notifications),
@@ -247,7 +263,7 @@ impl Settler {
                 let error = error.map(|error| json!(error));
                 (failed_state(error.as_ref()), error, notifications)
             }
-            None => (State::Failed, None, Vec::new()),
+            None => (untold.0, None, Vec::new()),
         };
         self.jobs.end(id, state, error);
         // A caller that is gone hears of it by the notification, if at all.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest as _, Multipart, Request};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use axum::http::{HeaderMap, StatusCode};
 use futures_util::StreamExt as _;
 
@@ -23,6 +23,11 @@ impl Kind {
     /// # Errors
     /// A 415 for everything else; `allowed` says what the endpoint takes.
     pub(super) fn of(headers: &HeaderMap, allowed: &[Self]) -> Result<Self, Problem> {
+        let encoding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or("identity");
+        if !encoding.eq_ignore_ascii_case("identity") {
+            let message = format!("content-encoding must not be set, got {encoding:?}: send the body as it is, not compressed");
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", &message));
+        }
         let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let kind = match given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
             "application/json" => Some(Self::Json),

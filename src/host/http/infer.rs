@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, SET_COOKIE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::Value;
@@ -20,6 +22,7 @@ use crate::events;
 use crate::host::job_service::{Direct, Ending, Model, NotAccepted};
 use crate::job::outcome::StoredImage;
 use crate::job::{Job, JobId};
+use crate::protocol::reply;
 
 const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-ms");
@@ -75,6 +78,9 @@ struct Image {
 
 /// `reply`: an API Gateway v2 response of `POST /generate`.
 async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Problem> {
+    if http.passes_through && !reply::is_ours(reply) && !reply.is_null() {
+        return pass_through(id, reply);
+    }
     let body: Value = reply["body"].as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let status = reply["statusCode"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or_default();
     if status >= 400 && body["error"].is_object() {
@@ -101,4 +107,41 @@ async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Prob
         Ok::<_, axum::BoxError>(file.try_next().await?.map(|chunk| (chunk, file)))
     });
     Ok((headers, Body::from_stream(chunks)).into_response())
+}
+
+/// What API Gateway makes of a function's reply in its payload format 2.0: a reply without `statusCode` is the body itself.
+fn pass_through(id: &JobId, reply: &Value) -> Result<Response, Problem> {
+    let wrong = |problem: &str| {
+        tracing::error!(problem, "the function's answer is none");
+        Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", &format!("the function's answer could not be read: {problem}"))
+    };
+    let mut headers = HeaderMap::new();
+    let Some(status) = reply.get("statusCode") else {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        return Ok((StatusCode::OK, headers, reply.to_string()).into_response());
+    };
+    let status = status.as_u64().and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
+    let status = status.ok_or_else(|| wrong("statusCode must be a number from 100 to 999"))?;
+    let text = reply["body"].as_str().unwrap_or_default();
+    let body = if reply["isBase64Encoded"] == true {
+        STANDARD.decode(text).map_err(|_| wrong("its body is not base64"))?
+    } else {
+        text.as_bytes().to_vec()
+    };
+    for (name, value) in reply["headers"].as_object().into_iter().flatten() {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let name = HeaderName::from_bytes(name.as_bytes()).ok().filter(|name| *name != CONTENT_LENGTH);
+        if let (Some(name), Ok(value)) = (name, HeaderValue::from_str(&text)) {
+            headers.append(name, value);
+        }
+    }
+    for cookie in reply["cookies"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        if let Ok(value) = HeaderValue::from_str(cookie) {
+            headers.append(SET_COOKIE, value);
+        }
+    }
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        headers.entry(JOB_ID).or_insert(value);
+    }
+    Ok((status, headers, body).into_response())
 }

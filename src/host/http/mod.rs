@@ -33,6 +33,8 @@ use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 use super::job_service::JobService;
 use crate::events::auth::Auth;
 use crate::events::http::Response;
+use crate::job::Job;
+use crate::job::outcome::JobError;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -79,6 +81,9 @@ impl Default for Settings {
 /// Brings the metrics up to date before they are read; it must be quick, for they are asked for while everything else goes on.
 pub type Refresh = Arc<dyn Fn() + Send + Sync>;
 
+/// Refuses a job that this host's function can never do, as far as the host knows.
+pub type Check = Arc<dyn Fn(&Job) -> Result<(), JobError> + Send + Sync>;
+
 /// What HTTP works with.
 pub struct Http {
     pub job_service: JobService,
@@ -89,6 +94,9 @@ pub struct Http {
     pub settings: Settings,
     pub metrics: Metrics,
     pub refresh: Refresh,
+    pub check: Check,
+    /// The function is another one than this binary's own: what it answers is its callers' to read.
+    pub passes_through: bool,
 }
 
 /// What `/version` and `/test` say of the model.

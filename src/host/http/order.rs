@@ -33,10 +33,11 @@ pub(super) struct Order {
 /// # Errors
 /// What is wrong with it, by the name that the caller gave the field.
 pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<Order, Problem> {
-    let failed = matches!(http.job_service.snapshot.borrow().model, Model::Failed(_));
-    if failed {
+    let model = http.job_service.snapshot.borrow().model.clone();
+    if let Model::Failed(why) = model {
         body::drain(request).await;
-        return Err(Problem::unavailable("model_not_ready", "the model could not be made ready; it is tried again"));
+        let message = format!("the model could not be made ready; it is tried again ({why})");
+        return Err(Problem::unavailable("model_not_ready", &message));
     }
     let key = idempotency::Key::of(request.headers())?;
     let trace = request.headers().get(TRACEPARENT).and_then(|value| Trace::from_traceparent(value.to_str().ok()?));
@@ -66,6 +67,7 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
         }
     };
     check_bytes(&order.message, settings)?;
+    (http.check)(&order.job).map_err(at_the_door)?;
     Ok(Order { key, job: Job { trace, ..order.job }, ..order })
 }
 
@@ -159,6 +161,14 @@ async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
 fn job(http: &Http, message: Vec<u8>, inputs: Vec<Input>) -> Result<Order, JobError> {
     let job = Job::from_json(&message, &http.job_service.defaults).map_err(|refusal| refusal.error)?;
     Ok(Order { job, message, inputs, key: None })
+}
+
+/// What is wrong with an input can be seen here without looking at it: the request itself is wrong.
+fn at_the_door(error: JobError) -> Problem {
+    match error {
+        JobError::Input { field, problem, .. } => Problem::invalid(&field, problem),
+        other => other.into(),
+    }
 }
 
 fn renamed(error: JobError, names: &[(&'static str, String)]) -> JobError {

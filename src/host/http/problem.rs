@@ -99,7 +99,7 @@ impl From<NotAccepted> for Problem {
         let message = reason.to_string();
         match reason {
             NotAccepted::Conflict(id) => JobError::Conflict { job_id: id }.into(),
-            NotAccepted::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", &message)
+            NotAccepted::Busy | NotAccepted::TenantBusy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", &message)
                 .with("status", "busy")
                 .with("message", message)
                 .with("retry_after", RETRY_AFTER_S)

@@ -25,15 +25,17 @@ pub(super) async fn health(State(http): State<Arc<Http>>) -> Json<Value> {
 /// Whether a job sent now would be generated soon.
 pub(super) async fn test(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
     let trouble = http.job_service.queue.trouble();
-    let (code, status) = match http.job_service.snapshot.borrow().model {
-        Model::Hot if trouble.is_some() => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
+    let snapshot = http.job_service.snapshot.borrow().clone();
+    let (code, status) = match snapshot.model {
+        // A load balancer is to send nothing more here.
+        Model::Hot if snapshot.draining || trouble.is_some() => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
         Model::Hot => (StatusCode::OK, "hot"),
         Model::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
         Model::Failed(_) => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
     };
     let body = json!({
         "status": status,
-        "model_loaded": code == StatusCode::OK,
+        "model_loaded": snapshot.model == Model::Hot,
         "node_id": http.node_id,
         "model_type": http.model.model_type,
     });

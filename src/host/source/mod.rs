@@ -82,6 +82,11 @@ pub trait Source: Send + Sync {
 
     fn shape(&self) -> Shape;
 
+    /// Whether refused messages are dead-lettered even when their sender was told: `keep_refused` of its settings.
+    fn keeps_refused(&self) -> bool {
+        false
+    }
+
     /// How often [`Self::extend`] must be called for every message in flight, from its receipt on; none: never.
     fn heartbeat(&self) -> Option<Duration> {
         None
@@ -152,6 +157,20 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// [`SourceError`]; then the job was not accepted.
     async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError>;
+
+    /// As [`Self::send`]; a queue that can be fair to tenants is told whose job it is.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    async fn send_for(
+        &self,
+        _tenant: Option<&str>,
+        job_id: &str,
+        body: &[u8],
+        trace: Option<Trace>,
+    ) -> Result<(), SourceError> {
+        self.send(job_id, body, trace).await
+    }
 
     /// # Errors
     /// [`SourceError`] when the queue cannot be asked.

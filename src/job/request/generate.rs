@@ -52,6 +52,8 @@ pub(super) struct Body {
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
     callback: Option<CallbackBody>,
+    #[serde(default, deserialize_with = "field::passed_through")]
+    tenant: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -122,7 +124,13 @@ impl Body {
         };
         let mut canonical = canonical(self.task, &generate);
         generate.seed = self.seed.unwrap_or(SeedChoice::Given(defaults.seed)).settle(&self.job_id, &mut canonical);
-        let common = Common { job_id: self.job_id, watermark: self.watermark, output: self.output, callback: self.callback };
+        let common = Common {
+            job_id: self.job_id,
+            watermark: self.watermark,
+            output: self.output,
+            callback: self.callback,
+            tenant: self.tenant,
+        };
         Ok(Read { common, task: Task::Generate(generate), canonical })
     }
 }

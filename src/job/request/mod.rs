@@ -1,5 +1,6 @@
 //! The job body as callers send it (JSON, the same on every queue), read into a checked [`Job`].
 
+pub mod envelope;
 mod field;
 mod generate;
 mod seed;
@@ -72,12 +73,13 @@ pub struct Refusal {
 }
 
 impl Job {
-    /// Reads the body of a message that has a trace.
+    /// Reads the body of a message that has a trace; the job may lie in an envelope of SNS or EventBridge.
     ///
     /// # Errors
-    /// As [`Self::from_json`].
+    /// As [`Self::from_json`]. An envelope without a job is named.
     pub fn from_message(body: &[u8], trace: Option<Trace>, defaults: &Defaults) -> Result<Self, Refusal> {
-        match Self::from_json(body, defaults) {
+        let opened = envelope::open(body).map_err(Refusal::of_nobody);
+        match opened.and_then(|body| Self::from_json(&body, defaults)) {
             Ok(job) => Ok(Self { trace, ..job }),
             Err(refusal) => Err(Refusal { trace, ..refusal }),
         }
@@ -89,12 +91,11 @@ impl Job {
     /// A [`Refusal`] that names the field and what is allowed.
     pub fn from_json(body: &[u8], defaults: &Defaults) -> Result<Self, Refusal> {
         let no_object = |problem: String| {
-            let error = JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") };
-            Refusal { job_id: None, callback: None, requester: None, error, trace: None }
+            Refusal::of_nobody(JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") })
         };
         weight::check(body).map_err(|problem| no_object(format!("; {problem}")))?;
         let (metadata, body) = Metadata::taken_out(body);
-        let value: Value = serde_json::from_slice(&body).map_err(|error| no_object(format!(" ({error})")))?;
+        let value: Value = serde_json::from_slice(&body).map_err(|error| Refusal::of_nobody(envelope::not_json(&error)))?;
         if !value.is_object() {
             return Err(no_object(format!(", got {}", shown::json(&value))));
         }
@@ -117,6 +118,13 @@ fn callback(value: &Value, metadata: Option<Metadata>) -> Option<Callback> {
     let bare = serde_json::json!({ "url": value["url"] });
     let body = CallbackBody::deserialize(value).or_else(|_| CallbackBody::deserialize(&bare));
     body.ok().map(|body| body.into_callback(metadata))
+}
+
+impl Refusal {
+    /// Of a body that says nothing of its sender.
+    fn of_nobody(error: JobError) -> Self {
+        Self { job_id: None, callback: None, requester: None, error, trace: None }
+    }
 }
 
 /// Which fields are allowed depends on the task, so it is read first.
@@ -200,6 +208,7 @@ struct Common {
     watermark: Option<WatermarkBody>,
     output: OutputBody,
     callback: Option<CallbackBody>,
+    tenant: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -238,7 +247,7 @@ impl CallbackBody {
 
 impl Read {
     fn into_job(self, default_prefix: &str, metadata: Option<Metadata>) -> Job {
-        let Self { common: Common { job_id, watermark, output, callback }, task, mut canonical } = self;
+        let Self { common: Common { job_id, watermark, output, callback, tenant }, task, mut canonical } = self;
         let watermark = watermark.map(|watermark| Watermark {
             text: watermark.text,
             position: watermark.position.unwrap_or(Anchor::BottomRight),
@@ -248,17 +257,24 @@ impl Read {
             prefix: output.prefix.unwrap_or_else(|| default_prefix.to_owned()),
             format: output.format.unwrap_or(ImageFormat::Png),
         };
+        let callback = callback.map(|callback| callback.into_callback(metadata));
+        let tenant = tenant.or_else(|| user(&task, callback.as_ref())).filter(|tenant| !tenant.is_empty());
         canonical["watermark"] = serde_json::json!(watermark);
         canonical["output"] = serde_json::json!(output);
         let fingerprint = base16ct::lower::encode_string(&Sha256::digest(canonical.to_string()));
-        Job {
-            id: job_id,
-            task,
-            watermark,
-            output,
-            callback: callback.map(|callback| callback.into_callback(metadata)),
-            fingerprint,
-            trace: None,
-        }
+        Job { id: job_id, task, watermark, output, callback, tenant, fingerprint, trace: None }
     }
+}
+
+/// Whose job it is where it names no tenant.
+fn user(task: &Task, callback: Option<&Callback>) -> Option<String> {
+    let of_form = match task {
+        Task::TryOn(tryon) => tryon.requester.user_id.clone(),
+        Task::Generate(_) => None,
+    };
+    let of_metadata = || {
+        let metadata: Value = serde_json::from_str(callback?.metadata.as_str()).ok()?;
+        metadata["user_id"].as_str().map(str::to_owned)
+    };
+    of_form.or_else(of_metadata)
 }

@@ -51,6 +51,8 @@ pub(super) struct Body {
     output: OutputBody,
     callback: Option<CallbackBody>,
     #[serde(default, deserialize_with = "field::passed_through")]
+    tenant: Option<String>,
+    #[serde(default, deserialize_with = "field::passed_through")]
     user_id: Option<String>,
     #[serde(default, deserialize_with = "field::passed_through")]
     session_id: Option<String>,
@@ -77,7 +79,13 @@ impl Body {
             requester: Requester { user_id: self.user_id, session_id: self.session_id, provider: self.provider },
         };
         let canonical = canonical(self.task, &tryon);
-        let common = Common { job_id: self.job_id, watermark: self.watermark, output: self.output, callback: self.callback };
+        let common = Common {
+            job_id: self.job_id,
+            watermark: self.watermark,
+            output: self.output,
+            callback: self.callback,
+            tenant: self.tenant,
+        };
         Read { common, task: Task::TryOn(tryon), canonical }
     }
 }

@@ -31,17 +31,25 @@ impl Step for WatermarkStep {
     }
 
     fn check(&self, job: &Job) -> Result<(), JobError> {
-        let Some(watermark) = &job.watermark else { return Ok(()) };
-        match &job.task {
-            Task::Generate(generate) => check(watermark, generate.size.width_px(), generate.size.height_px()),
-            // The person's image decides the size.
-            Task::TryOn(_) => check_text(&watermark.text),
-        }
+        check_job(job)
     }
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
         let Some(watermark) = &context.job.watermark else { return Ok(()) };
         context.images.iter_mut().try_for_each(|image| draw(image, watermark))
+    }
+}
+
+/// Refuses a job whose watermark cannot be drawn, as far as it is known before generating.
+///
+/// # Errors
+/// Those of [`check`].
+pub fn check_job(job: &Job) -> Result<(), JobError> {
+    let Some(watermark) = &job.watermark else { return Ok(()) };
+    match &job.task {
+        Task::Generate(generate) => check(watermark, generate.size.width_px(), generate.size.height_px()),
+        // The person's image decides the size.
+        Task::TryOn(_) => check_text(&watermark.text),
     }
 }
 

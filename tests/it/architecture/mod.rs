@@ -75,7 +75,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "start::models",
         ],
     ),
-    ("log", &["job", "config"]),
+    ("log", &["job", "setting", "config"]),
     ("serve", &["*"]),
     ("invoke", &["*"]),
     ("demo", &["*"]),

@@ -78,7 +78,11 @@ fn the_job_schema_is_that_of_the_api() {
     let schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A job of atelier, as it stands in a queue",
-        "anyOf": [{ "$ref": "#/$defs/Generate" }, { "$ref": "#/$defs/TryOn" }],
+        // `anyOf` would answer a wrong field with a word for word copy of the job under both.
+        "type": "object",
+        "if": { "properties": { "task": { "const": "tryon" } }, "required": ["task"] },
+        "then": { "$ref": "#/$defs/TryOn" },
+        "else": { "$ref": "#/$defs/Generate" },
         "$defs": definitions,
     });
     is("docs/job.schema.json", &format!("{}\n", serde_json::to_string_pretty(&schema).unwrap()));

@@ -60,11 +60,13 @@ async fn rabbitmq_is_asked_what_its_queue_is_like() {
     let durable = QueueDeclareOptions::durable();
     channel.queue_declare("doctor-classic".into(), durable, FieldTable::default()).await.unwrap();
     of("doctor-classic", "false", "guest").await.expect("rabbitmq", "warn", "no quorum queue");
+    of("doctor-classic", "true", "guest").await.expect("rabbitmq", "fail", "it is no quorum queue");
     of("doctor-classic", "false", rabbitmq::LIMITED).await.expect("rabbitmq", "ok", "may not ask");
     let mut quorum = FieldTable::default();
     quorum.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
     channel.queue_declare("doctor-quorum".into(), durable, quorum).await.unwrap();
     of("doctor-quorum", "false", "guest").await.expect("rabbitmq", "warn", "no dead-letter exchange");
+    of("doctor-quorum", "true", "guest").await.expect("rabbitmq", "fail", "no dead-letter exchange");
 
     let source = atelier::host::source::rabbitmq::RabbitMq::start(&node.settings("doctor-made")).unwrap();
     let ready = async {

@@ -3,6 +3,7 @@
 mod batch;
 mod host;
 mod loras;
+mod refused;
 mod starts;
 mod stopped;
 mod traces;
@@ -32,6 +33,7 @@ fn sqs(messages: &[(Value, u32, Option<&str>)]) -> Value {
         record["attributes"]["ApproximateReceiveCount"] = json!(attempt.to_string());
         if let Some(group) = group {
             record["attributes"]["MessageGroupId"] = json!(group);
+            record["eventSourceARN"] = json!("arn:aws:sqs:us-east-1:123456789012:image_generation.fifo");
         }
         record
     });

@@ -1,7 +1,7 @@
 //! Try-ons on their way through the steps: which images reach the engine, which come back, and which files are refused.
 
+use atelier::job::capabilities::Capabilities;
 use atelier::job::task::tryon::Mode;
-use atelier::workflow::infer::Capabilities;
 use image::RgbImage;
 use serde_json::{Value, json};
 

@@ -13,7 +13,7 @@ use atelier::host::runtime_api::{Invocation, RuntimeApi, Started};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{WAIT_LIMIT, python_function};
+use super::{HostProcess, WAIT_LIMIT, job, python_function};
 
 /// A function under a Runtime API of ours.
 struct Function {
@@ -124,4 +124,16 @@ async fn a_python_function_runs() {
     assert_eq!((error.error_type.as_str(), error.message.as_str()), ("ValueError", "this function was told to fail"));
     assert_eq!(function.reply(json!({})).await["message"], "Hello, world!", "it goes on after an error");
     function.end().await;
+}
+
+#[tokio::test]
+async fn a_host_needs_no_manifest_for_another_function_and_hands_on_its_answer() {
+    let Some(words) = python_function("a Python function behind /infer") else { return };
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut host = HostProcess::start(&[("ATELIER_MODEL", "no-such-model")], &words).await;
+    host.wait_for("a handler is ready", 1).await;
+    let answer: serde_json::Value = serde_json::from_str(&host.post("/infer", &job("job-1")).await).unwrap();
+    assert_eq!((&answer["message"], &answer["function"]), (&"Hello, world!".into(), &"atelier".into()));
+    let metrics = host.get("/metrics").await;
+    assert!(metrics.contains("atelier_jobs_total{outcome=\"complete\",source=\"infer\"} 1"), "{metrics}");
 }

@@ -3,14 +3,17 @@
 mod batches;
 mod cloud;
 mod conformance;
+mod door;
 mod http;
 mod memory;
 mod metrics;
 mod protocol;
 mod rabbitmq;
+mod refused;
 pub(crate) mod sqs;
 mod survival;
 mod traces;
+mod unready;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};

@@ -77,3 +77,35 @@ fn a_model_that_is_nowhere_is_answered_with_every_place_that_was_looked_at() {
     let said = String::from_utf8_lossy(&demo.stderr);
     assert!(!demo.status.success() && said.contains("/proc/none/atelier") && said.contains("XDG_CACHE_HOME"), "{said}");
 }
+
+#[test]
+fn a_bundled_model_is_verified_by_the_program_itself() {
+    let empty = tempfile::tempdir().unwrap();
+    let verify = || alone(empty.path(), &["models", "verify", "tiny-sd"]).output().unwrap();
+    let verified = verify();
+    let shown = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(verified.status.success() && shown.contains("files are right"), "{shown}{verified:?}");
+    let models = std::fs::read_dir(empty.path().join("cache/atelier")).unwrap().map(|entry| entry.unwrap().path());
+    let models = models.into_iter().find(|path| path.is_dir()).unwrap();
+    let file = models.join("tiny-sd/unet/config.json");
+    let mut bytes = std::fs::read(&file).unwrap();
+    // As long as before: a change of length would have it unpacked again.
+    bytes[0] = b' ';
+    std::fs::write(&file, bytes).unwrap();
+    let differs = verify();
+    let shown = String::from_utf8_lossy(&differs.stdout);
+    assert!(!differs.status.success() && shown.contains("unet/config.json: differs"), "{shown}{differs:?}");
+}
+
+/// `atelier ... | head -0`: the reader is gone before the first byte.
+#[test]
+fn a_reader_who_has_read_enough_is_no_error() {
+    let empty = tempfile::tempdir().unwrap();
+    for arguments in [&["completions", "bash"][..], &["manual"], &["models", "list"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = alone(empty.path(), arguments).stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success() && said.is_empty(), "{arguments:?}: {:?} {said}", ended.status);
+    }
+}

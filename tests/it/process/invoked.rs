@@ -25,3 +25,18 @@ async fn an_event_is_generated_and_the_reply_is_printed() {
     assert!(backend.terminal().await.path.ends_with("/complete"));
     assert_eq!(bucket.puts("/result.json"), 1);
 }
+
+#[tokio::test]
+async fn an_event_may_come_from_standard_input() {
+    let (bucket, mut backend) = (Bucket::start().await, Backend::start().await);
+    let nobody: SocketAddr = ([127, 0, 0, 1], 9).into();
+    let world = World { runtime_api: nobody, s3: bucket.address, backend: backend.address };
+    let event = std::fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/events/job-plain.json")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_atelier"));
+    command.args(["invoke", "-"]).current_dir(env!("CARGO_MANIFEST_DIR")).envs(world.environment(&[])).stdin(event);
+    let ended = spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let reply: Value = serde_json::from_slice(&ended.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&ended.stderr)));
+    assert_eq!((&reply["status"], &reply["job_id"]), (&json!("complete"), &json!("direct-plain")));
+    assert!(backend.terminal().await.path.ends_with("/complete"));
+}

@@ -1,9 +1,12 @@
 //! A look at the broker and its queue that takes no message and leaves nothing behind.
 
+use std::time::Duration;
+
 use super::fault::{Fault, within};
 use super::settings::Settings;
 use super::{connection, topology};
 use crate::host::source::ConnectError;
+use crate::setting::SettingError;
 
 const TYPE: &str = "'x-queue-type'";
 
@@ -60,6 +63,41 @@ pub async fn inspect(settings: &Settings) -> Result<Found, ConnectError> {
         Ok(Found::There { waiting, likeness })
     };
     Ok(look.await.map_err(|fault: Fault| fault.at(&label, "inspect"))?)
+}
+
+/// With `declare`, looks whether the queue that is there could be one of the host's own; it would connect for ever otherwise. A broker
+/// that is away is no reason not to start.
+///
+/// # Errors
+/// Says what the queue is like, and what to do.
+pub async fn check_declared(settings: &Settings) -> Result<(), ConnectError> {
+    let limit = Duration::from_millis(settings.connect_timeout_ms);
+    let look = async { if settings.declare { inspect(settings).await } else { Ok(Found::ToBeMade) } };
+    let likeness = match tokio::time::timeout(limit, look).await {
+        Ok(Ok(Found::There { likeness, .. })) => likeness,
+        Ok(Err(error @ ConnectError::Setting(_))) => return Err(error),
+        Ok(Ok(Found::ToBeMade) | Err(ConnectError::Source(_))) | Err(_) => return Ok(()),
+    };
+    let Some(difference) = likeness.difference() else { return Ok(()) };
+    let problem = format!("{:?} {difference}, and sources.rabbitmq.declare: true makes another one; {REPAIR}", settings.queue);
+    Err(SettingError::new("sources.rabbitmq.queue", problem).into())
+}
+
+/// What to do about a queue that is there and not as the host makes it.
+pub const REPAIR: &str = "move its messages and delete it, or use it as it is with sources.rabbitmq.declare: false (docs/migrating.md has \
+                          the commands of both)";
+
+impl Likeness {
+    /// How the queue differs from one that the host makes, as far as it is known.
+    #[must_use]
+    pub fn difference(&self) -> Option<String> {
+        match self {
+            Self::Same | Self::Unknown => None,
+            Self::OtherType => Some("is no quorum queue".into()),
+            Self::NoDeadLetters => Some("has no dead-letter exchange".into()),
+            Self::Other(problem) => Some(format!("has other arguments ({problem})")),
+        }
+    }
 }
 
 fn likeness(compared: Result<(), Fault>) -> Result<Likeness, Fault> {

@@ -151,6 +151,10 @@ impl Source for RabbitMq {
         }
     }
 
+    fn keeps_refused(&self) -> bool {
+        self.settings.keep_refused
+    }
+
     /// An attempt to connect that fails comes back as an error, once; the next call waits for the next attempt.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
         let (mut state, closing) = (self.connection_manager.state(), self.connection_manager.closing());

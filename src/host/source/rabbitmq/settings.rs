@@ -38,6 +38,8 @@ pub struct Settings {
     /// Seconds after which the broker takes back a message that is not settled: its own `consumer_timeout`. A message that
     /// waits here for half as long is handed back before.
     pub consumer_timeout_seconds: u64,
+    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+    pub keep_refused: bool,
 }
 
 impl Default for Settings {
@@ -56,6 +58,7 @@ impl Default for Settings {
             heartbeat_seconds: 30,
             connect_timeout_ms: 10_000,
             consumer_timeout_seconds: 1800,
+            keep_refused: false,
         }
     }
 }
@@ -84,6 +87,9 @@ impl Settings {
         if self.broker().is_none() {
             return wrong("host", "must name the broker (RABBITMQ_HOST)".into());
         }
+        if let Some(problem) = self.broker().and_then(no_host) {
+            return wrong("host", problem);
+        }
         let queue = self.queue.len();
         if queue == 0 || queue > LONGEST_QUEUE_NAME_BYTES {
             return wrong("queue", format!("must have 1 to {LONGEST_QUEUE_NAME_BYTES} bytes, got {queue}"));
@@ -111,4 +117,18 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// Why a text is no name or address of a host. It may be a URL with a password in it, so it is not shown.
+fn no_host(text: &str) -> Option<String> {
+    let others = "sources.rabbitmq.port, user, password, vhost and tls (RABBITMQ_PORT, RABBITMQ_USER, RABBITMQ_PASS)";
+    if text.contains("://") || text.contains('@') || text.contains('/') {
+        return Some(format!(
+            "must be the broker's name or address alone, not a URL; what else the URL says belongs into {others}"
+        ));
+    }
+    let is_plain = !text.contains(char::is_whitespace) && (!text.contains(':') || text.parse::<std::net::Ipv6Addr>().is_ok());
+    (!is_plain).then(|| {
+        format!("must be the broker's name or address alone, without a port or spaces; the port belongs into {others}")
+    })
 }

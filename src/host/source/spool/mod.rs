@@ -29,11 +29,13 @@ use crate::job::trace::{self, Trace};
 pub struct Settings {
     /// Where the jobs lie; one host at a time may use it. Put it on a disk that outlives the container.
     pub directory: PathBuf,
+    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+    pub keep_refused: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { directory: PathBuf::from("spool") }
+        Self { directory: PathBuf::from("spool"), keep_refused: false }
     }
 }
 
@@ -46,6 +48,7 @@ pub struct Spool {
     files: Arc<Files>,
     index: Arc<Mutex<BTreeSet<Waiting>>>,
     arrived: Arc<Notify>,
+    keep_refused: bool,
 }
 
 /// A job that waits, in the order in which jobs are due.
@@ -80,7 +83,12 @@ impl Spool {
         // One moment for all: what is due already keeps the order of its names.
         let (now, opened) = (SystemTime::now(), Instant::now());
         let waiting = names.into_iter().map(|name| Waiting { due: later(opened, name.due_in(now, max_pause)), name });
-        Ok(Self { files: Arc::new(files), index: Arc::new(Mutex::new(waiting.collect())), arrived: Arc::new(Notify::new()) })
+        Ok(Self {
+            files: Arc::new(files),
+            index: Arc::new(Mutex::new(waiting.collect())),
+            arrived: Arc::new(Notify::new()),
+            keep_refused: settings.keep_refused,
+        })
     }
 
     /// Takes the first job that is due, or says when the next one is.
@@ -233,6 +241,10 @@ impl Source for Spool {
         Shape::Sqs
     }
 
+    fn keeps_refused(&self) -> bool {
+        self.keep_refused
+    }
+
     /// What a dropped call had taken stays in `running/` until the directory is opened again; so the moves are made in a task of
     /// its own, which puts the jobs back when nobody wants them any more.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
@@ -311,7 +323,7 @@ mod tests {
     const MAX_PAUSE: Duration = Duration::from_secs(300);
 
     fn open(directory: &std::path::Path) -> Spool {
-        Spool::open(&Settings { directory: directory.to_owned() }, MAX_PAUSE).unwrap()
+        Spool::open(&Settings { directory: directory.to_owned(), keep_refused: false }, MAX_PAUSE).unwrap()
     }
 
     fn files(directory: &std::path::Path, state: &str) -> Vec<PathBuf> {

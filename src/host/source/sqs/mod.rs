@@ -23,6 +23,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::QueueAttributeName;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use self::address::Address;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub operation_timeout_ms: u64,
     /// Attempts of a request: 5xx, throttling and broken connections are tried again with backoff and jitter.
     pub max_attempts: u32,
+    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+    pub keep_refused: bool,
 }
 
 impl Default for Settings {
@@ -75,6 +78,7 @@ impl Default for Settings {
             attempt_timeout_ms: 10_000,
             operation_timeout_ms: 30_000,
             max_attempts: 3,
+            keep_refused: false,
         }
     }
 }
@@ -86,6 +90,7 @@ pub struct Sqs {
     heartbeat: Duration,
     /// Why the last message could not be deleted, where it may not be.
     undeletable: Mutex<Option<String>>,
+    keep_refused: bool,
 }
 
 impl Sqs {
@@ -101,7 +106,7 @@ impl Sqs {
         tracing::info!(queue = queue.url, dead_letter_queue, "SQS queue found");
         let heartbeat = Duration::from_secs(settings.visibility_seconds.into()) / 2;
         let inbox = Arc::new(Inbox::new(Arc::clone(&queue), heartbeat));
-        Ok(Self { queue, inbox, heartbeat, undeletable: Mutex::default() })
+        Ok(Self { queue, inbox, heartbeat, undeletable: Mutex::default(), keep_refused: settings.keep_refused })
     }
 }
 
@@ -152,6 +157,10 @@ impl Source for Sqs {
         Shape::Sqs
     }
 
+    fn keeps_refused(&self) -> bool {
+        self.keep_refused
+    }
+
     fn heartbeat(&self) -> Option<Duration> {
         Some(self.heartbeat)
     }
@@ -195,13 +204,23 @@ impl Source for Sqs {
     }
 
     async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
+        self.send_for(None, job_id, body, trace).await
+    }
+
+    /// A standard queue is fair among the groups of its messages; a FIFO queue would put a tenant's jobs into an order.
+    async fn send_for(&self, tenant: Option<&str>, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
         let body = self.queue.checked_body(body)?;
         // Not the job's id: a job that failed may be sent again within the five minutes in which SQS drops doubles. The
         // attempts of this one request have the same.
         let deduplication = self.queue.fifo().then(|| Uuid::now_v7().to_string());
-        let group = self.queue.fifo().then_some(job_id);
-        let outgoing_message =
-            OutgoingMessage { body, attributes: HashMap::new(), trace, group, deduplication: deduplication.as_deref() };
+        let group = if self.queue.fifo() { Some(job_id.to_owned()) } else { tenant.map(group_id) };
+        let outgoing_message = OutgoingMessage {
+            body,
+            attributes: HashMap::new(),
+            trace,
+            group: group.as_deref(),
+            deduplication: deduplication.as_deref(),
+        };
         self.queue.send_to(&self.queue.url, outgoing_message).await
     }
 
@@ -215,5 +234,26 @@ impl Source for Sqs {
 
     async fn close(&self) {
         self.inbox.close().await;
+    }
+}
+
+/// The tenant where SQS takes it for a `MessageGroupId` (1 to 128 letters, digits and punctuation), else its hash.
+fn group_id(tenant: &str) -> String {
+    if (1..=128).contains(&tenant.len()) && tenant.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return tenant.to_owned();
+    }
+    base16ct::lower::encode_string(&Sha256::digest(tenant))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_becomes_a_group_that_sqs_takes() {
+        assert_eq!(group_id("u-17@example.com"), "u-17@example.com");
+        for odd in ["", "Ada Lovelace", "\u{e4}", &"x".repeat(129)] {
+            assert_eq!(group_id(odd).len(), 64, "{odd:?}");
+        }
     }
 }

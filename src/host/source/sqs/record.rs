@@ -126,6 +126,7 @@ mod tests {
         expected.push("md5OfMessageAttributes".into());
         assert_eq!(keys(&message.record), expected);
         assert_eq!(message.record["awsRegion"], "eu-west-3");
+        // AWS's own crate reads what we write.
         let read: SqsMessage = serde_json::from_value(message.record).unwrap();
         assert_eq!(read.attributes["ApproximateReceiveCount"], "3");
         assert_eq!(read.message_attributes["tier"].string_value.as_deref(), Some("gold"));

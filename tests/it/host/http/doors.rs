@@ -44,7 +44,12 @@ async fn a_job_needs_the_token_in_one_of_two_headers() {
         }
     }
     assert!(front.shelf.taken().is_empty());
-    for (n, (name, value)) in [("x-internal-auth", TOKEN), ("authorization", &format!("Bearer {TOKEN}"))].iter().enumerate() {
+    let right = [
+        ("x-internal-auth", TOKEN),
+        ("authorization", &format!("Bearer {TOKEN}")),
+        ("authorization", &format!("bearer {TOKEN}")),
+    ];
+    for (n, (name, value)) in right.iter().enumerate() {
         let request = front.anonymous(Method::POST, "/generate").header(*name, *value);
         assert_eq!(read(request.json(&generate(&format!("job-{n}")))).await.0, StatusCode::ACCEPTED, "{name}");
     }
@@ -234,4 +239,17 @@ async fn a_caller_who_takes_nothing_of_an_answer_is_cut_off() {
         while stream.write_all(&request).await.is_ok() {}
     };
     tokio::time::timeout(Duration::from_secs(60), sending).await.expect("the connection is closed");
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_refused_as_what_it_is() {
+    let front = Front::open().await;
+    for encoding in ["gzip", "br", "deflate", "gzip, identity"] {
+        let request = front.request(Method::POST, "/generate").header("content-encoding", encoding);
+        let (status, body) = read(request.json(&generate("job-1"))).await;
+        assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encoding}: {body}");
+        assert_problem(&body, "unsupported_media_type", None, "content-encoding");
+    }
+    let identity = front.request(Method::POST, "/generate").header("content-encoding", "identity");
+    assert_eq!(read(identity.json(&generate("job-1"))).await.0, StatusCode::ACCEPTED);
 }

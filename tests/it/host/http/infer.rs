@@ -2,6 +2,8 @@
 
 use atelier::host::job_service::{Direct, Ending, Model, StatusSnapshot};
 use atelier::job::task::Task;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
@@ -139,4 +141,37 @@ async fn a_caller_who_goes_away_cancels_the_job() {
     assert!(!direct.answer.is_closed(), "the caller is still there");
     drop(caller);
     tokio::time::timeout(DEADLINE, direct.answer.closed()).await.expect("whoever runs the job sees that nobody waits");
+}
+
+#[tokio::test]
+async fn another_functions_answer_passes_through() {
+    let mut front = Front::open_with(|http| http.passes_through = true).await;
+    let html = json!({
+        "statusCode": 418, "headers": { "content-type": "text/html", "x-own": "1", "Content-Length": "9999" },
+        "cookies": ["a=b"], "body": "<p>tea</p>",
+    });
+    let binary = json!({ "statusCode": 200, "body": STANDARD.encode([0, 255]), "isBase64Encoded": true });
+    let plain = json!({ "greeting": "hello" });
+    for (reply, status, kind, body) in [
+        (html, 418, "text/html", b"<p>tea</p>".to_vec()),
+        (binary, 200, "", vec![0, 255]),
+        (plain.clone(), 200, "application/json", plain.to_string().into_bytes()),
+        (json!("text"), 200, "application/json", b"\"text\"".to_vec()),
+    ] {
+        let waiting = tokio::spawn(front.request(Method::POST, "/infer").json(&generate("job-1")).send());
+        next(&mut front).await.answer.send(Ending::Answer(reply.clone())).unwrap();
+        let response = waiting.await.unwrap().unwrap();
+        assert_eq!(response.status().as_u16(), status, "{reply}");
+        let header = |name: &str| response.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+        assert_eq!((header("content-type").as_str(), header("x-job-id").as_str()), (kind, "job-1"), "{reply}");
+        assert_eq!(header("set-cookie").is_empty(), status != 418);
+        assert_eq!(response.bytes().await.unwrap(), body, "{reply}");
+    }
+    for wrong in
+        [Value::Null, json!({ "statusCode": "ok" }), json!({ "statusCode": 200, "body": "?", "isBase64Encoded": true })]
+    {
+        let waiting = tokio::spawn(front.request(Method::POST, "/infer").json(&generate("job-1")).send());
+        next(&mut front).await.answer.send(Ending::Answer(wrong.clone())).unwrap();
+        assert_eq!(waiting.await.unwrap().unwrap().status(), StatusCode::BAD_GATEWAY, "{wrong}");
+    }
 }

@@ -7,6 +7,7 @@ mod jobs;
 mod openapi;
 mod sizes;
 mod status;
+mod tenants;
 mod tryon;
 
 use std::net::SocketAddr;
@@ -45,6 +46,8 @@ use crate::stage::TOKEN;
 #[derive(Default)]
 struct Shelf {
     jobs: Mutex<Vec<(String, Value)>>,
+    /// Whose they are.
+    tenants: Mutex<Vec<Option<String>>>,
     away: AtomicBool,
 }
 
@@ -97,6 +100,11 @@ impl Source for Shelf {
         self.check("send")?;
         self.jobs.lock().unwrap().push((job_id.to_owned(), serde_json::from_slice(body).unwrap()));
         Ok(())
+    }
+
+    async fn send_for(&self, tenant: Option<&str>, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
+        self.tenants.lock().unwrap().push(tenant.map(str::to_owned));
+        self.send(job_id, body, trace).await
     }
 
     async fn depth(&self) -> Result<Depth, SourceError> {
@@ -156,6 +164,7 @@ impl Front {
             defaults: contract(),
             queue: shelf.clone(),
             max_waiting: 2,
+            max_waiting_per_tenant: None,
             snapshot: snapshots,
             direct,
             cancels: cancel,
@@ -174,6 +183,8 @@ impl Front {
             settings: atelier::host::http::Settings::default(),
             metrics: Metrics::new(Gpus::none()).unwrap(),
             refresh: Arc::new(|| ()),
+            check: Arc::new(|_| Ok(())),
+            passes_through: false,
         };
         change(&mut http);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

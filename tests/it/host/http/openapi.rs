@@ -78,6 +78,20 @@ fn the_documents_bounds_are_those_of_the_reader() {
     assert!(compared >= 8, "only {compared} bounds compared");
 }
 
+/// Code generators take a `default` for a field that is always there, and an object without a name for no type at all.
+#[test]
+fn no_schema_has_a_default_and_errors_and_metadata_have_names() {
+    let document = committed();
+    let schemas = &document["components"]["schemas"];
+    assert_eq!(schemas["Problem"]["properties"]["error"]["$ref"], "#/components/schemas/Error");
+    assert_eq!(schemas["Job"]["properties"]["error"]["anyOf"][0]["$ref"], "#/components/schemas/Error");
+    assert_eq!(schemas["Callback"]["properties"]["metadata"]["$ref"], "#/components/schemas/Metadata");
+    assert_eq!(schemas["Error"]["required"], json!(["code", "message"]));
+    for (name, schema) in schemas.as_object().unwrap() {
+        assert!(!schema.to_string().contains("\"default\":"), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn the_document_is_what_refusals_point_to() {
     let front = Front::open().await;

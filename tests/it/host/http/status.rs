@@ -25,6 +25,9 @@ async fn the_probes_need_no_token_and_follow_the_model() {
         let body = json!({ "status": word, "model_loaded": hot, "node_id": "node-1", "model_type": "stable-diffusion-1" });
         assert_eq!(test, (status, body));
     }
+    front.snapshot.send_modify(|snapshot| snapshot.draining = true);
+    let (status, test) = super::read(front.anonymous(Method::GET, "/test")).await;
+    assert_eq!((status, &test["status"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("failed")));
     let (_, version) = super::read(front.anonymous(Method::GET, "/version")).await;
     let expected = json!({
         "model_type": "stable-diffusion-1", "model_version": "tiny-sd", "backend": "candle",

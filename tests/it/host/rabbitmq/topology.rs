@@ -88,6 +88,10 @@ async fn a_queue_that_is_somebody_elses_is_used_as_it_is() {
     make_classic(&channel, "theirs", arguments).await;
     make_classic(&channel, "theirs.failed", FieldTable::default()).await;
 
+    let found = atelier::host::source::rabbitmq::inspect::check_declared(&node.settings("theirs")).await;
+    let found = found.expect_err("found at start").to_string();
+    assert!(found.contains("is no quorum queue") || found.contains("has other arguments"), "{found}");
+    assert!(found.contains("declare: false") && found.contains("docs/migrating.md"), "{found}");
     let problem = refusal(Queue::start(&node.settings("theirs")).unwrap().depth().await);
     assert!(problem.contains("inequivalent arg") && problem.contains("declare: false"), "{problem}");
 
@@ -205,6 +209,13 @@ async fn settings_come_from_the_old_services_environment_and_wrong_ones_are_name
     assert_eq!(off.broker(), None);
 
     let good = settings;
+    let urls = ["amqp://u:secret@rabbit:5672/vhost", "amqps://rabbit", "rabbit:5672", "u:secret@rabbit", "rabbit/vhost", "a b"];
+    for host in urls {
+        let error = Queue::start(&Settings { host: Some(host.into()), ..good.clone() }).err().expect(host).to_string();
+        assert!(error.contains("RABBITMQ_PORT") && !error.contains("secret"), "{host}: {error}");
+    }
+    let six = Settings { host: Some("::1".into()), ..good.clone() };
+    assert!(Queue::start(&six).is_ok(), "an address of IPv6 has colons");
     for (settings, key) in [
         (off, "host"),
         (Settings { prefetch: 0, ..good.clone() }, "prefetch"),
