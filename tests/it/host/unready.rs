@@ -1,7 +1,6 @@
 //! Hosts that cannot do their work as they are configured say so: by their readiness, by the answer to a job, and at start.
 
 use reqwest::{Client, StatusCode};
-use rustix::process::Signal;
 use serde_json::Value;
 
 use super::{HostProcess, job};
@@ -33,7 +32,7 @@ async fn a_host_whose_handlers_never_get_ready_is_not_ready_and_says_why() {
 async fn a_host_that_was_ready_queues_jobs_while_a_handler_is_started_again() {
     let mut host = HostProcess::start(&[("ATELIER__HOST__HANDLER__INITIAL_BACKOFF_MS", "60000")], &[]).await;
     host.wait_for("a handler is ready", 1).await;
-    super::signal(Signal::KILL, host.handlers()[0]);
+    super::signal(rustix::process::Signal::KILL, host.handlers()[0]);
     host.wait_for("a handler ended; another is started after a pause", 1).await;
     let answer: Value = serde_json::from_str(&host.post("/generate", &job("job-1")).await).unwrap();
     assert_eq!(answer["status"], "accepted");
