@@ -171,8 +171,12 @@ async fn freeze(host: &HostProcess, letter: &str) -> String {
     signal("STOP", *host.handlers().last().unwrap());
     host.post("/generate", &job(&id)).await;
     eventually("the job was taken", || !host.spooled("running").is_empty()).await.unwrap();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for _ in 0..700 {
-        host.cancel(&id).await;
+        let cancel =
+            client.delete(format!("http://{}/jobs/{id}", host.address())).header("x-internal-auth", crate::stage::TOKEN);
+        // On a slow machine the job may have met its deadline by now.
+        cancel.send().await.unwrap();
     }
     id
 }
