@@ -182,7 +182,7 @@ async fn freeze(host: &HostProcess, letter: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_frozen_handler_that_reads_no_orders_meets_its_deadline_and_the_end_of_the_host() {
+async fn a_frozen_handler_that_reads_no_orders_meets_its_deadline() {
     let changes = [("ATELIER__HOST__HANDLER__JOB_TIMEOUT_MS", "15000"), ("ATELIER__HOST__HANDLER__KILL_GRACE_MS", "500")];
     let mut host = HostProcess::start(&changes, &["--drain-seconds", "600"]).await;
     host.ready().await;
@@ -193,7 +193,13 @@ async fn a_frozen_handler_that_reads_no_orders_meets_its_deadline_and_the_end_of
     assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!(frozen), &json!("cancelled")), "{}", told.body);
     host.post("/generate", &job("next")).await;
     assert_eq!(host.backend.terminal().await.body["job_id"], "next");
+}
 
+#[tokio::test]
+async fn a_frozen_handler_that_reads_no_orders_does_not_outlive_the_host() {
+    let changes = [("ATELIER__HOST__HANDLER__KILL_GRACE_MS", "500")];
+    let mut host = HostProcess::start(&changes, &["--drain-seconds", "600"]).await;
+    host.ready().await;
     freeze(&host, "g").await;
     host.terminate();
     host.wait_for("draining: no new jobs; what runs may finish", 1).await;
