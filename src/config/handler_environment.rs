@@ -76,13 +76,12 @@ fn override_section(name: &str) -> Option<String> {
 
 /// A variable without a default is needed wherever it stands: the configuration cannot be read without it.
 fn named(path: Option<&Path>, environment: &Environment) -> Result<Named, ConfigError> {
-    let built_in = Source::parse("built-in config.yaml", BUILT_IN)?;
-    let config = match Config::file(path, environment) {
-        Some(file) => Source::parse(&file.display().to_string(), &read(&file)?)?.over(built_in),
-        None => built_in,
-    };
+    let mut sources = vec![Source::parse("built-in config.yaml", BUILT_IN)?];
+    if let Some(file) = Config::file(path, environment) {
+        sources.push(Source::parse(&file.display().to_string(), &read(&file)?)?);
+    }
     let mut named = Named::new();
-    for (section, value) in config.tree().as_object().into_iter().flatten() {
+    for (section, value) in sources.iter().filter_map(|source| source.tree().as_object()).flatten() {
         let host_only = HOST_ONLY.contains(&section.as_str());
         texts(value, &mut |text| {
             references(text, |name, has_default| *named.entry(name.to_owned()).or_default() |= !(host_only && has_default));

@@ -58,12 +58,11 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
         let limit_bytes = if takes == Takes::Generate { settings.max_job_bytes } else { settings.max_upload_bytes };
         let bytes = body::read(request, limit_bytes, settings).await?;
         let read = bytes.clone();
-        match aside(move || tryon(&read, takes)).await?? {
-            Some(draft) => complete(http, draft).await?,
-            None => {
-                check_bytes(&bytes, settings)?;
-                job(http, bytes.to_vec(), Vec::new()).map_err(Problem::from)?
-            }
+        if let Some(draft) = aside(move || tryon(&read, takes)).await?? {
+            complete(http, draft).await?
+        } else {
+            check_bytes(&bytes, settings)?;
+            job(http, bytes.to_vec(), Vec::new()).map_err(Problem::from)?
         }
     };
     check_bytes(&order.message, settings)?;

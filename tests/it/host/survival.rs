@@ -172,14 +172,18 @@ async fn freeze(host: &HostProcess, letter: &str) -> String {
     signal(Signal::STOP, *host.handlers().last().unwrap());
     host.post("/generate", &job(&id)).await;
     eventually("the job was taken", || !host.spooled("running").is_empty()).await.unwrap();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for _ in 0..700 {
-        host.cancel(&id).await;
+        let cancel =
+            client.delete(format!("http://{}/jobs/{id}", host.address())).header("x-internal-auth", crate::stage::TOKEN);
+        // On a slow machine the job may have met its deadline by now.
+        cancel.send().await.unwrap();
     }
     id
 }
 
 #[tokio::test]
-async fn a_frozen_handler_that_reads_no_orders_meets_its_deadline_and_the_end_of_the_host() {
+async fn a_frozen_handler_that_reads_no_orders_meets_its_deadline() {
     let changes = [("ATELIER__HOST__HANDLER__JOB_TIMEOUT_MS", "15000"), ("ATELIER__HOST__HANDLER__KILL_GRACE_MS", "500")];
     let mut host = HostProcess::start(&changes, &["--drain-seconds", "600"]).await;
     host.ready().await;
@@ -190,7 +194,13 @@ async fn a_frozen_handler_that_reads_no_orders_meets_its_deadline_and_the_end_of
     assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!(frozen), &json!("cancelled")), "{}", told.body);
     host.post("/generate", &job("next")).await;
     assert_eq!(host.backend.terminal().await.body["job_id"], "next");
+}
 
+#[tokio::test]
+async fn a_frozen_handler_that_reads_no_orders_does_not_outlive_the_host() {
+    let changes = [("ATELIER__HOST__HANDLER__KILL_GRACE_MS", "500")];
+    let mut host = HostProcess::start(&changes, &["--drain-seconds", "600"]).await;
+    host.ready().await;
     freeze(&host, "g").await;
     host.terminate();
     host.wait_for("draining: no new jobs; what runs may finish", 1).await;

@@ -6,11 +6,13 @@ use std::time::Duration;
 use atelier::host::source::rabbitmq::RabbitMq as Queue;
 use atelier::host::source::rabbitmq::settings::Settings;
 use atelier::host::source::{Source as _, SourceError};
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use super::{holds, next, peek, stays_empty};
+use super::{holds, next, stays_empty};
 use crate::servers::DEADLINE;
 use crate::servers::proxy::Proxy;
 use crate::servers::rabbitmq::{own_or_skip, shared_or_skip};
@@ -203,7 +205,11 @@ async fn what_a_broker_short_of_memory_takes_no_copy_of_goes_back_and_consumptio
     assert_eq!(attempts, [("job-1".to_owned(), 2), ("job-2".to_owned(), 1)]);
     node.control(&["set_vm_memory_high_watermark", "0.9"]).await;
     let (_connection, channel) = node.peer().await;
-    for _ in 0..2 {
-        peek(&channel, "short.dead").await;
-    }
+    let dead = async {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        while channel.queue_declare("short.dead".into(), passive, FieldTable::default()).await.unwrap().message_count() < 2 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(DEADLINE, dead).await.expect("both are kept in time");
 }
