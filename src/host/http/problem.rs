@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::events;
 use crate::events::auth::Stranger;
-use crate::host::job_service::NotAccepted;
+use crate::host::acceptance::NotAccepted;
 use crate::host::source::SourceError;
 use crate::job::outcome::JobError;
 
@@ -28,6 +28,11 @@ impl Problem {
     /// A bad request, by the field at fault.
     pub(super) fn invalid(field: &str, problem: impl Into<String>) -> Self {
         JobError::Invalid { field: field.to_owned(), problem: problem.into() }.into()
+    }
+
+    /// The job is known and not at its end: the caller may ask again.
+    pub(super) fn in_progress(message: &str) -> Self {
+        Self::new(StatusCode::CONFLICT, "in_progress", message).retry()
     }
 
     /// The caller may try the same again.
@@ -96,6 +101,7 @@ impl From<NotAccepted> for Problem {
         let message = reason.to_string();
         match reason {
             NotAccepted::Conflict(id) => JobError::Conflict { job_id: id }.into(),
+            NotAccepted::InProgress(_) => Self::in_progress(&message),
             NotAccepted::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", &message)
                 .with("status", "busy")
                 .with("message", message)

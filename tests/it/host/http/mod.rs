@@ -5,6 +5,7 @@ mod idempotency;
 mod infer;
 mod jobs;
 mod openapi;
+mod promises;
 mod status;
 mod tryon;
 
@@ -45,6 +46,8 @@ use crate::stage::TOKEN;
 struct Shelf {
     jobs: Mutex<Vec<(String, Value)>>,
     away: AtomicBool,
+    /// While true, whoever sends waits.
+    hangs: watch::Sender<bool>,
 }
 
 /// HTTP, served, with every handle to what lies behind it.
@@ -93,6 +96,8 @@ impl Source for Shelf {
     }
 
     async fn send(&self, job_id: &str, body: &[u8], _trace: Option<Trace>) -> Result<(), SourceError> {
+        // The queue itself never ends before the test.
+        let _ = self.hangs.subscribe().wait_for(|hangs| !hangs).await;
         self.check("send")?;
         self.jobs.lock().unwrap().push((job_id.to_owned(), serde_json::from_slice(body).unwrap()));
         Ok(())
