@@ -14,6 +14,7 @@ mod faults;
 mod fuzz;
 mod handler;
 mod host;
+mod model;
 mod models;
 mod outbound;
 mod process;
