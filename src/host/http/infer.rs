@@ -90,7 +90,7 @@ async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Prob
         return Err(Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", "the handler's answer could not be read"));
     };
     let Image { bucket, key, content_type, width: width_px, height: height_px, bytes, seed } = image;
-    let image = StoredImage { bucket, key, content_type, width_px, height_px, bytes, seed };
+    let image = StoredImage { bucket, key, content_type, width_px, height_px, bytes, seed, sha256: None };
     let file = http.store.image(&image).await?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_LENGTH, bytes.into());

@@ -65,7 +65,7 @@ async fn jobs_that_agree_share_a_batch_and_each_gets_its_own_image() {
     assert_eq!(shared(&host), [3], "of the first four one does not agree");
     host.post("/generate", &seeded("alone", 2)).await;
     assert_eq!(completed(&mut host, 1).await, ["alone"]);
-    let image = |id: &str| host.bucket.path(&format!("generations/{id}/0.png"));
+    let image = |id: &str| host.bucket.image(id, 0);
     assert_eq!(difference(&image("b"), &image("alone")), 0, "the same seed");
     assert_ne!(difference(&image("a"), &image("alone")), 0, "another seed");
 }

@@ -209,7 +209,7 @@ impl Front {
 
     /// What the workflow leaves in the bucket when it has generated `job`.
     async fn generate(&self, job: &Job) -> Record {
-        let image = self.store.put_image(job, 0, 8, 8, 42, png()).await.unwrap();
+        let image = self.store.put_image(job, "try", 0, 8, 8, 42, png()).await.unwrap();
         let record = record(job, image);
         self.store.put_record(&job.output.prefix, &record).await.unwrap();
         record
