@@ -107,11 +107,12 @@ impl JobService {
                 Acceptance::Known(job_status) => return Ok(Accepted::Known(job_status)),
                 Acceptance::UnderWay(under_way) => {
                     let is_same = under_way.is_of(job);
-                    match under_way.ended().await {
-                        Err(reason) if is_same => return Err(reason),
-                        // What is known now says what this request is.
-                        _ => continue,
+                    let result = under_way.ended().await;
+                    if is_same {
+                        return result.map(|()| Accepted::New);
                     }
+                    // What is known now says whether it is a conflict.
+                    continue;
                 }
                 Acceptance::New(sending) => sending,
             };

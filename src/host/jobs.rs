@@ -225,6 +225,10 @@ impl Jobs {
             return Err(Acceptance::InProgress("a queue has the job already; GET /jobs/{job_id} says how it is"));
         }
         registry.claims.insert(id.to_owned(), job.fingerprint.clone());
+        // A wish to cancel was meant for the job that has ended.
+        if let Some(ended) = registry.job_statuses.get_mut(id) {
+            ended.cancelled = false;
+        }
         Ok(Claim { jobs: self.clone(), id: id.to_owned() })
     }
 
