@@ -52,7 +52,7 @@ pub struct Depth {
 }
 
 /// Why a queue could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     /// It may work later: the queue is away, throttles, or the disk is full.
     #[error("{queue}: {action}: {problem}")]
@@ -81,6 +81,11 @@ pub trait Source: Send + Sync {
     fn name(&self) -> &'static str;
 
     fn shape(&self) -> Shape;
+
+    /// Whether other hosts may take its messages.
+    fn is_shared(&self) -> bool {
+        false
+    }
 
     /// How often [`Self::extend`] must be called for every message in flight, from its receipt on; none: never.
     fn heartbeat(&self) -> Option<Duration> {

@@ -148,6 +148,10 @@ impl Source for Sqs {
         "sqs"
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn shape(&self) -> Shape {
         Shape::Sqs
     }
