@@ -133,7 +133,7 @@ impl Drop for Claim {
 #[derive(Debug)]
 pub struct Sending {
     jobs: Arc<Jobs>,
-    job: Job,
+    job: Box<Job>,
     begun: Instant,
     result: watch::Sender<Option<SendResult>>,
 }
@@ -185,7 +185,7 @@ impl Jobs {
         }
         let (result, under_way) = SendWatch::of(job);
         registry.sending.insert(id.to_owned(), under_way);
-        Acceptance::New(Sending { jobs: self.clone(), job: job.clone(), begun: Instant::now(), result })
+        Acceptance::New(Sending { jobs: self.clone(), job: Box::new(job.clone()), begun: Instant::now(), result })
     }
 
     /// What is putting a job of this id into the queue at the moment.
