@@ -133,7 +133,7 @@ impl Drop for Claim {
 #[derive(Debug)]
 pub struct Sending {
     jobs: Arc<Jobs>,
-    job: Job,
+    job: Box<Job>,
     begun: Instant,
     before: u64,
     result: watch::Sender<Option<SendResult>>,
@@ -193,7 +193,7 @@ impl Jobs {
         let (result, under_way) = SendWatch::of(job);
         let before = registry.sending.len() as u64;
         registry.sending.insert(id.to_owned(), under_way);
-        Acceptance::New(Sending { jobs: self.clone(), job: job.clone(), begun: Instant::now(), before, result })
+        Acceptance::New(Sending { jobs: self.clone(), job: Box::new(job.clone()), begun: Instant::now(), before, result })
     }
 
     /// What is putting a job of this id into the queue at the moment.
