@@ -136,15 +136,9 @@ impl Handler {
         while let Some(batch) = line.next(self.max_batch_px) {
             let ended = match batch {
                 Batch::Refused(Waiting { place, delivery, job: refusal }) => {
-                    let of = NotificationTarget::from(&refusal);
-                    let span = span(of.job_id, &delivery);
-                    let failing = async {
-                        tell_log(&refusal.error, &delivery, false);
-                        let failed = self.fail(&delivery, of, &refusal.error, Settlement::Failed, control).await;
-                        self.keep(&delivery, &of, &refusal.error, failed, control).await
-                    };
-                    let failed = failing.instrument(span).await;
-                    vec![(place, delivery.group, failed)]
+                    let span = span(refusal.job_id.as_ref(), &delivery);
+                    let refused = self.refuse(&delivery, &refusal, control).instrument(span).await;
+                    vec![(place, delivery.group, refused)]
                 }
                 Batch::Jobs(members) => self.run(members, &stopped_groups, control).await,
             };
@@ -156,6 +150,25 @@ impl Handler {
             }
         }
         settled.into_values().collect()
+    }
+
+    /// What becomes of a message that holds no job. The id in it may be that of a job that is done: then nobody is told that it failed.
+    async fn refuse(&self, delivery: &Delivery, refusal: &Refusal, control: &Control) -> Settled {
+        let message_id = &delivery.message_id;
+        let recorded = match &refusal.job_id {
+            Some(job_id) => self.workflow.is_recorded(&self.defaults.prefix, job_id, control).await,
+            None => Ok(false),
+        };
+        let conflict = match (recorded, &refusal.job_id) {
+            (Ok(true), Some(job_id)) => Some(JobError::Conflict { job_id: job_id.clone() }),
+            (Err(unknown), job_id) => return entry(message_id, job_id.as_ref(), Settlement::Retry, Some(&unknown)),
+            _ => None,
+        };
+        tell_log(&refusal.error, delivery, false);
+        let error = conflict.as_ref().unwrap_or(&refusal.error);
+        let of = NotificationTarget::from(refusal);
+        let failed = self.fail(delivery, of, error, Settlement::Failed, control).await;
+        self.keep(delivery, &of, error, failed, control).await
     }
 
     /// Runs the jobs of a batch, at the same time.
@@ -197,22 +210,60 @@ impl Handler {
         };
         let last = delivery.attempt >= self.max_attempts;
         // A host can put a message back without counting its attempt.
-        let uncounted = control.notification_mode() == NotificationMode::Later && matches!(error, JobError::ShuttingDown);
+        let has_host = control.notification_mode() == NotificationMode::Later;
+        let uncounted = has_host && matches!(error, JobError::ShuttingDown);
         let outcome = match settlement(&error, stored) {
+            // Without a host, what goes back comes back: its caller is told, and that is the end of it.
+            Settlement::Failed if has_host && matches!(error, JobError::Conflict { .. }) => Settlement::DeadLetter,
             Settlement::Retry if last && !stored && !uncounted => Settlement::DeadLetter,
             outcome => outcome,
         };
         tell_log(&error, delivery, last);
-        let failed = self.fail(delivery, job.into(), &error, outcome, control).await;
-        // A job that used the GPU would use it again each time that it is handed back.
-        let is_refused = matches!(error, JobError::Invalid { .. } | JobError::Input { .. });
-        let failed = match &measured {
-            Some(measured) if is_refused && measured.denoising_steps == 0 => {
-                self.keep(delivery, &job.into(), &error, failed, control).await
+        let settled = match self.known_end(job, &error, outcome, control).await {
+            Ok(Some(stored)) => self.complete_after_all(delivery, job, &stored, control).await,
+            Ok(None) => {
+                let failed = self.fail(delivery, job.into(), &error, outcome, control).await;
+                // A job that used the GPU would use it again each time that it is handed back.
+                let is_refused = matches!(error, JobError::Invalid { .. } | JobError::Input { .. });
+                match &measured {
+                    Some(measured) if is_refused && measured.denoising_steps == 0 => {
+                        self.keep(delivery, &job.into(), &error, failed, control).await
+                    }
+                    _ => failed,
+                }
             }
-            _ => failed,
+            Err(unknown) => entry(&delivery.message_id, Some(&job.id), Settlement::Retry, Some(&unknown)),
         };
-        Settled { measured, ..failed }
+        Settled { measured, ..settled }
+    }
+
+    /// The outcome of a job that is about to be told as failed, if the bucket has one: what went wrong after the record, or in an
+    /// attempt beside the one that wrote it, is no failure of the job.
+    ///
+    /// # Errors
+    /// When it is not known whether there is a record: that is a reason to wait.
+    async fn known_end(
+        &self,
+        job: &Job,
+        error: &JobError,
+        outcome: Settlement,
+        control: &Control,
+    ) -> Result<Option<Outcome>, JobError> {
+        if outcome == Settlement::Retry || matches!(error, JobError::Conflict { .. }) {
+            return Ok(None);
+        }
+        match self.workflow.stored_outcome(job, control).await {
+            // Waiting does not help: something else lies where the record belongs.
+            Err(unreadable) if unreadable.retry_policy() == RetryPolicy::Terminal => Ok(None),
+            known => known,
+        }
+    }
+
+    async fn complete_after_all(&self, delivery: &Delivery, job: &Job, outcome: &Outcome, control: &Control) -> Settled {
+        match self.workflow.tell_complete(job, &outcome.record, control).await {
+            Ok(notifications) => complete(&delivery.message_id, job, outcome, notifications),
+            Err(undelivered) => entry(&delivery.message_id, Some(&job.id), Settlement::Retry, Some(&undelivered)),
+        }
     }
 
     /// Tells the caller where `outcome` says so; a caller who cannot be told is a reason to bring the message back.
@@ -306,9 +357,33 @@ impl Handler {
             Err(error) => {
                 tracing::warn!(code = error.code(), error = %error, "job failed");
                 let outcome = settlement(&error, stored);
-                let failed = self.fail(delivery, job.into(), &error, outcome, control).await;
-                (Response::failed(Some(job.id.as_str()), &error), vec![Settled { measured, ..failed }])
+                let (response, failed) = self.answer_failed(delivery, job, &error, outcome, control).await;
+                (response, vec![Settled { measured, ..failed }])
             }
+        }
+    }
+
+    async fn answer_failed(
+        &self,
+        delivery: &Delivery,
+        job: &Job,
+        error: &JobError,
+        outcome: Settlement,
+        control: &Control,
+    ) -> (Response, Settled) {
+        let id = Some(job.id.as_str());
+        if matches!(error, JobError::Conflict { .. }) {
+            // Its caller hears of it in this very response, and the id is another job's.
+            return (Response::failed(id, error), entry("", Some(&job.id), Settlement::Failed, Some(error)));
+        }
+        match self.known_end(job, error, outcome, control).await {
+            Ok(Some(stored)) => {
+                let settled = self.complete_after_all(delivery, job, &stored, control).await;
+                let described = self.describe(job, &stored).await;
+                (described.unwrap_or_else(|error| Response::failed(id, &error)), settled)
+            }
+            Ok(None) => (Response::failed(id, error), self.fail(delivery, job.into(), error, outcome, control).await),
+            Err(unknown) => (Response::failed(id, &unknown), entry("", Some(&job.id), Settlement::Retry, Some(&unknown))),
         }
     }
 

@@ -11,9 +11,8 @@ use crate::protocol::context;
 pub fn batch(shape: &Shape, messages: &[&Message]) -> Value {
     let mut records: Vec<Value> = messages.iter().map(|message| message.record.clone()).collect();
     if matches!(shape, Shape::RabbitMq { .. }) {
-        // AWS gives these records no id of their own.
         for (record, message) in records.iter_mut().zip(messages) {
-            context::encode_message_id(record, &message.id);
+            context::encode_message_id(record, name(shape, message));
         }
     }
     match shape {
@@ -23,6 +22,17 @@ pub fn batch(shape: &Shape, messages: &[&Message]) -> Value {
             "eventSourceArn": event_source_arn,
             "rmqMessagesByQueue": { queue: records },
         }),
+    }
+}
+
+/// What a message is called between the host and a handler. Of all that is in flight no other has that name.
+#[must_use]
+pub fn name<'a>(shape: &Shape, message: &'a Message) -> &'a str {
+    match shape {
+        // A partial batch failure names messages as SQS does, whatever function writes it.
+        Shape::Sqs => &message.id,
+        // AMQP leaves the id to the publisher, who may use one twice. The delivery is the broker's.
+        Shape::RabbitMq { .. } => &message.receipt,
     }
 }
 

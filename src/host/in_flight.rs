@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinHandle;
 use tracing::{Instrument as _, Span};
 
+use super::event;
 use super::source::{Message, Source, SourceError};
 use crate::job::notification::NotificationTarget;
 use crate::job::request::{Defaults, Refusal};
@@ -47,6 +48,12 @@ impl InFlight {
 }
 
 impl InFlight {
+    /// What its event and the reply to it call the message.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        event::name(&self.source.shape(), &self.message)
+    }
+
     /// Whether both may go into one event: first attempts of one source whose images can be denoised as one.
     #[must_use]
     pub fn shares_event_with(&self, other: &Self) -> bool {
@@ -54,7 +61,11 @@ impl InFlight {
         let in_order = self.message.group.is_some() && self.message.group == other.message.group;
         match (&self.job, &other.job) {
             (Ok(job), Ok(next)) => {
-                first && !in_order && Arc::ptr_eq(&self.source, &other.source) && job.shares_batch_with(next)
+                first
+                    && !in_order
+                    && self.name() != other.name()
+                    && Arc::ptr_eq(&self.source, &other.source)
+                    && job.shares_batch_with(next)
             }
             _ => false,
         }

@@ -6,10 +6,11 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
-use super::jobs::{Acceptance, Cancelling, JobStatus, Jobs, State};
+use super::acceptance::NotAccepted;
+use super::jobs::{Acceptance, Cancelling, Claim, JobStatus, Jobs};
 use super::source::{Source, SourceError};
 use crate::job::request::Defaults;
-use crate::job::{Job, JobId, trace};
+use crate::job::{Job, trace};
 
 /// How far the handlers are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub struct Direct {
     pub body: Vec<u8>,
     /// Dropped when the caller is gone: then the job is cancelled.
     pub answer: oneshot::Sender<Ending>,
+    /// Kept until the job has come to its end here.
+    pub claim: Claim,
 }
 
 impl Direct {
@@ -63,22 +66,7 @@ pub enum Ending {
     Drained,
 }
 
-/// Why a job was not accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum NotAccepted {
-    #[error("job_id {0} belongs to another request; send the same request again, or choose another job_id")]
-    Conflict(JobId),
-    #[error("every handler is busy and nothing more may wait")]
-    Busy,
-    #[error("{limit} jobs of this tenant wait already, and no more may (host.max_waiting_per_tenant)")]
-    TenantBusy { limit: u64 },
-    #[error("the host is shutting down")]
-    Draining,
-    #[error(transparent)]
-    Queue(#[from] SourceError),
-}
-
-/// A job is in the queue, or was there before.
+/// A queue has the job now, or it is complete.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Accepted {
     New,
@@ -106,37 +94,43 @@ pub struct JobService {
 
 impl JobService {
     /// Puts a job into the queue; returns when the queue has it for good. What has begun is brought to its end even if the
-    /// caller is gone by then, so that no job is known here that no queue has.
+    /// caller is gone by then; whoever hands the job in meanwhile waits for the same end.
     ///
     /// # Errors
-    /// [`NotAccepted`]; then the job is not in the queue, and the caller may try again.
+    /// [`NotAccepted`]; then the job is not in the queue as far as is known, and the caller may try again.
     pub async fn submit(&self, job: &Job, body: &[u8]) -> Result<Accepted, NotAccepted> {
-        let (job_service, job, body) = (self.clone(), job.clone(), body.to_vec());
-        let submitting = tokio::spawn(async move { job_service.submit_to_its_end(&job, &body).await });
-        submitting.await.unwrap_or(Err(NotAccepted::Draining))
+        loop {
+            if self.snapshot.borrow().draining {
+                return Err(NotAccepted::Draining);
+            }
+            let sending = match self.jobs.accept(job, self.queue.is_shared()) {
+                Acceptance::Conflict => return Err(NotAccepted::Conflict(job.id.clone())),
+                Acceptance::InProgress(why) => return Err(NotAccepted::InProgress(why)),
+                Acceptance::Known(job_status) => return Ok(Accepted::Known(job_status)),
+                Acceptance::UnderWay(under_way) => {
+                    let is_same = under_way.is_of(job);
+                    let result = under_way.ended().await;
+                    if is_same {
+                        return result.map(|()| Accepted::New);
+                    }
+                    // What is known now says whether it is a conflict.
+                    continue;
+                }
+                Acceptance::New(sending) => sending,
+            };
+            let (job_service, job, body) = (self.clone(), job.clone(), body.to_vec());
+            let submitting = tokio::spawn(async move {
+                let result = job_service.enqueue(&job, &body, sending.before()).await;
+                sending.ended(result.clone());
+                result
+            });
+            return submitting.await.unwrap_or(Err(NotAccepted::Draining)).map(|()| Accepted::New);
+        }
     }
 
-    async fn submit_to_its_end(&self, job: &Job, body: &[u8]) -> Result<Accepted, NotAccepted> {
-        let now = self.snapshot.borrow().clone();
-        if now.draining {
-            return Err(NotAccepted::Draining);
-        }
-        match self.jobs.accept(job) {
-            Acceptance::Conflict => return Err(NotAccepted::Conflict(job.id.clone())),
-            Acceptance::Known(job_status) => return Ok(Accepted::Known(job_status)),
-            Acceptance::New => {}
-        }
-        let result = self.enqueue(job, body).await;
-        if result.is_err() {
-            self.jobs.withdraw(&job.id);
-        }
-        result.map(|()| Accepted::New)
-    }
-
-    async fn enqueue(&self, job: &Job, body: &[u8]) -> Result<(), NotAccepted> {
-        // Counted before the queue is asked, so that of many callers at once no more come in than there is room for.
-        let sending = self.jobs.sending();
-        self.check_room(job, sending.before()).await?;
+    /// `before` was counted before the queue is asked, so that of many callers at once no more come in than there is room for.
+    async fn enqueue(&self, job: &Job, body: &[u8], before: u64) -> Result<(), NotAccepted> {
+        self.check_room(job, before).await?;
         Ok(self.queue.send_for(job.tenant.as_deref(), job.id.as_str(), body, job.trace).await?)
     }
 
@@ -149,9 +143,10 @@ impl JobService {
             return Err(NotAccepted::Draining);
         }
         match self.jobs.job_status(job.id.as_str()) {
+            Some(known) if known.has_failed() || known.may_be_over(self.queue.is_shared()) => self.check_room(job, 0).await,
             Some(known) if known.fingerprint != job.fingerprint => Err(NotAccepted::Conflict(job.id.clone())),
-            Some(known) if !matches!(known.state, State::Failed | State::Cancelled) => Ok(()),
-            _ => self.check_room(job, 0).await,
+            Some(_) => Ok(()),
+            None => self.check_room(job, 0).await,
         }
     }
 
@@ -178,27 +173,32 @@ impl JobService {
     /// Gives a job to a free handler at once. Dropping the receiver cancels it.
     ///
     /// # Errors
-    /// [`NotAccepted::Busy`] when no handler is free, [`NotAccepted::Conflict`] when the id runs with another request.
+    /// [`NotAccepted::Busy`] when no handler is free, [`NotAccepted::InProgress`] when this node has the job already,
+    /// [`NotAccepted::Conflict`] when it has another request under the id.
     pub fn run_now(&self, job: Job, body: Vec<u8>) -> Result<oneshot::Receiver<Ending>, NotAccepted> {
         if self.snapshot.borrow().draining {
             return Err(NotAccepted::Draining);
         }
-        let known = self.jobs.job_status(job.id.as_str());
-        if known.is_some_and(|known| !known.state.has_ended() && known.fingerprint != job.fingerprint) {
-            return Err(NotAccepted::Conflict(job.id));
-        }
+        let claim = match self.jobs.claim(&job, self.queue.is_shared()) {
+            Ok(claim) => claim,
+            Err(Acceptance::InProgress(why)) => return Err(NotAccepted::InProgress(why)),
+            Err(_) => return Err(NotAccepted::Conflict(job.id)),
+        };
         if self.snapshot.borrow().free == 0 {
             return Err(NotAccepted::Busy);
         }
         let (answer, ending) = oneshot::channel();
-        self.direct.try_send(Direct { job: Box::new(job), body, answer }).map_err(|_| NotAccepted::Busy)?;
+        self.direct.try_send(Direct { job: Box::new(job), body, answer, claim }).map_err(|_| NotAccepted::Busy)?;
         Ok(ending)
     }
 
     /// Cancels a job: one that waits is not started, one that runs stops before its next denoising step. Its caller gets the
-    /// `failed` notification with the code `cancelled`.
-    #[must_use]
-    pub fn cancel(&self, id: &str) -> Cancelling {
+    /// `failed` notification with the code `cancelled`. One that is on its way into the queue is waited for.
+    pub async fn cancel(&self, id: &str) -> Cancelling {
+        if let Some(under_way) = self.jobs.under_way(id) {
+            // Whatever came of it is known now.
+            let _ = under_way.ended().await;
+        }
         let cancelling = self.jobs.cancel(id);
         if cancelling == Cancelling::Running {
             // A dispatcher that is gone has nothing running.

@@ -1,21 +1,23 @@
 //! What this node knows of its jobs: waiting, running, ended; for `/jobs/{id}`, for cancelling, for refusing doubles.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::watch;
 
-use crate::job::{Job, JobId};
+use super::acceptance::NotAccepted;
+use super::sending::{SendResult, SendWatch};
+use crate::job::Job;
 
 /// How many jobs that do not run here are remembered; older ones are known by their record in the bucket alone.
 const REMEMBERED: usize = 10_000;
 
-/// A job that waits longer than this may have ended on another host of the same queue: handed in again, it is queued again,
-/// and if it is done already, that is a replay.
-const SURELY_WAITING: Duration = Duration::from_mins(10);
+/// In a queue that other hosts read too, a job that waits longer than this may have ended at one of them: handed in again it is queued
+/// again. If it waits still, that is a replay, or a conflict that the bucket decides.
+const SURELY_WAITING: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -53,17 +55,36 @@ pub struct JobStatus {
     pub tenant: Option<String>,
     /// Somebody asked for it to be cancelled.
     pub cancelled: bool,
+    /// Its caller is being told that it failed or was cancelled: whoever hands it in again has to wait for that.
+    pub ending: bool,
     /// When it was handed in, or started.
     pub since: Instant,
 }
 
+impl JobStatus {
+    /// Whether it may have ended without this node hearing of it.
+    pub(super) fn may_be_over(&self, is_shared: bool) -> bool {
+        is_shared && self.state == State::Queued && self.since.elapsed() > SURELY_WAITING
+    }
+
+    /// Another try under the same id is another job: with the same request or a corrected one.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state, State::Failed | State::Cancelled)
+    }
+}
+
 /// What became of a job that was to be accepted.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub enum Acceptance {
-    /// Not known here, or it had failed before: put it into the queue.
-    New,
-    /// The same request waits or runs already, or is complete.
+    /// No queue has it as far as is known here: the caller puts it into one, and says how that ended.
+    New(Sending),
+    /// Another request is putting a job of this id into the queue: its result says more.
+    UnderWay(SendWatch),
+    /// A queue has the same request, or it is complete.
     Known(JobStatus),
+    /// It is known, and no queue holds it for whoever asks now; the text says why.
+    InProgress(&'static str),
     /// The id belongs to another request.
     Conflict,
 }
@@ -84,29 +105,6 @@ pub enum Cancelling {
 #[derive(Debug, Default)]
 pub struct Jobs {
     registry: Mutex<JobRegistry>,
-    /// Jobs on their way into the queue.
-    sending: AtomicU64,
-}
-
-/// A job on its way into the queue, until this is dropped.
-#[derive(Debug)]
-pub struct Sending<'a> {
-    sending: &'a AtomicU64,
-    before: u64,
-}
-
-impl Sending<'_> {
-    /// Those that were on their way when this one came.
-    #[must_use]
-    pub fn before(&self) -> u64 {
-        self.before
-    }
-}
-
-impl Drop for Sending<'_> {
-    fn drop(&mut self) {
-        self.sending.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 #[derive(Debug, Default)]
@@ -114,25 +112,96 @@ struct JobRegistry {
     job_statuses: HashMap<String, JobStatus>,
     /// When each was entered, the oldest first; an id may stand here again.
     entered: VecDeque<(String, Instant)>,
+    /// Jobs that are being put into the queue: no queue has confirmed them yet.
+    sending: HashMap<String, SendWatch>,
+    /// Jobs that run for the caller of `/infer`, each with its fingerprint: no queue has them.
+    claims: HashMap<String, String>,
+}
+
+/// An `/infer` caller's hold on a job id; dropping it lets go.
+#[derive(Debug)]
+pub struct Claim {
+    jobs: Arc<Jobs>,
+    id: String,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.jobs.registry().claims.remove(&self.id);
+    }
+}
+
+/// The right to put a job into the queue. Dropped without [`Self::ended`], it was not put there.
+#[derive(Debug)]
+pub struct Sending {
+    jobs: Arc<Jobs>,
+    job: Box<Job>,
+    begun: Instant,
+    before: u64,
+    result: watch::Sender<Option<SendResult>>,
+}
+
+impl Sending {
+    /// Jobs that were on their way into the queue when this one came.
+    #[must_use]
+    pub fn before(&self) -> u64 {
+        self.before
+    }
+
+    /// What the queue said.
+    pub fn ended(self, result: SendResult) {
+        self.jobs.sent(&self.job, self.begun, &result);
+        self.result.send_replace(Some(result));
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if self.result.borrow().is_none() {
+            self.jobs.sent(&self.job, self.begun, &Err(NotAccepted::Draining));
+        }
+    }
 }
 
 impl Jobs {
-    /// Enters a job that a caller has handed in, before it is put into the queue.
-    pub fn accept(&self, job: &Job) -> Acceptance {
+    /// Looks whether a job that a caller hands in is to be put into the queue. What is known here as waiting or running is only
+    /// said to be in a queue if one has confirmed it and will bring it to an end of its own. `is_shared`: other hosts read the queue.
+    pub fn accept(self: &Arc<Self>, job: &Job, is_shared: bool) -> Acceptance {
         let mut registry = self.registry();
-        match registry.job_statuses.get(job.id.as_str()) {
-            Some(known) if known.fingerprint != job.fingerprint => return Acceptance::Conflict,
-            Some(known) if known.state == State::Queued && known.since.elapsed() > SURELY_WAITING => {}
-            Some(known) if !matches!(known.state, State::Failed | State::Cancelled) => return Acceptance::Known(known.clone()),
-            _ => {}
+        let id = job.id.as_str();
+        if let Some(under_way) = registry.sending.get(id) {
+            return Acceptance::UnderWay(under_way.clone());
         }
-        registry.enter(job, State::Queued, 0);
-        Acceptance::New
+        let claimed = registry.claims.contains_key(id);
+        match registry.job_statuses.get_mut(id) {
+            Some(known) if known.fingerprint != job.fingerprint && !known.has_failed() && !known.may_be_over(is_shared) => {
+                return Acceptance::Conflict;
+            }
+            Some(known) if known.state == State::Complete => return Acceptance::Known(known.clone()),
+            _ if claimed => return Acceptance::InProgress("the job runs for a caller of /infer, and no queue has it"),
+            Some(known) if known.has_failed() => {}
+            Some(known) if known.ending => return Acceptance::InProgress("the job's caller is being notified that it failed"),
+            Some(known) if known.cancelled && known.state == State::Running => {
+                return Acceptance::InProgress("the job is being cancelled");
+            }
+            Some(known) if known.may_be_over(is_shared) => {}
+            Some(known) => {
+                // The queue has it still, and whoever hands it in again wants it: the wish to cancel is taken back.
+                known.cancelled = false;
+                return Acceptance::Known(known.clone());
+            }
+            None => {}
+        }
+        let (result, under_way) = SendWatch::of(job);
+        let before = registry.sending.len() as u64;
+        registry.sending.insert(id.to_owned(), under_way);
+        Acceptance::New(Sending { jobs: self.clone(), job: Box::new(job.clone()), begun: Instant::now(), before, result })
     }
 
-    /// Counts a job that is about to be sent.
-    pub fn sending(&self) -> Sending<'_> {
-        Sending { before: self.sending.fetch_add(1, Ordering::SeqCst), sending: &self.sending }
+    /// What is putting a job of this id into the queue at the moment.
+    #[must_use]
+    pub fn under_way(&self, id: &str) -> Option<SendWatch> {
+        self.registry().sending.get(id).cloned()
     }
 
     /// Other jobs of the same tenant that wait, as far as this node knows.
@@ -143,23 +212,65 @@ impl Jobs {
         others.filter(|(_, known)| known.state == State::Queued && known.tenant == job.tenant).count() as u64
     }
 
-    /// Takes back an [`Acceptance::New`] whose job did not get into the queue.
-    pub fn withdraw(&self, id: &JobId) {
-        self.registry().job_statuses.remove(id.as_str());
+    /// How putting a job into the queue ended that was begun at `begun`.
+    fn sent(&self, job: &Job, begun: Instant, result: &SendResult) {
+        let mut registry = self.registry();
+        registry.sending.remove(job.id.as_str());
+        let is_newer = |known: &JobStatus| known.fingerprint == job.fingerprint && known.since >= begun;
+        // The queue may have delivered it before it confirmed it.
+        if result.is_ok() && !registry.job_statuses.get(job.id.as_str()).is_some_and(is_newer) {
+            registry.enter(job, State::Queued, 0);
+        }
     }
 
-    /// A handler has the job. False when it was cancelled before: then it must not be started.
+    /// Takes a job for a caller who waits for it, unless this node has it already. `is_shared`: other hosts read the queue.
+    ///
+    /// # Errors
+    /// [`Acceptance::Conflict`] or [`Acceptance::InProgress`], which says why.
+    pub fn claim(self: &Arc<Self>, job: &Job, is_shared: bool) -> Result<Claim, Acceptance> {
+        let mut registry = self.registry();
+        let id = job.id.as_str();
+        let known = registry.job_statuses.get(id).filter(|known| !known.state.has_ended() && !known.may_be_over(is_shared));
+        let claim = registry.claims.get(id);
+        let fingerprint = claim.or(known.map(|known| &known.fingerprint));
+        if fingerprint.is_some_and(|fingerprint| *fingerprint != job.fingerprint) {
+            return Err(Acceptance::Conflict);
+        }
+        if claim.is_some() {
+            return Err(Acceptance::InProgress("the job runs for another caller of /infer"));
+        }
+        if registry.sending.contains_key(id) || known.is_some() {
+            return Err(Acceptance::InProgress("a queue has the job already; GET /jobs/{job_id} says how it is"));
+        }
+        registry.claims.insert(id.to_owned(), job.fingerprint.clone());
+        // A wish to cancel was meant for the job that has ended.
+        if let Some(ended) = registry.job_statuses.get_mut(id) {
+            ended.cancelled = false;
+        }
+        Ok(Claim { jobs: self.clone(), id: id.to_owned() })
+    }
+
+    /// A handler has the job. False when it was cancelled before: then it must not be started, and its caller is to be told.
     pub fn start(&self, job: &Job, attempt: u32) -> bool {
         let mut registry = self.registry();
-        if registry
-            .job_statuses
-            .get(job.id.as_str())
-            .is_some_and(|known| known.cancelled && known.fingerprint == job.fingerprint)
-        {
-            return false;
+        match registry.job_statuses.get_mut(job.id.as_str()) {
+            Some(known) if known.cancelled && known.fingerprint == job.fingerprint => {
+                known.ending = !known.state.has_ended();
+                return false;
+            }
+            // Another request under the id of a job that lives: the bucket decides, and what is known here stays the first one's.
+            Some(known) if known.fingerprint != job.fingerprint && !known.has_failed() => return true,
+            _ => {}
         }
         registry.enter(job, State::Running, attempt);
         true
+    }
+
+    /// The job's caller is about to be told of its end.
+    pub fn ending(&self, id: &str) {
+        if let Some(known) = self.registry().job_statuses.get_mut(id) {
+            known.ending = true;
+        }
     }
 
     /// `percent`: 0 to 100.
@@ -176,6 +287,8 @@ impl Jobs {
             known.state = State::Queued;
             known.progress_percent = 0;
             known.error = error.or(known.error.take());
+            // A caller who may have been told that the job was cancelled is not told anything else later.
+            known.ending &= known.cancelled;
         }
     }
 
@@ -185,6 +298,7 @@ impl Jobs {
         let Some(known) = registry.job_statuses.get_mut(id) else { return };
         known.state = state;
         known.error = error;
+        known.ending = false;
         if state == State::Complete {
             known.progress_percent = 100;
         }
@@ -199,6 +313,20 @@ impl Jobs {
         }
         known.cancelled = true;
         if known.state == State::Running { Cancelling::Running } else { Cancelling::Waiting }
+    }
+
+    /// Whether what is known by the job's id is this very request.
+    #[must_use]
+    pub fn knows(&self, job: &Job) -> bool {
+        self.registry().job_statuses.get(job.id.as_str()).is_some_and(|known| known.fingerprint == job.fingerprint)
+    }
+
+    /// Nothing is known any more of this request.
+    pub fn forget(&self, job: &Job) {
+        let mut registry = self.registry();
+        if registry.job_statuses.get(job.id.as_str()).is_some_and(|known| known.fingerprint == job.fingerprint) {
+            registry.job_statuses.remove(job.id.as_str());
+        }
     }
 
     pub fn job_status(&self, id: &str) -> Option<JobStatus> {
@@ -222,6 +350,7 @@ impl JobRegistry {
             prefix: job.output.prefix.clone(),
             tenant: job.tenant.clone(),
             cancelled: false,
+            ending: false,
             since: Instant::now(),
         };
         self.entered.push_back((job.id.as_str().to_owned(), job_status.since));
@@ -238,44 +367,4 @@ impl JobRegistry {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::request::Defaults;
-
-    fn job(id: &str) -> Job {
-        let defaults = serde_json::json!({
-            "model": "tiny-sd", "steps": 20, "guidance_scale": 4.0, "scheduler": "ddim", "width": 64, "height": 64, "seed": 42,
-            "prefix": "",
-        });
-        let defaults: Defaults = serde_json::from_value(defaults).unwrap();
-        Job::from_json(serde_json::json!({ "job_id": id, "prompt": "a mug" }).to_string().as_bytes(), &defaults).unwrap()
-    }
-
-    #[test]
-    fn only_so_many_jobs_are_remembered_and_none_that_runs_is_forgotten() {
-        let jobs = Jobs::default();
-        assert!(jobs.start(&job("running"), 1));
-        for number in 0..REMEMBERED + 5 {
-            assert_eq!(jobs.accept(&job(&format!("job-{number}"))), Acceptance::New);
-        }
-        assert_eq!(jobs.job_status("job-0"), None);
-        assert!(jobs.job_status(&format!("job-{}", REMEMBERED + 4)).is_some());
-        assert_eq!(jobs.job_status("running").unwrap().state, State::Running);
-        assert!(jobs.registry().job_statuses.len() <= REMEMBERED + 1);
-    }
-
-    #[test]
-    fn an_id_has_one_request() {
-        let jobs = Jobs::default();
-        let (first, mut other) = (job("a"), job("a"));
-        other.fingerprint = "another".into();
-        assert_eq!(jobs.accept(&first), Acceptance::New);
-        assert_eq!(jobs.accept(&other), Acceptance::Conflict);
-        assert!(matches!(jobs.accept(&first), Acceptance::Known(_)));
-        assert_eq!(jobs.cancel("a"), Cancelling::Waiting);
-        assert!(!jobs.start(&first, 1), "it was cancelled");
-        jobs.end("a", State::Cancelled, None);
-        assert_eq!(jobs.accept(&first), Acceptance::New, "and may be handed in again");
-        assert!(jobs.start(&first, 1));
-    }
-}
+mod tests;

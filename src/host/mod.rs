@@ -5,6 +5,7 @@
 //! http/ ──► job service ──────────────────────▲                    └─► dispatch/settle ─► notification sender, source/
 //! ```
 
+pub mod acceptance;
 pub mod answer;
 pub mod cause;
 pub mod cloud;
@@ -21,6 +22,7 @@ pub mod measure;
 pub mod notification_sender;
 pub mod process;
 pub mod runtime_api;
+pub mod sending;
 pub mod source;
 pub mod supervisor;
 

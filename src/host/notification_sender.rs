@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::in_flight::InFlight;
 use super::jobs::State;
 use crate::job::notification::Notification;
-use crate::job::outcome::{JobError, RetryPolicy};
+use crate::job::outcome::JobError;
 use crate::notify::Notifier;
 use crate::store::Store;
 
@@ -17,29 +17,16 @@ pub struct NotificationSender {
 }
 
 impl NotificationSender {
-    /// Delivers what a handler has written of a message, in its order. A `callback.url` that may not be reached is told to the
-    /// backend instead: then the answer is false.
-    ///
-    /// # Errors
-    /// [`JobError::Notification`] when one could not be delivered now.
-    pub async fn deliver_of(&self, in_flight: &InFlight, notifications: &[Notification]) -> Result<bool, JobError> {
-        match self.deliver(notifications).await {
-            Err(refused) if refused.retry_policy() == RetryPolicy::Terminal => {
-                self.failed(in_flight, &refused).await.map(|()| false)
-            }
-            result => result.map(|()| true),
-        }
-    }
-
-    /// Delivers notifications that a handler has written, in their order.
+    /// Delivers notifications that a handler has written, in their order. The backend gets what a `callback.url` may not.
     ///
     /// # Errors
     /// [`JobError::Notification`] when one could not be delivered now.
     pub async fn deliver(&self, notifications: &[Notification]) -> Result<(), JobError> {
-        self.notifier.send_all(notifications).await
+        self.notifier.send_all_or_backend(notifications).await
     }
 
-    /// Tells the caller how a job ended whose handler died over it: with its images if they are stored, else as failed.
+    /// Tells the caller how a job ended that no handler could tell, or that was cancelled: with its images if they are stored, else
+    /// as failed.
     ///
     /// # Errors
     /// [`JobError`] when the bucket could not be asked or the caller not be told now.
@@ -59,7 +46,7 @@ impl NotificationSender {
     ///
     /// # Errors
     /// [`JobError::Notification`] when it could not be delivered now.
-    pub async fn failed(&self, in_flight: &InFlight, error: &JobError) -> Result<(), JobError> {
+    async fn failed(&self, in_flight: &InFlight, error: &JobError) -> Result<(), JobError> {
         let notifications = self.notifier.failed(&in_flight.notification_target(), error, in_flight.message.attempt)?;
         self.deliver(&notifications).await
     }

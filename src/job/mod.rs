@@ -86,6 +86,17 @@ pub struct Output {
     /// Object key prefix, either empty or ending in `/`.
     pub prefix: String,
     pub format: ImageFormat,
+    /// Whether the prefix is the one that jobs get which name none: it says nothing of the request.
+    #[serde(skip)]
+    pub is_default_prefix: bool,
+}
+
+impl Output {
+    /// The prefix where it tells two jobs of one id apart: none for the default one.
+    #[must_use]
+    pub fn own_prefix(&self) -> Option<&str> {
+        (!self.is_default_prefix).then_some(self.prefix.as_str())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,8 @@ use super::{Callback, Job, JobId};
 /// Whoever has the configuration can send it, as often as needed: the same id and the same bytes each time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Notification {
-    /// `webhook-id`: it depends on the job and the kind of notification alone, so that receivers can drop what they have seen.
+    /// `webhook-id`: it depends on the job and the kind of notification alone, so that receivers can drop what they have seen. A job
+    /// is known by its id, and by its prefix where that is not the default one.
     pub id: String,
     /// Goes along as `traceparent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -95,6 +96,10 @@ pub struct NotificationTarget<'a> {
     /// Of a try-on.
     pub requester: Option<&'a Requester>,
     pub trace: Option<Trace>,
+    /// Object key prefix of the job where it is not the default one: jobs of one id may differ in it.
+    pub prefix: Option<&'a str>,
+    /// Of the request ([`Job::fingerprint`]).
+    pub fingerprint: Option<&'a str>,
 }
 
 impl<'a> From<&'a Job> for NotificationTarget<'a> {
@@ -103,14 +108,28 @@ impl<'a> From<&'a Job> for NotificationTarget<'a> {
             Task::Generate(_) => None,
             Task::TryOn(tryon) => Some(&tryon.requester),
         };
-        Self { job_id: Some(&job.id), callback: job.callback.as_ref(), requester, trace: job.trace }
+        Self {
+            job_id: Some(&job.id),
+            callback: job.callback.as_ref(),
+            requester,
+            trace: job.trace,
+            prefix: job.output.own_prefix(),
+            fingerprint: Some(&job.fingerprint),
+        }
     }
 }
 
 impl<'a> From<&'a Refusal> for NotificationTarget<'a> {
     fn from(refusal: &'a Refusal) -> Self {
         let Refusal { job_id, callback, requester, trace, .. } = refusal;
-        Self { job_id: job_id.as_ref(), callback: callback.as_ref(), requester: requester.as_ref(), trace: *trace }
+        Self {
+            job_id: job_id.as_ref(),
+            callback: callback.as_ref(),
+            requester: requester.as_ref(),
+            trace: *trace,
+            prefix: None,
+            fingerprint: None,
+        }
     }
 }
 

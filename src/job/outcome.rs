@@ -32,6 +32,9 @@ pub struct StoredImage {
     pub height_px: u32,
     pub bytes: u64,
     pub seed: u64,
+    /// Of the file, in hex; records of earlier releases have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 /// How a job that did not fail ended.

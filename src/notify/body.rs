@@ -59,8 +59,11 @@ struct Image<'a> {
 pub(super) struct Failed<'a> {
     #[serde(rename = "type")]
     kind: Kind,
-    /// Null when the job could not even be read that far.
+    /// Null when the job could not even be read that far, and when the id is another job's.
     job_id: Option<&'a JobId>,
+    /// The id that the request would have had, were it not another job's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conflicting_job_id: Option<&'a JobId>,
     error: ErrorBody<'a>,
     /// The job had been tried before.
     retried: bool,
@@ -110,7 +113,7 @@ impl<'a> Generated<'a> {
 
 impl<'a> Image<'a> {
     fn new(image: &'a StoredImage, url: &'a str) -> Self {
-        let StoredImage { bucket, key, content_type, width_px: width, height_px: height, bytes, seed } = image;
+        let StoredImage { bucket, key, content_type, width_px: width, height_px: height, bytes, seed, .. } = image;
         Self { url, bucket, key, content_type, width: *width, height: *height, bytes: *bytes, seed: *seed }
     }
 }
@@ -123,9 +126,14 @@ impl<'a> Failed<'a> {
         message: String,
         attempts: u32,
     ) -> Self {
+        let conflicting_job_id = match error {
+            JobError::Conflict { job_id } => Some(job_id),
+            _ => None,
+        };
         Self {
             kind: Kind::Failed,
-            job_id,
+            job_id: job_id.filter(|_| conflicting_job_id.is_none()),
+            conflicting_job_id,
             error: ErrorBody { code: error.code(), message, field: error.field() },
             retried: attempts > 1,
             attempts,

@@ -13,7 +13,7 @@ use super::multipart::Form;
 use super::retry::retry_after;
 use crate::clock::later;
 use crate::job::notification::{Kind, Message, Notification};
-use crate::job::outcome::JobError;
+use crate::job::outcome::{JobError, RetryPolicy};
 use crate::job::trace::TRACEPARENT;
 use crate::outbound::error::OutboundError;
 use crate::setting::Secret;
@@ -76,6 +76,36 @@ impl Notifier {
             first = first.and(sent);
         }
         first
+    }
+
+    /// As [`Self::send_all`], with the backend in the place of a `callback.url` that may not be reached: how the job ended does not
+    /// change because its caller named an address that is of no use.
+    ///
+    /// # Errors
+    /// The first one that [`Self::send`] had, but for the refusal of a `callback.url`.
+    pub async fn send_all_or_backend(&self, notifications: &[Notification]) -> Result<(), JobError> {
+        let mut first = Ok(());
+        for notification in notifications {
+            let sent = match self.send(notification).await {
+                Err(refused) if refused.retry_policy() == RetryPolicy::Terminal => {
+                    self.send_to_backend(notification, &refused).await
+                }
+                sent => sent,
+            };
+            first = first.and(sent);
+        }
+        first
+    }
+
+    async fn send_to_backend(&self, notification: &Notification, refused: &JobError) -> Result<(), JobError> {
+        let Notification { id, trace, message } = notification;
+        let (Message::Callback { kind, body, .. }, Some(_)) = (message, &self.backend) else {
+            tracing::error!(webhook_id = id, error = %refused, "nobody can be notified: the address is refused, and no backend is set");
+            return Ok(());
+        };
+        tracing::warn!(webhook_id = id, error = %refused, "the backend is notified instead");
+        let message = Message::Backend { kind: *kind, body: body.clone() };
+        self.send(&Notification { id: id.clone(), trace: *trace, message }).await
     }
 
     async fn deliver(&self, delivery_request: &DeliveryRequest<'_>) -> Result<(), JobError> {

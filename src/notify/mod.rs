@@ -170,22 +170,27 @@ impl Notifier {
     /// # Errors
     /// [`JobError::Internal`] when one could not be written.
     pub fn complete(&self, job: &Job, record: &Record, urls: &[String]) -> Result<Vec<Notification>, JobError> {
-        let id = webhook_id(&[Kind::Complete.as_str(), job.id.as_str()]);
+        let id = webhook_id(job.output.own_prefix(), &[Kind::Complete.as_str(), job.id.as_str()]);
         let webhook = self.webhook(&job.into(), Kind::Complete, id, &Complete::new(job, record, urls))?;
         let tryon = self.tryon.as_ref().map(|service| service.notifications(&job.into(), Ok(record)));
         Ok(webhook.into_iter().chain(tryon.into_iter().flatten()).collect())
     }
 
     /// The notifications that there will be no images. `attempt`: which delivery of the job this was, counted from 1. When it is
-    /// the `callback.url` that cannot be used, the backend is told instead.
+    /// the `callback.url` that cannot be used, the backend is told instead. Of a conflict only the webhook's receiver hears, in words
+    /// that are not about the job whose id it is.
     ///
     /// # Errors
     /// [`JobError::Internal`] when one could not be written.
     pub fn failed(&self, of: &NotificationTarget<'_>, error: &JobError, attempt: u32) -> Result<Vec<Notification>, JobError> {
         let message = error.to_string();
-        let id = match of.job_id {
-            Some(job_id) => webhook_id(&[Kind::Failed.as_str(), job_id.as_str()]),
-            None => webhook_id(&[Kind::Failed.as_str(), "", &message]),
+        let kind = Kind::Failed.as_str();
+        let id = match (error, of.job_id) {
+            (JobError::Conflict { job_id }, _) => {
+                webhook_id(of.prefix, &[kind, job_id.as_str(), error.code(), of.fingerprint.unwrap_or_default()])
+            }
+            (_, Some(job_id)) => webhook_id(of.prefix, &[kind, job_id.as_str()]),
+            (_, None) => webhook_id(of.prefix, &[kind, "", &message]),
         };
         let callback = of.callback.filter(|_| error.field() != Some("callback.url"));
         let reachable = NotificationTarget { callback, ..*of };
@@ -232,8 +237,11 @@ fn check_signing_secret(secret: &Secret) -> Result<(), SettingError> {
     Err(SettingError::new("notify.signing_secret", problem))
 }
 
-/// The same notification has the same id, however often it is sent: receivers drop what they have seen.
-fn webhook_id(parts: &[&str]) -> String {
+/// The same notification has the same id, however often it is sent: receivers drop what they have seen. `prefix`: where it is not
+/// the default one; the ids of all other jobs are those of earlier releases.
+fn webhook_id(prefix: Option<&str>, parts: &[&str]) -> String {
+    let prefix = prefix.map(|prefix| format!("prefix {prefix}"));
+    let parts: Vec<&str> = parts.iter().copied().chain(prefix.as_deref()).collect();
     let hash = base16ct::lower::encode_string(&Sha256::digest(parts.join("\n")));
     format!("msg_{}", &hash[..32])
 }

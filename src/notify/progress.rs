@@ -48,7 +48,8 @@ impl Progress {
 
     pub(super) fn start(notifier: Notifier, job: &Job, limit: Duration) -> Self {
         let (words, waiting) = mpsc::channel(WAITING_MOST);
-        let sending = send_all(notifier, Progressed::new(job), job.callback.clone(), job.trace, limit, waiting);
+        let prefix = job.output.own_prefix().map(str::to_owned);
+        let sending = send_all(notifier, Progressed::new(job), job.callback.clone(), (job.trace, prefix), limit, waiting);
         let sender = tokio::spawn(sending.in_current_span());
         Self { line: Some(Line { words, sender, grace: limit }) }
     }
@@ -98,14 +99,16 @@ async fn send_all(
     notifier: Notifier,
     mut body: Progressed,
     callback: Option<Callback>,
-    trace: Option<Trace>,
+    (trace, prefix): (Option<Trace>, Option<String>),
     limit: Duration,
     mut waiting: mpsc::Receiver<Word>,
 ) {
     while let Some(Word::Percent(percent)) = waiting.recv().await {
         body.progress = percent;
-        let id = webhook_id(&[Kind::Progress.as_str(), body.job_id.as_str(), &percent.to_string()]);
-        let to = NotificationTarget { job_id: Some(&body.job_id), callback: callback.as_ref(), requester: None, trace };
+        let prefix = prefix.as_deref();
+        let id = webhook_id(prefix, &[Kind::Progress.as_str(), body.job_id.as_str(), &percent.to_string()]);
+        let (job_id, callback) = (Some(&body.job_id), callback.as_ref());
+        let to = NotificationTarget { job_id, callback, requester: None, trace, prefix, fingerprint: None };
         let Ok(Some(notification)) = notifier.webhook(&to, Kind::Progress, id, &body) else { return };
         let Ok(delivery_request) = notifier.delivery_request(&notification).await else { return };
         let problem = match notifier.attempt(&delivery_request, limit).await {

@@ -84,8 +84,10 @@ impl TryOnService {
             }
             Err(error) => ("asset_failed", 0, TryOnResult::Error(error.to_string())),
         };
-        let asset = self.asset_service.is_some().then(|| Notification {
-            id: webhook_id(&[word, job_id.as_str()]),
+        // The asset service knows a job by its id alone, and the id is another job's.
+        let is_conflict = matches!(ended, Err(JobError::Conflict { .. }));
+        let asset = (self.asset_service.is_some() && !is_conflict).then(|| Notification {
+            id: webhook_id(of.prefix, &[word, job_id.as_str()]),
             trace: of.trace,
             message: Message::AssetService(AssetResult {
                 job_id: job_id.to_string(),
@@ -99,7 +101,7 @@ impl TryOnService {
         let metadata = of.callback.map(|callback| callback.metadata.clone()).unwrap_or_default();
         let free = serde_json::to_string(&Free { node_id: &self.node_id, job_id, metadata }).ok();
         let free = free.filter(|_| self.load_balancer.is_some()).map(|body| Notification {
-            id: webhook_id(&["job_complete", job_id.as_str()]),
+            id: webhook_id(of.prefix, &["job_complete", job_id.as_str()]),
             trace: of.trace,
             message: Message::LoadBalancer { body },
         });

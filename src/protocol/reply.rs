@@ -16,7 +16,7 @@ const JOBS: &str = "jobs";
 /// One element of `jobs` in a reply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settled {
-    /// Of the record in the event; empty for an HTTP request.
+    /// What the host calls the message in the event; empty for an HTTP request.
     pub message_id: String,
     /// Null when the job could not even be read that far.
     pub job_id: Option<String>,

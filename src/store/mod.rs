@@ -1,8 +1,8 @@
 //! S3: images and records go in, inputs come out.
 //!
-//! - An image is `{prefix}{job_id}/{n}.{ext}`.
+//! - An image is `{prefix}{job_id}/{12 of the fingerprint}-{attempt}/{n}.{ext}`: no two attempts write the same key.
 //! - The record `{prefix}{job_id}/result.json` is written last and only if there is none (`If-None-Match: *`): it is the
-//!   proof that the job is done.
+//!   proof that the job is done, and names the keys of its images.
 //! - Images that callers send along lie under `inputs/{job_id}/`, what an `Idempotency-Key` stands for under `idempotency/`,
 //!   messages that were refused and that no queue keeps under `dead/`.
 //! - Inputs (`s3://`, `https://`) go through the cache on disk; the credentials decide which buckets they may come from.
@@ -22,15 +22,20 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 use self::cache::Cache;
 use self::error::{Failure, Request};
 use crate::aws::Access;
 use crate::job::notification::Images;
 use crate::job::outcome::{JobError, Record, RetryPolicy, StoredImage};
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, Output};
 use crate::outbound::Outbound;
 use crate::setting::{Secret, SettingError, check_address};
+
+/// Characters of a fingerprint in the keys of images: enough for a person to see whose they are.
+const FINGERPRINT_IN_KEY: usize = 12;
 
 /// Settings of section `store`.
 #[derive(Debug, Clone, Deserialize)]
@@ -146,13 +151,16 @@ impl Store {
         self.read(once::RECORD, &record_key(prefix, job_id.as_str())).await
     }
 
-    /// Uploads image `n` (counted from 0) of a job.
+    /// Uploads image `n` (counted from 0) of a job. `attempt`: a name that no other attempt at any job of this id has
+    /// ([`attempt_token`]), so that nobody writes over the files of another's record.
     ///
     /// # Errors
     /// [`JobError::Storage`], to be tried again.
+    #[expect(clippy::too_many_arguments, reason = "each is one property of the one image")]
     pub async fn put_image(
         &self,
         job: &Job,
+        attempt: &str,
         n: usize,
         width_px: u32,
         height_px: u32,
@@ -162,17 +170,29 @@ impl Store {
         let content_type = job.output.format.content_type();
         let stored = StoredImage {
             bucket: self.settings.bucket.clone(),
-            key: format!("{}{}/{n}.{}", job.output.prefix, job.id, job.output.format.extension()),
+            key: image_key(job, attempt, n),
             content_type: content_type.to_owned(),
             width_px,
             height_px,
             bytes: file.len() as u64,
             seed,
+            sha256: Some(base16ct::lower::encode_string(&Sha256::digest(&file))),
         };
         let put = self.client.put_object().bucket(&stored.bucket).key(&stored.key).content_type(content_type);
         match put.body(ByteStream::from(file)).send().await {
             Ok(_) => Ok(stored),
             Err(error) => Err(Failure::new(error).storage(self.request("s3:PutObject", &stored.key))),
+        }
+    }
+
+    /// Removes images that no record names, as far as that works: what stays is in nobody's way.
+    pub async fn delete_images(&self, images: &[StoredImage]) {
+        for image in images {
+            let delete = self.client.delete_object().bucket(&image.bucket).key(&image.key).send();
+            if let Err(error) = delete.await.map_err(Failure::new) {
+                let error = error.storage(self.request("s3:DeleteObject", &image.key));
+                tracing::warn!(key = image.key, %error, "an image that no record names stays in the bucket");
+            }
         }
     }
 
@@ -248,6 +268,20 @@ impl Store {
             Err(_) => Err(broken(format!("was not complete after {} ms", limit.as_millis()), None)),
         }
     }
+}
+
+/// A name for one attempt at a job.
+#[must_use]
+pub fn attempt_token() -> String {
+    // The first half of a v7 id is mostly time, the second is random.
+    Uuid::now_v7().simple().to_string()[20..].to_owned()
+}
+
+/// `{prefix}{job_id}/{12 of the fingerprint}-{attempt}/{n}.{extension}`
+fn image_key(job: &Job, attempt: &str, n: usize) -> String {
+    let Job { id, output: Output { prefix, format, .. }, fingerprint, .. } = job;
+    let request = &fingerprint[..fingerprint.len().min(FINGERPRINT_IN_KEY)];
+    format!("{prefix}{id}/{request}-{attempt}/{n}.{}", format.extension())
 }
 
 fn record_key(prefix: &str, job_id: &str) -> String {

@@ -30,7 +30,7 @@ use self::preprocess::{Preprocess, PreprocessStep};
 use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
 use crate::job::notification::{Notification, NotificationTarget};
-use crate::job::outcome::{JobError, Outcome, Problem, Record};
+use crate::job::outcome::{JobError, Outcome, Problem, Record, RetryPolicy};
 use crate::job::task::{ModelName, Task};
 use crate::job::{Job, JobId};
 use crate::notify::Notifier;
@@ -237,9 +237,9 @@ impl Workflow {
             }
             reason
         };
-        let (result, stopped) = tokio::select! {
-            result = self.run_steps(&mut context) => (result, false),
-            reason = stop => (Err(reason), true),
+        let result = tokio::select! {
+            result = self.run_steps(&mut context) => result,
+            reason = stop => Err(reason),
         };
         let JobContext { record, replayed, batch_slot, timings_ms, progress, notifications, watch, .. } = context;
         drop(batch_slot);
@@ -253,7 +253,8 @@ impl Workflow {
             lora_cache_hit: pace.lora_cache_hit,
             webhook_attempts: self.notifier.take_attempts(),
         };
-        let stored = record.is_some() || (stopped && finalizing.has_begun());
+        // A record whose answer was lost may be there, or get there yet.
+        let stored = record.is_some() || finalizing.has_begun();
         let result = match (result, record) {
             (Ok(()), Some(record)) => {
                 tell_log(job, &record, replayed, &timings_ms);
@@ -293,6 +294,43 @@ impl Workflow {
         self.is_fatal_device_error.load(Ordering::Relaxed)
     }
 
+    /// The outcome that the bucket knows of the job, whatever its last attempt came to: none when no record of it is there.
+    ///
+    /// # Errors
+    /// When that cannot be known now, also because no time is left to ask.
+    pub async fn stored_outcome(&self, job: &Job, control: &Control) -> Result<Option<Outcome>, JobError> {
+        let record = self.record(&job.output.prefix, &job.id, control).await?;
+        let own = record.filter(|record| record.fingerprint == job.fingerprint);
+        Ok(own.map(|record| Outcome { record, replayed: true }))
+    }
+
+    /// Whether a job of this id is done; something that is no record counts as one.
+    ///
+    /// # Errors
+    /// As [`Self::stored_outcome`].
+    pub async fn is_recorded(&self, prefix: &str, job_id: &JobId, control: &Control) -> Result<bool, JobError> {
+        match self.record(prefix, job_id, control).await {
+            Err(unreadable) if unreadable.retry_policy() == RetryPolicy::Terminal => Ok(true),
+            record => record.map(|record| record.is_some()),
+        }
+    }
+
+    async fn record(&self, prefix: &str, job_id: &JobId, control: &Control) -> Result<Option<Record>, JobError> {
+        tokio::select! {
+            record = self.store.record(prefix, job_id) => record,
+            reason = control.over() => Err(reason),
+        }
+    }
+
+    /// The notifications that the job is complete, as [`Self::tell_failed`] has those of a failure.
+    ///
+    /// # Errors
+    /// [`JobError`] when one could not be written or delivered.
+    pub async fn tell_complete(&self, job: &Job, record: &Record, control: &Control) -> Result<Vec<Notification>, JobError> {
+        let urls = self.store.urls(record).await?;
+        self.tell(self.notifier.complete(job, record, &urls)?, control).await
+    }
+
     /// The notifications that the job failed for good, for the invocation's answer; or, when the invocation delivers them itself,
     /// none, and they are out.
     ///
@@ -305,14 +343,18 @@ impl Workflow {
         attempt: u32,
         control: &Control,
     ) -> Result<Vec<Notification>, JobError> {
-        let notifications = self.notifier.failed(of, error, attempt)?;
+        self.tell(self.notifier.failed(of, error, attempt)?, control).await
+    }
+
+    async fn tell(&self, notifications: Vec<Notification>, control: &Control) -> Result<Vec<Notification>, JobError> {
         if control.notification_mode() == NotificationMode::Later {
             return Ok(notifications);
         }
         tokio::select! {
-            sent = self.notifier.send_all(&notifications) => sent.map(|()| Vec::new()),
+            sent = self.notifier.send_all_or_backend(&notifications) => sent.map(|()| Vec::new()),
             reason = control.over() => {
-                let problem = format!("failed: no time was left to deliver it ({reason})");
+                let kind = notifications.first().map_or("terminal", Notification::as_str);
+                let problem = format!("{kind}: no time was left to deliver it ({reason})");
                 Err(JobError::Notification { problem, cause: None })
             }
         }

@@ -38,7 +38,7 @@ impl Step for Notify {
         let urls = self.store.urls(record).await?;
         let notifications = self.notifier.complete(context.job, record, &urls)?;
         match context.notification_mode {
-            NotificationMode::Now => self.notifier.send_all(&notifications).await,
+            NotificationMode::Now => self.notifier.send_all_or_backend(&notifications).await,
             NotificationMode::Later => {
                 context.notifications = notifications;
                 Ok(())

@@ -9,7 +9,7 @@ use super::context::JobContext;
 use super::{Step, StepName};
 use crate::job::outcome::{JobError, Record};
 use crate::job::task::ModelName;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 pub struct StoreStep {
     pub store: Arc<Store>,
@@ -25,8 +25,11 @@ impl Step for StoreStep {
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
         let mut images = Vec::with_capacity(context.files.len());
+        let attempt = store::attempt_token();
         for (number, (image, file)) in context.images.iter().zip(std::mem::take(&mut context.files)).enumerate() {
-            images.push(self.store.put_image(context.job, number, image.width_px, image.height_px, image.seed, file).await?);
+            images.push(
+                self.store.put_image(context.job, &attempt, number, image.width_px, image.height_px, image.seed, file).await?,
+            );
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let record = Record {
@@ -40,8 +43,11 @@ impl Step for StoreStep {
         context.finalizing.begin();
         match self.store.put_record(&context.job.output.prefix, &record).await? {
             None => context.record = Some(record),
-            // Another worker was faster with the same job: its record stands, and it is the one to be told of.
-            Some(earlier) => context.replay(earlier)?,
+            // Another worker was faster with the id: its record stands, and it is the one to be told of.
+            Some(earlier) => {
+                self.store.delete_images(&record.images).await;
+                context.replay(earlier)?;
+            }
         }
         Ok(())
     }

@@ -35,6 +35,18 @@ pub(crate) enum Trouble {
     Errors,
     /// Every request waits so long before it is served.
     Slow(Duration),
+    /// Every request is answered 503.
+    Away,
+    /// PUTs of keys with this ending are served, and their answers lost: 500.
+    LostAnswers(&'static str),
+}
+
+/// Whether an object key is that of image `n` of a job: `generations/{job_id}/{12 of the fingerprint}-{attempt}/{n}.png`.
+pub(crate) fn is_image_key(key: &str, job_id: &str, n: usize) -> bool {
+    let [prefix, id, attempt, file] = key.split('/').collect::<Vec<_>>()[..] else { return false };
+    let request = attempt.split_once('-').filter(|(_, attempt)| !attempt.is_empty()).map(|(request, _)| request);
+    let is_hex = |text: &str| text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (prefix, id) == ("generations", job_id) && file == format!("{n}.png") && request.is_some_and(is_hex)
 }
 
 struct Gate {
@@ -102,6 +114,14 @@ impl Bucket {
         self.puts.lock().unwrap().iter().filter(|key| key.ends_with(ending)).count()
     }
 
+    /// Where image `n` of a job lies on disk, whatever attempt made it; the last of them where there are several.
+    pub(crate) fn image(&self, job_id: &str, n: usize) -> PathBuf {
+        let job = self.path(&format!("generations/{job_id}"));
+        let attempts = std::fs::read_dir(&job).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let images = attempts.map(|attempt| attempt.join(format!("{n}.png"))).filter(|image| image.exists());
+        images.max().unwrap_or_else(|| job.join("no image"))
+    }
+
     /// Where an object lies on disk.
     pub(crate) fn path(&self, key: &str) -> PathBuf {
         self.root.path().join(local::BUCKET).join(key)
@@ -115,7 +135,8 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
     match trouble {
         Trouble::Errors if number.is_multiple_of(2) => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Trouble::Slow(pause) => tokio::time::sleep(pause).await,
-        Trouble::Errors | Trouble::None => {}
+        Trouble::Away => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Trouble::Errors | Trouble::LostAnswers(_) | Trouble::None => {}
     }
     if request.method() == Method::PUT {
         if gate.refuse.load(Ordering::SeqCst) {
@@ -131,10 +152,11 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
         let turn = if request.headers().contains_key(IF_NONE_MATCH) { Some(gate.condition.lock().await) } else { None };
         let response = next.run(request).await;
         drop(turn);
+        let loses = matches!(trouble, Trouble::LostAnswers(ending) if key.ends_with(ending));
         if response.status().is_success() {
             gate.puts.lock().unwrap().push(key);
         }
-        return response;
+        return if loses { StatusCode::INTERNAL_SERVER_ERROR.into_response() } else { response };
     }
     next.run(request).await
 }

@@ -16,6 +16,7 @@ mod fuzz;
 mod handler;
 mod host;
 mod images;
+mod model;
 mod models;
 mod outbound;
 mod process;

@@ -49,10 +49,10 @@ pub(super) fn dispositions(in_flight: &[InFlight], ended: &Ended) -> Vec<Disposi
 }
 
 fn disposition(in_flight: &InFlight, told: &[Settled], failures: Option<&[String]>) -> Disposition {
-    let id = &in_flight.message.id;
-    let told = told.iter().find(|settled| settled.message_id == *id).cloned();
+    let name = in_flight.name();
+    let told = told.iter().find(|settled| settled.message_id == name).cloned();
     // A reply with failures that cannot be read fails all of the batch, as it does with AWS.
-    let failed = failures.is_none_or(|failures| failures.contains(id));
+    let failed = failures.is_none_or(|failures| failures.iter().any(|failure| is_of(in_flight, failure)));
     match told {
         Some(told) if told.outcome.goes_back() == failed => Disposition::Told(told),
         None if !failed => Disposition::Taken,
@@ -68,7 +68,13 @@ fn failures(in_flight: &[InFlight], reply: &Value) -> Option<Vec<String>> {
     }
     let id = |failure: &Value| {
         let id = failure["itemIdentifier"].as_str()?;
-        in_flight.iter().any(|in_flight| in_flight.message.id == id).then(|| id.to_owned())
+        in_flight.iter().any(|in_flight| is_of(in_flight, id)).then(|| id.to_owned())
     };
     failures.as_array()?.iter().map(id).collect()
+}
+
+/// Whether a failure names the message. A function that knows nothing of our names uses the publisher's; where two messages have
+/// the same, both come back.
+fn is_of(in_flight: &InFlight, failure: &str) -> bool {
+    failure == in_flight.name() || failure == in_flight.message.id
 }

@@ -322,7 +322,7 @@ impl State {
     /// Two deliveries of one job must not generate at the same time: the second waits, and is a replay then.
     fn runs(&self, in_flight: &InFlight) -> bool {
         let Ok(job) = &in_flight.job else { return false };
-        self.running().any(|id| id == job.id.as_str())
+        self.running().any(|id| id == job.id.as_str()) || self.directs.iter().any(|direct| direct.job.id == job.id)
     }
 
     fn running(&self) -> impl Iterator<Item = &String> {

@@ -25,6 +25,9 @@ use crate::metrics::Metrics;
 use crate::protocol::reply::{self, Settled, Settlement};
 use crate::setting::Secret;
 
+/// [`JobError::code`] of a request under another job's id.
+const CONFLICT: &str = "conflict";
+
 /// How often and how soon a job is tried again.
 #[derive(Debug, Clone, Copy)]
 pub struct Retries {
@@ -84,21 +87,25 @@ impl Settler {
         });
     }
 
-    /// A job that somebody cancelled before it was started.
+    /// A job that somebody cancelled before it was started here. It may be complete nevertheless: by another host, or by an attempt
+    /// whose notification was not taken.
     pub fn cancelled(&self, in_flight: InFlight) {
         let settler = self.clone();
-        self.metrics.job(in_flight.source.name(), "cancelled", None);
         let span = in_flight.span.clone();
-        let notification_mode = async move {
-            match settler.notification_sender.failed(&in_flight, &JobError::Cancelled).await {
-                Ok(()) => {
-                    settler.jobs.end(in_flight.job_id(), State::Cancelled, None);
-                    settler.ack(&in_flight).await;
+        let telling = async move {
+            match settler.notification_sender.ended(&in_flight, &JobError::Cancelled).await {
+                Ok(State::Complete) => {
+                    settler.count(&in_flight, Settlement::Complete.as_str(), None);
+                    settler.over(&in_flight, State::Complete, None).await;
+                }
+                Ok(_) => {
+                    settler.count(&in_flight, "cancelled", None);
+                    settler.over(&in_flight, State::Cancelled, None).await;
                 }
                 Err(undelivered) => settler.try_again(&in_flight, &undelivered).await,
             }
         };
-        self.under_way.spawn(notification_mode.instrument(span));
+        self.under_way.spawn(telling.instrument(span));
     }
 
     async fn apply(&self, in_flight: &InFlight, disposition: Disposition) {
@@ -128,21 +135,21 @@ impl Settler {
         let is_refused = told.is_refused();
         let is_told = told.job_id.is_some() && !told.notifications.is_empty();
         let Settled { outcome, error, notifications, measured, .. } = told;
+        if matches!(outcome, Settlement::Failed | Settlement::DeadLetter) {
+            self.jobs.ending(known_id(&self.jobs, in_flight));
+        }
         let delivered = tokio::select! {
-            delivered = self.notification_sender.deliver_of(in_flight, &notifications) => delivered,
+            delivered = self.notification_sender.deliver(&notifications) => delivered,
             // The next host sends them again, with the same ids.
             () = self.force_shutdown.cancelled() => {
                 self.count(in_flight, "untried", measured.as_ref());
                 return requeue_known(&self.jobs, in_flight).await;
             }
         };
-        let delivered = match delivered {
-            Ok(delivered) => delivered,
-            Err(undelivered) => {
-                self.count(in_flight, Settlement::Retry.as_str(), measured.as_ref());
-                return self.try_again(in_flight, &undelivered).await;
-            }
-        };
+        if let Err(undelivered) = delivered {
+            self.count(in_flight, Settlement::Retry.as_str(), measured.as_ref());
+            return self.try_again(in_flight, &undelivered).await;
+        }
         // Nobody heard of it, or all that was refused is to be kept.
         let outcome =
             if is_refused && (!is_told || in_flight.source.keeps_refused()) { Settlement::DeadLetter } else { outcome };
@@ -152,7 +159,6 @@ impl Settler {
         self.count(in_flight, outcome.as_str(), measured.as_ref());
         let error = error.map(|error| json!(error));
         match outcome {
-            Settlement::Complete if !delivered => self.over(in_flight, State::Failed, error).await,
             Settlement::Complete => self.over(in_flight, State::Complete, None).await,
             Settlement::Failed => self.over(in_flight, failed_state(error.as_ref()), error).await,
             Settlement::Retry => self.retry_later(in_flight, error).await,
@@ -165,7 +171,7 @@ impl Settler {
     }
 
     async fn over(&self, in_flight: &InFlight, state: State, error: Option<Value>) {
-        self.jobs.end(in_flight.job_id(), state, error);
+        self.jobs.end(known_id(&self.jobs, in_flight), state, error);
         self.ack(in_flight).await;
     }
 
@@ -199,7 +205,7 @@ impl Settler {
             delay_ms = delay.as_millis() as u64,
             "a job is tried again"
         );
-        self.jobs.requeue(in_flight.job_id(), error);
+        self.jobs.requeue(known_id(&self.jobs, in_flight), error);
         in_flight.release().await;
         done(in_flight, "put back", in_flight.source.retry(&in_flight.message, delay).await);
     }
@@ -209,6 +215,7 @@ impl Settler {
     async fn give_up(&self, in_flight: &InFlight, error: &JobError) {
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
         let mut backoff = Backoff::new(initial_backoff, max_backoff);
+        self.jobs.ending(known_id(&self.jobs, in_flight));
         loop {
             match self.notification_sender.ended(in_flight, error).await {
                 Ok(State::Complete) => return self.over(in_flight, State::Complete, None).await,
@@ -227,7 +234,11 @@ impl Settler {
     async fn dead_letter(&self, in_flight: &InFlight, error: Option<Value>) {
         let reason = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or("it failed").to_owned();
         tracing::error!(error = reason, "a job failed for good");
-        self.jobs.end(in_flight.job_id(), State::Failed, error);
+        match &in_flight.job {
+            // The id is another job's: nothing is known here of that one.
+            Ok(job) if error.as_ref().is_some_and(|error| error["code"] == CONFLICT) => self.jobs.forget(job),
+            _ => self.jobs.end(known_id(&self.jobs, in_flight), State::Failed, error),
+        }
         done(in_flight, "dead-lettered", in_flight.source.dead_letter(&in_flight.message, &reason).await);
     }
 
@@ -279,8 +290,16 @@ fn failed_state(error: Option<&Value>) -> State {
     if cancelled { State::Cancelled } else { State::Failed }
 }
 
+/// The id by which this node knows the job of a message; empty where it knows another request by that id.
+fn known_id<'a>(jobs: &Jobs, in_flight: &'a InFlight) -> &'a str {
+    match &in_flight.job {
+        Ok(job) if jobs.knows(job) => job.id.as_str(),
+        _ => "",
+    }
+}
+
 async fn requeue_known(jobs: &Jobs, in_flight: &InFlight) {
-    jobs.requeue(in_flight.job_id(), None);
+    jobs.requeue(known_id(jobs, in_flight), None);
     requeue(in_flight).await;
 }
 

@@ -17,9 +17,10 @@ use tracing::Instrument as _;
 use super::draft::Takes;
 use super::order::{self, Order};
 use super::problem::Problem;
-use super::{Http, submit};
+use super::{Http, jobs, submit};
 use crate::events;
-use crate::host::job_service::{Direct, Ending, Model, NotAccepted};
+use crate::host::acceptance::NotAccepted;
+use crate::host::job_service::{Direct, Ending, Model};
 use crate::job::outcome::StoredImage;
 use crate::job::{Job, JobId};
 use crate::protocol::reply;
@@ -39,6 +40,8 @@ pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Re
     if free == 0 {
         return Err(NotAccepted::Busy.into());
     }
+    // One that waits as far as this node knows may be complete by another: then the handler has its image.
+    jobs::job_status(&http, &order.job.id).await?;
     submit::keep(&http, &order).await?;
     let Order { job, message, .. } = order;
     let id = job.id.clone();
@@ -93,7 +96,7 @@ async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Prob
         return Err(Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", "the handler's answer could not be read"));
     };
     let Image { bucket, key, content_type, width: width_px, height: height_px, bytes, seed } = image;
-    let image = StoredImage { bucket, key, content_type, width_px, height_px, bytes, seed };
+    let image = StoredImage { bucket, key, content_type, width_px, height_px, bytes, seed, sha256: None };
     let file = http.store.image(&image).await?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_LENGTH, bytes.into());

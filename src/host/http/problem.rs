@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::events;
 use crate::events::auth::Stranger;
-use crate::host::job_service::NotAccepted;
+use crate::host::acceptance::NotAccepted;
 use crate::host::source::SourceError;
 use crate::job::outcome::JobError;
 use crate::job::request::PROBLEM_MAX_CHARS;
@@ -31,6 +31,11 @@ impl Problem {
     pub(super) fn invalid(field: &str, problem: impl Into<String>) -> Self {
         // Either may be a caller's own text, at any length.
         JobError::Invalid { field: shown::name(field), problem: shown::clipped(problem.into(), PROBLEM_MAX_CHARS) }.into()
+    }
+
+    /// The job is known and not at its end: the caller may ask again.
+    pub(super) fn in_progress(message: &str) -> Self {
+        Self::new(StatusCode::CONFLICT, "in_progress", message).retry()
     }
 
     /// The caller may try the same again.
@@ -99,6 +104,7 @@ impl From<NotAccepted> for Problem {
         let message = reason.to_string();
         match reason {
             NotAccepted::Conflict(id) => JobError::Conflict { job_id: id }.into(),
+            NotAccepted::InProgress(_) => Self::in_progress(&message),
             NotAccepted::Busy | NotAccepted::TenantBusy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", &message)
                 .with("status", "busy")
                 .with("message", message)

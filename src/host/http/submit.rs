@@ -96,6 +96,5 @@ fn complete(id: &JobId, result: &Value) -> Response {
 }
 
 fn under_way() -> Problem {
-    let message = "the request with this Idempotency-Key is under way; come back for its result";
-    Problem::new(StatusCode::CONFLICT, "in_progress", message).retry()
+    Problem::in_progress("the request with this Idempotency-Key is under way; come back for its result")
 }

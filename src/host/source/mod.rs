@@ -52,7 +52,7 @@ pub struct Depth {
 }
 
 /// Why a queue could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     /// It may work later: the queue is away, throttles, or the disk is full.
     #[error("{queue}: {action}: {problem}")]
@@ -84,6 +84,11 @@ pub trait Source: Send + Sync {
 
     /// Whether refused messages are dead-lettered even when their sender was told: `keep_refused` of its settings.
     fn keeps_refused(&self) -> bool {
+        false
+    }
+
+    /// Whether other hosts may take its messages.
+    fn is_shared(&self) -> bool {
         false
     }
 

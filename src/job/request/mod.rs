@@ -253,12 +253,11 @@ impl Read {
             position: watermark.position.unwrap_or(Anchor::BottomRight),
             opacity: watermark.opacity.unwrap_or_else(Opacity::default_value),
         });
-        let output = Output {
-            prefix: output.prefix.unwrap_or_else(|| default_prefix.to_owned()),
-            format: output.format.unwrap_or(ImageFormat::Png),
-        };
         let callback = callback.map(|callback| callback.into_callback(metadata));
         let tenant = tenant.or_else(|| user(&task, callback.as_ref())).filter(|tenant| !tenant.is_empty());
+        let prefix = output.prefix.unwrap_or_else(|| default_prefix.to_owned());
+        let output =
+            Output { is_default_prefix: prefix == default_prefix, prefix, format: output.format.unwrap_or(ImageFormat::Png) };
         canonical["watermark"] = serde_json::json!(watermark);
         canonical["output"] = serde_json::json!(output);
         let fingerprint = base16ct::lower::encode_string(&Sha256::digest(canonical.to_string()));

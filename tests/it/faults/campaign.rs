@@ -150,10 +150,10 @@ fn regenerated(keys: &[String]) -> usize {
     let mut recorded = BTreeSet::new();
     let mut regenerated = 0;
     for key in keys {
-        match key.rsplit_once('/') {
-            Some((directory, "result.json")) => drop(recorded.insert(directory)),
-            Some((directory, _)) if recorded.contains(directory) => regenerated += 1,
-            _ => {}
+        match key.strip_suffix("/result.json") {
+            Some(job) => drop(recorded.insert(job)),
+            // An image lies in its attempt's directory, and that in the job's.
+            None => regenerated += usize::from(key.rsplitn(3, '/').nth(2).is_some_and(|job| recorded.contains(job))),
         }
     }
     regenerated
@@ -162,6 +162,10 @@ fn regenerated(keys: &[String]) -> usize {
 #[test]
 fn regeneration_is_seen() {
     let keys = |names: &[&str]| names.iter().map(|name| format!("/b/generations/{name}")).collect::<Vec<_>>();
-    assert_eq!(regenerated(&keys(&["a/0.png", "a/0.png", "a/result.json", "b/0.png"])), 0, "before the record it is a retry");
-    assert_eq!(regenerated(&keys(&["a/0.png", "a/result.json", "a/0.png", "a/1.png"])), 2);
+    assert_eq!(
+        regenerated(&keys(&["a/f-1/0.png", "a/f-2/0.png", "a/result.json", "b/f-1/0.png"])),
+        0,
+        "before the record it is a retry"
+    );
+    assert_eq!(regenerated(&keys(&["a/f-1/0.png", "a/result.json", "a/f-2/0.png", "a/f-2/1.png"])), 2);
 }

@@ -32,8 +32,9 @@ async fn jobs_that_agree_are_generated_as_one() {
     assert_eq!(stage.handle(event).await, Ok(brought_back(&[])));
     assert_eq!(stage.batches(), [3]);
     assert_eq!(completed(&mut stage, 3).await, ["a", "b", "c"]);
-    for key in ["a/0.png", "a/result.json", "b/0.png", "c/0.png", "c/1.png", "c/result.json"] {
-        assert!(stage.bucket.path(&format!("generations/{key}")).exists(), "{key}");
+    for (id, n) in [("a", 0), ("b", 0), ("c", 0), ("c", 1)] {
+        assert!(stage.bucket.image(id, n).exists(), "{id} {n}");
+        assert!(stage.bucket.path(&format!("generations/{id}/result.json")).exists(), "{id}");
     }
 }
 

@@ -38,7 +38,7 @@ async fn generated(stage: &mut Stage, job: Value) -> RgbImage {
     assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
     let told = stage.backend.terminal().await;
     assert!(told.path.ends_with("/complete"), "{}", told.body);
-    image::open(stage.bucket.path(&format!("generations/{id}/0.png"))).unwrap().into_rgb8()
+    image::open(stage.bucket.image(&id, 0)).unwrap().into_rgb8()
 }
 
 #[tokio::test]

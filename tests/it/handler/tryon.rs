@@ -68,7 +68,7 @@ async fn every_good_file_is_seen_upright_and_generated_at_its_own_ratio() {
         assert_eq!((edit.images[0].dimensions(), edit.images[1].dimensions()), ((480, 720), (64, 96)), "{file}");
         assert!(close(quarters(&edit.images[0]), expected), "{file}: {:?}", quarters(&edit.images[0]));
         assert_eq!((edit.steps, edit.seeds), (4, vec![42]), "{file}");
-        assert!(stage.bucket.path(&format!("generations/good-{number}/0.png")).exists(), "{file}");
+        assert!(stage.bucket.image(&format!("good-{number}"), 0).exists(), "{file}");
     }
 }
 
@@ -113,7 +113,7 @@ async fn a_mask_is_generated_green_for_the_model_and_what_it_leaves_is_requeue()
     assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])));
     let edit = stage.edits().pop().expect("generated");
     assert_eq!(quarters(&edit.images[0]), [RED, GREEN, GREEN, GREEN], "the lower half is to be generated");
-    let result = image::open(stage.bucket.path("generations/masked/0.png")).unwrap().into_rgb8();
+    let result = image::open(stage.bucket.image("masked", 0)).unwrap().into_rgb8();
     // The scripted engine generates everything in the seed's number.
     assert_eq!(quarters(&result), [RED, GREEN, [42; 3], [42; 3]]);
 
@@ -133,7 +133,7 @@ async fn a_comparison_stands_behind_the_results() {
     let mut body = tryon("compared", "plain.png");
     body["num_images"] = json!(2);
     assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])));
-    let size = |n: u32| image::image_dimensions(stage.bucket.path(&format!("generations/compared/{n}.png"))).unwrap();
+    let size = |n: usize| image::image_dimensions(stage.bucket.image("compared", n)).unwrap();
     assert_eq!([0, 1, 2, 3].map(size), [(480, 720), (480, 720), (960, 720), (960, 720)]);
 }
 

@@ -66,7 +66,7 @@ async fn jobs_that_agree_share_a_batch_and_each_gets_its_own_image() {
     assert_eq!(shared(&host), [3], "of the first four one does not agree");
     host.post("/generate", &seeded("alone", 2)).await;
     assert_eq!(completed(&mut host, 1).await, ["alone"]);
-    let image = |id: &str| host.bucket.path(&format!("generations/{id}/0.png"));
+    let image = |id: &str| host.bucket.image(id, 0);
     assert_eq!(difference(&image("b"), &image("alone")), 0, "the same seed");
     assert_ne!(difference(&image("a"), &image("alone")), 0, "another seed");
 }
@@ -174,7 +174,7 @@ async fn duplicates_of_a_running_job_keep_nothing_from_an_idle_handler() {
     ];
     let mut host = HostProcess::start(&changes, &["--handlers", "2"]).await;
     host.wait_for("a handler is ready", 2).await;
-    host.bucket.hold(Some("long/0.png"));
+    host.bucket.hold(Some("long/result.json"));
     let publish = async |id: &str| {
         let body = job(id).to_string();
         let options = BasicPublishOptions::default();
@@ -188,4 +188,46 @@ async fn duplicates_of_a_running_job_keep_nothing_from_an_idle_handler() {
     host.bucket.holding().await;
     publish("other").await;
     assert_eq!(host.backend.terminal().await.body["job_id"], "other", "{}", host.log());
+}
+
+#[tokio::test]
+async fn messages_that_share_an_amqp_id_are_told_apart() {
+    let Some(node) = rabbitmq::shared_or_skip("RabbitMQ messages with one id").await else { return };
+    let (connection, channel) = node.peer().await;
+    let port = node.port.to_string();
+    let queue = [
+        SHARED,
+        ("RABBITMQ_HOST", "127.0.0.1"),
+        ("RABBITMQ_PORT", &port),
+        ("ATELIER__SOURCES__RABBITMQ__QUEUE", "one-id"),
+        ("ATELIER__SOURCES__RABBITMQ__DECLARE", "true"),
+    ];
+    let mut host = HostProcess::start(&queue, &[]).await;
+    host.wait_for("a handler is ready", 1).await;
+    host.post("/generate", &job("first")).await;
+    assert_eq!(completed(&mut host, 1).await, ["first"]);
+    host.terminate();
+    assert!(host.ended().await.success(), "{}", host.log());
+    let mut jobs: Vec<Value> = IDS.iter().zip(1..).map(|(id, seed)| seeded(id, seed)).collect();
+    // One of them is refused: its caller must not get another's end, nor another its.
+    jobs[1]["steps"] = json!(0);
+    for job in &jobs {
+        let properties = BasicProperties::default().with_message_id("the-same".into()).with_delivery_mode(2);
+        let body = job.to_string();
+        let publish =
+            channel.basic_publish("".into(), "one-id".into(), BasicPublishOptions::default(), body.as_bytes(), properties);
+        publish.await.unwrap().await.unwrap();
+    }
+    host.restart();
+    let mut told = Vec::new();
+    for _ in IDS {
+        let notification = host.backend.terminal().await;
+        let (_, kind) = notification.path.rsplit_once('/').unwrap();
+        told.push((notification.body["job_id"].as_str().unwrap().to_owned(), kind.to_owned()));
+    }
+    told.sort();
+    let expected = [("a", "complete"), ("b", "failed"), ("c", "complete"), ("d", "complete")];
+    assert_eq!(told, expected.map(|(id, kind)| (id.to_owned(), kind.to_owned())));
+    assert!(shared(&host).iter().any(|jobs| *jobs > 1), "they were in one event");
+    drop(connection);
 }

@@ -36,7 +36,7 @@ async fn killed_before_the_record_the_job_is_generated_once_more() {
     bucket.holding().await;
     handler.kill();
     bucket.hold(None);
-    assert!(bucket.path("generations/killed-early/0.png").exists(), "the image was uploaded before the kill");
+    assert!(bucket.image("killed-early", 0).exists(), "the image was uploaded before the kill");
     assert!(!bucket.path("generations/killed-early/result.json").exists(), "and there is no record of it");
     assert!(
         backend.arrived().iter().all(|notification| notification.path.ends_with("/progress")),

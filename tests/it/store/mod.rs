@@ -75,15 +75,36 @@ async fn images_and_the_record_lie_where_the_contract_says() {
     assert_eq!(store.record(&job.output.prefix, &job.id).await.expect("asked"), None);
     let mut images = Vec::new();
     for (n, file) in [b"first".to_vec(), b"second".to_vec()].into_iter().enumerate() {
-        images.push(store.put_image(&job, n, 512, 512, 42 + n as u64, file).await.expect("stored"));
+        images.push(store.put_image(&job, "try", n, 512, 512, 42 + n as u64, file).await.expect("stored"));
     }
     let record = record_of(&job, images);
     assert_eq!(store.put_record(&job.output.prefix, &record).await.expect("stored"), None);
-    assert_eq!(s3.get("images", "generations/job-1/1.png"), b"second");
+    let directory = format!("generations/job-1/{}-try", &job.fingerprint[..12]);
+    assert_eq!(s3.get("images", &format!("{directory}/1.png")), b"second");
+    let sha256 = "16367aacb67a4a017c8da8ab95682ccb390863780f7114dda0a0e0c55644c7c4";
+    assert_eq!((record.images[1].sha256.as_deref(), record.images[1].bytes), (Some(sha256), 6));
     assert_eq!(record.images[1].content_type, "image/png");
     let read: Record = serde_json::from_slice(&s3.get("images", "generations/job-1/result.json")).expect("JSON");
     assert_eq!(read, record);
     assert_eq!(store.record(&job.output.prefix, &job.id).await.expect("asked"), Some(record));
+}
+
+#[tokio::test]
+async fn a_record_of_an_earlier_release_is_read_with_its_own_keys() {
+    let Bench { s3, store, .. } = &bench().await;
+    let job = job(&json!({}));
+    let image = json!({
+        "bucket": "images", "key": "generations/job-1/0.png", "content_type": "image/png", "width_px": 512, "height_px": 512,
+        "bytes": 9, "seed": 42,
+    });
+    let written = json!({
+        "job_id": "job-1", "fingerprint": job.fingerprint, "model": "sd15", "images": [image], "timings_ms": { "infer": 1200 },
+        "finished_at_s": 1_700_000_000,
+    });
+    s3.put("images", "generations/job-1/result.json", written.to_string().as_bytes());
+    let record = store.record(&job.output.prefix, &job.id).await.expect("asked").expect("there");
+    assert_eq!((record.images[0].key.as_str(), &record.images[0].sha256), ("generations/job-1/0.png", &None));
+    assert_eq!(serde_json::to_value(&record).expect("JSON"), written, "and written back as it was");
 }
 
 #[tokio::test]
@@ -106,7 +127,7 @@ async fn the_first_record_stays() {
 async fn image_addresses_are_presigned_or_public() {
     let Bench { s3, store, cache } = &bench().await;
     let job = job(&json!({}));
-    let image = store.put_image(&job, 0, 512, 512, 42, b"the image".to_vec()).await.expect("stored");
+    let image = store.put_image(&job, "try", 0, 512, 512, 42, b"the image".to_vec()).await.expect("stored");
     let record = record_of(&job, vec![image]);
     let urls = store.urls(&record).await.expect("signed");
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
@@ -118,7 +139,7 @@ async fn image_addresses_are_presigned_or_public() {
 
     let public = Settings { public_base_url: Some("https://cdn.example.com/".into()), ..s3.settings("images", cache.path()) };
     let urls = connect(&public).await.urls(&record).await.expect("put together");
-    assert_eq!(urls, ["https://cdn.example.com/generations/job-1/0.png"]);
+    assert_eq!(urls, [format!("https://cdn.example.com/generations/job-1/{}-try/0.png", &job.fingerprint[..12])]);
 }
 
 #[tokio::test]
@@ -153,9 +174,10 @@ async fn a_server_that_is_down_is_named_and_the_job_comes_back() {
 async fn throttling_and_server_errors_are_tried_again() {
     let Bench { s3, store, .. } = &bench().await;
     s3.fail_next(&[503, 500]);
-    store.put_image(&job(&json!({})), 0, 8, 8, 1, b"image".to_vec()).await.expect("the third attempt");
-    assert_eq!(s3.take_requests(), ["PUT /images/generations/job-1/0.png"; 3]);
-    assert_eq!(s3.get("images", "generations/job-1/0.png"), b"image");
+    store.put_image(&job(&json!({})), "try", 0, 8, 8, 1, b"image".to_vec()).await.expect("the third attempt");
+    let key = format!("generations/job-1/{}-try/0.png", &job(&json!({})).fingerprint[..12]);
+    assert_eq!(s3.take_requests(), [format!("PUT /images/{key}"), format!("PUT /images/{key}"), format!("PUT /images/{key}")]);
+    assert_eq!(s3.get("images", &key), b"image");
     s3.fail_next(&[503; 4]);
     let error = store.probe().await.expect_err("four attempts at most");
     assert!(storage_problem(&error).contains("SlowDown"), "{error}");

@@ -45,7 +45,7 @@ async fn an_unchanged_input_is_answered_with_304() {
     let cache = tempfile::tempdir().expect("a temporary directory");
     let store = connect(&s3::settings(moto.address, "images", cache.path())).await;
     let job = job(&json!({}));
-    let image = store.put_image(&job, 0, 8, 8, 1, b"an input".to_vec()).await.expect("stored");
+    let image = store.put_image(&job, "try", 0, 8, 8, 1, b"an input".to_vec()).await.expect("stored");
     let asset = AssetUrl::S3 { bucket: image.bucket, key: image.key };
     let first = store.fetch(&asset, "lora[0].url").await.expect("fetched");
     let again = store.fetch(&asset, "lora[0].url").await.expect("still there");
@@ -59,7 +59,7 @@ async fn a_bucket_that_is_not_there_is_named() {
     let moto = Moto::start(&venv).await;
     let cache = tempfile::tempdir().expect("a temporary directory");
     let store = connect(&s3::settings(moto.address, "nowhere", cache.path())).await;
-    let error = store.put_image(&job(&json!({})), 0, 8, 8, 1, vec![0]).await.expect_err("no bucket");
+    let error = store.put_image(&job(&json!({})), "try", 0, 8, 8, 1, vec![0]).await.expect_err("no bucket");
     assert!(storage_problem(&error).starts_with("there is no bucket \"nowhere\" at http://127.0.0.1:"), "{error}");
     let asset = AssetUrl::parse("s3://elsewhere/x").expect("an address");
     let error = store.fetch(&asset, "lora[0].url").await.expect_err("no bucket");

@@ -1,6 +1,7 @@
 //! Webhooks against a real receiver: what arrives where, signed how, and what happens when it does not arrive.
 
 mod deferred;
+mod ends;
 mod python;
 mod snippets;
 mod tryon;
@@ -50,6 +51,7 @@ async fn complete(notifier: &Notifier, job: &Job) -> Result<(), JobError> {
         height_px: 768,
         bytes: 1_000,
         seed: 42,
+        sha256: None,
     };
     let urls = ["https://cdn.example.com/0.png".to_owned()];
     notifier.send_all(&notifier.complete(job, &record_of(job, vec![image]), &urls)?).await
@@ -62,7 +64,7 @@ async fn failed(
     error: &JobError,
     attempt: u32,
 ) -> Result<(), JobError> {
-    let of = NotificationTarget { job_id, callback, requester: None, trace: None };
+    let of = NotificationTarget { job_id, callback, requester: None, trace: None, prefix: None, fingerprint: None };
     notifier.send_all(&notifier.failed(&of, error, attempt)?).await
 }
 

@@ -66,6 +66,7 @@ fn complete(bench: &Bench) -> Vec<Notification> {
         height_px: 960,
         bytes: IMAGE.len() as u64,
         seed: 42,
+        sha256: None,
     };
     let notifications =
         bench.notifier.complete(&job, &record_of(&job, vec![image]), &["https://cdn/0.png".to_owned()]).expect("written");
@@ -195,4 +196,32 @@ async fn wrong_settings_are_named_at_start() {
         let service = TryOnService::new(&asset_service, &load_balancer, "n", &contract().model, images.clone());
         assert_eq!(service.expect_err(setting).setting, setting);
     }
+}
+
+#[tokio::test]
+async fn a_refused_callback_is_no_end_of_a_try_on_that_has_its_image() {
+    for (answer, delivered) in [(200, true), (500, false)] {
+        let bench = bench(&[Answer::status(answer)]).await;
+        let mut notifications = complete(&bench);
+        let refused = json!({ "id": "msg_1", "to": "callback", "url": "http://169.254.169.254/hook", "kind": "inference.complete", "body": "{}" });
+        notifications.insert(0, serde_json::from_value(refused).expect("a notification"));
+        let sent = bench.notifier.send_all_or_backend(&notifications).await;
+        // What the asset service says decides, and it hears of no error.
+        assert_eq!(sent.map_err(|error| error.retry_policy()), if delivered { Ok(()) } else { Err(RetryPolicy::Retry) });
+        for request in bench.assets.requests() {
+            let names: Vec<String> = parts(&request).await.into_iter().map(|(name, ..)| name).collect();
+            assert!(names.iter().any(|name| name == "output_image") && names.iter().all(|name| name != "error"), "{names:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_asset_service_hears_nothing_of_a_conflict() {
+    let bench = bench(&[Answer::status(204)]).await;
+    let job = tryon();
+    let error = JobError::Conflict { job_id: job.id.clone() };
+    let notifications = bench.notifier.failed(&NotificationTarget::from(&job), &error, 1).expect("written");
+    bench.notifier.send_all(&notifications).await.expect("delivered");
+    assert!(bench.assets.requests().is_empty());
+    assert_eq!(bench.load_balancer.requests().len(), 1, "this node is free all the same");
 }

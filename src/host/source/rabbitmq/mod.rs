@@ -143,6 +143,10 @@ impl Source for RabbitMq {
         "rabbitmq"
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn shape(&self) -> Shape {
         let host = self.settings.broker().unwrap_or_default();
         Shape::RabbitMq {

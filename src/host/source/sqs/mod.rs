@@ -153,6 +153,10 @@ impl Source for Sqs {
         "sqs"
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn shape(&self) -> Shape {
         Shape::Sqs
     }

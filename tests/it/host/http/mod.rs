@@ -5,6 +5,7 @@ mod idempotency;
 mod infer;
 mod jobs;
 mod openapi;
+mod promises;
 mod sizes;
 mod status;
 mod tenants;
@@ -49,6 +50,8 @@ struct Shelf {
     /// Whose they are.
     tenants: Mutex<Vec<Option<String>>>,
     away: AtomicBool,
+    /// While true, whoever sends waits.
+    hangs: watch::Sender<bool>,
 }
 
 /// HTTP, served, with every handle to what lies behind it.
@@ -97,6 +100,8 @@ impl Source for Shelf {
     }
 
     async fn send(&self, job_id: &str, body: &[u8], _trace: Option<Trace>) -> Result<(), SourceError> {
+        // The queue itself never ends before the test.
+        let _ = self.hangs.subscribe().wait_for(|hangs| !hangs).await;
         self.check("send")?;
         self.jobs.lock().unwrap().push((job_id.to_owned(), serde_json::from_slice(body).unwrap()));
         Ok(())
@@ -216,7 +221,7 @@ impl Front {
 
     /// What the workflow leaves in the bucket when it has generated `job`.
     async fn generate(&self, job: &Job) -> Record {
-        let image = self.store.put_image(job, 0, 8, 8, 42, png()).await.unwrap();
+        let image = self.store.put_image(job, "try", 0, 8, 8, 42, png()).await.unwrap();
         let record = record(job, image);
         self.store.put_record(&job.output.prefix, &record).await.unwrap();
         record
