@@ -1,6 +1,6 @@
 //! Which role to play: the Lambda handler where there is a Runtime API, else what the command line says.
 
-use std::io::{Write as _, stderr, stdout};
+use std::io::{Error, ErrorKind, Write as _, stderr, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,23 +48,20 @@ async fn main() -> ExitCode {
         Some(Role::Demo(_)) => log::DefaultLevel::Warnings,
         _ => log::DefaultLevel::Outcomes,
     };
-    let started = log::start(&environment, default_level).map_err(anyhow::Error::from);
-    let played = match started {
+    let played = match log::start(&environment, default_level) {
         Ok(()) => play(arguments, &environment).await,
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     };
     match played {
         Ok(code) => return code,
         // Whoever reads standard output has read enough.
-        Err(error) if is_broken_pipe(&error) => return ExitCode::SUCCESS,
+        Err(error) if error.downcast_ref().is_some_and(|error: &Error| error.kind() == ErrorKind::BrokenPipe) => {
+            return ExitCode::SUCCESS;
+        }
         Err(error) if for_a_person => drop(writeln!(stderr(), "atelier: {error:#}")),
         Err(error) => tracing::error!(error = format!("{error:#}"), "atelier ends"),
     }
     ExitCode::FAILURE
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow::Result<ExitCode> {

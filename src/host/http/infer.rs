@@ -146,5 +146,5 @@ fn pass_through(id: &JobId, reply: &Value) -> Result<Response, Problem> {
     if let Ok(value) = HeaderValue::from_str(id.as_str()) {
         headers.entry(JOB_ID).or_insert(value);
     }
-    Ok((status, headers, body).into_response())
+    Ok((status, headers, Body::from(body)).into_response())
 }
