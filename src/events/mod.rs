@@ -51,20 +51,20 @@ impl Event {
     ///
     /// # Errors
     /// [`EventError::Unknown`] for anything else, an event of a kind that is not its own shape included.
-    pub fn parse(payload: Value) -> Result<Self, EventError> {
+    pub fn parse(payload: &Value) -> Result<Self, EventError> {
         if payload["Records"][0]["eventSource"] == "aws:sqs" {
-            return sqs::Batch::parse(&payload).map(Self::Sqs);
+            return sqs::Batch::parse(payload).map(Self::Sqs);
         }
         if payload["eventSource"] == "aws:rmq" {
-            return rabbitmq::Batch::parse(&payload).map(Self::RabbitMq);
+            return rabbitmq::Batch::parse(payload).map(Self::RabbitMq);
         }
-        if let Some(exchange) = http::Exchange::parse(&payload) {
+        if let Some(exchange) = http::Exchange::parse(payload) {
             return exchange.map(Self::Http);
         }
-        if envelope::is_like_a_job(&payload) {
+        if envelope::is_like_a_job(payload) {
             return Ok(Self::Direct(payload.to_string().into_bytes()));
         }
-        let keys = match &payload {
+        let keys = match payload {
             Value::Object(map) if !map.is_empty() => map.keys().take(10).cloned().collect::<Vec<_>>().join(", "),
             _ => "none".to_owned(),
         };

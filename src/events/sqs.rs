@@ -26,7 +26,8 @@ fn delivery(record: &Value) -> Result<Delivery, EventError> {
     })?;
     let attribute = |name: &str| record["attributes"][name].as_str();
     // On a standard queue the group is a tenant, among whom SQS is fair; it asks for no order.
-    let fifo = record["eventSourceARN"].as_str().is_some_and(|queue| queue.ends_with(".fifo"));
+    let fifo =
+        record["eventSourceARN"].as_str().is_some_and(|queue| queue.rsplit_once('.').is_some_and(|(_, kind)| kind == "fifo"));
     Ok(Delivery {
         source: "sqs",
         message_id: message_id.to_owned(),

@@ -79,7 +79,7 @@ impl Handler {
     /// [`HandlerError`] when the source has no other way to learn that something is to be brought back.
     pub async fn handle(&self, payload: Value, control: &Control) -> Result<Value, HandlerError> {
         let has_host = control.notification_mode() == NotificationMode::Later;
-        let (reply, jobs) = match Event::parse(payload)? {
+        let (reply, jobs) = match Event::parse(&payload)? {
             Event::Sqs(batch) => {
                 let jobs = self.settle(batch.deliveries, control).await;
                 (sqs::batch_reply(&jobs), jobs)

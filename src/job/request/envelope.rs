@@ -1,4 +1,4 @@
-//! What a sender may have put around a job: SNS and EventBridge envelopes are opened, others are refused by their name.
+//! What a sender may have put around a job: SNS and `EventBridge` envelopes are opened, others are refused by their name.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use super::weight;
 use crate::job::outcome::JobError;
 use crate::shown;
 
-/// EventBridge into SNS into SQS makes two envelopes; a deeper nest is nobody's configuration.
+/// `EventBridge` into SNS into SQS makes two envelopes; a deeper nest is nobody's configuration.
 const MOST_ENVELOPES: usize = 3;
 
 /// The text of the job in a message: the body itself, or what lies in its envelopes.

@@ -73,7 +73,7 @@ pub struct Refusal {
 }
 
 impl Job {
-    /// Reads the body of a message that has a trace; the job may lie in an envelope of SNS or EventBridge.
+    /// Reads the body of a message that has a trace; the job may lie in an envelope of SNS or `EventBridge`.
     ///
     /// # Errors
     /// As [`Self::from_json`]. An envelope without a job is named.

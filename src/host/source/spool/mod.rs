@@ -320,7 +320,7 @@ mod tests {
 
     use super::*;
 
-    const MAX_PAUSE: Duration = Duration::from_secs(300);
+    const MAX_PAUSE: Duration = Duration::from_mins(5);
 
     fn open(directory: &std::path::Path) -> Spool {
         Spool::open(&Settings { directory: directory.to_owned(), keep_refused: false }, MAX_PAUSE).unwrap()

@@ -22,7 +22,7 @@ fn read_by_handler(queue: &Queue, message: &Message) -> (String, u32, Vec<u8>) {
         "eventSourceArn": event_source_arn,
         "rmqMessagesByQueue": { queue: [message.record] },
     });
-    let Event::RabbitMq(mut batch) = Event::parse(event).unwrap() else { panic!("another event") };
+    let Event::RabbitMq(mut batch) = Event::parse(&event).unwrap() else { panic!("another event") };
     let delivery = batch.deliveries.remove(0);
     (delivery.message_id, delivery.attempt, delivery.body)
 }
