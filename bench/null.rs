@@ -12,7 +12,7 @@ use atelier::outbound::Outbound;
 use atelier::store::Store;
 use atelier::workflow::{Services, Workflow};
 use atelier_engine::thread::EngineThread;
-use atelier_engine::{Engine, EngineError, Generated, Image, Order, Request};
+use atelier_engine::{Engine, EngineError, Generated, Image, QueuedRequest, Request};
 
 const MOST_PIXELS: u32 = 512 * 512;
 
@@ -26,8 +26,8 @@ impl Engine for NullEngine {
         Ok(())
     }
 
-    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
-        let generate = |Order { request, .. }: &Order| {
+    fn generate_together(&mut self, orders: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
+        let generate = |QueuedRequest { request, .. }: &QueuedRequest| {
             let (width_px, height_px) = match request {
                 Request::Generate(request) => (request.width_px, request.height_px),
                 Request::TryOn(request) => (request.width_px, request.height_px),

@@ -40,7 +40,7 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
     let observer: Observer = match &host {
         None => Arc::new(|_, _| ()),
         Some(_) => Arc::new(|job_id, Progress { step, steps }| {
-            Report::Progress { job_id: job_id.as_str().to_owned(), step, steps }.tell();
+            Report::Progress { job_id: job_id.as_str().to_owned(), step, steps }.send();
         }),
     };
     let started = async {
@@ -61,7 +61,7 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
             load_seconds: before.elapsed().as_secs_f64(),
             capabilities: Some(handler.capabilities.clone()),
         }
-        .tell();
+        .send();
     }
     let limits = Limits {
         deadline_margin: Duration::from_millis(config.runtime.deadline_margin_ms),

@@ -163,7 +163,7 @@ pub struct Runtime {
     pub deadline_margin_ms: u64,
     /// After SIGTERM the running job may go on this long before it is handed back.
     pub shutdown_grace_ms: u64,
-    /// After this many deliveries of one message the caller is told `failed`; set the queue's dead-letter limit to the same.
+    /// After this many deliveries of one message the caller is notified `failed`; set the queue's dead-letter limit to the same.
     pub max_attempts: u32,
     /// Jobs of one event that agree share a denoising batch as long as their images have so many pixels together.
     pub max_batch_px: u64,

@@ -53,7 +53,7 @@ fn judge_sqs(found: &sqs::inspect::Found, max_attempts: u32) -> Finding {
         Some(most) if most <= u64::from(max_attempts) => Finding::warn(
             SQS,
             format!(
-                "{about}; its maxReceiveCount is {most}, and runtime.max_attempts is {max_attempts}: SQS may move a job before its caller is told"
+                "{about}; its maxReceiveCount is {most}, and runtime.max_attempts is {max_attempts}: SQS may move a job before its caller is notified"
             ),
             "under `atelier host` set maxReceiveCount well above it (10, say); on Lambda the same number is right",
         ),

@@ -1,6 +1,6 @@
 //! RabbitMQ: a batch of messages by queue in; the reply is success or an error, which brings the whole batch back.
 //!
-//! Of a record only what a job needs is read, and each part may be null or absent: an event that cannot be read is brought back for ever.
+//! Of a record only what a job needs is read, and each part may be null or absent: an event that cannot be read is redelivered for ever.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Delivery, EventError};
 use crate::job::trace::Trace;
-use crate::protocol::reply::Settled;
+use crate::protocol::reply::JobReport;
 
 #[derive(Debug)]
 pub struct Batch {
@@ -40,7 +40,7 @@ fn delivery(record: &Value) -> Result<Delivery, EventError> {
 
 /// A partial batch failure: it holds what the queue is to bring back and nothing else.
 #[must_use]
-pub fn batch_reply(jobs: &[Settled]) -> Value {
+pub fn batch_reply(jobs: &[JobReport]) -> Value {
     let back = jobs.iter().filter(|job| job.outcome.goes_back());
     let failures: Vec<Value> = back.map(|job| json!({ "itemIdentifier": job.message_id })).collect();
     json!({ "batchItemFailures": failures })

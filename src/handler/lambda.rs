@@ -10,11 +10,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
-use super::line::Orders;
+use super::line::ControlCommands;
 use super::{Handler, HandlerError};
 use crate::clock::later;
 use crate::protocol;
-use crate::protocol::control::Order;
+use crate::protocol::control::ControlCommand;
 use crate::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -49,7 +49,7 @@ pub enum End {
 ///
 /// # Errors
 /// When the Runtime API goes away.
-pub async fn serve(handler: Handler, limits: Limits, host: Option<Orders>) -> Result<End, BoxError> {
+pub async fn serve(handler: Handler, limits: Limits, host: Option<ControlCommands>) -> Result<End, BoxError> {
     let (switch, shutdown) = Shutdown::channel();
     let mut terminate = signal(SignalKind::terminate())?;
     let (busy, mut idle) = watch::channel(false);
@@ -97,9 +97,9 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<Orders>) -> Re
 }
 
 /// Obeys the host for as long as there is one; never resolves where there was none.
-async fn obey(host: Option<Orders>, cancels: Arc<Cancels>) {
+async fn obey(host: Option<ControlCommands>, cancels: Arc<Cancels>) {
     let Some(mut orders) = host else { return std::future::pending().await };
-    while let Some(Order::Cancel(job_id)) = orders.recv().await {
+    while let Some(ControlCommand::Cancel(job_id)) = orders.recv().await {
         cancels.cancel(&job_id);
     }
     tracing::warn!("the host is gone");

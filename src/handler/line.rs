@@ -4,21 +4,21 @@ use std::io::BufRead;
 
 use tokio::sync::mpsc;
 
-use crate::protocol::control::Order;
+use crate::protocol::control::ControlCommand;
 
 /// What the host says. When it says nothing more, because it ended, the channel is closed.
-pub type Orders = mpsc::UnboundedReceiver<Order>;
+pub type ControlCommands = mpsc::UnboundedReceiver<ControlCommand>;
 
 /// Reads orders on a thread of its own: a blocked read of standard input would keep tokio's runtime from ending.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn listen(mut input: impl BufRead + Send + 'static) -> std::io::Result<Orders> {
+pub fn listen(mut input: impl BufRead + Send + 'static) -> std::io::Result<ControlCommands> {
     let (sender, orders) = mpsc::unbounded_channel();
     let read = move || {
         let mut line = String::new();
         while input.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
-            let Some(order) = Order::decode(&line) else {
+            let Some(order) = ControlCommand::decode(&line) else {
                 tracing::warn!(line, "an order of the host is not known here: update the handler with the host");
                 line.clear();
                 continue;
@@ -41,8 +41,8 @@ mod tests {
     async fn orders_come_in_order_until_the_host_is_gone() {
         let input = std::io::Cursor::new("cancel job-1\nregenerate job-2\ncancel job-3\r\n");
         let mut orders = listen(input).unwrap();
-        assert_eq!(orders.recv().await, Some(Order::Cancel("job-1".into())));
-        assert_eq!(orders.recv().await, Some(Order::Cancel("job-3".into())));
+        assert_eq!(orders.recv().await, Some(ControlCommand::Cancel("job-1".into())));
+        assert_eq!(orders.recv().await, Some(ControlCommand::Cancel("job-3".into())));
         assert_eq!(orders.recv().await, None);
     }
 }

@@ -20,7 +20,7 @@ use crate::job::outcome::{JobError, Outcome, Problem, RetryPolicy};
 use crate::job::request::{Defaults, Refusal};
 use crate::job::{Job, JobId, trace};
 use crate::metrics::emf;
-use crate::protocol::reply::{self, Settled, Settlement};
+use crate::protocol::reply::{self, JobOutcome, JobReport};
 use crate::protocol::report;
 use crate::workflow::control::{Control, NotificationMode};
 use crate::workflow::{Ended, Workflow};
@@ -29,11 +29,11 @@ use crate::workflow::{Ended, Workflow};
 pub struct Handler {
     pub workflow: Workflow,
     pub defaults: Defaults,
-    /// What a host is told that it can do.
+    /// What a host is notified that it can do.
     pub capabilities: Capabilities,
     pub node_id: String,
     pub auth: Auth,
-    /// After this many deliveries of a message its caller is told that the job failed.
+    /// After this many deliveries of a message its caller is notified that the job failed.
     pub max_attempts: u32,
     /// Of which queues refused messages are kept even when their sender was told.
     pub keep_refused: KeepRefused,
@@ -73,19 +73,19 @@ impl HandlerError {
 
 impl Handler {
     /// Takes one event from arrival to reply. Under `atelier host`, which delivers notifications itself, the reply says of every job
-    /// what became of it ([`Settled`]); RabbitMQ then has partial failure like SQS.
+    /// what became of it ([`JobReport`]); RabbitMQ then has partial failure like SQS.
     ///
     /// # Errors
-    /// [`HandlerError`] when the source has no other way to learn that something is to be brought back.
+    /// [`HandlerError`] when the source has no other way to learn that something is to be redelivered.
     pub async fn handle(&self, payload: Value, control: &Control) -> Result<Value, HandlerError> {
         let has_host = control.notification_mode() == NotificationMode::Later;
         let (reply, jobs) = match Event::parse(&payload)? {
             Event::Sqs(batch) => {
-                let jobs = self.settle(batch.deliveries, control).await;
+                let jobs = self.acknowledge(batch.deliveries, control).await;
                 (sqs::batch_reply(&jobs), jobs)
             }
             Event::RabbitMq(batch) => {
-                let jobs = self.settle(batch.deliveries, control).await;
+                let jobs = self.acknowledge(batch.deliveries, control).await;
                 let reply = if has_host { sqs::batch_reply(&jobs) } else { all_or_nothing(&jobs)? };
                 (reply, jobs)
             }
@@ -109,7 +109,7 @@ impl Handler {
         Ok(reply)
     }
 
-    fn tell_cloudwatch(&self, jobs: &[Settled]) {
+    fn tell_cloudwatch(&self, jobs: &[JobReport]) {
         let Some(model) = &self.emf_model else { return };
         for job in jobs {
             let job_id = job.job_id.as_deref().unwrap_or_default();
@@ -129,7 +129,7 @@ impl Handler {
     }
 
     /// Settles the messages of an event, batch by batch.
-    async fn settle(&self, deliveries: Vec<Delivery>, control: &Control) -> Vec<Settled> {
+    async fn acknowledge(&self, deliveries: Vec<Delivery>, control: &Control) -> Vec<JobReport> {
         let mut line = Line::new(deliveries, &self.defaults);
         let mut settled = BTreeMap::new();
         let mut stopped_groups = Vec::new();
@@ -153,7 +153,7 @@ impl Handler {
     }
 
     /// What becomes of a message that holds no job. The id in it may be that of a job that is done: then nobody is told that it failed.
-    async fn refuse(&self, delivery: &Delivery, refusal: &Refusal, control: &Control) -> Settled {
+    async fn refuse(&self, delivery: &Delivery, refusal: &Refusal, control: &Control) -> JobReport {
         let message_id = &delivery.message_id;
         let recorded = match &refusal.job_id {
             Some(job_id) => self.workflow.is_recorded(&self.defaults.prefix, job_id, control).await,
@@ -161,13 +161,13 @@ impl Handler {
         };
         let conflict = match (recorded, &refusal.job_id) {
             (Ok(true), Some(job_id)) => Some(JobError::Conflict { job_id: job_id.clone() }),
-            (Err(unknown), job_id) => return entry(message_id, job_id.as_ref(), Settlement::Retry, Some(&unknown)),
+            (Err(unknown), job_id) => return entry(message_id, job_id.as_ref(), JobOutcome::Retry, Some(&unknown)),
             _ => None,
         };
         tell_log(&refusal.error, delivery, false);
         let error = conflict.as_ref().unwrap_or(&refusal.error);
         let of = NotificationTarget::from(refusal);
-        let failed = self.fail(delivery, of, error, Settlement::Failed, control).await;
+        let failed = self.fail(delivery, of, error, JobOutcome::Failed, control).await;
         self.keep(delivery, &of, error, failed, control).await
     }
 
@@ -177,7 +177,7 @@ impl Handler {
         members: Vec<Waiting<Job>>,
         stopped_groups: &[String],
         control: &Control,
-    ) -> Vec<(usize, Option<String>, Settled)> {
+    ) -> Vec<(usize, Option<String>, JobReport)> {
         let is_stopped =
             |waiting: &Waiting<Job>| waiting.delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group));
         let ends = control.is_shutting_down() || self.is_fatal_device_error();
@@ -185,7 +185,7 @@ impl Handler {
         let requeue = |Waiting { place, delivery, .. }: Waiting<Job>| {
             let earlier = || JobError::Internal { problem: "an earlier message of its group is to be settled first".into() };
             let error = if ends { JobError::ShuttingDown } else { earlier() };
-            (place, delivery.group, entry(&delivery.message_id, None, Settlement::Retry, Some(&error)))
+            (place, delivery.group, entry(&delivery.message_id, None, JobOutcome::Retry, Some(&error)))
         };
         let spanned = |waiting: &Waiting<Job>| span(Some(&waiting.job.id), &waiting.delivery);
         let jobs: Vec<_> = begun.iter().map(|waiting| (&waiting.job, spanned(waiting))).collect();
@@ -201,21 +201,21 @@ impl Handler {
     }
 
     /// What becomes of a message whose job was run.
-    async fn finalize(&self, delivery: &Delivery, job: &Job, ended: Ended, control: &Control) -> Settled {
+    async fn finalize(&self, delivery: &Delivery, job: &Job, ended: Ended, control: &Control) -> JobReport {
         let Ended { result, stored, notifications, measured } = ended;
         let measured = Some(measured);
         let error = match result {
-            Ok(outcome) => return Settled { measured, ..complete(&delivery.message_id, job, &outcome, notifications) },
+            Ok(outcome) => return JobReport { measured, ..complete(&delivery.message_id, job, &outcome, notifications) },
             Err(error) => error,
         };
         let last = delivery.attempt >= self.max_attempts;
         // A host can put a message back without counting its attempt.
         let has_host = control.notification_mode() == NotificationMode::Later;
         let uncounted = has_host && matches!(error, JobError::ShuttingDown);
-        let outcome = match settlement(&error, stored) {
-            // Without a host, what goes back comes back: its caller is told, and that is the end of it.
-            Settlement::Failed if has_host && matches!(error, JobError::Conflict { .. }) => Settlement::DeadLetter,
-            Settlement::Retry if last && !stored && !uncounted => Settlement::DeadLetter,
+        let outcome = match job_outcome(&error, stored) {
+            // Without a host, what goes back comes back: its caller is notified, and that is the end of it.
+            JobOutcome::Failed if has_host && matches!(error, JobError::Conflict { .. }) => JobOutcome::DeadLetter,
+            JobOutcome::Retry if last && !stored && !uncounted => JobOutcome::DeadLetter,
             outcome => outcome,
         };
         tell_log(&error, delivery, last);
@@ -232,12 +232,12 @@ impl Handler {
                     _ => failed,
                 }
             }
-            Err(unknown) => entry(&delivery.message_id, Some(&job.id), Settlement::Retry, Some(&unknown)),
+            Err(unknown) => entry(&delivery.message_id, Some(&job.id), JobOutcome::Retry, Some(&unknown)),
         };
-        Settled { measured, ..settled }
+        JobReport { measured, ..settled }
     }
 
-    /// The outcome of a job that is about to be told as failed, if the bucket has one: what went wrong after the record, or in an
+    /// The outcome of a job that is about to be reported as failed, if the bucket has one: what went wrong after the record, or in an
     /// attempt beside the one that wrote it, is no failure of the job.
     ///
     /// # Errors
@@ -246,10 +246,10 @@ impl Handler {
         &self,
         job: &Job,
         error: &JobError,
-        outcome: Settlement,
+        outcome: JobOutcome,
         control: &Control,
     ) -> Result<Option<Outcome>, JobError> {
-        if outcome == Settlement::Retry || matches!(error, JobError::Conflict { .. }) {
+        if outcome == JobOutcome::Retry || matches!(error, JobError::Conflict { .. }) {
             return Ok(None);
         }
         match self.workflow.stored_outcome(job, control).await {
@@ -259,10 +259,10 @@ impl Handler {
         }
     }
 
-    async fn complete_after_all(&self, delivery: &Delivery, job: &Job, outcome: &Outcome, control: &Control) -> Settled {
+    async fn complete_after_all(&self, delivery: &Delivery, job: &Job, outcome: &Outcome, control: &Control) -> JobReport {
         match self.workflow.tell_complete(job, &outcome.record, control).await {
             Ok(notifications) => complete(&delivery.message_id, job, outcome, notifications),
-            Err(undelivered) => entry(&delivery.message_id, Some(&job.id), Settlement::Retry, Some(&undelivered)),
+            Err(undelivered) => entry(&delivery.message_id, Some(&job.id), JobOutcome::Retry, Some(&undelivered)),
         }
     }
 
@@ -272,18 +272,18 @@ impl Handler {
         delivery: &Delivery,
         of: NotificationTarget<'_>,
         error: &JobError,
-        outcome: Settlement,
+        outcome: JobOutcome,
         control: &Control,
-    ) -> Settled {
+    ) -> JobReport {
         let message_id = &delivery.message_id;
-        if outcome == Settlement::Retry {
+        if outcome == JobOutcome::Retry {
             return entry(message_id, of.job_id, outcome, Some(error));
         }
         match self.workflow.tell_failed(&of, error, delivery.attempt, control).await {
-            Ok(notifications) => Settled { notifications, ..entry(message_id, of.job_id, outcome, Some(error)) },
+            Ok(notifications) => JobReport { notifications, ..entry(message_id, of.job_id, outcome, Some(error)) },
             Err(undelivered) => {
                 tracing::warn!(message_id, error = %undelivered, "failed notification not delivered");
-                entry(message_id, of.job_id, Settlement::Retry, Some(&undelivered))
+                entry(message_id, of.job_id, JobOutcome::Retry, Some(&undelivered))
             }
         }
     }
@@ -295,32 +295,32 @@ impl Handler {
         delivery: &Delivery,
         of: &NotificationTarget<'_>,
         error: &JobError,
-        failed: Settled,
+        failed: JobReport,
         control: &Control,
-    ) -> Settled {
+    ) -> JobReport {
         let is_told = of.job_id.is_some() && self.workflow.can_tell(of, error);
         let keeps_all = match delivery.source {
             "sqs" => self.keep_refused.sqs,
             _ => self.keep_refused.rabbitmq,
         };
-        let is_settled = failed.outcome != Settlement::Failed || control.notification_mode() == NotificationMode::Later;
+        let is_settled = failed.outcome != JobOutcome::Failed || control.notification_mode() == NotificationMode::Later;
         if is_settled || (is_told && !keeps_all) {
             return failed;
         }
         if delivery.source == "sqs" {
-            return Settled { outcome: Settlement::DeadLetter, ..failed };
+            return JobReport { outcome: JobOutcome::DeadLetter, ..failed };
         }
         match self.workflow.keep_dead(delivery.source, &delivery.message_id, &delivery.body, error).await {
             Ok(key) => {
                 tracing::warn!(message_id = delivery.message_id, key, "a refused message is kept in the bucket");
                 failed
             }
-            Err(error) => entry(&delivery.message_id, of.job_id, Settlement::Retry, Some(&error)),
+            Err(error) => entry(&delivery.message_id, of.job_id, JobOutcome::Retry, Some(&error)),
         }
     }
 
     /// Answers a request; a job of it has the element that the host gets.
-    async fn respond(&self, exchange: &Exchange, control: &Control) -> (Response, Vec<Settled>) {
+    async fn respond(&self, exchange: &Exchange, control: &Control) -> (Response, Vec<JobReport>) {
         let body = match self.admit(exchange) {
             Ok(body) => body,
             Err(response) => return (response, Vec::new()),
@@ -331,7 +331,7 @@ impl Handler {
         self.respond_to(&delivery, control).await
     }
 
-    async fn respond_to(&self, delivery: &Delivery, control: &Control) -> (Response, Vec<Settled>) {
+    async fn respond_to(&self, delivery: &Delivery, control: &Control) -> (Response, Vec<JobReport>) {
         match Job::from_message(&delivery.body, delivery.trace, &self.defaults) {
             Ok(job) => {
                 let span = span(Some(&job.id), delivery);
@@ -340,12 +340,12 @@ impl Handler {
             // The caller hears of it in this very response, and in no notification.
             Err(Refusal { job_id, error, .. }) => {
                 let response = Response::failed(job_id.as_ref().map(JobId::as_str), &error);
-                (response, vec![entry("", job_id.as_ref(), Settlement::Failed, Some(&error))])
+                (response, vec![entry("", job_id.as_ref(), JobOutcome::Failed, Some(&error))])
             }
         }
     }
 
-    async fn answer(&self, delivery: &Delivery, job: &Job, control: &Control) -> (Response, Vec<Settled>) {
+    async fn answer(&self, delivery: &Delivery, job: &Job, control: &Control) -> (Response, Vec<JobReport>) {
         let Ended { result, stored, notifications, measured } = self.workflow.run(job, control).await;
         let measured = Some(measured);
         let described = match result {
@@ -353,12 +353,12 @@ impl Handler {
             Err(error) => Err(error),
         };
         match described {
-            Ok((response, outcome)) => (response, vec![Settled { measured, ..complete("", job, &outcome, notifications) }]),
+            Ok((response, outcome)) => (response, vec![JobReport { measured, ..complete("", job, &outcome, notifications) }]),
             Err(error) => {
                 tracing::warn!(code = error.code(), error = %error, "job failed");
-                let outcome = settlement(&error, stored);
+                let outcome = job_outcome(&error, stored);
                 let (response, failed) = self.answer_failed(delivery, job, &error, outcome, control).await;
-                (response, vec![Settled { measured, ..failed }])
+                (response, vec![JobReport { measured, ..failed }])
             }
         }
     }
@@ -368,13 +368,13 @@ impl Handler {
         delivery: &Delivery,
         job: &Job,
         error: &JobError,
-        outcome: Settlement,
+        outcome: JobOutcome,
         control: &Control,
-    ) -> (Response, Settled) {
+    ) -> (Response, JobReport) {
         let id = Some(job.id.as_str());
         if matches!(error, JobError::Conflict { .. }) {
             // Its caller hears of it in this very response, and the id is another job's.
-            return (Response::failed(id, error), entry("", Some(&job.id), Settlement::Failed, Some(error)));
+            return (Response::failed(id, error), entry("", Some(&job.id), JobOutcome::Failed, Some(error)));
         }
         match self.known_end(job, error, outcome, control).await {
             Ok(Some(stored)) => {
@@ -383,7 +383,7 @@ impl Handler {
                 (described.unwrap_or_else(|error| Response::failed(id, &error)), settled)
             }
             Ok(None) => (Response::failed(id, error), self.fail(delivery, job.into(), error, outcome, control).await),
-            Err(unknown) => (Response::failed(id, &unknown), entry("", Some(&job.id), Settlement::Retry, Some(&unknown))),
+            Err(unknown) => (Response::failed(id, &unknown), entry("", Some(&job.id), JobOutcome::Retry, Some(&unknown))),
         }
     }
 
@@ -404,17 +404,17 @@ impl Handler {
 }
 
 /// What becomes of a job that failed like this, the number of its attempts aside.
-fn settlement(error: &JobError, stored: bool) -> Settlement {
+fn job_outcome(error: &JobError, stored: bool) -> JobOutcome {
     match error.retry_policy() {
-        RetryPolicy::Retry => Settlement::Retry,
+        RetryPolicy::Retry => JobOutcome::Retry,
         // It came too late: the images are there, and the redelivery tells of them.
-        RetryPolicy::Terminal if stored && matches!(error, JobError::Cancelled) => Settlement::Retry,
-        RetryPolicy::Terminal => Settlement::Failed,
+        RetryPolicy::Terminal if stored && matches!(error, JobError::Cancelled) => JobOutcome::Retry,
+        RetryPolicy::Terminal => JobOutcome::Failed,
     }
 }
 
-fn entry(message_id: &str, job_id: Option<&JobId>, outcome: Settlement, error: Option<&JobError>) -> Settled {
-    Settled {
+fn entry(message_id: &str, job_id: Option<&JobId>, outcome: JobOutcome, error: Option<&JobError>) -> JobReport {
+    JobReport {
         message_id: message_id.to_owned(),
         job_id: job_id.map(JobId::to_string),
         outcome,
@@ -425,13 +425,13 @@ fn entry(message_id: &str, job_id: Option<&JobId>, outcome: Settlement, error: O
     }
 }
 
-fn complete(message_id: &str, job: &Job, outcome: &Outcome, notifications: Vec<Notification>) -> Settled {
+fn complete(message_id: &str, job: &Job, outcome: &Outcome, notifications: Vec<Notification>) -> JobReport {
     let replayed = outcome.replayed;
-    Settled { replayed, notifications, ..entry(message_id, Some(&job.id), Settlement::Complete, None) }
+    JobReport { replayed, notifications, ..entry(message_id, Some(&job.id), JobOutcome::Complete, None) }
 }
 
 /// RabbitMQ batches are settled whole.
-fn all_or_nothing(jobs: &[Settled]) -> Result<Value, HandlerError> {
+fn all_or_nothing(jobs: &[JobReport]) -> Result<Value, HandlerError> {
     let failed = jobs.iter().filter(|job| job.outcome.goes_back());
     let reasons: Vec<&str> = failed.filter_map(|job| Some(job.error.as_ref()?.message.as_str())).collect();
     if reasons.is_empty() {

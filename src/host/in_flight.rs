@@ -15,7 +15,7 @@ use crate::job::{Job, JobId, trace};
 pub struct InFlight {
     pub source: Arc<dyn Source>,
     pub message: Message,
-    /// The job in it, or why its body is none: read once, here. What the caller is told of a refusal is the handler's to say.
+    /// The job in it, or why its body is none: read once, here. What the caller is notified of a refusal is the handler's to say.
     pub job: Result<Job, Box<Refusal>>,
     /// Every line of the log about this attempt stands in it.
     pub span: Span,

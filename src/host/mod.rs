@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source/ ─► dispatch/intake ─► dispatch (the floor) ─► supervisor ─► runtime_api ─► process (a handler)
-//! http/ ──► job service ──────────────────────▲                    └─► dispatch/settle ─► notification sender, source/
+//! http/ ──► job service ──────────────────────▲                    └─► dispatch/acknowledge ─► notification sender, source/
 //! ```
 
 pub mod acceptance;
@@ -37,8 +37,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::cloud::{interruption, protection};
-use self::dispatch::settle::{Retries, Settler};
-use self::dispatch::{Dispatcher, intake, settle};
+use self::dispatch::acknowledge::{Acknowledger, Retries};
+use self::dispatch::{Dispatcher, acknowledge, intake};
 use self::job_service::{Direct, Ending, JobService};
 use self::jobs::Jobs;
 use self::notification_sender::NotificationSender;
@@ -118,7 +118,7 @@ pub struct Host {
     settings: Settings,
     job_service: JobService,
     dispatcher: Arc<Dispatcher>,
-    settler: Settler,
+    acknowledger: Acknowledger,
     phase: watch::Sender<Phase>,
     workers: JoinSet<()>,
     intakes: JoinSet<()>,
@@ -142,8 +142,8 @@ impl Host {
         let jobs = Arc::new(Jobs::default());
         let (dispatcher, cancelled) = Dispatcher::new(parts.gpus.len(), parts.settings.batch as usize, jobs.clone());
         let (direct, directs) = mpsc::channel(parts.gpus.len());
-        let (cancels, wishes) = mpsc::unbounded_channel();
-        let settler = Settler {
+        let (cancels, cancel_requests) = mpsc::unbounded_channel();
+        let acknowledger = Acknowledger {
             jobs: jobs.clone(),
             notification_sender: parts.notification_sender,
             retries: Retries {
@@ -180,7 +180,7 @@ impl Host {
                 settings: parts.settings.handler.clone(),
                 launcher: launcher.clone(),
                 dispatcher: dispatcher.clone(),
-                settler: settler.clone(),
+                acknowledger: acknowledger.clone(),
                 listener: listener.clone(),
                 metrics: parts.metrics.clone(),
                 phase: phase.subscribe(),
@@ -195,9 +195,9 @@ impl Host {
             tokio::spawn(measure::queue(source.clone(), parts.metrics.clone()));
             intakes.spawn(intake::run(source, dispatcher.clone(), parts.defaults.clone(), stop.clone()));
         }
-        tokio::spawn(forward(dispatcher.clone(), directs, wishes));
-        tokio::spawn(settle::defer_blocked(dispatcher.clone(), settler.retries.initial_backoff));
-        Ok(Self { settings: parts.settings, job_service, dispatcher, settler, phase, workers, intakes, stop, function })
+        tokio::spawn(forward(dispatcher.clone(), directs, cancel_requests));
+        tokio::spawn(acknowledge::defer_blocked(dispatcher.clone(), acknowledger.retries.initial_backoff));
+        Ok(Self { settings: parts.settings, job_service, dispatcher, acknowledger, phase, workers, intakes, stop, function })
     }
 
     /// What HTTP may ask.
@@ -213,36 +213,36 @@ impl Host {
     }
 
     /// Works until the first word of `orders`, then drains: nothing is received any more, what runs may go on for
-    /// `drain_seconds`, the rest goes back to its queue. A second word ends the patience.
+    /// `drain_seconds`, the rest goes back to its queue. A second word ends the limit.
     pub async fn run(mut self, mut orders: mpsc::Receiver<&'static str>) {
         let order = orders.recv().await.unwrap_or("nobody steers the host any more");
-        let patience = Duration::from_secs(self.settings.drain_seconds);
-        tracing::info!(order, drain_seconds = patience.as_secs(), "draining: no new jobs; what runs may finish");
+        let limit = Duration::from_secs(self.settings.drain_seconds);
+        tracing::info!(order, drain_seconds = limit.as_secs(), "draining: no new jobs; what runs may finish");
         self.stop.cancel();
         let (messages, directs) = self.dispatcher.drain();
         for direct in directs {
             // A caller that is gone needs no answer.
             let _ = direct.answer.send(Ending::Drained);
         }
-        self.phase.send_replace(Phase::Draining(later(tokio::time::Instant::now(), patience)));
+        self.phase.send_replace(Phase::Draining(later(tokio::time::Instant::now(), limit)));
         for in_flight in &messages {
-            settle::requeue(in_flight).await;
+            acknowledge::requeue(in_flight).await;
         }
         let ended = async {
             while self.workers.join_next().await.is_some() {}
-            self.settler.under_way.close();
-            self.settler.under_way.wait().await;
+            self.acknowledger.under_way.close();
+            self.acknowledger.under_way.wait().await;
         };
         tokio::pin!(ended);
         let again = async {
             if let Some(order) = orders.recv().await {
                 tracing::warn!(order, "handing back at once");
                 self.phase.send_replace(Phase::Draining(tokio::time::Instant::now()));
-                self.settler.force_shutdown.cancel();
+                self.acknowledger.force_shutdown.cancel();
             }
             std::future::pending::<()>().await;
         };
-        let last_call = tokio::time::sleep(patience);
+        let last_call = tokio::time::sleep(limit);
         tokio::pin!(again, last_call);
         let mut hurried = false;
         loop {
@@ -251,7 +251,7 @@ impl Host {
                 () = &mut again => {}
                 () = &mut last_call, if !hurried => {
                     hurried = true;
-                    self.settler.force_shutdown.cancel();
+                    self.acknowledger.force_shutdown.cancel();
                 }
             }
         }

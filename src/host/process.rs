@@ -16,7 +16,7 @@ use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cause::oom_kills;
-use crate::protocol::control::{self, Order};
+use crate::protocol::control::{self, ControlCommand};
 
 /// How every handler is started.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ pub struct Program {
     pub environment: BTreeMap<String, String>,
 }
 
-/// Orders that wait for a handler to read them, at most: more than an event has jobs to cancel.
+/// ControlCommands that wait for a handler to read them, at most: more than an event has jobs to cancel.
 const OUTGOING_MAX: usize = 64;
 
 /// Hears every line of a handler's standard output.
@@ -41,7 +41,7 @@ pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
 pub struct Process {
     child: Child,
     group: Option<Pid>,
-    /// Orders on their way to the handler's standard input.
+    /// ControlCommands on their way to the handler's standard input.
     outgoing: Option<tokio_mpsc::Sender<String>>,
     _writer: Option<AbortOnDropHandle<()>>,
     oom_kills_before: u64,
@@ -167,7 +167,7 @@ impl Process {
     }
 
     /// Sends an order to the handler's standard input; returns at once. A handler that does not read it, or is gone, misses it.
-    pub fn send(&self, order: &Order) {
+    pub fn send(&self, order: &ControlCommand) {
         if let Some(outgoing) = &self.outgoing
             && let Err(error) = outgoing.try_send(order.encode())
         {

@@ -72,7 +72,7 @@ pub enum Started {
 struct Exchange {
     offer: Option<(String, Invocation)>,
     taken: Option<Taken>,
-    /// The invocation that was given up last: its late answer is told so.
+    /// The invocation that was abandoned last: its late answer is told so.
     last_given_up: Option<String>,
     waiting: Option<oneshot::Sender<Answer>>,
 }
@@ -139,7 +139,7 @@ impl RuntimeApi {
     }
 
     /// Waits no longer for the running invocation: its late answer is refused with 410.
-    pub fn give_up(&self) {
+    pub fn abandon(&self) {
         let mut exchange = self.shared.exchange();
         exchange.last_given_up = exchange.taken.take().map(|taken| taken.request_id);
         exchange.offer = None;
@@ -163,7 +163,7 @@ impl Shared {
     fn check(&self, id: &str, headers: &HeaderMap) -> Result<(), Response> {
         let exchange = self.exchange();
         if exchange.last_given_up.as_deref() == Some(id) {
-            return Err(problem(StatusCode::GONE, "InvocationGone", "the invocation's time was over: it was given up"));
+            return Err(problem(StatusCode::GONE, "InvocationGone", "the invocation's time was over: it was abandoned"));
         }
         let Some(taken) = exchange.taken.as_ref().filter(|taken| taken.request_id == id) else {
             return Err(problem(StatusCode::BAD_REQUEST, "InvalidRequestID", "no invocation with this request id is running"));
@@ -176,7 +176,7 @@ impl Shared {
         }
     }
 
-    /// Ends the running invocation, unless it was given up in the meantime.
+    /// Ends the running invocation, unless it was abandoned in the meantime.
     fn answer(&self, id: &str, answer: Answer) {
         let mut exchange = self.exchange();
         if exchange.taken.as_ref().is_some_and(|taken| taken.request_id == id) {

@@ -50,7 +50,7 @@ pub struct Outcome {
 pub enum RetryPolicy {
     /// The same job can succeed later: hand the message back.
     Retry,
-    /// No repetition helps: tell the caller and be done.
+    /// No repetition helps: notify the caller and be done.
     Terminal,
 }
 

@@ -95,7 +95,7 @@ impl fmt::Debug for AssetUrl {
 
 impl<'de> Deserialize<'de> for AssetUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        address(deserializer, Self::parse)
+        read_url(deserializer, Self::parse)
     }
 }
 
@@ -136,11 +136,11 @@ impl Serialize for CallbackUrl {
 
 impl<'de> Deserialize<'de> for CallbackUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        address(deserializer, Self::parse)
+        read_url(deserializer, Self::parse)
     }
 }
 
-fn address<'de, D: Deserializer<'de>, T>(
+fn read_url<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     parse: impl FnOnce(&str) -> Result<T, String>,
 ) -> Result<T, D::Error> {

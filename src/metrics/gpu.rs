@@ -39,7 +39,7 @@ impl Gpus {
         let watching = thread::Builder::new().name("nvml".into()).spawn(move || {
             let Ok(nvml) = Nvml::init() else { return };
             loop {
-                if let Some(seen) = look(&nvml) {
+                if let Some(seen) = query(&nvml) {
                     *last.lock().unwrap_or_else(PoisonError::into_inner) = seen;
                 }
                 thread::sleep(Duration::from_secs(1));
@@ -99,7 +99,7 @@ pub fn inspect() -> Result<Machine, String> {
     machine().map_err(|error: NvmlError| error.to_string())
 }
 
-fn look(nvml: &Nvml) -> Option<Vec<Gpu>> {
+fn query(nvml: &Nvml) -> Option<Vec<Gpu>> {
     let count = nvml.device_count().ok().filter(|count| *count > 0)?;
     let gpu = |index: u32| {
         let device = nvml.device_by_index(index).ok()?;

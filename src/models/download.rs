@@ -136,7 +136,7 @@ pub(super) async fn download(
     directory: &Path,
     wanted: &Wanted<'_>,
     retry_policy: RetryPolicy,
-    tell: &(dyn Fn(&Step<'_>) + Sync),
+    report: &(dyn Fn(&Step<'_>) + Sync),
 ) -> Result<(Checksum, How), ModelError> {
     let path = wanted.path;
     let target = path.under(directory);
@@ -144,8 +144,8 @@ pub(super) async fn download(
     let mut part = Part::open(&target, wanted)?;
     let mut resumed = part.bytes > 0;
     loop {
-        tell(&Step::Begins { path, at_bytes: part.bytes, bytes: wanted.bytes });
-        resumed &= fetch(origin, wanted, &mut part, retry_policy, tell).await?;
+        report(&Step::Begins { path, at_bytes: part.bytes, bytes: wanted.bytes });
+        resumed &= fetch(origin, wanted, &mut part, retry_policy, report).await?;
         let found = Checksum::of(part.digest.clone());
         match wanted.expected {
             Some(expected) if expected != found && resumed => {
@@ -171,7 +171,7 @@ async fn fetch(
     wanted: &Wanted<'_>,
     part: &mut Part,
     retry_policy: RetryPolicy,
-    tell: &(dyn Fn(&Step<'_>) + Sync),
+    report: &(dyn Fn(&Step<'_>) + Sync),
 ) -> Result<bool, ModelError> {
     let mut kept = true;
     let mut backoff = retry_policy.backoff();
@@ -186,7 +186,7 @@ async fn fetch(
             part.empty().map_err(|error| ModelError::Io { path: part.path.clone(), problem: error.to_string() })?;
             kept = false;
         }
-        let Some(problem) = take(content, part, tell).await? else { return Ok(kept) };
+        let Some(problem) = take(content, part, report).await? else { return Ok(kept) };
         if part.bytes > before {
             backoff.reset();
             breaks = 0;
@@ -200,7 +200,11 @@ async fn fetch(
 }
 
 /// Writes what comes; what broke it off, if anything did.
-async fn take(mut content: Content, part: &mut Part, tell: &(dyn Fn(&Step<'_>) + Sync)) -> Result<Option<String>, ModelError> {
+async fn take(
+    mut content: Content,
+    part: &mut Part,
+    report: &(dyn Fn(&Step<'_>) + Sync),
+) -> Result<Option<String>, ModelError> {
     let end = content.bytes.map(|bytes| part.bytes + bytes);
     while let Some(piece) = content.pieces.next().await {
         let piece = match piece {
@@ -209,7 +213,7 @@ async fn take(mut content: Content, part: &mut Part, tell: &(dyn Fn(&Step<'_>) +
         };
         let added = part.add(&piece);
         added.map_err(|error| ModelError::Io { path: part.path.clone(), problem: error.to_string() })?;
-        tell(&Step::At { bytes: part.bytes });
+        report(&Step::At { bytes: part.bytes });
     }
     Ok(end.filter(|end| part.bytes < *end).map(|end| format!("{} of {end} bytes came", part.bytes)))
 }

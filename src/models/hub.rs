@@ -82,7 +82,7 @@ impl Hub {
     }
 
     pub(super) async fn list(&self) -> Result<Listing, ModelError> {
-        let address = self.address(&format!("api/models/{}/revision/{}?blobs=true", self.repository, self.revision))?;
+        let address = self.url_of(&format!("api/models/{}/revision/{}?blobs=true", self.repository, self.revision))?;
         let response = self.get(&address, 0).await?;
         if !response.status().is_success() {
             return Err(self.refused(&response));
@@ -99,7 +99,7 @@ impl Hub {
     /// The bytes of `path` from `from` on, as of `commit`.
     pub(super) async fn open(&self, path: &FilePath, commit: Option<&str>, from: u64) -> Result<Content, ModelError> {
         let revision = commit.unwrap_or(&self.revision);
-        let mut address = self.address(&format!("{}/resolve/{revision}/{path}", self.repository))?;
+        let mut address = self.url_of(&format!("{}/resolve/{revision}/{path}", self.repository))?;
         for _ in 0..=MOST_REDIRECTS {
             let response = self.get(&address, from).await?;
             if response.status().is_redirection() {
@@ -138,7 +138,7 @@ impl Hub {
         Ok(response)
     }
 
-    fn address(&self, path: &str) -> Result<Url, ModelError> {
+    fn url_of(&self, path: &str) -> Result<Url, ModelError> {
         let base = self.endpoint.as_str().trim_end_matches('/');
         Url::parse(&format!("{base}/{path}")).map_err(|error| self.unusable(error.to_string()))
     }

@@ -20,14 +20,14 @@ pub(super) struct Listing {
     pub(super) files: Vec<Listed>,
 }
 
-type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
+type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
 
 /// The bytes of a file from `from` on: not where they were asked for, if the place cannot begin in the middle.
 pub(super) struct Content {
     pub(super) from: u64,
     /// Of what comes.
     pub(super) bytes: Option<u64>,
-    pub(super) pieces: Pieces,
+    pub(super) pieces: Chunks,
 }
 
 impl Content {

@@ -110,7 +110,7 @@ pub enum ModelError {
 ///
 /// # Errors
 /// [`ModelError`] says what is wrong with which file or place. What was right before stays so.
-pub async fn pull(plan: &Plan, origin: &Origin, tell: &(dyn Fn(&Step<'_>) + Sync)) -> Result<Pulled, ModelError> {
+pub async fn pull(plan: &Plan, origin: &Origin, report: &(dyn Fn(&Step<'_>) + Sync)) -> Result<Pulled, ModelError> {
     let mut files = BTreeMap::new();
     let mut open = BTreeMap::new();
     for (path, pinned) in &plan.source.files {
@@ -149,9 +149,9 @@ pub async fn pull(plan: &Plan, origin: &Origin, tell: &(dyn Fn(&Step<'_>) + Sync
         let wanted = Wanted { path: &path, expected: pinned.or(checksum), bytes, commit: commit.as_deref() };
         let ended = match as_listed(&plan.directory, &wanted, pinned)? {
             Some(found) => (found, How::There),
-            None => download(origin, &plan.directory, &wanted, plan.retry_policy, tell).await?,
+            None => download(origin, &plan.directory, &wanted, plan.retry_policy, report).await?,
         };
-        tell(&Step::Ends { path: &path, how: ended.1 });
+        report(&Step::Ends { path: &path, how: ended.1 });
         files.insert(path, ended);
     }
     Ok(Pulled { files, commit })

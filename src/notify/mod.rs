@@ -1,4 +1,4 @@
-//! Webhooks: tells the caller how a job goes and how it ended.
+//! Webhooks: notifies the caller how a job goes and how it ended.
 //!
 //! - `inference.progress` (PATCH) at 0, 25, 50, 75 and 90 percent, best effort; `inference.complete` (POST) and
 //!   `inference.failed` (POST) are terminal: tried until a 2xx, and an error if there is none in time.
@@ -177,7 +177,7 @@ impl Notifier {
     }
 
     /// The notifications that there will be no images. `attempt`: which delivery of the job this was, counted from 1. When it is
-    /// the `callback.url` that cannot be used, the backend is told instead. Of a conflict only the webhook's receiver hears, in words
+    /// the `callback.url` that cannot be used, the backend is notified instead. Of a conflict only the webhook's receiver hears, in words
     /// that are not about the job whose id it is.
     ///
     /// # Errors

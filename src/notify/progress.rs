@@ -24,17 +24,17 @@ pub struct Progress {
 
 /// Reports from wherever the work is done; clones report for the same job.
 #[derive(Debug, Clone)]
-pub struct Reporter(Option<mpsc::Sender<Word>>);
+pub struct Reporter(Option<mpsc::Sender<Message>>);
 
 #[derive(Debug, Clone, Copy)]
-enum Word {
+enum Message {
     Percent(u8),
     End,
 }
 
 #[derive(Debug)]
 struct Line {
-    words: mpsc::Sender<Word>,
+    messages: mpsc::Sender<Message>,
     sender: JoinHandle<()>,
     /// How long [`Progress::close`] waits at most for what is still unsent.
     grace: Duration,
@@ -47,23 +47,23 @@ impl Progress {
     }
 
     pub(super) fn start(notifier: Notifier, job: &Job, limit: Duration) -> Self {
-        let (words, waiting) = mpsc::channel(WAITING_MOST);
+        let (messages, waiting) = mpsc::channel(WAITING_MOST);
         let prefix = job.output.own_prefix().map(str::to_owned);
         let sending = send_all(notifier, Progressed::new(job), job.callback.clone(), (job.trace, prefix), limit, waiting);
         let sender = tokio::spawn(sending.in_current_span());
-        Self { line: Some(Line { words, sender, grace: limit }) }
+        Self { line: Some(Line { messages, sender, grace: limit }) }
     }
 
     #[must_use]
     pub fn reporter(&self) -> Reporter {
-        Reporter(self.line.as_ref().map(|line| line.words.clone()))
+        Reporter(self.line.as_ref().map(|line| line.messages.clone()))
     }
 
     /// Sends what waits, for a short time; after this nothing is sent any more, whatever a reporter says.
     pub async fn close(&mut self) {
-        let Some(Line { words, mut sender, grace }) = self.line.take() else { return };
+        let Some(Line { messages, mut sender, grace }) = self.line.take() else { return };
         let end = async {
-            let _ = words.send(Word::End).await;
+            let _ = messages.send(Message::End).await;
             let _ = (&mut sender).await;
         };
         if tokio::time::timeout(grace, end).await.is_err() {
@@ -81,8 +81,8 @@ impl Progress {
 impl Reporter {
     /// Says how far the job is. Returns at once, from any thread; a notification that cannot be sent is dropped.
     pub fn report(&self, percent: u8) {
-        if let Some(words) = &self.0 {
-            let _ = words.try_send(Word::Percent(percent));
+        if let Some(messages) = &self.0 {
+            let _ = messages.try_send(Message::Percent(percent));
         }
     }
 }
@@ -101,9 +101,9 @@ async fn send_all(
     callback: Option<Callback>,
     (trace, prefix): (Option<Trace>, Option<String>),
     limit: Duration,
-    mut waiting: mpsc::Receiver<Word>,
+    mut waiting: mpsc::Receiver<Message>,
 ) {
-    while let Some(Word::Percent(percent)) = waiting.recv().await {
+    while let Some(Message::Percent(percent)) = waiting.recv().await {
         body.progress = percent;
         let prefix = prefix.as_deref();
         let id = webhook_id(prefix, &[Kind::Progress.as_str(), body.job_id.as_str(), &percent.to_string()]);

@@ -32,7 +32,7 @@ pub enum OutboundError {
 }
 
 impl OutboundError {
-    /// As the error of the request field that held the address: what cannot succeed is given up, the rest is tried again.
+    /// As the error of the request field that held the address: what cannot succeed is abandoned, the rest is tried again.
     #[must_use]
     pub fn for_field(self, field: &str) -> JobError {
         let field = field.to_owned();

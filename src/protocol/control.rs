@@ -14,12 +14,12 @@ const CANCEL: &str = "cancel ";
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Order {
+pub enum ControlCommand {
     /// The job of this id is to stop before its next denoising step.
     Cancel(String),
 }
 
-impl Order {
+impl ControlCommand {
     /// The line, with its end.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -73,12 +73,12 @@ mod tests {
 
     #[test]
     fn a_line_is_read_as_it_was_written() {
-        let cancel = Order::Cancel("job-1".into());
+        let cancel = ControlCommand::Cancel("job-1".into());
         assert_eq!(cancel.encode(), "cancel job-1\n");
-        assert_eq!(Order::decode(&cancel.encode()), Some(cancel.clone()));
-        assert_eq!(Order::decode("cancel job-1\r\n"), Some(cancel));
+        assert_eq!(ControlCommand::decode(&cancel.encode()), Some(cancel.clone()));
+        assert_eq!(ControlCommand::decode("cancel job-1\r\n"), Some(cancel));
         for other in ["", "cancel", "cancel ", "cancel a/b", "regenerate job-1"] {
-            assert_eq!(Order::decode(other), None, "{other:?}");
+            assert_eq!(ControlCommand::decode(other), None, "{other:?}");
         }
     }
 

@@ -15,12 +15,12 @@ const JOBS: &str = "jobs";
 
 /// One element of `jobs` in a reply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settled {
+pub struct JobReport {
     /// What the host calls the message in the event; empty for an HTTP request.
     pub message_id: String,
     /// Null when the job could not even be read that far.
     pub job_id: Option<String>,
-    pub outcome: Settlement,
+    pub outcome: JobOutcome,
     /// The images were there already.
     pub replayed: bool,
     /// Of the last attempt, unless it is complete.
@@ -31,11 +31,11 @@ pub struct Settled {
     pub measured: Option<Measured>,
 }
 
-impl Settled {
+impl JobReport {
     /// Whether the request itself was at fault, and nothing was generated for it.
     #[must_use]
     pub fn is_refused(&self) -> bool {
-        let is_final = matches!(self.outcome, Settlement::Failed | Settlement::DeadLetter);
+        let is_final = matches!(self.outcome, JobOutcome::Failed | JobOutcome::DeadLetter);
         let at_fault =
             self.error.as_ref().is_some_and(|error| ["invalid_request", "invalid_input"].contains(&error.code.as_str()));
         is_final && at_fault && self.measured.as_ref().is_none_or(|measured| measured.denoising_steps == 0)
@@ -45,7 +45,7 @@ impl Settled {
 /// What became of one message, and so what is to become of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Settlement {
+pub enum JobOutcome {
     /// Done: nothing more is to come of it.
     Complete,
     /// Given up: nothing more is to come of it, as no repetition helps.
@@ -57,7 +57,7 @@ pub enum Settlement {
     DeadLetter,
 }
 
-impl Settlement {
+impl JobOutcome {
     /// Whether a queue is told of a failure.
     #[must_use]
     pub fn goes_back(self) -> bool {
@@ -78,7 +78,7 @@ impl Settlement {
 
 /// Adds to a reply what only the host reads.
 #[must_use]
-pub fn encode(mut reply: Value, jobs: &[Settled]) -> Value {
+pub fn encode(mut reply: Value, jobs: &[JobReport]) -> Value {
     reply[PROTOCOL] = VERSION.into();
     reply[JOBS] = json!(jobs);
     reply
@@ -94,7 +94,7 @@ pub fn is_ours(reply: &Value) -> bool {
 ///
 /// # Errors
 /// [`Unreadable`] when the handler speaks another version, or not as its version says.
-pub fn decode(reply: &Value) -> Result<Vec<Settled>, Unreadable> {
+pub fn decode(reply: &Value) -> Result<Vec<JobReport>, Unreadable> {
     match reply.get(PROTOCOL) {
         None => Ok(Vec::new()),
         Some(version) if *version == VERSION => Ok(Vec::deserialize(&reply[JOBS])?),
@@ -124,7 +124,7 @@ mod tests {
             Notification { id: "msg_1".into(), trace, message: Message::Backend { kind: Kind::Failed, body: "{}".into() } };
         let problem =
             Problem { code: "invalid_input".into(), message: "steps: must be 1 to 150".into(), field: Some("steps".into()) };
-        let job = |message_id: &str, outcome, error, notifications| Settled {
+        let job = |message_id: &str, outcome, error, notifications| JobReport {
             message_id: message_id.into(),
             job_id: Some("job-1".into()),
             outcome,
@@ -134,10 +134,10 @@ mod tests {
             measured: Some(Measured::default()),
         };
         let jobs = [
-            job("1", Settlement::Complete, None, Vec::new()),
-            job("2", Settlement::Failed, Some(problem.clone()), vec![notification.clone()]),
-            job("3", Settlement::Retry, Some(problem), Vec::new()),
-            job("4", Settlement::DeadLetter, None, vec![notification]),
+            job("1", JobOutcome::Complete, None, Vec::new()),
+            job("2", JobOutcome::Failed, Some(problem.clone()), vec![notification.clone()]),
+            job("3", JobOutcome::Retry, Some(problem), Vec::new()),
+            job("4", JobOutcome::DeadLetter, None, vec![notification]),
         ];
         let reply = encode(json!({ "batchItemFailures": [] }), &jobs);
         assert_eq!(reply["protocol"], 1);

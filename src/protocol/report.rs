@@ -43,7 +43,7 @@ impl Report {
     }
 
     /// Writes the line, from any thread.
-    pub fn tell(self) {
+    pub fn send(self) {
         write_line(&self.encode());
     }
 }

@@ -53,10 +53,10 @@ enum Command {
 pub async fn run(options: Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<ExitCode> {
     let config = Config::load(config, environment)?;
     match options.command {
-        Command::Pull { model, offline } => bring(&config, environment, &named(&config, model)?, offline).await,
+        Command::Pull { model, offline } => pull_all(&config, environment, &named(&config, model)?, offline).await,
         Command::Pack(options) => pack::run(options, &config, environment),
         Command::List => list(&config, environment),
-        Command::Verify { model } => prove(&config, environment, &named(&config, model)?),
+        Command::Verify { model } => verify_files(&config, environment, &named(&config, model)?),
     }
 }
 
@@ -98,7 +98,7 @@ fn weights_in_checkpoint(manifest: &Manifest) -> anyhow::Result<Option<FilePath>
     FilePath::new(inside).map(Some).map_err(|problem| anyhow::anyhow!("weights: {problem}"))
 }
 
-async fn bring(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<ExitCode> {
+async fn pull_all(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<ExitCode> {
     let directory = config.manifest_of(name, environment)?.directory().to_owned();
     let (mut right, mut fresh, mut open) = (0, 0, String::new());
     for (index, plan) in plans(config, environment, name, offline)?.iter().enumerate() {
@@ -214,7 +214,7 @@ fn additional(config: &Config, environment: &Environment, name: &ModelName) -> S
     if all == 0 { String::new() } else { format!(", {there} of {all} files of its modes there") }
 }
 
-fn prove(config: &Config, environment: &Environment, name: &ModelName) -> anyhow::Result<ExitCode> {
+fn verify_files(config: &Config, environment: &Environment, name: &ModelName) -> anyhow::Result<ExitCode> {
     let mut file_checks = Vec::new();
     let manifest = config.manifest_of(name, environment)?;
     if manifest.source.is_none() && atelier_bundled::models().contains(&name.as_str()) {

@@ -64,7 +64,7 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
         name.as_str()
     );
     let dtype = options.dtype.dtype();
-    let to = options.to.unwrap_or_else(|| beside(&manifest, dtype));
+    let to = options.to.unwrap_or_else(|| default_target(&manifest, dtype));
     // Whole, so that a checkpoint that cannot be generated with is not packed either.
     let packed = StableDiffusion::load(&stable_diffusion(&manifest, dtype, Device::Cpu))?.pack(&to)?;
     line(&format!(
@@ -85,7 +85,7 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
     Ok(ExitCode::SUCCESS)
 }
 
-fn beside(manifest: &Manifest, dtype: DType) -> PathBuf {
+fn default_target(manifest: &Manifest, dtype: DType) -> PathBuf {
     let mut name = manifest.checkpoint.file_name().unwrap_or_default().to_owned();
     name.push(format!("-{}", dtype.as_str()));
     manifest.checkpoint.with_file_name(name)

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use atelier_engine::{Engine, EngineError, Generated, Loading, Order};
+use atelier_engine::{Engine, EngineError, Generated, Loading, QueuedRequest};
 
 /// Ticks of the kernel's clock a second, as every x86-64 Linux tells them to programs.
 const TICKS: f64 = 100.0;
@@ -48,9 +48,9 @@ impl<E: Engine> Engine for Announcing<E> {
         self.engine.warm_up()
     }
 
-    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
+    fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
         let began = Instant::now();
-        let generated = self.engine.generate_together(orders)?;
+        let generated = self.engine.generate_together(queued_requests)?;
         if self.is_first && generated.iter().any(Result::is_ok) {
             self.is_first = false;
             let generate_ms = began.elapsed().as_millis() as u64;

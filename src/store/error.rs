@@ -55,13 +55,13 @@ impl Failure {
         Self { kind: kind(&error), detail: detail(&error), bucket_region: bucket_region(&error), cause: error.into() }
     }
 
-    /// As an error of the function's own bucket: a person can repair it, so that the job is never given up for it.
+    /// As an error of the function's own bucket: a person can repair it, so that the job is never abandoned for it.
     pub(super) fn storage(self, request: Request<'_>) -> JobError {
         let problem = self.problem(request);
         JobError::Storage { problem, retry_policy: RetryPolicy::Retry, cause: Some(self.cause) }
     }
 
-    /// As an error of the request field that named the object: what is not there or forbidden is given up.
+    /// As an error of the request field that named the object: what is not there or forbidden is abandoned.
     pub(super) fn input(self, field: &str, request: Request<'_>) -> JobError {
         let (field, problem, cause) = (field.to_owned(), self.problem(request), Some(self.cause));
         match self.kind {

@@ -249,13 +249,13 @@ impl Images for Store {
 impl Store {
     async fn object(&self, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
         match self.client.get_object().bucket(bucket).key(key).send().await {
-            Ok(object) => self.whole(object.body, bucket, key).await,
+            Ok(object) => self.collected(object.body, bucket, key).await,
             Err(error) => Err(Failure::new(error).storage(self.request_in("s3:GetObject", bucket, key))),
         }
     }
 
     /// The SDK bounds the time until the answer's head, but not until its end.
-    async fn whole(&self, body: ByteStream, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
+    async fn collected(&self, body: ByteStream, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
         let limit = Duration::from_millis(self.settings.operation_timeout_ms);
         let broken = |problem: String, cause| JobError::Storage {
             problem: format!("s3://{bucket}/{key} {problem}"),

@@ -92,7 +92,7 @@ impl Store {
             Err(failure) if failure.kind == Kind::NoKey => return Ok(None),
             Err(failure) => return Err(failure.storage(self.request("s3:GetObject", key))),
         };
-        let bytes = self.whole(object.body, &self.settings.bucket, key).await?;
+        let bytes = self.collected(object.body, &self.settings.bucket, key).await?;
         let value = serde_json::from_slice(&bytes).map_err(|error| JobError::Storage {
             problem: format!(
                 "s3://{}/{key} is no {} ({error}); remove it, or choose another {}",

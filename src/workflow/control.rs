@@ -212,7 +212,7 @@ mod tests {
         switch.send(Some(Instant::now())).unwrap();
         let control = Control::new(0, Duration::from_mins(1), shutdown);
         assert!(matches!(control.stopped(&job()).await, JobError::ShuttingDown));
-        assert!(control.over().now_or_never().is_none(), "there is time to tell the caller");
+        assert!(control.over().now_or_never().is_none(), "there is time to notify the caller");
     }
 
     #[test]

@@ -375,7 +375,7 @@ impl Workflow {
         self.store.keep_dead(body, &DeadMessage { error: Problem::from(error), source, message_id, body: text }).await
     }
 
-    /// What a caller is told of a finished job, in a notification and in an HTTP response alike.
+    /// What a caller is notified of a finished job, in a notification and in an HTTP response alike.
     ///
     /// # Errors
     /// [`JobError::Storage`] when an address of an image could not be made.

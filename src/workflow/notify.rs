@@ -1,4 +1,4 @@
-//! Step `notify`: tells the caller that the images are there.
+//! Step `notify`: notifies the caller that the images are there.
 
 use std::sync::Arc;
 

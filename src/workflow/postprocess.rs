@@ -41,7 +41,7 @@ impl Step for PostprocessStep {
             }
         }
         if self.0.create_comparison {
-            let beside = context.images.iter().map(|image| beside(person, image)).collect::<Result<Vec<_>, _>>()?;
+            let beside = context.images.iter().map(|image| side_by_side(person, image)).collect::<Result<Vec<_>, _>>()?;
             context.images.extend(beside);
         }
         Ok(())
@@ -70,7 +70,7 @@ fn paste_back(image: &mut Image, person: &RgbImage, shares: &[f32]) {
     }
 }
 
-fn beside(person: &RgbImage, image: &Image) -> Result<Image, JobError> {
+fn side_by_side(person: &RgbImage, image: &Image) -> Result<Image, JobError> {
     let Image { width_px, height_px, rgb, seed } = image;
     let Some(result) = RgbImage::from_raw(*width_px, *height_px, rgb.clone()) else {
         return Err(JobError::Internal { problem: format!("{width_px}x{height_px} px do not have {} bytes", rgb.len()) });
@@ -105,7 +105,7 @@ mod tests {
     fn a_comparison_is_the_person_and_the_result() {
         let person = RgbImage::from_pixel(32, 48, Rgb([1, 2, 3]));
         let image = Image { width_px: 32, height_px: 48, rgb: vec![9; 32 * 48 * 3], seed: 5 };
-        let sheet = beside(&person, &image).unwrap();
+        let sheet = side_by_side(&person, &image).unwrap();
         assert_eq!((sheet.width_px, sheet.height_px, sheet.seed), (64, 48, 5));
         assert_eq!((&sheet.rgb[31 * 3..][..3], &sheet.rgb[32 * 3..][..3]), (&[1, 2, 3][..], &[9, 9, 9][..]));
     }

@@ -8,7 +8,7 @@ use atelier::events::http::{Response, Route};
 use atelier::events::sqs::batch_reply;
 use atelier::events::{Event, EventError};
 use atelier::job::Job;
-use atelier::protocol::reply::{Settled, Settlement};
+use atelier::protocol::reply::{JobOutcome, JobReport};
 use atelier::setting::Secret;
 use serde_json::{Value, json};
 
@@ -79,7 +79,7 @@ fn a_classic_queue_only_knows_whether_it_redelivers() {
 
 #[test]
 fn an_sqs_reply_holds_only_what_is_to_come_back() {
-    let settled = |id: &str, outcome| Settled {
+    let settled = |id: &str, outcome| JobReport {
         message_id: id.into(),
         job_id: None,
         outcome,
@@ -89,10 +89,10 @@ fn an_sqs_reply_holds_only_what_is_to_come_back() {
         measured: None,
     };
     let jobs = [
-        settled("a", Settlement::Complete),
-        settled("b", Settlement::Retry),
-        settled("c", Settlement::Failed),
-        settled("d", Settlement::DeadLetter),
+        settled("a", JobOutcome::Complete),
+        settled("b", JobOutcome::Retry),
+        settled("c", JobOutcome::Failed),
+        settled("d", JobOutcome::DeadLetter),
     ];
     let back = json!({ "batchItemFailures": [{ "itemIdentifier": "b" }, { "itemIdentifier": "d" }] });
     assert_eq!(batch_reply(&jobs), back);

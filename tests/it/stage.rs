@@ -17,7 +17,7 @@ use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, store};
 use atelier_engine::thread::EngineThread;
-use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, LoraFile, Order, Request};
+use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, LoraFile, QueuedRequest, Request};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -44,14 +44,14 @@ impl Engine for ScriptedEngine {
         Ok(())
     }
 
-    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
+    fn generate_together(&mut self, orders: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
         self.batches.lock().unwrap().push(orders.len());
         Ok(orders.iter().map(|order| self.generate_one(order)).collect())
     }
 }
 
 impl ScriptedEngine {
-    fn generate_one(&self, Order { request, watch }: &Order) -> Generated {
+    fn generate_one(&self, QueuedRequest { request, watch }: &QueuedRequest) -> Generated {
         let next = self.script.lock().unwrap().pop();
         next.map_or(Ok(()), |act| act())?;
         let mut shown = None;
@@ -199,6 +199,6 @@ impl Stage {
     pub(crate) async fn handle_for_host(&mut self, event: Value) -> Value {
         let (_switch, shutdown) = Shutdown::channel();
         let control = Control::unlimited(shutdown).notification_mode_by(NotificationMode::Later);
-        self.handler.handle(event, &control).await.expect("the host is told of failures in the reply")
+        self.handler.handle(event, &control).await.expect("the host is notified of failures in the reply")
     }
 }

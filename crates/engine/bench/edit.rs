@@ -36,7 +36,7 @@ fn main() -> Result<()> {
         let line = line?;
         let seconds = match line.split_whitespace().collect::<Vec<_>>().as_slice() {
             ["look", width, height, references, reference, text] => {
-                bench.look((width.parse()?, height.parse()?), references.parse()?, reference.parse()?, text.parse()?)?
+                bench.predict((width.parse()?, height.parse()?), references.parse()?, reference.parse()?, text.parse()?)?
             }
             ["see", side] => bench.see(side.parse()?)?,
             ["decode", width, height] => bench.decode(width.parse()?, height.parse()?)?,
@@ -87,15 +87,21 @@ impl Bench {
         self.encoder.as_mut().context("it was loaded")
     }
 
-    fn look(&mut self, (width, height): (u32, u32), references: usize, reference_px: u32, text_tokens: usize) -> Result<f64> {
+    fn predict(
+        &mut self,
+        (width, height): (u32, u32),
+        references: usize,
+        reference_px: u32,
+        text_tokens: usize,
+    ) -> Result<f64> {
         let mut grids = vec![self.model.grid(width, height)?];
         grids.extend(vec![self.model.grid(reference_px, reference_px)?; references]);
         let config = &self.model.checkpoint().transformer;
         let count = grids.iter().map(|grid| grid.tokens()).sum::<usize>();
         let tokens = Tensor::randn(0.0_f32, 1.0, (1, count, config.in_channels), &self.device)?;
         let text = Tensor::randn(0.0_f32, 1.0, (1, text_tokens, config.joint_attention_dim), &self.device)?;
-        let moments = self.model.moments(&[500.0])?;
-        timed(&self.device, || Ok(self.model.look(&tokens, &text, &grids, &moments[0])?.velocity.to_dtype(DType::F32)?))
+        let moments = self.model.conditionings(&[500.0])?;
+        timed(&self.device, || Ok(self.model.predict(&tokens, &text, &grids, &moments[0])?.velocity.to_dtype(DType::F32)?))
     }
 
     fn see(&mut self, side_px: u32) -> Result<f64> {
@@ -140,9 +146,9 @@ impl Bench {
     fn stage(&mut self, name: &str, inputs: &Inputs, to: &str) -> Result<()> {
         match name {
             "velocity" => {
-                let moments = self.model.moments(&[inputs.number("timestep")? as f32])?;
+                let moments = self.model.conditionings(&[inputs.number("timestep")? as f32])?;
                 let (tokens, text) = (inputs.values("tokens")?, inputs.values("text")?);
-                write(to, &[("velocity", &self.model.look(&tokens, &text, &grids(inputs)?, &moments[0])?.velocity)])
+                write(to, &[("velocity", &self.model.predict(&tokens, &text, &grids(inputs)?, &moments[0])?.velocity)])
             }
             "decode" => write(to, &[("pixels", &self.model.decode(&inputs.values("tokens")?, grids(inputs)?[0])?)]),
             "reference" => {

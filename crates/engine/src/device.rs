@@ -1,7 +1,7 @@
 //! Opens the device that generates; what depends on the build, but for the way of weights to a GPU (`reading.rs`), is here.
 
 #[cfg(feature = "cuda")]
-mod products;
+mod fp8;
 
 use std::sync::Arc;
 
@@ -87,7 +87,7 @@ pub(super) type Fp8Product = dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send +
 /// None where the device has none.
 #[cfg(feature = "cuda")]
 pub(super) fn fp8_product(device: &Device) -> Option<Result<Arc<Fp8Product>>> {
-    let opened = products::open(device)?;
+    let opened = fp8_gemm::open(device)?;
     Some(opened.map(|product| -> Arc<Fp8Product> { Arc::new(product) }))
 }
 

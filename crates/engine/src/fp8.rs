@@ -23,8 +23,8 @@ impl Fp8Weight {
     /// `None` where the device has none, or its results are not what they should be: it was tried. The log says which.
     pub(super) fn of(device: &Device) -> Option<Self> {
         let tried = fp8_product(device)?.and_then(|product| {
-            let products = Self { product };
-            products.tried(device).map(|()| products)
+            let fp8 = Self { product };
+            fp8.tried(device).map(|()| fp8)
         });
         tried.inspect_err(|error| tracing::warn!(%error, "this GPU's 8-bit products are not used: weights are made whole")).ok()
     }
@@ -60,21 +60,21 @@ mod tests {
     use super::*;
 
     /// What a GPU is asked for, in f32.
-    fn whole(input: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    fn full_precision(input: &Tensor, weight: &Tensor) -> Result<Tensor> {
         assert_eq!((input.dtype(), weight.dtype()), (DType::F8E4M3, DType::F8E4M3));
         input.to_dtype(DType::F32)?.matmul(&weight.to_dtype(DType::F32)?.t()?)?.to_dtype(DType::BF16)
     }
 
     #[test]
     fn every_token_is_rounded_by_its_own_scale() -> Result<()> {
-        let products = Fp8Weight { product: Arc::new(whole) };
-        products.tried(&Device::Cpu)?;
+        let fp8 = Fp8Weight { product: Arc::new(full_precision) };
+        fp8.tried(&Device::Cpu)?;
         // Values that 8 bits hold exactly once each token's largest is 448: nothing may be lost but bf16's rounding.
         let tokens =
             [[448.0_f32, -224.0, 3.5, 0.0], [0.007, -0.0035, 0.000_437_5, 0.0], [0.0; 4], [4.48e6, 2.24e6, -1.12e6, 0.0]];
         let input = Tensor::new(&tokens, &Device::Cpu)?;
         let weight = Tensor::new(&[[1.0_f32, 0.5, 2.0, -4.0], [-2.0, 0.25, 8.0, 1.0]], &Device::Cpu)?;
-        let ours = products.multiply(&input, &weight.to_dtype(DType::F8E4M3)?)?.to_vec2::<f32>()?;
+        let ours = fp8.multiply(&input, &weight.to_dtype(DType::F8E4M3)?)?.to_vec2::<f32>()?;
         let exact = input.matmul(&weight.t()?)?.to_vec2::<f32>()?;
         for (ours, exact) in ours.concat().iter().zip(exact.concat()) {
             assert!((ours - exact).abs() <= exact.abs() / 256.0, "{ours} is not {exact}");
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_device_that_multiplies_wrongly_is_not_used() {
-        let wrong = |input: &Tensor, weight: &Tensor| whole(input, weight)? * 2.0;
+        let wrong = |input: &Tensor, weight: &Tensor| full_precision(input, weight)? * 2.0;
         assert!(Fp8Weight { product: Arc::new(wrong) }.tried(&Device::Cpu).is_err());
         assert!(Fp8Weight::of(&Device::Cpu).is_none(), "a CPU has none");
     }

@@ -52,31 +52,31 @@ pub trait Engine {
     /// Whatever would have failed the first job.
     fn warm_up(&mut self) -> Result<(), EngineError>;
 
-    /// Generates all images of all orders as one batch, looking at their watches between denoising steps. The requests of the
-    /// orders agree ([`Request::agrees_with`]). Returns one result an order, in their order: an order that is cancelled
+    /// Generates all images of all queued_requests as one batch, looking at their watches between denoising steps. The requests of the
+    /// queued_requests agree ([`Request::agrees_with`]). Returns one result an queued, in their queued: an queued that is cancelled
     /// leaves the batch, and the others go on.
     ///
     /// # Errors
     /// What keeps all of them from being generated: [`EngineError`] says whose fault it is. The engine stays usable after
     /// each of them but [`EngineError::Fatal`].
-    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError>;
+    fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError>;
 
     /// Generates all images of one text.
     ///
     /// # Errors
     /// As [`Self::generate_together`], or [`EngineError::Cancelled`].
     fn generate(&mut self, request: &GenerateRequest, watch: &Watch) -> Generated {
-        let order = Order { request: Request::Generate(request.clone()), watch: watch.clone() };
-        self.generate_together(&[order])?.pop().unwrap_or(Err(EngineError::Gone))
+        let queued = QueuedRequest { request: Request::Generate(request.clone()), watch: watch.clone() };
+        self.generate_together(&[queued])?.pop().unwrap_or(Err(EngineError::Gone))
     }
 }
 
-/// The images of one order, or why there are none.
+/// The images of one queued, or why there are none.
 pub type Generated = Result<Vec<Image>, EngineError>;
 
 /// One request on its way to the engine.
 #[derive(Clone)]
-pub struct Order {
+pub struct QueuedRequest {
     pub request: Request,
     pub watch: Watch,
 }
@@ -102,7 +102,7 @@ impl Request {
 /// A person and garments, to be generated as the person in the garments.
 #[derive(Debug, Clone)]
 pub struct EditRequest {
-    /// The images that the model looks at, in the order in which the prompt values them: the person, then the garments.
+    /// The images that the model looks at, in the queued in which the prompt values them: the person, then the garments.
     pub images: Vec<RgbImage>,
     pub prompt: String,
     pub negative_prompt: String,
@@ -124,7 +124,7 @@ pub struct GenerateRequest {
     pub prompt: String,
     /// Looked at only where there is guidance.
     pub negative_prompt: String,
-    /// Merged one after the other, in this order.
+    /// Merged one after the other, in this queued.
     pub loras: Vec<LoraFile>,
     pub embeddings: Vec<EmbeddingFile>,
     /// What it starts from instead of noise, in its size.
@@ -169,7 +169,7 @@ pub struct Sampling {
     pub sigmas: Option<Vec<f64>>,
     /// How much fresh noise a step of DDIM or TCD adds, 0 none to 1 as much as DDPM.
     pub eta: f64,
-    /// How far guidance is brought back to the spread of the prediction without it, 0 to 1.
+    /// How far guidance is redelivered to the spread of the prediction without it, 0 to 1.
     pub guidance_rescale: f64,
     /// Last layers of the text encoder that are left out.
     pub clip_skip: u32,

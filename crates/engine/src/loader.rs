@@ -28,7 +28,7 @@ pub(super) fn read_all(stored: &[Stored<'_>], dtype: DType, device: &Device) -> 
 #[cfg(feature = "cuda")]
 fn staged(stored: &[Stored<'_>], dtype: DType, device: &Device) -> Option<Staged> {
     match device {
-        Device::Cuda(cuda) => Some(pinned::bring(stored, dtype, cuda)),
+        Device::Cuda(cuda) => Some(pinned::upload(stored, dtype, cuda)),
         _ => None,
     }
 }

@@ -94,7 +94,7 @@ impl Stored<'_> {
         })
     }
 
-    fn read_as<T: Number>(&self) -> Result<Tensor, EngineError> {
+    fn read_as<T: Element>(&self) -> Result<Tensor, EngineError> {
         let mut values: Vec<T> = Vec::with_capacity(self.count());
         if DType::try_from(self.info.dtype).is_ok_and(|kept| kept == T::DTYPE) {
             self.pieces(|piece: &[T]| values.extend_from_slice(piece))?;
@@ -156,13 +156,13 @@ impl Stored<'_> {
 }
 
 /// What weights are made of; slices have one length.
-trait Number: Pod + WithDType {
+trait Element: Pod + WithDType {
     fn widen(from: &[Self], into: &mut [f32]);
     /// To the nearest, as candle does it.
     fn narrow(from: &[f32], into: &mut [Self]);
 }
 
-impl Number for f32 {
+impl Element for f32 {
     fn widen(from: &[Self], into: &mut [f32]) {
         into.copy_from_slice(from);
     }
@@ -172,7 +172,7 @@ impl Number for f32 {
     }
 }
 
-impl Number for f16 {
+impl Element for f16 {
     fn widen(from: &[Self], into: &mut [f32]) {
         from.convert_to_f32_slice(into);
     }
@@ -182,7 +182,7 @@ impl Number for f16 {
     }
 }
 
-impl Number for bf16 {
+impl Element for bf16 {
     fn widen(from: &[Self], into: &mut [f32]) {
         from.convert_to_f32_slice(into);
     }

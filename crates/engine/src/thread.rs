@@ -1,11 +1,11 @@
-//! One OS thread owns the engine: orders go in over a channel, answers come out through the caller's own closure.
+//! One OS thread owns the engine: queued_requests go in over a channel, answers come out through the caller's own closure.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::{mem, slice, thread};
 
 use super::device_errors::classify;
-use super::{Engine, EngineError, Generated, Order, Request, Watch};
+use super::{Engine, EngineError, Generated, QueuedRequest, Request, Watch};
 
 /// A handle to the engine's thread; the thread ends when the last handle, and the last batch slot, is dropped.
 #[derive(Clone)]
@@ -14,7 +14,7 @@ pub struct EngineThread {
 }
 
 struct Command {
-    order: Order,
+    queued: QueuedRequest,
     reply: Box<dyn FnOnce(Generated) + Send>,
 }
 
@@ -75,7 +75,7 @@ impl EngineThread {
 impl BatchSlot {
     /// Hands in the request and returns at once; `reply` is called on the engine's thread.
     pub fn generate(self, request: Request, watch: Watch, reply: impl FnOnce(Generated) + Send + 'static) {
-        let command = Command { order: Order { request, watch }, reply: Box::new(reply) };
+        let command = Command { queued: QueuedRequest { request, watch }, reply: Box::new(reply) };
         self.batch.handed_in.lock().unwrap_or_else(PoisonError::into_inner).push((self.place, command));
     }
 }
@@ -101,27 +101,28 @@ fn serve(mut engine: impl Engine, inbox: &mpsc::Receiver<Vec<Command>>) {
     while let Ok(mut waiting) = inbox.recv() {
         while !waiting.is_empty() {
             let mut batch = vec![waiting.remove(0)];
-            let first = batch[0].order.request.clone();
-            batch.extend(waiting.extract_if(.., |command| command.order.request.agrees_with(&first)));
-            let (orders, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|Command { order, reply }| (order, reply)).unzip();
-            if orders.len() > 1 {
-                tracing::info!(jobs = orders.len(), "jobs share a batch");
+            let first = batch[0].queued.request.clone();
+            batch.extend(waiting.extract_if(.., |command| command.queued.request.agrees_with(&first)));
+            let (queued_requests, replies): (Vec<_>, Vec<_>) =
+                batch.into_iter().map(|Command { queued, reply }| (queued, reply)).unzip();
+            if queued_requests.len() > 1 {
+                tracing::info!(jobs = queued_requests.len(), "jobs share a batch");
             }
-            for (reply, generated) in replies.into_iter().zip(generate(&mut engine, &orders)) {
+            for (reply, generated) in replies.into_iter().zip(generate(&mut engine, &queued_requests)) {
                 reply(generated.map_err(classify));
             }
         }
     }
 }
 
-/// One result an order, in their order. What fails for all together may succeed for each alone, or is one order's fault.
-fn generate(engine: &mut impl Engine, orders: &[Order]) -> Vec<Generated> {
-    match caught(|| engine.generate_together(orders)) {
+/// One result an queued, in their queued. What fails for all together may succeed for each alone, or is one queued's fault.
+fn generate(engine: &mut impl Engine, queued_requests: &[QueuedRequest]) -> Vec<Generated> {
+    match caught(|| engine.generate_together(queued_requests)) {
         Ok(generated) => generated,
-        Err(error) if orders.len() == 1 => vec![Err(error)],
+        Err(error) if queued_requests.len() == 1 => vec![Err(error)],
         Err(error) => {
-            tracing::warn!(%error, jobs = orders.len(), "a shared batch failed: its jobs are generated one by one");
-            orders.iter().flat_map(|order| generate(engine, slice::from_ref(order))).collect()
+            tracing::warn!(%error, jobs = queued_requests.len(), "a shared batch failed: its jobs are generated one by one");
+            queued_requests.iter().flat_map(|queued| generate(engine, slice::from_ref(queued))).collect()
         }
     }
 }

@@ -123,7 +123,7 @@ impl Work<'_> {
         for (channel, plane) in planes.enumerate() {
             for (panel, seen) in panels.iter().zip(seen.chunks_exact_mut(POINTS * seen_len)) {
                 for (tiles, column) in self.lines(panel) {
-                    self.look(plane, &tiles, &mut seen[channel * PANEL + column..], seen_len);
+                    self.transform(plane, &tiles, &mut seen[channel * PANEL + column..], seen_len);
                 }
             }
         }
@@ -162,7 +162,7 @@ impl Work<'_> {
     }
 
     /// Bᵀ·d·B of each tile's 4x4 values d, a number to each point of `out`, which are `stride` apart.
-    fn look(&self, plane: &[f32], line: &Line, out: &mut [f32], stride: usize) {
+    fn transform(&self, plane: &[f32], line: &Line, out: &mut [f32], stride: usize) {
         // Values of even and odd columns, the first one being the column before the first tile.
         let mut rows = [[[0.0_f32; PANEL + 1]; 2]; 4];
         let (_, width) = self.c.given_sides();

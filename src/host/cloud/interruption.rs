@@ -88,7 +88,7 @@ impl Interruption {
         let mut failing = false;
         loop {
             looks.tick().await;
-            let result = self.look().await;
+            let result = self.query().await;
             match &result {
                 Ok(Some(notice)) => return notice.clone(),
                 Ok(None) if failing => tracing::info!("the instance metadata answer again"),
@@ -105,18 +105,18 @@ impl Interruption {
         }
     }
 
-    async fn look(&mut self) -> Result<Option<Notice>, String> {
+    async fn query(&mut self) -> Result<Option<Notice>, String> {
         if let Some(token) = self.token.take()
-            && let Some(seen) = self.look_with(token).await?
+            && let Some(seen) = self.query_with(token).await?
         {
             return Ok(seen);
         }
         let token = self.fetch_token().await?;
-        self.look_with(token).await?.ok_or_else(|| "a new token was refused (401)".into())
+        self.query_with(token).await?.ok_or_else(|| "a new token was refused (401)".into())
     }
 
     /// None when the token has run out.
-    async fn look_with(&mut self, token: String) -> Result<Option<Option<Notice>>, String> {
+    async fn query_with(&mut self, token: String) -> Result<Option<Option<Notice>>, String> {
         let get = self.client.get(format!("{}/latest/meta-data/spot/instance-action", self.endpoint));
         let answer = get.header("x-aws-ec2-metadata-token", &token).send().await.map_err(|error| problem(&error))?;
         match answer.status() {

@@ -87,12 +87,12 @@ impl Protection {
     pub async fn watch(mut self, mut snapshot: watch::Receiver<StatusSnapshot>) {
         while snapshot.wait_for(busy).await.is_ok() {
             loop {
-                let pause = if self.tell(true).await { self.renew_after } else { self.pause };
+                let pause = if self.request(true).await { self.renew_after } else { self.pause };
                 if timeout(pause, idle(&mut snapshot)).await.is_ok() {
                     break;
                 }
             }
-            while !self.tell(false).await {
+            while !self.request(false).await {
                 if timeout(self.pause, snapshot.wait_for(busy)).await.is_ok() {
                     break;
                 }
@@ -105,7 +105,7 @@ impl Protection {
     }
 
     /// Whether the agent took it.
-    async fn tell(&mut self, enabled: bool) -> bool {
+    async fn request(&mut self, enabled: bool) -> bool {
         let result = self.put(enabled).await;
         match &result {
             Ok(()) if self.failing => tracing::info!(enabled, "ECS task protection works again"),
@@ -124,11 +124,11 @@ impl Protection {
     }
 
     async fn put(&self, enabled: bool) -> Result<(), String> {
-        let mut wish = json!({ "ProtectionEnabled": enabled });
+        let mut body = json!({ "ProtectionEnabled": enabled });
         if enabled {
-            wish["ExpiresInMinutes"] = self.expires_minutes.into();
+            body["ExpiresInMinutes"] = self.expires_minutes.into();
         }
-        let sent = self.client.put(self.url.clone()).json(&wish).send().await.map_err(|error| problem(&error))?;
+        let sent = self.client.put(self.url.clone()).json(&body).send().await.map_err(|error| problem(&error))?;
         let status = sent.status();
         let answer: Value = sent.json().await.unwrap_or_default();
         // The agent reports what ECS refused with a 200 as well.

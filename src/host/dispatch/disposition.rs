@@ -5,13 +5,13 @@ use serde_json::Value;
 use crate::host::answer::{Answer, Ended, reply_value};
 use crate::host::in_flight::InFlight;
 use crate::job::outcome::JobError;
-use crate::protocol::reply::{self, Settled};
+use crate::protocol::reply::{self, JobReport};
 
 /// What is to become of one message.
 #[derive(Debug)]
 pub(super) enum Disposition {
     /// What a handler that knows its host says.
-    Told(Settled),
+    Reported(JobReport),
     /// A function that knows nothing of its host took the message.
     Taken,
     /// The handler died over the message, or the function failed it without a word to its caller.
@@ -48,13 +48,13 @@ pub(super) fn dispositions(in_flight: &[InFlight], ended: &Ended) -> Vec<Disposi
     }
 }
 
-fn disposition(in_flight: &InFlight, told: &[Settled], failures: Option<&[String]>) -> Disposition {
+fn disposition(in_flight: &InFlight, told: &[JobReport], failures: Option<&[String]>) -> Disposition {
     let name = in_flight.name();
     let told = told.iter().find(|settled| settled.message_id == name).cloned();
     // A reply with failures that cannot be read fails all of the batch, as it does with AWS.
     let failed = failures.is_none_or(|failures| failures.iter().any(|failure| is_of(in_flight, failure)));
     match told {
-        Some(told) if told.outcome.goes_back() == failed => Disposition::Told(told),
+        Some(told) if told.outcome.goes_back() == failed => Disposition::Reported(told),
         None if !failed => Disposition::Taken,
         _ => Disposition::Failed(JobError::Internal { problem: "the function handed the message back".into() }),
     }

@@ -30,8 +30,8 @@ pub async fn run(source: Arc<dyn Source>, dispatcher: Arc<Dispatcher>, defaults:
             Ok(messages) => {
                 backoff.reset();
                 let in_flight = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults)).collect();
-                for in_flight in dispatcher.bring(in_flight) {
-                    super::settle::requeue(&in_flight).await;
+                for in_flight in dispatcher.accept(in_flight) {
+                    super::acknowledge::requeue(&in_flight).await;
                 }
             }
             Err(error) => {

@@ -1,8 +1,8 @@
 //! Brings messages and handlers together: what is in flight, who is free, who runs what.
 
+pub mod acknowledge;
 mod disposition;
 pub mod intake;
-pub mod settle;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -155,7 +155,7 @@ impl Dispatcher {
     /// Takes messages in flight, all before a handler can take any, unless the host drains: then they are returned, and the
     /// caller's to put back.
     #[must_use]
-    pub fn bring(&self, in_flight: Vec<InFlight>) -> Vec<InFlight> {
+    pub fn accept(&self, in_flight: Vec<InFlight>) -> Vec<InFlight> {
         self.change(|dispatcher| {
             if dispatcher.draining {
                 return in_flight;

@@ -15,8 +15,8 @@ use serde_json::Value;
 use tracing::Instrument as _;
 
 use super::draft::Takes;
-use super::order::{self, Order};
 use super::problem::Problem;
+use super::submission::{self, Submission};
 use super::{Http, jobs, submit};
 use crate::events;
 use crate::host::acceptance::NotAccepted;
@@ -29,7 +29,7 @@ const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-ms");
 
 pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
-    let order = order::read(&http, request, Takes::Either).await?;
+    let order = submission::read(&http, request, Takes::Either).await?;
     let (model, free) = {
         let snapshot = http.job_service.snapshot.borrow();
         (snapshot.model.clone(), snapshot.free)
@@ -43,7 +43,7 @@ pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Re
     // One that waits as far as this node knows may be complete by another: then the handler has its image.
     jobs::job_status(&http, &order.job.id).await?;
     submit::keep(&http, &order).await?;
-    let Order { job, message, .. } = order;
+    let Submission { job, message, .. } = order;
     let id = job.id.clone();
     let span = Direct::span(&job);
     run(&http, &id, job, message).instrument(span).await

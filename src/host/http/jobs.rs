@@ -61,7 +61,7 @@ async fn complete(http: &Http, id: &JobId) -> Result<Option<Problem>, Problem> {
     let known = http.job_service.jobs.job_status(id.as_str());
     let prefix = known.as_ref().map_or(&http.job_service.defaults.prefix, |known| &known.prefix);
     let record = match in_time(async { Ok(http.store.record(prefix, id).await?) }).await {
-        // Whoever is about to tell the caller of the end looks again, and waits until the bucket can be asked.
+        // Whoever is about to notify the caller of the end looks again, and waits until the bucket can be asked.
         Err(_) if known.as_ref().is_some_and(|known| !known.state.has_ended()) => None,
         record => record?,
     };

@@ -12,10 +12,10 @@ mod idempotency;
 mod infer;
 mod inputs;
 mod jobs;
-mod order;
 mod problem;
 mod server;
 mod status;
+mod submission;
 mod submit;
 mod trace;
 
@@ -143,7 +143,7 @@ fn router(http: Arc<Http>) -> Router {
         .merge(guarded)
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
-        .layer(from_fn_with_state(Arc::clone(&http), trace::tell))
+        .layer(from_fn_with_state(Arc::clone(&http), trace::propagate))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(trace::RequestIds))
         .with_state(http)

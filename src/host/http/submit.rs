@@ -10,8 +10,8 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
 use super::draft::Takes;
-use super::order::{self, Order};
 use super::problem::Problem;
+use super::submission::{self, Submission};
 use super::{Http, jobs};
 use crate::host::job_service::Accepted;
 use crate::host::jobs::State;
@@ -20,18 +20,18 @@ use crate::job::{Job, JobId};
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 pub(super) async fn generate(Shared(http): Shared<Arc<Http>>, request: Request) -> Result<Response, Problem> {
-    let order = order::read(&http, request, Takes::Generate).await?;
+    let order = submission::read(&http, request, Takes::Generate).await?;
     submit(&http, order).await
 }
 
 pub(super) async fn tryon(Shared(http): Shared<Arc<Http>>, request: Request) -> Result<Response, Problem> {
-    let order = order::read(&http, request, Takes::TryOn).await?;
+    let order = submission::read(&http, request, Takes::TryOn).await?;
     submit(&http, order).await
 }
 
 /// # Errors
 /// Why the job was not accepted.
-async fn submit(http: &Http, order: Order) -> Result<Response, Problem> {
+async fn submit(http: &Http, order: Submission) -> Result<Response, Problem> {
     let job = &order.job;
     let claimed_before = match &order.key {
         Some(key) => key.claim(http, job).await?,
@@ -60,7 +60,7 @@ async fn submit(http: &Http, order: Order) -> Result<Response, Problem> {
 ///
 /// # Errors
 /// When the bucket does not take them.
-pub(super) async fn keep(http: &Http, order: &Order) -> Result<(), Problem> {
+pub(super) async fn keep(http: &Http, order: &Submission) -> Result<(), Problem> {
     for input in &order.inputs {
         http.store.put_input(&order.job.id, &input.name, input.content_type, input.file.clone()).await?;
     }

@@ -130,7 +130,7 @@ pub trait Source: Send + Sync {
     /// [`SourceError`]; then it comes back whenever the queue says.
     async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError>;
 
-    /// Messages that may be here unsettled at once, where the queue bounds that: those that cannot be started keep others out.
+    /// Messages that may be here unacknowledged at once, where the queue bounds that: those that cannot be started keep others out.
     fn window(&self) -> Option<usize> {
         None
     }

@@ -16,7 +16,7 @@ use crate::host::process::Process;
 use crate::host::runtime_api::{Invocation, RuntimeApi};
 use crate::job::trace::Trace;
 use crate::protocol::context;
-use crate::protocol::control::Order;
+use crate::protocol::control::ControlCommand;
 
 /// The bounds of an invocation.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +48,7 @@ impl Worker {
                 };
                 let (begun, cancelled): (Vec<_>, Vec<_>) = in_flight.into_iter().partition(starts);
                 for in_flight in cancelled {
-                    self.settler.cancelled(in_flight);
+                    self.acknowledger.cancelled(in_flight);
                 }
                 Some(Assignment::Messages(begun)).filter(|assignment| assignment.count() > 0)
             }
@@ -64,15 +64,15 @@ impl Worker {
     ) -> (bool, Option<Cause>) {
         let limit = self.limits().job.saturating_mul(u32::try_from(assignment.count()).unwrap_or(u32::MAX));
         let answer = api.invoke(Invocation {
-            event: self.settler.event(&assignment),
+            event: self.acknowledger.event(&assignment),
             limit,
             client_context: Some(context::encode()),
             trace_id: assignment.trace().map(Trace::to_xray),
         });
         let (ended, cause) = self.follow(api, process, &mut assignment, (answer, limit)).await;
-        api.give_up();
+        api.abandon();
         let answered = matches!(ended, Ended::Answered(_));
-        self.settler.settle(assignment, ended);
+        self.acknowledger.acknowledge(assignment, ended);
         (answered, cause)
     }
 
@@ -100,12 +100,12 @@ impl Worker {
                 () = sleep_until(deadline) => break Stop::Deadline,
                 () = &mut drained => break Stop::Drain,
                 Some(job_id) = self.cancels.recv() => if cancelled.insert(job_id.clone()) {
-                    process.send(&Order::Cancel(job_id));
+                    process.send(&ControlCommand::Cancel(job_id));
                 },
                 () = caller_gone(assignment), if caller_waits => {
                     caller_waits = false;
                     for job_id in assignment.job_ids() {
-                        process.send(&Order::Cancel(job_id));
+                        process.send(&ControlCommand::Cancel(job_id));
                     }
                 }
             }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use self::invoke::Limits;
 use super::cause::Cause;
-use super::dispatch::settle::Settler;
+use super::dispatch::acknowledge::Acknowledger;
 use super::dispatch::{Dispatcher, Slot};
 use super::process::{Launcher, Listener, Program};
 use crate::backoff::Backoff;
@@ -76,7 +76,7 @@ pub struct Worker {
     pub settings: Settings,
     pub launcher: Launcher,
     pub dispatcher: Arc<Dispatcher>,
-    pub settler: Settler,
+    pub acknowledger: Acknowledger,
     pub listener: Listener,
     pub metrics: Metrics,
     pub phase: watch::Receiver<Phase>,

@@ -123,7 +123,7 @@ impl Body {
             seed: defaults.seed,
         };
         let mut canonical = canonical(self.task, &generate);
-        generate.seed = self.seed.unwrap_or(SeedChoice::Given(defaults.seed)).settle(&self.job_id, &mut canonical);
+        generate.seed = self.seed.unwrap_or(SeedChoice::Given(defaults.seed)).acknowledge(&self.job_id, &mut canonical);
         let common = Common {
             job_id: self.job_id,
             watermark: self.watermark,

@@ -32,7 +32,7 @@ impl<'de> Deserialize<'de> for SeedChoice {
 impl SeedChoice {
     /// The seed, and how it enters the fingerprint. Any seed is the same one each time a job is delivered: it comes from the job's id and everything
     /// else that decides its images (`canonical`). torch takes 32 bits of a seed, so it has no more.
-    pub(super) fn settle(self, job_id: &JobId, canonical: &mut Value) -> Seed {
+    pub(super) fn acknowledge(self, job_id: &JobId, canonical: &mut Value) -> Seed {
         match self {
             Self::Given(seed) => {
                 canonical["seed"] = json!(seed);

@@ -281,7 +281,7 @@ impl fmt::Display for Size {
 }
 
 /// To JSON 4.0 is the same number as 4, and some writers write it so.
-fn whole(value: &Value) -> Option<u64> {
+fn whole_number(value: &Value) -> Option<u64> {
     const EXACT_BELOW: f64 = (1_u64 << 53) as f64;
     let written_as_real = || value.as_f64().filter(|real| real.fract() == 0.0 && (0.0..EXACT_BELOW).contains(real));
     value.as_u64().or_else(|| written_as_real().map(|real| real as u64))

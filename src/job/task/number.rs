@@ -28,7 +28,7 @@ macro_rules! whole_number {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let value = ::serde_json::Value::deserialize(deserializer)?;
-                let number = $crate::job::task::whole(&value)
+                let number = $crate::job::task::whole_number(&value)
                     .ok_or_else(|| de::Error::custom(format!("must be {}, got {}", $what, $crate::shown::json(&value))))?;
                 Self::new(number).map_err(de::Error::custom)
             }

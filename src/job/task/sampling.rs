@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 
-use super::{StepCount, whole};
+use super::{StepCount, whole_number};
 use crate::shown;
 
 /// What is absent is the sampler's, or the model's, own.
@@ -65,7 +65,7 @@ impl Timesteps {
 impl<'de> Deserialize<'de> for Timesteps {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
-        let number = |value: &Value| whole(value).and_then(|number| u32::try_from(number).ok());
+        let number = |value: &Value| whole_number(value).and_then(|number| u32::try_from(number).ok());
         let numbers = value.as_array().and_then(|numbers| numbers.iter().map(number).collect::<Option<Vec<_>>>());
         let read = numbers.ok_or_else(Self::allowed).and_then(Self::new);
         read.map_err(|allowed| de::Error::custom(format!("{allowed}, got {}", shown::json(&value))))
@@ -113,7 +113,7 @@ real_number!(
     Eta, (0.0..=1.0), "a number from 0 to 1"
 );
 real_number!(
-    /// How far guidance is brought back to the spread of the prediction without it (Lin et al. 2023, arXiv 2305.08891, section 3.4).
+    /// How far guidance is redelivered to the spread of the prediction without it (Lin et al. 2023, arXiv 2305.08891, section 3.4).
     GuidanceRescale, (0.0..=1.0), "a number from 0 to 1"
 );
 whole_number!(

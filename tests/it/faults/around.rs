@@ -19,7 +19,7 @@ async fn with_bucket(what: &'static str, trouble: Trouble, changes: &[(&str, &st
     }
     campaign.a_moment(2_000).await;
     campaign.host.bucket.trouble(Trouble::None);
-    campaign.settle().await;
+    campaign.acknowledge().await;
     campaign.row()
 }
 
@@ -52,7 +52,7 @@ async fn with_webhooks(what: &'static str, answer: Option<StatusCode>) -> Row {
     campaign.a_moment(1_000).await;
     assert_eq!(campaign.told(), 0, "nobody took a notification yet");
     campaign.host.backend.answer.send_replace(Some(StatusCode::OK));
-    campaign.settle().await;
+    campaign.acknowledge().await;
     campaign.row()
 }
 
@@ -107,7 +107,7 @@ async fn spool_disk_full() {
     }
     std::fs::remove_file(&ballast).unwrap();
     campaign.hand_in_all(jobs()).await;
-    campaign.settle().await;
+    campaign.acknowledge().await;
     let row = campaign.row();
     assert_eq!(row.complete, jobs(), "and nothing of what was refused turned up");
     report(&row);

@@ -37,7 +37,7 @@ async fn broker_restart() {
             node.start_again().await;
         }
     }
-    campaign.settle().await;
+    campaign.acknowledge().await;
     report(&campaign.row());
 }
 
@@ -53,7 +53,7 @@ async fn broker_connection_cut() {
             proxy.cut().await;
         }
     }
-    campaign.settle().await;
+    campaign.acknowledge().await;
     report(&campaign.row());
 }
 
@@ -68,7 +68,7 @@ async fn broker_and_handler_kill_9() {
             signal(Signal::KILL, pid);
         }
     }
-    campaign.settle().await;
+    campaign.acknowledge().await;
     report(&campaign.row());
 }
 
@@ -86,7 +86,7 @@ async fn duplicate_deliveries() {
         campaign.expect(&id);
     }
     bench.emptied(&url).await;
-    campaign.settle().await;
+    campaign.acknowledge().await;
     let row = campaign.row();
     assert!(campaign.host.backend.accepted().len() >= 3 * row.jobs, "each delivery told its caller");
     report(&row);
@@ -110,6 +110,6 @@ async fn sqs_and_host_kill_9() {
             campaign.host.restart();
         }
     }
-    campaign.settle().await;
+    campaign.acknowledge().await;
     report(&campaign.row());
 }

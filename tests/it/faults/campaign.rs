@@ -12,7 +12,7 @@ use crate::host::HostProcess;
 /// Longer than any campaign on a loaded machine.
 const WAIT_LIMIT: Duration = Duration::from_mins(8);
 
-/// Short times, so that a fault is met several times; attempts enough that nobody gives up because of ours.
+/// Short times, so that a fault is met several times; attempts enough that nobody abandons it because of ours.
 const DEFAULT_VALUE: [(&str, &str); 9] = [
     ("ATELIER__RUNTIME__MAX_ATTEMPTS", "100"),
     ("ATELIER__HOST__INITIAL_BACKOFF_MS", "20"),
@@ -88,7 +88,7 @@ impl Campaign {
     }
 
     /// Waits until every job has had its last word and the host has nothing in flight any more.
-    pub(crate) async fn settle(&mut self) {
+    pub(crate) async fn acknowledge(&mut self) {
         self.all_told().await;
         self.host.terminate();
         assert!(self.host.ended().await.success(), "{}", self.host.log());

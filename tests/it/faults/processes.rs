@@ -20,7 +20,7 @@ async fn handler_kill_9() {
             signal(Signal::KILL, pid);
         }
     }
-    campaign.settle().await;
+    campaign.acknowledge().await;
     let died = campaign.host.logged("a handler ended; another is started after a pause").len();
     assert!(died > 0, "no handler was killed\n{}", campaign.host.log());
     report(&campaign.row());
@@ -37,7 +37,7 @@ async fn host_kill_9() {
             campaign.host.restart();
         }
     }
-    campaign.settle().await;
+    campaign.acknowledge().await;
     report(&campaign.row());
 }
 
@@ -53,7 +53,7 @@ async fn sigterm_in_the_middle() {
             campaign.host.restart();
         }
     }
-    campaign.settle().await;
+    campaign.acknowledge().await;
     report(&campaign.row());
 }
 
@@ -73,7 +73,7 @@ async fn poison() {
         campaign.expect(&id);
     }
     campaign.host.restart();
-    campaign.settle().await;
+    campaign.acknowledge().await;
     let row = campaign.row();
     assert_eq!(row.complete, 0);
     assert_eq!(campaign.host.spooled("dead").len(), 2 * row.jobs, "each with its reason");
@@ -104,7 +104,7 @@ async fn clock_jumps() {
         std::fs::write(&clock, jump).unwrap();
         campaign.all_told().await;
     }
-    campaign.settle().await;
+    campaign.acknowledge().await;
     let times: Vec<String> = campaign.host.logged("job done").iter().map(|line| line["timestamp"].to_string()).collect();
     assert!(!times.is_sorted(), "the clock never jumped: {times:?}");
     report(&campaign.row());

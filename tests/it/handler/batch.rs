@@ -67,7 +67,7 @@ async fn a_group_is_never_shared_and_stays_in_order() {
     let mut stage = Stage::set().await;
     stage.next_generation(|| Err(EngineError::Panicked("once".into())));
     let messages = [("a1", "a"), ("a2", "a"), ("b1", "b"), ("b2", "b")].map(|(id, group)| (body(id), 1, Some(group)));
-    // The first of a batch fails: what follows in its group is brought back, not generated; the other group goes on.
+    // The first of a batch fails: what follows in its group is redelivered, not generated; the other group goes on.
     assert_eq!(stage.handle(sqs(&messages)).await, Ok(brought_back(&["m0", "m1"])));
     assert_eq!(stage.batches(), [2, 1]);
     assert_eq!(completed(&mut stage, 2).await, ["b1", "b2"]);

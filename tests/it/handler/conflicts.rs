@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use atelier::protocol::reply::{Settled, Settlement};
+use atelier::protocol::reply::{JobOutcome, JobReport};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
@@ -52,8 +52,8 @@ async fn the_loser_of_an_id_leaves_the_winners_image_alone_and_is_told_apart() {
         Ok(())
     });
     let reply = stage.handle_for_host(one(other.clone(), 1)).await;
-    let settled: Settled = serde_json::from_value(reply["jobs"][0].clone()).unwrap();
-    assert_eq!((settled.outcome, settled.notifications.len()), (Settlement::DeadLetter, 1), "{reply}");
+    let settled: JobReport = serde_json::from_value(reply["jobs"][0].clone()).unwrap();
+    assert_eq!((settled.outcome, settled.notifications.len()), (JobOutcome::DeadLetter, 1), "{reply}");
     stage.notifier.send_all(&settled.notifications).await.unwrap();
     let told = stage.backend.terminal().await;
     let shown = (&told.body["job_id"], &told.body["conflicting_job_id"], &told.body["error"]["code"]);
@@ -63,8 +63,8 @@ async fn the_loser_of_an_id_leaves_the_winners_image_alone_and_is_told_apart() {
     // Another loser is told under another id, and none under that of the job's own failure.
     let mut third = body("two");
     third["seed"] = json!(8);
-    let again: Settled = serde_json::from_value(stage.handle_for_host(one(other, 1)).await["jobs"][0].clone()).unwrap();
-    let another: Settled = serde_json::from_value(stage.handle_for_host(one(third, 1)).await["jobs"][0].clone()).unwrap();
+    let again: JobReport = serde_json::from_value(stage.handle_for_host(one(other, 1)).await["jobs"][0].clone()).unwrap();
+    let another: JobReport = serde_json::from_value(stage.handle_for_host(one(third, 1)).await["jobs"][0].clone()).unwrap();
     assert_eq!(again.notifications[0].id, settled.notifications[0].id);
     assert_ne!(another.notifications[0].id, settled.notifications[0].id);
     // `msg_` and the first half of SHA-256("failed\ntwo").

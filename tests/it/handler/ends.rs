@@ -1,6 +1,6 @@
 //! One job, one end: where a record is, or may be, nobody is told that the job failed.
 
-use atelier::protocol::reply::{Settled, Settlement};
+use atelier::protocol::reply::{JobOutcome, JobReport};
 use atelier::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
 use atelier_engine::EngineError;
 use axum::http::StatusCode;
@@ -19,7 +19,7 @@ fn ends(stage: &mut Stage) -> Vec<String> {
     terminal.collect()
 }
 
-fn job_of(reply: &Value) -> Settled {
+fn job_of(reply: &Value) -> JobReport {
     serde_json::from_value(reply["jobs"][0].clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
@@ -33,7 +33,7 @@ async fn a_record_whose_answer_was_lost_in_the_last_attempt_is_no_failure() {
         let reply = stage.handler.handle(one(body("lost"), 3), &control).await.unwrap();
         assert_eq!(reply["batchItemFailures"], brought_back(&["m0"])["batchItemFailures"], "{reply}");
         if notification_mode == NotificationMode::Later {
-            assert_eq!(job_of(&reply).outcome, Settlement::Retry, "{reply}");
+            assert_eq!(job_of(&reply).outcome, JobOutcome::Retry, "{reply}");
         }
         assert_eq!(ends(&mut stage), [""; 0]);
         stage.bucket.trouble(Trouble::None);
@@ -59,7 +59,7 @@ async fn a_bucket_that_is_away_is_a_reason_to_wait() {
     for job in [body("away"), impossible] {
         assert_eq!(stage.handle(one(job.clone(), 4)).await, Ok(brought_back(&["m0"])));
         let reply = stage.handle_for_host(one(job.clone(), 4)).await;
-        assert_eq!((job_of(&reply).outcome, job_of(&reply).notifications.len()), (Settlement::Retry, 0), "{reply}");
+        assert_eq!((job_of(&reply).outcome, job_of(&reply).notifications.len()), (JobOutcome::Retry, 0), "{reply}");
         let answer = response(&stage.handle(http(&job)).await.unwrap());
         assert_eq!((answer.0, &answer.1["error"]["code"]), (503, &json!("storage_failed")), "{answer:?}");
     }
@@ -82,7 +82,7 @@ async fn a_failure_beside_a_record_is_told_as_complete() {
         let control = Control::unlimited(shutdown.clone()).cancellable(cancelled.clone());
         let reply = stage.handler.handle(one(body("done"), 1), &control.notification_mode_by(notification_mode)).await.unwrap();
         if notification_mode == NotificationMode::Later {
-            assert_eq!((job_of(&reply).outcome, job_of(&reply).replayed), (Settlement::Complete, true), "{reply}");
+            assert_eq!((job_of(&reply).outcome, job_of(&reply).replayed), (JobOutcome::Complete, true), "{reply}");
             stage.notifier.send_all(&job_of(&reply).notifications).await.unwrap();
         }
         let told = stage.backend.terminal().await;
@@ -112,7 +112,7 @@ async fn a_failed_attempt_beside_one_that_stored_the_record_is_told_as_complete(
         Err(EngineError::OutOfMemory { problem: "64x64 would fit".into() })
     });
     let reply = stage.handle_for_host(one(body("twin"), 3)).await;
-    assert_eq!(job_of(&reply).outcome, Settlement::Complete, "{reply}");
+    assert_eq!(job_of(&reply).outcome, JobOutcome::Complete, "{reply}");
     assert_eq!(reply["batchItemFailures"], json!([]));
 }
 

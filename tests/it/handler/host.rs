@@ -1,6 +1,6 @@
 //! What `atelier host` is told of every job, and that the notifications in it are as good as those the handler sends itself.
 
-use atelier::protocol::reply::{Settled, Settlement};
+use atelier::protocol::reply::{JobOutcome, JobReport};
 use atelier::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
 use atelier_engine::EngineError;
 use serde_json::{Value, json};
@@ -9,11 +9,11 @@ use super::{body, http, one, response, sqs};
 use crate::events::sample;
 use crate::stage::Stage;
 
-fn jobs(reply: &Value) -> Vec<Settled> {
+fn jobs(reply: &Value) -> Vec<JobReport> {
     serde_json::from_value(reply["jobs"].clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
-fn code(job: &Settled) -> Option<&str> {
+fn code(job: &JobReport) -> Option<&str> {
     job.error.as_ref().map(|error| error.code.as_str())
 }
 
@@ -29,10 +29,10 @@ async fn every_message_of_a_batch_is_told_of_and_no_notification_is_waited_for()
     let reply = stage.handle_for_host(batch).await;
     assert_eq!(reply["batchItemFailures"], json!([{ "itemIdentifier": "m0" }]));
     let [again, good, bad, no_job] = &jobs(&reply)[..] else { panic!("not four: {reply}") };
-    assert_eq!((again.outcome, code(again), again.notifications.len()), (Settlement::Retry, Some("inference_failed"), 0));
-    assert_eq!((good.outcome, good.replayed, code(good), good.notifications.len()), (Settlement::Complete, false, None, 1));
-    assert_eq!((bad.outcome, code(bad), bad.notifications.len()), (Settlement::Failed, Some("invalid_request"), 1));
-    assert_eq!((no_job.outcome, no_job.job_id.as_deref(), no_job.notifications.len()), (Settlement::Failed, None, 1));
+    assert_eq!((again.outcome, code(again), again.notifications.len()), (JobOutcome::Retry, Some("inference_failed"), 0));
+    assert_eq!((good.outcome, good.replayed, code(good), good.notifications.len()), (JobOutcome::Complete, false, None, 1));
+    assert_eq!((bad.outcome, code(bad), bad.notifications.len()), (JobOutcome::Failed, Some("invalid_request"), 1));
+    assert_eq!((no_job.outcome, no_job.job_id.as_deref(), no_job.notifications.len()), (JobOutcome::Failed, None, 1));
     let ids: Vec<_> = [again, good, bad, no_job].iter().map(|job| job.message_id.as_str()).collect();
     assert_eq!(ids, ["m0", "m1", "m2", "m3"]);
     assert!(
@@ -87,7 +87,7 @@ async fn a_rabbitmq_batch_has_partial_failure_and_the_hosts_own_names() {
     let reply = stage.handle_for_host(event).await;
     assert_eq!(reply["batchItemFailures"], json!([{ "itemIdentifier": "host-one" }]));
     let outcomes: Vec<_> = jobs(&reply).into_iter().map(|job| (job.message_id, job.outcome)).collect();
-    assert_eq!(outcomes, [("host-one".to_owned(), Settlement::Retry), ("host-two".to_owned(), Settlement::Complete)]);
+    assert_eq!(outcomes, [("host-one".to_owned(), JobOutcome::Retry), ("host-two".to_owned(), JobOutcome::Complete)]);
 }
 
 #[tokio::test]
@@ -97,12 +97,12 @@ async fn an_http_response_comes_before_its_notifications() {
     let reply = stage.handle_for_host(http(&body("web"))).await;
     assert_eq!(response(&reply).0, 200);
     let [done] = &jobs(&reply)[..] else { panic!("not one: {reply}") };
-    assert_eq!((done.outcome, done.job_id.as_deref(), done.notifications.len()), (Settlement::Complete, Some("web"), 1));
+    assert_eq!((done.outcome, done.job_id.as_deref(), done.notifications.len()), (JobOutcome::Complete, Some("web"), 1));
 
     stage.next_generation(|| Err(EngineError::OutOfMemory { problem: "512x512 would fit".into() }));
     let reply = stage.handle_for_host(http(&body("large"))).await;
     let [failed] = &jobs(&reply)[..] else { panic!("not one: {reply}") };
-    assert_eq!((response(&reply).0, failed.outcome, failed.notifications.len()), (422, Settlement::Failed, 1));
+    assert_eq!((response(&reply).0, failed.outcome, failed.notifications.len()), (422, JobOutcome::Failed, 1));
     let mut stranger = http(&body("web-2"));
     stranger["headers"]["x-internal-auth"] = json!("wrong");
     let reply = stage.handle_for_host(stranger).await;
@@ -119,8 +119,8 @@ async fn a_cancelled_job_is_given_up_and_the_next_one_is_not_concerned() {
     let batch = sqs(&[(body("unwanted"), 1, None), (body("wanted"), 1, None)]);
     let reply = stage.handler.handle(batch, &control).await.unwrap();
     let [unwanted, wanted] = &jobs(&reply)[..] else { panic!("not two: {reply}") };
-    assert_eq!((unwanted.outcome, code(unwanted), unwanted.notifications.len()), (Settlement::Failed, Some("cancelled"), 1));
-    assert_eq!(wanted.outcome, Settlement::Complete);
+    assert_eq!((unwanted.outcome, code(unwanted), unwanted.notifications.len()), (JobOutcome::Failed, Some("cancelled"), 1));
+    assert_eq!(wanted.outcome, JobOutcome::Complete);
 }
 
 #[tokio::test]

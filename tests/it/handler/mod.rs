@@ -1,4 +1,4 @@
-//! One event in, one reply out: what is settled, what is brought back, who is told what, and what is generated twice (nothing).
+//! One event in, one reply out: what is settled, what is redelivered, who is told what, and what is generated twice (nothing).
 
 mod batch;
 mod conflicts;
@@ -155,7 +155,7 @@ async fn an_undelivered_notification_brings_back_the_message_and_only_the_notifi
         stage.backend.arrived().into_iter().filter(|notification| !notification.path.ends_with("/progress")).collect();
     assert!(
         tried.len() >= 2 && tried.iter().all(|notification| notification.path.ends_with("/complete")),
-        "retried, never told as failed"
+        "retried, never reported as failed"
     );
     stage.backend.answer.send_replace(Some(StatusCode::OK));
     assert_eq!(stage.handle(one(body("deaf"), 4)).await, Ok(brought_back(&[])));

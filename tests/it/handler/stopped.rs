@@ -1,8 +1,8 @@
-//! A job that is stopped near its end, on its last attempt: it is never told as failed once it may be done, and telling ends in time.
+//! A job that is stopped near its end, on its last attempt: it is never reported as failed once it may be done, and telling ends in time.
 
 use std::time::{Duration, SystemTime};
 
-use atelier::protocol::reply::Settlement;
+use atelier::protocol::reply::JobOutcome;
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use atelier_engine::EngineError;
 use serde_json::Value;
@@ -49,7 +49,7 @@ async fn a_job_whose_record_is_on_its_way_is_not_told_as_failed() {
         let reply: Value = reply.unwrap();
         assert_eq!(reply["batchItemFailures"], brought_back(&["m0"])["batchItemFailures"]);
         if notification_mode == NotificationMode::Later {
-            assert_eq!(serde_json::from_value::<Settlement>(reply["jobs"][0]["outcome"].clone()).unwrap(), Settlement::Retry);
+            assert_eq!(serde_json::from_value::<JobOutcome>(reply["jobs"][0]["outcome"].clone()).unwrap(), JobOutcome::Retry);
             assert_eq!(reply["jobs"][0]["notifications"], serde_json::json!([]));
         }
         assert!(!told_as_failed(&mut stage.backend));
@@ -72,7 +72,7 @@ async fn a_drain_is_no_failure_where_the_host_need_not_count_it() {
         assert_eq!(
             told_as_failed(&mut stage.backend),
             notification_mode == NotificationMode::Now,
-            "SQS counts it, so its caller is told"
+            "SQS counts it, so its caller is notified"
         );
     }
 }

@@ -119,7 +119,7 @@ async fn late_answers_are_told_so() {
     let api = RuntimeApi::start("atelier").await.unwrap();
     let handler = Handler::of(&api);
     let (id, _answer) = take(&api, &handler).await;
-    api.give_up();
+    api.abandon();
     assert_eq!(handler.post(&format!("invocation/{id}/response"), &[], "1").await, StatusCode::GONE);
     let (id, answer) = take(&api, &handler).await;
     let error = json!({ "errorType": "Boom", "errorMessage": "it broke" }).to_string();

@@ -17,7 +17,7 @@ async fn with_refused(changes: &[(&str, &str)]) -> HostProcess {
     host
 }
 
-async fn settled(host: &HostProcess) {
+async fn job_report(host: &HostProcess) {
     let empty = || host.spooled("waiting").is_empty() && host.spooled("running").is_empty();
     eventually("both are settled", empty).await.unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
 }
@@ -31,7 +31,7 @@ fn names(host: &HostProcess) -> Vec<String> {
 async fn what_nobody_could_be_told_of_is_dead_lettered() {
     let mut host = with_refused(&[]).await;
     host.wait_for("a handler is ready", 2).await;
-    settled(&host).await;
+    job_report(&host).await;
     let dead = names(&host);
     assert!(dead.iter().any(|name| name.contains("nameless")), "{dead:?}");
     assert!(!dead.iter().any(|name| name.contains("wrong")), "its sender was told: {dead:?}");
@@ -49,7 +49,7 @@ async fn where_nobody_listens_or_all_is_kept_every_refused_message_is_dead_lette
     for changes in [("BACKEND_API_URL", ""), ("ATELIER__SOURCES__SPOOL__KEEP_REFUSED", "true")] {
         let mut host = with_refused(&[changes]).await;
         host.wait_for("a handler is ready", 2).await;
-        settled(&host).await;
+        job_report(&host).await;
         let dead = names(&host);
         for name in ["nameless", "wrong"] {
             assert!(dead.iter().any(|found| found.contains(name)), "{changes:?}: {name} is not among {dead:?}");

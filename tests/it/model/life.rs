@@ -1,6 +1,6 @@
 //! The states of one job, the steps between them, and the promises that hold in each.
 
-/// Attempts after which the caller is told `failed`.
+/// Attempts after which the caller is notified `failed`.
 const MOST_ATTEMPTS: u8 = 2;
 
 /// What the code does where earlier releases did something else.

@@ -1,7 +1,7 @@
 //! A model of one job's life, small enough that every interleaving is looked at: a caller, a queue, two hosts, the bucket, the receiver.
 //!
 //! Transitions have the names of the code that makes them. Two things are assumed. The queue has a message in the hands of one host at a time,
-//! and brings it back when that host is gone. A job that was told as failed fails again when its message comes back.
+//! and brings it back when that host is gone. A job that was reported as failed fails again when its message comes back.
 
 mod life;
 

@@ -4,7 +4,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use atelier::handler::lambda::{self, End, Limits};
 use atelier::protocol::ENGINE_LOST_EXIT_CODE;
-use atelier::protocol::reply::{Settled, Settlement};
+use atelier::protocol::reply::{JobOutcome, JobReport};
 use atelier_engine::EngineError;
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ fn job(id: &str, steps: u32) -> Value {
     event
 }
 
-fn only_job(posted: &Posted) -> Settled {
+fn only_job(posted: &Posted) -> JobReport {
     let Posted::Response(reply) = posted else { panic!("no reply: {posted:?}") };
     serde_json::from_value(reply["jobs"][0].clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
@@ -42,11 +42,11 @@ async fn a_running_job_is_cancelled_by_a_line_and_the_next_one_is_generated() {
     handler.order("cancel another");
     handler.order("cancel endless");
     let cancelled = only_job(&api.posted().await);
-    assert_eq!((cancelled.outcome, cancelled.notifications.len()), (Settlement::Failed, 1));
+    assert_eq!((cancelled.outcome, cancelled.notifications.len()), (JobOutcome::Failed, 1));
     assert_eq!(cancelled.error.map(|error| error.code).as_deref(), Some("cancelled"));
 
     api.invoke_for_host(job("next", 1));
-    assert_eq!(only_job(&api.posted().await).outcome, Settlement::Complete);
+    assert_eq!(only_job(&api.posted().await).outcome, JobOutcome::Complete);
     assert_eq!(bucket.puts("/result.json"), 1);
     assert!(
         backend.arrived().iter().all(|notification| notification.method == Method::PATCH),
@@ -99,7 +99,7 @@ async fn a_handler_whose_gpu_failed_answers_and_ends_with_its_own_code() {
         api.invoke_for_host(event);
     }
     let handed_back = only_job(&api.posted().await);
-    assert_eq!((handed_back.job_id.as_deref(), handed_back.outcome), (Some("poison"), Settlement::Retry));
+    assert_eq!((handed_back.job_id.as_deref(), handed_back.outcome), (Some("poison"), JobOutcome::Retry));
     assert_eq!(handed_back.error.map(|error| error.code).as_deref(), Some("gpu_failed"));
     let ended: ExitStatus = tokio::task::spawn_blocking(move || handler.wait()).await.unwrap().unwrap();
     assert_eq!(ended.code(), Some(i32::from(ENGINE_LOST_EXIT_CODE)));

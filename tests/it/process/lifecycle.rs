@@ -43,7 +43,7 @@ fn job(id: &str, steps: u32) -> Value {
     event
 }
 
-fn settled() -> Posted {
+fn job_report() -> Posted {
     Posted::Response(json!({ "batchItemFailures": [] }))
 }
 
@@ -90,7 +90,7 @@ async fn a_deadline_hands_the_job_back_and_the_next_one_is_generated() {
     let mut stage = Stage::set().await;
     let _handler = stage.world.start(&[("ATELIER__RUNTIME__DEADLINE_MARGIN_MS", "500")], &stage.log);
     stage.api.invoke(job("warm", 1), LIMIT);
-    assert_eq!(stage.api.posted().await, settled());
+    assert_eq!(stage.api.posted().await, job_report());
     stage.backend.terminal().await;
 
     let started = Instant::now();
@@ -101,7 +101,7 @@ async fn a_deadline_hands_the_job_back_and_the_next_one_is_generated() {
 
     // `cargo lambda watch` sends this constant: 1970 is no deadline.
     stage.api.invoke_with_deadline(job("undated", 1), 600_000);
-    assert_eq!(stage.api.posted().await, settled());
+    assert_eq!(stage.api.posted().await, job_report());
     assert_eq!(stage.backend.terminal().await.body["job_id"], "undated");
     assert_eq!(stage.bucket.puts("/result.json"), 2);
 }
@@ -111,7 +111,7 @@ async fn on_lambda_every_run_is_a_line_for_cloudwatch() {
     let mut stage = Stage::set().await;
     let _handler = stage.world.start(&[], &stage.log);
     stage.api.invoke(job("measured", 4), LIMIT);
-    assert_eq!(stage.api.posted().await, settled());
+    assert_eq!(stage.api.posted().await, job_report());
     let out = std::fs::read_to_string(stage.log.with_extension("out")).unwrap();
     let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let [line] = &lines[..] else { panic!("one run, one line: {out}") };
@@ -138,7 +138,7 @@ async fn a_start_is_told_by_phase_and_the_first_image_once() {
         let _handler = stage.world.start(&[("ATELIER__WORKFLOW__ADVANCED__WARMUP_ON_STARTUP", warm_up)], &stage.log);
         for id in ["one", "two"] {
             stage.api.invoke(job(id, 2), LIMIT);
-            assert_eq!(stage.api.posted().await, settled());
+            assert_eq!(stage.api.posted().await, job_report());
         }
         let lines: Vec<Value> = stage.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let told = |message: &str| lines.iter().filter(|line| line["message"] == message).collect::<Vec<_>>();
@@ -160,7 +160,7 @@ async fn an_unknown_event_is_an_error_and_harms_nobody() {
     assert_eq!(error_type, "Atelier.UnknownEvent");
     assert!(body["errorMessage"].as_str().unwrap_or_default().contains("an SQS batch"), "{body}");
     stage.api.invoke(job("after", 1), LIMIT);
-    assert_eq!(stage.api.posted().await, settled());
+    assert_eq!(stage.api.posted().await, job_report());
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn sigterm_ends_an_idle_handler_at_once() {
     let mut stage = Stage::set().await;
     let mut handler = stage.world.start(&[], &stage.log);
     stage.api.invoke(job("first", 1), LIMIT);
-    assert_eq!(stage.api.posted().await, settled());
+    assert_eq!(stage.api.posted().await, job_report());
     handler.terminate();
     assert_eq!(handler.ended().await.code(), Some(0), "{}", stage.log());
 }
@@ -182,7 +182,7 @@ async fn sigterm_finishes_the_job_within_the_grace() {
     stage.bucket.holding().await;
     handler.terminate();
     stage.bucket.hold(None);
-    assert_eq!(stage.api.posted().await, settled());
+    assert_eq!(stage.api.posted().await, job_report());
     assert_eq!(handler.ended().await.code(), Some(0), "{}", stage.log());
     assert_eq!(stage.backend.terminal().await.body["job_id"], "in-hand");
 }

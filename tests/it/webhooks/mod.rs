@@ -262,7 +262,7 @@ async fn a_callback_inside_is_refused_and_the_backend_hears_of_it() {
         let job = job(&json!({ "callback": { "url": url } }));
         let error = complete(&notifier, &job).await.expect_err("must be refused");
         assert_eq!((error.retry_policy(), error.field()), (RetryPolicy::Terminal, Some("callback.url")), "{error}");
-        failed(&notifier, Some(&job.id), job.callback.as_ref(), &error, 1).await.expect("the backend is told");
+        failed(&notifier, Some(&job.id), job.callback.as_ref(), &error, 1).await.expect("the backend is notified");
     }
     assert!(inner.requests().is_empty());
     assert_eq!(backend.requests()[0].json()["error"]["field"], "callback.url");

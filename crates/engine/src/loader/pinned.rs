@@ -24,8 +24,8 @@ const BUFFER_BYTES: usize = 8 << 20;
 /// As many threads read at most.
 const BUFFERS: usize = 8;
 
-trait Number: Pod + DeviceRepr + ValidAsZeroBits + CudaDType {}
-impl<T: Pod + DeviceRepr + ValidAsZeroBits + CudaDType> Number for T {}
+trait Element: Pod + DeviceRepr + ValidAsZeroBits + CudaDType {}
+impl<T: Pod + DeviceRepr + ValidAsZeroBits + CudaDType> Element for T {}
 
 /// A part of a tensor that fits into a buffer: `count` of its values, after `from` others.
 struct JobContext {
@@ -41,7 +41,7 @@ struct Buffer<T> {
     copied: Option<CudaEvent>,
 }
 
-pub(super) fn bring(stored: &[Stored<'_>], dtype: DType, cuda: &CudaDevice) -> Result<Vec<Tensor>, EngineError> {
+pub(super) fn upload(stored: &[Stored<'_>], dtype: DType, cuda: &CudaDevice) -> Result<Vec<Tensor>, EngineError> {
     let mut tensors: HashMap<usize, Tensor> = HashMap::new();
     for kept in [Dtype::F32, Dtype::F16, Dtype::BF16] {
         let mut keep = |place: usize, storage: CudaStorage| {
@@ -72,7 +72,7 @@ pub(super) fn bring(stored: &[Stored<'_>], dtype: DType, cuda: &CudaDevice) -> R
 type Keep<'a> = &'a mut dyn FnMut(usize, CudaStorage) -> Result<(), EngineError>;
 
 /// Brings those tensors whose values are `T`, given by their places and how many values they have.
-fn bring_as<T: Number>(
+fn bring_as<T: Element>(
     stored: &[Stored<'_>],
     counts: &[(usize, usize)],
     cuda: &CudaDevice,
@@ -118,7 +118,7 @@ fn bring_as<T: Number>(
     brought
 }
 
-fn filled_with<T: Number>(mut buffer: Buffer<T>, piece: &JobContext, stored: &Stored<'_>) -> Result<Buffer<T>, EngineError> {
+fn filled_with<T: Element>(mut buffer: Buffer<T>, piece: &JobContext, stored: &Stored<'_>) -> Result<Buffer<T>, EngineError> {
     if let Some(copied) = buffer.copied.take() {
         copied.synchronize().map_err(Error::wrap)?;
     }
@@ -129,7 +129,7 @@ fn filled_with<T: Number>(mut buffer: Buffer<T>, piece: &JobContext, stored: &St
 }
 
 /// Has everything copied that arrives.
-fn copy<T: Number>(
+fn copy<T: Element>(
     counts: &[(usize, usize)],
     arriving: mpsc::Receiver<Result<(&JobContext, Buffer<T>), EngineError>>,
     give_back: &mpsc::Sender<Buffer<T>>,

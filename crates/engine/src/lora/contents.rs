@@ -17,7 +17,7 @@ use crate::weights::Shapes;
 /// An adapter has no more values than so many models: the largest in use have half as many as one.
 const MAX_MODELS: usize = 2;
 
-/// Words of textual inversions that a LoRA may bring.
+/// TextConditioning of textual inversions that a LoRA may bring.
 const MAX_WORDS: usize = 64;
 
 /// The keys of a file by what they stand for.
@@ -25,7 +25,7 @@ pub(super) struct Contents<'a> {
     file: &'a TensorFile,
     /// By the base weight's name.
     modules: BTreeMap<String, Keys>,
-    /// Words of bundled textual inversions and their keys.
+    /// TextConditioning of bundled textual inversions and their keys.
     words: Vec<(String, String)>,
 }
 
@@ -140,7 +140,7 @@ impl<'a> Contents<'a> {
     ///
     /// # Errors
     /// When the vectors cannot be read.
-    pub(super) fn words(&self, device: &Device) -> Result<Vec<(String, Tensor)>, LoraError> {
+    pub(super) fn encode_words(&self, device: &Device) -> Result<Vec<(String, Tensor)>, LoraError> {
         let read = |(word, key): &(String, String)| {
             let vectors = self.tensor(key, device)?;
             let hidden = vectors.dim(D::Minus1)?;

@@ -7,7 +7,7 @@ pub(super) enum Delta {
     /// LoRA and `LoCon`: `up·down`. Down (rank, in, …), up (out, rank, …); or down (rank, in, 1, 1) and mid (rank, rank, …).
     LowRank { down: Tensor, up: Tensor, mid: Option<Tensor> },
     /// `LoHa` (Hyeon-Woo et al. 2021, arXiv 2108.06098): the product of both, number by number.
-    Hadamard(Product, Product),
+    Hadamard(LowRank, LowRank),
     /// `LoKr` (Yeh et al. 2023, arXiv 2309.14859): the Kronecker product of both.
     Kronecker(Factor, Factor),
     /// The change itself.
@@ -15,7 +15,7 @@ pub(super) enum Delta {
 }
 
 /// `a·b`, (rows, rank) by (rank, columns); with a core (rank, rank, …) the sum over both ranks, a being (rank, rows) then.
-pub(super) struct Product {
+pub(super) struct LowRank {
     pub(super) a: Tensor,
     pub(super) b: Tensor,
     pub(super) core: Option<Tensor>,
@@ -24,7 +24,7 @@ pub(super) struct Product {
 pub(super) enum Factor {
     /// (rows, columns) or (rows, columns, …).
     Whole(Tensor),
-    Product(Product),
+    LowRank(LowRank),
 }
 
 impl Delta {
@@ -42,8 +42,8 @@ impl Delta {
     pub(super) fn rank(&self) -> Option<usize> {
         match self {
             Self::LowRank { down, .. } => down.dims().first().copied(),
-            Self::Hadamard(first, _) | Self::Kronecker(Factor::Product(first), _) => first.rank(),
-            Self::Kronecker(_, Factor::Product(second)) => second.rank(),
+            Self::Hadamard(first, _) | Self::Kronecker(Factor::LowRank(first), _) => first.rank(),
+            Self::Kronecker(_, Factor::LowRank(second)) => second.rank(),
             Self::Kronecker(Factor::Whole(_), Factor::Whole(_)) | Self::Full(_) => None,
         }
     }
@@ -80,7 +80,7 @@ impl Delta {
     }
 }
 
-impl Product {
+impl LowRank {
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         [&self.a, &self.b].into_iter().chain(&self.core)
     }
@@ -113,7 +113,7 @@ impl Factor {
     fn tensors(&self) -> Vec<&Tensor> {
         match self {
             Self::Whole(factor) => vec![factor],
-            Self::Product(product) => product.tensors().collect(),
+            Self::LowRank(product) => product.tensors().collect(),
         }
     }
 
@@ -123,7 +123,7 @@ impl Factor {
                 [rows, columns, kernel @ ..] => Some((*rows, columns * kernel.iter().product::<usize>())),
                 _ => None,
             },
-            Self::Product(product) => product.size(),
+            Self::LowRank(product) => product.size(),
         }
     }
 
@@ -131,7 +131,7 @@ impl Factor {
         match self {
             Self::Whole(factor) if factor.rank() > 2 => factor.flatten_from(2),
             Self::Whole(factor) => Ok(factor.clone()),
-            Self::Product(product) => product.matrix(),
+            Self::LowRank(product) => product.matrix(),
         }
     }
 }

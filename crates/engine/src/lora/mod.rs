@@ -89,7 +89,7 @@ pub fn check(path: &Path, shapes: impl IntoIterator<Item = (String, Vec<usize>)>
 /// A checked adapter, ready to be merged.
 pub(super) struct Lora {
     changes: Vec<Change>,
-    /// Words of its textual inversions (`OneTrainer` bundles them) and their vectors: (vectors, hidden), f32.
+    /// TextConditioning of its textual inversions (`OneTrainer` bundles them) and their vectors: (vectors, hidden), f32.
     words: Vec<(String, Tensor)>,
 }
 
@@ -107,7 +107,7 @@ impl Lora {
         let file = TensorFile::open(&lora.path)?;
         let contents = Contents::sort(&file, shapes)?;
         let changes = contents.read(shapes, &Alphas::read(&file, &lora.alpha)?, device)?;
-        Ok(Self { changes, words: contents.words(device)? })
+        Ok(Self { changes, words: contents.encode_words(device)? })
     }
 
     /// What its tensors take on the device.
@@ -117,7 +117,7 @@ impl Lora {
     }
 
     /// Its textual inversions.
-    pub(super) fn words(&self) -> &[(String, Tensor)] {
+    pub(super) fn encode_words(&self) -> &[(String, Tensor)] {
         &self.words
     }
 
@@ -140,7 +140,7 @@ impl Lora {
     ///
     /// # Errors
     /// When what the adapter does to it is no such product.
-    pub(super) fn beside(&self, target: &str, scale: f64) -> Result<Vec<(Tensor, Tensor)>, LoraError> {
+    pub(super) fn low_rank(&self, target: &str, scale: f64) -> Result<Vec<(Tensor, Tensor)>, LoraError> {
         let pair = |change: &Change| match (&change.delta, &change.direction) {
             (Delta::LowRank { down, up, mid: None }, None) => {
                 Ok((down.flatten_from(1)?, (up.flatten_from(1)? * (scale * change.scaling))?))

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::LoraError;
 use super::alphas::{Alphas, Module};
-use super::delta::{Delta, Factor, Product};
+use super::delta::{Delta, Factor, LowRank};
 use super::dora::Direction;
 use super::keys::{Part, Side};
 use crate::weights::Shapes;
@@ -100,7 +100,7 @@ impl Parts {
                 let core = parts.take(Part::HadaCore(side));
                 let a = parts.take(Part::HadaA(side)).ok_or_else(|| parts.incomplete("hada_w1_a or hada_w2_a"))?;
                 let b = parts.take(Part::HadaB(side)).ok_or_else(|| parts.incomplete("hada_w1_b or hada_w2_b"))?;
-                Ok::<_, LoraError>(Product { a, b, core })
+                Ok::<_, LoraError>(LowRank { a, b, core })
             };
             return Ok(Delta::Hadamard(product(self, Side::First)?, product(self, Side::Second)?));
         }
@@ -124,7 +124,7 @@ impl Parts {
         let core = self.take(Part::KronCore(side));
         let a = self.take(Part::KronA(side)).ok_or_else(|| self.incomplete("lokr_w1 or lokr_w2, nor its first matrix"))?;
         let b = self.take(Part::KronB(side)).ok_or_else(|| self.incomplete("second matrix of lokr_w1 or lokr_w2"))?;
-        Ok(Factor::Product(Product { a, b, core }))
+        Ok(Factor::LowRank(LowRank { a, b, core }))
     }
 
     fn checked(&self, change: Change, shape: &[usize]) -> Result<Change, LoraError> {

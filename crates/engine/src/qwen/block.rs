@@ -15,7 +15,7 @@ use crate::attention::attend;
 /// Of every norm; diffusers has it in code, not in config.json.
 pub(super) const NORM_EPS: f32 = 1e-6;
 
-/// diffusers' `QwenImageTransformerBlock`, without the layers that only depend on time ([`super::moments`]).
+/// diffusers' `QwenImageTransformerBlock`, without the layers that only depend on time ([`super::conditionings`]).
 pub(super) struct Block {
     image: Stream,
     text: Stream,

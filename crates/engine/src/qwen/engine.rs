@@ -12,10 +12,10 @@ use super::text::TextEncoder;
 use super::{QwenImageEdit, Variant};
 use crate::device_errors::classify_memory_error;
 use crate::resample::{Filter, resize};
-use crate::{EditRequest, Engine, EngineError, Generated, Image, Order, Request, Watch};
+use crate::{EditRequest, Engine, EngineError, Generated, Image, QueuedRequest, Request, Watch};
 
 /// What stands for a negative prompt that says nothing: the model's own examples have a blank.
-const NO_WORDS: &str = " ";
+const EMPTY_PROMPT: &str = " ";
 /// Sides of what the warm-up generates.
 const WARM_UP_PX: u32 = 64;
 
@@ -45,7 +45,7 @@ pub struct TryOnEngine {
 }
 
 /// The hidden states of a request's words.
-struct Words {
+struct TextConditioning {
     positive: Tensor,
     negative: Option<Tensor>,
 }
@@ -60,7 +60,7 @@ impl TryOnEngine {
         let mut modes: Vec<(String, QwenImageEdit)> = Vec::with_capacity(settings.modes.len());
         for (mode, variant) in &settings.modes {
             let model = match modes.first() {
-                Some((_, first)) => first.beside(variant)?,
+                Some((_, first)) => first.low_rank(variant)?,
                 None => QwenImageEdit::load(directory, variant, precision, device.clone())?.with_areas(settings.areas),
             };
             modes.push((mode.clone(), model));
@@ -101,7 +101,7 @@ impl TryOnEngine {
     fn attempt(&mut self, request: &EditRequest, watch: &Watch) -> Generated {
         let place = self.modes.iter().position(|(mode, _)| *mode == request.mode);
         let place = place.ok_or_else(|| self.not_loaded(&request.mode))?;
-        let Words { positive, negative } = self.words(request)?;
+        let TextConditioning { positive, negative } = self.encode_words(request)?;
         if watch.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
@@ -117,7 +117,7 @@ impl TryOnEngine {
         model.generate(&edit, &references, watch)
     }
 
-    fn words(&mut self, request: &EditRequest) -> Result<Words, EngineError> {
+    fn encode_words(&mut self, request: &EditRequest) -> Result<TextConditioning, EngineError> {
         let mut encoder = self.encoder.take().map_or_else(|| self.read_encoder(), Ok)?;
         let words = words_of(&mut encoder, request);
         self.encoder = Some(encoder).filter(|_| self.keeps_encoder);
@@ -142,13 +142,13 @@ impl TryOnEngine {
     }
 }
 
-fn words_of(encoder: &mut TextEncoder, request: &EditRequest) -> Result<Words, EngineError> {
+fn words_of(encoder: &mut TextEncoder, request: &EditRequest) -> Result<TextConditioning, EngineError> {
     let positive = encoder.encode(&request.prompt, &request.images)?;
-    let said = Some(request.negative_prompt.as_str()).filter(|prompt| !prompt.trim().is_empty()).unwrap_or(NO_WORDS);
+    let said = Some(request.negative_prompt.as_str()).filter(|prompt| !prompt.trim().is_empty()).unwrap_or(EMPTY_PROMPT);
     let guided = request.guidance_scale > 1.0;
     let negative = guided.then(|| encoder.encode(said, &request.images)).transpose();
     let negative = negative.map_err(EngineError::of_negative_prompt)?;
-    Ok(Words { positive, negative })
+    Ok(TextConditioning { positive, negative })
 }
 
 fn smaller(error: EngineError) -> EngineError {
@@ -181,16 +181,16 @@ impl Engine for TryOnEngine {
         Ok(())
     }
 
-    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
-        let one = |order: &Order| -> Result<Vec<Image>, EngineError> {
-            match &order.request {
-                Request::TryOn(request) => self.edit(request, &order.watch),
+    fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
+        let one = |queued: &QueuedRequest| -> Result<Vec<Image>, EngineError> {
+            match &queued.request {
+                Request::TryOn(request) => self.edit(request, &queued.watch),
                 Request::Generate(_) => {
                     let problem = "this model generates garments onto people (task tryon), not from text".into();
                     Err(EngineError::Request { field: "task", problem })
                 }
             }
         };
-        Ok(orders.iter().map(one).collect())
+        Ok(queued_requests.iter().map(one).collect())
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct TransformerFiles {
     precision: Precision,
     device: Device,
     /// Where weights stay in 8 bits and the device multiplies such values.
-    products: Option<Fp8Weight>,
+    fp8: Option<Fp8Weight>,
 }
 
 impl TransformerFiles {
@@ -57,8 +57,8 @@ impl TransformerFiles {
                 index.insert(full_name(&name), (place, name));
             }
         }
-        let products = if precision.keep_fp8 { Fp8Weight::of(device) } else { None };
-        let mut opened = Self { files, index, loras: Vec::new(), precision, device: device.clone(), products };
+        let fp8 = if precision.keep_fp8 { Fp8Weight::of(device) } else { None };
+        let mut opened = Self { files, index, loras: Vec::new(), precision, device: device.clone(), fp8 };
         let shapes = shapes(config);
         let path = file.map_or_else(|| directory.to_owned(), PathBuf::from);
         opened.check(&shapes).map_err(|problem| EngineError::Checkpoint { path, problem })?;
@@ -119,7 +119,7 @@ impl TransformerFiles {
     /// What is kept in 8 bits can have a LoRA only next to it.
     fn check_beside(&self, lora: &Lora, shapes: &Shapes) -> Result<(), String> {
         for name in shapes.keys().filter(|name| self.stays_fp8(name)) {
-            lora.beside(name, 1.0).map_err(|error| error.to_string())?;
+            lora.low_rank(name, 1.0).map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -136,12 +136,12 @@ impl TransformerFiles {
         let weight = format!("{COMPONENT}.{name}.weight");
         let bias = self.tensor(&format!("{name}.bias"))?;
         if !self.stays_fp8(&weight) {
-            return Ok(Linear::whole(self.tensor(&format!("{name}.weight"))?, bias));
+            return Ok(Linear::full_precision(self.tensor(&format!("{name}.weight"))?, bias));
         }
         let scale = self.scale(&weight)?.map(|scale| scale.flatten_all()).transpose()?;
         let bits = self.stored(&weight)?;
-        let products = self.products.clone().filter(|_| Fp8Weight::fits(&bits));
-        Ok(Linear::fp8((bits, scale, bias), self.beside(&weight)?, products))
+        let fp8 = self.fp8.clone().filter(|_| Fp8Weight::fits(&bits));
+        Ok(Linear::fp8((bits, scale, bias), self.low_rank(&weight)?, fp8))
     }
 
     /// The whole tensor `name` (without `transformer.`), LoRAs merged, in the format that is computed in.
@@ -169,10 +169,10 @@ impl TransformerFiles {
     }
 
     /// Down and up matrices of all LoRAs for one weight as one pair.
-    fn beside(&self, weight: &str) -> Result<Option<(Tensor, Tensor)>, EngineError> {
+    fn low_rank(&self, weight: &str) -> Result<Option<(Tensor, Tensor)>, EngineError> {
         let (mut down, mut up) = (Vec::new(), Vec::new());
         for (index, (lora, scale)) in self.loras.iter().enumerate() {
-            let pairs = lora.beside(weight, *scale);
+            let pairs = lora.low_rank(weight, *scale);
             for (lower, upper) in pairs.map_err(|error| EngineError::Lora { index, problem: error.to_string() })? {
                 down.push(lower.to_dtype(self.precision.compute)?);
                 up.push(upper.to_dtype(self.precision.compute)?);

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-/// `negative + scale·(positive − negative)`, every token then brought back to the length it has in `positive` (diffusers'
+/// `negative + scale·(positive − negative)`, every token then redelivered to the length it has in `positive` (diffusers'
 /// `QwenImageEditPlusPipeline`). All (1, T, values); computed in f32.
 ///
 /// # Errors

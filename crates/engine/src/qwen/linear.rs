@@ -9,7 +9,7 @@ use crate::layers;
 pub(super) struct Linear {
     weight: Weight,
     /// Down (rank, in) and up (out, rank) matrices; alpha and scale are in the latter.
-    beside: Option<(Tensor, Tensor)>,
+    low_rank: Option<(Tensor, Tensor)>,
 }
 
 enum Weight {
@@ -22,32 +22,32 @@ enum Weight {
         scale: Option<Tensor>,
         /// (out,).
         bias: Tensor,
-        products: Option<Fp8Weight>,
+        fp8: Option<Fp8Weight>,
     },
 }
 
 impl Linear {
-    pub(super) fn whole(weight: Tensor, bias: Tensor) -> Self {
-        Self { weight: Weight::Whole(layers::Linear::of(weight, Some(bias))), beside: None }
+    pub(super) fn full_precision(weight: Tensor, bias: Tensor) -> Self {
+        Self { weight: Weight::Whole(layers::Linear::of(weight, Some(bias))), low_rank: None }
     }
 
     /// `bits`, `scale` and `bias` of the weight; `beside`: down and up matrices.
     pub(super) fn fp8(
         (bits, scale, bias): (Tensor, Option<Tensor>, Tensor),
-        beside: Option<(Tensor, Tensor)>,
-        products: Option<Fp8Weight>,
+        low_rank: Option<(Tensor, Tensor)>,
+        fp8: Option<Fp8Weight>,
     ) -> Self {
-        Self { weight: Weight::Fp8Weight { bits, scale, bias, products }, beside }
+        Self { weight: Weight::Fp8Weight { bits, scale, bias, fp8 }, low_rank }
     }
 
     /// `input`: (1, T, in). Returns (1, T, out), in the same format.
     pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         let output = match &self.weight {
             Weight::Whole(linear) => linear.forward(input)?,
-            Weight::Fp8Weight { bits, scale, bias, products } => {
+            Weight::Fp8Weight { bits, scale, bias, fp8 } => {
                 // The scale comes after the product, which is smaller than the weights, and rounds once.
-                let product = match products {
-                    Some(products) => products.multiply(&input.squeeze(0)?, bits)?.unsqueeze(0)?,
+                let product = match fp8 {
+                    Some(fp8) => fp8.multiply(&input.squeeze(0)?, bits)?.unsqueeze(0)?,
                     // The values themselves are exact in every wider format.
                     None => layers::Linear::of(bits.to_dtype(input.dtype())?, None).forward(input)?,
                 };
@@ -58,7 +58,7 @@ impl Linear {
                 scaled.to_dtype(input.dtype())?.broadcast_add(bias)?
             }
         };
-        let Some((down, up)) = &self.beside else { return Ok(output) };
+        let Some((down, up)) = &self.low_rank else { return Ok(output) };
         let lower = layers::Linear::of(down.clone(), None).forward(input)?;
         output + layers::Linear::of(up.clone(), None).forward(&lower)?
     }

@@ -30,7 +30,7 @@ use candle_core::{DType, Device};
 
 use self::checkpoint::EditCheckpoint;
 use self::files::TransformerFiles;
-use self::modulation::Moments;
+use self::modulation::ConditioningCache;
 use self::precision::Precision;
 use self::recent::{Fingerprint, Recent};
 use self::references::Reference;
@@ -74,7 +74,7 @@ pub struct QwenImageEdit {
     /// Of the layers that are read for each schedule.
     files: TransformerFiles,
     transformer: Transformer,
-    moments: Moments,
+    conditionings: ConditioningCache,
     vae: Arc<Autoencoder>,
     /// Nothing where it is another model's.
     vae_bytes: u64,
@@ -101,7 +101,7 @@ impl QwenImageEdit {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn beside(&self, variant: &Variant) -> Result<Self, EngineError> {
+    pub fn low_rank(&self, variant: &Variant) -> Result<Self, EngineError> {
         let shared = (Arc::clone(&self.vae), 0);
         let other = Self::with(self.checkpoint.clone(), variant, self.precision, self.device.clone(), shared)?;
         Ok(other.with_areas(self.areas))
@@ -127,7 +127,7 @@ impl QwenImageEdit {
             device,
             files,
             transformer,
-            moments: Moments::default(),
+            conditionings: ConditioningCache::default(),
             vae,
             vae_bytes,
             references: Recent::new(references::KEPT),

@@ -15,7 +15,7 @@ use super::linear::Linear;
 use crate::EngineError;
 
 const MAX_PERIOD: f32 = 10_000.0;
-/// Timesteps are told as parts of 1 and looked at in thousandths.
+/// Timesteps are reported as parts of 1 and looked at in thousandths.
 const TIME_SCALE: f32 = 1000.0;
 
 /// Shift, 1 + scale and gate of one part of a block: each (width,).
@@ -48,17 +48,17 @@ pub struct TimestepConditioning {
     pub(super) last_scale: Tensor,
 }
 
-/// The moments of the schedules that were used last.
+/// The conditionings of the schedules that were used last.
 #[derive(Default)]
-pub(super) struct Moments {
+pub(super) struct ConditioningCache {
     known: VecDeque<(Vec<u32>, Arc<Vec<TimestepConditioning>>)>,
 }
 
-impl Moments {
+impl ConditioningCache {
     /// Timesteps that are remembered: 4.4 MB each in bf16 at full size.
     const MAX_TIMESTEPS: usize = 128;
 
-    /// The moments of these timesteps, worked out where they are not among the last used.
+    /// The conditionings of these timesteps, worked out where they are not among the last used.
     pub(super) fn of(
         &mut self,
         timesteps: &[f32],
@@ -67,15 +67,15 @@ impl Moments {
     ) -> std::result::Result<Arc<Vec<TimestepConditioning>>, EngineError> {
         let key: Vec<u32> = timesteps.iter().map(|timestep| timestep.to_bits()).collect();
         let found = self.known.iter().position(|(known, _)| *known == key);
-        let moments = match found.and_then(|place| self.known.remove(place)) {
-            Some((_, moments)) => moments,
+        let conditionings = match found.and_then(|place| self.known.remove(place)) {
+            Some((_, conditionings)) => conditionings,
             None => Arc::new(work_out(timesteps, config, files)?),
         };
-        self.known.push_back((key, Arc::clone(&moments)));
+        self.known.push_back((key, Arc::clone(&conditionings)));
         while self.known.len() > 1 && self.known.iter().map(|(key, _)| key.len()).sum::<usize>() > Self::MAX_TIMESTEPS {
             self.known.pop_front();
         }
-        Ok(moments)
+        Ok(conditionings)
     }
 }
 
@@ -86,17 +86,17 @@ fn work_out(
     files: &TransformerFiles,
 ) -> std::result::Result<Vec<TimestepConditioning>, EngineError> {
     let (compute, device) = files.kept();
-    let mut times: Vec<f32> = timesteps.iter().map(|timestep| told(*timestep, compute)).collect();
+    let mut times: Vec<f32> = timesteps.iter().map(|timestep| rounded_timestep(*timestep, compute)).collect();
     if config.zero_cond_t {
         times.push(0.0);
     }
     let embedded = embed(&times, files)?;
     let ones = ones_at_scales(config.width(), compute, &device)?;
-    let mut moments: Vec<Vec<BlockModulation>> = vec![Vec::with_capacity(config.num_layers); timesteps.len()];
+    let mut conditionings: Vec<Vec<BlockModulation>> = vec![Vec::with_capacity(config.num_layers); timesteps.len()];
     for block in 0..config.num_layers {
         let image = modulations(&files.linear(&format!("transformer_blocks.{block}.img_mod.1"))?, &embedded, &ones)?;
         let text = modulations(&files.linear(&format!("transformer_blocks.{block}.txt_mod.1"))?, &embedded, &ones)?;
-        for (index, conditioning) in moments.iter_mut().enumerate() {
+        for (index, conditioning) in conditionings.iter_mut().enumerate() {
             let references = if config.zero_cond_t { &image[timesteps.len()] } else { &image[index] };
             conditioning.push(BlockModulation {
                 output: image[index].clone(),
@@ -107,7 +107,7 @@ fn work_out(
     }
     let last = files.linear("norm_out.linear")?;
     let mut rows = Vec::with_capacity(timesteps.len());
-    for (blocks, embedded) in moments.into_iter().zip(&embedded) {
+    for (blocks, embedded) in conditionings.into_iter().zip(&embedded) {
         // Scale before shift here, after it in the blocks.
         let row = last.forward(embedded)?.flatten_all()?;
         let part = |index: usize| row.narrow(0, index * config.width(), config.width());
@@ -117,7 +117,7 @@ fn work_out(
 }
 
 /// A timestep of 0 to 1000 as the model is told it: rounded to what is computed in, divided by 1000, rounded again.
-fn told(timestep: f32, compute: DType) -> f32 {
+fn rounded_timestep(timestep: f32, compute: DType) -> f32 {
     let round = |number: f32| match compute {
         DType::BF16 => nearest_bf16(number),
         _ => number,
@@ -178,8 +178,8 @@ mod tests {
     #[test]
     fn times_are_rounded_as_the_format_that_is_computed_in() {
         // 761.1 in bf16 is 760; a thousandth of that rounds once more.
-        assert_eq!(told(761.1, DType::BF16).to_bits(), 0.761_718_75_f32.to_bits());
-        assert_eq!(told(761.1, DType::F32).to_bits(), (761.1_f32 / 1000.0).to_bits());
+        assert_eq!(rounded_timestep(761.1, DType::BF16).to_bits(), 0.761_718_75_f32.to_bits());
+        assert_eq!(rounded_timestep(761.1, DType::F32).to_bits(), (761.1_f32 / 1000.0).to_bits());
         assert_eq!((nearest_bf16(1.0 + 1.0 / 256.0), nearest_bf16(1.0 + 3.0 / 256.0)), (1.0, 1.0 + 4.0 / 256.0));
     }
 }

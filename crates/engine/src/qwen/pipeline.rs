@@ -14,7 +14,7 @@ use super::references::Reference;
 use super::rope::Rope;
 use super::schedule::FlowSchedule;
 use super::sizes::fitting;
-use super::transformer::Look;
+use super::transformer::Prediction;
 use crate::finite::is_finite;
 use crate::noise::Noise;
 use crate::pixels::{to_pixels, to_rgb8};
@@ -98,25 +98,25 @@ impl QwenImageEdit {
     ///
     /// # Errors
     /// When the weights cannot be read, or there is no memory.
-    pub fn moments(&mut self, timesteps: &[f32]) -> Result<Arc<Vec<TimestepConditioning>>, EngineError> {
-        self.moments.of(timesteps, &self.checkpoint.transformer, &self.files)
+    pub fn conditionings(&mut self, timesteps: &[f32]) -> Result<Arc<Vec<TimestepConditioning>>, EngineError> {
+        self.conditionings.of(timesteps, &self.checkpoint.transformer, &self.files)
     }
 
     /// The transformer's look at `tokens` (1, T, 4·channels), the output's before the references', with `text` (1, S, joint).
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub fn look(
+    pub fn predict(
         &self,
         tokens: &Tensor,
         text: &Tensor,
         grids: &[Grid],
         conditioning: &TimestepConditioning,
-    ) -> Result<Look, EngineError> {
+    ) -> Result<Prediction, EngineError> {
         let rope = Rope::new(&self.checkpoint.transformer, grids, text.dim(1)?, &self.device)?;
         let output = grids.first().map_or(0, |grid| grid.tokens());
         let compute = self.precision.compute;
-        Ok(self.transformer.look(&tokens.to_dtype(compute)?, &text.to_dtype(compute)?, output, conditioning, &rope)?)
+        Ok(self.transformer.predict(&tokens.to_dtype(compute)?, &text.to_dtype(compute)?, output, conditioning, &rope)?)
     }
 
     /// Denoises every image of `edit`; they go from step to step together. Returns their tokens, (1, T, 4·channels) each, f32.
@@ -129,7 +129,7 @@ impl QwenImageEdit {
             return Err(EngineError::Request { field: "steps", problem: "must be 1 or more, got 0".into() });
         }
         let schedule = self.schedule(edit.steps, output);
-        let moments = self.moments(&schedule.timesteps())?;
+        let conditionings = self.conditionings(&schedule.timesteps())?;
         let grids: Vec<Grid> = std::iter::once(output).chain(references.iter().map(|reference| reference.grid)).collect();
         let prompt = |text: &Tensor| {
             let rope = Rope::new(&self.checkpoint.transformer, &grids, text.dim(1)?, &self.device)?;
@@ -138,23 +138,24 @@ impl QwenImageEdit {
         let positive = prompt(&edit.positive)?;
         let negative = edit.negative.as_ref().filter(|_| edit.guidance_scale > 1.0).map(prompt).transpose()?;
         let mut images = self.noise(&edit.seeds, output)?;
-        for (index, conditioning) in moments.iter().enumerate() {
+        for (index, conditioning) in conditionings.iter().enumerate() {
             let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
             for latents in &mut images {
                 let mut tokens = vec![latents.clone()];
                 tokens.extend(references.iter().map(|reference| reference.tokens.clone()));
                 let tokens = Tensor::cat(&tokens, 1)?.to_dtype(self.precision.compute)?;
-                let look = |prompt: &Prompt| {
-                    let look = self.transformer.look(&tokens, &prompt.text, output.tokens(), conditioning, &prompt.rope)?;
-                    look.velocity.to_dtype(DType::F32)
+                let predicted = |prompt: &Prompt| {
+                    let predicted =
+                        self.transformer.predict(&tokens, &prompt.text, output.tokens(), conditioning, &prompt.rope)?;
+                    predicted.velocity.to_dtype(DType::F32)
                 };
-                let mut velocity = look(&positive)?;
+                let mut velocity = predicted(&positive)?;
                 if let Some(negative) = &negative {
-                    velocity = guided(&velocity, &look(negative)?, edit.guidance_scale)?;
+                    velocity = guided(&velocity, &predicted(negative)?, edit.guidance_scale)?;
                 }
                 *latents = (&*latents + (velocity * length)?)?;
             }
-            if index + 1 == moments.len() {
+            if index + 1 == conditionings.len() {
                 // Until here a GPU was only told what to do: without this its last steps would count as decoding.
                 self.device.synchronize()?;
             }

@@ -20,8 +20,8 @@ pub struct Transformer {
     out: Linear,
 }
 
-/// One look at the tokens, stage by stage.
-pub struct Look {
+/// One forward pass at the tokens, stage by stage.
+pub struct Prediction {
     /// Text and images after the first block: (1, S, width) and (1, T, width).
     pub first_block: (Tensor, Tensor),
     /// (1, output tokens, 4·channels).
@@ -46,14 +46,14 @@ impl Transformer {
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub fn look(
+    pub fn predict(
         &self,
         tokens: &Tensor,
         text: &Tensor,
         output_tokens: usize,
         conditioning: &TimestepConditioning,
         rope: &Rope,
-    ) -> Result<Look> {
+    ) -> Result<Prediction> {
         let mut image = self.image_in.forward(tokens)?;
         let mut text = self.text_in.forward(&rms_norm(&text.contiguous()?, &self.text_norm, NORM_EPS)?)?;
         let mut first_block = None;
@@ -63,6 +63,6 @@ impl Transformer {
         }
         let output = image.narrow(1, 0, output_tokens)?.contiguous()?;
         let normed = layer_norm(&output, &conditioning.last_scale, &conditioning.last_shift, NORM_EPS)?;
-        Ok(Look { first_block: first_block.unwrap_or((text, image)), velocity: self.out.forward(&normed)? })
+        Ok(Prediction { first_block: first_block.unwrap_or((text, image)), velocity: self.out.forward(&normed)? })
     }
 }

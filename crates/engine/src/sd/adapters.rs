@@ -35,7 +35,7 @@ pub(super) struct Adapters {
     /// The last LoRAs used and what was built for them. Only what they change takes memory of its own.
     last: Option<Last>,
     uses_last: bool,
-    read: Shelf,
+    read: MatrixCache,
 }
 
 struct Last {
@@ -46,12 +46,12 @@ struct Last {
 
 /// The matrices of the LoRAs used last, on the device: changing between them costs a merge, and no reading or checking.
 #[derive(Default)]
-struct Shelf {
+struct MatrixCache {
     /// The last used at the end.
     loras: VecDeque<(Content, Arc<Lora>)>,
 }
 
-impl Shelf {
+impl MatrixCache {
     /// A LoRA of rank 32 for all of Stable Diffusion 1.5 has 75 MiB in f32.
     const MAX_BYTES: usize = 512 << 20;
 
@@ -68,7 +68,7 @@ impl Shelf {
 
     fn put(&mut self, hash: Content, lora: Arc<Lora>) {
         self.loras.push_back((hash, lora));
-        let bytes = |shelf: &Self| shelf.loras.iter().map(|(_, lora)| lora.bytes()).sum::<usize>();
+        let bytes = |matrix_cache: &Self| matrix_cache.loras.iter().map(|(_, lora)| lora.bytes()).sum::<usize>();
         while bytes(self) > Self::MAX_BYTES {
             self.loras.pop_front();
         }
@@ -78,7 +78,7 @@ impl Shelf {
 impl Adapters {
     pub(super) fn new(checkpoint: &Checkpoint, weights: Weights) -> Result<Self, String> {
         let base = build(checkpoint, &weights, &Arc::default())?;
-        Ok(Self { weights, base, last: None, uses_last: false, read: Shelf::default() })
+        Ok(Self { weights, base, last: None, uses_last: false, read: MatrixCache::default() })
     }
 
     /// What they are laid over.
@@ -95,7 +95,7 @@ impl Adapters {
     }
 
     /// The textual inversions that are bundled with the LoRAs in use.
-    pub(super) fn words(&self) -> &[Bundled] {
+    pub(super) fn encode_words(&self) -> &[Bundled] {
         match &self.last {
             Some(last) if self.uses_last => &last.words,
             _ => &[],
@@ -197,7 +197,7 @@ fn each<T>(results: impl Iterator<Item = Result<T, LoraError>>) -> Result<Vec<T>
 
 fn bundled(index: usize, lora: &Lora) -> impl Iterator<Item = Bundled> {
     let word = move |(text, vectors): &(String, Tensor)| Bundled { lora: index, text: text.clone(), vectors: vectors.clone() };
-    lora.words().iter().map(word)
+    lora.encode_words().iter().map(word)
 }
 
 fn content(lora: &LoraFile) -> Result<Content, LoraError> {

@@ -36,7 +36,7 @@ pub struct UnetConfig {
     /// Linear layers in place of 1x1 convolutions around the transformers (SD 2).
     #[serde(default)]
     pub use_linear_projection: bool,
-    /// Width of the guidance scale's embedding where the model was distilled over it (LCM): then one look is a guided one.
+    /// Width of the guidance scale's embedding where the model was distilled over it (LCM): then one forward pass is a guided one.
     #[serde(default)]
     pub time_cond_proj_dim: Option<usize>,
 }

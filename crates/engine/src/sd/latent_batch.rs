@@ -1,4 +1,4 @@
-//! The latent batch: images of one or several orders on their way through the denoising steps together.
+//! The latent batch: images of one or several queued_requests on their way through the denoising steps together.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -7,7 +7,7 @@ use crate::noise::Noise;
 use crate::schedule::step::History;
 
 pub(super) struct LatentBatch {
-    /// The order that each image belongs to, by its place.
+    /// The queued that each image belongs to, by its place.
     pub(super) owners: Vec<usize>,
     /// (N, channels, height, width), f32.
     pub(super) latents: Tensor,
@@ -20,31 +20,31 @@ pub(super) struct LatentBatch {
     /// Under a mask.
     pub(super) kept: Option<Kept>,
     /// (N, 5, height, width), f32: mask and masked image, for a UNet that looks at them.
-    pub(super) beside: Option<Tensor>,
+    pub(super) added: Option<Tensor>,
 }
 
 impl LatentBatch {
-    /// A latent batch with nothing on it yet ([`Self::begin`]). `texts`: an order's own prompts each, (1 or 2, tokens, hidden); `seeds`: an order's images each;
+    /// A latent batch with nothing on it yet ([`Self::begin`]). `texts`: an queued's own prompts each, (1 or 2, tokens, hidden); `seeds`: an queued's images each;
     /// `shape`: (channels, height, width) of one image's latents.
     pub(super) fn new(texts: &[Tensor], seeds: &[Vec<u64>], shape: (usize, usize, usize), device: &Device) -> Result<Self> {
         let noise = Noise::new(seeds.iter().flatten().copied(), shape);
         let latents = Tensor::zeros((0, shape.0, shape.1, shape.2), DType::F32, device)?;
-        let owners = seeds.iter().enumerate().flat_map(|(order, seeds)| seeds.iter().map(move |_| order)).collect();
+        let owners = seeds.iter().enumerate().flat_map(|(queued, seeds)| seeds.iter().map(move |_| queued)).collect();
         let rows = texts.iter().zip(seeds).map(|(text, seeds)| text.unsqueeze(1)?.repeat((1, seeds.len(), 1, 1)));
         let text = Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 1)?.flatten(0, 1)?;
-        Ok(Self { owners, latents, text, noise, history: History::default(), kept: None, beside: None })
+        Ok(Self { owners, latents, text, noise, history: History::default(), kept: None, added: None })
     }
 
     /// What the UNet looks at: the latents times `scale`, and what stands next to them.
     pub(super) fn input(&self, scale: f64) -> Result<Tensor> {
         let latents = (&self.latents * scale)?;
-        self.beside.as_ref().map_or_else(|| Ok(latents.clone()), |beside| Tensor::cat(&[&latents, beside], 1))
+        self.added.as_ref().map_or_else(|| Ok(latents.clone()), |added| Tensor::cat(&[&latents, added], 1))
     }
 
-    /// Takes the images of these orders away; the others stay as they are.
-    pub(super) fn remove(&mut self, orders: &[usize]) -> Result<()> {
+    /// Takes the images of these queued_requests away; the others stay as they are.
+    pub(super) fn remove(&mut self, queued_requests: &[usize]) -> Result<()> {
         let all = self.owners.len();
-        let kept: Vec<usize> = (0..all).filter(|image| !orders.contains(&self.owners[*image])).collect();
+        let kept: Vec<usize> = (0..all).filter(|image| !queued_requests.contains(&self.owners[*image])).collect();
         if kept.len() == all {
             return Ok(());
         }
@@ -66,14 +66,14 @@ impl LatentBatch {
         let choose = |tensor: &Tensor| tensor.index_select(&images, 0);
         self.history = self.history.of(choose)?;
         self.kept = self.kept.as_ref().map(|kept| kept.of(choose)).transpose()?;
-        self.beside = self.beside.as_ref().map(choose).transpose()?;
+        self.added = self.added.as_ref().map(choose).transpose()?;
         Ok(())
     }
 
-    /// The latents of one order's images; none when it was taken away. An order's images stand in a row.
-    pub(super) fn latents_of(&self, order: usize) -> Result<Option<Tensor>> {
-        let Some(start) = self.owners.iter().position(|owner| *owner == order) else { return Ok(None) };
-        let count = self.owners.iter().filter(|owner| **owner == order).count();
+    /// The latents of one queued's images; none when it was taken away. An queued's images stand in a row.
+    pub(super) fn latents_of(&self, queued: usize) -> Result<Option<Tensor>> {
+        let Some(start) = self.owners.iter().position(|owner| *owner == queued) else { return Ok(None) };
+        let count = self.owners.iter().filter(|owner| **owner == queued).count();
         self.latents.narrow(0, start, count).map(Some)
     }
 }

@@ -15,15 +15,15 @@ use crate::pixels::to_rgb8;
 use crate::schedule::config::Pipeline;
 use crate::schedule::scheduler::{Sampler, Scheduler};
 use crate::schedule::{Plan as SchedulePlan, Schedule, ScheduleError};
-use crate::{EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, Order, Request, Watch};
+use crate::{EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Watch};
 
 impl StableDiffusion {
-    /// One look of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
+    /// One forward pass of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
     ///
     /// `text`: (N, tokens, hidden), a row an image; or (2N, tokens, hidden), first the negative prompts of all images,
     /// then the positive ones. Then both are predicted as one batch, and the result is
     /// `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). A model that was distilled over the scale (LCM) gets it as
-    /// an input of its one look. Returns (N, 4, H, W): noise or velocity, as the checkpoint was trained.
+    /// an input of its one forward pass. Returns (N, 4, H, W): noise or velocity, as the checkpoint was trained.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
@@ -38,15 +38,15 @@ impl StableDiffusion {
         let guidance = guidance.into();
         let images = latents.dim(0)?;
         if text.dim(0)? == images {
-            return self.look(latents, timestep, text, guidance.scale, tiling);
+            return self.predict(latents, timestep, text, guidance.scale, tiling);
         }
-        let both = self.look(&Tensor::cat(&[latents, latents], 0)?, timestep, text, guidance.scale, tiling)?;
+        let both = self.predict(&Tensor::cat(&[latents, latents], 0)?, timestep, text, guidance.scale, tiling)?;
         let (negative, positive) = (both.narrow(0, 0, images)?, both.narrow(0, images, images)?);
         Ok(guidance.apply(&negative, &positive)?)
     }
 
     /// The UNet's output for every row, together or, where memory is short, one after the other.
-    fn look(
+    fn predict(
         &self,
         latents: &Tensor,
         timestep: f64,
@@ -63,7 +63,7 @@ impl StableDiffusion {
         Ok(Tensor::cat(&(0..rows).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 
-    /// Runs the schedule of `plan` over the latent batch. An order whose watch says so leaves it between two steps.
+    /// Runs the schedule of `plan` over the latent batch. An queued whose watch says so leaves it between two steps.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
@@ -90,7 +90,7 @@ impl StableDiffusion {
             }
             let mut on_it = latent_batch.owners.clone();
             on_it.dedup();
-            on_it.retain(|order| watches[*order].step_done(done, steps).is_err());
+            on_it.retain(|queued| watches[*queued].step_done(done, steps).is_err());
             latent_batch.remove(&on_it)?;
             if latent_batch.owners.is_empty() {
                 break;
@@ -149,8 +149,8 @@ impl Engine for StableDiffusion {
         warm_up(self)
     }
 
-    fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
-        generate(self, orders)
+    fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
+        generate(self, queued_requests)
     }
 }
 
@@ -172,7 +172,7 @@ struct Plan {
     height_px: u32,
 }
 
-/// What one order adds to it.
+/// What one queued adds to it.
 struct Part<'a> {
     prompt: &'a str,
     /// Looked at only where there is guidance.
@@ -182,8 +182,8 @@ struct Part<'a> {
     watch: &'a Watch,
 }
 
-fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
-    let requests = orders.iter().map(|order| generate_request(&order.request)).collect::<Result<Vec<_>, _>>()?;
+fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
+    let requests = queued_requests.iter().map(|queued| generate_request(&queued.request)).collect::<Result<Vec<_>, _>>()?;
     let Some(request) = requests.first() else { return Ok(Vec::new()) };
     let sampling = &request.sampling;
     let schedule = SchedulePlan {
@@ -212,11 +212,12 @@ fn generate(engine: &mut StableDiffusion, orders: &[Order]) -> Result<Vec<Genera
     }
     let cache_hit = engine.use_loras(&request.loras)?;
     if !request.loras.is_empty() {
-        for order in orders {
-            order.watch.loras_ready(cache_hit);
+        for queued in queued_requests {
+            queued.watch.loras_ready(cache_hit);
         }
     }
-    let parts: Vec<Part<'_>> = requests.iter().zip(orders).map(|(request, order)| Part::new(request, &order.watch)).collect();
+    let parts: Vec<Part<'_>> =
+        requests.iter().zip(queued_requests).map(|(request, queued)| Part::new(request, &queued.watch)).collect();
     in_memory(engine, &plan, &parts)
 }
 
@@ -284,7 +285,7 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     }
     let watch = Watch::new(|_| ());
     let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &watch };
-    // What is not finite is an order's own error.
+    // What is not finite is an queued's own error.
     in_memory(engine, &plan, &[part])?.into_iter().try_for_each(|generated| generated.map(drop))
 }
 
@@ -305,8 +306,8 @@ fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Ti
         let mut latent_batch = LatentBatch::new(&texts, &seeds, shape, &engine.device)?;
         latent_batch.begin(&plan.schedule, plan.start.as_ref())?;
         engine.denoise(&mut latent_batch, plan, tiling, &watches)?;
-        for (order, (part, seeds)) in together.into_iter().zip(&seeds).enumerate() {
-            let images = develop(engine, plan, tiling, &latent_batch, order, (seeds, &texts[order]))?;
+        for (queued, (part, seeds)) in together.into_iter().zip(&seeds).enumerate() {
+            let images = develop(engine, plan, tiling, &latent_batch, queued, (seeds, &texts[queued]))?;
             generated.push((part, images));
         }
     }
@@ -327,16 +328,16 @@ fn of_one_length(texts: &[Tensor]) -> Result<Vec<Vec<usize>>, EngineError> {
     Ok(lengths.into_iter().map(|(_, places)| places).collect())
 }
 
-/// The images of one order out of its latents. An image that is not finite is that order's error alone.
+/// The images of one queued out of its latents. An image that is not finite is that queued's error alone.
 fn develop(
     engine: &StableDiffusion,
     plan: &Plan,
     tiling: Tiling,
     latent_batch: &LatentBatch,
-    order: usize,
+    queued: usize,
     (seeds, text): (&[u64], &Tensor),
 ) -> Result<Generated, EngineError> {
-    let Some(latents) = latent_batch.latents_of(order)? else { return Ok(Err(EngineError::Cancelled)) };
+    let Some(latents) = latent_batch.latents_of(queued)? else { return Ok(Err(EngineError::Cancelled)) };
     let (width_px, height_px) = (plan.width_px, plan.height_px);
     let mut images = Vec::with_capacity(seeds.len());
     for (index, seed) in seeds.iter().enumerate() {

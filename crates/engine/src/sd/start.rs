@@ -89,7 +89,7 @@ impl LatentBatch {
             if let Some(masked) = masked {
                 let image = drawn.broadcast_mul(&masked.std)?.broadcast_add(&masked.mean)?;
                 let (count, _, height, width) = image.dims4()?;
-                self.beside = Some(Tensor::cat(&[&mask.expand((count, 1, height, width))?.contiguous()?, &image], 1)?);
+                self.added = Some(Tensor::cat(&[&mask.expand((count, 1, height, width))?.contiguous()?, &image], 1)?);
             } else {
                 self.kept = Some(Kept { image, noise, mask: mask.clone() });
             }

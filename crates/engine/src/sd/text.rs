@@ -17,7 +17,7 @@ impl StableDiffusion {
     /// # Errors
     /// [`EngineError::Embedding`] says which file is at fault and why.
     pub fn read_embeddings(&self, files: &[EmbeddingFile]) -> Result<Inversions, EngineError> {
-        Inversions::read(files, self.adapters.words(), self.checkpoint.text_encoder.hidden_size, &self.device)
+        Inversions::read(files, self.adapters.encode_words(), self.checkpoint.text_encoder.hidden_size, &self.device)
     }
 
     /// Encodes the prompt, in front of it the negative one where there is one.

@@ -21,7 +21,7 @@ use crate::EngineError;
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
-/// Words, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
+/// TextConditioning, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// Tokens of a weighted prompt at most: 2,000 characters of any alphabet are fewer.
@@ -95,7 +95,7 @@ impl PromptTokenizer {
     /// # Errors
     /// When the tokenizer's own rules fail on the text.
     pub fn tokens(&self, prompt: &str) -> Result<PromptTokens, EngineError> {
-        let ids = self.words(prompt)?;
+        let ids = self.encode_words(prompt)?;
         let fitting = ids.len().min(self.room());
         Ok(PromptTokens { ids: self.framed(&ids[..fitting]), dropped: ids.len() - fitting })
     }
@@ -153,7 +153,7 @@ impl PromptTokenizer {
     ///
     /// # Errors
     /// When the tokenizer's own rules fail on the text.
-    pub fn words(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+    pub fn encode_words(&self, text: &str) -> Result<Vec<u32>, EngineError> {
         Ok(self.pieces(text)?.concat())
     }
 

@@ -22,7 +22,7 @@ pub(super) struct ConnectionManager {
     state: watch::Receiver<State>,
     closing: CancellationToken,
     /// How long a caller waits for a connection that is being made.
-    patience: Duration,
+    limit: Duration,
     _worker: AbortOnDropHandle<()>,
 }
 
@@ -37,11 +37,11 @@ pub(super) enum State {
 
 impl ConnectionManager {
     pub(super) fn start(broker: Broker) -> Self {
-        let patience = Duration::from_millis(broker.settings.connect_timeout_ms);
+        let limit = Duration::from_millis(broker.settings.connect_timeout_ms);
         let (sender, state) = watch::channel(State::Connecting);
         let closing = CancellationToken::new();
         let worker = tokio::spawn(keep(Arc::new(broker), sender, closing.clone()));
-        Self { state, closing, patience, _worker: AbortOnDropHandle::new(worker) }
+        Self { state, closing, limit, _worker: AbortOnDropHandle::new(worker) }
     }
 
     pub(super) fn state(&self) -> watch::Receiver<State> {
@@ -69,7 +69,7 @@ impl ConnectionManager {
             }
         };
         let late = |_| Err(Fault::unavailable("there is no connection yet"));
-        tokio::time::timeout(self.patience, session).await.unwrap_or_else(late)
+        tokio::time::timeout(self.limit, session).await.unwrap_or_else(late)
     }
 
     /// The session that a message came by, if it still lives.

@@ -39,7 +39,7 @@ impl Deliveries {
         self.handed_out.get(&tag).map(Arc::clone)
     }
 
-    pub(super) fn settled(&mut self, tag: DeliveryTag) {
+    pub(super) fn forget(&mut self, tag: DeliveryTag) {
         self.handed_out.remove(&tag);
     }
 

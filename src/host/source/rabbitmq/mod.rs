@@ -7,7 +7,7 @@
 //! - To try again later means: publish a copy to a queue that gives it back after a while, with the attempts so far in a
 //!   header, wait until the broker has it, then acknowledge. A crash in between makes two of it, never none.
 //! - The queue must be durable; a quorum queue is the one that counts. Its delivery limit must be higher than the host's
-//!   `max_attempts`, else the broker dead-letters a message before its caller is told.
+//!   `max_attempts`, else the broker dead-letters a message before its caller is notified.
 
 mod broker;
 mod connection;
@@ -37,7 +37,7 @@ use self::connection_manager::{ConnectionManager, State};
 use self::deliveries::InFlight;
 use self::fault::Fault;
 use self::handed_back::HandedBack;
-use self::publish::Address;
+use self::publish::Destination;
 use self::session::{Disposition, Session};
 use self::settings::Settings;
 use super::{Depth, Message, Shape, Source, SourceError};
@@ -87,32 +87,38 @@ impl RabbitMq {
         move |fault| fault.at(&self.label, action)
     }
 
-    async fn settle(&self, message: &Message, disposition: Disposition, action: &'static str) -> Result<(), SourceError> {
+    async fn acknowledge(&self, message: &Message, disposition: Disposition, action: &'static str) -> Result<(), SourceError> {
         let (session, in_flight) = self.receipt(message, action)?;
-        session.settle(&in_flight, disposition).await.map_err(|problem| self.lost(action, problem))
+        session.acknowledge(&in_flight, disposition).await.map_err(|problem| self.lost(action, problem))
     }
 
-    /// Publishes the message again and settles the original.
-    async fn move_to(&self, session: &Session, in_flight: &InFlight, to: &Address, reason: Option<&str>) -> Result<(), Fault> {
+    /// Publishes the message again and acknowledges the original.
+    async fn move_to(
+        &self,
+        session: &Session,
+        in_flight: &InFlight,
+        to: &Destination,
+        reason: Option<&str>,
+    ) -> Result<(), Fault> {
         let properties = publish::again(&in_flight.delivery.properties, in_flight.attempt, reason);
         session.publish(to, &in_flight.delivery.data, properties).await
     }
 
     /// Where a message waits for its next attempt. Without permission to make that queue it waits nowhere, and is tried
     /// again as soon as its turn comes.
-    async fn waiting_room(&self, session: &Session, delay: Duration) -> Result<Address, Fault> {
+    async fn waiting_room(&self, session: &Session, delay: Duration) -> Result<Destination, Fault> {
         if delay.is_zero() {
-            return Ok(Address::queue(&self.settings.queue));
+            return Ok(Destination::queue(&self.settings.queue));
         }
         match session.retry_queue(delay).await {
-            Ok(name) => Ok(Address::queue(&name)),
+            Ok(name) => Ok(Destination::queue(&name)),
             Err(fault) if fault.refused => {
                 tracing::warn!(
                     queue = self.label,
                     problem = fault.problem,
                     "no queue to wait in: trying again without a pause"
                 );
-                Ok(Address::queue(&self.settings.queue))
+                Ok(Destination::queue(&self.settings.queue))
             }
             Err(fault) => Err(fault),
         }
@@ -191,7 +197,7 @@ impl Source for RabbitMq {
     }
 
     async fn ack(&self, message: &Message) -> Result<(), SourceError> {
-        self.settle(message, Disposition::Done, "acknowledge").await
+        self.acknowledge(message, Disposition::Done, "acknowledge").await
     }
 
     /// The delay is rounded up to 1, 2, 5, 15 s, 1, 5, 15 min or 1 h. Where the queue for it must not be made, the message
@@ -215,7 +221,7 @@ impl Source for RabbitMq {
                 Disposition::Failed
             }
         };
-        session.settle(&in_flight, disposition).await.map_err(|problem| self.lost("retry", problem))
+        session.acknowledge(&in_flight, disposition).await.map_err(|problem| self.lost("retry", problem))
     }
 
     fn window(&self) -> Option<usize> {
@@ -228,11 +234,11 @@ impl Source for RabbitMq {
         let properties = publish::again(&in_flight.delivery.properties, in_flight.attempt.saturating_sub(1), None);
         let published = session.publish(&to, &in_flight.delivery.data, properties).await;
         let disposition = if published.is_ok() { Disposition::Done } else { Disposition::Untried };
-        session.settle(&in_flight, disposition).await.map_err(|problem| self.lost("defer", problem))
+        session.acknowledge(&in_flight, disposition).await.map_err(|problem| self.lost("defer", problem))
     }
 
     async fn release(&self, message: &Message) -> Result<(), SourceError> {
-        self.settle(message, Disposition::Untried, "release").await
+        self.acknowledge(message, Disposition::Untried, "release").await
     }
 
     /// With `declare` the message is published to our own dead-letter exchange, with reason and attempts in its headers:
@@ -242,7 +248,7 @@ impl Source for RabbitMq {
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
         let (session, in_flight) = self.receipt(message, "dead-letter")?;
         let moved = if self.settings.declare {
-            let to = Address::exchange(&topology::dead_letter_exchange(&self.settings.queue), &self.settings.queue);
+            let to = Destination::exchange(&topology::dead_letter_exchange(&self.settings.queue), &self.settings.queue);
             self.move_to(&session, &in_flight, &to, Some(reason)).await.is_ok()
         } else {
             false
@@ -253,13 +259,13 @@ impl Source for RabbitMq {
             tracing::warn!(queue = self.label, message_id = message.id, reason, "rejected: its queue dead-letters it");
             Disposition::Dead
         };
-        session.settle(&in_flight, disposition).await.map_err(|problem| self.lost("dead-letter", problem))
+        session.acknowledge(&in_flight, disposition).await.map_err(|problem| self.lost("dead-letter", problem))
     }
 
     async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
         let properties = publish::job_properties(job_id, trace).map_err(self.at("send"))?;
         let session = self.connection_manager.session().await.map_err(self.at("send"))?;
-        session.publish(&Address::queue(&self.settings.queue), body, properties).await.map_err(self.at("send"))
+        session.publish(&Destination::queue(&self.settings.queue), body, properties).await.map_err(self.at("send"))
     }
 
     /// What waits for another attempt, or with another host, is not among them. RabbitMQ does not say how old the oldest is.

@@ -24,12 +24,12 @@ type With = fn(BasicProperties, ShortString) -> BasicProperties;
 
 /// Where a message is published to.
 #[derive(Debug, Clone)]
-pub(super) struct Address {
+pub(super) struct Destination {
     exchange: String,
     routing_key: String,
 }
 
-impl Address {
+impl Destination {
     pub(super) fn queue(name: &str) -> Self {
         Self { exchange: String::new(), routing_key: name.to_owned() }
     }
@@ -40,7 +40,12 @@ impl Address {
 }
 
 /// Returns when the broker has the message for good. `channel` has confirms on.
-pub(super) async fn publish(channel: &Channel, to: &Address, body: &[u8], properties: BasicProperties) -> Result<(), Fault> {
+pub(super) async fn publish(
+    channel: &Channel,
+    to: &Destination,
+    body: &[u8],
+    properties: BasicProperties,
+) -> Result<(), Fault> {
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let (exchange, key) = (to.exchange.as_str(), to.routing_key.as_str());
     let confirmation =

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::broker::Broker;
 use super::connection;
 use super::fault::{Fault, within};
-use super::publish::{Address, publish};
+use super::publish::{Destination, publish};
 
 /// How soon it is noticed that the broker has stopped listening.
 const LOOK: Duration = Duration::from_millis(250);
@@ -28,7 +28,7 @@ impl Publisher {
     pub(super) async fn publish(
         &self,
         broker: &Broker,
-        to: &Address,
+        to: &Destination,
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<(), Fault> {

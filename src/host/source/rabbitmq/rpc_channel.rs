@@ -14,24 +14,24 @@ pub(super) struct RpcChannel {
 
 impl RpcChannel {
     /// The RPC channel for one caller; the channel in it is open.
-    pub(super) async fn enter(&self, connection: &Connection) -> Result<Turn<'_>, Fault> {
+    pub(super) async fn enter(&self, connection: &Connection) -> Result<Permit<'_>, Fault> {
         let mut place = self.channel.lock().await;
         if let Some(channel) = place.take().filter(|channel| channel.status().connected()) {
-            return Ok(Turn { place, channel });
+            return Ok(Permit { place, channel });
         }
         let channel = within(connection.create_channel()).await?;
-        Ok(Turn { place, channel })
+        Ok(Permit { place, channel })
     }
 }
 
 /// One caller's time in a RPC channel. A channel that is not given back with [`Self::leave`], because its answer did not come, is
 /// closed, so that nobody else gets that answer.
-pub(super) struct Turn<'a> {
+pub(super) struct Permit<'a> {
     place: MutexGuard<'a, Option<Channel>>,
     pub(super) channel: Channel,
 }
 
-impl Turn<'_> {
+impl Permit<'_> {
     pub(super) fn leave(mut self) {
         *self.place = Some(self.channel);
     }

@@ -71,8 +71,10 @@ impl Session {
             None => self.put(in_flight),
             Some(problem) => {
                 tracing::error!(problem, "a message cannot be taken; it is dead-lettered");
-                self.while_it_lives(async { self.settle(&in_flight, Disposition::Dead).await.map_err(Fault::unavailable) })
-                    .await?;
+                self.while_it_lives(async {
+                    self.acknowledge(&in_flight, Disposition::Dead).await.map_err(Fault::unavailable)
+                })
+                .await?;
             }
         }
         Ok(())
@@ -93,7 +95,7 @@ impl Session {
     async fn hand_back(&self, longest_wait: Duration) -> Result<(), Fault> {
         let old = Instant::now().checked_sub(longest_wait).map(|moment| self.deliveries().remove_until(moment));
         for in_flight in old.unwrap_or_default() {
-            self.settle(&in_flight, Disposition::Untried).await.map_err(Fault::unavailable)?;
+            self.acknowledge(&in_flight, Disposition::Untried).await.map_err(Fault::unavailable)?;
         }
         Ok(())
     }

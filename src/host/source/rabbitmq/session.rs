@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::broker::Broker;
 use super::deliveries::{Deliveries, InFlight};
 use super::fault::{Fault, within};
-use super::publish::Address;
+use super::publish::Destination;
 use super::publisher::Publisher;
 use super::rpc_channel::RpcChannel;
 use super::{connection, topology};
@@ -106,7 +106,7 @@ impl Session {
     }
 
     /// Tells the broker what becomes of the message. The error says why the message is not ours any more.
-    pub(super) async fn settle(&self, in_flight: &InFlight, disposition: Disposition) -> Result<(), String> {
+    pub(super) async fn acknowledge(&self, in_flight: &InFlight, disposition: Disposition) -> Result<(), String> {
         // Before the broker hears of it: the message may be here again before we hear of that.
         match disposition {
             Disposition::Done | Disposition::Dead => self.broker.handed_back.forget(&in_flight.delivery),
@@ -126,7 +126,7 @@ impl Session {
             Ok(told)
         });
         let told = self.while_it_lives(told).await;
-        self.deliveries().settled(in_flight.delivery.delivery_tag);
+        self.deliveries().forget(in_flight.delivery.delivery_tag);
         match told {
             Ok(true) => Ok(()),
             Ok(false) => Err("it was settled before, or its channel is closed".into()),
@@ -137,7 +137,7 @@ impl Session {
         }
     }
 
-    /// How many messages may be here at once, unsettled; for subscriptions that begin later.
+    /// How many messages may be here at once, unacknowledged; for subscriptions that begin later.
     pub(super) async fn limit(&self) -> lapin::Result<()> {
         self.consuming.basic_qos(self.broker.settings.prefetch, BasicQosOptions::default()).await
     }
@@ -147,7 +147,7 @@ impl Session {
     }
 
     /// Returns when the broker has the message for good.
-    pub(super) async fn publish(&self, to: &Address, body: &[u8], properties: BasicProperties) -> Result<(), Fault> {
+    pub(super) async fn publish(&self, to: &Destination, body: &[u8], properties: BasicProperties) -> Result<(), Fault> {
         self.publisher.publish(&self.broker, to, body, properties).await.inspect_err(|_| self.doubted.notify_one())
     }
 

@@ -31,7 +31,7 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// Messages that this process may hold at once, those that wait for a handler included; 1 to 65535.
     pub prefetch: u16,
-    /// Seconds between signs of life, 1 to 600; a connection that is silent for two of them is given up.
+    /// Seconds between signs of life, 1 to 600; a connection that is silent for two of them is abandoned.
     pub heartbeat_seconds: u16,
     /// Milliseconds for a connection from the first packet until the broker has let us in.
     pub connect_timeout_ms: u64,

@@ -22,7 +22,7 @@ use super::settings::Settings;
 const LADDER_S: [u64; 8] = [1, 2, 5, 15, 60, 300, 900, 3600];
 
 /// Deliveries of one copy of a message after which the broker itself dead-letters it. The host's own `max_attempts` is what
-/// ends a job, and tells its caller; this is only the last resort for a message that ends every host that takes it. So it
+/// ends a job, and notifies its caller; this is only the last resort for a message that ends every host that takes it. So it
 /// is high: before 4.3 RabbitMQ counts messages that were handed back untouched as well, and its own default is 20.
 const DELIVERY_LIMIT: i64 = 1000;
 

@@ -1,13 +1,13 @@
 //! A message that failed for good goes to the dead-letter queue of its queue's redrive policy at once, with the reason.
 //!
 //! SQS would move it by itself at the policy's `maxReceiveCount`. Until then it would come back, start the job again and, where
-//! it crashes a handler, crash it again, after its caller has been told that it failed; and it would arrive without a reason.
+//! it crashes a handler, crash it again, after its caller has been notified that it failed; and it would arrive without a reason.
 
 use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
 use serde::Deserialize;
 
-use super::address::is_fifo;
 use super::queue::{OutgoingMessage, Queue};
+use super::queue_url::is_fifo;
 use super::record::attributes_of;
 use crate::host::source::{Message, SourceError};
 
@@ -63,7 +63,7 @@ impl Queue {
         if let Some(target) = self.dead_letter_queue().await? {
             self.send_to(&target, self.outgoing_message(&target, message, reason)?).await?;
         } else {
-            // Left here it would start the job again and again, and its caller has been told.
+            // Left here it would start the job again and again, and its caller has been notified.
             tracing::warn!(
                 queue = self.url,
                 message_id = message.id,

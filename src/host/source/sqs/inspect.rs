@@ -27,7 +27,7 @@ pub struct Redrive {
 /// # Errors
 /// As [`super::Sqs::connect`]; a dead-letter queue that is not there is part of what was found.
 pub async fn inspect(settings: &Settings) -> Result<Found, ConnectError> {
-    let address = settings.address()?;
+    let address = settings.parsed_url()?;
     let client = settings.client(&address).await?;
     let queue = Queue::open(client, settings, address.url, address.fifo).await?;
     let names = [QueueAttributeName::VisibilityTimeout, QueueAttributeName::ApproximateNumberOfMessages];
@@ -46,7 +46,7 @@ impl Settings {
     /// # Errors
     /// Names the setting that is wrong.
     pub fn server(&self) -> Result<String, SettingError> {
-        let address = self.address()?;
+        let address = self.parsed_url()?;
         Ok(self.endpoint_url.clone().unwrap_or(address.endpoint))
     }
 }

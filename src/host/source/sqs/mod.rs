@@ -6,13 +6,13 @@
 //!   that one first again when it is retried. So order holds however many handlers there are.
 //! - What failed for good is moved to the dead-letter queue by us, see `dead_letter.rs`.
 
-mod address;
 mod dead_letter;
 mod error;
 mod inbox;
 pub mod inspect;
 mod lease;
 mod queue;
+mod queue_url;
 mod record;
 
 use std::collections::HashMap;
@@ -26,9 +26,9 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use self::address::Address;
 use self::inbox::Inbox;
 use self::queue::{OutgoingMessage, Queue};
+use self::queue_url::QueueUrl;
 use super::{ConnectError, Depth, Message, Shape, Source, SourceError};
 use crate::aws::Access;
 use crate::job::trace::Trace;
@@ -99,7 +99,7 @@ impl Sqs {
     /// # Errors
     /// Names the setting that is wrong, or says which permission or queue is missing.
     pub async fn connect(settings: &Settings) -> Result<Self, ConnectError> {
-        let address = settings.address()?;
+        let address = settings.parsed_url()?;
         let client = settings.client(&address).await?;
         let queue = Arc::new(Queue::open(client, settings, address.url, address.fifo).await?);
         let dead_letter_queue = queue.dead_letter_queue().await?;
@@ -117,7 +117,7 @@ impl Drop for Sqs {
 }
 
 impl Settings {
-    fn address(&self) -> Result<Address, SettingError> {
+    fn parsed_url(&self) -> Result<QueueUrl, SettingError> {
         let within = |key: &str, value: u32, least: u32, most: u32, why: &str| {
             if (least..=most).contains(&value) {
                 return Ok(());
@@ -128,10 +128,10 @@ impl Settings {
         within("wait_seconds", self.wait_seconds, 1, 20, "SQS's limit")?;
         within("visibility_seconds", self.visibility_seconds, 2, 43_200, "SQS's limit is 12 hours")?;
         check_address("sources.sqs.endpoint_url", self.endpoint_url.as_deref())?;
-        Address::parse(self.queue_url.as_deref().unwrap_or_default())
+        QueueUrl::parse(self.queue_url.as_deref().unwrap_or_default())
     }
 
-    async fn client(&self, address: &Address) -> Result<Client, SettingError> {
+    async fn client(&self, address: &QueueUrl) -> Result<Client, SettingError> {
         let access = Access {
             section: "sources.sqs",
             region: self.region.clone().or_else(|| address.region.clone()),

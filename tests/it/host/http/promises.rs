@@ -47,7 +47,7 @@ async fn a_send_that_fails_fails_for_all_who_waited_for_it() {
     let body = generate("job-1");
     let mut requests: Vec<_> = (0..3).map(|_| ask(&front, "/generate", &body)).collect();
     assert_all_wait(&requests).await;
-    // The first caller gives up; what it has begun goes on.
+    // The first caller abandons it; what it has begun goes on.
     requests.remove(0).abort();
     front.shelf.away.store(true, Ordering::SeqCst);
     front.shelf.hangs.send_replace(false);

@@ -196,7 +196,7 @@ async fn what_a_broker_short_of_memory_takes_no_copy_of_goes_back_and_consumptio
     timeout(DEADLINE, queue.retry(&message, Duration::from_millis(100))).await.expect("in time").unwrap();
     let mut attempts = Vec::new();
     while attempts.len() < 2 {
-        // Only one may be here at a time: nothing is left behind unsettled.
+        // Only one may be here at a time: nothing is left behind unacknowledged.
         let message = next(&queue).await;
         attempts.push((message.id.clone(), message.attempt));
         queue.dead_letter(&message, "no").await.unwrap();

@@ -1,4 +1,4 @@
-//! What a wrong setting, a missing permission and a server in trouble are told as.
+//! What a wrong setting, a missing permission and a server in trouble are reported as.
 
 use std::net::TcpListener;
 

@@ -25,8 +25,8 @@ async fn a_job_from_sqs_is_generated_told_and_settled_and_the_host_drains_on_not
 
     let told = host.backend.terminal().await;
     assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/complete", &json!("from-sqs")));
-    let wishes = agent.wait_for(2).await;
-    assert_eq!([&wishes[0], &wishes[1]].map(|wish| wish.json()["ProtectionEnabled"].clone()), [true, false]);
+    let cancel_requests = agent.wait_for(2).await;
+    assert_eq!([&cancel_requests[0], &cancel_requests[1]].map(|wish| wish.json()["ProtectionEnabled"].clone()), [true, false]);
     metadata.script(&[Answer::with(200, &[], r#"{"action": "terminate", "time": "2026-11-25T08:22:00Z"}"#)]);
     assert!(host.ended().await.success(), "{}", host.log());
     eventually("the log is written", || !host.logged("drained").is_empty()).await.expect("drained");

@@ -7,12 +7,12 @@ use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::{PromptSyntax, Settings};
 use atelier_engine::thread::EngineThread;
-use atelier_engine::{Engine, EngineError, GenerateRequest, Generated, Image, Order, Progress, Request, Watch};
+use atelier_engine::{Engine, EngineError, GenerateRequest, Generated, Image, Progress, QueuedRequest, Request, Watch};
 use candle_core::{DType, Device};
 
 use super::{STEPS, engine, fixtures, lora, request};
 
-/// A request that differs from [`request`] in what every order of a batch may have for itself.
+/// A request that differs from [`request`] in what every queued of a batch may have for itself.
 fn wish(prompt: &str, negative_prompt: &str, seed: u64, images: u64) -> GenerateRequest {
     let mut wish = request(vec![]);
     wish.prompt = prompt.into();
@@ -25,8 +25,8 @@ fn wishes() -> [GenerateRequest; 3] {
     [wish("a red lighthouse", "", 7, 1), wish("an old cat", "storm", 1000, 2), wish("the sea", "a dog in blue", 3, 1)]
 }
 
-fn order(request: GenerateRequest) -> Order {
-    Order { request: Request::Generate(request), watch: Watch::new(|_| ()) }
+fn queued(request: GenerateRequest) -> QueuedRequest {
+    QueuedRequest { request: Request::Generate(request), watch: Watch::new(|_| ()) }
 }
 
 /// The largest difference of any channel.
@@ -62,7 +62,7 @@ fn each_order_gets_the_images_that_it_gets_alone() {
                 wish
             });
             let alone = wishes.clone().map(|wish| engine.generate(&wish, &Watch::new(|_| ())).expect("generates"));
-            let together = engine.generate_together(&wishes.map(order)).expect("generates");
+            let together = engine.generate_together(&wishes.map(queued)).expect("generates");
             for (alone, together) in alone.iter().zip(together) {
                 assert_eq!(difference(alone, &together.expect("images")), 0, "{scheduler:?}");
             }
@@ -80,7 +80,7 @@ fn prompts_of_several_lengths_are_generated_as_they_are_alone() {
     third.prompt = "the sea ".repeat(40);
     let wishes = [first, second, third];
     let alone = wishes.clone().map(|wish| engine.generate(&wish, &Watch::new(|_| ())).expect("generates"));
-    let together = engine.generate_together(&wishes.map(order)).expect("generates");
+    let together = engine.generate_together(&wishes.map(queued)).expect("generates");
     for (alone, together) in alone.iter().zip(together) {
         assert_eq!(difference(alone, &together.expect("images")), 0);
     }
@@ -92,13 +92,13 @@ fn a_cancelled_order_leaves_the_batch_and_the_others_are_generated() {
     let [first, second, third] = wishes();
     let alone = engine.generate(&third, &Watch::new(|_| ())).expect("generates");
     let seen: Arc<Mutex<Vec<(u8, u32)>>> = Arc::default();
-    let orders = [(0, first), (1, second), (2, third)].map(|(place, request)| {
+    let queued_requests = [(0, first), (1, second), (2, third)].map(|(place, request)| {
         let log = Arc::clone(&seen);
         let watch = Watch::new(move |Progress { step, .. }| log.lock().expect("a lock").push((place, step)));
-        Order { request: Request::Generate(request), watch }
+        QueuedRequest { request: Request::Generate(request), watch }
     });
-    orders[1].watch.cancel();
-    let generated = engine.generate_together(&orders).expect("generates");
+    queued_requests[1].watch.cancel();
+    let generated = engine.generate_together(&queued_requests).expect("generates");
     let [first, second, third] = <[Generated; 3]>::try_from(generated).expect("three results");
     assert_eq!(first.expect("images").len(), 1);
     assert!(matches!(second, Err(EngineError::Cancelled)));
@@ -117,13 +117,13 @@ fn one_orders_fault_is_not_the_others() {
         fn warm_up(&mut self) -> Result<(), EngineError> {
             Ok(())
         }
-        fn generate_together(&mut self, orders: &[Order]) -> Result<Vec<Generated>, EngineError> {
-            let seed = |order: &Order| match &order.request {
+        fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
+            let seed = |queued: &QueuedRequest| match &queued.request {
                 Request::Generate(request) => request.seeds[0],
                 Request::TryOn(request) => request.seeds[0],
             };
-            assert!(orders.iter().all(|order| seed(order) != 1000), "seed 1000");
-            self.0.generate_together(orders)
+            assert!(queued_requests.iter().all(|queued| seed(queued) != 1000), "seed 1000");
+            self.0.generate_together(queued_requests)
         }
     }
     let thread = EngineThread::start(|| Ok(Picky(Box::new(engine())))).expect("starts");

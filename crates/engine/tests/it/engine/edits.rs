@@ -257,8 +257,8 @@ fn what_depends_on_time_alone_is_worked_out_ahead_to_the_bit_and_not_kept() {
     let mut engine = load(copied.path(), &Variant::default()).expect("loads");
     let tokens = Tensor::ones((1, 15, 16), DType::F32, &Device::Cpu).expect("tokens");
     let velocity = |engine: &mut QwenImageEdit, timesteps: &[f32], index: usize| {
-        let moments = engine.moments(timesteps).expect("moments");
-        let look = engine.look(&tokens, &text(1), &GRIDS, &moments[index]).expect("a look");
+        let conditionings = engine.conditionings(timesteps).expect("conditionings");
+        let look = engine.predict(&tokens, &text(1), &GRIDS, &conditionings[index]).expect("a forward pass");
         look.velocity.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("values")
     };
     let schedule = [1000.0, 761.1, 20.0];
@@ -271,5 +271,5 @@ fn what_depends_on_time_alone_is_worked_out_ahead_to_the_bit_and_not_kept() {
         fs::write(entry.expect("an entry").path(), b"").expect("writes");
     }
     assert_eq!(ahead, velocity(&mut engine, &schedule, 1));
-    assert!(engine.moments(&[500.0]).is_err());
+    assert!(engine.conditionings(&[500.0]).is_err());
 }

@@ -9,7 +9,7 @@ use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::{QwenImageEdit, Variant};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
-use atelier_engine::{Engine, EngineError, GenerateRequest, Image, InitImage, LoraFile, Order, Request, Watch};
+use atelier_engine::{Engine, EngineError, GenerateRequest, Image, InitImage, LoraFile, QueuedRequest, Request, Watch};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
@@ -173,7 +173,7 @@ fn every_job_of_a_batch_gets_its_own_answer() {
     let directory = copied();
     plant(&directory.path().join(VAE), "decoder.conv_out.bias", f32::NAN);
     let mut engine = load(directory.path(), DType::F32);
-    let order = || Order { request: Request::Generate(one_step(vec![])), watch: Watch::new(|_| ()) };
+    let order = || QueuedRequest { request: Request::Generate(one_step(vec![])), watch: Watch::new(|_| ()) };
     let answers = engine.generate_together(&[order(), order()]).expect("an answer for each");
     assert_eq!(answers.len(), 2);
     for answer in answers {

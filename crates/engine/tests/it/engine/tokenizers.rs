@@ -55,7 +55,7 @@ fn tokens_are_those_of_transformers_whichever_files_are_there() {
             let prompt = prompt.as_str().expect("a prompt");
             let name = &case["name"];
             assert_eq!(tokenizer.tokens(prompt).expect("tokens").ids, ids(&case["ids"][index]), "{name}: {prompt}");
-            assert_eq!(tokenizer.words(prompt).expect("tokens"), ids(&case["bare"][index]), "{name}: {prompt}, bare");
+            assert_eq!(tokenizer.encode_words(prompt).expect("tokens"), ids(&case["bare"][index]), "{name}: {prompt}, bare");
         }
     }
 }

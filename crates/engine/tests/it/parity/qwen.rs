@@ -24,7 +24,7 @@ use crate::engine::copy_directory;
 const AREAS: Areas = Areas { reference_px: 128 * 128, condition_px: 384 * 384 };
 const SIZE: (u32, u32) = (80, 112);
 const OUTPUT: Grid = Grid { height: 7, width: 5 };
-/// Of the one look at given tokens.
+/// Of the one forward pass at given tokens.
 const GRIDS: [Grid; 3] = [OUTPUT, Grid { height: 6, width: 6 }, Grid { height: 3, width: 8 }];
 const TIME: f32 = 761.3;
 /// On the CPU, with 8-bit weights as a GPU keeps them.
@@ -125,18 +125,18 @@ fn reference(engine: &mut QwenImageEdit, expected: &Reference, name: &str) -> En
 fn looks(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generation, references: &[Encoded]) {
     let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
     let schedule = engine.schedule(4, OUTPUT);
-    let moments = engine.moments(&schedule.timesteps()).expect("moments");
+    let conditionings = engine.conditionings(&schedule.timesteps()).expect("conditionings");
     let grids: Vec<Grid> = std::iter::once(OUTPUT).chain(references.iter().map(|reference| reference.grid)).collect();
     let mut block = Stage::new(format!("qwen {}, block 0", generation.name));
     let mut velocities = Stage::new(format!("qwen {}, velocity of each step", generation.name));
     let mut guidance = Stage::new(format!("qwen {}, guided velocity", generation.name));
     let mut latents = get("noise").clone();
     let texts: &[&str] = if generation.guidance_scale > 1.0 { &["positive", "negative"] } else { &["positive"] };
-    for (step, conditioning) in moments.iter().enumerate() {
+    for (step, conditioning) in conditionings.iter().enumerate() {
         let tokens = Tensor::cat(&[&latents, get("references")], 1).expect("tokens");
         for (index, text) in texts.iter().enumerate() {
             let text = expected.get(&format!("text/{text}"));
-            let look = engine.look(&tokens, text, &grids, conditioning).expect("a look");
+            let look = engine.predict(&tokens, text, &grids, conditioning).expect("a forward pass");
             if step + index == 0 {
                 block.compare("text", &look.first_block.0, get("block0/text"));
                 block.compare("image", &look.first_block.1, get("block0/image"));
@@ -186,11 +186,11 @@ fn whole_generation(engine: &mut QwenImageEdit, expected: &Reference, generation
     stage.finish(RelativeError(f64::from(PIXEL)));
 }
 
-/// The oracle's one look at given tokens, with these weights.
+/// The oracle's one forward pass at given tokens, with these weights.
 fn look(engine: &mut QwenImageEdit, expected: &Reference) -> Tensor {
-    let moments = engine.moments(&[TIME]).expect("a moment");
-    let look = engine.look(expected.get("forward/tokens"), expected.get("text/positive"), &GRIDS, &moments[0]);
-    look.expect("a look").velocity
+    let conditionings = engine.conditionings(&[TIME]).expect("a moment");
+    let look = engine.predict(expected.get("forward/tokens"), expected.get("text/positive"), &GRIDS, &conditionings[0]);
+    look.expect("a forward pass").velocity
 }
 
 #[test]

@@ -33,11 +33,11 @@ fn parity_of_the_encoder() {
     let (engine, reference) = (engine("sd15"), Reference::read("starts"));
     let (width, height) = (SIZE.0 as usize, SIZE.1 as usize);
     let pixels = to_pixels(&bytes(reference.get("image")), width, height, &Device::Cpu).expect("pixels");
-    let moments = engine.encode_image(&pixels).expect("encodes");
+    let conditionings = engine.encode_image(&pixels).expect("encodes");
     let scaled = |name: &str| (reference.get(name) * 0.18215).expect("a tensor");
     let mut stage = Stage::new("sd15, vae encoder");
-    stage.compare("mean", &moments.mean, &scaled("mean"));
-    stage.compare("std", &moments.std, &scaled("std"));
+    stage.compare("mean", &conditionings.mean, &scaled("mean"));
+    stage.compare("std", &conditionings.std, &scaled("std"));
     stage.finish(STAGE);
 }
 

@@ -6,7 +6,7 @@ use atelier_engine::qwen::Variant;
 use atelier_engine::qwen::engine::{Settings, TryOnEngine};
 use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::sizes::Areas;
-use atelier_engine::{EditRequest, Engine as _, Image, LoraFile, Order, Request, Watch};
+use atelier_engine::{EditRequest, Engine as _, Image, LoraFile, QueuedRequest, Request, Watch};
 use candle_core::Device;
 
 use super::qwen_text::image;
@@ -54,7 +54,7 @@ fn request(expected: &Reference, number: usize, mode: &str, guidance_scale: f64)
 }
 
 fn generate(engine: &mut TryOnEngine, request: EditRequest) -> Vec<Image> {
-    let order = Order { request: Request::TryOn(request), watch: Watch::new(|_| ()) };
+    let order = QueuedRequest { request: Request::TryOn(request), watch: Watch::new(|_| ()) };
     engine.generate_together(&[order]).expect("generates").remove(0).expect("generates")
 }
 

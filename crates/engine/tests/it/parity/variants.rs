@@ -81,7 +81,7 @@ fn parity_of_inpainting_unets() {
     }
 }
 
-/// The scale is an input: one look a step, and no negative prompt.
+/// The scale is an input: one forward pass a step, and no negative prompt.
 #[test]
 fn parity_of_models_distilled_over_the_guidance_scale() {
     let (_copy, mut engine) = variant("lcm", "unet", "LatentConsistencyModelPipeline");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use atelier_engine::qwen::engine::TryOnEngine;
 use atelier_engine::qwen::precision::Precision;
-use atelier_engine::{EditRequest, Engine as _, Order, Request, Watch};
+use atelier_engine::{EditRequest, Engine as _, QueuedRequest, Request, Watch};
 use candle_core::Device;
 use image::RgbImage;
 use image::imageops::crop_imm;
@@ -86,7 +86,7 @@ fn garments_arrive_and_people_stay() {
             width_px: WIDTH_PX,
             height_px: variants[0].height(),
         };
-        let order = Order { request: Request::TryOn(request), watch: Watch::new(|_| ()) };
+        let order = QueuedRequest { request: Request::TryOn(request), watch: Watch::new(|_| ()) };
         let generated = engine.generate_together(&[order]).unwrap().remove(0).unwrap().remove(0);
         let pixels: Vec<[u8; 3]> = generated.rgb.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect();
         let colour = spec.colour(&pixels, &inside).unwrap();

@@ -19,7 +19,7 @@ use crate::job::trace::{TRACEPARENT, Trace};
 use crate::job::{Job, JobId};
 
 /// A job that somebody asks for.
-pub(super) struct Order {
+pub(super) struct Submission {
     pub(super) job: Job,
     /// The job's wire form, as it goes into a queue.
     pub(super) message: Vec<u8>,
@@ -32,7 +32,7 @@ pub(super) struct Order {
 ///
 /// # Errors
 /// What is wrong with it, by the name that the caller gave the field.
-pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<Order, Problem> {
+pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<Submission, Problem> {
     let model = http.job_service.snapshot.borrow().model.clone();
     if let Model::Failed(why) = model {
         body::drain(request).await;
@@ -67,7 +67,7 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
     };
     check_bytes(&order.message, settings)?;
     (http.check)(&order.job).map_err(at_the_door)?;
-    Ok(Order { key, job: Job { trace, ..order.job }, ..order })
+    Ok(Submission { key, job: Job { trace, ..order.job }, ..order })
 }
 
 fn check_bytes(message: &[u8], settings: &Settings) -> Result<(), Problem> {
@@ -137,7 +137,7 @@ fn written(message: &mut Map<String, Value>, callback: Option<&RawValue>) -> Vec
 }
 
 /// Gives every image that came along the address at which it will lie, and reads the job.
-async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
+async fn complete(http: &Http, draft: Draft) -> Result<Submission, Problem> {
     let Draft { mut message, callback, mut images, names } = draft;
     let Some(Value::String(id)) = message.get("job_id") else {
         // Its reading says what is wrong.
@@ -157,9 +157,9 @@ async fn complete(http: &Http, draft: Draft) -> Result<Order, Problem> {
     job(http, written, inputs).map_err(|error| renamed(error, &names).into())
 }
 
-fn job(http: &Http, message: Vec<u8>, inputs: Vec<Input>) -> Result<Order, JobError> {
+fn job(http: &Http, message: Vec<u8>, inputs: Vec<Input>) -> Result<Submission, JobError> {
     let job = Job::from_json(&message, &http.job_service.defaults).map_err(|refusal| refusal.error)?;
-    Ok(Order { job, message, inputs, key: None })
+    Ok(Submission { job, message, inputs, key: None })
 }
 
 /// What is wrong with an input can be seen here without looking at it: the request itself is wrong.

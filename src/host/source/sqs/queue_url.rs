@@ -8,7 +8,7 @@ use crate::shown;
 const SETTING: &str = "sources.sqs.queue_url";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Address {
+pub(super) struct QueueUrl {
     pub(super) url: String,
     /// Scheme, host and port: the server that the queue belongs to.
     pub(super) endpoint: String,
@@ -17,7 +17,7 @@ pub(super) struct Address {
     pub(super) fifo: bool,
 }
 
-impl Address {
+impl QueueUrl {
     pub(super) fn parse(text: &str) -> Result<Self, SettingError> {
         let wrong = || {
             let example = "https://sqs.us-east-1.amazonaws.com/123456789012/image_generation";
@@ -54,7 +54,7 @@ mod tests {
             ("http://127.0.0.1:5000/123/jobs", "http://127.0.0.1:5000", None),
         ];
         for (url, endpoint, region) in table {
-            let address = Address::parse(url).unwrap();
+            let address = QueueUrl::parse(url).unwrap();
             assert_eq!((address.endpoint.as_str(), address.region.as_deref()), (endpoint, region), "{url}");
             assert_eq!(address.fifo, url.contains(".fifo"));
         }
@@ -64,7 +64,7 @@ mod tests {
     fn what_is_no_queue_is_named() {
         for wrong in ["image_generation", "arn:aws:sqs:us-east-1:123:jobs", "https://sqs.us-east-1.amazonaws.com/", "ftp://a/b"]
         {
-            let error = Address::parse(wrong).unwrap_err();
+            let error = QueueUrl::parse(wrong).unwrap_err();
             assert_eq!(error.setting, SETTING);
             assert!(error.problem.contains(wrong), "{error}");
         }

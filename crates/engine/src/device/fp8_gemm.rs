@@ -10,13 +10,13 @@ const ALIGNED: usize = 16;
 /// (T, in) and (out, in), both e4m3, to (T, out), bf16. `None` on a CPU.
 pub(super) fn open(device: &Device) -> Option<Result<impl Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync + use<>>> {
     let Device::Cuda(cuda) = device else { return None };
-    let opened = Fp8Gemm::new(&cuda.cuda_stream()).map(Product).map_err(Error::msg);
+    let opened = Fp8Gemm::new(&cuda.cuda_stream()).map(Gemm).map_err(Error::msg);
     Some(opened.map(|product| move |input: &Tensor, weight: &Tensor| input.apply_op2_no_bwd(weight, &product)))
 }
 
-struct Product(Fp8Gemm);
+struct Gemm(Fp8Gemm);
 
-impl CustomOp2 for Product {
+impl CustomOp2 for Gemm {
     fn name(&self) -> &'static str {
         "eight-bit-product"
     }

@@ -22,7 +22,7 @@ use crate::host::source::SourceError;
 use crate::job::measured::Measured;
 use crate::job::outcome::{JobError, Problem};
 use crate::metrics::Metrics;
-use crate::protocol::reply::{self, Settled, Settlement};
+use crate::protocol::reply::{self, JobOutcome, JobReport};
 use crate::setting::Secret;
 
 /// [`JobError::code`] of a request under another job's id.
@@ -31,7 +31,7 @@ const CONFLICT: &str = "conflict";
 /// How often and how soon a job is tried again.
 #[derive(Debug, Clone, Copy)]
 pub struct Retries {
-    /// After this many deliveries the caller is told `failed`, and the message is dead-lettered.
+    /// After this many deliveries the caller is notified `failed`, and the message is dead-lettered.
     pub max_attempts: u32,
     pub initial_backoff: Duration,
     pub max_backoff: Duration,
@@ -39,7 +39,7 @@ pub struct Retries {
 
 /// Settles messages in the background, so that the handler takes the next one meanwhile; clones share what is under way.
 #[derive(Clone)]
-pub struct Settler {
+pub struct Acknowledger {
     pub jobs: Arc<Jobs>,
     pub notification_sender: NotificationSender,
     pub retries: Retries,
@@ -47,11 +47,11 @@ pub struct Settler {
     pub token: Option<Secret>,
     pub metrics: Metrics,
     pub under_way: TaskTracker,
-    /// The host ends: whoever waits for a better time gives up.
+    /// The host ends: whoever waits for a better time abandons it.
     pub force_shutdown: CancellationToken,
 }
 
-impl Settler {
+impl Acknowledger {
     /// The event of an assignment, in AWS's shape.
     #[must_use]
     pub fn event(&self, assignment: &Assignment) -> Value {
@@ -67,21 +67,21 @@ impl Settler {
     }
 
     /// Settles an assignment; returns at once.
-    pub fn settle(&self, assignment: Assignment, ended: Ended) {
-        let settler = self.clone();
+    pub fn acknowledge(&self, assignment: Assignment, ended: Ended) {
+        let acknowledger = self.clone();
         self.under_way.spawn(async move {
             match assignment {
                 Assignment::Messages(in_flight) => {
                     let applied = in_flight.iter().zip(dispositions(&in_flight, &ended));
-                    let settler = &settler;
+                    let acknowledger = &acknowledger;
                     join_all(applied.map(|(in_flight, disposition)| {
-                        settler.apply(in_flight, disposition).instrument(in_flight.span.clone())
+                        acknowledger.apply(in_flight, disposition).instrument(in_flight.span.clone())
                     }))
                     .await;
                 }
                 Assignment::Direct(direct) => {
                     let span = Direct::span(&direct.job);
-                    settler.answer(direct, ended).instrument(span).await;
+                    acknowledger.answer(direct, ended).instrument(span).await;
                 }
             }
         });
@@ -90,19 +90,19 @@ impl Settler {
     /// A job that somebody cancelled before it was started here. It may be complete nevertheless: by another host, or by an attempt
     /// whose notification was not taken.
     pub fn cancelled(&self, in_flight: InFlight) {
-        let settler = self.clone();
+        let acknowledger = self.clone();
         let span = in_flight.span.clone();
         let telling = async move {
-            match settler.notification_sender.ended(&in_flight, &JobError::Cancelled).await {
+            match acknowledger.notification_sender.ended(&in_flight, &JobError::Cancelled).await {
                 Ok(State::Complete) => {
-                    settler.count(&in_flight, Settlement::Complete.as_str(), None);
-                    settler.over(&in_flight, State::Complete, None).await;
+                    acknowledger.count(&in_flight, JobOutcome::Complete.as_str(), None);
+                    acknowledger.over(&in_flight, State::Complete, None).await;
                 }
                 Ok(_) => {
-                    settler.count(&in_flight, "cancelled", None);
-                    settler.over(&in_flight, State::Cancelled, None).await;
+                    acknowledger.count(&in_flight, "cancelled", None);
+                    acknowledger.over(&in_flight, State::Cancelled, None).await;
                 }
-                Err(undelivered) => settler.try_again(&in_flight, &undelivered).await,
+                Err(undelivered) => acknowledger.try_again(&in_flight, &undelivered).await,
             }
         };
         self.under_way.spawn(telling.instrument(span));
@@ -115,27 +115,27 @@ impl Settler {
                 requeue_known(&self.jobs, in_flight).await;
             }
             Disposition::Taken => {
-                self.count(in_flight, Settlement::Complete.as_str(), None);
+                self.count(in_flight, JobOutcome::Complete.as_str(), None);
                 self.over(in_flight, State::Complete, None).await;
             }
             Disposition::Failed(error) if in_flight.message.attempt < self.retries.max_attempts => {
-                self.count(in_flight, Settlement::Retry.as_str(), None);
+                self.count(in_flight, JobOutcome::Retry.as_str(), None);
                 self.try_again(in_flight, &error).await;
             }
             Disposition::Failed(error) => {
-                self.count(in_flight, Settlement::DeadLetter.as_str(), None);
-                self.give_up(in_flight, &error).await;
+                self.count(in_flight, JobOutcome::DeadLetter.as_str(), None);
+                self.end_as_failed(in_flight, &error).await;
             }
-            Disposition::Told(told) => self.finalize(in_flight, told).await,
+            Disposition::Reported(told) => self.finalize(in_flight, told).await,
         }
     }
 
     /// Tells the caller, then the queue.
-    async fn finalize(&self, in_flight: &InFlight, told: Settled) {
+    async fn finalize(&self, in_flight: &InFlight, told: JobReport) {
         let is_refused = told.is_refused();
         let is_told = told.job_id.is_some() && !told.notifications.is_empty();
-        let Settled { outcome, error, notifications, measured, .. } = told;
-        if matches!(outcome, Settlement::Failed | Settlement::DeadLetter) {
+        let JobReport { outcome, error, notifications, measured, .. } = told;
+        if matches!(outcome, JobOutcome::Failed | JobOutcome::DeadLetter) {
             self.jobs.ending(known_id(&self.jobs, in_flight));
         }
         let delivered = tokio::select! {
@@ -147,22 +147,22 @@ impl Settler {
             }
         };
         if let Err(undelivered) = delivered {
-            self.count(in_flight, Settlement::Retry.as_str(), measured.as_ref());
+            self.count(in_flight, JobOutcome::Retry.as_str(), measured.as_ref());
             return self.try_again(in_flight, &undelivered).await;
         }
         // Nobody heard of it, or all that was refused is to be kept.
         let outcome =
-            if is_refused && (!is_told || in_flight.source.keeps_refused()) { Settlement::DeadLetter } else { outcome };
+            if is_refused && (!is_told || in_flight.source.keeps_refused()) { JobOutcome::DeadLetter } else { outcome };
         if is_refused {
             self.metrics.refused(in_flight.source.name(), outcome.as_str());
         }
         self.count(in_flight, outcome.as_str(), measured.as_ref());
         let error = error.map(|error| json!(error));
         match outcome {
-            Settlement::Complete => self.over(in_flight, State::Complete, None).await,
-            Settlement::Failed => self.over(in_flight, failed_state(error.as_ref()), error).await,
-            Settlement::Retry => self.retry_later(in_flight, error).await,
-            Settlement::DeadLetter => self.dead_letter(in_flight, error).await,
+            JobOutcome::Complete => self.over(in_flight, State::Complete, None).await,
+            JobOutcome::Failed => self.over(in_flight, failed_state(error.as_ref()), error).await,
+            JobOutcome::Retry => self.retry_later(in_flight, error).await,
+            JobOutcome::DeadLetter => self.dead_letter(in_flight, error).await,
         }
     }
 
@@ -212,7 +212,7 @@ impl Settler {
 
     /// The last attempt failed and the handler could not tell. A job that died over and over is not started again only
     /// because its caller cannot be told now.
-    async fn give_up(&self, in_flight: &InFlight, error: &JobError) {
+    async fn end_as_failed(&self, in_flight: &InFlight, error: &JobError) {
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
         let mut backoff = Backoff::new(initial_backoff, max_backoff);
         self.jobs.ending(known_id(&self.jobs, in_flight));
@@ -265,12 +265,12 @@ impl Settler {
             }
             _ => false,
         };
-        let untold = if answered { (State::Complete, Settlement::Complete) } else { (State::Failed, Settlement::Failed) };
+        let untold = if answered { (State::Complete, JobOutcome::Complete) } else { (State::Failed, JobOutcome::Failed) };
         let outcome = told.as_ref().map_or(untold.1, |told| told.outcome).as_str();
         self.metrics.job("infer", outcome, told.as_ref().and_then(|told| told.measured.as_ref()));
         let (state, error, notifications) = match told {
-            Some(Settled { outcome: Settlement::Complete, notifications, .. }) => (State::Complete, None, notifications),
-            Some(Settled { error, notifications, .. }) => {
+            Some(JobReport { outcome: JobOutcome::Complete, notifications, .. }) => (State::Complete, None, notifications),
+            Some(JobReport { error, notifications, .. }) => {
                 let error = error.map(|error| json!(error));
                 (failed_state(error.as_ref()), error, notifications)
             }
