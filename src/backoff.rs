@@ -1,10 +1,10 @@
-//! Pauses that double, with jitter, up to a longest one: for everything here that is tried again.
+//! Pauses that double, with jitter, up to a max one: for everything here that is tried again.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// Doublings after which any first pause has become the longest.
+/// Doublings after which any first pause has become the max.
 const MOST_DOUBLINGS: u32 = 64;
 
 /// The pauses between attempts, one after the other.
@@ -12,25 +12,25 @@ const MOST_DOUBLINGS: u32 = 64;
 pub struct Backoff {
     builder: ExponentialBuilder,
     pauses: ExponentialBackoff,
-    longest: Duration,
+    max: Duration,
 }
 
 impl Backoff {
-    /// `first`: the first pause at most; `longest`: any pause at most.
+    /// `first`: the first pause at most; `max`: any pause at most.
     #[must_use]
-    pub fn new(first: Duration, longest: Duration) -> Self {
+    pub fn new(first: Duration, max: Duration) -> Self {
         // backon lengthens a pause by up to itself, and the settings name upper bounds: so it gets half of them.
         let builder = ExponentialBuilder::new()
-            .with_min_delay(first.min(longest) / 2)
-            .with_max_delay(longest / 2)
+            .with_min_delay(first.min(max) / 2)
+            .with_max_delay(max / 2)
             .with_jitter()
             .without_max_times();
-        Self { builder, pauses: builder.build(), longest }
+        Self { builder, pauses: builder.build(), max }
     }
 
     /// The next pause; each is up to twice as long as the one before.
     pub fn next_pause(&mut self) -> Duration {
-        self.pauses.next().unwrap_or(self.longest)
+        self.pauses.next().unwrap_or(self.max)
     }
 
     /// After a success the next pause is the first one again.
@@ -40,12 +40,12 @@ impl Backoff {
 }
 
 /// The pause after failure number `attempt` (counted from 1), for whoever is not there in between: between half and all of
-/// `first` doubled each time, at most `longest`.
+/// `first` doubled each time, at most `max`.
 #[must_use]
-pub fn pause(first: Duration, longest: Duration, attempt: u32) -> Duration {
-    let mut backoff = Backoff::new(first, longest);
+pub fn pause(first: Duration, max: Duration, attempt: u32) -> Duration {
+    let mut backoff = Backoff::new(first, max);
     let earlier = attempt.saturating_sub(1).min(MOST_DOUBLINGS) as usize;
-    backoff.pauses.nth(earlier).unwrap_or(longest)
+    backoff.pauses.nth(earlier).unwrap_or(max)
 }
 
 #[cfg(test)]
@@ -75,10 +75,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_pause_is_never_longer_than_allowed(first_ms in 0..u64::from(u32::MAX), longest_ms: u32, attempt: u32) {
-            let longest = Duration::from_millis(longest_ms.into());
-            let pause = pause(Duration::from_millis(first_ms), longest, attempt);
-            prop_assert!(pause <= longest);
-            prop_assert!(attempt < 34 || first_ms == 0 || pause >= longest / 2);
+            let max = Duration::from_millis(longest_ms.into());
+            let pause = pause(Duration::from_millis(first_ms), max, attempt);
+            prop_assert!(pause <= max);
+            prop_assert!(attempt < 34 || first_ms == 0 || pause >= max / 2);
         }
     }
 }

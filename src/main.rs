@@ -26,7 +26,7 @@ enum Role {
     Host(start::host::Options),
     /// Take one event through the handler in this process and print the reply.
     Invoke(invoke::Options),
-    /// Bring models here and prove that they are what their manifests mean.
+    /// Download models and verify checksums.
     Models(start::models::Options),
     /// Check what the function and the host need, one line each, and say how to repair it.
     Doctor(doctor::Options),
@@ -48,11 +48,11 @@ async fn main() -> ExitCode {
         Some(Role::Demo(_)) => log::DefaultLevel::Warnings,
         _ => log::DefaultLevel::Outcomes,
     };
-    let played = match log::start(&environment, default_level) {
-        Ok(()) => play(arguments, &environment).await,
-        Err(error) => Err(error.into()),
+    let played = async {
+        log::start(&environment, default_level)?;
+        play(arguments, &environment).await
     };
-    match played {
+    match played.await {
         Ok(code) => return code,
         // Whoever reads standard output has read enough.
         Err(error) if error.downcast_ref().is_some_and(|error: &Error| error.kind() == ErrorKind::BrokenPipe) => {
@@ -72,12 +72,7 @@ async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow
         Some(Role::Models(options)) => return start::models::run(options, config, environment).await,
         Some(Role::Doctor(options)) => return doctor::run(&options, config, environment).await,
         Some(Role::Host(options)) => start::host::run(options, config, environment).await?,
-        Some(Role::Completions { shell }) => {
-            // Into memory first: clap_complete panics where nobody reads what it writes.
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Arguments::command(), "atelier", &mut script);
-            stdout().write_all(&script)?;
-        }
+        Some(Role::Completions { shell }) => start::command::complete(shell, &mut Arguments::command())?,
         Some(Role::Manual) => clap_mangen::Man::new(Arguments::command()).render(&mut stdout())?,
         None => return serve::run(config, environment).await,
     }

@@ -31,7 +31,7 @@ pub struct Program {
     pub environment: BTreeMap<String, String>,
 }
 
-/// ControlCommands that wait for a handler to read them, at most: more than an event has jobs to cancel.
+/// Commands that wait for a handler to read them, at most: more than an event has jobs to cancel.
 const OUTGOING_MAX: usize = 64;
 
 /// Hears every line of a handler's standard output.
@@ -41,7 +41,7 @@ pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
 pub struct Process {
     child: Child,
     group: Option<Pid>,
-    /// ControlCommands on their way to the handler's standard input.
+    /// Commands on their way to the handler's standard input.
     outgoing: Option<tokio_mpsc::Sender<String>>,
     _writer: Option<AbortOnDropHandle<()>>,
     oom_kills_before: u64,
@@ -53,14 +53,14 @@ pub struct Process {
 /// `PR_SET_PDEATHSIG`) comes when the *thread* that started the process ends.
 #[derive(Clone)]
 pub struct Launcher {
-    orders: mpsc::Sender<(Command, Handle, oneshot::Sender<io::Result<Child>>)>,
+    launches: mpsc::Sender<(Command, Handle, oneshot::Sender<io::Result<Child>>)>,
 }
 
 impl Launcher {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start() -> io::Result<Self> {
-        let (orders, inbox) = mpsc::channel::<(Command, Handle, oneshot::Sender<io::Result<Child>>)>();
+        let (launches, inbox) = mpsc::channel::<(Command, Handle, oneshot::Sender<io::Result<Child>>)>();
         thread::Builder::new().name("launcher".into()).spawn(move || {
             for (mut command, runtime, started) in inbox {
                 let _runtime = runtime.enter();
@@ -68,7 +68,7 @@ impl Launcher {
                 let _ = started.send(command.spawn());
             }
         })?;
-        Ok(Self { orders })
+        Ok(Self { launches })
     }
 
     /// Starts a handler that finds its Runtime API at `runtime_api`. `gpu`: the value of `CUDA_VISIBLE_DEVICES`, where the
@@ -88,7 +88,7 @@ impl Launcher {
         let (sender, started) = oneshot::channel();
         let gone = || io::Error::other("the launcher's thread is gone");
         let oom_kills_before = oom_kills();
-        self.orders.send((command, Handle::current(), sender)).map_err(|_| gone())?;
+        self.launches.send((command, Handle::current(), sender)).map_err(|_| gone())?;
         let mut child = started.await.map_err(|_| gone())??;
         if let Some(stdout) = child.stdout.take() {
             tokio::spawn(follow(stdout, listener));

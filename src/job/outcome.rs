@@ -15,6 +15,8 @@ pub struct Record {
     pub job_id: String,
     pub fingerprint: String,
     pub model: String,
+    /// Called `pictures` in records that were written before 0.1.0.
+    #[serde(alias = "pictures")]
     pub images: Vec<StoredImage>,
     /// Milliseconds spent in each workflow step up to storing the images.
     pub timings_ms: BTreeMap<String, u64>,

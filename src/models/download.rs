@@ -206,7 +206,7 @@ async fn take(
     report: &(dyn Fn(&Step<'_>) + Sync),
 ) -> Result<Option<String>, ModelError> {
     let end = content.bytes.map(|bytes| part.bytes + bytes);
-    while let Some(piece) = content.pieces.next().await {
+    while let Some(piece) = content.chunks.next().await {
         let piece = match piece {
             Ok(piece) => piece,
             Err(problem) => return Ok(Some(problem)),

@@ -171,8 +171,8 @@ impl std::fmt::Display for Hub {
 
 fn content(response: Response, from: u64) -> Content {
     let bytes = response.content_length();
-    let pieces = response.bytes_stream().map(|piece| piece.map_err(|error| cause(&error)));
-    Content { from, bytes, pieces: Box::pin(pieces) }
+    let chunks = response.bytes_stream().map(|piece| piece.map_err(|error| cause(&error)));
+    Content { from, bytes, chunks: Box::pin(chunks) }
 }
 
 /// The deepest cause: what reqwest says itself repeats the address, and a hub redirects to presigned ones.

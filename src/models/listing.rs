@@ -27,11 +27,11 @@ pub(super) struct Content {
     pub(super) from: u64,
     /// Of what comes.
     pub(super) bytes: Option<u64>,
-    pub(super) pieces: Chunks,
+    pub(super) chunks: Chunks,
 }
 
 impl Content {
     pub(super) fn nothing(from: u64) -> Self {
-        Self { from, bytes: Some(0), pieces: Box::pin(stream::empty()) }
+        Self { from, bytes: Some(0), chunks: Box::pin(stream::empty()) }
     }
 }

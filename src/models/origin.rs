@@ -95,13 +95,13 @@ async fn open_file(path: &Path, from: u64) -> std::io::Result<Content> {
     let mut file = File::open(path).await?;
     let bytes = file.metadata().await?.len().saturating_sub(from);
     file.seek(std::io::SeekFrom::Start(from)).await?;
-    let pieces = stream::try_unfold(file, |mut file| async move {
+    let chunks = stream::try_unfold(file, |mut file| async move {
         let mut piece = vec![0; PIECE_BYTES];
         let count = file.read(&mut piece).await.map_err(|error| error.to_string())?;
         piece.truncate(count);
         Ok((count > 0).then(|| (Bytes::from(piece), file)))
     });
-    Ok(Content { from, bytes: Some(bytes), pieces: Box::pin(pieces) })
+    Ok(Content { from, bytes: Some(bytes), chunks: Box::pin(chunks) })
 }
 
 async fn list_bucket(client: &Client, bucket: &str, prefix: &str) -> Result<Listing, ModelError> {
@@ -129,11 +129,11 @@ async fn open_object(client: &Client, bucket: &str, prefix: &str, path: &FilePat
     };
     let from = if got.content_range().is_some() { from } else { 0 };
     let bytes = got.content_length().and_then(|length| u64::try_from(length).ok());
-    let pieces = stream::unfold(got.body, |mut body| async move {
+    let chunks = stream::unfold(got.body, |mut body| async move {
         let piece = body.next().await?;
         Some((piece.map_err(|error| error.to_string()), body))
     });
-    Ok(Content { from, bytes, pieces: Box::pin(pieces) })
+    Ok(Content { from, bytes, chunks: Box::pin(chunks) })
 }
 
 fn s3_error<E: StdError + ProvideErrorMetadata + 'static>(

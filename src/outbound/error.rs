@@ -25,8 +25,8 @@ pub enum OutboundError {
     Refused(#[from] Refused),
     #[error("the server answered {0}")]
     Status(StatusCode),
-    #[error("more than {most} redirects")]
-    TooManyRedirects { most: u32 },
+    #[error("more than {max} redirects")]
+    TooManyRedirects { max: u32 },
     #[error("{}", connection_problem(.0))]
     Connection(#[source] reqwest::Error),
 }
@@ -55,7 +55,7 @@ fn is_passing(status: StatusCode) -> bool {
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS)
 }
 
-/// reqwest hides our resolver's verdict among the causes of its own error.
+/// reqwest hides our resolver's answer among the causes of its own error.
 pub(super) fn refusal_behind(error: &reqwest::Error) -> Option<Refused> {
     causes(error).find_map(|cause| cause.downcast_ref::<Refused>()).cloned()
 }

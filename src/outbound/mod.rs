@@ -120,7 +120,7 @@ impl Outbound {
                 status => return Err(OutboundError::Status(status)),
             }
         }
-        Err(OutboundError::TooManyRedirects { most: self.max_redirects })
+        Err(OutboundError::TooManyRedirects { max: self.max_redirects })
     }
 
     /// Whether `url` has a scheme and, where it names an address itself, an address that may be reached.
@@ -170,7 +170,7 @@ impl Resolve for CheckedNames {
                 return Ok(Box::new(found.into_iter()) as Addrs);
             }
             let (open, closed): (Vec<_>, Vec<_>) =
-                found.into_iter().map(|socket| (socket, reach.check(socket.ip()))).partition(|(_, verdict)| verdict.is_ok());
+                found.into_iter().map(|socket| (socket, reach.check(socket.ip()))).partition(|(_, checked)| checked.is_ok());
             match closed.first() {
                 Some((socket, Err(what))) if open.is_empty() => {
                     Err(Refused::Address { host: host.to_owned(), address: socket.ip(), what }.into())

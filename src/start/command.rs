@@ -1,4 +1,4 @@
-//! What the commands of `atelier models` have in common: whose model, a line of output, a key of a manifest.
+//! What commands have in common: whose model, a line of output, a key of a manifest, the completion script of a shell.
 
 use std::fmt::Write as _;
 use std::io::{Write as _, stdout};
@@ -23,4 +23,15 @@ pub(super) fn files_key<'a>(files: impl Iterator<Item = (&'a FilePath, &'a Check
         let _ = writeln!(key, "    {path}: {checksum}");
     }
     key
+}
+
+/// Writes the completion script of `shell` to standard output.
+///
+/// # Errors
+/// When standard output takes nothing.
+pub fn complete(shell: clap_complete::Shell, command: &mut clap::Command) -> std::io::Result<()> {
+    // Into memory first: clap_complete panics where nobody reads what it writes.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, command, "atelier", &mut script);
+    stdout().write_all(&script)
 }

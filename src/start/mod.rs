@@ -1,6 +1,6 @@
 //! Puts the function together from its configuration: engine loaded and warm, store reached, workflow ready.
 
-mod command;
+pub mod command;
 mod engine;
 pub mod host;
 pub mod models;

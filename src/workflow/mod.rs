@@ -2,6 +2,7 @@
 
 pub mod context;
 pub mod control;
+mod done;
 pub mod encode;
 pub mod fetch;
 pub mod infer;
@@ -25,13 +26,14 @@ use tracing::{Instrument as _, Span};
 
 use self::context::JobContext;
 use self::control::{Control, NotificationMode};
+use self::done::log_done;
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
 use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
 use crate::job::notification::{Notification, NotificationTarget};
 use crate::job::outcome::{JobError, Outcome, Problem, Record, RetryPolicy};
-use crate::job::task::{ModelName, Task};
+use crate::job::task::ModelName;
 use crate::job::{Job, JobId};
 use crate::notify::Notifier;
 use crate::store::Store;
@@ -257,7 +259,7 @@ impl Workflow {
         let stored = record.is_some() || finalizing.has_begun();
         let result = match (result, record) {
             (Ok(()), Some(record)) => {
-                tell_log(job, &record, replayed, &timings_ms);
+                log_done(job, &record, replayed, &timings_ms);
                 Ok(Outcome { record, replayed })
             }
             (Ok(()), None) => Err(JobError::Internal { problem: "the workflow ended without a record".into() }),
@@ -328,7 +330,7 @@ impl Workflow {
     /// [`JobError`] when one could not be written or delivered.
     pub async fn tell_complete(&self, job: &Job, record: &Record, control: &Control) -> Result<Vec<Notification>, JobError> {
         let urls = self.store.urls(record).await?;
-        self.tell(self.notifier.complete(job, record, &urls)?, control).await
+        self.deliver(self.notifier.complete(job, record, &urls)?, control).await
     }
 
     /// The notifications that the job failed for good, for the invocation's answer; or, when the invocation delivers them itself,
@@ -343,10 +345,10 @@ impl Workflow {
         attempt: u32,
         control: &Control,
     ) -> Result<Vec<Notification>, JobError> {
-        self.tell(self.notifier.failed(of, error, attempt)?, control).await
+        self.deliver(self.notifier.failed(of, error, attempt)?, control).await
     }
 
-    async fn tell(&self, notifications: Vec<Notification>, control: &Control) -> Result<Vec<Notification>, JobError> {
+    async fn deliver(&self, notifications: Vec<Notification>, control: &Control) -> Result<Vec<Notification>, JobError> {
         if control.notification_mode() == NotificationMode::Later {
             return Ok(notifications);
         }
@@ -383,24 +385,4 @@ impl Workflow {
         let urls = self.store.urls(record).await?;
         Ok(self.notifier.complete_body(job, record, &urls))
     }
-}
-
-fn tell_log(job: &Job, record: &Record, replayed: bool, timings_ms: &std::collections::BTreeMap<String, u64>) {
-    let (loras, seed, steps, size) = match &job.task {
-        Task::Generate(generate) => (&generate.loras[..], generate.seed, generate.steps, generate.size.to_string()),
-        Task::TryOn(tryon) => (&[][..], tryon.seed, tryon.steps, format!("{}p", tryon.resolution.short_side_px())),
-    };
-    let loras: Vec<String> = loras.iter().map(|lora| lora.url.to_string()).collect();
-    tracing::info!(
-        job_id = %job.id,
-        model = record.model,
-        lora = loras.join(" "),
-        seed = seed.get(),
-        steps = steps.get(),
-        size,
-        images = record.images.len(),
-        replayed,
-        timings_ms = %serde_json::json!(timings_ms),
-        "job done"
-    );
 }

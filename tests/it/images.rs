@@ -12,7 +12,7 @@ const JPEG_MAX: u8 = 4;
 const JPEG_MEAN: f64 = 0.3;
 
 fn directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/image-files")
 }
 
 fn files() -> BTreeMap<String, Vec<u8>> {

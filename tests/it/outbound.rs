@@ -88,7 +88,7 @@ async fn redirects_are_followed_to_allowed_places_only() {
 async fn redirects_end_somewhere() {
     let server = HttpServer::start(&[Answer::with(302, &[("location", "/again")], "")]).await;
     let error = outbound(&["127.0.0.1"]).get(&server.url("/"), None).await.expect_err("must end");
-    assert!(matches!(error, OutboundError::TooManyRedirects { most: 3 }), "{error}");
+    assert!(matches!(error, OutboundError::TooManyRedirects { max: 3 }), "{error}");
     assert_eq!(server.requests().len(), 4);
     assert_eq!(error.for_field("lora[0].url").retry_policy(), RetryPolicy::Terminal);
 }

@@ -16,14 +16,14 @@ const LEAST_SCALE: f64 = 1e-12;
 /// The products of one device.
 #[derive(Clone)]
 pub(super) struct Fp8Weight {
-    product: Arc<Fp8Product>,
+    gemm: Arc<Fp8Product>,
 }
 
 impl Fp8Weight {
     /// `None` where the device has none, or its results are not what they should be: it was tried. The log says which.
     pub(super) fn of(device: &Device) -> Option<Self> {
         let tried = fp8_product(device)?.and_then(|product| {
-            let fp8 = Self { product };
+            let fp8 = Self { gemm: product };
             fp8.tried(device).map(|()| fp8)
         });
         tried.inspect_err(|error| tracing::warn!(%error, "this GPU's 8-bit products are not used: weights are made whole")).ok()
@@ -51,7 +51,7 @@ impl Fp8Weight {
         let input = input.to_dtype(DType::F32)?;
         let scale = (input.abs()?.max_keepdim(D::Minus1)? / LARGEST)?.maximum(LEAST_SCALE)?;
         let rounded = input.broadcast_div(&scale)?.to_dtype(DType::F8E4M3)?;
-        (self.product)(&rounded, weight)?.to_dtype(DType::F32)?.broadcast_mul(&scale)
+        (self.gemm)(&rounded, weight)?.to_dtype(DType::F32)?.broadcast_mul(&scale)
     }
 }
 
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn every_token_is_rounded_by_its_own_scale() -> Result<()> {
-        let fp8 = Fp8Weight { product: Arc::new(full_precision) };
+        let fp8 = Fp8Weight { gemm: Arc::new(full_precision) };
         fp8.tried(&Device::Cpu)?;
         // Values that 8 bits hold exactly once each token's largest is 448: nothing may be lost but bf16's rounding.
         let tokens =
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn a_device_that_multiplies_wrongly_is_not_used() {
         let wrong = |input: &Tensor, weight: &Tensor| full_precision(input, weight)? * 2.0;
-        assert!(Fp8Weight { product: Arc::new(wrong) }.tried(&Device::Cpu).is_err());
+        assert!(Fp8Weight { gemm: Arc::new(wrong) }.tried(&Device::Cpu).is_err());
         assert!(Fp8Weight::of(&Device::Cpu).is_none(), "a CPU has none");
     }
 }

@@ -9,6 +9,7 @@ mod float_formats;
 mod fp8;
 mod json_config;
 mod layers;
+mod learned_word;
 mod loader;
 pub mod lora;
 mod module_pattern;
@@ -52,8 +53,8 @@ pub trait Engine {
     /// Whatever would have failed the first job.
     fn warm_up(&mut self) -> Result<(), EngineError>;
 
-    /// Generates all images of all queued_requests as one batch, looking at their watches between denoising steps. The requests of the
-    /// queued_requests agree ([`Request::agrees_with`]). Returns one result an queued, in their queued: an queued that is cancelled
+    /// Generates all images of all queued requests as one batch, looking at their watches between denoising steps. The requests of the
+    /// queued requests agree ([`Request::agrees_with`]). Returns one result per request, in their order: a request that is cancelled
     /// leaves the batch, and the others go on.
     ///
     /// # Errors
@@ -71,7 +72,7 @@ pub trait Engine {
     }
 }
 
-/// The images of one queued, or why there are none.
+/// The images of one request, or why there are none.
 pub type Generated = Result<Vec<Image>, EngineError>;
 
 /// One request on its way to the engine.
@@ -102,7 +103,7 @@ impl Request {
 /// A person and garments, to be generated as the person in the garments.
 #[derive(Debug, Clone)]
 pub struct EditRequest {
-    /// The images that the model looks at, in the queued in which the prompt values them: the person, then the garments.
+    /// The images that the model looks at, in the order in which the prompt counts them: the person, then the garments.
     pub images: Vec<RgbImage>,
     pub prompt: String,
     pub negative_prompt: String,
@@ -124,7 +125,7 @@ pub struct GenerateRequest {
     pub prompt: String,
     /// Looked at only where there is guidance.
     pub negative_prompt: String,
-    /// Merged one after the other, in this queued.
+    /// Merged one after the other, in this order.
     pub loras: Vec<LoraFile>,
     pub embeddings: Vec<EmbeddingFile>,
     /// What it starts from instead of noise, in its size.

@@ -14,9 +14,9 @@ pub(super) struct ModulePattern {
 
 #[derive(Debug)]
 enum Kind {
-    /// Letters, digits, `_` and dots, of which each stands for any character; `whole`: it begins with `^`.
+    /// Letters, digits, `_` and dots, of which each stands for any character; `is_anchored`: it begins with `^`.
     Name {
-        whole: bool,
+        is_anchored: bool,
     },
     Expression(Regex),
 }
@@ -32,7 +32,7 @@ impl ModulePattern {
         let name = written.strip_prefix('^');
         let bare = name.unwrap_or(written);
         if bare.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.')) {
-            return Ok(Self { written: bare.to_owned(), kind: Kind::Name { whole: name.is_some() } });
+            return Ok(Self { written: bare.to_owned(), kind: Kind::Name { is_anchored: name.is_some() } });
         }
         if written.chars().count() > MAX_CHARS {
             return Err(format!("at most {MAX_CHARS} characters are allowed"));
@@ -60,10 +60,10 @@ impl ModulePattern {
     /// When the expression takes too many steps.
     pub(super) fn fits(&self, name: &str) -> Result<bool, String> {
         match &self.kind {
-            Kind::Name { whole } => {
+            Kind::Name { is_anchored } => {
                 let Some(before) = name.len().checked_sub(self.written.len()) else { return Ok(false) };
                 let (head, tail) = name.as_bytes().split_at(before);
-                let bounded = head.is_empty() || (!whole && head.ends_with(b"."));
+                let bounded = head.is_empty() || (!is_anchored && head.ends_with(b"."));
                 Ok(bounded && self.written.bytes().zip(tail).all(|(wanted, found)| wanted == b'.' || wanted == *found))
             }
             Kind::Expression(expression) => {

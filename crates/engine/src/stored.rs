@@ -21,6 +21,13 @@ pub(super) struct Stored<'a> {
     pub(super) info: &'a TensorInfo,
 }
 
+impl TensorFile {
+    /// A tensor where it lies.
+    pub(super) fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        Some(Stored { file: self, info: self.info(name)? })
+    }
+}
+
 /// Whether weights, adapters and embeddings may be kept in this format.
 pub(super) fn is_read(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2)
@@ -97,7 +104,7 @@ impl Stored<'_> {
     fn read_as<T: Element>(&self) -> Result<Tensor, EngineError> {
         let mut values: Vec<T> = Vec::with_capacity(self.count());
         if DType::try_from(self.info.dtype).is_ok_and(|kept| kept == T::DTYPE) {
-            self.pieces(|piece: &[T]| values.extend_from_slice(piece))?;
+            self.for_each_chunk(|piece: &[T]| values.extend_from_slice(piece))?;
         } else {
             self.widened(|piece| {
                 let done = values.len();
@@ -129,7 +136,7 @@ impl Stored<'_> {
 
     fn widened_by<S: Pod>(&self, mut each: impl FnMut(&[f32]), widen: impl Fn(&[S], &mut [f32])) -> Result<(), EngineError> {
         let mut wide = vec![0.0; PIECE.min(self.count())];
-        self.pieces(|piece: &[S]| {
+        self.for_each_chunk(|piece: &[S]| {
             let wide = &mut wide[..piece.len()];
             widen(piece, wide);
             each(wide);
@@ -137,7 +144,7 @@ impl Stored<'_> {
     }
 
     /// Its elements as they are kept, a piece at a time.
-    fn pieces<S: Pod>(&self, mut each: impl FnMut(&[S])) -> Result<(), EngineError> {
+    fn for_each_chunk<S: Pod>(&self, mut each: impl FnMut(&[S])) -> Result<(), EngineError> {
         let count = self.count();
         let mut piece = vec![S::zeroed(); PIECE.min(count)];
         let mut done = 0;

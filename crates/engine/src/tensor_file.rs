@@ -9,7 +9,6 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensorError};
 
 use super::EngineError;
-use super::stored::Stored;
 use super::tensor_table::{has_entries_up_to, tensor_table};
 
 /// Bytes of the header's length, at the beginning of a file.
@@ -86,11 +85,6 @@ impl TensorFile {
     /// An entry of the header that is no tensor, such as the notes of a trainer.
     pub(super) fn note(&self, key: &str) -> Option<&str> {
         self.table.metadata().as_ref()?.get(key).map(String::as_str)
-    }
-
-    /// A tensor where it lies.
-    pub(super) fn stored(&self, name: &str) -> Option<Stored<'_>> {
-        Some(Stored { file: self, info: self.info(name)? })
     }
 
     /// Names and formats of all tensors, in the order in which they lie in the file.

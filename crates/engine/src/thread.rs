@@ -1,4 +1,4 @@
-//! One OS thread owns the engine: queued_requests go in over a channel, answers come out through the caller's own closure.
+//! One OS thread owns the engine: queued requests go in over a channel, answers come out through the caller's own closure.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -115,7 +115,7 @@ fn serve(mut engine: impl Engine, inbox: &mpsc::Receiver<Vec<Command>>) {
     }
 }
 
-/// One result an queued, in their queued. What fails for all together may succeed for each alone, or is one queued's fault.
+/// One result per request, in their order. What fails for all together may succeed for each alone, or is one request's fault.
 fn generate(engine: &mut impl Engine, queued_requests: &[QueuedRequest]) -> Vec<Generated> {
     match caught(|| engine.generate_together(queued_requests)) {
         Ok(generated) => generated,

@@ -20,7 +20,7 @@ pub(super) enum Disposition {
     Untried,
 }
 
-/// One verdict a message, in their order.
+/// One disposition per message, in their order.
 pub(super) fn dispositions(in_flight: &[InFlight], ended: &Ended) -> Vec<Disposition> {
     let all = |disposition: &dyn Fn() -> Disposition| in_flight.iter().map(|_| disposition()).collect();
     match ended {

@@ -119,6 +119,9 @@ fn pass_through(id: &JobId, reply: &Value) -> Result<Response, Problem> {
         Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", &format!("the function's answer could not be read: {problem}"))
     };
     let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        headers.insert(JOB_ID, value);
+    }
     let Some(status) = reply.get("statusCode") else {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         return Ok((StatusCode::OK, headers, reply.to_string()).into_response());

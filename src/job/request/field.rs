@@ -37,7 +37,7 @@ pub(super) fn job_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobId
 }
 
 pub(super) fn scheduler<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Scheduler>, D::Error> {
-    Scheduler::deserialize(deserializer).map(Some)
+    Option::<Scheduler>::deserialize(deserializer)
 }
 
 /// Of a try-on: its models have no use for less guidance than none.

@@ -149,7 +149,7 @@ fn no_files_import_each_other() {
     for sources in &crates {
         let mut paths = Vec::new();
         super::rust_files(&root.join(sources), &mut paths);
-        assert!(paths.len() > 1, "{sources} has no files");
+        assert!(!paths.is_empty(), "{sources} has no files");
         let name = |path: &Path| path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
         let files: Vec<_> = paths.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect();
         let mut graph = Graph::read(sources, files.iter().map(|(name, text)| (name.as_str(), text.as_str())));

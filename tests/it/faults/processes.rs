@@ -95,6 +95,10 @@ async fn clock_jumps() {
         ("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap()),
         ("FAKETIME_NO_CACHE", "1"),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        (
+            "ATELIER__HOST__HANDLER__ENVIRONMENT",
+            "[LD_PRELOAD, FAKETIME_TIMESTAMP_FILE, FAKETIME_NO_CACHE, FAKETIME_DONT_FAKE_MONOTONIC]",
+        ),
         ("ATELIER__HOST__HANDLER__JOB_TIMEOUT_MS", "60000"),
     ];
     let mut campaign = Campaign::start("clock jumps by ten minutes", &changes, &[]).await;

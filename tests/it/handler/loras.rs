@@ -47,7 +47,7 @@ async fn alpha_is_looked_for_beside_the_file_and_in_the_job() {
     let ada = format!("s3://{BUCKET}/loras/ada/adapter_model.safetensors");
     let alone = format!("s3://{BUCKET}/loras/alone/adapter_model.safetensors");
 
-    let beside = alpha(&mut stage, "next to", json!({ "url": ada })).await;
+    let beside = alpha(&mut stage, "side", json!({ "url": ada })).await;
     assert_eq!(content(&beside), text_config);
     assert_eq!(alpha(&mut stage, "alone", json!({ "url": alone })).await, AlphaSource::File);
     let named = json!({ "url": alone, "config_url": format!("s3://{BUCKET}/loras/ada/adapter_config.json") });

@@ -23,6 +23,9 @@ async fn changed(change: impl FnOnce(&mut atelier::config::Workflow)) -> Stage {
     std::fs::create_dir_all(stage.bucket.path("images")).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
+        if entry.path().is_dir() {
+            continue;
+        }
         std::fs::copy(entry.path(), stage.bucket.path("images").join(entry.file_name())).unwrap();
     }
     stage

@@ -20,9 +20,10 @@ async fn a_trace_goes_through_the_host_and_jobs_are_found_in_the_log_at_every_le
     for level in ["info,atelier=debug", "warn,atelier::start=info"] {
         let mut host = HostProcess::start(&[("LOG_LEVEL", level)], &[]).await;
         host.ready().await;
-        let mut unreachable = job("unreachable");
-        unreachable["callback"] = json!({ "url": "https://10.0.0.1/hook" });
-        for body in [job("fine"), unreachable] {
+        // A private address as callback is refused at the door; what lies in a bucket is only known to the handler.
+        let mut lacking = job("lacking");
+        lacking["lora"] = json!([{ "url": "s3://no-such-bucket/loras/none.safetensors" }]);
+        for body in [job("fine"), lacking] {
             post(&host, &body).await;
             let told = host.backend.terminal().await;
             assert_eq!((&told.body["job_id"], told.traceparent.as_deref()), (&body["job_id"], Some(PARENT)));
@@ -34,7 +35,7 @@ async fn a_trace_goes_through_the_host_and_jobs_are_found_in_the_log_at_every_le
             assert_eq!(line["traceparent"], PARENT, "{line}");
         }
         let failed = of_jobs.iter().find(|line| line["message"] == "job failed").expect("the handler's line");
-        assert_eq!((&failed["job_id"], &failed["source"]), (&json!("unreachable"), &json!("sqs")));
+        assert_eq!((&failed["job_id"], &failed["source"]), (&json!("lacking"), &json!("sqs")));
         let settled = of_jobs.iter().any(|line| line["message"] == "a message was settled" && line["source"] == "spool");
         assert!(settled || level.starts_with("warn"), "the host's line");
     }

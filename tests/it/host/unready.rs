@@ -36,7 +36,8 @@ async fn a_host_that_was_ready_queues_jobs_while_a_handler_is_started_again() {
     host.wait_for("a handler ended; another is started after a pause", 1).await;
     let answer: Value = serde_json::from_str(&host.post("/generate", &job("job-1")).await).unwrap();
     assert_eq!(answer["status"], "accepted");
-    assert_eq!(host.spooled("waiting").len(), 1);
+    // It may have been taken just before the dead handler was known as one.
+    assert_eq!(host.spooled("waiting").len() + host.spooled("running").len(), 1);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod inputs;
 mod python;
+mod records;
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;

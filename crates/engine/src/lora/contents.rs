@@ -9,7 +9,7 @@ use super::alphas::Alphas;
 use super::keys::{Part, Targets, bundled_word, other_kind, split};
 use super::parts::{Change, Parts};
 use crate::EngineError;
-use crate::sd::inversion::{MAX_VECTORS, check_word};
+use crate::learned_word::{MAX_VECTORS, check_word};
 use crate::stored::is_read;
 use crate::tensor_file::TensorFile;
 use crate::weights::Shapes;
@@ -17,7 +17,7 @@ use crate::weights::Shapes;
 /// An adapter has no more values than so many models: the largest in use have half as many as one.
 const MAX_MODELS: usize = 2;
 
-/// TextConditioning of textual inversions that a LoRA may bring.
+/// Words of textual inversions that a LoRA may bring.
 const MAX_WORDS: usize = 64;
 
 /// The keys of a file by what they stand for.
@@ -25,8 +25,8 @@ pub(super) struct Contents<'a> {
     file: &'a TensorFile,
     /// By the base weight's name.
     modules: BTreeMap<String, Keys>,
-    /// TextConditioning of bundled textual inversions and their keys.
-    words: Vec<(String, String)>,
+    /// Words of bundled textual inversions and their keys.
+    learned_words: Vec<(String, String)>,
 }
 
 struct Keys {
@@ -43,13 +43,13 @@ impl<'a> Contents<'a> {
     /// Names the keys that cannot be used.
     pub(super) fn sort(file: &'a TensorFile, shapes: &Shapes) -> Result<Self, LoraError> {
         let targets = Targets::new(shapes.keys());
-        let mut contents = Self { file, modules: BTreeMap::new(), words: Vec::new() };
+        let mut contents = Self { file, modules: BTreeMap::new(), learned_words: Vec::new() };
         let mut misfits = Misfits::default();
         let mut elements = 0_usize;
         for (key, _) in file.tensors() {
             elements = elements.saturating_add(contents.check(&key)?);
             match (bundled_word(&key), split(&key)) {
-                (Some(Ok(word)), _) => contents.words.push((word.to_owned(), key.clone())),
+                (Some(Ok(word)), _) => contents.learned_words.push((word.to_owned(), key.clone())),
                 (Some(Err(())), _) if key.ends_with("_out") => {
                     return Err(LoraError::Bundle(format!(
                         "{key} is added to the text encoder's output, which is not supported"
@@ -111,20 +111,20 @@ impl<'a> Contents<'a> {
     /// Says which module does not fit, or which tensor holds NaN or infinity.
     pub(super) fn check_all(&self, shapes: &Shapes, alphas: &Alphas) -> Result<(), LoraError> {
         self.check_words(shapes)?;
-        // One zero, seen as a tensor of any shape.
-        let zero = Tensor::zeros((), DType::F32, &Device::Cpu)?;
-        self.changes(shapes, alphas, |key| {
-            let shape = self.file.info(key).map(|info| info.shape.clone()).unwrap_or_default();
-            Ok(zero.broadcast_as(shape)?)
-        })?;
         let keys = self.modules.values().flat_map(|keys| &keys.by_part).filter(|(part, _)| **part != Part::Alpha);
-        for key in keys.map(|(_, key)| key).chain(self.words.iter().map(|(_, key)| key)) {
+        for key in keys.map(|(_, key)| key).chain(self.learned_words.iter().map(|(_, key)| key)) {
             if let Some(stored) = self.file.stored(key)
                 && !stored.is_finite()?
             {
                 return Err(LoraError::NotFinite { key: key.clone() });
             }
         }
+        // One zero, seen as a tensor of any shape.
+        let zero = Tensor::zeros((), DType::F32, &Device::Cpu)?;
+        self.changes(shapes, alphas, |key| {
+            let shape = self.file.info(key).map(|info| info.shape.clone()).unwrap_or_default();
+            Ok(zero.broadcast_as(shape)?)
+        })?;
         Ok(())
     }
 
@@ -140,23 +140,23 @@ impl<'a> Contents<'a> {
     ///
     /// # Errors
     /// When the vectors cannot be read.
-    pub(super) fn encode_words(&self, device: &Device) -> Result<Vec<(String, Tensor)>, LoraError> {
+    pub(super) fn learned_words(&self, device: &Device) -> Result<Vec<(String, Tensor)>, LoraError> {
         let read = |(word, key): &(String, String)| {
             let vectors = self.tensor(key, device)?;
             let hidden = vectors.dim(D::Minus1)?;
             Ok((word.clone(), vectors.reshape(((), hidden))?))
         };
-        self.words.iter().map(read).collect()
+        self.learned_words.iter().map(read).collect()
     }
 
     /// Checks words, shapes and formats of the bundled textual inversions.
     fn check_words(&self, shapes: &Shapes) -> Result<(), LoraError> {
         const TABLE: &str = "text_encoder.text_model.embeddings.token_embedding.weight";
         let hidden = shapes.get(TABLE).and_then(|shape| shape.get(1)).copied().unwrap_or_default();
-        if self.words.len() > MAX_WORDS {
-            return Err(LoraError::Bundle(format!("has {} words; at most {MAX_WORDS} are allowed", self.words.len())));
+        if self.learned_words.len() > MAX_WORDS {
+            return Err(LoraError::Bundle(format!("has {} words; at most {MAX_WORDS} are allowed", self.learned_words.len())));
         }
-        for (word, key) in &self.words {
+        for (word, key) in &self.learned_words {
             check_word(word).map_err(LoraError::Bundle)?;
             let Some(info) = self.file.info(key) else { continue };
             let vectors = match info.shape[..] {

@@ -89,8 +89,8 @@ pub fn check(path: &Path, shapes: impl IntoIterator<Item = (String, Vec<usize>)>
 /// A checked adapter, ready to be merged.
 pub(super) struct Lora {
     changes: Vec<Change>,
-    /// TextConditioning of its textual inversions (`OneTrainer` bundles them) and their vectors: (vectors, hidden), f32.
-    words: Vec<(String, Tensor)>,
+    /// Words of its textual inversions (`OneTrainer` bundles them) and their vectors: (vectors, hidden), f32.
+    learned_words: Vec<(String, Tensor)>,
 }
 
 impl Lora {
@@ -107,18 +107,18 @@ impl Lora {
         let file = TensorFile::open(&lora.path)?;
         let contents = Contents::sort(&file, shapes)?;
         let changes = contents.read(shapes, &Alphas::read(&file, &lora.alpha)?, device)?;
-        Ok(Self { changes, words: contents.encode_words(device)? })
+        Ok(Self { changes, learned_words: contents.learned_words(device)? })
     }
 
     /// What its tensors take on the device.
     pub(super) fn bytes(&self) -> usize {
-        let words = self.words.iter().map(|(_, vectors)| vectors.elem_count() * vectors.dtype().size_in_bytes());
+        let words = self.learned_words.iter().map(|(_, vectors)| vectors.elem_count() * vectors.dtype().size_in_bytes());
         self.changes.iter().map(Change::bytes).chain(words).sum()
     }
 
     /// Its textual inversions.
-    pub(super) fn encode_words(&self) -> &[(String, Tensor)] {
-        &self.words
+    pub(super) fn learned_words(&self) -> &[(String, Tensor)] {
+        &self.learned_words
     }
 
     /// Changes every tensor it adapts: those in `overlay`, or copies of those in `base`, which become f32.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::config::{AutoencoderConfig, TransformerConfig};
 use super::schedule::FlowConfig;
-use super::text::config::{LanguageConfig, ProcessorConfig, VisionConfig};
+use super::text_config::{LanguageConfig, ProcessorConfig, VisionConfig};
 use crate::EngineError;
 use crate::json_config::{Fixed, read};
 

@@ -19,6 +19,7 @@ pub mod rope;
 pub mod schedule;
 pub mod sizes;
 pub mod text;
+pub mod text_config;
 pub mod transformer;
 pub mod vae;
 mod vae_blocks;

@@ -14,16 +14,16 @@ pub(super) fn fingerprint(image: &RgbImage) -> Fingerprint {
     (image.width(), image.height(), Sha256::digest(image.as_raw()).into())
 }
 
-/// The values of the `most` keys that were asked for last.
+/// The values of the `capacity` keys that were asked for last.
 pub(super) struct Recent<Key, Value> {
     /// The last used at the end.
     known: VecDeque<(Key, Value)>,
-    most: usize,
+    capacity: usize,
 }
 
 impl<Key: PartialEq, Value: Clone> Recent<Key, Value> {
-    pub(super) fn new(most: usize) -> Self {
-        Self { known: VecDeque::new(), most }
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { known: VecDeque::new(), capacity }
     }
 
     /// The value of `key`, or what `make` makes of it.
@@ -34,7 +34,7 @@ impl<Key: PartialEq, Value: Clone> Recent<Key, Value> {
             None => make()?,
         };
         self.known.push_back((key, value.clone()));
-        if self.known.len() > self.most {
+        if self.known.len() > self.capacity {
             self.known.pop_front();
         }
         Ok(value)

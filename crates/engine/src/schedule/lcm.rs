@@ -48,7 +48,7 @@ pub(super) fn distilled_timesteps(input: &Input<'_>) -> Result<Vec<i64>, Schedul
         return Err(ScheduleError::Setting { scheduler, key, found, supported: "1 to num_train_timesteps" });
     }
     if steps > distilled {
-        return Err(ScheduleError::TooManySteps { most: distilled, steps, scheduler });
+        return Err(ScheduleError::TooManySteps { max: distilled, steps, scheduler });
     }
     let stride = trained / distilled;
     let step = distilled as f64 / steps as f64;

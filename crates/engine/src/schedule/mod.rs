@@ -79,8 +79,8 @@ impl Input<'_> {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
-    #[error("must be at most {most}, which this model was distilled from with scheduler {scheduler}, got {steps}")]
-    TooManySteps { most: usize, steps: usize, scheduler: &'static str },
+    #[error("must be at most {max}, which this model was distilled from with scheduler {scheduler}, got {steps}")]
+    TooManySteps { max: usize, steps: usize, scheduler: &'static str },
     #[error(
         "must be at least {least} with scheduler pndm and this model, whose first steps are of Runge and Kutta, got {steps}"
     )]

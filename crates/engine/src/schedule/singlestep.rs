@@ -13,10 +13,10 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let grid = Grid::of_solver(input, || solver_timesteps(training, config, steps, TimestepSpacing::Linspace, lowest_lambda))
         .ending_at(Grid::final_sigma(training, config));
     let count = grid.timesteps.len();
-    let orders = orders(config, count);
+    let solver_orders = solver_orders(config, count);
     let row = |index: usize| {
         // A start in the middle has fewer predictions than the order asks for.
-        let order = orders[index].min(index - first + 1);
+        let order = solver_orders[index].min(index - first + 1);
         let (alpha, sigma) = grid.alpha_sigma(index);
         Step {
             timestep: grid.timesteps[index],
@@ -32,19 +32,19 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
 }
 
 /// The order of every step: `get_order_list`. Where the steps do not divide evenly, or the noise ends at zero, the last ones are of lower order.
-fn orders(config: &ScheduleConfig, steps: usize) -> Vec<usize> {
+fn solver_orders(config: &ScheduleConfig, steps: usize) -> Vec<usize> {
     let highest = config.solver_order.unwrap_or(2);
     let ends_at_zero = config.final_sigmas_type == FinalSigma::Zero;
     let lower_at_end = config.lower_order_final.unwrap_or(false) || !steps.is_multiple_of(highest) || ends_at_zero;
-    let mut orders: Vec<usize> = (0..steps).map(|index| index % highest + 1).collect();
+    let mut solver_orders: Vec<usize> = (0..steps).map(|index| index % highest + 1).collect();
     if lower_at_end && steps.is_multiple_of(highest) {
         // The last group is split: 1, 1 or 1, 2, 1.
-        orders[steps - 1] = 1;
+        solver_orders[steps - 1] = 1;
     }
     if ends_at_zero {
-        orders[steps - 1] = 1;
+        solver_orders[steps - 1] = 1;
     }
-    orders
+    solver_orders
 }
 
 /// `singlestep_dpm_solver_second_order_update` and `singlestep_dpm_solver_third_order_update`.

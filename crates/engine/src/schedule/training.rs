@@ -58,7 +58,7 @@ impl TrainingSchedule {
         if rescaled {
             betas = without_terminal_signal(&betas);
         }
-        let mut alphas_cumprod = products(&betas);
+        let mut alphas_cumprod = cumulative_products(&betas);
         if let (true, Some(last)) = (with_a_trace, alphas_cumprod.last_mut()) {
             *last = 2.0_f32.powi(-24);
         }
@@ -128,7 +128,7 @@ pub(super) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
     (0..count).map(|index| start + index as f64 * step).collect()
 }
 
-fn products(betas: &[f32]) -> Vec<f32> {
+fn cumulative_products(betas: &[f32]) -> Vec<f32> {
     let mut product = 1.0_f64;
     let grown = betas.iter().map(|beta| {
         product *= f64::from(1.0 - beta);
@@ -139,7 +139,7 @@ fn products(betas: &[f32]) -> Vec<f32> {
 
 /// Algorithm 1 of Lin et al. 2023, arXiv 2305.08891, in single precision as diffusers has it.
 fn without_terminal_signal(betas: &[f32]) -> Vec<f32> {
-    let roots: Vec<f32> = products(betas).into_iter().map(f32::sqrt).collect();
+    let roots: Vec<f32> = cumulative_products(betas).into_iter().map(f32::sqrt).collect();
     let (first, last) = (roots.first().copied().unwrap_or(1.0), roots.last().copied().unwrap_or(0.0));
     let squares: Vec<f32> = roots.iter().map(|root| ((root - last) * (first / (first - last))).powi(2)).collect();
     let before = std::iter::once(1.0).chain(squares.iter().copied());

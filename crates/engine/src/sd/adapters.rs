@@ -41,7 +41,7 @@ pub(super) struct Adapters {
 struct Last {
     loras: Vec<Fingerprint>,
     adapted: Adapted,
-    words: Vec<Bundled>,
+    learned_words: Vec<Bundled>,
 }
 
 /// The matrices of the LoRAs used last, on the device: changing between them costs a merge, and no reading or checking.
@@ -95,9 +95,9 @@ impl Adapters {
     }
 
     /// The textual inversions that are bundled with the LoRAs in use.
-    pub(super) fn encode_words(&self) -> &[Bundled] {
+    pub(super) fn learned_words(&self) -> &[Bundled] {
         match &self.last {
-            Some(last) if self.uses_last => &last.words,
+            Some(last) if self.uses_last => &last.learned_words,
             _ => &[],
         }
     }
@@ -125,7 +125,7 @@ impl Adapters {
             let wrong = |problem| EngineError::Checkpoint { path: checkpoint.directory.clone(), problem };
             let adapted = build(checkpoint, &self.weights, &Arc::new(overlay)).map_err(wrong)?;
             let words = parsed.iter().enumerate().flat_map(|(index, lora)| bundled(index, lora)).collect();
-            self.last = Some(Last { loras: fingerprints, adapted, words });
+            self.last = Some(Last { loras: fingerprints, adapted, learned_words: words });
         }
         self.uses_last = true;
         Ok(cache_hit)
@@ -197,7 +197,7 @@ fn each<T>(results: impl Iterator<Item = Result<T, LoraError>>) -> Result<Vec<T>
 
 fn bundled(index: usize, lora: &Lora) -> impl Iterator<Item = Bundled> {
     let word = move |(text, vectors): &(String, Tensor)| Bundled { lora: index, text: text.clone(), vectors: vectors.clone() };
-    lora.encode_words().iter().map(word)
+    lora.learned_words().iter().map(word)
 }
 
 fn content(lora: &LoraFile) -> Result<Content, LoraError> {

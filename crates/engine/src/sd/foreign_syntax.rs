@@ -28,7 +28,7 @@ pub fn refuse_foreign_syntax(prompt: &str, negative: bool) -> Result<(), EngineE
         }
         None => {}
     }
-    if !negative && let Some(place) = word(prompt, "AND") {
+    if !negative && let Some(place) = find_word(prompt, "AND") {
         return refused(&prompt[place..], "composition of prompts", "write one prompt, or `and` in small letters");
     }
     Ok(())
@@ -103,7 +103,7 @@ fn is_number(text: &str) -> bool {
 }
 
 /// Where `word` stands by itself.
-pub(super) fn word(text: &str, word: &str) -> Option<usize> {
+pub(super) fn find_word(text: &str, word: &str) -> Option<usize> {
     let is_part = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     text.match_indices(word)
         .map(|(place, _)| place)

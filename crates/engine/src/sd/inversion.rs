@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::learned_word::MAX_VECTORS;
 use crate::stored::is_read;
 use crate::tensor_file::TensorFile;
 use crate::{EmbeddingFile, EngineError};
@@ -9,35 +10,16 @@ use crate::{EmbeddingFile, EngineError};
 /// The key under which AUTOMATIC1111 keeps the vectors; diffusers' key is the word itself, and the only one.
 const A1111_KEY: &str = "emb_params";
 
-/// Vectors that one word may stand for: those in use have up to 75, which is all that a chunk of a prompt holds.
-pub(crate) const MAX_VECTORS: usize = 128;
-
-/// Checks that a prompt of any syntax may hold `word`; a job's own tokens follow the same rule.
-///
-/// # Errors
-/// Says what is allowed.
-pub(crate) fn check_word(word: &str) -> Result<(), String> {
-    const MAX_CHARS: usize = 64;
-    let allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '(' | ')' | '[' | ']' | ':' | '\\');
-    if (1..=MAX_CHARS).contains(&word.len()) && word.chars().all(allowed) {
-        return Ok(());
-    }
-    let beginning: String = word.chars().take(MAX_CHARS).collect();
-    Err(format!(
-        "a word must be 1 to {MAX_CHARS} ASCII characters, none of them white space or one of ( ) [ ] : \\, got {beginning:?}"
-    ))
-}
-
 /// The words of one request, and their vectors.
 #[derive(Debug, Default)]
 pub struct Inversions {
-    pub(super) words: Vec<Word>,
+    pub(super) learned_words: Vec<LearnedWord>,
     /// (vectors, hidden), f32: those of the first word, of the second, and so on.
     pub(super) vectors: Option<Tensor>,
 }
 
 #[derive(Debug)]
-pub(super) struct Word {
+pub(super) struct LearnedWord {
     pub(super) text: String,
     /// How many it stands for.
     pub(super) vectors: usize,
@@ -59,7 +41,7 @@ pub(super) struct Bundled {
     pub(super) vectors: Tensor,
 }
 
-impl Word {
+impl LearnedWord {
     /// An error of the file that the word is from.
     pub(super) fn error(&self, problem: String) -> EngineError {
         match self.from {
@@ -86,15 +68,15 @@ impl Inversions {
         for (index, file) in files.iter().enumerate() {
             let of_word = read(file, hidden, device).map_err(|problem| EngineError::Embedding { index, problem })?;
             let text = file.token.clone();
-            words.push(Word { text, vectors: of_word.dim(0)?, from: Origin::Embedding(index) });
+            words.push(LearnedWord { text, vectors: of_word.dim(0)?, from: Origin::Embedding(index) });
             vectors.push(of_word);
         }
         for word in bundled {
-            words.push(Word { text: word.text.clone(), vectors: word.vectors.dim(0)?, from: Origin::Lora(word.lora) });
+            words.push(LearnedWord { text: word.text.clone(), vectors: word.vectors.dim(0)?, from: Origin::Lora(word.lora) });
             vectors.push(word.vectors.clone());
         }
         let vectors = if vectors.is_empty() { None } else { Some(Tensor::cat(&vectors, 0)?) };
-        Ok(Self { words, vectors })
+        Ok(Self { learned_words: words, vectors })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The latent batch: images of one or several queued_requests on their way through the denoising steps together.
+//! The latent batch: images of one or several queued requests on their way through the denoising steps together.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -7,7 +7,7 @@ use crate::noise::Noise;
 use crate::schedule::step::History;
 
 pub(super) struct LatentBatch {
-    /// The queued that each image belongs to, by its place.
+    /// The queued request that each image belongs to, by its place.
     pub(super) owners: Vec<usize>,
     /// (N, channels, height, width), f32.
     pub(super) latents: Tensor,
@@ -24,7 +24,7 @@ pub(super) struct LatentBatch {
 }
 
 impl LatentBatch {
-    /// A latent batch with nothing on it yet ([`Self::begin`]). `texts`: an queued's own prompts each, (1 or 2, tokens, hidden); `seeds`: an queued's images each;
+    /// A latent batch with nothing on it yet ([`Self::begin`]). `texts`: a request's own prompts each, (1 or 2, tokens, hidden); `seeds`: a request's images each;
     /// `shape`: (channels, height, width) of one image's latents.
     pub(super) fn new(texts: &[Tensor], seeds: &[Vec<u64>], shape: (usize, usize, usize), device: &Device) -> Result<Self> {
         let noise = Noise::new(seeds.iter().flatten().copied(), shape);
@@ -41,7 +41,7 @@ impl LatentBatch {
         self.added.as_ref().map_or_else(|| Ok(latents.clone()), |added| Tensor::cat(&[&latents, added], 1))
     }
 
-    /// Takes the images of these queued_requests away; the others stay as they are.
+    /// Takes the images of these queued requests away; the others stay as they are.
     pub(super) fn remove(&mut self, queued_requests: &[usize]) -> Result<()> {
         let all = self.owners.len();
         let kept: Vec<usize> = (0..all).filter(|image| !queued_requests.contains(&self.owners[*image])).collect();
@@ -70,7 +70,7 @@ impl LatentBatch {
         Ok(())
     }
 
-    /// The latents of one queued's images; none when it was taken away. An queued's images stand in a row.
+    /// The latents of one request's images; none when it was taken away. A request's images stand in a row.
     pub(super) fn latents_of(&self, queued: usize) -> Result<Option<Tensor>> {
         let Some(start) = self.owners.iter().position(|owner| *owner == queued) else { return Ok(None) };
         let count = self.owners.iter().filter(|owner| **owner == queued).count();

@@ -63,7 +63,7 @@ impl StableDiffusion {
         Ok(Tensor::cat(&(0..rows).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 
-    /// Runs the schedule of `plan` over the latent batch. An queued whose watch says so leaves it between two steps.
+    /// Runs the schedule of `plan` over the latent batch. A request whose watch says so leaves it between two steps.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
@@ -172,7 +172,7 @@ struct Plan {
     height_px: u32,
 }
 
-/// What one queued adds to it.
+/// What one request adds to it.
 struct Part<'a> {
     prompt: &'a str,
     /// Looked at only where there is guidance.
@@ -285,7 +285,7 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     }
     let watch = Watch::new(|_| ());
     let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &watch };
-    // What is not finite is an queued's own error.
+    // What is not finite is a request's own error.
     in_memory(engine, &plan, &[part])?.into_iter().try_for_each(|generated| generated.map(drop))
 }
 
@@ -328,7 +328,7 @@ fn of_one_length(texts: &[Tensor]) -> Result<Vec<Vec<usize>>, EngineError> {
     Ok(lengths.into_iter().map(|(_, places)| places).collect())
 }
 
-/// The images of one queued out of its latents. An image that is not finite is that queued's error alone.
+/// The images of one request out of its latents. An image that is not finite is that request's error alone.
 fn develop(
     engine: &StableDiffusion,
     plan: &Plan,

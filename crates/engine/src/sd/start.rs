@@ -21,7 +21,7 @@ pub(super) struct Start {
     /// What the mask leaves of the image, for a UNet that looks at it.
     masked: Option<Moments>,
     /// All steps are done: under a mask only noise is started from then.
-    whole: bool,
+    from_noise: bool,
 }
 
 impl StableDiffusion {
@@ -39,14 +39,19 @@ impl StableDiffusion {
 
     /// # Errors
     /// As [`Self::encode_image`].
-    pub(super) fn start(&self, image: &InitImage, size: (u32, u32), whole: bool) -> std::result::Result<Start, EngineError> {
+    pub(super) fn start(
+        &self,
+        image: &InitImage,
+        size: (u32, u32),
+        from_noise: bool,
+    ) -> std::result::Result<Start, EngineError> {
         let (width, height) = (size.0 as usize, size.1 as usize);
         let mask = image.mask.as_ref().map(|mask| self.latent_mask(mask, width, height)).transpose()?;
         let pixels = to_pixels(&image.rgb, width, height, &self.device)?;
         let moments = self.encode_image(&pixels)?;
         let left = image.mask.as_ref().filter(|_| self.inpaints());
         let masked = left.map(|mask| self.encode_image(&without_masked(&pixels, mask, width, height)?)).transpose()?;
-        Ok(Start { moments, mask, masked, whole })
+        Ok(Start { moments, mask, masked, from_noise })
     }
 
     /// A latent is generated or kept as the first of its pixels is: `interpolate` without a mode, as diffusers' inpainting has it.
@@ -71,14 +76,14 @@ impl LatentBatch {
     pub(super) fn begin(&mut self, schedule: &Schedule, start: Option<&Start>) -> Result<()> {
         let device = self.text.device().clone();
         let drawn = self.noise.draw(&device)?;
-        let Some(Start { moments, mask, masked, whole }) = start else {
+        let Some(Start { moments, mask, masked, from_noise }) = start else {
             self.latents = (drawn * schedule.init_noise_sigma)?;
             return Ok(());
         };
         let image = drawn.broadcast_mul(&moments.std)?.broadcast_add(&moments.mean)?;
         // An inpainting UNet's pipeline does not encode an image that nothing of is kept.
-        let noise = if masked.is_some() && *whole { drawn } else { self.noise.draw(&device)? };
-        self.latents = if *whole && mask.is_some() {
+        let noise = if masked.is_some() && *from_noise { drawn } else { self.noise.draw(&device)? };
+        self.latents = if *from_noise && mask.is_some() {
             (&noise * schedule.init_noise_sigma)?
         } else {
             mixed(&image, &noise, schedule.mixture(0))?

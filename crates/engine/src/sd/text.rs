@@ -17,7 +17,7 @@ impl StableDiffusion {
     /// # Errors
     /// [`EngineError::Embedding`] says which file is at fault and why.
     pub fn read_embeddings(&self, files: &[EmbeddingFile]) -> Result<Inversions, EngineError> {
-        Inversions::read(files, self.adapters.encode_words(), self.checkpoint.text_encoder.hidden_size, &self.device)
+        Inversions::read(files, self.adapters.learned_words(), self.checkpoint.text_encoder.hidden_size, &self.device)
     }
 
     /// Encodes the prompt, in front of it the negative one where there is one.
@@ -59,7 +59,7 @@ impl StableDiffusion {
         }
         let vocabulary = self.checkpoint.text_encoder.vocab_size as u32;
         let learn = || self.tokenizer.learn(inversions, vocabulary);
-        let learned = (!inversions.words.is_empty()).then(learn).transpose()?;
+        let learned = (!inversions.learned_words.is_empty()).then(learn).transpose()?;
         let tokenizer = learned.as_ref().unwrap_or(&self.tokenizer);
         match self.prompts {
             PromptSyntax::Plain => {

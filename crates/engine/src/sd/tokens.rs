@@ -21,7 +21,7 @@ use crate::EngineError;
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
-/// TextConditioning, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
+/// Words, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// Tokens of a weighted prompt at most: 2,000 characters of any alphabet are fewer.
@@ -70,7 +70,7 @@ impl PromptTokenizer {
         let mut tokenizer = self.tokenizer.clone();
         let mut learned = HashMap::new();
         let mut next = vocabulary;
-        for word in &inversions.words {
+        for word in &inversions.learned_words {
             let text = &word.text;
             if tokenizer.token_to_id(text).is_some() {
                 return Err(
@@ -108,7 +108,7 @@ impl PromptTokenizer {
         let mut runs = Vec::new();
         let mut count = 0;
         for segment in segments(prompt, emphasis)? {
-            let tokens = if segment.is_break() { Vec::new() } else { self.pieces(&segment.text)? };
+            let tokens = if segment.is_break() { Vec::new() } else { self.token_groups(&segment.text)? };
             // A word of a textual inversion is many tokens, and may be written many times.
             count += tokens.iter().map(Vec::len).sum::<usize>();
             if count > MAX_TOKENS {
@@ -154,11 +154,11 @@ impl PromptTokenizer {
     /// # Errors
     /// When the tokenizer's own rules fail on the text.
     pub fn encode_words(&self, text: &str) -> Result<Vec<u32>, EngineError> {
-        Ok(self.pieces(text)?.concat())
+        Ok(self.token_groups(text)?.concat())
     }
 
     /// The same, the vectors of a learned word being one element.
-    fn pieces(&self, text: &str) -> Result<Vec<Vec<u32>>, EngineError> {
+    fn token_groups(&self, text: &str) -> Result<Vec<Vec<u32>>, EngineError> {
         let failed = |error| EngineError::Request { field: "prompt", problem: format!("cannot be tokenized: {error}") };
         let encoding = self.tokenizer.encode(text, false).map_err(failed)?;
         let vectors = |id: &u32| self.learned.get(id).cloned().unwrap_or(*id..*id + 1).collect();

@@ -3,7 +3,7 @@
 //! The rules are those of AUTOMATIC1111's web interface (`parse_prompt_attention` in `modules/prompt_parser.py`). diffusers' community pipeline
 //! `lpw_stable_diffusion` has them without `BREAK` and without blanks around a weight.
 
-use super::foreign_syntax::word;
+use super::foreign_syntax::find_word;
 use crate::EngineError;
 
 /// What round brackets multiply by, and square ones divide by.
@@ -97,7 +97,7 @@ fn weight(rest: &str, emphasis: Emphasis) -> Option<(f64, usize)> {
 /// `text`, cut where it says `BREAK`; blanks around that go with it.
 fn push_text(segments: &mut Vec<Segment>, text: &str, emphasis: Emphasis) {
     let mut rest = text;
-    while let Some(place) = word(rest, BREAK).filter(|_| emphasis == Emphasis::Automatic) {
+    while let Some(place) = find_word(rest, BREAK).filter(|_| emphasis == Emphasis::Automatic) {
         push(segments, rest[..place].trim_end().to_owned());
         segments.push(Segment { text: BREAK.to_owned(), weight: BREAK_WEIGHT });
         rest = rest[place + BREAK.len()..].trim_start();

@@ -5,10 +5,10 @@ use candle_nn::ops::softmax_last_dim;
 use candle_nn::rotary_emb::rope;
 use candle_nn::{Embedding, Module, RmsNorm, VarBuilder, embedding, rms_norm};
 
-use super::config::LanguageConfig;
 use super::positions::Position;
 use crate::attention::causal_mask;
 use crate::layers::{Linear, linear_b, silu};
+use crate::qwen::text_config::LanguageConfig;
 
 /// transformers' `Qwen2_5_VLTextModel`.
 pub struct LanguageModel {

@@ -1,6 +1,5 @@
 //! The text encoder of Qwen-Image-Edit: a prompt and the images it speaks of to hidden states (Qwen2.5-VL).
 
-pub mod config;
 pub mod language;
 pub mod patches;
 pub mod positions;
@@ -12,7 +11,6 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
-use self::config::{ProcessorConfig, VisionConfig};
 use self::language::LanguageModel;
 use self::patches::{Patches, condition, patches};
 use self::positions::{Run, positions};
@@ -21,6 +19,7 @@ use self::vision::VisionTower;
 use super::packing::Grid;
 use super::precision::Precision;
 use super::recent::{Fingerprint, Recent, fingerprint};
+use super::text_config::{ProcessorConfig, VisionConfig};
 use crate::EngineError;
 use crate::qwen::checkpoint::TextCheckpoint;
 use crate::weights::{build_from, component_files};

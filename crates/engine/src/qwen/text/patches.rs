@@ -3,9 +3,9 @@
 use candle_core::{Device, Result, Tensor};
 use image::RgbImage;
 
-use super::config::{ProcessorConfig, VisionConfig};
 use crate::qwen::packing::Grid;
 use crate::qwen::sizes::fitting;
+use crate::qwen::text_config::{ProcessorConfig, VisionConfig};
 use crate::resample::{Filter, resize};
 
 /// Brings an image to about `area_px` as diffusers' pipeline does, then to the tower's multiples as the processor does: an image is

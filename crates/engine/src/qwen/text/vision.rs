@@ -4,11 +4,11 @@ use candle_core::{DType, IndexOp, Result, Tensor};
 use candle_nn::rotary_emb::rope;
 use candle_nn::{Module, RmsNorm, VarBuilder, rms_norm};
 
-use super::config::VisionConfig;
 use super::patches::Patches;
 use crate::attention::attend;
 use crate::layers::{Linear, linear, linear_b, silu};
 use crate::qwen::packing::Grid;
+use crate::qwen::text_config::VisionConfig;
 
 /// Of every norm; transformers has it in code, not in config.json.
 const NORM_EPS: f64 = 1e-6;
@@ -49,12 +49,13 @@ impl VisionTower {
     pub fn forward(&self, patches: &Patches, dtype: DType) -> Result<Tensor> {
         let (grid, merged, device) = (patches.grid, self.config.merged(), patches.values.device());
         let windows = Windows::new(grid, self.config.window());
-        let order = Tensor::from_vec(windows.order.clone(), grid.tokens(), device)?;
+        let permutation = Tensor::from_vec(windows.permutation.clone(), grid.tokens(), device)?;
         let hidden = self.patch_embed.forward(&patches.values.to_dtype(dtype)?)?;
         // A token's patches stay together when tokens change places.
         let by_token = hidden.reshape((grid.tokens(), merged, self.config.hidden_size))?;
-        let mut hidden = by_token.index_select(&order, 0)?.reshape((1, grid.tokens() * merged, self.config.hidden_size))?;
-        let angles = self.angles(grid, &windows.order);
+        let mut hidden =
+            by_token.index_select(&permutation, 0)?.reshape((1, grid.tokens() * merged, self.config.hidden_size))?;
+        let angles = self.angles(grid, &windows.permutation);
         let patch_count = grid.tokens() * merged;
         let table = |of: fn(f32) -> f32| {
             let values: Vec<f32> = angles.iter().map(|angle| of(*angle)).collect();
@@ -73,14 +74,14 @@ impl VisionTower {
         tokens.index_select(&back, 0)
     }
 
-    /// Half a head's angles for each patch, rows before columns, the tokens in this order.
-    fn angles(&self, grid: Grid, order: &[u32]) -> Vec<f32> {
+    /// Half a head's angles for each patch, rows before columns, the tokens in this permutation.
+    fn angles(&self, grid: Grid, permutation: &[u32]) -> Vec<f32> {
         let merge = self.config.spatial_merge_size;
         let quarter = self.config.hidden_size / self.config.num_heads / 4;
         let frequency = |index: usize| 1.0 / THETA.powf(index as f32 / quarter as f32);
         let frequencies: Vec<f32> = (0..quarter).map(frequency).collect();
-        let mut angles = Vec::with_capacity(order.len() * merge * merge * 2 * quarter);
-        for token in order {
+        let mut angles = Vec::with_capacity(permutation.len() * merge * merge * 2 * quarter);
+        for token in permutation {
             let token = *token as usize;
             for part in 0..merge * merge {
                 let row = token / grid.width * merge + part / merge;
@@ -98,7 +99,7 @@ impl VisionTower {
 #[derive(Debug, PartialEq, Eq)]
 struct Windows {
     /// The token at each place.
-    order: Vec<u32>,
+    permutation: Vec<u32>,
     /// Tokens of each window.
     lengths: Vec<usize>,
 }
@@ -107,23 +108,23 @@ impl Windows {
     /// `side`: tokens of a window's side; windows at the right and lower border are what is left.
     fn new(grid: Grid, side: usize) -> Self {
         let side = side.max(1);
-        let (mut order, mut lengths) = (Vec::with_capacity(grid.tokens()), Vec::new());
+        let (mut permutation, mut lengths) = (Vec::with_capacity(grid.tokens()), Vec::new());
         for top in (0..grid.height).step_by(side) {
             for left in (0..grid.width).step_by(side) {
-                let before = order.len();
+                let before = permutation.len();
                 for row in top..(top + side).min(grid.height) {
-                    order.extend((left..(left + side).min(grid.width)).map(|column| (row * grid.width + column) as u32));
+                    permutation.extend((left..(left + side).min(grid.width)).map(|column| (row * grid.width + column) as u32));
                 }
-                lengths.push(order.len() - before);
+                lengths.push(permutation.len() - before);
             }
         }
-        Self { order, lengths }
+        Self { permutation, lengths }
     }
 
     /// The place of each token.
     fn back(&self) -> Vec<u32> {
-        let mut back = vec![0; self.order.len()];
-        for (place, token) in self.order.iter().enumerate() {
+        let mut back = vec![0; self.permutation.len()];
+        for (place, token) in self.permutation.iter().enumerate() {
             back[*token as usize] = place as u32;
         }
         back
@@ -194,9 +195,9 @@ mod tests {
     #[test]
     fn windows_at_the_border_are_what_is_left() {
         let windows = Windows::new(Grid { height: 3, width: 5 }, 2);
-        assert_eq!(windows.order, [0, 1, 5, 6, 2, 3, 7, 8, 4, 9, 10, 11, 12, 13, 14]);
+        assert_eq!(windows.permutation, [0, 1, 5, 6, 2, 3, 7, 8, 4, 9, 10, 11, 12, 13, 14]);
         assert_eq!(windows.lengths, [4, 4, 2, 2, 2, 1]);
         let back = windows.back();
-        assert!(windows.order.iter().enumerate().all(|(place, token)| back[*token as usize] as usize == place));
+        assert!(windows.permutation.iter().enumerate().all(|(place, token)| back[*token as usize] as usize == place));
     }
 }

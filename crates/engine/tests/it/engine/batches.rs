@@ -12,7 +12,7 @@ use candle_core::{DType, Device};
 
 use super::{STEPS, engine, fixtures, lora, request};
 
-/// A request that differs from [`request`] in what every queued of a batch may have for itself.
+/// A request that differs from [`request`] in what every queued request of a batch may have for itself.
 fn wish(prompt: &str, negative_prompt: &str, seed: u64, images: u64) -> GenerateRequest {
     let mut wish = request(vec![]);
     wish.prompt = prompt.into();

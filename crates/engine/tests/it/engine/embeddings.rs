@@ -65,15 +65,15 @@ fn bad_embeddings_are_refused_and_the_next_job_is_generated() {
 fn prompt_of_too_many_tokens_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("wide.safetensors");
-    let vectors = Tensor::full(0.25_f32, (100, HIDDEN), &Device::Cpu).expect("a tensor");
+    let vectors = Tensor::full(0.25_f32, (70, HIDDEN), &Device::Cpu).expect("a tensor");
     candle_core::safetensors::save(&HashMap::from([("<w>", vectors)]), &path).expect("saves");
     let settings = Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu);
     let settings = Settings { prompts: PromptSyntax::Weighted, ..settings };
     let mut engine = StableDiffusion::load(&settings).expect("the fixture loads");
     let mut asked = with(&path, "<w>");
-    asked.prompt = "<w> ".repeat(82);
-    let error = engine.generate(&asked, &Watch::new(|_| ())).expect_err("8200 tokens").to_string();
+    asked.prompt = "<w> ".repeat(118);
+    let error = engine.generate(&asked, &Watch::new(|_| ())).expect_err("8260 tokens").to_string();
     assert!(error.starts_with("prompt: is more than 8192 tokens"), "{error}");
     asked.prompt = "<w> ".repeat(2);
-    engine.generate(&asked, &Watch::new(|_| ())).expect("200 tokens are three chunks");
+    engine.generate(&asked, &Watch::new(|_| ())).expect("140 tokens are two chunks");
 }
