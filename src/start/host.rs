@@ -184,22 +184,15 @@ fn program(
     environment: &Environment,
 ) -> anyhow::Result<Program> {
     let mut words = function.into_iter();
-    let mut environment_of = config.handler_environment(config_file, environment)?;
-    let (path, arguments) = if let Some(path) = words.next() {
-        environment_of = config.function_environment(config_file, environment)?;
-        (path, words.collect())
+    // Another function may have no model: only our own handler's part of the configuration names one.
+    let (path, arguments, environment) = if let Some(path) = words.next() {
+        (path, words.collect(), config.function_environment(config_file, environment)?)
     } else {
         let own = std::env::current_exe().context("the path of this binary cannot be found")?;
         let arguments = config_file.map(|file| vec!["--config".into(), file.into()]);
-        (own.into(), arguments.unwrap_or_default())
+        (own.into(), arguments.unwrap_or_default(), config.handler_environment(config_file, environment)?)
     };
-    Ok(Program {
-        path,
-        arguments,
-        function_name: "atelier".into(),
-        memory_mib: config.host.handler.memory_mib,
-        environment: environment_of,
-    })
+    Ok(Program { path, arguments, function_name: "atelier".into(), memory_mib: config.host.handler.memory_mib, environment })
 }
 
 /// The configured queues; where none is, the spool. HTTP jobs go to the first.
