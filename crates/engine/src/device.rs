@@ -1,7 +1,7 @@
-//! Opens the device that generates; what depends on the build, but for the way of weights to a GPU (`reading.rs`), is here.
+//! Opens the device that generates; what depends on the build, but for the way of weights to a GPU (`loader.rs`), is here.
 
 #[cfg(feature = "cuda")]
-mod fp8;
+mod fp8_gemm;
 
 use std::sync::Arc;
 

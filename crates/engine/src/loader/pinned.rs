@@ -28,7 +28,7 @@ trait Element: Pod + DeviceRepr + ValidAsZeroBits + CudaDType {}
 impl<T: Pod + DeviceRepr + ValidAsZeroBits + CudaDType> Element for T {}
 
 /// A part of a tensor that fits into a buffer: `count` of its values, after `from` others.
-struct JobContext {
+struct Chunk {
     /// The tensor's, in the list of those that are brought.
     place: usize,
     from: usize,
@@ -54,9 +54,9 @@ pub(super) fn upload(stored: &[Stored<'_>], dtype: DType, cuda: &CudaDevice) -> 
         let counts: Vec<(usize, usize)> = places.map(|place| (place, stored[place].count())).collect();
         match kept {
             _ if counts.is_empty() => {}
-            Dtype::F16 => bring_as::<f16>(stored, &counts, cuda, &mut keep)?,
-            Dtype::BF16 => bring_as::<bf16>(stored, &counts, cuda, &mut keep)?,
-            _ => bring_as::<f32>(stored, &counts, cuda, &mut keep)?,
+            Dtype::F16 => upload_as::<f16>(stored, &counts, cuda, &mut keep)?,
+            Dtype::BF16 => upload_as::<bf16>(stored, &counts, cuda, &mut keep)?,
+            _ => upload_as::<f32>(stored, &counts, cuda, &mut keep)?,
         }
     }
     let device = Device::Cuda(cuda.clone());
@@ -72,7 +72,7 @@ pub(super) fn upload(stored: &[Stored<'_>], dtype: DType, cuda: &CudaDevice) -> 
 type Keep<'a> = &'a mut dyn FnMut(usize, CudaStorage) -> Result<(), EngineError>;
 
 /// Brings those tensors whose values are `T`, given by their places and how many values they have.
-fn bring_as<T: Element>(
+fn upload_as<T: Element>(
     stored: &[Stored<'_>],
     counts: &[(usize, usize)],
     cuda: &CudaDevice,
@@ -80,10 +80,8 @@ fn bring_as<T: Element>(
 ) -> Result<(), EngineError> {
     let stream = cuda.cuda_stream();
     let most = BUFFER_BYTES / size_of::<T>();
-    let pieces: Vec<JobContext> = (counts.iter())
-        .flat_map(|&(place, all)| {
-            (0..all).step_by(most).map(move |from| JobContext { place, from, count: most.min(all - from) })
-        })
+    let pieces: Vec<Chunk> = (counts.iter())
+        .flat_map(|&(place, all)| (0..all).step_by(most).map(move |from| Chunk { place, from, count: most.min(all - from) }))
         .collect();
     let (give_back, buffers) = mpsc::channel();
     for _ in 0..BUFFERS {
@@ -118,7 +116,7 @@ fn bring_as<T: Element>(
     brought
 }
 
-fn filled_with<T: Element>(mut buffer: Buffer<T>, piece: &JobContext, stored: &Stored<'_>) -> Result<Buffer<T>, EngineError> {
+fn filled_with<T: Element>(mut buffer: Buffer<T>, piece: &Chunk, stored: &Stored<'_>) -> Result<Buffer<T>, EngineError> {
     if let Some(copied) = buffer.copied.take() {
         copied.synchronize().map_err(Error::wrap)?;
     }
@@ -131,7 +129,7 @@ fn filled_with<T: Element>(mut buffer: Buffer<T>, piece: &JobContext, stored: &S
 /// Has everything copied that arrives.
 fn copy<T: Element>(
     counts: &[(usize, usize)],
-    arriving: mpsc::Receiver<Result<(&JobContext, Buffer<T>), EngineError>>,
+    arriving: mpsc::Receiver<Result<(&Chunk, Buffer<T>), EngineError>>,
     give_back: &mpsc::Sender<Buffer<T>>,
     cuda: &CudaDevice,
     keep: Keep<'_>,
@@ -140,7 +138,7 @@ fn copy<T: Element>(
     let all: HashMap<usize, usize> = counts.iter().copied().collect();
     let mut begun: HashMap<usize, (CudaSlice<T>, usize)> = HashMap::new();
     for arrived in arriving {
-        let (&JobContext { place, from, count }, mut buffer) = arrived?;
+        let (&Chunk { place, from, count }, mut buffer) = arrived?;
         let (mut slice, missing) = match begun.remove(&place) {
             Some(begun) => begun,
             None => (cuda.alloc_zeros::<T>(all[&place])?, all[&place]),
