@@ -149,7 +149,10 @@ impl Exchange {
         let Response { body, metadata, .. } = response;
         let text = serde_json::to_string(&Text { body, metadata: metadata.as_ref() }).unwrap_or_else(|_| body.to_string());
         let mut reply = json!({ "statusCode": response.status, "body": text, "isBase64Encoded": false });
-        if self.platform != Platform::V2 {
+        if self.platform == Platform::V2 {
+            // `cargo lambda` reads no reply without them.
+            reply["cookies"] = json!([]);
+        } else {
             // A load balancer that was set to multi-value headers reads nothing else; one that was not reads the other form.
             let lists = headers.iter().map(|(name, value)| (name.clone(), json!([value])));
             reply["multiValueHeaders"] = Value::Object(lists.collect());

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use crate::requests::{contract, generate, masked, metadata, parse, refusal, tryon, with};
 
 /// All fields but those that `required` names, each as null, in `body` and in every object of it.
-fn null_is_nothing(body: &Value, required: &[&str]) {
+/// Returns how many it has tried, and which fields of a job `body` does not have.
+fn null_is_nothing(body: &Value, required: &[&str]) -> (usize, Vec<String>) {
     fn paths(value: &Value, at: &str, found: &mut Vec<String>) {
         let children: Vec<(String, &Value)> = match value {
             Value::Object(fields) => fields.iter().map(|(name, value)| (format!("{at}/{name}"), value)).collect(),
@@ -25,7 +26,13 @@ fn null_is_nothing(body: &Value, required: &[&str]) {
     let is_field = |path: &&String| path.rsplit('/').next().is_some_and(|name| name.parse::<usize>().is_err());
     let mut optional = 0;
     // Without its task it is another job's body, and mask and strength mean nothing without the image.
-    let decides = |path: &&String| path.as_str() == "/init_image" || (path.as_str() == "/task" && body["task"] == "tryon");
+    // Some fields mean something only with the scheduler that reads them.
+    let decides = |path: &&String| match path.as_str() {
+        "/init_image" => true,
+        "/task" => body["task"] == "tryon",
+        "/scheduler" => ["eta", "timesteps", "sigmas"].iter().any(|field| body.get(field).is_some()),
+        _ => false,
+    };
     for path in all.iter().filter(is_field).filter(|path| !decides(path)) {
         let (parent, name) = path.rsplit_once('/').expect("a path");
         let mut without = body.clone();
@@ -47,9 +54,8 @@ fn null_is_nothing(body: &Value, required: &[&str]) {
     unknown["no_such_field"] = Value::Null;
     let (field, allowed) = refusal(&unknown);
     assert_eq!(field, "no_such_field", "a field that is unknown is refused, null or not");
-    let untried = allowed.split('`').skip(1).step_by(2).filter(|name| body.get(name).is_none());
-    assert_eq!(untried.collect::<Vec<_>>(), [""; 0]);
-    assert!(optional > 15, "only {optional} optional fields");
+    let allowed = allowed.split('`').skip(1).step_by(2).filter(|name| body.get(name).is_none());
+    (optional, allowed.map(str::to_owned).collect())
 }
 
 #[test]
@@ -58,8 +64,26 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     body["embeddings"] = json!([{ "url": "s3://bucket/e", "token": "<cat>" }]);
     let required = ["/job_id", "/prompt", "/lora/0/url", "/embeddings/0/url", "/embeddings/0/token", "/init_image/url"];
     let nested = ["/mask_image/url", "/watermark/text"];
-    null_is_nothing(&body, &[required.as_slice(), &nested].concat());
-    null_is_nothing(&tryon("mask", json!("s3://b/m")), &["/job_id", "/person", "/garments", "/watermark/text"]);
+    let least = json!({ "job_id": "job-1", "prompt": "a mug" });
+    let with_fields = |fields: Value| {
+        let mut body = least.clone();
+        body.as_object_mut().expect("an object").extend(fields.as_object().expect("fields").clone());
+        body
+    };
+    let sampled = json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada" });
+    let (optional, mut untried) = null_is_nothing(&body, &[required.as_slice(), &nested].concat());
+    assert!(optional > 15, "only {optional} optional fields");
+    let listed =
+        [json!({ "scheduler": "euler", "timesteps": [900, 500] }), json!({ "scheduler": "euler", "sigmas": [9.5, 0.0] })];
+    for fields in [sampled].into_iter().chain(listed) {
+        let (_, also_untried) = null_is_nothing(&with_fields(fields), &["/job_id", "/prompt"]);
+        untried.retain(|field| also_untried.contains(field));
+    }
+    assert_eq!(untried, [""; 0]);
+    let mut worn = tryon("mask", json!("s3://b/m"));
+    worn["tenant"] = json!("ada");
+    let (optional, untried) = null_is_nothing(&worn, &["/job_id", "/person", "/garments", "/watermark/text"]);
+    assert!(optional > 15 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
     let kept = parse(&with("callback", json!({ "url": null, "metadata": { "a": null, "b": [null] } }))).expect("a job");
     assert_eq!(metadata(&kept), json!({ "a": null, "b": [null] }), "the caller's own nulls are handed back");
 }

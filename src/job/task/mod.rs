@@ -207,7 +207,7 @@ real_number!(
 );
 real_number!(
     /// What a LoRA's matrices are multiplied by, divided by their rank.
-    LoraAlpha, (f64::MIN_POSITIVE..=65_536.0), "a number above 0, at most 65536"
+    LoraAlpha, (f64::from_bits(1)..=65_536.0), "a number above 0, at most 65536"
 );
 real_number!(
     /// How much of an image that is started from is generated anew: the part of the steps that is done.

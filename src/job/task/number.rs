@@ -51,7 +51,7 @@ macro_rules! real_number {
                 if $range.contains(&number) {
                     Ok(Self(number))
                 } else {
-                    Err(format!("must be {}, got {number}", $what))
+                    Err(format!("must be {}, got {}", $what, $crate::shown::clipped(number.to_string(), $crate::shown::MAX_CHARS)))
                 }
             }
 
