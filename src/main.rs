@@ -48,11 +48,11 @@ async fn main() -> ExitCode {
         Some(Role::Demo(_)) => log::DefaultLevel::Warnings,
         _ => log::DefaultLevel::Outcomes,
     };
-    let played = async {
-        log::start(&environment, default_level)?;
-        play(arguments, &environment).await
+    let played = match log::start(&environment, default_level) {
+        Ok(()) => Box::pin(play(arguments, &environment)).await,
+        Err(error) => Err(error.into()),
     };
-    match played.await {
+    match played {
         Ok(code) => return code,
         // Whoever reads standard output has read enough.
         Err(error) if error.downcast_ref().is_some_and(|error: &Error| error.kind() == ErrorKind::BrokenPipe) => {
@@ -67,7 +67,7 @@ async fn main() -> ExitCode {
 async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow::Result<ExitCode> {
     let config = arguments.config.as_deref();
     match arguments.role {
-        Some(Role::Demo(options)) => demo::run(&options, environment).await?,
+        Some(Role::Demo(options)) => Box::pin(demo::run(&options, environment)).await?,
         Some(Role::Invoke(options)) => invoke::run(&options, config, environment).await?,
         Some(Role::Models(options)) => return start::models::run(options, config, environment).await,
         Some(Role::Doctor(options)) => return doctor::run(&options, config, environment).await,
