@@ -104,7 +104,7 @@ fn an_address_that_only_looks_like_one_is_refused_in_words() {
     ] {
         for body in [with("lora", json!([{ "url": address }])), with("init_image", json!({ "url": address }))] {
             let (field, problem) = refusal(&body);
-            assert!(field.ends_with(".url") && problem.contains(says), "{address:?}: {problem}");
+            assert!(field.rsplit('.').next() == Some("url") && problem.contains(says), "{address:?}: {problem}");
         }
         let (field, problem) = refusal(&tryon("person", json!(address)));
         assert!(field == "person" && problem.contains(says), "{address:?}: {problem}");

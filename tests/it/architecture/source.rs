@@ -71,7 +71,8 @@ impl Source {
                 self.own_paths.push((line, parts));
             }
             ours if ours.starts_with("atelier_") => {
-                parts[0] = ours.trim_start_matches("atelier_").to_owned();
+                let own_name = ours.trim_start_matches("atelier_").to_owned();
+                parts[0] = own_name;
                 self.import(line, parts.clone());
                 self.own_paths.push((line, parts));
             }

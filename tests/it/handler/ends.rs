@@ -97,6 +97,7 @@ async fn a_failure_beside_a_record_is_told_as_complete() {
 
 #[tokio::test]
 async fn a_failed_attempt_beside_one_that_stored_the_record_is_told_as_complete() {
+    static RECORD: std::sync::Mutex<Option<(std::path::PathBuf, Vec<u8>)>> = std::sync::Mutex::new(None);
     let mut stage = Stage::set().await;
     assert_eq!(stage.handle(one(body("twin"), 1)).await, Ok(brought_back(&[])));
     let path = stage.bucket.path("generations/twin/result.json");
@@ -104,7 +105,6 @@ async fn a_failed_attempt_beside_one_that_stored_the_record_is_told_as_complete(
     ends(&mut stage);
     // The record comes while the second delivery generates, which then fails for good.
     std::fs::remove_file(&path).unwrap();
-    static RECORD: std::sync::Mutex<Option<(std::path::PathBuf, Vec<u8>)>> = std::sync::Mutex::new(None);
     *RECORD.lock().unwrap() = Some((path, record));
     stage.next_generation(|| {
         let (path, record) = RECORD.lock().unwrap().take().unwrap();

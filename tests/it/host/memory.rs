@@ -53,6 +53,5 @@ async fn a_host_gives_back_the_memory_of_large_uploads() {
         upload().await;
     }
     let after = resident_bytes(host.child.id());
-    eprintln!("resident before: {} MiB, after {UPLOADS} uploads: {} MiB", before >> 20, after >> 20);
     assert!(after < before + MAX_GROWTH_BYTES, "{} MiB, {} MiB before the uploads", after >> 20, before >> 20);
 }

@@ -5,6 +5,7 @@ const MOST_ATTEMPTS: u8 = 2;
 
 /// What the code does where earlier releases did something else.
 #[derive(Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combinations are walked through")]
 pub(super) struct Rules {
     pub(super) waits_for_send: bool,
     pub(super) infer_is_no_queue: bool,
@@ -68,6 +69,7 @@ struct Faults {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combinations are walked through")]
 pub(super) struct Life {
     send: Send,
     /// The message waits in the queue.
@@ -207,7 +209,7 @@ impl Life {
                 steps.push(("run_steps: not known", if gives_up { to(Phase::TellFailed, self) } else { self.requeue(host) }));
             }
             Phase::Start => {
-                steps.push(("run_steps", to(if self.record { Phase::TellComplete } else { Phase::Generate }, self)))
+                steps.push(("run_steps", to(if self.record { Phase::TellComplete } else { Phase::Generate }, self)));
             }
             Phase::Generate => {
                 steps.push(("generate", to(Phase::PutRecord, self)));

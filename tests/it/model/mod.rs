@@ -47,6 +47,7 @@ fn way(came_from: &HashMap<Life, Option<(Life, &'static str)>>, end: Life) -> Ve
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "a figure that is asked for")]
 fn every_promise_holds_in_every_interleaving() {
     let Walk { states, broken } = walk(Rules::OURS);
     println!("{states} states");
@@ -55,6 +56,7 @@ fn every_promise_holds_in_every_interleaving() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "a figure that is asked for")]
 fn each_old_rule_breaks_the_promise_that_it_was_reported_for() {
     let ours = Rules::OURS;
     for (rule, rules, promise) in [

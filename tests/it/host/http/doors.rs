@@ -238,7 +238,7 @@ async fn a_caller_who_takes_nothing_of_an_answer_is_cut_off() {
         // It ends in an error, for nobody reads the answers.
         while stream.write_all(&request).await.is_ok() {}
     };
-    tokio::time::timeout(Duration::from_secs(60), sending).await.expect("the connection is closed");
+    tokio::time::timeout(Duration::from_mins(1), sending).await.expect("the connection is closed");
 }
 
 #[tokio::test]
