@@ -165,7 +165,7 @@ impl Dispatcher {
         })
     }
 
-    /// As [`Self::bring`] for a job whose caller waits.
+    /// As [`Self::accept`] for a job whose caller waits.
     #[must_use]
     pub fn bring_direct(&self, direct: Direct) -> Option<Direct> {
         self.change(|dispatcher| {

@@ -13,7 +13,7 @@ pub struct Settings {
     /// in `directory`.
     pub single_file: Option<PathBuf>,
     /// What weights are kept in, and the layers computed in: f32, f16 or bf16
-    /// ([`device::usual_dtype`](crate::device::usual_dtype)). Latents, schedule, guidance, the timestep's waves and the
+    /// ([`device::default_dtype`](crate::device::default_dtype)). Latents, schedule, guidance, the timestep's waves and the
     /// statistics of norms are f32 with any of them.
     pub dtype: DType,
     pub device: Device,
