@@ -98,7 +98,7 @@ fn seeds(first: Seed, count: ImageCount) -> Vec<u64> {
 }
 
 fn edit(tryon: &TryOn, TryOnInputs { person, garments, mask }: &TryOnInputs) -> EditRequest {
-    let mut images = vec![mask.as_ref().map_or_else(|| person.clone(), |mask| generated_green(person, mask))];
+    let mut images = vec![mask.as_ref().map_or_else(|| person.clone(), |mask| filled_green(person, mask))];
     images.extend(garments.iter().cloned());
     let own = tryon.prompt.as_ref().map(|prompt| prompt.as_str().trim()).filter(|prompt| !prompt.is_empty());
     EditRequest {
@@ -116,7 +116,7 @@ fn edit(tryon: &TryOn, TryOnInputs { person, garments, mask }: &TryOnInputs) -> 
 
 /// The callers of the service that this replaces send a person with the part that is to be dressed filled green; the instruction
 /// speaks of that, so a mask is generated the same way.
-fn generated_green(person: &RgbImage, mask: &GrayImage) -> RgbImage {
+fn filled_green(person: &RgbImage, mask: &GrayImage) -> RgbImage {
     let mut masked = person.clone();
     for (pixel, mask) in masked.pixels_mut().zip(mask.pixels()) {
         if mask.0[0] >= 128 {

@@ -109,7 +109,7 @@ async fn a_file_that_cannot_be_generated_with_is_refused_once_in_words() {
 }
 
 #[tokio::test]
-async fn a_mask_is_generated_green_for_the_model_and_what_it_leaves_is_requeue() {
+async fn a_mask_is_filled_green_for_the_model_and_what_it_leaves_is_put_back() {
     let mut stage = stage().await;
     let mut body = tryon("masked", "plain.png");
     body["mask"] = address("mask.png").into();
