@@ -2,12 +2,9 @@
 //! predicts is the noise.
 
 use super::config::TimestepSpacing;
-use super::levels::{Grid, Spacing, solver_timesteps};
+use super::levels::{FEW_STEPS, Grid, Spacing, solver_timesteps};
 use super::step::{Denoised, Next, Step};
 use super::{Input, Schedule};
-
-/// With fewer steps `lower_order_final` makes the last ones of lower order.
-const FEW_STEPS: usize = 15;
 
 pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let Input { training, config, steps, first, .. } = *input;

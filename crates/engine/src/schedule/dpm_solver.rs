@@ -2,13 +2,10 @@
 //! `DPMSolverMultistepScheduler` counts them.
 
 use super::config::{FinalSigma, ScheduleConfig, TimestepSpacing};
-use super::levels::{Grid, solver_timesteps};
+use super::levels::{FEW_STEPS, Grid, solver_timesteps};
 use super::scheduler::Sampler;
 use super::step::{Denoised, Next, Step};
 use super::{Input, Schedule};
-
-/// With fewer steps `lower_order_final` makes the last ones of lower order.
-const FEW_STEPS: usize = 15;
 
 /// What is solved: the equation without noise, or the one that adds fresh noise as it goes (`sde-dpmsolver++`).
 #[derive(Clone, Copy, PartialEq, Eq)]

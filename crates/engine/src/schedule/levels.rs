@@ -6,6 +6,9 @@ use super::config::{FinalSigma, ScheduleConfig, TimestepSpacing};
 use super::scheduler::{Sampler, SigmaSpacing};
 use super::training::{TrainingSchedule, linspace};
 
+/// With fewer steps `lower_order_final` makes the last ones of lower order.
+pub(super) const FEW_STEPS: usize = 15;
+
 /// Exponent of Karras et al. 2022, arXiv 2206.00364.
 const KARRAS_RHO: f64 = 7.0;
 
