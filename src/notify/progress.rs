@@ -40,13 +40,25 @@ struct Line {
     grace: Duration,
 }
 
+impl Notifier {
+    /// Where the caller hears how `job` goes; each job has its own.
+    #[must_use]
+    pub fn progress(&self, job: &Job) -> Progress {
+        if self.has_listener(job.callback.as_ref()) {
+            Progress::start(self.clone(), job, self.progress_timeout)
+        } else {
+            Progress::silent()
+        }
+    }
+}
+
 impl Progress {
     /// For jobs that nobody listens to.
-    pub(super) fn silent() -> Self {
+    fn silent() -> Self {
         Self { line: None }
     }
 
-    pub(super) fn start(notifier: Notifier, job: &Job, limit: Duration) -> Self {
+    fn start(notifier: Notifier, job: &Job, limit: Duration) -> Self {
         let (messages, waiting) = mpsc::channel(WAITING_MOST);
         let prefix = job.output.own_prefix().map(str::to_owned);
         let sending = send_all(notifier, Progressed::new(job), job.callback.clone(), (job.trace, prefix), limit, waiting);

@@ -14,6 +14,7 @@ mod fetch;
 mod input;
 mod once;
 pub mod probe;
+mod record;
 
 use std::time::Duration;
 
@@ -143,14 +144,6 @@ impl Store {
         list.await.map(drop).map_err(|error| Failure::new(error).storage(self.request("s3:ListBucket", "")))
     }
 
-    /// The record of a job that is done already.
-    ///
-    /// # Errors
-    /// When the bucket cannot be asked, or something else lies where the record belongs.
-    pub async fn record(&self, prefix: &str, job_id: &JobId) -> Result<Option<Record>, JobError> {
-        self.read(once::RECORD, &record_key(prefix, job_id.as_str())).await
-    }
-
     /// Uploads image `n` (counted from 0) of a job. `attempt`: a name that no other attempt at any job of this id has
     /// ([`attempt_token`]), so that nobody writes over the files of another's record.
     ///
@@ -194,14 +187,6 @@ impl Store {
                 tracing::warn!(key = image.key, %error, "an image that no record names stays in the bucket");
             }
         }
-    }
-
-    /// Writes the record, unless another delivery of the job was faster: then its record counts and is returned.
-    ///
-    /// # Errors
-    /// [`JobError::Storage`], to be tried again.
-    pub async fn put_record(&self, prefix: &str, record: &Record) -> Result<Option<Record>, JobError> {
-        self.put_once(once::RECORD, &record_key(prefix, &record.job_id), record).await
     }
 
     /// Where the record's images can be seen, in their order: under `public_base_url`, or presigned.
@@ -282,10 +267,6 @@ fn image_key(job: &Job, attempt: &str, n: usize) -> String {
     let Job { id, output: Output { prefix, format, .. }, fingerprint, .. } = job;
     let request = &fingerprint[..fingerprint.len().min(FINGERPRINT_IN_KEY)];
     format!("{prefix}{id}/{request}-{attempt}/{n}.{}", format.extension())
-}
-
-fn record_key(prefix: &str, job_id: &str) -> String {
-    format!("{prefix}{job_id}/result.json")
 }
 
 impl Settings {
