@@ -31,7 +31,7 @@ use self::error::{Failure, Request};
 use crate::aws::Access;
 use crate::job::notification::Images;
 use crate::job::outcome::{JobError, Record, RetryPolicy, StoredImage};
-use crate::job::{Job, JobId, Output};
+use crate::job::{Job, Output};
 use crate::outbound::Outbound;
 use crate::setting::{Secret, SettingError, check_address};
 

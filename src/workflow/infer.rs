@@ -39,7 +39,7 @@ impl Step for Infer {
     }
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
-        let request = request(context)?;
+        let request = request(context.decoded()?);
         let Some(batch_slot) = context.batch_slot.take() else {
             return Err(JobError::Internal { problem: "the job has no batch slot at the engine".into() });
         };
