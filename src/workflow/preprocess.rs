@@ -93,17 +93,18 @@ impl Preprocess {
         if let Some(mask) = &mask
             && mask.dimensions() != person.dimensions()
         {
-            let ((width, height), (mask_width, mask_height)) = (person.dimensions(), mask.dimensions());
+            let (width, height) = person.dimensions();
+            let (mask_width, mask_height) = mask.dimensions();
             let problem = format!("must be as large as person, {width} x {height}, got {mask_width} x {mask_height}");
             return Err(JobError::Input { field: "mask".into(), problem, cause: None });
         }
         let (width_px, height_px) = self.size(person.dimensions(), resolution);
-        let garment = |(index, path): (usize, &std::path::PathBuf)| {
+        let garments = files.garments.iter().enumerate().map(|(index, path)| {
             let garment = opening.image(path, &format!("garments[{index}]"))?;
             Ok(self.fitted(&garment, (width_px, height_px)))
-        };
+        });
         Ok(TryOnInputs {
-            garments: files.garments.iter().enumerate().map(garment).collect::<Result<_, JobError>>()?,
+            garments: garments.collect::<Result<_, JobError>>()?,
             person: scaled(&person, (width_px, height_px)),
             mask: mask.map(|mask| grey(&scaled(&mask, (width_px, height_px)))),
         })
@@ -134,7 +135,8 @@ impl Preprocess {
         if !self.maintain_aspect_ratio {
             return scaled(garment, (width_px, height_px));
         }
-        let (width, height) = (f64::from(garment.width()), f64::from(garment.height()));
+        let width = f64::from(garment.width());
+        let height = f64::from(garment.height());
         let scale = (f64::from(width_px) / width).min(f64::from(height_px) / height).min(1.0);
         let side = |px: f64| ((px * scale).round() as u32).max(MULTIPLE_PX);
         scaled(garment, (side(width), side(height)))
