@@ -136,7 +136,7 @@ impl<'job> JobContext<'job> {
     /// The files that are fetched, to be opened.
     ///
     /// # Errors
-    /// [`JobError::Internal`] where they are not, which [`super::order::check`] rules out.
+    /// [`JobError::Internal`] where they are not, which [`super::sequence::check`] rules out.
     pub fn take_fetched(&mut self) -> Result<Fetched<'job>, JobError> {
         match std::mem::replace(&mut self.inputs, Inputs::Pending) {
             Inputs::Fetched(files) => Ok(files),
@@ -149,7 +149,7 @@ impl<'job> JobContext<'job> {
     /// What the engine is given.
     ///
     /// # Errors
-    /// [`JobError::Internal`] where it is not ready, which [`super::order::check`] rules out.
+    /// [`JobError::Internal`] where it is not ready, which [`super::sequence::check`] rules out.
     pub fn decoded(&self) -> Result<&Decoded<'job>, JobError> {
         match &self.inputs {
             Inputs::Decoded(inputs) => Ok(inputs),

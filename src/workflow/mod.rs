@@ -8,10 +8,10 @@ pub mod fetch;
 pub mod infer;
 pub mod notify;
 mod opening;
-pub mod order;
 pub mod postprocess;
 pub mod preprocess;
 mod request;
+pub mod sequence;
 pub mod store;
 pub mod text_layout;
 pub mod watermark;
@@ -146,7 +146,7 @@ impl Ended {
 }
 
 impl Workflow {
-    /// Sets up the steps in the order of `names`, which [`order::check`] has passed.
+    /// Sets up the steps in the order of `names`, which [`sequence::check`] has passed.
     #[must_use]
     pub fn new(names: &[StepName], services: Services) -> Self {
         let Services { engine, model, capabilities, preprocess, postprocess, store, notifier, observer } = services;

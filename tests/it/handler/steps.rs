@@ -3,7 +3,7 @@
 use atelier::job::capabilities::Capabilities;
 use atelier::job::task::tryon::Mode;
 use atelier::workflow::StepName;
-use atelier::workflow::order;
+use atelier::workflow::sequence;
 use serde_json::{Value, json};
 
 use super::{body, brought_back, one};
@@ -42,7 +42,7 @@ fn check_refusal(list: &[StepName], problem: &str) {
     let named = ALL.iter().filter(|step| what.contains(&format!("`{}`", step.as_str()))).count();
     assert_eq!(named, if list.is_empty() { 1 } else { 2 }, "{list:?}: {problem}");
     let right = parsed(right.trim_end_matches(']'));
-    assert_eq!(order::check(&right), Ok(()), "{list:?}: {problem}");
+    assert_eq!(sequence::check(&right), Ok(()), "{list:?}: {problem}");
     assert!(list.iter().all(|step| right.contains(step)), "{list:?}: {problem}");
 }
 
@@ -77,7 +77,7 @@ async fn every_list_starts_and_runs_its_jobs_or_is_refused_at_the_start() {
     let mut seen = 0;
     lists(&mut Vec::new(), &mut |list| {
         seen += 1;
-        match order::check(list) {
+        match sequence::check(list) {
             Ok(()) => runs.push(list.to_vec()),
             Err(problem) => check_refusal(list, &problem),
         }
