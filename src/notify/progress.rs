@@ -14,7 +14,7 @@ use crate::job::trace::Trace;
 use crate::job::{Callback, Job};
 
 /// More than a job has to say; what does not fit is dropped.
-const WAITING_MOST: usize = 8;
+const MAX_WAITING: usize = 8;
 
 /// One job's progress. Dropping it sends nothing more.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Progress {
     }
 
     fn start(notifier: Notifier, job: &Job, limit: Duration) -> Self {
-        let (messages, waiting) = mpsc::channel(WAITING_MOST);
+        let (messages, waiting) = mpsc::channel(MAX_WAITING);
         let prefix = job.output.own_prefix().map(str::to_owned);
         let sending = send_all(notifier, Progressed::new(job), job.callback.clone(), (job.trace, prefix), limit, waiting);
         let sender = tokio::spawn(sending.in_current_span());

@@ -80,7 +80,7 @@ fn job_error(error: EngineError) -> JobError {
         EngineError::Request { field, problem } => JobError::Invalid { field: field.into(), problem },
         EngineError::OutOfMemory { problem } => JobError::OutOfMemory { problem },
         EngineError::NotFinite { problem } => JobError::NotFinite { problem },
-        EngineError::Fatal { problem } => JobError::EngineLost { problem },
+        EngineError::Fatal { problem } => JobError::FatalDeviceError { problem },
         EngineError::Cancelled => JobError::Cancelled,
         error @ (EngineError::Checkpoint { .. } | EngineError::Panicked(_) | EngineError::Gone | EngineError::Candle(_)) => {
             JobError::Generation { problem: error.to_string(), cause: Some(Box::new(error)) }

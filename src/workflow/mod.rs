@@ -227,7 +227,7 @@ impl Workflow {
             (Ok(()), None) => Err(JobError::Internal { problem: "the workflow ended without a record".into() }),
             (Err(error), _) => Err(error),
         };
-        if matches!(result, Err(JobError::EngineLost { .. })) {
+        if matches!(result, Err(JobError::FatalDeviceError { .. })) {
             self.is_fatal_device_error.store(true, Ordering::Relaxed);
         }
         Ended { result, stored, notifications, measured }
