@@ -104,7 +104,8 @@ async fn addresses_are_asked_as_notifications_would_go() {
 async fn a_callers_address_passes_the_guard_or_not() {
     let s3 = S3::start(&[BUCKET]).await;
     let server = HttpServer::start(&[Answer::status(405)]).await;
-    let (plain, secure) = (server.url("/hook").to_string(), server.url("/hook").to_string().replace("http:", "https:"));
+    let plain = server.url("/hook").to_string();
+    let secure = server.url("/hook").to_string().replace("http:", "https:");
     examined(&s3, &[], &["--webhook", &plain]).await.expect("webhook", "fail", "must be an https:// address");
     examined(&s3, &[], &["--webhook", &secure]).await.expect("webhook", "fail", "must lead to a public address");
     assert!(server.requests().is_empty(), "what may not be reached is not asked");

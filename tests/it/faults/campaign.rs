@@ -114,13 +114,14 @@ impl Campaign {
             .filter(|notification| notification.path.ends_with("/complete"))
             .map(|notification| job_of(&notification.body))
             .collect();
-        let recorded = |id: &String| self.host.bucket.path(&format!("generations/{id}/result.json")).exists();
+        let unrecorded =
+            complete.iter().filter(|id| !self.host.bucket.path(&format!("generations/{id}/result.json")).exists()).count();
         let untold = self.accepted.iter().filter(|id| !ids.contains_key(*id)).count();
         Row {
             what: self.what,
             jobs: self.accepted.len(),
             complete: complete.len(),
-            lost: untold + complete.iter().filter(|id| !recorded(id)).count(),
+            lost: untold + unrecorded,
             regenerated: regenerated(&self.host.bucket.keys_put()),
             terminal_ids_off: ids.values().filter(|ids| ids.len() != 1).count(),
         }

@@ -56,8 +56,10 @@ async fn jobs_that_do_not_agree_are_generated_one_after_the_other() {
 #[tokio::test]
 async fn a_batch_is_bounded_by_its_pixels() {
     let mut stage = Stage::set().await;
-    let large = |id: &str| json!({ "job_id": id, "prompt": "a red mug", "width": 512, "height": 512, "steps": 8 });
-    let event = sqs(&["a", "b", "c", "d", "e"].map(|id| (large(id), 1, None)));
+    let event = sqs(&["a", "b", "c", "d", "e"].map(|id| {
+        let large = json!({ "job_id": id, "prompt": "a red mug", "width": 512, "height": 512, "steps": 8 });
+        (large, 1, None)
+    }));
     assert_eq!(stage.handle(event).await, Ok(brought_back(&[])));
     assert_eq!(stage.batches(), [4, 1]);
 }

@@ -18,13 +18,12 @@ async fn with_refused(changes: &[(&str, &str)]) -> HostProcess {
 }
 
 async fn job_report(host: &HostProcess) {
-    let empty = || host.spooled("waiting").is_empty() && host.spooled("running").is_empty();
-    eventually("both are settled", empty).await.unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
+    let settled = eventually("both are settled", || host.spooled("waiting").is_empty() && host.spooled("running").is_empty());
+    settled.await.unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
 }
 
 fn names(host: &HostProcess) -> Vec<String> {
-    let named = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
-    host.spooled("dead").iter().map(named).collect()
+    host.spooled("dead").iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
 }
 
 #[tokio::test]

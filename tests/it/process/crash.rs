@@ -25,7 +25,9 @@ fn all_settled() -> Posted {
 
 #[tokio::test]
 async fn killed_before_the_record_the_job_is_generated_once_more() {
-    let (mut api, mut bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+    let mut api = RuntimeApi::start().await;
+    let mut bucket = Bucket::start().await;
+    let mut backend = Backend::start().await;
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
@@ -60,7 +62,9 @@ async fn killed_before_the_record_the_job_is_generated_once_more() {
 
 #[tokio::test]
 async fn killed_before_the_notification_only_the_notification_is_sent() {
-    let (mut api, bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+    let mut api = RuntimeApi::start().await;
+    let bucket = Bucket::start().await;
+    let mut backend = Backend::start().await;
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");

@@ -35,7 +35,8 @@ struct Host {
 impl Host {
     /// Starts the program that `command` makes from a free port, in the environment of a handler.
     async fn start(command: impl FnOnce(u16) -> Command) -> Self {
-        let (bucket, backend) = (Bucket::start().await, Backend::start().await);
+        let bucket = Bucket::start().await;
+        let backend = Backend::start().await;
         let port = free_port();
         let world = World { runtime_api: ([127, 0, 0, 1], port).into(), s3: bucket.address, backend: backend.address };
         // What the host has to set itself must not come from us.
@@ -77,7 +78,8 @@ impl Host {
     async fn expect_generated_once(&mut self, replies: [Value; 2]) {
         let settled = json!({ "batchItemFailures": [] });
         assert_eq!(replies, [settled.clone(), settled], "{}", self.log());
-        let (first, second) = (self.backend.terminal().await, self.backend.terminal().await);
+        let first = self.backend.terminal().await;
+        let second = self.backend.terminal().await;
         assert!(first.path.ends_with("/complete"), "{first:?}");
         assert_eq!((&first.webhook_id, &first.body["job_id"]), (&second.webhook_id, &second.body["job_id"]));
         assert_eq!((self.bucket.puts("/0.png"), self.bucket.puts("/result.json")), (1, 1));

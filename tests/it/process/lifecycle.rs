@@ -25,7 +25,9 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Self {
-        let (api, bucket, backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+        let api = RuntimeApi::start().await;
+        let bucket = Bucket::start().await;
+        let backend = Backend::start().await;
         let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
         let directory = tempfile::tempdir().unwrap();
         Self { api, bucket, backend, world, log: directory.path().join("log"), _directory: directory }

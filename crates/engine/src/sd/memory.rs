@@ -68,12 +68,14 @@ impl MemoryEstimate {
 
     /// Bytes next to the model at the worst moment.
     fn bytes(&self, work: Work, tiling: Tiling) -> u64 {
-        let (width, height) = (u64::from(work.width_px), u64::from(work.height_px));
+        let width = u64::from(work.width_px);
+        let height = u64::from(work.height_px);
         let latents = |px: u64| px / self.pixels_per_latent;
         // Of one head, between all places of so many latents, before and after the softmax.
         let scores = |latents: u64| 2 * latents * latents * self.number;
         let tile_px = tiling.tile.map_or(u64::MAX, |side| side as u64 * self.pixels_per_latent);
-        let (tile_width, tile_height) = (width.min(tile_px), height.min(tile_px));
+        let tile_width = width.min(tile_px);
+        let tile_height = height.min(tile_px);
         let layer = tile_width * tile_height * self.decoder_channels * self.number;
         let at_once = layer * DECODER_LIVE;
         let layers = if tiling.banded { at_once.min(layer * BANDED_LIVE + BANDS_BYTES) } else { at_once };
@@ -91,8 +93,7 @@ impl MemoryEstimate {
     /// # Errors
     /// [`EngineError::OutOfMemory`] when none does: with what would fit.
     pub(super) fn within(&self, bytes: u64, work: Work) -> Result<Tiling, EngineError> {
-        let fits = |tiling: &Tiling| self.bytes(work, *tiling) <= bytes;
-        self.choices().into_iter().find(fits).ok_or_else(|| {
+        self.choices().into_iter().find(|tiling| self.bytes(work, *tiling) <= bytes).ok_or_else(|| {
             let needed = self.bytes(work, self.smallest()).div_ceil(MIB);
             let problem = format!(
                 "{}x{} needs about {needed} MiB next to the model, and engine.memory_budget_mib leaves {}; {}",

@@ -159,10 +159,10 @@ impl PromptTokenizer {
 
     /// The same, the vectors of a learned word being one element.
     fn token_groups(&self, text: &str) -> Result<Vec<Vec<u32>>, EngineError> {
-        let failed = |error| EngineError::Request { field: "prompt", problem: format!("cannot be tokenized: {error}") };
-        let encoding = self.tokenizer.encode(text, false).map_err(failed)?;
-        let vectors = |id: &u32| self.learned.get(id).cloned().unwrap_or(*id..*id + 1).collect();
-        Ok(encoding.get_ids().iter().map(vectors).collect())
+        let encoding = self.tokenizer.encode(text, false);
+        let encoding = encoding
+            .map_err(|error| EngineError::Request { field: "prompt", problem: format!("cannot be tokenized: {error}") })?;
+        Ok(encoding.get_ids().iter().map(|id| self.learned.get(id).cloned().unwrap_or(*id..*id + 1).collect()).collect())
     }
 
     /// Start, text, end and padding: the model's length.

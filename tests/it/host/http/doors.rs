@@ -23,7 +23,8 @@ const GUARDED: [(Method, &str); 6] = [
 #[tokio::test]
 async fn a_job_needs_the_token_in_one_of_two_headers() {
     let front = Front::open().await;
-    let (longer, shorter) = (format!("{TOKEN}x"), &TOKEN[..TOKEN.len() - 1]);
+    let longer = format!("{TOKEN}x");
+    let shorter = &TOKEN[..TOKEN.len() - 1];
     let wrong: [&[(&str, &str)]; 8] = [
         &[],
         &[("x-internal-auth", "")],

@@ -151,7 +151,8 @@ async fn a_job_that_runs_for_a_caller_of_infer_is_in_no_queue() {
 #[tokio::test]
 async fn a_cancelled_job_that_is_handed_in_again_is_run_or_not_promised() {
     let front = Front::open().await;
-    let (body, job) = (generate("job-1"), job_of(&generate("job-1")));
+    let body = generate("job-1");
+    let job = job_of(&generate("job-1"));
     let cancel = async || read(front.request(Method::DELETE, "/jobs/job-1")).await.0;
     assert_eq!(front.post("/generate", &body).await.0, StatusCode::ACCEPTED);
     assert_eq!(cancel().await, StatusCode::ACCEPTED);

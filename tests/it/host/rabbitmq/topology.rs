@@ -163,7 +163,8 @@ async fn many_callers_at_once_do_not_get_in_each_others_way() {
     let queue = Queue::start(&node.settings("crowd")).unwrap();
     let long = "x".repeat(300);
     let sent = (0..50).map(|number| {
-        let (queue, long) = (&queue, &long);
+        let queue = &queue;
+        let long = &long;
         async move {
             queue.send(&format!("job-{number:02}"), b"{}", None).await.unwrap();
             queue.send(long, b"{}", None).await.unwrap_err();
@@ -172,7 +173,8 @@ async fn many_callers_at_once_do_not_get_in_each_others_way() {
     });
     futures::future::join_all(sent).await;
     holds(&queue, 50).await;
-    let (seen, done) = (Mutex::new(Vec::new()), CancellationToken::new());
+    let seen = Mutex::new(Vec::new());
+    let done = CancellationToken::new();
     let received = [1, 2, 3].map(async |most| {
         while let Some(messages) = done.run_until_cancelled(queue.receive(most)).await {
             for message in messages.unwrap() {

@@ -72,7 +72,8 @@ impl TextEncoder {
             Ok((tower, LanguageModel::new(&language, &vb.pp("language"))?))
         })?;
         let sight = Sight { config, processor, tower, condition_px, dtype, device };
-        let (seen, said) = (Recent::new(IMAGES_KEPT), Recent::new(PROMPTS_KEPT));
+        let seen = Recent::new(IMAGES_KEPT);
+        let said = Recent::new(PROMPTS_KEPT);
         Ok(Self { tokenizer, sight, language, bytes, seen, said })
     }
 

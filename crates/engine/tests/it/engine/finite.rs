@@ -42,7 +42,8 @@ fn tensors(file: &Path) -> HashMap<String, Tensor> {
 /// The file again with the first value of tensor `name` replaced.
 fn plant(file: &Path, name: &str, value: f32) {
     let mut tensors = tensors(file);
-    let (shape, dtype) = (tensors[name].shape().clone(), tensors[name].dtype());
+    let shape = tensors[name].shape().clone();
+    let dtype = tensors[name].dtype();
     let flat = tensors[name].flatten_all().and_then(|flat| flat.to_dtype(DType::F32)?.to_vec1::<f32>());
     let mut values = flat.expect("values");
     values[0] = value;

@@ -23,7 +23,8 @@ struct Distance<'a> {
 
 impl Distance<'_> {
     fn compare(&mut self, key: &str, ours: &Tensor) {
-        let (whole, theirs) = (values(self.whole.get(key)), values(self.half.get(key)));
+        let whole = values(self.whole.get(key));
+        let theirs = values(self.half.get(key));
         assert_eq!(ours.dtype(), DType::F32, "{key}");
         self.stage.note(key, relative_error(&values(ours), &whole) / relative_error(&theirs, &whole));
     }
@@ -31,7 +32,8 @@ impl Distance<'_> {
 
 #[test]
 fn parity_of_half_precision() {
-    let (whole, half) = (Reference::read("sd15"), Reference::read("half"));
+    let whole = Reference::read("sd15");
+    let half = Reference::read("half");
     let mut engine =
         StableDiffusion::load(&Settings::new(fixtures().join("sd15"), DType::F16, Device::Cpu)).expect("the fixture loads");
     let distance =
