@@ -41,7 +41,7 @@ struct Line {
 }
 
 impl Progress {
-    /// For jobs that nobody listens to.
+    /// For jobs that no one listens to.
     pub(super) fn silent() -> Self {
         Self { line: None }
     }

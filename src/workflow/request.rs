@@ -9,7 +9,7 @@ use crate::job::task::scheduler::{Sampler, Scheduler, SigmaSpacing};
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{ImageCount, Seed, Task};
 use atelier_engine::schedule::scheduler as engine;
-use atelier_engine::{EditRequest, GenerateRequest, Request, Sampling as EngineSampling};
+use atelier_engine::{EditRequest, GenerateRequest, Request};
 
 /// # Errors
 /// [`JobError::Invalid`] when the job needs a step that the configuration has not.
@@ -82,8 +82,8 @@ fn scheduler(scheduler: Scheduler) -> engine::Scheduler {
     engine::Scheduler { sampler, spacing }
 }
 
-fn sampling(sampling: &Sampling) -> EngineSampling {
-    EngineSampling {
+fn sampling(sampling: &Sampling) -> atelier_engine::Sampling {
+    atelier_engine::Sampling {
         timesteps: sampling.timesteps.as_ref().map(|timesteps| timesteps.get().to_vec()),
         sigmas: sampling.sigmas.as_ref().map(|sigmas| sigmas.get().to_vec()),
         eta: sampling.eta.map_or(0.0, Eta::get),

@@ -53,7 +53,7 @@ impl Arguments {
 /// Says that work can come, and in what it will be done.
 ///
 /// # Errors
-/// When nobody listens.
+/// When no one listens.
 pub(crate) fn ready(dtype: DType) -> Result<()> {
     let attention = if cfg!(feature = "flash-attn") { ", flash attention" } else { "" };
     Ok(writeln!(stdout(), "ready {}{attention}", dtype.as_str())?)

@@ -9,7 +9,7 @@ use super::module_pattern::ModulePattern;
 
 /// More patterns than a model has modules.
 const MAX_PATTERNS: usize = 4_096;
-/// More expressions than anybody writes by hand; diffusers writes names.
+/// More expressions than anyone writes by hand; diffusers writes names.
 const MAX_EXPRESSIONS: usize = 64;
 /// What PEFT 0.21 takes for `r` and for alpha where nothing is written.
 const DEFAULT: f64 = 8.0;

@@ -173,7 +173,7 @@ impl Weights {
     }
 }
 
-/// Base and overlay as one source of tensors; notes what does not fit, so that all of it can be told at once.
+/// Base and overlay as one source of tensors; notes what does not fit, so that all of it can be reported at once.
 struct View {
     base: Arc<Tensors>,
     overlay: Arc<Tensors>,
@@ -265,7 +265,7 @@ pub(super) fn build_from<M>(
     }
 }
 
-/// Files as a source of tensors; notes what does not fit, so that all of it can be told at once.
+/// Files as a source of tensors; notes what does not fit, so that all of it can be reported at once.
 struct OnDemand {
     files: Vec<TensorFile>,
     /// Place of the file and name in it, by the module's name.

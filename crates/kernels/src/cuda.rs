@@ -40,7 +40,7 @@ pub fn pinned<T: DeviceRepr + ValidAsZeroBits>(
     count: usize,
 ) -> Result<PinnedHostSlice<T>, DriverError> {
     // The flag 0 is plain, cached memory: files are read into it by the processor.
-    // SAFETY: it is `count` values long, nobody else has it yet, and zeros are values of every such `T`.
+    // SAFETY: it is `count` values long, no one else has it yet, and zeros are values of every such `T`.
     unsafe {
         let mut memory = context.alloc_pinned_with_flags::<T>(count, 0)?;
         memory.as_mut_ptr()?.write_bytes(0, count);
@@ -161,7 +161,7 @@ impl Fp8Gemm {
 
 impl Drop for Fp8Gemm {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and nobody uses it any more.
+        // SAFETY: made by `new`, and no one uses it any more.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
@@ -177,7 +177,7 @@ impl Layout {
 
 impl Drop for Layout {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and nobody uses it any more.
+        // SAFETY: made by `new`, and no one uses it any more.
         let _ = unsafe { result::destroy_matrix_layout(self.0) };
     }
 }
@@ -204,7 +204,7 @@ impl Description {
 
 impl Drop for Description {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and nobody uses it any more.
+        // SAFETY: made by `new`, and no one uses it any more.
         let _ = unsafe { result::destroy_matmul_desc(self.0) };
     }
 }
@@ -226,7 +226,7 @@ impl Preference {
 
 impl Drop for Preference {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and nobody uses it any more.
+        // SAFETY: made by `new`, and no one uses it any more.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
     }
 }

@@ -1,6 +1,7 @@
 //! The house rules that the compiler does not know: who may import whom, and how long a file and a function may be.
 
 mod graph;
+mod imports;
 mod locals;
 mod source;
 mod words;
@@ -183,7 +184,7 @@ fn check_imports(name: &str, module: &str, source: &Source, broken: &mut Vec<Str
         return;
     };
     for (line, path) in &source.own_paths {
-        // How a value is shown in a message is everybody's.
+        // How a value is shown in a message is everyone's.
         let inside = path.first().is_some_and(|first| first == module || first == "shown");
         let path = path.join("::");
         let may = allowed.iter().any(|row| *row == "*" || path == *row || path.starts_with(&format!("{row}::")));
@@ -208,7 +209,7 @@ fn check_imports(name: &str, module: &str, source: &Source, broken: &mut Vec<Str
     }
 }
 
-/// `Instant::now() + pause` panics on a number that somebody else chose.
+/// `Instant::now() + pause` panics on a number that someone else chose.
 fn check_clock(name: &str, text: &str, broken: &mut Vec<String>) {
     const SUMS: [&str; 3] = ["Instant::now() +", "SystemTime::now() +", "UNIX_EPOCH +"];
     let tests = text.find("#[cfg(test)]").unwrap_or(text.len());

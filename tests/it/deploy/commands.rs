@@ -110,7 +110,7 @@ async fn the_documented_host_serves_the_documented_callers() {
 /// What the README's shell 1 prints where other programs have the ports that it would like.
 #[test]
 fn a_demo_that_stays_up_takes_free_ports_where_others_are_taken() {
-    // Whoever else has one of them takes it as well.
+    // Another process that has one of them takes it as well.
     let _taken = [9444, 9445].map(|port| TcpListener::bind(("127.0.0.1", port)));
     let directory = tempfile::tempdir().unwrap();
     let (_demo, exports) = served("cargo run -- demo --serve", directory.path());

@@ -140,7 +140,7 @@ fn sources(directory: &Path) -> String {
     text
 }
 
-/// Before each block of commands of a page stands who runs it: a test by its name, or nobody here, and why.
+/// Before each block of commands of a page stands who runs it: a test by its name, or no one here, and why.
 #[test]
 fn every_block_of_commands_says_who_runs_it() {
     let mut blocks = 0;

@@ -58,7 +58,7 @@ fn known() -> BTreeSet<String> {
     names
 }
 
-/// Every variable is read by somebody, and together they are a configuration.
+/// Every variable is read by someone, and together they are a configuration.
 fn is_read(variables: &Environment) -> Config {
     let known = known();
     for name in variables.keys() {

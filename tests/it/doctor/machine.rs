@@ -1,4 +1,4 @@
-//! Model files that are damaged, addresses that nobody answers, a clock that is off.
+//! Model files that are damaged, addresses that no one answers, a clock that is off.
 
 use std::fs;
 use std::path::Path;

@@ -12,7 +12,7 @@ fn with(id: &str, field: &str, value: &Value) -> Value {
     body
 }
 
-/// The ids of the jobs that were told complete, sorted.
+/// The ids of the jobs that were reported as complete, sorted.
 async fn completed(stage: &mut Stage, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {

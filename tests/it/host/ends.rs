@@ -1,4 +1,4 @@
-//! Whole hosts: a job that has its images ends once, as complete, whoever asks to cancel it and when.
+//! Whole hosts: a job that has its images ends once, as complete, whenever a caller asks to cancel it.
 
 use std::collections::BTreeMap;
 

@@ -129,7 +129,7 @@ impl HostProcess {
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
-    /// Waits until a handler is ready, whatever the log tells of it.
+    /// Waits until a handler is ready, whatever the log says of it.
     pub(crate) async fn ready(&self) {
         let deadline = Instant::now() + WAIT_LIMIT;
         loop {

@@ -133,7 +133,7 @@ async fn a_handler_that_asks_for_more_has_given_up_what_it_had() {
     let handler = Handler::of(&api);
     let (_id, answer) = take(&api, &handler).await;
     let (second, _more) = take(&api, &handler).await;
-    assert!(answer.await.is_err(), "nobody will answer it");
+    assert!(answer.await.is_err(), "no one will answer it");
     assert!(!second.is_empty());
 }
 

@@ -1,4 +1,4 @@
-//! Refused messages of a host: dead-lettered with the reason where nobody could be told, acknowledged where somebody was.
+//! Refused messages of a host: dead-lettered with the reason where no one could be notified, acknowledged where someone was.
 
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ async fn what_nobody_could_be_told_of_is_dead_lettered() {
     job_report(&host).await;
     let dead = names(&host);
     assert!(dead.iter().any(|name| name.contains("nameless")), "{dead:?}");
-    assert!(!dead.iter().any(|name| name.contains("wrong")), "its sender was told: {dead:?}");
+    assert!(!dead.iter().any(|name| name.contains("wrong")), "its sender was notified: {dead:?}");
     let reasons: Vec<Value> = host.logged("a job failed for good");
     assert!(reasons.iter().any(|line| line["error"].as_str().unwrap().contains("job_id: is required")), "{reasons:?}");
     let metrics = host.get("/metrics").await;

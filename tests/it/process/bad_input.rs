@@ -1,4 +1,4 @@
-//! Every bad input of the contract, as an SQS message: the right error, told once, never retried, and the next job is generated.
+//! Every bad input of the contract, as an SQS message: the right error, reported once, never retried, and the next job is generated.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -88,7 +88,7 @@ async fn told(api: &mut RuntimeApi, backend: &mut Backend, bodies: &[String]) ->
         .collect();
     event["Records"] = json!(records);
     api.invoke(event, LIMIT);
-    // Nobody can be told of a message without a readable id: the redrive policy is to keep it. Nothing else can succeed later.
+    // No one can be notified of a message without a readable id: the redrive policy is to keep it. Nothing else can succeed later.
     let back = bodies.iter().enumerate().filter(|(_, body)| {
         let job_id = serde_json::from_str::<Value>(body).ok().and_then(|body| body["job_id"].as_str().map(str::to_owned));
         job_id.is_none_or(|id| atelier::job::JobId::new(&id).is_err())

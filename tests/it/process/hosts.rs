@@ -22,7 +22,7 @@ use crate::stage::TOKEN;
 /// `cargo lambda watch` may have to link the binary before it answers.
 const WAIT_LIMIT: Duration = Duration::from_mins(5);
 
-/// Somebody's Runtime API host with a handler under it; both are ended when dropped.
+/// Someone's Runtime API host with a handler under it; both are ended when dropped.
 struct Host {
     process: Child,
     port: u16,
@@ -128,7 +128,7 @@ async fn cargo_lambda_watches_and_invokes() {
     host.expect_generated_once([once, again]).await;
 
     let mixed = invoke(&program, host.port, "sqs-mixed.json").await;
-    // Nobody can be told of what is not JSON: the redrive policy keeps it. What names its job was reported and does not come back.
+    // No one can be notified of what is not JSON: the redrive policy keeps it. What names its job was reported and does not come back.
     let kept = json!({ "batchItemFailures": [{ "itemIdentifier": "7b1f3c1e-3a3b-4f0e-8f5f-1d1f0f6f5a11" }] });
     assert_eq!(mixed, kept, "{}", host.log());
     let reply = invoke(&program, host.port, "http-alb.json").await;

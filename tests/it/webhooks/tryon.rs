@@ -152,7 +152,7 @@ async fn a_deaf_load_balancer_harms_nobody_and_a_deaf_asset_service_brings_the_n
     let bench = bench(&[Answer::status(200)]).await;
     bench.load_balancer.script(&[Answer::status(500)]);
     bench.notifier.send_all(&complete(&bench)).await.expect("delivered");
-    assert_eq!(bench.load_balancer.requests().len(), 1, "told once");
+    assert_eq!(bench.load_balancer.requests().len(), 1, "notified once");
 
     bench.assets.script(&[Answer::status(503)]);
     let error = bench.notifier.send_all(&complete(&bench)).await.expect_err("never taken");

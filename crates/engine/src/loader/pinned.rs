@@ -101,7 +101,7 @@ fn upload_as<T: Element>(
             scope.spawn(move || {
                 while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let buffer = buffers.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    // Without a buffer or a taker somebody else has failed.
+                    // Without a buffer or a taker someone else has failed.
                     let Ok(buffer) = buffer else { return };
                     if filled.send(filled_with(buffer, piece, &stored[piece.place]).map(|buffer| (piece, buffer))).is_err() {
                         return;
@@ -111,7 +111,7 @@ fn upload_as<T: Element>(
         }
         drop(filled);
         let copied = copy(counts, arriving, &give_back, cuda, keep);
-        // If that failed, this tells those who wait for a buffer.
+        // If that failed, this wakes those who wait for a buffer.
         drop(give_back);
         copied
     });

@@ -1,4 +1,4 @@
-//! What the transformer is told about time, for each timestep of a schedule, worked out ahead.
+//! What the transformer gets of time, for each timestep of a schedule, worked out ahead.
 //!
 //! A third of the model's weights turn a timestep into shifts, scales and gates, and nothing else goes into them. They are read once a
 //! schedule, layer by layer, and none of them stays on the device.
@@ -39,7 +39,7 @@ pub(super) struct BlockModulation {
     pub(super) text: Modulations,
 }
 
-/// All that the transformer is told at one timestep.
+/// All that the transformer gets at one timestep.
 pub struct TimestepConditioning {
     /// One a block.
     pub(super) blocks: Vec<BlockModulation>,
@@ -116,7 +116,7 @@ fn work_out(
     Ok(rows)
 }
 
-/// A timestep of 0 to 1000 as the model is told it: rounded to what is computed in, divided by 1000, rounded again.
+/// A timestep of 0 to 1000 as the model gets it: rounded to what is computed in, divided by 1000, rounded again.
 fn rounded_timestep(timestep: f32, compute: DType) -> f32 {
     let round = |number: f32| match compute {
         DType::BF16 => nearest_bf16(number),

@@ -95,7 +95,7 @@ impl QwenImageEdit {
         (0..seeds.len()).map(|image| Ok(pack(&drawn.narrow(0, image, 1)?)?)).collect()
     }
 
-    /// What the transformer is told at each of these timesteps.
+    /// What the transformer gets at each of these timesteps.
     ///
     /// # Errors
     /// When the weights cannot be read, or there is no memory.
@@ -157,7 +157,7 @@ impl QwenImageEdit {
                 *latents = (&*latents + (velocity * length)?)?;
             }
             if index + 1 == conditionings.len() {
-                // Until here a GPU was only told what to do: without this its last steps would count as decoding.
+                // Until here a GPU had only been sent its work: without this its last steps would count as decoding.
                 self.device.synchronize()?;
             }
             watch.step_done(index as u32 + 1, edit.steps)?;

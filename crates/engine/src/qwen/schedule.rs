@@ -83,7 +83,7 @@ impl FlowSchedule {
         Self { sigmas, train_timesteps: config.num_train_timesteps as f32 }
     }
 
-    /// What the model is told at each step: 0 to `num_train_timesteps`.
+    /// What the model gets at each step: 0 to `num_train_timesteps`.
     #[must_use]
     pub fn timesteps(&self) -> Vec<f32> {
         self.sigmas[..self.sigmas.len() - 1].iter().map(|sigma| sigma * self.train_timesteps).collect()

@@ -106,7 +106,7 @@ impl MemoryEstimate {
         })
     }
 
-    /// What would fit into `bytes`, or into about a quarter of what `work` needs where nobody knows how much there is.
+    /// What would fit into `bytes`, or into about a quarter of what `work` needs where no one knows how much there is.
     pub(super) fn advice(&self, work: Work, bytes: Option<u64>) -> String {
         let bytes = bytes.unwrap_or_else(|| self.bytes(work, self.smallest()) / 4);
         let side = |px: u32, part: u32| px * part / 16 / 8 * 8;
@@ -167,11 +167,11 @@ mod tests {
     #[test]
     fn what_fits_in_no_way_is_told_with_what_would() {
         let error = SD15.within(900 * MIB, work(2048, 2)).expect_err("too large");
-        let told = error.to_string();
-        assert!(told.contains("2048x2048 needs about") && told.contains("leaves 900"), "{told}");
+        let message = error.to_string();
+        assert!(message.contains("2048x2048 needs about") && message.contains("leaves 900"), "{message}");
         let side: u32 =
-            told.rsplit_once("; ").and_then(|(_, fits)| fits.split_once('x')).expect("a size").0.parse().expect("a side");
-        assert!(side >= 512 && SD15.within(900 * MIB, work(side, 2)).is_ok(), "{told}");
+            message.rsplit_once("; ").and_then(|(_, fits)| fits.split_once('x')).expect("a size").0.parse().expect("a side");
+        assert!(side >= 512 && SD15.within(900 * MIB, work(side, 2)).is_ok(), "{message}");
         assert!(SD15.within(MIB, work(512, 1)).expect_err("nothing").to_string().contains("no size would fit"));
     }
 

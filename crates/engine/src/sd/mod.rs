@@ -57,7 +57,7 @@ pub struct StableDiffusion {
     prompts: PromptSyntax,
     defaults: Defaults,
     loading: Loading,
-    /// Bytes that the process may use for tensors, where somebody has said so.
+    /// Bytes that the process may use for tensors, where someone has said so.
     memory_budget: Option<u64>,
     resident_bytes: u64,
     memory_estimate: MemoryEstimate,

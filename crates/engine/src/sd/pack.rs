@@ -47,14 +47,14 @@ impl StableDiffusion {
             return Err(wrong(format!("has {PACKED} already; remove the directory, or pack into another one")));
         }
         let part = OpenOptions::new().create(true).truncate(false).write(true).open(to.join(PART)).map_err(failed)?;
-        part.try_lock().map_err(|_| wrong("is being packed into by somebody else; wait for that, or stop it".into()))?;
+        part.try_lock().map_err(|_| wrong("is being packed into by someone else; wait for that, or stop it".into()))?;
         let packed = copy_small_files(from, to).and_then(|()| self.write_weights(&part)).and_then(|packed| {
             fs::rename(to.join(PART), to.join(PACKED))?;
             File::open(to)?.sync_all()?;
             Ok(packed)
         });
         packed.map_err(|error| {
-            // Nobody is told of a second failure.
+            // A second failure is not reported.
             let _ = fs::remove_file(to.join(PART));
             failed(error)
         })

@@ -14,7 +14,7 @@ use crate::device_errors::classify_memory_error;
 use crate::pixels::to_rgb8;
 use crate::schedule::config::Pipeline;
 use crate::schedule::scheduler::{Sampler, Scheduler};
-use crate::schedule::{Plan as SchedulePlan, Schedule};
+use crate::schedule::{self, Schedule};
 use crate::{EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Watch};
 
 impl StableDiffusion {
@@ -87,7 +87,7 @@ impl StableDiffusion {
             latent_batch.history = stepped.history;
             latent_batch.requeue(schedule, done as usize)?;
             if done == steps {
-                // Until here a GPU was only told what to do: without this its last steps would count as decoding.
+                // Until here a GPU had only been sent its work: without this its last steps would count as decoding.
                 self.device.synchronize()?;
             }
             let mut on_it = latent_batch.owners.clone();
@@ -116,7 +116,7 @@ impl StableDiffusion {
         })
     }
 
-    fn schedule(&self, plan: &SchedulePlan<'_>, pipeline: Pipeline) -> Result<Schedule, EngineError> {
+    fn schedule(&self, plan: &schedule::Plan<'_>, pipeline: Pipeline) -> Result<Schedule, EngineError> {
         Schedule::planned(plan, &self.checkpoint.schedule.corrected_for(pipeline))
             .map_err(|error| EngineError::Request { field: error.field(), problem: error.to_string() })
     }
@@ -188,12 +188,12 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     let requests = queued_requests.iter().map(|queued| generate_request(&queued.request)).collect::<Result<Vec<_>, _>>()?;
     let Some(request) = requests.first() else { return Ok(Vec::new()) };
     let sampling = &request.sampling;
-    let schedule = SchedulePlan {
+    let schedule = schedule::Plan {
         strength: request.start.is_some().then_some(request.strength),
         eta: sampling.eta,
         timesteps: sampling.timesteps.as_deref(),
         sigmas: sampling.sigmas.as_deref(),
-        ..SchedulePlan::new(request.scheduler, request.steps)
+        ..schedule::Plan::new(request.scheduler, request.steps)
     };
     let mut plan = Plan {
         guided: engine.is_guided(request.guidance_scale),
@@ -277,7 +277,7 @@ impl<'a> Part<'a> {
 fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
     let schedule =
-        engine.schedule(&SchedulePlan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
+        engine.schedule(&schedule::Plan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
     let guided = engine.is_guided(guidance_scale);
     let guidance = guidance_scale.into();
     let mut plan = Plan { guided, guidance, clip_skip: 0, schedule, start: None, width_px, height_px };

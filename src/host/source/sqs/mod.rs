@@ -60,7 +60,7 @@ pub struct Settings {
     pub operation_timeout_ms: u64,
     /// Attempts of a request: 5xx, throttling and broken connections are tried again with backoff and jitter.
     pub max_attempts: u32,
-    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+    /// true: refused messages are dead-lettered even when their sender was notified; else only those that no one could be notified of.
     pub keep_refused: bool,
 }
 
@@ -169,7 +169,7 @@ impl Source for Sqs {
         Some(self.heartbeat)
     }
 
-    /// Nothing while the queue does not let us delete what is done: every job would be told again and again.
+    /// Nothing while the queue does not let us delete what is done: every job would be reported again and again.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
         if let Some(problem) = self.trouble() {
             return Err(SourceError::Refused { queue: self.queue.url.clone(), action: "sqs:DeleteMessage", problem });

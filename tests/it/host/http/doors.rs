@@ -1,4 +1,4 @@
-//! Who is let in, and what a request that fits nothing is told.
+//! Who is let in, and what a request that fits nothing gets.
 
 use std::time::Duration;
 
@@ -236,7 +236,7 @@ async fn a_caller_who_takes_nothing_of_an_answer_is_cut_off() {
     let mut stream = TcpStream::connect(front.address).await.unwrap();
     let request = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10_000);
     let sending = async {
-        // It ends in an error, for nobody reads the answers.
+        // It ends in an error, for no one reads the answers.
         while stream.write_all(&request).await.is_ok() {}
     };
     tokio::time::timeout(Duration::from_mins(1), sending).await.expect("the connection is closed");

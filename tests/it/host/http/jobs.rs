@@ -178,7 +178,7 @@ async fn a_job_is_cancelled_wherever_it_is() {
     let (status, running) = cancel(&front).await;
     assert_eq!((status, &running["state"]), (StatusCode::ACCEPTED, &json!("running")));
     let told = tokio::time::timeout(DEADLINE, front.cancels.recv()).await.unwrap();
-    assert_eq!(told.as_deref(), Some("job-1"), "whoever runs it is told");
+    assert_eq!(told.as_deref(), Some("job-1"), "its runner is notified");
 }
 
 #[tokio::test]

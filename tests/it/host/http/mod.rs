@@ -50,7 +50,7 @@ struct Shelf {
     /// Whose they are.
     tenants: Mutex<Vec<Option<String>>>,
     away: AtomicBool,
-    /// While true, whoever sends waits.
+    /// While true, a sender waits.
     hangs: watch::Sender<bool>,
 }
 

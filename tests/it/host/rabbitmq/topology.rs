@@ -1,4 +1,4 @@
-//! Queues that are there, that are not, and that are somebody else's; users that may not; TLS.
+//! Queues that are there, that are not, and that are someone else's; users that may not; TLS.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -36,7 +36,7 @@ async fn a_missing_queue_is_refused_with_what_to_do() {
     ] {
         assert!(problem.contains("there is no queue \"missing\"") && problem.contains("declare: true"), "{problem}");
     }
-    // Somebody makes it: the host need not be told.
+    // Someone makes it: the host need not be notified.
     let maker = Queue::start(&node.settings("missing")).unwrap();
     maker.send("job-1", b"{}", None).await.unwrap();
     let message = timeout(DEADLINE, async {

@@ -67,7 +67,7 @@ impl Bench {
         self.client.send_message().queue_url(queue_url).message_body(body.to_string()).send().await.expect("sent");
     }
 
-    /// Waits until nothing waits and nobody has anything in flight.
+    /// Waits until nothing waits and no one has anything in flight.
     pub(crate) async fn emptied(&self, queue_url: &str) {
         let nothing = ("0".to_owned(), "0".to_owned());
         let empty = async {
@@ -82,7 +82,7 @@ impl Bench {
         Sqs::connect(&settings(queue_url)).await.expect("the queue is there")
     }
 
-    /// `ApproximateNumberOfMessages` and what is in somebody's hands.
+    /// `ApproximateNumberOfMessages` and what is in someone's hands.
     async fn counts(&self, queue_url: &str) -> (String, String) {
         let names =
             [QueueAttributeName::ApproximateNumberOfMessages, QueueAttributeName::ApproximateNumberOfMessagesNotVisible];
@@ -110,7 +110,7 @@ async fn receive_one(source: &Sqs) -> Message {
     message
 }
 
-/// True when nobody gets a message for so long.
+/// True when no one gets a message for so long.
 async fn nothing_for(source: &Sqs, seconds: u64) -> bool {
     timeout(Duration::from_secs(seconds), source.receive(1)).await.is_err()
 }

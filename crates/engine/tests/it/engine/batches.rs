@@ -133,7 +133,7 @@ fn one_orders_fault_is_not_the_others() {
     for (place, (batch_slot, wish)) in thread.batch_slots(3).into_iter().zip(wishes()).enumerate() {
         let sender = sender.clone();
         batch_slot.generate(Request::Generate(wish), Watch::new(|_| ()), move |generated| {
-            sender.send((place, generated)).expect("somebody listens");
+            sender.send((place, generated)).expect("someone listens");
         });
     }
     drop(sender);

@@ -81,7 +81,7 @@ fn a_nan_in_any_tensor_is_found_with_its_stage_and_its_name() {
     {
         let mut names: Vec<String> = tensors(&fixtures().join("sd15").join(file)).into_keys().collect();
         names.retain(|name| !name.starts_with("encoder.") && !name.starts_with("quant_conv."));
-        // A token and a place that the prompt does not use are read by nobody.
+        // A token and a place that the prompt does not use are read by no one.
         names.retain(|name| !name.contains("token_embedding"));
         names.sort();
         for name in names {

@@ -129,7 +129,7 @@ fn bad_loras_are_refused_and_the_next_job_is_generated() {
     }
 }
 
-/// Every kind of file with its header mangled: shapes, names, offsets and types that nobody would write.
+/// Every kind of file with its header mangled: shapes, names, offsets and types that no one would write.
 #[test]
 fn no_file_however_mangled_ends_the_process() {
     let directory = tempfile::tempdir().expect("a directory");

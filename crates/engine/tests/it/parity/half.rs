@@ -10,7 +10,7 @@ use super::loras::{look, mixes};
 use super::stages::{NEGATIVE, PROMPT, for_each, prompts};
 use super::{Reference, RelativeError, Stage, fixtures, relative_error, values};
 
-/// Both round at every layer, each in its own order: what is added up first, and where a sum is kept in f32, is nobody's mistake.
+/// Both round at every layer, each in its own order: what is added up first, and where a sum is kept in f32, is no one's mistake.
 const TWICE_AS_FAR: RelativeError = RelativeError(2.0);
 const TIMESTEPS: [(&str, f64); 3] = [("1x9x13", 333.25), ("4x9x13", 500.0), ("1x8x8", 999.0)];
 

@@ -115,7 +115,7 @@ fn syntax_of_another_program_is_refused_with_its_field() {
     assert!(error.starts_with("negative_prompt: the weight of"), "{error}");
 }
 
-/// Whoever writes no brackets gets the very tensors of the plain reading.
+/// A prompt without brackets gets the very tensors of the plain reading.
 #[test]
 fn short_prompt_without_brackets_is_the_same_in_both_syntaxes() {
     let plain = engine("sd15");

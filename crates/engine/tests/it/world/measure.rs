@@ -50,7 +50,7 @@ impl Spec {
         Seen { colour: self.colour(&pixels, &component), object: self.object(&component, width, height) }
     }
 
-    /// The values that styles are told by: means over the whole image of chroma and luma, and of luma at its border.
+    /// The values that styles are recognized by: means over the whole image of chroma and luma, and of luma at its border.
     pub(crate) fn values(&self, image: &Image) -> BTreeMap<String, f64> {
         let width = image.width_px as usize;
         let height = image.height_px as usize;

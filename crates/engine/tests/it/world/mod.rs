@@ -25,7 +25,7 @@ const PROMPTS: usize = 24;
 const LEAST_ACCURACY: f64 = 0.75;
 /// How far a LoRA must at least move the number of its style, from the plain images' mean to the style's bound.
 const LEAST_WAY: f64 = 0.5;
-/// LoRA, the words that its captions start with, and the number that tells its style.
+/// LoRA, the words that its captions start with, and the number that shows its style.
 const STYLES: [(&str, &str, &str); 3] = [
     ("ink", "ink drawing of ", "mean_chroma"),
     ("neon", "neon light, ", "mean_luma"),
