@@ -69,7 +69,7 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
     };
     match lambda::serve(handler, limits, host).await.map_err(anyhow::Error::from_boxed)? {
         End::Asked => Ok(ExitCode::SUCCESS),
-        End::EngineLost => {
+        End::FatalDeviceError => {
             tracing::error!("the GPU failed; this process ends, so that another one is started");
             Ok(ExitCode::from(ENGINE_LOST_EXIT_CODE))
         }

@@ -218,7 +218,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
-        crate::workflow::check_order(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
+        crate::workflow::sequence::check(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
         if self.runtime.max_attempts == 0 {
             return Err(("runtime.max_attempts", "must be at least 1".into()));
         }

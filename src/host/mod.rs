@@ -1,7 +1,7 @@
 //! The host: takes messages from queues and HTTP, speaks the Runtime API to handlers, and survives them.
 //!
 //! ```text
-//! source/ ─► dispatch/intake ─► dispatch (the floor) ─► supervisor ─► runtime_api ─► process (a handler)
+//! source/ ─► dispatch/intake ─► dispatch (dispatcher) ─► supervisor ─► runtime_api ─► process (a handler)
 //! http/ ──► job service ──────────────────────▲                    └─► dispatch/acknowledge ─► notification sender, source/
 //! ```
 

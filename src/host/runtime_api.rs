@@ -28,9 +28,9 @@ use super::listener;
 use crate::clock::later;
 
 /// What Lambda allows a buffered reply, in bytes.
-const MOST_BUFFERED_BYTES: usize = 6_291_556;
+const MAX_BUFFERED_BYTES: usize = 6_291_556;
 /// What Lambda allows a streamed reply, in bytes.
-const MOST_STREAMED_BYTES: usize = 200 << 20;
+const MAX_STREAMED_BYTES: usize = 200 << 20;
 
 /// One event on its way through a handler.
 pub struct Invocation {
@@ -250,7 +250,7 @@ async fn response(State(shared): State<Arc<Shared>>, Path(id): Path<String>, hea
         return refused;
     }
     let streamed = headers.get("lambda-runtime-function-response-mode").is_some_and(|mode| mode.as_bytes() == b"streaming");
-    let most = if streamed { MOST_STREAMED_BYTES } else { MOST_BUFFERED_BYTES };
+    let most = if streamed { MAX_STREAMED_BYTES } else { MAX_BUFFERED_BYTES };
     let collected = match Limited::new(body, most).collect().await {
         Ok(collected) => collected,
         Err(error) => {
@@ -299,7 +299,7 @@ async fn init_error(State(shared): State<Arc<Shared>>, headers: HeaderMap, body:
 }
 
 async fn reported_error(headers: &HeaderMap, body: Body) -> FunctionError {
-    let body = Limited::new(body, MOST_BUFFERED_BYTES).collect().await;
+    let body = Limited::new(body, MAX_BUFFERED_BYTES).collect().await;
     let body: Value = body.ok().and_then(|body| serde_json::from_slice(&body.to_bytes()).ok()).unwrap_or_default();
     let header = headers.get("lambda-runtime-function-error-type").and_then(|value| value.to_str().ok());
     // lambda_runtime puts the constant "unhandled" into the header and the real type into the body.

@@ -29,7 +29,7 @@ pub(super) struct DeliveryRequest<'a> {
     body: Bytes,
 }
 
-/// How a letter goes. Only an address that a caller named goes through the guarded client, and never with a token.
+/// How a delivery request goes. Only an address that a caller named goes through the guarded client, and never with a token.
 #[derive(Debug)]
 enum Way {
     Bearer(Secret),
@@ -158,7 +158,7 @@ impl Notifier {
         );
     }
 
-    /// Sends the letter once.
+    /// Sends the delivery request once.
     pub(super) async fn attempt(&self, delivery_request: &DeliveryRequest<'_>, limit: Duration) -> Result<(), DeliveryError> {
         let sent =
             tokio::time::timeout(limit, async { delivery_request.judge(self.post(delivery_request).await?).await }).await;
@@ -289,10 +289,10 @@ impl From<OutboundError> for DeliveryError {
 
 /// The start of an answer's body, for the log.
 async fn first_words(mut response: Response) -> String {
-    const MOST_BYTES: usize = 200;
+    const MAX_BYTES: usize = 200;
     match response.chunk().await {
         Ok(Some(chunk)) if !chunk.is_empty() => {
-            let start = String::from_utf8_lossy(&chunk[..chunk.len().min(MOST_BYTES)]);
+            let start = String::from_utf8_lossy(&chunk[..chunk.len().min(MAX_BYTES)]);
             format!(" {:?}", start.trim())
         }
         _ => String::new(),

@@ -29,7 +29,6 @@ use standardwebhooks::Webhook;
 use self::attempts::Attempts;
 use self::backend::Backend;
 use self::body::{Complete, Failed};
-use self::progress::Progress;
 use self::retry::Schedule;
 use self::tryon::TryOnService;
 use crate::job::measured::WebhookAttempts;
@@ -138,16 +137,6 @@ impl Notifier {
     #[must_use]
     pub fn with_tryon(self, service: TryOnService) -> Self {
         Self { tryon: Some(service), ..self }
-    }
-
-    /// Where the caller hears how `job` goes; each job has its own.
-    #[must_use]
-    pub fn progress(&self, job: &Job) -> Progress {
-        if self.has_listener(job.callback.as_ref()) {
-            Progress::start(self.clone(), job, self.progress_timeout)
-        } else {
-            Progress::silent()
-        }
     }
 
     /// Refuses a job whose `callback.url` could never be reached, before anything is generated for it.

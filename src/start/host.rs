@@ -162,7 +162,9 @@ fn check(function: watch::Receiver<Option<Function>>, notifier: Arc<Notifier>, s
         let Some(Function { model, capabilities }) = function.borrow().clone() else { return Ok(()) };
         capabilities.check(&model, job)?;
         if signs {
-            watermark::check_job(job)?;
+            watermark::check_job(job)?
+        } else {
+            watermark::check_unsigned(job)?
         }
         notifier.check(job)
     })

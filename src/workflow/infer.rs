@@ -39,7 +39,7 @@ impl Step for Infer {
     }
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
-        let request = request(context)?;
+        let request = request(context.decoded()?);
         let Some(batch_slot) = context.batch_slot.take() else {
             return Err(JobError::Internal { problem: "the job has no batch slot at the engine".into() });
         };
@@ -80,7 +80,7 @@ fn job_error(error: EngineError) -> JobError {
         EngineError::Request { field, problem } => JobError::Invalid { field: field.into(), problem },
         EngineError::OutOfMemory { problem } => JobError::OutOfMemory { problem },
         EngineError::NotFinite { problem } => JobError::NotFinite { problem },
-        EngineError::Fatal { problem } => JobError::EngineLost { problem },
+        EngineError::Fatal { problem } => JobError::FatalDeviceError { problem },
         EngineError::Cancelled => JobError::Cancelled,
         error @ (EngineError::Checkpoint { .. } | EngineError::Panicked(_) | EngineError::Gone | EngineError::Candle(_)) => {
             JobError::Generation { problem: error.to_string(), cause: Some(Box::new(error)) }

@@ -17,6 +17,7 @@ pub mod noise;
 mod original_names;
 pub mod pixels;
 pub mod qwen;
+mod recent;
 pub mod resample;
 pub mod schedule;
 pub mod sd;

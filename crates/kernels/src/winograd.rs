@@ -23,7 +23,7 @@ const ALL_POINTS: [usize; POINTS] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 1
 const LANES: usize = 16;
 /// Values of one point of a task's tiles: they stay in the second-level cache while all rows of weights go over them.
 const POINT_VALUES: usize = 96 << 10;
-const MOST_PANELS: usize = 4;
+const MAX_PANELS: usize = 4;
 
 /// See [`Convolution::run`].
 pub(crate) fn run(c: &Convolution, images: &[f32], weight: &[f32], begin: Begin<'_>) -> Vec<f32> {
@@ -41,7 +41,7 @@ pub(crate) fn run(c: &Convolution, images: &[f32], weight: &[f32], begin: Begin<
         shared: Shared::new(&mut out),
     };
     let panels = panels(c.height.div_ceil(2) * c.width.div_ceil(2));
-    let together = (POINT_VALUES / (c.in_channels * PANEL)).clamp(1, MOST_PANELS);
+    let together = (POINT_VALUES / (c.in_channels * PANEL)).clamp(1, MAX_PANELS);
     let blocks: Vec<&[Range<usize>]> = panels.chunks(together).collect();
     let share = Share::new(batch * blocks.len(), c.out_channels);
     (0..share.tasks()).into_par_iter().for_each_init(

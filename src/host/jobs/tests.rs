@@ -120,5 +120,5 @@ fn a_job_that_waits_in_a_shared_queue_is_soon_not_known_to_wait() {
     assert!(matches!(jobs.accept(&other, true), Acceptance::New(_)), "the bucket decides");
     assert!(matches!(jobs.accept(&first, true), Acceptance::New(_)), "another host may have ended it");
     assert!(jobs.start(&first, 1));
-    assert!(matches!(jobs.accept(&first, true), Acceptance::Known(_)), "this host has it in hand");
+    assert!(matches!(jobs.accept(&first, true), Acceptance::Known(_)), "this host has it in flight");
 }

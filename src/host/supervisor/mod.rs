@@ -10,7 +10,6 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use self::invoke::Limits;
 use super::cause::Cause;
 use super::dispatch::acknowledge::Acknowledger;
 use super::dispatch::{Dispatcher, Slot};
@@ -113,13 +112,6 @@ impl Worker {
                 () = tokio::time::sleep(pause) => {}
                 () = Phase::over(self.phase.clone()) => return,
             }
-        }
-    }
-
-    fn limits(&self) -> Limits {
-        Limits {
-            job: Duration::from_millis(self.settings.job_timeout_ms),
-            kill_grace: Duration::from_millis(self.settings.kill_grace_ms),
         }
     }
 }

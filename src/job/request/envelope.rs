@@ -13,7 +13,7 @@ use crate::job::outcome::JobError;
 use crate::shown;
 
 /// `EventBridge` into SNS into SQS makes two envelopes; a deeper nest is no one's configuration.
-const MOST_ENVELOPES: usize = 3;
+const MAX_ENVELOPES: usize = 3;
 
 /// The text of the job in a message: the body itself, or what lies in its envelopes.
 ///
@@ -29,7 +29,7 @@ pub(super) fn open(body: &[u8]) -> Result<Cow<'_, [u8]>, JobError> {
     let mut names: Vec<&str> = Vec::new();
     while let Some(envelope) = Envelope::of(&value) {
         names.push(envelope.name());
-        let inner = if names.len() <= MOST_ENVELOPES { envelope.inner(&value, &text) } else { None };
+        let inner = if names.len() <= MAX_ENVELOPES { envelope.inner(&value, &text) } else { None };
         let inner = inner.and_then(|inner| Some((parse(&inner).ok()?, inner)));
         let Some((inner, inner_text)) = inner else { return Err(refused(envelope.advice(&names.join(" around ")))) };
         if Envelope::of(&inner).is_none() && !is_like_a_job(&inner) {

@@ -98,9 +98,9 @@ const KNOWS_JSON: &[&str] = &[
     "crates/engine/src/tensor_table.rs",
 ];
 
-const LONGEST_FILE_LINES: usize = 400;
-const LONGEST_MAIN_LINES: usize = 80;
-const LONGEST_FUNCTION_LINES: usize = 60;
+const MAX_FILE_LINES: usize = 400;
+const MAX_MAIN_LINES: usize = 80;
+const MAX_FUNCTION_LINES: usize = 60;
 /// The only readers of the environment, and the only places where a build feature shows.
 const READS_ENVIRONMENT: &[&str] = &["src/config.rs", "src/config/", "crates/bundled/src/lib.rs"];
 /// What a GPU is asked for, and the way of weights to it.
@@ -161,17 +161,17 @@ fn module(name: &str) -> Option<&str> {
 
 fn check_shape(name: &str, text: &str, source: &Source, broken: &mut Vec<String>) {
     let lines = text.lines().count();
-    let longest = if name == "src/main.rs" { LONGEST_MAIN_LINES } else { LONGEST_FILE_LINES };
+    let longest = if name == "src/main.rs" { MAX_MAIN_LINES } else { MAX_FILE_LINES };
     if lines > longest {
         broken.push(format!("{name}: has {lines} lines, at most {longest} are allowed: split it by concept"));
     }
     if !text.starts_with("//! ") {
         broken.push(format!("{name}:1: must open with one `//!` sentence that says what the file is for"));
     }
-    for function in source.functions.iter().filter(|function| function.lines > LONGEST_FUNCTION_LINES) {
+    for function in source.functions.iter().filter(|function| function.lines > MAX_FUNCTION_LINES) {
         let line = function.line;
         let lines = function.lines;
-        broken.push(format!("{name}:{line}: a function of {lines} lines, at most {LONGEST_FUNCTION_LINES} are allowed"));
+        broken.push(format!("{name}:{line}: a function of {lines} lines, at most {MAX_FUNCTION_LINES} are allowed"));
     }
     for (line, what) in &source.unfinished {
         broken.push(format!("{name}:{line}: `{what}` is unfinished work: finish it, or open an issue"));

@@ -165,6 +165,15 @@ impl Names {
     }
 }
 
+impl Names {
+    /// A constant that is a bound is a `MAX_…`.
+    fn add_bound(&mut self, ident: &syn::Ident) {
+        let name = ident.to_string();
+        let old = name.split('_').find(|word| ["MOST", "LONGEST"].contains(word));
+        self.0.extend(old.map(|word| (ident.span().start().line, word.to_owned())));
+    }
+}
+
 impl<'ast> Visit<'ast> for Names {
     fn visit_item_struct(&mut self, item: &'ast syn::ItemStruct) {
         self.add(&item.ident);
@@ -193,6 +202,14 @@ impl<'ast> Visit<'ast> for Names {
     fn visit_signature(&mut self, signature: &'ast syn::Signature) {
         self.add(&signature.ident);
         visit::visit_signature(self, signature);
+    }
+
+    fn visit_item_const(&mut self, item: &'ast syn::ItemConst) {
+        self.add_bound(&item.ident);
+    }
+
+    fn visit_impl_item_const(&mut self, item: &'ast syn::ImplItemConst) {
+        self.add_bound(&item.ident);
     }
 
     fn visit_field(&mut self, field: &'ast syn::Field) {
@@ -239,4 +256,6 @@ fn old_words_are_found_in_every_spelling() {
     assert!(violations("src/host/cloud/interruption.rs", "a notice").is_empty());
     let names = "struct Order { words: u8 } fn look() { let order = 1; } mod reorder {} struct Ordering;";
     assert_eq!(bad_names("src/x.rs", names).len(), 3);
+    let bounds = "const MOST_BYTES: u8 = 1; impl X { const LONGEST: u8 = 1; } fn f() { const WAITING_MOST: u8 = 1; const MAX_BYTES: u8 = 1; }";
+    assert_eq!(bad_names("src/x.rs", bounds).len(), 3);
 }

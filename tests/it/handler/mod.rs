@@ -7,6 +7,7 @@ mod host;
 mod loras;
 mod refused;
 mod starts;
+mod steps;
 mod stopped;
 mod traces;
 mod tryon;

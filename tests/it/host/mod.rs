@@ -12,6 +12,7 @@ mod protocol;
 mod rabbitmq;
 mod refused;
 pub(crate) mod sqs;
+mod stored;
 mod survival;
 mod traces;
 mod unready;

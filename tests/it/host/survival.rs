@@ -109,7 +109,7 @@ async fn a_handler_past_its_deadline_is_ended_and_the_next_job_runs() {
 }
 
 #[tokio::test]
-async fn causes_are_classify() {
+async fn causes_are_classified() {
     let Some(mut host) = hostile(&[("ATELIER__RUNTIME__MAX_ATTEMPTS", "1")]).await else { return };
     host.spool("exit", &prompt("exit", "exit"));
     host.restart();

@@ -115,5 +115,5 @@ async fn be_a_handler_whose_gpu_fails() -> ! {
     stage.next_generation(|| Err(EngineError::Fatal { problem: "CUDA_ERROR_LAUNCH_FAILED".into() }));
     let limits = Limits { deadline_margin: DEADLINE, shutdown_grace: DEADLINE };
     let end = lambda::serve(stage.handler, limits, None).await;
-    std::process::exit(if matches!(end, Ok(End::EngineLost)) { i32::from(ENGINE_LOST_EXIT_CODE) } else { 1 })
+    std::process::exit(if matches!(end, Ok(End::FatalDeviceError)) { i32::from(ENGINE_LOST_EXIT_CODE) } else { 1 })
 }

@@ -3,7 +3,6 @@
 //! A third of the model's weights turn a timestep into shifts, scales and gates, and nothing else goes into them. They are read once a
 //! schedule, layer by layer, and none of them stays on the device.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Result, Tensor};
@@ -13,6 +12,7 @@ use super::files::TransformerFiles;
 use super::layout::{MODULATIONS, TIME_FREQUENCIES};
 use super::linear::Linear;
 use crate::EngineError;
+use crate::recent::Recent;
 
 const MAX_PERIOD: f32 = 10_000.0;
 /// Timesteps are reported as parts of 1 and looked at in thousandths.
@@ -49,9 +49,13 @@ pub struct TimestepConditioning {
 }
 
 /// The conditionings of the schedules that were used last.
-#[derive(Default)]
-pub(super) struct ConditioningCache {
-    known: VecDeque<(Vec<u32>, Arc<Vec<TimestepConditioning>>)>,
+pub(super) struct ConditioningCache(Recent<Vec<u32>, Arc<Vec<TimestepConditioning>>>);
+
+impl Default for ConditioningCache {
+    fn default() -> Self {
+        // The schedule that is in use is kept, however long it is.
+        Self(Recent::new(Self::MAX_TIMESTEPS, |timesteps, _| timesteps.len().min(Self::MAX_TIMESTEPS)))
+    }
 }
 
 impl ConditioningCache {
@@ -65,17 +69,8 @@ impl ConditioningCache {
         config: &TransformerConfig,
         files: &TransformerFiles,
     ) -> std::result::Result<Arc<Vec<TimestepConditioning>>, EngineError> {
-        let key: Vec<u32> = timesteps.iter().map(|timestep| timestep.to_bits()).collect();
-        let found = self.known.iter().position(|(known, _)| *known == key);
-        let conditionings = match found.and_then(|place| self.known.remove(place)) {
-            Some((_, conditionings)) => conditionings,
-            None => Arc::new(work_out(timesteps, config, files)?),
-        };
-        self.known.push_back((key, Arc::clone(&conditionings)));
-        while self.known.len() > 1 && self.known.iter().map(|(key, _)| key.len()).sum::<usize>() > Self::MAX_TIMESTEPS {
-            self.known.pop_front();
-        }
-        Ok(conditionings)
+        let key = timesteps.iter().map(|timestep| timestep.to_bits()).collect();
+        self.0.of(key, || work_out(timesteps, config, files).map(Arc::new))
     }
 }
 

@@ -6,10 +6,10 @@ use candle_core::{DType, IndexOp, Tensor};
 use image::RgbImage;
 
 use super::QwenImageEdit;
+use super::fingerprint::fingerprint;
 use super::guidance::guided;
 use super::modulation::TimestepConditioning;
 use super::packing::{Grid, pack, unpack};
-use super::recent::fingerprint;
 use super::references::Reference;
 use super::rope::Rope;
 use super::schedule::FlowSchedule;

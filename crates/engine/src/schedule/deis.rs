@@ -2,7 +2,8 @@
 //! predicts is the noise.
 
 use super::config::TimestepSpacing;
-use super::levels::{FEW_STEPS, Grid, Spacing, solver_timesteps};
+use super::levels::{FEW_STEPS, Grid, solver_timesteps};
+use super::spacing::Spacing;
 use super::step::{Denoised, Next, Step};
 use super::{Input, Schedule};
 

@@ -3,8 +3,9 @@
 //! along the slope found there. The last step is Euler's.
 
 use super::euler::ancestral_parts;
-use super::levels::{Grid, Spacing};
+use super::levels::Grid;
 use super::scheduler::SigmaSpacing;
+use super::spacing::Spacing;
 use super::step::{Denoised, Next, Step};
 use super::{Input, Schedule};
 

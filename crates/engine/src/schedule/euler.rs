@@ -1,7 +1,8 @@
 //! Euler and Euler ancestral (Karras et al. 2022, arXiv 2206.00364; k-diffusion), as diffusers' `EulerDiscreteScheduler`
 //! and `EulerAncestralDiscreteScheduler` count them.
 
-use super::levels::{Grid, Spacing};
+use super::levels::Grid;
+use super::spacing::Spacing;
 use super::step::{Denoised, Next, Step};
 use super::training::linspace;
 use super::{Input, Schedule};

@@ -4,6 +4,7 @@ use super::Input;
 use super::beta;
 use super::config::{FinalSigma, ScheduleConfig, TimestepSpacing};
 use super::scheduler::{Sampler, SigmaSpacing};
+use super::spacing::Spacing;
 use super::training::{TrainingSchedule, linspace};
 
 /// With fewer steps `lower_order_final` makes the last ones of lower order.
@@ -11,16 +12,6 @@ pub(super) const FEW_STEPS: usize = 15;
 
 /// Exponent of Karras et al. 2022, arXiv 2206.00364.
 const KARRAS_RHO: f64 = 7.0;
-
-/// Where the noise levels come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spacing {
-    /// From evenly spaced timesteps.
-    Trained,
-    Spaced(SigmaSpacing),
-    /// Even in the log signal-to-noise ratio (Lu et al. 2022, arXiv 2206.00927).
-    Lu,
-}
 
 /// The timestep of every step, and noise over signal before every step and after the last.
 pub(super) struct Grid {

@@ -1,8 +1,8 @@
 //! What a checkpoint's schedule may ask for, sampler by sampler: a key that the job's sampler does not read says nothing.
 
 use super::config::{PredictionType, ScheduleConfig};
-use super::levels::Spacing;
 use super::scheduler::{Sampler, SigmaSpacing};
+use super::spacing::Spacing;
 use super::{Plan, ScheduleError};
 
 /// The noise levels of a job: what its scheduler's name asks for, else what the checkpoint does.

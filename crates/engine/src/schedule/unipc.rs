@@ -2,7 +2,8 @@
 //! `UniPCMultistepScheduler` counts it.
 
 use super::config::{FinalSigma, ScheduleConfig, TimestepSpacing};
-use super::levels::{Grid, Spacing, solver_timesteps};
+use super::levels::{Grid, solver_timesteps};
+use super::spacing::Spacing;
 use super::step::{Corrected, Denoised, Next, Step};
 use super::{Input, Schedule};
 

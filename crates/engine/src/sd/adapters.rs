@@ -1,6 +1,5 @@
 //! Text encoder and UNet, with and without LoRAs: which of the two generates, and for which files it was built.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -15,6 +14,7 @@ use super::inversion::Bundled;
 use super::unet::Unet;
 use crate::finite::is_finite;
 use crate::lora::{Lora, LoraError};
+use crate::recent::Recent;
 use crate::weights::{Shapes, Tensors, Weights};
 use crate::{AlphaSource, EngineError, LoraFile};
 
@@ -35,7 +35,8 @@ pub(super) struct Adapters {
     /// The last LoRAs used and what was built for them. Only what they change takes memory of its own.
     last: Option<Last>,
     uses_last: bool,
-    read: MatrixCache,
+    /// The matrices of the LoRAs used last, on the device: changing between them costs a merge, and no reading or checking.
+    read: Recent<Content, Arc<Lora>>,
 }
 
 struct Last {
@@ -44,40 +45,13 @@ struct Last {
     learned_words: Vec<Bundled>,
 }
 
-/// The matrices of the LoRAs used last, on the device: changing between them costs a merge, and no reading or checking.
-#[derive(Default)]
-struct MatrixCache {
-    /// The last used at the end.
-    loras: VecDeque<(Content, Arc<Lora>)>,
-}
-
-impl MatrixCache {
-    /// A LoRA of rank 32 for all of Stable Diffusion 1.5 has 75 MiB in f32.
-    const MAX_BYTES: usize = 512 << 20;
-
-    fn knows(&self, hash: &Content) -> bool {
-        self.loras.iter().any(|(known, _)| known == hash)
-    }
-
-    fn take(&mut self, hash: &Content) -> Option<Arc<Lora>> {
-        let place = self.loras.iter().position(|(known, _)| known == hash)?;
-        let (hash, lora) = self.loras.remove(place)?;
-        self.loras.push_back((hash, Arc::clone(&lora)));
-        Some(lora)
-    }
-
-    fn put(&mut self, hash: Content, lora: Arc<Lora>) {
-        self.loras.push_back((hash, lora));
-        while self.loras.iter().map(|(_, lora)| lora.bytes()).sum::<usize>() > Self::MAX_BYTES {
-            self.loras.pop_front();
-        }
-    }
-}
+/// Of the matrices that stay on the device. A LoRA of rank 32 for all of Stable Diffusion 1.5 has 75 MiB in f32.
+const MATRICES_MAX_BYTES: usize = 512 << 20;
 
 impl Adapters {
     pub(super) fn new(checkpoint: &Checkpoint, weights: Weights) -> Result<Self, String> {
         let base = build(checkpoint, &weights, &Arc::default())?;
-        Ok(Self { weights, base, last: None, uses_last: false, read: MatrixCache::default() })
+        Ok(Self { weights, base, last: None, uses_last: false, read: Recent::new(MATRICES_MAX_BYTES, |_, lora| lora.bytes()) })
     }
 
     /// What they are laid over.
@@ -114,11 +88,12 @@ impl Adapters {
         if !cache_hit {
             // All of them first: a file that is refused leaves nothing in memory, its neighbours neither.
             let shapes = self.weights.shapes();
-            each(contents.iter().zip(loras).map(
-                |(content, lora)| {
-                    if self.read.knows(content) { Ok(()) } else { Lora::check(lora, &shapes) }
-                },
-            ))?;
+            each(
+                contents
+                    .iter()
+                    .zip(loras)
+                    .map(|(content, lora)| if self.read.peek(content).is_some() { Ok(()) } else { Lora::check(lora, &shapes) }),
+            )?;
             let parsed = each(contents.iter().zip(loras).map(|(content, lora)| self.parsed(lora, *content, &shapes, device)))?;
             let overlay = self.overlay(parsed.iter().zip(loras.iter().map(|lora| lora.scale)))?;
             let adapted = build(checkpoint, &self.weights, &Arc::new(overlay))
@@ -144,7 +119,7 @@ impl Adapters {
     pub(super) fn lora_at_fault(&self, prefixes: &[&str]) -> Result<Option<String>, EngineError> {
         let Some(last) = self.last.as_ref().filter(|_| self.uses_last) else { return Ok(None) };
         for (index, (hash, scale)) in last.loras.iter().enumerate() {
-            let Some((_, lora)) = self.read.loras.iter().find(|(known, _)| known == hash) else { continue };
+            let Some(lora) = self.read.peek(hash) else { continue };
             let scale = f64::from_bits(*scale);
             let overlay = self.overlay([(lora, scale)].into_iter())?;
             if let Some(tensor) = first_not_finite(&overlay, prefixes)? {
@@ -155,12 +130,7 @@ impl Adapters {
     }
 
     fn parsed(&mut self, lora: &LoraFile, hash: Content, shapes: &Shapes, device: &Device) -> Result<Arc<Lora>, LoraError> {
-        if let Some(lora) = self.read.take(&hash) {
-            return Ok(lora);
-        }
-        let lora = Arc::new(Lora::read(lora, shapes, device)?);
-        self.read.put(hash, Arc::clone(&lora));
-        Ok(lora)
+        self.read.of(hash, || Lora::read(lora, shapes, device).map(Arc::new))
     }
 
     fn overlay<'a>(&self, loras: impl Iterator<Item = (&'a Arc<Lora>, f64)>) -> Result<Tensors, EngineError> {

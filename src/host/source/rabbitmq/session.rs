@@ -26,7 +26,7 @@ pub(super) struct Session {
     pub(super) generation: u64,
     pub(super) broker: Arc<Broker>,
     connection: Connection,
-    /// Deliveries and their settlement; the broker ties one to the other by channel.
+    /// Deliveries and their acknowledgements; the broker ties one to the other by channel.
     pub(super) consuming: Channel,
     asking: RpcChannel,
     publisher: Publisher,
@@ -121,7 +121,7 @@ impl Session {
                 Disposition::Failed => acker.reject(BasicRejectOptions { requeue: true }).await?,
                 Disposition::Dead => acker.reject(BasicRejectOptions { requeue: false }).await?,
             };
-            // The broker answers no settlement. But it answers this, which changes nothing, after it.
+            // The broker answers no acknowledgement. But it answers this, which changes nothing, after it.
             self.limit().await?;
             Ok(sent)
         });

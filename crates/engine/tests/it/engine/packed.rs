@@ -54,6 +54,13 @@ fn a_packed_directory_generates_the_images_of_its_source() {
 }
 
 #[test]
+fn a_pack_of_an_earlier_build_is_its_source() {
+    let earlier = fixtures().join("../stored/pack");
+    let source = loaded(&fixtures().join("sd15"), DType::F16);
+    assert_eq!(generated(loaded(&earlier, DType::F16)), generated(source));
+}
+
+#[test]
 fn a_checkpoint_in_one_file_is_packed_like_any_other() {
     let source = copied();
     let to = tempfile::tempdir().expect("a directory");

@@ -23,7 +23,7 @@ const HEADS: (std::ops::Range<usize>, std::ops::Range<usize>) = (4..52, 28..68);
 const LEAST_COLOURS: f64 = 0.9;
 const LEAST_PATTERNS: f64 = 0.9;
 /// The most that a channel may be off in the mean, of 255, outside of the garment and about the heads; the autoencoder alone has 4.
-const MOST_OUTSIDE: f64 = 8.0;
+const MAX_OUTSIDE: f64 = 8.0;
 
 #[derive(Deserialize)]
 struct Worn {
@@ -118,5 +118,5 @@ fn garments_arrive_and_people_stay() {
          {outside:.1} of 255, about the heads by {heads:.1}"
     );
     assert!(colours >= LEAST_COLOURS && patterns >= LEAST_PATTERNS, "colour {colours:.3}, pattern {patterns:.3}");
-    assert!(outside <= MOST_OUTSIDE && heads <= MOST_OUTSIDE, "outside {outside:.1}, heads {heads:.1}");
+    assert!(outside <= MAX_OUTSIDE && heads <= MAX_OUTSIDE, "outside {outside:.1}, heads {heads:.1}");
 }
