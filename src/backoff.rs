@@ -39,7 +39,7 @@ impl Backoff {
     }
 }
 
-/// The pause after failure number `attempt` (counted from 1), for whoever is not there in between: between half and all of
+/// The pause after failure number `attempt` (counted from 1), for what is not there in between: between half and all of
 /// `first` doubled each time, at most `max`.
 #[must_use]
 pub fn pause(first: Duration, max: Duration, attempt: u32) -> Duration {

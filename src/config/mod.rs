@@ -73,7 +73,7 @@ pub struct Server {
     pub node_id: String,
     /// Address that `atelier host` listens on.
     pub address: std::net::IpAddr,
-    /// TCP port of `atelier host`; 0: a free one, which the log tells.
+    /// TCP port of `atelier host`; 0: a free one, which the log names.
     pub port: u16,
 }
 

@@ -115,7 +115,7 @@ fn notification_mode(context: &Context) -> NotificationMode {
     if has_host { NotificationMode::Later } else { NotificationMode::Now }
 }
 
-/// Tells the Runtime API why this handler never got as far as its first event.
+/// Reports to the Runtime API why this handler never got as far as its first event.
 ///
 /// # Errors
 /// When the Runtime API cannot be reached.

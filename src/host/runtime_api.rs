@@ -72,7 +72,7 @@ pub enum Started {
 struct Exchange {
     offer: Option<(String, Invocation)>,
     taken: Option<Taken>,
-    /// The invocation that was abandoned last: its late answer is told so.
+    /// The invocation that was abandoned last: its late answer gets an error that says so.
     last_given_up: Option<String>,
     waiting: Option<oneshot::Sender<Answer>>,
 }
@@ -230,7 +230,7 @@ fn new_trace_id(now: Duration) -> String {
 
 async fn next(State(shared): State<Arc<Shared>>) -> Response {
     shared.started.send_replace(Started::Ready);
-    // A handler that asks for more owes no answer any more: whoever waits for it is released.
+    // A handler that asks for more owes no answer any more: the task that waits for it is released.
     let unanswered = {
         let mut exchange = shared.exchange();
         exchange.taken.take().and_then(|_| exchange.waiting.take())
@@ -287,18 +287,18 @@ async fn error(State(shared): State<Arc<Shared>>, Path(id): Path<String>, header
     if let Err(refused) = shared.check(&id, &headers) {
         return refused;
     }
-    let told = told_error(&headers, body).await;
-    shared.answer(&id, Answer::Error(told));
+    let reported = reported_error(&headers, body).await;
+    shared.answer(&id, Answer::Error(reported));
     accepted()
 }
 
 async fn init_error(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
-    let told = told_error(&headers, body).await;
-    shared.started.send_replace(Started::Failed(told));
+    let reported = reported_error(&headers, body).await;
+    shared.started.send_replace(Started::Failed(reported));
     accepted()
 }
 
-async fn told_error(headers: &HeaderMap, body: Body) -> FunctionError {
+async fn reported_error(headers: &HeaderMap, body: Body) -> FunctionError {
     let body = Limited::new(body, MAX_BUFFERED_BYTES).collect().await;
     let body: Value = body.ok().and_then(|body| serde_json::from_slice(&body.to_bytes()).ok()).unwrap_or_default();
     let header = headers.get("lambda-runtime-function-error-type").and_then(|value| value.to_str().ok());

@@ -29,7 +29,7 @@ const STALLED: Duration = Duration::from_mins(1);
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     pub endpoint: String,
-    /// For repositories that are not open to everybody.
+    /// For repositories that are not open to everyone.
     pub token: Option<Secret>,
     /// Nothing is fetched from anywhere: what is missing is an error.
     pub offline: bool,
@@ -156,7 +156,7 @@ impl Hub {
             }
             (_, "RevisionNotFound") => format!("{repository} has no revision {revision}"),
             (401 | 403 | 404, _) => {
-                format!("{repository} is not there, or not open to everybody, and the token in HF_TOKEN may not read it")
+                format!("{repository} is not there, or not open to everyone, and the token in HF_TOKEN may not read it")
             }
             (status, _) => format!("{} answered {status}", self.endpoint),
         })

@@ -40,7 +40,7 @@ enum Way {
 
 /// Why an attempt did not deliver.
 pub(super) enum DeliveryError {
-    /// The receiver asks not to be told (410).
+    /// The receiver asks not to be notified (410).
     Unwanted,
     /// The address may not be reached, now or later.
     Refused(OutboundError),
@@ -100,7 +100,7 @@ impl Notifier {
     async fn send_to_backend(&self, notification: &Notification, refused: &JobError) -> Result<(), JobError> {
         let Notification { id, trace, message } = notification;
         let (Message::Callback { kind, body, .. }, Some(_)) = (message, &self.backend) else {
-            tracing::error!(webhook_id = id, error = %refused, "nobody can be notified: the address is refused, and no backend is set");
+            tracing::error!(webhook_id = id, error = %refused, "no one can be notified: the address is refused, and no backend is set");
             return Ok(());
         };
         tracing::warn!(webhook_id = id, error = %refused, "the backend is notified instead");
@@ -121,7 +121,7 @@ impl Notifier {
                     tracing::warn!(
                         webhook_id = notification.id,
                         kind = notification.as_str(),
-                        "the receiver answered 410: not told again"
+                        "the receiver answered 410: not notified again"
                     );
                     return Ok(());
                 }

@@ -53,7 +53,7 @@ impl Notifier {
 }
 
 impl Progress {
-    /// For jobs that nobody listens to.
+    /// For jobs that no one listens to.
     fn silent() -> Self {
         Self { line: None }
     }

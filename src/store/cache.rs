@@ -106,7 +106,7 @@ impl Cache {
         self.files().bytes()
     }
 
-    /// The file last kept under `address` (any text that tells addresses apart), with its `ETag`.
+    /// The file last kept under `address` (any text that distinguishes addresses), with its `ETag`.
     pub(super) fn newest(&self, address: &str) -> Option<(Lease, String)> {
         let address = hash(address);
         let mut files = self.files();

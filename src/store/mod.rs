@@ -133,7 +133,7 @@ impl Store {
     }
 
     /// Uploads image `n` (counted from 0) of a job. `attempt`: a name that no other attempt at any job of this id has
-    /// ([`attempt_token`]), so that nobody writes over the files of another's record.
+    /// ([`attempt_token`]), so that no one writes over the files of another's record.
     ///
     /// # Errors
     /// [`JobError::Storage`], to be tried again.
@@ -166,7 +166,7 @@ impl Store {
         }
     }
 
-    /// Removes images that no record names, as far as that works: what stays is in nobody's way.
+    /// Removes images that no record names, as far as that works: what stays is in no one's way.
     pub async fn delete_images(&self, images: &[StoredImage]) {
         for image in images {
             let delete = self.client.delete_object().bucket(&image.bucket).key(&image.key).send();

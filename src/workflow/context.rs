@@ -36,7 +36,7 @@ pub struct JobContext<'job> {
     /// From here on the job is done rather than not: it may be stopped no more than is needed.
     pub finalizing: Finalizing,
     pub notification_mode: NotificationMode,
-    /// Terminal notifications that are left to whoever gets the invocation's answer.
+    /// Terminal notifications that are left to the receiver of the invocation's answer.
     pub notifications: Vec<Notification>,
     pub progress: Progress,
     /// Milliseconds by step.

@@ -85,7 +85,7 @@ pub enum StepName {
     Encode,
     /// Upload the images, then the record.
     Store,
-    /// Tell the caller.
+    /// Notify the caller.
     Notify,
 }
 
@@ -132,9 +132,9 @@ pub struct Workflow {
 /// How one run of a job ended.
 pub struct Ended {
     pub result: Result<Outcome, JobError>,
-    /// The images are in the bucket, or may be: whatever error there is, nobody may be told that the job failed.
+    /// The images are in the bucket, or may be: whatever error there is, no one may be notified that the job failed.
     pub stored: bool,
-    /// What is still to be told, when the invocation does not deliver its notifications itself.
+    /// What is still to be reported, when the invocation does not deliver its notifications itself.
     pub notifications: Vec<Notification>,
     pub measured: Measured,
 }
@@ -195,7 +195,7 @@ impl Workflow {
         let finalizing = context.finalizing.clone();
         let stop = async {
             let reason = control.stopped(&job.id).await;
-            // What is almost done is not thrown away, and nobody can say of it that it failed.
+            // What is almost done is not thrown away, and no one can say of it that it failed.
             if finalizing.has_begun() {
                 control.over().await;
             }
@@ -327,9 +327,9 @@ impl Workflow {
         }
     }
 
-    /// Whether anybody hears of this error.
+    /// Whether anyone hears of this error.
     #[must_use]
-    pub fn can_tell(&self, of: &NotificationTarget<'_>, error: &JobError) -> bool {
+    pub fn can_notify(&self, of: &NotificationTarget<'_>, error: &JobError) -> bool {
         self.notifier.failed(of, error, 1).is_ok_and(|notifications| !notifications.is_empty())
     }
 

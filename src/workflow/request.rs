@@ -8,7 +8,7 @@ use crate::job::task::scheduler::{Sampler, Scheduler, SigmaSpacing};
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{ImageCount, Seed};
 use atelier_engine::schedule::scheduler as engine;
-use atelier_engine::{EditRequest, GenerateRequest, Request, Sampling as EngineSampling};
+use atelier_engine::{EditRequest, GenerateRequest, Request};
 
 /// A job's inputs, as the engine takes them.
 pub(super) fn request(inputs: &Decoded<'_>) -> Request {
@@ -60,8 +60,8 @@ fn scheduler(scheduler: Scheduler) -> engine::Scheduler {
     engine::Scheduler { sampler, spacing }
 }
 
-fn sampling(sampling: &Sampling) -> EngineSampling {
-    EngineSampling {
+fn sampling(sampling: &Sampling) -> atelier_engine::Sampling {
+    atelier_engine::Sampling {
         timesteps: sampling.timesteps.as_ref().map(|timesteps| timesteps.get().to_vec()),
         sigmas: sampling.sigmas.as_ref().map(|sigmas| sigmas.get().to_vec()),
         eta: sampling.eta.map_or(0.0, Eta::get),

@@ -58,7 +58,7 @@ struct Block {
     size: usize,
 }
 
-// SAFETY: a kept block belongs to nobody else.
+// SAFETY: a kept block belongs to no one else.
 unsafe impl Send for Block {}
 
 impl CachingAllocator {
@@ -137,7 +137,7 @@ fn large(size: usize) -> Layout {
     unsafe { Layout::from_size_align_unchecked(size, align) }
 }
 
-/// A block that nobody has used yet; null where there is no memory.
+/// A block that no one has used yet; null where there is no memory.
 fn fresh(size: usize) -> *mut u8 {
     // SAFETY: a class is never empty.
     let start = unsafe { System.alloc(large(size)) };
@@ -150,7 +150,7 @@ fn fresh(size: usize) -> *mut u8 {
 
 /// A block of zeros that is a mapping of its own; null where there is no memory.
 fn mapped(size: usize) -> *mut u8 {
-    // SAFETY: new memory at a place that the system chooses is nobody's.
+    // SAFETY: new memory at a place that the system chooses is no one's.
     let start =
         unsafe { mmap_anonymous(std::ptr::null_mut(), size + ALIGN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) };
     // SAFETY: the mapping is longer than that.
@@ -162,7 +162,7 @@ fn is_mapped(start: *mut u8) -> bool {
 }
 
 /// # Safety
-/// `start` and `size` are those of a mapped block that nobody uses.
+/// `start` and `size` are those of a mapped block that no one uses.
 unsafe fn unmap(start: *mut u8, size: usize) {
     // SAFETY: the block is the whole mapping but for its first bytes. It fails for addresses alone that are no pages.
     let _ = unsafe { munmap(start.sub(ALIGN).cast(), size + ALIGN) };
@@ -201,7 +201,7 @@ unsafe impl GlobalAlloc for CachingAllocator {
         match class(layout) {
             // SAFETY: the caller's promises are the system's.
             None => unsafe { System.dealloc(start, layout) },
-            // SAFETY: the caller promises that it has the layout that it was made for, and that nobody uses it.
+            // SAFETY: the caller promises that it has the layout that it was made for, and that no one uses it.
             Some(size) if is_mapped(start) => unsafe { unmap(start, size) },
             Some(size) => self.keep(Block { start, size }),
         }

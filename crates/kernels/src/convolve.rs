@@ -17,7 +17,8 @@ impl Convolution {
         let places = out_height * out_width;
         let image_len = self.in_channels * self.height * self.width;
         let batch = images.len() / image_len;
-        let (rows, depth) = (self.out_channels, self.in_channels * self.kernel * self.kernel);
+        let rows = self.out_channels;
+        let depth = self.in_channels * self.kernel * self.kernel;
         let mut out = vec![0.0; batch * rows * places];
         let shared = Shared::new(&mut out);
         let gemm = Gemm { weight, rows, depth, columns: places };
@@ -48,16 +49,22 @@ impl Convolution {
 
     /// Row `k` of the matrix that the weights are multiplied with, from column `first` on.
     fn gather(&self, image: &[f32], k: usize, first: usize, row: &mut [f32]) {
-        let (kernel, stride, border) = (self.kernel, self.stride, self.kernel / 2);
-        let (channel, tap) = (k / (kernel * kernel), k % (kernel * kernel));
-        let (down, right) = (tap / kernel, tap % kernel);
+        let kernel = self.kernel;
+        let stride = self.stride;
+        let border = self.kernel / 2;
+        let channel = k / (kernel * kernel);
+        let tap = k % (kernel * kernel);
+        let down = tap / kernel;
+        let right = tap % kernel;
         let plane = &image[channel * self.height * self.width..][..self.height * self.width];
         let (_, out_width) = self.out_sides();
         if kernel == 1 && stride == 1 {
             row.copy_from_slice(&plane[first..first + row.len()]);
             return;
         }
-        let (mut y, mut x, mut done) = (first / out_width, first % out_width, 0);
+        let mut y = first / out_width;
+        let mut x = first % out_width;
+        let mut done = 0;
         while done < row.len() {
             let length = (out_width - x).min(row.len() - done);
             let part = &mut row[done..done + length];

@@ -31,7 +31,7 @@ pub struct Settings {
     pub initial_backoff_ms: u64,
     /// Milliseconds that a pause lasts at most.
     pub max_backoff_ms: u64,
-    /// MiB that a handler is told it has.
+    /// MiB that a handler is given to plan with.
     pub memory_mib: u32,
     /// Names of variables that a handler gets on top of what it needs.
     pub environment: Vec<String>,

@@ -202,8 +202,11 @@ fn no_files_import_each_other() {
         let mut paths = Vec::new();
         super::rust_files(&root.join(sources), &mut paths);
         assert!(!paths.is_empty(), "{sources} has no files");
-        let name = |path: &Path| path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-        let files: Vec<_> = paths.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect();
+        let files = paths.iter().map(|path| {
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            (name, fs::read_to_string(path).unwrap())
+        });
+        let files: Vec<_> = files.collect();
         let graph = Graph::read(sources, files.iter().map(|(name, text)| (name.as_str(), text.as_str())));
         broken.extend(graph.circles());
         broken.extend(graph.backward());

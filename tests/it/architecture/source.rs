@@ -150,7 +150,8 @@ impl Source {
     /// What a macro is called with is not parsed by syn: paths are picked out of its tokens.
     fn tokens(&mut self, tokens: TokenStream) {
         let mut parts: Parts = Vec::new();
-        let (mut start, mut colons) = (Span::call_site(), 0);
+        let mut start = Span::call_site();
+        let mut colons = 0;
         for token in tokens.into_iter().chain([TokenTree::Punct(proc_macro2::Punct::new(';', proc_macro2::Spacing::Alone))]) {
             match token {
                 TokenTree::Punct(punct) if punct.as_char() == ':' => {
@@ -215,8 +216,7 @@ fn name_of(item: &syn::Item) -> Option<String> {
 }
 
 fn is_for_tests(attribute: &syn::Attribute) -> bool {
-    let of_test = |list: &syn::MetaList| list.tokens.to_string() == "test";
-    attribute.path().is_ident("cfg") && matches!(&attribute.meta, syn::Meta::List(list) if of_test(list))
+    attribute.path().is_ident("cfg") && matches!(&attribute.meta, syn::Meta::List(list) if list.tokens.to_string() == "test")
 }
 
 fn names_a_feature(tokens: &TokenStream) -> bool {

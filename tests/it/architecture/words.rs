@@ -223,8 +223,10 @@ impl<'ast> Visit<'ast> for Names {
 fn bad_names(name: &str, text: &str) -> Vec<String> {
     let mut names = Names::default();
     names.visit_file(&syn::parse_file(text).unwrap_or_else(|error| panic!("{name}: {error}")));
-    let snake = |name: &str| words(name).into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join("_");
-    let bad = names.0.into_iter().filter(|(_, defined)| NEVER_A_NAME.contains(&snake(defined).as_str()));
+    let bad = names.0.into_iter().filter(|(_, defined)| {
+        let snake = words(defined).into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join("_");
+        NEVER_A_NAME.contains(&snake.as_str())
+    });
     bad.map(|(line, defined)| format!("{name}:{line}: `{defined}` is no name for it; docs/GLOSSARY.md has one")).collect()
 }
 

@@ -1,4 +1,4 @@
-//! The configuration: what is in force, where it comes from, and what a wrong one is told.
+//! The configuration: what is in force, where it comes from, and what a wrong one gets for an error.
 
 mod renamed;
 

@@ -56,8 +56,9 @@ async fn a_spool_of_an_earlier_build_is_run_to_its_end() {
     assert_eq!(complete, ["stored-retry", "stored-running", "stored-waiting"].map(str::to_owned).into());
     let in_flight = host.wait_for("a job was in flight when the host died; it is tried again", 1).await;
     assert_eq!((&in_flight["job_id"], &in_flight["attempt"]), (&json!("stored-running"), &json!(1)), "{in_flight}");
-    let empty = || ["waiting", "running", "dead"].iter().all(|state| host.spooled(state).is_empty());
-    eventually("the spool is empty", empty).await.unwrap();
+    eventually("the spool is empty", || ["waiting", "running", "dead"].iter().all(|state| host.spooled(state).is_empty()))
+        .await
+        .unwrap();
 }
 
 async fn send(host: &HostProcess, body: &Value) -> Response {

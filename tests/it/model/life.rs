@@ -34,7 +34,7 @@ enum Phase {
     Start,
     Generate,
     PutRecord,
-    /// The attempt failed: the record is looked for before anybody is told.
+    /// The attempt failed: the record is looked for before anyone is notified.
     StoredOutcome,
     TellComplete,
     TellFailed,
@@ -85,9 +85,9 @@ pub(super) struct Life {
     promised: bool,
     told_complete: bool,
     told_failed: bool,
-    /// `failed` was told although the record was there.
+    /// `failed` was reported although the record was there.
     failed_beside_record: bool,
-    /// 202 was answered, and then only the cancel that came before it was told.
+    /// 202 was answered, and then only the cancel that came before it was reported.
     promise_was_empty: bool,
     faults: Faults,
 }

@@ -31,7 +31,9 @@ fn only_job(posted: &Posted) -> JobReport {
 
 #[tokio::test]
 async fn a_running_job_is_cancelled_by_a_line_and_the_next_one_is_generated() {
-    let (mut api, bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+    let mut api = RuntimeApi::start().await;
+    let bucket = Bucket::start().await;
+    let mut backend = Backend::start().await;
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
     let directory = tempfile::tempdir().unwrap();
     let mut handler = world.start_controlled(&[], &directory.path().join("log"));
@@ -56,7 +58,9 @@ async fn a_running_job_is_cancelled_by_a_line_and_the_next_one_is_generated() {
 
 #[tokio::test]
 async fn a_handler_ends_when_its_host_is_gone() {
-    let (mut api, bucket, backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+    let mut api = RuntimeApi::start().await;
+    let bucket = Bucket::start().await;
+    let backend = Backend::start().await;
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");

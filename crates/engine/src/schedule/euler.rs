@@ -45,7 +45,7 @@ pub(super) fn ancestral_parts(sigma: f64, sigma_next: f64) -> (f64, f64) {
 }
 
 fn table(input: &Input<'_>, grid: &Grid, next: fn(f64, f64) -> Next) -> Schedule {
-    let row = |index: usize| {
+    let rows = (input.first..grid.timesteps.len()).map(|index| {
         let sigma = grid.sigmas[index];
         Step {
             timestep: grid.timesteps[index],
@@ -56,7 +56,7 @@ fn table(input: &Input<'_>, grid: &Grid, next: fn(f64, f64) -> Next) -> Schedule
             next: next(sigma, grid.sigmas[index + 1]),
             keeps_latents: false,
         }
-    };
-    let steps = (input.first..grid.timesteps.len()).map(row).collect();
+    });
+    let steps = rows.collect();
     Schedule::under_noise(input.config, grid.sigmas.clone(), steps)
 }

@@ -44,7 +44,9 @@ fn solves_in_steps(sampler: Sampler) -> bool {
 pub(super) fn check(plan: &Plan<'_>, config: &ScheduleConfig) -> Result<(), ScheduleError> {
     let sampler = plan.scheduler.sampler;
     let singlestep = sampler == Sampler::DpmSolverPlusPlusSinglestep;
-    let (dpm, unipc, euler) = (solves_in_steps(sampler) || singlestep, sampler == Sampler::UniPc, sampler == Sampler::Euler);
+    let dpm = solves_in_steps(sampler) || singlestep;
+    let unipc = sampler == Sampler::UniPc;
+    let euler = sampler == Sampler::Euler;
     let solver = dpm || unipc || sampler == Sampler::Deis;
     let clips = solver || matches!(sampler, Sampler::Lcm | Sampler::Ddim | Sampler::Ddpm);
     let text = |value: &Option<String>, known: &[&str]| match value.as_deref() {

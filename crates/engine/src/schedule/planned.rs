@@ -24,7 +24,8 @@ impl Schedule {
         needs::check(plan, config)?;
         let training = TrainingSchedule::new(config, plan.scheduler.sampler);
         needs::check_plan(plan, spacing, training.len())?;
-        let (steps, first) = (plan.steps as usize, plan.skipped());
+        let steps = plan.steps as usize;
+        let first = plan.skipped();
         let input = Input { training: &training, config, plan, spacing, steps, first };
         let mut schedule = match plan.scheduler.sampler {
             Sampler::DpmSolverPlusPlus | Sampler::DpmSolverPlusPlusSde => dpm_solver::schedule(&input),

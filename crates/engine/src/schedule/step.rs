@@ -12,7 +12,7 @@ use super::config::PredictionType;
 /// - `next = c·corrected + d·output + e·denoised + Σ f·predictions before + g·kept latents + h·noise`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
-    /// What the UNet is told: 0 to 999, also between whole values.
+    /// The timestep that the UNet gets: 0 to 999, also between whole values.
     pub timestep: f64,
     /// The UNet sees the latents times this.
     pub input_scale: f64,

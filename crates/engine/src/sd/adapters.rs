@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
@@ -96,8 +96,8 @@ impl Adapters {
             )?;
             let parsed = each(contents.iter().zip(loras).map(|(content, lora)| self.parsed(lora, *content, &shapes, device)))?;
             let overlay = self.overlay(parsed.iter().zip(loras.iter().map(|lora| lora.scale)))?;
-            let wrong = |problem| EngineError::Checkpoint { path: checkpoint.directory.clone(), problem };
-            let adapted = build(checkpoint, &self.weights, &Arc::new(overlay)).map_err(wrong)?;
+            let adapted = build(checkpoint, &self.weights, &Arc::new(overlay))
+                .map_err(|problem| EngineError::Checkpoint { path: checkpoint.directory.clone(), problem })?;
             let words = parsed.iter().enumerate().flat_map(|(index, lora)| bundled(index, lora)).collect();
             self.last = Some(Last { loras: fingerprints, adapted, learned_words: words });
         }
@@ -138,15 +138,14 @@ impl Adapters {
         let mut overlay = Tensors::new();
         each(loras.map(|(lora, scale)| lora.merge(scale, base, &mut overlay)))?;
         // Rounded once, after the last of them.
-        let rounded = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_dtype(self.weights.dtype())?));
-        overlay.into_iter().map(rounded).collect()
+        overlay.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(self.weights.dtype())?))).collect()
     }
 }
 
 /// By name, the first of those whose names begin with one of `prefixes`.
 fn first_not_finite(tensors: &Tensors, prefixes: &[&str]) -> candle_core::Result<Option<String>> {
-    let is_chosen = |name: &&String| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    let mut names: Vec<&String> = tensors.keys().filter(is_chosen).collect();
+    let chosen = tensors.keys().filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+    let mut names: Vec<&String> = chosen.collect();
     names.sort();
     for name in names {
         if !is_finite(&tensors[name])? {
@@ -158,15 +157,18 @@ fn first_not_finite(tensors: &Tensors, prefixes: &[&str]) -> candle_core::Result
 
 /// All results, or the first error with its LoRA's place.
 fn each<T>(results: impl Iterator<Item = Result<T, LoraError>>) -> Result<Vec<T>, EngineError> {
-    let placed = |(index, result): (usize, Result<T, LoraError>)| {
-        result.map_err(|error| EngineError::Lora { index, problem: error.to_string() })
-    };
-    results.enumerate().map(placed).collect()
+    let placed = results
+        .enumerate()
+        .map(|(index, result)| result.map_err(|error| EngineError::Lora { index, problem: error.to_string() }));
+    placed.collect()
 }
 
 fn bundled(index: usize, lora: &Lora) -> impl Iterator<Item = Bundled> {
-    let word = move |(text, vectors): &(String, Tensor)| Bundled { lora: index, text: text.clone(), vectors: vectors.clone() };
-    lora.learned_words().iter().map(word)
+    lora.learned_words().iter().map(move |(text, vectors)| Bundled {
+        lora: index,
+        text: text.clone(),
+        vectors: vectors.clone(),
+    })
 }
 
 fn content(lora: &LoraFile) -> Result<Content, LoraError> {

@@ -38,7 +38,7 @@ pub struct Settings {
     /// Seconds after which the broker takes back a message that is not settled: its own `consumer_timeout`. A message that
     /// waits here for half as long is handed back before.
     pub consumer_timeout_seconds: u64,
-    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+    /// true: refused messages are dead-lettered even when their sender was notified; else only those that no one could be notified of.
     pub keep_refused: bool,
 }
 

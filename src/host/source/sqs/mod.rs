@@ -48,7 +48,7 @@ aws_settings! {
         /// Seconds that a message stays invisible to others without a heartbeat, 2 to 43200: so long after this process is killed
         /// its messages are delivered again. The heartbeat is half of it.
         pub visibility_seconds: u32,
-        /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+        /// true: refused messages are dead-lettered even when their sender was notified; else only those that no one could be notified of.
         pub keep_refused: bool,
     }
 }
@@ -152,7 +152,7 @@ impl Source for Sqs {
         Some(self.heartbeat)
     }
 
-    /// Nothing while the queue does not let us delete what is done: every job would be told again and again.
+    /// Nothing while the queue does not let us delete what is done: every job would be reported again and again.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
         if let Some(problem) = self.trouble() {
             return Err(SourceError::Refused { queue: self.queue.url.clone(), action: "sqs:DeleteMessage", problem });

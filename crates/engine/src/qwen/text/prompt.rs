@@ -120,7 +120,7 @@ fn parts(prompt: &str, images: usize) -> Vec<Part<'static>> {
     parts
 }
 
-/// Without the padding and truncation of whoever saved it: transformers resets both for every call.
+/// Without the padding and truncation of the program that saved it: transformers resets both for every call.
 fn from_serialized(file: &Path) -> tokenizers::Result<Tokenizer> {
     let mut tokenizer = Tokenizer::from_file(file)?;
     tokenizer.with_padding(None).with_truncation(None)?;

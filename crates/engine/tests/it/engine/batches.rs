@@ -107,10 +107,12 @@ fn a_cancelled_order_leaves_the_batch_and_the_others_are_generated() {
     assert_eq!(first.expect("images").len(), 1);
     assert!(matches!(second, Err(EngineError::Cancelled)));
     assert_eq!(difference(&alone, &third.expect("images")), 0);
-    let steps = |place| seen.lock().expect("a lock").iter().filter(|(of, _)| *of == place).map(|(_, step)| *step).collect();
     let all: Vec<u32> = (1..=STEPS).collect();
-    let told: [Vec<u32>; 3] = [0, 1, 2].map(steps);
-    assert_eq!(told, [all.clone(), vec![1], all]);
+    let reported: [Vec<u32>; 3] = [0, 1, 2].map(|place| {
+        let seen = seen.lock().expect("a lock");
+        seen.iter().filter(|(of, _)| *of == place).map(|(_, step)| *step).collect()
+    });
+    assert_eq!(reported, [all.clone(), vec![1], all]);
 }
 
 #[test]
@@ -122,11 +124,11 @@ fn one_orders_fault_is_not_the_others() {
             Ok(())
         }
         fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
-            let seed = |queued: &QueuedRequest| match &queued.request {
+            let mut seeds = queued_requests.iter().map(|queued| match &queued.request {
                 Request::Generate(request) => request.seeds[0],
                 Request::TryOn(request) => request.seeds[0],
-            };
-            assert!(queued_requests.iter().all(|queued| seed(queued) != 1000), "seed 1000");
+            });
+            assert!(seeds.all(|seed| seed != 1000), "seed 1000");
             self.0.generate_together(queued_requests)
         }
     }
@@ -135,7 +137,7 @@ fn one_orders_fault_is_not_the_others() {
     for (place, (batch_slot, request)) in thread.batch_slots(3).into_iter().zip(requests()).enumerate() {
         let sender = sender.clone();
         batch_slot.generate(Request::Generate(request), Watch::new(|_| ()), move |generated| {
-            sender.send((place, generated)).expect("somebody listens");
+            sender.send((place, generated)).expect("someone listens");
         });
     }
     drop(sender);
@@ -155,7 +157,8 @@ fn generation_begins_when_the_last_batch_slot_is_taken_or_given_up() {
     let thread = EngineThread::start(|| Ok(engine())).expect("starts");
     let (sender, results) = mpsc::channel();
     let mut batch_slots = thread.batch_slots(3);
-    let (last, unused) = (batch_slots.pop().expect("a batch slot"), batch_slots.pop().expect("a batch slot"));
+    let last = batch_slots.pop().expect("a batch slot");
+    let unused = batch_slots.pop().expect("a batch slot");
     let [first, .., third] = requests();
     let told = sender.clone();
     batch_slots.remove(0).generate(Request::Generate(first), Watch::new(|_| ()), move |generated| {
