@@ -123,7 +123,8 @@ impl Outbound {
         Err(OutboundError::TooManyRedirects { max: self.max_redirects })
     }
 
-    /// Whether `url` has a scheme and, where it names an address itself, an address that may be reached.
+    /// Whether `url` has a scheme and, where it names an address itself or this machine, an address that may be reached. No name
+    /// is resolved.
     ///
     /// # Errors
     /// [`OutboundError::Refused`], saying what is allowed.
@@ -136,7 +137,8 @@ impl Outbound {
         let address = match url.host() {
             Some(Host::Ipv4(address)) => address.into(),
             Some(Host::Ipv6(address)) => address.into(),
-            Some(Host::Domain(_)) | None => return Ok(()),
+            Some(Host::Domain(name)) => return Ok(self.reach.check_name(name)?),
+            None => return Ok(()),
         };
         self.reach.check(address).map_err(|what| Refused::Address { host: address.to_string(), address, what }.into())
     }

@@ -93,26 +93,8 @@ fn decoded(encoded: &str) -> Option<Vec<u8>> {
         b'_' => b'/',
         other => other,
     };
-    let digits: Vec<u8> = unescaped(encoded).into_iter().filter(|byte| !byte.is_ascii_whitespace()).map(digit).collect();
+    // `%2B` and the like, as RFC 2397 has them in a URL.
+    let bytes = percent_encoding::percent_decode_str(encoded);
+    let digits: Vec<u8> = bytes.filter(|byte| !byte.is_ascii_whitespace()).map(digit).collect();
     ENGINE.decode(digits).ok()
-}
-
-/// `%2B` and the like, as RFC 2397 has them in a URL.
-fn unescaped(text: &str) -> Vec<u8> {
-    if !text.contains('%') {
-        return text.as_bytes().to_vec();
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, behind @ ..] = rest {
-        let escaped = behind.get(..2).filter(|_| *first == b'%').and_then(|hex| base16ct::mixed::decode_vec(hex).ok());
-        if let Some(&[byte]) = escaped.as_deref() {
-            bytes.push(byte);
-            rest = &behind[2..];
-        } else {
-            bytes.push(*first);
-            rest = behind;
-        }
-    }
-    bytes
 }
