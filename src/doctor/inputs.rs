@@ -16,7 +16,7 @@ pub(super) fn check(config: &Config) -> Finding {
         UnlistedBuckets::Refuse => Finding::ok(CHECK, format!("s3:// inputs from the results bucket alone{results}")),
         UnlistedBuckets::Warn => Finding::warn(
             CHECK,
-            "callers may read every bucket that the credentials can read; the next release refuses all but the results bucket",
+            "callers may read every bucket that the credentials can read; 0.2.0 refuses all but the results bucket",
             "list the buckets of LoRAs and images in store.input_buckets (the log names those in use), or set \
              store.unlisted_input_buckets: refuse now",
         ),

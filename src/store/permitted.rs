@@ -64,7 +64,7 @@ impl Store {
                 tracing::warn!(
                     field,
                     input = %asset,
-                    "an input lies in a bucket that store.input_buckets does not list: the next release refuses it, as \
+                    "an input lies in a bucket that store.input_buckets does not list: 0.2.0 refuses it, as \
                      `store.unlisted_input_buckets: refuse` does now"
                 );
                 Ok(())
@@ -126,16 +126,13 @@ impl Store {
     /// `parts`: of a key of the results bucket, between its slashes.
     fn permission_of(&self, parts: &[&str], job: &Job) -> Result<Permission, String> {
         let own: Vec<&str> = job.output.prefix.split('/').filter(|part| !part.is_empty()).chain([job.id.as_str()]).collect();
-        let (Some(&first), Some((&file, directory))) = (parts.first(), parts.split_last()) else {
-            return Ok(Permission::Granted);
-        };
-        if directory.is_empty() {
-            return Ok(Permission::Granted);
-        }
-        if OWN.contains(&first) {
+        // What lies in no directory is none of them.
+        let [first, .., file] = parts else { return Ok(Permission::Granted) };
+        let directory = &parts[..parts.len() - 1];
+        if OWN.contains(first) {
             return Err(format!("must not lie under {first}/ of the results bucket, which is the function's own"));
         }
-        if first == INPUTS.trim_end_matches('/') {
+        if *first == INPUTS.trim_end_matches('/') {
             return match parts[1] == job.id.as_str() {
                 true => Ok(Permission::Granted),
                 false => Err(format!(
@@ -144,7 +141,7 @@ impl Store {
                 )),
             };
         }
-        if file == RECORD {
+        if *file == RECORD {
             return Err("must not be the record of a job".to_owned());
         }
         if directory.starts_with(&own) || self.settings.allow_results_as_inputs || !is_image(file) {
@@ -161,23 +158,34 @@ impl Store {
         let host = url.host_str()?.to_ascii_lowercase();
         let bucket = self.settings.bucket.to_ascii_lowercase();
         let path = url.path().trim_start_matches('/');
-        let (is_server, in_host) = if let Some(endpoint) = &self.settings.endpoint_url {
-            let endpoint = Url::parse(endpoint).ok()?;
-            let server = endpoint.host_str()?.to_ascii_lowercase();
-            (
-                host == server && url.port_or_known_default() == endpoint.port_or_known_default(),
-                host == format!("{bucket}.{server}"),
-            )
-        } else {
-            let is_aws = host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn");
-            (is_aws && host.starts_with("s3"), is_aws && host.strip_prefix(&bucket).is_some_and(|rest| rest.starts_with(".s3")))
+        let server = match &self.settings.endpoint_url {
+            Some(endpoint) => {
+                Url::parse(endpoint).ok().filter(|own| url.port_or_known_default() == own.port_or_known_default())?
+            }
+            None => return aws_key(&host, &bucket, path),
         };
-        if in_host {
+        let server = server.host_str()?.to_ascii_lowercase();
+        if host == format!("{bucket}.{server}") {
             return Some(path.to_owned());
         }
-        let (first, key) = path.split_once('/').filter(|_| is_server)?;
-        first.eq_ignore_ascii_case(&bucket).then(|| key.to_owned())
+        behind_bucket(path, &bucket).filter(|_| host == server)
     }
+}
+
+/// Of an address of S3 itself, in each of its forms: the bucket in the host or in the path, in a region or not.
+fn aws_key(host: &str, bucket: &str, path: &str) -> Option<String> {
+    if !host.ends_with(".amazonaws.com") && !host.ends_with(".amazonaws.com.cn") {
+        return None;
+    }
+    if host.strip_prefix(bucket).is_some_and(|rest| rest.starts_with(".s3")) {
+        return Some(path.to_owned());
+    }
+    behind_bucket(path, bucket).filter(|_| host.starts_with("s3"))
+}
+
+/// The key in a path that begins with the bucket.
+fn behind_bucket(path: &str, bucket: &str) -> Option<String> {
+    path.split_once('/').filter(|(first, _)| first.eq_ignore_ascii_case(bucket)).map(|(_, key)| key.to_owned())
 }
 
 fn refused(field: &str, problem: String) -> JobError {
