@@ -6,6 +6,7 @@
 //! - While the job waits or runs, the same request is told to come back; when it is complete, it gets the same result.
 //! - A host that dies with a claim blocks the key for [`LEASE`] at most. A job that failed can be sent again.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
@@ -34,6 +35,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Owners of one key that may have died one after the other.
 const MOST_GENERATIONS: u32 = 1_000;
 
+/// Tells the claims of this process from those of others.
+static PROCESS: LazyLock<String> = LazyLock::new(|| Uuid::now_v7().to_string());
+
 /// A key as its caller chose it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key(String);
@@ -43,7 +47,7 @@ pub(super) struct Key(String);
 struct Claim {
     fingerprint: String,
     job_id: String,
-    /// Tells claims of the same request apart.
+    /// Tells claims of the same request apart, and begins with the process that made it.
     nonce: String,
     /// None: an earlier release wrote it, and nothing is known of its job.
     #[serde(default)]
@@ -105,22 +109,23 @@ impl Key {
     /// A conflict when the key stands for another request; unavailable when the bucket cannot be asked.
     pub(super) async fn claim(&self, http: &Http, job: &Job) -> Result<Ownership, Problem> {
         let end = later(Instant::now(), PATIENCE);
-        let mut known = known(http, job);
         let mut generation = 0;
+        let mut has_failed_here = false;
         while generation < MOST_GENERATIONS {
             let own = Claim {
                 fingerprint: job.fingerprint.clone(),
                 job_id: job.id.to_string(),
-                nonce: Uuid::now_v7().to_string(),
+                nonce: format!("{}/{}", *PROCESS, Uuid::now_v7()),
                 stage: Some(Stage::Sending),
             };
             let Some(before) = self.ask(http.store.claim(&self.0, generation, &own)).await? else {
                 return Ok(Ownership::Own(Owned { key: self.clone(), generation, claim: own }));
             };
-            let Claim { fingerprint, job_id, stage, .. } = &before.value;
+            let Claim { fingerprint, job_id, nonce, stage } = &before.value;
             if (fingerprint, job_id) != (&own.fingerprint, &own.job_id) {
                 return Err(reused(job_id));
             }
+            let known = known(http, job);
             match stage {
                 _ if known == Known::Alive => return Ok(Ownership::Here),
                 Some(Stage::Sending) if before.age < LEASE => {
@@ -129,9 +134,9 @@ impl Key {
                     }
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
-                // Its failure was told here: this request is another try.
-                Some(Stage::Sent) if known == Known::Failed => {
-                    known = Known::Nothing;
+                // Its failure is known here: this request is another try, unless another host has it already.
+                Some(Stage::Sent) if known == Known::Failed && (!has_failed_here || nonce.starts_with(PROCESS.as_str())) => {
+                    has_failed_here = true;
                     generation += 1;
                 }
                 Some(Stage::Sent) if before.age < FRESH => return Ok(Ownership::Sent),

@@ -64,7 +64,7 @@ async fn submit_once(http: &Http, key: &Key, order: &Submission) -> Result<Respo
         return Ok(response);
     }
     match ownership {
-        Ownership::Sent => Ok(accepted(&job.id, "another host has put the job into the queue")),
+        Ownership::Sent => Ok(accepted(&job.id, "a request with the same Idempotency-Key has put the job into a queue")),
         Ownership::Elsewhere => Err(under_way()),
         Ownership::Here | Ownership::Own(_) => enqueue(http, order, true).await,
     }
