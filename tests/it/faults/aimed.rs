@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atelier::fault_point::{POINTS, Process};
+use futures::{StreamExt as _, stream};
 use reqwest::{Client, StatusCode};
 use rustix::process::Signal;
 
@@ -170,30 +171,45 @@ async fn aim((point, process): (&str, Process), fault: Fault, queue: Queue, brok
     campaign.hand_in("job-2").await;
     let is_up = campaign.ends_well(WAIT_LIMIT).await;
     let row = campaign.row();
-    Row { what: format!("{point}: {fault:?} ({queue:?})"), hosts_down: usize::from(!is_up), ..row }
+    Row { what: title(point, fault, queue), hosts_down: usize::from(!is_up), ..row }
 }
 
-fn is_all() -> bool {
-    crate::servers::environment("ATELIER_FAULTS_AIMED").is_some()
+fn title(point: &str, fault: Fault, queue: Queue) -> String {
+    format!("{point}: {fault:?} ({queue:?})")
+}
+
+/// What is asked for: [`SOME`], or of all those whose titles have the words of `ATELIER_FAULTS_AIMED`, where `all` are all.
+fn aims() -> Vec<(&'static str, Fault, Queue)> {
+    let Some(words) = crate::servers::environment("ATELIER_FAULTS_AIMED") else { return SOME.to_vec() };
+    let words = words.into_string().unwrap();
+    let mut aims = Vec::new();
+    for (point, _) in POINTS {
+        for fault in FAULTS {
+            for queue in QUEUES {
+                let can_be = fault != Fault::BrokerAway || queue != Queue::Spool;
+                if can_be && (words == "all" || title(point, fault, queue).contains(&words)) {
+                    aims.push((point, fault, queue));
+                }
+            }
+        }
+    }
+    aims
 }
 
 #[tokio::test]
 async fn at_points() {
+    /// Most of a run is waiting.
+    const AT_ONCE: usize = 3;
     let Some(sqs) = Bench::start("faults at points").await else { return };
     let Some(node) = rabbitmq::shared_or_skip("faults at points").await else { return };
-    let brokers = Brokers { sqs, node };
-    let mut aims: Vec<(&str, Fault, Queue)> = SOME.to_vec();
-    if is_all() {
-        aims = Vec::new();
-        for (point, _) in POINTS {
-            let pairs = FAULTS.iter().flat_map(|fault| QUEUES.iter().map(move |queue| (point, *fault, *queue)));
-            aims.extend(pairs.filter(|(_, fault, queue)| *fault != Fault::BrokerAway || *queue != Queue::Spool));
-        }
-    }
-    let mut off = Vec::new();
-    for (run, (name, fault, queue)) in aims.into_iter().enumerate() {
+    let brokers = &Brokers { sqs, node };
+    let runs = aims().into_iter().enumerate().map(|(run, (name, fault, queue))| {
         let point = POINTS.into_iter().find(|(point, _)| *point == name).expect("a point of the code");
-        let row = aim(point, fault, queue, &brokers, run).await;
+        aim(point, fault, queue, brokers, run)
+    });
+    let mut rows = std::pin::pin!(stream::iter(runs).buffer_unordered(AT_ONCE));
+    let mut off = Vec::new();
+    while let Some(row) = rows.next().await {
         keep(&row);
         if !row.is_clean() {
             off.push(row);
