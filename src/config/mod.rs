@@ -31,7 +31,7 @@ pub const BUILT_IN: &str = include_str!("../../config.yaml");
 
 /// A reply has at most 6 MiB. What it says of one job is at most twice the 64 KiB of `callback.metadata`, escaped, for each of two
 /// receivers, and some addresses.
-const MOST_IN_A_BATCH: u32 = 16;
+const MAX_BATCH: u32 = 16;
 
 /// Every key of config.yaml. What a user's file leaves out has the value of the built-in one.
 #[derive(Debug, Clone, Deserialize)]
@@ -77,7 +77,7 @@ pub struct Server {
     pub node_id: String,
     /// Address that `atelier host` listens on.
     pub address: std::net::IpAddr,
-    /// TCP port of `atelier host`; 0: a free one, which the log tells.
+    /// TCP port of `atelier host`; 0: a free one, which the log names.
     pub port: u16,
 }
 
@@ -222,12 +222,12 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
-        crate::workflow::check_order(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
+        crate::workflow::sequence::check(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
         if self.runtime.max_attempts == 0 {
             return Err(("runtime.max_attempts", "must be at least 1".into()));
         }
-        if !(1..=MOST_IN_A_BATCH).contains(&self.host.batch) {
-            let problem = format!("must be 1 to {MOST_IN_A_BATCH}: more jobs might not fit a reply, got {}", self.host.batch);
+        if !(1..=MAX_BATCH).contains(&self.host.batch) {
+            let problem = format!("must be 1 to {MAX_BATCH}: more jobs might not fit a reply, got {}", self.host.batch);
             return Err(("host.batch", problem));
         }
         let token = self.security.internal_auth_token.as_ref();

@@ -123,8 +123,7 @@ impl Outbound {
         Err(OutboundError::TooManyRedirects { max: self.max_redirects })
     }
 
-    /// Whether `url` has a scheme and, where it names an address itself or this machine, an address that may be reached. No name
-    /// is resolved.
+    /// Whether `url` has a scheme and, where it names an address itself, an address that may be reached.
     ///
     /// # Errors
     /// [`OutboundError::Refused`], saying what is allowed.
@@ -137,10 +136,21 @@ impl Outbound {
         let address = match url.host() {
             Some(Host::Ipv4(address)) => address.into(),
             Some(Host::Ipv6(address)) => address.into(),
-            Some(Host::Domain(name)) => return Ok(self.reach.check_name(name)?),
-            None => return Ok(()),
+            Some(Host::Domain(_)) | None => return Ok(()),
         };
         self.reach.check(address).map_err(|what| Refused::Address { host: address.to_string(), address, what }.into())
+    }
+
+    /// As [`Self::check`], and whether it names this machine. No name is resolved: what it leads to is checked when it is connected to.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_at_the_door(&self, url: &Url) -> Result<(), OutboundError> {
+        self.check(url)?;
+        match url.host() {
+            Some(Host::Domain(name)) => Ok(self.reach.check_name(name)?),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use crate::host::{Function, Host, Parts, descriptors, drain};
 use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::request::Defaults;
+use crate::job::url::AssetUrl;
 use crate::metrics::Metrics;
 use crate::metrics::gpu::{self, Gpus};
 use crate::notify::Notifier;
@@ -54,7 +55,7 @@ pub struct Options {
     function: Vec<OsString>,
 }
 
-/// Runs the host until it is told to end.
+/// Runs the host until it is asked to end.
 ///
 /// # Errors
 /// When the configuration is wrong, or a queue, the bucket or the port cannot be used.
@@ -69,7 +70,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let program = program(options.function, path, &config, environment)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
-    let notifier = Arc::new(super::notifier(&config, outbound, store.clone())?);
+    let notifier = Arc::new(super::notifier(&config, outbound.clone(), store.clone())?);
     let (defaults, model_type, family) = match config.manifest(environment) {
         Ok(manifest) => (manifest.defaults, manifest.family.as_str(), Some(manifest.family)),
         // Another function may have no model, or keeps it to itself.
@@ -91,7 +92,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
-    let check = door(&config, family.filter(|_| !passes_through), &host, &notifier, &store);
+    let check = door(&config, family.filter(|_| !passes_through), &host, (&notifier, &store, &outbound));
     let refresh = {
         let metrics = metrics.clone();
         // The webhooks that the host itself has sent.
@@ -112,20 +113,20 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     drain::signals(orders)?;
     host.run(ordered).await;
     over.cancel();
-    // Whoever still reads an image may have a moment for it.
+    // A client that still reads an image may have a moment for it.
     if let Ok(Ok(ended)) = tokio::time::timeout(LAST_ANSWERS, server).await {
         ended?;
     }
     Ok(())
 }
 
-/// Either nobody may send jobs by HTTP, or everybody may.
+/// Either no one may send jobs by HTTP, or everyone may.
 fn warn_without_token(config: &Config) {
     match (config.security.require_auth, &config.security.internal_auth_token) {
         (true, None) => tracing::warn!(
             "security.internal_auth_token is not set: HTTP jobs are refused with 503 not_configured, queues are served"
         ),
-        (false, _) => tracing::warn!("security.require_auth is false: whoever reaches the port may send jobs"),
+        (false, _) => tracing::warn!("security.require_auth is false: anyone who reaches the port may send jobs"),
         (true, Some(_)) => {}
     }
 }
@@ -167,12 +168,18 @@ struct Door {
     function: watch::Receiver<Option<Function>>,
     notifier: Arc<Notifier>,
     store: Arc<Store>,
+    outbound: Outbound,
     signs: bool,
     fetches: bool,
 }
 
 /// `own`: the family of this binary's own handlers; none: the function is another one.
-fn door(config: &Config, own: Option<Family>, host: &Host, notifier: &Arc<Notifier>, store: &Arc<Store>) -> http::Check {
+fn door(
+    config: &Config,
+    own: Option<Family>,
+    host: &Host,
+    (notifier, store, outbound): (&Arc<Notifier>, &Arc<Store>, &Outbound),
+) -> http::Check {
     let steps = &config.workflow.steps;
     let own =
         own.map(|family| Function { model: config.model.name.clone(), capabilities: super::capabilities(config, family) });
@@ -181,6 +188,7 @@ fn door(config: &Config, own: Option<Family>, host: &Host, notifier: &Arc<Notifi
         function: host.function(),
         notifier: Arc::clone(notifier),
         store: Arc::clone(store),
+        outbound: outbound.clone(),
         signs: steps.contains(&StepName::Watermark),
         fetches: steps.contains(&StepName::Fetch),
     };
@@ -188,7 +196,7 @@ fn door(config: &Config, own: Option<Family>, host: &Host, notifier: &Arc<Notifi
 }
 
 impl Door {
-    /// Refuses what a handler of this release would refuse before it begins. Nobody is asked for anything: no name is resolved, and
+    /// Refuses what a handler of this release would refuse before it begins. No one is asked for anything: no name is resolved, and
     /// no bucket is asked. Of a function that does not say what it can do nothing is known.
     fn check(&self, job: &Job) -> Result<(), JobError> {
         let said = self.function.borrow().clone();
@@ -196,9 +204,19 @@ impl Door {
         capabilities.check(model, job)?;
         if self.fetches {
             self.store.check_inputs(job)?;
+            for (field, asset) in job.inputs() {
+                if let AssetUrl::Http(url) = asset {
+                    self.outbound.check_at_the_door(url).map_err(|error| error.for_field(&field))?;
+                }
+            }
+        }
+        if let Some(url) = job.callback.as_ref().and_then(|callback| callback.url.as_ref()) {
+            self.outbound.check_at_the_door(url.as_url()).map_err(|error| error.for_field("callback.url"))?;
         }
         if self.signs {
             watermark::check_job(job)?;
+        } else {
+            watermark::check_unsigned(job)?;
         }
         self.notifier.check(job)
     }

@@ -75,7 +75,7 @@ impl Store {
     where
         T: Serialize + DeserializeOwned + PartialEq,
     {
-        const MOST_CONFLICTS: u32 = 5;
+        const MAX_CONFLICTS: u32 = 5;
         let body = json(key, value)?;
         let mut conflicts = 0;
         loop {
@@ -90,7 +90,7 @@ impl Store {
                 Some(existing) if existing.value == *value => return Ok(None),
                 Some(existing) => return Ok(Some(existing)),
                 // 409: another writer was at work and did not finish.
-                None if conflicts < MOST_CONFLICTS => conflicts += 1,
+                None if conflicts < MAX_CONFLICTS => conflicts += 1,
                 None => return Err(failure.storage(self.request("s3:PutObject", key))),
             }
         }

@@ -207,14 +207,14 @@ fn is_access_point(bucket: &str) -> bool {
 /// When one of them walks: `..` and `.` are names for S3, and directories for others.
 fn readings(key: &str) -> Result<Vec<String>, String> {
     /// A key that is escaped more often is one that hides something.
-    const MOST: usize = 4;
+    const MAX_READINGS: usize = 4;
     let mut readings = vec![key.to_owned()];
     while let Some(last) = readings.last() {
         let decoded = percent_encoding::percent_decode_str(last).decode_utf8_lossy().into_owned();
         if decoded == *last {
             break;
         }
-        if readings.len() == MOST {
+        if readings.len() == MAX_READINGS {
             return Err("must not be percent-encoded again and again".to_owned());
         }
         readings.push(decoded);

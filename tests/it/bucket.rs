@@ -45,9 +45,12 @@ pub(crate) enum Trouble {
 pub(crate) fn is_image_key(key: &str, job_id: &str, n: usize) -> bool {
     let [prefix, id, attempt, file] = key.split('/').collect::<Vec<_>>()[..] else { return false };
     let request = attempt.split_once('-').filter(|(_, attempt)| !attempt.is_empty()).map(|(request, _)| request);
-    let is_hex = |text: &str| text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    (prefix, id) == ("generations", job_id) && file == format!("{n}.png") && request.is_some_and(is_hex)
+    let is_hex = request.is_some_and(|text| text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    (prefix, id) == ("generations", job_id) && file == format!("{n}.png") && is_hex
 }
+
+/// Objects that are replaced.
+const CLAIMS: &str = "/idempotency/";
 
 struct Gate {
     trouble: watch::Receiver<Trouble>,
@@ -68,7 +71,8 @@ impl Bucket {
         let (hold, holding) = watch::channel(None);
         let (trouble, troubled) = watch::channel(Trouble::None);
         let (sender, held) = mpsc::unbounded_channel();
-        let (refuse, puts) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<String>>>::default());
+        let refuse = Arc::<AtomicBool>::default();
+        let puts = Arc::<Mutex<Vec<String>>>::default();
         let gate = Arc::new(Gate {
             trouble: troubled,
             requests: AtomicUsize::new(0),
@@ -149,7 +153,8 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
             let _ = hold.wait_for(|hold| !is_held(*hold)).await;
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
-        let turn = if request.headers().contains_key(IF_NONE_MATCH) { Some(gate.condition.lock().await) } else { None };
+        let in_turn = request.headers().contains_key(IF_NONE_MATCH) || key.contains(CLAIMS);
+        let turn = if in_turn { Some(gate.condition.lock().await) } else { None };
         let response = next.run(request).await;
         drop(turn);
         let loses = matches!(trouble, Trouble::LostAnswers(ending) if key.ends_with(ending));
@@ -158,5 +163,7 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
         }
         return if loses { StatusCode::INTERNAL_SERVER_ERROR.into_response() } else { response };
     }
+    // An object that is replaced is the old one or the new one, and never a part of each.
+    let _turn = if key.contains(CLAIMS) { Some(gate.condition.lock().await) } else { None };
     next.run(request).await
 }

@@ -33,7 +33,7 @@ const TRUST: Duration = Duration::from_mins(15);
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Owners of one key that may have died one after the other.
-const MOST_GENERATIONS: u32 = 1_000;
+const MAX_GENERATIONS: u32 = 1_000;
 
 /// Tells the claims of this process from those of others.
 static PROCESS: LazyLock<String> = LazyLock::new(|| Uuid::now_v7().to_string());
@@ -111,7 +111,7 @@ impl Key {
         let end = later(Instant::now(), PATIENCE);
         let mut generation = 0;
         let mut has_failed_here = false;
-        while generation < MOST_GENERATIONS {
+        while generation < MAX_GENERATIONS {
             let own = Claim {
                 fingerprint: job.fingerprint.clone(),
                 job_id: job.id.to_string(),

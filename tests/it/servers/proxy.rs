@@ -50,7 +50,7 @@ impl Proxy {
         self.away.send_replace(false);
     }
 
-    /// Connections stay, nothing goes through any more, and nobody is told.
+    /// Connections stay, nothing goes through any more, and no one is notified.
     pub(crate) fn fall_silent(&self) {
         self.silent.send_replace(true);
     }
