@@ -92,7 +92,8 @@ impl Old {
 
 /// Where a host would find the rest; nobody starts a handler here.
 async fn world() -> (World, Bucket, Backend) {
-    let (bucket, backend) = (Bucket::start().await, Backend::start().await);
+    let bucket = Bucket::start().await;
+    let backend = Backend::start().await;
     let world = World { runtime_api: ([127, 0, 0, 1], 1).into(), s3: bucket.address, backend: backend.address };
     (world, bucket, backend)
 }
