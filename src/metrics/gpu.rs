@@ -67,6 +67,8 @@ pub fn count() -> usize {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     pub driver: String,
+    /// The newest CUDA version that the driver knows, 13.0 as (13, 0).
+    pub cuda: (u32, u32),
     pub cards: Vec<Card>,
 }
 
@@ -94,7 +96,8 @@ pub fn inspect() -> Result<Machine, String> {
             Ok(Card { name: device.name()?, memory_bytes: memory.total, free_bytes: memory.free, compute })
         };
         let cards = (0..nvml.device_count()?).map(card).collect::<Result<_, NvmlError>>()?;
-        Ok(Machine { driver: nvml.sys_driver_version()?, cards })
+        let cuda = nvml.sys_cuda_driver_version()?.unsigned_abs();
+        Ok(Machine { driver: nvml.sys_driver_version()?, cuda: (cuda / 1000, cuda % 1000 / 10), cards })
     };
     machine().map_err(|error: NvmlError| error.to_string())
 }
