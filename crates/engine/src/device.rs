@@ -95,6 +95,8 @@ pub fn build() -> Build {
 /// When the build expects a GPU and none can be opened: generation on the CPU in its place would be a silent fallback.
 pub fn open() -> std::result::Result<Device, EngineError> {
     #[cfg(feature = "cuda")]
+    atelier_kernels::cuda::libraries::load().map_err(candle_core::Error::msg)?;
+    #[cfg(feature = "cuda")]
     let device = one_stream(Device::new_cuda_with_stream(0)?)?;
     // Layers' results follow each other in the same memory, on either device.
     #[cfg(not(feature = "cuda"))]
@@ -162,23 +164,20 @@ pub(super) fn convolution(_: &Tensor, _: &Tensor, _: usize, _: usize) -> Option<
     None
 }
 
-/// What a group norm is besides its weights.
-pub(super) struct Norm {
-    pub(super) groups: usize,
-    pub(super) eps: f64,
-    /// Whether x·sigmoid(x) follows.
-    pub(super) silu: bool,
-}
-
-/// Group norm in one kernel; `hidden`: (B, channels, ...), `weight` and `bias`: (channels,). `None` where the device has no such kernel.
+/// Group norm in one kernel, with the silu that follows it if there is one; `hidden`: (B, channels, ...). `None` where the device has no such kernel.
 #[cfg(feature = "cuda")]
-pub(super) fn group_norm(norm: &Norm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
-    let &Norm { groups, eps, silu } = norm;
+pub(super) fn group_norm(
+    hidden: &Tensor,
+    (weight, bias): (&Tensor, &Tensor),
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> Option<Result<Tensor>> {
     own_kernels::group_norm(atelier_kernels::cuda::norm::GroupNorm { groups, eps: eps as f32, silu }, hidden, weight, bias)
 }
 
 #[cfg(not(feature = "cuda"))]
-pub(super) fn group_norm(_: &Norm, _: &Tensor, _: &Tensor, _: &Tensor) -> Option<Result<Tensor>> {
+pub(super) fn group_norm(_: &Tensor, _: (&Tensor, &Tensor), _: usize, _: f64, _: bool) -> Option<Result<Tensor>> {
     None
 }
 

@@ -89,7 +89,8 @@ mod tests {
         fn round_tokens(&self, input: &Tensor) -> Result<(Tensor, Tensor)> {
             let input = input.to_dtype(DType::F32)?;
             // A quotient: candle would multiply by 1/448, which rounds twice.
-            let scale = input.abs()?.max_keepdim(D::Minus1)?.broadcast_div(&Tensor::new(448.0_f32, &Device::Cpu)?)?.maximum(1e-12)?;
+            let scale =
+                input.abs()?.max_keepdim(D::Minus1)?.broadcast_div(&Tensor::new(448.0_f32, &Device::Cpu)?)?.maximum(1e-12)?;
             Ok((input.broadcast_div(&scale)?.to_dtype(DType::F8E4M3)?, scale.squeeze(1)?))
         }
 

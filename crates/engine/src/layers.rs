@@ -5,7 +5,7 @@ use candle_core::{D, DType, Error, Result, Storage, Tensor};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
-use super::device::{self, Norm};
+use super::device;
 
 /// A linear layer over the last dimension.
 pub(super) struct Linear(candle_nn::Linear);
@@ -172,7 +172,7 @@ impl GroupNorm {
     }
 
     fn in_one_kernel(&self, hidden: &Tensor, silu: bool) -> Option<Result<Tensor>> {
-        device::group_norm(&Norm { groups: self.groups, eps: self.eps, silu }, hidden, &self.weight, &self.bias)
+        device::group_norm(hidden, (&self.weight, &self.bias), self.groups, self.eps, silu)
     }
 
     fn run(&self, hidden: &Tensor, silu: bool) -> Result<Tensor> {

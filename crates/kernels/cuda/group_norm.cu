@@ -42,7 +42,7 @@ static __device__ void norm(const T *input, const T *weight, const T *bias, T *o
   for (int64_t i = threadIdx.x; i < count; i += THREADS) {
     const int channel = first_channel + (int)(i / places);
     float value = (wide(from[i]) - mean) * scale * wide(weight[channel]) + wide(bias[channel]);
-    if (silu) value = value / (1 + __expf(-value));
+    if (silu) value = value / (1 + expf(-value));
     narrow(value, &to[i]);
   }
 }

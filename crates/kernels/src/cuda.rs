@@ -3,6 +3,8 @@
 pub mod attention;
 pub mod convolution;
 pub mod fp8;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod libraries;
 pub mod modules;
 pub mod norm;
 

@@ -18,6 +18,7 @@ use image::RgbImage;
 
 use super::stages::largest_step;
 use super::{PIXEL, Reference, RelativeError, SCHEDULE, STAGE, Stage};
+use crate::device;
 use crate::engine::copy_directory;
 
 /// As in the oracle's script.
@@ -39,7 +40,7 @@ fn expected() -> Reference {
 }
 
 fn load(variant: &Variant, precision: Precision) -> QwenImageEdit {
-    let engine = QwenImageEdit::load(&directory().join("edit"), variant, precision, Device::Cpu).expect("the fixture loads");
+    let engine = QwenImageEdit::load(&directory().join("edit"), variant, precision, device()).expect("the fixture loads");
     engine.with_areas(AREAS)
 }
 
@@ -68,7 +69,7 @@ fn parity_of_flow_schedules() {
         for steps in [1, 4, 8, 40] {
             for tokens in [35, 3072, 3600, 4096, 4144] {
                 let sigmas = FlowSchedule::new(&config, steps, tokens).sigmas;
-                let ours = Tensor::new(sigmas, &Device::Cpu).expect("sigmas");
+                let ours = Tensor::new(sigmas, &device()).expect("sigmas");
                 if name == "base" && steps == 1 {
                     // Diffusers divides by zero here.
                     assert_eq!(ours.to_vec1::<f32>().expect("values"), [1.0, 0.0]);
@@ -204,7 +205,7 @@ fn parity_of_zero_cond_t() {
     let text = fs::read_to_string(&config).expect("a config").replace("\"zero_cond_t\": true", "\"zero_cond_t\": false");
     fs::write(&config, text).expect("writes");
     let precision = Precision::of(&Device::Cpu);
-    let mut earlier = QwenImageEdit::load(earlier.path(), &Variant::default(), precision, Device::Cpu).expect("loads");
+    let mut earlier = QwenImageEdit::load(earlier.path(), &Variant::default(), precision, device()).expect("loads");
     stage.compare("one moment", &look(&mut earlier, &expected), expected.get("forward/one_moment"));
     stage.finish(STAGE);
 }
