@@ -180,6 +180,23 @@ mod tests {
         Ok(())
     }
 
+    /// As on a GPU without such products, or with widths that they do not take.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn weights_are_made_whole_on_a_gpu_to_what_they_are_on_a_cpu() -> Result<()> {
+        let device = super::super::device::open().map_err(Error::wrap)?;
+        let draw = |shape: (usize, usize)| Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu);
+        let (input, bits) = (draw((5, 24))?, draw((7, 24))?.to_dtype(DType::F8E4M3)?);
+        let (scale, bias) = (draw((1, 7))?.squeeze(0)?, draw((1, 7))?.squeeze(0)?);
+        let exact = forward_whole(&input, &bits, &scale, &bias)?.flatten_all()?.to_vec1::<f32>()?;
+        let on = |tensor: &Tensor| tensor.to_device(&device);
+        let ours = forward_whole(&on(&input)?, &on(&bits)?, &on(&scale)?, &on(&bias)?)?.flatten_all()?.to_vec1::<f32>()?;
+        for (ours, exact) in ours.iter().zip(exact) {
+            assert!((ours - exact).abs() <= 1e-5 * (1.0 + exact.abs()), "{ours} is not {exact}");
+        }
+        Ok(())
+    }
+
     #[cfg(feature = "cuda")]
     #[test]
     fn every_8_bit_value_is_made_whole_on_a_gpu() -> Result<()> {

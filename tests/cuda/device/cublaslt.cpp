@@ -94,9 +94,14 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, 
                                                     size_t) {
     return CUBLAS_STATUS_SUCCESS;
 }
+// 8-bit products begin with compute capability 8.9 (cuBLAS' documentation, "8-bit Floating Point Data Types (FP8) Usage").
+static bool has_fp8() {
+    const char *capability = getenv("SIMCUDA_CAP");
+    return atoi(capability && *capability ? capability : "90") >= 89;
+}
 static bool allowed(const Desc *d, const Layout *a, const Layout *b, const Layout *c) {
     if (a->type != CUDA_R_8F_E4M3) return true; // What cuBLAS' documentation asks of 8-bit numbers on Hopper.
-    return b->type == CUDA_R_8F_E4M3 && d->ta == CUBLAS_OP_T && d->tb == CUBLAS_OP_N && d->compute == CUBLAS_COMPUTE_32F &&
+    return has_fp8() && b->type == CUDA_R_8F_E4M3 && d->ta == CUBLAS_OP_T && d->tb == CUBLAS_OP_N && d->compute == CUBLAS_COMPUTE_32F &&
            d->scale == CUDA_R_32F && a->ld % 16 == 0 && b->ld % 16 == 0 && a->rows % 16 == 0 && a->cols % 16 == 0 &&
            (c->type == CUDA_R_16BF || c->type == CUDA_R_16F || c->type == CUDA_R_32F);
 }

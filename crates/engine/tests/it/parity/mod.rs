@@ -98,7 +98,10 @@ impl Stage {
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.flatten_all().and_then(|flat| flat.to_dtype(DType::F64)?.to_vec1()).expect("values")
+    tensor
+        .to_device(&candle_core::Device::Cpu)
+        .and_then(|tensor| tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1())
+        .expect("values")
 }
 
 fn relative_error(ours: &[f64], reference: &[f64]) -> f64 {
