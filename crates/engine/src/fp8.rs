@@ -6,21 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 
-use super::device::{fp8_device, widened};
-
-/// What a device does with 8-bit values (e4m3).
-pub(super) trait Fp8Device: Send + Sync {
-    /// (T, in), f32, f16 or bf16. Returns them over a scale for each token, as e4m3, and the scales (T,), f32. A scale brings the token's
-    /// largest magnitude to 448, the largest e4m3 number; it is at least 1e-12, so a token of zeros stays one.
-    fn round_tokens(&self, input: &Tensor) -> Result<(Tensor, Tensor)>;
-
-    /// (T, in) and (out, in), both e4m3, to (T, out), bf16.
-    fn multiply(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor>;
-
-    /// `product`: (T, out), bf16; `token_scales`: (T,), `weight_scales`: (1,) or (out,), both f32; `bias`: (out,). Returns product · scales,
-    /// rounded to the bias's format, plus the bias: (T, out).
-    fn finish(&self, product: &Tensor, token_scales: &Tensor, weight_scales: &Tensor, bias: &Tensor) -> Result<Tensor>;
-}
+use super::device::{Fp8Device, fp8_device, widened};
 
 /// The products of one device.
 #[derive(Clone)]

@@ -4,14 +4,12 @@
 #include <string.h>
 typedef int R;
 typedef void *D;
-static long mib(void) {
-    const char *v = getenv("SIMCUDA_MIB");
-    return v && *v ? atol(v) : 81920;
+static long setting(const char *name, long otherwise) {
+    const char *v = getenv(name);
+    return v && *v ? atol(v) : otherwise;
 }
-static int cap(void) {
-    const char *v = getenv("SIMCUDA_CAP");
-    return v && *v ? atoi(v) : 90;
-}
+static long mib(void) { return setting("SIMCUDA_MIB", 81920); }
+static int cap(void) { return (int)setting("SIMCUDA_CAP", 90); }
 R nvmlInit_v2(void) { return 0; }
 R nvmlInitWithFlags(unsigned f) { return 0; }
 R nvmlShutdown(void) { return 0; }
@@ -20,12 +18,11 @@ R nvmlSystemGetDriverVersion(char *s, unsigned n) {
     return 0;
 }
 R nvmlSystemGetCudaDriverVersion_v2(int *v) {
-    *v = 13000;
+    *v = (int)setting("SIMCUDA_DRIVER", 13000);
     return 0;
 }
 R nvmlDeviceGetCount_v2(unsigned *n) {
-    const char *v = getenv("SIMCUDA_DEVICES");
-    *n = v && *v ? atoi(v) : 1;
+    *n = (unsigned)setting("SIMCUDA_DEVICES", 1);
     return 0;
 }
 R nvmlDeviceGetHandleByIndex_v2(unsigned i, D *d) {

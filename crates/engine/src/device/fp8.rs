@@ -8,7 +8,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};
 
-use crate::fp8::Fp8Device;
+use super::Fp8Device;
 
 /// What cuBLASLt asks of addresses and widths.
 const ALIGNED: usize = 16;
