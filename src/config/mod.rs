@@ -73,7 +73,7 @@ pub struct Server {
     pub node_id: String,
     /// Address that `atelier host` listens on.
     pub address: std::net::IpAddr,
-    /// TCP port of `atelier host`; 0: a free one, which the log tells.
+    /// TCP port of `atelier host`; 0: a free one, which the log names.
     pub port: u16,
 }
 
@@ -218,7 +218,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
-        crate::workflow::check_order(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
+        crate::workflow::sequence::check(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
         if self.runtime.max_attempts == 0 {
             return Err(("runtime.max_attempts", "must be at least 1".into()));
         }
@@ -239,8 +239,8 @@ impl Config {
     pub fn manifest(&self, environment: &Environment) -> Result<Manifest, ConfigError> {
         let mut manifest = self.manifest_of(&self.model.name, environment)?;
         let file = manifest.file.display().to_string();
-        let wrong = |(key, problem): (&str, String)| ConfigError::Value { file, key: key.to_owned(), problem };
-        manifest.check(&self.model.modes()).and_then(|()| self.check_dtype(manifest.family)).map_err(wrong)?;
+        let checked = manifest.check(&self.model.modes()).and_then(|()| self.check_dtype(manifest.family));
+        checked.map_err(|(key, problem)| ConfigError::Value { file, key: key.to_owned(), problem })?;
         let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
         manifest.defaults.tryon = TryOnDefaults { mode, steps, resolution };
         Ok(manifest)

@@ -40,7 +40,8 @@ fn judge(machine: &Machine, build: Build, needed_bytes: u64) -> Finding {
     };
     let Card { name, memory_bytes, free_bytes, compute } = card;
     let (major, minor) = compute;
-    let (all, free) = (memory_bytes >> 20, free_bytes >> 20);
+    let all = memory_bytes >> 20;
+    let free = free_bytes >> 20;
     let about = format!(
         "{} x {name}, driver {}, compute capability {major}.{minor}, {free} of {all} MiB free",
         machine.cards.len(),

@@ -25,7 +25,7 @@ use crate::protocol::report;
 use crate::workflow::control::{Control, NotificationMode};
 use crate::workflow::{Ended, Workflow};
 
-/// The function itself, whoever calls it. It takes one job at a time, or several that can be generated as one.
+/// The function itself, in every role. It takes one job at a time, or several that can be generated as one.
 pub struct Handler {
     pub workflow: Workflow,
     pub defaults: Defaults,
@@ -35,7 +35,7 @@ pub struct Handler {
     pub auth: Auth,
     /// After this many deliveries of a message its caller is notified that the job failed.
     pub max_attempts: u32,
-    /// Of which queues refused messages are kept even when their sender was told.
+    /// Of which queues refused messages are kept even when their sender was notified.
     pub keep_refused: KeepRefused,
     /// Jobs share a batch as long as their images have so many pixels together.
     pub max_batch_px: u64,
@@ -61,7 +61,7 @@ pub enum HandlerError {
 }
 
 impl HandlerError {
-    /// The error type that the Runtime API is told.
+    /// The error type that the Runtime API gets.
     #[must_use]
     pub fn error_type(&self) -> &'static str {
         match self {
@@ -152,7 +152,7 @@ impl Handler {
         settled.into_values().collect()
     }
 
-    /// What becomes of a message that holds no job. The id in it may be that of a job that is done: then nobody is told that it failed.
+    /// What becomes of a message that holds no job. The id in it may be that of a job that is done: then no one is notified that it failed.
     async fn refuse(&self, delivery: &Delivery, refusal: &Refusal, control: &Control) -> JobReport {
         let message_id = &delivery.message_id;
         let recorded = match &refusal.job_id {
@@ -178,17 +178,11 @@ impl Handler {
         stopped_groups: &[String],
         control: &Control,
     ) -> Vec<(usize, Option<String>, JobReport)> {
-        let is_stopped =
-            |waiting: &Waiting<Job>| waiting.delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group));
         let ends = control.is_shutting_down() || self.is_fatal_device_error();
-        let (stopped, begun): (Vec<_>, Vec<_>) = members.into_iter().partition(|waiting| ends || is_stopped(waiting));
-        let requeue = |Waiting { place, delivery, .. }: Waiting<Job>| {
-            let earlier = || JobError::Internal { problem: "an earlier message of its group is to be settled first".into() };
-            let error = if ends { JobError::ShuttingDown } else { earlier() };
-            (place, delivery.group, entry(&delivery.message_id, None, JobOutcome::Retry, Some(&error)))
-        };
-        let spanned = |waiting: &Waiting<Job>| span(Some(&waiting.job.id), &waiting.delivery);
-        let jobs: Vec<_> = begun.iter().map(|waiting| (&waiting.job, spanned(waiting))).collect();
+        let (stopped, begun): (Vec<_>, Vec<_>) = members
+            .into_iter()
+            .partition(|waiting| ends || waiting.delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group)));
+        let jobs: Vec<_> = begun.iter().map(|waiting| (&waiting.job, span(Some(&waiting.job.id), &waiting.delivery))).collect();
         let ended = self.workflow.run_together(&jobs, control).await;
         let finalized = begun.iter().zip(&jobs).zip(ended).map(async |((waiting, (_, span)), ended)| {
             let Waiting { place, delivery, job } = waiting;
@@ -196,7 +190,14 @@ impl Handler {
             (*place, delivery.group.clone(), settled)
         });
         let mut finalized = join_all(finalized).await;
-        finalized.extend(stopped.into_iter().map(requeue));
+        finalized.extend(stopped.into_iter().map(|Waiting { place, delivery, .. }| {
+            let error = if ends {
+                JobError::ShuttingDown
+            } else {
+                JobError::Internal { problem: "an earlier message of its group is to be settled first".into() }
+            };
+            (place, delivery.group, entry(&delivery.message_id, None, JobOutcome::Retry, Some(&error)))
+        }));
         finalized
     }
 
@@ -266,7 +267,7 @@ impl Handler {
         }
     }
 
-    /// Tells the caller where `outcome` says so; a caller who cannot be told is a reason to bring the message back.
+    /// Notifies the caller where `outcome` says so; a caller who cannot be notified is a reason to bring the message back.
     async fn fail(
         &self,
         delivery: &Delivery,
@@ -288,7 +289,7 @@ impl Handler {
         }
     }
 
-    /// Sees that a refused message is kept of which nobody could be told: SQS moves what is handed back, other queues of the platform
+    /// Sees that a refused message is kept of which no one could be notified: SQS moves what is handed back, other queues of the platform
     /// have nothing of the kind. A host keeps its messages itself.
     async fn keep(
         &self,
@@ -298,13 +299,13 @@ impl Handler {
         failed: JobReport,
         control: &Control,
     ) -> JobReport {
-        let is_told = of.job_id.is_some() && self.workflow.can_tell(of, error);
+        let is_notified = of.job_id.is_some() && self.workflow.can_notify(of, error);
         let keeps_all = match delivery.source {
             "sqs" => self.keep_refused.sqs,
             _ => self.keep_refused.rabbitmq,
         };
         let is_settled = failed.outcome != JobOutcome::Failed || control.notification_mode() == NotificationMode::Later;
-        if is_settled || (is_told && !keeps_all) {
+        if is_settled || (is_notified && !keeps_all) {
             return failed;
         }
         if delivery.source == "sqs" {
@@ -324,7 +325,7 @@ impl Handler {
 fn job_outcome(error: &JobError, stored: bool) -> JobOutcome {
     match error.retry_policy() {
         RetryPolicy::Retry => JobOutcome::Retry,
-        // It came too late: the images are there, and the redelivery tells of them.
+        // It came too late: the images are there, and the redelivery reports them.
         RetryPolicy::Terminal if stored && matches!(error, JobError::Cancelled) => JobOutcome::Retry,
         RetryPolicy::Terminal => JobOutcome::Failed,
     }

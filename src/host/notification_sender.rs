@@ -1,4 +1,4 @@
-//! Delivers what handlers leave to their host: notifications, and the failures that a dead handler could not tell.
+//! Delivers what handlers leave to their host: notifications, and the failures that a dead handler could not report.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::job::outcome::JobError;
 use crate::notify::Notifier;
 use crate::store::Store;
 
-/// Tells callers; clones share their connections.
+/// Notifies callers; clones share their connections.
 #[derive(Clone)]
 pub struct NotificationSender {
     pub notifier: Arc<Notifier>,
@@ -25,11 +25,11 @@ impl NotificationSender {
         self.notifier.send_all_or_backend(notifications).await
     }
 
-    /// Tells the caller how a job ended that no handler could tell, or that was cancelled: with its images if they are stored, else
+    /// Notifies the caller how a job ended that no handler could report, or that was cancelled: with its images if they are stored, else
     /// as failed.
     ///
     /// # Errors
-    /// [`JobError`] when the bucket could not be asked or the caller not be told now.
+    /// [`JobError`] when the bucket could not be asked or the caller not be notified now.
     pub async fn ended(&self, in_flight: &InFlight, error: &JobError) -> Result<State, JobError> {
         if let Ok(job) = &in_flight.job
             && let Some(record) = self.store.record(&job.output.prefix, &job.id).await?
@@ -42,7 +42,7 @@ impl NotificationSender {
         self.failed(in_flight, error).await.map(|()| State::Failed)
     }
 
-    /// Tells the caller that a job failed for good.
+    /// Notifies the caller that a job failed for good.
     ///
     /// # Errors
     /// [`JobError::Notification`] when it could not be delivered now.

@@ -60,8 +60,8 @@ impl JobId {
     /// # Errors
     /// Says what is allowed when `text` is not such a name.
     pub fn new(text: &str) -> Result<Self, String> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if (1..=128).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('.') {
+        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        if (1..=128).contains(&text.len()) && is_plain && !text.starts_with('.') {
             return Ok(Self(text.to_owned()));
         }
         let what = "must be 1 to 128 of the characters A-Z a-z 0-9 . _ - and not start with a dot";
@@ -92,7 +92,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// The prefix where it tells two jobs of one id apart: none for the default one.
+    /// The prefix where it distinguishes two jobs of one id: none for the default one.
     #[must_use]
     pub fn own_prefix(&self) -> Option<&str> {
         (!self.is_default_prefix).then_some(self.prefix.as_str())
@@ -127,7 +127,7 @@ impl ImageFormat {
     }
 }
 
-/// Whom to tell, when it is not the configured backend. `metadata` is handed back untouched in every notification.
+/// Whom to notify, when it is not the configured backend. `metadata` is handed back untouched in every notification.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Callback {
     pub url: Option<CallbackUrl>,

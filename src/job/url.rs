@@ -162,14 +162,13 @@ fn parsed(text: &str, allowed: &str) -> Result<Url, String> {
     })
 }
 
-/// What a text without a scheme is that looks like a file's bytes in base64. It is never echoed: it may be somebody's photo.
+/// What a text without a scheme is that looks like a file's bytes in base64. It is never echoed: it may be someone's photo.
 fn base64_kind(text: &str) -> Option<&'static str> {
     /// Shorter ones may as well be the name of a file.
     const MIN_CHARS: usize = 64;
     /// The first three bytes of PNG, JPEG, WebP and GIF in base64.
     const IMAGES: [&str; 4] = ["iVBORw0K", "/9j/", "UklGR", "R0lGOD"];
-    let digits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_' | '=');
-    if !text.chars().all(digits) {
+    if !text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_' | '=')) {
         return None;
     }
     if IMAGES.iter().any(|start| text.starts_with(start)) {

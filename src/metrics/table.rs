@@ -104,7 +104,7 @@ pub const REFUSED: Counter<2> = Counter(labelled(
     "atelier_refused_total",
     "",
     &["source", "outcome"],
-    "messages that no attempt can help: failed (its sender was told) or dead_letter (nobody could be told, or `keep_refused`)",
+    "messages that no attempt can help: failed (its sender was notified) or dead_letter (no one could be notified, or `keep_refused`)",
 ));
 pub const JOB_SECONDS: Histogram<1> = Histogram(
     labelled("atelier_job_seconds", "seconds", &["source"], "a run in the handler, from its turn to its outcome"),
@@ -146,7 +146,7 @@ pub const QUEUE_AGE: Gauge<1> = Gauge(labelled(
     "atelier_queue_oldest_seconds",
     "seconds",
     &["source"],
-    "age of the oldest waiting message, where the queue tells (the spool)",
+    "age of the oldest waiting message, where the queue reports it (the spool)",
 ));
 pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
     "atelier_http_requests_total",
@@ -184,7 +184,8 @@ pub const TABLE: [Metric; 21] = [
 /// The table in Markdown.
 #[must_use]
 pub fn markdown() -> String {
-    let line = |Metric { name, kind, unit, labels, meaning }: &Metric| {
+    let head = "| name | kind | unit | labels | meaning |\n|---|---|---|---|---|\n".to_owned();
+    let rows = TABLE.iter().map(|Metric { name, kind, unit, labels, meaning }| {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
@@ -192,7 +193,6 @@ pub fn markdown() -> String {
         };
         let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
         format!("| `{name}` | {kind} | {unit} | {} | {meaning} |\n", labels.join(" "))
-    };
-    let head = "| name | kind | unit | labels | meaning |\n|---|---|---|---|---|\n".to_owned();
-    [head].into_iter().chain(TABLE.iter().map(line)).collect()
+    });
+    [head].into_iter().chain(rows).collect()
 }

@@ -20,7 +20,7 @@ use crate::setting::{Secret, SettingError, check_address};
 use crate::shown;
 
 /// Redirects of one download.
-const MOST_REDIRECTS: usize = 5;
+const MAX_REDIRECTS: usize = 5;
 /// Without a byte for so long a connection counts as broken.
 const STALLED: Duration = Duration::from_mins(1);
 
@@ -29,7 +29,7 @@ const STALLED: Duration = Duration::from_mins(1);
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     pub endpoint: String,
-    /// For repositories that are not open to everybody.
+    /// For repositories that are not open to everyone.
     pub token: Option<Secret>,
     /// Nothing is fetched from anywhere: what is missing is an error.
     pub offline: bool,
@@ -87,20 +87,21 @@ impl Hub {
         if !response.status().is_success() {
             return Err(self.refused(&response));
         }
-        let unreadable = |error: reqwest::Error| self.unusable(format!("its listing cannot be read ({})", cause(&error)));
-        let Answer { sha, siblings } = response.json().await.map_err(unreadable)?;
-        let listed = |Sibling { rfilename, size, lfs }: Sibling| {
+        let Answer { sha, siblings } =
+            response.json().await.map_err(|error| self.unusable(format!("its listing cannot be read ({})", cause(&error))))?;
+        let mut files = Vec::new();
+        for Sibling { rfilename, size, lfs } in siblings {
             let path = FilePath::new(&rfilename).map_err(|problem| self.unusable(format!("names a file that {problem}")))?;
-            Ok(Listed { path, bytes: size, checksum: lfs.map(|lfs| lfs.sha256) })
-        };
-        Ok(Listing { commit: Some(sha), files: siblings.into_iter().map(listed).collect::<Result<_, ModelError>>()? })
+            files.push(Listed { path, bytes: size, checksum: lfs.map(|lfs| lfs.sha256) });
+        }
+        Ok(Listing { commit: Some(sha), files })
     }
 
     /// The bytes of `path` from `from` on, as of `commit`.
     pub(super) async fn open(&self, path: &FilePath, commit: Option<&str>, from: u64) -> Result<Content, ModelError> {
         let revision = commit.unwrap_or(&self.revision);
         let mut address = self.url_of(&format!("{}/resolve/{revision}/{path}", self.repository))?;
-        for _ in 0..=MOST_REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             let response = self.get(&address, from).await?;
             if response.status().is_redirection() {
                 let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
@@ -117,7 +118,7 @@ impl Hub {
                 _ => Err(self.refused(&response)),
             };
         }
-        Err(self.unusable(format!("{path}: redirects more than {MOST_REDIRECTS} times")))
+        Err(self.unusable(format!("{path}: redirects more than {MAX_REDIRECTS} times")))
     }
 
     async fn get(&self, address: &Url, from: u64) -> Result<Response, ModelError> {
@@ -128,8 +129,10 @@ impl Hub {
         if from > 0 {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
-        let unreachable = |error: reqwest::Error| ModelError::Unreachable { place: self.to_string(), problem: cause(&error) };
-        let response = request.send().await.map_err(unreachable)?;
+        let response = request
+            .send()
+            .await
+            .map_err(|error| ModelError::Unreachable { place: self.to_string(), problem: cause(&error) })?;
         let status = response.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             let problem = format!("{} answered {}", self.endpoint, status.as_u16());
@@ -144,7 +147,8 @@ impl Hub {
     }
 
     fn refused(&self, response: &Response) -> ModelError {
-        let (repository, revision) = (&self.repository, &self.revision);
+        let repository = &self.repository;
+        let revision = &self.revision;
         let code = response.headers().get("x-error-code").and_then(|code| code.to_str().ok()).unwrap_or_default();
         self.unusable(match (response.status().as_u16(), code) {
             (_, "GatedRepo") => {
@@ -152,7 +156,7 @@ impl Hub {
             }
             (_, "RevisionNotFound") => format!("{repository} has no revision {revision}"),
             (401 | 403 | 404, _) => {
-                format!("{repository} is not there, or not open to everybody, and the token in HF_TOKEN may not read it")
+                format!("{repository} is not there, or not open to everyone, and the token in HF_TOKEN may not read it")
             }
             (status, _) => format!("{} answered {status}", self.endpoint),
         })

@@ -27,7 +27,7 @@ pub struct Plan {
     pub directory: PathBuf,
     /// The one file that holds all weights, where the manifest names one.
     pub weights: Option<FilePath>,
-    /// Directories of weights that nothing reads: whoever needs another model's transformer does not bring this one's.
+    /// Directories of weights that nothing reads: a model with another one's transformer does not bring its own.
     pub unread: &'static [&'static str],
     /// Whether nothing may be fetched.
     pub offline: bool,
@@ -204,12 +204,12 @@ fn offline(
     Ok(Pulled { files, commit: None })
 }
 
-/// Compares what is there with the manifest, without asking anybody.
+/// Compares what is there with the manifest, without asking anyone.
 ///
 /// # Errors
 /// When a file is there and cannot be read.
 pub fn verify(plan: &Plan) -> Result<BTreeMap<FilePath, FileCheck>, ModelError> {
-    let file_check = |(path, pinned): (&FilePath, &Option<Checksum>)| {
+    let checks = plan.source.files.iter().map(|(path, pinned)| {
         let file_check = match (checksum(&plan.directory, path)?, *pinned) {
             (None, _) => FileCheck::Missing,
             (Some(_), None) => FileCheck::Unverified,
@@ -217,8 +217,8 @@ pub fn verify(plan: &Plan) -> Result<BTreeMap<FilePath, FileCheck>, ModelError> 
             (Some(found), Some(expected)) => FileCheck::Differs { found, expected },
         };
         Ok((path.clone(), file_check))
-    };
-    plan.source.files.iter().map(file_check).collect()
+    });
+    checks.collect()
 }
 
 /// How many of the manifest's files are there, by their names alone.

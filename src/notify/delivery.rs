@@ -29,7 +29,7 @@ pub(super) struct DeliveryRequest<'a> {
     body: Bytes,
 }
 
-/// How a letter goes. Only an address that a caller named goes through the guarded client, and never with a token.
+/// How a delivery request goes. Only an address that a caller named goes through the guarded client, and never with a token.
 #[derive(Debug)]
 enum Way {
     Bearer(Secret),
@@ -40,7 +40,7 @@ enum Way {
 
 /// Why an attempt did not deliver.
 pub(super) enum DeliveryError {
-    /// The receiver asks not to be told (410).
+    /// The receiver asks not to be notified (410).
     Unwanted,
     /// The address may not be reached, now or later.
     Refused(OutboundError),
@@ -100,7 +100,7 @@ impl Notifier {
     async fn send_to_backend(&self, notification: &Notification, refused: &JobError) -> Result<(), JobError> {
         let Notification { id, trace, message } = notification;
         let (Message::Callback { kind, body, .. }, Some(_)) = (message, &self.backend) else {
-            tracing::error!(webhook_id = id, error = %refused, "nobody can be notified: the address is refused, and no backend is set");
+            tracing::error!(webhook_id = id, error = %refused, "no one can be notified: the address is refused, and no backend is set");
             return Ok(());
         };
         tracing::warn!(webhook_id = id, error = %refused, "the backend is notified instead");
@@ -121,7 +121,7 @@ impl Notifier {
                     tracing::warn!(
                         webhook_id = notification.id,
                         kind = notification.as_str(),
-                        "the receiver answered 410: not told again"
+                        "the receiver answered 410: not notified again"
                     );
                     return Ok(());
                 }
@@ -158,7 +158,7 @@ impl Notifier {
         );
     }
 
-    /// Sends the letter once.
+    /// Sends the delivery request once.
     pub(super) async fn attempt(&self, delivery_request: &DeliveryRequest<'_>, limit: Duration) -> Result<(), DeliveryError> {
         let sent =
             tokio::time::timeout(limit, async { delivery_request.judge(self.post(delivery_request).await?).await }).await;
@@ -171,7 +171,8 @@ impl Notifier {
     }
 
     async fn post(&self, delivery_request: &DeliveryRequest<'_>) -> Result<Response, DeliveryError> {
-        let (method, url) = (delivery_request.method.clone(), &delivery_request.url);
+        let method = delivery_request.method.clone();
+        let url = &delivery_request.url;
         let request = match &delivery_request.way {
             Way::Guarded => {
                 let request = self.signed(self.outbound.request(method, url)?, delivery_request)?;
@@ -288,10 +289,10 @@ impl From<OutboundError> for DeliveryError {
 
 /// The start of an answer's body, for the log.
 async fn first_words(mut response: Response) -> String {
-    const MOST_BYTES: usize = 200;
+    const MAX_BYTES: usize = 200;
     match response.chunk().await {
         Ok(Some(chunk)) if !chunk.is_empty() => {
-            let start = String::from_utf8_lossy(&chunk[..chunk.len().min(MOST_BYTES)]);
+            let start = String::from_utf8_lossy(&chunk[..chunk.len().min(MAX_BYTES)]);
             format!(" {:?}", start.trim())
         }
         _ => String::new(),

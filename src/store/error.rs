@@ -63,7 +63,9 @@ impl Failure {
 
     /// As an error of the request field that named the object: what is not there or forbidden is abandoned.
     pub(super) fn input(self, field: &str, request: Request<'_>) -> JobError {
-        let (field, problem, cause) = (field.to_owned(), self.problem(request), Some(self.cause));
+        let field = field.to_owned();
+        let problem = self.problem(request);
+        let cause = Some(self.cause);
         match self.kind {
             Kind::Denied | Kind::NoBucket | Kind::NoKey => JobError::Input { field, problem, cause },
             _ => JobError::Fetch { field, problem, cause },
@@ -121,8 +123,8 @@ fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpRe
 fn bucket_region<E>(error: &SdkError<E, HttpResponse>) -> Option<Region> {
     let named = error.raw_response()?.headers().get("x-amz-bucket-region")?;
     // It becomes a part of a host name.
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let sensible = (1..=32).contains(&named.len()) && named.chars().all(plain);
+    let sensible =
+        (1..=32).contains(&named.len()) && named.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     sensible.then(|| Region::new(named.to_owned()))
 }
 
@@ -135,9 +137,9 @@ mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct Nobody;
+    struct NoCredentials;
 
-    impl ProvideCredentials for Nobody {
+    impl ProvideCredentials for NoCredentials {
         fn provide_credentials<'a>(&'a self) -> aws_credential_types::provider::future::ProvideCredentials<'a>
         where
             Self: 'a,
@@ -152,7 +154,7 @@ mod tests {
         let config = Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new("us-east-1"))
-            .credentials_provider(Nobody)
+            .credentials_provider(NoCredentials)
             .build();
         let error = Client::from_conf(config).get_object().bucket("b").key("k").send().await.unwrap_err();
         let request = Request { action: "s3:GetObject", bucket: "b", key: "k", endpoint: "" };

@@ -1,4 +1,4 @@
-//! Tells the faults of a CUDA device that leave no way back from those that the next job may not have.
+//! Distinguishes the faults of a CUDA device that leave no way back from those that the next job may not have.
 
 use super::EngineError;
 
@@ -36,7 +36,7 @@ const FAILED_WORK: [&str; 4] = [
 /// `CURAND_STATUS_ALLOCATION_FAILED`, cuDNN's `CUDNN_STATUS_ALLOC_FAILED` and `CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED`.
 const NO_MEMORY: [&str; 3] = ["OUT_OF_MEMORY", "ALLOC_FAILED", "ALLOCATION_FAILED"];
 
-/// The error, as [`EngineError::Fatal`] if it is one. The libraries below tell them apart only in their messages, and some
+/// The error, as [`EngineError::Fatal`] if it is one. The libraries below distinguish them only in their messages, and some
 /// of them panic instead.
 pub(super) fn classify(error: EngineError) -> EngineError {
     let problem = match &error {
@@ -48,7 +48,7 @@ pub(super) fn classify(error: EngineError) -> EngineError {
     if says(&STICKY) || says(&FAILED_WORK) && !says(&NO_MEMORY) { EngineError::Fatal { problem } } else { error }
 }
 
-/// The error, as [`EngineError::OutOfMemory`] if it is one. Candle tells a device without memory from other faults only in its message.
+/// The error, as [`EngineError::OutOfMemory`] if it is one. Candle distinguishes a device without memory from other faults only in its message.
 pub(super) fn classify_memory_error(error: EngineError) -> EngineError {
     match error {
         EngineError::Candle(error) => {

@@ -28,7 +28,8 @@ impl Fp8Weight {
     fn tried(&self, device: &Device) -> Result<()> {
         const FURTHEST: f32 = 0.1;
         let draw = |rows: usize| Tensor::randn(0.0_f32, 1.0, (rows, 64), &Device::Cpu);
-        let (input, weight) = (draw(5)?, draw(32)?);
+        let input = draw(5)?;
+        let weight = draw(32)?;
         let whole = input.matmul(&weight.t()?)?;
         let bits = weight.to_dtype(DType::F8E4M3)?.to_device(device)?;
         let scale = Tensor::ones(1, DType::F32, device)?;

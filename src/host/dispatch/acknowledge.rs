@@ -1,4 +1,4 @@
-//! What becomes of messages once their invocation has ended: told, acknowledged, put back or dead-lettered.
+//! What becomes of messages once their invocation has ended: reported, acknowledged, put back or dead-lettered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub struct Acknowledger {
     pub token: Option<Secret>,
     pub metrics: Metrics,
     pub under_way: TaskTracker,
-    /// The host ends: whoever waits for a better time abandons it.
+    /// The host ends: a task that waits for a better time abandons it.
     pub force_shutdown: CancellationToken,
 }
 
@@ -87,12 +87,12 @@ impl Acknowledger {
         });
     }
 
-    /// A job that somebody cancelled before it was started here. It may be complete nevertheless: by another host, or by an attempt
+    /// A job that someone cancelled before it was started here. It may be complete nevertheless: by another host, or by an attempt
     /// whose notification was not taken.
     pub fn cancelled(&self, in_flight: InFlight) {
         let acknowledger = self.clone();
         let span = in_flight.span.clone();
-        let telling = async move {
+        let notifying = async move {
             match acknowledger.notification_sender.ended(&in_flight, &JobError::Cancelled).await {
                 Ok(State::Complete) => {
                     acknowledger.count(&in_flight, JobOutcome::Complete.as_str(), None);
@@ -105,7 +105,7 @@ impl Acknowledger {
                 Err(undelivered) => acknowledger.try_again(&in_flight, &undelivered).await,
             }
         };
-        self.under_way.spawn(telling.instrument(span));
+        self.under_way.spawn(notifying.instrument(span));
     }
 
     async fn apply(&self, in_flight: &InFlight, disposition: Disposition) {
@@ -126,15 +126,15 @@ impl Acknowledger {
                 self.count(in_flight, JobOutcome::DeadLetter.as_str(), None);
                 self.end_as_failed(in_flight, &error).await;
             }
-            Disposition::Reported(told) => self.finalize(in_flight, told).await,
+            Disposition::Reported(report) => self.finalize(in_flight, report).await,
         }
     }
 
-    /// Tells the caller, then the queue.
-    async fn finalize(&self, in_flight: &InFlight, told: JobReport) {
-        let is_refused = told.is_refused();
-        let is_told = told.job_id.is_some() && !told.notifications.is_empty();
-        let JobReport { outcome, error, notifications, measured, .. } = told;
+    /// Notifies the caller, then the queue.
+    async fn finalize(&self, in_flight: &InFlight, report: JobReport) {
+        let is_refused = report.is_refused();
+        let is_notified = report.job_id.is_some() && !report.notifications.is_empty();
+        let JobReport { outcome, error, notifications, measured, .. } = report;
         if matches!(outcome, JobOutcome::Failed | JobOutcome::DeadLetter) {
             self.jobs.ending(known_id(&self.jobs, in_flight));
         }
@@ -150,9 +150,9 @@ impl Acknowledger {
             self.count(in_flight, JobOutcome::Retry.as_str(), measured.as_ref());
             return self.try_again(in_flight, &undelivered).await;
         }
-        // Nobody heard of it, or all that was refused is to be kept.
+        // No one heard of it, or all that was refused is to be kept.
         let outcome =
-            if is_refused && (!is_told || in_flight.source.keeps_refused()) { JobOutcome::DeadLetter } else { outcome };
+            if is_refused && (!is_notified || in_flight.source.keeps_refused()) { JobOutcome::DeadLetter } else { outcome };
         if is_refused {
             self.metrics.refused(in_flight.source.name(), outcome.as_str());
         }
@@ -175,7 +175,7 @@ impl Acknowledger {
         self.ack(in_flight).await;
     }
 
-    /// Until the queue has heard it: a message that comes back is told again. Its heartbeat keeps it here meanwhile.
+    /// Until the queue has heard it: a message that comes back is reported again. Its heartbeat keeps it here meanwhile.
     async fn ack(&self, in_flight: &InFlight) {
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
         let mut backoff = Backoff::new(initial_backoff, max_backoff);
@@ -210,8 +210,8 @@ impl Acknowledger {
         done(in_flight, "put back", in_flight.source.retry(&in_flight.message, delay).await);
     }
 
-    /// The last attempt failed and the handler could not tell. A job that died over and over is not started again only
-    /// because its caller cannot be told now.
+    /// The last attempt failed and the handler could not report it. A job that died over and over is not started again only
+    /// because its caller cannot be notified now.
     async fn end_as_failed(&self, in_flight: &InFlight, error: &JobError) {
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
         let mut backoff = Backoff::new(initial_backoff, max_backoff);
@@ -221,7 +221,7 @@ impl Acknowledger {
                 Ok(State::Complete) => return self.over(in_flight, State::Complete, None).await,
                 Ok(_) => return self.dead_letter(in_flight, Some(json!(Problem::from(error)))).await,
                 Err(undelivered) => {
-                    tracing::warn!(error = %undelivered, "a failure could not be told yet");
+                    tracing::warn!(error = %undelivered, "a failure could not be reported yet");
                 }
             }
             tokio::select! {
@@ -244,15 +244,15 @@ impl Acknowledger {
 
     async fn answer(&self, direct: Direct, ended: Ended) {
         let id = direct.job.id.as_str();
-        let (ending, told) = match ended {
+        let (ending, report) = match ended {
             Ended::Answered(Answer::Reply { body, http_stream }) => {
                 let reply = reply_value(&body, http_stream);
-                let told = reply::decode(&reply).unwrap_or_else(|unreadable| {
+                let report = reply::decode(&reply).unwrap_or_else(|unreadable| {
                     tracing::error!(error = %unreadable, "a reply was not understood");
                     Vec::new()
                 });
-                let told = told.into_iter().next();
-                (Ending::Answer(reply), told)
+                let report = report.into_iter().next();
+                (Ending::Answer(reply), report)
             }
             Ended::Answered(Answer::Error(error)) => (Ending::Crashed(error.to_string()), None),
             Ended::Died(cause) => (Ending::Crashed(cause.to_string()), None),
@@ -260,21 +260,21 @@ impl Acknowledger {
         };
         // A function that knows nothing of its host answers its caller itself.
         let answered = match &ending {
-            Ending::Answer(reply) if told.is_none() && !reply.is_null() && !reply::is_ours(reply) => {
+            Ending::Answer(reply) if report.is_none() && !reply.is_null() && !reply::is_ours(reply) => {
                 reply["statusCode"].as_u64().is_none_or(|status| status < 400)
             }
             _ => false,
         };
-        let untold = if answered { (State::Complete, JobOutcome::Complete) } else { (State::Failed, JobOutcome::Failed) };
-        let outcome = told.as_ref().map_or(untold.1, |told| told.outcome).as_str();
-        self.metrics.job("infer", outcome, told.as_ref().and_then(|told| told.measured.as_ref()));
-        let (state, error, notifications) = match told {
+        let unreported = if answered { (State::Complete, JobOutcome::Complete) } else { (State::Failed, JobOutcome::Failed) };
+        let outcome = report.as_ref().map_or(unreported.1, |report| report.outcome).as_str();
+        self.metrics.job("infer", outcome, report.as_ref().and_then(|report| report.measured.as_ref()));
+        let (state, error, notifications) = match report {
             Some(JobReport { outcome: JobOutcome::Complete, notifications, .. }) => (State::Complete, None, notifications),
             Some(JobReport { error, notifications, .. }) => {
                 let error = error.map(|error| json!(error));
                 (failed_state(error.as_ref()), error, notifications)
             }
-            None => (untold.0, None, Vec::new()),
+            None => (unreported.0, None, Vec::new()),
         };
         self.jobs.end(id, state, error);
         // A caller that is gone hears of it by the notification, if at all.

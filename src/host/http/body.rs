@@ -70,8 +70,9 @@ pub(super) async fn read(request: Request, limit_bytes: usize, settings: &Settin
 /// A 413 when it is longer than `limit_bytes`, a 400 when it has no boundary.
 pub(super) async fn multipart(request: Request, limit_bytes: usize) -> Result<Multipart, Problem> {
     let request = limit(request, limit_bytes).await?;
-    let broken = |_| Problem::invalid("content-type", "must name the boundary: multipart/form-data; boundary=...");
-    Multipart::from_request(request, &()).await.map_err(broken)
+    Multipart::from_request(request, &())
+        .await
+        .map_err(|_| Problem::invalid("content-type", "must name the boundary: multipart/form-data; boundary=..."))
 }
 
 /// Bounds the reading of a body in time.
@@ -100,20 +101,21 @@ async fn limit(mut request: Request, limit_bytes: usize) -> Result<Request, Prob
 /// Reads away what a caller is still sending who is to be refused: one who is cut off while sending often never reads the
 /// answer. Callers who send too much or too slowly are cut off all the same.
 pub(super) async fn drain(request: Request) {
-    const MOST_BYTES: usize = 100 << 20;
-    const MOST_TIME: Duration = Duration::from_secs(5);
+    const MAX_BYTES: usize = 100 << 20;
+    const MAX_TIME: Duration = Duration::from_secs(5);
     // It waits for our word before it sends anything.
     if request.headers().contains_key(EXPECT) {
         return;
     }
     let reading = async {
-        let (mut read, mut chunks) = (0, request.into_body().into_data_stream());
+        let mut read = 0;
+        let mut chunks = request.into_body().into_data_stream();
         while let Some(Ok(chunk)) = chunks.next().await {
             read += chunk.len();
-            if read > MOST_BYTES {
+            if read > MAX_BYTES {
                 return;
             }
         }
     };
-    let _ = tokio::time::timeout(MOST_TIME, reading).await;
+    let _ = tokio::time::timeout(MAX_TIME, reading).await;
 }

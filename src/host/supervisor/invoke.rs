@@ -11,7 +11,6 @@ use crate::clock::later;
 use crate::host::answer::{Answer, Ended, FunctionError};
 use crate::host::cause::Cause;
 use crate::host::dispatch::Assignment;
-use crate::host::in_flight::InFlight;
 use crate::host::process::Process;
 use crate::host::runtime_api::{Invocation, RuntimeApi};
 use crate::job::trace::Trace;
@@ -34,6 +33,13 @@ enum Stop {
 }
 
 impl Worker {
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            job: Duration::from_millis(self.settings.job_timeout_ms),
+            kill_grace: Duration::from_millis(self.settings.kill_grace_ms),
+        }
+    }
+
     /// Leaves out what was cancelled while it waited; none when nothing is left.
     pub(super) fn begin(&self, assignment: Assignment) -> Option<Assignment> {
         let jobs = self.dispatcher.jobs();
@@ -43,10 +49,9 @@ impl Worker {
                 Some(Assignment::Direct(direct))
             }
             Assignment::Messages(in_flight) => {
-                let starts = |in_flight: &InFlight| {
+                let (begun, cancelled): (Vec<_>, Vec<_>) = in_flight.into_iter().partition(|in_flight| {
                     in_flight.job.as_ref().map_or(true, |job| jobs.start(job, in_flight.message.attempt))
-                };
-                let (begun, cancelled): (Vec<_>, Vec<_>) = in_flight.into_iter().partition(starts);
+                });
                 for in_flight in cancelled {
                     self.acknowledger.cancelled(in_flight);
                 }

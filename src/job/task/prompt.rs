@@ -22,8 +22,8 @@ impl EmbeddingToken {
     /// # Errors
     /// Says what is allowed when `text` is not such a word.
     pub fn new(text: &str) -> Result<Self, String> {
-        let allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '(' | ')' | '[' | ']' | ':' | '\\');
-        if (1..=64).contains(&text.len()) && text.chars().all(allowed) {
+        let is_plain = text.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '(' | ')' | '[' | ']' | ':' | '\\'));
+        if (1..=64).contains(&text.len()) && is_plain {
             return Ok(Self(text.to_owned()));
         }
         let what = "must be 1 to 64 ASCII characters, none of them white space or one of ( ) [ ] : \\";
@@ -46,7 +46,7 @@ impl<'de> Deserialize<'de> for EmbeddingToken {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PromptSyntax {
-    /// As they stand, up to the 75 words or so that the model was trained on; more are dropped, which is told in the log.
+    /// As they stand, up to the 75 words or so that the model was trained on; more are dropped, which the log says.
     #[default]
     Plain,
     /// As AUTOMATIC1111's web interface: `(word:1.2)`, `(word)`, `[word]`, `BREAK`, and any length.

@@ -23,7 +23,7 @@ impl Session {
             Err(fault) => fault,
             Ok(never) => match never {},
         };
-        // The broker gives them to somebody, perhaps to us, and counts a delivery that nobody has tried.
+        // The broker gives them to someone, perhaps to us, and counts a delivery that no one has tried.
         for in_flight in self.deliveries().remove_until(Instant::now()) {
             self.broker.handed_back.note(&in_flight.delivery);
         }
@@ -54,7 +54,8 @@ impl Session {
 
     async fn consume(&self) -> Result<Consumer, Fault> {
         within(self.limit()).await?;
-        let (queue, options) = (self.broker.settings.queue.as_str().into(), BasicConsumeOptions::default());
+        let queue = self.broker.settings.queue.as_str().into();
+        let options = BasicConsumeOptions::default();
         within(self.consuming.basic_consume(queue, "".into(), options, FieldTable::default())).await
     }
 

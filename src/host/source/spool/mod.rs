@@ -29,7 +29,7 @@ use crate::job::trace::{self, Trace};
 pub struct Settings {
     /// Where the jobs lie; one host at a time may use it. Put it on a disk that outlives the container.
     pub directory: PathBuf,
-    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+    /// true: refused messages are dead-lettered even when their sender was notified; else only those that no one could be notified of.
     pub keep_refused: bool,
 }
 
@@ -54,7 +54,7 @@ pub struct Spool {
 /// A job that waits, in the order in which jobs are due.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Waiting {
-    /// Not to be started before; by a clock that nobody sets.
+    /// Not to be started before; by a clock that no one sets.
     due: Instant,
     name: Name,
 }
@@ -81,7 +81,8 @@ impl Spool {
         }
         let names = files.list(Directory::Waiting).map_err(|problem| refused(&settings.directory, "open", &problem))?;
         // One moment for all: what is due already keeps the order of its names.
-        let (now, opened) = (SystemTime::now(), Instant::now());
+        let now = SystemTime::now();
+        let opened = Instant::now();
         let waiting = names.into_iter().map(|name| Waiting { due: later(opened, name.due_in(now, max_pause)), name });
         Ok(Self {
             files: Arc::new(files),
@@ -105,11 +106,12 @@ impl Spool {
     async fn start(&self, waiting: Name) -> Result<Message, SourceError> {
         let mut running = waiting.clone();
         running.attempt = running.attempt.saturating_add(1);
-        let (from, to) = (waiting.clone(), running.clone());
+        let from = waiting.clone();
+        let to = running.clone();
         let started = self.on_disk("receive", move |files| files.start(&from, &to));
         match started.await {
             Ok(body) => Ok(message(&running, body)),
-            // Somebody took the file away: there is no job any more.
+            // Someone took the file away: there is no job any more.
             Err(error @ SourceError::Lost { .. }) => Err(error),
             Err(error) => {
                 self.index().insert(Waiting::due_now(waiting));
@@ -246,7 +248,7 @@ impl Source for Spool {
     }
 
     /// What a dropped call had taken stays in `running/` until the directory is opened again; so the moves are made in a task of
-    /// its own, which puts the jobs back when nobody wants them any more.
+    /// its own, which puts the jobs back when no one wants them any more.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
         loop {
             let arrived = self.arrived.notified();
@@ -254,7 +256,8 @@ impl Source for Spool {
                 Ok(name) => {
                     let more = std::iter::from_fn(|| self.take_due().ok());
                     let names = std::iter::once(name).chain(more).take(most.max(1)).collect();
-                    let (spool, (sender, started)) = (self.clone(), tokio::sync::oneshot::channel());
+                    let spool = self.clone();
+                    let (sender, started) = tokio::sync::oneshot::channel();
                     tokio::spawn(async move {
                         if let Err(Ok(unwanted)) = sender.send(spool.start_all(names).await) {
                             for message in unwanted {
@@ -290,12 +293,14 @@ impl Source for Spool {
 
     /// The job goes to `dead/`, its reason next to it; moving the file back to `waiting/` and starting the host again tries it anew.
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
-        let (name, reason) = (self.in_flight(message, "dead-letter")?, reason.to_owned());
+        let name = self.in_flight(message, "dead-letter")?;
+        let reason = reason.to_owned();
         self.on_disk("dead-letter", move |files| files.bury(&name, &reason)).await
     }
 
     async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
-        let (name, body) = (Name::new(job_id, trace, SystemTime::now()), body.to_owned());
+        let name = Name::new(job_id, trace, SystemTime::now());
+        let body = body.to_owned();
         let to = name.clone();
         self.on_disk("send", move |files| files.create(Directory::Waiting, &to, &body)).await?;
         self.index().insert(Waiting::due_now(name));
@@ -307,8 +312,11 @@ impl Source for Spool {
         let index = self.index();
         let now = SystemTime::now();
         let oldest = index.iter().map(|waiting| waiting.name.sent_ms).min();
-        let age = |ms: u64| now.duration_since(later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms))).unwrap_or_default();
-        Ok(Depth { waiting: index.len() as u64, oldest: oldest.map(age) })
+        let oldest = oldest.map(|ms| {
+            let sent = later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms));
+            now.duration_since(sent).unwrap_or_default()
+        });
+        Ok(Depth { waiting: index.len() as u64, oldest })
     }
 
     async fn close(&self) {}

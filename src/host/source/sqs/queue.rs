@@ -19,7 +19,7 @@ use crate::host::source::{Message, SourceError};
 use crate::job::trace::Trace;
 
 /// What SQS takes at most, body and attributes together; a queue may take less.
-const MOST_BYTES: usize = 1 << 20;
+const MAX_BYTES: usize = 1 << 20;
 
 pub(super) struct Queue {
     client: Client,
@@ -58,12 +58,12 @@ impl Queue {
             wait_seconds: settings.wait_seconds,
             visibility_seconds: settings.visibility_seconds,
             poll_timeout: TimeoutConfig::builder().operation_attempt_timeout(poll).operation_timeout(poll).build(),
-            most_bytes: MOST_BYTES,
+            most_bytes: MAX_BYTES,
         };
         let found = queue.attributes(&[QueueAttributeName::QueueArn, QueueAttributeName::MaximumMessageSize]).await?;
         queue.origin.arn = found.get(&QueueAttributeName::QueueArn).cloned().unwrap_or_default();
         let most = found.get(&QueueAttributeName::MaximumMessageSize).and_then(|bytes| bytes.parse().ok());
-        queue.most_bytes = most.unwrap_or(MOST_BYTES);
+        queue.most_bytes = most.unwrap_or(MAX_BYTES);
         Ok(queue)
     }
 
@@ -167,7 +167,8 @@ impl Queue {
     /// URL of the queue with this ARN.
     pub(super) async fn url_of(&self, arn: &str) -> Result<String, SourceError> {
         let mut from_the_end = arn.rsplit(':');
-        let (name, account) = (from_the_end.next().unwrap_or_default(), from_the_end.next().map(str::to_owned));
+        let name = from_the_end.next().unwrap_or_default();
+        let account = from_the_end.next().map(str::to_owned);
         let get = self.client.get_queue_url().queue_name(name).set_queue_owner_aws_account_id(account);
         let found = get.send().await.map_err(|error| source_error(arn, "sqs:GetQueueUrl", &error))?;
         found.queue_url.ok_or_else(|| SourceError::Refused {

@@ -12,7 +12,7 @@ use super::{Reference, RelativeError, Stage, fixtures, relative_error, values};
 
 use crate::device;
 
-/// Both round at every layer, each in its own order: what is added up first, and where a sum is kept in f32, is nobody's mistake.
+/// Both round at every layer, each in its own order: what is added up first, and where a sum is kept in f32, is no one's mistake.
 const TWICE_AS_FAR: RelativeError = RelativeError(2.0);
 const TIMESTEPS: [(&str, f64); 3] = [("1x9x13", 333.25), ("4x9x13", 500.0), ("1x8x8", 999.0)];
 
@@ -25,7 +25,8 @@ struct Distance<'a> {
 
 impl Distance<'_> {
     fn compare(&mut self, key: &str, ours: &Tensor) {
-        let (whole, theirs) = (values(self.whole.get(key)), values(self.half.get(key)));
+        let whole = values(self.whole.get(key));
+        let theirs = values(self.half.get(key));
         assert_eq!(ours.dtype(), DType::F32, "{key}");
         self.stage.note(key, relative_error(&values(ours), &whole) / relative_error(&theirs, &whole));
     }
@@ -33,7 +34,8 @@ impl Distance<'_> {
 
 #[test]
 fn parity_of_half_precision() {
-    let (whole, half) = (Reference::read("sd15"), Reference::read("half"));
+    let whole = Reference::read("sd15");
+    let half = Reference::read("half");
     let mut engine =
         StableDiffusion::load(&Settings::new(fixtures().join("sd15"), DType::F16, device())).expect("the fixture loads");
     let distance =
