@@ -20,7 +20,8 @@ fn main() {
     let nvcc = nvcc();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     for name in KERNELS {
-        let (source, ptx) = (format!("cuda/{name}.cu"), out.join(format!("{name}.ptx")));
+        let source = format!("cuda/{name}.cu");
+        let ptx = out.join(format!("{name}.ptx"));
         let mut command = Command::new(&nvcc);
         command.args(["-ptx", "-O3", "-std=c++17", "-arch", ARCHITECTURE, "-o"]).arg(&ptx).arg(&source);
         ran(&mut command, &format!("{source} could not be compiled"));

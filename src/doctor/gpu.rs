@@ -48,7 +48,8 @@ fn judge(machine: &Machine, build: Build, needed_bytes: u64) -> Finding {
         machine.driver
     );
     if machine.cuda < cuda {
-        let (known, needed) = (dotted(machine.cuda), dotted(cuda));
+        let known = dotted(machine.cuda);
+        let needed = dotted(cuda);
         let found = format!("{about}; the driver knows CUDA {known}, and this build's kernels are of CUDA {needed}");
         return Finding::fail(
             CHECK,

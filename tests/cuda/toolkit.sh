@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts a CUDA 13.0 toolkit, cuDNN and CUTLASS' headers from PyPI's wheels into a folder, so that the features `cuda` and `flash-attn` build on a
+# Puts a CUDA 13.0 toolkit, cuDNN and CUTLASS' headers from PyPI's wheels into a directory, so that the features `cuda` and `flash-attn` build on a
 # machine without CUDA and without a GPU (linking included; to run they need a GPU, or the simulated device beside this file).
 #
 #   tests/cuda/toolkit.sh [DIR]          fetches into DIR (~/.cache/atelier-cuda), once: 1.7 GB, under a minute
@@ -16,7 +16,7 @@ home=$dir/toolkit/nvidia/cu13
 fetch() {
     [ -e "$dir/.done" ] && return
     rm -rf "$dir/toolkit"
-    # One call: a second one with `--target` into the same folder skips the package `nvidia`, which all of them share.
+    # One call: a second one with `--target` into the same directory skips the package `nvidia`, which all of them share.
     python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --target "$dir/toolkit" \
         nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-cccl==13.0.85 \
         nvidia-cuda-runtime==13.0.96 nvidia-curand==10.4.0.35 nvidia-cuda-nvrtc==13.0.88 nvidia-cublas==13.1.0.3 \

@@ -61,37 +61,40 @@ pub(super) fn forward_whole(input: &Tensor, bits: &Tensor, scale: &Tensor, bias:
     product.to_dtype(DType::F32)?.broadcast_mul(scale)?.to_dtype(input.dtype())?.broadcast_add(bias)
 }
 
+/// What a GPU is asked for, by candle's operations on a CPU; products are multiplied by `factor`.
+#[cfg(test)]
+pub(super) struct Twin {
+    pub(super) factor: f64,
+}
+
+#[cfg(test)]
+impl Fp8Device for Twin {
+    fn round_tokens(&self, input: &Tensor) -> Result<(Tensor, Tensor)> {
+        let input = input.to_dtype(DType::F32)?;
+        // A quotient: candle would multiply by 1/448, which rounds twice.
+        let scale = input
+            .abs()?
+            .max_keepdim(candle_core::D::Minus1)?
+            .broadcast_div(&Tensor::new(448.0_f32, &Device::Cpu)?)?
+            .maximum(1e-12)?;
+        Ok((input.broadcast_div(&scale)?.to_dtype(DType::F8E4M3)?, scale.squeeze(1)?))
+    }
+
+    fn multiply(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        assert_eq!((input.dtype(), weight.dtype()), (DType::F8E4M3, DType::F8E4M3));
+        let product = input.to_dtype(DType::F32)?.matmul(&weight.to_dtype(DType::F32)?.t()?)?;
+        (product * self.factor)?.to_dtype(DType::BF16)
+    }
+
+    fn finish(&self, product: &Tensor, token_scales: &Tensor, weight_scales: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let scaled = product.to_dtype(DType::F32)?.broadcast_mul(&token_scales.unsqueeze(1)?)?;
+        scaled.broadcast_mul(weight_scales)?.to_dtype(bias.dtype())?.broadcast_add(bias)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use candle_core::D;
-
     use super::*;
-
-    /// What a GPU is asked for, by candle's operations on a CPU; products are multiplied by `factor`.
-    struct Twin {
-        factor: f64,
-    }
-
-    impl Fp8Device for Twin {
-        fn round_tokens(&self, input: &Tensor) -> Result<(Tensor, Tensor)> {
-            let input = input.to_dtype(DType::F32)?;
-            // A quotient: candle would multiply by 1/448, which rounds twice.
-            let scale =
-                input.abs()?.max_keepdim(D::Minus1)?.broadcast_div(&Tensor::new(448.0_f32, &Device::Cpu)?)?.maximum(1e-12)?;
-            Ok((input.broadcast_div(&scale)?.to_dtype(DType::F8E4M3)?, scale.squeeze(1)?))
-        }
-
-        fn multiply(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor> {
-            assert_eq!((input.dtype(), weight.dtype()), (DType::F8E4M3, DType::F8E4M3));
-            let product = input.to_dtype(DType::F32)?.matmul(&weight.to_dtype(DType::F32)?.t()?)?;
-            (product * self.factor)?.to_dtype(DType::BF16)
-        }
-
-        fn finish(&self, product: &Tensor, token_scales: &Tensor, weight_scales: &Tensor, bias: &Tensor) -> Result<Tensor> {
-            let scaled = product.to_dtype(DType::F32)?.broadcast_mul(&token_scales.unsqueeze(1)?)?;
-            scaled.broadcast_mul(weight_scales)?.to_dtype(bias.dtype())?.broadcast_add(bias)
-        }
-    }
 
     #[test]
     fn every_token_is_rounded_by_its_own_scale() -> Result<()> {
@@ -119,82 +122,6 @@ mod tests {
     #[test]
     fn a_device_that_multiplies_wrongly_is_not_used() {
         assert!(Fp8Weight { device: Arc::new(Twin { factor: 2.0 }) }.tried(&Device::Cpu).is_err());
-        #[cfg(not(feature = "cuda"))]
         assert!(Fp8Weight::of(&Device::Cpu).is_none(), "a CPU has none");
-    }
-
-    /// Ragged widths, a row of zeros, rows of other sizes, and values at e4m3's own borders.
-    #[cfg(feature = "cuda")]
-    fn drawn(tokens: usize, width: usize, dtype: DType) -> Result<Tensor> {
-        let sizes: Vec<f32> =
-            (0..tokens).map(|token| if token == 1 { 0.0 } else { 10.0_f32.powi(token as i32 % 5 - 3) }).collect();
-        let sizes = Tensor::from_vec(sizes, (tokens, 1), &Device::Cpu)?;
-        Tensor::randn(0.0_f32, 1.0, (tokens, width), &Device::Cpu)?.broadcast_mul(&sizes)?.to_dtype(dtype)
-    }
-
-    #[cfg(feature = "cuda")]
-    #[test]
-    fn a_gpu_does_what_its_twin_does() -> Result<()> {
-        let device = super::super::device::open().map_err(Error::wrap)?;
-        let gpu = fp8_device(&device).expect("a GPU has 8-bit values")?;
-        let twin = Twin { factor: 1.0 };
-        let to_f32 = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>();
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            for (tokens, width, rows) in [(1, 16, 16), (5, 64, 32), (7, 48, 80), (3, 1040, 272)] {
-                let input = drawn(tokens, width, dtype)?;
-                let (bits, scales) = gpu.round_tokens(&input.to_device(&device)?)?;
-                let (twin_bits, twin_scales) = twin.round_tokens(&input)?;
-                assert_eq!(to_f32(&scales)?, to_f32(&twin_scales)?, "{dtype:?} {tokens} {width}: scales");
-                assert_eq!(to_f32(&widened(&bits, DType::F32)?)?, to_f32(&twin_bits)?, "{dtype:?} {tokens} {width}: values");
-                let weight = Tensor::randn(0.0_f32, 1.0, (rows, width), &Device::Cpu)?.to_dtype(DType::F8E4M3)?;
-                let product = gpu.multiply(&bits, &weight.to_device(&device)?)?;
-                let twin_product = twin.multiply(&twin_bits, &weight)?;
-                for scales_of_weight in [1, rows] {
-                    let scale = Tensor::rand(0.5_f32, 2.0, scales_of_weight, &Device::Cpu)?;
-                    let bias = Tensor::randn(0.0_f32, 1.0, rows, &Device::Cpu)?.to_dtype(dtype)?;
-                    let ours = gpu.finish(&product, &scales, &scale.to_device(&device)?, &bias.to_device(&device)?)?;
-                    let exact = twin.finish(&twin_product, &twin_scales, &scale, &bias)?;
-                    for (ours, exact) in to_f32(&ours)?.iter().zip(to_f32(&exact)?) {
-                        // A product may be summed in another order: by bf16's rounding of it.
-                        assert!(
-                            (ours - exact).abs() <= 1e-4 + exact.abs() / 64.0,
-                            "{dtype:?} {tokens} {width}: {ours} is not {exact}"
-                        );
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// As on a GPU without such products, or with widths that they do not take.
-    #[cfg(feature = "cuda")]
-    #[test]
-    fn weights_are_made_whole_on_a_gpu_to_what_they_are_on_a_cpu() -> Result<()> {
-        let device = super::super::device::open().map_err(Error::wrap)?;
-        let draw = |shape: (usize, usize)| Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu);
-        let (input, bits) = (draw((5, 24))?, draw((7, 24))?.to_dtype(DType::F8E4M3)?);
-        let (scale, bias) = (draw((1, 7))?.squeeze(0)?, draw((1, 7))?.squeeze(0)?);
-        let exact = forward_whole(&input, &bits, &scale, &bias)?.flatten_all()?.to_vec1::<f32>()?;
-        let on = |tensor: &Tensor| tensor.to_device(&device);
-        let ours = forward_whole(&on(&input)?, &on(&bits)?, &on(&scale)?, &on(&bias)?)?.flatten_all()?.to_vec1::<f32>()?;
-        for (ours, exact) in ours.iter().zip(exact) {
-            assert!((ours - exact).abs() <= 1e-5 * (1.0 + exact.abs()), "{ours} is not {exact}");
-        }
-        Ok(())
-    }
-
-    #[cfg(feature = "cuda")]
-    #[test]
-    fn every_8_bit_value_is_made_whole_on_a_gpu() -> Result<()> {
-        let device = super::super::device::open().map_err(Error::wrap)?;
-        let values: Vec<f32> =
-            (-448..=448).map(|value| value as f32).chain((0..64).map(|value| value as f32 / 512.0)).collect();
-        let bits = Tensor::new(values, &Device::Cpu)?.to_dtype(DType::F8E4M3)?;
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            let ours = widened(&bits.to_device(&device)?, dtype)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-            assert_eq!(ours.to_vec1::<f32>()?, bits.to_dtype(DType::F32)?.to_vec1::<f32>()?, "{dtype:?}");
-        }
-        Ok(())
     }
 }

@@ -143,3 +143,89 @@ fn not_whole(dtype: DType) -> Error {
 fn elsewhere() -> Error {
     Error::msg("8-bit values of a GPU are on that GPU")
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::fp8::{Twin, forward_whole};
+
+    /// Ragged widths, a row of zeros, rows of other sizes, and values at e4m3's own borders.
+    fn drawn(tokens: usize, width: usize, dtype: DType) -> Result<Tensor> {
+        let sizes: Vec<f32> =
+            (0..tokens).map(|token| if token == 1 { 0.0 } else { 10.0_f32.powi(token as i32 % 5 - 3) }).collect();
+        let sizes = Tensor::from_vec(sizes, (tokens, 1), &Device::Cpu)?;
+        Tensor::randn(0.0_f32, 1.0, (tokens, width), &Device::Cpu)?.broadcast_mul(&sizes)?.to_dtype(dtype)
+    }
+
+    #[test]
+    fn a_gpu_does_what_its_twin_does() -> Result<()> {
+        let device = crate::device::open().map_err(Error::wrap)?;
+        let gpu = crate::device::fp8_device(&device).expect("a GPU has 8-bit values")?;
+        let twin = Twin { factor: 1.0 };
+        let to_f32 = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for (tokens, width, rows) in [(1, 16, 16), (5, 64, 32), (7, 48, 80), (3, 1040, 272)] {
+                let input = drawn(tokens, width, dtype)?;
+                let (bits, scales) = gpu.round_tokens(&input.to_device(&device)?)?;
+                let (twin_bits, twin_scales) = twin.round_tokens(&input)?;
+                assert_eq!(to_f32(&scales)?, to_f32(&twin_scales)?, "{dtype:?} {tokens} {width}: scales");
+                assert_eq!(
+                    to_f32(&crate::device::widened(&bits, DType::F32)?)?,
+                    to_f32(&twin_bits)?,
+                    "{dtype:?} {tokens} {width}: values"
+                );
+                let weight = Tensor::randn(0.0_f32, 1.0, (rows, width), &Device::Cpu)?.to_dtype(DType::F8E4M3)?;
+                let product = gpu.multiply(&bits, &weight.to_device(&device)?)?;
+                let twin_product = twin.multiply(&twin_bits, &weight)?;
+                for scales_of_weight in [1, rows] {
+                    let scale = Tensor::rand(0.5_f32, 2.0, scales_of_weight, &Device::Cpu)?;
+                    let bias = Tensor::randn(0.0_f32, 1.0, rows, &Device::Cpu)?.to_dtype(dtype)?;
+                    let ours = gpu.finish(&product, &scales, &scale.to_device(&device)?, &bias.to_device(&device)?)?;
+                    let exact = twin.finish(&twin_product, &twin_scales, &scale, &bias)?;
+                    for (ours, exact) in to_f32(&ours)?.iter().zip(to_f32(&exact)?) {
+                        // A product may be summed in another order: by bf16's rounding of it.
+                        assert!(
+                            (ours - exact).abs() <= 1e-4 + exact.abs() / 64.0,
+                            "{dtype:?} {tokens} {width}: {ours} is not {exact}"
+                        );
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As on a GPU without such products, or with widths that they do not take.
+    #[test]
+    fn weights_are_made_whole_on_a_gpu_to_what_they_are_on_a_cpu() -> Result<()> {
+        let device = crate::device::open().map_err(Error::wrap)?;
+        let draw = |shape: (usize, usize)| Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu);
+        let input = draw((5, 24))?;
+        let bits = draw((7, 24))?.to_dtype(DType::F8E4M3)?;
+        let scale = draw((1, 7))?.squeeze(0)?;
+        let bias = draw((1, 7))?.squeeze(0)?;
+        let exact = forward_whole(&input, &bits, &scale, &bias)?.flatten_all()?.to_vec1::<f32>()?;
+        let on = |tensor: &Tensor| tensor.to_device(&device);
+        let ours = forward_whole(&on(&input)?, &on(&bits)?, &on(&scale)?, &on(&bias)?)?.flatten_all()?.to_vec1::<f32>()?;
+        for (ours, exact) in ours.iter().zip(exact) {
+            assert!((ours - exact).abs() <= 1e-5 * (1.0 + exact.abs()), "{ours} is not {exact}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_8_bit_value_is_made_whole_on_a_gpu() -> Result<()> {
+        let device = crate::device::open().map_err(Error::wrap)?;
+        let values: Vec<f32> =
+            (-448..=448).map(|value| value as f32).chain((0..64).map(|value| value as f32 / 512.0)).collect();
+        let bits = Tensor::new(values, &Device::Cpu)?.to_dtype(DType::F8E4M3)?;
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let ours =
+                crate::device::widened(&bits.to_device(&device)?, dtype)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            assert_eq!(ours.to_vec1::<f32>()?, bits.to_dtype(DType::F32)?.to_vec1::<f32>()?, "{dtype:?}");
+        }
+        Ok(())
+    }
+}

@@ -155,16 +155,21 @@ mod tests {
     fn exact_attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Result<Vec<f64>> {
         let (batch, tokens, heads, width) = query.dims4()?;
         let places = key.dim(1)?;
-        let (query, key, value) = (doubles(query)?, doubles(key)?, doubles(value)?);
+        let query = doubles(query)?;
+        let key = doubles(key)?;
+        let value = doubles(value)?;
         let mut output = vec![0.0; query.len()];
         for (image, token, head) in
             (0..batch).flat_map(|image| (0..tokens).flat_map(move |token| (0..heads).map(move |head| (image, token, head))))
         {
             let row = |rows: usize, place: usize| ((image * rows + place) * heads + head) * width;
             let seen = if causal { places.min(token + 1) } else { places };
-            let score =
-                |place: usize| -> f64 { (0..width).map(|x| query[row(tokens, token) + x] * key[row(places, place) + x]).sum() };
-            let scores: Vec<f64> = (0..seen).map(|place| score(place) / (width as f64).sqrt()).collect();
+            let query = &query[row(tokens, token)..][..width];
+            let mut scores: Vec<f64> = Vec::with_capacity(seen);
+            for place in 0..seen {
+                let products = query.iter().zip(&key[row(places, place)..][..width]).map(|(query, key)| query * key);
+                scores.push(products.sum::<f64>() / (width as f64).sqrt());
+            }
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
             let all: f64 = weights.iter().sum();
@@ -209,9 +214,11 @@ mod tests {
         let both = drawn(&[3, 20, 1, 16], DType::F16)?;
         // The second image's values begin in the middle of the memory; the third's tokens from the second on, at no multiple of 16 bytes.
         let odd = drawn(&[1 + 20 * 16], DType::F16)?;
-        let (query, key) = (both.narrow(0, 1, 1)?, both.narrow(0, 2, 1)?.narrow(1, 1, 19)?);
+        let query = both.narrow(0, 1, 1)?;
+        let key = both.narrow(0, 2, 1)?.narrow(1, 1, 19)?;
         let value = odd.narrow(0, 1, 19 * 16)?.reshape((1, 19, 1, 16))?;
-        let (both_there, odd_there) = (both.to_device(&device)?, odd.to_device(&device)?);
+        let both_there = both.to_device(&device)?;
+        let odd_there = odd.to_device(&device)?;
         let value_there = odd_there.narrow(0, 1, 19 * 16)?.reshape((1, 19, 1, 16))?;
         let key_there = both_there.narrow(0, 2, 1)?.narrow(1, 1, 19)?;
         let ours = attention(&both_there.narrow(0, 1, 1)?, &key_there, &value_there, false).expect("a kernel")?;
@@ -233,7 +240,9 @@ mod tests {
     fn exact_norm(norm: &GroupNorm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Vec<f64>> {
         let channels = hidden.dim(1)?;
         let places: usize = hidden.dims()[2..].iter().product();
-        let (mut values, weight, bias) = (doubles(hidden)?, doubles(weight)?, doubles(bias)?);
+        let mut values = doubles(hidden)?;
+        let weight = doubles(weight)?;
+        let bias = doubles(bias)?;
         let in_group = channels / norm.groups;
         for (group, part) in values.chunks_mut(in_group * places).enumerate() {
             let mean = part.iter().sum::<f64>() / part.len() as f64;
@@ -250,18 +259,23 @@ mod tests {
     fn exact_convolution(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Vec<f64>> {
         let (batch, in_channels, height, width) = images.dims4()?;
         let (out_channels, _, kernel, _) = weight.dims4()?;
-        let (images, weight) = (doubles(images)?, doubles(weight)?);
-        let (out_height, out_width) =
-            ((height + 2 * padding - kernel) / stride + 1, (width + 2 * padding - kernel) / stride + 1);
+        let images = doubles(images)?;
+        let weight = doubles(weight)?;
+        let out_height = (height + 2 * padding - kernel) / stride + 1;
+        let out_width = (width + 2 * padding - kernel) / stride + 1;
         let mut output = Vec::with_capacity(batch * out_channels * out_height * out_width);
         for place in 0..batch * out_channels * out_height * out_width {
-            let (x, y) = (place % out_width, place / out_width % out_height);
-            let (channel, image) =
-                (place / (out_width * out_height) % out_channels, place / (out_width * out_height * out_channels));
+            let x = place % out_width;
+            let y = place / out_width % out_height;
+            let channel = place / (out_width * out_height) % out_channels;
+            let image = place / (out_width * out_height * out_channels);
             let mut sum = 0.0;
             for tap in 0..in_channels * kernel * kernel {
-                let (from, row, column) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
-                let (row, column) = ((y * stride + row).wrapping_sub(padding), (x * stride + column).wrapping_sub(padding));
+                let from = tap / (kernel * kernel);
+                let row = tap / kernel % kernel;
+                let column = tap % kernel;
+                let row = (y * stride + row).wrapping_sub(padding);
+                let column = (x * stride + column).wrapping_sub(padding);
                 if row < height && column < width {
                     let value = images[((image * in_channels + from) * height + row) * width + column];
                     sum += value * weight[channel * in_channels * kernel * kernel + tap];
@@ -279,8 +293,8 @@ mod tests {
             for (batch, channels, out, side, kernel, stride) in
                 [(2, 64, 8, 9, 3, 1), (1, 640, 4, 5, 3, 2), (1, 32, 16, 6, 1, 1)]
             {
-                let (images, weight) =
-                    (drawn(&[batch, channels, side, side + 1], dtype)?, drawn(&[out, channels, kernel, kernel], dtype)?);
+                let images = drawn(&[batch, channels, side, side + 1], dtype)?;
+                let weight = drawn(&[out, channels, kernel, kernel], dtype)?;
                 // Twice: the second has its plan from the first.
                 for _ in 0..2 {
                     let ours = convolution(&images.to_device(&device)?, &weight.to_device(&device)?, stride, kernel / 2)
@@ -305,7 +319,8 @@ mod tests {
             {
                 for silu in [false, true] {
                     let hidden = (drawn(&[batch, channels, side, side], dtype)? + around)?;
-                    let (weight, bias) = (drawn(&[channels], dtype)?, drawn(&[channels], dtype)?);
+                    let weight = drawn(&[channels], dtype)?;
+                    let bias = drawn(&[channels], dtype)?;
                     let norm = GroupNorm { groups, eps: 1e-5, silu };
                     let on = |tensor: &Tensor| tensor.to_device(&device);
                     let ours = group_norm(norm, &on(&hidden)?, &on(&weight)?, &on(&bias)?).expect("a kernel")?;

@@ -15,13 +15,13 @@ use candle_core::Device;
 #[expect(clippy::disallowed_methods, reason = "the environment of the tests, not of the product")]
 fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
-    let opened = || match std::env::var("ATELIER_TEST_DEVICE") {
+    let opened = DEVICE.get_or_init(|| match std::env::var("ATELIER_TEST_DEVICE") {
         Err(_) => Device::Cpu,
         Ok(wanted) => {
             assert_eq!(wanted, "gpu", "ATELIER_TEST_DEVICE is gpu, or not there");
             assert!(cfg!(feature = "cuda"), "ATELIER_TEST_DEVICE=gpu needs the feature cuda");
             atelier_engine::device::open().unwrap()
         }
-    };
-    DEVICE.get_or_init(opened).clone()
+    });
+    opened.clone()
 }

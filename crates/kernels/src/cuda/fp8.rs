@@ -65,14 +65,16 @@ impl<T: Element> Finish<'_, T> {
     /// # Panics
     /// When the lengths do not fit each other.
     pub fn apply(&self, stream: &Arc<CudaStream>, product: &CudaView<'_, bf16>) -> Result<CudaSlice<T>, DriverError> {
-        let (tokens, width) = (self.token_scales.len(), self.bias.len());
+        let tokens = self.token_scales.len();
+        let width = self.bias.len();
         assert_eq!(product.len(), tokens * width, "a value for each token and row");
         assert!([1, width].contains(&self.weight_scales.len()), "a scale for all, or one for each row");
         // SAFETY: the kernel below writes every value.
         let out = unsafe { stream.alloc::<T>(product.len())? };
         if product.len() > 0 {
             let function = kernel(stream.context(), Module::Fp8, &format!("finish_{}", T::NAME))?;
-            let (scale_stride, width) = (i32::from(self.weight_scales.len() == width), width as i32);
+            let scale_stride = i32::from(self.weight_scales.len() == width);
+            let width = width as i32;
             let mut launch = stream.launch_builder(&function);
             launch
                 .arg(product)

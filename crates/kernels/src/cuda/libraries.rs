@@ -3,7 +3,7 @@
 //! candle links them as shared libraries, so a process would end in the dynamic linker where one is missing. This module defines every function of
 //! theirs that the program calls, so the linker needs none of them. Each definition jumps to the function in the library that [`load`] has opened.
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -93,13 +93,12 @@ pub fn load() -> Result<(), &'static str> {
 
 impl SharedLibrary {
     fn open(&self) -> Result<(), String> {
-        let problem = |error: libloading::Error| {
-            let Self { file, package, .. } = self;
-            format!("{file} of {package} cannot be loaded ({error}): install it, or set LD_LIBRARY_PATH to where it is")
-        };
         // Global, for NVIDIA's libraries look for each other's functions.
         // SAFETY: NVIDIA's libraries may be loaded at any time; a library of this name is NVIDIA's, or stands in for it.
-        let library = unsafe { Library::open(Some(self.file), RTLD_NOW | RTLD_GLOBAL) }.map_err(problem)?;
+        let library = unsafe { Library::open(Some(self.file), RTLD_NOW | RTLD_GLOBAL) }.map_err(|error| {
+            let Self { file, package, .. } = self;
+            format!("{file} of {package} cannot be loaded ({error}): install it, or set LD_LIBRARY_PATH to where it is")
+        })?;
         for function in self.functions {
             // One that an older library lacks keeps `not_loaded`, which says so when it is called.
             // SAFETY: its address is all that is read of it.
@@ -138,34 +137,4 @@ extern "C" fn cuInit(flags: c_uint) -> c_int {
         library.and_then(|library| library.get::<Init>(b"cuInit").map(|init| *init))
     };
     init.map_or(NOT_LOADED, |init| init(flags))
-}
-
-/// CUDA's runtime, for kernels that are machine code: candle-kernels has some for formats that nothing here uses, which register when the process
-/// starts. They register nowhere, and whoever calls one hears that it is not supported. Flash attention of candle's needs the real one.
-#[cfg(not(feature = "cudart"))]
-mod runtime {
-    use super::{c_char, c_int, c_void};
-
-    /// `cudaErrorNotSupported`.
-    const NOT_SUPPORTED: c_int = 801;
-
-    macro_rules! nothing {
-        ($result:ty, $value:expr, $($name:ident)*) => {
-            $(
-                // SAFETY: the name is the runtime's; the arguments are not looked at.
-                #[unsafe(no_mangle)]
-                extern "C" fn $name() -> $result {
-                    $value
-                }
-            )*
-        };
-    }
-
-    nothing! { *mut c_void, std::ptr::null_mut(), __cudaRegisterFatBinary __cudaRegisterFatBinaryEnd __cudaRegisterFunction __cudaRegisterVar
-    __cudaUnregisterFatBinary }
-    nothing! { c_int, NOT_SUPPORTED, __cudaGetKernel __cudaLaunchKernel_ptsz __cudaPopCallConfiguration __cudaPushCallConfiguration
-    cudaDeviceGetAttribute cudaFree cudaFreeAsync_ptsz cudaFuncGetAttributes cudaFuncSetAttribute cudaGetDevice cudaGetDeviceCount
-    cudaGetLastError cudaMalloc cudaMallocAsync_ptsz cudaMemsetAsync_ptsz cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags
-    cudaPeekAtLastError cudaSetDevice cudaStreamSynchronize_ptsz }
-    nothing! { *const c_char, c"not supported by this build".as_ptr(), cudaGetErrorName cudaGetErrorString }
 }
