@@ -34,10 +34,17 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// Not its `source`: whoever prints all causes would print the engine's twice.
     #[error("the model could not be made ready: {0}")]
-    Engine(#[from] EngineError),
+    Engine(EngineError),
     #[error(transparent)]
     Store(#[from] JobError),
+}
+
+impl From<EngineError> for StartError {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
 }
 
 impl StartError {
@@ -57,6 +64,7 @@ impl StartError {
 /// # Errors
 /// [`StartError`]: what is wrong, where, and what is allowed.
 pub async fn handler(config: &Config, environment: &Environment, observer: Observer) -> Result<Handler, StartError> {
+    arm_fault_point(environment);
     let manifest = config.manifest(environment)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
@@ -80,10 +88,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         "ready"
     );
     let model = config.model.name.clone();
-    let capabilities = match manifest.family {
-        Family::StableDiffusion1 => Capabilities::Generate,
-        Family::QwenImageEdit => Capabilities::TryOn(config.model.modes()),
-    };
+    let capabilities = capabilities(config, manifest.family);
     let services = Services {
         engine,
         model,
@@ -108,6 +113,24 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     })
 }
 
+/// What a handler of this configuration can be asked for, once it is ready.
+fn capabilities(config: &Config, family: Family) -> Capabilities {
+    match family {
+        Family::StableDiffusion1 => Capabilities::Generate,
+        Family::QwenImageEdit => Capabilities::TryOn(config.model.modes()),
+    }
+}
+
+/// Arms the point of the code that a fault campaign names; a release build has none.
+fn arm_fault_point(environment: &Environment) {
+    #[cfg(debug_assertions)]
+    if let Some(point) = environment.get("ATELIER_FAULT_POINT") {
+        crate::fault_point::arm(point);
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = environment;
+}
+
 /// What sends the notifications of this configuration's jobs. Handler and host each have their own, and either can send what the
 /// other has written.
 ///
@@ -117,4 +140,16 @@ pub fn notifier(config: &Config, outbound: Outbound, images: Arc<dyn Images>) ->
     let Config { notify, asset_service, load_balancer, server, model, .. } = config;
     let service = TryOnService::new(asset_service, load_balancer, &server.node_id, &model.name, images)?;
     Ok(Notifier::new(notify, outbound)?.with_tryon(service))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engines_error_is_printed_once() {
+        let error = StartError::from(EngineError::Panicked("no device".into()));
+        let all_causes = format!("{:#}", anyhow::Error::from(error));
+        assert_eq!(all_causes.matches("no device").count(), 1, "{all_causes}");
+    }
 }

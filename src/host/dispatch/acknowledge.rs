@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 use super::disposition::{Disposition, dispositions};
 use super::{Assignment, Dispatcher};
 use crate::backoff::{Backoff, pause};
+use crate::fault_point::fault_point;
 use crate::host::answer::{Answer, Ended, reply_value};
 use crate::host::event;
 use crate::host::in_flight::InFlight;
@@ -138,6 +139,7 @@ impl Acknowledger {
         if matches!(outcome, JobOutcome::Failed | JobOutcome::DeadLetter) {
             self.jobs.ending(known_id(&self.jobs, in_flight));
         }
+        fault_point!("before-tell");
         let delivered = tokio::select! {
             delivered = self.notification_sender.deliver(&notifications) => delivered,
             // The next host sends them again, with the same ids.
@@ -150,6 +152,7 @@ impl Acknowledger {
             self.count(in_flight, JobOutcome::Retry.as_str(), measured.as_ref());
             return self.try_again(in_flight, &undelivered).await;
         }
+        fault_point!("after-tell");
         // No one heard of it, or all that was refused is to be kept.
         let outcome =
             if is_refused && (!is_notified || in_flight.source.keeps_refused()) { JobOutcome::DeadLetter } else { outcome };
@@ -173,6 +176,7 @@ impl Acknowledger {
     async fn over(&self, in_flight: &InFlight, state: State, error: Option<Value>) {
         self.jobs.end(known_id(&self.jobs, in_flight), state, error);
         self.ack(in_flight).await;
+        fault_point!("after-ack");
     }
 
     /// Until the queue has heard it: a message that comes back is reported again. Its heartbeat keeps it here meanwhile.

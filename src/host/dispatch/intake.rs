@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Dispatcher;
 use crate::backoff::Backoff;
+use crate::fault_point::fault_point;
 use crate::host::in_flight::InFlight;
 use crate::host::source::Source;
 use crate::job::request::Defaults;
@@ -28,6 +29,7 @@ pub async fn run(source: Arc<dyn Source>, dispatcher: Arc<Dispatcher>, defaults:
         };
         match received {
             Ok(messages) => {
+                fault_point!("received");
                 backoff.reset();
                 let in_flight = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults)).collect();
                 for in_flight in dispatcher.accept(in_flight) {
