@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::step::Limit;
+
 /// `scheduler/scheduler_config.json` of any of diffusers' schedulers. A key that is missing takes the default of the
 /// scheduler that is *built*, which is what diffusers' `from_config` does.
 #[derive(Debug, Clone, Deserialize)]
@@ -78,8 +80,13 @@ pub struct ScheduleConfig {
     /// Euler: `discrete` or `continuous`.
     #[serde(default)]
     pub timestep_type: Option<String>,
+    /// Whether predicted images are thresholded: [`super::step::Limit::Dynamic`].
     #[serde(default)]
     pub thresholding: Option<bool>,
+    #[serde(default)]
+    pub dynamic_thresholding_ratio: Option<f64>,
+    #[serde(default)]
+    pub sample_max_value: Option<f64>,
     #[serde(default)]
     pub use_flow_sigmas: Option<bool>,
     #[serde(default)]
@@ -145,9 +152,24 @@ impl ScheduleConfig {
         self.beta_schedule.unwrap_or(BetaSchedule::Linear)
     }
 
+    /// What is done to predicted images where a sampler knows both: thresholding goes before clamping.
     #[must_use]
-    pub fn clip_sample_range(&self) -> f64 {
-        self.clip_sample_range.unwrap_or(1.0)
+    pub(super) fn limit(&self, clips: bool) -> Option<Limit> {
+        self.thresholded().or_else(|| self.clamped(clips))
+    }
+
+    /// `clips`: whether the sampler clamps where the checkpoint says nothing.
+    #[must_use]
+    pub(super) fn clamped(&self, clips: bool) -> Option<Limit> {
+        self.clip_sample.unwrap_or(clips).then(|| Limit::Clamp(self.clip_sample_range.unwrap_or(1.0)))
+    }
+
+    #[must_use]
+    pub(super) fn thresholded(&self) -> Option<Limit> {
+        (self.thresholding == Some(true)).then(|| Limit::Dynamic {
+            quantile: self.dynamic_thresholding_ratio.unwrap_or(0.995),
+            largest: self.sample_max_value.unwrap_or(1.0),
+        })
     }
 
     #[must_use]
@@ -164,6 +186,12 @@ pub enum BetaSchedule {
     ScaledLinear,
     /// Cosine (Nichol and Dhariwal 2021).
     SquaredcosCapV2,
+    /// Heun alone: the signal falls exponentially.
+    Exp,
+    /// DDPM alone (Hang and Gu 2024, arXiv 2407.03297).
+    Laplace,
+    /// DDPM alone: that of `GeoDiff` (Xu et al. 2022, arXiv 2203.02923).
+    Sigmoid,
 }
 
 /// What the UNet predicts.
@@ -174,6 +202,8 @@ pub enum PredictionType {
     Epsilon,
     /// alpha·noise − sigma·image (Salimans and Ho 2022).
     VPrediction,
+    /// The image.
+    Sample,
 }
 
 /// How the steps are laid over the training timesteps: table 2 of Lin et al. 2023, arXiv 2305.08891.

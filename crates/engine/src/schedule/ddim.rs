@@ -1,6 +1,6 @@
 //! DDIM (Song et al. 2020, arXiv 2010.02502), as diffusers' `DDIMScheduler` counts it.
 
-use super::config::{PredictionType, ScheduleConfig, TimestepSpacing};
+use super::config::{ScheduleConfig, TimestepSpacing};
 use super::levels::whole_timesteps;
 use super::step::{Denoised, Next, Step};
 use super::training::TrainingSchedule;
@@ -10,7 +10,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let Input { training, config, steps, first, .. } = *input;
     let spacing = config.timestep_spacing.unwrap_or(TimestepSpacing::Leading);
     let timesteps = whole_timesteps(training, config, steps, spacing);
-    let clamp = config.clip_sample.unwrap_or(true).then(|| config.clip_sample_range());
+    let limit = config.limit(true);
     let stride = (training.len() / steps) as i64;
     let rows = (first..timesteps.len()).map(|index| {
         let timestep = timesteps[index];
@@ -21,17 +21,20 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         let variance = (1.0 - alpha_next) / (1.0 - alpha) * (1.0 - alpha / alpha_next);
         let fresh = input.plan.eta * variance.max(0.0).sqrt();
         let noise_next = (1.0 - alpha_next - fresh * fresh).max(0.0).sqrt();
-        // The noise in the latents, by formula (12): predicted, or from the prediction of the velocity.
-        let (latents, output) = match config.prediction_type {
-            PredictionType::Epsilon => (0.0, noise_next),
-            PredictionType::VPrediction => (noise * noise_next, signal * noise_next),
-        };
+        // The noise in the latents, by formula (12).
+        let predicted = Denoised::noise(config.prediction_type, signal, noise);
         Step {
             timestep: timestep as f64,
             input_scale: 1.0,
-            denoised: Denoised { clamp, ..Denoised::image(config.prediction_type, signal, noise) },
+            denoised: Denoised { limit, ..Denoised::image(config.prediction_type, signal, noise) },
             corrected: None,
-            next: Next { latents, output, denoised: alpha_next.sqrt(), noise: fresh, ..Next::default() },
+            next: Next {
+                latents: predicted.latents * noise_next,
+                output: predicted.output * noise_next,
+                denoised: alpha_next.sqrt(),
+                noise: fresh,
+                ..Next::default()
+            },
             keeps_latents: false,
         }
     });

@@ -13,7 +13,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let spacing = config.timestep_spacing.unwrap_or(TimestepSpacing::Leading);
     let given = input.plan.timesteps.map(|timesteps| timesteps.iter().copied().map(i64::from).collect());
     let timesteps: Vec<i64> = given.unwrap_or_else(|| whole_timesteps(training, config, steps, spacing));
-    let clamp = config.clip_sample.unwrap_or(true).then(|| config.clip_sample_range());
+    let limit = config.limit(true);
     let rows = (first..timesteps.len()).map(|index| {
         let timestep = timesteps[index];
         let (signal, noise) = training.alpha_sigma(timestep);
@@ -27,7 +27,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         Step {
             timestep: timestep as f64,
             input_scale: 1.0,
-            denoised: Denoised { clamp, ..Denoised::image(config.prediction_type, signal, noise) },
+            denoised: Denoised { limit, ..Denoised::image(config.prediction_type, signal, noise) },
             corrected: None,
             next: Next {
                 latents: kept.sqrt() * (1.0 - alpha_next) / (1.0 - alpha),

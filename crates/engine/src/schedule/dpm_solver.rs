@@ -51,7 +51,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         Step {
             timestep: grid.timesteps[index],
             input_scale: 1.0,
-            denoised: Denoised::image(config.prediction_type, alpha, sigma),
+            denoised: Denoised { limit: config.thresholded(), ..Denoised::image(config.prediction_type, alpha, sigma) },
             corrected: None,
             next: update(&grid, index, order, equation, SolverType::of(config)),
             keeps_latents: false,

@@ -8,7 +8,7 @@ use super::{Input, Schedule};
 pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let config = input.config;
     let grid = Grid::of_k_diffusion(input).ending_at(0.0);
-    let clamp = config.clip_sample.unwrap_or(false).then(|| config.clip_sample_range());
+    let limit = config.clamped(false);
     let rows = (input.first..(2 * grid.timesteps.len()).saturating_sub(1)).map(|call| {
         // The second call of a step looks from its end.
         let step = call / 2;
@@ -33,7 +33,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         Step {
             timestep: grid.timesteps[if second { step + 1 } else { step }],
             input_scale: (seen * seen + 1.0).sqrt().recip(),
-            denoised: Denoised { clamp, ..Denoised::image_under(config.prediction_type, seen) },
+            denoised: Denoised { limit, ..Denoised::image_under(config.prediction_type, seen) },
             corrected: None,
             next,
             keeps_latents: !second,

@@ -11,7 +11,7 @@ const TIMESTEP_SCALING: f64 = 10.0;
 pub(super) fn schedule(input: &Input<'_>) -> Result<Schedule, ScheduleError> {
     let Input { training, config, first, .. } = *input;
     let timesteps = distilled_timesteps(input)?;
-    let clamp = config.clip_sample.unwrap_or(false).then(|| config.clip_sample_range());
+    let limit = config.limit(false);
     let rows = (first..timesteps.len()).map(|index| {
         let timestep = timesteps[index];
         let (signal, noise) = training.alpha_sigma(timestep);
@@ -25,7 +25,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Result<Schedule, ScheduleError> {
         Step {
             timestep: timestep as f64,
             input_scale: 1.0,
-            denoised: Denoised { clamp, ..Denoised::image(config.prediction_type, signal, noise) },
+            denoised: Denoised { limit, ..Denoised::image(config.prediction_type, signal, noise) },
             corrected: None,
             next: Next { latents: signal_next * skip, denoised: signal_next * out, noise: noise_next, ..Next::default() },
             keeps_latents: false,

@@ -18,6 +18,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         let (latents, output) = match config.prediction_type {
             PredictionType::Epsilon => (0.0, 1.0),
             PredictionType::VPrediction => (sigma * input_scale * input_scale, input_scale),
+            PredictionType::Sample => (sigma.recip(), -sigma.recip()),
         };
         // The weights are those of a start at the first step; a start in the middle has fewer slopes, and leaves the others out.
         let order = ORDER.min(index + 1);
@@ -27,7 +28,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         Step {
             timestep: grid.timesteps[index],
             input_scale,
-            denoised: Denoised { latents, output, clamp: None },
+            denoised: Denoised { latents, output, limit: None },
             corrected: None,
             next: Next { latents: 1.0, denoised, before: weights.collect(), ..Next::default() },
             keeps_latents: false,

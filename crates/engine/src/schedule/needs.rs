@@ -1,6 +1,6 @@
 //! What a checkpoint's schedule may ask for, sampler by sampler: a key that the job's sampler does not read says nothing.
 
-use super::config::{PredictionType, ScheduleConfig};
+use super::config::{BetaSchedule, PredictionType, ScheduleConfig};
 use super::scheduler::{Sampler, SigmaSpacing};
 use super::spacing::Spacing;
 use super::{Plan, ScheduleError};
@@ -48,7 +48,6 @@ pub(super) fn check(plan: &Plan<'_>, config: &ScheduleConfig) -> Result<(), Sche
     let unipc = sampler == Sampler::UniPc;
     let euler = sampler == Sampler::Euler;
     let solver = dpm || unipc || sampler == Sampler::Deis;
-    let clips = solver || matches!(sampler, Sampler::Lcm | Sampler::Ddim | Sampler::Ddpm);
     let text = |value: &Option<String>, known: &[&str]| match value.as_deref() {
         Some(value) if !known.contains(&value) => Some(format!("{value:?}")),
         _ => None,
@@ -60,9 +59,13 @@ pub(super) fn check(plan: &Plan<'_>, config: &ScheduleConfig) -> Result<(), Sche
     let learned = config.variance_type.clone().filter(|name| name.starts_with("learned")).map(|name| format!("{name:?}"));
     let continuous =
         (config.prediction_type == PredictionType::VPrediction).then(|| text(&config.timestep_type, &["discrete"]));
+    let of_image = (config.prediction_type == PredictionType::Sample).then(|| "\"sample\"".to_owned());
     let another_solver = config.solver_p.map(|_| "a scheduler of its own".to_owned());
     let rows = [
-        (clips, "thresholding", flag(config.thresholding, true), "false"),
+        // What it predicts is the noise here, and a threshold is one of images.
+        (sampler == Sampler::Deis, "thresholding", flag(config.thresholding, true), "false"),
+        (!predicts_images(sampler), "prediction_type", of_image, "epsilon, v_prediction"),
+        (true, "beta_schedule", betas_of_others(sampler, config), "linear, scaled_linear, squaredcos_cap_v2"),
         (solver, "solver_order", order, "1, 2, 3"),
         (solver, "solver_type", text(&config.solver_type, &types), "midpoint, heun, bh1, bh2, logrho"),
         (solver, "use_flow_sigmas", flag(config.use_flow_sigmas, true), "false"),
@@ -84,6 +87,24 @@ pub(super) fn check(plan: &Plan<'_>, config: &ScheduleConfig) -> Result<(), Sche
         Some(ScheduleError::Setting { scheduler: sampler.as_str(), key, found, supported })
     });
     wrong.map_or(Ok(()), Err)
+}
+
+/// Whether diffusers' class takes a model that predicts the image.
+fn predicts_images(sampler: Sampler) -> bool {
+    use Sampler::{Dpm2, Dpm2Ancestral, EulerAncestral, Heun, Pndm};
+    !matches!(sampler, EulerAncestral | Heun | Dpm2 | Dpm2Ancestral | Pndm)
+}
+
+/// Betas that diffusers has for other samplers alone.
+fn betas_of_others(sampler: Sampler, config: &ScheduleConfig) -> Option<String> {
+    let name = match (config.beta_schedule?, sampler) {
+        (BetaSchedule::Exp, Sampler::Heun) | (BetaSchedule::Laplace | BetaSchedule::Sigmoid, Sampler::Ddpm) => return None,
+        (BetaSchedule::Exp, _) => "\"exp\"",
+        (BetaSchedule::Laplace, _) => "\"laplace\"",
+        (BetaSchedule::Sigmoid, _) => "\"sigmoid\"",
+        (BetaSchedule::Linear | BetaSchedule::ScaledLinear | BetaSchedule::SquaredcosCapV2, _) => return None,
+    };
+    Some(name.to_owned())
 }
 
 /// What a job may say itself: each sampler takes its own.

@@ -1,7 +1,7 @@
 //! Pseudo numerical methods (Liu et al. 2022, arXiv 2202.09778), as diffusers' `PNDMScheduler` counts them: three Runge-Kutta steps of four calls,
 //! or none (`skip_prk_steps`), and then linear multistep ones. What a step predicts is the UNet's own output.
 
-use super::config::{PredictionType, ScheduleConfig, TimestepSpacing};
+use super::config::{ScheduleConfig, TimestepSpacing};
 use super::levels::whole_timesteps;
 use super::step::{Denoised, Next, Step};
 use super::training::TrainingSchedule;
@@ -103,16 +103,13 @@ fn transfer(input: &Input<'_>, timestep: i64, (from, to): (i64, i64), blend: &Bl
     let alpha_next = alpha_after(training, config, to);
     let divisor = alpha * (1.0 - alpha_next).sqrt() + (alpha * (1.0 - alpha) * alpha_next).sqrt();
     let noise = -(alpha_next - alpha) / divisor;
-    // The noise is the output, or comes from the velocity and the latents.
-    let (of_latents, of_output) = match config.prediction_type {
-        PredictionType::Epsilon => (0.0, noise),
-        PredictionType::VPrediction => (noise * (1.0 - alpha).sqrt(), noise * alpha.sqrt()),
-    };
-    let latents = (alpha_next / alpha).sqrt() + of_latents;
+    let predicted = Denoised::noise(config.prediction_type, alpha.sqrt(), (1.0 - alpha).sqrt());
+    let of_output = noise * predicted.output;
+    let latents = (alpha_next / alpha).sqrt() + noise * predicted.latents;
     Step {
         timestep: timestep as f64,
         input_scale: 1.0,
-        denoised: Denoised { latents: 0.0, output: 1.0, clamp: None },
+        denoised: Denoised { latents: 0.0, output: 1.0, limit: None },
         corrected: None,
         next: Next {
             latents: if blend.from_kept { 0.0 } else { latents },

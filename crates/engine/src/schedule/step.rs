@@ -6,7 +6,7 @@ use super::config::PredictionType;
 
 /// One call of the UNet and what becomes of it. Every sampler is the same three linear combinations with other coefficients:
 ///
-/// - `denoised = a·latents + b·output`: what this step predicts, clamped where a sampler wants it. It is the image without noise,
+/// - `denoised = a·latents + b·output`: what this step predicts, limited where a sampler wants it. It is the image without noise,
 ///   or for some samplers the noise, the output itself or the slope (each file says which);
 /// - `corrected`: the latents, or what a corrector makes of the step before now that the prediction at its end is known;
 /// - `next = c·corrected + d·output + e·denoised + Σ f·predictions before + g·kept latents + h·noise`.
@@ -27,8 +27,41 @@ pub struct Step {
 pub struct Denoised {
     pub latents: f64,
     pub output: f64,
-    /// Largest magnitude.
-    pub clamp: Option<f64>,
+    pub limit: Option<Limit>,
+}
+
+/// What is done to a predicted image before it is used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Limit {
+    /// To this magnitude at most.
+    Clamp(f64),
+    /// Dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487): clamped to a magnitude of 1 to `largest`, in which this share of the image's
+    /// values lies (`quantile`, 0 to 1), and divided by it.
+    Dynamic { quantile: f64, largest: f64 },
+}
+
+impl Limit {
+    /// `images`: (B, C, H, W), f32.
+    fn apply(self, images: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Clamp(largest) => images.clamp(-largest, largest),
+            Self::Dynamic { quantile, largest } => {
+                let magnitudes = images.abs()?.flatten_from(1)?.to_vec2::<f32>()?.into_iter();
+                let bounds = magnitudes.map(|row| quantile_of(row, quantile).max(1.0).min(largest as f32));
+                let bounds = Tensor::from_vec(bounds.collect::<Vec<_>>(), (images.dim(0)?, 1, 1, 1), images.device())?;
+                images.broadcast_minimum(&bounds)?.broadcast_maximum(&bounds.neg()?)?.broadcast_div(&bounds)
+            }
+        }
+    }
+}
+
+/// Linear between the two nearest values, as `torch.quantile`. `values`: not empty.
+fn quantile_of(mut values: Vec<f32>, quantile: f64) -> f32 {
+    values.sort_unstable_by(f32::total_cmp);
+    let place = quantile.clamp(0.0, 1.0) * (values.len() - 1) as f64;
+    let below = f64::from(values[place.floor() as usize]);
+    let above = f64::from(values[place.ceil() as usize]);
+    (below + place.fract() * (above - below)) as f32
 }
 
 /// Factors of the latents that were kept last, and of the predictions of this step and of those before.
@@ -104,8 +137,8 @@ impl Step {
     /// When the shapes differ, or there is no memory.
     pub fn advance(&self, latents: &Tensor, output: &Tensor, history: &History, noise: Option<&Tensor>) -> Result<Stepped> {
         let denoised = combine([(self.denoised.latents, Some(latents)), (self.denoised.output, Some(output))])?;
-        let denoised = match self.denoised.clamp {
-            Some(largest) => denoised.clamp(-largest, largest)?,
+        let denoised = match self.denoised.limit {
+            Some(limit) => limit.apply(&denoised)?,
             None => denoised,
         };
         let kept = history.kept_latents.as_ref();
@@ -147,8 +180,9 @@ impl Denoised {
     /// The image without noise, where `latents = alpha·image + sigma·noise`.
     pub(super) fn image(prediction: PredictionType, alpha: f64, sigma: f64) -> Self {
         match prediction {
-            PredictionType::Epsilon => Self { latents: alpha.recip(), output: -sigma / alpha, clamp: None },
-            PredictionType::VPrediction => Self { latents: alpha, output: -sigma, clamp: None },
+            PredictionType::Epsilon => Self { latents: alpha.recip(), output: -sigma / alpha, limit: None },
+            PredictionType::VPrediction => Self { latents: alpha, output: -sigma, limit: None },
+            PredictionType::Sample => Self { latents: 0.0, output: 1.0, limit: None },
         }
     }
 
@@ -156,16 +190,18 @@ impl Denoised {
     pub(super) fn image_under(prediction: PredictionType, sigma: f64) -> Self {
         let scale = (sigma * sigma + 1.0).sqrt().recip();
         match prediction {
-            PredictionType::Epsilon => Self { latents: 1.0, output: -sigma, clamp: None },
-            PredictionType::VPrediction => Self { latents: scale * scale, output: -sigma * scale, clamp: None },
+            PredictionType::Epsilon => Self { latents: 1.0, output: -sigma, limit: None },
+            PredictionType::VPrediction => Self { latents: scale * scale, output: -sigma * scale, limit: None },
+            PredictionType::Sample => Self { latents: 0.0, output: 1.0, limit: None },
         }
     }
 
     /// The noise, where `latents = alpha·image + sigma·noise`.
     pub(super) fn noise(prediction: PredictionType, alpha: f64, sigma: f64) -> Self {
         match prediction {
-            PredictionType::Epsilon => Self { latents: 0.0, output: 1.0, clamp: None },
-            PredictionType::VPrediction => Self { latents: sigma, output: alpha, clamp: None },
+            PredictionType::Epsilon => Self { latents: 0.0, output: 1.0, limit: None },
+            PredictionType::VPrediction => Self { latents: sigma, output: alpha, limit: None },
+            PredictionType::Sample => Self { latents: sigma.recip(), output: -alpha / sigma, limit: None },
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Trajectory consistency distillation (Zheng et al. 2024, arXiv 2402.19159), as diffusers' `TCDScheduler` counts it. Its pipelines hand it an
 //! `eta` of 0 where a job says nothing.
 
-use super::config::PredictionType;
 use super::lcm::distilled_timesteps;
 use super::step::{Denoised, Next, Step};
 use super::{Input, Schedule, ScheduleError};
@@ -24,19 +23,15 @@ pub(super) fn schedule(input: &Input<'_>) -> Result<Schedule, ScheduleError> {
             }
             _ => (1.0, 0.0),
         };
-        // The noise in the latents: predicted, or from the prediction of the velocity.
-        let (latents, output) = match config.prediction_type {
-            PredictionType::Epsilon => (0.0, noise_target),
-            PredictionType::VPrediction => (noise * noise_target, signal * noise_target),
-        };
+        let predicted = Denoised::noise(config.prediction_type, signal, noise);
         Step {
             timestep: timestep as f64,
             input_scale: 1.0,
             denoised: Denoised::image(config.prediction_type, signal, noise),
             corrected: None,
             next: Next {
-                latents: kept * latents,
-                output: kept * output,
+                latents: kept * predicted.latents * noise_target,
+                output: kept * predicted.output * noise_target,
                 denoised: kept * signal_target,
                 noise: fresh,
                 ..Next::default()

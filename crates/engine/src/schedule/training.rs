@@ -162,14 +162,26 @@ fn betas(config: &ScheduleConfig, defaults: DefaultBetas) -> Vec<f32> {
             roots.into_iter().map(|root| root * root).collect()
         }
         BetaSchedule::SquaredcosCapV2 => {
-            const MAX_BETA: f64 = 0.999;
-            let alpha_bar = |index: usize| {
-                let time = index as f64 / count as f64;
-                ((time + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2)
-            };
-            (0..count).map(|index| (1.0 - alpha_bar(index + 1) / alpha_bar(index)).min(MAX_BETA) as f32).collect()
+            betas_of(count, |time| ((time + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2))
+        }
+        BetaSchedule::Exp => betas_of(count, |time| (time * -12.0).exp()),
+        BetaSchedule::Laplace => betas_of(count, |time| {
+            let half_log_snr = -0.5 * (0.5 - time).signum() * (1.0 - 2.0 * (0.5 - time).abs() + 1e-6).ln();
+            let snr = half_log_snr.exp();
+            (snr / (1.0 + snr)).sqrt()
+        }),
+        BetaSchedule::Sigmoid => {
+            let sigmoid = linspace_f32(-6.0, 6.0, count).into_iter().map(|x| (1.0 / (1.0 + (-f64::from(x)).exp())) as f32);
+            sigmoid.map(|share| share * (end - start) as f32 + start as f32).collect()
         }
     }
+}
+
+/// diffusers' `betas_for_alpha_bar`: `alpha_bar` is the product of (1 − beta) up to a time from 0 to 1.
+fn betas_of(count: usize, alpha_bar: impl Fn(f64) -> f64) -> Vec<f32> {
+    const MAX_BETA: f64 = 0.999;
+    let at = |index: usize| alpha_bar(index as f64 / count as f64);
+    (0..count).map(|index| (1.0 - at(index + 1) / at(index)).min(MAX_BETA) as f32).collect()
 }
 
 /// `torch.linspace` in single precision, which counts from both ends to the middle, and rounds once as its vectors do.

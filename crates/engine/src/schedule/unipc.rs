@@ -35,7 +35,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         Step {
             timestep: grid.timesteps[index],
             input_scale: 1.0,
-            denoised: Denoised::image(config.prediction_type, alpha, sigma),
+            denoised: Denoised { limit: config.thresholded(), ..Denoised::image(config.prediction_type, alpha, sigma) },
             corrected: corrects.then(|| correct(config, &grid, index - 1, order(index - 1))),
             next: predict(config, &grid, index, order(index)),
             keeps_latents: true,

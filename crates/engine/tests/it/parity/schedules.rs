@@ -103,7 +103,12 @@ fn compare_steps(stage: &mut Stage, case: &Case, schedule: &Schedule, reference:
 #[test]
 fn a_setting_is_refused_only_by_the_schedulers_that_read_it() {
     let cases = [
-        (r#"{"thresholding": true}"#, "ddim", "has thresholding true; supported: false"),
+        (r#"{"thresholding": true}"#, "deis", "has thresholding true; supported: false"),
+        (r#"{"beta_schedule": "sigmoid"}"#, "ddim", "has beta_schedule \"sigmoid\"; supported: linear, scaled_linear"),
+        (r#"{"beta_schedule": "laplace"}"#, "heun", "has beta_schedule \"laplace\""),
+        (r#"{"beta_schedule": "exp"}"#, "ddpm", "has beta_schedule \"exp\""),
+        (r#"{"prediction_type": "sample"}"#, "heun", "has prediction_type \"sample\"; supported: epsilon, v_prediction"),
+        (r#"{"prediction_type": "sample"}"#, "dpm2_a-karras", "has prediction_type \"sample\""),
         (r#"{"solver_order": 4}"#, "unipc", "has solver_order 4; supported: 1, 2, 3"),
         (r#"{"solver_type": "rk4"}"#, "dpmsolver++", "has solver_type \"rk4\""),
         (r#"{"use_flow_sigmas": true}"#, "deis", "has use_flow_sigmas true"),
@@ -120,8 +125,9 @@ fn a_setting_is_refused_only_by_the_schedulers_that_read_it() {
         let error = Schedule::new(scheduler(name).expect(name), 5, &config).expect_err(name);
         assert!(error.to_string().contains(problem), "{error}");
         assert_eq!(error.field(), "scheduler");
-        // Neither reads any of these keys.
-        for name in ["euler_a", "pndm"] {
+        // Neither reads any of the other keys.
+        let read_by_all = problem.contains("beta_schedule") || problem.contains("prediction_type");
+        for name in ["euler_a", "pndm"].into_iter().filter(|_| !read_by_all) {
             Schedule::new(scheduler(name).expect(name), 5, &config).expect(name);
         }
     }
