@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use atelier_engine::noise::Noise;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::conditioning::Conditioning;
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::sd::tiling::Tiling;
@@ -85,7 +86,7 @@ fn generate(engine: &mut StableDiffusion, request: &GenerateRequest) -> Result<f
 
 fn unet(engine: &StableDiffusion, device: &Device, side_px: u32, rows: usize) -> Result<f64> {
     let text = engine.encode_prompt("a red apple on a table", None, &Inversions::default())?;
-    let text = text.repeat((rows, 1, 1))?;
+    let text = Conditioning::for_images(&[text], &[rows])?;
     let latents = Noise::new(vec![42; rows], engine.latent_shape(side_px, side_px)?).draw(device)?;
     timed(device, || Ok(engine.predict_noise(&latents, 500.0, &text, 1.0, Tiling::default())?))
 }
@@ -129,11 +130,11 @@ fn stage(engine: &StableDiffusion, name: &str, inputs: &Inputs, to: &str) -> Res
         "text" => {
             let negative = inputs.get("negative").is_ok().then(|| inputs.text("negative")).transpose()?;
             let states = engine.encode_prompt(&inputs.text("prompt")?, negative.as_deref(), &Inversions::default())?;
-            write(to, &[("states", &states)])
+            write(to, &[("states", &states.rows()?)])
         }
         "unet" => {
             let latents = inputs.values("latents")?;
-            let text = inputs.values("text")?;
+            let text = Conditioning::of_rows(&inputs.values("text")?, latents.dim(0)?)?;
             let timestep = inputs.number("timestep")?;
             let guidance_scale = inputs.number("guidance_scale")?;
             write(to, &[("noise", &engine.predict_noise(&latents, timestep, &text, guidance_scale, Tiling::default())?)])

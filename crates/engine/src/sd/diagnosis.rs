@@ -8,6 +8,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::StableDiffusion;
+use super::conditioning::Conditioning;
 use super::start::Start;
 use super::tiling::Tiling;
 use super::vae::VaeDecoder;
@@ -53,7 +54,7 @@ impl StableDiffusion {
     pub(super) fn decode_finite(
         &self,
         latents: &Tensor,
-        text: &Tensor,
+        text: &Conditioning,
         start: Option<&Start>,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
@@ -63,7 +64,9 @@ impl StableDiffusion {
         }
         if !is_finite(latents)? {
             // A start's latents were looked at when it was encoded.
-            let stage = if is_finite(text)? { Stage::Unet } else { Stage::TextEncoder };
+            let texts = text.negative.iter().chain([&text.positive]);
+            let finite = texts.map(is_finite).collect::<Result<Vec<_>, _>>()?.into_iter().all(|finite| finite);
+            let stage = if finite { Stage::Unet } else { Stage::TextEncoder };
             return Err(self.not_finite(stage, start.is_some())?);
         }
         let weights = self.adapters.weights();

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use super::conditioning::Conditioning;
 use super::kept::Kept;
 use crate::noise::Noise;
 use crate::schedule::step::History;
@@ -11,8 +12,8 @@ pub(super) struct LatentBatch {
     pub(super) owners: Vec<usize>,
     /// (N, channels, height, width), f32.
     pub(super) latents: Tensor,
-    /// (N, tokens, hidden), or (2N, tokens, hidden) with all negative prompts first.
-    pub(super) text: Tensor,
+    /// A row an image.
+    pub(super) text: Conditioning,
     /// A generator an image.
     pub(super) noise: Noise,
     /// Of the steps before, for schedules that look back.
@@ -24,14 +25,19 @@ pub(super) struct LatentBatch {
 }
 
 impl LatentBatch {
-    /// A latent batch of noise as it was drawn, for [`Self::begin`]. `texts`: a request's own prompts each, (1 or 2, tokens, hidden); `seeds`: a request's images each;
+    /// A latent batch of noise as it was drawn, for [`Self::begin`]. `texts`: a request's own prompts each; `seeds`: a request's images each;
     /// `shape`: (channels, height, width) of one image's latents.
-    pub(super) fn new(texts: &[Tensor], seeds: &[Vec<u64>], shape: (usize, usize, usize), device: &Device) -> Result<Self> {
+    pub(super) fn new(
+        texts: &[Conditioning],
+        seeds: &[Vec<u64>],
+        shape: (usize, usize, usize),
+        device: &Device,
+    ) -> Result<Self> {
         let mut noise = Noise::new(seeds.iter().flatten().copied(), shape);
         let latents = noise.draw(device)?;
         let owners = seeds.iter().enumerate().flat_map(|(queued, seeds)| seeds.iter().map(move |_| queued)).collect();
-        let rows = texts.iter().zip(seeds).map(|(text, seeds)| text.unsqueeze(1)?.repeat((1, seeds.len(), 1, 1)));
-        let text = Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 1)?.flatten(0, 1)?;
+        let counts: Vec<usize> = seeds.iter().map(Vec::len).collect();
+        let text = Conditioning::for_images(texts, &counts)?;
         Ok(Self { owners, latents, text, noise, history: History::default(), kept: None, added: None })
     }
 
@@ -53,17 +59,11 @@ impl LatentBatch {
         if kept.is_empty() {
             return Ok(());
         }
-        let device = self.latents.device().clone();
-        let rows = |kept: &mut dyn Iterator<Item = usize>| {
-            let rows: Vec<u32> = kept.map(|row| row as u32).collect();
-            Tensor::from_vec(rows.clone(), rows.len(), &device)
-        };
-        let images = rows(&mut kept.iter().copied())?;
-        let copies = self.text.dim(0)? / all;
-        let prompts = rows(&mut (0..copies).flat_map(|copy| kept.iter().map(move |image| copy * all + image)))?;
+        let rows: Vec<u32> = kept.iter().map(|image| *image as u32).collect();
+        let images = Tensor::from_vec(rows, kept.len(), self.latents.device())?;
         self.latents = self.latents.index_select(&images, 0)?;
-        self.text = self.text.index_select(&prompts, 0)?;
         let choose = |tensor: &Tensor| tensor.index_select(&images, 0);
+        self.text = self.text.of(choose)?;
         self.history = self.history.of(choose)?;
         self.kept = self.kept.as_ref().map(|kept| kept.of(choose)).transpose()?;
         self.added = self.added.as_ref().map(choose).transpose()?;

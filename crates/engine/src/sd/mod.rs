@@ -6,6 +6,7 @@ mod bands;
 pub mod checkpoint;
 pub mod chunks;
 pub mod clip;
+pub mod conditioning;
 pub mod config;
 mod diagnosis;
 pub mod foreign_syntax;

@@ -4,6 +4,7 @@ use candle_core::{IndexOp, Tensor};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 
 use super::StableDiffusion;
+use super::conditioning::Conditioning;
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};
@@ -21,8 +22,7 @@ use crate::{EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Imag
 impl StableDiffusion {
     /// One forward pass of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
     ///
-    /// `text`: (N, tokens, hidden), a row an image; or (2N, tokens, hidden), first the negative prompts of all images,
-    /// then the positive ones. Then both are predicted as one batch, and the result is
+    /// `text`: a row an image. With negative prompts both are predicted, as one batch where they are of one length, and the result is
     /// `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). A model that was distilled over the scale (LCM) gets it as
     /// an input of its one forward pass. Returns (N, 4, H, W): noise or velocity, as the checkpoint was trained.
     ///
@@ -32,7 +32,7 @@ impl StableDiffusion {
         &self,
         latents: &Tensor,
         timestep: f64,
-        text: &Tensor,
+        text: &Conditioning,
         guidance: impl Into<Guidance>,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
@@ -44,15 +44,17 @@ impl StableDiffusion {
         &self,
         latents: &Tensor,
         timestep: f64,
-        text: &Tensor,
+        text: &Conditioning,
         guidance: Guidance,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
-        let images = latents.dim(0)?;
-        if text.dim(0)? == images {
-            return self.predict(latents, timestep, text, guidance.scale, tiling);
+        let predict = |latents: &Tensor, text: &Tensor| self.predict(latents, timestep, text, guidance.scale, tiling);
+        let Some(negative) = &text.negative else { return predict(latents, &text.positive) };
+        if !text.is_of_one_length()? {
+            return Ok(guidance.apply(&predict(latents, negative)?, &predict(latents, &text.positive)?)?);
         }
-        let both = self.predict(&Tensor::cat(&[latents, latents], 0)?, timestep, text, guidance.scale, tiling)?;
+        let images = latents.dim(0)?;
+        let both = predict(&Tensor::cat(&[latents, latents], 0)?, &text.rows()?)?;
         let negative = both.narrow(0, 0, images)?;
         let positive = both.narrow(0, images, images)?;
         Ok(guidance.apply(&negative, &positive)?)
@@ -315,7 +317,7 @@ fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Ti
     let texts = texts.collect::<Result<Vec<_>, _>>()?;
     let mut generated = Vec::new();
     for together in of_one_length(&texts)? {
-        let texts: Vec<Tensor> = together.iter().map(|part| texts[*part].clone()).collect();
+        let texts: Vec<Conditioning> = together.iter().map(|part| texts[*part].clone()).collect();
         let seeds: Vec<Vec<u64>> = together.iter().map(|part| parts[*part].seeds.clone()).collect();
         let watches: Vec<&Watch> = together.iter().map(|part| parts[*part].watch).collect();
         let mut latent_batch = LatentBatch::new(&texts, &seeds, shape, &engine.device)?;
@@ -331,10 +333,10 @@ fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Ti
 }
 
 /// The places of texts that can share a batch: a longer one takes more tokens, and padding would change the others' images.
-fn of_one_length(texts: &[Tensor]) -> Result<Vec<Vec<usize>>, EngineError> {
-    let mut lengths: Vec<(usize, Vec<usize>)> = Vec::new();
+fn of_one_length(texts: &[Conditioning]) -> Result<Vec<Vec<usize>>, EngineError> {
+    let mut lengths: Vec<([Option<usize>; 2], Vec<usize>)> = Vec::new();
     for (place, text) in texts.iter().enumerate() {
-        let (_, length, _) = text.dims3()?;
+        let length = text.lengths()?;
         match lengths.iter_mut().find(|(of, _)| *of == length) {
             Some((_, places)) => places.push(place),
             None => lengths.push((length, vec![place])),
@@ -350,7 +352,7 @@ fn develop(
     tiling: Tiling,
     latent_batch: &LatentBatch,
     queued: usize,
-    (seeds, text): (&[u64], &Tensor),
+    (seeds, text): (&[u64], &Conditioning),
 ) -> Result<Generated, EngineError> {
     let Some(latents) = latent_batch.latents_of(queued)? else { return Ok(Err(EngineError::Cancelled)) };
     let width_px = plan.width_px;

@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 
 use super::StableDiffusion;
 use super::chunks::{Chunk, automatic_chunks, lpw_chunks};
+use super::conditioning::Conditioning;
 use super::foreign_syntax::refuse_foreign_syntax;
 use super::inversion::Inversions;
 use super::settings::PromptSyntax;
@@ -26,7 +27,7 @@ impl StableDiffusion {
     /// [`PromptSyntax::Weighted`] and [`PromptSyntax::Lpw`] it goes on in further chunks of as many tokens, each with a start and an end of
     /// its own.
     ///
-    /// Returns (1 or 2, chunks · tokens, hidden), f32, in the order `[negative, positive]`; both have as many chunks.
+    /// With [`PromptSyntax::Weighted`] the two may have different numbers of chunks.
     ///
     /// # Errors
     /// When the tokenizer fails on the text, there is no memory, or the text has syntax of another program that is not built.
@@ -35,7 +36,7 @@ impl StableDiffusion {
         prompt: &str,
         negative_prompt: Option<&str>,
         inversions: &Inversions,
-    ) -> Result<Tensor, EngineError> {
+    ) -> Result<Conditioning, EngineError> {
         self.encode_prompt_skipping(prompt, negative_prompt, inversions, 0)
     }
 
@@ -50,7 +51,7 @@ impl StableDiffusion {
         negative_prompt: Option<&str>,
         inversions: &Inversions,
         clip_skip: u32,
-    ) -> Result<Tensor, EngineError> {
+    ) -> Result<Conditioning, EngineError> {
         let skipped = clip_skip as usize;
         let layers = self.checkpoint.text_encoder.num_hidden_layers;
         if skipped > layers {
@@ -76,7 +77,7 @@ impl StableDiffusion {
         texts: impl Iterator<Item = &'a str>,
         inversions: &Inversions,
         skipped: usize,
-    ) -> Result<Tensor, EngineError> {
+    ) -> Result<Conditioning, EngineError> {
         let mut ids = Vec::new();
         for text in texts {
             let tokens = tokenizer.tokens(text)?;
@@ -87,14 +88,15 @@ impl StableDiffusion {
         }
         let (negative, prompt) = ids.split_at(ids.len().saturating_sub(1));
         if skipped == 0 || negative.is_empty() {
-            return self.states(&ids, inversions, skipped);
+            return Ok(Conditioning::of_rows(&self.states(&ids, inversions, skipped)?, 1)?);
         }
-        Ok(Tensor::cat(&[self.states(negative, inversions, 0)?, self.states(prompt, inversions, skipped)?], 0)?)
+        let negative = Some(self.states(negative, inversions, 0)?);
+        Ok(Conditioning { negative, positive: self.states(prompt, inversions, skipped)? })
     }
 
     /// AUTOMATIC1111's way: the mean of every chunk stays what it was (`EmphasisOriginal` in `modules/sd_emphasis.py`).
     ///
-    /// The shorter of the two texts gets empty chunks, as with its option `pad_cond_uncond`, for both are one batch.
+    /// Neither text is made as long as the other one: see [`Conditioning`].
     fn encode_automatic(
         &self,
         tokenizer: &PromptTokenizer,
@@ -102,11 +104,10 @@ impl StableDiffusion {
         negative_prompt: Option<&str>,
         inversions: &Inversions,
         skipped: usize,
-    ) -> Result<Tensor, EngineError> {
+    ) -> Result<Conditioning, EngineError> {
         let texts = each_text(prompt, negative_prompt, |text| {
             automatic_chunks(&tokenizer.runs(text, Emphasis::Automatic)?, tokenizer.room(), tokenizer.comma())
         })?;
-        let texts = of_equal_length(texts);
         let chunks: Vec<&Chunk> = texts.iter().flatten().collect();
         let ids: Vec<Vec<u32>> = chunks.iter().map(|chunk| tokenizer.padded(chunk)).collect();
         let states = self.states(&ids, inversions, skipped)?;
@@ -114,7 +115,10 @@ impl StableDiffusion {
             .iter()
             .enumerate()
             .map(|(row, chunk)| emphasized(&states.narrow(0, row, 1)?, &tokenizer.place_weights(chunk)));
-        rows_of(&Tensor::cat(&weighted.collect::<Result<Vec<_>, _>>()?, 0)?, texts.len())
+        let weighted = weighted.collect::<Result<Vec<_>, _>>()?;
+        let (negative, positive) = weighted.split_at(weighted.len() - texts.last().map_or(0, Vec::len));
+        let negative = (!negative.is_empty()).then(|| Tensor::cat(negative, 1)).transpose()?;
+        Ok(Conditioning { negative, positive: Tensor::cat(positive, 1)? })
     }
 
     /// The way of diffusers' community pipeline `lpw_stable_diffusion`: the mean of all chunks together stays what it was.
@@ -125,7 +129,7 @@ impl StableDiffusion {
         negative_prompt: Option<&str>,
         inversions: &Inversions,
         skipped: usize,
-    ) -> Result<Tensor, EngineError> {
+    ) -> Result<Conditioning, EngineError> {
         let texts = each_text(prompt, negative_prompt, |text| {
             let (chunks, dropped) = lpw_chunks(&tokenizer.runs(text, Emphasis::Lpw)?, tokenizer.room());
             if dropped > 0 {
@@ -140,7 +144,7 @@ impl StableDiffusion {
             let weights: Vec<f64> = chunks.iter().flat_map(|chunk| tokenizer.place_weights(chunk)).collect();
             emphasized(&states.narrow(0, row, 1)?, &weights)
         });
-        Ok(Tensor::cat(&weighted.collect::<Result<Vec<_>, _>>()?, 0)?)
+        Ok(Conditioning::of_rows(&Tensor::cat(&weighted.collect::<Result<Vec<_>, _>>()?, 0)?, 1)?)
     }
 
     /// `ids`: rows of the same length. Returns (rows, tokens, hidden), f32.

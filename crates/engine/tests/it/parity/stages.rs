@@ -3,6 +3,7 @@
 use atelier_engine::noise::Noise;
 use atelier_engine::pixels::to_rgb8;
 use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::conditioning::Conditioning;
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::tiling::Tiling;
 use atelier_engine::sd::tokens::PromptTokenizer;
@@ -68,7 +69,7 @@ fn tokens_and_text(checkpoint: &str, engine: &StableDiffusion, reference: &Refer
         let ids = Tensor::new(ours.ids, &device()).and_then(|ids| ids.unsqueeze(0)).expect("ids");
         tokens.compare(name, &ids, reference.get(&format!("tokens/{name}")));
         let states = engine.encode_prompt(&prompt, None, &Inversions::default()).expect("states");
-        text.compare(name, &states, reference.get(&format!("text/{name}")));
+        text.compare(name, &states.positive, reference.get(&format!("text/{name}")));
     }
     tokens.finish(super::RelativeError(0.0));
     text.finish(STAGE);
@@ -97,9 +98,8 @@ fn unet(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {
 }
 
 /// The same prompts for every image of a batch: (R, T, C) to (R·images, T, C).
-pub(super) fn for_each(images: usize, text: &Tensor) -> Tensor {
-    let repeated = text.unsqueeze(1).and_then(|text| text.repeat((1, images, 1, 1)));
-    repeated.and_then(|text| text.flatten(0, 1)).expect("rows")
+pub(super) fn for_each(images: usize, text: &Conditioning) -> Conditioning {
+    Conditioning::for_images(std::slice::from_ref(text), &[images]).expect("rows")
 }
 
 fn vae(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {
