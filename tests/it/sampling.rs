@@ -1,5 +1,7 @@
 //! What a job may say about its denoising loop, and the seed it gets that asks for any.
 
+use atelier::job::Job;
+use atelier::job::request::Defaults;
 use serde_json::{Value, json};
 
 use crate::requests::{generate, parse, refused, started, with};
@@ -80,4 +82,30 @@ fn any_seed_is_the_same_one_whenever_the_job_is_delivered() {
     let mut other = any;
     other["negative_prompt"] = json!("something else");
     assert_ne!(seed(&other), first);
+}
+
+#[test]
+fn a_manifest_may_ask_for_any_seed() {
+    let defaults = |seed: i64| -> Defaults {
+        let defaults = json!({ "model": "tiny-sd", "steps": 4, "guidance_scale": 7.5, "scheduler": "ddim", "width": 64, "height": 64,
+            "seed": seed, "prefix": "" });
+        serde_json::from_value(defaults).expect("defaults")
+    };
+    let job = |body: Value, seed: i64| Job::from_json(body.to_string().as_bytes(), &defaults(seed)).expect("a good body");
+    let body = |id: &str, fields: Value| {
+        let mut body = json!({ "job_id": id, "prompt": "a cat" });
+        body.as_object_mut().expect("an object").extend(fields.as_object().expect("fields").clone());
+        body
+    };
+    let any = job(body("one", json!({})), -1);
+    assert_eq!(generate(&any).seed, generate(&job(body("one", json!({})), -1)).seed);
+    assert_ne!(generate(&any).seed, generate(&job(body("two", json!({})), -1)).seed);
+    let asked = job(body("one", json!({ "seed": -1 })), 42);
+    assert_eq!(
+        (generate(&asked).seed, &asked.fingerprint),
+        (generate(&any).seed, &any.fingerprint),
+        "as if the job had asked for it"
+    );
+    assert_eq!(generate(&job(body("one", json!({ "seed": 7 })), -1)).seed.get(), 7);
+    assert_eq!(serde_json::to_value(defaults(-1)).expect("JSON")["seed"], json!(-1));
 }

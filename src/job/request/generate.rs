@@ -12,7 +12,7 @@ use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, Sampling, Sigma
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
 use crate::job::task::{
-    Generate, GuidanceScale, ImageCount, Lora, LoraAlpha, LoraAlphaSource, LoraScale, ModelName, Prompt, SidePx, Size,
+    Generate, GuidanceScale, ImageCount, Lora, LoraAlpha, LoraAlphaSource, LoraScale, ModelName, Prompt, Seed, SidePx, Size,
     StepCount, Strength, Task,
 };
 use crate::job::url::AssetUrl;
@@ -120,10 +120,10 @@ impl Body {
             sampling,
             size: Size::new(self.width.unwrap_or(defaults.width), self.height.unwrap_or(defaults.height)),
             num_images: self.num_images.unwrap_or_else(ImageCount::one),
-            seed: defaults.seed,
+            seed: Seed::default_value(),
         };
         let mut canonical = canonical(self.task, &generate);
-        generate.seed = self.seed.unwrap_or(SeedChoice::Given(defaults.seed)).acknowledge(&self.job_id, &mut canonical);
+        generate.seed = self.seed.unwrap_or(defaults.seed).acknowledge(&self.job_id, &mut canonical);
         let common = Common {
             job_id: self.job_id,
             watermark: self.watermark,

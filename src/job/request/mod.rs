@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use self::seed::SeedChoice;
 use self::tryon::TryOnDefaults;
 use super::metadata::Metadata;
 use super::outcome::JobError;
@@ -35,7 +36,7 @@ pub struct Defaults {
     pub scheduler: Scheduler,
     pub width: SidePx,
     pub height: SidePx,
-    pub seed: Seed,
+    pub seed: SeedChoice,
     /// Object key prefix of the images.
     pub prefix: String,
     /// Not of one model: they come from config.yaml.
@@ -53,7 +54,7 @@ impl Default for Defaults {
             scheduler: Scheduler::plain(Sampler::DpmSolverPlusPlus),
             width: SidePx::default_value(),
             height: SidePx::default_value(),
-            seed: Seed::default_value(),
+            seed: SeedChoice::Given(Seed::default_value()),
             prefix: "generations/".into(),
             tryon: TryOnDefaults::default(),
         }

@@ -1,6 +1,6 @@
-//! The seed a job asks for, or the one it gets that asks for any.
+//! The seed a job or a manifest asks for, or the one it gets that asks for any.
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -13,7 +13,7 @@ const ANY: i64 = -1;
 
 /// A seed, or -1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SeedChoice {
+pub enum SeedChoice {
     Given(Seed),
     Any,
 }
@@ -26,6 +26,15 @@ impl<'de> Deserialize<'de> for SeedChoice {
         }
         let seed = Seed::deserialize(&value).map(Self::Given);
         seed.map_err(|_| de::Error::custom(format!("must be {}, or -1 for any, got {}", Seed::ALLOWED, shown::json(&value))))
+    }
+}
+
+impl Serialize for SeedChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Given(seed) => seed.serialize(serializer),
+            Self::Any => ANY.serialize(serializer),
+        }
     }
 }
 
