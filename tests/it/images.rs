@@ -68,6 +68,21 @@ fn a_jpeg_that_is_cut_anywhere_is_refused() {
     }
 }
 
+/// Sixteen ones in a row are no code of any Huffman table. Pillow warns and shows what libjpeg makes up.
+#[test]
+fn a_jpeg_with_codes_that_do_not_exist_is_refused() {
+    for name in ["plain.jpg", "grey.jpg", "sampled-420.jpg"] {
+        let mut file = fs::read(directory().join(name)).expect("a file");
+        let scan = file.windows(2).rposition(|pair| pair == [0xff, 0xda]).expect("a scan");
+        let middle = scan + (file.len() - scan) / 2;
+        for place in (middle..middle + 16).step_by(2) {
+            file[place..place + 2].copy_from_slice(&[0xff, 0x00]);
+        }
+        let problem = image_file::open(&file, MAX_PIXELS).expect_err(name);
+        assert!(problem.contains("truncated or damaged"), "{name}: {problem}");
+    }
+}
+
 /// The checksum behind the image's data, the last chunk and what lies there can be gone; the data cannot.
 #[test]
 fn a_png_may_lack_what_lies_behind_its_data() {
