@@ -6,7 +6,7 @@ use super::context::{Decoded, GenerateInputs, TryOnInputs};
 use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, Sampling};
 use crate::job::task::scheduler::{Sampler, Scheduler, SigmaSpacing};
 use crate::job::task::tryon::TryOn;
-use crate::job::task::{ImageCount, Seed};
+use crate::job::task::{ImageCount, Prompt, Seed};
 use atelier_engine::schedule::scheduler as engine;
 use atelier_engine::{EditRequest, GenerateRequest, Request};
 
@@ -78,7 +78,8 @@ fn seeds(first: Seed, count: ImageCount) -> Vec<u64> {
 fn edit(tryon: &TryOn, TryOnInputs { person, garments, mask }: &TryOnInputs) -> EditRequest {
     let mut images = vec![mask.as_ref().map_or_else(|| person.clone(), |mask| filled_green(person, mask))];
     images.extend(garments.iter().cloned());
-    let own = tryon.prompt.as_ref().map(|prompt| prompt.as_str().trim()).filter(|prompt| !prompt.is_empty());
+    // Letter by letter: a blank at the end is a token of its own.
+    let own = tryon.prompt.as_ref().map(Prompt::as_str).filter(|prompt| !prompt.trim().is_empty());
     EditRequest {
         images,
         prompt: own.map_or_else(|| default_instruction(garments.len()), str::to_owned),

@@ -161,9 +161,9 @@ async fn the_default_instruction_names_every_garment_and_an_own_prompt_replaces_
     let mut several = tryon("several", "plain.png");
     several["garments"] = json!([address("plain.png"), address("plain.webp"), address("palette.png")]);
     let mut own = tryon("own", "plain.png");
-    own["prompt"] = json!("put the coat of image 2 on the person");
+    own["prompt"] = json!(" put the coat of image 2 on the person \n");
     assert_eq!(stage.handle(sqs(&[(several, 1, None), (own, 1, None)])).await, Ok(brought_back(&[])));
     let prompts: Vec<String> = stage.edits().into_iter().map(|edit| edit.prompt).collect();
     assert!(prompts[0].contains("the garments of images 2 to 4"), "{prompts:?}");
-    assert_eq!(prompts[1], "put the coat of image 2 on the person");
+    assert_eq!(prompts[1], " put the coat of image 2 on the person \n", "letter by letter");
 }
