@@ -7,6 +7,7 @@ mod backend;
 mod bodies;
 mod bucket;
 mod config;
+mod conformance;
 mod deploy;
 mod doctor;
 mod events;

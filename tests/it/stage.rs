@@ -120,10 +120,19 @@ impl Stage {
 
     /// A function whose model can do this, with its configuration changed.
     pub(crate) async fn with(capabilities: Capabilities, change: impl FnOnce(&mut config::Workflow)) -> Self {
+        Self::reaching(&outbound::Settings::default(), capabilities, change).await
+    }
+
+    /// The same, with URLs from callers that may go where `reach` says.
+    pub(crate) async fn reaching(
+        reach: &outbound::Settings,
+        capabilities: Capabilities,
+        change: impl FnOnce(&mut config::Workflow),
+    ) -> Self {
         let bucket = Bucket::start().await;
         let backend = Backend::start().await;
         let cache = tempfile::tempdir().unwrap();
-        let outbound = Outbound::new(&outbound::Settings::default()).unwrap();
+        let outbound = Outbound::new(reach).unwrap();
         let store = Arc::new(Store::connect(&settings(&bucket, cache.path()), outbound.clone()).await.unwrap());
         let settings = notify::Settings {
             backend_api_url: Some(format!("http://{}", backend.address)),

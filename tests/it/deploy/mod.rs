@@ -10,6 +10,7 @@ mod kubernetes;
 mod licences;
 mod metrics;
 mod migrating;
+mod models_page;
 mod msrv;
 mod pages;
 mod stacks;

@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use atelier::job::capabilities::Capabilities;
+use atelier::outbound::Settings;
 use atelier_engine::AlphaSource;
 use serde_json::{Value, json};
 
 use super::{body, brought_back, one};
+use crate::servers::http::{Answer, HttpServer};
 use crate::stage::Stage;
 
 const BUCKET: &str = atelier::demo::local::BUCKET;
@@ -69,4 +72,36 @@ async fn configuration_that_is_named_and_not_there_is_refused() {
     let told = stage.backend.terminal().await;
     assert!(told.path.ends_with("/failed"), "{}", told.body);
     assert_eq!(told.body["error"]["field"], "lora[0].config_url", "{}", told.body);
+}
+
+/// A file as PEFT's `save_pretrained` writes it, of two matrices of one zero each; all of it is UTF-8.
+fn saved_by_peft() -> String {
+    let tensor = |matrix: &str, start: u32| {
+        let entry = json!({ "dtype": "F32", "shape": [1, 1], "data_offsets": [start, start + 4] });
+        (format!("base_model.model.mid_block.to_q.{matrix}.weight"), entry)
+    };
+    let header = json!(std::collections::BTreeMap::from([tensor("lora_A", 0), tensor("lora_B", 4)])).to_string();
+    format!("\0\u{2}\0\0\0\0\0\0{header:<512}\0\0\0\0\0\0\0\0")
+}
+
+#[tokio::test]
+async fn alpha_is_looked_for_beside_a_file_of_a_web_server_too_unless_its_address_is_signed() {
+    let reach = Settings { allow_http: true, allow: vec!["127.0.0.1/32".into()], ..Settings::default() };
+    let mut stage = Stage::reaching(&reach, Capabilities::Generate, |_| ()).await;
+    let config = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2}"#;
+    let answers = [Answer::with(200, &[], &saved_by_peft()), Answer::with(200, &[], config)];
+    let server = HttpServer::start(&answers).await;
+    let beside = alpha(&mut stage, "web", json!({ "url": server.url("/ada/adapter_model.safetensors").to_string() })).await;
+    assert_eq!(content(&beside), config.as_bytes());
+    let paths: Vec<String> = server.requests().into_iter().map(|request| request.path).collect();
+    assert_eq!(paths, ["/ada/adapter_model.safetensors", "/ada/adapter_config.json"]);
+
+    server.script(&[Answer::with(200, &[], &saved_by_peft()), Answer::status(404)]);
+    let url = server.url("/eve/adapter_model.safetensors").to_string();
+    assert_eq!(alpha(&mut stage, "web-alone", json!({ "url": url })).await, AlphaSource::File);
+    server.script(&[Answer::with(200, &[], &saved_by_peft())]);
+    let before = server.requests().len();
+    let signed = server.url("/ada/adapter_model.safetensors?token=abc").to_string();
+    assert_eq!(alpha(&mut stage, "web-signed", json!({ "url": signed })).await, AlphaSource::File);
+    assert_eq!(server.requests().len(), before + 1, "the signature is for one file alone");
 }

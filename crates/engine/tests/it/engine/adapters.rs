@@ -17,7 +17,7 @@ use crate::device;
 
 /// A tensor as it stands in a file.
 #[derive(Clone)]
-struct Entry {
+pub(super) struct Entry {
     key: String,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -31,7 +31,7 @@ impl Entry {
     }
 
     /// The same values, which must fit, in another format.
-    fn kept_as(&self, dtype: Dtype) -> Self {
+    pub(super) fn kept_as(&self, dtype: Dtype) -> Self {
         let values = self.bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes")));
         let bytes = match dtype {
             Dtype::F64 => values.flat_map(|number| f64::from(number).to_le_bytes()).collect(),
@@ -59,7 +59,7 @@ fn e4m3(number: f32) -> u8 {
 }
 
 /// In this order, which the library that writes such files would not keep.
-fn file(entries: &[Entry], header: Option<&str>) -> Vec<u8> {
+pub(super) fn file(entries: &[Entry], header: Option<&str>) -> Vec<u8> {
     let mut table = Vec::new();
     let mut begin = 0;
     if let Some(header) = header {
@@ -82,14 +82,14 @@ fn file(entries: &[Entry], header: Option<&str>) -> Vec<u8> {
     bytes
 }
 
-struct Bench {
+pub(super) struct Bench {
     engine: StableDiffusion,
     directory: tempfile::TempDir,
     files: usize,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { engine: engine(), directory: tempfile::tempdir().expect("a directory"), files: 0 }
     }
 
@@ -100,14 +100,17 @@ impl Bench {
         path
     }
 
-    fn generate(&mut self, name: &str, bytes: &[u8]) -> Vec<Image> {
+    pub(super) fn generate(&mut self, name: &str, bytes: &[u8]) -> Vec<Image> {
+        self.try_to_generate(bytes).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    pub(super) fn try_to_generate(&mut self, bytes: &[u8]) -> Result<Vec<Image>, EngineError> {
         let path = self.write(bytes);
-        generate(&mut self.engine, vec![lora(path)]).unwrap_or_else(|error| panic!("{name}: {error}"))
+        generate(&mut self.engine, vec![lora(path)])
     }
 
     fn refused(&mut self, name: &str, bytes: &[u8], words: &str) {
-        let path = self.write(bytes);
-        match generate(&mut self.engine, vec![lora(path)]) {
+        match self.try_to_generate(bytes) {
             Err(EngineError::Lora { index: 0, problem }) => assert!(problem.contains(words), "{name}: {problem}"),
             other => panic!("{name}: {other:?}"),
         }
@@ -144,7 +147,7 @@ fn widths() -> BTreeMap<&'static str, (usize, usize)> {
 }
 
 /// A file's entries, `named` giving the keys of a module's down and up matrices and of its alpha, if it has one.
-fn spelled(named: impl Fn(&str) -> (String, String, Option<String>), alpha: f32) -> Vec<Entry> {
+pub(super) fn spelled(named: impl Fn(&str) -> (String, String, Option<String>), alpha: f32) -> Vec<Entry> {
     let mut entries = Vec::new();
     for (module, down, up) in content(&widths()) {
         let (down_key, up_key, alpha_key) = named(module);
@@ -154,7 +157,7 @@ fn spelled(named: impl Fn(&str) -> (String, String, Option<String>), alpha: f32)
     entries
 }
 
-fn kohya(unet: &'static str, text: &'static str) -> impl Fn(&str) -> (String, String, Option<String>) {
+pub(super) fn kohya(unet: &'static str, text: &'static str) -> impl Fn(&str) -> (String, String, Option<String>) {
     move |module| {
         let prefix = if module == TEXT { text } else { unet };
         let module = format!("{prefix}_{}", module.replace('.', "_"));
@@ -163,7 +166,7 @@ fn kohya(unet: &'static str, text: &'static str) -> impl Fn(&str) -> (String, St
     }
 }
 
-fn dotted(
+pub(super) fn dotted(
     unet: &'static str,
     text: &'static str,
     parts: [&'static str; 2],

@@ -10,6 +10,7 @@ mod layouts;
 mod loras;
 mod memory;
 mod packed;
+mod properties;
 mod tokenizers;
 mod watching;
 

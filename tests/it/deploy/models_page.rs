@@ -1,0 +1,157 @@
+//! docs/models.md: every line that says what is read or refused has a test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How a line of a list or table begins, and the tests of it: file and function.
+const TESTS: &[(&str, &[&str])] = &[
+    (
+        "Weights are safetensors",
+        &["E/engine/adapters.rs weights_in_any_format_of_floats_are_read", "E/engine/checkpoints.rs checkpoint_of_pickles"],
+    ),
+    (
+        "A component is one file",
+        &[
+            "E/engine/layouts.rs shards_are_read_by_their_index",
+            "E/engine/layouts.rs a_variant_is_read_where_there_is_no_plain_file",
+        ],
+    ),
+    (
+        "A checkpoint in one file",
+        &[
+            "E/engine/layouts.rs one_file_under_the_old_names_is_the_same_checkpoint",
+            "E/engine/layouts.rs one_file_without_a_part_says_which",
+        ],
+    ),
+    ("The checkpoint may be saved", &["E/engine/checkpoints.rs checkpoint_of_a_pipeline_around_the_same_weights"]),
+    ("A UNet of nine input channels", &["E/parity/variants.rs parity_of_inpainting_unets"]),
+    ("A UNet distilled", &["E/parity/variants.rs parity_of_models_distilled_over_the_guidance_scale"]),
+    ("Other inputs, such as", &["E/engine/checkpoints.rs checkpoint_whose_unet_looks_at_other_things"]),
+    (
+        "`plain`, the default",
+        &[
+            "E/parity/stages.rs parity_of_stages",
+            "E/parity/prompts.rs short_prompt_without_brackets_is_the_same_in_both_syntaxes",
+        ],
+    ),
+    ("`weighted` |", &["E/parity/prompts.rs parity_of_prompts_as_in_automatic1111"]),
+    ("`lpw` |", &["E/parity/prompts.rs parity_of_long_prompts_as_in_lpw"]),
+    ("With `weighted`, a chunk ends", &["E/parity/prompts.rs parity_of_prompts_as_in_automatic1111"]),
+    ("With `weighted`, prompt and negative", &["E/parity/prompts.rs parity_of_prompts_as_in_automatic1111"]),
+    ("With `lpw`, the mean", &["E/parity/prompts.rs parity_of_weighted_prompts"]),
+    ("`weighted` and `lpw` refuse", &["E/parity/prompts.rs syntax_of_another_program_is_refused_with_its_field"]),
+    (
+        "With `weighted`, a textual inversion",
+        &["crates/engine/src/sd/chunks.rs weights_move_with_their_tokens_and_a_word_of_many_vectors_is_not_cut"],
+    ),
+    (
+        "`beta_schedule`",
+        &[
+            "E/parity/samplers.rs parity_of_every_samplers_steps",
+            "E/parity/schedules.rs a_setting_is_refused_only_by_the_schedulers_that_read_it",
+        ],
+    ),
+    (
+        "`prediction_type`",
+        &[
+            "E/parity/samplers.rs parity_of_every_samplers_steps",
+            "E/parity/schedules.rs a_setting_is_refused_only_by_the_schedulers_that_read_it",
+        ],
+    ),
+    (
+        "`thresholding`",
+        &[
+            "E/parity/samplers.rs parity_of_every_samplers_steps",
+            "E/parity/schedules.rs a_setting_is_refused_only_by_the_schedulers_that_read_it",
+        ],
+    ),
+    (
+        "`timestep_spacing`",
+        &["E/parity/schedules.rs parity_of_schedules", "E/parity/samplers.rs parity_of_jobs_through_each_pipeline"],
+    ),
+    (
+        "`use_karras_sigmas`",
+        &[
+            "E/parity/samplers.rs parity_of_every_samplers_steps",
+            "E/parity/schedules.rs a_setting_is_refused_only_by_the_schedulers_that_read_it",
+        ],
+    ),
+    ("`solver_order`", &["E/parity/samplers.rs parity_of_every_samplers_steps"]),
+    ("`use_flow_sigmas`", &["E/parity/schedules.rs a_setting_is_refused_only_by_the_schedulers_that_read_it"]),
+    (
+        "LoRA, LoCon",
+        &["E/parity/loras.rs parity_of_loras", "E/parity/adapter_files.rs parity_of_adapters_as_their_libraries_save_them"],
+    ),
+    ("DoRA", &["E/parity/loras.rs parity_of_adapters_of_every_kind"]),
+    ("LoHa, LoKr", &["E/parity/loras.rs parity_of_adapters_of_every_kind"]),
+    ("full differences", &["E/parity/loras.rs parity_of_adapters_of_every_kind"]),
+    ("A key that matches nothing", &["E/engine/loras.rs bad_loras_are_refused_and_the_next_job_is_generated"]),
+    ("One module under two names", &["E/engine/adapters.rs files_that_contradict_themselves_are_refused"]),
+    ("OFT, BOFT", &["E/engine/loras.rs bad_loras_are_refused_and_the_next_job_is_generated"]),
+    ("in the file: among its tensors", &["E/parity/adapter_files.rs parity_of_adapters_as_their_libraries_save_them"]),
+    ("in the job:", &["tests/it/handler/loras.rs alpha_is_looked_for_beside_the_file_and_in_the_job"]),
+    (
+        "for files of PEFT's",
+        &[
+            "tests/it/handler/loras.rs alpha_is_looked_for_beside_the_file_and_in_the_job",
+            "tests/it/handler/loras.rs alpha_is_looked_for_beside_a_file_of_a_web_server_too_unless_its_address_is_signed",
+        ],
+    ),
+    ("A file of `save_pretrained`", &["E/parity/adapter_files.rs alpha_that_is_nowhere_or_twice_is_refused"]),
+    ("An alpha that is given", &["E/parity/adapter_files.rs alpha_that_is_nowhere_or_twice_is_refused"]),
+    ("Textual inversions that OneTrainer", &["E/engine/adapters.rs words_bundled_with_a_lora_are_words_of_the_prompt"]),
+    ("formats of matrices", &["E/engine/adapters.rs one_content_in_any_spelling_order_and_format_is_one_image"]),
+    ("safetensors file |", &["E/engine/adapters.rs hostile_files_are_refused_early"]),
+    ("LoRA | twice", &["E/engine/adapters.rs hostile_files_are_refused_early"]),
+    ("textual inversion |", &["E/engine/embeddings.rs bad_embeddings_are_refused_and_the_next_job_is_generated"]),
+    ("weighted prompt |", &["E/engine/embeddings.rs prompt_of_too_many_tokens_is_refused"]),
+    ("a transformer in one file", &["E/parity/qwen.rs parity_of_fp8_weights"]),
+    ("LoRAs over the checkpoint's", &["E/parity/qwen.rs parity_of_edit_loras"]),
+    ("the checkpoint as it is", &["E/parity/qwen.rs parity_of_edit_stages"]),
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What follows the mark of an item, or the first bar of a row that is no header; from the section on what is read to that on numbers.
+fn lines(page: &str) -> Vec<&str> {
+    let (_, page) = page.split_once("## Stable Diffusion 1 and 2").expect("the section");
+    let (page, _) = page.split_once("## How close the numbers are").expect("the section");
+    let all: Vec<&str> = page.lines().collect();
+    let mut found = Vec::new();
+    for (index, line) in all.iter().enumerate() {
+        let is_header = all.get(index + 1).is_some_and(|next| next.starts_with("|---"));
+        let is_item = line.split_once(". ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+        if is_item || line.starts_with("- ") {
+            found.push(line.split_once(' ').expect("a mark").1);
+        } else if line.starts_with("| ") && !is_header {
+            found.push(&line[2..]);
+        }
+    }
+    found
+}
+
+fn has_test(name: &str) -> bool {
+    let (file, function) = name.split_once(' ').expect("a file and a function");
+    let file = file.strip_prefix("E/").map_or_else(|| root().join(file), |file| Path::new("crates/engine/tests/it").join(file));
+    let source = fs::read_to_string(root().join(file)).unwrap_or_default();
+    source.contains(&format!("fn {function}("))
+}
+
+#[test]
+fn every_line_of_what_is_read_or_refused_has_a_test() {
+    let page = fs::read_to_string(root().join("docs/models.md")).expect("the page");
+    let lines = lines(&page);
+    assert!(lines.len() > 40, "{lines:?}");
+    let untested = lines.iter().filter(|line| !TESTS.iter().any(|(beginning, _)| line.starts_with(beginning)));
+    let untested: Vec<&&str> = untested.collect();
+    assert!(untested.is_empty(), "lines of docs/models.md without a test: {untested:#?}");
+    for (beginning, tests) in TESTS {
+        let said = lines.iter().filter(|line| line.starts_with(beginning)).count();
+        assert_eq!(said, 1, "{beginning} begins so many lines of docs/models.md");
+        for test in *tests {
+            assert!(has_test(test), "{beginning}: there is no {test}");
+        }
+    }
+}
