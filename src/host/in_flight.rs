@@ -29,11 +29,18 @@ impl InFlight {
         let job = Job::from_message(&message.body, message.trace, defaults).map_err(Box::new);
         let job_id = job.as_ref().map_or_else(|refusal| refusal.job_id.as_ref(), |job| Some(&job.id));
         let span = trace::span(job_id.map_or("", JobId::as_str), source.name(), message.attempt, message.trace);
-        let heartbeat = source.heartbeat().map(|_| {
-            let keeping = keep(source.clone(), message.clone());
-            tokio::spawn(keeping.instrument(span.clone()))
+        let in_flight = Self { source, message, job, span, heartbeat: Mutex::default() };
+        in_flight.keep_again();
+        in_flight
+    }
+
+    /// Begins the heartbeat again after [`Self::release`].
+    pub fn keep_again(&self) {
+        let heartbeat = self.source.heartbeat().map(|_| {
+            let keeping = keep(self.source.clone(), self.message.clone());
+            tokio::spawn(keeping.instrument(self.span.clone()))
         });
-        Self { source, message, job, span, heartbeat: Mutex::new(heartbeat) }
+        *self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = heartbeat;
     }
 
     /// Ends the heartbeat, and returns when none is under way any more: one that came after a delay was set would undo it.

@@ -12,6 +12,7 @@ pub mod cloud;
 pub mod descriptors;
 pub mod dispatch;
 pub mod drain;
+pub mod ended;
 pub mod event;
 pub mod http;
 pub mod in_flight;
@@ -20,6 +21,7 @@ pub mod jobs;
 pub(crate) mod listener;
 pub mod measure;
 pub mod notification_sender;
+pub mod outbox;
 pub mod process;
 pub mod runtime_api;
 pub mod sending;
@@ -42,6 +44,8 @@ use self::dispatch::{Dispatcher, acknowledge, intake};
 use self::job_service::{Direct, Ending, JobService};
 use self::jobs::Jobs;
 use self::notification_sender::NotificationSender;
+use self::outbox::receivers::Limits;
+use self::outbox::{Outbox, Schedule};
 use self::process::{Launcher, Listener, Program};
 use self::source::Source;
 use self::supervisor::{Phase, Worker};
@@ -50,6 +54,7 @@ use crate::job::capabilities::Capabilities;
 use crate::job::request::Defaults;
 use crate::job::task::ModelName;
 use crate::metrics::Metrics;
+use crate::notify;
 use crate::protocol::report::{self, Report};
 use crate::setting::Secret;
 
@@ -106,6 +111,8 @@ pub struct Parts {
     /// The source that HTTP jobs go to.
     pub queue: Arc<dyn Source>,
     pub notification_sender: NotificationSender,
+    /// When and how often notifications are sent.
+    pub notify: notify::Settings,
     pub defaults: Defaults,
     pub max_attempts: u32,
     /// What an HTTP event of the host presents to the handler.
@@ -143,18 +150,19 @@ impl Host {
         let (dispatcher, cancelled) = Dispatcher::new(parts.gpus.len(), parts.settings.batch as usize, jobs.clone());
         let (direct, directs) = mpsc::channel(parts.gpus.len());
         let (cancels, cancel_requests) = mpsc::unbounded_channel();
+        let backoff =
+            (Duration::from_millis(parts.settings.initial_backoff_ms), Duration::from_millis(parts.settings.max_backoff_ms));
+        let force_shutdown = CancellationToken::new();
+        let schedule = Schedule::new(&parts.notify, backoff);
+        let outbox = Outbox::new(parts.notification_sender, Limits::from(&parts.notify), schedule, force_shutdown.clone());
         let acknowledger = Acknowledger {
             jobs: jobs.clone(),
-            notification_sender: parts.notification_sender,
-            retries: Retries {
-                max_attempts: parts.max_attempts,
-                initial_backoff: Duration::from_millis(parts.settings.initial_backoff_ms),
-                max_backoff: Duration::from_millis(parts.settings.max_backoff_ms),
-            },
+            outbox,
+            retries: Retries { max_attempts: parts.max_attempts, initial_backoff: backoff.0, max_backoff: backoff.1 },
             token: parts.token,
             metrics: parts.metrics.clone(),
             under_way: TaskTracker::new(),
-            force_shutdown: CancellationToken::new(),
+            force_shutdown,
         };
         let job_service = JobService {
             jobs,
@@ -193,7 +201,7 @@ impl Host {
         tokio::spawn(measure::handlers(dispatcher.clone(), parts.metrics.clone()));
         for source in parts.sources {
             tokio::spawn(measure::queue(source.clone(), parts.metrics.clone()));
-            intakes.spawn(intake::run(source, dispatcher.clone(), parts.defaults.clone(), stop.clone()));
+            intakes.spawn(intake::run(source, dispatcher.clone(), acknowledger.clone(), parts.defaults.clone(), stop.clone()));
         }
         tokio::spawn(forward(dispatcher.clone(), directs, cancel_requests));
         tokio::spawn(acknowledge::defer_blocked(dispatcher.clone(), acknowledger.retries.initial_backoff));
@@ -204,6 +212,12 @@ impl Host {
     #[must_use]
     pub fn job_service(&self) -> JobService {
         self.job_service.clone()
+    }
+
+    /// What waits to be sent.
+    #[must_use]
+    pub fn outbox(&self) -> Outbox {
+        self.acknowledger.outbox.clone()
     }
 
     /// What the last handler that got ready can be asked for; none before, and where it does not say.
@@ -219,6 +233,7 @@ impl Host {
         let limit = Duration::from_secs(self.settings.drain_seconds);
         tracing::info!(order, drain_seconds = limit.as_secs(), "draining: no new jobs; what runs may finish");
         self.stop.cancel();
+        self.acknowledger.outbox.draining.cancel();
         let (messages, directs) = self.dispatcher.drain();
         for direct in directs {
             // A caller that is gone needs no answer.

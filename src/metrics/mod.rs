@@ -152,6 +152,20 @@ impl Metrics {
         }
     }
 
+    /// What waits to be sent. `open_breakers`: receivers that are left alone, each with how many it stands for.
+    pub fn outbox(&self, waiting: usize, open_breakers: &[(String, usize)]) {
+        self.set(table::NOTIFICATIONS_WAITING, [], waiting as f64);
+        self.forget(table::BREAKERS_OPEN);
+        for (receiver, count) in open_breakers {
+            self.set(table::BREAKERS_OPEN, [receiver], *count as f64);
+        }
+    }
+
+    /// A message was dead-lettered because its notifications were not taken.
+    pub fn gave_up(&self, source: &str) {
+        self.add(table::GIVEN_UP, [source], 1.0);
+    }
+
     pub fn model_loaded(&self, model: &str, seconds: f64) {
         self.set(table::MODEL_LOAD, [model], seconds);
     }

@@ -129,6 +129,24 @@ pub const WEBHOOKS: Counter<2> = Counter(labelled(
     &["kind", "result"],
     "attempts to deliver a notification, by its kind; delivered or failed",
 ));
+pub const NOTIFICATIONS_WAITING: Gauge<0> = Gauge(labelled(
+    "atelier_notifications_waiting",
+    "",
+    &[],
+    "jobs that have ended and wait in this host until their notifications are taken",
+));
+pub const BREAKERS_OPEN: Gauge<1> = Gauge(labelled(
+    "atelier_webhook_breakers_open",
+    "",
+    &["receiver"],
+    "receivers (host name and port) that are left alone because they failed over and over: 20 by name, all more as `other`",
+));
+pub const GIVEN_UP: Counter<1> = Counter(labelled(
+    "atelier_notifications_given_up_total",
+    "",
+    &["source"],
+    "messages dead-lettered as `webhook_failed`: their notifications were not taken for `notify.give_up_after_hours`",
+));
 pub const MODEL_LOAD: Gauge<1> =
     Gauge(labelled("atelier_model_load_seconds", "seconds", &["model"], "from a handler's start to ready, the last time"));
 pub const RESTARTS: Counter<1> = Counter(labelled(
@@ -157,7 +175,7 @@ pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
 pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
 /// All of them, in the order of docs/metrics.md.
-pub const TABLE: [Metric; 21] = [
+pub const TABLE: [Metric; 24] = [
     INFERENCES.row(),
     INFERENCE_LATENCY.row(),
     INFERENCE_ERRORS.row(),
@@ -171,6 +189,9 @@ pub const TABLE: [Metric; 21] = [
     STEPS_PER_SECOND.row(),
     LORA_CACHE.row(),
     WEBHOOKS.row(),
+    NOTIFICATIONS_WAITING.row(),
+    BREAKERS_OPEN.row(),
+    GIVEN_UP.row(),
     MODEL_LOAD.row(),
     RESTARTS.row(),
     HANDLERS.row(),

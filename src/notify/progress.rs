@@ -110,12 +110,21 @@ async fn send_all(
         let (job_id, callback) = (Some(&body.job_id), callback.as_ref());
         let to = NotificationTarget { job_id, callback, requester: None, trace, prefix, fingerprint: None };
         let Ok(Some(notification)) = notifier.webhook(&to, Kind::Progress, id, &body) else { return };
+        let receiver = notifier.destination(&notification).unwrap_or_default();
+        if notifier.silence.is_silent(&receiver) {
+            continue;
+        }
         let Ok(delivery_request) = notifier.delivery_request(&notification).await else { return };
         let problem = match notifier.attempt(&delivery_request, limit).await {
             Ok(()) => continue,
             Err(DeliveryError::Unwanted) => return,
             Err(DeliveryError::Refused(error)) => error.to_string(),
-            Err(DeliveryError::Failed { problem, .. }) => problem,
+            Err(DeliveryError::Failed(undelivered)) => {
+                if undelivered.is_down {
+                    notifier.silence.note(receiver);
+                }
+                undelivered.problem
+            }
         };
         tracing::debug!(percent, problem, "progress not delivered");
     }

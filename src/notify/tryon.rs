@@ -16,7 +16,7 @@ use super::{backend, webhook_id};
 use crate::job::JobId;
 use crate::job::metadata::Metadata;
 use crate::job::notification::{AssetResult, Images, Message, Notification, NotificationTarget, TryOnResult};
-use crate::job::outcome::{JobError, Record};
+use crate::job::outcome::{JobError, Problem, Record};
 use crate::job::task::ModelName;
 use crate::setting::{Secret, SettingError};
 use crate::shown;
@@ -75,17 +75,17 @@ impl TryOnService {
     }
 
     /// The notifications of a try-on that has ended: as its record says, or with the error.
-    pub(super) fn notifications(&self, of: &NotificationTarget<'_>, ended: Result<&Record, &JobError>) -> Vec<Notification> {
+    pub(super) fn notifications(&self, of: &NotificationTarget<'_>, ended: Result<&Record, &Problem>) -> Vec<Notification> {
         let (Some(job_id), Some(requester)) = (of.job_id, of.requester) else { return Vec::new() };
         let (word, inference_time_ms, result) = match ended {
             Ok(record) => {
                 let inference_time_ms = record.timings_ms.get("infer").copied().unwrap_or_default();
                 ("asset_complete", inference_time_ms, TryOnResult::Images(record.images.clone()))
             }
-            Err(error) => ("asset_failed", 0, TryOnResult::Error(error.to_string())),
+            Err(problem) => ("asset_failed", 0, TryOnResult::Error(problem.message.clone())),
         };
         // The asset service knows a job by its id alone, and the id is another job's.
-        let is_conflict = matches!(ended, Err(JobError::Conflict { .. }));
+        let is_conflict = ended.is_err_and(Problem::is_conflict);
         let asset = (self.asset_service.is_some() && !is_conflict).then(|| Notification {
             id: webhook_id(of.prefix, &[word, job_id.as_str()]),
             trace: of.trace,

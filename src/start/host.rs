@@ -81,6 +81,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         sources,
         queue,
         notification_sender: NotificationSender { notifier: notifier.clone(), store: store.clone() },
+        notify: config.notify.clone(),
         defaults,
         max_attempts: config.runtime.max_attempts,
         token: config.security.internal_auth_token.clone(),
@@ -89,8 +90,12 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let checker = Arc::clone(&notifier);
     let refresh = {
         let metrics = metrics.clone();
-        // The webhooks that the host itself has sent.
-        Arc::new(move || metrics.webhooks(&notifier.take_attempts()))
+        let outbox = host.outbox();
+        // The webhooks that the host itself has sent, and those that it has not sent yet.
+        Arc::new(move || {
+            metrics.webhooks(&notifier.take_attempts());
+            metrics.outbox(outbox.waiting(), &outbox.open_breakers());
+        })
     };
     let check = check(host.function(), checker, &config.workflow.steps);
     let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, model_type);

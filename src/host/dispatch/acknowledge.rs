@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -13,20 +14,19 @@ use super::disposition::{Disposition, dispositions};
 use super::{Assignment, Dispatcher};
 use crate::backoff::{Backoff, pause};
 use crate::host::answer::{Answer, Ended, reply_value};
+use crate::host::ended::{End, EndedJob};
 use crate::host::event;
 use crate::host::in_flight::InFlight;
 use crate::host::job_service::{Direct, Ending};
 use crate::host::jobs::{Jobs, State};
-use crate::host::notification_sender::NotificationSender;
-use crate::host::source::SourceError;
+use crate::host::outbox::{Outbox, Sent};
+use crate::host::source::{Message, SourceError};
 use crate::job::measured::Measured;
+use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Problem};
 use crate::metrics::Metrics;
 use crate::protocol::reply::{self, JobOutcome, JobReport};
 use crate::setting::Secret;
-
-/// [`JobError::code`] of a request under another job's id.
-const CONFLICT: &str = "conflict";
 
 /// How often and how soon a job is tried again.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +41,7 @@ pub struct Retries {
 #[derive(Clone)]
 pub struct Acknowledger {
     pub jobs: Arc<Jobs>,
-    pub notification_sender: NotificationSender,
+    pub outbox: Outbox,
     pub retries: Retries,
     /// What an HTTP event of the host presents to the handler.
     pub token: Option<Secret>,
@@ -72,12 +72,15 @@ impl Acknowledger {
         self.under_way.spawn(async move {
             match assignment {
                 Assignment::Messages(in_flight) => {
-                    let applied = in_flight.iter().zip(dispositions(&in_flight, &ended));
-                    let acknowledger = &acknowledger;
-                    join_all(applied.map(|(in_flight, disposition)| {
-                        acknowledger.apply(in_flight, disposition).instrument(in_flight.span.clone())
-                    }))
-                    .await;
+                    let dispositions = dispositions(&in_flight, &ended);
+                    // A reply can be large, and a notification can wait for long.
+                    drop(ended);
+                    for (in_flight, disposition) in in_flight.into_iter().zip(dispositions) {
+                        let each = acknowledger.clone();
+                        let span = in_flight.span.clone();
+                        let applying = async move { each.apply(&in_flight, disposition).await };
+                        acknowledger.under_way.spawn(applying.instrument(span));
+                    }
                 }
                 Assignment::Direct(direct) => {
                     let span = Direct::span(&direct.job);
@@ -92,20 +95,31 @@ impl Acknowledger {
     pub fn cancelled(&self, in_flight: InFlight) {
         let acknowledger = self.clone();
         let span = in_flight.span.clone();
-        let telling = async move {
-            match acknowledger.notification_sender.ended(&in_flight, &JobError::Cancelled).await {
-                Ok(State::Complete) => {
-                    acknowledger.count(&in_flight, JobOutcome::Complete.as_str(), None);
-                    acknowledger.over(&in_flight, State::Complete, None).await;
-                }
-                Ok(_) => {
-                    acknowledger.count(&in_flight, "cancelled", None);
-                    acknowledger.over(&in_flight, State::Cancelled, None).await;
-                }
-                Err(undelivered) => acknowledger.try_again(&in_flight, &undelivered).await,
+        let concluding = async move {
+            let ended = EndedJob::failed(End::Failed, in_flight.message.attempt, Problem::from(&JobError::Cancelled));
+            if let Some(end) = acknowledger.conclude(&in_flight, ended, None).await {
+                let outcome = if end == End::Complete { JobOutcome::Complete.as_str() } else { "cancelled" };
+                acknowledger.count(&in_flight, outcome, None);
             }
         };
-        self.under_way.spawn(telling.instrument(span));
+        self.under_way.spawn(concluding.instrument(span));
+    }
+
+    /// Takes out the messages whose jobs have ended: no handler is needed for those, and they are no jobs to wait for.
+    pub async fn take_ended(&self, received: Vec<InFlight>) -> Vec<InFlight> {
+        let looks = received.into_iter().map(async |in_flight| (self.outbox.ended(&in_flight).await, in_flight));
+        let mut jobs = Vec::new();
+        for (ended, in_flight) in join_all(looks).await {
+            let Some(ended) = ended else {
+                jobs.push(in_flight);
+                continue;
+            };
+            let acknowledger = self.clone();
+            let span = in_flight.span.clone();
+            let concluding = async move { acknowledger.conclude(&in_flight, ended, None).await };
+            self.under_way.spawn(concluding.instrument(span));
+        }
+        jobs
     }
 
     async fn apply(&self, in_flight: &InFlight, disposition: Disposition) {
@@ -123,47 +137,96 @@ impl Acknowledger {
                 self.try_again(in_flight, &error).await;
             }
             Disposition::Failed(error) => {
+                // A job that died over and over is not started again only because its caller cannot be notified now.
                 self.count(in_flight, JobOutcome::DeadLetter.as_str(), None);
-                self.end_as_failed(in_flight, &error).await;
+                let ended = EndedJob::failed(End::DeadLetter, in_flight.message.attempt, Problem::from(&error));
+                self.conclude(in_flight, ended, None).await;
             }
-            Disposition::Reported(told) => self.finalize(in_flight, told).await,
+            Disposition::Reported(report) => self.finalize(in_flight, report).await,
         }
     }
 
-    /// Tells the caller, then the queue.
-    async fn finalize(&self, in_flight: &InFlight, told: JobReport) {
-        let is_refused = told.is_refused();
-        let is_told = told.job_id.is_some() && !told.notifications.is_empty();
-        let JobReport { outcome, error, notifications, measured, .. } = told;
-        if matches!(outcome, JobOutcome::Failed | JobOutcome::DeadLetter) {
-            self.jobs.ending(known_id(&self.jobs, in_flight));
-        }
-        let delivered = tokio::select! {
-            delivered = self.notification_sender.deliver(&notifications) => delivered,
-            // The next host sends them again, with the same ids.
-            () = self.force_shutdown.cancelled() => {
-                self.count(in_flight, "untried", measured.as_ref());
-                return requeue_known(&self.jobs, in_flight).await;
-            }
-        };
-        if let Err(undelivered) = delivered {
-            self.count(in_flight, JobOutcome::Retry.as_str(), measured.as_ref());
-            return self.try_again(in_flight, &undelivered).await;
-        }
-        // Nobody heard of it, or all that was refused is to be kept.
-        let outcome =
-            if is_refused && (!is_told || in_flight.source.keeps_refused()) { JobOutcome::DeadLetter } else { outcome };
+    /// Notifies the caller, then settles the message.
+    async fn finalize(&self, in_flight: &InFlight, report: JobReport) {
+        let is_refused = report.is_refused();
+        let has_receiver = report.job_id.is_some() && !report.notifications.is_empty();
+        let JobReport { outcome, error, notifications, measured, .. } = report;
+        // Nobody hears of it, or all that was refused is to be kept.
+        let is_kept = is_refused && (!has_receiver || in_flight.source.keeps_refused());
+        let outcome = if is_kept { JobOutcome::DeadLetter } else { outcome };
         if is_refused {
             self.metrics.refused(in_flight.source.name(), outcome.as_str());
         }
         self.count(in_flight, outcome.as_str(), measured.as_ref());
-        let error = error.map(|error| json!(error));
-        match outcome {
-            JobOutcome::Complete => self.over(in_flight, State::Complete, None).await,
-            JobOutcome::Failed => self.over(in_flight, failed_state(error.as_ref()), error).await,
-            JobOutcome::Retry => self.retry_later(in_flight, error).await,
-            JobOutcome::DeadLetter => self.dead_letter(in_flight, error).await,
+        let attempt = in_flight.message.attempt;
+        let problem = || error.clone().unwrap_or_else(|| Problem::from(&JobError::Internal { problem: "it failed".into() }));
+        let ended = match outcome {
+            JobOutcome::Retry => return self.retry_later(in_flight, error.map(|error| json!(error))).await,
+            JobOutcome::Complete => EndedJob::complete(attempt),
+            JobOutcome::Failed => EndedJob::failed(End::Failed, attempt, problem()),
+            JobOutcome::DeadLetter => EndedJob::failed(End::DeadLetter, attempt, problem()),
+        };
+        self.conclude(in_flight, ended, Some(notifications)).await;
+    }
+
+    /// Brings a job that has ended to its caller's knowledge, however long that takes, then settles its message. `written`: its
+    /// notifications, where a handler has written them. The end that was reported; none where the message waits elsewhere.
+    async fn conclude(&self, in_flight: &InFlight, ended: EndedJob, written: Option<Vec<Notification>>) -> Option<End> {
+        let id = known_id(&self.jobs, in_flight);
+        match ended.end {
+            End::Complete => self.jobs.end(id, State::Complete, None),
+            End::Failed | End::DeadLetter => self.jobs.ending(id),
         }
+        match self.outbox.send(in_flight, ended, written).await {
+            Sent::All(ended) => {
+                self.settle(in_flight, &ended).await;
+                Some(ended.end)
+            }
+            Sent::GivenUp(ended, problem) => {
+                self.give_up(in_flight, &ended, &problem).await;
+                None
+            }
+            Sent::Deferred(ended) => {
+                if ended.end != End::Complete {
+                    self.jobs.requeue(id, ended.problem.map(|problem| json!(problem)));
+                }
+                None
+            }
+            Sent::NoRecord => {
+                tracing::warn!("a job that was complete has no record any more; it is run again");
+                self.jobs.requeue(id, None);
+                in_flight.release().await;
+                let message = Message { ended: None, ..in_flight.message.clone() };
+                done(in_flight, "deferred", in_flight.source.defer(&message, Duration::ZERO).await);
+                None
+            }
+        }
+    }
+
+    async fn settle(&self, in_flight: &InFlight, ended: &EndedJob) {
+        let error = ended.problem.as_ref().map(|problem| json!(problem));
+        match ended.end {
+            End::Complete => self.over(in_flight, State::Complete, None).await,
+            End::Failed => self.over(in_flight, failed_state(error.as_ref()), error).await,
+            End::DeadLetter => self.dead_letter(in_flight, error).await,
+        }
+    }
+
+    /// Keeps the message of a job whose caller could not be notified for too long. What is sent again from there is notified again.
+    async fn give_up(&self, in_flight: &InFlight, ended: &EndedJob, problem: &str) {
+        let code = JobError::Notification { problem: String::new(), cause: None }.code();
+        let reason = format!("{code}: {problem}");
+        tracing::error!(
+            error = reason,
+            rounds = ended.rounds,
+            "a job's caller could not be notified; its message is dead-lettered"
+        );
+        self.metrics.gave_up(in_flight.source.name());
+        let error = ended.problem.as_ref().map(|problem| json!(problem));
+        let state = if ended.end == End::Complete { State::Complete } else { failed_state(error.as_ref()) };
+        self.jobs.end(known_id(&self.jobs, in_flight), state, error);
+        let message = Message { ended: Some(ended.anew()), ..in_flight.message.clone() };
+        done(in_flight, "dead-lettered", in_flight.source.dead_letter(&message, &reason).await);
     }
 
     fn count(&self, in_flight: &InFlight, outcome: &str, measured: Option<&Measured>) {
@@ -210,36 +273,16 @@ impl Acknowledger {
         done(in_flight, "put back", in_flight.source.retry(&in_flight.message, delay).await);
     }
 
-    /// The last attempt failed and the handler could not tell. A job that died over and over is not started again only
-    /// because its caller cannot be told now.
-    async fn end_as_failed(&self, in_flight: &InFlight, error: &JobError) {
-        let Retries { initial_backoff, max_backoff, .. } = self.retries;
-        let mut backoff = Backoff::new(initial_backoff, max_backoff);
-        self.jobs.ending(known_id(&self.jobs, in_flight));
-        loop {
-            match self.notification_sender.ended(in_flight, error).await {
-                Ok(State::Complete) => return self.over(in_flight, State::Complete, None).await,
-                Ok(_) => return self.dead_letter(in_flight, Some(json!(Problem::from(error)))).await,
-                Err(undelivered) => {
-                    tracing::warn!(error = %undelivered, "a failure could not be told yet");
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(backoff.next_pause()) => {}
-                () = self.force_shutdown.cancelled() => return requeue_known(&self.jobs, in_flight).await,
-            }
-        }
-    }
-
     async fn dead_letter(&self, in_flight: &InFlight, error: Option<Value>) {
         let reason = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or("it failed").to_owned();
         tracing::error!(error = reason, "a job failed for good");
+        let message = Message { ended: None, ..in_flight.message.clone() };
         match &in_flight.job {
             // The id is another job's: nothing is known here of that one.
-            Ok(job) if error.as_ref().is_some_and(|error| error["code"] == CONFLICT) => self.jobs.forget(job),
+            Ok(job) if is_conflict(error.as_ref()) => self.jobs.forget(job),
             _ => self.jobs.end(known_id(&self.jobs, in_flight), State::Failed, error),
         }
-        done(in_flight, "dead-lettered", in_flight.source.dead_letter(&in_flight.message, &reason).await);
+        done(in_flight, "dead-lettered", in_flight.source.dead_letter(&message, &reason).await);
     }
 
     async fn answer(&self, direct: Direct, ended: Ended) {
@@ -279,10 +322,12 @@ impl Acknowledger {
         self.jobs.end(id, state, error);
         // A caller that is gone hears of it by the notification, if at all.
         let _ = direct.answer.send(ending);
-        if let Err(undelivered) = self.notification_sender.deliver(&notifications).await {
-            tracing::warn!(error = %undelivered, "a notification was not delivered");
-        }
+        self.outbox.send_unqueued(notifications).await;
     }
+}
+
+fn is_conflict(error: Option<&Value>) -> bool {
+    error.and_then(|error| Problem::deserialize(error).ok()).is_some_and(|problem| problem.is_conflict())
 }
 
 fn failed_state(error: Option<&Value>) -> State {

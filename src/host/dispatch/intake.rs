@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Dispatcher;
+use super::acknowledge::Acknowledger;
 use crate::backoff::Backoff;
 use crate::host::in_flight::InFlight;
 use crate::host::source::Source;
@@ -17,7 +18,13 @@ const INITIAL_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// Receives until `stop`; what arrives too late to be started is put back.
-pub async fn run(source: Arc<dyn Source>, dispatcher: Arc<Dispatcher>, defaults: Defaults, stop: CancellationToken) {
+pub async fn run(
+    source: Arc<dyn Source>,
+    dispatcher: Arc<Dispatcher>,
+    acknowledger: Acknowledger,
+    defaults: Defaults,
+    stop: CancellationToken,
+) {
     let mut demand = dispatcher.demand();
     let mut backoff = Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF);
     loop {
@@ -29,8 +36,8 @@ pub async fn run(source: Arc<dyn Source>, dispatcher: Arc<Dispatcher>, defaults:
         match received {
             Ok(messages) => {
                 backoff.reset();
-                let in_flight = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults)).collect();
-                for in_flight in dispatcher.accept(in_flight) {
+                let received = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults)).collect();
+                for in_flight in dispatcher.accept(acknowledger.take_ended(received).await) {
                     super::acknowledge::requeue(&in_flight).await;
                 }
             }

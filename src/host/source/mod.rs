@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use serde_json::Value;
 
+use super::ended::EndedJob;
 use crate::job::trace::Trace;
 use crate::setting::SettingError;
 
@@ -28,6 +29,8 @@ pub struct Message {
     /// When the message was sent, where the queue knows.
     pub sent: Option<SystemTime>,
     pub received: Instant,
+    /// Where its job has ended and nothing but notifications is left. Goes along wherever the message goes.
+    pub ended: Option<EndedJob>,
     /// The message as AWS puts it into an event of this kind of queue: an element of `Records` or of `rmqMessagesByQueue`.
     pub record: Value,
 }

@@ -15,7 +15,7 @@ async fn untaken(id: &str) -> HostProcess {
     host.wait_for("a handler is ready", 1).await;
     host.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
     host.post("/generate", &job(id)).await;
-    host.wait_for("a job is tried again", 1).await;
+    host.wait_for("a notification waits to be sent again", 1).await;
     host
 }
 

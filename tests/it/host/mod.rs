@@ -14,6 +14,7 @@ mod refused;
 pub(crate) mod sqs;
 mod survival;
 mod traces;
+mod undelivered;
 mod unready;
 
 use std::path::{Path, PathBuf};

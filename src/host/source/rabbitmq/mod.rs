@@ -96,11 +96,12 @@ impl RabbitMq {
     async fn move_to(
         &self,
         session: &Session,
-        in_flight: &InFlight,
+        (message, in_flight): (&Message, &InFlight),
         to: &Destination,
         reason: Option<&str>,
     ) -> Result<(), Fault> {
         let properties = publish::again(&in_flight.delivery.properties, in_flight.attempt, reason);
+        let properties = publish::with_end(properties, message.ended.as_ref());
         session.publish(to, &in_flight.delivery.data, properties).await
     }
 
@@ -139,6 +140,7 @@ impl RabbitMq {
             trace: record::trace(&delivery.properties),
             sent: record::sent(&delivery.properties),
             received: in_flight.since.into_std(),
+            ended: record::ended(&delivery.properties),
         }
     }
 }
@@ -207,7 +209,7 @@ impl Source for RabbitMq {
     async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
         let (session, in_flight) = self.receipt(message, "retry")?;
         let moved = match self.waiting_room(&session, delay).await {
-            Ok(to) => self.move_to(&session, &in_flight, &to, None).await,
+            Ok(to) => self.move_to(&session, (message, &in_flight), &to, None).await,
             Err(fault) => Err(fault),
         };
         let disposition = match moved {
@@ -232,6 +234,7 @@ impl Source for RabbitMq {
         let (session, in_flight) = self.receipt(message, "defer")?;
         let to = self.waiting_room(&session, delay).await.map_err(self.at("defer"))?;
         let properties = publish::again(&in_flight.delivery.properties, in_flight.attempt.saturating_sub(1), None);
+        let properties = publish::with_end(properties, message.ended.as_ref());
         let published = session.publish(&to, &in_flight.delivery.data, properties).await;
         let disposition = if published.is_ok() { Disposition::Done } else { Disposition::Untried };
         session.acknowledge(&in_flight, disposition).await.map_err(|problem| self.lost("defer", problem))
@@ -249,7 +252,7 @@ impl Source for RabbitMq {
         let (session, in_flight) = self.receipt(message, "dead-letter")?;
         let moved = if self.settings.declare {
             let to = Destination::exchange(&topology::dead_letter_exchange(&self.settings.queue), &self.settings.queue);
-            self.move_to(&session, &in_flight, &to, Some(reason)).await.is_ok()
+            self.move_to(&session, (message, &in_flight), &to, Some(reason)).await.is_ok()
         } else {
             false
         };

@@ -8,12 +8,16 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation};
 
 use super::fault::{Fault, within};
+use crate::host::ended::EndedJob;
 use crate::job::trace::{TRACEPARENT, Trace};
 
 /// Attempts that were made before the message was published again: a new message to the broker, which counts from 0.
 pub(super) const ATTEMPT_HEADER: &str = "x-atelier-attempt";
 /// Why the message was dead-lettered.
 pub(super) const REASON_HEADER: &str = "x-atelier-reason";
+
+/// How the message's job ended ([`EndedJob`]).
+pub(super) const ENDED_HEADER: &str = "x-atelier-ended";
 
 /// A header must fit into one frame with all the others.
 const LONGEST_REASON_BYTES: usize = 4096;
@@ -111,6 +115,15 @@ pub(super) fn again(properties: &BasicProperties, attempts: u32, reason: Option<
         copy = copy.with_timestamp(*timestamp);
     }
     copy
+}
+
+/// The same with how its job ended, or without.
+pub(super) fn with_end(properties: BasicProperties, ended: Option<&EndedJob>) -> BasicProperties {
+    let others = properties.headers().iter().flatten().filter(|(name, _)| name.as_str() != ENDED_HEADER);
+    let others = others.map(|(name, value)| (name.clone(), value.clone()));
+    let ended = ended.map(|ended| (ENDED_HEADER.into(), AMQPValue::LongString(ended.encode().into())));
+    let headers: BTreeMap<ShortString, AMQPValue> = others.chain(ended).collect();
+    properties.with_headers(FieldTable::from(headers))
 }
 
 fn is_broken_by_copying(header: &str) -> bool {

@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime};
 
 use super::frame::UNREADABLE_HEADER;
-use super::publish::ATTEMPT_HEADER;
+use super::publish::{ATTEMPT_HEADER, ENDED_HEADER};
+use crate::host::ended::EndedJob;
 use crate::job::trace::{TRACEPARENT, Trace};
 
 /// Deliveries of this copy of the message before this one, as the broker counts: a quorum queue says how many there were,
@@ -54,6 +55,14 @@ pub(super) fn trace(properties: &BasicProperties) -> Option<Trace> {
         _ => return None,
     };
     Trace::from_traceparent(text)
+}
+
+/// How the message's job ended, where nothing but its notifications is left.
+pub(super) fn ended(properties: &BasicProperties) -> Option<EndedJob> {
+    match properties.headers().as_ref()?.inner().get(ENDED_HEADER)? {
+        AMQPValue::LongString(text) => EndedJob::decode(text.as_bytes()),
+        _ => None,
+    }
 }
 
 /// When the message was sent, where the sender says; RabbitMQ itself notes whole seconds.

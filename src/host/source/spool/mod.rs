@@ -227,6 +227,7 @@ fn message(name: &Name, body: Vec<u8>) -> Message {
         trace: name.trace,
         sent: Some(later(SystemTime::UNIX_EPOCH, Duration::from_millis(name.sent_ms))),
         received: Instant::now(),
+        ended: None,
         record,
     }
 }

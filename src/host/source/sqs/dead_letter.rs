@@ -81,7 +81,7 @@ impl Queue {
         reason: &str,
     ) -> Result<OutgoingMessage<'a>, SourceError> {
         let body = self.checked_body(&message.body)?;
-        let mut attributes = attributes_of(&message.record);
+        let mut attributes = attributes_of(message);
         if attributes.len() < MOST_ATTRIBUTES && self.has_room_for_a_reason(message) {
             let text = MessageAttributeValue::builder().data_type("String").string_value(presentable(reason)).build();
             attributes.extend(text.ok().map(|text| (REASON.to_owned(), text)));

@@ -110,6 +110,7 @@ async fn while_what_is_done_may_not_be_deleted_nothing_more_is_received() {
         trace: None,
         sent: None,
         received: Instant::now(),
+        ended: None,
         record: json!({}),
     };
     let denied = source.ack(&message).await.expect_err("denied");

@@ -1,0 +1,204 @@
+//! One round of attempts: each notification of a job that was not taken yet is sent once, in their order.
+
+use std::time::{Duration, Instant};
+
+use super::Outbox;
+use crate::host::ended::{End, EndedJob};
+use crate::host::in_flight::InFlight;
+use crate::job::Job;
+use crate::job::notification::{Message, Notification};
+use crate::job::outcome::{JobError, Problem, Record};
+use crate::notify::delivery::Undelivered;
+use crate::notify::once::OnceError;
+
+/// After so long the addresses of images may have expired, which temporary credentials end early.
+const FRESH: Duration = Duration::from_mins(15);
+
+/// The notifications of a job, and since when they are written.
+pub(super) struct Written {
+    notifications: Vec<Notification>,
+    since: Instant,
+}
+
+impl Written {
+    pub(super) fn now(notifications: Vec<Notification>) -> Self {
+        Self { notifications, since: Instant::now() }
+    }
+
+    /// About what they take of the memory.
+    pub(super) fn bytes(&self) -> usize {
+        let body = |notification: &Notification| match &notification.message {
+            Message::Backend { body, .. } | Message::Callback { body, .. } | Message::LoadBalancer { body } => body.len(),
+            Message::AssetService(_) => 0,
+        };
+        self.notifications.iter().map(body).sum()
+    }
+}
+
+/// Why a round has not brought all of them to their receivers.
+pub(super) enum NotSent {
+    Later(Later),
+    /// The job was taken for complete, and it has no record.
+    NoRecord,
+}
+
+/// A reason to try again.
+#[derive(Debug, Default)]
+pub(super) struct Later {
+    pub(super) problem: String,
+    /// Not before.
+    pub(super) asked: Duration,
+    /// Whose it is, where one has failed.
+    pub(super) receiver: Option<String>,
+    /// A receiver has failed, and not the bucket or this host.
+    pub(super) is_the_receivers: bool,
+}
+
+impl Later {
+    fn because(error: &JobError) -> Self {
+        Self { problem: error.to_string(), ..Self::default() }
+    }
+
+    /// What counts of two reasons: the first, but a receiver's own before all others; and the longer pause.
+    fn first_of(first: Option<Self>, other: Self) -> Self {
+        let Some(first) = first else { return other };
+        let asked = first.asked.max(other.asked);
+        let counts = if first.is_the_receivers || !other.is_the_receivers { first } else { other };
+        Self { asked, ..counts }
+    }
+}
+
+impl Outbox {
+    /// As a round, of notifications without a message.
+    pub(super) async fn attempt_each(&self, notifications: &mut Vec<Notification>) -> Option<Later> {
+        let mut reason = None;
+        let mut left = Vec::new();
+        for mut notification in std::mem::take(notifications) {
+            if let Err(later) = self.attempt(&mut notification).await {
+                left.push(notification);
+                reason = Some(Later::first_of(reason, later));
+            }
+        }
+        *notifications = left;
+        reason
+    }
+
+    pub(super) async fn round(
+        &self,
+        in_flight: &InFlight,
+        ended: &mut EndedJob,
+        written: &mut Option<Written>,
+    ) -> Result<(), NotSent> {
+        let is_first = ended.rounds == 0;
+        ended.rounds = ended.rounds.saturating_add(1);
+        let _room = self.room(in_flight)?;
+        // What a handler has just written it has looked for. Of a failure nobody is told later without another look.
+        let is_fresh = |written: &Written| is_first || ended.end == End::Complete && written.since.elapsed() < FRESH;
+        if !written.as_ref().is_some_and(is_fresh) {
+            *written = Some(Written::now(self.write(in_flight, ended).await?));
+        }
+        let notifications = written.as_mut().map(|written| &mut written.notifications).into_iter().flatten();
+        let mut reason: Option<Later> = None;
+        for notification in notifications {
+            if ended.delivered.contains(&notification.id) {
+                continue;
+            }
+            match self.attempt(notification).await {
+                Ok(()) => ended.delivered.push(notification.id.clone()),
+                Err(later) => reason = Some(Later::first_of(reason, later)),
+            }
+        }
+        reason.map_or(Ok(()), |later| Err(NotSent::Later(later)))
+    }
+
+    /// What is to be sent, by what the bucket knows now. A job that has a record is complete, whatever was known of it before.
+    async fn write(&self, in_flight: &InFlight, ended: &mut EndedJob) -> Result<Vec<Notification>, NotSent> {
+        let later = |error: JobError| NotSent::Later(Later::because(&error));
+        let problem = ended.problem();
+        if ended.end != End::Complete && problem.is_conflict() {
+            return self.failed(in_flight, ended, &problem).map_err(later);
+        }
+        let record = match &in_flight.job {
+            Ok(job) => self.sender.store.record(&job.output.prefix, &job.id).await.map_err(later)?,
+            Err(_) => None,
+        };
+        match (&in_flight.job, record) {
+            (Ok(job), Some(record)) if record.fingerprint == job.fingerprint => {
+                if ended.end != End::Complete {
+                    *ended = EndedJob { rounds: ended.rounds, waited_ms: ended.waited_ms, ..EndedJob::complete(ended.attempt) };
+                }
+                self.complete(job, &record).await.map_err(later)
+            }
+            // Somebody has sent another request under the id, and that one is complete: there is nothing to be told of this one.
+            (Ok(_), Some(_)) if ended.end != End::Complete => {
+                tracing::warn!(
+                    "the id of a job that failed belongs to another request by now; nobody is notified of the failure"
+                );
+                Ok(Vec::new())
+            }
+            _ if ended.end == End::Complete => Err(NotSent::NoRecord),
+            _ => self.failed(in_flight, ended, &problem).map_err(later),
+        }
+    }
+
+    async fn complete(&self, job: &Job, record: &Record) -> Result<Vec<Notification>, JobError> {
+        let urls = self.sender.store.urls(record).await?;
+        self.sender.notifier.complete(job, record, &urls)
+    }
+
+    fn failed(&self, in_flight: &InFlight, ended: &EndedJob, problem: &Problem) -> Result<Vec<Notification>, JobError> {
+        self.sender.notifier.failed_as(&in_flight.notification_target(), problem, ended.attempt)
+    }
+
+    /// Sends one notification once; to the backend where its `callback.url` may not be reached.
+    async fn attempt(&self, notification: &mut Notification) -> Result<(), Later> {
+        loop {
+            let notifier = &self.sender.notifier;
+            let Some(name) = notifier.destination(notification) else {
+                let problem = format!("{}: this host has no address for it (notify, asset_service)", notification.as_str());
+                return Err(Later { problem, ..Later::default() });
+            };
+            let later = match self.receivers.enter(&name).await {
+                Err(pause) => Later {
+                    problem: format!(
+                        "{} to {name}: the receiver is busy, or left alone because it has failed before",
+                        notification.as_str()
+                    ),
+                    asked: pause,
+                    receiver: Some(name),
+                    is_the_receivers: true,
+                },
+                Ok(place) => match notifier.send_once(notification).await {
+                    Ok(()) => {
+                        place.answered();
+                        return Ok(());
+                    }
+                    Err(OnceError::Refused(refused)) => {
+                        let Some(instead) = notifier.backend_instead(notification, &refused) else { return Ok(()) };
+                        *notification = instead;
+                        continue;
+                    }
+                    Err(OnceError::NotWritten(error)) => Later::because(&error),
+                    Err(OnceError::Undelivered(Undelivered { problem, retry_after, is_down })) => {
+                        if is_down {
+                            place.failed(&problem)
+                        } else {
+                            place.answered()
+                        }
+                        Later {
+                            problem: format!("{} to {name}: {problem}", notification.as_str()),
+                            asked: retry_after.unwrap_or_default(),
+                            receiver: Some(name),
+                            is_the_receivers: true,
+                        }
+                    }
+                },
+            };
+            if notification.is_best_effort() {
+                tracing::warn!(webhook_id = notification.id, problem = later.problem, "not delivered, and not tried again");
+                return Ok(());
+            }
+            return Err(later);
+        }
+    }
+}
