@@ -42,13 +42,9 @@ impl Config {
         references(&manifest, |name, _| {
             named.insert(name.to_owned(), true);
         });
-        let own = |name: &str| match override_section(name) {
-            Some(section) => !HOST_ONLY.contains(&section.as_str()),
-            None => name.starts_with("ATELIER_") || name.starts_with("RUST_"),
-        };
-        let system = |name: &str| SYSTEM.contains(&name) || SYSTEM_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-        let needed = |name: &str| named.get(name).copied().unwrap_or_else(|| own(name) || system(name));
-        Ok(self.passed(environment, needed))
+        Ok(self.passed(environment, |name| {
+            named.get(name).copied().unwrap_or_else(|| is_for_handlers(name) || is_of_the_system(name))
+        }))
     }
 
     /// The environment of a function that is not ours: what this configuration reads is none of its business.
@@ -57,16 +53,29 @@ impl Config {
     /// As [`Config::load`].
     pub fn function_environment(&self, path: Option<&Path>, environment: &Environment) -> Result<Environment, ConfigError> {
         let named = named(path, environment)?;
-        let shared = |name: &str| name.starts_with("AWS_") || SYSTEM.contains(&name);
-        let needed = |name: &str| shared(name) || !(named.contains_key(name) || override_section(name).is_some());
-        Ok(self.passed(environment, needed))
+        Ok(self.passed(environment, |name| {
+            let is_shared = name.starts_with("AWS_") || SYSTEM.contains(&name);
+            is_shared || !(named.contains_key(name) || override_section(name).is_some())
+        }))
     }
 
     fn passed(&self, environment: &Environment, needed: impl Fn(&str) -> bool) -> Environment {
         let more: BTreeSet<&str> = self.host.handler.environment.iter().map(String::as_str).collect();
-        let passes = |(name, _): &(&String, &String)| more.contains(name.as_str()) || needed(name);
-        environment.iter().filter(passes).map(|(name, value)| (name.clone(), value.clone())).collect()
+        let passed = environment.iter().filter(|(name, _)| more.contains(name.as_str()) || needed(name));
+        passed.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
+}
+
+/// Whether a variable that no file names is one of this binary's that a handler reads.
+fn is_for_handlers(name: &str) -> bool {
+    match override_section(name) {
+        Some(section) => !HOST_ONLY.contains(&section.as_str()),
+        None => name.starts_with("ATELIER_") || name.starts_with("RUST_"),
+    }
+}
+
+fn is_of_the_system(name: &str) -> bool {
+    SYSTEM.contains(&name) || SYSTEM_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// `sources` of `ATELIER__SOURCES__RABBITMQ__PASSWORD`.

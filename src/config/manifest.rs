@@ -172,7 +172,8 @@ impl Manifest {
         }
         for mode in asked {
             if self.modes.of(*mode).is_none() {
-                let (mode, known) = (mode.as_str(), self.modes.names());
+                let mode = mode.as_str();
+                let known = self.modes.names();
                 let known = if known.is_empty() { "none".to_owned() } else { known };
                 return Err(("modes", format!("has no {mode}, which model.default_mode or model.modes asks for; has {known}")));
             }

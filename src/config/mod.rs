@@ -239,8 +239,8 @@ impl Config {
     pub fn manifest(&self, environment: &Environment) -> Result<Manifest, ConfigError> {
         let mut manifest = self.manifest_of(&self.model.name, environment)?;
         let file = manifest.file.display().to_string();
-        let wrong = |(key, problem): (&str, String)| ConfigError::Value { file, key: key.to_owned(), problem };
-        manifest.check(&self.model.modes()).and_then(|()| self.check_dtype(manifest.family)).map_err(wrong)?;
+        let checked = manifest.check(&self.model.modes()).and_then(|()| self.check_dtype(manifest.family));
+        checked.map_err(|(key, problem)| ConfigError::Value { file, key: key.to_owned(), problem })?;
         let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
         manifest.defaults.tryon = TryOnDefaults { mode, steps, resolution };
         Ok(manifest)

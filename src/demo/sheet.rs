@@ -27,7 +27,8 @@ const LARGEST_SIDE_PX: u32 = 512;
 #[must_use]
 pub fn caption(png: &[u8]) -> Option<String> {
     let reader = png::Decoder::new(Cursor::new(png)).read_info().ok()?;
-    let (latin1, utf8) = (&reader.info().uncompressed_latin1_text, &reader.info().utf8_text);
+    let latin1 = &reader.info().uncompressed_latin1_text;
+    let utf8 = &reader.info().utf8_text;
     let plain = latin1.iter().find(|chunk| chunk.keyword == "atelier").map(|chunk| chunk.text.clone());
     let text = plain.or_else(|| utf8.iter().find(|chunk| chunk.keyword == "atelier")?.get_text().ok())?;
     let asked: Value = serde_json::from_str(&text).ok()?;
@@ -81,7 +82,8 @@ fn print(image: &Image) -> Option<RgbImage> {
         LARGEST_SIDE_PX.. => (u64::from(px) * u64::from(LARGEST_SIDE_PX) / u64::from(side_px)) as u32,
         _ => px,
     };
-    let (width_px, height_px) = (scaled(image.width_px), scaled(image.height_px));
+    let width_px = scaled(image.width_px);
+    let height_px = scaled(image.height_px);
     (width_px > 0 && height_px > 0).then(|| imageops::resize(&whole, width_px, height_px, FilterType::Lanczos3))
 }
 
@@ -90,7 +92,8 @@ fn write(sheet: &mut RgbImage, caption: &str, left_px: u32, baseline_px: u32, wi
     let mask = text.cut_to(width_px as f32, CAPTION_LINE_PX).mask(CAPTION_LINE_PX);
     let top = i64::from(baseline_px) + i64::from(mask.top_px);
     for (index, alpha) in mask.alpha.iter().enumerate() {
-        let (x, y) = (i64::from(left_px) + (index % mask.width_px) as i64, top + (index / mask.width_px) as i64);
+        let x = i64::from(left_px) + (index % mask.width_px) as i64;
+        let y = top + (index / mask.width_px) as i64;
         let place = u32::try_from(x).ok().zip(u32::try_from(y).ok());
         let Some(pixel) = place.and_then(|(x, y)| sheet.get_pixel_mut_checked(x, y)) else { continue };
         for (channel, ink) in pixel.0.iter_mut().zip(INK.0) {

@@ -36,7 +36,8 @@ fn judge(machine: &Machine, (compute_cap, flash_attention): (Option<&str>, bool)
         );
     };
     let Card { name, memory_bytes, free_bytes, compute: (major, minor) } = card;
-    let (all, free) = (memory_bytes >> 20, free_bytes >> 20);
+    let all = memory_bytes >> 20;
+    let free = free_bytes >> 20;
     let about = format!(
         "{} x {name}, driver {}, compute capability {major}.{minor}, {free} of {all} MiB free",
         machine.cards.len(),

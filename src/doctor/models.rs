@@ -45,11 +45,13 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
     let limit = limit + Duration::from_secs(if pinned.is_empty() { 0 } else { bytes / SLOW_DISK });
     let began = Instant::now();
     let work = aside(move || judge(&weights, &pinned));
-    let about = |how: &str| format!("{name}: {} MiB of weights, {how}, in {:.1} s", bytes >> 20, began.elapsed().as_secs_f32());
     match tokio::time::timeout(limit, work).await {
         Err(_) | Ok(None) => Finding::late(CHECK, limit),
         Ok(Some(Err(problem))) => Finding::fail(CHECK, format!("{name}: {problem}"), bring),
-        Ok(Some(Ok(how))) => Finding::ok(CHECK, about(&how)),
+        Ok(Some(Ok(how))) => {
+            let took = began.elapsed().as_secs_f32();
+            Finding::ok(CHECK, format!("{name}: {} MiB of weights, {how}, in {took:.1} s", bytes >> 20))
+        }
     }
 }
 

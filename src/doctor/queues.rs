@@ -129,9 +129,9 @@ mod tests {
 
     #[test]
     fn a_delivery_limit_at_the_hosts_own_is_a_warning() {
-        let redrive = |most| sqs::inspect::Redrive { most_receives: Some(most), queue: Ok("http://queue".into()) };
         let state = |most| {
-            let found = sqs::inspect::Found { fifo: false, waiting: 0, visibility_seconds: 30, redrive: Some(redrive(most)) };
+            let redrive = sqs::inspect::Redrive { most_receives: Some(most), queue: Ok("http://queue".into()) };
+            let found = sqs::inspect::Found { fifo: false, waiting: 0, visibility_seconds: 30, redrive: Some(redrive) };
             judge_sqs(&found, 3).state
         };
         assert_eq!((state(3), state(10)), (State::Warn, State::Ok));

@@ -86,10 +86,12 @@ impl Exchange {
     }
 
     fn read(payload: &Value, platform: Platform) -> Result<Self, EventError> {
-        let malformed = |problem: String| EventError::Malformed { kind: "an HTTP request", problem };
         let text = payload["body"].as_str().unwrap_or_default();
         let body = if payload["isBase64Encoded"] == true {
-            STANDARD.decode(text).map_err(|error| malformed(format!("its body is not base64: {error}")))?
+            STANDARD.decode(text).map_err(|error| EventError::Malformed {
+                kind: "an HTTP request",
+                problem: format!("its body is not base64: {error}"),
+            })?
         } else {
             text.as_bytes().to_vec()
         };

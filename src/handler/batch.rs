@@ -25,11 +25,11 @@ pub(super) struct Line(Vec<Waiting<Result<Job, Refusal>>>);
 
 impl Line {
     pub(super) fn new(deliveries: Vec<Delivery>, defaults: &Defaults) -> Self {
-        let waiting = |(place, delivery): (usize, Delivery)| {
+        let waiting = deliveries.into_iter().enumerate().map(|(place, delivery)| {
             let job = Job::from_message(&delivery.body, delivery.trace, defaults);
             Waiting { place, delivery, job }
-        };
-        Self(deliveries.into_iter().enumerate().map(waiting).collect())
+        });
+        Self(waiting.collect())
     }
 
     /// Takes the first message, and all that may share its batch as long as their images have `most_px` pixels together. Of

@@ -58,9 +58,13 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<ControlCommand
     let cancels = Arc::new(cancels);
     let life = LifeLayer { busy: Arc::new(busy), shutdown: shutdown.clone(), engine_lost: engine_lost.clone() };
     let function = {
-        let (handler, cancels, lost) = (Arc::new(Mutex::new(handler)), Arc::clone(&cancels), Arc::new(lost));
+        let handler = Arc::new(Mutex::new(handler));
+        let cancels = Arc::clone(&cancels);
+        let lost = Arc::new(lost);
         service_fn(move |event: LambdaEvent<Value>| {
-            let (handler, cancels, lost) = (handler.clone(), cancels.clone(), lost.clone());
+            let handler = handler.clone();
+            let cancels = cancels.clone();
+            let lost = lost.clone();
             let control = Control::new(event.context.deadline, limits.deadline_margin, shutdown.clone())
                 .cancellable(cancelled.clone())
                 .notification_mode_by(notification_mode(&event.context));

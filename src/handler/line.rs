@@ -15,7 +15,7 @@ pub type ControlCommands = mpsc::UnboundedReceiver<ControlCommand>;
 /// When the thread cannot be started.
 pub fn listen(mut input: impl BufRead + Send + 'static) -> std::io::Result<ControlCommands> {
     let (sender, orders) = mpsc::unbounded_channel();
-    let read = move || {
+    std::thread::Builder::new().name("host line".into()).spawn(move || {
         let mut line = String::new();
         while input.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
             let Some(order) = ControlCommand::decode(&line) else {
@@ -28,8 +28,7 @@ pub fn listen(mut input: impl BufRead + Send + 'static) -> std::io::Result<Contr
             }
             line.clear();
         }
-    };
-    std::thread::Builder::new().name("host line".into()).spawn(read)?;
+    })?;
     Ok(orders)
 }
 

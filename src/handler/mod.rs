@@ -178,17 +178,11 @@ impl Handler {
         stopped_groups: &[String],
         control: &Control,
     ) -> Vec<(usize, Option<String>, JobReport)> {
-        let is_stopped =
-            |waiting: &Waiting<Job>| waiting.delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group));
         let ends = control.is_shutting_down() || self.is_fatal_device_error();
-        let (stopped, begun): (Vec<_>, Vec<_>) = members.into_iter().partition(|waiting| ends || is_stopped(waiting));
-        let requeue = |Waiting { place, delivery, .. }: Waiting<Job>| {
-            let earlier = || JobError::Internal { problem: "an earlier message of its group is to be settled first".into() };
-            let error = if ends { JobError::ShuttingDown } else { earlier() };
-            (place, delivery.group, entry(&delivery.message_id, None, JobOutcome::Retry, Some(&error)))
-        };
-        let spanned = |waiting: &Waiting<Job>| span(Some(&waiting.job.id), &waiting.delivery);
-        let jobs: Vec<_> = begun.iter().map(|waiting| (&waiting.job, spanned(waiting))).collect();
+        let (stopped, begun): (Vec<_>, Vec<_>) = members
+            .into_iter()
+            .partition(|waiting| ends || waiting.delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group)));
+        let jobs: Vec<_> = begun.iter().map(|waiting| (&waiting.job, span(Some(&waiting.job.id), &waiting.delivery))).collect();
         let ended = self.workflow.run_together(&jobs, control).await;
         let finalized = begun.iter().zip(&jobs).zip(ended).map(async |((waiting, (_, span)), ended)| {
             let Waiting { place, delivery, job } = waiting;
@@ -196,7 +190,14 @@ impl Handler {
             (*place, delivery.group.clone(), settled)
         });
         let mut finalized = join_all(finalized).await;
-        finalized.extend(stopped.into_iter().map(requeue));
+        finalized.extend(stopped.into_iter().map(|Waiting { place, delivery, .. }| {
+            let error = if ends {
+                JobError::ShuttingDown
+            } else {
+                JobError::Internal { problem: "an earlier message of its group is to be settled first".into() }
+            };
+            (place, delivery.group, entry(&delivery.message_id, None, JobOutcome::Retry, Some(&error)))
+        }));
         finalized
     }
 

@@ -12,7 +12,8 @@ use super::cloud::interruption::Interruption;
 /// # Errors
 /// When the signals cannot be listened for.
 pub fn signals(orders: mpsc::Sender<&'static str>) -> io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(async move {
         loop {
             let order = tokio::select! {

@@ -118,7 +118,9 @@ impl JobService {
                 }
                 Acceptance::New(sending) => sending,
             };
-            let (job_service, job, body) = (self.clone(), job.clone(), body.to_vec());
+            let job_service = self.clone();
+            let job = job.clone();
+            let body = body.to_vec();
             let submitting = tokio::spawn(async move {
                 let result = job_service.enqueue(&job, &body, sending.before()).await;
                 sending.ended(result.clone());

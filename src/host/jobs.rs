@@ -216,9 +216,10 @@ impl Jobs {
     fn sent(&self, job: &Job, begun: Instant, result: &SendResult) {
         let mut registry = self.registry();
         registry.sending.remove(job.id.as_str());
-        let is_newer = |known: &JobStatus| known.fingerprint == job.fingerprint && known.since >= begun;
         // The queue may have delivered it before it confirmed it.
-        if result.is_ok() && !registry.job_statuses.get(job.id.as_str()).is_some_and(is_newer) {
+        let known = registry.job_statuses.get(job.id.as_str());
+        let is_newer = known.is_some_and(|known| known.fingerprint == job.fingerprint && known.since >= begun);
+        if result.is_ok() && !is_newer {
             registry.enter(job, State::Queued, 0);
         }
     }

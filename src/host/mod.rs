@@ -176,7 +176,8 @@ impl Host {
         };
         let phase = watch::Sender::new(Phase::Running);
         let launcher = Launcher::start()?;
-        let (heard, known) = (parts.metrics.clone(), job_service.jobs.clone());
+        let heard = parts.metrics.clone();
+        let known = job_service.jobs.clone();
         let (functions, function) = watch::channel(None);
         let listener: Listener = Arc::new(move |line: &str| hear(line, &heard, &known, &functions));
         let mut workers = JoinSet::new();

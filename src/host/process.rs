@@ -127,15 +127,14 @@ impl Program {
 
 fn die_with_parent(command: &mut Command) {
     let host = rustix::process::getpid();
-    let arrange = move || {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
-        // The host may have died before the line above.
-        if rustix::process::getppid() == Some(host) { Ok(()) } else { Err(io::Error::other("the host is gone")) }
-    };
     #[expect(unsafe_code, reason = "the only way to run code in the child between fork and exec")]
     // SAFETY: the closure makes two system calls and allocates nothing unless it fails, when the child ends at once.
     unsafe {
-        command.pre_exec(arrange);
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // The host may have died before the line above.
+            if rustix::process::getppid() == Some(host) { Ok(()) } else { Err(io::Error::other("the host is gone")) }
+        });
     }
 }
 

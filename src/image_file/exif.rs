@@ -34,8 +34,7 @@ fn in_exif(mut block: &[u8]) -> Option<u32> {
     let block = Block { bytes: block, little_endian };
     let directory = block.u32(4)? as usize;
     let count = usize::from(block.u16(directory)?);
-    let entry = |index: usize| directory + 2 + 12 * index;
-    let found = (0..count).map(entry).find(|at| block.u16(*at) == Some(ORIENTATION))?;
+    let found = (0..count).map(|index| directory + 2 + 12 * index).find(|at| block.u16(*at) == Some(ORIENTATION))?;
     if block.u32(found + 4)? != 1 {
         return None;
     }

@@ -68,8 +68,10 @@ fn next_marker(file: &[u8], at: &mut usize) -> Option<u8> {
 /// Where the marker lies that ends the compressed data at `at`: in the data 0xff is followed by 0 or a restart's code.
 fn scan_end(file: &[u8], at: usize) -> Option<usize> {
     let pairs = file.get(at..)?.windows(2);
-    let ends = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff | 0xd0..=0xd7);
-    pairs.into_iter().position(ends).map(|offset| at + offset)
+    pairs
+        .into_iter()
+        .position(|pair| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff | 0xd0..=0xd7))
+        .map(|offset| at + offset)
 }
 
 /// EXIF that is longer than a segment goes on in the next one.

@@ -103,9 +103,8 @@ fn base_media(first: &[u8]) -> Option<&'static str> {
     }
     let length = u32::from_be_bytes(first.get(..4)?.try_into().ok()?) as usize;
     let brands = first.get(8..length.min(first.len()))?;
-    let has = |names: &[&[u8; 4]]| brands.chunks_exact(4).any(|brand| names.iter().any(|name| brand == *name));
-    let named = BRANDS.iter().find(|(names, _)| has(names)).map(|(_, name)| *name);
-    Some(named.unwrap_or("a video or another file in MP4's form"))
+    let named = BRANDS.iter().find(|(names, _)| brands.chunks_exact(4).any(|brand| names.iter().any(|name| brand == *name)));
+    Some(named.map_or("a video or another file in MP4's form", |(_, name)| *name))
 }
 
 /// What a server answers with that has no image: pages and errors.

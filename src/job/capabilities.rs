@@ -33,7 +33,8 @@ impl Capabilities {
             (Task::TryOn(tryon), Self::TryOn(modes)) if modes.contains(&tryon.mode) => Ok(()),
             (Task::TryOn(tryon), Self::TryOn(modes)) => {
                 let loaded: Vec<&str> = modes.iter().map(|mode| mode.as_str()).collect();
-                let (loaded, asked) = (loaded.join(", "), tryon.mode.as_str());
+                let loaded = loaded.join(", ");
+                let asked = tryon.mode.as_str();
                 invalid("mode", format!("must be {loaded}, what this function has the weights of, got {asked}"))
             }
             (Task::TryOn(_), Self::Generate) => invalid(

@@ -60,8 +60,8 @@ impl JobId {
     /// # Errors
     /// Says what is allowed when `text` is not such a name.
     pub fn new(text: &str) -> Result<Self, String> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if (1..=128).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('.') {
+        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        if (1..=128).contains(&text.len()) && is_plain && !text.starts_with('.') {
             return Ok(Self(text.to_owned()));
         }
         let what = "must be 1 to 128 of the characters A-Z a-z 0-9 . _ - and not start with a dot";

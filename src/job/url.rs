@@ -168,8 +168,7 @@ fn base64_kind(text: &str) -> Option<&'static str> {
     const MIN_CHARS: usize = 64;
     /// The first three bytes of PNG, JPEG, WebP and GIF in base64.
     const IMAGES: [&str; 4] = ["iVBORw0K", "/9j/", "UklGR", "R0lGOD"];
-    let digits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_' | '=');
-    if !text.chars().all(digits) {
+    if !text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_' | '=')) {
         return None;
     }
     if IMAGES.iter().any(|start| text.starts_with(start)) {

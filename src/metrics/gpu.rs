@@ -85,28 +85,30 @@ pub struct Card {
 /// # Errors
 /// NVML's own words, where its library is missing or a GPU does not answer.
 pub fn inspect() -> Result<Machine, String> {
-    let machine = || {
-        let nvml = Nvml::init()?;
-        let card = |index: u32| {
-            let device = nvml.device_by_index(index)?;
-            let (memory, compute) = (device.memory_info()?, device.cuda_compute_capability()?);
-            let compute = (compute.major.unsigned_abs(), compute.minor.unsigned_abs());
-            Ok(Card { name: device.name()?, memory_bytes: memory.total, free_bytes: memory.free, compute })
-        };
-        let cards = (0..nvml.device_count()?).map(card).collect::<Result<_, NvmlError>>()?;
-        Ok(Machine { driver: nvml.sys_driver_version()?, cards })
-    };
-    machine().map_err(|error: NvmlError| error.to_string())
+    machine().map_err(|error| error.to_string())
+}
+
+fn machine() -> Result<Machine, NvmlError> {
+    let nvml = Nvml::init()?;
+    let mut cards = Vec::new();
+    for index in 0..nvml.device_count()? {
+        let device = nvml.device_by_index(index)?;
+        let memory = device.memory_info()?;
+        let compute = device.cuda_compute_capability()?;
+        let compute = (compute.major.unsigned_abs(), compute.minor.unsigned_abs());
+        cards.push(Card { name: device.name()?, memory_bytes: memory.total, free_bytes: memory.free, compute });
+    }
+    Ok(Machine { driver: nvml.sys_driver_version()?, cards })
 }
 
 fn query(nvml: &Nvml) -> Option<Vec<Gpu>> {
     let count = nvml.device_count().ok().filter(|count| *count > 0)?;
-    let gpu = |index: u32| {
+    let gpus = (0..count).filter_map(|index| {
         let device = nvml.device_by_index(index).ok()?;
         let memory_used_bytes = device.memory_info().ok()?.used;
         // A slice of a GPU (MIG) has memory, but no utilisation of its own.
         let utilization_percent = device.utilization_rates().map_or(0, |rates| rates.gpu);
         Some(Gpu { name: index.to_string(), memory_used_bytes, utilization_percent })
-    };
-    Some((0..count).filter_map(gpu).collect())
+    });
+    Some(gpus.collect())
 }

@@ -205,7 +205,8 @@ pub const TABLE: [Metric; 24] = [
 /// The table in Markdown.
 #[must_use]
 pub fn markdown() -> String {
-    let line = |Metric { name, kind, unit, labels, meaning }: &Metric| {
+    let head = "| name | kind | unit | labels | meaning |\n|---|---|---|---|---|\n".to_owned();
+    let rows = TABLE.iter().map(|Metric { name, kind, unit, labels, meaning }| {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
@@ -213,7 +214,6 @@ pub fn markdown() -> String {
         };
         let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
         format!("| `{name}` | {kind} | {unit} | {} | {meaning} |\n", labels.join(" "))
-    };
-    let head = "| name | kind | unit | labels | meaning |\n|---|---|---|---|---|\n".to_owned();
-    [head].into_iter().chain(TABLE.iter().map(line)).collect()
+    });
+    [head].into_iter().chain(rows).collect()
 }

@@ -17,8 +17,7 @@ impl FilePath {
     /// # Errors
     /// Says what is allowed when `text` is no such path.
     pub fn new(text: &str) -> Result<Self, String> {
-        let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0', ':']);
-        if text.split('/').all(plain) {
+        if text.split('/').all(|part| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0', ':'])) {
             Ok(Self(text.to_owned()))
         } else {
             Err(format!("must be a path inside of the model's directory, such as unet/config.json, got {text:?}"))

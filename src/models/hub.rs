@@ -87,13 +87,14 @@ impl Hub {
         if !response.status().is_success() {
             return Err(self.refused(&response));
         }
-        let unreadable = |error: reqwest::Error| self.unusable(format!("its listing cannot be read ({})", cause(&error)));
-        let Answer { sha, siblings } = response.json().await.map_err(unreadable)?;
-        let listed = |Sibling { rfilename, size, lfs }: Sibling| {
+        let Answer { sha, siblings } =
+            response.json().await.map_err(|error| self.unusable(format!("its listing cannot be read ({})", cause(&error))))?;
+        let mut files = Vec::new();
+        for Sibling { rfilename, size, lfs } in siblings {
             let path = FilePath::new(&rfilename).map_err(|problem| self.unusable(format!("names a file that {problem}")))?;
-            Ok(Listed { path, bytes: size, checksum: lfs.map(|lfs| lfs.sha256) })
-        };
-        Ok(Listing { commit: Some(sha), files: siblings.into_iter().map(listed).collect::<Result<_, ModelError>>()? })
+            files.push(Listed { path, bytes: size, checksum: lfs.map(|lfs| lfs.sha256) });
+        }
+        Ok(Listing { commit: Some(sha), files })
     }
 
     /// The bytes of `path` from `from` on, as of `commit`.
@@ -128,8 +129,10 @@ impl Hub {
         if from > 0 {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
-        let unreachable = |error: reqwest::Error| ModelError::Unreachable { place: self.to_string(), problem: cause(&error) };
-        let response = request.send().await.map_err(unreachable)?;
+        let response = request
+            .send()
+            .await
+            .map_err(|error| ModelError::Unreachable { place: self.to_string(), problem: cause(&error) })?;
         let status = response.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             let problem = format!("{} answered {}", self.endpoint, status.as_u16());
@@ -144,7 +147,8 @@ impl Hub {
     }
 
     fn refused(&self, response: &Response) -> ModelError {
-        let (repository, revision) = (&self.repository, &self.revision);
+        let repository = &self.repository;
+        let revision = &self.revision;
         let code = response.headers().get("x-error-code").and_then(|code| code.to_str().ok()).unwrap_or_default();
         self.unusable(match (response.status().as_u16(), code) {
             (_, "GatedRepo") => {

@@ -209,7 +209,7 @@ fn offline(
 /// # Errors
 /// When a file is there and cannot be read.
 pub fn verify(plan: &Plan) -> Result<BTreeMap<FilePath, FileCheck>, ModelError> {
-    let file_check = |(path, pinned): (&FilePath, &Option<Checksum>)| {
+    let checks = plan.source.files.iter().map(|(path, pinned)| {
         let file_check = match (checksum(&plan.directory, path)?, *pinned) {
             (None, _) => FileCheck::Missing,
             (Some(_), None) => FileCheck::Unverified,
@@ -217,8 +217,8 @@ pub fn verify(plan: &Plan) -> Result<BTreeMap<FilePath, FileCheck>, ModelError> 
             (Some(found), Some(expected)) => FileCheck::Differs { found, expected },
         };
         Ok((path.clone(), file_check))
-    };
-    plan.source.files.iter().map(file_check).collect()
+    });
+    checks.collect()
 }
 
 /// How many of the manifest's files are there, by their names alone.

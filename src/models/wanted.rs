@@ -21,11 +21,11 @@ pub(super) fn wanted(
     variant: Option<&str>,
     (weights, unread): (Option<&FilePath>, &[&str]),
 ) -> Result<Vec<FilePath>, Vec<String>> {
-    let small = |file: &&FilePath| {
+    let small = there.iter().filter(|file| {
         let (directory, name) = file.split();
         file.as_str() == INDEX || DIRECTORIES.contains(&directory) && is_small(name)
-    };
-    let mut chosen: Vec<FilePath> = there.iter().filter(small).cloned().collect();
+    });
+    let mut chosen: Vec<FilePath> = small.cloned().collect();
     let mut missing = Vec::new();
     if !there.iter().any(|file| file.as_str() == INDEX) {
         missing.push(INDEX.to_owned());

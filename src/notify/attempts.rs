@@ -16,8 +16,9 @@ impl Attempts {
     /// What was counted since the last call.
     pub(super) fn take(&self) -> Vec<WebhookAttempts> {
         let counted = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let attempts =
-            |((kind, delivered), count): ((&str, bool), u64)| WebhookAttempts { kind: kind.to_owned(), delivered, count };
-        counted.into_iter().map(attempts).collect()
+        counted
+            .into_iter()
+            .map(|((kind, delivered), count)| WebhookAttempts { kind: kind.to_owned(), delivered, count })
+            .collect()
     }
 }

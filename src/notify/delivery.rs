@@ -210,7 +210,8 @@ impl Notifier {
     }
 
     async fn post(&self, delivery_request: &DeliveryRequest<'_>) -> Result<Response, DeliveryError> {
-        let (method, url) = (delivery_request.method.clone(), &delivery_request.url);
+        let method = delivery_request.method.clone();
+        let url = &delivery_request.url;
         let request = match &delivery_request.way {
             Way::Guarded => {
                 let request = self.signed(self.outbound.request(method, url)?, delivery_request)?;

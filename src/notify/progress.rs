@@ -107,7 +107,8 @@ async fn send_all(
         body.progress = percent;
         let prefix = prefix.as_deref();
         let id = webhook_id(prefix, &[Kind::Progress.as_str(), body.job_id.as_str(), &percent.to_string()]);
-        let (job_id, callback) = (Some(&body.job_id), callback.as_ref());
+        let job_id = Some(&body.job_id);
+        let callback = callback.as_ref();
         let to = NotificationTarget { job_id, callback, requester: None, trace, prefix, fingerprint: None };
         let Ok(Some(notification)) = notifier.webhook(&to, Kind::Progress, id, &body) else { return };
         let receiver = notifier.destination(&notification).unwrap_or_default();

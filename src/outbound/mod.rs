@@ -153,8 +153,7 @@ fn next_hop(url: &Url, response: &Response) -> Result<Url, OutboundError> {
 
 /// Many servers send a `Location` as raw bytes, mostly UTF-8. curl and browsers send those bytes back, percent-encoded.
 fn escaped(location: &[u8]) -> String {
-    let escape = |byte: &u8| if byte.is_ascii() { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
-    location.iter().map(escape).collect()
+    location.iter().map(|byte| if byte.is_ascii() { char::from(*byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// Resolves names through the system, and lets through only addresses that may be reached.

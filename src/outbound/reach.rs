@@ -49,12 +49,11 @@ impl Reach {
     pub(crate) fn new(allow: &[String]) -> Result<Self, SettingError> {
         let mut reach = Self::default();
         for entry in allow {
-            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
             if let Ok(network) = entry.parse::<IpNet>() {
                 reach.networks.push(network);
             } else if let Ok(address) = entry.parse::<IpAddr>() {
                 reach.networks.push(address.into());
-            } else if !entry.is_empty() && entry.chars().all(plain) {
+            } else if !entry.is_empty() && entry.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')) {
                 reach.hosts.push(canonical(entry));
             } else {
                 let problem = format!("{entry:?} is neither a host name, an address nor a network such as 10.1.0.0/16");

@@ -103,9 +103,9 @@ fn dtype(dtype: Dtype) -> Option<DType> {
 
 fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Settings {
     let defaults = Areas::default();
-    let variant = |mode: Mode| Some((mode.as_str().to_owned(), variant(manifest.modes.of(mode)?, mode)));
+    let modes = config.model.modes().into_iter();
     Settings {
-        modes: config.model.modes().into_iter().filter_map(variant).collect(),
+        modes: modes.filter_map(|mode| Some((mode.as_str().to_owned(), variant(manifest.modes.of(mode)?, mode)))).collect(),
         areas: Areas {
             reference_px: manifest.reference_px.unwrap_or(defaults.reference_px),
             condition_px: manifest.condition_px.unwrap_or(defaults.condition_px),

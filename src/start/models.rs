@@ -66,14 +66,15 @@ pub async fn run(options: Options, config: Option<&Path>, environment: &Environm
 /// When its manifest is wrong, or has no `source`.
 pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<Vec<Plan>> {
     let manifest = config.manifest_of(name, environment)?;
-    let missing =
-        || format!("{}: has no `source`; name where its files come from: hub, s3 or directory", manifest.file.display());
     let modes: Vec<&ModeWeights> = manifest.modes.among(&config.model.modes()).collect();
     let weights = weights_in_checkpoint(&manifest)?;
     let read = modes.is_empty() || modes.iter().any(|mode| mode.transformer.is_none());
     let unread: &[&str] = if read { &[] } else { &["transformer"] };
-    let source = manifest.source.clone().with_context(missing)?;
-    let (offline, retry_policy) = (offline || config.hub.offline, crate::models::download::RetryPolicy::default());
+    let source = manifest.source.clone().with_context(|| {
+        format!("{}: has no `source`; name where its files come from: hub, s3 or directory", manifest.file.display())
+    })?;
+    let offline = offline || config.hub.offline;
+    let retry_policy = crate::models::download::RetryPolicy::default();
     let mut plans = vec![Plan { source, directory: manifest.checkpoint.clone(), weights, unread, offline, retry_policy }];
     for (directory, source) in &manifest.additional_sources {
         let directory = directory.under(manifest.directory());
@@ -100,7 +101,9 @@ fn weights_in_checkpoint(manifest: &Manifest) -> anyhow::Result<Option<FilePath>
 
 async fn pull_all(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<ExitCode> {
     let directory = config.manifest_of(name, environment)?.directory().to_owned();
-    let (mut right, mut fresh, mut open) = (0, 0, String::new());
+    let mut right = 0;
+    let mut fresh = 0;
+    let mut open = String::new();
     for (index, plan) in plans(config, environment, name, offline)?.iter().enumerate() {
         let origin = Origin::new(&plan.source.place, &directory, &config.store, &config.hub).await?;
         let screen = Screen::new();
@@ -193,7 +196,8 @@ fn state(manifest: Manifest) -> String {
     let Some(source) = manifest.source else {
         return format!("{family}  {}{packed}", if there { "there" } else { "absent  its manifest has no source" });
     };
-    let (all, place) = (source.files.len(), source.place.to_string());
+    let all = source.files.len();
+    let place = source.place.to_string();
     let retry_policy = crate::models::download::RetryPolicy::default();
     let plan = Plan { source, directory: manifest.checkpoint, weights: None, unread: &[], offline: true, retry_policy };
     match (there, all) {
@@ -206,7 +210,8 @@ fn state(manifest: Manifest) -> String {
 /// What is there of the files that modes take from elsewhere.
 fn additional(config: &Config, environment: &Environment, name: &ModelName) -> String {
     let plans = plans(config, environment, name, true).unwrap_or_default();
-    let (mut there, mut all) = (0, 0);
+    let mut there = 0;
+    let mut all = 0;
     for plan in plans.iter().skip(1) {
         there += count(plan);
         all += plan.source.files.len();

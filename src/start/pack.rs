@@ -93,7 +93,8 @@ fn default_target(manifest: &Manifest, dtype: DType) -> PathBuf {
 
 /// What a manifest in the directory `models` calls the directory `to`, and what has to be done before it can.
 fn place(models: &Path, to: &Path) -> anyhow::Result<(String, String)> {
-    let (models, to) = (fs::canonicalize(models)?, fs::canonicalize(to)?);
+    let models = fs::canonicalize(models)?;
+    let to = fs::canonicalize(to)?;
     if let Ok(inside) = to.strip_prefix(&models) {
         return Ok((inside.display().to_string(), String::new()));
     }

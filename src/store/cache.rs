@@ -249,7 +249,9 @@ fn hash(address: &str) -> String {
 /// The hash of the address, the length and the `ETag` out of a file's name.
 fn parts(name: &str) -> Option<(&str, u64, String)> {
     let mut parts = name.splitn(3, '-');
-    let (address, bytes, etag) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
+    let address = parts.next()?;
+    let bytes = parts.next()?.parse().ok()?;
+    let etag = parts.next()?;
     let etag = base16ct::lower::decode_vec(etag).ok().and_then(|etag| String::from_utf8(etag).ok())?;
     Some((address, bytes, etag))
 }

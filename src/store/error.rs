@@ -63,7 +63,9 @@ impl Failure {
 
     /// As an error of the request field that named the object: what is not there or forbidden is abandoned.
     pub(super) fn input(self, field: &str, request: Request<'_>) -> JobError {
-        let (field, problem, cause) = (field.to_owned(), self.problem(request), Some(self.cause));
+        let field = field.to_owned();
+        let problem = self.problem(request);
+        let cause = Some(self.cause);
         match self.kind {
             Kind::Denied | Kind::NoBucket | Kind::NoKey => JobError::Input { field, problem, cause },
             _ => JobError::Fetch { field, problem, cause },
@@ -121,8 +123,8 @@ fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpRe
 fn bucket_region<E>(error: &SdkError<E, HttpResponse>) -> Option<Region> {
     let named = error.raw_response()?.headers().get("x-amz-bucket-region")?;
     // It becomes a part of a host name.
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let sensible = (1..=32).contains(&named.len()) && named.chars().all(plain);
+    let sensible =
+        (1..=32).contains(&named.len()) && named.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     sensible.then(|| Region::new(named.to_owned()))
 }
 

@@ -133,8 +133,7 @@ impl Body {
         match self {
             Self::S3(stream) => stream.try_next().await.map_err(|error| of_stream(&error)),
             Self::Http(response) => {
-                let broken = |error: reqwest::Error| Broken::Off(OutboundError::Connection(error.without_url()).to_string());
-                response.chunk().await.map_err(broken)
+                response.chunk().await.map_err(|error| Broken::Off(OutboundError::Connection(error.without_url()).to_string()))
             }
         }
     }

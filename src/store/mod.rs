@@ -220,9 +220,8 @@ impl Store {
         if let Some(base) = &self.settings.public_base_url {
             return Ok(format!("{}/{}", base.trim_end_matches('/'), image.key));
         }
-        let internal = |error: &dyn std::error::Error| JobError::Internal { problem: format!("presigning failed ({error})") };
-        let expiry =
-            PresigningConfig::expires_in(Duration::from_secs(self.settings.presign_seconds)).map_err(|e| internal(&e))?;
+        let expiry = PresigningConfig::expires_in(Duration::from_secs(self.settings.presign_seconds))
+            .map_err(|error| JobError::Internal { problem: format!("presigning failed ({error})") })?;
         let get = self.client.get_object().bucket(&image.bucket).key(&image.key);
         match get.presigned(expiry).await {
             Ok(request) => Ok(request.uri().to_owned()),

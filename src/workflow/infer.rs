@@ -43,7 +43,9 @@ impl Step for Infer {
         let Some(batch_slot) = context.batch_slot.take() else {
             return Err(JobError::Internal { problem: "the job has no batch slot at the engine".into() });
         };
-        let (observer, job_id, progress) = (self.observer.clone(), context.job.id.clone(), context.progress.reporter());
+        let observer = self.observer.clone();
+        let job_id = context.job.id.clone();
+        let progress = context.progress.reporter();
         progress.report(0);
         let follow = progress.clone();
         let watch = Watch::new(move |now| {

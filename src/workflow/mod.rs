@@ -190,12 +190,14 @@ impl Workflow {
     #[must_use]
     pub fn new(names: &[StepName], services: Services) -> Self {
         let Services { engine, model, capabilities, preprocess, postprocess, store, notifier, observer } = services;
-        let step = |name: &StepName| -> Box<dyn Step> {
+        let steps = names.iter().map(|name| -> Box<dyn Step> {
             match name {
                 StepName::Fetch => Box::new(fetch::Fetch { store: store.clone() }),
                 StepName::Preprocess => Box::new(PreprocessStep(preprocess)),
                 StepName::Infer => {
-                    let (model, capabilities, observer) = (model.clone(), capabilities.clone(), observer.clone());
+                    let model = model.clone();
+                    let capabilities = capabilities.clone();
+                    let observer = observer.clone();
                     Box::new(infer::Infer { model, capabilities, observer })
                 }
                 StepName::Postprocess => Box::new(PostprocessStep(postprocess)),
@@ -204,8 +206,8 @@ impl Workflow {
                 StepName::Store => Box::new(store::StoreStep { store: store.clone(), model: model.clone() }),
                 StepName::Notify => Box::new(notify::Notify { store: store.clone(), notifier: notifier.clone() }),
             }
-        };
-        let steps = names.iter().map(step).collect();
+        });
+        let steps = steps.collect();
         Self { steps, engine, store, notifier, is_fatal_device_error: AtomicBool::new(false) }
     }
 

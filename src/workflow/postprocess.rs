@@ -52,19 +52,20 @@ impl Step for PostprocessStep {
 fn shares(mask: &GrayImage) -> Vec<f32> {
     let radius = (mask.width().min(mask.height()) as f32 * SOFT_EDGE_OF_SHORT_SIDE).max(0.5);
     let soft = imageops::blur(mask, radius);
-    let share = |(hard, soft): (&u8, &u8)| {
+    let shares = mask.as_raw().iter().zip(soft.as_raw()).map(|(hard, soft)| {
         // The blurred mask is a half at the edge.
         let within = (f32::from(*soft) / 255.0 - 0.5) * 2.0;
         if *hard < 128 { 0.0 } else { within.clamp(0.0, 1.0) }
-    };
-    mask.as_raw().iter().zip(soft.as_raw()).map(share).collect()
+    });
+    shares.collect()
 }
 
 fn paste_back(image: &mut Image, person: &RgbImage, shares: &[f32]) {
     let pixels = image.rgb.chunks_exact_mut(3).zip(person.as_raw().chunks_exact(3));
     for ((generated, own), share) in pixels.zip(shares) {
         for (generated, own) in generated.iter_mut().zip(own) {
-            let (generate, kept) = (f32::from(*generated), f32::from(*own));
+            let generate = f32::from(*generated);
+            let kept = f32::from(*own);
             *generated = (kept + (generate - kept) * share).round() as u8;
         }
     }

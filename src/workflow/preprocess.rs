@@ -52,7 +52,8 @@ impl Step for PreprocessStep {
             let problem = "this function takes no images: its configuration has no `fetch` step".into();
             return Err(JobError::Invalid { field: "person".into(), problem });
         };
-        let (settings, resolution) = (self.0, tryon.resolution);
+        let settings = self.0;
+        let resolution = tryon.resolution;
         // Unpacking and scaling takes as long as a denoising step: others must not wait for it.
         let opened = tokio::task::spawn_blocking(move || settings.open(&files, resolution)).await;
         context.tryon = Some(opened.unwrap_or_else(|error| Err(panicked(&error)))?);
@@ -95,17 +96,18 @@ impl Preprocess {
         if let Some(mask) = &mask
             && mask.dimensions() != person.dimensions()
         {
-            let ((width, height), (mask_width, mask_height)) = (person.dimensions(), mask.dimensions());
+            let (width, height) = person.dimensions();
+            let (mask_width, mask_height) = mask.dimensions();
             let problem = format!("must be as large as person, {width} x {height}, got {mask_width} x {mask_height}");
             return Err(JobError::Input { field: "mask".into(), problem, cause: None });
         }
         let (width_px, height_px) = self.size(person.dimensions(), resolution);
-        let garment = |(index, path): (usize, &std::path::PathBuf)| {
+        let garments = files.garments.iter().enumerate().map(|(index, path)| {
             let garment = opening.image(path, &format!("garments[{index}]"))?;
             Ok(self.fitted(&garment, (width_px, height_px)))
-        };
+        });
         Ok(TryOnInputs {
-            garments: files.garments.iter().enumerate().map(garment).collect::<Result<_, JobError>>()?,
+            garments: garments.collect::<Result<_, JobError>>()?,
             person: scaled(&person, (width_px, height_px)),
             mask: mask.map(|mask| grey(&scaled(&mask, (width_px, height_px)))),
         })
@@ -136,7 +138,8 @@ impl Preprocess {
         if !self.maintain_aspect_ratio {
             return scaled(garment, (width_px, height_px));
         }
-        let (width, height) = (f64::from(garment.width()), f64::from(garment.height()));
+        let width = f64::from(garment.width());
+        let height = f64::from(garment.height());
         let scale = (f64::from(width_px) / width).min(f64::from(height_px) / height).min(1.0);
         let side = |px: f64| ((px * scale).round() as u32).max(MULTIPLE_PX);
         scaled(garment, (side(width), side(height)))

@@ -55,8 +55,8 @@ impl TextLayout {
     #[must_use]
     pub fn lossy(text: &str) -> Option<Self> {
         let text = ComposingNormalizerBorrowed::new_nfc().normalize(text);
-        let known = |c: char| if FONT.glyph_id(c) == GlyphId(0) { '□' } else { c };
-        Self::new(&text.split_whitespace().collect::<Vec<_>>().join(" ").chars().map(known).collect::<String>()).ok()
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        Self::new(&text.replace(|c| FONT.glyph_id(c) == GlyphId(0), "□")).ok()
     }
 
     /// The longest start of the text that is at most `width_px` wide, with an ellipsis where something was left out.
@@ -86,13 +86,15 @@ impl TextLayout {
             max: point(all.max.x.max(one.max.x), all.max.y.max(one.max.y)),
         });
         let bounds = bounds.unwrap_or_default();
-        let (width_px, height_px) = (bounds.width() as usize, bounds.height() as usize);
+        let width_px = bounds.width() as usize;
+        let height_px = bounds.height() as usize;
         let mut alpha = vec![0.0_f32; width_px * height_px];
         for glyph in &glyphs {
             let left = (glyph.px_bounds().min.x - bounds.min.x) as usize;
             let top = (glyph.px_bounds().min.y - bounds.min.y) as usize;
             glyph.draw(|x, y, covered| {
-                let (x, y) = (left + x as usize, top + y as usize);
+                let x = left + x as usize;
+                let y = top + y as usize;
                 if x < width_px && y < height_px {
                     let pixel = &mut alpha[y * width_px + x];
                     *pixel = (*pixel + covered).clamp(0.0, 1.0);

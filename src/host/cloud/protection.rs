@@ -71,8 +71,8 @@ impl Protection {
             return Err(SettingError::new("host.protection.renew_ms", problem));
         }
         check_address(SETTING, settings.ecs_agent_uri.as_deref())?;
-        let address = |base: &String| Url::parse(&format!("{}/task-protection/v1/state", base.trim_end_matches('/'))).ok();
-        let Some(url) = settings.ecs_agent_uri.as_ref().and_then(address) else { return Ok(None) };
+        let Some(base) = &settings.ecs_agent_uri else { return Ok(None) };
+        let Ok(url) = Url::parse(&format!("{}/task-protection/v1/state", base.trim_end_matches('/'))) else { return Ok(None) };
         Ok(Some(Self {
             client: client(SETTING, ANSWER_WITHIN)?,
             url,

@@ -66,11 +66,11 @@ fn failures(in_flight: &[InFlight], reply: &Value) -> Option<Vec<String>> {
     if failures.is_null() {
         return Some(Vec::new());
     }
-    let id = |failure: &Value| {
+    let ids = failures.as_array()?.iter().map(|failure| {
         let id = failure["itemIdentifier"].as_str()?;
         in_flight.iter().any(|in_flight| is_of(in_flight, id)).then(|| id.to_owned())
-    };
-    failures.as_array()?.iter().map(id).collect()
+    });
+    ids.collect()
 }
 
 /// Whether a failure names the message. A function that knows nothing of our names uses the publisher's; where two messages have

@@ -12,7 +12,6 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::in_flight::InFlight;
 use super::job_service::{Direct, Model, StatusSnapshot};
 use super::jobs::Jobs;
-use super::source::Source;
 use crate::job::trace::Trace;
 
 /// What one handler is to do next.
@@ -216,10 +215,11 @@ impl Dispatcher {
     /// Tells the handler that runs the job to stop it.
     pub fn cancel(&self, job_id: &str) {
         let state = self.state();
-        let runs = |slot: &Slot| matches!(slot, Slot::Busy(ids) if ids.iter().any(|id| id == job_id));
-        for (_, cancel) in state.slots.iter().zip(&self.cancels).filter(|(slot, _)| runs(slot)) {
-            // A slot that is gone runs nothing.
-            let _ = cancel.send(job_id.to_owned());
+        for (slot, cancel) in state.slots.iter().zip(&self.cancels) {
+            if matches!(slot, Slot::Busy(ids) if ids.iter().any(|id| id == job_id)) {
+                // A slot that is gone runs nothing.
+                let _ = cancel.send(job_id.to_owned());
+            }
         }
     }
 
@@ -290,9 +290,11 @@ impl State {
         let next = self.messages.iter().position(|in_flight| !self.runs(in_flight))?;
         let mut batch = vec![self.messages.remove(next)?];
         while batch.len() < most {
-            let joins =
-                |in_flight: &InFlight| !self.runs(in_flight) && batch.iter().all(|member| member.shares_event_with(in_flight));
-            let Some(next) = self.messages.iter().position(joins) else { break };
+            let next = self
+                .messages
+                .iter()
+                .position(|in_flight| !self.runs(in_flight) && batch.iter().all(|member| member.shares_event_with(in_flight)));
+            let Some(next) = next else { break };
             batch.extend(self.messages.remove(next));
         }
         Some(batch)
@@ -303,11 +305,11 @@ impl State {
         if self.draining || self.idle() == 0 || self.startable() > 0 {
             return Vec::new();
         }
-        let from = |source: &Arc<dyn Source>| self.messages.iter().filter(|other| Arc::ptr_eq(&other.source, source)).count();
-        let fills = |in_flight: &InFlight| {
-            in_flight.source.window().is_some_and(|window| from(&in_flight.source) >= window.div_ceil(2))
-        };
-        let blocks: Vec<bool> = self.messages.iter().map(fills).collect();
+        let fills = self.messages.iter().map(|in_flight| {
+            let same_source = self.messages.iter().filter(|other| Arc::ptr_eq(&other.source, &in_flight.source));
+            in_flight.source.window().is_some_and(|window| same_source.count() >= window.div_ceil(2))
+        });
+        let blocks: Vec<bool> = fills.collect();
         let mut blocked = Vec::new();
         for (in_flight, blocks) in std::mem::take(&mut self.messages).into_iter().zip(blocks) {
             if blocks {
@@ -352,9 +354,8 @@ impl State {
     }
 
     fn snapshot(&self) -> StatusSnapshot {
-        let ready = |slot: &Slot| matches!(slot, Slot::Idle | Slot::Busy(_));
         let model = match &self.failure {
-            _ if self.slots.iter().any(ready) => Model::Hot,
+            _ if self.slots.iter().any(|slot| matches!(slot, Slot::Idle | Slot::Busy(_))) => Model::Hot,
             Some(why) if !self.was_ready => Model::Failed(why.clone()),
             _ => Model::Loading,
         };

@@ -70,8 +70,9 @@ pub(super) async fn read(request: Request, limit_bytes: usize, settings: &Settin
 /// A 413 when it is longer than `limit_bytes`, a 400 when it has no boundary.
 pub(super) async fn multipart(request: Request, limit_bytes: usize) -> Result<Multipart, Problem> {
     let request = limit(request, limit_bytes).await?;
-    let broken = |_| Problem::invalid("content-type", "must name the boundary: multipart/form-data; boundary=...");
-    Multipart::from_request(request, &()).await.map_err(broken)
+    Multipart::from_request(request, &())
+        .await
+        .map_err(|_| Problem::invalid("content-type", "must name the boundary: multipart/form-data; boundary=..."))
 }
 
 /// Bounds the reading of a body in time.
@@ -107,7 +108,8 @@ pub(super) async fn drain(request: Request) {
         return;
     }
     let reading = async {
-        let (mut read, mut chunks) = (0, request.into_body().into_data_stream());
+        let mut read = 0;
+        let mut chunks = request.into_body().into_data_stream();
         while let Some(Ok(chunk)) = chunks.next().await {
             read += chunk.len();
             if read > MOST_BYTES {

@@ -146,8 +146,11 @@ impl Form {
             let problem = "is not a key of config; allowed are seed, steps, cfg, prompt";
             return Err(Problem::invalid(&format!("config.{name}"), problem));
         }
-        let place = |name: &str| if name == PERSON { Place::Person } else { Place::Garment(0) };
-        let images = images.into_iter().map(|(name, file)| (place(name), file)).collect();
+        let images = images.into_iter().map(|(name, file)| {
+            let place = if name == PERSON { Place::Person } else { Place::Garment(0) };
+            (place, file)
+        });
+        let images = images.collect();
         Ok(Draft { message, callback: None, images, names })
     }
 }

@@ -49,8 +49,9 @@ pub(super) async fn check(place: Place, field: String, file: Bytes, settings: &S
         let name = format!("{what}-{}.{}", &hash[..16], kind.extension());
         Ok(Input { name, content_type: kind.content_type(), file })
     });
-    let broken = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the image could not be looked at");
-    looking.await.unwrap_or_else(|error| Err(broken(error)))
+    looking.await.unwrap_or_else(|_| {
+        Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the image could not be looked at"))
+    })
 }
 
 pub(super) fn too_large(field: &str, settings: &Settings) -> Problem {
@@ -88,12 +89,15 @@ fn decoded(encoded: &str) -> Option<Vec<u8>> {
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
     const ENGINE: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, CONFIG);
-    let digit = |byte: u8| match byte {
-        b'-' => b'+',
-        b'_' => b'/',
-        other => other,
-    };
-    let digits: Vec<u8> = unescaped(encoded).into_iter().filter(|byte| !byte.is_ascii_whitespace()).map(digit).collect();
+    let digits: Vec<u8> = unescaped(encoded)
+        .into_iter()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .map(|byte| match byte {
+            b'-' => b'+',
+            b'_' => b'/',
+            other => other,
+        })
+        .collect();
     ENGINE.decode(digits).ok()
 }
 

@@ -31,8 +31,9 @@ pub(super) async fn show(
 /// Bounds what asks the bucket, which may be slow without being away.
 async fn in_time<T>(asking: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     const LIMIT: Duration = Duration::from_secs(10);
-    let late = |_| Err(Problem::unavailable("storage_failed", "the store did not answer in time"));
-    tokio::time::timeout(LIMIT, asking).await.unwrap_or_else(late)
+    tokio::time::timeout(LIMIT, asking)
+        .await
+        .unwrap_or_else(|_| Err(Problem::unavailable("storage_failed", "the store did not answer in time")))
 }
 
 pub(super) async fn cancel(

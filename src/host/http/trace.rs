@@ -28,11 +28,13 @@ pub(super) async fn propagate(State(http): State<Arc<Http>>, request: Request, n
     let id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
     let span = tracing::info_span!("http", request_id = id);
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
     let started = Instant::now();
     async move {
         let response = next.run(request).await;
-        let (status, took_ms) = (response.status().as_u16(), started.elapsed().as_millis() as u64);
+        let status = response.status().as_u16();
+        let took_ms = started.elapsed().as_millis() as u64;
         http.metrics.http_request(route.as_ref().map_or("other", MatchedPath::as_str), status);
         if matches!(path.as_str(), "/health" | "/test" | "/metrics" | "/gpu/status") {
             tracing::debug!(%method, path, status, took_ms, "answered");

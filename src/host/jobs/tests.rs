@@ -35,7 +35,8 @@ fn queue(jobs: &Arc<Jobs>, job: &Job) {
 #[test]
 fn an_id_has_one_request() {
     let jobs = Arc::<Jobs>::default();
-    let (first, mut other) = (job("a"), job("a"));
+    let first = job("a");
+    let mut other = job("a");
     other.fingerprint = "another".into();
     queue(&jobs, &first);
     assert!(matches!(jobs.accept(&other, false), Acceptance::Conflict));
@@ -52,7 +53,8 @@ fn an_id_has_one_request() {
 #[test]
 fn a_failed_id_is_free_for_a_corrected_request() {
     let jobs = Arc::<Jobs>::default();
-    let (first, mut corrected) = (job("a"), job("a"));
+    let first = job("a");
+    let mut corrected = job("a");
     corrected.fingerprint = "corrected".into();
     queue(&jobs, &first);
     assert!(jobs.start(&first, 1));
@@ -86,7 +88,8 @@ fn nothing_is_promised_to_a_job_that_is_coming_to_its_end() {
 #[test]
 fn a_caller_who_waits_holds_the_id_until_the_job_has_ended() {
     let jobs = Arc::<Jobs>::default();
-    let (job, mut other) = (job("a"), job("a"));
+    let mut other = job("a");
+    let job = job("a");
     other.fingerprint = "another".into();
     let claim = jobs.claim(&job, false).unwrap();
     assert!(matches!(jobs.accept(&job, false), Acceptance::InProgress(_)), "no queue has it");
@@ -103,7 +106,8 @@ fn a_caller_who_waits_holds_the_id_until_the_job_has_ended() {
 #[test]
 fn a_job_that_waits_in_a_shared_queue_is_soon_not_known_to_wait() {
     let jobs = Arc::<Jobs>::default();
-    let (first, mut other) = (job("a"), job("a"));
+    let first = job("a");
+    let mut other = job("a");
     other.fingerprint = "another".into();
     queue(&jobs, &first);
     assert!(matches!(jobs.accept(&first, true), Acceptance::Known(_)), "a moment ago it was put there");

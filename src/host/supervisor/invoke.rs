@@ -11,7 +11,6 @@ use crate::clock::later;
 use crate::host::answer::{Answer, Ended, FunctionError};
 use crate::host::cause::Cause;
 use crate::host::dispatch::Assignment;
-use crate::host::in_flight::InFlight;
 use crate::host::process::Process;
 use crate::host::runtime_api::{Invocation, RuntimeApi};
 use crate::job::trace::Trace;
@@ -43,10 +42,9 @@ impl Worker {
                 Some(Assignment::Direct(direct))
             }
             Assignment::Messages(in_flight) => {
-                let starts = |in_flight: &InFlight| {
+                let (begun, cancelled): (Vec<_>, Vec<_>) = in_flight.into_iter().partition(|in_flight| {
                     in_flight.job.as_ref().map_or(true, |job| jobs.start(job, in_flight.message.attempt))
-                };
-                let (begun, cancelled): (Vec<_>, Vec<_>) = in_flight.into_iter().partition(starts);
+                });
                 for in_flight in cancelled {
                     self.acknowledger.cancelled(in_flight);
                 }

@@ -86,7 +86,8 @@ pub struct Worker {
 impl Worker {
     /// Keeps one handler alive until the host drains; returns when it has ended.
     pub async fn keep(mut self) {
-        let (first, longest) = (self.settings.initial_backoff_ms, self.settings.max_backoff_ms);
+        let first = self.settings.initial_backoff_ms;
+        let longest = self.settings.max_backoff_ms;
         let mut backoff = Backoff::new(Duration::from_millis(first), Duration::from_millis(longest));
         loop {
             self.dispatcher.set(self.index, Slot::Starting);

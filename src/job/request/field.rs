@@ -97,10 +97,10 @@ pub(super) fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 }
 
 fn tidy_prefix(text: &str) -> Result<String, String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '=');
     let tidy = text.is_empty() || (text.ends_with('/') && !text.starts_with('/'));
     let parts = text.split('/').all(|part| part != "." && part != "..") && !text.contains("//");
-    if text.len() <= 512 && tidy && parts && text.chars().all(plain) {
+    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '='));
+    if text.len() <= 512 && tidy && parts && plain {
         return Ok(text.to_owned());
     }
     Err(format!(

@@ -200,7 +200,8 @@ fn start(
     if start.skipped(steps) < steps.get() {
         return Ok(Some(start));
     }
-    let (strength, steps) = (strength.get(), steps.get());
+    let strength = strength.get();
+    let steps = steps.get();
     invalid("strength", format!("must be at least {:.3} for one of {steps} steps, got {strength}", 1.0 / f64::from(steps)))
 }
 
@@ -237,7 +238,8 @@ fn canonical(task: TaskName, generate: &Generate) -> Value {
 
 /// What came later is there only where it is used, as above.
 fn canonical_lora(lora: &Lora) -> Value {
-    let (url, scale) = (lora.url.identity(), lora.scale.get());
+    let url = lora.url.identity();
+    let scale = lora.scale.get();
     match &lora.alpha {
         LoraAlphaSource::File => json!([url, scale]),
         LoraAlphaSource::Given(alpha) => json!([url, scale, { "alpha": alpha }]),

@@ -271,9 +271,8 @@ fn user(task: &Task, callback: Option<&Callback>) -> Option<String> {
         Task::TryOn(tryon) => tryon.requester.user_id.clone(),
         Task::Generate(_) => None,
     };
-    let of_metadata = || {
+    of_form.or_else(|| {
         let metadata: Value = serde_json::from_str(callback?.metadata.as_str()).ok()?;
         metadata["user_id"].as_str().map(str::to_owned)
-    };
-    of_form.or_else(of_metadata)
+    })
 }

@@ -97,8 +97,8 @@ impl ModelName {
     /// # Errors
     /// Says what is allowed when `text` is not such a name.
     pub fn new(text: &str) -> Result<Self, String> {
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
-        if (1..=64).contains(&text.len()) && text.chars().all(allowed) && !text.starts_with('.') {
+        let is_plain = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-'));
+        if (1..=64).contains(&text.len()) && is_plain && !text.starts_with('.') {
             Ok(Self(text.to_owned()))
         } else {
             Err(format!("must be 1 to 64 of the characters a-z 0-9 . _ -, got {}", shown::text(text)))
@@ -283,8 +283,10 @@ impl fmt::Display for Size {
 /// To JSON 4.0 is the same number as 4, and some writers write it so.
 fn whole_number(value: &Value) -> Option<u64> {
     const EXACT_BELOW: f64 = (1_u64 << 53) as f64;
-    let written_as_real = || value.as_f64().filter(|real| real.fract() == 0.0 && (0.0..EXACT_BELOW).contains(real));
-    value.as_u64().or_else(|| written_as_real().map(|real| real as u64))
+    value.as_u64().or_else(|| {
+        let real = value.as_f64()?;
+        (real.fract() == 0.0 && (0.0..EXACT_BELOW).contains(&real)).then_some(real as u64)
+    })
 }
 
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

@@ -22,8 +22,8 @@ impl EmbeddingToken {
     /// # Errors
     /// Says what is allowed when `text` is not such a word.
     pub fn new(text: &str) -> Result<Self, String> {
-        let allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '(' | ')' | '[' | ']' | ':' | '\\');
-        if (1..=64).contains(&text.len()) && text.chars().all(allowed) {
+        let is_plain = text.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '(' | ')' | '[' | ']' | ':' | '\\'));
+        if (1..=64).contains(&text.len()) && is_plain {
             return Ok(Self(text.to_owned()));
         }
         let what = "must be 1 to 64 ASCII characters, none of them white space or one of ( ) [ ] : \\";

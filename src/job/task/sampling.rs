@@ -65,8 +65,10 @@ impl Timesteps {
 impl<'de> Deserialize<'de> for Timesteps {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
-        let number = |value: &Value| whole_number(value).and_then(|number| u32::try_from(number).ok());
-        let numbers = value.as_array().and_then(|numbers| numbers.iter().map(number).collect::<Option<Vec<_>>>());
+        let numbers = value.as_array().and_then(|numbers| {
+            let numbers = numbers.iter().map(|value| u32::try_from(whole_number(value)?).ok());
+            numbers.collect::<Option<Vec<_>>>()
+        });
         let read = numbers.ok_or_else(Self::allowed).and_then(Self::new);
         read.map_err(|allowed| de::Error::custom(format!("{allowed}, got {}", shown::json(&value))))
     }

@@ -150,7 +150,8 @@ fn invalid(problem: String) -> JobError {
 /// Height of the line: by the image's size, smaller where the text is long.
 fn line_px(text: &TextLayout, width_px: u32, height_px: u32) -> Result<f32, JobError> {
     let margin = 2.0 * margin_px(width_px, height_px);
-    let (room_x_px, room_y_px) = (width_px as f32 - margin, height_px as f32 - margin);
+    let room_x_px = width_px as f32 - margin;
+    let room_y_px = height_px as f32 - margin;
     let needs = |line_px: f32| text.width_px(line_px) + 2.0 * pad_px(outline_px(line_px)) as f32;
     // Twice the line leaves room for stacked accents and the outline.
     let default_px = (width_px.min(height_px) as f32 * LINE_OF_SHORT_SIDE).max(DEFAULT_SMALLEST_LINE_PX).min(room_y_px / 2.0);
@@ -196,7 +197,8 @@ fn parts(anchor: Anchor) -> (usize, usize) {
 }
 
 fn padded(mask: &Mask, pad: usize) -> Mask {
-    let (width_px, height_px) = (mask.width_px + 2 * pad, mask.height_px + 2 * pad);
+    let width_px = mask.width_px + 2 * pad;
+    let height_px = mask.height_px + 2 * pad;
     let mut alpha = vec![0.0; width_px * height_px];
     for (y, row) in mask.alpha.chunks_exact(mask.width_px).enumerate() {
         let start = (y + pad) * width_px + pad;
@@ -217,7 +219,8 @@ fn outlined(letters: &Mask, radius_px: f32) -> Vec<f32> {
     }
     let mut grown = vec![0.0_f32; letters.alpha.len()];
     for (at, alpha) in letters.alpha.iter().enumerate().filter(|(_, alpha)| **alpha > 0.0) {
-        let (y, x) = (at / letters.width_px, at % letters.width_px);
+        let y = at / letters.width_px;
+        let x = at % letters.width_px;
         for (dy, dx, strength) in &brush {
             // The padding keeps every brush stroke inside.
             let pixel = &mut grown[y.wrapping_add_signed(*dy) * letters.width_px + x.wrapping_add_signed(*dx)];
@@ -229,11 +232,12 @@ fn outlined(letters: &Mask, radius_px: f32) -> Vec<f32> {
 
 /// Relative luminance of an sRGB colour as WCAG defines it, 0 black to 1 white.
 fn luminance(rgb: &[u8]) -> f32 {
-    let linear = |channel: u8| {
-        let value = f32::from(channel) / 255.0;
-        if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
-    };
-    rgb.iter().zip([0.2126, 0.7152, 0.0722]).map(|(channel, weight)| weight * linear(*channel)).sum()
+    let weighted = rgb.iter().zip([0.2126, 0.7152, 0.0722]).map(|(channel, weight)| {
+        let value = f32::from(*channel) / 255.0;
+        let linear = if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) };
+        weight * linear
+    });
+    weighted.sum()
 }
 
 #[cfg(test)]

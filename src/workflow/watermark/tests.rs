@@ -49,13 +49,15 @@ fn contrast(image: &Image, watermark: &Watermark) -> f32 {
     let stamp = Stamp::new(watermark, image.width_px, image.height_px).unwrap();
     let mut signed = image.clone();
     draw(&mut signed, watermark).unwrap();
-    let (mut ink, mut around) = ((0.0, 0.0), (0.0, 0.0));
+    let mut ink = (0.0, 0.0);
+    let mut around = (0.0, 0.0);
     stamp.for_each_pixel(&mut signed.rgb, image.width_px, |rgb, letter, outlined| {
         let edge = outlined - letter;
         ink = (ink.0 + luminance(rgb) * letter.powi(2), ink.1 + letter.powi(2));
         around = (around.0 + luminance(rgb) * edge.powi(2), around.1 + edge.powi(2));
     });
-    let (ink, around) = (ink.0 / ink.1 + 0.05, around.0 / around.1 + 0.05);
+    let ink = ink.0 / ink.1 + 0.05;
+    let around = around.0 / around.1 + 0.05;
     ink.max(around) / ink.min(around)
 }
 

@@ -19,7 +19,8 @@ use super::settings::Settings;
 pub(super) async fn open(settings: &Settings, authorities: Option<&str>) -> Result<Connection, Fault> {
     let limit = Duration::from_millis(settings.connect_timeout_ms);
     let plug = Plug::default();
-    let (inside, tls) = (plug.clone(), OwnedTLSConfig { identity: None, cert_chain: authorities.map(str::to_owned) });
+    let inside = plug.clone();
+    let tls = OwnedTLSConfig { identity: None, cert_chain: authorities.map(str::to_owned) };
     let properties = ConnectionProperties::default().with_connection_name("atelier".into());
     let handle = Handle::current();
     let opening = Connection::connector(
@@ -27,8 +28,8 @@ pub(super) async fn open(settings: &Settings, authorities: Option<&str>) -> Resu
         lapin::runtime::default_runtime()?,
         async move |uri: AMQPUri, runtime| {
             let stream = uri.connect_with_config_async(tls.as_ref(), &runtime);
-            let late = || std::io::Error::from(std::io::ErrorKind::TimedOut);
-            let stream = tokio::time::timeout(limit, stream).await.map_err(|_| late())??;
+            let stream = tokio::time::timeout(limit, stream).await;
+            let stream = stream.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
             let socket = match &stream {
                 AsyncTcpStream::Plain(plain) => Some(plain.get_ref()),
                 AsyncTcpStream::Rustls(tls) => Some(tls.get_ref().0.get_ref()),
@@ -83,7 +84,8 @@ fn explained(fault: Fault, settings: &Settings) -> Fault {
     if !fault.refused {
         return fault;
     }
-    let (user, vhost) = (&settings.user, &settings.vhost);
+    let user = &settings.user;
+    let vhost = &settings.vhost;
     let what = "check sources.rabbitmq.user, .password and .vhost (RABBITMQ_USER, RABBITMQ_PASS)";
     Fault::refused(format!("user {user:?} was not let into vhost {vhost:?} ({}); {what}", fault.problem))
 }

@@ -68,8 +68,9 @@ impl ConnectionManager {
                 }
             }
         };
-        let late = |_| Err(Fault::unavailable("there is no connection yet"));
-        tokio::time::timeout(self.limit, session).await.unwrap_or_else(late)
+        tokio::time::timeout(self.limit, session)
+            .await
+            .unwrap_or_else(|_| Err(Fault::unavailable("there is no connection yet")))
     }
 
     /// The session that a message came by, if it still lives.
@@ -89,7 +90,8 @@ async fn keep(broker: Arc<Broker>, state: watch::Sender<State>, closing: Cancell
         let fault = match Session::open(&broker, generation).await {
             Err(fault) => fault,
             Ok(session) => {
-                let (session, began) = (Arc::new(session), Instant::now());
+                let session = Arc::new(session);
+                let began = Instant::now();
                 tracing::info!(queue = name, generation, "connected to RabbitMQ");
                 state.send_replace(State::Up(Arc::clone(&session)));
                 let fault = session.serve(&closing).await;

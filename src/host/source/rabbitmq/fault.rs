@@ -32,7 +32,8 @@ impl Fault {
 
     /// `queue`: its name in messages.
     pub(super) fn at(self, queue: &str, action: &'static str) -> SourceError {
-        let (queue, problem) = (queue.to_owned(), self.problem);
+        let queue = queue.to_owned();
+        let problem = self.problem;
         if self.refused {
             SourceError::Refused { queue, action, problem }
         } else {

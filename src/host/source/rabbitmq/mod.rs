@@ -63,7 +63,8 @@ impl RabbitMq {
     /// Names the setting that is missing or wrong.
     pub fn start(settings: &Settings) -> Result<Self, SettingError> {
         settings.check()?;
-        let (settings, authorities) = (settings.clone(), settings.authorities()?);
+        let authorities = settings.authorities()?;
+        let settings = settings.clone();
         let label = format!("{} at {}:{}", settings.queue, settings.broker().unwrap_or_default(), settings.port);
         let broker = Broker { settings: settings.clone(), authorities, handed_back: HandedBack::default() };
         Ok(Self { connection_manager: ConnectionManager::start(broker), settings, label })
@@ -169,7 +170,8 @@ impl Source for RabbitMq {
 
     /// An attempt to connect that fails comes back as an error, once; the next call waits for the next attempt.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
-        let (mut state, closing) = (self.connection_manager.state(), self.connection_manager.closing());
+        let mut state = self.connection_manager.state();
+        let closing = self.connection_manager.closing();
         loop {
             if closing.is_cancelled() {
                 return Ok(Vec::new());

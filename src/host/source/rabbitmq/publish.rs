@@ -51,7 +51,8 @@ pub(super) async fn publish(
     properties: BasicProperties,
 ) -> Result<(), Fault> {
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let (exchange, key) = (to.exchange.as_str(), to.routing_key.as_str());
+    let exchange = to.exchange.as_str();
+    let key = to.routing_key.as_str();
     let confirmation =
         within(async { channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await }).await?;
     match confirmation {

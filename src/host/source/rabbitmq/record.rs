@@ -139,7 +139,8 @@ fn date(time: SystemTime) -> Option<String> {
     let http = httpdate::fmt_http_date(time);
     let [_, day, month, year, clock, _] = http.split_whitespace().collect::<Vec<_>>()[..] else { return None };
     let (hour, rest) = clock.split_once(':')?;
-    let (day, hour): (u8, u8) = (day.parse().ok()?, hour.parse().ok()?);
+    let day: u8 = day.parse().ok()?;
+    let hour: u8 = hour.parse().ok()?;
     let half = if hour < 12 { "AM" } else { "PM" };
     Some(format!("{month} {day}, {year}, {}:{rest} {half}", (hour + 11) % 12 + 1))
 }

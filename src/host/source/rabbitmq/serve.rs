@@ -54,7 +54,8 @@ impl Session {
 
     async fn consume(&self) -> Result<Consumer, Fault> {
         within(self.limit()).await?;
-        let (queue, options) = (self.broker.settings.queue.as_str().into(), BasicConsumeOptions::default());
+        let queue = self.broker.settings.queue.as_str().into();
+        let options = BasicConsumeOptions::default();
         within(self.consuming.basic_consume(queue, "".into(), options, FieldTable::default())).await
     }
 

@@ -76,7 +76,8 @@ fn own_arguments(queue: &str) -> Vec<(&'static str, AMQPValue)> {
 
 /// The queue first: where it is somebody else's, nothing is made.
 async fn declare(channel: &Channel, queue: &str) -> Result<(), Fault> {
-    let (exchange, dead) = (dead_letter_exchange(queue), format!("{queue}.dead"));
+    let exchange = dead_letter_exchange(queue);
+    let dead = format!("{queue}.dead");
     quorum(channel, queue, &own_arguments(queue)).await?;
     let exchange = ShortString::from(exchange);
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };

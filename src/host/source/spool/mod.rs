@@ -81,7 +81,8 @@ impl Spool {
         }
         let names = files.list(Directory::Waiting).map_err(|problem| refused(&settings.directory, "open", &problem))?;
         // One moment for all: what is due already keeps the order of its names.
-        let (now, opened) = (SystemTime::now(), Instant::now());
+        let now = SystemTime::now();
+        let opened = Instant::now();
         let waiting = names.into_iter().map(|name| Waiting { due: later(opened, name.due_in(now, max_pause)), name });
         Ok(Self {
             files: Arc::new(files),
@@ -105,7 +106,8 @@ impl Spool {
     async fn start(&self, waiting: Name) -> Result<Message, SourceError> {
         let mut running = waiting.clone();
         running.attempt = running.attempt.saturating_add(1);
-        let (from, to) = (waiting.clone(), running.clone());
+        let from = waiting.clone();
+        let to = running.clone();
         let started = self.on_disk("receive", move |files| files.start(&from, &to));
         match started.await {
             Ok(body) => Ok(message(&running, body)),
@@ -255,7 +257,8 @@ impl Source for Spool {
                 Ok(name) => {
                     let more = std::iter::from_fn(|| self.take_due().ok());
                     let names = std::iter::once(name).chain(more).take(most.max(1)).collect();
-                    let (spool, (sender, started)) = (self.clone(), tokio::sync::oneshot::channel());
+                    let spool = self.clone();
+                    let (sender, started) = tokio::sync::oneshot::channel();
                     tokio::spawn(async move {
                         if let Err(Ok(unwanted)) = sender.send(spool.start_all(names).await) {
                             for message in unwanted {
@@ -291,12 +294,14 @@ impl Source for Spool {
 
     /// The job goes to `dead/`, its reason next to it; moving the file back to `waiting/` and starting the host again tries it anew.
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
-        let (name, reason) = (self.in_flight(message, "dead-letter")?, reason.to_owned());
+        let name = self.in_flight(message, "dead-letter")?;
+        let reason = reason.to_owned();
         self.on_disk("dead-letter", move |files| files.bury(&name, &reason)).await
     }
 
     async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
-        let (name, body) = (Name::new(job_id, trace, SystemTime::now()), body.to_owned());
+        let name = Name::new(job_id, trace, SystemTime::now());
+        let body = body.to_owned();
         let to = name.clone();
         self.on_disk("send", move |files| files.create(Directory::Waiting, &to, &body)).await?;
         self.index().insert(Waiting::due_now(name));
@@ -308,8 +313,11 @@ impl Source for Spool {
         let index = self.index();
         let now = SystemTime::now();
         let oldest = index.iter().map(|waiting| waiting.name.sent_ms).min();
-        let age = |ms: u64| now.duration_since(later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms))).unwrap_or_default();
-        Ok(Depth { waiting: index.len() as u64, oldest: oldest.map(age) })
+        let oldest = oldest.map(|ms| {
+            let sent = later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms));
+            now.duration_since(sent).unwrap_or_default()
+        });
+        Ok(Depth { waiting: index.len() as u64, oldest })
     }
 
     async fn close(&self) {}

@@ -24,7 +24,8 @@ pub(super) fn source_error<E>(queue: &str, action: &'static str, error: &SdkErro
 where
     E: StdError + ProvideErrorMetadata + 'static,
 {
-    let (queue, detail) = (queue.to_owned(), detail(error));
+    let queue = queue.to_owned();
+    let detail = detail(error);
     let unavailable = |problem| SourceError::Unavailable { queue: queue.clone(), action, problem };
     let refused = |problem| SourceError::Refused { queue: queue.clone(), action, problem };
     let status = match reach(error) {

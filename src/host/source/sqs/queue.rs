@@ -167,7 +167,8 @@ impl Queue {
     /// URL of the queue with this ARN.
     pub(super) async fn url_of(&self, arn: &str) -> Result<String, SourceError> {
         let mut from_the_end = arn.rsplit(':');
-        let (name, account) = (from_the_end.next().unwrap_or_default(), from_the_end.next().map(str::to_owned));
+        let name = from_the_end.next().unwrap_or_default();
+        let account = from_the_end.next().map(str::to_owned);
         let get = self.client.get_queue_url().queue_name(name).set_queue_owner_aws_account_id(account);
         let found = get.send().await.map_err(|error| source_error(arn, "sqs:GetQueueUrl", &error))?;
         found.queue_url.ok_or_else(|| SourceError::Refused {
