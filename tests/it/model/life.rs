@@ -13,6 +13,8 @@ pub(super) struct Rules {
     pub(super) cancel_looks: bool,
     pub(super) lost_answer_waits: bool,
     pub(super) unknown_waits: bool,
+    pub(super) given_up_is_no_end: bool,
+    pub(super) given_up_is_kept: bool,
 }
 
 impl Rules {
@@ -23,6 +25,8 @@ impl Rules {
         cancel_looks: true,
         lost_answer_waits: true,
         unknown_waits: true,
+        given_up_is_no_end: true,
+        given_up_is_kept: true,
     };
 }
 
@@ -66,6 +70,8 @@ struct Faults {
     outages: u8,
     untaken: u8,
     failures: u8,
+    /// Nobody takes the notification for longer than it is sent again.
+    given_up: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,6 +80,10 @@ pub(super) struct Life {
     send: Send,
     /// The message waits in the queue.
     queued: bool,
+    /// The message carries that its job has ended: its notification is deferred, and no handler is needed.
+    ended: bool,
+    /// The message lies among the dead letters because its notification was not taken.
+    dead: bool,
     attempt: u8,
     hosts: [Phase; 2],
     /// The first host runs the job for a caller of `/infer`.
@@ -97,6 +107,8 @@ impl Life {
         Self {
             send: Send::Never,
             queued: false,
+            ended: false,
+            dead: false,
             attempt: 0,
             hosts: [Phase::Idle; 2],
             infer: false,
@@ -108,13 +120,13 @@ impl Life {
             told_failed: false,
             failed_beside_record: false,
             promise_was_empty: false,
-            faults: Faults { kills: 3, lost_answers: 2, outages: 2, untaken: 3, failures: 3 },
+            faults: Faults { kills: 3, lost_answers: 2, outages: 2, untaken: 3, failures: 3, given_up: 1 },
         }
     }
 
     /// The promise that this state breaks.
     pub(super) fn broken(&self) -> Option<&'static str> {
-        let is_held = self.queued || self.hosts.iter().any(|phase| *phase != Phase::Idle);
+        let is_held = self.queued || self.dead || self.hosts.iter().any(|phase| *phase != Phase::Idle);
         if self.promise_was_empty || self.promised && !is_held {
             return Some("202 is held");
         }
@@ -175,6 +187,9 @@ impl Life {
                 Self { bucket_is_away: true, faults: Faults { outages: faults.outages - 1, ..faults }, ..self },
             ));
         }
+        if self.dead {
+            steps.push(("redrive", Self { dead: false, queued: true, ..self }));
+        }
         if self.bucket_is_away {
             steps.push(("bucket: back", Self { bucket_is_away: false, ..self }));
         }
@@ -193,6 +208,9 @@ impl Life {
         let is_last = self.attempt >= MOST_ATTEMPTS;
         let is_cancelled = host == 0 && self.wish != Wish::None;
         match phase {
+            Phase::Idle if self.queued && self.ended => {
+                steps.push(("take_ended", to(Phase::StoredOutcome, Self { queued: false, ..self })));
+            }
             Phase::Idle if self.queued => {
                 let taken = Self { queued: false, attempt: (self.attempt + 1).min(MOST_ATTEMPTS + 1), ..self };
                 let next = match (is_cancelled, rules.cancel_looks) {
@@ -229,7 +247,7 @@ impl Life {
             Phase::StoredOutcome => {
                 steps.push(("stored_outcome", to(if self.record { Phase::TellComplete } else { Phase::TellFailed }, self)));
             }
-            Phase::TellComplete => self.tell(host, "tell_complete", Self { told_complete: true, ..self }, steps),
+            Phase::TellComplete => self.tell(host, ("tell_complete", rules), Self { told_complete: true, ..self }, steps),
             Phase::TellFailed => {
                 let told = Self {
                     told_failed: true,
@@ -237,9 +255,9 @@ impl Life {
                     promise_was_empty: self.promise_was_empty || self.wish == Wish::Repeated,
                     ..self
                 };
-                self.tell(host, "tell_failed", told, steps);
+                self.tell(host, ("tell_failed", rules), told, steps);
             }
-            Phase::Ack => steps.push(("ack", to(Phase::Idle, Self { promised: false, ..self }))),
+            Phase::Ack => steps.push(("ack", to(Phase::Idle, Self { promised: false, ended: false, ..self }))),
         }
     }
 
@@ -257,13 +275,25 @@ impl Life {
         }
     }
 
-    /// `told`: the life in which the receiver has taken it. It may take it and its answer be lost, or not take it.
-    fn tell(self, host: usize, name: &'static str, told: Self, steps: &mut Vec<(&'static str, Self)>) {
+    /// `told`: the life in which the receiver has taken it. It may take it and its answer be lost, or not take it: then the message waits,
+    /// here or with its source, until it is given up.
+    fn tell(self, host: usize, (name, rules): (&'static str, Rules), told: Self, steps: &mut Vec<(&'static str, Self)>) {
         steps.push((name, told.at(host, Phase::Ack)));
         if self.faults.untaken > 0 {
             let faults = Faults { untaken: self.faults.untaken - 1, ..self.faults };
-            steps.push(("not taken", Self { faults, ..self }.requeue(host)));
-            steps.push(("taken, answer lost", Self { faults, ..told }.requeue(host)));
+            steps.push(("not taken: round", Self { faults, ..self }));
+            steps.push(("not taken: defer", Self { faults, ended: true, ..self }.requeue(host)));
+            steps.push(("taken, answer lost: defer", Self { faults, ended: true, ..told }.requeue(host)));
+        }
+        if self.faults.given_up > 0 {
+            let faults = Faults { given_up: self.faults.given_up - 1, ..self.faults };
+            let given_up = Self { faults, dead: rules.given_up_is_kept, ended: true, ..self };
+            let end = if rules.given_up_is_no_end {
+                given_up
+            } else {
+                Self { told_failed: true, failed_beside_record: self.failed_beside_record || self.record, ..given_up }
+            };
+            steps.push(("give_up", end.at(host, Phase::Idle)));
         }
     }
 

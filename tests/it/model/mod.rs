@@ -66,6 +66,8 @@ fn each_old_rule_breaks_the_promise_that_it_was_reported_for() {
         ("a cancelled job is not looked for", Rules { cancel_looks: false, ..ours }, "never two ends"),
         ("a lost answer to the record is a failure", Rules { lost_answer_waits: false, ..ours }, "record => never failed"),
         ("a bucket that is away is a failure", Rules { unknown_waits: false, ..ours }, "never two ends"),
+        ("what nobody takes is reported as failed", Rules { given_up_is_no_end: false, ..ours }, "record => never failed"),
+        ("what nobody takes is dropped", Rules { given_up_is_kept: false, ..ours }, "202 is held"),
     ] {
         let Walk { states, broken } = walk(rules);
         let (broken, way) = broken.unwrap_or_else(|| panic!("{rule}: {states} states, and nothing is broken"));
