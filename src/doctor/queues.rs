@@ -43,7 +43,11 @@ fn judge_sqs(found: &sqs::inspect::Found, max_attempts: u32, give_up_after: Dura
     let about = format!("{kind}, {} waiting, visibility timeout {} s", found.waiting, found.visibility_seconds);
     let retention = Duration::from_secs(found.retention_seconds);
     if retention < give_up_after {
-        return Finding::fail(SQS, format!("{about}; {}", too_short("MessageRetentionPeriod", retention, give_up_after)), LONGER);
+        return Finding::fail(
+            SQS,
+            format!("{about}; {}", too_short("MessageRetentionPeriod", retention, give_up_after)),
+            LONGER,
+        );
     }
     let Some(redrive) = &found.redrive else {
         let found = format!("{about}, no redrive policy: what fails for good is deleted");
@@ -65,8 +69,7 @@ fn judge_sqs(found: &sqs::inspect::Found, max_attempts: u32, give_up_after: Dura
     }
 }
 
-const LONGER: &str =
-    "have the queue keep messages for longer (14 days, say), or give up earlier (notify.give_up_after_hours)";
+const LONGER: &str = "have the queue keep messages for longer (14 days, say), or give up earlier (notify.give_up_after_hours)";
 
 fn too_short(what: &str, retention: Duration, give_up_after: Duration) -> String {
     format!(
@@ -150,8 +153,13 @@ mod tests {
         let state = |most, retention_hours| {
             let redrive = sqs::inspect::Redrive { most_receives: Some(most), queue: Ok("http://queue".into()) };
             let retention_seconds = retention_hours * 3_600;
-            let found =
-                sqs::inspect::Found { fifo: false, waiting: 0, visibility_seconds: 30, retention_seconds, redrive: Some(redrive) };
+            let found = sqs::inspect::Found {
+                fifo: false,
+                waiting: 0,
+                visibility_seconds: 30,
+                retention_seconds,
+                redrive: Some(redrive),
+            };
             judge_sqs(&found, 3, Duration::from_hours(72)).state
         };
         assert_eq!((state(3, 96), state(10, 96)), (State::Warn, State::Ok));

@@ -44,8 +44,7 @@ use self::dispatch::{Dispatcher, acknowledge, intake};
 use self::job_service::{Direct, Ending, JobService};
 use self::jobs::Jobs;
 use self::notification_sender::NotificationSender;
-use self::outbox::receivers::Limits;
-use self::outbox::{Outbox, Schedule};
+use self::outbox::Outbox;
 use self::process::{Launcher, Listener, Program};
 use self::source::Source;
 use self::supervisor::{Phase, Worker};
@@ -153,8 +152,7 @@ impl Host {
         let backoff =
             (Duration::from_millis(parts.settings.initial_backoff_ms), Duration::from_millis(parts.settings.max_backoff_ms));
         let force_shutdown = CancellationToken::new();
-        let schedule = Schedule::new(&parts.notify, backoff);
-        let outbox = Outbox::new(parts.notification_sender, Limits::from(&parts.notify), schedule, force_shutdown.clone());
+        let outbox = Outbox::new(parts.notification_sender, &parts.notify, backoff, force_shutdown.clone());
         let acknowledger = Acknowledger {
             jobs: jobs.clone(),
             outbox,

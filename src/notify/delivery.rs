@@ -8,6 +8,7 @@ use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHO
 use tokio::time::Instant;
 use url::Url;
 
+use super::failure::{DeliveryError, Undelivered};
 use super::multipart::Form;
 use super::once::OnceError;
 use super::retry::retry_after;
@@ -53,35 +54,6 @@ impl Way {
             Self::Bearer(token) | Self::InternalAuth(token) => Some(token),
             Self::Plain | Self::Guarded => None,
         }
-    }
-}
-
-/// Why an attempt did not deliver.
-pub(super) enum DeliveryError {
-    /// The receiver asks not to be told (410).
-    Unwanted,
-    /// The address may not be reached, now or later.
-    Refused(OutboundError),
-    Failed(Undelivered),
-}
-
-/// An attempt that may succeed later.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Undelivered {
-    pub problem: String,
-    /// How long the receiver asks to wait.
-    pub retry_after: Option<Duration>,
-    /// There was no answer, or one that the receiver as such is not well: another notification would fare no better.
-    pub is_down: bool,
-}
-
-impl Undelivered {
-    fn not_sent(problem: String) -> Self {
-        Self { problem, retry_after: None, is_down: false }
-    }
-
-    fn no_answer(problem: String) -> Self {
-        Self { problem, retry_after: None, is_down: true }
     }
 }
 
@@ -328,14 +300,5 @@ impl DeliveryRequest<'_> {
         let tries = if attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
         let problem = format!("{} to {receiver}{asked}: {problem} ({tries})", self.notification.as_str());
         JobError::Notification { problem, cause: None }
-    }
-}
-
-impl From<OutboundError> for DeliveryError {
-    fn from(error: OutboundError) -> Self {
-        match error {
-            OutboundError::Refused(_) => Self::Refused(error),
-            other => Self::Failed(Undelivered::no_answer(other.to_string())),
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! One attempt to deliver a notification, for a sender that decides itself when to try again.
 
 use super::Notifier;
-use super::delivery::{DeliveryError, Undelivered};
+use super::failure::{DeliveryError, Undelivered};
 use crate::job::notification::Notification;
 use crate::job::outcome::JobError;
 

@@ -1,13 +1,13 @@
 //! Progress notifications: sent from the background, dropped rather than waited for, and never after the terminal notification.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
 use super::body::Progressed;
-use super::delivery::DeliveryError;
+use super::failure::DeliveryError;
 use super::{Notifier, webhook_id};
 use crate::job::notification::{Kind, NotificationTarget};
 use crate::job::trace::Trace;
@@ -116,12 +116,13 @@ async fn send_all(
             continue;
         }
         let Ok(delivery_request) = notifier.delivery_request(&notification).await else { return };
+        let begun = Instant::now();
         let problem = match notifier.attempt(&delivery_request, limit).await {
             Ok(()) => continue,
             Err(DeliveryError::Unwanted) => return,
             Err(DeliveryError::Refused(error)) => error.to_string(),
             Err(DeliveryError::Failed(undelivered)) => {
-                if undelivered.is_down {
+                if undelivered.is_down && begun.elapsed() >= limit {
                     notifier.silence.note(receiver);
                 }
                 undelivered.problem

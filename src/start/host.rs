@@ -88,15 +88,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         metrics: metrics.clone(),
     })?;
     let checker = Arc::clone(&notifier);
-    let refresh = {
-        let metrics = metrics.clone();
-        let outbox = host.outbox();
-        // The webhooks that the host itself has sent, and those that it has not sent yet.
-        Arc::new(move || {
-            metrics.webhooks(&notifier.take_attempts());
-            metrics.outbox(outbox.waiting(), &outbox.open_breakers());
-        })
-    };
+    let refresh = refresh(&host, notifier, metrics.clone());
     let check = check(host.function(), checker, &config.workflow.steps);
     let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, model_type);
     let http = Http { passes_through, ..http };
@@ -158,6 +150,15 @@ fn http_side(
         check,
         passes_through: false,
     }
+}
+
+/// Counts the webhooks that the host itself has sent, and those that it has not sent yet.
+fn refresh(host: &Host, notifier: Arc<Notifier>, metrics: Metrics) -> http::Refresh {
+    let outbox = host.outbox();
+    Arc::new(move || {
+        metrics.webhooks(&notifier.take_attempts());
+        metrics.outbox(outbox.waiting(), &outbox.open_breakers());
+    })
 }
 
 /// What a handler of this release would refuse before it begins. A function that does not say what it can do is asked nothing.

@@ -179,11 +179,11 @@ impl Acknowledger {
         }
         match self.outbox.send(in_flight, ended, written).await {
             Sent::All(ended) => {
-                self.settle(in_flight, &ended).await;
+                self.close(in_flight, &ended).await;
                 Some(ended.end)
             }
             Sent::GivenUp(ended, problem) => {
-                self.give_up(in_flight, &ended, &problem).await;
+                self.keep_undelivered(in_flight, &ended, &problem).await;
                 None
             }
             Sent::Deferred(ended) => {
@@ -203,7 +203,7 @@ impl Acknowledger {
         }
     }
 
-    async fn settle(&self, in_flight: &InFlight, ended: &EndedJob) {
+    async fn close(&self, in_flight: &InFlight, ended: &EndedJob) {
         let error = ended.problem.as_ref().map(|problem| json!(problem));
         match ended.end {
             End::Complete => self.over(in_flight, State::Complete, None).await,
@@ -213,7 +213,7 @@ impl Acknowledger {
     }
 
     /// Keeps the message of a job whose caller could not be notified for too long. What is sent again from there is notified again.
-    async fn give_up(&self, in_flight: &InFlight, ended: &EndedJob, problem: &str) {
+    async fn keep_undelivered(&self, in_flight: &InFlight, ended: &EndedJob, problem: &str) {
         let code = JobError::Notification { problem: String::new(), cause: None }.code();
         let reason = format!("{code}: {problem}");
         tracing::error!(

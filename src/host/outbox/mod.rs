@@ -40,13 +40,13 @@ const DRAIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// When notifications are tried again, and for how long.
 #[derive(Debug, Clone, Copy)]
-pub struct Schedule {
+struct Schedule {
     /// The first rounds follow each other after these pauses.
-    pub first_rounds: u32,
-    pub first_backoff: (Duration, Duration),
+    first_rounds: u32,
+    first_backoff: (Duration, Duration),
     /// All others after these.
-    pub backoff: (Duration, Duration),
-    pub give_up_after: Duration,
+    backoff: (Duration, Duration),
+    give_up_after: Duration,
 }
 
 /// How sending ended.
@@ -87,9 +87,7 @@ impl Drop for Waiting {
 }
 
 impl Schedule {
-    /// `backoff`: the first and the max pause of a host between attempts.
-    #[must_use]
-    pub fn new(settings: &notify::Settings, backoff: (Duration, Duration)) -> Self {
+    fn new(settings: &notify::Settings, backoff: (Duration, Duration)) -> Self {
         let ms = Duration::from_millis;
         Self {
             first_rounds: settings.max_attempts.max(1),
@@ -109,12 +107,18 @@ impl Schedule {
 }
 
 impl Outbox {
+    /// `backoff`: the first and the max pause of the host between attempts.
     #[must_use]
-    pub fn new(sender: NotificationSender, limits: Limits, schedule: Schedule, force_shutdown: CancellationToken) -> Self {
+    pub fn new(
+        sender: NotificationSender,
+        settings: &notify::Settings,
+        backoff: (Duration, Duration),
+        force_shutdown: CancellationToken,
+    ) -> Self {
         Self {
             sender,
-            receivers: Receivers::new(limits),
-            schedule,
+            receivers: Receivers::new(Limits::from(settings)),
+            schedule: Schedule::new(settings, backoff),
             memory: Arc::new(Semaphore::new(MEMORY_KIB)),
             windows: Arc::default(),
             waiting: Arc::default(),

@@ -8,7 +8,7 @@ use crate::host::in_flight::InFlight;
 use crate::job::Job;
 use crate::job::notification::{Message, Notification};
 use crate::job::outcome::{JobError, Problem, Record};
-use crate::notify::delivery::Undelivered;
+use crate::notify::failure::Undelivered;
 use crate::notify::once::OnceError;
 
 /// After so long the addresses of images may have expired, which temporary credentials end early.

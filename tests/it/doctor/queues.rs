@@ -31,10 +31,8 @@ async fn sqs_is_asked_for_its_dead_letter_queue() {
     let hasty = bench.queue("hasty.fifo", &[(QueueAttributeName::RedrivePolicy, &policy("dead.fifo", 3))]).await;
     of(&hasty).await.expect("sqs", "warn", "maxReceiveCount is 3");
 
-    let brief = [
-        (QueueAttributeName::RedrivePolicy, &*policy("dead.fifo", 10)),
-        (QueueAttributeName::MessageRetentionPeriod, "3600"),
-    ];
+    let brief =
+        [(QueueAttributeName::RedrivePolicy, &*policy("dead.fifo", 10)), (QueueAttributeName::MessageRetentionPeriod, "3600")];
     of(&bench.queue("brief.fifo", &brief).await).await.expect("sqs", "fail", "MessageRetentionPeriod is 3600 s");
 
     let missing = of(&good.replace("good", "missing")).await;

@@ -208,20 +208,7 @@ impl Life {
         let is_last = self.attempt >= MOST_ATTEMPTS;
         let is_cancelled = host == 0 && self.wish != Wish::None;
         match phase {
-            Phase::Idle if self.queued && self.ended => {
-                steps.push(("take_ended", to(Phase::StoredOutcome, Self { queued: false, ..self })));
-            }
-            Phase::Idle if self.queued => {
-                let taken = Self { queued: false, attempt: (self.attempt + 1).min(MOST_ATTEMPTS + 1), ..self };
-                let next = match (is_cancelled, rules.cancel_looks) {
-                    (true, true) => Phase::StoredOutcome,
-                    (true, false) => Phase::TellFailed,
-                    (false, _) if self.told_failed => Phase::StoredOutcome,
-                    (false, _) => Phase::Start,
-                };
-                steps.push(("start", to(next, taken)));
-            }
-            Phase::Idle => {}
+            Phase::Idle => self.take(host, is_cancelled, rules, steps),
             Phase::Start if self.bucket_is_away => {
                 let gives_up = is_last && !rules.unknown_waits;
                 steps.push(("run_steps: not known", if gives_up { to(Phase::TellFailed, self) } else { self.requeue(host) }));
@@ -258,6 +245,22 @@ impl Life {
                 self.tell(host, ("tell_failed", rules), told, steps);
             }
             Phase::Ack => steps.push(("ack", to(Phase::Idle, Self { promised: false, ended: false, ..self }))),
+        }
+    }
+
+    /// A message comes to an idle host.
+    fn take(self, host: usize, is_cancelled: bool, rules: Rules, steps: &mut Vec<(&'static str, Self)>) {
+        if self.queued && self.ended {
+            steps.push(("take_ended", Self { queued: false, ..self }.at(host, Phase::StoredOutcome)));
+        } else if self.queued {
+            let taken = Self { queued: false, attempt: (self.attempt + 1).min(MOST_ATTEMPTS + 1), ..self };
+            let next = match (is_cancelled, rules.cancel_looks) {
+                (true, true) => Phase::StoredOutcome,
+                (true, false) => Phase::TellFailed,
+                (false, _) if self.told_failed => Phase::StoredOutcome,
+                (false, _) => Phase::Start,
+            };
+            steps.push(("start", taken.at(host, next)));
         }
     }
 

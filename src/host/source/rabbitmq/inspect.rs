@@ -136,9 +136,12 @@ mod tests {
         let dropped = format!("{differs} 'x-dead-letter-exchange' for queue 'jobs': received 'jobs.dlx' but current is none");
         assert_eq!(refused(&dropped), Likeness::NoDeadLetters);
         assert_eq!(refused("ACCESS_REFUSED - configure access to queue 'jobs'"), Likeness::Unknown);
-        let limited = refused(&format!("{differs} 'x-delivery-limit' for queue 'jobs' in vhost '/': received none but current is the value '3'"));
+        let limited = refused(&format!(
+            "{differs} 'x-delivery-limit' for queue 'jobs' in vhost '/': received none but current is the value '3'"
+        ));
         assert!(matches!(limited, Likeness::Other(_)) && limited.message_ttl().is_none());
-        let expires = "'x-message-ttl' for queue 'jobs' in vhost '/': received none but current is the value '60000' of type 'signedint'";
+        let expires =
+            "'x-message-ttl' for queue 'jobs' in vhost '/': received none but current is the value '60000' of type 'signedint'";
         assert_eq!(refused(&format!("{differs} {expires}")).message_ttl(), Some(Duration::from_secs(60)));
         assert!(likeness(Err(Fault::unavailable("the connection broke"))).is_err());
     }
