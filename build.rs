@@ -7,7 +7,7 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-/// Given by whoever builds without a repository, such as an image's build stage. Counts before all else.
+/// Given by a build without a repository, such as an image's build stage. Counts before all else.
 const VARIABLE: &str = "ATELIER_GIT_COMMIT";
 
 #[expect(

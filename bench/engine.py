@@ -179,7 +179,7 @@ def cold(profile, note):
 
 def settle(directory):
     """Brings every file into the page cache, and as much memory as the model takes into this machine: a virtual one gives back to its host what
-    nobody uses, and whoever runs next would pay for getting it again."""
+    no one uses, and the next run would pay for getting it again."""
     _ = b"\1" * (5 << 30)
     for path in filter(Path.is_file, Path(directory).rglob("*")):
         with path.open("rb") as file:

@@ -153,7 +153,7 @@ def main():
     peer = {"sd": StableDiffusion, "edit": Edit}[family](directory, device, way)
     in_words = "torch.compile max-autotune, channels_last" if way == "compiled" else "eager"
     print(f"ready {str(peer.dtype).removeprefix('torch.')}, {in_words}", file=answers)
-    # What is given as well: torch.compile tells tensors from in here and from outside apart.
+    # What is given as well: torch.compile distinguishes tensors from in here and from outside.
     with torch.inference_mode():
         for line in sys.stdin:
             work, *numbers = line.split()

@@ -40,7 +40,7 @@ PATIENCE_S = 60
 
 
 class Notifications:
-    """The servers that both sides use; knows when a job was told complete."""
+    """The servers that both sides use; knows when a job was reported as complete."""
 
     def __init__(self, program):
         self.process = subprocess.Popen([program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

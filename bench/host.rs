@@ -20,7 +20,7 @@ async fn main() -> Result<()> {
     if config::runtime_api(&environment)?.is_some() { serve_function(&environment).await } else { serve_jobs().await }
 }
 
-/// The function until SIGTERM, whoever is its host.
+/// The function until SIGTERM, under any host.
 async fn serve_function(environment: &Environment) -> Result<()> {
     let config = Config::load(Some(Path::new("src/demo/config.yaml")), environment)?;
     let host =
@@ -30,7 +30,7 @@ async fn serve_function(environment: &Environment) -> Result<()> {
     lambda::serve(handler, limits, host).await.map(drop).map_err(anyhow::Error::from_boxed)
 }
 
-/// Prints the environment to reach the servers, then the id of every job that is told complete; ends with standard input.
+/// Prints the environment to reach the servers, then the id of every job that is reported as complete; ends with standard input.
 async fn serve_jobs() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let Local { environment, mut notifications, .. } = local::start(directory.path(), None, &Environment::new()).await?;

@@ -14,7 +14,7 @@ use atelier::workflow::{Services, Workflow};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{Engine, EngineError, Generated, Image, QueuedRequest, Request};
 
-const MOST_PIXELS: u32 = 512 * 512;
+const MAX_PIXELS: u32 = 512 * 512;
 
 /// Hands out the same noise as if it had been generated: noise, because flat colours would make encoding free.
 struct NullEngine {
@@ -27,22 +27,22 @@ impl Engine for NullEngine {
     }
 
     fn generate_together(&mut self, orders: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
-        let generate = |QueuedRequest { request, .. }: &QueuedRequest| {
+        let generated = orders.iter().map(|QueuedRequest { request, .. }| {
             let (width_px, height_px) = match request {
                 Request::Generate(request) => (request.width_px, request.height_px),
                 Request::TryOn(request) => (request.width_px, request.height_px),
             };
             let rgb = self.rgb.iter().copied().take((width_px * height_px * 3) as usize).collect();
             Ok(vec![Image { width_px, height_px, rgb, seed: 0 }])
-        };
-        Ok(orders.iter().map(generate).collect())
+        });
+        Ok(generated.collect())
     }
 }
 
 /// The function of this configuration, for images of 512x512 at most.
 pub(crate) async fn handler(config: &Config, environment: &Environment) -> Result<Handler> {
     let outbound = Outbound::new(&config.outbound)?;
-    let rgb = (0..MOST_PIXELS * 3).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let rgb = (0..MAX_PIXELS * 3).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let services = Services {
         engine: EngineThread::start(|| Ok(NullEngine { rgb }))?,
         model: config.model.name.clone(),

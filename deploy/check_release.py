@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGE, VENV = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
 BINARY = IMAGE / "bin/atelier"
 RUNS = 5
-# What Lambda tells a function of itself.
+# What Lambda reports to a function of itself.
 FUNCTION = {
     "AWS_LAMBDA_FUNCTION_NAME": "atelier",
     "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",

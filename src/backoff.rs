@@ -5,7 +5,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
 /// Doublings after which any first pause has become the max.
-const MOST_DOUBLINGS: u32 = 64;
+const MAX_DOUBLINGS: u32 = 64;
 
 /// The pauses between attempts, one after the other.
 #[derive(Debug)]
@@ -39,12 +39,12 @@ impl Backoff {
     }
 }
 
-/// The pause after failure number `attempt` (counted from 1), for whoever is not there in between: between half and all of
+/// The pause after failure number `attempt` (counted from 1), for what is not there in between: between half and all of
 /// `first` doubled each time, at most `max`.
 #[must_use]
 pub fn pause(first: Duration, max: Duration, attempt: u32) -> Duration {
     let mut backoff = Backoff::new(first, max);
-    let earlier = attempt.saturating_sub(1).min(MOST_DOUBLINGS) as usize;
+    let earlier = attempt.saturating_sub(1).min(MAX_DOUBLINGS) as usize;
     backoff.pauses.nth(earlier).unwrap_or(max)
 }
 

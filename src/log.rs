@@ -18,7 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::config::Environment;
 use crate::setting::SettingError;
 
-/// What is told where `LOG_LEVEL` says nothing.
+/// What is logged where `LOG_LEVEL` says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DefaultLevel {
     Outcomes,
@@ -137,7 +137,7 @@ fn keeps_secrets() -> FilterFn {
 }
 
 /// What the level lets through, and the span of a job in any case: a list of targets would leave it out, and with it the
-/// fields of the lines that it lets through. lapin tells of a broken connection in its own words next to ours, so it is silent
+/// fields of the lines that it lets through. lapin reports a broken connection in its own words next to ours, so it is silent
 /// unless it is named.
 fn filter(level: &str) -> EnvFilter {
     let span = format!("{}=error", crate::job::trace::SPAN_TARGET);
@@ -328,14 +328,14 @@ mod tests {
 
     #[test]
     fn lapin_is_silent_at_every_level_unless_it_is_named() {
-        let told = || {
+        let logged = || {
             tracing::error!(target: "lapin::channels", "closed");
             tracing::error!(target: "atelier", "ours");
         };
         for level in ["trace", "info", "error", "info,atelier=debug"] {
-            let messages: Vec<_> = lines(level, told).iter().map(|line| line["message"].clone()).collect();
+            let messages: Vec<_> = lines(level, logged).iter().map(|line| line["message"].clone()).collect();
             assert_eq!(messages, ["ours"], "{level}");
         }
-        assert_eq!(lines("info,lapin=error", told).len(), 2);
+        assert_eq!(lines("info,lapin=error", logged).len(), 2);
     }
 }

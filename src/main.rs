@@ -54,7 +54,7 @@ async fn main() -> ExitCode {
     };
     match played {
         Ok(code) => return code,
-        // Whoever reads standard output has read enough.
+        // The reader of standard output has read enough.
         Err(error) if error.downcast_ref().is_some_and(|error: &Error| error.kind() == ErrorKind::BrokenPipe) => {
             return ExitCode::SUCCESS;
         }

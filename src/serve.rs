@@ -69,7 +69,7 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
     };
     match lambda::serve(handler, limits, host).await.map_err(anyhow::Error::from_boxed)? {
         End::Asked => Ok(ExitCode::SUCCESS),
-        End::EngineLost => {
+        End::FatalDeviceError => {
             tracing::error!("the GPU failed; this process ends, so that another one is started");
             Ok(ExitCode::from(ENGINE_LOST_EXIT_CODE))
         }
@@ -78,7 +78,7 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
 
 /// The host reads the reason there; the log has it all the same.
 async fn report_failed_start(runtime_api: &str, error_type: &str, message: &str) {
-    if let Err(unheard) = lambda::report_init_error(runtime_api, error_type, message).await {
-        tracing::warn!(error = %unheard, "the Runtime API could not be told why the start failed");
+    if let Err(unreported) = lambda::report_init_error(runtime_api, error_type, message).await {
+        tracing::warn!(error = %unreported, "the Runtime API could not be notified why the start failed");
     }
 }

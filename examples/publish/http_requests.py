@@ -1,6 +1,6 @@
 """Sends a job to `atelier host` and waits for its images: pip install requests, then python http_requests.py "a red mug on the beach".
 
-Reads ATELIER_URL (http://localhost:8080) and INTERNAL_API_TOKEN. Webhooks tell the same without asking: see ../receive.
+Reads ATELIER_URL (http://localhost:8080) and INTERNAL_API_TOKEN. Webhooks report the same without polling: see ../receive.
 """
 
 import os

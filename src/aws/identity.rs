@@ -1,4 +1,4 @@
-//! Who asks, as far as the provider chain tells: for whoever looks into a configuration, not for requests.
+//! Who asks, as far as the provider chain knows: for a person who looks into a configuration, not for requests.
 
 use std::time::SystemTime;
 

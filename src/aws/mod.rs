@@ -13,6 +13,53 @@ use aws_credential_types::Credentials;
 
 use crate::setting::{Secret, SettingError};
 
+/// Defines the settings of a service's section: its own fields, and next to them, with keys of their own in config.yaml, those that
+/// decide where an AWS service is and who asks it. `access()` has the latter.
+///
+/// A nested type with `#[serde(flatten)]` would let unknown keys pass, and numbers from the environment stay texts.
+macro_rules! aws_settings {
+    (section = $section:literal; $(#[$meta:meta])* pub struct $name:ident { $($own:tt)* }) => {
+        $(#[$meta])*
+        pub struct $name {
+            /// Without it the AWS SDK looks for one (`AWS_REGION`, profile, instance), and `us-east-1` is the last resort.
+            pub region: Option<String>,
+            /// Address of a server that is not AWS, such as `http://127.0.0.1:9000`.
+            pub endpoint_url: Option<String>,
+            /// Both or none: without them the AWS SDK looks for credentials itself (environment, profile, role).
+            pub access_key_id: Option<String>,
+            pub secret_access_key: Option<$crate::setting::Secret>,
+            /// Milliseconds to wait for a connection.
+            pub connect_timeout_ms: u64,
+            /// Milliseconds for one attempt.
+            pub attempt_timeout_ms: u64,
+            /// Milliseconds for an operation with all its attempts.
+            pub operation_timeout_ms: u64,
+            /// Attempts of an operation: 5xx, throttling and broken connections are tried again with backoff and jitter.
+            pub max_attempts: u32,
+            $($own)*
+        }
+
+        impl $name {
+            /// Where the service is, and who asks it.
+            #[must_use]
+            pub fn access(&self) -> $crate::aws::Access {
+                $crate::aws::Access {
+                    section: $section,
+                    region: self.region.clone(),
+                    endpoint_url: self.endpoint_url.clone(),
+                    access_key_id: self.access_key_id.clone(),
+                    secret_access_key: self.secret_access_key.clone(),
+                    connect_timeout: std::time::Duration::from_millis(self.connect_timeout_ms),
+                    attempt_timeout: std::time::Duration::from_millis(self.attempt_timeout_ms),
+                    operation_timeout: std::time::Duration::from_millis(self.operation_timeout_ms),
+                    max_attempts: self.max_attempts,
+                }
+            }
+        }
+    };
+}
+pub(crate) use aws_settings;
+
 /// Where a service is, who asks it, and how patiently.
 #[derive(Debug, Clone)]
 pub struct Access {

@@ -73,7 +73,7 @@ pub struct Server {
     pub node_id: String,
     /// Address that `atelier host` listens on.
     pub address: std::net::IpAddr,
-    /// TCP port of `atelier host`; 0: a free one, which the log tells.
+    /// TCP port of `atelier host`; 0: a free one, which the log names.
     pub port: u16,
 }
 
@@ -218,7 +218,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
-        crate::workflow::check_order(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
+        crate::workflow::sequence::check(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
         if self.runtime.max_attempts == 0 {
             return Err(("runtime.max_attempts", "must be at least 1".into()));
         }

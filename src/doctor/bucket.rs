@@ -15,7 +15,7 @@ use crate::store::{self, Store};
 
 const CHECK: &str = "bucket";
 const CONTENT: &[u8] = b"atelier doctor";
-/// So that a server that is away is told of within the limit.
+/// So that a server that is away is reported within the limit.
 const ATTEMPTS: u32 = 2;
 const HOW: &str = "correct what it names: store.bucket, store.region, store.endpoint_url, the credentials, or their policy (s3:ListBucket, s3:GetObject, s3:PutObject)";
 

@@ -105,7 +105,7 @@ async fn within(limit: Duration, check: &'static str, work: impl Future<Output =
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Finding::late(check, limit))
 }
 
-/// Runs what blocks on a thread that is left behind when nobody waits any more: a thread of tokio's would hold up the end of the process.
+/// Runs what blocks on a thread that is left behind when no one waits any more: a thread of tokio's would hold up the end of the process.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, done) = tokio::sync::oneshot::channel();
     let started = std::thread::Builder::new().name("doctor".into()).spawn(move || drop(sender.send(work())));

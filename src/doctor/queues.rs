@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_delivery_limit_at_the_hosts_own_is_a_warning_and_a_short_retention_a_failure() {
-        let state = |most, retention_hours| {
+        let state = |most, retention_hours: u64| {
             let redrive = sqs::inspect::Redrive { most_receives: Some(most), queue: Ok("http://queue".into()) };
             let retention_seconds = retention_hours * 3_600;
             let found = sqs::inspect::Found {

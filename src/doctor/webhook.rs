@@ -1,4 +1,4 @@
-//! Whether somebody answers where notifications go: at the operator's own addresses, and at those that a caller would give.
+//! Whether someone answers where notifications go: at the operator's own addresses, and at those that a caller would give.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ async fn check_callback(outbound: &Outbound, url: &Url) -> Finding {
     judge(&shown(url), url, answer)
 }
 
-/// Scheme, host and port: a path or a query of somebody's can hold a token.
+/// Scheme, host and port: a path or a query of someone's can hold a token.
 fn shown(url: &Url) -> String {
     url.origin().ascii_serialization()
 }

@@ -56,7 +56,7 @@ impl Platform {
 pub enum Route {
     /// Generate the job in the body.
     Generate(Vec<u8>),
-    /// Is anybody there?
+    /// Is anyone there?
     Health,
 }
 

@@ -16,7 +16,7 @@ pub enum Event {
     Sqs(sqs::Batch),
     RabbitMq(rabbitmq::Batch),
     Http(http::Exchange),
-    /// A bare job body, by whoever may invoke the function.
+    /// A bare job body, by anyone who may invoke the function.
     Direct(Vec<u8>),
 }
 
@@ -47,7 +47,7 @@ pub enum EventError {
 }
 
 impl Event {
-    /// Tells the kinds apart and reads the event.
+    /// Distinguishes the kinds and reads the event.
     ///
     /// # Errors
     /// [`EventError::Unknown`] for anything else, an event of a kind that is not its own shape included.

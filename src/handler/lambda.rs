@@ -40,7 +40,7 @@ pub enum End {
     /// SIGTERM, or its host is gone.
     Asked,
     /// Its GPU can be used no more by this process; the job was handed back.
-    EngineLost,
+    FatalDeviceError,
 }
 
 /// Serves invocations until SIGTERM, or until `host`, where there is one, is gone. Whatever is running then is finished within
@@ -53,10 +53,10 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<ControlCommand
     let (switch, shutdown) = Shutdown::channel();
     let mut terminate = signal(SignalKind::terminate())?;
     let (busy, mut idle) = watch::channel(false);
-    let (lost, engine_lost) = watch::channel(false);
+    let (lost, fatal_device_error) = watch::channel(false);
     let (cancels, cancelled) = Cancels::channel();
     let cancels = Arc::new(cancels);
-    let life = LifeLayer { busy: Arc::new(busy), shutdown: shutdown.clone(), engine_lost: engine_lost.clone() };
+    let life = LifeLayer { busy: Arc::new(busy), shutdown: shutdown.clone(), fatal_device_error: fatal_device_error.clone() };
     let function = {
         let handler = Arc::new(Mutex::new(handler));
         let cancels = Arc::clone(&cancels);
@@ -81,11 +81,11 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<ControlCommand
     // On its own, because jobs can be cancelled until the very end.
     let mut host_is_gone = tokio::spawn(obey(host, cancels));
     let ended = async {
-        let mut engine_lost = engine_lost.clone();
+        let mut fatal_device_error = fatal_device_error.clone();
         let end = tokio::select! {
             _ = terminate.recv() => End::Asked,
             _ = &mut host_is_gone => End::Asked,
-            _ = engine_lost.wait_for(|lost| *lost) => End::EngineLost,
+            _ = fatal_device_error.wait_for(|lost| *lost) => End::FatalDeviceError,
         };
         if end == End::Asked {
             tracing::info!(grace_ms = limits.shutdown_grace.as_millis() as u64, "asked to end: finishing what runs");
@@ -115,7 +115,7 @@ fn notification_mode(context: &Context) -> NotificationMode {
     if has_host { NotificationMode::Later } else { NotificationMode::Now }
 }
 
-/// Tells the Runtime API why this handler never got as far as its first event.
+/// Reports to the Runtime API why this handler never got as far as its first event.
 ///
 /// # Errors
 /// When the Runtime API cannot be reached.
@@ -137,7 +137,7 @@ pub async fn report_init_error(runtime_api: &str, error_type: &str, message: &st
 struct LifeLayer {
     busy: Arc<watch::Sender<bool>>,
     shutdown: Shutdown,
-    engine_lost: watch::Receiver<bool>,
+    fatal_device_error: watch::Receiver<bool>,
 }
 
 #[derive(Clone)]
@@ -174,7 +174,7 @@ where
         Box::pin(async move {
             let result = work.await;
             life.busy.send_replace(false);
-            if life.shutdown.is_announced() || *life.engine_lost.borrow() {
+            if life.shutdown.is_announced() || *life.fatal_device_error.borrow() {
                 // The runtime would ask for the next event before `serve` has ended.
                 std::future::pending::<()>().await;
             }

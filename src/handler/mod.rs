@@ -25,7 +25,7 @@ use crate::protocol::report;
 use crate::workflow::control::{Control, NotificationMode};
 use crate::workflow::{Ended, Workflow};
 
-/// The function itself, whoever calls it. It takes one job at a time, or several that can be generated as one.
+/// The function itself, in every role. It takes one job at a time, or several that can be generated as one.
 pub struct Handler {
     pub workflow: Workflow,
     pub defaults: Defaults,
@@ -35,7 +35,7 @@ pub struct Handler {
     pub auth: Auth,
     /// After this many deliveries of a message its caller is notified that the job failed.
     pub max_attempts: u32,
-    /// Of which queues refused messages are kept even when their sender was told.
+    /// Of which queues refused messages are kept even when their sender was notified.
     pub keep_refused: KeepRefused,
     /// Jobs share a batch as long as their images have so many pixels together.
     pub max_batch_px: u64,
@@ -61,7 +61,7 @@ pub enum HandlerError {
 }
 
 impl HandlerError {
-    /// The error type that the Runtime API is told.
+    /// The error type that the Runtime API gets.
     #[must_use]
     pub fn error_type(&self) -> &'static str {
         match self {
@@ -152,7 +152,7 @@ impl Handler {
         settled.into_values().collect()
     }
 
-    /// What becomes of a message that holds no job. The id in it may be that of a job that is done: then nobody is told that it failed.
+    /// What becomes of a message that holds no job. The id in it may be that of a job that is done: then no one is notified that it failed.
     async fn refuse(&self, delivery: &Delivery, refusal: &Refusal, control: &Control) -> JobReport {
         let message_id = &delivery.message_id;
         let recorded = match &refusal.job_id {
@@ -267,7 +267,7 @@ impl Handler {
         }
     }
 
-    /// Tells the caller where `outcome` says so; a caller who cannot be told is a reason to bring the message back.
+    /// Notifies the caller where `outcome` says so; a caller who cannot be notified is a reason to bring the message back.
     async fn fail(
         &self,
         delivery: &Delivery,
@@ -289,7 +289,7 @@ impl Handler {
         }
     }
 
-    /// Sees that a refused message is kept of which nobody could be told: SQS moves what is handed back, other queues of the platform
+    /// Sees that a refused message is kept of which no one could be notified: SQS moves what is handed back, other queues of the platform
     /// have nothing of the kind. A host keeps its messages itself.
     async fn keep(
         &self,
@@ -299,13 +299,13 @@ impl Handler {
         failed: JobReport,
         control: &Control,
     ) -> JobReport {
-        let is_told = of.job_id.is_some() && self.workflow.can_tell(of, error);
+        let is_notified = of.job_id.is_some() && self.workflow.can_notify(of, error);
         let keeps_all = match delivery.source {
             "sqs" => self.keep_refused.sqs,
             _ => self.keep_refused.rabbitmq,
         };
         let is_settled = failed.outcome != JobOutcome::Failed || control.notification_mode() == NotificationMode::Later;
-        if is_settled || (is_told && !keeps_all) {
+        if is_settled || (is_notified && !keeps_all) {
             return failed;
         }
         if delivery.source == "sqs" {
@@ -325,7 +325,7 @@ impl Handler {
 fn job_outcome(error: &JobError, stored: bool) -> JobOutcome {
     match error.retry_policy() {
         RetryPolicy::Retry => JobOutcome::Retry,
-        // It came too late: the images are there, and the redelivery tells of them.
+        // It came too late: the images are there, and the redelivery reports them.
         RetryPolicy::Terminal if stored && matches!(error, JobError::Cancelled) => JobOutcome::Retry,
         RetryPolicy::Terminal => JobOutcome::Failed,
     }

@@ -8,7 +8,7 @@ use crate::job::JobId;
 pub enum NotAccepted {
     #[error("job_id {0} belongs to another request; send the same request again, or choose another job_id")]
     Conflict(JobId),
-    /// The job is known and no queue holds it for whoever asks now.
+    /// The job is known and no queue holds it for the caller who asks now.
     #[error("{0}; come back in a moment")]
     InProgress(&'static str),
     #[error("every handler is busy and nothing more may wait")]

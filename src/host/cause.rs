@@ -1,4 +1,4 @@
-//! Why a handler process ended, as far as its host can tell.
+//! Why a handler process ended, as far as its host can see.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt as _;
@@ -9,9 +9,9 @@ use crate::protocol::ENGINE_LOST_EXIT_CODE;
 /// Why a handler has to be started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// It ended by itself although nobody asked it to.
+    /// It ended by itself although no one asked it to.
     Exit(i32),
-    /// A signal that the host did not send: a segmentation fault, an abort, somebody's kill -9.
+    /// A signal that the host did not send: a segmentation fault, an abort, someone's kill -9.
     Signal(i32),
     /// The kernel killed it for memory.
     OutOfMemory,

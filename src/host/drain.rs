@@ -1,4 +1,4 @@
-//! What tells a host to end: SIGTERM, Ctrl-C, a notice that the machine is taken away.
+//! What asks a host to end: SIGTERM, Ctrl-C, a notice that the machine is taken away.
 
 use std::io;
 

@@ -11,7 +11,7 @@ use crate::job::notification::NotificationTarget;
 use crate::job::request::{Defaults, Refusal};
 use crate::job::{Job, JobId, trace};
 
-/// A message with its source, from receipt to settlement. Dropping it ends the heartbeat.
+/// A message with its source, from its receipt until it is settled. Dropping it ends the heartbeat.
 pub struct InFlight {
     pub source: Arc<dyn Source>,
     pub message: Message,

@@ -94,7 +94,7 @@ pub struct JobService {
 
 impl JobService {
     /// Puts a job into the queue; returns when the queue has it for good. What has begun is brought to its end even if the
-    /// caller is gone by then; whoever hands the job in meanwhile waits for the same end.
+    /// caller is gone by then; a caller who hands the job in meanwhile waits for the same end.
     ///
     /// # Errors
     /// [`NotAccepted`]; then the job is not in the queue as far as is known, and the caller may try again.

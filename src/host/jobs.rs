@@ -53,9 +53,9 @@ pub struct JobStatus {
     pub prefix: String,
     /// Whose job it is ([`Job::tenant`]).
     pub tenant: Option<String>,
-    /// Somebody asked for it to be cancelled.
+    /// Someone asked for it to be cancelled.
     pub cancelled: bool,
-    /// Its caller is being told that it failed or was cancelled: whoever hands it in again has to wait for that.
+    /// Its caller is being notified that it failed or was cancelled: a caller who hands it in again has to wait for that.
     pub ending: bool,
     /// When it was handed in, or started.
     pub since: Instant,
@@ -83,7 +83,7 @@ pub enum Acceptance {
     UnderWay(SendWatch),
     /// A queue has the same request, or it is complete.
     Known(JobStatus),
-    /// It is known, and no queue holds it for whoever asks now; the text says why.
+    /// It is known, and no queue holds it for the caller who asks now; the text says why.
     InProgress(&'static str),
     /// The id belongs to another request.
     Conflict,
@@ -186,7 +186,7 @@ impl Jobs {
             }
             Some(known) if known.may_be_over(is_shared) => {}
             Some(known) => {
-                // The queue has it still, and whoever hands it in again wants it: the wish to cancel is taken back.
+                // The queue has it still, and the caller who hands it in again wants it: the wish to cancel is taken back.
                 known.cancelled = false;
                 return Acceptance::Known(known.clone());
             }
@@ -251,7 +251,7 @@ impl Jobs {
         Ok(Claim { jobs: self.clone(), id: id.to_owned() })
     }
 
-    /// A handler has the job. False when it was cancelled before: then it must not be started, and its caller is to be told.
+    /// A handler has the job. False when it was cancelled before: then it must not be started, and its caller is to be notified.
     pub fn start(&self, job: &Job, attempt: u32) -> bool {
         let mut registry = self.registry();
         match registry.job_statuses.get_mut(job.id.as_str()) {
@@ -267,7 +267,7 @@ impl Jobs {
         true
     }
 
-    /// The job's caller is about to be told of its end.
+    /// The job's caller is about to be notified of its end.
     pub fn ending(&self, id: &str) {
         if let Some(known) = self.registry().job_statuses.get_mut(id) {
             known.ending = true;
@@ -288,7 +288,7 @@ impl Jobs {
             known.state = State::Queued;
             known.progress_percent = 0;
             known.error = error.or(known.error.take());
-            // A caller who may have been told that the job was cancelled is not told anything else later.
+            // A caller who may have been notified that the job was cancelled is not notified of anything else later.
             known.ending &= known.cancelled;
         }
     }
@@ -305,7 +305,7 @@ impl Jobs {
         }
     }
 
-    /// Marks the job as cancelled; whoever runs it looks at [`JobStatus::cancelled`] or is told by the caller of this.
+    /// Marks the job as cancelled; its runner looks at [`JobStatus::cancelled`] or is notified by the caller of this.
     pub fn cancel(&self, id: &str) -> Cancelling {
         let mut registry = self.registry();
         let Some(known) = registry.job_statuses.get_mut(id) else { return Cancelling::Unknown };

@@ -1,7 +1,7 @@
 //! The host: takes messages from queues and HTTP, speaks the Runtime API to handlers, and survives them.
 //!
 //! ```text
-//! source/ ─► dispatch/intake ─► dispatch (the floor) ─► supervisor ─► runtime_api ─► process (a handler)
+//! source/ ─► dispatch/intake ─► dispatch (dispatcher) ─► supervisor ─► runtime_api ─► process (a handler)
 //! http/ ──► job service ──────────────────────▲                    └─► dispatch/acknowledge ─► notification sender, source/
 //! ```
 
@@ -228,7 +228,7 @@ impl Host {
     /// Works until the first word of `orders`, then drains: nothing is received any more, what runs may go on for
     /// `drain_seconds`, the rest goes back to its queue. A second word ends the limit.
     pub async fn run(mut self, mut orders: mpsc::Receiver<&'static str>) {
-        let order = orders.recv().await.unwrap_or("nobody steers the host any more");
+        let order = orders.recv().await.unwrap_or("no one steers the host any more");
         let limit = Duration::from_secs(self.settings.drain_seconds);
         tracing::info!(order, drain_seconds = limit.as_secs(), "draining: no new jobs; what runs may finish");
         self.stop.cancel();
@@ -277,7 +277,7 @@ impl Host {
 /// A line of a handler's standard output: a report, or whatever a function prints, which is the operator's to read.
 fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Option<Function>>) {
     match Report::decode(line) {
-        // Generation is nine tenths of the way; what is left is storing and telling.
+        // Generation is nine tenths of the way; what is left is storing and notifying.
         Some(Report::Progress { job_id, step, steps }) => {
             jobs.progress(&job_id, u8::try_from(u64::from(step) * 90 / u64::from(steps.max(1))).unwrap_or(90));
         }

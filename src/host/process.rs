@@ -23,9 +23,9 @@ use crate::protocol::control::{self, ControlCommand};
 pub struct Program {
     pub path: OsString,
     pub arguments: Vec<OsString>,
-    /// Name of the function, as the Runtime API tells it.
+    /// Name of the function, as the Runtime API reports it.
     pub function_name: String,
-    /// MiB, as the Runtime API tells it.
+    /// MiB, as the Runtime API reports it.
     pub memory_mib: u32,
     /// All that it gets of the host's environment.
     pub environment: BTreeMap<String, String>,
@@ -64,7 +64,7 @@ impl Launcher {
         thread::Builder::new().name("launcher".into()).spawn(move || {
             for (mut command, runtime, started) in inbox {
                 let _runtime = runtime.enter();
-                // Whoever ordered it may be gone; then the dropped child is killed.
+                // The task that ordered it may be gone; then the dropped child is killed.
                 let _ = started.send(command.spawn());
             }
         })?;
@@ -110,7 +110,7 @@ impl Program {
             .env("AWS_LAMBDA_FUNCTION_NAME", &self.function_name)
             .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
             .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", self.memory_mib.to_string())
-            // The lines on standard input and output by which host and handler tell each other more than the Runtime API can.
+            // The lines on standard input and output by which host and handler say more to each other than the Runtime API can.
             .envs(control::encode_environment())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -138,7 +138,7 @@ fn die_with_parent(command: &mut Command) {
     }
 }
 
-/// Writes lines to a handler from a task of its own: nobody who watches the handler may wait for one that does not read.
+/// Writes lines to a handler from a task of its own: no one who watches the handler may wait for one that does not read.
 fn write(mut stdin: ChildStdin) -> (tokio_mpsc::Sender<String>, AbortOnDropHandle<()>) {
     let (outgoing, mut lines) = tokio_mpsc::channel::<String>(OUTGOING_MAX);
     let writer = tokio::spawn(async move {

@@ -28,9 +28,9 @@ use super::listener;
 use crate::clock::later;
 
 /// What Lambda allows a buffered reply, in bytes.
-const MOST_BUFFERED_BYTES: usize = 6_291_556;
+const MAX_BUFFERED_BYTES: usize = 6_291_556;
 /// What Lambda allows a streamed reply, in bytes.
-const MOST_STREAMED_BYTES: usize = 200 << 20;
+const MAX_STREAMED_BYTES: usize = 200 << 20;
 
 /// One event on its way through a handler.
 pub struct Invocation {
@@ -72,7 +72,7 @@ pub enum Started {
 struct Exchange {
     offer: Option<(String, Invocation)>,
     taken: Option<Taken>,
-    /// The invocation that was abandoned last: its late answer is told so.
+    /// The invocation that was abandoned last: its late answer gets an error that says so.
     last_given_up: Option<String>,
     waiting: Option<oneshot::Sender<Answer>>,
 }
@@ -230,7 +230,7 @@ fn new_trace_id(now: Duration) -> String {
 
 async fn next(State(shared): State<Arc<Shared>>) -> Response {
     shared.started.send_replace(Started::Ready);
-    // A handler that asks for more owes no answer any more: whoever waits for it is let go.
+    // A handler that asks for more owes no answer any more: the task that waits for it is released.
     let unanswered = {
         let mut exchange = shared.exchange();
         exchange.taken.take().and_then(|_| exchange.waiting.take())
@@ -250,7 +250,7 @@ async fn response(State(shared): State<Arc<Shared>>, Path(id): Path<String>, hea
         return refused;
     }
     let streamed = headers.get("lambda-runtime-function-response-mode").is_some_and(|mode| mode.as_bytes() == b"streaming");
-    let most = if streamed { MOST_STREAMED_BYTES } else { MOST_BUFFERED_BYTES };
+    let most = if streamed { MAX_STREAMED_BYTES } else { MAX_BUFFERED_BYTES };
     let collected = match Limited::new(body, most).collect().await {
         Ok(collected) => collected,
         Err(error) => {
@@ -287,19 +287,19 @@ async fn error(State(shared): State<Arc<Shared>>, Path(id): Path<String>, header
     if let Err(refused) = shared.check(&id, &headers) {
         return refused;
     }
-    let told = told_error(&headers, body).await;
-    shared.answer(&id, Answer::Error(told));
+    let reported = reported_error(&headers, body).await;
+    shared.answer(&id, Answer::Error(reported));
     accepted()
 }
 
 async fn init_error(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
-    let told = told_error(&headers, body).await;
-    shared.started.send_replace(Started::Failed(told));
+    let reported = reported_error(&headers, body).await;
+    shared.started.send_replace(Started::Failed(reported));
     accepted()
 }
 
-async fn told_error(headers: &HeaderMap, body: Body) -> FunctionError {
-    let body = Limited::new(body, MOST_BUFFERED_BYTES).collect().await;
+async fn reported_error(headers: &HeaderMap, body: Body) -> FunctionError {
+    let body = Limited::new(body, MAX_BUFFERED_BYTES).collect().await;
     let body: Value = body.ok().and_then(|body| serde_json::from_slice(&body.to_bytes()).ok()).unwrap_or_default();
     let header = headers.get("lambda-runtime-function-error-type").and_then(|value| value.to_str().ok());
     // lambda_runtime puts the constant "unhandled" into the header and the real type into the body.

@@ -8,7 +8,7 @@ use crate::job::Job;
 /// `Ok`: the queue has confirmed that it has the job.
 pub type SendResult = Result<(), NotAccepted>;
 
-/// How a job that somebody else sends gets into the queue.
+/// How a job that someone else sends gets into the queue.
 #[derive(Debug, Clone)]
 pub struct SendWatch {
     fingerprint: String,

@@ -1,7 +1,7 @@
 //! Image files that callers send: opened as they are meant to be seen, or refused for what is wrong with them.
 //!
 //! - PNG, JPEG and WebP are read; a file is accepted when Pillow, which diffusers opens files with, accepts it. Two exceptions: an
-//!   animation is refused, for nobody can say which frame is meant, and so is a JPEG whose compressed data has wrong codes.
+//!   animation is refused, for no one can say which frame is meant, and so is a JPEG whose compressed data has wrong codes.
 //! - An image is turned as its EXIF (or XMP) says, and has 8 bits a channel: of 16 bits the high byte stays, as with Pillow. Pillow
 //!   alone clips 16-bit grey at 255; here it is scaled like the others.
 //! - PNG and lossless WebP give Pillow's bytes. A JPEG's may differ by a few of 255: the inverse DCT and the chroma upsampling are

@@ -1,4 +1,4 @@
-//! What one run of a job took: measured by the handler, counted by whoever watches it.
+//! What one run of a job took: measured by the handler, counted by the process that watches it.
 
 use std::collections::BTreeMap;
 

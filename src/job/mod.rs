@@ -92,7 +92,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// The prefix where it tells two jobs of one id apart: none for the default one.
+    /// The prefix where it distinguishes two jobs of one id: none for the default one.
     #[must_use]
     pub fn own_prefix(&self) -> Option<&str> {
         (!self.is_default_prefix).then_some(self.prefix.as_str())
@@ -127,7 +127,7 @@ impl ImageFormat {
     }
 }
 
-/// Whom to tell, when it is not the configured backend. `metadata` is handed back untouched in every notification.
+/// Whom to notify, when it is not the configured backend. `metadata` is handed back untouched in every notification.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Callback {
     pub url: Option<CallbackUrl>,

@@ -1,4 +1,4 @@
-//! A notification as data: what somebody is to be told of a job. It holds no secret, so that one process can hand it to another.
+//! A notification as data: what someone is to be notified of. It holds no secret, so that one process can hand it to another.
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use super::trace::Trace;
 use super::url::CallbackUrl;
 use super::{Callback, Job, JobId};
 
-/// Whoever has the configuration can send it, as often as needed: the same id and the same bytes each time.
+/// Any process that has the configuration can send it, as often as needed: the same id and the same bytes each time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Notification {
     /// `webhook-id`: it depends on the job and the kind of notification alone, so that receivers can drop what they have seen. A job
@@ -34,7 +34,7 @@ pub enum Message {
     Callback { url: CallbackUrl, kind: Kind, body: String },
     /// The try-on service's asset service.
     AssetService(AssetResult),
-    /// The try-on service's load balancer: told once, and it does not matter whether it hears; `body` is JSON.
+    /// The try-on service's load balancer: notified once, and it does not matter whether it hears; `body` is JSON.
     LoadBalancer { body: String },
 }
 
@@ -75,7 +75,7 @@ pub struct AssetResult {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TryOnResult {
-    /// Whoever sends the notification fetches their bytes.
+    /// The process that sends the notification fetches their bytes.
     Images(Vec<StoredImage>),
     Error(String),
 }

@@ -98,7 +98,7 @@ pub enum JobError {
     },
     /// The engine's process is of no more use; the job may be as innocent as the next.
     #[error("the GPU failed and this process can use it no more: {problem}; another process is started")]
-    EngineLost { problem: String },
+    FatalDeviceError { problem: String },
     #[error("the job was cancelled")]
     Cancelled,
     #[error("the invocation's deadline came before the job was done")]
@@ -138,7 +138,7 @@ impl JobError {
             Self::Storage { retry_policy, .. } => *retry_policy,
             Self::Fetch { .. }
             | Self::Generation { .. }
-            | Self::EngineLost { .. }
+            | Self::FatalDeviceError { .. }
             | Self::DeadlineExceeded
             | Self::ShuttingDown
             | Self::Notification { .. }
@@ -158,7 +158,7 @@ impl JobError {
             Self::OutOfMemory { .. } => "out_of_memory",
             Self::NotFinite { .. } => "not_finite",
             Self::Generation { .. } => "inference_failed",
-            Self::EngineLost { .. } => "gpu_failed",
+            Self::FatalDeviceError { .. } => "gpu_failed",
             Self::Cancelled => "cancelled",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::ShuttingDown => "shutting_down",

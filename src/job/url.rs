@@ -162,7 +162,7 @@ fn parsed(text: &str, allowed: &str) -> Result<Url, String> {
     })
 }
 
-/// What a text without a scheme is that looks like a file's bytes in base64. It is never echoed: it may be somebody's photo.
+/// What a text without a scheme is that looks like a file's bytes in base64. It is never echoed: it may be someone's photo.
 fn base64_kind(text: &str) -> Option<&'static str> {
     /// Shorter ones may as well be the name of a file.
     const MIN_CHARS: usize = 64;

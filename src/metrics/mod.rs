@@ -69,7 +69,7 @@ impl Metrics {
                 let counter = CounterVec::new(Opts::new(name, meaning), labels)?;
                 self.registry.register(Box::new(counter.clone()))?;
                 if labels.is_empty() {
-                    // A value that is there from the start can be told from one that never was.
+                    // A value that is there from the start can be distinguished from one that never was.
                     counter.with_label_values::<&str>(&[]).inc_by(0.0);
                 }
                 self.counters.insert(name, counter);
@@ -183,7 +183,7 @@ impl Metrics {
         self.set(table::IN_HAND, [], in_hand as f64);
     }
 
-    /// What waits in a queue. `oldest`: its age, where the queue tells one.
+    /// What waits in a queue. `oldest`: its age, where the queue reports one.
     pub fn queue(&self, source: &str, waiting: u64, oldest: Option<Duration>) {
         self.set(table::QUEUE_DEPTH, [source], waiting as f64);
         match oldest {

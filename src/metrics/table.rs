@@ -104,7 +104,7 @@ pub const REFUSED: Counter<2> = Counter(labelled(
     "atelier_refused_total",
     "",
     &["source", "outcome"],
-    "messages that no attempt can help: failed (its sender was told) or dead_letter (nobody could be told, or `keep_refused`)",
+    "messages that no attempt can help: failed (its sender was notified) or dead_letter (no one could be notified, or `keep_refused`)",
 ));
 pub const JOB_SECONDS: Histogram<1> = Histogram(
     labelled("atelier_job_seconds", "seconds", &["source"], "a run in the handler, from its turn to its outcome"),
@@ -164,7 +164,7 @@ pub const QUEUE_AGE: Gauge<1> = Gauge(labelled(
     "atelier_queue_oldest_seconds",
     "seconds",
     &["source"],
-    "age of the oldest waiting message, where the queue tells (the spool)",
+    "age of the oldest waiting message, where the queue reports it (the spool)",
 ));
 pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
     "atelier_http_requests_total",

@@ -20,7 +20,7 @@ use crate::setting::{Secret, SettingError, check_address};
 use crate::shown;
 
 /// Redirects of one download.
-const MOST_REDIRECTS: usize = 5;
+const MAX_REDIRECTS: usize = 5;
 /// Without a byte for so long a connection counts as broken.
 const STALLED: Duration = Duration::from_mins(1);
 
@@ -29,7 +29,7 @@ const STALLED: Duration = Duration::from_mins(1);
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     pub endpoint: String,
-    /// For repositories that are not open to everybody.
+    /// For repositories that are not open to everyone.
     pub token: Option<Secret>,
     /// Nothing is fetched from anywhere: what is missing is an error.
     pub offline: bool,
@@ -101,7 +101,7 @@ impl Hub {
     pub(super) async fn open(&self, path: &FilePath, commit: Option<&str>, from: u64) -> Result<Content, ModelError> {
         let revision = commit.unwrap_or(&self.revision);
         let mut address = self.url_of(&format!("{}/resolve/{revision}/{path}", self.repository))?;
-        for _ in 0..=MOST_REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             let response = self.get(&address, from).await?;
             if response.status().is_redirection() {
                 let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
@@ -118,7 +118,7 @@ impl Hub {
                 _ => Err(self.refused(&response)),
             };
         }
-        Err(self.unusable(format!("{path}: redirects more than {MOST_REDIRECTS} times")))
+        Err(self.unusable(format!("{path}: redirects more than {MAX_REDIRECTS} times")))
     }
 
     async fn get(&self, address: &Url, from: u64) -> Result<Response, ModelError> {
@@ -156,7 +156,7 @@ impl Hub {
             }
             (_, "RevisionNotFound") => format!("{repository} has no revision {revision}"),
             (401 | 403 | 404, _) => {
-                format!("{repository} is not there, or not open to everybody, and the token in HF_TOKEN may not read it")
+                format!("{repository} is not there, or not open to everyone, and the token in HF_TOKEN may not read it")
             }
             (status, _) => format!("{} answered {status}", self.endpoint),
         })

@@ -27,7 +27,7 @@ pub struct Plan {
     pub directory: PathBuf,
     /// The one file that holds all weights, where the manifest names one.
     pub weights: Option<FilePath>,
-    /// Directories of weights that nothing reads: whoever needs another model's transformer does not bring this one's.
+    /// Directories of weights that nothing reads: a model with another one's transformer does not bring its own.
     pub unread: &'static [&'static str],
     /// Whether nothing may be fetched.
     pub offline: bool,
@@ -204,7 +204,7 @@ fn offline(
     Ok(Pulled { files, commit: None })
 }
 
-/// Compares what is there with the manifest, without asking anybody.
+/// Compares what is there with the manifest, without asking anyone.
 ///
 /// # Errors
 /// When a file is there and cannot be read.

@@ -12,7 +12,7 @@ const INDEX: &str = "model_index.json";
 const PACKED: &str = "atelier.safetensors";
 
 /// Chooses among `there`. `weights`: the one file that holds all weights, else that of a packed checkpoint; `unread`: directories whose weights
-/// nobody needs; `variant`: of the weight files in the others.
+/// no one needs; `variant`: of the weight files in the others.
 ///
 /// # Errors
 /// What a model must have and this place has not.

@@ -1,4 +1,4 @@
-//! Counts the attempts to deliver, until somebody asks for them.
+//! Counts the attempts to deliver, until someone asks for them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

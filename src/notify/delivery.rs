@@ -127,7 +127,7 @@ impl Notifier {
     pub fn backend_instead(&self, notification: &Notification, refused: &JobError) -> Option<Notification> {
         let Notification { id, trace, message } = notification;
         let (Message::Callback { kind, body, .. }, Some(_)) = (message, &self.backend) else {
-            tracing::error!(webhook_id = id, error = %refused, "nobody can be notified: the address is refused, and no backend is set");
+            tracing::error!(webhook_id = id, error = %refused, "no one can be notified: the address is refused, and no backend is set");
             return None;
         };
         tracing::warn!(webhook_id = id, error = %refused, "the backend is notified instead");
@@ -147,7 +147,7 @@ impl Notifier {
                     tracing::warn!(
                         webhook_id = notification.id,
                         kind = notification.as_str(),
-                        "the receiver answered 410: not told again"
+                        "the receiver answered 410: not notified again"
                     );
                     return Ok(());
                 }

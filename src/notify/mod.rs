@@ -7,7 +7,7 @@
 //! - Standard Webhooks headers: `webhook-id` (the same for every delivery of the same notification), `webhook-timestamp`,
 //!   `webhook-signature`. See <https://www.standardwebhooks.com>.
 //! - `traceparent` (W3C Trace Context), where the job came with one: the very same.
-//! - A redirect is a failure, 410 means that nobody wants to hear, `Retry-After` is obeyed.
+//! - A redirect is a failure, 410 means that no one wants to hear, `Retry-After` is obeyed.
 
 mod answer;
 mod attempts;
@@ -33,7 +33,6 @@ use standardwebhooks::Webhook;
 use self::attempts::Attempts;
 use self::backend::Backend;
 use self::body::{Complete, Failed};
-use self::progress::Progress;
 use self::retry::Schedule;
 use self::silence::Silence;
 use self::tryon::TryOnService;
@@ -189,20 +188,10 @@ impl Notifier {
         self.attempts.take()
     }
 
-    /// Tells the try-on service as well what becomes of its jobs.
+    /// Notifies the try-on service as well of what becomes of its jobs.
     #[must_use]
     pub fn with_tryon(self, service: TryOnService) -> Self {
         Self { tryon: Some(service), ..self }
-    }
-
-    /// Where the caller hears how `job` goes; each job has its own.
-    #[must_use]
-    pub fn progress(&self, job: &Job) -> Progress {
-        if self.has_listener(job.callback.as_ref()) {
-            Progress::start(self.clone(), job, self.progress_timeout)
-        } else {
-            Progress::silent()
-        }
     }
 
     /// Refuses a job whose `callback.url` could never be reached, before anything is generated for it.
@@ -270,7 +259,7 @@ impl Notifier {
         self.backend.is_some() || callback.is_some_and(|callback| callback.url.is_some())
     }
 
-    /// None when nobody listens.
+    /// None when no one listens.
     fn webhook(
         &self,
         to: &NotificationTarget<'_>,

@@ -42,7 +42,7 @@ impl Form {
     }
 }
 
-/// Nobody can write a text that holds its own hash, so that no caller's text ends a part early.
+/// No one can write a text that holds its own hash, so that no caller's text ends a part early.
 fn boundary(parts: &[Part]) -> String {
     let mut hash = Sha256::new();
     for Part { head, content } in parts {

@@ -14,7 +14,7 @@ use crate::job::trace::Trace;
 use crate::job::{Callback, Job};
 
 /// More than a job has to say; what does not fit is dropped.
-const WAITING_MOST: usize = 8;
+const MAX_WAITING: usize = 8;
 
 /// One job's progress. Dropping it sends nothing more.
 #[derive(Debug)]
@@ -40,14 +40,26 @@ struct Line {
     grace: Duration,
 }
 
+impl Notifier {
+    /// Where the caller hears how `job` goes; each job has its own.
+    #[must_use]
+    pub fn progress(&self, job: &Job) -> Progress {
+        if self.has_listener(job.callback.as_ref()) {
+            Progress::start(self.clone(), job, self.progress_timeout)
+        } else {
+            Progress::silent()
+        }
+    }
+}
+
 impl Progress {
-    /// For jobs that nobody listens to.
-    pub(super) fn silent() -> Self {
+    /// For jobs that no one listens to.
+    fn silent() -> Self {
         Self { line: None }
     }
 
-    pub(super) fn start(notifier: Notifier, job: &Job, limit: Duration) -> Self {
-        let (messages, waiting) = mpsc::channel(WAITING_MOST);
+    fn start(notifier: Notifier, job: &Job, limit: Duration) -> Self {
+        let (messages, waiting) = mpsc::channel(MAX_WAITING);
         let prefix = job.output.own_prefix().map(str::to_owned);
         let sending = send_all(notifier, Progressed::new(job), job.callback.clone(), (job.trace, prefix), limit, waiting);
         let sender = tokio::spawn(sending.in_current_span());

@@ -1,4 +1,4 @@
-//! Whether somebody answers at an address of the operator's own, over the very client that sends notifications there.
+//! Whether someone answers at an address of the operator's own, over the very client that sends notifications there.
 
 use reqwest::StatusCode;
 use url::Url;

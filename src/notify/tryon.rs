@@ -25,20 +25,20 @@ use crate::shown;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AssetService {
-    /// Without it nobody gets a callback.
+    /// Without it no one gets a callback.
     pub callback_url: Option<String>,
     /// What the asset service knows us by.
     pub internal_auth_token: Option<Secret>,
 }
 
-/// Settings of section `load_balancer`: who is told that this node is free again.
+/// Settings of section `load_balancer`: the service that is notified when this node is free again.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoadBalancer {
     pub url: Option<String>,
 }
 
-/// The service's addresses, and what this node tells it of itself.
+/// The service's addresses, and what this node reports to it of itself.
 #[derive(Clone)]
 pub struct TryOnService {
     pub(super) asset_service: Option<(Url, Secret)>,

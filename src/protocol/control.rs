@@ -91,7 +91,7 @@ mod tests {
         let own = encode_environment().map(|(name, value)| (name.to_owned(), value));
         assert!(decode_environment(&BTreeMap::from(own)).unwrap());
         assert!(!decode_environment(&environment(&[])).unwrap());
-        assert!(!decode_environment(&environment(&[("ATELIER_PROTOCOL", "7")])).unwrap(), "nobody speaks");
+        assert!(!decode_environment(&environment(&[("ATELIER_PROTOCOL", "7")])).unwrap(), "no one speaks");
         assert!(decode_environment(&environment(&[("ATELIER_CONTROL", "stdio")])).unwrap());
         let error = decode_environment(&environment(&[("ATELIER_CONTROL", "socket")])).unwrap_err();
         assert!(error.to_string().contains("ATELIER_CONTROL must be `stdio`"), "{error}");

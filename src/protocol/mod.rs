@@ -5,7 +5,7 @@
 //! - [`reply`]: what a handler adds to its reply.
 //! - [`report`]: what a handler says while it works, on its standard output.
 //!
-//! A function that names no version is somebody else's: everything that it says is passed through as it is.
+//! A function that names no version is someone else's: everything that it says is passed through as it is.
 
 pub mod context;
 pub mod control;

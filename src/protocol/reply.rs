@@ -1,4 +1,4 @@
-//! What a handler's reply tells its host of every message: how its job ended, and the notifications that are to be delivered.
+//! What a handler's reply reports to its host of every message: how its job ended, and the notifications that are to be delivered.
 //!
 //! Next to the reply's own members stand `protocol`, the version, and `jobs`, an element for each message in their order.
 
@@ -58,7 +58,7 @@ pub enum JobOutcome {
 }
 
 impl JobOutcome {
-    /// Whether a queue is told of a failure.
+    /// Whether a failure is reported to the queue.
     #[must_use]
     pub fn goes_back(self) -> bool {
         matches!(self, Self::Retry | Self::DeadLetter)

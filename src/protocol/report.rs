@@ -1,4 +1,4 @@
-//! What a handler tells its host while it works: lines on standard output, each one JSON object with the key `atelier`.
+//! What a handler reports to its host while it works: lines on standard output, each one JSON object with the key `atelier`.
 
 use std::io::{self, Write as _};
 
@@ -48,7 +48,7 @@ impl Report {
     }
 }
 
-/// Writes a line in one piece. A standard output that nobody reads is no reason to stop.
+/// Writes a line in one piece. A standard output that no one reads is no reason to stop.
 pub fn write_line(line: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());

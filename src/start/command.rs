@@ -30,7 +30,7 @@ pub(super) fn files_key<'a>(files: impl Iterator<Item = (&'a FilePath, &'a Check
 /// # Errors
 /// When standard output takes nothing.
 pub fn complete(shell: clap_complete::Shell, command: &mut clap::Command) -> std::io::Result<()> {
-    // Into memory first: clap_complete panics where nobody reads what it writes.
+    // Into memory first: clap_complete panics where no one reads what it writes.
     let mut script = Vec::new();
     clap_complete::generate(shell, command, "atelier", &mut script);
     stdout().write_all(&script)

@@ -74,7 +74,7 @@ fn started<E: Engine>(
     warm_up: bool,
     load: impl FnOnce(Device) -> Result<(E, Loading), EngineError> + Send + 'static,
 ) -> Result<(EngineThread, Phases), EngineError> {
-    let (tell, told) = mpsc::channel();
+    let (sender, phases) = mpsc::channel();
     let thread = EngineThread::start(move || {
         let began = Instant::now();
         let device = device::open()?;
@@ -84,11 +84,11 @@ fn started<E: Engine>(
         if warm_up {
             engine.warm_up()?;
         }
-        // Whoever waits for the thread waits for this.
-        let _ = tell.send(Phases { device: opened, loading, warm_up: began.elapsed() });
+        // A caller that waits for the thread waits for this.
+        let _ = sender.send(Phases { device: opened, loading, warm_up: began.elapsed() });
         Ok(Announcing::new(engine))
     })?;
-    Ok((thread, told.recv().map_err(|_| EngineError::Gone)?))
+    Ok((thread, phases.recv().map_err(|_| EngineError::Gone)?))
 }
 
 /// None: what is default on the device.

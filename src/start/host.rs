@@ -50,7 +50,7 @@ pub struct Options {
     function: Vec<OsString>,
 }
 
-/// Runs the host until it is told to end.
+/// Runs the host until it is asked to end.
 ///
 /// # Errors
 /// When the configuration is wrong, or a queue, the bucket or the port cannot be used.
@@ -105,20 +105,20 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     drain::signals(orders)?;
     host.run(ordered).await;
     over.cancel();
-    // Whoever still reads an image may have a moment for it.
+    // A client that still reads an image may have a moment for it.
     if let Ok(Ok(ended)) = tokio::time::timeout(LAST_ANSWERS, server).await {
         ended?;
     }
     Ok(())
 }
 
-/// Either nobody may send jobs by HTTP, or everybody may.
+/// Either no one may send jobs by HTTP, or everyone may.
 fn warn_without_token(config: &Config) {
     match (config.security.require_auth, &config.security.internal_auth_token) {
         (true, None) => tracing::warn!(
             "security.internal_auth_token is not set: HTTP jobs are refused with 503 not_configured, queues are served"
         ),
-        (false, _) => tracing::warn!("security.require_auth is false: whoever reaches the port may send jobs"),
+        (false, _) => tracing::warn!("security.require_auth is false: anyone who reaches the port may send jobs"),
         (true, Some(_)) => {}
     }
 }
@@ -168,7 +168,9 @@ fn check(function: watch::Receiver<Option<Function>>, notifier: Arc<Notifier>, s
         let Some(Function { model, capabilities }) = function.borrow().clone() else { return Ok(()) };
         capabilities.check(&model, job)?;
         if signs {
-            watermark::check_job(job)?;
+            watermark::check_job(job)?
+        } else {
+            watermark::check_unsigned(job)?
         }
         notifier.check(job)
     })

@@ -41,7 +41,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// The error type that the Runtime API is told.
+    /// The error type that the Runtime API gets.
     #[must_use]
     pub fn error_type(&self) -> &'static str {
         match self {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use atelier_engine::{Engine, EngineError, Generated, Loading, QueuedRequest};
 
-/// Ticks of the kernel's clock a second, as every x86-64 Linux tells them to programs.
+/// Ticks of the kernel's clock a second, as every x86-64 Linux reports them to programs.
 const TICKS: f64 = 100.0;
 
 /// What the engine's thread did before it could generate.
@@ -31,7 +31,7 @@ fn age_ms(stat: &str, uptime: &str) -> Option<u64> {
     Some(((now - started / TICKS).max(0.0) * 1e3).round() as u64)
 }
 
-/// Tells the log of the first image, once.
+/// Logs the first image, once.
 pub(super) struct Announcing<E> {
     engine: E,
     is_first: bool,

@@ -106,7 +106,7 @@ impl Cache {
         self.files().bytes()
     }
 
-    /// The file last kept under `address` (any text that tells addresses apart), with its `ETag`.
+    /// The file last kept under `address` (any text that distinguishes addresses), with its `ETag`.
     pub(super) fn newest(&self, address: &str) -> Option<(Lease, String)> {
         let address = hash(address);
         let mut files = self.files();
@@ -228,8 +228,8 @@ const LOCK: &str = "lock";
 const MAX_ETAG_BYTES: usize = 80;
 
 fn own_directory(root: &Path) -> io::Result<(PathBuf, File)> {
-    const MOST_PROCESSES: u32 = 256;
-    for number in 0..MOST_PROCESSES {
+    const MAX_PROCESSES: u32 = 256;
+    for number in 0..MAX_PROCESSES {
         let directory = root.join(number.to_string());
         fs::create_dir_all(&directory)?;
         let lock = File::create(directory.join(LOCK))?;
@@ -239,7 +239,7 @@ fn own_directory(root: &Path) -> io::Result<(PathBuf, File)> {
             Err(fs::TryLockError::Error(error)) => return Err(error),
         }
     }
-    Err(io::Error::other(format!("{MOST_PROCESSES} other processes use this directory")))
+    Err(io::Error::other(format!("{MAX_PROCESSES} other processes use this directory")))
 }
 
 fn hash(address: &str) -> String {

@@ -1,4 +1,4 @@
-//! Messages that were refused and that nobody could be told of, where the queue has no place for them: one object each.
+//! Messages that were refused and that no one could be notified of, where the queue has no place for them: one object each.
 
 use aws_sdk_s3::primitives::ByteStream;
 use serde::Serialize;

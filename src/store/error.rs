@@ -137,9 +137,9 @@ mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct Nobody;
+    struct NoCredentials;
 
-    impl ProvideCredentials for Nobody {
+    impl ProvideCredentials for NoCredentials {
         fn provide_credentials<'a>(&'a self) -> aws_credential_types::provider::future::ProvideCredentials<'a>
         where
             Self: 'a,
@@ -154,7 +154,7 @@ mod tests {
         let config = Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new("us-east-1"))
-            .credentials_provider(Nobody)
+            .credentials_provider(NoCredentials)
             .build();
         let error = Client::from_conf(config).get_object().bucket("b").key("k").send().await.unwrap_err();
         let request = Request { action: "s3:GetObject", bucket: "b", key: "k", endpoint: "" };

@@ -14,6 +14,7 @@ mod fetch;
 mod input;
 mod once;
 pub mod probe;
+mod record;
 
 use std::time::Duration;
 
@@ -27,51 +28,39 @@ use uuid::Uuid;
 
 use self::cache::Cache;
 use self::error::{Failure, Request};
-use crate::aws::Access;
+use crate::aws::aws_settings;
 use crate::job::notification::Images;
 use crate::job::outcome::{JobError, Record, RetryPolicy, StoredImage};
-use crate::job::{Job, JobId, Output};
+use crate::job::{Job, Output};
 use crate::outbound::Outbound;
-use crate::setting::{Secret, SettingError, check_address};
+use crate::setting::{SettingError, check_address};
 
 /// Characters of a fingerprint in the keys of images: enough for a person to see whose they are.
 const FINGERPRINT_IN_KEY: usize = 12;
 
-/// Settings of section `store`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// Bucket of images and records. Required.
-    pub bucket: String,
-    /// Without it the AWS SDK looks for one (`AWS_REGION`, profile, instance), and `us-east-1` is the last resort.
-    pub region: Option<String>,
-    /// Address of an S3 server that is not AWS, such as `http://127.0.0.1:9000`.
-    pub endpoint_url: Option<String>,
-    /// `{endpoint}/{bucket}/{key}` instead of `{bucket}.{endpoint}/{key}`; most servers that are not AWS need it.
-    pub force_path_style: bool,
-    /// Both or none: without them the AWS SDK looks for credentials itself (environment, profile, role).
-    pub access_key_id: Option<String>,
-    pub secret_access_key: Option<Secret>,
-    /// What image addresses in notifications start with, such as a CDN: `{public_base_url}/{key}`. Without it they are
-    /// presigned.
-    pub public_base_url: Option<String>,
-    /// Seconds that a presigned address works, 1 to 604800; temporary credentials can end it sooner.
-    pub presign_seconds: u64,
-    /// Milliseconds to wait for a connection.
-    pub connect_timeout_ms: u64,
-    /// Milliseconds for one attempt.
-    pub attempt_timeout_ms: u64,
-    /// Milliseconds for an operation with all its attempts.
-    pub operation_timeout_ms: u64,
-    /// Attempts of an operation: 5xx, throttling and broken connections are tried again with backoff and jitter.
-    pub max_attempts: u32,
-    /// Buckets that `s3://` inputs may come from; empty: every bucket that the credentials can read.
-    pub input_buckets: Vec<String>,
-    /// Bytes of one input file at most.
-    pub max_input_bytes: u64,
-    /// Milliseconds for one input file at most.
-    pub input_timeout_ms: u64,
-    pub cache: cache::Settings,
+aws_settings! {
+    section = "store";
+    /// Settings of section `store`.
+    #[derive(Debug, Clone, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Settings {
+        /// Bucket of images and records. Required.
+        pub bucket: String,
+        /// `{endpoint}/{bucket}/{key}` instead of `{bucket}.{endpoint}/{key}`; most servers that are not AWS need it.
+        pub force_path_style: bool,
+        /// What image addresses in notifications start with, such as a CDN: `{public_base_url}/{key}`. Without it they are
+        /// presigned.
+        pub public_base_url: Option<String>,
+        /// Seconds that a presigned address works, 1 to 604800; temporary credentials can end it sooner.
+        pub presign_seconds: u64,
+        /// Buckets that `s3://` inputs may come from; empty: every bucket that the credentials can read.
+        pub input_buckets: Vec<String>,
+        /// Bytes of one input file at most.
+        pub max_input_bytes: u64,
+        /// Milliseconds for one input file at most.
+        pub input_timeout_ms: u64,
+        pub cache: cache::Settings,
+    }
 }
 
 impl Default for Settings {
@@ -143,16 +132,8 @@ impl Store {
         list.await.map(drop).map_err(|error| Failure::new(error).storage(self.request("s3:ListBucket", "")))
     }
 
-    /// The record of a job that is done already.
-    ///
-    /// # Errors
-    /// When the bucket cannot be asked, or something else lies where the record belongs.
-    pub async fn record(&self, prefix: &str, job_id: &JobId) -> Result<Option<Record>, JobError> {
-        self.read(once::RECORD, &record_key(prefix, job_id.as_str())).await
-    }
-
     /// Uploads image `n` (counted from 0) of a job. `attempt`: a name that no other attempt at any job of this id has
-    /// ([`attempt_token`]), so that nobody writes over the files of another's record.
+    /// ([`attempt_token`]), so that no one writes over the files of another's record.
     ///
     /// # Errors
     /// [`JobError::Storage`], to be tried again.
@@ -185,7 +166,7 @@ impl Store {
         }
     }
 
-    /// Removes images that no record names, as far as that works: what stays is in nobody's way.
+    /// Removes images that no record names, as far as that works: what stays is in no one's way.
     pub async fn delete_images(&self, images: &[StoredImage]) {
         for image in images {
             let delete = self.client.delete_object().bucket(&image.bucket).key(&image.key).send();
@@ -194,14 +175,6 @@ impl Store {
                 tracing::warn!(key = image.key, %error, "an image that no record names stays in the bucket");
             }
         }
-    }
-
-    /// Writes the record, unless another delivery of the job was faster: then its record counts and is returned.
-    ///
-    /// # Errors
-    /// [`JobError::Storage`], to be tried again.
-    pub async fn put_record(&self, prefix: &str, record: &Record) -> Result<Option<Record>, JobError> {
-        self.put_once(once::RECORD, &record_key(prefix, &record.job_id), record).await
     }
 
     /// Where the record's images can be seen, in their order: under `public_base_url`, or presigned.
@@ -281,28 +254,6 @@ fn image_key(job: &Job, attempt: &str, n: usize) -> String {
     let Job { id, output: Output { prefix, format, .. }, fingerprint, .. } = job;
     let request = &fingerprint[..fingerprint.len().min(FINGERPRINT_IN_KEY)];
     format!("{prefix}{id}/{request}-{attempt}/{n}.{}", format.extension())
-}
-
-fn record_key(prefix: &str, job_id: &str) -> String {
-    format!("{prefix}{job_id}/result.json")
-}
-
-impl Settings {
-    /// Where the bucket's server is, and who asks it.
-    #[must_use]
-    pub fn access(&self) -> Access {
-        Access {
-            section: "store",
-            region: self.region.clone(),
-            endpoint_url: self.endpoint_url.clone(),
-            access_key_id: self.access_key_id.clone(),
-            secret_access_key: self.secret_access_key.clone(),
-            connect_timeout: Duration::from_millis(self.connect_timeout_ms),
-            attempt_timeout: Duration::from_millis(self.attempt_timeout_ms),
-            operation_timeout: Duration::from_millis(self.operation_timeout_ms),
-            max_attempts: self.max_attempts,
-        }
-    }
 }
 
 pub(crate) async fn client(settings: &Settings) -> Result<Client, SettingError> {

@@ -46,7 +46,7 @@ impl Store {
     where
         T: Serialize + DeserializeOwned + PartialEq,
     {
-        const MOST_CONFLICTS: u32 = 5;
+        const MAX_CONFLICTS: u32 = 5;
         let body = serde_json::to_vec_pretty(value)
             .map_err(|error| JobError::Internal { problem: format!("{key} could not be written as JSON ({error})") })?;
         let mut conflicts = 0;
@@ -62,7 +62,7 @@ impl Store {
                 Some(existing) if existing == *value => return Ok(None),
                 Some(existing) => return Ok(Some(existing)),
                 // 409: another writer was at work and did not finish.
-                None if conflicts < MOST_CONFLICTS => conflicts += 1,
+                None if conflicts < MAX_CONFLICTS => conflicts += 1,
                 None => return Err(failure.storage(self.request("s3:PutObject", key))),
             }
         }

@@ -11,6 +11,8 @@ use super::control::NotificationMode;
 use crate::job::Job;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Record};
+use crate::job::task::Generate;
+use crate::job::task::tryon::TryOn;
 use crate::notify::progress::Progress;
 use crate::store::cache::Lease;
 use atelier_engine::thread::BatchSlot;
@@ -20,18 +22,8 @@ pub struct JobContext<'job> {
     pub job: &'job Job,
     /// At the engine; none once the job is generated, or needs no generation.
     pub batch_slot: Option<BatchSlot>,
-    /// One a LoRA of the job, once fetched.
-    pub loras: Vec<LoraFile>,
-    /// One a textual inversion of the job, once fetched.
-    pub embeddings: Vec<EmbeddingFile>,
-    /// The files of a try-on, once fetched.
-    pub tryon_files: Option<TryOnFiles>,
-    /// The images in them, once opened.
-    pub tryon: Option<TryOnInputs>,
-    /// The files that the job starts from, once fetched.
-    pub start_files: Option<StartFiles>,
-    /// The images in them, once opened.
-    pub start: Option<InitImage>,
+    /// What the job refers to, as far as the steps have got with it.
+    pub inputs: Inputs<'job>,
     /// Keep the fetched files in the cache while they are in use.
     pub leases: Vec<Lease>,
     pub images: Vec<Image>,
@@ -44,13 +36,40 @@ pub struct JobContext<'job> {
     /// From here on the job is done rather than not: it may be stopped no more than is needed.
     pub finalizing: Finalizing,
     pub notification_mode: NotificationMode,
-    /// Terminal notifications that are left to whoever gets the invocation's answer.
+    /// Terminal notifications that are left to the receiver of the invocation's answer.
     pub notifications: Vec<Notification>,
     pub progress: Progress,
     /// Milliseconds by step.
     pub timings_ms: BTreeMap<String, u64>,
     /// Over the generation, once it was asked for: how it goes, or went.
     pub watch: Option<Watch>,
+}
+
+/// What a job refers to: first URLs, then files, then what the engine is given.
+pub enum Inputs<'job> {
+    /// Nothing is asked for yet.
+    Pending,
+    Fetched(Fetched<'job>),
+    Decoded(Decoded<'job>),
+}
+
+/// Downloaded files, next to the task that they are for.
+pub enum Fetched<'job> {
+    Generate(&'job Generate, GenerateInputs<StartFiles>),
+    TryOn(&'job TryOn, TryOnFiles),
+}
+
+/// Images that are opened and as large as they are to be, next to the task that they are for.
+pub enum Decoded<'job> {
+    Generate(&'job Generate, GenerateInputs<InitImage>),
+    TryOn(&'job TryOn, TryOnInputs),
+}
+
+/// What a generation is given besides its text.
+pub struct GenerateInputs<Start> {
+    pub loras: Vec<LoraFile>,
+    pub embeddings: Vec<EmbeddingFile>,
+    pub start: Option<Start>,
 }
 
 /// The downloaded files of a try-on.
@@ -99,12 +118,7 @@ impl<'job> JobContext<'job> {
         Self {
             job,
             batch_slot: Some(batch_slot),
-            loras: Vec::new(),
-            embeddings: Vec::new(),
-            tryon_files: None,
-            tryon: None,
-            start_files: None,
-            start: None,
+            inputs: Inputs::Pending,
             leases: Vec::new(),
             images: Vec::new(),
             files: Vec::new(),
@@ -116,6 +130,32 @@ impl<'job> JobContext<'job> {
             progress,
             timings_ms: BTreeMap::new(),
             watch: None,
+        }
+    }
+
+    /// The files that are fetched, to be opened.
+    ///
+    /// # Errors
+    /// [`JobError::Internal`] where they are not, which [`super::sequence::check`] rules out.
+    pub fn take_fetched(&mut self) -> Result<Fetched<'job>, JobError> {
+        match std::mem::replace(&mut self.inputs, Inputs::Pending) {
+            Inputs::Fetched(files) => Ok(files),
+            Inputs::Pending | Inputs::Decoded(_) => {
+                Err(JobError::Internal { problem: "the job's files are not fetched".into() })
+            }
+        }
+    }
+
+    /// What the engine is given.
+    ///
+    /// # Errors
+    /// [`JobError::Internal`] where it is not ready, which [`super::sequence::check`] rules out.
+    pub fn decoded(&self) -> Result<&Decoded<'job>, JobError> {
+        match &self.inputs {
+            Inputs::Decoded(inputs) => Ok(inputs),
+            Inputs::Pending | Inputs::Fetched(_) => {
+                Err(JobError::Internal { problem: "the job's images are not opened".into() })
+            }
         }
     }
 

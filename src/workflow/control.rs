@@ -1,4 +1,4 @@
-//! What can stop a job from outside: its invocation's deadline, the end of the process, and whoever may cancel it.
+//! What can stop a job from outside: its invocation's deadline, the end of the process, and a request to cancel it.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -30,11 +30,11 @@ pub struct Control {
 pub enum NotificationMode {
     /// The invocation itself, before it is answered.
     Now,
-    /// Whoever gets its answer: the notifications are in it.
+    /// The receiver of its answer: the notifications are in it.
     Later,
 }
 
-/// Tells everything in the process that it is to end, and when.
+/// Announces to everything in the process that it is to end, and when.
 #[derive(Debug, Clone)]
 pub struct Shutdown {
     end: watch::Receiver<Option<Instant>>,
@@ -48,7 +48,7 @@ impl Shutdown {
         (sender, Self { end })
     }
 
-    /// Resolves when the end was announced, with the moment it comes; never where nobody can announce it.
+    /// Resolves when the end was announced, with the moment it comes; never where no one can announce it.
     pub async fn announced(&self) -> Instant {
         let mut end = self.end.clone();
         let announced = end.wait_for(Option::is_some).await.ok().and_then(|end| *end);

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::task;
 
-use super::context::{JobContext, StartFiles, TryOnFiles};
+use super::context::{Fetched, GenerateInputs, Inputs, JobContext, StartFiles, TryOnFiles};
 use super::{Step, StepName};
 use crate::job::outcome::JobError;
-use crate::job::task::{Lora, LoraAlphaSource, Task};
+use crate::job::task::tryon::TryOn;
+use crate::job::task::{Generate, Lora, LoraAlphaSource, Task};
 use crate::job::url::AssetUrl;
 use crate::store::Store;
 use atelier_engine::lora::alphas::needs_config;
@@ -30,44 +31,58 @@ impl Step for Fetch {
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
         let job = context.job;
-        match &job.task {
-            Task::Generate(generate) => {
-                for (index, lora) in generate.loras.iter().enumerate() {
-                    let path = self.fetch(context, &lora.url, &format!("lora[{index}].url")).await?;
-                    let alpha = self.alpha(context, lora, &path, index).await?;
-                    context.loras.push(LoraFile { path, scale: lora.scale.get(), alpha });
-                }
-                for (index, embedding) in generate.embeddings.iter().enumerate() {
-                    let path = self.fetch(context, &embedding.url, &format!("embeddings[{index}].url")).await?;
-                    context.embeddings.push(EmbeddingFile { path, token: embedding.token.as_str().to_owned() });
-                }
-                if let Some(start) = &generate.start {
-                    let image = self.fetch(context, &start.url, "init_image.url").await?;
-                    let mask = match &start.mask {
-                        Some(mask) => Some(self.fetch(context, mask, "mask_image.url").await?),
-                        None => None,
-                    };
-                    context.start_files = Some(StartFiles { image, mask });
-                }
-            }
-            Task::TryOn(tryon) => {
-                let person = self.fetch(context, &tryon.person, "person").await?;
-                let mut garments = Vec::with_capacity(tryon.garments.get().len());
-                for (index, garment) in tryon.garments.get().iter().enumerate() {
-                    garments.push(self.fetch(context, garment, &format!("garments[{index}]")).await?);
-                }
-                let mask = match &tryon.mask {
-                    Some(mask) => Some(self.fetch(context, mask, "mask").await?),
-                    None => None,
-                };
-                context.tryon_files = Some(TryOnFiles { person, garments, mask });
-            }
-        }
+        context.inputs = Inputs::Fetched(match &job.task {
+            Task::Generate(generate) => Fetched::Generate(generate, self.generate(context, generate).await?),
+            Task::TryOn(tryon) => Fetched::TryOn(tryon, self.tryon(context, tryon).await?),
+        });
         Ok(())
     }
 }
 
 impl Fetch {
+    async fn generate(
+        &self,
+        context: &mut JobContext<'_>,
+        generate: &Generate,
+    ) -> Result<GenerateInputs<StartFiles>, JobError> {
+        let mut loras = Vec::with_capacity(generate.loras.len());
+        for (index, lora) in generate.loras.iter().enumerate() {
+            let path = self.fetch(context, &lora.url, &format!("lora[{index}].url")).await?;
+            let alpha = self.alpha(context, lora, &path, index).await?;
+            loras.push(LoraFile { path, scale: lora.scale.get(), alpha });
+        }
+        let mut embeddings = Vec::with_capacity(generate.embeddings.len());
+        for (index, embedding) in generate.embeddings.iter().enumerate() {
+            let path = self.fetch(context, &embedding.url, &format!("embeddings[{index}].url")).await?;
+            embeddings.push(EmbeddingFile { path, token: embedding.token.as_str().to_owned() });
+        }
+        let start = match &generate.start {
+            Some(start) => {
+                let image = self.fetch(context, &start.url, "init_image.url").await?;
+                let mask = match &start.mask {
+                    Some(mask) => Some(self.fetch(context, mask, "mask_image.url").await?),
+                    None => None,
+                };
+                Some(StartFiles { image, mask })
+            }
+            None => None,
+        };
+        Ok(GenerateInputs { loras, embeddings, start })
+    }
+
+    async fn tryon(&self, context: &mut JobContext<'_>, tryon: &TryOn) -> Result<TryOnFiles, JobError> {
+        let person = self.fetch(context, &tryon.person, "person").await?;
+        let mut garments = Vec::with_capacity(tryon.garments.get().len());
+        for (index, garment) in tryon.garments.get().iter().enumerate() {
+            garments.push(self.fetch(context, garment, &format!("garments[{index}]")).await?);
+        }
+        let mask = match &tryon.mask {
+            Some(mask) => Some(self.fetch(context, mask, "mask").await?),
+            None => None,
+        };
+        Ok(TryOnFiles { person, garments, mask })
+    }
+
     /// Where the alpha of the LoRA in `path` is.
     async fn alpha(
         &self,

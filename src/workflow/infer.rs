@@ -19,7 +19,7 @@ pub struct Infer {
     pub observer: Observer,
 }
 
-/// Stops the engine when the step is dropped (deadline, shutdown): nobody waits for the images any more.
+/// Stops the engine when the step is dropped (deadline, shutdown): no one waits for the images any more.
 struct CancelOnDrop(Watch);
 
 impl Drop for CancelOnDrop {
@@ -39,7 +39,7 @@ impl Step for Infer {
     }
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
-        let request = request(context)?;
+        let request = request(context.decoded()?);
         let Some(batch_slot) = context.batch_slot.take() else {
             return Err(JobError::Internal { problem: "the job has no batch slot at the engine".into() });
         };
@@ -80,7 +80,7 @@ fn job_error(error: EngineError) -> JobError {
         EngineError::Request { field, problem } => JobError::Invalid { field: field.into(), problem },
         EngineError::OutOfMemory { problem } => JobError::OutOfMemory { problem },
         EngineError::NotFinite { problem } => JobError::NotFinite { problem },
-        EngineError::Fatal { problem } => JobError::EngineLost { problem },
+        EngineError::Fatal { problem } => JobError::FatalDeviceError { problem },
         EngineError::Cancelled => JobError::Cancelled,
         error @ (EngineError::Checkpoint { .. } | EngineError::Panicked(_) | EngineError::Gone | EngineError::Candle(_)) => {
             JobError::Generation { problem: error.to_string(), cause: Some(Box::new(error)) }
@@ -95,10 +95,10 @@ mod tests {
     #[test]
     fn every_milestone_is_told_once_and_in_order() {
         for steps in 4..=50 {
-            let told: Vec<u8> = (1..=steps).filter_map(|step| milestone(Progress { step, steps })).collect();
-            assert_eq!(told, [25, 50, 75], "{steps} steps");
+            let milestones: Vec<u8> = (1..=steps).filter_map(|step| milestone(Progress { step, steps })).collect();
+            assert_eq!(milestones, [25, 50, 75], "{steps} steps");
         }
-        let told: Vec<u8> = (1..=2).filter_map(|step| milestone(Progress { step, steps: 2 })).collect();
-        assert_eq!(told, [50, 75], "two steps: the highest that each step reaches");
+        let milestones: Vec<u8> = (1..=2).filter_map(|step| milestone(Progress { step, steps: 2 })).collect();
+        assert_eq!(milestones, [50, 75], "two steps: the highest that each step reaches");
     }
 }

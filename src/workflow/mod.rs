@@ -11,6 +11,7 @@ mod opening;
 pub mod postprocess;
 pub mod preprocess;
 mod request;
+pub mod sequence;
 pub mod store;
 pub mod text_layout;
 pub mod watermark;
@@ -84,7 +85,7 @@ pub enum StepName {
     Encode,
     /// Upload the images, then the record.
     Store,
-    /// Tell the caller.
+    /// Notify the caller.
     Notify,
 }
 
@@ -103,21 +104,6 @@ impl StepName {
         }
     }
 }
-
-/// Which step must come before which, where both are listed.
-const ORDER: [(StepName, StepName); 11] = [
-    (StepName::Fetch, StepName::Preprocess),
-    (StepName::Fetch, StepName::Infer),
-    (StepName::Preprocess, StepName::Infer),
-    (StepName::Infer, StepName::Postprocess),
-    (StepName::Postprocess, StepName::Watermark),
-    (StepName::Postprocess, StepName::Encode),
-    (StepName::Infer, StepName::Watermark),
-    (StepName::Infer, StepName::Encode),
-    (StepName::Watermark, StepName::Encode),
-    (StepName::Encode, StepName::Store),
-    (StepName::Store, StepName::Notify),
-];
 
 /// Hears of every denoising step of a job; returns at once.
 pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
@@ -146,9 +132,9 @@ pub struct Workflow {
 /// How one run of a job ended.
 pub struct Ended {
     pub result: Result<Outcome, JobError>,
-    /// The images are in the bucket, or may be: whatever error there is, nobody may be told that the job failed.
+    /// The images are in the bucket, or may be: whatever error there is, no one may be notified that the job failed.
     pub stored: bool,
-    /// What is still to be told, when the invocation does not deliver its notifications itself.
+    /// What is still to be reported, when the invocation does not deliver its notifications itself.
     pub notifications: Vec<Notification>,
     pub measured: Measured,
 }
@@ -159,34 +145,8 @@ impl Ended {
     }
 }
 
-/// Checks a list of steps.
-///
-/// # Errors
-/// Says which step is missing, doubled or misplaced.
-pub fn check_order(steps: &[StepName]) -> Result<(), String> {
-    for needed in [StepName::Infer, StepName::Encode, StepName::Store] {
-        if !steps.contains(&needed) {
-            return Err(format!("must contain `{}`", needed.as_str()));
-        }
-    }
-    for (index, step) in steps.iter().enumerate() {
-        if steps[..index].contains(step) {
-            return Err(format!("`{}` is listed twice", step.as_str()));
-        }
-    }
-    let place = |name| steps.iter().position(|step| *step == name);
-    for (first, second) in ORDER {
-        if let (Some(first_place), Some(second_place)) = (place(first), place(second))
-            && first_place > second_place
-        {
-            return Err(format!("`{}` must come before `{}`", first.as_str(), second.as_str()));
-        }
-    }
-    Ok(())
-}
-
 impl Workflow {
-    /// Sets up the steps in the order of `names`, which [`check_order`] has passed.
+    /// Sets up the steps in the order of `names`, which [`sequence::check`] has passed.
     #[must_use]
     pub fn new(names: &[StepName], services: Services) -> Self {
         let Services { engine, model, capabilities, preprocess, postprocess, store, notifier, observer } = services;
@@ -235,7 +195,7 @@ impl Workflow {
         let finalizing = context.finalizing.clone();
         let stop = async {
             let reason = control.stopped(&job.id).await;
-            // What is almost done is not thrown away, and nobody can say of it that it failed.
+            // What is almost done is not thrown away, and no one can say of it that it failed.
             if finalizing.has_begun() {
                 control.over().await;
             }
@@ -267,13 +227,16 @@ impl Workflow {
             (Ok(()), None) => Err(JobError::Internal { problem: "the workflow ended without a record".into() }),
             (Err(error), _) => Err(error),
         };
-        if matches!(result, Err(JobError::EngineLost { .. })) {
+        if matches!(result, Err(JobError::FatalDeviceError { .. })) {
             self.is_fatal_device_error.store(true, Ordering::Relaxed);
         }
         Ended { result, stored, notifications, measured }
     }
 
     fn check(&self, job: &Job) -> Result<(), JobError> {
+        if !self.steps.iter().any(|step| step.name() == StepName::Watermark) {
+            watermark::check_unsigned(job)?;
+        }
         self.steps.iter().try_for_each(|step| step.check(job))
     }
 
@@ -364,9 +327,9 @@ impl Workflow {
         }
     }
 
-    /// Whether anybody hears of this error.
+    /// Whether anyone hears of this error.
     #[must_use]
-    pub fn can_tell(&self, of: &NotificationTarget<'_>, error: &JobError) -> bool {
+    pub fn can_notify(&self, of: &NotificationTarget<'_>, error: &JobError) -> bool {
         self.notifier.failed(of, error, 1).is_ok_and(|notifications| !notifications.is_empty())
     }
 

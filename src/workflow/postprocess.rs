@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use image::{GrayImage, RgbImage, imageops};
 use serde::Deserialize;
 
-use super::context::{JobContext, TryOnInputs};
+use super::context::{Decoded, Inputs, JobContext, TryOnInputs};
 use super::{Step, StepName};
 use crate::job::outcome::JobError;
 use atelier_engine::Image;
@@ -32,7 +32,7 @@ impl Step for PostprocessStep {
     }
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
-        let Some(inputs) = &context.tryon else { return Ok(()) };
+        let Inputs::Decoded(Decoded::TryOn(_, inputs)) = &context.inputs else { return Ok(()) };
         let TryOnInputs { person, mask, .. } = inputs;
         if let Some(mask) = mask.as_ref().filter(|_| self.0.paste_back) {
             let shares = shares(mask);

@@ -4,12 +4,12 @@ use async_trait::async_trait;
 use image::RgbImage;
 use serde::Deserialize;
 
-use super::context::{JobContext, TryOnFiles, TryOnInputs};
+use super::context::{Decoded, Fetched, GenerateInputs, Inputs, JobContext, StartFiles, TryOnFiles, TryOnInputs};
 use super::opening::{Alpha, Opening, grey};
 use super::{Step, StepName};
 use crate::job::outcome::JobError;
+use crate::job::task::Size;
 use crate::job::task::tryon::Resolution;
-use crate::job::task::{Size, Task};
 use atelier_engine::InitImage;
 use atelier_engine::resample::{Filter, resize};
 
@@ -43,48 +43,45 @@ impl Step for PreprocessStep {
     }
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
-        let job = context.job;
-        let tryon = match &job.task {
-            Task::TryOn(tryon) => tryon,
-            Task::Generate(generate) => return self.start(context, generate.size).await,
-        };
-        let Some(files) = context.tryon_files.clone() else {
-            let problem = "this function takes no images: its configuration has no `fetch` step".into();
-            return Err(JobError::Invalid { field: "person".into(), problem });
-        };
         let settings = self.0;
-        let resolution = tryon.resolution;
+        let files = context.take_fetched()?;
         // Unpacking and scaling takes as long as a denoising step: others must not wait for it.
-        let opened = tokio::task::spawn_blocking(move || settings.open(&files, resolution)).await;
-        context.tryon = Some(opened.unwrap_or_else(|error| Err(panicked(&error)))?);
-        Ok(())
-    }
-}
-
-impl PreprocessStep {
-    /// Opens what a generation starts from, in the job's `size` whatever its own ratio is: diffusers stretches it too.
-    async fn start(&self, context: &mut JobContext<'_>, size: Size) -> Result<(), JobError> {
-        let Some(files) = context.start_files.clone() else { return Ok(()) };
-        let size_px = (size.width_px(), size.height_px());
-        let opening = self.0.opening();
-        let opened = tokio::task::spawn_blocking(move || {
-            let rgb = scaled(&opening.image(&files.image, "init_image")?, size_px);
-            let mask = files.mask.as_ref().map(|path| opening.image(path, "mask_image")).transpose()?;
-            // Resized in colour and then made grey, as diffusers' VaeImageProcessor does: the other order rounds otherwise.
-            Ok(InitImage { rgb, mask: mask.map(|mask| grey(&scaled(&mask, size_px))) })
+        context.inputs = Inputs::Decoded(match files {
+            Fetched::Generate(generate, GenerateInputs { loras, embeddings, start }) => {
+                let size = generate.size;
+                let start = match start {
+                    Some(files) => Some(opened(move || settings.start(&files, size)).await?),
+                    None => None,
+                };
+                Decoded::Generate(generate, GenerateInputs { loras, embeddings, start })
+            }
+            Fetched::TryOn(tryon, files) => {
+                let resolution = tryon.resolution;
+                Decoded::TryOn(tryon, opened(move || settings.open(&files, resolution)).await?)
+            }
         });
-        context.start = Some(opened.await.unwrap_or_else(|error| Err(panicked(&error)))?);
         Ok(())
     }
 }
 
-fn panicked(error: &tokio::task::JoinError) -> JobError {
-    JobError::Internal { problem: format!("the images could not be opened: {error}") }
+async fn opened<T: Send + 'static>(open: impl FnOnce() -> Result<T, JobError> + Send + 'static) -> Result<T, JobError> {
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.unwrap_or_else(|error| Err(JobError::Internal { problem: format!("the images could not be opened: {error}") }))
 }
 
 impl Preprocess {
     fn opening(self) -> Opening {
         Opening { max_pixels: self.max_pixels, alpha: self.alpha }
+    }
+
+    /// Opens what a generation starts from, in the job's `size` whatever its own ratio is: diffusers stretches it too.
+    fn start(self, files: &StartFiles, size: Size) -> Result<InitImage, JobError> {
+        let size_px = (size.width_px(), size.height_px());
+        let opening = self.opening();
+        let rgb = scaled(&opening.image(&files.image, "init_image")?, size_px);
+        let mask = files.mask.as_ref().map(|path| opening.image(path, "mask_image")).transpose()?;
+        // Resized in colour and then made grey, as diffusers' VaeImageProcessor does: the other order rounds otherwise.
+        Ok(InitImage { rgb, mask: mask.map(|mask| grey(&scaled(&mask, size_px))) })
     }
 
     /// # Errors

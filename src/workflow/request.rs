@@ -2,55 +2,33 @@
 
 use image::{GrayImage, Rgb, RgbImage};
 
-use super::context::{JobContext, TryOnInputs};
-use crate::job::outcome::JobError;
+use super::context::{Decoded, GenerateInputs, TryOnInputs};
 use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, Sampling};
 use crate::job::task::scheduler::{Sampler, Scheduler, SigmaSpacing};
 use crate::job::task::tryon::TryOn;
-use crate::job::task::{ImageCount, Seed, Task};
+use crate::job::task::{ImageCount, Seed};
 use atelier_engine::schedule::scheduler as engine;
-use atelier_engine::{EditRequest, GenerateRequest, Request, Sampling as EngineSampling};
+use atelier_engine::{EditRequest, GenerateRequest, Request};
 
-/// # Errors
-/// [`JobError::Invalid`] when the job needs a step that the configuration has not.
-pub(super) fn request(context: &JobContext<'_>) -> Result<Request, JobError> {
-    match &context.job.task {
-        Task::Generate(generate) => {
-            let not_fetched = [
-                ("lora", context.loras.len() != generate.loras.len()),
-                ("embeddings", context.embeddings.len() != generate.embeddings.len()),
-            ];
-            if let Some((field, _)) = not_fetched.into_iter().find(|(_, missing)| *missing) {
-                let problem = "this function takes no files: its configuration has no `fetch` step".into();
-                return Err(JobError::Invalid { field: field.into(), problem });
-            }
-            if context.start.is_some() != generate.start.is_some() {
-                let problem = "this function takes no images: its configuration has no `preprocess` step".into();
-                return Err(JobError::Invalid { field: "init_image".into(), problem });
-            }
-            Ok(Request::Generate(GenerateRequest {
-                prompt: generate.prompt.as_str().to_owned(),
-                negative_prompt: generate.negative_prompt.as_str().to_owned(),
-                loras: context.loras.clone(),
-                embeddings: context.embeddings.clone(),
-                start: context.start.clone(),
-                strength: generate.start.as_ref().map_or(1.0, |start| start.strength.get()),
-                steps: generate.steps.get(),
-                guidance_scale: generate.guidance_scale.get(),
-                scheduler: scheduler(generate.scheduler),
-                sampling: sampling(&generate.sampling),
-                width_px: generate.size.width_px(),
-                height_px: generate.size.height_px(),
-                seeds: seeds(generate.seed, generate.num_images),
-            }))
-        }
-        Task::TryOn(tryon) => {
-            let Some(inputs) = &context.tryon else {
-                let problem = "this function takes no try-on: its configuration has no `preprocess` step".into();
-                return Err(JobError::Invalid { field: "task".into(), problem });
-            };
-            Ok(Request::TryOn(edit(tryon, inputs)))
-        }
+/// A job's inputs, as the engine takes them.
+pub(super) fn request(inputs: &Decoded<'_>) -> Request {
+    match inputs {
+        Decoded::Generate(generate, GenerateInputs { loras, embeddings, start }) => Request::Generate(GenerateRequest {
+            prompt: generate.prompt.as_str().to_owned(),
+            negative_prompt: generate.negative_prompt.as_str().to_owned(),
+            loras: loras.clone(),
+            embeddings: embeddings.clone(),
+            start: start.clone(),
+            strength: generate.start.as_ref().map_or(1.0, |start| start.strength.get()),
+            steps: generate.steps.get(),
+            guidance_scale: generate.guidance_scale.get(),
+            scheduler: scheduler(generate.scheduler),
+            sampling: sampling(&generate.sampling),
+            width_px: generate.size.width_px(),
+            height_px: generate.size.height_px(),
+            seeds: seeds(generate.seed, generate.num_images),
+        }),
+        Decoded::TryOn(tryon, inputs) => Request::TryOn(edit(tryon, inputs)),
     }
 }
 
@@ -82,8 +60,8 @@ fn scheduler(scheduler: Scheduler) -> engine::Scheduler {
     engine::Scheduler { sampler, spacing }
 }
 
-fn sampling(sampling: &Sampling) -> EngineSampling {
-    EngineSampling {
+fn sampling(sampling: &Sampling) -> atelier_engine::Sampling {
+    atelier_engine::Sampling {
         timesteps: sampling.timesteps.as_ref().map(|timesteps| timesteps.get().to_vec()),
         sigmas: sampling.sigmas.as_ref().map(|sigmas| sigmas.get().to_vec()),
         eta: sampling.eta.map_or(0.0, Eta::get),

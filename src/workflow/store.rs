@@ -43,7 +43,7 @@ impl Step for StoreStep {
         context.finalizing.begin();
         match self.store.put_record(&context.job.output.prefix, &record).await? {
             None => context.record = Some(record),
-            // Another worker was faster with the id: its record stands, and it is the one to be told of.
+            // Another worker was faster with the id: its record stands, and it is the one to be reported.
             Some(earlier) => {
                 self.store.delete_images(&record.images).await;
                 context.replay(earlier)?;

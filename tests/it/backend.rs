@@ -1,4 +1,4 @@
-//! A backend that receives notifications: real HTTP on loopback, answering as it is told to.
+//! A backend that receives notifications: real HTTP on loopback, answering as the test says.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -45,8 +45,8 @@ pub(crate) enum Trouble {
 pub(crate) fn is_image_key(key: &str, job_id: &str, n: usize) -> bool {
     let [prefix, id, attempt, file] = key.split('/').collect::<Vec<_>>()[..] else { return false };
     let request = attempt.split_once('-').filter(|(_, attempt)| !attempt.is_empty()).map(|(request, _)| request);
-    let is_hex = |text: &str| text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    (prefix, id) == ("generations", job_id) && file == format!("{n}.png") && request.is_some_and(is_hex)
+    let is_hex = request.is_some_and(|text| text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    (prefix, id) == ("generations", job_id) && file == format!("{n}.png") && is_hex
 }
 
 struct Gate {
@@ -68,7 +68,8 @@ impl Bucket {
         let (hold, holding) = watch::channel(None);
         let (trouble, troubled) = watch::channel(Trouble::None);
         let (sender, held) = mpsc::unbounded_channel();
-        let (refuse, puts) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<String>>>::default());
+        let refuse = Arc::<AtomicBool>::default();
+        let puts = Arc::<Mutex<Vec<String>>>::default();
         let gate = Arc::new(Gate {
             trouble: troubled,
             requests: AtomicUsize::new(0),

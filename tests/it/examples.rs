@@ -56,7 +56,7 @@ async fn a_job_is_published_to_rabbitmq() {
     let port = node.port.to_string();
     let queue = "example-publisher";
     let variables = [("RABBITMQ_HOST", "127.0.0.1"), ("RABBITMQ_PORT", port.as_str()), ("RABBITMQ_QUEUE", queue)];
-    // Nobody's queue would swallow the job in silence.
+    // No one's queue would swallow the job in silence.
     let refused = published(&venv, "publish/rabbitmq_pika.py", &variables).await;
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("Unroutable"), "{refused:?}");
 

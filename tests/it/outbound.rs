@@ -132,7 +132,7 @@ async fn a_known_file_is_asked_for_by_its_etag() {
 async fn a_server_that_is_not_there_is_tried_again_later() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
     let url = Url::parse(&format!("http://127.0.0.1:{port}/")).expect("an address");
-    let error = outbound(&["127.0.0.1"]).get(&url, None).await.expect_err("nobody there").for_field("lora[0].url");
+    let error = outbound(&["127.0.0.1"]).get(&url, None).await.expect_err("no one there").for_field("lora[0].url");
     assert_eq!(error.retry_policy(), RetryPolicy::Retry);
     assert!(error.to_string().contains("could not be reached"), "{error}");
 }

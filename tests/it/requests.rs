@@ -207,7 +207,7 @@ fn the_fingerprint_follows_the_request_and_nothing_else() {
     let same = fingerprint(&with("job_id", json!("b1f0")));
     let first = "5abe3d3eed955a215fe12d3288292d167414ba03e33a33b661dec47adf755a74";
     assert_eq!(same, first, "records of earlier versions must count as the same request");
-    assert_eq!(same, fingerprint(&with("callback", json!({ "metadata": { "other": 1 } }))), "who is told changes no image");
+    assert_eq!(same, fingerprint(&with("callback", json!({ "metadata": { "other": 1 } }))), "who is notified changes no image");
     let null = json!([{ "url": "s3://bucket/loras/artist-7.safetensors", "scale": 1.0, "alpha": null, "config_url": null }]);
     assert_eq!(same, fingerprint(&with("lora", null)), "what is not there has changed nothing");
     let presigned = |signature: &str| {

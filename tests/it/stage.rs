@@ -1,5 +1,6 @@
 //! A whole function in this process with a scripted engine: real S3 protocol, real HTTP notifications, no model.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -71,9 +72,11 @@ impl ScriptedEngine {
         }
         self.generated.fetch_add(1, Ordering::SeqCst);
         let (width_px, height_px) = size;
-        let plain = |seed: u64| vec![seed as u8; (width_px * height_px * 3) as usize];
-        let image = |seed: u64| Image { width_px, height_px, rgb: shown.clone().unwrap_or_else(|| plain(seed)), seed };
-        Ok(seeds.into_iter().map(image).collect())
+        let images = seeds.into_iter().map(|seed| {
+            let rgb = shown.clone().unwrap_or_else(|| vec![seed as u8; (width_px * height_px * 3) as usize]);
+            Image { width_px, height_px, rgb, seed }
+        });
+        Ok(images.collect())
     }
 }
 
@@ -96,6 +99,20 @@ pub(crate) struct Stage {
     _cache: TempDir,
 }
 
+fn settings(bucket: &Bucket, cache: &Path) -> store::Settings {
+    store::Settings {
+        bucket: atelier::demo::local::BUCKET.to_owned(),
+        region: Some("us-east-1".to_owned()),
+        endpoint_url: Some(format!("http://{}", bucket.address)),
+        force_path_style: true,
+        access_key_id: Some(s3::ACCESS_KEY_ID.to_owned()),
+        secret_access_key: Some(Secret::new(s3::SECRET_ACCESS_KEY)),
+        max_attempts: 1,
+        cache: store::cache::Settings { directory: cache.to_owned(), ..store::cache::Settings::default() },
+        ..store::Settings::default()
+    }
+}
+
 impl Stage {
     pub(crate) async fn set() -> Self {
         Self::with(Capabilities::Generate, |_| ()).await
@@ -103,20 +120,11 @@ impl Stage {
 
     /// A function whose model can do this, with its configuration changed.
     pub(crate) async fn with(capabilities: Capabilities, change: impl FnOnce(&mut config::Workflow)) -> Self {
-        let (bucket, backend, cache) = (Bucket::start().await, Backend::start().await, tempfile::tempdir().unwrap());
+        let bucket = Bucket::start().await;
+        let backend = Backend::start().await;
+        let cache = tempfile::tempdir().unwrap();
         let outbound = Outbound::new(&outbound::Settings::default()).unwrap();
-        let settings = store::Settings {
-            bucket: atelier::demo::local::BUCKET.to_owned(),
-            region: Some("us-east-1".to_owned()),
-            endpoint_url: Some(format!("http://{}", bucket.address)),
-            force_path_style: true,
-            access_key_id: Some(s3::ACCESS_KEY_ID.to_owned()),
-            secret_access_key: Some(Secret::new(s3::SECRET_ACCESS_KEY)),
-            max_attempts: 1,
-            cache: store::cache::Settings { directory: cache.path().to_owned(), ..store::cache::Settings::default() },
-            ..store::Settings::default()
-        };
-        let store = Arc::new(Store::connect(&settings, outbound.clone()).await.unwrap());
+        let store = Arc::new(Store::connect(&settings(&bucket, cache.path()), outbound.clone()).await.unwrap());
         let settings = notify::Settings {
             backend_api_url: Some(format!("http://{}", backend.address)),
             internal_api_token: Some(Secret::new(TOKEN)),
@@ -126,7 +134,8 @@ impl Stage {
             ..notify::Settings::default()
         };
         let notifier = Arc::new(Notifier::new(&settings, outbound).unwrap());
-        let (generated, script) = (Arc::<AtomicU32>::default(), Arc::<Mutex<Vec<Script>>>::default());
+        let generated = Arc::<AtomicU32>::default();
+        let script = Arc::<Mutex<Vec<Script>>>::default();
         let batches = Arc::<Mutex<Vec<usize>>>::default();
         let edits = Arc::<Mutex<Vec<EditRequest>>>::default();
         let loras = Arc::<Mutex<Vec<LoraFile>>>::default();
@@ -138,13 +147,12 @@ impl Stage {
             loras: Arc::clone(&loras),
         };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
-        let told = capabilities.clone();
         let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
         change(&mut configured);
         let services = Services {
             engine,
             model: ModelName::new("sd15").unwrap(),
-            capabilities,
+            capabilities: capabilities.clone(),
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,
             store,
@@ -154,7 +162,7 @@ impl Stage {
         let handler = Handler {
             workflow: Workflow::new(&configured.steps, services),
             defaults: contract(),
-            capabilities: told,
+            capabilities,
             node_id: "test".to_owned(),
             auth: Auth::Token(Secret::new(TOKEN)),
             max_attempts: 3,

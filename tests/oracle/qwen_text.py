@@ -5,8 +5,8 @@ compute with them, for crates/engine/tests/it/parity/qwen_text.rs.
 
 Made with torch 2.11.0, transformers 5.23.0, diffusers 0.42.1, pillow 12.0.0. Every parameter is a seeded normal number.
 Pillow 13 makes some images narrower after it has made them lower, which changes their last bits; the services that are replaced
-had older ones. Diffusers 0.42.1 does not tell transformers 5 which tokens are images, and then it counts positions as in plain text;
-version 4 found out for itself. The oracle tells it.
+had older ones. Diffusers 0.42.1 does not show transformers 5 which tokens are images, and then it counts positions as in plain text;
+version 4 found out for itself. The oracle shows it.
 """
 
 import shutil

@@ -77,7 +77,7 @@ def step_cases():
     yield "unipc", SD15 | {"solver_type": "bh1"}, 6, {}
     yield "dpmsolver++", SD15 | {"use_lu_lambdas": True}, 9, {}
     zero = V | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    # Not Euler's: diffusers' own rounding at a noise level of 4096 is larger than what is told apart here. They are among the jobs.
+    # Not Euler's: diffusers' own rounding at a noise level of 4096 is larger than what is distinguished here. They are among the jobs.
     for name in ("dpmsolver++", "unipc", "ddim", "ddpm", "lcm", "tcd", "heun"):
         yield name, zero, 5, {}
     for name in ("pndm",):

@@ -53,7 +53,7 @@ impl Arguments {
 /// Says that work can come, and in what it will be done.
 ///
 /// # Errors
-/// When nobody listens.
+/// When no one listens.
 pub(crate) fn ready(dtype: DType) -> Result<()> {
     let attention = if cfg!(feature = "flash-attn") { ", flash attention" } else { "" };
     Ok(writeln!(stdout(), "ready {}{attention}", dtype.as_str())?)
@@ -122,10 +122,10 @@ impl Inputs {
 /// # Errors
 /// When it cannot be written.
 pub(crate) fn write(path: &str, outputs: &[(&str, &Tensor)]) -> Result<()> {
-    let whole = |(name, tensor): &(&str, &Tensor)| {
+    let described = outputs.iter().map(|(name, tensor)| {
         let tensor = tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
         Ok(((*name).to_owned(), tensor))
-    };
-    let tensors = outputs.iter().map(whole).collect::<Result<HashMap<_, _>>>()?;
+    });
+    let tensors = described.collect::<Result<HashMap<_, _>>>()?;
     Ok(candle_core::safetensors::save(&tensors, Path::new(path))?)
 }

@@ -64,7 +64,8 @@ struct Bench {
 
 impl Bench {
     fn load(arguments: &Arguments) -> Result<Self> {
-        let (directory, device) = (arguments.directory.clone(), device::open()?);
+        let directory = arguments.directory.clone();
+        let device = device::open()?;
         let defaults = Precision::of(&device);
         let precision = Precision { compute: arguments.dtype(defaults.compute)?, ..defaults };
         let lora = arguments.get("lora").map(|path| LoraFile::new(path.into(), 1.0));
@@ -105,7 +106,8 @@ impl Bench {
     }
 
     fn see(&mut self, side_px: u32) -> Result<f64> {
-        let (image, device) = (image(side_px, side_px, 0), self.device.clone());
+        let image = image(side_px, side_px, 0);
+        let device = self.device.clone();
         let encoder = self.encoder()?;
         timed(&device, || Ok(encoder.sight().see(&image)?.tokens.to_dtype(DType::F32)?))
     }
@@ -120,17 +122,18 @@ impl Bench {
     fn edit(&mut self, (width_px, height_px): (u32, u32), references: u8, steps: u32) -> Result<f64> {
         let images: Vec<RgbImage> = (0..references).map(|number| image(768, 1024, number)).collect();
         self.load_encoder()?;
-        let (device, model) = (self.device.clone(), &mut self.model);
+        let device = self.device.clone();
+        let model = &mut self.model;
         let encoder = self.encoder.as_mut().context("it was loaded")?;
         model.forget();
         encoder.forget();
         timed(&device, || {
             let positive = encoder.encode("Dress the person in image 1 in the garment of image 2.", &images)?;
-            let scaled = |image: &RgbImage| {
+            let scaled = images.iter().map(|image| {
                 let (width_px, height_px) = model.reference_size(image.width(), image.height());
                 resize(image, width_px, height_px, Filter::Lanczos)
-            };
-            let references: Vec<RgbImage> = images.iter().map(scaled).collect();
+            });
+            let references: Vec<RgbImage> = scaled.collect();
             let seeds = vec![42];
             let edit = Edit { positive, negative: None, guidance_scale: 1.0, steps, seeds, width_px, height_px };
             Ok(model.generate(&edit, &references, &Watch::new(|_| ()))?)
@@ -147,7 +150,8 @@ impl Bench {
         match name {
             "velocity" => {
                 let moments = self.model.conditionings(&[inputs.number("timestep")? as f32])?;
-                let (tokens, text) = (inputs.values("tokens")?, inputs.values("text")?);
+                let tokens = inputs.values("tokens")?;
+                let text = inputs.values("text")?;
                 write(to, &[("velocity", &self.model.predict(&tokens, &text, &grids(inputs)?, &moments[0])?.velocity)])
             }
             "decode" => write(to, &[("pixels", &self.model.decode(&inputs.values("tokens")?, grids(inputs)?[0])?)]),

@@ -110,12 +110,12 @@ fn switch(engine: &mut StableDiffusion, device: &Device, lora: &str, other: &str
 
 /// `loras`: a file and its scale, again and again.
 fn use_loras(engine: &mut StableDiffusion, device: &Device, loras: &[&str]) -> Result<f64> {
-    let file = |pair: &[&str]| {
+    let files = loras.chunks(2).map(|pair| {
         let [path, scale] = pair else { bail!("a file without a scale: {pair:?}") };
         let scale = scale.parse()?;
         Ok(LoraFile::new(path.into(), scale))
-    };
-    let loras = loras.chunks(2).map(file).collect::<Result<Vec<_>>>()?;
+    });
+    let loras = files.collect::<Result<Vec<_>>>()?;
     timed(device, || Ok(engine.use_loras(&loras)?))
 }
 
@@ -132,8 +132,10 @@ fn stage(engine: &StableDiffusion, name: &str, inputs: &Inputs, to: &str) -> Res
             write(to, &[("states", &states)])
         }
         "unet" => {
-            let (latents, text) = (inputs.values("latents")?, inputs.values("text")?);
-            let (timestep, guidance_scale) = (inputs.number("timestep")?, inputs.number("guidance_scale")?);
+            let latents = inputs.values("latents")?;
+            let text = inputs.values("text")?;
+            let timestep = inputs.number("timestep")?;
+            let guidance_scale = inputs.number("guidance_scale")?;
             write(to, &[("noise", &engine.predict_noise(&latents, timestep, &text, guidance_scale, Tiling::default())?)])
         }
         "decode" => write(to, &[("pixels", &engine.decode(&inputs.values("latents")?, Tiling::default())?)]),

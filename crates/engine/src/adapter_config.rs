@@ -9,7 +9,7 @@ use super::module_pattern::ModulePattern;
 
 /// More patterns than a model has modules.
 const MAX_PATTERNS: usize = 4_096;
-/// More expressions than anybody writes by hand; diffusers writes names.
+/// More expressions than anyone writes by hand; diffusers writes names.
 const MAX_EXPRESSIONS: usize = 64;
 /// What PEFT 0.21 takes for `r` and for alpha where nothing is written.
 const DEFAULT: f64 = 8.0;
@@ -100,8 +100,7 @@ pub(super) fn header_configs(text: &str) -> Result<AdapterConfigs, String> {
         let (component, key) = name.split_once('.').unwrap_or(("", &name));
         components.entry(component.to_owned()).or_default().insert(key.to_owned(), value);
     }
-    let read = |(component, config)| Ok((component, AdapterConfig::read(config)?));
-    components.into_iter().map(read).collect()
+    components.into_iter().map(|(component, config)| Ok((component, AdapterConfig::read(config)?))).collect()
 }
 
 /// Reads an `adapter_config.json` as PEFT's `save_pretrained` writes it.
@@ -140,15 +139,18 @@ fn refuse_variants(others: &Map<String, Value>) -> Result<(), String> {
         "megatron_config",
         "modules_to_save",
     ];
-    let unset = |value: &Value| match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(entries) => entries.is_empty(),
-        Value::Object(entries) => entries.is_empty(),
-        _ => false,
-    };
-    match VARIANTS.iter().find(|name| others.get(**name).is_some_and(|value| !unset(value))) {
+    match VARIANTS.iter().find(|name| others.get(**name).is_some_and(is_set)) {
         Some(name) => Err(format!("{name} is set, which is not supported")),
         None => Ok(()),
+    }
+}
+
+fn is_set(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(entries) => !entries.is_empty(),
+        Value::Object(entries) => !entries.is_empty(),
+        _ => true,
     }
 }
 

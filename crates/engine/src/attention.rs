@@ -63,14 +63,18 @@ fn attend_in_blocks(
         tensor.reshape((batch, tokens, heads, channels / heads))?.transpose(1, 2)?.flatten_to(1)?.contiguous()
     };
     let scale = ((channels / heads) as f64).sqrt().recip();
-    let (query, key, value) = (by_head(&(query * scale)?)?, by_head(key)?, by_head(value)?);
+    let query = by_head(&(query * scale)?)?;
+    let key = by_head(key)?;
+    let value = by_head(value)?;
     let (count, places, _) = key.dims3()?;
     let rows = (max_scores / places).clamp(1, tokens);
     let at_once = (max_scores / (places * rows)).clamp(1, count);
     let mut attended = Vec::with_capacity(count.div_ceil(at_once));
     for first in (0..count).step_by(at_once) {
         let some = |tensor: &Tensor| tensor.narrow(0, first, at_once.min(count - first));
-        let (queries, keys, values) = (some(&query)?, some(&key)?.transpose(1, 2)?, some(&value)?);
+        let queries = some(&query)?;
+        let keys = some(&key)?.transpose(1, 2)?;
+        let values = some(&value)?;
         let mut blocks = Vec::with_capacity(tokens.div_ceil(rows));
         for row in (0..tokens).step_by(rows) {
             let block = queries.narrow(1, row, rows.min(tokens - row))?.contiguous()?;
@@ -101,7 +105,9 @@ mod tests {
     #[test]
     fn blocks_of_any_size_join_to_what_our_kernel_gives() -> Result<()> {
         let draw = || Tensor::randn(0.0_f32, 1.0, (2, 23, 12), &Device::Cpu);
-        let (query, key, value) = (draw()?, draw()?, draw()?);
+        let query = draw()?;
+        let key = draw()?;
+        let value = draw()?;
         for causal in [false, true] {
             let whole = attended(&query, &key, &value, 3, causal)?;
             for max_scores in [1, 23 * 5, 23 * 23, 23 * 23 * 2, MAX_SCORES] {

@@ -48,7 +48,7 @@ pub fn open() -> std::result::Result<Device, EngineError> {
     Ok(device)
 }
 
-/// What a model is kept and computed in where nobody says otherwise: f16 on a GPU, f32 on a CPU, which has nothing faster.
+/// What a model is kept and computed in where no one says otherwise: f16 on a GPU, f32 on a CPU, which has nothing faster.
 #[must_use]
 pub fn default_dtype(device: &Device) -> DType {
     if device.is_cpu() { DType::F32 } else { DType::F16 }

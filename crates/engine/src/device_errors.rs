@@ -1,4 +1,4 @@
-//! Tells the faults of a CUDA device that leave no way back from those that the next job may not have.
+//! Distinguishes the faults of a CUDA device that leave no way back from those that the next job may not have.
 
 use super::EngineError;
 
@@ -23,7 +23,7 @@ const STICKY: [&str; 16] = [
     "CUDA_ERROR_MPS_CLIENT_TERMINATED",
 ];
 
-/// The error, as [`EngineError::Fatal`] if it is one. The libraries below tell them apart only in their messages, and some
+/// The error, as [`EngineError::Fatal`] if it is one. The libraries below distinguish them only in their messages, and some
 /// of them panic instead.
 pub(super) fn classify(error: EngineError) -> EngineError {
     let problem = match &error {
@@ -34,7 +34,7 @@ pub(super) fn classify(error: EngineError) -> EngineError {
     if STICKY.iter().any(|name| problem.contains(name)) { EngineError::Fatal { problem } } else { error }
 }
 
-/// The error, as [`EngineError::OutOfMemory`] if it is one. Candle tells a device without memory from other faults only in its message.
+/// The error, as [`EngineError::OutOfMemory`] if it is one. Candle distinguishes a device without memory from other faults only in its message.
 pub(super) fn classify_memory_error(error: EngineError) -> EngineError {
     match error {
         EngineError::Candle(error) if error.to_string().to_lowercase().contains("out_of_memory") => {

@@ -107,7 +107,8 @@ impl Conv {
             };
             return added(before, output);
         }
-        let (stride, doubled) = (self.0.config().stride, height != images.dim(2)?);
+        let stride = self.0.config().stride;
+        let doubled = height != images.dim(2)?;
         let convolution = convolution::Convolution { in_channels, out_channels, height, width, kernel, stride, doubled };
         let (out_height, out_width) = convolution.out_sides();
         let shape = (batch, out_channels, out_height, out_width);
@@ -137,7 +138,8 @@ pub(super) struct GroupNorm {
 }
 
 pub(super) fn group_norm(groups: usize, channels: usize, eps: f64, vb: &VarBuilder) -> Result<GroupNorm> {
-    let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
+    let weight = vb.get(channels, "weight")?;
+    let bias = vb.get(channels, "bias")?;
     let norm = candle_nn::GroupNorm::new(weight.clone(), bias.clone(), channels, groups, eps)?;
     Ok(GroupNorm { norm, weight, bias, groups, eps })
 }
@@ -157,7 +159,9 @@ impl GroupNorm {
         if hidden.dim(1)? != self.weight.dim(0)? {
             return Err(Error::msg(format!("a group norm of {:?} channels got {:?}", self.weight.dims(), hidden.dims())));
         }
-        let (groups, eps, places) = (self.groups, self.eps as f32, hidden.dims()[2..].iter().product());
+        let groups = self.groups;
+        let eps = self.eps as f32;
+        let places = hidden.dims()[2..].iter().product();
         let output = with_values([Some(hidden), Some(&self.weight), Some(&self.bias), None], |[hidden, weight, bias, _]| {
             norm::GroupNorm { weight, bias, groups, eps, silu }.run(hidden, places)
         })?;
@@ -174,7 +178,8 @@ pub(super) struct LayerNorm {
 }
 
 pub(super) fn layer_norm(channels: usize, eps: f64, vb: &VarBuilder) -> Result<LayerNorm> {
-    let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
+    let weight = vb.get(channels, "weight")?;
+    let bias = vb.get(channels, "bias")?;
     let norm = candle_nn::LayerNorm::new(weight.clone(), bias.clone(), eps);
     Ok(LayerNorm { norm, weight, bias, eps })
 }

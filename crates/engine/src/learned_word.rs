@@ -9,8 +9,8 @@ pub(crate) const MAX_VECTORS: usize = 128;
 /// Says what is allowed.
 pub(crate) fn check_word(word: &str) -> Result<(), String> {
     const MAX_CHARS: usize = 64;
-    let allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '(' | ')' | '[' | ']' | ':' | '\\');
-    if (1..=MAX_CHARS).contains(&word.len()) && word.chars().all(allowed) {
+    let is_plain = word.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '(' | ')' | '[' | ']' | ':' | '\\'));
+    if (1..=MAX_CHARS).contains(&word.len()) && is_plain {
         return Ok(());
     }
     let beginning: String = word.chars().take(MAX_CHARS).collect();

@@ -17,6 +17,7 @@ pub mod noise;
 mod original_names;
 pub mod pixels;
 pub mod qwen;
+mod recent;
 pub mod resample;
 pub mod schedule;
 pub mod sd;
@@ -268,7 +269,7 @@ impl Watch {
         self.cancel.store(true, Ordering::Relaxed);
     }
 
-    /// Tells the outside whether the LoRAs had to be merged.
+    /// Reports whether the LoRAs had to be merged.
     pub fn loras_ready(&self, cache_hit: bool) {
         self.lock().lora_cache_hit = Some(cache_hit);
     }
@@ -284,7 +285,7 @@ impl Watch {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the outside how far the generation is.
+    /// Reports how far the generation is.
     ///
     /// # Errors
     /// [`EngineError::Cancelled`] when the generation is to stop.

@@ -67,8 +67,7 @@ impl ModulePattern {
                 Ok(bounded && self.written.bytes().zip(tail).all(|(wanted, found)| wanted == b'.' || wanted == *found))
             }
             Kind::Expression(expression) => {
-                let failed = |error| format!("the pattern {:?} cannot be matched ({error})", self.written);
-                expression.is_match(name).map_err(failed)
+                expression.is_match(name).map_err(|error| format!("the pattern {:?} cannot be matched ({error})", self.written))
             }
         }
     }

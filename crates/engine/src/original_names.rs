@@ -68,7 +68,8 @@ impl Layout {
         let mut start = 0;
         for (level, layers) in layers_per_block.iter().enumerate() {
             for layer in 0..*layers {
-                let (new, old) = (format!("down_blocks.{level}"), format!("input_blocks.{}", start + 1 + layer));
+                let new = format!("down_blocks.{level}");
+                let old = format!("input_blocks.{}", start + 1 + layer);
                 add(format!("{new}.resnets.{layer}"), format!("{old}.0"), Parts::Residual);
                 add(format!("{new}.attentions.{layer}"), format!("{old}.1"), Parts::Alike);
             }
@@ -79,7 +80,8 @@ impl Layout {
         start = 0;
         for (level, (layers, has_attention)) in layers_per_block.iter().rev().zip(attention_up).enumerate() {
             for layer in 0..=*layers {
-                let (new, old) = (format!("up_blocks.{level}"), format!("output_blocks.{}", start + layer));
+                let new = format!("up_blocks.{level}");
+                let old = format!("output_blocks.{}", start + layer);
                 add(format!("{new}.resnets.{layer}"), format!("{old}.0"), Parts::Residual);
                 if *has_attention {
                     add(format!("{new}.attentions.{layer}"), format!("{old}.1"), Parts::Alike);
@@ -96,7 +98,8 @@ impl Layout {
     /// Reads it off the names of a UNet's modules in diffusers' spelling, such as `down_blocks.0.resnets.1.conv1`.
     pub(super) fn of<'a>(modules: impl Iterator<Item = &'a str>) -> Self {
         let mut resnets: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-        let (mut levels, mut with_attention) = (BTreeSet::new(), BTreeSet::new());
+        let mut levels = BTreeSet::new();
+        let mut with_attention = BTreeSet::new();
         for module in modules {
             let mut parts = module.split('.');
             match [parts.next(), parts.next(), parts.next(), parts.next()] {
@@ -168,7 +171,9 @@ pub(super) fn vae_name(old: &str, levels: usize) -> Option<String> {
     let (side, rest) = old.split_once('.')?;
     let renamed = VAE.iter().fold(rest.to_owned(), |name, (old, new)| replaced_part(&name, old, new));
     let mut parts = renamed.splitn(3, '.');
-    let (first, level, tail) = (parts.next()?, parts.next(), parts.next());
+    let first = parts.next()?;
+    let level = parts.next();
+    let tail = parts.next();
     let block = match (first, level.and_then(|level| level.parse::<usize>().ok()), tail) {
         ("up", Some(level), Some(tail)) => format!("up_blocks.{}.{tail}", levels.checked_sub(level + 1)?),
         ("down", Some(level), Some(tail)) => format!("down_blocks.{level}.{tail}"),

@@ -43,7 +43,8 @@ fn sinc(x: f64) -> f64 {
 /// what lies between both passes has 8 bits again (Pillow 12, `libImaging/Resample.c`).
 #[must_use]
 pub fn resize(image: &RgbImage, width_px: u32, height_px: u32, filter: Filter) -> RgbImage {
-    let (width_px, height_px) = (width_px.max(1), height_px.max(1));
+    let width_px = width_px.max(1);
+    let height_px = height_px.max(1);
     let wide = if image.width() == width_px { image.clone() } else { resize_rows(image, width_px, filter) };
     if image.height() == height_px { wide } else { resize_columns(&wide, height_px, filter) }
 }
@@ -58,17 +59,16 @@ fn taps(from: u32, to: u32, filter: Filter) -> Vec<Taps> {
     let scale = f64::from(from) / f64::from(to);
     let stretch = scale.max(1.0);
     let support = filter.support() * stretch;
-    let at = |index: u32| {
+    let taps = (0..to).map(|index| {
         let centre = (f64::from(index) + 0.5) * scale;
         let first = (centre - support + 0.5).max(0.0) as usize;
         let end = ((centre + support + 0.5) as usize).min(from as usize);
-        let weight = |place: usize| filter.weight((place as f64 - centre + 0.5) / stretch);
-        let weights: Vec<f64> = (first..end).map(weight).collect();
+        let weights: Vec<f64> = (first..end).map(|place| filter.weight((place as f64 - centre + 0.5) / stretch)).collect();
         let sum: f64 = weights.iter().sum();
-        let fixed = |weight: &f64| (weight / sum * f64::from(1_u32 << PRECISION)).round() as i32;
-        Taps { first, weights: weights.iter().map(fixed).collect() }
-    };
-    (0..to).map(at).collect()
+        let fixed = weights.iter().map(|weight| (weight / sum * f64::from(1_u32 << PRECISION)).round() as i32);
+        Taps { first, weights: fixed.collect() }
+    });
+    taps.collect()
 }
 
 fn clamped(sum: i32) -> u8 {

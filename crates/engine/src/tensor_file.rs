@@ -103,8 +103,9 @@ impl TensorFile {
     /// When they cannot be read, or the file has become shorter.
     pub(super) fn read_at(&self, info: &TensorInfo, from: usize, bytes: &mut [u8]) -> Result<(), EngineError> {
         let place = self.start + (info.data_offsets.0 + from) as u64;
-        let wrong = |error: std::io::Error| EngineError::Checkpoint { path: self.path.clone(), problem: error.to_string() };
-        self.file.read_exact_at(bytes, place).map_err(wrong)
+        self.file
+            .read_exact_at(bytes, place)
+            .map_err(|error| EngineError::Checkpoint { path: self.path.clone(), problem: error.to_string() })
     }
 
     /// One tensor in the format it is kept in.
@@ -112,8 +113,9 @@ impl TensorFile {
     /// # Errors
     /// When it is not there, cannot be read, or is in a format that candle has not.
     pub(super) fn load(&self, name: &str, device: &Device) -> Result<Tensor, EngineError> {
-        let wrong = |problem: String| EngineError::Checkpoint { path: self.path.clone(), problem };
-        let info = self.info(name).ok_or_else(|| wrong(format!("{name} is missing")))?;
+        let info = self
+            .info(name)
+            .ok_or_else(|| EngineError::Checkpoint { path: self.path.clone(), problem: format!("{name} is missing") })?;
         let (from, to) = info.data_offsets;
         let mut bytes = vec![0; to - from];
         self.read_at(info, 0, &mut bytes)?;

@@ -18,13 +18,13 @@ struct Command {
     reply: Box<dyn FnOnce(Generated) + Send>,
 }
 
-/// A place in a batch: whoever has one hands in a request, or drops it and is not waited for any more.
+/// A place in a batch: its owner hands in a request, or drops it and is not waited for any more.
 pub struct BatchSlot {
     place: usize,
     batch: Arc<Batch>,
 }
 
-/// Requests that are generated together, once nobody is left who might hand in another.
+/// Requests that are generated together, once no one is left who might hand in another.
 struct Batch {
     batches: mpsc::Sender<Vec<Command>>,
     handed_in: Mutex<Vec<(usize, Command)>>,

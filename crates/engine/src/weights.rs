@@ -51,8 +51,10 @@ impl Weights {
         let packed = directory.join(PACKED);
         let mut files = Vec::new();
         if packed.is_file() {
-            let known = |name: &str| components.iter().any(|component| name.split('.').next() == Some(component));
-            files.push(Named::open(&packed, |name| known(name).then(|| name.to_owned()))?);
+            files.push(Named::open(&packed, |name| {
+                let is_asked_for = components.iter().any(|component| name.split('.').next() == Some(component));
+                is_asked_for.then(|| name.to_owned())
+            })?);
         } else {
             for component in components {
                 for file in component_files(&directory.join(component))? {
@@ -70,7 +72,7 @@ impl Weights {
         vae_levels: usize,
         (dtype, device): (DType, &Device),
     ) -> std::result::Result<Self, EngineError> {
-        let renamed = |name: &str| {
+        let named = Named::open(file, |name| {
             if let Some(name) = name.strip_prefix("model.diffusion_model.") {
                 let (module, kind) = name.rsplit_once('.')?;
                 return Some(format!("unet.{}.{kind}", unet.new_name(module)?));
@@ -82,8 +84,7 @@ impl Weights {
                 return Some(format!("text_encoder.text_model.{}", open_clip_name(name)?));
             }
             name.strip_prefix("cond_stage_model.transformer.").map(|name| canonical(&format!("text_encoder.{name}")))
-        };
-        let named = Named::open(file, renamed)?;
+        })?;
         let has = |component: &str| named.names.iter().any(|(ours, _)| ours.starts_with(component));
         let missing = match (named.names.is_empty(), has("unet."), has("vae."), has("text_encoder.")) {
             (true, ..) => {
@@ -172,7 +173,7 @@ impl Weights {
     }
 }
 
-/// Base and overlay as one source of tensors; notes what does not fit, so that all of it can be told at once.
+/// Base and overlay as one source of tensors; notes what does not fit, so that all of it can be reported at once.
 struct View {
     base: Arc<Tensors>,
     overlay: Arc<Tensors>,
@@ -252,7 +253,8 @@ pub(super) fn build_from<M>(
             }
         }
     }
-    let (problems, bytes) = (Arc::default(), Arc::new(AtomicU64::new(0)));
+    let problems = Arc::default();
+    let bytes = Arc::new(AtomicU64::new(0));
     let source = OnDemand { files, index, problems: Arc::clone(&problems), bytes: Arc::clone(&bytes) };
     let directory = source.files.first().map(|file| file.path().with_file_name("")).unwrap_or_default();
     let module = module(&VarBuilder::from_backend(Box::new(source), dtype, device.clone()));
@@ -263,7 +265,7 @@ pub(super) fn build_from<M>(
     }
 }
 
-/// Files as a source of tensors; notes what does not fit, so that all of it can be told at once.
+/// Files as a source of tensors; notes what does not fit, so that all of it can be reported at once.
 struct OnDemand {
     files: Vec<TensorFile>,
     /// Place of the file and name in it, by the module's name.
@@ -333,8 +335,10 @@ impl Named {
     }
 
     fn stored(&self) -> impl Iterator<Item = (&String, Stored<'_>)> {
-        let stored = |name: &String| Some(Stored { file: &self.file, info: self.file.info(name)? });
-        self.names.iter().filter_map(move |(ours, name)| Some((ours, stored(name)?)))
+        self.names.iter().filter_map(|(ours, name)| {
+            let info = self.file.info(name)?;
+            Some((ours, Stored { file: &self.file, info }))
+        })
     }
 }
 

@@ -22,7 +22,8 @@ impl Attention {
     #[must_use]
     pub fn run(&self, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f32> {
         let Self { batch, channels, heads, .. } = *self;
-        let (tokens, places) = (query.len() / batch / channels, key.len() / batch / channels);
+        let tokens = query.len() / batch / channels;
+        let places = key.len() / batch / channels;
         let width = channels / heads;
         let values = elementwise::transpose(value, places, channels);
         let mut out = vec![0.0; query.len()];
@@ -32,7 +33,8 @@ impl Attention {
         blocks.into_par_iter().for_each_init(
             || (vec![0.0; width * PANEL], vec![0.0; places.next_multiple_of(ROWS) * PANEL]),
             |(queries, scores), (block, out)| {
-                let (image, first) = (block / per_image, block % per_image * PANEL);
+                let image = block / per_image;
+                let first = block % per_image * PANEL;
                 for head in 0..heads {
                     let count = out.len() / channels;
                     transpose(query, channels, image * tokens + first, count, head * width, width, queries);
@@ -46,7 +48,8 @@ impl Attention {
 
     /// The results of one block of queries, from place `from` on, in the channels of one head. `queries`: (width, 48).
     fn head(&self, head: &Head<'_>, from: usize, queries: &mut [f32], scores: &mut [f32], out: &mut [f32]) {
-        let (channels, width) = (self.channels, self.channels / self.heads);
+        let channels = self.channels;
+        let width = self.channels / self.heads;
         let Head { image, first, places, .. } = *head;
         let columns = out.len() / channels;
         // No query of the block sees what is behind its last one.
@@ -56,8 +59,14 @@ impl Attention {
             *number *= scale;
         }
         for place in (0..seen).step_by(ROWS) {
-            let row = |index: usize| (image * places + (place + index).min(places - 1)) * channels + first;
-            tile::multiply(head.key, std::array::from_fn(row), width, queries, columns, &mut scores[place * PANEL..]);
+            tile::multiply(
+                head.key,
+                std::array::from_fn(|index| (image * places + (place + index).min(places - 1)) * channels + first),
+                width,
+                queries,
+                columns,
+                &mut scores[place * PANEL..],
+            );
         }
         if self.causal {
             for (place, row) in scores.chunks_exact_mut(PANEL).enumerate().take(seen).skip(from) {
@@ -67,8 +76,14 @@ impl Attention {
         let sums = vectorised!(|rounding| exponentials(&mut scores[..seen * PANEL], rounding));
         let mut sum = [0.0; ROWS * PANEL];
         for channel in (0..width).step_by(ROWS) {
-            let row = |index: usize| (image * channels + first + (channel + index).min(width - 1)) * places;
-            tile::multiply(head.values, std::array::from_fn(row), seen, scores, columns, &mut sum);
+            tile::multiply(
+                head.values,
+                std::array::from_fn(|index| (image * channels + first + (channel + index).min(width - 1)) * places),
+                seen,
+                scores,
+                columns,
+                &mut sum,
+            );
             let height = ROWS.min(width - channel);
             for (column, out) in out.chunks_exact_mut(channels).enumerate() {
                 for (index, out) in out[first + channel..][..height].iter_mut().enumerate() {
@@ -94,7 +109,8 @@ struct Head<'a> {
 /// Each column's values to e to the (number - the column's largest); returns the columns' sums.
 #[inline(always)]
 fn exponentials(scores: &mut [f32], rounding: Rounding) -> [f32; PANEL] {
-    let (mut largest, mut sums) = ([f32::NEG_INFINITY; PANEL], [0.0; PANEL]);
+    let mut largest = [f32::NEG_INFINITY; PANEL];
+    let mut sums = [0.0; PANEL];
     for row in scores.chunks_exact(PANEL) {
         for (largest, number) in largest.iter_mut().zip(row) {
             *largest = if *number > *largest { *number } else { *largest };

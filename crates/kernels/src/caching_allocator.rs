@@ -24,12 +24,12 @@ const PAGE: usize = 4096;
 const HUGE: usize = 2 << 20;
 /// Larger blocks are left to the system: hardly a weight is, and for a VAE's, which are too large to be kept, the kernel took longer to find huge
 /// pages than they saved (a decode of 512x512 in 8.6 s in place of 8.2).
-const MOST_HUGE: usize = 127 << 20;
+const MAX_HUGE: usize = 127 << 20;
 /// Sizes of blocks from one power of two to the next.
 const CLASSES: usize = 8;
-const MOST_BLOCKS: usize = 64;
+const MAX_BLOCKS: usize = 64;
 /// Bytes that are kept, however many blocks they are.
-const MOST_BYTES: usize = 1 << 30;
+const MAX_BYTES: usize = 1 << 30;
 
 #[global_allocator]
 static ALLOCATOR: CachingAllocator = CachingAllocator::new();
@@ -47,7 +47,7 @@ struct CachingAllocator {
 
 struct Kept {
     /// The first `count` of them hold a block, the one freed first in front.
-    blocks: [Block; MOST_BLOCKS],
+    blocks: [Block; MAX_BLOCKS],
     count: usize,
     bytes: usize,
 }
@@ -58,13 +58,13 @@ struct Block {
     size: usize,
 }
 
-// SAFETY: a kept block belongs to nobody else.
+// SAFETY: a kept block belongs to no one else.
 unsafe impl Send for Block {}
 
 impl CachingAllocator {
     const fn new() -> Self {
         let none = Block { start: std::ptr::null_mut(), size: 0 };
-        Self { is_on: AtomicBool::new(false), kept: Mutex::new(Kept { blocks: [none; MOST_BLOCKS], count: 0, bytes: 0 }) }
+        Self { is_on: AtomicBool::new(false), kept: Mutex::new(Kept { blocks: [none; MAX_BLOCKS], count: 0, bytes: 0 }) }
     }
 
     fn turn_on(&self) {
@@ -88,10 +88,10 @@ impl CachingAllocator {
 
     fn keep(&self, block: Block) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        while kept.count > 0 && (kept.count == MOST_BLOCKS || kept.bytes + block.size > MOST_BYTES) {
+        while kept.count > 0 && (kept.count == MAX_BLOCKS || kept.bytes + block.size > MAX_BYTES) {
             kept.remove(0).give_back();
         }
-        if block.size > MOST_BYTES {
+        if block.size > MAX_BYTES {
             return block.give_back();
         }
         let count = kept.count;
@@ -128,7 +128,7 @@ fn class(layout: Layout) -> Option<usize> {
 }
 
 fn is_huge(size: usize) -> bool {
-    (HUGE..=MOST_HUGE).contains(&size)
+    (HUGE..=MAX_HUGE).contains(&size)
 }
 
 fn large(size: usize) -> Layout {
@@ -137,7 +137,7 @@ fn large(size: usize) -> Layout {
     unsafe { Layout::from_size_align_unchecked(size, align) }
 }
 
-/// A block that nobody has used yet; null where there is no memory.
+/// A block that no one has used yet; null where there is no memory.
 fn fresh(size: usize) -> *mut u8 {
     // SAFETY: a class is never empty.
     let start = unsafe { System.alloc(large(size)) };
@@ -150,7 +150,7 @@ fn fresh(size: usize) -> *mut u8 {
 
 /// A block of zeros that is a mapping of its own; null where there is no memory.
 fn mapped(size: usize) -> *mut u8 {
-    // SAFETY: new memory at a place that the system chooses is nobody's.
+    // SAFETY: new memory at a place that the system chooses is no one's.
     let start =
         unsafe { mmap_anonymous(std::ptr::null_mut(), size + ALIGN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) };
     // SAFETY: the mapping is longer than that.
@@ -162,7 +162,7 @@ fn is_mapped(start: *mut u8) -> bool {
 }
 
 /// # Safety
-/// `start` and `size` are those of a mapped block that nobody uses.
+/// `start` and `size` are those of a mapped block that no one uses.
 unsafe fn unmap(start: *mut u8, size: usize) {
     // SAFETY: the block is the whole mapping but for its first bytes. It fails for addresses alone that are no pages.
     let _ = unsafe { munmap(start.sub(ALIGN).cast(), size + ALIGN) };
@@ -201,7 +201,7 @@ unsafe impl GlobalAlloc for CachingAllocator {
         match class(layout) {
             // SAFETY: the caller's promises are the system's.
             None => unsafe { System.dealloc(start, layout) },
-            // SAFETY: the caller promises that it has the layout that it was made for, and that nobody uses it.
+            // SAFETY: the caller promises that it has the layout that it was made for, and that no one uses it.
             Some(size) if is_mapped(start) => unsafe { unmap(start, size) },
             Some(size) => self.keep(Block { start, size }),
         }
@@ -300,17 +300,17 @@ mod tests {
     fn no_more_is_kept_than_was_said() {
         let caching_allocator = turned_on();
         // SAFETY: never written, freed once.
-        let starts: Vec<*mut u8> = (0..MOST_BLOCKS + 20).map(|_| unsafe { caching_allocator.alloc(LARGE) }).collect();
+        let starts: Vec<*mut u8> = (0..MAX_BLOCKS + 20).map(|_| unsafe { caching_allocator.alloc(LARGE) }).collect();
         for start in starts {
             // SAFETY: as above.
             unsafe { caching_allocator.dealloc(start, LARGE) };
         }
-        let huge = Layout::from_size_align(MOST_BYTES - (3 << 20), 8).expect("a layout");
+        let huge = Layout::from_size_align(MAX_BYTES - (3 << 20), 8).expect("a layout");
         for _ in 0..2 {
             // SAFETY: as above.
             unsafe { caching_allocator.dealloc(caching_allocator.alloc(huge), huge) };
         }
         let kept = caching_allocator.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(kept.count < MOST_BLOCKS && kept.bytes <= MOST_BYTES, "{} blocks, {} bytes", kept.count, kept.bytes);
+        assert!(kept.count < MAX_BLOCKS && kept.bytes <= MAX_BYTES, "{} blocks, {} bytes", kept.count, kept.bytes);
     }
 }

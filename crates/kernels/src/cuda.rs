@@ -40,7 +40,7 @@ pub fn pinned<T: DeviceRepr + ValidAsZeroBits>(
     count: usize,
 ) -> Result<PinnedHostSlice<T>, DriverError> {
     // The flag 0 is plain, cached memory: files are read into it by the processor.
-    // SAFETY: it is `count` values long, nobody else has it yet, and zeros are values of every such `T`.
+    // SAFETY: it is `count` values long, no one else has it yet, and zeros are values of every such `T`.
     unsafe {
         let mut memory = context.alloc_pinned_with_flags::<T>(count, 0)?;
         memory.as_mut_ptr()?.write_bytes(0, count);
@@ -111,7 +111,8 @@ impl Fp8Gemm {
         let (input, _input_in_use) = input.device_ptr(&self.stream);
         let (out, _out_in_use) = out.device_ptr_mut(&self.stream);
         let (workspace, _workspace_in_use) = self.workspace.device_ptr(&self.stream);
-        let (alpha, beta) = (1.0_f32, 0.0_f32);
+        let alpha = 1.0_f32;
+        let beta = 0.0_f32;
         // SAFETY: the matrices are as large as their layouts say (checked above), and in use until the stream is done with them; the
         // values are f32, as the description says; with a beta of 0 what is in `out` is not read.
         unsafe {
@@ -149,7 +150,8 @@ impl Fp8Gemm {
         let preference = Preference::new()?;
         // SAFETY: everything handed over was made above and lives until the call returns.
         let advised = unsafe {
-            let (description, outputs) = (description.0, outputs.0);
+            let description = description.0;
+            let outputs = outputs.0;
             result::get_matmul_algo_heuristic(self.handle, description, weights.0, inputs.0, outputs, outputs, preference.0)?
         };
         chosen.insert(sides, advised.algo);
@@ -159,7 +161,7 @@ impl Fp8Gemm {
 
 impl Drop for Fp8Gemm {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and nobody uses it any more.
+        // SAFETY: made by `new`, and no one uses it any more.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
@@ -175,7 +177,7 @@ impl Layout {
 
 impl Drop for Layout {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and nobody uses it any more.
+        // SAFETY: made by `new`, and no one uses it any more.
         let _ = unsafe { result::destroy_matrix_layout(self.0) };
     }
 }
@@ -185,7 +187,8 @@ struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {
     fn new() -> Result<Self, CublasError> {
-        let (sums, factors) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F);
+        let sums = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let factors = sys::cudaDataType_t::CUDA_R_32F;
         let description = Self(result::create_matmul_desc(sums, factors)?);
         // `CUBLAS_OP_T`, which cudarc has with cuBLAS alone.
         let transposed = 1_i32;
@@ -201,7 +204,7 @@ impl Description {
 
 impl Drop for Description {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and nobody uses it any more.
+        // SAFETY: made by `new`, and no one uses it any more.
         let _ = unsafe { result::destroy_matmul_desc(self.0) };
     }
 }
@@ -223,7 +226,7 @@ impl Preference {
 
 impl Drop for Preference {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and nobody uses it any more.
+        // SAFETY: made by `new`, and no one uses it any more.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
     }
 }

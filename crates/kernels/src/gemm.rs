@@ -31,7 +31,8 @@ impl Linear<'_> {
     #[must_use]
     pub fn run(&self, input: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
         let depth = self.in_features;
-        let (tokens, features) = (input.len() / depth, self.weight.len() / depth);
+        let tokens = input.len() / depth;
+        let features = self.weight.len() / depth;
         let mut out = vec![0.0; tokens * features];
         let shared = Shared::new(&mut out);
         // Values of one token, of the features from `first` on.
@@ -106,7 +107,8 @@ impl Share {
 
     /// The block of a task, and its rows.
     pub(crate) fn of(&self, task: usize) -> (usize, Range<usize>) {
-        let (block, part) = (task / self.parts(), task % self.parts());
+        let block = task / self.parts();
+        let part = task % self.parts();
         (block, part * self.height..((part + 1) * self.height).min(self.rows))
     }
 }

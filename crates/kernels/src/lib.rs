@@ -10,6 +10,7 @@ pub mod attention;
 #[cfg(not(feature = "cuda"))]
 pub mod caching_allocator;
 pub mod convolution;
+mod convolve;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod elementwise;

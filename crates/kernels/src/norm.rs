@@ -68,7 +68,8 @@ impl LayerNorm<'_> {
         let mut out = vec![0.0; input.len()];
         out.par_chunks_mut(channels).zip(input.par_chunks(channels)).with_min_len(16).for_each(|(out, input)| {
             let (mean, variance) = moments(input);
-            let (centre, scale) = (mean as f32, (variance + f64::from(self.eps)).sqrt().recip() as f32);
+            let centre = mean as f32;
+            let scale = (variance + f64::from(self.eps)).sqrt().recip() as f32;
             vectorised!(|rounding| {
                 let learned = self.weight.iter().zip(self.bias);
                 for ((out, x), (weight, bias)) in out.iter_mut().zip(input).zip(learned) {
@@ -101,7 +102,8 @@ impl ChannelNorm<'_> {
         let shared = Shared::new(&mut out);
         let blocks = places.div_ceil(BLOCK);
         (0..input.len() / length * blocks).into_par_iter().for_each(|block| {
-            let (image, first) = (block / blocks * length, block % blocks * BLOCK);
+            let image = block / blocks * length;
+            let first = block % blocks * BLOCK;
             let count = BLOCK.min(places - first);
             let row = |channel: usize| image + channel * places + first;
             vectorised!(|rounding| {
@@ -137,14 +139,17 @@ fn map(out: &mut [f32], input: &[f32], function: impl Fn(f32) -> f32) {
 /// Mean and variance: of chunks that stay in the first-level cache, joined as Chan, Golub and `LeVeque` 1979 do.
 fn moments(values: &[f32]) -> (f64, f64) {
     const CHUNK: usize = 4096;
-    let (mut count, mut mean, mut squares) = (0.0, 0.0, 0.0);
+    let mut count = 0.0;
+    let mut mean = 0.0;
+    let mut squares = 0.0;
     for chunk in values.chunks(CHUNK) {
         let here = chunk.len() as f64;
         let (centre, around) = vectorised!(|_| {
             let centre = sum(chunk, |x| x) / here;
             (centre, sum(chunk, |x| (x - centre as f32) * (x - centre as f32)))
         });
-        let (apart, all) = (centre - mean, count + here);
+        let apart = centre - mean;
+        let all = count + here;
         squares += around + apart * apart * count * here / all;
         mean += apart * here / all;
         count = all;

@@ -33,7 +33,8 @@ fn multiply_with(
         // SAFETY: the instructions were detected; rows, panel and result hold what is read and written, asserted above.
         #[cfg(target_arch = "x86_64")]
         Vectors::Avx512 => unsafe {
-            let (panel, out) = (panel.as_ptr(), out.as_mut_ptr());
+            let panel = panel.as_ptr();
+            let out = out.as_mut_ptr();
             match columns.div_ceil(16) {
                 0 | 1 => avx512::<1>(rows, depth, panel, out),
                 2 => avx512::<2>(rows, depth, panel, out),
@@ -137,15 +138,16 @@ mod tests {
         let panel: Vec<f32> = (0..depth * PANEL).map(|n| number(n + 7)).collect();
         // Rows that overlap, and one that is there twice.
         let rows = [0, depth, 2 * depth, 5, 7 * depth, depth, 8 * depth, 3];
-        let exact = |row: usize, column: usize| -> f64 {
-            (0..depth).map(|k| f64::from(a[rows[row] + k]) * f64::from(panel[k * PANEL + column])).sum()
-        };
         for vectors in Vectors::all() {
             let mut out = vec![f32::NAN; ROWS * PANEL];
             for columns in [1, 16, 17, 24, 25, 33, PANEL] {
                 multiply_with(vectors, &a, rows, depth, &panel, columns, &mut out);
                 for (at, ours) in out.iter().enumerate().filter(|(at, _)| at % PANEL < columns) {
-                    let exact = exact(at / PANEL, at % PANEL);
+                    let products = (0..depth).map(|k| {
+                        let factor = panel[k * PANEL + at % PANEL];
+                        f64::from(a[rows[at / PANEL] + k]) * f64::from(factor)
+                    });
+                    let exact: f64 = products.sum();
                     assert!((f64::from(*ours) - exact).abs() < 1e-5, "{vectors:?}, {at} of {columns}: {ours} for {exact}");
                 }
                 out.fill(f32::NAN);

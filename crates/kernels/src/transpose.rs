@@ -22,7 +22,8 @@ pub(crate) fn transpose(
         let length = BLOCK.min(depth - start);
         for row in (0..count).step_by(BLOCK) {
             let at = (first + row) * width + from + start;
-            let (block, out) = (&matrix[at..], &mut panel[start * PANEL + row..]);
+            let block = &matrix[at..];
+            let out = &mut panel[start * PANEL + row..];
             let rows = BLOCK.min(count - row);
             match *VECTORS {
                 #[cfg(target_arch = "x86_64")]
@@ -58,21 +59,24 @@ unsafe fn avx512(from: *const f32, width: usize, to: *mut f32) {
     // SAFETY: within the 16 rows.
     let rows: [_; BLOCK] = std::array::from_fn(|row| unsafe { _mm512_loadu_ps(from.add(row * width)) });
     let pairs: [_; BLOCK] = std::array::from_fn(|at| {
-        let (a, b) = (rows[at / 2 * 2], rows[at / 2 * 2 + 1]);
+        let a = rows[at / 2 * 2];
+        let b = rows[at / 2 * 2 + 1];
         if at % 2 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) }
     });
     // Of rows 4q to 4q + 3, number 4·quarter + k of each in the quarters of vector 4q + k.
     let fours: [_; BLOCK] = std::array::from_fn(|at| {
-        let (group, k) = (at / 4 * 4, at % 4);
-        let (a, b) = (_mm512_castps_pd(pairs[group + k / 2]), _mm512_castps_pd(pairs[group + 2 + k / 2]));
+        let group = at / 4 * 4;
+        let k = at % 4;
+        let a = _mm512_castps_pd(pairs[group + k / 2]);
+        let b = _mm512_castps_pd(pairs[group + 2 + k / 2]);
         _mm512_castpd_ps(if k % 2 == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) })
     });
     for k in 0..4 {
         let [a, b, c, d] = [fours[k], fours[4 + k], fours[8 + k], fours[12 + k]];
-        let (even_upper, odd_upper) =
-            (_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b));
-        let (even_lower, odd_lower) =
-            (_mm512_shuffle_f32x4::<0b10_00_10_00>(c, d), _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d));
+        let even_upper = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+        let odd_upper = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+        let even_lower = _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d);
+        let odd_lower = _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d);
         let columns = [
             _mm512_shuffle_f32x4::<0b10_00_10_00>(even_upper, even_lower),
             _mm512_shuffle_f32x4::<0b10_00_10_00>(odd_upper, odd_lower),
@@ -92,7 +96,9 @@ mod tests {
 
     #[test]
     fn a_panel_has_the_rows_as_its_columns() {
-        let (width, first, from) = (53, 3, 5);
+        let width = 53;
+        let first = 3;
+        let from = 5;
         let matrix: Vec<f32> = (0..60 * width).map(|number| number as f32).collect();
         for (count, depth) in [(48, 48), (16, 16), (37, 19), (1, 33), (48, 7)] {
             let mut panel = vec![-1.0; depth * PANEL];

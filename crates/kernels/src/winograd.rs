@@ -23,7 +23,7 @@ const ALL_POINTS: [usize; POINTS] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 1
 const LANES: usize = 16;
 /// Values of one point of a task's tiles: they stay in the second-level cache while all rows of weights go over them.
 const POINT_VALUES: usize = 96 << 10;
-const MOST_PANELS: usize = 4;
+const MAX_PANELS: usize = 4;
 
 /// See [`Convolution::run`].
 pub(crate) fn run(c: &Convolution, images: &[f32], weight: &[f32], begin: Begin<'_>) -> Vec<f32> {
@@ -41,7 +41,7 @@ pub(crate) fn run(c: &Convolution, images: &[f32], weight: &[f32], begin: Begin<
         shared: Shared::new(&mut out),
     };
     let panels = panels(c.height.div_ceil(2) * c.width.div_ceil(2));
-    let together = (POINT_VALUES / (c.in_channels * PANEL)).clamp(1, MOST_PANELS);
+    let together = (POINT_VALUES / (c.in_channels * PANEL)).clamp(1, MAX_PANELS);
     let blocks: Vec<&[Range<usize>]> = panels.chunks(together).collect();
     let share = Share::new(batch * blocks.len(), c.out_channels);
     (0..share.tasks()).into_par_iter().for_each_init(
@@ -116,8 +116,10 @@ struct Work<'a> {
 impl Work<'_> {
     /// `rows` of the result in all tiles of `panels`. `seen` and `sums` have a panel for each of these, of each of the 16 points, of each channel.
     fn block(&self, image: usize, panels: &[Range<usize>], rows: Range<usize>, seen: &mut [f32], sums: &mut [f32]) {
-        let (channels, height) = (self.c.in_channels, rows.len());
-        let (seen_len, sums_len) = (channels * PANEL, height.next_multiple_of(ROWS) * PANEL);
+        let channels = self.c.in_channels;
+        let height = rows.len();
+        let seen_len = channels * PANEL;
+        let sums_len = height.next_multiple_of(ROWS) * PANEL;
         let (given_height, given_width) = self.c.given_sides();
         let planes = self.images[image * self.image_len..][..self.image_len].chunks_exact(given_height * given_width);
         for (channel, plane) in planes.enumerate() {
@@ -130,8 +132,8 @@ impl Work<'_> {
         for point in self.points {
             for row in (0..height).step_by(ROWS) {
                 // Rows past the end repeat the last one; their sums are not stored.
-                let offset = |index: usize| ((rows.start + (row + index).min(height - 1)) * POINTS + point) * channels;
-                let offsets = std::array::from_fn(offset);
+                let offsets =
+                    std::array::from_fn(|index| ((rows.start + (row + index).min(height - 1)) * POINTS + point) * channels);
                 for (index, panel) in panels.iter().enumerate() {
                     let seen = &seen[(index * POINTS + point) * seen_len..][..seen_len];
                     let sums = &mut sums[(index * POINTS + point) * sums_len + row * PANEL..];
@@ -151,7 +153,9 @@ impl Work<'_> {
 
     /// Tiles that lie next to each other, and the column of the first of them.
     fn lines(&self, panel: &Range<usize>) -> impl Iterator<Item = (Line, usize)> + use<> {
-        let (first, mut next, end) = (panel.start, panel.start, panel.end);
+        let first = panel.start;
+        let mut next = panel.start;
+        let end = panel.end;
         let in_line = self.c.width.div_ceil(2);
         std::iter::from_fn(move || {
             let line = Line { down: next / in_line, right: next % in_line, count: (in_line - next % in_line).min(end - next) };
@@ -208,15 +212,15 @@ impl Work<'_> {
     /// Aᵀ·m·A of each tile's 16 sums m: 2x2 values of the result's `channel`. `sums`: a number of each point, `stride` apart.
     fn put(&self, channel: usize, line: &Line, sums: &[f32], stride: usize) {
         let count = line.count;
-        let (top, left) = (2 * line.down, 2 * line.right);
+        let top = 2 * line.down;
+        let left = 2 * line.right;
         let columns = (2 * count).min(self.c.width - left);
         let mut rows = [[0.0; 2 * PANEL]; 2];
         vectorised!(|_| {
-            let point = |point: usize| &sums[point * stride..][..count];
             // Two columns of each of the four rows of points.
             let mut mixed = [[[0.0_f32; PANEL]; 2]; 4];
             for (row, [left, right]) in mixed.iter_mut().enumerate() {
-                let [a, b, c, d] = std::array::from_fn(|column| point(4 * row + column));
+                let [a, b, c, d] = std::array::from_fn(|column| &sums[(4 * row + column) * stride..][..count]);
                 for at in 0..count {
                     left[at] = a[at] + b[at] + c[at];
                     right[at] = b[at] - c[at] - d[at];

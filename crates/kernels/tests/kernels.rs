@@ -9,11 +9,11 @@ use atelier_kernels::norm::{GroupNorm, LayerNorm};
 /// Values between -1 and 1 that look like noise.
 fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    let mut next = || {
+    let values = (0..count).map(|_| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) as f32 / 8_388_608.0 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
+    });
+    values.collect()
 }
 
 fn assert_close(ours: &[f32], exact: &[f64], tolerance: f64) {
@@ -31,7 +31,8 @@ fn plain_convolution(c: &Convolution, images: &[f32], weight: &[f32], bias: &[f3
             for (y, x) in (0..out_height).flat_map(|y| (0..out_width).map(move |x| (y, x))) {
                 let mut sum = f64::from(*bias);
                 for (k, factor) in filter.iter().enumerate() {
-                    let (channel, tap) = (k / (c.kernel * c.kernel), k % (c.kernel * c.kernel));
+                    let channel = k / (c.kernel * c.kernel);
+                    let tap = k % (c.kernel * c.kernel);
                     let row = (y * c.stride + tap / c.kernel).wrapping_sub(c.kernel / 2);
                     let column = (x * c.stride + tap % c.kernel).wrapping_sub(c.kernel / 2);
                     if row < c.height && column < c.width {
@@ -75,7 +76,8 @@ fn a_convolution_begins_with_what_is_given() {
         let images = noise(2 * 5 * 7 * 9, 21);
         let weight = noise(3 * 5 * kernel * kernel, 22);
         let mut exact = plain_convolution(&c, &images, &weight, &[0.0; 3]);
-        let (bias, residual) = (noise(2 * 3, 23), noise(exact.len(), 24));
+        let bias = noise(2 * 3, 23);
+        let residual = noise(exact.len(), 24);
         let places = exact.len() / bias.len();
         for (at, exact) in exact.iter_mut().enumerate() {
             *exact += f64::from(residual[at]) + f64::from(bias[at / places]);
@@ -89,12 +91,14 @@ fn a_doubled_image_is_convolved_as_if_each_of_its_values_were_four() {
     for (height, width) in [(2, 2), (6, 10), (14, 120)] {
         let c = Convolution { in_channels: 4, out_channels: 9, height, width, kernel: 3, stride: 1, doubled: true };
         let images = noise(2 * 4 * height * width / 4, 25);
-        let (weight, bias) = (noise(9 * 4 * 9, 26), noise(9, 27));
-        let plain = |at: usize| {
-            let (row, column) = (at / width, at % width);
+        let weight = noise(9 * 4 * 9, 26);
+        let bias = noise(9, 27);
+        let plain = (0..2 * 4 * height * width).map(|at| {
+            let row = at / width;
+            let column = at % width;
             images[row / height * (height / 2 * width / 2) + row % height / 2 * (width / 2) + column / 2]
-        };
-        let large: Vec<f32> = (0..2 * 4 * height * width).map(plain).collect();
+        });
+        let large: Vec<f32> = plain.collect();
         let exact = plain_convolution(&c, &large, &weight, &bias);
         assert_close(&c.run(&images, &weight, Begin { bias: Some(&bias), residual: None }), &exact, 2e-5);
     }
@@ -103,13 +107,19 @@ fn a_doubled_image_is_convolved_as_if_each_of_its_values_were_four() {
 #[test]
 fn linear_layers_of_odd_sizes_are_the_plain_sum() {
     for (tokens, in_features, out_features) in [(1, 1, 1), (77, 96, 30), (200, 801, 41), (49, 385, 8)] {
-        let (input, weight) = (noise(tokens * in_features, 4), noise(out_features * in_features, 5));
+        let input = noise(tokens * in_features, 4);
+        let weight = noise(out_features * in_features, 5);
         let bias = noise(out_features, 6);
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        let row = |token: &[f32]| -> Vec<f64> {
-            weight.chunks(in_features).zip(&bias).map(|(row, bias)| dot(token, row) + f64::from(*bias)).collect()
-        };
-        let mut exact: Vec<f64> = input.chunks(in_features).flat_map(row).collect();
+        let rows = input.chunks(in_features).flat_map(|token| -> Vec<f64> {
+            weight
+                .chunks(in_features)
+                .zip(&bias)
+                .map(|(row, bias)| {
+                    token.iter().zip(row).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() + f64::from(*bias)
+                })
+                .collect()
+        });
+        let mut exact: Vec<f64> = rows.collect();
         let layer = Linear { weight: &weight, bias: Some(&bias), in_features };
         assert_close(&layer.run(&input, None), &exact, 2e-5);
         let residual = noise(exact.len(), 28);
@@ -124,21 +134,28 @@ fn attention_of_odd_sizes_is_the_plain_sum() {
     for (batch, tokens, places, heads, width, causal) in sizes {
         let channels = heads * width;
         let query = noise(batch * tokens * channels, 7);
-        let (key, value) = (noise(batch * places * channels, 8), noise(batch * places * channels, 9));
-        let (mut exact, all) = (vec![0.0; query.len()], places);
+        let key = noise(batch * places * channels, 8);
+        let value = noise(batch * places * channels, 9);
+        let mut exact = vec![0.0; query.len()];
+        let all = places;
         for (at, exact) in exact.iter_mut().enumerate() {
-            let (row, channel) = (at / channels, at % channels);
-            let (image, head) = (row / tokens, channel / width);
+            let row = at / channels;
+            let channel = at % channels;
+            let image = row / tokens;
+            let head = channel / width;
             let score = |place: usize| -> f64 {
                 let at = |row: usize| row * channels + head * width;
-                let (query, key) = (&query[at(row)..][..width], &key[at(image * all + place)..][..width]);
+                let query = &query[at(row)..][..width];
+                let key = &key[at(image * all + place)..][..width];
                 let dot: f64 = query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                 (dot / (width as f64).sqrt()).exp()
             };
             let places = if causal { row % tokens + 1 } else { places };
             let sum: f64 = (0..places).map(score).sum();
-            let weigh = |place| score(place) * f64::from(value[(image * all + place) * channels + channel]);
-            *exact = (0..places).map(weigh).sum::<f64>() / sum;
+            *exact = (0..places)
+                .map(|place| score(place) * f64::from(value[(image * all + place) * channels + channel]))
+                .sum::<f64>()
+                / sum;
         }
         assert_close(&Attention { batch, channels, heads, causal }.run(&query, &key, &value), &exact, 1e-5);
     }
@@ -146,9 +163,12 @@ fn attention_of_odd_sizes_is_the_plain_sum() {
 
 #[test]
 fn group_norm_has_the_mean_and_variance_of_each_group() {
-    let (channels, groups, places) = (12, 4, 37);
+    let channels = 12;
+    let groups = 4;
+    let places = 37;
     let input: Vec<f32> = noise(2 * channels * places, 10).iter().map(|x| x + 3.0).collect();
-    let (weight, bias) = (noise(channels, 11), noise(channels, 12));
+    let weight = noise(channels, 11);
+    let bias = noise(channels, 12);
     for silu in [false, true] {
         let ours = GroupNorm { weight: &weight, bias: &bias, groups, eps: 1e-5, silu }.run(&input, places);
         let mut exact = vec![];
@@ -177,7 +197,8 @@ fn geglu_is_values_times_gelu_of_gates() {
 fn layer_norm_has_the_mean_and_variance_of_each_token() {
     let channels = 45;
     let input: Vec<f32> = noise(33 * channels, 29).iter().map(|x| x * 2.0 - 5.0).collect();
-    let (weight, bias) = (noise(channels, 30), noise(channels, 31));
+    let weight = noise(channels, 30);
+    let bias = noise(channels, 31);
     let mut exact = vec![];
     for token in input.chunks(channels) {
         let mean = token.iter().map(|x| f64::from(*x)).sum::<f64>() / channels as f64;
@@ -202,11 +223,14 @@ fn activations_are_what_their_names_say() {
 
 #[test]
 fn a_transposed_matrix_has_its_rows_as_columns() {
-    let (rows, columns) = (19, 37);
+    let rows = 19;
+    let columns = 37;
     let input = noise(2 * rows * columns, 33);
     let turned = transpose(&input, rows, columns);
     for (at, number) in turned.iter().enumerate() {
-        let (matrix, column, row) = (at / (rows * columns), at % (rows * columns) / rows, at % rows);
+        let matrix = at / (rows * columns);
+        let column = at % (rows * columns) / rows;
+        let row = at % rows;
         assert_eq!(number.to_bits(), input[(matrix * rows + row) * columns + column].to_bits());
     }
 }
@@ -226,17 +250,16 @@ fn a_image_alone_is_the_same_bit_by_bit_as_in_a_batch() {
     let weight = noise(20 * 60 * 9, 13);
     for stride in [1, 2] {
         let c = Convolution { in_channels: 60, out_channels: 20, height: 19, width: 23, kernel: 3, stride, doubled: false };
-        let convolve = |images: &[f32]| c.run(images, &weight, Begin::default());
-        assert_alone_as_in_a_batch(3, &noise(3 * 60 * 19 * 23, 14), convolve);
+        assert_alone_as_in_a_batch(3, &noise(3 * 60 * 19 * 23, 14), |images| c.run(images, &weight, Begin::default()));
     }
     let weight = noise(500 * 70, 15);
     let layer = Linear { weight: &weight, bias: Some(&weight[..70]), in_features: 500 };
     assert_alone_as_in_a_batch(5, &noise(5 * 77 * 500, 16), |input| layer.run(input, None));
-    let attend = |input: &[f32]| {
+    assert_alone_as_in_a_batch(3, &noise(3 * 90 * 24, 17), |input| {
         Attention { batch: input.len() / (90 * 24), channels: 24, heads: 2, causal: false }.run(input, input, input)
-    };
-    assert_alone_as_in_a_batch(3, &noise(3 * 90 * 24, 17), attend);
-    let (weight, bias) = (noise(8, 18), noise(8, 19));
+    });
+    let weight = noise(8, 18);
+    let bias = noise(8, 19);
     let norm = GroupNorm { weight: &weight, bias: &bias, groups: 2, eps: 1e-5, silu: true };
     assert_alone_as_in_a_batch(3, &noise(3 * 8 * 999, 20), |input| norm.run(input, 999));
 }

@@ -1,4 +1,4 @@
-//! What the cloud around the host wants to know, and what it tells: protection from scale-in, notice of an interruption.
+//! What the cloud around the host wants to know, and what it says: protection from scale-in, notice of an interruption.
 
 pub mod interruption;
 pub mod protection;

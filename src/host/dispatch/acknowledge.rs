@@ -1,4 +1,4 @@
-//! What becomes of messages once their invocation has ended: told, acknowledged, put back or dead-lettered.
+//! What becomes of messages once their invocation has ended: reported, acknowledged, put back or dead-lettered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub struct Acknowledger {
     pub token: Option<Secret>,
     pub metrics: Metrics,
     pub under_way: TaskTracker,
-    /// The host ends: whoever waits for a better time abandons it.
+    /// The host ends: a task that waits for a better time abandons it.
     pub force_shutdown: CancellationToken,
 }
 
@@ -90,7 +90,7 @@ impl Acknowledger {
         });
     }
 
-    /// A job that somebody cancelled before it was started here. It may be complete nevertheless: by another host, or by an attempt
+    /// A job that someone cancelled before it was started here. It may be complete nevertheless: by another host, or by an attempt
     /// whose notification was not taken.
     pub fn cancelled(&self, in_flight: InFlight) {
         let acknowledger = self.clone();
@@ -238,7 +238,7 @@ impl Acknowledger {
         self.ack(in_flight).await;
     }
 
-    /// Until the queue has heard it: a message that comes back is told again. Its heartbeat keeps it here meanwhile.
+    /// Until the queue has heard it: a message that comes back is reported again. Its heartbeat keeps it here meanwhile.
     async fn ack(&self, in_flight: &InFlight) {
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
         let mut backoff = Backoff::new(initial_backoff, max_backoff);
@@ -287,15 +287,15 @@ impl Acknowledger {
 
     async fn answer(&self, direct: Direct, ended: Ended) {
         let id = direct.job.id.as_str();
-        let (ending, told) = match ended {
+        let (ending, report) = match ended {
             Ended::Answered(Answer::Reply { body, http_stream }) => {
                 let reply = reply_value(&body, http_stream);
-                let told = reply::decode(&reply).unwrap_or_else(|unreadable| {
+                let report = reply::decode(&reply).unwrap_or_else(|unreadable| {
                     tracing::error!(error = %unreadable, "a reply was not understood");
                     Vec::new()
                 });
-                let told = told.into_iter().next();
-                (Ending::Answer(reply), told)
+                let report = report.into_iter().next();
+                (Ending::Answer(reply), report)
             }
             Ended::Answered(Answer::Error(error)) => (Ending::Crashed(error.to_string()), None),
             Ended::Died(cause) => (Ending::Crashed(cause.to_string()), None),
@@ -303,21 +303,21 @@ impl Acknowledger {
         };
         // A function that knows nothing of its host answers its caller itself.
         let answered = match &ending {
-            Ending::Answer(reply) if told.is_none() && !reply.is_null() && !reply::is_ours(reply) => {
+            Ending::Answer(reply) if report.is_none() && !reply.is_null() && !reply::is_ours(reply) => {
                 reply["statusCode"].as_u64().is_none_or(|status| status < 400)
             }
             _ => false,
         };
-        let untold = if answered { (State::Complete, JobOutcome::Complete) } else { (State::Failed, JobOutcome::Failed) };
-        let outcome = told.as_ref().map_or(untold.1, |told| told.outcome).as_str();
-        self.metrics.job("infer", outcome, told.as_ref().and_then(|told| told.measured.as_ref()));
-        let (state, error, notifications) = match told {
+        let unreported = if answered { (State::Complete, JobOutcome::Complete) } else { (State::Failed, JobOutcome::Failed) };
+        let outcome = report.as_ref().map_or(unreported.1, |report| report.outcome).as_str();
+        self.metrics.job("infer", outcome, report.as_ref().and_then(|report| report.measured.as_ref()));
+        let (state, error, notifications) = match report {
             Some(JobReport { outcome: JobOutcome::Complete, notifications, .. }) => (State::Complete, None, notifications),
             Some(JobReport { error, notifications, .. }) => {
                 let error = error.map(|error| json!(error));
                 (failed_state(error.as_ref()), error, notifications)
             }
-            None => (untold.0, None, Vec::new()),
+            None => (unreported.0, None, Vec::new()),
         };
         self.jobs.end(id, state, error);
         // A caller that is gone hears of it by the notification, if at all.

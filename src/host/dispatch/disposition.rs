@@ -35,9 +35,9 @@ pub(super) fn dispositions(in_flight: &[InFlight], ended: &Ended) -> Vec<Disposi
         Ended::Answered(Answer::Reply { body, http_stream }) => {
             let reply = reply_value(body, *http_stream);
             match reply::decode(&reply) {
-                Ok(told) => {
+                Ok(reports) => {
                     let failures = failures(in_flight, &reply);
-                    in_flight.iter().map(|in_flight| disposition(in_flight, &told, failures.as_deref())).collect()
+                    in_flight.iter().map(|in_flight| disposition(in_flight, &reports, failures.as_deref())).collect()
                 }
                 Err(unreadable) => all(&|| {
                     let problem = format!("the handler's reply was not understood: {unreadable}");
@@ -48,13 +48,13 @@ pub(super) fn dispositions(in_flight: &[InFlight], ended: &Ended) -> Vec<Disposi
     }
 }
 
-fn disposition(in_flight: &InFlight, told: &[JobReport], failures: Option<&[String]>) -> Disposition {
+fn disposition(in_flight: &InFlight, reports: &[JobReport], failures: Option<&[String]>) -> Disposition {
     let name = in_flight.name();
-    let told = told.iter().find(|settled| settled.message_id == name).cloned();
+    let report = reports.iter().find(|settled| settled.message_id == name).cloned();
     // A reply with failures that cannot be read fails all of the batch, as it does with AWS.
     let failed = failures.is_none_or(|failures| failures.iter().any(|failure| is_of(in_flight, failure)));
-    match told {
-        Some(told) if told.outcome.goes_back() == failed => Disposition::Reported(told),
+    match report {
+        Some(report) if report.outcome.goes_back() == failed => Disposition::Reported(report),
         None if !failed => Disposition::Taken,
         _ => Disposition::Failed(JobError::Internal { problem: "the function handed the message back".into() }),
     }

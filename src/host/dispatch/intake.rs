@@ -58,7 +58,7 @@ async fn receive(
     source: &dyn Source,
     demand: &mut watch::Receiver<usize>,
 ) -> Result<Vec<crate::host::source::Message>, crate::host::source::SourceError> {
-    // Only the floor's end closes the channel, and then `stop` was cancelled before.
+    // Only the dispatcher's end closes the channel, and then `stop` was cancelled before.
     let Ok(most) = demand.wait_for(|most| *most > 0).await.map(|most| *most) else { return std::future::pending().await };
     source.receive(most).await
 }

@@ -81,12 +81,12 @@ impl Slot {
 pub struct Dispatcher {
     state: Mutex<State>,
     jobs: Arc<Jobs>,
-    /// Wakes whoever waits in [`Self::take`].
+    /// Wakes the callers that wait in [`Self::take`].
     work: Notify,
     snapshot: watch::Sender<StatusSnapshot>,
     /// How many messages the free handlers could take beyond what is in flight.
     demand: watch::Sender<usize>,
-    /// What each slot is to tell its handler: ids of jobs to cancel.
+    /// What each slot is to send its handler: ids of jobs to cancel.
     cancels: Vec<mpsc::UnboundedSender<String>>,
 }
 
@@ -212,7 +212,7 @@ impl Dispatcher {
         })
     }
 
-    /// Tells the handler that runs the job to stop it.
+    /// Asks the handler that runs the job to stop it.
     pub fn cancel(&self, job_id: &str) {
         let state = self.state();
         for (slot, cancel) in state.slots.iter().zip(&self.cancels) {

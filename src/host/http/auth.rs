@@ -1,4 +1,4 @@
-//! Lets in whoever presents the token; stands before every endpoint that takes or tells of jobs.
+//! Lets in callers that present the token; stands before every endpoint that takes or shows jobs.
 
 use std::sync::Arc;
 

@@ -101,8 +101,8 @@ async fn limit(mut request: Request, limit_bytes: usize) -> Result<Request, Prob
 /// Reads away what a caller is still sending who is to be refused: one who is cut off while sending often never reads the
 /// answer. Callers who send too much or too slowly are cut off all the same.
 pub(super) async fn drain(request: Request) {
-    const MOST_BYTES: usize = 100 << 20;
-    const MOST_TIME: Duration = Duration::from_secs(5);
+    const MAX_BYTES: usize = 100 << 20;
+    const MAX_TIME: Duration = Duration::from_secs(5);
     // It waits for our word before it sends anything.
     if request.headers().contains_key(EXPECT) {
         return;
@@ -112,10 +112,10 @@ pub(super) async fn drain(request: Request) {
         let mut chunks = request.into_body().into_data_stream();
         while let Some(Ok(chunk)) = chunks.next().await {
             read += chunk.len();
-            if read > MOST_BYTES {
+            if read > MAX_BYTES {
                 return;
             }
         }
     };
-    let _ = tokio::time::timeout(MOST_TIME, reading).await;
+    let _ = tokio::time::timeout(MAX_TIME, reading).await;
 }

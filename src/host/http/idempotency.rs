@@ -1,7 +1,7 @@
 //! `Idempotency-Key`: what a key stands for is kept in the bucket, so that it lasts longer than this process.
 //!
 //! - A key stands for one request; another request under it is a conflict.
-//! - While the job waits or runs, the same request is told to come back; when it is complete, it gets the same result.
+//! - While the job waits or runs, the same request is asked to come back; when it is complete, it gets the same result.
 //! - A claim alone promises nothing: where no job runs or is complete, the same request is accepted again.
 
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(super) struct Key(String);
 struct Claim {
     fingerprint: String,
     job_id: String,
-    /// Tells claims of the same request apart.
+    /// Distinguishes claims of the same request.
     nonce: String,
 }
 

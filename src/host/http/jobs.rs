@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::Http;
 use super::problem::Problem;
-use crate::host::jobs::{Cancelling, JobStatus, State as JobState};
+use crate::host::jobs::{self, Cancelling, JobStatus};
 use crate::job::JobId;
 use crate::job::outcome::Record;
 use crate::notify::body::Generated;
@@ -45,8 +45,8 @@ pub(super) async fn cancel(
         return Err(complete);
     }
     let (state, message) = match http.job_service.cancel(id.as_str()).await {
-        Cancelling::Waiting => (JobState::Queued, "this host will not start the job"),
-        Cancelling::Running => (JobState::Running, "the job stops before its next denoising step"),
+        Cancelling::Waiting => (jobs::State::Queued, "this host will not start the job"),
+        Cancelling::Running => (jobs::State::Running, "the job stops before its next denoising step"),
         Cancelling::Ended(state) => return Err(ended(&id, state)),
         Cancelling::Unknown => return Err(unknown(&id)),
     };
@@ -62,13 +62,13 @@ async fn complete(http: &Http, id: &JobId) -> Result<Option<Problem>, Problem> {
     let known = http.job_service.jobs.job_status(id.as_str());
     let prefix = known.as_ref().map_or(&http.job_service.defaults.prefix, |known| &known.prefix);
     let record = match in_time(async { Ok(http.store.record(prefix, id).await?) }).await {
-        // Whoever is about to notify the caller of the end looks again, and waits until the bucket can be asked.
+        // The task that is about to notify the caller of the end looks again, and waits until the bucket can be asked.
         Err(_) if known.as_ref().is_some_and(|known| !known.state.has_ended()) => None,
         record => record?,
     };
     let own = record.filter(|record| known.as_ref().is_none_or(|known| known.fingerprint == record.fingerprint));
     match own {
-        Some(record) => Ok(Some(ended(id, JobState::Complete).with("result", in_time(result(http, &record)).await?))),
+        Some(record) => Ok(Some(ended(id, jobs::State::Complete).with("result", in_time(result(http, &record)).await?))),
         None => Ok(None),
     }
 }
@@ -81,7 +81,7 @@ async fn complete(http: &Http, id: &JobId) -> Result<Option<Problem>, Problem> {
 pub(super) async fn job_status(http: &Http, id: &JobId) -> Result<Option<JobStatus>, Problem> {
     let Some(known) = http.job_service.jobs.job_status(id.as_str()) else { return Ok(None) };
     let ended = known.state.has_ended();
-    if matches!(known.state, JobState::Running | JobState::Complete) {
+    if matches!(known.state, jobs::State::Running | jobs::State::Complete) {
         return Ok(Some(known));
     }
     let record = match http.store.record(&known.prefix, id).await {
@@ -90,7 +90,7 @@ pub(super) async fn job_status(http: &Http, id: &JobId) -> Result<Option<JobStat
         record => record?,
     };
     if record.is_some_and(|record| record.fingerprint == known.fingerprint) {
-        http.job_service.jobs.end(id.as_str(), JobState::Complete, None);
+        http.job_service.jobs.end(id.as_str(), jobs::State::Complete, None);
         return Ok(http.job_service.jobs.job_status(id.as_str()));
     }
     Ok(Some(known))
@@ -103,7 +103,7 @@ pub(super) async fn job_status(http: &Http, id: &JobId) -> Result<Option<JobStat
 pub(super) async fn document(http: &Http, id: &JobId, known: Option<JobStatus>) -> Result<Value, Problem> {
     let prefix = known.as_ref().map_or(&http.job_service.defaults.prefix, |known| &known.prefix);
     let record = match &known {
-        Some(known) if known.state != JobState::Complete => None,
+        Some(known) if known.state != jobs::State::Complete => None,
         _ => http.store.record(prefix, id).await?,
     };
     let result = match &record {
@@ -112,7 +112,7 @@ pub(super) async fn document(http: &Http, id: &JobId, known: Option<JobStatus>) 
     };
     let (state, progress, attempt, error) = match known {
         Some(known) => (known.state, known.progress_percent, Some(known.attempt), known.error),
-        None if record.is_some() => (JobState::Complete, 100, None, None),
+        None if record.is_some() => (jobs::State::Complete, 100, None, None),
         None => return Err(unknown(id)),
     };
     Ok(json!({
@@ -138,7 +138,7 @@ fn unknown(id: &JobId) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "unknown_job", &format!("this node knows no job {id}"))
 }
 
-fn ended(id: &JobId, state: JobState) -> Problem {
+fn ended(id: &JobId, state: jobs::State) -> Problem {
     let message = "the job has ended and cannot be cancelled any more";
     Problem::new(StatusCode::CONFLICT, "already_ended", message).with("job_id", id.as_str()).with("state", json!(state))
 }

@@ -57,7 +57,7 @@ impl Problem {
         self
     }
 
-    /// What goes out, for a check that answers nobody.
+    /// What goes out, for a check that answers no one.
     pub(super) fn into_answer(self) -> events::http::Response {
         self.0
     }

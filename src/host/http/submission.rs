@@ -18,7 +18,7 @@ use crate::job::request::weight;
 use crate::job::trace::{TRACEPARENT, Trace};
 use crate::job::{Job, JobId};
 
-/// A job that somebody asks for.
+/// A job that someone asks for.
 pub(super) struct Submission {
     pub(super) job: Job,
     /// The job's wire form, as it goes into a queue.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Request, State as Shared};
+use axum::extract::{self, Request};
 use axum::http::header::LOCATION;
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse as _, Response};
@@ -19,12 +19,12 @@ use crate::job::{Job, JobId};
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-pub(super) async fn generate(Shared(http): Shared<Arc<Http>>, request: Request) -> Result<Response, Problem> {
+pub(super) async fn generate(extract::State(http): extract::State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
     let order = submission::read(&http, request, Takes::Generate).await?;
     submit(&http, order).await
 }
 
-pub(super) async fn tryon(Shared(http): Shared<Arc<Http>>, request: Request) -> Result<Response, Problem> {
+pub(super) async fn tryon(extract::State(http): extract::State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
     let order = submission::read(&http, request, Takes::TryOn).await?;
     submit(&http, order).await
 }

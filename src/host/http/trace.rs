@@ -23,7 +23,7 @@ impl MakeRequestId for RequestIds {
     }
 }
 
-/// One line a request, and its id on every line that is logged on the way. What probes ask all the time is told at `debug`.
+/// One line a request, and its id on every line that is logged on the way. What probes ask all the time is logged at `debug`.
 pub(super) async fn propagate(State(http): State<Arc<Http>>, request: Request, next: Next) -> Response {
     let id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
     let span = tracing::info_span!("http", request_id = id);

@@ -70,19 +70,19 @@ fn nothing_is_promised_to_a_job_that_is_coming_to_its_end() {
     queue(&jobs, &job);
     assert_eq!(jobs.cancel("a"), Cancelling::Waiting);
     assert!(matches!(jobs.accept(&job, false), Acceptance::Known(_)));
-    assert!(jobs.start(&job, 1), "handed in again before anybody was told: the wish to cancel is taken back");
+    assert!(jobs.start(&job, 1), "handed in again before anyone was notified: the wish to cancel is taken back");
     assert_eq!(jobs.cancel("a"), Cancelling::Running);
     assert!(matches!(jobs.accept(&job, false), Acceptance::InProgress(_)), "it will be cancelled");
     jobs.requeue("a", None);
     assert!(!jobs.start(&job, 2));
-    assert!(matches!(jobs.accept(&job, false), Acceptance::InProgress(_)), "its caller is being told");
+    assert!(matches!(jobs.accept(&job, false), Acceptance::InProgress(_)), "its caller is being notified");
     jobs.requeue("a", None);
-    assert!(matches!(jobs.accept(&job, false), Acceptance::InProgress(_)), "its caller may have been told");
+    assert!(matches!(jobs.accept(&job, false), Acceptance::InProgress(_)), "its caller may have been notified");
     jobs.end("a", State::Cancelled, None);
     queue(&jobs, &job);
     assert!(jobs.start(&job, 1));
     jobs.ending("a");
-    assert!(matches!(jobs.accept(&job, false), Acceptance::InProgress(_)), "its caller is being told that it failed");
+    assert!(matches!(jobs.accept(&job, false), Acceptance::InProgress(_)), "its caller is being notified that it failed");
 }
 
 #[test]
@@ -114,11 +114,11 @@ fn a_job_that_waits_in_a_shared_queue_is_soon_not_known_to_wait() {
     assert!(matches!(jobs.accept(&other, true), Acceptance::Conflict));
     let long_ago = Instant::now().checked_sub(SURELY_WAITING + Duration::from_millis(1)).unwrap();
     jobs.registry().job_statuses.get_mut("a").unwrap().since = long_ago;
-    assert!(matches!(jobs.accept(&first, false), Acceptance::Known(_)), "nobody else reads the queue");
+    assert!(matches!(jobs.accept(&first, false), Acceptance::Known(_)), "no one else reads the queue");
     assert!(matches!(jobs.accept(&other, false), Acceptance::Conflict));
     assert!(jobs.claim(&first, true).is_ok());
     assert!(matches!(jobs.accept(&other, true), Acceptance::New(_)), "the bucket decides");
     assert!(matches!(jobs.accept(&first, true), Acceptance::New(_)), "another host may have ended it");
     assert!(jobs.start(&first, 1));
-    assert!(matches!(jobs.accept(&first, true), Acceptance::Known(_)), "this host has it in hand");
+    assert!(matches!(jobs.accept(&first, true), Acceptance::Known(_)), "this host has it in flight");
 }

@@ -1,4 +1,4 @@
-//! Where jobs come from: queues behind one trait, each told what became of its messages.
+//! Where jobs come from: queues behind one trait, each informed of what became of its messages.
 
 pub mod rabbitmq;
 pub mod spool;
@@ -49,7 +49,7 @@ pub enum Shape {
 /// What waits in a queue, as far as the queue says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Depth {
-    /// Messages that nobody has in flight.
+    /// Messages that no one has in flight.
     pub waiting: u64,
     pub oldest: Option<Duration>,
 }
@@ -85,7 +85,7 @@ pub trait Source: Send + Sync {
 
     fn shape(&self) -> Shape;
 
-    /// Whether refused messages are dead-lettered even when their sender was told: `keep_refused` of its settings.
+    /// Whether refused messages are dead-lettered even when their sender was notified: `keep_refused` of its settings.
     fn keeps_refused(&self) -> bool {
         false
     }
@@ -139,7 +139,7 @@ pub trait Source: Send + Sync {
     }
 
     /// The job cannot be started now, because it runs already: the message comes back after `delay`, its attempt not counted
-    /// where the queue can tell the difference.
+    /// where the queue knows the difference.
     ///
     /// # Errors
     /// [`SourceError`]; then it comes back whenever the queue says.
@@ -148,7 +148,7 @@ pub trait Source: Send + Sync {
     }
 
     /// The job was not tried, or stopped by us (drain): the message comes back at once, and its attempt is not counted
-    /// where the queue can tell the difference.
+    /// where the queue knows the difference.
     ///
     /// # Errors
     /// [`SourceError`]; then it comes back whenever the queue says.
@@ -166,7 +166,7 @@ pub trait Source: Send + Sync {
     /// [`SourceError`]; then the job was not accepted.
     async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError>;
 
-    /// As [`Self::send`]; a queue that can be fair to tenants is told whose job it is.
+    /// As [`Self::send`]; a queue that can be fair to tenants learns whose job it is.
     ///
     /// # Errors
     /// As [`Self::send`].

@@ -33,6 +33,13 @@ enum Stop {
 }
 
 impl Worker {
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            job: Duration::from_millis(self.settings.job_timeout_ms),
+            kill_grace: Duration::from_millis(self.settings.kill_grace_ms),
+        }
+    }
+
     /// Leaves out what was cancelled while it waited; none when nothing is left.
     pub(super) fn begin(&self, assignment: Assignment) -> Option<Assignment> {
         let jobs = self.dispatcher.jobs();

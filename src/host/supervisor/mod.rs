@@ -10,7 +10,6 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use self::invoke::Limits;
 use super::cause::Cause;
 use super::dispatch::acknowledge::Acknowledger;
 use super::dispatch::{Dispatcher, Slot};
@@ -32,7 +31,7 @@ pub struct Settings {
     pub initial_backoff_ms: u64,
     /// Milliseconds that a pause lasts at most.
     pub max_backoff_ms: u64,
-    /// MiB that a handler is told it has.
+    /// MiB that a handler is given to plan with.
     pub memory_mib: u32,
     /// Names of variables that a handler gets on top of what it needs.
     pub environment: Vec<String>,
@@ -113,13 +112,6 @@ impl Worker {
                 () = tokio::time::sleep(pause) => {}
                 () = Phase::over(self.phase.clone()) => return,
             }
-        }
-    }
-
-    fn limits(&self) -> Limits {
-        Limits {
-            job: Duration::from_millis(self.settings.job_timeout_ms),
-            kill_grace: Duration::from_millis(self.settings.kill_grace_ms),
         }
     }
 }

@@ -12,8 +12,8 @@ use super::weight;
 use crate::job::outcome::JobError;
 use crate::shown;
 
-/// `EventBridge` into SNS into SQS makes two envelopes; a deeper nest is nobody's configuration.
-const MOST_ENVELOPES: usize = 3;
+/// `EventBridge` into SNS into SQS makes two envelopes; a deeper nest is no one's configuration.
+const MAX_ENVELOPES: usize = 3;
 
 /// The text of the job in a message: the body itself, or what lies in its envelopes.
 ///
@@ -29,7 +29,7 @@ pub(super) fn open(body: &[u8]) -> Result<Cow<'_, [u8]>, JobError> {
     let mut names: Vec<&str> = Vec::new();
     while let Some(envelope) = Envelope::of(&value) {
         names.push(envelope.name());
-        let inner = if names.len() <= MOST_ENVELOPES { envelope.inner(&value, &text) } else { None };
+        let inner = if names.len() <= MAX_ENVELOPES { envelope.inner(&value, &text) } else { None };
         let inner = inner.and_then(|inner| Some((parse(&inner).ok()?, inner)));
         let Some((inner, inner_text)) = inner else { return Err(refused(envelope.advice(&names.join(" around ")))) };
         if Envelope::of(&inner).is_none() && !is_like_a_job(&inner) {
@@ -41,7 +41,7 @@ pub(super) fn open(body: &[u8]) -> Result<Cow<'_, [u8]>, JobError> {
     if value.is_object() { Ok(text) } else { Err(refused(format!("must be a JSON object, got {}", shown::json(&value)))) }
 }
 
-/// Whether somebody meant this as a job, however wrong the rest of it is.
+/// Whether someone meant this as a job, however wrong the rest of it is.
 #[must_use]
 pub fn is_like_a_job(value: &Value) -> bool {
     value.is_object() && value.get("job_id").is_some() && ["prompt", "task"].iter().any(|key| value.get(key).is_some())

@@ -71,12 +71,12 @@ pub(super) fn garments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Gar
 }
 
 pub(super) fn passed_through<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    const MOST: usize = Requester::MAX_CHARS;
+    const MAX: usize = Requester::MAX_CHARS;
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),
         Value::String(text) => match text.chars().count() {
-            0..=MOST => Ok(Some(text)),
-            chars => Err(de::Error::custom(format!("must be at most {MOST} characters, got {chars}"))),
+            0..=MAX => Ok(Some(text)),
+            chars => Err(de::Error::custom(format!("must be at most {MAX} characters, got {chars}"))),
         },
         other => Err(de::Error::custom(format!("must be a text or null, got {}", shown::json(&other)))),
     }

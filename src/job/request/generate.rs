@@ -256,6 +256,6 @@ fn embeddings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Embeddin
 }
 
 fn at_most_eight<T, E: de::Error>(files: Vec<T>) -> Result<Vec<T>, E> {
-    const MOST: usize = 8;
-    if files.len() <= MOST { Ok(files) } else { Err(E::custom(format!("must be at most {MOST}, got {}", files.len()))) }
+    const MAX: usize = 8;
+    if files.len() <= MAX { Ok(files) } else { Err(E::custom(format!("must be at most {MAX}, got {}", files.len()))) }
 }

@@ -60,7 +60,7 @@ impl Default for Defaults {
     }
 }
 
-/// A body that is not a job, with as much of the caller's own words as could be read, so that the caller can be told.
+/// A body that is not a job, with as much of the caller's own words as could be read, so that the caller can be notified.
 #[derive(Debug)]
 pub struct Refusal {
     pub job_id: Option<JobId>,
@@ -78,7 +78,7 @@ impl Job {
     /// # Errors
     /// As [`Self::from_json`]. An envelope without a job is named.
     pub fn from_message(body: &[u8], trace: Option<Trace>, defaults: &Defaults) -> Result<Self, Refusal> {
-        let opened = envelope::open(body).map_err(Refusal::of_nobody);
+        let opened = envelope::open(body).map_err(Refusal::without_id);
         match opened.and_then(|body| Self::from_json(&body, defaults)) {
             Ok(job) => Ok(Self { trace, ..job }),
             Err(refusal) => Err(Refusal { trace, ..refusal }),
@@ -91,11 +91,11 @@ impl Job {
     /// A [`Refusal`] that names the field and what is allowed.
     pub fn from_json(body: &[u8], defaults: &Defaults) -> Result<Self, Refusal> {
         let no_object = |problem: String| {
-            Refusal::of_nobody(JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") })
+            Refusal::without_id(JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") })
         };
         weight::check(body).map_err(|problem| no_object(format!("; {problem}")))?;
         let (metadata, body) = Metadata::taken_out(body);
-        let value: Value = serde_json::from_slice(&body).map_err(|error| Refusal::of_nobody(envelope::not_json(&error)))?;
+        let value: Value = serde_json::from_slice(&body).map_err(|error| Refusal::without_id(envelope::not_json(&error)))?;
         if !value.is_object() {
             return Err(no_object(format!(", got {}", shown::json(&value))));
         }
@@ -122,7 +122,7 @@ fn callback(value: &Value, metadata: Option<Metadata>) -> Option<Callback> {
 
 impl Refusal {
     /// Of a body that says nothing of its sender.
-    fn of_nobody(error: JobError) -> Self {
+    fn without_id(error: JobError) -> Self {
         Self { job_id: None, callback: None, requester: None, error, trace: None }
     }
 }

@@ -46,7 +46,7 @@ impl<'de> Deserialize<'de> for EmbeddingToken {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PromptSyntax {
-    /// As they stand, up to the 75 words or so that the model was trained on; more are dropped, which is told in the log.
+    /// As they stand, up to the 75 words or so that the model was trained on; more are dropped, which the log says.
     #[default]
     Plain,
     /// As AUTOMATIC1111's web interface: `(word:1.2)`, `(word)`, `[word]`, `BREAK`, and any length.

@@ -53,6 +53,18 @@ pub fn check_job(job: &Job) -> Result<(), JobError> {
     }
 }
 
+/// Refuses a job with a watermark where no step would draw it: an image is not stored unsigned.
+///
+/// # Errors
+/// [`JobError::Invalid`] for the field `watermark`.
+pub fn check_unsigned(job: &Job) -> Result<(), JobError> {
+    if job.watermark.is_none() {
+        return Ok(());
+    }
+    let problem = "is drawn by no step here: `workflow.steps` of the function's configuration has no `watermark`".into();
+    Err(JobError::Invalid { field: "watermark".into(), problem })
+}
+
 /// Refuses a text that cannot be set, with its field's name.
 ///
 /// # Errors

@@ -3,18 +3,15 @@
 //! - A file imports the file that owns what one of its paths names: `crate::`, `super::`, `self::`, or a child module's name.
 //!   `mod child;` alone imports nothing. What stands in `#[cfg(test)]` is not looked at.
 //! - A circle is a set of files that all reach each other.
-//! - A `mod.rs` is what its directory has in common. A file may take from the `mod.rs` above it, which may use that file: the
-//!   two are one concept in two files, such as a type and a part of its methods. So that import closes no circle.
+//! - A `mod.rs` holds what its directory has in common, and may also call its children. So each of its items (a type with its
+//!   `impl`s, a function) counts for itself: what a child takes from it must not lead back to that child.
 //! - One child of a directory, with all below it, imports backward when the other one imports it as well, by whatever files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use super::source::{Parts, Source};
-
-/// Imports that close circles and are to be cut with the engine's own crate; nothing may be added.
-const OPEN: &[(&str, &str)] = &[("crates/kernels/src/winograd.rs", "crates/kernels/src/convolution.rs")];
+use super::source::{Import, Parts, Source};
 
 /// The import graph of one crate.
 struct Graph {
@@ -36,32 +33,34 @@ impl Graph {
             names.insert(module.clone(), name.to_owned());
             read.push((module, source));
         }
+        for (module, source) in &read {
+            if read.iter().any(|(other, _)| is_below(other, module)) {
+                let file = names[module].clone();
+                names.extend(source.items.iter().map(|item| (node(module, item), format!("{file} ({item})"))));
+            }
+        }
+        let bound: BTreeMap<Parts, Parts> = read.iter().flat_map(|(module, source)| bound(module, source)).collect();
         let mut imports: BTreeMap<Parts, BTreeMap<Parts, usize>> = BTreeMap::new();
-        for (importer, source) in read {
-            let found = imports.entry(importer.clone()).or_default();
-            for (line, path) in source.imports {
-                // The longest beginning of the path that is a file; what follows is an item in it.
-                let owner = (1..=path.len()).rev().find_map(|parts| names.get_key_value(&path[..parts]));
-                // Itself, or a `mod.rs` above it.
-                if let Some((owner, _)) = owner.filter(|(owner, _)| !importer.starts_with(owner)) {
-                    found.entry(owner.clone()).or_insert(line);
+        for (module, source) in read {
+            imports.entry(module.clone()).or_default();
+            let names_used = source.names.into_iter().filter_map(|(item, line, name)| {
+                let path = inside(&module, &name);
+                // A child module is no value: what has its name is a variable.
+                (!names.contains_key(&path)).then_some(Import { line, path, item: Some(item) })
+            });
+            for Import { line, path, item } in source.imports.into_iter().chain(names_used) {
+                let Some(owner) = owner(&names, &bound, &module, path) else { continue };
+                // What a file takes from itself counts for its items only.
+                if file_of(&owner) != module {
+                    imports.entry(module.clone()).or_default().entry(owner.clone()).or_insert(line);
+                }
+                let importer = item.map(|item| node(&module, &item)).filter(|node| names.contains_key(node) && *node != owner);
+                if let Some(importer) = importer {
+                    imports.entry(importer).or_default().entry(owner).or_insert(line);
                 }
             }
         }
         Self { files: names, imports }
-    }
-
-    /// Leaves out imports that are to go; returns those that are gone already.
-    fn leave_out(&mut self, open: &[(&str, &str)]) -> Vec<String> {
-        let mut gone = Vec::new();
-        for (from, to) in open {
-            let named = |name: &str| self.files.iter().find(|(_, file)| *file == name).map(|(module, _)| module.clone());
-            let removed = named(from).zip(named(to)).and_then(|(from, to)| self.imports.get_mut(&from)?.remove(&to));
-            if removed.is_none() {
-                gone.push(format!("{from} does not import {to} any more: take it out of OPEN"));
-            }
-        }
-        gone
     }
 
     /// One line for each set of files that import each other.
@@ -109,18 +108,71 @@ impl Graph {
 
 /// The module that the file `inside` a crate's sources is.
 fn module(inside: &str) -> Parts {
-    let parts = inside.trim_end_matches(".rs").split('/').filter(|part| *part != "mod");
+    let parts = inside.trim_end_matches(".rs").split('/').filter(|part| *part != "mod" && *part != "lib");
     parts.map(str::to_owned).collect()
 }
 
-/// The sets of two or more that all reach each other (Tarjan would be faster; a crate has a few hundred files).
+/// Whether the file or item `inner` belongs to what `outer` is the root of.
+fn is_below(inner: &Parts, outer: &Parts) -> bool {
+    inner.len() > outer.len() && inner.starts_with(outer)
+}
+
+/// An item of a file, as a neighbour of the file's children.
+fn node(module: &[String], item: &str) -> Parts {
+    inside(module, &format!("#{item}"))
+}
+
+fn inside(module: &[String], name: &str) -> Parts {
+    module.iter().cloned().chain([name.to_owned()]).collect()
+}
+
+fn is_item(node: &Parts) -> bool {
+    node.last().is_some_and(|part| part.starts_with('#'))
+}
+
+/// The file that a node is or lies in.
+fn file_of(node: &Parts) -> &[String] {
+    if is_item(node) { &node[..node.len() - 1] } else { node }
+}
+
+/// The names that a file's `use`s bring into it, as paths in that file, with what they stand for.
+fn bound(module: &Parts, source: &Source) -> Vec<(Parts, Parts)> {
+    source.bound.iter().map(|(name, path)| (inside(module, name), path.clone())).filter(|(name, path)| name != path).collect()
+}
+
+/// What a `path` in the file `importer` leads to: another file, or an item of its own file or of one above it.
+fn owner(names: &BTreeMap<Parts, String>, bound: &BTreeMap<Parts, Parts>, importer: &Parts, mut path: Parts) -> Option<Parts> {
+    loop {
+        // The longest beginning of the path that is a file; what follows is an item in it.
+        let length = (0..=path.len()).rev().find(|length| names.contains_key(&path[..*length]))?;
+        let file = path[..length].to_vec();
+        if !importer.starts_with(&file) {
+            return Some(file);
+        }
+        let Some(name) = path.get(length).filter(|name| *name != "*") else { return (file != *importer).then_some(file) };
+        let item = node(&file, name);
+        if names.contains_key(&item) {
+            return Some(item);
+        }
+        // A name that the file itself has from elsewhere; a path that comes back to itself is of another crate.
+        let target = bound.get(&path[..=length])?;
+        let next: Parts = target.iter().chain(&path[length + 1..]).cloned().collect();
+        if next.starts_with(&path[..=length]) {
+            return None;
+        }
+        path = next;
+    }
+}
+
+/// The sets that all reach each other and are of two files or more (Tarjan would be faster; a crate has a few hundred files).
 fn circles(edges: &BTreeMap<Parts, BTreeSet<Parts>>) -> Vec<BTreeSet<Parts>> {
     let reached: BTreeMap<&Parts, BTreeSet<&Parts>> = edges.keys().map(|start| (start, reachable(edges, start))).collect();
     let mut found: Vec<BTreeSet<Parts>> = Vec::new();
     for (start, reach) in &reached {
         let mutual = reach.iter().filter(|end| reached.get(*end).is_some_and(|back| back.contains(start)));
         let circle: BTreeSet<Parts> = mutual.map(|end| (*end).clone()).collect();
-        if circle.len() > 1 && !found.contains(&circle) {
+        let files: BTreeSet<&[String]> = circle.iter().map(file_of).collect();
+        if files.len() > 1 && !found.contains(&circle) {
             found.push(circle);
         }
     }
@@ -150,11 +202,12 @@ fn no_files_import_each_other() {
         let mut paths = Vec::new();
         super::rust_files(&root.join(sources), &mut paths);
         assert!(!paths.is_empty(), "{sources} has no files");
-        let name = |path: &Path| path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-        let files: Vec<_> = paths.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect();
-        let mut graph = Graph::read(sources, files.iter().map(|(name, text)| (name.as_str(), text.as_str())));
-        let open: Vec<_> = OPEN.iter().filter(|(from, _)| from.starts_with(sources.as_str())).copied().collect();
-        broken.extend(graph.leave_out(&open));
+        let files = paths.iter().map(|path| {
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            (name, fs::read_to_string(path).unwrap())
+        });
+        let files: Vec<_> = files.collect();
+        let graph = Graph::read(sources, files.iter().map(|(name, text)| (name.as_str(), text.as_str())));
         broken.extend(graph.circles());
         broken.extend(graph.backward());
     }
@@ -197,20 +250,31 @@ fn circles_and_backward_imports_are_found() {
 }
 
 #[test]
+fn a_mod_file_that_leads_back_to_its_child_is_a_circle() {
+    let child = ("src/x/a.rs", "use super::X;\npub struct A;\npub fn go() {}");
+    let expected = ["a circle: src/x/mod.rs (X):2 -> src/x/a.rs, src/x/a.rs:1 -> src/x/mod.rs (X)"];
+    for root in [
+        "mod a;\npub struct X(a::A);",
+        "mod a; use self::a::A;\npub struct X(A);",
+        "mod a; use self::a::A as B; pub struct X;\nimpl X { fn f() { m!(B) } }",
+        "mod a; pub struct X;\nimpl std::ops::Neg for X { fn neg(self) { self::a::go() } }",
+    ] {
+        assert_eq!(complaints(&[("src/x/mod.rs", root), child]).0, expected, "{root}");
+    }
+    // By way of another item, and for a crate's root.
+    let root = ("src/lib.rs", "mod a;\npub fn f() { g() }\nfn g() { a::go() }");
+    let expected = "a circle: src/lib.rs (f):2 -> src/lib.rs (g), src/lib.rs (g):3 -> src/a.rs, src/a.rs:1 -> src/lib.rs (f)";
+    assert_eq!(complaints(&[root, ("src/a.rs", "fn h() { crate::f() }\npub fn go() {}")]).0, [expected]);
+}
+
+#[test]
 fn what_is_no_circle_passes() {
     let files = [
         ("src/lib.rs", "pub mod x;\npub mod y;"),
-        ("src/x/mod.rs", "mod a;\nmod b;\npub struct X;\nfn f() { a::go(); self::b::go() }"),
+        ("src/x/mod.rs", "mod a;\nmod b;\npub struct X;\nfn f(x: X) { a::go(); self::b::go(); let b = m!(b); }"),
         ("src/x/a.rs", "use super::X;\nuse super::b;"),
         ("src/x/b.rs", "use crate::y::Y;\n#[cfg(test)]\nmod tests { use crate::x::a; }"),
         ("src/y.rs", "use std::fs;\nuse atelier::z;\nfn f() { y::f() }"),
     ];
     assert_eq!(complaints(&files), (Vec::new(), Vec::new()));
-}
-
-#[test]
-fn an_import_that_is_gone_must_leave_the_list() {
-    let mut graph = Graph::read("src", [("src/a.rs", "use crate::b;"), ("src/b.rs", "")]);
-    assert_eq!(graph.leave_out(&[("src/a.rs", "src/b.rs")]), [""; 0]);
-    assert_eq!(graph.leave_out(&[("src/a.rs", "src/b.rs"), ("src/c.rs", "src/b.rs")]).len(), 2);
 }

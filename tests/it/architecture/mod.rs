@@ -1,6 +1,8 @@
 //! The house rules that the compiler does not know: who may import whom, and how long a file and a function may be.
 
 mod graph;
+mod imports;
+mod locals;
 mod source;
 mod words;
 
@@ -96,9 +98,9 @@ const KNOWS_JSON: &[&str] = &[
     "crates/engine/src/tensor_table.rs",
 ];
 
-const LONGEST_FILE_LINES: usize = 400;
-const LONGEST_MAIN_LINES: usize = 80;
-const LONGEST_FUNCTION_LINES: usize = 60;
+const MAX_FILE_LINES: usize = 400;
+const MAX_MAIN_LINES: usize = 80;
+const MAX_FUNCTION_LINES: usize = 60;
 /// The only readers of the environment, and the only places where a build feature shows.
 const READS_ENVIRONMENT: &[&str] = &["src/config.rs", "src/config/", "crates/bundled/src/lib.rs"];
 /// What a GPU is asked for, and the way of weights to it.
@@ -159,16 +161,17 @@ fn module(name: &str) -> Option<&str> {
 
 fn check_shape(name: &str, text: &str, source: &Source, broken: &mut Vec<String>) {
     let lines = text.lines().count();
-    let longest = if name == "src/main.rs" { LONGEST_MAIN_LINES } else { LONGEST_FILE_LINES };
+    let longest = if name == "src/main.rs" { MAX_MAIN_LINES } else { MAX_FILE_LINES };
     if lines > longest {
         broken.push(format!("{name}: has {lines} lines, at most {longest} are allowed: split it by concept"));
     }
     if !text.starts_with("//! ") {
         broken.push(format!("{name}:1: must open with one `//!` sentence that says what the file is for"));
     }
-    for function in source.functions.iter().filter(|function| function.lines > LONGEST_FUNCTION_LINES) {
-        let (line, lines) = (function.line, function.lines);
-        broken.push(format!("{name}:{line}: a function of {lines} lines, at most {LONGEST_FUNCTION_LINES} are allowed"));
+    for function in source.functions.iter().filter(|function| function.lines > MAX_FUNCTION_LINES) {
+        let line = function.line;
+        let lines = function.lines;
+        broken.push(format!("{name}:{line}: a function of {lines} lines, at most {MAX_FUNCTION_LINES} are allowed"));
     }
     for (line, what) in &source.unfinished {
         broken.push(format!("{name}:{line}: `{what}` is unfinished work: finish it, or open an issue"));
@@ -181,7 +184,7 @@ fn check_imports(name: &str, module: &str, source: &Source, broken: &mut Vec<Str
         return;
     };
     for (line, path) in &source.own_paths {
-        // How a value is shown in a message is everybody's.
+        // How a value is shown in a message is everyone's.
         let inside = path.first().is_some_and(|first| first == module || first == "shown");
         let path = path.join("::");
         let may = allowed.iter().any(|row| *row == "*" || path == *row || path.starts_with(&format!("{row}::")));
@@ -195,15 +198,18 @@ fn check_imports(name: &str, module: &str, source: &Source, broken: &mut Vec<Str
             continue;
         }
         for (line, path) in &source.foreign_paths {
-            let hit = |banned: &&str| banned.strip_suffix('*').map_or(path[0] == **banned, |start| path[0].starts_with(start));
-            if banned.iter().any(hit) {
+            let is_banned = banned.iter().any(|name| match name.strip_suffix('*') {
+                Some(start) => path[0].starts_with(start),
+                None => path[0] == **name,
+            });
+            if is_banned {
                 broken.push(format!("{name}:{line}: `{module}` must not use the crate `{}`", path[0]));
             }
         }
     }
 }
 
-/// `Instant::now() + pause` panics on a number that somebody else chose.
+/// `Instant::now() + pause` panics on a number that someone else chose.
 fn check_clock(name: &str, text: &str, broken: &mut Vec<String>) {
     const SUMS: [&str; 3] = ["Instant::now() +", "SystemTime::now() +", "UNIX_EPOCH +"];
     let tests = text.find("#[cfg(test)]").unwrap_or(text.len());

@@ -13,6 +13,14 @@ pub(super) struct Function {
     pub(super) lines: usize,
 }
 
+/// A path that a file takes from elsewhere, outside of `#[cfg(test)]`.
+pub(super) struct Import {
+    pub(super) line: usize,
+    pub(super) path: Parts,
+    /// The item of the file that needs it, such as a type with its `impl`s; none: a `use` of the file.
+    pub(super) item: Option<String>,
+}
+
 /// Everything with the line it stands on.
 #[derive(Default)]
 pub(super) struct Source {
@@ -21,7 +29,13 @@ pub(super) struct Source {
     pub(super) own_paths: Vec<(usize, Parts)>,
     /// Those of `own_paths` and of `foreign_paths` that stand outside of `#[cfg(test)]`: what the file is built on. A path that
     /// names neither a crate nor `self` may begin with a child module.
-    pub(super) imports: Vec<(usize, Parts)>,
+    pub(super) imports: Vec<Import>,
+    /// The items that use a name without a path, with the line and the name.
+    pub(super) names: Vec<(String, usize, String)>,
+    /// What the file defines itself: types, traits, functions, constants.
+    pub(super) items: Vec<String>,
+    /// Names that the file's `use`s bring into it, with the paths they stand for.
+    pub(super) bound: Vec<(String, Parts)>,
     /// All other paths of two parts or more.
     pub(super) foreign_paths: Vec<(usize, Parts)>,
     pub(super) functions: Vec<Function>,
@@ -33,6 +47,8 @@ pub(super) struct Source {
     tests: usize,
     /// Module path of the place the visitor is at, such as `engine::sd`.
     module: Parts,
+    /// The item of the file that the visitor is in.
+    item: Option<String>,
 }
 
 impl Source {
@@ -53,7 +69,14 @@ impl Source {
             let found = marks.into_iter().filter(|mark| words.contains(&mark.as_str()));
             source.unfinished.extend(found.map(|mark| (line, mark)));
         }
-        source.visit_file(&file);
+        for item in &file.items {
+            source.item = name_of(item);
+            // An `impl` may be of a type that another file defines.
+            if !matches!(item, syn::Item::Impl(_)) {
+                source.items.extend(source.item.clone());
+            }
+            source.visit_item(item);
+        }
         Ok(source)
     }
 
@@ -93,7 +116,13 @@ impl Source {
 
     fn import(&mut self, line: usize, path: Parts) {
         if self.tests == 0 {
-            self.imports.push((line, path));
+            self.imports.push(Import { line, path, item: self.item.clone() });
+        }
+    }
+
+    fn bind(&mut self, name: String) {
+        if let (0, None, Some(import)) = (self.tests, &self.item, self.imports.last()) {
+            self.bound.push((name, import.path.clone()));
         }
     }
 
@@ -102,9 +131,18 @@ impl Source {
         match tree {
             syn::UseTree::Path(path) => self.use_tree(&with(path.ident.to_string()), &path.tree),
             syn::UseTree::Group(group) => group.items.iter().for_each(|tree| self.use_tree(before, tree)),
-            syn::UseTree::Name(name) if name.ident == "self" => self.path(name.span(), before.clone()),
-            syn::UseTree::Name(name) => self.path(name.span(), with(name.ident.to_string())),
-            syn::UseTree::Rename(rename) => self.path(rename.span(), with(rename.ident.to_string())),
+            syn::UseTree::Name(name) if name.ident == "self" => {
+                self.path(name.span(), before.clone());
+                self.bind(before.last().cloned().unwrap_or_default());
+            }
+            syn::UseTree::Name(name) => {
+                self.path(name.span(), with(name.ident.to_string()));
+                self.bind(name.ident.to_string());
+            }
+            syn::UseTree::Rename(rename) => {
+                self.path(rename.span(), with(rename.ident.to_string()));
+                self.bind(rename.rename.to_string());
+            }
             syn::UseTree::Glob(glob) => self.path(glob.span(), with("*".to_owned())),
         }
     }
@@ -112,7 +150,8 @@ impl Source {
     /// What a macro is called with is not parsed by syn: paths are picked out of its tokens.
     fn tokens(&mut self, tokens: TokenStream) {
         let mut parts: Parts = Vec::new();
-        let (mut start, mut colons) = (Span::call_site(), 0);
+        let mut start = Span::call_site();
+        let mut colons = 0;
         for token in tokens.into_iter().chain([TokenTree::Punct(proc_macro2::Punct::new(';', proc_macro2::Spacing::Alone))]) {
             match token {
                 TokenTree::Punct(punct) if punct.as_char() == ':' => {
@@ -121,10 +160,12 @@ impl Source {
                 }
                 TokenTree::Ident(ident) if colons == 2 && !parts.is_empty() => parts.push(ident.to_string()),
                 other => {
-                    if parts.len() > 1 {
-                        self.path(start, std::mem::take(&mut parts));
+                    let path = std::mem::take(&mut parts);
+                    match path.len() {
+                        0 => {}
+                        1 => self.name(start, &path[0]),
+                        _ => self.path(start, path),
                     }
-                    parts.clear();
                     start = other.span();
                     match other {
                         TokenTree::Ident(ident) => parts.push(ident.to_string()),
@@ -137,15 +178,45 @@ impl Source {
         }
     }
 
+    /// One name alone may be that of an item of the file, or of a variable.
+    fn name(&mut self, span: Span, name: &str) {
+        if self.tests == 0
+            && let Some(item) = &self.item
+        {
+            self.names.push((item.clone(), span.start().line, name.to_owned()));
+        }
+    }
+
     fn function(&mut self, span: Span, body: &syn::Block) {
         let lines = (body.span().end().line - body.span().start().line).saturating_sub(1);
         self.functions.push(Function { line: span.start().line, lines });
     }
 }
 
+/// What an item of a file is called; an `impl` belongs to its type. None: what defines nothing, such as a `use`.
+fn name_of(item: &syn::Item) -> Option<String> {
+    let name = match item {
+        syn::Item::Const(item) => &item.ident,
+        syn::Item::Enum(item) => &item.ident,
+        syn::Item::Fn(item) => &item.sig.ident,
+        syn::Item::Macro(item) => item.ident.as_ref()?,
+        syn::Item::Mod(item) => item.content.is_some().then_some(&item.ident)?,
+        syn::Item::Static(item) => &item.ident,
+        syn::Item::Struct(item) => &item.ident,
+        syn::Item::Trait(item) => &item.ident,
+        syn::Item::Type(item) => &item.ident,
+        syn::Item::Union(item) => &item.ident,
+        syn::Item::Impl(item) => {
+            let syn::Type::Path(path) = &*item.self_ty else { return None };
+            &path.path.segments.last()?.ident
+        }
+        _ => return None,
+    };
+    Some(name.to_string())
+}
+
 fn is_for_tests(attribute: &syn::Attribute) -> bool {
-    let of_test = |list: &syn::MetaList| list.tokens.to_string() == "test";
-    attribute.path().is_ident("cfg") && matches!(&attribute.meta, syn::Meta::List(list) if of_test(list))
+    attribute.path().is_ident("cfg") && matches!(&attribute.meta, syn::Meta::List(list) if list.tokens.to_string() == "test")
 }
 
 fn names_a_feature(tokens: &TokenStream) -> bool {
@@ -177,6 +248,8 @@ impl<'ast> Visit<'ast> for Source {
     fn visit_path(&mut self, path: &'ast syn::Path) {
         if path.segments.len() > 1 {
             self.path(path.span(), path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        } else if let Some(segment) = path.segments.first() {
+            self.name(path.span(), &segment.ident.to_string());
         }
         visit::visit_path(self, path);
     }

@@ -165,6 +165,15 @@ impl Names {
     }
 }
 
+impl Names {
+    /// A constant that is a bound is a `MAX_…`.
+    fn add_bound(&mut self, ident: &syn::Ident) {
+        let name = ident.to_string();
+        let old = name.split('_').find(|word| ["MOST", "LONGEST"].contains(word));
+        self.0.extend(old.map(|word| (ident.span().start().line, word.to_owned())));
+    }
+}
+
 impl<'ast> Visit<'ast> for Names {
     fn visit_item_struct(&mut self, item: &'ast syn::ItemStruct) {
         self.add(&item.ident);
@@ -195,6 +204,14 @@ impl<'ast> Visit<'ast> for Names {
         visit::visit_signature(self, signature);
     }
 
+    fn visit_item_const(&mut self, item: &'ast syn::ItemConst) {
+        self.add_bound(&item.ident);
+    }
+
+    fn visit_impl_item_const(&mut self, item: &'ast syn::ImplItemConst) {
+        self.add_bound(&item.ident);
+    }
+
     fn visit_field(&mut self, field: &'ast syn::Field) {
         if let Some(ident) = &field.ident {
             self.add(ident);
@@ -206,8 +223,10 @@ impl<'ast> Visit<'ast> for Names {
 fn bad_names(name: &str, text: &str) -> Vec<String> {
     let mut names = Names::default();
     names.visit_file(&syn::parse_file(text).unwrap_or_else(|error| panic!("{name}: {error}")));
-    let snake = |name: &str| words(name).into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join("_");
-    let bad = names.0.into_iter().filter(|(_, defined)| NEVER_A_NAME.contains(&snake(defined).as_str()));
+    let bad = names.0.into_iter().filter(|(_, defined)| {
+        let snake = words(defined).into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join("_");
+        NEVER_A_NAME.contains(&snake.as_str())
+    });
     bad.map(|(line, defined)| format!("{name}:{line}: `{defined}` is no name for it; docs/GLOSSARY.md has one")).collect()
 }
 
@@ -237,4 +256,6 @@ fn old_words_are_found_in_every_spelling() {
     assert!(violations("src/host/cloud/interruption.rs", "a notice").is_empty());
     let names = "struct Order { words: u8 } fn look() { let order = 1; } mod reorder {} struct Ordering;";
     assert_eq!(bad_names("src/x.rs", names).len(), 3);
+    let bounds = "const MOST_BYTES: u8 = 1; impl X { const LONGEST: u8 = 1; } fn f() { const WAITING_MOST: u8 = 1; const MAX_BYTES: u8 = 1; }";
+    assert_eq!(bad_names("src/x.rs", bounds).len(), 3);
 }

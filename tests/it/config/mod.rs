@@ -1,4 +1,4 @@
-//! The configuration: what is in force, where it comes from, and what a wrong one is told.
+//! The configuration: what is in force, where it comes from, and what a wrong one gets for an error.
 
 mod renamed;
 
@@ -122,17 +122,20 @@ fn a_file_and_then_the_environment_override() {
         ("NODE", "gpu-1"),
         ("ATELIER__SERVER__PORT", "7000"),
         ("ATELIER__SECURITY__REQUIRE_AUTH", "false"),
-        ("ATELIER__WORKFLOW__STEPS", "[infer, encode, store]"),
+        ("ATELIER__WORKFLOW__STEPS", "[fetch, preprocess, infer, encode, store]"),
     ];
     let config = parse(yaml, &overrides).expect("overridden");
     assert_eq!((config.server.port, config.security.require_auth), (7000, false));
-    assert_eq!(config.workflow.steps, [StepName::Infer, StepName::Encode, StepName::Store]);
+    assert_eq!(
+        config.workflow.steps,
+        [StepName::Fetch, StepName::Preprocess, StepName::Infer, StepName::Encode, StepName::Store]
+    );
 }
 
 #[test]
 fn every_mistake_names_file_key_and_problem() {
     type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
-    let table: [Row; 12] = [
+    let table: [Row; 14] = [
         ("server: {port: abc}", &[], &["config.yaml", "server.port", "abc"]),
         ("server: {prot: 1}", &[], &["config.yaml", "server", "prot", "node_id"]),
         ("servers: {}", &[], &["config.yaml", "servers"]),
@@ -141,11 +144,24 @@ fn every_mistake_names_file_key_and_problem() {
         ("server: [", &[], &["config.yaml", "not YAML"]),
         ("", &[("ATELIER__SERVER__PORT", "many")], &["server.port", "ATELIER__SERVER__PORT"]),
         ("", &[("ATELIER__SERVER__PROT", "1")], &["server", "prot"]),
-        ("workflow: {steps: [infer, store]}", &[], &["workflow.steps", "must contain `encode`"]),
         (
-            "workflow: {steps: [infer, encode, watermark, store]}",
+            "workflow: {steps: [fetch, preprocess, infer, store]}",
             &[],
-            &["workflow.steps", "`watermark` must come before `encode`"],
+            &[
+                "workflow.steps",
+                "`encode` is missing before `store`; the right order is [fetch, preprocess, infer, encode, store]",
+            ],
+        ),
+        ("workflow: {steps: [infer, encode, store]}", &[], &["workflow.steps", "`preprocess` is missing before `infer`"]),
+        ("workflow: {steps: []}", &[], &["workflow.steps", "`fetch` is missing; the right order is [fetch, "]),
+        (
+            "workflow: {steps: [fetch, preprocess, infer, encode, watermark, store]}",
+            &[],
+            &[
+                "workflow.steps",
+                "`watermark` must come before `encode`",
+                "[fetch, preprocess, infer, watermark, encode, store]",
+            ],
         ),
         ("workflow: {steps: [infer, encode, encode, store]}", &[], &["workflow.steps", "`encode` is listed twice"]),
         ("workflow: {steps: [dream]}", &[], &["workflow.steps[0]", "dream"]),

@@ -78,10 +78,12 @@ async fn the_documented_host_serves_the_documented_callers() {
     if !packages::are_there("the documented callers", &[packages::path("usr/bin/curl")]) {
         return;
     }
-    let (directory, port) = (root(), free_port());
+    let directory = root();
+    let port = free_port();
     let servers = block("docs/run-locally.md", "demo --serve              # shell 1");
     let (first, second) = servers.split_once('\n').unwrap();
-    let (path, line) = (directory.path().to_owned(), first.to_owned());
+    let path = directory.path().to_owned();
+    let line = first.to_owned();
     let (_demo, exports) = spawn_blocking(move || served(&line, &path)).await.unwrap();
     let port_line = format!("export ATELIER__SERVER__PORT={port}\n");
     let log = std::fs::File::create(directory.path().join("log")).unwrap();
@@ -108,7 +110,7 @@ async fn the_documented_host_serves_the_documented_callers() {
 /// What the README's shell 1 prints where other programs have the ports that it would like.
 #[test]
 fn a_demo_that_stays_up_takes_free_ports_where_others_are_taken() {
-    // Whoever else has one of them takes it as well.
+    // Another process that has one of them takes it as well.
     let _taken = [9444, 9445].map(|port| TcpListener::bind(("127.0.0.1", port)));
     let directory = tempfile::tempdir().unwrap();
     let (_demo, exports) = served("cargo run -- demo --serve", directory.path());
@@ -123,7 +125,8 @@ fn a_demo_that_stays_up_takes_free_ports_where_others_are_taken() {
 #[tokio::test]
 async fn the_documented_queue_is_one_that_doctor_finds() {
     let Some(venv) = python_or_skip("the queue of docs/queues.md in moto") else { return };
-    let (directory, port) = (root(), free_port());
+    let directory = root();
+    let port = free_port();
     // The virtual environment has it already.
     let commands =
         block("docs/queues.md", "moto_server").replace("pip install 'moto[server]' && ", "").replace("5000", &port.to_string());

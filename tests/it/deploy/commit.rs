@@ -30,7 +30,7 @@ impl Sample {
     fn git(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("git");
         command.args(["-c", "user.name=A", "-c", "user.email=a@example.com"]).args(arguments);
-        // The settings of whoever runs this, such as commits that are signed, change nothing.
+        // The settings of the person who runs this, such as commits that are signed, change nothing.
         command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_SYSTEM", "/dev/null");
         let output = command.current_dir(self.package()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -140,7 +140,7 @@ fn sources(directory: &Path) -> String {
     text
 }
 
-/// Before each block of commands of a page stands who runs it: a test by its name, or nobody here, and why.
+/// Before each block of commands of a page stands who runs it: a test by its name, or no one here, and why.
 #[test]
 fn every_block_of_commands_says_who_runs_it() {
     let mut blocks = 0;
@@ -158,8 +158,8 @@ fn every_block_of_commands_says_who_runs_it() {
 /// What stands before each block of shell commands, with the block's line.
 fn marks(text: &str) -> Vec<(usize, &str)> {
     let lines: Vec<&str> = text.lines().collect();
-    let is_shell = |line: &str| ["```sh", "```bash", "```shell", "```console"].contains(&line.trim());
-    let blocks = lines.iter().enumerate().filter(|(_, line)| is_shell(line));
+    const SHELL: [&str; 4] = ["```sh", "```bash", "```shell", "```console"];
+    let blocks = lines.iter().enumerate().filter(|(_, line)| SHELL.contains(&line.trim()));
     blocks.map(|(index, _)| (index + 1, index.checked_sub(1).map_or("", |before| lines[before].trim()))).collect()
 }
 
@@ -173,9 +173,9 @@ fn complaint(mark: &str) -> Option<String> {
         return Some(format!("needs `<!-- run by FILE: TEST -->` or `<!-- not run: WHY -->` before it, has {mark:?}"));
     };
     let code = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap_or_default();
-    let is_test = |pair: &[&str]| pair[0].contains("test]") && pair[1].contains(&format!("fn {test}()"));
     let lines: Vec<&str> = code.lines().collect();
-    (!lines.windows(2).any(is_test)).then(|| format!("{name} has no test {test}"))
+    let is_there = lines.windows(2).any(|pair| pair[0].contains("test]") && pair[1].contains(&format!("fn {test}()")));
+    (!is_there).then(|| format!("{name} has no test {test}"))
 }
 
 #[test]

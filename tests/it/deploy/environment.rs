@@ -58,7 +58,7 @@ fn known() -> BTreeSet<String> {
     names
 }
 
-/// Every variable is read by somebody, and together they are a configuration.
+/// Every variable is read by someone, and together they are a configuration.
 fn is_read(variables: &Environment) -> Config {
     let known = known();
     for name in variables.keys() {
@@ -68,8 +68,11 @@ fn is_read(variables: &Environment) -> Config {
 }
 
 fn environment(variables: &Value) -> Environment {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
-    variables.as_object().unwrap().iter().map(|(name, value)| (name.clone(), text(value))).collect()
+    let variables = variables.as_object().unwrap().iter().map(|(name, value)| {
+        let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+        (name.clone(), text)
+    });
+    variables.collect()
 }
 
 #[tokio::test]
@@ -96,10 +99,10 @@ async fn the_services_environment_is_the_configurations() {
     for needed in ["ATELIER_MODEL", "AWS_STORAGE_BUCKET_NAME", "BACKEND_API_URL", "SQS_QUEUE_URL", "WEBHOOK_SIGNING_SECRET"] {
         assert!(names.contains(&needed), "{needed} is missing");
     }
-    let values = |name: &&str| {
+    let values = names.iter().map(|name| {
         ((*name).to_owned(), if name.ends_with("BUCKETS") { "[a]".into() } else { "https://a.example/b-b-b-b".into() })
-    };
-    let mut variables: Environment = names.iter().map(values).collect();
+    });
+    let mut variables: Environment = values.collect();
     variables.insert("ATELIER_MODEL".into(), "sd15".into());
     let config = is_read(&variables);
     assert!(config.sources.sqs.queue_url.is_some());

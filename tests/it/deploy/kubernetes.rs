@@ -26,7 +26,8 @@ fn a_pod_has_time_to_drain() {
 
 #[test]
 fn both_scalers_count_jobs_that_run() {
-    let (sqs, rabbitmq) = (file("deploy/k8s/sqs.yaml"), file("deploy/k8s/rabbitmq.yaml"));
+    let sqs = file("deploy/k8s/sqs.yaml");
+    let rabbitmq = file("deploy/k8s/rabbitmq.yaml");
     assert!(sqs.contains("scaleOnInFlight: \"true\"") && rabbitmq.contains("excludeUnacknowledged: \"false\""));
     for key in ["pollingInterval", "cooldownPeriod", "minReplicaCount", "maxReplicaCount"] {
         assert_eq!(number(&sqs, key), number(&rabbitmq, key), "{key}");

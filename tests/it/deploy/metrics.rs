@@ -10,8 +10,8 @@ use super::file;
 /// Words of a text that are names of ours.
 fn named(text: &str) -> BTreeSet<String> {
     let words = text.split(|delivery_request: char| !delivery_request.is_ascii_alphanumeric() && delivery_request != '_');
-    let ours = |word: &&str| ["atelier_", "vton_", "gpu_"].iter().any(|prefix| word.starts_with(prefix));
-    words.filter(ours).map(ToOwned::to_owned).collect()
+    let ours = words.filter(|word| ["atelier_", "vton_", "gpu_"].iter().any(|prefix| word.starts_with(prefix)));
+    ours.map(ToOwned::to_owned).collect()
 }
 
 /// Is it a series that `/metrics` has?

@@ -10,7 +10,8 @@ fn properties<'a>(stack: &'a Value, resource: &str) -> &'a Value {
 
 /// A queue and its dead-letter queue, as they were made: how often a message is delivered, and its visibility in seconds.
 fn redrive(stack: &Value) -> (u64, u64) {
-    let (jobs, dead) = (&stack["queues"]["Jobs"], &stack["queues"]["DeadJobs"]);
+    let jobs = &stack["queues"]["Jobs"];
+    let dead = &stack["queues"]["DeadJobs"];
     let policy: Value = serde_json::from_str(jobs["RedrivePolicy"].as_str().unwrap()).unwrap();
     assert_eq!(policy["deadLetterTargetArn"], dead["QueueArn"]);
     assert_eq!((&jobs["SqsManagedSseEnabled"], &dead["SqsManagedSseEnabled"]), (&json!("true"), &json!("true")));
@@ -132,8 +133,8 @@ async fn the_service_and_its_queue_are_created() {
     expect_lifecycle(&stack);
     let (deliveries, _) = redrive(&stack);
     assert!(deliveries > 3, "SQS also counts what was put back untried: above runtime.max_attempts");
-    let (queue, dead) = (&stack["queues"]["Jobs"]["QueueArn"], &stack["queues"]["DeadJobs"]["QueueArn"]);
-    let (queue, dead) = (queue.as_str().unwrap(), dead.as_str().unwrap());
+    let queue = stack["queues"]["Jobs"]["QueueArn"].as_str().unwrap();
+    let dead = stack["queues"]["DeadJobs"]["QueueArn"].as_str().unwrap();
     let bucket = format!("arn:aws:s3:::{}", stack["outputs"]["Bucket"].as_str().unwrap());
     let tasks = format!("arn:aws:ecs:us-east-1:123456789012:task/{}/*", stack["outputs"]["ClusterName"].as_str().unwrap());
     let expected = vec![

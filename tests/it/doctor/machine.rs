@@ -1,4 +1,4 @@
-//! Model files that are damaged, addresses that nobody answers, a clock that is off.
+//! Model files that are damaged, addresses that no one answers, a clock that is off.
 
 use std::fs;
 use std::path::Path;
@@ -104,7 +104,8 @@ async fn addresses_are_asked_as_notifications_would_go() {
 async fn a_callers_address_passes_the_guard_or_not() {
     let s3 = S3::start(&[BUCKET]).await;
     let server = HttpServer::start(&[Answer::status(405)]).await;
-    let (plain, secure) = (server.url("/hook").to_string(), server.url("/hook").to_string().replace("http:", "https:"));
+    let plain = server.url("/hook").to_string();
+    let secure = server.url("/hook").to_string().replace("http:", "https:");
     examined(&s3, &[], &["--webhook", &plain]).await.expect("webhook", "fail", "must be an https:// address");
     examined(&s3, &[], &["--webhook", &secure]).await.expect("webhook", "fail", "must lead to a public address");
     assert!(server.requests().is_empty(), "what may not be reached is not asked");

@@ -25,11 +25,11 @@ struct Report {
 impl Report {
     /// The findings of one check, as `state: found -> fix`.
     fn of(&self, check: &str) -> Vec<String> {
-        let words = |finding: &Value| {
+        let words = self.findings.iter().filter(|finding| finding["check"] == check).map(|finding| {
             let word = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
             format!("{}: {} -> {}", word("state"), word("found"), word("fix"))
-        };
-        self.findings.iter().filter(|finding| finding["check"] == check).map(words).collect()
+        });
+        words.collect()
     }
 
     /// The only finding of a check begins so and has these words.

@@ -50,7 +50,7 @@ async fn with_webhooks(what: &'static str, answer: Option<StatusCode>) -> Row {
         campaign.a_moment(50).await;
     }
     campaign.a_moment(1_000).await;
-    assert_eq!(campaign.told(), 0, "nobody took a notification yet");
+    assert_eq!(campaign.told(), 0, "no one took a notification yet");
     campaign.host.backend.answer.send_replace(Some(StatusCode::OK));
     campaign.acknowledge().await;
     campaign.row()

@@ -88,7 +88,7 @@ async fn duplicate_deliveries() {
     bench.emptied(&url).await;
     campaign.acknowledge().await;
     let row = campaign.row();
-    assert!(campaign.host.backend.accepted().len() >= 3 * row.jobs, "each delivery told its caller");
+    assert!(campaign.host.backend.accepted().len() >= 3 * row.jobs, "each delivery notified its caller");
     report(&row);
 }
 

@@ -12,7 +12,7 @@ use crate::host::HostProcess;
 /// Longer than any campaign on a loaded machine.
 const WAIT_LIMIT: Duration = Duration::from_mins(8);
 
-/// Short times, so that a fault is met several times; attempts enough that nobody abandons it because of ours.
+/// Short times, so that a fault is met several times; attempts enough that no one abandons it because of ours.
 const DEFAULT_VALUE: [(&str, &str); 9] = [
     ("ATELIER__RUNTIME__MAX_ATTEMPTS", "100"),
     ("ATELIER__HOST__INITIAL_BACKOFF_MS", "20"),
@@ -50,7 +50,7 @@ impl Campaign {
         }
     }
 
-    /// What the host answered; none when there was nobody to answer.
+    /// What the host answered; none when there was no one to answer.
     pub(crate) async fn try_hand_in(&mut self, id: &str) -> Option<StatusCode> {
         let address = self.host.logged("listening for HTTP").pop()?["address"].as_str()?.to_owned();
         let request = self.client.post(format!("http://{address}/generate")).json(&body(id));
@@ -94,11 +94,11 @@ impl Campaign {
         assert!(self.host.ended().await.success(), "{}", self.host.log());
     }
 
-    /// Waits until every job handed in so far was told its end.
+    /// Waits until the end of every job handed in so far was reported.
     pub(crate) async fn all_told(&self) {
         let deadline = Instant::now() + WAIT_LIMIT;
         while self.told() < self.accepted.len() {
-            assert!(Instant::now() < deadline, "{} of {} were told\n{}", self.told(), self.accepted.len(), self.host.log());
+            assert!(Instant::now() < deadline, "{} of {} were reported\n{}", self.told(), self.accepted.len(), self.host.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -114,13 +114,14 @@ impl Campaign {
             .filter(|notification| notification.path.ends_with("/complete"))
             .map(|notification| job_of(&notification.body))
             .collect();
-        let recorded = |id: &String| self.host.bucket.path(&format!("generations/{id}/result.json")).exists();
+        let unrecorded =
+            complete.iter().filter(|id| !self.host.bucket.path(&format!("generations/{id}/result.json")).exists()).count();
         let untold = self.accepted.iter().filter(|id| !ids.contains_key(*id)).count();
         Row {
             what: self.what,
             jobs: self.accepted.len(),
             complete: complete.len(),
-            lost: untold + complete.iter().filter(|id| !recorded(id)).count(),
+            lost: untold + unrecorded,
             regenerated: regenerated(&self.host.bucket.keys_put()),
             terminal_ids_off: ids.values().filter(|ids| ids.len() != 1).count(),
         }

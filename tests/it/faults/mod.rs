@@ -20,9 +20,9 @@ pub(crate) struct Row {
     pub(crate) what: &'static str,
     /// Accepted by the host.
     pub(crate) jobs: usize,
-    /// Told `complete`; the others were told `failed`.
+    /// Reported as `complete`; the others were reported as `failed`.
     pub(crate) complete: usize,
-    /// Without a terminal notification, or told `complete` without a record in the bucket.
+    /// Without a terminal notification, or reported as `complete` without a record in the bucket.
     pub(crate) lost: usize,
     /// Images stored again after the job's record.
     pub(crate) regenerated: usize,

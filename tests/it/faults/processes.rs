@@ -80,7 +80,7 @@ async fn poison() {
     report(&row);
 }
 
-/// Everybody's clock is set forth and back by ten minutes, ten times as long as a job may take, once within each job.
+/// Everyone's clock is set forth and back by ten minutes, ten times as long as a job may take, once within each job.
 #[tokio::test]
 async fn clock_jumps() {
     let faketime = packages::faketime();

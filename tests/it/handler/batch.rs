@@ -12,7 +12,7 @@ fn with(id: &str, field: &str, value: &Value) -> Value {
     body
 }
 
-/// The ids of the jobs that were told complete, sorted.
+/// The ids of the jobs that were reported as complete, sorted.
 async fn completed(stage: &mut Stage, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {
@@ -56,8 +56,10 @@ async fn jobs_that_do_not_agree_are_generated_one_after_the_other() {
 #[tokio::test]
 async fn a_batch_is_bounded_by_its_pixels() {
     let mut stage = Stage::set().await;
-    let large = |id: &str| json!({ "job_id": id, "prompt": "a red mug", "width": 512, "height": 512, "steps": 8 });
-    let event = sqs(&["a", "b", "c", "d", "e"].map(|id| (large(id), 1, None)));
+    let event = sqs(&["a", "b", "c", "d", "e"].map(|id| {
+        let large = json!({ "job_id": id, "prompt": "a red mug", "width": 512, "height": 512, "steps": 8 });
+        (large, 1, None)
+    }));
     assert_eq!(stage.handle(event).await, Ok(brought_back(&[])));
     assert_eq!(stage.batches(), [4, 1]);
 }

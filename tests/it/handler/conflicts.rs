@@ -60,7 +60,7 @@ async fn the_loser_of_an_id_leaves_the_winners_image_alone_and_is_told_apart() {
     assert_eq!(shown, (&Value::Null, &json!("two"), &json!("conflict")), "{}", told.body);
     assert_eq!(std::fs::read(stage.bucket.image("two", 0)).unwrap(), winner, "the image is that of its record");
     assert_eq!(attempts(&stage, "two"), 1, "the loser's file is gone");
-    // Another loser is told under another id, and none under that of the job's own failure.
+    // Another loser is reported under another id, and none under that of the job's own failure.
     let mut third = body("two");
     third["seed"] = json!(8);
     let again: JobReport = serde_json::from_value(stage.handle_for_host(one(other, 1)).await["jobs"][0].clone()).unwrap();

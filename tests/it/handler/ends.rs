@@ -1,4 +1,4 @@
-//! One job, one end: where a record is, or may be, nobody is told that the job failed.
+//! One job, one end: where a record is, or may be, no one is notified that the job failed.
 
 use atelier::protocol::reply::{JobOutcome, JobReport};
 use atelier::workflow::control::{Cancels, Control, NotificationMode, Shutdown};

@@ -1,4 +1,4 @@
-//! What `atelier host` is told of every job, and that the notifications in it are as good as those the handler sends itself.
+//! What `atelier host` learns of every job, and that the notifications in it are as good as those the handler sends itself.
 
 use atelier::protocol::reply::{JobOutcome, JobReport};
 use atelier::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
@@ -20,7 +20,7 @@ fn code(job: &JobReport) -> Option<&str> {
 #[tokio::test]
 async fn every_message_of_a_batch_is_told_of_and_no_notification_is_waited_for() {
     let mut stage = Stage::set().await;
-    // Nobody answers: a handler that waited for its notifications would not come back.
+    // No one answers: a handler that waited for its notifications would not come back.
     stage.backend.answer.send_replace(None);
     let mut bad = body("bad");
     bad["steps"] = json!(0);
@@ -131,5 +131,5 @@ async fn a_tryon_is_refused_once_by_a_function_that_generates_from_text() {
     assert_eq!((&reply["jobs"][0]["outcome"], &reply["jobs"][0]["error"]["field"]), (&json!("failed"), &json!("task")));
     assert_eq!(stage.handle(one(job, 1)).await, Ok(super::brought_back(&[])));
     assert_eq!(stage.backend.terminal().await.body["error"]["field"], "task");
-    assert!(stage.backend.arrived().is_empty(), "told once");
+    assert!(stage.backend.arrived().is_empty(), "reported once");
 }

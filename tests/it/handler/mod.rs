@@ -1,4 +1,4 @@
-//! One event in, one reply out: what is settled, what is redelivered, who is told what, and what is generated twice (nothing).
+//! One event in, one reply out: what is settled, what is redelivered, who is notified of what, and what is generated twice (nothing).
 
 mod batch;
 mod conflicts;
@@ -7,6 +7,7 @@ mod host;
 mod loras;
 mod refused;
 mod starts;
+mod steps;
 mod stopped;
 mod traces;
 mod tryon;
@@ -107,7 +108,7 @@ async fn a_panic_is_brought_back_and_the_engine_lives_on() {
     assert_eq!(stage.handle(one(body("panic"), 1)).await, Ok(brought_back(&["m0"])));
     assert!(
         stage.backend.arrived().iter().all(|notification| notification.path.ends_with("/progress")),
-        "nothing final was told"
+        "nothing final was reported"
     );
     assert_eq!(stage.handle(one(body("panic"), 2)).await, Ok(brought_back(&[])));
     assert_eq!(stage.backend.terminal().await.path, "/api/webhooks/inference/complete");
@@ -131,7 +132,7 @@ async fn out_of_memory_is_final_and_told_once() {
     assert_eq!(stage.handle(one(body("large"), 1)).await, Ok(brought_back(&[])));
     let told = stage.backend.terminal().await;
     assert_eq!(told.body["error"]["code"], "out_of_memory");
-    assert!(stage.backend.arrived().is_empty(), "told once");
+    assert!(stage.backend.arrived().is_empty(), "reported once");
 }
 
 #[tokio::test]
@@ -143,7 +144,7 @@ async fn what_is_not_finite_is_final_and_told_once() {
     assert_eq!(told.path, "/api/webhooks/inference/failed");
     assert_eq!(told.body["error"]["code"], "not_finite");
     assert_eq!(told.body["error"]["message"], "no finite image: the UNet of model sd15 gave NaN");
-    assert!(stage.backend.arrived().is_empty(), "told once");
+    assert!(stage.backend.arrived().is_empty(), "reported once");
 }
 
 #[tokio::test]
@@ -171,7 +172,7 @@ async fn a_bucket_that_refuses_loses_no_image() {
     assert_eq!(stage.handle(event.clone()).await, Ok(brought_back(&["m0"])));
     assert!(
         stage.backend.arrived().iter().all(|notification| notification.path.ends_with("/progress")),
-        "nobody was told anything final"
+        "no one got a terminal notification"
     );
     stage.bucket.refuse(false);
     assert_eq!(stage.handle(event).await, Ok(brought_back(&[])));

@@ -1,4 +1,4 @@
-//! Refused messages that nobody can be told of are kept where somebody looks for them, and cost no work of the GPU.
+//! Refused messages that no one can be notified of are kept where someone looks for them, and cost no work of the GPU.
 
 use atelier::handler::KeepRefused;
 use base64::Engine as _;

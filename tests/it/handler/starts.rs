@@ -56,7 +56,8 @@ async fn image_and_mask_arrive_upright_and_in_the_jobs_size() {
     let mask = GrayImage::from_fn(128, 32, |x, _| Luma([if x < 64 { 0 } else { 255 }]));
     let mut file = Vec::new();
     mask.write_to(&mut Cursor::new(&mut file), ImageFormat::Png).unwrap();
-    let (start, mask) = (put_fixture(&stage, "plain.png"), put(&stage, "half.png", file));
+    let start = put_fixture(&stage, "plain.png");
+    let mask = put(&stage, "half.png", file);
     let seen = generated(&mut stage, job("mask", &[("init_image", start), ("mask_image", mask)])).await;
     assert_eq!((seen.get_pixel(8, 8).0, seen.get_pixel(56, 56).0), ([0; 3], [255; 3]));
 }

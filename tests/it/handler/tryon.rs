@@ -36,7 +36,8 @@ fn address(file: &str) -> String {
 }
 
 fn tryon(id: &str, person: &str) -> Value {
-    let (person, garments) = (address(person), [address("plain.png")]);
+    let person = address(person);
+    let garments = [address("plain.png")];
     json!({ "job_id": id, "task": "tryon", "person": person, "garments": garments, "resolution": "480p" })
 }
 
@@ -136,8 +137,8 @@ async fn a_comparison_stands_behind_the_results() {
     let mut body = tryon("compared", "plain.png");
     body["num_images"] = json!(2);
     assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])));
-    let size = |n: usize| image::image_dimensions(stage.bucket.image("compared", n)).unwrap();
-    assert_eq!([0, 1, 2, 3].map(size), [(480, 720), (480, 720), (960, 720), (960, 720)]);
+    let sizes = [0, 1, 2, 3].map(|n| image::image_dimensions(stage.bucket.image("compared", n)).unwrap());
+    assert_eq!(sizes, [(480, 720), (480, 720), (960, 720), (960, 720)]);
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ async fn with_spooled(changes: &[(&str, &str)], jobs: &[Value]) -> HostProcess {
     host
 }
 
-/// The jobs that were told complete, sorted.
+/// The jobs that were reported as complete, sorted.
 async fn completed(host: &mut HostProcess, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {

@@ -1,4 +1,4 @@
-//! Whole hosts: a job that has its images ends once, as complete, whoever asks to cancel it and when.
+//! Whole hosts: a job that has its images ends once, as complete, whenever a caller asks to cancel it.
 
 use std::collections::BTreeMap;
 
@@ -71,8 +71,12 @@ async fn a_cancelled_job_whose_record_turns_up_is_told_as_complete() {
 
 /// The terminal notifications that a host's backend has taken: by job id, or by the id that is another job's.
 fn taken(host: &HostProcess) -> Vec<(String, Value)> {
-    let id = |body: &Value| body["job_id"].as_str().or(body["conflicting_job_id"].as_str()).unwrap_or_default().to_owned();
-    host.backend.accepted().into_iter().map(|told| (id(&told.body), told.body)).collect()
+    let accepted = host.backend.accepted().into_iter().map(|notification| {
+        let body = notification.body;
+        let id = body["job_id"].as_str().or(body["conflicting_job_id"].as_str()).unwrap_or_default().to_owned();
+        (id, body)
+    });
+    accepted.collect()
 }
 
 #[tokio::test]
@@ -84,7 +88,8 @@ async fn one_id_with_two_requests_at_two_hosts_is_one_job_and_one_conflict() {
     first.wait_for("a handler is ready", 1).await;
     second.wait_for("a handler is ready", 1).await;
     for number in 0..IDS {
-        let (mut one, mut other) = (job(&format!("two-{number}")), job(&format!("two-{number}")));
+        let mut one = job(&format!("two-{number}"));
+        let mut other = job(&format!("two-{number}"));
         one["seed"] = json!(1);
         other["seed"] = json!(2);
         tokio::join!(first.post("/generate", &one), second.post("/generate", &other));

@@ -40,17 +40,14 @@ async fn a_host_gives_back_the_memory_of_large_uploads() {
     let url = format!("http://{}/tryon", host.address());
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let form = form();
-    let upload = async || {
+    let before = resident_bytes(host.child.id());
+    for _ in 0..UPLOADS {
         let request = client.request(Method::POST, &url).header("x-internal-auth", TOKEN).body(form.clone());
         let kind = format!("multipart/form-data; boundary={BOUNDARY}");
         let answer = request.header("content-type", kind).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
         let problem = answer.text().await.unwrap();
         assert!(problem.contains("must be a PNG, JPEG or WebP image"), "read to its end: {problem}");
-    };
-    let before = resident_bytes(host.child.id());
-    for _ in 0..UPLOADS {
-        upload().await;
     }
     let after = resident_bytes(host.child.id());
     assert!(after < before + MAX_GROWTH_BYTES, "{} MiB, {} MiB before the uploads", after >> 20, before >> 20);

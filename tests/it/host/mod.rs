@@ -12,6 +12,7 @@ mod protocol;
 mod rabbitmq;
 mod refused;
 pub(crate) mod sqs;
+mod stored;
 mod survival;
 mod traces;
 mod undelivered;
@@ -46,7 +47,8 @@ pub(crate) struct HostProcess {
 impl HostProcess {
     /// Starts a host whose environment is `changes` over the default one, with `arguments` after `atelier host`.
     pub(crate) async fn start(changes: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let (bucket, backend) = (Bucket::start().await, Backend::start().await);
+        let bucket = Bucket::start().await;
+        let backend = Backend::start().await;
         let directory = tempfile::tempdir().unwrap();
         for state in ["waiting", "running", "dead"] {
             std::fs::create_dir_all(directory.path().join("spool").join(state)).unwrap();
@@ -129,7 +131,7 @@ impl HostProcess {
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
-    /// Waits until a handler is ready, whatever the log tells of it.
+    /// Waits until a handler is ready, whatever the log says of it.
     pub(crate) async fn ready(&self) {
         let deadline = Instant::now() + WAIT_LIMIT;
         loop {
@@ -154,7 +156,8 @@ impl HostProcess {
             request = request.json(body);
         }
         let answer = request.header("x-internal-auth", crate::stage::TOKEN).send().await.unwrap();
-        let (is_success, text) = (answer.status().is_success(), answer.text().await.unwrap());
+        let is_success = answer.status().is_success();
+        let text = answer.text().await.unwrap();
         assert!(is_success, "{path}: {text}");
         text
     }
@@ -190,8 +193,7 @@ impl HostProcess {
 
     /// Process ids of the handlers that were started, in their order.
     pub(crate) fn handlers(&self) -> Vec<u32> {
-        let pid = |line: &Value| u32::try_from(line["pid"].as_u64().unwrap()).unwrap();
-        self.logged("a handler was started").iter().map(pid).collect()
+        self.logged("a handler was started").iter().map(|line| u32::try_from(line["pid"].as_u64().unwrap()).unwrap()).collect()
     }
 }
 

@@ -59,8 +59,8 @@ async fn an_event_comes_with_its_headers_and_its_answer_comes_back() {
     assert_eq!(header(&event, "lambda-runtime-invoked-function-arn"), "arn:aws:lambda:local:000000000000:function:atelier");
     assert_eq!(header(&event, "lambda-runtime-trace-id"), "Root=1-5759e988-bd862e3fe1be46a994272793");
     assert_eq!(header(&event, "lambda-runtime-client-context"), r#"{"custom":{"atelier":"host"}}"#);
-    let (id, echo) =
-        (header(&event, "lambda-runtime-aws-request-id").to_owned(), header(&event, "lambda-runtime-invocation-id").to_owned());
+    let id = header(&event, "lambda-runtime-aws-request-id").to_owned();
+    let echo = header(&event, "lambda-runtime-invocation-id").to_owned();
     assert_eq!(event.json::<Value>().await.unwrap(), json!({ "n": 1 }));
 
     let path = format!("invocation/{id}/response");
@@ -133,7 +133,7 @@ async fn a_handler_that_asks_for_more_has_given_up_what_it_had() {
     let handler = Handler::of(&api);
     let (_id, answer) = take(&api, &handler).await;
     let (second, _more) = take(&api, &handler).await;
-    assert!(answer.await.is_err(), "nobody will answer it");
+    assert!(answer.await.is_err(), "no one will answer it");
     assert!(!second.is_empty());
 }
 

@@ -1,4 +1,4 @@
-//! Refused messages of a host: dead-lettered with the reason where nobody could be told, acknowledged where somebody was.
+//! Refused messages of a host: dead-lettered with the reason where no one could be notified, acknowledged where someone was.
 
 use serde_json::{Value, json};
 
@@ -18,13 +18,12 @@ async fn with_refused(changes: &[(&str, &str)]) -> HostProcess {
 }
 
 async fn job_report(host: &HostProcess) {
-    let empty = || host.spooled("waiting").is_empty() && host.spooled("running").is_empty();
-    eventually("both are settled", empty).await.unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
+    let settled = eventually("both are settled", || host.spooled("waiting").is_empty() && host.spooled("running").is_empty());
+    settled.await.unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
 }
 
 fn names(host: &HostProcess) -> Vec<String> {
-    let named = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
-    host.spooled("dead").iter().map(named).collect()
+    host.spooled("dead").iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
 }
 
 #[tokio::test]
@@ -34,7 +33,7 @@ async fn what_nobody_could_be_told_of_is_dead_lettered() {
     job_report(&host).await;
     let dead = names(&host);
     assert!(dead.iter().any(|name| name.contains("nameless")), "{dead:?}");
-    assert!(!dead.iter().any(|name| name.contains("wrong")), "its sender was told: {dead:?}");
+    assert!(!dead.iter().any(|name| name.contains("wrong")), "its sender was notified: {dead:?}");
     let reasons: Vec<Value> = host.logged("a job failed for good");
     assert!(reasons.iter().any(|line| line["error"].as_str().unwrap().contains("job_id: is required")), "{reasons:?}");
     let metrics = host.get("/metrics").await;

@@ -83,7 +83,7 @@ async fn a_job_that_kills_its_handler_is_told_failed_once_and_kept() {
     host.terminate();
     assert!(host.ended().await.success());
     let more: Vec<_> = host.backend.arrived();
-    assert!(more.is_empty(), "told more than once: {more:?}");
+    assert!(more.is_empty(), "reported more than once: {more:?}");
     // Three deaths, three replacements; the host itself was never in danger.
     assert_eq!(host.logged("a handler ended; another is started after a pause").len(), 3, "{}", host.log());
 }
@@ -109,7 +109,7 @@ async fn a_handler_past_its_deadline_is_ended_and_the_next_job_runs() {
 }
 
 #[tokio::test]
-async fn causes_are_classify() {
+async fn causes_are_classified() {
     let Some(mut host) = hostile(&[("ATELIER__RUNTIME__MAX_ATTEMPTS", "1")]).await else { return };
     host.spool("exit", &prompt("exit", "exit"));
     host.restart();

@@ -1,7 +1,7 @@
 //! The states of one job, the steps between them, and the promises that hold in each.
 
 /// Attempts after which the caller is notified `failed`.
-const MOST_ATTEMPTS: u8 = 2;
+const MAX_ATTEMPTS: u8 = 2;
 
 /// What the code does where earlier releases did something else.
 #[derive(Clone, Copy)]
@@ -38,7 +38,7 @@ enum Phase {
     Start,
     Generate,
     PutRecord,
-    /// The attempt failed: the record is looked for before anybody is told.
+    /// The attempt failed: the record is looked for before anyone is notified.
     StoredOutcome,
     TellComplete,
     TellFailed,
@@ -95,9 +95,9 @@ pub(super) struct Life {
     promised: bool,
     told_complete: bool,
     told_failed: bool,
-    /// `failed` was told although the record was there.
+    /// `failed` was reported although the record was there.
     failed_beside_record: bool,
-    /// 202 was answered, and then only the cancel that came before it was told.
+    /// 202 was answered, and then only the cancel that came before it was reported.
     promise_was_empty: bool,
     faults: Faults,
 }
@@ -205,7 +205,7 @@ impl Life {
             let wish = if host == 0 { Wish::None } else { self.wish };
             steps.push(("kill -9", to(Phase::Idle, Self { wish, ..killed })));
         }
-        let is_last = self.attempt >= MOST_ATTEMPTS;
+        let is_last = self.attempt >= MAX_ATTEMPTS;
         let is_cancelled = host == 0 && self.wish != Wish::None;
         match phase {
             Phase::Idle => self.take(host, is_cancelled, rules, steps),
@@ -253,7 +253,7 @@ impl Life {
         if self.queued && self.ended {
             steps.push(("take_ended", Self { queued: false, ..self }.at(host, Phase::StoredOutcome)));
         } else if self.queued {
-            let taken = Self { queued: false, attempt: (self.attempt + 1).min(MOST_ATTEMPTS + 1), ..self };
+            let taken = Self { queued: false, attempt: (self.attempt + 1).min(MAX_ATTEMPTS + 1), ..self };
             let next = match (is_cancelled, rules.cancel_looks) {
                 (true, true) => Phase::StoredOutcome,
                 (true, false) => Phase::TellFailed,
@@ -265,7 +265,7 @@ impl Life {
     }
 
     fn put_record(self, host: usize, rules: Rules, steps: &mut Vec<(&'static str, Self)>) {
-        let is_last = self.attempt >= MOST_ATTEMPTS;
+        let is_last = self.attempt >= MAX_ATTEMPTS;
         let gives_up = is_last && !rules.lost_answer_waits;
         let unanswered = |life: Self| if gives_up { life.at(host, Phase::TellFailed) } else { life.requeue(host) };
         if self.bucket_is_away {

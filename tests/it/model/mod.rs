@@ -60,9 +60,13 @@ fn every_promise_holds_in_every_interleaving() {
 fn each_old_rule_breaks_the_promise_that_it_was_reported_for() {
     let ours = Rules::OURS;
     for (rule, rules, promise) in [
-        ("a repetition is told 202 while the send is under way", Rules { waits_for_send: false, ..ours }, "202 is held"),
-        ("a repetition is told 202 because /infer runs the job", Rules { infer_is_no_queue: false, ..ours }, "202 is held"),
-        ("a cancelled job is told 202 and then cancelled", Rules { repeat_takes_cancel_back: false, ..ours }, "202 is held"),
+        ("a repetition is answered 202 while the send is under way", Rules { waits_for_send: false, ..ours }, "202 is held"),
+        ("a repetition is answered 202 because /infer runs the job", Rules { infer_is_no_queue: false, ..ours }, "202 is held"),
+        (
+            "a cancelled job is answered 202 and then cancelled",
+            Rules { repeat_takes_cancel_back: false, ..ours },
+            "202 is held",
+        ),
         ("a cancelled job is not looked for", Rules { cancel_looks: false, ..ours }, "never two ends"),
         ("a lost answer to the record is a failure", Rules { lost_answer_waits: false, ..ours }, "record => never failed"),
         ("a bucket that is away is a failure", Rules { unknown_waits: false, ..ours }, "never two ends"),

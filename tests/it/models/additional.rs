@@ -40,7 +40,7 @@ async fn each_mode_has_its_files_brought_and_no_others() {
     let (pulled, text) = run(directory.path(), &hub, &["fp8"], &["pull"]).await;
     assert!(pulled && text.contains("put this under `source:`"), "{text}");
     assert!(there(FP8) && there("edit/transformer/config.json") && there("edit/vae/config.json"), "{text}");
-    assert!(!there(OWN) && !there(LORA), "8-bit weights replace the checkpoint's own, and nobody asked for the LoRA: {text}");
+    assert!(!there(OWN) && !there(LORA), "8-bit weights replace the checkpoint's own, and no one asked for the LoRA: {text}");
     let (_, pins) =
         text.split_once("put this under `additional_sources: lightning:`\n").expect("the pins of what lies next to");
 

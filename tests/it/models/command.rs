@@ -103,9 +103,11 @@ async fn a_pull_killed_before_the_rename_is_ended_by_the_next() {
     let mut pulling = atelier(directory.path(), &hub, &["pull"]).stdout(Stdio::null()).spawn().expect("starts");
     let deadline = Instant::now() + DEADLINE;
     let half = loop {
-        let came = |part: &&std::path::PathBuf| fs::metadata(part).is_ok_and(|about| about.len() == weights.len() as u64 - 1);
-        if let Some(part) = parts(&checkpoint, UNET).iter().find(came) {
-            break part.clone();
+        let came = parts(&checkpoint, UNET)
+            .into_iter()
+            .find(|part| fs::metadata(part).is_ok_and(|about| about.len() == weights.len() as u64 - 1));
+        if let Some(part) = came {
+            break part;
         }
         assert!(Instant::now() < deadline, "the bytes did not come");
         tokio::time::sleep(Duration::from_millis(10)).await;

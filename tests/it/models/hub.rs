@@ -164,7 +164,7 @@ async fn two_pulls_do_not_write_one_file() {
 async fn what_a_hub_refuses_is_told_in_words() {
     let (hub, directory) = one_file().await;
     for (status, code, words) in [
-        (401, "RepoNotFound", "or not open to everybody, and the token in HF_TOKEN may not read it"),
+        (401, "RepoNotFound", "or not open to everyone, and the token in HF_TOKEN may not read it"),
         (403, "GatedRepo", "only for those who accepted its terms"),
         (404, "RevisionNotFound", "ada/images has no revision main"),
         (418, "", "answered 418"),

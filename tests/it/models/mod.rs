@@ -88,15 +88,15 @@ async fn pull_hub(hub: &Hub, plan: &Plan) -> Result<Pulled, ModelError> {
     pull(plan, &origin.expect("an origin"), &|_| ()).await
 }
 
-/// Pulls, and returns what was told of `file`'s bytes.
+/// Pulls, and returns what was reported of `file`'s bytes.
 async fn pull_watched(origin: &Origin, plan: &Plan) -> (Result<Pulled, ModelError>, Vec<u64>) {
     let seen = Mutex::new(Vec::new());
-    let tell = |step: &Step<'_>| {
+    let pulled = pull(plan, origin, &|step| {
         if let Step::Begins { at_bytes: bytes, .. } | Step::At { bytes } = step {
             seen.lock().unwrap().push(*bytes);
         }
-    };
-    let pulled = pull(plan, origin, &tell).await;
+    })
+    .await;
     (pulled, seen.into_inner().unwrap())
 }
 

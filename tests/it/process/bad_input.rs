@@ -1,10 +1,10 @@
-//! Every bad input of the contract, as an SQS message: the right error, told once, never retried, and the next job is generated.
+//! Every bad input of the contract, as an SQS message: the right error, reported once, never retried, and the next job is generated.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::routing::get;
@@ -24,9 +24,8 @@ static CHUNK: [u8; 65_536] = [0; 65_536];
 /// A server of hostile files, on an address that the configuration allows.
 async fn hostile() -> SocketAddr {
     let to = |address: &'static str| (StatusCode::FOUND, HeaderMap::from_iter([(LOCATION, HeaderValue::from_static(address))]));
-    let endless = || Body::from_stream(stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&CHUNK))));
     let router = Router::new()
-        .route("/endless", get(move || async move { endless() }))
+        .route("/endless", get(async || Body::from_stream(stream::repeat_with(|| Ok::<_, std::io::Error>(CHUNK.as_slice())))))
         .route("/redirect", get(move || async move { to("http://169.254.169.254/latest/meta-data/") }))
         .route("/loop", get(move || async move { to("/loop") }));
     let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
@@ -41,11 +40,13 @@ fn lora(module: &str, width: usize, value: f32) -> Vec<u8> {
         let bytes: Vec<u8> = std::iter::repeat_n(value.to_le_bytes(), rows * columns).flatten().collect();
         (vec![rows, columns], bytes)
     };
-    let (down, up) = (matrix(2, width), matrix(width, 2));
+    let down = matrix(2, width);
+    let up = matrix(width, 2);
     let view = |(shape, bytes): &(Vec<usize>, Vec<u8>)| {
         safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap().data().to_vec()
     };
-    let (down_bytes, up_bytes) = (view(&down), view(&up));
+    let down_bytes = view(&down);
+    let up_bytes = view(&up);
     let tensors = [
         (
             format!("{module}.lora_A.weight"),
@@ -87,12 +88,11 @@ async fn told(api: &mut RuntimeApi, backend: &mut Backend, bodies: &[String]) ->
         .collect();
     event["Records"] = json!(records);
     api.invoke(event, LIMIT);
-    // Nobody can be told of a message without a readable id: the redrive policy is to keep it. Nothing else can succeed later.
-    let is_readable = |body: &&String| {
+    // No one can be notified of a message without a readable id: the redrive policy is to keep it. Nothing else can succeed later.
+    let back = bodies.iter().enumerate().filter(|(_, body)| {
         let job_id = serde_json::from_str::<Value>(body).ok().and_then(|body| body["job_id"].as_str().map(str::to_owned));
-        job_id.is_some_and(|id| atelier::job::JobId::new(&id).is_ok())
-    };
-    let back = bodies.iter().enumerate().filter(|(_, body)| !is_readable(body));
+        job_id.is_none_or(|id| atelier::job::JobId::new(&id).is_err())
+    });
     let back: Vec<Value> = back.map(|(number, _)| json!({ "itemIdentifier": format!("message-{number}") })).collect();
     assert_eq!(api.posted().await, Posted::Response(json!({ "batchItemFailures": back })), "the others are settled");
     backend.arrived().into_iter().filter(|notification| !notification.path.ends_with("/progress")).collect()
@@ -102,7 +102,8 @@ async fn told(api: &mut RuntimeApi, backend: &mut Backend, bodies: &[String]) ->
 type Case = (String, &'static str, &'static str, &'static str);
 
 async fn check(cases: Vec<Case>, bucket: Bucket, changes: &[(&str, &str)]) {
-    let (mut api, mut backend) = (RuntimeApi::start().await, Backend::start().await);
+    let mut api = RuntimeApi::start().await;
+    let mut backend = Backend::start().await;
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
     let directory = tempfile::tempdir().unwrap();
     let _handler = world.start(changes, &directory.path().join("log"));

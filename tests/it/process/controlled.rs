@@ -31,7 +31,9 @@ fn only_job(posted: &Posted) -> JobReport {
 
 #[tokio::test]
 async fn a_running_job_is_cancelled_by_a_line_and_the_next_one_is_generated() {
-    let (mut api, bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+    let mut api = RuntimeApi::start().await;
+    let bucket = Bucket::start().await;
+    let mut backend = Backend::start().await;
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
     let directory = tempfile::tempdir().unwrap();
     let mut handler = world.start_controlled(&[], &directory.path().join("log"));
@@ -56,7 +58,9 @@ async fn a_running_job_is_cancelled_by_a_line_and_the_next_one_is_generated() {
 
 #[tokio::test]
 async fn a_handler_ends_when_its_host_is_gone() {
-    let (mut api, bucket, backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+    let mut api = RuntimeApi::start().await;
+    let bucket = Bucket::start().await;
+    let backend = Backend::start().await;
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
@@ -111,5 +115,5 @@ async fn be_a_handler_whose_gpu_fails() -> ! {
     stage.next_generation(|| Err(EngineError::Fatal { problem: "CUDA_ERROR_LAUNCH_FAILED".into() }));
     let limits = Limits { deadline_margin: DEADLINE, shutdown_grace: DEADLINE };
     let end = lambda::serve(stage.handler, limits, None).await;
-    std::process::exit(if matches!(end, Ok(End::EngineLost)) { i32::from(ENGINE_LOST_EXIT_CODE) } else { 1 })
+    std::process::exit(if matches!(end, Ok(End::FatalDeviceError)) { i32::from(ENGINE_LOST_EXIT_CODE) } else { 1 })
 }

@@ -25,7 +25,9 @@ fn all_settled() -> Posted {
 
 #[tokio::test]
 async fn killed_before_the_record_the_job_is_generated_once_more() {
-    let (mut api, mut bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+    let mut api = RuntimeApi::start().await;
+    let mut bucket = Bucket::start().await;
+    let mut backend = Backend::start().await;
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
@@ -40,7 +42,7 @@ async fn killed_before_the_record_the_job_is_generated_once_more() {
     assert!(!bucket.path("generations/killed-early/result.json").exists(), "and there is no record of it");
     assert!(
         backend.arrived().iter().all(|notification| notification.path.ends_with("/progress")),
-        "nobody was told it is done"
+        "no one was notified that it is done"
     );
     assert!(api.nothing_posted());
 
@@ -60,7 +62,9 @@ async fn killed_before_the_record_the_job_is_generated_once_more() {
 
 #[tokio::test]
 async fn killed_before_the_notification_only_the_notification_is_sent() {
-    let (mut api, bucket, mut backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+    let mut api = RuntimeApi::start().await;
+    let bucket = Bucket::start().await;
+    let mut backend = Backend::start().await;
     let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
@@ -78,7 +82,7 @@ async fn killed_before_the_notification_only_the_notification_is_sent() {
     let _second = world.start(&[], &log);
     assert_eq!(api.posted().await, all_settled());
     let told = backend.terminal().await;
-    assert_eq!(told.webhook_id, unanswered.webhook_id, "the caller can tell that it is the same notification");
+    assert_eq!(told.webhook_id, unanswered.webhook_id, "the caller can see that it is the same notification");
     assert_eq!(told.body["images"][0]["key"], unanswered.body["images"][0]["key"], "with the same image");
     assert_eq!(bucket.puts("/0.png"), 1, "nothing was generated again");
     let lines = std::fs::read_to_string(&log).unwrap();

@@ -12,7 +12,8 @@ fn the_demo_generates_stores_and_tells() {
         .arg(out.path())
         .output()
         .unwrap();
-    let (shown, log) = (String::from_utf8_lossy(&demo.stdout), String::from_utf8_lossy(&demo.stderr));
+    let shown = String::from_utf8_lossy(&demo.stdout);
+    let log = String::from_utf8_lossy(&demo.stderr);
     assert!(demo.status.success(), "{shown}\n{log}");
     let generated =
         ["demo-plain-0", "demo-lora-0", "demo-four-0", "demo-four-1", "demo-four-2", "demo-four-3"].map(|name| (name, 128));
@@ -41,7 +42,8 @@ fn alone(empty: &Path, arguments: &[&str]) -> Command {
 fn the_binary_alone_has_all_that_the_demo_needs() {
     let empty = tempfile::tempdir().unwrap();
     let demo = alone(empty.path(), &["demo"]).output().unwrap();
-    let (shown, log) = (String::from_utf8_lossy(&demo.stdout), String::from_utf8_lossy(&demo.stderr));
+    let shown = String::from_utf8_lossy(&demo.stdout);
+    let log = String::from_utf8_lossy(&demo.stderr);
     assert!(demo.status.success() && shown.contains("8 images and contact-sheet.png"), "{shown}\n{log}");
     let cached: Vec<_> =
         std::fs::read_dir(empty.path().join("cache/atelier")).unwrap().map(|entry| entry.unwrap().file_name()).collect();

@@ -22,7 +22,7 @@ use crate::stage::TOKEN;
 /// `cargo lambda watch` may have to link the binary before it answers.
 const WAIT_LIMIT: Duration = Duration::from_mins(5);
 
-/// Somebody's Runtime API host with a handler under it; both are ended when dropped.
+/// Someone's Runtime API host with a handler under it; both are ended when dropped.
 struct Host {
     process: Child,
     port: u16,
@@ -35,7 +35,8 @@ struct Host {
 impl Host {
     /// Starts the program that `command` makes from a free port, in the environment of a handler.
     async fn start(command: impl FnOnce(u16) -> Command) -> Self {
-        let (bucket, backend) = (Bucket::start().await, Backend::start().await);
+        let bucket = Bucket::start().await;
+        let backend = Backend::start().await;
         let port = free_port();
         let world = World { runtime_api: ([127, 0, 0, 1], port).into(), s3: bucket.address, backend: backend.address };
         // What the host has to set itself must not come from us.
@@ -77,7 +78,8 @@ impl Host {
     async fn expect_generated_once(&mut self, replies: [Value; 2]) {
         let settled = json!({ "batchItemFailures": [] });
         assert_eq!(replies, [settled.clone(), settled], "{}", self.log());
-        let (first, second) = (self.backend.terminal().await, self.backend.terminal().await);
+        let first = self.backend.terminal().await;
+        let second = self.backend.terminal().await;
         assert!(first.path.ends_with("/complete"), "{first:?}");
         assert_eq!((&first.webhook_id, &first.body["job_id"]), (&second.webhook_id, &second.body["job_id"]));
         assert_eq!((self.bucket.puts("/0.png"), self.bucket.puts("/result.json")), (1, 1));
@@ -126,7 +128,7 @@ async fn cargo_lambda_watches_and_invokes() {
     host.expect_generated_once([once, again]).await;
 
     let mixed = invoke(&program, host.port, "sqs-mixed.json").await;
-    // Nobody can be told of what is not JSON: the redrive policy keeps it. What names its job was reported and does not come back.
+    // No one can be notified of what is not JSON: the redrive policy keeps it. What names its job was reported and does not come back.
     let kept = json!({ "batchItemFailures": [{ "itemIdentifier": "7b1f3c1e-3a3b-4f0e-8f5f-1d1f0f6f5a11" }] });
     assert_eq!(mixed, kept, "{}", host.log());
     let reply = invoke(&program, host.port, "http-alb.json").await;

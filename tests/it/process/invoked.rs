@@ -12,7 +12,8 @@ use crate::bucket::Bucket;
 
 #[tokio::test]
 async fn an_event_is_generated_and_the_reply_is_printed() {
-    let (bucket, mut backend) = (Bucket::start().await, Backend::start().await);
+    let bucket = Bucket::start().await;
+    let mut backend = Backend::start().await;
     // There is no Runtime API in this role.
     let nobody: SocketAddr = ([127, 0, 0, 1], 9).into();
     let world = World { runtime_api: nobody, s3: bucket.address, backend: backend.address };
@@ -28,7 +29,8 @@ async fn an_event_is_generated_and_the_reply_is_printed() {
 
 #[tokio::test]
 async fn an_event_may_come_from_standard_input() {
-    let (bucket, mut backend) = (Bucket::start().await, Backend::start().await);
+    let bucket = Bucket::start().await;
+    let mut backend = Backend::start().await;
     let nobody: SocketAddr = ([127, 0, 0, 1], 9).into();
     let world = World { runtime_api: nobody, s3: bucket.address, backend: backend.address };
     let event = std::fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/events/job-plain.json")).unwrap();

@@ -25,7 +25,9 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Self {
-        let (api, bucket, backend) = (RuntimeApi::start().await, Bucket::start().await, Backend::start().await);
+        let api = RuntimeApi::start().await;
+        let bucket = Bucket::start().await;
+        let backend = Backend::start().await;
         let world = World { runtime_api: api.address, s3: bucket.address, backend: backend.address };
         let directory = tempfile::tempdir().unwrap();
         Self { api, bucket, backend, world, log: directory.path().join("log"), _directory: directory }
@@ -146,7 +148,7 @@ async fn a_start_is_told_by_phase_and_the_first_image_once() {
         let ms = |line: &Value, field: &str| line[field].as_u64().unwrap_or_else(|| panic!("{field}: {line}"));
         let parts: u64 = ["device_ms", "read_ms", "build_ms", "warm_up_ms"].map(|field| ms(ready, field)).iter().sum();
         assert!(ms(ready, "warm_up_ms") >= least_ms, "{ready}");
-        assert!(parts <= ms(ready, "ready_ms") + 20, "the parts are of the whole, which is told to 10 ms: {ready}");
+        assert!(parts <= ms(ready, "ready_ms") + 20, "the parts are of the whole, which is known to 10 ms: {ready}");
         assert!(ms(first, "first_image_ms") + 20 >= ms(ready, "ready_ms") + ms(first, "generate_ms"), "{ready} {first}");
     }
 }

@@ -102,7 +102,7 @@ impl Process {
         writeln!(self.child.stdin.as_mut().expect("a controlled handler"), "{line}").unwrap();
     }
 
-    /// The host is gone, as far as the handler can tell.
+    /// The host is gone, as far as the handler can see.
     pub(crate) fn hang_up(&mut self) {
         self.child.stdin.take().expect("a controlled handler");
     }

@@ -131,15 +131,15 @@ async fn listing(State(hub): State<Arc<Inside>>, request: Request) -> Response {
         return (StatusCode::from_u16(status).unwrap(), [("x-error-code", code)]).into_response();
     }
     let files = hub.files.lock().unwrap();
-    let sibling = |(path, bytes): (&String, &Vec<u8>)| {
+    let siblings = files.iter().map(|(path, bytes)| {
         let sha256 = base16ct::lower::encode_string(&Sha256::digest(bytes));
         let mut about = json!({ "rfilename": path, "size": bytes.len(), "blobId": format!("git-{}", &sha256[..8]) });
         if is_large(path) {
             about["lfs"] = json!({ "sha256": sha256, "size": bytes.len(), "pointerSize": 134 });
         }
         about
-    };
-    let siblings: Vec<_> = files.iter().map(sibling).collect();
+    });
+    let siblings: Vec<_> = siblings.collect();
     Json(json!({ "id": REPOSITORY, "sha": COMMIT, "private": false, "siblings": siblings })).into_response()
 }
 

@@ -35,7 +35,7 @@ impl Proxy {
         self.connections.lock().await.shutdown().await;
     }
 
-    /// Connections stay, nothing goes through any more, and nobody is told.
+    /// Connections stay, nothing goes through any more, and no one is notified.
     pub(crate) fn fall_silent(&self) {
         self.silent.send_replace(true);
     }

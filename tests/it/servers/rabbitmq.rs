@@ -144,7 +144,7 @@ impl Drop for RabbitMq {
     }
 }
 
-/// What tells the package's scripts which node is meant.
+/// What shows the package's scripts which node is meant.
 fn environment_of(directory: &Path, port: u16, [distribution, mapper]: [u16; 2]) -> Vec<(&'static str, String)> {
     let path = |name: &str| directory.join(name).display().to_string();
     vec![

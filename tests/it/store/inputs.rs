@@ -92,7 +92,8 @@ async fn what_was_used_longest_ago_goes_first_and_what_is_in_use_stays() {
     let d = fetch(&store, "s3://loras/d").await.expect("fetched");
     let b = fetch(&store, "s3://loras/b").await.expect("fetched");
     assert_eq!(text(&in_use) + &text(&b) + &text(&d), "aaaabbbbdddd", "more than fits, all in use");
-    let (a_path, b_path) = (in_use.path().to_owned(), b.path().to_owned());
+    let a_path = in_use.path().to_owned();
+    let b_path = b.path().to_owned();
     drop((in_use, d));
     assert!(!a_path.exists() && b_path.exists(), "the bound holds again");
     assert!(files(cache.path()).len() <= 2);

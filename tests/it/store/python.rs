@@ -20,11 +20,13 @@ async fn of_eight_racers_one_writes_the_record() {
     for round in 0..5 {
         let prefix = format!("round-{round}/");
         let racers = (0..RACERS).map(|racer| {
-            let (store, prefix) = (store.clone(), prefix.clone());
+            let store = store.clone();
+            let prefix = prefix.clone();
             let record = Record { finished_at_s: racer, ..record_of(&job, Vec::new()) };
             tokio::spawn(async move { (store.put_record(&prefix, &record).await.expect("answered"), record) })
         });
-        let (mut winners, mut seen) = (Vec::new(), Vec::new());
+        let mut winners = Vec::new();
+        let mut seen = Vec::new();
         for racer in racers.collect::<Vec<_>>() {
             match racer.await.expect("no panic") {
                 (None, own) => winners.push(own),

@@ -15,7 +15,8 @@ async fn a_notification_survives_its_way_through_another_process() {
     let backend = HttpServer::start(&[Answer::status(200)]).await;
     let hook = HttpServer::start(&[Answer::status(200)]).await;
     for callback in [json!({}), json!({ "url": hook.url("/hook?n=1").to_string() })] {
-        let (writer, sender) = (notifier(&settings(&backend)), notifier(&settings(&backend)));
+        let writer = notifier(&settings(&backend));
+        let sender = notifier(&settings(&backend));
         let job = job(&json!({ "callback": callback, "prompt": "Füchschen \u{1F98A} \"quoted\"" }));
         let mut notifications = writer.complete(&job, &record_of(&job, Vec::new()), &[]).expect("written");
         notifications.extend(writer.failed(&NotificationTarget::from(&job), &JobError::Cancelled, 2).expect("written"));
@@ -41,7 +42,8 @@ async fn one_receiver_that_is_deaf_does_not_keep_another_from_hearing() {
     let deaf = HttpServer::start(&[Answer::status(500)]).await;
     let hears = HttpServer::start(&[Answer::status(200)]).await;
     let notifier = notifier(&settings(&deaf));
-    let (one, other) = (job(&json!({})), job(&json!({ "job_id": "job-2", "callback": { "url": hears.url("/").to_string() } })));
+    let one = job(&json!({}));
+    let other = job(&json!({ "job_id": "job-2", "callback": { "url": hears.url("/").to_string() } }));
     let mut notifications = notifier.failed(&NotificationTarget::from(&one), &JobError::Cancelled, 1).expect("written");
     notifications.extend(notifier.failed(&NotificationTarget::from(&other), &JobError::Cancelled, 1).expect("written"));
     let error = notifier.send_all(&notifications).await.expect_err("one was not delivered");

@@ -160,7 +160,7 @@ async fn a_backend_that_is_down_brings_the_job_back() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
     let backend = HttpServer::start(&[]).await;
     let down = Settings { backend_api_url: Some(format!("http://{nobody}")), ..settings(&backend) };
-    let error = complete(&notifier(&down), &job(&json!({}))).await.expect_err("nobody there");
+    let error = complete(&notifier(&down), &job(&json!({}))).await.expect_err("no one there");
     let expected = format!(
         "complete to http://{nobody}: the server could not be reached (Connection refused (os error 111)) (4 attempts)"
     );
@@ -212,7 +212,7 @@ async fn a_redirect_is_a_failure_and_not_followed() {
 #[tokio::test]
 async fn gone_means_stop() {
     let backend = HttpServer::start(&[Answer::status(410)]).await;
-    complete(&notifier(&settings(&backend)), &job(&json!({}))).await.expect("done, as nobody wants to hear");
+    complete(&notifier(&settings(&backend)), &job(&json!({}))).await.expect("done, as no one wants to hear");
     assert_eq!(backend.requests().len(), 1);
 }
 

@@ -32,9 +32,11 @@ struct Bench {
 
 /// `answers`: of the asset service.
 async fn bench(answers: &[Answer]) -> Bench {
-    let (s3, cache) = (S3::start(&["images"]).await, tempfile::tempdir().expect("a temporary directory"));
+    let s3 = S3::start(&["images"]).await;
+    let cache = tempfile::tempdir().expect("a temporary directory");
     let store = atelier::store::Store::connect(&s3.settings("images", cache.path()), outbound(&[])).await.expect("settings");
-    let (assets, load_balancer) = (HttpServer::start(answers).await, HttpServer::start(&[Answer::status(200)]).await);
+    let assets = HttpServer::start(answers).await;
+    let load_balancer = HttpServer::start(&[Answer::status(200)]).await;
     let asset_service = AssetService {
         callback_url: Some(assets.url("/api/callback").to_string()),
         internal_auth_token: Some(Secret::new(TOKEN)),
@@ -82,7 +84,8 @@ async fn parts(request: &Request) -> Vec<(String, Option<String>, Vec<u8>)> {
     let mut multipart = Multipart::from_request(request.expect("a request"), &()).await.expect("multipart");
     let mut parts = Vec::new();
     while let Some(field) = multipart.next_field().await.expect("a part") {
-        let (name, file) = (field.name().expect("a name").to_owned(), field.file_name().map(str::to_owned));
+        let name = field.name().expect("a name").to_owned();
+        let file = field.file_name().map(str::to_owned);
         parts.push((name, file, field.bytes().await.expect("its content").to_vec()));
     }
     parts
@@ -149,7 +152,7 @@ async fn a_deaf_load_balancer_harms_nobody_and_a_deaf_asset_service_brings_the_n
     let bench = bench(&[Answer::status(200)]).await;
     bench.load_balancer.script(&[Answer::status(500)]);
     bench.notifier.send_all(&complete(&bench)).await.expect("delivered");
-    assert_eq!(bench.load_balancer.requests().len(), 1, "told once");
+    assert_eq!(bench.load_balancer.requests().len(), 1, "notified once");
 
     bench.assets.script(&[Answer::status(503)]);
     let error = bench.notifier.send_all(&complete(&bench)).await.expect_err("never taken");

@@ -32,7 +32,8 @@ impl CustomOp2 for Gemm {
         weight: &CudaStorage,
         weight_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let ((columns, depth), (rows, weight_depth)) = (input_layout.shape().dims2()?, weight_layout.shape().dims2()?);
+        let (columns, depth) = input_layout.shape().dims2()?;
+        let (rows, weight_depth) = weight_layout.shape().dims2()?;
         let (CudaStorageSlice::F8E4M3(inputs), CudaStorageSlice::F8E4M3(weights)) = (&input.slice, &weight.slice) else {
             return Err(Error::msg("an 8-bit product is of e4m3 values"));
         };
@@ -51,7 +52,8 @@ impl CustomOp2 for Gemm {
         let device = input.device.clone();
         let mut out = device.alloc_zeros(rows * columns)?;
         let sides = Sides { rows, columns, depth };
-        let (inputs, weights) = (inputs.slice(first_input..), weights.slice(first_weight..));
+        let inputs = inputs.slice(first_input..);
+        let weights = weights.slice(first_weight..);
         self.0.multiply(&weights, &inputs, sides, &mut out).map_err(Error::wrap)?;
         Ok((CudaStorage::wrap_cuda_slice(out, device), (columns, rows).into()))
     }

@@ -60,12 +60,12 @@ pub(super) fn upload(stored: &[Stored<'_>], dtype: DType, cuda: &CudaDevice) -> 
         }
     }
     let device = Device::Cuda(cuda.clone());
-    let taken = |place: usize| match tensors.remove(&place) {
+    let taken = (0..stored.len()).map(|place| match tensors.remove(&place) {
         Some(tensor) => Ok(tensor),
         None if stored[place].count() == 0 => Ok(Tensor::zeros(stored[place].info.shape.as_slice(), dtype, &device)?),
         None => Err(stored[place].unsupported()),
-    };
-    (0..stored.len()).map(taken).collect()
+    });
+    taken.collect()
 }
 
 /// What is done with a tensor, given by its place, when all of it is on its way.
@@ -90,14 +90,18 @@ fn upload_as<T: Element>(
         let _ = give_back.send(Buffer { memory, copied: None });
     }
     let buffers = Mutex::new(buffers);
-    let (next, (filled, arriving)) = (AtomicUsize::new(0), mpsc::channel());
+    let next = AtomicUsize::new(0);
+    let (filled, arriving) = mpsc::channel();
     let brought = thread::scope(|scope| {
         for _ in 0..rayon::current_num_threads().min(BUFFERS) {
-            let (filled, pieces, buffers, next) = (filled.clone(), &pieces, &buffers, &next);
+            let filled = filled.clone();
+            let pieces = &pieces;
+            let buffers = &buffers;
+            let next = &next;
             scope.spawn(move || {
                 while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let buffer = buffers.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    // Without a buffer or a taker somebody else has failed.
+                    // Without a buffer or a taker someone else has failed.
                     let Ok(buffer) = buffer else { return };
                     if filled.send(filled_with(buffer, piece, &stored[piece.place]).map(|buffer| (piece, buffer))).is_err() {
                         return;
@@ -107,7 +111,7 @@ fn upload_as<T: Element>(
         }
         drop(filled);
         let copied = copy(counts, arriving, &give_back, cuda, keep);
-        // If that failed, this tells those who wait for a buffer.
+        // If that failed, this wakes those who wait for a buffer.
         drop(give_back);
         copied
     });

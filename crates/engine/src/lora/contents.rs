@@ -87,8 +87,8 @@ impl<'a> Contents<'a> {
     }
 
     fn add(&mut self, target: &str, module: &str, part: Part, key: &str) -> Result<(), LoraError> {
-        let new = || Keys { module: module.to_owned(), alpha: None, by_part: BTreeMap::new() };
-        let keys = self.modules.entry(target.to_owned()).or_insert_with(new);
+        let new = Keys { module: module.to_owned(), alpha: None, by_part: BTreeMap::new() };
+        let keys = self.modules.entry(target.to_owned()).or_insert(new);
         if keys.module != module {
             return Err(LoraError::TwoSpellings { first: keys.module.clone(), second: module.to_owned() });
         }
@@ -141,12 +141,12 @@ impl<'a> Contents<'a> {
     /// # Errors
     /// When the vectors cannot be read.
     pub(super) fn learned_words(&self, device: &Device) -> Result<Vec<(String, Tensor)>, LoraError> {
-        let read = |(word, key): &(String, String)| {
+        let read = self.learned_words.iter().map(|(word, key)| {
             let vectors = self.tensor(key, device)?;
             let hidden = vectors.dim(D::Minus1)?;
             Ok((word.clone(), vectors.reshape(((), hidden))?))
-        };
-        self.learned_words.iter().map(read).collect()
+        });
+        read.collect()
     }
 
     /// Checks words, shapes and formats of the bundled textual inversions.
@@ -185,8 +185,8 @@ impl<'a> Contents<'a> {
     ) -> Result<Vec<Change>, LoraError> {
         let mut changes = Vec::with_capacity(self.modules.len());
         for (target, keys) in &self.modules {
-            let of_part = |(part, key): (&Part, &String)| Ok((*part, tensor(key)?));
-            let tensors = keys.by_part.iter().filter(|(part, _)| **part != Part::Alpha).map(of_part);
+            let tensors =
+                keys.by_part.iter().filter(|(part, _)| **part != Part::Alpha).map(|(part, key)| Ok((*part, tensor(key)?)));
             let parts = Parts::new(&keys.module, keys.alpha, tensors.collect::<Result<_, LoraError>>()?);
             changes.extend(parts.changes(target, shapes, alphas)?);
         }

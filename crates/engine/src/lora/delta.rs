@@ -161,7 +161,8 @@ fn tucker_size(core: &Tensor, a: &[usize], b: &[usize], a_is_turned: bool) -> Op
 fn tucker(core: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let core = if core.rank() > 2 { core.flatten_from(2)? } else { core.unsqueeze(2)? };
     let (first, _, kernel) = core.dims3()?;
-    let (rows, columns) = (a.dim(1)?, b.flatten_from(1)?.dim(1)?);
+    let rows = a.dim(1)?;
+    let columns = b.flatten_from(1)?.dim(1)?;
     let within = b.flatten_from(1)?.t()?.unsqueeze(0)?.broadcast_matmul(&core)?;
     let all = a.t()?.contiguous()?.matmul(&within.reshape((first, columns * kernel))?)?;
     all.reshape((rows, columns, kernel))

@@ -30,7 +30,8 @@ impl Direction {
 
     /// `scale`: (out, 1, …) or (1, in, …). The error is a shape that does not fit `weight`.
     pub(super) fn lycoris(scale: Tensor, weight: &[usize]) -> std::result::Result<Self, Vec<usize>> {
-        let (count, first) = (scale.elem_count(), scale.dims().first().copied());
+        let count = scale.elem_count();
+        let first = scale.dims().first().copied();
         let along_outputs = match weight {
             [out, ..] if count == *out && first == Some(*out) => true,
             [_, input, ..] if count == *input && first == Some(1) => false,

@@ -116,16 +116,19 @@ const DYLORA: [&str; 2] = [".lora_A", ".lora_B"];
 
 /// The kind of adapter a tensor belongs to, when it is none that is supported.
 pub(super) fn other_kind(key: &str, shape: &[usize]) -> Option<&'static str> {
-    let is_dylora = |end: &&str| {
-        let rank = key.split_once(*end).map(|(_, rank)| rank.strip_prefix('.').unwrap_or(rank));
-        rank.is_some_and(|rank| rank.bytes().all(|byte| byte.is_ascii_digit()))
-    };
     match OTHER_KINDS.iter().find(|(mark, _)| key.contains(mark)) {
         // `LyCORIS` has one name for both; the butterfly's blocks have a level more.
         Some((_, "OFT")) if shape.len() == 4 => Some("BOFT"),
         Some((_, kind)) => Some(kind),
-        None => DYLORA.iter().any(is_dylora).then_some("DyLoRA"),
+        None => is_dylora(key).then_some("DyLoRA"),
     }
+}
+
+fn is_dylora(key: &str) -> bool {
+    DYLORA.iter().any(|end| {
+        let rank = key.split_once(*end).map(|(_, rank)| rank.strip_prefix('.').unwrap_or(rank));
+        rank.is_some_and(|rank| rank.bytes().all(|byte| byte.is_ascii_digit()))
+    })
 }
 
 /// What the keys of files begin with that PEFT's `save_pretrained` wrote: these have their alpha in another file.

@@ -141,13 +141,13 @@ impl Lora {
     /// # Errors
     /// When what the adapter does to it is no such product.
     pub(super) fn low_rank(&self, target: &str, scale: f64) -> Result<Vec<(Tensor, Tensor)>, LoraError> {
-        let pair = |change: &Change| match (&change.delta, &change.direction) {
+        let pairs = self.of(target).map(|change| match (&change.delta, &change.direction) {
             (Delta::LowRank { down, up, mid: None }, None) => {
                 Ok((down.flatten_from(1)?, (up.flatten_from(1)? * (scale * change.scaling))?))
             }
             _ => Err(LoraError::NotBeside { module: target.trim_end_matches(".weight").to_owned() }),
-        };
-        self.of(target).map(pair).collect()
+        });
+        pairs.collect()
     }
 
     fn of(&self, target: &str) -> impl Iterator<Item = &Change> {

@@ -51,7 +51,8 @@ impl Parts {
             }
         }
         let bias = self.take(Part::UpBias);
-        let (scale, magnitude) = (self.take(Part::DoraScale), self.take(Part::Magnitude));
+        let scale = self.take(Part::DoraScale);
+        let magnitude = self.take(Part::Magnitude);
         let delta = self.delta()?;
         if !self.tensors.is_empty() {
             return Err(self.incomplete("matrices of one kind alone"));
@@ -104,8 +105,7 @@ impl Parts {
             };
             return Ok(Delta::Hadamard(product(self, Side::First)?, product(self, Side::Second)?));
         }
-        let kron = |part: &Part| matches!(part, Part::Kron(_) | Part::KronA(_) | Part::KronB(_));
-        if self.tensors.keys().any(kron) {
+        if self.tensors.keys().any(|part| matches!(part, Part::Kron(_) | Part::KronA(_) | Part::KronB(_))) {
             return Ok(Delta::Kronecker(self.factor(Side::First)?, self.factor(Side::Second)?));
         }
         if let Some(change) = self.take(Part::Diff) {

@@ -66,7 +66,8 @@ impl Block {
         conditioning: &BlockModulation,
         rope: &Rope,
     ) -> Result<(Tensor, Tensor)> {
-        let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
+        let text_tokens = text.dim(1)?;
+        let image_tokens = image.dim(1)?;
         let references = image_tokens - output_tokens;
         let image_parts =
             |half: usize| [(output_tokens, &conditioning.output[half]), (references, &conditioning.references[half])];

@@ -72,7 +72,8 @@ impl EditCheckpoint {
         let Self { transformer, vae, schedule, .. } = self;
         let levels = vae.dim_mult.len();
         let axes = transformer.axes_dims_rope;
-        let (head, statistics) = (transformer.attention_head_dim, [vae.latents_mean.len(), vae.latents_std.len()]);
+        let head = transformer.attention_head_dim;
+        let statistics = [vae.latents_mean.len(), vae.latents_std.len()];
         let no_slope = schedule.max_image_seq_len <= schedule.base_image_seq_len;
         let wrong = [
             (transformer.num_layers == 0 || transformer.width() == 0, "transformer", "its sizes must not be 0"),
@@ -140,7 +141,8 @@ impl TextCheckpoint {
     fn check(&self) -> Result<(), &'static str> {
         let Self { language, vision, .. } = self;
         let heads = language.num_attention_heads;
-        let (turning, tower) = (language.mrope_section.iter().sum::<usize>(), vision.hidden_size);
+        let turning = language.mrope_section.iter().sum::<usize>();
+        let tower = vision.hidden_size;
         let wrong = [
             (heads == 0 || language.hidden_size % heads != 0, "hidden_size must be a multiple of num_attention_heads"),
             (

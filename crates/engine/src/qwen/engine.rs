@@ -106,11 +106,11 @@ impl TryOnEngine {
             return Err(EngineError::Cancelled);
         }
         let (_, model) = &mut self.modes[place];
-        let scaled = |image: &RgbImage| {
+        let scaled = request.images.iter().map(|image| {
             let (width_px, height_px) = model.reference_size(image.width(), image.height());
             resize(image, width_px, height_px, Filter::Lanczos)
-        };
-        let references: Vec<RgbImage> = request.images.iter().map(scaled).collect();
+        });
+        let references: Vec<RgbImage> = scaled.collect();
         let EditRequest { guidance_scale, steps, width_px, height_px, .. } = *request;
         let seeds = request.seeds.clone();
         let edit = Edit { positive, negative, guidance_scale, steps, seeds, width_px, height_px };
@@ -182,7 +182,7 @@ impl Engine for TryOnEngine {
     }
 
     fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
-        let one = |queued: &QueuedRequest| -> Result<Vec<Image>, EngineError> {
+        let results = queued_requests.iter().map(|queued| -> Result<Vec<Image>, EngineError> {
             match &queued.request {
                 Request::TryOn(request) => self.edit(request, &queued.watch),
                 Request::Generate(_) => {
@@ -190,7 +190,7 @@ impl Engine for TryOnEngine {
                     Err(EngineError::Request { field: "task", problem })
                 }
             }
-        };
-        Ok(queued_requests.iter().map(one).collect())
+        });
+        Ok(results.collect())
     }
 }

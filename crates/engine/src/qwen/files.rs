@@ -80,12 +80,12 @@ impl TransformerFiles {
     /// Bytes of the tensors that a transformer keeps on the device: not those that only depend on time.
     pub(super) fn resident_bytes(&self) -> u64 {
         let kept = self.index.iter().filter(|(name, _)| !depends_on_time(name));
-        let bytes = |(name, (file, stored)): (&String, &(usize, String))| {
+        let bytes = kept.map(|(name, (file, stored))| {
             let values = self.files[*file].info(stored).map_or(0, |info| info.shape.iter().product::<usize>());
             let each = if self.stays_fp8(name) { 1 } else { self.precision.compute.size_in_bytes() };
             (values * each) as u64
-        };
-        kept.map(bytes).sum()
+        });
+        bytes.sum()
     }
 
     /// Every tensor that there has to be is there, in its shape and in a format that can be read.
@@ -162,15 +162,16 @@ impl TransformerFiles {
             whole = whole.broadcast_mul(&scale.flatten_all()?.unsqueeze(1)?)?;
         }
         for (index, (lora, scale)) in self.loras.iter().enumerate() {
-            let wrong = |problem: String| EngineError::Lora { index, problem };
-            whole = lora.changed(&name, whole, *scale).map_err(|error| wrong(error.to_string()))?;
+            let changed = lora.changed(&name, whole, *scale);
+            whole = changed.map_err(|error| EngineError::Lora { index, problem: error.to_string() })?;
         }
         Ok(whole.to_dtype(self.precision.compute)?)
     }
 
     /// Down and up matrices of all LoRAs for one weight as one pair.
     fn low_rank(&self, weight: &str) -> Result<Option<(Tensor, Tensor)>, EngineError> {
-        let (mut down, mut up) = (Vec::new(), Vec::new());
+        let mut down = Vec::new();
+        let mut up = Vec::new();
         for (index, (lora, scale)) in self.loras.iter().enumerate() {
             let pairs = lora.low_rank(weight, *scale);
             for (lower, upper) in pairs.map_err(|error| EngineError::Lora { index, problem: error.to_string() })? {

@@ -8,7 +8,8 @@ use candle_core::{D, DType, Result, Tensor};
 /// # Errors
 /// When the shapes differ, or there is no memory.
 pub fn guided(positive: &Tensor, negative: &Tensor, scale: f64) -> Result<Tensor> {
-    let (positive, negative) = (positive.to_dtype(DType::F32)?, negative.to_dtype(DType::F32)?);
+    let positive = positive.to_dtype(DType::F32)?;
+    let negative = negative.to_dtype(DType::F32)?;
     let towards = ((&positive - &negative)? * scale)?;
     let combined = (negative + towards)?;
     let length = |tokens: &Tensor| tokens.sqr()?.sum_keepdim(D::Minus1)?.sqrt();

@@ -6,6 +6,7 @@ pub mod config;
 mod diagnosis;
 pub mod engine;
 mod files;
+mod fingerprint;
 pub mod guidance;
 mod layout;
 mod linear;
@@ -13,7 +14,6 @@ pub mod modulation;
 pub mod packing;
 pub mod pipeline;
 pub mod precision;
-mod recent;
 pub mod references;
 pub mod rope;
 pub mod schedule;
@@ -31,13 +31,14 @@ use candle_core::{DType, Device};
 
 use self::checkpoint::EditCheckpoint;
 use self::files::TransformerFiles;
+use self::fingerprint::Fingerprint;
 use self::modulation::ConditioningCache;
 use self::precision::Precision;
-use self::recent::{Fingerprint, Recent};
 use self::references::Reference;
 use self::sizes::Areas;
 use self::transformer::Transformer;
 use self::vae::Autoencoder;
+use super::recent::Recent;
 use super::weights::Weights;
 use super::{EngineError, LoraFile};
 
@@ -131,7 +132,7 @@ impl QwenImageEdit {
             conditionings: ConditioningCache::default(),
             vae,
             vae_bytes,
-            references: Recent::new(references::KEPT),
+            references: Recent::new(references::KEPT, |_, _| 1),
         })
     }
 

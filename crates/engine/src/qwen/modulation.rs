@@ -1,9 +1,8 @@
-//! What the transformer is told about time, for each timestep of a schedule, worked out ahead.
+//! What the transformer gets of time, for each timestep of a schedule, worked out ahead.
 //!
 //! A third of the model's weights turn a timestep into shifts, scales and gates, and nothing else goes into them. They are read once a
 //! schedule, layer by layer, and none of them stays on the device.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Result, Tensor};
@@ -13,6 +12,7 @@ use super::files::TransformerFiles;
 use super::layout::{MODULATIONS, TIME_FREQUENCIES};
 use super::linear::Linear;
 use crate::EngineError;
+use crate::recent::Recent;
 
 const MAX_PERIOD: f32 = 10_000.0;
 /// Timesteps are reported as parts of 1 and looked at in thousandths.
@@ -39,7 +39,7 @@ pub(super) struct BlockModulation {
     pub(super) text: Modulations,
 }
 
-/// All that the transformer is told at one timestep.
+/// All that the transformer gets at one timestep.
 pub struct TimestepConditioning {
     /// One a block.
     pub(super) blocks: Vec<BlockModulation>,
@@ -49,9 +49,13 @@ pub struct TimestepConditioning {
 }
 
 /// The conditionings of the schedules that were used last.
-#[derive(Default)]
-pub(super) struct ConditioningCache {
-    known: VecDeque<(Vec<u32>, Arc<Vec<TimestepConditioning>>)>,
+pub(super) struct ConditioningCache(Recent<Vec<u32>, Arc<Vec<TimestepConditioning>>>);
+
+impl Default for ConditioningCache {
+    fn default() -> Self {
+        // The schedule that is in use is kept, however long it is.
+        Self(Recent::new(Self::MAX_TIMESTEPS, |timesteps, _| timesteps.len().min(Self::MAX_TIMESTEPS)))
+    }
 }
 
 impl ConditioningCache {
@@ -65,17 +69,8 @@ impl ConditioningCache {
         config: &TransformerConfig,
         files: &TransformerFiles,
     ) -> std::result::Result<Arc<Vec<TimestepConditioning>>, EngineError> {
-        let key: Vec<u32> = timesteps.iter().map(|timestep| timestep.to_bits()).collect();
-        let found = self.known.iter().position(|(known, _)| *known == key);
-        let conditionings = match found.and_then(|place| self.known.remove(place)) {
-            Some((_, conditionings)) => conditionings,
-            None => Arc::new(work_out(timesteps, config, files)?),
-        };
-        self.known.push_back((key, Arc::clone(&conditionings)));
-        while self.known.len() > 1 && self.known.iter().map(|(key, _)| key.len()).sum::<usize>() > Self::MAX_TIMESTEPS {
-            self.known.pop_front();
-        }
-        Ok(conditionings)
+        let key = timesteps.iter().map(|timestep| timestep.to_bits()).collect();
+        self.0.of(key, || work_out(timesteps, config, files).map(Arc::new))
     }
 }
 
@@ -116,7 +111,7 @@ fn work_out(
     Ok(rows)
 }
 
-/// A timestep of 0 to 1000 as the model is told it: rounded to what is computed in, divided by 1000, rounded again.
+/// A timestep of 0 to 1000 as the model gets it: rounded to what is computed in, divided by 1000, rounded again.
 fn rounded_timestep(timestep: f32, compute: DType) -> f32 {
     let round = |number: f32| match compute {
         DType::BF16 => nearest_bf16(number),
@@ -136,11 +131,11 @@ fn embed(times: &[f32], files: &TransformerFiles) -> std::result::Result<Vec<Ten
     let (compute, device) = files.kept();
     let first = files.linear("time_text_embed.timestep_embedder.linear_1")?;
     let second = files.linear("time_text_embed.timestep_embedder.linear_2")?;
-    let embed = |time: &f32| {
+    let embedded_times = times.iter().map(|time| {
         let waves = Tensor::from_vec(sinusoids(*time), (1, 1, TIME_FREQUENCIES), &device)?.to_dtype(compute)?;
         second.forward(&first.forward(&waves)?.silu()?)?.silu()
-    };
-    Ok(times.iter().map(embed).collect::<Result<_>>()?)
+    });
+    Ok(embedded_times.collect::<Result<_>>()?)
 }
 
 /// Cosines, then sines, of 1000 times `time` at falling frequencies.
@@ -152,7 +147,7 @@ fn sinusoids(time: f32) -> Vec<f32> {
 
 /// Shift, 1 + scale, gate, twice, for each row.
 fn modulations(linear: &Linear, embedded: &[Tensor], ones: &Tensor) -> Result<Vec<Modulations>> {
-    let row = |embedded: &Tensor| {
+    let rows = embedded.iter().map(|embedded| {
         let row = (linear.forward(embedded)?.flatten_all()? + ones)?;
         let parts = row.chunk(MODULATIONS, D::Minus1)?;
         let of = |first: usize| Modulation {
@@ -161,14 +156,14 @@ fn modulations(linear: &Linear, embedded: &[Tensor], ones: &Tensor) -> Result<Ve
             gate: parts[first + 2].clone(),
         };
         Ok([of(0), of(MODULATIONS / 2)])
-    };
-    embedded.iter().map(row).collect()
+    });
+    rows.collect()
 }
 
 /// (6·width,): 1 where the scales of shift, scale, gate, … are.
 fn ones_at_scales(width: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    let part = |index: usize| vec![if index % 3 == 1 { 1.0_f32 } else { 0.0 }; width];
-    Tensor::from_vec((0..MODULATIONS).flat_map(part).collect::<Vec<f32>>(), MODULATIONS * width, device)?.to_dtype(dtype)
+    let ones = (0..MODULATIONS).flat_map(|index| vec![if index % 3 == 1 { 1.0_f32 } else { 0.0 }; width]);
+    Tensor::from_vec(ones.collect::<Vec<f32>>(), MODULATIONS * width, device)?.to_dtype(dtype)
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ use candle_core::{DType, IndexOp, Tensor};
 use image::RgbImage;
 
 use super::QwenImageEdit;
+use super::fingerprint::fingerprint;
 use super::guidance::guided;
 use super::modulation::TimestepConditioning;
 use super::packing::{Grid, pack, unpack};
-use super::recent::fingerprint;
 use super::references::Reference;
 use super::rope::Rope;
 use super::schedule::FlowSchedule;
@@ -54,7 +54,8 @@ impl QwenImageEdit {
     /// [`EngineError::Request`] when its sides are no multiples of 16, or there is no memory.
     pub fn encode_reference(&mut self, image: &RgbImage) -> Result<Reference, EngineError> {
         let grid = self.grid(image.width(), image.height())?;
-        let (vae, device) = (&self.vae, &self.device);
+        let vae = &self.vae;
+        let device = &self.device;
         self.references.of(fingerprint(image), || {
             let pixels = to_pixels(image.as_raw(), image.width() as usize, image.height() as usize, device)?;
             Ok(Reference { tokens: pack(&vae.encode(&pixels)?)?, grid })
@@ -94,7 +95,7 @@ impl QwenImageEdit {
         (0..seeds.len()).map(|image| Ok(pack(&drawn.narrow(0, image, 1)?)?)).collect()
     }
 
-    /// What the transformer is told at each of these timesteps.
+    /// What the transformer gets at each of these timesteps.
     ///
     /// # Errors
     /// When the weights cannot be read, or there is no memory.
@@ -156,7 +157,7 @@ impl QwenImageEdit {
                 *latents = (&*latents + (velocity * length)?)?;
             }
             if index + 1 == conditionings.len() {
-                // Until here a GPU was only told what to do: without this its last steps would count as decoding.
+                // Until here a GPU had only been sent its work: without this its last steps would count as decoding.
                 self.device.synchronize()?;
             }
             watch.step_done(index as u32 + 1, edit.steps)?;
@@ -180,14 +181,14 @@ impl QwenImageEdit {
         let output = self.grid(edit.width_px, edit.height_px)?;
         let references = references.iter().map(|image| self.encode_reference(image)).collect::<Result<Vec<_>, _>>()?;
         let tokens = self.denoise(edit, &references, watch)?;
-        let image = |(tokens, seed): (&Tensor, &u64)| {
+        let images = tokens.iter().zip(&edit.seeds).map(|(tokens, seed)| {
             let decoded = self.decode(tokens, output)?;
             if !is_finite(&decoded)? {
                 return Err(self.not_finite(edit, &references, tokens)?);
             }
             let rgb = to_rgb8(&decoded.i(0)?)?;
             Ok(Image { width_px: edit.width_px, height_px: edit.height_px, rgb, seed: *seed })
-        };
-        tokens.iter().zip(&edit.seeds).map(image).collect()
+        });
+        images.collect()
     }
 }

@@ -39,7 +39,8 @@ impl FlowConfig {
 
     /// Logarithm of the shift for an output of so many tokens; those of references do not count.
     fn mu(&self, output_tokens: usize) -> f64 {
-        let (first, last) = (self.base_image_seq_len as f64, self.max_image_seq_len as f64);
+        let first = self.base_image_seq_len as f64;
+        let last = self.max_image_seq_len as f64;
         let slope = (self.max_shift - self.base_shift) / (last - first);
         output_tokens as f64 * slope + (self.base_shift - slope * first)
     }
@@ -60,7 +61,7 @@ impl FlowSchedule {
         let last = 1.0 / f64::from(steps);
         let spacing = if steps > 1 { (last - 1.0) / f64::from(steps - 1) } else { 0.0 };
         let even = (0..steps).map(|step| if step + 1 == steps { last } else { 1.0 + f64::from(step) * spacing } as f32);
-        let shifted = |sigma: f32| {
+        let shifted = even.map(|sigma| {
             if config.use_dynamic_shifting {
                 let shift = config.mu(output_tokens).exp() as f32;
                 shift / (shift + (1.0 / sigma - 1.0))
@@ -68,8 +69,8 @@ impl FlowSchedule {
                 let shift = config.shift as f32;
                 shift * sigma / (1.0 + (config.shift - 1.0) as f32 * sigma)
             }
-        };
-        let mut sigmas: Vec<f32> = even.map(shifted).collect();
+        });
+        let mut sigmas: Vec<f32> = shifted.collect();
         let lowest = sigmas.last().copied().unwrap_or(1.0);
         // A single step begins at 1, and there is nothing to stretch.
         if let Some(terminal) = config.shift_terminal.filter(|_| lowest < 1.0) {
@@ -82,7 +83,7 @@ impl FlowSchedule {
         Self { sigmas, train_timesteps: config.num_train_timesteps as f32 }
     }
 
-    /// What the model is told at each step: 0 to `num_train_timesteps`.
+    /// What the model gets at each step: 0 to `num_train_timesteps`.
     #[must_use]
     pub fn timesteps(&self) -> Vec<f32> {
         self.sigmas[..self.sigmas.len() - 1].iter().map(|sigma| sigma * self.train_timesteps).collect()

@@ -48,13 +48,14 @@ pub(super) struct ResidualBlock {
 
 impl ResidualBlock {
     pub(super) fn new(in_channels: usize, out_channels: usize, vb: &VarBuilder) -> Result<Self> {
-        let shortcut = || causal_conv(in_channels, out_channels, 1, &vb.pp("conv_shortcut"));
         Ok(Self {
             norm1: norm(in_channels, &vb.pp("norm1"))?,
             conv1: causal_conv(in_channels, out_channels, 3, &vb.pp("conv1"))?,
             norm2: norm(out_channels, &vb.pp("norm2"))?,
             conv2: causal_conv(out_channels, out_channels, 3, &vb.pp("conv2"))?,
-            shortcut: (in_channels != out_channels).then(shortcut).transpose()?,
+            shortcut: (in_channels != out_channels)
+                .then(|| causal_conv(in_channels, out_channels, 1, &vb.pp("conv_shortcut")))
+                .transpose()?,
         })
     }
 

@@ -10,7 +10,8 @@ pub(super) fn quantile(probability: f64) -> f64 {
         return 1.0 - quantile(1.0 - probability);
     }
     let half = below(0.5);
-    let (mut low, mut high) = (0.0_f64, 0.5_f64);
+    let mut low = 0.0_f64;
+    let mut high = 0.5_f64;
     loop {
         let middle = low + (high - low) / 2.0;
         if middle <= low || middle >= high {
@@ -31,7 +32,8 @@ fn below(x: f64) -> f64 {
     if x <= 0.0 {
         return 0.0;
     }
-    let (mut numerator, mut denominator) = (1.0_f64, 1.0 / (1.0 - 2.0 * SHAPE * x / (SHAPE + 1.0)));
+    let mut numerator = 1.0_f64;
+    let mut denominator = 1.0 / (1.0 - 2.0 * SHAPE * x / (SHAPE + 1.0));
     let mut fraction = denominator;
     for term in 1..500 {
         let m = f64::from(term);

@@ -12,7 +12,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let timesteps = whole_timesteps(training, config, steps, spacing);
     let clamp = config.clip_sample.unwrap_or(true).then(|| config.clip_sample_range());
     let stride = (training.len() / steps) as i64;
-    let row = |index: usize| {
+    let rows = (first..timesteps.len()).map(|index| {
         let timestep = timesteps[index];
         let (signal, noise) = training.alpha_sigma(timestep);
         let alpha_next = alpha_cumprod_at(training, config, timestep - stride);
@@ -34,13 +34,15 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
             next: Next { latents, output, denoised: alpha_next.sqrt(), noise: fresh, ..Next::default() },
             keeps_latents: false,
         }
-    };
-    let steps = (first..timesteps.len()).map(row).collect();
-    let ratio = |alpha: f64| ((1.0 - alpha) / alpha).sqrt();
+    });
+    let steps = rows.collect();
     let last = timesteps.last().map(|timestep| timestep - stride);
     let before_and_after = timesteps.iter().copied().chain(last);
-    let sigmas = before_and_after.map(|timestep| ratio(alpha_cumprod_at(training, config, timestep))).collect();
-    Schedule::of_unit_variance(sigmas, steps)
+    let sigmas = before_and_after.map(|timestep| {
+        let alpha = alpha_cumprod_at(training, config, timestep);
+        ((1.0 - alpha) / alpha).sqrt()
+    });
+    Schedule::of_unit_variance(sigmas.collect(), steps)
 }
 
 /// Before the first training timestep there is only the image, or what the checkpoint takes for it.

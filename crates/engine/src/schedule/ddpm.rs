@@ -14,12 +14,13 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let given = input.plan.timesteps.map(|timesteps| timesteps.iter().copied().map(i64::from).collect());
     let timesteps: Vec<i64> = given.unwrap_or_else(|| whole_timesteps(training, config, steps, spacing));
     let clamp = config.clip_sample.unwrap_or(true).then(|| config.clip_sample_range());
-    let row = |index: usize| {
+    let rows = (first..timesteps.len()).map(|index| {
         let timestep = timesteps[index];
         let (signal, noise) = training.alpha_sigma(timestep);
         let alpha = training.alpha_cumprod(timestep);
         let alpha_next = timesteps.get(index + 1).map_or(1.0, |next| training.alpha_cumprod(*next));
-        let (kept, added) = (alpha / alpha_next, 1.0 - alpha / alpha_next);
+        let kept = alpha / alpha_next;
+        let added = 1.0 - alpha / alpha_next;
         let posterior = ((1.0 - alpha_next) / (1.0 - alpha) * added).max(LEAST_VARIANCE);
         let variance = if config.variance_type.as_deref() == Some("fixed_large") { added } else { posterior };
         // Formula (7).
@@ -36,8 +37,8 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
             },
             keeps_latents: false,
         }
-    };
-    let steps = (first..timesteps.len()).map(row).collect();
+    });
+    let steps = rows.collect();
     let sigmas = timesteps.iter().map(|timestep| training.ratio(*timestep)).chain([0.0]).collect();
     Schedule::of_unit_variance(sigmas, steps)
 }

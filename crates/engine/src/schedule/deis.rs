@@ -2,7 +2,8 @@
 //! predicts is the noise.
 
 use super::config::TimestepSpacing;
-use super::levels::{FEW_STEPS, Grid, Spacing, solver_timesteps};
+use super::levels::{FEW_STEPS, Grid, solver_timesteps};
+use super::spacing::Spacing;
 use super::step::{Denoised, Next, Step};
 use super::{Input, Schedule};
 
@@ -18,22 +19,20 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let grid = grid.ending_at(last);
     let count = grid.timesteps.len();
     let few = config.lower_order_final.unwrap_or(true) && count < FEW_STEPS;
-    let order = |index: usize| {
+    let rows = (first..count).map(|index| {
         let highest = if few { count - index } else { 3 };
-        config.solver_order.unwrap_or(2).min(highest).min(index - first + 1)
-    };
-    let row = |index: usize| {
+        let order = config.solver_order.unwrap_or(2).min(highest).min(index - first + 1);
         let (alpha, sigma) = grid.alpha_sigma(index);
         Step {
             timestep: grid.timesteps[index],
             input_scale: 1.0,
             denoised: Denoised::noise(config.prediction_type, alpha, sigma),
             corrected: None,
-            next: update(&grid, index, order(index)),
+            next: update(&grid, index, order),
             keeps_latents: false,
         }
-    };
-    let steps = (first..count).map(row).collect();
+    });
+    let steps = rows.collect();
     Schedule::of_unit_variance(grid.sigmas, steps)
 }
 
@@ -45,7 +44,8 @@ fn update(grid: &Grid, index: usize, order: usize) -> Next {
         return Next { latents, denoised: -sigma_next * grid.growth(index, index + 1).exp_m1(), ..Next::default() };
     }
     let nodes: Vec<f64> = (0..order).map(|back| grid.sigmas[index - back]).collect();
-    let (from, to) = (grid.sigmas[index], grid.sigmas[index + 1]);
+    let from = grid.sigmas[index];
+    let to = grid.sigmas[index + 1];
     let mut weights = (0..order).map(|node| alpha_next * weight(&nodes, node, from, to));
     let denoised = weights.next().unwrap_or_default();
     Next { latents, denoised, before: weights.collect(), ..Next::default() }

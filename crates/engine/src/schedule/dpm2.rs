@@ -3,8 +3,9 @@
 //! along the slope found there. The last step is Euler's.
 
 use super::euler::ancestral_parts;
-use super::levels::{Grid, Spacing};
+use super::levels::Grid;
 use super::scheduler::SigmaSpacing;
+use super::spacing::Spacing;
 use super::step::{Denoised, Next, Step};
 use super::{Input, Schedule};
 
@@ -20,18 +21,18 @@ pub(super) fn ancestral_schedule(input: &Input<'_>) -> Schedule {
 fn table(input: &Input<'_>, parts: fn(f64, f64) -> (f64, f64)) -> Schedule {
     let Input { training, config, .. } = *input;
     let grid = Grid::of_k_diffusion(input).ending_at(0.0);
-    // Karras' noise levels alone have whole timesteps here.
-    let whole = |timestep: f64| match input.spacing {
-        Spacing::Spaced(SigmaSpacing::Karras) => timestep.round_ties_even(),
-        _ => timestep,
-    };
-    let row = |call: usize| {
-        let (step, second) = (call / 2, call % 2 == 1);
+    let rows = (input.first..(2 * grid.timesteps.len()).saturating_sub(1)).map(|call| {
+        let step = call / 2;
+        let second = call % 2 == 1;
         let from = grid.sigmas[step];
         let (down, up) = parts(from, grid.sigmas[step + 1]);
         let middle = (from * down).sqrt();
-        let (seen, timestep) =
-            if second { (middle, training.timestep_of(middle)) } else { (from, whole(grid.timesteps[step])) };
+        let (seen, timestep) = match input.spacing {
+            _ if second => (middle, training.timestep_of(middle)),
+            // Karras' noise levels alone have whole timesteps here.
+            Spacing::Spaced(SigmaSpacing::Karras) => (from, grid.timesteps[step].round_ties_even()),
+            _ => (from, grid.timesteps[step]),
+        };
         let next = if second {
             let slope = (down - from) / middle;
             Next { kept_latents: 1.0, latents: slope, denoised: -slope, noise: up, ..Next::default() }
@@ -46,8 +47,8 @@ fn table(input: &Input<'_>, parts: fn(f64, f64) -> (f64, f64)) -> Schedule {
             next,
             keeps_latents: !second,
         }
-    };
-    let steps = (input.first..(2 * grid.timesteps.len()).saturating_sub(1)).map(row).collect();
+    });
+    let steps = rows.collect();
     // As diffusers has them: twice, but for the first, and the last once more.
     let after_first = grid.sigmas[1..].iter().flat_map(|sigma| [*sigma; 2]);
     let sigmas = grid.sigmas[..1].iter().copied().chain(after_first).chain([0.0]).collect();

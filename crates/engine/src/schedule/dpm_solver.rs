@@ -38,7 +38,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let count = grid.timesteps.len();
     let few = config.lower_order_final.unwrap_or(true) && count < FEW_STEPS;
     let first_order_at_end = config.euler_at_final.unwrap_or(false) || few || config.final_sigmas_type == FinalSigma::Zero;
-    let order = |index: usize| {
+    let rows = (first..count).map(|index| {
         let to_come = count - index;
         let highest = match to_come {
             1 if first_order_at_end => 1,
@@ -46,20 +46,18 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
             _ => 3,
         };
         // The first step that is done has nothing to look back at.
-        config.solver_order.unwrap_or(2).min(highest).min(index - first + 1)
-    };
-    let row = |index: usize| {
+        let order = config.solver_order.unwrap_or(2).min(highest).min(index - first + 1);
         let (alpha, sigma) = grid.alpha_sigma(index);
         Step {
             timestep: grid.timesteps[index],
             input_scale: 1.0,
             denoised: Denoised::image(config.prediction_type, alpha, sigma),
             corrected: None,
-            next: update(&grid, index, order(index), equation, SolverType::of(config)),
+            next: update(&grid, index, order, equation, SolverType::of(config)),
             keeps_latents: false,
         }
-    };
-    let steps = (first..count).map(row).collect();
+    });
+    let steps = rows.collect();
     Schedule::of_unit_variance(grid.sigmas, steps)
 }
 
@@ -68,16 +66,19 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
 fn update(grid: &Grid, index: usize, order: usize, equation: Equation, solver: SolverType) -> Next {
     let h = grid.growth(index, index + 1);
     let gains = Gains::new(grid, (index, index + 1), equation);
-    let (slope, curve) = (gains.slope(solver), gains.curve());
+    let slope = gains.slope(solver);
+    let curve = gains.curve();
     let one_back = || h / grid.growth(index - 1, index);
     let (denoised, before) = match order {
         1 => (gains.level, vec![]),
         2 => (gains.level + slope * one_back(), vec![-slope * one_back()]),
         _ => {
             let slope = gains.slope(SolverType::Heun);
-            let (near, far) = (one_back(), h / grid.growth(index - 2, index - 1));
+            let near = one_back();
+            let far = h / grid.growth(index - 2, index - 1);
             // Divided differences over the last three predictions; r as in the source.
-            let (r_0, r_1) = (near.recip(), far.recip());
+            let r_0 = near.recip();
+            let r_1 = far.recip();
             let second = (r_0 + r_1).recip();
             let at_near = slope * (1.0 + r_0 * second) + curve * second;
             let at_far = -slope * r_0 * second - curve * second;

@@ -1,7 +1,8 @@
 //! Euler and Euler ancestral (Karras et al. 2022, arXiv 2206.00364; k-diffusion), as diffusers' `EulerDiscreteScheduler`
 //! and `EulerAncestralDiscreteScheduler` count them.
 
-use super::levels::{Grid, Spacing};
+use super::levels::Grid;
+use super::spacing::Spacing;
 use super::step::{Denoised, Next, Step};
 use super::training::linspace;
 use super::{Input, Schedule};
@@ -44,7 +45,7 @@ pub(super) fn ancestral_parts(sigma: f64, sigma_next: f64) -> (f64, f64) {
 }
 
 fn table(input: &Input<'_>, grid: &Grid, next: fn(f64, f64) -> Next) -> Schedule {
-    let row = |index: usize| {
+    let rows = (input.first..grid.timesteps.len()).map(|index| {
         let sigma = grid.sigmas[index];
         Step {
             timestep: grid.timesteps[index],
@@ -55,7 +56,7 @@ fn table(input: &Input<'_>, grid: &Grid, next: fn(f64, f64) -> Next) -> Schedule
             next: next(sigma, grid.sigmas[index + 1]),
             keeps_latents: false,
         }
-    };
-    let steps = (input.first..grid.timesteps.len()).map(row).collect();
+    });
+    let steps = rows.collect();
     Schedule::under_noise(input.config, grid.sigmas.clone(), steps)
 }

@@ -9,14 +9,17 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let config = input.config;
     let grid = Grid::of_k_diffusion(input).ending_at(0.0);
     let clamp = config.clip_sample.unwrap_or(false).then(|| config.clip_sample_range());
-    let row = |call: usize| {
+    let rows = (input.first..(2 * grid.timesteps.len()).saturating_sub(1)).map(|call| {
         // The second call of a step looks from its end.
-        let (step, second) = (call / 2, call % 2 == 1);
-        let (from, to) = (grid.sigmas[step], grid.sigmas[step + 1]);
+        let step = call / 2;
+        let second = call % 2 == 1;
+        let from = grid.sigmas[step];
+        let to = grid.sigmas[step + 1];
         let seen = if second { to } else { from };
         let next = if second {
             // Half the way along either slope.
-            let (at_start, at_end) = ((to - from) / (2.0 * from), (to - from) / (2.0 * to));
+            let at_start = (to - from) / (2.0 * from);
+            let at_end = (to - from) / (2.0 * to);
             Next {
                 kept_latents: 1.0 + at_start,
                 before: vec![-at_start],
@@ -35,8 +38,8 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
             next,
             keeps_latents: !second,
         }
-    };
-    let steps = (input.first..(2 * grid.timesteps.len()).saturating_sub(1)).map(row).collect();
+    });
+    let steps = rows.collect();
     let last = grid.sigmas.len() - 1;
     // As often as diffusers has them: twice between the ends.
     let sigmas = grid.sigmas.iter().enumerate();

@@ -12,13 +12,14 @@ pub(super) fn schedule(input: &Input<'_>) -> Result<Schedule, ScheduleError> {
     let Input { training, config, first, .. } = *input;
     let timesteps = distilled_timesteps(input)?;
     let clamp = config.clip_sample.unwrap_or(false).then(|| config.clip_sample_range());
-    let row = |index: usize| {
+    let rows = (first..timesteps.len()).map(|index| {
         let timestep = timesteps[index];
         let (signal, noise) = training.alpha_sigma(timestep);
         let scaled = timestep as f64 * config.timestep_scaling.unwrap_or(TIMESTEP_SCALING);
         let length = scaled.hypot(SIGMA_DATA);
         // How much of the latents is kept, and of the predicted image: all of the latents at timestep 0.
-        let (skip, out) = ((SIGMA_DATA / length).powi(2), scaled / length);
+        let skip = (SIGMA_DATA / length).powi(2);
+        let out = scaled / length;
         // The image is noised again for the next step.
         let (signal_next, noise_next) = timesteps.get(index + 1).map_or((1.0, 0.0), |next| training.alpha_sigma(*next));
         Step {
@@ -29,8 +30,8 @@ pub(super) fn schedule(input: &Input<'_>) -> Result<Schedule, ScheduleError> {
             next: Next { latents: signal_next * skip, denoised: signal_next * out, noise: noise_next, ..Next::default() },
             keeps_latents: false,
         }
-    };
-    let steps = (first..timesteps.len()).map(row).collect();
+    });
+    let steps = rows.collect();
     let sigmas = timesteps.iter().map(|timestep| training.ratio(*timestep)).chain([0.0]).collect();
     Ok(Schedule::of_unit_variance(sigmas, steps))
 }
@@ -40,11 +41,13 @@ pub(super) fn distilled_timesteps(input: &Input<'_>) -> Result<Vec<i64>, Schedul
     if let Some(timesteps) = input.plan.timesteps {
         return Ok(timesteps.iter().copied().map(i64::from).collect());
     }
-    let (distilled, steps) = (input.config.original_inference_steps(), input.steps);
+    let distilled = input.config.original_inference_steps();
+    let steps = input.steps;
     let scheduler = input.plan.scheduler.sampler.as_str();
     let trained = input.training.len();
     if distilled == 0 || distilled > trained {
-        let (key, found) = ("original_inference_steps", distilled.to_string());
+        let key = "original_inference_steps";
+        let found = distilled.to_string();
         return Err(ScheduleError::Setting { scheduler, key, found, supported: "1 to num_train_timesteps" });
     }
     if steps > distilled {

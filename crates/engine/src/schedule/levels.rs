@@ -4,6 +4,7 @@ use super::Input;
 use super::beta;
 use super::config::{FinalSigma, ScheduleConfig, TimestepSpacing};
 use super::scheduler::{Sampler, SigmaSpacing};
+use super::spacing::Spacing;
 use super::training::{TrainingSchedule, linspace};
 
 /// With fewer steps `lower_order_final` makes the last ones of lower order.
@@ -11,16 +12,6 @@ pub(super) const FEW_STEPS: usize = 15;
 
 /// Exponent of Karras et al. 2022, arXiv 2206.00364.
 const KARRAS_RHO: f64 = 7.0;
-
-/// Where the noise levels come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spacing {
-    /// From evenly spaced timesteps.
-    Trained,
-    Spaced(SigmaSpacing),
-    /// Even in the log signal-to-noise ratio (Lu et al. 2022, arXiv 2206.00927).
-    Lu,
-}
 
 /// The timestep of every step, and noise over signal before every step and after the last.
 pub(super) struct Grid {
@@ -37,8 +28,11 @@ impl Grid {
             (None, Spacing::Trained) => at(training, trained()),
             (None, _) => {
                 let sigmas = spaced(spacing, bounds(config, training.sigma_max(), training.sigma_min()), steps);
-                let whole = |timestep: f64| if rounds(input) { timestep.round_ties_even() } else { timestep.trunc() };
-                (sigmas.iter().map(|sigma| whole(training.timestep_of(*sigma))).collect(), sigmas)
+                let timesteps = sigmas.iter().map(|sigma| {
+                    let timestep = training.timestep_of(*sigma);
+                    if rounds(input) { timestep.round_ties_even() } else { timestep.trunc() }
+                });
+                (timesteps.collect(), sigmas)
             }
         };
         Self { timesteps, sigmas: single_precision(sigmas) }
@@ -120,7 +114,8 @@ fn bounds(config: &ScheduleConfig, largest: f64, smallest: f64) -> (f64, f64) {
 fn spaced(spacing: Spacing, (largest, smallest): (f64, f64), steps: usize) -> Vec<f64> {
     match spacing {
         Spacing::Spaced(SigmaSpacing::Karras) => {
-            let (from, to) = (largest.powf(KARRAS_RHO.recip()), smallest.powf(KARRAS_RHO.recip()));
+            let from = largest.powf(KARRAS_RHO.recip());
+            let to = smallest.powf(KARRAS_RHO.recip());
             linspace(0.0, 1.0, steps).into_iter().map(|ramp| (from + ramp * (to - from)).powf(KARRAS_RHO)).collect()
         }
         Spacing::Spaced(SigmaSpacing::Beta) => {

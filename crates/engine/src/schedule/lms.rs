@@ -12,7 +12,7 @@ const ORDER: usize = 4;
 pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let Input { config, first, .. } = *input;
     let grid = Grid::of_k_diffusion(input).ending_at(0.0);
-    let row = |index: usize| {
+    let rows = (first..grid.timesteps.len()).map(|index| {
         let sigma = grid.sigmas[index];
         let input_scale = (sigma * sigma + 1.0).sqrt().recip();
         let (latents, output) = match config.prediction_type {
@@ -32,8 +32,8 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
             next: Next { latents: 1.0, denoised, before: weights.collect(), ..Next::default() },
             keeps_latents: false,
         }
-    };
-    let steps = (first..grid.timesteps.len()).map(row).collect();
+    });
+    let steps = rows.collect();
     Schedule::under_noise(config, grid.sigmas.clone(), steps)
 }
 
@@ -41,11 +41,13 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
 fn weight(sigmas: &[f64], index: usize, order: usize, back: usize) -> f64 {
     /// Gauss' quadrature with two points: exact for polynomials of the third degree.
     const POINT: f64 = 0.577_350_269_189_625_8;
-    let (from, to) = (sigmas[index], sigmas[index + 1]);
+    let from = sigmas[index];
+    let to = sigmas[index + 1];
     let polynomial = |sigma: f64| -> f64 {
         let others = (0..order).filter(|other| *other != back);
         others.map(|other| (sigma - sigmas[index - other]) / (sigmas[index - back] - sigmas[index - other])).product()
     };
-    let (middle, half) = (f64::midpoint(from, to), (to - from) / 2.0);
+    let middle = f64::midpoint(from, to);
+    let half = (to - from) / 2.0;
     half * (polynomial(middle - half * POINT) + polynomial(middle + half * POINT))
 }

@@ -1,8 +1,8 @@
 //! What a checkpoint's schedule may ask for, sampler by sampler: a key that the job's sampler does not read says nothing.
 
 use super::config::{PredictionType, ScheduleConfig};
-use super::levels::Spacing;
 use super::scheduler::{Sampler, SigmaSpacing};
+use super::spacing::Spacing;
 use super::{Plan, ScheduleError};
 
 /// The noise levels of a job: what its scheduler's name asks for, else what the checkpoint does.
@@ -44,7 +44,9 @@ fn solves_in_steps(sampler: Sampler) -> bool {
 pub(super) fn check(plan: &Plan<'_>, config: &ScheduleConfig) -> Result<(), ScheduleError> {
     let sampler = plan.scheduler.sampler;
     let singlestep = sampler == Sampler::DpmSolverPlusPlusSinglestep;
-    let (dpm, unipc, euler) = (solves_in_steps(sampler) || singlestep, sampler == Sampler::UniPc, sampler == Sampler::Euler);
+    let dpm = solves_in_steps(sampler) || singlestep;
+    let unipc = sampler == Sampler::UniPc;
+    let euler = sampler == Sampler::Euler;
     let solver = dpm || unipc || sampler == Sampler::Deis;
     let clips = solver || matches!(sampler, Sampler::Lcm | Sampler::Ddim | Sampler::Ddpm);
     let text = |value: &Option<String>, known: &[&str]| match value.as_deref() {

@@ -23,8 +23,9 @@ pub(super) fn schedule(input: &Input<'_>) -> Result<Schedule, ScheduleError> {
     };
     let timesteps: Vec<i64> = runge_kutta.iter().copied().chain(linear).collect();
     // Calls are counted from where the job starts, not from the first timestep.
-    let row = |index: usize| {
-        let (call, timestep) = (index - first, timesteps[index]);
+    let rows = (first..timesteps.len()).map(|index| {
+        let call = index - first;
+        let timestep = timesteps[index];
         if call < runge_kutta.len() {
             let from = runge_kutta[call / CALLS * CALLS];
             let to = if call.is_multiple_of(2) { timestep - stride / 2 } else { timestep };
@@ -35,8 +36,8 @@ pub(super) fn schedule(input: &Input<'_>) -> Result<Schedule, ScheduleError> {
             _ => (timestep, timestep - stride),
         };
         transfer(input, timestep, (from, to), &linear_blend(call, runge_kutta.len()))
-    };
-    let rows = (first..timesteps.len()).map(row).collect();
+    });
+    let rows = rows.collect();
     let sigmas = timesteps.iter().map(|timestep| training.ratio(*timestep)).chain([0.0]).collect();
     Ok(Schedule::of_unit_variance(sigmas, rows))
 }
@@ -98,7 +99,8 @@ fn linear_blend(call: usize, runge_kutta: usize) -> Blend {
 /// Formula (9) of the paper, from one timestep to another.
 fn transfer(input: &Input<'_>, timestep: i64, (from, to): (i64, i64), blend: &Blend) -> Step {
     let Input { training, config, .. } = *input;
-    let (alpha, alpha_next) = (training.alpha_cumprod(from), alpha_after(training, config, to));
+    let alpha = training.alpha_cumprod(from);
+    let alpha_next = alpha_after(training, config, to);
     let divisor = alpha * (1.0 - alpha_next).sqrt() + (alpha * (1.0 - alpha) * alpha_next).sqrt();
     let noise = -(alpha_next - alpha) / divisor;
     // The noise is the output, or comes from the velocity and the latents.

@@ -14,7 +14,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         .ending_at(Grid::final_sigma(training, config));
     let count = grid.timesteps.len();
     let solver_orders = solver_orders(config, count);
-    let row = |index: usize| {
+    let rows = (first..count).map(|index| {
         // A start in the middle has fewer predictions than the order asks for.
         let order = solver_orders[index].min(index - first + 1);
         let (alpha, sigma) = grid.alpha_sigma(index);
@@ -26,8 +26,8 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
             next: update(&grid, index, order, SolverType::of(config)),
             keeps_latents: order == 1,
         }
-    };
-    let steps = (first..count).map(row).collect();
+    });
+    let steps = rows.collect();
     Schedule::of_unit_variance(grid.sigmas, steps)
 }
 
@@ -62,16 +62,19 @@ fn update(grid: &Grid, index: usize, order: usize, solver: SolverType) -> Next {
         }
         _ => {
             let slope = gains.slope(SolverType::Heun);
-            let (middle, late) = (part(index - 1), part(index));
+            let middle = part(index - 1);
+            let late = part(index);
             let (of_middle, of_late) = match solver {
                 SolverType::Midpoint => (0.0, slope),
                 SolverType::Heun => {
-                    let (r_0, r_1) = (late.recip(), middle.recip());
+                    let r_0 = late.recip();
+                    let r_1 = middle.recip();
                     let curve = 2.0 * gains.curve();
                     ((slope * r_0 - curve) / (r_0 - r_1), (curve - slope * r_1) / (r_0 - r_1))
                 }
             };
-            let (of_middle, of_late) = (of_middle * middle, of_late * late);
+            let of_middle = of_middle * middle;
+            let of_late = of_late * late;
             let before = vec![of_middle, gains.level - of_middle - of_late];
             Next { kept_latents: gains.latents, denoised: of_late, before, ..Next::default() }
         }

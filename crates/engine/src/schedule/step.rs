@@ -12,7 +12,7 @@ use super::config::PredictionType;
 /// - `next = c·corrected + d·output + e·denoised + Σ f·predictions before + g·kept latents + h·noise`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
-    /// What the UNet is told: 0 to 999, also between whole values.
+    /// The timestep that the UNet gets: 0 to 999, also between whole values.
     pub timestep: f64,
     /// The UNet sees the latents times this.
     pub input_scale: f64,
@@ -70,7 +70,7 @@ pub struct History {
 
 impl History {
     /// The furthest that a sampler looks back: PNDM, over three Runge-Kutta steps of four calls each.
-    const LONGEST: usize = 12;
+    const MAX: usize = 12;
 
     /// The same of other images: `choose` is applied to every tensor.
     ///
@@ -89,7 +89,7 @@ impl History {
 
     /// After a step whose prediction is `denoised`.
     fn after(&self, denoised: Tensor, kept: Option<Tensor>) -> Self {
-        let earlier = self.denoised.iter().take(Self::LONGEST - 1).cloned();
+        let earlier = self.denoised.iter().take(Self::MAX - 1).cloned();
         Self {
             kept_latents: kept.or_else(|| self.kept_latents.clone()),
             denoised: std::iter::once(denoised).chain(earlier).collect(),

@@ -10,7 +10,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Result<Schedule, ScheduleError> {
     let Input { training, config, first, .. } = *input;
     let timesteps = distilled_timesteps(input)?;
     let eta = input.plan.eta;
-    let row = |index: usize| {
+    let rows = (first..timesteps.len()).map(|index| {
         let timestep = timesteps[index];
         let (signal, noise) = training.alpha_sigma(timestep);
         let next = timesteps.get(index + 1).copied();
@@ -43,8 +43,8 @@ pub(super) fn schedule(input: &Input<'_>) -> Result<Schedule, ScheduleError> {
             },
             keeps_latents: false,
         }
-    };
-    let steps = (first..timesteps.len()).map(row).collect();
+    });
+    let steps = rows.collect();
     let sigmas = timesteps.iter().map(|timestep| training.ratio(*timestep)).chain([0.0]).collect();
     Ok(Schedule::of_unit_variance(sigmas, steps))
 }

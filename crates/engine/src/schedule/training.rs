@@ -100,7 +100,8 @@ impl TrainingSchedule {
     pub(super) fn sigma_at(&self, timestep: f64) -> f64 {
         let below = (timestep.floor().max(0.0) as usize).min(self.len() - 1);
         let above = (below + 1).min(self.len() - 1);
-        let (low, high) = (f64::from(self.sigmas[below]), f64::from(self.sigmas[above]));
+        let low = f64::from(self.sigmas[below]);
+        let high = f64::from(self.sigmas[above]);
         low + (timestep - below as f64).clamp(0.0, 1.0) * (high - low)
     }
 
@@ -140,7 +141,8 @@ fn cumulative_products(betas: &[f32]) -> Vec<f32> {
 /// Algorithm 1 of Lin et al. 2023, arXiv 2305.08891, in single precision as diffusers has it.
 fn without_terminal_signal(betas: &[f32]) -> Vec<f32> {
     let roots: Vec<f32> = cumulative_products(betas).into_iter().map(f32::sqrt).collect();
-    let (first, last) = (roots.first().copied().unwrap_or(1.0), roots.last().copied().unwrap_or(0.0));
+    let first = roots.first().copied().unwrap_or(1.0);
+    let last = roots.last().copied().unwrap_or(0.0);
     let squares: Vec<f32> = roots.iter().map(|root| ((root - last) * (first / (first - last))).powi(2)).collect();
     let before = std::iter::once(1.0).chain(squares.iter().copied());
     squares.iter().zip(before).map(|(square, before)| 1.0 - square / before).collect()
@@ -150,7 +152,8 @@ fn betas(config: &ScheduleConfig, defaults: DefaultBetas) -> Vec<f32> {
     if let Some(betas) = &config.trained_betas {
         return betas.clone();
     }
-    let (start, end) = (config.beta_start.unwrap_or(defaults.start), config.beta_end.unwrap_or(defaults.end));
+    let start = config.beta_start.unwrap_or(defaults.start);
+    let end = config.beta_end.unwrap_or(defaults.end);
     let count = config.num_train_timesteps;
     match config.beta_schedule.unwrap_or(defaults.schedule) {
         BetaSchedule::Linear => linspace_f32(start as f32, end as f32, count),
@@ -172,8 +175,8 @@ fn betas(config: &ScheduleConfig, defaults: DefaultBetas) -> Vec<f32> {
 /// `torch.linspace` in single precision, which counts from both ends to the middle, and rounds once as its vectors do.
 fn linspace_f32(start: f32, end: f32, count: usize) -> Vec<f32> {
     let step = (end - start) / (count.max(2) - 1) as f32;
-    let entry = |index: usize| {
+    let entries = (0..count).map(|index| {
         if index < count / 2 { step.mul_add(index as f32, start) } else { (-step).mul_add((count - index - 1) as f32, end) }
-    };
-    (0..count).map(entry).collect()
+    });
+    entries.collect()
 }

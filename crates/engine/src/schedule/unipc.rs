@@ -2,7 +2,8 @@
 //! `UniPCMultistepScheduler` counts it.
 
 use super::config::{FinalSigma, ScheduleConfig, TimestepSpacing};
-use super::levels::{Grid, Spacing, solver_timesteps};
+use super::levels::{Grid, solver_timesteps};
+use super::spacing::Spacing;
 use super::step::{Corrected, Denoised, Next, Step};
 use super::{Input, Schedule};
 
@@ -28,7 +29,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         config.solver_order.unwrap_or(2).min(highest).min(index - first + 1)
     };
     let uncorrected = config.disable_corrector.as_deref().unwrap_or_default();
-    let row = |index: usize| {
+    let rows = (first..count).map(|index| {
         let (alpha, sigma) = grid.alpha_sigma(index);
         let corrects = index > first && !uncorrected.contains(&(index - 1));
         Step {
@@ -39,8 +40,8 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
             next: predict(config, &grid, index, order(index)),
             keeps_latents: true,
         }
-    };
-    let steps = (first..count).map(row).collect();
+    });
+    let steps = rows.collect();
     Schedule::of_unit_variance(grid.sigmas, steps)
 }
 
@@ -94,7 +95,8 @@ impl Terms {
         let places: Vec<f64> = (1..order).map(|back| -grid.growth(index - back, index) / step).collect();
         let points: Vec<f64> = places.iter().copied().chain([1.0]).collect();
         let powers = (0..order).map(|power| points.iter().map(|point| point.powi(power as i32)).collect()).collect();
-        let (mut phi, mut factorial) = (grown / h - 1.0, 1.0);
+        let mut phi = grown / h - 1.0;
+        let mut factorial = 1.0;
         let mut moments = Vec::with_capacity(order);
         for power in 1..=order {
             moments.push(phi * factorial / divisor);

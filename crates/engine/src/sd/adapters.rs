@@ -1,12 +1,11 @@
 //! Text encoder and UNet, with and without LoRAs: which of the two generates, and for which files it was built.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
@@ -15,6 +14,7 @@ use super::inversion::Bundled;
 use super::unet::Unet;
 use crate::finite::is_finite;
 use crate::lora::{Lora, LoraError};
+use crate::recent::Recent;
 use crate::weights::{Shapes, Tensors, Weights};
 use crate::{AlphaSource, EngineError, LoraFile};
 
@@ -35,7 +35,8 @@ pub(super) struct Adapters {
     /// The last LoRAs used and what was built for them. Only what they change takes memory of its own.
     last: Option<Last>,
     uses_last: bool,
-    read: MatrixCache,
+    /// The matrices of the LoRAs used last, on the device: changing between them costs a merge, and no reading or checking.
+    read: Recent<Content, Arc<Lora>>,
 }
 
 struct Last {
@@ -44,41 +45,13 @@ struct Last {
     learned_words: Vec<Bundled>,
 }
 
-/// The matrices of the LoRAs used last, on the device: changing between them costs a merge, and no reading or checking.
-#[derive(Default)]
-struct MatrixCache {
-    /// The last used at the end.
-    loras: VecDeque<(Content, Arc<Lora>)>,
-}
-
-impl MatrixCache {
-    /// A LoRA of rank 32 for all of Stable Diffusion 1.5 has 75 MiB in f32.
-    const MAX_BYTES: usize = 512 << 20;
-
-    fn knows(&self, hash: &Content) -> bool {
-        self.loras.iter().any(|(known, _)| known == hash)
-    }
-
-    fn take(&mut self, hash: &Content) -> Option<Arc<Lora>> {
-        let place = self.loras.iter().position(|(known, _)| known == hash)?;
-        let (hash, lora) = self.loras.remove(place)?;
-        self.loras.push_back((hash, Arc::clone(&lora)));
-        Some(lora)
-    }
-
-    fn put(&mut self, hash: Content, lora: Arc<Lora>) {
-        self.loras.push_back((hash, lora));
-        let bytes = |matrix_cache: &Self| matrix_cache.loras.iter().map(|(_, lora)| lora.bytes()).sum::<usize>();
-        while bytes(self) > Self::MAX_BYTES {
-            self.loras.pop_front();
-        }
-    }
-}
+/// Of the matrices that stay on the device. A LoRA of rank 32 for all of Stable Diffusion 1.5 has 75 MiB in f32.
+const MATRICES_MAX_BYTES: usize = 512 << 20;
 
 impl Adapters {
     pub(super) fn new(checkpoint: &Checkpoint, weights: Weights) -> Result<Self, String> {
         let base = build(checkpoint, &weights, &Arc::default())?;
-        Ok(Self { weights, base, last: None, uses_last: false, read: MatrixCache::default() })
+        Ok(Self { weights, base, last: None, uses_last: false, read: Recent::new(MATRICES_MAX_BYTES, |_, lora| lora.bytes()) })
     }
 
     /// What they are laid over.
@@ -115,15 +88,16 @@ impl Adapters {
         if !cache_hit {
             // All of them first: a file that is refused leaves nothing in memory, its neighbours neither.
             let shapes = self.weights.shapes();
-            each(contents.iter().zip(loras).map(
-                |(content, lora)| {
-                    if self.read.knows(content) { Ok(()) } else { Lora::check(lora, &shapes) }
-                },
-            ))?;
+            each(
+                contents
+                    .iter()
+                    .zip(loras)
+                    .map(|(content, lora)| if self.read.peek(content).is_some() { Ok(()) } else { Lora::check(lora, &shapes) }),
+            )?;
             let parsed = each(contents.iter().zip(loras).map(|(content, lora)| self.parsed(lora, *content, &shapes, device)))?;
             let overlay = self.overlay(parsed.iter().zip(loras.iter().map(|lora| lora.scale)))?;
-            let wrong = |problem| EngineError::Checkpoint { path: checkpoint.directory.clone(), problem };
-            let adapted = build(checkpoint, &self.weights, &Arc::new(overlay)).map_err(wrong)?;
+            let adapted = build(checkpoint, &self.weights, &Arc::new(overlay))
+                .map_err(|problem| EngineError::Checkpoint { path: checkpoint.directory.clone(), problem })?;
             let words = parsed.iter().enumerate().flat_map(|(index, lora)| bundled(index, lora)).collect();
             self.last = Some(Last { loras: fingerprints, adapted, learned_words: words });
         }
@@ -145,7 +119,7 @@ impl Adapters {
     pub(super) fn lora_at_fault(&self, prefixes: &[&str]) -> Result<Option<String>, EngineError> {
         let Some(last) = self.last.as_ref().filter(|_| self.uses_last) else { return Ok(None) };
         for (index, (hash, scale)) in last.loras.iter().enumerate() {
-            let Some((_, lora)) = self.read.loras.iter().find(|(known, _)| known == hash) else { continue };
+            let Some(lora) = self.read.peek(hash) else { continue };
             let scale = f64::from_bits(*scale);
             let overlay = self.overlay([(lora, scale)].into_iter())?;
             if let Some(tensor) = first_not_finite(&overlay, prefixes)? {
@@ -156,12 +130,7 @@ impl Adapters {
     }
 
     fn parsed(&mut self, lora: &LoraFile, hash: Content, shapes: &Shapes, device: &Device) -> Result<Arc<Lora>, LoraError> {
-        if let Some(lora) = self.read.take(&hash) {
-            return Ok(lora);
-        }
-        let lora = Arc::new(Lora::read(lora, shapes, device)?);
-        self.read.put(hash, Arc::clone(&lora));
-        Ok(lora)
+        self.read.of(hash, || Lora::read(lora, shapes, device).map(Arc::new))
     }
 
     fn overlay<'a>(&self, loras: impl Iterator<Item = (&'a Arc<Lora>, f64)>) -> Result<Tensors, EngineError> {
@@ -169,15 +138,14 @@ impl Adapters {
         let mut overlay = Tensors::new();
         each(loras.map(|(lora, scale)| lora.merge(scale, base, &mut overlay)))?;
         // Rounded once, after the last of them.
-        let rounded = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_dtype(self.weights.dtype())?));
-        overlay.into_iter().map(rounded).collect()
+        overlay.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(self.weights.dtype())?))).collect()
     }
 }
 
 /// By name, the first of those whose names begin with one of `prefixes`.
 fn first_not_finite(tensors: &Tensors, prefixes: &[&str]) -> candle_core::Result<Option<String>> {
-    let is_chosen = |name: &&String| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    let mut names: Vec<&String> = tensors.keys().filter(is_chosen).collect();
+    let chosen = tensors.keys().filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+    let mut names: Vec<&String> = chosen.collect();
     names.sort();
     for name in names {
         if !is_finite(&tensors[name])? {
@@ -189,15 +157,18 @@ fn first_not_finite(tensors: &Tensors, prefixes: &[&str]) -> candle_core::Result
 
 /// All results, or the first error with its LoRA's place.
 fn each<T>(results: impl Iterator<Item = Result<T, LoraError>>) -> Result<Vec<T>, EngineError> {
-    let placed = |(index, result): (usize, Result<T, LoraError>)| {
-        result.map_err(|error| EngineError::Lora { index, problem: error.to_string() })
-    };
-    results.enumerate().map(placed).collect()
+    let placed = results
+        .enumerate()
+        .map(|(index, result)| result.map_err(|error| EngineError::Lora { index, problem: error.to_string() }));
+    placed.collect()
 }
 
 fn bundled(index: usize, lora: &Lora) -> impl Iterator<Item = Bundled> {
-    let word = move |(text, vectors): &(String, Tensor)| Bundled { lora: index, text: text.clone(), vectors: vectors.clone() };
-    lora.learned_words().iter().map(word)
+    lora.learned_words().iter().map(move |(text, vectors)| Bundled {
+        lora: index,
+        text: text.clone(),
+        vectors: vectors.clone(),
+    })
 }
 
 fn content(lora: &LoraFile) -> Result<Content, LoraError> {

@@ -48,7 +48,9 @@ impl Attention {
     }
 
     fn attended(&self, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let (query, key, value) = (self.to_q.forward(hidden)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
+        let query = self.to_q.forward(hidden)?;
+        let key = self.to_k.forward(context)?;
+        let value = self.to_v.forward(context)?;
         attend(&query, &key, &value, self.heads)
     }
 }

@@ -49,21 +49,23 @@ impl Bands {
     pub(super) fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
         let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let outer = widths[widths.len() - 1];
-        let block = |index: usize| {
+        let blocks = (0..widths.len()).map(|index| {
             let vb = vb.pp("up_blocks").pp(index);
-            let (before, channels) = (widths[index.saturating_sub(1)], widths[index]);
-            let resnet = |layer: usize| {
+            let before = widths[index.saturating_sub(1)];
+            let channels = widths[index];
+            let resnets = (0..=config.layers_per_block).map(|layer| {
                 let in_channels = if layer == 0 { before } else { channels };
                 Resnet::new(config, in_channels, channels, &vb.pp("resnets").pp(layer))
-            };
-            let upsampler = || conv(channels, channels, 3, 1, vb.pp("upsamplers.0.conv"));
+            });
             Ok(Block {
-                resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?,
-                upsampler: (index + 1 < widths.len()).then(upsampler).transpose()?,
+                resnets: resnets.collect::<Result<_>>()?,
+                upsampler: (index + 1 < widths.len())
+                    .then(|| conv(channels, channels, 3, 1, vb.pp("upsamplers.0.conv")))
+                    .transpose()?,
             })
-        };
+        });
         Ok(Self {
-            blocks: (0..widths.len()).map(block).collect::<Result<_>>()?,
+            blocks: blocks.collect::<Result<_>>()?,
             norm_out: Norm::new(config, outer, &vb.pp("conv_norm_out"))?,
             conv_out: conv(outer, config.out_channels, 3, 1, vb.pp("conv_out"))?,
             out_channels: config.out_channels,
@@ -90,13 +92,14 @@ impl Bands {
 
 impl Resnet {
     fn new(config: &VaeConfig, in_channels: usize, out_channels: usize, vb: &VarBuilder) -> Result<Self> {
-        let shortcut = || conv(in_channels, out_channels, 1, 1, vb.pp("conv_shortcut"));
         Ok(Self {
             norm1: Norm::new(config, in_channels, &vb.pp("norm1"))?,
             conv1: conv(in_channels, out_channels, 3, 1, vb.pp("conv1"))?,
             norm2: Norm::new(config, out_channels, &vb.pp("norm2"))?,
             conv2: conv(out_channels, out_channels, 3, 1, vb.pp("conv2"))?,
-            shortcut: (in_channels != out_channels).then(shortcut).transpose()?,
+            shortcut: (in_channels != out_channels)
+                .then(|| conv(in_channels, out_channels, 1, 1, vb.pp("conv_shortcut")))
+                .transpose()?,
             out_channels,
         })
     }
@@ -126,7 +129,8 @@ impl Norm {
     fn measured(&self, hidden: &Tensor) -> Result<Affine> {
         let (_, channels, ..) = hidden.dims4()?;
         let in_group = channels / self.groups;
-        let (mut factors, mut summands) = (Vec::new(), Vec::new());
+        let mut factors = Vec::new();
+        let mut summands = Vec::new();
         for group in 0..self.groups {
             let part = hidden.narrow(1, group * in_group, in_group)?.flatten_all()?.to_dtype(DType::F32)?;
             let mean = part.mean_all()?;

@@ -24,11 +24,12 @@ impl TextEncoder {
     pub fn new(config: &TextEncoderConfig, vb: &VarBuilder) -> Result<Self> {
         let vb = vb.pp("text_model");
         let hidden = config.hidden_size;
-        let layer = |index: usize| EncoderLayer::new(config, &vb.pp("encoder.layers").pp(index));
         Ok(Self {
             token_embedding: embedding(config.vocab_size, hidden, vb.pp("embeddings.token_embedding"))?,
             positions: vb.get((config.max_position_embeddings, hidden), "embeddings.position_embedding.weight")?,
-            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            layers: (0..config.num_hidden_layers)
+                .map(|index| EncoderLayer::new(config, &vb.pp("encoder.layers").pp(index)))
+                .collect::<Result<_>>()?,
             final_layer_norm: layer_norm(hidden, config.layer_norm_eps, &vb.pp("final_layer_norm"))?,
         })
     }
@@ -110,7 +111,9 @@ impl EncoderLayer {
     }
 
     fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
-        let (query, key, value) = (self.q_proj.forward(hidden)?, self.k_proj.forward(hidden)?, self.v_proj.forward(hidden)?);
+        let query = self.q_proj.forward(hidden)?;
+        let key = self.k_proj.forward(hidden)?;
+        let value = self.v_proj.forward(hidden)?;
         attend_causally(&query, &key, &value, self.heads)
     }
 }

@@ -68,12 +68,14 @@ impl MemoryEstimate {
 
     /// Bytes next to the model at the worst moment.
     fn bytes(&self, work: Work, tiling: Tiling) -> u64 {
-        let (width, height) = (u64::from(work.width_px), u64::from(work.height_px));
+        let width = u64::from(work.width_px);
+        let height = u64::from(work.height_px);
         let latents = |px: u64| px / self.pixels_per_latent;
         // Of one head, between all places of so many latents, before and after the softmax.
         let scores = |latents: u64| 2 * latents * latents * self.number;
         let tile_px = tiling.tile.map_or(u64::MAX, |side| side as u64 * self.pixels_per_latent);
-        let (tile_width, tile_height) = (width.min(tile_px), height.min(tile_px));
+        let tile_width = width.min(tile_px);
+        let tile_height = height.min(tile_px);
         let layer = tile_width * tile_height * self.decoder_channels * self.number;
         let at_once = layer * DECODER_LIVE;
         let layers = if tiling.banded { at_once.min(layer * BANDED_LIVE + BANDS_BYTES) } else { at_once };
@@ -91,8 +93,7 @@ impl MemoryEstimate {
     /// # Errors
     /// [`EngineError::OutOfMemory`] when none does: with what would fit.
     pub(super) fn within(&self, bytes: u64, work: Work) -> Result<Tiling, EngineError> {
-        let fits = |tiling: &Tiling| self.bytes(work, *tiling) <= bytes;
-        self.choices().into_iter().find(fits).ok_or_else(|| {
+        self.choices().into_iter().find(|tiling| self.bytes(work, *tiling) <= bytes).ok_or_else(|| {
             let needed = self.bytes(work, self.smallest()).div_ceil(MIB);
             let problem = format!(
                 "{}x{} needs about {needed} MiB next to the model, and engine.memory_budget_mib leaves {}; {}",
@@ -105,7 +106,7 @@ impl MemoryEstimate {
         })
     }
 
-    /// What would fit into `bytes`, or into about a quarter of what `work` needs where nobody knows how much there is.
+    /// What would fit into `bytes`, or into about a quarter of what `work` needs where no one knows how much there is.
     pub(super) fn advice(&self, work: Work, bytes: Option<u64>) -> String {
         let bytes = bytes.unwrap_or_else(|| self.bytes(work, self.smallest()) / 4);
         let side = |px: u32, part: u32| px * part / 16 / 8 * 8;
@@ -166,11 +167,11 @@ mod tests {
     #[test]
     fn what_fits_in_no_way_is_told_with_what_would() {
         let error = SD15.within(900 * MIB, work(2048, 2)).expect_err("too large");
-        let told = error.to_string();
-        assert!(told.contains("2048x2048 needs about") && told.contains("leaves 900"), "{told}");
+        let message = error.to_string();
+        assert!(message.contains("2048x2048 needs about") && message.contains("leaves 900"), "{message}");
         let side: u32 =
-            told.rsplit_once("; ").and_then(|(_, fits)| fits.split_once('x')).expect("a size").0.parse().expect("a side");
-        assert!(side >= 512 && SD15.within(900 * MIB, work(side, 2)).is_ok(), "{told}");
+            message.rsplit_once("; ").and_then(|(_, fits)| fits.split_once('x')).expect("a size").0.parse().expect("a side");
+        assert!(side >= 512 && SD15.within(900 * MIB, work(side, 2)).is_ok(), "{message}");
         assert!(SD15.within(MIB, work(512, 1)).expect_err("nothing").to_string().contains("no size would fit"));
     }
 

@@ -57,7 +57,7 @@ pub struct StableDiffusion {
     prompts: PromptSyntax,
     defaults: Defaults,
     loading: Loading,
-    /// Bytes that the process may use for tensors, where somebody has said so.
+    /// Bytes that the process may use for tensors, where someone has said so.
     memory_budget: Option<u64>,
     resident_bytes: u64,
     memory_estimate: MemoryEstimate,
@@ -90,11 +90,13 @@ impl StableDiffusion {
         let wrong = |problem| EngineError::Checkpoint { path: from.clone(), problem };
         let vae = weights.build(&std::sync::Arc::default(), |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae = vae.map_err(wrong)?;
-        let (memory_estimate, resident_bytes) =
-            (MemoryEstimate::new(&checkpoint.unet, &checkpoint.vae, weights.dtype()), weights.bytes());
+        let memory_estimate = MemoryEstimate::new(&checkpoint.unet, &checkpoint.vae, weights.dtype());
+        let resident_bytes = weights.bytes();
         let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
-        let encoder = || weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae")));
-        let vae_encoder = encodes.then(encoder).transpose().map_err(wrong)?;
+        let vae_encoder = encodes.then(|| {
+            weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae"))).map_err(wrong)
+        });
+        let vae_encoder = vae_encoder.transpose()?;
         let sides = checkpoint.unet.sample_size;
         let factor = checkpoint.vae.pixels_per_latent();
         let width_px = (sides.width() * factor) as u32;

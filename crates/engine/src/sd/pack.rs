@@ -47,14 +47,14 @@ impl StableDiffusion {
             return Err(wrong(format!("has {PACKED} already; remove the directory, or pack into another one")));
         }
         let part = OpenOptions::new().create(true).truncate(false).write(true).open(to.join(PART)).map_err(failed)?;
-        part.try_lock().map_err(|_| wrong("is being packed into by somebody else; wait for that, or stop it".into()))?;
+        part.try_lock().map_err(|_| wrong("is being packed into by someone else; wait for that, or stop it".into()))?;
         let packed = copy_small_files(from, to).and_then(|()| self.write_weights(&part)).and_then(|packed| {
             fs::rename(to.join(PART), to.join(PACKED))?;
             File::open(to)?.sync_all()?;
             Ok(packed)
         });
         packed.map_err(|error| {
-            // Nobody is told of a second failure.
+            // A second failure is not reported.
             let _ = fs::remove_file(to.join(PART));
             failed(error)
         })
@@ -62,9 +62,8 @@ impl StableDiffusion {
 
     fn write_weights(&self, mut file: &File) -> io::Result<Packed> {
         let weights = self.adapters.weights().tensors();
-        let place = |name: &str| COMPONENTS.iter().position(|component| name.starts_with(component));
         let mut tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
-        tensors.sort_by_key(|(name, _)| (place(name), *name));
+        tensors.sort_by_key(|(name, _)| (COMPONENTS.iter().position(|component| name.starts_with(component)), *name));
         let header = header(&tensors).map_err(io::Error::other)?;
         file.set_len(0)?;
         file.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -80,13 +79,13 @@ impl StableDiffusion {
 /// The table of these tensors, filled up with spaces as the format allows.
 fn header(tensors: &[(&String, &Tensor)]) -> Result<Vec<u8>, safetensors::SafeTensorError> {
     let mut end = 0;
-    let info = |(name, tensor): &(&String, &Tensor)| {
+    let infos = tensors.iter().map(|(name, tensor)| {
         let begin = end;
         end += tensor.data_len();
         let info = TensorInfo { dtype: tensor.dtype(), shape: tensor.dims().to_vec(), data_offsets: (begin, end) };
         ((*name).clone(), info)
-    };
-    let mut header = written_table(&Metadata::new(None, tensors.iter().map(info).collect())?)?;
+    });
+    let mut header = written_table(&Metadata::new(None, infos.collect())?)?;
     let whole = (LENGTH_BYTES + header.len()).next_multiple_of(ALIGNMENT) - LENGTH_BYTES;
     header.resize(whole, b' ');
     Ok(header)

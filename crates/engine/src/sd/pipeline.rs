@@ -14,7 +14,7 @@ use crate::device_errors::classify_memory_error;
 use crate::pixels::to_rgb8;
 use crate::schedule::config::Pipeline;
 use crate::schedule::scheduler::{Sampler, Scheduler};
-use crate::schedule::{Plan as SchedulePlan, Schedule, ScheduleError};
+use crate::schedule::{self, Schedule};
 use crate::{EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Watch};
 
 impl StableDiffusion {
@@ -41,7 +41,8 @@ impl StableDiffusion {
             return self.predict(latents, timestep, text, guidance.scale, tiling);
         }
         let both = self.predict(&Tensor::cat(&[latents, latents], 0)?, timestep, text, guidance.scale, tiling)?;
-        let (negative, positive) = (both.narrow(0, 0, images)?, both.narrow(0, images, images)?);
+        let negative = both.narrow(0, 0, images)?;
+        let positive = both.narrow(0, images, images)?;
         Ok(guidance.apply(&negative, &positive)?)
     }
 
@@ -59,8 +60,9 @@ impl StableDiffusion {
         if !tiling.one_by_one || rows == 1 {
             return Ok(unet.forward(latents, timestep, text, guidance_scale)?);
         }
-        let row = |row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?, guidance_scale);
-        Ok(Tensor::cat(&(0..rows).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+        let each =
+            (0..rows).map(|row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?, guidance_scale));
+        Ok(Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 
     /// Runs the schedule of `plan` over the latent batch. A request whose watch says so leaves it between two steps.
@@ -85,7 +87,7 @@ impl StableDiffusion {
             latent_batch.history = stepped.history;
             latent_batch.requeue(schedule, done as usize)?;
             if done == steps {
-                // Until here a GPU was only told what to do: without this its last steps would count as decoding.
+                // Until here a GPU had only been sent its work: without this its last steps would count as decoding.
                 self.device.synchronize()?;
             }
             let mut on_it = latent_batch.owners.clone();
@@ -114,9 +116,9 @@ impl StableDiffusion {
         })
     }
 
-    fn schedule(&self, plan: &SchedulePlan<'_>, pipeline: Pipeline) -> Result<Schedule, EngineError> {
-        let refused = |error: ScheduleError| EngineError::Request { field: error.field(), problem: error.to_string() };
-        Schedule::planned(plan, &self.checkpoint.schedule.corrected_for(pipeline)).map_err(refused)
+    fn schedule(&self, plan: &schedule::Plan<'_>, pipeline: Pipeline) -> Result<Schedule, EngineError> {
+        Schedule::planned(plan, &self.checkpoint.schedule.corrected_for(pipeline))
+            .map_err(|error| EngineError::Request { field: error.field(), problem: error.to_string() })
     }
 
     /// Whether a job with this scale looks at its negative prompt: a model that was distilled over the scale never does.
@@ -139,7 +141,8 @@ impl StableDiffusion {
             px if px > 0 && px.is_multiple_of(factor) => Ok(px / factor),
             px => Err(EngineError::Request { field, problem: format!("must be a multiple of {factor}, got {px}") }),
         };
-        let (width, height) = (side("width", width_px)?, side("height", height_px)?);
+        let width = side("width", width_px)?;
+        let height = side("height", height_px)?;
         Ok((self.checkpoint.vae.latent_channels, height, width))
     }
 }
@@ -156,9 +159,8 @@ impl Engine for StableDiffusion {
 
 /// The decoder's widest layers take most of the memory there is.
 fn one_at_a_time(latents: &Tensor, decode: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Tensor, EngineError> {
-    let one = |image: usize| decode(&latents.narrow(0, image, 1)?);
-    let decoded = (0..latents.dim(0)?).map(one).collect::<candle_core::Result<Vec<_>>>()?;
-    Ok(Tensor::cat(&decoded, 0)?)
+    let decoded = (0..latents.dim(0)?).map(|image| decode(&latents.narrow(0, image, 1)?));
+    Ok(Tensor::cat(&decoded.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
 }
 
 /// What the images of a batch have in common, besides the LoRAs.
@@ -186,12 +188,12 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     let requests = queued_requests.iter().map(|queued| generate_request(&queued.request)).collect::<Result<Vec<_>, _>>()?;
     let Some(request) = requests.first() else { return Ok(Vec::new()) };
     let sampling = &request.sampling;
-    let schedule = SchedulePlan {
+    let schedule = schedule::Plan {
         strength: request.start.is_some().then_some(request.strength),
         eta: sampling.eta,
         timesteps: sampling.timesteps.as_deref(),
         sigmas: sampling.sigmas.as_deref(),
-        ..SchedulePlan::new(request.scheduler, request.steps)
+        ..schedule::Plan::new(request.scheduler, request.steps)
     };
     let mut plan = Plan {
         guided: engine.is_guided(request.guidance_scale),
@@ -235,8 +237,8 @@ fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Resul
     let images: usize = parts.iter().map(|part| part.seeds.len()).sum();
     let rows = if plan.guided { 2 * images } else { images };
     let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows };
-    let (memory_estimate, free) =
-        (engine.memory_estimate, engine.memory_budget.map(|bytes| bytes.saturating_sub(engine.resident_bytes)));
+    let memory_estimate = engine.memory_estimate;
+    let free = engine.memory_budget.map(|bytes| bytes.saturating_sub(engine.resident_bytes));
     let first = free.map_or(Ok(Tiling::default()), |bytes| memory_estimate.within(bytes, work))?;
     let generated =
         twice(first, memory_estimate.smallest(), |tiling| execute(engine, plan, parts, tiling).map_err(classify_memory_error));
@@ -275,8 +277,9 @@ impl<'a> Part<'a> {
 fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
     let schedule =
-        engine.schedule(&SchedulePlan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
-    let (guided, guidance) = (engine.is_guided(guidance_scale), guidance_scale.into());
+        engine.schedule(&schedule::Plan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
+    let guided = engine.is_guided(guidance_scale);
+    let guidance = guidance_scale.into();
     let mut plan = Plan { guided, guidance, clip_skip: 0, schedule, start: None, width_px, height_px };
     if engine.inpaints() {
         let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));
@@ -292,12 +295,12 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
 fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Tiling) -> Result<Vec<Generated>, EngineError> {
     let shape = engine.latent_shape(plan.width_px, plan.height_px)?;
     // One by one, so that a prompt is the same values whatever its neighbours are.
-    let text = |part: &Part<'_>| {
+    let texts = parts.iter().map(|part| {
         let inversions = engine.read_embeddings(part.embeddings)?;
         let negative_prompt = plan.guided.then_some(part.negative_prompt);
         engine.encode_prompt_skipping(part.prompt, negative_prompt, &inversions, plan.clip_skip)
-    };
-    let texts = parts.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    });
+    let texts = texts.collect::<Result<Vec<_>, _>>()?;
     let mut generated = Vec::new();
     for together in of_one_length(&texts)? {
         let texts: Vec<Tensor> = together.iter().map(|part| texts[*part].clone()).collect();
@@ -338,7 +341,8 @@ fn develop(
     (seeds, text): (&[u64], &Tensor),
 ) -> Result<Generated, EngineError> {
     let Some(latents) = latent_batch.latents_of(queued)? else { return Ok(Err(EngineError::Cancelled)) };
-    let (width_px, height_px) = (plan.width_px, plan.height_px);
+    let width_px = plan.width_px;
+    let height_px = plan.height_px;
     let mut images = Vec::with_capacity(seeds.len());
     for (index, seed) in seeds.iter().enumerate() {
         match engine.decode_finite(&latents.narrow(0, index, 1)?, text, plan.start.as_ref(), tiling) {

@@ -27,15 +27,15 @@ pub(super) struct ResnetConfig {
 impl ResnetBlock {
     pub(super) fn new(in_channels: usize, out_channels: usize, config: ResnetConfig, vb: &VarBuilder) -> Result<Self> {
         let ResnetConfig { groups, eps, time_channels } = config;
-        let time = |channels| linear(channels, out_channels, vb.pp("time_emb_proj"));
-        let shortcut = || conv(in_channels, out_channels, 1, 1, vb.pp("conv_shortcut"));
         Ok(Self {
             norm1: group_norm(groups, in_channels, eps, &vb.pp("norm1"))?,
             conv1: conv(in_channels, out_channels, 3, 1, vb.pp("conv1"))?,
-            time_emb_proj: time_channels.map(time).transpose()?,
+            time_emb_proj: time_channels.map(|channels| linear(channels, out_channels, vb.pp("time_emb_proj"))).transpose()?,
             norm2: group_norm(groups, out_channels, eps, &vb.pp("norm2"))?,
             conv2: conv(out_channels, out_channels, 3, 1, vb.pp("conv2"))?,
-            conv_shortcut: (in_channels != out_channels).then(shortcut).transpose()?,
+            conv_shortcut: (in_channels != out_channels)
+                .then(|| conv(in_channels, out_channels, 1, 1, vb.pp("conv_shortcut")))
+                .transpose()?,
         })
     }
 

@@ -45,7 +45,8 @@ impl StableDiffusion {
         size: (u32, u32),
         from_noise: bool,
     ) -> std::result::Result<Start, EngineError> {
-        let (width, height) = (size.0 as usize, size.1 as usize);
+        let width = size.0 as usize;
+        let height = size.1 as usize;
         let mask = image.mask.as_ref().map(|mask| self.latent_mask(mask, width, height)).transpose()?;
         let pixels = to_pixels(&image.rgb, width, height, &self.device)?;
         let moments = self.encode_image(&pixels)?;

@@ -58,8 +58,8 @@ impl StableDiffusion {
             return Err(EngineError::Request { field: "clip_skip", problem });
         }
         let vocabulary = self.checkpoint.text_encoder.vocab_size as u32;
-        let learn = || self.tokenizer.learn(inversions, vocabulary);
-        let learned = (!inversions.learned_words.is_empty()).then(learn).transpose()?;
+        let has_words = !inversions.learned_words.is_empty();
+        let learned = has_words.then(|| self.tokenizer.learn(inversions, vocabulary)).transpose()?;
         let tokenizer = learned.as_ref().unwrap_or(&self.tokenizer);
         match self.prompts {
             PromptSyntax::Plain => {

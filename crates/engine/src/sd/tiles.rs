@@ -48,7 +48,8 @@ impl VaeDecoder {
 /// The tiles of a row side by side without what the next ones repeat.
 fn joined(row: &[Tensor], down: usize, stride_px: usize) -> Result<Tensor> {
     let kept = row.iter().map(|tile| {
-        let (height, width) = (tile.dim(down)?.min(stride_px), tile.dim(down + 1)?.min(stride_px));
+        let height = tile.dim(down)?.min(stride_px);
+        let width = tile.dim(down + 1)?.min(stride_px);
         tile.narrow(down, 0, height)?.narrow(down + 1, 0, width)
     });
     Tensor::cat(&kept.collect::<Result<Vec<_>>>()?, down + 1)

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::replace::ReplacePattern;
-use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
+use tokenizers::normalizers::{self, Lowercase, NFC, Replace};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::tokenizer::{AddedToken, SplitDelimiterBehavior, Tokenizer};
@@ -159,10 +159,10 @@ impl PromptTokenizer {
 
     /// The same, the vectors of a learned word being one element.
     fn token_groups(&self, text: &str) -> Result<Vec<Vec<u32>>, EngineError> {
-        let failed = |error| EngineError::Request { field: "prompt", problem: format!("cannot be tokenized: {error}") };
-        let encoding = self.tokenizer.encode(text, false).map_err(failed)?;
-        let vectors = |id: &u32| self.learned.get(id).cloned().unwrap_or(*id..*id + 1).collect();
-        Ok(encoding.get_ids().iter().map(vectors).collect())
+        let encoding = self.tokenizer.encode(text, false);
+        let encoding = encoding
+            .map_err(|error| EngineError::Request { field: "prompt", problem: format!("cannot be tokenized: {error}") })?;
+        Ok(encoding.get_ids().iter().map(|id| self.learned.get(id).cloned().unwrap_or(*id..*id + 1).collect()).collect())
     }
 
     /// Start, text, end and padding: the model's length.
@@ -173,7 +173,7 @@ impl PromptTokenizer {
     }
 }
 
-/// `tokenizer.json` as transformers uses it: the padding and truncation of whoever saved it are another caller's, and the pad token is a
+/// `tokenizer.json` as transformers uses it: the padding and truncation of the program that saved it are another caller's, and the pad token is a
 /// token of its own in a prompt, too.
 fn from_serialized(file: &Path, pad_token: &str) -> tokenizers::Result<Tokenizer> {
     let mut tokenizer = Tokenizer::from_file(file)?;
@@ -199,10 +199,10 @@ fn from_vocabulary(directory: &Path, pad_token: &str) -> tokenizers::Result<Toke
     let special = |token: &str| AddedToken::from(token, true).normalized(false);
     tokenizer.add_special_tokens([special(START), special(END), special(pad_token)])?;
     let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
-    tokenizer.with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))?;
+    tokenizer.with_normalizer(Some(normalizers::Sequence::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))?;
     let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)?;
     let bytes = ByteLevel::new(false, true, true);
-    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
+    tokenizer.with_pre_tokenizer(Some(sequence::Sequence::new(vec![words.into(), bytes.into()])));
     let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| format!("vocab.json has no token {token}"));
     let ends = RobertaProcessing::new((END.into(), id(END)?), (START.into(), id(START)?));
     tokenizer.with_post_processor(Some(ends.trim_offsets(false).add_prefix_space(false)));

@@ -33,11 +33,12 @@ pub(super) struct TransformerConfig {
 
 impl SpatialTransformer {
     pub(super) fn new(config: TransformerConfig, vb: &VarBuilder) -> Result<Self> {
-        let block = |index: usize| TransformerBlock::new(config, &vb.pp("transformer_blocks").pp(index));
         Ok(Self {
             norm: group_norm(config.groups, config.channels, NORM_EPS, &vb.pp("norm"))?,
             proj_in: Projection::new(config, vb.pp("proj_in"))?,
-            blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
+            blocks: (0..config.layers)
+                .map(|index| TransformerBlock::new(config, &vb.pp("transformer_blocks").pp(index)))
+                .collect::<Result<_>>()?,
             proj_out: Projection::new(config, vb.pp("proj_out"))?,
         })
     }

@@ -30,16 +30,19 @@ impl Unet {
     /// When a tensor is missing or has another shape than `config` says.
     pub fn new(config: &UnetConfig, vb: &VarBuilder) -> Result<Self> {
         let channels = &config.block_out_channels;
-        let (first, last) = (channels[0], channels[channels.len() - 1]);
-        let down = |index| DownBlock::new(config, index, &vb.pp("down_blocks").pp(index));
-        let up = |index| UpBlock::new(config, index, &vb.pp("up_blocks").pp(index));
+        let first = channels[0];
+        let last = channels[channels.len() - 1];
         Ok(Self {
             dtype: vb.dtype(),
             time: TimeEmbedding::new(config, vb)?,
             conv_in: conv(config.in_channels, first, 3, 1, vb.pp("conv_in"))?,
-            down_blocks: (0..channels.len()).map(down).collect::<Result<_>>()?,
+            down_blocks: (0..channels.len())
+                .map(|index| DownBlock::new(config, index, &vb.pp("down_blocks").pp(index)))
+                .collect::<Result<_>>()?,
             mid_block: MidBlock::new(config, last, &vb.pp("mid_block"))?,
-            up_blocks: (0..channels.len()).map(up).collect::<Result<_>>()?,
+            up_blocks: (0..channels.len())
+                .map(|index| UpBlock::new(config, index, &vb.pp("up_blocks").pp(index)))
+                .collect::<Result<_>>()?,
             conv_norm_out: group_norm(config.norm_num_groups, first, config.norm_eps, &vb.pp("conv_norm_out"))?,
             conv_out: conv(first, config.out_channels, 3, 1, vb.pp("conv_out"))?,
         })
@@ -82,8 +85,8 @@ impl TimeEmbedding {
         let channels = config.block_out_channels[0];
         let vb = vb.pp("time_embedding");
         let half = channels / 2;
-        let exponent = |index| -MAX_PERIOD.ln() * index as f32 / (half as f32 - config.freq_shift as f32);
-        let frequencies: Vec<f32> = (0..half).map(|index| exponent(index).exp()).collect();
+        let frequencies: Vec<f32> =
+            (0..half).map(|index| (-MAX_PERIOD.ln() * index as f32 / (half as f32 - config.freq_shift as f32)).exp()).collect();
         Ok(Self {
             frequencies: Tensor::from_vec(frequencies, (1, half), vb.device())?,
             cosine_first: config.flip_sin_to_cos,
@@ -96,7 +99,8 @@ impl TimeEmbedding {
     /// (batch, time channels), after the silu with which every residual block begins.
     fn forward(&self, batch: usize, (timestep, guidance_scale): (f64, f64), dtype: DType) -> Result<Tensor> {
         let angles = (&self.frequencies * timestep)?;
-        let (cosine, sine) = (angles.cos()?, angles.sin()?);
+        let cosine = angles.cos()?;
+        let sine = angles.sin()?;
         let waves = if self.cosine_first { [cosine, sine] } else { [sine, cosine] };
         let mut waves = Tensor::cat(&waves, 1)?.to_dtype(dtype)?;
         if let Some(guidance) = &self.guidance {
@@ -120,8 +124,8 @@ impl GuidanceEmbedding {
     fn new(config: &UnetConfig, vb: &VarBuilder) -> Result<Option<Self>> {
         let Some(width) = config.time_cond_proj_dim else { return Ok(None) };
         let half = width / 2;
-        let exponent = |index| -MAX_PERIOD.ln() * index as f32 / (half as f32 - 1.0);
-        let frequencies: Vec<f32> = (0..half).map(|index| exponent(index).exp()).collect();
+        let frequencies: Vec<f32> =
+            (0..half).map(|index| (-MAX_PERIOD.ln() * index as f32 / (half as f32 - 1.0)).exp()).collect();
         Ok(Some(Self {
             frequencies: Tensor::from_vec(frequencies, (1, half), vb.device())?,
             projection: vb.get((config.block_out_channels[0], width), "cond_proj.weight")?,
@@ -155,16 +159,15 @@ impl DownBlock {
         let before = config.block_out_channels[index.saturating_sub(1)];
         let attends = config.down_block_types[index] == DownBlockType::CrossAttnDownBlock2D;
         let last = index + 1 == config.block_out_channels.len();
-        let resnet = |layer: usize| {
+        let layers = config.layers_per_block.at(index);
+        let resnets = (0..layers).map(|layer| {
             let in_channels = if layer == 0 { before } else { channels };
             ResnetBlock::new(in_channels, channels, resnets(config), &vb.pp("resnets").pp(layer))
-        };
-        let layers = config.layers_per_block.at(index);
-        let downsampler = || conv(channels, channels, 3, 2, vb.pp("downsamplers.0.conv"));
+        });
         Ok(Self {
-            resnets: (0..layers).map(resnet).collect::<Result<_>>()?,
+            resnets: resnets.collect::<Result<_>>()?,
             attentions: transformers(config, index, if attends { layers } else { 0 }, vb)?,
-            downsampler: (!last).then(downsampler).transpose()?,
+            downsampler: (!last).then(|| conv(channels, channels, 3, 2, vb.pp("downsamplers.0.conv"))).transpose()?,
         })
     }
 
@@ -221,20 +224,20 @@ impl UpBlock {
     fn new(config: &UnetConfig, index: usize, vb: &VarBuilder) -> Result<Self> {
         let widths = &config.block_out_channels;
         let outer = widths.len() - 1 - index;
-        let (channels, inner) = (widths[outer], widths[(outer + 1).min(widths.len() - 1)]);
+        let channels = widths[outer];
+        let inner = widths[(outer + 1).min(widths.len() - 1)];
         let skip_of_last = widths[outer.saturating_sub(1)];
         let layers = config.layers_per_block.at(outer) + 1;
         let attends = config.up_block_types[index] == UpBlockType::CrossAttnUpBlock2D;
-        let resnet = |layer: usize| {
+        let resnets = (0..layers).map(|layer| {
             let hidden = if layer == 0 { inner } else { channels };
             let skip = if layer + 1 == layers { skip_of_last } else { channels };
             ResnetBlock::new(hidden + skip, channels, resnets(config), &vb.pp("resnets").pp(layer))
-        };
-        let upsampler = || conv(channels, channels, 3, 1, vb.pp("upsamplers.0.conv"));
+        });
         Ok(Self {
-            resnets: (0..layers).map(resnet).collect::<Result<_>>()?,
+            resnets: resnets.collect::<Result<_>>()?,
             attentions: transformers(config, outer, if attends { layers } else { 0 }, vb)?,
-            upsampler: (outer > 0).then(upsampler).transpose()?,
+            upsampler: (outer > 0).then(|| conv(channels, channels, 3, 1, vb.pp("upsamplers.0.conv"))).transpose()?,
         })
     }
 

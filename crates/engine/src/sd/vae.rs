@@ -42,19 +42,23 @@ impl VaeDecoder {
     /// When a tensor is missing or has another shape than `config` says.
     pub fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
         let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
-        let (inner, outer) = (widths[0], widths[widths.len() - 1]);
+        let inner = widths[0];
+        let outer = widths[widths.len() - 1];
         let latents = config.latent_channels;
-        let post_quant = || conv(latents, latents, 1, 1, vb.pp("post_quant_conv"));
         let decoder = vb.pp("decoder");
-        let up = |index| UpBlock::new(config, &widths, index, &decoder.pp("up_blocks").pp(index));
         Ok(Self {
             dtype: vb.dtype(),
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor.unwrap_or_default(),
-            post_quant_conv: config.use_post_quant_conv.then(post_quant).transpose()?,
+            post_quant_conv: config
+                .use_post_quant_conv
+                .then(|| conv(latents, latents, 1, 1, vb.pp("post_quant_conv")))
+                .transpose()?,
             conv_in: conv(latents, inner, 3, 1, decoder.pp("conv_in"))?,
             mid: MidBlock::new(config, inner, &decoder.pp("mid_block"))?,
-            up_blocks: (0..widths.len()).map(up).collect::<Result<_>>()?,
+            up_blocks: (0..widths.len())
+                .map(|index| UpBlock::new(config, &widths, index, &decoder.pp("up_blocks").pp(index)))
+                .collect::<Result<_>>()?,
             conv_norm_out: group_norm(config.norm_num_groups, outer, VaeConfig::NORM_EPS, &decoder.pp("conv_norm_out"))?,
             conv_out: conv(outer, config.out_channels, 3, 1, decoder.pp("conv_out"))?,
             bands: Bands::new(config, &decoder)?,
@@ -118,15 +122,17 @@ impl MidBlock {
 
 impl UpBlock {
     fn new(config: &VaeConfig, widths: &[usize], index: usize, vb: &VarBuilder) -> Result<Self> {
-        let (before, channels) = (widths[index.saturating_sub(1)], widths[index]);
-        let resnet = |layer: usize| {
+        let before = widths[index.saturating_sub(1)];
+        let channels = widths[index];
+        let resnets = (0..=config.layers_per_block).map(|layer| {
             let in_channels = if layer == 0 { before } else { channels };
             ResnetBlock::new(in_channels, channels, resnets(config), &vb.pp("resnets").pp(layer))
-        };
-        let upsampler = || conv(channels, channels, 3, 1, vb.pp("upsamplers.0.conv"));
+        });
         Ok(Self {
-            resnets: (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?,
-            upsampler: (index + 1 < widths.len()).then(upsampler).transpose()?,
+            resnets: resnets.collect::<Result<_>>()?,
+            upsampler: (index + 1 < widths.len())
+                .then(|| conv(channels, channels, 3, 1, vb.pp("upsamplers.0.conv")))
+                .transpose()?,
         })
     }
 

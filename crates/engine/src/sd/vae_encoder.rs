@@ -51,21 +51,22 @@ impl VaeEncoder {
     /// When a tensor is missing or has another shape than `config` says.
     pub fn new(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
         let widths = &config.block_out_channels;
-        let (outer, inner) = (widths[0], widths[widths.len() - 1]);
+        let outer = widths[0];
+        let inner = widths[widths.len() - 1];
         let moments = 2 * config.latent_channels;
-        let quant = || conv(moments, moments, 1, 1, vb.pp("quant_conv"));
         let encoder = vb.pp("encoder");
-        let down = |index| DownBlock::new(config, index, &encoder.pp("down_blocks").pp(index));
         Ok(Self {
             dtype: vb.dtype(),
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor.unwrap_or_default(),
             conv_in: conv(config.in_channels, outer, 3, 1, encoder.pp("conv_in"))?,
-            down_blocks: (0..widths.len()).map(down).collect::<Result<_>>()?,
+            down_blocks: (0..widths.len())
+                .map(|index| DownBlock::new(config, index, &encoder.pp("down_blocks").pp(index)))
+                .collect::<Result<_>>()?,
             mid: MidBlock::new(config, inner, &encoder.pp("mid_block"))?,
             conv_norm_out: group_norm(config.norm_num_groups, inner, VaeConfig::NORM_EPS, &encoder.pp("conv_norm_out"))?,
             conv_out: conv(inner, moments, 3, 1, encoder.pp("conv_out"))?,
-            quant_conv: config.use_quant_conv.then(quant).transpose()?,
+            quant_conv: config.use_quant_conv.then(|| conv(moments, moments, 1, 1, vb.pp("quant_conv"))).transpose()?,
         })
     }
 
@@ -94,15 +95,17 @@ impl VaeEncoder {
 impl DownBlock {
     fn new(config: &VaeConfig, index: usize, vb: &VarBuilder) -> Result<Self> {
         let widths = &config.block_out_channels;
-        let (before, channels) = (widths[index.saturating_sub(1)], widths[index]);
-        let resnet = |layer: usize| {
+        let before = widths[index.saturating_sub(1)];
+        let channels = widths[index];
+        let resnets = (0..config.layers_per_block).map(|layer| {
             let in_channels = if layer == 0 { before } else { channels };
             ResnetBlock::new(in_channels, channels, resnets(config), &vb.pp("resnets").pp(layer))
-        };
-        let downsampler = || conv(channels, channels, 3, 2, vb.pp("downsamplers.0.conv"));
+        });
         Ok(Self {
-            resnets: (0..config.layers_per_block).map(resnet).collect::<Result<_>>()?,
-            downsampler: (index + 1 < widths.len()).then(downsampler).transpose()?,
+            resnets: resnets.collect::<Result<_>>()?,
+            downsampler: (index + 1 < widths.len())
+                .then(|| conv(channels, channels, 3, 2, vb.pp("downsamplers.0.conv")))
+                .transpose()?,
         })
     }
 

@@ -44,7 +44,8 @@ impl Segment {
 /// [`EngineError::Request`] when a weight is beyond ±10.
 pub fn segments(prompt: &str, emphasis: Emphasis) -> Result<Vec<Segment>, EngineError> {
     let mut segments: Vec<Segment> = Vec::new();
-    let (mut round, mut square) = (Vec::new(), Vec::new());
+    let mut round = Vec::new();
+    let mut square = Vec::new();
     let mut rest = prompt;
     while let Some(first) = rest.chars().next() {
         let mut taken = first.len_utf8();

@@ -133,7 +133,7 @@ async fn converse(stream: TcpStream, router: Router, slot: Arc<Slot>, limits: Li
     }
 }
 
-/// Every connection is answering a request: says so, and waits no longer than anybody else.
+/// Every connection is answering a request: says so, and waits no longer than anyone else.
 async fn turn_away(mut stream: TcpStream, write_timeout: Duration) {
     // Best effort: the caller may be gone.
     let _ = tokio::time::timeout(write_timeout, stream.write_all(BUSY)).await;

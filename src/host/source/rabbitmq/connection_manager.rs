@@ -64,7 +64,7 @@ impl ConnectionManager {
                     State::Connecting => {}
                 }
                 if state.changed().await.is_err() {
-                    return Err(Fault::unavailable("nobody keeps the connection any more"));
+                    return Err(Fault::unavailable("no one keeps the connection any more"));
                 }
             }
         };

@@ -1,4 +1,4 @@
-//! Which attempt a delivery is, when messages go back to the broker that nobody has tried.
+//! Which attempt a delivery is, when messages go back to the broker that no one has tried.
 //!
 //! A message that waited too long, or whose connection broke while it waited, has not been tried. RabbitMQ counts it all the
 //! same: since 4.3 only after a broken connection, before that whenever a message goes back. What this process gave back
@@ -67,7 +67,7 @@ impl HandedBack {
     }
 }
 
-/// Tells messages apart, and the copies of one message that the broker counts apart.
+/// Distinguishes messages, and the copies of one message that the broker counts apart.
 fn key(delivery: &Delivery) -> u64 {
     let mut hasher = DefaultHasher::new();
     delivery.properties.message_id().as_ref().map(ToString::to_string).hash(&mut hasher);

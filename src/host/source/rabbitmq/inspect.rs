@@ -21,7 +21,7 @@ pub enum Found {
     },
 }
 
-/// How the queue is, next to one that the host makes. The broker tells the first difference and no more.
+/// How the queue is, next to one that the host makes. The broker reports the first difference and no more.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Likeness {
     /// A quorum queue with a dead-letter exchange, as the host makes it.

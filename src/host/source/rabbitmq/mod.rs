@@ -56,7 +56,7 @@ pub struct RabbitMq {
 }
 
 impl RabbitMq {
-    /// Begins to connect, and goes on whether or not the broker is there; [`Source::depth`] tells whether it is. Must be
+    /// Begins to connect, and goes on whether or not the broker is there; [`Source::depth`] says whether it is. Must be
     /// called inside a tokio runtime.
     ///
     /// # Errors
@@ -129,7 +129,7 @@ impl RabbitMq {
     fn message(session: &Session, in_flight: &InFlight) -> Message {
         let delivery = &in_flight.delivery;
         let receipt = format!("{}:{}", session.generation, delivery.delivery_tag);
-        // A name that nobody gave is ours, and differs from delivery to delivery.
+        // A name that no one gave is ours, and differs from delivery to delivery.
         let id = delivery.properties.message_id().as_ref().map_or_else(|| receipt.clone(), ToString::to_string);
         Message {
             record: record::record(delivery, &id, in_flight.attempt),
@@ -190,7 +190,7 @@ impl Source for RabbitMq {
                 messages = taken => return Ok(messages),
                 () = closing.cancelled() => {}
                 changed = state.changed() => {
-                    let over = Fault::unavailable("nobody keeps the connection any more");
+                    let over = Fault::unavailable("no one keeps the connection any more");
                     changed.map_err(|_| self.at("receive")(over))?;
                     if let State::Down(fault) = &*state.borrow() {
                         return Err(self.at("receive")(fault.clone()));
@@ -206,7 +206,7 @@ impl Source for RabbitMq {
 
     /// The delay is rounded up to 1, 2, 5, 15 s, 1, 5, 15 min or 1 h. Where the queue for it must not be made, the message
     /// goes to the end of the queue of jobs at once; where that must not be published to either, it is rejected with
-    /// requeue. A broker that takes no messages for now (it is short of memory or disk) is told the same, after the delay or
+    /// requeue. A broker that takes no messages for now (it is short of memory or disk) gets the same answer, after the delay or
     /// half a minute. Only a rejection does not count the attempt on a classic queue.
     async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
         let (session, in_flight) = self.receipt(message, "retry")?;

@@ -20,7 +20,7 @@ pub(super) const REASON_HEADER: &str = "x-atelier-reason";
 pub(super) const ENDED_HEADER: &str = "x-atelier-ended";
 
 /// A header must fit into one frame with all the others.
-const LONGEST_REASON_BYTES: usize = 4096;
+const MAX_REASON_BYTES: usize = 4096;
 const PERSISTENT: u8 = 2;
 
 /// Sets one property.
@@ -90,7 +90,7 @@ pub(super) fn again(properties: &BasicProperties, attempts: u32, reason: Option<
     let mut headers: BTreeMap<ShortString, AMQPValue> = own.map(|(name, value)| (name.clone(), value.clone())).collect();
     headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongLongInt(attempts.into()));
     if let Some(reason) = reason {
-        let reason = &reason[..reason.floor_char_boundary(LONGEST_REASON_BYTES)];
+        let reason = &reason[..reason.floor_char_boundary(MAX_REASON_BYTES)];
         headers.insert(REASON_HEADER.into(), AMQPValue::LongString(LongString::from(reason)));
     }
     let mut copy = BasicProperties::default().with_headers(FieldTable::from(headers)).with_delivery_mode(PERSISTENT);
@@ -156,8 +156,8 @@ mod tests {
         assert_eq!((copy.expiration(), copy.user_id()), (&None, &None));
         assert_eq!((copy.message_id(), copy.correlation_id()), (original.message_id(), original.correlation_id()));
         assert_eq!((copy.priority(), copy.timestamp(), copy.delivery_mode()), (&Some(3), &Some(9), &Some(PERSISTENT)));
-        let long = again(&original, 2, Some(&"é".repeat(LONGEST_REASON_BYTES)));
+        let long = again(&original, 2, Some(&"é".repeat(MAX_REASON_BYTES)));
         let reason = &long.headers().as_ref().expect("headers").inner()[REASON_HEADER];
-        assert!(reason.as_long_string().is_some_and(|reason| reason.len() <= LONGEST_REASON_BYTES));
+        assert!(reason.as_long_string().is_some_and(|reason| reason.len() <= MAX_REASON_BYTES));
     }
 }

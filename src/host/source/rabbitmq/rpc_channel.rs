@@ -25,7 +25,7 @@ impl RpcChannel {
 }
 
 /// One caller's time in a RPC channel. A channel that is not given back with [`Self::leave`], because its answer did not come, is
-/// closed, so that nobody else gets that answer.
+/// closed, so that no one else gets that answer.
 pub(super) struct Permit<'a> {
     place: MutexGuard<'a, Option<Channel>>,
     pub(super) channel: Channel,

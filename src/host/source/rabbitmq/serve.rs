@@ -23,7 +23,7 @@ impl Session {
             Err(fault) => fault,
             Ok(never) => match never {},
         };
-        // The broker gives them to somebody, perhaps to us, and counts a delivery that nobody has tried.
+        // The broker gives them to someone, perhaps to us, and counts a delivery that no one has tried.
         for in_flight in self.deliveries().remove_until(Instant::now()) {
             self.broker.handed_back.note(&in_flight.delivery);
         }

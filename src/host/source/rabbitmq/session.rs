@@ -18,7 +18,7 @@ use super::publisher::Publisher;
 use super::rpc_channel::RpcChannel;
 use super::{connection, topology};
 
-/// How soon the end of a connection is noticed that nothing else tells us of.
+/// How soon the end of a connection is noticed that nothing else reports.
 const LOOK: Duration = Duration::from_millis(500);
 
 pub(super) struct Session {
@@ -26,14 +26,14 @@ pub(super) struct Session {
     pub(super) generation: u64,
     pub(super) broker: Arc<Broker>,
     connection: Connection,
-    /// Deliveries and their settlement; the broker ties one to the other by channel.
+    /// Deliveries and their acknowledgements; the broker ties one to the other by channel.
     pub(super) consuming: Channel,
     asking: RpcChannel,
     publisher: Publisher,
     deliveries: Mutex<Deliveries>,
     /// Something waits on the set of deliveries.
     arrived: Notify,
-    /// Somebody wants messages.
+    /// Someone wants messages.
     pub(super) wanted: Notify,
     /// Something failed: is the connection still there?
     pub(super) doubted: Notify,
@@ -105,7 +105,7 @@ impl Session {
         }
     }
 
-    /// Tells the broker what becomes of the message. The error says why the message is not ours any more.
+    /// Sends the broker what becomes of the message. The error says why the message is not ours any more.
     pub(super) async fn acknowledge(&self, in_flight: &InFlight, disposition: Disposition) -> Result<(), String> {
         // Before the broker hears of it: the message may be here again before we hear of that.
         match disposition {
@@ -114,20 +114,20 @@ impl Session {
             Disposition::Failed => {}
         }
         let acker = &in_flight.delivery.acker;
-        let told = within(async {
-            let told = match disposition {
+        let sent = within(async {
+            let sent = match disposition {
                 Disposition::Done => acker.ack(BasicAckOptions::default()).await?,
                 Disposition::Untried => acker.nack(BasicNackOptions { requeue: true, multiple: false }).await?,
                 Disposition::Failed => acker.reject(BasicRejectOptions { requeue: true }).await?,
                 Disposition::Dead => acker.reject(BasicRejectOptions { requeue: false }).await?,
             };
-            // The broker answers no settlement. But it answers this, which changes nothing, after it.
+            // The broker answers no acknowledgement. But it answers this, which changes nothing, after it.
             self.limit().await?;
-            Ok(told)
+            Ok(sent)
         });
-        let told = self.while_it_lives(told).await;
+        let sent = self.while_it_lives(sent).await;
         self.deliveries().forget(in_flight.delivery.delivery_tag);
-        match told {
+        match sent {
             Ok(true) => Ok(()),
             Ok(false) => Err("it was settled before, or its channel is closed".into()),
             Err(fault) => {
@@ -173,7 +173,7 @@ impl Session {
         .await
     }
 
-    /// lapin never answers what it is asked in the moment in which a connection ends, and it tells of that end only those who
+    /// lapin never answers what it is asked in the moment in which a connection ends, and it reports that end only to those who
     /// ask later.
     pub(super) async fn while_it_lives<T>(&self, asked: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
         tokio::select! {

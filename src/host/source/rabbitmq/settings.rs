@@ -7,8 +7,8 @@ use serde::Deserialize;
 use crate::setting::{Secret, SettingError};
 
 /// What RabbitMQ allows for a name, less what `.retry.3600000` and the like add to it.
-const LONGEST_QUEUE_NAME_BYTES: usize = 230;
-const LONGEST_NAME_BYTES: usize = 255;
+const MAX_QUEUE_NAME_BYTES: usize = 230;
+const MAX_NAME_BYTES: usize = 255;
 
 /// Settings of section `sources.rabbitmq`.
 #[derive(Debug, Clone, Deserialize)]
@@ -38,7 +38,7 @@ pub struct Settings {
     /// Seconds after which the broker takes back a message that is not settled: its own `consumer_timeout`. A message that
     /// waits here for half as long is handed back before.
     pub consumer_timeout_seconds: u64,
-    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+    /// true: refused messages are dead-lettered even when their sender was notified; else only those that no one could be notified of.
     pub keep_refused: bool,
 }
 
@@ -91,11 +91,11 @@ impl Settings {
             return wrong("host", problem);
         }
         let queue = self.queue.len();
-        if queue == 0 || queue > LONGEST_QUEUE_NAME_BYTES {
-            return wrong("queue", format!("must have 1 to {LONGEST_QUEUE_NAME_BYTES} bytes, got {queue}"));
+        if queue == 0 || queue > MAX_QUEUE_NAME_BYTES {
+            return wrong("queue", format!("must have 1 to {MAX_QUEUE_NAME_BYTES} bytes, got {queue}"));
         }
-        if self.vhost.is_empty() || self.vhost.len() > LONGEST_NAME_BYTES {
-            return wrong("vhost", format!("must have 1 to {LONGEST_NAME_BYTES} bytes, got {}", self.vhost.len()));
+        if self.vhost.is_empty() || self.vhost.len() > MAX_NAME_BYTES {
+            return wrong("vhost", format!("must have 1 to {MAX_NAME_BYTES} bytes, got {}", self.vhost.len()));
         }
         if self.prefetch == 0 {
             return wrong("prefetch", "must be 1 to 65535 (0 would take the whole queue at once)".into());

@@ -46,7 +46,7 @@ pub(super) async fn establish(channel: &Channel, settings: &Settings) -> Result<
     }
 }
 
-/// Messages in the queue that nobody has.
+/// Messages in the queue that no one has.
 pub(super) async fn depth(channel: &Channel, queue: &str) -> Result<u64, Fault> {
     let passive = QueueDeclareOptions::default().passive();
     match within(channel.queue_declare(queue.into(), passive, FieldTable::default())).await {
@@ -74,7 +74,7 @@ fn own_arguments(queue: &str) -> Vec<(&'static str, AMQPValue)> {
     [&arguments[..], &dead_letters_to(&dead_letter_exchange(queue), queue)].concat()
 }
 
-/// The queue first: where it is somebody else's, nothing is made.
+/// The queue first: where it is someone else's, nothing is made.
 async fn declare(channel: &Channel, queue: &str) -> Result<(), Fault> {
     let exchange = dead_letter_exchange(queue);
     let dead = format!("{queue}.dead");

@@ -95,7 +95,7 @@ impl Files {
         fs::remove_file(self.path(directory, name))
     }
 
-    /// The job goes to `dead/` and finds its reason there already, whole: whoever sees the one can read the other.
+    /// The job goes to `dead/` and finds its reason there already, whole: a reader who sees the one can read the other.
     pub(super) fn bury(&self, name: &Name, reason: &str) -> io::Result<()> {
         let written = write_whole(&self.root.join(Directory::Dead.as_str()).join(format!("reason~{name}")), reason.as_bytes());
         // On a full disk without its reason, but never delivered again.

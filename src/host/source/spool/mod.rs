@@ -29,7 +29,7 @@ use crate::job::trace::{self, Trace};
 pub struct Settings {
     /// Where the jobs lie; one host at a time may use it. Put it on a disk that outlives the container.
     pub directory: PathBuf,
-    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
+    /// true: refused messages are dead-lettered even when their sender was notified; else only those that no one could be notified of.
     pub keep_refused: bool,
 }
 
@@ -54,7 +54,7 @@ pub struct Spool {
 /// A job that waits, in the order in which jobs are due.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Waiting {
-    /// Not to be started before; by a clock that nobody sets.
+    /// Not to be started before; by a clock that no one sets.
     due: Instant,
     name: Name,
 }
@@ -111,7 +111,7 @@ impl Spool {
         let started = self.on_disk("receive", move |files| files.start(&from, &to));
         match started.await {
             Ok(body) => Ok(message(&running, body)),
-            // Somebody took the file away: there is no job any more.
+            // Someone took the file away: there is no job any more.
             Err(error @ SourceError::Lost { .. }) => Err(error),
             Err(error) => {
                 self.index().insert(Waiting::due_now(waiting));
@@ -249,7 +249,7 @@ impl Source for Spool {
     }
 
     /// What a dropped call had taken stays in `running/` until the directory is opened again; so the moves are made in a task of
-    /// its own, which puts the jobs back when nobody wants them any more.
+    /// its own, which puts the jobs back when no one wants them any more.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
         loop {
             let arrived = self.arrived.notified();

@@ -20,7 +20,7 @@ pub(super) struct Name {
     pub(super) sent_ms: u64,
     /// Deliveries so far.
     pub(super) attempt: u32,
-    /// Tells two deliveries of one job id apart.
+    /// Distinguishes two deliveries of one job id.
     pub(super) unique: String,
     pub(super) trace: Option<Trace>,
     pub(super) job_id: String,

@@ -13,8 +13,8 @@ use crate::host::source::{Message, SourceError};
 
 const REASON: &str = "atelier-reason";
 /// SQS takes no more of them.
-const MOST_ATTRIBUTES: usize = 10;
-const LONGEST_REASON_CHARS: usize = 500;
+const MAX_ATTRIBUTES: usize = 10;
+const MAX_REASON_CHARS: usize = 500;
 
 #[derive(Deserialize)]
 pub(super) struct RedrivePolicy {
@@ -82,7 +82,7 @@ impl Queue {
     ) -> Result<OutgoingMessage<'a>, SourceError> {
         let body = self.checked_body(&message.body)?;
         let mut attributes = attributes_of(message);
-        if attributes.len() < MOST_ATTRIBUTES && self.has_room_for_a_reason(message) {
+        if attributes.len() < MAX_ATTRIBUTES && self.has_room_for_a_reason(message) {
             let text = MessageAttributeValue::builder().data_type("String").string_value(presentable(reason)).build();
             attributes.extend(text.ok().map(|text| (REASON.to_owned(), text)));
         }
@@ -94,7 +94,7 @@ impl Queue {
     /// Attributes count into a message's size; the record holds all of them, and a little more.
     fn has_room_for_a_reason(&self, message: &Message) -> bool {
         let attributes = message.record["messageAttributes"].to_string().len();
-        message.body.len() + attributes + REASON.len() + 4 * LONGEST_REASON_CHARS + 6 <= self.most_bytes()
+        message.body.len() + attributes + REASON.len() + 4 * MAX_REASON_CHARS + 6 <= self.most_bytes()
     }
 }
 
@@ -103,7 +103,7 @@ fn presentable(reason: &str) -> String {
     let text: String = reason
         .chars()
         .map(|c| if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { ' ' } else { c })
-        .take(LONGEST_REASON_CHARS)
+        .take(MAX_REASON_CHARS)
         .collect();
     if text.trim().is_empty() { "not given".to_owned() } else { text }
 }
@@ -116,6 +116,6 @@ mod tests {
     fn a_reason_is_made_presentable() {
         assert_eq!(presentable("a\nb\u{0}c\u{ffff}"), "a b c ");
         assert_eq!(presentable(" \n"), "not given");
-        assert_eq!(presentable(&"ä".repeat(900)).chars().count(), LONGEST_REASON_CHARS);
+        assert_eq!(presentable(&"ä".repeat(900)).chars().count(), MAX_REASON_CHARS);
     }
 }

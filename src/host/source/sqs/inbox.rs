@@ -1,4 +1,4 @@
-//! What polls bring, until somebody takes it: a poll whose caller is gone goes on, and its messages stay ours meanwhile.
+//! What polls bring, until someone takes it: a poll whose caller is gone goes on, and its messages stay ours meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +13,8 @@ use crate::host::source::{Message, SourceError};
 
 pub(super) struct Inbox {
     queue: Arc<Queue>,
-    /// How often messages are extended that nobody has taken yet: more often than [`super::Sqs`] asks for, so that whoever
-    /// takes one has a full heartbeat's time before the first extension of his own.
+    /// How often messages are extended that no one has taken yet: more often than [`super::Sqs`] asks for, so that a
+    /// message that is taken has a full heartbeat's time before its next extension.
     keep_every: Duration,
     state: Mutex<State>,
     /// A poll has ended, or the inbox is closed.
@@ -82,7 +82,7 @@ impl Inbox {
         self.news.notify_waiters();
     }
 
-    /// Extends what nobody has taken yet, until everything is taken.
+    /// Extends what no one has taken yet, until everything is taken.
     async fn keep(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.keep_every).await;
@@ -98,7 +98,7 @@ impl Inbox {
                 let still_here = self.state().arrived.iter().find(|message| message.receipt == receipt).cloned();
                 let Some(message) = still_here else { continue };
                 if let Err(error) = self.queue.extend(&message).await {
-                    tracing::debug!(message_id = message.id, %error, "a message that nobody took was not extended");
+                    tracing::debug!(message_id = message.id, %error, "a message that no one took was not extended");
                     if matches!(error, SourceError::Lost { .. }) {
                         self.state().arrived.retain(|message| message.receipt != receipt);
                     }
@@ -113,7 +113,7 @@ impl Inbox {
         self.news.notify_waiters();
     }
 
-    /// Waits for the poll under way, which SQS would answer into the void, and puts back what nobody took.
+    /// Waits for the poll under way, which SQS would answer into the void, and puts back what no one took.
     pub(super) async fn close(&self) {
         self.stop();
         loop {
@@ -133,7 +133,7 @@ impl Inbox {
         }
     }
 
-    /// Messages that have arrived and that nobody has taken.
+    /// Messages that have arrived and that no one has taken.
     pub(super) fn waiting(&self) -> usize {
         self.state().arrived.len()
     }

@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 /// SQS counts from its own answer, which we see up to a poll and a time limit later: the minute covers that.
-const LONGEST: Duration = Duration::from_mins(12 * 60 - 1);
+const MAX: Duration = Duration::from_mins(12 * 60 - 1);
 
 /// Seconds to extend a message by that has been `held` so long; none when the 12 hours are used up.
 pub(super) fn extension_s(in_flight: Duration, wanted_s: u32) -> Option<u32> {
-    let left_s = LONGEST.saturating_sub(in_flight).as_secs();
+    let left_s = MAX.saturating_sub(in_flight).as_secs();
     (left_s > 0).then(|| left_s.min(wanted_s.into()) as u32)
 }
 
 /// Seconds until a message comes back that has been `held` so long: `delay` in full seconds, or what the 12 hours leave.
 pub(super) fn delay_s(in_flight: Duration, delay: Duration) -> u32 {
     let whole = delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0));
-    whole.min(LONGEST.saturating_sub(in_flight).as_secs()) as u32
+    whole.min(MAX.saturating_sub(in_flight).as_secs()) as u32
 }
 
 #[cfg(test)]
@@ -31,7 +31,7 @@ mod tests {
         assert_eq!(extension_s(Duration::ZERO, 120), Some(120));
         assert_eq!(extension_s(hours(11.9), 120), Some(120));
         assert_eq!(extension_s(Duration::from_secs(43_110), 120), Some(30));
-        assert_eq!(extension_s(LONGEST, 120), None);
+        assert_eq!(extension_s(MAX, 120), None);
         assert_eq!(extension_s(hours(13.0), 120), None);
     }
 

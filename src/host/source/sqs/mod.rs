@@ -30,38 +30,27 @@ use self::inbox::Inbox;
 use self::queue::{OutgoingMessage, Queue};
 use self::queue_url::QueueUrl;
 use super::{ConnectError, Depth, Message, Shape, Source, SourceError};
-use crate::aws::Access;
+use crate::aws::{Access, aws_settings};
 use crate::job::trace::Trace;
-use crate::setting::{Secret, SettingError, check_address};
+use crate::setting::{SettingError, check_address};
 
-/// Settings of section `sources.sqs`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// The queue; without it this source is off. Its server and region are taken from here as well.
-    pub queue_url: Option<String>,
-    /// Needed where neither the URL nor the AWS SDK's own places (`AWS_REGION`, profile, instance) say the right one.
-    pub region: Option<String>,
-    /// Where the queue's server is reached, if not under the host of `queue_url`.
-    pub endpoint_url: Option<String>,
-    /// Both or none: without them the AWS SDK looks for credentials itself (environment, profile, role).
-    pub access_key_id: Option<String>,
-    pub secret_access_key: Option<Secret>,
-    /// Seconds that a poll waits for messages, 1 to 20; [`Source::close`] may take as long.
-    pub wait_seconds: u32,
-    /// Seconds that a message stays invisible to others without a heartbeat, 2 to 43200: so long after this process is killed
-    /// its messages are delivered again. The heartbeat is half of it.
-    pub visibility_seconds: u32,
-    /// Milliseconds to wait for a connection.
-    pub connect_timeout_ms: u64,
-    /// Milliseconds for one attempt; a poll has `wait_seconds` on top.
-    pub attempt_timeout_ms: u64,
-    /// Milliseconds for a request with all its attempts.
-    pub operation_timeout_ms: u64,
-    /// Attempts of a request: 5xx, throttling and broken connections are tried again with backoff and jitter.
-    pub max_attempts: u32,
-    /// true: refused messages are dead-lettered even when their sender was told; else only those that nobody could be told of.
-    pub keep_refused: bool,
+aws_settings! {
+    section = "sources.sqs";
+    /// Settings of section `sources.sqs`.
+    #[derive(Debug, Clone, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Settings {
+        /// The queue; without it this source is off. Its server and region are taken from here where `endpoint_url` and `region` say
+        /// nothing else.
+        pub queue_url: Option<String>,
+        /// Seconds that a poll waits for messages on top of `attempt_timeout_ms`, 1 to 20; [`Source::close`] may take as long.
+        pub wait_seconds: u32,
+        /// Seconds that a message stays invisible to others without a heartbeat, 2 to 43200: so long after this process is killed
+        /// its messages are delivered again. The heartbeat is half of it.
+        pub visibility_seconds: u32,
+        /// true: refused messages are dead-lettered even when their sender was notified; else only those that no one could be notified of.
+        pub keep_refused: bool,
+    }
 }
 
 impl Default for Settings {
@@ -133,15 +122,9 @@ impl Settings {
 
     async fn client(&self, address: &QueueUrl) -> Result<Client, SettingError> {
         let access = Access {
-            section: "sources.sqs",
             region: self.region.clone().or_else(|| address.region.clone()),
             endpoint_url: Some(self.endpoint_url.clone().unwrap_or_else(|| address.endpoint.clone())),
-            access_key_id: self.access_key_id.clone(),
-            secret_access_key: self.secret_access_key.clone(),
-            connect_timeout: Duration::from_millis(self.connect_timeout_ms),
-            attempt_timeout: Duration::from_millis(self.attempt_timeout_ms),
-            operation_timeout: Duration::from_millis(self.operation_timeout_ms),
-            max_attempts: self.max_attempts,
+            ..self.access()
         };
         Ok(Client::new(&access.load().await?))
     }
@@ -169,7 +152,7 @@ impl Source for Sqs {
         Some(self.heartbeat)
     }
 
-    /// Nothing while the queue does not let us delete what is done: every job would be told again and again.
+    /// Nothing while the queue does not let us delete what is done: every job would be reported again and again.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
         if let Some(problem) = self.trouble() {
             return Err(SourceError::Refused { queue: self.queue.url.clone(), action: "sqs:DeleteMessage", problem });

@@ -19,7 +19,7 @@ use crate::host::source::{Message, SourceError};
 use crate::job::trace::Trace;
 
 /// What SQS takes at most, body and attributes together; a queue may take less.
-const MOST_BYTES: usize = 1 << 20;
+const MAX_BYTES: usize = 1 << 20;
 
 pub(super) struct Queue {
     client: Client,
@@ -58,12 +58,12 @@ impl Queue {
             wait_seconds: settings.wait_seconds,
             visibility_seconds: settings.visibility_seconds,
             poll_timeout: TimeoutConfig::builder().operation_attempt_timeout(poll).operation_timeout(poll).build(),
-            most_bytes: MOST_BYTES,
+            most_bytes: MAX_BYTES,
         };
         let found = queue.attributes(&[QueueAttributeName::QueueArn, QueueAttributeName::MaximumMessageSize]).await?;
         queue.origin.arn = found.get(&QueueAttributeName::QueueArn).cloned().unwrap_or_default();
         let most = found.get(&QueueAttributeName::MaximumMessageSize).and_then(|bytes| bytes.parse().ok());
-        queue.most_bytes = most.unwrap_or(MOST_BYTES);
+        queue.most_bytes = most.unwrap_or(MAX_BYTES);
         Ok(queue)
     }
 

@@ -1,4 +1,4 @@
-//! Who is let in, and what a request that fits nothing is told.
+//! Who is let in, and what a request that fits nothing gets.
 
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ const GUARDED: [(Method, &str); 6] = [
 #[tokio::test]
 async fn a_job_needs_the_token_in_one_of_two_headers() {
     let front = Front::open().await;
-    let (longer, shorter) = (format!("{TOKEN}x"), &TOKEN[..TOKEN.len() - 1]);
+    let longer = format!("{TOKEN}x");
+    let shorter = &TOKEN[..TOKEN.len() - 1];
     let wrong: [&[(&str, &str)]; 8] = [
         &[],
         &[("x-internal-auth", "")],
@@ -235,7 +236,7 @@ async fn a_caller_who_takes_nothing_of_an_answer_is_cut_off() {
     let mut stream = TcpStream::connect(front.address).await.unwrap();
     let request = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10_000);
     let sending = async {
-        // It ends in an error, for nobody reads the answers.
+        // It ends in an error, for no one reads the answers.
         while stream.write_all(&request).await.is_ok() {}
     };
     tokio::time::timeout(Duration::from_mins(1), sending).await.expect("the connection is closed");

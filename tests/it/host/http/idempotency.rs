@@ -62,7 +62,7 @@ async fn a_key_outlives_the_process_that_saw_it() {
     let second = Front::open_with(|http| http.store = store).await;
     let (status, other) = answer(&second, "key-1", &generate("job-2")).await;
     assert_eq!((status, &other["error"]["code"]), (StatusCode::CONFLICT, &json!("idempotency_key_reused")));
-    // Nobody knows whether the job ever got into a queue: it is taken again, and generated once whatever happens.
+    // No one knows whether the job ever got into a queue: it is taken again, and generated once whatever happens.
     assert_eq!(answer(&second, "key-1", &body).await.0, StatusCode::ACCEPTED);
     assert_eq!(second.shelf.taken().len(), 1);
     first.generate(&job_of(&body)).await;

@@ -140,7 +140,7 @@ async fn a_caller_who_goes_away_cancels_the_job() {
     let mut direct = next(&mut front).await;
     assert!(!direct.answer.is_closed(), "the caller is still there");
     drop(caller);
-    tokio::time::timeout(DEADLINE, direct.answer.closed()).await.expect("whoever runs the job sees that nobody waits");
+    tokio::time::timeout(DEADLINE, direct.answer.closed()).await.expect("the runner of the job sees that no one waits");
 }
 
 #[tokio::test]

@@ -93,7 +93,8 @@ async fn without_a_queue_or_a_model_nothing_is_promised() {
 #[tokio::test]
 async fn a_job_can_be_followed_to_its_end() {
     let front = Front::open().await;
-    let (body, id) = (generate("job-1"), "job-1");
+    let body = generate("job-1");
+    let id = "job-1";
     let job = job_of(&body);
     let look = async || {
         let (status, document) = front.get("/jobs/job-1").await;
@@ -105,7 +106,8 @@ async fn a_job_can_be_followed_to_its_end() {
     assert_eq!(look().await, queued);
     front.jobs.start(&job, 1);
     front.jobs.progress(id, 25);
-    let (state, progress) = (json!("running"), json!(25));
+    let state = json!("running");
+    let progress = json!(25);
     let running = look().await;
     assert_eq!((&running["state"], &running["progress"], &running["attempt"]), (&state, &progress, &json!(1)));
     front.jobs.requeue(id, Some(json!({ "code": "inference_failed", "message": "once" })));
@@ -157,7 +159,8 @@ async fn a_job_is_cancelled_wherever_it_is() {
     let mut front = Front::open().await;
     let cancel = async |front: &Front| read(front.request(Method::DELETE, "/jobs/job-1")).await;
     assert_eq!(cancel(&front).await.0, StatusCode::NOT_FOUND);
-    let (body, job) = (generate("job-1"), job_of(&generate("job-1")));
+    let body = generate("job-1");
+    let job = job_of(&generate("job-1"));
     front.post("/generate", &body).await;
     let (status, waiting) = cancel(&front).await;
     let expected = json!({
@@ -175,7 +178,7 @@ async fn a_job_is_cancelled_wherever_it_is() {
     let (status, running) = cancel(&front).await;
     assert_eq!((status, &running["state"]), (StatusCode::ACCEPTED, &json!("running")));
     let told = tokio::time::timeout(DEADLINE, front.cancels.recv()).await.unwrap();
-    assert_eq!(told.as_deref(), Some("job-1"), "whoever runs it is told");
+    assert_eq!(told.as_deref(), Some("job-1"), "its runner is notified");
 }
 
 #[tokio::test]

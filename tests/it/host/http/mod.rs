@@ -50,7 +50,7 @@ struct Shelf {
     /// Whose they are.
     tenants: Mutex<Vec<Option<String>>>,
     away: AtomicBool,
-    /// While true, whoever sends waits.
+    /// While true, a sender waits.
     hangs: watch::Sender<bool>,
 }
 
@@ -145,7 +145,8 @@ impl Front {
 
     /// `change`: what is different from the default.
     async fn open_with(change: impl FnOnce(&mut Http)) -> Self {
-        let (bucket, cache) = (Bucket::start().await, tempfile::tempdir().unwrap());
+        let bucket = Bucket::start().await;
+        let cache = tempfile::tempdir().unwrap();
         let settings = store::Settings {
             bucket: local::BUCKET.to_owned(),
             region: Some("us-east-1".to_owned()),
@@ -160,7 +161,8 @@ impl Front {
         };
         let outbound = Outbound::new(&outbound::Settings::default()).unwrap();
         let store = Store::connect(&settings, outbound).await.unwrap();
-        let (shelf, jobs) = (Arc::<Shelf>::default(), Arc::<Jobs>::default());
+        let shelf = Arc::<Shelf>::default();
+        let jobs = Arc::<Jobs>::default();
         let (snapshot, snapshots) = watch::channel(idle());
         let (direct, directs) = mpsc::channel(4);
         let (cancel, cancels) = mpsc::unbounded_channel();

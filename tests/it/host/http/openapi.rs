@@ -138,7 +138,8 @@ async fn schemathesis_finds_no_difference_between_document_and_server() {
         .kill_on_drop(true)
         .output();
     let output = tokio::time::timeout(Duration::from_secs(SECONDS), run).await.expect("schemathesis ends").unwrap();
-    let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}\n{complained}");
     assert!(front.shelf.taken().len() > 10, "too little was tried:\n{said}");
 }

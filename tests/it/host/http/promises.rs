@@ -1,4 +1,4 @@
-//! 202 means that a queue has the job now, whoever asks, and when.
+//! 202 means that a queue has the job now, at any time and for every caller.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -31,7 +31,7 @@ async fn a_repetition_waits_for_the_send_that_is_under_way() {
     let body = generate("job-1");
     let requests: Vec<_> = (0..3).map(|_| ask(&front, "/generate", &body)).collect();
     assert_all_wait(&requests).await;
-    assert_eq!(front.get("/jobs/job-1").await.0, StatusCode::NOT_FOUND, "nobody has it yet");
+    assert_eq!(front.get("/jobs/job-1").await.0, StatusCode::NOT_FOUND, "no one has it yet");
     front.shelf.hangs.send_replace(false);
     for request in requests {
         assert_eq!(request.await.unwrap().0, StatusCode::ACCEPTED);
@@ -81,7 +81,7 @@ async fn another_request_under_an_id_that_is_being_sent_waits_to_know_whether_it
         let second = second.await.unwrap().0;
         if queue_is_away {
             assert_eq!(first, StatusCode::SERVICE_UNAVAILABLE);
-            assert_ne!(second, StatusCode::CONFLICT, "the id belongs to nobody");
+            assert_ne!(second, StatusCode::CONFLICT, "the id belongs to no one");
         } else {
             assert_eq!((first, second), (StatusCode::ACCEPTED, expected));
         }
@@ -142,7 +142,7 @@ async fn a_job_that_runs_for_a_caller_of_infer_is_in_no_queue() {
     drop(direct);
     assert_eq!(front.post("/generate", &body).await.0, StatusCode::ACCEPTED);
     assert_eq!(front.shelf.taken().len(), 1);
-    // And now that a queue has it, nobody runs it beside the queue.
+    // And now that a queue has it, no one runs it beside the queue.
     let (status, answer) = front.post("/infer", &body).await;
     assert_eq!(status, StatusCode::CONFLICT);
     assert_problem(&answer, "in_progress", None, "a queue has the job already");
@@ -151,11 +151,12 @@ async fn a_job_that_runs_for_a_caller_of_infer_is_in_no_queue() {
 #[tokio::test]
 async fn a_cancelled_job_that_is_handed_in_again_is_run_or_not_promised() {
     let front = Front::open().await;
-    let (body, job) = (generate("job-1"), job_of(&generate("job-1")));
+    let body = generate("job-1");
+    let job = job_of(&generate("job-1"));
     let cancel = async || read(front.request(Method::DELETE, "/jobs/job-1")).await.0;
     assert_eq!(front.post("/generate", &body).await.0, StatusCode::ACCEPTED);
     assert_eq!(cancel().await, StatusCode::ACCEPTED);
-    // Nobody was told yet, and the queue has it still: the promise holds.
+    // No one was notified yet, and the queue has it still: the promise holds.
     assert_eq!(front.post("/generate", &body).await.0, StatusCode::ACCEPTED);
     assert!(front.jobs.start(&job, 1), "it runs");
     // It will stop at its next step: nothing is promised until it has.

@@ -1,4 +1,4 @@
-//! Whose job it is: what the queue is told of it, and how many of one tenant may wait.
+//! Whose job it is: what the queue learns of it, and how many of one tenant may wait.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};

@@ -68,7 +68,8 @@ fn queued(front: &Front) -> Job {
 #[tokio::test]
 async fn the_form_becomes_a_message_and_two_files_in_the_bucket() {
     let front = Front::open().await;
-    let (person, garment) = (image(ImageFormat::Jpeg, 16), image(ImageFormat::WebP, 18));
+    let person = image(ImageFormat::Jpeg, 16);
+    let garment = image(ImageFormat::WebP, 18);
     let form = form("job-1", &person, &garment)
         .text("user_id", "u-7")
         .text("session_id", "s-1")

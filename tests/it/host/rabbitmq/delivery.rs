@@ -71,7 +71,7 @@ async fn a_retry_comes_after_its_delay_with_its_attempt_counted_and_the_callers_
         .with_timestamp(1_700_000_000);
     publish(&channel, "retries", b"{}", properties).await;
 
-    // More often than there are queues to wait in: RabbitMQ drops what goes in circles unless it is told otherwise.
+    // More often than there are queues to wait in: RabbitMQ drops what goes in circles unless it is asked not to.
     for (attempt, delay_ms, step_ms) in [(1, 1_000, 1_000), (2, 1_500, 2_000), (3, 0, 0), (4, 900, 1_000)] {
         let message = next(&queue).await;
         assert_eq!(message.attempt, attempt);

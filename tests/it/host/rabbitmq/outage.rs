@@ -119,7 +119,7 @@ async fn a_connection_that_falls_silent_is_given_up() {
     queue.send("job-5", b"{}", None).await.unwrap();
     let message = next(&queue).await;
     proxy.fall_silent();
-    // Nobody receives: only the silence itself can be noticed.
+    // No one receives: only the silence itself can be noticed.
     let error = timeout(DEADLINE, queue.receive(1)).await.expect("the silence is noticed in time").unwrap_err();
     assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
     is_lost(queue.ack(&message).await);

@@ -1,4 +1,4 @@
-//! Queues that are there, that are not, and that are somebody else's; users that may not; TLS.
+//! Queues that are there, that are not, and that are someone else's; users that may not; TLS.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -36,7 +36,7 @@ async fn a_missing_queue_is_refused_with_what_to_do() {
     ] {
         assert!(problem.contains("there is no queue \"missing\"") && problem.contains("declare: true"), "{problem}");
     }
-    // Somebody makes it: the host need not be told.
+    // Someone makes it: the host need not be notified.
     let maker = Queue::start(&node.settings("missing")).unwrap();
     maker.send("job-1", b"{}", None).await.unwrap();
     let message = timeout(DEADLINE, async {
@@ -163,7 +163,8 @@ async fn many_callers_at_once_do_not_get_in_each_others_way() {
     let queue = Queue::start(&node.settings("crowd")).unwrap();
     let long = "x".repeat(300);
     let sent = (0..50).map(|number| {
-        let (queue, long) = (&queue, &long);
+        let queue = &queue;
+        let long = &long;
         async move {
             queue.send(&format!("job-{number:02}"), b"{}", None).await.unwrap();
             queue.send(long, b"{}", None).await.unwrap_err();
@@ -172,7 +173,8 @@ async fn many_callers_at_once_do_not_get_in_each_others_way() {
     });
     futures::future::join_all(sent).await;
     holds(&queue, 50).await;
-    let (seen, done) = (Mutex::new(Vec::new()), CancellationToken::new());
+    let seen = Mutex::new(Vec::new());
+    let done = CancellationToken::new();
     let received = [1, 2, 3].map(async |most| {
         while let Some(messages) = done.run_until_cancelled(queue.receive(most)).await {
             for message in messages.unwrap() {

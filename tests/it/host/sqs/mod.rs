@@ -67,7 +67,7 @@ impl Bench {
         self.client.send_message().queue_url(queue_url).message_body(body.to_string()).send().await.expect("sent");
     }
 
-    /// Waits until nothing waits and nobody has anything in flight.
+    /// Waits until nothing waits and no one has anything in flight.
     pub(crate) async fn emptied(&self, queue_url: &str) {
         let nothing = ("0".to_owned(), "0".to_owned());
         let empty = async {
@@ -82,7 +82,7 @@ impl Bench {
         Sqs::connect(&settings(queue_url)).await.expect("the queue is there")
     }
 
-    /// `ApproximateNumberOfMessages` and what is in somebody's hands.
+    /// `ApproximateNumberOfMessages` and what is in someone's hands.
     async fn counts(&self, queue_url: &str) -> (String, String) {
         let names =
             [QueueAttributeName::ApproximateNumberOfMessages, QueueAttributeName::ApproximateNumberOfMessagesNotVisible];
@@ -110,7 +110,7 @@ async fn receive_one(source: &Sqs) -> Message {
     message
 }
 
-/// True when nobody gets a message for so long.
+/// True when no one gets a message for so long.
 async fn nothing_for(source: &Sqs, seconds: u64) -> bool {
     timeout(Duration::from_secs(seconds), source.receive(1)).await.is_err()
 }
@@ -164,7 +164,8 @@ async fn a_message_of_a_mebibyte_arrives_whole_and_a_larger_one_is_refused() {
 async fn the_heartbeat_keeps_a_message_and_without_it_the_message_comes_back() {
     let Some(bench) = Bench::start("SQS visibility").await else { return };
     let url = bench.queue("jobs", &[]).await;
-    let (source, other) = (bench.source(&url).await, bench.source(&url).await);
+    let source = bench.source(&url).await;
+    let other = bench.source(&url).await;
     source.send("job-1", b"{}", None).await.expect("sent");
     let mut message = receive_one(&source).await;
     let mut beat = interval(source.heartbeat().expect("a heartbeat"));
@@ -208,7 +209,8 @@ async fn a_retry_comes_back_after_its_delay_and_a_release_at_once() {
 async fn a_fifo_group_is_worked_off_one_by_one_in_order() {
     let Some(bench) = Bench::start("SQS FIFO queues").await else { return };
     let url = bench.queue("jobs.fifo", &[]).await;
-    let (source, other) = (bench.source(&url).await, bench.source(&url).await);
+    let source = bench.source(&url).await;
+    let other = bench.source(&url).await;
     for n in 1..=3 {
         let send = bench.client.send_message().queue_url(&url).message_group_id("user-7");
         send.message_deduplication_id(n.to_string()).message_body(format!("{n}")).send().await.expect("sent");

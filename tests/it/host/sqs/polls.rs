@@ -1,4 +1,4 @@
-//! What becomes of messages that arrive while nobody waits for them.
+//! What becomes of messages that arrive while no one waits for them.
 
 use super::*;
 
@@ -19,7 +19,7 @@ async fn a_dropped_receive_loses_nothing() {
     abandoned_poll(&source, 10).await;
     source.send("job-1", b"{}", None).await.expect("sent");
     assert!(nothing_for(&other, 13).await, "what has arrived stays ours beyond the visibility timeout");
-    assert_eq!(source.depth().await.expect("counted").waiting, 1, "nobody has it in flight");
+    assert_eq!(source.depth().await.expect("counted").waiting, 1, "no one has it in flight");
     let message = receive_one(&source).await;
     assert_eq!(message.attempt, 1);
     source.ack(&message).await.expect("settled");

@@ -50,7 +50,8 @@ impl LanguageModel {
         let table = |of: fn(f32) -> f32| {
             Tensor::from_vec(angles.iter().map(|angle| of(*angle)).collect::<Vec<_>>(), (positions.len(), half), device)
         };
-        let (cos, sin) = (table(f32::cos)?, table(f32::sin)?);
+        let cos = table(f32::cos)?;
+        let sin = table(f32::sin)?;
         for layer in &self.layers {
             hidden = layer.forward(&hidden, &mask, (&cos, &sin))?;
         }
@@ -61,11 +62,16 @@ impl LanguageModel {
     fn angles(&self, positions: &[Position]) -> Vec<f32> {
         let half = self.config.head_width() / 2;
         let axis_of = self.config.mrope_section.iter().enumerate().flat_map(|(axis, count)| std::iter::repeat_n(axis, *count));
-        let frequency = |index: usize| 1.0 / (self.config.rope_theta as f32).powf(index as f32 / half as f32);
-        let turns: Vec<(usize, f32)> = axis_of.enumerate().map(|(index, axis)| (axis, frequency(index))).collect();
-        let angles =
-            |position: &Position| turns.iter().map(|(axis, frequency)| position[*axis] as f32 * frequency).collect::<Vec<_>>();
-        positions.iter().flat_map(angles).collect()
+        let turns = axis_of.enumerate().map(|(index, axis)| {
+            let frequency = 1.0 / (self.config.rope_theta as f32).powf(index as f32 / half as f32);
+            (axis, frequency)
+        });
+        let turns: Vec<(usize, f32)> = turns.collect();
+        let mut angles = Vec::with_capacity(positions.len() * turns.len());
+        for position in positions {
+            angles.extend(turns.iter().map(|(axis, frequency)| position[*axis] as f32 * frequency));
+        }
+        angles
     }
 }
 
@@ -85,9 +91,11 @@ struct Layer {
 
 impl Layer {
     fn new(config: &LanguageConfig, vb: &VarBuilder) -> Result<Self> {
-        let (hidden, inner, keys) =
-            (config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_width());
-        let (attention, mlp) = (vb.pp("self_attn"), vb.pp("mlp"));
+        let hidden = config.hidden_size;
+        let inner = config.intermediate_size;
+        let keys = config.num_key_value_heads * config.head_width();
+        let attention = vb.pp("self_attn");
+        let mlp = vb.pp("mlp");
         let norm = |name| rms_norm(hidden, config.rms_norm_eps, vb.pp(name));
         Ok(Self {
             input_norm: norm("input_layernorm")?,
@@ -114,7 +122,8 @@ impl Layer {
     /// Heads of one key go together: (key heads, heads of each · tokens, width).
     fn attend(&self, hidden: &Tensor, mask: &Tensor, (cos, sin): (&Tensor, &Tensor)) -> Result<Tensor> {
         let (_, tokens, channels) = hidden.dims3()?;
-        let (width, shared) = (channels / self.heads, self.heads / self.key_heads);
+        let width = channels / self.heads;
+        let shared = self.heads / self.key_heads;
         let by_head = |tensor: Tensor, heads: usize| tensor.reshape((1, tokens, heads, width))?.transpose(1, 2)?.contiguous();
         let turned = |tensor: Tensor, heads: usize| {
             let dtype = tensor.dtype();

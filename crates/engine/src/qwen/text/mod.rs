@@ -16,12 +16,13 @@ use self::patches::{Patches, condition, patches};
 use self::positions::{Run, positions};
 use self::prompt::{DROPPED, PromptTokenizer};
 use self::vision::VisionTower;
+use super::fingerprint::{Fingerprint, fingerprint};
 use super::packing::Grid;
 use super::precision::Precision;
-use super::recent::{Fingerprint, Recent, fingerprint};
 use super::text_config::{ProcessorConfig, VisionConfig};
 use crate::EngineError;
 use crate::qwen::checkpoint::TextCheckpoint;
+use crate::recent::Recent;
 use crate::weights::{build_from, component_files};
 
 /// Images and prompts that are kept: some 1 MiB and 4 MiB each at full size.
@@ -72,7 +73,8 @@ impl TextEncoder {
             Ok((tower, LanguageModel::new(&language, &vb.pp("language"))?))
         })?;
         let sight = Sight { config, processor, tower, condition_px, dtype, device };
-        let (seen, said) = (Recent::new(IMAGES_KEPT), Recent::new(PROMPTS_KEPT));
+        let seen = Recent::new(IMAGES_KEPT, |_, _| 1);
+        let said = Recent::new(PROMPTS_KEPT, |_, _| 1);
         Ok(Self { tokenizer, sight, language, bytes, seen, said })
     }
 

@@ -20,10 +20,13 @@ pub(super) fn condition(image: &RgbImage, area_px: u32, vision: &VisionConfig, p
 /// Sides as multiples of `multiple`, within the processor's pixels (its `smart_resize`).
 fn whole_tokens(width_px: u32, height_px: u32, multiple: u32, processor: &ProcessorConfig) -> (u32, u32) {
     let step = f64::from(multiple);
-    let (width, height) = (f64::from(width_px), f64::from(height_px));
+    let width = f64::from(width_px);
+    let height = f64::from(height_px);
     let nearest = |side: f64| (side / step).round_ties_even().max(1.0) * step;
-    let (mut wide, mut high) = (nearest(width), nearest(height));
-    let (least, most) = (processor.min_pixels as f64, processor.max_pixels as f64);
+    let mut wide = nearest(width);
+    let mut high = nearest(height);
+    let least = processor.min_pixels as f64;
+    let most = processor.max_pixels as f64;
     if wide * high > most {
         let beta = (width * height / most).sqrt();
         let side = |side: f64| ((side / beta / step).floor() * step).max(step);
@@ -51,8 +54,10 @@ pub(super) fn patches(
     processor: &ProcessorConfig,
     device: &Device,
 ) -> Result<Patches> {
-    let (side, merge) = (vision.patch_size, vision.spatial_merge_size);
-    let (width, height) = (image.width() as usize, image.height() as usize);
+    let side = vision.patch_size;
+    let merge = vision.spatial_merge_size;
+    let width = image.width() as usize;
+    let height = image.height() as usize;
     let grid = Grid { height: height / (side * merge), width: width / (side * merge) };
     let bytes = image.as_raw();
     let mut values = Vec::with_capacity(grid.tokens() * vision.merged() * vision.patch_values());
@@ -61,7 +66,8 @@ pub(super) fn patches(
             let row = (token / grid.width * merge + part / merge) * side;
             let column = (token % grid.width * merge + part % merge) * side;
             for channel in 0..3 {
-                let (mean, deviation) = (processor.image_mean[channel], processor.image_std[channel]);
+                let mean = processor.image_mean[channel];
+                let deviation = processor.image_std[channel];
                 for _ in 0..vision.temporal_patch_size {
                     for y in row..row + side {
                         values.extend((column..column + side).map(|x| {

@@ -23,7 +23,7 @@ const IMAGE_END: &str = "<|vision_end|>";
 /// Tokens in front of what the user said: the transformer does not see their hidden states.
 pub(super) const DROPPED: usize = 64;
 /// Of a prompt; the pipeline allows as many.
-const MOST_TOKENS: usize = 1024;
+const MAX_TOKENS: usize = 1024;
 /// How Qwen2's tokenizer cuts a text before its merges.
 const WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -70,8 +70,8 @@ impl PromptTokenizer {
     pub fn runs(&self, prompt: &str, images: usize) -> Result<Vec<Run>, EngineError> {
         let wrong = |problem| EngineError::Request { field: "prompt", problem };
         let own = self.tokens(prompt).map_err(|error| wrong(format!("cannot be tokenized: {error}")))?.len();
-        if own > MOST_TOKENS {
-            return Err(wrong(format!("must have at most {MOST_TOKENS} tokens, got {own}; shorten it")));
+        if own > MAX_TOKENS {
+            return Err(wrong(format!("must have at most {MAX_TOKENS} tokens, got {own}; shorten it")));
         }
         let mut runs = vec![Run::Text(Vec::new())];
         for part in parts(prompt, images) {
@@ -120,7 +120,7 @@ fn parts(prompt: &str, images: usize) -> Vec<Part<'static>> {
     parts
 }
 
-/// Without the padding and truncation of whoever saved it: transformers resets both for every call.
+/// Without the padding and truncation of the program that saved it: transformers resets both for every call.
 fn from_serialized(file: &Path) -> tokenizers::Result<Tokenizer> {
     let mut tokenizer = Tokenizer::from_file(file)?;
     tokenizer.with_padding(None).with_truncation(None)?;

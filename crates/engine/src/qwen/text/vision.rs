@@ -28,7 +28,9 @@ pub struct VisionTower {
 impl VisionTower {
     /// `vb` stands at the tower's own names (`patch_embed.proj...`).
     pub(super) fn new(config: &VisionConfig, vb: &VarBuilder) -> Result<Self> {
-        let (hidden, frames, side) = (config.hidden_size, config.temporal_patch_size, config.patch_size);
+        let hidden = config.hidden_size;
+        let frames = config.temporal_patch_size;
+        let side = config.patch_size;
         // A convolution whose kernel is as large as its step is one product a patch.
         let kernel = vb.get((hidden, 3, frames, side, side), "patch_embed.proj.weight")?;
         let wide = hidden * config.merged();
@@ -47,7 +49,9 @@ impl VisionTower {
     /// # Errors
     /// When there is no memory.
     pub fn forward(&self, patches: &Patches, dtype: DType) -> Result<Tensor> {
-        let (grid, merged, device) = (patches.grid, self.config.merged(), patches.values.device());
+        let grid = patches.grid;
+        let merged = self.config.merged();
+        let device = patches.values.device();
         let windows = Windows::new(grid, self.config.window());
         let permutation = Tensor::from_vec(windows.permutation.clone(), grid.tokens(), device)?;
         let hidden = self.patch_embed.forward(&patches.values.to_dtype(dtype)?)?;
@@ -61,7 +65,8 @@ impl VisionTower {
             let values: Vec<f32> = angles.iter().map(|angle| of(*angle)).collect();
             Tensor::from_vec(values, (patch_count, angles.len() / patch_count), device)
         };
-        let (cos, sin) = (table(f32::cos)?, table(f32::sin)?);
+        let cos = table(f32::cos)?;
+        let sin = table(f32::sin)?;
         let whole = [patch_count];
         let cut: Vec<usize> = windows.lengths.iter().map(|tokens| tokens * merged).collect();
         for (index, block) in self.blocks.iter().enumerate() {
@@ -78,8 +83,7 @@ impl VisionTower {
     fn angles(&self, grid: Grid, permutation: &[u32]) -> Vec<f32> {
         let merge = self.config.spatial_merge_size;
         let quarter = self.config.hidden_size / self.config.num_heads / 4;
-        let frequency = |index: usize| 1.0 / THETA.powf(index as f32 / quarter as f32);
-        let frequencies: Vec<f32> = (0..quarter).map(frequency).collect();
+        let frequencies: Vec<f32> = (0..quarter).map(|index| 1.0 / THETA.powf(index as f32 / quarter as f32)).collect();
         let mut angles = Vec::with_capacity(permutation.len() * merge * merge * 2 * quarter);
         for token in permutation {
             let token = *token as usize;
@@ -108,7 +112,8 @@ impl Windows {
     /// `side`: tokens of a window's side; windows at the right and lower border are what is left.
     fn new(grid: Grid, side: usize) -> Self {
         let side = side.max(1);
-        let (mut permutation, mut lengths) = (Vec::with_capacity(grid.tokens()), Vec::new());
+        let mut permutation = Vec::with_capacity(grid.tokens());
+        let mut lengths = Vec::new();
         for top in (0..grid.height).step_by(side) {
             for left in (0..grid.width).step_by(side) {
                 let before = permutation.len();
@@ -144,7 +149,8 @@ struct Block {
 
 impl Block {
     fn new(config: &VisionConfig, vb: &VarBuilder) -> Result<Self> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let hidden = config.hidden_size;
+        let inner = config.intermediate_size;
         Ok(Self {
             norm1: rms_norm(hidden, NORM_EPS, vb.pp("norm1"))?,
             qkv: linear_b(hidden, 3 * hidden, true, vb.pp("attn.qkv"))?,
@@ -172,13 +178,15 @@ impl Block {
             let by_head = all.i((.., index))?.transpose(0, 1)?.unsqueeze(0)?.contiguous()?.to_dtype(DType::F32)?;
             rope(&by_head, cos, sin)?.to_dtype(hidden.dtype())?.transpose(1, 2)?.reshape((1, patches, width))
         };
-        let (query, key) = (turned(0)?, turned(1)?);
+        let query = turned(0)?;
+        let key = turned(1)?;
         let value = all.i((.., 2))?.reshape((1, patches, width))?;
         let mut attended = Vec::with_capacity(segments.len());
         let mut first = 0;
         // Segments of one length that follow each other are a batch: all of them, where no window is cut off.
         for alike in segments.chunk_by(|one, next| one == next) {
-            let (count, length) = (alike.len(), alike[0]);
+            let count = alike.len();
+            let length = alike[0];
             let part = |tensor: &Tensor| tensor.narrow(1, first, count * length)?.reshape((count, length, width));
             let looked = attend(&part(&query)?, &part(&key)?, &part(&value)?, self.heads)?;
             attended.push(looked.reshape((1, count * length, width))?);

@@ -211,8 +211,8 @@ fn one_content_in_any_spelling_order_and_format_is_one_image() {
         assert!(bench.generate("a format", &file(&entries, None)) == expected, "{dtype:?}");
     }
     for dtype in [Dtype::I64, Dtype::U8, Dtype::F64] {
-        let alpha = |entry: &Entry| if entry.shape.is_empty() { entry.kept_as(dtype) } else { entry.clone() };
-        let entries: Vec<Entry> = kohya_file.iter().map(alpha).collect();
+        let entries = kohya_file.iter().map(|entry| if entry.shape.is_empty() { entry.kept_as(dtype) } else { entry.clone() });
+        let entries: Vec<Entry> = entries.collect();
         assert!(bench.generate("an alpha", &file(&entries, None)) == expected, "alpha as {dtype:?}");
     }
 }

@@ -13,16 +13,20 @@ use candle_core::{DType, Device};
 use super::{STEPS, engine, fixtures, lora, request};
 
 /// A request that differs from [`request`] in what every queued request of a batch may have for itself.
-fn wish(prompt: &str, negative_prompt: &str, seed: u64, images: u64) -> GenerateRequest {
-    let mut wish = request(vec![]);
-    wish.prompt = prompt.into();
-    wish.negative_prompt = negative_prompt.into();
-    wish.seeds = (seed..seed + images).collect();
-    wish
+fn request_of(prompt: &str, negative_prompt: &str, seed: u64, images: u64) -> GenerateRequest {
+    let mut request = request(vec![]);
+    request.prompt = prompt.into();
+    request.negative_prompt = negative_prompt.into();
+    request.seeds = (seed..seed + images).collect();
+    request
 }
 
-fn wishes() -> [GenerateRequest; 3] {
-    [wish("a red lighthouse", "", 7, 1), wish("an old cat", "storm", 1000, 2), wish("the sea", "a dog in blue", 3, 1)]
+fn requests() -> [GenerateRequest; 3] {
+    [
+        request_of("a red lighthouse", "", 7, 1),
+        request_of("an old cat", "storm", 1000, 2),
+        request_of("the sea", "a dog in blue", 3, 1),
+    ]
 }
 
 fn queued(request: GenerateRequest) -> QueuedRequest {
@@ -55,14 +59,14 @@ fn each_order_gets_the_images_that_it_gets_alone() {
     ];
     for (scheduler, guidance_scale) in schedulers {
         for loras in &loras {
-            let wishes = wishes().map(|mut wish| {
-                wish.scheduler = scheduler;
-                wish.guidance_scale = guidance_scale;
-                wish.loras.clone_from(loras);
-                wish
+            let requests = requests().map(|mut request| {
+                request.scheduler = scheduler;
+                request.guidance_scale = guidance_scale;
+                request.loras.clone_from(loras);
+                request
             });
-            let alone = wishes.clone().map(|wish| engine.generate(&wish, &Watch::new(|_| ())).expect("generates"));
-            let together = engine.generate_together(&wishes.map(queued)).expect("generates");
+            let alone = requests.clone().map(|request| engine.generate(&request, &Watch::new(|_| ())).expect("generates"));
+            let together = engine.generate_together(&requests.map(queued)).expect("generates");
             for (alone, together) in alone.iter().zip(together) {
                 assert_eq!(difference(alone, &together.expect("images")), 0, "{scheduler:?}");
             }
@@ -75,12 +79,12 @@ fn prompts_of_several_lengths_are_generated_as_they_are_alone() {
     let settings = Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu);
     let settings = Settings { prompts: PromptSyntax::Weighted, ..settings };
     let mut engine = StableDiffusion::load(&settings).expect("the fixture loads");
-    let [mut first, second, mut third] = wishes();
+    let [mut first, second, mut third] = requests();
     first.prompt = "a (red:1.4) lighthouse by the sea ".repeat(20);
     third.prompt = "the sea ".repeat(40);
-    let wishes = [first, second, third];
-    let alone = wishes.clone().map(|wish| engine.generate(&wish, &Watch::new(|_| ())).expect("generates"));
-    let together = engine.generate_together(&wishes.map(queued)).expect("generates");
+    let requests = [first, second, third];
+    let alone = requests.clone().map(|request| engine.generate(&request, &Watch::new(|_| ())).expect("generates"));
+    let together = engine.generate_together(&requests.map(queued)).expect("generates");
     for (alone, together) in alone.iter().zip(together) {
         assert_eq!(difference(alone, &together.expect("images")), 0);
     }
@@ -89,7 +93,7 @@ fn prompts_of_several_lengths_are_generated_as_they_are_alone() {
 #[test]
 fn a_cancelled_order_leaves_the_batch_and_the_others_are_generated() {
     let mut engine = engine();
-    let [first, second, third] = wishes();
+    let [first, second, third] = requests();
     let alone = engine.generate(&third, &Watch::new(|_| ())).expect("generates");
     let seen: Arc<Mutex<Vec<(u8, u32)>>> = Arc::default();
     let queued_requests = [(0, first), (1, second), (2, third)].map(|(place, request)| {
@@ -103,10 +107,12 @@ fn a_cancelled_order_leaves_the_batch_and_the_others_are_generated() {
     assert_eq!(first.expect("images").len(), 1);
     assert!(matches!(second, Err(EngineError::Cancelled)));
     assert_eq!(difference(&alone, &third.expect("images")), 0);
-    let steps = |place| seen.lock().expect("a lock").iter().filter(|(of, _)| *of == place).map(|(_, step)| *step).collect();
     let all: Vec<u32> = (1..=STEPS).collect();
-    let told: [Vec<u32>; 3] = [0, 1, 2].map(steps);
-    assert_eq!(told, [all.clone(), vec![1], all]);
+    let reported: [Vec<u32>; 3] = [0, 1, 2].map(|place| {
+        let seen = seen.lock().expect("a lock");
+        seen.iter().filter(|(of, _)| *of == place).map(|(_, step)| *step).collect()
+    });
+    assert_eq!(reported, [all.clone(), vec![1], all]);
 }
 
 #[test]
@@ -118,20 +124,20 @@ fn one_orders_fault_is_not_the_others() {
             Ok(())
         }
         fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
-            let seed = |queued: &QueuedRequest| match &queued.request {
+            let mut seeds = queued_requests.iter().map(|queued| match &queued.request {
                 Request::Generate(request) => request.seeds[0],
                 Request::TryOn(request) => request.seeds[0],
-            };
-            assert!(queued_requests.iter().all(|queued| seed(queued) != 1000), "seed 1000");
+            });
+            assert!(seeds.all(|seed| seed != 1000), "seed 1000");
             self.0.generate_together(queued_requests)
         }
     }
     let thread = EngineThread::start(|| Ok(Picky(Box::new(engine())))).expect("starts");
     let (sender, results) = mpsc::channel();
-    for (place, (batch_slot, wish)) in thread.batch_slots(3).into_iter().zip(wishes()).enumerate() {
+    for (place, (batch_slot, request)) in thread.batch_slots(3).into_iter().zip(requests()).enumerate() {
         let sender = sender.clone();
-        batch_slot.generate(Request::Generate(wish), Watch::new(|_| ()), move |generated| {
-            sender.send((place, generated)).expect("somebody listens");
+        batch_slot.generate(Request::Generate(request), Watch::new(|_| ()), move |generated| {
+            sender.send((place, generated)).expect("someone listens");
         });
     }
     drop(sender);
@@ -151,15 +157,16 @@ fn generation_begins_when_the_last_batch_slot_is_taken_or_given_up() {
     let thread = EngineThread::start(|| Ok(engine())).expect("starts");
     let (sender, results) = mpsc::channel();
     let mut batch_slots = thread.batch_slots(3);
-    let (last, unused) = (batch_slots.pop().expect("a batch slot"), batch_slots.pop().expect("a batch slot"));
-    let [first, .., third] = wishes();
+    let last = batch_slots.pop().expect("a batch slot");
+    let unused = batch_slots.pop().expect("a batch slot");
+    let [first, .., third] = requests();
     let told = sender.clone();
     batch_slots.remove(0).generate(Request::Generate(first), Watch::new(|_| ()), move |generated| {
         told.send((0, generated.is_ok())).expect("sent");
     });
     // A batch of its own is generated meanwhile, so the first one does wait.
     let told = sender.clone();
-    thread.batch_slot().generate(Request::Generate(wishes()[1].clone()), Watch::new(|_| ()), move |generated| {
+    thread.batch_slot().generate(Request::Generate(requests()[1].clone()), Watch::new(|_| ()), move |generated| {
         told.send((9, generated.is_ok())).expect("sent");
     });
     assert_eq!(results.recv().expect("a result"), (9, true));

@@ -48,16 +48,22 @@ fn assert_refused(breaking: impl FnOnce(&Path), file: &str, words: &[&str]) {
 
 #[test]
 fn checkpoint_without_its_index() {
-    let remove = |directory: &Path| fs::remove_file(directory.join("model_index.json")).expect("removes");
-    assert_refused(remove, "model_index.json", &["No such file"]);
+    assert_refused(
+        |directory| fs::remove_file(directory.join("model_index.json")).expect("removes"),
+        "model_index.json",
+        &["No such file"],
+    );
 }
 
 #[test]
 fn checkpoint_of_another_pipeline() {
-    let other = |directory: &Path| {
-        edit(&directory.join("model_index.json"), "StableDiffusionPipeline", "StableDiffusionXLPipeline");
-    };
-    assert_refused(other, "model_index.json", &["_class_name", "XL", "supported: \"StableDiffusionPipeline\""]);
+    assert_refused(
+        |directory| {
+            edit(&directory.join("model_index.json"), "StableDiffusionPipeline", "StableDiffusionXLPipeline");
+        },
+        "model_index.json",
+        &["_class_name", "XL", "supported: \"StableDiffusionPipeline\""],
+    );
 }
 
 /// The same weights under the names of other pipelines, and what those add to the index.
@@ -97,46 +103,69 @@ fn checkpoint_with_settings_spelled_otherwise() {
 
 #[test]
 fn checkpoint_whose_unet_looks_at_other_things() {
-    let eight = |directory: &Path| edit(&directory.join("unet/config.json"), "\"in_channels\": 4", "\"in_channels\": 8");
-    assert_refused(eight, "unet", &["in_channels", "inpainting", "instruct-pix2pix", "not supported"]);
+    assert_refused(
+        |directory| edit(&directory.join("unet/config.json"), "\"in_channels\": 4", "\"in_channels\": 8"),
+        "unet",
+        &["in_channels", "inpainting", "instruct-pix2pix", "not supported"],
+    );
 }
 
 #[test]
 fn checkpoint_with_a_setting_that_is_not_supported() {
-    let gelu = |directory: &Path| edit(&directory.join("unet/config.json"), "\"silu\"", "\"gelu\"");
-    assert_refused(gelu, "unet/config.json", &["act_fn is \"gelu\"", "supported: \"silu\""]);
-    let block = |directory: &Path| edit(&directory.join("unet/config.json"), "\"DownBlock2D\"", "\"AttnDownBlock2D\"");
-    assert_refused(block, "unet/config.json", &["AttnDownBlock2D", "CrossAttnDownBlock2D"]);
-    let json = |directory: &Path| edit(&directory.join("scheduler/scheduler_config.json"), "{", "{,");
-    assert_refused(json, "scheduler/scheduler_config.json", &["line 1"]);
+    assert_refused(
+        |directory| edit(&directory.join("unet/config.json"), "\"silu\"", "\"gelu\""),
+        "unet/config.json",
+        &["act_fn is \"gelu\"", "supported: \"silu\""],
+    );
+    assert_refused(
+        |directory| edit(&directory.join("unet/config.json"), "\"DownBlock2D\"", "\"AttnDownBlock2D\""),
+        "unet/config.json",
+        &["AttnDownBlock2D", "CrossAttnDownBlock2D"],
+    );
+    assert_refused(
+        |directory| edit(&directory.join("scheduler/scheduler_config.json"), "{", "{,"),
+        "scheduler/scheduler_config.json",
+        &["line 1"],
+    );
 }
 
 #[test]
 fn checkpoint_of_pickles() {
-    let pickles = |directory: &Path| {
-        fs::rename(directory.join(UNET), directory.join("unet/diffusion_pytorch_model.bin")).expect("renames");
-    };
-    assert_refused(pickles, "unet", &["diffusion_pytorch_model.safetensors", "safe_serialization"]);
+    assert_refused(
+        |directory| {
+            fs::rename(directory.join(UNET), directory.join("unet/diffusion_pytorch_model.bin")).expect("renames");
+        },
+        "unet",
+        &["diffusion_pytorch_model.safetensors", "safe_serialization"],
+    );
 }
 
 #[test]
 fn checkpoint_with_half_a_file() {
-    let cut = |directory: &Path| {
-        let bytes = fs::read(directory.join(UNET)).expect("reads");
-        fs::write(directory.join(UNET), &bytes[..bytes.len() / 2]).expect("writes");
-    };
-    assert_refused(cut, UNET, &["not a whole safetensors file"]);
+    assert_refused(
+        |directory| {
+            let bytes = fs::read(directory.join(UNET)).expect("reads");
+            fs::write(directory.join(UNET), &bytes[..bytes.len() / 2]).expect("writes");
+        },
+        UNET,
+        &["not a whole safetensors file"],
+    );
 }
 
 #[test]
 fn checkpoint_whose_tensors_do_not_fit_its_sizes() {
-    let wide =
-        |directory: &Path| edit(&directory.join("unet/config.json"), "\"layers_per_block\": 1", "\"layers_per_block\": 2");
-    assert_refused(wide, "", &["unet.down_blocks.0.resnets.1.norm1.weight [16] is missing", "more"]);
-    let narrow = |directory: &Path| {
-        edit(&directory.join("text_encoder/config.json"), "\"intermediate_size\": 48", "\"intermediate_size\": 40");
-    };
-    assert_refused(narrow, "", &["mlp.fc1.weight has the shape [48, 24], config.json says [40, 24]"]);
+    assert_refused(
+        |directory| edit(&directory.join("unet/config.json"), "\"layers_per_block\": 1", "\"layers_per_block\": 2"),
+        "",
+        &["unet.down_blocks.0.resnets.1.norm1.weight [16] is missing", "more"],
+    );
+    assert_refused(
+        |directory| {
+            edit(&directory.join("text_encoder/config.json"), "\"intermediate_size\": 48", "\"intermediate_size\": 40");
+        },
+        "",
+        &["mlp.fc1.weight has the shape [48, 24], config.json says [40, 24]"],
+    );
 }
 
 #[test]

@@ -37,7 +37,8 @@ fn text(seed: u64) -> Tensor {
 }
 
 fn edit(seeds: Vec<u64>) -> Edit {
-    let (positive, negative) = (text(1), Some(text(2)));
+    let positive = text(1);
+    let negative = Some(text(2));
     Edit { positive, negative, guidance_scale: 2.0, steps: 3, seeds, width_px: 48, height_px: 32 }
 }
 

@@ -42,7 +42,8 @@ fn tensors(file: &Path) -> HashMap<String, Tensor> {
 /// The file again with the first value of tensor `name` replaced.
 fn plant(file: &Path, name: &str, value: f32) {
     let mut tensors = tensors(file);
-    let (shape, dtype) = (tensors[name].shape().clone(), tensors[name].dtype());
+    let shape = tensors[name].shape().clone();
+    let dtype = tensors[name].dtype();
     let flat = tensors[name].flatten_all().and_then(|flat| flat.to_dtype(DType::F32)?.to_vec1::<f32>());
     let mut values = flat.expect("values");
     values[0] = value;
@@ -80,7 +81,7 @@ fn a_nan_in_any_tensor_is_found_with_its_stage_and_its_name() {
     {
         let mut names: Vec<String> = tensors(&fixtures().join("sd15").join(file)).into_keys().collect();
         names.retain(|name| !name.starts_with("encoder.") && !name.starts_with("quant_conv."));
-        // A token and a place that the prompt does not use are read by nobody.
+        // A token and a place that the prompt does not use are read by no one.
         names.retain(|name| !name.contains("token_embedding"));
         names.sort();
         for name in names {

@@ -13,9 +13,11 @@ const QUERY: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 /// A LoRA file of zeros with these (key, shape) tensors.
 fn file_of(tensors: &[(String, &[usize])]) -> Vec<u8> {
-    let zeros = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).expect("zeros");
-    let tensors: HashMap<String, Tensor> = tensors.iter().map(|(key, shape)| (key.clone(), zeros(shape))).collect();
-    bytes_of(&tensors)
+    let tensors = tensors.iter().map(|(key, shape)| {
+        let zeros = Tensor::zeros(*shape, candle_core::DType::F32, &Device::Cpu).expect("zeros");
+        (key.clone(), zeros)
+    });
+    bytes_of(&tensors.collect())
 }
 
 fn bytes_of(tensors: &HashMap<String, Tensor>) -> Vec<u8> {
@@ -127,7 +129,7 @@ fn bad_loras_are_refused_and_the_next_job_is_generated() {
     }
 }
 
-/// Every kind of file with its header mangled: shapes, names, offsets and types that nobody would write.
+/// Every kind of file with its header mangled: shapes, names, offsets and types that no one would write.
 #[test]
 fn no_file_however_mangled_ends_the_process() {
     let directory = tempfile::tempdir().expect("a directory");

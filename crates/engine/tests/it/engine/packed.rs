@@ -40,7 +40,8 @@ fn a_packed_directory_generates_the_images_of_its_source() {
         let source = generated(loaded(&fixtures().join("sd15"), dtype));
         assert_eq!(generated(loaded(packed(dtype).path(), dtype)), source, "{dtype:?}");
     }
-    let (whole, half) = (packed(DType::F32), packed(DType::F16));
+    let whole = packed(DType::F32);
+    let half = packed(DType::F16);
     assert_eq!(
         generated(loaded(whole.path(), DType::F16)),
         generated(loaded(half.path(), DType::F16)),
@@ -53,8 +54,16 @@ fn a_packed_directory_generates_the_images_of_its_source() {
 }
 
 #[test]
+fn a_pack_of_an_earlier_build_is_its_source() {
+    let earlier = fixtures().join("../stored/pack");
+    let source = loaded(&fixtures().join("sd15"), DType::F16);
+    assert_eq!(generated(loaded(&earlier, DType::F16)), generated(source));
+}
+
+#[test]
 fn a_checkpoint_in_one_file_is_packed_like_any_other() {
-    let (source, to) = (copied(), tempfile::tempdir().expect("a directory"));
+    let source = copied();
+    let to = tempfile::tempdir().expect("a directory");
     for weights in ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"] {
         fs::remove_file(source.path().join(format!("{weights}.safetensors"))).expect("removes");
     }

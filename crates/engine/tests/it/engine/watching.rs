@@ -22,7 +22,8 @@ fn cancelling_stops_before_the_next_step_and_the_next_job_is_generated() {
     let expected = generate(&mut engine, vec![]).expect("generates");
     let own: Arc<OnceLock<Watch>> = Arc::default();
     let seen: Arc<Mutex<u32>> = Arc::default();
-    let (handle, steps) = (Arc::clone(&own), Arc::clone(&seen));
+    let handle = Arc::clone(&own);
+    let steps = Arc::clone(&seen);
     let watch = Watch::new(move |progress| {
         *steps.lock().expect("a lock") = progress.step;
         if progress.step == 2 {

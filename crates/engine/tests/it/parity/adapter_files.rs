@@ -30,7 +30,8 @@ fn without_config(name: &str) -> LoraFile {
 #[test]
 fn parity_of_adapters_as_their_libraries_save_them() {
     let mut engine = engine("sd15");
-    let (latents, reference) = (Reference::read("sd15"), Reference::read("adapter_files/expected"));
+    let latents = Reference::read("sd15");
+    let reference = Reference::read("adapter_files/expected");
     let mut text = Stage::new("sd15, text states with adapters of libraries");
     let mut unet = Stage::new("sd15, unet with adapters of libraries");
     let headers = FROM_HEADER.iter().chain(&["text_old"]).map(|name| (*name, from_header(name)));
@@ -68,8 +69,7 @@ fn alpha_that_is_nowhere_or_twice_is_refused() {
         assert!(error.contains(words), "{error}");
     };
     refused(without_config("peft_unet"), "does not say its alpha");
-    let given = || AlphaSource::Given(4.0);
-    refused(LoraFile { alpha: given(), ..from_header("unet_alpha") }, "says its alpha itself");
+    refused(LoraFile { alpha: AlphaSource::Given(4.0), ..from_header("unet_alpha") }, "says its alpha itself");
     let config = AlphaSource::Config(directory().join("peft_unet/adapter_config.json"));
     refused(LoraFile { alpha: config.clone(), ..from_header("unet_alpha") }, "says its alpha itself");
     refused(LoraFile { alpha: config.clone(), ..without_config("peft_lokr") }, "its matrices are a Lokr's");

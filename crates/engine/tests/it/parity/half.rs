@@ -10,7 +10,7 @@ use super::loras::{look, mixes};
 use super::stages::{NEGATIVE, PROMPT, for_each, prompts};
 use super::{Reference, RelativeError, Stage, fixtures, relative_error, values};
 
-/// Both round at every layer, each in its own order: what is added up first, and where a sum is kept in f32, is nobody's mistake.
+/// Both round at every layer, each in its own order: what is added up first, and where a sum is kept in f32, is no one's mistake.
 const TWICE_AS_FAR: RelativeError = RelativeError(2.0);
 const TIMESTEPS: [(&str, f64); 3] = [("1x9x13", 333.25), ("4x9x13", 500.0), ("1x8x8", 999.0)];
 
@@ -23,7 +23,8 @@ struct Distance<'a> {
 
 impl Distance<'_> {
     fn compare(&mut self, key: &str, ours: &Tensor) {
-        let (whole, theirs) = (values(self.whole.get(key)), values(self.half.get(key)));
+        let whole = values(self.whole.get(key));
+        let theirs = values(self.half.get(key));
         assert_eq!(ours.dtype(), DType::F32, "{key}");
         self.stage.note(key, relative_error(&values(ours), &whole) / relative_error(&theirs, &whole));
     }
@@ -31,7 +32,8 @@ impl Distance<'_> {
 
 #[test]
 fn parity_of_half_precision() {
-    let (whole, half) = (Reference::read("sd15"), Reference::read("half"));
+    let whole = Reference::read("sd15");
+    let half = Reference::read("half");
     let mut engine =
         StableDiffusion::load(&Settings::new(fixtures().join("sd15"), DType::F16, Device::Cpu)).expect("the fixture loads");
     let distance =

@@ -33,7 +33,8 @@ fn parity_of_loras() {
 #[test]
 fn parity_of_adapters_of_every_kind() {
     let mut engine = engine("sd15");
-    let (latents, reference) = (Reference::read("sd15"), Reference::read("adapters/expected"));
+    let latents = Reference::read("sd15");
+    let reference = Reference::read("adapters/expected");
     let scales = std::fs::read_to_string(fixtures().join("adapters/scales.json")).expect("scales");
     let scales: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&scales).expect("scales");
     let (plain, _) = look(&engine, &latents);
@@ -87,11 +88,12 @@ fn lora_that_fails_leaves_the_engine_as_it_was() {
 pub(super) fn mixes() -> Vec<(String, Vec<LoraFile>)> {
     let mixes = std::fs::read_to_string(fixtures().join("loras/mixes.json")).expect("mixes");
     let mixes: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&mixes).expect("mixes");
-    let files = |scales: &serde_json::Value| {
+    let mixes = mixes.iter().map(|(mix, scales)| {
         let scales = scales.as_object().expect("scales");
-        scales.iter().map(|(name, scale)| lora(name, scale.as_f64().expect("a scale"))).collect()
-    };
-    mixes.iter().map(|(mix, scales)| (mix.clone(), files(scales))).collect()
+        let files = scales.iter().map(|(name, scale)| lora(name, scale.as_f64().expect("a scale")));
+        (mix.clone(), files.collect())
+    });
+    mixes.collect()
 }
 
 fn lora(name: &str, scale: f64) -> LoraFile {

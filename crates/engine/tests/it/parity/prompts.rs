@@ -27,7 +27,8 @@ fn embedding(token: &str, file: &str) -> EmbeddingFile {
 #[test]
 fn parity_of_weighted_prompts() {
     let lpw = reads("sd15", PromptSyntax::Lpw);
-    let (automatic, reference) = (weighted(), Reference::read("prompts"));
+    let automatic = weighted();
+    let reference = Reference::read("prompts");
     let mut stage = Stage::new("sd15, long and weighted prompts");
     let two_chunks = format!("a bright (red :1.5){}(and a dog:0.25)", "cat ".repeat(80));
     for (name, prompt) in [
@@ -114,10 +115,11 @@ fn syntax_of_another_program_is_refused_with_its_field() {
     assert!(error.starts_with("negative_prompt: the weight of"), "{error}");
 }
 
-/// Whoever writes no brackets gets the very tensors of the plain reading.
+/// A prompt without brackets gets the very tensors of the plain reading.
 #[test]
 fn short_prompt_without_brackets_is_the_same_in_both_syntaxes() {
-    let (plain, weighted) = (engine("sd15"), weighted());
+    let plain = engine("sd15");
+    let weighted = weighted();
     for (prompt, negative) in [(PROMPT, Some(NEGATIVE)), ("", Some("")), (&["cat"; 75].join(" ")[..], None)] {
         let states =
             |engine: &StableDiffusion| values(&engine.encode_prompt(prompt, negative, &Inversions::default()).expect("states"));

@@ -8,7 +8,7 @@ use atelier_engine::qwen::guidance::guided;
 use atelier_engine::qwen::packing::Grid;
 use atelier_engine::qwen::pipeline::Edit;
 use atelier_engine::qwen::precision::Precision;
-use atelier_engine::qwen::references::Reference as Encoded;
+use atelier_engine::qwen::references;
 use atelier_engine::qwen::schedule::FlowSchedule;
 use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::qwen::{QwenImageEdit, Variant};
@@ -100,7 +100,8 @@ fn parity_of_edit_stages() {
     for generation in &GENERATIONS {
         let mut engine = engine(generation.name == "lightning");
         let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
-        let references: Vec<Encoded> = generation.images.iter().map(|name| reference(&mut engine, &expected, name)).collect();
+        let references: Vec<references::Reference> =
+            generation.images.iter().map(|name| reference(&mut engine, &expected, name)).collect();
         let tokens = references.iter().map(|reference| reference.tokens.clone()).collect::<Vec<_>>();
         let mut stage = Stage::new(format!("qwen {}, packed references", generation.name));
         stage.compare("references", &Tensor::cat(&tokens, 1).expect("tokens"), get("references"));
@@ -114,7 +115,7 @@ fn parity_of_edit_stages() {
     }
 }
 
-fn reference(engine: &mut QwenImageEdit, expected: &Reference, name: &str) -> Encoded {
+fn reference(engine: &mut QwenImageEdit, expected: &Reference, name: &str) -> references::Reference {
     let input = expected.get(&format!("input/{name}")).dims3().expect("an image");
     let image = image(expected, name);
     assert_eq!(engine.reference_size(input.1 as u32, input.0 as u32), image.dimensions(), "{name}");
@@ -122,7 +123,7 @@ fn reference(engine: &mut QwenImageEdit, expected: &Reference, name: &str) -> En
 }
 
 /// Block 0, velocities and guidance, each from the oracle's own latents.
-fn looks(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generation, references: &[Encoded]) {
+fn looks(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generation, references: &[references::Reference]) {
     let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
     let schedule = engine.schedule(4, OUTPUT);
     let conditionings = engine.conditionings(&schedule.timesteps()).expect("conditionings");
@@ -162,7 +163,12 @@ fn looks(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generati
 }
 
 /// All of it in one go.
-fn whole_generation(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generation, references: &[Encoded]) {
+fn whole_generation(
+    engine: &mut QwenImageEdit,
+    expected: &Reference,
+    generation: &Generation,
+    references: &[references::Reference],
+) {
     let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
     let edit = Edit {
         positive: expected.get("text/positive").clone(),

@@ -63,8 +63,10 @@ fn resized_images_are_pillows_byte_for_byte() {
 
 #[test]
 fn parity_of_the_vision_tower() {
-    let (expected, encoder) = (expected(), encoder());
-    let (mut patches, mut tokens) = (Stage::new("qwen, patches"), Stage::new("qwen, vision tower"));
+    let expected = expected();
+    let encoder = encoder();
+    let mut patches = Stage::new("qwen, patches");
+    let mut tokens = Stage::new("qwen, vision tower");
     for name in IMAGES {
         let input = image(expected.get(&format!("input/{name}")));
         let ours = encoder.sight().patches(&input).expect("patches");
@@ -81,7 +83,8 @@ fn parity_of_the_vision_tower() {
 
 #[test]
 fn parity_of_hidden_states() {
-    let (expected, mut encoder) = (expected(), encoder());
+    let expected = expected();
+    let mut encoder = encoder();
     let mut stage = Stage::new("qwen, hidden states");
     for (key, prompt, images) in PROMPTS {
         let shown: Vec<RgbImage> = images.iter().map(|name| image(expected.get(&format!("input/{name}")))).collect();
@@ -136,7 +139,8 @@ fn what_is_missing_in_the_files_is_listed() {
         loaded.err().expect("refused").to_string()
     };
     let config = |from: &str, to: &str| {
-        let (from, to) = (from.to_owned(), to.to_owned());
+        let from = from.to_owned();
+        let to = to.to_owned();
         load(&move |directory| {
             let path = directory.join("text_encoder/config.json");
             let text = fs::read_to_string(&path).expect("reads");

@@ -55,7 +55,8 @@ fn read<T: for<'de> Deserialize<'de>>(name: &str) -> T {
 
 #[test]
 fn parity_of_every_samplers_steps() {
-    let (reference, given) = (Reference::read("steps"), Reference::read("samplers"));
+    let reference = Reference::read("steps");
+    let given = Reference::read("samplers");
     let mut stages: BTreeMap<String, Stage> = BTreeMap::new();
     for case in read::<Vec<Case>>("steps.json") {
         let plan = Plan {
@@ -88,7 +89,8 @@ fn compare_steps(stage: &mut Stage, key: &str, schedule: &Schedule, reference: &
     // Where the oracle's own last step is no number, it has none.
     let count = states.dim(0).expect("steps");
     assert!(count + 1 >= schedule.steps.len(), "{key}");
-    let (outputs, noise) = (given.get("schedule/outputs"), given.get("schedule/noise"));
+    let outputs = given.get("schedule/outputs");
+    let noise = given.get("schedule/noise");
     let mut latents = (given.get("schedule/latents") * schedule.init_noise_sigma).expect("latents");
     let mut history = History::default();
     for (index, step) in schedule.steps.iter().take(count).enumerate() {

@@ -80,7 +80,8 @@ fn compare_table(stage: &mut Stage, case: &Case, schedule: &Schedule, reference:
 /// The same latents, predictions and noise as the oracle had; each step continues from our own last one.
 fn compare_steps(stage: &mut Stage, case: &Case, schedule: &Schedule, reference: &Reference) {
     let states = reference.get(&format!("{}/states", case.key));
-    let (outputs, noise) = (reference.get("schedule/outputs"), reference.get("schedule/noise"));
+    let outputs = reference.get("schedule/outputs");
+    let noise = reference.get("schedule/noise");
     let mut latents = (reference.get("schedule/latents") * schedule.init_noise_sigma).expect("latents");
     let mut history = History::default();
     // Where the oracle's own last step is no number, it has none.

@@ -30,8 +30,10 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
 
 #[test]
 fn parity_of_the_encoder() {
-    let (engine, reference) = (engine("sd15"), Reference::read("starts"));
-    let (width, height) = (SIZE.0 as usize, SIZE.1 as usize);
+    let engine = engine("sd15");
+    let reference = Reference::read("starts");
+    let width = SIZE.0 as usize;
+    let height = SIZE.1 as usize;
     let pixels = to_pixels(&bytes(reference.get("image")), width, height, &Device::Cpu).expect("pixels");
     let conditionings = engine.encode_image(&pixels).expect("encodes");
     let scaled = |name: &str| (reference.get(name) * 0.18215).expect("a tensor");
@@ -43,8 +45,10 @@ fn parity_of_the_encoder() {
 
 #[test]
 fn parity_of_generations_from_a_image() {
-    let (mut engine, reference) = (engine("sd15"), Reference::read("starts"));
-    let (image, mask) = (bytes(reference.get("image")), bytes(reference.get("mask")));
+    let mut engine = engine("sd15");
+    let reference = Reference::read("starts");
+    let image = bytes(reference.get("image"));
+    let mask = bytes(reference.get("mask"));
     for (way, mask) in [("from_image", None), ("inpaint", Some(mask))] {
         for (scheduler, name, count, all) in CASES {
             let strengths: &[f64] = if all { &[0.35, 0.8, 1.0] } else { &[0.8] };

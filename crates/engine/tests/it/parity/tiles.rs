@@ -17,7 +17,8 @@ const SEAM: f64 = 1.25;
 
 #[test]
 fn parity_of_tiles() {
-    let (engine, latents) = (engine("sd15"), Reference::read("sd15"));
+    let engine = engine("sd15");
+    let latents = Reference::read("sd15");
     let reference = Reference::read("tiles");
     let mut stage = Stage::new("sd15, vae in tiles");
     for side in [8, 4] {
@@ -43,11 +44,13 @@ fn a_image_in_tiles_has_no_seams() {
     const SIDE: usize = 256;
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-sd");
     let engine = StableDiffusion::load(&Settings::new(&directory, DType::F32, Device::Cpu)).expect("the bundled model loads");
-    let waves = |place: usize| {
-        let (x, y, channel) = ((place / 3 % SIDE) as f64, (place / 3 / SIDE) as f64, (place % 3) as f64);
+    let waves = (0..3 * SIDE * SIDE).map(|place| {
+        let x = (place / 3 % SIDE) as f64;
+        let y = (place / 3 / SIDE) as f64;
+        let channel = (place % 3) as f64;
         (127.0 + 100.0 * (x / 9.0 + channel).sin() * (y / (7.0 + channel)).cos()) as u8
-    };
-    let image: Vec<u8> = (0..3 * SIDE * SIDE).map(waves).collect();
+    });
+    let image: Vec<u8> = waves.collect();
     let pixels = to_pixels(&image, SIDE, SIDE, &Device::Cpu).expect("pixels");
     let latents = engine.encode_image(&pixels).expect("encodes").mean;
     let bytes = |decoded: Tensor| {
@@ -66,13 +69,14 @@ fn a_image_in_tiles_has_no_seams() {
         assert!(mean(&difference) <= MEAN_DIFFERENCE, "{side}: {}", mean(&difference));
         let stride_px = side * 8 * 3 / 4;
         let steps = |at_seam: bool| -> Vec<f64> {
-            let of_row = |row: &[f64]| -> Vec<f64> {
+            let of_rows = difference.chunks(SIDE).flat_map(|row| -> Vec<f64> {
                 let steps = row.windows(2).enumerate().filter(|(x, _)| !at_seam || (x + 1) % stride_px == 0);
                 steps.map(|(_, pair)| pair[1] - pair[0]).collect()
-            };
-            difference.chunks(SIDE).flat_map(of_row).collect()
+            });
+            of_rows.collect()
         };
-        let (seams, all) = (mean(&steps(true)), mean(&steps(false)));
+        let seams = mean(&steps(true));
+        let all = mean(&steps(false));
         assert!(seams <= SEAM * all, "{side}: {seams} where tiles meet, {all} on the whole");
     }
 }

@@ -57,7 +57,8 @@ fn compare(engine: &mut StableDiffusion, stage: &mut Stage, case: &str, request:
 fn parity_of_inpainting_unets() {
     let (_copy, mut engine) = variant("inpaint", "unet", "StableDiffusionInpaintPipeline");
     let starts = Reference::read("starts");
-    let (image, mask) = (bytes(starts.get("image")), bytes(starts.get("mask")));
+    let image = bytes(starts.get("image"));
+    let mask = bytes(starts.get("mask"));
     let mut stage = Stage::new("inpainting unet, 8 bit");
     for (scheduler, name) in
         [(Scheduler::plain(Sampler::DpmSolverPlusPlus), "dpmsolver++"), (Scheduler::plain(Sampler::EulerAncestral), "euler_a")]

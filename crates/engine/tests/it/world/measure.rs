@@ -39,7 +39,8 @@ pub(crate) struct Seen {
 
 impl Spec {
     pub(crate) fn read(&self, image: &Image) -> Seen {
-        let (width, height) = (image.width_px as usize, image.height_px as usize);
+        let width = image.width_px as usize;
+        let height = image.height_px as usize;
         let pixels: Vec<[u8; 3]> = image.rgb.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect();
         let mask: Vec<bool> = pixels.iter().map(|rgb| chroma(*rgb) > self.chroma_threshold).collect();
         let component = largest_component(&mask, width, height);
@@ -49,17 +50,19 @@ impl Spec {
         Seen { colour: self.colour(&pixels, &component), object: self.object(&component, width, height) }
     }
 
-    /// The values that styles are told by: means over the whole image of chroma and luma, and of luma at its border.
+    /// The values that styles are recognized by: means over the whole image of chroma and luma, and of luma at its border.
     pub(crate) fn values(&self, image: &Image) -> BTreeMap<String, f64> {
-        let (width, height) = (image.width_px as usize, image.height_px as usize);
+        let width = image.width_px as usize;
+        let height = image.height_px as usize;
         let luma = |rgb: &[u8]| 0.299 * f64::from(rgb[0]) + 0.587 * f64::from(rgb[1]) + 0.114 * f64::from(rgb[2]);
         let pixels = || image.rgb.chunks_exact(3);
         let count = (width * height) as f64;
-        let outer = |index: usize| {
-            let (x, y) = (index % width, index / width);
+        let border = pixels().enumerate().filter(|(index, _)| {
+            let x = index % width;
+            let y = index / width;
             x.min(width - 1 - x).min(y).min(height - 1 - y) < self.border_px
-        };
-        let border: Vec<f64> = pixels().enumerate().filter(|(index, _)| outer(*index)).map(|(_, rgb)| luma(rgb)).collect();
+        });
+        let border: Vec<f64> = border.map(|(_, rgb)| luma(rgb)).collect();
         let chroma_sum: f64 = pixels().map(|rgb| f64::from(chroma([rgb[0], rgb[1], rgb[2]]))).sum();
         BTreeMap::from([
             ("mean_chroma".to_owned(), chroma_sum / count),
@@ -93,7 +96,8 @@ impl Spec {
                 let row = u32::from_str_radix(row, 16).unwrap();
                 (0..GRID).map(move |column| row >> (GRID - 1 - column) & 1 == 1)
             });
-            let (mut both, mut either) = (0.0, 0.0);
+            let mut both = 0.0;
+            let mut either = 0.0;
             for (bit, inside) in bits.zip(&shape) {
                 both += f64::from(u8::from(bit && *inside));
                 either += f64::from(u8::from(bit || *inside));
@@ -133,7 +137,8 @@ fn flood(free: &[bool], width: usize, height: usize, seeds: impl Iterator<Item =
         if std::mem::replace(&mut reached[index], true) {
             continue;
         }
-        let (x, y) = (index % width, index / width);
+        let x = index % width;
+        let y = index / width;
         let around = [
             (x > 0).then(|| index - 1),
             (x + 1 < width).then(|| index + 1),
@@ -146,7 +151,9 @@ fn flood(free: &[bool], width: usize, height: usize, seeds: impl Iterator<Item =
 }
 
 fn largest_component(mask: &[bool], width: usize, height: usize) -> Vec<bool> {
-    let (mut best, mut most, mut left) = (vec![false; mask.len()], 0, mask.to_vec());
+    let mut best = vec![false; mask.len()];
+    let mut most = 0;
+    let mut left = mask.to_vec();
     while let Some(seed) = left.iter().position(|inside| *inside) {
         let component = flood(&left, width, height, std::iter::once(seed));
         let size = component.iter().filter(|inside| **inside).count();
@@ -162,15 +169,22 @@ fn largest_component(mask: &[bool], width: usize, height: usize) -> Vec<bool> {
 fn silhouette(component: &[bool], width: usize, height: usize) -> (Vec<bool>, f64) {
     let outside: Vec<bool> = component.iter().map(|inside| !inside).collect();
     let border = (0..component.len()).filter(|index| {
-        let (x, y) = (index % width, index / width);
+        let x = index % width;
+        let y = index / width;
         x == 0 || y == 0 || x == width - 1 || y == height - 1
     });
     let filled: Vec<bool> = flood(&outside, width, height, border).into_iter().map(|open| !open).collect();
     let rows: Vec<usize> = (0..height).filter(|y| (0..width).any(|x| filled[y * width + x])).collect();
     let columns: Vec<usize> = (0..width).filter(|x| (0..height).any(|y| filled[y * width + x])).collect();
-    let (top, box_height) = (rows[0], rows[rows.len() - 1] - rows[0] + 1);
-    let (left, box_width) = (columns[0], columns[columns.len() - 1] - columns[0] + 1);
+    let top = rows[0];
+    let box_height = rows[rows.len() - 1] - rows[0] + 1;
+    let left = columns[0];
+    let box_width = columns[columns.len() - 1] - columns[0] + 1;
     let at = |index: usize, start: usize, extent: usize| start + ((index as f64 + 0.5) * extent as f64 / GRID as f64) as usize;
-    let sample = |cell: usize| filled[at(cell / GRID, top, box_height) * width + at(cell % GRID, left, box_width)];
-    ((0..GRID * GRID).map(sample).collect(), box_width as f64 / box_height as f64)
+    let cells = (0..GRID * GRID).map(|cell| {
+        let y = at(cell / GRID, top, box_height);
+        let x = at(cell % GRID, left, box_width);
+        filled[y * width + x]
+    });
+    (cells.collect(), box_width as f64 / box_height as f64)
 }

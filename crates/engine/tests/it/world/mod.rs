@@ -25,7 +25,7 @@ const PROMPTS: usize = 24;
 const LEAST_ACCURACY: f64 = 0.75;
 /// How far a LoRA must at least move the number of its style, from the plain images' mean to the style's bound.
 const LEAST_WAY: f64 = 0.5;
-/// LoRA, the words that its captions start with, and the number that tells its style.
+/// LoRA, the words that its captions start with, and the number that shows its style.
 const STYLES: [(&str, &str, &str); 3] = [
     ("ink", "ink drawing of ", "mean_chroma"),
     ("neon", "neon light, ", "mean_luma"),
@@ -79,9 +79,11 @@ fn engine() -> StableDiffusion {
 
 #[test]
 fn images_show_what_their_prompts_ask_for() {
-    let (spec, prompts): (Spec, Prompts) = (read("measure.json"), read("prompts.json"));
+    let spec: Spec = read("measure.json");
+    let prompts: Prompts = read("prompts.json");
     let mut engine = engine();
-    let (mut colours, mut objects) = (0.0, 0.0);
+    let mut colours = 0.0;
+    let mut objects = 0.0;
     for asked in &prompts.prompts[..PROMPTS] {
         let seen = spec.read(&generate(&mut engine, &asked.prompt, asked.seed, None));
         colours += f64::from(u8::from(seen.colour.as_ref() == Some(&asked.colour)));
@@ -90,7 +92,8 @@ fn images_show_what_their_prompts_ask_for() {
             println!("{:?} seed {}: {seen:?}", asked.prompt, asked.seed);
         }
     }
-    let (colours, objects) = (colours / PROMPTS as f64, objects / PROMPTS as f64);
+    let colours = colours / PROMPTS as f64;
+    let objects = objects / PROMPTS as f64;
     println!("of {PROMPTS} images {colours:.3} show the colour and {objects:.3} the object that was asked for");
     assert!(colours >= LEAST_ACCURACY && objects >= LEAST_ACCURACY, "colour {colours:.3}, object {objects:.3}");
 }
@@ -102,7 +105,8 @@ fn mean_of(spec: &Spec, images: &[Image], number: &str) -> f64 {
 
 #[test]
 fn each_lora_moves_the_image_into_its_style_and_leaves_none_behind() {
-    let (spec, prompts): (Spec, Prompts) = (read("measure.json"), read("prompts.json"));
+    let spec: Spec = read("measure.json");
+    let prompts: Prompts = read("prompts.json");
     let asked = &prompts.prompts[..3];
     let mut engine = engine();
     let plain = |engine: &mut StableDiffusion| -> Vec<Image> {
@@ -114,7 +118,9 @@ fn each_lora_moves_the_image_into_its_style_and_leaves_none_behind() {
             .iter()
             .map(|asked| generate(&mut engine, &format!("{trigger}{}", asked.prompt), asked.seed, Some(style)))
             .collect();
-        let (from, to, aim) = (mean_of(&spec, &before, number), mean_of(&spec, &styled, number), spec.most(style, number));
+        let from = mean_of(&spec, &before, number);
+        let to = mean_of(&spec, &styled, number);
+        let aim = spec.most(style, number);
         let way = (from - to) / (from - aim);
         println!("{style}: {number} from {from:.0} to {to:.0}, {:.0} % of the way to {aim:.0}", way * 100.0);
         assert!(way >= LEAST_WAY, "{style} moved {number} from {from:.1} to {to:.1}, which should go to {aim}");

@@ -23,7 +23,7 @@ const HEADS: (std::ops::Range<usize>, std::ops::Range<usize>) = (4..52, 28..68);
 const LEAST_COLOURS: f64 = 0.9;
 const LEAST_PATTERNS: f64 = 0.9;
 /// The most that a channel may be off in the mean, of 255, outside of the garment and about the heads; the autoencoder alone has 4.
-const MOST_OUTSIDE: f64 = 8.0;
+const MAX_OUTSIDE: f64 = 8.0;
 
 #[derive(Deserialize)]
 struct Worn {
@@ -59,7 +59,8 @@ fn example(number: usize) -> Example {
 /// Mean difference of all channels over the pixels that `counts` is asked for.
 fn difference(one: &[u8], other: &RgbImage, counts: impl Fn(usize) -> bool) -> f64 {
     let pixels = one.chunks_exact(3).zip(other.as_raw().chunks_exact(3)).enumerate().filter(|(index, _)| counts(*index));
-    let (mut sum, mut count) = (0.0, 0.0);
+    let mut sum = 0.0;
+    let mut count = 0.0;
     for (_, (one, other)) in pixels {
         sum += one.iter().zip(other).map(|(one, other)| f64::from(one.abs_diff(*other))).sum::<f64>();
         count += 3.0;
@@ -72,7 +73,10 @@ fn garments_arrive_and_people_stay() {
     let spec: Spec = read("measure.json");
     let worn: Vec<Worn> = serde_json::from_slice(&fs::read(directory().join("examples.json")).unwrap()).unwrap();
     let mut engine = TryOnEngine::load(&model_directory(), settings(None), Precision::of(&Device::Cpu), Device::Cpu).unwrap();
-    let (mut colours, mut patterns, mut outside, mut heads) = (0.0, 0.0, 0.0, 0.0);
+    let mut colours = 0.0;
+    let mut patterns = 0.0;
+    let mut outside = 0.0;
+    let mut heads = 0.0;
     for (number, worn) in worn.iter().enumerate() {
         let Example { person, garment, inside, variants } = example(number);
         let request = EditRequest {
@@ -92,12 +96,12 @@ fn garments_arrive_and_people_stay() {
         let colour = spec.colour(&pixels, &inside).unwrap();
         let apart = |pattern: &usize| difference(&generated.rgb, &variants[*pattern], |pixel| inside[pixel]);
         let pattern = (0..4).min_by(|one, other| apart(one).total_cmp(&apart(other))).unwrap();
-        let head = |pixel: usize| {
-            let (row, column) = (pixel / WIDTH_PX as usize, pixel % WIDTH_PX as usize);
-            !inside[pixel] && HEADS.0.contains(&row) && HEADS.1.contains(&column)
-        };
         outside += difference(&generated.rgb, &variants[0], |pixel| !inside[pixel]);
-        heads += difference(&generated.rgb, &variants[0], head);
+        heads += difference(&generated.rgb, &variants[0], |pixel| {
+            let row = pixel / WIDTH_PX as usize;
+            let column = pixel % WIDTH_PX as usize;
+            !inside[pixel] && HEADS.0.contains(&row) && HEADS.1.contains(&column)
+        });
         colours += f64::from(u8::from(colour == worn.colour));
         patterns += f64::from(u8::from(PATTERNS[pattern] == worn.pattern));
         if colour != worn.colour || PATTERNS[pattern] != worn.pattern {
@@ -105,11 +109,14 @@ fn garments_arrive_and_people_stay() {
         }
     }
     let count = worn.len() as f64;
-    let (colours, patterns, outside, heads) = (colours / count, patterns / count, outside / count, heads / count);
+    let colours = colours / count;
+    let patterns = patterns / count;
+    let outside = outside / count;
+    let heads = heads / count;
     println!(
         "of {count} people {colours:.3} wear the colour and {patterns:.3} the pattern; outside of the garment a channel is off by \
          {outside:.1} of 255, about the heads by {heads:.1}"
     );
     assert!(colours >= LEAST_COLOURS && patterns >= LEAST_PATTERNS, "colour {colours:.3}, pattern {patterns:.3}");
-    assert!(outside <= MOST_OUTSIDE && heads <= MOST_OUTSIDE, "outside {outside:.1}, heads {heads:.1}");
+    assert!(outside <= MAX_OUTSIDE && heads <= MAX_OUTSIDE, "outside {outside:.1}, heads {heads:.1}");
 }

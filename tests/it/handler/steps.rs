@@ -1,0 +1,115 @@
+//! `workflow.steps`: a list either starts and runs every job, or is refused at the start.
+
+use atelier::job::capabilities::Capabilities;
+use atelier::job::task::tryon::Mode;
+use atelier::workflow::StepName;
+use atelier::workflow::sequence;
+use serde_json::{Value, json};
+
+use super::{body, brought_back, one};
+use crate::stage::Stage;
+
+const ALL: [StepName; 8] = [
+    StepName::Fetch,
+    StepName::Preprocess,
+    StepName::Infer,
+    StepName::Postprocess,
+    StepName::Watermark,
+    StepName::Encode,
+    StepName::Store,
+    StepName::Notify,
+];
+
+/// Every list of different steps that begins with `list`.
+fn lists(list: &mut Vec<StepName>, visit: &mut impl FnMut(&[StepName])) {
+    visit(list);
+    for step in ALL {
+        if !list.contains(&step) {
+            list.push(step);
+            lists(list, visit);
+            list.pop();
+        }
+    }
+}
+
+fn parsed(order: &str) -> Vec<StepName> {
+    order.split(", ").map(|name| serde_json::from_value(json!(name)).unwrap()).collect()
+}
+
+/// A refusal names two steps where two are listed, and an order that is taken.
+fn check_refusal(list: &[StepName], problem: &str) {
+    let (what, right) = problem.split_once("; the right order is [").unwrap_or_else(|| panic!("{list:?}: {problem}"));
+    let named = ALL.iter().filter(|step| what.contains(&format!("`{}`", step.as_str()))).count();
+    assert_eq!(named, if list.is_empty() { 1 } else { 2 }, "{list:?}: {problem}");
+    let right = parsed(right.trim_end_matches(']'));
+    assert_eq!(sequence::check(&right), Ok(()), "{list:?}: {problem}");
+    assert!(list.iter().all(|step| right.contains(step)), "{list:?}: {problem}");
+}
+
+fn address(file: &str) -> String {
+    format!("s3://{}/{file}", atelier::demo::local::BUCKET)
+}
+
+async fn with_steps(list: &[StepName], capabilities: Capabilities) -> Stage {
+    let stage = Stage::with(capabilities, |workflow| workflow.steps = list.to_vec()).await;
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+    std::fs::copy(format!("{fixtures}/images/plain.png"), stage.bucket.path("plain.png")).unwrap();
+    std::fs::copy(format!("{fixtures}/sd/adapter_files/unet_alpha.safetensors"), stage.bucket.path("lora.safetensors"))
+        .unwrap();
+    stage
+}
+
+/// Runs a job that needs all that the steps bring; says what its webhook was.
+async fn run(list: &[StepName], capabilities: Capabilities, job: Value) {
+    let mut stage = with_steps(list, capabilities).await;
+    let id = job["job_id"].as_str().unwrap().to_owned();
+    assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])), "{list:?}");
+    assert!(stage.bucket.image(&id, 0).exists(), "{list:?}: {:?}", stage.bucket.keys_put());
+    assert_eq!(stage.bucket.puts("/result.json"), 1, "{list:?}");
+    if list.contains(&StepName::Notify) {
+        assert!(stage.backend.terminal().await.path.ends_with("/complete"), "{list:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_list_starts_and_runs_its_jobs_or_is_refused_at_the_start() {
+    let mut runs: Vec<Vec<StepName>> = Vec::new();
+    let mut seen = 0;
+    lists(&mut Vec::new(), &mut |list| {
+        seen += 1;
+        match sequence::check(list) {
+            Ok(()) => runs.push(list.to_vec()),
+            Err(problem) => check_refusal(list, &problem),
+        }
+    });
+    assert_eq!((seen, runs.len()), (109_601, 8), "all steps in their order, with or without three of them");
+    for (number, list) in runs.iter().enumerate() {
+        let mut generate = body(&format!("generate-{number}"));
+        generate["lora"] = json!([{ "url": address("lora.safetensors") }]);
+        generate["init_image"] = json!({ "url": address("plain.png") });
+        let mut tryon = json!({
+            "job_id": format!("tryon-{number}"), "task": "tryon", "person": address("plain.png"),
+            "garments": [address("plain.png")], "mask": address("plain.png"), "resolution": "480p"
+        });
+        if list.contains(&StepName::Watermark) {
+            generate["watermark"] = json!({ "text": "Ada" });
+            tryon["watermark"] = json!({ "text": "Ada" });
+        }
+        run(list, Capabilities::Generate, generate).await;
+        run(list, Capabilities::TryOn(vec![Mode::Fp8]), tryon).await;
+    }
+}
+
+#[tokio::test]
+async fn a_watermark_that_no_step_draws_is_refused() {
+    let list = [StepName::Fetch, StepName::Preprocess, StepName::Infer, StepName::Encode, StepName::Store, StepName::Notify];
+    let mut stage = with_steps(&list, Capabilities::Generate).await;
+    let mut job = body("unsigned");
+    job["watermark"] = json!({ "text": "Ada" });
+    assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
+    let told = stage.backend.terminal().await;
+    assert!(told.path.ends_with("/failed"), "{}", told.body);
+    let message = told.body["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("watermark: ") && message.contains("has no `watermark`"), "{message}");
+    assert_eq!(stage.generated(), 0);
+}
