@@ -10,6 +10,8 @@ pub mod backoff;
 
 pub mod clock;
 
+pub mod fault_point;
+
 pub mod protocol;
 
 pub mod aws;

@@ -29,6 +29,10 @@ use crate::{host, notify, outbound, store};
 /// What is in force where the user's file says nothing; the same file a user starts from.
 pub const BUILT_IN: &str = include_str!("../../config.yaml");
 
+/// A reply has at most 6 MiB. What it says of one job is at most twice the 64 KiB of `callback.metadata`, escaped, for each of two
+/// receivers, and some addresses.
+const MAX_BATCH: u32 = 16;
+
 /// Every key of config.yaml. What a user's file leaves out has the value of the built-in one.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -222,8 +226,9 @@ impl Config {
         if self.runtime.max_attempts == 0 {
             return Err(("runtime.max_attempts", "must be at least 1".into()));
         }
-        if self.host.batch == 0 {
-            return Err(("host.batch", "must be at least 1".into()));
+        if !(1..=MAX_BATCH).contains(&self.host.batch) {
+            let problem = format!("must be 1 to {MAX_BATCH}: more jobs might not fit a reply, got {}", self.host.batch);
+            return Err(("host.batch", problem));
         }
         let token = self.security.internal_auth_token.as_ref();
         if token.is_some_and(|token| token.reveal().len() < 16) {

@@ -11,6 +11,7 @@ mod config;
 mod credentials;
 mod finding;
 mod gpu;
+mod inputs;
 mod models;
 mod queues;
 mod webhook;
@@ -26,7 +27,7 @@ use self::finding::{Finding, State};
 use crate::config::{Config, Environment};
 
 /// Everything but the configuration itself, in the order of the output.
-const NEED_CONFIG: [&str; 7] = ["credentials", "bucket", "queue", "webhook", "model", "gpu", "clock"];
+const NEED_CONFIG: [&str; 8] = ["credentials", "bucket", "inputs", "queue", "webhook", "model", "gpu", "clock"];
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -87,7 +88,10 @@ async fn examine(options: &Options, config: &Config, environment: &Environment) 
         within(limit, "gpu", gpu::check(config, environment)),
         clock::check(config, limit),
     );
-    let others = [vec![bucket], queues, webhooks, vec![model, gpu], clock].concat().into_iter().map(without_chain);
+    let others = [vec![bucket, inputs::check(config)], queues, webhooks, vec![model, gpu], clock]
+        .concat()
+        .into_iter()
+        .map(without_chain);
     std::iter::once(credentials).chain(others).collect()
 }
 

@@ -22,8 +22,12 @@ use crate::job::{Job, JobId, trace};
 use crate::metrics::emf;
 use crate::protocol::reply::{self, JobOutcome, JobReport};
 use crate::protocol::report;
+use crate::shown;
 use crate::workflow::control::{Control, NotificationMode};
 use crate::workflow::{Ended, Workflow};
+
+/// Characters of what is said of all the failed messages of a batch.
+const MAX_REASONS_CHARS: usize = 10_000;
 
 /// The function itself, in every role. It takes one job at a time, or several that can be generated as one.
 pub struct Handler {
@@ -214,7 +218,7 @@ impl Handler {
         let has_host = control.notification_mode() == NotificationMode::Later;
         let uncounted = has_host && matches!(error, JobError::ShuttingDown);
         let outcome = match job_outcome(&error, stored) {
-            // Without a host, what goes back comes back: its caller is notified, and that is the end of it.
+            // A host moves it itself; elsewhere it is seen to once its caller was notified.
             JobOutcome::Failed if has_host && matches!(error, JobError::Conflict { .. }) => JobOutcome::DeadLetter,
             JobOutcome::Retry if last && !stored && !uncounted => JobOutcome::DeadLetter,
             outcome => outcome,
@@ -226,8 +230,9 @@ impl Handler {
                 let failed = self.fail(delivery, job.into(), &error, outcome, control).await;
                 // A job that used the GPU would use it again each time that it is handed back.
                 let is_refused = matches!(error, JobError::Invalid { .. } | JobError::Input { .. });
+                let is_conflict = matches!(error, JobError::Conflict { .. });
                 match &measured {
-                    Some(measured) if is_refused && measured.denoising_steps == 0 => {
+                    Some(measured) if is_conflict || (is_refused && measured.denoising_steps == 0) => {
                         self.keep(delivery, &job.into(), &error, failed, control).await
                     }
                     _ => failed,
@@ -289,8 +294,8 @@ impl Handler {
         }
     }
 
-    /// Sees that a refused message is kept of which no one could be notified: SQS moves what is handed back, other queues of the platform
-    /// have nothing of the kind. A host keeps its messages itself.
+    /// Sees that a refused message is kept of which no one could be notified, and every conflict: SQS moves what is handed back, other
+    /// queues of the platform have nothing of the kind. A host keeps its messages itself.
     async fn keep(
         &self,
         delivery: &Delivery,
@@ -301,6 +306,7 @@ impl Handler {
     ) -> JobReport {
         let is_notified = of.job_id.is_some() && self.workflow.can_notify(of, error);
         let keeps_all = match delivery.source {
+            _ if matches!(error, JobError::Conflict { .. }) => true,
             "sqs" => self.keep_refused.sqs,
             _ => self.keep_refused.rabbitmq,
         };
@@ -355,7 +361,8 @@ fn all_or_nothing(jobs: &[JobReport]) -> Result<Value, HandlerError> {
     if reasons.is_empty() {
         return Ok(Value::Null);
     }
-    Err(HandlerError::Batch { failed: reasons.len(), all: jobs.len(), reasons: reasons.join("; ") })
+    let reasons_text = shown::clipped(reasons.join("; "), MAX_REASONS_CHARS);
+    Err(HandlerError::Batch { failed: reasons.len(), all: jobs.len(), reasons: reasons_text })
 }
 
 /// Every line of the log about this attempt stands in it.

@@ -9,6 +9,7 @@ use tracing::Span;
 use super::acceptance::NotAccepted;
 use super::jobs::{Acceptance, Cancelling, Claim, JobStatus, Jobs};
 use super::source::{Source, SourceError};
+use crate::fault_point::fault_point;
 use crate::job::request::Defaults;
 use crate::job::{Job, trace};
 
@@ -133,7 +134,10 @@ impl JobService {
     /// `before` was counted before the queue is asked, so that of many callers at once no more come in than there is room for.
     async fn enqueue(&self, job: &Job, body: &[u8], before: u64) -> Result<(), NotAccepted> {
         self.check_room(job, before).await?;
-        Ok(self.queue.send_for(job.tenant.as_deref(), job.id.as_str(), body, job.trace).await?)
+        fault_point!("before-send");
+        self.queue.send_for(job.tenant.as_deref(), job.id.as_str(), body, job.trace).await?;
+        fault_point!("after-send");
+        Ok(())
     }
 
     /// Whether [`Self::submit`] would take a job now; for callers who have work to do before it.

@@ -1,6 +1,7 @@
 //! What a job is: the ground that every other module stands on.
 
 pub mod capabilities;
+mod inputs;
 pub mod measured;
 pub mod metadata;
 pub mod notification;

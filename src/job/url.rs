@@ -57,6 +57,14 @@ impl AssetUrl {
 }
 
 impl AssetUrl {
+    /// Whether it is an `https://` address that carries a complete signature.
+    #[must_use]
+    pub fn is_presigned(&self) -> bool {
+        let Self::Http(url) = self else { return false };
+        let pairs: Vec<_> = url.query_pairs().collect();
+        signature::without(&pairs).len() < pairs.len()
+    }
+
     /// The file `name` in the same directory; none of a URL with a query, which may be signed for its own file alone.
     #[must_use]
     pub fn sibling(&self, name: &str) -> Option<Self> {

@@ -77,6 +77,10 @@ impl TryOnService {
     /// The notifications of a try-on that has ended: as its record says, or with the error.
     pub(super) fn notifications(&self, of: &NotificationTarget<'_>, ended: Result<&Record, &Problem>) -> Vec<Notification> {
         let (Some(job_id), Some(requester)) = (of.job_id, of.requester) else { return Vec::new() };
+        // Both services know a job by its id alone, and the id is another job's.
+        if ended.is_err_and(Problem::is_conflict) {
+            return Vec::new();
+        }
         let (word, inference_time_ms, result) = match ended {
             Ok(record) => {
                 let inference_time_ms = record.timings_ms.get("infer").copied().unwrap_or_default();
@@ -84,9 +88,7 @@ impl TryOnService {
             }
             Err(problem) => ("asset_failed", 0, TryOnResult::Error(problem.message.clone())),
         };
-        // The asset service knows a job by its id alone, and the id is another job's.
-        let is_conflict = ended.is_err_and(Problem::is_conflict);
-        let asset = (self.asset_service.is_some() && !is_conflict).then(|| Notification {
+        let asset = self.asset_service.is_some().then(|| Notification {
             id: webhook_id(of.prefix, &[word, job_id.as_str()]),
             trace: of.trace,
             message: Message::AssetService(AssetResult {

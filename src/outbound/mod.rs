@@ -140,6 +140,18 @@ impl Outbound {
         };
         self.reach.check(address).map_err(|what| Refused::Address { host: address.to_string(), address, what }.into())
     }
+
+    /// As [`Self::check`], and whether it names this machine. No name is resolved: what it leads to is checked when it is connected to.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_at_the_door(&self, url: &Url) -> Result<(), OutboundError> {
+        self.check(url)?;
+        match url.host() {
+            Some(Host::Domain(name)) => Ok(self.reach.check_name(name)?),
+            _ => Ok(()),
+        }
+    }
 }
 
 fn etag_of(headers: &HeaderMap) -> Option<String> {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::error::Refused;
 use crate::setting::SettingError;
 
 /// What is not the public internet, after the IANA special-purpose registries (RFC 6890 and its successors).
@@ -65,6 +66,19 @@ impl Reach {
 
     pub(crate) fn allows_host(&self, host: &str) -> bool {
         self.hosts.contains(&canonical(host))
+    }
+
+    /// Refuses the names that lead to this machine whatever any server says (RFC 6761, 6.3); all others have to be resolved.
+    pub(crate) fn check_name(&self, name: &str) -> Result<(), Refused> {
+        let own = canonical(name);
+        if (own != "localhost" && !own.ends_with(".localhost")) || self.allows_host(name) {
+            return Ok(());
+        }
+        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        match loopback.map(|address| (address, self.check(address))) {
+            [(address, Err(what)), (_, Err(_))] => Err(Refused::Address { host: name.to_owned(), address, what }),
+            _ => Ok(()),
+        }
     }
 
     /// Says in words why `address` may not be reached.

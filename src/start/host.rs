@@ -11,10 +11,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::manifest::Family;
 use crate::config::{Config, Environment};
 use crate::events::auth::Auth;
 use crate::host::cloud::interruption::Interruption;
 use crate::host::cloud::protection::Protection;
+use crate::host::http::uploads::Uploads;
 use crate::host::http::{self, Http, ModelInfo};
 use crate::host::notification_sender::NotificationSender;
 use crate::host::process::Program;
@@ -23,7 +25,10 @@ use crate::host::source::rabbitmq::{self, RabbitMq};
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
 use crate::host::{Function, Host, Parts, descriptors, drain};
+use crate::job::Job;
+use crate::job::outcome::JobError;
 use crate::job::request::Defaults;
+use crate::job::url::AssetUrl;
 use crate::metrics::Metrics;
 use crate::metrics::gpu::{self, Gpus};
 use crate::notify::Notifier;
@@ -55,6 +60,7 @@ pub struct Options {
 /// # Errors
 /// When the configuration is wrong, or a queue, the bucket or the port cannot be used.
 pub async fn run(options: Options, path: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
+    super::arm_fault_point(environment);
     let mut config = Config::load(path, environment)?;
     config.host.handlers = options.handlers.unwrap_or(config.host.handlers);
     config.host.drain_seconds = options.drain_seconds.unwrap_or(config.host.drain_seconds);
@@ -64,11 +70,11 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let program = program(options.function, path, &config, environment)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
-    let notifier = Arc::new(super::notifier(&config, outbound, store.clone())?);
-    let (defaults, model_type) = match config.manifest(environment) {
-        Ok(manifest) => (manifest.defaults, manifest.family.as_str()),
+    let notifier = Arc::new(super::notifier(&config, outbound.clone(), store.clone())?);
+    let (defaults, model_type, family) = match config.manifest(environment) {
+        Ok(manifest) => (manifest.defaults, manifest.family.as_str(), Some(manifest.family)),
         // Another function may have no model, or keeps it to itself.
-        Err(_) if passes_through => (Defaults::default(), "function"),
+        Err(_) if passes_through => (Defaults::default(), "function", None),
         Err(error) => return Err(error.into()),
     };
     let metrics = Metrics::new(Gpus::watch()).context("the metrics' table is wrong")?;
@@ -87,9 +93,8 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
-    let checker = Arc::clone(&notifier);
+    let check = door(&config, family.filter(|_| !passes_through), &host, (&notifier, &store, &outbound));
     let refresh = refresh(&host, notifier, metrics.clone());
-    let check = check(host.function(), checker, &config.workflow.steps);
     let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, model_type);
     let http = Http { passes_through, ..http };
     let listener = listen(&config).await?;
@@ -145,6 +150,7 @@ fn http_side(
             max_connections: descriptors::connections(config.host.http.max_connections),
             ..config.host.http.clone()
         },
+        uploads: Uploads::new(&config.host.http),
         metrics,
         refresh,
         check,
@@ -161,19 +167,65 @@ fn refresh(host: &Host, notifier: Arc<Notifier>, metrics: Metrics) -> http::Refr
     })
 }
 
-/// What a handler of this release would refuse before it begins. A function that does not say what it can do is asked nothing.
-fn check(function: watch::Receiver<Option<Function>>, notifier: Arc<Notifier>, steps: &[StepName]) -> http::Check {
-    let signs = steps.contains(&StepName::Watermark);
-    Arc::new(move |job| {
-        let Some(Function { model, capabilities }) = function.borrow().clone() else { return Ok(()) };
-        capabilities.check(&model, job)?;
-        if signs {
-            watermark::check_job(job)?
-        } else {
-            watermark::check_unsigned(job)?
+/// What HTTP jobs are checked by, before they are accepted.
+struct Door {
+    /// What the configuration says of this binary's own handlers, until one of them is ready and says it itself.
+    own: Option<Function>,
+    function: watch::Receiver<Option<Function>>,
+    notifier: Arc<Notifier>,
+    store: Arc<Store>,
+    outbound: Outbound,
+    signs: bool,
+    fetches: bool,
+}
+
+/// `own`: the family of this binary's own handlers; none: the function is another one.
+fn door(
+    config: &Config,
+    own: Option<Family>,
+    host: &Host,
+    (notifier, store, outbound): (&Arc<Notifier>, &Arc<Store>, &Outbound),
+) -> http::Check {
+    let steps = &config.workflow.steps;
+    let own =
+        own.map(|family| Function { model: config.model.name.clone(), capabilities: super::capabilities(config, family) });
+    let door = Door {
+        own,
+        function: host.function(),
+        notifier: Arc::clone(notifier),
+        store: Arc::clone(store),
+        outbound: outbound.clone(),
+        signs: steps.contains(&StepName::Watermark),
+        fetches: steps.contains(&StepName::Fetch),
+    };
+    Arc::new(move |job| door.check(job))
+}
+
+impl Door {
+    /// Refuses what a handler of this release would refuse before it begins. No one is asked for anything: no name is resolved, and
+    /// no bucket is asked. Of a function that does not say what it can do nothing is known.
+    fn check(&self, job: &Job) -> Result<(), JobError> {
+        let said = self.function.borrow().clone();
+        let Some(Function { model, capabilities }) = said.as_ref().or(self.own.as_ref()) else { return Ok(()) };
+        capabilities.check(model, job)?;
+        if self.fetches {
+            self.store.check_inputs(job)?;
+            for (field, asset) in job.inputs() {
+                if let AssetUrl::Http(url) = asset {
+                    self.outbound.check_at_the_door(url).map_err(|error| error.for_field(&field))?;
+                }
+            }
         }
-        notifier.check(job)
-    })
+        if let Some(url) = job.callback.as_ref().and_then(|callback| callback.url.as_ref()) {
+            self.outbound.check_at_the_door(url.as_url()).map_err(|error| error.for_field("callback.url"))?;
+        }
+        if self.signs {
+            watermark::check_job(job)?;
+        } else {
+            watermark::check_unsigned(job)?;
+        }
+        self.notifier.check(job)
+    }
 }
 
 async fn listen(config: &Config) -> anyhow::Result<TcpListener> {

@@ -57,6 +57,7 @@ impl StartError {
 /// # Errors
 /// [`StartError`]: what is wrong, where, and what is allowed.
 pub async fn handler(config: &Config, environment: &Environment, observer: Observer) -> Result<Handler, StartError> {
+    arm_fault_point(environment);
     let manifest = config.manifest(environment)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
@@ -80,10 +81,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         "ready"
     );
     let model = config.model.name.clone();
-    let capabilities = match manifest.family {
-        Family::StableDiffusion1 => Capabilities::Generate,
-        Family::QwenImageEdit => Capabilities::TryOn(config.model.modes()),
-    };
+    let capabilities = capabilities(config, manifest.family);
     let services = Services {
         engine,
         model,
@@ -106,6 +104,24 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         max_batch_px: config.runtime.max_batch_px,
         emf_model: config.metrics.emf.then(|| config.model.name.as_str().to_owned()),
     })
+}
+
+/// What a handler of this configuration can be asked for, once it is ready.
+fn capabilities(config: &Config, family: Family) -> Capabilities {
+    match family {
+        Family::StableDiffusion1 => Capabilities::Generate,
+        Family::QwenImageEdit => Capabilities::TryOn(config.model.modes()),
+    }
+}
+
+/// Arms the point of the code that a fault campaign names; a release build has none.
+fn arm_fault_point(environment: &Environment) {
+    #[cfg(debug_assertions)]
+    if let Some(point) = environment.get("ATELIER_FAULT_POINT") {
+        crate::fault_point::arm(point);
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = environment;
 }
 
 /// What sends the notifications of this configuration's jobs. Handler and host each have their own, and either can send what the

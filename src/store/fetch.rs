@@ -12,25 +12,26 @@ use tokio::io::AsyncWriteExt;
 use super::Store;
 use super::cache::Lease;
 use super::error::{Failure, Kind};
-use super::input::DIRECTORY;
+use crate::job::Job;
 use crate::job::outcome::{JobError, RetryPolicy};
 use crate::job::url::AssetUrl;
 use crate::outbound::{Found, error::OutboundError};
 
 impl Store {
-    /// The input file of a request's `field`, downloaded unless the cache has it still as it is.
+    /// The input file of a job's `field`, downloaded unless the cache has it still as it is.
     ///
     /// # Errors
     /// [`JobError::Input`] when it is not there, forbidden or too large; [`JobError::Fetch`] when it may be there later.
-    pub async fn fetch(&self, asset: &AssetUrl, field: &str) -> Result<Lease, JobError> {
+    pub async fn fetch(&self, asset: &AssetUrl, field: &str, job: &Job) -> Result<Lease, JobError> {
         let limit = Duration::from_millis(self.settings.input_timeout_ms);
-        tokio::time::timeout(limit, self.fetch_unbounded(asset, field)).await.unwrap_or_else(|_| {
+        tokio::time::timeout(limit, self.fetch_unbounded(asset, field, job)).await.unwrap_or_else(|_| {
             let problem = format!("{asset} was not complete after {} s; use a faster server", limit.as_secs_f32());
             Err(JobError::Fetch { field: field.to_owned(), problem, cause: None })
         })
     }
 
-    async fn fetch_unbounded(&self, asset: &AssetUrl, field: &str) -> Result<Lease, JobError> {
+    async fn fetch_unbounded(&self, asset: &AssetUrl, field: &str, job: &Job) -> Result<Lease, JobError> {
+        self.permit(asset, field, job).await?;
         let identity = asset.identity();
         let cached = self.cache.newest(&identity);
         let known_etag = cached.as_ref().map(|(_, etag)| etag.as_str());
@@ -58,12 +59,6 @@ impl Store {
     }
 
     async fn ask_s3(&self, bucket: &str, key: &str, field: &str, known_etag: Option<&str>) -> Result<Answer, JobError> {
-        let open = &self.settings.input_buckets;
-        let staged = bucket == self.settings.bucket && key.starts_with(DIRECTORY);
-        if !open.is_empty() && !staged && !open.iter().any(|name| name == bucket) {
-            let problem = format!("must lie in one of the buckets {}, got {bucket:?}", open.join(", "));
-            return Err(JobError::Input { field: field.to_owned(), problem, cause: None });
-        }
         let get = self.client.get_object().bucket(bucket).key(key).set_if_none_match(known_etag.map(str::to_owned));
         let mut answer = get.clone().send().await.map_err(Failure::new);
         let region = answer.as_ref().err().filter(|failure| failure.kind != Kind::Condition);

@@ -5,14 +5,15 @@
 //!   proof that the job is done, and names the keys of its images.
 //! - Images that callers send along lie under `inputs/{job_id}/`, what an `Idempotency-Key` stands for under `idempotency/`,
 //!   messages that were refused and that no queue keeps under `dead/`.
-//! - Inputs (`s3://`, `https://`) go through the cache on disk; the credentials decide which buckets they may come from.
+//! - Inputs (`s3://`, `https://`) go through the cache on disk; [`permitted`] says which ones a job may have.
 
 pub mod cache;
 pub mod dead;
 mod error;
 mod fetch;
 mod input;
-mod once;
+pub mod once;
+pub mod permitted;
 pub mod probe;
 mod record;
 
@@ -27,7 +28,8 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use self::cache::Cache;
-use self::error::{Failure, Request};
+use self::error::{Failure, Kind, Request};
+use self::permitted::UnlistedBuckets;
 use crate::aws::aws_settings;
 use crate::job::notification::Images;
 use crate::job::outcome::{JobError, Record, RetryPolicy, StoredImage};
@@ -53,8 +55,12 @@ aws_settings! {
         pub public_base_url: Option<String>,
         /// Seconds that a presigned address works, 1 to 604800; temporary credentials can end it sooner.
         pub presign_seconds: u64,
-        /// Buckets that `s3://` inputs may come from; empty: every bucket that the credentials can read.
+        /// Buckets that `s3://` inputs may come from; empty: the results bucket, and see `unlisted_input_buckets`.
         pub input_buckets: Vec<String>,
+        /// What becomes of inputs from other buckets where `input_buckets` is empty.
+        pub unlisted_input_buckets: UnlistedBuckets,
+        /// Whether a job may have the images of other jobs as its inputs.
+        pub allow_results_as_inputs: bool,
         /// Bytes of one input file at most.
         pub max_input_bytes: u64,
         /// Milliseconds for one input file at most.
@@ -79,6 +85,8 @@ impl Default for Settings {
             operation_timeout_ms: 60_000,
             max_attempts: 4,
             input_buckets: Vec::new(),
+            unlisted_input_buckets: UnlistedBuckets::Warn,
+            allow_results_as_inputs: false,
             max_input_bytes: 2 << 30,
             input_timeout_ms: 300_000,
             cache: cache::Settings::default(),
@@ -223,6 +231,15 @@ impl Store {
         match self.client.get_object().bucket(bucket).key(key).send().await {
             Ok(object) => self.collected(object.body, bucket, key).await,
             Err(error) => Err(Failure::new(error).storage(self.request_in("s3:GetObject", bucket, key))),
+        }
+    }
+
+    /// Whether anything lies there in the results bucket.
+    async fn has_object(&self, key: &str) -> Result<bool, JobError> {
+        match self.client.get_object().bucket(&self.settings.bucket).key(key).send().await.map_err(Failure::new) {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.kind == Kind::NoKey => Ok(false),
+            Err(failure) => Err(failure.storage(self.request("s3:GetObject", key))),
         }
     }
 

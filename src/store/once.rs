@@ -1,8 +1,8 @@
 //! Small JSON objects that are written once and never changed: of all who try, one writes, and the others see what it wrote.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -26,29 +26,57 @@ const FIRST_REREAD: Duration = Duration::from_millis(200);
 pub(super) const RECORD: What = What { is: "record of a job", chosen: "job_id" };
 const CLAIM: What = What { is: "claim of a key", chosen: "Idempotency-Key" };
 
+/// What was found, and how long ago the bucket got it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dated<T> {
+    pub value: T,
+    /// By the bucket's clock when it was written, and this machine's now.
+    pub age: Duration,
+}
+
 impl Store {
     /// Claims a caller's `Idempotency-Key` for `claim`, unless it stands for something already: then that is returned. Two
-    /// claims must never be equal, else both have it.
+    /// claims must never be equal, else both have it. `generation`: counted from 0; a claim whose owner is gone is followed by one of
+    /// the next generation, which again one alone gets.
     ///
     /// # Errors
     /// [`JobError::Storage`] when the bucket cannot be asked.
-    pub async fn claim<T>(&self, idempotency_key: &str, claim: &T) -> Result<Option<T>, JobError>
+    pub async fn claim<T>(&self, idempotency_key: &str, generation: u32, claim: &T) -> Result<Option<Dated<T>>, JobError>
     where
         T: Serialize + DeserializeOwned + PartialEq,
     {
-        let name = base16ct::lower::encode_string(&Sha256::digest(idempotency_key));
-        let key = format!("idempotency/{name}.json");
-        self.put_once(CLAIM, &key, claim).await
+        self.put_once(CLAIM, &claim_key(idempotency_key, generation), claim).await
+    }
+
+    /// Changes a claim; only its owner may.
+    ///
+    /// # Errors
+    /// As [`Self::claim`].
+    pub async fn change_claim(&self, idempotency_key: &str, generation: u32, claim: &impl Serialize) -> Result<(), JobError> {
+        let key = claim_key(idempotency_key, generation);
+        let body = json(&key, claim)?;
+        let put = self.client.put_object().bucket(&self.settings.bucket).key(&key).content_type("application/json");
+        let put = put.body(ByteStream::from(body)).send().await;
+        put.map(drop).map_err(|error| Failure::new(error).storage(self.request("s3:PutObject", &key)))
+    }
+
+    /// Takes a claim back; only its owner may.
+    ///
+    /// # Errors
+    /// As [`Self::claim`].
+    pub async fn drop_claim(&self, idempotency_key: &str, generation: u32) -> Result<(), JobError> {
+        let key = claim_key(idempotency_key, generation);
+        let delete = self.client.delete_object().bucket(&self.settings.bucket).key(&key).send().await;
+        delete.map(drop).map_err(|error| Failure::new(error).storage(self.request("s3:DeleteObject", &key)))
     }
 
     /// None: `value` was written, or was there already just so.
-    pub(super) async fn put_once<T>(&self, what: What, key: &str, value: &T) -> Result<Option<T>, JobError>
+    pub(super) async fn put_once<T>(&self, what: What, key: &str, value: &T) -> Result<Option<Dated<T>>, JobError>
     where
         T: Serialize + DeserializeOwned + PartialEq,
     {
         const MAX_CONFLICTS: u32 = 5;
-        let body = serde_json::to_vec_pretty(value)
-            .map_err(|error| JobError::Internal { problem: format!("{key} could not be written as JSON ({error})") })?;
+        let body = json(key, value)?;
         let mut conflicts = 0;
         loop {
             let put = self.client.put_object().bucket(&self.settings.bucket).key(key).content_type("application/json");
@@ -59,7 +87,7 @@ impl Store {
             }
             match self.read(what, key).await? {
                 // An attempt that went through although its answer was lost.
-                Some(existing) if existing == *value => return Ok(None),
+                Some(existing) if existing.value == *value => return Ok(None),
                 Some(existing) => return Ok(Some(existing)),
                 // 409: another writer was at work and did not finish.
                 None if conflicts < MAX_CONFLICTS => conflicts += 1,
@@ -70,7 +98,7 @@ impl Store {
 
     /// An object that cannot be read is read again: what stands between here and the bucket may answer for it once. One that
     /// stays unreadable is final.
-    pub(super) async fn read<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Option<T>, JobError> {
+    pub(super) async fn read<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Option<Dated<T>>, JobError> {
         let mut pause = FIRST_REREAD;
         for _ in 0..REREADS {
             match self.read_once(what, key).await {
@@ -85,13 +113,14 @@ impl Store {
         self.read_once(what, key).await
     }
 
-    async fn read_once<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Option<T>, JobError> {
+    async fn read_once<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Option<Dated<T>>, JobError> {
         let found = self.client.get_object().bucket(&self.settings.bucket).key(key).send().await;
         let object = match found.map_err(Failure::new) {
             Ok(object) => object,
             Err(failure) if failure.kind == Kind::NoKey => return Ok(None),
             Err(failure) => return Err(failure.storage(self.request("s3:GetObject", key))),
         };
+        let age = object.last_modified.and_then(age).unwrap_or_default();
         let bytes = self.collected(object.body, &self.settings.bucket, key).await?;
         let value = serde_json::from_slice(&bytes).map_err(|error| JobError::Storage {
             problem: format!(
@@ -101,6 +130,24 @@ impl Store {
             retry_policy: RetryPolicy::Terminal,
             cause: Some(error.into()),
         })?;
-        Ok(Some(value))
+        Ok(Some(Dated { value, age }))
     }
+}
+
+fn claim_key(idempotency_key: &str, generation: u32) -> String {
+    let name = base16ct::lower::encode_string(&Sha256::digest(idempotency_key));
+    match generation {
+        0 => format!("idempotency/{name}.json"),
+        generation => format!("idempotency/{name}.{generation}.json"),
+    }
+}
+
+fn json(key: &str, value: &impl Serialize) -> Result<Vec<u8>, JobError> {
+    serde_json::to_vec_pretty(value)
+        .map_err(|error| JobError::Internal { problem: format!("{key} could not be written as JSON ({error})") })
+}
+
+/// None: later than now.
+fn age(modified: DateTime) -> Option<Duration> {
+    SystemTime::now().duration_since(SystemTime::try_from(modified).ok()?).ok()
 }

@@ -11,7 +11,8 @@ impl Store {
     /// # Errors
     /// When the bucket cannot be asked, or something else lies where the record belongs.
     pub async fn record(&self, prefix: &str, job_id: &JobId) -> Result<Option<Record>, JobError> {
-        self.read(once::RECORD, &record_key(prefix, job_id.as_str())).await
+        let found = self.read(once::RECORD, &record_key(prefix, job_id.as_str())).await?;
+        Ok(found.map(|found| found.value))
     }
 
     /// Writes the record, unless another delivery of the job was faster: then its record counts and is returned.
@@ -19,7 +20,8 @@ impl Store {
     /// # Errors
     /// [`JobError::Storage`], to be tried again.
     pub async fn put_record(&self, prefix: &str, record: &Record) -> Result<Option<Record>, JobError> {
-        self.put_once(once::RECORD, &record_key(prefix, &record.job_id), record).await
+        let existing = self.put_once(once::RECORD, &record_key(prefix, &record.job_id), record).await?;
+        Ok(existing.map(|existing| existing.value))
     }
 }
 

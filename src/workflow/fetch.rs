@@ -8,6 +8,7 @@ use tokio::task;
 
 use super::context::{Fetched, GenerateInputs, Inputs, JobContext, StartFiles, TryOnFiles};
 use super::{Step, StepName};
+use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{Generate, Lora, LoraAlphaSource, Task};
@@ -27,6 +28,10 @@ pub struct Fetch {
 impl Step for Fetch {
     fn name(&self) -> StepName {
         StepName::Fetch
+    }
+
+    fn check(&self, job: &Job) -> Result<(), JobError> {
+        self.store.check_inputs(job)
     }
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
@@ -111,7 +116,7 @@ impl Fetch {
 
     /// The file stays where it is as long as the job context lives.
     async fn fetch(&self, context: &mut JobContext<'_>, asset: &AssetUrl, field: &str) -> Result<PathBuf, JobError> {
-        let lease = self.store.fetch(asset, field).await?;
+        let lease = self.store.fetch(asset, field, context.job).await?;
         let path = lease.path().to_owned();
         context.leases.push(lease);
         Ok(path)

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use super::context::JobContext;
 use super::{Step, StepName};
+use crate::fault_point::fault_point;
 use crate::job::outcome::{JobError, Record};
 use crate::job::task::ModelName;
 use crate::store::{self, Store};
@@ -26,6 +27,7 @@ impl Step for StoreStep {
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
         let mut images = Vec::with_capacity(context.files.len());
         let attempt = store::attempt_token();
+        fault_point!("before-images");
         for (number, (image, file)) in context.images.iter().zip(std::mem::take(&mut context.files)).enumerate() {
             images.push(
                 self.store.put_image(context.job, &attempt, number, image.width_px, image.height_px, image.seed, file).await?,
@@ -41,6 +43,7 @@ impl Step for StoreStep {
             finished_at_s: now.as_secs(),
         };
         context.finalizing.begin();
+        fault_point!("before-record");
         match self.store.put_record(&context.job.output.prefix, &record).await? {
             None => context.record = Some(record),
             // Another worker was faster with the id: its record stands, and it is the one to be reported.
@@ -49,6 +52,7 @@ impl Step for StoreStep {
                 context.replay(earlier)?;
             }
         }
+        fault_point!("after-record");
         Ok(())
     }
 }

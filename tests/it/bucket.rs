@@ -49,6 +49,9 @@ pub(crate) fn is_image_key(key: &str, job_id: &str, n: usize) -> bool {
     (prefix, id) == ("generations", job_id) && file == format!("{n}.png") && is_hex
 }
 
+/// Objects that are replaced.
+const CLAIMS: &str = "/idempotency/";
+
 struct Gate {
     trouble: watch::Receiver<Trouble>,
     requests: AtomicUsize,
@@ -150,7 +153,8 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
             let _ = hold.wait_for(|hold| !is_held(*hold)).await;
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
-        let turn = if request.headers().contains_key(IF_NONE_MATCH) { Some(gate.condition.lock().await) } else { None };
+        let in_turn = request.headers().contains_key(IF_NONE_MATCH) || key.contains(CLAIMS);
+        let turn = if in_turn { Some(gate.condition.lock().await) } else { None };
         let response = next.run(request).await;
         drop(turn);
         let loses = matches!(trouble, Trouble::LostAnswers(ending) if key.ends_with(ending));
@@ -159,5 +163,7 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
         }
         return if loses { StatusCode::INTERNAL_SERVER_ERROR.into_response() } else { response };
     }
+    // An object that is replaced is the old one or the new one, and never a part of each.
+    let _turn = if key.contains(CLAIMS) { Some(gate.condition.lock().await) } else { None };
     next.run(request).await
 }

@@ -13,6 +13,7 @@ use tracing::Instrument as _;
 use super::disposition::{Disposition, dispositions};
 use super::{Assignment, Dispatcher};
 use crate::backoff::{Backoff, pause};
+use crate::fault_point::fault_point;
 use crate::host::answer::{Answer, Ended, reply_value};
 use crate::host::ended::{End, EndedJob};
 use crate::host::event;
@@ -151,7 +152,7 @@ impl Acknowledger {
         let is_refused = report.is_refused();
         let has_receiver = report.job_id.is_some() && !report.notifications.is_empty();
         let JobReport { outcome, error, notifications, measured, .. } = report;
-        // Nobody hears of it, or all that was refused is to be kept.
+        // No one hears of it, or all that was refused is to be kept.
         let is_kept = is_refused && (!has_receiver || in_flight.source.keeps_refused());
         let outcome = if is_kept { JobOutcome::DeadLetter } else { outcome };
         if is_refused {
@@ -177,8 +178,10 @@ impl Acknowledger {
             End::Complete => self.jobs.end(id, State::Complete, None),
             End::Failed | End::DeadLetter => self.jobs.ending(id),
         }
+        fault_point!("before-tell");
         match self.outbox.send(in_flight, ended, written).await {
             Sent::All(ended) => {
+                fault_point!("after-tell");
                 self.close(in_flight, &ended).await;
                 Some(ended.end)
             }
@@ -236,6 +239,7 @@ impl Acknowledger {
     async fn over(&self, in_flight: &InFlight, state: State, error: Option<Value>) {
         self.jobs.end(known_id(&self.jobs, in_flight), state, error);
         self.ack(in_flight).await;
+        fault_point!("after-ack");
     }
 
     /// Until the queue has heard it: a message that comes back is reported again. Its heartbeat keeps it here meanwhile.

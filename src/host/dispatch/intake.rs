@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Dispatcher;
 use super::acknowledge::Acknowledger;
 use crate::backoff::Backoff;
+use crate::fault_point::fault_point;
 use crate::host::in_flight::InFlight;
 use crate::host::source::Source;
 use crate::job::request::Defaults;
@@ -35,6 +36,7 @@ pub async fn run(
         };
         match received {
             Ok(messages) => {
+                fault_point!("received");
                 backoff.reset();
                 let received = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults)).collect();
                 for in_flight in dispatcher.accept(acknowledger.take_ended(received).await) {

@@ -43,7 +43,9 @@ pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Re
     // One that waits as far as this node knows may be complete by another: then the handler has its image.
     jobs::job_status(&http, &order.job.id).await?;
     submit::keep(&http, &order).await?;
-    let Submission { job, message, .. } = order;
+    let Submission { job, message, inputs, room, .. } = order;
+    // Its images lie in the bucket now.
+    drop((inputs, room));
     let id = job.id.clone();
     let span = Direct::span(&job);
     run(&http, &id, job, message).instrument(span).await

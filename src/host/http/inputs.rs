@@ -89,8 +89,8 @@ fn decoded(encoded: &str) -> Option<Vec<u8>> {
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
     const ENGINE: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, CONFIG);
-    let digits: Vec<u8> = unescaped(encoded)
-        .into_iter()
+    // `%2B` and the like, as RFC 2397 has them in a URL.
+    let digits: Vec<u8> = percent_encoding::percent_decode_str(encoded)
         .filter(|byte| !byte.is_ascii_whitespace())
         .map(|byte| match byte {
             b'-' => b'+',
@@ -99,24 +99,4 @@ fn decoded(encoded: &str) -> Option<Vec<u8>> {
         })
         .collect();
     ENGINE.decode(digits).ok()
-}
-
-/// `%2B` and the like, as RFC 2397 has them in a URL.
-fn unescaped(text: &str) -> Vec<u8> {
-    if !text.contains('%') {
-        return text.as_bytes().to_vec();
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, behind @ ..] = rest {
-        let escaped = behind.get(..2).filter(|_| *first == b'%').and_then(|hex| base16ct::mixed::decode_vec(hex).ok());
-        if let Some(&[byte]) = escaped.as_deref() {
-            bytes.push(byte);
-            rest = &behind[2..];
-        } else {
-            bytes.push(*first);
-            rest = behind;
-        }
-    }
-    bytes
 }

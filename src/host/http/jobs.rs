@@ -23,6 +23,10 @@ pub(super) async fn show(
     let id = id_of(path)?;
     in_time(async {
         let known = job_status(&http, &id).await?;
+        let ended = known.as_ref().is_none_or(|known| known.has_failed());
+        if ended && http.job_service.jobs.under_way(id.as_str()).is_some() {
+            return Ok(Json(sending(&id)));
+        }
         document(&http, &id, known).await.map(Json)
     })
     .await
@@ -118,6 +122,11 @@ pub(super) async fn document(http: &Http, id: &JobId, known: Option<JobStatus>) 
     Ok(json!({
         "job_id": id, "state": state, "progress": progress, "attempt": attempt, "error": error, "result": result,
     }))
+}
+
+/// A job on its way into the queue, which has not confirmed it: a job of that id may or may not come to be.
+fn sending(id: &JobId) -> Value {
+    json!({ "job_id": id, "state": "sending", "progress": 0, "attempt": 0, "error": null, "result": null })
 }
 
 /// What a complete job has made, as the `complete` notification says it.

@@ -18,6 +18,7 @@ mod status;
 mod submission;
 mod submit;
 mod trace;
+pub mod uploads;
 
 use std::io;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 
+use self::uploads::Uploads;
 use super::job_service::JobService;
 use crate::events::auth::Auth;
 use crate::events::http::Response;
@@ -46,6 +48,8 @@ pub struct Settings {
     pub max_job_bytes: usize,
     /// Bytes of a request that brings images along, at most.
     pub max_upload_bytes: usize,
+    /// Bytes of all request bodies above `max_job_bytes` that are in memory at the same moment, at most; never less than one may have.
+    pub max_uploads_bytes: usize,
     /// Bytes of one such image, at most.
     pub max_image_bytes: usize,
     /// Pixels of one such image when it is unpacked, at most.
@@ -67,6 +71,7 @@ impl Default for Settings {
         Self {
             max_job_bytes: 1_000_000,
             max_upload_bytes: 64 << 20,
+            max_uploads_bytes: 256 << 20,
             max_image_bytes: 20 << 20,
             max_image_pixels: 40_000_000,
             body_timeout_ms: 60_000,
@@ -92,6 +97,8 @@ pub struct Http {
     pub node_id: String,
     pub model: ModelInfo,
     pub settings: Settings,
+    /// Room for the bodies of `settings.max_uploads_bytes`.
+    pub uploads: Uploads,
     pub metrics: Metrics,
     pub refresh: Refresh,
     pub check: Check,

@@ -38,6 +38,15 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "in_progress", message).retry()
     }
 
+    /// There is no room for it now; in the words of the service that is replaced, and in ours.
+    pub(super) fn busy(message: &str) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message)
+            .with("status", "busy")
+            .with("message", message)
+            .with("retry_after", RETRY_AFTER_S)
+            .retry()
+    }
+
     /// The caller may try the same again.
     pub(super) fn unavailable(code: &str, message: &str) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message).retry()
@@ -105,11 +114,7 @@ impl From<NotAccepted> for Problem {
         match reason {
             NotAccepted::Conflict(id) => JobError::Conflict { job_id: id }.into(),
             NotAccepted::InProgress(_) => Self::in_progress(&message),
-            NotAccepted::Busy | NotAccepted::TenantBusy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", &message)
-                .with("status", "busy")
-                .with("message", message)
-                .with("retry_after", RETRY_AFTER_S)
-                .retry(),
+            NotAccepted::Busy | NotAccepted::TenantBusy { .. } => Self::busy(&message),
             NotAccepted::Draining => Self::unavailable("shutting_down", &message),
             NotAccepted::Queue(error) => error.into(),
         }

@@ -4,6 +4,7 @@ use axum::extract::Request;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::{self, Kind};
 use super::draft::{Draft, Takes};
@@ -26,6 +27,10 @@ pub(super) struct Submission {
     /// Images that came along; the message has the addresses at which they will lie.
     pub(super) inputs: Vec<Input>,
     pub(super) key: Option<idempotency::Key>,
+    /// For as long as its images are in memory.
+    pub(super) room: Option<OwnedSemaphorePermit>,
+    /// What the caller calls the wire form's fields, where it is not the same.
+    names: Vec<(&'static str, String)>,
 }
 
 /// Reads a request.
@@ -50,12 +55,20 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
         }
     };
     let settings = &http.settings;
+    let is_job = kind == Kind::Json && takes == Takes::Generate;
+    let limit_bytes = if is_job { settings.max_job_bytes } else { settings.max_upload_bytes };
+    let room = match http.uploads.take(request.headers(), limit_bytes, settings.max_job_bytes) {
+        Ok(room) => room,
+        Err(problem) => {
+            body::drain(request).await;
+            return Err(problem);
+        }
+    };
     let order = if kind == Kind::Form {
-        let multipart = body::multipart(request, settings.max_upload_bytes).await?;
+        let multipart = body::multipart(request, limit_bytes).await?;
         let form = body::in_time(settings, form::read(multipart, settings, takes)).await?;
         complete(http, form.into_draft(takes)?).await?
     } else {
-        let limit_bytes = if takes == Takes::Generate { settings.max_job_bytes } else { settings.max_upload_bytes };
         let bytes = body::read(request, limit_bytes, settings).await?;
         let read = bytes.clone();
         if let Some(draft) = aside(move || tryon(&read, takes)).await?? {
@@ -66,8 +79,8 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
         }
     };
     check_bytes(&order.message, settings)?;
-    (http.check)(&order.job).map_err(at_the_door)?;
-    Ok(Submission { key, job: Job { trace, ..order.job }, ..order })
+    (http.check)(&order.job).map_err(|error| at_the_door(error, &order.names))?;
+    Ok(Submission { key, room, job: Job { trace, ..order.job }, ..order })
 }
 
 fn check_bytes(message: &[u8], settings: &Settings) -> Result<(), Problem> {
@@ -154,19 +167,22 @@ async fn complete(http: &Http, draft: Draft) -> Result<Submission, Problem> {
         inputs.push(input);
     }
     let written = written(&mut message, callback.as_deref());
-    job(http, written, inputs).map_err(|error| renamed(error, &names).into())
+    match job(http, written, inputs) {
+        Ok(order) => Ok(Submission { names, ..order }),
+        Err(error) => Err(renamed(error, &names).into()),
+    }
 }
 
 fn job(http: &Http, message: Vec<u8>, inputs: Vec<Input>) -> Result<Submission, JobError> {
     let job = Job::from_json(&message, &http.job_service.defaults).map_err(|refusal| refusal.error)?;
-    Ok(Submission { job, message, inputs, key: None })
+    Ok(Submission { job, message, inputs, key: None, room: None, names: Vec::new() })
 }
 
 /// What is wrong with an input can be seen here without looking at it: the request itself is wrong.
-fn at_the_door(error: JobError) -> Problem {
+fn at_the_door(error: JobError, names: &[(&'static str, String)]) -> Problem {
     match error {
-        JobError::Input { field, problem, .. } => Problem::invalid(&field, problem),
-        other => other.into(),
+        JobError::Input { field, problem, .. } => Problem::invalid(&name(field, names), problem),
+        other => renamed(other, names).into(),
     }
 }
 

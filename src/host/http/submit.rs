@@ -8,11 +8,14 @@ use axum::http::header::LOCATION;
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
+use tracing::Instrument as _;
 
 use super::draft::Takes;
+use super::idempotency::{Key, Ownership};
 use super::problem::Problem;
 use super::submission::{self, Submission};
 use super::{Http, jobs};
+use crate::host::acceptance::NotAccepted;
 use crate::host::job_service::Accepted;
 use crate::host::jobs::State;
 use crate::job::{Job, JobId};
@@ -31,18 +34,48 @@ pub(super) async fn tryon(extract::State(http): extract::State<Arc<Http>>, reque
 
 /// # Errors
 /// Why the job was not accepted.
-async fn submit(http: &Http, order: Submission) -> Result<Response, Problem> {
+async fn submit(http: &Arc<Http>, order: Submission) -> Result<Response, Problem> {
+    let Some(key) = order.key.clone() else { return enqueue(http, &order, false).await };
+    // What has begun is brought to its end although the caller is gone: the claim says how it ended.
+    let http = Arc::clone(http);
+    let submitting = tokio::spawn(async move { submit_once(&http, &key, &order).await }.in_current_span());
+    submitting.await.unwrap_or_else(|_| Err(NotAccepted::Draining.into()))
+}
+
+/// As the others who come with the key have it.
+async fn submit_once(http: &Http, key: &Key, order: &Submission) -> Result<Response, Problem> {
     let job = &order.job;
-    let claimed_before = match &order.key {
-        Some(key) => key.claim(http, job).await?,
-        None => false,
-    };
-    if claimed_before && let Some(response) = replay(http, job).await? {
+    let ownership = key.claim(http, job).await?;
+    if let Ownership::Own(owned) = ownership {
+        // Whoever had the key before may have brought the job to its end.
+        let replayed = if owned.follows_another() { replay(http, job).await } else { Ok(None) };
+        let accepted = match replayed {
+            Ok(Some(response)) => Ok(response),
+            Ok(None) => enqueue(http, order, false).await,
+            Err(problem) => Err(problem),
+        };
+        match &accepted {
+            Ok(_) => owned.sent(http).await,
+            Err(_) => owned.free(http).await,
+        }
+        return accepted;
+    }
+    if let Some(response) = replay(http, job).await? {
         return Ok(response);
     }
+    match ownership {
+        Ownership::Sent => Ok(accepted(&job.id, "a request with the same Idempotency-Key has put the job into a queue")),
+        Ownership::Elsewhere => Err(under_way()),
+        Ownership::Here | Ownership::Own(_) => enqueue(http, order, true).await,
+    }
+}
+
+/// `claimed_before`: by another request of this node.
+async fn enqueue(http: &Http, order: &Submission, claimed_before: bool) -> Result<Response, Problem> {
+    let job = &order.job;
     if !order.inputs.is_empty() {
         http.job_service.room(job).await?;
-        keep(http, &order).await?;
+        keep(http, order).await?;
     }
     match http.job_service.submit(job, &order.message).await? {
         Accepted::New => Ok(accepted(&job.id, "the job is in the queue")),

@@ -16,7 +16,7 @@ use crate::servers::{packages, python_or_skip};
 const WAIT_LIMIT: Duration = Duration::from_mins(2);
 
 /// The block of shell commands of a page with these words in it.
-fn block(page: &str, words: &str) -> String {
+pub(super) fn block(page: &str, words: &str) -> String {
     let text = file(page);
     let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("\n```").next().unwrap());
     blocks
@@ -26,7 +26,7 @@ fn block(page: &str, words: &str) -> String {
         .unwrap_or_else(|| panic!("no block of {page} has {words}"))
 }
 
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

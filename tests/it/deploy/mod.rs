@@ -9,6 +9,7 @@ mod image;
 mod kubernetes;
 mod licences;
 mod metrics;
+mod migrating;
 mod msrv;
 mod pages;
 mod stacks;

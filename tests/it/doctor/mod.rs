@@ -82,6 +82,7 @@ async fn what_is_good_passes_and_nothing_is_left_behind() {
     report.expect("config", "ok", "ATELIER__STORE__ENDPOINT_URL");
     report.expect("credentials", "ok", "region us-east-1");
     report.expect("bucket", "ok", "listed, written, read, kept on condition");
+    report.expect("inputs", "warn", "store.unlisted_input_buckets: refuse now");
     report.expect("sqs", "skip", "SQS_QUEUE_URL");
     report.expect("rabbitmq", "skip", "RABBITMQ_HOST");
     report.expect("spool", "ok", "free");
@@ -94,6 +95,15 @@ async fn what_is_good_passes_and_nothing_is_left_behind() {
 }
 
 #[tokio::test]
+async fn where_inputs_may_come_from_is_told() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let refused = examined(&s3, &[("ATELIER__STORE__UNLISTED_INPUT_BUCKETS", "refuse")], &[]).await;
+    refused.expect("inputs", "ok", "the results bucket alone");
+    let listed = [("ATELIER__STORE__INPUT_BUCKETS", "[images, loras]"), ("ATELIER__STORE__ALLOW_RESULTS_AS_INPUTS", "true")];
+    examined(&s3, &listed, &[]).await.expect("inputs", "ok", "from images, loras and every job's images");
+}
+
+#[tokio::test]
 async fn people_get_a_line_a_check() {
     let s3 = S3::start(&[BUCKET]).await;
     let directory = tempfile::tempdir().unwrap();
@@ -102,7 +112,7 @@ async fn people_get_a_line_a_check() {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let checks: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
-    let all = ["config", "credentials", "bucket", "sqs", "rabbitmq", "spool", "webhook", "model", "gpu", "clock"];
+    let all = ["config", "credentials", "bucket", "inputs", "sqs", "rabbitmq", "spool", "webhook", "model", "gpu", "clock"];
     assert_eq!(checks, all, "{text}");
     assert!(output.status.success(), "{text}");
 }

@@ -13,7 +13,7 @@ use crate::host::HostProcess;
 const WAIT_LIMIT: Duration = Duration::from_mins(8);
 
 /// Short times, so that a fault is met several times; attempts enough that no one abandons it because of ours.
-const DEFAULT_VALUE: [(&str, &str); 9] = [
+pub(crate) const DEFAULT_VALUE: [(&str, &str); 9] = [
     ("ATELIER__RUNTIME__MAX_ATTEMPTS", "100"),
     ("ATELIER__HOST__INITIAL_BACKOFF_MS", "20"),
     ("ATELIER__HOST__MAX_BACKOFF_MS", "200"),
@@ -75,11 +75,16 @@ impl Campaign {
 
     /// Waits a random time, up to `most_ms`: campaigns are about faults at any moment.
     pub(crate) async fn a_moment(&mut self, most_ms: u64) {
-        // xorshift64: the same moments in every run, as far as the machine lets them be.
+        let dice = self.dice();
+        tokio::time::sleep(Duration::from_millis(dice % most_ms.max(1))).await;
+    }
+
+    /// xorshift64: the same numbers in every run.
+    pub(crate) fn dice(&mut self) -> u64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        tokio::time::sleep(Duration::from_millis(self.random % most_ms.max(1))).await;
+        self.random
     }
 
     /// How many jobs have had their last word.
@@ -92,6 +97,22 @@ impl Campaign {
         self.all_told().await;
         self.host.terminate();
         assert!(self.host.ended().await.success(), "{}", self.host.log());
+    }
+
+    /// Whether every job handed in so far is told its end in time.
+    pub(crate) async fn are_told_within(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while self.told() < self.accepted.len() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.told() >= self.accepted.len()
+    }
+
+    /// Waits for that, and ends the host: whether it was there to be ended, and ended in order. What was not told is in the books.
+    pub(crate) async fn ends_well(&mut self, limit: Duration) -> bool {
+        self.are_told_within(limit).await;
+        self.host.terminate();
+        self.host.ended().await.success()
     }
 
     /// Waits until the end of every job handed in so far was reported.
@@ -118,12 +139,14 @@ impl Campaign {
             complete.iter().filter(|id| !self.host.bucket.path(&format!("generations/{id}/result.json")).exists()).count();
         let untold = self.accepted.iter().filter(|id| !ids.contains_key(*id)).count();
         Row {
-            what: self.what,
+            what: self.what.to_owned(),
             jobs: self.accepted.len(),
             complete: complete.len(),
             lost: untold + unrecorded,
             regenerated: regenerated(&self.host.bucket.keys_put()),
             terminal_ids_off: ids.values().filter(|ids| ids.len() != 1).count(),
+            hosts_down: 0,
+            attempts_again: attempts_again(&self.host.bucket.keys_put()),
         }
     }
 
@@ -144,6 +167,14 @@ pub(crate) fn body(id: &str) -> Value {
 
 fn job_of(body: &Value) -> String {
     body["job_id"].as_str().unwrap_or_default().to_owned()
+}
+
+/// How many attempts at a job stored images beside its first.
+fn attempts_again(keys: &[String]) -> usize {
+    let images = keys.iter().filter(|key| !key.ends_with("/result.json"));
+    let attempts: BTreeSet<&str> = images.filter_map(|key| key.rsplit_once('/')).map(|(attempt, _)| attempt).collect();
+    let jobs: BTreeSet<&str> = attempts.iter().filter_map(|attempt| attempt.rsplit_once('/')).map(|(job, _)| job).collect();
+    attempts.len() - jobs.len()
 }
 
 /// How many images were stored after the record of their job was.

@@ -133,11 +133,35 @@ async fn a_message_that_is_no_job_is_not_the_end_of_a_job_that_is_done() {
     stage.backend.terminal().await;
     let mut broken = body("done");
     broken["steps"] = json!(0);
-    assert_eq!(stage.handle(one(broken.clone(), 1)).await, Ok(brought_back(&[])));
+    assert_eq!(stage.handle(one(broken.clone(), 1)).await, Ok(brought_back(&["m0"])), "the redrive policy keeps it");
     let told = stage.backend.terminal().await;
     assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&Value::Null, &json!("conflict")), "{}", told.body);
     // Whether there is such a job is not known: that is a reason to wait.
     stage.bucket.trouble(Trouble::Away);
     assert_eq!(stage.handle(one(broken, 1)).await, Ok(brought_back(&["m0"])));
     assert!(stage.backend.arrived().is_empty());
+}
+
+/// On Lambda a conflict is told and kept: by SQS's redrive policy, or in the bucket where the queue has nothing of the kind.
+#[tokio::test]
+async fn a_conflict_is_told_and_kept_by_whatever_keeps_messages_there() {
+    let mut stage = Stage::set().await;
+    assert_eq!(stage.handle(one(body("mine"), 1)).await, Ok(brought_back(&[])));
+    stage.backend.terminal().await;
+    let mut other = body("mine");
+    other["seed"] = json!(7);
+    let mut ids = Vec::new();
+    for attempt in 1..=2 {
+        assert_eq!(stage.handle(one(other.clone(), attempt)).await, Ok(brought_back(&["m0"])));
+        let told = stage.backend.terminal().await;
+        assert_eq!(told.body["conflicting_job_id"], "mine", "{}", told.body);
+        ids.push(told.webhook_id);
+    }
+    assert_eq!(ids[0], ids[1], "a receiver drops the repetition");
+    let event = super::refused::rabbitmq(&[other.to_string()]);
+    assert_eq!(stage.handle(event).await, Ok(Value::Null), "the batch is settled");
+    let [kept] = &super::refused::dead(&stage)[..] else { panic!("not one") };
+    assert_eq!((&kept["error"]["code"], &kept["source"]), (&json!("conflict"), &json!("rabbitmq")), "{kept}");
+    assert_eq!(kept["body"].as_str().unwrap(), other.to_string());
+    assert_eq!(stage.generated(), 1, "none of it used the GPU");
 }

@@ -95,7 +95,7 @@ async fn the_same_request_is_replayed_and_another_is_a_conflict() {
 
     let mut other = body("same");
     other["prompt"] = json!("a blue mug");
-    assert_eq!(stage.handle(one(other, 1)).await, Ok(brought_back(&[])));
+    assert_eq!(stage.handle(one(other, 1)).await, Ok(brought_back(&["m0"])), "the redrive policy keeps it");
     let told = stage.backend.terminal().await;
     assert_eq!((told.path.as_str(), &told.body["error"]["code"]), ("/api/webhooks/inference/failed", &json!("conflict")));
     assert_eq!(stage.generated(), 1);

@@ -9,7 +9,7 @@ use super::{body, brought_back, one, sqs};
 use crate::events::sample;
 use crate::stage::Stage;
 
-fn rabbitmq(bodies: &[String]) -> Value {
+pub(super) fn rabbitmq(bodies: &[String]) -> Value {
     let mut event = sample("rabbitmq-nulls.json");
     let message = event["rmqMessagesByQueue"]["image_generation::/"][0].clone();
     let messages = bodies.iter().map(|body| {
@@ -22,7 +22,7 @@ fn rabbitmq(bodies: &[String]) -> Value {
 }
 
 /// The objects under `dead/`.
-fn dead(stage: &Stage) -> Vec<Value> {
+pub(super) fn dead(stage: &Stage) -> Vec<Value> {
     let found = std::fs::read_dir(stage.bucket.path("dead")).into_iter().flatten();
     found.map(|entry| serde_json::from_slice(&std::fs::read(entry.unwrap().path()).unwrap()).unwrap()).collect()
 }

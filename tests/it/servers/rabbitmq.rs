@@ -19,6 +19,7 @@ use super::{DEADLINE, packages};
 
 const SERVER: &str = "usr/lib/rabbitmq/bin/rabbitmq-server";
 const CONTROL: &str = "usr/lib/rabbitmq/bin/rabbitmqctl";
+const ADMIN: &str = "usr/bin/rabbitmqadmin";
 const EPMD: &str = "usr/bin/epmd";
 const OPENSSL: &str = "usr/bin/openssl";
 /// May publish and consume, but make nothing.
@@ -97,6 +98,28 @@ impl RabbitMq {
         control.args(arguments).envs(environment_of(self.directory.path(), self.port, self.ports));
         let output = tokio::time::timeout(DEADLINE, control.output()).await.expect("an answer in time").expect("rabbitmqctl");
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// A directory with `rabbitmqctl`, `rabbitmq-plugins` and `rabbitmqadmin` for this node, whose management listens on that port.
+    pub(crate) fn tools(&self, management_port: u16) -> TempDir {
+        use std::os::unix::fs::PermissionsExt as _;
+        let tools = tempfile::tempdir().expect("a temporary directory");
+        let of_node = environment_of(self.directory.path(), self.port, self.ports);
+        let variables = packages::variables().into_iter().chain(of_node);
+        let exports: String = variables.map(|(name, value)| format!("export {name}='{value}'\n")).collect();
+        let plugins = CONTROL.replace("rabbitmqctl", "rabbitmq-plugins");
+        for (name, program, options) in [
+            ("rabbitmqctl", CONTROL, String::new()),
+            ("rabbitmq-plugins", &plugins, String::new()),
+            ("rabbitmqadmin", ADMIN, format!("--host=127.0.0.1 --port={management_port}")),
+        ] {
+            let program = packages::path(program);
+            let script = tools.path().join(name);
+            fs::write(&script, format!("#!/bin/sh\n{exports}exec '{}' {options} \"$@\"\n", program.display()))
+                .expect("a script");
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("a program");
+        }
+        tools
     }
 
     /// To the node; the server script ends with it.

@@ -15,7 +15,7 @@ use crate::servers::http::{Answer, HttpServer};
 const FIELD: &str = "lora[0].url";
 
 async fn fetch(store: &Store, url: &str) -> Result<Lease, JobError> {
-    store.fetch(&AssetUrl::parse(url).expect("an address"), FIELD).await
+    store.fetch(&AssetUrl::parse(url).expect("an address"), FIELD, &super::job(&serde_json::json!({}))).await
 }
 
 async fn refusal(store: &Store, url: &str) -> (RetryPolicy, String) {

@@ -1,6 +1,7 @@
 //! The store against real S3 servers: what lies where, who wins a race, and which errors say what.
 
 mod inputs;
+mod permitted;
 mod python;
 mod records;
 

@@ -1,10 +1,16 @@
 //! `Idempotency-Key`: one key, one request, one job, across processes.
 
+use std::fs::File;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
 use atelier::host::jobs::State;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::bucket::is_image_key;
+use crate::host::HostProcess;
 
 use super::{Front, assert_problem, generate, job_of, json_of};
 
@@ -62,9 +68,10 @@ async fn a_key_outlives_the_process_that_saw_it() {
     let second = Front::open_with(|http| http.store = store).await;
     let (status, other) = answer(&second, "key-1", &generate("job-2")).await;
     assert_eq!((status, &other["error"]["code"]), (StatusCode::CONFLICT, &json!("idempotency_key_reused")));
-    // No one knows whether the job ever got into a queue: it is taken again, and generated once whatever happens.
-    assert_eq!(answer(&second, "key-1", &body).await.0, StatusCode::ACCEPTED);
-    assert_eq!(second.shelf.taken().len(), 1);
+    // The claim says that the other's queue has the job: it is not sent again.
+    let (status, again) = answer(&second, "key-1", &body).await;
+    assert_eq!((status, &again["job_id"]), (StatusCode::ACCEPTED, &json!("job-1")), "{again}");
+    assert!(second.shelf.taken().is_empty());
     first.generate(&job_of(&body)).await;
     let third = Front::open_with(|http| http.store = first.store.clone()).await;
     let done = send(&third, "key-1", &body).await;
@@ -125,4 +132,108 @@ async fn a_key_is_1_to_255_visible_characters() {
         assert_problem(&body, "invalid_request", Some("Idempotency-Key"), "1 to 255 visible ASCII");
     }
     assert_eq!(answer(&front, &"x".repeat(255), &generate("job-1")).await.0, StatusCode::ACCEPTED);
+}
+
+/// The object in which the bucket keeps a key, as if it had been written so long ago.
+fn aged(front: &Front, key: &str, generation: &str, seconds: u64) {
+    let name = base16ct::lower::encode_string(&Sha256::digest(key));
+    let path = front.bucket.path(&format!("idempotency/{name}{generation}.json"));
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+}
+
+/// What a host leaves that dies between its claim and the end of its send.
+async fn died_with_a_claim(front: &Front, body: &Value) {
+    let job = job_of(body);
+    let claim = json!({ "fingerprint": job.fingerprint, "job_id": job.id, "nonce": "of-the-dead", "stage": "sending" });
+    assert!(front.store.claim("key-1", 0, &claim).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_host_that_died_with_a_claim_blocks_the_key_for_a_minute() {
+    let front = Front::open().await;
+    let body = generate("job-1");
+    died_with_a_claim(&front, &body).await;
+    let (status, waiting) = answer(&front, "key-1", &body).await;
+    assert_eq!((status, &waiting["error"]["code"]), (StatusCode::CONFLICT, &json!("in_progress")), "{waiting}");
+    assert!(front.shelf.taken().is_empty());
+    let (status, other) = answer(&front, "key-1", &generate("job-2")).await;
+    assert_eq!((status, &other["error"]["code"]), (StatusCode::CONFLICT, &json!("idempotency_key_reused")));
+    aged(&front, "key-1", "", 61);
+    assert_eq!(answer(&front, "key-1", &body).await.0, StatusCode::ACCEPTED);
+    assert_eq!(front.shelf.taken().len(), 1);
+    // A third host follows the claim of the second.
+    let third = Front::open_with(|http| http.store = front.store.clone()).await;
+    assert_eq!(answer(&third, "key-1", &body).await.0, StatusCode::ACCEPTED);
+    assert!(third.shelf.taken().is_empty());
+}
+
+#[tokio::test]
+async fn a_claim_is_believed_for_a_time_and_then_the_bucket_decides() {
+    let first = Front::open().await;
+    let body = generate("job-1");
+    assert_eq!(answer(&first, "key-1", &body).await.0, StatusCode::ACCEPTED);
+    let second = Front::open_with(|http| http.store = first.store.clone()).await;
+    aged(&first, "key-1", "", 120);
+    let (status, waiting) = answer(&second, "key-1", &body).await;
+    assert_eq!((status, &waiting["error"]["code"]), (StatusCode::CONFLICT, &json!("in_progress")), "{waiting}");
+    // It may have failed there, and nobody here would know.
+    aged(&first, "key-1", "", 16 * 60);
+    assert_eq!(answer(&second, "key-1", &body).await.0, StatusCode::ACCEPTED);
+    assert_eq!(second.shelf.taken().len(), 1);
+    first.generate(&job_of(&body)).await;
+    aged(&first, "key-1", ".1", 16 * 60);
+    let third = Front::open_with(|http| http.store = first.store.clone()).await;
+    let done = send(&third, "key-1", &body).await;
+    assert_eq!((done.status(), &done.headers()["idempotent-replayed"]), (StatusCode::OK, &"true".parse().unwrap()));
+    assert!(third.shelf.taken().is_empty());
+}
+
+#[tokio::test]
+async fn what_a_queue_refused_frees_the_key_for_every_host() {
+    let first = Front::open().await;
+    let body = generate("job-1");
+    first.shelf.away.store(true, Ordering::SeqCst);
+    assert_eq!(answer(&first, "key-1", &body).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let second = Front::open_with(|http| http.store = first.store.clone()).await;
+    assert_eq!(answer(&second, "key-1", &body).await.0, StatusCode::ACCEPTED);
+    assert_eq!((first.shelf.taken().len(), second.shelf.taken().len()), (0, 1));
+}
+
+/// Two hosts, each with its own spool, over one bucket.
+#[tokio::test]
+async fn one_key_at_two_hosts_generates_once() {
+    const KEYS: usize = 6;
+    let mut first = HostProcess::start(&[], &[]).await;
+    first.wait_for("a handler is ready", 1).await;
+    let bucket = format!("http://{}", first.bucket.address);
+    let backend = format!("http://{}", first.backend.address);
+    let same = [("ATELIER__STORE__ENDPOINT_URL", bucket.as_str()), ("BACKEND_API_URL", backend.as_str())];
+    let mut second = HostProcess::start(&same, &[]).await;
+    second.wait_for("a handler is ready", 1).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let addresses = [first.address(), second.address()];
+    for number in 0..KEYS {
+        let id = format!("job-{number}");
+        let posts = addresses.iter().map(|address| {
+            let request = client.post(format!("http://{address}/generate")).header("x-internal-auth", crate::stage::TOKEN);
+            request.header("idempotency-key", format!("key-{number}")).json(&crate::host::job(&id)).send()
+        });
+        for answer in futures::future::join_all(posts).await {
+            let answer = answer.unwrap();
+            let status = answer.status();
+            let body = json_of(answer).await;
+            assert!([StatusCode::ACCEPTED, StatusCode::OK].contains(&status), "{status} {body}");
+            assert_eq!(body["job_id"], id.as_str(), "{body}");
+        }
+    }
+    for _ in 0..KEYS {
+        assert!(first.backend.terminal().await.path.ends_with("/complete"));
+    }
+    for host in [&mut first, &mut second] {
+        host.terminate();
+        assert!(host.ended().await.success());
+    }
+    assert_eq!(first.bucket.puts("/0.png"), KEYS, "{:?}", first.bucket.keys_put());
+    assert_eq!(first.backend.accepted().len(), KEYS, "and each was told once");
 }

@@ -191,3 +191,30 @@ async fn no_more_come_in_at_once_than_may_wait() {
     assert!((1..=6).contains(&accepted), "{accepted} with one free handler");
     assert_eq!(front.shelf.taken().len(), accepted);
 }
+
+#[tokio::test]
+async fn a_job_that_is_on_its_way_into_the_queue_is_said_to_be_so() {
+    let front = Front::open().await;
+    front.shelf.hangs.send_replace(true);
+    let post = front.request(Method::POST, "/generate").json(&generate("job-1")).send();
+    let look = async {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        loop {
+            let (status, body) = front.get("/jobs/job-1").await;
+            if status == StatusCode::OK {
+                front.shelf.hangs.send_replace(false);
+                return body;
+            }
+            assert!(std::time::Instant::now() < deadline, "{status} {body}");
+            tokio::task::yield_now().await;
+        }
+    };
+    let (posted, seen) = tokio::join!(post, look);
+    assert_eq!(seen["state"], "sending", "{seen}");
+    assert_eq!(posted.unwrap().status(), StatusCode::ACCEPTED);
+    assert_eq!(front.get("/jobs/job-1").await.1["state"], "queued");
+    // One that the queue does not take is not there.
+    front.shelf.away.store(true, Ordering::SeqCst);
+    assert_eq!(front.post("/generate", &generate("job-2")).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(front.get("/jobs/job-2").await.0, StatusCode::NOT_FOUND);
+}

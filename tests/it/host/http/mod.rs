@@ -5,6 +5,7 @@ mod idempotency;
 mod infer;
 mod jobs;
 mod openapi;
+mod openapi_clients;
 mod promises;
 mod sizes;
 mod status;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use atelier::demo::{local, s3};
 use atelier::events::auth::Auth;
+use atelier::host::http::uploads::Uploads;
 use atelier::host::http::{Http, ModelInfo, serve};
 use atelier::host::job_service::{Direct, JobService, Model, StatusSnapshot};
 use atelier::host::jobs::Jobs;
@@ -188,6 +190,7 @@ impl Front {
             node_id: "node-1".to_owned(),
             model,
             settings: atelier::host::http::Settings::default(),
+            uploads: Uploads::new(&atelier::host::http::Settings::default()),
             metrics: Metrics::new(Gpus::none()).unwrap(),
             refresh: Arc::new(|| ()),
             check: Arc::new(|_| Ok(())),

@@ -31,7 +31,7 @@ async fn a_repetition_waits_for_the_send_that_is_under_way() {
     let body = generate("job-1");
     let requests: Vec<_> = (0..3).map(|_| ask(&front, "/generate", &body)).collect();
     assert_all_wait(&requests).await;
-    assert_eq!(front.get("/jobs/job-1").await.0, StatusCode::NOT_FOUND, "no one has it yet");
+    assert_eq!(front.get("/jobs/job-1").await.1["state"], "sending", "no one has it yet");
     front.shelf.hangs.send_replace(false);
     for request in requests {
         assert_eq!(request.await.unwrap().0, StatusCode::ACCEPTED);

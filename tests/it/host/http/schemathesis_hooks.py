@@ -48,7 +48,7 @@ def before_call(context, case, kwargs):
         if case.body.get("init_image") is None:
             case.body.pop("strength", None)
             case.body.pop("mask_image", None)
-        elif case.body.get("strength") is not None:
+        else:
             case.body["strength"] = 1
     # The embedded S3 server keeps an object's key in the name of a file, which ends at 255 bytes.
     if len(case.body["job_id"]) > 100:

@@ -78,7 +78,8 @@ async fn the_form_becomes_a_message_and_two_files_in_the_bucket() {
     let (status, body) = send(&front, form).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{body}");
     assert_eq!(body, json!({ "status": "accepted", "job_id": "job-1", "message": "the job is in the queue" }));
-    let Task::TryOn(tryon) = queued(&front).task else { panic!("no try-on") };
+    let job = queued(&front);
+    let Task::TryOn(tryon) = &job.task else { panic!("no try-on") };
     assert_eq!((tryon.seed.get(), tryon.steps.get()), (7, 8));
     assert!((tryon.guidance_scale.get() - 2.5).abs() < f64::EPSILON);
     assert_eq!(tryon.prompt.as_ref().map(atelier::job::task::Prompt::as_str), Some("a coat"));
@@ -91,11 +92,14 @@ async fn the_form_becomes_a_message_and_two_files_in_the_bucket() {
         assert!(key.starts_with(&format!("inputs/job-1/{what}-")) && key.ends_with(extension), "{key}");
         assert_eq!(&std::fs::read(front.bucket.path(key)).unwrap(), file);
         // The handler can read it, although input_buckets names other buckets only.
-        let fetched = front.store.fetch(asset, "person").await.unwrap();
+        let fetched = front.store.fetch(asset, "person", &job).await.unwrap();
         assert_eq!(&std::fs::read(fetched.path()).unwrap(), file);
     }
     let other = AssetUrl::parse(&format!("s3://{}/generations/a.png", front.store.bucket())).unwrap();
-    assert!(front.store.fetch(&other, "person").await.unwrap_err().to_string().contains("elsewhere"), "and nothing else there");
+    assert!(
+        front.store.fetch(&other, "person", &job).await.unwrap_err().to_string().contains("elsewhere"),
+        "and nothing else there"
+    );
 }
 
 #[tokio::test]

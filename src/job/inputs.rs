@@ -1,0 +1,37 @@
+//! The files that a job names as its inputs, each by its field.
+
+use super::Job;
+use super::task::{LoraAlphaSource, Task};
+use super::url::AssetUrl;
+
+impl Job {
+    /// All of them, in the order in which they are fetched; the field as the caller wrote it.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<(String, &AssetUrl)> {
+        let mut inputs = Vec::new();
+        match &self.task {
+            Task::Generate(generate) => {
+                for (index, lora) in generate.loras.iter().enumerate() {
+                    inputs.push((format!("lora[{index}].url"), &lora.url));
+                    if let LoraAlphaSource::Config(url) = &lora.alpha {
+                        inputs.push((format!("lora[{index}].config_url"), url));
+                    }
+                }
+                for (index, embedding) in generate.embeddings.iter().enumerate() {
+                    inputs.push((format!("embeddings[{index}].url"), &embedding.url));
+                }
+                if let Some(start) = &generate.start {
+                    inputs.push(("init_image.url".to_owned(), &start.url));
+                    inputs.extend(start.mask.as_ref().map(|mask| ("mask_image.url".to_owned(), mask)));
+                }
+            }
+            Task::TryOn(tryon) => {
+                inputs.push(("person".to_owned(), &tryon.person));
+                let garments = tryon.garments.get().iter().enumerate();
+                inputs.extend(garments.map(|(index, garment)| (format!("garments[{index}]"), garment)));
+                inputs.extend(tryon.mask.as_ref().map(|mask| ("mask".to_owned(), mask)));
+            }
+        }
+        inputs
+    }
+}
