@@ -34,10 +34,17 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// Not its `source`: whoever prints all causes would print the engine's twice.
     #[error("the model could not be made ready: {0}")]
-    Engine(#[from] EngineError),
+    Engine(EngineError),
     #[error(transparent)]
     Store(#[from] JobError),
+}
+
+impl From<EngineError> for StartError {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
 }
 
 impl StartError {
@@ -133,4 +140,16 @@ pub fn notifier(config: &Config, outbound: Outbound, images: Arc<dyn Images>) ->
     let Config { notify, asset_service, load_balancer, server, model, .. } = config;
     let service = TryOnService::new(asset_service, load_balancer, &server.node_id, &model.name, images)?;
     Ok(Notifier::new(notify, outbound)?.with_tryon(service))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engines_error_is_printed_once() {
+        let error = StartError::from(EngineError::Panicked("no device".into()));
+        let all_causes = format!("{:#}", anyhow::Error::from(error));
+        assert_eq!(all_causes.matches("no device").count(), 1, "{all_causes}");
+    }
 }

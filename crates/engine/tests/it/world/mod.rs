@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
-use atelier_engine::{Engine as _, GenerateRequest, Image, LoraFile, Sampling, Watch, device};
+use atelier_engine::{Engine as _, GenerateRequest, Image, LoraFile, Sampling, Watch};
 use candle_core::DType;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -74,7 +74,7 @@ fn generate(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<
 }
 
 fn engine() -> StableDiffusion {
-    StableDiffusion::load(&Settings::new(model(""), DType::F32, device::open().unwrap())).unwrap()
+    StableDiffusion::load(&Settings::new(model(""), DType::F32, crate::device())).unwrap()
 }
 
 #[test]
