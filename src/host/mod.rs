@@ -119,6 +119,27 @@ pub struct Parts {
     pub metrics: Metrics,
 }
 
+impl Parts {
+    fn acknowledger(&self, jobs: &Arc<Jobs>) -> Acknowledger {
+        let retries = Retries {
+            max_attempts: self.max_attempts,
+            initial_backoff: Duration::from_millis(self.settings.initial_backoff_ms),
+            max_backoff: Duration::from_millis(self.settings.max_backoff_ms),
+        };
+        let force_shutdown = CancellationToken::new();
+        let backoff = (retries.initial_backoff, retries.max_backoff);
+        Acknowledger {
+            jobs: jobs.clone(),
+            outbox: Outbox::new(self.notification_sender.clone(), &self.notify, backoff, force_shutdown.clone()),
+            retries,
+            token: self.token.clone(),
+            metrics: self.metrics.clone(),
+            under_way: TaskTracker::new(),
+            force_shutdown,
+        }
+    }
+}
+
 /// A host with its handlers starting and its sources open.
 pub struct Host {
     settings: Settings,
@@ -149,19 +170,7 @@ impl Host {
         let (dispatcher, cancelled) = Dispatcher::new(parts.gpus.len(), parts.settings.batch as usize, jobs.clone());
         let (direct, directs) = mpsc::channel(parts.gpus.len());
         let (cancels, cancel_requests) = mpsc::unbounded_channel();
-        let backoff =
-            (Duration::from_millis(parts.settings.initial_backoff_ms), Duration::from_millis(parts.settings.max_backoff_ms));
-        let force_shutdown = CancellationToken::new();
-        let outbox = Outbox::new(parts.notification_sender, &parts.notify, backoff, force_shutdown.clone());
-        let acknowledger = Acknowledger {
-            jobs: jobs.clone(),
-            outbox,
-            retries: Retries { max_attempts: parts.max_attempts, initial_backoff: backoff.0, max_backoff: backoff.1 },
-            token: parts.token,
-            metrics: parts.metrics.clone(),
-            under_way: TaskTracker::new(),
-            force_shutdown,
-        };
+        let acknowledger = parts.acknowledger(&jobs);
         let job_service = JobService {
             jobs,
             defaults: parts.defaults.clone(),

@@ -142,7 +142,8 @@ impl Receivers {
     fn try_enter(&self, name: &str) -> Result<Place, Option<Duration>> {
         let limits = self.0.limits;
         let mut table = self.0.table();
-        let (sends, doubtful_sends) = (table.sends, table.doubtful_sends);
+        let sends = table.sends;
+        let doubtful_sends = table.doubtful_sends;
         let receiver = table.receiver(name, &limits);
         let doubtful = receiver.is_doubtful();
         // Half of the places are for those who have shown that they answer: nobody takes all by inventing host names.
