@@ -5,7 +5,11 @@ mod fp8;
 #[cfg(feature = "cuda")]
 mod own_kernels;
 
+#[cfg(feature = "cuda")]
+use std::collections::BTreeSet;
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -178,6 +182,31 @@ pub(super) fn group_norm(
 #[cfg(not(feature = "cuda"))]
 pub(super) fn group_norm(_: &Tensor, _: (&Tensor, &Tensor), _: usize, _: f64, _: bool) -> Option<Result<Tensor>> {
     None
+}
+
+/// How many shapes [`keeping_uploads`] keeps uploads for: some 20 KiB of each, for as long as the process lives.
+#[cfg(feature = "cuda")]
+const MOST_KEPT_SHAPES: usize = 64;
+
+/// Does `work` over latents of `shape`. What kernels are told of tensors' sizes and strides goes to a GPU once for each shape, and stays there:
+/// else it is hundreds of copies a step.
+#[cfg(feature = "cuda")]
+pub(super) fn keeping_uploads<R>(device: &Device, shape: &[usize], work: impl FnOnce() -> R) -> R {
+    static KEPT: Mutex<BTreeSet<Vec<usize>>> = Mutex::new(BTreeSet::new());
+    let Device::Cuda(cuda) = device else { return work() };
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if kept.len() < MOST_KEPT_SHAPES {
+        kept.insert(shape.to_vec());
+    }
+    let keeps = kept.contains(shape);
+    drop(kept);
+    let _guard = keeps.then(|| cuda.enable_cuda_graph_htod_cache());
+    work()
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn keeping_uploads<R>(_: &Device, _: &[usize], work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 /// What a device does with 8-bit values (e4m3).
