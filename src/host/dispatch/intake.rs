@@ -21,8 +21,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Receives until `stop`; what arrives too late to be started is put back.
 pub async fn run(
     source: Arc<dyn Source>,
-    dispatcher: Arc<Dispatcher>,
     acknowledger: Acknowledger,
+    dispatcher: Arc<Dispatcher>,
     defaults: Defaults,
     stop: CancellationToken,
 ) {
@@ -38,9 +38,17 @@ pub async fn run(
             Ok(messages) => {
                 fault_point!("received");
                 backoff.reset();
-                let received = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults)).collect();
-                for in_flight in dispatcher.accept(acknowledger.take_ended(received).await) {
-                    super::acknowledge::requeue(&in_flight).await;
+                let in_flight = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults));
+                let (ended, others): (Vec<_>, Vec<_>) = in_flight.partition(InFlight::is_over);
+                for in_flight in ended {
+                    acknowledger.notify_again(in_flight);
+                }
+                let (again, jobs): (Vec<_>, Vec<_>) = others.into_iter().partition(InFlight::came_again);
+                for in_flight in again {
+                    acknowledger.resume(in_flight, dispatcher.clone());
+                }
+                for in_flight in dispatcher.accept(jobs) {
+                    acknowledger.not_started(in_flight).await;
                 }
             }
             Err(error) => {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::receivers::{Limits, Receivers};
@@ -23,9 +23,12 @@ use super::ended::EndedJob;
 use super::in_flight::InFlight;
 use super::notification_sender::NotificationSender;
 use super::source::{Message, SourceError};
+use super::store_health::StoreHealth;
 use crate::backoff::pause;
 use crate::job::notification::Notification;
 use crate::notify;
+use crate::protocol::deferral::DeferReason;
+use crate::store::Store;
 
 /// What waiting jobs may take of the memory, together.
 const MEMORY_KIB: usize = 128 << 10;
@@ -33,10 +36,15 @@ const MEMORY_KIB: usize = 128 << 10;
 const MIN_COST_KIB: usize = 128;
 /// A message is kept in flight no longer than this: SQS takes it back after 12 hours.
 const MAX_HOLD: Duration = Duration::from_hours(11);
-/// A message that comes again is given to a handler when the bucket has not answered for so long.
-const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// What the host has not sent when it ends comes to the next one soon.
 const DRAIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// What it works with.
+#[derive(Clone)]
+pub struct Services {
+    pub sender: NotificationSender,
+    pub store_health: StoreHealth,
+}
 
 /// When notifications are tried again, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -64,12 +72,12 @@ pub enum Sent {
 /// Sends notifications; clones share bounds and what is under way.
 #[derive(Clone)]
 pub struct Outbox {
-    sender: NotificationSender,
+    services: Services,
     receivers: Receivers,
     schedule: Schedule,
     memory: Arc<Semaphore>,
     /// Of each source that bounds its unacknowledged messages: how many may be here only because they are being sent.
-    windows: Arc<Mutex<HashMap<&'static str, Arc<Semaphore>>>>,
+    windows: Arc<Mutex<HashMap<&'static str, [Arc<Semaphore>; 2]>>>,
     waiting: Arc<AtomicUsize>,
     /// The host ends: what waits goes back to its source.
     pub draining: CancellationToken,
@@ -110,13 +118,13 @@ impl Outbox {
     /// `backoff`: the first and the max pause of the host between attempts.
     #[must_use]
     pub fn new(
-        sender: NotificationSender,
+        services: Services,
         settings: &notify::Settings,
         backoff: (Duration, Duration),
         force_shutdown: CancellationToken,
     ) -> Self {
         Self {
-            sender,
+            services,
             receivers: Receivers::new(Limits::from(settings)),
             schedule: Schedule::new(settings, backoff),
             memory: Arc::new(Semaphore::new(MEMORY_KIB)),
@@ -139,16 +147,10 @@ impl Outbox {
         self.receivers.open()
     }
 
-    /// How the job in a message ended that has just been received, where nothing but its notifications is left.
-    pub async fn ended(&self, in_flight: &InFlight) -> Option<EndedJob> {
-        if let Some(ended) = &in_flight.message.ended {
-            return Some(ended.clone());
-        }
-        let job = in_flight.job.as_ref().ok().filter(|_| in_flight.message.attempt > 1)?;
-        // A handler asks again, and knows what to do where the bucket does not answer.
-        let asked = timeout(LOOK_LIMIT, self.sender.store.record(&job.output.prefix, &job.id)).await;
-        let record = asked.ok()?.ok()??;
-        (record.fingerprint == job.fingerprint).then(|| EndedJob::complete(in_flight.message.attempt))
+    /// The bucket with the records.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.services.sender.store
     }
 
     /// Sends a job's notifications until all are taken, or cannot wait here any more. `written`: those that a handler wrote.
@@ -157,10 +159,11 @@ impl Outbox {
         let _waiting = Waiting(self.waiting.clone());
         let mut written = written.map(Written::now);
         let mut memory = None;
+        let mut noted = in_flight.message.ended.is_some();
         let mut since = Instant::now();
         loop {
             let round = tokio::select! {
-                round = self.round(in_flight, &mut ended, &mut written) => round,
+                round = self.round(in_flight, &mut ended, &mut written, &mut noted) => round,
                 () = self.force_shutdown.cancelled() => Err(NotSent::Later(Later::default())),
             };
             ended.waited(since.elapsed());
@@ -236,12 +239,12 @@ impl Outbox {
         carried.waited(pause);
         let message = Message { ended: Some(carried.clone()), ..in_flight.message.clone() };
         in_flight.release().await;
-        match in_flight.source.defer(&message, pause).await {
+        match in_flight.source.defer(&message, pause, DeferReason::NotificationUndelivered).await {
             Ok(()) => {
                 *ended = carried;
                 true
             }
-            Err(error @ SourceError::Lost { .. }) => {
+            Err(error @ (SourceError::Lost { .. } | SourceError::Gone { .. })) => {
                 tracing::warn!(message_id = message.id, %error, "a message whose notification waits was not deferred");
                 true
             }
@@ -266,12 +269,16 @@ impl Outbox {
         }
     }
 
-    /// The right to be here only because of a notification: half of what may be here at all is for jobs that are to be run.
-    fn room(&self, in_flight: &InFlight) -> Result<Option<OwnedSemaphorePermit>, NotSent> {
-        let Some(window) = in_flight.source.window() else { return Ok(None) };
+    /// The right to be here only because of a notification: half of what may be here at all is for jobs that are to be run. Half of
+    /// the rest is for receivers that answer.
+    fn room(&self, in_flight: &InFlight, doubtful: bool) -> Result<[Option<OwnedSemaphorePermit>; 2], NotSent> {
+        let Some(window) = in_flight.source.window() else { return Ok([None, None]) };
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = windows.entry(in_flight.source.name()).or_insert_with(|| Arc::new(Semaphore::new((window / 2).max(1))));
-        let busy = || NotSent::Later(Later { problem: "others are being sent".into(), ..Later::default() });
-        room.clone().try_acquire_owned().map(Some).map_err(|_| busy())
+        let [all, of_doubtful] = windows
+            .entry(in_flight.source.name())
+            .or_insert_with(|| [window / 2, window / 4].map(|permits| Arc::new(Semaphore::new(permits.max(1)))));
+        let enter = |room: &Arc<Semaphore>| room.clone().try_acquire_owned().map(Some);
+        let entered = enter(all).and_then(|one| Ok([one, if doubtful { enter(of_doubtful)? } else { None }]));
+        entered.map_err(|_| NotSent::Later(Later { problem: "others are being sent".into(), ..Later::default() }))
     }
 }

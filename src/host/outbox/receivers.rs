@@ -119,6 +119,11 @@ impl Receivers {
         }
     }
 
+    /// Whether it has not answered yet, or failed last.
+    pub(super) fn is_doubtful(&self, name: &str) -> bool {
+        self.0.table().receivers.get(name).is_none_or(Receiver::is_doubtful)
+    }
+
     fn is_open(&self, name: &str) -> bool {
         self.0.table().receivers.get(name).is_some_and(|receiver| receiver.breaker.is_open())
     }

@@ -7,9 +7,10 @@ use crate::host::ended::{End, EndedJob};
 use crate::host::in_flight::InFlight;
 use crate::job::Job;
 use crate::job::notification::{Message, Notification};
-use crate::job::outcome::{JobError, Problem, Record};
+use crate::job::outcome::{JobError, Problem, Record, RetryPolicy};
 use crate::notify::failure::Undelivered;
 use crate::notify::once::OnceError;
+use crate::store::failed::FailedJob;
 
 /// After so long the addresses of images may have expired, which temporary credentials end early.
 const FRESH: Duration = Duration::from_mins(15);
@@ -55,10 +56,6 @@ pub(super) struct Later {
 }
 
 impl Later {
-    fn because(error: &JobError) -> Self {
-        Self { problem: error.to_string(), ..Self::default() }
-    }
-
     /// What counts of two reasons: the first, but a receiver's own before all others; and the longer pause.
     fn first_of(first: Option<Self>, other: Self) -> Self {
         let Some(first) = first else { return other };
@@ -83,21 +80,31 @@ impl Outbox {
         reason
     }
 
+    /// `noted`: whether it is noted in the bucket that the caller is being notified of a failure.
     pub(super) async fn round(
         &self,
         in_flight: &InFlight,
         ended: &mut EndedJob,
         written: &mut Option<Written>,
+        noted: &mut bool,
     ) -> Result<(), NotSent> {
         let is_first = ended.rounds == 0;
         ended.rounds = ended.rounds.saturating_add(1);
-        let _room = self.room(in_flight)?;
-        // What a handler has just written it has looked for. Of a failure nobody is told later without another look.
+        // What a handler has just written it has looked for. A failure is not reported later without another look.
         let is_fresh = |written: &Written| is_first || ended.end == End::Complete && written.since.elapsed() < FRESH;
         if !written.as_ref().is_some_and(is_fresh) {
             *written = Some(Written::now(self.write(in_flight, ended).await?));
         }
-        let notifications = written.as_mut().map(|written| &mut written.notifications).into_iter().flatten();
+        let notifications = written.as_mut().map_or(&mut [][..], |written| &mut written.notifications[..]);
+        let is_doubtful = |notification: &Notification| {
+            let receiver = self.services.sender.notifier.destination(notification);
+            !ended.delivered.contains(&notification.id) && receiver.is_some_and(|name| self.receivers.is_doubtful(&name))
+        };
+        let _room = self.room(in_flight, notifications.iter().any(is_doubtful))?;
+        if !*noted {
+            self.note(in_flight, ended, notifications).await?;
+            *noted = true;
+        }
         let mut reason: Option<Later> = None;
         for notification in notifications {
             if ended.delivered.contains(&notification.id) {
@@ -111,15 +118,41 @@ impl Outbox {
         reason.map_or(Ok(()), |later| Err(NotSent::Later(later)))
     }
 
+    /// Before anyone is notified that a job failed: whoever gets its message again is to notify the same.
+    async fn note(&self, in_flight: &InFlight, ended: &EndedJob, notifications: &[Notification]) -> Result<(), NotSent> {
+        let problem = ended.problem();
+        let Ok(job) = &in_flight.job else { return Ok(()) };
+        // The id of a conflict is another job's, and the next attempt finds the same.
+        if ended.end == End::Complete || notifications.is_empty() || problem.is_conflict() {
+            return Ok(());
+        }
+        let failed = FailedJob {
+            fingerprint: job.fingerprint.clone(),
+            error: problem,
+            dead_letter: ended.end == End::DeadLetter,
+            notifications: notifications.to_vec(),
+        };
+        let put = self.store().put_failed(job, &in_flight.message.identity, &failed).await;
+        put.map_err(|error| NotSent::Later(self.later(&error)))
+    }
+
+    /// A reason to wait; the host receives nothing while it is the store's.
+    fn later(&self, error: &JobError) -> Later {
+        if error.retry_policy() == RetryPolicy::Wait {
+            self.services.store_health.report(&error.to_string());
+        }
+        Later { problem: error.to_string(), ..Later::default() }
+    }
+
     /// What is to be sent, by what the bucket knows now. A job that has a record is complete, whatever was known of it before.
     async fn write(&self, in_flight: &InFlight, ended: &mut EndedJob) -> Result<Vec<Notification>, NotSent> {
-        let later = |error: JobError| NotSent::Later(Later::because(&error));
+        let later = |error: JobError| NotSent::Later(self.later(&error));
         let problem = ended.problem();
         if ended.end != End::Complete && problem.is_conflict() {
             return self.failed(in_flight, ended, &problem).map_err(later);
         }
         let record = match &in_flight.job {
-            Ok(job) => self.sender.store.record(&job.output.prefix, &job.id).await.map_err(later)?,
+            Ok(job) => self.store().record(&job.output.prefix, &job.id).await.map_err(later)?,
             Err(_) => None,
         };
         match (&in_flight.job, record) {
@@ -132,7 +165,7 @@ impl Outbox {
             // Somebody has sent another request under the id, and that one is complete: there is nothing to be told of this one.
             (Ok(_), Some(_)) if ended.end != End::Complete => {
                 tracing::warn!(
-                    "the id of a job that failed belongs to another request by now; nobody is notified of the failure"
+                    "the id of a job that failed belongs to another request by now; no one is notified of the failure"
                 );
                 Ok(Vec::new())
             }
@@ -142,18 +175,18 @@ impl Outbox {
     }
 
     async fn complete(&self, job: &Job, record: &Record) -> Result<Vec<Notification>, JobError> {
-        let urls = self.sender.store.urls(record).await?;
-        self.sender.notifier.complete(job, record, &urls)
+        let urls = self.store().urls(record).await?;
+        self.services.sender.notifier.complete(job, record, &urls)
     }
 
     fn failed(&self, in_flight: &InFlight, ended: &EndedJob, problem: &Problem) -> Result<Vec<Notification>, JobError> {
-        self.sender.notifier.failed_as(&in_flight.notification_target(), problem, ended.attempt)
+        self.services.sender.notifier.failed_as(&in_flight.notification_target(), problem, ended.attempt)
     }
 
     /// Sends one notification once; to the backend where its `callback.url` may not be reached.
     async fn attempt(&self, notification: &mut Notification) -> Result<(), Later> {
         loop {
-            let notifier = &self.sender.notifier;
+            let notifier = &self.services.sender.notifier;
             let Some(name) = notifier.destination(notification) else {
                 let problem = format!("{}: this host has no address for it (notify, asset_service)", notification.as_str());
                 return Err(Later { problem, ..Later::default() });
@@ -178,7 +211,7 @@ impl Outbox {
                         *notification = instead;
                         continue;
                     }
-                    Err(OnceError::NotWritten(error)) => Later::because(&error),
+                    Err(OnceError::NotWritten(error)) => self.later(&error),
                     Err(OnceError::Undelivered(Undelivered { problem, retry_after, is_down })) => {
                         if is_down {
                             place.failed(&problem)
