@@ -50,7 +50,7 @@ impl Life {
                 steps.push(("stored_outcome", to(if self.record { Phase::TellComplete } else { failed }, self)));
             }
             Phase::TellComplete => self.tell(host, "tell_complete", Self { told_complete: true, ..self }, steps),
-            Phase::NoteFailed | Phase::TellFailed => self.tell_failed(host, steps),
+            Phase::NoteFailed | Phase::TellFailed => self.tell_failed(host, rules, steps),
             Phase::Ack => {
                 let is_promise = message == usize::from(self.is_second);
                 let acked = Self { promised: self.promised && !is_promise, ..self };
@@ -73,7 +73,7 @@ impl Life {
         }
     }
 
-    fn tell_failed(self, host: usize, steps: &mut Vec<(&'static str, Self)>) {
+    fn tell_failed(self, host: usize, rules: Rules, steps: &mut Vec<(&'static str, Self)>) {
         let (phase, message) = self.hosts[host];
         match phase {
             Phase::NoteFailed if self.bucket_is_away => steps.push(("note_failed: not taken", self.wait(host, rules))),
