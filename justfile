@@ -31,9 +31,9 @@ licences:
     cargo deny --log-level error list --layout crate > THIRD-PARTY
     .ci/licences.py > THIRD-PARTY-LICENSES
 
-# Fuzz one target for some seconds; needs nightly Rust and cargo-fuzz.
+# Fuzz one target for some seconds.
 fuzz target seconds="60":
-    cargo +nightly fuzz run {{ target }} -- -max_total_time={{ seconds }}
+    fuzz/run {{ target }} {{ seconds }}
 
 # All that a change must pass.
 ci:

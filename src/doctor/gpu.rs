@@ -5,14 +5,15 @@ use super::finding::Finding;
 use super::models::files;
 use crate::config::{Config, Environment};
 use crate::metrics::gpu::{Card, Machine, inspect};
-use atelier_engine::device::{self, Build};
+use atelier_engine::device::{self, Architecture, Build, Reach};
 
 const CHECK: &str = "gpu";
 
 pub(super) async fn check(config: &Config, environment: &Environment) -> Finding {
-    let Build::Cuda { compute_cap, flash_attention } = device::build() else {
+    let build = device::build();
+    if build == Build::Cpu {
         return Finding::skip(CHECK, "this build generates on the CPU (no feature cuda)");
-    };
+    }
     let how = "install NVIDIA's driver, and give the container its GPUs (--gpus all, nvidia.com/gpu)";
     let machine = match aside(inspect).await {
         Some(Ok(machine)) => machine,
@@ -22,12 +23,14 @@ pub(super) async fn check(config: &Config, environment: &Environment) -> Finding
     let weights = config.manifest(environment).ok().and_then(|manifest| files(&manifest, config).ok());
     let weights_bytes = weights.map_or(0, |files| files.iter().map(|(_, bytes)| bytes).sum());
     let needed_bytes = config.engine.memory_budget_mib.map_or(weights_bytes, |mib| mib.saturating_mul(1 << 20));
-    judge(&machine, (compute_cap, flash_attention), needed_bytes)
+    judge(&machine, build, needed_bytes)
 }
 
-/// `compute_cap`: what the kernels were compiled for, as `80`; drivers translate them for newer GPUs, never for older ones, and flash
-/// attention's not at all.
-fn judge(machine: &Machine, (compute_cap, flash_attention): (Option<&str>, bool), needed_bytes: u64) -> Finding {
+/// Drivers translate kernels for newer GPUs where their [`Reach`] allows it, never for older ones, and flash attention's not at all.
+fn judge(machine: &Machine, build: Build, needed_bytes: u64) -> Finding {
+    let Build::Cuda { architecture, cuda, flash_attention } = build else {
+        return Finding::skip(CHECK, "this build generates on the CPU (no feature cuda)");
+    };
     let Some(card) = machine.cards.first() else {
         return Finding::fail(
             CHECK,
@@ -35,7 +38,8 @@ fn judge(machine: &Machine, (compute_cap, flash_attention): (Option<&str>, bool)
             "give the container its GPUs (--gpus all, nvidia.com/gpu)",
         );
     };
-    let Card { name, memory_bytes, free_bytes, compute: (major, minor) } = card;
+    let Card { name, memory_bytes, free_bytes, compute } = card;
+    let (major, minor) = compute;
     let all = memory_bytes >> 20;
     let free = free_bytes >> 20;
     let about = format!(
@@ -43,19 +47,30 @@ fn judge(machine: &Machine, (compute_cap, flash_attention): (Option<&str>, bool)
         machine.cards.len(),
         machine.driver
     );
-    let Some(built) = compute_cap.and_then(|cap| cap.parse::<u32>().ok()) else {
+    if machine.cuda < cuda {
+        let known = dotted(machine.cuda);
+        let needed = dotted(cuda);
+        let found = format!("{about}; the driver knows CUDA {known}, and this build's kernels are of CUDA {needed}");
+        return Finding::fail(
+            CHECK,
+            found,
+            format!("install a driver of CUDA {needed} (580 for 13.0), or build with CUDA {known}"),
+        );
+    }
+    let Some(built) = architecture else {
         return Finding::warn(
             CHECK,
             format!("{about}; this build does not say what it was compiled for"),
             "build with CUDA_COMPUTE_CAP=80, or your GPU's number",
         );
     };
-    if major * 10 + minor < built {
-        let found = format!("{about}; this build is for {}.{} and newer", built / 10, built % 10);
-        return Finding::fail(CHECK, found, format!("build with CUDA_COMPUTE_CAP={major}{minor}, or use a newer GPU"));
+    if !built.runs_on(*compute) {
+        let found = format!("{about}; this build is for {}", reached(built));
+        let how = format!("build with CUDA_COMPUTE_CAP={major}{minor}, or with 80 for every GPU from 8.0 on");
+        return Finding::fail(CHECK, found, how);
     }
-    if flash_attention && *major != built / 10 {
-        let found = format!("{about}; this build's flash attention is for {}.x alone", built / 10);
+    if flash_attention && *major != built.compute.0 {
+        let found = format!("{about}; this build's flash attention is for {}.x alone", built.compute.0);
         return Finding::fail(
             CHECK,
             found,
@@ -70,7 +85,20 @@ fn judge(machine: &Machine, (compute_cap, flash_attention): (Option<&str>, bool)
         let found = format!("{about}; {} MiB are needed, and another process has the rest", needed_bytes >> 20);
         return Finding::warn(CHECK, found, "right while atelier itself runs on it; else end what else uses it (nvidia-smi)");
     }
-    Finding::ok(CHECK, format!("{about}; built for {}.{}", built / 10, built % 10))
+    Finding::ok(CHECK, format!("{about}; built for {}", reached(built)))
+}
+
+fn dotted((major, minor): (u32, u32)) -> String {
+    format!("{major}.{minor}")
+}
+
+fn reached(built: Architecture) -> String {
+    let from = dotted(built.compute);
+    match built.reach {
+        Reach::Newer => format!("{from} and newer"),
+        Reach::Family => format!("{from} and newer ones of {}.x", built.compute.0),
+        Reach::Alone => format!("{from} alone"),
+    }
 }
 
 #[cfg(test)]
@@ -78,22 +106,54 @@ mod tests {
     use super::super::finding::State;
     use super::*;
 
-    fn state(compute: (u32, u32), free_gib: u64, build: (Option<&str>, bool), needed_gib: u64) -> State {
+    const CUDA: (u32, u32) = (13, 0);
+
+    fn build(cap: &str) -> Build {
+        Build::Cuda { architecture: Architecture::parse(cap), cuda: CUDA, flash_attention: false }
+    }
+
+    fn flash(cap: &str) -> Build {
+        Build::Cuda { architecture: Architecture::parse(cap), cuda: CUDA, flash_attention: true }
+    }
+
+    fn judged(compute: (u32, u32), free_gib: u64, cuda: (u32, u32), build: Build, needed_gib: u64) -> Finding {
         let card = Card { name: "L4".into(), memory_bytes: 24 << 30, free_bytes: free_gib << 30, compute };
-        judge(&Machine { driver: "580.1".into(), cards: vec![card] }, build, needed_gib << 30).state
+        judge(&Machine { driver: "580.1".into(), cuda, cards: vec![card] }, build, needed_gib << 30)
+    }
+
+    fn state(compute: (u32, u32), free_gib: u64, build: Build, needed_gib: u64) -> State {
+        judged(compute, free_gib, CUDA, build, needed_gib).state
     }
 
     #[test]
     fn a_gpu_must_be_new_and_large_enough() {
-        assert_eq!(state((8, 9), 24, (Some("80"), false), 6), State::Ok);
-        assert_eq!(state((12, 0), 24, (Some("90"), false), 6), State::Ok);
-        assert_eq!(state((7, 5), 24, (Some("80"), false), 6), State::Fail);
-        assert_eq!(state((8, 9), 24, (None, false), 6), State::Warn);
-        assert_eq!(state((8, 9), 24, (Some("80"), false), 40), State::Fail);
-        assert_eq!(state((8, 9), 2, (Some("80"), false), 6), State::Warn);
-        let flash = (Some("80"), true);
-        assert_eq!(state((8, 9), 24, flash, 6), State::Ok);
-        assert_eq!(state((9, 0), 24, flash, 6), State::Fail);
-        assert_eq!(judge(&Machine { driver: "580.1".into(), cards: Vec::new() }, (Some("80"), false), 0).state, State::Fail);
+        assert_eq!(state((8, 9), 24, build("80"), 6), State::Ok);
+        assert_eq!(state((12, 0), 24, build("80"), 6), State::Ok);
+        assert_eq!(state((7, 5), 24, build("80"), 6), State::Fail);
+        assert_eq!(state((8, 9), 24, build("nothing known"), 6), State::Warn);
+        assert_eq!(state((8, 9), 24, build("80"), 40), State::Fail);
+        assert_eq!(state((8, 9), 2, build("80"), 6), State::Warn);
+        assert_eq!(state((8, 9), 24, flash("80"), 6), State::Ok);
+        assert_eq!(state((9, 0), 24, flash("80"), 6), State::Fail);
+        let none = Machine { driver: "580.1".into(), cuda: CUDA, cards: Vec::new() };
+        assert_eq!(judge(&none, build("80"), 0).state, State::Fail);
+    }
+
+    #[test]
+    fn kernels_for_hopper_are_for_hopper_alone() {
+        assert_eq!(state((9, 0), 24, build("90"), 6), State::Ok);
+        for gpu in [(8, 9), (10, 0), (12, 0)] {
+            let finding = judged(gpu, 24, CUDA, build("90"), 6);
+            assert_eq!(finding.state, State::Fail, "{gpu:?}");
+            assert!(format!("{finding:?}").contains("9.0 alone"), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_driver_must_know_the_cuda_version_of_the_kernels() {
+        let old = judged((8, 9), 24, (12, 8), build("80"), 6);
+        assert_eq!(old.state, State::Fail);
+        assert!(format!("{old:?}").contains("knows CUDA 12.8"), "{old:?}");
+        assert_eq!(judged((8, 9), 24, (13, 1), build("80"), 6).state, State::Ok);
     }
 }

@@ -67,6 +67,8 @@ pub fn count() -> usize {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     pub driver: String,
+    /// The newest CUDA version that the driver knows, 13.0 as (13, 0).
+    pub cuda: (u32, u32),
     pub cards: Vec<Card>,
 }
 
@@ -98,7 +100,8 @@ fn machine() -> Result<Machine, NvmlError> {
         let compute = (compute.major.unsigned_abs(), compute.minor.unsigned_abs());
         cards.push(Card { name: device.name()?, memory_bytes: memory.total, free_bytes: memory.free, compute });
     }
-    Ok(Machine { driver: nvml.sys_driver_version()?, cards })
+    let cuda = nvml.sys_cuda_driver_version()?.unsigned_abs();
+    Ok(Machine { driver: nvml.sys_driver_version()?, cuda: (cuda / 1000, cuda % 1000 / 10), cards })
 }
 
 fn query(nvml: &Nvml) -> Option<Vec<Gpu>> {

@@ -23,6 +23,7 @@ use crate::notify::tryon::TryOnService;
 use crate::outbound::Outbound;
 use crate::setting::SettingError;
 use crate::store::Store;
+use crate::store::held_results::HeldResults;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::{Observer, Services, Workflow};
 use atelier_engine::EngineError;
@@ -34,10 +35,17 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// Not its `source`: whoever prints all causes would print the engine's twice.
     #[error("the model could not be made ready: {0}")]
-    Engine(#[from] EngineError),
+    Engine(EngineError),
     #[error(transparent)]
     Store(#[from] JobError),
+}
+
+impl From<EngineError> for StartError {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
 }
 
 impl StartError {
@@ -89,6 +97,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         preprocess: Preprocess { max_short_side_px: manifest.max_short_side_px, ..config.workflow.preprocess },
         postprocess: config.workflow.postprocess,
         store,
+        held_results: HeldResults::new(&config.store),
         notifier,
         observer,
     };
@@ -133,4 +142,16 @@ pub fn notifier(config: &Config, outbound: Outbound, images: Arc<dyn Images>) ->
     let Config { notify, asset_service, load_balancer, server, model, .. } = config;
     let service = TryOnService::new(asset_service, load_balancer, &server.node_id, &model.name, images)?;
     Ok(Notifier::new(notify, outbound)?.with_tryon(service))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engines_error_is_printed_once() {
+        let error = StartError::from(EngineError::Panicked("no device".into()));
+        let all_causes = format!("{:#}", anyhow::Error::from(error));
+        assert_eq!(all_causes.matches("no device").count(), 1, "{all_causes}");
+    }
 }

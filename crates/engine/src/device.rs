@@ -1,9 +1,15 @@
 //! Opens the device that generates; what depends on the build, but for the way of weights to a GPU (`loader.rs`), is here.
 
 #[cfg(feature = "cuda")]
-mod fp8_gemm;
+mod fp8;
+#[cfg(feature = "cuda")]
+mod own_kernels;
 
+#[cfg(feature = "cuda")]
+use std::collections::BTreeSet;
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -13,19 +19,74 @@ use super::EngineError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Build {
     Cpu,
-    /// `compute_cap`: the architecture that the kernels were compiled for, such as `80`; none where the compiler asked the machine that built.
     Cuda {
-        compute_cap: Option<&'static str>,
+        /// What the kernels were compiled for; none where the compiler asked the machine that built.
+        architecture: Option<Architecture>,
+        /// The CUDA version whose PTX the kernels are, such as (13, 0): drivers that know only older ones cannot load them.
+        cuda: (u32, u32),
         /// Whether it has flash attention, which is machine code: it runs on GPUs of the same first number only (8.0 on 8.9, not on 9.0).
         flash_attention: bool,
     },
+}
+
+/// A GPU architecture that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Architecture {
+    /// Compute capability, 8.0 as (8, 0).
+    pub compute: (u32, u32),
+    pub reach: Reach,
+}
+
+/// Which GPUs kernels run on (CUDA programming guide, "Compute Capabilities", feature sets).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Those of the architecture and all newer ones: drivers translate for them.
+    Newer,
+    /// Those with the same first number that are no older (`sm_121f`).
+    Family,
+    /// Those of this architecture alone (`sm_90a`).
+    Alone,
+}
+
+impl Architecture {
+    /// Reads `CUDA_COMPUTE_CAP` as candle's build does (`cudaforge`'s `GpuArch::parse`): from 9.0 on it takes what one architecture alone has,
+    /// whether or not that was asked for.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim().to_ascii_lowercase();
+        let text = text.strip_prefix("sm_").unwrap_or(&text);
+        let number: u32 = text.trim_end_matches(['a', 'f']).parse().ok()?;
+        let number = if number < 20 { number * 10 } else { number };
+        let reach = match text.as_bytes().last()? {
+            b'a' => Reach::Alone,
+            b'f' => Reach::Family,
+            _ if number > 120 => Reach::Family,
+            _ if number >= 90 => Reach::Alone,
+            _ => Reach::Newer,
+        };
+        Some(Self { compute: (number / 10, number % 10), reach })
+    }
+
+    /// Whether kernels for it run on a GPU of this compute capability.
+    #[must_use]
+    pub fn runs_on(self, gpu: (u32, u32)) -> bool {
+        match self.reach {
+            Reach::Newer => gpu >= self.compute,
+            Reach::Family => gpu.0 == self.compute.0 && gpu >= self.compute,
+            Reach::Alone => gpu == self.compute,
+        }
+    }
 }
 
 /// This build.
 #[must_use]
 pub fn build() -> Build {
     #[cfg(feature = "cuda")]
-    let build = Build::Cuda { compute_cap: option_env!("CUDA_COMPUTE_CAP"), flash_attention: cfg!(feature = "flash-attn") };
+    let build = Build::Cuda {
+        architecture: option_env!("CUDA_COMPUTE_CAP").and_then(Architecture::parse),
+        cuda: atelier_kernels::cuda::modules::cuda_version(),
+        flash_attention: cfg!(feature = "flash-attn"),
+    };
     #[cfg(not(feature = "cuda"))]
     let build = Build::Cpu;
     build
@@ -37,14 +98,23 @@ pub fn build() -> Build {
 /// When the build expects a GPU and none can be opened: generation on the CPU in its place would be a silent fallback.
 pub fn open() -> std::result::Result<Device, EngineError> {
     #[cfg(feature = "cuda")]
-    let device = Device::new_cuda(0)?;
+    atelier_kernels::cuda::libraries::load().map_err(candle_core::Error::msg)?;
     #[cfg(feature = "cuda")]
-    atelier_kernels::cuda::keep_memory(&device.as_cuda_device()?.cuda_stream().context()).map_err(candle_core::Error::wrap)?;
+    let device = one_stream(Device::new_cuda_with_stream(0)?)?;
     // Layers' results follow each other in the same memory, on either device.
     #[cfg(not(feature = "cuda"))]
     atelier_kernels::caching_allocator::turn_on();
     #[cfg(not(feature = "cuda"))]
     let device = Device::Cpu;
+    Ok(device)
+}
+
+/// All threads share the device's one stream, in which everything happens in its order: nothing else has to keep tensors in order.
+#[cfg(feature = "cuda")]
+fn one_stream(device: Device) -> Result<Device> {
+    let stream = device.as_cuda_device()?.cuda_stream();
+    atelier_kernels::cuda::keep_memory(stream.context()).map_err(candle_core::Error::wrap)?;
+    atelier_kernels::cuda::trust_one_stream(&stream);
     Ok(device)
 }
 
@@ -76,22 +146,118 @@ pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, caus
     fits.then(|| candle_flash_attn::flash_attn(query, key, value, (width as f32).sqrt().recip(), causal))
 }
 
-#[cfg(not(feature = "flash-attn"))]
+#[cfg(all(feature = "cuda", not(feature = "flash-attn")))]
+pub(super) fn flash_attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Option<Result<Tensor>> {
+    own_kernels::attention(query, key, value, causal)
+}
+
+#[cfg(not(feature = "cuda"))]
 pub(super) fn flash_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: bool) -> Option<Result<Tensor>> {
     None
 }
 
-/// A product of 8-bit values: (T, in) and (out, in), both e4m3, to (T, out), bf16.
-pub(super) type Fp8Product = dyn Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync;
-
-/// None where the device has none.
+/// A convolution that sums in f32; `images`: (B, in, H, W), `weight`: (out, in, kernel, kernel). `None` where the device has none of its own.
 #[cfg(feature = "cuda")]
-pub(super) fn fp8_product(device: &Device) -> Option<Result<Arc<Fp8Product>>> {
-    let opened = fp8_gemm::open(device)?;
-    Some(opened.map(|product| -> Arc<Fp8Product> { Arc::new(product) }))
+pub(super) fn convolution(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Option<Result<Tensor>> {
+    own_kernels::convolution(images, weight, stride, padding)
 }
 
 #[cfg(not(feature = "cuda"))]
-pub(super) fn fp8_product(_: &Device) -> Option<Result<Arc<Fp8Product>>> {
+pub(super) fn convolution(_: &Tensor, _: &Tensor, _: usize, _: usize) -> Option<Result<Tensor>> {
     None
+}
+
+/// Group norm in one kernel, with the silu that follows it if there is one; `hidden`: (B, channels, ...). `None` where the device has no such kernel.
+#[cfg(feature = "cuda")]
+pub(super) fn group_norm(
+    hidden: &Tensor,
+    (weight, bias): (&Tensor, &Tensor),
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> Option<Result<Tensor>> {
+    own_kernels::group_norm(atelier_kernels::cuda::norm::GroupNorm { groups, eps: eps as f32, silu }, hidden, weight, bias)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn group_norm(_: &Tensor, _: (&Tensor, &Tensor), _: usize, _: f64, _: bool) -> Option<Result<Tensor>> {
+    None
+}
+
+/// How many shapes [`keeping_uploads`] keeps uploads for: some 20 KiB of each, for as long as the process lives.
+#[cfg(feature = "cuda")]
+const MOST_KEPT_SHAPES: usize = 64;
+
+/// Does `work` over latents of `shape`. What kernels are told of tensors' sizes and strides goes to a GPU once for each shape, and stays there:
+/// else it is hundreds of copies a step.
+#[cfg(feature = "cuda")]
+pub(super) fn keeping_uploads<R>(device: &Device, shape: &[usize], work: impl FnOnce() -> R) -> R {
+    static KEPT: Mutex<BTreeSet<Vec<usize>>> = Mutex::new(BTreeSet::new());
+    let Device::Cuda(cuda) = device else { return work() };
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if kept.len() < MOST_KEPT_SHAPES {
+        kept.insert(shape.to_vec());
+    }
+    let keeps = kept.contains(shape);
+    drop(kept);
+    let _guard = keeps.then(|| cuda.enable_cuda_graph_htod_cache());
+    work()
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn keeping_uploads<R>(_: &Device, _: &[usize], work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+/// What a device does with 8-bit values (e4m3).
+pub(super) trait Fp8Device: Send + Sync {
+    /// (T, in), f32, f16 or bf16. Returns them over a scale for each token, as e4m3, and the scales (T,), f32. A scale brings the token's
+    /// largest magnitude to 448, the largest e4m3 number; it is at least 1e-12, so a token of zeros stays one.
+    fn round_tokens(&self, input: &Tensor) -> Result<(Tensor, Tensor)>;
+
+    /// (T, in) and (out, in), both e4m3, to (T, out), bf16.
+    fn multiply(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor>;
+
+    /// `product`: (T, out), bf16; `token_scales`: (T,), `weight_scales`: (1,) or (out,), both f32; `bias`: (out,). Returns product · scales,
+    /// rounded to the bias's format, plus the bias: (T, out).
+    fn finish(&self, product: &Tensor, token_scales: &Tensor, weight_scales: &Tensor, bias: &Tensor) -> Result<Tensor>;
+}
+
+/// What the device does with 8-bit values; none on a CPU.
+#[cfg(feature = "cuda")]
+pub(super) fn fp8_device(device: &Device) -> Option<Result<Arc<dyn Fp8Device>>> {
+    let Device::Cuda(cuda) = device else { return None };
+    Some(fp8::Gpu::open(cuda).map(|gpu| -> Arc<dyn Fp8Device> { Arc::new(gpu) }))
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn fp8_device(_: &Device) -> Option<Result<Arc<dyn Fp8Device>>> {
+    None
+}
+
+/// Any tensor in the format `dtype`, those of 8-bit values on a GPU as well, for which candle has no cast that works (candle#3886).
+pub(super) fn widened(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = tensor.device()
+        && tensor.dtype() == DType::F8E4M3
+    {
+        return fp8::widened(cuda, &tensor.contiguous()?, dtype);
+    }
+    tensor.to_dtype(dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn from_9_0_on_kernels_are_for_one_architecture() {
+        let runs = |built: &str, gpu| Architecture::parse(built).expect("an architecture").runs_on(gpu);
+        assert!(runs("80", (8, 0)) && runs("80", (8, 9)) && runs("8", (9, 0)) && runs("89", (12, 0)));
+        assert!(!runs("80", (7, 5)) && !runs("89", (8, 6)));
+        assert!(runs("90", (9, 0)) && runs("sm_90a", (9, 0)) && !runs("90", (10, 0)) && !runs("90", (8, 9)));
+        assert!(runs("120", (12, 0)) && !runs("120", (12, 1)));
+        assert!(runs("121", (12, 1)) && runs("100f", (10, 3)) && !runs("100f", (12, 0)) && !runs("121", (12, 0)));
+        assert_eq!(Architecture::parse("hopper"), None);
+    }
 }

@@ -23,6 +23,19 @@ const STICKY: [&str; 16] = [
     "CUDA_ERROR_MPS_CLIENT_TERMINATED",
 ];
 
+/// How NVIDIA's libraries end that work failed which the device had taken: it has met one of [`STICKY`] (cuBLAS and cuDNN documentation,
+/// `*_STATUS_EXECUTION_FAILED`: "this is often caused by a launch failure of the kernel").
+const FAILED_WORK: [&str; 4] = [
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CURAND_STATUS_LAUNCH_FAILURE",
+];
+
+/// How the driver and NVIDIA's libraries say that there is no memory: `CUDA_ERROR_OUT_OF_MEMORY`, `CUBLAS_STATUS_ALLOC_FAILED`,
+/// `CURAND_STATUS_ALLOCATION_FAILED`, cuDNN's `CUDNN_STATUS_ALLOC_FAILED` and `CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED`.
+const NO_MEMORY: [&str; 3] = ["OUT_OF_MEMORY", "ALLOC_FAILED", "ALLOCATION_FAILED"];
+
 /// The error, as [`EngineError::Fatal`] if it is one. The libraries below distinguish them only in their messages, and some
 /// of them panic instead.
 pub(super) fn classify(error: EngineError) -> EngineError {
@@ -31,14 +44,17 @@ pub(super) fn classify(error: EngineError) -> EngineError {
         EngineError::Panicked(problem) => problem.clone(),
         _ => return error,
     };
-    if STICKY.iter().any(|name| problem.contains(name)) { EngineError::Fatal { problem } } else { error }
+    let says = |names: &[&str]| names.iter().any(|name| problem.contains(name));
+    if says(&STICKY) || says(&FAILED_WORK) && !says(&NO_MEMORY) { EngineError::Fatal { problem } } else { error }
 }
 
 /// The error, as [`EngineError::OutOfMemory`] if it is one. Candle distinguishes a device without memory from other faults only in its message.
 pub(super) fn classify_memory_error(error: EngineError) -> EngineError {
     match error {
-        EngineError::Candle(error) if error.to_string().to_lowercase().contains("out_of_memory") => {
-            EngineError::OutOfMemory { problem: error.to_string() }
+        EngineError::Candle(error) => {
+            let problem = error.to_string();
+            let no_memory = NO_MEMORY.iter().any(|name| problem.contains(name));
+            if no_memory { EngineError::OutOfMemory { problem } } else { EngineError::Candle(error) }
         }
         other => other,
     }
@@ -57,5 +73,24 @@ mod tests {
         assert!(!is_fatal(candle("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")));
         assert!(!is_fatal(candle("shape mismatch")));
         assert!(!is_fatal(EngineError::Panicked("a bug in a kernel".into())));
+        assert!(is_fatal(candle("CublasError(CUBLAS_STATUS_EXECUTION_FAILED)")));
+        assert!(is_fatal(candle("CudnnError(CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER)")));
+        assert!(!is_fatal(candle("CublasError(CUBLAS_STATUS_NOT_SUPPORTED)")));
+    }
+
+    #[test]
+    fn a_library_without_memory_is_a_device_without_memory() {
+        let is_memory = |text: &str| {
+            let error = EngineError::Candle(candle_core::Error::Msg(text.into()));
+            let sticky =
+                matches!(classify(EngineError::Candle(candle_core::Error::Msg(text.into()))), EngineError::Fatal { .. });
+            matches!(classify_memory_error(error), EngineError::OutOfMemory { .. }) && !sticky
+        };
+        assert!(is_memory("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"));
+        assert!(is_memory("CublasError(CUBLAS_STATUS_ALLOC_FAILED)"));
+        assert!(is_memory("CurandError(CURAND_STATUS_ALLOCATION_FAILED)"));
+        assert!(is_memory("CudnnError(CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED)"));
+        assert!(!is_memory("CublasError(CUBLAS_STATUS_EXECUTION_FAILED)"));
+        assert!(!is_memory("shape mismatch"));
     }
 }

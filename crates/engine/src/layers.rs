@@ -5,6 +5,8 @@ use candle_core::{D, DType, Error, Result, Storage, Tensor};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
+use super::device;
+
 /// A linear layer over the last dimension.
 pub(super) struct Linear(candle_nn::Linear);
 
@@ -89,6 +91,16 @@ impl Conv {
         self.forward(&images.upsample_nearest2d(height, width)?)
     }
 
+    /// On another device than the CPU, or in another format.
+    fn elsewhere(&self, images: &Tensor) -> Result<Tensor> {
+        let Conv2dConfig { stride, padding, .. } = *self.0.config();
+        match (device::convolution(images, self.0.weight(), stride, padding), self.0.bias()) {
+            (None, _) => self.0.forward(images),
+            (Some(output), None) => output,
+            (Some(output), Some(bias)) => output?.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+        }
+    }
+
     /// `sides`: (B, in, H, W) of what is convolved; twice the images' own height and width where they are enlarged.
     fn run(
         &self,
@@ -100,7 +112,7 @@ impl Conv {
         let (batch, channels, height, width) = sides;
         let (out_channels, in_channels, kernel, _) = self.0.weight().dims4()?;
         if !is_ours(images) || channels != in_channels {
-            let output = self.0.forward(images)?;
+            let output = self.elsewhere(images)?;
             let output = match raise {
                 Some(raise) => output.broadcast_add(&raise.reshape((batch, out_channels, 1, 1))?)?,
                 None => output,
@@ -147,12 +159,22 @@ pub(super) fn group_norm(groups: usize, channels: usize, eps: f64, vb: &VarBuild
 impl GroupNorm {
     /// `hidden`: (B, channels, ...). Returns the same shape.
     pub(super) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        if is_ours(hidden) { self.run(hidden, false) } else { self.norm.forward(hidden) }
+        if is_ours(hidden) {
+            return self.run(hidden, false);
+        }
+        self.in_one_kernel(hidden, false).unwrap_or_else(|| self.norm.forward(hidden))
     }
 
     /// silu of [`Self::forward`].
     pub(super) fn forward_silu(&self, hidden: &Tensor) -> Result<Tensor> {
-        if is_ours(hidden) { self.run(hidden, true) } else { self.norm.forward(hidden)?.silu() }
+        if is_ours(hidden) {
+            return self.run(hidden, true);
+        }
+        self.in_one_kernel(hidden, true).unwrap_or_else(|| self.norm.forward(hidden)?.silu())
+    }
+
+    fn in_one_kernel(&self, hidden: &Tensor, silu: bool) -> Option<Result<Tensor>> {
+        device::group_norm(hidden, (&self.weight, &self.bias), self.groups, self.eps, silu)
     }
 
     fn run(&self, hidden: &Tensor, silu: bool) -> Result<Tensor> {

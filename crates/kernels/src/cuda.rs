@@ -1,5 +1,13 @@
 //! What candle has no call for on a GPU: products of 8-bit values by cuBLASLt, a memory pool that keeps what it has, pinned memory.
 
+pub mod attention;
+pub mod convolution;
+pub mod fp8;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod libraries;
+pub mod modules;
+pub mod norm;
+
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +39,18 @@ pub fn keep_memory(context: &CudaContext) -> Result<(), DriverError> {
     }
 }
 
+/// Records no events any more for what is made on this stream: two for each tensor that a kernel reads or writes, eleven thousand a step.
+///
+/// # Panics
+/// When it is a stream of the driver's own, of which each thread has another: those need the events.
+pub fn trust_one_stream(stream: &CudaStream) {
+    // The legacy stream is 0, 1 is its other name, and 2 that of each thread (`CU_STREAM_PER_THREAD`).
+    assert!(stream.cu_stream() as usize > 2, "a stream that all threads share");
+    // SAFETY: all work on this context goes to that one stream, so it is in order without events: what is freed, reused, or written again, is so
+    // after what came before it.
+    unsafe { stream.context().disable_event_tracking() };
+}
+
 /// Zeros in memory that the GPU can read by itself while this process goes on.
 ///
 /// # Errors
@@ -46,6 +66,15 @@ pub fn pinned<T: DeviceRepr + ValidAsZeroBits>(
         memory.as_mut_ptr()?.write_bytes(0, count);
         Ok(memory)
     }
+}
+
+/// Why there is no product of 8-bit values.
+#[derive(Debug, thiserror::Error)]
+pub enum Fp8Error {
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    #[error(transparent)]
+    Cublas(#[from] CublasError),
 }
 
 /// Sides of a product: of a matrix (`columns` x `depth`) with the transpose of another (`rows` x `depth`).
@@ -74,14 +103,14 @@ unsafe impl Sync for Fp8Gemm {}
 
 impl Fp8Gemm {
     /// # Errors
-    /// The driver's or cuBLASLt's, as text.
-    pub fn new(stream: &Arc<CudaStream>) -> Result<Self, String> {
-        let workspace = stream.alloc_zeros(WORKSPACE_BYTES).map_err(|error| error.to_string())?;
-        let handle = result::create_handle().map_err(|error| error.to_string())?;
+    /// The driver's or cuBLASLt's.
+    pub fn new(stream: &Arc<CudaStream>) -> Result<Self, Fp8Error> {
+        let workspace = stream.alloc_zeros(WORKSPACE_BYTES)?;
+        let handle = result::create_handle()?;
         Ok(Self { handle, workspace, stream: Arc::clone(stream), chosen: Mutex::default() })
     }
 
-    /// `weight`: (rows, depth), `input`: (columns, depth), both e4m3 and 16-byte aligned. Writes (columns, rows) into `out`, bf16.
+    /// `weight`: (rows, depth), `input`: (columns, depth), both e4m3 and 16-byte aligned. Returns (columns, rows), bf16.
     ///
     /// # Errors
     /// When the GPU has no such product, or not of these sides.
@@ -93,11 +122,12 @@ impl Fp8Gemm {
         weight: &impl DevicePtr<T>,
         input: &impl DevicePtr<T>,
         sides: Sides,
-        out: &mut CudaSlice<bf16>,
-    ) -> Result<(), CublasError> {
+    ) -> Result<CudaSlice<bf16>, Fp8Error> {
         assert_eq!(size_of::<T>(), 1, "e4m3 has a byte");
         let Sides { rows, columns, depth } = sides;
-        assert!(weight.len() >= rows * depth && input.len() >= columns * depth && out.len() >= rows * columns);
+        assert!(weight.len() >= rows * depth && input.len() >= columns * depth);
+        // SAFETY: the product below writes every value; with a beta of 0 none is read.
+        let mut out = unsafe { self.stream.alloc::<bf16>(rows * columns)? };
         // In cuBLAS' order, columns first: out (rows, columns) = weight (depth, rows)ᵀ · input (depth, columns).
         let layouts = [
             Layout::new(sys::cudaDataType_t::CUDA_R_8F_E4M3, depth, rows)?,
@@ -109,12 +139,12 @@ impl Fp8Gemm {
         let [weights, inputs, outputs] = &layouts;
         let (weight, _weight_in_use) = weight.device_ptr(&self.stream);
         let (input, _input_in_use) = input.device_ptr(&self.stream);
-        let (out, _out_in_use) = out.device_ptr_mut(&self.stream);
+        let (out_address, out_in_use) = out.device_ptr_mut(&self.stream);
         let (workspace, _workspace_in_use) = self.workspace.device_ptr(&self.stream);
         let alpha = 1.0_f32;
         let beta = 0.0_f32;
         // SAFETY: the matrices are as large as their layouts say (checked above), and in use until the stream is done with them; the
-        // values are f32, as the description says; with a beta of 0 what is in `out` is not read.
+        // values are f32, as the description says.
         unsafe {
             result::matmul(
                 self.handle,
@@ -125,16 +155,18 @@ impl Fp8Gemm {
                 weights.0,
                 input as *const c_void,
                 inputs.0,
-                out as *const c_void,
+                out_address as *const c_void,
                 outputs.0,
-                out as *mut c_void,
+                out_address as *mut c_void,
                 outputs.0,
                 &raw const algorithm,
                 workspace as *mut c_void,
                 WORKSPACE_BYTES,
                 self.stream.cu_stream().cast(),
-            )
+            )?;
         }
+        drop(out_in_use);
+        Ok(out)
     }
 
     fn algorithm(
@@ -197,6 +229,14 @@ impl Description {
         unsafe {
             let value = std::ptr::from_ref(&transposed).cast();
             result::set_matmul_desc_attribute(description.0, attribute, value, size_of_val(&transposed))?;
+        }
+        // Hopper sums 8-bit products twice as fast where not every partial sum is brought to f32, as LightX2V's kernels do.
+        let fast = 1_i8;
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_FAST_ACCUM;
+        // SAFETY: the attribute is of this type and size.
+        unsafe {
+            let value = std::ptr::from_ref(&fast).cast();
+            result::set_matmul_desc_attribute(description.0, attribute, value, size_of_val(&fast))?;
         }
         Ok(description)
     }

@@ -13,6 +13,8 @@ pub mod convolution;
 mod convolve;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(all(feature = "cuda", not(feature = "cudart")))]
+mod cuda_runtime;
 pub mod elementwise;
 pub mod gemm;
 pub mod norm;

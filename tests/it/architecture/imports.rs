@@ -78,7 +78,9 @@ fn complaints(name: &str, text: &str) -> Vec<String> {
 fn two_types_of_one_name_have_the_names_of_their_modules() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = Vec::new();
-    READ.iter().for_each(|directory| super::rust_files(&root.join(directory), &mut paths));
+    for directory in READ {
+        super::rust_files(&root.join(directory), &mut paths);
+    }
     paths.sort();
     assert!(paths.len() > 20, "found only {paths:?}");
     let broken = paths.iter().flat_map(|path| {

@@ -157,8 +157,8 @@ fn every_block_of_commands_says_who_runs_it() {
 
 /// What stands before each block of shell commands, with the block's line.
 fn marks(text: &str) -> Vec<(usize, &str)> {
-    let lines: Vec<&str> = text.lines().collect();
     const SHELL: [&str; 4] = ["```sh", "```bash", "```shell", "```console"];
+    let lines: Vec<&str> = text.lines().collect();
     let blocks = lines.iter().enumerate().filter(|(_, line)| SHELL.contains(&line.trim()));
     blocks.map(|(index, _)| (index + 1, index.checked_sub(1).map_or("", |before| lines[before].trim()))).collect()
 }

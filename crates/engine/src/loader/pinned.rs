@@ -1,6 +1,4 @@
 //! A ring of pinned buffers between files and a GPU.
-//!
-//! The calling thread alone speaks to the GPU: candle's stream is another one in each thread.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -10,6 +10,7 @@ use super::config::TransformerConfig;
 use super::layout::{COMPONENT, depends_on_time, shapes};
 use super::linear::Linear;
 use super::precision::Precision;
+use crate::device::widened;
 use crate::fp8::Fp8Weight;
 use crate::lora::Lora;
 use crate::tensor_file::TensorFile;
@@ -138,7 +139,10 @@ impl TransformerFiles {
         if !self.stays_fp8(&weight) {
             return Ok(Linear::full_precision(self.tensor(&format!("{name}.weight"))?, bias));
         }
-        let scale = self.scale(&weight)?.map(|scale| scale.flatten_all()).transpose()?;
+        let scale = match self.scale(&weight)? {
+            Some(scale) => scale.flatten_all()?,
+            None => Tensor::ones(1, DType::F32, &self.device)?,
+        };
         let bits = self.stored(&weight)?;
         let fp8 = self.fp8.clone().filter(|_| Fp8Weight::fits(&bits));
         Ok(Linear::fp8((bits, scale, bias), self.low_rank(&weight)?, fp8))
@@ -154,7 +158,7 @@ impl TransformerFiles {
         if stored.dtype() == self.precision.compute && self.loras.is_empty() {
             return Ok(stored);
         }
-        let mut whole = stored.to_dtype(DType::F32)?;
+        let mut whole = widened(&stored, DType::F32)?;
         if stored.dtype() == DType::F8E4M3
             && let Some(scale) = self.scale(&name)?
         {

@@ -1,8 +1,8 @@
 //! A linear layer with whole or 8-bit weights, and with LoRA matrices next to them where they cannot be merged.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
-use crate::fp8::Fp8Weight;
+use crate::fp8::{Fp8Weight, forward_whole};
 use crate::layers;
 
 /// A layer over the last dimension of (1, T, in).
@@ -18,8 +18,8 @@ enum Weight {
     Fp8Weight {
         /// (out, in).
         bits: Tensor,
-        /// What the products are multiplied by: (out,) or (1,).
-        scale: Option<Tensor>,
+        /// What the products are multiplied by: (out,) or (1,), f32.
+        scale: Tensor,
         /// (out,).
         bias: Tensor,
         fp8: Option<Fp8Weight>,
@@ -33,7 +33,7 @@ impl Linear {
 
     /// `bits`, `scale` and `bias` of the weight; `beside`: down and up matrices.
     pub(super) fn fp8(
-        (bits, scale, bias): (Tensor, Option<Tensor>, Tensor),
+        (bits, scale, bias): (Tensor, Tensor, Tensor),
         low_rank: Option<(Tensor, Tensor)>,
         fp8: Option<Fp8Weight>,
     ) -> Self {
@@ -45,17 +45,12 @@ impl Linear {
         let output = match &self.weight {
             Weight::Whole(linear) => linear.forward(input)?,
             Weight::Fp8Weight { bits, scale, bias, fp8 } => {
-                // The scale comes after the product, which is smaller than the weights, and rounds once.
-                let product = match fp8 {
-                    Some(fp8) => fp8.multiply(&input.squeeze(0)?, bits)?.unsqueeze(0)?,
-                    // The values themselves are exact in every wider format.
-                    None => layers::Linear::of(bits.to_dtype(input.dtype())?, None).forward(input)?,
+                let tokens = input.squeeze(0)?;
+                let output = match fp8 {
+                    Some(fp8) => fp8.forward(&tokens, bits, scale, bias)?,
+                    None => forward_whole(&tokens, bits, scale, bias)?,
                 };
-                let scaled = match scale {
-                    Some(scale) => product.to_dtype(DType::F32)?.broadcast_mul(scale)?,
-                    None => product,
-                };
-                scaled.to_dtype(input.dtype())?.broadcast_add(bias)?
+                output.unsqueeze(0)?
             }
         };
         let Some((down, up)) = &self.low_rank else { return Ok(output) };

@@ -125,16 +125,18 @@ impl Norm {
         Ok(Self { groups: config.norm_num_groups, weight: number("weight")?, bias: number("bias")? })
     }
 
-    /// Group by group: all of them at once would take two more tensors of the whole image.
+    /// Group by group: all of them at once would take two more tensors of the whole image. Row by row first: a GPU sums what becomes one
+    /// number in one block, and each row in a block of its own.
     fn measured(&self, hidden: &Tensor) -> Result<Affine> {
-        let (_, channels, ..) = hidden.dims4()?;
+        let (_, channels, height, width) = hidden.dims4()?;
         let in_group = channels / self.groups;
         let mut factors = Vec::new();
         let mut summands = Vec::new();
         for group in 0..self.groups {
-            let part = hidden.narrow(1, group * in_group, in_group)?.flatten_all()?.to_dtype(DType::F32)?;
-            let mean = part.mean_all()?;
-            let variance = part.broadcast_sub(&mean)?.sqr()?.mean_all()?;
+            let part =
+                hidden.narrow(1, group * in_group, in_group)?.reshape((in_group * height, width))?.to_dtype(DType::F32)?;
+            let mean = part.mean(1)?.mean_all()?;
+            let variance = part.broadcast_sub(&mean)?.sqr()?.mean(1)?.mean_all()?;
             let factor = (variance + VaeConfig::NORM_EPS)?.sqrt()?.recip()?;
             let factor = self.weight.narrow(0, group * in_group, in_group)?.broadcast_mul(&factor)?;
             summands.push((self.bias.narrow(0, group * in_group, in_group)? - factor.broadcast_mul(&mean)?)?);

@@ -1,6 +1,6 @@
 //! The latent batch: images of one or several queued requests on their way through the denoising steps together.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::kept::Kept;
 use crate::noise::Noise;
@@ -24,11 +24,11 @@ pub(super) struct LatentBatch {
 }
 
 impl LatentBatch {
-    /// A latent batch with nothing on it yet ([`Self::begin`]). `texts`: a request's own prompts each, (1 or 2, tokens, hidden); `seeds`: a request's images each;
+    /// A latent batch of noise as it was drawn, for [`Self::begin`]. `texts`: a request's own prompts each, (1 or 2, tokens, hidden); `seeds`: a request's images each;
     /// `shape`: (channels, height, width) of one image's latents.
     pub(super) fn new(texts: &[Tensor], seeds: &[Vec<u64>], shape: (usize, usize, usize), device: &Device) -> Result<Self> {
-        let noise = Noise::new(seeds.iter().flatten().copied(), shape);
-        let latents = Tensor::zeros((0, shape.0, shape.1, shape.2), DType::F32, device)?;
+        let mut noise = Noise::new(seeds.iter().flatten().copied(), shape);
+        let latents = noise.draw(device)?;
         let owners = seeds.iter().enumerate().flat_map(|(queued, seeds)| seeds.iter().map(move |_| queued)).collect();
         let rows = texts.iter().zip(seeds).map(|(text, seeds)| text.unsqueeze(1)?.repeat((1, seeds.len(), 1, 1)));
         let text = Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 1)?.flatten(0, 1)?;

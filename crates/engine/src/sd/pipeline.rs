@@ -10,6 +10,7 @@ use super::memory::{Work, twice};
 use super::settings::Defaults;
 use super::start::Start;
 use super::tiling::Tiling;
+use crate::device::keeping_uploads;
 use crate::device_errors::classify_memory_error;
 use crate::pixels::to_rgb8;
 use crate::schedule::config::Pipeline;
@@ -36,6 +37,17 @@ impl StableDiffusion {
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
         let guidance = guidance.into();
+        keeping_uploads(&self.device, latents.dims(), || self.predict_guided(latents, timestep, text, guidance, tiling))
+    }
+
+    fn predict_guided(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        text: &Tensor,
+        guidance: Guidance,
+        tiling: Tiling,
+    ) -> Result<Tensor, EngineError> {
         let images = latents.dim(0)?;
         if text.dim(0)? == images {
             return self.predict(latents, timestep, text, guidance.scale, tiling);

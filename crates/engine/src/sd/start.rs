@@ -72,11 +72,11 @@ fn without_masked(pixels: &Tensor, mask: &[u8], width: usize, height: usize) -> 
 }
 
 impl LatentBatch {
-    /// Draws the first latents of every image. From an image it is in diffusers' order: what the encoder leaves open,
+    /// Makes the first latents of every image from what was drawn. From an image it is in diffusers' order: what the encoder leaves open,
     /// then the noise on it.
     pub(super) fn begin(&mut self, schedule: &Schedule, start: Option<&Start>) -> Result<()> {
         let device = self.text.device().clone();
-        let drawn = self.noise.draw(&device)?;
+        let drawn = self.latents.clone();
         let Some(Start { moments, mask, masked, from_noise }) = start else {
             self.latents = (drawn * schedule.init_noise_sigma)?;
             return Ok(());

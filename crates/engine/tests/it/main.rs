@@ -5,3 +5,23 @@
 mod engine;
 mod parity;
 mod world;
+
+use std::sync::OnceLock;
+
+use candle_core::Device;
+
+/// Where the tests run what they test: on the CPU, or with `ATELIER_TEST_DEVICE=gpu` on the GPU of a build with the feature `cuda`, which may be the
+/// simulated one (`tests/cuda`). All tests of a process share it.
+#[expect(clippy::disallowed_methods, reason = "the environment of the tests, not of the product")]
+fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let opened = DEVICE.get_or_init(|| match std::env::var("ATELIER_TEST_DEVICE") {
+        Err(_) => Device::Cpu,
+        Ok(wanted) => {
+            assert_eq!(wanted, "gpu", "ATELIER_TEST_DEVICE is gpu, or not there");
+            assert!(cfg!(feature = "cuda"), "ATELIER_TEST_DEVICE=gpu needs the feature cuda");
+            atelier_engine::device::open().unwrap()
+        }
+    });
+    opened.clone()
+}

@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::{EngineError, Image};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use super::{engine, fixtures, generate, lora};
+
+use crate::device;
 
 /// A tensor as it stands in a file.
 #[derive(Clone)]
@@ -364,7 +366,7 @@ fn weights_in_any_format_of_floats_are_read() {
             (entry.key.clone(), TensorView::new(entry.dtype, entry.shape.clone(), &entry.bytes).expect("a tensor"))
         });
         fs::write(&path, safetensors::serialize(views, None).expect("a file")).expect("writes");
-        let loaded = StableDiffusion::load(&Settings::new(directory.path().to_owned(), DType::F32, Device::Cpu));
+        let loaded = StableDiffusion::load(&Settings::new(directory.path().to_owned(), DType::F32, device()));
         let mut loaded = loaded.unwrap_or_else(|error| panic!("{dtype:?}: {error}"));
         images.push(generate(&mut loaded, vec![]).expect("generates"));
     }

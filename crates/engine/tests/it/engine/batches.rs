@@ -8,9 +8,11 @@ use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::{PromptSyntax, Settings};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{Engine, EngineError, GenerateRequest, Generated, Image, Progress, QueuedRequest, Request, Watch};
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use super::{STEPS, engine, fixtures, lora, request};
+
+use crate::device;
 
 /// A request that differs from [`request`] in what every queued request of a batch may have for itself.
 fn request_of(prompt: &str, negative_prompt: &str, seed: u64, images: u64) -> GenerateRequest {
@@ -76,7 +78,7 @@ fn each_order_gets_the_images_that_it_gets_alone() {
 
 #[test]
 fn prompts_of_several_lengths_are_generated_as_they_are_alone() {
-    let settings = Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu);
+    let settings = Settings::new(fixtures().join("sd15"), DType::F32, device());
     let settings = Settings { prompts: PromptSyntax::Weighted, ..settings };
     let mut engine = StableDiffusion::load(&settings).expect("the fixture loads");
     let [mut first, second, mut third] = requests();

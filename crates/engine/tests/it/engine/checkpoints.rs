@@ -7,9 +7,11 @@ use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::{Engine, EngineError, Watch};
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use super::{copy_directory, fixtures, request};
+
+use crate::device;
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
@@ -30,7 +32,7 @@ pub(crate) fn edit(file: &Path, from: &str, to: &str) {
 fn refused(breaking: impl FnOnce(&Path)) -> (PathBuf, String) {
     let directory = copied();
     breaking(directory.path());
-    match StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).err() {
+    match StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device())).err() {
         Some(EngineError::Checkpoint { path, problem }) => {
             (path.strip_prefix(directory.path()).unwrap_or(&path).to_owned(), problem)
         }
@@ -76,7 +78,7 @@ fn checkpoint_of_a_pipeline_around_the_same_weights() {
         edit(&index, "\"StableDiffusionPipeline\"", &more);
         fs::create_dir(directory.path().join("safety_checker")).expect("a directory");
         fs::write(directory.path().join("safety_checker/model.safetensors"), b"not read").expect("writes");
-        assert!(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).is_ok(), "{pipeline}");
+        assert!(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device())).is_ok(), "{pipeline}");
     }
 }
 
@@ -94,10 +96,10 @@ fn checkpoint_with_settings_spelled_otherwise() {
     ] {
         edit(&config, &format!("\"{key}\": {from},"), &format!("\"{key}\": {to},"));
     }
-    assert!(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).is_ok());
+    assert!(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device())).is_ok());
     edit(&config, "[false, false, false]", "[false, true, false]");
     let refused =
-        StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).err().expect("refused").to_string();
+        StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device())).err().expect("refused").to_string();
     assert!(refused.contains("only_cross_attention is [false,true,false]; supported: false"), "{refused}");
 }
 
@@ -173,7 +175,7 @@ fn checkpoint_with_a_schedule_that_one_scheduler_cannot_follow_works_with_the_ot
     let directory = copied();
     let file = directory.path().join("scheduler/scheduler_config.json");
     edit(&file, "\"steps_offset\": 1,", "\"steps_offset\": 1, \"algorithm_type\": \"deis\", \"predict_x0\": false,");
-    let mut engine = StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).expect("loads");
+    let mut engine = StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device())).expect("loads");
     let mut request = request(vec![]);
     engine.generate(&request, &Watch::new(|_| ())).expect("dpmsolver++ does not read it");
     request.scheduler = Scheduler::plain(Sampler::UniPc);

@@ -16,6 +16,8 @@ use image::RgbImage;
 use super::checkpoints::edit as edit_file;
 use super::copy_directory;
 
+use crate::device;
+
 const TRANSFORMER: &str = "transformer/config.json";
 const GRIDS: [Grid; 2] = [Grid { height: 2, width: 3 }, Grid { height: 3, width: 3 }];
 
@@ -24,7 +26,7 @@ fn directory() -> PathBuf {
 }
 
 fn load(directory: &Path, variant: &Variant) -> Result<QwenImageEdit, EngineError> {
-    QwenImageEdit::load(directory, variant, Precision::of(&Device::Cpu), Device::Cpu)
+    QwenImageEdit::load(directory, variant, Precision::of(&Device::Cpu), device())
 }
 
 fn engine() -> QwenImageEdit {
@@ -33,7 +35,7 @@ fn engine() -> QwenImageEdit {
 
 fn text(seed: u64) -> Tensor {
     let values = (0..5 * 24).map(|index| ((index as f32 + seed as f32) * 0.7).sin()).collect::<Vec<_>>();
-    Tensor::from_vec(values, (1, 5, 24), &Device::Cpu).expect("a text")
+    Tensor::from_vec(values, (1, 5, 24), &device()).expect("a text")
 }
 
 fn edit(seeds: Vec<u64>) -> Edit {
@@ -141,7 +143,7 @@ fn a_broken_weight_file_is_refused_in_words() {
 /// An 8-bit file of the fixture with tensors changed.
 fn fp8(change: impl FnOnce(&mut HashMap<String, Tensor>)) -> (tempfile::TempDir, Variant) {
     let file = directory().join("fp8/channel.safetensors");
-    let mut tensors = candle_core::safetensors::load(file, &Device::Cpu).expect("loads");
+    let mut tensors = candle_core::safetensors::load(file, &device()).expect("loads");
     change(&mut tensors);
     let kept = tempfile::tempdir().expect("a directory");
     let file = kept.path().join("changed.safetensors");
@@ -152,7 +154,7 @@ fn fp8(change: impl FnOnce(&mut HashMap<String, Tensor>)) -> (tempfile::TempDir,
 #[test]
 fn fp8_weights_that_do_not_fit_are_refused_in_words() {
     let query = "transformer_blocks.0.attn.to_q";
-    let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).expect("zeros");
+    let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &device()).expect("zeros");
     let scale = zeros(&[3, 1], DType::F32);
     let integers = zeros(&[32, 32], DType::U8);
     let cases: [(&str, Option<Tensor>, &str); 3] = [
@@ -177,8 +179,7 @@ fn loras_that_do_not_fit_are_refused_by_their_place() {
     let lora = |path: PathBuf| LoraFile::new(path, 1.0);
     let good = lora(directory().join("loras/lightning.safetensors"));
     let other = lora(super::fixtures().join("loras/peft.safetensors"));
-    let load_with =
-        |variant: &Variant, precision| QwenImageEdit::load(&directory().join("edit"), variant, precision, Device::Cpu);
+    let load_with = |variant: &Variant, precision| QwenImageEdit::load(&directory().join("edit"), variant, precision, device());
     let refused = |variant: &Variant, precision| match load_with(variant, precision).err() {
         Some(EngineError::Lora { index, problem }) => (index, problem),
         other => panic!("{other:?}"),
@@ -188,7 +189,7 @@ fn loras_that_do_not_fit_are_refused_by_their_place() {
     assert!(index == 1 && problem.contains("was it trained on another model?"), "{index}: {problem}");
 
     let kept = tempfile::tempdir().expect("a directory");
-    let difference = Tensor::zeros((32, 32), DType::F32, &Device::Cpu).expect("zeros");
+    let difference = Tensor::zeros((32, 32), DType::F32, &device()).expect("zeros");
     let name = "diffusion_model.transformer_blocks.1.attn.to_k.diff".to_owned();
     let path = kept.path().join("difference.safetensors");
     candle_core::safetensors::save(&HashMap::from([(name, difference)]), &path).expect("saves");
@@ -256,7 +257,7 @@ fn what_depends_on_time_alone_is_worked_out_ahead_to_the_bit_and_not_kept() {
     let copied = tempfile::tempdir().expect("a directory");
     copy_directory(&directory().join("edit"), copied.path());
     let mut engine = load(copied.path(), &Variant::default()).expect("loads");
-    let tokens = Tensor::ones((1, 15, 16), DType::F32, &Device::Cpu).expect("tokens");
+    let tokens = Tensor::ones((1, 15, 16), DType::F32, &device()).expect("tokens");
     let velocity = |engine: &mut QwenImageEdit, timesteps: &[f32], index: usize| {
         let conditionings = engine.conditionings(timesteps).expect("conditionings");
         let look = engine.predict(&tokens, &text(1), &GRIDS, &conditionings[index]).expect("a forward pass");

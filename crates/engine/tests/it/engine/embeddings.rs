@@ -6,9 +6,11 @@ use std::path::Path;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::{PromptSyntax, Settings};
 use atelier_engine::{EmbeddingFile, Engine, EngineError, GenerateRequest, Watch};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::{engine, fixtures, request};
+
+use crate::device;
 
 const HIDDEN: usize = 24;
 
@@ -20,8 +22,8 @@ fn with(path: &Path, token: &str) -> GenerateRequest {
 type BadFile = (&'static str, Vec<(&'static str, Tensor)>, &'static str);
 
 fn bad_files() -> Vec<BadFile> {
-    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).expect("zeros");
-    let nan = Tensor::full(f32::NAN, (1, HIDDEN), &Device::Cpu).expect("a tensor");
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &device()).expect("zeros");
+    let nan = Tensor::full(f32::NAN, (1, HIDDEN), &device()).expect("a tensor");
     vec![
         ("no tensors", vec![], "holds no tensors"),
         ("a LoRA", vec![("a.lora_A", zeros(&[4, HIDDEN])), ("a.lora_B", zeros(&[HIDDEN, 4]))], "is it a textual inversion?"),
@@ -65,9 +67,9 @@ fn bad_embeddings_are_refused_and_the_next_job_is_generated() {
 fn prompt_of_too_many_tokens_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("wide.safetensors");
-    let vectors = Tensor::full(0.25_f32, (70, HIDDEN), &Device::Cpu).expect("a tensor");
+    let vectors = Tensor::full(0.25_f32, (70, HIDDEN), &device()).expect("a tensor");
     candle_core::safetensors::save(&HashMap::from([("<w>", vectors)]), &path).expect("saves");
-    let settings = Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu);
+    let settings = Settings::new(fixtures().join("sd15"), DType::F32, device());
     let settings = Settings { prompts: PromptSyntax::Weighted, ..settings };
     let mut engine = StableDiffusion::load(&settings).expect("the fixture loads");
     let mut asked = with(&path, "<w>");

@@ -16,12 +16,14 @@ use image::RgbImage;
 use super::checkpoints::copied;
 use super::{copy_directory, fixtures, lora, request};
 
+use crate::device;
+
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
 const TEXT: &str = "text_encoder/model.safetensors";
 
 fn load(directory: &Path, dtype: DType) -> StableDiffusion {
-    StableDiffusion::load(&Settings::new(directory, dtype, Device::Cpu)).expect("a bad value is no reason not to load")
+    StableDiffusion::load(&Settings::new(directory, dtype, device())).expect("a bad value is no reason not to load")
 }
 
 /// One step is enough for a bad weight to show.
@@ -36,7 +38,7 @@ fn generate(engine: &mut StableDiffusion, request: &GenerateRequest) -> Result<V
 }
 
 fn tensors(file: &Path) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(file, &Device::Cpu).expect("loads")
+    candle_core::safetensors::load(file, &device()).expect("loads")
 }
 
 /// The file again with the first value of tensor `name` replaced.
@@ -47,7 +49,7 @@ fn plant(file: &Path, name: &str, value: f32) {
     let flat = tensors[name].flatten_all().and_then(|flat| flat.to_dtype(DType::F32)?.to_vec1::<f32>());
     let mut values = flat.expect("values");
     values[0] = value;
-    let planted = Tensor::from_vec(values, shape, &Device::Cpu).and_then(|tensor| tensor.to_dtype(dtype)).expect("a tensor");
+    let planted = Tensor::from_vec(values, shape, &device()).and_then(|tensor| tensor.to_dtype(dtype)).expect("a tensor");
     tensors.insert(name.to_owned(), planted);
     candle_core::safetensors::save(&tensors, file).expect("saves");
 }
@@ -197,10 +199,9 @@ fn edit_directory() -> PathBuf {
 }
 
 fn edited(directory: &Path, bad_text: bool) -> Result<Vec<Image>, EngineError> {
-    let mut engine =
-        QwenImageEdit::load(directory, &Variant::default(), Precision::of(&Device::Cpu), Device::Cpu).expect("loads");
+    let mut engine = QwenImageEdit::load(directory, &Variant::default(), Precision::of(&Device::Cpu), device()).expect("loads");
     let values = (0..5 * 24).map(|index| if bad_text && index == 7 { f32::NAN } else { (index as f32 * 0.7).sin() });
-    let positive = Tensor::from_vec(values.collect::<Vec<_>>(), (1, 5, 24), &Device::Cpu).expect("a text");
+    let positive = Tensor::from_vec(values.collect::<Vec<_>>(), (1, 5, 24), &device()).expect("a text");
     let edit = Edit { positive, negative: None, guidance_scale: 1.0, steps: 1, seeds: vec![3, 4], width_px: 48, height_px: 32 };
     let image = RgbImage::from_fn(48, 48, |x, y| image::Rgb([90, (5 * x) as u8, (5 * y) as u8]));
     engine.generate(&edit, &[image], &Watch::new(|_| ()))

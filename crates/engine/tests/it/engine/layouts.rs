@@ -7,11 +7,13 @@ use std::path::Path;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::{Engine, EngineError, Image, Watch};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde_json::json;
 
 use super::checkpoints::copied;
 use super::{fixtures, request};
+
+use crate::device;
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
@@ -21,12 +23,12 @@ fn generated(engine: Result<StableDiffusion, EngineError>) -> Vec<Image> {
 
 /// The checkpoint in `directory` with all weights out of one `file`.
 pub(super) fn load_single_file(directory: &Path, file: &Path) -> Result<StableDiffusion, EngineError> {
-    let settings = Settings::new(directory, DType::F32, Device::Cpu);
+    let settings = Settings::new(directory, DType::F32, device());
     StableDiffusion::load(&Settings { single_file: Some(file.to_owned()), ..settings })
 }
 
 fn plain() -> Vec<Image> {
-    generated(StableDiffusion::load(&Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu)))
+    generated(StableDiffusion::load(&Settings::new(fixtures().join("sd15"), DType::F32, device())))
 }
 
 #[test]
@@ -54,7 +56,7 @@ const OPEN_CLIP: [(&str, &str); 7] = [
 /// than config.json says, and a projection.
 fn with_open_clip(file: &Path) {
     const CLIP: &str = "cond_stage_model.transformer.text_model.";
-    let tensors = candle_core::safetensors::load(fixtures().join("single_file.safetensors"), &Device::Cpu).expect("loads");
+    let tensors = candle_core::safetensors::load(fixtures().join("single_file.safetensors"), &device()).expect("loads");
     let mut renamed: HashMap<String, Tensor> = HashMap::new();
     for (name, tensor) in &tensors {
         let Some(part) = name.strip_prefix(CLIP) else {
@@ -77,7 +79,7 @@ fn with_open_clip(file: &Path) {
         let name = OPEN_CLIP.iter().fold(name, |name, (ours, theirs)| name.replace(ours, theirs));
         renamed.insert(format!("cond_stage_model.model.{name}"), joined);
     }
-    let more = Tensor::ones((24, 24), DType::F32, &Device::Cpu).expect("a tensor");
+    let more = Tensor::ones((24, 24), DType::F32, &device()).expect("a tensor");
     renamed.insert("cond_stage_model.model.transformer.resblocks.9.attn.out_proj.weight".into(), more.clone());
     renamed.insert("cond_stage_model.model.text_projection".into(), more);
     candle_core::safetensors::save(&renamed, file).expect("saves");
@@ -93,7 +95,7 @@ fn one_file_of_stable_diffusion_2_is_the_same_checkpoint() {
 
 #[test]
 fn one_file_without_a_part_says_which() {
-    let tensors = candle_core::safetensors::load(fixtures().join("single_file.safetensors"), &Device::Cpu).expect("loads");
+    let tensors = candle_core::safetensors::load(fixtures().join("single_file.safetensors"), &device()).expect("loads");
     for (prefix, name) in [
         ("first_stage_model.", "holds no VAE (first_stage_model.…)"),
         ("model.diffusion_model.", "holds no UNet"),
@@ -117,21 +119,21 @@ fn a_variant_is_read_where_there_is_no_plain_file() {
     fs::copy(directory.path().join(UNET), &fp16).expect("copies");
     fs::write(directory.path().join(UNET).with_file_name("diffusion_pytorch_model.bin"), b"PK").expect("writes");
     assert_eq!(
-        generated(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu))),
+        generated(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device()))),
         plain(),
         "next to the plain one"
     );
     fs::remove_file(directory.path().join(UNET)).expect("removes");
-    assert_eq!(generated(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu))), plain(), "alone");
+    assert_eq!(generated(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device()))), plain(), "alone");
     fs::copy(&fp16, directory.path().join("unet/diffusion_pytorch_model.non_ema.safetensors")).expect("copies");
     let problem =
-        StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).err().expect("which one?").to_string();
+        StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device())).err().expect("which one?").to_string();
     assert!(problem.contains("has the variants fp16, non_ema and no plain file; keep one of them"), "{problem}");
 }
 
 /// Splits a weight file into two shards with their index next to them; `variant` stands in their names.
 fn split(file: &Path, variant: &str) {
-    let tensors = candle_core::safetensors::load(file, &Device::Cpu).expect("loads");
+    let tensors = candle_core::safetensors::load(file, &device()).expect("loads");
     let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
     let name = |part: usize| format!("diffusion_pytorch_model{variant}-0000{part}-of-00002.safetensors");
     let mut map = BTreeMap::new();
@@ -153,13 +155,13 @@ fn shards_are_read_by_their_index() {
         let directory = copied();
         split(&directory.path().join(UNET), variant);
         assert_eq!(
-            generated(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu))),
+            generated(StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device()))),
             plain(),
             "variant {variant:?}"
         );
         fs::remove_file(directory.path().join(format!("unet/diffusion_pytorch_model{variant}-00002-of-00002.safetensors")))
             .expect("removes");
-        let problem = StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu))
+        let problem = StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device()))
             .err()
             .expect("one is missing")
             .to_string();
@@ -175,7 +177,7 @@ fn an_index_cannot_reach_out_of_its_directory() {
     let name = "unet/diffusion_pytorch_model.safetensors.index.json";
     fs::write(directory.path().join(name), index.to_string()).expect("writes");
     let problem =
-        StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).err().expect("refused").to_string();
+        StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device())).err().expect("refused").to_string();
     assert!(problem.contains("names a file outside of its directory: ../../elsewhere.safetensors"), "{problem}");
 }
 

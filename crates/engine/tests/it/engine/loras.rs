@@ -5,16 +5,18 @@ use std::fs;
 use std::path::Path;
 
 use atelier_engine::EngineError;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::{engine, fixtures, generate, lora};
+
+use crate::device;
 
 const QUERY: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
 
 /// A LoRA file of zeros with these (key, shape) tensors.
 fn file_of(tensors: &[(String, &[usize])]) -> Vec<u8> {
     let tensors = tensors.iter().map(|(key, shape)| {
-        let zeros = Tensor::zeros(*shape, candle_core::DType::F32, &Device::Cpu).expect("zeros");
+        let zeros = Tensor::zeros(*shape, candle_core::DType::F32, &device()).expect("zeros");
         (key.clone(), zeros)
     });
     bytes_of(&tensors.collect())
@@ -36,12 +38,12 @@ fn good() -> Vec<u8> {
 }
 
 fn with_a_nan() -> Vec<u8> {
-    let mut tensors = candle_core::safetensors::load_buffer(&good(), &Device::Cpu).expect("the fixture");
+    let mut tensors = candle_core::safetensors::load_buffer(&good(), &device()).expect("the fixture");
     let key = format!("unet.{QUERY}.lora_A.weight");
     let shape = tensors[&key].shape().clone();
     let mut values = vec![0.0_f32; shape.elem_count()];
     values[3] = f32::NAN;
-    tensors.insert(key, Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor"));
+    tensors.insert(key, Tensor::from_vec(values, shape, &device()).expect("a tensor"));
     bytes_of(&tensors)
 }
 

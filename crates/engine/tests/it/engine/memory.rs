@@ -3,9 +3,11 @@
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::{Defaults, Settings};
 use atelier_engine::{Engine, EngineError, Image, Watch};
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use super::{engine, fixtures, request};
+
+use crate::device;
 
 /// Bytes next to the model in which the request of these tests fits one row at a time, and no better.
 const ONE_BY_ONE: u64 = 600_000;
@@ -13,7 +15,7 @@ const ONE_BY_ONE: u64 = 600_000;
 /// The fixture within so many bytes next to its own tensors.
 fn within(beside: Option<u64>, defaults: Option<Defaults>) -> StableDiffusion {
     let memory_budget = beside.map(|beside| engine().resident_bytes() + beside);
-    let settings = Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu);
+    let settings = Settings::new(fixtures().join("sd15"), DType::F32, device());
     StableDiffusion::load(&Settings { memory_budget, defaults, ..settings }).expect("the fixture loads")
 }
 

@@ -20,7 +20,9 @@ use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::{Engine, EngineError, GenerateRequest, Image, LoraFile, Sampling, Watch};
-use candle_core::{DType, Device};
+use candle_core::DType;
+
+use crate::device;
 
 const STEPS: u32 = 3;
 
@@ -29,7 +31,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn engine() -> StableDiffusion {
-    StableDiffusion::load(&Settings::new(fixtures().join("sd15"), DType::F32, Device::Cpu)).expect("the fixture loads")
+    StableDiffusion::load(&Settings::new(fixtures().join("sd15"), DType::F32, device())).expect("the fixture loads")
 }
 
 fn request(loras: Vec<LoraFile>) -> GenerateRequest {

@@ -8,15 +8,17 @@ use atelier_engine::sd::pack::ALIGNMENT;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::tensor_file::{self, PACKED};
 use atelier_engine::{Engine, EngineError, Image, Watch};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use tempfile::TempDir;
 
 use super::checkpoints::{copied, edit};
 use super::layouts::load_single_file;
 use super::{fixtures, request};
 
+use crate::device;
+
 fn loaded(directory: &Path, dtype: DType) -> StableDiffusion {
-    StableDiffusion::load(&Settings::new(directory, dtype, Device::Cpu)).expect("loads")
+    StableDiffusion::load(&Settings::new(directory, dtype, device())).expect("loads")
 }
 
 fn generated(mut engine: StableDiffusion) -> Vec<Image> {
@@ -31,7 +33,7 @@ fn packed(dtype: DType) -> TempDir {
 }
 
 fn refused(directory: &Path) -> String {
-    StableDiffusion::load(&Settings::new(directory, DType::F32, Device::Cpu)).err().expect("refused").to_string()
+    StableDiffusion::load(&Settings::new(directory, DType::F32, device())).err().expect("refused").to_string()
 }
 
 #[test]
@@ -86,7 +88,7 @@ fn the_packed_file_is_laid_out_for_reading() {
     let first = |component: &str| names.find(&format!("\"{component}.")).expect("has tensors");
     let last = |component: &str| names.rfind(&format!("\"{component}.")).expect("has tensors");
     assert!(last("text_encoder") < first("unet") && last("unet") < first("vae"), "{names}");
-    let tensors = candle_core::safetensors::load(&file, &Device::Cpu).expect("loads");
+    let tensors = candle_core::safetensors::load(&file, &device()).expect("loads");
     assert!(tensors.contains_key("unet.conv_in.weight"));
     assert!(tensors.values().all(|tensor| tensor.dtype() == DType::F16));
     for entry in fs::read_dir(directory.path().join("unet")).expect("a directory") {

@@ -4,11 +4,13 @@ use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::sd::tiling::Tiling;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::loras::{look, mixes};
 use super::stages::{NEGATIVE, PROMPT, for_each, prompts};
 use super::{Reference, RelativeError, Stage, fixtures, relative_error, values};
+
+use crate::device;
 
 /// Both round at every layer, each in its own order: what is added up first, and where a sum is kept in f32, is no one's mistake.
 const TWICE_AS_FAR: RelativeError = RelativeError(2.0);
@@ -35,7 +37,7 @@ fn parity_of_half_precision() {
     let whole = Reference::read("sd15");
     let half = Reference::read("half");
     let mut engine =
-        StableDiffusion::load(&Settings::new(fixtures().join("sd15"), DType::F16, Device::Cpu)).expect("the fixture loads");
+        StableDiffusion::load(&Settings::new(fixtures().join("sd15"), DType::F16, device())).expect("the fixture loads");
     let distance =
         |stage: &str| Distance { whole: &whole, half: &half, stage: Stage::new(format!("sd15, {stage}, f16 / diffusers'")) };
     texts(&engine, distance("text states"));

@@ -23,7 +23,9 @@ use std::path::{Path, PathBuf};
 
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
+
+use crate::device;
 
 /// Largest difference over the largest reference value, in f32, of one stage.
 const STAGE: RelativeError = RelativeError(1e-4);
@@ -40,7 +42,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn engine(checkpoint: &str) -> StableDiffusion {
-    StableDiffusion::load(&Settings::new(fixtures().join(checkpoint), DType::F32, Device::Cpu)).expect("the fixture loads")
+    StableDiffusion::load(&Settings::new(fixtures().join(checkpoint), DType::F32, device())).expect("the fixture loads")
 }
 
 /// The reference tensors in one file of the fixtures.
@@ -52,7 +54,7 @@ impl Reference {
     }
 
     fn open(file: &Path) -> Self {
-        Self(candle_core::safetensors::load(file, &Device::Cpu).expect("the reference loads"))
+        Self(candle_core::safetensors::load(file, &device()).expect("the reference loads"))
     }
 
     fn get(&self, key: &str) -> &Tensor {
@@ -96,7 +98,10 @@ impl Stage {
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.flatten_all().and_then(|flat| flat.to_dtype(DType::F64)?.to_vec1()).expect("values")
+    tensor
+        .to_device(&candle_core::Device::Cpu)
+        .and_then(|tensor| tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1())
+        .expect("values")
 }
 
 fn relative_error(ours: &[f64], reference: &[f64]) -> f64 {

@@ -4,13 +4,15 @@ use atelier_engine::EmbeddingFile;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::settings::{PromptSyntax, Settings};
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use super::stages::{NEGATIVE, PROMPT};
 use super::{Reference, STAGE, Stage, engine, fixtures, values};
 
+use crate::device;
+
 fn reads(checkpoint: &str, prompts: PromptSyntax) -> StableDiffusion {
-    let settings = Settings::new(fixtures().join(checkpoint), DType::F32, Device::Cpu);
+    let settings = Settings::new(fixtures().join(checkpoint), DType::F32, device());
     StableDiffusion::load(&Settings { prompts, ..settings }).expect("the fixture loads")
 }
 

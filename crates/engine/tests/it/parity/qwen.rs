@@ -18,6 +18,7 @@ use image::RgbImage;
 
 use super::stages::largest_step;
 use super::{PIXEL, Reference, RelativeError, SCHEDULE, STAGE, Stage};
+use crate::device;
 use crate::engine::copy_directory;
 
 /// As in the oracle's script.
@@ -29,6 +30,8 @@ const GRIDS: [Grid; 3] = [OUTPUT, Grid { height: 6, width: 6 }, Grid { height: 3
 const TIME: f32 = 761.3;
 /// On the CPU, with 8-bit weights as a GPU keeps them.
 const FP8: Precision = Precision { compute: DType::F32, keep_fp8: true };
+/// Each factor of a product is off by a sixteenth at most, and most of that cancels out in the sums: 1.3e-2 was measured.
+const BOTH_IN_8_BITS: RelativeError = RelativeError(2e-2);
 
 fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/qwen")
@@ -39,7 +42,7 @@ fn expected() -> Reference {
 }
 
 fn load(variant: &Variant, precision: Precision) -> QwenImageEdit {
-    let engine = QwenImageEdit::load(&directory().join("edit"), variant, precision, Device::Cpu).expect("the fixture loads");
+    let engine = QwenImageEdit::load(&directory().join("edit"), variant, precision, device()).expect("the fixture loads");
     engine.with_areas(AREAS)
 }
 
@@ -68,7 +71,7 @@ fn parity_of_flow_schedules() {
         for steps in [1, 4, 8, 40] {
             for tokens in [35, 3072, 3600, 4096, 4144] {
                 let sigmas = FlowSchedule::new(&config, steps, tokens).sigmas;
-                let ours = Tensor::new(sigmas, &Device::Cpu).expect("sigmas");
+                let ours = Tensor::new(sigmas, &device()).expect("sigmas");
                 if name == "base" && steps == 1 {
                     // Diffusers divides by zero here.
                     assert_eq!(ours.to_vec1::<f32>().expect("values"), [1.0, 0.0]);
@@ -210,7 +213,7 @@ fn parity_of_zero_cond_t() {
     let text = fs::read_to_string(&config).expect("a config").replace("\"zero_cond_t\": true", "\"zero_cond_t\": false");
     fs::write(&config, text).expect("writes");
     let precision = Precision::of(&Device::Cpu);
-    let mut earlier = QwenImageEdit::load(earlier.path(), &Variant::default(), precision, Device::Cpu).expect("loads");
+    let mut earlier = QwenImageEdit::load(earlier.path(), &Variant::default(), precision, device()).expect("loads");
     stage.compare("one moment", &look(&mut earlier, &expected), expected.get("forward/one_moment"));
     stage.finish(STAGE);
 }
@@ -230,8 +233,8 @@ fn parity_of_edit_loras() {
 #[test]
 fn parity_of_fp8_weights() {
     let expected = expected();
-    let mut stage = Stage::new("qwen, 8-bit weights in all spellings");
     for (name, precision) in [("whole", Precision::of(&Device::Cpu)), ("kept", FP8)] {
+        let mut stage = Stage::new(format!("qwen, 8-bit weights, {name}, in all spellings"));
         for spelling in ["channel", "channel_flat", "tensor", "bare"] {
             let file = Some(directory().join(format!("fp8/{spelling}.safetensors")));
             let ours = look(&mut load(&Variant { file, ..Variant::default() }, precision), &expected);
@@ -241,6 +244,8 @@ fn parity_of_fp8_weights() {
         let variant = Variant { file, loras: vec![lora("lightning", 1.0)], distilled: true };
         let ours = look(&mut load(&variant, precision), &expected);
         stage.compare(&format!("with a LoRA, {name}"), &ours, expected.get("fp8/channel_lightning"));
+        // A GPU rounds what it multiplies such weights with to 8 bits as well, which diffusers does not.
+        let rounds = name == "kept" && device().is_cuda();
+        stage.finish(if rounds { BOTH_IN_8_BITS } else { STAGE });
     }
-    stage.finish(STAGE);
 }

@@ -9,7 +9,7 @@ use atelier_engine::schedule::{Plan, Schedule};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::{Engine, GenerateRequest, InitImage, Sampling, Watch};
-use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_core::{DType, IndexOp, Tensor};
 use image::{GrayImage, RgbImage};
 use serde::Deserialize;
 use serde_json::Value;
@@ -18,6 +18,7 @@ use super::images::request;
 use super::names::named_scheduler;
 use super::stages::largest_step;
 use super::{PIXEL, Reference, RelativeError, SCHEDULE, Stage, fixtures};
+use crate::device;
 use crate::engine::copy_directory;
 
 const SIDE_PX: u32 = 64;
@@ -79,7 +80,7 @@ fn parity_of_every_samplers_steps() {
 }
 
 fn compare_steps(stage: &mut Stage, key: &str, schedule: &Schedule, reference: &Reference, given: &Reference) {
-    let tensor = |values: Vec<f64>| Tensor::new(values, &Device::Cpu).expect("values");
+    let tensor = |values: Vec<f64>| Tensor::new(values, &device()).expect("values");
     let timesteps = tensor(schedule.steps.iter().map(|step| step.timestep).collect());
     stage.compare(&format!("{key}, timesteps"), &timesteps, reference.get(&format!("{key}/timesteps")));
     if let Some(sigmas) = reference.0.get(&format!("{key}/sigmas")) {
@@ -111,7 +112,7 @@ fn parity_of_jobs_through_each_pipeline() {
         let directory = tempfile::tempdir().expect("a directory");
         copy_directory(&fixtures().join("sd15"), directory.path());
         std::fs::write(directory.path().join("scheduler/scheduler_config.json"), config.to_string()).expect("writes");
-        let mut engine = StableDiffusion::load(&Settings::new(directory.path(), DType::F32, Device::Cpu)).expect("loads");
+        let mut engine = StableDiffusion::load(&Settings::new(directory.path(), DType::F32, device())).expect("loads");
         let mut stage = Stage::new(format!("jobs, {name}, 8 bit"));
         for case in jobs.iter().filter(|case| case.file.as_deref() == Some(name)) {
             let made = engine.generate(&job(case, &reference), &Watch::new(|_| ())).expect("an image");

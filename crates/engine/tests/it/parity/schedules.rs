@@ -10,6 +10,8 @@ use serde::Deserialize;
 use super::names::{named_scheduler, scheduler};
 use super::{Reference, SCHEDULE, Stage, fixtures};
 
+use crate::device;
+
 #[derive(Deserialize)]
 struct Case {
     key: String,
@@ -67,12 +69,12 @@ fn compare(file: &str, schedulers: &[Scheduler]) {
 
 fn compare_table(stage: &mut Stage, case: &Case, schedule: &Schedule, reference: &Reference) {
     let timesteps: Vec<f32> = schedule.steps.iter().map(|step| step.timestep as f32).collect();
-    let timesteps = Tensor::new(timesteps, &candle_core::Device::Cpu).expect("timesteps");
+    let timesteps = Tensor::new(timesteps, &device()).expect("timesteps");
     stage.compare(&format!("{}/timesteps", case.key), &timesteps, reference.get(&format!("{}/timesteps", case.key)));
     // diffusers' DDIM and LCM keep none.
     if !matches!(case.scheduler.sampler, Sampler::Ddim | Sampler::Lcm) {
         let sigmas: Vec<f32> = schedule.sigmas.iter().map(|sigma| *sigma as f32).collect();
-        let sigmas = Tensor::new(sigmas, &candle_core::Device::Cpu).expect("sigmas");
+        let sigmas = Tensor::new(sigmas, &device()).expect("sigmas");
         stage.compare(&format!("{}/sigmas", case.key), &sigmas, reference.get(&format!("{}/sigmas", case.key)));
     }
 }

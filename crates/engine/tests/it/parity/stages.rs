@@ -6,9 +6,11 @@ use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::tiling::Tiling;
 use atelier_engine::sd::tokens::PromptTokenizer;
-use candle_core::{Device, IndexOp, Tensor};
+use candle_core::{IndexOp, Tensor};
 
 use super::{PIXEL, Reference, STAGE, Stage, engine, fixtures};
+
+use crate::device;
 
 /// As in the oracle's script.
 pub(super) const PROMPT: &str = "a small lighthouse over the sea";
@@ -34,7 +36,7 @@ fn parity_of_noise() {
     let mut stage = Stage::new("noise, torch.randn");
     for (seed, height, width) in [(42, 9, 13), (3_000_000_000, 8, 8)] {
         let key = format!("noise/{seed}");
-        let noise = Noise::new([seed], (4, height, width)).draw(&Device::Cpu).expect("noise");
+        let noise = Noise::new([seed], (4, height, width)).draw(&device()).expect("noise");
         stage.compare(&key, &noise, reference.get(&key));
     }
     stage.finish(STAGE);
@@ -63,7 +65,7 @@ fn tokens_and_text(checkpoint: &str, engine: &StableDiffusion, reference: &Refer
     for (name, prompt) in prompts() {
         let ours = tokenizer.tokens(&prompt).expect("tokens");
         assert_eq!(ours.dropped > 0, ["one_too_many", "long"].contains(&name), "{name}");
-        let ids = Tensor::new(ours.ids, &Device::Cpu).and_then(|ids| ids.unsqueeze(0)).expect("ids");
+        let ids = Tensor::new(ours.ids, &device()).and_then(|ids| ids.unsqueeze(0)).expect("ids");
         tokens.compare(name, &ids, reference.get(&format!("tokens/{name}")));
         let states = engine.encode_prompt(&prompt, None, &Inversions::default()).expect("states");
         text.compare(name, &states, reference.get(&format!("text/{name}")));

@@ -3,12 +3,14 @@
 use atelier_engine::pixels::to_pixels;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::{Engine, GenerateRequest, InitImage, Watch};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use image::{GrayImage, RgbImage};
 
 use super::images::request;
 use super::stages::largest_step;
 use super::{PIXEL, Reference, RelativeError, STAGE, Stage, engine};
+
+use crate::device;
 
 const SIZE: (u32, u32) = (72, 64);
 
@@ -34,7 +36,7 @@ fn parity_of_the_encoder() {
     let reference = Reference::read("starts");
     let width = SIZE.0 as usize;
     let height = SIZE.1 as usize;
-    let pixels = to_pixels(&bytes(reference.get("image")), width, height, &Device::Cpu).expect("pixels");
+    let pixels = to_pixels(&bytes(reference.get("image")), width, height, &device()).expect("pixels");
     let conditionings = engine.encode_image(&pixels).expect("encodes");
     let scaled = |name: &str| (reference.get(name) * 0.18215).expect("a tensor");
     let mut stage = Stage::new("sd15, vae encoder");

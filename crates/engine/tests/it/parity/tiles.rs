@@ -6,9 +6,11 @@ use atelier_engine::pixels::to_pixels;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::sd::tiling::Tiling;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::{Reference, STAGE, Stage, engine, values};
+
+use crate::device;
 
 /// Of a trained toy VAE that normalizes every tile by itself, in steps of 8 bits: the mean over all channels of all pixels.
 const MEAN_DIFFERENCE: f64 = 24.0;
@@ -43,7 +45,7 @@ fn parity_of_tiles() {
 fn a_image_in_tiles_has_no_seams() {
     const SIDE: usize = 256;
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-sd");
-    let engine = StableDiffusion::load(&Settings::new(&directory, DType::F32, Device::Cpu)).expect("the bundled model loads");
+    let engine = StableDiffusion::load(&Settings::new(&directory, DType::F32, device())).expect("the bundled model loads");
     let waves = (0..3 * SIDE * SIDE).map(|place| {
         let x = (place / 3 % SIDE) as f64;
         let y = (place / 3 / SIDE) as f64;
@@ -51,7 +53,7 @@ fn a_image_in_tiles_has_no_seams() {
         (127.0 + 100.0 * (x / 9.0 + channel).sin() * (y / (7.0 + channel)).cos()) as u8
     });
     let image: Vec<u8> = waves.collect();
-    let pixels = to_pixels(&image, SIDE, SIDE, &Device::Cpu).expect("pixels");
+    let pixels = to_pixels(&image, SIDE, SIDE, &device()).expect("pixels");
     let latents = engine.encode_image(&pixels).expect("encodes").mean;
     let bytes = |decoded: Tensor| {
         let unit: Vec<f64> = values(&decoded).into_iter().map(|number| (number / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).collect();

@@ -13,6 +13,8 @@ use super::qwen_text::image;
 use super::stages::largest_step;
 use super::{PIXEL, Reference, Stage};
 
+use crate::device;
+
 /// What the workflow says for a job with one garment that says nothing itself.
 pub(crate) const INSTRUCTION: &str = "Dress the person in image 1 in the garment of image 2. If a part of image 1 is green, it only tells which part of \
                            the body is meant. Keep the garment's colour, pattern, texture and cut. Keep the person's face, hair, skin, \
@@ -62,7 +64,7 @@ fn generate(engine: &mut TryOnEngine, request: EditRequest) -> Vec<Image> {
 fn parity_of_whole_tryons() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-edit/expected.safetensors");
     let expected = Reference::open(&file);
-    let mut engine = TryOnEngine::load(&directory(), settings(None), Precision::of(&Device::Cpu), Device::Cpu)
+    let mut engine = TryOnEngine::load(&directory(), settings(None), Precision::of(&Device::Cpu), device())
         .expect("the bundled model loads");
     let mut stage = Stage::new("tiny-edit, 8 bit");
     let distilled = (0..4).flat_map(|number| [(number, "lora", 1.0), (number, "fp8", 1.0)]);
@@ -79,9 +81,9 @@ fn parity_of_whole_tryons() {
 fn without_room_for_it_the_text_encoder_is_read_again_and_the_images_are_the_same() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-edit/expected.safetensors");
     let expected = Reference::open(&file);
-    let mut roomy = TryOnEngine::load(&directory(), settings(None), Precision::of(&Device::Cpu), Device::Cpu).expect("loads");
+    let mut roomy = TryOnEngine::load(&directory(), settings(None), Precision::of(&Device::Cpu), device()).expect("loads");
     let mut tight =
-        TryOnEngine::load(&directory(), settings(Some(1 << 20)), Precision::of(&Device::Cpu), Device::Cpu).expect("loads");
+        TryOnEngine::load(&directory(), settings(Some(1 << 20)), Precision::of(&Device::Cpu), device()).expect("loads");
     assert!(roomy.keeps_encoder() && !tight.keeps_encoder());
     for number in [0, 1] {
         let request = request(&expected, number, "lora", 1.0);

@@ -8,12 +8,13 @@ use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::{Engine, EngineError, GenerateRequest, Image, Watch};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::images::request;
 use super::stages::{PROMPT, largest_step};
 use super::starts::from;
 use super::{PIXEL, Reference, RelativeError, STAGE, Stage};
+use crate::device;
 use crate::engine::checkpoints::{copied, edit};
 use crate::engine::copy_directory;
 
@@ -26,7 +27,7 @@ fn expected() -> Reference {
 }
 
 fn load(directory: &Path) -> StableDiffusion {
-    StableDiffusion::load(&Settings::new(directory, DType::F32, Device::Cpu)).expect("loads")
+    StableDiffusion::load(&Settings::new(directory, DType::F32, device())).expect("loads")
 }
 
 /// The fixture with another component, and another pipeline's name for it.

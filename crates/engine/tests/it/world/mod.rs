@@ -53,9 +53,9 @@ fn read<T: DeserializeOwned>(file: &str) -> T {
     serde_json::from_slice(&fs::read(model(file)).unwrap()).unwrap()
 }
 
-fn generate(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<&str>) -> Image {
+fn request(prompt: &str, seed: u64, lora: Option<&str>) -> GenerateRequest {
     let lora = lora.map(|name| LoraFile::new(model(&format!("lora/{name}.safetensors")), 1.0));
-    let request = GenerateRequest {
+    GenerateRequest {
         prompt: prompt.into(),
         negative_prompt: String::new(),
         loras: lora.into_iter().collect(),
@@ -69,12 +69,27 @@ fn generate(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<
         width_px: 128,
         height_px: 128,
         seeds: vec![seed],
-    };
-    engine.generate(&request, &Watch::new(|_| ())).unwrap().remove(0)
+    }
+}
+
+fn generate(engine: &mut StableDiffusion, prompt: &str, seed: u64, lora: Option<&str>) -> Image {
+    engine.generate(&request(prompt, seed, lora), &Watch::new(|_| ())).unwrap().remove(0)
 }
 
 fn engine() -> StableDiffusion {
-    StableDiffusion::load(&Settings::new(model(""), DType::F32, device::open().unwrap())).unwrap()
+    StableDiffusion::load(&Settings::new(model(""), DType::F32, crate::device())).unwrap()
+}
+
+/// What `bench/gpu-counts` counts: as many guided steps as `ATELIER_TEST_STEPS` says, in f16 on a GPU.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the environment of the tests, not of the product")]
+fn counted_steps() {
+    let steps = std::env::var("ATELIER_TEST_STEPS").map_or(1, |steps| steps.parse().unwrap());
+    let dtype = device::default_dtype(&crate::device());
+    let mut engine = StableDiffusion::load(&Settings::new(model(""), dtype, crate::device())).unwrap();
+    let counted = GenerateRequest { steps, ..request("a red mug on the beach", 1, None) };
+    let images = engine.generate(&counted, &Watch::new(|_| ())).unwrap();
+    assert_eq!(images.len(), 1);
 }
 
 #[test]

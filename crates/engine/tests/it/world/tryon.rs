@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::measure::Spec;
 use super::read;
+use crate::device;
 use crate::parity::tiny_edit::{INSTRUCTION, directory as model_directory, settings};
 
 const WIDTH_PX: u32 = 96;
@@ -72,7 +73,7 @@ fn difference(one: &[u8], other: &RgbImage, counts: impl Fn(usize) -> bool) -> f
 fn garments_arrive_and_people_stay() {
     let spec: Spec = read("measure.json");
     let worn: Vec<Worn> = serde_json::from_slice(&fs::read(directory().join("examples.json")).unwrap()).unwrap();
-    let mut engine = TryOnEngine::load(&model_directory(), settings(None), Precision::of(&Device::Cpu), Device::Cpu).unwrap();
+    let mut engine = TryOnEngine::load(&model_directory(), settings(None), Precision::of(&Device::Cpu), device()).unwrap();
     let mut colours = 0.0;
     let mut patterns = 0.0;
     let mut outside = 0.0;

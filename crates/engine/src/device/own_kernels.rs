@@ -1,0 +1,337 @@
+//! Our CUDA kernels as operations over candle's tensors.
+
+use atelier_kernels::cuda::attention::FlashAttention;
+use atelier_kernels::cuda::convolution::{Convolution, Convolved};
+use atelier_kernels::cuda::modules::{Element, HalfElement};
+use atelier_kernels::cuda::norm::GroupNorm;
+use candle_core::cuda_backend::CudaDType;
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, DType, Device, Error, Result, Shape, Storage, Tensor};
+use half::{bf16, f16};
+
+/// softmax(query·keyᵀ/√width)·value; `query`: (B, T, heads, width), `key` and `value`: (B, S, heads, width). `None` where there is no kernel for
+/// them: on a CPU, in f32, or for heads wider than 160.
+pub(super) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Option<Result<Tensor>> {
+    let width = query.dim(3).ok()?;
+    let fits = query.device().is_cuda() && FlashAttention::takes_width(width) && key.dim(1).is_ok_and(|places| places > 0);
+    match query.dtype() {
+        DType::F16 if fits => Some(attended::<f16>(query, key, value, causal)),
+        DType::BF16 if fits => Some(attended::<bf16>(query, key, value, causal)),
+        _ => None,
+    }
+}
+
+fn attended<T: HalfElement + CudaDType>(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Result<Tensor> {
+    let (batch, tokens, heads, width) = query.dims4()?;
+    let (_, places, ..) = key.dims4()?;
+    if key.dims() != [batch, places, heads, width] || value.dims() != key.dims() {
+        return Err(Error::msg(format!("no attention of {:?} over {:?} and {:?}", query.dims(), key.dims(), value.dims())));
+    }
+    let sides = FlashAttention { batch, tokens, places, heads, width, causal };
+    run([query, key, value], query.shape().clone(), |device, [query, key, value]| {
+        let output = sides.run::<T>(&device.cuda_stream(), query, key, value).map_err(Error::wrap)?;
+        Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
+    })
+}
+
+/// `hidden`: (B, channels, ...); `weight`, `bias`: (channels,), in the same format. `None` where there is no kernel for them: on a CPU.
+pub(super) fn group_norm(norm: GroupNorm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
+    let fits = hidden.device().is_cuda() && weight.dtype() == hidden.dtype();
+    match hidden.dtype() {
+        DType::F32 if fits => Some(normed::<f32>(norm, hidden, weight, bias)),
+        DType::F16 if fits => Some(normed::<f16>(norm, hidden, weight, bias)),
+        DType::BF16 if fits => Some(normed::<bf16>(norm, hidden, weight, bias)),
+        _ => None,
+    }
+}
+
+fn normed<T: Element + CudaDType>(norm: GroupNorm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if hidden.dim(1)? != weight.dim(0)? {
+        return Err(Error::msg(format!("a group norm of {:?} channels got {:?}", weight.dims(), hidden.dims())));
+    }
+    let places = hidden.dims()[2..].iter().product();
+    run([hidden, weight, bias], hidden.shape().clone(), |device, [hidden, weight, bias]| {
+        let output = norm.run::<T>(&device.cuda_stream(), hidden, (weight, bias), places).map_err(Error::wrap)?;
+        Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
+    })
+}
+
+/// `images`: (B, in, H, W), `weight`: (out, in, kernel, kernel), in the same format. `None` where cuDNN does not take them: on a CPU.
+pub(super) fn convolution(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Option<Result<Tensor>> {
+    let fits = images.device().is_cuda() && weight.dtype() == images.dtype() && images.elem_count() > 0;
+    match images.dtype() {
+        DType::F32 if fits => Some(convolved::<f32>(images, weight, stride, padding)),
+        DType::F16 if fits => Some(convolved::<f16>(images, weight, stride, padding)),
+        DType::BF16 if fits => Some(convolved::<bf16>(images, weight, stride, padding)),
+        _ => None,
+    }
+}
+
+fn convolved<T: Convolved + CudaDType>(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
+    let (batch, in_channels, height, width) = images.dims4()?;
+    let (out_channels, weight_channels, kernel, kernel_width) = weight.dims4()?;
+    if weight_channels != in_channels || kernel != kernel_width || height.min(width) + 2 * padding < kernel {
+        return Err(Error::msg(format!("no convolution of {:?} with {:?}", images.dims(), weight.dims())));
+    }
+    let convolution = Convolution { batch, in_channels, height, width, out_channels, kernel, stride, padding };
+    let (out_height, out_width) = convolution.out_sides();
+    let shape = (batch, out_channels, out_height, out_width);
+    run([images, weight, weight], shape.into(), |device, [images, weight, _]| {
+        let output = convolution.run::<T>(&device.cuda_stream(), images, weight).map_err(Error::wrap)?;
+        Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
+    })
+}
+
+/// As a kernel reads it: in order, from an address that is a multiple of 16 bytes.
+fn in_order(tensor: &Tensor) -> Result<Tensor> {
+    const ALIGNED_BYTES: usize = 16;
+    let tensor = tensor.contiguous()?;
+    let first_byte = tensor.layout().start_offset() * tensor.dtype().size_in_bytes();
+    if first_byte.is_multiple_of(ALIGNED_BYTES) { Ok(tensor) } else { tensor.force_contiguous() }
+}
+
+/// A kernel over three tensors' values in order, with a result of this shape.
+fn run<T: CudaDType>(
+    tensors: [&Tensor; 3],
+    shape: Shape,
+    kernel: impl FnOnce(
+        &candle_core::CudaDevice,
+        [&candle_core::cuda_backend::cudarc::driver::CudaView<'_, T>; 3],
+    ) -> Result<CudaStorage>,
+) -> Result<Tensor> {
+    let [first, second, third] = [in_order(tensors[0])?, in_order(tensors[1])?, in_order(tensors[2])?];
+    let Device::Cuda(device) = first.device() else { return Err(Error::msg("our CUDA kernels are for a GPU")) };
+    let [(a, at_a), (b, at_b), (c, at_c)] = [&first, &second, &third].map(Tensor::storage_and_layout);
+    let (Storage::Cuda(a), Storage::Cuda(b), Storage::Cuda(c)) = (&*a, &*b, &*c) else {
+        return Err(Error::msg("a kernel's tensors have to be on the GPU together"));
+    };
+    let part = |layout: &candle_core::Layout| layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
+    let views = [
+        &a.as_cuda_slice::<T>()?.slice(part(at_a)),
+        &b.as_cuda_slice::<T>()?.slice(part(at_b)),
+        &c.as_cuda_slice::<T>()?.slice(part(at_c)),
+    ];
+    let output = kernel(device, views)?;
+    Ok(Tensor::from_storage(Storage::Cuda(output), shape, BackpropOp::none(), false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on_gpu() -> Result<Device> {
+        crate::device::open().map_err(Error::wrap)
+    }
+
+    /// As it is after rounding to `dtype`: what the kernel and its twin both start from.
+    fn drawn(shape: &[usize], dtype: DType) -> Result<Tensor> {
+        Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype)
+    }
+
+    fn doubles(tensor: &Tensor) -> Result<Vec<f64>> {
+        tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+    }
+
+    /// The furthest that one is off, in units of the largest there is.
+    fn furthest(ours: &[f64], exact: &[f64]) -> f64 {
+        assert_eq!(ours.len(), exact.len());
+        let largest = exact.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+        ours.iter()
+            .zip(exact)
+            .map(|(ours, exact)| (ours - exact).abs())
+            .fold(0.0, |a: f64, b| if b.is_nan() { b } else { a.max(b) })
+            / largest
+    }
+
+    /// Half a unit in the last place, and the same again for the weights of the second product.
+    fn rounding(dtype: DType) -> f64 {
+        match dtype {
+            DType::F32 => 1e-6,
+            DType::F16 => 2.0 * 2.0_f64.powi(-11),
+            _ => 2.0 * 2.0_f64.powi(-8),
+        }
+    }
+
+    fn exact_attention(query: &Tensor, key: &Tensor, value: &Tensor, causal: bool) -> Result<Vec<f64>> {
+        let (batch, tokens, heads, width) = query.dims4()?;
+        let places = key.dim(1)?;
+        let query = doubles(query)?;
+        let key = doubles(key)?;
+        let value = doubles(value)?;
+        let mut output = vec![0.0; query.len()];
+        for (image, token, head) in
+            (0..batch).flat_map(|image| (0..tokens).flat_map(move |token| (0..heads).map(move |head| (image, token, head))))
+        {
+            let row = |rows: usize, place: usize| ((image * rows + place) * heads + head) * width;
+            let seen = if causal { places.min(token + 1) } else { places };
+            let query = &query[row(tokens, token)..][..width];
+            let mut scores: Vec<f64> = Vec::with_capacity(seen);
+            for place in 0..seen {
+                let products = query.iter().zip(&key[row(places, place)..][..width]).map(|(query, key)| query * key);
+                scores.push(products.sum::<f64>() / (width as f64).sqrt());
+            }
+            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+            let all: f64 = weights.iter().sum();
+            for x in 0..width {
+                let sum: f64 = weights.iter().zip(0..).map(|(weight, place)| weight * value[row(places, place) + x]).sum();
+                output[row(tokens, token) + x] = sum / all;
+            }
+        }
+        Ok(output)
+    }
+
+    #[test]
+    fn attention_is_that_of_float64() -> Result<()> {
+        let device = on_gpu()?;
+        let cases = [
+            (1, 100, 77, 2, 64, false),
+            (2, 64, 64, 2, 40, false),
+            (1, 130, 130, 1, 80, false),
+            (1, 70, 33, 1, 128, false),
+            (1, 65, 65, 1, 160, true),
+            (1, 77, 77, 2, 24, true),
+            (2, 1, 1, 3, 8, true),
+            (1, 17, 200, 1, 96, false),
+        ];
+        for dtype in [DType::F16, DType::BF16] {
+            for (batch, tokens, places, heads, width, causal) in cases {
+                let query = drawn(&[batch, tokens, heads, width], dtype)?;
+                let key = drawn(&[batch, places, heads, width], dtype)?;
+                let value = drawn(&[batch, places, heads, width], dtype)?;
+                let on = |tensor: &Tensor| tensor.to_device(&device);
+                let ours = attention(&on(&query)?, &on(&key)?, &on(&value)?, causal).expect("a kernel")?;
+                let off = furthest(&doubles(&ours)?, &exact_attention(&query, &key, &value, causal)?);
+                assert!(off <= rounding(dtype), "{dtype:?} {batch} {tokens} {places} {heads} {width} {causal}: off by {off}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn parts_of_larger_tensors_are_read_from_where_they_lie() -> Result<()> {
+        let device = on_gpu()?;
+        let both = drawn(&[3, 20, 1, 16], DType::F16)?;
+        // The second image's values begin in the middle of the memory; the third's tokens from the second on, at no multiple of 16 bytes.
+        let odd = drawn(&[1 + 20 * 16], DType::F16)?;
+        let query = both.narrow(0, 1, 1)?;
+        let key = both.narrow(0, 2, 1)?.narrow(1, 1, 19)?;
+        let value = odd.narrow(0, 1, 19 * 16)?.reshape((1, 19, 1, 16))?;
+        let both_there = both.to_device(&device)?;
+        let odd_there = odd.to_device(&device)?;
+        let value_there = odd_there.narrow(0, 1, 19 * 16)?.reshape((1, 19, 1, 16))?;
+        let key_there = both_there.narrow(0, 2, 1)?.narrow(1, 1, 19)?;
+        let ours = attention(&both_there.narrow(0, 1, 1)?, &key_there, &value_there, false).expect("a kernel")?;
+        let off = furthest(&doubles(&ours)?, &exact_attention(&query, &key, &value, false)?);
+        assert!(off <= rounding(DType::F16), "off by {off}");
+        Ok(())
+    }
+
+    #[test]
+    fn attention_that_there_is_no_kernel_for_is_left_to_others() -> Result<()> {
+        let device = on_gpu()?;
+        for (dtype, width) in [(DType::F32, 64), (DType::F16, 12), (DType::F16, 512)] {
+            let tensor = Tensor::zeros((1, 4, 1, width), dtype, &device)?;
+            assert!(attention(&tensor, &tensor, &tensor, false).is_none(), "{dtype:?} {width}");
+        }
+        Ok(())
+    }
+
+    fn exact_norm(norm: &GroupNorm, hidden: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Vec<f64>> {
+        let channels = hidden.dim(1)?;
+        let places: usize = hidden.dims()[2..].iter().product();
+        let mut values = doubles(hidden)?;
+        let weight = doubles(weight)?;
+        let bias = doubles(bias)?;
+        let in_group = channels / norm.groups;
+        for (group, part) in values.chunks_mut(in_group * places).enumerate() {
+            let mean = part.iter().sum::<f64>() / part.len() as f64;
+            let variance = part.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / part.len() as f64;
+            for (at, value) in part.iter_mut().enumerate() {
+                let channel = group % norm.groups * in_group + at / places;
+                let normed = (*value - mean) / (variance + f64::from(norm.eps)).sqrt() * weight[channel] + bias[channel];
+                *value = if norm.silu { normed / (1.0 + (-normed).exp()) } else { normed };
+            }
+        }
+        Ok(values)
+    }
+
+    fn exact_convolution(images: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Vec<f64>> {
+        let (batch, in_channels, height, width) = images.dims4()?;
+        let (out_channels, _, kernel, _) = weight.dims4()?;
+        let images = doubles(images)?;
+        let weight = doubles(weight)?;
+        let out_height = (height + 2 * padding - kernel) / stride + 1;
+        let out_width = (width + 2 * padding - kernel) / stride + 1;
+        let mut output = Vec::with_capacity(batch * out_channels * out_height * out_width);
+        for place in 0..batch * out_channels * out_height * out_width {
+            let x = place % out_width;
+            let y = place / out_width % out_height;
+            let channel = place / (out_width * out_height) % out_channels;
+            let image = place / (out_width * out_height * out_channels);
+            let mut sum = 0.0;
+            for tap in 0..in_channels * kernel * kernel {
+                let from = tap / (kernel * kernel);
+                let row = tap / kernel % kernel;
+                let column = tap % kernel;
+                let row = (y * stride + row).wrapping_sub(padding);
+                let column = (x * stride + column).wrapping_sub(padding);
+                if row < height && column < width {
+                    let value = images[((image * in_channels + from) * height + row) * width + column];
+                    sum += value * weight[channel * in_channels * kernel * kernel + tap];
+                }
+            }
+            output.push(sum);
+        }
+        Ok(output)
+    }
+
+    #[test]
+    fn convolutions_sum_in_f32() -> Result<()> {
+        let device = on_gpu()?;
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for (batch, channels, out, side, kernel, stride) in
+                [(2, 64, 8, 9, 3, 1), (1, 640, 4, 5, 3, 2), (1, 32, 16, 6, 1, 1)]
+            {
+                let images = drawn(&[batch, channels, side, side + 1], dtype)?;
+                let weight = drawn(&[out, channels, kernel, kernel], dtype)?;
+                // Twice: the second has its plan from the first.
+                for _ in 0..2 {
+                    let ours = convolution(&images.to_device(&device)?, &weight.to_device(&device)?, stride, kernel / 2)
+                        .expect("cuDNN")?;
+                    let off = furthest(&doubles(&ours)?, &exact_convolution(&images, &weight, stride, kernel / 2)?);
+                    assert!(
+                        off <= rounding(dtype) / 2.0 + 1e-5,
+                        "{dtype:?} {channels} to {out}, {kernel} by {stride}: off by {off}"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn group_norm_is_that_of_float64() -> Result<()> {
+        let device = on_gpu()?;
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for (batch, channels, groups, side, around) in
+                [(2, 320, 32, 16, 0.0), (1, 64, 8, 7, 0.0), (3, 4, 4, 1, 0.0), (1, 32, 2, 9, 30.0)]
+            {
+                for silu in [false, true] {
+                    let hidden = (drawn(&[batch, channels, side, side], dtype)? + around)?;
+                    let weight = drawn(&[channels], dtype)?;
+                    let bias = drawn(&[channels], dtype)?;
+                    let norm = GroupNorm { groups, eps: 1e-5, silu };
+                    let on = |tensor: &Tensor| tensor.to_device(&device);
+                    let ours = group_norm(norm, &on(&hidden)?, &on(&weight)?, &on(&bias)?).expect("a kernel")?;
+                    let off = furthest(&doubles(&ours)?, &exact_norm(&norm, &hidden, &weight, &bias)?);
+                    assert!(
+                        off <= rounding(dtype).max(3e-6),
+                        "{dtype:?} {channels} in {groups}, {side}, silu {silu}: off by {off}"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+}

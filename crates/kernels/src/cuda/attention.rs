@@ -1,0 +1,75 @@
+//! Attention on a GPU without a matrix of scores (`cuda/flash.cu`).
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, DriverError, LaunchConfig, PushKernelArg as _};
+
+use super::modules::{HalfElement, Module, kernel};
+
+/// Head widths that there are kernels for; one between two of them takes the wider, with zeros.
+const WIDTHS: [usize; 8] = [16, 32, 48, 64, 80, 96, 128, 160];
+/// Of a block, and the queries that it takes.
+const THREADS: u32 = 128;
+const QUERIES: usize = 64;
+/// Values that are read at once.
+const AT_ONCE: usize = 8;
+
+/// Sides of an attention. Tensors are (batch, tokens or places, heads, width).
+#[derive(Clone, Copy, Debug)]
+pub struct FlashAttention {
+    pub batch: usize,
+    /// Queries.
+    pub tokens: usize,
+    /// Keys and values.
+    pub places: usize,
+    pub heads: usize,
+    /// Of a head: see [`Self::takes_width`].
+    pub width: usize,
+    /// Whether a query sees only the places up to its own.
+    pub causal: bool,
+}
+
+impl FlashAttention {
+    /// Whether there is a kernel for heads of this width: multiples of 8 up to 160.
+    #[must_use]
+    pub fn takes_width(width: usize) -> bool {
+        width > 0 && width.is_multiple_of(AT_ONCE) && width <= WIDTHS[WIDTHS.len() - 1]
+    }
+
+    /// softmax(query·keyᵀ/√width)·value; scores and sums are f32. Returns the shape of `query`.
+    ///
+    /// # Errors
+    /// The driver's.
+    ///
+    /// # Panics
+    /// When the slices are not as long as the sides say, or there is no kernel for the width.
+    pub fn run<T: HalfElement>(
+        self,
+        stream: &Arc<CudaStream>,
+        query: &CudaView<'_, T>,
+        key: &CudaView<'_, T>,
+        value: &CudaView<'_, T>,
+    ) -> Result<CudaSlice<T>, DriverError> {
+        let Self { batch, tokens, places, heads, width, causal } = self;
+        let rows = batch * heads * width;
+        assert!(query.len() == rows * tokens && key.len() == rows * places && value.len() == rows * places);
+        assert!(Self::takes_width(width) && places > 0, "a kernel for heads of {width}");
+        // SAFETY: the kernel below writes every value.
+        let out = unsafe { stream.alloc::<T>(query.len())? };
+        if query.len() > 0 {
+            let padded = WIDTHS.into_iter().find(|padded| *padded >= width).unwrap_or(width);
+            let function = kernel(stream.context(), Module::Flash, &format!("attend_{padded}_{}", T::NAME))?;
+            let grid_dim = (tokens.div_ceil(QUERIES) as u32, heads as u32, batch as u32);
+            let scale = (width as f32).sqrt().recip() * std::f32::consts::LOG2_E;
+            let [tokens, places, heads, width] = [tokens, places, heads, width].map(|side| side as i32);
+            let causal = i32::from(causal);
+            let mut launch = stream.launch_builder(&function);
+            launch.arg(query).arg(key).arg(value).arg(&out);
+            launch.arg(&tokens).arg(&places).arg(&heads).arg(&width).arg(&causal).arg(&scale);
+            let config = LaunchConfig { grid_dim, block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 };
+            // SAFETY: the arguments are those of `attend_*`; the lengths are checked above, and it goes by them.
+            unsafe { launch.launch(config)? };
+        }
+        Ok(out)
+    }
+}

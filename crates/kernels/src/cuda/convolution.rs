@@ -1,0 +1,171 @@
+//! Convolutions by cuDNN that sum in f32 whatever the tensors are in, with kept plans and bounded workspaces.
+//!
+//! candle-core 0.11.1 has cuDNN sum f16 convolutions in f16, describes each again for every call, and takes whatever workspace is asked for.
+
+use std::any::{Any, TypeId};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::cudnn::sys::cudnnConvolutionFwdAlgo_t::{
+    CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM, CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
+};
+use cudarc::cudnn::sys::{cudnnConvolutionFwdAlgo_t, cudnnConvolutionMode_t, cudnnTensorFormat_t};
+use cudarc::cudnn::{ConvDescriptor, ConvForward, Cudnn, CudnnDataType, CudnnError, FilterDescriptor, TensorDescriptor};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, DriverError};
+use half::{bf16, f16};
+
+use super::modules::Element;
+
+/// The most that a convolution may take beside its tensors.
+const MOST_WORKSPACE_BYTES: usize = 256 << 20;
+
+/// A value of 1 and of 0, for `out = 1 · convolution + 0 · out`.
+pub trait Convolved: Element + CudnnDataType + Sized + 'static {
+    const ONE_AND_ZERO: (Self, Self);
+}
+
+impl Convolved for f32 {
+    const ONE_AND_ZERO: (Self, Self) = (1.0, 0.0);
+}
+
+impl Convolved for f16 {
+    const ONE_AND_ZERO: (Self, Self) = (f16::ONE, f16::ZERO);
+}
+
+impl Convolved for bf16 {
+    const ONE_AND_ZERO: (Self, Self) = (bf16::ONE, bf16::ZERO);
+}
+
+/// A convolution of (batch, `in_channels`, height, width) with (`out_channels`, `in_channels`, kernel, kernel).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Convolution {
+    pub batch: usize,
+    pub in_channels: usize,
+    pub height: usize,
+    pub width: usize,
+    pub out_channels: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    /// Zeros on each side.
+    pub padding: usize,
+}
+
+/// Why cuDNN did not convolve.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvolutionError {
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    #[error(transparent)]
+    Cudnn(#[from] CudnnError),
+}
+
+/// What cuDNN is told of a convolution, and what it is to do.
+struct Plan<T> {
+    images: TensorDescriptor<T>,
+    filter: FilterDescriptor<T>,
+    convolution: ConvDescriptor<f32>,
+    output: TensorDescriptor<T>,
+    algorithm: cudnnConvolutionFwdAlgo_t,
+    workspace_bytes: usize,
+}
+
+/// A stream by its address, which stays its own: every plan's handle keeps its stream.
+type Key = (usize, TypeId, Convolution);
+
+thread_local! {
+    /// cuDNN's handles are one thread's; plans are what they are kept with.
+    static HANDLES: RefCell<HashMap<usize, Arc<Cudnn>>> = RefCell::default();
+    static PLANS: RefCell<HashMap<Key, Box<dyn Any>>> = RefCell::default();
+}
+
+impl Convolution {
+    /// Height and width of what comes out.
+    #[must_use]
+    pub fn out_sides(&self) -> (usize, usize) {
+        let side = |side: usize| (side + 2 * self.padding - self.kernel) / self.stride + 1;
+        (side(self.height), side(self.width))
+    }
+
+    /// Returns (batch, `out_channels`, height, width) of [`Self::out_sides`]; without a bias.
+    ///
+    /// # Errors
+    /// The driver's or cuDNN's.
+    ///
+    /// # Panics
+    /// When the slices are not as long as the sides say.
+    pub fn run<T: Convolved>(
+        self,
+        stream: &Arc<CudaStream>,
+        images: &CudaView<'_, T>,
+        weight: &CudaView<'_, T>,
+    ) -> Result<CudaSlice<T>, ConvolutionError> {
+        let (height, width) = self.out_sides();
+        assert_eq!(images.len(), self.batch * self.in_channels * self.height * self.width);
+        assert_eq!(weight.len(), self.out_channels * self.in_channels * self.kernel * self.kernel);
+        // SAFETY: the convolution below writes every value, and with a beta of 0 reads none.
+        let mut out = unsafe { stream.alloc::<T>(self.batch * self.out_channels * height * width)? };
+        let key = (Arc::as_ptr(stream) as usize, TypeId::of::<T>(), self);
+        PLANS.with_borrow_mut(|plans| {
+            if !plans.contains_key(&key) {
+                plans.insert(key, Box::new(self.planned::<T>(stream)?));
+            }
+            let plan = plans.get(&key).and_then(|plan| plan.downcast_ref::<Plan<T>>());
+            let plan = plan.expect("a plan of this key has this type");
+            // SAFETY: what a workspace holds is cuDNN's alone.
+            let mut workspace = unsafe { stream.alloc::<u8>(plan.workspace_bytes.max(1))? };
+            let forward = plan.forward();
+            // SAFETY: the tensors are as long as their descriptions say (checked above), and the workspace as long as was asked for.
+            unsafe { forward.launch(plan.algorithm, Some(&mut workspace), T::ONE_AND_ZERO, images, weight, &mut out)? };
+            Ok(out)
+        })
+    }
+
+    fn planned<T: Convolved>(&self, stream: &Arc<CudaStream>) -> Result<Plan<T>, ConvolutionError> {
+        let cudnn = handle(stream)?;
+        let sides = |sides: [usize; 4]| sides.map(|side| side as i32);
+        let (height, width) = self.out_sides();
+        let order = cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
+        let images = sides([self.batch, self.in_channels, self.height, self.width]);
+        let filter = sides([self.out_channels, self.in_channels, self.kernel, self.kernel]);
+        let output = sides([self.batch, self.out_channels, height, width]);
+        let mode = cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+        let mut plan = Plan {
+            images: cudnn.create_4d_tensor::<T>(order, images)?,
+            filter: cudnn.create_4d_filter::<T>(order, filter)?,
+            convolution: cudnn.create_conv2d::<f32>([self.padding as i32; 2], [self.stride as i32; 2], [1, 1], mode)?,
+            output: cudnn.create_4d_tensor::<T>(order, output)?,
+            algorithm: CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
+            workspace_bytes: 0,
+        };
+        // The advised one first; the last takes no workspace worth speaking of.
+        let advised = plan.forward().pick_algorithm()?;
+        let algorithms = [advised, CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM, CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM];
+        for algorithm in algorithms {
+            plan.algorithm = algorithm;
+            plan.workspace_bytes = plan.forward().get_workspace_size(algorithm)?;
+            if plan.workspace_bytes <= MOST_WORKSPACE_BYTES {
+                break;
+            }
+        }
+        Ok(plan)
+    }
+}
+
+impl<T: Convolved> Plan<T> {
+    fn forward(&self) -> ConvForward<'_, T, f32, T> {
+        ConvForward { conv: &self.convolution, x: &self.images, w: &self.filter, y: &self.output }
+    }
+}
+
+fn handle(stream: &Arc<CudaStream>) -> Result<Arc<Cudnn>, CudnnError> {
+    HANDLES.with_borrow_mut(|handles| {
+        let key = Arc::as_ptr(stream) as usize;
+        if let Some(cudnn) = handles.get(&key) {
+            return Ok(Arc::clone(cudnn));
+        }
+        let cudnn = Cudnn::new(Arc::clone(stream))?;
+        handles.insert(key, Arc::clone(&cudnn));
+        Ok(cudnn)
+    })
+}
