@@ -10,6 +10,7 @@ use super::source::{Message, Source, SourceError};
 use crate::job::notification::NotificationTarget;
 use crate::job::request::{Defaults, Refusal};
 use crate::job::{Job, JobId, trace};
+use crate::protocol::deferral::DeferReason;
 
 /// A message with its source, from its receipt until it is settled. Dropping it ends the heartbeat.
 pub struct InFlight {
@@ -69,6 +70,18 @@ impl InFlight {
             }
             _ => false,
         }
+    }
+
+    /// Its job failed as often as it may: it is not to be started again.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.message.deferral.is_some_and(|deferral| deferral.reason == DeferReason::EndUnknown)
+    }
+
+    /// Somebody had the message before, and may have told its caller of an end.
+    #[must_use]
+    pub fn came_again(&self) -> bool {
+        self.job.is_ok() && (self.message.attempt > 1 || self.message.deferral.is_some())
     }
 
     /// Empty when the body is no job.

@@ -24,6 +24,7 @@ pub mod process;
 pub mod runtime_api;
 pub mod sending;
 pub mod source;
+pub mod store_health;
 pub mod supervisor;
 
 use std::io;
@@ -38,12 +39,13 @@ use tokio_util::task::TaskTracker;
 
 use self::cloud::{interruption, protection};
 use self::dispatch::acknowledge::{Acknowledger, Retries};
-use self::dispatch::{Dispatcher, acknowledge, intake};
+use self::dispatch::{Dispatcher, acknowledge, intake, waiting};
 use self::job_service::{Direct, Ending, JobService};
 use self::jobs::Jobs;
 use self::notification_sender::NotificationSender;
 use self::process::{Launcher, Listener, Program};
 use self::source::Source;
+use self::store_health::StoreHealth;
 use self::supervisor::{Phase, Worker};
 use crate::clock::later;
 use crate::job::capabilities::Capabilities;
@@ -108,6 +110,8 @@ pub struct Parts {
     pub notification_sender: NotificationSender,
     pub defaults: Defaults,
     pub max_attempts: u32,
+    /// Whether its handlers need the store; another function's may not.
+    pub needs_store: bool,
     /// What an HTTP event of the host presents to the handler.
     pub token: Option<Secret>,
     pub metrics: Metrics,
@@ -145,12 +149,9 @@ impl Host {
         let (cancels, cancel_requests) = mpsc::unbounded_channel();
         let acknowledger = Acknowledger {
             jobs: jobs.clone(),
+            store_health: store_health(&parts),
             notification_sender: parts.notification_sender,
-            retries: Retries {
-                max_attempts: parts.max_attempts,
-                initial_backoff: Duration::from_millis(parts.settings.initial_backoff_ms),
-                max_backoff: Duration::from_millis(parts.settings.max_backoff_ms),
-            },
+            retries: retries(&parts.settings, parts.max_attempts),
             token: parts.token,
             metrics: parts.metrics.clone(),
             under_way: TaskTracker::new(),
@@ -163,6 +164,7 @@ impl Host {
             max_waiting: parts.settings.max_waiting,
             max_waiting_per_tenant: parts.settings.max_waiting_per_tenant,
             snapshot: dispatcher.snapshot(),
+            store_trouble: acknowledger.store_health.subscribe(),
             direct,
             cancels,
         };
@@ -194,10 +196,10 @@ impl Host {
         tokio::spawn(measure::handlers(dispatcher.clone(), parts.metrics.clone()));
         for source in parts.sources {
             tokio::spawn(measure::queue(source.clone(), parts.metrics.clone()));
-            intakes.spawn(intake::run(source, dispatcher.clone(), parts.defaults.clone(), stop.clone()));
+            intakes.spawn(intake::run(source, acknowledger.clone(), dispatcher.clone(), parts.defaults.clone(), stop.clone()));
         }
         tokio::spawn(forward(dispatcher.clone(), directs, cancel_requests));
-        tokio::spawn(acknowledge::defer_blocked(dispatcher.clone(), acknowledger.retries.initial_backoff));
+        tokio::spawn(defer_unstartable(dispatcher.clone(), acknowledger.clone()));
         Ok(Self { settings: parts.settings, job_service, dispatcher, acknowledger, phase, workers, intakes, stop, function })
     }
 
@@ -273,6 +275,43 @@ fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Op
             functions.send_replace(capabilities.map(|capabilities| Function { model, capabilities }));
         }
         None => report::write_line(line),
+    }
+}
+
+fn store_health(parts: &Parts) -> StoreHealth {
+    let store_health = StoreHealth::new(parts.notification_sender.store.clone(), &parts.defaults.prefix);
+    if parts.needs_store {
+        store_health.probe();
+    }
+    store_health
+}
+
+fn retries(settings: &Settings, max_attempts: u32) -> Retries {
+    Retries {
+        max_attempts,
+        initial_backoff: Duration::from_millis(settings.initial_backoff_ms),
+        max_backoff: Duration::from_millis(settings.max_backoff_ms),
+    }
+}
+
+/// Has messages wait in their queues that cannot be started here.
+async fn defer_unstartable(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
+    let blocked = waiting::defer_blocked(dispatcher.clone(), acknowledger.retries.initial_backoff);
+    tokio::join!(blocked, pause_without_store(dispatcher, acknowledger));
+}
+
+/// Nothing is started while the store is away; what waits here for a handler waits in its queue then.
+async fn pause_without_store(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
+    let mut trouble = acknowledger.store_health.subscribe();
+    loop {
+        let is_away = trouble.borrow_and_update().is_some();
+        acknowledger.metrics.store_available(!is_away);
+        for in_flight in dispatcher.pause(is_away) {
+            acknowledger.not_started(in_flight).await;
+        }
+        if trouble.changed().await.is_err() {
+            return;
+        }
     }
 }
 

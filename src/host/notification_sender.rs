@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::in_flight::InFlight;
-use super::jobs::State;
 use crate::job::notification::Notification;
 use crate::job::outcome::JobError;
 use crate::notify::Notifier;
@@ -25,29 +24,23 @@ impl NotificationSender {
         self.notifier.send_all_or_backend(notifications).await
     }
 
-    /// Notifies the caller how a job ended that no handler could report, or that was cancelled: with its images if they are stored, else
-    /// as failed.
+    /// Notifies the caller that the job is complete, if it has a record. Whether it has.
     ///
     /// # Errors
     /// [`JobError`] when the bucket could not be asked or the caller not be notified now.
-    pub async fn ended(&self, in_flight: &InFlight, error: &JobError) -> Result<State, JobError> {
-        if let Ok(job) = &in_flight.job
-            && let Some(record) = self.store.record(&job.output.prefix, &job.id).await?
-            && record.fingerprint == job.fingerprint
-        {
-            let urls = self.store.urls(&record).await?;
-            self.deliver(&self.notifier.complete(job, &record, &urls)?).await?;
-            return Ok(State::Complete);
-        }
-        self.failed(in_flight, error).await.map(|()| State::Failed)
+    pub async fn tell_complete(&self, in_flight: &InFlight) -> Result<bool, JobError> {
+        let Ok(job) = &in_flight.job else { return Ok(false) };
+        let record = self.store.record(&job.output.prefix, &job.id).await?;
+        let Some(record) = record.filter(|record| record.fingerprint == job.fingerprint) else { return Ok(false) };
+        let urls = self.store.urls(&record).await?;
+        self.deliver(&self.notifier.complete(job, &record, &urls)?).await.map(|()| true)
     }
 
-    /// Notifies the caller that a job failed for good.
+    /// What the caller is notified of a job that failed for good.
     ///
     /// # Errors
-    /// [`JobError::Notification`] when it could not be delivered now.
-    async fn failed(&self, in_flight: &InFlight, error: &JobError) -> Result<(), JobError> {
-        let notifications = self.notifier.failed(&in_flight.notification_target(), error, in_flight.message.attempt)?;
-        self.deliver(&notifications).await
+    /// [`JobError::Internal`] when it could not be written.
+    pub fn failed(&self, in_flight: &InFlight, error: &JobError) -> Result<Vec<Notification>, JobError> {
+        self.notifier.failed(&in_flight.notification_target(), error, in_flight.message.attempt)
     }
 }

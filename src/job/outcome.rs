@@ -52,6 +52,8 @@ pub struct Outcome {
 pub enum RetryPolicy {
     /// The same job can succeed later: hand the message back.
     Retry,
+    /// The store does not do what it is asked, and no job is at fault: wait for it, however long that takes. It is no attempt.
+    Wait,
     /// No repetition helps: notify the caller and be done.
     Terminal,
 }

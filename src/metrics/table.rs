@@ -98,13 +98,31 @@ pub const JOBS: Counter<2> = Counter(labelled(
     "atelier_jobs_total",
     "",
     &["source", "outcome"],
-    "runs by outcome: complete, failed, retry, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
+    "runs by outcome: complete, failed, retry, store_unavailable, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
 ));
 pub const REFUSED: Counter<2> = Counter(labelled(
     "atelier_refused_total",
     "",
     &["source", "outcome"],
     "messages that no attempt can help: failed (its sender was notified) or dead_letter (no one could be notified, or `keep_refused`)",
+));
+pub const HELD_RESULTS: Counter<1> = Counter(labelled(
+    "atelier_held_results_total",
+    "",
+    &["event"],
+    "results on the host's disk until the store has them: kept, used (stored by a later attempt), dropped (no room), generated_again (lost)",
+));
+pub const DEFERRED: Counter<2> = Counter(labelled(
+    "atelier_deferred_total",
+    "",
+    &["source", "reason"],
+    "messages that wait and count no attempt: running, store_unavailable, result_held, notification_undelivered, end_unknown",
+));
+pub const STORE_AVAILABLE: Gauge<0> = Gauge(labelled(
+    "atelier_store_available",
+    "",
+    &[],
+    "1 while the store can be used, 0 while nothing is received because it cannot",
 ));
 pub const JOB_SECONDS: Histogram<1> = Histogram(
     labelled("atelier_job_seconds", "seconds", &["source"], "a run in the handler, from its turn to its outcome"),
@@ -157,7 +175,7 @@ pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
 pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
 /// All of them, in the order of docs/metrics.md.
-pub const TABLE: [Metric; 21] = [
+pub const TABLE: [Metric; 24] = [
     INFERENCES.row(),
     INFERENCE_LATENCY.row(),
     INFERENCE_ERRORS.row(),
@@ -165,6 +183,9 @@ pub const TABLE: [Metric; 21] = [
     GPU_UTILIZATION.row(),
     JOBS.row(),
     REFUSED.row(),
+    HELD_RESULTS.row(),
+    DEFERRED.row(),
+    STORE_AVAILABLE.row(),
     JOB_SECONDS.row(),
     STEP_SECONDS.row(),
     DENOISING_STEPS.row(),

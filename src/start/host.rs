@@ -89,6 +89,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         notification_sender: NotificationSender { notifier: notifier.clone(), store: store.clone() },
         defaults,
         max_attempts: config.runtime.max_attempts,
+        needs_store: !passes_through,
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
@@ -100,9 +101,8 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     };
     let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, model_type);
     let http = Http { passes_through, ..http };
-    let listener = listen(&config).await?;
     let over = CancellationToken::new();
-    let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
+    let server = tokio::spawn(http::serve(listen(&config).await?, http, over.clone().cancelled_owned()));
     let (orders, ordered) = mpsc::channel(4);
     if let Some(protection) = Protection::new(&config.host.protection)? {
         tokio::spawn(protection.watch(host.job_service().snapshot));

@@ -1,33 +1,37 @@
 //! What becomes of messages once their invocation has ended: reported, acknowledged, put back or dead-lettered.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use super::Assignment;
 use super::disposition::{Disposition, dispositions};
-use super::{Assignment, Dispatcher};
 use crate::backoff::{Backoff, pause};
 use crate::fault_point::fault_point;
-use crate::host::answer::{Answer, Ended, reply_value};
+use crate::host::answer::Ended;
 use crate::host::event;
 use crate::host::in_flight::InFlight;
-use crate::host::job_service::{Direct, Ending};
+use crate::host::job_service::Direct;
 use crate::host::jobs::{Jobs, State};
 use crate::host::notification_sender::NotificationSender;
 use crate::host::source::SourceError;
+use crate::host::store_health::StoreHealth;
 use crate::job::measured::Measured;
-use crate::job::outcome::{JobError, Problem};
+use crate::job::outcome::{JobError, Problem, RetryPolicy};
 use crate::metrics::Metrics;
-use crate::protocol::reply::{self, JobOutcome, JobReport};
+use crate::protocol::deferral::DeferReason;
+use crate::protocol::reply::{JobOutcome, JobReport};
 use crate::setting::Secret;
 
 /// [`JobError::code`] of a request under another job's id.
-const CONFLICT: &str = "conflict";
+pub(super) const CONFLICT: &str = "conflict";
 
 /// How often and how soon a job is tried again.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +51,7 @@ pub struct Acknowledger {
     /// What an HTTP event of the host presents to the handler.
     pub token: Option<Secret>,
     pub metrics: Metrics,
+    pub store_health: StoreHealth,
     pub under_way: TaskTracker,
     /// The host ends: a task that waits for a better time abandons it.
     pub force_shutdown: CancellationToken,
@@ -76,7 +81,8 @@ impl Acknowledger {
                     let applied = in_flight.iter().zip(dispositions(&in_flight, &ended));
                     let acknowledger = &acknowledger;
                     join_all(applied.map(|(in_flight, disposition)| {
-                        acknowledger.apply(in_flight, disposition).instrument(in_flight.span.clone())
+                        let applying = acknowledger.apply(in_flight, disposition);
+                        acknowledger.guarded(in_flight, applying).instrument(in_flight.span.clone())
                     }))
                     .await;
                 }
@@ -93,20 +99,44 @@ impl Acknowledger {
     pub fn cancelled(&self, in_flight: InFlight) {
         let acknowledger = self.clone();
         let span = in_flight.span.clone();
-        let notifying = async move {
-            match acknowledger.notification_sender.ended(&in_flight, &JobError::Cancelled).await {
-                Ok(State::Complete) => {
-                    acknowledger.count(&in_flight, JobOutcome::Complete.as_str(), None);
-                    acknowledger.over(&in_flight, State::Complete, None).await;
-                }
-                Ok(_) => {
-                    acknowledger.count(&in_flight, "cancelled", None);
-                    acknowledger.over(&in_flight, State::Cancelled, None).await;
-                }
-                Err(undelivered) => acknowledger.try_again(&in_flight, &undelivered).await,
+        let telling = async move { acknowledger.guarded(&in_flight, acknowledger.tell_cancelled(&in_flight)).await };
+        self.under_way.spawn(telling.instrument(span));
+    }
+
+    async fn tell_cancelled(&self, in_flight: &InFlight) {
+        match self.tell_ended(in_flight, &JobError::Cancelled, false).await {
+            Ok(State::Complete) => {
+                self.count(in_flight, JobOutcome::Complete.as_str(), None);
+                self.over(in_flight, State::Complete, None).await;
             }
+            Ok(_) => {
+                self.count(in_flight, "cancelled", None);
+                self.over(in_flight, State::Cancelled, None).await;
+            }
+            Err(unknown) => self.try_again(in_flight, &unknown).await,
+        }
+    }
+
+    /// Tells the end of a job that is not to be started again.
+    pub fn tell_end(&self, in_flight: InFlight) {
+        let acknowledger = self.clone();
+        let span = in_flight.span.clone();
+        let telling = async move {
+            let problem = "the process that generated it died, as often as a job is tried".to_owned();
+            let error = JobError::HandlerDied { problem };
+            acknowledger.guarded(&in_flight, acknowledger.end_as_failed(&in_flight, &error)).await;
         };
-        self.under_way.spawn(notifying.instrument(span));
+        self.under_way.spawn(telling.instrument(span));
+    }
+
+    /// A panic must not leave a message with nobody: until this host ends no queue would bring it back.
+    async fn guarded(&self, in_flight: &InFlight, settling: impl Future<Output = ()>) {
+        if AssertUnwindSafe(settling).catch_unwind().await.is_ok() {
+            return;
+        }
+        let problem = "settling its message failed; this is a bug of atelier".to_owned();
+        tracing::error!(message_id = in_flight.message.id, problem, "a message is put back");
+        self.try_again(in_flight, &JobError::Internal { problem }).await;
     }
 
     async fn apply(&self, in_flight: &InFlight, disposition: Disposition) {
@@ -136,8 +166,17 @@ impl Acknowledger {
         let is_refused = report.is_refused();
         let is_notified = report.job_id.is_some() && !report.notifications.is_empty();
         let JobReport { outcome, error, notifications, measured, .. } = report;
+        let had_generated = in_flight.message.deferral.is_some_and(|deferral| deferral.reason == DeferReason::ResultHeld);
+        let has_generated = measured.as_ref().is_some_and(|measured| measured.denoising_steps > 0);
+        if had_generated && has_generated {
+            self.metrics.generated_again();
+        }
         if matches!(outcome, JobOutcome::Failed | JobOutcome::DeadLetter) {
             self.jobs.ending(known_id(&self.jobs, in_flight));
+            let dead_letter = outcome == JobOutcome::DeadLetter;
+            if let Err(unknown) = self.note_failed(in_flight, error.as_ref(), &notifications, dead_letter).await {
+                return self.try_again(in_flight, &unknown).await;
+            }
         }
         fault_point!("before-tell");
         let delivered = tokio::select! {
@@ -165,40 +204,61 @@ impl Acknowledger {
             JobOutcome::Complete => self.over(in_flight, State::Complete, None).await,
             JobOutcome::Failed => self.over(in_flight, failed_state(error.as_ref()), error).await,
             JobOutcome::Retry => self.retry_later(in_flight, error).await,
+            JobOutcome::StoreUnavailable if has_generated || had_generated => {
+                self.wait_for_store(in_flight, DeferReason::ResultHeld, error).await;
+            }
+            JobOutcome::StoreUnavailable => self.wait_for_store(in_flight, DeferReason::StoreUnavailable, error).await,
             JobOutcome::DeadLetter => self.dead_letter(in_flight, error).await,
         }
     }
 
-    fn count(&self, in_flight: &InFlight, outcome: &str, measured: Option<&Measured>) {
+    pub(super) fn count(&self, in_flight: &InFlight, outcome: &str, measured: Option<&Measured>) {
         self.metrics.job(in_flight.source.name(), outcome, measured);
     }
 
-    async fn over(&self, in_flight: &InFlight, state: State, error: Option<Value>) {
+    pub(super) async fn over(&self, in_flight: &InFlight, state: State, error: Option<Value>) {
         self.jobs.end(known_id(&self.jobs, in_flight), state, error);
-        self.ack(in_flight).await;
+        if self.ack(in_flight).await && state != State::Complete {
+            self.forget_failed(in_flight).await;
+        }
         fault_point!("after-ack");
     }
 
-    /// Until the queue has heard it: a message that comes back is reported again. Its heartbeat keeps it here meanwhile.
-    async fn ack(&self, in_flight: &InFlight) {
+    /// Notifies the caller how a job ended that no handler could report, or that was cancelled: with its images if they are stored, else
+    /// as failed.
+    async fn tell_ended(&self, in_flight: &InFlight, error: &JobError, dead_letter: bool) -> Result<State, JobError> {
+        if self.notification_sender.tell_complete(in_flight).await? {
+            return Ok(State::Complete);
+        }
+        let notifications = self.notification_sender.failed(in_flight, error)?;
+        self.note_failed(in_flight, Some(&Problem::from(error)), &notifications, dead_letter).await?;
+        self.notification_sender.deliver(&notifications).await.map(|()| State::Failed)
+    }
+
+    /// Until the queue has heard it: a message that comes back is reported again. Its heartbeat keeps it here meanwhile. Whether it has.
+    async fn ack(&self, in_flight: &InFlight) -> bool {
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
         let mut backoff = Backoff::new(initial_backoff, max_backoff);
         loop {
             let error = match in_flight.source.ack(&in_flight.message).await {
-                Err(error) if !matches!(error, SourceError::Lost { .. }) => error,
+                Err(error) if !matches!(error, SourceError::Lost { .. } | SourceError::Gone { .. }) => error,
                 result => return done(in_flight, "acknowledged", result),
             };
             tracing::warn!(message_id = in_flight.message.id, %error, "a job that has ended could not be acknowledged yet");
             tokio::select! {
                 () = tokio::time::sleep(backoff.next_pause()) => {}
-                () = self.force_shutdown.cancelled() => return,
+                () = self.force_shutdown.cancelled() => return false,
             }
         }
     }
 
-    async fn try_again(&self, in_flight: &InFlight, error: &JobError) {
+    pub(super) async fn try_again(&self, in_flight: &InFlight, error: &JobError) {
         tracing::warn!(code = error.code(), %error, "a job did not end");
-        self.retry_later(in_flight, Some(json!(Problem::from(error)))).await;
+        let problem = Some(json!(Problem::from(error)));
+        match error.retry_policy() {
+            RetryPolicy::Wait => self.wait_for_store(in_flight, DeferReason::StoreUnavailable, problem).await,
+            RetryPolicy::Retry | RetryPolicy::Terminal => self.retry_later(in_flight, problem).await,
+        }
     }
 
     async fn retry_later(&self, in_flight: &InFlight, error: Option<Value>) {
@@ -221,9 +281,13 @@ impl Acknowledger {
         let mut backoff = Backoff::new(initial_backoff, max_backoff);
         self.jobs.ending(known_id(&self.jobs, in_flight));
         loop {
-            match self.notification_sender.ended(in_flight, error).await {
+            match self.tell_ended(in_flight, error, true).await {
                 Ok(State::Complete) => return self.over(in_flight, State::Complete, None).await,
                 Ok(_) => return self.dead_letter(in_flight, Some(json!(Problem::from(error)))).await,
+                Err(unknown) if unknown.retry_policy() == RetryPolicy::Wait => {
+                    let problem = Some(json!(Problem::from(&unknown)));
+                    return self.wait_for_store(in_flight, DeferReason::EndUnknown, problem).await;
+                }
                 Err(undelivered) => {
                     tracing::warn!(error = %undelivered, "a failure could not be reported yet");
                 }
@@ -235,7 +299,7 @@ impl Acknowledger {
         }
     }
 
-    async fn dead_letter(&self, in_flight: &InFlight, error: Option<Value>) {
+    pub(super) async fn dead_letter(&self, in_flight: &InFlight, error: Option<Value>) {
         let reason = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or("it failed").to_owned();
         tracing::error!(error = reason, "a job failed for good");
         match &in_flight.job {
@@ -243,59 +307,19 @@ impl Acknowledger {
             Ok(job) if error.as_ref().is_some_and(|error| error["code"] == CONFLICT) => self.jobs.forget(job),
             _ => self.jobs.end(known_id(&self.jobs, in_flight), State::Failed, error),
         }
-        done(in_flight, "dead-lettered", in_flight.source.dead_letter(&in_flight.message, &reason).await);
-    }
-
-    async fn answer(&self, direct: Direct, ended: Ended) {
-        let id = direct.job.id.as_str();
-        let (ending, report) = match ended {
-            Ended::Answered(Answer::Reply { body, http_stream }) => {
-                let reply = reply_value(&body, http_stream);
-                let report = reply::decode(&reply).unwrap_or_else(|unreadable| {
-                    tracing::error!(error = %unreadable, "a reply was not understood");
-                    Vec::new()
-                });
-                let report = report.into_iter().next();
-                (Ending::Answer(reply), report)
-            }
-            Ended::Answered(Answer::Error(error)) => (Ending::Crashed(error.to_string()), None),
-            Ended::Died(cause) => (Ending::Crashed(cause.to_string()), None),
-            Ended::Untried => (Ending::Drained, None),
-        };
-        // A function that knows nothing of its host answers its caller itself.
-        let answered = match &ending {
-            Ending::Answer(reply) if report.is_none() && !reply.is_null() && !reply::is_ours(reply) => {
-                reply["statusCode"].as_u64().is_none_or(|status| status < 400)
-            }
-            _ => false,
-        };
-        let unreported = if answered { (State::Complete, JobOutcome::Complete) } else { (State::Failed, JobOutcome::Failed) };
-        let outcome = report.as_ref().map_or(unreported.1, |report| report.outcome).as_str();
-        self.metrics.job("infer", outcome, report.as_ref().and_then(|report| report.measured.as_ref()));
-        let (state, error, notifications) = match report {
-            Some(JobReport { outcome: JobOutcome::Complete, notifications, .. }) => (State::Complete, None, notifications),
-            Some(JobReport { error, notifications, .. }) => {
-                let error = error.map(|error| json!(error));
-                (failed_state(error.as_ref()), error, notifications)
-            }
-            None => (unreported.0, None, Vec::new()),
-        };
-        self.jobs.end(id, state, error);
-        // A caller that is gone hears of it by the notification, if at all.
-        let _ = direct.answer.send(ending);
-        if let Err(undelivered) = self.notification_sender.deliver(&notifications).await {
-            tracing::warn!(error = %undelivered, "a notification was not delivered");
+        if done(in_flight, "dead-lettered", in_flight.source.dead_letter(&in_flight.message, &reason).await) {
+            self.forget_failed(in_flight).await;
         }
     }
 }
 
-fn failed_state(error: Option<&Value>) -> State {
+pub(super) fn failed_state(error: Option<&Value>) -> State {
     let cancelled = error.is_some_and(|error| error["code"] == JobError::Cancelled.code());
     if cancelled { State::Cancelled } else { State::Failed }
 }
 
 /// The id by which this node knows the job of a message; empty where it knows another request by that id.
-fn known_id<'a>(jobs: &Jobs, in_flight: &'a InFlight) -> &'a str {
+pub(super) fn known_id<'a>(jobs: &Jobs, in_flight: &'a InFlight) -> &'a str {
     match &in_flight.job {
         Ok(job) if jobs.knows(job) => job.id.as_str(),
         _ => "",
@@ -316,28 +340,12 @@ pub async fn requeue(in_flight: &InFlight) {
     putting.instrument(in_flight.span.clone()).await;
 }
 
-/// Puts a message off whose job runs already.
-async fn defer(in_flight: &InFlight, delay: Duration) {
-    let putting = async {
-        in_flight.release().await;
-        done(in_flight, "deferred", in_flight.source.defer(&in_flight.message, delay).await);
-    };
-    putting.instrument(in_flight.span.clone()).await;
-}
-
-/// Puts off what keeps other jobs from an idle handler, for as long as the host lives.
-pub async fn defer_blocked(dispatcher: Arc<Dispatcher>, delay: Duration) {
-    loop {
-        for in_flight in dispatcher.blocked().await {
-            defer(&in_flight, delay).await;
-        }
-    }
-}
-
-/// What the queue said; whatever it was, the message is safe: it comes back, and is replayed for free.
-fn done(in_flight: &InFlight, what: &str, result: Result<(), SourceError>) {
+/// What the queue said; whatever it was, the message is safe: it comes back, and is replayed for free. Whether it did as it was told.
+pub(super) fn done(in_flight: &InFlight, what: &str, result: Result<(), SourceError>) -> bool {
+    let is_done = result.is_ok();
     match result {
         Ok(()) => tracing::debug!(message_id = in_flight.message.id, what, "a message was settled"),
         Err(error) => tracing::warn!(message_id = in_flight.message.id, what, %error, "a message was not settled"),
     }
+    is_done
 }

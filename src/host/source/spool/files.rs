@@ -97,9 +97,12 @@ impl Files {
 
     /// The job goes to `dead/` and finds its reason there already, whole: a reader who sees the one can read the other.
     pub(super) fn bury(&self, name: &Name, reason: &str) -> io::Result<()> {
-        let written = write_whole(&self.root.join(Directory::Dead.as_str()).join(format!("reason~{name}")), reason.as_bytes());
+        // It waits no longer; and its reason's name has to fit.
+        let mut dead = name.clone();
+        dead.deferral = None;
+        let written = write_whole(&self.root.join(Directory::Dead.as_str()).join(format!("reason~{dead}")), reason.as_bytes());
         // On a full disk without its reason, but never delivered again.
-        self.rename((Directory::Running, name), (Directory::Dead, name))?;
+        self.rename((Directory::Running, name), (Directory::Dead, &dead))?;
         written
     }
 

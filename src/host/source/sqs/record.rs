@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::clock::later;
 use crate::host::source::Message;
 use crate::job::trace::Trace;
+use crate::protocol::deferral::{Kept, SQS_ATTRIBUTE};
 
 /// What every record of a queue says of it.
 #[derive(Debug, Clone)]
@@ -34,13 +35,16 @@ impl Origin {
         let attributes: BTreeMap<String, String> =
             received.attributes.into_iter().flatten().map(|(name, value)| (name.as_str().to_owned(), value)).collect();
         let number = |name: &str| attributes.get(name).and_then(|text| text.parse::<u64>().ok());
-        let attempt = number("ApproximateReceiveCount").map_or(1, |count| count.clamp(1, u32::MAX.into()) as u32);
+        let receipts = number("ApproximateReceiveCount").map_or(1, |count| count.clamp(1, u32::MAX.into()) as u32);
         let sent = number("SentTimestamp").map(|ms| later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms)));
         let group = attributes.get("MessageGroupId").filter(|_| self.fifo).cloned();
         let trace = attributes.get("AWSTraceHeader").and_then(|header| Trace::from_xray(header));
         let id = received.message_id.unwrap_or_default();
         let body = received.body.unwrap_or_default();
         let own: BTreeMap<_, _> = received.message_attributes.into_iter().flatten().collect();
+        let kept = own.get(SQS_ATTRIBUTE).and_then(|value| Kept::decode(value.string_value()?));
+        let attempt = receipts.saturating_add(kept.as_ref().map_or(0, |kept| kept.attempts));
+        let deferral = kept.as_ref().and_then(Kept::deferral);
         let own: Map<_, _> = own.into_iter().map(|(name, value)| (name, attribute(&value))).collect();
         let mut record = json!({
             "messageId": id,
@@ -56,7 +60,20 @@ impl Origin {
         if let Some(md5) = received.md5_of_message_attributes {
             record["md5OfMessageAttributes"] = md5.into();
         }
-        Some(Message { id, receipt, attempt, group, body: body.into_bytes(), trace, sent, received: at, record })
+        let identity = kept.map_or_else(|| id.clone(), |kept| kept.message_id);
+        Some(Message {
+            id,
+            identity,
+            receipt,
+            attempt,
+            deferral,
+            group,
+            body: body.into_bytes(),
+            trace,
+            sent,
+            received: at,
+            record,
+        })
     }
 }
 

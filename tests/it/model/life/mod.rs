@@ -1,5 +1,7 @@
 //! The states of one job, the steps between them, and the promises that hold in each.
 
+mod host;
+
 /// Attempts after which the caller is notified `failed`.
 const MAX_ATTEMPTS: u8 = 2;
 
@@ -13,6 +15,10 @@ pub(super) struct Rules {
     pub(super) cancel_looks: bool,
     pub(super) lost_answer_waits: bool,
     pub(super) unknown_waits: bool,
+    pub(super) outage_is_no_attempt: bool,
+    pub(super) result_is_held: bool,
+    pub(super) failure_is_noted: bool,
+    pub(super) note_is_of_one_message: bool,
 }
 
 impl Rules {
@@ -23,20 +29,28 @@ impl Rules {
         cancel_looks: true,
         lost_answer_waits: true,
         unknown_waits: true,
+        outage_is_no_attempt: true,
+        result_is_held: true,
+        failure_is_noted: true,
+        note_is_of_one_message: true,
     };
 }
 
-/// What a host is at with the message.
+/// What a host is at with its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
     Idle,
     /// It has the message and asks the bucket for the record.
     Start,
     Generate,
+    /// The images go into the bucket, and onto the disk meanwhile.
+    Store,
     PutRecord,
     /// The attempt failed: the record is looked for before anyone is notified.
     StoredOutcome,
     TellComplete,
+    /// What the caller is about to be told is noted in the bucket.
+    NoteFailed,
     TellFailed,
     Ack,
 }
@@ -58,6 +72,15 @@ enum Wish {
     Repeated,
 }
 
+/// A message of the job: the first one, or that of a submission after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Message {
+    queued: bool,
+    attempt: u8,
+    /// Its failure is noted in the bucket, under its own identity.
+    noted: bool,
+}
+
 /// How much may still go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Faults {
@@ -68,27 +91,36 @@ struct Faults {
     failures: u8,
 }
 
+const FAULTS: Faults = Faults { kills: 2, lost_answers: 1, outages: 2, untaken: 2, failures: 2 };
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combinations are walked through")]
 pub(super) struct Life {
     send: Send,
-    /// The message waits in the queue.
-    queued: bool,
-    attempt: u8,
-    hosts: [Phase; 2],
+    messages: [Message; 2],
+    /// Each host's phase, and which message it has.
+    hosts: [(Phase, usize); 2],
     /// The first host runs the job for a caller of `/infer`.
     infer: bool,
+    /// The images are on a host's disk.
+    held: bool,
+    generations: u8,
     record: bool,
     bucket_is_away: bool,
     wish: Wish,
     /// A caller was answered 202 and has not heard of an end since.
     promised: bool,
+    /// The job was told as failed, and sent again.
+    is_second: bool,
     told_complete: bool,
+    /// Of the last submission: that of an earlier one is the same webhook-id once more.
     told_failed: bool,
     /// `failed` was reported although the record was there.
     failed_beside_record: bool,
     /// 202 was answered, and then only the cancel that came before it was reported.
     promise_was_empty: bool,
+    /// The second submission's message was told the end of the first one without a run.
+    second_was_not_run: bool,
     faults: Faults,
 }
 
@@ -96,30 +128,45 @@ impl Life {
     pub(super) fn start() -> Self {
         Self {
             send: Send::Never,
-            queued: false,
-            attempt: 0,
-            hosts: [Phase::Idle; 2],
+            messages: [Message { queued: false, attempt: 0, noted: false }; 2],
+            hosts: [(Phase::Idle, 0); 2],
             infer: false,
+            held: false,
+            generations: 0,
             record: false,
             bucket_is_away: false,
             wish: Wish::None,
             promised: false,
+            is_second: false,
             told_complete: false,
             told_failed: false,
             failed_beside_record: false,
             promise_was_empty: false,
-            faults: Faults { kills: 3, lost_answers: 2, outages: 2, untaken: 3, failures: 3 },
+            second_was_not_run: false,
+            faults: FAULTS,
         }
     }
 
     /// The promise that this state breaks.
     pub(super) fn broken(&self) -> Option<&'static str> {
-        let is_held = self.queued || self.hosts.iter().any(|phase| *phase != Phase::Idle);
+        let is_queued = self.messages.iter().any(|message| message.queued);
+        let is_held = is_queued || self.hosts.iter().any(|(phase, _)| *phase != Phase::Idle);
         if self.promise_was_empty || self.promised && !is_held {
             return Some("202 is held");
         }
         if self.failed_beside_record {
             return Some("record => never failed");
+        }
+        if self.second_was_not_run {
+            return Some("a failed id is free");
+        }
+        // Nothing but the store was at fault.
+        let is_only_outage = self.faults.kills == FAULTS.kills && self.faults.failures == FAULTS.failures;
+        if is_only_outage && self.wish == Wish::None && self.told_failed {
+            return Some("an outage ends no job");
+        }
+        if is_only_outage && self.generations > 1 {
+            return Some("an outage generates nothing twice");
         }
         (self.told_complete && self.told_failed).then_some("never two ends")
     }
@@ -143,7 +190,8 @@ impl Life {
                 steps.push(("submit: accept", Self { send: Send::UnderWay, ..self }));
             }
             Send::UnderWay => {
-                steps.push(("submit: sent", Self { send: Send::Ended, queued: true, promised: true, ..self }));
+                let sent = Self { send: Send::Ended, promised: true, ..self };
+                steps.push(("submit: sent", sent.with(0, |message| message.queued = true)));
                 steps.push(("submit: not sent", Self { send: Send::Never, ..self }));
                 if !rules.waits_for_send {
                     steps.push(("submit again: 202", Self { promised: true, ..self }));
@@ -158,12 +206,18 @@ impl Life {
             }
         }
         // The first host knows of a wish while the job waits, or runs there.
-        if self.send == Send::Ended && self.wish == Wish::None && !is_over && !self.record {
+        if self.send == Send::Ended && self.wish == Wish::None && !is_over && !self.record && !self.is_second {
             steps.push(("cancel", Self { wish: Wish::Cancelled, ..self }));
         }
-        if self.wish == Wish::Cancelled && self.queued && !is_over {
+        // A caller who is being told of the end may not.
+        if self.wish == Wish::Cancelled && self.messages[0].queued && !self.messages[0].noted && !is_over {
             let wish = if rules.repeat_takes_cancel_back { Wish::None } else { Wish::Repeated };
             steps.push(("submit again after cancel: 202", Self { wish, promised: true, ..self }));
+        }
+        // Whoever was told of a failure may send the job again, with the same body.
+        if self.told_failed && !self.told_complete && !self.is_second && self.wish == Wish::None {
+            let again = Self { is_second: true, told_failed: false, promised: true, ..self };
+            steps.push(("submit again after failed", again.with(1, |message| message.queued = true)));
         }
     }
 
@@ -180,99 +234,22 @@ impl Life {
         }
     }
 
-    fn host(self, host: usize, rules: Rules, steps: &mut Vec<(&'static str, Self)>) {
-        let phase = self.hosts[host];
-        let faults = self.faults;
-        let to = |phase: Phase, life: Self| life.at(host, phase);
-        if phase != Phase::Idle && faults.kills > 0 {
-            let killed = Self { queued: true, faults: Faults { kills: faults.kills - 1, ..faults }, ..self };
-            // What the first host knew of wishes dies with it.
-            let wish = if host == 0 { Wish::None } else { self.wish };
-            steps.push(("kill -9", to(Phase::Idle, Self { wish, ..killed })));
-        }
-        let is_last = self.attempt >= MAX_ATTEMPTS;
-        let is_cancelled = host == 0 && self.wish != Wish::None;
-        match phase {
-            Phase::Idle if self.queued => {
-                let taken = Self { queued: false, attempt: (self.attempt + 1).min(MAX_ATTEMPTS + 1), ..self };
-                let next = match (is_cancelled, rules.cancel_looks) {
-                    (true, true) => Phase::StoredOutcome,
-                    (true, false) => Phase::TellFailed,
-                    (false, _) if self.told_failed => Phase::StoredOutcome,
-                    (false, _) => Phase::Start,
-                };
-                steps.push(("start", to(next, taken)));
-            }
-            Phase::Idle => {}
-            Phase::Start if self.bucket_is_away => {
-                let gives_up = is_last && !rules.unknown_waits;
-                steps.push(("run_steps: not known", if gives_up { to(Phase::TellFailed, self) } else { self.requeue(host) }));
-            }
-            Phase::Start => {
-                steps.push(("run_steps", to(if self.record { Phase::TellComplete } else { Phase::Generate }, self)));
-            }
-            Phase::Generate => {
-                steps.push(("generate", to(Phase::PutRecord, self)));
-                if faults.failures > 0 {
-                    let failed = Self { faults: Faults { failures: faults.failures - 1, ..faults }, ..self };
-                    steps.push((
-                        "generate: failed",
-                        if is_last { to(Phase::StoredOutcome, failed) } else { failed.requeue(host) },
-                    ));
-                }
-                if is_cancelled {
-                    steps.push(("generate: cancelled", to(Phase::StoredOutcome, self)));
-                }
-            }
-            Phase::PutRecord => self.put_record(host, rules, steps),
-            Phase::StoredOutcome if self.bucket_is_away => steps.push(("stored_outcome: not known", self.requeue(host))),
-            Phase::StoredOutcome => {
-                steps.push(("stored_outcome", to(if self.record { Phase::TellComplete } else { Phase::TellFailed }, self)));
-            }
-            Phase::TellComplete => self.tell(host, "tell_complete", Self { told_complete: true, ..self }, steps),
-            Phase::TellFailed => {
-                let told = Self {
-                    told_failed: true,
-                    failed_beside_record: self.failed_beside_record || self.record,
-                    promise_was_empty: self.promise_was_empty || self.wish == Wish::Repeated,
-                    ..self
-                };
-                self.tell(host, "tell_failed", told, steps);
-            }
-            Phase::Ack => steps.push(("ack", to(Phase::Idle, Self { promised: false, ..self }))),
-        }
+    fn with(mut self, message: usize, change: impl FnOnce(&mut Message)) -> Self {
+        change(&mut self.messages[message]);
+        self
     }
 
-    fn put_record(self, host: usize, rules: Rules, steps: &mut Vec<(&'static str, Self)>) {
-        let is_last = self.attempt >= MAX_ATTEMPTS;
-        let gives_up = is_last && !rules.lost_answer_waits;
-        let unanswered = |life: Self| if gives_up { life.at(host, Phase::TellFailed) } else { life.requeue(host) };
-        if self.bucket_is_away {
-            return steps.push(("put_record: not taken", unanswered(self)));
-        }
-        steps.push(("put_record", Self { record: true, ..self }.at(host, Phase::TellComplete)));
-        if self.faults.lost_answers > 0 {
-            let faults = Faults { lost_answers: self.faults.lost_answers - 1, ..self.faults };
-            steps.push(("put_record: answer lost", unanswered(Self { record: true, faults, ..self })));
-        }
-    }
-
-    /// `told`: the life in which the receiver has taken it. It may take it and its answer be lost, or not take it.
-    fn tell(self, host: usize, name: &'static str, told: Self, steps: &mut Vec<(&'static str, Self)>) {
-        steps.push((name, told.at(host, Phase::Ack)));
-        if self.faults.untaken > 0 {
-            let faults = Faults { untaken: self.faults.untaken - 1, ..self.faults };
-            steps.push(("not taken", Self { faults, ..self }.requeue(host)));
-            steps.push(("taken, answer lost", Self { faults, ..told }.requeue(host)));
-        }
-    }
-
-    fn requeue(self, host: usize) -> Self {
-        Self { queued: true, ..self }.at(host, Phase::Idle)
+    fn holding(mut self, host: usize, message: usize) -> Self {
+        self.hosts[host].1 = message;
+        self
     }
 
     fn at(mut self, host: usize, phase: Phase) -> Self {
-        self.hosts[host] = phase;
+        self.hosts[host].0 = phase;
+        if phase == Phase::Idle {
+            // Which one it had makes no difference any more.
+            self.hosts[host].1 = 0;
+        }
         self
     }
 }
