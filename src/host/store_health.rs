@@ -67,7 +67,12 @@ impl StoreHealth {
     async fn until_it_works(self) {
         let mut backoff = Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF);
         let writes = loop {
-            let probed = tokio::time::timeout(PROBE_TIMEOUT, self.store.probe_writes(&self.key)).await;
+            // First whether the bucket is there: some servers make one that is written to.
+            let probing = async {
+                self.store.probe().await?;
+                self.store.probe_writes(&self.key).await
+            };
+            let probed = tokio::time::timeout(PROBE_TIMEOUT, probing).await;
             let problem = match probed {
                 Ok(Ok(writes)) => break writes,
                 Ok(Err(error)) => error.to_string(),

@@ -33,7 +33,11 @@ impl Acknowledger {
 
     /// The message comes back as the same attempt: the sooner, the shorter it has waited.
     async fn defer(&self, in_flight: &InFlight, reason: DeferReason, error: Option<Value>) {
-        let deferral = in_flight.message.deferral.filter(|deferral| deferral.reason == reason);
+        let before = in_flight.message.deferral;
+        // Its images wait on, whatever it waits for next.
+        let is_held = before.is_some_and(|before| before.reason == DeferReason::ResultHeld);
+        let reason = if is_held && reason == DeferReason::StoreUnavailable { DeferReason::ResultHeld } else { reason };
+        let deferral = before.filter(|before| before.reason == reason);
         let waited = deferral.map_or(Duration::ZERO, |deferral| deferral.waited(SystemTime::now()));
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
         let delay = (waited / 2).min(max_backoff).min(MAX_DEFERRAL).max(initial_backoff);
