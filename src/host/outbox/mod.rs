@@ -5,6 +5,7 @@
 //! - Before a job is reported as failed its record is looked for, in every round after the first.
 
 mod breaker;
+mod pending;
 pub mod receivers;
 mod round;
 
@@ -17,8 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::pending::{Later, NotSent, Written};
 use self::receivers::{Limits, Receivers};
-use self::round::{Later, NotSent, Written};
 use super::ended::EndedJob;
 use super::in_flight::InFlight;
 use super::notification_sender::NotificationSender;
@@ -271,7 +272,7 @@ impl Outbox {
         let Some(window) = in_flight.source.window() else { return Ok(None) };
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let room = windows.entry(in_flight.source.name()).or_insert_with(|| Arc::new(Semaphore::new((window / 2).max(1))));
-        let busy = || NotSent::Later(Later { problem: "others are being sent".into(), ..Later::default() });
-        room.clone().try_acquire_owned().map(Some).map_err(|_| busy())
+        let entered = room.clone().try_acquire_owned().map(Some);
+        entered.map_err(|_| NotSent::Later(Later { problem: "others are being sent".into(), ..Later::default() }))
     }
 }
