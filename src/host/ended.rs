@@ -84,8 +84,7 @@ impl EndedJob {
     /// What its caller is told, where it failed.
     #[must_use]
     pub fn problem(&self) -> Problem {
-        let unknown = || Problem::from(&JobError::Internal { problem: "the job failed".into() });
-        self.problem.clone().unwrap_or_else(unknown)
+        self.problem.clone().unwrap_or_else(|| Problem::from(&JobError::Internal { problem: "the job failed".into() }))
     }
 }
 

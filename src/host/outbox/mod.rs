@@ -5,6 +5,7 @@
 //! - Before a job is reported as failed its record is looked for, in every round after the first.
 
 mod breaker;
+mod pending;
 pub mod receivers;
 mod round;
 
@@ -17,8 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::pending::{Later, NotSent, Written};
 use self::receivers::{Limits, Receivers};
-use self::round::{Later, NotSent, Written};
 use super::ended::EndedJob;
 use super::in_flight::InFlight;
 use super::notification_sender::NotificationSender;

@@ -136,7 +136,7 @@ impl Receivers {
         names.sort();
         let others = names.len().saturating_sub(MAX_NAMED);
         let named = names.into_iter().take(MAX_NAMED).map(|name| (name.clone(), 1));
-        named.chain((others > 0).then(|| ("other".to_owned(), others))).collect()
+        named.chain([("other".to_owned(), others)]).collect()
     }
 
     fn changed(&self, name: &str) -> Arc<Notify> {
@@ -179,8 +179,7 @@ impl Table {
     fn receiver(&mut self, name: &str, limits: &Limits) -> &mut Receiver {
         if !self.receivers.contains_key(name) && self.receivers.len() >= MAX_RECEIVERS {
             let idle = |receiver: &Receiver| receiver.sends == 0 && Arc::strong_count(&receiver.changed) == 1;
-            let of_no_use = |receiver: &&Receiver| idle(receiver) && receiver.breaker.is_well();
-            let room = self.receivers.iter().find(|(_, receiver)| of_no_use(receiver));
+            let room = self.receivers.iter().find(|(_, receiver)| idle(receiver) && receiver.breaker.is_well());
             let room = room.or_else(|| self.receivers.iter().find(|(_, receiver)| idle(receiver)));
             if let Some(room) = room.map(|(name, _)| name.clone()) {
                 self.receivers.remove(&room);

@@ -1,69 +1,15 @@
 //! One round of attempts: each notification of a job that was not taken yet is sent once, in their order.
 
-use std::time::{Duration, Instant};
-
 use super::Outbox;
+use super::pending::{FRESH, Later, NotSent, Written};
 use crate::host::ended::{End, EndedJob};
 use crate::host::in_flight::InFlight;
 use crate::job::Job;
-use crate::job::notification::{Message, Notification};
+use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Problem, Record, RetryPolicy};
 use crate::notify::failure::Undelivered;
 use crate::notify::once::OnceError;
 use crate::store::failed::FailedJob;
-
-/// After so long the addresses of images may have expired, which temporary credentials end early.
-const FRESH: Duration = Duration::from_mins(15);
-
-/// The notifications of a job, and since when they are written.
-pub(super) struct Written {
-    notifications: Vec<Notification>,
-    since: Instant,
-}
-
-impl Written {
-    pub(super) fn now(notifications: Vec<Notification>) -> Self {
-        Self { notifications, since: Instant::now() }
-    }
-
-    /// About what they take of the memory.
-    pub(super) fn bytes(&self) -> usize {
-        let body = |notification: &Notification| match &notification.message {
-            Message::Backend { body, .. } | Message::Callback { body, .. } | Message::LoadBalancer { body } => body.len(),
-            Message::AssetService(_) => 0,
-        };
-        self.notifications.iter().map(body).sum()
-    }
-}
-
-/// Why a round has not brought all of them to their receivers.
-pub(super) enum NotSent {
-    Later(Later),
-    /// The job was taken for complete, and it has no record.
-    NoRecord,
-}
-
-/// A reason to try again.
-#[derive(Debug, Default)]
-pub(super) struct Later {
-    pub(super) problem: String,
-    /// Not before.
-    pub(super) asked: Duration,
-    /// Whose it is, where one has failed.
-    pub(super) receiver: Option<String>,
-    /// A receiver has failed, and not the bucket or this host.
-    pub(super) is_the_receivers: bool,
-}
-
-impl Later {
-    /// What counts of two reasons: the first, but a receiver's own before all others; and the longer pause.
-    fn first_of(first: Option<Self>, other: Self) -> Self {
-        let Some(first) = first else { return other };
-        let asked = first.asked.max(other.asked);
-        let counts = if first.is_the_receivers || !other.is_the_receivers { first } else { other };
-        Self { asked, ..counts }
-    }
-}
 
 impl Outbox {
     /// As a round, of notifications without a message.
@@ -91,16 +37,16 @@ impl Outbox {
         let is_first = ended.rounds == 0;
         ended.rounds = ended.rounds.saturating_add(1);
         // What a handler has just written it has looked for. A failure is not reported later without another look.
-        let is_fresh = |written: &Written| is_first || ended.end == End::Complete && written.since.elapsed() < FRESH;
-        if !written.as_ref().is_some_and(is_fresh) {
+        let is_complete = ended.end == End::Complete;
+        if !written.as_ref().is_some_and(|written| is_first || is_complete && written.since.elapsed() < FRESH) {
             *written = Some(Written::now(self.write(in_flight, ended).await?));
         }
         let notifications = written.as_mut().map_or(&mut [][..], |written| &mut written.notifications[..]);
-        let is_doubtful = |notification: &Notification| {
+        let doubtful = notifications.iter().any(|notification| {
             let receiver = self.services.sender.notifier.destination(notification);
             !ended.delivered.contains(&notification.id) && receiver.is_some_and(|name| self.receivers.is_doubtful(&name))
-        };
-        let _room = self.room(in_flight, notifications.iter().any(is_doubtful))?;
+        });
+        let _room = self.room(in_flight, doubtful)?;
         if !*noted {
             self.note(in_flight, ended, notifications).await?;
             *noted = true;

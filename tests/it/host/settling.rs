@@ -11,6 +11,7 @@ use atelier::host::dispatch::acknowledge::{Acknowledger, Retries};
 use atelier::host::in_flight::InFlight;
 use atelier::host::jobs::Jobs;
 use atelier::host::notification_sender::NotificationSender;
+use atelier::host::outbox::{Outbox, Services};
 use atelier::host::source::{Depth, Message, Shape, Source, SourceError};
 use atelier::host::store_health::StoreHealth;
 use atelier::job::trace::Trace;
@@ -110,16 +111,18 @@ async fn settled(acks: Acks) -> Arc<Queue> {
     let store = Arc::new(Store::connect(&settings, outbound.clone()).await.unwrap());
     let notifier = Arc::new(notify::Notifier::new(&notify::Settings::default(), outbound).unwrap());
     let moment = Duration::from_millis(1);
+    let store_health = StoreHealth::new(store.clone(), "");
+    let services = Services { sender: NotificationSender { notifier, store }, store_health: store_health.clone() };
+    let force_shutdown = CancellationToken::new();
     let acknowledger = Acknowledger {
         jobs: Arc::new(Jobs::default()),
-        store_health: StoreHealth::new(store.clone(), ""),
-        notification_sender: NotificationSender { notifier, store },
+        store_health,
+        outbox: Outbox::new(services, &notify::Settings::default(), (moment, moment), force_shutdown.clone()),
         retries: Retries { max_attempts: 3, initial_backoff: moment, max_backoff: moment },
         token: None,
-        notify: atelier::notify::Settings::default(),
         metrics: Metrics::new(Gpus::none()).unwrap(),
         under_way: TaskTracker::new(),
-        force_shutdown: CancellationToken::new(),
+        force_shutdown,
     };
     let message = Message {
         id: "m-1".into(),
@@ -132,6 +135,7 @@ async fn settled(acks: Acks) -> Arc<Queue> {
         trace: None,
         sent: None,
         received: std::time::Instant::now(),
+        ended: None,
         record: json!({ "messageId": "m-1" }),
     };
     let in_flight = InFlight::new(queue.clone(), message, &contract());

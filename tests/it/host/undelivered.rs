@@ -92,14 +92,13 @@ async fn callers_who_never_answer_delay_nobody_elses_jobs() {
     let told_before = deaf.requests().len();
     deaf.script(&[Answer::status(200)]);
     host.restart();
-    let heard = || completes(&deaf).len();
     let all = eventually("everybody has heard", || {
         let after = deaf.requests().split_off(told_before);
         let ids: std::collections::BTreeSet<_> =
             after.iter().filter_map(|request| Some(request.header("webhook-id")?.to_owned())).collect();
         ids.len() == DEAF
     });
-    all.await.unwrap_or_else(|timeout| panic!("{timeout}: {} heard\n{}", heard(), host.log()));
+    all.await.unwrap_or_else(|timeout| panic!("{timeout}: {} heard\n{}", completes(&deaf).len(), host.log()));
     for (id, webhook_ids) in completes(&deaf) {
         assert!(webhook_ids.iter().all(|webhook_id| *webhook_id == webhook_ids[0]), "{id}: {webhook_ids:?}");
     }

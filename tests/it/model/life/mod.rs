@@ -220,7 +220,12 @@ impl Life {
             steps.push(("cancel", Self { wish: Wish::Cancelled, ..self }));
         }
         // A caller who is being told of the end may not.
-        if self.wish == Wish::Cancelled && self.messages[0].queued && !self.messages[0].noted && !self.messages[0].ended && !is_over {
+        if self.wish == Wish::Cancelled
+            && self.messages[0].queued
+            && !self.messages[0].noted
+            && !self.messages[0].ended
+            && !is_over
+        {
             let wish = if rules.repeat_takes_cancel_back { Wish::None } else { Wish::Repeated };
             steps.push(("submit again after cancel: 202", Self { wish, promised: true, ..self }));
         }
