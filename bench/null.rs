@@ -10,6 +10,7 @@ use atelier::job::capabilities::Capabilities;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::store::Store;
+use atelier::store::held_results::HeldResults;
 use atelier::workflow::{Services, Workflow};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{Engine, EngineError, Generated, Image, QueuedRequest, Request};
@@ -50,6 +51,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         preprocess: config.workflow.preprocess,
         postprocess: config.workflow.postprocess,
         store: Arc::new(Store::connect(&config.store, outbound.clone()).await?),
+        held_results: HeldResults::new(&config.store),
         notifier: Arc::new(Notifier::new(&config.notify, outbound)?),
         observer: Arc::new(|_, _| ()),
     };

@@ -10,7 +10,7 @@ use crate::config::{Config, Environment};
 use crate::job::outcome::JobError;
 use crate::outbound::Outbound;
 use crate::setting::SettingError;
-use crate::store::probe::Condition;
+use crate::store::probe::Writes;
 use crate::store::{self, Store};
 
 const CHECK: &str = "bucket";
@@ -66,15 +66,12 @@ async fn steps(store: &Store, key: &str, wrote: &mut bool) -> Finding {
         }
         Err(error) => return fail(error),
     }
-    match store.write_probe_again(key, CONTENT).await {
-        Ok(Condition::Kept) => Finding::ok(CHECK, format!("{}: listed, written, read, kept on condition", store.bucket())),
-        Ok(Condition::Ignored) => Finding::warn(
+    match store.probe_writes(key).await {
+        Ok(Writes::OnCondition) => Finding::ok(CHECK, format!("{}: listed, written, read, kept on condition", store.bucket())),
+        Ok(writes) => Finding::warn(
             CHECK,
-            format!(
-                "{}: this server ignores If-None-Match, so two deliveries of a job can overwrite each other's result",
-                store.bucket()
-            ),
-            "use a server with conditional writes (AWS S3, a recent MinIO or Ceph)",
+            format!("{}: {}", store.bucket(), writes.warning()),
+            "use a server with conditional writes (AWS S3, a recent MinIO or Ceph), or one host alone",
         ),
         Err(error) => fail(error),
     }
@@ -87,6 +84,6 @@ fn left_behind(found: Finding, key: &str, problem: &str) -> Finding {
     Finding::warn(
         CHECK,
         format!("{}; the probe {key} could not be deleted ({problem})", found.found),
-        "delete it by hand; the function itself needs no s3:DeleteObject",
+        "delete it by hand; without s3:DeleteObject images of attempts that came second stay in the bucket as well",
     )
 }

@@ -29,7 +29,7 @@ async fn check_sqs(config: &Config) -> Finding {
         return Finding::skip(SQS, "off: SQS_QUEUE_URL (sources.sqs.queue_url) is not set");
     }
     match sqs::inspect::inspect(&sqs::Settings { max_attempts: settings.max_attempts.min(2), ..settings.clone() }).await {
-        Ok(found) => judge_sqs(&found, config.runtime.max_attempts),
+        Ok(found) => judge_sqs(&found, config.runtime.max_attempts, config.notify.give_up_after()),
         Err(error) => unusable(
             SQS,
             &error,
@@ -38,9 +38,17 @@ async fn check_sqs(config: &Config) -> Finding {
     }
 }
 
-fn judge_sqs(found: &sqs::inspect::Found, max_attempts: u32) -> Finding {
+fn judge_sqs(found: &sqs::inspect::Found, max_attempts: u32, give_up_after: Duration) -> Finding {
     let kind = if found.fifo { "FIFO queue" } else { "queue" };
     let about = format!("{kind}, {} waiting, visibility timeout {} s", found.waiting, found.visibility_seconds);
+    let retention = Duration::from_secs(found.retention_seconds);
+    if retention < give_up_after {
+        return Finding::fail(
+            SQS,
+            format!("{about}; {}", too_short("MessageRetentionPeriod", retention, give_up_after)),
+            LONGER,
+        );
+    }
     let Some(redrive) = &found.redrive else {
         let found = format!("{about}, no redrive policy: what fails for good is deleted");
         return Finding::warn(SQS, found, "give the queue a redrive policy with a dead-letter queue");
@@ -61,6 +69,16 @@ fn judge_sqs(found: &sqs::inspect::Found, max_attempts: u32) -> Finding {
     }
 }
 
+const LONGER: &str = "have the queue keep messages for longer (14 days, say), or give up earlier (notify.give_up_after_hours)";
+
+fn too_short(what: &str, retention: Duration, give_up_after: Duration) -> String {
+    format!(
+        "its {what} is {} s, and webhooks are sent again for {} s (notify.give_up_after_hours): what the queue drops before is never reported",
+        retention.as_secs(),
+        give_up_after.as_secs()
+    )
+}
+
 async fn check_rabbitmq(config: &Config) -> Finding {
     let settings = &config.sources.rabbitmq;
     if settings.broker().is_none() {
@@ -68,12 +86,12 @@ async fn check_rabbitmq(config: &Config) -> Finding {
     }
     let how = "start the broker or open the way to it, make the queue (or set sources.rabbitmq.declare: true), or correct sources.rabbitmq";
     match rabbitmq::inspect::inspect(settings).await {
-        Ok(found) => judge_rabbitmq(&found, settings),
+        Ok(found) => judge_rabbitmq(&found, settings, config.notify.give_up_after()),
         Err(error) => unusable(RABBITMQ, &error, how),
     }
 }
 
-fn judge_rabbitmq(found: &Found, settings: &rabbitmq::settings::Settings) -> Finding {
+fn judge_rabbitmq(found: &Found, settings: &rabbitmq::settings::Settings, give_up_after: Duration) -> Finding {
     let queue = &settings.queue;
     let Found::There { waiting, likeness } = found else {
         return Finding::ok(RABBITMQ, format!("connected; the queue {queue:?} is not there yet, the host makes it"));
@@ -83,6 +101,9 @@ fn judge_rabbitmq(found: &Found, settings: &rabbitmq::settings::Settings) -> Fin
     if let Some(difference) = likeness.difference().filter(|_| settings.declare) {
         let fix = format!("{}; until then the host does not start", rabbitmq::inspect::REPAIR);
         return Finding::fail(RABBITMQ, format!("{about}: it {difference}, and sources.rabbitmq.declare is true"), fix);
+    }
+    if let Some(ttl) = likeness.message_ttl().filter(|ttl| *ttl < give_up_after) {
+        return Finding::fail(RABBITMQ, format!("{about}; {}", too_short("x-message-ttl", ttl, give_up_after)), LONGER);
     }
     match likeness {
         Likeness::Same => Finding::ok(RABBITMQ, format!("{about}, a quorum queue with a dead-letter exchange")),
@@ -128,12 +149,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_delivery_limit_at_the_hosts_own_is_a_warning() {
-        let state = |most| {
+    fn a_delivery_limit_at_the_hosts_own_is_a_warning_and_a_short_retention_a_failure() {
+        let state = |most, retention_hours: u64| {
             let redrive = sqs::inspect::Redrive { most_receives: Some(most), queue: Ok("http://queue".into()) };
-            let found = sqs::inspect::Found { fifo: false, waiting: 0, visibility_seconds: 30, redrive: Some(redrive) };
-            judge_sqs(&found, 3).state
+            let retention_seconds = retention_hours * 3_600;
+            let found = sqs::inspect::Found {
+                fifo: false,
+                waiting: 0,
+                visibility_seconds: 30,
+                retention_seconds,
+                redrive: Some(redrive),
+            };
+            judge_sqs(&found, 3, Duration::from_hours(72)).state
         };
-        assert_eq!((state(3), state(10)), (State::Warn, State::Ok));
+        assert_eq!((state(3, 96), state(10, 96)), (State::Warn, State::Ok));
+        assert_eq!((state(10, 72), state(10, 71)), (State::Ok, State::Fail), "what the queue drops is never reported");
     }
 }

@@ -230,7 +230,7 @@ impl Response {
             JobError::Conflict { .. } => (409, None),
             JobError::Invalid { .. } => (400, None),
             JobError::Cancelled => (410, None),
-            error if error.retry_policy() == RetryPolicy::Retry => (503, Some(5)),
+            error if error.retry_policy() != RetryPolicy::Terminal => (503, Some(5)),
             _ => (422, None),
         };
         let body = json!({ "job_id": job_id, "status": "failed", "error": Problem::from(error) });

@@ -27,12 +27,23 @@ pub struct Delivery {
     pub source: &'static str,
     /// The queue's own name for the message.
     pub message_id: String,
+    /// The same in every delivery of the message; empty where it is delivered once. Where neither queue nor publisher name the message,
+    /// equal ones are taken for one.
+    pub identity: String,
     /// Starts at 1.
     pub attempt: u32,
     /// Messages of one group must be settled in order (SQS FIFO; a standard queue has none).
     pub group: Option<String>,
     pub trace: Option<Trace>,
     pub body: Vec<u8>,
+}
+
+impl Delivery {
+    /// Of a body that nobody delivers again.
+    #[must_use]
+    pub fn once(source: &'static str, trace: Option<Trace>, body: Vec<u8>) -> Self {
+        Self { source, message_id: String::new(), identity: String::new(), attempt: 1, group: None, trace, body }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::{Delivery, EventError};
 use crate::job::trace::{TRACEPARENT, Trace};
@@ -41,8 +42,11 @@ fn delivery(queue: &str, index: usize, message: &Value) -> Delivery {
     let properties = &message["basicProperties"];
     let headers = &properties["headers"];
     let id = context::decode_message_id(headers).or_else(|| properties["messageId"].as_str());
+    let named = (properties["messageId"].as_str(), properties["timestamp"].as_str());
+    let identity = Sha256::new().chain_update(format!("{named:?}\n")).chain_update(data);
     Delivery {
         source: "rabbitmq",
+        identity: base16ct::lower::encode_string(&identity.finalize()),
         message_id: id.map_or_else(|| format!("{queue}#{index}"), str::to_owned),
         attempt: attempt(headers, message["redelivered"] == true),
         group: None,

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Delivery, EventError};
 use crate::job::trace::Trace;
+use crate::protocol::deferral::{Kept, SQS_ATTRIBUTE};
 use crate::protocol::reply::JobReport;
 
 #[derive(Debug)]
@@ -28,10 +29,14 @@ fn delivery(record: &Value) -> Result<Delivery, EventError> {
     // On a standard queue the group is a tenant, among whom SQS is fair; it asks for no order.
     let fifo =
         record["eventSourceARN"].as_str().is_some_and(|queue| queue.rsplit_once('.').is_some_and(|(_, kind)| kind == "fifo"));
+    // A host may have sent it again, after attempts that SQS counts no more.
+    let kept = record["messageAttributes"][SQS_ATTRIBUTE]["stringValue"].as_str().and_then(Kept::decode);
+    let receipts: u32 = attribute("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1);
     Ok(Delivery {
         source: "sqs",
         message_id: message_id.to_owned(),
-        attempt: attribute("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1),
+        identity: kept.as_ref().map_or(message_id, |kept| &kept.message_id).to_owned(),
+        attempt: receipts.saturating_add(kept.map_or(0, |kept| kept.attempts)),
         group: attribute("MessageGroupId").filter(|_| fifo).map(str::to_owned),
         trace: attribute("AWSTraceHeader").and_then(Trace::from_xray),
         body: record["body"].as_str().unwrap_or_default().as_bytes().to_vec(),

@@ -2,7 +2,7 @@
 
 use tracing::Instrument as _;
 
-use super::{Handler, complete, entry, job_outcome, span};
+use super::{Handler, complete, entry, handed_back, job_outcome, span};
 use crate::events::Delivery;
 use crate::events::http::{Exchange, Response, Route};
 use crate::job::outcome::{JobError, Outcome};
@@ -20,9 +20,7 @@ impl Handler {
             Err(response) => return (response, Vec::new()),
         };
         // A request is delivered once.
-        let trace = exchange.trace();
-        let delivery = Delivery { source: "http", message_id: String::new(), attempt: 1, group: None, trace, body };
-        self.respond_to(&delivery, control).await
+        self.respond_to(&Delivery::once("http", exchange.trace(), body), control).await
     }
 
     pub(super) async fn respond_to(&self, delivery: &Delivery, control: &Control) -> (Response, Vec<JobReport>) {
@@ -77,7 +75,7 @@ impl Handler {
                 (described.unwrap_or_else(|error| Response::failed(id, &error)), settled)
             }
             Ok(None) => (Response::failed(id, error), self.fail(delivery, job.into(), error, outcome, control).await),
-            Err(unknown) => (Response::failed(id, &unknown), entry("", Some(&job.id), JobOutcome::Retry, Some(&unknown))),
+            Err(unknown) => (Response::failed(id, &unknown), entry("", Some(&job.id), handed_back(&unknown), Some(&unknown))),
         }
     }
 

@@ -4,6 +4,7 @@ mod batch;
 mod http;
 pub mod lambda;
 pub mod line;
+mod redelivery;
 
 use std::collections::BTreeMap;
 
@@ -98,9 +99,7 @@ impl Handler {
                 (exchange.reply(&response), jobs)
             }
             Event::Direct(body) => {
-                let delivery =
-                    Delivery { source: "invoke", message_id: String::new(), attempt: 1, group: None, trace: None, body };
-                let (response, jobs) = self.respond_to(&delivery, control).await;
+                let (response, jobs) = self.respond_to(&Delivery::once("invoke", None, body), control).await;
                 // An error is what brings an asynchronous invocation back.
                 all_or_nothing(&jobs)?;
                 (response.body, jobs)
@@ -165,7 +164,7 @@ impl Handler {
         };
         let conflict = match (recorded, &refusal.job_id) {
             (Ok(true), Some(job_id)) => Some(JobError::Conflict { job_id: job_id.clone() }),
-            (Err(unknown), job_id) => return entry(message_id, job_id.as_ref(), JobOutcome::Retry, Some(&unknown)),
+            (Err(unknown), job_id) => return entry(message_id, job_id.as_ref(), handed_back(&unknown), Some(&unknown)),
             _ => None,
         };
         tell_log(&refusal.error, delivery, false);
@@ -186,6 +185,7 @@ impl Handler {
         let (stopped, begun): (Vec<_>, Vec<_>) = members
             .into_iter()
             .partition(|waiting| ends || waiting.delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group)));
+        let (mut told, begun) = self.told_before(begun, control).await;
         let jobs: Vec<_> = begun.iter().map(|waiting| (&waiting.job, span(Some(&waiting.job.id), &waiting.delivery))).collect();
         let ended = self.workflow.run_together(&jobs, control).await;
         let finalized = begun.iter().zip(&jobs).zip(ended).map(async |((waiting, (_, span)), ended)| {
@@ -202,6 +202,7 @@ impl Handler {
             };
             (place, delivery.group, entry(&delivery.message_id, None, JobOutcome::Retry, Some(&error)))
         }));
+        finalized.append(&mut told);
         finalized
     }
 
@@ -227,6 +228,12 @@ impl Handler {
         let settled = match self.known_end(job, &error, outcome, control).await {
             Ok(Some(stored)) => self.complete_after_all(delivery, job, &stored, control).await,
             Ok(None) => {
+                if let Err(unknown) = self.note_failed(delivery, job, &error, outcome, control).await {
+                    return JobReport {
+                        measured,
+                        ..entry(&delivery.message_id, Some(&job.id), handed_back(&unknown), Some(&unknown))
+                    };
+                }
                 let failed = self.fail(delivery, job.into(), &error, outcome, control).await;
                 // A job that used the GPU would use it again each time that it is handed back.
                 let is_refused = matches!(error, JobError::Invalid { .. } | JobError::Input { .. });
@@ -238,7 +245,7 @@ impl Handler {
                     _ => failed,
                 }
             }
-            Err(unknown) => entry(&delivery.message_id, Some(&job.id), JobOutcome::Retry, Some(&unknown)),
+            Err(unknown) => entry(&delivery.message_id, Some(&job.id), handed_back(&unknown), Some(&unknown)),
         };
         JobReport { measured, ..settled }
     }
@@ -255,7 +262,7 @@ impl Handler {
         outcome: JobOutcome,
         control: &Control,
     ) -> Result<Option<Outcome>, JobError> {
-        if outcome == JobOutcome::Retry || matches!(error, JobError::Conflict { .. }) {
+        if !outcome.is_over() || matches!(error, JobError::Conflict { .. }) {
             return Ok(None);
         }
         match self.workflow.stored_outcome(job, control).await {
@@ -268,7 +275,7 @@ impl Handler {
     async fn complete_after_all(&self, delivery: &Delivery, job: &Job, outcome: &Outcome, control: &Control) -> JobReport {
         match self.workflow.tell_complete(job, &outcome.record, control).await {
             Ok(notifications) => complete(&delivery.message_id, job, outcome, notifications),
-            Err(undelivered) => entry(&delivery.message_id, Some(&job.id), JobOutcome::Retry, Some(&undelivered)),
+            Err(undelivered) => entry(&delivery.message_id, Some(&job.id), handed_back(&undelivered), Some(&undelivered)),
         }
     }
 
@@ -282,14 +289,14 @@ impl Handler {
         control: &Control,
     ) -> JobReport {
         let message_id = &delivery.message_id;
-        if outcome == JobOutcome::Retry {
+        if !outcome.is_over() {
             return entry(message_id, of.job_id, outcome, Some(error));
         }
         match self.workflow.tell_failed(&of, error, delivery.attempt, control).await {
             Ok(notifications) => JobReport { notifications, ..entry(message_id, of.job_id, outcome, Some(error)) },
             Err(undelivered) => {
                 tracing::warn!(message_id, error = %undelivered, "failed notification not delivered");
-                entry(message_id, of.job_id, JobOutcome::Retry, Some(&undelivered))
+                entry(message_id, of.job_id, handed_back(&undelivered), Some(&undelivered))
             }
         }
     }
@@ -322,7 +329,7 @@ impl Handler {
                 tracing::warn!(message_id = delivery.message_id, key, "a refused message is kept in the bucket");
                 failed
             }
-            Err(error) => entry(&delivery.message_id, of.job_id, JobOutcome::Retry, Some(&error)),
+            Err(error) => entry(&delivery.message_id, of.job_id, handed_back(&error), Some(&error)),
         }
     }
 }
@@ -331,10 +338,16 @@ impl Handler {
 fn job_outcome(error: &JobError, stored: bool) -> JobOutcome {
     match error.retry_policy() {
         RetryPolicy::Retry => JobOutcome::Retry,
+        RetryPolicy::Wait => JobOutcome::StoreUnavailable,
         // It came too late: the images are there, and the redelivery reports them.
         RetryPolicy::Terminal if stored && matches!(error, JobError::Cancelled) => JobOutcome::Retry,
         RetryPolicy::Terminal => JobOutcome::Failed,
     }
+}
+
+/// What becomes of a message over which something went wrong that is no end of its job.
+fn handed_back(error: &JobError) -> JobOutcome {
+    if error.retry_policy() == RetryPolicy::Wait { JobOutcome::StoreUnavailable } else { JobOutcome::Retry }
 }
 
 fn entry(message_id: &str, job_id: Option<&JobId>, outcome: JobOutcome, error: Option<&JobError>) -> JobReport {
@@ -371,7 +384,7 @@ fn span(job_id: Option<&JobId>, delivery: &Delivery) -> Span {
 }
 
 fn tell_log(error: &JobError, delivery: &Delivery, last: bool) {
-    let retry = error.retry_policy() == RetryPolicy::Retry;
+    let retry = error.retry_policy() != RetryPolicy::Terminal;
     tracing::warn!(
         message_id = delivery.message_id,
         code = error.code(),

@@ -10,6 +10,7 @@ use super::source::{Message, Source, SourceError};
 use crate::job::notification::NotificationTarget;
 use crate::job::request::{Defaults, Refusal};
 use crate::job::{Job, JobId, trace};
+use crate::protocol::deferral::DeferReason;
 
 /// A message with its source, from its receipt until it is settled. Dropping it ends the heartbeat.
 pub struct InFlight {
@@ -29,11 +30,18 @@ impl InFlight {
         let job = Job::from_message(&message.body, message.trace, defaults).map_err(Box::new);
         let job_id = job.as_ref().map_or_else(|refusal| refusal.job_id.as_ref(), |job| Some(&job.id));
         let span = trace::span(job_id.map_or("", JobId::as_str), source.name(), message.attempt, message.trace);
-        let heartbeat = source.heartbeat().map(|_| {
-            let keeping = keep(source.clone(), message.clone());
-            tokio::spawn(keeping.instrument(span.clone()))
+        let in_flight = Self { source, message, job, span, heartbeat: Mutex::default() };
+        in_flight.keep_again();
+        in_flight
+    }
+
+    /// Begins the heartbeat again after [`Self::release`].
+    pub fn keep_again(&self) {
+        let heartbeat = self.source.heartbeat().map(|_| {
+            let keeping = keep(self.source.clone(), self.message.clone());
+            tokio::spawn(keeping.instrument(self.span.clone()))
         });
-        Self { source, message, job, span, heartbeat: Mutex::new(heartbeat) }
+        *self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = heartbeat;
     }
 
     /// Ends the heartbeat, and returns when none is under way any more: one that came after a delay was set would undo it.
@@ -69,6 +77,18 @@ impl InFlight {
             }
             _ => false,
         }
+    }
+
+    /// Its job failed as often as it may: it is not to be started again.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.message.ended.is_some() || self.message.deferral.is_some_and(|deferral| deferral.reason == DeferReason::EndUnknown)
+    }
+
+    /// Somebody had the message before, and may have told its caller of an end.
+    #[must_use]
+    pub fn came_again(&self) -> bool {
+        self.job.is_ok() && (self.message.attempt > 1 || self.message.deferral.is_some())
     }
 
     /// Empty when the body is no job.

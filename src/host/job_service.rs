@@ -87,6 +87,8 @@ pub struct JobService {
     /// Of one tenant; none: as many as may wait at all.
     pub max_waiting_per_tenant: Option<u64>,
     pub snapshot: watch::Receiver<StatusSnapshot>,
+    /// Why the store cannot be used; none while it can.
+    pub store_trouble: watch::Receiver<Option<String>>,
     /// To the dispatcher: jobs that wait for their answer.
     pub direct: mpsc::Sender<Direct>,
     /// To the dispatcher: running jobs to be cancelled.

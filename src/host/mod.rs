@@ -12,6 +12,7 @@ pub mod cloud;
 pub mod descriptors;
 pub mod dispatch;
 pub mod drain;
+pub mod ended;
 pub mod event;
 pub mod http;
 pub mod in_flight;
@@ -20,10 +21,12 @@ pub mod jobs;
 pub(crate) mod listener;
 pub mod measure;
 pub mod notification_sender;
+pub mod outbox;
 pub mod process;
 pub mod runtime_api;
 pub mod sending;
 pub mod source;
+pub mod store_health;
 pub mod supervisor;
 
 use std::io;
@@ -38,18 +41,21 @@ use tokio_util::task::TaskTracker;
 
 use self::cloud::{interruption, protection};
 use self::dispatch::acknowledge::{Acknowledger, Retries};
-use self::dispatch::{Dispatcher, acknowledge, intake};
+use self::dispatch::{Dispatcher, acknowledge, intake, waiting};
 use self::job_service::{Direct, Ending, JobService};
 use self::jobs::Jobs;
 use self::notification_sender::NotificationSender;
+use self::outbox::Outbox;
 use self::process::{Launcher, Listener, Program};
 use self::source::Source;
+use self::store_health::StoreHealth;
 use self::supervisor::{Phase, Worker};
 use crate::clock::later;
 use crate::job::capabilities::Capabilities;
 use crate::job::request::Defaults;
 use crate::job::task::ModelName;
 use crate::metrics::Metrics;
+use crate::notify;
 use crate::protocol::report::{self, Report};
 use crate::setting::Secret;
 
@@ -106,11 +112,35 @@ pub struct Parts {
     /// The source that HTTP jobs go to.
     pub queue: Arc<dyn Source>,
     pub notification_sender: NotificationSender,
+    /// When and how often notifications are sent.
+    pub notify: notify::Settings,
     pub defaults: Defaults,
     pub max_attempts: u32,
+    /// Whether its handlers need the store; another function's may not.
+    pub needs_store: bool,
     /// What an HTTP event of the host presents to the handler.
     pub token: Option<Secret>,
     pub metrics: Metrics,
+}
+
+impl Parts {
+    fn acknowledger(&self, jobs: &Arc<Jobs>) -> Acknowledger {
+        let retries = retries(&self.settings, self.max_attempts);
+        let store_health = store_health(self);
+        let services = outbox::Services { sender: self.notification_sender.clone(), store_health: store_health.clone() };
+        let force_shutdown = CancellationToken::new();
+        let backoff = (retries.initial_backoff, retries.max_backoff);
+        Acknowledger {
+            jobs: jobs.clone(),
+            outbox: Outbox::new(services, &self.notify, backoff, force_shutdown.clone()),
+            retries,
+            store_health,
+            token: self.token.clone(),
+            metrics: self.metrics.clone(),
+            under_way: TaskTracker::new(),
+            force_shutdown,
+        }
+    }
 }
 
 /// A host with its handlers starting and its sources open.
@@ -143,19 +173,7 @@ impl Host {
         let (dispatcher, cancelled) = Dispatcher::new(parts.gpus.len(), parts.settings.batch as usize, jobs.clone());
         let (direct, directs) = mpsc::channel(parts.gpus.len());
         let (cancels, cancel_requests) = mpsc::unbounded_channel();
-        let acknowledger = Acknowledger {
-            jobs: jobs.clone(),
-            notification_sender: parts.notification_sender,
-            retries: Retries {
-                max_attempts: parts.max_attempts,
-                initial_backoff: Duration::from_millis(parts.settings.initial_backoff_ms),
-                max_backoff: Duration::from_millis(parts.settings.max_backoff_ms),
-            },
-            token: parts.token,
-            metrics: parts.metrics.clone(),
-            under_way: TaskTracker::new(),
-            force_shutdown: CancellationToken::new(),
-        };
+        let acknowledger = parts.acknowledger(&jobs);
         let job_service = JobService {
             jobs,
             defaults: parts.defaults.clone(),
@@ -163,6 +181,7 @@ impl Host {
             max_waiting: parts.settings.max_waiting,
             max_waiting_per_tenant: parts.settings.max_waiting_per_tenant,
             snapshot: dispatcher.snapshot(),
+            store_trouble: acknowledger.store_health.subscribe(),
             direct,
             cancels,
         };
@@ -194,10 +213,10 @@ impl Host {
         tokio::spawn(measure::handlers(dispatcher.clone(), parts.metrics.clone()));
         for source in parts.sources {
             tokio::spawn(measure::queue(source.clone(), parts.metrics.clone()));
-            intakes.spawn(intake::run(source, dispatcher.clone(), parts.defaults.clone(), stop.clone()));
+            intakes.spawn(intake::run(source, acknowledger.clone(), dispatcher.clone(), parts.defaults.clone(), stop.clone()));
         }
         tokio::spawn(forward(dispatcher.clone(), directs, cancel_requests));
-        tokio::spawn(acknowledge::defer_blocked(dispatcher.clone(), acknowledger.retries.initial_backoff));
+        tokio::spawn(defer_unstartable(dispatcher.clone(), acknowledger.clone()));
         Ok(Self { settings: parts.settings, job_service, dispatcher, acknowledger, phase, workers, intakes, stop, function })
     }
 
@@ -205,6 +224,12 @@ impl Host {
     #[must_use]
     pub fn job_service(&self) -> JobService {
         self.job_service.clone()
+    }
+
+    /// What waits to be sent.
+    #[must_use]
+    pub fn outbox(&self) -> Outbox {
+        self.acknowledger.outbox.clone()
     }
 
     /// What the last handler that got ready can be asked for; none before, and where it does not say.
@@ -220,6 +245,7 @@ impl Host {
         let limit = Duration::from_secs(self.settings.drain_seconds);
         tracing::info!(order, drain_seconds = limit.as_secs(), "draining: no new jobs; what runs may finish");
         self.stop.cancel();
+        self.acknowledger.outbox.draining.cancel();
         let (messages, directs) = self.dispatcher.drain();
         for direct in directs {
             // A caller that is gone needs no answer.
@@ -273,6 +299,43 @@ fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Op
             functions.send_replace(capabilities.map(|capabilities| Function { model, capabilities }));
         }
         None => report::write_line(line),
+    }
+}
+
+fn store_health(parts: &Parts) -> StoreHealth {
+    let store_health = StoreHealth::new(parts.notification_sender.store.clone(), &parts.defaults.prefix);
+    if parts.needs_store {
+        store_health.probe();
+    }
+    store_health
+}
+
+fn retries(settings: &Settings, max_attempts: u32) -> Retries {
+    Retries {
+        max_attempts,
+        initial_backoff: Duration::from_millis(settings.initial_backoff_ms),
+        max_backoff: Duration::from_millis(settings.max_backoff_ms),
+    }
+}
+
+/// Has messages wait in their queues that cannot be started here.
+async fn defer_unstartable(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
+    let blocked = waiting::defer_blocked(dispatcher.clone(), acknowledger.retries.initial_backoff);
+    tokio::join!(blocked, pause_without_store(dispatcher, acknowledger));
+}
+
+/// Nothing is started while the store is away; what waits here for a handler waits in its queue then.
+async fn pause_without_store(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
+    let mut trouble = acknowledger.store_health.subscribe();
+    loop {
+        let is_away = trouble.borrow_and_update().is_some();
+        acknowledger.metrics.store_available(!is_away);
+        for in_flight in dispatcher.pause(is_away) {
+            acknowledger.not_started(in_flight).await;
+        }
+        if trouble.changed().await.is_err() {
+            return;
+        }
     }
 }
 

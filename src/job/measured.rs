@@ -17,8 +17,22 @@ pub struct Measured {
     pub denoising_seconds: f64,
     /// Whether the job's LoRAs were those that were generated with last; none where it has none.
     pub lora_cache_hit: Option<bool>,
+    /// What became of its result on the host's disk.
+    #[serde(default)]
+    pub held_results: HeldResults,
     /// Webhooks sent meanwhile, by kind and whether they were taken.
     pub webhook_attempts: Vec<WebhookAttempts>,
+}
+
+/// Results on the host's disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldResults {
+    /// This one was written.
+    pub kept: u64,
+    /// This one was there, and stored in place of generating.
+    pub used: u64,
+    /// This one could not be written, or others had to go for it.
+    pub dropped: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -134,6 +134,12 @@ impl<'a> From<&'a Refusal> for NotificationTarget<'a> {
 }
 
 impl Notification {
+    /// Whether it is sent once, and it does not matter whether it is taken.
+    #[must_use]
+    pub fn is_best_effort(&self) -> bool {
+        matches!(self.message, Message::LoadBalancer { .. })
+    }
+
     /// One word for logs: `progress`, `complete`, `failed`, `asset_result` or `job_complete`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::JobId;
 
+/// [`JobError::code`] of a request under another job's id.
+const CONFLICT: &str = "conflict";
+
 pub type Cause = Box<dyn StdError + Send + Sync>;
 
 /// What `result.json` holds: the proof that a job is done. Written last, never changed.
@@ -52,6 +55,8 @@ pub struct Outcome {
 pub enum RetryPolicy {
     /// The same job can succeed later: hand the message back.
     Retry,
+    /// The store does not do what it is asked, and no job is at fault: wait for it, however long that takes. It is no attempt.
+    Wait,
     /// No repetition helps: notify the caller and be done.
     Terminal,
 }
@@ -149,7 +154,7 @@ impl JobError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Invalid { .. } => "invalid_request",
-            Self::Conflict { .. } => "conflict",
+            Self::Conflict { .. } => CONFLICT,
             Self::Input { .. } => "invalid_input",
             Self::Fetch { .. } => "fetch_failed",
             Self::OutOfMemory { .. } => "out_of_memory",
@@ -186,6 +191,14 @@ pub struct Problem {
     /// The field of the request that is at fault, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
+}
+
+impl Problem {
+    /// Whether it is that of a request under another job's id: no end of that job.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.code == CONFLICT
+    }
 }
 
 impl From<&JobError> for Problem {

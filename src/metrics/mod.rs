@@ -12,7 +12,7 @@ use prometheus::{CounterVec, Encoder as _, GaugeVec, HistogramOpts, HistogramVec
 
 use self::gpu::Gpus;
 use self::table::{Counter, Gauge, Histogram, Kind, Metric};
-use crate::job::measured::{Measured, WebhookAttempts};
+use crate::job::measured::{HeldResults, Measured, WebhookAttempts};
 
 /// The metrics of this process; clones are the same metrics.
 #[derive(Clone)]
@@ -138,7 +138,25 @@ impl Metrics {
         if let Some(hit) = measured.lora_cache_hit {
             self.add(table::LORA_CACHE, [if hit { "hit" } else { "miss" }], 1.0);
         }
+        let HeldResults { kept, used, dropped } = measured.held_results;
+        for (event, count) in [("kept", kept), ("used", used), ("dropped", dropped)] {
+            self.add(table::HELD_RESULTS, [event], count as f64);
+        }
         self.webhooks(&measured.webhook_attempts);
+    }
+
+    /// A result that had been on disk was gone.
+    pub fn generated_again(&self) {
+        self.add(table::HELD_RESULTS, ["generated_again"], 1.0);
+    }
+
+    /// A message waits. `reason`: a word of the table's row.
+    pub fn deferred(&self, source: &str, reason: &str) {
+        self.add(table::DEFERRED, [source, reason], 1.0);
+    }
+
+    pub fn store_available(&self, available: bool) {
+        self.set(table::STORE_AVAILABLE, [], f64::from(u8::from(available)));
     }
 
     /// A message was refused. `outcome`: a word of the table's row.
@@ -150,6 +168,20 @@ impl Metrics {
         for WebhookAttempts { kind, delivered, count } in attempts {
             self.add(table::WEBHOOKS, [kind, if *delivered { "delivered" } else { "failed" }], *count as f64);
         }
+    }
+
+    /// What waits to be sent. `open_breakers`: receivers that are left alone, each with how many it stands for.
+    pub fn outbox(&self, waiting: usize, open_breakers: &[(String, usize)]) {
+        self.set(table::NOTIFICATIONS_WAITING, [], waiting as f64);
+        self.forget(table::BREAKERS_OPEN);
+        for (receiver, count) in open_breakers {
+            self.set(table::BREAKERS_OPEN, [receiver], *count as f64);
+        }
+    }
+
+    /// A message was dead-lettered because its notifications were not taken.
+    pub fn gave_up(&self, source: &str) {
+        self.add(table::GIVEN_UP, [source], 1.0);
     }
 
     pub fn model_loaded(&self, model: &str, seconds: f64) {
@@ -221,6 +253,7 @@ mod tests {
             denoising_steps: 20,
             denoising_seconds: 1.9,
             lora_cache_hit: Some(true),
+            held_results: HeldResults { kept: 1, used: 0, dropped: 2 },
             webhook_attempts: vec![WebhookAttempts { kind: "progress".into(), delivered: false, count: 3 }],
         };
         metrics.job("sqs", "complete", Some(&measured));
@@ -229,6 +262,8 @@ mod tests {
         let text = metrics.render();
         for line in [
             "atelier_jobs_total{outcome=\"complete\",source=\"sqs\"} 1",
+            "atelier_held_results_total{event=\"dropped\"} 2",
+            "atelier_held_results_total{event=\"kept\"} 1",
             "atelier_jobs_total{outcome=\"retry\",source=\"sqs\"} 1",
             "atelier_denoising_steps_total 20",
             "atelier_denoising_steps_per_second 10",

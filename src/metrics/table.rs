@@ -98,13 +98,31 @@ pub const JOBS: Counter<2> = Counter(labelled(
     "atelier_jobs_total",
     "",
     &["source", "outcome"],
-    "runs by outcome: complete, failed, retry, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
+    "runs by outcome: complete, failed, retry, store_unavailable, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
 ));
 pub const REFUSED: Counter<2> = Counter(labelled(
     "atelier_refused_total",
     "",
     &["source", "outcome"],
     "messages that no attempt can help: failed (its sender was notified) or dead_letter (no one could be notified, or `keep_refused`)",
+));
+pub const HELD_RESULTS: Counter<1> = Counter(labelled(
+    "atelier_held_results_total",
+    "",
+    &["event"],
+    "results on the host's disk until the store has them: kept, used (stored by a later attempt), dropped (no room), generated_again (lost)",
+));
+pub const DEFERRED: Counter<2> = Counter(labelled(
+    "atelier_deferred_total",
+    "",
+    &["source", "reason"],
+    "messages that wait and count no attempt: running, store_unavailable, result_held, notification_undelivered, end_unknown",
+));
+pub const STORE_AVAILABLE: Gauge<0> = Gauge(labelled(
+    "atelier_store_available",
+    "",
+    &[],
+    "1 while the store can be used, 0 while nothing is received because it cannot",
 ));
 pub const JOB_SECONDS: Histogram<1> = Histogram(
     labelled("atelier_job_seconds", "seconds", &["source"], "a run in the handler, from its turn to its outcome"),
@@ -128,6 +146,24 @@ pub const WEBHOOKS: Counter<2> = Counter(labelled(
     "",
     &["kind", "result"],
     "attempts to deliver a notification, by its kind; delivered or failed",
+));
+pub const NOTIFICATIONS_WAITING: Gauge<0> = Gauge(labelled(
+    "atelier_notifications_waiting",
+    "",
+    &[],
+    "jobs that have ended and wait in this host until their notifications are taken",
+));
+pub const BREAKERS_OPEN: Gauge<1> = Gauge(labelled(
+    "atelier_webhook_breakers_open",
+    "",
+    &["receiver"],
+    "receivers (host name and port) that are left alone because they failed over and over: 20 by name, all more as `other`",
+));
+pub const GIVEN_UP: Counter<1> = Counter(labelled(
+    "atelier_notifications_given_up_total",
+    "",
+    &["source"],
+    "messages dead-lettered as `webhook_failed`: their notifications were not taken for `notify.give_up_after_hours`",
 ));
 pub const MODEL_LOAD: Gauge<1> =
     Gauge(labelled("atelier_model_load_seconds", "seconds", &["model"], "from a handler's start to ready, the last time"));
@@ -157,7 +193,7 @@ pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
 pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
 /// All of them, in the order of docs/metrics.md.
-pub const TABLE: [Metric; 21] = [
+pub const TABLE: [Metric; 27] = [
     INFERENCES.row(),
     INFERENCE_LATENCY.row(),
     INFERENCE_ERRORS.row(),
@@ -165,12 +201,18 @@ pub const TABLE: [Metric; 21] = [
     GPU_UTILIZATION.row(),
     JOBS.row(),
     REFUSED.row(),
+    HELD_RESULTS.row(),
+    DEFERRED.row(),
+    STORE_AVAILABLE.row(),
     JOB_SECONDS.row(),
     STEP_SECONDS.row(),
     DENOISING_STEPS.row(),
     STEPS_PER_SECOND.row(),
     LORA_CACHE.row(),
     WEBHOOKS.row(),
+    NOTIFICATIONS_WAITING.row(),
+    BREAKERS_OPEN.row(),
+    GIVEN_UP.row(),
     MODEL_LOAD.row(),
     RESTARTS.row(),
     HANDLERS.row(),

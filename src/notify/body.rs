@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::job::metadata::Metadata;
 use crate::job::notification::Kind;
-use crate::job::outcome::{JobError, Record, StoredImage};
+use crate::job::outcome::{Problem, Record, StoredImage};
 use crate::job::{Callback, Job, JobId};
 
 /// `inference.progress`
@@ -64,21 +64,11 @@ pub(super) struct Failed<'a> {
     /// The id that the request would have had, were it not another job's.
     #[serde(skip_serializing_if = "Option::is_none")]
     conflicting_job_id: Option<&'a JobId>,
-    error: ErrorBody<'a>,
+    error: &'a Problem,
     /// The job had been tried before.
     retried: bool,
     attempts: u32,
     metadata: Metadata,
-}
-
-#[derive(Debug, Serialize)]
-struct ErrorBody<'a> {
-    /// A stable word, such as `invalid_input`.
-    code: &'a str,
-    message: String,
-    /// The field of the request that is at fault, where there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<&'a str>,
 }
 
 impl Progressed {
@@ -119,22 +109,13 @@ impl<'a> Image<'a> {
 }
 
 impl<'a> Failed<'a> {
-    pub(super) fn new(
-        job_id: Option<&'a JobId>,
-        callback: Option<&Callback>,
-        error: &'a JobError,
-        message: String,
-        attempts: u32,
-    ) -> Self {
-        let conflicting_job_id = match error {
-            JobError::Conflict { job_id } => Some(job_id),
-            _ => None,
-        };
+    pub(super) fn new(job_id: Option<&'a JobId>, callback: Option<&Callback>, problem: &'a Problem, attempts: u32) -> Self {
+        let conflicting_job_id = job_id.filter(|_| problem.is_conflict());
         Self {
             kind: Kind::Failed,
             job_id: job_id.filter(|_| conflicting_job_id.is_none()),
             conflicting_job_id,
-            error: ErrorBody { code: error.code(), message, field: error.field() },
+            error: problem,
             retried: attempts > 1,
             attempts,
             metadata: metadata(callback),

@@ -8,9 +8,11 @@ use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHO
 use tokio::time::Instant;
 use url::Url;
 
-use super::Notifier;
+use super::failure::{DeliveryError, Undelivered};
 use super::multipart::Form;
+use super::once::OnceError;
 use super::retry::retry_after;
+use super::{Notifier, answer};
 use crate::clock::later;
 use crate::job::notification::{Kind, Message, Notification};
 use crate::job::outcome::{JobError, RetryPolicy};
@@ -29,7 +31,14 @@ pub(super) struct DeliveryRequest<'a> {
     body: Bytes,
 }
 
-/// How a delivery request goes. Only an address that a caller named goes through the guarded client, and never with a token.
+/// Where a notification goes.
+pub(super) struct Address {
+    method: Method,
+    pub(super) url: Url,
+    way: Way,
+}
+
+/// How it goes. Only an address that a caller named goes through the guarded client, and never with a token.
 #[derive(Debug)]
 enum Way {
     Bearer(Secret),
@@ -38,16 +47,14 @@ enum Way {
     Guarded,
 }
 
-/// Why an attempt did not deliver.
-pub(super) enum DeliveryError {
-    /// The receiver asks not to be notified (410).
-    Unwanted,
-    /// The address may not be reached, now or later.
-    Refused(OutboundError),
-    Failed {
-        problem: String,
-        retry_after: Option<Duration>,
-    },
+impl Way {
+    /// What the receiver knows us by, and may repeat in its answer.
+    fn token(&self) -> Option<&Secret> {
+        match self {
+            Self::Bearer(token) | Self::InternalAuth(token) => Some(token),
+            Self::Plain | Self::Guarded => None,
+        }
+    }
 }
 
 impl Notifier {
@@ -57,12 +64,23 @@ impl Notifier {
     /// [`JobError::Notification`] when it could not be delivered now, [`JobError::Storage`] when an image of it could not be read;
     /// [`JobError::Input`] when `callback.url` may not be reached.
     pub async fn send(&self, notification: &Notification) -> Result<(), JobError> {
-        let delivery_request = self.delivery_request(notification).await?;
-        if matches!(notification.message, Message::LoadBalancer { .. }) {
-            self.send_once(&delivery_request).await;
-            return Ok(());
+        if notification.is_best_effort() {
+            // It hears of a job once, or not at all.
+            return match self.send_once(notification).await {
+                Err(OnceError::NotWritten(error)) => Err(error),
+                Err(OnceError::Undelivered(Undelivered { problem, .. })) => {
+                    tracing::warn!(
+                        webhook_id = notification.id,
+                        kind = notification.as_str(),
+                        problem,
+                        "notification not delivered"
+                    );
+                    Ok(())
+                }
+                Ok(()) | Err(OnceError::Refused(_)) => Ok(()),
+            };
         }
-        self.deliver(&delivery_request).await
+        self.deliver(&self.delivery_request(notification).await?).await
     }
 
     /// Delivers all of them, whatever becomes of each.
@@ -98,14 +116,22 @@ impl Notifier {
     }
 
     async fn send_to_backend(&self, notification: &Notification, refused: &JobError) -> Result<(), JobError> {
+        match self.backend_instead(notification, refused) {
+            Some(notification) => self.send(&notification).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The notification for the backend, where a `callback.url` may not be reached; none where nobody can be notified.
+    #[must_use]
+    pub fn backend_instead(&self, notification: &Notification, refused: &JobError) -> Option<Notification> {
         let Notification { id, trace, message } = notification;
         let (Message::Callback { kind, body, .. }, Some(_)) = (message, &self.backend) else {
             tracing::error!(webhook_id = id, error = %refused, "no one can be notified: the address is refused, and no backend is set");
-            return Ok(());
+            return None;
         };
         tracing::warn!(webhook_id = id, error = %refused, "the backend is notified instead");
-        let message = Message::Backend { kind: *kind, body: body.clone() };
-        self.send(&Notification { id: id.clone(), trace: *trace, message }).await
+        Some(Notification { id: id.clone(), trace: *trace, message: Message::Backend { kind: *kind, body: body.clone() } })
     }
 
     async fn deliver(&self, delivery_request: &DeliveryRequest<'_>) -> Result<(), JobError> {
@@ -126,7 +152,7 @@ impl Notifier {
                     return Ok(());
                 }
                 Err(DeliveryError::Refused(error)) => return Err(error.for_field("callback.url")),
-                Err(DeliveryError::Failed { problem, retry_after }) => (problem, retry_after),
+                Err(DeliveryError::Failed(undelivered)) => (undelivered.problem, undelivered.retry_after),
             };
             let pause = asked.unwrap_or_else(|| backoff.next_pause());
             if attempt == self.schedule.max_attempts || later(Instant::now(), pause) >= end {
@@ -144,27 +170,12 @@ impl Notifier {
         }
     }
 
-    async fn send_once(&self, delivery_request: &DeliveryRequest<'_>) {
-        let problem = match self.attempt(delivery_request, self.schedule.attempt_timeout).await {
-            Ok(()) | Err(DeliveryError::Unwanted) => return,
-            Err(DeliveryError::Refused(error)) => error.to_string(),
-            Err(DeliveryError::Failed { problem, .. }) => problem,
-        };
-        tracing::warn!(
-            webhook_id = delivery_request.notification.id,
-            kind = delivery_request.notification.as_str(),
-            problem,
-            "notification not delivered"
-        );
-    }
-
-    /// Sends the delivery request once.
+    /// Sends it once.
     pub(super) async fn attempt(&self, delivery_request: &DeliveryRequest<'_>, limit: Duration) -> Result<(), DeliveryError> {
         let sent =
             tokio::time::timeout(limit, async { delivery_request.judge(self.post(delivery_request).await?).await }).await;
         let sent = sent.unwrap_or_else(|_| {
-            let problem = format!("no answer within {} ms", limit.as_millis());
-            Err(DeliveryError::Failed { problem, retry_after: None })
+            Err(DeliveryError::Failed(Undelivered::no_answer(format!("no answer within {} ms", limit.as_millis()))))
         });
         self.attempts.count(delivery_request.notification.as_str(), sent.is_ok());
         sent
@@ -200,10 +211,9 @@ impl Notifier {
         // Standard Webhooks signs texts; the asset service, which gets an image, knows us by its token.
         let signable = !matches!(delivery_request.way, Way::InternalAuth(_));
         if let Some(secret) = self.signing_secret.as_ref().filter(|_| signable) {
-            let signature =
-                Webhook::new(secret.reveal()).and_then(|webhook| webhook.sign(id, timestamp, &delivery_request.body)).map_err(
-                    |error| DeliveryError::Failed { problem: format!("could not be signed ({error})"), retry_after: None },
-                )?;
+            let signature = Webhook::new(secret.reveal())
+                .and_then(|webhook| webhook.sign(id, timestamp, &delivery_request.body))
+                .map_err(|error| DeliveryError::Failed(Undelivered::not_sent(format!("could not be signed ({error})"))))?;
             request = request.header(HEADER_WEBHOOK_SIGNATURE, signature);
         }
         Ok(request.body(delivery_request.body.clone()))
@@ -211,36 +221,50 @@ impl Notifier {
 
     /// Puts the notification into its envelope, with this process's own addresses and tokens.
     pub(super) async fn delivery_request<'a>(&self, notification: &'a Notification) -> Result<DeliveryRequest<'a>, JobError> {
-        let unset = |setting: &str| {
-            let problem = format!("{}: {setting} is not set where it is to be sent", notification.as_str());
-            JobError::Notification { problem, cause: None }
+        let Address { method, url, way } = self.address(notification)?;
+        let Form { content_type, body } = match (&notification.message, &self.tryon) {
+            (Message::AssetService(result), Some(tryon)) => tryon.form(result).await?,
+            (Message::AssetService(_), None) => return Err(unset(notification, "asset_service.callback_url")),
+            (Message::Callback { body, .. } | Message::Backend { body, .. } | Message::LoadBalancer { body }, _) => {
+                Form { content_type: "application/json".into(), body: Bytes::copy_from_slice(body.as_bytes()) }
+            }
         };
-        let json = |method, url, way, body: &str| {
-            let body = Bytes::copy_from_slice(body.as_bytes());
-            DeliveryRequest { notification, method, url, way, content_type: "application/json".into(), body }
-        };
+        Ok(DeliveryRequest { notification, method, url, way, content_type, body })
+    }
+
+    /// Where this process sends the notification.
+    ///
+    /// # Errors
+    /// [`JobError::Notification`] where its configuration has no address for it.
+    pub(super) fn address(&self, notification: &Notification) -> Result<Address, JobError> {
+        let unset = |setting: &str| unset(notification, setting);
         let tryon = self.tryon.as_ref();
         Ok(match &notification.message {
-            Message::Callback { url, kind, body } => json(method(*kind), url.as_url().clone(), Way::Guarded, body),
-            Message::Backend { kind, body } => {
+            Message::Callback { url, kind, .. } => {
+                Address { method: method(*kind), url: url.as_url().clone(), way: Way::Guarded }
+            }
+            Message::Backend { kind, .. } => {
                 let backend = self.backend.as_ref().ok_or_else(|| unset("notify.backend_api_url"))?;
                 let url = backend.base.join(&format!("api/webhooks/inference/{}", kind.as_str()));
                 let url = url.map_err(|_| unset("notify.backend_api_url"))?;
-                json(method(*kind), url, Way::Bearer(backend.token.clone()), body)
+                Address { method: method(*kind), url, way: Way::Bearer(backend.token.clone()) }
             }
-            Message::LoadBalancer { body } => {
+            Message::LoadBalancer { .. } => {
                 let url = tryon.and_then(|tryon| tryon.load_balancer.clone()).ok_or_else(|| unset("load_balancer.url"))?;
-                json(Method::POST, url, Way::Plain, body)
+                Address { method: Method::POST, url, way: Way::Plain }
             }
-            Message::AssetService(result) => {
-                let unset = || unset("asset_service.callback_url");
-                let tryon = tryon.ok_or_else(unset)?;
-                let (url, token) = tryon.asset_service.clone().ok_or_else(unset)?;
-                let Form { content_type, body } = tryon.form(result).await?;
-                DeliveryRequest { notification, method: Method::POST, url, way: Way::InternalAuth(token), content_type, body }
+            Message::AssetService(_) => {
+                let target = tryon.and_then(|tryon| tryon.asset_service.clone());
+                let (url, token) = target.ok_or_else(|| unset("asset_service.callback_url"))?;
+                Address { method: Method::POST, url, way: Way::InternalAuth(token) }
             }
         })
     }
+}
+
+fn unset(notification: &Notification, setting: &str) -> JobError {
+    let problem = format!("{}: {setting} is not set where it is to be sent", notification.as_str());
+    JobError::Notification { problem, cause: None }
 }
 
 fn method(kind: Kind) -> Method {
@@ -263,10 +287,11 @@ impl DeliveryRequest<'_> {
         }
         let retry_after = retry_after(response.headers(), SystemTime::now());
         let advice = if status.is_redirection() { " (redirects are not followed: configure the final address)" } else { "" };
-        Err(DeliveryError::Failed {
-            problem: format!("the answer was {status}{advice}{}", first_words(response).await),
+        Err(DeliveryError::Failed(Undelivered {
+            problem: format!("the answer was {status}{advice}{}", answer::beginning(response, self.way.token()).await),
             retry_after,
-        })
+            is_down: status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS,
+        }))
     }
 
     fn undelivered(&self, problem: &str, attempts: u32, asked: Option<Duration>) -> JobError {
@@ -275,26 +300,5 @@ impl DeliveryRequest<'_> {
         let tries = if attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
         let problem = format!("{} to {receiver}{asked}: {problem} ({tries})", self.notification.as_str());
         JobError::Notification { problem, cause: None }
-    }
-}
-
-impl From<OutboundError> for DeliveryError {
-    fn from(error: OutboundError) -> Self {
-        match error {
-            OutboundError::Refused(_) => Self::Refused(error),
-            other => Self::Failed { problem: other.to_string(), retry_after: None },
-        }
-    }
-}
-
-/// The start of an answer's body, for the log.
-async fn first_words(mut response: Response) -> String {
-    const MAX_BYTES: usize = 200;
-    match response.chunk().await {
-        Ok(Some(chunk)) if !chunk.is_empty() => {
-            let start = String::from_utf8_lossy(&chunk[..chunk.len().min(MAX_BYTES)]);
-            format!(" {:?}", start.trim())
-        }
-        _ => String::new(),
     }
 }

@@ -9,14 +9,18 @@
 //! - `traceparent` (W3C Trace Context), where the job came with one: the very same.
 //! - A redirect is a failure, 410 means that no one wants to hear, `Retry-After` is obeyed.
 
+mod answer;
 mod attempts;
 mod backend;
 pub mod body;
 mod delivery;
+pub mod failure;
 mod multipart;
+pub mod once;
 pub mod progress;
 mod reach;
 mod retry;
+mod silence;
 pub mod tryon;
 
 use std::sync::Arc;
@@ -30,10 +34,12 @@ use self::attempts::Attempts;
 use self::backend::Backend;
 use self::body::{Complete, Failed};
 use self::retry::Schedule;
+use self::silence::Silence;
 use self::tryon::TryOnService;
+use crate::clock::FAR;
 use crate::job::measured::WebhookAttempts;
 use crate::job::notification::{Kind, Message, Notification, NotificationTarget};
-use crate::job::outcome::{JobError, Record};
+use crate::job::outcome::{JobError, Problem, Record};
 use crate::job::{Callback, Job};
 use crate::outbound::Outbound;
 use crate::setting::{Secret, SettingError};
@@ -62,6 +68,17 @@ pub struct Settings {
     pub total_ms: u64,
     /// Milliseconds for one progress notification.
     pub progress_timeout_ms: u64,
+    /// Under a host: hours after a job's end in which its terminal notifications are sent again and again; then its message is
+    /// dead-lettered as `webhook_failed`. More than 0, and at most 8760.
+    pub give_up_after_hours: f64,
+    /// Under a host: terminal notifications on their way at once.
+    pub max_sends: usize,
+    /// The same to one receiver, which is a host name with its port.
+    pub max_sends_per_receiver: usize,
+    /// Under a host: a receiver that has failed as often in a row is left alone for a while.
+    pub breaker_failures: u32,
+    /// Seconds that it is left alone at most before it is tried with one notification.
+    pub breaker_max_seconds: u64,
 }
 
 impl Default for Settings {
@@ -77,6 +94,11 @@ impl Default for Settings {
             max_backoff_ms: 20_000,
             total_ms: 60_000,
             progress_timeout_ms: 1_000,
+            give_up_after_hours: 72.0,
+            max_sends: 64,
+            max_sends_per_receiver: 8,
+            breaker_failures: 5,
+            breaker_max_seconds: 60,
         }
     }
 }
@@ -93,6 +115,40 @@ pub struct Notifier {
     schedule: Schedule,
     progress_timeout: Duration,
     attempts: Arc<Attempts>,
+    silence: Arc<Silence>,
+}
+
+impl Settings {
+    /// How long a terminal notification is sent again and again.
+    #[must_use]
+    pub fn give_up_after(&self) -> Duration {
+        Duration::try_from_secs_f64(self.give_up_after_hours * 3_600.0).unwrap_or(FAR).min(FAR)
+    }
+
+    fn check(&self) -> Result<(), SettingError> {
+        let wrong = |key: &str, problem: String| Err(SettingError::new(&format!("notify.{key}"), problem));
+        // Not a number is neither.
+        if !(self.give_up_after_hours > 0.0 && self.give_up_after_hours <= 8_760.0) {
+            return wrong(
+                "give_up_after_hours",
+                format!("must be more than 0 and at most 8760 hours, got {}", self.give_up_after_hours),
+            );
+        }
+        for (key, number) in [
+            ("max_sends", self.max_sends as u64),
+            ("max_sends_per_receiver", self.max_sends_per_receiver as u64),
+            ("breaker_failures", self.breaker_failures.into()),
+            ("breaker_max_seconds", self.breaker_max_seconds),
+        ] {
+            if number == 0 {
+                return wrong(key, "must be at least 1".into());
+            }
+        }
+        if let Some(secret) = &self.signing_secret {
+            check_signing_secret(secret)?;
+        }
+        Ok(())
+    }
 }
 
 impl Notifier {
@@ -106,9 +162,7 @@ impl Notifier {
             .user_agent(concat!("atelier/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| SettingError::new("notify", format!("the HTTP client could not be set up: {error:?}")))?;
-        if let Some(secret) = &settings.signing_secret {
-            check_signing_secret(secret)?;
-        }
+        settings.check()?;
         Ok(Self {
             backend: Backend::new(settings)?,
             client,
@@ -124,6 +178,7 @@ impl Notifier {
             },
             progress_timeout: Duration::from_millis(settings.progress_timeout_ms),
             attempts: Arc::default(),
+            silence: Arc::default(),
         })
     }
 
@@ -172,20 +227,31 @@ impl Notifier {
     /// # Errors
     /// [`JobError::Internal`] when one could not be written.
     pub fn failed(&self, of: &NotificationTarget<'_>, error: &JobError, attempt: u32) -> Result<Vec<Notification>, JobError> {
-        let message = error.to_string();
+        self.failed_as(of, &Problem::from(error), attempt)
+    }
+
+    /// As [`Self::failed`], of an error that another process had.
+    ///
+    /// # Errors
+    /// As [`Self::failed`].
+    pub fn failed_as(
+        &self,
+        of: &NotificationTarget<'_>,
+        problem: &Problem,
+        attempt: u32,
+    ) -> Result<Vec<Notification>, JobError> {
         let kind = Kind::Failed.as_str();
-        let id = match (error, of.job_id) {
-            (JobError::Conflict { job_id }, _) => {
-                webhook_id(of.prefix, &[kind, job_id.as_str(), error.code(), of.fingerprint.unwrap_or_default()])
+        let id = match of.job_id {
+            Some(job_id) if problem.is_conflict() => {
+                webhook_id(of.prefix, &[kind, job_id.as_str(), &problem.code, of.fingerprint.unwrap_or_default()])
             }
-            (_, Some(job_id)) => webhook_id(of.prefix, &[kind, job_id.as_str()]),
-            (_, None) => webhook_id(of.prefix, &[kind, "", &message]),
+            Some(job_id) => webhook_id(of.prefix, &[kind, job_id.as_str()]),
+            None => webhook_id(of.prefix, &[kind, "", &problem.message]),
         };
-        let callback = of.callback.filter(|_| error.field() != Some("callback.url"));
+        let callback = of.callback.filter(|_| problem.field.as_deref() != Some("callback.url"));
         let reachable = NotificationTarget { callback, ..*of };
-        let webhook =
-            self.webhook(&reachable, Kind::Failed, id, &Failed::new(of.job_id, of.callback, error, message, attempt))?;
-        let tryon = self.tryon.as_ref().map(|service| service.notifications(of, Err(error)));
+        let webhook = self.webhook(&reachable, Kind::Failed, id, &Failed::new(of.job_id, of.callback, problem, attempt))?;
+        let tryon = self.tryon.as_ref().map(|service| service.notifications(of, Err(problem)));
         Ok(webhook.into_iter().chain(tryon.into_iter().flatten()).collect())
     }
 

@@ -1,13 +1,13 @@
 //! Progress notifications: sent from the background, dropped rather than waited for, and never after the terminal notification.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
 use super::body::Progressed;
-use super::delivery::DeliveryError;
+use super::failure::DeliveryError;
 use super::{Notifier, webhook_id};
 use crate::job::notification::{Kind, NotificationTarget};
 use crate::job::trace::Trace;
@@ -123,12 +123,22 @@ async fn send_all(
         let callback = callback.as_ref();
         let to = NotificationTarget { job_id, callback, requester: None, trace, prefix, fingerprint: None };
         let Ok(Some(notification)) = notifier.webhook(&to, Kind::Progress, id, &body) else { return };
+        let receiver = notifier.destination(&notification).unwrap_or_default();
+        if notifier.silence.is_silent(&receiver) {
+            continue;
+        }
         let Ok(delivery_request) = notifier.delivery_request(&notification).await else { return };
+        let begun = Instant::now();
         let problem = match notifier.attempt(&delivery_request, limit).await {
             Ok(()) => continue,
             Err(DeliveryError::Unwanted) => return,
             Err(DeliveryError::Refused(error)) => error.to_string(),
-            Err(DeliveryError::Failed { problem, .. }) => problem,
+            Err(DeliveryError::Failed(undelivered)) => {
+                if undelivered.is_down && begun.elapsed() >= limit {
+                    notifier.silence.note(receiver);
+                }
+                undelivered.problem
+            }
         };
         tracing::debug!(percent, problem, "progress not delivered");
     }

@@ -16,7 +16,7 @@ use super::{backend, webhook_id};
 use crate::job::JobId;
 use crate::job::metadata::Metadata;
 use crate::job::notification::{AssetResult, Images, Message, Notification, NotificationTarget, TryOnResult};
-use crate::job::outcome::{JobError, Record};
+use crate::job::outcome::{JobError, Problem, Record};
 use crate::job::task::ModelName;
 use crate::setting::{Secret, SettingError};
 use crate::shown;
@@ -75,10 +75,10 @@ impl TryOnService {
     }
 
     /// The notifications of a try-on that has ended: as its record says, or with the error.
-    pub(super) fn notifications(&self, of: &NotificationTarget<'_>, ended: Result<&Record, &JobError>) -> Vec<Notification> {
+    pub(super) fn notifications(&self, of: &NotificationTarget<'_>, ended: Result<&Record, &Problem>) -> Vec<Notification> {
         let (Some(job_id), Some(requester)) = (of.job_id, of.requester) else { return Vec::new() };
         // Both services know a job by its id alone, and the id is another job's.
-        if matches!(ended, Err(JobError::Conflict { .. })) {
+        if ended.is_err_and(Problem::is_conflict) {
             return Vec::new();
         }
         let (word, inference_time_ms, result) = match ended {
@@ -86,7 +86,7 @@ impl TryOnService {
                 let inference_time_ms = record.timings_ms.get("infer").copied().unwrap_or_default();
                 ("asset_complete", inference_time_ms, TryOnResult::Images(record.images.clone()))
             }
-            Err(error) => ("asset_failed", 0, TryOnResult::Error(error.to_string())),
+            Err(problem) => ("asset_failed", 0, TryOnResult::Error(problem.message.clone())),
         };
         let asset = self.asset_service.is_some().then(|| Notification {
             id: webhook_id(of.prefix, &[word, job_id.as_str()]),

@@ -1,6 +1,7 @@
 //! What `atelier host` and its handlers say to each other beyond the Lambda Runtime API.
 //!
 //! - [`control`]: the host's word to a running handler, on its standard input, and the environment that announces it.
+//! - [`deferral`]: what a host writes next to a message that waits, and a handler without a host reads.
 //! - [`context`]: what the host puts into an invocation.
 //! - [`reply`]: what a handler adds to its reply.
 //! - [`report`]: what a handler says while it works, on its standard output.
@@ -9,6 +10,7 @@
 
 pub mod context;
 pub mod control;
+pub mod deferral;
 pub mod reply;
 pub mod report;
 

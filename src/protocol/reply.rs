@@ -52,6 +52,8 @@ pub enum JobOutcome {
     Failed,
     /// The queue is to bring it back.
     Retry,
+    /// As `Retry`, when the store is there again: it was no attempt, whatever the queue counts, and nobody is told.
+    StoreUnavailable,
     /// It might succeed later, but its attempts are used up: its caller hears that it failed, and the message goes where
     /// failed ones are kept.
     DeadLetter,
@@ -61,7 +63,13 @@ impl JobOutcome {
     /// Whether a failure is reported to the queue.
     #[must_use]
     pub fn goes_back(self) -> bool {
-        matches!(self, Self::Retry | Self::DeadLetter)
+        matches!(self, Self::Retry | Self::StoreUnavailable | Self::DeadLetter)
+    }
+
+    /// Whether somebody is told of it: else the message comes back.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        !matches!(self, Self::Retry | Self::StoreUnavailable)
     }
 
     /// One word for metrics.
@@ -71,6 +79,7 @@ impl JobOutcome {
             Self::Complete => "complete",
             Self::Failed => "failed",
             Self::Retry => "retry",
+            Self::StoreUnavailable => "store_unavailable",
             Self::DeadLetter => "dead_letter",
         }
     }
@@ -138,6 +147,7 @@ mod tests {
             job("2", JobOutcome::Failed, Some(problem.clone()), vec![notification.clone()]),
             job("3", JobOutcome::Retry, Some(problem), Vec::new()),
             job("4", JobOutcome::DeadLetter, None, vec![notification]),
+            job("5", JobOutcome::StoreUnavailable, None, Vec::new()),
         ];
         let reply = encode(json!({ "batchItemFailures": [] }), &jobs);
         assert_eq!(reply["protocol"], 1);

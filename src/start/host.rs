@@ -87,22 +87,19 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         sources,
         queue,
         notification_sender: NotificationSender { notifier: notifier.clone(), store: store.clone() },
+        notify: config.notify.clone(),
         defaults,
         max_attempts: config.runtime.max_attempts,
+        needs_store: !passes_through,
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
     let check = door(&config, family.filter(|_| !passes_through), &host, (&notifier, &store, &outbound));
-    let refresh = {
-        let metrics = metrics.clone();
-        // The webhooks that the host itself has sent.
-        Arc::new(move || metrics.webhooks(&notifier.take_attempts()))
-    };
+    let refresh = refresh(&host, notifier, metrics.clone());
     let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, model_type);
     let http = Http { passes_through, ..http };
-    let listener = listen(&config).await?;
     let over = CancellationToken::new();
-    let server = tokio::spawn(http::serve(listener, http, over.clone().cancelled_owned()));
+    let server = tokio::spawn(http::serve(listen(&config).await?, http, over.clone().cancelled_owned()));
     let (orders, ordered) = mpsc::channel(4);
     if let Some(protection) = Protection::new(&config.host.protection)? {
         tokio::spawn(protection.watch(host.job_service().snapshot));
@@ -159,6 +156,15 @@ fn http_side(
         check,
         passes_through: false,
     }
+}
+
+/// Counts the webhooks that the host itself has sent, and those that it has not sent yet.
+fn refresh(host: &Host, notifier: Arc<Notifier>, metrics: Metrics) -> http::Refresh {
+    let outbox = host.outbox();
+    Arc::new(move || {
+        metrics.webhooks(&notifier.take_attempts());
+        metrics.outbox(outbox.waiting(), &outbox.open_breakers());
+    })
 }
 
 /// What HTTP jobs are checked by, before they are accepted.

@@ -23,6 +23,7 @@ use crate::notify::tryon::TryOnService;
 use crate::outbound::Outbound;
 use crate::setting::SettingError;
 use crate::store::Store;
+use crate::store::held_results::HeldResults;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::{Observer, Services, Workflow};
 use atelier_engine::EngineError;
@@ -96,6 +97,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         preprocess: Preprocess { max_short_side_px: manifest.max_short_side_px, ..config.workflow.preprocess },
         postprocess: config.workflow.postprocess,
         store,
+        held_results: HeldResults::new(&config.store),
         notifier,
         observer,
     };

@@ -33,6 +33,10 @@ pub(super) enum Kind {
     NoKey,
     /// The object exists already, changes right now, or did not change (412, 409, 304).
     Condition,
+    /// It serves nobody now, or not so many: 429, 500, 502, 503, 504.
+    Overloaded,
+    /// It does not know what it is asked, or does not take it so: 400, 405, 501.
+    NotUnderstood,
     Other,
 }
 
@@ -55,14 +59,19 @@ impl Failure {
         Self { kind: kind(&error), detail: detail(&error), bucket_region: bucket_region(&error), cause: error.into() }
     }
 
-    /// As an error of the function's own bucket: a person can repair it, so that the job is never abandoned for it.
+    /// As an error of the function's own bucket: it comes back, or a person can repair it, so that the job waits for it.
     pub(super) fn storage(self, request: Request<'_>) -> JobError {
         let problem = self.problem(request);
-        JobError::Storage { problem, retry_policy: RetryPolicy::Retry, cause: Some(self.cause) }
+        JobError::Storage { problem, retry_policy: RetryPolicy::Wait, cause: Some(self.cause) }
     }
 
-    /// As an error of the request field that named the object: what is not there or forbidden is abandoned.
+    /// As an error of the request field that named the object: what is not there or forbidden is abandoned. A server that is away, or
+    /// that serves nobody now, is not the request's fault.
     pub(super) fn input(self, field: &str, request: Request<'_>) -> JobError {
+        let is_away = matches!(self.kind, Kind::NoCredentials | Kind::Unreachable | Kind::TimedOut | Kind::Overloaded);
+        if is_away {
+            return self.storage(request);
+        }
         let field = field.to_owned();
         let problem = self.problem(request);
         let cause = Some(self.cause);
@@ -88,7 +97,9 @@ impl Failure {
             ),
             Kind::NoBucket => format!("there is no bucket {bucket:?} at {} ({detail})", request.server()),
             Kind::NoKey => format!("{request} does not exist"),
-            Kind::Condition | Kind::Other => format!("{action} of {request} failed ({detail})"),
+            Kind::Condition | Kind::Overloaded | Kind::NotUnderstood | Kind::Other => {
+                format!("{action} of {request} failed ({detail})")
+            }
         }
     }
 }
@@ -115,6 +126,8 @@ fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpRe
         (Reach::Answered(404), _) => Kind::NoKey,
         (Reach::Answered(304 | 409 | 412), _) => Kind::Condition,
         (Reach::Answered(401 | 403), _) => Kind::Denied,
+        (Reach::Answered(429 | 500 | 502..=504), _) => Kind::Overloaded,
+        (Reach::Answered(400 | 405 | 501), _) => Kind::NotUnderstood,
         (Reach::Answered(_) | Reach::Other, _) => Kind::Other,
     }
 }
@@ -159,7 +172,7 @@ mod tests {
         let error = Client::from_conf(config).get_object().bucket("b").key("k").send().await.unwrap_err();
         let request = Request { action: "s3:GetObject", bucket: "b", key: "k", endpoint: "" };
         let error = Failure::new(error).storage(request);
-        assert_eq!(error.retry_policy(), crate::job::outcome::RetryPolicy::Retry);
+        assert_eq!(error.retry_policy(), crate::job::outcome::RetryPolicy::Wait);
         assert!(error.to_string().starts_with("storage: no AWS credentials were found ("), "{error}");
     }
 }

@@ -19,7 +19,7 @@ impl Store {
     }
 
     /// # Errors
-    /// [`JobError::Storage`], to be tried again.
+    /// [`JobError::Storage`], to be waited for.
     pub async fn put_input(&self, job_id: &JobId, name: &str, content_type: &str, file: Bytes) -> Result<(), JobError> {
         let key = format!("{DIRECTORY}{job_id}/{name}");
         let put = self.client.put_object().bucket(&self.settings.bucket).key(&key).content_type(content_type);
@@ -32,7 +32,7 @@ impl Store {
     /// The file of an image, [`StoredImage::bytes`] long.
     ///
     /// # Errors
-    /// [`JobError::Storage`], to be tried again.
+    /// [`JobError::Storage`], to be waited for.
     pub async fn image(&self, image: &StoredImage) -> Result<ByteStream, JobError> {
         let get = self.client.get_object().bucket(&image.bucket).key(&image.key).send().await;
         match get {

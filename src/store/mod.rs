@@ -3,6 +3,7 @@
 //! - An image is `{prefix}{job_id}/{12 of the fingerprint}-{attempt}/{n}.{ext}`: no two attempts write the same key.
 //! - The record `{prefix}{job_id}/result.json` is written last and only if there is none (`If-None-Match: *`): it is the
 //!   proof that the job is done, and names the keys of its images.
+//! - While a job's caller is being notified that it failed, `{prefix}{job_id}/failed-….json` says so, see `failed.rs`.
 //! - Images that callers send along lie under `inputs/{job_id}/`, what an `Idempotency-Key` stands for under `idempotency/`,
 //!   messages that were refused and that no queue keeps under `dead/`.
 //! - Inputs (`s3://`, `https://`) go through the cache on disk; [`permitted`] says which ones a job may have.
@@ -10,21 +11,26 @@
 pub mod cache;
 pub mod dead;
 mod error;
+pub mod failed;
 mod fetch;
+pub mod held_results;
 mod input;
 pub mod once;
 pub mod permitted;
 pub mod probe;
 mod record;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
+use bytes::Bytes;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use self::cache::Cache;
@@ -55,6 +61,9 @@ aws_settings! {
         pub public_base_url: Option<String>,
         /// Seconds that a presigned address works, 1 to 604800; temporary credentials can end it sooner.
         pub presign_seconds: u64,
+        /// false: results are written without `If-None-Match`, for servers that do not know it. Safe while one host alone uses the
+        /// bucket.
+        pub conditional_writes: bool,
         /// Buckets that `s3://` inputs may come from; empty: the results bucket, and see `unlisted_input_buckets`.
         pub input_buckets: Vec<String>,
         /// What becomes of inputs from other buckets where `input_buckets` is empty.
@@ -66,6 +75,7 @@ aws_settings! {
         /// Milliseconds for one input file at most.
         pub input_timeout_ms: u64,
         pub cache: cache::Settings,
+        pub held_results: held_results::Settings,
     }
 }
 
@@ -84,12 +94,14 @@ impl Default for Settings {
             attempt_timeout_ms: 30_000,
             operation_timeout_ms: 60_000,
             max_attempts: 4,
+            conditional_writes: true,
             input_buckets: Vec::new(),
             unlisted_input_buckets: UnlistedBuckets::Warn,
             allow_results_as_inputs: false,
             max_input_bytes: 2 << 30,
             input_timeout_ms: 300_000,
             cache: cache::Settings::default(),
+            held_results: held_results::Settings::default(),
         }
     }
 }
@@ -101,6 +113,8 @@ pub struct Store {
     settings: Settings,
     outbound: Outbound,
     cache: Cache,
+    /// One write at a time where the server knows no condition.
+    unconditional: Arc<Mutex<()>>,
 }
 
 impl Store {
@@ -123,7 +137,7 @@ impl Store {
             let directory = settings.cache.directory.display();
             SettingError::new("store.cache.directory", format!("{directory} must be a directory to write to ({error})"))
         })?;
-        Ok(Self { client, settings: settings.clone(), outbound, cache })
+        Ok(Self { client, settings: settings.clone(), outbound, cache, unconditional: Arc::default() })
     }
 
     #[must_use]
@@ -144,7 +158,7 @@ impl Store {
     /// ([`attempt_token`]), so that no one writes over the files of another's record.
     ///
     /// # Errors
-    /// [`JobError::Storage`], to be tried again.
+    /// [`JobError::Storage`], to be waited for.
     #[expect(clippy::too_many_arguments, reason = "each is one property of the one image")]
     pub async fn put_image(
         &self,
@@ -154,8 +168,9 @@ impl Store {
         width_px: u32,
         height_px: u32,
         seed: u64,
-        file: Vec<u8>,
+        file: impl Into<Bytes> + Send,
     ) -> Result<StoredImage, JobError> {
+        let file: Bytes = file.into();
         let content_type = job.output.format.content_type();
         let stored = StoredImage {
             bucket: self.settings.bucket.clone(),
@@ -248,7 +263,7 @@ impl Store {
         let limit = Duration::from_millis(self.settings.operation_timeout_ms);
         let broken = |problem: String, cause| JobError::Storage {
             problem: format!("s3://{bucket}/{key} {problem}"),
-            retry_policy: RetryPolicy::Retry,
+            retry_policy: RetryPolicy::Wait,
             cause,
         };
         match tokio::time::timeout(limit, body.collect()).await {

@@ -23,6 +23,7 @@ pub(super) struct What {
 const REREADS: u32 = 3;
 const FIRST_REREAD: Duration = Duration::from_millis(200);
 
+pub(super) const FAILED: What = What { is: "note that a job failed", chosen: "job_id" };
 pub(super) const RECORD: What = What { is: "record of a job", chosen: "job_id" };
 const CLAIM: What = What { is: "claim of a key", chosen: "Idempotency-Key" };
 
@@ -77,10 +78,18 @@ impl Store {
     {
         const MAX_CONFLICTS: u32 = 5;
         let body = json(key, value)?;
+        // In place of the condition: of this process one writes at a time, and looks before.
+        let _turn = if self.settings.conditional_writes { None } else { Some(self.unconditional.lock().await) };
+        if !self.settings.conditional_writes
+            && let Some(existing) = self.read::<T>(what, key).await?
+        {
+            return Ok(Some(existing).filter(|existing| existing.value != *value));
+        }
         let mut conflicts = 0;
         loop {
             let put = self.client.put_object().bucket(&self.settings.bucket).key(key).content_type("application/json");
-            let put = put.if_none_match("*").body(ByteStream::from(body.clone())).send().await;
+            let put = put.set_if_none_match(self.settings.conditional_writes.then(|| "*".to_owned()));
+            let put = put.body(ByteStream::from(body.clone())).send().await;
             let Err(failure) = put.map_err(Failure::new) else { return Ok(None) };
             if failure.kind != Kind::Condition {
                 return Err(failure.storage(self.request("s3:PutObject", key)));

@@ -5,16 +5,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use image::{GrayImage, RgbImage};
 
 use super::control::NotificationMode;
 use crate::job::Job;
+use crate::job::measured;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Record};
 use crate::job::task::Generate;
 use crate::job::task::tryon::TryOn;
 use crate::notify::progress::Progress;
 use crate::store::cache::Lease;
+use crate::store::held_results::{HeldImage, HeldResult};
 use atelier_engine::thread::BatchSlot;
 use atelier_engine::{EmbeddingFile, Image, InitImage, LoraFile, Watch};
 
@@ -28,11 +31,14 @@ pub struct JobContext<'job> {
     pub leases: Vec<Lease>,
     pub images: Vec<Image>,
     /// The encoded files, one an image, in the same order.
-    pub files: Vec<Vec<u8>>,
+    pub files: Vec<Bytes>,
     /// The proof that the images are stored.
     pub record: Option<Record>,
     /// The record was there before this delivery.
     pub replayed: bool,
+    /// Images and files are those of an earlier attempt.
+    pub resumed: bool,
+    pub held_results: measured::HeldResults,
     /// From here on the job is done rather than not: it may be stopped no more than is needed.
     pub finalizing: Finalizing,
     pub notification_mode: NotificationMode,
@@ -124,6 +130,8 @@ impl<'job> JobContext<'job> {
             files: Vec::new(),
             record: None,
             replayed: false,
+            resumed: false,
+            held_results: measured::HeldResults::default(),
             finalizing: Finalizing::default(),
             notification_mode,
             notifications: Vec::new(),
@@ -131,6 +139,18 @@ impl<'job> JobContext<'job> {
             timings_ms: BTreeMap::new(),
             watch: None,
         }
+    }
+
+    /// Takes over the result of an earlier attempt, which is to be stored.
+    pub fn resume(&mut self, result: HeldResult) {
+        for HeldImage { width_px, height_px, seed, file } in result.images {
+            self.images.push(Image { width_px, height_px, rgb: Vec::new(), seed });
+            self.files.push(file);
+        }
+        self.timings_ms = result.timings_ms;
+        self.held_results.used = 1;
+        self.resumed = true;
+        self.batch_slot = None;
     }
 
     /// The files that are fetched, to be opened.

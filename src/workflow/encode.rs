@@ -35,7 +35,7 @@ impl Step for EncodeStep {
                 Task::Generate(generate) => parameters(context.job, generate, image.seed),
                 Task::TryOn(tryon) => tryon_parameters(context.job, tryon, image.seed),
             };
-            context.files.push(encode(image, context.job.output.format, &parameters)?);
+            context.files.push(encode(image, context.job.output.format, &parameters)?.into());
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ pub mod preprocess;
 mod request;
 pub mod sequence;
 pub mod store;
+mod telling;
 pub mod text_layout;
 pub mod watermark;
 
@@ -32,13 +33,13 @@ use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
 use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
-use crate::job::notification::{Notification, NotificationTarget};
-use crate::job::outcome::{JobError, Outcome, Problem, Record, RetryPolicy};
+use crate::job::notification::Notification;
+use crate::job::outcome::{JobError, Outcome, Record, RetryPolicy};
 use crate::job::task::ModelName;
 use crate::job::{Job, JobId};
 use crate::notify::Notifier;
 use crate::store::Store;
-use crate::store::dead::DeadMessage;
+use crate::store::held_results::HeldResults;
 use atelier_engine::Progress;
 use atelier_engine::thread::{BatchSlot, EngineThread};
 
@@ -58,6 +59,11 @@ pub trait Step: Send + Sync {
     /// Whether this step runs for a job whose images are already stored.
     fn runs_on_replay(&self) -> bool {
         false
+    }
+
+    /// Whether this step runs for a job whose encoded images are there and not stored.
+    fn runs_on_resume(&self) -> bool {
+        RESUMED.contains(&self.name())
     }
 
     /// Does the step's work on the job context. May be dropped at any await: what it had begun must be harmless then.
@@ -105,6 +111,9 @@ impl StepName {
     }
 }
 
+/// What is left to do for a job whose encoded images are there and not stored.
+const RESUMED: [StepName; 2] = [StepName::Store, StepName::Notify];
+
 /// Hears of every denoising step of a job; returns at once.
 pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
 
@@ -116,6 +125,8 @@ pub struct Services {
     pub preprocess: Preprocess,
     pub postprocess: Postprocess,
     pub store: Arc<Store>,
+    /// Where results wait that the store does not take, under a host.
+    pub held_results: HeldResults,
     pub notifier: Arc<Notifier>,
     pub observer: Observer,
 }
@@ -125,6 +136,7 @@ pub struct Workflow {
     steps: Vec<Box<dyn Step>>,
     engine: EngineThread,
     store: Arc<Store>,
+    held_results: HeldResults,
     notifier: Arc<Notifier>,
     is_fatal_device_error: AtomicBool,
 }
@@ -149,7 +161,8 @@ impl Workflow {
     /// Sets up the steps in the order of `names`, which [`sequence::check`] has passed.
     #[must_use]
     pub fn new(names: &[StepName], services: Services) -> Self {
-        let Services { engine, model, capabilities, preprocess, postprocess, store, notifier, observer } = services;
+        let Services { engine, model, capabilities, preprocess, postprocess, store, held_results, notifier, observer } =
+            services;
         let steps = names.iter().map(|name| -> Box<dyn Step> {
             match name {
                 StepName::Fetch => Box::new(fetch::Fetch { store: store.clone() }),
@@ -163,12 +176,17 @@ impl Workflow {
                 StepName::Postprocess => Box::new(PostprocessStep(postprocess)),
                 StepName::Watermark => Box::new(watermark::WatermarkStep),
                 StepName::Encode => Box::new(encode::EncodeStep),
-                StepName::Store => Box::new(store::StoreStep { store: store.clone(), model: model.clone() }),
+                StepName::Store => {
+                    let store = store.clone();
+                    let held_results = held_results.clone();
+                    let model = model.clone();
+                    Box::new(store::StoreStep { store, held_results, model })
+                }
                 StepName::Notify => Box::new(notify::Notify { store: store.clone(), notifier: notifier.clone() }),
             }
         });
         let steps = steps.collect();
-        Self { steps, engine, store, notifier, is_fatal_device_error: AtomicBool::new(false) }
+        Self { steps, engine, store, held_results, notifier, is_fatal_device_error: AtomicBool::new(false) }
     }
 
     /// Takes one job from here to its outcome. A job whose record is stored already is not generated again: only the steps that
@@ -205,16 +223,21 @@ impl Workflow {
             result = self.run_steps(&mut context) => result,
             reason = stop => Err(reason),
         };
-        let JobContext { record, replayed, batch_slot, timings_ms, progress, notifications, watch, .. } = context;
+        let JobContext { record, replayed, batch_slot, timings_ms, progress, notifications, watch, held_results, .. } = context;
         drop(batch_slot);
         progress.finish().await;
+        // What an earlier attempt took was counted then.
+        let took =
+            timings_ms.iter().filter(|(step, _)| held_results.used == 0 || RESUMED.iter().any(|own| own.as_str() == *step));
+        let took = took.map(|(step, ms)| (step.clone(), *ms as f64 / 1e3)).collect();
         let pace = watch.map(|watch| watch.pace()).unwrap_or_default();
         let measured = Measured {
             seconds: started.elapsed().as_secs_f64(),
-            step_seconds: timings_ms.iter().map(|(step, ms)| (step.clone(), *ms as f64 / 1e3)).collect(),
+            step_seconds: took,
             denoising_steps: pace.steps.into(),
             denoising_seconds: pace.between.as_secs_f64(),
             lora_cache_hit: pace.lora_cache_hit,
+            held_results,
             webhook_attempts: self.notifier.take_attempts(),
         };
         // A record whose answer was lost may be there, or get there yet.
@@ -243,9 +266,15 @@ impl Workflow {
     async fn run_steps(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
         if let Some(record) = self.store.record(&context.job.output.prefix, &context.job.id).await? {
             context.replay(record)?;
+        } else if context.notification_mode == NotificationMode::Later
+            && let Some(result) = self.held_results.get(context.job).await
+        {
+            tracing::info!("the result of an earlier attempt is on disk; it is stored, not generated again");
+            context.resume(result);
         }
         for step in &self.steps {
-            if context.replayed && !step.runs_on_replay() {
+            let is_done = context.replayed && !step.runs_on_replay() || context.resumed && !step.runs_on_resume();
+            if is_done {
                 continue;
             }
             let started = Instant::now();
@@ -287,67 +316,5 @@ impl Workflow {
             record = self.store.record(prefix, job_id) => record,
             reason = control.over() => Err(reason),
         }
-    }
-
-    /// The notifications that the job is complete, as [`Self::tell_failed`] has those of a failure.
-    ///
-    /// # Errors
-    /// [`JobError`] when one could not be written or delivered.
-    pub async fn tell_complete(&self, job: &Job, record: &Record, control: &Control) -> Result<Vec<Notification>, JobError> {
-        let urls = self.store.urls(record).await?;
-        self.deliver(self.notifier.complete(job, record, &urls)?, control).await
-    }
-
-    /// The notifications that the job failed for good, for the invocation's answer; or, when the invocation delivers them itself,
-    /// none, and they are out.
-    ///
-    /// # Errors
-    /// [`JobError::Notification`] when one could not be delivered.
-    pub async fn tell_failed(
-        &self,
-        of: &NotificationTarget<'_>,
-        error: &JobError,
-        attempt: u32,
-        control: &Control,
-    ) -> Result<Vec<Notification>, JobError> {
-        self.deliver(self.notifier.failed(of, error, attempt)?, control).await
-    }
-
-    async fn deliver(&self, notifications: Vec<Notification>, control: &Control) -> Result<Vec<Notification>, JobError> {
-        if control.notification_mode() == NotificationMode::Later {
-            return Ok(notifications);
-        }
-        tokio::select! {
-            sent = self.notifier.send_all_or_backend(&notifications) => sent.map(|()| Vec::new()),
-            reason = control.over() => {
-                let kind = notifications.first().map_or("terminal", Notification::as_str);
-                let problem = format!("{kind}: no time was left to deliver it ({reason})");
-                Err(JobError::Notification { problem, cause: None })
-            }
-        }
-    }
-
-    /// Whether anyone hears of this error.
-    #[must_use]
-    pub fn can_notify(&self, of: &NotificationTarget<'_>, error: &JobError) -> bool {
-        self.notifier.failed(of, error, 1).is_ok_and(|notifications| !notifications.is_empty())
-    }
-
-    /// Keeps a refused message in the bucket, and returns its key.
-    ///
-    /// # Errors
-    /// [`JobError::Storage`]; then it is kept nowhere.
-    pub async fn keep_dead(&self, source: &str, message_id: &str, body: &[u8], error: &JobError) -> Result<String, JobError> {
-        let text = String::from_utf8_lossy(body).into_owned();
-        self.store.keep_dead(body, &DeadMessage { error: Problem::from(error), source, message_id, body: text }).await
-    }
-
-    /// What a caller is notified of a finished job, in a notification and in an HTTP response alike.
-    ///
-    /// # Errors
-    /// [`JobError::Storage`] when an address of an image could not be made.
-    pub async fn complete_body(&self, job: &Job, record: &Record) -> Result<serde_json::Value, JobError> {
-        let urls = self.store.urls(record).await?;
-        Ok(self.notifier.complete_body(job, record, &urls))
     }
 }

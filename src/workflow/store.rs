@@ -6,14 +6,19 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 
 use super::context::JobContext;
+use super::control::NotificationMode;
 use super::{Step, StepName};
 use crate::fault_point::fault_point;
-use crate::job::outcome::{JobError, Record};
+use crate::job::measured;
+use crate::job::outcome::{JobError, Record, StoredImage};
 use crate::job::task::ModelName;
+use crate::store::held_results::{HeldImage, HeldResult, HeldResults};
 use crate::store::{self, Store};
+use atelier_engine::Image;
 
 pub struct StoreStep {
     pub store: Arc<Store>,
+    pub held_results: HeldResults,
     /// The one model this function serves.
     pub model: ModelName,
 }
@@ -24,15 +29,13 @@ impl Step for StoreStep {
         StepName::Store
     }
 
+    /// A host's handler keeps the result on disk meanwhile: whatever becomes of the store or of this process, it is not generated again.
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
-        let mut images = Vec::with_capacity(context.files.len());
-        let attempt = store::attempt_token();
         fault_point!("before-images");
-        for (number, (image, file)) in context.images.iter().zip(std::mem::take(&mut context.files)).enumerate() {
-            images.push(
-                self.store.put_image(context.job, &attempt, number, image.width_px, image.height_px, image.seed, file).await?,
-            );
-        }
+        let (held_results, stored) = tokio::join!(self.keep(context), self.upload(context));
+        context.held_results.kept += held_results.kept;
+        context.held_results.dropped += held_results.dropped;
+        let images = stored?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let record = Record {
             job_id: context.job.id.to_string(),
@@ -44,7 +47,9 @@ impl Step for StoreStep {
         };
         context.finalizing.begin();
         fault_point!("before-record");
-        match self.store.put_record(&context.job.output.prefix, &record).await? {
+        let earlier = self.store.put_record(&context.job.output.prefix, &record).await?;
+        self.held_results.remove(context.job).await;
+        match earlier {
             None => context.record = Some(record),
             // Another worker was faster with the id: its record stands, and it is the one to be reported.
             Some(earlier) => {
@@ -54,5 +59,39 @@ impl Step for StoreStep {
         }
         fault_point!("after-record");
         Ok(())
+    }
+}
+
+impl StoreStep {
+    async fn upload(&self, context: &JobContext<'_>) -> Result<Vec<StoredImage>, JobError> {
+        let attempt = store::attempt_token();
+        let mut stored = Vec::with_capacity(context.files.len());
+        for (number, (image, file)) in context.images.iter().zip(&context.files).enumerate() {
+            let Image { width_px, height_px, seed, .. } = *image;
+            let put = self.store.put_image(context.job, &attempt, number, width_px, height_px, seed, file.clone());
+            stored.push(put.await?);
+        }
+        Ok(stored)
+    }
+
+    /// A disk that does not take it is no reason to fail: the result may be stored yet.
+    async fn keep(&self, context: &JobContext<'_>) -> measured::HeldResults {
+        if context.resumed || context.notification_mode == NotificationMode::Now {
+            return measured::HeldResults::default();
+        }
+        let images = context.images.iter().zip(&context.files).map(|(image, file)| HeldImage {
+            width_px: image.width_px,
+            height_px: image.height_px,
+            seed: image.seed,
+            file: file.clone(),
+        });
+        let result = HeldResult { images: images.collect(), timings_ms: context.timings_ms.clone() };
+        match self.held_results.keep(context.job, result).await {
+            Ok(dropped) => measured::HeldResults { kept: 1, dropped, ..Default::default() },
+            Err(error) => {
+                tracing::warn!(%error, "the result could not be kept on disk; check store.held_results");
+                measured::HeldResults { dropped: 1, ..Default::default() }
+            }
+        }
     }
 }

@@ -37,6 +37,12 @@ pub(crate) enum Trouble {
     Slow(Duration),
     /// Every request is answered 503.
     Away,
+    /// Nothing may be written: every PUT is answered 403.
+    ReadOnly,
+    /// Every write on condition is answered 501, as by old servers.
+    NoConditions,
+    /// Every write with a checksum header of AWS's SDKs is answered 501.
+    NoChecksums,
     /// PUTs of keys with this ending are served, and their answers lost: 500.
     LostAnswers(&'static str),
 }
@@ -132,6 +138,17 @@ impl Bucket {
     }
 }
 
+fn not_implemented() -> Response {
+    let answer = "<Error><Code>NotImplemented</Code><Message>A header you provided implies functionality that is not \
+                  implemented</Message></Error>";
+    (StatusCode::NOT_IMPLEMENTED, answer).into_response()
+}
+
+fn has_checksum(request: &Request) -> bool {
+    request.method() == Method::PUT
+        && request.headers().keys().any(|name| name.as_str().starts_with("x-amz-checksum-") || name == "x-amz-trailer")
+}
+
 async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let key = request.uri().path().to_owned();
     let number = gate.requests.fetch_add(1, Ordering::SeqCst);
@@ -140,7 +157,13 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
         Trouble::Errors if number.is_multiple_of(2) => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Trouble::Slow(pause) => tokio::time::sleep(pause).await,
         Trouble::Away => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        Trouble::Errors | Trouble::LostAnswers(_) | Trouble::None => {}
+        Trouble::ReadOnly if request.method() == Method::PUT => {
+            let denied = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
+            return (StatusCode::FORBIDDEN, denied).into_response();
+        }
+        Trouble::NoConditions if request.headers().contains_key(IF_NONE_MATCH) => return not_implemented(),
+        Trouble::NoChecksums if has_checksum(&request) => return not_implemented(),
+        _ => {}
     }
     if request.method() == Method::PUT {
         if gate.refuse.load(Ordering::SeqCst) {

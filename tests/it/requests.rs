@@ -184,6 +184,8 @@ fn every_refusal_names_its_field_and_what_is_allowed() {
         (with("callback", json!({ "url": "file:///etc/passwd" })), "callback.url", "https://"),
         (with("callback", json!({ "url": "https://user:secret@host/" })), "callback.url", "without a user name"),
         (with("promt", json!("typo")), "promt", "is not a field of this job"),
+        (with("", json!(1)), "\"\"", "is not a field of this job"),
+        (with("output", json!({ "": 1 })), "output.\"\"", "is not a field of this job"),
         (json!({ "job_id": "a" }), "prompt", "is required"),
         (json!({ "prompt": "a" }), "job_id", "is required"),
         (json!([1, 2]), "body", "must be a JSON object, got [1,2]"),

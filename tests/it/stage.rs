@@ -14,6 +14,7 @@ use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::setting::Secret;
 use atelier::store::Store;
+use atelier::store::held_results::{self, HeldResults};
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, store};
@@ -99,7 +100,7 @@ pub(crate) struct Stage {
     _cache: TempDir,
 }
 
-fn settings(bucket: &Bucket, cache: &Path) -> store::Settings {
+fn store_settings(bucket: &Bucket, cache: &Path) -> store::Settings {
     store::Settings {
         bucket: atelier::demo::local::BUCKET.to_owned(),
         region: Some("us-east-1".to_owned()),
@@ -109,6 +110,7 @@ fn settings(bucket: &Bucket, cache: &Path) -> store::Settings {
         secret_access_key: Some(Secret::new(s3::SECRET_ACCESS_KEY)),
         max_attempts: 1,
         cache: store::cache::Settings { directory: cache.to_owned(), ..store::cache::Settings::default() },
+        held_results: held_results::Settings { directory: cache.join("held"), ..held_results::Settings::default() },
         ..store::Settings::default()
     }
 }
@@ -133,7 +135,9 @@ impl Stage {
         let backend = Backend::start().await;
         let cache = tempfile::tempdir().unwrap();
         let outbound = Outbound::new(reach).unwrap();
-        let store = Arc::new(Store::connect(&settings(&bucket, cache.path()), outbound.clone()).await.unwrap());
+        let settings = store_settings(&bucket, cache.path());
+        let held_results = HeldResults::new(&settings);
+        let store = Arc::new(Store::connect(&settings, outbound.clone()).await.unwrap());
         let settings = notify::Settings {
             backend_api_url: Some(format!("http://{}", backend.address)),
             internal_api_token: Some(Secret::new(TOKEN)),
@@ -165,6 +169,7 @@ impl Stage {
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,
             store,
+            held_results,
             notifier: notifier.clone(),
             observer: Arc::new(|_, _| ()),
         };

@@ -186,7 +186,7 @@ pub(super) fn group_norm(_: &Tensor, _: (&Tensor, &Tensor), _: usize, _: f64, _:
 
 /// How many shapes [`keeping_uploads`] keeps uploads for: some 20 KiB of each, for as long as the process lives.
 #[cfg(feature = "cuda")]
-const MOST_KEPT_SHAPES: usize = 64;
+const MAX_KEPT_SHAPES: usize = 64;
 
 /// Does `work` over latents of `shape`. What kernels are told of tensors' sizes and strides goes to a GPU once for each shape, and stays there:
 /// else it is hundreds of copies a step.
@@ -195,7 +195,7 @@ pub(super) fn keeping_uploads<R>(device: &Device, shape: &[usize], work: impl Fn
     static KEPT: Mutex<BTreeSet<Vec<usize>>> = Mutex::new(BTreeSet::new());
     let Device::Cuda(cuda) = device else { return work() };
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    if kept.len() < MOST_KEPT_SHAPES {
+    if kept.len() < MAX_KEPT_SHAPES {
         kept.insert(shape.to_vec());
     }
     let keeps = kept.contains(shape);

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Dispatcher;
+use super::acknowledge::Acknowledger;
 use crate::backoff::Backoff;
 use crate::fault_point::fault_point;
 use crate::host::in_flight::InFlight;
@@ -18,7 +19,13 @@ const INITIAL_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// Receives until `stop`; what arrives too late to be started is put back.
-pub async fn run(source: Arc<dyn Source>, dispatcher: Arc<Dispatcher>, defaults: Defaults, stop: CancellationToken) {
+pub async fn run(
+    source: Arc<dyn Source>,
+    acknowledger: Acknowledger,
+    dispatcher: Arc<Dispatcher>,
+    defaults: Defaults,
+    stop: CancellationToken,
+) {
     let mut demand = dispatcher.demand();
     let mut backoff = Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF);
     loop {
@@ -31,9 +38,17 @@ pub async fn run(source: Arc<dyn Source>, dispatcher: Arc<Dispatcher>, defaults:
             Ok(messages) => {
                 fault_point!("received");
                 backoff.reset();
-                let in_flight = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults)).collect();
-                for in_flight in dispatcher.accept(in_flight) {
-                    super::acknowledge::requeue(&in_flight).await;
+                let in_flight = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults));
+                let (ended, others): (Vec<_>, Vec<_>) = in_flight.partition(InFlight::is_over);
+                for in_flight in ended {
+                    acknowledger.notify_again(in_flight);
+                }
+                let (again, jobs): (Vec<_>, Vec<_>) = others.into_iter().partition(InFlight::came_again);
+                for in_flight in again {
+                    acknowledger.resume(in_flight, dispatcher.clone());
+                }
+                for in_flight in dispatcher.accept(jobs) {
+                    acknowledger.not_started(in_flight).await;
                 }
             }
             Err(error) => {

@@ -1,8 +1,11 @@
 //! Brings messages and handlers together: what is in flight, who is free, who runs what.
 
 pub mod acknowledge;
+mod direct;
 mod disposition;
 pub mod intake;
+mod redelivery;
+pub mod waiting;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -97,6 +100,8 @@ struct State {
     messages: VecDeque<InFlight>,
     directs: VecDeque<Direct>,
     draining: bool,
+    /// The store is away: no message is started.
+    paused: bool,
     /// A handler has been ready: one that ends is started again while jobs wait.
     was_ready: bool,
     /// Why the last start failed, where none has succeeded.
@@ -114,6 +119,7 @@ impl Dispatcher {
             messages: VecDeque::new(),
             directs: VecDeque::new(),
             draining: false,
+            paused: false,
             was_ready: false,
             failure: None,
         };
@@ -151,12 +157,12 @@ impl Dispatcher {
         });
     }
 
-    /// Takes messages in flight, all before a handler can take any, unless the host drains: then they are returned, and the
-    /// caller's to put back.
+    /// Takes messages in flight, all before a handler can take any, unless the host drains or has no store: then they are returned,
+    /// and the caller's to put back.
     #[must_use]
     pub fn accept(&self, in_flight: Vec<InFlight>) -> Vec<InFlight> {
         self.change(|dispatcher| {
-            if dispatcher.draining {
+            if dispatcher.draining || dispatcher.paused {
                 return in_flight;
             }
             dispatcher.messages.extend(in_flight);
@@ -202,6 +208,15 @@ impl Dispatcher {
             }
             work.await;
         }
+    }
+
+    /// Whether messages wait rather than being started. What is in flight and not started is returned, to be put back.
+    #[must_use]
+    pub fn pause(&self, paused: bool) -> Vec<InFlight> {
+        self.change(|dispatcher| {
+            dispatcher.paused = paused;
+            if paused { dispatcher.messages.drain(..).collect() } else { Vec::new() }
+        })
     }
 
     /// Nothing is handed out any more; what is in flight and not started is returned, to be put back.
@@ -347,7 +362,7 @@ impl State {
     }
 
     fn demand(&self) -> usize {
-        if self.draining {
+        if self.draining || self.paused {
             return 0;
         }
         (self.idle().saturating_sub(self.directs.len()) * self.batch).saturating_sub(self.startable())

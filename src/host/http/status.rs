@@ -22,23 +22,32 @@ pub(super) async fn health(State(http): State<Arc<Http>>) -> Json<Value> {
     Json(json!({ "status": "ok", "model_loaded": model_loaded, "node_id": http.node_id }))
 }
 
-/// Whether a job sent now would be generated soon.
+/// Whether a job sent now would be generated soon, else why not: `reason`, in words.
 pub(super) async fn test(State(http): State<Arc<Http>>) -> (StatusCode, Json<Value>) {
-    let trouble = http.job_service.queue.trouble();
     let snapshot = http.job_service.snapshot.borrow().clone();
-    let (code, status) = match snapshot.model {
-        // A load balancer is to send nothing more here.
-        Model::Hot if snapshot.draining || trouble.is_some() => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
-        Model::Hot => (StatusCode::OK, "hot"),
-        Model::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
-        Model::Failed(_) => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
+    let store_trouble = http.job_service.store_trouble.borrow().clone();
+    // A load balancer is to send nothing more here.
+    let trouble = if snapshot.draining {
+        Some("the host shuts down: it takes no new job".to_owned())
+    } else {
+        store_trouble.or_else(|| http.job_service.queue.trouble())
     };
-    let body = json!({
+    let (status, reason) = match (&snapshot.model, trouble) {
+        (Model::Hot, None) => ("hot", None),
+        (Model::Hot, trouble) => ("failed", trouble),
+        (Model::Loading, trouble) => ("loading", trouble.or_else(|| Some("no handler is ready yet".to_owned()))),
+        (Model::Failed(why), _) => ("failed", Some(why.clone())),
+    };
+    let mut body = json!({
         "status": status,
         "model_loaded": snapshot.model == Model::Hot,
         "node_id": http.node_id,
         "model_type": http.model.model_type,
     });
+    let code = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if let Some(reason) = reason {
+        body["reason"] = reason.into();
+    }
     (code, Json(body))
 }
 

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use serde_json::Value;
 
+use super::ended::EndedJob;
 use crate::job::trace::Trace;
+use crate::protocol::deferral::{DeferReason, Deferral};
 use crate::setting::SettingError;
 
 /// One message in flight: from its receipt until it is acknowledged, put back or dead-lettered.
@@ -17,10 +19,14 @@ use crate::setting::SettingError;
 pub struct Message {
     /// The queue's own name for the message; in `record` it is what a partial batch failure names.
     pub id: String,
+    /// The same in every delivery of the message and of its copies. Where the queue and the publisher name it, no other message has it.
+    pub identity: String,
     /// What the queue wants to hear when the message is settled; means something to its source alone.
     pub receipt: String,
     /// Which delivery this is, counted from 1.
     pub attempt: u32,
+    /// Why and since when it waited before this delivery, where it was deferred.
+    pub deferral: Option<Deferral>,
     /// Messages of one group are settled in order (SQS FIFO).
     pub group: Option<String>,
     pub body: Vec<u8>,
@@ -28,6 +34,8 @@ pub struct Message {
     /// When the message was sent, where the queue knows.
     pub sent: Option<SystemTime>,
     pub received: Instant,
+    /// Where its job has ended and nothing but notifications is left. Goes along wherever the message goes.
+    pub ended: Option<EndedJob>,
     /// The message as AWS puts it into an event of this kind of queue: an element of `Records` or of `rmqMessagesByQueue`.
     pub record: Value,
 }
@@ -60,6 +68,9 @@ pub enum SourceError {
     /// The message is no longer ours (its time ran out, the connection broke): the queue delivers it again by itself.
     #[error("{queue}: {action}: the message is no longer in flight ({problem}); the queue delivers it again")]
     Lost { queue: String, action: &'static str, problem: String },
+    /// There is no such queue any more: whatever was in it is lost.
+    #[error("{queue}: {action}: {problem}")]
+    Gone { queue: String, action: &'static str, problem: String },
     /// It never will: no such queue, no permission, a message that is too large.
     #[error("{queue}: {action}: {problem}")]
     Refused { queue: String, action: &'static str, problem: String },
@@ -135,14 +146,16 @@ pub trait Source: Send + Sync {
         None
     }
 
-    /// The job cannot be started now, because it runs already: the message comes back after `delay`, its attempt not counted
-    /// where the queue knows the difference.
+    /// The job cannot go on now, and that is no fault of its own: the message comes back as the same attempt, about `delay` later,
+    /// at this host or another one. [`Message::deferral`] says then why and since when. It may wait as long as it must: what waits
+    /// takes up no [`Self::window`], is in the queue's care when this host ends, and outlives what the queue allows one delivery
+    /// (12 hours in SQS, RabbitMQ's `consumer_timeout`). A queue that cannot wait for `delay` brings it back sooner.
+    ///
+    /// The caller extends it no longer.
     ///
     /// # Errors
-    /// [`SourceError`]; then it comes back whenever the queue says.
-    async fn defer(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
-        self.retry(message, delay).await
-    }
+    /// [`SourceError`]; then it comes back whenever the queue says, perhaps as another attempt.
+    async fn defer(&self, message: &Message, delay: Duration, reason: DeferReason) -> Result<(), SourceError>;
 
     /// The job was not tried, or stopped by us (drain): the message comes back at once, and its attempt is not counted
     /// where the queue knows the difference.

@@ -159,10 +159,15 @@ fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> JobError {
         };
         let allowed =
             rest.strip_prefix(", expected ").map(|names| format!("; allowed are {}", names.trim_start_matches("one of ")));
-        return JobError::Invalid { field, problem: format!("{problem}{}", allowed.unwrap_or_default()) };
+        return JobError::Invalid { field: named(field), problem: format!("{problem}{}", allowed.unwrap_or_default()) };
     }
     let field = if path == "." { "body".to_owned() } else { path };
     JobError::Invalid { field, problem: message }
+}
+
+/// A field whose own name is empty is shown as `""`.
+fn named(field: String) -> String {
+    if field.is_empty() || field.ends_with('.') { field + "\"\"" } else { field }
 }
 
 /// serde quotes a text of the wrong type in full, whatever its length and whatever is in it.

@@ -31,7 +31,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("bundled", &[]),
     ("image_file", &[]),
     ("workflow", &["job", "clock", "fault_point", "engine", "image_file", "store", "notify"]),
-    ("protocol", &["job"]),
+    ("protocol", &["job", "clock"]),
     ("events", &["job", "setting", "protocol"]),
     ("handler", &["job", "setting", "clock", "events", "workflow", "metrics", "protocol"]),
     // The settings of each part are defined where they are used; config only reads them in.

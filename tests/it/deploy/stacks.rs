@@ -64,11 +64,16 @@ async fn the_function_and_its_queue_are_created() {
     assert_eq!((&stack["status"], &stack["created"]), (&json!("CREATE_COMPLETE"), &json!(true)));
     // What moto does not make; all else was made by it.
     let expected = "Capacity DeadJobsAlarm ErrorsAlarm IdleAlarm InputPolicy InternalToken OldestJobAlarm ResultsPolicy RetriesAlarm \
-                    SigningKey SigningRandom Url";
+                    SigningKey SigningRandom StoreAlarm Url";
     let lacking: Vec<&str> = stack["lacking"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     assert_eq!(lacking.join(" "), expected);
 
     let (deliveries, visibility) = redrive(&stack);
+    let least = stack["template"]["Parameters"]["MaxAttempts"]["MinValue"].as_u64().unwrap();
+    assert!(
+        deliveries >= least && visibility * least >= 12 * 3600,
+        "an outage of 12 hours: {least} deliveries of {visibility} s"
+    );
     let function = &stack["function"];
     assert!(visibility >= 6 * function["Timeout"].as_u64().unwrap(), "AWS asks for six times the timeout");
     let variables = &function["Environment"]["Variables"];
@@ -92,6 +97,7 @@ async fn the_function_and_its_queue_are_created() {
         format!("sqs:GetQueueAttributes on {queue}"),
         format!("s3:GetObject on {bucket}/*"),
         format!("s3:PutObject on {bucket}/*"),
+        format!("s3:DeleteObject on {bucket}/*"),
         format!("s3:ListBucket on {bucket}"),
         format!("logs:CreateLogStream on {log}"),
         format!("logs:PutLogEvents on {log}"),
@@ -133,6 +139,8 @@ async fn the_service_and_its_queue_are_created() {
     expect_lifecycle(&stack);
     let (deliveries, _) = redrive(&stack);
     assert!(deliveries > 3, "SQS also counts what was put back untried: above runtime.max_attempts");
+    let retention: u64 = stack["queues"]["Jobs"]["MessageRetentionPeriod"].as_str().unwrap().parse().unwrap();
+    assert!(retention > 12 * 3600, "a message is kept until the host sends its copy");
     let queue = stack["queues"]["Jobs"]["QueueArn"].as_str().unwrap();
     let dead = stack["queues"]["DeadJobs"]["QueueArn"].as_str().unwrap();
     let bucket = format!("arn:aws:s3:::{}", stack["outputs"]["Bucket"].as_str().unwrap());
@@ -147,6 +155,7 @@ async fn the_service_and_its_queue_are_created() {
         format!("sqs:SendMessage on {dead}"),
         format!("s3:GetObject on {bucket}/*"),
         format!("s3:PutObject on {bucket}/*"),
+        format!("s3:DeleteObject on {bucket}/*"),
         format!("s3:ListBucket on {bucket}"),
         format!("ecs:UpdateTaskProtection on {tasks}"),
     ];

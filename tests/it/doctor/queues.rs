@@ -31,6 +31,10 @@ async fn sqs_is_asked_for_its_dead_letter_queue() {
     let hasty = bench.queue("hasty.fifo", &[(QueueAttributeName::RedrivePolicy, &policy("dead.fifo", 3))]).await;
     of(&hasty).await.expect("sqs", "warn", "maxReceiveCount is 3");
 
+    let brief =
+        [(QueueAttributeName::RedrivePolicy, &*policy("dead.fifo", 10)), (QueueAttributeName::MessageRetentionPeriod, "3600")];
+    of(&bench.queue("brief.fifo", &brief).await).await.expect("sqs", "fail", "MessageRetentionPeriod is 3600 s");
+
     let missing = of(&good.replace("good", "missing")).await;
     assert_eq!(missing.code, Some(1));
     missing.expect("sqs", "fail", "there is no such queue");
@@ -67,6 +71,11 @@ async fn rabbitmq_is_asked_what_its_queue_is_like() {
     channel.queue_declare("doctor-quorum".into(), durable, quorum).await.unwrap();
     of("doctor-quorum", "false", "guest").await.expect("rabbitmq", "warn", "no dead-letter exchange");
     of("doctor-quorum", "true", "guest").await.expect("rabbitmq", "fail", "no dead-letter exchange");
+
+    let mut brief = FieldTable::default();
+    brief.insert("x-message-ttl".into(), lapin::types::AMQPValue::LongInt(3_600_000));
+    channel.queue_declare("doctor-brief".into(), durable, brief).await.unwrap();
+    of("doctor-brief", "false", "guest").await.expect("rabbitmq", "fail", "its x-message-ttl is 3600 s");
 
     let source = atelier::host::source::rabbitmq::RabbitMq::start(&node.settings("doctor-made")).unwrap();
     let ready = async {

@@ -3,6 +3,8 @@
 //! After each fault three numbers must be 0: jobs lost, jobs generated again although their record was there, and jobs whose
 //! caller heard another number of terminal `webhook-id`s than one. `bench/faults` prints them as a table.
 
+// Builds without debug assertions have no points.
+#[cfg(debug_assertions)]
 mod aimed;
 mod around;
 mod brokers;

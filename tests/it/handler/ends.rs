@@ -33,7 +33,7 @@ async fn a_record_whose_answer_was_lost_in_the_last_attempt_is_no_failure() {
         let reply = stage.handler.handle(one(body("lost"), 3), &control).await.unwrap();
         assert_eq!(reply["batchItemFailures"], brought_back(&["m0"])["batchItemFailures"], "{reply}");
         if notification_mode == NotificationMode::Later {
-            assert_eq!(job_of(&reply).outcome, JobOutcome::Retry, "{reply}");
+            assert_eq!(job_of(&reply).outcome, JobOutcome::StoreUnavailable, "{reply}");
         }
         assert_eq!(ends(&mut stage), [""; 0]);
         stage.bucket.trouble(Trouble::None);
@@ -59,7 +59,7 @@ async fn a_bucket_that_is_away_is_a_reason_to_wait() {
     for job in [body("away"), impossible] {
         assert_eq!(stage.handle(one(job.clone(), 4)).await, Ok(brought_back(&["m0"])));
         let reply = stage.handle_for_host(one(job.clone(), 4)).await;
-        assert_eq!((job_of(&reply).outcome, job_of(&reply).notifications.len()), (JobOutcome::Retry, 0), "{reply}");
+        assert_eq!((job_of(&reply).outcome, job_of(&reply).notifications.len()), (JobOutcome::StoreUnavailable, 0), "{reply}");
         let answer = response(&stage.handle(http(&job)).await.unwrap());
         assert_eq!((answer.0, &answer.1["error"]["code"]), (503, &json!("storage_failed")), "{answer:?}");
     }

@@ -89,7 +89,7 @@ async fn alpha_is_looked_for_beside_a_file_of_a_web_server_too_unless_its_addres
     let reach = Settings { allow_http: true, allow: vec!["127.0.0.1/32".into()], ..Settings::default() };
     let mut stage = Stage::reaching(&reach, Capabilities::Generate, |_| ()).await;
     let config = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 2}"#;
-    let answers = [Answer::with(200, &[], &saved_by_peft()), Answer::with(200, &[], config)];
+    let answers = [Answer::with(200, &[], &saved_by_peft()), Answer::with(200, &[("etag", "\"one\"")], config)];
     let server = HttpServer::start(&answers).await;
     let beside = alpha(&mut stage, "web", json!({ "url": server.url("/ada/adapter_model.safetensors").to_string() })).await;
     assert_eq!(content(&beside), config.as_bytes());

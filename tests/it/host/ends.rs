@@ -15,7 +15,7 @@ async fn untaken(id: &str) -> HostProcess {
     host.wait_for("a handler is ready", 1).await;
     host.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
     host.post("/generate", &job(id)).await;
-    host.wait_for("a job is tried again", 1).await;
+    host.wait_for("a notification waits to be sent again", 1).await;
     host
 }
 
@@ -25,15 +25,15 @@ async fn ends_as_complete(mut host: HostProcess, id: &str) {
     eventually("the job is settled", || host.spooled("waiting").is_empty() && host.spooled("running").is_empty())
         .await
         .unwrap();
-    let taken: Vec<(String, Value)> =
-        host.backend.accepted().into_iter().map(|told| (told.path, told.body["job_id"].clone())).collect();
+    let accepted = host.backend.accepted().into_iter().filter(|told| told.body["job_id"] == id);
+    let taken: Vec<(String, Value)> = accepted.map(|told| (told.path, told.body["job_id"].clone())).collect();
     assert_eq!(taken, [("/api/webhooks/inference/complete".to_owned(), json!(id))]);
     let told = host.backend.arrived();
     assert!(told.iter().all(|notification| !notification.path.ends_with("/failed")), "{told:?}");
     let document: Value = serde_json::from_str(&host.get(&format!("/jobs/{id}")).await).unwrap();
     assert_eq!((&document["state"], &document["error"]), (&json!("complete"), &Value::Null));
     assert!(host.spooled("dead").is_empty());
-    assert_eq!(host.bucket.puts("/result.json"), 1);
+    assert_eq!(host.bucket.puts(&format!("/{id}/result.json")), 1);
 }
 
 #[tokio::test]
@@ -47,12 +47,25 @@ async fn a_job_whose_complete_is_not_taken_cannot_be_cancelled() {
 
 #[tokio::test]
 async fn a_cancelled_job_whose_record_turns_up_is_told_as_complete() {
-    let host = untaken("late").await;
+    let mut host = untaken("late").await;
+    host.kill();
     let record = host.bucket.path("generations/late/result.json");
     let aside = record.with_extension("aside");
     std::fs::rename(&record, &aside).unwrap();
+    // The job is another host's as far as this one knows, and waits here behind one that runs.
+    for left in host.spooled("waiting").into_iter().chain(host.spooled("running")) {
+        std::fs::remove_file(left).unwrap();
+    }
+    host.backend.answer.send_replace(Some(StatusCode::OK));
+    host.bucket.hold(Some("/0.png"));
+    host.restart();
+    host.ready().await;
+    host.post("/generate", &job("before")).await;
+    host.bucket.holding().await;
+    host.post("/generate", &job("late")).await;
     assert_eq!(host.try_cancel("late").await.0, 202, "there is no record as far as is known");
     std::fs::rename(&aside, &record).unwrap();
+    host.bucket.hold(None);
     ends_as_complete(host, "late").await;
 }
 

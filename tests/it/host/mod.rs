@@ -5,16 +5,20 @@ mod cloud;
 mod conformance;
 mod door;
 mod ends;
+mod failed;
 mod http;
 mod memory;
 mod metrics;
+mod outage;
 mod protocol;
 mod rabbitmq;
 mod refused;
+mod settling;
 pub(crate) mod sqs;
 mod stored;
 mod survival;
 mod traces;
+mod undelivered;
 mod unready;
 
 use std::path::{Path, PathBuf};
@@ -56,6 +60,22 @@ impl HostProcess {
         let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let child = spawn(&bucket, &backend, directory.path(), &changes, &arguments);
         Self { child, bucket, backend, directory, changes, arguments }
+    }
+
+    /// The files of results that wait on disk.
+    pub(crate) fn held(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(self.directory.path().join("held")).into_iter().flatten();
+        files.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// As somebody does who tidies up.
+    pub(crate) fn delete_spool(&self) {
+        std::fs::remove_dir_all(self.directory.path().join("spool")).unwrap();
+    }
+
+    /// What is different in its environment from its next start on.
+    pub(crate) fn change(&mut self, name: &str, value: &str) {
+        self.changes.push((name.to_owned(), value.to_owned()));
     }
 
     /// Starts it again, over the same spool and bucket.
@@ -207,12 +227,14 @@ fn spawn(bucket: &Bucket, backend: &Backend, directory: &Path, changes: &[(Strin
     let world = World { runtime_api: ([127, 0, 0, 1], 1).into(), s3: bucket.address, backend: backend.address };
     let own = ["AWS_LAMBDA_RUNTIME_API", "AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_FUNCTION_VERSION"].map(|name| (name, ""));
     let spool = directory.join("spool").display().to_string();
+    let held = directory.join("held").display().to_string();
     let default_environment = [
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", ""),
         ("PATH", "/usr/bin:/bin"),
         ("ATELIER__SERVER__ADDRESS", "127.0.0.1"),
         ("ATELIER__SERVER__PORT", "0"),
         ("ATELIER__SOURCES__SPOOL__DIRECTORY", &spool),
+        ("ATELIER__STORE__HELD_RESULTS__DIRECTORY", &held),
         ("ATELIER__HOST__INITIAL_BACKOFF_MS", "50"),
         ("ATELIER__HOST__HANDLER__INITIAL_BACKOFF_MS", "50"),
         ("ATELIER__HOST__HANDLER__KILL_GRACE_MS", "2000"),

@@ -210,8 +210,8 @@ async fn boot(directory: &Path, port: u16, ports: [u16; 2]) -> Child {
         }
         let _ = ready.send(Err(said.join("\n")));
     });
-    // Two cores that compile next to it make it slow.
-    let said = tokio::time::timeout(DEADLINE * 2, is_ready).await.expect("the node starts in time").expect("its log");
+    // Two cores that compile next to it make it slow: minutes were seen.
+    let said = tokio::time::timeout(DEADLINE * 8, is_ready).await.expect("the node starts in time").expect("its log");
     said.unwrap_or_else(|log| panic!("the node did not start:\n{log}"));
     server
 }

@@ -64,8 +64,8 @@ async fn bench() -> Bench {
 
 fn storage_problem(error: &JobError) -> &str {
     match error {
-        JobError::Storage { problem, retry_policy: RetryPolicy::Retry, .. } => problem,
-        other => panic!("not a storage error to be tried again: {other:?}"),
+        JobError::Storage { problem, retry_policy: RetryPolicy::Wait, .. } => problem,
+        other => panic!("not a storage error to be waited for: {other:?}"),
     }
 }
 

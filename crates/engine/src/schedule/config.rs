@@ -3,8 +3,6 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::step::Limit;
-
 /// `scheduler/scheduler_config.json` of any of diffusers' schedulers. A key that is missing takes the default of the
 /// scheduler that is *built*, which is what diffusers' `from_config` does.
 #[derive(Debug, Clone, Deserialize)]
@@ -80,7 +78,7 @@ pub struct ScheduleConfig {
     /// Euler: `discrete` or `continuous`.
     #[serde(default)]
     pub timestep_type: Option<String>,
-    /// Whether predicted images are thresholded: [`super::step::Limit::Dynamic`].
+    /// Whether predicted images are thresholded: [`Limit::Dynamic`].
     #[serde(default)]
     pub thresholding: Option<bool>,
     #[serde(default)]
@@ -176,6 +174,16 @@ impl ScheduleConfig {
     pub fn original_inference_steps(&self) -> usize {
         self.original_inference_steps.unwrap_or(50)
     }
+}
+
+/// What is done to a predicted image before it is used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Limit {
+    /// To this magnitude at most.
+    Clamp(f64),
+    /// Dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487): clamped to a magnitude of 1 to `largest`, in which this share of the image's
+    /// values lies (`quantile`, 0 to 1), and divided by it.
+    Dynamic { quantile: f64, largest: f64 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::config::PredictionType;
+use super::config::{Limit, PredictionType};
 
 /// One call of the UNet and what becomes of it. Every sampler is the same three linear combinations with other coefficients:
 ///
@@ -28,16 +28,6 @@ pub struct Denoised {
     pub latents: f64,
     pub output: f64,
     pub limit: Option<Limit>,
-}
-
-/// What is done to a predicted image before it is used.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Limit {
-    /// To this magnitude at most.
-    Clamp(f64),
-    /// Dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487): clamped to a magnitude of 1 to `largest`, in which this share of the image's
-    /// values lies (`quantile`, 0 to 1), and divided by it.
-    Dynamic { quantile: f64, largest: f64 },
 }
 
 impl Limit {

@@ -18,7 +18,7 @@ use half::{bf16, f16};
 use super::modules::Element;
 
 /// The most that a convolution may take beside its tensors.
-const MOST_WORKSPACE_BYTES: usize = 256 << 20;
+const MAX_WORKSPACE_BYTES: usize = 256 << 20;
 
 /// A value of 1 and of 0, for `out = 1 · convolution + 0 · out`.
 pub trait Convolved: Element + CudnnDataType + Sized + 'static {
@@ -144,7 +144,7 @@ impl Convolution {
         for algorithm in algorithms {
             plan.algorithm = algorithm;
             plan.workspace_bytes = plan.forward().get_workspace_size(algorithm)?;
-            if plan.workspace_bytes <= MOST_WORKSPACE_BYTES {
+            if plan.workspace_bytes <= MAX_WORKSPACE_BYTES {
                 break;
             }
         }

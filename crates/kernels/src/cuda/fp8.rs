@@ -13,7 +13,7 @@ use super::modules::{Element, Module, kernel};
 /// Of a block; `fp8.cu` counts on eight warps.
 const THREADS: u32 = 256;
 /// Blocks that make values whole: each takes more than one share where there are more.
-const MOST_BLOCKS: usize = 4096;
+const MAX_BLOCKS: usize = 4096;
 
 /// Rounds each token's values to e4m3, by a scale that brings its largest magnitude to 448.
 ///
@@ -107,7 +107,7 @@ pub fn widen<E: DeviceRepr, T: Element>(stream: &Arc<CudaStream>, bits: &CudaVie
     if bits.len() > 0 {
         let function = kernel(stream.context(), Module::Fp8, &format!("widen_{}", T::NAME))?;
         let count = bits.len();
-        let blocks = count.div_ceil(THREADS as usize).min(MOST_BLOCKS) as u32;
+        let blocks = count.div_ceil(THREADS as usize).min(MAX_BLOCKS) as u32;
         let mut launch = stream.launch_builder(&function);
         launch.arg(bits).arg(&out).arg(&count);
         let config = LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 };

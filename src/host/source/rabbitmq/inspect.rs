@@ -88,6 +88,14 @@ pub const REPAIR: &str = "move its messages and delete it, or use it as it is wi
                           the commands of both)";
 
 impl Likeness {
+    /// How long the queue keeps a message, where an argument of its own says so. A policy that does cannot be seen over AMQP.
+    #[must_use]
+    pub fn message_ttl(&self) -> Option<Duration> {
+        let Self::Other(problem) = self else { return None };
+        let (_, current) = problem.split_once("'x-message-ttl'")?.1.split_once("current is the value '")?;
+        Some(Duration::from_millis(current.split_once('\'')?.0.parse().ok()?))
+    }
+
     /// How the queue differs from one that the host makes, as far as it is known.
     #[must_use]
     pub fn difference(&self) -> Option<String> {
@@ -128,7 +136,13 @@ mod tests {
         let dropped = format!("{differs} 'x-dead-letter-exchange' for queue 'jobs': received 'jobs.dlx' but current is none");
         assert_eq!(refused(&dropped), Likeness::NoDeadLetters);
         assert_eq!(refused("ACCESS_REFUSED - configure access to queue 'jobs'"), Likeness::Unknown);
-        assert!(matches!(refused(&format!("{differs} 'x-delivery-limit' for queue 'jobs'")), Likeness::Other(_)));
+        let limited = refused(&format!(
+            "{differs} 'x-delivery-limit' for queue 'jobs' in vhost '/': received none but current is the value '3'"
+        ));
+        assert!(matches!(limited, Likeness::Other(_)) && limited.message_ttl().is_none());
+        let expires =
+            "'x-message-ttl' for queue 'jobs' in vhost '/': received none but current is the value '60000' of type 'signedint'";
+        assert_eq!(refused(&format!("{differs} {expires}")).message_ttl(), Some(Duration::from_secs(60)));
         assert!(likeness(Err(Fault::unavailable("the connection broke"))).is_err());
     }
 }

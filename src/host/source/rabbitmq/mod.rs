@@ -28,7 +28,7 @@ pub mod settings;
 mod topology;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
@@ -37,11 +37,12 @@ use self::connection_manager::{ConnectionManager, State};
 use self::deliveries::InFlight;
 use self::fault::Fault;
 use self::handed_back::HandedBack;
-use self::publish::Destination;
+use self::publish::{Destination, Note};
 use self::session::{Disposition, Session};
 use self::settings::Settings;
 use super::{Depth, Message, Shape, Source, SourceError};
 use crate::job::trace::Trace;
+use crate::protocol::deferral::{DeferReason, Deferral};
 use crate::setting::SettingError;
 
 /// How long a message waits here, at most, that the broker takes no copy of: well within any `consumer_timeout`.
@@ -97,11 +98,12 @@ impl RabbitMq {
     async fn move_to(
         &self,
         session: &Session,
-        in_flight: &InFlight,
+        (message, in_flight): (&Message, &InFlight),
         to: &Destination,
-        reason: Option<&str>,
+        note: Note<'_>,
     ) -> Result<(), Fault> {
-        let properties = publish::again(&in_flight.delivery.properties, in_flight.attempt, reason);
+        let properties = publish::again(&in_flight.delivery.properties, in_flight.attempt, note);
+        let properties = publish::with_end(properties, message.ended.as_ref());
         session.publish(to, &in_flight.delivery.data, properties).await
     }
 
@@ -132,14 +134,17 @@ impl RabbitMq {
         let id = delivery.properties.message_id().as_ref().map_or_else(|| receipt.clone(), ToString::to_string);
         Message {
             record: record::record(delivery, &id, in_flight.attempt),
+            identity: record::identity(delivery),
             id,
             receipt,
             attempt: in_flight.attempt,
+            deferral: record::deferral(&delivery.properties),
             group: None,
             body: delivery.data.clone(),
             trace: record::trace(&delivery.properties),
             sent: record::sent(&delivery.properties),
             received: in_flight.since.into_std(),
+            ended: record::ended(&delivery.properties),
         }
     }
 }
@@ -209,7 +214,7 @@ impl Source for RabbitMq {
     async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
         let (session, in_flight) = self.receipt(message, "retry")?;
         let moved = match self.waiting_room(&session, delay).await {
-            Ok(to) => self.move_to(&session, &in_flight, &to, None).await,
+            Ok(to) => self.move_to(&session, (message, &in_flight), &to, Note::Retry).await,
             Err(fault) => Err(fault),
         };
         let disposition = match moved {
@@ -230,12 +235,28 @@ impl Source for RabbitMq {
         Some(self.settings.prefetch.into())
     }
 
-    async fn defer(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
+    /// As [`Self::retry`], an hour at most. A message that may not wait in a queue of its own, or that the broker takes no copy of,
+    /// waits here for half a minute at most: else it would go round and round.
+    async fn defer(&self, message: &Message, delay: Duration, reason: DeferReason) -> Result<(), SourceError> {
         let (session, in_flight) = self.receipt(message, "defer")?;
-        let to = self.waiting_room(&session, delay).await.map_err(self.at("defer"))?;
-        let properties = publish::again(&in_flight.delivery.properties, in_flight.attempt.saturating_sub(1), None);
-        let published = session.publish(&to, &in_flight.delivery.data, properties).await;
-        let disposition = if published.is_ok() { Disposition::Done } else { Disposition::Untried };
+        let room = session.retry_queue(delay).await;
+        let to = Destination::queue(room.as_deref().unwrap_or(&self.settings.queue));
+        if let Err(fault) = room {
+            tracing::warn!(queue = self.label, problem = fault.problem, "no queue to wait in: it waits here for a while");
+            tokio::time::sleep(delay.min(REJECTION_PAUSE_MAX)).await;
+        }
+        let deferral = Deferral::next(message.deferral, reason, SystemTime::now());
+        let attempts = in_flight.attempt.saturating_sub(1);
+        let properties = publish::again(&in_flight.delivery.properties, attempts, Note::Deferred(deferral));
+        let properties = publish::with_end(properties, message.ended.as_ref());
+        let disposition = match session.publish(&to, &in_flight.delivery.data, properties).await {
+            Ok(()) => Disposition::Done,
+            Err(fault) => {
+                tracing::warn!(queue = self.label, problem = fault.problem, "handing a message back that was to wait");
+                tokio::time::sleep(delay.min(REJECTION_PAUSE_MAX)).await;
+                Disposition::Untried
+            }
+        };
         session.acknowledge(&in_flight, disposition).await.map_err(|problem| self.lost("defer", problem))
     }
 
@@ -251,7 +272,7 @@ impl Source for RabbitMq {
         let (session, in_flight) = self.receipt(message, "dead-letter")?;
         let moved = if self.settings.declare {
             let to = Destination::exchange(&topology::dead_letter_exchange(&self.settings.queue), &self.settings.queue);
-            self.move_to(&session, &in_flight, &to, Some(reason)).await.is_ok()
+            self.move_to(&session, (message, &in_flight), &to, Note::Dead(reason)).await.is_ok()
         } else {
             false
         };

@@ -6,14 +6,24 @@ use std::time::SystemTime;
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation};
+use uuid::Uuid;
 
 use super::fault::{Fault, within};
+use crate::host::ended::EndedJob;
 use crate::job::trace::{TRACEPARENT, Trace};
+use crate::protocol::deferral::Deferral;
 
 /// Attempts that were made before the message was published again: a new message to the broker, which counts from 0.
 pub(super) const ATTEMPT_HEADER: &str = "x-atelier-attempt";
 /// Why the message was dead-lettered.
 pub(super) const REASON_HEADER: &str = "x-atelier-reason";
+/// What tells a message of ours from every other one: a job that is sent again has the same `message_id`.
+pub(super) const IDENTITY_HEADER: &str = "x-atelier-message";
+/// Why and since when the message waits, as [`Deferral`] writes it.
+pub(super) const DEFERRED_HEADER: &str = "x-atelier-deferred";
+
+/// How the message's job ended ([`EndedJob`]).
+pub(super) const ENDED_HEADER: &str = "x-atelier-ended";
 
 /// A header must fit into one frame with all the others.
 const MAX_REASON_BYTES: usize = 4096;
@@ -21,6 +31,15 @@ const PERSISTENT: u8 = 2;
 
 /// Sets one property.
 type With = fn(BasicProperties, ShortString) -> BasicProperties;
+
+/// What a message that is published again says of why it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Note<'a> {
+    Retry,
+    Deferred(Deferral),
+    /// The reason for which it is dead-lettered.
+    Dead(&'a str),
+}
 
 /// Where a message is published to.
 #[derive(Debug, Clone)]
@@ -70,9 +89,11 @@ pub(super) fn job_properties(job_id: &str, trace: Option<Trace>) -> Result<Basic
         .with_content_type("application/json".into())
         .with_delivery_mode(PERSISTENT)
         .with_timestamp(now.as_secs());
-    let Some(trace) = trace else { return Ok(properties) };
     let mut headers = FieldTable::default();
-    headers.insert(TRACEPARENT.into(), AMQPValue::LongString(trace.to_traceparent().into()));
+    headers.insert(IDENTITY_HEADER.into(), AMQPValue::LongString(Uuid::now_v7().to_string().into()));
+    if let Some(trace) = trace {
+        headers.insert(TRACEPARENT.into(), AMQPValue::LongString(trace.to_traceparent().into()));
+    }
     Ok(properties.with_headers(headers))
 }
 
@@ -81,13 +102,19 @@ pub(super) fn job_properties(job_id: &str, trace: Option<Trace>) -> Result<Basic
 /// Left out is what would not do the same twice: `expiration` (it was not too late when the message came, and would empty
 /// the queue that it waits in), `user_id` (the broker wants the name of who publishes), `CC` and `BCC` (they would copy the
 /// message again), and what the broker itself counts and writes.
-pub(super) fn again(properties: &BasicProperties, attempts: u32, reason: Option<&str>) -> BasicProperties {
+pub(super) fn again(properties: &BasicProperties, attempts: u32, note: Note<'_>) -> BasicProperties {
     let own = properties.headers().iter().flatten().filter(|(name, _)| !is_broken_by_copying(name.as_str()));
     let mut headers: BTreeMap<ShortString, AMQPValue> = own.map(|(name, value)| (name.clone(), value.clone())).collect();
     headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongLongInt(attempts.into()));
-    if let Some(reason) = reason {
-        let reason = &reason[..reason.floor_char_boundary(MAX_REASON_BYTES)];
-        headers.insert(REASON_HEADER.into(), AMQPValue::LongString(LongString::from(reason)));
+    match note {
+        Note::Retry => {}
+        Note::Deferred(deferral) => {
+            headers.insert(DEFERRED_HEADER.into(), AMQPValue::LongString(deferral.to_string().into()));
+        }
+        Note::Dead(reason) => {
+            let reason = &reason[..reason.floor_char_boundary(MAX_REASON_BYTES)];
+            headers.insert(REASON_HEADER.into(), AMQPValue::LongString(LongString::from(reason)));
+        }
     }
     let mut copy = BasicProperties::default().with_headers(FieldTable::from(headers)).with_delivery_mode(PERSISTENT);
     let texts: [(_, With); 8] = [
@@ -114,8 +141,18 @@ pub(super) fn again(properties: &BasicProperties, attempts: u32, reason: Option<
     copy
 }
 
+/// The same with how its job ended, or without.
+pub(super) fn with_end(properties: BasicProperties, ended: Option<&EndedJob>) -> BasicProperties {
+    let others = properties.headers().iter().flatten().filter(|(name, _)| name.as_str() != ENDED_HEADER);
+    let others = others.map(|(name, value)| (name.clone(), value.clone()));
+    let ended = ended.map(|ended| (ENDED_HEADER.into(), AMQPValue::LongString(ended.encode().into())));
+    let headers: BTreeMap<ShortString, AMQPValue> = others.chain(ended).collect();
+    properties.with_headers(FieldTable::from(headers))
+}
+
 fn is_broken_by_copying(header: &str) -> bool {
-    let exact = ["CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count", ATTEMPT_HEADER, REASON_HEADER];
+    let exact =
+        ["CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count", ATTEMPT_HEADER, REASON_HEADER, DEFERRED_HEADER];
     exact.contains(&header) || header.starts_with("x-first-death-") || header.starts_with("x-last-death-")
 }
 
@@ -137,13 +174,13 @@ mod tests {
             .with_timestamp(9)
             .with_expiration("1".into())
             .with_user_id("backend".into());
-        let copy = again(&original, 2, Some("no"));
+        let copy = again(&original, 2, Note::Dead("no"));
         let names: Vec<&str> = copy.headers().iter().flatten().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["trace", ATTEMPT_HEADER, REASON_HEADER]);
         assert_eq!((copy.expiration(), copy.user_id()), (&None, &None));
         assert_eq!((copy.message_id(), copy.correlation_id()), (original.message_id(), original.correlation_id()));
         assert_eq!((copy.priority(), copy.timestamp(), copy.delivery_mode()), (&Some(3), &Some(9), &Some(PERSISTENT)));
-        let long = again(&original, 2, Some(&"é".repeat(MAX_REASON_BYTES)));
+        let long = again(&original, 2, Note::Dead(&"é".repeat(MAX_REASON_BYTES)));
         let reason = &long.headers().as_ref().expect("headers").inner()[REASON_HEADER];
         assert!(reason.as_long_string().is_some_and(|reason| reason.len() <= MAX_REASON_BYTES));
     }

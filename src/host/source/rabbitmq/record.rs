@@ -6,12 +6,15 @@ use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
 use std::time::{Duration, SystemTime};
 
 use super::frame::UNREADABLE_HEADER;
-use super::publish::ATTEMPT_HEADER;
+use super::publish::{ATTEMPT_HEADER, DEFERRED_HEADER, ENDED_HEADER, IDENTITY_HEADER};
+use crate::host::ended::EndedJob;
 use crate::job::trace::{TRACEPARENT, Trace};
+use crate::protocol::deferral::Deferral;
 
 /// Deliveries of this copy of the message before this one, as the broker counts: a quorum queue says how many there were,
 /// a classic one only whether there was one.
@@ -48,12 +51,39 @@ pub(super) fn unreadable(properties: &BasicProperties) -> Option<String> {
 
 /// The header `traceparent`.
 pub(super) fn trace(properties: &BasicProperties) -> Option<Trace> {
-    let text = match properties.headers().as_ref()?.inner().get(TRACEPARENT)? {
-        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?,
-        AMQPValue::ShortString(text) => text.as_str(),
-        _ => return None,
-    };
-    Trace::from_traceparent(text)
+    Trace::from_traceparent(text(properties, TRACEPARENT)?)
+}
+
+/// Why and since when the message waited.
+pub(super) fn deferral(properties: &BasicProperties) -> Option<Deferral> {
+    text(properties, DEFERRED_HEADER)?.parse().ok()
+}
+
+/// A publisher need not name its messages; then equal ones are taken for one.
+pub(super) fn identity(delivery: &Delivery) -> String {
+    let properties = &delivery.properties;
+    if let Some(own) = text(properties, IDENTITY_HEADER) {
+        return own.to_owned();
+    }
+    let named = (properties.message_id().as_ref().map(ShortString::as_str), properties.timestamp());
+    let hash = Sha256::new().chain_update(format!("{named:?}\n")).chain_update(&delivery.data);
+    base16ct::lower::encode_string(&hash.finalize())
+}
+
+fn text<'a>(properties: &'a BasicProperties, header: &str) -> Option<&'a str> {
+    match properties.headers().as_ref()?.inner().get(header)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+        AMQPValue::ShortString(text) => Some(text.as_str()),
+        _ => None,
+    }
+}
+
+/// How the message's job ended, where nothing but its notifications is left.
+pub(super) fn ended(properties: &BasicProperties) -> Option<EndedJob> {
+    match properties.headers().as_ref()?.inner().get(ENDED_HEADER)? {
+        AMQPValue::LongString(text) => EndedJob::decode(text.as_bytes()),
+        _ => None,
+    }
 }
 
 /// When the message was sent, where the sender says; RabbitMQ itself notes whole seconds.

@@ -1,10 +1,14 @@
 //! The spool's directories on disk: created, synced, renamed, locked.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::name::{Name, PARTIAL};
+
+/// The directory of notes about jobs that have ended and whose callers do not know it yet, each under its job's unique name.
+const ENDED: &str = "ended";
 
 /// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,7 @@ impl Files {
         for directory in [Directory::Waiting, Directory::Running, Directory::Dead] {
             fs::create_dir_all(root.join(directory.as_str()))?;
         }
+        fs::create_dir_all(root.join(ENDED))?;
         let lock = File::create(root.join("lock"))?;
         lock.try_lock()
             .map_err(|_| io::Error::other("another host uses this directory; give each its own (sources.spool.directory)"))?;
@@ -86,6 +91,38 @@ impl Files {
         Ok(body)
     }
 
+    /// Notes how a job ended, or removes what was noted.
+    pub(super) fn note_end(&self, name: &Name, ended: Option<&str>) -> io::Result<()> {
+        let path = self.root.join(ENDED).join(&name.unique);
+        match ended {
+            Some(ended) => write_whole(&path, ended.as_bytes()),
+            None => match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// What was noted of a job's end.
+    pub(super) fn end(&self, name: &Name) -> Option<Vec<u8>> {
+        fs::read(self.root.join(ENDED).join(&name.unique)).ok()
+    }
+
+    /// Removes notes about jobs that are not there any more.
+    pub(super) fn remove_old_ends(&self) -> io::Result<()> {
+        let mut jobs = BTreeSet::new();
+        for directory in [Directory::Waiting, Directory::Running, Directory::Dead] {
+            jobs.extend(self.list(directory)?.into_iter().map(|name| name.unique));
+        }
+        for entry in fs::read_dir(self.root.join(ENDED))? {
+            let entry = entry?;
+            if !jobs.contains(&*entry.file_name().to_string_lossy()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the spool itself is still there.
     pub(super) fn is_there(&self) -> bool {
         [Directory::Waiting, Directory::Running].iter().all(|directory| self.root.join(directory.as_str()).is_dir())
@@ -97,9 +134,12 @@ impl Files {
 
     /// The job goes to `dead/` and finds its reason there already, whole: a reader who sees the one can read the other.
     pub(super) fn bury(&self, name: &Name, reason: &str) -> io::Result<()> {
-        let written = write_whole(&self.root.join(Directory::Dead.as_str()).join(format!("reason~{name}")), reason.as_bytes());
+        // It waits no longer; and its reason's name has to fit.
+        let mut dead = name.clone();
+        dead.deferral = None;
+        let written = write_whole(&self.root.join(Directory::Dead.as_str()).join(format!("reason~{dead}")), reason.as_bytes());
         // On a full disk without its reason, but never delivered again.
-        self.rename((Directory::Running, name), (Directory::Dead, name))?;
+        self.rename((Directory::Running, name), (Directory::Dead, &dead))?;
         written
     }
 

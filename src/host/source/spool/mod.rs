@@ -21,7 +21,9 @@ use self::files::{Directory, Files};
 use self::name::Name;
 use super::{Depth, Message, Shape, Source, SourceError};
 use crate::clock::later;
+use crate::host::ended::EndedJob;
 use crate::job::trace::{self, Trace};
+use crate::protocol::deferral::{DeferReason, Deferral};
 
 /// Settings of section `sources.spool`.
 #[derive(Debug, Clone, Deserialize)]
@@ -40,6 +42,7 @@ impl Default for Settings {
 }
 
 const NAME: &str = "spool";
+const DELETED: &str = "the directory was deleted while the host runs; its jobs are lost: start the host again";
 const ARN: &str = "arn:aws:sqs:local:000000000000:spool";
 
 /// The queue in a directory; clones are the same queue.
@@ -49,6 +52,13 @@ pub struct Spool {
     index: Arc<Mutex<BTreeSet<Waiting>>>,
     arrived: Arc<Notify>,
     keep_refused: bool,
+}
+
+/// What a job that goes back to `waiting/` says of the attempt that it comes from.
+enum Attempt {
+    Counted,
+    Untried,
+    Deferred(Deferral),
 }
 
 /// A job that waits, in the order in which jobs are due.
@@ -79,6 +89,7 @@ impl Spool {
             let span = trace::span(&name.job_id, NAME, name.attempt, name.trace);
             span.in_scope(|| tracing::warn!("a job was in flight when the host died; it is tried again"));
         }
+        files.remove_old_ends().map_err(|problem| refused(&settings.directory, "open", &problem))?;
         let names = files.list(Directory::Waiting).map_err(|problem| refused(&settings.directory, "open", &problem))?;
         // One moment for all: what is due already keeps the order of its names.
         let now = SystemTime::now();
@@ -108,9 +119,12 @@ impl Spool {
         running.attempt = running.attempt.saturating_add(1);
         let from = waiting.clone();
         let to = running.clone();
-        let started = self.on_disk("receive", move |files| files.start(&from, &to));
+        let started = self.on_disk("receive", move |files| files.start(&from, &to).map(|body| (body, files.end(&to))));
         match started.await {
-            Ok(body) => Ok(message(&running, body)),
+            Ok((body, ended)) => {
+                let ended = ended.and_then(|ended| EndedJob::decode(&ended));
+                Ok(Message { ended, ..message(&running, body) })
+            }
             // Someone took the file away: there is no job any more.
             Err(error @ SourceError::Lost { .. }) => Err(error),
             Err(error) => {
@@ -144,17 +158,31 @@ impl Spool {
         message: &Message,
         action: &'static str,
         delay: Duration,
-        counted: bool,
+        attempt: Attempt,
     ) -> Result<(), SourceError> {
         let running = self.in_flight(message, action)?;
         let mut waiting = running.clone();
-        waiting.attempt = waiting.attempt.saturating_sub(u32::from(!counted));
+        match attempt {
+            Attempt::Counted => waiting.deferral = None,
+            Attempt::Untried => waiting.attempt = waiting.attempt.saturating_sub(1),
+            Attempt::Deferred(deferral) => {
+                waiting.attempt = waiting.attempt.saturating_sub(1);
+                waiting.deferral = Some(deferral);
+            }
+        }
         waiting.due(later(SystemTime::now(), delay));
         let to = waiting.clone();
         self.on_disk(action, move |files| files.rename((Directory::Running, &running), (Directory::Waiting, &to))).await?;
         self.index().insert(Waiting { due: later(Instant::now(), delay), name: waiting });
         self.arrived.notify_one();
         Ok(())
+    }
+
+    /// How the job ended goes along with it, in a file of its own.
+    async fn note_end(&self, message: &Message, action: &'static str) -> Result<(), SourceError> {
+        let name = self.in_flight(message, action)?;
+        let ended = message.ended.as_ref().map(EndedJob::encode);
+        self.on_disk(action, move |files| files.note_end(&name, ended.as_deref())).await
     }
 
     fn in_flight(&self, message: &Message, action: &'static str) -> Result<Name, SourceError> {
@@ -177,9 +205,8 @@ impl Spool {
             let gone = problem.kind() == std::io::ErrorKind::NotFound;
             let problem = problem.to_string();
             if gone && !self.files.is_there() {
-                let problem =
-                    "the directory was deleted while the host runs; its jobs are lost: start the host again".to_owned();
-                SourceError::Refused { queue, action, problem }
+                let problem = DELETED.to_owned();
+                SourceError::Gone { queue, action, problem }
             } else if gone {
                 SourceError::Lost { queue, action, problem }
             } else {
@@ -222,13 +249,16 @@ fn message(name: &Name, body: Vec<u8>) -> Message {
     }
     Message {
         id: name.unique.clone(),
+        identity: name.unique.clone(),
         receipt: name.to_string(),
         attempt: name.attempt,
+        deferral: name.deferral,
         group: None,
         body,
         trace: name.trace,
         sent: Some(later(SystemTime::UNIX_EPOCH, Duration::from_millis(name.sent_ms))),
         received: Instant::now(),
+        ended: None,
         record,
     }
 }
@@ -278,22 +308,36 @@ impl Source for Spool {
         }
     }
 
+    fn trouble(&self) -> Option<String> {
+        (!self.files.is_there()).then(|| format!("{}: {DELETED}", self.files.label()))
+    }
+
     async fn ack(&self, message: &Message) -> Result<(), SourceError> {
         let name = self.in_flight(message, "ack")?;
-        self.on_disk("ack", move |files| files.remove(Directory::Running, &name)).await
+        self.on_disk("ack", move |files| files.remove(Directory::Running, &name).and_then(|()| files.note_end(&name, None)))
+            .await
     }
 
     async fn retry(&self, message: &Message, delay: Duration) -> Result<(), SourceError> {
-        self.requeue(message, "retry", delay, true).await
+        self.requeue(message, "retry", delay, Attempt::Counted).await
     }
 
     async fn release(&self, message: &Message) -> Result<(), SourceError> {
-        self.requeue(message, "release", Duration::ZERO, false).await
+        self.requeue(message, "release", Duration::ZERO, Attempt::Untried).await
+    }
+
+    /// It lies in `waiting/` under a name that says when it is due, and is due no later than [`Spool::open`]'s longest pause after
+    /// the directory is opened again.
+    async fn defer(&self, message: &Message, delay: Duration, reason: DeferReason) -> Result<(), SourceError> {
+        let deferral = Deferral::next(message.deferral, reason, SystemTime::now());
+        self.note_end(message, "defer").await?;
+        self.requeue(message, "defer", delay, Attempt::Deferred(deferral)).await
     }
 
     /// The job goes to `dead/`, its reason next to it; moving the file back to `waiting/` and starting the host again tries it anew.
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
         let name = self.in_flight(message, "dead-letter")?;
+        self.note_end(message, "dead-letter").await?;
         let reason = reason.to_owned();
         self.on_disk("dead-letter", move |files| files.bury(&name, &reason)).await
     }
@@ -323,74 +367,4 @@ impl Source for Spool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    const MAX_PAUSE: Duration = Duration::from_mins(5);
-
-    fn open(directory: &std::path::Path) -> Spool {
-        Spool::open(&Settings { directory: directory.to_owned(), keep_refused: false }, MAX_PAUSE).unwrap()
-    }
-
-    fn files(directory: &std::path::Path, state: &str) -> Vec<PathBuf> {
-        fs::read_dir(directory.join(state)).unwrap().map(|entry| entry.unwrap().path()).collect()
-    }
-
-    #[tokio::test]
-    async fn a_job_that_cannot_be_read_now_waits_on_and_comes_later() {
-        let directory = tempfile::tempdir().unwrap();
-        let spool = open(directory.path());
-        spool.send("job-1", b"{}", None).await.unwrap();
-        let file = files(directory.path(), "waiting").pop().unwrap();
-        // As a lack of descriptors does: it can be moved, but not read.
-        fs::remove_file(&file).unwrap();
-        fs::create_dir(&file).unwrap();
-        assert!(matches!(spool.receive(1).await, Err(SourceError::Unavailable { .. })));
-        assert!(files(directory.path(), "running").is_empty());
-        fs::remove_dir(&file).unwrap();
-        fs::write(&file, b"{}").unwrap();
-        let messages = spool.receive(1).await.unwrap();
-        assert_eq!((messages.len(), messages[0].attempt), (1, 1));
-    }
-
-    #[tokio::test]
-    async fn what_was_half_written_is_no_job() {
-        let directory = tempfile::tempdir().unwrap();
-        drop(open(directory.path()));
-        let now = Name::new("job-1", None, SystemTime::now());
-        fs::write(directory.path().join("waiting").join(format!("{now}{}", name::PARTIAL)), b"{\"job_id\":").unwrap();
-        let spool = open(directory.path());
-        assert_eq!(spool.depth().await.unwrap().waiting, 0);
-        assert!(files(directory.path(), "waiting").is_empty());
-        spool.send("job.partial", b"{}", None).await.unwrap();
-        drop(spool);
-        assert_eq!(open(directory.path()).depth().await.unwrap().waiting, 1, "a job may be called so");
-    }
-
-    #[tokio::test]
-    async fn a_retry_of_a_clock_that_was_ahead_waits_no_longer_than_any_other() {
-        let directory = tempfile::tempdir().unwrap();
-        drop(open(directory.path()));
-        let mut name = Name::new("job-1", None, SystemTime::now());
-        name.due(later(SystemTime::now(), Duration::from_hours(10 * 365 * 24)));
-        fs::write(directory.path().join("waiting").join(name.to_string()), b"{}").unwrap();
-        let spool = open(directory.path());
-        let left = spool.index().first().unwrap().due.saturating_duration_since(Instant::now());
-        assert!(left <= MAX_PAUSE, "{left:?}");
-    }
-
-    #[tokio::test]
-    async fn a_spool_that_is_gone_says_so() {
-        let directory = tempfile::tempdir().unwrap();
-        let spool = open(directory.path());
-        spool.send("job-1", b"{}", None).await.unwrap();
-        let message = spool.receive(1).await.unwrap().remove(0);
-        fs::remove_dir_all(directory.path()).unwrap();
-        for result in [spool.ack(&message).await, spool.send("job-2", b"{}", None).await] {
-            let error = result.unwrap_err();
-            assert!(error.to_string().contains("the directory was deleted while the host runs"), "{error}");
-        }
-    }
-}
+mod tests;

@@ -5,13 +5,18 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
+use crate::clock::later;
 use crate::job::trace::Trace;
+use crate::protocol::deferral::{DeferReason, Deferral};
 
 /// The ending of a file that is being written. No job's name ends in it.
 pub(super) const PARTIAL: &str = ".partial";
+/// What file systems take.
+const MAX_NAME_BYTES: usize = 255;
 
 /// `{due_ms}~{sent_ms}~{attempt}~{unique}~{job_id}`: names in order are jobs in the order they are due. A job's trace follows
-/// `unique` after a `+`, and counts into it where an earlier release reads the name. A job id that ends as a file does that is being written is followed by a `~`.
+/// `unique` after a `+`, and after another one why it waits (a letter, the minute in base 36). Both count into `unique` where an
+/// earlier release reads the name. A job id that ends as a file does that is being written is followed by a `~`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name {
     /// Milliseconds since 1970-01-01T00:00:00Z; not to be started before.
@@ -23,6 +28,8 @@ pub(super) struct Name {
     /// Distinguishes two deliveries of one job id.
     pub(super) unique: String,
     pub(super) trace: Option<Trace>,
+    /// To the minute. Left out where the name would be too long.
+    pub(super) deferral: Option<Deferral>,
     pub(super) job_id: String,
 }
 
@@ -30,7 +37,7 @@ impl Name {
     pub(super) fn new(job_id: &str, trace: Option<Trace>, now: SystemTime) -> Self {
         let now_ms = ms(now);
         let unique = Uuid::now_v7().simple().to_string();
-        Self { due_ms: now_ms, sent_ms: now_ms, attempt: 0, unique, trace, job_id: job_id.to_owned() }
+        Self { due_ms: now_ms, sent_ms: now_ms, attempt: 0, unique, trace, deferral: None, job_id: job_id.to_owned() }
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {
@@ -39,6 +46,8 @@ impl Name {
         let sent_ms = parts.next()?.parse().ok()?;
         let attempt = parts.next()?.parse().ok()?;
         let unique = parts.next()?;
+        let deferred = unique.rsplit_once('+').and_then(|(unique, text)| Some((unique, deferral(text)?)));
+        let unique = deferred.map_or(unique, |(unique, _)| unique);
         let traced = unique.split_once('+').and_then(|(unique, trace)| Some((unique, Trace::from_traceparent(trace)?)));
         let name = Self {
             due_ms,
@@ -46,6 +55,7 @@ impl Name {
             attempt,
             unique: traced.map_or(unique, |(unique, _)| unique).to_owned(),
             trace: traced.map(|(_, trace)| trace),
+            deferral: deferred.map(|(_, deferral)| deferral),
             job_id: parts.next()?.trim_end_matches('~').to_owned(),
         };
         // A file that is named otherwise is not ours, even if it could be read.
@@ -66,13 +76,39 @@ impl Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:013}~{:013}~{}~{}", self.due_ms, self.sent_ms, self.attempt, self.unique)?;
+        let mut text = format!("{:013}~{:013}~{}~{}", self.due_ms, self.sent_ms, self.attempt, self.unique);
         if let Some(trace) = self.trace {
-            write!(f, "+{trace}")?;
+            text += &format!("+{trace}");
         }
-        write!(f, "~{}", self.job_id)?;
-        if self.job_id.ends_with(PARTIAL) { f.write_str("~") } else { Ok(()) }
+        let close = if self.job_id.ends_with(PARTIAL) { "~" } else { "" };
+        let end = format!("~{}{close}", self.job_id);
+        let deferred = self.deferral.map(|deferral| format!("+{}", label(deferral)));
+        if let Some(deferred) = deferred.filter(|deferred| text.len() + deferred.len() + end.len() <= MAX_NAME_BYTES) {
+            text += &deferred;
+        }
+        write!(f, "{text}{end}")
     }
+}
+
+/// The reason's letter, the minute from which on in base 36.
+fn label(deferral: Deferral) -> String {
+    let mut minutes = deferral.since().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() / 60;
+    let mut digits = Vec::new();
+    while minutes > 0 || digits.is_empty() {
+        digits.extend(char::from_digit((minutes % 36) as u32, 36));
+        minutes /= 36;
+    }
+    format!("{}{}", deferral.reason.to_char(), digits.into_iter().rev().collect::<String>())
+}
+
+fn deferral(label: &str) -> Option<Deferral> {
+    let mut letters = label.chars();
+    let reason = DeferReason::of_char(letters.next()?)?;
+    let minutes = u64::from_str_radix(letters.as_str(), 36).ok()?;
+    let since = later(SystemTime::UNIX_EPOCH, Duration::from_secs(minutes.saturating_mul(60)));
+    // Written in one way only.
+    let deferral = Deferral::new(reason, since);
+    (self::label(deferral) == label).then_some(deferral)
 }
 
 fn ms(time: SystemTime) -> u64 {
@@ -105,8 +141,25 @@ mod tests {
         let traced = Name::new(&"j".repeat(128), trace, SystemTime::now());
         assert_eq!(Name::parse(&traced.to_string()), Some(traced.clone()));
         assert!(traced.to_string().len() <= 250, "file systems take 255 bytes");
-        let odd = "0000000000001~0000000000001~0~a+b~job";
-        assert_eq!(Name::parse(odd).unwrap().unique, "a+b");
+        for odd in ["a+b", "a+", "a+z1", "a+r01", "a+r", "a+rZ"] {
+            assert_eq!(Name::parse(&format!("0000000000001~0000000000001~0~{odd}~job")).unwrap().unique, odd);
+        }
+    }
+
+    #[test]
+    fn why_a_job_waits_survives_the_disk_within_the_longest_name() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_300_020);
+        let trace = Trace::from_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        for (id, trace, attempt) in [("job-1", None, 0), (&*"j".repeat(128), trace, 12), ("job.partial", trace, 3)] {
+            let deferral = Some(Deferral::new(DeferReason::StoreUnavailable, now));
+            let name = Name { attempt, deferral, ..Name::new(id, trace, now) };
+            assert_eq!(Name::parse(&name.to_string()), Some(name.clone()));
+            assert!(name.to_string().len() <= MAX_NAME_BYTES);
+        }
+        let deferral = Some(Deferral::new(DeferReason::Running, now));
+        let long = Name { attempt: 1_000, deferral, ..Name::new(&"j".repeat(128), trace, now) };
+        let read = Name::parse(&long.to_string()).unwrap();
+        assert_eq!((read.attempt, read.deferral, read.trace), (1_000, None, trace), "there is no room for it");
     }
 
     #[test]

@@ -10,10 +10,11 @@ use super::queue::{OutgoingMessage, Queue};
 use super::queue_url::is_fifo;
 use super::record::attributes_of;
 use crate::host::source::{Message, SourceError};
+use crate::protocol::deferral::SQS_ATTRIBUTE;
 
 const REASON: &str = "atelier-reason";
 /// SQS takes no more of them.
-const MAX_ATTRIBUTES: usize = 10;
+pub(super) const MAX_ATTRIBUTES: usize = 10;
 const MAX_REASON_CHARS: usize = 500;
 
 #[derive(Deserialize)]
@@ -81,14 +82,15 @@ impl Queue {
         reason: &str,
     ) -> Result<OutgoingMessage<'a>, SourceError> {
         let body = self.checked_body(&message.body)?;
-        let mut attributes = attributes_of(&message.record);
+        let mut attributes = attributes_of(message);
+        attributes.remove(SQS_ATTRIBUTE);
         if attributes.len() < MAX_ATTRIBUTES && self.has_room_for_a_reason(message) {
             let text = MessageAttributeValue::builder().data_type("String").string_value(presentable(reason)).build();
             attributes.extend(text.ok().map(|text| (REASON.to_owned(), text)));
         }
         let group = message.record["attributes"]["MessageGroupId"].as_str();
-        let deduplication = is_fifo(target).then_some(message.id.as_str());
-        Ok(OutgoingMessage { body, attributes, trace: message.trace, group, deduplication })
+        let deduplication = is_fifo(target).then(|| message.id.clone());
+        Ok(OutgoingMessage { body, attributes, trace: message.trace, group, deduplication, delay_s: None })
     }
 
     /// Attributes count into a message's size; the record holds all of them, and a little more.

@@ -13,6 +13,8 @@ pub struct Found {
     pub waiting: u64,
     /// Seconds, of the queue itself; the host sets its own for each message.
     pub visibility_seconds: u64,
+    /// Seconds that SQS keeps a message: `MessageRetentionPeriod`.
+    pub retention_seconds: u64,
     pub redrive: Option<Redrive>,
 }
 
@@ -30,14 +32,24 @@ pub async fn inspect(settings: &Settings) -> Result<Found, ConnectError> {
     let address = settings.parsed_url()?;
     let client = settings.client(&address).await?;
     let queue = Queue::open(client, settings, address.url, address.fifo).await?;
-    let names = [QueueAttributeName::VisibilityTimeout, QueueAttributeName::ApproximateNumberOfMessages];
+    let names = [
+        QueueAttributeName::VisibilityTimeout,
+        QueueAttributeName::ApproximateNumberOfMessages,
+        QueueAttributeName::MessageRetentionPeriod,
+    ];
     let attributes = queue.attributes(&names).await?;
     let number = |name: &QueueAttributeName| attributes.get(name).and_then(|text| text.parse().ok()).unwrap_or_default();
     let redrive = match queue.redrive_policy().await? {
         None => None,
         Some(policy) => Some(Redrive { most_receives: policy.most_receives(), queue: queue.url_of(policy.target()).await }),
     };
-    Ok(Found { fifo: queue.fifo(), waiting: number(&names[1]), visibility_seconds: number(&names[0]), redrive })
+    Ok(Found {
+        fifo: queue.fifo(),
+        waiting: number(&names[1]),
+        visibility_seconds: number(&names[0]),
+        retention_seconds: number(&names[2]),
+        redrive,
+    })
 }
 
 impl Settings {

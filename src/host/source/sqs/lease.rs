@@ -5,6 +5,14 @@ use std::time::Duration;
 /// SQS counts from its own answer, which we see up to a poll and a time limit later: the minute covers that.
 const MAX: Duration = Duration::from_mins(12 * 60 - 1);
 
+/// From here on a message that waits is sent again rather than kept: what is left is for whoever starts its job.
+const KEPT: Duration = Duration::from_hours(10);
+
+/// Whether a message that has been in flight for so long had better be another one.
+pub(super) fn is_running_out(in_flight: Duration) -> bool {
+    in_flight >= KEPT
+}
+
 /// Seconds to extend a message by that has been `held` so long; none when the 12 hours are used up.
 pub(super) fn extension_s(in_flight: Duration, wanted_s: u32) -> Option<u32> {
     let left_s = MAX.saturating_sub(in_flight).as_secs();
@@ -33,6 +41,7 @@ mod tests {
         assert_eq!(extension_s(Duration::from_secs(43_110), 120), Some(30));
         assert_eq!(extension_s(MAX, 120), None);
         assert_eq!(extension_s(hours(13.0), 120), None);
+        assert!(!is_running_out(hours(9.9)) && is_running_out(hours(10.0)));
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! SQS: jobs out of a queue by long poll, each kept invisible to others until it is settled.
 //!
 //! - A message is ours for `visibility_seconds` from its receipt, and renewed every half of that, up to SQS's 12 hours in all.
-//! - Its receive count is its attempt. SQS counts every receipt, also of what was put back untried.
+//! - Its receive count is its attempt, with those of the message that it is a copy of. SQS counts every receipt, also of what was put
+//!   back untried.
+//! - What is deferred waits here, see `deferred.rs`.
 //! - A FIFO queue is asked for one message at a time: SQS gives out the next of a group only when the one before is settled, and
 //!   that one first again when it is retried. So order holds however many handlers there are.
 //! - What failed for good is moved to the dead-letter queue by us, see `dead_letter.rs`.
 
 mod dead_letter;
+mod deferred;
 mod error;
 mod inbox;
 pub mod inspect;
@@ -17,7 +20,7 @@ mod record;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
@@ -26,12 +29,14 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use self::deferred::Deferred;
 use self::inbox::Inbox;
 use self::queue::{OutgoingMessage, Queue};
 use self::queue_url::QueueUrl;
 use super::{ConnectError, Depth, Message, Shape, Source, SourceError};
 use crate::aws::{Access, aws_settings};
 use crate::job::trace::Trace;
+use crate::protocol::deferral::{DeferReason, Deferral};
 use crate::setting::{SettingError, check_address};
 
 aws_settings! {
@@ -76,6 +81,7 @@ impl Default for Settings {
 pub struct Sqs {
     queue: Arc<Queue>,
     inbox: Arc<Inbox>,
+    deferred: Arc<Deferred>,
     heartbeat: Duration,
     /// Why the last message could not be deleted, where it may not be.
     undeletable: Mutex<Option<String>>,
@@ -95,13 +101,15 @@ impl Sqs {
         tracing::info!(queue = queue.url, dead_letter_queue, "SQS queue found");
         let heartbeat = Duration::from_secs(settings.visibility_seconds.into()) / 2;
         let inbox = Arc::new(Inbox::new(Arc::clone(&queue), heartbeat));
-        Ok(Self { queue, inbox, heartbeat, undeletable: Mutex::default(), keep_refused: settings.keep_refused })
+        let deferred = Arc::new(Deferred::new(Arc::clone(&queue), heartbeat / 2));
+        Ok(Self { queue, inbox, deferred, heartbeat, undeletable: Mutex::default(), keep_refused: settings.keep_refused })
     }
 }
 
 impl Drop for Sqs {
     fn drop(&mut self) {
         self.inbox.stop();
+        self.deferred.stop();
     }
 }
 
@@ -157,7 +165,11 @@ impl Source for Sqs {
         if let Some(problem) = self.trouble() {
             return Err(SourceError::Refused { queue: self.queue.url.clone(), action: "sqs:DeleteMessage", problem });
         }
-        self.inbox.receive(most).await
+        tokio::select! {
+            biased;
+            due = self.deferred.due(most) => Ok(due),
+            received = self.inbox.receive(most) => received,
+        }
     }
 
     fn trouble(&self) -> Option<String> {
@@ -182,6 +194,13 @@ impl Source for Sqs {
         self.queue.hide_for(message, delay).await
     }
 
+    /// Held here, see `deferred.rs`. A FIFO queue's message keeps its place in its group; when this host ends it comes back as another
+    /// attempt.
+    async fn defer(&self, message: &Message, delay: Duration, reason: DeferReason) -> Result<(), SourceError> {
+        let deferral = Deferral::next(message.deferral, reason, SystemTime::now());
+        self.deferred.hold(Message { deferral: Some(deferral), ..message.clone() }, delay).await
+    }
+
     async fn release(&self, message: &Message) -> Result<(), SourceError> {
         self.queue.hide_for(message, Duration::ZERO).await
     }
@@ -201,13 +220,8 @@ impl Source for Sqs {
         // attempts of this one request have the same.
         let deduplication = self.queue.fifo().then(|| Uuid::now_v7().to_string());
         let group = if self.queue.fifo() { Some(job_id.to_owned()) } else { tenant.map(group_id) };
-        let outgoing_message = OutgoingMessage {
-            body,
-            attributes: HashMap::new(),
-            trace,
-            group: group.as_deref(),
-            deduplication: deduplication.as_deref(),
-        };
+        let outgoing_message =
+            OutgoingMessage { body, attributes: HashMap::new(), trace, group: group.as_deref(), deduplication, delay_s: None };
         self.queue.send_to(&self.queue.url, outgoing_message).await
     }
 
@@ -216,11 +230,11 @@ impl Source for Sqs {
         let names = [QueueAttributeName::ApproximateNumberOfMessages, QueueAttributeName::ApproximateNumberOfMessagesDelayed];
         let found = self.queue.attributes(&names).await?;
         let counted = names.iter().filter_map(|name| found.get(name)?.parse::<u64>().ok()).fold(0, u64::saturating_add);
-        Ok(Depth { waiting: counted + self.inbox.waiting() as u64, oldest: None })
+        Ok(Depth { waiting: counted + (self.inbox.waiting() + self.deferred.waiting()) as u64, oldest: None })
     }
 
     async fn close(&self) {
-        self.inbox.close().await;
+        tokio::join!(self.inbox.close(), self.deferred.close());
     }
 }
 

@@ -44,7 +44,9 @@ pub(super) struct OutgoingMessage<'a> {
     pub(super) trace: Option<Trace>,
     pub(super) group: Option<&'a str>,
     /// FIFO queues drop a second message with the same one within five minutes.
-    pub(super) deduplication: Option<&'a str>,
+    pub(super) deduplication: Option<String>,
+    /// Seconds until it can be received, 0 to 900; FIFO queues refuse it.
+    pub(super) delay_s: Option<u32>,
 }
 
 impl Queue {
@@ -149,7 +151,8 @@ impl Queue {
             .set_message_attributes(attributes)
             .set_message_system_attributes(outgoing_message.trace.and_then(trace_header))
             .set_message_group_id(outgoing_message.group.map(str::to_owned))
-            .set_message_deduplication_id(outgoing_message.deduplication.map(str::to_owned));
+            .set_message_deduplication_id(outgoing_message.deduplication)
+            .set_delay_seconds(outgoing_message.delay_s.map(|seconds| seconds as i32));
         send.send().await.map(drop).map_err(|error| source_error(queue, "sqs:SendMessage", &error))
     }
 

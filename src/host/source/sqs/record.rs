@@ -13,8 +13,13 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::clock::later;
+use crate::host::ended::EndedJob;
 use crate::host::source::Message;
 use crate::job::trace::Trace;
+use crate::protocol::deferral::{Kept, SQS_ATTRIBUTE};
+
+/// The attribute of a message whose job has ended.
+pub(super) const ENDED: &str = "atelier-ended";
 
 /// What every record of a queue says of it.
 #[derive(Debug, Clone)]
@@ -34,13 +39,17 @@ impl Origin {
         let attributes: BTreeMap<String, String> =
             received.attributes.into_iter().flatten().map(|(name, value)| (name.as_str().to_owned(), value)).collect();
         let number = |name: &str| attributes.get(name).and_then(|text| text.parse::<u64>().ok());
-        let attempt = number("ApproximateReceiveCount").map_or(1, |count| count.clamp(1, u32::MAX.into()) as u32);
+        let receipts = number("ApproximateReceiveCount").map_or(1, |count| count.clamp(1, u32::MAX.into()) as u32);
         let sent = number("SentTimestamp").map(|ms| later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms)));
         let group = attributes.get("MessageGroupId").filter(|_| self.fifo).cloned();
         let trace = attributes.get("AWSTraceHeader").and_then(|header| Trace::from_xray(header));
         let id = received.message_id.unwrap_or_default();
         let body = received.body.unwrap_or_default();
         let own: BTreeMap<_, _> = received.message_attributes.into_iter().flatten().collect();
+        let ended = own.get(ENDED).and_then(|value| EndedJob::decode(value.string_value()?.as_bytes()));
+        let kept = own.get(SQS_ATTRIBUTE).and_then(|value| Kept::decode(value.string_value()?));
+        let attempt = receipts.saturating_add(kept.as_ref().map_or(0, |kept| kept.attempts));
+        let deferral = kept.as_ref().and_then(Kept::deferral);
         let own: Map<_, _> = own.into_iter().map(|(name, value)| (name, attribute(&value))).collect();
         let mut record = json!({
             "messageId": id,
@@ -56,7 +65,21 @@ impl Origin {
         if let Some(md5) = received.md5_of_message_attributes {
             record["md5OfMessageAttributes"] = md5.into();
         }
-        Some(Message { id, receipt, attempt, group, body: body.into_bytes(), trace, sent, received: at, record })
+        let identity = kept.map_or_else(|| id.clone(), |kept| kept.message_id);
+        Some(Message {
+            id,
+            identity,
+            receipt,
+            attempt,
+            deferral,
+            group,
+            body: body.into_bytes(),
+            trace,
+            sent,
+            received: at,
+            ended,
+            record,
+        })
     }
 }
 
@@ -71,9 +94,13 @@ fn attribute(value: &types::MessageAttributeValue) -> Value {
     attribute
 }
 
-/// The message's own attributes, to be sent along with its body.
-pub(super) fn attributes_of(record: &Value) -> HashMap<String, types::MessageAttributeValue> {
-    let own = record["messageAttributes"].as_object().into_iter().flatten();
+/// The message's own attributes, to be sent along with its body, and how its job ended.
+pub(super) fn attributes_of(message: &Message) -> HashMap<String, types::MessageAttributeValue> {
+    let own = message.record["messageAttributes"].as_object().into_iter().flatten().filter(|(name, _)| *name != ENDED);
+    let ended = message.ended.as_ref().and_then(|ended| {
+        let attribute = types::MessageAttributeValue::builder().data_type("String").string_value(ended.encode());
+        Some((ENDED.to_owned(), attribute.build().ok()?))
+    });
     own.filter_map(|(name, value)| {
         let binary = value["binaryValue"].as_str().and_then(|text| BASE64_STANDARD.decode(text).ok());
         let attribute = types::MessageAttributeValue::builder()
@@ -82,6 +109,7 @@ pub(super) fn attributes_of(record: &Value) -> HashMap<String, types::MessageAtt
             .set_binary_value(binary.map(Blob::new));
         Some((name.clone(), attribute.build().ok()?))
     })
+    .chain(ended)
     .collect()
 }
 
@@ -148,6 +176,13 @@ mod tests {
     #[test]
     fn attributes_survive_the_way_through_a_record() {
         let message = origin(false).message(received(), Instant::now()).unwrap();
-        assert_eq!(Some(attributes_of(&message.record)), received().message_attributes);
+        assert_eq!(Some(attributes_of(&message)), received().message_attributes);
+        let ended = Some(EndedJob::complete(2));
+        let carried = attributes_of(&Message { ended: ended.clone(), ..message });
+        let mut again = received();
+        again.message_attributes = Some(carried);
+        let again = origin(false).message(again, Instant::now()).unwrap();
+        assert_eq!(again.ended, ended);
+        assert_eq!(Some(attributes_of(&Message { ended: None, ..again })), received().message_attributes);
     }
 }

@@ -13,6 +13,7 @@ mod tenants;
 mod tryon;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,6 +32,7 @@ use atelier::job::trace::Trace;
 use atelier::metrics::Metrics;
 use atelier::metrics::gpu::Gpus;
 use atelier::outbound::Outbound;
+use atelier::protocol::deferral::DeferReason;
 use atelier::setting::Secret;
 use atelier::store::Store;
 use atelier::{outbound, store};
@@ -64,6 +66,7 @@ struct Front {
     shelf: Arc<Shelf>,
     jobs: Arc<Jobs>,
     snapshot: watch::Sender<StatusSnapshot>,
+    store_trouble: watch::Sender<Option<String>>,
     directs: mpsc::Receiver<Direct>,
     cancels: mpsc::UnboundedReceiver<String>,
     client: reqwest::Client,
@@ -90,6 +93,10 @@ impl Source for Shelf {
     }
 
     async fn retry(&self, _message: &Message, _delay: Duration) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    async fn defer(&self, _message: &Message, _delay: Duration, _reason: DeferReason) -> Result<(), SourceError> {
         Ok(())
     }
 
@@ -140,6 +147,25 @@ fn idle() -> StatusSnapshot {
     StatusSnapshot { model: Model::Hot, free: 1, running: Vec::new(), in_flight: 0, draining: false }
 }
 
+fn model_info() -> ModelInfo {
+    ModelInfo { model_type: "stable-diffusion-1".to_owned(), model_version: "tiny-sd".to_owned(), backend: "candle".to_owned() }
+}
+
+fn store_settings(bucket: &Bucket, cache: &Path) -> store::Settings {
+    store::Settings {
+        bucket: local::BUCKET.to_owned(),
+        region: Some("us-east-1".to_owned()),
+        endpoint_url: Some(format!("http://{}", bucket.address)),
+        force_path_style: true,
+        access_key_id: Some(s3::ACCESS_KEY_ID.to_owned()),
+        secret_access_key: Some(Secret::new(s3::SECRET_ACCESS_KEY)),
+        max_attempts: 1,
+        input_buckets: vec!["elsewhere".to_owned()],
+        cache: store::cache::Settings { directory: cache.to_owned(), ..store::cache::Settings::default() },
+        ..store::Settings::default()
+    }
+}
+
 impl Front {
     async fn open() -> Self {
         Self::open_with(|_| ()).await
@@ -149,23 +175,13 @@ impl Front {
     async fn open_with(change: impl FnOnce(&mut Http)) -> Self {
         let bucket = Bucket::start().await;
         let cache = tempfile::tempdir().unwrap();
-        let settings = store::Settings {
-            bucket: local::BUCKET.to_owned(),
-            region: Some("us-east-1".to_owned()),
-            endpoint_url: Some(format!("http://{}", bucket.address)),
-            force_path_style: true,
-            access_key_id: Some(s3::ACCESS_KEY_ID.to_owned()),
-            secret_access_key: Some(Secret::new(s3::SECRET_ACCESS_KEY)),
-            max_attempts: 1,
-            input_buckets: vec!["elsewhere".to_owned()],
-            cache: store::cache::Settings { directory: cache.path().to_owned(), ..store::cache::Settings::default() },
-            ..store::Settings::default()
-        };
+        let settings = store_settings(&bucket, cache.path());
         let outbound = Outbound::new(&outbound::Settings::default()).unwrap();
         let store = Store::connect(&settings, outbound).await.unwrap();
         let shelf = Arc::<Shelf>::default();
         let jobs = Arc::<Jobs>::default();
         let (snapshot, snapshots) = watch::channel(idle());
+        let (trouble, store_trouble) = watch::channel(None);
         let (direct, directs) = mpsc::channel(4);
         let (cancel, cancels) = mpsc::unbounded_channel();
         let job_service = JobService {
@@ -175,20 +191,16 @@ impl Front {
             max_waiting: 2,
             max_waiting_per_tenant: None,
             snapshot: snapshots,
+            store_trouble,
             direct,
             cancels: cancel,
-        };
-        let model = ModelInfo {
-            model_type: "stable-diffusion-1".to_owned(),
-            model_version: "tiny-sd".to_owned(),
-            backend: "candle".to_owned(),
         };
         let mut http = Http {
             job_service,
             store: store.clone(),
             auth: Auth::Token(Secret::new(TOKEN)),
             node_id: "node-1".to_owned(),
-            model,
+            model: model_info(),
             settings: atelier::host::http::Settings::default(),
             uploads: Uploads::new(&atelier::host::http::Settings::default()),
             metrics: Metrics::new(Gpus::none()).unwrap(),
@@ -204,7 +216,20 @@ impl Front {
             let _ = closed.await;
         }));
         let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
-        Self { address, bucket, store, shelf, jobs, snapshot, directs, cancels, client, close: Some(close), _cache: cache }
+        Self {
+            address,
+            bucket,
+            store,
+            shelf,
+            jobs,
+            snapshot,
+            store_trouble: trouble,
+            directs,
+            cancels,
+            client,
+            close: Some(close),
+            _cache: cache,
+        }
     }
 
     /// A request with the token.

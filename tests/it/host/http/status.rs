@@ -12,22 +12,30 @@ use super::{Front, assert_problem, generate, idle};
 #[tokio::test]
 async fn the_probes_need_no_token_and_follow_the_model() {
     let front = Front::open().await;
-    for (model, status, word) in [
-        (Model::Loading, StatusCode::SERVICE_UNAVAILABLE, "loading"),
-        (Model::Failed("no weights".to_owned()), StatusCode::SERVICE_UNAVAILABLE, "failed"),
-        (Model::Hot, StatusCode::OK, "hot"),
+    for (model, status, word, reason) in [
+        (Model::Loading, StatusCode::SERVICE_UNAVAILABLE, "loading", Some("no handler is ready yet")),
+        (Model::Failed("no weights".to_owned()), StatusCode::SERVICE_UNAVAILABLE, "failed", Some("no weights")),
+        (Model::Hot, StatusCode::OK, "hot", None),
     ] {
         let hot = model == Model::Hot;
         front.snapshot.send_modify(|snapshot| snapshot.model = model);
         let health = super::read(front.anonymous(Method::GET, "/health")).await;
         assert_eq!(health, (StatusCode::OK, json!({ "status": "ok", "model_loaded": hot, "node_id": "node-1" })));
         let test = super::read(front.anonymous(Method::GET, "/test")).await;
-        let body = json!({ "status": word, "model_loaded": hot, "node_id": "node-1", "model_type": "stable-diffusion-1" });
+        let mut body = json!({ "status": word, "model_loaded": hot, "node_id": "node-1", "model_type": "stable-diffusion-1" });
+        if let Some(reason) = reason {
+            body["reason"] = reason.into();
+        }
         assert_eq!(test, (status, body));
     }
+    front.store_trouble.send_replace(Some("storage: access was denied".to_owned()));
+    let (status, test) = super::read(front.anonymous(Method::GET, "/test")).await;
+    assert_eq!((status, &test["status"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("failed")));
+    assert_eq!(test["reason"], "storage: access was denied");
     front.snapshot.send_modify(|snapshot| snapshot.draining = true);
     let (status, test) = super::read(front.anonymous(Method::GET, "/test")).await;
     assert_eq!((status, &test["status"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("failed")));
+    assert!(test["reason"].as_str().is_some_and(|reason| reason.contains("shuts down")), "{test}");
     let (_, version) = super::read(front.anonymous(Method::GET, "/version")).await;
     let expected = json!({
         "model_type": "stable-diffusion-1", "model_version": "tiny-sd", "backend": "candle",

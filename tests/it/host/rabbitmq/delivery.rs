@@ -7,6 +7,7 @@ use atelier::host::source::rabbitmq::RabbitMq as Queue;
 use atelier::host::source::rabbitmq::settings::Settings;
 use atelier::host::source::{Message, Shape, Source as _, SourceError};
 use atelier::job::trace::Trace;
+use atelier::protocol::deferral::DeferReason;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
@@ -253,13 +254,63 @@ async fn headers_that_nest_too_deep_go_to_the_dead_letters_and_the_next_job_come
 }
 
 #[tokio::test]
-async fn what_is_deferred_comes_again_as_the_same_attempt() {
-    let Some(node) = shared_or_skip("RabbitMQ duplicates").await else { return };
-    let queue = Queue::start(&node.settings("deferred")).unwrap();
+async fn what_is_deferred_comes_again_as_the_same_attempt_and_says_why_it_waited() {
+    let Some(node) = shared_or_skip("RabbitMQ messages that wait").await else { return };
+    // Whatever is unacknowledged for so long is taken back.
+    let settings = Settings { consumer_timeout_seconds: 2, prefetch: 1, ..node.settings("deferred") };
+    let queue = Queue::start(&settings).unwrap();
+    queue.depth().await.unwrap();
+    let (_connection, channel) = node.peer().await;
+    let mut headers = FieldTable::default();
+    headers.insert("trace".into(), text("abc"));
+    let properties = BasicProperties::default().with_headers(headers).with_message_id("job-1".into()).with_priority(3);
+    publish(&channel, "deferred", b"{}", properties).await;
+    queue.retry(&next(&queue).await, Duration::ZERO).await.unwrap();
+
+    let message = next(&queue).await;
+    assert_eq!((message.attempt, message.deferral), (2, None));
+    let began = Instant::now();
+    queue.defer(&message, Duration::from_secs(5), DeferReason::StoreUnavailable).await.unwrap();
+    // It takes up no prefetch: the next one can be had.
+    queue.send("job-2", b"{}", None).await.unwrap();
+    let meanwhile = next(&queue).await;
+    assert_eq!(meanwhile.id, "job-2");
+    queue.ack(&meanwhile).await.unwrap();
+    let again = next(&queue).await;
+    assert!(began.elapsed() >= Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!((again.id.as_str(), again.attempt, read_by_handler(&queue, &again).1), ("job-1", 2, 2));
+    assert_eq!(again.record["basicProperties"]["headers"]["trace"], json!({ "bytes": b"abc" }));
+    assert_eq!(again.record["basicProperties"]["priority"], 3);
+    let deferral = again.deferral.expect("why it waited");
+    assert_eq!(deferral.reason, DeferReason::StoreUnavailable);
+
+    queue.defer(&again, Duration::ZERO, DeferReason::StoreUnavailable).await.unwrap();
+    // Another host has it then.
+    queue.close().await;
+    drop(queue);
+    let other = Queue::start(&settings).unwrap();
+    let third = next(&other).await;
+    assert_eq!((third.attempt, third.deferral), (2, Some(deferral)), "it has waited since then");
+    other.retry(&third, Duration::ZERO).await.unwrap();
+    let failed = next(&other).await;
+    assert_eq!((failed.attempt, failed.deferral), (3, None), "what failed after it counts on");
+    other.ack(&failed).await.unwrap();
+    assert!(stays_empty(&other).await);
+}
+
+#[tokio::test]
+async fn what_may_not_wait_in_a_queue_waits_here_and_goes_round_no_faster() {
+    let Some(node) = shared_or_skip("RabbitMQ without a queue to wait in").await else { return };
+    let queue = Queue::start(&node.settings("cramped")).unwrap();
     queue.send("job-1", b"{}", None).await.unwrap();
     let message = next(&queue).await;
-    queue.defer(&message, Duration::from_secs(1)).await.unwrap();
+    let (_connection, channel) = node.peer().await;
+    // Somebody else's, by the name of ours.
+    make_classic(&channel, "cramped.retry.2000", FieldTable::default()).await;
+    let began = Instant::now();
+    queue.defer(&message, Duration::from_secs(2), DeferReason::Running).await.unwrap();
     let again = next(&queue).await;
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
     assert_eq!((again.id.as_str(), again.attempt), ("job-1", 1));
     queue.ack(&again).await.unwrap();
 }

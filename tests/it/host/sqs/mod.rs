@@ -1,6 +1,7 @@
 //! The SQS source against moto's SQS: whose a message is, when it comes back, and where failed ones go.
 
 mod dead_letters;
+mod deferred;
 mod polls;
 mod refusals;
 mod whole;

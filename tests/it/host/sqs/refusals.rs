@@ -103,13 +103,16 @@ async fn while_what_is_done_may_not_be_deleted_nothing_more_is_received() {
     assert_eq!(source.trouble(), None);
     let message = Message {
         id: "m-1".into(),
+        identity: "m-1".into(),
         receipt: "r-1".into(),
         attempt: 1,
+        deferral: None,
         group: None,
         body: b"{}".to_vec(),
         trace: None,
         sent: None,
         received: Instant::now(),
+        ended: None,
         record: json!({}),
     };
     let denied = source.ack(&message).await.expect_err("denied");

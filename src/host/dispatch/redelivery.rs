@@ -1,0 +1,72 @@
+//! Messages that were delivered before: what their caller was told, or is to be told, comes before another attempt.
+
+use std::sync::Arc;
+
+use tracing::Instrument as _;
+
+use super::Dispatcher;
+use super::acknowledge::Acknowledger;
+use crate::host::ended::{End, EndedJob};
+use crate::host::in_flight::InFlight;
+use crate::job::notification::Notification;
+use crate::job::outcome::{JobError, Problem, RetryPolicy};
+use crate::store::failed::FailedJob;
+
+impl Acknowledger {
+    /// Notifies of a job that is not to be started again: nothing but its notifications is left.
+    pub fn notify_again(&self, in_flight: InFlight) {
+        let ended = in_flight.message.ended.clone().unwrap_or_else(|| {
+            let problem = "the process that generated it died, as often as a job is tried".to_owned();
+            EndedJob::failed(End::DeadLetter, in_flight.message.attempt, Problem::from(&JobError::HandlerDied { problem }))
+        });
+        self.notify(in_flight, ended, None);
+    }
+
+    /// Starts the job of a message that came again, unless it has ended already: then its caller is notified, without a handler.
+    pub fn resume(&self, in_flight: InFlight, dispatcher: Arc<Dispatcher>) {
+        let acknowledger = self.clone();
+        let span = in_flight.span.clone();
+        let resuming = async move {
+            match acknowledger.end_of(&in_flight).await {
+                Ok(Some((ended, written))) => acknowledger.notify(in_flight, ended, written),
+                Ok(None) => {
+                    for in_flight in dispatcher.accept(vec![in_flight]) {
+                        acknowledger.not_started(in_flight).await;
+                    }
+                }
+                Err(unknown) => acknowledger.try_again(&in_flight, &unknown).await,
+            }
+        };
+        self.under_way.spawn(resuming.instrument(span));
+    }
+
+    /// How the job of a message that came again has ended, with its notifications where they are noted. A job with a record is
+    /// complete, whatever was noted of it.
+    async fn end_of(&self, in_flight: &InFlight) -> Result<Option<(EndedJob, Option<Vec<Notification>>)>, JobError> {
+        let Ok(job) = &in_flight.job else { return Ok(None) };
+        let attempt = in_flight.message.attempt;
+        let store = self.outbox.store();
+        let record = match store.record(&job.output.prefix, &job.id).await {
+            // A handler says what lies there.
+            Err(unreadable) if unreadable.retry_policy() == RetryPolicy::Terminal => return Ok(None),
+            record => record?,
+        };
+        if record.is_some_and(|record| record.fingerprint == job.fingerprint) {
+            return Ok(Some((EndedJob::complete(attempt), None)));
+        }
+        let Some(FailedJob { error, dead_letter, notifications, .. }) = store.failed(job, &in_flight.message.identity).await?
+        else {
+            return Ok(None);
+        };
+        tracing::warn!(code = error.code, "a host ended while it notified that this job failed; it is not started again");
+        let end = if dead_letter { End::DeadLetter } else { End::Failed };
+        Ok(Some((EndedJob::failed(end, attempt, error), Some(notifications))))
+    }
+
+    /// The message is settled.
+    pub(super) async fn forget_failed(&self, in_flight: &InFlight) {
+        if let Ok(job) = &in_flight.job {
+            self.outbox.store().remove_failed(job, &in_flight.message.identity).await;
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Messages that wait for a better time without an attempt being counted.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+use tracing::Instrument as _;
+
+use super::Dispatcher;
+use super::acknowledge::{Acknowledger, Retries, done, known_id, requeue};
+use crate::host::in_flight::InFlight;
+use crate::protocol::deferral::DeferReason;
+
+/// A message that waits for the store comes back so often at least: a source that is paused does not receive it anyway.
+const MAX_DEFERRAL: Duration = Duration::from_secs(30);
+
+impl Acknowledger {
+    /// Puts a message back that came when nothing may be started.
+    pub async fn not_started(&self, in_flight: InFlight) {
+        if self.store_health.is_away() {
+            self.defer(&in_flight, DeferReason::StoreUnavailable, None).instrument(in_flight.span.clone()).await;
+        } else {
+            requeue(&in_flight).await;
+        }
+    }
+
+    /// The store did not do what the job needed: the message waits, and the host receives nothing until a probe succeeds.
+    pub(super) async fn wait_for_store(&self, in_flight: &InFlight, reason: DeferReason, error: Option<Value>) {
+        let problem = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or("the store cannot be used");
+        self.store_health.report(problem);
+        self.defer(in_flight, reason, error).await;
+    }
+
+    /// The message comes back as the same attempt: the sooner, the shorter it has waited.
+    async fn defer(&self, in_flight: &InFlight, reason: DeferReason, error: Option<Value>) {
+        let before = in_flight.message.deferral;
+        // Its images wait on, whatever it waits for next.
+        let is_held = before.is_some_and(|before| before.reason == DeferReason::ResultHeld);
+        let reason = if is_held && reason == DeferReason::StoreUnavailable { DeferReason::ResultHeld } else { reason };
+        let deferral = before.filter(|before| before.reason == reason);
+        let waited = deferral.map_or(Duration::ZERO, |deferral| deferral.waited(SystemTime::now()));
+        let Retries { initial_backoff, max_backoff, .. } = self.retries;
+        let delay = (waited / 2).min(max_backoff).min(MAX_DEFERRAL).max(initial_backoff);
+        tracing::warn!(reason = reason.as_str(), delay_ms = delay.as_millis() as u64, "a job waits; this is no attempt");
+        self.jobs.requeue(known_id(&self.jobs, in_flight), error);
+        self.metrics.deferred(in_flight.source.name(), reason.as_str());
+        defer(in_flight, delay, reason).await;
+    }
+}
+
+/// Puts a message off that is to come back as the same attempt.
+async fn defer(in_flight: &InFlight, delay: Duration, reason: DeferReason) {
+    in_flight.release().await;
+    done(in_flight, "deferred", in_flight.source.defer(&in_flight.message, delay, reason).await);
+}
+
+/// Puts off what keeps other jobs from an idle handler, for as long as the host lives.
+pub async fn defer_blocked(dispatcher: Arc<Dispatcher>, delay: Duration) {
+    loop {
+        for in_flight in dispatcher.blocked().await {
+            defer(&in_flight, delay, DeferReason::Running).instrument(in_flight.span.clone()).await;
+        }
+    }
+}

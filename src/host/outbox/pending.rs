@@ -1,0 +1,61 @@
+//! What waits to be sent for a job, and why it was not sent yet.
+
+use std::time::{Duration, Instant};
+
+use crate::job::notification::{Message, Notification};
+
+/// After so long the addresses of images may have expired, which temporary credentials end early.
+pub(super) const FRESH: Duration = Duration::from_mins(15);
+
+/// The notifications of a job, and since when they are written.
+pub(super) struct Written {
+    pub(super) notifications: Vec<Notification>,
+    pub(super) since: Instant,
+}
+
+impl Written {
+    pub(super) fn now(notifications: Vec<Notification>) -> Self {
+        Self { notifications, since: Instant::now() }
+    }
+
+    /// About what they take of the memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.notifications.iter().map(body_bytes).sum()
+    }
+}
+
+/// Why a round has not brought all of them to their receivers.
+pub(super) enum NotSent {
+    Later(Later),
+    /// The job was taken for complete, and it has no record.
+    NoRecord,
+}
+
+/// A reason to try again.
+#[derive(Debug, Default)]
+pub(super) struct Later {
+    pub(super) problem: String,
+    /// Not before.
+    pub(super) asked: Duration,
+    /// Whose it is, where one has failed.
+    pub(super) receiver: Option<String>,
+    /// A receiver has failed, and not the bucket or this host.
+    pub(super) is_the_receivers: bool,
+}
+
+impl Later {
+    /// What counts of two reasons: the first, but a receiver's own before all others; and the longer pause.
+    pub(super) fn first_of(first: Option<Self>, other: Self) -> Self {
+        let Some(first) = first else { return other };
+        let asked = first.asked.max(other.asked);
+        let counts = if first.is_the_receivers || !other.is_the_receivers { first } else { other };
+        Self { asked, ..counts }
+    }
+}
+
+fn body_bytes(notification: &Notification) -> usize {
+    match &notification.message {
+        Message::Backend { body, .. } | Message::Callback { body, .. } | Message::LoadBalancer { body } => body.len(),
+        Message::AssetService(_) => 0,
+    }
+}

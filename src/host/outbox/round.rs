@@ -1,0 +1,183 @@
+//! One round of attempts: each notification of a job that was not taken yet is sent once, in their order.
+
+use super::Outbox;
+use super::pending::{FRESH, Later, NotSent, Written};
+use crate::host::ended::{End, EndedJob};
+use crate::host::in_flight::InFlight;
+use crate::job::Job;
+use crate::job::notification::Notification;
+use crate::job::outcome::{JobError, Problem, Record, RetryPolicy};
+use crate::notify::failure::Undelivered;
+use crate::notify::once::OnceError;
+use crate::store::failed::FailedJob;
+
+impl Outbox {
+    /// As a round, of notifications without a message.
+    pub(super) async fn attempt_each(&self, notifications: &mut Vec<Notification>) -> Option<Later> {
+        let mut reason = None;
+        let mut left = Vec::new();
+        for mut notification in std::mem::take(notifications) {
+            if let Err(later) = self.attempt(&mut notification).await {
+                left.push(notification);
+                reason = Some(Later::first_of(reason, later));
+            }
+        }
+        *notifications = left;
+        reason
+    }
+
+    /// `noted`: whether it is noted in the bucket that the caller is being notified of a failure.
+    pub(super) async fn round(
+        &self,
+        in_flight: &InFlight,
+        ended: &mut EndedJob,
+        written: &mut Option<Written>,
+        noted: &mut bool,
+    ) -> Result<(), NotSent> {
+        let is_first = ended.rounds == 0;
+        ended.rounds = ended.rounds.saturating_add(1);
+        // What a handler has just written it has looked for. A failure is not reported later without another look.
+        let is_complete = ended.end == End::Complete;
+        if !written.as_ref().is_some_and(|written| is_first || is_complete && written.since.elapsed() < FRESH) {
+            *written = Some(Written::now(self.write(in_flight, ended).await?));
+        }
+        let notifications = written.as_mut().map_or(&mut [][..], |written| &mut written.notifications[..]);
+        let doubtful = notifications.iter().any(|notification| {
+            let receiver = self.services.sender.notifier.destination(notification);
+            !ended.delivered.contains(&notification.id) && receiver.is_some_and(|name| self.receivers.is_doubtful(&name))
+        });
+        let _room = self.room(in_flight, doubtful)?;
+        if !*noted {
+            self.note(in_flight, ended, notifications).await?;
+            *noted = true;
+        }
+        let mut reason: Option<Later> = None;
+        for notification in notifications {
+            if ended.delivered.contains(&notification.id) {
+                continue;
+            }
+            match self.attempt(notification).await {
+                Ok(()) => ended.delivered.push(notification.id.clone()),
+                Err(later) => reason = Some(Later::first_of(reason, later)),
+            }
+        }
+        reason.map_or(Ok(()), |later| Err(NotSent::Later(later)))
+    }
+
+    /// Before anyone is notified that a job failed: whoever gets its message again is to notify the same.
+    async fn note(&self, in_flight: &InFlight, ended: &EndedJob, notifications: &[Notification]) -> Result<(), NotSent> {
+        let problem = ended.problem();
+        let Ok(job) = &in_flight.job else { return Ok(()) };
+        // The id of a conflict is another job's, and the next attempt finds the same.
+        if ended.end == End::Complete || notifications.is_empty() || problem.is_conflict() {
+            return Ok(());
+        }
+        let failed = FailedJob {
+            fingerprint: job.fingerprint.clone(),
+            error: problem,
+            dead_letter: ended.end == End::DeadLetter,
+            notifications: notifications.to_vec(),
+        };
+        let put = self.store().put_failed(job, &in_flight.message.identity, &failed).await;
+        put.map_err(|error| NotSent::Later(self.later(&error)))
+    }
+
+    /// A reason to wait; the host receives nothing while it is the store's.
+    fn later(&self, error: &JobError) -> Later {
+        if error.retry_policy() == RetryPolicy::Wait {
+            self.services.store_health.report(&error.to_string());
+        }
+        Later { problem: error.to_string(), ..Later::default() }
+    }
+
+    /// What is to be sent, by what the bucket knows now. A job that has a record is complete, whatever was known of it before.
+    async fn write(&self, in_flight: &InFlight, ended: &mut EndedJob) -> Result<Vec<Notification>, NotSent> {
+        let later = |error: JobError| NotSent::Later(self.later(&error));
+        let problem = ended.problem();
+        if ended.end != End::Complete && problem.is_conflict() {
+            return self.failed(in_flight, ended, &problem).map_err(later);
+        }
+        let record = match &in_flight.job {
+            Ok(job) => self.store().record(&job.output.prefix, &job.id).await.map_err(later)?,
+            Err(_) => None,
+        };
+        match (&in_flight.job, record) {
+            (Ok(job), Some(record)) if record.fingerprint == job.fingerprint => {
+                if ended.end != End::Complete {
+                    *ended = EndedJob { rounds: ended.rounds, waited_ms: ended.waited_ms, ..EndedJob::complete(ended.attempt) };
+                }
+                self.complete(job, &record).await.map_err(later)
+            }
+            // Somebody has sent another request under the id, and that one is complete: there is nothing to be told of this one.
+            (Ok(_), Some(_)) if ended.end != End::Complete => {
+                tracing::warn!(
+                    "the id of a job that failed belongs to another request by now; no one is notified of the failure"
+                );
+                Ok(Vec::new())
+            }
+            _ if ended.end == End::Complete => Err(NotSent::NoRecord),
+            _ => self.failed(in_flight, ended, &problem).map_err(later),
+        }
+    }
+
+    async fn complete(&self, job: &Job, record: &Record) -> Result<Vec<Notification>, JobError> {
+        let urls = self.store().urls(record).await?;
+        self.services.sender.notifier.complete(job, record, &urls)
+    }
+
+    fn failed(&self, in_flight: &InFlight, ended: &EndedJob, problem: &Problem) -> Result<Vec<Notification>, JobError> {
+        self.services.sender.notifier.failed_as(&in_flight.notification_target(), problem, ended.attempt)
+    }
+
+    /// Sends one notification once; to the backend where its `callback.url` may not be reached.
+    async fn attempt(&self, notification: &mut Notification) -> Result<(), Later> {
+        loop {
+            let notifier = &self.services.sender.notifier;
+            let Some(name) = notifier.destination(notification) else {
+                let problem = format!("{}: this host has no address for it (notify, asset_service)", notification.as_str());
+                return Err(Later { problem, ..Later::default() });
+            };
+            let later = match self.receivers.enter(&name).await {
+                Err(pause) => Later {
+                    problem: format!(
+                        "{} to {name}: the receiver is busy, or left alone because it has failed before",
+                        notification.as_str()
+                    ),
+                    asked: pause,
+                    receiver: Some(name),
+                    is_the_receivers: true,
+                },
+                Ok(place) => match notifier.send_once(notification).await {
+                    Ok(()) => {
+                        place.answered();
+                        return Ok(());
+                    }
+                    Err(OnceError::Refused(refused)) => {
+                        let Some(instead) = notifier.backend_instead(notification, &refused) else { return Ok(()) };
+                        *notification = instead;
+                        continue;
+                    }
+                    Err(OnceError::NotWritten(error)) => self.later(&error),
+                    Err(OnceError::Undelivered(Undelivered { problem, retry_after, is_down })) => {
+                        if is_down {
+                            place.failed(&problem)
+                        } else {
+                            place.answered()
+                        }
+                        Later {
+                            problem: format!("{} to {name}: {problem}", notification.as_str()),
+                            asked: retry_after.unwrap_or_default(),
+                            receiver: Some(name),
+                            is_the_receivers: true,
+                        }
+                    }
+                },
+            };
+            if notification.is_best_effort() {
+                tracing::warn!(webhook_id = notification.id, problem = later.problem, "not delivered, and not tried again");
+                return Ok(());
+            }
+            return Err(later);
+        }
+    }
+}
