@@ -163,7 +163,7 @@ mod tests {
     fn it_lasts_for_as_long_as_the_reason_is_the_same() {
         let first = Deferral::next(None, DeferReason::StoreUnavailable, at(100));
         let second = Deferral::next(Some(first), DeferReason::StoreUnavailable, at(700));
-        assert_eq!((second.since(), second.waited(at(760))), (at(100), Duration::from_secs(660)));
+        assert_eq!((second.since(), second.waited(at(760))), (at(100), Duration::from_mins(11)));
         let other = Deferral::next(Some(second), DeferReason::NotificationUndelivered, at(800));
         assert_eq!((other.since(), other.waited(at(10))), (at(800), Duration::ZERO));
     }

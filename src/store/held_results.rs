@@ -160,7 +160,7 @@ fn head(job: &Job, result: &HeldResult) -> Head {
     });
     Head {
         job_id: job.id.to_string(),
-        prefix: job.output.prefix.to_string(),
+        prefix: job.output.prefix.clone(),
         fingerprint: job.fingerprint.clone(),
         images: images.collect(),
         timings_ms: result.timings_ms.clone(),

@@ -59,7 +59,6 @@ impl Store {
     /// As [`Self::check_inputs`] for one of them, with what only the bucket knows.
     pub(super) async fn permit(&self, asset: &AssetUrl, field: &str, job: &Job) -> Result<(), JobError> {
         match self.permission(asset, job).map_err(|problem| refused(field, problem))? {
-            Permission::Granted => Ok(()),
             Permission::Unlisted => {
                 tracing::warn!(
                     field,
@@ -70,7 +69,7 @@ impl Store {
                 Ok(())
             }
             Permission::UnlessRecord(key) if self.has_object(&key).await? => Err(refused(field, others_image())),
-            Permission::UnlessRecord(_) => Ok(()),
+            Permission::Granted | Permission::UnlessRecord(_) => Ok(()),
         }
     }
 
@@ -117,7 +116,7 @@ impl Store {
             let parts: Vec<&str> = reading.split('/').filter(|part| !part.is_empty()).collect();
             match self.permission_of(&parts, job)? {
                 Permission::Granted | Permission::Unlisted => {}
-                unless => granted = unless,
+                unless @ Permission::UnlessRecord(_) => granted = unless,
             }
         }
         Ok(granted)
@@ -133,13 +132,13 @@ impl Store {
             return Err(format!("must not lie under {first}/ of the results bucket, which is the function's own"));
         }
         if *first == INPUTS.trim_end_matches('/') {
-            return match parts[1] == job.id.as_str() {
-                true => Ok(Permission::Granted),
-                false => Err(format!(
-                    "must not lie among the inputs of another job; those of this one are under {INPUTS}{}/",
-                    job.id
-                )),
-            };
+            if parts[1] == job.id.as_str() {
+                return Ok(Permission::Granted);
+            }
+            return Err(format!(
+                "must not lie among the inputs of another job; those of this one are under {INPUTS}{}/",
+                job.id
+            ));
         }
         if *file == RECORD {
             return Err("must not be the record of a job".to_owned());

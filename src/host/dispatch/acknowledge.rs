@@ -83,7 +83,8 @@ impl Acknowledger {
                     for (in_flight, disposition) in in_flight.into_iter().zip(dispositions) {
                         let each = acknowledger.clone();
                         let span = in_flight.span.clone();
-                        let applying = async move { each.guarded(&in_flight, each.apply(&in_flight, disposition)).await };
+                        let applying =
+                            async move { Box::pin(each.guarded(&in_flight, each.apply(&in_flight, disposition))).await };
                         acknowledger.under_way.spawn(applying.instrument(span));
                     }
                 }
@@ -100,7 +101,8 @@ impl Acknowledger {
     pub fn cancelled(&self, in_flight: InFlight) {
         let acknowledger = self.clone();
         let span = in_flight.span.clone();
-        let cancelling = async move { acknowledger.guarded(&in_flight, acknowledger.conclude_cancelled(&in_flight)).await };
+        let cancelling =
+            async move { Box::pin(acknowledger.guarded(&in_flight, acknowledger.conclude_cancelled(&in_flight))).await };
         self.under_way.spawn(cancelling.instrument(span));
     }
 
@@ -120,7 +122,7 @@ impl Acknowledger {
             let concluding = async {
                 acknowledger.conclude(&in_flight, ended, written).await;
             };
-            acknowledger.guarded(&in_flight, concluding).await;
+            Box::pin(acknowledger.guarded(&in_flight, concluding)).await;
         };
         self.under_way.spawn(notifying.instrument(span));
     }

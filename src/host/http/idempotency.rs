@@ -118,7 +118,7 @@ impl Key {
                 nonce: format!("{}/{}", *PROCESS, Uuid::now_v7()),
                 stage: Some(Stage::Sending),
             };
-            let Some(before) = self.ask(http.store.claim(&self.0, generation, &own)).await? else {
+            let Some(before) = Box::pin(self.ask(http.store.claim(&self.0, generation, &own))).await? else {
                 return Ok(Ownership::Own(Owned { key: self.clone(), generation, claim: own }));
             };
             let Claim { fingerprint, job_id, nonce, stage } = &before.value;

@@ -23,7 +23,7 @@ pub(super) async fn show(
     let id = id_of(path)?;
     in_time(async {
         let known = job_status(&http, &id).await?;
-        let ended = known.as_ref().is_none_or(|known| known.has_failed());
+        let ended = known.as_ref().is_none_or(JobStatus::has_failed);
         if ended && http.job_service.jobs.under_way(id.as_str()).is_some() {
             return Ok(Json(sending(&id)));
         }

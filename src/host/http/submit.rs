@@ -38,14 +38,14 @@ async fn submit(http: &Arc<Http>, order: Submission) -> Result<Response, Problem
     let Some(key) = order.key.clone() else { return enqueue(http, &order, false).await };
     // What has begun is brought to its end although the caller is gone: the claim says how it ended.
     let http = Arc::clone(http);
-    let submitting = tokio::spawn(async move { submit_once(&http, &key, &order).await }.in_current_span());
+    let submitting = tokio::spawn(async move { Box::pin(submit_once(&http, &key, &order)).await }.in_current_span());
     submitting.await.unwrap_or_else(|_| Err(NotAccepted::Draining.into()))
 }
 
 /// As the others who come with the key have it.
 async fn submit_once(http: &Http, key: &Key, order: &Submission) -> Result<Response, Problem> {
     let job = &order.job;
-    let ownership = key.claim(http, job).await?;
+    let ownership = Box::pin(key.claim(http, job)).await?;
     if let Ownership::Own(owned) = ownership {
         // Whoever had the key before may have brought the job to its end.
         let replayed = if owned.follows_another() { replay(http, job).await } else { Ok(None) };

@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn it_opens_after_failures_in_a_row_and_closes_after_a_probe() {
-        let mut breaker = Breaker::new(3, Duration::from_secs(60));
+        let mut breaker = Breaker::new(3, Duration::from_mins(1));
         let now = Instant::now();
         assert_eq!((breaker.failed(now), breaker.failed(now), breaker.answered()), (false, false, false));
         assert_eq!((breaker.failed(now), breaker.failed(now), breaker.failed(now)), (false, false, true));
@@ -107,14 +107,14 @@ mod tests {
         assert!(!breaker.failed(now), "a late failure of an attempt from before");
         let mut probed = now;
         for times in 2..10 {
-            probed = later(probed, Duration::from_secs(60));
+            probed = later(probed, Duration::from_mins(1));
             assert_eq!(breaker.admit(probed), Ok(()), "one may try");
             assert_eq!(breaker.admit(probed), Err(PROBE_PAUSE), "one alone");
             assert!(!breaker.failed(probed));
             let left = breaker.admit(probed).unwrap_err();
-            assert!(left > Duration::ZERO && left <= Duration::from_secs(60), "{times}: {left:?}");
+            assert!(left > Duration::ZERO && left <= Duration::from_mins(1), "{times}: {left:?}");
         }
-        let later_still = later(probed, Duration::from_secs(60));
+        let later_still = later(probed, Duration::from_mins(1));
         assert_eq!(breaker.admit(later_still), Ok(()));
         breaker.abandoned();
         assert_eq!(breaker.admit(later_still), Ok(()), "a probe that nobody ended blocks nobody");

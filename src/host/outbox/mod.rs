@@ -77,13 +77,20 @@ pub struct Outbox {
     receivers: Receivers,
     schedule: Schedule,
     memory: Arc<Semaphore>,
-    /// Of each source that bounds its unacknowledged messages: how many may be here only because they are being sent.
-    windows: Arc<Mutex<HashMap<&'static str, [Arc<Semaphore>; 2]>>>,
+    /// Of each source that bounds its unacknowledged messages, by its name.
+    windows: Arc<Mutex<HashMap<&'static str, Window>>>,
     waiting: Arc<AtomicUsize>,
     /// The host ends: what waits goes back to its source.
     pub draining: CancellationToken,
     /// It ends now: what is under way as well.
     pub force_shutdown: CancellationToken,
+}
+
+/// How many messages of a source may be here only because their notifications are being sent.
+struct Window {
+    all: Arc<Semaphore>,
+    /// Those among them whose receivers have not answered yet.
+    doubtful: Arc<Semaphore>,
 }
 
 /// Counts a job that waits, until it is dropped.
@@ -228,7 +235,7 @@ impl Outbox {
         if memory.is_none() {
             // The body, what was read out of it, and the record that it came in.
             let bytes = 4 * in_flight.message.body.len() + written.map_or(0, Written::bytes);
-            let cost_kib = (bytes >> 10).max(MIN_COST_KIB).min(MEMORY_KIB);
+            let cost_kib = (bytes >> 10).clamp(MIN_COST_KIB, MEMORY_KIB);
             *memory = self.memory.clone().try_acquire_many_owned(u32::try_from(cost_kib).unwrap_or(u32::MAX)).ok();
         }
         memory.is_some()
@@ -275,11 +282,12 @@ impl Outbox {
     fn room(&self, in_flight: &InFlight, doubtful: bool) -> Result<[Option<OwnedSemaphorePermit>; 2], NotSent> {
         let Some(window) = in_flight.source.window() else { return Ok([None, None]) };
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let [all, of_doubtful] = windows
-            .entry(in_flight.source.name())
-            .or_insert_with(|| [window / 2, window / 4].map(|permits| Arc::new(Semaphore::new(permits.max(1)))));
+        let rooms = windows.entry(in_flight.source.name()).or_insert_with(|| Window {
+            all: Arc::new(Semaphore::new((window / 2).max(1))),
+            doubtful: Arc::new(Semaphore::new((window / 4).max(1))),
+        });
         let enter = |room: &Arc<Semaphore>| room.clone().try_acquire_owned().map(Some);
-        let entered = enter(all).and_then(|one| Ok([one, if doubtful { enter(of_doubtful)? } else { None }]));
+        let entered = enter(&rooms.all).and_then(|one| Ok([one, if doubtful { enter(&rooms.doubtful)? } else { None }]));
         entered.map_err(|_| NotSent::Later(Later { problem: "others are being sent".into(), ..Later::default() }))
     }
 }

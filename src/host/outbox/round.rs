@@ -160,9 +160,9 @@ impl Outbox {
                     Err(OnceError::NotWritten(error)) => self.later(&error),
                     Err(OnceError::Undelivered(Undelivered { problem, retry_after, is_down })) => {
                         if is_down {
-                            place.failed(&problem)
+                            place.failed(&problem);
                         } else {
-                            place.answered()
+                            place.answered();
                         }
                         Later {
                             problem: format!("{} to {name}: {problem}", notification.as_str()),

@@ -9,7 +9,7 @@ use super::{HostProcess, eventually, job};
 fn notes(host: &HostProcess, id: &str) -> Vec<String> {
     let files = std::fs::read_dir(host.bucket.path(&format!("generations/{id}"))).into_iter().flatten();
     let names = files.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with("failed-") && name.ends_with(".json")).collect()
+    names.filter(|name| name.starts_with("failed-")).collect()
 }
 
 #[tokio::test]

@@ -106,7 +106,7 @@ impl RabbitMq {
         let tools = tempfile::tempdir().expect("a temporary directory");
         let of_node = environment_of(self.directory.path(), self.port, self.ports);
         let variables = packages::variables().into_iter().chain(of_node);
-        let exports: String = variables.map(|(name, value)| format!("export {name}='{value}'\n")).collect();
+        let exports = variables.fold(String::new(), |exports, (name, value)| exports + &format!("export {name}='{value}'\n"));
         let plugins = CONTROL.replace("rabbitmqctl", "rabbitmq-plugins");
         for (name, program, options) in [
             ("rabbitmqctl", CONTROL, String::new()),

@@ -98,11 +98,12 @@ fn predicts_images(sampler: Sampler) -> bool {
 /// Betas that diffusers has for other samplers alone.
 fn betas_of_others(sampler: Sampler, config: &ScheduleConfig) -> Option<String> {
     let name = match (config.beta_schedule?, sampler) {
-        (BetaSchedule::Exp, Sampler::Heun) | (BetaSchedule::Laplace | BetaSchedule::Sigmoid, Sampler::Ddpm) => return None,
+        (BetaSchedule::Exp, Sampler::Heun)
+        | (BetaSchedule::Laplace | BetaSchedule::Sigmoid, Sampler::Ddpm)
+        | (BetaSchedule::Linear | BetaSchedule::ScaledLinear | BetaSchedule::SquaredcosCapV2, _) => return None,
         (BetaSchedule::Exp, _) => "\"exp\"",
         (BetaSchedule::Laplace, _) => "\"laplace\"",
         (BetaSchedule::Sigmoid, _) => "\"sigmoid\"",
-        (BetaSchedule::Linear | BetaSchedule::ScaledLinear | BetaSchedule::SquaredcosCapV2, _) => return None,
     };
     Some(name.to_owned())
 }

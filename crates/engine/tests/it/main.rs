@@ -19,8 +19,9 @@ fn device() -> Device {
         Err(_) => Device::Cpu,
         Ok(wanted) => {
             assert_eq!(wanted, "gpu", "ATELIER_TEST_DEVICE is gpu, or not there");
-            assert!(cfg!(feature = "cuda"), "ATELIER_TEST_DEVICE=gpu needs the feature cuda");
-            atelier_engine::device::open().unwrap()
+            let device = atelier_engine::device::open().unwrap();
+            assert!(device.is_cuda(), "ATELIER_TEST_DEVICE=gpu needs a build with the feature cuda");
+            device
         }
     });
     opened.clone()

@@ -142,7 +142,7 @@ mod tests {
         assert!(matches!(limited, Likeness::Other(_)) && limited.message_ttl().is_none());
         let expires =
             "'x-message-ttl' for queue 'jobs' in vhost '/': received none but current is the value '60000' of type 'signedint'";
-        assert_eq!(refused(&format!("{differs} {expires}")).message_ttl(), Some(Duration::from_secs(60)));
+        assert_eq!(refused(&format!("{differs} {expires}")).message_ttl(), Some(Duration::from_mins(1)));
         assert!(likeness(Err(Fault::unavailable("the connection broke"))).is_err());
     }
 }

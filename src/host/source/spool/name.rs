@@ -1,6 +1,6 @@
 //! A job's file name in the spool: all that the spool knows of it besides its body.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
@@ -78,7 +78,7 @@ impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = format!("{:013}~{:013}~{}~{}", self.due_ms, self.sent_ms, self.attempt, self.unique);
         if let Some(trace) = self.trace {
-            text += &format!("+{trace}");
+            write!(text, "+{trace}")?;
         }
         let close = if self.job_id.ends_with(PARTIAL) { "~" } else { "" };
         let end = format!("~{}{close}", self.job_id);
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn why_a_job_waits_survives_the_disk_within_the_longest_name() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_300_020);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_mins(29_921_667);
         let trace = Trace::from_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         for (id, trace, attempt) in [("job-1", None, 0), (&*"j".repeat(128), trace, 12), ("job.partial", trace, 3)] {
             let deferral = Some(Deferral::new(DeferReason::StoreUnavailable, now));

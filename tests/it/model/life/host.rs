@@ -166,7 +166,7 @@ impl Life {
             let kept = self.with(message, |message| (message.ended, message.dead) = (true, rules.given_up_is_kept));
             let told_failed = kept.told_failed || !rules.given_up_is_no_end;
             let failed_beside_record = kept.failed_beside_record || kept.record && !rules.given_up_is_no_end;
-            let given_up = Self { faults, told_failed, failed_beside_record, ..kept };
+            let given_up = Self { told_failed, failed_beside_record, faults, ..kept };
             steps.push(("keep_undelivered", given_up.at(host, Phase::Idle)));
         }
     }

@@ -77,6 +77,7 @@ enum Wish {
 }
 
 /// A message of the job: the first one, or that of a submission after a failure.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combinations are walked through")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Message {
     queued: bool,
