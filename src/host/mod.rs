@@ -56,6 +56,7 @@ use crate::job::request::Defaults;
 use crate::job::task::ModelName;
 use crate::metrics::Metrics;
 use crate::notify;
+use crate::protocol::deferral::DeferReason;
 use crate::protocol::report::{self, Report};
 use crate::setting::Secret;
 
@@ -212,6 +213,7 @@ impl Host {
         let mut intakes = JoinSet::new();
         tokio::spawn(measure::handlers(dispatcher.clone(), parts.metrics.clone()));
         for source in parts.sources {
+            parts.metrics.source_opened(source.name(), DeferReason::ALL.map(DeferReason::as_str));
             tokio::spawn(measure::queue(source.clone(), parts.metrics.clone()));
             intakes.spawn(intake::run(source, acknowledger.clone(), dispatcher.clone(), parts.defaults.clone(), stop.clone()));
         }

@@ -150,6 +150,17 @@ impl Metrics {
         self.add(table::HELD_RESULTS, ["generated_again"], 1.0);
     }
 
+    /// A source is open: what alerts watch begins at 0, since an increase from nothing is none. `reasons`: of [`Self::deferred`].
+    pub fn source_opened<'a>(&self, source: &str, reasons: impl IntoIterator<Item = &'a str>) {
+        self.add(table::GIVEN_UP, [source], 0.0);
+        for outcome in ["failed", "dead_letter"] {
+            self.add(table::REFUSED, [source, outcome], 0.0);
+        }
+        for reason in reasons {
+            self.add(table::DEFERRED, [source, reason], 0.0);
+        }
+    }
+
     /// A message waits. `reason`: a word of the table's row.
     pub fn deferred(&self, source: &str, reason: &str) {
         self.add(table::DEFERRED, [source, reason], 1.0);

@@ -27,7 +27,7 @@ pub enum DeferReason {
 }
 
 impl DeferReason {
-    const ALL: [Self; 5] =
+    pub const ALL: [Self; 5] =
         [Self::Running, Self::StoreUnavailable, Self::ResultHeld, Self::NotificationUndelivered, Self::EndUnknown];
 
     /// One word for logs and metrics.

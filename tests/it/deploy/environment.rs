@@ -80,7 +80,7 @@ async fn the_functions_environment_is_the_configurations() {
     let Some(stack) = function_stack().await else { return };
     let variables = environment(&stack["function"]["Environment"]["Variables"]);
     let config = is_read(&variables);
-    assert_eq!(config.runtime.max_attempts, 5);
+    assert_eq!(config.runtime.max_attempts, 8);
     assert_eq!(config.model.name.as_str(), "sd15");
     assert!(config.notify.signing_secret.is_some() && config.security.internal_auth_token.is_some());
     // And back: what config.yaml names is set here, or left out for a reason.

@@ -32,12 +32,6 @@ async fn readiness(host: &HostProcess) -> (u16, Value) {
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
-async fn metric(host: &HostProcess, line: &str) -> Option<f64> {
-    let metrics = host.get("/metrics").await;
-    let value = metrics.lines().find_map(|found| found.strip_prefix(line))?;
-    value.trim().parse().ok()
-}
-
 /// Waits until the spool is empty; the job was told of once, as complete, and is at its first attempt.
 async fn ends_once(host: &mut HostProcess, id: &str) {
     eventually("the job is settled", || host.spooled("waiting").is_empty() && host.spooled("running").is_empty())
@@ -69,7 +63,7 @@ async fn a_store_that_takes_nothing_costs_neither_an_attempt_nor_the_gpu_twice()
         let (status, test) = readiness(&host).await;
         assert_eq!((status, &test["status"]), (503, &json!("failed")));
         assert!(test["reason"].as_str().is_some_and(|reason| reason.contains(words)), "{test}");
-        assert_eq!(metric(&host, "atelier_store_available").await, Some(0.0));
+        assert_eq!(host.metric("atelier_store_available").await, Some(0.0));
         // What comes meanwhile is accepted, and waits.
         host.post("/generate", &job("meanwhile")).await;
         if trouble == Trouble::ReadOnly {
@@ -85,10 +79,10 @@ async fn a_store_that_takes_nothing_costs_neither_an_attempt_nor_the_gpu_twice()
         }
         let done: Vec<Value> = host.logged("job done");
         assert!(done.iter().all(|line| line["attempt"] == 1), "{done:?}");
-        assert_eq!(metric(&host, "vton_inference_count").await, Some(2.0), "each was generated once");
-        assert_eq!(metric(&host, "atelier_held_results_total{event=\"used\"}").await, Some(1.0));
-        assert!(metric(&host, "atelier_deferred_total{reason=\"result_held\",source=\"spool\"}").await >= Some(1.0));
-        assert_eq!(metric(&host, "atelier_store_available").await, Some(1.0));
+        assert_eq!(host.metric("vton_inference_count").await, Some(2.0), "each was generated once");
+        assert_eq!(host.metric("atelier_held_results_total{event=\"used\"}").await, Some(1.0));
+        assert!(host.metric("atelier_deferred_total{reason=\"result_held\",source=\"spool\"}").await >= Some(1.0));
+        assert_eq!(host.metric("atelier_store_available").await, Some(1.0));
         eventually("the host is ready", || host.spooled("waiting").is_empty()).await.unwrap();
         assert_eq!(readiness(&host).await.0, 200);
         assert!(host.held().is_empty(), "the record is stored: {:?}", host.held());
@@ -111,8 +105,8 @@ async fn an_outage_that_outlives_handler_and_host_generates_once() {
     assert_eq!(readiness(&host).await.0, 503, "still away");
     host.bucket.refuse(false);
     ends_once(&mut host, "survivor").await;
-    assert_eq!(metric(&host, "vton_inference_count").await, Some(0.0), "this host has only stored it");
-    assert_eq!(metric(&host, "atelier_held_results_total{event=\"used\"}").await, Some(1.0));
+    assert_eq!(host.metric("vton_inference_count").await, Some(0.0), "this host has only stored it");
+    assert_eq!(host.metric("atelier_held_results_total{event=\"used\"}").await, Some(1.0));
     assert!(host.held().is_empty());
 }
 
@@ -127,7 +121,7 @@ async fn a_lost_disk_means_generating_again_and_that_is_counted() {
     }
     host.bucket.refuse(false);
     ends_once(&mut host, "unlucky").await;
-    assert_eq!(metric(&host, "atelier_held_results_total{event=\"generated_again\"}").await, Some(1.0));
+    assert_eq!(host.metric("atelier_held_results_total{event=\"generated_again\"}").await, Some(1.0));
 }
 
 #[tokio::test]
@@ -193,7 +187,7 @@ async fn a_job_of_rabbitmq_waits_in_a_queue_of_its_own_as_the_same_attempt() {
 async fn ends_once_without_spool(host: &mut HostProcess) {
     let done = host.logged("job done");
     assert_eq!(done.iter().map(|line| line["attempt"].clone()).collect::<Vec<_>>(), [json!(1)], "{done:?}");
-    assert_eq!(metric(host, "vton_inference_count").await, Some(1.0));
+    assert_eq!(host.metric("vton_inference_count").await, Some(1.0));
     assert!(host.backend.arrived().iter().all(|told| told.path.ends_with("/progress")), "one end");
 }
 

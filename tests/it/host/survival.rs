@@ -190,6 +190,8 @@ async fn a_frozen_handler_that_reads_no_orders_meets_its_deadline() {
     let frozen = freeze(&host, "f").await;
     let ended = host.wait_for("a handler ended; another is started after a pause", 1).await;
     assert_eq!(ended["cause"], "deadline", "{ended}");
+    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    println!("{}", host.log());
     let told = host.backend.terminal().await;
     assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!(frozen), &json!("cancelled")), "{}", told.body);
     host.post("/generate", &job("next")).await;

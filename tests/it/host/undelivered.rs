@@ -48,11 +48,6 @@ fn completes(receiver: &HttpServer) -> BTreeMap<String, Vec<String>> {
     ids
 }
 
-fn metric(metrics: &str, name: &str) -> u64 {
-    let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in {metrics}"));
-    line.rsplit_once(' ').unwrap().1.parse().unwrap()
-}
-
 #[tokio::test]
 async fn callers_who_never_answer_delay_nobody_elses_jobs() {
     const DEAF: usize = 40;
@@ -84,8 +79,7 @@ async fn callers_who_never_answer_delay_nobody_elses_jobs() {
     // One after the other, with an attempt of ten seconds each, they would have taken six minutes at least.
     assert!(begun.elapsed() < Duration::from_secs(90), "{:?}", begun.elapsed());
     assert_eq!(host.bucket.puts("/result.json"), DEAF + 5, "all of them are generated");
-    let metrics = host.get("/metrics").await;
-    assert_eq!(metric(&metrics, &format!("atelier_webhook_breakers_open{{receiver=\"{}\"}}", deaf.address)), 1);
+    host.expect_metric(&format!("atelier_webhook_breakers_open{{receiver=\"{}\"}}", deaf.address), 1.0).await;
 
     // The host dies, the receiver is well again, another host tells each of them, once.
     host.kill();
@@ -143,7 +137,7 @@ async fn what_nobody_takes_for_too_long_is_dead_lettered_and_told_when_it_is_sen
     assert!(told.iter().all(|notification| !notification.path.ends_with("/failed")), "{told:?}");
     let document: Value = serde_json::from_str(&host.get("/jobs/lost-caller").await).unwrap();
     assert_eq!(document["state"], "complete", "its record stays");
-    assert_eq!(metric(&host.get("/metrics").await, "atelier_notifications_given_up_total{source=\"rabbitmq\"}"), 1);
+    host.expect_metric("atelier_notifications_given_up_total{source=\"rabbitmq\"}", 1.0).await;
 
     host.backend.answer.send_replace(Some(StatusCode::OK));
     let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);

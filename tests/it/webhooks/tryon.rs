@@ -167,7 +167,7 @@ async fn a_image_that_cannot_be_read_is_tried_again_later() {
     let notifications = complete(&bench);
     bench.s3.fail_next(&[503; 8]);
     let error = bench.notifier.send(&notifications[0]).await.expect_err("no image");
-    assert!(matches!(error, JobError::Storage { retry_policy: RetryPolicy::Retry, .. }), "{error}");
+    assert!(matches!(error, JobError::Storage { retry_policy: RetryPolicy::Wait, .. }), "{error}");
     assert!(bench.assets.requests().is_empty());
 }
 
