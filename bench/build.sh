@@ -1,5 +1,5 @@
 #!/bin/sh
-# What a change costs whoever runs the tests: bench/build.sh [CHECKOUT], of this or of an earlier commit. Prints CPU seconds of
+# What a change costs in a run of the tests: bench/build.sh [CHECKOUT], of this or of an earlier commit. Prints CPU seconds of
 # `cargo test --no-run` after a line was added to a file of the engine, of the host, and of the tests, and how many of them linked the tests.
 set -eu
 cd "${1:-"$(dirname "$0")/.."}"
