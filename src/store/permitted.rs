@@ -140,7 +140,7 @@ impl Store {
                 job.id
             ));
         }
-        if *file == RECORD {
+        if *file == RECORD || is_note_of_failure(file) {
             return Err("must not be the record of a job".to_owned());
         }
         if directory.starts_with(&own) || self.settings.allow_results_as_inputs || !is_image(file) {
@@ -229,6 +229,11 @@ fn is_image(file: &str) -> bool {
     let extensions = ["png", "jpg", "webp"];
     let parts = file.split_once('.').filter(|(_, extension)| extensions.contains(extension));
     parts.is_some_and(|(n, _)| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// As `failed.rs` names them.
+fn is_note_of_failure(file: &str) -> bool {
+    file.strip_prefix("failed-").and_then(|rest| rest.strip_suffix(".json")).is_some_and(|message| !message.is_empty())
 }
 
 fn is_attempt(directory: &str) -> bool {

@@ -21,7 +21,7 @@ async fn refusal(store: &Store, url: &str, job: &Job) -> String {
 }
 
 /// What lies in the results bucket besides inputs, each with a word of the refusal.
-const CLOSED: [(&str, &str); 8] = [
+const CLOSED: [(&str, &str); 9] = [
     ("idempotency/0123.json", "idempotency/"),
     ("dead/0123.json", "dead/"),
     ("inputs/job-2/person-0123456789abcdef.png", "inputs of another job"),
@@ -31,6 +31,7 @@ const CLOSED: [(&str, &str); 8] = [
     ("generations/job-3/0.png", "image of another job"),
     ("elsewhere/job-1/0.jpg", "image of another job"),
     ("generations/job-2/result.json", "record of a job"),
+    ("generations/job-2/failed-0123456789ab.json", "record of a job"),
 ];
 
 const OPEN: [&str; 5] = [
