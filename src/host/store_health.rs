@@ -1,8 +1,8 @@
 //! Whether the store does what jobs need of it. While it does not, nothing is received, and one probe asks until it does again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
@@ -23,6 +23,8 @@ pub struct StoreHealth {
     key: String,
     trouble: watch::Sender<Option<String>>,
     is_probing: Arc<AtomicBool>,
+    /// When a probe last found the store usable after trouble.
+    recovered: Arc<Mutex<Option<SystemTime>>>,
 }
 
 impl StoreHealth {
@@ -30,7 +32,7 @@ impl StoreHealth {
     #[must_use]
     pub fn new(store: Arc<Store>, prefix: &str) -> Self {
         let key = Store::probe_key(prefix);
-        Self { store, key, trouble: watch::Sender::new(None), is_probing: Arc::default() }
+        Self { store, key, trouble: watch::Sender::new(None), is_probing: Arc::default(), recovered: Arc::default() }
     }
 
     /// Why the store cannot be used; none while it can, as far as is known.
@@ -42,6 +44,14 @@ impl StoreHealth {
     #[must_use]
     pub fn is_away(&self) -> bool {
         self.trouble.borrow().is_some()
+    }
+
+    /// Whether the store was in trouble after that moment and came out of it. What it still does not do for a message that has waited
+    /// since then is about that message's own objects: one key that is denied must not stop everybody's jobs.
+    #[must_use]
+    pub fn recovered_since(&self, moment: SystemTime) -> bool {
+        let recovered = *self.recovered.lock().unwrap_or_else(PoisonError::into_inner);
+        !self.is_away() && recovered.is_some_and(|recovered| recovered > moment)
     }
 
     /// The store did not do what a job needed: it is in trouble until a probe finds that it is not.
@@ -89,6 +99,7 @@ impl StoreHealth {
         }
         // In this order: trouble that is reported in between starts a probe of its own.
         self.is_probing.store(false, Ordering::SeqCst);
+        *self.recovered.lock().unwrap_or_else(PoisonError::into_inner) = Some(SystemTime::now());
         self.trouble.send_replace(None);
     }
 }

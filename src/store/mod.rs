@@ -234,6 +234,14 @@ impl Store {
     }
 }
 
+/// An object that is not there is not waited for as a store that is away.
+fn no_trouble_of_the_store(error: JobError) -> JobError {
+    match error {
+        JobError::Storage { problem, cause, .. } => JobError::Storage { problem, retry_policy: RetryPolicy::Retry, cause },
+        other => other,
+    }
+}
+
 #[async_trait]
 impl Images for Store {
     async fn bytes(&self, image: &StoredImage) -> Result<Vec<u8>, JobError> {
@@ -245,7 +253,12 @@ impl Store {
     async fn object(&self, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
         match self.client.get_object().bucket(bucket).key(key).send().await {
             Ok(object) => self.collected(object.body, bucket, key).await,
-            Err(error) => Err(Failure::new(error).storage(self.request_in("s3:GetObject", bucket, key))),
+            Err(error) => {
+                let failure = Failure::new(error);
+                let is_gone = failure.kind == Kind::NoKey;
+                let error = failure.storage(self.request_in("s3:GetObject", bucket, key));
+                Err(if is_gone { no_trouble_of_the_store(error) } else { error })
+            }
         }
     }
 

@@ -258,7 +258,7 @@ impl Acknowledger {
         let state = if ended.end == End::Complete { State::Complete } else { failed_state(error.as_ref()) };
         self.jobs.end(known_id(&self.jobs, in_flight), state, error);
         let message = Message { ended: Some(ended.anew()), ..in_flight.message.clone() };
-        if done(in_flight, "dead-lettered", in_flight.source.dead_letter(&message, &reason).await) {
+        if self.bury(in_flight, &message, &reason).await {
             self.forget_failed(in_flight).await;
         }
     }
@@ -277,14 +277,32 @@ impl Acknowledger {
 
     /// Until the queue has heard it: a message that comes back is reported again. Its heartbeat keeps it here meanwhile. Whether it has.
     async fn ack(&self, in_flight: &InFlight) -> bool {
+        // A missing permission may be given: else the job would be reported whenever its message comes back.
+        let may_pass = |error: &SourceError| !matches!(error, SourceError::Lost { .. } | SourceError::Gone { .. });
+        self.settle(in_flight, "acknowledged", || in_flight.source.ack(&in_flight.message), may_pass).await
+    }
+
+    /// As [`Self::ack`].
+    async fn bury(&self, in_flight: &InFlight, message: &Message, reason: &str) -> bool {
+        let may_pass = |error: &SourceError| matches!(error, SourceError::Unavailable { .. });
+        self.settle(in_flight, "dead-lettered", || in_flight.source.dead_letter(message, reason), may_pass).await
+    }
+
+    async fn settle<F: Future<Output = Result<(), SourceError>>>(
+        &self,
+        in_flight: &InFlight,
+        what: &str,
+        attempt: impl Fn() -> F,
+        may_pass: fn(&SourceError) -> bool,
+    ) -> bool {
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
         let mut backoff = Backoff::new(initial_backoff, max_backoff);
         loop {
-            let error = match in_flight.source.ack(&in_flight.message).await {
-                Err(error) if !matches!(error, SourceError::Lost { .. } | SourceError::Gone { .. }) => error,
-                result => return done(in_flight, "acknowledged", result),
+            let error = match attempt().await {
+                Err(error) if may_pass(&error) => error,
+                result => return done(in_flight, what, result),
             };
-            tracing::warn!(message_id = in_flight.message.id, %error, "a job that has ended could not be acknowledged yet");
+            tracing::warn!(message_id = in_flight.message.id, what, %error, "a job that has ended could not be acknowledged yet");
             tokio::select! {
                 () = tokio::time::sleep(backoff.next_pause()) => {}
                 () = self.force_shutdown.cancelled() => return false,
@@ -323,7 +341,7 @@ impl Acknowledger {
             Ok(job) if is_conflict(error.as_ref()) => self.jobs.forget(job),
             _ => self.jobs.end(known_id(&self.jobs, in_flight), State::Failed, error),
         }
-        if done(in_flight, "dead-lettered", in_flight.source.dead_letter(&message, &reason).await) {
+        if self.bury(in_flight, &message, &reason).await {
             self.forget_failed(in_flight).await;
         }
     }

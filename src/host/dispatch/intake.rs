@@ -17,6 +17,8 @@ use crate::job::request::Defaults;
 /// Pauses after a source that cannot be asked.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// For a source to take back what waits in it: what it does not is delivered again when the queue's own time is up.
+const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Receives until `stop`; what arrives too late to be started is put back.
 pub async fn run(
@@ -61,7 +63,9 @@ pub async fn run(
             }
         }
     }
-    source.close().await;
+    if tokio::time::timeout(CLOSE_LIMIT, source.close()).await.is_err() {
+        tracing::warn!(source = source.name(), "the source does not take back in time what waits here; it will by itself");
+    }
 }
 
 async fn receive(

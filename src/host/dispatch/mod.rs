@@ -93,11 +93,22 @@ pub struct Dispatcher {
     cancels: Vec<mpsc::UnboundedSender<String>>,
 }
 
+/// See [`Dispatcher::reserve`].
+pub struct Reservation(Arc<Dispatcher>);
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.0.change(|dispatcher| dispatcher.reserved -= 1);
+    }
+}
+
 struct State {
     /// Messages of one event at most.
     batch: usize,
     slots: Vec<Slot>,
     messages: VecDeque<InFlight>,
+    /// Messages that are looked up before they may be started.
+    reserved: usize,
     directs: VecDeque<Direct>,
     draining: bool,
     /// The store is away: no message is started.
@@ -117,6 +128,7 @@ impl Dispatcher {
             batch,
             slots: vec![Slot::Starting; handlers],
             messages: VecDeque::new(),
+            reserved: 0,
             directs: VecDeque::new(),
             draining: false,
             paused: false,
@@ -143,6 +155,13 @@ impl Dispatcher {
     #[must_use]
     pub fn demand(&self) -> watch::Receiver<usize> {
         self.demand.subscribe()
+    }
+
+    /// Counts a message that may be started soon into what waits, until the reservation is dropped.
+    #[must_use]
+    pub fn reserve(self: &Arc<Self>) -> Reservation {
+        self.change(|dispatcher| dispatcher.reserved += 1);
+        Reservation(Arc::clone(self))
     }
 
     /// What a handler is at now.
@@ -365,7 +384,7 @@ impl State {
         if self.draining || self.paused {
             return 0;
         }
-        (self.idle().saturating_sub(self.directs.len()) * self.batch).saturating_sub(self.startable())
+        (self.idle().saturating_sub(self.directs.len()) * self.batch).saturating_sub(self.startable() + self.reserved)
     }
 
     fn snapshot(&self) -> StatusSnapshot {

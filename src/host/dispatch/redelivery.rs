@@ -25,6 +25,8 @@ impl Acknowledger {
     /// Starts the job of a message that came again, unless it has ended already: then its caller is notified, without a handler.
     pub fn resume(&self, in_flight: InFlight, dispatcher: Arc<Dispatcher>) {
         let acknowledger = self.clone();
+        // Meanwhile it counts as one that waits for a handler: else the source would be asked for more and more.
+        let reserved = dispatcher.reserve();
         let span = in_flight.span.clone();
         let resuming = async move {
             match acknowledger.end_of(&in_flight).await {
@@ -36,6 +38,7 @@ impl Acknowledger {
                 }
                 Err(unknown) => acknowledger.try_again(&in_flight, &unknown).await,
             }
+            drop(reserved);
         };
         self.under_way.spawn(resuming.instrument(span));
     }

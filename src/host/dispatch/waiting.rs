@@ -9,10 +9,12 @@ use tracing::Instrument as _;
 use super::Dispatcher;
 use super::acknowledge::{Acknowledger, Retries, done, known_id, requeue};
 use crate::host::in_flight::InFlight;
-use crate::protocol::deferral::DeferReason;
+use crate::protocol::deferral::{DeferReason, Deferral};
 
 /// A message that waits for the store comes back so often at least: a source that is paused does not receive it anyway.
 const MAX_DEFERRAL: Duration = Duration::from_secs(30);
+/// And one whose own objects the store denies, so often.
+const MAX_OWN_DEFERRAL: Duration = Duration::from_mins(15);
 
 impl Acknowledger {
     /// Puts a message back that came when nothing may be started.
@@ -27,8 +29,18 @@ impl Acknowledger {
     /// The store did not do what the job needed: the message waits, and the host receives nothing until a probe succeeds.
     pub(super) async fn wait_for_store(&self, in_flight: &InFlight, reason: DeferReason, error: Option<Value>) {
         let problem = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or("the store cannot be used");
-        self.store_health.report(problem);
+        if !self.concerns_it_alone(in_flight) {
+            self.store_health.report(problem);
+        }
         self.defer(in_flight, reason, error).await;
+    }
+
+    /// Whether the store works for others while this message waits for it.
+    fn concerns_it_alone(&self, in_flight: &InFlight) -> bool {
+        let waits_for_store =
+            |deferral: &Deferral| matches!(deferral.reason, DeferReason::StoreUnavailable | DeferReason::ResultHeld);
+        let before = in_flight.message.deferral.filter(waits_for_store);
+        before.is_some_and(|before| self.store_health.recovered_since(before.since()))
     }
 
     /// The message comes back as the same attempt: the sooner, the shorter it has waited.
@@ -40,7 +52,8 @@ impl Acknowledger {
         let deferral = before.filter(|before| before.reason == reason);
         let waited = deferral.map_or(Duration::ZERO, |deferral| deferral.waited(SystemTime::now()));
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
-        let delay = (waited / 2).min(max_backoff).min(MAX_DEFERRAL).max(initial_backoff);
+        let most = if self.concerns_it_alone(in_flight) { MAX_OWN_DEFERRAL } else { MAX_DEFERRAL };
+        let delay = (waited / 2).min(max_backoff).min(most).max(initial_backoff);
         tracing::warn!(reason = reason.as_str(), delay_ms = delay.as_millis() as u64, "a job waits; this is no attempt");
         self.jobs.requeue(known_id(&self.jobs, in_flight), error);
         self.metrics.deferred(in_flight.source.name(), reason.as_str());

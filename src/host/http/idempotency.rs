@@ -193,6 +193,8 @@ fn known(http: &Http, job: &Job) -> Known {
     match jobs.job_status(job.id.as_str()).filter(|known| known.fingerprint == job.fingerprint) {
         _ if jobs.under_way(job.id.as_str()).is_some_and(|sending| sending.is_of(job)) => Known::Alive,
         Some(known) if matches!(known.state, State::Failed | State::Cancelled) => Known::Failed,
+        // Another host may have brought it to an end that this one did not hear of.
+        Some(known) if known.may_be_over(http.job_service.queue.is_shared()) => Known::Nothing,
         Some(_) => Known::Alive,
         None => Known::Nothing,
     }

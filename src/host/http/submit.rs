@@ -103,6 +103,7 @@ pub(super) async fn keep(http: &Http, order: &Submission) -> Result<(), Problem>
 /// What the same request under the same `Idempotency-Key` is answered; none: its job never got going, or failed.
 async fn replay(http: &Http, job: &Job) -> Result<Option<Response>, Problem> {
     let known = jobs::job_status(http, &job.id).await?.filter(|known| known.fingerprint == job.fingerprint);
+    let known = known.filter(|known| !known.may_be_over(http.job_service.queue.is_shared()));
     match known.as_ref().map(|known| known.state) {
         Some(State::Queued | State::Running) => return Err(under_way()),
         Some(State::Failed | State::Cancelled) => return Ok(None),

@@ -37,6 +37,8 @@ const MEMORY_KIB: usize = 128 << 10;
 const MIN_COST_KIB: usize = 128;
 /// A message is kept in flight no longer than this: SQS takes it back after 12 hours.
 const MAX_HOLD: Duration = Duration::from_hours(11);
+/// No pause is longer: no source waits longer in one piece (SQS delays a copy so long at most), and what was waited for is counted.
+const MAX_PAUSE: Duration = Duration::from_mins(15);
 /// What the host has not sent when it ends comes to the next one soon.
 const DRAIN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -182,10 +184,10 @@ impl Outbox {
                 Err(NotSent::Later(later)) => later,
             };
             let is_over = Duration::from_millis(ended.waited_ms) >= self.schedule.give_up_after;
-            if is_over && later.is_the_receivers {
+            if is_over && later.may_give_up {
                 return Sent::GivenUp(ended, later.problem);
             }
-            let pause = self.schedule.pause(ended.rounds).max(later.asked.min(self.schedule.give_up_after));
+            let pause = self.schedule.pause(ended.rounds).max(later.asked).min(MAX_PAUSE);
             tracing::warn!(
                 problem = later.problem,
                 rounds = ended.rounds,
@@ -259,8 +261,8 @@ impl Outbox {
             Err(error) => {
                 tracing::warn!(message_id = message.id, %error, "a message whose notification waits could not be deferred yet");
                 if self.draining.is_cancelled() {
-                    // Whatever the queue says: it has the message, and whoever gets it finds the record.
-                    let _ = in_flight.source.release(&in_flight.message).await;
+                    // Counted, so that whoever gets it looks for the record, and for the note of a failure. Whatever the queue says: it has it.
+                    let _ = in_flight.source.retry(&message, Duration::ZERO).await;
                     return true;
                 }
                 in_flight.keep_again();

@@ -39,16 +39,16 @@ pub(super) struct Later {
     pub(super) asked: Duration,
     /// Whose it is, where one has failed.
     pub(super) receiver: Option<String>,
-    /// A receiver has failed, and not the bucket or this host.
-    pub(super) is_the_receivers: bool,
+    /// Waiting for long does not help: a receiver has failed, or what is to be sent cannot be made. The bucket is waited for.
+    pub(super) may_give_up: bool,
 }
 
 impl Later {
-    /// What counts of two reasons: the first, but a receiver's own before all others; and the longer pause.
+    /// What counts of two reasons: the first, but one that may be given up before all others; and the longer pause.
     pub(super) fn first_of(first: Option<Self>, other: Self) -> Self {
         let Some(first) = first else { return other };
         let asked = first.asked.max(other.asked);
-        let counts = if first.is_the_receivers || !other.is_the_receivers { first } else { other };
+        let counts = if first.may_give_up || !other.may_give_up { first } else { other };
         Self { asked, ..counts }
     }
 }

@@ -87,7 +87,8 @@ impl Outbox {
         if error.retry_policy() == RetryPolicy::Wait {
             self.services.store_health.report(&error.to_string());
         }
-        Later { problem: error.to_string(), ..Later::default() }
+        let may_give_up = error.retry_policy() != RetryPolicy::Wait;
+        Later { problem: error.to_string(), may_give_up, ..Later::default() }
     }
 
     /// What is to be sent, by what the bucket knows now. A job that has a record is complete, whatever was known of it before.
@@ -98,7 +99,11 @@ impl Outbox {
             return self.failed(in_flight, ended, &problem).map_err(later);
         }
         let record = match &in_flight.job {
-            Ok(job) => self.store().record(&job.output.prefix, &job.id).await.map_err(later)?,
+            Ok(job) => match self.store().record(&job.output.prefix, &job.id).await {
+                // Something else lies there, and will: it is no record of this job.
+                Err(unreadable) if unreadable.retry_policy() == RetryPolicy::Terminal => None,
+                record => record.map_err(later)?,
+            },
             Err(_) => None,
         };
         match (&in_flight.job, record) {
@@ -135,7 +140,7 @@ impl Outbox {
             let notifier = &self.services.sender.notifier;
             let Some(name) = notifier.destination(notification) else {
                 let problem = format!("{}: this host has no address for it (notify, asset_service)", notification.as_str());
-                return Err(Later { problem, ..Later::default() });
+                return Err(Later { problem, may_give_up: true, ..Later::default() });
             };
             let later = match self.receivers.enter(&name).await {
                 Err(pause) => Later {
@@ -145,7 +150,7 @@ impl Outbox {
                     ),
                     asked: pause,
                     receiver: Some(name),
-                    is_the_receivers: true,
+                    may_give_up: true,
                 },
                 Ok(place) => match notifier.send_once(notification).await {
                     Ok(()) => {
@@ -168,7 +173,7 @@ impl Outbox {
                             problem: format!("{} to {name}: {problem}", notification.as_str()),
                             asked: retry_after.unwrap_or_default(),
                             receiver: Some(name),
-                            is_the_receivers: true,
+                            may_give_up: true,
                         }
                     }
                 },

@@ -254,7 +254,8 @@ impl Source for RabbitMq {
             Err(fault) => {
                 tracing::warn!(queue = self.label, problem = fault.problem, "handing a message back that was to wait");
                 tokio::time::sleep(delay.min(REJECTION_PAUSE_MAX)).await;
-                Disposition::Untried
+                // Counted where the job has ended: then whoever gets it looks for its record, and for the note of its failure.
+                if message.ended.is_some() { Disposition::Failed } else { Disposition::Untried }
             }
         };
         session.acknowledge(&in_flight, disposition).await.map_err(|problem| self.lost("defer", problem))

@@ -137,10 +137,15 @@ impl Files {
         // It waits no longer; and its reason's name has to fit.
         let mut dead = name.clone();
         dead.deferral = None;
-        let written = write_whole(&self.root.join(Directory::Dead.as_str()).join(format!("reason~{dead}")), reason.as_bytes());
-        // On a full disk without its reason, but never delivered again.
+        let directory = self.root.join(Directory::Dead.as_str());
+        let written =
+            write_by(&directory.join(format!("{}{PARTIAL}", name.unique)), &directory.join(format!("reason~{dead}")), reason);
         self.rename((Directory::Running, name), (Directory::Dead, &dead))?;
-        written
+        // On a full disk it lies there without its reason, but is never delivered again.
+        if let Err(error) = written {
+            tracing::warn!(job_id = name.job_id, reason, %error, "the reason of a dead letter could not be written");
+        }
+        Ok(())
     }
 
     fn path(&self, directory: Directory, name: &Name) -> PathBuf {
@@ -161,9 +166,13 @@ fn partial(path: &Path) -> PathBuf {
 
 /// The file appears with all of its bytes, and those are on the disk.
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let partial = partial(path);
-    let mut file = File::create(&partial)?;
-    file.write_all(bytes)?;
+    write_by(&partial(path), path, bytes)
+}
+
+/// As [`write_whole`], by way of a file of that name.
+fn write_by(partial: &Path, path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+    let mut file = File::create(partial)?;
+    file.write_all(bytes.as_ref())?;
     file.sync_all()?;
     fs::rename(partial, path)
 }

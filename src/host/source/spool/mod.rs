@@ -337,7 +337,10 @@ impl Source for Spool {
     /// The job goes to `dead/`, its reason next to it; moving the file back to `waiting/` and starting the host again tries it anew.
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
         let name = self.in_flight(message, "dead-letter")?;
-        self.note_end(message, "dead-letter").await?;
+        // The record says it too, or the note of the failure.
+        if let Err(error) = self.note_end(message, "dead-letter").await {
+            tracing::warn!(%error, "a dead letter does not say how its job ended");
+        }
         let reason = reason.to_owned();
         self.on_disk("dead-letter", move |files| files.bury(&name, &reason)).await
     }

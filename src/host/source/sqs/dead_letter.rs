@@ -3,12 +3,14 @@
 //! SQS would move it by itself at the policy's `maxReceiveCount`. Until then it would come back, start the job again and, where
 //! it crashes a handler, crash it again, after its caller has been notified that it failed; and it would arrive without a reason.
 
+use std::collections::HashMap;
+
 use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
 use serde::Deserialize;
 
 use super::queue::{OutgoingMessage, Queue};
 use super::queue_url::is_fifo;
-use super::record::attributes_of;
+use super::record::{ENDED, attributes_of};
 use crate::host::source::{Message, SourceError};
 use crate::protocol::deferral::SQS_ATTRIBUTE;
 
@@ -16,6 +18,9 @@ const REASON: &str = "atelier-reason";
 /// SQS takes no more of them.
 pub(super) const MAX_ATTRIBUTES: usize = 10;
 const MAX_REASON_CHARS: usize = 500;
+/// The word `String` of an attribute.
+const TYPE_BYTES: usize = 6;
+const REASON_BYTES: usize = REASON.len() + 4 * MAX_REASON_CHARS + TYPE_BYTES;
 
 #[derive(Deserialize)]
 pub(super) struct RedrivePolicy {
@@ -84,7 +89,11 @@ impl Queue {
         let body = self.checked_body(&message.body)?;
         let mut attributes = attributes_of(message);
         attributes.remove(SQS_ATTRIBUTE);
-        if attributes.len() < MAX_ATTRIBUTES && self.has_room_for_a_reason(message) {
+        // How the job ended stands in its record, or in the note of its failure, as well.
+        if attributes.len() > MAX_ATTRIBUTES || !self.has_room(message, ended_bytes(&attributes)) {
+            attributes.remove(ENDED);
+        }
+        if attributes.len() < MAX_ATTRIBUTES && self.has_room(message, ended_bytes(&attributes) + REASON_BYTES) {
             let text = MessageAttributeValue::builder().data_type("String").string_value(presentable(reason)).build();
             attributes.extend(text.ok().map(|text| (REASON.to_owned(), text)));
         }
@@ -94,10 +103,15 @@ impl Queue {
     }
 
     /// Attributes count into a message's size; the record holds all of them, and a little more.
-    fn has_room_for_a_reason(&self, message: &Message) -> bool {
+    fn has_room(&self, message: &Message, more: usize) -> bool {
         let attributes = message.record["messageAttributes"].to_string().len();
-        message.body.len() + attributes + REASON.len() + 4 * MAX_REASON_CHARS + 6 <= self.most_bytes()
+        message.body.len() + attributes + more <= self.most_bytes()
     }
+}
+
+fn ended_bytes(attributes: &HashMap<String, MessageAttributeValue>) -> usize {
+    let text = attributes.get(ENDED).and_then(|value| value.string_value());
+    text.map_or(0, |text| ENDED.len() + TYPE_BYTES + text.len())
 }
 
 /// As SQS takes it for an attribute: not empty, no control characters, not long.

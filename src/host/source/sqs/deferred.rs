@@ -69,15 +69,26 @@ impl Deferred {
         }
         // Whoever had it extends it no longer, and it must be ours still.
         self.queue.extend(&waiting.message).await?;
+        // Closed while SQS was asked, nothing looks after what waits any more.
+        if let Some(waiting) = self.keep_with_others(waiting) {
+            return self.move_on(&waiting).await;
+        }
+        self.news.notify_waiters();
+        Ok(())
+    }
+
+    /// None is left where it is kept.
+    fn keep_with_others(self: &Arc<Self>, waiting: Waiting) -> Option<Waiting> {
         let mut state = self.state();
+        if state.closed {
+            return Some(waiting);
+        }
         state.waiting.push(waiting);
         if !state.keeping {
             state.keeping = true;
             tokio::spawn(Arc::clone(self).keep());
         }
-        drop(state);
-        self.news.notify_waiters();
-        Ok(())
+        None
     }
 
     /// Waits for messages that are due, and takes them out.
