@@ -278,17 +278,28 @@ impl Acknowledger {
     /// Until the queue has heard it: a message that comes back is reported again. Its heartbeat keeps it here meanwhile. Whether it has.
     async fn ack(&self, in_flight: &InFlight) -> bool {
         // A missing permission may be given: else the job would be reported whenever its message comes back.
-        let may_pass = |error: &SourceError| !matches!(error, SourceError::Lost { .. } | SourceError::Gone { .. });
-        self.settle(in_flight, "acknowledged", || in_flight.source.ack(&in_flight.message), may_pass).await
+        self.repeat(
+            in_flight,
+            "acknowledged",
+            || in_flight.source.ack(&in_flight.message),
+            |error| !matches!(error, SourceError::Lost { .. } | SourceError::Gone { .. }),
+        )
+        .await
     }
 
     /// As [`Self::ack`].
     async fn bury(&self, in_flight: &InFlight, message: &Message, reason: &str) -> bool {
-        let may_pass = |error: &SourceError| matches!(error, SourceError::Unavailable { .. });
-        self.settle(in_flight, "dead-lettered", || in_flight.source.dead_letter(message, reason), may_pass).await
+        self.repeat(
+            in_flight,
+            "dead-lettered",
+            || in_flight.source.dead_letter(message, reason),
+            |error| matches!(error, SourceError::Unavailable { .. }),
+        )
+        .await
     }
 
-    async fn settle<F: Future<Output = Result<(), SourceError>>>(
+    /// `may_pass`: whether an error is worth another try.
+    async fn repeat<F: Future<Output = Result<(), SourceError>>>(
         &self,
         in_flight: &InFlight,
         what: &str,

@@ -5,6 +5,7 @@ mod direct;
 mod disposition;
 pub mod intake;
 mod redelivery;
+mod slot;
 pub mod waiting;
 
 use std::collections::VecDeque;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, watch};
 
+pub use self::slot::Slot;
 use super::in_flight::InFlight;
 use super::job_service::{Direct, Model, StatusSnapshot};
 use super::jobs::Jobs;
@@ -54,28 +56,6 @@ impl Assignment {
                 .map(|in_flight| in_flight.job_id().to_owned())
                 .collect(),
             Self::Direct(direct) => vec![direct.job.id.as_str().to_owned()],
-        }
-    }
-}
-
-/// What a handler is at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Slot {
-    Starting,
-    Idle,
-    /// Ids of the jobs it has.
-    Busy(Vec<String>),
-    /// It is to be started again after a pause; the text says why it ended.
-    Down(String),
-}
-
-impl Slot {
-    fn as_str(&self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Idle => "idle",
-            Self::Busy(_) => "busy",
-            Self::Down(_) => "down",
         }
     }
 }

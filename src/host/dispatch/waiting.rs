@@ -9,7 +9,7 @@ use tracing::Instrument as _;
 use super::Dispatcher;
 use super::acknowledge::{Acknowledger, Retries, done, known_id, requeue};
 use crate::host::in_flight::InFlight;
-use crate::protocol::deferral::{DeferReason, Deferral};
+use crate::protocol::deferral::DeferReason;
 
 /// A message that waits for the store comes back so often at least: a source that is paused does not receive it anyway.
 const MAX_DEFERRAL: Duration = Duration::from_secs(30);
@@ -37,10 +37,10 @@ impl Acknowledger {
 
     /// Whether the store works for others while this message waits for it.
     fn concerns_it_alone(&self, in_flight: &InFlight) -> bool {
-        let waits_for_store =
-            |deferral: &Deferral| matches!(deferral.reason, DeferReason::StoreUnavailable | DeferReason::ResultHeld);
-        let before = in_flight.message.deferral.filter(waits_for_store);
-        before.is_some_and(|before| self.store_health.recovered_since(before.since()))
+        in_flight.message.deferral.is_some_and(|before| {
+            let waited_for_store = matches!(before.reason, DeferReason::StoreUnavailable | DeferReason::ResultHeld);
+            waited_for_store && self.store_health.recovered_since(before.since())
+        })
     }
 
     /// The message comes back as the same attempt: the sooner, the shorter it has waited.
