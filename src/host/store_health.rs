@@ -47,7 +47,7 @@ impl StoreHealth {
     }
 
     /// Whether the store was in trouble after that moment and came out of it. What it still does not do for a message that has waited
-    /// since then is about that message's own objects: one key that is denied must not stop everybody's jobs.
+    /// since then is about that message's own objects: one key that is denied must not stop all other jobs.
     #[must_use]
     pub fn recovered_since(&self, moment: SystemTime) -> bool {
         let recovered = *self.recovered.lock().unwrap_or_else(PoisonError::into_inner);

@@ -225,3 +225,14 @@ async fn sigterm_ends_pending_sends_within_the_drain_time_and_they_are_back_in_t
     assert_eq!(completes(&deaf).len(), 3);
     assert_eq!(host.bucket.puts("/result.json"), 3);
 }
+
+/// No queue waits for days in one piece: what a receiver asks for beyond a quarter of an hour is asked again.
+#[tokio::test]
+async fn a_receiver_that_asks_to_wait_for_days_is_asked_again_in_a_quarter_of_an_hour() {
+    let busy = HttpServer::start(&[Answer::with(503, &[("retry-after", "259200")], "")]).await;
+    let mut host = HostProcess::start(&LOOPBACK, &[]).await;
+    host.ready().await;
+    host.post("/generate", &with_callback("later", &busy)).await;
+    let waits = host.wait_for("a notification waits to be sent again", 1).await;
+    assert_eq!(waits["pause_ms"], 900_000, "{waits}");
+}

@@ -176,3 +176,25 @@ fn write_by(partial: &Path, path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<
     file.sync_all()?;
     fs::rename(partial, path)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::job::trace::Trace;
+
+    #[test]
+    fn a_dead_letter_with_the_longest_id_has_its_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::open(directory.path()).unwrap();
+        let trace = Trace::from_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        assert!(trace.is_some());
+        let name = Name::new(&"i".repeat(128), trace, SystemTime::now());
+        files.create(Directory::Running, &name, b"{}").unwrap();
+        files.bury(&name, "it failed").unwrap();
+        let reason = directory.path().join("dead").join(format!("reason~{name}"));
+        assert_eq!(fs::read_to_string(reason).unwrap(), "it failed");
+        assert_eq!(files.list(Directory::Dead).unwrap(), [name]);
+    }
+}
