@@ -1,13 +1,9 @@
 //! What a file calls the types of others: two of one name get the names of their modules, not names that the file makes up.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use syn::UseTree;
 use syn::visit::{self, Visit};
-
-const READ: &[&str] = &["src", "crates", "tests", "bench", "fuzz"];
 
 /// The types that one file, or a module written out in it, brings in or defines.
 #[derive(Default)]
@@ -76,18 +72,7 @@ fn complaints(name: &str, text: &str) -> Vec<String> {
 
 #[test]
 fn two_types_of_one_name_have_the_names_of_their_modules() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut paths = Vec::new();
-    for directory in READ {
-        super::rust_files(&root.join(directory), &mut paths);
-    }
-    paths.sort();
-    assert!(paths.len() > 20, "found only {paths:?}");
-    let broken = paths.iter().flat_map(|path| {
-        let name = path.strip_prefix(root).unwrap().to_str().unwrap();
-        complaints(name, &fs::read_to_string(path).unwrap())
-    });
-    let broken: Vec<_> = broken.collect();
+    let broken: Vec<_> = super::all_rust_files().iter().flat_map(|(name, text)| complaints(name, text)).collect();
     assert!(broken.is_empty(), "{} imports are renamed:\n{}", broken.len(), broken.join("\n"));
 }
 

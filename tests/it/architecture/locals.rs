@@ -7,16 +7,12 @@
 //!   with `// Named` and says why.
 //! - `let (a, b) = f()` and `let (Some(a), Some(b)) = (x, y) else` stay: those take one value apart.
 
-use std::fs;
-use std::path::Path;
-
 use proc_macro2::{TokenStream, TokenTree};
 use syn::parse::Parser as _;
 use syn::punctuated::Punctuated;
 use syn::visit::{self, Visit};
 use syn::{Expr, Pat, Stmt, Token};
 
-const READ: &[&str] = &["src", "crates", "tests", "bench", "fuzz"];
 const REASON: &str = "// Named";
 
 /// What a macro is called with, as far as it is expressions or blocks of statements.
@@ -245,17 +241,9 @@ fn complaints(text: &str) -> Vec<(usize, String)> {
 
 #[test]
 fn a_closure_with_a_name_is_used_twice_and_a_let_binds_one_value() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut paths = Vec::new();
-    for directory in READ {
-        super::rust_files(&root.join(directory), &mut paths);
-    }
-    paths.sort();
-    assert!(paths.len() > 20, "found only {paths:?}");
     let mut broken = Vec::new();
-    for path in &paths {
-        let name = path.strip_prefix(root).unwrap().display();
-        let found = complaints(&fs::read_to_string(path).unwrap());
+    for (name, text) in super::all_rust_files() {
+        let found = complaints(&text);
         broken.extend(found.into_iter().map(|(line, what)| format!("{name}:{line}: {what}")));
     }
     assert!(broken.is_empty(), "{} locals break the house rules:\n{}", broken.len(), broken.join("\n"));

@@ -149,6 +149,22 @@ fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// All Rust files of the repository, sorted: name and text of each.
+fn all_rust_files() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = Vec::new();
+    for directory in ["src", "crates", "tests", "bench", "fuzz"] {
+        rust_files(&root.join(directory), &mut paths);
+    }
+    paths.sort();
+    assert!(paths.len() > 20, "found only {paths:?}");
+    let files = paths.iter().map(|path| {
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+        (name.to_owned(), fs::read_to_string(path).unwrap())
+    });
+    files.collect()
+}
+
 /// Every house rule that `text`, the file `name` of the repository, breaks.
 fn check(name: &str, text: &str) -> Vec<String> {
     let source = match Source::read(name, text) {
