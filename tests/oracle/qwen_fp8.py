@@ -3,37 +3,38 @@
     python tests/oracle/qwen_fp8.py    seconds on a CPU, after qwen.py; the result is committed
 
 diffusers' transformer with each 8-bit layer replaced by LightX2V's arithmetic (`MMWeightWfp8channelAfp8channeldynamicSgl`): each token over its largest
-magnitude / 448, rounded to e4m3; the product rounded to bf16, times both scales, plus the bias. All else is in double precision (`exact`), and once
-more in f32 (`f32`). A last bit of f32 decides here and there to which side a token's value is rounded, and that is a sixteenth of the value: how far
-both are apart is how far another order of the same sums may be from the first.
+magnitude / 448, rounded to e4m3; the product rounded to bf16, times both scales, plus the bias. All in double precision (`exact`), and six times more
+with inputs that are off by 3e-6 of themselves, as far as another order of f32's sums goes (`runs`). Last bits decide here and there to which side a
+value is rounded, and that is a sixteenth of the value: how far the runs are from the first is how far a right implementation may be.
 """
 
 import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
-from qwen import HERE, LIGHTNING, forward, pipeline_of
+from qwen import HERE, LIGHTNING, forward, normals, pipeline_of
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+OFF = 3e-6
 SPELLINGS = ("channel", "channel_flat", "tensor", "bare")
 
 
 class Rounded(nn.Module):
     """A linear layer with an 8-bit weight (out, in) and its scale, (out, 1) or one number."""
 
-    def __init__(self, bits, scale, bias, low_rank, dtype):
+    def __init__(self, bits, scale, bias, low_rank):
         super().__init__()
-        self.bits, self.scale, self.bias = bits.to(dtype), scale.flatten().to(dtype), bias.to(dtype)
+        self.bits, self.scale, self.bias = bits.double(), scale.flatten().double(), bias.double()
         self.low_rank = low_rank
 
     def forward(self, tokens):
-        # The scale is f32's: it is what is divided by, in either precision.
+        # The scale is f32's, and so is what is divided by it.
         scale = (tokens.float().abs().amax(-1, keepdim=True) / 448).clamp(min=1e-12)
         rounded = (tokens.float() / scale).to(torch.float8_e4m3fn).to(tokens.dtype)
         product = (rounded @ self.bits.T).to(torch.bfloat16).to(tokens.dtype)
         output = product * scale.to(tokens.dtype) * self.scale + self.bias
         # A LoRA's matrices stand beside the weight, and get the tokens as they are.
         for down, up in self.low_rank:
-            output = output + tokens @ down.to(tokens.dtype).T @ up.to(tokens.dtype).T
+            output = output + tokens @ down.double().T @ up.double().T
         return output
 
 
@@ -47,31 +48,39 @@ def low_rank(lora):
     return {name: [(module.lora_A[lora].weight, module.lora_B[lora].weight * module.scaling[lora])] for name, module in adapted.items()}
 
 
-def rounded(spelling, beside, dtype):
+def rounded(spelling, beside):
     """The transformer of a fixture's file, with `Rounded` where the file has 8 bits, and these matrices beside them."""
     tensors = load_file(HERE / f"fp8/{spelling}.safetensors")
     tensors = {name.removeprefix("model.diffusion_model."): value for name, value in tensors.items()}
-    transformer = QwenImageTransformer2DModel.from_pretrained(HERE / "edit/transformer", torch_dtype=torch.float32).to(dtype).eval()
+    transformer = QwenImageTransformer2DModel.from_pretrained(HERE / "edit/transformer", torch_dtype=torch.float32).double().eval()
     for name, bits in tensors.items():
         if bits.dtype != torch.float8_e4m3fn or not name.endswith(".weight"):
             continue
         module = name.removesuffix(".weight")
         scale = tensors.get(f"{module}.weight_scale", tensors.get(f"{module}.scale_weight", torch.tensor(1.0)))
         above, _, last = module.rpartition(".")
-        setattr(transformer.get_submodule(above), last, Rounded(bits, scale, tensors[f"{module}.bias"], beside.pop(module, []), dtype))
+        setattr(transformer.get_submodule(above), last, Rounded(bits, scale, tensors[f"{module}.bias"], beside.pop(module, [])))
     assert not beside, f"a LoRA adapts layers that are not in 8 bits: {beside.keys()}"
     return transformer
+
+
+def seen(transformer, inputs):
+    inputs = dict(inputs)
+    forward(transformer, inputs, "seen")
+    return inputs["seen"]
 
 
 @torch.no_grad()
 def main():
     given, out = load_file(HERE / "expected.safetensors"), {}
-    for precision, dtype in (("exact", torch.float64), ("f32", torch.float32)):
-        inputs = {name: given[name].to(dtype) for name in ("text/positive", "forward/tokens")}
-        for spelling in SPELLINGS:
-            forward(rounded(spelling, {}, dtype), inputs, f"{spelling}/{precision}")
-        forward(rounded("channel", low_rank("lightning"), dtype), inputs, f"channel_lightning/{precision}")
-        out |= {name: value.float().contiguous() for name, value in inputs.items() if name.endswith(precision)}
+    given = {name: given[name].double() for name in ("text/positive", "forward/tokens")}
+    for name in (*SPELLINGS, "channel_lightning"):
+        spelling, _, lora = name.partition("_light")
+        transformer = rounded(spelling, low_rank("lightning") if lora else {})
+        out[f"{name}/exact"] = seen(transformer, given)
+        runs = [seen(transformer, {key: value * (1 + normals(value.shape, seed, OFF).double()) for key, value in given.items()}) for seed in range(6)]
+        out[f"{name}/runs"] = torch.stack(runs)
+    out = {name: value.float().contiguous() for name, value in out.items()}
     save_file(out, HERE / "rounded.safetensors")
     (HERE / "rounded.safetensors").chmod(0o644)
 

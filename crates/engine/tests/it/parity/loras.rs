@@ -102,7 +102,7 @@ fn lora(name: &str, scale: f64) -> LoraFile {
 }
 
 /// Text states of the prompt, and what the UNet makes of fixed latents.
-fn look(engine: &StableDiffusion, reference: &Reference) -> (Tensor, Tensor) {
+pub(super) fn look(engine: &StableDiffusion, reference: &Reference) -> (Tensor, Tensor) {
     let states = engine.encode_prompt(PROMPT, None, &Inversions::default()).expect("states");
     let noise =
         engine.predict_noise(reference.get("unet/1x9x13/latents"), TIMESTEP, &states, 1.0, Tiling::default()).expect("noise");
