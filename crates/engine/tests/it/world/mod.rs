@@ -90,12 +90,8 @@ fn counted_steps() {
     let checkpoint = std::env::var("ATELIER_TEST_MODEL").map_or_else(|_| model(""), PathBuf::from);
     let dtype = device::default_dtype(&crate::device());
     let mut engine = StableDiffusion::load(&Settings::new(checkpoint, dtype, crate::device())).unwrap();
-    let counted = GenerateRequest {
-        steps,
-        width_px: side_px,
-        height_px: side_px,
-        ..request("a red mug on the beach", 1, None)
-    };
+    let counted =
+        GenerateRequest { steps, width_px: side_px, height_px: side_px, ..request("a red mug on the beach", 1, None) };
     let images = engine.generate(&counted, &Watch::new(|_| ())).unwrap();
     assert_eq!(images.len(), 1);
 }
