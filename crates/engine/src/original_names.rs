@@ -40,10 +40,12 @@ const RESIDUAL: [(&str, &str); 6] = [
     ("conv_shortcut", "skip_connection"),
 ];
 
-const OUTSIDE: [(&str, &str); 5] = [
+const OUTSIDE: [(&str, &str); 7] = [
     ("conv_in", "input_blocks.0.0"),
     ("time_embedding.linear_1", "time_embed.0"),
     ("time_embedding.linear_2", "time_embed.2"),
+    ("add_embedding.linear_1", "label_emb.0.0"),
+    ("add_embedding.linear_2", "label_emb.0.2"),
     ("conv_norm_out", "out.0"),
     ("conv_out", "out.2"),
 ];
@@ -256,7 +258,7 @@ mod tests {
             assert_eq!(layout().old_name(new).as_deref(), Some(old), "{new}");
             assert_eq!(layout().new_name(old).as_deref(), Some(new), "{old}");
         }
-        assert_eq!(layout().old_name("add_embedding.linear_1"), None);
+        assert_eq!(layout().old_name("encoder_hid_proj.linear_1"), None);
         assert_eq!(layout().new_name("input_blocks.1.0.in_layers.7"), None);
     }
 
