@@ -224,6 +224,12 @@ def few_steps(pipeline, out):
             generated = pipeline(PROMPT, width=104, height=72, num_inference_steps=steps, guidance_scale=guidance,
                                  generator=torch.Generator().manual_seed(42), output_type="np").images  # fmt: skip
             out[f"trailing/{steps}/{guidance}"] = pixels(generated)
+    # What a job can say of SDXL itself, which begins with a little more noise.
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="leading")
+    for timesteps in ([999], [999, 499], [999, 749, 499, 249]):
+        generated = pipeline(PROMPT, width=104, height=72, timesteps=timesteps, guidance_scale=0.0,
+                             generator=torch.Generator().manual_seed(42), output_type="np").images  # fmt: skip
+        out[f"listed/{len(timesteps)}"] = pixels(generated)
 
 
 @torch.no_grad()

@@ -210,6 +210,26 @@ pub(super) fn open_clip_name(old: &str) -> Option<String> {
     Some(format!("encoder.layers.{number}.{new}{}", &part[old.len()..]))
 }
 
+/// What the VAE's attention was called before diffusers 0.17.
+const OLD_NAMES: [(&str, &str); 4] =
+    [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+
+/// One name for what different versions of diffusers and transformers call differently.
+pub(super) fn canonical(name: &str) -> String {
+    if name.starts_with("vae.") {
+        return OLD_NAMES.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new));
+    }
+    match name.split_once('.') {
+        // Transformers 5 leaves the prefix out.
+        Some((encoder @ ("text_encoder" | "text_encoder_2"), bare))
+            if !bare.starts_with("text_model.") && !bare.starts_with("text_projection.") =>
+        {
+            format!("{encoder}.text_model.{bare}")
+        }
+        _ => name.to_owned(),
+    }
+}
+
 /// Replaces `old` where it stands between dots.
 fn replaced_part(name: &str, old: &str, new: &str) -> String {
     format!(".{name}.").replace(&format!(".{old}."), &format!(".{new}.")).trim_matches('.').to_owned()

@@ -2,10 +2,11 @@
 //!
 //! The correspondence is that of diffusers' `loaders/single_file_utils.py`.
 
-use candle_core::Result;
+use std::collections::HashMap;
 
-use super::original_names::{Layout, open_clip_name, vae_name};
-use super::weights::{Tensors, canonical};
+use candle_core::{Result, Tensor};
+
+use super::original_names::{Layout, canonical, open_clip_name, vae_name};
 
 /// What is expected in the file.
 pub(super) struct SingleFile {
@@ -90,8 +91,8 @@ impl SingleFile {
 }
 
 /// What `OpenCLIP` keeps otherwise than transformers: the three projections of attention in one matrix, and the pooled text's turned over.
-pub(super) fn as_transformers_has_them(read: &Tensors) -> Result<Tensors> {
-    let mut tensors = Tensors::with_capacity(read.len());
+pub(super) fn as_transformers_has_them(read: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+    let mut tensors = HashMap::with_capacity(read.len());
     for (name, tensor) in read {
         if let Some((layer, kind)) = name.split_once(JOINED) {
             for (part, values) in ["q_proj", "k_proj", "v_proj"].iter().zip(tensor.chunk(3, 0)?) {

@@ -13,6 +13,7 @@ use safetensors::Dtype;
 use super::EngineError;
 use super::json_config::shards;
 use super::loader::read_all;
+use super::original_names::canonical;
 use super::single_file::{SingleFile, as_transformers_has_them};
 use super::stored::{Stored, is_read};
 use super::tensor_file::{PACKED, TensorFile};
@@ -26,10 +27,6 @@ pub(super) type Shapes = HashMap<String, Vec<usize>>;
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 const PICKLES: &str =
     "pickles (.bin, .ckpt, .pt) are not read, for they can run code: save the model with safe_serialization=True";
-/// What the VAE's attention was called before diffusers 0.17.
-const OLD_NAMES: [(&str, &str); 4] =
-    [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
-
 /// What 8-bit weights with scales have next to them (`ComfyUI`, `LightX2V`).
 const SCALES: [&str; 4] = [".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8"];
 
@@ -302,22 +299,6 @@ impl Named {
             let info = self.file.info(name)?;
             Some((ours, Stored { file: &self.file, info }))
         })
-    }
-}
-
-/// One name for what different versions of diffusers and transformers call differently.
-pub(super) fn canonical(name: &str) -> String {
-    if name.starts_with("vae.") {
-        return OLD_NAMES.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new));
-    }
-    match name.split_once('.') {
-        // Transformers 5 leaves the prefix out.
-        Some((encoder @ ("text_encoder" | "text_encoder_2"), bare))
-            if !bare.starts_with("text_model.") && !bare.starts_with("text_projection.") =>
-        {
-            format!("{encoder}.text_model.{bare}")
-        }
-        _ => name.to_owned(),
     }
 }
 

@@ -38,7 +38,7 @@ const TESTS: &[(&str, &[&str])] = &[
         "UNets with other numbers",
         &["E/parity/sdxl.rs parity_of_sdxl_images", "E/engine/sdxl.rs a_checkpoint_that_cannot_be_sdxl_is_refused_in_words"],
     ),
-    ("A checkpoint in one file has", &["E/parity/sdxl_adapters.rs parity_of_one_sdxl_file"]),
+    ("One file of all weights", &["E/parity/sdxl_adapters.rs parity_of_one_sdxl_file"]),
     ("A job may say `original_size`", &["E/parity/sdxl.rs parity_of_sdxl_images"]),
     ("An empty negative prompt", &["E/parity/sdxl.rs parity_of_sdxl_texts"]),
     ("With f16 the VAE", &["E/engine/sdxl.rs the_vae_computes_in_f32_where_its_settings_ask_for_it"]),
@@ -57,7 +57,7 @@ const TESTS: &[(&str, &[&str])] = &[
             "E/parity/sdxl_adapters.rs parity_of_sdxl_prompts_by_the_rules_of_lpw",
         ],
     ),
-    ("Models and LoRAs of a few steps", &["E/parity/sdxl_adapters.rs parity_of_few_trailing_steps"]),
+    ("Models of a few steps", &["E/parity/sdxl_adapters.rs parity_of_few_trailing_steps"]),
     (
         "`plain`, the default",
         &[

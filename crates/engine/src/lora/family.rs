@@ -55,9 +55,9 @@ fn of_file(file: &TensorFile) -> Option<&'static str> {
     let flat: Vec<String> = keys.iter().map(|key| key.replace('.', "_")).collect();
     let by_name = MARKS.iter().find(|(mark, _)| flat.iter().any(|key| key.contains(mark))).map(|(_, family)| *family);
     by_name.or_else(|| flat.iter().any(|key| is_of_deep_transformer(key)).then_some(XL)).or_else(|| {
-        let is_text = |key: &&String| key.contains("attn2") && (key.contains("to_k") || key.contains("to_v"));
-        let widths = keys.iter().filter(is_text).filter_map(|key| file.info(key)?.shape.get(1).copied());
-        widths.into_iter().find_map(|width| WIDTHS.iter().find(|(known, _)| *known == width).map(|(_, family)| *family))
+        let of_text = keys.iter().filter(|key| key.contains("attn2") && (key.contains("to_k") || key.contains("to_v")));
+        let mut widths = of_text.filter_map(|key| file.info(key)?.shape.get(1).copied());
+        widths.find_map(|width| WIDTHS.iter().find(|(known, _)| *known == width).map(|(_, family)| *family))
     })
 }
 

@@ -19,12 +19,12 @@ const SHOWN: usize = 3;
 #[derive(Debug, Default)]
 pub struct Inversions {
     /// For each text encoder; none where there are no words.
-    encoders: Vec<Words>,
+    encoders: Vec<EncoderWords>,
 }
 
 /// The words that one text encoder learns.
 #[derive(Debug)]
-pub(super) struct Words {
+pub(super) struct EncoderWords {
     pub(super) learned_words: Vec<LearnedWord>,
     /// (vectors, hidden), f32: those of the first word, of the second, and so on.
     pub(super) vectors: Tensor,
@@ -86,17 +86,17 @@ impl Inversions {
         if words.is_empty() {
             return Ok(Self::default());
         }
-        let encoders = (0..hidden.len()).map(|encoder| Words::of(&words, encoder));
+        let encoders = (0..hidden.len()).map(|encoder| EncoderWords::of(&words, encoder));
         Ok(Self { encoders: encoders.collect::<candle_core::Result<_>>()? })
     }
 
     /// What text encoder `encoder` learns.
-    pub(super) fn of(&self, encoder: usize) -> Option<&Words> {
+    pub(super) fn of(&self, encoder: usize) -> Option<&EncoderWords> {
         self.encoders.get(encoder)
     }
 }
 
-impl Words {
+impl EncoderWords {
     /// `words`: text, the vectors of each text encoder, and where they are from.
     fn of(words: &[(String, Vec<Tensor>, Origin)], encoder: usize) -> candle_core::Result<Self> {
         let mut learned_words = Vec::new();

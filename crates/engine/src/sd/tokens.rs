@@ -14,14 +14,14 @@ use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::tokenizer::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use super::chunks::{Chunk, Run};
-use super::inversion::Words;
+use super::inversion::EncoderWords;
 use super::weighting::{Emphasis, segments};
 use crate::EngineError;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
-/// Words, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
+/// EncoderWords, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// Tokens of a weighted prompt at most: 2,000 characters of any alphabet are fewer.
@@ -67,7 +67,7 @@ impl PromptTokenizer {
     ///
     /// # Errors
     /// [`EngineError::Embedding`], or [`EngineError::Lora`] of a bundled word, when it is one of the model's own tokens.
-    pub(super) fn learn(&self, words: &Words, vocabulary: u32) -> Result<Self, EngineError> {
+    pub(super) fn learn(&self, words: &EncoderWords, vocabulary: u32) -> Result<Self, EngineError> {
         let mut tokenizer = self.tokenizer.clone();
         let mut learned = HashMap::new();
         let mut next = vocabulary;

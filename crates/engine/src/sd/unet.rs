@@ -129,8 +129,8 @@ impl MidBlock {
     fn new(config: &UnetConfig, channels: usize, vb: &VarBuilder) -> Result<Self> {
         let resnet = |layer: usize| ResnetBlock::new(channels, channels, resnets(config), &vb.pp("resnets").pp(layer));
         let last = config.block_out_channels.len() - 1;
-        let blocks = |layer| config.transformer_layers_per_block.at(last, layer);
-        Ok(Self { before: resnet(0)?, attentions: transformers(config, last, 1, &blocks, vb)?, after: resnet(1)? })
+        let attentions = transformers(config, last, 1, &|layer| config.transformer_layers_per_block.at(last, layer), vb)?;
+        Ok(Self { before: resnet(0)?, attentions, after: resnet(1)? })
     }
 
     fn forward(&self, hidden: &Tensor, time: &Tensor, text: &Tensor) -> Result<Tensor> {
@@ -206,13 +206,16 @@ fn transformers(
     blocks: &dyn Fn(usize) -> usize,
     vb: &VarBuilder,
 ) -> Result<Vec<SpatialTransformer>> {
-    let transformer = |layer| TransformerConfig {
-        channels: config.block_out_channels[index],
-        heads: config.heads(index),
-        layers: blocks(layer),
-        text_channels: config.cross_attention_dim,
-        groups: config.norm_num_groups,
-        linear_projection: config.use_linear_projection,
-    };
-    (0..count).map(|layer| SpatialTransformer::new(transformer(layer), &vb.pp("attentions").pp(layer))).collect()
+    let each = (0..count).map(|layer| {
+        let transformer = TransformerConfig {
+            channels: config.block_out_channels[index],
+            heads: config.heads(index),
+            layers: blocks(layer),
+            text_channels: config.cross_attention_dim,
+            groups: config.norm_num_groups,
+            linear_projection: config.use_linear_projection,
+        };
+        SpatialTransformer::new(transformer, &vb.pp("attentions").pp(layer))
+    });
+    each.collect()
 }

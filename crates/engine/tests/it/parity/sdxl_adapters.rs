@@ -175,18 +175,19 @@ fn parity_of_few_trailing_steps() {
     let mut engine = StableDiffusion::load(&settings).expect("loads");
     let mut listed = load(&directory());
     let mut stage = Stage::new("sdxl, few trailing steps, 8 bit");
-    for (steps, timesteps) in [(1, vec![999]), (2, vec![999, 499]), (4, vec![999, 749, 499, 249]), (8, vec![])] {
+    for steps in [1, 2, 4, 8] {
         for guidance_scale in [0.0, 1.0] {
             let case = format!("trailing/{steps}/{guidance_scale:?}");
-            let mut request = request(steps, guidance_scale, "");
-            let ours = generated(&mut engine, &request);
+            let ours = generated(&mut engine, &request(steps, guidance_scale, ""));
             stage.note(&case, f64::from(largest_step(&ours, &bytes(reference.get(&case)))));
-            // A job can say the same of a model that is laid out otherwise: a LoRA of Lightning or Hyper over SDXL itself.
-            if !timesteps.is_empty() {
-                request.sampling.timesteps = Some(timesteps.clone());
-                assert_eq!(generated(&mut listed, &request), ours, "{case}");
-            }
         }
+    }
+    // A job can say as much of a model that is laid out otherwise: a LoRA of Lightning or Hyper over SDXL itself.
+    for timesteps in [vec![999], vec![999, 499], vec![999, 749, 499, 249]] {
+        let case = format!("listed/{}", timesteps.len());
+        let mut request = request(timesteps.len() as u32, 0.0, "");
+        request.sampling.timesteps = Some(timesteps);
+        stage.note(&case, f64::from(largest_step(&generated(&mut listed, &request), &bytes(reference.get(&case)))));
     }
     stage.finish(RelativeError(f64::from(PIXEL)));
 }
