@@ -84,7 +84,7 @@ fn loras(engine: &mut StableDiffusion, half: &Reference) {
         let states = engine.encode_prompt(PROMPT, None, &Inversions::default()).expect("states");
         let each = for_each(latents.dim(0).expect("images"), &states);
         let noise = engine.predict_noise(latents, 500.0, &each, 1.0, Tiling::default()).expect("noise");
-        for (part, ours) in [("text", &states.positive), ("unet", &noise)] {
+        for (part, ours) in [("text", &states.positive.states), ("unet", &noise)] {
             let key = format!("lora/{mix}/{part}");
             let exact = values(half.get(&format!("{key}/whole")));
             let theirs = values(half.get(&format!("{key}/half")));
