@@ -40,11 +40,11 @@ pub(super) struct Submission {
 pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<Submission, Problem> {
     let kinds: &[Kind] = if takes == Takes::Generate { &[Kind::Json] } else { &[Kind::Json, Kind::Form] };
     let settings = &http.settings;
-    let limit_bytes = |kind| {
+    let admitted = admit(http, request, kinds, |kind| {
         let is_job = kind == Kind::Json && takes == Takes::Generate;
         if is_job { settings.max_job_bytes } else { settings.max_upload_bytes }
-    };
-    let Admitted { request, kind, limit_bytes, origin } = admit(http, request, kinds, limit_bytes).await?;
+    });
+    let Admitted { request, kind, limit_bytes, origin } = admitted.await?;
     let order = if kind == Kind::Form {
         let multipart = body::multipart(request, limit_bytes).await?;
         let form = body::in_time(settings, form::read(multipart, settings, takes)).await?;

@@ -27,7 +27,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// What went wrong with the job.
-pub(super) async fn whole(http: &Http, running: Running, wanted: &Wanted) -> Result<Response, Problem> {
+pub(super) async fn json(http: &Http, running: Running, wanted: &Wanted) -> Result<Response, Problem> {
     let id = running.id.clone();
     let images = finished(http, running, wanted).await?;
     let mut body = described(wanted, &images);
@@ -45,7 +45,7 @@ pub(super) fn stream(http: Arc<Http>, running: Running, wanted: Wanted) -> Respo
     let id = running.id.clone();
     let events = stream::once(async move {
         match finished(&http, running, &wanted).await {
-            Ok(images) => images.into_iter().map(|image| completed(&wanted, image)).collect(),
+            Ok(images) => images.iter().map(|image| completed(&wanted, image)).collect(),
             Err(problem) => vec![event("error", &errors::of(problem))],
         }
     });
@@ -94,8 +94,8 @@ fn described(wanted: &Wanted, images: &[Finished]) -> Value {
     json!({ "background": "opaque", "output_format": wanted.output_format, "quality": wanted.quality.name(), "size": size })
 }
 
-fn completed(wanted: &Wanted, image: Finished) -> Event {
-    let mut body = described(wanted, std::slice::from_ref(&image));
+fn completed(wanted: &Wanted, image: &Finished) -> Event {
+    let mut body = described(wanted, std::slice::from_ref(image));
     let name = wanted.endpoint.completed();
     body["type"] = name.into();
     body["created_at"] = unix_s().into();

@@ -75,7 +75,7 @@ async fn run(
     let (draft, wanted) = parameters::read(endpoint, given, origin.key.as_ref(), &http)?;
     let submission = submission::from_draft(&http, Draft { images, ..draft }, origin).await?;
     let running = infer::begin(&http, submission).await?;
-    if wanted.stream { Ok(answer::stream(http, running, wanted)) } else { answer::whole(&http, running, &wanted).await }
+    if wanted.stream { Ok(answer::stream(http, running, wanted)) } else { answer::json(&http, running, &wanted).await }
 }
 
 async fn models(State(http): State<Arc<Http>>) -> Json<Value> {

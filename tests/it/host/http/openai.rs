@@ -149,7 +149,8 @@ async fn what_is_wrong_is_said_in_openais_shape_by_openais_names() {
     front.snapshot.send_modify(|snapshot| snapshot.free = 0);
     let response = front.request(Method::POST, GENERATIONS).json(&json!({ "prompt": "a mug" })).send().await.unwrap();
     assert!(response.headers().contains_key("retry-after"), "clients wait so long");
-    let (status, body) = (response.status(), json_of(response).await);
+    let status = response.status();
+    let body = json_of(response).await;
     assert_eq!((status, &body["error"]["type"]), (StatusCode::TOO_MANY_REQUESTS, &json!("rate_limit_error")), "{body}");
 }
 
@@ -191,9 +192,10 @@ async fn a_transparent_mask_is_a_white_one() {
     let start = generate.start.as_ref().unwrap();
     // The image's shape, 2 to 1, with about as many pixels as the model's own size.
     let own = contract();
-    let (width, height) = (generate.size.width_px(), generate.size.height_px());
-    let (pixels, wanted) = (f64::from(width * height), f64::from(own.width.get() * own.height.get()));
-    assert!((1.9..2.1).contains(&(f64::from(width) / f64::from(height))) && (0.9..1.1).contains(&(pixels / wanted)));
+    let width = f64::from(generate.size.width_px());
+    let height = f64::from(generate.size.height_px());
+    let pixels = f64::from(own.width.get() * own.height.get());
+    assert!((1.9..2.1).contains(&(width / height)) && (0.9..1.1).contains(&(width * height / pixels)));
     let key =
         start.mask.as_ref().unwrap().to_string().split_once("/inputs/").map(|(_, rest)| format!("inputs/{rest}")).unwrap();
     let mask: GrayImage = image::open(front.bucket.path(&key)).unwrap().into_luma8();
