@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::JobId;
 
 /// [`JobError::code`] of a request under another job's id.
-const CONFLICT: &str = "conflict";
+pub const CONFLICT: &str = "conflict";
 
 pub type Cause = Box<dyn StdError + Send + Sync>;
 

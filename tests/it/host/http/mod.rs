@@ -4,6 +4,7 @@ mod doors;
 mod idempotency;
 mod infer;
 mod jobs;
+mod openai;
 mod openapi;
 mod openapi_clients;
 mod promises;
