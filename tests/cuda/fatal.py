@@ -58,8 +58,8 @@ class Host:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.read().decode()
 
-    def status(self, job):
-        return json.loads(self.ask(f"/jobs/{job}"))["status"]
+    def state(self, job):
+        return json.loads(self.ask(f"/jobs/{job}"))["state"]
 
 
 def exports_of(demo, log):
@@ -98,7 +98,7 @@ def check(atelier, environment, work, log):
         if (work / "failed").exists():
             fail("the device broke while the model was loaded: raise WARM_UP_LAUNCHES", log)
         host.ask("/generate", {"job_id": "broken", "prompt": "a red mug on the beach", "steps": 10})
-        end = wait_for("end of the job", lambda: (status := host.status("broken")) in ("complete", "failed") and status or None, log)
+        end = wait_for("end of the job", lambda: (state := host.state("broken")) in ("complete", "failed") and state or None, log)
         if not (work / "failed").exists():
             fail("the device never broke: lower WARM_UP_LAUNCHES", log)
         if end != "complete" or restarts(host) != {"fatal_device": 1.0}:
