@@ -39,9 +39,15 @@ echo 'a device without 8-bit products: weights are made whole'
 demo SIMCUDA_CAP=80
 [ $status -eq 0 ] && grep -q '8 images and contact-sheet.png' "$work/said" || failed 'the demo on 8.0'
 
-echo 'too little memory for the demo'
-for mib in 2 12 24 40; do
-    demo SIMCUDA_MIB=$mib
+echo 'newer devices, nothing computed'
+for cap in 86 89 100 120; do
+    demo SIMCUDA_CAP=$cap SIMCUDA_MODE=dry
+    [ $status -eq 0 ] && grep -q '8 images and contact-sheet.png' "$work/said" || failed "the demo on $cap"
+done
+
+echo 'too little memory for the demo, nothing computed'
+for mib in 2 12 24 40 200; do
+    demo SIMCUDA_MIB=$mib SIMCUDA_MODE=dry
     [ $status -lt 126 ] || failed "a device of $mib MiB: status $status"
     [ $status -eq 0 ] || grep -qi 'out.of.memory' "$work/said" || failed "a device of $mib MiB: no word of memory"
 done
@@ -63,6 +69,6 @@ done
 [ $status -eq 0 ] || failed '6,000 MiB are enough'
 
 echo 'a device that breaks'
-demo SIMCUDA_FAIL_AFTER=3000
-[ $status -ne 0 ] && grep -q 'the device failed' "$work/said" || failed 'a broken device'
+demo SIMCUDA_FAIL_AFTER=3000 SIMCUDA_MODE=dry
+[ $status -ne 0 ] && grep -q 'the GPU failed' "$work/said" || failed 'a broken device'
 python3 "$here/fatal.py" "$atelier" "$device"
