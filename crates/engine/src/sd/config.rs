@@ -1,6 +1,6 @@
 //! Sizes of a Stable Diffusion checkpoint, as its own JSON files state them.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// `unet/config.json`, diffusers' `UNet2DConditionModel`.
 #[derive(Debug, Clone, Deserialize)]
@@ -28,9 +28,9 @@ pub struct UnetConfig {
     /// On the way up, from the innermost; none: as on the way down.
     #[serde(default)]
     pub reverse_transformer_layers_per_block: Option<TransformerLayers>,
-    /// Whether there is a block in the middle (Segmind's Vega has none).
-    #[serde(default = "cross_attention")]
-    pub mid_block_type: Option<MidBlockType>,
+    /// Whether there is a block in the middle (Segmind's Vega has none); without one the way up begins where the way down ends.
+    #[serde(rename = "mid_block_type", default = "yes", deserialize_with = "is_there")]
+    pub has_mid_block: bool,
     #[serde(default = "thirty_two")]
     pub norm_num_groups: usize,
     /// Of the residual blocks; the transformers have their own.
@@ -108,12 +108,6 @@ pub enum DownBlockType {
 pub enum UpBlockType {
     CrossAttnUpBlock2D,
     UpBlock2D,
-}
-
-/// Of the block in the middle; without one the way up begins where the way down ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum MidBlockType {
-    UNetMidBlock2DCrossAttn,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -266,8 +260,9 @@ fn one() -> TransformerLayers {
     TransformerLayers::All(1)
 }
 
-fn cross_attention() -> Option<MidBlockType> {
-    Some(MidBlockType::UNetMidBlock2DCrossAttn)
+/// Whether the key names a class and not null.
+fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Option::<String>::deserialize(deserializer).map(|class| class.is_some())
 }
 
 fn five_hundred_twelve_wide() -> usize {

@@ -128,7 +128,7 @@ fn parity_of_sdxl_prompts_by_the_rules_of_lpw() {
     let reference = reference();
     let lpw = reading(PromptSyntax::Lpw);
     let mut stage = Stage::new("sdxl, lpw's prompts");
-    let long = format!("a bright (red:1.5){}(and a dog:0.25)", format!(" {}", "cat ".repeat(80)));
+    let long = format!("a bright (red:1.5) {}(and a dog:0.25)", "cat ".repeat(80));
     for (name, prompt, negative) in [
         ("lpw/weights", "a (small:1.3) [lighthouse] over (the sea)".to_owned(), "storm, dog".to_owned()),
         ("lpw/long", long, "storm, (dog:1.2)".to_owned()),
