@@ -3,6 +3,7 @@
 mod batches;
 mod cloud;
 mod conformance;
+mod desk;
 mod door;
 mod ends;
 mod failed;
@@ -14,10 +15,12 @@ mod protocol;
 mod rabbitmq;
 mod refused;
 mod settling;
+mod shelf;
 pub(crate) mod sqs;
 mod stored;
 mod survival;
 mod traces;
+mod twins;
 mod undelivered;
 mod unready;
 
