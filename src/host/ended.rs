@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn time_without_a_host_counts_unless_a_clock_was_set() {
-        let at = |hours| SystemTime::UNIX_EPOCH + Duration::from_hours(500_000 + hours);
+        let at = |hours: u64| SystemTime::UNIX_EPOCH + Duration::from_hours(500_000 + hours);
         let mut ended = EndedJob::complete(1);
         assert_eq!(ended.age(at(0)), Duration::ZERO, "nobody knows when it ended");
         ended.since(at(0));

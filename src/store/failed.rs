@@ -17,7 +17,6 @@ use sha2::{Digest as _, Sha256};
 use super::error::Failure;
 use super::once::FAILED;
 use super::{FINGERPRINT_IN_KEY, Store};
-use crate::clock::later;
 use crate::job::Job;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Problem, RetryPolicy};
@@ -105,11 +104,11 @@ impl Store {
         for object in list.contents() {
             let modified = object.last_modified().and_then(|modified| SystemTime::try_from(*modified).ok());
             let (Some(key), Some(modified)) = (object.key(), modified) else { continue };
-            if later(modified, OPEN_FOR) < began {
+            if modified.checked_add(OPEN_FOR).is_some_and(|end| end < began) {
                 continue;
             }
             let Some(failed) = self.note(job, key).await? else { continue };
-            if failed.stage == Stage::Open || modified >= later(began, CLOCK_STEP) {
+            if failed.stage == Stage::Open || began.checked_add(CLOCK_STEP).is_some_and(|soon| modified >= soon) {
                 return Ok(Some(failed));
             }
         }

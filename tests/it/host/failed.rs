@@ -14,8 +14,9 @@ fn notes(host: &HostProcess, id: &str) -> Vec<String> {
 
 /// How many of them say that their messages are settled.
 fn settled(host: &HostProcess, id: &str) -> usize {
-    let read = |name: &String| std::fs::read_to_string(host.bucket.path(&format!("generations/{id}/{name}")));
-    notes(host, id).iter().filter(|name| read(name).is_ok_and(|note| note.contains(r#""stage": "settled""#))).count()
+    let notes = notes(host, id).into_iter().map(|name| host.bucket.path(&format!("generations/{id}/{name}")));
+    let texts = notes.filter_map(|note| std::fs::read_to_string(note).ok());
+    texts.filter(|note| note.contains(r#""stage": "settled""#)).count()
 }
 
 #[tokio::test]

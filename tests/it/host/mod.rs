@@ -1,9 +1,9 @@
 //! `atelier host`, from its parts to whole processes, against real servers.
 
 mod batches;
+mod bench;
 mod cloud;
 mod conformance;
-mod desk;
 mod door;
 mod ends;
 mod failed;

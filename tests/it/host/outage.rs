@@ -162,7 +162,7 @@ async fn a_job_that_is_denied_for_long_comes_back_every_quarter_of_an_hour() {
         since.insert(0, char::from_digit((minute % 36) as u32, 36).unwrap());
         minute /= 36;
     }
-    let name = format!("{now_ms:013}~{now_ms:013}~0~unique+s{since}~denied");
+    let name = format!("{now_ms:013}~{now_ms:013}~0~unique+h{since}~denied");
     std::fs::write(host.directory.path().join("spool/waiting").join(name), job("denied").to_string()).unwrap();
     host.bucket.trouble(Trouble::Denied("/denied/"));
     host.restart();

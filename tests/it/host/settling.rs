@@ -14,7 +14,7 @@ use reqwest::Client;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::desk::{Desk, in_flight, in_flight_with, job_of};
+use super::bench::{Bench, in_flight, in_flight_with, job_of};
 use super::shelf::{Does, Shelf};
 use super::{HostProcess, WAIT_LIMIT, eventually, job};
 use crate::bucket::Trouble;
@@ -22,9 +22,9 @@ use crate::requests::contract;
 
 /// What a queue that does this is asked for one message that a function has taken.
 async fn asked(action: &'static str, does: Does) -> Vec<&'static str> {
-    let desk = Desk::open(|settings| settings.backend_api_url = None).await;
+    let bench = Bench::open(|settings| settings.backend_api_url = None).await;
     let shelf = Arc::new(Shelf::that(action, does));
-    desk.taken(&shelf, &job("job-1")).await;
+    bench.taken(&shelf, &job("job-1")).await;
     shelf.asked()
 }
 
@@ -41,27 +41,27 @@ async fn an_ack_that_is_not_taken_is_repeated_until_it_is() {
 /// Once, a message whose dead-letter queue was away for a moment stayed in flight for as long as its host lived.
 #[tokio::test]
 async fn a_dead_letter_that_is_not_taken_is_repeated_until_it_is() {
-    let desk = Desk::open(|_| ()).await;
+    let bench = Bench::open(|_| ()).await;
     let shelf = Arc::new(Shelf::that("dead_letter", Does::Away(4)));
     let problem = Problem::from(&JobError::HandlerDied { problem: "it died".into() });
-    desk.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::DeadLetter, 1, problem), None);
-    desk.settled().await;
+    bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::DeadLetter, 1, problem), None);
+    bench.settled().await;
     assert_eq!(shelf.asked(), ["dead_letter"; 5]);
     assert_eq!(shelf.reasons(), ["it died"]);
-    let told = desk.backend.accepted();
+    let told = bench.backend.accepted();
     assert_eq!(told.iter().map(|told| told.path.as_str()).collect::<Vec<_>>(), ["/api/webhooks/inference/failed"]);
 }
 
 /// The host ends, and the queue does not let the message wait: it must not come back as one that was never begun.
 #[tokio::test]
 async fn what_cannot_be_deferred_when_the_host_ends_is_put_back_with_its_attempt_counted() {
-    let desk = Desk::open(|_| ()).await;
-    desk.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
+    let bench = Bench::open(|_| ()).await;
+    bench.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
     let shelf = Arc::new(Shelf::that("defer", Does::Away(usize::MAX)));
     let problem = Problem::from(&JobError::HandlerDied { problem: "it died".into() });
-    desk.acknowledger.outbox.draining.cancel();
-    desk.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::Failed, 1, problem), None);
-    desk.settled().await;
+    bench.acknowledger.outbox.draining.cancel();
+    bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::Failed, 1, problem), None);
+    bench.settled().await;
     assert_eq!(shelf.asked(), ["defer", "retry"]);
 }
 
@@ -70,17 +70,17 @@ fn notification(message: Message) -> Notification {
 }
 
 /// Tells that a job is complete, by this notification, until its message is settled; the reasons of its dead letters.
-async fn given_up(desk: &Desk, notification: Notification) -> Vec<String> {
+async fn given_up(bench: &Bench, notification: Notification) -> Vec<String> {
     let shelf = Arc::new(Shelf::default());
-    desk.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::complete(1), Some(vec![notification]));
-    desk.settled().await;
+    bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::complete(1), Some(vec![notification]));
+    bench.settled().await;
     assert_eq!(shelf.asked(), ["dead_letter"], "it waits for nothing that does not come");
     shelf.reasons()
 }
 
 #[tokio::test]
 async fn a_notification_whose_image_is_gone_is_given_up_and_pauses_nobody() {
-    let desk = Desk::open(|_| ()).await;
+    let bench = Bench::open(|_| ()).await;
     let body = job("job-1");
     let image = StoredImage {
         bucket: atelier::demo::local::BUCKET.into(),
@@ -93,7 +93,7 @@ async fn a_notification_whose_image_is_gone_is_given_up_and_pauses_nobody() {
         sha256: None,
     };
     let record = super::http::record(&job_of(&body), image.clone());
-    desk.store.put_record(&job_of(&body).output.prefix, &record).await.unwrap();
+    bench.store.put_record(&job_of(&body).output.prefix, &record).await.unwrap();
     let result = AssetResult {
         job_id: "job-1".into(),
         requester: Requester::default(),
@@ -102,19 +102,20 @@ async fn a_notification_whose_image_is_gone_is_given_up_and_pauses_nobody() {
         inference_time_ms: 1,
         result: TryOnResult::Images(vec![image]),
     };
-    let reasons = given_up(&desk, notification(Message::AssetService(result))).await;
+    let reasons = given_up(&bench, notification(Message::AssetService(result))).await;
     assert!(reasons[0].starts_with("webhook_failed: ") && reasons[0].contains("gone/0.png does not exist"), "{reasons:?}");
-    assert!(!desk.acknowledger.store_health.is_away(), "the store is well");
+    assert!(!bench.acknowledger.store_health.is_away(), "the store is well");
 }
 
 #[tokio::test]
 async fn a_notification_that_this_host_has_no_address_for_is_given_up() {
-    let desk = Desk::open(|settings| settings.backend_api_url = None).await;
+    let bench = Bench::open(|settings| settings.backend_api_url = None).await;
     let body = job("job-1");
-    let record = super::http::record(&job_of(&body), desk.store.put_image(&job_of(&body), "t", 0, 8, 8, 1, "x").await.unwrap());
-    desk.store.put_record(&job_of(&body).output.prefix, &record).await.unwrap();
+    let record =
+        super::http::record(&job_of(&body), bench.store.put_image(&job_of(&body), "t", 0, 8, 8, 1, "x").await.unwrap());
+    bench.store.put_record(&job_of(&body).output.prefix, &record).await.unwrap();
     let backend = Message::Backend { kind: Kind::Complete, body: "{}".into() };
-    let reasons = given_up(&desk, notification(backend)).await;
+    let reasons = given_up(&bench, notification(backend)).await;
     assert!(reasons[0].contains("this host has no address for it"), "{reasons:?}");
 }
 
@@ -122,14 +123,14 @@ async fn a_notification_that_this_host_has_no_address_for_is_given_up() {
 #[tokio::test]
 async fn what_nobody_took_while_no_host_was_there_is_given_up_at_once() {
     for (sent_hours_ago, asked) in [(5, vec!["dead_letter"]), (0, vec!["defer"])] {
-        let desk = Desk::open(|settings| settings.give_up_after_hours = 4.0).await;
-        desk.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
+        let bench = Bench::open(|settings| settings.give_up_after_hours = 4.0).await;
+        bench.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
         let body = job("job-1");
-        let image = desk.store.put_image(&job_of(&body), "t", 0, 8, 8, 1, "x").await.unwrap();
+        let image = bench.store.put_image(&job_of(&body), "t", 0, 8, 8, 1, "x").await.unwrap();
         let ago = |hours| SystemTime::now() - Duration::from_hours(hours);
         let finished_at_s = ago(5).duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         let record = Record { finished_at_s, ..super::http::record(&job_of(&body), image) };
-        desk.store.put_record(&job_of(&body).output.prefix, &record).await.unwrap();
+        bench.store.put_record(&job_of(&body).output.prefix, &record).await.unwrap();
         let shelf = Arc::new(Shelf::default());
         let again = in_flight_with(&shelf, &body, |message| {
             message.attempt = 2;
@@ -137,29 +138,29 @@ async fn what_nobody_took_while_no_host_was_there_is_given_up_at_once() {
         });
         let (dispatcher, _cancels) = Dispatcher::new(1, 1, Arc::new(Jobs::default()));
         // What would wait here is handed back.
-        desk.acknowledger.outbox.draining.cancel();
-        desk.acknowledger.resume(again, dispatcher);
-        desk.settled().await;
+        bench.acknowledger.outbox.draining.cancel();
+        bench.acknowledger.resume(again, dispatcher);
+        bench.settled().await;
         assert_eq!(shelf.asked(), asked, "sent {sent_hours_ago} h ago");
-        assert_eq!(desk.backend.accepted().len(), 0);
+        assert_eq!(bench.backend.accepted().len(), 0);
     }
 }
 
 /// What lies where the record belongs is no record, and will be none.
 #[tokio::test]
 async fn a_failure_beside_an_unreadable_record_is_told_and_pauses_nobody() {
-    let desk = Desk::open(|_| ()).await;
-    let record = desk.bucket.path("generations/job-1/result.json");
+    let bench = Bench::open(|_| ()).await;
+    let record = bench.bucket.path("generations/job-1/result.json");
     std::fs::create_dir_all(record.parent().unwrap()).unwrap();
     std::fs::write(&record, "<html>no record</html>").unwrap();
     let shelf = Arc::new(Shelf::default());
     let problem = Problem::from(&JobError::HandlerDied { problem: "it died".into() });
-    desk.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::Failed, 1, problem), None);
-    desk.settled().await;
+    bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::Failed, 1, problem), None);
+    bench.settled().await;
     assert_eq!(shelf.asked(), ["ack"]);
-    let told = desk.backend.accepted();
+    let told = bench.backend.accepted();
     assert_eq!(told.iter().map(|told| told.path.as_str()).collect::<Vec<_>>(), ["/api/webhooks/inference/failed"]);
-    assert!(!desk.acknowledger.store_health.is_away());
+    assert!(!bench.acknowledger.store_health.is_away());
 }
 
 #[tokio::test]
@@ -168,8 +169,8 @@ async fn a_source_that_does_not_close_keeps_no_host_from_ending() {
     let stop = CancellationToken::new();
     stop.cancel();
     let (dispatcher, _cancels) = Dispatcher::new(1, 1, Arc::new(Jobs::default()));
-    let desk = Desk::open(|_| ()).await;
-    let ended = intake::run(shelf.clone(), desk.acknowledger.clone(), dispatcher, contract(), stop);
+    let bench = Bench::open(|_| ()).await;
+    let ended = intake::run(shelf.clone(), bench.acknowledger.clone(), dispatcher, contract(), stop);
     tokio::time::timeout(WAIT_LIMIT, ended).await.expect("half a minute is for the source to close");
     assert_eq!(shelf.asked(), ["close"]);
 }

@@ -4,7 +4,7 @@ use super::{Faults, Host, Life, MAX_ATTEMPTS, Note, Phase, Rules, Wish};
 
 impl Life {
     pub(super) fn host(self, host: usize, rules: Rules, steps: &mut Vec<(&'static str, Self)>) {
-        let Host { phase, message, has_lost_it, .. } = self.hosts[host];
+        let Host { phase, message, .. } = self.hosts[host];
         let faults = self.faults;
         let to = |phase: Phase, life: Self| life.at(host, phase);
         if phase != Phase::Idle && faults.kills > 0 {
@@ -51,22 +51,25 @@ impl Life {
             }
             Phase::TellComplete => self.tell(host, ("tell_complete", rules), Self { told_complete: true, ..self }, steps),
             Phase::NoteFailed | Phase::TellFailed => self.tell_failed(host, rules, steps),
-            Phase::Ack if has_lost_it => steps.push(("ack: not heard", to(Phase::Idle, self))),
-            Phase::Ack => {
-                let is_promise = message == self.second.unwrap_or(0);
-                let acked = Self { promised: self.promised && !is_promise, ..self };
-                // Of what failed it stays for those who began before: they have not looked for it yet.
-                let note = match self.messages[message].note {
-                    Note::Open if rules.settled_note_stays => Note::Settled,
-                    Note::Settled => Note::Settled,
-                    Note::None | Note::Open => Note::None,
-                };
-                steps.push((
-                    "ack",
-                    to(Phase::Idle, acked.with(message, |message| (message.note, message.ended) = (note, false))),
-                ));
-            }
+            Phase::Ack => self.ack(host, rules, steps),
         }
+    }
+
+    fn ack(self, host: usize, rules: Rules, steps: &mut Vec<(&'static str, Self)>) {
+        let Host { message, has_lost_it, .. } = self.hosts[host];
+        if has_lost_it {
+            return steps.push(("ack: not heard", self.at(host, Phase::Idle)));
+        }
+        let is_promise = message == self.second.unwrap_or(0);
+        let acked = Self { promised: self.promised && !is_promise, ..self };
+        // Of what failed it stays for those who began before: they have not looked for it yet.
+        let note = match self.messages[message].note {
+            Note::Open if rules.settled_note_stays => Note::Settled,
+            Note::Settled => Note::Settled,
+            Note::None | Note::Open => Note::None,
+        };
+        let acked = acked.with(message, |message| (message.note, message.ended) = (note, false));
+        steps.push(("ack", acked.at(host, Phase::Idle)));
     }
 
     fn generate(self, host: usize, (is_last, is_cancelled): (bool, bool), rules: Rules, steps: &mut Vec<(&'static str, Self)>) {

@@ -34,7 +34,7 @@ use crate::bucket::Bucket;
 use crate::requests::contract;
 use crate::stage::TOKEN;
 
-pub(crate) struct Desk {
+pub(crate) struct Bench {
     pub(crate) bucket: Bucket,
     pub(crate) backend: Backend,
     pub(crate) store: Arc<Store>,
@@ -42,7 +42,7 @@ pub(crate) struct Desk {
     _cache: TempDir,
 }
 
-impl Desk {
+impl Bench {
     /// What nobody takes is given up after three seconds. `change`: what is different from the default.
     pub(crate) async fn open(change: impl FnOnce(&mut notify::Settings)) -> Self {
         let bucket = Bucket::start().await;
