@@ -55,10 +55,12 @@ impl Workflow {
         let failed = FailedJob::new(job, Problem::from(error), dead_letter, notifications);
         let noting = async {
             self.store.put_failed(job, message, &failed).await?;
-            // What ends because its time is up has none to wait.
-            let is_late = matches!(error, JobError::DeadlineExceeded | JobError::ShuttingDown);
-            if !is_late && !failed.error.is_of_the_request() {
-                tokio::time::sleep(RECORD_WITHIN).await;
+            if !failed.error.is_of_the_request() {
+                // What is left of the invocation's time is for the look and the notification.
+                tokio::select! {
+                    () = tokio::time::sleep(RECORD_WITHIN) => {}
+                    _ = control.stopped(&job.id) => {}
+                }
             }
             Ok(())
         };
