@@ -8,7 +8,7 @@ use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, Watermar
 use crate::job::JobId;
 use crate::job::outcome::JobError;
 use crate::job::task::prompt::{Embedding, EmbeddingToken};
-use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, Sampling, Sigmas, Timesteps};
+use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, HeightWidth, Sampling, Sigmas, Timesteps, TopLeft};
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
 use crate::job::task::{
@@ -48,6 +48,9 @@ pub(super) struct Body {
     eta: Option<Eta>,
     guidance_rescale: Option<GuidanceRescale>,
     clip_skip: Option<ClipSkip>,
+    original_size: Option<HeightWidth>,
+    crops_coords_top_left: Option<TopLeft>,
+    target_size: Option<HeightWidth>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
@@ -102,6 +105,9 @@ impl Body {
             eta: self.eta,
             guidance_rescale: self.guidance_rescale,
             clip_skip: self.clip_skip,
+            original_size: self.original_size,
+            crops_coords_top_left: self.crops_coords_top_left,
+            target_size: self.target_size,
         };
         let steps = steps(self.steps, defaults.steps, &sampling)?;
         check_sampling(&sampling, scheduler, self.init_image.is_some())?;
