@@ -91,8 +91,8 @@ pub(super) fn check(plan: &Plan<'_>, config: &ScheduleConfig) -> Result<(), Sche
 
 /// Whether diffusers' class takes a model that predicts the image.
 fn predicts_images(sampler: Sampler) -> bool {
-    use Sampler::{Dpm2, Dpm2Ancestral, EulerAncestral, Heun, Pndm};
-    !matches!(sampler, EulerAncestral | Heun | Dpm2 | Dpm2Ancestral | Pndm)
+    use Sampler::{Dpm2, Dpm2Ancestral, EulerAncestral, Pndm};
+    !matches!(sampler, EulerAncestral | Dpm2 | Dpm2Ancestral | Pndm)
 }
 
 /// Betas that diffusers has for other samplers alone.

@@ -107,7 +107,7 @@ fn a_setting_is_refused_only_by_the_schedulers_that_read_it() {
         (r#"{"beta_schedule": "sigmoid"}"#, "ddim", "has beta_schedule \"sigmoid\"; supported: linear, scaled_linear"),
         (r#"{"beta_schedule": "laplace"}"#, "heun", "has beta_schedule \"laplace\""),
         (r#"{"beta_schedule": "exp"}"#, "ddpm", "has beta_schedule \"exp\""),
-        (r#"{"prediction_type": "sample"}"#, "heun", "has prediction_type \"sample\"; supported: epsilon, v_prediction"),
+        (r#"{"prediction_type": "sample"}"#, "dpm2", "has prediction_type \"sample\"; supported: epsilon, v_prediction"),
         (r#"{"prediction_type": "sample"}"#, "dpm2_a-karras", "has prediction_type \"sample\""),
         (r#"{"solver_order": 4}"#, "unipc", "has solver_order 4; supported: 1, 2, 3"),
         (r#"{"solver_type": "rk4"}"#, "dpmsolver++", "has solver_type \"rk4\""),
