@@ -8,7 +8,7 @@ use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, Watermar
 use crate::job::JobId;
 use crate::job::outcome::JobError;
 use crate::job::task::prompt::{Embedding, EmbeddingToken};
-use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, Sampling, Sigmas, Timesteps};
+use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, ImageGuidanceScale, Sampling, Sigmas, Timesteps};
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
 use crate::job::task::{
@@ -47,6 +47,7 @@ pub(super) struct Body {
     sigmas: Option<Sigmas>,
     eta: Option<Eta>,
     guidance_rescale: Option<GuidanceRescale>,
+    image_guidance_scale: Option<ImageGuidanceScale>,
     clip_skip: Option<ClipSkip>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
@@ -101,6 +102,7 @@ impl Body {
             sigmas: self.sigmas,
             eta: self.eta,
             guidance_rescale: self.guidance_rescale,
+            image_guidance_scale: self.image_guidance_scale,
             clip_skip: self.clip_skip,
         };
         let steps = steps(self.steps, defaults.steps, &sampling)?;
@@ -171,6 +173,11 @@ fn check_sampling(sampling: &Sampling, scheduler: Scheduler, from_image: bool) -
             sampling.guidance_rescale.is_some() && from_image,
             "guidance_rescale",
             "means something only without init_image: diffusers has it for images from text alone".to_owned(),
+        ),
+        (
+            sampling.image_guidance_scale.is_some() && !from_image,
+            "image_guidance_scale",
+            "means something only with init_image: give that as well".to_owned(),
         ),
     ];
     match wrong.into_iter().find(|(is_wrong, ..)| *is_wrong) {

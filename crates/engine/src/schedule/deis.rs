@@ -21,7 +21,7 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         input,
         grid.ending_at(last),
         |ToCome { steps, few }| if few { steps } else { 3 },
-        |alpha, sigma| Denoised::noise(config.prediction_type, alpha, sigma),
+        |alpha, sigma| Denoised::noise(config.prediction_type, (alpha, sigma), config.thresholded()),
         update,
     )
 }

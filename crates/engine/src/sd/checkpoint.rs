@@ -41,6 +41,7 @@ const PIPELINE: Fixed = &[(
         "\"StableDiffusionAdapterPipeline\"",
         "\"LatentConsistencyModelPipeline\"",
         "\"LatentConsistencyModelImg2ImgPipeline\"",
+        "\"StableDiffusionInstructPix2PixPipeline\"",
     ],
 )];
 
@@ -114,7 +115,7 @@ impl Checkpoint {
             (unet.up_block_types.len() != blocks, "unet", "up_block_types must be as many as block_out_channels"),
             ((0..blocks).any(|index| unet.heads(index) == 0), "unet", "attention_head_dim must not be 0"),
             (unet.out_channels != latents, "unet", "out_channels must be the VAE's latent_channels"),
-            (![latents, 2 * latents + 1].contains(&unet.in_channels), "unet", IN_CHANNELS),
+            (![latents, 2 * latents, 2 * latents + 1].contains(&unet.in_channels), "unet", IN_CHANNELS),
             (unet.time_cond_proj_dim.is_some_and(|width| width < 4), "unet", "time_cond_proj_dim must be 4 or more"),
             (unet.cross_attention_dim != text_encoder.hidden_size, "unet", "cross_attention_dim must be hidden_size"),
             (vae.block_out_channels.is_empty(), "vae", "block_out_channels must not be empty"),
@@ -132,5 +133,5 @@ impl Checkpoint {
     }
 }
 
-const IN_CHANNELS: &str = "in_channels must be the VAE's latent_channels, or twice as many and 1 for inpainting; other inputs, such as the 8 of \
-                           instruct-pix2pix, are not supported";
+const IN_CHANNELS: &str = "in_channels must be the VAE's latent_channels, twice as many for instruct-pix2pix, or twice as many and 1 for inpainting; \
+                           other inputs are not supported";

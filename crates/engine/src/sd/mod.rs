@@ -17,6 +17,7 @@ mod latent_batch;
 mod memory;
 pub mod pack;
 mod pipeline;
+mod prediction;
 mod resnet;
 pub mod settings;
 mod start;

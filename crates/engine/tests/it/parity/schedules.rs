@@ -103,7 +103,6 @@ fn compare_steps(stage: &mut Stage, case: &Case, schedule: &Schedule, reference:
 #[test]
 fn a_setting_is_refused_only_by_the_schedulers_that_read_it() {
     let cases = [
-        (r#"{"thresholding": true}"#, "deis", "has thresholding true; supported: false"),
         (r#"{"beta_schedule": "sigmoid"}"#, "ddim", "has beta_schedule \"sigmoid\"; supported: linear, scaled_linear"),
         (r#"{"beta_schedule": "laplace"}"#, "heun", "has beta_schedule \"laplace\""),
         (r#"{"beta_schedule": "exp"}"#, "ddpm", "has beta_schedule \"exp\""),
