@@ -21,7 +21,10 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         input,
         grid.ending_at(last),
         |ToCome { steps, few }| if few { steps } else { 3 },
-        |alpha, sigma| Denoised::noise(config.prediction_type, (alpha, sigma), config.thresholded()),
+        |alpha, sigma| match config.thresholded() {
+            Some(limit) => Denoised::noise_with_limit(limit, config.prediction_type, alpha, sigma),
+            None => Denoised::noise(config.prediction_type, alpha, sigma),
+        },
         update,
     )
 }

@@ -212,15 +212,17 @@ impl Denoised {
     }
 
     /// The noise, where `latents = alpha·image + sigma·noise`.
-    pub(super) fn noise(prediction: PredictionType, (alpha, sigma): (f64, f64), limit: Option<Limit>) -> Self {
-        match (prediction, limit) {
-            (_, Some(_)) => {
-                let of_limited = Some((sigma.recip(), -alpha / sigma));
-                Self { limit, of_limited, ..Self::image(prediction, alpha, sigma) }
-            }
-            (PredictionType::Epsilon, None) => Self::linear(0.0, 1.0),
-            (PredictionType::VPrediction, None) => Self::linear(sigma, alpha),
-            (PredictionType::Sample, None) => Self::linear(sigma.recip(), -alpha / sigma),
+    pub(super) fn noise(prediction: PredictionType, alpha: f64, sigma: f64) -> Self {
+        match prediction {
+            PredictionType::Epsilon => Self::linear(0.0, 1.0),
+            PredictionType::VPrediction => Self::linear(sigma, alpha),
+            PredictionType::Sample => Self::linear(sigma.recip(), -alpha / sigma),
         }
+    }
+
+    /// The noise beside an image on which there is a limit.
+    pub(super) fn noise_with_limit(limit: Limit, prediction: PredictionType, alpha: f64, sigma: f64) -> Self {
+        let of_limited = Some((sigma.recip(), -alpha / sigma));
+        Self { limit: Some(limit), of_limited, ..Self::image(prediction, alpha, sigma) }
     }
 }

@@ -57,11 +57,11 @@ impl UnetConfig {
 
     /// What stands next to the latents at its input.
     #[must_use]
-    pub fn beside(&self) -> Beside {
+    pub fn extra_input(&self) -> ExtraInput {
         match self.in_channels.saturating_sub(self.out_channels) {
-            0 => Beside::Nothing,
-            channels if channels == self.out_channels => Beside::Image,
-            _ => Beside::MaskAndImage,
+            0 => ExtraInput::Nothing,
+            channels if channels == self.out_channels => ExtraInput::Image,
+            _ => ExtraInput::MaskAndImage,
         }
     }
 
@@ -74,7 +74,7 @@ impl UnetConfig {
 
 /// Further channels of a UNet's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beside {
+pub enum ExtraInput {
     Nothing,
     /// The latents of the image that is edited: instruct-pix2pix (Brooks et al. 2023, arXiv 2211.09800).
     Image,

@@ -5,7 +5,7 @@ use image::{GrayImage, Luma, Rgb, RgbImage};
 
 use super::StableDiffusion;
 use super::conditioning::Conditioning;
-use super::config::Beside;
+use super::config::ExtraInput;
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};
@@ -141,9 +141,9 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     let requests = queued_requests.iter().map(|queued| generate_request(&queued.request)).collect::<Result<Vec<_>, _>>()?;
     let Some(request) = requests.first() else { return Ok(Vec::new()) };
     let sampling = &request.sampling;
-    let beside = engine.checkpoint.unet.beside();
+    let extra_input = engine.checkpoint.unet.extra_input();
     let schedule = schedule::Plan {
-        strength: request.start.is_some().then_some(request.strength).filter(|_| beside != Beside::Image),
+        strength: request.start.is_some().then_some(request.strength).filter(|_| extra_input != ExtraInput::Image),
         eta: sampling.eta,
         timesteps: sampling.timesteps.as_deref(),
         sigmas: sampling.sigmas.as_deref(),
@@ -157,13 +157,13 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
             image_scale: sampling.image_guidance_scale.unwrap_or(IMAGE_GUIDANCE_SCALE),
         },
         clip_skip: sampling.clip_skip,
-        schedule: engine.schedule(&schedule, pipeline_of(request, beside))?,
+        schedule: engine.schedule(&schedule, pipeline_of(request, extra_input))?,
         start: None,
         width_px: request.width_px,
         height_px: request.height_px,
     };
     engine.latent_shape(plan.width_px, plan.height_px)?;
-    check_start(request, beside)?;
+    check_start(request, extra_input)?;
     if let Some(image) = &request.start {
         plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), schedule.strength == Some(1.0))?);
     }
@@ -179,17 +179,17 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
 }
 
 /// What a UNet looks at besides the latents has to be there, and nothing that it does not look at.
-fn check_start(request: &GenerateRequest, beside: Beside) -> Result<(), EngineError> {
+fn check_start(request: &GenerateRequest, extra_input: ExtraInput) -> Result<(), EngineError> {
     let image = request.start.is_some();
     let mask = request.start.as_ref().is_some_and(|start| start.mask.is_some());
     let image_scale = request.sampling.image_guidance_scale.is_some();
-    let (field, problem) = match beside {
-        Beside::MaskAndImage if !mask => {
+    let (field, problem) = match extra_input {
+        ExtraInput::MaskAndImage if !mask => {
             ("mask_image", "this model fills in a part of an image: the job needs init_image and mask_image")
         }
-        Beside::Image if !image => ("init_image", "this model edits an image: the job needs init_image"),
-        Beside::Image if mask => ("mask_image", "this model edits the whole of an image: leave mask_image out"),
-        Beside::Nothing | Beside::MaskAndImage if image_scale => {
+        ExtraInput::Image if !image => ("init_image", "this model edits an image: the job needs init_image"),
+        ExtraInput::Image if mask => ("mask_image", "this model edits the whole of an image: leave mask_image out"),
+        ExtraInput::Nothing | ExtraInput::MaskAndImage if image_scale => {
             ("image_guidance_scale", "means something only with a model that edits images (instruct-pix2pix): leave it out")
         }
         _ => return Ok(()),
@@ -198,9 +198,9 @@ fn check_start(request: &GenerateRequest, beside: Beside) -> Result<(), EngineEr
 }
 
 /// The pipeline that diffusers has for such a job.
-fn pipeline_of(request: &GenerateRequest, beside: Beside) -> Pipeline {
+fn pipeline_of(request: &GenerateRequest, extra_input: ExtraInput) -> Pipeline {
     match &request.start {
-        _ if beside == Beside::Image => Pipeline::Instructed,
+        _ if extra_input == ExtraInput::Image => Pipeline::Instructed,
         None => Pipeline::TextToImage,
         Some(InitImage { mask: None, .. }) => Pipeline::ImageToImage,
         Some(InitImage { mask: Some(_), .. }) => Pipeline::Inpaint,
@@ -210,10 +210,10 @@ fn pipeline_of(request: &GenerateRequest, beside: Beside) -> Pipeline {
 /// Generates in as many pieces as memory asks for.
 fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Generated>, EngineError> {
     let images: usize = parts.iter().map(|part| part.seeds.len()).sum();
-    let predictions = match engine.checkpoint.unet.beside() {
+    let predictions = match engine.checkpoint.unet.extra_input() {
         _ if !plan.guided => 1,
-        Beside::Image => 3,
-        Beside::Nothing | Beside::MaskAndImage => 2,
+        ExtraInput::Image => 3,
+        ExtraInput::Nothing | ExtraInput::MaskAndImage => 2,
     };
     let rows = predictions * images;
     let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows };
@@ -261,10 +261,10 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     let guided = engine.is_guided(guidance_scale);
     let guidance = guidance_scale.into();
     let mut plan = Plan { guided, guidance, clip_skip: 0, schedule, start: None, width_px, height_px };
-    let beside = engine.checkpoint.unet.beside();
-    if beside != Beside::Nothing {
+    let extra_input = engine.checkpoint.unet.extra_input();
+    if extra_input != ExtraInput::Nothing {
         let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));
-        let masked = beside == Beside::MaskAndImage;
+        let masked = extra_input == ExtraInput::MaskAndImage;
         let mask = masked.then(|| GrayImage::from_pixel(width_px, height_px, Luma([255])));
         plan.start = Some(engine.start(&InitImage { rgb, mask }, (width_px, height_px), true)?);
     }

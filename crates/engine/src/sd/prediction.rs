@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::StableDiffusion;
 use super::conditioning::Conditioning;
-use super::config::Beside;
+use super::config::ExtraInput;
 use super::guidance::Guidance;
 use super::tiling::Tiling;
 use crate::EngineError;
@@ -41,7 +41,7 @@ impl StableDiffusion {
     ) -> Result<Tensor, EngineError> {
         let predict = |latents: &Tensor, text: &Tensor| self.predict(latents, timestep, text, guidance.scale, tiling);
         let Some(negative) = &text.negative else { return predict(latents, &text.positive) };
-        let edits = self.checkpoint.unet.beside() == Beside::Image;
+        let edits = self.checkpoint.unet.extra_input() == ExtraInput::Image;
         let nothing = edits.then(|| without_image(latents)).transpose()?;
         let mut seen = vec![(latents, negative), (latents, &text.positive)];
         seen.extend(nothing.as_ref().map(|nothing| (nothing, negative)));

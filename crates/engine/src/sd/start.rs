@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::StableDiffusion;
-use super::config::Beside;
+use super::config::ExtraInput;
 use super::kept::Kept;
 use super::latent_batch::LatentBatch;
 use super::vae_encoder::Moments;
@@ -53,10 +53,10 @@ impl StableDiffusion {
         let mask = image.mask.as_ref().map(|mask| self.latent_mask(mask, width, height)).transpose()?;
         let pixels = to_pixels(&image.rgb, width, height, &self.device)?;
         let moments = self.encode_image(&pixels)?;
-        let beside = self.checkpoint.unet.beside();
-        let left = image.mask.as_ref().filter(|_| beside == Beside::MaskAndImage);
+        let extra_input = self.checkpoint.unet.extra_input();
+        let left = image.mask.as_ref().filter(|_| extra_input == ExtraInput::MaskAndImage);
         let masked = left.map(|mask| self.encode_image(&without_masked(&pixels, mask, width, height)?)).transpose()?;
-        let edited = (beside == Beside::Image).then(|| self.checkpoint.vae.unscaled(&moments.mean)).transpose()?;
+        let edited = (extra_input == ExtraInput::Image).then(|| self.checkpoint.vae.unscaled(&moments.mean)).transpose()?;
         Ok(Start { moments, mask, masked, from_noise, edited })
     }
 

@@ -101,13 +101,16 @@ fn parity_of_unets_that_edit_an_image() {
     }
     stage.finish(RelativeError(f64::from(PIXEL)));
     engine.warm_up().expect("a blank image to edit");
-    let masked = |request: &mut GenerateRequest| {
-        let start = request.start.as_mut().expect("an image");
-        start.mask = Some(GrayImage::from_pixel(request.width_px, request.height_px, Luma([255])));
-    };
-    let refused: [(&dyn Fn(&mut GenerateRequest), &str, &str); 2] = [
-        (&|request| request.start = None, "init_image: ", "needs init_image"),
-        (&masked, "mask_image: ", "leave mask_image out"),
+    let refused: [(fn(&mut GenerateRequest), &str, &str); 2] = [
+        (|request| request.start = None, "init_image: ", "needs init_image"),
+        (
+            |request| {
+                let mask = GrayImage::from_pixel(request.width_px, request.height_px, Luma([255]));
+                request.start.as_mut().expect("an image").mask = Some(mask);
+            },
+            "mask_image: ",
+            "leave mask_image out",
+        ),
     ];
     for (change, field, problem) in refused {
         let mut request = instructed("instructed/ddim/6/72x104/7.5/1.5", &image);
