@@ -234,7 +234,7 @@ def write_steps(file, rows):
         keep(out, key, double)
         if (error := relative_error(single, double)) > TOLERANCE:
             row["single"] = error
-        if rows is random_rows and TOLERANCE / 10 < (error := relative_error(single, whole)) < math.inf:
+        if rows is random_rows and TOLERANCE < (error := relative_error(single, whole)) < math.inf:
             row["single_of_all"] = error
             keep(out, f"{key}/all", whole)
         cases.append(row)

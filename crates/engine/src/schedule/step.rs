@@ -145,10 +145,14 @@ impl Step {
                 combine(own.into_iter().chain(history.terms(&corrected.before)))?
             }
         };
-        let predicted = [(self.next.output, Some(output)), (self.next.denoised, Some(&denoised))];
-        // Last, as in diffusers: at large noise levels the latents are by far the largest, and each sum with them rounds what the others differ by.
-        let largest = [(self.next.latents, Some(&corrected)), (self.next.kept_latents, kept), (self.next.noise, noise)];
-        let latents = combine(predicted.into_iter().chain(history.terms(&self.next.before)).chain(largest))?;
+        let own = [
+            (self.next.latents, Some(&corrected)),
+            (self.next.output, Some(output)),
+            (self.next.denoised, Some(&denoised)),
+            (self.next.kept_latents, kept),
+            (self.next.noise, noise),
+        ];
+        let latents = combine(own.into_iter().chain(history.terms(&self.next.before)))?;
         let history = history.after(denoised, self.keeps_latents.then_some(corrected));
         Ok(Stepped { latents, history })
     }
