@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::JobId;
 
 /// [`JobError::code`] of a request under another job's id.
-const CONFLICT: &str = "conflict";
+pub const CONFLICT: &str = "conflict";
 
 pub type Cause = Box<dyn StdError + Send + Sync>;
 
@@ -18,6 +18,9 @@ pub struct Record {
     pub job_id: String,
     pub fingerprint: String,
     pub model: String,
+    /// Of the model's weights, as its manifest names it; records of earlier releases have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub licence: Option<String>,
     /// Called `pictures` in records that were written before 0.1.0.
     #[serde(alias = "pictures")]
     pub images: Vec<StoredImage>,

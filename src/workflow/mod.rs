@@ -121,6 +121,8 @@ pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
 pub struct Services {
     pub engine: EngineThread,
     pub model: ModelName,
+    /// Of its weights.
+    pub licence: Option<String>,
     pub capabilities: Capabilities,
     pub preprocess: Preprocess,
     pub postprocess: Postprocess,
@@ -161,7 +163,7 @@ impl Workflow {
     /// Sets up the steps in the order of `names`, which [`sequence::check`] has passed.
     #[must_use]
     pub fn new(names: &[StepName], services: Services) -> Self {
-        let Services { engine, model, capabilities, preprocess, postprocess, store, held_results, notifier, observer } =
+        let Services { engine, model, licence, capabilities, preprocess, postprocess, store, held_results, notifier, observer } =
             services;
         let steps = names.iter().map(|name| -> Box<dyn Step> {
             match name {
@@ -180,7 +182,7 @@ impl Workflow {
                     let store = store.clone();
                     let held_results = held_results.clone();
                     let model = model.clone();
-                    Box::new(store::StoreStep { store, held_results, model })
+                    Box::new(store::StoreStep { store, held_results, model, licence: licence.clone() })
                 }
                 StepName::Notify => Box::new(notify::Notify { store: store.clone(), notifier: notifier.clone() }),
             }

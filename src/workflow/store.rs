@@ -21,6 +21,8 @@ pub struct StoreStep {
     pub held_results: HeldResults,
     /// The one model this function serves.
     pub model: ModelName,
+    /// Of its weights.
+    pub licence: Option<String>,
 }
 
 #[async_trait]
@@ -41,6 +43,7 @@ impl Step for StoreStep {
             job_id: context.job.id.to_string(),
             fingerprint: context.job.fingerprint.clone(),
             model: self.model.as_str().to_owned(),
+            licence: self.licence.clone(),
             images,
             timings_ms: context.timings_ms.clone(),
             finished_at_s: now.as_secs(),

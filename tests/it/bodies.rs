@@ -65,10 +65,12 @@ fn null_is_nothing(body: &Value, required: &[&str]) -> (usize, Vec<String>) {
 fn null_for_an_optional_field_is_as_good_as_nothing() {
     let mut body = masked("s3://bucket/m");
     body["embeddings"] = json!([{ "url": "s3://bucket/e", "token": "<cat>" }]);
+    body["image_guidance_scale"] = json!(1.5);
     let required = ["/job_id", "/prompt", "/lora/0/url", "/embeddings/0/url", "/embeddings/0/token", "/init_image/url"];
     let nested = ["/mask_image/url", "/watermark/text"];
     let least = json!({ "job_id": "job-1", "prompt": "a mug" });
-    let sampled = json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada" });
+    let sampled = json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada",
+        "original_size": [512, 512], "crops_coords_top_left": [0, 0], "target_size": [512, 512] });
     let (optional, mut untried) = null_is_nothing(&body, &[required.as_slice(), &nested].concat());
     assert!(optional > 15, "only {optional} optional fields");
     let listed =

@@ -19,6 +19,7 @@ mod host;
 mod images;
 mod model;
 mod models;
+mod openai;
 mod outbound;
 mod process;
 mod requests;

@@ -21,6 +21,7 @@ mod recent;
 pub mod resample;
 pub mod schedule;
 pub mod sd;
+mod single_file;
 mod stored;
 pub mod tensor_file;
 mod tensor_table;
@@ -175,8 +176,14 @@ pub struct Sampling {
     pub guidance_rescale: f64,
     /// A model that edits images alone: how far it is led towards the image, 1 or more. Without it 1.5, as in diffusers.
     pub image_guidance_scale: Option<f64>,
-    /// Last layers of the text encoder that are left out.
+    /// Last layers of the text encoders that are left out.
     pub clip_skip: u32,
+    /// SDXL: height and width of the image before it was scaled, as if it were one of its training images; none: those of the request.
+    pub original_size: Option<[u32; 2]>,
+    /// SDXL: top and left of what was cut out of it; none: 0.
+    pub crops_coords_top_left: Option<[u32; 2]>,
+    /// SDXL: height and width that it was scaled to; none: those of the request.
+    pub target_size: Option<[u32; 2]>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,7 @@
-//! A try-on as its caller wrote it, before its images have URLs.
+//! A job as its caller wrote it, before its images have URLs.
 
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Which jobs an endpoint takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub(super) enum Takes {
     Either,
 }
 
-/// A try-on in its wire form, but for the images that came along.
+/// A job in its wire form, but for the images that came along.
 pub(super) struct Draft {
     pub(super) message: Map<String, Value>,
     /// As the caller wrote it: a parsed number of its metadata may be another one.
@@ -29,6 +29,10 @@ pub(super) enum Place {
     /// Counted from 0.
     Garment(usize),
     Mask,
+    /// Of a generation: what it starts from.
+    InitImage,
+    /// Of a generation: where it may change that.
+    InitMask,
 }
 
 impl Place {
@@ -37,6 +41,12 @@ impl Place {
             Self::Person => message["person"] = address.into(),
             Self::Garment(n) => message["garments"][n] = address.into(),
             Self::Mask => message["mask"] = address.into(),
+            Self::InitImage => {
+                message.insert("init_image".into(), json!({ "url": address }));
+            }
+            Self::InitMask => {
+                message.insert("mask_image".into(), json!({ "url": address }));
+            }
         }
     }
 }
@@ -47,6 +57,8 @@ impl std::fmt::Display for Place {
             Self::Person => f.write_str("person"),
             Self::Garment(n) => write!(f, "garments[{n}]"),
             Self::Mask => f.write_str("mask"),
+            Self::InitImage => f.write_str("init_image"),
+            Self::InitMask => f.write_str("mask_image"),
         }
     }
 }

@@ -8,7 +8,9 @@ use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, Watermar
 use crate::job::JobId;
 use crate::job::outcome::JobError;
 use crate::job::task::prompt::{Embedding, EmbeddingToken};
-use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, ImageGuidanceScale, Sampling, Sigmas, Timesteps};
+use crate::job::task::sampling::{
+    ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, Sigmas, Timesteps, TopLeft,
+};
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
 use crate::job::task::{
@@ -49,6 +51,9 @@ pub(super) struct Body {
     guidance_rescale: Option<GuidanceRescale>,
     image_guidance_scale: Option<ImageGuidanceScale>,
     clip_skip: Option<ClipSkip>,
+    original_size: Option<HeightWidth>,
+    crops_coords_top_left: Option<TopLeft>,
+    target_size: Option<HeightWidth>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
@@ -104,6 +109,9 @@ impl Body {
             guidance_rescale: self.guidance_rescale,
             image_guidance_scale: self.image_guidance_scale,
             clip_skip: self.clip_skip,
+            original_size: self.original_size,
+            crops_coords_top_left: self.crops_coords_top_left,
+            target_size: self.target_size,
         };
         let steps = steps(self.steps, defaults.steps, &sampling)?;
         check_sampling(&sampling, scheduler, self.init_image.is_some())?;

@@ -39,6 +39,7 @@ pub(crate) fn record_of(job: &Job, images: Vec<StoredImage>) -> Record {
         job_id: job.id.to_string(),
         fingerprint: job.fingerprint.clone(),
         model: "sd15".into(),
+        licence: Some("CreativeML OpenRAIL-M".into()),
         images,
         timings_ms: BTreeMap::from([("infer".to_owned(), 1_200)]),
         finished_at_s: 1_800_000_000,

@@ -4,20 +4,24 @@ use candle_core::{IndexOp, Tensor};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 
 use super::StableDiffusion;
-use super::conditioning::Conditioning;
+use super::conditioning::{Conditioning, Text};
 use super::config::ExtraInput;
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};
 use super::settings::Defaults;
+use super::sizes::Sizes;
 use super::start::Start;
+use super::text::Encoding;
 use super::tiling::Tiling;
 use crate::device_errors::classify_memory_error;
 use crate::pixels::to_rgb8;
 use crate::schedule::config::Pipeline;
 use crate::schedule::scheduler::{Sampler, Scheduler};
 use crate::schedule::{self, Schedule};
-use crate::{EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Watch};
+use crate::{
+    EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Sampling, Watch,
+};
 
 /// diffusers' default of `image_guidance_scale`.
 const IMAGE_GUIDANCE_SCALE: f64 = 1.5;
@@ -75,13 +79,30 @@ impl StableDiffusion {
     }
 
     fn schedule(&self, plan: &schedule::Plan<'_>, pipeline: Pipeline) -> Result<Schedule, EngineError> {
-        Schedule::planned(plan, &self.checkpoint.schedule.corrected_for(pipeline))
+        Schedule::planned(plan, &self.checkpoint.schedule_for(pipeline))
             .map_err(|error| EngineError::Request { field: error.field(), problem: error.to_string() })
     }
 
     /// Whether a job with this scale looks at its negative prompt: a model that was distilled over the scale never does.
     fn is_guided(&self, guidance_scale: f64) -> bool {
         guidance_scale > 1.0 && self.checkpoint.unet.time_cond_proj_dim.is_none()
+    }
+
+    /// The sizes that SDXL is told; a model that is not refuses them.
+    fn sizes(&self, request: &GenerateRequest) -> Result<Sizes, EngineError> {
+        let Sampling { original_size, crops_coords_top_left, target_size, .. } = &request.sampling;
+        let asked =
+            [("original_size", original_size), ("crops_coords_top_left", crops_coords_top_left), ("target_size", target_size)];
+        if let Some((field, _)) = asked.iter().find(|(_, asked)| asked.is_some() && !self.checkpoint.is_xl()) {
+            let problem = "means something only to Stable Diffusion XL, which this model is not: leave it out".into();
+            return Err(EngineError::Request { field, problem });
+        }
+        let default_value = Sizes::of(request.width_px, request.height_px);
+        Ok(Sizes {
+            original: original_size.unwrap_or(default_value.original),
+            crops_top_left: crops_coords_top_left.unwrap_or(default_value.crops_top_left),
+            target: target_size.unwrap_or(default_value.target),
+        })
     }
 
     /// (channels, height, width) of the latents of one image of this size.
@@ -120,7 +141,7 @@ fn one_at_a_time(latents: &Tensor, decode: impl Fn(&Tensor) -> candle_core::Resu
 struct Plan {
     guided: bool,
     guidance: Guidance,
-    clip_skip: u32,
+    encoding: Encoding,
     schedule: Schedule,
     start: Option<Start>,
     width_px: u32,
@@ -156,7 +177,7 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
             rescale: sampling.guidance_rescale,
             image_scale: sampling.image_guidance_scale.unwrap_or(IMAGE_GUIDANCE_SCALE),
         },
-        clip_skip: sampling.clip_skip,
+        encoding: Encoding { clip_skip: sampling.clip_skip, sizes: engine.sizes(request)? },
         schedule: engine.schedule(&schedule, pipeline_of(request, extra_input))?,
         start: None,
         width_px: request.width_px,
@@ -260,7 +281,8 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
         engine.schedule(&schedule::Plan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
     let guided = engine.is_guided(guidance_scale);
     let guidance = guidance_scale.into();
-    let mut plan = Plan { guided, guidance, clip_skip: 0, schedule, start: None, width_px, height_px };
+    let encoding = Encoding { clip_skip: 0, sizes: Sizes::of(width_px, height_px) };
+    let mut plan = Plan { guided, guidance, encoding, schedule, start: None, width_px, height_px };
     let extra_input = engine.checkpoint.unet.extra_input();
     if extra_input != ExtraInput::Nothing {
         let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));
@@ -280,7 +302,7 @@ fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Ti
     let texts = parts.iter().map(|part| {
         let inversions = engine.read_embeddings(part.embeddings)?;
         let negative_prompt = plan.guided.then_some(part.negative_prompt);
-        engine.encode_prompt_skipping(part.prompt, negative_prompt, &inversions, plan.clip_skip)
+        engine.encode_prompt_with(part.prompt, negative_prompt, &inversions, plan.encoding)
     });
     let texts = texts.collect::<Result<Vec<_>, _>>()?;
     let mut generated = Vec::new();

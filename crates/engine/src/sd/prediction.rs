@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::StableDiffusion;
-use super::conditioning::Conditioning;
+use super::conditioning::{Conditioning, Text};
 use super::config::ExtraInput;
 use super::guidance::Guidance;
 use super::tiling::Tiling;
@@ -39,7 +39,7 @@ impl StableDiffusion {
         guidance: Guidance,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
-        let predict = |latents: &Tensor, text: &Tensor| self.predict(latents, timestep, text, guidance.scale, tiling);
+        let predict = |latents: &Tensor, text: &Text| self.predict(latents, timestep, text, guidance.scale, tiling);
         let Some(negative) = &text.negative else { return predict(latents, &text.positive) };
         let edits = self.checkpoint.unet.extra_input() == ExtraInput::Image;
         let nothing = edits.then(|| without_image(latents)).transpose()?;
@@ -47,7 +47,7 @@ impl StableDiffusion {
         seen.extend(nothing.as_ref().map(|nothing| (nothing, negative)));
         let predicted = if text.is_of_one_length()? {
             let (latents, texts): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
-            predict(&Tensor::cat(&latents, 0)?, &Tensor::cat(&texts, 0)?)?.chunk(latents.len(), 0)?
+            predict(&Tensor::cat(&latents, 0)?, &Text::cat(&texts)?)?.chunk(latents.len(), 0)?
         } else {
             seen.into_iter().map(|(latents, text)| predict(latents, text)).collect::<Result<_, _>>()?
         };
@@ -63,7 +63,7 @@ impl StableDiffusion {
         &self,
         latents: &Tensor,
         timestep: f64,
-        text: &Tensor,
+        text: &Text,
         guidance_scale: f64,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
@@ -72,8 +72,7 @@ impl StableDiffusion {
         if !tiling.one_by_one || rows == 1 {
             return Ok(unet.forward(latents, timestep, text, guidance_scale)?);
         }
-        let each =
-            (0..rows).map(|row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?, guidance_scale));
+        let each = (0..rows).map(|row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.row(row)?, guidance_scale));
         Ok(Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 }

@@ -4,6 +4,7 @@ mod doors;
 mod idempotency;
 mod infer;
 mod jobs;
+mod openai;
 mod openapi;
 mod openapi_clients;
 mod promises;
@@ -263,6 +264,7 @@ fn record(job: &Job, image: StoredImage) -> Record {
         job_id: job.id.to_string(),
         fingerprint: job.fingerprint.clone(),
         model: "tiny-sd".to_owned(),
+        licence: None,
         images: vec![image],
         timings_ms: [("infer".to_owned(), 1_200)].into(),
         finished_at_s: 1_800_000_000,

@@ -12,6 +12,8 @@ mod qwen;
 mod qwen_text;
 mod samplers;
 mod schedules;
+pub(crate) mod sdxl;
+pub(crate) mod sdxl_adapters;
 mod stages;
 mod starts;
 mod tiles;
