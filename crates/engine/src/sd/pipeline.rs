@@ -4,7 +4,7 @@ use candle_core::{IndexOp, Tensor};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 
 use super::StableDiffusion;
-use super::conditioning::{Conditioning, Text};
+use super::conditioning::Conditioning;
 use super::config::ExtraInput;
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
