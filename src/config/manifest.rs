@@ -42,6 +42,9 @@ pub struct Manifest {
     /// Try-on: the largest short side that the model generates well, whatever resolution a job asks for.
     #[serde(default)]
     pub max_short_side_px: Option<u32>,
+    /// Edits: pixels of a result whose job gives no size, in the ratio of the first image; none: 1024x1024, as the checkpoint's own pipeline.
+    #[serde(default)]
+    pub edit_px: Option<u32>,
     /// Where `atelier models pull` finds the checkpoint's files.
     #[serde(default)]
     pub source: Option<Source>,
@@ -178,7 +181,7 @@ impl Manifest {
                 return Err(("modes", format!("has no {mode}, which model.default_mode or model.modes asks for; has {known}")));
             }
         }
-        let areas = [("reference_px", self.reference_px), ("condition_px", self.condition_px)];
+        let areas = [("reference_px", self.reference_px), ("condition_px", self.condition_px), ("edit_px", self.edit_px)];
         let sides = [("max_short_side_px", self.max_short_side_px, 16)];
         let limits = areas.map(|(key, px)| (key, px, 32 * 32)).into_iter().chain(sides);
         for (key, px, least) in limits {

@@ -248,6 +248,10 @@ impl Config {
         checked.map_err(|(key, problem)| ConfigError::Value { file, key: key.to_owned(), problem })?;
         let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
         manifest.defaults.tryon = TryOnDefaults { mode, steps, resolution };
+        if manifest.family == Family::QwenImageEdit {
+            // Its manifests have no defaults of jobs from text; a job that names no model asks for this one.
+            manifest.defaults.model = self.model.name.clone();
+        }
         Ok(manifest)
     }
 

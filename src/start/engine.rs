@@ -12,7 +12,7 @@ use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::tryon::Mode;
 use atelier_engine::lora::alphas::needs_config;
 use atelier_engine::qwen::Variant;
-use atelier_engine::qwen::engine::{Settings, TryOnEngine};
+use atelier_engine::qwen::engine::{EditEngine, Settings};
 use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::sd::StableDiffusion;
@@ -44,7 +44,7 @@ pub(super) fn start(
             let precision = Precision { compute: dtype.unwrap_or(precision.compute), ..precision };
             device::check_dtype(precision.compute, &device)?;
             let began = Instant::now();
-            let engine = TryOnEngine::load(&manifest.checkpoint, settings, precision, device)?;
+            let engine = EditEngine::load(&manifest.checkpoint, settings, precision, device)?;
             // Its modules are built while their tensors are read.
             Ok((engine, Loading { read: began.elapsed(), build: Duration::ZERO }))
         }),

@@ -3,6 +3,7 @@
 use atelier::job::Job;
 use serde_json::{Value, json};
 
+use crate::edits::edit;
 use crate::requests::{contract, generate, masked, metadata, parse, refusal, tryon, with};
 
 /// All fields but those that `required` names, each as null, in `body` and in every object of it.
@@ -30,7 +31,7 @@ fn null_is_nothing(body: &Value, required: &[&str]) -> (usize, Vec<String>) {
         // Some fields mean something only with the scheduler that reads them.
         let decides = match path.as_str() {
             "/init_image" => true,
-            "/task" => body["task"] == "tryon",
+            "/task" => body["task"] != "generate",
             "/scheduler" => ["eta", "timesteps", "sigmas"].iter().any(|field| body.get(field).is_some()),
             _ => false,
         };
@@ -84,6 +85,8 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     worn["tenant"] = json!("ada");
     let (optional, untried) = null_is_nothing(&worn, &["/job_id", "/person", "/garments", "/watermark/text"]);
     assert!(optional > 15 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
+    let (optional, untried) = null_is_nothing(&edit("seed", json!(7)), &["/job_id", "/prompt", "/images", "/watermark/text"]);
+    assert!(optional > 10 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
     let kept = parse(&with("callback", json!({ "url": null, "metadata": { "a": null, "b": [null] } }))).expect("a job");
     assert_eq!(metadata(&kept), json!({ "a": null, "b": [null] }), "the caller's own nulls are handed back");
 }

@@ -143,7 +143,7 @@ fn every_refusal_names_its_field_and_what_is_allowed() {
         (with("job_id", json!("")), "job_id", "1 to 128"),
         (with("job_id", json!("..")), "job_id", "not start with a dot"),
         (with("job_id", json!(7)), "job_id", "must be a text, got 7"),
-        (with("task", json!("upscale")), "task", "must be \"generate\" or \"tryon\", got \"upscale\""),
+        (with("task", json!("upscale")), "task", "must be \"generate\", \"tryon\" or \"edit\", got \"upscale\""),
         (with("task", json!(7)), "task", "must be \"generate\""),
         (with("person", json!("s3://b/person.png")), "person", "is not a field of this job"),
         (with("prompt", json!(null)), "prompt", "must be a text, got null"),

@@ -63,7 +63,7 @@ impl ScriptedEngine {
                 shown = generate.start.as_ref().map(shown_of);
                 (generate.steps, (generate.width_px, generate.height_px), generate.seeds.clone())
             }
-            Request::TryOn(edit) => {
+            Request::Edit(edit) => {
                 self.edits.lock().unwrap().push(edit.clone());
                 (edit.steps, (edit.width_px, edit.height_px), edit.seeds.clone())
             }

@@ -87,7 +87,7 @@ pub struct QueuedRequest {
 #[derive(Debug, Clone)]
 pub enum Request {
     Generate(GenerateRequest),
-    TryOn(EditRequest),
+    Edit(EditRequest),
 }
 
 impl Request {
@@ -101,10 +101,10 @@ impl Request {
     }
 }
 
-/// A person and garments, to be generated as the person in the garments.
+/// Images and a text that says what is to become of them: of a try-on, a person and garments.
 #[derive(Debug, Clone)]
 pub struct EditRequest {
-    /// The images that the model looks at, in the order in which the prompt counts them: the person, then the garments.
+    /// The images that the model looks at, in the order in which the prompt counts them.
     pub images: Vec<RgbImage>,
     pub prompt: String,
     pub negative_prompt: String,

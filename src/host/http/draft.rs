@@ -1,4 +1,4 @@
-//! A try-on as its caller wrote it, before its images have URLs.
+//! A job with images as its caller wrote it, before its images have URLs.
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -8,10 +8,24 @@ use serde_json::{Map, Value};
 pub(super) enum Takes {
     Generate,
     TryOn,
-    Either,
+    Edit,
+    /// All of them.
+    Any,
 }
 
-/// A try-on in its wire form, but for the images that came along.
+impl Takes {
+    /// The one task, as the field `task` has it; none: any.
+    pub(super) fn task(self) -> Option<&'static str> {
+        match self {
+            Self::Generate => Some("generate"),
+            Self::TryOn => Some("tryon"),
+            Self::Edit => Some("edit"),
+            Self::Any => None,
+        }
+    }
+}
+
+/// A try-on or an edit in its wire form, but for the images that came along.
 pub(super) struct Draft {
     pub(super) message: Map<String, Value>,
     /// As the caller wrote it: a parsed number of its metadata may be another one.
@@ -29,6 +43,8 @@ pub(super) enum Place {
     /// Counted from 0.
     Garment(usize),
     Mask,
+    /// Of an edit, counted from 0.
+    Image(usize),
 }
 
 impl Place {
@@ -37,6 +53,7 @@ impl Place {
             Self::Person => message["person"] = address.into(),
             Self::Garment(n) => message["garments"][n] = address.into(),
             Self::Mask => message["mask"] = address.into(),
+            Self::Image(n) => message["images"][n] = address.into(),
         }
     }
 }
@@ -47,6 +64,7 @@ impl std::fmt::Display for Place {
             Self::Person => f.write_str("person"),
             Self::Garment(n) => write!(f, "garments[{n}]"),
             Self::Mask => f.write_str("mask"),
+            Self::Image(n) => write!(f, "images[{n}]"),
         }
     }
 }

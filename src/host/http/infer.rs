@@ -29,7 +29,7 @@ const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-ms");
 
 pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
-    let order = submission::read(&http, request, Takes::Either).await?;
+    let order = submission::read(&http, request, Takes::Any).await?;
     let (model, free) = {
         let snapshot = http.job_service.snapshot.borrow();
         (snapshot.model.clone(), snapshot.free)

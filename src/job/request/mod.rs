@@ -1,5 +1,6 @@
 //! The job body as callers send it (JSON, the same on every queue), read into a checked [`Job`].
 
+mod edit;
 pub mod envelope;
 mod field;
 mod generate;
@@ -137,6 +138,7 @@ fn read(value: &Value, defaults: &Defaults) -> Result<Read, JobError> {
     match task {
         TaskName::Generate => body::<generate::Body>(value)?.read(defaults),
         TaskName::TryOn => body::<tryon::Body>(value).map(|body| body.read(&defaults.tryon)),
+        TaskName::Edit => body::<edit::Body>(value).map(|body| body.read(defaults)),
     }
 }
 
@@ -188,6 +190,7 @@ enum TaskName {
     #[default]
     Generate,
     TryOn,
+    Edit,
 }
 
 impl<'de> Deserialize<'de> for TaskName {
@@ -195,7 +198,11 @@ impl<'de> Deserialize<'de> for TaskName {
         match Value::deserialize(deserializer)? {
             Value::String(name) if name == "generate" => Ok(Self::Generate),
             Value::String(name) if name == "tryon" => Ok(Self::TryOn),
-            other => Err(de::Error::custom(format!("must be \"generate\" or \"tryon\", got {}", shown::json(&other)))),
+            Value::String(name) if name == "edit" => Ok(Self::Edit),
+            other => {
+                let shown = shown::json(&other);
+                Err(de::Error::custom(format!("must be \"generate\", \"tryon\" or \"edit\", got {shown}")))
+            }
         }
     }
 }
@@ -275,7 +282,7 @@ impl Read {
 fn user(task: &Task, callback: Option<&Callback>) -> Option<String> {
     let of_form = match task {
         Task::TryOn(tryon) => tryon.requester.user_id.clone(),
-        Task::Generate(_) => None,
+        Task::Generate(_) | Task::Edit(_) => None,
     };
     of_form.or_else(|| {
         let metadata: Value = serde_json::from_str(callback?.metadata.as_str()).ok()?;

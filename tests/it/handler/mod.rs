@@ -2,6 +2,7 @@
 
 mod batch;
 mod conflicts;
+mod edit;
 mod ends;
 mod host;
 mod loras;

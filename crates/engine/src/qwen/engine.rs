@@ -1,4 +1,4 @@
-//! Try-ons: the images and words of a request to generated images, with the weights of the mode that it asks for.
+//! Edits, try-ons among them: the images and words of a request to generated images, with the weights of the mode that it asks for.
 
 use std::path::{Path, PathBuf};
 
@@ -32,8 +32,8 @@ pub struct Settings {
     pub forget_between_jobs: bool,
 }
 
-/// A loaded checkpoint with all that a try-on needs.
-pub struct TryOnEngine {
+/// A loaded checkpoint with all that an edit needs.
+pub struct EditEngine {
     directory: PathBuf,
     settings: Settings,
     precision: Precision,
@@ -50,7 +50,7 @@ struct TextConditioning {
     negative: Option<Tensor>,
 }
 
-impl TryOnEngine {
+impl EditEngine {
     /// Loads text encoder, autoencoder and the transformer of every mode out of `directory`.
     ///
     /// # Errors
@@ -154,13 +154,13 @@ fn words_of(encoder: &mut TextEncoder, request: &EditRequest) -> Result<TextCond
 fn smaller(error: EngineError) -> EngineError {
     match error {
         EngineError::OutOfMemory { problem } => {
-            EngineError::OutOfMemory { problem: format!("{problem}; a lower resolution or fewer garments need less") }
+            EngineError::OutOfMemory { problem: format!("{problem}; a smaller size or fewer images need less") }
         }
         other => other,
     }
 }
 
-impl Engine for TryOnEngine {
+impl Engine for EditEngine {
     fn warm_up(&mut self) -> Result<(), EngineError> {
         let grey = RgbImage::from_pixel(WARM_UP_PX, WARM_UP_PX, Rgb([128; 3]));
         let modes: Vec<String> = self.modes.iter().map(|(mode, _)| mode.clone()).collect();
@@ -184,9 +184,9 @@ impl Engine for TryOnEngine {
     fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
         let results = queued_requests.iter().map(|queued| -> Result<Vec<Image>, EngineError> {
             match &queued.request {
-                Request::TryOn(request) => self.edit(request, &queued.watch),
+                Request::Edit(request) => self.edit(request, &queued.watch),
                 Request::Generate(_) => {
-                    let problem = "this model generates garments onto people (task tryon), not from text".into();
+                    let problem = "must be tryon or edit: this model generates over images, not from text alone".into();
                     Err(EngineError::Request { field: "task", problem })
                 }
             }

@@ -269,7 +269,7 @@ fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Resul
 fn generate_request(request: &Request) -> Result<&GenerateRequest, EngineError> {
     match request {
         Request::Generate(request) => Ok(request),
-        Request::TryOn(_) => {
+        Request::Edit(_) => {
             Err(EngineError::Request { field: "task", problem: "must be generate: this model generates from text".into() })
         }
     }
