@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use crate::job::request::Defaults;
 use crate::job::task::LoraScale;
 use crate::job::task::prompt::PromptSyntax;
+use crate::job::task::scheduler::{Sampler, Scheduler};
 use crate::job::task::tryon::Mode;
 use crate::models::file::FilePath;
 use crate::models::source::Source;
@@ -30,7 +31,7 @@ pub struct Manifest {
     /// Whether prompts are read as they stand, as the service always did, or with weights and at any length.
     #[serde(default)]
     pub prompt: PromptSyntax,
-    /// Try-on: the weights of each mode.
+    /// Qwen-Image's families: the weights of each mode.
     #[serde(default)]
     pub modes: Modes,
     /// Try-on: pixels of every reference image for the autoencoder; none: 1024x1024, as the checkpoint's own pipeline.
@@ -64,6 +65,9 @@ pub enum Family {
     /// Qwen2.5-VL, Qwen-Image's transformer and autoencoder, several reference images (`QwenImageEditPlusPipeline`).
     #[serde(rename = "qwen-image-edit")]
     QwenImageEdit,
+    /// The same without references: images from text alone (`QwenImagePipeline`).
+    #[serde(rename = "qwen-image")]
+    QwenImage,
 }
 
 impl Family {
@@ -72,6 +76,7 @@ impl Family {
         match self {
             Self::StableDiffusion1 => "stable-diffusion-1",
             Self::QwenImageEdit => "qwen-image-edit",
+            Self::QwenImage => "qwen-image",
         }
     }
 }
@@ -168,10 +173,17 @@ impl Manifest {
     pub(super) fn check(&self, asked: &[Mode]) -> Result<(), (&'static str, String)> {
         if self.family == Family::StableDiffusion1 {
             let none = self.modes.names().is_empty();
-            return if none { Ok(()) } else { Err(("modes", "is for family qwen-image-edit; this one has none".into())) };
+            return if none {
+                Ok(())
+            } else {
+                Err(("modes", "is for families qwen-image and qwen-image-edit; this one has none".into()))
+            };
         }
         if self.weights.is_some() {
             return Err(("weights", "is for family stable-diffusion-1; name a transformer in one file under modes".into()));
+        }
+        if self.family == Family::QwenImage && self.defaults.scheduler != Scheduler::plain(Sampler::Euler) {
+            return Err(("defaults", "must be there, with `scheduler: euler`: the one that family qwen-image has".into()));
         }
         for mode in asked {
             if self.modes.of(*mode).is_none() {

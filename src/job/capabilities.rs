@@ -4,14 +4,21 @@ use serde::{Deserialize, Serialize};
 
 use super::Job;
 use super::outcome::JobError;
+use super::task::scheduler::{Sampler, Scheduler};
 use super::task::tryon::Mode;
-use super::task::{ModelName, Task};
+use super::task::{Generate, ModelName, Task};
+
+/// Pixels of a side that one token of a flow stands for.
+const TOKEN_PX: u32 = 16;
 
 /// What the function's model can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Capabilities {
+    /// Images from text, by a UNet.
     Generate,
+    /// Images from text, by a flow in these modes, whose weights are loaded.
+    Text(Vec<Mode>),
     /// Try-ons and edits in these modes, whose weights are loaded.
     Edit(Vec<Mode>),
 }
@@ -21,7 +28,7 @@ impl Capabilities {
     #[must_use]
     pub fn tasks(&self) -> &'static [&'static str] {
         match self {
-            Self::Generate => &["generate"],
+            Self::Generate | Self::Text(_) => &["generate"],
             Self::Edit(_) => &["tryon", "edit"],
         }
     }
@@ -29,7 +36,7 @@ impl Capabilities {
     /// Refuses a job that a function with this one model can never do.
     ///
     /// # Errors
-    /// [`JobError::Invalid`] of the field `task`, `model` or `mode`.
+    /// [`JobError::Invalid`] of the field `task`, `model` or `mode`, or one that the model does not read.
     pub fn check(&self, model: &ModelName, job: &Job) -> Result<(), JobError> {
         self.check_task(model, &job.task)?;
         if let Some(asked) = job.task.model().filter(|asked| *asked != model) {
@@ -40,6 +47,11 @@ impl Capabilities {
         match (self, &job.task) {
             (Self::Edit(modes), Task::TryOn(tryon)) => check_mode(modes, tryon.mode),
             (Self::Edit(modes), Task::Edit(edit)) => check_mode(modes, edit.mode),
+            (Self::Text(modes), Task::Generate(generate)) => check_text(modes, generate),
+            (Self::Generate, Task::Generate(Generate { mode: Some(_), .. })) => {
+                let served = model.as_str();
+                invalid("mode", format!("means something only with a model that has modes, which {served} has not"))
+            }
             _ => Ok(()),
         }
     }
@@ -67,6 +79,28 @@ fn check_mode(loaded: &[Mode], asked: Mode) -> Result<(), JobError> {
     let loaded = loaded.join(", ");
     let asked = asked.as_str();
     invalid("mode", format!("must be {loaded}, what this function has the weights of, got {asked}"))
+}
+
+/// Of a model that has one sampler, no adapters but those of its modes, and tokens of 16 pixels.
+fn check_text(loaded: &[Mode], generate: &Generate) -> Result<(), JobError> {
+    if generate.scheduler != Scheduler::plain(Sampler::Euler) {
+        let problem = format!("must be euler, the one that this function's model has, got {}", generate.scheduler);
+        return invalid("scheduler", problem);
+    }
+    let set = [
+        ("lora", !generate.loras.is_empty()),
+        ("embeddings", !generate.embeddings.is_empty()),
+        ("init_image", generate.start.is_some()),
+    ];
+    let set = set.into_iter().filter(|(_, given)| *given).map(|(field, _)| field);
+    if let Some(field) = set.chain(generate.sampling.fields().into_iter().map(|(field, _)| field)).next() {
+        return invalid(field, "is not read by this function's model: leave it out".into());
+    }
+    let sides = [("width", generate.size.width_px()), ("height", generate.size.height_px())];
+    if let Some((field, px)) = sides.into_iter().find(|(_, px)| !px.is_multiple_of(TOKEN_PX)) {
+        return invalid(field, format!("must be a multiple of {TOKEN_PX} with this function's model, got {px}"));
+    }
+    generate.mode.map_or(Ok(()), |mode| check_mode(loaded, mode))
 }
 
 fn invalid(field: &str, problem: String) -> Result<(), JobError> {

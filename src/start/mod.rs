@@ -124,6 +124,7 @@ fn capabilities(config: &Config, family: Family) -> Capabilities {
     match family {
         Family::StableDiffusion1 => Capabilities::Generate,
         Family::QwenImageEdit => Capabilities::Edit(config.model.modes()),
+        Family::QwenImage => Capabilities::Text(config.model.modes()),
     }
 }
 

@@ -82,6 +82,9 @@ pub fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, S
     for (name, value) in task.sampling.fields() {
         ours[name] = value;
     }
+    if let Some(mode) = task.mode {
+        ours["mode"] = json!(mode);
+    }
     if !task.embeddings.is_empty() {
         let embeddings = task.embeddings.iter().map(|word| json!({ "url": word.url.to_string(), "token": word.token }));
         ours["embeddings"] = embeddings.collect();

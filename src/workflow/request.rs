@@ -25,6 +25,7 @@ pub(super) fn request(inputs: &Decoded<'_>) -> Request {
             guidance_scale: generate.guidance_scale.get(),
             scheduler: scheduler(generate.scheduler),
             sampling: sampling(&generate.sampling),
+            mode: generate.mode.map(|mode| mode.as_str().to_owned()),
             width_px: generate.size.width_px(),
             height_px: generate.size.height_px(),
             seeds: seeds(generate.seed, generate.num_images),

@@ -1,9 +1,12 @@
-//! The body of an edit: what is taken, what is refused, and in which words.
+//! The body of an edit, and the modes of jobs from text: what is taken, what is refused, and in which words.
 
+use atelier::job::Job;
+use atelier::job::request::Defaults;
+use atelier::job::task::tryon::Mode;
 use atelier::job::task::{EditSidePx, Task};
 use serde_json::{Value, json};
 
-use crate::requests::{parse, refusal};
+use crate::requests::{contract, parse, refusal};
 
 /// An edit with every field, one of them changed.
 pub(crate) fn edit(field: &str, value: Value) -> Value {
@@ -95,4 +98,24 @@ fn the_fingerprint_of_an_edit_follows_all_that_decides_the_image() {
         assert!(!seen.contains(&other), "not distinguished: {field}");
         seen.push(other);
     }
+}
+
+#[test]
+fn a_job_from_text_has_the_defaults_of_its_mode() {
+    let with_modes = |body: &Value| {
+        let defaults = Defaults { has_modes: true, ..contract() };
+        let job = Job::from_json(body.to_string().as_bytes(), &defaults).expect("a job");
+        let Task::Generate(generate) = job.task else { panic!("not from text") };
+        (generate.mode.map(Mode::as_str), generate.steps.get(), generate.guidance_scale.get().to_bits())
+    };
+    let body = |mode: Value| json!({ "job_id": "g", "prompt": "a mug", "mode": mode });
+    assert_eq!(with_modes(&body(json!(null))), (Some("fp8"), 4, 1.0_f64.to_bits()));
+    assert_eq!(with_modes(&body(json!("lora"))), (Some("lora"), 4, 1.0_f64.to_bits()));
+    assert_eq!(with_modes(&body(json!("base"))), (Some("base"), 50, 7.5_f64.to_bits()));
+    let mut own = body(json!("fp8"));
+    own["steps"] = json!(8);
+    own["guidance_scale"] = json!(2);
+    assert_eq!(with_modes(&own), (Some("fp8"), 8, 2.0_f64.to_bits()));
+    let Task::Generate(without) = parse(&body(json!(null))).expect("a job").task else { panic!("not from text") };
+    assert_eq!((without.mode, without.steps.get()), (None, 50));
 }

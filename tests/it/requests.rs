@@ -247,6 +247,7 @@ fn the_fingerprint_follows_the_request_and_nothing_else() {
         with("width", json!(520)),
         with("height", json!(520)),
         with("num_images", json!(2)),
+        with("mode", json!("lora")),
         with("seed", json!(43)),
         with("watermark", json!(null)),
         with("output", json!({ "format": "webp" })),

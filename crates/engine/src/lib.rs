@@ -139,6 +139,8 @@ pub struct GenerateRequest {
     pub guidance_scale: f64,
     pub scheduler: Scheduler,
     pub sampling: Sampling,
+    /// Which of the loaded variants of the transformer, by its name, where the model has several; none: the first.
+    pub mode: Option<String>,
     /// Multiples of what one latent stands for: 8.
     pub width_px: u32,
     pub height_px: u32,
@@ -156,6 +158,7 @@ impl GenerateRequest {
             && self.strength.total_cmp(&other.strength).is_eq()
             && self.scheduler == other.scheduler
             && self.sampling == other.sampling
+            && self.mode == other.mode
             && self.guidance_scale.total_cmp(&other.guidance_scale).is_eq()
             && self.loras == other.loras
             && self.start == other.start

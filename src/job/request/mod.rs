@@ -43,6 +43,9 @@ pub struct Defaults {
     /// Not of one model: they come from config.yaml.
     #[serde(skip)]
     pub tryon: TryOnDefaults,
+    /// Whether the model has modes: the defaults above are those of its mode `base`.
+    #[serde(skip)]
+    pub has_modes: bool,
 }
 
 impl Default for Defaults {
@@ -58,6 +61,7 @@ impl Default for Defaults {
             seed: SeedChoice::Given(Seed::default_value()),
             prefix: "generations/".into(),
             tryon: TryOnDefaults::default(),
+            has_modes: false,
         }
     }
 }

@@ -20,7 +20,7 @@ use self::prompt::Embedding;
 use self::sampling::Sampling;
 use self::scheduler::Scheduler;
 use self::start::StartImage;
-use self::tryon::TryOn;
+use self::tryon::{Mode, TryOn};
 use super::url::AssetUrl;
 use crate::shown;
 
@@ -68,6 +68,8 @@ pub struct Generate {
     pub guidance_scale: GuidanceScale,
     pub scheduler: Scheduler,
     pub sampling: Sampling,
+    /// Of a model that has several.
+    pub mode: Option<Mode>,
     pub size: Size,
     pub num_images: ImageCount,
     /// Image `n` is generated from the noise of `seed + n`.
@@ -83,6 +85,7 @@ impl Generate {
             && self.steps == other.steps
             && self.scheduler == other.scheduler
             && self.sampling == other.sampling
+            && self.mode == other.mode
             && self.guidance_scale == other.guidance_scale
             && self.loras == other.loras
             && self.start == other.start

@@ -6,6 +6,7 @@ mod edit;
 mod ends;
 mod host;
 mod loras;
+mod modes;
 mod refused;
 mod starts;
 mod steps;
