@@ -47,6 +47,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
     let services = Services {
         engine: EngineThread::start(|| Ok(NullEngine { rgb }))?,
         model: config.model.name.clone(),
+        licence: None,
         capabilities: Capabilities::Generate,
         preprocess: config.workflow.preprocess,
         postprocess: config.workflow.postprocess,

@@ -13,12 +13,13 @@ const KERNELS: [&str; 3] = ["flash", "fp8", "group_norm"];
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=cuda");
-    println!("cargo:rerun-if-env-changed=NVCC");
-    println!("cargo:rerun-if-env-changed=CUDA_HOME");
-    println!("cargo:rerun-if-env-changed=CUDA_PATH");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
+    // Behind the feature: builds without it, which may share a target directory with one that has it, stay as they are.
+    println!("cargo:rerun-if-env-changed=NVCC");
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    println!("cargo:rerun-if-env-changed=CUDA_PATH");
     let nvcc = nvcc();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     for name in KERNELS {

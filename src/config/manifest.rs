@@ -28,6 +28,13 @@ pub struct Manifest {
     /// weights lie in the checkpoint's directory.
     #[serde(default, deserialize_with = "relative_if_any")]
     pub weights: Option<PathBuf>,
+    /// The licence of the weights, which goes into every record: a name that people know, such as `CreativeML OpenRAIL-M`.
+    #[serde(default)]
+    pub licence: Option<String>,
+    /// Stable Diffusion: how steps are laid over the trained timesteps, in place of what the checkpoint's `scheduler_config.json` says;
+    /// models of a few steps ask for `trailing`.
+    #[serde(default)]
+    pub timestep_spacing: Option<TimestepSpacing>,
     /// Whether prompts are read as they stand, as the service always did, or with weights and at any length.
     #[serde(default)]
     pub prompt: PromptSyntax,
@@ -49,7 +56,8 @@ pub struct Manifest {
     /// Where `atelier models pull` finds the checkpoint's files.
     #[serde(default)]
     pub source: Option<Source>,
-    /// Try-on: directories next to the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that modes name.
+    /// Directories next to the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that `modes`
+    /// or `weights` name.
     #[serde(default)]
     pub additional_sources: BTreeMap<FilePath, Source>,
     /// What a job gets that leaves a field out.
@@ -57,11 +65,16 @@ pub struct Manifest {
     pub defaults: Defaults,
 }
 
+const WEIGHTS: &str = "is for family stable-diffusion-1 or stable-diffusion-xl; name a transformer in one file under modes";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum Family {
     /// CLIP text encoder, UNet with cross attention, `AutoencoderKL`.
     #[serde(rename = "stable-diffusion-1")]
     StableDiffusion1,
+    /// The same with two CLIP text encoders, pooled text and sizes.
+    #[serde(rename = "stable-diffusion-xl")]
+    StableDiffusionXl,
     /// Qwen2.5-VL, Qwen-Image's transformer and autoencoder, several reference images (`QwenImageEditPlusPipeline`).
     #[serde(rename = "qwen-image-edit")]
     QwenImageEdit,
@@ -71,14 +84,30 @@ pub enum Family {
 }
 
 impl Family {
+    /// Whether a UNet generates, which Stable Diffusion's are.
+    #[must_use]
+    pub fn is_stable_diffusion(self) -> bool {
+        matches!(self, Self::StableDiffusion1 | Self::StableDiffusionXl)
+    }
+
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::StableDiffusion1 => "stable-diffusion-1",
+            Self::StableDiffusionXl => "stable-diffusion-xl",
             Self::QwenImageEdit => "qwen-image-edit",
             Self::QwenImage => "qwen-image",
         }
     }
+}
+
+/// How steps are laid over the trained timesteps (Lin et al. 2023, arXiv 2305.08891, table 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimestepSpacing {
+    Linspace,
+    Leading,
+    Trailing,
 }
 
 /// The modes that there are weights for.
@@ -171,7 +200,7 @@ impl Manifest {
     /// # Errors
     /// The key at fault and what is wrong with it.
     pub(super) fn check(&self, asked: &[Mode]) -> Result<(), (&'static str, String)> {
-        if self.family == Family::StableDiffusion1 {
+        if self.family.is_stable_diffusion() {
             let none = self.modes.names().is_empty();
             return if none {
                 Ok(())
@@ -180,7 +209,10 @@ impl Manifest {
             };
         }
         if self.weights.is_some() {
-            return Err(("weights", "is for family stable-diffusion-1; name a transformer in one file under modes".into()));
+            return Err(("weights", WEIGHTS.into()));
+        }
+        if self.timestep_spacing.is_some() {
+            return Err(("timestep_spacing", "is for family stable-diffusion-1 or stable-diffusion-xl; leave it out".into()));
         }
         if self.family == Family::QwenImage && self.defaults.scheduler != Scheduler::plain(Sampler::Euler) {
             return Err(("defaults", "must be there, with `scheduler: euler`: the one that family qwen-image has".into()));

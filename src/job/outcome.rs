@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::JobId;
 
 /// [`JobError::code`] of a request under another job's id.
-const CONFLICT: &str = "conflict";
+pub const CONFLICT: &str = "conflict";
+/// [`JobError::code`] of a request that no attempt would take.
+const INVALID_REQUEST: &str = "invalid_request";
 
 pub type Cause = Box<dyn StdError + Send + Sync>;
 
@@ -18,6 +20,9 @@ pub struct Record {
     pub job_id: String,
     pub fingerprint: String,
     pub model: String,
+    /// Of the model's weights, as its manifest names it; records of earlier releases have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub licence: Option<String>,
     /// Called `pictures` in records that were written before 0.1.0.
     #[serde(alias = "pictures")]
     pub images: Vec<StoredImage>,
@@ -120,6 +125,9 @@ pub enum JobError {
         #[source]
         cause: Option<Cause>,
     },
+    /// While this attempt ran, another one ended the job as failed, and its caller was told so.
+    #[error("{}", problem.message)]
+    FailedBeside { problem: Problem },
     /// The process that generated died over the job.
     #[error("{problem}")]
     HandlerDied { problem: String },
@@ -136,6 +144,7 @@ impl JobError {
             | Self::Input { .. }
             | Self::OutOfMemory { .. }
             | Self::NotFinite { .. }
+            | Self::FailedBeside { .. }
             | Self::Cancelled => RetryPolicy::Terminal,
             Self::Storage { retry_policy, .. } => *retry_policy,
             Self::Fetch { .. }
@@ -151,9 +160,9 @@ impl JobError {
 
     /// A stable word for programs; part of the `failed` notification.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> &str {
         match self {
-            Self::Invalid { .. } => "invalid_request",
+            Self::Invalid { .. } => INVALID_REQUEST,
             Self::Conflict { .. } => CONFLICT,
             Self::Input { .. } => "invalid_input",
             Self::Fetch { .. } => "fetch_failed",
@@ -166,6 +175,7 @@ impl JobError {
             Self::ShuttingDown => "shutting_down",
             Self::Storage { .. } => "storage_failed",
             Self::Notification { .. } => "webhook_failed",
+            Self::FailedBeside { problem } => &problem.code,
             Self::HandlerDied { .. } => "handler_died",
             Self::Internal { .. } => "internal",
         }
@@ -177,6 +187,7 @@ impl JobError {
         match self {
             Self::Invalid { field, .. } | Self::Input { field, .. } | Self::Fetch { field, .. } => Some(field),
             Self::Conflict { .. } => Some("job_id"),
+            Self::FailedBeside { problem } => problem.field.as_deref(),
             _ => None,
         }
     }
@@ -198,6 +209,12 @@ impl Problem {
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         self.code == CONFLICT
+    }
+
+    /// Whether every attempt comes to it, so that none beside this one can end otherwise.
+    #[must_use]
+    pub fn is_of_the_request(&self) -> bool {
+        self.code == INVALID_REQUEST
     }
 }
 

@@ -6,7 +6,7 @@ pub mod hub;
 mod listing;
 pub mod origin;
 pub mod source;
-mod wanted;
+pub mod wanted;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

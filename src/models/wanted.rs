@@ -4,8 +4,13 @@ use super::file::FilePath;
 
 /// Directories whose weights are read, with the word for them where none is there. One of a pair is enough.
 const WEIGHTS: [&[&str]; 3] = [&["text_encoder"], &["unet", "transformer"], &["vae"]];
+/// A directory whose weights are read where a repository has it: Stable Diffusion XL's second text encoder.
+const SECOND: &[&str] = &["text_encoder_2"];
 /// Directories whose small files are read.
-const DIRECTORIES: [&str; 7] = ["text_encoder", "unet", "transformer", "vae", "scheduler", "tokenizer", "processor"];
+const DIRECTORIES: [&str; 9] =
+    ["text_encoder", "text_encoder_2", "unet", "transformer", "vae", "scheduler", "tokenizer", "tokenizer_2", "processor"];
+/// Directories that may have weights: where they all lie elsewhere, none of these is read.
+pub(crate) const WITH_WEIGHTS: [&str; 5] = ["text_encoder", "text_encoder_2", "unet", "transformer", "vae"];
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 const INDEX: &str = "model_index.json";
 /// All weights of a packed checkpoint.
@@ -35,9 +40,9 @@ pub(super) fn wanted(
         Some(file) if there.contains(file) => chosen.push(file.clone()),
         Some(file) => missing.push(file.to_string()),
         None => {
-            for directories in
-                WEIGHTS.iter().filter(|directories| !directories.iter().any(|directory| unread.contains(directory)))
-            {
+            let second = there.iter().any(|file| SECOND.contains(&file.split().0)).then_some(SECOND);
+            let read = WEIGHTS.into_iter().chain(second);
+            for directories in read.filter(|directories| !directories.iter().any(|directory| unread.contains(directory))) {
                 let found: Vec<FilePath> =
                     directories.iter().flat_map(|directory| weights_in(there, directory, variant)).collect();
                 if found.is_empty() {
@@ -133,6 +138,15 @@ mod tests {
     fn a_variant_that_is_not_there_is_missing() {
         let missing = chosen(&ALL, Some("fp16"), None).expect_err("no fp16 unet");
         assert_eq!(missing, ["unet/*.fp16.safetensors or transformer/*.fp16.safetensors"]);
+    }
+
+    #[test]
+    fn a_second_text_encoder_is_read_where_there_is_one() {
+        let second = ["text_encoder_2/config.json", "tokenizer_2/vocab.json", "text_encoder_2/model.fp16.safetensors"];
+        let files = chosen(&[ALL.as_slice(), &second].concat(), None, None).expect("all there");
+        assert!(second.iter().all(|file| files.iter().any(|chosen| chosen == file)), "{files:?}");
+        let missing = chosen(&[ALL.as_slice(), &second[..1]].concat(), None, None).expect_err("its weights");
+        assert_eq!(missing, ["text_encoder_2/*.safetensors"]);
     }
 
     #[test]

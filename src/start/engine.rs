@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device};
 
 use super::phases::{Announcing, Phases};
-use crate::config::manifest::{Family, Manifest, ModeLora, ModeWeights};
+use crate::config::manifest::{self, Family, Manifest, ModeLora, ModeWeights};
 use crate::config::{Config, Dtype};
 use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::tryon::Mode;
@@ -16,7 +16,9 @@ use atelier_engine::qwen::checkpoint::Pipeline;
 use atelier_engine::qwen::engine::{QwenEngine, Settings};
 use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::sizes::Areas;
+use atelier_engine::schedule::config::TimestepSpacing;
 use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::checkpoint::Checkpoint;
 use atelier_engine::sd::settings::{self, Defaults};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{AlphaSource, Engine, EngineError, Loading, LoraFile, device};
@@ -32,10 +34,10 @@ pub(super) fn start(
     let settings = qwen(config, manifest, budget);
     let manifest = manifest.clone();
     move || match manifest.family {
-        Family::StableDiffusion1 => started(warm_up, move |device| {
+        Family::StableDiffusion1 | Family::StableDiffusionXl => started(warm_up, move |device| {
             let dtype = dtype.unwrap_or_else(|| device::default_dtype(&device));
             device::check_dtype(dtype, &device)?;
-            let settings = settings::Settings { memory_budget: budget, ..stable_diffusion(&manifest, dtype, device) };
+            let settings = settings::Settings { memory_budget: budget, ..stable_diffusion(&manifest, dtype, device)? };
             let engine = StableDiffusion::load(&settings)?;
             let loading = engine.loading();
             Ok((engine, loading))
@@ -53,10 +55,25 @@ pub(super) fn start(
 }
 
 /// How the checkpoint that a manifest names is loaded, wherever its weights lie.
-pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device) -> settings::Settings {
+///
+/// # Errors
+/// When the checkpoint's settings cannot be read, or are another family's.
+pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device) -> Result<settings::Settings, EngineError> {
+    let is_xl = Checkpoint::read(&manifest.checkpoint)?.is_xl();
+    let family = if is_xl { Family::StableDiffusionXl } else { Family::StableDiffusion1 };
+    if manifest.family != family {
+        let checkpoint = manifest.checkpoint.display();
+        let problem = format!("family is {}, but {checkpoint} is of {}; write that", manifest.family.as_str(), family.as_str());
+        return Err(EngineError::Checkpoint { path: manifest.file.clone(), problem });
+    }
     let defaults = &manifest.defaults;
-    settings::Settings {
+    Ok(settings::Settings {
         single_file: manifest.weights.clone(),
+        timestep_spacing: manifest.timestep_spacing.map(|spacing| match spacing {
+            manifest::TimestepSpacing::Linspace => TimestepSpacing::Linspace,
+            manifest::TimestepSpacing::Leading => TimestepSpacing::Leading,
+            manifest::TimestepSpacing::Trailing => TimestepSpacing::Trailing,
+        }),
         prompts: match manifest.prompt {
             PromptSyntax::Plain => settings::PromptSyntax::Plain,
             PromptSyntax::Weighted => settings::PromptSyntax::Weighted,
@@ -68,7 +85,7 @@ pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device
             guidance_scale: defaults.guidance_scale.get(),
         }),
         ..settings::Settings::new(&manifest.checkpoint, dtype, device)
-    }
+    })
 }
 
 fn started<E: Engine>(

@@ -93,6 +93,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let services = Services {
         engine,
         model,
+        licence: manifest.licence.clone(),
         capabilities: capabilities.clone(),
         preprocess: Preprocess {
             max_short_side_px: manifest.max_short_side_px,
@@ -122,7 +123,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
 /// What a handler of this configuration can be asked for, once it is ready.
 fn capabilities(config: &Config, family: Family) -> Capabilities {
     match family {
-        Family::StableDiffusion1 => Capabilities::Generate,
+        Family::StableDiffusion1 | Family::StableDiffusionXl => Capabilities::Generate,
         Family::QwenImageEdit => Capabilities::Edit(config.model.modes()),
         Family::QwenImage => Capabilities::Text(config.model.modes()),
     }

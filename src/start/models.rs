@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, stderr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -18,6 +18,7 @@ use crate::job::task::ModelName;
 use crate::models::file::{Checksum, FilePath};
 use crate::models::origin::Origin;
 use crate::models::source::{Place, Source};
+use crate::models::wanted::WITH_WEIGHTS;
 use crate::models::{FileCheck, How, Plan, Pulled, Step, count, pull, verify};
 use atelier_engine::tensor_file::PACKED;
 
@@ -67,9 +68,14 @@ pub async fn run(options: Options, config: Option<&Path>, environment: &Environm
 pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<Vec<Plan>> {
     let manifest = config.manifest_of(name, environment)?;
     let modes: Vec<&ModeWeights> = manifest.modes.among(&config.model.modes()).collect();
-    let weights = weights_in_checkpoint(&manifest)?;
+    let elsewhere = weights_elsewhere(&manifest);
+    let weights = if elsewhere.is_some() { None } else { weights_in_checkpoint(&manifest)? };
     let read = modes.is_empty() || modes.iter().any(|mode| mode.transformer.is_none());
-    let unread: &[&str] = if read { &[] } else { &["transformer"] };
+    let unread: &[&str] = match (&elsewhere, read) {
+        (Some(_), _) => &WITH_WEIGHTS,
+        (None, true) => &[],
+        (None, false) => &["transformer"],
+    };
     let source = manifest.source.clone().with_context(|| {
         format!("{}: has no `source`; name where its files come from: hub, s3 or directory", manifest.file.display())
     })?;
@@ -78,7 +84,8 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
     let mut plans = vec![Plan { source, directory: manifest.checkpoint.clone(), weights, unread, offline, retry_policy }];
     for (directory, source) in &manifest.additional_sources {
         let directory = directory.under(manifest.directory());
-        let inside = modes.iter().flat_map(|mode| mode.files()).filter_map(|file| file.strip_prefix(&directory).ok()?.to_str());
+        let named = modes.iter().flat_map(|mode| mode.files()).chain(elsewhere);
+        let inside = named.filter_map(|file| file.strip_prefix(&directory).ok()?.to_str());
         let files: BTreeMap<FilePath, Option<Checksum>> = inside
             .filter_map(|file| FilePath::new(file).ok())
             .map(|file| (file.clone(), source.files.get(&file).copied().flatten()))
@@ -91,11 +98,19 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
     Ok(plans)
 }
 
+/// The one file with all weights, where a directory next to the checkpoint has it.
+fn weights_elsewhere(manifest: &Manifest) -> Option<&PathBuf> {
+    let weights = manifest.weights.as_ref()?;
+    let directories = manifest.additional_sources.keys().map(|directory| directory.under(manifest.directory()));
+    directories.into_iter().any(|directory| weights.starts_with(directory)).then_some(weights)
+}
+
 /// The manifest names the one file with all weights next to its own place; a source has it under the checkpoint's directory.
 fn weights_in_checkpoint(manifest: &Manifest) -> anyhow::Result<Option<FilePath>> {
     let Some(weights) = &manifest.weights else { return Ok(None) };
     let inside = weights.strip_prefix(&manifest.checkpoint).ok().and_then(Path::to_str);
-    let inside = inside.context("weights: must lie in the checkpoint's directory to be brought with it")?;
+    let inside =
+        inside.context("weights: must lie in the checkpoint's directory, or in one of additional_sources, to be brought")?;
     FilePath::new(inside).map(Some).map_err(|problem| anyhow::anyhow!("weights: {problem}"))
 }
 

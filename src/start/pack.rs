@@ -10,7 +10,7 @@ use candle_core::{DType, Device};
 
 use super::command::{files_key, line, named};
 use super::engine::stable_diffusion;
-use crate::config::manifest::{Family, Manifest};
+use crate::config::manifest::Manifest;
 use crate::config::{Config, Environment};
 use crate::models::file::{Checksum, FilePath};
 use atelier_engine::sd::StableDiffusion;
@@ -50,8 +50,8 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
     let name = named(config, options.model)?;
     let manifest = config.manifest_of(&name, environment)?;
     anyhow::ensure!(
-        manifest.family == Family::StableDiffusion1,
-        "{}: family {} is not packed, only stable-diffusion-1 is: its transformer is read tensor by tensor as it is built, so one file would load no \
+        manifest.family.is_stable_diffusion(),
+        "{}: family {} is not packed, only stable-diffusion-1 and stable-diffusion-xl are: its transformer is read tensor by tensor as it is built, so one file would load no \
          faster. Leave it as it is; what reads less is a transformer in 8 bits, named under modes: fp8",
         manifest.file.display(),
         manifest.family.as_str()
@@ -66,7 +66,7 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
     let dtype = options.dtype.dtype();
     let to = options.to.unwrap_or_else(|| default_target(&manifest, dtype));
     // Whole, so that a checkpoint that cannot be generated with is not packed either.
-    let packed = StableDiffusion::load(&stable_diffusion(&manifest, dtype, Device::Cpu))?.pack(&to)?;
+    let packed = StableDiffusion::load(&stable_diffusion(&manifest, dtype, Device::Cpu)?)?.pack(&to)?;
     line(&format!(
         "{}: {} tensors as {}, {} bytes, in {}",
         name.as_str(),

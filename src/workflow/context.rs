@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use image::{GrayImage, RgbImage};
@@ -46,6 +47,8 @@ pub struct JobContext<'job> {
     /// Terminal notifications that are left to the receiver of the invocation's answer.
     pub notifications: Vec<Notification>,
     pub progress: Progress,
+    /// When there was no record of the job, by the bucket's clock.
+    pub began: SystemTime,
     /// Milliseconds by step.
     pub timings_ms: BTreeMap<String, u64>,
     /// Over the generation, once it was asked for: how it goes, or went.
@@ -147,6 +150,7 @@ impl<'job> JobContext<'job> {
             finalizing: Finalizing::default(),
             notification_mode,
             notifications: Vec::new(),
+            began: SystemTime::now(),
             progress,
             timings_ms: BTreeMap::new(),
             watch: None,

@@ -31,6 +31,7 @@ use self::control::{Control, NotificationMode};
 use self::done::log_done;
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
+pub use self::telling::Noted;
 use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
 use crate::job::notification::Notification;
@@ -40,6 +41,7 @@ use crate::job::{Job, JobId};
 use crate::notify::Notifier;
 use crate::store::Store;
 use crate::store::held_results::HeldResults;
+use crate::store::record::LookedUp;
 use atelier_engine::Progress;
 use atelier_engine::thread::{BatchSlot, EngineThread};
 
@@ -121,6 +123,8 @@ pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
 pub struct Services {
     pub engine: EngineThread,
     pub model: ModelName,
+    /// Of its weights.
+    pub licence: Option<String>,
     pub capabilities: Capabilities,
     pub preprocess: Preprocess,
     pub postprocess: Postprocess,
@@ -161,7 +165,7 @@ impl Workflow {
     /// Sets up the steps in the order of `names`, which [`sequence::check`] has passed.
     #[must_use]
     pub fn new(names: &[StepName], services: Services) -> Self {
-        let Services { engine, model, capabilities, preprocess, postprocess, store, held_results, notifier, observer } =
+        let Services { engine, model, licence, capabilities, preprocess, postprocess, store, held_results, notifier, observer } =
             services;
         let steps = names.iter().map(|name| -> Box<dyn Step> {
             match name {
@@ -180,7 +184,7 @@ impl Workflow {
                     let store = store.clone();
                     let held_results = held_results.clone();
                     let model = model.clone();
-                    Box::new(store::StoreStep { store, held_results, model })
+                    Box::new(store::StoreStep { store, held_results, model, licence: licence.clone() })
                 }
                 StepName::Notify => Box::new(notify::Notify { store: store.clone(), notifier: notifier.clone() }),
             }
@@ -264,9 +268,12 @@ impl Workflow {
     }
 
     async fn run_steps(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
-        if let Some(record) = self.store.record(&context.job.output.prefix, &context.job.id).await? {
-            context.replay(record)?;
-        } else if context.notification_mode == NotificationMode::Later
+        match self.store.look_up(&context.job.output.prefix, &context.job.id).await? {
+            LookedUp::Record(record) => context.replay(record)?,
+            LookedUp::NoneAt(began) => context.began = began,
+        }
+        if !context.replayed
+            && context.notification_mode == NotificationMode::Later
             && let Some(result) = self.held_results.get(context.job).await
         {
             tracing::info!("the result of an earlier attempt is on disk; it is stored, not generated again");

@@ -69,8 +69,8 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     let required = ["/job_id", "/prompt", "/lora/0/url", "/embeddings/0/url", "/embeddings/0/token", "/init_image/url"];
     let nested = ["/mask_image/url", "/watermark/text"];
     let least = json!({ "job_id": "job-1", "prompt": "a mug" });
-    let sampled =
-        json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada", "mode": "base" });
+    let sampled = json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada", "mode": "base",
+        "original_size": [512, 512], "crops_coords_top_left": [0, 0], "target_size": [512, 512] });
     let (optional, mut untried) = null_is_nothing(&body, &[required.as_slice(), &nested].concat());
     assert!(optional > 15, "only {optional} optional fields");
     let listed =

@@ -20,6 +20,7 @@ mod host;
 mod images;
 mod model;
 mod models;
+mod openai;
 mod outbound;
 mod process;
 mod requests;

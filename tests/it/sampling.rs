@@ -54,8 +54,27 @@ fn every_refusal_of_sampling_names_its_field_and_what_is_allowed() {
         (sampled(json!({ "scheduler": "heun", "sigmas": [9, 0] })), "sigmas", "only with scheduler euler, got heun"),
         (from_image, "guidance_rescale", "only without init_image"),
         (with("guidance_rescale", json!(2)), "guidance_rescale", "from 0 to 1"),
+        (
+            with("original_size", json!([0, 64])),
+            "original_size",
+            "[height, width], each a whole number from 1 to 16384, got [0,64]",
+        ),
+        (with("target_size", json!([64])), "target_size", "[height, width], each a whole number from 1 to 16384"),
+        (with("target_size", json!("64x64")), "target_size", "[height, width], each a whole number from 1 to 16384"),
+        (with("crops_coords_top_left", json!([0, 16_385])), "crops_coords_top_left", "[top, left], each a whole number from 0"),
+        (with("crops_coords_top_left", json!([-1, 0])), "crops_coords_top_left", "[top, left], each a whole number from 0"),
         (with("clip_skip", json!(24)), "clip_skip", "a whole number from 0 to 23, got 24"),
     ]);
+}
+
+#[test]
+fn sizes_are_as_diffusers_has_them_and_count_only_where_they_are_given() {
+    let body = |fields: Value| parse(&sampled(fields)).expect("a good body");
+    let job = body(json!({ "original_size": [1024, 768.0], "crops_coords_top_left": [0, 16], "target_size": null }));
+    let sampling = &generate(&job).sampling;
+    assert_eq!(sampling.original_size.map(|size| size.get()), Some([1024, 768]));
+    assert_eq!((sampling.crops_coords_top_left.map(|crop| crop.get()), sampling.target_size), (Some([0, 16]), None));
+    assert_eq!(body(json!({ "original_size": null })).fingerprint, body(json!({})).fingerprint);
 }
 
 #[test]

@@ -170,6 +170,7 @@ impl Stage {
         let services = Services {
             engine,
             model: ModelName::new("sd15").unwrap(),
+            licence: Some("Apache-2.0".to_owned()),
             capabilities: capabilities.clone(),
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,

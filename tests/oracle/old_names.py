@@ -21,6 +21,8 @@ def old_names(unet):
     levels, layers = len(unet.down_blocks), unet.config.layers_per_block
     names = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
              "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
+    if getattr(unet, "add_embedding", None) is not None:
+        names |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
 
     def block(new, old, part, model):
         for name, module in model.named_modules():
@@ -47,7 +49,8 @@ def old_names(unet):
     for number, (part, place) in enumerate((("resnets", 0), ("attentions", 0), ("resnets", 1))):
         block(f"mid_block.{part}.{place}", f"middle_block.{number}", part, getattr(unet.mid_block, part)[place])
 
-    state, config = unet.state_dict(), dict(unet.config) | {"class_embed_type": None, "addition_embed_type": None}
+    state, config = unet.state_dict(), dict(unet.config) | {"class_embed_type": None}
+    config["addition_embed_type"] = config.get("addition_embed_type")
     old = {f"model.diffusion_model.{names[key.rsplit('.', 1)[0]]}.{key.rsplit('.', 1)[1]}": value for key, value in state.items()}
     back = convert_ldm_unet_checkpoint(dict(old), config)
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state), "the old names are wrong"
@@ -61,13 +64,9 @@ OLD_VAE = [("conv_norm_out", "norm_out"), ("mid_block.resnets.0", "mid.block_1")
            ("upsamplers.0.conv", "upsample.conv"), ("downsamplers.0.conv", "downsample.conv"), ("resnets", "block")]  # fmt: skip
 
 
-def single_file(checkpoint, file):
-    """Writes a checkpoint's directory as the first release would have, dtypes kept; verified by diffusers' converters."""
-    load = lambda part, name: load_file(checkpoint / part / f"{name}.safetensors")  # noqa: E731
-    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32, safety_checker=None)
-    unet, vae, text = load("unet", "diffusion_pytorch_model"), load("vae", "diffusion_pytorch_model"), load("text_encoder", "model")
-    names, levels = old_names(pipeline.unet), len(pipeline.vae.config.block_out_channels)
-    old = {f"model.diffusion_model.{names[key.rsplit('.', 1)[0]]}.{key.rsplit('.', 1)[1]}": value for key, value in unet.items()}
+def old_vae_names(vae, config):
+    """The VAE's tensors under their old names; verified by diffusers' converter."""
+    levels = len(config.block_out_channels)
     old_vae = {}
     for key, value in vae.items():
         name = key
@@ -78,8 +77,19 @@ def single_file(checkpoint, file):
         if "attn_1" in name and name.endswith("weight") and value.dim() == 2:
             value = value[:, :, None, None]
         old_vae[f"first_stage_model.{name}"] = value
-    back = convert_ldm_vae_checkpoint(dict(old_vae), dict(pipeline.vae.config))
+    back = convert_ldm_vae_checkpoint(dict(old_vae), dict(config))
     assert back.keys() == vae.keys() and all(torch.equal(back[key], vae[key]) for key in vae), "the VAE's old names are wrong"
+    return old_vae
+
+
+def single_file(checkpoint, file):
+    """Writes a checkpoint's directory as the first release would have, dtypes kept; verified by diffusers' converters."""
+    load = lambda part, name: load_file(checkpoint / part / f"{name}.safetensors")  # noqa: E731
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32, safety_checker=None)
+    unet, vae, text = load("unet", "diffusion_pytorch_model"), load("vae", "diffusion_pytorch_model"), load("text_encoder", "model")
+    names = old_names(pipeline.unet)
+    old = {f"model.diffusion_model.{names[key.rsplit('.', 1)[0]]}.{key.rsplit('.', 1)[1]}": value for key, value in unet.items()}
+    old_vae = old_vae_names(vae, pipeline.vae.config)
     with_level = {key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in text.items()}
     old_text = {f"cond_stage_model.transformer.{key}": value for key, value in with_level.items()}
     back = convert_ldm_clip_checkpoint(dict(old_text))

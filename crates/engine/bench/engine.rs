@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use atelier_engine::noise::Noise;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
-use atelier_engine::sd::conditioning::Conditioning;
+use atelier_engine::sd::conditioning::{Conditioning, Text};
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::sd::tiling::Tiling;
@@ -131,11 +131,12 @@ fn stage(engine: &StableDiffusion, name: &str, inputs: &Inputs, to: &str) -> Res
         "text" => {
             let negative = inputs.get("negative").is_ok().then(|| inputs.text("negative")).transpose()?;
             let states = engine.encode_prompt(&inputs.text("prompt")?, negative.as_deref(), &Inversions::default())?;
-            write(to, &[("states", &states.rows()?)])
+            write(to, &[("states", &states.rows()?.states)])
         }
         "unet" => {
             let latents = inputs.values("latents")?;
-            let text = Conditioning::of_rows(&inputs.values("text")?, latents.dim(0)?)?;
+            let text = Text::of_states(inputs.values("text")?);
+            let text = Conditioning::of_rows(&text, latents.dim(0)?)?;
             let timestep = inputs.number("timestep")?;
             let guidance_scale = inputs.number("guidance_scale")?;
             write(to, &[("noise", &engine.predict_noise(&latents, timestep, &text, guidance_scale, Tiling::default())?)])

@@ -21,6 +21,7 @@ mod recent;
 pub mod resample;
 pub mod schedule;
 pub mod sd;
+mod single_file;
 mod stored;
 pub mod tensor_file;
 mod tensor_table;
@@ -176,8 +177,14 @@ pub struct Sampling {
     pub eta: f64,
     /// How far guidance is redelivered to the spread of the prediction without it, 0 to 1.
     pub guidance_rescale: f64,
-    /// Last layers of the text encoder that are left out.
+    /// Last layers of the text encoders that are left out.
     pub clip_skip: u32,
+    /// SDXL: height and width of the image before it was scaled, as if it were one of its training images; none: those of the request.
+    pub original_size: Option<[u32; 2]>,
+    /// SDXL: top and left of what was cut out of it; none: 0.
+    pub crops_coords_top_left: Option<[u32; 2]>,
+    /// SDXL: height and width that it was scaled to; none: those of the request.
+    pub target_size: Option<[u32; 2]>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -40,10 +40,12 @@ const RESIDUAL: [(&str, &str); 6] = [
     ("conv_shortcut", "skip_connection"),
 ];
 
-const OUTSIDE: [(&str, &str); 5] = [
+const OUTSIDE: [(&str, &str); 7] = [
     ("conv_in", "input_blocks.0.0"),
     ("time_embedding.linear_1", "time_embed.0"),
     ("time_embedding.linear_2", "time_embed.2"),
+    ("add_embedding.linear_1", "label_emb.0.0"),
+    ("add_embedding.linear_2", "label_emb.0.2"),
     ("conv_norm_out", "out.0"),
     ("conv_out", "out.2"),
 ];
@@ -208,6 +210,26 @@ pub(super) fn open_clip_name(old: &str) -> Option<String> {
     Some(format!("encoder.layers.{number}.{new}{}", &part[old.len()..]))
 }
 
+/// What the VAE's attention was called before diffusers 0.17.
+const OLD_NAMES: [(&str, &str); 4] =
+    [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+
+/// One name for what different versions of diffusers and transformers call differently.
+pub(super) fn canonical(name: &str) -> String {
+    if name.starts_with("vae.") {
+        return OLD_NAMES.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new));
+    }
+    match name.split_once('.') {
+        // Transformers 5 leaves the prefix out.
+        Some((encoder @ ("text_encoder" | "text_encoder_2"), bare))
+            if !bare.starts_with("text_model.") && !bare.starts_with("text_projection.") =>
+        {
+            format!("{encoder}.text_model.{bare}")
+        }
+        _ => name.to_owned(),
+    }
+}
+
 /// Replaces `old` where it stands between dots.
 fn replaced_part(name: &str, old: &str, new: &str) -> String {
     format!(".{name}.").replace(&format!(".{old}."), &format!(".{new}.")).trim_matches('.').to_owned()
@@ -256,7 +278,7 @@ mod tests {
             assert_eq!(layout().old_name(new).as_deref(), Some(old), "{new}");
             assert_eq!(layout().new_name(old).as_deref(), Some(new), "{old}");
         }
-        assert_eq!(layout().old_name("add_embedding.linear_1"), None);
+        assert_eq!(layout().old_name("encoder_hid_proj.linear_1"), None);
         assert_eq!(layout().new_name("input_blocks.1.0.in_layers.7"), None);
     }
 

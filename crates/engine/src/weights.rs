@@ -13,7 +13,8 @@ use safetensors::Dtype;
 use super::EngineError;
 use super::json_config::shards;
 use super::loader::read_all;
-use super::original_names::{Layout, open_clip_name, vae_name};
+use super::original_names::canonical;
+use super::single_file::{SingleFile, as_transformers_has_them};
 use super::stored::{Stored, is_read};
 use super::tensor_file::{PACKED, TensorFile};
 
@@ -26,10 +27,6 @@ pub(super) type Shapes = HashMap<String, Vec<usize>>;
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 const PICKLES: &str =
     "pickles (.bin, .ckpt, .pt) are not read, for they can run code: save the model with safe_serialization=True";
-/// What the VAE's attention was called before diffusers 0.17.
-const OLD_NAMES: [(&str, &str); 4] =
-    [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
-
 /// What 8-bit weights with scales have next to them (`ComfyUI`, `LightX2V`).
 const SCALES: [&str; 4] = [".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8"];
 
@@ -65,57 +62,20 @@ impl Weights {
         Self::of(&files, (dtype, device))
     }
 
-    /// Reads the one file that holds all of a checkpoint under the names of Stable Diffusion's first release.
+    /// Reads the one file that holds all of a checkpoint under the names of its first release.
     pub(super) fn read_single_file(
         file: &Path,
-        unet: &Layout,
-        vae_levels: usize,
+        names: &SingleFile,
         (dtype, device): (DType, &Device),
     ) -> std::result::Result<Self, EngineError> {
-        let named = Named::open(file, |name| {
-            if let Some(name) = name.strip_prefix("model.diffusion_model.") {
-                let (module, kind) = name.rsplit_once('.')?;
-                return Some(format!("unet.{}.{kind}", unet.new_name(module)?));
-            }
-            if let Some(name) = name.strip_prefix("first_stage_model.") {
-                return Some(canonical(&format!("vae.{}", vae_name(name, vae_levels)?)));
-            }
-            if let Some(name) = name.strip_prefix("cond_stage_model.model.") {
-                return Some(format!("text_encoder.text_model.{}", open_clip_name(name)?));
-            }
-            name.strip_prefix("cond_stage_model.transformer.").map(|name| canonical(&format!("text_encoder.{name}")))
-        })?;
-        let has = |component: &str| named.names.iter().any(|(ours, _)| ours.starts_with(component));
-        let missing = match (named.names.is_empty(), has("unet."), has("vae."), has("text_encoder.")) {
-            (true, ..) => {
-                Some("no tensor of a Stable Diffusion 1 checkpoint in one file, nor of one of 2 (model.diffusion_model.…)")
-            }
-            (_, false, ..) => Some("no UNet (model.diffusion_model.…)"),
-            (_, _, false, _) => Some("no VAE (first_stage_model.…)"),
-            (.., false) => Some("no text encoder (cond_stage_model.…)"),
-            _ => None,
-        };
-        if let Some(missing) = missing {
-            let advice = "save the checkpoint with all of its parts, or as a directory in diffusers' layout";
-            return Err(EngineError::Checkpoint { path: file.to_owned(), problem: format!("holds {missing}: {advice}") });
+        let refused = TensorFile::open(file)?.tensors().find_map(|(name, _)| names.refused(&name));
+        let named = Named::open(file, |name| names.name(name))?;
+        let problem = refused.or_else(|| names.missing(named.names.iter().map(|(ours, _)| ours.as_str())));
+        if let Some(problem) = problem {
+            return Err(EngineError::Checkpoint { path: file.to_owned(), problem });
         }
-        Self::of(&[named], (dtype, device))?.with_split_projections()
-    }
-
-    /// What one matrix of `OpenCLIP`'s is in transformers: query, key and value.
-    fn with_split_projections(self) -> std::result::Result<Self, EngineError> {
-        const JOINED: &str = ".self_attn.in_proj.";
-        let mut tensors = Tensors::with_capacity(self.tensors.len());
-        for (name, tensor) in self.tensors.iter() {
-            let Some((layer, kind)) = name.split_once(JOINED) else {
-                tensors.insert(name.clone(), tensor.clone());
-                continue;
-            };
-            for (part, values) in ["q_proj", "k_proj", "v_proj"].iter().zip(tensor.chunk(3, 0)?) {
-                tensors.insert(format!("{layer}.self_attn.{part}.{kind}"), values.force_contiguous()?);
-            }
-        }
-        Ok(Self { tensors: Arc::new(tensors), ..self })
+        let read = Self::of(&[named], (dtype, device))?;
+        Ok(Self { tensors: Arc::new(as_transformers_has_them(&read.tensors)?), ..read })
     }
 
     fn of(files: &[Named], (dtype, device): (DType, &Device)) -> std::result::Result<Self, EngineError> {
@@ -339,18 +299,6 @@ impl Named {
             let info = self.file.info(name)?;
             Some((ours, Stored { file: &self.file, info }))
         })
-    }
-}
-
-/// One name for what different versions of diffusers and transformers call differently.
-fn canonical(name: &str) -> String {
-    if name.starts_with("vae.") {
-        return OLD_NAMES.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new));
-    }
-    match name.strip_prefix("text_encoder.") {
-        // Transformers 5 leaves the prefix out.
-        Some(bare) if !bare.starts_with("text_model.") => format!("text_encoder.text_model.{bare}"),
-        _ => name.to_owned(),
     }
 }
 

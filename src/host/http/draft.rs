@@ -1,7 +1,7 @@
-//! A job with images as its caller wrote it, before its images have URLs.
+//! A job as its caller wrote it, before its images have URLs.
 
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Which jobs an endpoint takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl Takes {
     }
 }
 
-/// A try-on or an edit in its wire form, but for the images that came along.
+/// A job in its wire form, but for the images that came along.
 pub(super) struct Draft {
     pub(super) message: Map<String, Value>,
     /// As the caller wrote it: a parsed number of its metadata may be another one.
@@ -45,6 +45,10 @@ pub(super) enum Place {
     Mask,
     /// Of an edit, counted from 0.
     Image(usize),
+    /// Of a generation: what it starts from.
+    InitImage,
+    /// Of a generation: where it may change that.
+    InitMask,
 }
 
 impl Place {
@@ -54,6 +58,12 @@ impl Place {
             Self::Garment(n) => message["garments"][n] = address.into(),
             Self::Mask => message["mask"] = address.into(),
             Self::Image(n) => message["images"][n] = address.into(),
+            Self::InitImage => {
+                message.insert("init_image".into(), json!({ "url": address }));
+            }
+            Self::InitMask => {
+                message.insert("mask_image".into(), json!({ "url": address }));
+            }
         }
     }
 }
@@ -65,6 +75,8 @@ impl std::fmt::Display for Place {
             Self::Garment(n) => write!(f, "garments[{n}]"),
             Self::Mask => f.write_str("mask"),
             Self::Image(n) => write!(f, "images[{n}]"),
+            Self::InitImage => f.write_str("init_image"),
+            Self::InitMask => f.write_str("mask_image"),
         }
     }
 }

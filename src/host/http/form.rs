@@ -18,7 +18,7 @@ const WHO: [&str; 3] = ["user_id", "session_id", "provider"];
 /// Of `config`, and of the form itself on `/infer`; with the wire form's names.
 const CONFIG: [(&str, &str); 4] = [("seed", "seed"), ("steps", "steps"), ("cfg", "guidance_scale"), ("prompt", "prompt")];
 /// Bytes of a field that is no image, at most.
-const MAX_TEXT_BYTES: usize = 64 << 10;
+pub(super) const MAX_TEXT_BYTES: usize = 64 << 10;
 
 /// What came in the form, as it came.
 #[derive(Default)]
@@ -80,7 +80,7 @@ async fn read_fields(multipart: &mut Multipart, settings: &Settings, takes: Take
 }
 
 /// None: there are more than `limit`.
-async fn bytes(mut field: Field<'_>, limit: usize, settings: &Settings) -> Result<Option<Bytes>, Problem> {
+pub(super) async fn bytes(mut field: Field<'_>, limit: usize, settings: &Settings) -> Result<Option<Bytes>, Problem> {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = field.chunk().await.map_err(|error| broken(&error, settings))? {
         if bytes.len() + chunk.len() > limit {
@@ -91,7 +91,7 @@ async fn bytes(mut field: Field<'_>, limit: usize, settings: &Settings) -> Resul
     Ok(Some(bytes.freeze()))
 }
 
-fn broken(error: &MultipartError, settings: &Settings) -> Problem {
+pub(super) fn broken(error: &MultipartError, settings: &Settings) -> Problem {
     match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => body::too_large(settings.max_upload_bytes),
         _ => Problem::invalid("body", format!("is no complete multipart form ({})", error.body_text())),

@@ -92,6 +92,10 @@ enum Known {
 }
 
 impl Key {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// # Errors
     /// Says what is allowed when the header is no key.
     pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, Problem> {

@@ -12,7 +12,8 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::Value;
-use tracing::Instrument as _;
+use tokio::sync::oneshot;
+use tracing::{Instrument as _, Span};
 
 use super::draft::Takes;
 use super::problem::Problem;
@@ -21,8 +22,8 @@ use super::{Http, jobs, submit};
 use crate::events;
 use crate::host::acceptance::NotAccepted;
 use crate::host::job_service::{Direct, Ending, Model};
+use crate::job::JobId;
 use crate::job::outcome::StoredImage;
-use crate::job::{Job, JobId};
 use crate::protocol::reply;
 
 const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
@@ -30,6 +31,24 @@ const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-
 
 pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
     let order = submission::read(&http, request, Takes::Any).await?;
+    let running = begin(&http, order).await?;
+    let id = running.id.clone();
+    let reply = running.reply().await?;
+    answer(&http, &id, &reply).await
+}
+
+/// A job that a handler of this host runs for its caller. Dropped before its end, the job is cancelled.
+pub(super) struct Running {
+    pub(super) id: JobId,
+    ending: oneshot::Receiver<Ending>,
+    span: Span,
+}
+
+/// Gives a job to a free handler, once its images lie in the bucket.
+///
+/// # Errors
+/// When no handler is ready or free, or when this host has the job already.
+pub(super) async fn begin(http: &Http, order: Submission) -> Result<Running, Problem> {
     let (model, free) = {
         let snapshot = http.job_service.snapshot.borrow();
         (snapshot.model.clone(), snapshot.free)
@@ -41,37 +60,46 @@ pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Re
         return Err(NotAccepted::Busy.into());
     }
     // One that waits as far as this node knows may be complete by another: then the handler has its image.
-    jobs::job_status(&http, &order.job.id).await?;
-    submit::keep(&http, &order).await?;
+    jobs::job_status(http, &order.job.id).await?;
+    submit::keep(http, &order).await?;
     let Submission { job, message, inputs, room, .. } = order;
     // Its images lie in the bucket now.
     drop((inputs, room));
     let id = job.id.clone();
     let span = Direct::span(&job);
-    run(&http, &id, job, message).instrument(span).await
+    let ending = span.in_scope(|| http.job_service.run_now(job, message))?;
+    Ok(Running { id, ending, span })
 }
 
-async fn run(http: &Http, id: &JobId, job: Job, message: Vec<u8>) -> Result<Response, Problem> {
-    // Dropped with this future when the caller is gone, and then the job is cancelled.
-    match http.job_service.run_now(job, message)?.await {
-        Ok(Ending::Answer(reply)) => answer(http, id, &reply).await,
-        Ok(Ending::Crashed(how)) => {
-            tracing::error!(how, "the handler did not live to answer");
-            Err(Problem::unavailable("handler_crashed", &format!("the job was not finished ({how}); try again")))
+impl Running {
+    /// The handler's answer, an API Gateway v2 response of `POST /generate`.
+    ///
+    /// # Errors
+    /// When the handler did not live to answer, or the host shuts down.
+    pub(super) async fn reply(self) -> Result<Value, Problem> {
+        let Self { ending, span, .. } = self;
+        match ending.instrument(span.clone()).await {
+            Ok(Ending::Answer(reply)) => Ok(reply),
+            Ok(Ending::Crashed(how)) => {
+                span.in_scope(|| tracing::error!(how, "the handler did not live to answer"));
+                Err(Problem::unavailable("handler_crashed", &format!("the job was not finished ({how}); try again")))
+            }
+            Ok(Ending::Drained) | Err(_) => Err(NotAccepted::Draining.into()),
         }
-        Ok(Ending::Drained) | Err(_) => Err(NotAccepted::Draining.into()),
     }
 }
 
 /// What of a finished job's answer is needed here.
 #[derive(Deserialize)]
-struct Done {
-    images: Vec<Image>,
+pub(super) struct Done {
+    pub(super) images: Vec<DoneImage>,
     timings_ms: Value,
 }
 
 #[derive(Deserialize)]
-struct Image {
+pub(super) struct DoneImage {
+    #[serde(default)]
+    pub(super) url: String,
     bucket: String,
     key: String,
     content_type: String,
@@ -81,24 +109,51 @@ struct Image {
     seed: u64,
 }
 
-/// `reply`: an API Gateway v2 response of `POST /generate`.
-async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Problem> {
-    if http.passes_through && !reply::is_ours(reply) && !reply.is_null() {
-        return pass_through(id, reply);
+impl DoneImage {
+    /// Such as `512x512`.
+    pub(super) fn size(&self) -> String {
+        format!("{}x{}", self.width, self.height)
     }
+
+    pub(super) fn stored(&self) -> StoredImage {
+        StoredImage {
+            bucket: self.bucket.clone(),
+            key: self.key.clone(),
+            content_type: self.content_type.clone(),
+            width_px: self.width,
+            height_px: self.height,
+            bytes: self.bytes,
+            seed: self.seed,
+            sha256: None,
+        }
+    }
+}
+
+/// Reads the reply of a handler of ours: its images, one at least.
+///
+/// # Errors
+/// What the handler said went wrong, or that its answer could not be read.
+pub(super) fn done(reply: &Value) -> Result<Done, Problem> {
     let body: Value = reply["body"].as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let status = reply["statusCode"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or_default();
     if status >= 400 && body["error"].is_object() {
         let retry_after_s = reply["headers"]["retry-after"].as_str().and_then(|seconds| seconds.parse().ok());
         return Err(events::http::Response { status, body, metadata: None, retry_after_s }.into());
     }
-    let first = serde_json::from_value::<Done>(body).ok().filter(|_| status == 200);
-    let Some((image, timings_ms)) = first.and_then(|done| Some((done.images.into_iter().next()?, done.timings_ms))) else {
+    let done = serde_json::from_value::<Done>(body).ok().filter(|done| status == 200 && !done.images.is_empty());
+    done.ok_or_else(|| {
         tracing::error!(status, "the handler's answer is none");
-        return Err(Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", "the handler's answer could not be read"));
-    };
-    let Image { bucket, key, content_type, width: width_px, height: height_px, bytes, seed } = image;
-    let image = StoredImage { bucket, key, content_type, width_px, height_px, bytes, seed, sha256: None };
+        Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", "the handler's answer could not be read")
+    })
+}
+
+async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Problem> {
+    if http.passes_through && !reply::is_ours(reply) && !reply.is_null() {
+        return pass_through(id, reply);
+    }
+    let Done { images, timings_ms } = done(reply)?;
+    let image = images[0].stored();
+    let bytes = image.bytes;
     let file = http.store.image(&image).await?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_LENGTH, bytes.into());

@@ -35,22 +35,33 @@ pub(super) async fn check(place: Place, field: String, file: Bytes, settings: &S
         return Err(too_large(&field, settings));
     }
     let max_pixels = settings.max_image_pixels;
-    // The semaphore is never closed.
-    let _turn = UNPACKING.acquire().await;
-    let looking = tokio::task::spawn_blocking(move || {
+    aside(move || {
         let kind = image_file::open(&file, max_pixels).map_err(|problem| Problem::invalid(&field, problem))?.kind;
         let hash = base16ct::lower::encode_string(&Sha256::digest(&file));
         let what = match place {
             Place::Person => "person".to_owned(),
             Place::Garment(0) => "garment".to_owned(),
             Place::Garment(n) => format!("garment-{n}"),
-            Place::Mask => "mask".to_owned(),
+            Place::Mask | Place::InitMask => "mask".to_owned(),
+            Place::InitImage => "init".to_owned(),
             Place::Image(n) => format!("image-{n}"),
         };
         let name = format!("{what}-{}.{}", &hash[..16], kind.extension());
         Ok(Input { name, content_type: kind.content_type(), file })
-    });
-    looking.await.unwrap_or_else(|_| {
+    })
+    .await
+}
+
+/// Unpacks images away from the threads that answer probes, a few at a time.
+///
+/// # Errors
+/// Those of `looking`.
+pub(super) async fn aside<T: Send + 'static>(
+    looking: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    // The semaphore is never closed.
+    let _turn = UNPACKING.acquire().await;
+    tokio::task::spawn_blocking(looking).await.unwrap_or_else(|_| {
         Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the image could not be looked at"))
     })
 }

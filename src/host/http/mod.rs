@@ -13,6 +13,7 @@ mod idempotency;
 mod infer;
 mod inputs;
 mod jobs;
+mod openai;
 mod problem;
 mod server;
 mod status;
@@ -150,6 +151,7 @@ fn router(http: Arc<Http>) -> Router {
         .route("/metrics", get(status::metrics))
         .route("/openapi.json", get(status::openapi))
         .merge(guarded)
+        .merge(openai::routes(&http))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(&http), trace::propagate))

@@ -17,6 +17,12 @@ use crate::shown;
 /// Seconds after which a caller who was turned away may ask again.
 pub(super) const RETRY_AFTER_S: u32 = 5;
 
+/// Travels with the answer of a refused request, for those who say it in another shape.
+#[derive(Debug, Clone)]
+pub(super) struct Refused {
+    pub(super) body: Value,
+}
+
 /// A request that is answered with an error.
 #[derive(Debug)]
 pub(super) struct Problem(events::http::Response);
@@ -125,7 +131,9 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let Self(events::http::Response { status, body, retry_after_s, .. }) = self;
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let refused = Refused { body: body.clone() };
         let mut response = (status, Json(body)).into_response();
+        response.extensions_mut().insert(refused);
         if let Some(seconds) = retry_after_s {
             response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }

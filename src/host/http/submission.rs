@@ -41,32 +41,13 @@ pub(super) struct Submission {
 /// # Errors
 /// What is wrong with it, by the name that the caller gave the field.
 pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<Submission, Problem> {
-    let model = http.job_service.snapshot.borrow().model.clone();
-    if let Model::Failed(why) = model {
-        body::drain(request).await;
-        let message = format!("the model could not be made ready; it is tried again ({why})");
-        return Err(Problem::unavailable("model_not_ready", &message));
-    }
-    let key = idempotency::Key::of(request.headers())?;
-    let trace = request.headers().get(TRACEPARENT).and_then(|value| Trace::from_traceparent(value.to_str().ok()?));
     let kinds: &[Kind] = if takes == Takes::Generate { &[Kind::Json] } else { &[Kind::Json, Kind::Form] };
-    let kind = match Kind::of(request.headers(), kinds) {
-        Ok(kind) => kind,
-        Err(problem) => {
-            body::drain(request).await;
-            return Err(problem);
-        }
-    };
     let settings = &http.settings;
-    let is_job = kind == Kind::Json && takes == Takes::Generate;
-    let limit_bytes = if is_job { settings.max_job_bytes } else { settings.max_upload_bytes };
-    let room = match http.uploads.take(request.headers(), limit_bytes, settings.max_job_bytes) {
-        Ok(room) => room,
-        Err(problem) => {
-            body::drain(request).await;
-            return Err(problem);
-        }
-    };
+    let admitted = admit(http, request, kinds, |kind| {
+        let is_job = kind == Kind::Json && takes == Takes::Generate;
+        if is_job { settings.max_job_bytes } else { settings.max_upload_bytes }
+    });
+    let Admitted { request, kind, limit_bytes, origin } = admitted.await?;
     let order = if kind == Kind::Form {
         let multipart = body::multipart(request, limit_bytes).await?;
         let form = body::in_time(settings, form::read(multipart, settings, takes)).await?;
@@ -81,8 +62,68 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
             job(http, bytes.to_vec(), Vec::new()).map_err(Problem::from)?
         }
     };
-    check_bytes(&order.message, settings)?;
+    checked(http, order, origin)
+}
+
+/// A request whose body is still to be read.
+pub(super) struct Admitted {
+    pub(super) request: Request,
+    pub(super) kind: Kind,
+    /// Of the body, at most.
+    pub(super) limit_bytes: usize,
+    pub(super) origin: Origin,
+}
+
+/// What a submission has from the head of its request.
+pub(super) struct Origin {
+    pub(super) key: Option<idempotency::Key>,
+    room: Option<OwnedSemaphorePermit>,
+    trace: Option<Trace>,
+}
+
+/// Looks at the head of a request: whether anything like it may come in now.
+///
+/// # Errors
+/// When the model has failed, the head is wrong, or there is no room for the body.
+pub(super) async fn admit(
+    http: &Http,
+    request: Request,
+    kinds: &[Kind],
+    limit_bytes: impl Fn(Kind) -> usize,
+) -> Result<Admitted, Problem> {
+    let model = http.job_service.snapshot.borrow().model.clone();
+    if let Model::Failed(why) = model {
+        body::drain(request).await;
+        let message = format!("the model could not be made ready; it is tried again ({why})");
+        return Err(Problem::unavailable("model_not_ready", &message));
+    }
+    let key = idempotency::Key::of(request.headers())?;
+    let trace = request.headers().get(TRACEPARENT).and_then(|value| Trace::from_traceparent(value.to_str().ok()?));
+    let room = Kind::of(request.headers(), kinds).and_then(|kind| {
+        let room = http.uploads.take(request.headers(), limit_bytes(kind), http.settings.max_job_bytes)?;
+        Ok((kind, room))
+    });
+    match room {
+        Ok((kind, room)) => Ok(Admitted { request, kind, limit_bytes: limit_bytes(kind), origin: Origin { key, room, trace } }),
+        Err(problem) => {
+            body::drain(request).await;
+            Err(problem)
+        }
+    }
+}
+
+/// A draft of this host's own making, as [`read`] would have it.
+///
+/// # Errors
+/// What is wrong with it, by the name that the caller gave the field.
+pub(super) async fn from_draft(http: &Http, draft: Draft, origin: Origin) -> Result<Submission, Problem> {
+    checked(http, complete(http, draft).await?, origin)
+}
+
+fn checked(http: &Http, order: Submission, origin: Origin) -> Result<Submission, Problem> {
+    check_bytes(&order.message, &http.settings)?;
     (http.check)(&order.job).map_err(|error| at_the_door(error, &order.names))?;
+    let Origin { key, room, trace } = origin;
     Ok(Submission { key, room, job: Job { trace, ..order.job }, ..order })
 }
 

@@ -8,7 +8,7 @@ use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, Watermar
 use crate::job::JobId;
 use crate::job::outcome::JobError;
 use crate::job::task::prompt::{Embedding, EmbeddingToken};
-use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, Sampling, Sigmas, Timesteps};
+use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, HeightWidth, Sampling, Sigmas, Timesteps, TopLeft};
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
 use crate::job::task::tryon::Mode;
@@ -51,6 +51,9 @@ pub(super) struct Body {
     eta: Option<Eta>,
     guidance_rescale: Option<GuidanceRescale>,
     clip_skip: Option<ClipSkip>,
+    original_size: Option<HeightWidth>,
+    crops_coords_top_left: Option<TopLeft>,
+    target_size: Option<HeightWidth>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
@@ -105,6 +108,9 @@ impl Body {
             eta: self.eta,
             guidance_rescale: self.guidance_rescale,
             clip_skip: self.clip_skip,
+            original_size: self.original_size,
+            crops_coords_top_left: self.crops_coords_top_left,
+            target_size: self.target_size,
         };
         let mode = self.mode.or_else(|| defaults.has_modes.then_some(defaults.tryon.mode));
         // What a distilled mode's weights were made for; the manifest speaks of the others.

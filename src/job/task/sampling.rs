@@ -14,19 +14,28 @@ pub struct Sampling {
     pub eta: Option<Eta>,
     pub guidance_rescale: Option<GuidanceRescale>,
     pub clip_skip: Option<ClipSkip>,
+    /// Stable Diffusion XL: the size of the image before it was scaled, as if it were one of the training images.
+    pub original_size: Option<HeightWidth>,
+    /// Stable Diffusion XL: what was cut off it.
+    pub crops_coords_top_left: Option<TopLeft>,
+    /// Stable Diffusion XL: the size that it was scaled to.
+    pub target_size: Option<HeightWidth>,
 }
 
 impl Sampling {
     /// What is set, by its name in a job's body.
     #[must_use]
     pub fn fields(&self) -> Vec<(&'static str, Value)> {
-        let Self { timesteps, sigmas, eta, guidance_rescale, clip_skip } = self;
+        let Self { timesteps, sigmas, eta, guidance_rescale, clip_skip, .. } = self;
         let fields = [
             ("timesteps", json!(timesteps)),
             ("sigmas", json!(sigmas)),
             ("eta", json!(eta)),
             ("guidance_rescale", json!(guidance_rescale)),
             ("clip_skip", json!(clip_skip)),
+            ("original_size", json!(self.original_size)),
+            ("crops_coords_top_left", json!(self.crops_coords_top_left)),
+            ("target_size", json!(self.target_size)),
         ];
         fields.into_iter().filter(|(_, value)| !value.is_null()).collect()
     }
@@ -122,3 +131,53 @@ whole_number!(
     /// Last layers of the text encoder that are left out.
     ClipSkip(u32), (0..=23), "a whole number from 0 to 23"
 );
+
+/// Height and width in pixels, in diffusers' order: each from 1 to 16384.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct HeightWidth([u32; 2]);
+
+/// Pixels from the top and from the left, in diffusers' order: each from 0 to 16384.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct TopLeft([u32; 2]);
+
+/// No image is larger that anyone trains with.
+const MAX_SIDE_PX: u32 = 16_384;
+
+impl HeightWidth {
+    #[must_use]
+    pub fn get(self) -> [u32; 2] {
+        self.0
+    }
+}
+
+impl TopLeft {
+    #[must_use]
+    pub fn get(self) -> [u32; 2] {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for HeightWidth {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        pair(deserializer, 1, "[height, width], each a whole number from 1 to 16384").map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TopLeft {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        pair(deserializer, 0, "[top, left], each a whole number from 0 to 16384").map(Self)
+    }
+}
+
+/// Two whole numbers from `least` on.
+fn pair<'de, D: Deserializer<'de>>(deserializer: D, least: u32, allowed: &str) -> Result<[u32; 2], D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    let numbers = value.as_array().and_then(|numbers| {
+        let numbers = numbers.iter().map(|value| u32::try_from(whole_number(value)?).ok());
+        let numbers: [u32; 2] = numbers.collect::<Option<Vec<_>>>()?.try_into().ok()?;
+        numbers.iter().all(|number| (least..=MAX_SIDE_PX).contains(number)).then_some(numbers)
+    });
+    numbers.ok_or_else(|| de::Error::custom(format!("must be {allowed}, got {}", shown::json(&value))))
+}

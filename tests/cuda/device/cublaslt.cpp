@@ -100,6 +100,7 @@ static bool has_fp8() {
     return atoi(capability && *capability ? capability : "90") >= 89;
 }
 static bool allowed(const Desc *d, const Layout *a, const Layout *b, const Layout *c) {
+    if (d->epilogue != CUBLASLT_EPILOGUE_DEFAULT) return false; // None is computed here.
     if (a->type != CUDA_R_8F_E4M3) return true; // What cuBLAS' documentation asks of 8-bit numbers on Hopper.
     return has_fp8() && b->type == CUDA_R_8F_E4M3 && d->ta == CUBLAS_OP_T && d->tb == CUBLAS_OP_N && d->compute == CUBLAS_COMPUTE_32F &&
            d->scale == CUDA_R_32F && a->ld % 16 == 0 && b->ld % 16 == 0 && a->rows % 16 == 0 && a->cols % 16 == 0 &&

@@ -28,6 +28,20 @@ static bool format(cudnnDataType_t t, Format &f) {
     default: return false;
     }
 }
+// The forward convolutions that cuDNN's documentation lists (legacy API, "cudnnConvolutionForward", supported configurations): tensors and filter of
+// one type, sums in f32, in f16 only of f16; channels first, or all of it channels last, and then f16 or bf16 in multiples of 8 channels.
+static bool is_packed(const cudnnTensorStruct &t, bool channels_last) {
+    int c = t.dims[1], h = t.dims[2], w = t.dims[3];
+    return channels_last ? t.strides[1] == 1 && t.strides[3] == c && t.strides[2] == w * c && t.strides[0] == h * w * c
+                         : t.strides[3] == 1 && t.strides[2] == w && t.strides[1] == h * w && t.strides[0] == c * h * w;
+}
+static bool listed(const cudnnTensorStruct &x, const cudnnFilterStruct &w, const cudnnConvolutionStruct &c, const cudnnTensorStruct &y) {
+    bool sums = c.compute == CUDNN_DATA_FLOAT || (c.compute == CUDNN_DATA_HALF && x.type == CUDNN_DATA_HALF);
+    if (x.type != w.type || x.type != y.type || !sums) return false;
+    if (w.format == CUDNN_TENSOR_NCHW) return is_packed(y, false);
+    return w.format == CUDNN_TENSOR_NHWC && is_packed(x, true) && is_packed(y, true) && x.type != CUDNN_DATA_FLOAT && w.dims[0] % 8 == 0 &&
+           w.dims[1] % 8 == 0;
+}
 #define OK return CUDNN_STATUS_SUCCESS
 extern "C" {
 cudnnStatus_t cudnnCreate(cudnnHandle_t *h) {
@@ -138,6 +152,7 @@ cudnnStatus_t cudnnConvolutionForward(cudnnHandle_t h, const void *alpha, const 
     auto Y = *yd;
     Format fx, fw, fy;
     if (!format(X.type, fx) || !format(Wf.type, fw) || !format(Y.type, fy)) return CUDNN_STATUS_NOT_SUPPORTED;
+    if (!listed(X, Wf, C, Y)) return CUDNN_STATUS_NOT_SUPPORTED;
     if (C.groups != 1 || *(const float *)alpha != 1 || *(const float *)beta != 0) return CUDNN_STATUS_NOT_SUPPORTED;
     int n = X.dims[0], c = X.dims[1], H = X.dims[2], W = X.dims[3], k = Wf.dims[0], kh = Wf.dims[2], kw = Wf.dims[3],
         oh = Y.dims[2], ow = Y.dims[3];

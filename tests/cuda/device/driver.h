@@ -82,6 +82,7 @@ struct Thread {
     uint32_t in[12], outs[8];
 };
 struct Kernel {
+    int static_shared = 0; // declared; in `shared` as well, up to where a launch's own begins
     int shared = 0, meets = 0, state = 0, local = 0;
     void (*run_block)(const Block *) = nullptr;
     int (*step)(const Block *, Thread *, void *) = nullptr;

@@ -1,5 +1,6 @@
 // Modules and launches: PTX is translated to C kernel by kernel, compiled, and kept in SIMCUDA_CACHE by the hash of its module.
 #include "driver.h"
+#include <algorithm>
 #include <dlfcn.h>
 #include <map>
 #include <sys/stat.h>
@@ -23,6 +24,7 @@ struct CUfunc_st {
     unsigned most_threads = 1024;       // .maxntid
     unsigned most_dynamic_bytes = 48 << 10; // until the attribute allows more
     bool built = false;
+    int registers = -1; // of a thread, as ptxas gives them for this device; 0 where there is no ptxas
     Kernel kernel;
 };
 
@@ -47,6 +49,20 @@ static string cache() {
         return path;
     }();
     return path;
+}
+
+static string read_file(const string &path) {
+    FILE *file = fopen(path.c_str(), "r");
+    string text;
+    char part[65536];
+    for (size_t read; file && (read = fread(part, 1, sizeof part, file)) > 0;) text.append(part, read);
+    if (file) fclose(file);
+    return text;
+}
+// What a kernel is translated by: another translator makes another kernel.
+static const string &translator() {
+    static const string text = read_file(home() + "/translate.py") + read_file(home() + "/ptx.h");
+    return text;
 }
 
 // What a driver refuses: PTX of a newer version than it knows, and of an architecture that the device is not.
@@ -108,6 +124,37 @@ static void read_declaration(CUfunc_st *function) {
     if (most < body && sscanf(text.c_str() + most, ".maxntid %u, %u, %u", &x, &y, &z) >= 1) function->most_threads = x * y * z;
 }
 
+// Made by `command` with a path to write to, once: kept in the cache.
+static bool made(const string &path, const string &command, const string &from) {
+    if (!access(path.c_str(), R_OK)) return true;
+    string part = path + "." + std::to_string(getpid());
+    if (system((command + " > " + part + from).c_str())) return false;
+    return !rename(part.c_str(), path.c_str());
+}
+// Registers of a thread, by the assembler that a driver has inside. A driver refuses blocks that need more than a multiprocessor has.
+static int registers_of(CUfunc_st *function) {
+    const char *toolkit = setting("CUDA_HOME", nullptr);
+    if (!toolkit) return 0;
+    string target = "sm_" + std::to_string(compute_capability());
+    string path = cache() + "/" + function->module->hash + "." + function->name + "." + target + ".registers";
+    string assemble = "env -u LD_LIBRARY_PATH " + string(toolkit) + "/bin/ptxas -v -arch " + target + " -e " + function->name + " -o /dev/null " +
+                      function->module->path;
+    if (!made(path, assemble, " 2>&1")) return 0;
+    string text = read_file(path);
+    int registers = 0;
+    size_t at = text.find("Used ");
+    if (at != string::npos) sscanf(text.c_str() + at, "Used %d registers", &registers);
+    return registers;
+}
+// A warp has its registers in units of 256; a block's warps are on one multiprocessor, which has 65,536 (CUDA C++ Programming Guide, "Technical
+// Specifications per Compute Capability").
+static bool has_registers(CUfunc_st *function, unsigned threads) {
+    LOCK;
+    if (function->registers < 0) function->registers = registers_of(function);
+    unsigned of_warp = (function->registers * 32 + 255) / 256 * 256;
+    return (threads + 31) / 32 * of_warp <= 65536;
+}
+
 static bool translate(CUfunc_st *function, const string &base, const string &so) {
     string here = home(), made = base + "." + std::to_string(getpid());
     string command = "env -u LD_LIBRARY_PATH sh -c 'python3 " + here + "/translate.py " + function->module->path + " " + function->name +
@@ -132,6 +179,7 @@ static bool build(CUfunc_st *function) {
     const int *meta = (const int *)dlsym(library, "meta_");
     Kernel &kernel = function->kernel;
     kernel.shared = meta[1];
+    kernel.static_shared = *(const int *)dlsym(library, "static_shared");
     kernel.meets = meta[2];
     kernel.state = *(const int *)dlsym(library, "state_size");
     kernel.local = *(const int *)dlsym(library, "local_size");
@@ -143,12 +191,19 @@ static bool build(CUfunc_st *function) {
     return true;
 }
 
+// Whether the device is to break in this process: with SIMCUDA_FAIL_ONCE one process alone, which leaves the file of that name.
+static bool may_break() {
+    const char *mark = setting("SIMCUDA_FAIL_ONCE", nullptr);
+    FILE *made = mark ? fopen(mark, "wx") : nullptr;
+    if (made) fclose(made);
+    return !mark || made;
+}
 // After so many launches every call fails alike, as after an illegal access.
 static void count_launch() {
     static uint64_t launches;
     static const uint64_t fails_after = strtoull(setting("SIMCUDA_FAIL_AFTER", "0"), nullptr, 10);
     LOCK;
-    if (fails_after && ++launches >= fails_after && !faulted())
+    if (fails_after && ++launches == fails_after && !faulted() && may_break())
         fault(CUDA_ERROR_ILLEGAL_ADDRESS, "fails after %lu launches, as SIMCUDA_FAIL_AFTER says", fails_after);
 }
 
@@ -159,7 +214,7 @@ CUresult cuModuleLoadData(CUmodule *out, const void *image) {
     auto module = std::make_unique<CUmod_st>();
     module->text = (const char *)image;
     if (CUresult error = refused(module->text)) return error;
-    module->hash = hash_of(module->text);
+    module->hash = hash_of(module->text + translator());
     module->path = cache() + "/" + module->hash + ".ptx";
     if (access(module->path.c_str(), R_OK)) {
         string made = module->path + "." + std::to_string(getpid());
@@ -178,13 +233,8 @@ CUresult cuModuleLoadData(CUmodule *out, const void *image) {
 }
 CUresult cuModuleLoadDataEx(CUmodule *out, const void *image, unsigned, CUjit_option *, void **) { return cuModuleLoadData(out, image); }
 CUresult cuModuleLoad(CUmodule *out, const char *path) {
-    FILE *file = fopen(path, "r");
-    if (!file) return CUDA_ERROR_FILE_NOT_FOUND;
-    string text;
-    char part[65536];
-    for (size_t read; (read = fread(part, 1, sizeof part, file)) > 0;) text.append(part, read);
-    fclose(file);
-    return cuModuleLoadData(out, text.c_str());
+    string text = read_file(path);
+    return text.empty() ? CUDA_ERROR_FILE_NOT_FOUND : cuModuleLoadData(out, text.c_str());
 }
 CUresult cuModuleUnload(CUmodule) { return CUDA_SUCCESS; }
 CUresult cuModuleGetFunction(CUfunction *out, CUmodule module_, const char *name) {
@@ -226,6 +276,15 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned 
         fprintf(stderr, "simulated device: %s has no grid of %u %u %u with blocks of %u %u %u and %u bytes of shared memory\n",
                 function->name.c_str(), gx, gy, gz, bx, by, bz, dynamic_bytes);
         return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!sim_dry() && (!build(function) || function->kernel.static_shared + dynamic_bytes > std::max(function->most_dynamic_bytes, 48u << 10))) {
+        fprintf(stderr, "simulated device: %s has %d bytes of shared memory, and %u at the launch\n", function->name.c_str(),
+                function->kernel.static_shared, dynamic_bytes);
+        return faulted() ? faulted() : CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!has_registers(function, bx * by * bz)) {
+        fprintf(stderr, "simulated device: %s has %d registers, too many for %u threads\n", function->name.c_str(), function->registers, bx * by * bz);
+        return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
     }
     auto kept = std::make_shared<std::vector<uint8_t>>(function->parameter_bytes + 16);
     for (size_t i = 0; i < function->parameters.size(); i++)

@@ -2,6 +2,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <math.h>
+#include <fenv.h>
 #include <immintrin.h>
 typedef struct {
     uint32_t x, y, z;
@@ -28,21 +29,19 @@ static inline uint64_t as_u64(double f) {
 }
 static inline float h2f(uint16_t h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
 static inline uint16_t f2h(float f) { return (uint16_t)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(f), 0)); }
-static inline uint16_t d2h(double d) { // one rounding: round to odd in f32 first
+// In f32 rounded to odd: what is rounded again, to a format of 22 bits or fewer, is then rounded once.
+static inline float odd32(double d) {
     float f = (float)d;
-    if ((double)f != d && !isnan(d)) {
-        uint32_t u = as_u32(f);
-        if (!(u & 1)) {
-            if (fabs((double)f) < fabs(d))
-                u |= 1;
-            else if (u & 0x7fffffff) {
-                u -= 1;
-                u |= 1;
-            }
-        }
-        f = as_f32(u);
-    }
-    return f2h(f);
+    if ((double)f == d || isnan(d) || as_u32(f) & 1) return f;
+    return as_f32(as_u32(f) + (fabs((double)f) < fabs(d) ? 1 : -1));
+}
+static inline uint16_t d2h(double d) { return f2h(odd32(d)); }
+// x*y + z in f64 rounded to odd, of halves, whose product f64 has exactly.
+static inline double fma_odd(float x, float y, float z) {
+    double product = (double)x * y, sum = product + z;
+    double part = sum - product, missing = (product - (sum - part)) + ((double)z - part);
+    if (missing == 0 || !isfinite(sum) || as_u64(sum) & 1) return sum;
+    return as_f64(as_u64(sum) + ((missing > 0) == (sum > 0) ? 1 : -1));
 }
 static inline float b2f(uint16_t b) { return as_f32((uint32_t)b << 16); }
 static inline uint16_t f2b(float f) {
@@ -97,11 +96,27 @@ static inline float rp32(double d) {
     if ((double)f < d) f = nextafterf(f, INFINITY);
     return f;
 }
-static inline double rz64(long double d) {
-    double f = (double)d;
-    if (fabsl((long double)f) > fabsl(d)) f = nextafter(f, 0.0);
-    return f;
-}
+// Rounded to zero, down or up, by the processor's own mode; volatile, or the compiler would move them out of it.
+#define ROUNDED(name, T, fused)                                                                                                    \
+    static inline T name(int mode, char operation, T a, T b, T c) {                                                                \
+        volatile T x = a, y = b, z = c, r;                                                                                         \
+        fesetround(mode);                                                                                                          \
+        r = operation == '+' ? x + y : operation == '-' ? x - y : operation == '*' ? x * y : operation == '/' ? x / y : fused(x, y, z); \
+        fesetround(FE_TONEAREST);                                                                                                  \
+        return r;                                                                                                                  \
+    }
+ROUNDED(rounded32, float, fmaf)
+ROUNDED(rounded64, double, fma)
+#define WHOLE_TO_F32(name, T)                                                                                                      \
+    static inline float name(int mode, T value) {                                                                                  \
+        volatile T whole = value;                                                                                                  \
+        fesetround(mode);                                                                                                          \
+        volatile float r = (float)whole;                                                                                           \
+        fesetround(FE_TONEAREST);                                                                                                  \
+        return r;                                                                                                                  \
+    }
+WHOLE_TO_F32(s64_to_f32, int64_t)
+WHOLE_TO_F32(u64_to_f32, uint64_t)
 static inline float sat32(float f) { return isnan(f) ? 0.0f : f < 0 ? 0 : f > 1 ? 1 : f; }
 static inline double sat64(double f) { return isnan(f) ? 0.0 : f < 0 ? 0 : f > 1 ? 1 : f; }
 #define CVT_INT(name, T, lo, hi)                                                                                                   \
@@ -142,18 +157,10 @@ static inline uint64_t bfi64(uint64_t a, uint64_t b, uint32_t p, uint32_t l, int
 static inline uint64_t bfe_(uint64_t a, uint32_t p, uint32_t l, int w, int s) {
     p &= 255;
     l &= 255;
-    if (l == 0) return 0;
-    uint64_t v = p >= (uint32_t)w ? 0 : a >> p;
-    if (s && p >= (uint32_t)w) v = (a >> (w - 1)) & 1 ? ~0ull : 0;
-    if (l < 64) v &= (1ull << l) - 1;
-    if (s) {
-        uint32_t top = p + l - 1;
-        if (top >= (uint32_t)w) top = w - 1;
-        if ((a >> top) & 1) {
-            if (l < 64) v |= ~((1ull << l) - 1);
-        }
-    }
-    return v;
+    uint32_t top = p + l - 1 < (uint32_t)w ? p + l - 1 : (uint32_t)w - 1;
+    uint64_t sign = s && l ? a >> top & 1 : 0, r = 0;
+    for (uint32_t i = 0; i < (uint32_t)w; i++) r |= (i < l && p + i < (uint32_t)w ? a >> (p + i) & 1 : sign) << i;
+    return r;
 }
 static inline uint32_t lop3_(uint32_t a, uint32_t b, uint32_t c, int t) {
     uint32_t r = 0;

@@ -26,6 +26,7 @@ CT = {
 }
 BITS = {k: int(re.search(r"\d+", k).group()) for k in CT if k != "pred"}
 BITS["f16x2"] = BITS["bf16x2"] = 32
+MODES = {"rz": "FE_TOWARDZERO", "rm": "FE_DOWNWARD", "rp": "FE_UPWARD"}
 CMP = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 
 
@@ -418,17 +419,14 @@ class Kernel:
         if k in ("add", "sub", "mul", "fma", "mad", "div") and ty in ("f32", "f64"):
             x = [rd(o, ty) for o in a[1:]]
             rnd = next((m for m in mods if m in ("rz", "rm", "rp")), None)
-            big = "double" if ty == "f32" else "long double"
-            if rnd:
-                x = [f"({big})({e})" for e in x]
             sym = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
-            e = (
-                f"{x[0]} {sym[k]} {x[1]}"
-                if k in sym
-                else (f"(({x[0]})*({x[1]})+({x[2]}))" if rnd else f'{"fmaf" if ty=="f32" else "fma"}({x[0]},{x[1]},{x[2]})')
-            )
             if rnd:
-                e = f'{rnd}{"32" if ty=="f32" else "64"}({e})' if ty == "f32" or rnd == "rz" else f"(double)({e})"
+                third = x[2] if len(x) > 2 else "0"
+                e = f"rounded{ty[1:]}({MODES[rnd]}, '{sym.get(k, 'f')}', {x[0]}, {x[1]}, {third})"
+            elif k in sym:
+                e = f"{x[0]} {sym[k]} {x[1]}"
+            else:
+                e = f'{"fmaf" if ty=="f32" else "fma"}({x[0]},{x[1]},{x[2]})'
             if "sat" in mods:
                 e = f"sat{ty[1:]}({e})"
             return wr(a[0], e, ty)
@@ -455,11 +453,9 @@ class Kernel:
             sym = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
             nan = "_nan" if "NaN" in mods else ""
             if k == "fma":
-                if ty == "f16":
-                    r = self.reg(a[0])
-                    self.defs.append(r)
-                    return f"{r} = d2h((double){x[0]}*{x[1]}+{x[2]});"
-                return wr(a[0], f"(float)((double){x[0]}*{x[1]}+{x[2]})", ty)
+                r = self.reg(a[0])
+                self.defs.append(r)
+                return f"{r} = {'f2h' if ty == 'f16' else 'f2b'}(odd32(fma_odd({x[0]},{x[1]},{x[2]})));"
             if k == "neg":
                 r = self.reg(a[0])
                 self.defs.append(r)
@@ -504,7 +500,7 @@ class Kernel:
                 if k in sym:
                     return f"{x[0]}{sym[k]}{x[1]}"
                 if k == "fma":
-                    return f"(float)((double){x[0]}*{x[1]}+{x[2]})"
+                    return f"odd32(fma_odd({x[0]},{x[1]},{x[2]}))"
                 if k in ("min", "max"):
                     return f"f{k}f({x[0]},{x[1]})"
                 if k == "neg":
@@ -791,7 +787,7 @@ class Kernel:
                     r = self.reg(a[0])
                     self.defs.append(r)
                     return f"{r} = d2h({x});"
-                x = f"(float)({x})"
+                x = f"odd32({x})"
             if dt == "f16" and rnd == "rz":
                 r = self.reg(a[0])
                 self.defs.append(r)
@@ -810,11 +806,11 @@ class Kernel:
                 return (
                     (lambda r: (self.defs.append(r), f"{r} = d2h((double){x});")[1])(self.reg(a[0]))
                     if dt == "f16"
-                    else wr(a[0], f"(float){x}", dt)
+                    else wr(a[0], f"odd32((double){x})", dt)
                 )
             e = f"({CT[dt]}){x}"
             if rnd in ("rz", "rm", "rp") and dt == "f32":
-                e = f"{rnd}32((double){x})"
+                e = f"{'s64' if st[0] == 's' else 'u64'}_to_f32({MODES[rnd]}, {x})"
             return wr(a[0], e, dt)
         if "sat" in mods:
             w = BITS[dt]
@@ -852,7 +848,7 @@ class Kernel:
         info = (
             f"const int meta_[] = {{{size}, {self.shared_offset_dynamic}, {int(bool(yields))}, {len(self.params)}, "
             + ", ".join(f"{o}, {s}" for _, o, s in self.params)
-            + "};"
+            + f"}}; const int static_shared = {self.shared_size};"
         )
         body = []
         live = self.liveness() if yields else {}

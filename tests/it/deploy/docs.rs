@@ -37,11 +37,12 @@ fn reference() -> String {
          the `Settings` types of `src/store`, `src/notify` and `src/outbound`.\n\n| key | default | meaning |\n|---|---|---|\n",
     );
     let mut path: Vec<&str> = Vec::new();
-    for (depth, key, value, comment) in BUILT_IN.lines().filter_map(parts) {
+    let mut lines = BUILT_IN.lines().filter_map(parts).peekable();
+    while let Some((depth, key, value, comment)) = lines.next() {
         path.truncate(depth);
         path.push(key);
-        let is_section = value.is_empty() && comment.is_empty() && !["endpoint_url", "access_key_id", "region"].contains(&key);
-        if is_section {
+        let is_section = lines.peek().is_some_and(|&(below, ..)| below > depth);
+        if is_section && comment.is_empty() {
             continue;
         }
         let default = if value.is_empty() { String::new() } else { format!("`{}`", value.replace('|', "\\|")) };

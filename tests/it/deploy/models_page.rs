@@ -28,6 +28,37 @@ const TESTS: &[(&str, &[&str])] = &[
     ("A UNet distilled", &["E/parity/variants.rs parity_of_models_distilled_over_the_guidance_scale"]),
     ("Other inputs, such as", &["E/engine/checkpoints.rs checkpoint_whose_unet_looks_at_other_things"]),
     (
+        "A diffusers directory has `text_encoder_2`",
+        &[
+            "E/engine/sdxl.rs a_checkpoint_that_cannot_be_sdxl_is_refused_in_words",
+            "tests/it/models/sdxl.rs a_family_that_is_not_the_checkpoints_is_refused",
+        ],
+    ),
+    (
+        "UNets with other numbers",
+        &["E/parity/sdxl.rs parity_of_sdxl_images", "E/engine/sdxl.rs a_checkpoint_that_cannot_be_sdxl_is_refused_in_words"],
+    ),
+    ("One file of all weights", &["E/parity/sdxl_adapters.rs parity_of_one_sdxl_file"]),
+    ("A job may say `original_size`", &["E/parity/sdxl.rs parity_of_sdxl_images"]),
+    ("An empty negative prompt", &["E/parity/sdxl.rs parity_of_sdxl_texts"]),
+    ("With f16 the VAE", &["E/engine/sdxl.rs the_vae_computes_in_f32_where_its_settings_ask_for_it"]),
+    (
+        "LoRAs change both text encoders",
+        &[
+            "E/parity/sdxl_adapters.rs parity_of_sdxl_loras",
+            "E/engine/sdxl.rs a_lora_or_a_word_of_another_family_is_refused_by_its_name",
+        ],
+    ),
+    ("A textual inversion holds", &["E/parity/sdxl_adapters.rs parity_of_sdxl_textual_inversions"]),
+    (
+        "`weighted` weights each",
+        &[
+            "E/parity/sdxl_adapters.rs parity_of_sdxl_weighted_prompts",
+            "E/parity/sdxl_adapters.rs parity_of_sdxl_prompts_by_the_rules_of_lpw",
+        ],
+    ),
+    ("Models of a few steps", &["E/parity/sdxl_adapters.rs parity_of_few_trailing_steps"]),
+    (
         "`plain`, the default",
         &[
             "E/parity/stages.rs parity_of_stages",

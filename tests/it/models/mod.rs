@@ -5,6 +5,7 @@ mod command;
 mod hub;
 mod pack;
 mod places;
+mod sdxl;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -40,5 +40,8 @@ async fn an_event_may_come_from_standard_input() {
     let reply: Value = serde_json::from_slice(&ended.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&ended.stderr)));
     assert_eq!((&reply["status"], &reply["job_id"]), (&json!("complete"), &json!("direct-plain")));
+    let record = std::fs::read(bucket.path("generations/direct-plain/result.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!((&record["model"], &record["licence"]), (&json!("tiny-sd"), &json!("Apache-2.0")));
     assert!(backend.terminal().await.path.ends_with("/complete"));
 }

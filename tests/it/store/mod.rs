@@ -39,6 +39,7 @@ pub(crate) fn record_of(job: &Job, images: Vec<StoredImage>) -> Record {
         job_id: job.id.to_string(),
         fingerprint: job.fingerprint.clone(),
         model: "sd15".into(),
+        licence: Some("CreativeML OpenRAIL-M".into()),
         images,
         timings_ms: BTreeMap::from([("infer".to_owned(), 1_200)]),
         finished_at_s: 1_800_000_000,
@@ -230,7 +231,7 @@ fn with_cache(settings: &Settings, directory: &Path) -> Settings {
 }
 
 fn stored_answer(body: &str) -> crate::servers::http::Answer {
-    crate::servers::http::Answer::with(200, &[("content-type", "application/json")], body)
+    crate::servers::http::Answer::with(200, &[("content-type", "application/json"), ("etag", "\"one\"")], body)
 }
 
 async fn behind(server: &crate::servers::http::HttpServer, cache: &Path) -> Store {

@@ -20,13 +20,29 @@ const MAX_MODELS: usize = 2;
 /// Words of textual inversions that a LoRA may bring.
 const MAX_WORDS: usize = 64;
 
+/// The vocabularies of the text encoders that a model may have.
+const TABLES: [&str; 2] = [
+    "text_encoder.text_model.embeddings.token_embedding.weight",
+    "text_encoder_2.text_model.embeddings.token_embedding.weight",
+];
+/// What a word's vectors for each of them are called.
+const BUNDLED_KEYS: [&str; 2] = ["clip_l", "clip_g"];
+
 /// The keys of a file by what they stand for.
 pub(super) struct Contents<'a> {
     file: &'a TensorFile,
     /// By the base weight's name.
     modules: BTreeMap<String, Keys>,
-    /// Words of bundled textual inversions and their keys.
-    learned_words: Vec<(String, String)>,
+    /// Words of bundled textual inversions.
+    learned_words: Vec<BundledWord>,
+    /// The width of each text encoder of the model.
+    hidden: Vec<usize>,
+}
+
+/// A word and the keys of its vectors, by the place of the text encoder.
+struct BundledWord {
+    text: String,
+    keys: BTreeMap<usize, String>,
 }
 
 struct Keys {
@@ -43,19 +59,20 @@ impl<'a> Contents<'a> {
     /// Names the keys that cannot be used.
     pub(super) fn sort(file: &'a TensorFile, shapes: &Shapes) -> Result<Self, LoraError> {
         let targets = Targets::new(shapes.keys());
-        let mut contents = Self { file, modules: BTreeMap::new(), learned_words: Vec::new() };
+        let hidden = TABLES.iter().filter_map(|table| shapes.get(*table)?.get(1).copied()).collect();
+        let mut contents = Self { file, modules: BTreeMap::new(), learned_words: Vec::new(), hidden };
         let mut misfits = Misfits::default();
         let mut elements = 0_usize;
         for (key, _) in file.tensors() {
             elements = elements.saturating_add(contents.check(&key)?);
             match (bundled_word(&key), split(&key)) {
-                (Some(Ok(word)), _) => contents.learned_words.push((word.to_owned(), key.clone())),
+                (Some(Ok((word, encoder))), _) if encoder < contents.hidden.len() => contents.add_word(word, encoder, &key)?,
                 (Some(Err(())), _) if key.ends_with("_out") => {
                     return Err(LoraError::Bundle(format!(
                         "{key} is added to the text encoder's output, which is not supported"
                     )));
                 }
-                (Some(Err(())), _) => misfits.without_module.push(key),
+                (Some(_), _) => misfits.without_module.push(key),
                 (None, None) => misfits.unknown.push(key),
                 (None, Some((module, part))) => match targets.weight(module) {
                     Some(target) => contents.add(target, module, part, &key)?,
@@ -86,6 +103,17 @@ impl<'a> Contents<'a> {
         }
     }
 
+    fn add_word(&mut self, word: &str, encoder: usize, key: &str) -> Result<(), LoraError> {
+        let place = self.learned_words.iter().position(|known| known.text == word).unwrap_or_else(|| {
+            self.learned_words.push(BundledWord { text: word.to_owned(), keys: BTreeMap::new() });
+            self.learned_words.len() - 1
+        });
+        match self.learned_words[place].keys.insert(encoder, key.to_owned()) {
+            None => Ok(()),
+            Some(first) => Err(LoraError::TwoSpellings { first, second: key.to_owned() }),
+        }
+    }
+
     fn add(&mut self, target: &str, module: &str, part: Part, key: &str) -> Result<(), LoraError> {
         let new = Keys { module: module.to_owned(), alpha: None, by_part: BTreeMap::new() };
         let keys = self.modules.entry(target.to_owned()).or_insert(new);
@@ -110,9 +138,9 @@ impl<'a> Contents<'a> {
     /// # Errors
     /// Says which module does not fit, or which tensor holds NaN or infinity.
     pub(super) fn check_all(&self, shapes: &Shapes, alphas: &Alphas) -> Result<(), LoraError> {
-        self.check_words(shapes)?;
+        self.check_words()?;
         let keys = self.modules.values().flat_map(|keys| &keys.by_part).filter(|(part, _)| **part != Part::Alpha);
-        for key in keys.map(|(_, key)| key).chain(self.learned_words.iter().map(|(_, key)| key)) {
+        for key in keys.map(|(_, key)| key).chain(self.learned_words.iter().flat_map(|word| word.keys.values())) {
             if let Some(stored) = self.file.stored(key)
                 && !stored.is_finite()?
             {
@@ -136,43 +164,58 @@ impl<'a> Contents<'a> {
         self.changes(shapes, alphas, |key| self.tensor(key, device))
     }
 
-    /// The bundled textual inversions: a word, and its vectors (vectors, hidden), f32.
+    /// The bundled textual inversions: a word, and its vectors (vectors, hidden), f32, for each text encoder.
     ///
     /// # Errors
     /// When the vectors cannot be read.
-    pub(super) fn learned_words(&self, device: &Device) -> Result<Vec<(String, Tensor)>, LoraError> {
-        let read = self.learned_words.iter().map(|(word, key)| {
-            let vectors = self.tensor(key, device)?;
-            let hidden = vectors.dim(D::Minus1)?;
-            Ok((word.clone(), vectors.reshape(((), hidden))?))
+    pub(super) fn learned_words(&self, device: &Device) -> Result<Vec<(String, Vec<Tensor>)>, LoraError> {
+        let read = self.learned_words.iter().map(|word| {
+            let vectors = word.keys.values().map(|key| {
+                let vectors = self.tensor(key, device)?;
+                let hidden = vectors.dim(D::Minus1)?;
+                Ok(vectors.reshape(((), hidden))?)
+            });
+            Ok((word.text.clone(), vectors.collect::<Result<_, LoraError>>()?))
         });
         read.collect()
     }
 
     /// Checks words, shapes and formats of the bundled textual inversions.
-    fn check_words(&self, shapes: &Shapes) -> Result<(), LoraError> {
-        const TABLE: &str = "text_encoder.text_model.embeddings.token_embedding.weight";
-        let hidden = shapes.get(TABLE).and_then(|shape| shape.get(1)).copied().unwrap_or_default();
+    fn check_words(&self) -> Result<(), LoraError> {
         if self.learned_words.len() > MAX_WORDS {
             return Err(LoraError::Bundle(format!("has {} words; at most {MAX_WORDS} are allowed", self.learned_words.len())));
         }
-        for (word, key) in &self.learned_words {
-            check_word(word).map_err(LoraError::Bundle)?;
-            let Some(info) = self.file.info(key) else { continue };
-            let vectors = match info.shape[..] {
-                [width] if width == hidden => 1,
-                [vectors, width] if width == hidden => vectors,
-                _ => {
-                    let found = format!("vectors of {:?}", info.shape);
-                    return Err(LoraError::Shape { module: key.clone(), found, expected: vec![hidden] });
-                }
-            };
-            if vectors > MAX_VECTORS {
-                return Err(LoraError::Bundle(format!("{key} has {vectors} vectors; at most {MAX_VECTORS} are allowed")));
+        for word in &self.learned_words {
+            check_word(&word.text).map_err(LoraError::Bundle)?;
+            for (encoder, hidden) in self.hidden.iter().enumerate() {
+                let Some(key) = word.keys.get(&encoder) else {
+                    let text = &word.text;
+                    let missing = BUNDLED_KEYS[encoder];
+                    return Err(LoraError::Bundle(format!(
+                        "{text:?} has no {missing}, the vectors of one of the model's text encoders"
+                    )));
+                };
+                self.check_vectors(key, *hidden)?;
             }
-            if !is_read(info.dtype) {
-                return Err(LoraError::Format { key: key.clone(), found: format!("{:?}", info.dtype) });
+        }
+        Ok(())
+    }
+
+    fn check_vectors(&self, key: &str, hidden: usize) -> Result<(), LoraError> {
+        let Some(info) = self.file.info(key) else { return Ok(()) };
+        let vectors = match info.shape[..] {
+            [width] if width == hidden => 1,
+            [vectors, width] if width == hidden => vectors,
+            _ => {
+                let found = format!("vectors of {:?}", info.shape);
+                return Err(LoraError::Shape { module: key.to_owned(), found, expected: vec![hidden] });
             }
+        };
+        if vectors > MAX_VECTORS {
+            return Err(LoraError::Bundle(format!("{key} has {vectors} vectors; at most {MAX_VECTORS} are allowed")));
+        }
+        if !is_read(info.dtype) {
+            return Err(LoraError::Format { key: key.to_owned(), found: format!("{:?}", info.dtype) });
         }
         Ok(())
     }

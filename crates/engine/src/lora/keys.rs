@@ -144,13 +144,14 @@ pub(super) fn is_alpha(key: &str) -> bool {
 
 /// What the keys of textual inversions begin with that `OneTrainer` keeps in a LoRA file: `bundle_emb.WORD.clip_l`.
 const BUNDLE: &str = "bundle_emb.";
-/// What ends such a key: of `OneTrainer`, and of others.
-const BUNDLE_SUFFIXES: [&str; 3] = [".clip_l", ".emb_params", ".string_to_param.*"];
+/// What ends such a key, of `OneTrainer` and of others, and the place of the text encoder whose vectors these are.
+const BUNDLE_SUFFIXES: [(&str, usize); 4] = [(".clip_l", 0), (".clip_g", 1), (".emb_params", 0), (".string_to_param.*", 0)];
 
-/// The word that a key of a bundled textual inversion is about; an error where it is not that of a single CLIP text encoder.
-pub(super) fn bundled_word(key: &str) -> Option<Result<&str, ()>> {
+/// The word that a key of a bundled textual inversion is about, and the place of its text encoder; an error where it is none of CLIP's.
+pub(super) fn bundled_word(key: &str) -> Option<Result<(&str, usize), ()>> {
     let rest = key.strip_prefix(BUNDLE)?;
-    Some(BUNDLE_SUFFIXES.iter().find_map(|suffix| rest.strip_suffix(suffix)).ok_or(()))
+    let found = BUNDLE_SUFFIXES.iter().find_map(|(suffix, encoder)| Some((rest.strip_suffix(suffix)?, *encoder)));
+    Some(found.ok_or(()))
 }
 
 /// A key as module and part: `unet.….to_q.lora_A.weight` is the `Down` of `unet.….to_q`.
@@ -203,6 +204,13 @@ fn names_of(module: &str, layout: &Layout) -> Vec<String> {
     if let Some(bare) = module.strip_prefix("transformer.") {
         names.extend([bare.to_owned(), format!("diffusion_model.{bare}"), flat("lora_transformer", bare)]);
         names.extend([flat("lora_unet", bare), flat("lycoris", bare)]);
+    }
+    if let Some(bare) = module.strip_prefix("text_encoder_2.") {
+        // Transformers 5 leaves `text_model` out.
+        for name in [Some(bare), bare.strip_prefix("text_model.")].into_iter().flatten() {
+            names.extend([flat("lora_te2", name), format!("text_encoder_2.{name}")]);
+            names.extend(old_projection(name).map(|old| format!("text_encoder_2.{old}")));
+        }
     }
     if let Some(bare) = module.strip_prefix("text_encoder.text_model.") {
         // Transformers 5 leaves `text_model` out; PEFT's files of the text encoder alone have no component.

@@ -4,6 +4,7 @@ pub mod alphas;
 mod contents;
 mod delta;
 mod dora;
+mod family;
 mod keys;
 mod parts;
 
@@ -14,6 +15,7 @@ use candle_core::{DType, Device, Tensor};
 use self::alphas::Alphas;
 use self::contents::Contents;
 use self::delta::Delta;
+use self::family::explained;
 use self::parts::Change;
 use super::LoraFile;
 use super::stored::READ_FORMATS;
@@ -58,6 +60,8 @@ pub enum LoraError {
     OtherKind { key: String, kind: &'static str },
     #[error("{count} of {total} keys match nothing in the model: {}; was it trained on another model?", first.join(", "))]
     Unmatched { first: Vec<String>, count: usize, total: usize },
+    #[error("is of {found}, this model is of {expected}: {cause}")]
+    OtherFamily { found: &'static str, expected: &'static str, cause: Box<LoraError> },
     #[error("{module} has no {missing}; the file is incomplete")]
     Incomplete { module: String, missing: &'static str },
     #[error("{module} has both {first} and {second}; the file is broken")]
@@ -89,8 +93,8 @@ pub fn check(path: &Path, shapes: impl IntoIterator<Item = (String, Vec<usize>)>
 /// A checked adapter, ready to be merged.
 pub(super) struct Lora {
     changes: Vec<Change>,
-    /// Words of its textual inversions (`OneTrainer` bundles them) and their vectors: (vectors, hidden), f32.
-    learned_words: Vec<(String, Tensor)>,
+    /// Words of its textual inversions (`OneTrainer` bundles them) and their vectors for each text encoder: (vectors, hidden), f32.
+    learned_words: Vec<(String, Vec<Tensor>)>,
 }
 
 impl Lora {
@@ -98,8 +102,9 @@ impl Lora {
     /// before any of its tensors takes memory.
     pub(super) fn check(lora: &LoraFile, shapes: &Shapes) -> Result<(), LoraError> {
         let file = TensorFile::open(&lora.path)?;
-        let contents = Contents::sort(&file, shapes)?;
-        contents.check_all(shapes, &Alphas::read(&file, &lora.alpha)?)
+        let contents = Contents::sort(&file, shapes).map_err(|error| explained(error, &file, shapes))?;
+        let checked = contents.check_all(shapes, &Alphas::read(&file, &lora.alpha)?);
+        checked.map_err(|error| explained(error, &file, shapes))
     }
 
     /// Reads a file that was [checked](Self::check).
@@ -112,12 +117,13 @@ impl Lora {
 
     /// What its tensors take on the device.
     pub(super) fn bytes(&self) -> usize {
-        let words = self.learned_words.iter().map(|(_, vectors)| vectors.elem_count() * vectors.dtype().size_in_bytes());
+        let words = self.learned_words.iter().flat_map(|(_, vectors)| vectors);
+        let words = words.map(|vectors| vectors.elem_count() * vectors.dtype().size_in_bytes());
         self.changes.iter().map(Change::bytes).chain(words).sum()
     }
 
     /// Its textual inversions.
-    pub(super) fn learned_words(&self) -> &[(String, Tensor)] {
+    pub(super) fn learned_words(&self) -> &[(String, Vec<Tensor>)] {
         &self.learned_words
     }
 

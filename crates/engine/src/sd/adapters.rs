@@ -20,7 +20,8 @@ use crate::{AlphaSource, EngineError, LoraFile};
 
 /// The parts of a checkpoint that a LoRA may change.
 pub(super) struct Adapted {
-    pub(super) text_encoder: TextEncoder,
+    /// One, or SDXL's two.
+    pub(super) text_encoders: Vec<TextEncoder>,
     pub(super) unet: Unet,
 }
 
@@ -201,8 +202,10 @@ fn add_file(hash: &mut Sha256, path: &Path) -> io::Result<()> {
 
 fn build(checkpoint: &Checkpoint, weights: &Weights, overlay: &Arc<Tensors>) -> Result<Adapted, String> {
     weights.build(overlay, |vb| {
+        let encoders = checkpoint.text_encoders.iter();
+        let encoders = encoders.map(|encoder| TextEncoder::new(&encoder.config, encoder.output, &vb.pp(encoder.component)));
         Ok(Adapted {
-            text_encoder: TextEncoder::new(&checkpoint.text_encoder, &vb.pp("text_encoder"))?,
+            text_encoders: encoders.collect::<candle_core::Result<_>>()?,
             unet: Unet::new(&checkpoint.unet, &vb.pp("unet"))?,
         })
     })

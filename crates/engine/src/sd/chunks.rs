@@ -19,12 +19,12 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    fn extend(&mut self, ids: &[u32], weight: f64) {
+    pub(super) fn extend(&mut self, ids: &[u32], weight: f64) {
         self.ids.extend(ids);
         self.weights.resize(self.ids.len(), weight);
     }
 
-    fn split_off(&mut self, place: usize) -> Self {
+    pub(super) fn split_off(&mut self, place: usize) -> Self {
         Self { ids: self.ids.split_off(place), weights: self.weights.split_off(place) }
     }
 }

@@ -1,19 +1,42 @@
 //! The CLIP text encoder: tokens of a prompt to the states the UNet attends to.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, IndexOp, Result, Tensor};
 use candle_nn::{Embedding, Module, VarBuilder, embedding};
 
 use super::config::{Activation, TextEncoderConfig};
 use crate::attention::attend_causally;
-use crate::layers::{LayerNorm, Linear, layer_norm, linear, quick_gelu};
+use crate::layers::{LayerNorm, Linear, layer_norm, linear, linear_b, quick_gelu};
 
-/// transformers' `CLIPTextModel` without its pooled output.
+/// What is taken from a text encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextOutput {
+    /// The last hidden state, normed: Stable Diffusion 1 and 2.
+    Last,
+    /// The one before, as it is: SDXL's first encoder.
+    Penultimate,
+    /// The same, and the pooled text of the last: SDXL's second, a `CLIPTextModelWithProjection`.
+    PenultimateAndPooled,
+}
+
+/// Texts that were encoded, a row each, f32.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// (B, T, hidden).
+    pub states: Tensor,
+    /// (B, projection).
+    pub pooled: Option<Tensor>,
+}
+
+/// transformers' `CLIPTextModel`, or `CLIPTextModelWithProjection`.
 pub struct TextEncoder {
     token_embedding: Embedding,
     /// (positions, hidden).
     positions: Tensor,
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
+    output: TextOutput,
+    projection: Option<Linear>,
+    eos_token_id: u32,
 }
 
 impl TextEncoder {
@@ -21,9 +44,11 @@ impl TextEncoder {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape than `config` says.
-    pub fn new(config: &TextEncoderConfig, vb: &VarBuilder) -> Result<Self> {
-        let vb = vb.pp("text_model");
+    pub fn new(config: &TextEncoderConfig, output: TextOutput, vb: &VarBuilder) -> Result<Self> {
         let hidden = config.hidden_size;
+        let projects = output == TextOutput::PenultimateAndPooled;
+        let projection = projects.then(|| linear_b(hidden, config.projection_dim, false, vb.pp("text_projection")));
+        let vb = vb.pp("text_model");
         Ok(Self {
             token_embedding: embedding(config.vocab_size, hidden, vb.pp("embeddings.token_embedding"))?,
             positions: vb.get((config.max_position_embeddings, hidden), "embeddings.position_embedding.weight")?,
@@ -31,22 +56,50 @@ impl TextEncoder {
                 .map(|index| EncoderLayer::new(config, &vb.pp("encoder.layers").pp(index)))
                 .collect::<Result<_>>()?,
             final_layer_norm: layer_norm(hidden, config.layer_norm_eps, &vb.pp("final_layer_norm"))?,
+            output,
+            projection: projection.transpose()?,
+            eos_token_id: config.eos_token_id,
         })
     }
 
     /// `tokens`: (B, T), u32, T up to the model's positions; `learned`: (L, hidden), f32, the vectors of the L tokens behind
-    /// the vocabulary. Returns (B, T, hidden), f32: the hidden state before the last `skipped` layers, normed.
+    /// the vocabulary. The states are those before the last `skipped` layers of those that are taken without it.
     ///
     /// # Errors
     /// When there are more tokens than positions, or a token outside vocabulary and `learned`.
-    pub fn forward(&self, tokens: &Tensor, learned: Option<&Tensor>, skipped: usize) -> Result<Tensor> {
+    pub fn forward(&self, tokens: &Tensor, learned: Option<&Tensor>, skipped: usize) -> Result<Encoded> {
         let (_, count) = tokens.dims2()?;
         let positions = self.positions.narrow(0, 0, count)?;
         let mut hidden = self.embed(tokens, learned)?.broadcast_add(&positions)?;
-        for layer in self.layers.iter().take(self.layers.len().saturating_sub(skipped)) {
+        let left_out = skipped + usize::from(self.output != TextOutput::Last);
+        let (used, rest) = self.layers.split_at(self.layers.len().saturating_sub(left_out));
+        for layer in used {
             hidden = layer.forward(&hidden)?;
         }
-        self.final_layer_norm.forward(&hidden)?.to_dtype(DType::F32)
+        if self.output == TextOutput::Last {
+            return Ok(Encoded { states: self.final_layer_norm.forward(&hidden)?.to_dtype(DType::F32)?, pooled: None });
+        }
+        let states = hidden.to_dtype(DType::F32)?;
+        let Some(projection) = &self.projection else { return Ok(Encoded { states, pooled: None }) };
+        // The pooled text is always that of the last layer.
+        for layer in rest {
+            hidden = layer.forward(&hidden)?;
+        }
+        let at_end = self.at_end(tokens, &self.final_layer_norm.forward(&hidden)?)?;
+        Ok(Encoded { states, pooled: Some(projection.forward(&at_end)?.to_dtype(DType::F32)?) })
+    }
+
+    /// `hidden`: (B, T, hidden). Returns (B, hidden): that of each text's end, as transformers finds it.
+    fn at_end(&self, tokens: &Tensor, hidden: &Tensor) -> Result<Tensor> {
+        let ends = tokens.to_vec2::<u32>()?.into_iter().enumerate().map(|(row, ids)| {
+            let end = match self.eos_token_id {
+                // The first of the highest: words that were learned are higher than the end.
+                TextEncoderConfig::WRONG_END => ids.iter().max().and_then(|highest| ids.iter().position(|id| id == highest)),
+                end => ids.iter().position(|id| *id == end),
+            };
+            hidden.i((row, end.unwrap_or_default()))
+        });
+        Tensor::stack(&ends.collect::<Result<Vec<_>>>()?, 0)
     }
 
     /// The vocabulary's table is left as it is: with new rows it would be copied for every prompt.

@@ -2,34 +2,75 @@
 
 use candle_core::{Result, Tensor};
 
-/// States of texts, f32. The two may differ in length: each is looked at in its own, as in AUTOMATIC1111, whose option `pad_cond_uncond` is off
+/// What the UNet gets of texts, a row each, f32.
+#[derive(Debug, Clone)]
+pub struct Text {
+    /// (N, tokens, hidden): what it attends to.
+    pub states: Tensor,
+    /// (N, width), SDXL: the pooled text and the sizes as waves, which are added to the timestep's embedding.
+    pub added: Option<Tensor>,
+}
+
+impl Text {
+    /// `states`: (N, tokens, hidden), for a UNet that looks at nothing else.
+    #[must_use]
+    pub fn of_states(states: Tensor) -> Self {
+        Self { states, added: None }
+    }
+
+    /// What `choose` makes of each tensor.
+    pub(super) fn of(&self, choose: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self { states: choose(&self.states)?, added: self.added.as_ref().map(choose).transpose()? })
+    }
+
+    /// Row `row` alone.
+    pub(super) fn row(&self, row: usize) -> Result<Self> {
+        self.of(|tensor| tensor.narrow(0, row, 1))
+    }
+
+    /// The rows of all of `texts`, which are of one length.
+    fn cat(texts: &[&Self]) -> Result<Self> {
+        let states: Vec<&Tensor> = texts.iter().map(|text| &text.states).collect();
+        let added: Vec<&Tensor> = texts.iter().filter_map(|text| text.added.as_ref()).collect();
+        let added = if added.is_empty() { None } else { Some(Tensor::cat(&added, 0)?) };
+        Ok(Self { states: Tensor::cat(&states, 0)?, added })
+    }
+
+    /// Every row so many times.
+    fn repeated(&self, count: usize) -> Result<Self> {
+        self.of(|tensor| if tensor.rank() == 3 { tensor.repeat((count, 1, 1)) } else { tensor.repeat((count, 1)) })
+    }
+}
+
+/// Texts of images. The two may differ in length: each is looked at in its own, as in AUTOMATIC1111, whose option `pad_cond_uncond` is off
 /// (`modules/shared_options.py`).
 #[derive(Debug, Clone)]
 pub struct Conditioning {
-    /// (N, tokens, hidden); none without guidance.
-    pub negative: Option<Tensor>,
-    /// (N, tokens, hidden), a row an image.
-    pub positive: Tensor,
+    /// A row an image; none without guidance.
+    pub negative: Option<Text>,
+    /// A row an image.
+    pub positive: Text,
 }
 
 impl Conditioning {
-    /// `rows`: (N, tokens, hidden), or (2N, tokens, hidden) with all negative texts first.
+    /// `rows`: of N texts, or of 2N with all negative ones first.
     ///
     /// # Errors
     /// When there are neither N nor 2N rows.
-    pub fn of_rows(rows: &Tensor, images: usize) -> Result<Self> {
-        let guided = rows.dim(0)? == 2 * images;
-        let negative = guided.then(|| rows.narrow(0, 0, images)).transpose()?;
-        Ok(Self { negative, positive: rows.narrow(0, if guided { images } else { 0 }, images)? })
+    pub fn of_rows(rows: &Text, images: usize) -> Result<Self> {
+        let guided = rows.states.dim(0)? == 2 * images;
+        let from = |start| rows.of(|tensor| tensor.narrow(0, start, images));
+        let negative = guided.then(|| from(0)).transpose()?;
+        Ok(Self { negative, positive: from(if guided { images } else { 0 })? })
     }
 
     /// The same rows again, all negative texts first.
     ///
     /// # Errors
     /// When the texts differ in length.
-    pub fn rows(&self) -> Result<Tensor> {
+    pub fn rows(&self) -> Result<Text> {
         match &self.negative {
-            Some(negative) => Tensor::cat(&[negative, &self.positive], 0),
+            Some(negative) => Text::cat(&[negative, &self.positive]),
             None => Ok(self.positive.clone()),
         }
     }
@@ -42,7 +83,8 @@ impl Conditioning {
 
     /// Tokens of the negative text and of the text.
     pub(super) fn lengths(&self) -> Result<[Option<usize>; 2]> {
-        Ok([self.negative.as_ref().map(|negative| negative.dim(1)).transpose()?, Some(self.positive.dim(1)?)])
+        let negative = self.negative.as_ref().map(|negative| negative.states.dim(1)).transpose()?;
+        Ok([negative, Some(self.positive.states.dim(1)?)])
     }
 
     /// Each text of `parts` for so many images; texts of one length.
@@ -50,17 +92,17 @@ impl Conditioning {
     /// # Errors
     /// When their lengths differ, or some have a negative text and others none.
     pub fn for_images(parts: &[Self], counts: &[usize]) -> Result<Self> {
-        let repeated = |text: &Tensor, count: &usize| text.repeat((*count, 1, 1));
-        let positive = parts.iter().zip(counts).map(|(part, count)| repeated(&part.positive, count));
-        let positive = Tensor::cat(&positive.collect::<Result<Vec<_>>>()?, 0)?;
-        let negative = parts.iter().zip(counts).filter_map(|(part, count)| Some(repeated(part.negative.as_ref()?, count)));
+        let positive = parts.iter().zip(counts).map(|(part, count)| part.positive.repeated(*count));
+        let positive = positive.collect::<Result<Vec<_>>>()?;
+        let negative = parts.iter().zip(counts).filter_map(|(part, count)| Some(part.negative.as_ref()?.repeated(*count)));
         let negative = negative.collect::<Result<Vec<_>>>()?;
-        let negative = (!negative.is_empty()).then(|| Tensor::cat(&negative, 0)).transpose()?;
-        Ok(Self { negative, positive })
+        let negative = (!negative.is_empty()).then(|| Text::cat(&negative.iter().collect::<Vec<_>>())).transpose()?;
+        Ok(Self { negative, positive: Text::cat(&positive.iter().collect::<Vec<_>>())? })
     }
 
     /// The texts that `choose` leaves.
     pub(super) fn of(&self, choose: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self { negative: self.negative.as_ref().map(&choose).transpose()?, positive: choose(&self.positive)? })
+        let negative = self.negative.as_ref().map(|negative| negative.of(&choose)).transpose()?;
+        Ok(Self { negative, positive: self.positive.of(&choose)? })
     }
 }

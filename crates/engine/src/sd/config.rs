@@ -22,8 +22,15 @@ pub struct UnetConfig {
     /// The number of heads where a checkpoint says it under its right name.
     #[serde(default)]
     pub num_attention_heads: Option<PerBlock>,
+    /// Blocks of each transformer: on the way down, and of its last number in the middle.
     #[serde(default = "one")]
-    pub transformer_layers_per_block: PerBlock,
+    pub transformer_layers_per_block: TransformerLayers,
+    /// On the way up, from the innermost; none: as on the way down.
+    #[serde(default)]
+    pub reverse_transformer_layers_per_block: Option<TransformerLayers>,
+    /// Whether there is a block in the middle (Segmind's Vega has none).
+    #[serde(default = "cross_attention")]
+    pub mid_block_type: Option<MidBlockType>,
     #[serde(default = "thirty_two")]
     pub norm_num_groups: usize,
     /// Of the residual blocks; the transformers have their own.
@@ -39,9 +46,33 @@ pub struct UnetConfig {
     /// Width of the guidance scale's embedding where the model was distilled over it (LCM): then one forward pass is a guided one.
     #[serde(default)]
     pub time_cond_proj_dim: Option<usize>,
+    /// What is added to the timestep's embedding (SDXL).
+    #[serde(default)]
+    pub addition_embed_type: Option<AdditionEmbedType>,
+    /// Width of the waves of each of the six sizes.
+    #[serde(default)]
+    pub addition_time_embed_dim: Option<usize>,
+    /// Width of the pooled text and the waves of all six.
+    #[serde(default)]
+    pub projection_class_embeddings_input_dim: Option<usize>,
 }
 
 impl UnetConfig {
+    /// Whether it is one of Stable Diffusion XL, which looks at pooled text and sizes as well.
+    #[must_use]
+    pub fn is_xl(&self) -> bool {
+        self.addition_embed_type == Some(AdditionEmbedType::TextTime)
+    }
+
+    /// Blocks of the transformer behind residual block `layer` on the way up, at level `index` counted from the innermost.
+    #[must_use]
+    pub fn transformer_layers_up(&self, index: usize, layer: usize) -> usize {
+        match &self.reverse_transformer_layers_per_block {
+            Some(layers) => layers.at(index, layer),
+            None => self.transformer_layers_per_block.at(self.block_out_channels.len() - 1 - index, layer),
+        }
+    }
+
     /// For each level on the way up, from the bottom: whether it has attention.
     #[must_use]
     pub fn attention_up(&self) -> Vec<bool> {
@@ -77,6 +108,19 @@ pub enum DownBlockType {
 pub enum UpBlockType {
     CrossAttnUpBlock2D,
     UpBlock2D,
+}
+
+/// Of the block in the middle; without one the way up begins where the way down ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum MidBlockType {
+    UNetMidBlock2DCrossAttn,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdditionEmbedType {
+    /// Pooled text, and the sizes of the image as waves.
+    TextTime,
 }
 
 /// One number for both sides of a square, or height and width.
@@ -122,6 +166,25 @@ impl PerBlock {
     }
 }
 
+/// One number for all transformers, or one a level, or one for each transformer of a level.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum TransformerLayers {
+    All(usize),
+    Each(Vec<PerBlock>),
+}
+
+impl TransformerLayers {
+    /// The number of transformer `layer` of level `index`; the last level stands for those a list leaves out.
+    #[must_use]
+    pub fn at(&self, index: usize, layer: usize) -> usize {
+        match self {
+            Self::All(number) => *number,
+            Self::Each(levels) => levels.get(index).or(levels.last()).map_or(1, |level| level.at(layer)),
+        }
+    }
+}
+
 /// `vae/config.json`, diffusers' `AutoencoderKL`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct VaeConfig {
@@ -141,6 +204,9 @@ pub struct VaeConfig {
     pub scaling_factor: f64,
     #[serde(default)]
     pub shift_factor: Option<f64>,
+    /// Whether f16 is too narrow for it; SDXL's pipeline alone looks at it.
+    #[serde(default = "yes")]
+    pub force_upcast: bool,
     #[serde(default = "yes")]
     pub use_quant_conv: bool,
     #[serde(default = "yes")]
@@ -171,6 +237,17 @@ pub struct TextEncoderConfig {
     pub hidden_act: Activation,
     #[serde(default = "epsilon")]
     pub layer_norm_eps: f64,
+    /// Width of the pooled output, of an encoder that has a projection (`CLIPTextModelWithProjection`).
+    #[serde(default = "five_hundred_twelve_wide")]
+    pub projection_dim: usize,
+    /// The token at whose place the pooled output is taken. [`Self::WRONG_END`] stands for the highest token of a text.
+    #[serde(default = "end_of_text")]
+    pub eos_token_id: u32,
+}
+
+impl TextEncoderConfig {
+    /// What older transformers wrote, and SDXL's second encoder has, though the end of a text is another token.
+    pub(super) const WRONG_END: u32 = 2;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -185,8 +262,21 @@ pub enum Activation {
     GeluNew,
 }
 
-fn one() -> PerBlock {
-    PerBlock::All(1)
+fn one() -> TransformerLayers {
+    TransformerLayers::All(1)
+}
+
+fn cross_attention() -> Option<MidBlockType> {
+    Some(MidBlockType::UNetMidBlock2DCrossAttn)
+}
+
+fn five_hundred_twelve_wide() -> usize {
+    512
+}
+
+/// transformers' own default, CLIP's `<|endoftext|>`.
+fn end_of_text() -> u32 {
+    49_407
 }
 
 fn three() -> usize {

@@ -38,7 +38,7 @@ impl Stage {
     /// What the names of its tensors begin with.
     fn prefixes(self) -> &'static [&'static str] {
         match self {
-            Self::TextEncoder => &["text_encoder."],
+            Self::TextEncoder => &["text_encoder.", "text_encoder_2."],
             Self::VaeEncoder => &["vae.encoder.", "vae.quant_conv."],
             Self::Unet => &["unet."],
             Self::VaeDecoder => &["vae.decoder.", "vae.post_quant_conv."],
@@ -65,12 +65,17 @@ impl StableDiffusion {
         if !is_finite(latents)? {
             // A start's latents were looked at when it was encoded.
             let texts = text.negative.iter().chain([&text.positive]);
-            let finite = texts.map(is_finite).collect::<Result<Vec<_>, _>>()?.into_iter().all(|finite| finite);
+            let finite = texts
+                .flat_map(|text| [&text.states].into_iter().chain(&text.added))
+                .map(is_finite)
+                .collect::<Result<Vec<_>, _>>()?
+                .into_iter()
+                .all(|finite| finite);
             let stage = if finite { Stage::Unet } else { Stage::TextEncoder };
             return Err(self.not_finite(stage, start.is_some())?);
         }
         let weights = self.adapters.weights();
-        if weights.dtype() != DType::F32 {
+        if weights.dtype() != DType::F32 && !self.upcasts_vae {
             tracing::warn!(dtype = weights.dtype().as_str(), "the VAE's decoder overflowed: decoding once more in f32");
             let weights = weights.in_f32("vae.")?;
             let vae = weights.build(&Arc::default(), |vb| VaeDecoder::new(&self.checkpoint.vae, &vb.pp("vae")));
@@ -97,7 +102,7 @@ impl StableDiffusion {
             return Ok(moments);
         }
         let weights = self.adapters.weights();
-        if weights.dtype() != DType::F32 {
+        if weights.dtype() != DType::F32 && !self.upcasts_vae {
             tracing::warn!(dtype = weights.dtype().as_str(), "the VAE's encoder overflowed: encoding once more in f32");
             let weights = weights.in_f32("vae.")?;
             let encoder = weights.build(&Arc::default(), |vb| VaeEncoder::new(&self.checkpoint.vae, &vb.pp("vae")));

@@ -9,13 +9,25 @@ use crate::{EmbeddingFile, EngineError};
 
 /// The key under which AUTOMATIC1111 keeps the vectors; diffusers' key is the word itself, and the only one.
 const A1111_KEY: &str = "emb_params";
+/// The keys of files for SDXL: of its first text encoder, and of its second.
+const XL_KEYS: [&str; 2] = ["clip_l", "clip_g"];
+
+/// Keys that an error names.
+const SHOWN: usize = 3;
 
 /// The words of one request, and their vectors.
 #[derive(Debug, Default)]
 pub struct Inversions {
+    /// For each text encoder; none where there are no words.
+    encoders: Vec<EncoderWords>,
+}
+
+/// The words that one text encoder learns.
+#[derive(Debug)]
+pub(super) struct EncoderWords {
     pub(super) learned_words: Vec<LearnedWord>,
     /// (vectors, hidden), f32: those of the first word, of the second, and so on.
-    pub(super) vectors: Option<Tensor>,
+    pub(super) vectors: Tensor,
 }
 
 #[derive(Debug)]
@@ -33,12 +45,12 @@ enum Origin {
     Lora(usize),
 }
 
-/// A word that came with a LoRA: `vectors` (vectors, hidden), f32.
+/// A word that came with a LoRA: `vectors` (vectors, hidden), f32, for each text encoder.
 #[derive(Debug, Clone)]
 pub(super) struct Bundled {
     pub(super) lora: usize,
     pub(super) text: String,
-    pub(super) vectors: Tensor,
+    pub(super) vectors: Vec<Tensor>,
 }
 
 impl LearnedWord {
@@ -52,7 +64,7 @@ impl LearnedWord {
 }
 
 impl Inversions {
-    /// Reads the files, which are untrusted, for a text encoder of width `hidden`; the words `bundled` with LoRAs are those of a prompt
+    /// Reads the files, which are untrusted, for text encoders of the widths `hidden`; the words `bundled` with LoRAs are those of a prompt
     /// as well.
     ///
     /// # Errors
@@ -60,31 +72,69 @@ impl Inversions {
     pub(super) fn read(
         files: &[EmbeddingFile],
         bundled: &[Bundled],
-        hidden: usize,
+        hidden: &[usize],
         device: &Device,
     ) -> Result<Self, EngineError> {
         let mut words = Vec::new();
-        let mut vectors = Vec::new();
         for (index, file) in files.iter().enumerate() {
-            let of_word = read(file, hidden, device).map_err(|problem| EngineError::Embedding { index, problem })?;
-            let text = file.token.clone();
-            words.push(LearnedWord { text, vectors: of_word.dim(0)?, from: Origin::Embedding(index) });
-            vectors.push(of_word);
+            let vectors = read(file, hidden, device).map_err(|problem| EngineError::Embedding { index, problem })?;
+            words.push((file.token.clone(), vectors, Origin::Embedding(index)));
         }
         for word in bundled {
-            words.push(LearnedWord { text: word.text.clone(), vectors: word.vectors.dim(0)?, from: Origin::Lora(word.lora) });
-            vectors.push(word.vectors.clone());
+            words.push((word.text.clone(), word.vectors.clone(), Origin::Lora(word.lora)));
         }
-        let vectors = if vectors.is_empty() { None } else { Some(Tensor::cat(&vectors, 0)?) };
-        Ok(Self { learned_words: words, vectors })
+        if words.is_empty() {
+            return Ok(Self::default());
+        }
+        let encoders = (0..hidden.len()).map(|encoder| EncoderWords::of(&words, encoder));
+        Ok(Self { encoders: encoders.collect::<candle_core::Result<_>>()? })
+    }
+
+    /// What text encoder `encoder` learns.
+    pub(super) fn of(&self, encoder: usize) -> Option<&EncoderWords> {
+        self.encoders.get(encoder)
+    }
+}
+
+impl EncoderWords {
+    /// `words`: text, the vectors of each text encoder, and where they are from.
+    fn of(words: &[(String, Vec<Tensor>, Origin)], encoder: usize) -> candle_core::Result<Self> {
+        let mut learned_words = Vec::new();
+        for (text, vectors, from) in words {
+            learned_words.push(LearnedWord { text: text.clone(), vectors: vectors[encoder].dim(0)?, from: *from });
+        }
+        let vectors: Vec<&Tensor> = words.iter().map(|(_, vectors, _)| &vectors[encoder]).collect();
+        Ok(Self { learned_words, vectors: Tensor::cat(&vectors, 0)? })
+    }
+}
+
+/// (vectors, hidden), f32, for each text encoder.
+fn read(file: &EmbeddingFile, hidden: &[usize], device: &Device) -> Result<Vec<Tensor>, String> {
+    let content = TensorFile::open(&file.path).map_err(|error| problem(&error))?;
+    let is_for_two = XL_KEYS.iter().all(|key| content.info(key).is_some());
+    match hidden {
+        [hidden] if is_for_two => Err(format!(
+            "belongs to another model: it has words for the two text encoders of Stable Diffusion XL (clip_l, clip_g), this model has one \
+             text encoder, whose words are vectors of {hidden} floats"
+        )),
+        [hidden] => Ok(vec![read_vectors(&content, &only_key(&content)?, *hidden, device)?]),
+        _ if is_for_two && content.tensors().count() == XL_KEYS.len() => {
+            XL_KEYS.iter().zip(hidden).map(|(key, hidden)| read_vectors(&content, key, *hidden, device)).collect()
+        }
+        _ => {
+            let keys: Vec<String> = content.tensors().map(|(key, _)| key).take(SHOWN).collect();
+            Err(format!(
+                "belongs to another model: this one, Stable Diffusion XL, has two text encoders, so the file must hold clip_l and clip_g \
+                 and nothing else; it holds {}",
+                if keys.is_empty() { "no tensors".to_owned() } else { keys.join(", ") }
+            ))
+        }
     }
 }
 
 /// (vectors, hidden), f32.
-fn read(file: &EmbeddingFile, hidden: usize, device: &Device) -> Result<Tensor, String> {
-    let content = TensorFile::open(&file.path).map_err(|error| problem(&error))?;
-    let key = vectors(&content)?;
-    let stored = content.stored(&key).ok_or_else(|| format!("{key} is missing"))?;
+fn read_vectors(content: &TensorFile, key: &str, hidden: usize, device: &Device) -> Result<Tensor, String> {
+    let stored = content.stored(key).ok_or_else(|| format!("{key} is missing"))?;
     let shape = &stored.info.shape;
     let count = match shape[..] {
         [width] if width == hidden => 1,
@@ -114,8 +164,8 @@ fn problem(error: &EngineError) -> String {
     }
 }
 
-/// The key of the tensor that is meant.
-fn vectors(content: &TensorFile) -> Result<String, String> {
+/// The key of the tensor that is meant, in a file for one text encoder.
+fn only_key(content: &TensorFile) -> Result<String, String> {
     let mut keys = content.tensors().map(|(key, _)| key);
     if content.info(A1111_KEY).is_some() {
         return Ok(A1111_KEY.to_owned());

@@ -34,6 +34,8 @@ pub(super) struct Work {
 pub(super) struct MemoryEstimate {
     /// Bytes of a number.
     number: u64,
+    /// The same of the VAE.
+    decoder_number: u64,
     pixels_per_latent: u64,
     decoder_channels: u64,
     unet_channels: u64,
@@ -42,11 +44,13 @@ pub(super) struct MemoryEstimate {
 }
 
 impl MemoryEstimate {
-    pub(super) fn new(unet: &UnetConfig, vae: &VaeConfig, dtype: DType) -> Self {
+    /// `dtypes`: what UNet and VAE compute in.
+    pub(super) fn new(unet: &UnetConfig, vae: &VaeConfig, dtypes: (DType, DType)) -> Self {
         let widths = &vae.block_out_channels;
         let factor = vae.pixels_per_latent();
         Self {
-            number: dtype.size_in_bytes() as u64,
+            number: dtypes.0.size_in_bytes() as u64,
+            decoder_number: dtypes.1.size_in_bytes() as u64,
             pixels_per_latent: factor as u64,
             // The last doubling leaves the width of the block before.
             decoder_channels: widths.get(1).or(widths.first()).copied().unwrap_or_default() as u64,
@@ -72,18 +76,18 @@ impl MemoryEstimate {
         let height = u64::from(work.height_px);
         let latents = |px: u64| px / self.pixels_per_latent;
         // Of one head, between all places of so many latents, before and after the softmax.
-        let scores = |latents: u64| 2 * latents * latents * self.number;
+        let scores = |latents: u64, number: u64| 2 * latents * latents * number;
         let tile_px = tiling.tile.map_or(u64::MAX, |side| side as u64 * self.pixels_per_latent);
         let tile_width = width.min(tile_px);
         let tile_height = height.min(tile_px);
-        let layer = tile_width * tile_height * self.decoder_channels * self.number;
+        let layer = tile_width * tile_height * self.decoder_channels * self.decoder_number;
         let at_once = layer * DECODER_LIVE;
         let layers = if tiling.banded { at_once.min(layer * BANDED_LIVE + BANDS_BYTES) } else { at_once };
-        let image = 2 * width * height * 3 * self.number;
-        let decode = layers + scores(latents(tile_width) * latents(tile_height)) + image;
+        let image = 2 * width * height * 3 * self.decoder_number;
+        let decode = layers + scores(latents(tile_width) * latents(tile_height), self.decoder_number) + image;
         let rows = if tiling.one_by_one { 1 } else { work.rows as u64 };
         let places = latents(width) * latents(height);
-        let attention = (rows * HEADS * scores(places)).min(SCORES_BYTES.max(scores(places)));
+        let attention = (rows * HEADS * scores(places, self.number)).min(SCORES_BYTES.max(scores(places, self.number)));
         let unet = rows * places * self.unet_channels * self.number * UNET_LIVE + attention;
         decode.max(unet)
     }
@@ -146,8 +150,14 @@ mod tests {
     use super::*;
 
     /// Stable Diffusion 1.5.
-    const SD15: MemoryEstimate =
-        MemoryEstimate { number: 4, pixels_per_latent: 8, decoder_channels: 256, unet_channels: 320, tile: 64 };
+    const SD15: MemoryEstimate = MemoryEstimate {
+        number: 4,
+        decoder_number: 4,
+        pixels_per_latent: 8,
+        decoder_channels: 256,
+        unet_channels: 320,
+        tile: 64,
+    };
 
     fn work(side_px: u32, rows: usize) -> Work {
         Work { width_px: side_px, height_px: side_px, rows }

@@ -1,4 +1,4 @@
-//! Stable Diffusion 1 and 2 in diffusers' layout: text encoder, UNet, VAE and the way from a prompt to images.
+//! Stable Diffusion 1, 2 and XL in diffusers' layout: text encoder, UNet, VAE and the way from a prompt to images.
 
 mod adapters;
 mod attention;
@@ -14,15 +14,19 @@ pub mod guidance;
 pub mod inversion;
 mod kept;
 mod latent_batch;
+mod lpw_xl;
 mod memory;
 pub mod pack;
 mod pipeline;
+mod prompt_encoder;
 mod resnet;
 pub mod settings;
+pub mod sizes;
 mod start;
-mod text;
+pub mod text;
 mod tiles;
 pub mod tiling;
+mod time_embedding;
 pub mod tokens;
 mod transformer;
 pub mod unet;
@@ -42,11 +46,9 @@ use self::tokens::PromptTokenizer;
 use self::vae::VaeDecoder;
 use self::vae_encoder::VaeEncoder;
 use super::original_names::Layout;
+use super::single_file::SingleFile;
 use super::weights::Weights;
 use super::{EngineError, Loading, LoraFile};
-
-/// Components that hold tensors.
-const COMPONENTS: [&str; 3] = ["text_encoder", "unet", "vae"];
 
 /// A loaded checkpoint. The stages of a generation are methods of their own, in the order they run:
 /// [`use_loras`](Self::use_loras), [`encode_prompt`](Self::encode_prompt), [`predict_noise`](Self::predict_noise) at every
@@ -54,7 +56,8 @@ const COMPONENTS: [&str; 3] = ["text_encoder", "unet", "vae"];
 pub struct StableDiffusion {
     checkpoint: Checkpoint,
     device: Device,
-    tokenizer: PromptTokenizer,
+    /// One for each text encoder.
+    tokenizers: Vec<PromptTokenizer>,
     prompts: PromptSyntax,
     defaults: Defaults,
     loading: Loading,
@@ -64,19 +67,22 @@ pub struct StableDiffusion {
     memory_estimate: MemoryEstimate,
     adapters: Adapters,
     vae: VaeDecoder,
+    /// Whether the VAE computes in f32 though the weights are f16, in which it is known to overflow.
+    upcasts_vae: bool,
     /// Where the checkpoint has one.
     vae_encoder: Option<VaeEncoder>,
 }
 
 impl StableDiffusion {
     /// Loads the checkpoint in `settings.directory` (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`,
-    /// `scheduler/`); weights may be f16, bf16 or f32 safetensors, packed ([`Self::pack`]), or in one file.
+    /// `scheduler/`; SDXL: `text_encoder_2/` and `tokenizer_2/`); weights may be f16, bf16 or f32 safetensors, packed ([`Self::pack`]), or in one file.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported.
     pub fn load(settings: &Settings) -> Result<Self, EngineError> {
         let began = Instant::now();
-        let checkpoint = Checkpoint::read(&settings.directory)?;
+        let mut checkpoint = Checkpoint::read(&settings.directory)?;
+        checkpoint.schedule.timestep_spacing = settings.timestep_spacing.or(checkpoint.schedule.timestep_spacing);
         let reading = Instant::now();
         let weights = weights(&checkpoint, settings)?;
         let read = reading.elapsed();
@@ -85,17 +91,24 @@ impl StableDiffusion {
     }
 
     fn with(checkpoint: Checkpoint, weights: Weights, settings: &Settings) -> Result<Self, EngineError> {
-        let positions = checkpoint.text_encoder.max_position_embeddings;
-        let tokenizer = PromptTokenizer::read(&checkpoint.directory.join("tokenizer"), &checkpoint.pad_token, positions)?;
+        let tokenizers = checkpoint.text_encoders.iter().map(|encoder| {
+            let positions = encoder.config.max_position_embeddings;
+            PromptTokenizer::read(&checkpoint.directory.join(encoder.tokenizer), &encoder.pad_token, positions)
+        });
+        let tokenizers = tokenizers.collect::<Result<Vec<_>, _>>()?;
         let from = settings.single_file.as_ref().unwrap_or(&settings.directory);
         let wrong = |problem| EngineError::Checkpoint { path: from.clone(), problem };
-        let vae = weights.build(&std::sync::Arc::default(), |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")));
+        let upcasts_vae = checkpoint.upcasts_vae(weights.dtype());
+        let upcast = if upcasts_vae { Some(weights.in_f32("vae.")?) } else { None };
+        let vae_weights = upcast.as_ref().unwrap_or(&weights);
+        let vae = vae_weights.build(&std::sync::Arc::default(), |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae = vae.map_err(wrong)?;
-        let memory_estimate = MemoryEstimate::new(&checkpoint.unet, &checkpoint.vae, weights.dtype());
-        let resident_bytes = weights.bytes();
+        let dtypes = (weights.dtype(), vae_weights.dtype());
+        let memory_estimate = MemoryEstimate::new(&checkpoint.unet, &checkpoint.vae, dtypes);
+        let resident_bytes = weights.bytes() + upcast.as_ref().map_or(0, Weights::bytes);
         let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
         let vae_encoder = encodes.then(|| {
-            weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae"))).map_err(wrong)
+            vae_weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae"))).map_err(wrong)
         });
         let vae_encoder = vae_encoder.transpose()?;
         let sides = checkpoint.unet.sample_size;
@@ -106,7 +119,7 @@ impl StableDiffusion {
         Ok(Self {
             checkpoint,
             device: settings.device.clone(),
-            tokenizer,
+            tokenizers,
             prompts: settings.prompts,
             defaults: settings.defaults.unwrap_or(Defaults { width_px, height_px, guidance_scale: 1.0 }),
             loading: Loading::default(),
@@ -115,6 +128,7 @@ impl StableDiffusion {
             memory_estimate,
             adapters,
             vae,
+            upcasts_vae,
             vae_encoder,
         })
     }
@@ -149,7 +163,12 @@ impl StableDiffusion {
 /// The weights of a checkpoint, wherever `settings` say they lie.
 fn weights(checkpoint: &Checkpoint, settings: &Settings) -> Result<Weights, EngineError> {
     let kept = (settings.dtype, &settings.device);
-    let Some(file) = &settings.single_file else { return Weights::read(&settings.directory, &COMPONENTS, kept) };
-    let unet = Layout::new(&checkpoint.unet.layers(), &checkpoint.unet.attention_up());
-    Weights::read_single_file(file, &unet, checkpoint.vae.block_out_channels.len(), kept)
+    let components = checkpoint.components();
+    let Some(file) = &settings.single_file else { return Weights::read(&settings.directory, &components, kept) };
+    let names = SingleFile {
+        unet: Layout::new(&checkpoint.unet.layers(), &checkpoint.unet.attention_up()),
+        vae_levels: checkpoint.vae.block_out_channels.len(),
+        is_xl: checkpoint.is_xl(),
+    };
+    Weights::read_single_file(file, &names, kept)
 }

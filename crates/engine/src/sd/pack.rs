@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use safetensors::View as _;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{COMPONENTS, StableDiffusion};
+use super::StableDiffusion;
 use crate::EngineError;
 use crate::tensor_file::{LENGTH_BYTES, PACKED};
 use crate::tensor_table::written_table;
@@ -18,8 +18,6 @@ pub const ALIGNMENT: usize = 4096;
 /// The name that the weights have until they are whole.
 const PART: &str = ".atelier.safetensors.part";
 const INDEX: &str = "model_index.json";
-/// Directories of a checkpoint that have settings or words in them.
-const DIRECTORIES: [&str; 5] = ["text_encoder", "unet", "vae", "scheduler", "tokenizer"];
 
 /// What was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,11 +46,13 @@ impl StableDiffusion {
         }
         let part = OpenOptions::new().create(true).truncate(false).write(true).open(to.join(PART)).map_err(failed)?;
         part.try_lock().map_err(|_| wrong("is being packed into by someone else; wait for that, or stop it".into()))?;
-        let packed = copy_small_files(from, to).and_then(|()| self.write_weights(&part)).and_then(|packed| {
-            fs::rename(to.join(PART), to.join(PACKED))?;
-            File::open(to)?.sync_all()?;
-            Ok(packed)
-        });
+        let packed = copy_small_files(from, to, &self.checkpoint.directories())
+            .and_then(|()| self.write_weights(&part))
+            .and_then(|packed| {
+                fs::rename(to.join(PART), to.join(PACKED))?;
+                File::open(to)?.sync_all()?;
+                Ok(packed)
+            });
         packed.map_err(|error| {
             // A second failure is not reported.
             let _ = fs::remove_file(to.join(PART));
@@ -62,8 +62,11 @@ impl StableDiffusion {
 
     fn write_weights(&self, mut file: &File) -> io::Result<Packed> {
         let weights = self.adapters.weights().tensors();
+        let components = self.checkpoint.components();
         let mut tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
-        tensors.sort_by_key(|(name, _)| (COMPONENTS.iter().position(|component| name.starts_with(component)), *name));
+        tensors.sort_by_key(|(name, _)| {
+            (components.iter().position(|component| name.split('.').next() == Some(component)), *name)
+        });
         let header = header(&tensors).map_err(io::Error::other)?;
         file.set_len(0)?;
         file.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -92,9 +95,9 @@ fn header(tensors: &[(&String, &Tensor)]) -> Result<Vec<u8>, safetensors::SafeTe
 }
 
 /// Settings and vocabularies, not the weights nor the lists of their shards.
-fn copy_small_files(from: &Path, to: &Path) -> io::Result<()> {
+fn copy_small_files(from: &Path, to: &Path, directories: &[&str]) -> io::Result<()> {
     copy(&from.join(INDEX), &to.join(INDEX))?;
-    for directory in DIRECTORIES {
+    for directory in directories {
         fs::create_dir_all(to.join(directory))?;
         for entry in fs::read_dir(from.join(directory))? {
             let file = entry?.path();

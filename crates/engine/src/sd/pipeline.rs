@@ -4,12 +4,14 @@ use candle_core::{IndexOp, Tensor};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 
 use super::StableDiffusion;
-use super::conditioning::Conditioning;
+use super::conditioning::{Conditioning, Text};
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};
 use super::settings::Defaults;
+use super::sizes::Sizes;
 use super::start::Start;
+use super::text::Encoding;
 use super::tiling::Tiling;
 use crate::device::keeping_uploads;
 use crate::device_errors::classify_memory_error;
@@ -17,7 +19,9 @@ use crate::pixels::to_rgb8;
 use crate::schedule::config::Pipeline;
 use crate::schedule::scheduler::{Sampler, Scheduler};
 use crate::schedule::{self, Schedule};
-use crate::{EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Watch};
+use crate::{
+    EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Sampling, Watch,
+};
 
 impl StableDiffusion {
     /// One forward pass of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
@@ -48,7 +52,7 @@ impl StableDiffusion {
         guidance: Guidance,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
-        let predict = |latents: &Tensor, text: &Tensor| self.predict(latents, timestep, text, guidance.scale, tiling);
+        let predict = |latents: &Tensor, text: &Text| self.predict(latents, timestep, text, guidance.scale, tiling);
         let Some(negative) = &text.negative else { return predict(latents, &text.positive) };
         if !text.is_of_one_length()? {
             return Ok(guidance.apply(&predict(latents, negative)?, &predict(latents, &text.positive)?)?);
@@ -65,7 +69,7 @@ impl StableDiffusion {
         &self,
         latents: &Tensor,
         timestep: f64,
-        text: &Tensor,
+        text: &Text,
         guidance_scale: f64,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
@@ -74,8 +78,7 @@ impl StableDiffusion {
         if !tiling.one_by_one || rows == 1 {
             return Ok(unet.forward(latents, timestep, text, guidance_scale)?);
         }
-        let each =
-            (0..rows).map(|row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.narrow(0, row, 1)?, guidance_scale));
+        let each = (0..rows).map(|row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.row(row)?, guidance_scale));
         Ok(Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 
@@ -131,7 +134,7 @@ impl StableDiffusion {
     }
 
     fn schedule(&self, plan: &schedule::Plan<'_>, pipeline: Pipeline) -> Result<Schedule, EngineError> {
-        Schedule::planned(plan, &self.checkpoint.schedule.corrected_for(pipeline))
+        Schedule::planned(plan, &self.checkpoint.schedule_for(pipeline))
             .map_err(|error| EngineError::Request { field: error.field(), problem: error.to_string() })
     }
 
@@ -143,6 +146,23 @@ impl StableDiffusion {
     /// Whether the UNet looks at a mask and what it leaves of an image.
     pub(super) fn inpaints(&self) -> bool {
         self.checkpoint.unet.extra_channels() > 0
+    }
+
+    /// The sizes that SDXL is told; a model that is not refuses them.
+    fn sizes(&self, request: &GenerateRequest) -> Result<Sizes, EngineError> {
+        let Sampling { original_size, crops_coords_top_left, target_size, .. } = &request.sampling;
+        let asked =
+            [("original_size", original_size), ("crops_coords_top_left", crops_coords_top_left), ("target_size", target_size)];
+        if let Some((field, _)) = asked.iter().find(|(_, asked)| asked.is_some() && !self.checkpoint.is_xl()) {
+            let problem = "means something only to Stable Diffusion XL, which this model is not: leave it out".into();
+            return Err(EngineError::Request { field, problem });
+        }
+        let default_value = Sizes::of(request.width_px, request.height_px);
+        Ok(Sizes {
+            original: original_size.unwrap_or(default_value.original),
+            crops_top_left: crops_coords_top_left.unwrap_or(default_value.crops_top_left),
+            target: target_size.unwrap_or(default_value.target),
+        })
     }
 
     /// (channels, height, width) of the latents of one image of this size.
@@ -181,7 +201,7 @@ fn one_at_a_time(latents: &Tensor, decode: impl Fn(&Tensor) -> candle_core::Resu
 struct Plan {
     guided: bool,
     guidance: Guidance,
-    clip_skip: u32,
+    encoding: Encoding,
     schedule: Schedule,
     start: Option<Start>,
     width_px: u32,
@@ -212,7 +232,7 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     let mut plan = Plan {
         guided: engine.is_guided(request.guidance_scale),
         guidance: Guidance { scale: request.guidance_scale, rescale: sampling.guidance_rescale },
-        clip_skip: sampling.clip_skip,
+        encoding: Encoding { clip_skip: sampling.clip_skip, sizes: engine.sizes(request)? },
         schedule: engine.schedule(&schedule, pipeline_of(request))?,
         start: None,
         width_px: request.width_px,
@@ -297,7 +317,8 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
         engine.schedule(&schedule::Plan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
     let guided = engine.is_guided(guidance_scale);
     let guidance = guidance_scale.into();
-    let mut plan = Plan { guided, guidance, clip_skip: 0, schedule, start: None, width_px, height_px };
+    let encoding = Encoding { clip_skip: 0, sizes: Sizes::of(width_px, height_px) };
+    let mut plan = Plan { guided, guidance, encoding, schedule, start: None, width_px, height_px };
     if engine.inpaints() {
         let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));
         let mask = Some(GrayImage::from_pixel(width_px, height_px, Luma([255])));
@@ -315,7 +336,7 @@ fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Ti
     let texts = parts.iter().map(|part| {
         let inversions = engine.read_embeddings(part.embeddings)?;
         let negative_prompt = plan.guided.then_some(part.negative_prompt);
-        engine.encode_prompt_skipping(part.prompt, negative_prompt, &inversions, plan.clip_skip)
+        engine.encode_prompt_with(part.prompt, negative_prompt, &inversions, plan.encoding)
     });
     let texts = texts.collect::<Result<Vec<_>, _>>()?;
     let mut generated = Vec::new();

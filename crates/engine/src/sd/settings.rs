@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device};
 
+use crate::schedule::config::TimestepSpacing;
+
 /// What [`StableDiffusion::load`](super::StableDiffusion::load) has to know.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -18,6 +20,8 @@ pub struct Settings {
     pub dtype: DType,
     pub device: Device,
     pub prompts: PromptSyntax,
+    /// How steps are laid over the trained timesteps; none: as the checkpoint says.
+    pub timestep_spacing: Option<TimestepSpacing>,
     /// Bytes within which the tensors of the model and of a generation are kept; what a LoRA changes comes on top.
     pub memory_budget: Option<u64>,
     /// What most jobs will ask for, and the warm-up generates; none: the size that the checkpoint was trained on, without guidance.
@@ -54,6 +58,7 @@ impl Settings {
             dtype,
             device,
             prompts: PromptSyntax::Plain,
+            timestep_spacing: None,
             memory_budget: None,
             defaults: None,
         }

@@ -75,7 +75,7 @@ impl LatentBatch {
     /// Makes the first latents of every image from what was drawn. From an image it is in diffusers' order: what the encoder leaves open,
     /// then the noise on it.
     pub(super) fn begin(&mut self, schedule: &Schedule, start: Option<&Start>) -> Result<()> {
-        let device = self.text.positive.device().clone();
+        let device = self.latents.device().clone();
         let drawn = self.latents.clone();
         let Some(Start { moments, mask, masked, from_noise }) = start else {
             self.latents = (drawn * schedule.init_noise_sigma)?;

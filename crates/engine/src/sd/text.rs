@@ -1,16 +1,26 @@
-//! From prompts to the states that the UNet attends to.
+//! From prompts to what the UNet gets of them.
 
-use candle_core::{DType, Tensor};
+use std::borrow::Cow;
+
+use candle_core::Tensor;
 
 use super::StableDiffusion;
-use super::chunks::{Chunk, automatic_chunks, lpw_chunks};
-use super::conditioning::Conditioning;
-use super::foreign_syntax::refuse_foreign_syntax;
+use super::clip::Encoded;
+use super::conditioning::{Conditioning, Text};
 use super::inversion::Inversions;
+use super::prompt_encoder::{Both, PromptEncoder, Texts};
 use super::settings::PromptSyntax;
-use super::tokens::PromptTokenizer;
-use super::weighting::Emphasis;
+use super::sizes::Sizes;
 use crate::{EmbeddingFile, EngineError};
+
+/// How a text becomes what the UNet gets, besides its words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Encoding {
+    /// Last layers of the text encoders that are left out.
+    pub clip_skip: u32,
+    /// Seen by SDXL alone.
+    pub sizes: Sizes,
+}
 
 impl StableDiffusion {
     /// The words of a request and their vectors, those of the LoRAs in use among them.
@@ -18,7 +28,8 @@ impl StableDiffusion {
     /// # Errors
     /// [`EngineError::Embedding`] says which file is at fault and why.
     pub fn read_embeddings(&self, files: &[EmbeddingFile]) -> Result<Inversions, EngineError> {
-        Inversions::read(files, self.adapters.learned_words(), self.checkpoint.text_encoder.hidden_size, &self.device)
+        let widths: Vec<usize> = self.checkpoint.text_encoders.iter().map(|encoder| encoder.config.hidden_size).collect();
+        Inversions::read(files, self.adapters.learned_words(), &widths, &self.device)
     }
 
     /// Encodes the prompt, in front of it the negative one where there is one.
@@ -37,168 +48,65 @@ impl StableDiffusion {
         negative_prompt: Option<&str>,
         inversions: &Inversions,
     ) -> Result<Conditioning, EngineError> {
-        self.encode_prompt_skipping(prompt, negative_prompt, inversions, 0)
+        self.encode_prompt_with(prompt, negative_prompt, inversions, Encoding::default())
     }
 
-    /// The same without the last layers of the text encoder. As in diffusers' pipelines a plain negative prompt goes through all of them all the
-    /// same; a weighted one goes through as many as the prompt, as in AUTOMATIC1111 and `lpw_stable_diffusion`.
+    /// The same without the last layers of the text encoders, and for SDXL with other sizes than 0. As in diffusers' pipelines a plain negative
+    /// prompt goes through all layers all the same; a weighted one goes through as many as the prompt, as in AUTOMATIC1111 and
+    /// `lpw_stable_diffusion`.
     ///
     /// # Errors
     /// As [`Self::encode_prompt`]; and [`EngineError::Request`] when there are fewer layers.
-    pub fn encode_prompt_skipping(
+    pub fn encode_prompt_with(
         &self,
         prompt: &str,
         negative_prompt: Option<&str>,
         inversions: &Inversions,
-        clip_skip: u32,
+        encoding: Encoding,
     ) -> Result<Conditioning, EngineError> {
-        let skipped = clip_skip as usize;
-        let layers = self.checkpoint.text_encoder.num_hidden_layers;
+        let skipped = encoding.clip_skip as usize;
+        let layers = self.checkpoint.max_clip_skip();
         if skipped > layers {
             let problem = format!("must be at most {layers}, the layers of this model's text encoder, got {skipped}");
             return Err(EngineError::Request { field: "clip_skip", problem });
         }
-        let vocabulary = self.checkpoint.text_encoder.vocab_size as u32;
-        let has_words = !inversions.learned_words.is_empty();
-        let learned = has_words.then(|| self.tokenizer.learn(inversions, vocabulary)).transpose()?;
-        let tokenizer = learned.as_ref().unwrap_or(&self.tokenizer);
-        match self.prompts {
-            PromptSyntax::Plain => {
-                self.encode_plain(tokenizer, negative_prompt.into_iter().chain([prompt]), inversions, skipped)
-            }
-            PromptSyntax::Weighted => self.encode_automatic(tokenizer, prompt, negative_prompt, inversions, skipped),
-            PromptSyntax::Lpw => self.encode_lpw(tokenizer, prompt, negative_prompt, inversions, skipped),
-        }
-    }
-
-    fn encode_plain<'a>(
-        &self,
-        tokenizer: &PromptTokenizer,
-        texts: impl Iterator<Item = &'a str>,
-        inversions: &Inversions,
-        skipped: usize,
-    ) -> Result<Conditioning, EngineError> {
-        let mut ids = Vec::new();
-        for text in texts {
-            let tokens = tokenizer.tokens(text)?;
-            if tokens.dropped > 0 {
-                tracing::warn!(dropped_tokens = tokens.dropped, "the prompt is too long, its end is not generated");
-            }
-            ids.push(tokens.ids);
-        }
-        let (negative, prompt) = ids.split_at(ids.len().saturating_sub(1));
-        if skipped == 0 || negative.is_empty() {
-            return Ok(Conditioning::of_rows(&self.states(&ids, inversions, skipped)?, 1)?);
-        }
-        let negative = Some(self.states(negative, inversions, 0)?);
-        Ok(Conditioning { negative, positive: self.states(prompt, inversions, skipped)? })
-    }
-
-    /// AUTOMATIC1111's way: the mean of every chunk stays what it was (`EmphasisOriginal` in `modules/sd_emphasis.py`).
-    ///
-    /// Neither text is made as long as the other one: see [`Conditioning`].
-    fn encode_automatic(
-        &self,
-        tokenizer: &PromptTokenizer,
-        prompt: &str,
-        negative_prompt: Option<&str>,
-        inversions: &Inversions,
-        skipped: usize,
-    ) -> Result<Conditioning, EngineError> {
-        let texts = each_text(prompt, negative_prompt, |text| {
-            automatic_chunks(&tokenizer.runs(text, Emphasis::Automatic)?, tokenizer.room(), tokenizer.comma())
-        })?;
-        let chunks: Vec<&Chunk> = texts.iter().flatten().collect();
-        let ids: Vec<Vec<u32>> = chunks.iter().map(|chunk| tokenizer.padded(chunk)).collect();
-        let states = self.states(&ids, inversions, skipped)?;
-        let weighted = chunks
-            .iter()
-            .enumerate()
-            .map(|(row, chunk)| emphasized(&states.narrow(0, row, 1)?, &tokenizer.place_weights(chunk)));
-        let weighted = weighted.collect::<Result<Vec<_>, _>>()?;
-        let (negative, positive) = weighted.split_at(weighted.len() - texts.last().map_or(0, Vec::len));
-        let negative = (!negative.is_empty()).then(|| Tensor::cat(negative, 1)).transpose()?;
-        Ok(Conditioning { negative, positive: Tensor::cat(positive, 1)? })
-    }
-
-    /// The way of diffusers' community pipeline `lpw_stable_diffusion`: the mean of all chunks together stays what it was.
-    fn encode_lpw(
-        &self,
-        tokenizer: &PromptTokenizer,
-        prompt: &str,
-        negative_prompt: Option<&str>,
-        inversions: &Inversions,
-        skipped: usize,
-    ) -> Result<Conditioning, EngineError> {
-        let texts = each_text(prompt, negative_prompt, |text| {
-            let (chunks, dropped) = lpw_chunks(&tokenizer.runs(text, Emphasis::Lpw)?, tokenizer.room());
-            if dropped > 0 {
-                tracing::warn!(dropped_tokens = dropped, "the prompt is too long, its end is not generated");
-            }
-            Ok(chunks)
-        })?;
-        let texts = of_equal_length(texts);
-        let ids: Vec<Vec<u32>> = texts.iter().flatten().map(|chunk| tokenizer.padded_before_end(chunk)).collect();
-        let states = rows_of(&self.states(&ids, inversions, skipped)?, texts.len())?;
-        let weighted = texts.iter().enumerate().map(|(row, chunks)| {
-            let weights: Vec<f64> = chunks.iter().flat_map(|chunk| tokenizer.place_weights(chunk)).collect();
-            emphasized(&states.narrow(0, row, 1)?, &weights)
+        // An empty negative prompt is none, as in diffusers and AUTOMATIC1111; lpw's pipeline reads it.
+        let zeroed = self.checkpoint.zeroes_empty_negative && self.prompts != PromptSyntax::Lpw && negative_prompt == Some("");
+        let texts = Texts { prompt, negative: negative_prompt.filter(|_| !zeroed) };
+        let encoders = self.prompt_encoders(inversions)?;
+        let each = encoders.iter().map(|encoder| match self.prompts {
+            PromptSyntax::Plain => encoder.plain(texts, skipped),
+            PromptSyntax::Weighted => encoder.automatic(texts, skipped),
+            PromptSyntax::Lpw if self.checkpoint.is_xl() => encoder.lpw_xl(texts, skipped),
+            PromptSyntax::Lpw => encoder.lpw(texts, skipped),
         });
-        Ok(Conditioning::of_rows(&Tensor::cat(&weighted.collect::<Result<Vec<_>, _>>()?, 0)?, 1)?)
+        let joined = Both::joined(&each.collect::<Result<Vec<_>, _>>()?)?;
+        let positive = self.text(&joined.positive, encoding.sizes)?;
+        let negative = match &joined.negative {
+            None if zeroed => Some(self.text(&joined.positive.zeros()?, encoding.sizes)?),
+            negative => negative.as_ref().map(|negative| self.text(negative, encoding.sizes)).transpose()?,
+        };
+        Ok(Conditioning { negative, positive })
     }
 
-    /// `ids`: rows of the same length. Returns (rows, tokens, hidden), f32.
-    fn states(&self, ids: &[Vec<u32>], inversions: &Inversions, skipped: usize) -> Result<Tensor, EngineError> {
-        let length = ids.first().map_or(0, Vec::len);
-        let ids = Tensor::from_vec(ids.concat(), (ids.len(), length), &self.device)?;
-        Ok(self.adapters.current().text_encoder.forward(&ids, inversions.vectors.as_ref(), skipped)?)
+    /// The text encoders with their tokenizers, which know the words of `inversions`.
+    fn prompt_encoders<'a>(&'a self, inversions: &'a Inversions) -> Result<Vec<PromptEncoder<'a>>, EngineError> {
+        let models = &self.adapters.current().text_encoders;
+        let encoders = self.tokenizers.iter().zip(models).zip(&self.checkpoint.text_encoders).enumerate();
+        let encoders = encoders.map(|(index, ((tokenizer, model), files))| {
+            let words = inversions.of(index);
+            let learned = words.map(|words| tokenizer.learn(words, files.config.vocab_size as u32)).transpose()?;
+            let tokenizer = learned.map_or(Cow::Borrowed(tokenizer), Cow::Owned);
+            Ok(PromptEncoder { tokenizer, model, learned: words.map(|words| &words.vectors), device: &self.device })
+        });
+        encoders.collect()
     }
-}
 
-/// The chunks of the negative prompt, where there is one, and of the prompt.
-fn each_text(
-    prompt: &str,
-    negative_prompt: Option<&str>,
-    chunks: impl Fn(&str) -> Result<Vec<Chunk>, EngineError>,
-) -> Result<Vec<Vec<Chunk>>, EngineError> {
-    let mut texts = Vec::new();
-    if let Some(negative) = negative_prompt {
-        let read = refuse_foreign_syntax(negative, true).and_then(|()| chunks(negative));
-        texts.push(read.map_err(EngineError::of_negative_prompt)?);
+    /// What the UNet gets of texts of one row.
+    fn text(&self, encoded: &Encoded, sizes: Sizes) -> Result<Text, EngineError> {
+        let states = encoded.states.clone();
+        let Some(pooled) = &encoded.pooled else { return Ok(Text::of_states(states)) };
+        let waves = sizes.waves(&self.checkpoint.unet, &self.device)?;
+        Ok(Text { states, added: Some(Tensor::cat(&[pooled, &waves], 1)?) })
     }
-    refuse_foreign_syntax(prompt, false)?;
-    texts.push(chunks(prompt)?);
-    Ok(texts)
-}
-
-/// Empty chunks behind the shorter text.
-fn of_equal_length(mut texts: Vec<Vec<Chunk>>) -> Vec<Vec<Chunk>> {
-    let count = texts.iter().map(Vec::len).max().unwrap_or_default();
-    for chunks in &mut texts {
-        chunks.resize(count, Chunk::default());
-    }
-    texts
-}
-
-/// (rows · chunks, tokens, hidden) to (rows, chunks · tokens, hidden).
-fn rows_of(states: &Tensor, rows: usize) -> Result<Tensor, EngineError> {
-    let (all, length, hidden) = states.dims3()?;
-    Ok(states.reshape((rows, all / rows * length, hidden))?)
-}
-
-/// `states`: (1, tokens, hidden), f32, times a weight for each token; their mean stays what it was. Without weights they are left alone.
-fn emphasized(states: &Tensor, weights: &[f64]) -> Result<Tensor, EngineError> {
-    if weights.iter().all(|weight| weight.to_bits() == 1.0_f64.to_bits()) {
-        return Ok(states.clone());
-    }
-    let mean = |states: &Tensor| states.to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>();
-    let weights: Vec<f32> = weights.iter().map(|weight| *weight as f32).collect();
-    let weights = Tensor::from_vec(weights.clone(), (1, weights.len(), 1), states.device())?;
-    let weighted = states.broadcast_mul(&weights)?;
-    let restored = mean(states)? / mean(&weighted)?;
-    if restored.is_finite() {
-        return Ok((weighted * restored)?);
-    }
-    let problem = "the weights in it cancel each other out; write others".into();
-    Err(EngineError::Request { field: "prompt", problem })
 }

@@ -14,20 +14,21 @@ use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::tokenizer::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use super::chunks::{Chunk, Run};
-use super::inversion::Inversions;
+use super::inversion::EncoderWords;
 use super::weighting::{Emphasis, segments};
 use crate::EngineError;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
-/// Words, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
+/// EncoderWords, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// Tokens of a weighted prompt at most: 2,000 characters of any alphabet are fewer.
 const MAX_TOKENS: usize = 8_192;
 
 /// A CLIP tokenizer that always gives `length` tokens, or several times as many.
+#[derive(Clone)]
 pub struct PromptTokenizer {
     tokenizer: Tokenizer,
     start: u32,
@@ -66,11 +67,11 @@ impl PromptTokenizer {
     ///
     /// # Errors
     /// [`EngineError::Embedding`], or [`EngineError::Lora`] of a bundled word, when it is one of the model's own tokens.
-    pub fn learn(&self, inversions: &Inversions, vocabulary: u32) -> Result<Self, EngineError> {
+    pub(super) fn learn(&self, words: &EncoderWords, vocabulary: u32) -> Result<Self, EngineError> {
         let mut tokenizer = self.tokenizer.clone();
         let mut learned = HashMap::new();
         let mut next = vocabulary;
-        for word in &inversions.learned_words {
+        for word in &words.learned_words {
             let text = &word.text;
             if tokenizer.token_to_id(text).is_some() {
                 return Err(
@@ -139,6 +140,16 @@ impl PromptTokenizer {
         ids[1 + chunk.ids.len()..].fill(self.pad);
         ids[self.length - 1] = self.end;
         ids
+    }
+
+    /// Start, the chunk, and the end.
+    pub(super) fn unpadded(&self, chunk: &Chunk) -> Vec<u32> {
+        [&[self.start], chunk.ids.as_slice(), &[self.end]].concat()
+    }
+
+    /// The token of a text's end.
+    pub(super) fn end(&self) -> u32 {
+        self.end
     }
 
     /// The weights of a chunk's places: start, end and padding have none of their own.

@@ -3,13 +3,12 @@
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use super::conditioning::Text;
 use super::config::{DownBlockType, UnetConfig, UpBlockType};
 use super::resnet::{ResnetBlock, ResnetConfig};
+use super::time_embedding::{TimeEmbedding, time_channels};
 use super::transformer::{SpatialTransformer, TransformerConfig};
-use crate::layers::{Conv, GroupNorm, Linear, conv, group_norm, linear};
-
-/// Longest period of the sinusoidal timestep embedding.
-const MAX_PERIOD: f32 = 10_000.0;
+use crate::layers::{Conv, GroupNorm, conv, group_norm};
 
 /// diffusers' `UNet2DConditionModel`.
 pub struct Unet {
@@ -17,7 +16,7 @@ pub struct Unet {
     time: TimeEmbedding,
     conv_in: Conv,
     down_blocks: Vec<DownBlock>,
-    mid_block: MidBlock,
+    mid_block: Option<MidBlock>,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv,
@@ -39,7 +38,7 @@ impl Unet {
             down_blocks: (0..channels.len())
                 .map(|index| DownBlock::new(config, index, &vb.pp("down_blocks").pp(index)))
                 .collect::<Result<_>>()?,
-            mid_block: MidBlock::new(config, last, &vb.pp("mid_block"))?,
+            mid_block: config.mid_block_type.map(|_| MidBlock::new(config, last, &vb.pp("mid_block"))).transpose()?,
             up_blocks: (0..channels.len())
                 .map(|index| UpBlock::new(config, index, &vb.pp("up_blocks").pp(index)))
                 .collect::<Result<_>>()?,
@@ -49,100 +48,26 @@ impl Unet {
     }
 
     /// `latents`: (B, in, H, W), f32, of any size; `timestep`: 0 to 999, also between whole values;
-    /// `text`: (B, T, text channels), f32; `guidance_scale`: seen only by a model that was distilled over it. Returns (B, out, H, W), f32;
-    /// in between it computes in the format of its tensors.
+    /// `text`: of B images; `guidance_scale`: seen only by a model that was distilled over it. Returns (B, out, H, W), f32; in between it
+    /// computes in the format of its tensors.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub fn forward(&self, latents: &Tensor, timestep: f64, text: &Tensor, guidance_scale: f64) -> Result<Tensor> {
-        let time = self.time.forward(latents.dim(0)?, (timestep, guidance_scale), self.dtype)?;
-        let text = &text.to_dtype(self.dtype)?;
+    pub fn forward(&self, latents: &Tensor, timestep: f64, text: &Text, guidance_scale: f64) -> Result<Tensor> {
+        let time = self.time.forward(text, (timestep, guidance_scale), self.dtype)?;
+        let text = &text.states.to_dtype(self.dtype)?;
         let mut hidden = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
         let mut skips = vec![hidden.clone()];
         for block in &self.down_blocks {
             hidden = block.forward(&hidden, &time, text, &mut skips)?;
         }
-        hidden = self.mid_block.forward(&hidden, &time, text)?;
+        if let Some(mid_block) = &self.mid_block {
+            hidden = mid_block.forward(&hidden, &time, text)?;
+        }
         for block in &self.up_blocks {
             hidden = block.forward(&hidden, &time, text, &mut skips)?;
         }
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?.to_dtype(DType::F32)
-    }
-}
-
-/// diffusers' `Timesteps` and `TimestepEmbedding`.
-struct TimeEmbedding {
-    /// (channels/2), f32.
-    frequencies: Tensor,
-    cosine_first: bool,
-    guidance: Option<GuidanceEmbedding>,
-    linear_1: Linear,
-    linear_2: Linear,
-}
-
-impl TimeEmbedding {
-    fn new(config: &UnetConfig, vb: &VarBuilder) -> Result<Self> {
-        let channels = config.block_out_channels[0];
-        let vb = vb.pp("time_embedding");
-        let half = channels / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|index| (-MAX_PERIOD.ln() * index as f32 / (half as f32 - config.freq_shift as f32)).exp()).collect();
-        Ok(Self {
-            frequencies: Tensor::from_vec(frequencies, (1, half), vb.device())?,
-            cosine_first: config.flip_sin_to_cos,
-            guidance: GuidanceEmbedding::new(config, &vb)?,
-            linear_1: linear(channels, time_channels(config), vb.pp("linear_1"))?,
-            linear_2: linear(time_channels(config), time_channels(config), vb.pp("linear_2"))?,
-        })
-    }
-
-    /// (batch, time channels), after the silu with which every residual block begins.
-    fn forward(&self, batch: usize, (timestep, guidance_scale): (f64, f64), dtype: DType) -> Result<Tensor> {
-        let angles = (&self.frequencies * timestep)?;
-        let cosine = angles.cos()?;
-        let sine = angles.sin()?;
-        let waves = if self.cosine_first { [cosine, sine] } else { [sine, cosine] };
-        let mut waves = Tensor::cat(&waves, 1)?.to_dtype(dtype)?;
-        if let Some(guidance) = &self.guidance {
-            waves = (waves + guidance.forward(guidance_scale, dtype)?)?;
-        }
-        let embedding = self.linear_2.forward(&self.linear_1.forward(&waves)?.silu()?)?;
-        embedding.silu()?.repeat((batch, 1))
-    }
-}
-
-/// The guidance scale as a number of a distilled model's input: `get_guidance_scale_embedding` of diffusers' pipelines, and `cond_proj`.
-struct GuidanceEmbedding {
-    /// (1, width/2), f32.
-    frequencies: Tensor,
-    projection: Tensor,
-    is_odd: bool,
-}
-
-impl GuidanceEmbedding {
-    /// `vb` stands at `time_embedding`; nothing where the model has none.
-    fn new(config: &UnetConfig, vb: &VarBuilder) -> Result<Option<Self>> {
-        let Some(width) = config.time_cond_proj_dim else { return Ok(None) };
-        let half = width / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|index| (-MAX_PERIOD.ln() * index as f32 / (half as f32 - 1.0)).exp()).collect();
-        Ok(Some(Self {
-            frequencies: Tensor::from_vec(frequencies, (1, half), vb.device())?,
-            projection: vb.get((config.block_out_channels[0], width), "cond_proj.weight")?,
-            is_odd: width % 2 == 1,
-        }))
-    }
-
-    /// (1, channels).
-    fn forward(&self, guidance_scale: f64, dtype: DType) -> Result<Tensor> {
-        // Distilled with a scale that is 0 without guidance.
-        const THOUSANDTHS: f64 = 1000.0;
-        let angles = (&self.frequencies * ((guidance_scale - 1.0) * THOUSANDTHS))?;
-        let mut embedding = Tensor::cat(&[angles.sin()?, angles.cos()?], 1)?;
-        if self.is_odd {
-            embedding = embedding.pad_with_zeros(1, 0, 1)?;
-        }
-        embedding.to_dtype(dtype)?.matmul(&self.projection.t()?)
     }
 }
 
@@ -166,7 +91,11 @@ impl DownBlock {
         });
         Ok(Self {
             resnets: resnets.collect::<Result<_>>()?,
-            attentions: transformers(config, index, if attends { layers } else { 0 }, vb)?,
+            attentions: if attends {
+                transformers(config, index, layers, &|layer| config.transformer_layers_per_block.at(index, layer), vb)?
+            } else {
+                Vec::new()
+            },
             downsampler: (!last).then(|| conv(channels, channels, 3, 2, vb.pp("downsamplers.0.conv"))).transpose()?,
         })
     }
@@ -200,7 +129,8 @@ impl MidBlock {
     fn new(config: &UnetConfig, channels: usize, vb: &VarBuilder) -> Result<Self> {
         let resnet = |layer: usize| ResnetBlock::new(channels, channels, resnets(config), &vb.pp("resnets").pp(layer));
         let last = config.block_out_channels.len() - 1;
-        Ok(Self { before: resnet(0)?, attentions: transformers(config, last, 1, vb)?, after: resnet(1)? })
+        let attentions = transformers(config, last, 1, &|layer| config.transformer_layers_per_block.at(last, layer), vb)?;
+        Ok(Self { before: resnet(0)?, attentions, after: resnet(1)? })
     }
 
     fn forward(&self, hidden: &Tensor, time: &Tensor, text: &Tensor) -> Result<Tensor> {
@@ -236,7 +166,11 @@ impl UpBlock {
         });
         Ok(Self {
             resnets: resnets.collect::<Result<_>>()?,
-            attentions: transformers(config, outer, if attends { layers } else { 0 }, vb)?,
+            attentions: if attends {
+                transformers(config, outer, layers, &|layer| config.transformer_layers_up(index, layer), vb)?
+            } else {
+                Vec::new()
+            },
             upsampler: (outer > 0).then(|| conv(channels, channels, 3, 1, vb.pp("upsamplers.0.conv"))).transpose()?,
         })
     }
@@ -260,23 +194,28 @@ impl UpBlock {
     }
 }
 
-fn time_channels(config: &UnetConfig) -> usize {
-    4 * config.block_out_channels[0]
-}
-
 fn resnets(config: &UnetConfig) -> ResnetConfig {
     ResnetConfig { groups: config.norm_num_groups, eps: config.norm_eps, time_channels: Some(time_channels(config)) }
 }
 
-/// `count` transformers of block `index`, counted from the outermost.
-fn transformers(config: &UnetConfig, index: usize, count: usize, vb: &VarBuilder) -> Result<Vec<SpatialTransformer>> {
-    let transformer = TransformerConfig {
-        channels: config.block_out_channels[index],
-        heads: config.heads(index),
-        layers: config.transformer_layers_per_block.at(index),
-        text_channels: config.cross_attention_dim,
-        groups: config.norm_num_groups,
-        linear_projection: config.use_linear_projection,
-    };
-    (0..count).map(|layer| SpatialTransformer::new(transformer, &vb.pp("attentions").pp(layer))).collect()
+/// `count` transformers of block `index`, counted from the outermost; `blocks`: how many each has.
+fn transformers(
+    config: &UnetConfig,
+    index: usize,
+    count: usize,
+    blocks: &dyn Fn(usize) -> usize,
+    vb: &VarBuilder,
+) -> Result<Vec<SpatialTransformer>> {
+    let each = (0..count).map(|layer| {
+        let transformer = TransformerConfig {
+            channels: config.block_out_channels[index],
+            heads: config.heads(index),
+            layers: blocks(layer),
+            text_channels: config.cross_attention_dim,
+            groups: config.norm_num_groups,
+            linear_projection: config.use_linear_projection,
+        };
+        SpatialTransformer::new(transformer, &vb.pp("attentions").pp(layer))
+    });
+    each.collect()
 }

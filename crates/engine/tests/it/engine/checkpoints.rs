@@ -61,10 +61,10 @@ fn checkpoint_without_its_index() {
 fn checkpoint_of_another_pipeline() {
     assert_refused(
         |directory| {
-            edit(&directory.join("model_index.json"), "StableDiffusionPipeline", "StableDiffusionXLPipeline");
+            edit(&directory.join("model_index.json"), "StableDiffusionPipeline", "StableDiffusion3Pipeline");
         },
         "model_index.json",
-        &["_class_name", "XL", "supported: \"StableDiffusionPipeline\""],
+        &["_class_name", "StableDiffusion3", "supported: \"StableDiffusionPipeline\""],
     );
 }
 

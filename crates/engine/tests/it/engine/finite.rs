@@ -54,7 +54,7 @@ fn plant(file: &Path, name: &str, value: f32) {
     candle_core::safetensors::save(&tensors, file).expect("saves");
 }
 
-fn scale(file: &Path, chosen: impl Fn(&str) -> bool, factor: f64) {
+pub(super) fn scale(file: &Path, chosen: impl Fn(&str) -> bool, factor: f64) {
     let mut tensors = tensors(file);
     for (name, tensor) in &mut tensors {
         if chosen(name) {

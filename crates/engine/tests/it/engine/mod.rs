@@ -11,6 +11,7 @@ mod loras;
 mod memory;
 mod packed;
 mod properties;
+mod sdxl;
 mod tokenizers;
 mod watching;
 

@@ -50,7 +50,7 @@ fn tokens_are_those_of_transformers_whichever_files_are_there() {
             patch(&files.join("tokenizer.json"), &case["patch"]);
         }
         let checkpoint = Checkpoint::read(directory.path()).expect("reads");
-        let tokenizer = PromptTokenizer::read(&files, &checkpoint.pad_token, 77).expect("reads");
+        let tokenizer = PromptTokenizer::read(&files, &checkpoint.text_encoders[0].pad_token, 77).expect("reads");
         for (index, prompt) in expected["prompts"].as_array().expect("prompts").iter().enumerate() {
             let prompt = prompt.as_str().expect("a prompt");
             let name = &case["name"];
@@ -65,7 +65,7 @@ fn a_pad_token_without_a_vector_is_refused() {
     let directory = copied();
     let files = directory.path().join("tokenizer");
     edit(&files.join("tokenizer_config.json"), "\"pad_token\": \"<|endoftext|>\"", "\"pad_token\": \"[PAD]\"");
-    let pad = Checkpoint::read(directory.path()).expect("reads").pad_token;
+    let pad = Checkpoint::read(directory.path()).expect("reads").text_encoders[0].pad_token.clone();
     for file in ["tokenizer.json", "vocab.json"] {
         let error = PromptTokenizer::read(&files, &pad, 77).err().expect(file).to_string();
         assert!(error.contains("has no token [PAD]"), "{file}: {error}");

@@ -106,5 +106,5 @@ pub(super) fn look(engine: &StableDiffusion, reference: &Reference) -> (Tensor, 
     let states = engine.encode_prompt(PROMPT, None, &Inversions::default()).expect("states");
     let noise =
         engine.predict_noise(reference.get("unet/1x9x13/latents"), TIMESTEP, &states, 1.0, Tiling::default()).expect("noise");
-    (states.positive, noise)
+    (states.positive.states, noise)
 }

@@ -13,6 +13,8 @@ mod qwen_family;
 mod qwen_text;
 mod samplers;
 mod schedules;
+pub(crate) mod sdxl;
+pub(crate) mod sdxl_adapters;
 mod stages;
 mod starts;
 mod tiles;

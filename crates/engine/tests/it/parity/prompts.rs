@@ -41,7 +41,7 @@ fn parity_of_weighted_prompts() {
         ("long", &["paper sea over a storm"; 40].join(" ")),
     ] {
         let states = lpw.encode_prompt(prompt, Some(NEGATIVE), &Inversions::default()).expect("states");
-        let states = states.rows().expect("of one length");
+        let states = states.rows().expect("of one length").states;
         stage.compare(name, &states, reference.get(name));
         if states.dim(1).expect("tokens") == 77 || name == "long" {
             let states = automatic.encode_prompt(prompt, Some(NEGATIVE), &Inversions::default()).expect("states");
@@ -53,11 +53,11 @@ fn parity_of_weighted_prompts() {
 
 /// Each text in its own length; `padded`: both, the negative one with empty chunks behind it.
 fn compare_lengths(stage: &mut Stage, name: &str, states: &Conditioning, padded: &Tensor) {
-    let negative = states.negative.as_ref().expect("a negative prompt");
+    let negative = &states.negative.as_ref().expect("a negative prompt").states;
     assert_eq!(negative.dim(1).expect("tokens"), 77, "{name}: one chunk");
     let rows = |row: usize, tokens: usize| padded.narrow(0, row, 1).and_then(|row| row.narrow(1, 0, tokens)).expect("a row");
     stage.compare(name, negative, &rows(0, 77));
-    stage.compare(name, &states.positive, &rows(1, padded.dim(1).expect("tokens")));
+    stage.compare(name, &states.positive.states, &rows(1, padded.dim(1).expect("tokens")));
 }
 
 /// What is to be written for the chunks and weights in the oracle's script.
@@ -105,7 +105,7 @@ fn parity_of_long_prompts_as_in_lpw() {
                 continue;
             }
             let states = engine.encode_prompt(prompt, None, &Inversions::default()).expect("states");
-            stage.compare(name, &states.positive, reference.get(&format!("{model}/{name}")));
+            stage.compare(name, &states.positive.states, reference.get(&format!("{model}/{name}")));
         }
         stage.finish(STAGE);
     }
@@ -136,7 +136,7 @@ fn short_prompt_without_brackets_is_the_same_in_both_syntaxes() {
     for (prompt, negative) in [(PROMPT, Some(NEGATIVE)), ("", Some("")), (&["cat"; 75].join(" ")[..], None)] {
         let states = |engine: &StableDiffusion| {
             let states = engine.encode_prompt(prompt, negative, &Inversions::default()).expect("states");
-            values(&states.rows().expect("of one length"))
+            values(&states.rows().expect("of one length").states)
         };
         assert!(states(&plain) == states(&weighted), "{prompt}");
     }
@@ -154,13 +154,13 @@ fn parity_of_textual_inversions() {
             ("several", "a <mood> cat over <old-mill>, and easydusk", "<old-mill> dog"),
         ] {
             let states = engine.encode_prompt(prompt, Some(negative), &inversions).expect("states");
-            stage.compare(name, &states.rows().expect("of one length"), reference.get(&format!("inverted/{name}")));
+            stage.compare(name, &states.rows().expect("of one length").states, reference.get(&format!("inverted/{name}")));
         }
     }
     let plain = engine("sd15");
     let inversions = plain.read_embeddings(&files).expect("reads");
     let cut = format!("{}<old-mill>", "a ".repeat(73));
     let states = plain.encode_prompt(&cut, Some(""), &inversions).expect("states");
-    stage.compare("cut", &states.rows().expect("of one length"), reference.get("inverted/cut"));
+    stage.compare("cut", &states.rows().expect("of one length").states, reference.get("inverted/cut"));
     stage.finish(STAGE);
 }

@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 use super::stages::largest_step;
-use super::{PIXEL, Reference, RelativeError, SCHEDULE, STAGE, Stage};
+use super::{PIXEL, Reference, RelativeError, SCHEDULE, STAGE, Stage, relative_error, values};
 use crate::device;
 use crate::engine::copy_directory;
 
@@ -30,8 +30,6 @@ const GRIDS: [Grid; 3] = [OUTPUT, Grid { height: 6, width: 6 }, Grid { height: 3
 const TIME: f32 = 761.3;
 /// On the CPU, with 8-bit weights as a GPU keeps them.
 const FP8: Precision = Precision { compute: DType::F32, keep_fp8: true };
-/// Each factor of a product is off by a sixteenth at most, and most of that cancels out in the sums: 1.3e-2 was measured.
-const BOTH_IN_8_BITS: RelativeError = RelativeError(2e-2);
 
 fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/qwen")
@@ -230,22 +228,52 @@ fn parity_of_edit_loras() {
     stage.finish(STAGE);
 }
 
+/// What a transformer with these 8-bit weights makes of the oracle's tokens, in all spellings and with a LoRA, by name.
+fn looks_in_8_bits(expected: &Reference, precision: Precision) -> Vec<(&'static str, Tensor)> {
+    let file = |spelling: &str| Some(directory().join(format!("fp8/{spelling}.safetensors")));
+    let spellings = ["channel", "channel_flat", "tensor", "bare"];
+    let plain = spellings.map(|spelling| (spelling, Variant { file: file(spelling), ..Variant::default() }));
+    let adapted = Variant { file: file("channel"), loras: vec![lora("lightning", 1.0)], distilled: true };
+    let variants = plain.into_iter().chain([("channel_lightning", adapted)]);
+    variants.map(|(name, variant)| (name, look(&mut load(&variant, precision), expected))).collect()
+}
+
 #[test]
 fn parity_of_fp8_weights() {
     let expected = expected();
     for (name, precision) in [("whole", Precision::of(&Device::Cpu)), ("kept", FP8)] {
+        if name == "kept" && device().is_cuda() {
+            continue;
+        }
         let mut stage = Stage::new(format!("qwen, 8-bit weights, {name}, in all spellings"));
-        for spelling in ["channel", "channel_flat", "tensor", "bare"] {
-            let file = Some(directory().join(format!("fp8/{spelling}.safetensors")));
-            let ours = look(&mut load(&Variant { file, ..Variant::default() }, precision), &expected);
+        for (spelling, ours) in looks_in_8_bits(&expected, precision) {
             stage.compare(&format!("{spelling}, {name}"), &ours, expected.get(&format!("fp8/{spelling}")));
         }
-        let file = Some(directory().join("fp8/channel.safetensors"));
-        let variant = Variant { file, loras: vec![lora("lightning", 1.0)], distilled: true };
-        let ours = look(&mut load(&variant, precision), &expected);
-        stage.compare(&format!("with a LoRA, {name}"), &ours, expected.get("fp8/channel_lightning"));
-        // A GPU rounds what it multiplies such weights with to 8 bits as well, which diffusers does not.
-        let rounds = name == "kept" && device().is_cuda();
-        stage.finish(if rounds { BOTH_IN_8_BITS } else { STAGE });
+        stage.finish(STAGE);
     }
+}
+
+/// A GPU rounds what it multiplies 8-bit weights with to 8 bits as well, which diffusers does not (`tests/oracle/qwen_fp8.py`). A last bit decides here
+/// and there to which side a value goes: the oracle's own runs say how far apart that is, and what has met no such value is as near as all else.
+#[test]
+fn parity_of_fp8_weights_and_tokens() {
+    if !device().is_cuda() {
+        return;
+    }
+    let rounded = Reference::open(&directory().join("rounded.safetensors"));
+    let mut nearest = f64::INFINITY;
+    let mut furthest_run = 0.0_f64;
+    let mut stage = Stage::new("qwen, 8-bit weights and tokens");
+    for (name, ours) in looks_in_8_bits(&expected(), FP8) {
+        let exact = values(rounded.get(&format!("{name}/exact")));
+        let runs = values(rounded.get(&format!("{name}/runs")));
+        for run in runs.chunks(exact.len()) {
+            furthest_run = furthest_run.max(relative_error(run, &exact));
+        }
+        let error = relative_error(&values(&ours), &exact);
+        nearest = nearest.min(error);
+        stage.note(name, error);
+    }
+    stage.finish(RelativeError(2.0 * furthest_run));
+    assert!(nearest <= STAGE.0, "none is within {:e} of the oracle: {nearest:e} at best", STAGE.0);
 }

@@ -133,6 +133,7 @@ fn job(case: &Case, reference: &Reference) -> GenerateRequest {
         eta: case.eta.unwrap_or_default(),
         guidance_rescale: case.guidance_rescale.unwrap_or_default(),
         clip_skip: case.clip_skip.unwrap_or_default(),
+        ..Sampling::default()
     };
     if let Some(strength) = case.strength {
         let masked = case.kind.as_deref() == Some("inpaint");

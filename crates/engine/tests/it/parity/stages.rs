@@ -59,7 +59,7 @@ pub(super) fn prompts() -> [(&'static str, String); 6] {
 }
 
 fn tokens_and_text(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {
-    let pad_token = &engine.checkpoint().pad_token;
+    let pad_token = &engine.checkpoint().text_encoders[0].pad_token;
     let tokenizer = PromptTokenizer::read(&fixtures().join(checkpoint).join("tokenizer"), pad_token, 77).expect("reads");
     let mut tokens = Stage::new(format!("{checkpoint}, tokens"));
     let mut text = Stage::new(format!("{checkpoint}, text states"));
@@ -69,7 +69,7 @@ fn tokens_and_text(checkpoint: &str, engine: &StableDiffusion, reference: &Refer
         let ids = Tensor::new(ours.ids, &device()).and_then(|ids| ids.unsqueeze(0)).expect("ids");
         tokens.compare(name, &ids, reference.get(&format!("tokens/{name}")));
         let states = engine.encode_prompt(&prompt, None, &Inversions::default()).expect("states");
-        text.compare(name, &states.positive, reference.get(&format!("text/{name}")));
+        text.compare(name, &states.positive.states, reference.get(&format!("text/{name}")));
     }
     tokens.finish(super::RelativeError(0.0));
     text.finish(STAGE);

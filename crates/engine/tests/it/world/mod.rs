@@ -81,14 +81,18 @@ fn engine() -> StableDiffusion {
     StableDiffusion::load(&Settings::new(model(""), DType::F32, crate::device())).unwrap()
 }
 
-/// What `bench/gpu-counts` counts: as many guided steps as `ATELIER_TEST_STEPS` says, in f16 on a GPU.
+/// What `bench/gpu-counts` counts: as many guided steps as `ATELIER_TEST_STEPS` says, in f16 on a GPU; of the checkpoint in `ATELIER_TEST_MODEL`, at
+/// `ATELIER_TEST_SIDE_PX`.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the environment of the tests, not of the product")]
 fn counted_steps() {
     let steps = std::env::var("ATELIER_TEST_STEPS").map_or(1, |steps| steps.parse().unwrap());
+    let side_px = std::env::var("ATELIER_TEST_SIDE_PX").map_or(128, |side| side.parse().unwrap());
+    let checkpoint = std::env::var("ATELIER_TEST_MODEL").map_or_else(|_| model(""), PathBuf::from);
     let dtype = device::default_dtype(&crate::device());
-    let mut engine = StableDiffusion::load(&Settings::new(model(""), dtype, crate::device())).unwrap();
-    let counted = GenerateRequest { steps, ..request("a red mug on the beach", 1, None) };
+    let mut engine = StableDiffusion::load(&Settings::new(checkpoint, dtype, crate::device())).unwrap();
+    let counted =
+        GenerateRequest { steps, width_px: side_px, height_px: side_px, ..request("a red mug on the beach", 1, None) };
     let images = engine.generate(&counted, &Watch::new(|_| ())).unwrap();
     assert_eq!(images.len(), 1);
 }

@@ -1,0 +1,70 @@
+//! Which models a LoRA file was trained on, as far as its keys say: for the words of a refusal.
+
+use super::LoraError;
+use crate::tensor_file::TensorFile;
+use crate::weights::Shapes;
+
+const SD: &str = "Stable Diffusion 1 or 2";
+const XL: &str = "Stable Diffusion XL";
+const FLUX: &str = "FLUX";
+const QWEN: &str = "Qwen-Image";
+
+/// Parts of keys, dots written as underscores, that the files of one family alone have, or the first of those that are asked for.
+const MARKS: [(&str, &str); 14] = [
+    ("double_blocks_", FLUX),
+    ("single_blocks_", FLUX),
+    ("single_transformer_blocks_", FLUX),
+    ("_add_q_proj", QWEN),
+    ("_img_mlp_", QWEN),
+    ("lora_te2_", XL),
+    ("text_encoder_2_", XL),
+    ("label_emb_", XL),
+    ("add_embedding_", XL),
+    ("clip_g", XL),
+    ("down_blocks_0_attentions_", SD),
+    ("input_blocks_1_1_", SD),
+    ("up_blocks_3_attentions_", SD),
+    ("output_blocks_11_1_", SD),
+];
+/// Widths of the text that attention looks at.
+const WIDTHS: [(usize, &str); 3] = [(768, SD), (1024, SD), (2048, XL)];
+
+/// `error`, with the family of the file where that is another than the model's.
+pub(super) fn explained(error: LoraError, file: &TensorFile, shapes: &Shapes) -> LoraError {
+    let about_family = matches!(error, LoraError::Unmatched { .. } | LoraError::Shape { .. });
+    match (of_file(file), of_model(shapes)) {
+        (Some(found), Some(expected)) if about_family && found != expected => {
+            LoraError::OtherFamily { found, expected, cause: Box::new(error) }
+        }
+        _ => error,
+    }
+}
+
+fn of_model(shapes: &Shapes) -> Option<&'static str> {
+    let has = |component: &str| shapes.keys().any(|name| name.split('.').next() == Some(component));
+    match (has("unet"), has("text_encoder_2"), has("transformer")) {
+        (true, true, _) => Some(XL),
+        (true, false, _) => Some(SD),
+        (false, _, true) => Some(QWEN),
+        _ => None,
+    }
+}
+
+fn of_file(file: &TensorFile) -> Option<&'static str> {
+    let keys: Vec<String> = file.tensors().map(|(key, _)| key).collect();
+    let flat: Vec<String> = keys.iter().map(|key| key.replace('.', "_")).collect();
+    let by_name = MARKS.iter().find(|(mark, _)| flat.iter().any(|key| key.contains(mark))).map(|(_, family)| *family);
+    by_name.or_else(|| flat.iter().any(|key| is_of_deep_transformer(key)).then_some(XL)).or_else(|| {
+        let of_text = keys.iter().filter(|key| key.contains("attn2") && (key.contains("to_k") || key.contains("to_v")));
+        let mut widths = of_text.filter_map(|key| file.info(key)?.shape.get(1).copied());
+        widths.find_map(|width| WIDTHS.iter().find(|(known, _)| *known == width).map(|(_, family)| *family))
+    })
+}
+
+/// Whether it is of a transformer of several blocks in a UNet, which SDXL alone has.
+fn is_of_deep_transformer(key: &str) -> bool {
+    const BLOCKS: &str = "_transformer_blocks_";
+    let of_unet = ["attentions_", "input_blocks_", "middle_block_", "output_blocks_"].iter().any(|part| key.contains(part));
+    let number = key.split_once(BLOCKS).and_then(|(_, rest)| rest.split('_').next()?.parse::<usize>().ok());
+    of_unet && number.is_some_and(|number| number > 0)
+}

@@ -1,0 +1,45 @@
+//! Errors in OpenAI's shape, which its clients turn into exceptions by status, and show by `message`.
+
+use axum::Json;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_LENGTH;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use serde_json::{Value, json};
+
+use super::super::problem::{Problem, Refused};
+use crate::job::outcome::CONFLICT;
+
+/// Says every refusal of the routes below in OpenAI's shape; status and headers stay.
+pub(super) async fn in_openai_shape(request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let Some(Refused { body }) = response.extensions().get::<Refused>().cloned() else { return response };
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(CONTENT_LENGTH);
+    (parts.status, parts.headers, Json(shape(parts.status, &body))).into_response()
+}
+
+/// `body`: ours, `{"error": {"code", "message", "field"?}}`.
+fn shape(status: StatusCode, body: &Value) -> Value {
+    let error = &body["error"];
+    let kind = match status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        status if status.is_server_error() => "server_error",
+        _ => "invalid_request_error",
+    };
+    // The job's id was made from the key: the caller knows the key alone.
+    if error["code"] == CONFLICT {
+        let message = "this Idempotency-Key stands for another request; send that request again, or choose another key";
+        return json!({ "error": { "message": message, "type": kind, "param": null, "code": CONFLICT } });
+    }
+    json!({ "error": { "message": error["message"], "type": kind, "param": error["field"], "code": error["code"] } })
+}
+
+/// What a stream ends with where the job fails under way.
+pub(super) fn of(problem: Problem) -> Value {
+    let said = problem.into_answer();
+    let status = StatusCode::from_u16(said.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    shape(status, &said.body)
+}

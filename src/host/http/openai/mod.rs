@@ -1,0 +1,102 @@
+//! OpenAI's images API, so that its clients work unchanged: `/v1/images/generations`, `/v1/images/edits`, `/v1/models`.
+//!
+//! - A request becomes a job of task `generate` that runs on this host, as for `/infer`: same checks, record and webhooks.
+//! - Fields that this function has no use for are ignored, since clients send many; one that it knows and cannot do is refused.
+//! - Errors have OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`.
+
+mod answer;
+mod edits;
+mod errors;
+mod parameters;
+
+use std::sync::Arc;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Map, Value, json};
+
+use self::parameters::Endpoint;
+use super::body::{self, Kind};
+use super::draft::Draft;
+use super::problem::Problem;
+use super::submission::{self, Admitted, Origin};
+use super::{Http, auth, infer};
+use crate::job::request::weight;
+use crate::shown;
+
+pub(super) fn routes(http: &Arc<Http>) -> Router<Arc<Http>> {
+    Router::new()
+        .route("/v1/images/generations", post(generations))
+        .route("/v1/images/edits", post(edit))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{id}", get(model))
+        .route_layer(from_fn_with_state(Arc::clone(http), auth::require))
+        .route_layer(from_fn(errors::in_openai_shape))
+}
+
+async fn generations(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
+    let limit_bytes = http.settings.max_job_bytes;
+    let Admitted { request, origin, .. } = submission::admit(&http, request, &[Kind::Json], |_| limit_bytes).await?;
+    let bytes = body::read(request, limit_bytes, &http.settings).await?;
+    weight::check(&bytes).map_err(|problem| Problem::too_large(&format!("the body is too much to parse: {problem}")))?;
+    let given = match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(given)) => given,
+        Ok(other) => return Err(Problem::invalid("body", format!("must be a JSON object, got {}", shown::json(&other)))),
+        Err(error) => return Err(Problem::invalid("body", format!("must be a JSON object ({error})"))),
+    };
+    run(http, Endpoint::Generations, given, Vec::new(), origin).await
+}
+
+async fn edit(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
+    let limit_bytes = http.settings.max_upload_bytes;
+    let Admitted { request, origin, .. } = submission::admit(&http, request, &[Kind::Form], |_| limit_bytes).await?;
+    let multipart = body::multipart(request, limit_bytes).await?;
+    let form = body::in_time(&http.settings, edits::read(multipart, &http.settings)).await?;
+    let edits::Edit { mut given, image, mask } = form.checked(&http.settings).await?;
+    given.entry("size").or_insert_with(|| json!("auto"));
+    parameters::size_of_image(&mut given, image.size_px, &http.job_service.defaults);
+    let images = [Some((image.place, image.file)), mask].into_iter().flatten().collect();
+    run(http, Endpoint::Edits, given, images, origin).await
+}
+
+/// Runs the job on this host. A caller who closes the connection cancels it.
+async fn run(
+    http: Arc<Http>,
+    endpoint: Endpoint,
+    given: Map<String, Value>,
+    images: Vec<(super::draft::Place, bytes::Bytes)>,
+    origin: Origin,
+) -> Result<Response, Problem> {
+    let (draft, wanted) = parameters::read(endpoint, given, origin.key.as_ref(), &http)?;
+    let submission = submission::from_draft(&http, Draft { images, ..draft }, origin).await?;
+    let running = infer::begin(&http, submission).await?;
+    if wanted.stream { Ok(answer::stream(http, running, wanted)) } else { answer::json(&http, running, &wanted).await }
+}
+
+async fn models(State(http): State<Arc<Http>>) -> Json<Value> {
+    Json(json!({ "object": "list", "data": [described(&http)] }))
+}
+
+async fn model(State(http): State<Arc<Http>>, path: Result<Path<String>, PathRejection>) -> Result<Json<Value>, Problem> {
+    let Path(name) = path.map_err(|error| Problem::invalid("model", error.body_text()))?;
+    if name == http.model.model_version { Ok(Json(described(&http))) } else { Err(unknown_model(&name, &http)) }
+}
+
+/// When a model was made is not known here.
+fn described(http: &Http) -> Value {
+    json!({ "id": http.model.model_version, "object": "model", "created": 0, "owned_by": "atelier" })
+}
+
+fn unknown_model(name: &str, http: &Http) -> Problem {
+    let message = format!(
+        "the model {} does not exist here; this host serves {:?} (GET /v1/models), which a request without a model gets",
+        shown::text(name),
+        http.model.model_version
+    );
+    Problem::new(StatusCode::NOT_FOUND, "model_not_found", &message).field("model")
+}

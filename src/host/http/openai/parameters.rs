@@ -1,0 +1,230 @@
+//! The parameters of OpenAI's images API as fields of a job.
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::super::Http;
+use super::super::draft::Draft;
+use super::super::idempotency::Key;
+use super::super::problem::Problem;
+use crate::job::request::Defaults;
+use crate::job::task::StepCount;
+use crate::shown;
+
+/// Fields of a job that a client may send beside OpenAI's (`extra_body` of its Python client), under the job's own names.
+const EXTENSIONS: [&str; 16] = [
+    "callback",
+    "clip_skip",
+    "embeddings",
+    "eta",
+    "guidance_rescale",
+    "guidance_scale",
+    "lora",
+    "negative_prompt",
+    "output",
+    "scheduler",
+    "seed",
+    "sigmas",
+    "steps",
+    "strength",
+    "timesteps",
+    "watermark",
+];
+const MAX_PARTIAL_IMAGES: u64 = 3;
+/// Those of a job (`StepCount`, `SidePx`).
+const MAX_STEPS: u32 = 200;
+const MIN_SIDE_PX: u32 = 64;
+const MAX_SIDE_PX: u32 = 2_048;
+const SIDE_STEP_PX: u32 = 8;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Generations,
+    Edits,
+}
+
+impl Endpoint {
+    /// The event that brings a finished image.
+    pub(super) fn completed(self) -> &'static str {
+        match self {
+            Self::Generations => "image_generation.completed",
+            Self::Edits => "image_edit.completed",
+        }
+    }
+}
+
+/// How images come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ImageForm {
+    B64Json,
+    Url,
+}
+
+/// How many steps are taken, for a caller who does not say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Quality {
+    Low,
+    Medium,
+    High,
+}
+
+impl Quality {
+    fn read(given: Option<Value>) -> Result<Self, Problem> {
+        match given.as_ref().map(|value| value.as_str().unwrap_or_default()) {
+            Some("low") => Ok(Self::Low),
+            None | Some("auto" | "medium" | "standard") => Ok(Self::Medium),
+            Some("high" | "hd") => Ok(Self::High),
+            Some(_) => {
+                let got = shown::json(&given.unwrap_or_default());
+                Err(Problem::invalid("quality", format!("must be auto, low, medium, high, standard or hd, got {got}")))
+            }
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
+
+    /// Half of the model's own number, that number, or one and a half of it; none: the model's own.
+    fn steps(self, default: StepCount) -> Option<u32> {
+        let default = default.get();
+        match self {
+            Self::Low => Some(default.div_ceil(2)),
+            Self::Medium => None,
+            Self::High => Some((default + default / 2).min(MAX_STEPS)),
+        }
+    }
+}
+
+/// What the answer is to look like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) endpoint: Endpoint,
+    pub(super) image: ImageForm,
+    pub(super) stream: bool,
+    pub(super) quality: Quality,
+    pub(super) output_format: String,
+}
+
+/// Takes the job and the form of its answer out of what a client sent. A null counts as absent.
+///
+/// # Errors
+/// Names the parameter that is wrong. What is wrong with a field of the job is found when that is read.
+pub(super) fn read(
+    endpoint: Endpoint,
+    mut given: Map<String, Value>,
+    key: Option<&Key>,
+    http: &Http,
+) -> Result<(Draft, Wanted), Problem> {
+    given.retain(|_, value| !value.is_null());
+    if let Some(model) = given.remove("model").filter(|model| *model != "") {
+        let name = model.as_str().map_or_else(|| shown::json(&model), str::to_owned);
+        if name != http.model.model_version {
+            return Err(super::unknown_model(&name, http));
+        }
+    }
+    let wanted = wanted(endpoint, &mut given)?;
+    let mut message = Map::from_iter([("job_id".to_owned(), json!(job_id(key)))]);
+    for (parameter, field) in [("prompt", "prompt"), ("n", "num_images"), ("user", "tenant")] {
+        if let Some(value) = given.remove(parameter) {
+            message.insert(field.to_owned(), value);
+        }
+    }
+    if !message.contains_key("prompt") {
+        return Err(Problem::invalid("prompt", "is required"));
+    }
+    if let Some((width, height)) = size(given.remove("size"))? {
+        message.insert("width".into(), width.into());
+        message.insert("height".into(), height.into());
+    }
+    for name in EXTENSIONS {
+        if let Some(value) = given.remove(name) {
+            message.insert(name.to_owned(), value);
+        }
+    }
+    // Another image every time, as clients of this API expect; the seed is in the record.
+    message.entry("seed").or_insert_with(|| json!(-1));
+    let has_steps = ["steps", "timesteps", "sigmas"].iter().any(|name| message.contains_key(*name));
+    if let Some(steps) = wanted.quality.steps(http.job_service.defaults.steps).filter(|_| !has_steps) {
+        message.insert("steps".into(), steps.into());
+    }
+    let output = message.entry("output").or_insert_with(|| json!({}));
+    if let Some(output) = output.as_object_mut() {
+        output.insert("format".into(), json!(wanted.output_format));
+    }
+    let names =
+        [("width", "size"), ("height", "size"), ("num_images", "n"), ("output.format", "output_format"), ("tenant", "user")];
+    let names = names.into_iter().map(|(field, parameter)| (field, parameter.to_owned()));
+    let names = names.chain([("init_image", "image".to_owned()), ("mask_image", "mask".to_owned())]).collect();
+    Ok((Draft { message, callback: None, images: Vec::new(), names }, wanted))
+}
+
+fn wanted(endpoint: Endpoint, given: &mut Map<String, Value>) -> Result<Wanted, Problem> {
+    let one_of =
+        |name: &str, allowed: &str, got: &Value| Problem::invalid(name, format!("must be {allowed}, got {}", shown::json(got)));
+    let image = match given.remove("response_format") {
+        None => ImageForm::B64Json,
+        Some(form) if form == "b64_json" => ImageForm::B64Json,
+        Some(form) if form == "url" => ImageForm::Url,
+        Some(other) => return Err(one_of("response_format", "b64_json or url", &other)),
+    };
+    let output_format = match given.remove("output_format") {
+        None => "png".to_owned(),
+        Some(Value::String(format)) if ["png", "jpeg", "webp"].contains(&format.as_str()) => format,
+        Some(other) => return Err(one_of("output_format", "png, jpeg or webp", &other)),
+    };
+    let stream = match given.remove("stream") {
+        None => false,
+        Some(Value::Bool(stream)) => stream,
+        Some(other) => return Err(one_of("stream", "true or false", &other)),
+    };
+    if let Some(count) = given.remove("partial_images")
+        && count.as_u64().is_none_or(|count| count > MAX_PARTIAL_IMAGES)
+    {
+        return Err(one_of("partial_images", "a number from 0 to 3", &count));
+    }
+    if let Some(background) = given.remove("background").filter(|background| *background == "transparent") {
+        return Err(one_of("background", "auto or opaque: this model makes opaque images", &background));
+    }
+    let quality = Quality::read(given.remove("quality"))?;
+    Ok(Wanted { endpoint, image, stream, quality, output_format })
+}
+
+/// A repetition with the same `Idempotency-Key` is the same job, at every host of the bucket.
+fn job_id(key: Option<&Key>) -> String {
+    match key {
+        Some(key) => format!("openai-{}", &base16ct::lower::encode_string(&Sha256::digest(key.as_str()))[..32]),
+        None => format!("openai-{}", Uuid::now_v7().simple()),
+    }
+}
+
+/// None: the model's own size.
+fn size(given: Option<Value>) -> Result<Option<(u32, u32)>, Problem> {
+    let Some(given) = given.filter(|size| *size != "auto") else { return Ok(None) };
+    let sides = given.as_str().and_then(|size| size.split_once('x'));
+    let sides = sides.and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
+    sides.map(Some).ok_or_else(|| {
+        let got = shown::json(&given);
+        Problem::invalid("size", format!("must be auto, or width and height in pixels such as 512x512, got {got}"))
+    })
+}
+
+/// An edit of size `auto` has its image's shape, with as many pixels as the model's own size has.
+pub(super) fn size_of_image(given: &mut Map<String, Value>, (width, height): (u32, u32), defaults: &Defaults) {
+    if given.get("size").is_none_or(|size| *size != "auto") {
+        return;
+    }
+    let pixels = f64::from(defaults.width.get()) * f64::from(defaults.height.get());
+    let ratio = f64::from(width) / f64::from(height);
+    let side = |length: f64| {
+        let steps = (length / f64::from(SIDE_STEP_PX)).round() as u32;
+        (steps * SIDE_STEP_PX).clamp(MIN_SIDE_PX, MAX_SIDE_PX)
+    };
+    let size = format!("{}x{}", side((pixels * ratio).sqrt()), side((pixels / ratio).sqrt()));
+    given.insert("size".into(), size.into());
+}
