@@ -4,7 +4,7 @@ use image::{GrayImage, Rgb, RgbImage};
 
 use super::context::{Decoded, EditInputs, GenerateInputs, TryOnInputs};
 use crate::job::task::edit::Edit;
-use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, HeightWidth, Sampling, TopLeft};
+use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, TopLeft};
 use crate::job::task::scheduler::{Sampler, Scheduler, SigmaSpacing};
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{ImageCount, Prompt, Seed};
@@ -69,6 +69,7 @@ fn sampling(sampling: &Sampling) -> atelier_engine::Sampling {
         sigmas: sampling.sigmas.as_ref().map(|sigmas| sigmas.get().to_vec()),
         eta: sampling.eta.map_or(0.0, Eta::get),
         guidance_rescale: sampling.guidance_rescale.map_or(0.0, GuidanceRescale::get),
+        image_guidance_scale: sampling.image_guidance_scale.map(ImageGuidanceScale::get),
         clip_skip: sampling.clip_skip.map_or(0, ClipSkip::get),
         original_size: sampling.original_size.map(HeightWidth::get),
         crops_coords_top_left: sampling.crops_coords_top_left.map(TopLeft::get),

@@ -66,6 +66,7 @@ fn null_is_nothing(body: &Value, required: &[&str]) -> (usize, Vec<String>) {
 fn null_for_an_optional_field_is_as_good_as_nothing() {
     let mut body = masked("s3://bucket/m");
     body["embeddings"] = json!([{ "url": "s3://bucket/e", "token": "<cat>" }]);
+    body["image_guidance_scale"] = json!(1.5);
     let required = ["/job_id", "/prompt", "/lora/0/url", "/embeddings/0/url", "/embeddings/0/token", "/init_image/url"];
     let nested = ["/mask_image/url", "/watermark/text"];
     let least = json!({ "job_id": "job-1", "prompt": "a mug" });

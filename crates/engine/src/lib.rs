@@ -177,6 +177,8 @@ pub struct Sampling {
     pub eta: f64,
     /// How far guidance is redelivered to the spread of the prediction without it, 0 to 1.
     pub guidance_rescale: f64,
+    /// A model that edits images alone: how far it is led towards the image, 1 or more. Without it 1.5, as in diffusers.
+    pub image_guidance_scale: Option<f64>,
     /// Last layers of the text encoders that are left out.
     pub clip_skip: u32,
     /// SDXL: height and width of the image before it was scaled, as if it were one of its training images; none: those of the request.

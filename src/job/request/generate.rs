@@ -8,7 +8,9 @@ use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, Watermar
 use crate::job::JobId;
 use crate::job::outcome::JobError;
 use crate::job::task::prompt::{Embedding, EmbeddingToken};
-use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, HeightWidth, Sampling, Sigmas, Timesteps, TopLeft};
+use crate::job::task::sampling::{
+    ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, Sigmas, Timesteps, TopLeft,
+};
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
 use crate::job::task::tryon::Mode;
@@ -50,6 +52,7 @@ pub(super) struct Body {
     sigmas: Option<Sigmas>,
     eta: Option<Eta>,
     guidance_rescale: Option<GuidanceRescale>,
+    image_guidance_scale: Option<ImageGuidanceScale>,
     clip_skip: Option<ClipSkip>,
     original_size: Option<HeightWidth>,
     crops_coords_top_left: Option<TopLeft>,
@@ -107,6 +110,7 @@ impl Body {
             sigmas: self.sigmas,
             eta: self.eta,
             guidance_rescale: self.guidance_rescale,
+            image_guidance_scale: self.image_guidance_scale,
             clip_skip: self.clip_skip,
             original_size: self.original_size,
             crops_coords_top_left: self.crops_coords_top_left,
@@ -186,6 +190,11 @@ fn check_sampling(sampling: &Sampling, scheduler: Scheduler, from_image: bool) -
             sampling.guidance_rescale.is_some() && from_image,
             "guidance_rescale",
             "means something only without init_image: diffusers has it for images from text alone".to_owned(),
+        ),
+        (
+            sampling.image_guidance_scale.is_some() && !from_image,
+            "image_guidance_scale",
+            "means something only with init_image: give that as well".to_owned(),
         ),
     ];
     match wrong.into_iter().find(|(is_wrong, ..)| *is_wrong) {

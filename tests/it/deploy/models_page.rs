@@ -25,8 +25,9 @@ const TESTS: &[(&str, &[&str])] = &[
     ),
     ("The checkpoint may be saved", &["E/engine/checkpoints.rs checkpoint_of_a_pipeline_around_the_same_weights"]),
     ("A UNet of nine input channels", &["E/parity/variants.rs parity_of_inpainting_unets"]),
+    ("A UNet of eight input channels", &["E/parity/variants.rs parity_of_unets_that_edit_an_image"]),
     ("A UNet distilled", &["E/parity/variants.rs parity_of_models_distilled_over_the_guidance_scale"]),
-    ("Other inputs, such as", &["E/engine/checkpoints.rs checkpoint_whose_unet_looks_at_other_things"]),
+    ("Other inputs are refused", &["E/engine/checkpoints.rs checkpoint_whose_unet_looks_at_other_things"]),
     (
         "A diffusers directory has `text_encoder_2`",
         &[

@@ -187,8 +187,17 @@ fn check_fields(request: &GenerateRequest) -> Result<(), EngineError> {
         let problem = "must be euler, the one sampler of this model".into();
         return Err(EngineError::Request { field: "scheduler", problem });
     }
-    let Sampling { timesteps, sigmas, eta, guidance_rescale, clip_skip, original_size, crops_coords_top_left, target_size } =
-        sampling;
+    let Sampling {
+        timesteps,
+        sigmas,
+        eta,
+        guidance_rescale,
+        image_guidance_scale,
+        clip_skip,
+        original_size,
+        crops_coords_top_left,
+        target_size,
+    } = sampling;
     let unread = [
         ("lora", !loras.is_empty()),
         ("embeddings", !embeddings.is_empty()),
@@ -197,6 +206,7 @@ fn check_fields(request: &GenerateRequest) -> Result<(), EngineError> {
         ("sigmas", sigmas.is_some()),
         ("eta", *eta > 0.0),
         ("guidance_rescale", *guidance_rescale > 0.0),
+        ("image_guidance_scale", image_guidance_scale.is_some()),
         ("clip_skip", *clip_skip > 0),
         ("original_size", original_size.is_some()),
         ("crops_coords_top_left", crops_coords_top_left.is_some()),

@@ -1,5 +1,6 @@
 //! Sizes of a Stable Diffusion checkpoint, as its own JSON files state them.
 
+use candle_core::{Result, Tensor};
 use serde::Deserialize;
 
 /// `unet/config.json`, diffusers' `UNet2DConditionModel`.
@@ -85,10 +86,14 @@ impl UnetConfig {
         (0..self.block_out_channels.len()).map(|level| self.layers_per_block.at(level)).collect()
     }
 
-    /// Channels of what stands next to the latents at its input: 5 for inpainting (mask and masked image), else 0.
+    /// What stands next to the latents at its input.
     #[must_use]
-    pub fn extra_channels(&self) -> usize {
-        self.in_channels.saturating_sub(self.out_channels)
+    pub fn extra_input(&self) -> ExtraInput {
+        match self.in_channels.saturating_sub(self.out_channels) {
+            0 => ExtraInput::Nothing,
+            channels if channels == self.out_channels => ExtraInput::Image,
+            _ => ExtraInput::MaskAndImage,
+        }
     }
 
     /// Attention heads of block `index`, counted from the outermost.
@@ -96,6 +101,16 @@ impl UnetConfig {
     pub fn heads(&self, index: usize) -> usize {
         self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).at(index)
     }
+}
+
+/// Further channels of a UNet's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtraInput {
+    Nothing,
+    /// The latents of the image that is edited: instruct-pix2pix (Brooks et al. 2023, arXiv 2211.09800).
+    Image,
+    /// A mask, and the latents of what it leaves of an image: inpainting.
+    MaskAndImage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -216,6 +231,11 @@ pub struct VaeConfig {
 impl VaeConfig {
     /// Of every norm in it; diffusers has it in code, not in config.json.
     pub(super) const NORM_EPS: f64 = 1e-6;
+
+    /// Latents as the autoencoder itself has them, out of those of the denoising loop.
+    pub(super) fn unscaled(&self, latents: &Tensor) -> Result<Tensor> {
+        (latents / self.scaling_factor)? + self.shift_factor.unwrap_or_default()
+    }
 
     /// Pixels a latent stands for, along one side: every up block but the last doubles.
     #[must_use]

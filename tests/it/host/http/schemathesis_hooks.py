@@ -49,6 +49,7 @@ def before_call(context, case, kwargs):
         if case.body.get("init_image") is not None:
             case.body.pop("guidance_rescale", None)
         if case.body.get("init_image") is None:
+            case.body.pop("image_guidance_scale", None)
             case.body.pop("strength", None)
             case.body.pop("mask_image", None)
         else:
