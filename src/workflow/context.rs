@@ -15,6 +15,7 @@ use crate::job::measured;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Record};
 use crate::job::task::Generate;
+use crate::job::task::edit::Edit;
 use crate::job::task::tryon::TryOn;
 use crate::notify::progress::Progress;
 use crate::store::cache::Lease;
@@ -66,12 +67,15 @@ pub enum Inputs<'job> {
 pub enum Fetched<'job> {
     Generate(&'job Generate, GenerateInputs<StartFiles>),
     TryOn(&'job TryOn, TryOnFiles),
+    /// 1 to 3 files.
+    Edit(&'job Edit, Vec<PathBuf>),
 }
 
 /// Images that are opened and as large as they are to be, next to the task that they are for.
 pub enum Decoded<'job> {
     Generate(&'job Generate, GenerateInputs<InitImage>),
     TryOn(&'job TryOn, TryOnInputs),
+    Edit(&'job Edit, EditInputs),
 }
 
 /// What a generation is given besides its text.
@@ -104,6 +108,14 @@ pub struct TryOnInputs {
     pub garments: Vec<RgbImage>,
     /// As large as the result: 255 is generated, 0 kept.
     pub mask: Option<GrayImage>,
+}
+
+/// The images of an edit as they were sent, and the size of the result.
+pub struct EditInputs {
+    pub images: Vec<RgbImage>,
+    /// Multiples of 16.
+    pub width_px: u32,
+    pub height_px: u32,
 }
 
 /// Whether the record of the job is stored or on its way; clones watch the same job.

@@ -13,6 +13,7 @@ use crate::job::task::sampling::{
 };
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
+use crate::job::task::tryon::Mode;
 use crate::job::task::{
     Generate, GuidanceScale, ImageCount, Lora, LoraAlpha, LoraAlphaSource, LoraScale, ModelName, Prompt, Seed, SidePx, Size,
     StepCount, Strength, Task,
@@ -37,6 +38,8 @@ pub(super) struct Body {
     init_image: Option<ImageBody>,
     strength: Option<Strength>,
     mask_image: Option<ImageBody>,
+    #[serde(default, deserialize_with = "field::mode")]
+    mode: Option<Mode>,
     steps: Option<StepCount>,
     guidance_scale: Option<GuidanceScale>,
     #[serde(default, deserialize_with = "field::scheduler")]
@@ -113,7 +116,12 @@ impl Body {
             crops_coords_top_left: self.crops_coords_top_left,
             target_size: self.target_size,
         };
-        let steps = steps(self.steps, defaults.steps, &sampling)?;
+        let mode = self.mode.or_else(|| defaults.has_modes.then_some(defaults.tryon.mode));
+        // What a distilled mode's weights were made for; the manifest speaks of the others.
+        let distilled = mode.filter(|mode| *mode != Mode::Base);
+        let default_steps = distilled.map_or(defaults.steps, |mode| defaults.tryon.steps_in(mode));
+        let default_guidance_scale = distilled.map_or(defaults.guidance_scale, Mode::default_guidance_scale);
+        let steps = steps(self.steps, default_steps, &sampling)?;
         check_sampling(&sampling, scheduler, self.init_image.is_some())?;
         let start = start(self.init_image, self.strength, self.mask_image, steps)?;
         let loras = self.lora.into_iter().enumerate().map(|(index, lora)| lora.read(index)).collect::<Result<_, _>>()?;
@@ -125,9 +133,10 @@ impl Body {
             embeddings: self.embeddings.into_iter().map(|body| Embedding { url: body.url, token: body.token }).collect(),
             start,
             steps,
-            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
+            guidance_scale: self.guidance_scale.unwrap_or(default_guidance_scale),
             scheduler,
             sampling,
+            mode,
             size: Size::new(self.width.unwrap_or(defaults.width), self.height.unwrap_or(defaults.height)),
             num_images: self.num_images.unwrap_or_else(ImageCount::one),
             seed: Seed::default_value(),
@@ -244,6 +253,9 @@ fn canonical(task: TaskName, generate: &Generate) -> Value {
     }
     for (name, value) in generate.sampling.fields() {
         canonical[name] = value;
+    }
+    if let Some(mode) = generate.mode {
+        canonical["mode"] = json!(mode);
     }
     if let Some(StartImage { url, strength, mask }) = &generate.start {
         canonical["start"] = json!([url.identity(), strength, mask.as_ref().map(AssetUrl::identity)]);

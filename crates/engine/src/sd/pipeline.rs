@@ -255,8 +255,11 @@ fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Resul
 /// The request, if it is one for a model that generates from text.
 fn generate_request(request: &Request) -> Result<&GenerateRequest, EngineError> {
     match request {
+        Request::Generate(GenerateRequest { mode: Some(_), .. }) => {
+            Err(EngineError::Request { field: "mode", problem: "this model has no modes: leave it out".into() })
+        }
         Request::Generate(request) => Ok(request),
-        Request::TryOn(_) => {
+        Request::Edit(_) => {
             Err(EngineError::Request { field: "task", problem: "must be generate: this model generates from text".into() })
         }
     }

@@ -1,6 +1,7 @@
 //! The HTTP side of the host on a real socket, against the embedded S3 server; behind its job service a queue that only holds.
 
 mod doors;
+mod edit;
 mod idempotency;
 mod infer;
 mod jobs;

@@ -48,6 +48,7 @@ pub(crate) fn request(steps: u32, guidance_scale: f64, negative_prompt: &str) ->
         guidance_scale,
         scheduler: Scheduler::plain(Sampler::Euler),
         sampling: Sampling::default(),
+        mode: None,
         width_px: 104,
         height_px: 72,
         seeds: vec![42],
