@@ -1,9 +1,10 @@
 """How fast the engine generates, against diffusers on the same CPU: same weights, same steps, as many threads, in turns.
 
-    OMP_WAIT_POLICY=passive python bench/engine.py [--profile dev] [--only tiny|full|memory|cold] [--note TEXT]    needs torch, diffusers, transformers
+    OMP_WAIT_POLICY=passive python bench/engine.py [--profile dev] [--only tiny|full|sdxl|memory|cold] [--note TEXT]    needs torch, diffusers, transformers
 
 tiny: an image of models/tiny-sd, 20 steps, guidance 7.5. full: SD 1.5's own sizes with random weights, one forward of the
-UNet at 512x512 (batch 1, no guidance), one prompt's encoding, one decode of the VAE. memory: the peak of an image's process, in each mode.
+UNet at 512x512 (batch 1, no guidance), one prompt's encoding, one decode of the VAE. sdxl: Stable Diffusion XL's innermost block at its own width,
+as an image of 1024x1024 passes it, and the memory of a process that has it. memory: the peak of an image's process, in each mode.
 cold: from a process's start until SD 1.5 is loaded, out of the page cache, from a diffusers directory and from what `atelier models pack` made of
 it. Times are medians over runs that alternate.
 Without the policy torch's OpenMP threads spin while ours compute.
@@ -23,10 +24,17 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from report import cpu, report, row
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "models" / "tiny-sd"
@@ -129,6 +137,60 @@ def full(profile, note):
         yield row("text_encode: CLIP ViT-L/14's text encoder, 77 tokens", "seconds", mine, PEER, theirs, cpu(THREADS), note)
         mine, theirs = compare(partial(ours.time, "decode 512"), lambda: timed(lambda: pipeline.vae.decode(latents)), runs=3)
         yield row("vae_decode: SD 1.5 VAE, one decode, 512x512", "seconds", mine, PEER, theirs, cpu(THREADS), note)
+
+
+def sdxl(profile, note):
+    """SDXL's innermost level: residual blocks and transformers of 1280 channels on the way down, in the middle and up, two blocks each of the ten."""
+    with tempfile.TemporaryDirectory() as directory:
+        unet = sdxl_block(directory)
+        width = f"32x32 latents, 1280 channels, {sum(p.numel() for p in unet.parameters()) / 1e6:.0f} million parameters"
+        latents, text = torch.randn(1, 4, 32, 32), torch.randn(1, 77, 2048)
+        added = {"text_embeds": torch.randn(1, 1280), "time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])}
+        with Child([built(profile, "engine"), directory]) as ours:
+            forward = partial(timed, lambda: unet(latents, 500, text, added_cond_kwargs=added))
+            mine, theirs = compare(partial(ours.time, "unet 256 1"), forward, runs=5)
+            resident = peak_mib(ours.process.pid)
+        yield row(f"sdxl_block: SDXL's innermost level, one forward, {width}", "seconds", mine, PEER, theirs, cpu(THREADS), note)
+        command = [sys.executable, "-c", BLOCK, directory]
+        peak = float(subprocess.run(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
+        what = f"sdxl_block_memory: peak of a process with it, text encoders and VAE, one forward, {width}"
+        yield row(what, "MiB", resident, PEER, peak, cpu(THREADS), note)
+
+
+# The peer's own process for the block above: loads the pipeline, goes once through the UNet, and prints its peak.
+BLOCK = """
+import sys, torch
+from diffusers import StableDiffusionXLPipeline
+from engine import peak_mib
+pipeline = StableDiffusionXLPipeline.from_pretrained(sys.argv[1], add_watermarker=False)
+added = {"text_embeds": torch.randn(1, 1280), "time_ids": torch.ones(1, 6)}
+with torch.inference_mode():
+    pipeline.unet(torch.randn(1, 4, 32, 32), 500, torch.randn(1, 77, 2048), added_cond_kwargs=added)
+print(peak_mib("self"))
+"""
+
+
+def sdxl_block(directory):
+    """A checkpoint whose UNet is SDXL's innermost level with random weights; its text encoders have one layer each."""
+    tokenizer = CLIPTokenizer.from_pretrained(str(TINY / "tokenizer"))
+    common = {"vocab_size": len(tokenizer), "num_hidden_layers": 1}
+    first = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, hidden_act="quick_gelu", **common)
+    second = CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_attention_heads=20, hidden_act="gelu", projection_dim=1280, **common)
+    unet = UNet2DConditionModel(
+        sample_size=32, block_out_channels=(1280,), layers_per_block=1, cross_attention_dim=2048, attention_head_dim=20,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), transformer_layers_per_block=2,
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32), sample_size=256, scaling_factor=0.13025,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae, text_encoder=CLIPTextModel(first), text_encoder_2=CLIPTextModelWithProjection(second), tokenizer=tokenizer, tokenizer_2=tokenizer,
+        unet=unet, scheduler=EulerDiscreteScheduler(), add_watermarker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(directory)
+    return unet.eval()
 
 
 def memory(profile, note):
@@ -245,14 +307,14 @@ def full_size(directory):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="bench", help="cargo profile that ours is built in")
-    parser.add_argument("--only", choices=("tiny", "full", "memory", "cold"))
+    parser.add_argument("--only", choices=("tiny", "full", "sdxl", "memory", "cold"))
     parser.add_argument("--note", default="", help="what a reader of the results must know about this run")
     parser.add_argument("--generate-in", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     if options.generate_in:
         return generate_in(options.generate_in[0], options.generate_in[1:])
-    for name, benchmark in {"tiny": tiny, "full": full, "memory": memory, "cold": cold}.items():
+    for name, benchmark in {"tiny": tiny, "full": full, "sdxl": sdxl, "memory": memory, "cold": cold}.items():
         if options.only in (None, name):
             report(f"engine-{name}", "cpu", list(benchmark(options.profile, options.note)))
 

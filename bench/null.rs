@@ -31,7 +31,7 @@ impl Engine for NullEngine {
         let generated = orders.iter().map(|QueuedRequest { request, .. }| {
             let (width_px, height_px) = match request {
                 Request::Generate(request) => (request.width_px, request.height_px),
-                Request::TryOn(request) => (request.width_px, request.height_px),
+                Request::Edit(request) => (request.width_px, request.height_px),
             };
             let rgb = self.rgb.iter().copied().take((width_px * height_px * 3) as usize).collect();
             Ok(vec![Image { width_px, height_px, rgb, seed: 0 }])

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use crate::job::request::Defaults;
 use crate::job::task::LoraScale;
 use crate::job::task::prompt::PromptSyntax;
+use crate::job::task::scheduler::{Sampler, Scheduler};
 use crate::job::task::tryon::Mode;
 use crate::models::file::FilePath;
 use crate::models::source::Source;
@@ -37,7 +38,7 @@ pub struct Manifest {
     /// Whether prompts are read as they stand, as the service always did, or with weights and at any length.
     #[serde(default)]
     pub prompt: PromptSyntax,
-    /// Try-on: the weights of each mode.
+    /// Qwen-Image's families: the weights of each mode.
     #[serde(default)]
     pub modes: Modes,
     /// Try-on: pixels of every reference image for the autoencoder; none: 1024x1024, as the checkpoint's own pipeline.
@@ -49,6 +50,9 @@ pub struct Manifest {
     /// Try-on: the largest short side that the model generates well, whatever resolution a job asks for.
     #[serde(default)]
     pub max_short_side_px: Option<u32>,
+    /// Edits: pixels of a result whose job gives no size, in the ratio of the first image; none: 1024x1024, as the checkpoint's own pipeline.
+    #[serde(default)]
+    pub edit_px: Option<u32>,
     /// Where `atelier models pull` finds the checkpoint's files.
     #[serde(default)]
     pub source: Option<Source>,
@@ -74,6 +78,9 @@ pub enum Family {
     /// Qwen2.5-VL, Qwen-Image's transformer and autoencoder, several reference images (`QwenImageEditPlusPipeline`).
     #[serde(rename = "qwen-image-edit")]
     QwenImageEdit,
+    /// The same without references: images from text alone (`QwenImagePipeline`).
+    #[serde(rename = "qwen-image")]
+    QwenImage,
 }
 
 impl Family {
@@ -89,6 +96,7 @@ impl Family {
             Self::StableDiffusion1 => "stable-diffusion-1",
             Self::StableDiffusionXl => "stable-diffusion-xl",
             Self::QwenImageEdit => "qwen-image-edit",
+            Self::QwenImage => "qwen-image",
         }
     }
 }
@@ -194,13 +202,20 @@ impl Manifest {
     pub(super) fn check(&self, asked: &[Mode]) -> Result<(), (&'static str, String)> {
         if self.family.is_stable_diffusion() {
             let none = self.modes.names().is_empty();
-            return if none { Ok(()) } else { Err(("modes", "is for family qwen-image-edit; this one has none".into())) };
+            return if none {
+                Ok(())
+            } else {
+                Err(("modes", "is for families qwen-image and qwen-image-edit; this one has none".into()))
+            };
         }
         if self.weights.is_some() {
             return Err(("weights", WEIGHTS.into()));
         }
         if self.timestep_spacing.is_some() {
             return Err(("timestep_spacing", "is for family stable-diffusion-1 or stable-diffusion-xl; leave it out".into()));
+        }
+        if self.family == Family::QwenImage && self.defaults.scheduler != Scheduler::plain(Sampler::Euler) {
+            return Err(("defaults", "must be there, with `scheduler: euler`: the one that family qwen-image has".into()));
         }
         for mode in asked {
             if self.modes.of(*mode).is_none() {
@@ -210,7 +225,7 @@ impl Manifest {
                 return Err(("modes", format!("has no {mode}, which model.default_mode or model.modes asks for; has {known}")));
             }
         }
-        let areas = [("reference_px", self.reference_px), ("condition_px", self.condition_px)];
+        let areas = [("reference_px", self.reference_px), ("condition_px", self.condition_px), ("edit_px", self.edit_px)];
         let sides = [("max_short_side_px", self.max_short_side_px, 16)];
         let limits = areas.map(|(key, px)| (key, px, 32 * 32)).into_iter().chain(sides);
         for (key, px, least) in limits {

@@ -248,13 +248,19 @@ impl Config {
         checked.map_err(|(key, problem)| ConfigError::Value { file, key: key.to_owned(), problem })?;
         let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
         manifest.defaults.tryon = TryOnDefaults { mode, steps, resolution };
+        manifest.defaults.has_modes = manifest.family == Family::QwenImage;
+        if manifest.family == Family::QwenImageEdit {
+            // Its manifests have no defaults of jobs from text; a job that names no model asks for this one.
+            manifest.defaults.model = self.model.name.clone();
+        }
         Ok(manifest)
     }
 
     fn check_dtype(&self, family: Family) -> Result<(), (&'static str, String)> {
-        if family == Family::QwenImageEdit && self.engine.dtype == Dtype::F16 {
-            let problem = "qwen-image-edit's numbers grow larger than f16 has them; set engine.dtype to auto, bf16 or f32";
-            return Err(("family", problem.into()));
+        if matches!(family, Family::QwenImageEdit | Family::QwenImage) && self.engine.dtype == Dtype::F16 {
+            let family = family.as_str();
+            let problem = format!("{family}'s numbers grow larger than f16 has them; set engine.dtype to auto, bf16 or f32");
+            return Err(("family", problem));
         }
         Ok(())
     }

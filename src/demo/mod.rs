@@ -1,6 +1,7 @@
 //! `atelier demo`: the whole function on one machine, with nothing else installed.
 
 pub mod local;
+mod long_keys;
 pub mod receiver;
 pub mod s3;
 pub mod screen;

@@ -12,6 +12,7 @@ use s3s::service::S3ServiceBuilder;
 use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 
+use super::long_keys::LongKeys;
 use crate::host::listener::prompt;
 
 pub const ACCESS_KEY_ID: &str = "atelier-demo";
@@ -23,7 +24,7 @@ pub const SECRET_ACCESS_KEY: &str = "atelier-demo-secret";
 /// When the directory cannot be used.
 pub fn router(root: &Path) -> io::Result<Router> {
     let files = FileSystem::new(root).map_err(|error| io::Error::other(format!("{}: {error:?}", root.display())))?;
-    let mut builder = S3ServiceBuilder::new(files);
+    let mut builder = S3ServiceBuilder::new(LongKeys::new(files, root)?);
     builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
     let service = HandleError::new(builder.build(), |error: s3s::HttpError| async move {
         (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:?}"))

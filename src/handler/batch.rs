@@ -70,6 +70,6 @@ fn joins(batch: &[Waiting<Job>], delivery: &Delivery, job: &Job) -> bool {
 fn pixels(job: &Job) -> u64 {
     match &job.task {
         Task::Generate(generate) => generate.pixels(),
-        Task::TryOn(_) => 0,
+        Task::TryOn(_) | Task::Edit(_) => 0,
     }
 }

@@ -225,16 +225,18 @@ impl Handler {
             outcome => outcome,
         };
         tell_log(&error, delivery, last);
+        let not_known = |unknown: &JobError| entry(&delivery.message_id, Some(&job.id), handed_back(unknown), Some(unknown));
+        let noted = match self.note_failed(delivery, job, &error, outcome, control).await {
+            Ok(noted) => noted,
+            Err(unknown) => return JobReport { measured, ..not_known(&unknown) },
+        };
         let settled = match self.known_end(job, &error, outcome, control).await {
             Ok(Some(stored)) => self.complete_after_all(delivery, job, &stored, control).await,
             Ok(None) => {
-                if let Err(unknown) = self.note_failed(delivery, job, &error, outcome, control).await {
-                    return JobReport {
-                        measured,
-                        ..entry(&delivery.message_id, Some(&job.id), handed_back(&unknown), Some(&unknown))
-                    };
-                }
                 let failed = self.fail(delivery, job.into(), &error, outcome, control).await;
+                if let Some(noted) = noted.filter(|_| failed.outcome.is_over()) {
+                    self.workflow.note_told(job, &delivery.identity, noted).await;
+                }
                 // A job that used the GPU would use it again each time that it is handed back.
                 let is_refused = matches!(error, JobError::Invalid { .. } | JobError::Input { .. });
                 let is_conflict = matches!(error, JobError::Conflict { .. });
@@ -245,7 +247,7 @@ impl Handler {
                     _ => failed,
                 }
             }
-            Err(unknown) => entry(&delivery.message_id, Some(&job.id), handed_back(&unknown), Some(&unknown)),
+            Err(unknown) => not_known(&unknown),
         };
         JobReport { measured, ..settled }
     }

@@ -6,6 +6,7 @@ use crate::events::Delivery;
 use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::protocol::reply::{JobOutcome, JobReport};
+use crate::workflow::Noted;
 use crate::workflow::control::{Control, NotificationMode};
 
 /// A message with its place in the event and its group.
@@ -50,12 +51,12 @@ impl Handler {
         error: &JobError,
         outcome: JobOutcome,
         control: &Control,
-    ) -> Result<(), JobError> {
+    ) -> Result<Option<Noted>, JobError> {
         let is_told = matches!(outcome, JobOutcome::Failed | JobOutcome::DeadLetter);
         // Of a conflict the next attempt finds the same; and the id is another job's.
         let is_own = !matches!(error, JobError::Conflict { .. });
         if control.notification_mode() == NotificationMode::Later || !is_told || !is_own {
-            return Ok(());
+            return Ok(None);
         }
         let dead_letter = outcome == JobOutcome::DeadLetter;
         self.workflow.note_failed(job, &delivery.identity, (error, delivery.attempt, dead_letter), control).await

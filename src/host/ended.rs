@@ -1,6 +1,6 @@
 //! A job that has ended and whose caller has not heard of it yet: what its message carries while that waits.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +9,8 @@ use crate::shown;
 
 /// Of a problem's text. All of it must fit into a header of AMQP and an attribute of SQS.
 const MAX_PROBLEM_CHARS: usize = 1_000;
+/// No host is away for longer.
+const MAX_ABSENCE: Duration = Duration::from_hours(60 * 24);
 /// A job has three notifications at most.
 const MAX_DELIVERED: usize = 8;
 
@@ -24,10 +26,16 @@ pub struct EndedJob {
     /// `webhook-id`s of the notifications that were taken.
     #[serde(default)]
     pub delivered: Vec<String>,
+    /// Its failure is noted in the bucket, under the message's identity.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub noted: bool,
     /// Rounds of attempts to deliver.
     pub rounds: u32,
     /// Milliseconds since the job ended, as far as hosts have seen them pass, on clocks that nobody sets.
     pub waited_ms: u64,
+    /// Seconds since 1970-01-01T00:00:00Z when it ended, or was asked for again: time without any host counts as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_s: Option<u64>,
 }
 
 /// How a job ended, and so what becomes of its message once its caller knows.
@@ -45,7 +53,16 @@ pub enum End {
 impl EndedJob {
     #[must_use]
     pub fn complete(attempt: u32) -> Self {
-        Self { end: End::Complete, attempt, problem: None, delivered: Vec::new(), rounds: 0, waited_ms: 0 }
+        Self {
+            end: End::Complete,
+            attempt,
+            problem: None,
+            delivered: Vec::new(),
+            noted: false,
+            rounds: 0,
+            waited_ms: 0,
+            ended_s: None,
+        }
     }
 
     #[must_use]
@@ -78,7 +95,22 @@ impl EndedJob {
     /// As it is when somebody wants it to be sent again after all.
     #[must_use]
     pub fn anew(&self) -> Self {
-        Self { rounds: 0, waited_ms: 0, ..self.clone() }
+        Self { rounds: 0, waited_ms: 0, ended_s: None, ..self.clone() }
+    }
+
+    /// It ended then, unless it is known already when it did.
+    pub fn since(&mut self, moment: SystemTime) {
+        self.ended_s.get_or_insert(moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs());
+    }
+
+    /// How long ago it ended. A clock that says months has been set since then, or was not set before: it counts no more than what
+    /// hosts have seen pass.
+    #[must_use]
+    pub fn age(&self, now: SystemTime) -> Duration {
+        let seen = Duration::from_millis(self.waited_ms);
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let passed = self.ended_s.and_then(|ended_s| now.checked_sub(Duration::from_secs(ended_s))).unwrap_or_default();
+        if passed.saturating_sub(seen) > MAX_ABSENCE { seen } else { seen.max(passed) }
     }
 
     /// What its caller is told, where it failed.
@@ -106,5 +138,21 @@ mod tests {
         for other in [&b"{}"[..], b"", b"[1]", b"\xff", br#"{"end":"sometime","attempt":1,"rounds":0,"waited_ms":0}"#] {
             assert_eq!(EndedJob::decode(other), None);
         }
+    }
+
+    #[test]
+    fn time_without_a_host_counts_unless_a_clock_was_set() {
+        let at = |hours: u64| SystemTime::UNIX_EPOCH + Duration::from_hours(500_000 + hours);
+        let mut ended = EndedJob::complete(1);
+        assert_eq!(ended.age(at(0)), Duration::ZERO, "nobody knows when it ended");
+        ended.since(at(0));
+        ended.since(at(50));
+        ended.waited(Duration::from_hours(2));
+        for (now, hours) in [(1, 2), (72, 72), (24 * 60, 24 * 60), (24 * 365 * 10, 2)] {
+            assert_eq!(ended.age(at(now)), Duration::from_hours(hours), "{now}");
+        }
+        assert_eq!(ended.age(SystemTime::UNIX_EPOCH), Duration::from_hours(2), "a clock that was set back");
+        assert_eq!(EndedJob::decode(ended.encode().as_bytes()), Some(ended.clone()));
+        assert_eq!(ended.anew().age(at(72)), Duration::ZERO);
     }
 }

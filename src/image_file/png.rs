@@ -17,6 +17,8 @@ const IEND: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
 const XMP: &str = "XML:com.adobe.xmp";
 /// Where `ImageMagick` keeps EXIF in a PNG.
 const RAW_EXIF: &str = "Raw profile type exif";
+/// Of a text, unpacked; as much as Pillow takes.
+const MAX_TEXT_BYTES: usize = 1 << 20;
 
 pub(super) fn decode(file: &[u8], max_pixels: u64) -> Result<Decoded, String> {
     let file = with_end(file)?;
@@ -60,11 +62,20 @@ fn image(width: u32, height: u32, form: (ColorType, BitDepth), pixels: Vec<u8>) 
 fn metadata(info: &Info<'_>) -> Metadata {
     let raw = info.compressed_latin1_text.iter().find(|text| text.keyword == RAW_EXIF);
     let raw = raw
-        .and_then(|text| text.get_text().ok())
+        .and_then(|text| {
+            let mut text = text.clone();
+            text.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
+            text.get_text().ok()
+        })
         .or_else(|| info.uncompressed_latin1_text.iter().find(|text| text.keyword == RAW_EXIF).map(|text| text.text.clone()));
     let exif = info.exif_metadata.as_deref().map(<[u8]>::to_vec).or_else(|| raw.as_deref().and_then(hex_profile));
     let xmp = info.utf8_text.iter().find(|text| text.keyword == XMP);
-    let xmp = xmp.and_then(|text| text.get_text().ok()).map(String::into_bytes);
+    let xmp = xmp.and_then(|text| {
+        let mut text = text.clone();
+        text.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
+        text.get_text().ok()
+    });
+    let xmp = xmp.map(String::into_bytes);
     Metadata { exif: exif.unwrap_or_default(), xmp }
 }
 

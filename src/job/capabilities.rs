@@ -4,52 +4,105 @@ use serde::{Deserialize, Serialize};
 
 use super::Job;
 use super::outcome::JobError;
+use super::task::scheduler::{Sampler, Scheduler};
 use super::task::tryon::Mode;
-use super::task::{ModelName, Task};
+use super::task::{Generate, ModelName, Task};
+
+/// Pixels of a side that one token of a flow stands for.
+const TOKEN_PX: u32 = 16;
 
 /// What the function's model can be asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Capabilities {
+    /// Images from text, by a UNet.
     Generate,
-    /// In these modes, whose weights are loaded.
-    TryOn(Vec<Mode>),
+    /// Images from text, by a flow in these modes, whose weights are loaded.
+    Text(Vec<Mode>),
+    /// Try-ons and edits in these modes, whose weights are loaded.
+    Edit(Vec<Mode>),
 }
 
 impl Capabilities {
+    /// The tasks that such a function does, as the field `task` has them.
+    #[must_use]
+    pub fn tasks(&self) -> &'static [&'static str] {
+        match self {
+            Self::Generate | Self::Text(_) => &["generate"],
+            Self::Edit(_) => &["tryon", "edit"],
+        }
+    }
+
     /// Refuses a job that a function with this one model can never do.
     ///
     /// # Errors
-    /// [`JobError::Invalid`] of the field `task`, `model` or `mode`.
+    /// [`JobError::Invalid`] of the field `task`, `model` or `mode`, or one that the model does not read.
     pub fn check(&self, model: &ModelName, job: &Job) -> Result<(), JobError> {
-        let served = model.as_str();
-        let invalid = |field: &str, problem| Err(JobError::Invalid { field: field.into(), problem });
-        match (&job.task, self) {
-            (Task::Generate(generate), Self::Generate) if generate.model == *model => Ok(()),
-            (Task::Generate(generate), Self::Generate) => {
-                let asked = generate.model.as_str();
-                invalid("model", format!("must be {served:?}, the model this function serves, got {asked:?}"))
+        self.check_task(model, &job.task)?;
+        if let Some(asked) = job.task.model().filter(|asked| *asked != model) {
+            let served = model.as_str();
+            let asked = asked.as_str();
+            return invalid("model", format!("must be {served:?}, the model this function serves, got {asked:?}"));
+        }
+        match (self, &job.task) {
+            (Self::Edit(modes), Task::TryOn(tryon)) => check_mode(modes, tryon.mode),
+            (Self::Edit(modes), Task::Edit(edit)) => check_mode(modes, edit.mode),
+            (Self::Text(modes), Task::Generate(generate)) => check_text(modes, generate),
+            (Self::Generate, Task::Generate(Generate { mode: Some(_), .. })) => {
+                let served = model.as_str();
+                invalid("mode", format!("means something only with a model that has modes, which {served} has not"))
             }
-            (Task::TryOn(tryon), Self::TryOn(modes)) if modes.contains(&tryon.mode) => Ok(()),
-            (Task::TryOn(tryon), Self::TryOn(modes)) => {
-                let loaded: Vec<&str> = modes.iter().map(|mode| mode.as_str()).collect();
-                let loaded = loaded.join(", ");
-                let asked = tryon.mode.as_str();
-                invalid("mode", format!("must be {loaded}, what this function has the weights of, got {asked}"))
-            }
-            (Task::TryOn(_), Self::Generate) => invalid(
-                "task",
-                format!(
-                    "this function serves {served}, which generates from text; try-on needs a try-on model: send the job to a \
-                     function that serves one"
-                ),
-            ),
-            (Task::Generate(_), Self::TryOn(_)) => invalid(
-                "task",
-                format!(
-                    "this function serves {served}, which does try-ons (task tryon); send the job to a function that generates from text"
-                ),
-            ),
+            _ => Ok(()),
         }
     }
+
+    fn check_task(&self, model: &ModelName, task: &Task) -> Result<(), JobError> {
+        let tasks = self.tasks();
+        let asked = task.name();
+        if tasks.contains(&asked) {
+            return Ok(());
+        }
+        let served = model.as_str();
+        let does = tasks.join(" and ");
+        let problem = format!(
+            "this function serves {served}, which does {does} and not {asked}; send the job to a function whose model does"
+        );
+        invalid("task", problem)
+    }
+}
+
+fn check_mode(loaded: &[Mode], asked: Mode) -> Result<(), JobError> {
+    if loaded.contains(&asked) {
+        return Ok(());
+    }
+    let loaded: Vec<&str> = loaded.iter().map(|mode| mode.as_str()).collect();
+    let loaded = loaded.join(", ");
+    let asked = asked.as_str();
+    invalid("mode", format!("must be {loaded}, what this function has the weights of, got {asked}"))
+}
+
+/// Of a model that has one sampler, no adapters but those of its modes, and tokens of 16 pixels.
+fn check_text(loaded: &[Mode], generate: &Generate) -> Result<(), JobError> {
+    if generate.scheduler != Scheduler::plain(Sampler::Euler) {
+        let problem = format!("must be euler, the one that this function's model has, got {}", generate.scheduler);
+        return invalid("scheduler", problem);
+    }
+    let set = [
+        ("lora", !generate.loras.is_empty()),
+        ("embeddings", !generate.embeddings.is_empty()),
+        ("init_image", generate.start.is_some()),
+    ];
+    let set = set.into_iter().filter(|(_, given)| *given).map(|(field, _)| field);
+    if let Some(field) = set.chain(generate.sampling.fields().into_iter().map(|(field, _)| field)).next() {
+        return invalid(field, "is not read by this function's model: leave it out".into());
+    }
+    let sides = [("width", generate.size.width_px()), ("height", generate.size.height_px())];
+    if let Some((field, px)) = sides.into_iter().find(|(_, px)| !px.is_multiple_of(TOKEN_PX)) {
+        return invalid(field, format!("must be a multiple of {TOKEN_PX} with this function's model, got {px}"));
+    }
+    generate.mode.map_or(Ok(()), |mode| check_mode(loaded, mode))
+}
+
+fn invalid(field: &str, problem: String) -> Result<(), JobError> {
+    Err(JobError::Invalid { field: field.into(), problem })
 }

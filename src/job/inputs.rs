@@ -31,6 +31,10 @@ impl Job {
                 inputs.extend(garments.map(|(index, garment)| (format!("garments[{index}]"), garment)));
                 inputs.extend(tryon.mask.as_ref().map(|mask| ("mask".to_owned(), mask)));
             }
+            Task::Edit(edit) => {
+                let images = edit.images.get().iter().enumerate();
+                inputs.extend(images.map(|(index, image)| (format!("images[{index}]"), image)));
+            }
         }
         inputs
     }

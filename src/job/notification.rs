@@ -105,7 +105,7 @@ pub struct NotificationTarget<'a> {
 impl<'a> From<&'a Job> for NotificationTarget<'a> {
     fn from(job: &'a Job) -> Self {
         let requester = match &job.task {
-            Task::Generate(_) => None,
+            Task::Generate(_) | Task::Edit(_) => None,
             Task::TryOn(tryon) => Some(&tryon.requester),
         };
         Self {

@@ -9,6 +9,8 @@ use super::JobId;
 
 /// [`JobError::code`] of a request under another job's id.
 pub const CONFLICT: &str = "conflict";
+/// [`JobError::code`] of a request that no attempt would take.
+const INVALID_REQUEST: &str = "invalid_request";
 
 pub type Cause = Box<dyn StdError + Send + Sync>;
 
@@ -123,6 +125,9 @@ pub enum JobError {
         #[source]
         cause: Option<Cause>,
     },
+    /// While this attempt ran, another one ended the job as failed, and its caller was told so.
+    #[error("{}", problem.message)]
+    FailedBeside { problem: Problem },
     /// The process that generated died over the job.
     #[error("{problem}")]
     HandlerDied { problem: String },
@@ -139,6 +144,7 @@ impl JobError {
             | Self::Input { .. }
             | Self::OutOfMemory { .. }
             | Self::NotFinite { .. }
+            | Self::FailedBeside { .. }
             | Self::Cancelled => RetryPolicy::Terminal,
             Self::Storage { retry_policy, .. } => *retry_policy,
             Self::Fetch { .. }
@@ -154,9 +160,9 @@ impl JobError {
 
     /// A stable word for programs; part of the `failed` notification.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> &str {
         match self {
-            Self::Invalid { .. } => "invalid_request",
+            Self::Invalid { .. } => INVALID_REQUEST,
             Self::Conflict { .. } => CONFLICT,
             Self::Input { .. } => "invalid_input",
             Self::Fetch { .. } => "fetch_failed",
@@ -169,6 +175,7 @@ impl JobError {
             Self::ShuttingDown => "shutting_down",
             Self::Storage { .. } => "storage_failed",
             Self::Notification { .. } => "webhook_failed",
+            Self::FailedBeside { problem } => &problem.code,
             Self::HandlerDied { .. } => "handler_died",
             Self::Internal { .. } => "internal",
         }
@@ -180,6 +187,7 @@ impl JobError {
         match self {
             Self::Invalid { field, .. } | Self::Input { field, .. } | Self::Fetch { field, .. } => Some(field),
             Self::Conflict { .. } => Some("job_id"),
+            Self::FailedBeside { problem } => problem.field.as_deref(),
             _ => None,
         }
     }
@@ -201,6 +209,12 @@ impl Problem {
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         self.code == CONFLICT
+    }
+
+    /// Whether every attempt comes to it, so that none beside this one can end otherwise.
+    #[must_use]
+    pub fn is_of_the_request(&self) -> bool {
+        self.code == INVALID_REQUEST
     }
 }
 

@@ -35,7 +35,9 @@ impl AssetUrl {
                 }
             }
             "https" | "http" => Ok(Self::Http(without_credentials(url, ALLOWED)?)),
-            "data" => Err(format!("{ALLOWED}; data: URLs are taken by POST /tryon and POST /infer alone, as try-on images")),
+            "data" => Err(format!(
+                "{ALLOWED}; data: URLs are taken by POST /tryon, /edit and /infer alone, as images of a try-on or an edit"
+            )),
             other => Err(format!("{ALLOWED}, got the scheme {}", shown::text(other))),
         }
     }
@@ -165,7 +167,9 @@ fn parsed(text: &str, allowed: &str) -> Result<Url, String> {
         return Err(format!("{allowed} {advice}, got {}", shown::text(text)));
     }
     Url::parse(text).map_err(|error| match base64_kind(text) {
-        Some(what) => format!("{allowed}, got {what}; try-on images may come as data:image/png;base64,... over HTTP"),
+        Some(what) => {
+            format!("{allowed}, got {what}; images of a try-on or an edit may come as data:image/png;base64,... over HTTP")
+        }
         None => format!("{allowed}, got {} ({error})", shown::text(text)),
     })
 }

@@ -15,7 +15,9 @@ pub mod reply;
 pub mod report;
 
 /// Changes whenever one side would misread the other. A host and its handlers speak the same one.
-pub const VERSION: u32 = 1;
+///
+/// 2: `store_unavailable` among the outcomes of a job.
+pub const VERSION: u32 = 2;
 
 /// With this code a handler ends whose device is unusable: a fresh process is needed (`EX_TEMPFAIL` of sysexits.h).
 pub const ENGINE_LOST_EXIT_CODE: u8 = 75;

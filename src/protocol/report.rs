@@ -67,7 +67,7 @@ mod tests {
         let ready = Report::Ready {
             model: ModelName::new("tiny-sd").unwrap(),
             load_seconds: 1.5,
-            capabilities: Some(Capabilities::TryOn(vec![crate::job::task::tryon::Mode::Fp8])),
+            capabilities: Some(Capabilities::Edit(vec![crate::job::task::tryon::Mode::Fp8])),
         };
         assert_eq!(Report::decode(&ready.clone().encode()), Some(ready));
         let earlier = Report::decode(r#"{"atelier":{"ready":{"model":"tiny-sd","load_seconds":1.5}}}"#);

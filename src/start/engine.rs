@@ -12,7 +12,8 @@ use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::tryon::Mode;
 use atelier_engine::lora::alphas::needs_config;
 use atelier_engine::qwen::Variant;
-use atelier_engine::qwen::engine::{Settings, TryOnEngine};
+use atelier_engine::qwen::checkpoint::Pipeline;
+use atelier_engine::qwen::engine::{QwenEngine, Settings};
 use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::schedule::config::TimestepSpacing;
@@ -30,7 +31,7 @@ pub(super) fn start(
     let warm_up = config.workflow.advanced.warmup_on_startup;
     let budget = config.engine.memory_budget_mib.map(|mib| mib.saturating_mul(1 << 20));
     let dtype = dtype(config.engine.dtype);
-    let settings = tryon(config, manifest, budget);
+    let settings = qwen(config, manifest, budget);
     let manifest = manifest.clone();
     move || match manifest.family {
         Family::StableDiffusion1 | Family::StableDiffusionXl => started(warm_up, move |device| {
@@ -41,12 +42,12 @@ pub(super) fn start(
             let loading = engine.loading();
             Ok((engine, loading))
         }),
-        Family::QwenImageEdit => started(warm_up, move |device| {
+        Family::QwenImageEdit | Family::QwenImage => started(warm_up, move |device| {
             let precision = Precision::of(&device);
             let precision = Precision { compute: dtype.unwrap_or(precision.compute), ..precision };
             device::check_dtype(precision.compute, &device)?;
             let began = Instant::now();
-            let engine = TryOnEngine::load(&manifest.checkpoint, settings, precision, device)?;
+            let engine = QwenEngine::load(&manifest.checkpoint, settings, precision, device)?;
             // Its modules are built while their tensors are read.
             Ok((engine, Loading { read: began.elapsed(), build: Duration::ZERO }))
         }),
@@ -118,10 +119,11 @@ fn dtype(dtype: Dtype) -> Option<DType> {
     }
 }
 
-fn tryon(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Settings {
+fn qwen(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Settings {
     let defaults = Areas::default();
     let modes = config.model.modes().into_iter();
     Settings {
+        pipeline: if manifest.family == Family::QwenImage { Pipeline::Text } else { Pipeline::Edit },
         modes: modes.filter_map(|mode| Some((mode.as_str().to_owned(), variant(manifest.modes.of(mode)?, mode)))).collect(),
         areas: Areas {
             reference_px: manifest.reference_px.unwrap_or(defaults.reference_px),

@@ -95,7 +95,11 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         model,
         licence: manifest.licence.clone(),
         capabilities: capabilities.clone(),
-        preprocess: Preprocess { max_short_side_px: manifest.max_short_side_px, ..config.workflow.preprocess },
+        preprocess: Preprocess {
+            max_short_side_px: manifest.max_short_side_px,
+            edit_px: manifest.edit_px,
+            ..config.workflow.preprocess
+        },
         postprocess: config.workflow.postprocess,
         store,
         held_results: HeldResults::new(&config.store),
@@ -120,7 +124,8 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
 fn capabilities(config: &Config, family: Family) -> Capabilities {
     match family {
         Family::StableDiffusion1 | Family::StableDiffusionXl => Capabilities::Generate,
-        Family::QwenImageEdit => Capabilities::TryOn(config.model.modes()),
+        Family::QwenImageEdit => Capabilities::Edit(config.model.modes()),
+        Family::QwenImage => Capabilities::Text(config.model.modes()),
     }
 }
 

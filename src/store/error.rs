@@ -2,10 +2,12 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::SystemTime;
 
 use aws_sdk_s3::config::Region;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 
 use crate::aws::error::{Reach, detail, reach};
 use crate::job::outcome::{JobError, RetryPolicy};
@@ -30,6 +32,7 @@ pub(super) enum Kind {
     TimedOut,
     Denied,
     NoBucket,
+    /// S3 itself says so: a 404 of whatever stands before it says nothing of the object.
     NoKey,
     /// The object exists already, changes right now, or did not change (412, 409, 304).
     Condition,
@@ -46,6 +49,8 @@ pub(super) struct Failure {
     pub(super) kind: Kind,
     /// S3's own code, message and request id, or the deepest cause.
     detail: String,
+    /// When the server said so, by its own clock.
+    pub(super) at: Option<SystemTime>,
     /// Where the bucket is, when S3 says that it is not where it was asked for.
     pub(super) bucket_region: Option<Region>,
     cause: Box<dyn StdError + Send + Sync>,
@@ -56,13 +61,16 @@ impl Failure {
     where
         E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
     {
-        Self { kind: kind(&error), detail: detail(&error), bucket_region: bucket_region(&error), cause: error.into() }
+        let kind = kind(&error);
+        let detail = detail(&error);
+        Self { kind, detail, at: answered_at(&error), bucket_region: bucket_region(&error), cause: error.into() }
     }
 
-    /// As an error of the function's own bucket: it comes back, or a person can repair it, so that the job waits for it.
+    /// As an error of the function's own bucket: it comes back, or a person can repair it, so that the job waits for it. An object that
+    /// is not there does not come back.
     pub(super) fn storage(self, request: Request<'_>) -> JobError {
-        let problem = self.problem(request);
-        JobError::Storage { problem, retry_policy: RetryPolicy::Wait, cause: Some(self.cause) }
+        let retry_policy = if self.kind == Kind::NoKey { RetryPolicy::Retry } else { RetryPolicy::Wait };
+        JobError::Storage { problem: self.problem(request), retry_policy, cause: Some(self.cause) }
     }
 
     /// As an error of the request field that named the object: what is not there or forbidden is abandoned. A server that is away, or
@@ -105,6 +113,23 @@ impl Failure {
 }
 
 impl Request<'_> {
+    /// Every answer of S3 about an object has its ETag: what stands before it, such as the page of a proxy, has none.
+    ///
+    /// # Errors
+    /// Where it has none, to be waited for.
+    pub(super) fn of_s3(self, e_tag: Option<&str>) -> Result<(), JobError> {
+        if e_tag.is_some() {
+            return Ok(());
+        }
+        let problem = format!(
+            "{} of {self} was answered with success by something that is no S3 server (the answer has no ETag); check what stands \
+             between here and {}",
+            self.action,
+            self.server()
+        );
+        Err(JobError::Storage { problem, retry_policy: RetryPolicy::Wait, cause: None })
+    }
+
     fn server(&self) -> &str {
         if self.endpoint.is_empty() { "AWS S3" } else { self.endpoint }
     }
@@ -123,13 +148,19 @@ fn kind<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpRe
         (Reach::Unreachable, _) => Kind::Unreachable,
         (Reach::TimedOut, _) => Kind::TimedOut,
         (Reach::Answered(_), Some("NoSuchBucket")) => Kind::NoBucket,
-        (Reach::Answered(404), _) => Kind::NoKey,
+        (Reach::Answered(404), Some("NoSuchKey")) => Kind::NoKey,
         (Reach::Answered(304 | 409 | 412), _) => Kind::Condition,
         (Reach::Answered(401 | 403), _) => Kind::Denied,
         (Reach::Answered(429 | 500 | 502..=504), _) => Kind::Overloaded,
         (Reach::Answered(400 | 405 | 501), _) => Kind::NotUnderstood,
         (Reach::Answered(_) | Reach::Other, _) => Kind::Other,
     }
+}
+
+/// Of an error answer.
+fn answered_at<E>(error: &SdkError<E, HttpResponse>) -> Option<SystemTime> {
+    let date = error.raw_response()?.headers().get("date")?;
+    DateTime::from_str(date, DateTimeFormat::HttpDate).ok()?.try_into().ok()
 }
 
 /// Of an error answer: S3 names the region of a bucket that lies elsewhere with 301, 307, 400 and 403.

@@ -18,7 +18,7 @@ mod input;
 pub mod once;
 pub mod permitted;
 pub mod probe;
-mod record;
+pub mod record;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -184,7 +184,7 @@ impl Store {
         };
         let put = self.client.put_object().bucket(&stored.bucket).key(&stored.key).content_type(content_type);
         match put.body(ByteStream::from(file)).send().await {
-            Ok(_) => Ok(stored),
+            Ok(put) => self.request("s3:PutObject", &stored.key).of_s3(put.e_tag()).map(|()| stored),
             Err(error) => Err(Failure::new(error).storage(self.request("s3:PutObject", &stored.key))),
         }
     }
@@ -234,14 +234,6 @@ impl Store {
     }
 }
 
-/// An object that is not there is not waited for as a store that is away.
-fn no_trouble_of_the_store(error: JobError) -> JobError {
-    match error {
-        JobError::Storage { problem, cause, .. } => JobError::Storage { problem, retry_policy: RetryPolicy::Retry, cause },
-        other => other,
-    }
-}
-
 #[async_trait]
 impl Images for Store {
     async fn bytes(&self, image: &StoredImage) -> Result<Vec<u8>, JobError> {
@@ -252,13 +244,11 @@ impl Images for Store {
 impl Store {
     async fn object(&self, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
         match self.client.get_object().bucket(bucket).key(key).send().await {
-            Ok(object) => self.collected(object.body, bucket, key).await,
-            Err(error) => {
-                let failure = Failure::new(error);
-                let is_gone = failure.kind == Kind::NoKey;
-                let error = failure.storage(self.request_in("s3:GetObject", bucket, key));
-                Err(if is_gone { no_trouble_of_the_store(error) } else { error })
+            Ok(object) => {
+                self.request_in("s3:GetObject", bucket, key).of_s3(object.e_tag())?;
+                self.collected(object.body, bucket, key).await
             }
+            Err(error) => Err(Failure::new(error).storage(self.request_in("s3:GetObject", bucket, key))),
         }
     }
 

@@ -35,6 +35,24 @@ pub struct Dated<T> {
     pub age: Duration,
 }
 
+/// What a read came to.
+pub(super) enum Read<T> {
+    Found(Dated<T>),
+    /// `at`: when the server said so, by its own clock.
+    Absent {
+        at: Option<SystemTime>,
+    },
+}
+
+impl<T> Read<T> {
+    pub(super) fn found(self) -> Option<Dated<T>> {
+        match self {
+            Self::Found(dated) => Some(dated),
+            Self::Absent { .. } => None,
+        }
+    }
+}
+
 impl Store {
     /// Claims a caller's `Idempotency-Key` for `claim`, unless it stands for something already: then that is returned. Two
     /// claims must never be equal, else both have it. `generation`: counted from 0; a claim whose owner is gone is followed by one of
@@ -81,7 +99,7 @@ impl Store {
         // In place of the condition: of this process one writes at a time, and looks before.
         let _turn = if self.settings.conditional_writes { None } else { Some(self.unconditional.lock().await) };
         if !self.settings.conditional_writes
-            && let Some(existing) = self.read::<T>(what, key).await?
+            && let Some(existing) = self.read::<T>(what, key).await?.found()
         {
             return Ok(Some(existing).filter(|existing| existing.value != *value));
         }
@@ -90,11 +108,14 @@ impl Store {
             let put = self.client.put_object().bucket(&self.settings.bucket).key(key).content_type("application/json");
             let put = put.set_if_none_match(self.settings.conditional_writes.then(|| "*".to_owned()));
             let put = put.body(ByteStream::from(body.clone())).send().await;
-            let Err(failure) = put.map_err(Failure::new) else { return Ok(None) };
+            let failure = match put.map_err(Failure::new) {
+                Ok(put) => return self.request("s3:PutObject", key).of_s3(put.e_tag()).map(|()| None),
+                Err(failure) => failure,
+            };
             if failure.kind != Kind::Condition {
                 return Err(failure.storage(self.request("s3:PutObject", key)));
             }
-            match self.read(what, key).await? {
+            match self.read(what, key).await?.found() {
                 // An attempt that went through although its answer was lost.
                 Some(existing) if existing.value == *value => return Ok(None),
                 Some(existing) => return Ok(Some(existing)),
@@ -107,7 +128,7 @@ impl Store {
 
     /// An object that cannot be read is read again: what stands between here and the bucket may answer for it once. One that
     /// stays unreadable is final.
-    pub(super) async fn read<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Option<Dated<T>>, JobError> {
+    pub(super) async fn read<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Read<T>, JobError> {
         let mut pause = FIRST_REREAD;
         for _ in 0..REREADS {
             match self.read_once(what, key).await {
@@ -122,13 +143,14 @@ impl Store {
         self.read_once(what, key).await
     }
 
-    async fn read_once<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Option<Dated<T>>, JobError> {
+    async fn read_once<T: DeserializeOwned>(&self, what: What, key: &str) -> Result<Read<T>, JobError> {
         let found = self.client.get_object().bucket(&self.settings.bucket).key(key).send().await;
         let object = match found.map_err(Failure::new) {
             Ok(object) => object,
-            Err(failure) if failure.kind == Kind::NoKey => return Ok(None),
+            Err(failure) if failure.kind == Kind::NoKey => return Ok(Read::Absent { at: failure.at }),
             Err(failure) => return Err(failure.storage(self.request("s3:GetObject", key))),
         };
+        self.request("s3:GetObject", key).of_s3(object.e_tag())?;
         let age = object.last_modified.and_then(age).unwrap_or_default();
         let bytes = self.collected(object.body, &self.settings.bucket, key).await?;
         let value = serde_json::from_slice(&bytes).map_err(|error| JobError::Storage {
@@ -139,7 +161,7 @@ impl Store {
             retry_policy: RetryPolicy::Terminal,
             cause: Some(error.into()),
         })?;
-        Ok(Some(Dated { value, age }))
+        Ok(Read::Found(Dated { value, age }))
     }
 }
 

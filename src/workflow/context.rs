@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use image::{GrayImage, RgbImage};
@@ -14,6 +15,7 @@ use crate::job::measured;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Record};
 use crate::job::task::Generate;
+use crate::job::task::edit::Edit;
 use crate::job::task::tryon::TryOn;
 use crate::notify::progress::Progress;
 use crate::store::cache::Lease;
@@ -45,6 +47,8 @@ pub struct JobContext<'job> {
     /// Terminal notifications that are left to the receiver of the invocation's answer.
     pub notifications: Vec<Notification>,
     pub progress: Progress,
+    /// When there was no record of the job, by the bucket's clock.
+    pub began: SystemTime,
     /// Milliseconds by step.
     pub timings_ms: BTreeMap<String, u64>,
     /// Over the generation, once it was asked for: how it goes, or went.
@@ -63,12 +67,15 @@ pub enum Inputs<'job> {
 pub enum Fetched<'job> {
     Generate(&'job Generate, GenerateInputs<StartFiles>),
     TryOn(&'job TryOn, TryOnFiles),
+    /// 1 to 3 files.
+    Edit(&'job Edit, Vec<PathBuf>),
 }
 
 /// Images that are opened and as large as they are to be, next to the task that they are for.
 pub enum Decoded<'job> {
     Generate(&'job Generate, GenerateInputs<InitImage>),
     TryOn(&'job TryOn, TryOnInputs),
+    Edit(&'job Edit, EditInputs),
 }
 
 /// What a generation is given besides its text.
@@ -103,6 +110,14 @@ pub struct TryOnInputs {
     pub mask: Option<GrayImage>,
 }
 
+/// The images of an edit as they were sent, and the size of the result.
+pub struct EditInputs {
+    pub images: Vec<RgbImage>,
+    /// Multiples of 16.
+    pub width_px: u32,
+    pub height_px: u32,
+}
+
 /// Whether the record of the job is stored or on its way; clones watch the same job.
 #[derive(Debug, Clone, Default)]
 pub struct Finalizing(Arc<AtomicBool>);
@@ -135,6 +150,7 @@ impl<'job> JobContext<'job> {
             finalizing: Finalizing::default(),
             notification_mode,
             notifications: Vec::new(),
+            began: SystemTime::now(),
             progress,
             timings_ms: BTreeMap::new(),
             watch: None,

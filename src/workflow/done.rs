@@ -10,6 +10,11 @@ pub(super) fn log_done(job: &Job, record: &Record, replayed: bool, timings_ms: &
     let (loras, seed, steps, size) = match &job.task {
         Task::Generate(generate) => (&generate.loras[..], generate.seed, generate.steps, generate.size.to_string()),
         Task::TryOn(tryon) => (&[][..], tryon.seed, tryon.steps, format!("{}p", tryon.resolution.short_side_px())),
+        Task::Edit(edit) => {
+            let image = record.images.first();
+            let size = image.map(|image| format!("{}x{}", image.width_px, image.height_px));
+            (&[][..], edit.seed, edit.steps, size.unwrap_or_default())
+        }
     };
     let loras: Vec<String> = loras.iter().map(|lora| lora.url.to_string()).collect();
     tracing::info!(

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::context::JobContext;
 use super::{Step, StepName};
 use crate::job::outcome::JobError;
+use crate::job::task::edit::Edit;
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{Generate, Lora, LoraAlphaSource, Task};
 use crate::job::{ImageFormat, Job};
@@ -34,6 +35,7 @@ impl Step for EncodeStep {
             let parameters = match &context.job.task {
                 Task::Generate(generate) => parameters(context.job, generate, image.seed),
                 Task::TryOn(tryon) => tryon_parameters(context.job, tryon, image.seed),
+                Task::Edit(edit) => edit_parameters(context.job, edit, image),
             };
             context.files.push(encode(image, context.job.output.format, &parameters)?.into());
         }
@@ -80,6 +82,9 @@ pub fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, S
     for (name, value) in task.sampling.fields() {
         ours[name] = value;
     }
+    if let Some(mode) = task.mode {
+        ours["mode"] = json!(mode);
+    }
     if !task.embeddings.is_empty() {
         let embeddings = task.embeddings.iter().map(|word| json!({ "url": word.url.to_string(), "token": word.token }));
         ours["embeddings"] = embeddings.collect();
@@ -117,6 +122,25 @@ fn tryon_parameters(job: &Job, task: &TryOn, seed: u64) -> Vec<(&'static str, St
         "guidance_scale": task.guidance_scale,
         "resolution": task.resolution,
         "seed": seed,
+    });
+    vec![("atelier", ours.to_string()), ("Software", concat!("atelier ", env!("CARGO_PKG_VERSION")).to_owned())]
+}
+
+/// The same for an edit; its size is the image's.
+fn edit_parameters(job: &Job, task: &Edit, image: &Image) -> Vec<(&'static str, String)> {
+    let ours = json!({
+        "job_id": job.id,
+        "prompt": task.prompt,
+        "negative_prompt": task.negative_prompt,
+        "model": task.model,
+        // Without the query, which may be a presigned address's signature.
+        "images": task.images.get().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "mode": task.mode,
+        "steps": task.steps,
+        "guidance_scale": task.guidance_scale,
+        "width": image.width_px,
+        "height": image.height_px,
+        "seed": image.seed,
     });
     vec![("atelier", ours.to_string()), ("Software", concat!("atelier ", env!("CARGO_PKG_VERSION")).to_owned())]
 }

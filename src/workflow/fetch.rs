@@ -39,6 +39,13 @@ impl Step for Fetch {
         context.inputs = Inputs::Fetched(match &job.task {
             Task::Generate(generate) => Fetched::Generate(generate, self.generate(context, generate).await?),
             Task::TryOn(tryon) => Fetched::TryOn(tryon, self.tryon(context, tryon).await?),
+            Task::Edit(edit) => {
+                let mut images = Vec::with_capacity(edit.images.get().len());
+                for (index, image) in edit.images.get().iter().enumerate() {
+                    images.push(self.fetch(context, image, &format!("images[{index}]")).await?);
+                }
+                Fetched::Edit(edit, images)
+            }
         });
         Ok(())
     }

@@ -31,6 +31,7 @@ use self::control::{Control, NotificationMode};
 use self::done::log_done;
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
+pub use self::telling::Noted;
 use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
 use crate::job::notification::Notification;
@@ -40,6 +41,7 @@ use crate::job::{Job, JobId};
 use crate::notify::Notifier;
 use crate::store::Store;
 use crate::store::held_results::HeldResults;
+use crate::store::record::LookedUp;
 use atelier_engine::Progress;
 use atelier_engine::thread::{BatchSlot, EngineThread};
 
@@ -266,9 +268,12 @@ impl Workflow {
     }
 
     async fn run_steps(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
-        if let Some(record) = self.store.record(&context.job.output.prefix, &context.job.id).await? {
-            context.replay(record)?;
-        } else if context.notification_mode == NotificationMode::Later
+        match self.store.look_up(&context.job.output.prefix, &context.job.id).await? {
+            LookedUp::Record(record) => context.replay(record)?,
+            LookedUp::NoneAt(began) => context.began = began,
+        }
+        if !context.replayed
+            && context.notification_mode == NotificationMode::Later
             && let Some(result) = self.held_results.get(context.job).await
         {
             tracing::info!("the result of an earlier attempt is on disk; it is stored, not generated again");

@@ -1,20 +1,26 @@
 //! Step `preprocess`: opens the images that a job starts from and brings them to the size that is generated.
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
 use image::RgbImage;
 use serde::Deserialize;
 
-use super::context::{Decoded, Fetched, GenerateInputs, Inputs, JobContext, StartFiles, TryOnFiles, TryOnInputs};
+use super::context::{Decoded, EditInputs, Fetched, GenerateInputs, Inputs, JobContext, StartFiles, TryOnFiles, TryOnInputs};
 use super::opening::{Alpha, Opening, grey};
 use super::{Step, StepName};
 use crate::job::outcome::JobError;
-use crate::job::task::Size;
+use crate::job::task::edit::Edit;
 use crate::job::task::tryon::Resolution;
+use crate::job::task::{EditSidePx, Size};
 use atelier_engine::InitImage;
+use atelier_engine::qwen::sizes::fitting;
 use atelier_engine::resample::{Filter, resize};
 
 /// Both sides of what is generated are multiples of this: a latent pixel is 8, and two by two of them are one token.
 const MULTIPLE_PX: u32 = 16;
+/// Pixels of an edit's result, unless job or manifest say otherwise (diffusers' `QwenImageEditPlusPipeline`).
+const EDIT_PX: u32 = 1024 * 1024;
 
 /// Settings of section `workflow.preprocess`.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -31,6 +37,9 @@ pub struct Preprocess {
     /// Of the model, whose manifest says it: the short side of what is generated, whatever a job's resolution is.
     #[serde(skip)]
     pub max_short_side_px: Option<u32>,
+    /// Of the model, likewise: pixels of an edit's result whose job gives no size.
+    #[serde(skip)]
+    pub edit_px: Option<u32>,
 }
 
 /// Step `preprocess`; a job without images passes through.
@@ -58,6 +67,10 @@ impl Step for PreprocessStep {
             Fetched::TryOn(tryon, files) => {
                 let resolution = tryon.resolution;
                 Decoded::TryOn(tryon, opened(move || settings.open(&files, resolution)).await?)
+            }
+            Fetched::Edit(edit, files) => {
+                let Edit { width, height, .. } = *edit;
+                Decoded::Edit(edit, opened(move || settings.edit(&files, width, height)).await?)
             }
         });
         Ok(())
@@ -110,6 +123,18 @@ impl Preprocess {
         })
     }
 
+    /// Opens the images of an edit. The engine brings each to the sizes in which the model looks at it.
+    fn edit(self, files: &[PathBuf], width: Option<EditSidePx>, height: Option<EditSidePx>) -> Result<EditInputs, JobError> {
+        let opening = self.opening();
+        let images = files.iter().enumerate().map(|(index, path)| opening.image(path, &format!("images[{index}]")));
+        let images: Vec<RgbImage> = images.collect::<Result<_, _>>()?;
+        let (first_width, first_height) = images.first().map_or((1, 1), RgbImage::dimensions);
+        let (fitted_width, fitted_height) = fitting(self.edit_px.unwrap_or(EDIT_PX), first_width, first_height);
+        let width_px = width.map_or(fitted_width, EditSidePx::get);
+        let height_px = height.map_or(fitted_height, EditSidePx::get);
+        Ok(EditInputs { images, width_px, height_px })
+    }
+
     /// (width, height) of what is generated.
     fn size(self, (width, height): (u32, u32), resolution: Resolution) -> (u32, u32) {
         let short_px = if self.resize_to_resolution {
@@ -158,6 +183,7 @@ mod tests {
         max_pixels: 40_000_000,
         alpha: Alpha::White,
         max_short_side_px: None,
+        edit_px: None,
     };
 
     #[test]

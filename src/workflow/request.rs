@@ -2,8 +2,9 @@
 
 use image::{GrayImage, Rgb, RgbImage};
 
-use super::context::{Decoded, GenerateInputs, TryOnInputs};
-use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, HeightWidth, Sampling, TopLeft};
+use super::context::{Decoded, EditInputs, GenerateInputs, TryOnInputs};
+use crate::job::task::edit::Edit;
+use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, TopLeft};
 use crate::job::task::scheduler::{Sampler, Scheduler, SigmaSpacing};
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{ImageCount, Prompt, Seed};
@@ -24,11 +25,13 @@ pub(super) fn request(inputs: &Decoded<'_>) -> Request {
             guidance_scale: generate.guidance_scale.get(),
             scheduler: scheduler(generate.scheduler),
             sampling: sampling(&generate.sampling),
+            mode: generate.mode.map(|mode| mode.as_str().to_owned()),
             width_px: generate.size.width_px(),
             height_px: generate.size.height_px(),
             seeds: seeds(generate.seed, generate.num_images),
         }),
-        Decoded::TryOn(tryon, inputs) => Request::TryOn(edit(tryon, inputs)),
+        Decoded::TryOn(job, inputs) => Request::Edit(tryon(job, inputs)),
+        Decoded::Edit(job, inputs) => Request::Edit(edit(job, inputs)),
     }
 }
 
@@ -66,6 +69,7 @@ fn sampling(sampling: &Sampling) -> atelier_engine::Sampling {
         sigmas: sampling.sigmas.as_ref().map(|sigmas| sigmas.get().to_vec()),
         eta: sampling.eta.map_or(0.0, Eta::get),
         guidance_rescale: sampling.guidance_rescale.map_or(0.0, GuidanceRescale::get),
+        image_guidance_scale: sampling.image_guidance_scale.map(ImageGuidanceScale::get),
         clip_skip: sampling.clip_skip.map_or(0, ClipSkip::get),
         original_size: sampling.original_size.map(HeightWidth::get),
         crops_coords_top_left: sampling.crops_coords_top_left.map(TopLeft::get),
@@ -78,7 +82,21 @@ fn seeds(first: Seed, count: ImageCount) -> Vec<u64> {
     (0..u64::from(count.get())).map(|image| first.get() + image).collect()
 }
 
-fn edit(tryon: &TryOn, TryOnInputs { person, garments, mask }: &TryOnInputs) -> EditRequest {
+fn edit(edit: &Edit, EditInputs { images, width_px, height_px }: &EditInputs) -> EditRequest {
+    EditRequest {
+        images: images.clone(),
+        prompt: edit.prompt.as_str().to_owned(),
+        negative_prompt: edit.negative_prompt.as_str().to_owned(),
+        steps: edit.steps.get(),
+        guidance_scale: edit.guidance_scale.get(),
+        mode: edit.mode.as_str().to_owned(),
+        seeds: seeds(edit.seed, edit.num_images),
+        width_px: *width_px,
+        height_px: *height_px,
+    }
+}
+
+fn tryon(tryon: &TryOn, TryOnInputs { person, garments, mask }: &TryOnInputs) -> EditRequest {
     let mut images = vec![mask.as_ref().map_or_else(|| person.clone(), |mask| filled_green(person, mask))];
     images.extend(garments.iter().cloned());
     // Letter by letter: a blank at the end is a token of its own.

@@ -1,7 +1,7 @@
 //! Step `store`: uploads the images, then the record that they are all there.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 
@@ -12,6 +12,7 @@ use crate::fault_point::fault_point;
 use crate::job::measured;
 use crate::job::outcome::{JobError, Record, StoredImage};
 use crate::job::task::ModelName;
+use crate::store::failed::{FailedJob, RECORD_WITHIN, Stage};
 use crate::store::held_results::{HeldImage, HeldResult, HeldResults};
 use crate::store::{self, Store};
 use atelier_engine::Image;
@@ -34,10 +35,20 @@ impl Step for StoreStep {
     /// A host's handler keeps the result on disk meanwhile: whatever becomes of the store or of this process, it is not generated again.
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
         fault_point!("before-images");
-        let (held_results, stored) = tokio::join!(self.keep(context), self.upload(context));
+        let mut looked = Instant::now();
+        let (held_results, stored, beside) =
+            tokio::join!(self.keep(context), self.upload(context), self.failed_beside(context));
         context.held_results.kept += held_results.kept;
         context.held_results.dropped += held_results.dropped;
         let images = stored?;
+        let mut beside = beside?;
+        if looked.elapsed() > RECORD_WITHIN / 2 {
+            looked = Instant::now();
+            beside = self.failed_beside(context).await?;
+        }
+        if let Some(failed) = beside {
+            return Err(self.abandon(context, &images, failed).await);
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let record = Record {
             job_id: context.job.id.to_string(),
@@ -53,7 +64,16 @@ impl Step for StoreStep {
         let earlier = self.store.put_record(&context.job.output.prefix, &record).await?;
         self.held_results.remove(context.job).await;
         match earlier {
-            None => context.record = Some(record),
+            None => {
+                // The write took longer than whoever notes a failure waits for it.
+                if looked.elapsed() > RECORD_WITHIN
+                    && let Some(failed) = self.failed_beside(context).await?.filter(|failed| failed.stage != Stage::Open)
+                {
+                    self.store.remove_record(&context.job.output.prefix, &context.job.id).await;
+                    return Err(self.abandon(context, &record.images, failed).await);
+                }
+                context.record = Some(record);
+            }
             // Another worker was faster with the id: its record stands, and it is the one to be reported.
             Some(earlier) => {
                 self.store.delete_images(&record.images).await;
@@ -66,6 +86,18 @@ impl Step for StoreStep {
 }
 
 impl StoreStep {
+    async fn failed_beside(&self, context: &JobContext<'_>) -> Result<Option<FailedJob>, JobError> {
+        self.store.failed_beside(context.job, context.began).await
+    }
+
+    /// The job has failed in another attempt, and its caller was told so, or is about to be.
+    async fn abandon(&self, context: &JobContext<'_>, images: &[StoredImage], failed: FailedJob) -> JobError {
+        tracing::warn!(code = failed.error.code, "another attempt ended this job as failed; its images are dropped");
+        self.store.delete_images(images).await;
+        self.held_results.remove(context.job).await;
+        JobError::FailedBeside { problem: failed.error }
+    }
+
     async fn upload(&self, context: &JobContext<'_>) -> Result<Vec<StoredImage>, JobError> {
         let attempt = store::attempt_token();
         let mut stored = Vec::with_capacity(context.files.len());

@@ -6,7 +6,10 @@ use crate::job::Job;
 use crate::job::notification::{Notification, NotificationTarget};
 use crate::job::outcome::{JobError, Problem, Record};
 use crate::store::dead::DeadMessage;
-use crate::store::failed::FailedJob;
+use crate::store::failed::{FailedJob, RECORD_WITHIN, Stage};
+
+/// What was noted of a job that failed, before its caller hears of it.
+pub struct Noted(FailedJob);
 
 impl Workflow {
     /// The notifications that the job is complete, as [`Self::tell_failed`] has those of a failure.
@@ -33,7 +36,8 @@ impl Workflow {
         self.deliver(self.notifier.failed(of, error, attempt)?, control).await
     }
 
-    /// Notes what the caller is about to be notified of a job that failed, for whoever gets its message again.
+    /// Notes what the caller is about to be notified of a job that failed, for whoever gets its message again or runs the job beside it.
+    /// The record is to be looked for afterwards. None where there is nothing to note.
     ///
     /// # Errors
     /// When it could not be noted, or no time is left to; then nobody may be told.
@@ -43,16 +47,35 @@ impl Workflow {
         message: &str,
         (error, attempt, dead_letter): (&JobError, u32, bool),
         control: &Control,
-    ) -> Result<(), JobError> {
+    ) -> Result<Option<Noted>, JobError> {
         let notifications = self.notifier.failed(&job.into(), error, attempt)?;
         if notifications.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let failed =
-            FailedJob { fingerprint: job.fingerprint.clone(), error: Problem::from(error), dead_letter, notifications };
+        let failed = FailedJob::new(job, Problem::from(error), dead_letter, notifications);
+        let noting = async {
+            self.store.put_failed(job, message, &failed).await?;
+            if !failed.error.is_of_the_request() {
+                // What is left of the invocation's time is for the look and the notification.
+                tokio::select! {
+                    () = tokio::time::sleep(RECORD_WITHIN) => {}
+                    _ = control.stopped(&job.id) => {}
+                }
+            }
+            Ok(())
+        };
         tokio::select! {
-            noted = self.store.put_failed(job, message, &failed) => noted,
+            noted = noting => noted,
             reason = control.over() => Err(reason),
+        }?;
+        Ok(Some(Noted(failed)))
+    }
+
+    /// The caller has heard of what was noted: who begins from now on is another try. Its message comes again where that is not known.
+    pub async fn note_told(&self, job: &Job, message: &str, Noted(failed): Noted) {
+        let told = FailedJob { stage: Stage::Told, ..failed };
+        if let Err(error) = self.store.put_failed(job, message, &told).await {
+            tracing::warn!(%error, "the note of a failed job does not say that its caller has heard of it");
         }
     }
 

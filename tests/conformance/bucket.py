@@ -11,11 +11,14 @@ class Bucket:
 
     def __init__(self):
         objects = self.objects = {}
+        self.requests = 0
+        counted = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def answer(self, status, body=b"", **headers):
+                counted.requests += 1
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)

@@ -176,14 +176,6 @@ def from_the_first(scheduler):
     scheduler.set_timesteps = begun
 
 
-def in_two_passes(image, size, resample=None, *args, **more):
-    """Pillow's resize as it was before version 13: first the width, then the height. 13 takes the other order for some sizes, which changes last bits."""
-    if image.width != size[0] and image.height != size[1] and not more.get("box"):
-        image = resize(image, (size[0], image.height), resample, *args, **more)
-    return resize(image, size, resample, *args, **more)
-
-
-resize, Image.Image.resize = Image.Image.resize, in_two_passes
 SHORT_SIDE = 96
 
 

@@ -3,6 +3,7 @@
 use atelier::job::Job;
 use serde_json::{Value, json};
 
+use crate::edits::edit;
 use crate::requests::{contract, generate, masked, metadata, parse, refusal, tryon, with};
 
 /// All fields but those that `required` names, each as null, in `body` and in every object of it.
@@ -30,7 +31,7 @@ fn null_is_nothing(body: &Value, required: &[&str]) -> (usize, Vec<String>) {
         // Some fields mean something only with the scheduler that reads them.
         let decides = match path.as_str() {
             "/init_image" => true,
-            "/task" => body["task"] == "tryon",
+            "/task" => body["task"] != "generate",
             "/scheduler" => ["eta", "timesteps", "sigmas"].iter().any(|field| body.get(field).is_some()),
             _ => false,
         };
@@ -65,10 +66,11 @@ fn null_is_nothing(body: &Value, required: &[&str]) -> (usize, Vec<String>) {
 fn null_for_an_optional_field_is_as_good_as_nothing() {
     let mut body = masked("s3://bucket/m");
     body["embeddings"] = json!([{ "url": "s3://bucket/e", "token": "<cat>" }]);
+    body["image_guidance_scale"] = json!(1.5);
     let required = ["/job_id", "/prompt", "/lora/0/url", "/embeddings/0/url", "/embeddings/0/token", "/init_image/url"];
     let nested = ["/mask_image/url", "/watermark/text"];
     let least = json!({ "job_id": "job-1", "prompt": "a mug" });
-    let sampled = json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada",
+    let sampled = json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada", "mode": "base",
         "original_size": [512, 512], "crops_coords_top_left": [0, 0], "target_size": [512, 512] });
     let (optional, mut untried) = null_is_nothing(&body, &[required.as_slice(), &nested].concat());
     assert!(optional > 15, "only {optional} optional fields");
@@ -85,6 +87,8 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     worn["tenant"] = json!("ada");
     let (optional, untried) = null_is_nothing(&worn, &["/job_id", "/person", "/garments", "/watermark/text"]);
     assert!(optional > 15 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
+    let (optional, untried) = null_is_nothing(&edit("seed", json!(7)), &["/job_id", "/prompt", "/images", "/watermark/text"]);
+    assert!(optional > 10 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
     let kept = parse(&with("callback", json!({ "url": null, "metadata": { "a": null, "b": [null] } }))).expect("a job");
     assert_eq!(metadata(&kept), json!({ "a": null, "b": [null] }), "the caller's own nulls are handed back");
 }

@@ -37,8 +37,12 @@ pub(crate) enum Trouble {
     Slow(Duration),
     /// Every request is answered 503.
     Away,
+    /// Something else stands there: every request is answered 200, with a page.
+    Page,
     /// Nothing may be written: every PUT is answered 403.
     ReadOnly,
+    /// Keys that contain this may not be written: 403.
+    Denied(&'static str),
     /// Every write on condition is answered 501, as by old servers.
     NoConditions,
     /// Every write with a checksum header of AWS's SDKs is answered 501.
@@ -144,6 +148,11 @@ fn not_implemented() -> Response {
     (StatusCode::NOT_IMPLEMENTED, answer).into_response()
 }
 
+fn denied() -> Response {
+    let answer = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
+    (StatusCode::FORBIDDEN, answer).into_response()
+}
+
 fn has_checksum(request: &Request) -> bool {
     request.method() == Method::PUT
         && request.headers().keys().any(|name| name.as_str().starts_with("x-amz-checksum-") || name == "x-amz-trailer")
@@ -157,10 +166,9 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
         Trouble::Errors if number.is_multiple_of(2) => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Trouble::Slow(pause) => tokio::time::sleep(pause).await,
         Trouble::Away => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        Trouble::ReadOnly if request.method() == Method::PUT => {
-            let denied = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
-            return (StatusCode::FORBIDDEN, denied).into_response();
-        }
+        Trouble::Page => return "<html>Please log in</html>".into_response(),
+        Trouble::ReadOnly if request.method() == Method::PUT => return denied(),
+        Trouble::Denied(part) if request.method() == Method::PUT && key.contains(part) => return denied(),
         Trouble::NoConditions if request.headers().contains_key(IF_NONE_MATCH) => return not_implemented(),
         Trouble::NoChecksums if has_checksum(&request) => return not_implemented(),
         _ => {}

@@ -10,6 +10,7 @@ mod config;
 mod conformance;
 mod deploy;
 mod doctor;
+mod edits;
 mod events;
 mod examples;
 mod faults;

@@ -39,6 +39,7 @@ struct ScriptedEngine {
     batches: Arc<Mutex<Vec<usize>>>,
     edits: Arc<Mutex<Vec<EditRequest>>>,
     loras: Arc<Mutex<Vec<LoraFile>>>,
+    modes: Arc<Mutex<Vec<Option<String>>>>,
 }
 
 impl Engine for ScriptedEngine {
@@ -60,10 +61,11 @@ impl ScriptedEngine {
         let (steps, size, seeds) = match request {
             Request::Generate(generate) => {
                 self.loras.lock().unwrap().extend(generate.loras.iter().cloned());
+                self.modes.lock().unwrap().push(generate.mode.clone());
                 shown = generate.start.as_ref().map(shown_of);
                 (generate.steps, (generate.width_px, generate.height_px), generate.seeds.clone())
             }
-            Request::TryOn(edit) => {
+            Request::Edit(edit) => {
                 self.edits.lock().unwrap().push(edit.clone());
                 (edit.steps, (edit.width_px, edit.height_px), edit.seeds.clone())
             }
@@ -97,6 +99,7 @@ pub(crate) struct Stage {
     batches: Arc<Mutex<Vec<usize>>>,
     edits: Arc<Mutex<Vec<EditRequest>>>,
     loras: Arc<Mutex<Vec<LoraFile>>>,
+    modes: Arc<Mutex<Vec<Option<String>>>>,
     _cache: TempDir,
 }
 
@@ -152,12 +155,14 @@ impl Stage {
         let batches = Arc::<Mutex<Vec<usize>>>::default();
         let edits = Arc::<Mutex<Vec<EditRequest>>>::default();
         let loras = Arc::<Mutex<Vec<LoraFile>>>::default();
+        let modes = Arc::<Mutex<Vec<Option<String>>>>::default();
         let engine = ScriptedEngine {
             script: Arc::clone(&script),
             generated: Arc::clone(&generated),
             batches: Arc::clone(&batches),
             edits: Arc::clone(&edits),
             loras: Arc::clone(&loras),
+            modes: Arc::clone(&modes),
         };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
         let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
@@ -185,7 +190,7 @@ impl Stage {
             max_batch_px: 4 * 512 * 512,
             emf_model: None,
         };
-        Self { handler, bucket, backend, notifier, generated, script, batches, edits, loras, _cache: cache }
+        Self { handler, bucket, backend, notifier, generated, script, batches, edits, loras, modes, _cache: cache }
     }
 
     /// What the engine does at its next generation instead of succeeding.
@@ -205,6 +210,11 @@ impl Stage {
     /// The LoRA files that the engine was given.
     pub(crate) fn loras(&self) -> Vec<LoraFile> {
         self.loras.lock().unwrap().clone()
+    }
+
+    /// The modes of the requests from text.
+    pub(crate) fn modes(&self) -> Vec<Option<String>> {
+        self.modes.lock().unwrap().clone()
     }
 
     /// How many jobs the engine was given together, each time.

@@ -3,9 +3,8 @@ compute with them, for crates/engine/tests/it/parity/qwen_text.rs.
 
     python tests/oracle/qwen_text.py    some seconds on a CPU; the result is committed
 
-Made with torch 2.11.0, transformers 5.23.0, diffusers 0.42.1, pillow 12.0.0. Every parameter is a seeded normal number.
-Pillow 13 makes some images narrower after it has made them lower, which changes their last bits; the services that are replaced
-had older ones. Diffusers 0.42.1 does not show transformers 5 which tokens are images, and then it counts positions as in plain text;
+Made with torch 2.11.0, transformers 5.23.0, diffusers 0.42.1, pillow 13.0.0. Every parameter is a seeded normal number.
+Pillow 13 makes some images narrower after it has made them lower, which changes their last bits. Diffusers 0.42.1 does not show transformers 5 which tokens are images, and then it counts positions as in plain text;
 version 4 found out for itself. The oracle shows it.
 """
 
@@ -35,7 +34,9 @@ PROMPTS = {
     "odd": ("Größe XL's 衣服…\n\n  7, <|ok|>?", ["garment", "shoes", "person"]),
     "alone": ("put it on", ["shoes"]),
 }
-RESIZED = [(96, 128, 50, 31), (120, 75, 121, 200), (70, 70, 70, 33), (96, 128, 13, 128), (31, 17, 64, 90)]
+RESIZED = [(96, 128, 50, 31), (120, 75, 121, 200), (70, 70, 70, 33), (96, 128, 13, 128), (31, 17, 64, 90),
+           # The height is first where it shrinks by more than twice what the width does: at, above and below that.
+           (60, 80, 50, 60), (60, 80, 50, 59), (60, 80, 50, 61), (60, 80, 75, 79), (90, 80, 91, 81), (200, 90, 80, 20)]  # fmt: skip
 
 
 def text_encoder(tokenizer):

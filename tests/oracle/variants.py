@@ -15,11 +15,13 @@ from diffusers import (
     LatentConsistencyModelPipeline,
     LCMScheduler,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from make_fixtures import HERE, NEGATIVE, PROMPT, pixels, randomize
 from PIL import Image
+from samplers import scheduler
 from safetensors.torch import load_file, save_file
 from starts import SIZE, mask, image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -61,11 +63,28 @@ def inpainting(out):
     base = pipeline.scheduler.config
     more = {"image": Image.fromarray(image(*SIZE)), "mask_image": Image.fromarray(mask(*SIZE)), "width": SIZE[0], "height": SIZE[1],
             "negative_prompt": NEGATIVE, "num_inference_steps": 8}  # fmt: skip
-    for name, scheduler in (("dpmsolver++", DPMSolverMultistepScheduler), ("euler_a", EulerAncestralDiscreteScheduler)):
+    for name, kind in (("dpmsolver++", DPMSolverMultistepScheduler), ("euler_a", EulerAncestralDiscreteScheduler)):
         for strength in (1.0, 0.6):
             key = f"inpaint/{name}/{strength}"
-            out[key] = generated(pipeline, scheduler.from_config(base), 2, guidance_scale=7.5, strength=strength, **more)
+            out[key] = generated(pipeline, kind.from_config(base), 2, guidance_scale=7.5, strength=strength, **more)
     out["inpaint/unguided"] = generated(pipeline, DPMSolverMultistepScheduler.from_config(base), 1, guidance_scale=1.0, strength=1.0, **more)
+
+
+def instructed(out):
+    components = parts(unet=unet("instructed", 53, in_channels=8, sample_size=8))
+    pipeline = StableDiffusionInstructPix2PixPipeline(**components, requires_safety_checker=False)
+    base = pipeline.scheduler.config
+    # Of which each case has the upper left corner.
+    out["edited"] = torch.from_numpy(image(128, 136))
+    for name, steps, (width, height), guidance, image_guidance in EDITS:
+        key = f"instructed/{name}/{steps}/{width}x{height}/{guidance}/{image_guidance}"
+        more = {"image": Image.fromarray(image(width, height)), "num_inference_steps": steps, "guidance_scale": guidance}
+        out[key] = generated(pipeline, scheduler(name, base), 2 if name == "euler_a" else 1, image_guidance_scale=image_guidance, negative_prompt=NEGATIVE, **more)
+
+
+# The test reads these out of the keys. Without guidance, at the least of an image's, with schedulers that draw noise, at odd sides of latents.
+EDITS = [("ddim", 6, (72, 104), 7.5, 1.5), ("euler_a", 5, (64, 64), 5.0, 1.0), ("dpmsolver++-karras", 9, (128, 80), 12.0, 2.5), ("pndm", 7, (104, 72), 3.0, 1.25),
+         ("unipc", 4, (64, 136), 1.0, 1.5), ("ddpm", 8, (88, 64), 0.0, 4.0), ("heun", 3, (64, 72), 1.5, 7.0)]  # fmt: skip
 
 
 def distilled(out):
@@ -75,8 +94,8 @@ def distilled(out):
     for guidance in (8.5, 1.0, 3.25):
         out[f"lcm/{guidance}"] = generated(pipeline, LCMScheduler.from_config(base), 2, guidance_scale=guidance, width=104, height=72, num_inference_steps=4)
     pipeline = StableDiffusionPipeline(**components, requires_safety_checker=False)
-    scheduler = DPMSolverMultistepScheduler.from_config(base)
-    out["lcm/dpmsolver++"] = generated(pipeline, scheduler, 1, guidance_scale=4.0, width=104, height=72, num_inference_steps=5)
+    solver = DPMSolverMultistepScheduler.from_config(base)
+    out["lcm/dpmsolver++"] = generated(pipeline, solver, 1, guidance_scale=4.0, width=104, height=72, num_inference_steps=5)
 
 
 def texts(out):
@@ -100,6 +119,7 @@ def main():
     OUT.mkdir()
     out = {}
     inpainting(out)
+    instructed(out)
     distilled(out)
     texts(out)
     save_file({key: value.contiguous() for key, value in out.items()}, OUT / "expected.safetensors")

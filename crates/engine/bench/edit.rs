@@ -11,7 +11,7 @@ use atelier_engine::qwen::pipeline::Edit;
 use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::qwen::text::TextEncoder;
-use atelier_engine::qwen::{QwenImageEdit, Variant};
+use atelier_engine::qwen::{QwenImage, Variant};
 use atelier_engine::resample::{Filter, resize};
 use atelier_engine::{LoraFile, Watch, device};
 use candle_core::{DType, Device, Tensor};
@@ -58,7 +58,7 @@ struct Bench {
     directory: PathBuf,
     precision: Precision,
     device: Device,
-    model: QwenImageEdit,
+    model: QwenImage,
     encoder: Option<TextEncoder>,
 }
 
@@ -71,14 +71,14 @@ impl Bench {
         let lora = arguments.get("lora").map(|path| LoraFile::new(path.into(), 1.0));
         let file = arguments.get("transformer").map(PathBuf::from);
         let variant = Variant { file, loras: lora.into_iter().collect(), distilled: false };
-        let model = QwenImageEdit::load(&directory, &variant, precision, device.clone())?;
+        let model = QwenImage::load(&directory, &variant, precision, device.clone())?;
         Ok(Self { directory, precision, device, model, encoder: None })
     }
 
     fn load_encoder(&mut self) -> Result<()> {
         if self.encoder.is_none() {
             let condition_px = Areas::default().condition_px;
-            self.encoder = Some(TextEncoder::load(&self.directory, condition_px, self.precision, self.device.clone())?);
+            self.encoder = Some(TextEncoder::load(&self.directory, Some(condition_px), self.precision, self.device.clone())?);
         }
         Ok(())
     }
@@ -109,7 +109,8 @@ impl Bench {
         let image = image(side_px, side_px, 0);
         let device = self.device.clone();
         let encoder = self.encoder()?;
-        timed(&device, || Ok(encoder.sight().see(&image)?.tokens.to_dtype(DType::F32)?))
+        let sight = encoder.sight().context("it sees")?;
+        timed(&device, || Ok(sight.see(&image)?.tokens.to_dtype(DType::F32)?))
     }
 
     fn decode(&self, width_px: u32, height_px: u32) -> Result<f64> {

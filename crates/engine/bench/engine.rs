@@ -72,6 +72,7 @@ fn request(side_px: u32, steps: u32, images: u64) -> GenerateRequest {
         guidance_scale: 7.5,
         scheduler: Scheduler::plain(Sampler::DpmSolverPlusPlus),
         sampling: Sampling::default(),
+        mode: None,
         width_px: side_px,
         height_px: side_px,
         seeds: (42..42 + images).collect(),

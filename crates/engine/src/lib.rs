@@ -88,7 +88,7 @@ pub struct QueuedRequest {
 #[derive(Debug, Clone)]
 pub enum Request {
     Generate(GenerateRequest),
-    TryOn(EditRequest),
+    Edit(EditRequest),
 }
 
 impl Request {
@@ -102,10 +102,10 @@ impl Request {
     }
 }
 
-/// A person and garments, to be generated as the person in the garments.
+/// Images and a text that says what is to become of them: of a try-on, a person and garments.
 #[derive(Debug, Clone)]
 pub struct EditRequest {
-    /// The images that the model looks at, in the order in which the prompt counts them: the person, then the garments.
+    /// The images that the model looks at, in the order in which the prompt counts them.
     pub images: Vec<RgbImage>,
     pub prompt: String,
     pub negative_prompt: String,
@@ -140,6 +140,8 @@ pub struct GenerateRequest {
     pub guidance_scale: f64,
     pub scheduler: Scheduler,
     pub sampling: Sampling,
+    /// Which of the loaded variants of the transformer, by its name, where the model has several; none: the first.
+    pub mode: Option<String>,
     /// Multiples of what one latent stands for: 8.
     pub width_px: u32,
     pub height_px: u32,
@@ -157,6 +159,7 @@ impl GenerateRequest {
             && self.strength.total_cmp(&other.strength).is_eq()
             && self.scheduler == other.scheduler
             && self.sampling == other.sampling
+            && self.mode == other.mode
             && self.guidance_scale.total_cmp(&other.guidance_scale).is_eq()
             && self.loras == other.loras
             && self.start == other.start
@@ -174,6 +177,8 @@ pub struct Sampling {
     pub eta: f64,
     /// How far guidance is redelivered to the spread of the prediction without it, 0 to 1.
     pub guidance_rescale: f64,
+    /// A model that edits images alone: how far it is led towards the image, 1 or more. Without it 1.5, as in diffusers.
+    pub image_guidance_scale: Option<f64>,
     /// Last layers of the text encoders that are left out.
     pub clip_skip: u32,
     /// SDXL: height and width of the image before it was scaled, as if it were one of its training images; none: those of the request.

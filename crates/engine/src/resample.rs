@@ -39,14 +39,19 @@ fn sinc(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { (PI * x).sin() / (PI * x) }
 }
 
-/// `image` in another size, at least one pixel each way. The filter widens where the image becomes smaller; rows come first, and
-/// what lies between both passes has 8 bits again (Pillow 12, `libImaging/Resample.c`).
+/// `image` in another size, at least one pixel each way. The filter widens where the image becomes smaller; what lies between both passes has 8
+/// bits again (`libImaging/Resample.c`). The width is first, but where the height shrinks by more than twice what the width does: this is how Pillow
+/// 13.0 chooses; up to 12 the width is always first.
 #[must_use]
 pub fn resize(image: &RgbImage, width_px: u32, height_px: u32, filter: Filter) -> RgbImage {
     let width_px = width_px.max(1);
     let height_px = height_px.max(1);
-    let wide = if image.width() == width_px { image.clone() } else { resize_rows(image, width_px, filter) };
-    if image.height() == height_px { wide } else { resize_columns(&wide, height_px, filter) }
+    let wide = |image: &RgbImage| if image.width() == width_px { image.clone() } else { resize_rows(image, width_px, filter) };
+    let high =
+        |image: &RgbImage| if image.height() == height_px { image.clone() } else { resize_columns(image, height_px, filter) };
+    let lower = i64::from(image.height()) - i64::from(height_px);
+    let narrower = i64::from(image.width()) - i64::from(width_px);
+    if lower > 0 && lower > 2 * narrower { wide(&high(image)) } else { high(&wide(image)) }
 }
 
 /// What one pixel of the result is made of: the first pixel, and the weights of it and those behind it.

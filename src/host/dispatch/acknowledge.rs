@@ -237,17 +237,20 @@ impl Acknowledger {
 
     async fn close(&self, in_flight: &InFlight, ended: &EndedJob) {
         let error = ended.problem.as_ref().map(|problem| json!(problem));
-        match ended.end {
+        let is_settled = match ended.end {
             End::Complete => self.over(in_flight, State::Complete, None).await,
             End::Failed => self.over(in_flight, failed_state(error.as_ref()), error).await,
             End::DeadLetter => self.dead_letter(in_flight, error).await,
+        };
+        if is_settled {
+            self.settle_note(in_flight, ended).await;
         }
     }
 
     /// Keeps the message of a job whose caller could not be notified for too long. What is sent again from there is notified again.
     async fn keep_undelivered(&self, in_flight: &InFlight, ended: &EndedJob, problem: &str) {
-        let code = JobError::Notification { problem: String::new(), cause: None }.code();
-        let reason = format!("{code}: {problem}");
+        let undelivered = JobError::Notification { problem: String::new(), cause: None };
+        let reason = format!("{}: {problem}", undelivered.code());
         tracing::error!(
             error = reason,
             rounds = ended.rounds,
@@ -259,7 +262,7 @@ impl Acknowledger {
         self.jobs.end(known_id(&self.jobs, in_flight), state, error);
         let message = Message { ended: Some(ended.anew()), ..in_flight.message.clone() };
         if self.bury(in_flight, &message, &reason).await {
-            self.forget_failed(in_flight).await;
+            self.settle_note(in_flight, ended).await;
         }
     }
 
@@ -267,12 +270,12 @@ impl Acknowledger {
         self.metrics.job(in_flight.source.name(), outcome, measured);
     }
 
-    pub(super) async fn over(&self, in_flight: &InFlight, state: State, error: Option<Value>) {
+    /// Whether the queue has heard it.
+    async fn over(&self, in_flight: &InFlight, state: State, error: Option<Value>) -> bool {
         self.jobs.end(known_id(&self.jobs, in_flight), state, error);
-        if self.ack(in_flight).await && state != State::Complete {
-            self.forget_failed(in_flight).await;
-        }
+        let is_acknowledged = self.ack(in_flight).await;
         fault_point!("after-ack");
+        is_acknowledged
     }
 
     /// Until the queue has heard it: a message that comes back is reported again. Its heartbeat keeps it here meanwhile. Whether it has.
@@ -287,7 +290,6 @@ impl Acknowledger {
         .await
     }
 
-    /// As [`Self::ack`].
     async fn bury(&self, in_flight: &InFlight, message: &Message, reason: &str) -> bool {
         self.repeat(
             in_flight,
@@ -343,7 +345,7 @@ impl Acknowledger {
         done(in_flight, "put back", in_flight.source.retry(&in_flight.message, delay).await);
     }
 
-    pub(super) async fn dead_letter(&self, in_flight: &InFlight, error: Option<Value>) {
+    async fn dead_letter(&self, in_flight: &InFlight, error: Option<Value>) -> bool {
         let reason = error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or("it failed").to_owned();
         tracing::error!(error = reason, "a job failed for good");
         let message = Message { ended: None, ..in_flight.message.clone() };
@@ -352,9 +354,7 @@ impl Acknowledger {
             Ok(job) if is_conflict(error.as_ref()) => self.jobs.forget(job),
             _ => self.jobs.end(known_id(&self.jobs, in_flight), State::Failed, error),
         }
-        if self.bury(in_flight, &message, &reason).await {
-            self.forget_failed(in_flight).await;
-        }
+        self.bury(in_flight, &message, &reason).await
     }
 }
 

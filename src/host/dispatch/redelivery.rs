@@ -1,11 +1,13 @@
 //! Messages that were delivered before: what their caller was told, or is to be told, comes before another attempt.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tracing::Instrument as _;
 
 use super::Dispatcher;
 use super::acknowledge::Acknowledger;
+use crate::clock::later;
 use crate::host::ended::{End, EndedJob};
 use crate::host::in_flight::InFlight;
 use crate::job::notification::Notification;
@@ -54,22 +56,35 @@ impl Acknowledger {
             Err(unreadable) if unreadable.retry_policy() == RetryPolicy::Terminal => return Ok(None),
             record => record?,
         };
-        if record.is_some_and(|record| record.fingerprint == job.fingerprint) {
-            return Ok(Some((EndedJob::complete(attempt), None)));
+        if let Some(record) = record.filter(|record| record.fingerprint == job.fingerprint) {
+            let mut complete = EndedJob::complete(attempt);
+            // Where the message came after its job was done, it asks for the notification anew.
+            if let Some(sent) = in_flight.message.sent {
+                complete.since(sent.max(later(SystemTime::UNIX_EPOCH, Duration::from_secs(record.finished_at_s))));
+            }
+            return Ok(Some((complete, None)));
         }
-        let Some(FailedJob { error, dead_letter, notifications, .. }) = store.failed(job, &in_flight.message.identity).await?
+        let Some(FailedJob { error, dead_letter, notifications, failed_at_s, .. }) =
+            store.failed(job, &in_flight.message.identity).await?
         else {
             return Ok(None);
         };
         tracing::warn!(code = error.code, "a host ended while it notified that this job failed; it is not started again");
         let end = if dead_letter { End::DeadLetter } else { End::Failed };
-        Ok(Some((EndedJob::failed(end, attempt, error), Some(notifications))))
+        let mut failed = EndedJob { noted: true, ..EndedJob::failed(end, attempt, error) };
+        failed.since(later(SystemTime::UNIX_EPOCH, Duration::from_secs(failed_at_s)));
+        Ok(Some((failed, Some(notifications))))
     }
 
-    /// The message is settled.
-    pub(super) async fn forget_failed(&self, in_flight: &InFlight) {
-        if let Ok(job) = &in_flight.job {
-            self.outbox.store().remove_failed(job, &in_flight.message.identity).await;
+    /// The message is settled: what was noted of its failure is no reason any more to tell the same again.
+    pub(super) async fn settle_note(&self, in_flight: &InFlight, ended: &EndedJob) {
+        let Ok(job) = &in_flight.job else { return };
+        let store = self.outbox.store();
+        let identity = &in_flight.message.identity;
+        match ended.end {
+            _ if !ended.noted => {}
+            End::Complete => store.remove_failed(job, identity).await,
+            End::Failed | End::DeadLetter => store.settle_failed(job, identity, &ended.problem()).await,
         }
     }
 }

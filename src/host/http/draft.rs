@@ -8,7 +8,21 @@ use serde_json::{Map, Value, json};
 pub(super) enum Takes {
     Generate,
     TryOn,
-    Either,
+    Edit,
+    /// All of them.
+    Any,
+}
+
+impl Takes {
+    /// The one task, as the field `task` has it; none: any.
+    pub(super) fn task(self) -> Option<&'static str> {
+        match self {
+            Self::Generate => Some("generate"),
+            Self::TryOn => Some("tryon"),
+            Self::Edit => Some("edit"),
+            Self::Any => None,
+        }
+    }
 }
 
 /// A job in its wire form, but for the images that came along.
@@ -29,6 +43,8 @@ pub(super) enum Place {
     /// Counted from 0.
     Garment(usize),
     Mask,
+    /// Of an edit, counted from 0.
+    Image(usize),
     /// Of a generation: what it starts from.
     InitImage,
     /// Of a generation: where it may change that.
@@ -41,6 +57,7 @@ impl Place {
             Self::Person => message["person"] = address.into(),
             Self::Garment(n) => message["garments"][n] = address.into(),
             Self::Mask => message["mask"] = address.into(),
+            Self::Image(n) => message["images"][n] = address.into(),
             Self::InitImage => {
                 message.insert("init_image".into(), json!({ "url": address }));
             }
@@ -57,6 +74,7 @@ impl std::fmt::Display for Place {
             Self::Person => f.write_str("person"),
             Self::Garment(n) => write!(f, "garments[{n}]"),
             Self::Mask => f.write_str("mask"),
+            Self::Image(n) => write!(f, "images[{n}]"),
             Self::InitImage => f.write_str("init_image"),
             Self::InitMask => f.write_str("mask_image"),
         }

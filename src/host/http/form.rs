@@ -1,4 +1,4 @@
-//! The form of `/tryon` and `/infer` as the callers of the try-on service send it, and its twin in JSON.
+//! Multipart forms: that of `/tryon` and `/infer` as the callers of the try-on service send it, with its twin in JSON, and that of `/edit`.
 
 use axum::extract::multipart::{Field, MultipartError};
 use axum::extract::{Multipart, Request};
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::draft::{Draft, Place, Takes};
 use super::problem::Problem;
-use super::{Settings, body, inputs};
+use super::{Settings, body, edit_form, inputs};
 use crate::shown;
 
 const PERSON: &str = "masked_user_image";
@@ -58,9 +58,13 @@ async fn read_fields(multipart: &mut Multipart, settings: &Settings, takes: Take
     while let Some(field) = multipart.next_field().await.map_err(|error| broken(&error, settings))? {
         let name = field.name().unwrap_or_default().to_owned();
         check_name(&name, takes)?;
-        let image = [PERSON, GARMENT].into_iter().find(|image| **image == name);
-        if form.texts.contains_key(&name) || form.images.iter().any(|(image, _)| *image == name) {
+        let image = [PERSON, GARMENT].into_iter().chain(edit_form::IMAGE).find(|image| **image == name);
+        let again = form.texts.contains_key(&name) || form.images.iter().any(|(image, _)| *image == name);
+        if again && !edit_form::IMAGE.contains(&name.as_str()) {
             return Err(Problem::invalid(&name, "comes twice"));
+        }
+        if form.images.len() == edit_form::MAX_IMAGES && image.is_some() {
+            return Err(Problem::invalid(&name, format!("comes more than {} times", edit_form::MAX_IMAGES)));
         }
         if let Some(image) = image {
             let bytes = bytes(field, settings.max_image_bytes, settings).await?;
@@ -95,8 +99,11 @@ pub(super) fn broken(error: &MultipartError, settings: &Settings) -> Problem {
 }
 
 fn check_name(name: &str, takes: Takes) -> Result<(), Problem> {
-    let on_infer = CONFIG.iter().map(|(name, _)| *name).filter(|_| takes == Takes::Either);
-    let allowed: Vec<&str> = ["job_id", PERSON, GARMENT, "config"].into_iter().chain(WHO).chain(on_infer).collect();
+    let on_infer = CONFIG.iter().map(|(name, _)| *name).filter(|_| takes == Takes::Any);
+    let allowed: Vec<&str> = match takes {
+        Takes::Edit => edit_form::fields().collect(),
+        _ => ["job_id", PERSON, GARMENT, "config"].into_iter().chain(WHO).chain(on_infer).collect(),
+    };
     if allowed.contains(&name) {
         return Ok(());
     }
@@ -117,6 +124,9 @@ impl Form {
     /// Names the field that is missing or wrong.
     pub(super) fn into_draft(self, takes: Takes) -> Result<Draft, Problem> {
         let Self { mut texts, images } = self;
+        if takes == Takes::Edit {
+            return edit_form::into_draft(texts, images);
+        }
         let mut message = Map::from_iter([("task".to_owned(), json!("tryon"))]);
         let mut names = vec![("person", PERSON.to_owned()), ("garments[0]", GARMENT.to_owned())];
         let id = texts.remove("job_id").ok_or_else(|| Problem::invalid("job_id", "is required"))?;
@@ -135,7 +145,7 @@ impl Form {
         let mut config = config(texts.remove("config"))?;
         for (name, wire) in CONFIG {
             // The form's own fields, which only /infer has, count before those of `config`.
-            let own = texts.remove(name).filter(|_| takes == Takes::Either).map(|value| (name.to_owned(), number(name, value)));
+            let own = texts.remove(name).filter(|_| takes == Takes::Any).map(|value| (name.to_owned(), number(name, value)));
             let inside = config.remove(name).map(|value| (format!("config.{name}"), value));
             if let Some((given, value)) = own.or(inside).filter(|(_, value)| !value.is_null()) {
                 message.insert(wire.into(), value);

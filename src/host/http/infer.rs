@@ -30,7 +30,7 @@ const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-ms");
 
 pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
-    let order = submission::read(&http, request, Takes::Either).await?;
+    let order = submission::read(&http, request, Takes::Any).await?;
     let running = begin(&http, order).await?;
     let id = running.id.clone();
     let reply = running.reply().await?;

@@ -44,6 +44,7 @@ pub(super) async fn check(place: Place, field: String, file: Bytes, settings: &S
             Place::Garment(n) => format!("garment-{n}"),
             Place::Mask | Place::InitMask => "mask".to_owned(),
             Place::InitImage => "init".to_owned(),
+            Place::Image(n) => format!("image-{n}"),
         };
         let name = format!("{what}-{}.{}", &hash[..16], kind.extension());
         Ok(Input { name, content_type: kind.content_type(), file })
@@ -75,9 +76,12 @@ pub(super) fn too_large(field: &str, settings: &Settings) -> Problem {
 /// When such an address is not in base64; `name` is what the caller calls its field.
 pub(super) fn data_urls(message: &Map<String, Value>, name: impl Fn(Place) -> String) -> Result<Vec<(Place, Bytes)>, Problem> {
     const ALLOWED: &str = "must be data:image/png;base64, and the image in base64 (or an s3:// or https:// address)";
-    let garments = message.get("garments").and_then(Value::as_array);
-    let garments = garments.into_iter().flatten().enumerate().map(|(n, garment)| (Place::Garment(n), Some(garment)));
-    let places = [(Place::Person, message.get("person")), (Place::Mask, message.get("mask"))].into_iter().chain(garments);
+    let listed = |field: &str, place: fn(usize) -> Place| {
+        let values = message.get(field).and_then(Value::as_array).into_iter().flatten().enumerate();
+        values.map(move |(n, value)| (place(n), Some(value)))
+    };
+    let places = [(Place::Person, message.get("person")), (Place::Mask, message.get("mask"))].into_iter();
+    let places = places.chain(listed("garments", Place::Garment)).chain(listed("images", Place::Image));
     let mut found = Vec::new();
     for (place, value) in places {
         let Some((scheme, data)) = value.and_then(Value::as_str).and_then(|url| url.trim_start().split_once(':')) else {

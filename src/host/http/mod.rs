@@ -7,6 +7,7 @@
 mod auth;
 mod body;
 mod draft;
+mod edit_form;
 mod form;
 mod idempotency;
 mod infer;
@@ -138,6 +139,7 @@ fn router(http: Arc<Http>) -> Router {
     let guarded = Router::new()
         .route("/generate", post(submit::generate))
         .route("/tryon", post(submit::tryon))
+        .route("/edit", post(submit::edit))
         .route("/infer", post(infer::infer))
         .route("/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/gpu/status", get(status::gpu))

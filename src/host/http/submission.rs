@@ -19,6 +19,9 @@ use crate::job::request::weight;
 use crate::job::trace::{TRACEPARENT, Trace};
 use crate::job::{Job, JobId};
 
+/// Each has a path of its own.
+const TASKS: [(&str, &str); 3] = [("generate", "a job of task generate"), ("tryon", "a try-on"), ("edit", "an edit")];
+
 /// A job that someone asks for.
 pub(super) struct Submission {
     pub(super) job: Job,
@@ -52,7 +55,7 @@ pub(super) async fn read(http: &Http, request: Request, takes: Takes) -> Result<
     } else {
         let bytes = body::read(request, limit_bytes, settings).await?;
         let read = bytes.clone();
-        if let Some(draft) = aside(move || tryon(&read, takes)).await?? {
+        if let Some(draft) = aside(move || with_images(&read, takes)).await?? {
             complete(http, draft).await?
         } else {
             check_bytes(&bytes, settings)?;
@@ -137,8 +140,8 @@ async fn aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> 
     read.map_err(|_| Problem::unavailable("internal", "the body could not be read; try again"))
 }
 
-/// The draft of a body that asks for a try-on; what is no JSON object is left to the job's own reading.
-fn tryon(bytes: &[u8], takes: Takes) -> Result<Option<Draft>, Problem> {
+/// The draft of a body that asks for a try-on or an edit; what is no JSON object is left to the job's own reading.
+fn with_images(bytes: &[u8], takes: Takes) -> Result<Option<Draft>, Problem> {
     weight::check(bytes).map_err(|problem| Problem::too_large(&format!("the body is too much to parse: {problem}")))?;
     let (_, hollow) = Metadata::taken_out(bytes);
     let Ok(Value::Object(mut message)) = serde_json::from_slice(&hollow) else { return Ok(None) };
@@ -146,26 +149,20 @@ fn tryon(bytes: &[u8], takes: Takes) -> Result<Option<Draft>, Problem> {
     if message.get("task").is_some_and(Value::is_null) {
         message.shift_remove("task");
     }
-    if takes == Takes::Generate {
-        let other = message.get("task").is_some_and(|task| task == "tryon");
-        return if other {
-            Err(Problem::invalid("task", "must be \"generate\" here; POST a try-on to /tryon"))
-        } else {
-            Ok(None)
-        };
-    }
-    if form::is_form(&message) {
+    if matches!(takes, Takes::TryOn | Takes::Any) && form::is_form(&message) {
         return Form::from_json(message, takes)?.into_draft(takes).map(Some);
     }
-    if takes == Takes::TryOn {
-        let task = message.entry("task").or_insert(json!("tryon"));
-        if *task == "generate" {
-            return Err(Problem::invalid("task", "must be \"tryon\" here; POST a job of task generate to /generate"));
+    if let Some(own) = takes.task() {
+        let task = message.entry("task").or_insert(json!(own));
+        let other = TASKS.into_iter().find(|(name, _)| *task == *name && *name != own);
+        if let Some((other, called)) = other {
+            let problem = format!("must be {own:?} here; POST {called} to /{other}");
+            return Err(Problem::invalid("task", problem));
         }
     }
-    let is_tryon = message.get("task").is_some_and(|task| task == "tryon");
+    let has_images = message.get("task").is_some_and(|task| task == "tryon" || task == "edit");
     let callback = serde_json::from_slice(bytes).map(|Raw { callback }| callback).unwrap_or_default();
-    Ok(is_tryon.then_some(Draft { message, callback, images: Vec::new(), names: Vec::new() }))
+    Ok(has_images.then_some(Draft { message, callback, images: Vec::new(), names: Vec::new() }))
 }
 
 /// The part of a body that is handed on as it was written.
@@ -248,7 +245,7 @@ mod tests {
         let body = format!(
             r#"{{"job_id": "a", "callback": {callback}, "person": "s3://b/p", "garments": ["s3://b/g"], "task": null}}"#
         );
-        let draft = tryon(body.as_bytes(), Takes::TryOn).unwrap().unwrap();
+        let draft = with_images(body.as_bytes(), Takes::TryOn).unwrap().unwrap();
         let Draft { mut message, callback: raw, .. } = draft;
         let text = String::from_utf8(written(&mut message, raw.as_deref())).unwrap();
         assert!(text.contains(callback), "{text}");

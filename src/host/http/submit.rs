@@ -1,4 +1,4 @@
-//! `/generate` and `/tryon`: put a job into the queue, once, and say so.
+//! `/generate`, `/tryon` and `/edit`: put a job into the queue, once, and say so.
 
 use std::sync::Arc;
 
@@ -29,6 +29,11 @@ pub(super) async fn generate(extract::State(http): extract::State<Arc<Http>>, re
 
 pub(super) async fn tryon(extract::State(http): extract::State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
     let order = submission::read(&http, request, Takes::TryOn).await?;
+    submit(&http, order).await
+}
+
+pub(super) async fn edit(extract::State(http): extract::State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
+    let order = submission::read(&http, request, Takes::Edit).await?;
     submit(&http, order).await
 }
 

@@ -12,7 +12,7 @@ mod round;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -167,13 +167,13 @@ impl Outbox {
     pub async fn send(&self, in_flight: &InFlight, mut ended: EndedJob, written: Option<Vec<Notification>>) -> Sent {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(self.waiting.clone());
+        ended.since(SystemTime::now());
         let mut written = written.map(Written::now);
         let mut memory = None;
-        let mut noted = in_flight.message.ended.is_some();
         let mut since = Instant::now();
         loop {
             let round = tokio::select! {
-                round = self.round(in_flight, &mut ended, &mut written, &mut noted) => round,
+                round = self.round(in_flight, &mut ended, &mut written) => round,
                 () = self.force_shutdown.cancelled() => Err(NotSent::Later(Later::default())),
             };
             ended.waited(since.elapsed());
@@ -183,7 +183,7 @@ impl Outbox {
                 Err(NotSent::NoRecord) => return Sent::NoRecord,
                 Err(NotSent::Later(later)) => later,
             };
-            let is_over = Duration::from_millis(ended.waited_ms) >= self.schedule.give_up_after;
+            let is_over = ended.age(SystemTime::now()) >= self.schedule.give_up_after;
             if is_over && later.may_give_up {
                 return Sent::GivenUp(ended, later.problem);
             }

@@ -8,6 +8,7 @@ use crate::job::notification::{Message, Notification};
 pub(super) const FRESH: Duration = Duration::from_mins(15);
 
 /// The notifications of a job, and since when they are written.
+#[derive(Clone)]
 pub(super) struct Written {
     pub(super) notifications: Vec<Notification>,
     pub(super) since: Instant,

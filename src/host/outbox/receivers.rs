@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::breaker::Breaker;
 use crate::clock::later;
+use crate::job::notification::{Message, Notification};
 use crate::notify;
 
 /// Receivers that are remembered; one that is well and has nothing on its way makes room for another.
@@ -66,9 +67,24 @@ struct Receiver {
     changed: Arc<Notify>,
 }
 
+/// Who named a receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NamedBy {
+    /// Its address stands in the configuration: it is believed to answer until it fails.
+    Operator,
+    /// In `callback.url`: anybody can name addresses that never answer.
+    Caller,
+}
+
+impl From<&Notification> for NamedBy {
+    fn from(notification: &Notification) -> Self {
+        if matches!(notification.message, Message::Callback { .. }) { Self::Caller } else { Self::Operator }
+    }
+}
+
 impl Receiver {
-    fn is_doubtful(&self) -> bool {
-        !self.has_answered || !self.breaker.is_well()
+    fn is_doubtful(&self, named_by: NamedBy) -> bool {
+        named_by == NamedBy::Caller && !self.has_answered || !self.breaker.is_well()
     }
 }
 
@@ -89,12 +105,12 @@ impl Receivers {
     ///
     /// # Errors
     /// When to ask again.
-    pub(super) async fn enter(&self, name: &str) -> Result<Place, Duration> {
+    pub(super) async fn enter(&self, name: &str, named_by: NamedBy) -> Result<Place, Duration> {
         let deadline = later(Instant::now(), PLACE_WAIT);
         loop {
             let changed = self.changed(name);
             let notified = changed.notified();
-            match self.try_enter(name) {
+            match self.try_enter(name, named_by) {
                 Ok(place) => return Ok(place),
                 Err(Some(pause)) => return Err(pause),
                 Err(None) if Instant::now() >= deadline => return Err(PLACE_WAIT),
@@ -119,9 +135,11 @@ impl Receivers {
         }
     }
 
-    /// Whether it has not answered yet, or failed last.
-    pub(super) fn is_doubtful(&self, name: &str) -> bool {
-        self.0.table().receivers.get(name).is_none_or(Receiver::is_doubtful)
+    /// Whether it has failed last, or a caller named it and it has not answered yet.
+    pub(super) fn is_doubtful(&self, name: &str, named_by: NamedBy) -> bool {
+        let table = self.0.table();
+        let known = table.receivers.get(name).map(|receiver| receiver.is_doubtful(named_by));
+        known.unwrap_or(named_by == NamedBy::Caller)
     }
 
     fn is_open(&self, name: &str) -> bool {
@@ -144,13 +162,13 @@ impl Receivers {
     }
 
     /// `Err(None)`: when a place is free.
-    fn try_enter(&self, name: &str) -> Result<Place, Option<Duration>> {
+    fn try_enter(&self, name: &str, named_by: NamedBy) -> Result<Place, Option<Duration>> {
         let limits = self.0.limits;
         let mut table = self.0.table();
         let sends = table.sends;
         let doubtful_sends = table.doubtful_sends;
         let receiver = table.receiver(name, &limits);
-        let doubtful = receiver.is_doubtful();
+        let doubtful = receiver.is_doubtful(named_by);
         // Half of the places are for those who have shown that they answer: nobody takes all by inventing host names.
         let full = sends >= limits.sends || doubtful && doubtful_sends >= limits.sends.div_ceil(2);
         if !receiver.breaker.is_open() && (full || receiver.sends >= limits.sends_per_receiver) {

@@ -9,7 +9,7 @@ use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Problem, Record, RetryPolicy};
 use crate::notify::failure::Undelivered;
 use crate::notify::once::OnceError;
-use crate::store::failed::FailedJob;
+use crate::store::failed::{FailedJob, RECORD_WITHIN};
 
 impl Outbox {
     /// As a round, of notifications without a message.
@@ -26,31 +26,26 @@ impl Outbox {
         reason
     }
 
-    /// `noted`: whether it is noted in the bucket that the caller is being notified of a failure.
     pub(super) async fn round(
         &self,
         in_flight: &InFlight,
         ended: &mut EndedJob,
         written: &mut Option<Written>,
-        noted: &mut bool,
     ) -> Result<(), NotSent> {
-        let is_first = ended.rounds == 0;
         ended.rounds = ended.rounds.saturating_add(1);
-        // What a handler has just written it has looked for. A failure is not reported later without another look.
+        let is_certain = self.note(in_flight, ended, written.as_ref()).await?;
+        // A failure is not reported without a look for the record, each time.
         let is_complete = ended.end == End::Complete;
-        if !written.as_ref().is_some_and(|written| is_first || is_complete && written.since.elapsed() < FRESH) {
-            *written = Some(Written::now(self.write(in_flight, ended).await?));
+        if !written.as_ref().is_some_and(|written| is_certain || is_complete && written.since.elapsed() < FRESH) {
+            *written = Some(self.write(in_flight, ended, written.clone()).await?);
         }
         let notifications = written.as_mut().map_or(&mut [][..], |written| &mut written.notifications[..]);
         let doubtful = notifications.iter().any(|notification| {
             let receiver = self.services.sender.notifier.destination(notification);
-            !ended.delivered.contains(&notification.id) && receiver.is_some_and(|name| self.receivers.is_doubtful(&name))
+            !ended.delivered.contains(&notification.id)
+                && receiver.is_some_and(|name| self.receivers.is_doubtful(&name, notification.into()))
         });
         let _room = self.room(in_flight, doubtful)?;
-        if !*noted {
-            self.note(in_flight, ended, notifications).await?;
-            *noted = true;
-        }
         let mut reason: Option<Later> = None;
         for notification in notifications {
             if ended.delivered.contains(&notification.id) {
@@ -64,22 +59,35 @@ impl Outbox {
         reason.map_or(Ok(()), |later| Err(NotSent::Later(later)))
     }
 
-    /// Before anyone is notified that a job failed: whoever gets its message again is to notify the same.
-    async fn note(&self, in_flight: &InFlight, ended: &EndedJob, notifications: &[Notification]) -> Result<(), NotSent> {
+    /// Before anyone is notified that a job failed: whoever gets its message again is to notify the same, and whoever runs it beside
+    /// this attempt is to see it before its record. Then the record is to be looked for, unless every attempt would fail: that is true.
+    async fn note(&self, in_flight: &InFlight, ended: &mut EndedJob, written: Option<&Written>) -> Result<bool, NotSent> {
         let problem = ended.problem();
-        let Ok(job) = &in_flight.job else { return Ok(()) };
+        let is_first = ended.rounds == 1;
+        let Ok(job) = &in_flight.job else { return Ok(is_first) };
         // The id of a conflict is another job's, and the next attempt finds the same.
-        if ended.end == End::Complete || notifications.is_empty() || problem.is_conflict() {
-            return Ok(());
+        if ended.end == End::Complete || problem.is_conflict() {
+            return Ok(is_first && ended.end != End::Complete);
         }
-        let failed = FailedJob {
-            fingerprint: job.fingerprint.clone(),
-            error: problem,
-            dead_letter: ended.end == End::DeadLetter,
-            notifications: notifications.to_vec(),
+        let is_certain = is_first && problem.is_of_the_request();
+        if ended.noted {
+            return Ok(is_certain);
+        }
+        let notifications = match written {
+            Some(written) => written.notifications.clone(),
+            None => self.failed(in_flight, ended, &problem).map_err(|error| NotSent::Later(self.later(&error)))?,
         };
+        if notifications.is_empty() {
+            return Ok(is_first);
+        }
+        let failed = FailedJob::new(job, problem, ended.end == End::DeadLetter, notifications);
         let put = self.store().put_failed(job, &in_flight.message.identity, &failed).await;
-        put.map_err(|error| NotSent::Later(self.later(&error)))
+        put.map_err(|error| NotSent::Later(self.later(&error)))?;
+        ended.noted = true;
+        if !is_certain {
+            tokio::time::sleep(RECORD_WITHIN).await;
+        }
+        Ok(is_certain)
     }
 
     /// A reason to wait; the host receives nothing while it is the store's.
@@ -91,12 +99,18 @@ impl Outbox {
         Later { problem: error.to_string(), may_give_up, ..Later::default() }
     }
 
-    /// What is to be sent, by what the bucket knows now. A job that has a record is complete, whatever was known of it before.
-    async fn write(&self, in_flight: &InFlight, ended: &mut EndedJob) -> Result<Vec<Notification>, NotSent> {
+    /// What is to be sent, by what the bucket knows now. A job that has a record is complete, whatever was known of it before. One that
+    /// has failed is told in the words in which it was `written`.
+    async fn write(&self, in_flight: &InFlight, ended: &mut EndedJob, written: Option<Written>) -> Result<Written, NotSent> {
+        // Named: two places tell of a failure, and more of a store that is away.
         let later = |error: JobError| NotSent::Later(self.later(&error));
+        let failed = |ended: &EndedJob, problem: &Problem| match written {
+            Some(written) => Ok(written),
+            None => self.failed(in_flight, ended, problem).map(Written::now).map_err(later),
+        };
         let problem = ended.problem();
         if ended.end != End::Complete && problem.is_conflict() {
-            return self.failed(in_flight, ended, &problem).map_err(later);
+            return failed(ended, &problem);
         }
         let record = match &in_flight.job {
             Ok(job) => match self.store().record(&job.output.prefix, &job.id).await {
@@ -109,19 +123,20 @@ impl Outbox {
         match (&in_flight.job, record) {
             (Ok(job), Some(record)) if record.fingerprint == job.fingerprint => {
                 if ended.end != End::Complete {
-                    *ended = EndedJob { rounds: ended.rounds, waited_ms: ended.waited_ms, ..EndedJob::complete(ended.attempt) };
+                    let EndedJob { rounds, waited_ms, noted, ended_s, .. } = *ended;
+                    *ended = EndedJob { rounds, waited_ms, noted, ended_s, ..EndedJob::complete(ended.attempt) };
                 }
-                self.complete(job, &record).await.map_err(later)
+                self.complete(job, &record).await.map(Written::now).map_err(later)
             }
             // Somebody has sent another request under the id, and that one is complete: there is nothing to be told of this one.
             (Ok(_), Some(_)) if ended.end != End::Complete => {
                 tracing::warn!(
                     "the id of a job that failed belongs to another request by now; no one is notified of the failure"
                 );
-                Ok(Vec::new())
+                Ok(Written::now(Vec::new()))
             }
             _ if ended.end == End::Complete => Err(NotSent::NoRecord),
-            _ => self.failed(in_flight, ended, &problem).map_err(later),
+            _ => failed(ended, &problem),
         }
     }
 
@@ -142,7 +157,7 @@ impl Outbox {
                 let problem = format!("{}: this host has no address for it (notify, asset_service)", notification.as_str());
                 return Err(Later { problem, may_give_up: true, ..Later::default() });
             };
-            let later = match self.receivers.enter(&name).await {
+            let later = match self.receivers.enter(&name, (&*notification).into()).await {
                 Err(pause) => Later {
                     problem: format!(
                         "{} to {name}: the receiver is busy, or left alone because it has failed before",

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
+use crate::job::task::edit::EditImages;
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
 use crate::job::task::{Anchor, GuidanceScale};
@@ -68,6 +69,10 @@ pub(super) fn resolution<'de, D: Deserializer<'de>>(deserializer: D) -> Result<O
 
 pub(super) fn garments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Garments, D::Error> {
     Garments::new(Vec::<AssetUrl>::deserialize(deserializer)?).map_err(de::Error::custom)
+}
+
+pub(super) fn edit_images<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EditImages, D::Error> {
+    EditImages::new(Vec::<AssetUrl>::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
 pub(super) fn passed_through<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {

@@ -8,9 +8,12 @@ use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, Watermar
 use crate::job::JobId;
 use crate::job::outcome::JobError;
 use crate::job::task::prompt::{Embedding, EmbeddingToken};
-use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, HeightWidth, Sampling, Sigmas, Timesteps, TopLeft};
+use crate::job::task::sampling::{
+    ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, Sigmas, Timesteps, TopLeft,
+};
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
+use crate::job::task::tryon::Mode;
 use crate::job::task::{
     Generate, GuidanceScale, ImageCount, Lora, LoraAlpha, LoraAlphaSource, LoraScale, ModelName, Prompt, Seed, SidePx, Size,
     StepCount, Strength, Task,
@@ -35,6 +38,8 @@ pub(super) struct Body {
     init_image: Option<ImageBody>,
     strength: Option<Strength>,
     mask_image: Option<ImageBody>,
+    #[serde(default, deserialize_with = "field::mode")]
+    mode: Option<Mode>,
     steps: Option<StepCount>,
     guidance_scale: Option<GuidanceScale>,
     #[serde(default, deserialize_with = "field::scheduler")]
@@ -47,6 +52,7 @@ pub(super) struct Body {
     sigmas: Option<Sigmas>,
     eta: Option<Eta>,
     guidance_rescale: Option<GuidanceRescale>,
+    image_guidance_scale: Option<ImageGuidanceScale>,
     clip_skip: Option<ClipSkip>,
     original_size: Option<HeightWidth>,
     crops_coords_top_left: Option<TopLeft>,
@@ -104,12 +110,18 @@ impl Body {
             sigmas: self.sigmas,
             eta: self.eta,
             guidance_rescale: self.guidance_rescale,
+            image_guidance_scale: self.image_guidance_scale,
             clip_skip: self.clip_skip,
             original_size: self.original_size,
             crops_coords_top_left: self.crops_coords_top_left,
             target_size: self.target_size,
         };
-        let steps = steps(self.steps, defaults.steps, &sampling)?;
+        let mode = self.mode.or_else(|| defaults.has_modes.then_some(defaults.tryon.mode));
+        // What a distilled mode's weights were made for; the manifest speaks of the others.
+        let distilled = mode.filter(|mode| *mode != Mode::Base);
+        let default_steps = distilled.map_or(defaults.steps, |mode| defaults.tryon.steps_in(mode));
+        let default_guidance_scale = distilled.map_or(defaults.guidance_scale, Mode::default_guidance_scale);
+        let steps = steps(self.steps, default_steps, &sampling)?;
         check_sampling(&sampling, scheduler, self.init_image.is_some())?;
         let start = start(self.init_image, self.strength, self.mask_image, steps)?;
         let loras = self.lora.into_iter().enumerate().map(|(index, lora)| lora.read(index)).collect::<Result<_, _>>()?;
@@ -121,9 +133,10 @@ impl Body {
             embeddings: self.embeddings.into_iter().map(|body| Embedding { url: body.url, token: body.token }).collect(),
             start,
             steps,
-            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
+            guidance_scale: self.guidance_scale.unwrap_or(default_guidance_scale),
             scheduler,
             sampling,
+            mode,
             size: Size::new(self.width.unwrap_or(defaults.width), self.height.unwrap_or(defaults.height)),
             num_images: self.num_images.unwrap_or_else(ImageCount::one),
             seed: Seed::default_value(),
@@ -177,6 +190,11 @@ fn check_sampling(sampling: &Sampling, scheduler: Scheduler, from_image: bool) -
             sampling.guidance_rescale.is_some() && from_image,
             "guidance_rescale",
             "means something only without init_image: diffusers has it for images from text alone".to_owned(),
+        ),
+        (
+            sampling.image_guidance_scale.is_some() && !from_image,
+            "image_guidance_scale",
+            "means something only with init_image: give that as well".to_owned(),
         ),
     ];
     match wrong.into_iter().find(|(is_wrong, ..)| *is_wrong) {
@@ -235,6 +253,9 @@ fn canonical(task: TaskName, generate: &Generate) -> Value {
     }
     for (name, value) in generate.sampling.fields() {
         canonical[name] = value;
+    }
+    if let Some(mode) = generate.mode {
+        canonical["mode"] = json!(mode);
     }
     if let Some(StartImage { url, strength, mask }) = &generate.start {
         canonical["start"] = json!([url.identity(), strength, mask.as_ref().map(AssetUrl::identity)]);

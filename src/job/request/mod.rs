@@ -1,5 +1,6 @@
 //! The job body as callers send it (JSON, the same on every queue), read into a checked [`Job`].
 
+mod edit;
 pub mod envelope;
 mod field;
 mod generate;
@@ -42,6 +43,9 @@ pub struct Defaults {
     /// Not of one model: they come from config.yaml.
     #[serde(skip)]
     pub tryon: TryOnDefaults,
+    /// Whether the model has modes: the defaults above are those of its mode `base`.
+    #[serde(skip)]
+    pub has_modes: bool,
 }
 
 impl Default for Defaults {
@@ -57,6 +61,7 @@ impl Default for Defaults {
             seed: SeedChoice::Given(Seed::default_value()),
             prefix: "generations/".into(),
             tryon: TryOnDefaults::default(),
+            has_modes: false,
         }
     }
 }
@@ -137,6 +142,7 @@ fn read(value: &Value, defaults: &Defaults) -> Result<Read, JobError> {
     match task {
         TaskName::Generate => body::<generate::Body>(value)?.read(defaults),
         TaskName::TryOn => body::<tryon::Body>(value).map(|body| body.read(&defaults.tryon)),
+        TaskName::Edit => body::<edit::Body>(value).map(|body| body.read(defaults)),
     }
 }
 
@@ -188,6 +194,7 @@ enum TaskName {
     #[default]
     Generate,
     TryOn,
+    Edit,
 }
 
 impl<'de> Deserialize<'de> for TaskName {
@@ -195,7 +202,11 @@ impl<'de> Deserialize<'de> for TaskName {
         match Value::deserialize(deserializer)? {
             Value::String(name) if name == "generate" => Ok(Self::Generate),
             Value::String(name) if name == "tryon" => Ok(Self::TryOn),
-            other => Err(de::Error::custom(format!("must be \"generate\" or \"tryon\", got {}", shown::json(&other)))),
+            Value::String(name) if name == "edit" => Ok(Self::Edit),
+            other => {
+                let shown = shown::json(&other);
+                Err(de::Error::custom(format!("must be \"generate\", \"tryon\" or \"edit\", got {shown}")))
+            }
         }
     }
 }
@@ -275,7 +286,7 @@ impl Read {
 fn user(task: &Task, callback: Option<&Callback>) -> Option<String> {
     let of_form = match task {
         Task::TryOn(tryon) => tryon.requester.user_id.clone(),
-        Task::Generate(_) => None,
+        Task::Generate(_) | Task::Edit(_) => None,
     };
     of_form.or_else(|| {
         let metadata: Value = serde_json::from_str(callback?.metadata.as_str()).ok()?;

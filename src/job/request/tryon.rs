@@ -9,13 +9,20 @@ use crate::job::task::tryon::{Garments, Mode, Requester, Resolution, TryOn};
 use crate::job::task::{GuidanceScale, ImageCount, Prompt, Seed, StepCount, Task};
 use crate::job::url::AssetUrl;
 
-/// What a try-on job gets that leaves a field out.
+/// What a job of a model with modes gets that leaves a field out: a try-on, an edit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TryOnDefaults {
     pub mode: Mode,
     /// Steps of a job in this mode; a job that names another mode has that mode's own.
     pub steps: StepCount,
     pub resolution: Resolution,
+}
+
+impl TryOnDefaults {
+    /// Steps of a job in `mode` that says nothing itself.
+    pub(super) fn steps_in(&self, mode: Mode) -> StepCount {
+        if mode == self.mode { self.steps } else { mode.default_steps() }
+    }
 }
 
 impl Default for TryOnDefaults {
@@ -63,7 +70,6 @@ pub(super) struct Body {
 impl Body {
     pub(super) fn read(self, defaults: &TryOnDefaults) -> Read {
         let mode = self.mode.unwrap_or(defaults.mode);
-        let default_steps = if mode == defaults.mode { defaults.steps } else { mode.default_steps() };
         let tryon = TryOn {
             person: self.person,
             garments: self.garments,
@@ -71,7 +77,7 @@ impl Body {
             prompt: self.prompt,
             negative_prompt: self.negative_prompt,
             mode,
-            steps: self.steps.unwrap_or(default_steps),
+            steps: self.steps.unwrap_or_else(|| defaults.steps_in(mode)),
             guidance_scale: self.guidance_scale.unwrap_or_else(|| mode.default_guidance_scale()),
             seed: self.seed.unwrap_or_else(Seed::default_value),
             resolution: self.resolution.unwrap_or(defaults.resolution),

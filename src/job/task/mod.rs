@@ -3,6 +3,7 @@
 #[macro_use]
 mod number;
 mod defaults;
+pub mod edit;
 pub mod prompt;
 pub mod sampling;
 pub mod scheduler;
@@ -14,11 +15,12 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
+use self::edit::Edit;
 use self::prompt::Embedding;
 use self::sampling::Sampling;
 use self::scheduler::Scheduler;
 use self::start::StartImage;
-use self::tryon::TryOn;
+use self::tryon::{Mode, TryOn};
 use super::url::AssetUrl;
 use crate::shown;
 
@@ -27,6 +29,29 @@ use crate::shown;
 pub enum Task {
     Generate(Generate),
     TryOn(TryOn),
+    Edit(Edit),
+}
+
+impl Task {
+    /// As the field `task` has it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Generate(_) => "generate",
+            Self::TryOn(_) => "tryon",
+            Self::Edit(_) => "edit",
+        }
+    }
+
+    /// The model that the job names, or gets by default; none: it is not asked for by name.
+    #[must_use]
+    pub fn model(&self) -> Option<&ModelName> {
+        match self {
+            Self::Generate(generate) => Some(&generate.model),
+            Self::TryOn(_) => None,
+            Self::Edit(edit) => Some(&edit.model),
+        }
+    }
 }
 
 /// Text to image.
@@ -43,6 +68,8 @@ pub struct Generate {
     pub guidance_scale: GuidanceScale,
     pub scheduler: Scheduler,
     pub sampling: Sampling,
+    /// Of a model that has several.
+    pub mode: Option<Mode>,
     pub size: Size,
     pub num_images: ImageCount,
     /// Image `n` is generated from the noise of `seed + n`.
@@ -58,6 +85,7 @@ impl Generate {
             && self.steps == other.steps
             && self.scheduler == other.scheduler
             && self.sampling == other.sampling
+            && self.mode == other.mode
             && self.guidance_scale == other.guidance_scale
             && self.loras == other.loras
             && self.start == other.start
@@ -173,6 +201,10 @@ impl Size {
 whole_number!(
     /// One side of an image in pixels.
     SidePx(u32), (64..=2048), "a multiple of 8 from 64 to 2048", multiple of 8
+);
+whole_number!(
+    /// One side of an edited image in pixels: a token stands for 16x16.
+    EditSidePx(u32), (64..=2048), "a multiple of 16 from 64 to 2048", multiple of 16
 );
 whole_number!(
     /// Denoising steps.

@@ -13,6 +13,7 @@ pub struct Sampling {
     pub sigmas: Option<Sigmas>,
     pub eta: Option<Eta>,
     pub guidance_rescale: Option<GuidanceRescale>,
+    pub image_guidance_scale: Option<ImageGuidanceScale>,
     pub clip_skip: Option<ClipSkip>,
     /// Stable Diffusion XL: the size of the image before it was scaled, as if it were one of the training images.
     pub original_size: Option<HeightWidth>,
@@ -26,12 +27,13 @@ impl Sampling {
     /// What is set, by its name in a job's body.
     #[must_use]
     pub fn fields(&self) -> Vec<(&'static str, Value)> {
-        let Self { timesteps, sigmas, eta, guidance_rescale, clip_skip, .. } = self;
+        let Self { timesteps, sigmas, eta, guidance_rescale, image_guidance_scale, clip_skip, .. } = self;
         let fields = [
             ("timesteps", json!(timesteps)),
             ("sigmas", json!(sigmas)),
             ("eta", json!(eta)),
             ("guidance_rescale", json!(guidance_rescale)),
+            ("image_guidance_scale", json!(image_guidance_scale)),
             ("clip_skip", json!(clip_skip)),
             ("original_size", json!(self.original_size)),
             ("crops_coords_top_left", json!(self.crops_coords_top_left)),
@@ -126,6 +128,10 @@ real_number!(
 real_number!(
     /// How far guidance is redelivered to the spread of the prediction without it (Lin et al. 2023, arXiv 2305.08891, section 3.4).
     GuidanceRescale, (0.0..=1.0), "a number from 0 to 1"
+);
+real_number!(
+    /// How far a model that edits images is led towards the image (Brooks et al. 2023, arXiv 2211.09800, equation (3)).
+    ImageGuidanceScale, (1.0..=50.0), "a number from 1 to 50"
 );
 whole_number!(
     /// Last layers of the text encoder that are left out.

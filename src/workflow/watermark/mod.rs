@@ -50,6 +50,10 @@ pub fn check_job(job: &Job) -> Result<(), JobError> {
         Task::Generate(generate) => check(watermark, generate.size.width_px(), generate.size.height_px()),
         // The person's image decides the size.
         Task::TryOn(_) => check_text(&watermark.text),
+        Task::Edit(edit) => match (edit.width, edit.height) {
+            (Some(width), Some(height)) => check(watermark, width.get(), height.get()),
+            _ => check_text(&watermark.text),
+        },
     }
 }
 

@@ -71,7 +71,7 @@ fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
         (edit.to_owned(), "has none"),
         (bundled.replace("condition_px: 6912", "condition_px: 69"), "condition_px: must be 1024 or more"),
         (format!("{bundled}weights: one.safetensors\n"), "weights: is for family stable-diffusion-1"),
-        (bundled.replace("qwen-image-edit", "stable-diffusion-1"), "modes: is for family qwen-image-edit"),
+        (bundled.replace("qwen-image-edit", "stable-diffusion-1"), "modes: is for families qwen-image and qwen-image-edit"),
         (bundled.replace("{file: tiny-edit/", "{file: /tmp/"), "must be relative to the manifest"),
     ];
     for (manifest, words) in refused {

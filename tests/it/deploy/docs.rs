@@ -64,7 +64,7 @@ fn the_job_schema_is_that_of_the_api() {
     let document: Value = serde_json::from_str(&file("docs/openapi.json")).unwrap();
     let moved = document["components"]["schemas"].to_string().replace("#/components/schemas/", "#/$defs/");
     let all: serde_json::Map<String, Value> = serde_json::from_str(&moved).unwrap();
-    let mut used = vec!["Generate".to_owned(), "TryOn".to_owned()];
+    let mut used = ["Generate", "TryOn", "Edit"].map(str::to_owned).to_vec();
     let mut index = 0;
     while index < used.len() {
         let text = all[&used[index]].to_string();
@@ -83,7 +83,11 @@ fn the_job_schema_is_that_of_the_api() {
         "type": "object",
         "if": { "properties": { "task": { "const": "tryon" } }, "required": ["task"] },
         "then": { "$ref": "#/$defs/TryOn" },
-        "else": { "$ref": "#/$defs/Generate" },
+        "else": {
+            "if": { "properties": { "task": { "const": "edit" } }, "required": ["task"] },
+            "then": { "$ref": "#/$defs/Edit" },
+            "else": { "$ref": "#/$defs/Generate" },
+        },
         "$defs": definitions,
     });
     is("docs/job.schema.json", &format!("{}\n", serde_json::to_string_pretty(&schema).unwrap()));

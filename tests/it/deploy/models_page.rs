@@ -25,8 +25,9 @@ const TESTS: &[(&str, &[&str])] = &[
     ),
     ("The checkpoint may be saved", &["E/engine/checkpoints.rs checkpoint_of_a_pipeline_around_the_same_weights"]),
     ("A UNet of nine input channels", &["E/parity/variants.rs parity_of_inpainting_unets"]),
+    ("A UNet of eight input channels", &["E/parity/variants.rs parity_of_unets_that_edit_an_image"]),
     ("A UNet distilled", &["E/parity/variants.rs parity_of_models_distilled_over_the_guidance_scale"]),
-    ("Other inputs, such as", &["E/engine/checkpoints.rs checkpoint_whose_unet_looks_at_other_things"]),
+    ("Other inputs are refused", &["E/engine/checkpoints.rs checkpoint_whose_unet_looks_at_other_things"]),
     (
         "A diffusers directory has `text_encoder_2`",
         &[
@@ -139,6 +140,24 @@ const TESTS: &[(&str, &[&str])] = &[
     ("a transformer in one file", &["E/parity/qwen.rs parity_of_fp8_weights"]),
     ("LoRAs over the checkpoint's", &["E/parity/qwen.rs parity_of_edit_loras"]),
     ("the checkpoint as it is", &["E/parity/qwen.rs parity_of_edit_stages"]),
+    (
+        "It has modes as a model",
+        &[
+            "E/parity/qwen_family.rs parity_of_whole_images_from_text",
+            "tests/it/edits.rs a_job_from_text_has_the_defaults_of_its_mode",
+        ],
+    ),
+    ("Its one scheduler is", &["tests/it/handler/modes.rs a_model_of_one_sampler_refuses_what_it_does_not_read"]),
+    ("Width and height are multiples", &["tests/it/handler/modes.rs a_model_of_one_sampler_refuses_what_it_does_not_read"]),
+    (
+        "It does not read `lora`",
+        &[
+            "tests/it/handler/modes.rs a_model_of_one_sampler_refuses_what_it_does_not_read",
+            "E/parity/qwen_family.rs a_model_from_text_refuses_by_name_what_it_does_not_read",
+        ],
+    ),
+    ("A prompt has 1,024 tokens", &["E/parity/qwen_family.rs a_model_from_text_refuses_by_name_what_it_does_not_read"]),
+    ("In bf16 it takes", &["crates/engine/src/qwen/layout.rs a_third_of_the_full_model_only_depends_on_time"]),
 ];
 
 fn root() -> PathBuf {

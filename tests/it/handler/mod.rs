@@ -2,9 +2,11 @@
 
 mod batch;
 mod conflicts;
+mod edit;
 mod ends;
 mod host;
 mod loras;
+mod modes;
 mod refused;
 mod starts;
 mod steps;

@@ -96,7 +96,7 @@ async fn every_list_starts_and_runs_its_jobs_or_is_refused_at_the_start() {
             tryon["watermark"] = json!({ "text": "Ada" });
         }
         run(list, Capabilities::Generate, generate).await;
-        run(list, Capabilities::TryOn(vec![Mode::Fp8]), tryon).await;
+        run(list, Capabilities::Edit(vec![Mode::Fp8]), tryon).await;
     }
 }
 

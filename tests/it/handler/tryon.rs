@@ -18,7 +18,7 @@ async fn stage() -> Stage {
 }
 
 async fn changed(change: impl FnOnce(&mut atelier::config::Workflow)) -> Stage {
-    let stage = Stage::with(Capabilities::TryOn(vec![Mode::Fp8]), change).await;
+    let stage = Stage::with(Capabilities::Edit(vec![Mode::Fp8]), change).await;
     let from = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images");
     std::fs::create_dir_all(stage.bucket.path("images")).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -148,7 +148,7 @@ async fn what_the_function_has_no_weights_for_is_refused() {
     base["mode"] = json!("base");
     let text = json!({ "job_id": "text", "prompt": "a red mug" });
     assert_eq!(stage.handle(sqs(&[(base, 1, None), (text, 1, None)])).await, Ok(brought_back(&[])));
-    for (id, field, words) in [("base", "mode", "must be fp8"), ("text", "task", "does try-ons")] {
+    for (id, field, words) in [("base", "mode", "must be fp8"), ("text", "task", "does tryon and edit and not generate")] {
         let told = stage.backend.terminal().await;
         assert_eq!((&told.body["job_id"], &told.body["error"]["field"]), (&json!(id), &json!(field)));
         assert!(told.body["error"]["message"].as_str().unwrap().contains(words), "{}", told.body);

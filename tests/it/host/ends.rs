@@ -134,3 +134,20 @@ async fn one_id_with_two_requests_at_two_hosts_is_one_job_and_one_conflict() {
     }
     assert_eq!(ends.len(), IDS);
 }
+
+/// No longer one is allowed, and S3 takes keys of 1,024 bytes.
+#[tokio::test]
+async fn a_job_with_the_longest_id_is_complete() {
+    let mut host = HostProcess::start(&[], &[]).await;
+    host.wait_for("a handler is ready", 1).await;
+    let id = "x".repeat(128);
+    host.post("/generate", &job(&id)).await;
+    let told = host.backend.terminal().await;
+    assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/complete", &json!(id)));
+    let image = &told.body["images"][0];
+    let stored = std::fs::read(host.bucket.path(image["key"].as_str().unwrap())).unwrap();
+    let shown = reqwest::get(image["url"].as_str().unwrap()).await.unwrap().bytes().await.unwrap();
+    assert_eq!(shown, stored, "it lies where its key says");
+    let document: Value = serde_json::from_str(&host.get(&format!("/jobs/{id}")).await).unwrap();
+    assert_eq!((&document["state"], &document["result"]["images"][0]["key"]), (&json!("complete"), &image["key"]));
+}

@@ -1,6 +1,7 @@
 //! `atelier host`, from its parts to whole processes, against real servers.
 
 mod batches;
+mod bench;
 mod cloud;
 mod conformance;
 mod door;
@@ -14,10 +15,12 @@ mod protocol;
 mod rabbitmq;
 mod refused;
 mod settling;
+mod shelf;
 pub(crate) mod sqs;
 mod stored;
 mod survival;
 mod traces;
+mod twins;
 mod undelivered;
 mod unready;
 

@@ -1,5 +1,7 @@
 //! A store that does not do what it is asked, for longer than all attempts of a job: one end, generated once, no attempt used up.
 
+use std::time::SystemTime;
+
 use reqwest::Client;
 use serde_json::{Value, json};
 
@@ -89,6 +91,20 @@ async fn a_store_that_takes_nothing_costs_neither_an_attempt_nor_the_gpu_twice()
     }
 }
 
+/// It says yes to everything, and is no store: what it answers is no record that cannot be read.
+#[tokio::test]
+async fn a_page_in_place_of_the_store_is_waited_for() {
+    let mut host = started(&[]).await;
+    host.bucket.trouble(Trouble::Page);
+    host.post("/generate", &job("behind-a-page")).await;
+    host.wait_for(WAITS, 1).await;
+    host.wait_for("the store cannot be used yet", 3).await;
+    assert!(host.backend.accepted().is_empty(), "{:?}", host.backend.accepted());
+    host.bucket.trouble(Trouble::None);
+    ends_once(&mut host, "behind-a-page").await;
+    assert_eq!(host.metric("vton_inference_count").await, Some(1.0));
+}
+
 #[tokio::test]
 async fn an_outage_that_outlives_handler_and_host_generates_once() {
     let mut host = started(&[]).await;
@@ -108,6 +124,52 @@ async fn an_outage_that_outlives_handler_and_host_generates_once() {
     assert_eq!(host.metric("vton_inference_count").await, Some(0.0), "this host has only stored it");
     assert_eq!(host.metric("atelier_held_results_total{event=\"used\"}").await, Some(1.0));
     assert!(host.held().is_empty());
+}
+
+/// Lines of the log with this message whose field has this value.
+fn logged(host: &HostProcess, message: &str, field: &str, value: &Value) -> usize {
+    host.logged(message).iter().filter(|line| line[field] == *value).count()
+}
+
+/// The store does what others need of it: a job whose own objects are denied is no reason to stop them.
+#[tokio::test]
+async fn a_job_whose_own_keys_are_denied_pauses_the_host_once_and_no_other_job_after() {
+    let mut host = started(&[("ATELIER__HOST__MAX_BACKOFF_MS", "200")]).await;
+    host.bucket.trouble(Trouble::Denied("/denied/"));
+    host.post("/generate", &job("denied")).await;
+    host.wait_for(WAITS, 3).await;
+    assert_eq!(host.logged(AWAY).len(), 1, "{}", host.log());
+    host.post("/generate", &job("other")).await;
+    assert_eq!(host.backend.terminal().await.body["job_id"], "other");
+    host.wait_for(WAITS, 5).await;
+    assert_eq!((host.logged(AWAY).len(), readiness(&host).await.0), (1, 200), "{}", host.log());
+    assert_eq!(host.metric("vton_inference_count").await, Some(2.0), "its images wait on the disk");
+    host.bucket.trouble(Trouble::None);
+    let told = host.backend.terminal().await;
+    assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/complete", &json!("denied")));
+}
+
+/// What has waited for long is not tried every half a minute for ever.
+#[tokio::test]
+async fn a_job_that_is_denied_for_long_comes_back_every_quarter_of_an_hour() {
+    let hour = ("ATELIER__HOST__MAX_BACKOFF_MS", "3600000");
+    let mut host = started(&[hour]).await;
+    host.kill();
+    let now_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    let mut minute = now_ms / 60_000 - 120;
+    let mut since = String::new();
+    while minute > 0 {
+        since.insert(0, char::from_digit((minute % 36) as u32, 36).unwrap());
+        minute /= 36;
+    }
+    let name = format!("{now_ms:013}~{now_ms:013}~0~unique+h{since}~denied");
+    std::fs::write(host.directory.path().join("spool/waiting").join(name), job("denied").to_string()).unwrap();
+    host.bucket.trouble(Trouble::Denied("/denied/"));
+    host.restart();
+    eventually("it waits for a quarter of an hour", || logged(&host, WAITS, "delay_ms", &json!(900_000)) == 1)
+        .await
+        .unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
+    assert_eq!(readiness(&host).await.0, 200);
 }
 
 #[tokio::test]

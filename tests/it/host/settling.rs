@@ -1,162 +1,203 @@
-//! What settles messages, against queues that fail it: a panic, an ack that is not taken, a spool that somebody deleted.
+//! What settles messages, against what fails it: a panic, an ack that is not taken, an image that is gone, a spool that somebody deleted.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
-use atelier::host::answer::{Answer, Ended};
-use atelier::host::dispatch::Assignment;
-use atelier::host::dispatch::acknowledge::{Acknowledger, Retries};
-use atelier::host::in_flight::InFlight;
+use atelier::host::dispatch::{Dispatcher, intake};
+use atelier::host::ended::{End, EndedJob};
 use atelier::host::jobs::Jobs;
-use atelier::host::notification_sender::NotificationSender;
-use atelier::host::outbox::{Outbox, Services};
-use atelier::host::source::{Depth, Message, Shape, Source, SourceError};
-use atelier::host::store_health::StoreHealth;
-use atelier::job::trace::Trace;
-use atelier::metrics::Metrics;
-use atelier::metrics::gpu::Gpus;
-use atelier::outbound::Outbound;
-use atelier::protocol::deferral::DeferReason;
-use atelier::store::Store;
-use atelier::{notify, outbound, store};
-use bytes::Bytes;
+use atelier::job::notification::{AssetResult, Kind, Message, Notification, TryOnResult};
+use atelier::job::outcome::{JobError, Problem, Record, StoredImage};
+use atelier::job::task::tryon::Requester;
+use axum::http::StatusCode;
 use reqwest::Client;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::{HostProcess, eventually, job};
+use super::bench::{Bench, in_flight, in_flight_with, job_of};
+use super::shelf::{Does, Shelf};
+use super::{HostProcess, WAIT_LIMIT, eventually, job};
+use crate::bucket::Trouble;
 use crate::requests::contract;
 
-/// What the queue does when it is to acknowledge.
-#[derive(Clone, Copy, PartialEq)]
-enum Acks {
-    Panic,
-    /// It is away for so many times.
-    Away(usize),
-}
-
-struct Queue {
-    acks: Acks,
-    asked: AtomicUsize,
-    retried: AtomicUsize,
-}
-
-#[async_trait]
-impl Source for Queue {
-    fn name(&self) -> &'static str {
-        "queue"
-    }
-
-    fn shape(&self) -> Shape {
-        Shape::Sqs
-    }
-
-    async fn receive(&self, _most: usize) -> Result<Vec<Message>, SourceError> {
-        std::future::pending().await
-    }
-
-    async fn ack(&self, _message: &Message) -> Result<(), SourceError> {
-        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
-        match self.acks {
-            Acks::Panic => panic!("a bug in the queue's client"),
-            Acks::Away(times) if asked < times => {
-                Err(SourceError::Unavailable { queue: "queue".into(), action: "ack", problem: "it is away".into() })
-            }
-            Acks::Away(_) => Ok(()),
-        }
-    }
-
-    async fn retry(&self, _message: &Message, _delay: Duration) -> Result<(), SourceError> {
-        self.retried.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
-
-    async fn defer(&self, _message: &Message, _delay: Duration, _reason: DeferReason) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    async fn release(&self, _message: &Message) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    async fn dead_letter(&self, _message: &Message, _reason: &str) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    async fn send(&self, _job_id: &str, _body: &[u8], _trace: Option<Trace>) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    async fn depth(&self) -> Result<Depth, SourceError> {
-        Ok(Depth::default())
-    }
-
-    async fn close(&self) {}
-}
-
-/// Lets a host settle one message that a function has taken, on a queue that acknowledges like this.
-async fn settled(acks: Acks) -> Arc<Queue> {
-    let queue = Arc::new(Queue { acks, asked: AtomicUsize::new(0), retried: AtomicUsize::new(0) });
-    let cache = tempfile::tempdir().unwrap();
-    let settings = store::Settings {
-        bucket: "images".into(),
-        endpoint_url: Some("http://127.0.0.1:9".into()),
-        cache: store::cache::Settings { directory: cache.path().to_owned(), ..store::cache::Settings::default() },
-        ..store::Settings::default()
-    };
-    let outbound = Outbound::new(&outbound::Settings::default()).unwrap();
-    let store = Arc::new(Store::connect(&settings, outbound.clone()).await.unwrap());
-    let notifier = Arc::new(notify::Notifier::new(&notify::Settings::default(), outbound).unwrap());
-    let moment = Duration::from_millis(1);
-    let store_health = StoreHealth::new(store.clone(), "");
-    let services = Services { sender: NotificationSender { notifier, store }, store_health: store_health.clone() };
-    let force_shutdown = CancellationToken::new();
-    let acknowledger = Acknowledger {
-        jobs: Arc::new(Jobs::default()),
-        store_health,
-        outbox: Outbox::new(services, &notify::Settings::default(), (moment, moment), force_shutdown.clone()),
-        retries: Retries { max_attempts: 3, initial_backoff: moment, max_backoff: moment },
-        token: None,
-        metrics: Metrics::new(Gpus::none()).unwrap(),
-        under_way: TaskTracker::new(),
-        force_shutdown,
-    };
-    let message = Message {
-        id: "m-1".into(),
-        identity: "m-1".into(),
-        receipt: "r-1".into(),
-        attempt: 1,
-        deferral: None,
-        group: None,
-        body: job("job-1").to_string().into_bytes(),
-        trace: None,
-        sent: None,
-        received: std::time::Instant::now(),
-        ended: None,
-        record: json!({ "messageId": "m-1" }),
-    };
-    let in_flight = InFlight::new(queue.clone(), message, &contract());
-    let reply = Bytes::from_static(b"{\"batchItemFailures\": []}");
-    let ended = Ended::Answered(Answer::Reply { body: reply, http_stream: false });
-    acknowledger.acknowledge(Assignment::Messages(vec![in_flight]), ended);
-    acknowledger.under_way.close();
-    acknowledger.under_way.wait().await;
-    queue
+/// What a queue that does this is asked for one message that a function has taken.
+async fn asked(action: &'static str, does: Does) -> Vec<&'static str> {
+    let bench = Bench::open(|settings| settings.backend_api_url = None).await;
+    let shelf = Arc::new(Shelf::that(action, does));
+    bench.taken(&shelf, &job("job-1")).await;
+    shelf.asked()
 }
 
 #[tokio::test]
 async fn a_panic_while_a_message_is_settled_puts_it_back() {
-    let queue = settled(Acks::Panic).await;
-    assert_eq!((queue.asked.load(Ordering::SeqCst), queue.retried.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!(asked("ack", Does::Panic).await, ["ack", "retry"]);
 }
 
 #[tokio::test]
 async fn an_ack_that_is_not_taken_is_repeated_until_it_is() {
-    let queue = settled(Acks::Away(4)).await;
-    assert_eq!((queue.asked.load(Ordering::SeqCst), queue.retried.load(Ordering::SeqCst)), (5, 0));
+    assert_eq!(asked("ack", Does::Away(4)).await, ["ack"; 5]);
+}
+
+/// Once, a message whose dead-letter queue was away for a moment stayed in flight for as long as its host lived.
+#[tokio::test]
+async fn a_dead_letter_that_is_not_taken_is_repeated_until_it_is() {
+    let bench = Bench::open(|_| ()).await;
+    let shelf = Arc::new(Shelf::that("dead_letter", Does::Away(4)));
+    let problem = Problem::from(&JobError::HandlerDied { problem: "it died".into() });
+    bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::DeadLetter, 1, problem), None);
+    bench.settled().await;
+    assert_eq!(shelf.asked(), ["dead_letter"; 5]);
+    assert_eq!(shelf.reasons(), ["it died"]);
+    let told = bench.backend.accepted();
+    assert_eq!(told.iter().map(|told| told.path.as_str()).collect::<Vec<_>>(), ["/api/webhooks/inference/failed"]);
+}
+
+/// The host ends, and the queue does not let the message wait: it must not come back as one that was never begun.
+#[tokio::test]
+async fn what_cannot_be_deferred_when_the_host_ends_is_put_back_with_its_attempt_counted() {
+    let bench = Bench::open(|_| ()).await;
+    bench.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
+    let shelf = Arc::new(Shelf::that("defer", Does::Away(usize::MAX)));
+    let problem = Problem::from(&JobError::HandlerDied { problem: "it died".into() });
+    bench.acknowledger.outbox.draining.cancel();
+    bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::Failed, 1, problem), None);
+    bench.settled().await;
+    assert_eq!(shelf.asked(), ["defer", "retry"]);
+}
+
+fn notification(message: Message) -> Notification {
+    Notification { id: "msg_1".into(), trace: None, message }
+}
+
+/// Tells that a job is complete, by this notification, until its message is settled; the reasons of its dead letters.
+async fn given_up(bench: &Bench, notification: Notification) -> Vec<String> {
+    let shelf = Arc::new(Shelf::default());
+    bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::complete(1), Some(vec![notification]));
+    bench.settled().await;
+    assert_eq!(shelf.asked(), ["dead_letter"], "it waits for nothing that does not come");
+    shelf.reasons()
+}
+
+#[tokio::test]
+async fn a_notification_whose_image_is_gone_is_given_up_and_pauses_nobody() {
+    let bench = Bench::open(|_| ()).await;
+    let body = job("job-1");
+    let image = StoredImage {
+        bucket: atelier::demo::local::BUCKET.into(),
+        key: "generations/job-1/gone/0.png".into(),
+        content_type: "image/png".into(),
+        width_px: 8,
+        height_px: 8,
+        bytes: 1,
+        seed: 1,
+        sha256: None,
+    };
+    let record = super::http::record(&job_of(&body), image.clone());
+    bench.store.put_record(&job_of(&body).output.prefix, &record).await.unwrap();
+    let result = AssetResult {
+        job_id: "job-1".into(),
+        requester: Requester::default(),
+        node_id: "gpu-1".into(),
+        model_version: "tiny-sd".into(),
+        inference_time_ms: 1,
+        result: TryOnResult::Images(vec![image]),
+    };
+    let reasons = given_up(&bench, notification(Message::AssetService(result))).await;
+    assert!(reasons[0].starts_with("webhook_failed: ") && reasons[0].contains("gone/0.png does not exist"), "{reasons:?}");
+    assert!(!bench.acknowledger.store_health.is_away(), "the store is well");
+}
+
+#[tokio::test]
+async fn a_notification_that_this_host_has_no_address_for_is_given_up() {
+    let bench = Bench::open(|settings| settings.backend_api_url = None).await;
+    let body = job("job-1");
+    let record =
+        super::http::record(&job_of(&body), bench.store.put_image(&job_of(&body), "t", 0, 8, 8, 1, "x").await.unwrap());
+    bench.store.put_record(&job_of(&body).output.prefix, &record).await.unwrap();
+    let backend = Message::Backend { kind: Kind::Complete, body: "{}".into() };
+    let reasons = given_up(&bench, notification(backend)).await;
+    assert!(reasons[0].contains("this host has no address for it"), "{reasons:?}");
+}
+
+/// From when its job ended on, whoever was there: not from when a host came to know of it.
+#[tokio::test]
+async fn what_nobody_took_while_no_host_was_there_is_given_up_at_once() {
+    for (sent_hours_ago, asked) in [(5, vec!["dead_letter"]), (0, vec!["defer"])] {
+        let bench = Bench::open(|settings| settings.give_up_after_hours = 4.0).await;
+        bench.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
+        let body = job("job-1");
+        let image = bench.store.put_image(&job_of(&body), "t", 0, 8, 8, 1, "x").await.unwrap();
+        let ago = |hours| SystemTime::now() - Duration::from_hours(hours);
+        let finished_at_s = ago(5).duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let record = Record { finished_at_s, ..super::http::record(&job_of(&body), image) };
+        bench.store.put_record(&job_of(&body).output.prefix, &record).await.unwrap();
+        let shelf = Arc::new(Shelf::default());
+        let again = in_flight_with(&shelf, &body, |message| {
+            message.attempt = 2;
+            message.sent = Some(ago(sent_hours_ago));
+        });
+        let (dispatcher, _cancels) = Dispatcher::new(1, 1, Arc::new(Jobs::default()));
+        // What would wait here is handed back.
+        bench.acknowledger.outbox.draining.cancel();
+        bench.acknowledger.resume(again, dispatcher);
+        bench.settled().await;
+        assert_eq!(shelf.asked(), asked, "sent {sent_hours_ago} h ago");
+        assert_eq!(bench.backend.accepted().len(), 0);
+    }
+}
+
+/// What lies where the record belongs is no record, and will be none.
+#[tokio::test]
+async fn a_failure_beside_an_unreadable_record_is_told_and_pauses_nobody() {
+    let bench = Bench::open(|_| ()).await;
+    let record = bench.bucket.path("generations/job-1/result.json");
+    std::fs::create_dir_all(record.parent().unwrap()).unwrap();
+    std::fs::write(&record, "<html>no record</html>").unwrap();
+    let shelf = Arc::new(Shelf::default());
+    let problem = Problem::from(&JobError::HandlerDied { problem: "it died".into() });
+    bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::Failed, 1, problem), None);
+    bench.settled().await;
+    assert_eq!(shelf.asked(), ["ack"]);
+    let told = bench.backend.accepted();
+    assert_eq!(told.iter().map(|told| told.path.as_str()).collect::<Vec<_>>(), ["/api/webhooks/inference/failed"]);
+    assert!(!bench.acknowledger.store_health.is_away());
+}
+
+#[tokio::test]
+async fn a_source_that_does_not_close_keeps_no_host_from_ending() {
+    let shelf = Arc::new(Shelf::that("close", Does::Hang));
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let (dispatcher, _cancels) = Dispatcher::new(1, 1, Arc::new(Jobs::default()));
+    let bench = Bench::open(|_| ()).await;
+    let ended = intake::run(shelf.clone(), bench.acknowledger.clone(), dispatcher, contract(), stop);
+    tokio::time::timeout(WAIT_LIMIT, ended).await.expect("half a minute is for the source to close");
+    assert_eq!(shelf.asked(), ["close"]);
+}
+
+/// Messages that came before are looked up first; meanwhile a host asks for no more than its handlers can take.
+#[tokio::test]
+async fn what_is_looked_up_counts_into_what_a_host_asks_for() {
+    const JOBS: usize = 6;
+    let mut host = HostProcess::start(&[], &[]).await;
+    host.ready().await;
+    host.kill();
+    let now_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    for number in 0..JOBS {
+        let id = format!("again-{number}");
+        let name = format!("{now_ms:013}~{now_ms:013}~1~unique-{number}~{id}");
+        std::fs::write(host.directory.path().join("spool/waiting").join(name), job(&id).to_string()).unwrap();
+    }
+    host.bucket.trouble(Trouble::Slow(Duration::from_millis(150)));
+    host.restart();
+    let mut most = 0;
+    let done = eventually("all are complete", || {
+        most = most.max(host.spooled("running").len());
+        host.backend.accepted().len() == JOBS
+    });
+    done.await.unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
+    // One runs, and one is being told of.
+    assert!((1..=3).contains(&most), "{most} at once for one handler");
 }
 
 #[tokio::test]

@@ -146,7 +146,13 @@ async fn bad_bodies() {
             json!({ "job_id": "t", "task": "tryon", "person": "s3://b/p.png", "garments": ["s3://b/g.png"] }).to_string(),
             "invalid_request",
             "task",
-            "this function serves tiny-sd, which generates from text; try-on needs a try-on model",
+            "this function serves tiny-sd, which does generate and not tryon",
+        ),
+        (
+            json!({ "job_id": "e", "task": "edit", "prompt": "x", "images": ["s3://b/p.png"] }).to_string(),
+            "invalid_request",
+            "task",
+            "this function serves tiny-sd, which does generate and not edit",
         ),
         (body("m", "watermark", json!({ "text": "\u{1F600}" })), "invalid_request", "watermark.text", "U+1F600"),
     ];

@@ -76,7 +76,11 @@ async fn a_handler_ends_when_its_host_is_gone() {
     let mut older = world.start(&[("ATELIER_CONTROL", "stdio"), ("ATELIER_PROTOCOL", "7")], &log);
     assert_eq!(older.ended().await.code(), Some(1));
     let said = std::fs::read_to_string(&log).unwrap();
-    assert!(said.contains("speaks version 7 of") && said.contains("this handler speaks version 1"), "{said}");
+    assert!(
+        said.contains("speaks version 7 of")
+            && said.contains(&format!("this handler speaks version {}", atelier::protocol::VERSION)),
+        "{said}"
+    );
 }
 
 /// This test is its own handler: no GPU breaks on demand, so the function that serves has a scripted engine, in a process of

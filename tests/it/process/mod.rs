@@ -7,6 +7,7 @@ mod demo;
 mod hosts;
 mod invoked;
 mod lifecycle;
+mod oversized;
 pub(crate) mod runtime_api;
 
 use std::collections::BTreeMap;

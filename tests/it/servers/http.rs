@@ -131,7 +131,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
         if script.len() > 1 { script.pop_front() } else { script.front().cloned() }
     };
     state.arrived.notify_waiters();
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\n";
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\netag: \"one\"\r\n";
     // A client that hangs up early is what some tests want to see.
     let _ = match answer.unwrap_or(Answer::HangUp) {
         Answer::Raw(text) => stream.write_all(text.as_bytes()).await,

@@ -231,7 +231,7 @@ fn with_cache(settings: &Settings, directory: &Path) -> Settings {
 }
 
 fn stored_answer(body: &str) -> crate::servers::http::Answer {
-    crate::servers::http::Answer::with(200, &[("content-type", "application/json")], body)
+    crate::servers::http::Answer::with(200, &[("content-type", "application/json"), ("etag", "\"one\"")], body)
 }
 
 async fn behind(server: &crate::servers::http::HttpServer, cache: &Path) -> Store {

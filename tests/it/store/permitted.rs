@@ -210,7 +210,7 @@ async fn every_input_of_a_job_is_looked_at() {
     let Bench { store, s3, .. } = &filled().await;
     let bad = "s3://images/idempotency/0123.json";
     let good = "s3://images/loras/ada.safetensors";
-    let kinds: [(&str, Value); 8] = [
+    let kinds: [(&str, Value); 9] = [
         ("lora[1].url", json!({ "lora": [{ "url": good }, { "url": bad }] })),
         ("lora[0].config_url", json!({ "lora": [{ "url": good, "config_url": bad }] })),
         ("embeddings[0].url", json!({ "embeddings": [{ "url": bad, "token": "<ada>" }] })),
@@ -219,6 +219,7 @@ async fn every_input_of_a_job_is_looked_at() {
         ("person", json!({ "person": bad, "garments": [good] })),
         ("garments[1]", json!({ "person": good, "garments": [good, bad] })),
         ("mask", json!({ "person": good, "garments": [good], "mask": bad })),
+        ("images[2]", json!({ "task": "edit", "prompt": "a lighthouse", "images": [good, good, bad] })),
     ];
     for (field, extra) in kinds {
         let mut body = json!({ "job_id": "job-1" });

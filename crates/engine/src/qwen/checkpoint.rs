@@ -1,4 +1,4 @@
-//! Reads the JSON files of a Qwen-Image-Edit checkpoint in diffusers' layout.
+//! Reads the JSON files of a Qwen-Image or Qwen-Image-Edit checkpoint in diffusers' layout.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use super::text_config::{LanguageConfig, ProcessorConfig, VisionConfig};
 use crate::EngineError;
 use crate::json_config::{Fixed, read};
 
-const EDIT_PIPELINE: Fixed = &[("_class_name", &["\"QwenImageEditPlusPipeline\""])];
+const PIPELINE: Fixed = &[("_class_name", &["\"QwenImagePipeline\"", "\"QwenImageEditPlusPipeline\""])];
 
 const EDIT_TRANSFORMER: Fixed = &[
     ("guidance_embeds", &["false"]),
@@ -42,24 +42,42 @@ const PROCESSOR: Fixed = &[
     ("temporal_patch_size", &["2"]),
 ];
 
-/// What a Qwen-Image-Edit checkpoint says about what comes after its text encoder.
+/// Which of diffusers' pipelines a checkpoint is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Pipeline {
+    /// Images from text alone.
+    #[serde(rename = "QwenImagePipeline")]
+    Text,
+    /// Images from text and other images.
+    #[serde(rename = "QwenImageEditPlusPipeline")]
+    Edit,
+}
+
+#[derive(Deserialize)]
+struct ModelIndex {
+    #[serde(rename = "_class_name")]
+    pipeline: Pipeline,
+}
+
+/// What a checkpoint says about what comes after its text encoder.
 #[derive(Debug, Clone)]
-pub struct EditCheckpoint {
+pub struct ImageCheckpoint {
     pub directory: PathBuf,
+    pub pipeline: Pipeline,
     pub transformer: TransformerConfig,
     pub vae: AutoencoderConfig,
     pub schedule: FlowConfig,
 }
 
-impl EditCheckpoint {
+impl ImageCheckpoint {
     /// Reads `model_index.json`, `transformer/config.json`, `vae/config.json` and `scheduler/scheduler_config.json` under `directory`.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] with the file and what is missing in it or not supported, and what would be.
     pub fn read(directory: &Path) -> Result<Self, EngineError> {
-        read::<Value>(&directory.join("model_index.json"), EDIT_PIPELINE)?;
         let checkpoint = Self {
             directory: directory.to_owned(),
+            pipeline: read::<ModelIndex>(&directory.join("model_index.json"), PIPELINE)?.pipeline,
             transformer: read(&directory.join("transformer/config.json"), EDIT_TRANSFORMER)?,
             vae: read(&directory.join("vae/config.json"), EDIT_VAE)?,
             schedule: read(&directory.join("scheduler/scheduler_config.json"), EDIT_SCHEDULE)?,
@@ -99,16 +117,16 @@ impl EditCheckpoint {
 #[derive(Debug, Clone)]
 pub struct TextCheckpoint {
     pub language: LanguageConfig,
-    pub vision: VisionConfig,
-    pub processor: ProcessorConfig,
+    /// None of a model that is shown no images.
+    pub vision: Option<(VisionConfig, ProcessorConfig)>,
 }
 
 impl TextCheckpoint {
-    /// Reads `text_encoder/config.json` and `processor/preprocessor_config.json` under `directory`.
+    /// Reads `text_encoder/config.json` and, where the model `sees` images, `processor/preprocessor_config.json` under `directory`.
     ///
     /// # Errors
-    /// As [`EditCheckpoint::read`].
-    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+    /// As [`ImageCheckpoint::read`].
+    pub fn read(directory: &Path, sees: bool) -> Result<Self, EngineError> {
         let path = directory.join("text_encoder/config.json");
         let config: Value = read(&path, &[("model_type", &["\"qwen2_5_vl\""])])?;
         let wrong = |problem: serde_json::Error| EngineError::Checkpoint { path: path.clone(), problem: problem.to_string() };
@@ -119,30 +137,22 @@ impl TextCheckpoint {
         language.extend(section(&language, "text_config").unwrap_or_default());
         let rope = section(&language, "rope_parameters").or_else(|| section(&language, "rope_scaling"));
         language.extend(rope.unwrap_or_default());
-        let vision = config.get("vision_config").cloned().unwrap_or_default();
-        let mut processor: serde_json::Map<String, Value> =
-            read(&directory.join("processor/preprocessor_config.json"), PROCESSOR)?;
-        // Likewise: `size` is the newer spelling.
-        let size = section(&processor, "size").unwrap_or_default();
-        for (new, old) in [("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")] {
-            if let Some(pixels) = size.get(new) {
-                processor.insert(old.to_owned(), pixels.clone());
-            }
-        }
-        let checkpoint = Self {
-            language: LanguageConfig::deserialize(Value::Object(language)).map_err(wrong)?,
-            vision: VisionConfig::deserialize(vision).map_err(wrong)?,
-            processor: ProcessorConfig::deserialize(Value::Object(processor)).map_err(wrong)?,
+        let vision = if sees {
+            let vision = config.get("vision_config").cloned().unwrap_or_default();
+            let processor = processor(directory)?;
+            Some((VisionConfig::deserialize(vision).map_err(wrong)?, processor))
+        } else {
+            None
         };
+        let checkpoint = Self { language: LanguageConfig::deserialize(Value::Object(language)).map_err(wrong)?, vision };
         checkpoint.check().map_err(|problem| EngineError::Checkpoint { path, problem: problem.to_owned() })?;
         Ok(checkpoint)
     }
 
     fn check(&self) -> Result<(), &'static str> {
-        let Self { language, vision, .. } = self;
+        let Self { language, vision } = self;
         let heads = language.num_attention_heads;
         let turning = language.mrope_section.iter().sum::<usize>();
-        let tower = vision.hidden_size;
         let wrong = [
             (heads == 0 || language.hidden_size % heads != 0, "hidden_size must be a multiple of num_attention_heads"),
             (
@@ -150,13 +160,39 @@ impl TextCheckpoint {
                 "num_attention_heads must be a multiple of num_key_value_heads",
             ),
             (2 * turning != language.head_width(), "mrope_section must add up to half of a head's width"),
-            (
-                vision.num_heads == 0 || tower % (4 * vision.num_heads) != 0,
-                "vision_config: hidden_size must be a multiple of 4 times num_heads",
-            ),
-            (vision.out_hidden_size != language.hidden_size, "vision_config: out_hidden_size must be hidden_size"),
-            (vision.patch_values() * vision.merged() == 0, "vision_config: its sizes must not be 0"),
         ];
-        wrong.iter().find(|(is_wrong, _)| *is_wrong).map_or(Ok(()), |(_, problem)| Err(*problem))
+        let first = wrong.iter().find(|(is_wrong, _)| *is_wrong).map(|(_, problem)| *problem);
+        match (first, vision) {
+            (Some(problem), _) => Err(problem),
+            (None, Some((vision, _))) => check_vision(vision, language),
+            (None, None) => Ok(()),
+        }
     }
+}
+
+fn check_vision(vision: &VisionConfig, language: &LanguageConfig) -> Result<(), &'static str> {
+    let tower = vision.hidden_size;
+    let wrong = [
+        (
+            vision.num_heads == 0 || tower % (4 * vision.num_heads) != 0,
+            "vision_config: hidden_size must be a multiple of 4 times num_heads",
+        ),
+        (vision.out_hidden_size != language.hidden_size, "vision_config: out_hidden_size must be hidden_size"),
+        (vision.patch_values() * vision.merged() == 0, "vision_config: its sizes must not be 0"),
+    ];
+    wrong.iter().find(|(is_wrong, _)| *is_wrong).map_or(Ok(()), |(_, problem)| Err(*problem))
+}
+
+fn processor(directory: &Path) -> Result<ProcessorConfig, EngineError> {
+    let path = directory.join("processor/preprocessor_config.json");
+    let mut processor: serde_json::Map<String, Value> = read(&path, PROCESSOR)?;
+    // Older releases of transformers keep both at the top, newer ones under `size`.
+    let size = processor.get("size").and_then(Value::as_object).cloned().unwrap_or_default();
+    for (new, old) in [("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")] {
+        if let Some(pixels) = size.get(new) {
+            processor.insert(old.to_owned(), pixels.clone());
+        }
+    }
+    let read = ProcessorConfig::deserialize(Value::Object(processor));
+    read.map_err(|error| EngineError::Checkpoint { path, problem: error.to_string() })
 }

@@ -1,4 +1,4 @@
-//! What a Qwen-Image-Edit checkpoint says about its transformer and its autoencoder.
+//! What a Qwen-Image or Qwen-Image-Edit checkpoint says about its transformer and its autoencoder.
 
 use serde::Deserialize;
 

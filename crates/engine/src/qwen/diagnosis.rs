@@ -2,13 +2,13 @@
 
 use candle_core::Tensor;
 
-use super::QwenImageEdit;
+use super::QwenImage;
 use super::pipeline::Edit;
 use super::references::Reference;
 use crate::EngineError;
 use crate::finite::is_finite;
 
-impl QwenImageEdit {
+impl QwenImage {
     /// The error of an image that is not finite: the first stage that gave NaN or infinity, and what to do. `tokens`: what the image
     /// was decoded from, (1, T, 4·channels).
     ///

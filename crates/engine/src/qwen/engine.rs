@@ -1,18 +1,20 @@
-//! Try-ons: the images and words of a request to generated images, with the weights of the mode that it asks for.
+//! Qwen-Image's models as an engine: the words of a request, and its images, to generated ones, with the weights of the mode that it asks for.
 
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 
+use super::checkpoint::{ImageCheckpoint, Pipeline};
 use super::pipeline::Edit;
 use super::precision::Precision;
 use super::sizes::Areas;
 use super::text::TextEncoder;
-use super::{QwenImageEdit, Variant};
+use super::{QwenImage, Variant};
 use crate::device_errors::classify_memory_error;
 use crate::resample::{Filter, resize};
-use crate::{EditRequest, Engine, EngineError, Generated, Image, QueuedRequest, Request, Watch};
+use crate::schedule::scheduler::{Sampler, Scheduler};
+use crate::{EditRequest, Engine, EngineError, GenerateRequest, Generated, QueuedRequest, Request, Sampling, Watch};
 
 /// What stands for a negative prompt that says nothing: the model's own examples have a blank.
 const EMPTY_PROMPT: &str = " ";
@@ -22,6 +24,8 @@ const WARM_UP_PX: u32 = 64;
 /// How a checkpoint is loaded.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// What the checkpoint must be of.
+    pub pipeline: Pipeline,
     /// The weights of each mode that can be asked for, by its name.
     pub modes: Vec<(String, Variant)>,
     pub areas: Areas,
@@ -32,8 +36,8 @@ pub struct Settings {
     pub forget_between_jobs: bool,
 }
 
-/// A loaded checkpoint with all that a try-on needs.
-pub struct TryOnEngine {
+/// A loaded checkpoint with all that a generation needs.
+pub struct QwenEngine {
     directory: PathBuf,
     settings: Settings,
     precision: Precision,
@@ -41,7 +45,7 @@ pub struct TryOnEngine {
     /// None while it is not in memory.
     encoder: Option<TextEncoder>,
     keeps_encoder: bool,
-    modes: Vec<(String, QwenImageEdit)>,
+    modes: Vec<(String, QwenImage)>,
 }
 
 /// The hidden states of a request's words.
@@ -50,18 +54,19 @@ struct TextConditioning {
     negative: Option<Tensor>,
 }
 
-impl TryOnEngine {
+impl QwenEngine {
     /// Loads text encoder, autoencoder and the transformer of every mode out of `directory`.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
     pub fn load(directory: &Path, settings: Settings, precision: Precision, device: Device) -> Result<Self, EngineError> {
-        let encoder = TextEncoder::load(directory, settings.areas.condition_px, precision, device.clone())?;
-        let mut modes: Vec<(String, QwenImageEdit)> = Vec::with_capacity(settings.modes.len());
+        check_pipeline(ImageCheckpoint::read(directory)?.pipeline, settings.pipeline, directory)?;
+        let encoder = TextEncoder::load(directory, condition_px(&settings), precision, device.clone())?;
+        let mut modes: Vec<(String, QwenImage)> = Vec::with_capacity(settings.modes.len());
         for (mode, variant) in &settings.modes {
             let model = match modes.first() {
                 Some((_, first)) => first.low_rank(variant)?,
-                None => QwenImageEdit::load(directory, variant, precision, device.clone())?.with_areas(settings.areas),
+                None => QwenImage::load(directory, variant, precision, device.clone())?.with_areas(settings.areas),
             };
             modes.push((mode.clone(), model));
         }
@@ -125,7 +130,24 @@ impl TryOnEngine {
     }
 
     fn read_encoder(&self) -> Result<TextEncoder, EngineError> {
-        TextEncoder::load(&self.directory, self.settings.areas.condition_px, self.precision, self.device.clone())
+        TextEncoder::load(&self.directory, condition_px(&self.settings), self.precision, self.device.clone())
+    }
+
+    /// A request from text alone is an edit of no images.
+    fn from_text(&self, request: &GenerateRequest) -> Result<EditRequest, EngineError> {
+        check_fields(request)?;
+        let first = self.modes.first().map(|(mode, _)| mode.clone()).unwrap_or_default();
+        Ok(EditRequest {
+            images: Vec::new(),
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative_prompt.clone(),
+            steps: request.steps,
+            guidance_scale: request.guidance_scale,
+            mode: request.mode.clone().unwrap_or(first),
+            seeds: request.seeds.clone(),
+            width_px: request.width_px,
+            height_px: request.height_px,
+        })
     }
 
     fn not_loaded(&self, mode: &str) -> EngineError {
@@ -142,6 +164,60 @@ impl TryOnEngine {
     }
 }
 
+fn condition_px(settings: &Settings) -> Option<u32> {
+    Some(settings.areas.condition_px).filter(|_| settings.pipeline == Pipeline::Edit)
+}
+
+fn check_pipeline(found: Pipeline, expected: Pipeline, directory: &Path) -> Result<(), EngineError> {
+    if found == expected {
+        return Ok(());
+    }
+    let family = |pipeline| match pipeline {
+        Pipeline::Text => "qwen-image",
+        Pipeline::Edit => "qwen-image-edit",
+    };
+    let problem = format!("is of family {}, and the manifest says {}", family(found), family(expected));
+    Err(EngineError::Checkpoint { path: directory.join("model_index.json"), problem })
+}
+
+/// Refuses what a UNet would read: nothing that a request asks for is left out in silence.
+fn check_fields(request: &GenerateRequest) -> Result<(), EngineError> {
+    let GenerateRequest { loras, embeddings, start, scheduler, sampling, .. } = request;
+    if *scheduler != Scheduler::plain(Sampler::Euler) {
+        let problem = "must be euler, the one sampler of this model".into();
+        return Err(EngineError::Request { field: "scheduler", problem });
+    }
+    let Sampling {
+        timesteps,
+        sigmas,
+        eta,
+        guidance_rescale,
+        image_guidance_scale,
+        clip_skip,
+        original_size,
+        crops_coords_top_left,
+        target_size,
+    } = sampling;
+    let unread = [
+        ("lora", !loras.is_empty()),
+        ("embeddings", !embeddings.is_empty()),
+        ("init_image", start.is_some()),
+        ("timesteps", timesteps.is_some()),
+        ("sigmas", sigmas.is_some()),
+        ("eta", *eta > 0.0),
+        ("guidance_rescale", *guidance_rescale > 0.0),
+        ("image_guidance_scale", image_guidance_scale.is_some()),
+        ("clip_skip", *clip_skip > 0),
+        ("original_size", original_size.is_some()),
+        ("crops_coords_top_left", crops_coords_top_left.is_some()),
+        ("target_size", target_size.is_some()),
+    ];
+    match unread.into_iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((field, _)) => Err(EngineError::Request { field, problem: "is not read by this model: leave it out".into() }),
+    }
+}
+
 fn words_of(encoder: &mut TextEncoder, request: &EditRequest) -> Result<TextConditioning, EngineError> {
     let positive = encoder.encode(&request.prompt, &request.images)?;
     let said = Some(request.negative_prompt.as_str()).filter(|prompt| !prompt.trim().is_empty()).unwrap_or(EMPTY_PROMPT);
@@ -154,19 +230,20 @@ fn words_of(encoder: &mut TextEncoder, request: &EditRequest) -> Result<TextCond
 fn smaller(error: EngineError) -> EngineError {
     match error {
         EngineError::OutOfMemory { problem } => {
-            EngineError::OutOfMemory { problem: format!("{problem}; a lower resolution or fewer garments need less") }
+            EngineError::OutOfMemory { problem: format!("{problem}; a smaller size or fewer images need less") }
         }
         other => other,
     }
 }
 
-impl Engine for TryOnEngine {
+impl Engine for QwenEngine {
     fn warm_up(&mut self) -> Result<(), EngineError> {
         let grey = RgbImage::from_pixel(WARM_UP_PX, WARM_UP_PX, Rgb([128; 3]));
         let modes: Vec<String> = self.modes.iter().map(|(mode, _)| mode.clone()).collect();
         for mode in modes {
+            let images = if self.settings.pipeline == Pipeline::Edit { vec![grey.clone(), grey.clone()] } else { Vec::new() };
             let request = EditRequest {
-                images: vec![grey.clone(), grey.clone()],
+                images,
                 prompt: "warm-up".into(),
                 negative_prompt: String::new(),
                 steps: 1,
@@ -182,14 +259,17 @@ impl Engine for TryOnEngine {
     }
 
     fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
-        let results = queued_requests.iter().map(|queued| -> Result<Vec<Image>, EngineError> {
-            match &queued.request {
-                Request::TryOn(request) => self.edit(request, &queued.watch),
-                Request::Generate(_) => {
-                    let problem = "this model generates garments onto people (task tryon), not from text".into();
-                    Err(EngineError::Request { field: "task", problem })
-                }
+        let refused = |problem: &str| Err(EngineError::Request { field: "task", problem: problem.into() });
+        let results = queued_requests.iter().map(|queued| match (&queued.request, self.settings.pipeline) {
+            (Request::Edit(request), Pipeline::Edit) => self.edit(request, &queued.watch),
+            (Request::Generate(request), Pipeline::Text) => {
+                let request = self.from_text(request)?;
+                self.edit(&request, &queued.watch)
             }
+            (Request::Generate(_), Pipeline::Edit) => {
+                refused("must be tryon or edit: this model generates over images, not from text alone")
+            }
+            (Request::Edit(_), Pipeline::Text) => refused("must be generate: this model generates from text alone"),
         });
         Ok(results.collect())
     }

@@ -1,4 +1,4 @@
-//! Qwen-Image-Edit in diffusers' layout: references and a text to an edited image.
+//! Qwen-Image and Qwen-Image-Edit in diffusers' layout: a text, and references where there are any, to an image.
 
 mod block;
 pub mod checkpoint;
@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
-use self::checkpoint::EditCheckpoint;
+use self::checkpoint::ImageCheckpoint;
 use self::files::TransformerFiles;
 use self::fingerprint::Fingerprint;
 use self::modulation::ConditioningCache;
@@ -65,8 +65,8 @@ impl Variant {
 
 /// A loaded checkpoint, from the text encoder's hidden states on. The stages of a generation are methods of their own:
 /// [`encode_reference`](Self::encode_reference), [`denoise`](Self::denoise), [`decode`](Self::decode).
-pub struct QwenImageEdit {
-    checkpoint: EditCheckpoint,
+pub struct QwenImage {
+    checkpoint: ImageCheckpoint,
     distilled: bool,
     /// What the transformer was read from, for messages: its file and LoRAs, by name.
     sources: String,
@@ -83,7 +83,7 @@ pub struct QwenImageEdit {
     references: Recent<Fingerprint, Reference>,
 }
 
-impl QwenImageEdit {
+impl QwenImage {
     /// Loads transformer, autoencoder and schedule out of `directory`.
     ///
     /// Resident at full size are 13.6 billion weights of the transformer (27.2 GB in bf16, 13.6 GB in 8 bits) and the autoencoder
@@ -92,7 +92,7 @@ impl QwenImageEdit {
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
     pub fn load(directory: &Path, variant: &Variant, precision: Precision, device: Device) -> Result<Self, EngineError> {
-        let checkpoint = EditCheckpoint::read(directory)?;
+        let checkpoint = ImageCheckpoint::read(directory)?;
         let weights = Weights::read(directory, &["vae"], (DType::F32, &device))?;
         let vae = weights.build(&Arc::default(), |vb| Autoencoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae = vae.map_err(|problem| EngineError::Checkpoint { path: directory.join("vae"), problem })?;
@@ -110,7 +110,7 @@ impl QwenImageEdit {
     }
 
     fn with(
-        checkpoint: EditCheckpoint,
+        checkpoint: ImageCheckpoint,
         variant: &Variant,
         precision: Precision,
         device: Device,
@@ -154,7 +154,7 @@ impl QwenImageEdit {
     }
 
     #[must_use]
-    pub fn checkpoint(&self) -> &EditCheckpoint {
+    pub fn checkpoint(&self) -> &ImageCheckpoint {
         &self.checkpoint
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, IndexOp, Tensor};
 use image::RgbImage;
 
-use super::QwenImageEdit;
+use super::QwenImage;
 use super::fingerprint::fingerprint;
 use super::guidance::guided;
 use super::modulation::TimestepConditioning;
@@ -41,7 +41,7 @@ struct Prompt {
     rope: Rope,
 }
 
-impl QwenImageEdit {
+impl QwenImage {
     /// The size in which an image of this size is a reference.
     #[must_use]
     pub fn reference_size(&self, width_px: u32, height_px: u32) -> (u32, u32) {

@@ -120,17 +120,22 @@ pub enum Pipeline {
     ImageToImage,
     /// `StableDiffusionInpaintPipeline`.
     Inpaint,
+    /// `StableDiffusionInstructPix2PixPipeline`.
+    Instructed,
 }
 
 impl ScheduleConfig {
     /// What the checkpoint says, with the corrections that a pipeline's `__init__` makes in diffusers 0.42.1 before any
     /// other scheduler is made from it: `steps_offset` is 1; `clip_sample` is false, but not for inpainting;
-    /// `skip_prk_steps` is true, for inpainting alone.
+    /// `skip_prk_steps` is true, for inpainting alone. The pipeline of instruct-pix2pix corrects nothing.
     ///
     /// Only keys that the file has are corrected. Where a scheduler's own default stood in for a missing key, `from_config`
     /// leaves the correction behind as it leaves that default (`_use_default_values` in `configuration_utils.py`).
     #[must_use]
     pub fn corrected_for(&self, pipeline: Pipeline) -> Self {
+        if pipeline == Pipeline::Instructed {
+            return self.clone();
+        }
         let inpaint = pipeline == Pipeline::Inpaint;
         Self {
             steps_offset: self.steps_offset.map(|_| 1),

@@ -2,13 +2,14 @@
 //! predicts is the noise.
 
 use super::config::TimestepSpacing;
-use super::levels::{FEW_STEPS, Grid, solver_timesteps};
+use super::levels::{Grid, solver_timesteps};
+use super::multistep::{self, ToCome};
 use super::spacing::Spacing;
-use super::step::{Denoised, Next, Step};
+use super::step::{Denoised, Next};
 use super::{Input, Schedule};
 
 pub(super) fn schedule(input: &Input<'_>) -> Schedule {
-    let Input { training, config, steps, first, .. } = *input;
+    let Input { training, config, steps, .. } = *input;
     let spacing = config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace);
     let grid = Grid::of_solver(input, || solver_timesteps(training, config, steps, spacing, f64::NEG_INFINITY));
     // The noise never ends: it would have no logarithm.
@@ -16,24 +17,16 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         (Spacing::Spaced(_) | Spacing::Lu, Some(last)) => *last,
         _ => training.sigma_min(),
     };
-    let grid = grid.ending_at(last);
-    let count = grid.timesteps.len();
-    let few = config.lower_order_final.unwrap_or(true) && count < FEW_STEPS;
-    let rows = (first..count).map(|index| {
-        let highest = if few { count - index } else { 3 };
-        let order = config.solver_order.unwrap_or(2).min(highest).min(index - first + 1);
-        let (alpha, sigma) = grid.alpha_sigma(index);
-        Step {
-            timestep: grid.timesteps[index],
-            input_scale: 1.0,
-            denoised: Denoised::noise(config.prediction_type, alpha, sigma),
-            corrected: None,
-            next: update(&grid, index, order),
-            keeps_latents: false,
-        }
-    });
-    let steps = rows.collect();
-    Schedule::of_unit_variance(grid.sigmas, steps)
+    multistep::schedule(
+        input,
+        grid.ending_at(last),
+        |ToCome { steps, few }| if few { steps } else { 3 },
+        |alpha, sigma| match config.thresholded() {
+            Some(limit) => Denoised::noise_with_limit(limit, config.prediction_type, alpha, sigma),
+            None => Denoised::noise(config.prediction_type, alpha, sigma),
+        },
+        update,
+    )
 }
 
 fn update(grid: &Grid, index: usize, order: usize) -> Next {

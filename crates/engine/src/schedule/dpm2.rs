@@ -34,15 +34,14 @@ fn table(input: &Input<'_>, parts: fn(f64, f64) -> (f64, f64)) -> Schedule {
             _ => (from, grid.timesteps[step]),
         };
         let next = if second {
-            let slope = (down - from) / middle;
-            Next { kept_latents: 1.0, latents: slope, denoised: -slope, noise: up, ..Next::default() }
+            Next { kept_latents: 1.0, denoised: down - from, noise: up, ..Next::default() }
         } else {
-            Next { latents: middle / from, denoised: 1.0 - middle / from, ..Next::default() }
+            Next { latents: 1.0, denoised: middle - from, ..Next::default() }
         };
         Step {
             timestep,
             input_scale: (seen * seen + 1.0).sqrt().recip(),
-            denoised: Denoised::image_under(config.prediction_type, seen),
+            denoised: Denoised::slope(config.prediction_type, seen, None),
             corrected: None,
             next,
             keeps_latents: !second,

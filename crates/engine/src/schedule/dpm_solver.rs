@@ -2,9 +2,10 @@
 //! `DPMSolverMultistepScheduler` counts them.
 
 use super::config::{FinalSigma, ScheduleConfig, TimestepSpacing};
-use super::levels::{FEW_STEPS, Grid, solver_timesteps};
+use super::levels::{Grid, solver_timesteps};
+use super::multistep::{self, ToCome};
 use super::scheduler::Sampler;
-use super::step::{Denoised, Next, Step};
+use super::step::{Denoised, Next};
 use super::{Input, Schedule};
 
 /// What is solved: the equation without noise, or the one that adds fresh noise as it goes (`sde-dpmsolver++`).
@@ -28,37 +29,25 @@ impl SolverType {
 }
 
 pub(super) fn schedule(input: &Input<'_>) -> Schedule {
-    let Input { training, config, steps, first, .. } = *input;
+    let Input { training, config, steps, .. } = *input;
     let stochastic = input.plan.scheduler.sampler == Sampler::DpmSolverPlusPlusSde;
     let equation = if stochastic { Equation::Stochastic } else { Equation::Ordinary };
     let lowest_lambda = config.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY);
     let spacing = config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace);
     let grid = Grid::of_solver(input, || solver_timesteps(training, config, steps, spacing, lowest_lambda))
         .ending_at(Grid::final_sigma(training, config));
-    let count = grid.timesteps.len();
-    let few = config.lower_order_final.unwrap_or(true) && count < FEW_STEPS;
-    let first_order_at_end = config.euler_at_final.unwrap_or(false) || few || config.final_sigmas_type == FinalSigma::Zero;
-    let rows = (first..count).map(|index| {
-        let to_come = count - index;
-        let highest = match to_come {
-            1 if first_order_at_end => 1,
-            2 if few => 2,
-            _ => 3,
-        };
-        // The first step that is done has nothing to look back at.
-        let order = config.solver_order.unwrap_or(2).min(highest).min(index - first + 1);
-        let (alpha, sigma) = grid.alpha_sigma(index);
-        Step {
-            timestep: grid.timesteps[index],
-            input_scale: 1.0,
-            denoised: Denoised { limit: config.thresholded(), ..Denoised::image(config.prediction_type, alpha, sigma) },
-            corrected: None,
-            next: update(&grid, index, order, equation, SolverType::of(config)),
-            keeps_latents: false,
-        }
-    });
-    let steps = rows.collect();
-    Schedule::of_unit_variance(grid.sigmas, steps)
+    let at_end = config.euler_at_final.unwrap_or(false) || config.final_sigmas_type == FinalSigma::Zero;
+    multistep::schedule(
+        input,
+        grid,
+        |to_come| match to_come {
+            ToCome { steps: 1, few } if few || at_end => 1,
+            ToCome { steps: 2, few: true } => 2,
+            ToCome { .. } => 3,
+        },
+        |alpha, sigma| Denoised { limit: config.thresholded(), ..Denoised::image(config.prediction_type, alpha, sigma) },
+        |grid, index, order| update(grid, index, order, equation, SolverType::of(config)),
+    )
 }
 
 /// The step `index` of order 1 to 3: equations (4.1) and (5.3) of the paper and `multistep_dpm_solver_third_order_update`; with noise, those of its

@@ -18,22 +18,15 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         let seen = if second { to } else { from };
         let next = if second {
             // Half the way along either slope.
-            let at_start = (to - from) / (2.0 * from);
-            let at_end = (to - from) / (2.0 * to);
-            Next {
-                kept_latents: 1.0 + at_start,
-                before: vec![-at_start],
-                latents: at_end,
-                denoised: -at_end,
-                ..Next::default()
-            }
+            let half = (to - from) / 2.0;
+            Next { kept_latents: 1.0, before: vec![half], denoised: half, ..Next::default() }
         } else {
-            Next { latents: to / from, denoised: 1.0 - to / from, ..Next::default() }
+            Next { latents: 1.0, denoised: to - from, ..Next::default() }
         };
         Step {
             timestep: grid.timesteps[if second { step + 1 } else { step }],
             input_scale: (seen * seen + 1.0).sqrt().recip(),
-            denoised: Denoised { limit, ..Denoised::image_under(config.prediction_type, seen) },
+            denoised: Denoised::slope(config.prediction_type, seen, limit),
             corrected: None,
             next,
             keeps_latents: !second,

@@ -1,7 +1,6 @@
 //! The linear multistep method of Katherine Crowson's k-diffusion, as diffusers' `LMSDiscreteScheduler` counts it. What a step predicts is the slope
 //! of the latents over the noise level.
 
-use super::config::PredictionType;
 use super::levels::Grid;
 use super::step::{Denoised, Next, Step};
 use super::{Input, Schedule};
@@ -14,12 +13,6 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
     let grid = Grid::of_k_diffusion(input).ending_at(0.0);
     let rows = (first..grid.timesteps.len()).map(|index| {
         let sigma = grid.sigmas[index];
-        let input_scale = (sigma * sigma + 1.0).sqrt().recip();
-        let (latents, output) = match config.prediction_type {
-            PredictionType::Epsilon => (0.0, 1.0),
-            PredictionType::VPrediction => (sigma * input_scale * input_scale, input_scale),
-            PredictionType::Sample => (sigma.recip(), -sigma.recip()),
-        };
         // The weights are those of a start at the first step; a start in the middle has fewer slopes, and leaves the others out.
         let order = ORDER.min(index + 1);
         let known = ORDER.min(index - first + 1);
@@ -27,8 +20,8 @@ pub(super) fn schedule(input: &Input<'_>) -> Schedule {
         let denoised = weights.next().unwrap_or_default();
         Step {
             timestep: grid.timesteps[index],
-            input_scale,
-            denoised: Denoised { latents, output, limit: None },
+            input_scale: (sigma * sigma + 1.0).sqrt().recip(),
+            denoised: Denoised::slope(config.prediction_type, sigma, None),
             corrected: None,
             next: Next { latents: 1.0, denoised, before: weights.collect(), ..Next::default() },
             keeps_latents: false,

@@ -16,6 +16,7 @@ mod heun;
 mod lcm;
 mod levels;
 mod lms;
+mod multistep;
 mod needs;
 mod planned;
 mod pndm;

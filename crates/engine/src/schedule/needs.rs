@@ -62,8 +62,6 @@ pub(super) fn check(plan: &Plan<'_>, config: &ScheduleConfig) -> Result<(), Sche
     let of_image = (config.prediction_type == PredictionType::Sample).then(|| "\"sample\"".to_owned());
     let another_solver = config.solver_p.map(|_| "a scheduler of its own".to_owned());
     let rows = [
-        // What it predicts is the noise here, and a threshold is one of images.
-        (sampler == Sampler::Deis, "thresholding", flag(config.thresholding, true), "false"),
         (!predicts_images(sampler), "prediction_type", of_image, "epsilon, v_prediction"),
         (true, "beta_schedule", betas_of_others(sampler, config), "linear, scaled_linear, squaredcos_cap_v2"),
         (solver, "solver_order", order, "1, 2, 3"),
@@ -91,8 +89,8 @@ pub(super) fn check(plan: &Plan<'_>, config: &ScheduleConfig) -> Result<(), Sche
 
 /// Whether diffusers' class takes a model that predicts the image.
 fn predicts_images(sampler: Sampler) -> bool {
-    use Sampler::{Dpm2, Dpm2Ancestral, EulerAncestral, Heun, Pndm};
-    !matches!(sampler, EulerAncestral | Heun | Dpm2 | Dpm2Ancestral | Pndm)
+    use Sampler::{Dpm2, Dpm2Ancestral, EulerAncestral, Pndm};
+    !matches!(sampler, EulerAncestral | Dpm2 | Dpm2Ancestral | Pndm)
 }
 
 /// Betas that diffusers has for other samplers alone.

@@ -109,7 +109,7 @@ fn transfer(input: &Input<'_>, timestep: i64, (from, to): (i64, i64), blend: &Bl
     Step {
         timestep: timestep as f64,
         input_scale: 1.0,
-        denoised: Denoised { latents: 0.0, output: 1.0, limit: None },
+        denoised: Denoised::linear(0.0, 1.0),
         corrected: None,
         next: Next {
             latents: if blend.from_kept { 0.0 } else { latents },

@@ -28,6 +28,8 @@ pub struct Denoised {
     pub latents: f64,
     pub output: f64,
     pub limit: Option<Limit>,
+    /// Where a limited image is not what this step predicts: factors of the latents and of that image.
+    pub of_limited: Option<(f64, f64)>,
 }
 
 impl Limit {
@@ -131,6 +133,10 @@ impl Step {
             Some(limit) => limit.apply(&denoised)?,
             None => denoised,
         };
+        let denoised = match self.denoised.of_limited {
+            Some((of_latents, of_image)) => combine([(of_latents, Some(latents)), (of_image, Some(&denoised))])?,
+            None => denoised,
+        };
         let kept = history.kept_latents.as_ref();
         let corrected = match &self.corrected {
             None => latents.clone(),
@@ -167,12 +173,16 @@ fn combine<'a>(terms: impl IntoIterator<Item = (f64, Option<&'a Tensor>)>) -> Re
 }
 
 impl Denoised {
+    pub(super) const fn linear(latents: f64, output: f64) -> Self {
+        Self { latents, output, limit: None, of_limited: None }
+    }
+
     /// The image without noise, where `latents = alpha·image + sigma·noise`.
     pub(super) fn image(prediction: PredictionType, alpha: f64, sigma: f64) -> Self {
         match prediction {
-            PredictionType::Epsilon => Self { latents: alpha.recip(), output: -sigma / alpha, limit: None },
-            PredictionType::VPrediction => Self { latents: alpha, output: -sigma, limit: None },
-            PredictionType::Sample => Self { latents: 0.0, output: 1.0, limit: None },
+            PredictionType::Epsilon => Self::linear(alpha.recip(), -sigma / alpha),
+            PredictionType::VPrediction => Self::linear(alpha, -sigma),
+            PredictionType::Sample => Self::linear(0.0, 1.0),
         }
     }
 
@@ -180,18 +190,39 @@ impl Denoised {
     pub(super) fn image_under(prediction: PredictionType, sigma: f64) -> Self {
         let scale = (sigma * sigma + 1.0).sqrt().recip();
         match prediction {
-            PredictionType::Epsilon => Self { latents: 1.0, output: -sigma, limit: None },
-            PredictionType::VPrediction => Self { latents: scale * scale, output: -sigma * scale, limit: None },
-            PredictionType::Sample => Self { latents: 0.0, output: 1.0, limit: None },
+            PredictionType::Epsilon => Self::linear(1.0, -sigma),
+            PredictionType::VPrediction => Self::linear(scale * scale, -sigma * scale),
+            PredictionType::Sample => Self::linear(0.0, 1.0),
+        }
+    }
+
+    /// The noise, where `latents = image + sigma·noise`: the slope of what a sampler follows. Not by way of the image, where it can be: at large noise
+    /// levels that would be the small difference of large numbers.
+    pub(super) fn slope(prediction: PredictionType, sigma: f64, limit: Option<Limit>) -> Self {
+        let scale = (sigma * sigma + 1.0).sqrt().recip();
+        match (prediction, limit) {
+            (_, Some(_)) => {
+                let of_limited = Some((sigma.recip(), -sigma.recip()));
+                Self { limit, of_limited, ..Self::image_under(prediction, sigma) }
+            }
+            (PredictionType::Epsilon, None) => Self::linear(0.0, 1.0),
+            (PredictionType::VPrediction, None) => Self::linear(sigma * scale * scale, scale),
+            (PredictionType::Sample, None) => Self::linear(sigma.recip(), -sigma.recip()),
         }
     }
 
     /// The noise, where `latents = alpha·image + sigma·noise`.
     pub(super) fn noise(prediction: PredictionType, alpha: f64, sigma: f64) -> Self {
         match prediction {
-            PredictionType::Epsilon => Self { latents: 0.0, output: 1.0, limit: None },
-            PredictionType::VPrediction => Self { latents: sigma, output: alpha, limit: None },
-            PredictionType::Sample => Self { latents: sigma.recip(), output: -alpha / sigma, limit: None },
+            PredictionType::Epsilon => Self::linear(0.0, 1.0),
+            PredictionType::VPrediction => Self::linear(sigma, alpha),
+            PredictionType::Sample => Self::linear(sigma.recip(), -alpha / sigma),
         }
+    }
+
+    /// The noise beside an image on which there is a limit.
+    pub(super) fn noise_with_limit(limit: Limit, prediction: PredictionType, alpha: f64, sigma: f64) -> Self {
+        let of_limited = Some((sigma.recip(), -alpha / sigma));
+        Self { limit: Some(limit), of_limited, ..Self::image(prediction, alpha, sigma) }
     }
 }

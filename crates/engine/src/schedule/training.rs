@@ -8,8 +8,8 @@ use super::scheduler::Sampler;
 
 /// One entry a training timestep, from the image to noise.
 pub(super) struct TrainingSchedule {
-    /// Products of (1 − beta), f32 precision.
-    pub(super) alphas_cumprod: Vec<f32>,
+    /// Products of (1 − beta): in f32 precision but where they were rescaled.
+    pub(super) alphas_cumprod: Vec<f64>,
     /// Noise over signal, sqrt((1 − alpha) / alpha), f32 precision.
     pub(super) sigmas: Vec<f32>,
 }
@@ -53,23 +53,25 @@ fn zero_terminal_snr(sampler: Sampler, config: &ScheduleConfig) -> (bool, bool) 
 
 impl TrainingSchedule {
     pub(super) fn new(config: &ScheduleConfig, sampler: Sampler) -> Self {
-        let mut betas = betas(config, DefaultBetas::of(sampler));
+        let betas = betas(config, DefaultBetas::of(sampler));
         let (rescaled, with_a_trace) = zero_terminal_snr(sampler, config);
-        if rescaled {
-            betas = without_terminal_signal(&betas);
+        if !rescaled {
+            let products: Vec<f32> = cumulative_products(&betas).map(|product| product as f32).collect();
+            let sigmas = products.iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect();
+            return Self { alphas_cumprod: products.into_iter().map(f64::from).collect(), sigmas };
         }
-        let mut alphas_cumprod = cumulative_products(&betas);
+        let mut alphas_cumprod = without_terminal_signal(&betas);
         if let (true, Some(last)) = (with_a_trace, alphas_cumprod.last_mut()) {
-            *last = 2.0_f32.powi(-24);
+            *last = 2.0_f64.powi(-24);
         }
-        let sigmas = alphas_cumprod.iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect();
+        let sigmas = alphas_cumprod.iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt() as f32).collect();
         Self { alphas_cumprod, sigmas }
     }
 
     /// The product of (1 − beta) up to a timestep, the first or last one's outside of them.
     pub(super) fn alpha_cumprod(&self, timestep: i64) -> f64 {
         let timestep = usize::try_from(timestep).unwrap_or(0).min(self.len() - 1);
-        f64::from(self.alphas_cumprod[timestep])
+        self.alphas_cumprod[timestep]
     }
 
     /// Signal and noise of variance 1 together, at a timestep.
@@ -119,7 +121,7 @@ impl TrainingSchedule {
     /// Half the log signal-to-noise ratio at a training timestep.
     pub(super) fn lambda_at(&self, timestep: usize) -> f64 {
         let alpha = self.alphas_cumprod[timestep];
-        f64::from(alpha.sqrt().ln() - (1.0 - alpha).sqrt().ln())
+        alpha.sqrt().ln() - (1.0 - alpha).sqrt().ln()
     }
 }
 
@@ -129,23 +131,20 @@ pub(super) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
     (0..count).map(|index| start + index as f64 * step).collect()
 }
 
-fn cumulative_products(betas: &[f32]) -> Vec<f32> {
-    let mut product = 1.0_f64;
-    let grown = betas.iter().map(|beta| {
-        product *= f64::from(1.0 - beta);
-        product as f32
-    });
-    grown.collect()
+fn cumulative_products(betas: &[f32]) -> impl Iterator<Item = f64> {
+    betas.iter().scan(1.0_f64, |product, beta| {
+        *product *= f64::from(1.0 - beta);
+        Some(*product)
+    })
 }
 
-/// Algorithm 1 of Lin et al. 2023, arXiv 2305.08891, in single precision as diffusers has it.
-fn without_terminal_signal(betas: &[f32]) -> Vec<f32> {
-    let roots: Vec<f32> = cumulative_products(betas).into_iter().map(f32::sqrt).collect();
+/// Products of (1 − beta) after algorithm 1 of Lin et al. 2023, arXiv 2305.08891. Diffusers' single precision leaves two or three digits of 1 − alpha
+/// near the image here, and which ones depends on the square root of its processor's library; so these are in double.
+fn without_terminal_signal(betas: &[f32]) -> Vec<f64> {
+    let roots: Vec<f64> = cumulative_products(betas).map(f64::sqrt).collect();
     let first = roots.first().copied().unwrap_or(1.0);
     let last = roots.last().copied().unwrap_or(0.0);
-    let squares: Vec<f32> = roots.iter().map(|root| ((root - last) * (first / (first - last))).powi(2)).collect();
-    let before = std::iter::once(1.0).chain(squares.iter().copied());
-    squares.iter().zip(before).map(|(square, before)| 1.0 - square / before).collect()
+    roots.iter().map(|root| ((root - last) * (first / (first - last))).powi(2)).collect()
 }
 
 fn betas(config: &ScheduleConfig, defaults: DefaultBetas) -> Vec<f32> {

@@ -69,6 +69,7 @@ const PIPELINE: Fixed = &[(
         "\"StableDiffusionAdapterPipeline\"",
         "\"LatentConsistencyModelPipeline\"",
         "\"LatentConsistencyModelImg2ImgPipeline\"",
+        "\"StableDiffusionInstructPix2PixPipeline\"",
         "\"StableDiffusionXLPipeline\"",
         "\"StableDiffusionXLImg2ImgPipeline\"",
         "\"StableDiffusionXLInpaintPipeline\"",
@@ -194,7 +195,7 @@ impl Checkpoint {
             (unet.up_block_types.len() != blocks, "unet", "up_block_types must be as many as block_out_channels"),
             ((0..blocks).any(|index| unet.heads(index) == 0), "unet", "attention_head_dim must not be 0"),
             (unet.out_channels != latents, "unet", "out_channels must be the VAE's latent_channels"),
-            (![latents, 2 * latents + 1].contains(&unet.in_channels), "unet", IN_CHANNELS),
+            (![latents, 2 * latents, 2 * latents + 1].contains(&unet.in_channels), "unet", IN_CHANNELS),
             (unet.time_cond_proj_dim.is_some_and(|width| width < 4), "unet", "time_cond_proj_dim must be 4 or more"),
             (vae.block_out_channels.is_empty(), "vae", "block_out_channels must not be empty"),
             (schedule.num_train_timesteps < room, "scheduler", "num_train_timesteps has no room for 200 steps"),
@@ -244,8 +245,8 @@ const WIDTH: &str = "cross_attention_dim must be hidden_size";
 const WIDTH_XL: &str = "cross_attention_dim must be the sum of both text encoders' hidden_size";
 const ADDED: &str =
     "projection_class_embeddings_input_dim must be text_encoder_2's projection_dim and 6 times addition_time_embed_dim";
-const IN_CHANNELS: &str = "in_channels must be the VAE's latent_channels, or twice as many and 1 for inpainting; other inputs, such as the 8 of \
-                           instruct-pix2pix, are not supported";
+const IN_CHANNELS: &str = "in_channels must be the VAE's latent_channels, twice as many for instruct-pix2pix, or twice as many and 1 for inpainting; \
+                           other inputs are not supported";
 
 fn text_encoders(directory: &Path, is_xl: bool) -> Result<Vec<EncoderFiles>, EngineError> {
     let first = ("text_encoder", "tokenizer");

@@ -29,7 +29,7 @@ impl Text {
     }
 
     /// The rows of all of `texts`, which are of one length.
-    fn cat(texts: &[&Self]) -> Result<Self> {
+    pub(super) fn cat(texts: &[&Self]) -> Result<Self> {
         let states: Vec<&Tensor> = texts.iter().map(|text| &text.states).collect();
         let added: Vec<&Tensor> = texts.iter().filter_map(|text| text.added.as_ref()).collect();
         let added = if added.is_empty() { None } else { Some(Tensor::cat(&added, 0)?) };

@@ -1,6 +1,7 @@
 //! Sizes of a Stable Diffusion checkpoint, as its own JSON files state them.
 
-use serde::Deserialize;
+use candle_core::{Result, Tensor};
+use serde::{Deserialize, Deserializer};
 
 /// `unet/config.json`, diffusers' `UNet2DConditionModel`.
 #[derive(Debug, Clone, Deserialize)]
@@ -28,9 +29,9 @@ pub struct UnetConfig {
     /// On the way up, from the innermost; none: as on the way down.
     #[serde(default)]
     pub reverse_transformer_layers_per_block: Option<TransformerLayers>,
-    /// Whether there is a block in the middle (Segmind's Vega has none).
-    #[serde(default = "cross_attention")]
-    pub mid_block_type: Option<MidBlockType>,
+    /// Whether there is a block in the middle (Segmind's Vega has none); without one the way up begins where the way down ends.
+    #[serde(rename = "mid_block_type", default = "yes", deserialize_with = "is_there")]
+    pub has_mid_block: bool,
     #[serde(default = "thirty_two")]
     pub norm_num_groups: usize,
     /// Of the residual blocks; the transformers have their own.
@@ -85,10 +86,14 @@ impl UnetConfig {
         (0..self.block_out_channels.len()).map(|level| self.layers_per_block.at(level)).collect()
     }
 
-    /// Channels of what stands next to the latents at its input: 5 for inpainting (mask and masked image), else 0.
+    /// What stands next to the latents at its input.
     #[must_use]
-    pub fn extra_channels(&self) -> usize {
-        self.in_channels.saturating_sub(self.out_channels)
+    pub fn extra_input(&self) -> ExtraInput {
+        match self.in_channels.saturating_sub(self.out_channels) {
+            0 => ExtraInput::Nothing,
+            channels if channels == self.out_channels => ExtraInput::Image,
+            _ => ExtraInput::MaskAndImage,
+        }
     }
 
     /// Attention heads of block `index`, counted from the outermost.
@@ -96,6 +101,16 @@ impl UnetConfig {
     pub fn heads(&self, index: usize) -> usize {
         self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).at(index)
     }
+}
+
+/// Further channels of a UNet's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtraInput {
+    Nothing,
+    /// The latents of the image that is edited: instruct-pix2pix (Brooks et al. 2023, arXiv 2211.09800).
+    Image,
+    /// A mask, and the latents of what it leaves of an image: inpainting.
+    MaskAndImage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -108,12 +123,6 @@ pub enum DownBlockType {
 pub enum UpBlockType {
     CrossAttnUpBlock2D,
     UpBlock2D,
-}
-
-/// Of the block in the middle; without one the way up begins where the way down ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum MidBlockType {
-    UNetMidBlock2DCrossAttn,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -217,6 +226,11 @@ impl VaeConfig {
     /// Of every norm in it; diffusers has it in code, not in config.json.
     pub(super) const NORM_EPS: f64 = 1e-6;
 
+    /// Latents as the autoencoder itself has them, out of those of the denoising loop.
+    pub(super) fn unscaled(&self, latents: &Tensor) -> Result<Tensor> {
+        (latents / self.scaling_factor)? + self.shift_factor.unwrap_or_default()
+    }
+
     /// Pixels a latent stands for, along one side: every up block but the last doubles.
     #[must_use]
     pub fn pixels_per_latent(&self) -> usize {
@@ -266,8 +280,9 @@ fn one() -> TransformerLayers {
     TransformerLayers::All(1)
 }
 
-fn cross_attention() -> Option<MidBlockType> {
-    Some(MidBlockType::UNetMidBlock2DCrossAttn)
+/// Whether the key names a class and not null.
+fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<bool, D::Error> {
+    Option::<String>::deserialize(deserializer).map(|class| class.is_some())
 }
 
 fn five_hundred_twelve_wide() -> usize {

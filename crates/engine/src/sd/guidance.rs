@@ -8,11 +8,13 @@ pub struct Guidance {
     pub scale: f64,
     /// How much of the spread that this adds is taken back, 0 to 1.
     pub rescale: f64,
+    /// How far it is led towards the image that is edited: instruct-pix2pix.
+    pub image_scale: f64,
 }
 
 impl From<f64> for Guidance {
     fn from(scale: f64) -> Self {
-        Self { scale, rescale: 0.0 }
+        Self { scale, rescale: 0.0, image_scale: 1.0 }
     }
 }
 
@@ -30,6 +32,15 @@ impl Guidance {
         let ratio = (deviation(positive)? / deviation(&guided)?)?;
         let rescaled = guided.broadcast_mul(&ratio)?;
         (rescaled * self.rescale)? + (guided * (1.0 - self.rescale))?
+    }
+
+    /// `nothing + scale·(positive − negative) + image_scale·(negative − nothing)`: equation (3) of Brooks et al. 2023, arXiv 2211.09800, where
+    /// `nothing` saw the negative prompt and no image. All: (B, C, H, W), f32.
+    ///
+    /// # Errors
+    /// When the shapes differ, or there is no memory.
+    pub(super) fn apply_to_edit(self, nothing: &Tensor, negative: &Tensor, positive: &Tensor) -> Result<Tensor> {
+        (nothing + ((positive - negative)? * self.scale)?)? + ((negative - nothing)? * self.image_scale)?
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) struct LatentBatch {
     pub(super) history: History,
     /// Under a mask.
     pub(super) kept: Option<Kept>,
-    /// (N, 5, height, width), f32: mask and masked image, for a UNet that looks at them.
+    /// (N, 4 or 5, height, width), f32: an image to edit, or mask and masked image, for a UNet that looks at them.
     pub(super) added: Option<Tensor>,
 }
 

@@ -67,11 +67,10 @@ fn towards_end(states: &Tensor, weights: &[f64]) -> Result<Tensor, EngineError> 
 
 /// The pipeline takes it for a word of weight -1, which nobody means.
 fn refuse_break(text: &str) -> Result<(), EngineError> {
-    match find_word(text, "BREAK") {
-        None => Ok(()),
-        Some(_) => {
-            let problem = "BREAK ends no chunk by the rules of lpw_stable_diffusion_xl; leave it out, or set `prompt: weighted` in the manifest";
-            Err(EngineError::Request { field: "prompt", problem: problem.into() })
-        }
+    if find_word(text, "BREAK").is_none() {
+        return Ok(());
     }
+    let problem =
+        "BREAK ends no chunk by the rules of lpw_stable_diffusion_xl; leave it out, or set `prompt: weighted` in the manifest";
+    Err(EngineError::Request { field: "prompt", problem: problem.into() })
 }

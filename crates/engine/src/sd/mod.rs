@@ -18,6 +18,7 @@ mod lpw_xl;
 mod memory;
 pub mod pack;
 mod pipeline;
+mod prediction;
 mod prompt_encoder;
 mod resnet;
 pub mod settings;

@@ -4,7 +4,8 @@ use candle_core::{IndexOp, Tensor};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 
 use super::StableDiffusion;
-use super::conditioning::{Conditioning, Text};
+use super::conditioning::Conditioning;
+use super::config::ExtraInput;
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};
@@ -13,7 +14,6 @@ use super::sizes::Sizes;
 use super::start::Start;
 use super::text::Encoding;
 use super::tiling::Tiling;
-use crate::device::keeping_uploads;
 use crate::device_errors::classify_memory_error;
 use crate::pixels::to_rgb8;
 use crate::schedule::config::Pipeline;
@@ -23,65 +23,10 @@ use crate::{
     EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Sampling, Watch,
 };
 
+/// diffusers' default of `image_guidance_scale`.
+const IMAGE_GUIDANCE_SCALE: f64 = 1.5;
+
 impl StableDiffusion {
-    /// One forward pass of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
-    ///
-    /// `text`: a row an image. With negative prompts both are predicted, as one batch where they are of one length, and the result is
-    /// `negative + guidance_scale·(positive − negative)` (Ho and Salimans 2022). A model that was distilled over the scale (LCM) gets it as
-    /// an input of its one forward pass. Returns (N, 4, H, W): noise or velocity, as the checkpoint was trained.
-    ///
-    /// # Errors
-    /// When the shapes do not fit, or there is no memory.
-    pub fn predict_noise(
-        &self,
-        latents: &Tensor,
-        timestep: f64,
-        text: &Conditioning,
-        guidance: impl Into<Guidance>,
-        tiling: Tiling,
-    ) -> Result<Tensor, EngineError> {
-        let guidance = guidance.into();
-        keeping_uploads(&self.device, latents.dims(), || self.predict_guided(latents, timestep, text, guidance, tiling))
-    }
-
-    fn predict_guided(
-        &self,
-        latents: &Tensor,
-        timestep: f64,
-        text: &Conditioning,
-        guidance: Guidance,
-        tiling: Tiling,
-    ) -> Result<Tensor, EngineError> {
-        let predict = |latents: &Tensor, text: &Text| self.predict(latents, timestep, text, guidance.scale, tiling);
-        let Some(negative) = &text.negative else { return predict(latents, &text.positive) };
-        if !text.is_of_one_length()? {
-            return Ok(guidance.apply(&predict(latents, negative)?, &predict(latents, &text.positive)?)?);
-        }
-        let images = latents.dim(0)?;
-        let both = predict(&Tensor::cat(&[latents, latents], 0)?, &text.rows()?)?;
-        let negative = both.narrow(0, 0, images)?;
-        let positive = both.narrow(0, images, images)?;
-        Ok(guidance.apply(&negative, &positive)?)
-    }
-
-    /// The UNet's output for every row, together or, where memory is short, one after the other.
-    fn predict(
-        &self,
-        latents: &Tensor,
-        timestep: f64,
-        text: &Text,
-        guidance_scale: f64,
-        tiling: Tiling,
-    ) -> Result<Tensor, EngineError> {
-        let unet = &self.adapters.current().unet;
-        let rows = latents.dim(0)?;
-        if !tiling.one_by_one || rows == 1 {
-            return Ok(unet.forward(latents, timestep, text, guidance_scale)?);
-        }
-        let each = (0..rows).map(|row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.row(row)?, guidance_scale));
-        Ok(Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
-    }
-
     /// Runs the schedule of `plan` over the latent batch. A request whose watch says so leaves it between two steps.
     ///
     /// # Errors
@@ -141,11 +86,6 @@ impl StableDiffusion {
     /// Whether a job with this scale looks at its negative prompt: a model that was distilled over the scale never does.
     fn is_guided(&self, guidance_scale: f64) -> bool {
         guidance_scale > 1.0 && self.checkpoint.unet.time_cond_proj_dim.is_none()
-    }
-
-    /// Whether the UNet looks at a mask and what it leaves of an image.
-    pub(super) fn inpaints(&self) -> bool {
-        self.checkpoint.unet.extra_channels() > 0
     }
 
     /// The sizes that SDXL is told; a model that is not refuses them.
@@ -222,8 +162,9 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     let requests = queued_requests.iter().map(|queued| generate_request(&queued.request)).collect::<Result<Vec<_>, _>>()?;
     let Some(request) = requests.first() else { return Ok(Vec::new()) };
     let sampling = &request.sampling;
+    let extra_input = engine.checkpoint.unet.extra_input();
     let schedule = schedule::Plan {
-        strength: request.start.is_some().then_some(request.strength),
+        strength: request.start.is_some().then_some(request.strength).filter(|_| extra_input != ExtraInput::Image),
         eta: sampling.eta,
         timesteps: sampling.timesteps.as_deref(),
         sigmas: sampling.sigmas.as_deref(),
@@ -231,18 +172,19 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     };
     let mut plan = Plan {
         guided: engine.is_guided(request.guidance_scale),
-        guidance: Guidance { scale: request.guidance_scale, rescale: sampling.guidance_rescale },
+        guidance: Guidance {
+            scale: request.guidance_scale,
+            rescale: sampling.guidance_rescale,
+            image_scale: sampling.image_guidance_scale.unwrap_or(IMAGE_GUIDANCE_SCALE),
+        },
         encoding: Encoding { clip_skip: sampling.clip_skip, sizes: engine.sizes(request)? },
-        schedule: engine.schedule(&schedule, pipeline_of(request))?,
+        schedule: engine.schedule(&schedule, pipeline_of(request, extra_input))?,
         start: None,
         width_px: request.width_px,
         height_px: request.height_px,
     };
     engine.latent_shape(plan.width_px, plan.height_px)?;
-    if engine.inpaints() && request.start.as_ref().is_none_or(|start| start.mask.is_none()) {
-        let problem = "this model fills in a part of an image: the job needs init_image and mask_image".into();
-        return Err(EngineError::Request { field: "mask_image", problem });
-    }
+    check_start(request, extra_input)?;
     if let Some(image) = &request.start {
         plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), schedule.strength == Some(1.0))?);
     }
@@ -257,9 +199,29 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     in_memory(engine, &plan, &parts)
 }
 
+/// What a UNet looks at besides the latents has to be there, and nothing that it does not look at.
+fn check_start(request: &GenerateRequest, extra_input: ExtraInput) -> Result<(), EngineError> {
+    let image = request.start.is_some();
+    let mask = request.start.as_ref().is_some_and(|start| start.mask.is_some());
+    let image_scale = request.sampling.image_guidance_scale.is_some();
+    let (field, problem) = match extra_input {
+        ExtraInput::MaskAndImage if !mask => {
+            ("mask_image", "this model fills in a part of an image: the job needs init_image and mask_image")
+        }
+        ExtraInput::Image if !image => ("init_image", "this model edits an image: the job needs init_image"),
+        ExtraInput::Image if mask => ("mask_image", "this model edits the whole of an image: leave mask_image out"),
+        ExtraInput::Nothing | ExtraInput::MaskAndImage if image_scale => {
+            ("image_guidance_scale", "means something only with a model that edits images (instruct-pix2pix): leave it out")
+        }
+        _ => return Ok(()),
+    };
+    Err(EngineError::Request { field, problem: problem.into() })
+}
+
 /// The pipeline that diffusers has for such a job.
-fn pipeline_of(request: &GenerateRequest) -> Pipeline {
+fn pipeline_of(request: &GenerateRequest, extra_input: ExtraInput) -> Pipeline {
     match &request.start {
+        _ if extra_input == ExtraInput::Image => Pipeline::Instructed,
         None => Pipeline::TextToImage,
         Some(InitImage { mask: None, .. }) => Pipeline::ImageToImage,
         Some(InitImage { mask: Some(_), .. }) => Pipeline::Inpaint,
@@ -269,7 +231,12 @@ fn pipeline_of(request: &GenerateRequest) -> Pipeline {
 /// Generates in as many pieces as memory asks for.
 fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Result<Vec<Generated>, EngineError> {
     let images: usize = parts.iter().map(|part| part.seeds.len()).sum();
-    let rows = if plan.guided { 2 * images } else { images };
+    let predictions = match engine.checkpoint.unet.extra_input() {
+        _ if !plan.guided => 1,
+        ExtraInput::Image => 3,
+        ExtraInput::Nothing | ExtraInput::MaskAndImage => 2,
+    };
+    let rows = predictions * images;
     let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows };
     let memory_estimate = engine.memory_estimate;
     let free = engine.memory_budget.map(|bytes| bytes.saturating_sub(engine.resident_bytes));
@@ -288,8 +255,11 @@ fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Resul
 /// The request, if it is one for a model that generates from text.
 fn generate_request(request: &Request) -> Result<&GenerateRequest, EngineError> {
     match request {
+        Request::Generate(GenerateRequest { mode: Some(_), .. }) => {
+            Err(EngineError::Request { field: "mode", problem: "this model has no modes: leave it out".into() })
+        }
         Request::Generate(request) => Ok(request),
-        Request::TryOn(_) => {
+        Request::Edit(_) => {
             Err(EngineError::Request { field: "task", problem: "must be generate: this model generates from text".into() })
         }
     }
@@ -316,9 +286,11 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     let guidance = guidance_scale.into();
     let encoding = Encoding { clip_skip: 0, sizes: Sizes::of(width_px, height_px) };
     let mut plan = Plan { guided, guidance, encoding, schedule, start: None, width_px, height_px };
-    if engine.inpaints() {
+    let extra_input = engine.checkpoint.unet.extra_input();
+    if extra_input != ExtraInput::Nothing {
         let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));
-        let mask = Some(GrayImage::from_pixel(width_px, height_px, Luma([255])));
+        let masked = extra_input == ExtraInput::MaskAndImage;
+        let mask = masked.then(|| GrayImage::from_pixel(width_px, height_px, Luma([255])));
         plan.start = Some(engine.start(&InitImage { rgb, mask }, (width_px, height_px), true)?);
     }
     let watch = Watch::new(|_| ());

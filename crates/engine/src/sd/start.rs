@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::StableDiffusion;
+use super::config::ExtraInput;
 use super::kept::Kept;
 use super::latent_batch::LatentBatch;
 use super::vae_encoder::Moments;
@@ -22,6 +23,8 @@ pub(super) struct Start {
     masked: Option<Moments>,
     /// All steps are done: under a mask only noise is started from then.
     from_noise: bool,
+    /// For a UNet that edits it, and starts from noise: the image's own latents, (1, 4, H/8, W/8), f32, as the VAE made them.
+    edited: Option<Tensor>,
 }
 
 impl StableDiffusion {
@@ -50,9 +53,11 @@ impl StableDiffusion {
         let mask = image.mask.as_ref().map(|mask| self.latent_mask(mask, width, height)).transpose()?;
         let pixels = to_pixels(&image.rgb, width, height, &self.device)?;
         let moments = self.encode_image(&pixels)?;
-        let left = image.mask.as_ref().filter(|_| self.inpaints());
+        let extra_input = self.checkpoint.unet.extra_input();
+        let left = image.mask.as_ref().filter(|_| extra_input == ExtraInput::MaskAndImage);
         let masked = left.map(|mask| self.encode_image(&without_masked(&pixels, mask, width, height)?)).transpose()?;
-        Ok(Start { moments, mask, masked, from_noise })
+        let edited = (extra_input == ExtraInput::Image).then(|| self.checkpoint.vae.unscaled(&moments.mean)).transpose()?;
+        Ok(Start { moments, mask, masked, from_noise, edited })
     }
 
     /// A latent is generated or kept as the first of its pixels is: `interpolate` without a mode, as diffusers' inpainting has it.
@@ -77,7 +82,9 @@ impl LatentBatch {
     pub(super) fn begin(&mut self, schedule: &Schedule, start: Option<&Start>) -> Result<()> {
         let device = self.latents.device().clone();
         let drawn = self.latents.clone();
-        let Some(Start { moments, mask, masked, from_noise }) = start else {
+        let Some(Start { moments, mask, masked, from_noise, edited: None }) = start else {
+            let edited = start.and_then(|start| start.edited.as_ref());
+            self.added = edited.map(|image| image.repeat((drawn.dim(0)?, 1, 1, 1))).transpose()?;
             self.latents = (drawn * schedule.init_noise_sigma)?;
             return Ok(());
         };

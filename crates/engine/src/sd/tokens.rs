@@ -21,7 +21,7 @@ use crate::EngineError;
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
-/// EncoderWords, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
+/// Words, single digits and runs of anything else: CLIP's `simple_tokenizer.py`.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// Tokens of a weighted prompt at most: 2,000 characters of any alphabet are fewer.

@@ -38,7 +38,7 @@ impl Unet {
             down_blocks: (0..channels.len())
                 .map(|index| DownBlock::new(config, index, &vb.pp("down_blocks").pp(index)))
                 .collect::<Result<_>>()?,
-            mid_block: config.mid_block_type.map(|_| MidBlock::new(config, last, &vb.pp("mid_block"))).transpose()?,
+            mid_block: config.has_mid_block.then(|| MidBlock::new(config, last, &vb.pp("mid_block"))).transpose()?,
             up_blocks: (0..channels.len())
                 .map(|index| UpBlock::new(config, index, &vb.pp("up_blocks").pp(index)))
                 .collect::<Result<_>>()?,

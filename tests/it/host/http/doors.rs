@@ -11,9 +11,10 @@ use tokio::net::TcpStream;
 use super::{Front, assert_problem, generate, json_of, read};
 use crate::stage::TOKEN;
 
-const GUARDED: [(Method, &str); 6] = [
+const GUARDED: [(Method, &str); 7] = [
     (Method::POST, "/generate"),
     (Method::POST, "/tryon"),
+    (Method::POST, "/edit"),
     (Method::POST, "/infer"),
     (Method::GET, "/gpu/status"),
     (Method::GET, "/jobs/job-1"),
@@ -124,6 +125,7 @@ async fn a_body_of_another_kind_or_size_is_refused() {
         ("/generate", "multipart/form-data; boundary=x"),
         ("/generate", ""),
         ("/tryon", "text/plain"),
+        ("/edit", "text/plain"),
         ("/infer", "image/png"),
     ];
     for (path, kind) in types {
@@ -132,7 +134,7 @@ async fn a_body_of_another_kind_or_size_is_refused() {
         assert_problem(&body, "unsupported_media_type", None, "content-type must be application/json");
     }
     for body in ["", "not JSON", "[1]", "{\"job_id\": \"a\"", "\u{0}"] {
-        for path in ["/generate", "/tryon", "/infer"] {
+        for path in ["/generate", "/tryon", "/edit", "/infer"] {
             let request = front.request(Method::POST, path).header("content-type", "application/json; charset=utf-8");
             let (status, answer) = read(request.body(body)).await;
             assert_eq!(status, StatusCode::BAD_REQUEST, "{path} {body:?}");

@@ -237,3 +237,31 @@ async fn one_key_at_two_hosts_generates_once() {
     assert_eq!(first.bucket.puts("/0.png"), KEYS, "{:?}", first.bucket.keys_put());
     assert_eq!(first.backend.accepted().len(), KEYS, "and each was told once");
 }
+
+/// Another host that reads the same queue brought the job to its end, and this one never heard of it.
+#[tokio::test]
+async fn a_job_that_another_host_ended_does_not_hold_its_key_for_ever() {
+    for is_complete in [false, true] {
+        let front = Front::open().await;
+        front.shelf.is_shared.store(true, Ordering::SeqCst);
+        let body = generate("job-1");
+        assert_eq!(answer(&front, "key-1", &body).await.0, StatusCode::ACCEPTED);
+        assert_eq!(answer(&front, "key-1", &body).await.1["error"]["code"], "in_progress", "it waits, as far as is known");
+        aged(&front, "key-1", "", 16 * 60);
+        if is_complete {
+            front.generate(&job_of(&body)).await;
+        }
+        let deadline = std::time::Instant::now() + crate::servers::DEADLINE;
+        let last = loop {
+            let (status, body) = answer(&front, "key-1", &body).await;
+            if status != StatusCode::CONFLICT || std::time::Instant::now() > deadline {
+                break (status, body["status"].clone());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        let expected =
+            if is_complete { (StatusCode::OK, json!("complete")) } else { (StatusCode::ACCEPTED, json!("accepted")) };
+        assert_eq!(last, expected);
+        assert_eq!(front.shelf.taken().len(), if is_complete { 1 } else { 2 });
+    }
+}

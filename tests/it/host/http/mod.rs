@@ -1,6 +1,7 @@
 //! The HTTP side of the host on a real socket, against the embedded S3 server; behind its job service a queue that only holds.
 
 mod doors;
+mod edit;
 mod idempotency;
 mod infer;
 mod jobs;
@@ -15,25 +16,19 @@ mod tryon;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
-use async_trait::async_trait;
 use atelier::demo::{local, s3};
 use atelier::events::auth::Auth;
 use atelier::host::http::uploads::Uploads;
 use atelier::host::http::{Http, ModelInfo, serve};
 use atelier::host::job_service::{Direct, JobService, Model, StatusSnapshot};
 use atelier::host::jobs::Jobs;
-use atelier::host::source::{Depth, Message, Shape, Source, SourceError};
 use atelier::job::Job;
 use atelier::job::outcome::{Record, StoredImage};
-use atelier::job::trace::Trace;
 use atelier::metrics::Metrics;
 use atelier::metrics::gpu::Gpus;
 use atelier::outbound::Outbound;
-use atelier::protocol::deferral::DeferReason;
 use atelier::setting::Secret;
 use atelier::store::Store;
 use atelier::{outbound, store};
@@ -44,20 +39,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::bucket::Bucket;
+use crate::host::shelf::Shelf;
 use crate::requests::contract;
 use crate::servers::DEADLINE;
 use crate::stage::TOKEN;
-
-/// A queue that keeps what it is sent, in order, until the test looks.
-#[derive(Default)]
-struct Shelf {
-    jobs: Mutex<Vec<(String, Value)>>,
-    /// Whose they are.
-    tenants: Mutex<Vec<Option<String>>>,
-    away: AtomicBool,
-    /// While true, a sender waits.
-    hangs: watch::Sender<bool>,
-}
 
 /// HTTP, served, with every handle to what lies behind it.
 struct Front {
@@ -75,74 +60,6 @@ struct Front {
     _cache: TempDir,
 }
 
-#[async_trait]
-impl Source for Shelf {
-    fn name(&self) -> &'static str {
-        "shelf"
-    }
-
-    fn shape(&self) -> Shape {
-        Shape::Sqs
-    }
-
-    async fn receive(&self, _most: usize) -> Result<Vec<Message>, SourceError> {
-        std::future::pending().await
-    }
-
-    async fn ack(&self, _message: &Message) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    async fn retry(&self, _message: &Message, _delay: Duration) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    async fn defer(&self, _message: &Message, _delay: Duration, _reason: DeferReason) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    async fn release(&self, _message: &Message) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    async fn dead_letter(&self, _message: &Message, _reason: &str) -> Result<(), SourceError> {
-        Ok(())
-    }
-
-    async fn send(&self, job_id: &str, body: &[u8], _trace: Option<Trace>) -> Result<(), SourceError> {
-        // The queue itself never ends before the test.
-        let _ = self.hangs.subscribe().wait_for(|hangs| !hangs).await;
-        self.check("send")?;
-        self.jobs.lock().unwrap().push((job_id.to_owned(), serde_json::from_slice(body).unwrap()));
-        Ok(())
-    }
-
-    async fn send_for(&self, tenant: Option<&str>, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
-        self.tenants.lock().unwrap().push(tenant.map(str::to_owned));
-        self.send(job_id, body, trace).await
-    }
-
-    async fn depth(&self) -> Result<Depth, SourceError> {
-        self.check("depth")?;
-        Ok(Depth { waiting: self.jobs.lock().unwrap().len() as u64, oldest: None })
-    }
-
-    async fn close(&self) {}
-}
-
-impl Shelf {
-    fn check(&self, action: &'static str) -> Result<(), SourceError> {
-        if self.away.load(Ordering::SeqCst) {
-            return Err(SourceError::Unavailable { queue: "shelf".into(), action, problem: "the broker is away".into() });
-        }
-        Ok(())
-    }
-
-    fn taken(&self) -> Vec<(String, Value)> {
-        self.jobs.lock().unwrap().clone()
-    }
-}
-
 /// A node that is ready and has nothing to do.
 fn idle() -> StatusSnapshot {
     StatusSnapshot { model: Model::Hot, free: 1, running: Vec::new(), in_flight: 0, draining: false }
@@ -152,7 +69,7 @@ fn model_info() -> ModelInfo {
     ModelInfo { model_type: "stable-diffusion-1".to_owned(), model_version: "tiny-sd".to_owned(), backend: "candle".to_owned() }
 }
 
-fn store_settings(bucket: &Bucket, cache: &Path) -> store::Settings {
+pub(crate) fn store_settings(bucket: &Bucket, cache: &Path) -> store::Settings {
     store::Settings {
         bucket: local::BUCKET.to_owned(),
         region: Some("us-east-1".to_owned()),
@@ -259,7 +176,7 @@ impl Front {
     }
 }
 
-fn record(job: &Job, image: StoredImage) -> Record {
+pub(crate) fn record(job: &Job, image: StoredImage) -> Record {
     Record {
         job_id: job.id.to_string(),
         fingerprint: job.fingerprint.clone(),

@@ -51,6 +51,7 @@ fn the_documents_bounds_are_those_of_the_reader() {
         // With the scheduler that reads every number there is.
         ("Generate", json!({ "job_id": "a", "prompt": "b", "scheduler": "ddim" })),
         ("TryOn", json!({ "job_id": "a", "task": "tryon", "person": "s3://b/p", "garments": ["s3://b/g"] })),
+        ("Edit", json!({ "job_id": "a", "task": "edit", "prompt": "b", "images": ["s3://b/p"] })),
     ] {
         let properties = document["components"]["schemas"][schema]["properties"].as_object().unwrap();
         for (field, property) in properties {

@@ -49,12 +49,13 @@ const TYPESCRIPT: &str = r#"
 import type { components, paths } from "./types";
 const least: components["schemas"]["Generate"] = { job_id: "a", prompt: "b" };
 const tryon: components["schemas"]["TryOn"] = { job_id: "a", person: "s3://b/p", garments: ["s3://b/g"] };
+const edit: components["schemas"]["Edit"] = { job_id: "a", prompt: "b", images: ["s3://b/p"] };
 type Answers = paths["/infer"]["post"]["responses"];
 const wrong: Answers[400]["content"]["application/json"] = { error: { code: "invalid_request", message: "steps", field: "steps" } };
 const image: Answers[200]["content"]["image/png"] = "";
 const header: NonNullable<paths["/generate"]["post"]["parameters"]["header"]>["traceparent"] = undefined;
 const state: components["schemas"]["Job"]["error"] = null;
-export default [least, tryon, wrong, image, header, state];
+export default [least, tryon, edit, wrong, image, header, state];
 "#;
 
 fn document() -> PathBuf {

@@ -36,16 +36,20 @@ def before_call(context, case, kwargs):
     if not (positive and isinstance(case.body, dict)):
         return
     if case.media_type == "multipart/form-data":
-        for name in ("masked_user_image", "garment_image"):
-            case.body[name] = Binary(png(16, 16))
+        if case.operation.path == "/edit":
+            case.body["image"] = [Binary(png(16, 16)) for _ in case.body["image"]]
+        else:
+            for name in ("masked_user_image", "garment_image"):
+                case.body[name] = Binary(png(16, 16))
     # Strength and mask belong to an image, and a small strength may leave no step: rules between fields are not in the document.
-    if "prompt" in case.body and "person" not in case.body:
+    if "prompt" in case.body and "person" not in case.body and "images" not in case.body:
         # So are the schedulers that take lists and eta, and the order in a list; the sizes are for models of Stable Diffusion XL.
         for name in ("timesteps", "sigmas", "eta", "original_size", "crops_coords_top_left", "target_size"):
             case.body.pop(name, None)
         if case.body.get("init_image") is not None:
             case.body.pop("guidance_rescale", None)
         if case.body.get("init_image") is None:
+            case.body.pop("image_guidance_scale", None)
             case.body.pop("strength", None)
             case.body.pop("mask_image", None)
         else:

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use atelier::host::ended::EndedJob;
 use atelier::host::source::rabbitmq::RabbitMq as Queue;
 use atelier::host::source::rabbitmq::settings::Settings;
-use atelier::host::source::{Source as _, SourceError};
+use atelier::host::source::{Message, Source as _, SourceError};
+use atelier::protocol::deferral::DeferReason;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use tokio::io::AsyncReadExt as _;
@@ -212,4 +214,22 @@ async fn what_a_broker_short_of_memory_takes_no_copy_of_goes_back_and_consumptio
         }
     };
     timeout(DEADLINE, dead).await.expect("both are kept in time");
+}
+
+/// A job that has ended must not look like one that was never begun: whoever gets it looks for its record and its failure.
+#[tokio::test]
+async fn of_what_cannot_be_deferred_the_delivery_counts_where_the_job_has_ended() {
+    let Some(node) = own_or_skip("deferrals under RabbitMQ's memory alarm", "").await else { return };
+    let settings = Settings { prefetch: 1, ..node.settings("undeferred") };
+    let queue = Queue::start(&settings).unwrap();
+    queue.send("job-1", b"{}", None).await.unwrap();
+    let message = next(&queue).await;
+    node.control(&["set_vm_memory_high_watermark", "absolute", "1"]).await;
+    let delay = Duration::from_millis(100);
+    timeout(DEADLINE, queue.defer(&message, delay, DeferReason::StoreUnavailable)).await.expect("in time").unwrap();
+    let again = next(&queue).await;
+    assert_eq!(again.attempt, 1, "it was not tried");
+    let ended = Message { ended: Some(EndedJob::complete(1)), ..again };
+    timeout(DEADLINE, queue.defer(&ended, delay, DeferReason::NotificationUndelivered)).await.expect("in time").unwrap();
+    assert_eq!(next(&queue).await.attempt, 2, "it is looked up");
 }

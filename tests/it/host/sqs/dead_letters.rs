@@ -1,5 +1,7 @@
 //! Where a message goes that failed for good.
 
+use atelier::host::ended::EndedJob;
+
 use super::*;
 
 async fn redriven(bench: &Bench, name: &str, dead: &str) -> String {
@@ -47,6 +49,31 @@ async fn ten_attributes_or_a_full_mebibyte_leave_no_room_for_the_reason() {
     let mut counts = moved.map(|message| message.record["messageAttributes"].as_object().expect("a map").len());
     counts.sort_unstable();
     assert_eq!(counts, [0, 10]);
+}
+
+/// How the job ended stands in the bucket too: it never keeps a message from being kept.
+#[tokio::test]
+async fn how_a_job_ended_goes_along_where_there_is_room_for_it() {
+    let Some(bench) = Bench::start("SQS dead letters of jobs that have ended").await else { return };
+    let dead = bench.source(&bench.queue("dead", &[]).await).await;
+    let url = redriven(&bench, "jobs", "dead").await;
+    let source = bench.source(&url).await;
+    // Attributes of its own, bytes of its body, and which of ours there is room for.
+    let rows = [(8, 2, true, true), (9, 2, true, false), (10, 2, false, false), (0, 1 << 20, false, false)];
+    for (own, bytes, has_end, has_reason) in rows {
+        let attributes = (0..own).map(|n| (format!("a{n}"), text("x"))).collect::<HashMap<_, _>>();
+        let send = bench.client.send_message().queue_url(&url).message_body("x".repeat(bytes));
+        send.set_message_attributes(Some(attributes)).send().await.expect("sent");
+        let ended = Message { ended: Some(EndedJob::complete(1)), ..receive_one(&source).await };
+        source.dead_letter(&ended, "webhook_failed: nobody took it").await.expect("moved");
+        let moved = receive_one(&dead).await;
+        dead.ack(&moved).await.expect("settled");
+        let names = moved.record["messageAttributes"].as_object().expect("a map");
+        let found = (moved.ended.is_some(), names.contains_key("atelier-reason"), names.len(), moved.body.len());
+        let ours = usize::from(has_end) + usize::from(has_reason);
+        assert_eq!(found, (has_end, has_reason, own + ours, bytes), "{own} attributes, {bytes} bytes");
+    }
+    assert_eq!(bench.counts(&url).await, ("0".into(), "0".into()));
 }
 
 #[tokio::test]

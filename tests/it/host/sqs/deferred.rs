@@ -1,10 +1,12 @@
 //! What waits for a better time: the same attempt afterwards, whoever has it by then, and however long it took.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use atelier::protocol::deferral::{DeferReason, Deferral};
 
 use super::*;
+use crate::servers::proxy::Proxy;
 
 const DELAY: Duration = Duration::from_secs(2);
 
@@ -123,6 +125,31 @@ async fn a_host_that_ends_hands_on_what_waits_and_takes_no_more_in() {
     let late = receive_one(&third).await;
     assert_eq!(late.attempt, 1);
     third.ack(&late).await.expect("settled");
+}
+
+/// The host ends while SQS is asked: nothing looks after what waits here any more.
+#[tokio::test]
+async fn what_comes_in_while_the_host_ends_is_handed_on() {
+    let Some(bench) = Bench::start("SQS messages that wait while their host ends").await else { return };
+    let url = bench.queue("jobs", &[]).await;
+    let proxy = Proxy::start(bench.moto.address).await;
+    let through = Settings { endpoint_url: Some(format!("http://{}", proxy.address)), ..settings(&url) };
+    let source = Arc::new(Sqs::connect(&through).await.expect("the queue is there"));
+    source.send("job-1", b"{}", None).await.expect("sent");
+    let message = receive_one(&source).await;
+    proxy.fall_silent();
+    let deferring = {
+        let source = source.clone();
+        tokio::spawn(async move { source.defer(&message, DELAY, DeferReason::StoreUnavailable).await })
+    };
+    // Until its request is on its way.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    timeout(DEADLINE, source.close()).await.expect("it waits for nobody");
+    assert!(!deferring.is_finished());
+    proxy.cut().await;
+    timeout(DEADLINE, deferring).await.expect("in time").expect("no panic").expect("handed on");
+    let handed_on = receive_one(&bench.source(&url).await).await;
+    assert_eq!((handed_on.attempt, handed_on.deferral.is_some()), (1, true), "not what SQS brings back by itself");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The text encoder of Qwen-Image-Edit: a prompt and the images it speaks of to hidden states (Qwen2.5-VL).
+//! The text encoder of Qwen-Image and Qwen-Image-Edit: a prompt, and the images it speaks of, to hidden states (Qwen2.5-VL).
 
 pub mod language;
 pub mod patches;
@@ -14,7 +14,7 @@ use image::RgbImage;
 use self::language::LanguageModel;
 use self::patches::{Patches, condition, patches};
 use self::positions::{Run, positions};
-use self::prompt::{DROPPED, PromptTokenizer};
+use self::prompt::{EDIT, PromptTokenizer, TEXT};
 use self::vision::VisionTower;
 use super::fingerprint::{Fingerprint, fingerprint};
 use super::packing::Grid;
@@ -32,7 +32,8 @@ const PROMPTS_KEPT: usize = 16;
 /// A loaded text encoder. Images and prompts that came last are not encoded again.
 pub struct TextEncoder {
     tokenizer: PromptTokenizer,
-    sight: Sight,
+    /// None of a model that is shown no images.
+    sight: Option<Sight>,
     language: LanguageModel,
     bytes: u64,
     seen: Recent<Fingerprint, Seen>,
@@ -59,20 +60,33 @@ pub struct Seen {
 
 impl TextEncoder {
     /// Reads tokenizer, image processor, vision tower and text model under `directory`. Images are looked at in about `condition_px`
-    /// pixels. Resident are 8.3 billion values at full size (15.5 GB in bf16 without the head that predicts words).
+    /// pixels; none: a model that is shown none (Qwen-Image), of which neither processor nor tower is read. Resident are 8.3 billion values
+    /// at full size (15.5 GB in bf16 without the head that predicts words), 7.6 billion without the tower.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and lists what is missing in it or not supported.
-    pub fn load(directory: &Path, condition_px: u32, precision: Precision, device: Device) -> Result<Self, EngineError> {
-        let TextCheckpoint { language, vision: config, processor } = TextCheckpoint::read(directory)?;
-        let tokenizer = PromptTokenizer::read(directory)?;
+    pub fn load(
+        directory: &Path,
+        condition_px: Option<u32>,
+        precision: Precision,
+        device: Device,
+    ) -> Result<Self, EngineError> {
+        let TextCheckpoint { language, vision } = TextCheckpoint::read(directory, condition_px.is_some())?;
+        let tokenizer = PromptTokenizer::read(directory, if condition_px.is_some() { EDIT } else { TEXT })?;
         let files = component_files(&directory.join("text_encoder"))?;
         let dtype = precision.compute;
         let ((tower, language), bytes) = build_from(&files, (dtype, &device), our_name, |vb| {
-            let tower = VisionTower::new(&config, &vb.pp("visual"))?;
+            let tower = vision.as_ref().map(|(config, _)| VisionTower::new(config, &vb.pp("visual"))).transpose()?;
             Ok((tower, LanguageModel::new(&language, &vb.pp("language"))?))
         })?;
-        let sight = Sight { config, processor, tower, condition_px, dtype, device };
+        let sight = vision.zip(tower).zip(condition_px).map(|(((config, processor), tower), condition_px)| Sight {
+            config,
+            processor,
+            tower,
+            condition_px,
+            dtype,
+            device,
+        });
         let seen = Recent::new(IMAGES_KEPT, |_, _| 1);
         let said = Recent::new(PROMPTS_KEPT, |_, _| 1);
         Ok(Self { tokenizer, sight, language, bytes, seen, said })
@@ -85,9 +99,14 @@ impl TextEncoder {
     pub fn encode(&mut self, prompt: &str, images: &[RgbImage]) -> Result<Tensor, EngineError> {
         let prints: Vec<Fingerprint> = images.iter().map(fingerprint).collect();
         let Self { tokenizer, sight, language, seen, said, .. } = self;
-        let seen = images.iter().zip(&prints).map(|(image, print)| seen.of(*print, || sight.see(image)));
+        let seen = images.iter().zip(&prints).map(|(image, print)| match sight {
+            Some(sight) => seen.of(*print, || sight.see(image)),
+            None => Err(EngineError::Request { field: "images", problem: "this model is shown none".into() }),
+        });
         let seen = seen.collect::<Result<Vec<_>, _>>()?;
-        said.of((prompt.to_owned(), prints), || read(language, &tokenizer.runs(prompt, images.len())?, &seen))
+        said.of((prompt.to_owned(), prints), || {
+            read(language, &tokenizer.runs(prompt, images.len())?, &seen, tokenizer.dropped())
+        })
     }
 
     /// Bytes of the tensors that stay on the device.
@@ -96,9 +115,10 @@ impl TextEncoder {
         self.bytes
     }
 
+    /// What looks at images, where the model is shown any.
     #[must_use]
-    pub fn sight(&self) -> &Sight {
-        &self.sight
+    pub fn sight(&self) -> Option<&Sight> {
+        self.sight.as_ref()
     }
 
     #[must_use]
@@ -134,7 +154,7 @@ impl Sight {
 }
 
 /// The text model over the runs of a prompt, less what stands in front of the user's turn.
-fn read(language: &LanguageModel, runs: &[Run], seen: &[Seen]) -> Result<Tensor, EngineError> {
+fn read(language: &LanguageModel, runs: &[Run], seen: &[Seen], dropped: usize) -> Result<Tensor, EngineError> {
     let embedded = runs.iter().map(|run| match run {
         Run::Text(tokens) => language.embed(tokens),
         Run::Image(index) => Ok(seen[*index].tokens.clone()),
@@ -142,7 +162,7 @@ fn read(language: &LanguageModel, runs: &[Run], seen: &[Seen]) -> Result<Tensor,
     let embedded = Tensor::cat(&embedded.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
     let grids: Vec<Grid> = seen.iter().map(|seen| seen.grid).collect();
     let hidden = language.forward(&embedded, &positions(runs, &grids))?;
-    Ok(hidden.narrow(1, DROPPED, hidden.dim(1)?.saturating_sub(DROPPED))?.contiguous()?)
+    Ok(hidden.narrow(1, dropped, hidden.dim(1)?.saturating_sub(dropped))?.contiguous()?)
 }
 
 /// `visual…` and `language…`, by what transformers called them at different times; the head that predicts words has no name.

@@ -1,4 +1,4 @@
-//! The words around a prompt, and its tokens (diffusers' `QwenImageEditPlusPipeline`).
+//! The words around a prompt, and its tokens (diffusers' `QwenImageEditPlusPipeline` and `QwenImagePipeline`).
 
 use std::path::Path;
 
@@ -13,15 +13,27 @@ use super::positions::Run;
 use crate::EngineError;
 use crate::tokenizer_config::added_tokens;
 
-const SYSTEM: &str = "Describe the key features of the input image (color, shape, size, texture, objects, background), then explain how the \
+/// What the model is told before the user's turn.
+pub struct Template {
+    system: &'static str,
+    /// Tokens in front of what the user said: the transformer does not see their hidden states.
+    pub(super) dropped: usize,
+}
+
+/// Around a prompt about images.
+pub const EDIT: Template = Template { system: EDIT_SYSTEM, dropped: 64 };
+/// Around a prompt alone.
+pub const TEXT: Template = Template { system: TEXT_SYSTEM, dropped: 34 };
+
+const TEXT_SYSTEM: &str = "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the \
+                           objects and background:";
+const EDIT_SYSTEM: &str = "Describe the key features of the input image (color, shape, size, texture, objects, background), then explain how the \
                       user's text instruction should alter or modify the image. Generate a new image that meets the user's requirements \
                       while maintaining consistency with the original input where appropriate.";
 const START: &str = "<|im_start|>";
 const END: &str = "<|im_end|>";
 const IMAGE_START: &str = "<|vision_start|>";
 const IMAGE_END: &str = "<|vision_end|>";
-/// Tokens in front of what the user said: the transformer does not see their hidden states.
-pub(super) const DROPPED: usize = 64;
 /// Of a prompt; the pipeline allows as many.
 const MAX_TOKENS: usize = 1024;
 /// How Qwen2's tokenizer cuts a text before its merges.
@@ -30,6 +42,7 @@ const WORDS: &str =
 
 pub struct PromptTokenizer {
     tokenizer: Tokenizer,
+    template: Template,
     specials: [u32; 4],
 }
 
@@ -46,7 +59,7 @@ impl PromptTokenizer {
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] when neither can be read, or Qwen's own tokens are not in them.
-    pub fn read(directory: &Path) -> Result<Self, EngineError> {
+    pub fn read(directory: &Path, template: Template) -> Result<Self, EngineError> {
         let serialized = ["processor/tokenizer.json", "tokenizer/tokenizer.json"].map(|name| directory.join(name));
         let serialized = serialized.into_iter().find(|file| file.is_file());
         let path = serialized.clone().unwrap_or_else(|| directory.join("tokenizer"));
@@ -60,7 +73,12 @@ impl PromptTokenizer {
         let mut tokenizer = tokenizer;
         // What a caller writes is text, whatever it looks like.
         tokenizer.set_encode_special_tokens(true);
-        Ok(Self { tokenizer, specials })
+        Ok(Self { tokenizer, template, specials })
+    }
+
+    /// How many of the first tokens the transformer does not see.
+    pub(super) fn dropped(&self) -> usize {
+        self.template.dropped
     }
 
     /// The template around `prompt`, with so many images before it.
@@ -74,7 +92,7 @@ impl PromptTokenizer {
             return Err(wrong(format!("must have at most {MAX_TOKENS} tokens, got {own}; shorten it")));
         }
         let mut runs = vec![Run::Text(Vec::new())];
-        for part in parts(prompt, images) {
+        for part in parts(self.template.system, prompt, images) {
             let tokens = match part {
                 Part::Image(index) => {
                     runs.extend([Run::Image(index), Run::Text(Vec::new())]);
@@ -101,11 +119,11 @@ impl PromptTokenizer {
 }
 
 /// Special tokens cut the text, so what lies between them has its tokens by itself.
-fn parts(prompt: &str, images: usize) -> Vec<Part<'static>> {
+fn parts(system: &str, prompt: &str, images: usize) -> Vec<Part<'static>> {
     let text = |text: &str| Part::Text(text.to_owned());
     let mut parts = vec![
         Part::Special(START),
-        Part::Text(format!("system\n{SYSTEM}")),
+        Part::Text(format!("system\n{system}")),
         Part::Special(END),
         text("\n"),
         Part::Special(START),

@@ -128,7 +128,7 @@ fn one_orders_fault_is_not_the_others() {
         fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
             let mut seeds = queued_requests.iter().map(|queued| match &queued.request {
                 Request::Generate(request) => request.seeds[0],
-                Request::TryOn(request) => request.seeds[0],
+                Request::Edit(request) => request.seeds[0],
             });
             assert!(seeds.all(|seed| seed != 1000), "seed 1000");
             self.0.generate_together(queued_requests)

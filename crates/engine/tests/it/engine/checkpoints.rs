@@ -106,7 +106,7 @@ fn checkpoint_with_settings_spelled_otherwise() {
 #[test]
 fn checkpoint_whose_unet_looks_at_other_things() {
     assert_refused(
-        |directory| edit(&directory.join("unet/config.json"), "\"in_channels\": 4", "\"in_channels\": 8"),
+        |directory| edit(&directory.join("unet/config.json"), "\"in_channels\": 4", "\"in_channels\": 7"),
         "unet",
         &["in_channels", "inpainting", "instruct-pix2pix", "not supported"],
     );

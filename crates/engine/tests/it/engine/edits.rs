@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use atelier_engine::qwen::packing::Grid;
 use atelier_engine::qwen::pipeline::Edit;
 use atelier_engine::qwen::precision::Precision;
-use atelier_engine::qwen::{QwenImageEdit, Variant};
+use atelier_engine::qwen::{QwenImage, Variant};
 use atelier_engine::{EngineError, LoraFile, Progress, Watch};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
@@ -25,11 +25,11 @@ fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/qwen")
 }
 
-fn load(directory: &Path, variant: &Variant) -> Result<QwenImageEdit, EngineError> {
-    QwenImageEdit::load(directory, variant, Precision::of(&Device::Cpu), device())
+fn load(directory: &Path, variant: &Variant) -> Result<QwenImage, EngineError> {
+    QwenImage::load(directory, variant, Precision::of(&Device::Cpu), device())
 }
 
-fn engine() -> QwenImageEdit {
+fn engine() -> QwenImage {
     load(&directory().join("edit"), &Variant::default()).expect("the fixture loads")
 }
 
@@ -104,9 +104,9 @@ const CONTRADICTIONS: &[Contradiction] = &[
     ),
     (
         "model_index.json",
-        ("QwenImageEditPlusPipeline", "QwenImagePipeline"),
+        ("QwenImageEditPlusPipeline", "QwenImageEditPipeline"),
         "model_index.json",
-        &["supported: \"QwenImageEditPlusPipeline\""],
+        &["supported: \"QwenImagePipeline\", \"QwenImageEditPlusPipeline\""],
     ),
 ];
 
@@ -179,7 +179,7 @@ fn loras_that_do_not_fit_are_refused_by_their_place() {
     let lora = |path: PathBuf| LoraFile::new(path, 1.0);
     let good = lora(directory().join("loras/lightning.safetensors"));
     let other = lora(super::fixtures().join("loras/peft.safetensors"));
-    let load_with = |variant: &Variant, precision| QwenImageEdit::load(&directory().join("edit"), variant, precision, device());
+    let load_with = |variant: &Variant, precision| QwenImage::load(&directory().join("edit"), variant, precision, device());
     let refused = |variant: &Variant, precision| match load_with(variant, precision).err() {
         Some(EngineError::Lora { index, problem }) => (index, problem),
         other => panic!("{other:?}"),
@@ -258,7 +258,7 @@ fn what_depends_on_time_alone_is_worked_out_ahead_to_the_bit_and_not_kept() {
     copy_directory(&directory().join("edit"), copied.path());
     let mut engine = load(copied.path(), &Variant::default()).expect("loads");
     let tokens = Tensor::ones((1, 15, 16), DType::F32, &device()).expect("tokens");
-    let velocity = |engine: &mut QwenImageEdit, timesteps: &[f32], index: usize| {
+    let velocity = |engine: &mut QwenImage, timesteps: &[f32], index: usize| {
         let conditionings = engine.conditionings(timesteps).expect("conditionings");
         let look = engine.predict(&tokens, &text(1), &GRIDS, &conditionings[index]).expect("a forward pass");
         look.velocity.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("values")

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use atelier_engine::qwen::pipeline::Edit;
 use atelier_engine::qwen::precision::Precision;
-use atelier_engine::qwen::{QwenImageEdit, Variant};
+use atelier_engine::qwen::{QwenImage, Variant};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::{Engine, EngineError, GenerateRequest, Image, InitImage, LoraFile, QueuedRequest, Request, Watch};
@@ -199,7 +199,7 @@ fn edit_directory() -> PathBuf {
 }
 
 fn edited(directory: &Path, bad_text: bool) -> Result<Vec<Image>, EngineError> {
-    let mut engine = QwenImageEdit::load(directory, &Variant::default(), Precision::of(&Device::Cpu), device()).expect("loads");
+    let mut engine = QwenImage::load(directory, &Variant::default(), Precision::of(&Device::Cpu), device()).expect("loads");
     let values = (0..5 * 24).map(|index| if bad_text && index == 7 { f32::NAN } else { (index as f32 * 0.7).sin() });
     let positive = Tensor::from_vec(values.collect::<Vec<_>>(), (1, 5, 24), &device()).expect("a text");
     let edit = Edit { positive, negative: None, guidance_scale: 1.0, steps: 1, seeds: vec![3, 4], width_px: 48, height_px: 32 };

@@ -48,6 +48,7 @@ fn request(loras: Vec<LoraFile>) -> GenerateRequest {
         guidance_scale: 7.5,
         scheduler: Scheduler::plain(Sampler::DpmSolverPlusPlus),
         sampling: Sampling::default(),
+        mode: None,
         width_px: 64,
         height_px: 64,
         seeds: vec![7],

@@ -74,7 +74,7 @@ fn a_pad_token_without_a_vector_is_refused() {
 }
 
 fn edit_tokens(directory: &Path) -> String {
-    let tokenizer = prompt::PromptTokenizer::read(directory).expect("reads");
+    let tokenizer = prompt::PromptTokenizer::read(directory, prompt::EDIT).expect("reads");
     format!("{:?}", tokenizer.runs(&"a red dress, ".repeat(40), 2).expect("runs"))
 }
 
@@ -115,6 +115,6 @@ fn added_tokens_are_read_wherever_they_stand() {
     fs::remove_file(files.join("tokenizer_config.json")).expect("removes");
     assert_eq!(edit_tokens(directory.path()), plain);
     fs::remove_file(files.join("added_tokens.json")).expect("removes");
-    let error = prompt::PromptTokenizer::read(directory.path()).err().expect("no special tokens").to_string();
+    let error = prompt::PromptTokenizer::read(directory.path(), prompt::EDIT).err().expect("no special tokens").to_string();
     assert!(error.contains("has no token <|im_start|>"), "{error}");
 }

@@ -60,6 +60,7 @@ pub(super) fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64
         guidance_scale,
         scheduler,
         sampling: Sampling::default(),
+        mode: None,
         width_px: 104,
         height_px: 72,
         seeds: (42..42 + num_images).collect(),

@@ -9,6 +9,7 @@ mod loras;
 mod names;
 mod prompts;
 mod qwen;
+mod qwen_family;
 mod qwen_text;
 mod samplers;
 mod schedules;

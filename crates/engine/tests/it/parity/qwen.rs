@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use atelier_engine::qwen::checkpoint::EditCheckpoint;
+use atelier_engine::qwen::checkpoint::ImageCheckpoint;
 use atelier_engine::qwen::guidance::guided;
 use atelier_engine::qwen::packing::Grid;
 use atelier_engine::qwen::pipeline::Edit;
@@ -11,7 +11,7 @@ use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::references;
 use atelier_engine::qwen::schedule::FlowSchedule;
 use atelier_engine::qwen::sizes::Areas;
-use atelier_engine::qwen::{QwenImageEdit, Variant};
+use atelier_engine::qwen::{QwenImage, Variant};
 use atelier_engine::{LoraFile, Watch};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
@@ -39,12 +39,12 @@ fn expected() -> Reference {
     Reference::open(&directory().join("expected.safetensors"))
 }
 
-fn load(variant: &Variant, precision: Precision) -> QwenImageEdit {
-    let engine = QwenImageEdit::load(&directory().join("edit"), variant, precision, device()).expect("the fixture loads");
+fn load(variant: &Variant, precision: Precision) -> QwenImage {
+    let engine = QwenImage::load(&directory().join("edit"), variant, precision, device()).expect("the fixture loads");
     engine.with_areas(AREAS)
 }
 
-fn engine(distilled: bool) -> QwenImageEdit {
+fn engine(distilled: bool) -> QwenImage {
     load(&Variant { distilled, ..Variant::default() }, Precision::of(&Device::Cpu))
 }
 
@@ -62,7 +62,7 @@ fn image(expected: &Reference, name: &str) -> RgbImage {
 
 #[test]
 fn parity_of_flow_schedules() {
-    let config = EditCheckpoint::read(&directory().join("edit")).expect("reads").schedule;
+    let config = ImageCheckpoint::read(&directory().join("edit")).expect("reads").schedule;
     let reference = Reference::open(&directory().join("schedules.safetensors"));
     let mut stage = Stage::new("qwen, sigmas");
     for (name, config) in [("base", config.clone()), ("lightning", config.lightning())] {
@@ -116,7 +116,7 @@ fn parity_of_edit_stages() {
     }
 }
 
-fn reference(engine: &mut QwenImageEdit, expected: &Reference, name: &str) -> references::Reference {
+fn reference(engine: &mut QwenImage, expected: &Reference, name: &str) -> references::Reference {
     let input = expected.get(&format!("input/{name}")).dims3().expect("an image");
     let image = image(expected, name);
     assert_eq!(engine.reference_size(input.1 as u32, input.0 as u32), image.dimensions(), "{name}");
@@ -124,7 +124,7 @@ fn reference(engine: &mut QwenImageEdit, expected: &Reference, name: &str) -> re
 }
 
 /// Block 0, velocities and guidance, each from the oracle's own latents.
-fn looks(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generation, references: &[references::Reference]) {
+fn looks(engine: &mut QwenImage, expected: &Reference, generation: &Generation, references: &[references::Reference]) {
     let get = |key: &str| expected.get(&format!("{}/{key}", generation.name));
     let schedule = engine.schedule(4, OUTPUT);
     let conditionings = engine.conditionings(&schedule.timesteps()).expect("conditionings");
@@ -165,7 +165,7 @@ fn looks(engine: &mut QwenImageEdit, expected: &Reference, generation: &Generati
 
 /// All of it in one go.
 fn whole_generation(
-    engine: &mut QwenImageEdit,
+    engine: &mut QwenImage,
     expected: &Reference,
     generation: &Generation,
     references: &[references::Reference],
@@ -194,7 +194,7 @@ fn whole_generation(
 }
 
 /// The oracle's one forward pass at given tokens, with these weights.
-fn look(engine: &mut QwenImageEdit, expected: &Reference) -> Tensor {
+fn look(engine: &mut QwenImage, expected: &Reference) -> Tensor {
     let conditionings = engine.conditionings(&[TIME]).expect("a moment");
     let look = engine.predict(expected.get("forward/tokens"), expected.get("text/positive"), &GRIDS, &conditionings[0]);
     look.expect("a forward pass").velocity
@@ -211,7 +211,7 @@ fn parity_of_zero_cond_t() {
     let text = fs::read_to_string(&config).expect("a config").replace("\"zero_cond_t\": true", "\"zero_cond_t\": false");
     fs::write(&config, text).expect("writes");
     let precision = Precision::of(&Device::Cpu);
-    let mut earlier = QwenImageEdit::load(earlier.path(), &Variant::default(), precision, device()).expect("loads");
+    let mut earlier = QwenImage::load(earlier.path(), &Variant::default(), precision, device()).expect("loads");
     stage.compare("one moment", &look(&mut earlier, &expected), expected.get("forward/one_moment"));
     stage.finish(STAGE);
 }

@@ -34,7 +34,7 @@ fn expected() -> Reference {
 }
 
 fn encoder() -> TextEncoder {
-    TextEncoder::load(&directory(), CONDITION_PX, Precision::of(&Device::Cpu), device()).expect("the fixture loads")
+    TextEncoder::load(&directory(), Some(CONDITION_PX), Precision::of(&Device::Cpu), device()).expect("the fixture loads")
 }
 
 pub(super) fn image(values: &Tensor) -> RgbImage {
@@ -52,7 +52,7 @@ fn copied() -> tempfile::TempDir {
 #[test]
 fn resized_images_are_pillows_byte_for_byte() {
     let expected = expected();
-    for case in 0..5 {
+    for case in 0..11 {
         let input = image(expected.get(&format!("resize/{case}/input")));
         for (name, filter) in [("lanczos", Filter::Lanczos), ("bicubic", Filter::Bicubic)] {
             let pillows = image(expected.get(&format!("resize/{case}/{name}")));
@@ -70,12 +70,12 @@ fn parity_of_the_vision_tower() {
     let mut tokens = Stage::new("qwen, vision tower");
     for name in IMAGES {
         let input = image(expected.get(&format!("input/{name}")));
-        let ours = encoder.sight().patches(&input).expect("patches");
+        let ours = encoder.sight().expect("it sees").patches(&input).expect("patches");
         let rows: Vec<u32> = (0..ours.values.dim(0).expect("rows") as u32).step_by(9).collect();
         let rows = Tensor::from_vec(rows.clone(), rows.len(), &device()).expect("rows");
         let some = ours.values.index_select(&rows, 0).expect("some rows");
         patches.compare(name, &some, expected.get(&format!("patches/{name}")));
-        let seen = encoder.sight().see(&input).expect("tokens");
+        let seen = encoder.sight().expect("it sees").see(&input).expect("tokens");
         tokens.compare(name, &seen.tokens, expected.get(&format!("vision/{name}")));
     }
     patches.finish(STAGE);
@@ -103,7 +103,7 @@ fn vocabulary_and_merges_are_the_same_tokenizer() {
     let tokens = |encoder: &TextEncoder, prompt: &str| encoder.tokenizer().runs(prompt, 2).expect("tokens");
     let copy = copied();
     fs::remove_file(copy.path().join("processor/tokenizer.json")).expect("is there");
-    let from_files = TextEncoder::load(copy.path(), CONDITION_PX, Precision::of(&Device::Cpu), device()).expect("loads");
+    let from_files = TextEncoder::load(copy.path(), Some(CONDITION_PX), Precision::of(&Device::Cpu), device()).expect("loads");
     let encoder = encoder();
     for (_, prompt, _) in PROMPTS {
         assert_eq!(tokens(&encoder, prompt), tokens(&from_files, prompt), "{prompt:?}");
@@ -136,7 +136,7 @@ fn what_is_missing_in_the_files_is_listed() {
     let load = |change: &dyn Fn(&std::path::Path)| {
         let copy = copied();
         change(copy.path());
-        let loaded = TextEncoder::load(copy.path(), CONDITION_PX, Precision::of(&Device::Cpu), device());
+        let loaded = TextEncoder::load(copy.path(), Some(CONDITION_PX), Precision::of(&Device::Cpu), device());
         loaded.err().expect("refused").to_string()
     };
     let config = |from: &str, to: &str| {

@@ -35,6 +35,10 @@ struct Case {
     sigmas: Option<Vec<f64>>,
     eta: Option<f64>,
     config: Option<ScheduleConfig>,
+    /// How far diffusers' single precision is from its double precision, where that is more than [`SCHEDULE`].
+    single: Option<f64>,
+    /// The same, from double precision that made the tables as well; the reference then has both, the latter under `KEY/all`.
+    single_of_all: Option<f64>,
     file: Option<String>,
     kind: Option<String>,
     guidance_scale: Option<f64>,
@@ -60,15 +64,7 @@ fn parity_of_every_samplers_steps() {
     let given = Reference::read("samplers");
     let mut stages: BTreeMap<String, Stage> = BTreeMap::new();
     for case in read::<Vec<Case>>("steps.json") {
-        let plan = Plan {
-            strength: case.strength,
-            eta: case.eta.unwrap_or_default(),
-            timesteps: case.timesteps.as_deref(),
-            sigmas: case.sigmas.as_deref(),
-            ..Plan::new(case.scheduler, case.steps)
-        };
-        let config = case.config.as_ref().expect("a config");
-        let schedule = Schedule::planned(&plan, config).unwrap_or_else(|error| panic!("{}: {error}", case.key));
+        let schedule = planned(&case);
         let name = format!("{}, steps", case.scheduler.sampler.as_str());
         let stage = stages.entry(name.clone()).or_insert_with(|| Stage::new(name));
         compare_steps(stage, &case.key, &schedule, &reference, &given);
@@ -77,6 +73,40 @@ fn parity_of_every_samplers_steps() {
     for stage in stages.into_values() {
         stage.finish(SCHEDULE);
     }
+}
+
+/// 480 rows of settings as they came together by chance, without those that diffusers itself does not run.
+#[test]
+fn parity_of_steps_of_settings_by_chance() {
+    let reference = Reference::read("steps_by_chance");
+    let given = Reference::read("samplers");
+    let mut all = Stage::new("steps of settings by chance");
+    for case in read::<Vec<Case>>("steps_by_chance.json") {
+        let of_allowed = |key: &str, single: Option<f64>| {
+            let mut stage = Stage::new(key);
+            compare_steps(&mut stage, key, &planned(&case), &reference, &given);
+            stage.worst / single.unwrap_or_default().max(SCHEDULE.0)
+        };
+        let mut error = of_allowed(&case.key, case.single);
+        if case.single_of_all.is_some() {
+            error = error.min(of_allowed(&format!("{}/all", case.key), case.single_of_all));
+        }
+        all.note(&case.key, error);
+    }
+    assert!(all.cases > 400, "{}", all.cases);
+    all.finish(RelativeError(1.0));
+}
+
+fn planned(case: &Case) -> Schedule {
+    let plan = Plan {
+        strength: case.strength,
+        eta: case.eta.unwrap_or_default(),
+        timesteps: case.timesteps.as_deref(),
+        sigmas: case.sigmas.as_deref(),
+        ..Plan::new(case.scheduler, case.steps)
+    };
+    let config = case.config.as_ref().expect("a config");
+    Schedule::planned(&plan, config).unwrap_or_else(|error| panic!("{}: {error}", case.key))
 }
 
 fn compare_steps(stage: &mut Stage, key: &str, schedule: &Schedule, reference: &Reference, given: &Reference) {

@@ -103,11 +103,10 @@ fn compare_steps(stage: &mut Stage, case: &Case, schedule: &Schedule, reference:
 #[test]
 fn a_setting_is_refused_only_by_the_schedulers_that_read_it() {
     let cases = [
-        (r#"{"thresholding": true}"#, "deis", "has thresholding true; supported: false"),
         (r#"{"beta_schedule": "sigmoid"}"#, "ddim", "has beta_schedule \"sigmoid\"; supported: linear, scaled_linear"),
         (r#"{"beta_schedule": "laplace"}"#, "heun", "has beta_schedule \"laplace\""),
         (r#"{"beta_schedule": "exp"}"#, "ddpm", "has beta_schedule \"exp\""),
-        (r#"{"prediction_type": "sample"}"#, "heun", "has prediction_type \"sample\"; supported: epsilon, v_prediction"),
+        (r#"{"prediction_type": "sample"}"#, "dpm2", "has prediction_type \"sample\"; supported: epsilon, v_prediction"),
         (r#"{"prediction_type": "sample"}"#, "dpm2_a-karras", "has prediction_type \"sample\""),
         (r#"{"solver_order": 4}"#, "unipc", "has solver_order 4; supported: 1, 2, 3"),
         (r#"{"solver_type": "rk4"}"#, "dpmsolver++", "has solver_type \"rk4\""),

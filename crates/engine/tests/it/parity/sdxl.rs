@@ -192,6 +192,7 @@ impl Case {
                 target_size: self.target_size,
                 ..Sampling::default()
             },
+            mode: None,
             width_px: size.0,
             height_px: size.1,
             seeds: (self.seed..self.seed + self.count).collect(),

@@ -48,6 +48,7 @@ pub(crate) fn request(steps: u32, guidance_scale: f64, negative_prompt: &str) ->
         guidance_scale,
         scheduler: Scheduler::plain(Sampler::Euler),
         sampling: Sampling::default(),
+        mode: None,
         width_px: 104,
         height_px: 72,
         seeds: vec![42],
@@ -128,7 +129,7 @@ fn parity_of_sdxl_prompts_by_the_rules_of_lpw() {
     let reference = reference();
     let lpw = reading(PromptSyntax::Lpw);
     let mut stage = Stage::new("sdxl, lpw's prompts");
-    let long = format!("a bright (red:1.5){}(and a dog:0.25)", format!(" {}", "cat ".repeat(80)));
+    let long = format!("a bright (red:1.5) {}(and a dog:0.25)", "cat ".repeat(80));
     for (name, prompt, negative) in [
         ("lpw/weights", "a (small:1.3) [lighthouse] over (the sea)".to_owned(), "storm, dog".to_owned()),
         ("lpw/long", long, "storm, (dog:1.2)".to_owned()),

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use atelier_engine::qwen::Variant;
-use atelier_engine::qwen::engine::{Settings, TryOnEngine};
+use atelier_engine::qwen::checkpoint::Pipeline;
+use atelier_engine::qwen::engine::{QwenEngine, Settings};
 use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::{EditRequest, Engine as _, Image, LoraFile, QueuedRequest, Request, Watch};
@@ -29,6 +30,7 @@ pub(crate) fn settings(memory_budget: Option<u64>) -> Settings {
     let lora = LoraFile::new(directory().join("lightning-4steps.safetensors"), 1.0);
     let fp8 = directory().join("fp8-lightning-4steps.safetensors");
     Settings {
+        pipeline: Pipeline::Edit,
         modes: vec![
             ("base".into(), Variant::default()),
             ("lora".into(), Variant { loras: vec![lora], distilled: true, ..Variant::default() }),
@@ -55,8 +57,8 @@ fn request(expected: &Reference, number: usize, mode: &str, guidance_scale: f64)
     }
 }
 
-fn generate(engine: &mut TryOnEngine, request: EditRequest) -> Vec<Image> {
-    let order = QueuedRequest { request: Request::TryOn(request), watch: Watch::new(|_| ()) };
+fn generate(engine: &mut QwenEngine, request: EditRequest) -> Vec<Image> {
+    let order = QueuedRequest { request: Request::Edit(request), watch: Watch::new(|_| ()) };
     engine.generate_together(&[order]).expect("generates").remove(0).expect("generates")
 }
 
@@ -64,8 +66,8 @@ fn generate(engine: &mut TryOnEngine, request: EditRequest) -> Vec<Image> {
 fn parity_of_whole_tryons() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-edit/expected.safetensors");
     let expected = Reference::open(&file);
-    let mut engine = TryOnEngine::load(&directory(), settings(None), Precision::of(&Device::Cpu), device())
-        .expect("the bundled model loads");
+    let mut engine =
+        QwenEngine::load(&directory(), settings(None), Precision::of(&Device::Cpu), device()).expect("the bundled model loads");
     let mut stage = Stage::new("tiny-edit, 8 bit");
     let distilled = (0..4).flat_map(|number| [(number, "lora", 1.0), (number, "fp8", 1.0)]);
     for (number, mode, guidance) in distilled.chain([(0, "base", 4.0), (1, "base", 1.0)]) {
@@ -81,9 +83,9 @@ fn parity_of_whole_tryons() {
 fn without_room_for_it_the_text_encoder_is_read_again_and_the_images_are_the_same() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-edit/expected.safetensors");
     let expected = Reference::open(&file);
-    let mut roomy = TryOnEngine::load(&directory(), settings(None), Precision::of(&Device::Cpu), device()).expect("loads");
+    let mut roomy = QwenEngine::load(&directory(), settings(None), Precision::of(&Device::Cpu), device()).expect("loads");
     let mut tight =
-        TryOnEngine::load(&directory(), settings(Some(1 << 20)), Precision::of(&Device::Cpu), device()).expect("loads");
+        QwenEngine::load(&directory(), settings(Some(1 << 20)), Precision::of(&Device::Cpu), device()).expect("loads");
     assert!(roomy.keeps_encoder() && !tight.keeps_encoder());
     for number in [0, 1] {
         let request = request(&expected, number, "lora", 1.0);

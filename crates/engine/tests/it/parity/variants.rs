@@ -7,10 +7,12 @@ use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::settings::Settings;
-use atelier_engine::{Engine, EngineError, GenerateRequest, Image, Watch};
+use atelier_engine::{Engine, EngineError, GenerateRequest, Image, InitImage, Watch};
 use candle_core::{DType, Tensor};
+use image::{GrayImage, Luma, RgbImage, imageops};
 
 use super::images::request;
+use super::names::scheduler;
 use super::stages::{PROMPT, largest_step};
 use super::starts::from;
 use super::{PIXEL, Reference, RelativeError, STAGE, Stage};
@@ -81,6 +83,61 @@ fn parity_of_inpainting_unets() {
         let error = generate(&mut engine, &request).expect_err("nothing to fill in").to_string();
         assert!(error.starts_with("mask_image: ") && error.contains("init_image and mask_image"), "{error}");
     }
+}
+
+/// Key of a case: `instructed/SCHEDULER/STEPS/SIZE/GUIDANCE/IMAGE GUIDANCE`.
+#[test]
+fn parity_of_unets_that_edit_an_image() {
+    let (_copy, mut engine) = variant("instructed", "unet", "StableDiffusionInstructPix2PixPipeline");
+    let reference = expected();
+    let image = RgbImage::from_raw(128, 136, bytes(reference.get("edited"))).expect("an image");
+    let mut stage = Stage::new("instruct-pix2pix unet, 8 bit");
+    let mut cases: Vec<&String> = reference.0.keys().filter(|key| key.starts_with("instructed/")).collect();
+    cases.sort();
+    assert_eq!(cases.len(), 7);
+    for case in cases {
+        let request = instructed(case, &image);
+        compare(&mut engine, &mut stage, case, &request);
+    }
+    stage.finish(RelativeError(f64::from(PIXEL)));
+    engine.warm_up().expect("a blank image to edit");
+    let refused: [(fn(&mut GenerateRequest), &str, &str); 2] = [
+        (|request| request.start = None, "init_image: ", "needs init_image"),
+        (
+            |request| {
+                let mask = GrayImage::from_pixel(request.width_px, request.height_px, Luma([255]));
+                request.start.as_mut().expect("an image").mask = Some(mask);
+            },
+            "mask_image: ",
+            "leave mask_image out",
+        ),
+    ];
+    for (change, field, problem) in refused {
+        let mut request = instructed("instructed/ddim/6/72x104/7.5/1.5", &image);
+        change(&mut request);
+        let error = generate(&mut engine, &request).expect_err("refused").to_string();
+        assert!(error.starts_with(field) && error.contains(problem), "{error}");
+    }
+    let mut plain = super::images::request(Scheduler::plain(Sampler::Ddim), 7.5, 1);
+    plain.sampling.image_guidance_scale = Some(1.5);
+    let error = generate(&mut load(&super::fixtures().join("sd15")), &plain).expect_err("no model that edits").to_string();
+    assert!(error.starts_with("image_guidance_scale: ") && error.contains("instruct-pix2pix"), "{error}");
+}
+
+/// `image`: its upper left corner is what is edited.
+fn instructed(case: &str, image: &RgbImage) -> GenerateRequest {
+    let [_, name, steps, size, guidance, image_guidance] = case.split('/').collect::<Vec<_>>()[..] else { panic!("{case}") };
+    let (width, height) = size.split_once('x').expect("a size");
+    let mut request =
+        request(scheduler(name).expect(name), guidance.parse().expect("a number"), if name == "euler_a" { 2 } else { 1 });
+    request.steps = steps.parse().expect("a number");
+    (request.width_px, request.height_px) = (width.parse().expect("a number"), height.parse().expect("a number"));
+    request.sampling.image_guidance_scale = Some(image_guidance.parse().expect("a number"));
+    // What such a model never reads.
+    request.strength = 0.3;
+    let rgb = imageops::crop_imm(image, 0, 0, request.width_px, request.height_px).to_image();
+    request.start = Some(InitImage { rgb, mask: None });
+    request
 }
 
 /// The scale is an input: one forward pass a step, and no negative prompt.

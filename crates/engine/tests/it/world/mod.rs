@@ -66,6 +66,7 @@ fn request(prompt: &str, seed: u64, lora: Option<&str>) -> GenerateRequest {
         guidance_scale: 4.0,
         scheduler: Scheduler::plain(Sampler::DpmSolverPlusPlus),
         sampling: Sampling::default(),
+        mode: None,
         width_px: 128,
         height_px: 128,
         seeds: vec![seed],

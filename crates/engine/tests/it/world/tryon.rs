@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use atelier_engine::qwen::engine::TryOnEngine;
+use atelier_engine::qwen::engine::QwenEngine;
 use atelier_engine::qwen::precision::Precision;
 use atelier_engine::{EditRequest, Engine as _, QueuedRequest, Request, Watch};
 use candle_core::Device;
@@ -73,7 +73,7 @@ fn difference(one: &[u8], other: &RgbImage, counts: impl Fn(usize) -> bool) -> f
 fn garments_arrive_and_people_stay() {
     let spec: Spec = read("measure.json");
     let worn: Vec<Worn> = serde_json::from_slice(&fs::read(directory().join("examples.json")).unwrap()).unwrap();
-    let mut engine = TryOnEngine::load(&model_directory(), settings(None), Precision::of(&Device::Cpu), device()).unwrap();
+    let mut engine = QwenEngine::load(&model_directory(), settings(None), Precision::of(&Device::Cpu), device()).unwrap();
     let mut colours = 0.0;
     let mut patterns = 0.0;
     let mut outside = 0.0;
@@ -91,7 +91,7 @@ fn garments_arrive_and_people_stay() {
             width_px: WIDTH_PX,
             height_px: variants[0].height(),
         };
-        let order = QueuedRequest { request: Request::TryOn(request), watch: Watch::new(|_| ()) };
+        let order = QueuedRequest { request: Request::Edit(request), watch: Watch::new(|_| ()) };
         let generated = engine.generate_together(&[order]).unwrap().remove(0).unwrap().remove(0);
         let pixels: Vec<[u8; 3]> = generated.rgb.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect();
         let colour = spec.colour(&pixels, &inside).unwrap();

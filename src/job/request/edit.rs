@@ -1,0 +1,87 @@
+//! The body of task `edit`, and what it gets that leaves a field out.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::seed::SeedChoice;
+use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, WatermarkBody, field};
+use crate::job::JobId;
+use crate::job::task::edit::{Edit, EditImages};
+use crate::job::task::tryon::Mode;
+use crate::job::task::{EditSidePx, GuidanceScale, ImageCount, ModelName, Prompt, Seed, StepCount, Task};
+use crate::job::url::AssetUrl;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Body {
+    #[serde(deserialize_with = "field::job_id")]
+    job_id: JobId,
+    task: TaskName,
+    prompt: Prompt,
+    #[serde(deserialize_with = "field::edit_images")]
+    images: EditImages,
+    #[serde(default, deserialize_with = "field::or_default")]
+    negative_prompt: Prompt,
+    model: Option<ModelName>,
+    #[serde(default, deserialize_with = "field::mode")]
+    mode: Option<Mode>,
+    steps: Option<StepCount>,
+    guidance_scale: Option<GuidanceScale>,
+    width: Option<EditSidePx>,
+    height: Option<EditSidePx>,
+    num_images: Option<ImageCount>,
+    seed: Option<SeedChoice>,
+    watermark: Option<WatermarkBody>,
+    #[serde(default, deserialize_with = "field::or_default")]
+    output: OutputBody,
+    callback: Option<CallbackBody>,
+    #[serde(default, deserialize_with = "field::passed_through")]
+    tenant: Option<String>,
+}
+
+impl Body {
+    pub(super) fn read(self, defaults: &Defaults) -> Read {
+        let mode = self.mode.unwrap_or(defaults.tryon.mode);
+        let mut edit = Edit {
+            model: self.model.unwrap_or_else(|| defaults.model.clone()),
+            images: self.images,
+            prompt: self.prompt,
+            negative_prompt: self.negative_prompt,
+            mode,
+            steps: self.steps.unwrap_or_else(|| defaults.tryon.steps_in(mode)),
+            guidance_scale: self.guidance_scale.unwrap_or_else(|| mode.default_guidance_scale()),
+            width: self.width,
+            height: self.height,
+            num_images: self.num_images.unwrap_or_else(ImageCount::one),
+            seed: Seed::default_value(),
+        };
+        let mut canonical = canonical(self.task, &edit);
+        edit.seed = self.seed.unwrap_or(defaults.seed).acknowledge(&self.job_id, &mut canonical);
+        let common = Common {
+            job_id: self.job_id,
+            watermark: self.watermark,
+            output: self.output,
+            callback: self.callback,
+            tenant: self.tenant,
+        };
+        Read { common, task: Task::Edit(edit), canonical }
+    }
+}
+
+/// Everything that decides the images before they are signed and stored.
+fn canonical(task: TaskName, edit: &Edit) -> Value {
+    json!({
+        "task": task,
+        "model": edit.model,
+        "images": edit.images.get().iter().map(AssetUrl::identity).collect::<Vec<_>>(),
+        "prompt": edit.prompt,
+        "negative_prompt": edit.negative_prompt,
+        "mode": edit.mode,
+        "steps": edit.steps,
+        "guidance_scale": edit.guidance_scale,
+        "width": edit.width,
+        "height": edit.height,
+        "num_images": edit.num_images,
+        "seed": edit.seed,
+    })
+}

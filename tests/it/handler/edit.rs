@@ -1,0 +1,98 @@
+//! Edits on their way through the steps: which images reach the engine in which size, and what is refused.
+
+use atelier::job::capabilities::Capabilities;
+use atelier::job::task::tryon::Mode;
+use image::RgbImage;
+use serde_json::{Value, json};
+
+use super::{brought_back, one, sqs};
+use crate::stage::Stage;
+
+async fn stage() -> Stage {
+    let stage = Stage::with(Capabilities::Edit(vec![Mode::Fp8]), |_| ()).await;
+    std::fs::create_dir_all(stage.bucket.path("images")).unwrap();
+    for (name, width_px, height_px) in [("wide", 96, 32), ("high", 40, 90), ("square", 50, 50)] {
+        let image = RgbImage::from_fn(width_px, height_px, |x, y| image::Rgb([x as u8, y as u8, 7]));
+        image.save(stage.bucket.path("images").join(format!("{name}.png"))).unwrap();
+    }
+    stage
+}
+
+fn edit(id: &str, images: &[&str], more: Value) -> Value {
+    let bucket = atelier::demo::local::BUCKET;
+    let images: Vec<String> = images.iter().map(|name| format!("s3://{bucket}/images/{name}.png")).collect();
+    let mut body = json!({ "job_id": id, "task": "edit", "model": "sd15", "prompt": "make it snow", "images": images });
+    let Value::Object(more) = more else { panic!("an object") };
+    body.as_object_mut().unwrap().extend(more);
+    body
+}
+
+#[tokio::test]
+async fn the_first_image_decides_the_size_unless_the_job_does() {
+    let mut stage = stage().await;
+    let cases = [
+        ("first", &["wide", "high"][..], json!({}), (1_760, 576)),
+        ("other", &["high", "wide", "square"][..], json!({}), (672, 1_536)),
+        ("sides", &["square"][..], json!({ "width": 208, "height": 80, "num_images": 3, "seed": 7 }), (208, 80)),
+        ("width", &["square"][..], json!({ "width": 80 }), (80, 1_024)),
+    ];
+    for (id, images, more, size) in cases {
+        assert_eq!(stage.handle(one(edit(id, images, more), 1)).await, Ok(brought_back(&[])), "{id}");
+        let request = stage.edits().pop().expect("generated");
+        assert_eq!((request.width_px, request.height_px), size, "{id}");
+        let sizes: Vec<_> = request.images.iter().map(RgbImage::dimensions).collect();
+        let sent = images.iter().map(|name| match *name {
+            "wide" => (96, 32),
+            "high" => (40, 90),
+            _ => (50, 50),
+        });
+        assert_eq!(sizes, sent.collect::<Vec<_>>(), "{id}: the engine gets them as they were sent");
+        assert_eq!(image::image_dimensions(stage.bucket.image(id, 0)).unwrap(), size, "{id}");
+    }
+    let request = &stage.edits()[2];
+    assert_eq!((request.seeds.clone(), request.steps, request.mode.as_str()), (vec![7, 8, 9], 4, "fp8"));
+    assert_eq!((request.prompt.as_str(), request.negative_prompt.as_str()), ("make it snow", ""));
+    let told = stage.backend.terminal().await;
+    assert!(told.path.ends_with("/complete"), "{}", told.body);
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_once_and_nothing_is_generated() {
+    let mut stage = stage().await;
+    std::fs::write(stage.bucket.path("images").join("text.png"), "no image").unwrap();
+    let mut tryon = edit("task", &["wide"], json!({}));
+    tryon["task"] = json!("generate");
+    tryon.as_object_mut().unwrap().remove("images");
+    let cases = [
+        (edit("file", &["wide", "text"], json!({})), "images[1]", "must be a PNG, JPEG or WebP image"),
+        (edit("gone", &["missing"], json!({})), "images[0]", ""),
+        (edit("mode", &["wide"], json!({ "mode": "base" })), "mode", "must be fp8, what this function has the weights of"),
+        (edit("model", &["wide"], json!({ "model": "other" })), "model", "the model this function serves"),
+        (tryon, "task", "this function serves sd15, which does tryon and edit and not generate"),
+    ];
+    for (body, field, says) in cases {
+        assert_eq!(stage.handle(sqs(&[(body, 1, None)])).await, Ok(brought_back(&[])), "{field}: nothing is retried");
+        let told = stage.backend.terminal().await;
+        let error = &told.body["error"];
+        assert_eq!((told.path.ends_with("/failed"), &error["field"]), (true, &json!(field)), "{}", told.body);
+        assert!(error["message"].as_str().unwrap().contains(says), "{error} does not say {says:?}");
+    }
+    assert_eq!(stage.generated(), 0);
+}
+
+#[tokio::test]
+async fn an_edit_is_generated_once_and_says_in_its_file_how() {
+    let mut stage = stage().await;
+    let body = edit("once", &["wide"], json!({ "width": 64, "height": 64, "watermark": { "text": "Ada" } }));
+    for _ in 0..2 {
+        assert_eq!(stage.handle(one(body.clone(), 1)).await, Ok(brought_back(&[])));
+    }
+    assert_eq!((stage.generated(), stage.bucket.puts("/result.json")), (1, 1));
+    let file = std::fs::read(stage.bucket.image("once", 0)).unwrap();
+    let reader = png::Decoder::new(std::io::Cursor::new(&file)).read_info().unwrap();
+    let texts = &reader.info().uncompressed_latin1_text;
+    let ours = texts.iter().find(|chunk| chunk.keyword == "atelier").expect("its parameters");
+    let ours: Value = serde_json::from_str(&ours.text).unwrap();
+    assert_eq!((&ours["prompt"], &ours["width"], &ours["seed"]), (&json!("make it snow"), &json!(64), &json!(42)));
+    assert_eq!(ours["images"], body["images"]);
+}

@@ -1,0 +1,59 @@
+//! Images from text by a model with modes: what reaches the engine, and what such a model, or one without modes, refuses by name.
+
+use atelier::job::capabilities::Capabilities;
+use atelier::job::task::tryon::Mode;
+use serde_json::{Value, json};
+
+use super::{body, brought_back, one};
+use crate::stage::Stage;
+
+fn with(id: &str, changes: &[(&str, Value)]) -> Value {
+    let mut body = body(id);
+    body["scheduler"] = json!("euler");
+    for (field, value) in changes {
+        body[*field] = value.clone();
+    }
+    body
+}
+
+async fn refused(stage: &mut Stage, body: Value, field: &str, says: &str) {
+    assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])), "{field}: nothing is retried");
+    let told = stage.backend.terminal().await;
+    let error = &told.body["error"];
+    assert_eq!((told.path.ends_with("/failed"), &error["field"]), (true, &json!(field)), "{}", told.body);
+    assert!(error["message"].as_str().unwrap().contains(says), "{error} does not say {says:?}");
+}
+
+#[tokio::test]
+async fn a_model_of_one_sampler_refuses_what_it_does_not_read() {
+    let mut stage = Stage::with(Capabilities::Text(vec![Mode::Base, Mode::Lora]), |_| ()).await;
+    let lora = json!([{ "url": "https://files.example/a.safetensors" }]);
+    let image = json!({ "url": "https://files.example/a.png" });
+    let cases = [
+        (with("a", &[("scheduler", json!("dpmsolver++"))]), "scheduler", "must be euler"),
+        (with("b", &[("scheduler", json!("euler-karras"))]), "scheduler", "must be euler"),
+        (with("c", &[("lora", lora)]), "lora", "is not read by this function's model"),
+        (with("d", &[("init_image", image)]), "init_image", "is not read by this function's model"),
+        (with("e", &[("clip_skip", json!(1))]), "clip_skip", "is not read by this function's model"),
+        (with("f", &[("sigmas", json!([1.0, 0.0])), ("steps", json!(1))]), "sigmas", "is not read"),
+        (with("g", &[("width", json!(72))]), "width", "must be a multiple of 16"),
+        (with("h", &[("mode", json!("fp8"))]), "mode", "must be base, lora"),
+        (json!({ "job_id": "i", "task": "edit", "prompt": "x", "images": ["s3://b/i"] }), "task", "does generate and not edit"),
+    ];
+    for (body, field, says) in cases {
+        refused(&mut stage, body, field, says).await;
+    }
+    assert_eq!(stage.generated(), 0);
+    assert_eq!(stage.handle(one(with("good", &[("mode", json!("lora"))]), 1)).await, Ok(brought_back(&[])));
+    let told = stage.backend.terminal().await;
+    assert!(told.path.ends_with("/complete"), "{}", told.body);
+    assert_eq!(stage.modes(), [Some("lora".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_model_without_modes_says_so() {
+    let mut stage = Stage::set().await;
+    refused(&mut stage, with("a", &[("mode", json!("base"))]), "mode", "means something only with a model that has modes")
+        .await;
+    assert_eq!(stage.generated(), 0);
+}
