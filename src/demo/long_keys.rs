@@ -51,9 +51,9 @@ impl LongKeys {
     }
 
     /// As [`Self::stored`], for an object whose directory may not be there yet.
-    fn stored_anew(&self, bucket: &str, key: String) -> S3Result<String> {
-        let directory = Path::new(bucket).join(&key).parent().map(Path::to_owned);
-        let stored = self.stored(bucket, key.clone())?;
+    fn stored_anew(&self, bucket: &str, key: &str) -> S3Result<String> {
+        let directory = Path::new(bucket).join(key).parent().map(Path::to_owned);
+        let stored = self.stored(bucket, key.to_owned())?;
         if let Some(directory) = directory.filter(|_| stored != key) {
             fs::create_dir_all(self.root.join(directory)).map_err(S3Error::internal_error)?;
         }
@@ -76,7 +76,7 @@ macro_rules! calls {
             })*
 
             async fn put_object(&self, mut request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-                request.input.key = self.stored_anew(&request.input.bucket, request.input.key)?;
+                request.input.key = self.stored_anew(&request.input.bucket, &request.input.key)?;
                 self.files.put_object(request).await
             }
         }

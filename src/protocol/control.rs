@@ -99,11 +99,11 @@ mod tests {
 
     #[test]
     fn another_version_is_an_error_that_names_both() {
-        for host in ["2", "0", "", "one"] {
+        for host in ["1", "3", "", "one"] {
             let error = decode_environment(&environment(&[("ATELIER_CONTROL", "stdio"), ("ATELIER_PROTOCOL", host)]));
             let message = error.unwrap_err().to_string();
             assert!(message.contains(&format!("version {host} of")), "{message}");
-            assert!(message.contains("this handler speaks version 1"), "{message}");
+            assert!(message.contains("this handler speaks version 2"), "{message}");
         }
     }
 }

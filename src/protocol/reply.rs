@@ -150,7 +150,7 @@ mod tests {
             job("5", JobOutcome::StoreUnavailable, None, Vec::new()),
         ];
         let reply = encode(json!({ "batchItemFailures": [] }), &jobs);
-        assert_eq!(reply["protocol"], 1);
+        assert_eq!(reply["protocol"], 2);
         assert_eq!(decode(&reply).unwrap(), jobs);
     }
 
@@ -163,10 +163,10 @@ mod tests {
 
     #[test]
     fn another_version_names_both_and_a_broken_reply_is_no_word_at_all() {
-        let error = decode(&json!({ "protocol": 2, "jobs": [] })).unwrap_err().to_string();
-        assert!(error.contains("version 1 of") && error.contains("speaks version 2"), "{error}");
-        let error = decode(&json!({ "protocol": 1, "jobs": [{}] })).unwrap_err().to_string();
+        let error = decode(&json!({ "protocol": 3, "jobs": [] })).unwrap_err().to_string();
+        assert!(error.contains("version 2 of") && error.contains("speaks version 3"), "{error}");
+        let error = decode(&json!({ "protocol": 2, "jobs": [{}] })).unwrap_err().to_string();
         assert!(error.contains("message_id"), "{error}");
-        assert!(decode(&json!({ "protocol": 1 })).is_err());
+        assert!(decode(&json!({ "protocol": 2 })).is_err());
     }
 }

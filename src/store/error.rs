@@ -113,7 +113,7 @@ impl Failure {
 }
 
 impl Request<'_> {
-    /// Every answer of S3 about an object has its ETag: what stands before it, such as the page of a proxy, has none.
+    /// Every answer of S3 about an object has its `ETag`: what stands before it, such as the page of a proxy, has none.
     ///
     /// # Errors
     /// Where it has none, to be waited for.

@@ -2,6 +2,7 @@
 
 use atelier::job::Job;
 use atelier::job::request::Defaults;
+use atelier::job::task::sampling::{HeightWidth, TopLeft};
 use serde_json::{Value, json};
 
 use crate::requests::{generate, parse, refused, started, with};
@@ -72,8 +73,8 @@ fn sizes_are_as_diffusers_has_them_and_count_only_where_they_are_given() {
     let body = |fields: Value| parse(&sampled(fields)).expect("a good body");
     let job = body(json!({ "original_size": [1024, 768.0], "crops_coords_top_left": [0, 16], "target_size": null }));
     let sampling = &generate(&job).sampling;
-    assert_eq!(sampling.original_size.map(|size| size.get()), Some([1024, 768]));
-    assert_eq!((sampling.crops_coords_top_left.map(|crop| crop.get()), sampling.target_size), (Some([0, 16]), None));
+    assert_eq!(sampling.original_size.map(HeightWidth::get), Some([1024, 768]));
+    assert_eq!((sampling.crops_coords_top_left.map(TopLeft::get), sampling.target_size), (Some([0, 16]), None));
     assert_eq!(body(json!({ "original_size": null })).fingerprint, body(json!({})).fingerprint);
 }
 

@@ -123,8 +123,8 @@ impl Outbox {
         match (&in_flight.job, record) {
             (Ok(job), Some(record)) if record.fingerprint == job.fingerprint => {
                 if ended.end != End::Complete {
-                    let EndedJob { rounds, waited_ms, noted, ended_s, .. } = *ended;
-                    *ended = EndedJob { rounds, waited_ms, noted, ended_s, ..EndedJob::complete(ended.attempt) };
+                    let EndedJob { noted, rounds, waited_ms, ended_s, .. } = *ended;
+                    *ended = EndedJob { noted, rounds, waited_ms, ended_s, ..EndedJob::complete(ended.attempt) };
                 }
                 self.complete(job, &record).await.map(Written::now).map_err(later)
             }

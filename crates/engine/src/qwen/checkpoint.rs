@@ -174,7 +174,7 @@ fn check_vision(vision: &VisionConfig, language: &LanguageConfig) -> Result<(), 
     let tower = vision.hidden_size;
     let wrong = [
         (
-            vision.num_heads == 0 || tower % (4 * vision.num_heads) != 0,
+            vision.num_heads == 0 || !tower.is_multiple_of(4 * vision.num_heads),
             "vision_config: hidden_size must be a multiple of 4 times num_heads",
         ),
         (vision.out_hidden_size != language.hidden_size, "vision_config: out_hidden_size must be hidden_size"),

@@ -134,7 +134,7 @@ impl QwenEngine {
     }
 
     /// A request from text alone is an edit of no images.
-    fn from_text(&self, request: &GenerateRequest) -> Result<EditRequest, EngineError> {
+    fn text_as_edit(&self, request: &GenerateRequest) -> Result<EditRequest, EngineError> {
         check_fields(request)?;
         let first = self.modes.first().map(|(mode, _)| mode.clone()).unwrap_or_default();
         Ok(EditRequest {
@@ -263,7 +263,7 @@ impl Engine for QwenEngine {
         let results = queued_requests.iter().map(|queued| match (&queued.request, self.settings.pipeline) {
             (Request::Edit(request), Pipeline::Edit) => self.edit(request, &queued.watch),
             (Request::Generate(request), Pipeline::Text) => {
-                let request = self.from_text(request)?;
+                let request = self.text_as_edit(request)?;
                 self.edit(&request, &queued.watch)
             }
             (Request::Generate(_), Pipeline::Edit) => {

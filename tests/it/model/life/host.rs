@@ -150,7 +150,7 @@ impl Life {
             let second = if is_again { Some(message) } else { self.second };
             let told_failed = self.told_failed && !is_again;
             let second_was_not_run = self.second_was_not_run || told_without_a_run;
-            let taken = Self { second_was_not_run, second, told_failed, ..taken };
+            let taken = Self { second, told_failed, second_was_not_run, ..taken };
             steps.push(("start", taken.began(host, message).at(host, next)));
         }
     }

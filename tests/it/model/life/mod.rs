@@ -112,7 +112,6 @@ struct Host {
 const IDLE: Host = Host { phase: Phase::Idle, message: 0, settled_before: [false; 2], has_lost_it: false };
 
 /// A message of the job: the first one, or that of a submission after a failure.
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combinations are walked through")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Message {
     queued: bool,

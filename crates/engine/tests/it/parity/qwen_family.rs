@@ -25,7 +25,8 @@ use crate::device;
 struct Cases {
     reference_px: u32,
     condition_px: u32,
-    cases: Vec<Case>,
+    #[serde(rename = "cases")]
+    all: Vec<Case>,
 }
 
 #[derive(Deserialize)]
@@ -92,7 +93,7 @@ fn cases(name: &str) -> Cases {
 }
 
 fn settings(name: &str, pipeline: Pipeline) -> Settings {
-    let Cases { reference_px, condition_px, cases } = cases(name);
+    let Cases { reference_px, condition_px, all: cases } = cases(name);
     let mut modes = vec![("base".to_owned(), Variant::default())];
     for file in cases.iter().filter_map(|case| case.lora.as_ref()) {
         if modes.iter().all(|(mode, _)| mode != file) {
@@ -115,7 +116,7 @@ fn compare(name: &str, pipeline: Pipeline) {
     let expected = Reference::open(&directory(name).join("expected.safetensors"));
     let mut engine = load(name, settings(name, pipeline)).expect("the fixture loads");
     let mut stage = Stage::new(format!("qwen {name}, 8 bit"));
-    for (number, case) in cases(name).cases.iter().enumerate() {
+    for (number, case) in cases(name).all.iter().enumerate() {
         let request = if pipeline == Pipeline::Edit { case.edit(&expected) } else { Request::Generate(case.text()) };
         let generated = generate(&mut engine, request).expect("generates");
         let reference = expected.get(&format!("expected/{number}"));
@@ -142,7 +143,7 @@ fn parity_of_whole_images_from_text() {
 #[test]
 fn a_model_from_text_refuses_by_name_what_it_does_not_read() {
     let mut engine = load("image", settings("image", Pipeline::Text)).expect("the fixture loads");
-    let case = &cases("image").cases[0];
+    let case = &cases("image").all[0];
     let sampling = |sampling: Sampling| GenerateRequest { sampling, ..case.text() };
     let lora = LoraFile::new("none.safetensors".into(), 1.0);
     let wrong = [
@@ -161,7 +162,7 @@ fn a_model_from_text_refuses_by_name_what_it_does_not_read() {
         }
     }
     let expected = Reference::open(&directory("edit").join("expected.safetensors"));
-    let edit = cases("edit").cases[0].edit(&expected);
+    let edit = cases("edit").all[0].edit(&expected);
     let refused = generate(&mut engine, edit).expect_err("it sees no images");
     assert!(matches!(refused, EngineError::Request { field: "task", .. }), "{refused}");
     let long = GenerateRequest { prompt: "é".repeat(1_100), ..case.text() };
@@ -172,7 +173,7 @@ fn a_model_from_text_refuses_by_name_what_it_does_not_read() {
 #[test]
 fn a_cancelled_image_stops_between_two_steps_and_the_engine_goes_on() {
     let mut engine = load("image", settings("image", Pipeline::Text)).expect("the fixture loads");
-    let case = &cases("image").cases[0];
+    let case = &cases("image").all[0];
     let request = GenerateRequest { steps: 5, ..case.text() };
     let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let steps = std::sync::Arc::clone(&seen);
@@ -202,7 +203,7 @@ fn a_checkpoint_of_the_other_family_is_named() {
 #[test]
 fn images_of_one_request_have_noise_of_their_own() {
     let mut engine = load("image", settings("image", Pipeline::Text)).expect("the fixture loads");
-    let request = GenerateRequest { seeds: vec![5, 6, 7], ..cases("image").cases[0].text() };
+    let request = GenerateRequest { seeds: vec![5, 6, 7], ..cases("image").all[0].text() };
     let together = generate(&mut engine, Request::Generate(request.clone())).expect("generates");
     for image in together {
         let alone = GenerateRequest { seeds: vec![image.seed], ..request.clone() };

@@ -20,6 +20,9 @@ use crate::device;
 use crate::engine::checkpoints::{copied, edit};
 use crate::engine::copy_directory;
 
+/// What makes a request one that is refused.
+type Change = fn(&mut GenerateRequest);
+
 fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/sd-variants")
 }
@@ -101,7 +104,7 @@ fn parity_of_unets_that_edit_an_image() {
     }
     stage.finish(RelativeError(f64::from(PIXEL)));
     engine.warm_up().expect("a blank image to edit");
-    let refused: [(fn(&mut GenerateRequest), &str, &str); 2] = [
+    let refused: [(Change, &str, &str); 2] = [
         (|request| request.start = None, "init_image: ", "needs init_image"),
         (
             |request| {
