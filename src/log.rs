@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn at_no_level_do_the_clients_tell_what_they_send() {
+    fn at_no_level_do_the_clients_report_what_they_send() {
         for level in ["trace", "debug", "error,lambda_runtime=trace", "info,hyper=trace,aws_config=debug"] {
             let lines = lines(level, || {
                 tracing::trace!(target: "lambda_runtime", event = "x-internal-auth: secret", "new event");

@@ -108,11 +108,11 @@ impl Handler {
         if has_host {
             return Ok(reply::encode(reply, &jobs));
         }
-        self.tell_cloudwatch(&jobs);
+        self.report_cloudwatch(&jobs);
         Ok(reply)
     }
 
-    fn tell_cloudwatch(&self, jobs: &[JobReport]) {
+    fn report_cloudwatch(&self, jobs: &[JobReport]) {
         let Some(model) = &self.emf_model else { return };
         for job in jobs {
             let job_id = job.job_id.as_deref().unwrap_or_default();
@@ -167,7 +167,7 @@ impl Handler {
             (Err(unknown), job_id) => return entry(message_id, job_id.as_ref(), handed_back(&unknown), Some(&unknown)),
             _ => None,
         };
-        tell_log(&refusal.error, delivery, false);
+        report_log(&refusal.error, delivery, false);
         let error = conflict.as_ref().unwrap_or(&refusal.error);
         let of = NotificationTarget::from(refusal);
         let failed = self.fail(delivery, of, error, JobOutcome::Failed, control).await;
@@ -185,7 +185,7 @@ impl Handler {
         let (stopped, begun): (Vec<_>, Vec<_>) = members
             .into_iter()
             .partition(|waiting| ends || waiting.delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group)));
-        let (mut told, begun) = self.told_before(begun, control).await;
+        let (mut notified, begun) = self.reported_before(begun, control).await;
         let jobs: Vec<_> = begun.iter().map(|waiting| (&waiting.job, span(Some(&waiting.job.id), &waiting.delivery))).collect();
         let ended = self.workflow.run_together(&jobs, control).await;
         let finalized = begun.iter().zip(&jobs).zip(ended).map(async |((waiting, (_, span)), ended)| {
@@ -202,7 +202,7 @@ impl Handler {
             };
             (place, delivery.group, entry(&delivery.message_id, None, JobOutcome::Retry, Some(&error)))
         }));
-        finalized.append(&mut told);
+        finalized.append(&mut notified);
         finalized
     }
 
@@ -224,7 +224,7 @@ impl Handler {
             JobOutcome::Retry if last && !stored && !uncounted => JobOutcome::DeadLetter,
             outcome => outcome,
         };
-        tell_log(&error, delivery, last);
+        report_log(&error, delivery, last);
         let not_known = |unknown: &JobError| entry(&delivery.message_id, Some(&job.id), handed_back(unknown), Some(unknown));
         let noted = match self.note_failed(delivery, job, &error, outcome, control).await {
             Ok(noted) => noted,
@@ -235,7 +235,7 @@ impl Handler {
             Ok(None) => {
                 let failed = self.fail(delivery, job.into(), &error, outcome, control).await;
                 if let Some(noted) = noted.filter(|_| failed.outcome.is_over()) {
-                    self.workflow.note_told(job, &delivery.identity, noted).await;
+                    self.workflow.note_reported(job, &delivery.identity, noted).await;
                 }
                 // A job that used the GPU would use it again each time that it is handed back.
                 let is_refused = matches!(error, JobError::Invalid { .. } | JobError::Input { .. });
@@ -275,7 +275,7 @@ impl Handler {
     }
 
     async fn complete_after_all(&self, delivery: &Delivery, job: &Job, outcome: &Outcome, control: &Control) -> JobReport {
-        match self.workflow.tell_complete(job, &outcome.record, control).await {
+        match self.workflow.report_complete(job, &outcome.record, control).await {
             Ok(notifications) => complete(&delivery.message_id, job, outcome, notifications),
             Err(undelivered) => entry(&delivery.message_id, Some(&job.id), handed_back(&undelivered), Some(&undelivered)),
         }
@@ -294,7 +294,7 @@ impl Handler {
         if !outcome.is_over() {
             return entry(message_id, of.job_id, outcome, Some(error));
         }
-        match self.workflow.tell_failed(&of, error, delivery.attempt, control).await {
+        match self.workflow.report_failed(&of, error, delivery.attempt, control).await {
             Ok(notifications) => JobReport { notifications, ..entry(message_id, of.job_id, outcome, Some(error)) },
             Err(undelivered) => {
                 tracing::warn!(message_id, error = %undelivered, "failed notification not delivered");
@@ -385,7 +385,7 @@ fn span(job_id: Option<&JobId>, delivery: &Delivery) -> Span {
     trace::span(job_id.map_or("", JobId::as_str), delivery.source, delivery.attempt, delivery.trace)
 }
 
-fn tell_log(error: &JobError, delivery: &Delivery, last: bool) {
+fn report_log(error: &JobError, delivery: &Delivery, last: bool) {
     let retry = error.retry_policy() != RetryPolicy::Terminal;
     tracing::warn!(
         message_id = delivery.message_id,

@@ -15,19 +15,23 @@ type Placed = (usize, Option<String>, JobReport);
 impl Handler {
     /// Settles those whose caller was being told that they failed when an earlier invocation ended, or whose batch came back for
     /// another message's sake; returns the others. A host looks itself, before it hands a message to a handler.
-    pub(super) async fn told_before(&self, waiting: Vec<Waiting<Job>>, control: &Control) -> (Vec<Placed>, Vec<Waiting<Job>>) {
-        let mut told = Vec::new();
+    pub(super) async fn reported_before(
+        &self,
+        waiting: Vec<Waiting<Job>>,
+        control: &Control,
+    ) -> (Vec<Placed>, Vec<Waiting<Job>>) {
+        let mut notified = Vec::new();
         let mut others = Vec::new();
         for waiting in waiting {
-            match self.tell_noted(&waiting, control).await {
-                Some(report) => told.push((waiting.place, waiting.delivery.group.clone(), report)),
+            match self.report_noted(&waiting, control).await {
+                Some(report) => notified.push((waiting.place, waiting.delivery.group.clone(), report)),
                 None => others.push(waiting),
             }
         }
-        (told, others)
+        (notified, others)
     }
 
-    async fn tell_noted(&self, Waiting { delivery, job, .. }: &Waiting<Job>, control: &Control) -> Option<JobReport> {
+    async fn report_noted(&self, Waiting { delivery, job, .. }: &Waiting<Job>, control: &Control) -> Option<JobReport> {
         if control.notification_mode() == NotificationMode::Later || delivery.attempt == 1 {
             return None;
         }
@@ -36,7 +40,7 @@ impl Handler {
             Ok(failed) => failed?,
             Err(unknown) => return Some(report(handed_back(&unknown), &unknown)),
         };
-        if let Err(undelivered) = self.workflow.tell_noted(&failed, control).await {
+        if let Err(undelivered) = self.workflow.report_noted(&failed, control).await {
             return Some(report(handed_back(&undelivered), &undelivered));
         }
         let outcome = if failed.dead_letter { JobOutcome::DeadLetter } else { JobOutcome::Failed };
@@ -52,10 +56,10 @@ impl Handler {
         outcome: JobOutcome,
         control: &Control,
     ) -> Result<Option<Noted>, JobError> {
-        let is_told = matches!(outcome, JobOutcome::Failed | JobOutcome::DeadLetter);
+        let is_reported = matches!(outcome, JobOutcome::Failed | JobOutcome::DeadLetter);
         // Of a conflict the next attempt finds the same; and the id is another job's.
         let is_own = !matches!(error, JobError::Conflict { .. });
-        if control.notification_mode() == NotificationMode::Later || !is_told || !is_own {
+        if control.notification_mode() == NotificationMode::Later || !is_reported || !is_own {
             return Ok(None);
         }
         let dead_letter = outcome == JobOutcome::DeadLetter;

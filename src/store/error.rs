@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn missing_credentials_are_told_in_words() {
+    async fn missing_credentials_are_reported_in_words() {
         let config = Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new("us-east-1"))

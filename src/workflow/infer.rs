@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_milestone_is_told_once_and_in_order() {
+    fn every_milestone_is_reported_once_and_in_order() {
         for steps in 4..=50 {
             let milestones: Vec<u8> = (1..=steps).filter_map(|step| milestone(Progress { step, steps })).collect();
             assert_eq!(milestones, [25, 50, 75], "{steps} steps");

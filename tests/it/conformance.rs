@@ -33,7 +33,7 @@ async fn files_that_are_made_to_cost_cost_nothing() {
 }
 
 #[tokio::test]
-async fn a_reference_that_is_another_image_is_told() {
+async fn a_reference_that_is_another_image_is_reported() {
     let Some(venv) = python_or_skip("a job against the image of another") else { return };
     let mut command = Command::new(venv.join("bin/python"));
     command.current_dir(env!("CARGO_MANIFEST_DIR"));

@@ -96,8 +96,8 @@ async fn a_job_is_sent_by_http_and_its_images_are_awaited() {
     let variables = [("ATELIER_URL", url.as_str()), ("INTERNAL_API_TOKEN", crate::stage::TOKEN)];
     let urls = printed(&published(&venv, "publish/http_requests.py", &variables).await);
     assert!(urls.contains("/0.png") && urls.lines().count() == 1, "{urls}");
-    let told = host.backend.terminal().await;
-    assert_eq!(told.body["type"], "inference.complete", "{}", told.body);
+    let notified = host.backend.terminal().await;
+    assert_eq!(notified.body["type"], "inference.complete", "{}", notified.body);
 
     let wrong = [variables[0], ("INTERNAL_API_TOKEN", "another token of 32 characters...")];
     let refused = published(&venv, "publish/http_requests.py", &wrong).await;

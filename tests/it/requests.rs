@@ -196,7 +196,7 @@ fn every_refusal_names_its_field_and_what_is_allowed() {
 }
 
 #[test]
-fn a_refusal_keeps_what_is_needed_to_tell_the_caller() {
+fn a_refusal_keeps_what_is_needed_to_notify_the_caller() {
     let refusal = parse(&with("steps", json!(0))).expect_err("must be refused");
     assert_eq!(refusal.job_id.expect("the id").as_str(), "b1f0");
     let callback = refusal.callback.expect("the callback");

@@ -30,7 +30,7 @@ const FRESH: Duration = Duration::from_mins(1);
 /// job that is done by then costs no generation.
 const TRUST: Duration = Duration::from_mins(15);
 /// How long a request waits for another host's send.
-const PATIENCE: Duration = Duration::from_secs(10);
+const SEND_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Owners of one key that may have died one after the other.
 const MAX_GENERATIONS: u32 = 1_000;
@@ -112,7 +112,7 @@ impl Key {
     /// # Errors
     /// A conflict when the key stands for another request; unavailable when the bucket cannot be asked.
     pub(super) async fn claim(&self, http: &Http, job: &Job) -> Result<Ownership, Problem> {
-        let end = later(Instant::now(), PATIENCE);
+        let end = later(Instant::now(), SEND_LIMIT);
         let mut generation = 0;
         let mut has_failed_here = false;
         while generation < MAX_GENERATIONS {
@@ -153,7 +153,7 @@ impl Key {
 
     /// Bounds what asks the bucket.
     async fn ask<T>(&self, asking: impl Future<Output = Result<T, crate::job::outcome::JobError>>) -> Result<T, Problem> {
-        match tokio::time::timeout(PATIENCE, asking).await {
+        match tokio::time::timeout(SEND_LIMIT, asking).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 tracing::warn!(error = %error, "an Idempotency-Key could not be looked up");

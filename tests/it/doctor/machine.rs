@@ -117,7 +117,7 @@ async fn a_callers_address_passes_the_guard_or_not() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_off_is_told_of() {
+async fn a_clock_that_is_off_is_reported() {
     let faketime = packages::faketime();
     if !packages::are_there("clocks that are off", std::slice::from_ref(&faketime)) {
         return;

@@ -95,7 +95,7 @@ async fn what_is_good_passes_and_nothing_is_left_behind() {
 }
 
 #[tokio::test]
-async fn where_inputs_may_come_from_is_told() {
+async fn where_inputs_may_come_from_is_reported() {
     let s3 = S3::start(&[BUCKET]).await;
     let refused = examined(&s3, &[("ATELIER__STORE__UNLISTED_INPUT_BUCKETS", "refuse")], &[]).await;
     refused.expect("inputs", "ok", "the results bucket alone");
@@ -118,7 +118,7 @@ async fn people_get_a_line_a_check() {
 }
 
 #[tokio::test]
-async fn a_wrong_configuration_is_told_as_everywhere_and_the_rest_is_skipped() {
+async fn a_wrong_configuration_is_reported_as_everywhere_and_the_rest_is_skipped() {
     let s3 = S3::start(&[BUCKET]).await;
     let report = examined(&s3, &[("ATELIER__STORE__BUKET", "x")], &[]).await;
     assert_eq!(report.code, Some(1));

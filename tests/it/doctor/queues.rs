@@ -90,7 +90,7 @@ async fn rabbitmq_is_asked_what_its_queue_is_like() {
 }
 
 #[tokio::test]
-async fn a_broker_that_is_away_is_told_of() {
+async fn a_broker_that_is_away_is_reported() {
     let s3 = S3::start(&[BUCKET]).await;
     let report = examined(&s3, &[("RABBITMQ_HOST", "127.0.0.1"), ("RABBITMQ_PORT", "9")], &[]).await;
     assert_eq!(report.code, Some(1));
@@ -99,7 +99,7 @@ async fn a_broker_that_is_away_is_told_of() {
 }
 
 #[tokio::test]
-async fn a_spool_that_cannot_be_written_to_is_told_of() {
+async fn a_spool_that_cannot_be_written_to_is_reported() {
     let s3 = S3::start(&[BUCKET]).await;
     let report = examined(&s3, &[("ATELIER__SOURCES__SPOOL__DIRECTORY", "/proc/spool")], &[]).await;
     report.expect("spool", "fail", "/proc/spool");

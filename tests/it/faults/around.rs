@@ -14,7 +14,7 @@ async fn with_bucket(what: &'static str, trouble: Trouble, changes: &[(&str, &st
     let mut campaign = Campaign::start(what, changes, &[]).await;
     campaign.host.bucket.trouble(trouble);
     campaign.hand_in_all(jobs()).await;
-    while campaign.told() < jobs() / 2 && trouble != Trouble::Slow(STALL) {
+    while campaign.notified() < jobs() / 2 && trouble != Trouble::Slow(STALL) {
         campaign.a_moment(50).await;
     }
     campaign.a_moment(2_000).await;
@@ -50,7 +50,7 @@ async fn with_webhooks(what: &'static str, answer: Option<StatusCode>) -> Row {
         campaign.a_moment(50).await;
     }
     campaign.a_moment(1_000).await;
-    assert_eq!(campaign.told(), 0, "no one took a notification yet");
+    assert_eq!(campaign.notified(), 0, "no one took a notification yet");
     campaign.host.backend.answer.send_replace(Some(StatusCode::OK));
     campaign.acknowledge().await;
     campaign.row()

@@ -62,7 +62,7 @@ async fn broker_and_handler_kill_9() {
     let Some(node) = rabbitmq::shared_or_skip("handlers that are killed next to a broker").await else { return };
     let mut campaign = start("RabbitMQ, handler kill -9", &rabbit(node.port, "kills")).await;
     campaign.hand_in_all(jobs()).await;
-    while campaign.told() < jobs() / 2 {
+    while campaign.notified() < jobs() / 2 {
         campaign.a_moment(2_000).await;
         if let Some(pid) = campaign.host.handlers().into_iter().rfind(|pid| is_alive(*pid)) {
             signal(Signal::KILL, pid);

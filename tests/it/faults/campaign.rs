@@ -88,38 +88,44 @@ impl Campaign {
     }
 
     /// How many jobs have had their last word.
-    pub(crate) fn told(&self) -> usize {
+    pub(crate) fn notified(&self) -> usize {
         self.terminal_ids().len()
     }
 
     /// Waits until every job has had its last word and the host has nothing in flight any more.
     pub(crate) async fn acknowledge(&mut self) {
-        self.all_told().await;
+        self.all_reported().await;
         self.host.terminate();
         assert!(self.host.ended().await.success(), "{}", self.host.log());
     }
 
     /// Whether every job handed in so far is told its end in time.
-    pub(crate) async fn are_told_within(&self, limit: Duration) -> bool {
+    pub(crate) async fn are_reported_within(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        while self.told() < self.accepted.len() && Instant::now() < deadline {
+        while self.notified() < self.accepted.len() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.told() >= self.accepted.len()
+        self.notified() >= self.accepted.len()
     }
 
     /// Waits for that, and ends the host: whether it was there to be ended, and ended in order. What was not told is in the books.
     pub(crate) async fn ends_well(&mut self, limit: Duration) -> bool {
-        self.are_told_within(limit).await;
+        self.are_reported_within(limit).await;
         self.host.terminate();
         self.host.ended().await.success()
     }
 
     /// Waits until the end of every job handed in so far was reported.
-    pub(crate) async fn all_told(&self) {
+    pub(crate) async fn all_reported(&self) {
         let deadline = Instant::now() + WAIT_LIMIT;
-        while self.told() < self.accepted.len() {
-            assert!(Instant::now() < deadline, "{} of {} were reported\n{}", self.told(), self.accepted.len(), self.host.log());
+        while self.notified() < self.accepted.len() {
+            assert!(
+                Instant::now() < deadline,
+                "{} of {} were reported\n{}",
+                self.notified(),
+                self.accepted.len(),
+                self.host.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

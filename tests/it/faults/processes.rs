@@ -14,7 +14,7 @@ use crate::servers::packages;
 async fn handler_kill_9() {
     let mut campaign = Campaign::start("handler kill -9", &[], &["--handlers", "2"]).await;
     campaign.hand_in_all(jobs()).await;
-    while campaign.told() < jobs() * 3 / 4 {
+    while campaign.notified() < jobs() * 3 / 4 {
         campaign.a_moment(700).await;
         if let Some(pid) = campaign.host.handlers().into_iter().rfind(|pid| is_alive(*pid)) {
             signal(Signal::KILL, pid);
@@ -106,7 +106,7 @@ async fn clock_jumps() {
         campaign.hand_in(&format!("job-{number}")).await;
         let jump = ["+600", "+0", "-600", "+0"][number % 4];
         std::fs::write(&clock, jump).unwrap();
-        campaign.all_told().await;
+        campaign.all_reported().await;
     }
     campaign.acknowledge().await;
     let times: Vec<String> = campaign.host.logged("job done").iter().map(|line| line["timestamp"].to_string()).collect();

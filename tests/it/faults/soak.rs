@@ -90,7 +90,7 @@ async fn two_hosts() {
             break;
         }
     }
-    let is_told = first.are_told_within(limit + Duration::from_mins(5)).await;
+    let is_reported = first.are_reported_within(limit + Duration::from_mins(5)).await;
     second.terminate();
     let second_ended = second.ended().await.success();
     let is_up = first.ends_well(Duration::from_mins(1)).await && second_ended;
@@ -98,7 +98,7 @@ async fn two_hosts() {
     let what = format!(
         "soak: two hosts, {faults} faults, {} s{}",
         started.elapsed().as_secs(),
-        if is_told { "" } else { ", not all told" }
+        if is_reported { "" } else { ", not all told" }
     );
     report(&Row { what, hosts_down: usize::from(!is_up), ..row });
 }

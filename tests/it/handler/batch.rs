@@ -81,10 +81,10 @@ async fn one_jobs_failure_is_its_own() {
     stage.next_generation(|| Err(EngineError::Request { field: "width", problem: "not this one".into() }));
     let event = sqs(&["a", "b"].map(|id| (body(id), 1, None)));
     assert_eq!(stage.handle(event).await, Ok(brought_back(&[])));
-    let mut told = [stage.backend.terminal().await, stage.backend.terminal().await];
-    told.sort_by_key(|notification| notification.path.clone());
-    assert_eq!(told.each_ref().map(|notification| notification.body["job_id"].clone()), ["b", "a"]);
-    assert!(told[1].path.ends_with("/failed") && told[1].body["error"]["field"] == "width", "{:?}", told[1]);
+    let mut notified = [stage.backend.terminal().await, stage.backend.terminal().await];
+    notified.sort_by_key(|notification| notification.path.clone());
+    assert_eq!(notified.each_ref().map(|notification| notification.body["job_id"].clone()), ["b", "a"]);
+    assert!(notified[1].path.ends_with("/failed") && notified[1].body["error"]["field"] == "width", "{:?}", notified[1]);
 }
 
 #[tokio::test]

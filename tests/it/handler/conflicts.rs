@@ -40,7 +40,7 @@ fn attempts(stage: &Stage, job_id: &str) -> usize {
 }
 
 #[tokio::test]
-async fn the_loser_of_an_id_leaves_the_winners_image_alone_and_is_told_apart() {
+async fn the_loser_of_an_id_leaves_the_winners_image_alone_and_is_kept_apart() {
     let mut stage = Stage::set().await;
     let (path, record) = record_of(&mut stage, body("two")).await;
     let winner = std::fs::read(stage.bucket.image("two", 0)).unwrap();
@@ -55,9 +55,9 @@ async fn the_loser_of_an_id_leaves_the_winners_image_alone_and_is_told_apart() {
     let settled: JobReport = serde_json::from_value(reply["jobs"][0].clone()).unwrap();
     assert_eq!((settled.outcome, settled.notifications.len()), (JobOutcome::DeadLetter, 1), "{reply}");
     stage.notifier.send_all(&settled.notifications).await.unwrap();
-    let told = stage.backend.terminal().await;
-    let shown = (&told.body["job_id"], &told.body["conflicting_job_id"], &told.body["error"]["code"]);
-    assert_eq!(shown, (&Value::Null, &json!("two"), &json!("conflict")), "{}", told.body);
+    let notified = stage.backend.terminal().await;
+    let shown = (&notified.body["job_id"], &notified.body["conflicting_job_id"], &notified.body["error"]["code"]);
+    assert_eq!(shown, (&Value::Null, &json!("two"), &json!("conflict")), "{}", notified.body);
     assert_eq!(std::fs::read(stage.bucket.image("two", 0)).unwrap(), winner, "the image is that of its record");
     assert_eq!(attempts(&stage, "two"), 1, "the loser's file is gone");
     // Another loser is reported under another id, and none under that of the job's own failure.
@@ -73,7 +73,7 @@ async fn the_loser_of_an_id_leaves_the_winners_image_alone_and_is_told_apart() {
 }
 
 #[tokio::test]
-async fn a_slower_attempt_at_the_same_request_tells_of_the_first_ones_image() {
+async fn a_slower_attempt_at_the_same_request_reports_the_first_ones_image() {
     let mut stage = Stage::set().await;
     let (path, record) = record_of(&mut stage, body("twice")).await;
     let first: Value = serde_json::from_slice(&record).unwrap();
@@ -83,8 +83,8 @@ async fn a_slower_attempt_at_the_same_request_tells_of_the_first_ones_image() {
         Ok(())
     });
     assert_eq!(stage.handle(one(body("twice"), 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    let key = told.body["images"][0]["key"].as_str().unwrap();
+    let notified = stage.backend.terminal().await;
+    let key = notified.body["images"][0]["key"].as_str().unwrap();
     assert!(is_image_key(key, "twice", 0) && key == first["images"][0]["key"], "{key}");
     assert!(stage.bucket.path(key).exists());
     assert_eq!((attempts(&stage, "twice"), stage.generated()), (1, 2));
@@ -117,9 +117,9 @@ async fn one_id_under_two_prefixes_is_two_jobs() {
     let mut ids = Vec::new();
     for job in [body("both"), other, named] {
         assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
-        let told = stage.backend.terminal().await;
-        assert_eq!(told.path, "/api/webhooks/inference/complete");
-        ids.push(told.webhook_id);
+        let notified = stage.backend.terminal().await;
+        assert_eq!(notified.path, "/api/webhooks/inference/complete");
+        ids.push(notified.webhook_id);
     }
     assert_eq!(ids[0], ids[2], "the default prefix, named or not");
     assert_ne!(ids[0], ids[1]);
@@ -134,8 +134,13 @@ async fn a_message_that_is_no_job_is_not_the_end_of_a_job_that_is_done() {
     let mut broken = body("done");
     broken["steps"] = json!(0);
     assert_eq!(stage.handle(one(broken.clone(), 1)).await, Ok(brought_back(&["m0"])), "the redrive policy keeps it");
-    let told = stage.backend.terminal().await;
-    assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&Value::Null, &json!("conflict")), "{}", told.body);
+    let notified = stage.backend.terminal().await;
+    assert_eq!(
+        (&notified.body["job_id"], &notified.body["error"]["code"]),
+        (&Value::Null, &json!("conflict")),
+        "{}",
+        notified.body
+    );
     // Whether there is such a job is not known: that is a reason to wait.
     stage.bucket.trouble(Trouble::Away);
     assert_eq!(stage.handle(one(broken, 1)).await, Ok(brought_back(&["m0"])));
@@ -144,7 +149,7 @@ async fn a_message_that_is_no_job_is_not_the_end_of_a_job_that_is_done() {
 
 /// On Lambda a conflict is told and kept: by SQS's redrive policy, or in the bucket where the queue has nothing of the kind.
 #[tokio::test]
-async fn a_conflict_is_told_and_kept_by_whatever_keeps_messages_there() {
+async fn a_conflict_is_reported_and_kept_by_whatever_keeps_messages_there() {
     let mut stage = Stage::set().await;
     assert_eq!(stage.handle(one(body("mine"), 1)).await, Ok(brought_back(&[])));
     stage.backend.terminal().await;
@@ -153,9 +158,9 @@ async fn a_conflict_is_told_and_kept_by_whatever_keeps_messages_there() {
     let mut ids = Vec::new();
     for attempt in 1..=2 {
         assert_eq!(stage.handle(one(other.clone(), attempt)).await, Ok(brought_back(&["m0"])));
-        let told = stage.backend.terminal().await;
-        assert_eq!(told.body["conflicting_job_id"], "mine", "{}", told.body);
-        ids.push(told.webhook_id);
+        let notified = stage.backend.terminal().await;
+        assert_eq!(notified.body["conflicting_job_id"], "mine", "{}", notified.body);
+        ids.push(notified.webhook_id);
     }
     assert_eq!(ids[0], ids[1], "a receiver drops the repetition");
     let event = super::refused::rabbitmq(&[other.to_string()]);

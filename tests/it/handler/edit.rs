@@ -52,8 +52,8 @@ async fn the_first_image_decides_the_size_unless_the_job_does() {
     let request = &stage.edits()[2];
     assert_eq!((request.seeds.clone(), request.steps, request.mode.as_str()), (vec![7, 8, 9], 4, "fp8"));
     assert_eq!((request.prompt.as_str(), request.negative_prompt.as_str()), ("make it snow", ""));
-    let told = stage.backend.terminal().await;
-    assert!(told.path.ends_with("/complete"), "{}", told.body);
+    let notified = stage.backend.terminal().await;
+    assert!(notified.path.ends_with("/complete"), "{}", notified.body);
 }
 
 #[tokio::test]
@@ -72,9 +72,9 @@ async fn what_is_wrong_is_said_once_and_nothing_is_generated() {
     ];
     for (body, field, says) in cases {
         assert_eq!(stage.handle(sqs(&[(body, 1, None)])).await, Ok(brought_back(&[])), "{field}: nothing is retried");
-        let told = stage.backend.terminal().await;
-        let error = &told.body["error"];
-        assert_eq!((told.path.ends_with("/failed"), &error["field"]), (true, &json!(field)), "{}", told.body);
+        let notified = stage.backend.terminal().await;
+        let error = &notified.body["error"];
+        assert_eq!((notified.path.ends_with("/failed"), &error["field"]), (true, &json!(field)), "{}", notified.body);
         assert!(error["message"].as_str().unwrap().contains(says), "{error} does not say {says:?}");
     }
     assert_eq!(stage.generated(), 0);

@@ -49,8 +49,8 @@ async fn a_bucket_that_is_away_is_a_reason_to_wait() {
     for attempt in 1..=3 {
         assert_eq!(stage.handle(one(body("away"), attempt)).await, Ok(brought_back(&["m0"])));
     }
-    let told = ends(&mut stage);
-    assert!(told.len() >= 3 && told.iter().all(|kind| kind == "complete"), "{told:?}");
+    let notified = ends(&mut stage);
+    assert!(notified.len() >= 3 && notified.iter().all(|kind| kind == "complete"), "{notified:?}");
     stage.backend.answer.send_replace(Some(StatusCode::OK));
     stage.bucket.trouble(Trouble::Away);
     // Whatever else is wrong with the job: its record is not known to be missing.
@@ -70,7 +70,7 @@ async fn a_bucket_that_is_away_is_a_reason_to_wait() {
 }
 
 #[tokio::test]
-async fn a_failure_beside_a_record_is_told_as_complete() {
+async fn a_failure_beside_a_record_is_reported_as_complete() {
     let mut stage = Stage::set().await;
     assert_eq!(stage.handle(one(body("done"), 1)).await, Ok(brought_back(&[])));
     let first = stage.backend.terminal().await;
@@ -85,8 +85,8 @@ async fn a_failure_beside_a_record_is_told_as_complete() {
             assert_eq!((job_of(&reply).outcome, job_of(&reply).replayed), (JobOutcome::Complete, true), "{reply}");
             stage.notifier.send_all(&job_of(&reply).notifications).await.unwrap();
         }
-        let told = stage.backend.terminal().await;
-        assert_eq!((told.path, told.webhook_id), (first.path.clone(), first.webhook_id.clone()));
+        let notified = stage.backend.terminal().await;
+        assert_eq!((notified.path, notified.webhook_id), (first.path.clone(), first.webhook_id.clone()));
     }
     // Over HTTP the same, in the answer itself.
     let reply = stage.handler.handle(http(&body("done")), &Control::unlimited(shutdown).cancellable(cancelled)).await.unwrap();
@@ -96,7 +96,7 @@ async fn a_failure_beside_a_record_is_told_as_complete() {
 }
 
 #[tokio::test]
-async fn a_failed_attempt_beside_one_that_stored_the_record_is_told_as_complete() {
+async fn a_failed_attempt_beside_one_that_stored_the_record_is_reported_as_complete() {
     static RECORD: std::sync::Mutex<Option<(std::path::PathBuf, Vec<u8>)>> = std::sync::Mutex::new(None);
     let mut stage = Stage::set().await;
     assert_eq!(stage.handle(one(body("twin"), 1)).await, Ok(brought_back(&[])));
@@ -117,20 +117,23 @@ async fn a_failed_attempt_beside_one_that_stored_the_record_is_told_as_complete(
 }
 
 #[tokio::test]
-async fn a_callback_that_is_refused_after_the_record_is_told_to_the_backend_as_complete() {
+async fn a_callback_that_is_refused_after_the_record_is_reported_to_the_backend_as_complete() {
     let mut stage = Stage::set().await;
     let mut job = body("refused");
     // A name that resolves to this machine: that is known only when it is called.
     job["callback"] = json!({ "url": "https://localhost:9/hook", "metadata": { "n": 1 } });
     assert_eq!(stage.handle(one(job.clone(), 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    assert_eq!((told.path.as_str(), &told.body["metadata"]["n"]), ("/api/webhooks/inference/complete", &json!(1)));
+    let notified = stage.backend.terminal().await;
+    assert_eq!((notified.path.as_str(), &notified.body["metadata"]["n"]), ("/api/webhooks/inference/complete", &json!(1)));
     assert_eq!((ends(&mut stage), stage.generated()), (vec![], 1));
     // A failure goes the same way, with its own reason.
     let mut other = job.clone();
     other["job_id"] = json!("refused-too");
     stage.next_generation(|| Err(EngineError::OutOfMemory { problem: "64x64 would fit".into() }));
     assert_eq!(stage.handle(one(other, 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    assert_eq!((told.path.as_str(), &told.body["error"]["code"]), ("/api/webhooks/inference/failed", &json!("out_of_memory")));
+    let notified = stage.backend.terminal().await;
+    assert_eq!(
+        (notified.path.as_str(), &notified.body["error"]["code"]),
+        ("/api/webhooks/inference/failed", &json!("out_of_memory"))
+    );
 }

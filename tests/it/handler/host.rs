@@ -18,7 +18,7 @@ fn code(job: &JobReport) -> Option<&str> {
 }
 
 #[tokio::test]
-async fn every_message_of_a_batch_is_told_of_and_no_notification_is_waited_for() {
+async fn every_message_of_a_batch_is_reported_and_no_notification_is_waited_for() {
     let mut stage = Stage::set().await;
     // No one answers: a handler that waited for its notifications would not come back.
     stage.backend.answer.send_replace(None);
@@ -66,8 +66,8 @@ async fn a_last_attempt_is_dead_lettered_with_its_notification() {
     assert_eq!(reply["batchItemFailures"], json!([{ "itemIdentifier": "m0" }]));
     assert_eq!(reply["jobs"][0]["outcome"], "dead_letter");
     stage.notifier.send_all(&jobs(&reply)[0].notifications).await.unwrap();
-    let told = stage.backend.terminal().await;
-    assert_eq!((told.path.as_str(), &told.body["attempts"]), ("/api/webhooks/inference/failed", &json!(3)));
+    let notified = stage.backend.terminal().await;
+    assert_eq!((notified.path.as_str(), &notified.body["attempts"]), ("/api/webhooks/inference/failed", &json!(3)));
 }
 
 #[tokio::test]

@@ -29,8 +29,8 @@ async fn alpha(stage: &mut Stage, id: &str, lora: Value) -> AlphaSource {
     let mut job = body(id);
     job["lora"] = json!([lora]);
     assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    assert!(told.path.ends_with("/complete"), "{}", told.body);
+    let notified = stage.backend.terminal().await;
+    assert!(notified.path.ends_with("/complete"), "{}", notified.body);
     stage.loras().pop().expect("a LoRA").alpha
 }
 
@@ -69,9 +69,9 @@ async fn configuration_that_is_named_and_not_there_is_refused() {
     let url = format!("s3://{BUCKET}/loras/adapter_model.safetensors");
     job["lora"] = json!([{ "url": url, "config_url": format!("s3://{BUCKET}/loras/none.json") }]);
     assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    assert!(told.path.ends_with("/failed"), "{}", told.body);
-    assert_eq!(told.body["error"]["field"], "lora[0].config_url", "{}", told.body);
+    let notified = stage.backend.terminal().await;
+    assert!(notified.path.ends_with("/failed"), "{}", notified.body);
+    assert_eq!(notified.body["error"]["field"], "lora[0].config_url", "{}", notified.body);
 }
 
 /// A file as PEFT's `save_pretrained` writes it, of two matrices of one zero each; all of it is UTF-8.

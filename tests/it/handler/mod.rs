@@ -67,7 +67,7 @@ fn response(reply: &Value) -> (u64, Value) {
 }
 
 #[tokio::test]
-async fn a_job_is_told_its_way_from_zero_to_complete() {
+async fn a_job_reports_its_way_from_zero_to_complete() {
     let mut stage = Stage::set().await;
     let mut job = body("way");
     job["num_images"] = json!(2);
@@ -75,8 +75,8 @@ async fn a_job_is_told_its_way_from_zero_to_complete() {
     assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
     let notifications = stage.backend.arrived();
     let (complete, progress) = notifications.split_last().expect("notifications");
-    let told: Vec<u64> = progress.iter().filter_map(|notification| notification.body["progress"].as_u64()).collect();
-    assert!(told.is_sorted() && told.iter().all(|percent| [0, 25, 50, 75, 90].contains(percent)), "{told:?}");
+    let notified: Vec<u64> = progress.iter().filter_map(|notification| notification.body["progress"].as_u64()).collect();
+    assert!(notified.is_sorted() && notified.iter().all(|percent| [0, 25, 50, 75, 90].contains(percent)), "{notified:?}");
     assert_eq!(complete.path, "/api/webhooks/inference/complete");
     assert_eq!(complete.body["images"].as_array().map(Vec::len), Some(2));
     assert_eq!(complete.body["metadata"]["user_id"], "u-17");
@@ -98,8 +98,11 @@ async fn the_same_request_is_replayed_and_another_is_a_conflict() {
     let mut other = body("same");
     other["prompt"] = json!("a blue mug");
     assert_eq!(stage.handle(one(other, 1)).await, Ok(brought_back(&["m0"])), "the redrive policy keeps it");
-    let told = stage.backend.terminal().await;
-    assert_eq!((told.path.as_str(), &told.body["error"]["code"]), ("/api/webhooks/inference/failed", &json!("conflict")));
+    let notified = stage.backend.terminal().await;
+    assert_eq!(
+        (notified.path.as_str(), &notified.body["error"]["code"]),
+        ("/api/webhooks/inference/failed", &json!("conflict"))
+    );
     assert_eq!(stage.generated(), 1);
 }
 
@@ -117,35 +120,35 @@ async fn a_panic_is_brought_back_and_the_engine_lives_on() {
 }
 
 #[tokio::test]
-async fn the_last_attempt_is_told_and_left_to_the_dead_letter_queue() {
+async fn the_last_attempt_is_reported_and_left_to_the_dead_letter_queue() {
     let mut stage = Stage::set().await;
     stage.next_generation(|| Err(EngineError::Panicked("a bug in a kernel".into())));
     assert_eq!(stage.handle(one(body("last"), 3)).await, Ok(brought_back(&["m0"])));
-    let told = stage.backend.terminal().await;
-    assert_eq!(told.path, "/api/webhooks/inference/failed");
-    assert_eq!((&told.body["error"]["code"], &told.body["attempts"]), (&json!("inference_failed"), &json!(3)));
-    assert!(told.body["error"]["message"].as_str().unwrap().contains("a bug in a kernel"));
+    let notified = stage.backend.terminal().await;
+    assert_eq!(notified.path, "/api/webhooks/inference/failed");
+    assert_eq!((&notified.body["error"]["code"], &notified.body["attempts"]), (&json!("inference_failed"), &json!(3)));
+    assert!(notified.body["error"]["message"].as_str().unwrap().contains("a bug in a kernel"));
 }
 
 #[tokio::test]
-async fn out_of_memory_is_final_and_told_once() {
+async fn out_of_memory_is_final_and_reported_once() {
     let mut stage = Stage::set().await;
     stage.next_generation(|| Err(EngineError::OutOfMemory { problem: "512x512 would fit".into() }));
     assert_eq!(stage.handle(one(body("large"), 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    assert_eq!(told.body["error"]["code"], "out_of_memory");
+    let notified = stage.backend.terminal().await;
+    assert_eq!(notified.body["error"]["code"], "out_of_memory");
     assert!(stage.backend.arrived().is_empty(), "reported once");
 }
 
 #[tokio::test]
-async fn what_is_not_finite_is_final_and_told_once() {
+async fn what_is_not_finite_is_final_and_reported_once() {
     let mut stage = Stage::set().await;
     stage.next_generation(|| Err(EngineError::NotFinite { problem: "the UNet of model sd15 gave NaN".into() }));
     assert_eq!(stage.handle(one(body("black"), 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    assert_eq!(told.path, "/api/webhooks/inference/failed");
-    assert_eq!(told.body["error"]["code"], "not_finite");
-    assert_eq!(told.body["error"]["message"], "no finite image: the UNet of model sd15 gave NaN");
+    let notified = stage.backend.terminal().await;
+    assert_eq!(notified.path, "/api/webhooks/inference/failed");
+    assert_eq!(notified.body["error"]["code"], "not_finite");
+    assert_eq!(notified.body["error"]["message"], "no finite image: the UNet of model sd15 gave NaN");
     assert!(stage.backend.arrived().is_empty(), "reported once");
 }
 

@@ -18,9 +18,9 @@ fn with(id: &str, changes: &[(&str, Value)]) -> Value {
 
 async fn refused(stage: &mut Stage, body: Value, field: &str, says: &str) {
     assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])), "{field}: nothing is retried");
-    let told = stage.backend.terminal().await;
-    let error = &told.body["error"];
-    assert_eq!((told.path.ends_with("/failed"), &error["field"]), (true, &json!(field)), "{}", told.body);
+    let notified = stage.backend.terminal().await;
+    let error = &notified.body["error"];
+    assert_eq!((notified.path.ends_with("/failed"), &error["field"]), (true, &json!(field)), "{}", notified.body);
     assert!(error["message"].as_str().unwrap().contains(says), "{error} does not say {says:?}");
 }
 
@@ -45,8 +45,8 @@ async fn a_model_of_one_sampler_refuses_what_it_does_not_read() {
     }
     assert_eq!(stage.generated(), 0);
     assert_eq!(stage.handle(one(with("good", &[("mode", json!("lora"))]), 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    assert!(told.path.ends_with("/complete"), "{}", told.body);
+    let notified = stage.backend.terminal().await;
+    assert!(notified.path.ends_with("/complete"), "{}", notified.body);
     assert_eq!(stage.modes(), [Some("lora".to_owned())]);
 }
 

@@ -44,7 +44,7 @@ async fn sqs_gets_back_what_has_no_readable_job_id_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn keep_refused_keeps_those_that_were_told_too() {
+async fn keep_refused_keeps_those_that_were_reported_too() {
     let mut stage = Stage::set().await;
     stage.handler.keep_refused = KeepRefused { sqs: true, rabbitmq: true };
     assert_eq!(stage.handle(one(wrong("told"), 1)).await, Ok(brought_back(&["m0"])));

@@ -36,8 +36,8 @@ fn job(id: &str, fields: &[(&str, Value)]) -> Value {
 async fn generated(stage: &mut Stage, job: Value) -> RgbImage {
     let id = job["job_id"].as_str().unwrap().to_owned();
     assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    assert!(told.path.ends_with("/complete"), "{}", told.body);
+    let notified = stage.backend.terminal().await;
+    assert!(notified.path.ends_with("/complete"), "{}", notified.body);
     image::open(stage.bucket.image(&id, 0)).unwrap().into_rgb8()
 }
 
@@ -78,7 +78,7 @@ async fn a_image_of_another_size_is_resized_as_diffusers_does() {
 }
 
 #[tokio::test]
-async fn what_is_no_image_is_told_once_and_nothing_is_generated() {
+async fn what_is_no_image_is_reported_once_and_nothing_is_generated() {
     let mut stage = Stage::set().await;
     let fine = put_fixture(&stage, "plain.png");
     for (name, problem) in [
@@ -93,9 +93,9 @@ async fn what_is_no_image_is_told_once_and_nothing_is_generated() {
             ("mask_image", vec![("init_image", fine.clone()), ("mask_image", bad.clone())]),
         ] {
             assert_eq!(stage.handle(one(job(&format!("{name}-{field}"), &fields), 1)).await, Ok(brought_back(&[])));
-            let told = stage.backend.terminal().await;
-            assert_eq!(told.body["error"]["field"], field, "{name}: {}", told.body);
-            assert!(told.body["error"]["message"].as_str().unwrap().contains(problem), "{name}: {}", told.body);
+            let notified = stage.backend.terminal().await;
+            assert_eq!(notified.body["error"]["field"], field, "{name}: {}", notified.body);
+            assert!(notified.body["error"]["message"].as_str().unwrap().contains(problem), "{name}: {}", notified.body);
         }
     }
     assert_eq!(stage.generated(), 0);

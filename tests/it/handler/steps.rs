@@ -107,9 +107,9 @@ async fn a_watermark_that_no_step_draws_is_refused() {
     let mut job = body("unsigned");
     job["watermark"] = json!({ "text": "Ada" });
     assert_eq!(stage.handle(one(job, 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    assert!(told.path.ends_with("/failed"), "{}", told.body);
-    let message = told.body["error"]["message"].as_str().unwrap();
+    let notified = stage.backend.terminal().await;
+    assert!(notified.path.ends_with("/failed"), "{}", notified.body);
+    let message = notified.body["error"]["message"].as_str().unwrap();
     assert!(message.starts_with("watermark: ") && message.contains("has no `watermark`"), "{message}");
     assert_eq!(stage.generated(), 0);
 }

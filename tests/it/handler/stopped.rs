@@ -1,4 +1,4 @@
-//! A job that is stopped near its end, on its last attempt: it is never reported as failed once it may be done, and telling ends in time.
+//! A job that is stopped near its end, on its last attempt: it is never reported as failed once it may be done, and its notifications end in time.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,28 +14,28 @@ use crate::stage::Stage;
 
 const MARGIN: Duration = Duration::from_millis(200);
 
-fn told_as_failed(backend: &mut Backend) -> bool {
+fn reported_as_failed(backend: &mut Backend) -> bool {
     backend.arrived().iter().any(|notification| notification.path.ends_with("/failed"))
 }
 
 #[tokio::test]
-async fn a_job_whose_record_is_stored_is_not_told_as_failed() {
+async fn a_job_whose_record_is_stored_is_not_reported_as_failed() {
     let mut stage = Stage::set().await;
     stage.backend.answer.send_replace(None);
     let (switch, shutdown) = Shutdown::channel();
     let control = Control::new(0, MARGIN, shutdown);
     let Stage { handler, backend, .. } = &mut stage;
-    let (reply, told) = tokio::join!(handler.handle(one(body("stored"), 3), &control), async {
-        let told = backend.terminal().await;
+    let (reply, notified) = tokio::join!(handler.handle(one(body("stored"), 3), &control), async {
+        let notified = backend.terminal().await;
         switch.send(Some(Instant::now())).unwrap();
-        told
+        notified
     });
-    assert_eq!((reply.unwrap(), told.path.as_str()), (brought_back(&["m0"]), "/api/webhooks/inference/complete"));
-    assert!(!told_as_failed(&mut stage.backend));
+    assert_eq!((reply.unwrap(), notified.path.as_str()), (brought_back(&["m0"]), "/api/webhooks/inference/complete"));
+    assert!(!reported_as_failed(&mut stage.backend));
 }
 
 #[tokio::test]
-async fn a_job_whose_record_is_on_its_way_is_not_told_as_failed() {
+async fn a_job_whose_record_is_on_its_way_is_not_reported_as_failed() {
     for notification_mode in [NotificationMode::Now, NotificationMode::Later] {
         let mut stage = Stage::set().await;
         stage.bucket.hold(Some("/result.json"));
@@ -52,7 +52,7 @@ async fn a_job_whose_record_is_on_its_way_is_not_told_as_failed() {
             assert_eq!(serde_json::from_value::<JobOutcome>(reply["jobs"][0]["outcome"].clone()).unwrap(), JobOutcome::Retry);
             assert_eq!(reply["jobs"][0]["notifications"], serde_json::json!([]));
         }
-        assert!(!told_as_failed(&mut stage.backend));
+        assert!(!reported_as_failed(&mut stage.backend));
     }
 }
 
@@ -70,7 +70,7 @@ async fn a_drain_is_no_failure_where_the_host_need_not_count_it() {
         });
         assert_eq!(reply.unwrap()["jobs"][0]["outcome"].as_str(), outcome);
         assert_eq!(
-            told_as_failed(&mut stage.backend),
+            reported_as_failed(&mut stage.backend),
             notification_mode == NotificationMode::Now,
             "SQS counts it, so its caller is notified"
         );
@@ -89,7 +89,7 @@ async fn notification_mode_of_a_failure_ends_before_the_deadline() {
     let started = Instant::now();
     assert_eq!(stage.handler.handle(one(body("untold"), 3), &control).await.unwrap(), brought_back(&["m0"]));
     assert!(started.elapsed() < limit, "{:?}", started.elapsed());
-    assert!(told_as_failed(&mut stage.backend), "it was tried");
+    assert!(reported_as_failed(&mut stage.backend), "it was tried");
 }
 
 #[tokio::test]

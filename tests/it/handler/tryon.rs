@@ -99,10 +99,10 @@ async fn a_file_that_cannot_be_generated_with_is_refused_once_in_words() {
                 body["garments"][0] = address(file).into();
             }
             assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])), "{file}: nothing is retried");
-            let told = stage.backend.terminal().await;
-            assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/failed", &json!(id)));
-            assert_eq!(told.body["error"]["field"], place, "{}", told.body);
-            let message = told.body["error"]["message"].as_str().unwrap();
+            let notified = stage.backend.terminal().await;
+            assert_eq!((notified.path.as_str(), &notified.body["job_id"]), ("/api/webhooks/inference/failed", &json!(id)));
+            assert_eq!(notified.body["error"]["field"], place, "{}", notified.body);
+            let message = notified.body["error"]["message"].as_str().unwrap();
             assert!(message.contains(problem) || *file == "missing.png", "{file}: {message}");
         }
     }
@@ -125,9 +125,9 @@ async fn a_mask_is_filled_green_for_the_model_and_what_it_leaves_is_put_back() {
     let mut body = tryon("other-size", "plain.png");
     body["mask"] = address("square.png").into();
     assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])));
-    let told = stage.backend.terminal().await;
-    assert_eq!((&told.body["job_id"], &told.body["error"]["field"]), (&json!("other-size"), &json!("mask")));
-    let message = told.body["error"]["message"].as_str().unwrap();
+    let notified = stage.backend.terminal().await;
+    assert_eq!((&notified.body["job_id"], &notified.body["error"]["field"]), (&json!("other-size"), &json!("mask")));
+    let message = notified.body["error"]["message"].as_str().unwrap();
     assert!(message.contains("must be as large as person, 64 x 96, got 64 x 64"), "{message}");
 }
 
@@ -149,9 +149,9 @@ async fn what_the_function_has_no_weights_for_is_refused() {
     let text = json!({ "job_id": "text", "prompt": "a red mug" });
     assert_eq!(stage.handle(sqs(&[(base, 1, None), (text, 1, None)])).await, Ok(brought_back(&[])));
     for (id, field, words) in [("base", "mode", "must be fp8"), ("text", "task", "does tryon and edit and not generate")] {
-        let told = stage.backend.terminal().await;
-        assert_eq!((&told.body["job_id"], &told.body["error"]["field"]), (&json!(id), &json!(field)));
-        assert!(told.body["error"]["message"].as_str().unwrap().contains(words), "{}", told.body);
+        let notified = stage.backend.terminal().await;
+        assert_eq!((&notified.body["job_id"], &notified.body["error"]["field"]), (&json!(id), &json!(field)));
+        assert!(notified.body["error"]["message"].as_str().unwrap().contains(words), "{}", notified.body);
     }
 }
 

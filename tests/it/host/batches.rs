@@ -35,9 +35,9 @@ async fn with_spooled(changes: &[(&str, &str)], jobs: &[Value]) -> HostProcess {
 async fn completed(host: &mut HostProcess, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {
-        let told = host.backend.terminal().await;
-        assert_eq!(told.path, "/api/webhooks/inference/complete", "{told:?}");
-        ids.push(told.body["job_id"].as_str().unwrap().to_owned());
+        let notified = host.backend.terminal().await;
+        assert_eq!(notified.path, "/api/webhooks/inference/complete", "{notified:?}");
+        ids.push(notified.body["job_id"].as_str().unwrap().to_owned());
     }
     ids.sort();
     ids
@@ -102,14 +102,14 @@ async fn one_job_of_a_batch_is_cancelled_and_the_others_go_on() {
     host.wait_for("jobs share a batch", 1).await;
     host.is_generating("b").await;
     host.cancel("b").await;
-    let mut told: Vec<(String, Value)> = Vec::new();
+    let mut notified: Vec<(String, Value)> = Vec::new();
     for _ in IDS {
         let notification = host.backend.terminal().await;
-        told.push((notification.body["job_id"].as_str().unwrap().to_owned(), notification.body["error"]["code"].clone()));
+        notified.push((notification.body["job_id"].as_str().unwrap().to_owned(), notification.body["error"]["code"].clone()));
     }
-    told.sort_by(|(one, _), (other, _)| one.cmp(other));
+    notified.sort_by(|(one, _), (other, _)| one.cmp(other));
     let expected = IDS.map(|id| (id.to_owned(), if id == "b" { json!("cancelled") } else { Value::Null }));
-    assert_eq!(told, expected);
+    assert_eq!(notified, expected);
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn duplicates_of_a_running_job_keep_nothing_from_an_idle_handler() {
 }
 
 #[tokio::test]
-async fn messages_that_share_an_amqp_id_are_told_apart() {
+async fn messages_that_share_an_amqp_id_are_kept_apart() {
     let Some(node) = rabbitmq::shared_or_skip("RabbitMQ messages with one id").await else { return };
     let (connection, channel) = node.peer().await;
     let port = node.port.to_string();
@@ -219,15 +219,15 @@ async fn messages_that_share_an_amqp_id_are_told_apart() {
         publish.await.unwrap().await.unwrap();
     }
     host.restart();
-    let mut told = Vec::new();
+    let mut notified = Vec::new();
     for _ in IDS {
         let notification = host.backend.terminal().await;
         let (_, kind) = notification.path.rsplit_once('/').unwrap();
-        told.push((notification.body["job_id"].as_str().unwrap().to_owned(), kind.to_owned()));
+        notified.push((notification.body["job_id"].as_str().unwrap().to_owned(), kind.to_owned()));
     }
-    told.sort();
+    notified.sort();
     let expected = [("a", "complete"), ("b", "failed"), ("c", "complete"), ("d", "complete")];
-    assert_eq!(told, expected.map(|(id, kind)| (id.to_owned(), kind.to_owned())));
+    assert_eq!(notified, expected.map(|(id, kind)| (id.to_owned(), kind.to_owned())));
     assert!(shared(&host).iter().any(|jobs| *jobs > 1), "they were in one event");
     drop(connection);
 }

@@ -40,7 +40,7 @@ async fn task(script: &[Answer], changes: protection::Settings) -> Task {
 }
 
 impl Task {
-    async fn told(&self, count: usize) -> Vec<Value> {
+    async fn notified(&self, count: usize) -> Vec<Value> {
         self.agent.wait_for(count).await.iter().map(|request| request.json()["ProtectionEnabled"].clone()).collect()
     }
 
@@ -56,16 +56,16 @@ impl Task {
 async fn a_task_is_protected_while_a_job_runs() {
     let task = task(&[agreed()], protection::Settings::default()).await;
     task.jobs.send_replace(snapshot(1));
-    assert_eq!(task.told(1).await, [true]);
+    assert_eq!(task.notified(1).await, [true]);
     task.jobs.send_replace(snapshot(2));
     task.jobs.send_replace(snapshot(0));
     let gap = timeout(Duration::from_millis(100), task.agent.wait_for(2)).await;
     assert!(gap.is_err(), "one job follows the other: the agent need not hear of the gap");
     task.jobs.send_replace(snapshot(1));
     task.jobs.send_replace(snapshot(0));
-    assert_eq!(task.told(2).await, [true, false]);
+    assert_eq!(task.notified(2).await, [true, false]);
     task.jobs.send_replace(snapshot(1));
-    assert_eq!(task.told(3).await, [true, false, true]);
+    assert_eq!(task.notified(3).await, [true, false, true]);
 
     let first = &task.agent.requests()[0];
     assert_eq!((first.method.as_str(), first.path.as_str()), ("PUT", "/api/0a1b2c/task-protection/v1/state"));
@@ -79,7 +79,7 @@ async fn a_task_is_protected_while_a_job_runs() {
 async fn a_protection_is_renewed_before_it_expires() {
     let task = task(&[agreed()], protection::Settings { renew_ms: 20, ..Default::default() }).await;
     task.jobs.send_replace(snapshot(1));
-    assert_eq!(task.told(3).await[..3], [true, true, true]);
+    assert_eq!(task.notified(3).await[..3], [true, true, true]);
 }
 
 #[tokio::test]
@@ -100,7 +100,7 @@ async fn an_agent_that_fails_is_tried_again_and_the_log_says_so_once() {
     let script = [Answer::with(400, &[], &denied), Answer::with(200, &[], &refused), Answer::HangUp, agreed()];
     let task = task(&script, protection::Settings { pause_ms: 10, ..Default::default() }).await;
     task.jobs.send_replace(snapshot(1));
-    assert_eq!(task.told(4).await, [true, true, true, true]);
+    assert_eq!(task.notified(4).await, [true, true, true, true]);
     task.end().await;
     let text = log.text();
     assert_eq!(text.matches("task protection was not set").count(), 1, "{text}");

@@ -25,11 +25,11 @@ async fn ends_as_complete(mut host: HostProcess, id: &str) {
     eventually("the job is settled", || host.spooled("waiting").is_empty() && host.spooled("running").is_empty())
         .await
         .unwrap();
-    let accepted = host.backend.accepted().into_iter().filter(|told| told.body["job_id"] == id);
-    let taken: Vec<(String, Value)> = accepted.map(|told| (told.path, told.body["job_id"].clone())).collect();
+    let accepted = host.backend.accepted().into_iter().filter(|notified| notified.body["job_id"] == id);
+    let taken: Vec<(String, Value)> = accepted.map(|notified| (notified.path, notified.body["job_id"].clone())).collect();
     assert_eq!(taken, [("/api/webhooks/inference/complete".to_owned(), json!(id))]);
-    let told = host.backend.arrived();
-    assert!(told.iter().all(|notification| !notification.path.ends_with("/failed")), "{told:?}");
+    let notified = host.backend.arrived();
+    assert!(notified.iter().all(|notification| !notification.path.ends_with("/failed")), "{notified:?}");
     let document: Value = serde_json::from_str(&host.get(&format!("/jobs/{id}")).await).unwrap();
     assert_eq!((&document["state"], &document["error"]), (&json!("complete"), &Value::Null));
     assert!(host.spooled("dead").is_empty());
@@ -46,7 +46,7 @@ async fn a_job_whose_complete_is_not_taken_cannot_be_cancelled() {
 }
 
 #[tokio::test]
-async fn a_cancelled_job_whose_record_turns_up_is_told_as_complete() {
+async fn a_cancelled_job_whose_record_turns_up_is_reported_as_complete() {
     let mut host = untaken("late").await;
     host.kill();
     let record = host.bucket.path("generations/late/result.json");
@@ -107,10 +107,10 @@ async fn one_id_with_two_requests_at_two_hosts_is_one_job_and_one_conflict() {
     for (id, body) in taken(&first).into_iter().chain(taken(&second)) {
         ends.entry(id).or_default().push(body);
     }
-    for (id, told) in &ends {
-        let complete: Vec<_> = told.iter().filter(|body| body["type"] == "inference.complete").collect();
-        let lost: Vec<_> = told.iter().filter(|body| body["error"]["code"] == "conflict").collect();
-        assert_eq!((told.len(), complete.len(), lost.len()), (2, 1, 1), "{id}: {told:?}");
+    for (id, notified) in &ends {
+        let complete: Vec<_> = notified.iter().filter(|body| body["type"] == "inference.complete").collect();
+        let lost: Vec<_> = notified.iter().filter(|body| body["error"]["code"] == "conflict").collect();
+        assert_eq!((notified.len(), complete.len(), lost.len()), (2, 1, 1), "{id}: {notified:?}");
         assert!(lost[0]["job_id"].is_null(), "{id}: {lost:?}");
         let record: Value =
             serde_json::from_slice(&std::fs::read(first.bucket.path(&format!("generations/{id}/result.json"))).unwrap())
@@ -142,9 +142,9 @@ async fn a_job_with_the_longest_id_is_complete() {
     host.wait_for("a handler is ready", 1).await;
     let id = "x".repeat(128);
     host.post("/generate", &job(&id)).await;
-    let told = host.backend.terminal().await;
-    assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/complete", &json!(id)));
-    let image = &told.body["images"][0];
+    let notified = host.backend.terminal().await;
+    assert_eq!((notified.path.as_str(), &notified.body["job_id"]), ("/api/webhooks/inference/complete", &json!(id)));
+    let image = &notified.body["images"][0];
     let stored = std::fs::read(host.bucket.path(image["key"].as_str().unwrap())).unwrap();
     let shown = reqwest::get(image["url"].as_str().unwrap()).await.unwrap().bytes().await.unwrap();
     assert_eq!(shown, stored, "it lies where its key says");

@@ -20,7 +20,7 @@ fn settled(host: &HostProcess, id: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_host_that_dies_between_the_failed_and_its_ack_tells_the_same_again_and_starts_nothing() {
+async fn a_host_that_dies_between_the_failed_and_its_ack_reports_the_same_again_and_starts_nothing() {
     let mut host = HostProcess::start(&[("ATELIER__RUNTIME__MAX_ATTEMPTS", "1")], &[]).await;
     host.wait_for("a handler is ready", 1).await;
     host.bucket.hold(Some("/0.png"));
@@ -41,9 +41,10 @@ async fn a_host_that_dies_between_the_failed_and_its_ack_tells_the_same_again_an
     eventually("the job is dead-lettered", || host.spooled("dead").len() == 2)
         .await
         .unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
-    let told: Vec<_> = host.backend.arrived().into_iter().filter(|told| !told.path.ends_with("/progress")).collect();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((&told[0].path, &told[0].webhook_id, &told[0].body), (&first.path, &first.webhook_id, &first.body));
+    let notified: Vec<_> =
+        host.backend.arrived().into_iter().filter(|notified| !notified.path.ends_with("/progress")).collect();
+    assert_eq!(notified.len(), 1, "{notified:?}");
+    assert_eq!((&notified[0].path, &notified[0].webhook_id, &notified[0].body), (&first.path, &first.webhook_id, &first.body));
     assert!(host.logged("job done").is_empty() && host.bucket.puts("/result.json") == 0);
     eventually("its message is settled, and the note says so", || settled(&host, "poison") == 1).await.unwrap();
 
@@ -54,7 +55,7 @@ async fn a_host_that_dies_between_the_failed_and_its_ack_tells_the_same_again_an
 }
 
 #[tokio::test]
-async fn a_failed_that_is_not_taken_is_told_again_without_another_run() {
+async fn a_failed_that_is_not_taken_is_reported_again_without_another_run() {
     let changes = [("ATELIER__RUNTIME__MAX_ATTEMPTS", "1"), ("ATELIER__NOTIFY__MAX_ATTEMPTS", "1")];
     let mut host = HostProcess::start(&changes, &[]).await;
     host.wait_for("a handler is ready", 1).await;
@@ -67,9 +68,10 @@ async fn a_failed_that_is_not_taken_is_told_again_without_another_run() {
     eventually("the job is settled", || host.spooled("waiting").is_empty() && host.spooled("running").is_empty())
         .await
         .unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
-    let told: Vec<_> = host.backend.arrived().into_iter().filter(|told| !told.path.ends_with("/progress")).collect();
-    assert!(told.len() >= 4 && told.iter().all(|told| told.path.ends_with("/failed")), "{told:?}");
-    assert!(told.iter().all(|notification| notification.body == told[0].body), "the same bytes each time: {told:?}");
+    let notified: Vec<_> =
+        host.backend.arrived().into_iter().filter(|notified| !notified.path.ends_with("/progress")).collect();
+    assert!(notified.len() >= 4 && notified.iter().all(|notified| notified.path.ends_with("/failed")), "{notified:?}");
+    assert!(notified.iter().all(|notification| notification.body == notified[0].body), "the same bytes each time: {notified:?}");
     assert_eq!(host.logged("job failed").len(), 1, "it ran once");
     eventually("the note says that it is settled", || settled(&host, "missing") == 1).await.unwrap();
 }

@@ -82,8 +82,8 @@ async fn progress_of_a_running_job_is_seen() {
     host.is_generating("slow").await;
     // And what runs can be cancelled, between two of its steps.
     host.cancel("slow").await;
-    let told = host.backend.terminal().await;
-    assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!("slow"), &json!("cancelled")));
+    let notified = host.backend.terminal().await;
+    assert_eq!((&notified.body["job_id"], &notified.body["error"]["code"]), (&json!("slow"), &json!("cancelled")));
     eventually("it is settled", || host.spooled("running").is_empty()).await.unwrap();
     let job_status: Value = serde_json::from_str(&host.get("/jobs/slow").await).unwrap();
     assert_eq!(job_status["state"], "cancelled", "{job_status}");

@@ -39,9 +39,10 @@ async fn ends_once(host: &mut HostProcess, id: &str) {
     eventually("the job is settled", || host.spooled("waiting").is_empty() && host.spooled("running").is_empty())
         .await
         .unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
-    let told: Vec<_> = host.backend.arrived().into_iter().filter(|told| !told.path.ends_with("/progress")).collect();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((told[0].path.as_str(), &told[0].body["job_id"]), ("/api/webhooks/inference/complete", &json!(id)));
+    let notified: Vec<_> =
+        host.backend.arrived().into_iter().filter(|notified| !notified.path.ends_with("/progress")).collect();
+    assert_eq!(notified.len(), 1, "{notified:?}");
+    assert_eq!((notified[0].path.as_str(), &notified[0].body["job_id"]), ("/api/webhooks/inference/complete", &json!(id)));
     assert!(host.spooled("dead").is_empty());
     let done = host.logged("job done");
     assert_eq!(done.iter().map(|line| line["attempt"].clone()).collect::<Vec<_>>(), [json!(1)], "{done:?}");
@@ -145,8 +146,8 @@ async fn a_job_whose_own_keys_are_denied_pauses_the_host_once_and_no_other_job_a
     assert_eq!((host.logged(AWAY).len(), readiness(&host).await.0), (1, 200), "{}", host.log());
     assert_eq!(host.metric("vton_inference_count").await, Some(2.0), "its images wait on the disk");
     host.bucket.trouble(Trouble::None);
-    let told = host.backend.terminal().await;
-    assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/complete", &json!("denied")));
+    let notified = host.backend.terminal().await;
+    assert_eq!((notified.path.as_str(), &notified.body["job_id"]), ("/api/webhooks/inference/complete", &json!("denied")));
 }
 
 /// What has waited for long is not tried every half a minute for ever.
@@ -250,7 +251,7 @@ async fn ends_once_without_spool(host: &mut HostProcess) {
     let done = host.logged("job done");
     assert_eq!(done.iter().map(|line| line["attempt"].clone()).collect::<Vec<_>>(), [json!(1)], "{done:?}");
     assert_eq!(host.metric("vton_inference_count").await, Some(1.0));
-    assert!(host.backend.arrived().iter().all(|told| told.path.ends_with("/progress")), "one end");
+    assert!(host.backend.arrived().iter().all(|notified| notified.path.ends_with("/progress")), "one end");
 }
 
 #[tokio::test]

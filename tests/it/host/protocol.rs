@@ -115,7 +115,7 @@ async fn replies_are_limited_and_streams_may_be_longer() {
 }
 
 #[tokio::test]
-async fn late_answers_are_told_so() {
+async fn late_answers_are_reported_so() {
     let api = RuntimeApi::start("atelier").await.unwrap();
     let handler = Handler::of(&api);
     let (id, _answer) = take(&api, &handler).await;
@@ -138,7 +138,7 @@ async fn a_handler_that_asks_for_more_has_given_up_what_it_had() {
 }
 
 #[tokio::test]
-async fn a_failed_start_is_told_with_its_reason() {
+async fn a_failed_start_is_reported_with_its_reason() {
     let api = RuntimeApi::start("atelier").await.unwrap();
     let handler = Handler::of(&api);
     let error = json!({ "errorType": "Atelier.Model", "errorMessage": "no weights" }).to_string();

@@ -27,7 +27,7 @@ fn names(host: &HostProcess) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_nobody_could_be_told_of_is_dead_lettered() {
+async fn what_nobody_could_be_notified_of_is_dead_lettered() {
     let mut host = with_refused(&[]).await;
     host.wait_for("a handler is ready", 2).await;
     job_report(&host).await;

@@ -48,8 +48,8 @@ async fn a_dead_letter_that_is_not_taken_is_repeated_until_it_is() {
     bench.settled().await;
     assert_eq!(shelf.asked(), ["dead_letter"; 5]);
     assert_eq!(shelf.reasons(), ["it died"]);
-    let told = bench.backend.accepted();
-    assert_eq!(told.iter().map(|told| told.path.as_str()).collect::<Vec<_>>(), ["/api/webhooks/inference/failed"]);
+    let notified = bench.backend.accepted();
+    assert_eq!(notified.iter().map(|notified| notified.path.as_str()).collect::<Vec<_>>(), ["/api/webhooks/inference/failed"]);
 }
 
 /// The host ends, and the queue does not let the message wait: it must not come back as one that was never begun.
@@ -148,7 +148,7 @@ async fn what_nobody_took_while_no_host_was_there_is_given_up_at_once() {
 
 /// What lies where the record belongs is no record, and will be none.
 #[tokio::test]
-async fn a_failure_beside_an_unreadable_record_is_told_and_pauses_nobody() {
+async fn a_failure_beside_an_unreadable_record_is_reported_and_pauses_nobody() {
     let bench = Bench::open(|_| ()).await;
     let record = bench.bucket.path("generations/job-1/result.json");
     std::fs::create_dir_all(record.parent().unwrap()).unwrap();
@@ -158,8 +158,8 @@ async fn a_failure_beside_an_unreadable_record_is_told_and_pauses_nobody() {
     bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::Failed, 1, problem), None);
     bench.settled().await;
     assert_eq!(shelf.asked(), ["ack"]);
-    let told = bench.backend.accepted();
-    assert_eq!(told.iter().map(|told| told.path.as_str()).collect::<Vec<_>>(), ["/api/webhooks/inference/failed"]);
+    let notified = bench.backend.accepted();
+    assert_eq!(notified.iter().map(|notified| notified.path.as_str()).collect::<Vec<_>>(), ["/api/webhooks/inference/failed"]);
     assert!(!bench.acknowledger.store_health.is_away());
 }
 

@@ -16,8 +16,8 @@ async fn a_killed_handler_is_replaced_and_its_job_is_generated_again() {
     host.bucket.holding().await;
     signal(Signal::KILL, *host.handlers().last().unwrap());
     host.bucket.hold(None);
-    let told = host.backend.terminal().await;
-    assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/complete", &json!("unlucky")));
+    let notified = host.backend.terminal().await;
+    assert_eq!((notified.path.as_str(), &notified.body["job_id"]), ("/api/webhooks/inference/complete", &json!("unlucky")));
     let ended = host.wait_for("a handler ended; another is started after a pause", 1).await;
     assert_eq!(ended["cause"], "signal", "{ended}");
     let again = host.wait_for("a job is tried again", 1).await;
@@ -44,10 +44,10 @@ async fn a_killed_host_leaves_no_orphan_and_loses_no_job() {
     eventually("the handlers die with their host", || handlers.iter().all(|pid| !is_alive(*pid))).await.unwrap();
     host.bucket.hold(None);
     host.restart();
-    let mut told =
+    let mut notified =
         [host.backend.terminal().await, host.backend.terminal().await].map(|notification| notification.body["job_id"].clone());
-    told.sort_by_key(ToString::to_string);
-    assert_eq!(told, [json!("behind"), json!("in-hand")]);
+    notified.sort_by_key(ToString::to_string);
+    assert_eq!(notified, [json!("behind"), json!("in-hand")]);
     assert_eq!(host.bucket.puts("/result.json"), 2);
     eventually("the spool is empty", || host.spooled("running").is_empty() && host.spooled("waiting").is_empty())
         .await
@@ -69,13 +69,13 @@ fn prompt(id: &str, prompt: &str) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn a_job_that_kills_its_handler_is_told_failed_once_and_kept() {
+async fn a_job_that_kills_its_handler_is_reported_failed_once_and_kept() {
     let Some(mut host) = hostile(&[]).await else { return };
     host.spool("poison", &prompt("poison", "die"));
     host.restart();
-    let told = host.backend.terminal().await;
-    assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/failed", &json!("poison")));
-    assert_eq!((&told.body["error"]["code"], &told.body["attempts"]), (&json!("handler_died"), &json!(3)));
+    let notified = host.backend.terminal().await;
+    assert_eq!((notified.path.as_str(), &notified.body["job_id"]), ("/api/webhooks/inference/failed", &json!("poison")));
+    assert_eq!((&notified.body["error"]["code"], &notified.body["attempts"]), (&json!("handler_died"), &json!(3)));
     eventually("it lies among the dead", || host.spooled("dead").len() == 2).await.unwrap();
     assert!(host.spooled("running").is_empty() && host.spooled("waiting").is_empty());
     let reason = host.spooled("dead").into_iter().find(|path| path.display().to_string().contains("reason~")).unwrap();
@@ -98,9 +98,9 @@ async fn a_handler_past_its_deadline_is_ended_and_the_next_job_runs() {
     host.spool("stuck", &prompt("stuck", "hang"));
     host.spool("next", &prompt("next", "nothing special"));
     host.restart();
-    let told = host.backend.terminal().await;
-    assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!("stuck"), &json!("handler_died")));
-    assert!(told.body["error"]["message"].as_str().unwrap_or_default().contains("deadline"), "{}", told.body);
+    let notified = host.backend.terminal().await;
+    assert_eq!((&notified.body["job_id"], &notified.body["error"]["code"]), (&json!("stuck"), &json!("handler_died")));
+    assert!(notified.body["error"]["message"].as_str().unwrap_or_default().contains("deadline"), "{}", notified.body);
     eventually("the next job is settled", || host.spooled("waiting").is_empty() && host.spooled("running").is_empty())
         .await
         .unwrap();
@@ -113,17 +113,17 @@ async fn causes_are_classified() {
     let Some(mut host) = hostile(&[("ATELIER__RUNTIME__MAX_ATTEMPTS", "1")]).await else { return };
     host.spool("exit", &prompt("exit", "exit"));
     host.restart();
-    let told = host.backend.terminal().await;
-    assert!(told.body["error"]["message"].as_str().unwrap_or_default().contains("exit code 3"), "{}", told.body);
+    let notified = host.backend.terminal().await;
+    assert!(notified.body["error"]["message"].as_str().unwrap_or_default().contains("exit code 3"), "{}", notified.body);
     let ended = host.wait_for("a handler ended; another is started after a pause", 1).await;
     assert_eq!(ended["cause"], "exit");
     eventually("it lies among the dead", || host.spooled("dead").len() == 2).await.unwrap();
     host.kill();
     host.spool("raise", &prompt("raise", "raise"));
     host.restart();
-    let told = host.backend.terminal().await;
-    assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!("raise"), &json!("internal")));
-    assert!(told.body["error"]["message"].as_str().unwrap_or_default().contains("told to fail"), "{}", told.body);
+    let notified = host.backend.terminal().await;
+    assert_eq!((&notified.body["job_id"], &notified.body["error"]["code"]), (&json!("raise"), &json!("internal")));
+    assert!(notified.body["error"]["message"].as_str().unwrap_or_default().contains("told to fail"), "{}", notified.body);
     assert_eq!(host.logged("a handler ended; another is started after a pause").len(), 1, "an exception is no crash");
 }
 
@@ -190,8 +190,13 @@ async fn a_frozen_handler_that_reads_no_orders_meets_its_deadline() {
     let frozen = freeze(&host, "f").await;
     let ended = host.wait_for("a handler ended; another is started after a pause", 1).await;
     assert_eq!(ended["cause"], "deadline", "{ended}");
-    let told = host.backend.terminal().await;
-    assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&json!(frozen), &json!("cancelled")), "{}", told.body);
+    let notified = host.backend.terminal().await;
+    assert_eq!(
+        (&notified.body["job_id"], &notified.body["error"]["code"]),
+        (&json!(frozen), &json!("cancelled")),
+        "{}",
+        notified.body
+    );
     host.post("/generate", &job("next")).await;
     assert_eq!(host.backend.terminal().await.body["job_id"], "next");
 }

@@ -25,8 +25,8 @@ async fn a_trace_goes_through_the_host_and_jobs_are_found_in_the_log_at_every_le
         lacking["lora"] = json!([{ "url": "s3://no-such-bucket/loras/none.safetensors" }]);
         for body in [job("fine"), lacking] {
             post(&host, &body).await;
-            let told = host.backend.terminal().await;
-            assert_eq!((&told.body["job_id"], told.traceparent.as_deref()), (&body["job_id"], Some(PARENT)));
+            let notified = host.backend.terminal().await;
+            assert_eq!((&notified.body["job_id"], notified.traceparent.as_deref()), (&body["job_id"], Some(PARENT)));
         }
         let lines: Vec<Value> = host.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let of_jobs: Vec<&Value> = lines.iter().filter(|line| line.get("job_id").is_some()).collect();

@@ -18,9 +18,10 @@ async fn beside(first: &HostProcess, changes: &[(&str, &str)]) -> HostProcess {
 
 /// Every terminal notification so far says that the job failed, under one id; there is no record.
 fn has_failed_once(host: &mut HostProcess, id: &str) {
-    let told: Vec<_> = host.backend.arrived().into_iter().filter(|told| !told.path.ends_with("/progress")).collect();
-    assert!(told.iter().all(|told| told.path.ends_with("/failed")), "{told:?}\n{}", host.log());
-    assert!(told.iter().all(|one| one.webhook_id == told[0].webhook_id), "{told:?}");
+    let notified: Vec<_> =
+        host.backend.arrived().into_iter().filter(|notified| !notified.path.ends_with("/progress")).collect();
+    assert!(notified.iter().all(|notified| notified.path.ends_with("/failed")), "{notified:?}\n{}", host.log());
+    assert!(notified.iter().all(|one| one.webhook_id == notified[0].webhook_id), "{notified:?}");
     assert_eq!(host.bucket.puts("/result.json"), 0);
     assert!(!host.bucket.path(&format!("generations/{id}/result.json")).exists());
     assert!(!host.bucket.image(id, 0).exists(), "its images are dropped");
@@ -61,14 +62,14 @@ async fn of_a_job_that_was_published_twice_one_fails_and_the_other_ends_so_too()
     for is_replay in [false, true] {
         let host = if is_replay { &second } else { &first };
         host.post("/generate", &job("twin")).await;
-        let told = loop {
-            let told = first.backend.terminal().await;
-            if told.path.ends_with("/complete") {
-                break told;
+        let notified = loop {
+            let notified = first.backend.terminal().await;
+            if notified.path.ends_with("/complete") {
+                break notified;
             }
-            assert_eq!(told.webhook_id, failed.webhook_id, "{told:?}");
+            assert_eq!(notified.webhook_id, failed.webhook_id, "{notified:?}");
         };
-        assert_eq!(told.body["job_id"], "twin");
+        assert_eq!(notified.body["job_id"], "twin");
     }
     assert_eq!(first.bucket.puts("/result.json"), 1, "the second time it was a replay");
 }

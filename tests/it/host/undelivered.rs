@@ -70,12 +70,12 @@ async fn callers_who_never_answer_delay_nobody_elses_jobs() {
     for number in 0..5 {
         publish(&channel, "deaf", &job(&format!("good-{number}"))).await;
     }
-    let mut told = Vec::new();
+    let mut notified = Vec::new();
     for _ in 0..5 {
-        told.push(host.backend.terminal().await.body["job_id"].as_str().unwrap().to_owned());
+        notified.push(host.backend.terminal().await.body["job_id"].as_str().unwrap().to_owned());
     }
-    told.sort();
-    assert_eq!(told, (0..5).map(|number| format!("good-{number}")).collect::<Vec<_>>());
+    notified.sort();
+    assert_eq!(notified, (0..5).map(|number| format!("good-{number}")).collect::<Vec<_>>());
     // One after the other, with an attempt of ten seconds each, they would have taken six minutes at least.
     assert!(begun.elapsed() < Duration::from_secs(90), "{:?}", begun.elapsed());
     assert_eq!(host.bucket.puts("/result.json"), DEAF + 5, "all of them are generated");
@@ -87,11 +87,11 @@ async fn callers_who_never_answer_delay_nobody_elses_jobs() {
 
     // The host dies, the receiver is well again, another host tells each of them, once.
     host.kill();
-    let told_before = deaf.requests().len();
+    let reported_before = deaf.requests().len();
     deaf.script(&[Answer::status(200)]);
     host.restart();
     let all = eventually("everybody has heard", || {
-        let after = deaf.requests().split_off(told_before);
+        let after = deaf.requests().split_off(reported_before);
         let ids: std::collections::BTreeSet<_> =
             after.iter().filter_map(|request| Some(request.header("webhook-id")?.to_owned())).collect();
         ids.len() == DEAF
@@ -101,7 +101,7 @@ async fn callers_who_never_answer_delay_nobody_elses_jobs() {
         assert!(webhook_ids.iter().all(|webhook_id| *webhook_id == webhook_ids[0]), "{id}: {webhook_ids:?}");
     }
     assert_eq!(host.bucket.puts("/result.json"), DEAF + 5, "nothing was generated twice");
-    let after = deaf.requests().split_off(told_before);
+    let after = deaf.requests().split_off(reported_before);
     let mut once: Vec<_> = after.iter().map(|request| request.json()["job_id"].as_str().unwrap().to_owned()).collect();
     once.sort();
     once.dedup();
@@ -109,7 +109,7 @@ async fn callers_who_never_answer_delay_nobody_elses_jobs() {
 }
 
 #[tokio::test]
-async fn what_nobody_takes_for_too_long_is_dead_lettered_and_told_when_it_is_sent_again() {
+async fn what_nobody_takes_for_too_long_is_dead_lettered_and_reported_when_it_is_sent_again() {
     let Some(node) = rabbitmq::shared_or_skip("notifications that nobody takes").await else { return };
     let (_connection, channel) = node.peer().await;
     let port = node.port.to_string();
@@ -137,8 +137,8 @@ async fn what_nobody_takes_for_too_long_is_dead_lettered_and_told_when_it_is_sen
     let headers = letter.properties.headers().clone().unwrap();
     let reason = headers.inner()["x-atelier-reason"].as_long_string().unwrap().to_string();
     assert!(reason.starts_with("webhook_failed: complete to 127.0.0.1:") && reason.contains("502"), "{reason}");
-    let told = host.backend.arrived();
-    assert!(told.iter().all(|notification| !notification.path.ends_with("/failed")), "{told:?}");
+    let notified = host.backend.arrived();
+    assert!(notified.iter().all(|notification| !notification.path.ends_with("/failed")), "{notified:?}");
     let document: Value = serde_json::from_str(&host.get("/jobs/lost-caller").await).unwrap();
     assert_eq!(document["state"], "complete", "its record stays");
     host.expect_metric("atelier_notifications_given_up_total{source=\"rabbitmq\"}", 1.0).await;
@@ -150,7 +150,7 @@ async fn what_nobody_takes_for_too_long_is_dead_lettered_and_told_when_it_is_sen
     eventually("it is told", || !host.backend.accepted().is_empty())
         .await
         .unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
-    assert_eq!(host.backend.accepted()[0].webhook_id, told[told.len() - 1].webhook_id);
+    assert_eq!(host.backend.accepted()[0].webhook_id, notified[notified.len() - 1].webhook_id);
     assert_eq!(host.bucket.puts("/result.json"), 1, "no handler was needed");
 }
 
@@ -179,7 +179,8 @@ async fn a_notification_of_sqs_waits_in_the_host_and_outlives_it() {
         .await
         .unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
     bench.emptied(&url).await;
-    let mut ids: Vec<_> = host.backend.accepted().iter().map(|told| told.body["job_id"].as_str().unwrap().to_owned()).collect();
+    let mut ids: Vec<_> =
+        host.backend.accepted().iter().map(|notified| notified.body["job_id"].as_str().unwrap().to_owned()).collect();
     ids.sort();
     assert_eq!(ids, (0..5).map(|number| format!("untaken-{number}")).collect::<Vec<_>>(), "each once");
     assert_eq!(host.bucket.puts("/result.json"), 5);
@@ -202,8 +203,13 @@ async fn complete_that_waits_while_the_store_goes_away_stays_the_only_end() {
         .await
         .unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
     eventually("it is settled", || host.spooled("waiting").is_empty() && host.spooled("running").is_empty()).await.unwrap();
-    let kinds: Vec<_> =
-        host.backend.arrived().into_iter().filter(|told| told.method != "PATCH").map(|told| told.path).collect();
+    let kinds: Vec<_> = host
+        .backend
+        .arrived()
+        .into_iter()
+        .filter(|notified| notified.method != "PATCH")
+        .map(|notified| notified.path)
+        .collect();
     assert!(kinds.iter().all(|path| path == "/api/webhooks/inference/complete"), "{kinds:?}");
 }
 

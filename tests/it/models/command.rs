@@ -78,7 +78,7 @@ async fn pull_prints_what_pins_it_and_verify_names_what_differs() {
 }
 
 #[tokio::test]
-async fn a_wrong_manifest_or_name_is_told_in_words() {
+async fn a_wrong_manifest_or_name_is_reported_in_words() {
     let hub = hub_of(&[]).await;
     let directory = directory_with("  s3: s3://both/\n");
     let text = printed(&output(atelier(directory.path(), &hub, &["pull"])).await);

@@ -161,7 +161,7 @@ async fn two_pulls_do_not_write_one_file() {
 }
 
 #[tokio::test]
-async fn what_a_hub_refuses_is_told_in_words() {
+async fn what_a_hub_refuses_is_reported_in_words() {
     let (hub, directory) = one_file().await;
     for (status, code, words) in [
         (401, "RepoNotFound", "or not open to everyone, and the token in HF_TOKEN may not read it"),

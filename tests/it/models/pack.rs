@@ -85,7 +85,7 @@ fn what_is_printed_makes_the_manifest_one_of_the_packed_directory() {
 }
 
 #[test]
-fn what_is_not_packed_is_told_in_words() {
+fn what_is_not_packed_is_reported_in_words() {
     let directory = stage();
     let refused = |arguments: &[&str], words: &str| {
         let (packed, text) = run(directory.path(), arguments);

@@ -49,7 +49,7 @@ async fn a_bucket_is_read_and_gone_on_with() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_is_not_there_or_not_ours_is_told_in_words() {
+async fn a_bucket_that_is_not_there_or_not_ours_is_reported_in_words() {
     let s3 = S3::start(&["models"]).await;
     let directory = tempfile::tempdir().expect("a directory");
     let elsewhere = Place::S3 { bucket: "nothing".into(), prefix: String::new() };

@@ -71,7 +71,7 @@ fn with_lora(id: &str, url: &str) -> String {
 }
 
 /// Runs the messages as one batch, whose reply must bring none of them back, and returns the notifications.
-async fn told(api: &mut RuntimeApi, backend: &mut Backend, bodies: &[String]) -> Vec<Notification> {
+async fn notified(api: &mut RuntimeApi, backend: &mut Backend, bodies: &[String]) -> Vec<Notification> {
     let mut event = sample("sqs-plain.json");
     let record = event["Records"][0].clone();
     let records: Vec<Value> = bodies
@@ -110,7 +110,7 @@ async fn check(cases: Vec<Case>, bucket: Bucket, changes: &[(&str, &str)]) {
 
     let mut bodies: Vec<String> = cases.iter().map(|(body, ..)| body.clone()).collect();
     bodies.push(body("good-after-all", "seed", json!(1)));
-    let notifications = told(&mut api, &mut backend, &bodies).await;
+    let notifications = notified(&mut api, &mut backend, &bodies).await;
     assert_eq!(notifications.len(), bodies.len(), "one terminal notification a message");
     for ((body, code, field, words), notification) in cases.iter().zip(&notifications) {
         assert_eq!(notification.path, "/api/webhooks/inference/failed", "{body}");

@@ -49,14 +49,14 @@ async fn killed_before_the_record_the_job_is_generated_once_more() {
     api.invoke(job("killed-early"), LIMIT);
     let _second = world.start(&[], &log);
     assert_eq!(api.posted().await, all_settled());
-    let told = backend.terminal().await;
-    assert_eq!(told.path, "/api/webhooks/inference/complete");
+    let notified = backend.terminal().await;
+    assert_eq!(notified.path, "/api/webhooks/inference/complete");
     assert_eq!(bucket.puts("/0.png"), 2, "generated once more");
     assert_eq!(bucket.puts("/result.json"), 1);
 
     api.invoke(job("killed-early"), LIMIT);
     assert_eq!(api.posted().await, all_settled());
-    assert_eq!(backend.terminal().await.webhook_id, told.webhook_id);
+    assert_eq!(backend.terminal().await.webhook_id, notified.webhook_id);
     assert_eq!(bucket.puts("/0.png"), 2, "a job with a record is not generated again");
 }
 
@@ -81,9 +81,9 @@ async fn killed_before_the_notification_only_the_notification_is_sent() {
     api.invoke(job("killed-late"), LIMIT);
     let _second = world.start(&[], &log);
     assert_eq!(api.posted().await, all_settled());
-    let told = backend.terminal().await;
-    assert_eq!(told.webhook_id, unanswered.webhook_id, "the caller can see that it is the same notification");
-    assert_eq!(told.body["images"][0]["key"], unanswered.body["images"][0]["key"], "with the same image");
+    let notified = backend.terminal().await;
+    assert_eq!(notified.webhook_id, unanswered.webhook_id, "the caller can see that it is the same notification");
+    assert_eq!(notified.body["images"][0]["key"], unanswered.body["images"][0]["key"], "with the same image");
     assert_eq!(bucket.puts("/0.png"), 1, "nothing was generated again");
     let lines = std::fs::read_to_string(&log).unwrap();
     let done: Vec<Value> = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 #[test]
-fn the_demo_generates_stores_and_tells() {
+fn the_demo_generates_stores_and_reports() {
     let out = tempfile::tempdir().unwrap();
     let demo = Command::new(env!("CARGO_BIN_EXE_atelier"))
         .current_dir(env!("CARGO_MANIFEST_DIR"))

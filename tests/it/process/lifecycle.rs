@@ -134,7 +134,7 @@ async fn on_lambda_every_run_is_a_line_for_cloudwatch() {
 
 /// Warm or not, the log says where the time until the first image went.
 #[tokio::test]
-async fn a_start_is_told_by_phase_and_the_first_image_once() {
+async fn a_start_is_reported_by_phase_and_the_first_image_once() {
     for (warm_up, least_ms) in [("true", 1), ("false", 0)] {
         let mut stage = Stage::set().await;
         let _handler = stage.world.start(&[("ATELIER__WORKFLOW__ADVANCED__WARMUP_ON_STARTUP", warm_up)], &stage.log);
@@ -143,8 +143,8 @@ async fn a_start_is_told_by_phase_and_the_first_image_once() {
             assert_eq!(stage.api.posted().await, job_report());
         }
         let lines: Vec<Value> = stage.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let told = |message: &str| lines.iter().filter(|line| line["message"] == message).collect::<Vec<_>>();
-        let ([ready], [first]) = (&told("ready")[..], &told("first image")[..]) else { panic!("{}", stage.log()) };
+        let notified = |message: &str| lines.iter().filter(|line| line["message"] == message).collect::<Vec<_>>();
+        let ([ready], [first]) = (&notified("ready")[..], &notified("first image")[..]) else { panic!("{}", stage.log()) };
         let ms = |line: &Value, field: &str| line[field].as_u64().unwrap_or_else(|| panic!("{field}: {line}"));
         let parts: u64 = ["device_ms", "read_ms", "build_ms", "warm_up_ms"].map(|field| ms(ready, field)).iter().sum();
         assert!(ms(ready, "warm_up_ms") >= least_ms, "{ready}");

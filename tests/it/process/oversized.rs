@@ -47,6 +47,6 @@ async fn metadata_of_forty_megabytes_in_each_kind_of_event_does_not_end_the_hand
     api.invoke(job("small", json!({ "n": 1 })), LIMIT);
     let Posted::Response(answer) = api.posted().await else { panic!("no answer") };
     assert_eq!(answer["status"], "complete", "by the same process: {answer}");
-    let told = backend.arrived().into_iter().filter(|told| told.path.ends_with("/complete"));
-    assert_eq!(told.map(|told| told.body["job_id"].clone()).collect::<Vec<_>>(), ["small"]);
+    let notified = backend.arrived().into_iter().filter(|notified| notified.path.ends_with("/complete"));
+    assert_eq!(notified.map(|notified| notified.body["job_id"].clone()).collect::<Vec<_>>(), ["small"]);
 }

@@ -58,10 +58,10 @@ impl Proxy {
 
 async fn serve(mut client: TcpStream, to: SocketAddr, mut silent: watch::Receiver<bool>) {
     let Ok(mut server) = TcpStream::connect(to).await else { return };
-    let told = async move { drop(silent.wait_for(|silent| *silent).await) };
+    let notified = async move { drop(silent.wait_for(|silent| *silent).await) };
     tokio::select! {
         biased;
-        () = told => std::future::pending().await,
+        () = notified => std::future::pending().await,
         _ = copy_bidirectional(&mut client, &mut server) => {}
     }
 }

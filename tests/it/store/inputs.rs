@@ -215,7 +215,7 @@ async fn a_bucket_in_another_region_is_asked_there_once() {
 }
 
 #[tokio::test]
-async fn a_file_with_another_checksum_is_told_as_such_and_tried_again() {
+async fn a_file_with_another_checksum_is_reported_as_such_and_tried_again() {
     let server = HttpServer::start(&[
         Answer::with(200, &[("etag", "\"one\""), ("x-amz-checksum-crc32", "AAAAAA==")], "abc"),
         // CRC-32 of "abc" is 0x352441c2.

@@ -195,7 +195,7 @@ async fn what_is_not_there_is_asked_for_once() {
 }
 
 #[tokio::test]
-async fn something_else_in_the_records_place_is_told() {
+async fn something_else_in_the_records_place_is_reported() {
     let Bench { s3, store, .. } = &bench().await;
     s3.put("images", "a/job-1/result.json", b"{\"not\": \"a record\"}");
     let error = store.record("a/", &job(&json!({})).id).await.expect_err("no record");

@@ -26,7 +26,7 @@ async fn ids_of_jobs_under_the_default_prefix_are_those_of_earlier_releases() {
 }
 
 #[tokio::test]
-async fn a_conflict_is_told_to_the_losers_own_receiver_alone() {
+async fn a_conflict_is_reported_to_the_losers_own_receiver_alone() {
     let backend = HttpServer::start(&[Answer::status(200)]).await;
     let hook = HttpServer::start(&[Answer::status(200)]).await;
     let notifier = notifier(&settings(&backend));
@@ -39,9 +39,9 @@ async fn a_conflict_is_told_to_the_losers_own_receiver_alone() {
     }
     for (server, metadata) in [(&backend, json!({})), (&hook, json!({ "n": 1 }))] {
         let [request] = &server.requests()[..] else { panic!("one request each") };
-        let told = request.json();
-        assert_eq!((&told["type"], &told["job_id"]), (&json!("inference.failed"), &Value::Null));
-        assert_eq!((&told["conflicting_job_id"], &told["error"]["code"]), (&json!("job-1"), &json!("conflict")));
-        assert_eq!(told["metadata"], metadata);
+        let notified = request.json();
+        assert_eq!((&notified["type"], &notified["job_id"]), (&json!("inference.failed"), &Value::Null));
+        assert_eq!((&notified["conflicting_job_id"], &notified["error"]["code"]), (&json!("job-1"), &json!("conflict")));
+        assert_eq!(notified["metadata"], metadata);
     }
 }

@@ -80,7 +80,7 @@ fn verify(request: &Request) {
 }
 
 #[tokio::test]
-async fn complete_tells_the_backend_everything() {
+async fn complete_says_everything_to_the_backend() {
     let backend = HttpServer::start(&[Answer::status(204)]).await;
     let job = job(&json!({ "callback": { "metadata": { "user_id": "7" } } }));
     complete(&notifier(&settings(&backend)), &job).await.expect("delivered");
@@ -269,7 +269,7 @@ async fn a_callback_inside_is_refused_and_the_backend_hears_of_it() {
 }
 
 #[tokio::test]
-async fn nobody_to_tell_is_no_error() {
+async fn nobody_to_notify_is_no_error() {
     let notifier = Notifier::new(&Settings::default(), outbound(&[])).expect("settings");
     let job = job(&json!({}));
     let progress = notifier.progress(&job);
@@ -293,16 +293,16 @@ async fn progress_arrives_in_order_and_before_the_end() {
     reporter.report(99);
     complete(&notifier, &job).await.expect("delivered");
     let requests = backend.requests();
-    let (last, told) = requests.split_last().expect("requests");
+    let (last, notified) = requests.split_last().expect("requests");
     assert_eq!(last.method, "POST");
-    for (request, percent) in told.iter().zip([0, 25, 50, 75, 90]) {
+    for (request, percent) in notified.iter().zip([0, 25, 50, 75, 90]) {
         assert_eq!((request.method.as_str(), request.path.as_str()), ("PATCH", "/api/webhooks/inference/progress"));
         verify(request);
         let expected =
             json!({ "type": "inference.progress", "job_id": "job-1", "progress": percent, "metadata": { "user_id": "7" } });
         assert_eq!(request.json(), expected);
     }
-    assert_eq!(told.len(), 5);
+    assert_eq!(notified.len(), 5);
 }
 
 #[tokio::test]
@@ -318,10 +318,10 @@ async fn progress_never_waits_for_a_slow_backend() {
     assert!(started.elapsed() < Duration::from_millis(200), "{:?}", started.elapsed());
     backend.wait_for(1).await;
     progress.close().await;
-    let told = backend.requests().len();
+    let notified = backend.requests().len();
     backend.script(&[Answer::status(200)]);
     complete(&notifier, &job(&json!({}))).await.expect("delivered");
-    let later: Vec<_> = backend.requests().split_off(told).into_iter().map(|request| request.method).collect();
+    let later: Vec<_> = backend.requests().split_off(notified).into_iter().map(|request| request.method).collect();
     assert_eq!(later, ["POST"], "progress after the end");
     assert!(started.elapsed() < DEADLINE);
 }

@@ -132,7 +132,7 @@ async fn a_callback_is_repeated_byte_by_byte_until_any_2xx() {
 }
 
 #[tokio::test]
-async fn a_failure_is_told_in_words() {
+async fn a_failure_is_reported_in_words() {
     let bench = bench(&[Answer::status(200)]).await;
     let job = tryon();
     let error = JobError::OutOfMemory { problem: "720p would fit".into() };

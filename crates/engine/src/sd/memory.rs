@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_in_no_way_is_told_with_what_would() {
+    fn what_fits_in_no_way_is_reported_with_what_would() {
         let error = SD15.within(900 * MIB, work(2048, 2)).expect_err("too large");
         let message = error.to_string();
         assert!(message.contains("2048x2048 needs about") && message.contains("leaves 900"), "{message}");

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_difference_tells_what_the_queue_is_like() {
+    fn the_first_difference_reports_what_the_queue_is_like() {
         let refused = |text: &str| likeness(Err(Fault::refused(text))).unwrap();
         let differs = "PRECONDITION_FAILED - inequivalent arg";
         assert_eq!(refused(&format!("{differs} 'x-queue-type' for queue 'jobs'")), Likeness::OtherType);

@@ -52,7 +52,7 @@ async fn what_is_wrong_is_named_and_nothing_is_queued() {
 }
 
 #[tokio::test]
-async fn when_nothing_more_may_wait_callers_are_told_to_come_back() {
+async fn when_nothing_more_may_wait_callers_are_asked_to_come_back() {
     let front = Front::open().await;
     // Two may wait, and one is taken at once.
     for n in 0..3 {
@@ -177,8 +177,8 @@ async fn a_job_is_cancelled_wherever_it_is() {
     assert!(front.jobs.start(&job, 1));
     let (status, running) = cancel(&front).await;
     assert_eq!((status, &running["state"]), (StatusCode::ACCEPTED, &json!("running")));
-    let told = tokio::time::timeout(DEADLINE, front.cancels.recv()).await.unwrap();
-    assert_eq!(told.as_deref(), Some("job-1"), "its runner is notified");
+    let notified = tokio::time::timeout(DEADLINE, front.cancels.recv()).await.unwrap();
+    assert_eq!(notified.as_deref(), Some("job-1"), "its runner is notified");
 }
 
 #[tokio::test]

@@ -168,7 +168,7 @@ async fn a_cancelled_job_that_is_handed_in_again_is_run_or_not_promised() {
 }
 
 #[tokio::test]
-async fn an_id_whose_failure_is_being_told_is_not_promised() {
+async fn an_id_whose_failure_is_being_reported_is_not_promised() {
     let front = Front::open().await;
     let body = generate("job-1");
     front.post("/generate", &body).await;

@@ -103,9 +103,9 @@ async fn the_largest_reply_there_can_be_is_taken() {
     }
     host.restart();
     for _ in 0..JOBS {
-        let told = host.backend.terminal().await;
-        assert!(told.path.ends_with("/complete"), "{}", told.path);
-        assert_eq!(told.body["metadata"], metadata);
+        let notified = host.backend.terminal().await;
+        assert!(notified.path.ends_with("/complete"), "{}", notified.path);
+        assert_eq!(notified.body["metadata"], metadata);
     }
     let died = host.logged("a handler ended; another is started after a pause").len();
     assert_eq!(died, 0, "{}", host.log());

@@ -64,7 +64,7 @@ async fn metrics_are_prometheus_text() {
 }
 
 #[tokio::test]
-async fn the_gpu_status_tells_what_runs_and_what_waits() {
+async fn the_gpu_status_reports_what_runs_and_what_waits() {
     let front = Front::open().await;
     let status = |busy: bool, job: Option<&str>, waits: u64| {
         let body = json!({ "node_id": "node-1", "busy": busy, "current_job_id": job, "queue_length": waits });
@@ -117,7 +117,7 @@ async fn health_is_answered_at_once_while_jobs_and_large_images_come_in() {
 }
 
 #[tokio::test]
-async fn the_server_ends_when_it_is_told_to() {
+async fn the_server_ends_when_it_is_asked_to() {
     let mut front = Front::open().await;
     assert_eq!(front.get("/health").await.0, StatusCode::OK);
     front.close.take().unwrap().send(()).unwrap();

@@ -5,7 +5,7 @@ use crate::host::{HostProcess, eventually, job};
 use crate::servers::http::{Answer, HttpServer};
 
 #[tokio::test]
-async fn a_job_from_sqs_is_generated_told_and_settled_and_the_host_drains_on_notification() {
+async fn a_job_from_sqs_is_generated_reported_and_settled_and_the_host_drains_on_notification() {
     let Some(bench) = Bench::start("a whole host on SQS").await else { return };
     let url = bench.queue("jobs", &[]).await;
     let agent = HttpServer::start(&[Answer::with(200, &[], r#"{"protection": {}}"#)]).await;
@@ -23,8 +23,8 @@ async fn a_job_from_sqs_is_generated_told_and_settled_and_the_host_drains_on_not
     host.wait_for("SQS queue found", 1).await;
     bench.client.send_message().queue_url(&url).message_body(job("from-sqs").to_string()).send().await.expect("sent");
 
-    let told = host.backend.terminal().await;
-    assert_eq!((told.path.as_str(), &told.body["job_id"]), ("/api/webhooks/inference/complete", &json!("from-sqs")));
+    let notified = host.backend.terminal().await;
+    assert_eq!((notified.path.as_str(), &notified.body["job_id"]), ("/api/webhooks/inference/complete", &json!("from-sqs")));
     let cancel_requests = agent.wait_for(2).await;
     assert_eq!([&cancel_requests[0], &cancel_requests[1]].map(|wish| wish.json()["ProtectionEnabled"].clone()), [true, false]);
     metadata.script(&[Answer::with(200, &[], r#"{"action": "terminate", "time": "2026-11-25T08:22:00Z"}"#)]);

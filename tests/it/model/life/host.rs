@@ -49,8 +49,10 @@ impl Life {
                 let failed = if rules.notes_before_it_looks { Phase::TellFailed } else { rules.noting() };
                 steps.push(("stored_outcome", to(if self.record { Phase::TellComplete } else { failed }, self)));
             }
-            Phase::TellComplete => self.tell(host, ("tell_complete", rules), Self { told_complete: true, ..self }, steps),
-            Phase::NoteFailed | Phase::TellFailed => self.tell_failed(host, rules, steps),
+            Phase::TellComplete => {
+                self.report(host, ("report_complete", rules), Self { reported_complete: true, ..self }, steps)
+            }
+            Phase::NoteFailed | Phase::TellFailed => self.report_failed(host, rules, steps),
             Phase::Ack => self.ack(host, rules, steps),
         }
     }
@@ -88,7 +90,7 @@ impl Life {
         }
     }
 
-    fn tell_failed(self, host: usize, rules: Rules, steps: &mut Vec<(&'static str, Self)>) {
+    fn report_failed(self, host: usize, rules: Rules, steps: &mut Vec<(&'static str, Self)>) {
         let Host { phase, message, .. } = self.hosts[host];
         match phase {
             Phase::NoteFailed if self.bucket_is_away => steps.push(("note_failed: not taken", self.wait(host, rules))),
@@ -98,13 +100,13 @@ impl Life {
             }
             Phase::TellFailed => {
                 let is_news = self.second.is_none_or(|second| second == message);
-                let told = Self {
-                    told_failed: self.told_failed || is_news,
+                let notified = Self {
+                    reported_failed: self.reported_failed || is_news,
                     failed_beside_record: self.failed_beside_record || self.record && is_news,
                     promise_was_empty: self.promise_was_empty || self.wish == Wish::Repeated,
                     ..self
                 };
-                self.tell(host, ("tell_failed", rules), told, steps);
+                self.report(host, ("report_failed", rules), notified, steps);
             }
             _ => {}
         }
@@ -143,14 +145,14 @@ impl Life {
                 (false, _) => Phase::Start,
             };
             let is_own = self.messages[message].note == Note::Open;
-            let told_without_a_run = next == Phase::TellFailed && self.second == Some(message) && !is_own && !is_cancelled;
+            let reported_without_a_run = next == Phase::TellFailed && self.second == Some(message) && !is_own && !is_cancelled;
             // The end was told, and its message settled: what begins now is another try, as if the caller had sent it again.
-            let is_over = self.told_failed && !self.told_complete && self.messages[1 - message].note == Note::Settled;
+            let is_over = self.reported_failed && !self.reported_complete && self.messages[1 - message].note == Note::Settled;
             let is_again = self.is_twin && self.second.is_none() && is_over && !is_own;
             let second = if is_again { Some(message) } else { self.second };
-            let told_failed = self.told_failed && !is_again;
-            let second_was_not_run = self.second_was_not_run || told_without_a_run;
-            let taken = Self { second, told_failed, second_was_not_run, ..taken };
+            let reported_failed = self.reported_failed && !is_again;
+            let second_was_not_run = self.second_was_not_run || reported_without_a_run;
+            let taken = Self { second, reported_failed, second_was_not_run, ..taken };
             steps.push(("start", taken.began(host, message).at(host, next)));
         }
     }
@@ -188,25 +190,25 @@ impl Life {
 
     /// `told`: the life in which the receiver has taken it. It may take it and its answer be lost, or not take it: then the message waits,
     /// here or with its source, until it is given up.
-    fn tell(self, host: usize, (name, rules): (&'static str, Rules), told: Self, steps: &mut Vec<(&'static str, Self)>) {
+    fn report(self, host: usize, (name, rules): (&'static str, Rules), notified: Self, steps: &mut Vec<(&'static str, Self)>) {
         let Host { message, has_lost_it, .. } = self.hosts[host];
         let deferred = |life: Self| {
             let carried = if has_lost_it { life } else { life.with(message, |message| message.ended = true) };
             carried.requeue(host)
         };
-        steps.push((name, told.at(host, Phase::Ack)));
+        steps.push((name, notified.at(host, Phase::Ack)));
         if self.faults.untaken > 0 {
             let faults = Faults { untaken: self.faults.untaken - 1, ..self.faults };
             steps.push(("not taken: round", Self { faults, ..self }));
             steps.push(("not taken: defer", deferred(Self { faults, ..self })));
-            steps.push(("taken, answer lost: defer", deferred(Self { faults, ..told })));
+            steps.push(("taken, answer lost: defer", deferred(Self { faults, ..notified })));
         }
         if self.faults.given_up > 0 && !has_lost_it {
             let faults = Faults { given_up: self.faults.given_up - 1, ..self.faults };
             let kept = self.with(message, |message| (message.ended, message.dead) = (true, rules.given_up_is_kept));
-            let told_failed = kept.told_failed || !rules.given_up_is_no_end;
+            let reported_failed = kept.reported_failed || !rules.given_up_is_no_end;
             let failed_beside_record = kept.failed_beside_record || kept.record && !rules.given_up_is_no_end;
-            let given_up = Self { told_failed, failed_beside_record, faults, ..kept };
+            let given_up = Self { reported_failed, failed_beside_record, faults, ..kept };
             steps.push(("keep_undelivered", given_up.at(host, Phase::Idle)));
         }
     }

@@ -167,9 +167,9 @@ pub(super) struct Life {
     second: Option<usize>,
     /// The second message is the first one once more.
     is_twin: bool,
-    told_complete: bool,
+    reported_complete: bool,
     /// Of the last submission: that of an earlier one is the same webhook-id once more.
-    told_failed: bool,
+    reported_failed: bool,
     /// `failed` was reported although the record was there.
     failed_beside_record: bool,
     /// 202 was answered, and then only the cancel that came before it was reported.
@@ -196,8 +196,8 @@ impl Life {
             promised: false,
             second: None,
             is_twin: false,
-            told_complete: false,
-            told_failed: false,
+            reported_complete: false,
+            reported_failed: false,
             failed_beside_record: false,
             promise_was_empty: false,
             second_was_not_run: false,
@@ -223,13 +223,13 @@ impl Life {
         let is_only_outage = self.faults.kills == self.all_faults.kills
             && self.faults.failures == self.all_faults.failures
             && self.faults.twins == self.all_faults.twins;
-        if is_only_outage && self.wish == Wish::None && self.told_failed {
+        if is_only_outage && self.wish == Wish::None && self.reported_failed {
             return Some("an outage ends no job");
         }
         if is_only_outage && self.generations > 1 {
             return Some("an outage generates nothing twice");
         }
-        (self.told_complete && self.told_failed).then_some("never two ends")
+        (self.reported_complete && self.reported_failed).then_some("never two ends")
     }
 
     /// Everything that may happen next, by its name.
@@ -244,7 +244,7 @@ impl Life {
     }
 
     fn caller(self, rules: Rules, steps: &mut Vec<(&'static str, Self)>) {
-        let is_over = self.told_complete || self.told_failed;
+        let is_over = self.reported_complete || self.reported_failed;
         match self.send {
             Send::Never if !self.infer => {
                 steps.push(("infer: claim", Self { infer: true, ..self }));
@@ -282,8 +282,8 @@ impl Life {
         }
         // Whoever was told of a failure may send the job again, with the same body.
         let is_free = self.second.is_none() && !self.is_twin;
-        if self.told_failed && !self.told_complete && is_free && self.wish == Wish::None {
-            let again = Self { second: Some(1), told_failed: false, promised: true, ..self };
+        if self.reported_failed && !self.reported_complete && is_free && self.wish == Wish::None {
+            let again = Self { second: Some(1), reported_failed: false, promised: true, ..self };
             steps.push(("submit again after failed", again.with(1, |message| message.queued = true)));
         }
     }
@@ -297,8 +297,11 @@ impl Life {
             ));
         }
         let twin = Self { faults: Faults { twins: faults.twins.saturating_sub(1), ..faults }, ..self };
-        let is_one =
-            self.second.is_none() && !self.is_twin && self.send == Send::Ended && !self.told_failed && !self.told_complete;
+        let is_one = self.second.is_none()
+            && !self.is_twin
+            && self.send == Send::Ended
+            && !self.reported_failed
+            && !self.reported_complete;
         if faults.twins > 0 && is_one {
             steps.push(("published twice", Self { is_twin: true, ..twin }.with(1, |message| message.queued = true)));
         }

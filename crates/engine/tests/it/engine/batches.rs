@@ -162,14 +162,14 @@ fn generation_begins_when_the_last_batch_slot_is_taken_or_given_up() {
     let last = batch_slots.pop().expect("a batch slot");
     let unused = batch_slots.pop().expect("a batch slot");
     let [first, .., third] = requests();
-    let told = sender.clone();
+    let notified = sender.clone();
     batch_slots.remove(0).generate(Request::Generate(first), Watch::new(|_| ()), move |generated| {
-        told.send((0, generated.is_ok())).expect("sent");
+        notified.send((0, generated.is_ok())).expect("sent");
     });
     // A batch of its own is generated meanwhile, so the first one does wait.
-    let told = sender.clone();
+    let notified = sender.clone();
     thread.batch_slot().generate(Request::Generate(requests()[1].clone()), Watch::new(|_| ()), move |generated| {
-        told.send((9, generated.is_ok())).expect("sent");
+        notified.send((9, generated.is_ok())).expect("sent");
     });
     assert_eq!(results.recv().expect("a result"), (9, true));
     drop(unused);

@@ -217,7 +217,7 @@ fn what_cannot_be_generated_is_refused_by_field() {
 }
 
 #[test]
-fn an_edit_tells_each_step_and_stops_between_two() {
+fn an_edit_reports_each_step_and_stops_between_two() {
     let mut engine = engine();
     let seen: Arc<Mutex<Vec<u32>>> = Arc::default();
     let steps = Arc::clone(&seen);

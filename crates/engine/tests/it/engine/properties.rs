@@ -53,7 +53,7 @@ fn one_content_is_one_image_however_its_file_is_written() {
 
 /// As strong as a file may say, up to what no float holds: an image is told only if something can be seen on it.
 #[test]
-fn an_image_that_is_told_shows_something() {
+fn an_image_that_is_reported_shows_something() {
     let bench = std::cell::RefCell::new(Bench::new());
     let checked = runner(48).run(&(-6.0_f32..38.0, any::<bool>()), |(exponent, sign)| {
         let alpha = if sign { 10.0_f32.powf(exponent) } else { -(10.0_f32.powf(exponent)) };

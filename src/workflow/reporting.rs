@@ -12,11 +12,11 @@ use crate::store::failed::{FailedJob, RECORD_WITHIN, Stage};
 pub struct Noted(FailedJob);
 
 impl Workflow {
-    /// The notifications that the job is complete, as [`Self::tell_failed`] has those of a failure.
+    /// The notifications that the job is complete, as [`Self::report_failed`] has those of a failure.
     ///
     /// # Errors
     /// [`JobError`] when one could not be written or delivered.
-    pub async fn tell_complete(&self, job: &Job, record: &Record, control: &Control) -> Result<Vec<Notification>, JobError> {
+    pub async fn report_complete(&self, job: &Job, record: &Record, control: &Control) -> Result<Vec<Notification>, JobError> {
         let urls = self.store.urls(record).await?;
         self.deliver(self.notifier.complete(job, record, &urls)?, control).await
     }
@@ -26,7 +26,7 @@ impl Workflow {
     ///
     /// # Errors
     /// [`JobError::Notification`] when one could not be delivered.
-    pub async fn tell_failed(
+    pub async fn report_failed(
         &self,
         of: &NotificationTarget<'_>,
         error: &JobError,
@@ -72,9 +72,9 @@ impl Workflow {
     }
 
     /// The caller has heard of what was noted: who begins from now on is another try. Its message comes again where that is not known.
-    pub async fn note_told(&self, job: &Job, message: &str, Noted(failed): Noted) {
-        let told = FailedJob { stage: Stage::Told, ..failed };
-        if let Err(error) = self.store.put_failed(job, message, &told).await {
+    pub async fn note_reported(&self, job: &Job, message: &str, Noted(failed): Noted) {
+        let notified = FailedJob { stage: Stage::Told, ..failed };
+        if let Err(error) = self.store.put_failed(job, message, &notified).await {
             tracing::warn!(%error, "the note of a failed job does not say that its caller has heard of it");
         }
     }
@@ -92,11 +92,11 @@ impl Workflow {
         Ok(self.stored_outcome(job, control).await?.is_none().then_some(failed))
     }
 
-    /// Delivers what was noted, as [`Self::tell_failed`] does.
+    /// Delivers what was noted, as [`Self::report_failed`] does.
     ///
     /// # Errors
     /// [`JobError::Notification`] when it could not be delivered.
-    pub async fn tell_noted(&self, failed: &FailedJob, control: &Control) -> Result<(), JobError> {
+    pub async fn report_noted(&self, failed: &FailedJob, control: &Control) -> Result<(), JobError> {
         self.deliver(failed.notifications.clone(), control).await.map(drop)
     }
 
