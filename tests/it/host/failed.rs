@@ -71,7 +71,10 @@ async fn a_failed_that_is_not_taken_is_reported_again_without_another_run() {
     let notified: Vec<_> =
         host.backend.arrived().into_iter().filter(|notified| !notified.path.ends_with("/progress")).collect();
     assert!(notified.len() >= 4 && notified.iter().all(|notified| notified.path.ends_with("/failed")), "{notified:?}");
-    assert!(notified.iter().all(|notification| notification.body == notified[0].body), "the same bytes each time: {notified:?}");
+    assert!(
+        notified.iter().all(|notification| notification.body == notified[0].body),
+        "the same bytes each time: {notified:?}"
+    );
     assert_eq!(host.logged("job failed").len(), 1, "it ran once");
     eventually("the note says that it is settled", || settled(&host, "missing") == 1).await.unwrap();
 }

@@ -37,7 +37,10 @@ fn what_does_not_fit_is_refused_with_what_would() {
     let error = generate(Some(ONE_BY_ONE / 10)).expect_err("too small");
     assert!(matches!(error, EngineError::OutOfMemory { .. }), "{error}");
     let notified = error.to_string();
-    assert!(notified.contains("64x64 needs about 1 MiB next to the model") && notified.contains("no size would fit"), "{notified}");
+    assert!(
+        notified.contains("64x64 needs about 1 MiB next to the model") && notified.contains("no size would fit"),
+        "{notified}"
+    );
 }
 
 /// What would fail the first job fails the start: the warm-up asks for what most jobs do, not for what is easy.
