@@ -10,6 +10,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
+use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
 
 use crate::setting::{Secret, SettingError};
 
@@ -78,6 +79,13 @@ pub struct Access {
     pub operation_timeout: Duration,
     /// Attempts of an operation: 5xx, throttling and broken connections are tried again with backoff and jitter.
     pub max_attempts: u32,
+}
+
+/// Where a client's retries are counted. They are bounded per operation, and by the pauses between the attempts of a job. The SDK's own quota for a
+/// process would be used up by a long outage; then every single error of the store would fail an operation, long after it is back.
+#[must_use]
+pub fn retry_partition() -> RetryPartition {
+    RetryPartition::custom("atelier").token_bucket(TokenBucket::unlimited()).build()
 }
 
 impl Access {

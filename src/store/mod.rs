@@ -36,7 +36,7 @@ use uuid::Uuid;
 use self::cache::Cache;
 use self::error::{Failure, Kind, Request};
 use self::permitted::UnlistedBuckets;
-use crate::aws::aws_settings;
+use crate::aws::{self, aws_settings};
 use crate::job::notification::Images;
 use crate::job::outcome::{JobError, Record, RetryPolicy, StoredImage};
 use crate::job::{Job, Output};
@@ -293,6 +293,9 @@ fn image_key(job: &Job, attempt: &str, n: usize) -> String {
 
 pub(crate) async fn client(settings: &Settings) -> Result<Client, SettingError> {
     let shared = settings.access().load().await?;
-    let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(settings.force_path_style).build();
+    let config = aws_sdk_s3::config::Builder::from(&shared)
+        .force_path_style(settings.force_path_style)
+        .retry_partition(aws::retry_partition())
+        .build();
     Ok(Client::from_conf(config))
 }

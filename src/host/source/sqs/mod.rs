@@ -34,7 +34,7 @@ use self::inbox::Inbox;
 use self::queue::{OutgoingMessage, Queue};
 use self::queue_url::QueueUrl;
 use super::{ConnectError, Depth, Message, Shape, Source, SourceError};
-use crate::aws::{Access, aws_settings};
+use crate::aws::{self, Access, aws_settings};
 use crate::job::trace::Trace;
 use crate::protocol::deferral::{DeferReason, Deferral};
 use crate::setting::{SettingError, check_address};
@@ -134,7 +134,8 @@ impl Settings {
             endpoint_url: Some(self.endpoint_url.clone().unwrap_or_else(|| address.endpoint.clone())),
             ..self.access()
         };
-        Ok(Client::new(&access.load().await?))
+        let config = aws_sdk_sqs::config::Builder::from(&access.load().await?).retry_partition(aws::retry_partition());
+        Ok(Client::from_conf(config.build()))
     }
 }
 

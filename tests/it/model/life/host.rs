@@ -50,7 +50,7 @@ impl Life {
                 steps.push(("stored_outcome", to(if self.record { Phase::TellComplete } else { failed }, self)));
             }
             Phase::TellComplete => {
-                self.report(host, ("report_complete", rules), Self { reported_complete: true, ..self }, steps)
+                self.report(host, ("report_complete", rules), Self { reported_complete: true, ..self }, steps);
             }
             Phase::NoteFailed | Phase::TellFailed => self.report_failed(host, rules, steps),
             Phase::Ack => self.ack(host, rules, steps),
