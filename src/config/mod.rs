@@ -249,10 +249,8 @@ impl Config {
         let Model { default_mode: mode, default_steps: steps, default_resolution: resolution, .. } = self.model;
         manifest.defaults.tryon = TryOnDefaults { mode, steps, resolution };
         manifest.defaults.has_modes = manifest.family == Family::QwenImage;
-        if manifest.family == Family::QwenImageEdit {
-            // Its manifests have no defaults of jobs from text; a job that names no model asks for this one.
-            manifest.defaults.model = self.model.name.clone();
-        }
+        // A job that names no model asks for the one that is served, also where a manifest was copied under another name.
+        manifest.defaults.model = self.model.name.clone();
         Ok(manifest)
     }
 

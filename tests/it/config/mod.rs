@@ -48,6 +48,15 @@ fn prompts_are_read_as_they_stand_unless_the_manifest_says_otherwise() {
     assert!(error.contains("prompt") && error.contains("weighted"), "{error}");
 }
 
+/// A job that names no model asks for the one that is served.
+#[test]
+fn a_manifest_that_was_copied_is_a_model_of_its_new_name() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("mine.yaml"), include_str!("../../../models/sd15.yaml")).expect("writes");
+    let config = parse(&format!("model: {{name: mine, directory: {}}}", directory.path().display()), &[]).expect("reads");
+    assert_eq!(config.manifest(&environment(&[])).expect("a manifest").defaults.model.as_str(), "mine");
+}
+
 /// What a function is to load must be in its manifest, and what the manifest says must make sense for its family.
 #[test]
 fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {

@@ -63,6 +63,7 @@ async fn read_fields(multipart: &mut Multipart, settings: &Settings) -> Result<F
             ("mask", Some(_)) if form.mask.is_some() => return Err(Problem::invalid("mask", "comes twice")),
             ("mask", Some(file)) => form.mask = Some(file),
             (_, None) => return Err(Problem::invalid(&name, format!("must have at most {MAX_TEXT_BYTES} bytes"))),
+            (_, Some(_)) if form.given.contains_key(&name) => return Err(Problem::invalid(&name, "comes twice")),
             (_, Some(bytes)) => {
                 let text = String::from_utf8(bytes.into()).map_err(|_| Problem::invalid(&name, "must be a text in UTF-8"))?;
                 let value = value(&name, text);

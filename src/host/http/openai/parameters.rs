@@ -13,21 +13,26 @@ use crate::job::task::StepCount;
 use crate::shown;
 
 /// Fields of a job that a client may send beside OpenAI's (`extra_body` of its Python client), under the job's own names.
-const EXTENSIONS: [&str; 16] = [
+const EXTENSIONS: [&str; 21] = [
     "callback",
     "clip_skip",
+    "crops_coords_top_left",
     "embeddings",
     "eta",
     "guidance_rescale",
     "guidance_scale",
+    "image_guidance_scale",
     "lora",
+    "mode",
     "negative_prompt",
+    "original_size",
     "output",
     "scheduler",
     "seed",
     "sigmas",
     "steps",
     "strength",
+    "target_size",
     "timesteps",
     "watermark",
 ];
@@ -173,7 +178,9 @@ fn wanted(endpoint: Endpoint, given: &mut Map<String, Value>) -> Result<Wanted, 
         Some(form) if form == "url" => ImageForm::Url,
         Some(other) => return Err(one_of("response_format", "b64_json or url", &other)),
     };
-    let output_format = match given.remove("output_format") {
+    // A job's own way to say it counts where theirs is absent.
+    let format = given.get("output").and_then(|output| output.get("format")).cloned();
+    let output_format = match given.remove("output_format").or(format) {
         None => "png".to_owned(),
         Some(Value::String(format)) if ["png", "jpeg", "webp"].contains(&format.as_str()) => format,
         Some(other) => return Err(one_of("output_format", "png, jpeg or webp", &other)),

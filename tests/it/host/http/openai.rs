@@ -137,6 +137,7 @@ async fn what_is_wrong_is_said_in_openais_shape_by_openais_names() {
         (json!({ "model": "gpt-image-1" }), 404, "model", "\"tiny-sd\""),
         (json!({ "seed": -2 }), 400, "seed", "got -2"),
         (json!({ "output": 7 }), 400, "output", "7"),
+        (json!({ "output": { "format": "gif" } }), 400, "output_format", "png, jpeg or webp"),
     ] {
         let mut body = json!({ "prompt": "a mug" });
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -211,6 +212,7 @@ async fn an_edits_images_are_looked_at_before_anything_is_promised() {
     let two = Form::default().file("image[]", &png()).file("image[]", &png());
     for (form, param, says) in [
         (Form::default(), "image", "is required"),
+        (image().text("size", "64x64").text("size", "128x128"), "size", "comes twice"),
         (two, "image", "one image"),
         (Form::default().file("image", b"no image"), "image", "PNG"),
         (masked(GrayImage::new(64, 32).into()), "mask", "alpha channel"),
