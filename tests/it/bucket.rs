@@ -31,7 +31,7 @@ pub(crate) struct Bucket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trouble {
     None,
-    /// Every other request is answered 500.
+    /// Half of all requests are answered 500, in no order that a client could fall into step with.
     Errors,
     /// Every request waits so long before it is served.
     Slow(Duration),
@@ -49,6 +49,13 @@ pub(crate) enum Trouble {
     NoChecksums,
     /// PUTs of keys with this ending are served, and their answers lost: 500.
     LostAnswers(&'static str),
+}
+
+/// A fair coin for each number (SplitMix64, Steele and others 2014).
+fn is_unlucky(number: u64) -> bool {
+    let mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 63 == 1
 }
 
 /// Whether an object key is that of image `n` of a job: `generations/{job_id}/{12 of the fingerprint}-{attempt}/{n}.png`.
@@ -163,7 +170,7 @@ async fn pass(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Re
     let number = gate.requests.fetch_add(1, Ordering::SeqCst);
     let trouble = *gate.trouble.borrow();
     match trouble {
-        Trouble::Errors if number.is_multiple_of(2) => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Trouble::Errors if is_unlucky(number as u64) => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Trouble::Slow(pause) => tokio::time::sleep(pause).await,
         Trouble::Away => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Trouble::Page => return "<html>Please log in</html>".into_response(),

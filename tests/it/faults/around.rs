@@ -1,20 +1,23 @@
 //! Faults around the host: the bucket, the webhooks' receiver, the spool's disk.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
 
 use super::campaign::Campaign;
 use super::{Row, jobs, report};
 use crate::bucket::Trouble;
+use crate::host::WAIT_LIMIT;
 
 /// Half of the jobs meet the bucket in trouble, the rest come after.
 async fn with_bucket(what: &'static str, trouble: Trouble, changes: &[(&str, &str)]) -> Row {
     let mut campaign = Campaign::start(what, changes, &[]).await;
     campaign.host.bucket.trouble(trouble);
     campaign.hand_in_all(jobs()).await;
+    let deadline = Instant::now() + WAIT_LIMIT;
     while campaign.notified() < jobs() / 2 && trouble != Trouble::Slow(STALL) {
+        assert!(Instant::now() < deadline, "no way through: {} notified\n{}", campaign.notified(), campaign.host.log());
         campaign.a_moment(50).await;
     }
     campaign.a_moment(2_000).await;

@@ -87,7 +87,12 @@ async fn callers_who_never_answer_delay_nobody_elses_jobs() {
 
     // The host dies, the receiver is well again, another host tells each of them, once.
     host.kill();
-    let reported_before = deaf.requests().len();
+    // What it had sent is still to be read.
+    let mut reported_before = usize::MAX;
+    while reported_before != deaf.requests().len() {
+        reported_before = deaf.requests().len();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     deaf.script(&[Answer::status(200)]);
     host.restart();
     let all = eventually("everybody has heard", || {
