@@ -48,6 +48,17 @@ fn completes(receiver: &HttpServer) -> BTreeMap<String, Vec<String>> {
     ids
 }
 
+/// How many requests a receiver has, once all that a killed host had sent are read.
+async fn read_to_the_end(receiver: &HttpServer) -> usize {
+    loop {
+        let read = receiver.requests().len();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if receiver.requests().len() == read {
+            return read;
+        }
+    }
+}
+
 #[tokio::test]
 async fn callers_who_never_answer_delay_nobody_elses_jobs() {
     const DEAF: usize = 40;
@@ -87,12 +98,7 @@ async fn callers_who_never_answer_delay_nobody_elses_jobs() {
 
     // The host dies, the receiver is well again, another host tells each of them, once.
     host.kill();
-    // What it had sent is still to be read.
-    let mut reported_before = usize::MAX;
-    while reported_before != deaf.requests().len() {
-        reported_before = deaf.requests().len();
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+    let reported_before = read_to_the_end(&deaf).await;
     deaf.script(&[Answer::status(200)]);
     host.restart();
     let all = eventually("everybody has heard", || {
