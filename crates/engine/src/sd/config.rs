@@ -254,7 +254,7 @@ pub struct TextEncoderConfig {
     /// Width of the pooled output, of an encoder that has a projection (`CLIPTextModelWithProjection`).
     #[serde(default = "five_hundred_twelve_wide")]
     pub projection_dim: usize,
-    /// The token at whose place the pooled output is taken. [`Self::WRONG_END`] stands for the highest token of a text.
+    /// The token at whose place the pooled output is taken. 2, which many checkpoints have by mistake, stands for the highest token of a text.
     #[serde(default = "end_of_text")]
     pub eos_token_id: u32,
 }
