@@ -51,7 +51,7 @@ pub(crate) enum Trouble {
     LostAnswers(&'static str),
 }
 
-/// A fair coin for each number (SplitMix64, Steele and others 2014).
+/// A fair coin for each number (`SplitMix64`, Steele and others 2014).
 fn is_unlucky(number: u64) -> bool {
     let mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
