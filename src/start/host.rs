@@ -80,6 +80,9 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let metrics = Metrics::new(Gpus::watch()).context("the metrics' table is wrong")?;
     let sources = sources(&config).await?;
     let queue = sources.first().context("no source is configured")?.clone();
+    // Before anything is accepted: a host that is asked to end while it starts ends in order.
+    let (orders, ordered) = mpsc::channel(4);
+    drain::signals(orders.clone())?;
     let host = Host::start(Parts {
         gpus: gpus(&config, environment),
         settings: config.host.clone(),
@@ -100,14 +103,12 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let http = Http { passes_through, ..http };
     let over = CancellationToken::new();
     let server = tokio::spawn(http::serve(listen(&config).await?, http, over.clone().cancelled_owned()));
-    let (orders, ordered) = mpsc::channel(4);
     if let Some(protection) = Protection::new(&config.host.protection)? {
         tokio::spawn(protection.watch(host.job_service().snapshot));
     }
     if let Some(found) = Interruption::find(&config.host.interruption).await? {
         drain::interruption(found, orders.clone());
     }
-    drain::signals(orders)?;
     host.run(ordered).await;
     over.cancel();
     // A client that still reads an image may have a moment for it.
