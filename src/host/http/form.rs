@@ -18,7 +18,7 @@ const WHO: [&str; 3] = ["user_id", "session_id", "provider"];
 /// Of `config`, and of the form itself on `/infer`; with the wire form's names.
 const CONFIG: [(&str, &str); 4] = [("seed", "seed"), ("steps", "steps"), ("cfg", "guidance_scale"), ("prompt", "prompt")];
 /// Bytes of a field that is no image, at most.
-pub(super) const MAX_TEXT_BYTES: usize = 64 << 10;
+const MAX_TEXT_BYTES: usize = 64 << 10;
 
 /// What came in the form, as it came.
 #[derive(Default)]
@@ -67,20 +67,36 @@ async fn read_fields(multipart: &mut Multipart, settings: &Settings, takes: Take
             return Err(Problem::invalid(&name, format!("comes more than {} times", edit_form::MAX_IMAGES)));
         }
         if let Some(image) = image {
-            let bytes = bytes(field, settings.max_image_bytes, settings).await?;
-            form.images.push((image, bytes.ok_or_else(|| inputs::too_large(&name, settings))?));
+            form.images.push((image, self::image(field, &name, settings).await?));
             continue;
         }
-        let bytes = bytes(field, MAX_TEXT_BYTES, settings).await?;
-        let bytes = bytes.ok_or_else(|| Problem::invalid(&name, format!("must have at most {MAX_TEXT_BYTES} bytes")))?;
-        let text = String::from_utf8(bytes.into()).map_err(|_| Problem::invalid(&name, "must be a text in UTF-8"))?;
+        let text = text(field, &name, settings).await?;
         form.texts.insert(name, text.into());
     }
     Ok(form)
 }
 
+/// The file of a field that is an image, not yet looked at.
+///
+/// # Errors
+/// Names the field when the file is too large.
+pub(super) async fn image(field: Field<'_>, name: &str, settings: &Settings) -> Result<Bytes, Problem> {
+    let bytes = bytes(field, settings.max_image_bytes, settings).await?;
+    bytes.ok_or_else(|| inputs::too_large(name, settings))
+}
+
+/// The text of a field that is no image.
+///
+/// # Errors
+/// Names the field when it is too long or no UTF-8.
+pub(super) async fn text(field: Field<'_>, name: &str, settings: &Settings) -> Result<String, Problem> {
+    let bytes = bytes(field, MAX_TEXT_BYTES, settings).await?;
+    let bytes = bytes.ok_or_else(|| Problem::invalid(name, format!("must have at most {MAX_TEXT_BYTES} bytes")))?;
+    String::from_utf8(bytes.into()).map_err(|_| Problem::invalid(name, "must be a text in UTF-8"))
+}
+
 /// None: there are more than `limit`.
-pub(super) async fn bytes(mut field: Field<'_>, limit: usize, settings: &Settings) -> Result<Option<Bytes>, Problem> {
+async fn bytes(mut field: Field<'_>, limit: usize, settings: &Settings) -> Result<Option<Bytes>, Problem> {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = field.chunk().await.map_err(|error| broken(&error, settings))? {
         if bytes.len() + chunk.len() > limit {

@@ -26,7 +26,7 @@ use crate::job::JobId;
 use crate::job::outcome::StoredImage;
 use crate::protocol::reply;
 
-const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
+pub(super) const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-ms");
 
 pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {

@@ -9,10 +9,13 @@ macro_rules! whole_number {
         pub struct $name($inner);
 
         impl $name {
+            pub const RANGE: ::std::ops::RangeInclusive<u64> = $range;
+            $(pub const MULTIPLE_OF: u64 = $multiple;)?
+
             /// # Errors
             /// Says what is allowed when `number` is out of range.
             pub fn new(number: u64) -> Result<Self, String> {
-                let fits = $range.contains(&number) $(&& number.is_multiple_of($multiple))?;
+                let fits = Self::RANGE.contains(&number) $(&& number.is_multiple_of($multiple))?;
                 match <$inner>::try_from(number) {
                     Ok(number) if fits => Ok(Self(number)),
                     _ => Err(format!("must be {}, got {number}", $what)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::Json;
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::HeaderValue;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
@@ -18,8 +18,8 @@ use super::super::infer::{self, DoneImage, Running};
 use super::super::problem::Problem;
 use super::errors;
 use super::parameters::{ImageForm, Wanted};
+use crate::job::JobId;
 
-const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 /// A comment goes out so often while a job runs, so that no proxy takes the connection for idle.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -30,14 +30,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub(super) async fn json(http: &Http, running: Running, wanted: &Wanted) -> Result<Response, Problem> {
     let id = running.id.clone();
     let images = finished(http, running, wanted).await?;
-    let mut body = described(wanted, &images);
+    let mut body = described(wanted, &images[0].size);
     body["created"] = unix_s().into();
-    body["data"] = images.into_iter().map(|image| image.data).collect();
-    let mut response = Json(body).into_response();
-    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
-        response.headers_mut().insert(JOB_ID, id);
-    }
-    Ok(response)
+    body["data"] = images.into_iter().map(|image| json!({ wanted.image.name(): image.content })).collect();
+    Ok(with_job_id(Json(body).into_response(), &id))
 }
 
 /// Answers at once, with one event per image when the job is done. A caller who goes away drops the stream, and so cancels the job.
@@ -50,31 +46,36 @@ pub(super) fn stream(http: Arc<Http>, running: Running, wanted: Wanted) -> Respo
         }
     });
     let events = events.flat_map(stream::iter).map(Ok::<_, Infallible>);
-    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    let response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    with_job_id(response, &id)
+}
+
+fn with_job_id(mut response: Response, id: &JobId) -> Response {
     if let Ok(id) = HeaderValue::from_str(id.as_str()) {
-        response.headers_mut().insert(JOB_ID, id);
+        response.headers_mut().insert(infer::JOB_ID, id);
     }
     response
 }
 
 /// An image that is stored.
 struct Finished {
-    /// `{"b64_json": …}` or `{"url": …}`.
-    data: Value,
+    /// The file in base64, or its URL.
+    content: String,
     /// Such as `512x512`.
     size: String,
 }
 
+/// One image at least.
 async fn finished(http: &Http, running: Running, wanted: &Wanted) -> Result<Vec<Finished>, Problem> {
     let reply = running.reply().await?;
     let done = infer::done(&reply)?;
     let mut finished = Vec::with_capacity(done.images.len());
     for image in &done.images {
-        let data = match wanted.image {
-            ImageForm::Url => json!({ "url": image.url }),
-            ImageForm::B64Json => json!({ "b64_json": encoded(http, image).await? }),
+        let content = match wanted.image {
+            ImageForm::Url => image.url.clone(),
+            ImageForm::B64Json => encoded(http, image).await?,
         };
-        finished.push(Finished { data, size: image.size() });
+        finished.push(Finished { content, size: image.size() });
     }
     Ok(finished)
 }
@@ -89,19 +90,16 @@ async fn encoded(http: &Http, image: &DoneImage) -> Result<String, Problem> {
     Ok(STANDARD.encode(file.into_bytes()))
 }
 
-fn described(wanted: &Wanted, images: &[Finished]) -> Value {
-    let size = images.first().map(|image| image.size.as_str());
+fn described(wanted: &Wanted, size: &str) -> Value {
     json!({ "background": "opaque", "output_format": wanted.output_format, "quality": wanted.quality.name(), "size": size })
 }
 
 fn completed(wanted: &Wanted, image: &Finished) -> Event {
-    let mut body = described(wanted, std::slice::from_ref(image));
+    let mut body = described(wanted, &image.size);
     let name = wanted.endpoint.completed();
     body["type"] = name.into();
     body["created_at"] = unix_s().into();
-    for (key, value) in image.data.as_object().into_iter().flatten() {
-        body[key] = value.clone();
-    }
+    body[wanted.image.name()] = image.content.as_str().into();
     event(name, &body)
 }
 

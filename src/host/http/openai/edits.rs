@@ -8,7 +8,7 @@ use image::{GrayImage, ImageFormat, Luma};
 use serde_json::{Map, Value};
 
 use super::super::draft::Place;
-use super::super::form::{self, MAX_TEXT_BYTES};
+use super::super::form;
 use super::super::problem::Problem;
 use super::super::{Settings, inputs};
 use crate::image_file;
@@ -29,14 +29,9 @@ pub(super) struct Form {
 /// A form whose images were looked at.
 pub(super) struct Edit {
     pub(super) given: Map<String, Value>,
-    pub(super) image: Image,
-    pub(super) mask: Option<(Place, Bytes)>,
-}
-
-pub(super) struct Image {
-    pub(super) place: Place,
-    pub(super) file: Bytes,
-    /// Width and height, upright.
+    /// What the job starts from, and its mask where it has one.
+    pub(super) images: Vec<(Place, Bytes)>,
+    /// Width and height of the image, upright.
     pub(super) size_px: (u32, u32),
 }
 
@@ -54,19 +49,14 @@ async fn read_fields(multipart: &mut Multipart, settings: &Settings) -> Result<F
     let mut form = Form::default();
     while let Some(field) = multipart.next_field().await.map_err(|error| form::broken(&error, settings))? {
         let name = field.name().unwrap_or_default().to_owned();
-        let is_image = matches!(name.as_str(), "image" | "image[]" | "mask");
-        let limit_bytes = if is_image { settings.max_image_bytes } else { MAX_TEXT_BYTES };
-        let bytes = form::bytes(field, limit_bytes, settings).await?;
-        match (name.as_str(), bytes) {
-            ("image" | "image[]" | "mask", None) => return Err(inputs::too_large(&name, settings)),
-            ("image" | "image[]", Some(file)) => form.images.push(file),
-            ("mask", Some(_)) if form.mask.is_some() => return Err(Problem::invalid("mask", "comes twice")),
-            ("mask", Some(file)) => form.mask = Some(file),
-            (_, None) => return Err(Problem::invalid(&name, format!("must have at most {MAX_TEXT_BYTES} bytes"))),
-            (_, Some(_)) if form.given.contains_key(&name) => return Err(Problem::invalid(&name, "comes twice")),
-            (_, Some(bytes)) => {
-                let text = String::from_utf8(bytes.into()).map_err(|_| Problem::invalid(&name, "must be a text in UTF-8"))?;
-                let value = value(&name, text);
+        if form.given.contains_key(&name) || (name == "mask" && form.mask.is_some()) {
+            return Err(Problem::invalid(&name, "comes twice"));
+        }
+        match name.as_str() {
+            "image" | "image[]" => form.images.push(form::image(field, &name, settings).await?),
+            "mask" => form.mask = Some(form::image(field, &name, settings).await?),
+            _ => {
+                let value = value(&name, form::text(field, &name, settings).await?);
                 form.given.insert(name, value);
             }
         }
@@ -95,9 +85,11 @@ impl Form {
         let looking = inputs::aside(move || {
             let opened = image_file::open(&file, max_pixels).map_err(|problem| Problem::invalid("image", problem))?;
             let size_px = (opened.image.width(), opened.image.height());
-            let mask = mask.map(|mask| white_where_transparent(&mask, size_px, max_pixels)).transpose()?;
-            let image = Image { place: Place::InitImage, file, size_px };
-            Ok(Edit { given, image, mask: mask.map(|mask| (Place::InitMask, mask)) })
+            let mut images = vec![(Place::InitImage, file)];
+            if let Some(mask) = mask {
+                images.push((Place::InitMask, white_where_transparent(&mask, size_px, max_pixels)?));
+            }
+            Ok(Edit { given, images, size_px })
         });
         looking.await
     }

@@ -57,10 +57,8 @@ async fn edit(State(http): State<Arc<Http>>, request: Request) -> Result<Respons
     let Admitted { request, origin, .. } = submission::admit(&http, request, &[Kind::Form], |_| limit_bytes).await?;
     let multipart = body::multipart(request, limit_bytes).await?;
     let form = body::in_time(&http.settings, edits::read(multipart, &http.settings)).await?;
-    let edits::Edit { mut given, image, mask } = form.checked(&http.settings).await?;
-    given.entry("size").or_insert_with(|| json!("auto"));
-    parameters::size_of_image(&mut given, image.size_px, &http.job_service.defaults);
-    let images = [Some((image.place, image.file)), mask].into_iter().flatten().collect();
+    let edits::Edit { mut given, images, size_px } = form.checked(&http.settings).await?;
+    parameters::size_of_image(&mut given, size_px, &http.job_service.defaults);
     run(http, Endpoint::Edits, given, images, origin).await
 }
 

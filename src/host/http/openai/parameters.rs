@@ -9,7 +9,7 @@ use super::super::draft::Draft;
 use super::super::idempotency::Key;
 use super::super::problem::Problem;
 use crate::job::request::Defaults;
-use crate::job::task::StepCount;
+use crate::job::task::{SidePx, StepCount};
 use crate::shown;
 
 /// Fields of a job that a client may send beside OpenAI's (`extra_body` of its Python client), under the job's own names.
@@ -37,11 +37,6 @@ const EXTENSIONS: [&str; 21] = [
     "watermark",
 ];
 const MAX_PARTIAL_IMAGES: u64 = 3;
-/// Those of a job (`StepCount`, `SidePx`).
-const MAX_STEPS: u32 = 200;
-const MIN_SIDE_PX: u32 = 64;
-const MAX_SIDE_PX: u32 = 2_048;
-const SIDE_STEP_PX: u32 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Endpoint {
@@ -64,6 +59,16 @@ impl Endpoint {
 pub(super) enum ImageForm {
     B64Json,
     Url,
+}
+
+impl ImageForm {
+    /// As the parameter says it, and the member of the answer.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::B64Json => "b64_json",
+            Self::Url => "url",
+        }
+    }
 }
 
 /// How many steps are taken, for a caller who does not say so.
@@ -96,12 +101,12 @@ impl Quality {
     }
 
     /// Half of the model's own number, that number, or one and a half of it; none: the model's own.
-    fn steps(self, default: StepCount) -> Option<u32> {
-        let default = default.get();
+    fn steps(self, default: StepCount) -> Option<u64> {
+        let default = u64::from(default.get());
         match self {
             Self::Low => Some(default.div_ceil(2)),
             Self::Medium => None,
-            Self::High => Some((default + default / 2).min(MAX_STEPS)),
+            Self::High => Some((default + default / 2).min(*StepCount::RANGE.end())),
         }
     }
 }
@@ -223,14 +228,14 @@ fn size(given: Option<Value>) -> Result<Option<(u32, u32)>, Problem> {
 
 /// An edit of size `auto` has its image's shape, with as many pixels as the model's own size has.
 pub(super) fn size_of_image(given: &mut Map<String, Value>, (width, height): (u32, u32), defaults: &Defaults) {
-    if given.get("size").is_none_or(|size| *size != "auto") {
+    if given.get("size").is_some_and(|size| *size != "auto") {
         return;
     }
     let pixels = f64::from(defaults.width.get()) * f64::from(defaults.height.get());
     let ratio = f64::from(width) / f64::from(height);
     let side = |length: f64| {
-        let steps = (length / f64::from(SIDE_STEP_PX)).round() as u32;
-        (steps * SIDE_STEP_PX).clamp(MIN_SIDE_PX, MAX_SIDE_PX)
+        let multiples = (length / SidePx::MULTIPLE_OF as f64).round() as u64;
+        (multiples * SidePx::MULTIPLE_OF).clamp(*SidePx::RANGE.start(), *SidePx::RANGE.end())
     };
     let size = format!("{}x{}", side((pixels * ratio).sqrt()), side((pixels / ratio).sqrt()));
     given.insert("size".into(), size.into());

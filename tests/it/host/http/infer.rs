@@ -18,20 +18,6 @@ async fn next(front: &mut Front) -> Direct {
     tokio::time::timeout(DEADLINE, front.directs.recv()).await.expect("a job comes").unwrap()
 }
 
-/// What the handler answers when it has generated.
-async fn generated(front: &Front, direct: &Direct) -> Value {
-    let record = front.generate(&direct.job).await;
-    let image = &record.images[0];
-    let body = json!({
-        "type": "inference.complete", "job_id": record.job_id, "timings_ms": record.timings_ms, "status": "complete",
-        "images": [{
-            "url": "https://cdn.example/0.png", "bucket": image.bucket, "key": image.key, "bytes": image.bytes,
-            "content_type": image.content_type, "width": image.width_px, "height": image.height_px, "seed": 42,
-        }],
-    });
-    json!({ "statusCode": 200, "headers": { "content-type": "application/json" }, "body": body.to_string() })
-}
-
 #[tokio::test]
 async fn the_answer_is_the_image_itself() {
     let mut front = Front::open().await;
@@ -39,7 +25,7 @@ async fn the_answer_is_the_image_itself() {
     let direct = next(&mut front).await;
     assert_eq!(direct.job.id.as_str(), "job-1");
     assert_eq!(serde_json::from_slice::<Value>(&direct.body).unwrap(), generate("job-1"));
-    let reply = generated(&front, &direct).await;
+    let reply = front.reply_of(&direct).await;
     direct.answer.send(Ending::Answer(reply)).unwrap();
     let response = waiting.await.unwrap().unwrap();
     assert_eq!(response.status(), StatusCode::OK);
@@ -66,7 +52,7 @@ async fn a_try_on_comes_as_a_form_whose_own_fields_count_first() {
     assert_eq!((tryon.seed.get(), tryon.steps.get()), (7, 5));
     assert!((tryon.guidance_scale.get() - 1.5).abs() < f64::EPSILON);
     assert_eq!(tryon.prompt.as_ref().map(atelier::job::task::Prompt::as_str), Some("a coat"));
-    let reply = generated(&front, &direct).await;
+    let reply = front.reply_of(&direct).await;
     direct.answer.send(Ending::Answer(reply)).unwrap();
     assert_eq!(waiting.await.unwrap().unwrap().status(), StatusCode::OK);
     for (name, value, says) in [("steps", "many", "got \"many\""), ("cfg", "0", "from 1 to 50")] {

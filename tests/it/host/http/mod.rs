@@ -174,6 +174,20 @@ impl Front {
         self.store.put_record(&job.output.prefix, &record).await.unwrap();
         record
     }
+
+    /// What the handler answers when it has generated.
+    async fn reply_of(&self, direct: &Direct) -> Value {
+        let record = self.generate(&direct.job).await;
+        let image = &record.images[0];
+        let body = json!({
+            "type": "inference.complete", "job_id": record.job_id, "timings_ms": record.timings_ms, "status": "complete",
+            "images": [{
+                "url": "https://cdn.example/0.png", "bucket": image.bucket, "key": image.key, "bytes": image.bytes,
+                "content_type": image.content_type, "width": image.width_px, "height": image.height_px, "seed": 42,
+            }],
+        });
+        json!({ "statusCode": 200, "headers": { "content-type": "application/json" }, "body": body.to_string() })
+    }
 }
 
 pub(crate) fn record(job: &Job, image: StoredImage) -> Record {

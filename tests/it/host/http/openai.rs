@@ -29,16 +29,7 @@ fn task(job: &Job) -> &Generate {
 async fn run(front: &mut Front, sending: impl Future<Output = reqwest::Result<Response>> + Send + 'static) -> (Job, Response) {
     let waiting = tokio::spawn(sending);
     let direct = next(front).await;
-    let record = front.generate(&direct.job).await;
-    let image = &record.images[0];
-    let body = json!({
-        "timings_ms": record.timings_ms,
-        "images": [{
-            "url": "https://cdn.example/0.png", "bucket": image.bucket, "key": image.key, "bytes": image.bytes,
-            "content_type": image.content_type, "width": image.width_px, "height": image.height_px, "seed": 42,
-        }],
-    });
-    let reply = json!({ "statusCode": 200, "body": body.to_string() });
+    let reply = front.reply_of(&direct).await;
     let job = Job::clone(&direct.job);
     direct.answer.send(Ending::Answer(reply)).unwrap();
     (job, waiting.await.unwrap().unwrap())
