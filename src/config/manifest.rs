@@ -200,6 +200,9 @@ impl Manifest {
     /// # Errors
     /// The key at fault and what is wrong with it.
     pub(super) fn check(&self, asked: &[Mode]) -> Result<(), (&'static str, String)> {
+        if self.licence.as_ref().is_some_and(|licence| licence.trim().is_empty()) {
+            return Err(("licence", "must name the licence of the weights, or be left out".into()));
+        }
         if self.family.is_stable_diffusion() {
             let none = self.modes.names().is_empty();
             return if none {

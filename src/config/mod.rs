@@ -216,9 +216,7 @@ impl Config {
     pub fn parse(file: &str, yaml: &str, environment: &Environment) -> Result<Self, ConfigError> {
         let built_in = Source::parse("built-in config.yaml", BUILT_IN)?;
         let user = Source::parse(file, yaml)?.with_present_names(renamed::CONFIG)?;
-        let config: Self = user.over(built_in).expanded(environment)?.overridden(environment)?.read()?;
-        config.check().map_err(|(key, problem)| ConfigError::Value { file: file.to_owned(), key: key.to_owned(), problem })?;
-        Ok(config)
+        user.over(built_in).expanded(environment)?.overridden(environment)?.read_checked(Self::check)
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
