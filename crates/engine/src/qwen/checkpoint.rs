@@ -6,10 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::{AutoencoderConfig, TransformerConfig};
-use super::schedule::FlowConfig;
 use super::text_config::{LanguageConfig, ProcessorConfig, VisionConfig};
 use crate::EngineError;
 use crate::json_config::{Fixed, read};
+use crate::schedule::flow::FlowConfig;
 
 const PIPELINE: Fixed = &[("_class_name", &["\"QwenImagePipeline\"", "\"QwenImageEditPlusPipeline\""])];
 
@@ -21,16 +21,6 @@ const EDIT_TRANSFORMER: Fixed = &[
 ];
 
 const EDIT_VAE: Fixed = &[("attn_scales", &["[]"]), ("input_channels", &["3"])];
-
-const EDIT_SCHEDULE: Fixed = &[
-    ("_class_name", &["\"FlowMatchEulerDiscreteScheduler\""]),
-    ("invert_sigmas", &["false"]),
-    ("stochastic_sampling", &["false"]),
-    ("time_shift_type", &["\"exponential\""]),
-    ("use_beta_sigmas", &["false"]),
-    ("use_exponential_sigmas", &["false"]),
-    ("use_karras_sigmas", &["false"]),
-];
 
 const PROCESSOR: Fixed = &[
     ("do_convert_rgb", &["true"]),
@@ -80,19 +70,18 @@ impl ImageCheckpoint {
             pipeline: read::<ModelIndex>(&directory.join("model_index.json"), PIPELINE)?.pipeline,
             transformer: read(&directory.join("transformer/config.json"), EDIT_TRANSFORMER)?,
             vae: read(&directory.join("vae/config.json"), EDIT_VAE)?,
-            schedule: read(&directory.join("scheduler/scheduler_config.json"), EDIT_SCHEDULE)?,
+            schedule: FlowConfig::read(directory)?,
         };
         checkpoint.check()?;
         Ok(checkpoint)
     }
 
     fn check(&self) -> Result<(), EngineError> {
-        let Self { transformer, vae, schedule, .. } = self;
+        let Self { transformer, vae, .. } = self;
         let levels = vae.dim_mult.len();
         let axes = transformer.axes_dims_rope;
         let head = transformer.attention_head_dim;
         let statistics = [vae.latents_mean.len(), vae.latents_std.len()];
-        let no_slope = schedule.max_image_seq_len <= schedule.base_image_seq_len;
         let wrong = [
             (transformer.num_layers == 0 || transformer.width() == 0, "transformer", "its sizes must not be 0"),
             (axes.iter().sum::<usize>() != head, "transformer", "axes_dims_rope must add up to attention_head_dim"),
@@ -102,7 +91,6 @@ impl ImageCheckpoint {
             (levels == 0 || vae.base_dim == 0, "vae", "dim_mult must not be empty, nor base_dim 0"),
             (vae.temperal_downsample.len() + 1 != levels, "vae", "temperal_downsample must be one less than dim_mult"),
             (statistics != [vae.z_dim; 2], "vae", "latents_mean and latents_std must be z_dim values each"),
-            (no_slope, "scheduler", "max_image_seq_len must be above base_image_seq_len"),
         ];
         match wrong.iter().find(|(is_wrong, ..)| *is_wrong) {
             None => Ok(()),
