@@ -98,7 +98,7 @@ const LAST_MODULATION: (&str, &str) = ("norm_out.linear", "final_layer.adaLN_mod
 
 /// Which rows of a layer of the first release are those of a module here, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct RowSlice {
     /// The module, component included.
     pub(super) module: String,
     pub(super) rows: Vec<Range<usize>>,
@@ -110,7 +110,7 @@ pub(super) struct OriginalLayers {
     /// The name of each module, component included, that had another.
     names: BTreeMap<String, String>,
     /// Layers that are others here, by the name they had, component included.
-    joint: BTreeMap<String, Vec<Piece>>,
+    joint: BTreeMap<String, Vec<RowSlice>>,
 }
 
 impl OriginalLayers {
@@ -144,20 +144,20 @@ impl OriginalLayers {
         if module == LAST_MODULATION.0 {
             let rows =
                 shapes.get(&format!("{}.weight", full(module))).and_then(|shape| shape.first()).copied().unwrap_or_default();
-            let piece = Piece { module: full(module), rows: vec![rows / 2..rows, 0..rows / 2] };
-            self.joint.insert(full(LAST_MODULATION.1), vec![piece]);
+            let slice = RowSlice { module: full(module), rows: vec![rows / 2..rows, 0..rows / 2] };
+            self.joint.insert(full(LAST_MODULATION.1), vec![slice]);
         }
         for Joint { first, all, joint, block: (ours, old) } in &JOINT {
             let Some(rest) = module.strip_suffix(first).and_then(|module| module.strip_prefix(ours)) else { continue };
             let parts: Vec<String> = all.iter().map(|part| full(&format!("{ours}{rest}{part}"))).collect();
-            if let Some(pieces) = one_after_another(shapes, &parts) {
-                self.joint.insert(full(&format!("{old}{rest}{joint}")), pieces);
+            if let Some(slices) = one_after_another(shapes, &parts) {
+                self.joint.insert(full(&format!("{old}{rest}{joint}")), slices);
             }
         }
     }
 
     /// What the rows of a layer of the first release belong to, where that is no layer here.
-    pub(super) fn pieces(&self, module: &str) -> Option<&[Piece]> {
+    pub(super) fn slices(&self, module: &str) -> Option<&[RowSlice]> {
         self.joint.get(module).map(Vec::as_slice)
     }
 
@@ -169,10 +169,10 @@ impl OriginalLayers {
     /// The shapes of the weights of layers that are none here, and of their biases where they have some.
     pub(super) fn shapes(&self, shapes: &Shapes) -> Shapes {
         let mut joint = Shapes::new();
-        for (module, pieces) in &self.joint {
-            let rows = pieces.iter().flat_map(|piece| &piece.rows).map(|rows| rows.end).max().unwrap_or_default();
+        for (module, slices) in &self.joint {
+            let rows = slices.iter().flat_map(|slice| &slice.rows).map(|rows| rows.end).max().unwrap_or_default();
             for kind in ["weight", "bias"] {
-                let first = pieces.first().and_then(|piece| shapes.get(&format!("{}.{kind}", piece.module)));
+                let first = slices.first().and_then(|slice| shapes.get(&format!("{}.{kind}", slice.module)));
                 if let Some(shape) = first {
                     joint.insert(format!("{module}.{kind}"), [&[rows], shape.get(1..).unwrap_or_default()].concat());
                 }
@@ -188,15 +188,15 @@ fn renamed_by(renamed: Renamed, module: &str) -> Option<String> {
 }
 
 /// `None` where one of the modules is missing.
-fn one_after_another(shapes: &Shapes, modules: &[String]) -> Option<Vec<Piece>> {
+fn one_after_another(shapes: &Shapes, modules: &[String]) -> Option<Vec<RowSlice>> {
     let mut first = 0;
-    let pieces = modules.iter().map(|module| {
+    let slices = modules.iter().map(|module| {
         let rows = *shapes.get(&format!("{module}.weight"))?.first()?;
-        let piece = Piece { module: module.clone(), rows: vec![first..first + rows] };
+        let slice = RowSlice { module: module.clone(), rows: vec![first..first + rows] };
         first += rows;
-        Some(piece)
+        Some(slice)
     });
-    pieces.collect()
+    slices.collect()
 }
 
 #[cfg(test)]
@@ -208,8 +208,8 @@ mod tests {
     }
 
     fn rows(layers: &OriginalLayers, module: &str) -> Vec<(String, Vec<Range<usize>>)> {
-        let pieces = layers.pieces(&format!("{COMPONENT}{module}")).unwrap_or_default();
-        pieces.iter().map(|piece| (piece.module.trim_start_matches(COMPONENT).to_owned(), piece.rows.clone())).collect()
+        let slices = layers.slices(&format!("{COMPONENT}{module}")).unwrap_or_default();
+        slices.iter().map(|slice| (slice.module.trim_start_matches(COMPONENT).to_owned(), slice.rows.clone())).collect()
     }
 
     #[test]

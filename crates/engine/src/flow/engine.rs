@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use serde_json::Value;
+use serde::Deserialize;
 
 use super::family::Family;
 use super::requests::readable;
@@ -39,6 +39,12 @@ pub struct Settings {
     /// Bytes of the device that may be used. With one the autoencoder goes over an image in bands, and where the text encoder does not fit into it
     /// with the rest, it is read again for every job.
     pub memory_budget: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct ModelIndex {
+    #[serde(rename = "_class_name")]
+    class: String,
 }
 
 /// What a checkpoint says about itself.
@@ -193,11 +199,11 @@ impl<F: Family> FlowEngine<F> {
 impl<Config> Checkpoint<Config> {
     fn read<F: Family<Config = Config>>(directory: &Path) -> Result<Self, EngineError> {
         let index = directory.join("model_index.json");
-        let class: Value = read(&index, &[])?;
-        let class = class.get("_class_name").map_or_else(|| "nothing".to_owned(), Value::to_string);
-        if !F::PIPELINES.contains(&class.as_str()) {
-            let pipelines = F::PIPELINES.join(", ");
-            let problem = format!("_class_name is {class}, and the manifest says family {}; supported: {pipelines}", F::NAME);
+        let class = read::<ModelIndex>(&index, &[])?.class;
+        if class != F::PIPELINE {
+            let supported = F::PIPELINE;
+            let problem =
+                format!("_class_name is {class:?}, and the manifest says family {}; supported: {supported:?}", F::NAME);
             return Err(EngineError::Checkpoint { path: index, problem });
         }
         let checkpoint = Self {

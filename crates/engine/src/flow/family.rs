@@ -12,8 +12,8 @@ use crate::qwen::packing::Grid;
 pub trait Family: Sized + 'static {
     /// As a manifest has it.
     const NAME: &'static str;
-    /// What `_class_name` in `model_index.json` may be, as JSON.
-    const PIPELINES: &'static [&'static str];
+    /// What `_class_name` in `model_index.json` is.
+    const PIPELINE: &'static str;
     /// The components whose tensors adapters may change.
     const ADAPTED: &'static [&'static str];
     /// What the checkpoint's files say of it.

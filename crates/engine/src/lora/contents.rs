@@ -96,8 +96,8 @@ impl<'a> Contents<'a> {
     /// A layer that is adapted as a whole is not adapted in part as well.
     fn check_joint(&self) -> Result<(), LoraError> {
         for (target, keys) in &self.modules {
-            let pieces = self.targets.pieces(target).map(|(pieces, _)| pieces).unwrap_or_default();
-            let twice = pieces.iter().find_map(|piece| self.modules.get(&format!("{}.weight", piece.module)));
+            let slices = self.targets.slices(target).map(|(slices, _)| slices).unwrap_or_default();
+            let twice = slices.iter().find_map(|slice| self.modules.get(&format!("{}.weight", slice.module)));
             if let Some(twice) = twice {
                 return Err(LoraError::TwoSpellings { first: keys.module.clone(), second: twice.module.clone() });
             }
@@ -242,9 +242,9 @@ impl<'a> Contents<'a> {
             let parts = Parts::new(&keys.module, keys.alpha, tensors.collect::<Result<_, LoraError>>()?);
             for change in parts.changes(target, self.targets.shapes(), alphas)? {
                 let target = change.target.clone();
-                match self.targets.pieces(&target) {
+                match self.targets.slices(&target) {
                     None => changes.push(change),
-                    Some(joint) => changes.extend(change.in_pieces(&keys.module, joint, self.targets.shapes())?),
+                    Some(joint) => changes.extend(change.in_slices(&keys.module, joint, self.targets.shapes())?),
                 }
             }
         }

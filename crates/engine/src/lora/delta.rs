@@ -16,7 +16,7 @@ pub(super) enum Delta {
     /// The change itself.
     Full(Tensor),
     /// Rows of a change of a weight of the shape `of`.
-    Rows { whole: Arc<Delta>, of: Vec<usize>, rows: Vec<Range<usize>> },
+    Rows { joint: Arc<Delta>, of: Vec<usize>, rows: Vec<Range<usize>> },
 }
 
 /// `a·b`, (rows, rank) by (rank, columns); with a core (rank, rank, …) the sum over both ranks, a being (rank, rows) then.
@@ -40,7 +40,7 @@ impl Delta {
             Self::Hadamard(first, second) => first.tensors().chain(second.tensors()).collect(),
             Self::Kronecker(first, second) => [first.tensors(), second.tensors()].concat(),
             Self::Full(change) => vec![change],
-            Self::Rows { whole, .. } => whole.tensors(),
+            Self::Rows { joint, .. } => joint.tensors(),
         }
     }
 
@@ -50,7 +50,7 @@ impl Delta {
             Self::LowRank { down, up, mid } => Self::LowRank { down: down.clone(), up: rows_of(up, rows)?, mid: mid.clone() },
             Self::Full(change) => Self::Full(rows_of(change, rows)?),
             Self::Hadamard(..) | Self::Kronecker(..) | Self::Rows { .. } => {
-                Self::Rows { whole: Arc::clone(self), of: of.to_vec(), rows: rows.to_vec() }
+                Self::Rows { joint: Arc::clone(self), of: of.to_vec(), rows: rows.to_vec() }
             }
         })
     }
@@ -62,7 +62,7 @@ impl Delta {
             Self::Hadamard(first, _) | Self::Kronecker(Factor::LowRank(first), _) => first.rank(),
             Self::Kronecker(_, Factor::LowRank(second)) => second.rank(),
             Self::Kronecker(Factor::Whole(_), Factor::Whole(_)) | Self::Full(_) => None,
-            Self::Rows { whole, .. } => whole.rank(),
+            Self::Rows { joint, .. } => joint.rank(),
         }
     }
 
@@ -96,7 +96,7 @@ impl Delta {
             Self::Hadamard(first, second) => (first.matrix()? * second.matrix()?)?,
             Self::Kronecker(first, second) => kronecker(&first.matrix()?, &second.matrix()?)?,
             Self::Full(change) => change.clone(),
-            Self::Rows { whole, of, rows } => rows_of(&whole.weight(of)?, rows)?,
+            Self::Rows { joint, of, rows } => rows_of(&joint.weight(of)?, rows)?,
         };
         change.reshape(weight)
     }

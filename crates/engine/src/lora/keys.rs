@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::original_layers::{OriginalLayers, Piece};
+use crate::original_layers::{OriginalLayers, RowSlice};
 use crate::original_names::Layout;
 use crate::weights::Shapes;
 
@@ -199,9 +199,9 @@ impl Targets {
     }
 
     /// Where the rows of `target`, a weight or a bias, belong, if that is no tensor of its own: names of tensors, and rows.
-    pub(super) fn pieces<'a>(&'a self, target: &'a str) -> Option<(&'a [Piece], &'a str)> {
+    pub(super) fn slices<'a>(&'a self, target: &'a str) -> Option<(&'a [RowSlice], &'a str)> {
         let (module, kind) = target.rsplit_once('.')?;
-        Some((self.original.pieces(module)?, kind))
+        Some((self.original.slices(module)?, kind))
     }
 
     /// The name of the base tensor that belongs to `module`.

@@ -10,7 +10,7 @@ use super::alphas::{Alphas, Module};
 use super::delta::{Delta, Factor, LowRank};
 use super::dora::Direction;
 use super::keys::{Part, Side};
-use crate::original_layers::Piece;
+use crate::original_layers::RowSlice;
 use crate::weights::Shapes;
 
 /// What an adapter does to one base tensor.
@@ -25,14 +25,14 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// The same of a layer that is several here: `pieces` with `weight` or `bias`, what the target's name ends with.
+    /// The same of a layer that is several here: `slices` with `weight` or `bias`, what the target's name ends with.
     ///
     /// # Errors
     /// When it turns the weight (`DoRA`): lengths of a whole say nothing of its parts.
-    pub(super) fn in_pieces(
+    pub(super) fn in_slices(
         self,
         module: &str,
-        (pieces, kind): (&[Piece], &str),
+        (slices, kind): (&[RowSlice], &str),
         shapes: &Shapes,
     ) -> Result<Vec<Self>, LoraError> {
         let Self { target, delta, scaling, direction } = self;
@@ -42,9 +42,9 @@ impl Change {
         }
         let shape = shapes.get(&target).cloned().unwrap_or_default();
         let delta = Arc::new(delta);
-        let changes = pieces.iter().map(|piece| {
-            let target = format!("{}.{kind}", piece.module);
-            Ok(Self { target, delta: delta.rows(&piece.rows, &shape)?, scaling, direction: None })
+        let changes = slices.iter().map(|slice| {
+            let target = format!("{}.{kind}", slice.module);
+            Ok(Self { target, delta: delta.rows(&slice.rows, &shape)?, scaling, direction: None })
         });
         changes.collect()
     }

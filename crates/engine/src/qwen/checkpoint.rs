@@ -22,6 +22,14 @@ const EDIT_TRANSFORMER: Fixed = &[
 
 const EDIT_VAE: Fixed = &[("attn_scales", &["[]"]), ("input_channels", &["3"])];
 
+const QWEN3: Fixed = &[
+    ("attention_bias", &["false"]),
+    ("hidden_act", &["\"silu\""]),
+    ("model_type", &["\"qwen3\""]),
+    ("rope_scaling", &["null"]),
+    ("use_sliding_window", &["false"]),
+];
+
 const PROCESSOR: Fixed = &[
     ("do_convert_rgb", &["true"]),
     ("do_normalize", &["true"]),
@@ -183,4 +191,29 @@ fn processor(directory: &Path) -> Result<ProcessorConfig, EngineError> {
     }
     let read = ProcessorConfig::deserialize(Value::Object(processor));
     read.map_err(|error| EngineError::Checkpoint { path, problem: error.to_string() })
+}
+
+/// What `text_encoder/config.json` of Qwen3 says of its text model: as Qwen2.5's, with norms in place of biases, and a line of positions.
+///
+/// # Errors
+/// As [`ImageCheckpoint::read`].
+pub(crate) fn qwen3_language(path: &Path) -> Result<LanguageConfig, EngineError> {
+    let mut values: serde_json::Map<String, Value> = read(path, QWEN3)?;
+    let wrong = |problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
+    // Transformers 5 keeps the base of the frequencies in a section of its own.
+    let rope = values.get("rope_parameters").and_then(Value::as_object).cloned().unwrap_or_default();
+    if let Some(kind) = rope.get("rope_type").filter(|kind| **kind != "default") {
+        return Err(wrong(format!("rope_type is {kind}; supported: \"default\"")));
+    }
+    values.extend(rope);
+    values.insert("qk_norm".into(), true.into());
+    values.insert("mrope_section".into(), [0; 3].as_slice().into());
+    let mut config = LanguageConfig::deserialize(Value::Object(values)).map_err(|error| wrong(error.to_string()))?;
+    config.mrope_section[0] = config.head_width() / 2;
+    let key_heads = config.num_key_value_heads;
+    if config.num_hidden_layers < 2 || key_heads == 0 || !config.num_attention_heads.is_multiple_of(key_heads) {
+        let problem = "num_hidden_layers must be 2 or more, and num_attention_heads a multiple of num_key_value_heads";
+        return Err(wrong(problem.to_owned()));
+    }
+    Ok(config)
 }

@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use self::config::Config;
-use self::text::{TextEncoder, Words};
+use self::text::{TextEncoder, TextStates};
 use self::transformer::{Conditioning, Context, Transformer};
 use super::family::Family;
 use crate::EngineError;
@@ -29,11 +29,11 @@ pub struct Flux {
 
 impl Family for Flux {
     const NAME: &'static str = "flux";
-    const PIPELINES: &'static [&'static str] = &["\"FluxPipeline\""];
+    const PIPELINE: &'static str = "FluxPipeline";
     const ADAPTED: &'static [&'static str] = &["text_encoder", "transformer"];
     type Config = Config;
     type Encoder = TextEncoder;
-    type Text = Words;
+    type Text = TextStates;
     type Context = Context;
     type Conditioning = Conditioning;
 
@@ -61,11 +61,11 @@ impl Family for Flux {
         TextEncoder::read(directory, config, kept)
     }
 
-    fn encode(&self, encoder: &mut TextEncoder, prompt: &str) -> std::result::Result<Words, EngineError> {
+    fn encode(&self, encoder: &mut TextEncoder, prompt: &str) -> std::result::Result<TextStates, EngineError> {
         encoder.encode(&self.clip, prompt, &self.device)
     }
 
-    fn context(&self, text: &Words, grid: Grid) -> std::result::Result<Context, EngineError> {
+    fn context(&self, text: &TextStates, grid: Grid) -> std::result::Result<Context, EngineError> {
         Ok(self.transformer.context(text, grid)?)
     }
 
@@ -77,7 +77,7 @@ impl Family for Flux {
         self.transformer.predict(latents, context, conditioning)
     }
 
-    fn values(text: &Words) -> Vec<&Tensor> {
+    fn values(text: &TextStates) -> Vec<&Tensor> {
         vec![&text.states, &text.pooled]
     }
 }

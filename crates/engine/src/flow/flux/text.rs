@@ -22,7 +22,7 @@ const PROMPTS_KEPT: usize = 16;
 
 /// What both encoders make of a prompt.
 #[derive(Clone)]
-pub struct Words {
+pub struct TextStates {
     /// T5's: (1, 256, `d_model`).
     pub states: Tensor,
     /// CLIP's: (1, hidden).
@@ -61,7 +61,12 @@ impl TextEncoder {
     }
 
     /// The pooled text is that of the first 75 tokens, as diffusers cuts it.
-    pub(super) fn encode(&mut self, clip: &clip::TextEncoder, prompt: &str, device: &Device) -> Result<Words, EngineError> {
+    pub(super) fn encode(
+        &mut self,
+        clip: &clip::TextEncoder,
+        prompt: &str,
+        device: &Device,
+    ) -> Result<TextStates, EngineError> {
         let tokens = self.tokens(prompt)?;
         let Self { model, said, clip_tokenizer, .. } = self;
         let states = said.of(prompt.to_owned(), || Ok::<_, EngineError>(model.forward(&tokens)?))?;
@@ -69,7 +74,7 @@ impl TextEncoder {
         let ids = Tensor::from_vec(ids.clone(), (1, ids.len()), device)?;
         let pooled = clip.forward(&ids, None, 0)?.pooled;
         let pooled = pooled.ok_or_else(|| candle_core::Error::msg("CLIP gave no pooled text"))?;
-        Ok(Words { states, pooled })
+        Ok(TextStates { states, pooled })
     }
 
     fn tokens(&self, prompt: &str) -> Result<Vec<u32>, EngineError> {

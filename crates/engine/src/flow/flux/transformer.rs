@@ -7,7 +7,7 @@ use candle_nn::ops::layer_norm;
 use super::block::{DoubleBlock, DoubleModulation, Ropes, SingleBlock};
 use super::config::TransformerConfig;
 use super::stream::{Modulation, NORM_EPS};
-use super::text::Words;
+use super::text::TextStates;
 use crate::flow::rope::Rope;
 use crate::flow::time::{TIME_FREQUENCIES, sinusoids};
 use crate::layers::{Linear, linear, silu};
@@ -92,7 +92,7 @@ impl Transformer {
         })
     }
 
-    pub(super) fn context(&self, words: &Words, grid: Grid) -> Result<Context> {
+    pub(super) fn context(&self, words: &TextStates, grid: Grid) -> Result<Context> {
         let text = self.text_in.forward(&words.states.to_dtype(self.dtype)?.contiguous()?)?;
         let pooled = self.pooled.forward(&words.pooled.to_dtype(self.dtype)?)?;
         let rope = |places: &[[usize; 3]]| Rope::new(self.config.axes_dims_rope, THETA, places, &self.device);

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use crate::EngineError;
 use crate::json_config::{Fixed, read};
+use crate::qwen::checkpoint::qwen3_language;
 use crate::qwen::text_config::LanguageConfig;
 
 const TRANSFORMER: Fixed = &[
@@ -15,14 +15,6 @@ const TRANSFORMER: Fixed = &[
     ("all_patch_size", &["2"]),
     ("qk_norm", &["true"]),
     ("siglip_feat_dim", &["null"]),
-];
-
-const LANGUAGE: Fixed = &[
-    ("attention_bias", &["false"]),
-    ("hidden_act", &["\"silu\""]),
-    ("model_type", &["\"qwen3\""]),
-    ("rope_scaling", &["null"]),
-    ("use_sliding_window", &["false"]),
 ];
 
 /// `transformer/config.json` of diffusers' `ZImageTransformer2DModel`.
@@ -94,31 +86,9 @@ impl Config {
     pub(super) fn read(directory: &Path) -> Result<Self, EngineError> {
         let path = directory.join("transformer/config.json");
         let transformer: TransformerConfig = read(&path, TRANSFORMER)?;
-        let language = language(&directory.join("text_encoder/config.json"))?;
+        let language = qwen3_language(&directory.join("text_encoder/config.json"))?;
         let checked = transformer.check(&language);
         checked.map_err(|problem| EngineError::Checkpoint { path, problem: problem.to_owned() })?;
         Ok(Self { transformer, language })
     }
-}
-
-/// Qwen3's text model: as Qwen2.5's, with norms in place of biases, and a line of positions.
-fn language(path: &Path) -> Result<LanguageConfig, EngineError> {
-    let mut values: Map<String, Value> = read(path, LANGUAGE)?;
-    let wrong = |problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
-    // Transformers 5 keeps the base of the frequencies in a section of its own.
-    let rope = values.get("rope_parameters").and_then(Value::as_object).cloned().unwrap_or_default();
-    if let Some(kind) = rope.get("rope_type").filter(|kind| **kind != "default") {
-        return Err(wrong(format!("rope_type is {kind}; supported: \"default\"")));
-    }
-    values.extend(rope);
-    values.insert("qk_norm".into(), true.into());
-    values.insert("mrope_section".into(), [0; 3].as_slice().into());
-    let mut config = LanguageConfig::deserialize(Value::Object(values)).map_err(|error| wrong(error.to_string()))?;
-    config.mrope_section[0] = config.head_width() / 2;
-    let key_heads = config.num_key_value_heads;
-    if config.num_hidden_layers < 2 || key_heads == 0 || !config.num_attention_heads.is_multiple_of(key_heads) {
-        let problem = "num_hidden_layers must be 2 or more, and num_attention_heads a multiple of num_key_value_heads";
-        return Err(wrong(problem.to_owned()));
-    }
-    Ok(config)
 }

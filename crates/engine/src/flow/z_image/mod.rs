@@ -25,7 +25,7 @@ pub struct ZImage {
 
 impl Family for ZImage {
     const NAME: &'static str = "z-image";
-    const PIPELINES: &'static [&'static str] = &["\"ZImagePipeline\""];
+    const PIPELINE: &'static str = "ZImagePipeline";
     const ADAPTED: &'static [&'static str] = &["transformer"];
     type Config = Config;
     type Encoder = TextEncoder;
