@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use self::manifest::{Family, Manifest};
+use self::manifest::{Family, Kind, Manifest};
 use self::places::Places;
 pub use self::source::Environment;
 use self::source::Source;
@@ -253,7 +253,7 @@ impl Config {
     }
 
     fn check_dtype(&self, family: Family) -> Result<(), (&'static str, String)> {
-        if matches!(family, Family::QwenImageEdit | Family::QwenImage) && self.engine.dtype == Dtype::F16 {
+        if family.kind() != Kind::StableDiffusion && self.engine.dtype == Dtype::F16 {
             let family = family.as_str();
             let problem = format!("{family}'s numbers grow larger than f16 has them; set engine.dtype to auto, bf16 or f32");
             return Err(("family", problem));

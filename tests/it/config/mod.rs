@@ -107,6 +107,37 @@ fn a_format_that_the_model_cannot_be_generated_in_is_refused() {
 }
 
 #[test]
+fn a_flow_without_guidance_has_none_in_its_manifest() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let read = |manifest: &str, dtype: &str| {
+        std::fs::write(directory.path().join("flow.yaml"), manifest).expect("writes");
+        let yaml = format!("model: {{name: flow, directory: {}}}", directory.path().display());
+        let config = parse(&yaml, &[("ATELIER__ENGINE__DTYPE", dtype)]).expect("a configuration");
+        config.manifest(&environment(&[])).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let turbo = include_str!("../../../models/z-image-turbo.yaml");
+    assert_eq!(read(turbo, "auto"), Ok(()));
+    let refused = [
+        (turbo.to_owned(), "f16", "family: z-image's numbers grow larger than f16"),
+        (
+            turbo.replace("guidance_scale: 1.0", "guidance_scale: 3.5"),
+            "bf16",
+            "defaults: must have a guidance_scale of at most 1",
+        ),
+        (turbo.replace("scheduler: euler", "scheduler: ddim"), "f32", "the one that family z-image has"),
+        (format!("{turbo}modes: {{base: {{}}}}\n"), "f32", "modes: is for families qwen-image and qwen-image-edit"),
+        (format!("{turbo}weights: one.safetensors\n"), "f32", "weights: is for family stable-diffusion-1"),
+        (format!("{turbo}prompt: weighted\n"), "f32", "prompt: means nothing to family z-image"),
+        (format!("{turbo}edit_px: 4096\n"), "f32", "edit_px: means nothing to family z-image"),
+        (format!("{turbo}timestep_spacing: trailing\n"), "f32", "timestep_spacing: is for family stable-diffusion-1"),
+    ];
+    for (manifest, dtype, words) in refused {
+        let error = read(&manifest, dtype).expect_err(words);
+        assert!(error.contains("flow.yaml") && error.contains(words), "{words:?} is not in {error:?}");
+    }
+}
+
+#[test]
 fn the_old_services_environment_still_counts() {
     let token = "0123456789012345678901234567890123456789";
     let config = parse(

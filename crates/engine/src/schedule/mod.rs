@@ -12,6 +12,7 @@ mod deis;
 mod dpm2;
 mod dpm_solver;
 mod euler;
+pub mod flow;
 mod heun;
 mod lcm;
 mod levels;
