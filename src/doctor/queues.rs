@@ -57,6 +57,13 @@ fn judge_sqs(found: &sqs::inspect::Found, max_attempts: u32, give_up_after: Dura
         let found = format!("{about}; its dead-letter queue: {error}");
         return Finding::fail(SQS, found, "make that queue, or allow sqs:GetQueueUrl and sqs:SendMessage on it");
     }
+    if let Some(most) = redrive.most_bytes.filter(|most| *most < found.most_bytes) {
+        let found = format!(
+            "{about}; it takes messages of {} bytes, its dead-letter queue only of {most} (MaximumMessageSize): a larger job that fails is deleted",
+            found.most_bytes
+        );
+        return Finding::warn(SQS, found, "give the dead-letter queue the MaximumMessageSize of the queue of jobs");
+    }
     match redrive.most_receives {
         Some(most) if most <= u64::from(max_attempts) => Finding::warn(
             SQS,
@@ -150,19 +157,24 @@ mod tests {
 
     #[test]
     fn a_delivery_limit_at_the_hosts_own_is_a_warning_and_a_short_retention_a_failure() {
-        let state = |most, retention_hours: u64| {
-            let redrive = sqs::inspect::Redrive { most_receives: Some(most), queue: Ok("http://queue".into()) };
+        let state = |most, retention_hours: u64, dead_bytes| {
+            let queue = Ok("http://queue".into());
+            let redrive = sqs::inspect::Redrive { most_receives: Some(most), queue, most_bytes: dead_bytes };
             let retention_seconds = retention_hours * 3_600;
             let found = sqs::inspect::Found {
                 fifo: false,
                 waiting: 0,
                 visibility_seconds: 30,
                 retention_seconds,
+                most_bytes: 1 << 20,
                 redrive: Some(redrive),
             };
             judge_sqs(&found, 3, Duration::from_hours(72)).state
         };
-        assert_eq!((state(3, 96), state(10, 96)), (State::Warn, State::Ok));
-        assert_eq!((state(10, 72), state(10, 71)), (State::Ok, State::Fail), "what the queue drops is never reported");
+        assert_eq!((state(3, 96, None), state(10, 96, None)), (State::Warn, State::Ok));
+        let by_retention = (state(10, 72, None), state(10, 71, None));
+        assert_eq!(by_retention, (State::Ok, State::Fail), "what the queue drops is never reported");
+        let by_size = (state(10, 96, Some(1 << 20)), state(10, 96, Some(1 << 18)));
+        assert_eq!(by_size, (State::Ok, State::Warn), "what its dead-letter queue does not take is deleted");
     }
 }

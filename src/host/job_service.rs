@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::acceptance::NotAccepted;
-use super::jobs::{Acceptance, Cancelling, Claim, JobStatus, Jobs};
+use super::jobs::{Acceptance, Cancelling, Claim, JobStatus, Jobs, Sending};
 use super::source::{Source, SourceError};
 use crate::fault_point::fault_point;
 use crate::job::request::Defaults;
@@ -125,7 +125,7 @@ impl JobService {
             let job = job.clone();
             let body = body.to_vec();
             let submitting = tokio::spawn(async move {
-                let result = job_service.enqueue(&job, &body, sending.before()).await;
+                let result = job_service.enqueue(&job, &body, &sending).await;
                 sending.ended(result.clone());
                 result
             });
@@ -133,9 +133,9 @@ impl JobService {
         }
     }
 
-    /// `before` was counted before the queue is asked, so that of many callers at once no more come in than there is room for.
-    async fn enqueue(&self, job: &Job, body: &[u8], before: u64) -> Result<(), NotAccepted> {
-        self.check_room(job, before).await?;
+    /// `sending` has counted before the queue is asked, so that of many callers at once no more come in than there is room for.
+    async fn enqueue(&self, job: &Job, body: &[u8], sending: &Sending) -> Result<(), NotAccepted> {
+        self.check_room(job, sending.before(), sending.waiting_of_tenant()).await?;
         fault_point!("before-send");
         self.queue.send_for(job.tenant.as_deref(), job.id.as_str(), body, job.trace).await?;
         fault_point!("after-send");
@@ -150,18 +150,19 @@ impl JobService {
         if self.snapshot.borrow().draining {
             return Err(NotAccepted::Draining);
         }
-        match self.jobs.job_status(job.id.as_str()) {
-            Some(known) if known.has_failed() || known.may_be_over(self.queue.is_shared()) => self.check_room(job, 0).await,
-            Some(known) if known.fingerprint != job.fingerprint => Err(NotAccepted::Conflict(job.id.clone())),
-            Some(_) => Ok(()),
-            None => self.check_room(job, 0).await,
+        match self.jobs.job_status(job.id.as_str()).filter(|known| !known.has_failed()) {
+            Some(known) if known.may_be_over(self.queue.is_shared()) => {}
+            Some(known) if known.fingerprint != job.fingerprint => return Err(NotAccepted::Conflict(job.id.clone())),
+            Some(_) => return Ok(()),
+            None => {}
         }
+        self.check_room(job, 0, self.jobs.waiting_of_tenant(job)).await
     }
 
-    /// `before`: jobs on their way into the queue that came earlier.
-    async fn check_room(&self, job: &Job, before: u64) -> Result<(), NotAccepted> {
+    /// `before`: jobs on their way into the queue that came earlier. `of_tenant`: jobs of its tenant that wait or come earlier.
+    async fn check_room(&self, job: &Job, before: u64, of_tenant: u64) -> Result<(), NotAccepted> {
         if let Some(limit) = self.max_waiting_per_tenant.filter(|_| job.tenant.is_some())
-            && self.jobs.waiting_of_tenant(job) >= limit
+            && of_tenant >= limit
         {
             return Err(NotAccepted::TenantBusy { limit });
         }

@@ -67,6 +67,11 @@ impl JobStatus {
         is_shared && self.state == State::Queued && self.since.elapsed() > SURELY_WAITING
     }
 
+    /// A wish to cancel is over with the job that it was meant for.
+    fn is_to_be_cancelled(&self) -> bool {
+        self.cancelled && !self.state.has_ended()
+    }
+
     /// Another try under the same id is another job: with the same request or a corrected one.
     #[must_use]
     pub fn has_failed(&self) -> bool {
@@ -138,6 +143,7 @@ pub struct Sending {
     job: Box<Job>,
     begun: Instant,
     before: u64,
+    waiting_of_tenant: u64,
     result: watch::Sender<Option<SendResult>>,
 }
 
@@ -146,6 +152,12 @@ impl Sending {
     #[must_use]
     pub fn before(&self) -> u64 {
         self.before
+    }
+
+    /// Other jobs of the same tenant that waited or were on their way into the queue when this one came.
+    #[must_use]
+    pub fn waiting_of_tenant(&self) -> u64 {
+        self.waiting_of_tenant
     }
 
     /// What the queue said.
@@ -179,12 +191,13 @@ impl Jobs {
             }
             Some(known) if known.state == State::Complete => return Acceptance::Known(known.clone()),
             _ if claimed => return Acceptance::InProgress("the job runs for a caller of /infer, and no queue has it"),
-            Some(known) if known.has_failed() => {}
+            // The wish to cancel was meant for the job that has ended, and the queue may deliver this one before it confirms it.
+            Some(known) if known.has_failed() => known.cancelled = false,
             Some(known) if known.ending => return Acceptance::InProgress("the job's caller is being notified that it failed"),
             Some(known) if known.cancelled && known.state == State::Running => {
                 return Acceptance::InProgress("the job is being cancelled");
             }
-            Some(known) if known.may_be_over(is_shared) => {}
+            Some(known) if known.may_be_over(is_shared) => known.cancelled = false,
             Some(known) => {
                 // The queue has it still, and the caller who hands it in again wants it: the wish to cancel is taken back.
                 known.cancelled = false;
@@ -194,8 +207,10 @@ impl Jobs {
         }
         let (result, under_way) = SendWatch::of(job);
         let before = registry.sending.len() as u64;
+        let waiting_of_tenant = registry.waiting_of_tenant(job);
         registry.sending.insert(id.to_owned(), under_way);
-        Acceptance::New(Sending { jobs: self.clone(), job: Box::new(job.clone()), begun: Instant::now(), before, result })
+        let begun = Instant::now();
+        Acceptance::New(Sending { jobs: self.clone(), job: Box::new(job.clone()), begun, before, waiting_of_tenant, result })
     }
 
     /// What is putting a job of this id into the queue at the moment.
@@ -204,12 +219,10 @@ impl Jobs {
         self.registry().sending.get(id).cloned()
     }
 
-    /// Other jobs of the same tenant that wait, as far as this node knows.
+    /// Other jobs of the same tenant that wait or are on their way into the queue, as far as this node knows.
     #[must_use]
     pub fn waiting_of_tenant(&self, job: &Job) -> u64 {
-        let registry = self.registry();
-        let others = registry.job_statuses.iter().filter(|(id, _)| *id != job.id.as_str());
-        others.filter(|(_, known)| known.state == State::Queued && known.tenant == job.tenant).count() as u64
+        self.registry().waiting_of_tenant(job)
     }
 
     /// How putting a job into the queue ended that was begun at `begun`.
@@ -254,9 +267,10 @@ impl Jobs {
     /// A handler has the job. False when it was cancelled before: then it must not be started, and its caller is to be notified.
     pub fn start(&self, job: &Job, attempt: u32) -> bool {
         let mut registry = self.registry();
+        let is_sent_anew = registry.sending.contains_key(job.id.as_str());
         match registry.job_statuses.get_mut(job.id.as_str()) {
-            Some(known) if known.cancelled && known.fingerprint == job.fingerprint => {
-                known.ending = !known.state.has_ended();
+            Some(known) if known.is_to_be_cancelled() && !is_sent_anew && known.fingerprint == job.fingerprint => {
+                known.ending = true;
                 return false;
             }
             // Another request under the id of a job that lives: the bucket decides, and what is known here stays the first one's.
@@ -341,6 +355,16 @@ impl Jobs {
 }
 
 impl JobRegistry {
+    fn waiting_of_tenant(&self, job: &Job) -> u64 {
+        let id = job.id.as_str();
+        let sent = self.sending.iter().filter(|(other, sending)| *other != id && sending.is_of_tenant(job)).count();
+        let queued = self.job_statuses.iter().filter(|(other, known)| {
+            // What is sent anew counts once.
+            *other != id && known.state == State::Queued && known.tenant == job.tenant && !self.sending.contains_key(*other)
+        });
+        (sent + queued.count()) as u64
+    }
+
     fn enter(&mut self, job: &Job, state: State, attempt: u32) {
         let job_status = JobStatus {
             state,

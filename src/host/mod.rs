@@ -14,6 +14,7 @@ pub mod dispatch;
 pub mod drain;
 pub mod ended;
 pub mod event;
+pub mod failure;
 pub mod http;
 pub mod in_flight;
 pub mod job_service;
@@ -42,6 +43,7 @@ use tokio_util::task::TaskTracker;
 use self::cloud::{interruption, protection};
 use self::dispatch::acknowledge::{Acknowledger, Retries};
 use self::dispatch::{Dispatcher, acknowledge, intake, waiting};
+use self::failure::{HostFailure, first_end};
 use self::job_service::{Direct, Ending, JobService};
 use self::jobs::Jobs;
 use self::notification_sender::NotificationSender;
@@ -153,6 +155,8 @@ pub struct Host {
     phase: watch::Sender<Phase>,
     workers: JoinSet<()>,
     intakes: JoinSet<()>,
+    /// What works for as long as the host lives.
+    keepers: JoinSet<()>,
     stop: CancellationToken,
     function: watch::Receiver<Option<Function>>,
 }
@@ -217,9 +221,11 @@ impl Host {
             tokio::spawn(measure::queue(source.clone(), parts.metrics.clone()));
             intakes.spawn(intake::run(source, acknowledger.clone(), dispatcher.clone(), parts.defaults.clone(), stop.clone()));
         }
-        tokio::spawn(forward(dispatcher.clone(), directs, cancel_requests));
-        tokio::spawn(defer_unstartable(dispatcher.clone(), acknowledger.clone()));
-        Ok(Self { settings: parts.settings, job_service, dispatcher, acknowledger, phase, workers, intakes, stop, function })
+        let mut keepers = JoinSet::new();
+        keepers.spawn(forward(dispatcher.clone(), directs, cancel_requests));
+        keepers.spawn(defer_unstartable(dispatcher.clone(), acknowledger.clone()));
+        let settings = parts.settings;
+        Ok(Self { settings, job_service, dispatcher, acknowledger, phase, workers, intakes, keepers, stop, function })
     }
 
     /// What HTTP may ask.
@@ -242,8 +248,32 @@ impl Host {
 
     /// Works until the first word of `orders`, then drains: nothing is received any more, what runs may go on for
     /// `drain_seconds`, the rest goes back to its queue. A second word ends the limit.
-    pub async fn run(mut self, mut orders: mpsc::Receiver<&'static str>) {
-        let order = orders.recv().await.unwrap_or("no one steers the host any more");
+    ///
+    /// # Errors
+    /// [`HostFailure`] when a part of it ended before that: it drains then too, and whoever watches over it is to start it again.
+    pub async fn run(mut self, mut orders: mpsc::Receiver<&'static str>) -> Result<(), HostFailure> {
+        let failed = tokio::select! {
+            order = orders.recv() => {
+                self.drain(order.unwrap_or("no one steers the host any more"), orders).await;
+                return Ok(());
+            }
+            failed = self.fail() => failed,
+        };
+        tracing::error!(problem = %failed, "a host that works no more must not look as if it did");
+        self.drain("a part of the host ended", orders).await;
+        Err(failed)
+    }
+
+    /// Resolves when a part ends that is to live as long as the host.
+    async fn fail(&mut self) -> HostFailure {
+        tokio::select! {
+            failed = first_end("a worker", &mut self.workers) => failed,
+            failed = first_end("an intake", &mut self.intakes) => failed,
+            failed = first_end("a keeper", &mut self.keepers) => failed,
+        }
+    }
+
+    async fn drain(&mut self, order: &'static str, mut orders: mpsc::Receiver<&'static str>) {
         let limit = Duration::from_secs(self.settings.drain_seconds);
         tracing::info!(order, drain_seconds = limit.as_secs(), "draining: no new jobs; what runs may finish");
         self.stop.cancel();

@@ -12,6 +12,7 @@ pub type SendResult = Result<(), NotAccepted>;
 #[derive(Debug, Clone)]
 pub struct SendWatch {
     fingerprint: String,
+    tenant: Option<String>,
     result: watch::Receiver<Option<SendResult>>,
 }
 
@@ -19,13 +20,18 @@ impl SendWatch {
     /// The end of the sending is to be put into the sender.
     pub(super) fn of(job: &Job) -> (watch::Sender<Option<SendResult>>, Self) {
         let (sender, result) = watch::channel(None);
-        (sender, Self { fingerprint: job.fingerprint.clone(), result })
+        (sender, Self { fingerprint: job.fingerprint.clone(), tenant: job.tenant.clone(), result })
     }
 
     /// Whether it is this very request that is being sent.
     #[must_use]
     pub fn is_of(&self, job: &Job) -> bool {
         self.fingerprint == job.fingerprint
+    }
+
+    /// Whether the same tenant sends it.
+    pub(super) fn is_of_tenant(&self, job: &Job) -> bool {
+        self.tenant == job.tenant
     }
 
     /// Waits until the queue has the job, or will not have it.

@@ -109,13 +109,13 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     if let Some(found) = Interruption::find(&config.host.interruption).await? {
         drain::interruption(found, orders.clone());
     }
-    host.run(ordered).await;
+    let ran = host.run(ordered).await;
     over.cancel();
     // A client that still reads an image may have a moment for it.
     if let Ok(Ok(ended)) = tokio::time::timeout(LAST_ANSWERS, server).await {
         ended?;
     }
-    Ok(())
+    Ok(ran?)
 }
 
 /// Either no one may send jobs by HTTP, or everyone may.

@@ -280,39 +280,25 @@ impl Acknowledger {
 
     /// Until the queue has heard it: a message that comes back is reported again. Its heartbeat keeps it here meanwhile. Whether it has.
     async fn ack(&self, in_flight: &InFlight) -> bool {
-        // A missing permission may be given: else the job would be reported whenever its message comes back.
-        self.repeat(
-            in_flight,
-            "acknowledged",
-            || in_flight.source.ack(&in_flight.message),
-            |error| !matches!(error, SourceError::Lost { .. } | SourceError::Gone { .. }),
-        )
-        .await
+        self.repeat(in_flight, "acknowledged", || in_flight.source.ack(&in_flight.message)).await
     }
 
     async fn bury(&self, in_flight: &InFlight, message: &Message, reason: &str) -> bool {
-        self.repeat(
-            in_flight,
-            "dead-lettered",
-            || in_flight.source.dead_letter(message, reason),
-            |error| matches!(error, SourceError::Unavailable { .. }),
-        )
-        .await
+        self.repeat(in_flight, "dead-lettered", || in_flight.source.dead_letter(message, reason)).await
     }
 
-    /// `may_pass`: whether an error is worth another try.
     async fn repeat<F: Future<Output = Result<(), SourceError>>>(
         &self,
         in_flight: &InFlight,
         what: &str,
         attempt: impl Fn() -> F,
-        may_pass: fn(&SourceError) -> bool,
     ) -> bool {
         let Retries { initial_backoff, max_backoff, .. } = self.retries;
         let mut backoff = Backoff::new(initial_backoff, max_backoff);
         loop {
             let error = match attempt().await {
-                Err(error) if may_pass(&error) => error,
+                // A missing permission may be given, a queue made: else the job would be reported whenever its message comes back.
+                Err(error @ (SourceError::Unavailable { .. } | SourceError::Refused { .. })) => error,
                 result => return done(in_flight, what, result),
             };
             tracing::warn!(message_id = in_flight.message.id, what, %error, "a job that has ended could not be acknowledged yet");

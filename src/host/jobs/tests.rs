@@ -85,6 +85,47 @@ fn nothing_is_promised_to_a_job_that_is_coming_to_its_end() {
     assert!(matches!(jobs.accept(&job, false), Acceptance::InProgress(_)), "its caller is being notified that it failed");
 }
 
+/// A queue may deliver a message before it confirms that it has it.
+#[test]
+fn a_job_that_was_cancelled_and_is_sent_anew_is_started_however_soon_the_queue_delivers_it() {
+    let jobs = Arc::<Jobs>::default();
+    let job = job("a");
+    for is_shared in [false, true] {
+        queue(&jobs, &job);
+        assert_eq!(jobs.cancel("a"), Cancelling::Waiting);
+        assert!(!jobs.start(&job, 1), "it was cancelled");
+        jobs.end("a", State::Cancelled, None);
+        let Acceptance::New(sending) = jobs.accept(&job, is_shared) else { panic!("it has ended") };
+        assert!(jobs.start(&job, 1), "the wish to cancel was meant for the one that has ended");
+        sending.ended(Ok(()));
+        assert_eq!(jobs.job_status("a").unwrap().state, State::Running);
+        jobs.end("a", State::Failed, None);
+    }
+    // The same where another host may have ended the job that was to be cancelled.
+    queue(&jobs, &job);
+    assert_eq!(jobs.cancel("a"), Cancelling::Waiting);
+    jobs.registry().job_statuses.get_mut("a").unwrap().since -= SURELY_WAITING + Duration::from_millis(1);
+    let Acceptance::New(sending) = jobs.accept(&job, true) else { panic!("another host may have ended it") };
+    assert!(jobs.start(&job, 1));
+    sending.ended(Ok(()));
+}
+
+#[test]
+fn jobs_on_their_way_into_the_queue_count_for_their_tenant() {
+    let jobs = Arc::<Jobs>::default();
+    let of = |id, tenant: &str| Job { tenant: Some(tenant.into()), ..job(id) };
+    queue(&jobs, &of("waits", "a"));
+    let mut underway = Vec::new();
+    for (id, tenant, others) in [("a-1", "a", 1), ("a-2", "a", 2), ("b-1", "b", 0), ("a-3", "a", 3)] {
+        let Acceptance::New(sending) = jobs.accept(&of(id, tenant), false) else { panic!("{id} is not new") };
+        assert_eq!(sending.waiting_of_tenant(), others, "{id}");
+        underway.push(sending);
+    }
+    assert_eq!((jobs.waiting_of_tenant(&of("a-4", "a")), jobs.waiting_of_tenant(&of("a-3", "a"))), (4, 3));
+    underway.into_iter().for_each(|sending| sending.ended(Ok(())));
+    assert_eq!(jobs.waiting_of_tenant(&of("a-4", "a")), 4);
+}
+
 #[test]
 fn a_caller_who_waits_holds_the_id_until_the_job_has_ended() {
     let jobs = Arc::<Jobs>::default();

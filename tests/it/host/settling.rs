@@ -38,18 +38,22 @@ async fn an_ack_that_is_not_taken_is_repeated_until_it_is() {
     assert_eq!(asked("ack", Does::Away(4)).await, ["ack"; 5]);
 }
 
-/// Once, a message whose dead-letter queue was away for a moment stayed in flight for as long as its host lived.
+/// Once, a message whose dead-letter queue was away for a moment stayed in flight for as long as its host lived; and one that it was
+/// not allowed to move came back, and was reported, at every visibility timeout.
 #[tokio::test]
 async fn a_dead_letter_that_is_not_taken_is_repeated_until_it_is() {
-    let bench = Bench::open(|_| ()).await;
-    let shelf = Arc::new(Shelf::that("dead_letter", Does::Away(4)));
-    let problem = Problem::from(&JobError::HandlerDied { problem: "it died".into() });
-    bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::DeadLetter, 1, problem), None);
-    bench.settled().await;
-    assert_eq!(shelf.asked(), ["dead_letter"; 5]);
-    assert_eq!(shelf.reasons(), ["it died"]);
-    let notified = bench.backend.accepted();
-    assert_eq!(notified.iter().map(|notified| notified.path.as_str()).collect::<Vec<_>>(), ["/api/webhooks/inference/failed"]);
+    for does in [Does::Away(4), Does::Denied(4)] {
+        let bench = Bench::open(|_| ()).await;
+        let shelf = Arc::new(Shelf::that("dead_letter", does));
+        let problem = Problem::from(&JobError::HandlerDied { problem: "it died".into() });
+        bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::DeadLetter, 1, problem), None);
+        bench.settled().await;
+        assert_eq!(shelf.asked(), ["dead_letter"; 5]);
+        assert_eq!(shelf.reasons(), ["it died"]);
+        let notified = bench.backend.accepted();
+        let paths: Vec<_> = notified.iter().map(|notified| notified.path.as_str()).collect();
+        assert_eq!(paths, ["/api/webhooks/inference/failed"]);
+    }
 }
 
 /// The host ends, and the queue does not let the message wait: it must not come back as one that was never begun.

@@ -17,6 +17,8 @@ pub(crate) enum Does {
     Panic,
     /// It is away for so many times.
     Away(usize),
+    /// It does not let us, for so many times.
+    Denied(usize),
     /// It never answers.
     Hang,
 }
@@ -72,8 +74,11 @@ impl Shelf {
         match does {
             Some(Does::Panic) => panic!("a bug in the queue's client"),
             Some(Does::Away(most)) if times <= most => Err(is_away(action)),
+            Some(Does::Denied(most)) if times <= most => {
+                Err(SourceError::Refused { queue: "shelf".into(), action, problem: "it is not allowed".into() })
+            }
             Some(Does::Hang) => std::future::pending().await,
-            Some(Does::Away(_)) | None => Ok(()),
+            Some(Does::Away(_) | Does::Denied(_)) | None => Ok(()),
         }
     }
 }

@@ -29,6 +29,21 @@ async fn a_killed_handler_is_replaced_and_its_job_is_generated_again() {
     assert!(host.spooled("dead").is_empty());
 }
 
+/// Once, every line that could not be written ended the task that wrote it: no worker was left, and /health was well.
+#[tokio::test]
+async fn a_host_whose_log_takes_nothing_works_on() {
+    let mut host = HostProcess::start(&[], &[]).await;
+    host.wait_for("a handler is ready", 1).await;
+    host.kill();
+    host.fill_log();
+    host.spool("unheard", &job("unheard"));
+    host.restart();
+    let notified = host.backend.terminal().await;
+    assert_eq!((notified.path.as_str(), &notified.body["job_id"]), ("/api/webhooks/inference/complete", &json!("unheard")));
+    host.terminate();
+    assert!(host.ended().await.success());
+}
+
 #[tokio::test]
 async fn a_killed_host_leaves_no_orphan_and_loses_no_job() {
     let mut host = HostProcess::start(&[], &[]).await;

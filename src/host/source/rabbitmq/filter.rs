@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, co
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
-use super::frame::{END_BYTES, HEAD_BYTES, payload_bytes, sanitized};
+use super::frame::{END_BYTES, HEAD_BYTES, HEADERS_MAX_BYTES, headers_max_bytes, payload_bytes, sanitized};
 
 /// `AMQP0091` in front of a frame means that the broker does not speak our version; what follows is no frame.
 const NO_FRAME: u8 = b'A';
@@ -56,6 +56,7 @@ fn socket(end: UnixStream) -> io::Result<TcpStream> {
 /// Every frame of the broker, as it can be parsed, until one side is gone.
 async fn receive(mut broker: impl AsyncRead + Unpin, mut lapin: impl AsyncWrite + Unpin) -> io::Result<()> {
     let mut frame = Vec::new();
+    let mut headers_max = HEADERS_MAX_BYTES;
     loop {
         let mut head = [0; HEAD_BYTES];
         broker.read_exact(&mut head).await?;
@@ -71,7 +72,8 @@ async fn receive(mut broker: impl AsyncRead + Unpin, mut lapin: impl AsyncWrite 
         frame.extend(head);
         frame.resize(HEAD_BYTES + rest, 0);
         broker.read_exact(&mut frame[HEAD_BYTES..]).await?;
-        match sanitized(&frame) {
+        headers_max = headers_max_bytes(&frame).unwrap_or(headers_max);
+        match sanitized(&frame, headers_max) {
             Some(safe) => lapin.write_all(&safe).await?,
             None => lapin.write_all(&frame).await?,
         }

@@ -7,6 +7,9 @@
 
 /// Tables and arrays in one another, at most. The event that is made of them is JSON, which its reader bounds at 128.
 pub(super) const HEADER_DEPTH_MAX: usize = 32;
+/// Bytes of a message's headers, at most. A copy of it gets some of ours, and some of the broker wherever it waits, and has to fit into
+/// a frame with all of them.
+pub(super) const HEADERS_MAX_BYTES: usize = 64 << 10;
 /// Stands alone in the headers of a message whose own could not be parsed; its value says why.
 pub(super) const UNREADABLE_HEADER: &str = "x-atelier-unreadable-headers";
 
@@ -16,6 +19,8 @@ pub(super) const HEAD_BYTES: usize = 7;
 pub(super) const END_BYTES: usize = 1;
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
+const CLASS_CONNECTION: u16 = 10;
+const METHOD_TUNE: u16 = 30;
 const CLASS_BASIC: u16 = 60;
 const METHOD_DELIVER: u16 = 60;
 /// Class, weight and the body's size, before the flags.
@@ -30,18 +35,41 @@ const TIMESTAMP: u16 = 1 << 6;
 const AFTER_HEADERS: [u16; 11] =
     [DELIVERY_MODE, PRIORITY, 1 << 10, 1 << 9, 1 << 8, 1 << 7, TIMESTAMP, 1 << 5, 1 << 4, 1 << 3, 1 << 2];
 
+const TOO_LARGE: &str = "the headers have more than 64 KiB, or than half of the broker's frame_max";
+
 /// Bytes of the payload that `head` announces.
 pub(super) fn payload_bytes(head: [u8; HEAD_BYTES]) -> usize {
     u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize
 }
 
+/// How large headers may be where this frame is the broker's proposal of limits (`connection.tune`): half of a frame. Zero is no
+/// limit of the broker's.
+pub(super) fn headers_max_bytes(frame: &[u8]) -> Option<usize> {
+    if frame[0] != METHOD {
+        return None;
+    }
+    let mut reader = Reader::new(payload(frame)?);
+    if (reader.short()?, reader.short()?) != (CLASS_CONNECTION, METHOD_TUNE) {
+        return None;
+    }
+    // The most channels come first.
+    reader.short()?;
+    let frame_max = reader.long()? as usize;
+    Some(if frame_max == 0 { HEADERS_MAX_BYTES } else { (frame_max / 2).min(HEADERS_MAX_BYTES) })
+}
+
+fn payload(frame: &[u8]) -> Option<&[u8]> {
+    frame.get(HEAD_BYTES..frame.len().checked_sub(END_BYTES)?)
+}
+
 /// The frame, from its type to its last byte, as it can be parsed: with `?` for what is no UTF-8 in a short string, and with
-/// [`UNREADABLE_HEADER`] for headers that nest too deep. None: it is fine as it is, or not of a message.
-pub(super) fn sanitized(frame: &[u8]) -> Option<Vec<u8>> {
-    let payload = frame.get(HEAD_BYTES..frame.len().checked_sub(END_BYTES)?)?;
+/// [`UNREADABLE_HEADER`] for headers that nest too deep or have more than `headers_max` bytes. None: it is fine as it is, or not of a
+/// message.
+pub(super) fn sanitized(frame: &[u8], headers_max: usize) -> Option<Vec<u8>> {
+    let payload = payload(frame)?;
     let safe = match frame[0] {
         METHOD => deliver(payload),
-        HEADER => content_header(payload),
+        HEADER => content_header(payload, headers_max),
         _ => None,
     }?;
     (safe != payload).then(|| {
@@ -67,7 +95,7 @@ fn deliver(payload: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The properties of a message.
-fn content_header(payload: &[u8]) -> Option<Vec<u8>> {
+fn content_header(payload: &[u8], headers_max: usize) -> Option<Vec<u8>> {
     let mut reader = Reader::new(payload);
     reader.skip(CONTENT_HEAD_BYTES)?;
     let flags = reader.short()?;
@@ -80,7 +108,8 @@ fn content_header(payload: &[u8]) -> Option<Vec<u8>> {
         let start = reader.at;
         let bytes = reader.long()? as usize;
         let end = reader.at.checked_add(bytes).filter(|end| *end <= payload.len())?;
-        if let Err(problem) = reader.table(end) {
+        let read = reader.table(end).and_then(|()| if bytes > headers_max { Err(TOO_LARGE) } else { Ok(()) });
+        if let Err(problem) = read {
             let unreadable = unreadable(problem);
             reader.bytes.splice(start..end, unreadable.iter().copied());
             reader.at = start + unreadable.len();
@@ -246,39 +275,72 @@ mod tests {
 
     #[test]
     fn headers_that_nest_no_deeper_than_allowed_stay() {
-        assert_eq!(sanitized(&message(&nested(HEADER_DEPTH_MAX), b"m-1")), None);
+        assert_eq!(sanitized(&message(&nested(HEADER_DEPTH_MAX), b"m-1"), HEADERS_MAX_BYTES), None);
     }
 
     #[test]
     fn headers_that_nest_deeper_are_replaced_and_the_rest_stays() {
         for depth in [HEADER_DEPTH_MAX + 1, 1_000, 18_000] {
             let problem = "the headers nest deeper than 32 tables or arrays";
-            assert_eq!(sanitized(&message(&nested(depth), b"m-1")), Some(message(&unreadable(problem), b"m-1")), "{depth}");
+            assert_eq!(
+                sanitized(&message(&nested(depth), b"m-1"), HEADERS_MAX_BYTES),
+                Some(message(&unreadable(problem), b"m-1")),
+                "{depth}"
+            );
         }
     }
 
     #[test]
+    fn headers_that_would_leave_no_room_in_a_frame_are_replaced() {
+        let filled = |bytes: usize| {
+            let text = bytes - 2 - 1 - 4;
+            let mut table = (bytes as u32).to_be_bytes().to_vec();
+            table.extend(b"\x01kS");
+            table.extend((text as u32).to_be_bytes());
+            table.extend(vec![b'x'; text]);
+            table
+        };
+        let too_large = Some(message(&unreadable(TOO_LARGE), b"m-1"));
+        assert_eq!(sanitized(&message(&filled(HEADERS_MAX_BYTES), b"m-1"), HEADERS_MAX_BYTES), None);
+        assert_eq!(sanitized(&message(&filled(HEADERS_MAX_BYTES + 1), b"m-1"), HEADERS_MAX_BYTES), too_large);
+        assert_eq!(sanitized(&message(&filled(130_900), b"m-1"), HEADERS_MAX_BYTES), too_large);
+        assert_eq!(sanitized(&message(&filled(4_097), b"m-1"), 4_096), too_large);
+    }
+
+    #[test]
+    fn the_brokers_proposal_says_how_large_headers_may_be() {
+        let tune = |frame_max: u32| {
+            let frame_max = frame_max.to_be_bytes();
+            frame(METHOD, &[b"\0\x0a\0\x1e\x07\xff".as_slice(), &frame_max, b"\0\x3c"].concat())
+        };
+        for (frame_max, headers) in [(0, 65_536), (131_072, 65_536), (1 << 20, 65_536), (8_192, 4_096)] {
+            assert_eq!(headers_max_bytes(&tune(frame_max)), Some(headers), "{frame_max}");
+        }
+        assert_eq!(headers_max_bytes(&message(&nested(1), b"m")), None);
+    }
+
+    #[test]
     fn short_strings_that_are_no_utf_8_can_be_read() {
-        assert_eq!(sanitized(&message(&nested(1), b"a\xff\xfeb")), Some(message(&nested(1), b"a??b")));
+        assert_eq!(sanitized(&message(&nested(1), b"a\xff\xfeb"), HEADERS_MAX_BYTES), Some(message(&nested(1), b"a??b")));
         let named = |name: &[u8; 2]| [b"\0\0\0\x05\x02".as_slice(), name, b"tX"].concat();
-        assert_eq!(sanitized(&message(&named(b"\xffk"), b"m")), Some(message(&named(b"?k"), b"m")));
+        assert_eq!(sanitized(&message(&named(b"\xffk"), b"m"), HEADERS_MAX_BYTES), Some(message(&named(b"?k"), b"m")));
         let delivery =
             |key: &[u8; 3]| frame(METHOD, &[b"\0\x3c\0\x3c\x01c\0\0\0\0\0\0\0\x01\x00\x00\x03".as_slice(), key].concat());
-        assert_eq!(sanitized(&delivery(b"a\xffb")), Some(delivery(b"a?b")));
-        assert_eq!(sanitized(&delivery("aü".as_bytes().try_into().unwrap())), None);
+        assert_eq!(sanitized(&delivery(b"a\xffb"), HEADERS_MAX_BYTES), Some(delivery(b"a?b")));
+        assert_eq!(sanitized(&delivery("aü".as_bytes().try_into().unwrap()), HEADERS_MAX_BYTES), None);
     }
 
     proptest! {
         #[test]
         fn no_frame_is_too_odd(kind in 0_u8..9, payload in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = sanitized(&frame(kind, &payload));
+            let _ = sanitized(&frame(kind, &payload), HEADERS_MAX_BYTES);
         }
 
         #[test]
         fn no_headers_are_too_odd(headers in proptest::collection::vec(any::<u8>(), 0..300)) {
             let table = [&(headers.len() as u32).to_be_bytes()[..], &headers].concat();
-            if let Some(safe) = sanitized(&message(&table, b"m")) {
-                prop_assert_eq!(sanitized(&safe), None, "what was made safe is safe");
+            if let Some(safe) = sanitized(&message(&table, b"m"), HEADERS_MAX_BYTES) {
+                prop_assert_eq!(sanitized(&safe, HEADERS_MAX_BYTES), None, "what was made safe is safe");
             }
         }
     }

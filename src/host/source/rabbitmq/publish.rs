@@ -26,7 +26,7 @@ pub(super) const DEFERRED_HEADER: &str = "x-atelier-deferred";
 pub(super) const ENDED_HEADER: &str = "x-atelier-ended";
 
 /// A header must fit into one frame with all the others.
-const MAX_REASON_BYTES: usize = 4096;
+const MAX_REASON_BYTES: usize = 1024;
 const PERSISTENT: u8 = 2;
 
 /// Sets one property.

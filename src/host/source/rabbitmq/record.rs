@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use std::time::{Duration, SystemTime};
 
 use super::frame::UNREADABLE_HEADER;
-use super::publish::{ATTEMPT_HEADER, DEFERRED_HEADER, ENDED_HEADER, IDENTITY_HEADER};
+use super::publish::{ATTEMPT_HEADER, DEFERRED_HEADER, ENDED_HEADER, IDENTITY_HEADER, REASON_HEADER};
 use crate::host::ended::EndedJob;
 use crate::job::trace::{TRACEPARENT, Trace};
 use crate::protocol::deferral::Deferral;
@@ -24,7 +24,31 @@ pub(super) fn broker_count(delivery: &Delivery) -> u32 {
 
 /// Attempts that earlier copies of the message have used up.
 pub(super) fn earlier_attempts(properties: &BasicProperties) -> u32 {
-    number(properties, ATTEMPT_HEADER).unwrap_or(0)
+    if is_sent_anew(properties) { 0 } else { number(properties, ATTEMPT_HEADER).unwrap_or(0) }
+}
+
+/// Whether the message was among the dead letters since our headers were written: a dead letter of ours has a reason, and a copy that
+/// waits has neither that nor any rejection. Whoever sends it again wants its job run again.
+fn is_sent_anew(properties: &BasicProperties) -> bool {
+    let headers = properties.headers().as_ref().map(FieldTable::inner);
+    headers.is_some_and(|headers| headers.contains_key(REASON_HEADER)) || was_rejected(properties)
+}
+
+/// As the broker says of the dead letters of a queue, whoever sent them again: `x-death` has each queue that the message left, and
+/// next to it stand the first and the last.
+fn was_rejected(properties: &BasicProperties) -> bool {
+    let is_rejection = |reason: Option<&str>| matches!(reason, Some("rejected" | "delivery_limit"));
+    let deaths = match properties.headers().as_ref().and_then(|headers| headers.inner().get("x-death")) {
+        Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice(),
+        _ => &[],
+    };
+    let mut reasons = deaths.iter().filter_map(|death| match death {
+        AMQPValue::FieldTable(death) => Some(death.inner().get("reason").and_then(words)),
+        _ => None,
+    });
+    reasons.any(is_rejection)
+        || is_rejection(text(properties, "x-first-death-reason"))
+        || is_rejection(text(properties, "x-last-death-reason"))
 }
 
 fn number(properties: &BasicProperties, header: &str) -> Option<u32> {
@@ -56,6 +80,9 @@ pub(super) fn trace(properties: &BasicProperties) -> Option<Trace> {
 
 /// Why and since when the message waited.
 pub(super) fn deferral(properties: &BasicProperties) -> Option<Deferral> {
+    if is_sent_anew(properties) {
+        return None;
+    }
     text(properties, DEFERRED_HEADER)?.parse().ok()
 }
 
@@ -71,15 +98,23 @@ pub(super) fn identity(delivery: &Delivery) -> String {
 }
 
 fn text<'a>(properties: &'a BasicProperties, header: &str) -> Option<&'a str> {
-    match properties.headers().as_ref()?.inner().get(header)? {
+    words(properties.headers().as_ref()?.inner().get(header)?)
+}
+
+fn words(value: &AMQPValue) -> Option<&str> {
+    match value {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
         AMQPValue::ShortString(text) => Some(text.as_str()),
         _ => None,
     }
 }
 
-/// How the message's job ended, where nothing but its notifications is left.
+/// How the message's job ended, where nothing but its notifications is left. A queue that is someone else's dead-letters a message with
+/// what it came with: that says how its job had ended before, and nothing of why it is sent again.
 pub(super) fn ended(properties: &BasicProperties) -> Option<EndedJob> {
+    if was_rejected(properties) {
+        return None;
+    }
     match properties.headers().as_ref()?.inner().get(ENDED_HEADER)? {
         AMQPValue::LongString(text) => EndedJob::decode(text.as_bytes()),
         _ => None,
@@ -180,6 +215,40 @@ mod tests {
         ] {
             let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
             assert_eq!(time.and_then(date).as_deref(), expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn a_dead_letter_that_is_sent_again_starts_anew() {
+        let ours = [
+            (ATTEMPT_HEADER, AMQPValue::LongLongInt(2)),
+            (DEFERRED_HEADER, AMQPValue::LongString("notification_undelivered@1795930394".into())),
+            (ENDED_HEADER, AMQPValue::LongString(EndedJob::complete(1).encode().into())),
+        ];
+        let death = |reason: &str| {
+            let mut death = FieldTable::default();
+            death.insert("queue".into(), AMQPValue::LongString("jobs".into()));
+            death.insert("reason".into(), AMQPValue::LongString(reason.into()));
+            ("x-death", AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into()))
+        };
+        let word = |name, reason: &str| (name, AMQPValue::LongString(reason.into()));
+        for (more, attempts, has_deferral, has_ended) in [
+            (None, 2, true, true),
+            (Some(death("expired")), 2, true, true),
+            (Some(word("x-last-death-reason", "expired")), 2, true, true),
+            (Some(death("rejected")), 0, false, false),
+            (Some(death("delivery_limit")), 0, false, false),
+            (Some(word("x-last-death-reason", "rejected")), 0, false, false),
+            // Our own dead letter of a job whose webhook was not taken: it is told again.
+            (Some(word(REASON_HEADER, "webhook_failed")), 0, false, true),
+        ] {
+            let mut headers = FieldTable::default();
+            for (name, value) in ours.iter().cloned().chain(more.clone()) {
+                headers.insert(name.into(), value);
+            }
+            let properties = BasicProperties::default().with_headers(headers);
+            let found = (earlier_attempts(&properties), deferral(&properties).is_some(), ended(&properties).is_some());
+            assert_eq!(found, (attempts, has_deferral, has_ended), "{more:?}");
         }
     }
 

@@ -10,6 +10,9 @@ use super::name::{Name, PARTIAL};
 /// The directory of notes about jobs that have ended and whose callers do not know it yet, each under its job's unique name.
 const ENDED: &str = "ended";
 
+/// More than most jobs have.
+const PROBE_BYTES: usize = 64 << 10;
+
 /// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Directory {
@@ -123,6 +126,16 @@ impl Files {
         Ok(())
     }
 
+    /// Writes a file, moves it as a job is moved that is put back, and removes it.
+    pub(super) fn probe(&self) -> io::Result<()> {
+        let probe = |directory: Directory| self.root.join(directory.as_str()).join(format!("probe{PARTIAL}"));
+        let written = fs::write(probe(Directory::Running), [0; PROBE_BYTES])
+            .and_then(|()| fs::rename(probe(Directory::Running), probe(Directory::Waiting)));
+        // What is left of it takes up room.
+        let _ = fs::remove_file(probe(Directory::Running));
+        written.and_then(|()| fs::remove_file(probe(Directory::Waiting)))
+    }
+
     /// Whether the spool itself is still there.
     pub(super) fn is_there(&self) -> bool {
         [Directory::Waiting, Directory::Running].iter().all(|directory| self.root.join(directory.as_str()).is_dir())
@@ -134,9 +147,10 @@ impl Files {
 
     /// The job goes to `dead/` and finds its reason there already, whole: a reader who sees the one can read the other.
     pub(super) fn bury(&self, name: &Name, reason: &str) -> io::Result<()> {
-        // It waits no longer; and its reason's name has to fit.
+        // It waits no longer, and sent again it has all its attempts; and its reason's name has to fit.
         let mut dead = name.clone();
         dead.deferral = None;
+        dead.attempt = 0;
         let directory = self.root.join(Directory::Dead.as_str());
         let written =
             write_by(&directory.join(format!("{}{PARTIAL}", name.unique)), &directory.join(format!("reason~{dead}")), reason);

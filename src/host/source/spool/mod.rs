@@ -6,6 +6,7 @@
 mod files;
 pub mod inspect;
 mod name;
+mod recovery;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use tokio::sync::Notify;
 
 use self::files::{Directory, Files};
 use self::name::Name;
+use self::recovery::Returning;
 use super::{Depth, Message, Shape, Source, SourceError};
 use crate::clock::later;
 use crate::host::ended::EndedJob;
@@ -51,6 +53,8 @@ pub struct Spool {
     files: Arc<Files>,
     index: Arc<Mutex<BTreeSet<Waiting>>>,
     arrived: Arc<Notify>,
+    /// What the disk did not do, until it does.
+    unwritable: Arc<Mutex<Option<String>>>,
     keep_refused: bool,
 }
 
@@ -62,7 +66,7 @@ enum Attempt {
 }
 
 /// A job that waits, in the order in which jobs are due.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Waiting {
     /// Not to be started before; by a clock that no one sets.
     due: Instant,
@@ -99,6 +103,7 @@ impl Spool {
             files: Arc::new(files),
             index: Arc::new(Mutex::new(waiting.collect())),
             arrived: Arc::new(Notify::new()),
+            unwritable: Arc::default(),
             keep_refused: settings.keep_refused,
         })
     }
@@ -153,6 +158,7 @@ impl Spool {
         }
     }
 
+    /// With what is noted of its job's end, where `attempt` is deferred.
     async fn requeue(
         &self,
         message: &Message,
@@ -162,20 +168,19 @@ impl Spool {
     ) -> Result<(), SourceError> {
         let running = self.in_flight(message, action)?;
         let mut waiting = running.clone();
+        let mut note = None;
         match attempt {
             Attempt::Counted => waiting.deferral = None,
             Attempt::Untried => waiting.attempt = waiting.attempt.saturating_sub(1),
             Attempt::Deferred(deferral) => {
                 waiting.attempt = waiting.attempt.saturating_sub(1);
                 waiting.deferral = Some(deferral);
+                note = Some(message.ended.as_ref().map(EndedJob::encode));
             }
         }
         waiting.due(later(SystemTime::now(), delay));
-        let to = waiting.clone();
-        self.on_disk(action, move |files| files.rename((Directory::Running, &running), (Directory::Waiting, &to))).await?;
-        self.index().insert(Waiting { due: later(Instant::now(), delay), name: waiting });
-        self.arrived.notify_one();
-        Ok(())
+        let waiting = Waiting { due: later(Instant::now(), delay), name: waiting };
+        self.put_back(Returning { action, running, waiting, note }).await
     }
 
     /// How the job ended goes along with it, in a file of its own.
@@ -200,7 +205,7 @@ impl Spool {
     ) -> Result<T, SourceError> {
         let files = self.files.clone();
         let done = tokio::task::spawn_blocking(move || work(&files)).await;
-        done.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).map_err(|problem| {
+        let done = done.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).map_err(|problem| {
             let queue = self.files.label();
             let gone = problem.kind() == std::io::ErrorKind::NotFound;
             let problem = problem.to_string();
@@ -212,7 +217,8 @@ impl Spool {
             } else {
                 SourceError::Unavailable { queue, action, problem }
             }
-        })
+        });
+        done.inspect_err(|error| self.report(error))
     }
 
     /// A panic under the lock leaves nothing half done: every change is one call.
@@ -309,7 +315,8 @@ impl Source for Spool {
     }
 
     fn trouble(&self) -> Option<String> {
-        (!self.files.is_there()).then(|| format!("{}: {DELETED}", self.files.label()))
+        let deleted = (!self.files.is_there()).then(|| format!("{}: {DELETED}", self.files.label()));
+        deleted.or_else(|| self.unwritable().clone())
     }
 
     async fn ack(&self, message: &Message) -> Result<(), SourceError> {
@@ -330,7 +337,6 @@ impl Source for Spool {
     /// the directory is opened again.
     async fn defer(&self, message: &Message, delay: Duration, reason: DeferReason) -> Result<(), SourceError> {
         let deferral = Deferral::next(message.deferral, reason, SystemTime::now());
-        self.note_end(message, "defer").await?;
         self.requeue(message, "defer", delay, Attempt::Deferred(deferral)).await
     }
 

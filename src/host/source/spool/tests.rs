@@ -113,6 +113,75 @@ async fn how_a_job_ended_goes_along_with_it_until_it_is_settled() {
     assert_eq!(files(directory.path(), "ended").len(), 1);
 }
 
+/// A disk that is full, read-only or broken for a moment, as the moves see it: `waiting/` takes nothing.
+async fn held_back(
+    settle: impl AsyncFnOnce(&Spool, &Message) -> Result<(), SourceError>,
+) -> (Message, Spool, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path());
+    spool.send("job-1", b"{}", None).await.unwrap();
+    let message = spool.receive(1).await.unwrap().remove(0);
+    let waiting = directory.path().join("waiting");
+    fs::remove_dir(&waiting).unwrap();
+    fs::write(&waiting, "no directory").unwrap();
+    let error = settle(&spool, &message).await.unwrap_err();
+    assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
+    fs::remove_file(&waiting).unwrap();
+    fs::create_dir(&waiting).unwrap();
+    assert!(spool.trouble().unwrap().contains("os error"), "{:?}", spool.trouble());
+    let again = tokio::time::timeout(Duration::from_mins(1), spool.receive(1)).await;
+    let again = again.expect("without a restart").unwrap().remove(0);
+    assert!(files(directory.path(), "waiting").iter().all(|file| file.to_string_lossy().ends_with(name::PARTIAL)));
+    (again, spool, directory)
+}
+
+#[tokio::test]
+async fn what_the_disk_does_not_put_back_now_comes_back_as_soon_as_it_does() {
+    let soon = Duration::from_millis(1);
+    let (again, spool, _directory) = held_back(async |spool, message| spool.retry(message, soon).await).await;
+    assert_eq!((again.attempt, again.deferral), (2, None));
+    let well = async {
+        while let Some(trouble) = spool.trouble() {
+            assert!(trouble.contains("retry: "), "{trouble}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), well).await.expect("a spool that can be used is ready");
+
+    let (again, ..) = held_back(async |spool, message| spool.release(message).await).await;
+    assert_eq!(again.attempt, 1);
+
+    let ended = EndedJob::complete(1);
+    let reason = DeferReason::NotificationUndelivered;
+    let (again, ..) = held_back(async |spool, message| {
+        let message = Message { ended: Some(ended.clone()), ..message.clone() };
+        spool.defer(&message, soon, reason).await
+    })
+    .await;
+    assert_eq!((again.attempt, again.deferral.map(|deferral| deferral.reason)), (1, Some(reason)));
+    assert_eq!(again.ended, Some(ended));
+}
+
+/// Once its file name kept the attempts: sent again, it failed for good with its first.
+#[tokio::test]
+async fn a_dead_letter_that_is_sent_again_has_all_its_attempts() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(directory.path());
+    spool.send("job-1", b"{}", None).await.unwrap();
+    spool.retry(&spool.receive(1).await.unwrap()[0], Duration::ZERO).await.unwrap();
+    let last = spool.receive(1).await.unwrap().remove(0);
+    assert_eq!(last.attempt, 2);
+    spool.dead_letter(&last, "it died").await.unwrap();
+    drop(spool);
+    for dead in files(directory.path(), "dead") {
+        let name = dead.file_name().unwrap();
+        if !name.to_string_lossy().starts_with("reason~") {
+            fs::rename(&dead, directory.path().join("waiting").join(name)).unwrap();
+        }
+    }
+    assert_eq!(open(directory.path()).receive(1).await.unwrap()[0].attempt, 1);
+}
+
 #[tokio::test]
 async fn a_spool_that_is_gone_says_so() {
     let directory = tempfile::tempdir().unwrap();

@@ -64,11 +64,10 @@ impl Queue {
         })
     }
 
-    /// Sends the message to the dead-letter queue, then deletes it here: interrupted in between, it is there twice, never lost.
-    pub(super) async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
-        if let Some(target) = self.dead_letter_queue().await? {
-            self.send_to(&target, self.outgoing_message(&target, message, reason)?).await?;
-        } else {
+    /// Puts a copy of the message where failed ones are kept; it is to be deleted here then. Interrupted in between, it is there
+    /// twice, never lost.
+    pub(super) async fn keep_dead(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
+        let Some(target) = self.dead_letter_queue().await? else {
             // Left here it would start the job again and again, and its caller has been notified.
             tracing::warn!(
                 queue = self.url,
@@ -76,24 +75,45 @@ impl Queue {
                 reason,
                 "a failed message is deleted: the queue has no redrive policy; set one to keep such messages"
             );
+            return Ok(());
+        };
+        // Who may send there need not be allowed to ask how much it takes.
+        let most_bytes = self.most_bytes_of(&target).await.unwrap_or_else(|_| self.most_bytes());
+        if message.body.len() > most_bytes {
+            tracing::error!(
+                queue = target,
+                message_id = message.id,
+                reason,
+                bytes = message.body.len(),
+                most_bytes,
+                "a failed message is deleted: it is larger than its dead-letter queue takes; raise that queue's MaximumMessageSize"
+            );
+            return Ok(());
         }
-        self.delete(message).await
+        self.send_to(&target, self.outgoing_message(&target, message, reason, most_bytes)?).await
     }
 
+    /// `most_bytes`: what `target` takes, and no less than the body.
     fn outgoing_message<'a>(
         &self,
         target: &str,
         message: &'a Message,
         reason: &str,
+        most_bytes: usize,
     ) -> Result<OutgoingMessage<'a>, SourceError> {
-        let body = self.checked_body(&message.body)?;
+        let body = self.text(&message.body)?;
+        let room = most_bytes - body.len();
         let mut attributes = attributes_of(message);
         attributes.remove(SQS_ATTRIBUTE);
         // How the job ended stands in its record, or in the note of its failure, as well.
-        if attributes.len() > MAX_ATTRIBUTES || !self.has_room(message, ended_bytes(&attributes)) {
+        if attributes.len() > MAX_ATTRIBUTES || bytes(&attributes) > room {
             attributes.remove(ENDED);
         }
-        if attributes.len() < MAX_ATTRIBUTES && self.has_room(message, ended_bytes(&attributes) + REASON_BYTES) {
+        if bytes(&attributes) > room {
+            tracing::warn!(queue = target, message_id = message.id, most_bytes, "a dead letter has no room for its attributes");
+            attributes.clear();
+        }
+        if attributes.len() < MAX_ATTRIBUTES && bytes(&attributes) + REASON_BYTES <= room {
             let text = MessageAttributeValue::builder().data_type("String").string_value(presentable(reason)).build();
             attributes.extend(text.ok().map(|text| (REASON.to_owned(), text)));
         }
@@ -101,17 +121,16 @@ impl Queue {
         let deduplication = is_fifo(target).then(|| message.id.clone());
         Ok(OutgoingMessage { body, attributes, trace: message.trace, group, deduplication, delay_s: None })
     }
-
-    /// Attributes count into a message's size; the record holds all of them, and a little more.
-    fn has_room(&self, message: &Message, more: usize) -> bool {
-        let attributes = message.record["messageAttributes"].to_string().len();
-        message.body.len() + attributes + more <= self.most_bytes()
-    }
 }
 
-fn ended_bytes(attributes: &HashMap<String, MessageAttributeValue>) -> usize {
-    let text = attributes.get(ENDED).and_then(|value| value.string_value());
-    text.map_or(0, |text| ENDED.len() + TYPE_BYTES + text.len())
+/// Attributes count into a message's size: their names, types and values.
+fn bytes(attributes: &HashMap<String, MessageAttributeValue>) -> usize {
+    let sizes = attributes.iter().map(|(name, value)| {
+        let text = value.string_value().map_or(0, str::len);
+        let binary = value.binary_value().map_or(0, |binary| binary.as_ref().len());
+        name.len() + value.data_type().len() + text + binary
+    });
+    sizes.sum()
 }
 
 /// As SQS takes it for an attribute: not empty, no control characters, not long.

@@ -15,6 +15,8 @@ pub struct Found {
     pub visibility_seconds: u64,
     /// Seconds that SQS keeps a message: `MessageRetentionPeriod`.
     pub retention_seconds: u64,
+    /// Bytes that a message may have: `MaximumMessageSize`.
+    pub most_bytes: usize,
     pub redrive: Option<Redrive>,
 }
 
@@ -24,6 +26,8 @@ pub struct Redrive {
     pub most_receives: Option<u64>,
     /// URL of the dead-letter queue.
     pub queue: Result<String, SourceError>,
+    /// Bytes that a message may have there, where it says so.
+    pub most_bytes: Option<usize>,
 }
 
 /// # Errors
@@ -41,13 +45,21 @@ pub async fn inspect(settings: &Settings) -> Result<Found, ConnectError> {
     let number = |name: &QueueAttributeName| attributes.get(name).and_then(|text| text.parse().ok()).unwrap_or_default();
     let redrive = match queue.redrive_policy().await? {
         None => None,
-        Some(policy) => Some(Redrive { most_receives: policy.most_receives(), queue: queue.url_of(policy.target()).await }),
+        Some(policy) => {
+            let dead = queue.url_of(policy.target()).await;
+            let most_bytes = match &dead {
+                Ok(url) => queue.most_bytes_of(url).await.ok(),
+                Err(_) => None,
+            };
+            Some(Redrive { most_receives: policy.most_receives(), queue: dead, most_bytes })
+        }
     };
     Ok(Found {
         fifo: queue.fifo(),
         waiting: number(&names[1]),
         visibility_seconds: number(&names[0]),
         retention_seconds: number(&names[2]),
+        most_bytes: queue.most_bytes(),
         redrive,
     })
 }

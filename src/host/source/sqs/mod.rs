@@ -8,6 +8,7 @@
 //!   that one first again when it is retried. So order holds however many handlers there are.
 //! - What failed for good is moved to the dead-letter queue by us, see `dead_letter.rs`.
 
+mod answers;
 mod dead_letter;
 mod deferred;
 mod error;
@@ -18,8 +19,8 @@ mod queue;
 mod queue_url;
 mod record;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -29,6 +30,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use self::answers::JsonAnswers;
 use self::deferred::Deferred;
 use self::inbox::Inbox;
 use self::queue::{OutgoingMessage, Queue};
@@ -83,9 +85,26 @@ pub struct Sqs {
     inbox: Arc<Inbox>,
     deferred: Arc<Deferred>,
     heartbeat: Duration,
-    /// Why the last message could not be deleted, where it may not be.
-    undeletable: Mutex<Option<String>>,
+    unsettled: Mutex<Unsettled>,
     keep_refused: bool,
+}
+
+/// What the queue does not let us do with messages that are done with.
+#[derive(Default)]
+struct Unsettled {
+    /// Why the last one could not be deleted, where it may not be.
+    undeletable: Option<String>,
+    /// Why the last one that failed for good could not be moved, where it may not be.
+    unmovable: Option<String>,
+    /// Receipts of those whose copy is among the dead letters, and that are to be deleted.
+    kept_dead: HashSet<String>,
+}
+
+fn refusal(result: &Result<(), SourceError>) -> Option<String> {
+    match result {
+        Err(error @ SourceError::Refused { .. }) => Some(error.to_string()),
+        _ => None,
+    }
 }
 
 impl Sqs {
@@ -102,7 +121,21 @@ impl Sqs {
         let heartbeat = Duration::from_secs(settings.visibility_seconds.into()) / 2;
         let inbox = Arc::new(Inbox::new(Arc::clone(&queue), heartbeat));
         let deferred = Arc::new(Deferred::new(Arc::clone(&queue), heartbeat / 2));
-        Ok(Self { queue, inbox, deferred, heartbeat, undeletable: Mutex::default(), keep_refused: settings.keep_refused })
+        Ok(Self { queue, inbox, deferred, heartbeat, unsettled: Mutex::default(), keep_refused: settings.keep_refused })
+    }
+
+    /// Once, however often the message's deletion has to be tried.
+    async fn keep_dead(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
+        if !self.unsettled().kept_dead.contains(&message.receipt) {
+            self.queue.keep_dead(message, reason).await?;
+            self.unsettled().kept_dead.insert(message.receipt.clone());
+        }
+        Ok(())
+    }
+
+    /// A panic under the lock leaves nothing half done: every change is one assignment.
+    fn unsettled(&self) -> MutexGuard<'_, Unsettled> {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,7 +168,7 @@ impl Settings {
             ..self.access()
         };
         let config = aws_sdk_sqs::config::Builder::from(&access.load().await?).retry_partition(aws::retry_partition());
-        Ok(Client::from_conf(config.build()))
+        Ok(Client::from_conf(config.interceptor(JsonAnswers).build()))
     }
 }
 
@@ -161,10 +194,10 @@ impl Source for Sqs {
         Some(self.heartbeat)
     }
 
-    /// Nothing while the queue does not let us delete what is done: every job would be reported again and again.
+    /// Nothing while the queue does not let us delete or move what is done: every job would be reported again and again.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
         if let Some(problem) = self.trouble() {
-            return Err(SourceError::Refused { queue: self.queue.url.clone(), action: "sqs:DeleteMessage", problem });
+            return Err(SourceError::Refused { queue: self.queue.url.clone(), action: "receive", problem });
         }
         tokio::select! {
             biased;
@@ -174,7 +207,8 @@ impl Source for Sqs {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.undeletable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let unsettled = self.unsettled();
+        unsettled.undeletable.clone().or_else(|| unsettled.unmovable.clone())
     }
 
     async fn extend(&self, message: &Message) -> Result<(), SourceError> {
@@ -183,11 +217,7 @@ impl Source for Sqs {
 
     async fn ack(&self, message: &Message) -> Result<(), SourceError> {
         let deleted = self.queue.delete(message).await;
-        let refused = match &deleted {
-            Err(error @ SourceError::Refused { .. }) => Some(error.to_string()),
-            _ => None,
-        };
-        *self.undeletable.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+        self.unsettled().undeletable = refusal(&deleted);
         deleted
     }
 
@@ -207,7 +237,17 @@ impl Source for Sqs {
     }
 
     async fn dead_letter(&self, message: &Message, reason: &str) -> Result<(), SourceError> {
-        self.queue.dead_letter(message, reason).await
+        let moved = async {
+            self.keep_dead(message, reason).await?;
+            self.queue.delete(message).await
+        };
+        let moved = moved.await;
+        let mut unsettled = self.unsettled();
+        unsettled.unmovable = refusal(&moved);
+        if matches!(moved, Ok(()) | Err(SourceError::Lost { .. })) {
+            unsettled.kept_dead.remove(&message.receipt);
+        }
+        moved
     }
 
     async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {

@@ -12,6 +12,7 @@ use aws_sdk_sqs::types::{
 };
 
 use super::Settings;
+use super::answers::confirmed;
 use super::error::source_error;
 use super::lease::{delay_s, extension_s};
 use super::record::Origin;
@@ -29,6 +30,10 @@ pub(super) struct Queue {
     visibility_seconds: u32,
     poll_timeout: TimeoutConfig,
     most_bytes: usize,
+}
+
+fn most_bytes(found: &HashMap<QueueAttributeName, String>) -> usize {
+    found.get(&QueueAttributeName::MaximumMessageSize).and_then(|bytes| bytes.parse().ok()).unwrap_or(MAX_BYTES)
 }
 
 /// What SQS hands on as the attribute `AWSTraceHeader`.
@@ -64,8 +69,7 @@ impl Queue {
         };
         let found = queue.attributes(&[QueueAttributeName::QueueArn, QueueAttributeName::MaximumMessageSize]).await?;
         queue.origin.arn = found.get(&QueueAttributeName::QueueArn).cloned().unwrap_or_default();
-        let most = found.get(&QueueAttributeName::MaximumMessageSize).and_then(|bytes| bytes.parse().ok());
-        queue.most_bytes = most.unwrap_or(MAX_BYTES);
+        queue.most_bytes = most_bytes(&found);
         Ok(queue)
     }
 
@@ -140,10 +144,18 @@ impl Queue {
                 self.most_bytes
             )));
         }
-        std::str::from_utf8(body).map_err(|error| refused(format!("the message is not text in UTF-8 ({error})")))
+        self.text(body)
     }
 
-    /// `queue`: the URL of this queue or of another one on the same server.
+    pub(super) fn text<'a>(&self, body: &'a [u8]) -> Result<&'a str, SourceError> {
+        std::str::from_utf8(body).map_err(|error| SourceError::Refused {
+            queue: self.url.clone(),
+            action: "sqs:SendMessage",
+            problem: format!("the message is not text in UTF-8 ({error})"),
+        })
+    }
+
+    /// `queue`: the URL of this queue or of another one on the same server. Returns when SQS has confirmed this very message.
     pub(super) async fn send_to(&self, queue: &str, outgoing_message: OutgoingMessage<'_>) -> Result<(), SourceError> {
         let send = self.client.send_message().queue_url(queue).message_body(outgoing_message.body);
         let attributes = Some(outgoing_message.attributes).filter(|attributes| !attributes.is_empty());
@@ -153,18 +165,36 @@ impl Queue {
             .set_message_group_id(outgoing_message.group.map(str::to_owned))
             .set_message_deduplication_id(outgoing_message.deduplication)
             .set_delay_seconds(outgoing_message.delay_s.map(|seconds| seconds as i32));
-        send.send().await.map(drop).map_err(|error| source_error(queue, "sqs:SendMessage", &error))
+        let sent = send.send().await.map_err(|error| source_error(queue, "sqs:SendMessage", &error))?;
+        confirmed(outgoing_message.body, &sent).map_err(|problem| SourceError::Unavailable {
+            queue: queue.to_owned(),
+            action: "sqs:SendMessage",
+            problem,
+        })
     }
 
     pub(super) async fn attributes(
         &self,
         names: &[QueueAttributeName],
     ) -> Result<HashMap<QueueAttributeName, String>, SourceError> {
-        let get = self.client.get_queue_attributes().queue_url(&self.url).set_attribute_names(Some(names.to_vec()));
+        self.attributes_of(&self.url, names).await
+    }
+
+    async fn attributes_of(
+        &self,
+        queue: &str,
+        names: &[QueueAttributeName],
+    ) -> Result<HashMap<QueueAttributeName, String>, SourceError> {
+        let get = self.client.get_queue_attributes().queue_url(queue).set_attribute_names(Some(names.to_vec()));
         match get.send().await {
             Ok(found) => Ok(found.attributes.unwrap_or_default()),
-            Err(error) => Err(source_error(&self.url, "sqs:GetQueueAttributes", &error)),
+            Err(error) => Err(source_error(queue, "sqs:GetQueueAttributes", &error)),
         }
+    }
+
+    /// What another queue on the same server takes at most, body and attributes together.
+    pub(super) async fn most_bytes_of(&self, queue: &str) -> Result<usize, SourceError> {
+        Ok(most_bytes(&self.attributes_of(queue, &[QueueAttributeName::MaximumMessageSize]).await?))
     }
 
     /// URL of the queue with this ARN.

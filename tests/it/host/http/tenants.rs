@@ -1,5 +1,9 @@
 //! Whose job it is: what the queue learns of it, and how many of one tenant may wait.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -34,6 +38,33 @@ fn a_tenant_is_named_by_the_job_or_by_its_user_and_makes_no_other_request_of_it(
         "callback": { "metadata": { "user_id": "u-2" } },
     });
     assert_eq!(job_of(&tryon).tenant.as_deref(), Some("u-1"));
+}
+
+/// Jobs that a slow queue has not confirmed yet are no free places.
+#[tokio::test]
+async fn of_many_at_once_no_more_of_one_tenant_come_in_than_may_wait() {
+    let front = Front::open_with(|http| {
+        http.job_service.max_waiting = 100;
+        http.job_service.max_waiting_per_tenant = Some(2);
+    })
+    .await;
+    front.shelf.hangs.send_replace(true);
+    let refused = AtomicUsize::new(0);
+    let bodies: Vec<_> = (0..6).map(|n| of(&format!("job-{n}"), "tenant", json!("studio"))).collect();
+    let posts = bodies.iter().map(async |body| {
+        let (status, _) = front.post("/generate", body).await;
+        refused.fetch_add(usize::from(status == StatusCode::TOO_MANY_REQUESTS), Ordering::SeqCst);
+        status
+    });
+    let confirmed = async {
+        // Each is refused or waits for the queue.
+        while refused.load(Ordering::SeqCst) + front.shelf.tenants.lock().unwrap().len() < bodies.len() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        front.shelf.hangs.send_replace(false);
+    };
+    let (statuses, ()) = tokio::join!(join_all(posts), confirmed);
+    assert_eq!(statuses.iter().filter(|status| **status == StatusCode::ACCEPTED).count(), 2, "{statuses:?}");
 }
 
 #[tokio::test]

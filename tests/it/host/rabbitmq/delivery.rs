@@ -3,16 +3,21 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use atelier::events::Event;
+use atelier::host::ended::{End, EndedJob};
 use atelier::host::source::rabbitmq::RabbitMq as Queue;
 use atelier::host::source::rabbitmq::settings::Settings;
 use atelier::host::source::{Message, Shape, Source as _, SourceError};
+use atelier::job::outcome::{JobError, Problem};
 use atelier::job::trace::Trace;
 use atelier::protocol::deferral::DeferReason;
 use lapin::BasicProperties;
+use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{batch, header, holds, make_classic, next, peek, publish, stays_empty, text};
+use crate::servers::DEADLINE;
 use crate::servers::rabbitmq::shared_or_skip;
 
 /// What the handler reads out of the event that the host makes of the message.
@@ -112,6 +117,38 @@ async fn a_dead_letter_is_kept_with_its_reason() {
     assert_eq!(header(&dead, "x-atelier-attempt"), Some(&AMQPValue::LongLongInt(2)));
     assert_eq!(dead.properties.message_id().as_ref().map(ToString::to_string).as_deref(), Some("job-3"));
     assert!(stays_empty(&queue).await);
+    publish(&channel, "letters", &dead.data, dead.properties).await;
+    let again = next(&queue).await;
+    assert_eq!((again.attempt, again.deferral), (1, None), "as a shovel sends it, with all its headers: it starts anew");
+    queue.ack(&again).await.unwrap();
+}
+
+/// A queue that was found dead-letters a message as it came, with what stood in its headers before its job failed.
+#[tokio::test]
+async fn a_dead_letter_of_a_queue_that_was_found_starts_anew_when_it_is_sent_again() {
+    let Some(node) = shared_or_skip("RabbitMQ dead letters of a found queue").await else { return };
+    let (_connection, channel) = node.peer().await;
+    make_classic(&channel, "found-dead", FieldTable::default()).await;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    arguments.insert("x-dead-letter-exchange".into(), text(""));
+    arguments.insert("x-dead-letter-routing-key".into(), text("found-dead"));
+    make_classic(&channel, "found", arguments).await;
+    let queue = Queue::start(&Settings { declare: false, ..node.settings("found") }).unwrap();
+    queue.send("job-4", b"{}", None).await.unwrap();
+    let problem = Problem::from(&JobError::HandlerDied { problem: "it died".into() });
+    let ended = Some(EndedJob::failed(End::DeadLetter, 1, problem));
+    let message = Message { ended, ..next(&queue).await };
+    let delay = Duration::from_millis(1);
+    queue.defer(&message, delay, DeferReason::NotificationUndelivered).await.unwrap();
+    let waited = next(&queue).await;
+    assert!(waited.ended.is_some() && waited.deferral.is_some());
+    queue.dead_letter(&Message { ended: None, ..waited }, "it died").await.unwrap();
+
+    let dead = peek(&channel, "found-dead").await;
+    publish(&channel, "found", &dead.data, dead.properties).await;
+    let again = next(&queue).await;
+    assert_eq!((again.attempt, again.deferral, again.ended), (1, None, None));
 }
 
 #[tokio::test]
@@ -251,6 +288,37 @@ async fn headers_that_nest_too_deep_go_to_the_dead_letters_and_the_next_job_come
     assert_eq!(message.id, "next");
     queue.ack(&message).await.unwrap();
     assert_eq!(peek(&channel, "nested.dead").await.data, b"{\"job_id\":\"deep\"}");
+}
+
+/// Once, the broker's own header on a copy of it made a frame that ended the connection, again and again.
+#[tokio::test]
+async fn headers_that_fill_a_frame_go_to_the_dead_letters_and_the_next_job_comes() {
+    let Some(node) = shared_or_skip("RabbitMQ headers that fill a frame").await else { return };
+    let queue = Queue::start(&node.settings("filled")).unwrap();
+    holds(&queue, 0).await;
+    let (_connection, channel) = node.peer().await;
+    for bytes in [60_000, 130_900] {
+        let mut headers = FieldTable::default();
+        headers.insert("x".into(), text(&"y".repeat(bytes)));
+        publish(&channel, "filled", b"{}", BasicProperties::default().with_headers(headers)).await;
+    }
+    let message = next(&queue).await;
+    queue.retry(&message, Duration::from_millis(1)).await.unwrap();
+    let message = next(&queue).await;
+    assert_eq!((message.attempt, message.body.as_slice()), (2, b"{}".as_slice()), "these leave room for ours");
+    queue.ack(&message).await.unwrap();
+    queue.send("next", b"{}", None).await.unwrap();
+    let message = next(&queue).await;
+    assert_eq!(message.id, "next");
+    queue.ack(&message).await.unwrap();
+    // No client could be given it: the broker's own header on it makes it larger than a frame.
+    let kept = async {
+        let passive = QueueDeclareOptions::default().passive();
+        while channel.queue_declare("filled.dead".into(), passive, FieldTable::default()).await.unwrap().message_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, kept).await.expect("it is kept");
 }
 
 #[tokio::test]

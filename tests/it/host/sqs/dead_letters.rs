@@ -113,4 +113,36 @@ async fn a_dead_letter_queue_that_went_away_keeps_the_message_in_flight() {
     assert!(error.to_string().contains(":dead: sqs:GetQueueUrl: there is no such queue"), "{error}");
     source.extend(&message).await.expect("still in flight");
     assert_eq!(bench.counts(&url).await, ("0".into(), "1".into()));
+    // Else every job that fails would be reported whenever its message comes back.
+    assert!(source.trouble().expect("a reason").contains("there is no such queue"));
+    let nothing = source.receive(1).await.expect_err("nothing is received");
+    assert!(matches!(nothing, SourceError::Refused { .. }), "{nothing:?}");
+    bench.queue("dead", &[]).await;
+    source.dead_letter(&message, "no luck").await.expect("moved");
+    assert_eq!(source.trouble(), None);
+    assert_eq!(bench.counts(&url).await, ("0".into(), "0".into()));
+}
+
+#[tokio::test]
+async fn a_smaller_dead_letter_queue_gets_the_body_alone_and_what_it_cannot_take_is_deleted() {
+    let Some(bench) = Bench::start("SQS dead-letter queues that take less").await else { return };
+    let dead = bench.queue("dead", &[(QueueAttributeName::MaximumMessageSize, "1024")]).await;
+    let url = redriven(&bench, "jobs", "dead").await;
+    let source = bench.source(&url).await;
+    for bytes in [1_000, 1_024, 1_025] {
+        let send = bench.client.send_message().queue_url(&url).message_body("x".repeat(bytes));
+        send.message_attributes("tier", text(&"gold".repeat(10))).send().await.expect("sent");
+        source.dead_letter(&receive_one(&source).await, "no luck").await.expect("settled");
+    }
+    assert_eq!((source.trouble(), bench.counts(&url).await), (None, ("0".into(), "0".into())));
+    let dead = bench.source(&dead).await;
+    let mut kept = Vec::new();
+    while kept.len() < 2 {
+        let message = receive_one(&dead).await;
+        assert_eq!(message.record["messageAttributes"], json!({}));
+        kept.push(message.body.len());
+    }
+    kept.sort_unstable();
+    assert_eq!(kept, [1_000, 1_024]);
+    assert!(nothing_for(&dead, 3).await);
 }

@@ -94,14 +94,8 @@ async fn wrong_settings_are_named_before_anything_is_asked() {
     }
 }
 
-#[tokio::test]
-async fn while_what_is_done_may_not_be_deleted_nothing_more_is_received() {
-    let attributes = json!({ "Attributes": { "QueueArn": "arn:aws:sqs:us-east-1:123456789012:jobs" } }).to_string();
-    let found = Answer::with(200, &[("content-type", "application/x-amz-json-1.0")], &attributes);
-    let server = HttpServer::start(&[found.clone(), found, answer(403, "AccessDeniedException")]).await;
-    let source = Sqs::connect(&settings(server.url("/123456789012/jobs").as_str())).await.expect("the queue is there");
-    assert_eq!(source.trouble(), None);
-    let message = Message {
+fn message() -> Message {
+    Message {
         id: "m-1".into(),
         identity: "m-1".into(),
         receipt: "r-1".into(),
@@ -114,12 +108,74 @@ async fn while_what_is_done_may_not_be_deleted_nothing_more_is_received() {
         received: Instant::now(),
         ended: None,
         record: json!({}),
+    }
+}
+
+/// A status of 200 is a proxy's word too: only SQS's own names the message and what was in it.
+#[tokio::test]
+async fn what_sqs_did_not_confirm_is_neither_sent_nor_deleted() {
+    const JSON: &str = "application/x-amz-json-1.0";
+    let attributes = json!({ "Attributes": { "QueueArn": "arn:aws:sqs:us-east-1:123456789012:jobs" } }).to_string();
+    let found = Answer::with(200, &[("content-type", JSON)], &attributes);
+    let server = HttpServer::start(&[found.clone(), found]).await;
+    let source = Sqs::connect(&settings(server.url("/123456789012/jobs").as_str())).await.expect("the queue is there");
+    let other = json!({ "MessageId": "m-1", "MD5OfMessageBody": "0" }).to_string();
+    let page = "<html>please log in</html>";
+    for (kind, body) in [(JSON, ""), (JSON, "{}"), (JSON, &other), ("text/html", page), (JSON, page)] {
+        server.script(&[Answer::with(200, &[("content-type", kind)], body)]);
+        let error = source.send("job-1", b"{}", None).await.expect_err("nothing is confirmed");
+        assert!(matches!(error, SourceError::Unavailable { action: "sqs:SendMessage", .. }), "{body:?}: {error:?}");
+    }
+    let error = source.ack(&message()).await.expect_err("a page deletes nothing");
+    assert!(matches!(error, SourceError::Unavailable { action: "sqs:DeleteMessage", .. }), "{error:?}");
+    assert!(error.to_string().contains("is there a proxy in between?"), "{error}");
+    let confirmed = json!({ "MessageId": "m-1", "MD5OfMessageBody": "99914b932bd37a50b983c5e7c90ae93b" }).to_string();
+    server.script(&[Answer::with(200, &[("content-type", JSON)], &confirmed)]);
+    source.send("job-1", b"{}", None).await.expect("it is confirmed");
+}
+
+/// Its deletion is tried until it is allowed; its copy is made once.
+#[tokio::test]
+async fn a_dead_letter_is_copied_once_however_often_its_deletion_is_denied() {
+    let policy = json!({ "deadLetterTargetArn": "arn:aws:sqs:us-east-1:123456789012:dead", "maxReceiveCount": 9 }).to_string();
+    // What each operation reads of it.
+    let all = json!({
+        "Attributes": { "QueueArn": "arn:aws:sqs:us-east-1:123456789012:jobs", "RedrivePolicy": policy },
+        "QueueUrl": "http://127.0.0.1/123456789012/dead",
+        "MessageId": "m-2",
+        "MD5OfMessageBody": "99914b932bd37a50b983c5e7c90ae93b",
+    });
+    let fine = Answer::with(200, &[("content-type", "application/x-amz-json-1.0")], &all.to_string());
+    let server = HttpServer::start(std::slice::from_ref(&fine)).await;
+    let source = Sqs::connect(&settings(server.url("/123456789012/jobs").as_str())).await.expect("the queue is there");
+    let until_the_copy = vec![fine.clone(); 4];
+    server.script(&[until_the_copy, vec![answer(403, "AccessDeniedException"), fine]].concat());
+    let message = message();
+    let denied = source.dead_letter(&message, "it failed").await.expect_err("denied");
+    assert!(matches!(denied, SourceError::Refused { action: "sqs:DeleteMessage", .. }), "{denied:?}");
+    assert!(source.trouble().is_some());
+    source.dead_letter(&message, "it failed").await.expect("deleted");
+    assert_eq!(source.trouble(), None);
+    let of = |action: &str| {
+        let asked = server.requests();
+        asked.iter().filter(|request| request.header("x-amz-target").is_some_and(|target| target.ends_with(action))).count()
     };
+    assert_eq!((of("SendMessage"), of("DeleteMessage")), (1, 2));
+}
+
+#[tokio::test]
+async fn while_what_is_done_may_not_be_deleted_nothing_more_is_received() {
+    let attributes = json!({ "Attributes": { "QueueArn": "arn:aws:sqs:us-east-1:123456789012:jobs" } }).to_string();
+    let found = Answer::with(200, &[("content-type", "application/x-amz-json-1.0")], &attributes);
+    let server = HttpServer::start(&[found.clone(), found, answer(403, "AccessDeniedException")]).await;
+    let source = Sqs::connect(&settings(server.url("/123456789012/jobs").as_str())).await.expect("the queue is there");
+    assert_eq!(source.trouble(), None);
+    let message = message();
     let denied = source.ack(&message).await.expect_err("denied");
     assert!(matches!(denied, SourceError::Refused { action: "sqs:DeleteMessage", .. }), "{denied:?}");
     assert!(source.trouble().expect("a reason").contains("allow sqs:DeleteMessage on this queue"));
     let nothing = source.receive(1).await.expect_err("nothing is received");
-    assert!(matches!(nothing, SourceError::Refused { action: "sqs:DeleteMessage", .. }), "{nothing:?}");
+    assert!(matches!(&nothing, SourceError::Refused { problem, .. } if problem.contains("sqs:DeleteMessage")), "{nothing:?}");
     let nothing = json!({}).to_string();
     server.script(&[Answer::with(200, &[("content-type", "application/x-amz-json-1.0")], &nothing)]);
     source.ack(&message).await.expect("deleted");
