@@ -2,8 +2,8 @@
 
 use candle_core::DType;
 
+use super::ahead::STEPS_AHEAD;
 use super::config::{UnetConfig, VaeConfig};
-use super::prediction::STEPS_AHEAD;
 use super::tiling::Tiling;
 use crate::EngineError;
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 
 use super::StableDiffusion;
-use super::ahead::Ahead;
+use super::ahead::{Ahead, STEPS_AHEAD};
 use super::conditioning::{Conditioning, Text};
 use super::config::ExtraInput;
 use super::guidance::Guidance;
@@ -13,9 +13,6 @@ use super::tiling::Tiling;
 use super::unet::Unet;
 use crate::EngineError;
 use crate::device::keeping_uploads;
-
-/// Timesteps that are worked out together: each takes 20 to 30 KiB in f16, with SDXL of every row.
-pub(super) const STEPS_AHEAD: usize = 64;
 
 /// Predictions for one batch at some timesteps; what they have in common is worked out once.
 pub(super) struct Predictor<'a> {

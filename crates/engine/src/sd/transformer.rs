@@ -5,6 +5,7 @@ use candle_nn::VarBuilder;
 
 use super::ahead::AtStep;
 use super::attention::{Attention, AttentionConfig, Context};
+use crate::activations::geglu_of;
 use crate::layers::{Conv, GroupNorm, LayerNorm, Linear, conv, group_norm, layer_norm, linear, transposed};
 
 /// Of the group norm in front; not the residual blocks' epsilon.
@@ -125,7 +126,7 @@ impl TransformerBlock {
         let normed = self.norm1.forward(tokens)?;
         let tokens = self.attn1.add_to(tokens, &normed, &self.attn1.context(&normed)?)?;
         let tokens = self.attn2.add_to(&tokens, &self.norm2.forward(&tokens)?, text)?;
-        let inner = self.ff_in.forward_geglu(&self.norm3.forward(&tokens)?)?;
+        let inner = geglu_of(&self.ff_in, &self.norm3.forward(&tokens)?)?;
         self.ff_out.add_to(&tokens, &inner)
     }
 }

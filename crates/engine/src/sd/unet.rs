@@ -254,13 +254,13 @@ fn transformers(
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::path::Path;
 
     use candle_core::Device;
     use candle_nn::VarMap;
 
     use super::*;
+    use crate::json_config::read;
 
     /// What a step does not look at.
     const AHEAD: [&str; 5] = ["attn2.to_k", "attn2.to_v", "time_emb_proj", "time_embedding", "add_embedding"];
@@ -268,7 +268,7 @@ mod tests {
     /// A fixture's UNet with random weights, which can be changed under it.
     fn drawn(model: &str) -> (UnetConfig, VarMap, Unet) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/fixtures/{model}/unet/config.json"));
-        let config: UnetConfig = serde_json::from_slice(&fs::read(path).expect("a file")).expect("a config");
+        let config: UnetConfig = read(&path, &[]).expect("a config");
         let weights = VarMap::new();
         let unet = Unet::new(&config, &VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu)).expect("a UNet");
         for weight in weights.all_vars() {
