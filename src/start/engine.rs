@@ -80,7 +80,13 @@ fn flow(
     let dtype = dtype.unwrap_or(Precision::of(device).compute);
     device::check_dtype(dtype, device)?;
     let defaults = &manifest.defaults;
-    Ok(flow::engine::Settings { dtype, width_px: defaults.width.get(), height_px: defaults.height.get(), memory_budget })
+    Ok(flow::engine::Settings {
+        transformer: manifest.weights.clone(),
+        dtype,
+        width_px: defaults.width.get(),
+        height_px: defaults.height.get(),
+        memory_budget,
+    })
 }
 
 /// How the checkpoint that a manifest names is loaded, wherever its weights lie.

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::command::{files_key, line, named};
 use super::pack;
-use crate::config::manifest::{Manifest, ModeWeights};
+use crate::config::manifest::{Kind, Manifest, ModeWeights};
 use crate::config::{Config, Environment};
 use crate::job::task::ModelName;
 use crate::models::file::{Checksum, FilePath};
@@ -69,9 +69,16 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
     let manifest = config.manifest_of(name, environment)?;
     let modes: Vec<&ModeWeights> = manifest.modes.among(&config.model.modes()).collect();
     let elsewhere = weights_elsewhere(&manifest);
+    let is_flow = manifest.family.kind() == Kind::Flow;
+    anyhow::ensure!(
+        !is_flow || manifest.weights.is_none() || elsewhere.is_some(),
+        "weights: of family {} it is the transformer alone, and must lie in one of additional_sources, to be brought",
+        manifest.family.as_str()
+    );
     let weights = if elsewhere.is_some() { None } else { weights_in_checkpoint(&manifest)? };
     let read = modes.is_empty() || modes.iter().any(|mode| mode.transformer.is_none());
     let unread: &[&str] = match (&elsewhere, read) {
+        (Some(_), _) if is_flow => &["transformer"],
         (Some(_), _) => &WITH_WEIGHTS,
         (None, true) => &[],
         (None, false) => &["transformer"],

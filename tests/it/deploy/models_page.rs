@@ -184,6 +184,14 @@ const TESTS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "`weights: FILE` in the manifest names the transformer",
+        &[
+            "E/parity/z_image.rs a_z_image_transformer_in_one_file_is_the_same",
+            "E/parity/flux.rs a_flux_transformer_in_one_file_is_the_same",
+            "E/parity/flux.rs a_file_that_is_no_flux_transformer_is_refused_in_words",
+        ],
+    ),
+    (
         "It computes in bf16 on a GPU",
         &[
             "E/parity/z_image.rs z_image_refuses_by_name_what_it_does_not_read",
