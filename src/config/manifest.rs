@@ -81,23 +81,51 @@ pub enum Family {
     /// The same without references: images from text alone (`QwenImagePipeline`).
     #[serde(rename = "qwen-image")]
     QwenImage,
+    /// Qwen3, Z-Image's transformer, `AutoencoderKL` (`ZImagePipeline`).
+    #[serde(rename = "z-image")]
+    ZImage,
+    /// T5 and CLIP, FLUX.1's transformer, `AutoencoderKL` (`FluxPipeline`).
+    #[serde(rename = "flux")]
+    Flux,
+}
+
+/// Which of the engines a family is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A UNet over text encoders of CLIP.
+    StableDiffusion,
+    /// Qwen-Image's transformer, in the modes of a manifest.
+    Qwen,
+    /// A flow over an `AutoencoderKL`'s latents, without modes.
+    Flow,
 }
 
 impl Family {
-    /// Whether a UNet generates, which Stable Diffusion's are.
+    /// All that is told apart by family but for how a checkpoint is loaded: its name, and the engine it is for.
+    fn row(self) -> (&'static str, Kind) {
+        match self {
+            Self::StableDiffusion1 => ("stable-diffusion-1", Kind::StableDiffusion),
+            Self::StableDiffusionXl => ("stable-diffusion-xl", Kind::StableDiffusion),
+            Self::QwenImageEdit => ("qwen-image-edit", Kind::Qwen),
+            Self::QwenImage => ("qwen-image", Kind::Qwen),
+            Self::ZImage => ("z-image", Kind::Flow),
+            Self::Flux => ("flux", Kind::Flow),
+        }
+    }
+
     #[must_use]
-    pub fn is_stable_diffusion(self) -> bool {
-        matches!(self, Self::StableDiffusion1 | Self::StableDiffusionXl)
+    pub fn kind(self) -> Kind {
+        self.row().1
     }
 
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::StableDiffusion1 => "stable-diffusion-1",
-            Self::StableDiffusionXl => "stable-diffusion-xl",
-            Self::QwenImageEdit => "qwen-image-edit",
-            Self::QwenImage => "qwen-image",
-        }
+        self.row().0
+    }
+
+    /// Whether it generates from text with the one scheduler of a flow.
+    fn is_flow_from_text(self) -> bool {
+        self.kind() == Kind::Flow || self == Self::QwenImage
     }
 }
 
@@ -200,13 +228,15 @@ impl Manifest {
     /// # Errors
     /// The key at fault and what is wrong with it.
     pub(super) fn check(&self, asked: &[Mode]) -> Result<(), (&'static str, String)> {
-        if self.family.is_stable_diffusion() {
-            let none = self.modes.names().is_empty();
-            return if none {
-                Ok(())
-            } else {
-                Err(("modes", "is for families qwen-image and qwen-image-edit; this one has none".into()))
-            };
+        if self.licence.as_ref().is_some_and(|licence| licence.trim().is_empty()) {
+            return Err(("licence", "must name the licence of the weights, or be left out".into()));
+        }
+        let kind = self.family.kind();
+        if kind != Kind::Qwen && !self.modes.names().is_empty() {
+            return Err(("modes", "is for families qwen-image and qwen-image-edit; this one has none".into()));
+        }
+        if kind == Kind::StableDiffusion {
+            return Ok(());
         }
         if self.weights.is_some() {
             return Err(("weights", WEIGHTS.into()));
@@ -214,8 +244,12 @@ impl Manifest {
         if self.timestep_spacing.is_some() {
             return Err(("timestep_spacing", "is for family stable-diffusion-1 or stable-diffusion-xl; leave it out".into()));
         }
-        if self.family == Family::QwenImage && self.defaults.scheduler != Scheduler::plain(Sampler::Euler) {
-            return Err(("defaults", "must be there, with `scheduler: euler`: the one that family qwen-image has".into()));
+        if self.family.is_flow_from_text() && self.defaults.scheduler != Scheduler::plain(Sampler::Euler) {
+            let family = self.family.as_str();
+            return Err(("defaults", format!("must be there, with `scheduler: euler`: the one that family {family} has")));
+        }
+        if kind == Kind::Flow {
+            return self.check_flow();
         }
         for mode in asked {
             if self.modes.of(*mode).is_none() {
@@ -234,6 +268,28 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+}
+
+impl Manifest {
+    /// What a flow without modes would leave out in silence.
+    fn check_flow(&self) -> Result<(), (&'static str, String)> {
+        let family = self.family.as_str();
+        let unread = [
+            ("prompt", self.prompt != PromptSyntax::Plain),
+            ("reference_px", self.reference_px.is_some()),
+            ("condition_px", self.condition_px.is_some()),
+            ("max_short_side_px", self.max_short_side_px.is_some()),
+            ("edit_px", self.edit_px.is_some()),
+        ];
+        match unread.into_iter().find(|(_, given)| *given) {
+            Some((key, _)) => Err((key, format!("means nothing to family {family}; leave it out"))),
+            None if self.defaults.guidance_scale.get() > 1.0 => Err((
+                "defaults",
+                format!("must have a guidance_scale of at most 1: family {family} generates without guidance"),
+            )),
+            None => Ok(()),
+        }
     }
 }
 

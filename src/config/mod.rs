@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use self::manifest::{Family, Manifest};
+use self::manifest::{Family, Kind, Manifest};
 use self::places::Places;
 pub use self::source::Environment;
 use self::source::Source;
@@ -217,9 +217,7 @@ impl Config {
     pub fn parse(file: &str, yaml: &str, environment: &Environment) -> Result<Self, ConfigError> {
         let built_in = Source::parse("built-in config.yaml", BUILT_IN)?;
         let user = Source::parse(file, yaml)?.with_present_names(renamed::CONFIG)?;
-        let config: Self = user.over(built_in).expanded(environment)?.overridden(environment)?.read()?;
-        config.check().map_err(|(key, problem)| ConfigError::Value { file: file.to_owned(), key: key.to_owned(), problem })?;
-        Ok(config)
+        user.over(built_in).expanded(environment)?.overridden(environment)?.read_checked(Self::check)
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
@@ -274,7 +272,7 @@ impl Config {
     }
 
     fn check_dtype(&self, family: Family) -> Result<(), (&'static str, String)> {
-        if matches!(family, Family::QwenImageEdit | Family::QwenImage) && self.engine.dtype == Dtype::F16 {
+        if family.kind() != Kind::StableDiffusion && self.engine.dtype == Dtype::F16 {
             let family = family.as_str();
             let problem = format!("{family}'s numbers grow larger than f16 has them; set engine.dtype to auto, bf16 or f32");
             return Err(("family", problem));

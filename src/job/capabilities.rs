@@ -19,6 +19,8 @@ pub enum Capabilities {
     Generate,
     /// Images from text, by a flow in these modes, whose weights are loaded.
     Text(Vec<Mode>),
+    /// Images from text, by a flow without modes that was distilled over guidance and takes LoRAs.
+    Flow,
     /// Try-ons and edits in these modes, whose weights are loaded.
     Edit(Vec<Mode>),
 }
@@ -28,7 +30,7 @@ impl Capabilities {
     #[must_use]
     pub fn tasks(&self) -> &'static [&'static str] {
         match self {
-            Self::Generate | Self::Text(_) => &["generate"],
+            Self::Generate | Self::Text(_) | Self::Flow => &["generate"],
             Self::Edit(_) => &["tryon", "edit"],
         }
     }
@@ -48,10 +50,11 @@ impl Capabilities {
             (Self::Edit(modes), Task::TryOn(tryon)) => check_mode(modes, tryon.mode),
             (Self::Edit(modes), Task::Edit(edit)) => check_mode(modes, edit.mode),
             (Self::Text(modes), Task::Generate(generate)) => check_text(modes, generate),
-            (Self::Generate, Task::Generate(Generate { mode: Some(_), .. })) => {
+            (Self::Generate | Self::Flow, Task::Generate(Generate { mode: Some(_), .. })) => {
                 let served = model.as_str();
                 invalid("mode", format!("means something only with a model that has modes, which {served} has not"))
             }
+            (Self::Flow, Task::Generate(generate)) => check_flow(generate),
             _ => Ok(()),
         }
     }
@@ -81,26 +84,41 @@ fn check_mode(loaded: &[Mode], asked: Mode) -> Result<(), JobError> {
     invalid("mode", format!("must be {loaded}, what this function has the weights of, got {asked}"))
 }
 
-/// Of a model that has one sampler, no adapters but those of its modes, and tokens of 16 pixels.
+/// Of a flow in modes, which takes no adapters but those of its modes.
 fn check_text(loaded: &[Mode], generate: &Generate) -> Result<(), JobError> {
+    let lora = (!generate.loras.is_empty()).then_some("lora");
+    check_sampling(generate, lora)?;
+    generate.mode.map_or(Ok(()), |mode| check_mode(loaded, mode))
+}
+
+/// Of a flow that was distilled over guidance.
+fn check_flow(generate: &Generate) -> Result<(), JobError> {
+    check_sampling(generate, None)?;
+    let scale = generate.guidance_scale.get();
+    if scale > 1.0 {
+        let problem = format!("must be at most 1 with this function's model, which generates without guidance, got {scale}");
+        return invalid("guidance_scale", problem);
+    }
+    Ok(())
+}
+
+/// What no flow reads: it has one sampler, starts from noise, and has tokens of 16 pixels. `unread`: a field that this one does not read either.
+fn check_sampling(generate: &Generate, unread: Option<&'static str>) -> Result<(), JobError> {
     if generate.scheduler != Scheduler::plain(Sampler::Euler) {
         let problem = format!("must be euler, the one that this function's model has, got {}", generate.scheduler);
         return invalid("scheduler", problem);
     }
-    let set = [
-        ("lora", !generate.loras.is_empty()),
-        ("embeddings", !generate.embeddings.is_empty()),
-        ("init_image", generate.start.is_some()),
-    ];
+    let set = [("embeddings", !generate.embeddings.is_empty()), ("init_image", generate.start.is_some())];
     let set = set.into_iter().filter(|(_, given)| *given).map(|(field, _)| field);
-    if let Some(field) = set.chain(generate.sampling.fields().into_iter().map(|(field, _)| field)).next() {
+    let sampling = generate.sampling.fields().into_iter().map(|(field, _)| field);
+    if let Some(field) = unread.into_iter().chain(set).chain(sampling).next() {
         return invalid(field, "is not read by this function's model: leave it out".into());
     }
     let sides = [("width", generate.size.width_px()), ("height", generate.size.height_px())];
     if let Some((field, px)) = sides.into_iter().find(|(_, px)| !px.is_multiple_of(TOKEN_PX)) {
         return invalid(field, format!("must be a multiple of {TOKEN_PX} with this function's model, got {px}"));
     }
-    generate.mode.map_or(Ok(()), |mode| check_mode(loaded, mode))
+    Ok(())
 }
 
 fn invalid(field: &str, problem: String) -> Result<(), JobError> {

@@ -11,6 +11,10 @@ use crate::config::manifest::{self, Family, Manifest, ModeLora, ModeWeights};
 use crate::config::{Config, Dtype};
 use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::tryon::Mode;
+use atelier_engine::flow;
+use atelier_engine::flow::engine::FlowEngine;
+use atelier_engine::flow::flux::Flux;
+use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::lora::alphas::needs_config;
 use atelier_engine::qwen::Variant;
 use atelier_engine::qwen::checkpoint::Pipeline;
@@ -46,12 +50,37 @@ pub(super) fn start(
             let precision = Precision::of(&device);
             let precision = Precision { compute: dtype.unwrap_or(precision.compute), ..precision };
             device::check_dtype(precision.compute, &device)?;
-            let began = Instant::now();
-            let engine = QwenEngine::load(&manifest.checkpoint, settings, precision, device)?;
-            // Its modules are built while their tensors are read.
-            Ok((engine, Loading { read: began.elapsed(), build: Duration::ZERO }))
+            timed(|| QwenEngine::load(&manifest.checkpoint, settings, precision, device))
+        }),
+        Family::ZImage => started(warm_up, move |device| {
+            let settings = flow(&manifest, dtype, budget, &device)?;
+            timed(|| FlowEngine::<ZImage>::load(&manifest.checkpoint, settings, device))
+        }),
+        Family::Flux => started(warm_up, move |device| {
+            let settings = flow(&manifest, dtype, budget, &device)?;
+            timed(|| FlowEngine::<Flux>::load(&manifest.checkpoint, settings, device))
         }),
     }
+}
+
+/// An engine whose modules are built while their tensors are read.
+fn timed<E>(load: impl FnOnce() -> Result<E, EngineError>) -> Result<(E, Loading), EngineError> {
+    let began = Instant::now();
+    let engine = load()?;
+    Ok((engine, Loading { read: began.elapsed(), build: Duration::ZERO }))
+}
+
+/// How a flow without modes is loaded.
+fn flow(
+    manifest: &Manifest,
+    dtype: Option<DType>,
+    memory_budget: Option<u64>,
+    device: &Device,
+) -> Result<flow::engine::Settings, EngineError> {
+    let dtype = dtype.unwrap_or(Precision::of(device).compute);
+    device::check_dtype(dtype, device)?;
+    let defaults = &manifest.defaults;
+    Ok(flow::engine::Settings { dtype, width_px: defaults.width.get(), height_px: defaults.height.get(), memory_budget })
 }
 
 /// How the checkpoint that a manifest names is loaded, wherever its weights lie.

@@ -2,6 +2,9 @@
 
 use crate::config::manifest::{Family, Manifest};
 use atelier_engine::EngineError;
+use atelier_engine::flow::engine::FlowEngine;
+use atelier_engine::flow::flux::Flux;
+use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::qwen::checkpoint::{ImageCheckpoint, Pipeline};
 use atelier_engine::sd::checkpoint::Checkpoint;
 
@@ -15,6 +18,8 @@ pub fn check(manifest: &Manifest) -> Result<(), EngineError> {
         Family::StableDiffusion1 | Family::StableDiffusionXl => stable_diffusion(manifest),
         Family::QwenImageEdit => ImageCheckpoint::read(checkpoint)?.check_pipeline(Pipeline::Edit),
         Family::QwenImage => ImageCheckpoint::read(checkpoint)?.check_pipeline(Pipeline::Text),
+        Family::ZImage => FlowEngine::<ZImage>::check(checkpoint),
+        Family::Flux => FlowEngine::<Flux>::check(checkpoint),
     }
 }
 

@@ -129,6 +129,7 @@ fn capabilities(config: &Config, family: Family) -> Capabilities {
         Family::StableDiffusion1 | Family::StableDiffusionXl => Capabilities::Generate,
         Family::QwenImageEdit => Capabilities::Edit(config.model.modes()),
         Family::QwenImage => Capabilities::Text(config.model.modes()),
+        Family::ZImage | Family::Flux => Capabilities::Flow,
     }
 }
 

@@ -221,7 +221,8 @@ fn state(manifest: Manifest) -> String {
     let packed = if manifest.checkpoint.join(PACKED).is_file() { ", packed" } else { "" };
     let family = manifest.family.as_str();
     let Some(source) = manifest.source else {
-        return format!("{family}  {}{packed}", if there { "there" } else { "absent  its manifest has no source" });
+        let absent = "absent  its manifest has no source: put the files there yourself";
+        return format!("{family}  {}{packed}", if there { "there" } else { absent });
     };
     let all = source.files.len();
     let place = source.place.to_string();

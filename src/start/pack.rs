@@ -10,7 +10,7 @@ use candle_core::{DType, Device};
 
 use super::command::{files_key, line, named};
 use super::engine::stable_diffusion;
-use crate::config::manifest::Manifest;
+use crate::config::manifest::{Kind, Manifest};
 use crate::config::{Config, Environment};
 use crate::models::file::{Checksum, FilePath};
 use atelier_engine::sd::StableDiffusion;
@@ -50,9 +50,8 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
     let name = named(config, options.model)?;
     let manifest = config.manifest_of(&name, environment)?;
     anyhow::ensure!(
-        manifest.family.is_stable_diffusion(),
-        "{}: family {} is not packed, only stable-diffusion-1 and stable-diffusion-xl are: its transformer is read tensor by tensor as it is built, so one file would load no \
-         faster. Leave it as it is; what reads less is a transformer in 8 bits, named under modes: fp8",
+        manifest.family.kind() == Kind::StableDiffusion,
+        "{}: family {} is not packed, only stable-diffusion-1 and stable-diffusion-xl are. Leave it as it is: one file would load no faster",
         manifest.file.display(),
         manifest.family.as_str()
     );

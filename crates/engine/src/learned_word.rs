@@ -1,7 +1,18 @@
 //! What a word may be that stands for learned vectors, and for how many.
 
+use candle_core::Tensor;
+
 /// Vectors that one word may stand for: those in use have up to 75, which is all that a chunk of a prompt holds.
 pub(crate) const MAX_VECTORS: usize = 128;
+
+/// A word that came with a LoRA: `vectors` (vectors, hidden), f32, for each text encoder.
+#[derive(Debug, Clone)]
+pub(crate) struct Bundled {
+    /// The LoRA's place in the request.
+    pub(crate) lora: usize,
+    pub(crate) text: String,
+    pub(crate) vectors: Vec<Tensor>,
+}
 
 /// Checks that a prompt of any syntax may hold `word`; a job's own tokens follow the same rule.
 ///

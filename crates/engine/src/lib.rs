@@ -1,11 +1,13 @@
 //! The engine generates: a task in, pixels out. It knows no cloud, no async and no events.
 
 mod adapter_config;
+mod adapters;
 mod attention;
 pub mod device;
 mod device_errors;
 mod finite;
 mod float_formats;
+pub mod flow;
 mod fp8;
 mod json_config;
 mod layers;
@@ -14,6 +16,7 @@ mod loader;
 pub mod lora;
 mod module_pattern;
 pub mod noise;
+mod original_layers;
 mod original_names;
 pub mod pixels;
 pub mod qwen;
@@ -27,6 +30,7 @@ pub mod tensor_file;
 mod tensor_table;
 pub mod thread;
 mod tokenizer_config;
+mod unread;
 mod weights;
 
 use std::path::PathBuf;

@@ -89,6 +89,10 @@ impl Weights {
         self.dtype
     }
 
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
     pub(super) fn tensors(&self) -> &Tensors {
         &self.tensors
     }

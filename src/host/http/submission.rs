@@ -18,6 +18,7 @@ use crate::job::outcome::JobError;
 use crate::job::request::weight;
 use crate::job::trace::{TRACEPARENT, Trace};
 use crate::job::{Job, JobId};
+use crate::shown;
 
 /// Each has a path of its own.
 const TASKS: [(&str, &str); 3] = [("generate", "a job of task generate"), ("tryon", "a try-on"), ("edit", "an edit")];
@@ -199,10 +200,11 @@ fn written(message: &mut Map<String, Value>, callback: Option<&RawValue>) -> Vec
 /// Gives every image that came along the address at which it will lie, and reads the job.
 async fn complete(http: &Http, draft: Draft) -> Result<Submission, Problem> {
     let Draft { mut message, callback, mut images, names } = draft;
-    let Some(Value::String(id)) = message.get("job_id") else {
-        // Its reading says what is wrong.
-        let written = written(&mut message, callback.as_deref());
-        return job(http, written, Vec::new()).map_err(|error| renamed(error, &names).into());
+    // First, whatever else is wrong: images that came along lie under it.
+    let id = match message.get("job_id") {
+        Some(Value::String(id)) => id,
+        None | Some(Value::Null) => return Err(Problem::invalid("job_id", "is required")),
+        Some(other) => return Err(Problem::invalid("job_id", format!("must be a text, got {}", shown::json(other)))),
     };
     let id = JobId::new(id).map_err(|problem| Problem::invalid("job_id", problem))?;
     images.extend(inputs::data_urls(&message, |place| name(place.to_string(), &names))?);

@@ -158,7 +158,7 @@ fn body<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, JobError> {
 
 fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> JobError {
     let path = shown::name(&error.path().to_string());
-    let message = shown::clipped(without_long_values(&error.inner().to_string()), PROBLEM_MAX_CHARS);
+    let message = shown::clipped(shown::mismatch::in_words(&error.inner().to_string()), PROBLEM_MAX_CHARS);
     // serde names a missing or unknown field in its message only; callers get it as the field.
     for (start, problem) in [("missing field `", "is required"), ("unknown field `", "is not a field of this job")] {
         let Some((name, rest)) = message.strip_prefix(start).and_then(|rest| rest.split_once('`')) else { continue };
@@ -180,18 +180,6 @@ fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> JobError {
 /// A field whose own name is empty is shown as `""`.
 fn named(field: String) -> String {
     if field.is_empty() || field.ends_with('.') { field + "\"\"" } else { field }
-}
-
-/// serde quotes a text of the wrong type in full, whatever its length and whatever is in it.
-fn without_long_values(message: &str) -> String {
-    let quoted = message.split_once(": string ").and_then(|(what, rest)| Some((what, rest.rsplit_once(", expected ")?)));
-    match quoted {
-        Some((what, (value, expected))) => {
-            let value: String = serde_json::from_str(value).unwrap_or_else(|_| value.trim_matches('"').to_owned());
-            format!("{what}: string {}, expected {expected}", shown::text(&value))
-        }
-        None => shown::without_queries(message),
-    }
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]

@@ -82,6 +82,10 @@ fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
         (format!("{bundled}weights: one.safetensors\n"), "weights: is for family stable-diffusion-1"),
         (bundled.replace("qwen-image-edit", "stable-diffusion-1"), "modes: is for families qwen-image and qwen-image-edit"),
         (bundled.replace("{file: tiny-edit/", "{file: /tmp/"), "must be relative to the manifest"),
+        (
+            bundled.replace("licence: Apache-2.0", "licence: ' '"),
+            "licence: must name the licence of the weights, or be left out",
+        ),
     ];
     for (manifest, words) in refused {
         let error = read(&manifest, "").expect_err("refused");
@@ -100,6 +104,37 @@ fn a_format_that_the_model_cannot_be_generated_in_is_refused() {
     assert!(error.contains("tiny-edit.yaml: family") && error.contains("set engine.dtype to auto, bf16 or f32"), "{error}");
     let error = manifest("int8").expect_err("no such format");
     assert!(error.contains("engine.dtype") && error.contains("`auto`, `f32`, `f16`, `bf16`"), "{error}");
+}
+
+#[test]
+fn a_flow_without_guidance_has_none_in_its_manifest() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let read = |manifest: &str, dtype: &str| {
+        std::fs::write(directory.path().join("flow.yaml"), manifest).expect("writes");
+        let yaml = format!("model: {{name: flow, directory: {}}}", directory.path().display());
+        let config = parse(&yaml, &[("ATELIER__ENGINE__DTYPE", dtype)]).expect("a configuration");
+        config.manifest(&environment(&[])).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let turbo = include_str!("../../../models/z-image-turbo.yaml");
+    assert_eq!(read(turbo, "auto"), Ok(()));
+    let refused = [
+        (turbo.to_owned(), "f16", "family: z-image's numbers grow larger than f16"),
+        (
+            turbo.replace("guidance_scale: 1.0", "guidance_scale: 3.5"),
+            "bf16",
+            "defaults: must have a guidance_scale of at most 1",
+        ),
+        (turbo.replace("scheduler: euler", "scheduler: ddim"), "f32", "the one that family z-image has"),
+        (format!("{turbo}modes: {{base: {{}}}}\n"), "f32", "modes: is for families qwen-image and qwen-image-edit"),
+        (format!("{turbo}weights: one.safetensors\n"), "f32", "weights: is for family stable-diffusion-1"),
+        (format!("{turbo}prompt: weighted\n"), "f32", "prompt: means nothing to family z-image"),
+        (format!("{turbo}edit_px: 4096\n"), "f32", "edit_px: means nothing to family z-image"),
+        (format!("{turbo}timestep_spacing: trailing\n"), "f32", "timestep_spacing: is for family stable-diffusion-1"),
+    ];
+    for (manifest, dtype, words) in refused {
+        let error = read(&manifest, dtype).expect_err(words);
+        assert!(error.contains("flow.yaml") && error.contains(words), "{words:?} is not in {error:?}");
+    }
 }
 
 #[test]
@@ -144,7 +179,7 @@ fn a_file_and_then_the_environment_override() {
 #[test]
 fn every_mistake_names_file_key_and_problem() {
     type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
-    let table: [Row; 14] = [
+    let table: [Row; 19] = [
         ("server: {port: abc}", &[], &["config.yaml", "server.port", "abc"]),
         ("server: {prot: 1}", &[], &["config.yaml", "server", "prot", "node_id"]),
         ("servers: {}", &[], &["config.yaml", "servers"]),
@@ -152,7 +187,16 @@ fn every_mistake_names_file_key_and_problem() {
         ("server: {node_id: '${OPEN'}", &[], &["server.node_id", "without `}`"]),
         ("server: [", &[], &["config.yaml", "not YAML"]),
         ("", &[("ATELIER__SERVER__PORT", "many")], &["server.port", "ATELIER__SERVER__PORT"]),
-        ("", &[("ATELIER__SERVER__PROT", "1")], &["server", "prot"]),
+        ("", &[("ATELIER__SERVER__PROT", "1")], &["server", "prot", "(from the environment: ATELIER__SERVER__PROT)"]),
+        ("server: {port: -1}", &[], &["server.port: must be a whole number, not below 0, got -1"]),
+        ("server: 1", &[], &["server: must be an object, got 1"]),
+        (
+            "",
+            &[("ATELIER__SECURITY__INTERNAL_AUTH_TOKEN", "short")],
+            &["at least 16 characters", "(from the environment: ATELIER__SECURITY__INTERNAL_AUTH_TOKEN)"],
+        ),
+        ("", &[("INTERNAL_API_TOKEN", "short")], &["at least 16 characters", "(from the environment: INTERNAL_API_TOKEN)"]),
+        ("security: {internal_auth_token: short}", &[("INTERNAL_API_TOKEN", "")], &["must have at least 16 characters"]),
         (
             "workflow: {steps: [fetch, preprocess, infer, store]}",
             &[],

@@ -19,16 +19,24 @@ const QWEN_TRANSFORMER: u64 = 13_604_306_496;
 const QWEN_LANGUAGE: u64 = 7_070_619_136;
 const QWEN_VISION: u64 = 676_550_144;
 const QWEN_VAE: u64 = 126_892_531;
+const Z_IMAGE_TRANSFORMER: u64 = 6_154_908_736;
+/// Qwen3-4B without its last layer, which is not read.
+const QWEN3_LAYERS_READ: u64 = 3_921_537_280;
+const FLUX_TRANSFORMER: u64 = 11_891_178_560;
+const T5_ENCODER: u64 = 4_762_310_656;
+/// Of an `AutoencoderKL` with 16 channels.
+const FLOW_DECODER: u64 = 49_545_475;
 
 const TEXT_REFUSALS: &str = "tests/it/handler/modes.rs a_model_of_one_sampler_refuses_what_it_does_not_read";
 const EDIT_REFUSALS: &str = "tests/it/edits.rs every_refusal_of_an_edit_names_its_field_and_what_is_allowed";
 
+const FLOW_REFUSALS: &str = "tests/it/handler/modes.rs a_model_without_guidance_refuses_it_and_takes_loras";
 const KEEPS: &str = "tests/it/config/mod.rs the_contracts_defaults_are_in_force";
 
 /// Of a family: its parameters, and the tests of LoRAs, image to image, inpainting, what is kept, and batches.
 type Row = (&'static str, u64, [&'static str; 5]);
 
-const ROWS: [Row; 4] = [
+const ROWS: [Row; 6] = [
     (
         "stable-diffusion-1",
         SD_UNET + SD_VAE + CLIP_L,
@@ -73,6 +81,28 @@ const ROWS: [Row; 4] = [
             "E/engine/edits.rs an_edit_is_the_same_alone_again_and_beside_others",
         ],
     ),
+    (
+        "z-image",
+        Z_IMAGE_TRANSFORMER + QWEN3_LAYERS_READ + FLOW_DECODER,
+        [
+            "E/parity/z_image.rs parity_of_z_image_images",
+            FLOW_REFUSALS,
+            FLOW_REFUSALS,
+            "E/parity/z_image.rs parity_of_z_image_images",
+            "E/parity/z_image.rs images_of_a_z_image_batch_are_what_they_are_alone",
+        ],
+    ),
+    (
+        "flux",
+        FLUX_TRANSFORMER + T5_ENCODER + CLIP_L + FLOW_DECODER,
+        [
+            "E/parity/flux.rs parity_of_flux_images",
+            FLOW_REFUSALS,
+            FLOW_REFUSALS,
+            "E/parity/flux.rs parity_of_flux_images",
+            "E/parity/flux.rs images_of_a_flux_batch_are_what_they_are_alone",
+        ],
+    ),
 ];
 
 /// The cells of each row, by the family's name.
@@ -102,17 +132,18 @@ fn every_cell_of_the_table_of_families_is_so() {
     assert_eq!(families, ROWS.map(|(family, ..)| family));
     for (cells, (family, parameters, tests)) in table.iter().zip(ROWS) {
         let [_, sizes, memory, licence, adapters, start, mask, _, _] = &cells[..] else { panic!("{family}: {cells:?}") };
+        let is_unet = family.starts_with("stable-diffusion");
         let is_qwen = family.starts_with("qwen");
-        let sides = if is_qwen { EditSidePx::RANGE } else { SidePx::RANGE };
-        let multiple = if is_qwen { EditSidePx::MULTIPLE_OF } else { SidePx::MULTIPLE_OF };
+        let sides = if is_unet { SidePx::RANGE } else { EditSidePx::RANGE };
+        let multiple = if is_unet { SidePx::MULTIPLE_OF } else { EditSidePx::MULTIPLE_OF };
         assert_eq!(*sizes, format!("{} to {}, multiples of {multiple}", sides.start(), sides.end()), "{family}");
         let gib = (parameters * 2) as f64 / f64::from(1 << 30);
-        let dtype = if is_qwen { "bf16" } else { "f16" };
+        let dtype = if is_unet { "f16" } else { "bf16" };
         assert_eq!(*memory, format!("{gib:.1} GiB in {dtype}"), "{family}");
         let listed: BTreeSet<String> = licence.split(", ").map(str::to_owned).collect();
         assert_eq!(listed, licences(family), "{family}");
         let does = [adapters, start, mask].map(|cell| cell.starts_with("yes"));
-        assert_eq!(does, [!is_qwen, family != "qwen-image", !is_qwen], "{family}");
+        assert_eq!(does, [!is_qwen, is_unet || family == "qwen-image-edit", is_unet], "{family}");
         for test in tests {
             assert!(has_test(test), "{family}: there is no {test}");
         }

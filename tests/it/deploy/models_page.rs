@@ -157,6 +157,59 @@ const TESTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("A prompt has 1,024 tokens", &["E/parity/qwen_family.rs a_model_from_text_refuses_by_name_what_it_does_not_read"]),
+    (
+        "Its text encoder is Qwen3",
+        &["E/parity/z_image.rs parity_of_z_image_stages", "E/parity/z_image.rs z_image_refuses_by_name_what_it_does_not_read"],
+    ),
+    (
+        "A guidance scale above 1",
+        &[
+            "tests/it/handler/modes.rs a_model_without_guidance_refuses_it_and_takes_loras",
+            "tests/it/config/mod.rs a_flow_without_guidance_has_none_in_its_manifest",
+        ],
+    ),
+    ("Its scheduler is", &["tests/it/handler/modes.rs a_model_without_guidance_refuses_it_and_takes_loras"]),
+    (
+        "It does not read `embeddings`",
+        &[
+            "tests/it/handler/modes.rs a_model_without_guidance_refuses_it_and_takes_loras",
+            "E/parity/z_image.rs z_image_refuses_by_name_what_it_does_not_read",
+        ],
+    ),
+    (
+        "LoRAs change the transformer",
+        &[
+            "E/parity/z_image.rs parity_of_z_image_images",
+            "E/parity/z_image.rs a_lora_that_adapts_a_layer_as_a_whole_and_in_parts_is_refused",
+        ],
+    ),
+    (
+        "It computes in bf16 on a GPU",
+        &[
+            "E/parity/z_image.rs z_image_refuses_by_name_what_it_does_not_read",
+            "tests/it/config/mod.rs a_flow_without_guidance_has_none_in_its_manifest",
+        ],
+    ),
+    (
+        "With `engine.memory_budget_mib` the VAE",
+        &["E/parity/z_image.rs under_a_budget_z_images_text_encoder_is_read_again_and_the_image_is_the_same"],
+    ),
+    (
+        "It has two text encoders and two",
+        &[
+            "E/parity/flux.rs a_flux_checkpoint_that_lacks_something_is_refused_in_words",
+            "E/parity/flux.rs parity_of_flux_stages",
+            "E/parity/flux.rs flux_refuses_by_name_what_it_does_not_read",
+        ],
+    ),
+    ("FLUX.1-dev is refused", &["E/parity/flux.rs a_flux_checkpoint_that_lacks_something_is_refused_in_words"]),
+    (
+        "LoRAs change transformer and CLIP",
+        &[
+            "E/parity/flux.rs parity_of_flux_images",
+            "E/parity/flux.rs a_flux_lora_that_adapts_a_layer_as_a_whole_and_in_parts_is_refused",
+        ],
+    ),
     ("In bf16 it takes", &["crates/engine/src/qwen/layout.rs a_third_of_the_full_model_only_depends_on_time"]),
     ("A job goes to the model", &["tests/it/host/models.rs http_jobs_go_to_the_model_that_does_their_task"]),
     (

@@ -89,8 +89,8 @@ fn configured(config: &AdapterConfig, module: &Module<'_>, name: &str) -> Result
         Delta::LowRank { .. } => PeftType::Lora,
         Delta::Hadamard(..) => PeftType::Loha,
         Delta::Kronecker(..) => PeftType::Lokr,
-        // PEFT has no such kind, so its configuration says nothing of it.
-        Delta::Full(_) => return Ok(1.0),
+        // PEFT has no such kinds, so its configuration says nothing of them.
+        Delta::Full(_) | Delta::Rows { .. } => return Ok(1.0),
     };
     if config.peft_type != peft_type {
         return Err(contradicts(format!(

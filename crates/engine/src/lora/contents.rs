@@ -31,6 +31,7 @@ const BUNDLED_KEYS: [&str; 2] = ["clip_l", "clip_g"];
 /// The keys of a file by what they stand for.
 pub(super) struct Contents<'a> {
     file: &'a TensorFile,
+    targets: Targets,
     /// By the base weight's name.
     modules: BTreeMap<String, Keys>,
     /// Words of bundled textual inversions.
@@ -58,9 +59,9 @@ impl<'a> Contents<'a> {
     /// # Errors
     /// Names the keys that cannot be used.
     pub(super) fn sort(file: &'a TensorFile, shapes: &Shapes) -> Result<Self, LoraError> {
-        let targets = Targets::new(shapes.keys());
+        let targets = Targets::new(shapes);
         let hidden = TABLES.iter().filter_map(|table| shapes.get(*table)?.get(1).copied()).collect();
-        let mut contents = Self { file, modules: BTreeMap::new(), learned_words: Vec::new(), hidden };
+        let mut contents = Self { file, targets, modules: BTreeMap::new(), learned_words: Vec::new(), hidden };
         let mut misfits = Misfits::default();
         let mut elements = 0_usize;
         for (key, _) in file.tensors() {
@@ -74,8 +75,8 @@ impl<'a> Contents<'a> {
                 }
                 (Some(_), _) => misfits.without_module.push(key),
                 (None, None) => misfits.unknown.push(key),
-                (None, Some((module, part))) => match targets.weight(module) {
-                    Some(target) => contents.add(target, module, part, &key)?,
+                (None, Some((module, part))) => match contents.targets.weight(module).map(str::to_owned) {
+                    Some(target) => contents.add(&target, module, part, &key)?,
                     None => misfits.without_module.push(key),
                 },
             }
@@ -84,11 +85,24 @@ impl<'a> Contents<'a> {
         if contents.modules.is_empty() {
             return Err(LoraError::Empty);
         }
-        let model: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
+        contents.check_joint()?;
+        let model = contents.targets.elements();
         if elements / MAX_MODELS > model {
             return Err(LoraError::TooLarge { elements, model });
         }
         Ok(contents)
+    }
+
+    /// A layer that is adapted as a whole is not adapted in part as well.
+    fn check_joint(&self) -> Result<(), LoraError> {
+        for (target, keys) in &self.modules {
+            let slices = self.targets.slices(target).map(|(slices, _)| slices).unwrap_or_default();
+            let twice = slices.iter().find_map(|slice| self.modules.get(&format!("{}.weight", slice.module)));
+            if let Some(twice) = twice {
+                return Err(LoraError::TwoSpellings { first: keys.module.clone(), second: twice.module.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// How many elements a tensor has that may be part of an adapter.
@@ -137,7 +151,7 @@ impl<'a> Contents<'a> {
     ///
     /// # Errors
     /// Says which module does not fit, or which tensor holds NaN or infinity.
-    pub(super) fn check_all(&self, shapes: &Shapes, alphas: &Alphas) -> Result<(), LoraError> {
+    pub(super) fn check_all(&self, alphas: &Alphas) -> Result<(), LoraError> {
         self.check_words()?;
         let keys = self.modules.values().flat_map(|keys| &keys.by_part).filter(|(part, _)| **part != Part::Alpha);
         for key in keys.map(|(_, key)| key).chain(self.learned_words.iter().flat_map(|word| word.keys.values())) {
@@ -149,7 +163,7 @@ impl<'a> Contents<'a> {
         }
         // One zero, seen as a tensor of any shape.
         let zero = Tensor::zeros((), DType::F32, &Device::Cpu)?;
-        self.changes(shapes, alphas, |key| {
+        self.changes(alphas, |key| {
             let shape = self.file.info(key).map(|info| info.shape.clone()).unwrap_or_default();
             Ok(zero.broadcast_as(shape)?)
         })?;
@@ -160,8 +174,8 @@ impl<'a> Contents<'a> {
     ///
     /// # Errors
     /// When they cannot be read, or there is no memory.
-    pub(super) fn read(&self, shapes: &Shapes, alphas: &Alphas, device: &Device) -> Result<Vec<Change>, LoraError> {
-        self.changes(shapes, alphas, |key| self.tensor(key, device))
+    pub(super) fn read(&self, alphas: &Alphas, device: &Device) -> Result<Vec<Change>, LoraError> {
+        self.changes(alphas, |key| self.tensor(key, device))
     }
 
     /// The bundled textual inversions: a word, and its vectors (vectors, hidden), f32, for each text encoder.
@@ -220,18 +234,19 @@ impl<'a> Contents<'a> {
         Ok(())
     }
 
-    fn changes(
-        &self,
-        shapes: &Shapes,
-        alphas: &Alphas,
-        tensor: impl Fn(&str) -> Result<Tensor, LoraError>,
-    ) -> Result<Vec<Change>, LoraError> {
+    fn changes(&self, alphas: &Alphas, tensor: impl Fn(&str) -> Result<Tensor, LoraError>) -> Result<Vec<Change>, LoraError> {
         let mut changes = Vec::with_capacity(self.modules.len());
         for (target, keys) in &self.modules {
             let tensors =
                 keys.by_part.iter().filter(|(part, _)| **part != Part::Alpha).map(|(part, key)| Ok((*part, tensor(key)?)));
             let parts = Parts::new(&keys.module, keys.alpha, tensors.collect::<Result<_, LoraError>>()?);
-            changes.extend(parts.changes(target, shapes, alphas)?);
+            for change in parts.changes(target, self.targets.shapes(), alphas)? {
+                let target = change.target.clone();
+                match self.targets.slices(&target) {
+                    None => changes.push(change),
+                    Some(joint) => changes.extend(change.in_slices(&keys.module, joint, self.targets.shapes())?),
+                }
+            }
         }
         Ok(changes)
     }

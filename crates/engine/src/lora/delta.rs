@@ -1,5 +1,8 @@
 //! The change that an adapter makes to one weight, out of the small tensors that stand for it.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 /// A change before alpha and scale. `…` stands for the height and width of a convolution's kernel.
@@ -12,6 +15,8 @@ pub(super) enum Delta {
     Kronecker(Factor, Factor),
     /// The change itself.
     Full(Tensor),
+    /// Rows of a change of a weight of the shape `of`.
+    Rows { joint: Arc<Delta>, of: Vec<usize>, rows: Vec<Range<usize>> },
 }
 
 /// `a·b`, (rows, rank) by (rank, columns); with a core (rank, rank, …) the sum over both ranks, a being (rank, rows) then.
@@ -35,7 +40,19 @@ impl Delta {
             Self::Hadamard(first, second) => first.tensors().chain(second.tensors()).collect(),
             Self::Kronecker(first, second) => [first.tensors(), second.tensors()].concat(),
             Self::Full(change) => vec![change],
+            Self::Rows { joint, .. } => joint.tensors(),
         }
+    }
+
+    /// These rows of a change of a weight of the shape `of`, which it [fits](Self::fits).
+    pub(super) fn rows(self: &Arc<Self>, rows: &[Range<usize>], of: &[usize]) -> Result<Self> {
+        Ok(match &**self {
+            Self::LowRank { down, up, mid } => Self::LowRank { down: down.clone(), up: rows_of(up, rows)?, mid: mid.clone() },
+            Self::Full(change) => Self::Full(rows_of(change, rows)?),
+            Self::Hadamard(..) | Self::Kronecker(..) | Self::Rows { .. } => {
+                Self::Rows { joint: Arc::clone(self), of: of.to_vec(), rows: rows.to_vec() }
+            }
+        })
     }
 
     /// What alpha is divided by; none where the change is whole.
@@ -45,6 +62,7 @@ impl Delta {
             Self::Hadamard(first, _) | Self::Kronecker(Factor::LowRank(first), _) => first.rank(),
             Self::Kronecker(_, Factor::LowRank(second)) => second.rank(),
             Self::Kronecker(Factor::Whole(_), Factor::Whole(_)) | Self::Full(_) => None,
+            Self::Rows { joint, .. } => joint.rank(),
         }
     }
 
@@ -59,6 +77,9 @@ impl Delta {
             Self::Kronecker(first, second) => {
                 let size = first.size().zip(second.size());
                 size.map(|(first, second)| (first.0 * second.0, first.1 * second.1)) == matrix
+            }
+            Self::Rows { of, rows, .. } => {
+                rows.iter().map(ExactSizeIterator::len).sum::<usize>() == *out && of.get(1..) == Some(rest)
             }
             Self::Full(change) => change.elem_count() == weight.iter().product::<usize>() && change.dims().first() == Some(out),
         }
@@ -75,9 +96,16 @@ impl Delta {
             Self::Hadamard(first, second) => (first.matrix()? * second.matrix()?)?,
             Self::Kronecker(first, second) => kronecker(&first.matrix()?, &second.matrix()?)?,
             Self::Full(change) => change.clone(),
+            Self::Rows { joint, of, rows } => rows_of(&joint.weight(of)?, rows)?,
         };
         change.reshape(weight)
     }
+}
+
+fn rows_of(tensor: &Tensor, rows: &[Range<usize>]) -> Result<Tensor> {
+    let parts = rows.iter().map(|rows| tensor.narrow(0, rows.start, rows.len()));
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    if let [only] = parts.as_slice() { Ok(only.clone()) } else { Tensor::cat(&parts, 0) }
 }
 
 impl LowRank {

@@ -8,12 +8,17 @@ const SD: &str = "Stable Diffusion 1 or 2";
 const XL: &str = "Stable Diffusion XL";
 const FLUX: &str = "FLUX";
 const QWEN: &str = "Qwen-Image";
+const Z_IMAGE: &str = "Z-Image";
 
 /// Parts of keys, dots written as underscores, that the files of one family alone have, or the first of those that are asked for.
-const MARKS: [(&str, &str); 14] = [
+const MARKS: [(&str, &str); 18] = [
     ("double_blocks_", FLUX),
     ("single_blocks_", FLUX),
     ("single_transformer_blocks_", FLUX),
+    ("_norm1_context_", FLUX),
+    ("_attention_to_q", Z_IMAGE),
+    ("_attention_qkv", Z_IMAGE),
+    ("_feed_forward_w1", Z_IMAGE),
     ("_add_q_proj", QWEN),
     ("_img_mlp_", QWEN),
     ("lora_te2_", XL),
@@ -45,6 +50,8 @@ fn of_model(shapes: &Shapes) -> Option<&'static str> {
     match (has("unet"), has("text_encoder_2"), has("transformer")) {
         (true, true, _) => Some(XL),
         (true, false, _) => Some(SD),
+        (false, _, true) if shapes.contains_key("transformer.x_pad_token") => Some(Z_IMAGE),
+        (false, _, true) if shapes.contains_key("transformer.context_embedder.weight") => Some(FLUX),
         (false, _, true) => Some(QWEN),
         _ => None,
     }

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
+use crate::original_layers::{OriginalLayers, RowSlice};
 use crate::original_names::Layout;
+use crate::weights::Shapes;
 
 /// Which of a module's entries a key is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -163,20 +165,43 @@ pub(super) fn split(key: &str) -> Option<(&str, Part)> {
 pub(super) struct Targets {
     /// Every name a module goes by, and its weight's.
     weights: HashMap<String, String>,
+    /// Of all base tensors, and of layers that were one where they are several here.
+    shapes: Shapes,
+    original: OriginalLayers,
+    /// Values of all base tensors.
+    elements: usize,
 }
 
 impl Targets {
-    /// `names`: of all base tensors, `unet.conv_in.weight` and so on.
-    pub(super) fn new<'a>(names: impl Iterator<Item = &'a String>) -> Self {
-        let modules: Vec<&str> = names.filter_map(|name| name.strip_suffix(".weight")).collect();
+    /// `shapes`: of all base tensors, by names such as `unet.conv_in.weight`.
+    pub(super) fn new(shapes: &Shapes) -> Self {
+        let original = OriginalLayers::of(shapes);
+        let elements = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
+        let mut shapes = shapes.clone();
+        shapes.extend(original.shapes(&shapes));
+        let modules: Vec<&str> = shapes.keys().filter_map(|name| name.strip_suffix(".weight")).collect();
         let layout = Layout::of(modules.iter().filter_map(|module| module.strip_prefix("unet.")));
         let mut weights = HashMap::new();
         for module in modules {
-            for name in names_of(module, &layout) {
+            for name in names_of(module, &layout, &original) {
                 weights.insert(name, format!("{module}.weight"));
             }
         }
-        Self { weights }
+        Self { weights, shapes, original, elements }
+    }
+
+    pub(super) fn shapes(&self) -> &Shapes {
+        &self.shapes
+    }
+
+    pub(super) fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Where the rows of `target`, a weight or a bias, belong, if that is no tensor of its own: names of tensors, and rows.
+    pub(super) fn slices<'a>(&'a self, target: &'a str) -> Option<(&'a [RowSlice], &'a str)> {
+        let (module, kind) = target.rsplit_once('.')?;
+        Some((self.original.slices(module)?, kind))
     }
 
     /// The name of the base tensor that belongs to `module`.
@@ -188,7 +213,7 @@ impl Targets {
 }
 
 /// Every name of a module in the files of trainers.
-fn names_of(module: &str, layout: &Layout) -> Vec<String> {
+fn names_of(module: &str, layout: &Layout, original: &OriginalLayers) -> Vec<String> {
     let flat = |prefix: &str, name: &str| format!("{prefix}_{}", name.replace('.', "_"));
     let mut names = vec![module.to_owned()];
     if let Some(bare) = module.strip_prefix("unet.") {
@@ -202,8 +227,11 @@ fn names_of(module: &str, layout: &Layout) -> Vec<String> {
     }
     // Lightning files have no prefix, ComfyUI's have another.
     if let Some(bare) = module.strip_prefix("transformer.") {
-        names.extend([bare.to_owned(), format!("diffusion_model.{bare}"), flat("lora_transformer", bare)]);
-        names.extend([flat("lora_unet", bare), flat("lycoris", bare)]);
+        let old = original.name(module).and_then(|old| old.strip_prefix("transformer."));
+        for bare in [Some(bare), old].into_iter().flatten() {
+            names.extend([bare.to_owned(), format!("diffusion_model.{bare}"), format!("transformer.{bare}")]);
+            names.extend(["lora_transformer", "lora_unet", "lycoris"].map(|prefix| flat(prefix, bare)));
+        }
     }
     if let Some(bare) = module.strip_prefix("text_encoder_2.") {
         // Transformers 5 leaves `text_model` out.

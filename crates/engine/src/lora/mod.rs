@@ -103,7 +103,7 @@ impl Lora {
     pub(super) fn check(lora: &LoraFile, shapes: &Shapes) -> Result<(), LoraError> {
         let file = TensorFile::open(&lora.path)?;
         let contents = Contents::sort(&file, shapes).map_err(|error| explained(error, &file, shapes))?;
-        let checked = contents.check_all(shapes, &Alphas::read(&file, &lora.alpha)?);
+        let checked = contents.check_all(&Alphas::read(&file, &lora.alpha)?);
         checked.map_err(|error| explained(error, &file, shapes))
     }
 
@@ -111,7 +111,7 @@ impl Lora {
     pub(super) fn read(lora: &LoraFile, shapes: &Shapes, device: &Device) -> Result<Self, LoraError> {
         let file = TensorFile::open(&lora.path)?;
         let contents = Contents::sort(&file, shapes)?;
-        let changes = contents.read(shapes, &Alphas::read(&file, &lora.alpha)?, device)?;
+        let changes = contents.read(&Alphas::read(&file, &lora.alpha)?, device)?;
         Ok(Self { changes, learned_words: contents.learned_words(device)? })
     }
 

@@ -1,6 +1,7 @@
 //! The tensors of one module in an adapter file, put together into the changes they stand for.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
@@ -9,6 +10,7 @@ use super::alphas::{Alphas, Module};
 use super::delta::{Delta, Factor, LowRank};
 use super::dora::Direction;
 use super::keys::{Part, Side};
+use crate::original_layers::RowSlice;
 use crate::weights::Shapes;
 
 /// What an adapter does to one base tensor.
@@ -23,6 +25,30 @@ pub(super) struct Change {
 }
 
 impl Change {
+    /// The same of a layer that is several here: `slices` with `weight` or `bias`, what the target's name ends with.
+    ///
+    /// # Errors
+    /// When it turns the weight (`DoRA`): lengths of a whole say nothing of its parts.
+    pub(super) fn in_slices(
+        self,
+        module: &str,
+        (slices, kind): (&[RowSlice], &str),
+        shapes: &Shapes,
+    ) -> Result<Vec<Self>, LoraError> {
+        let Self { target, delta, scaling, direction } = self;
+        if direction.is_some() {
+            let problem = "is DoRA of a layer that this model has in parts, which is not supported; adapt the parts".to_owned();
+            return Err(LoraError::Contradiction { module: module.to_owned(), problem });
+        }
+        let shape = shapes.get(&target).cloned().unwrap_or_default();
+        let delta = Arc::new(delta);
+        let changes = slices.iter().map(|slice| {
+            let target = format!("{}.{kind}", slice.module);
+            Ok(Self { target, delta: delta.rows(&slice.rows, &shape)?, scaling, direction: None })
+        });
+        changes.collect()
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.delta.tensors().iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
     }
@@ -137,7 +163,7 @@ impl Parts {
                 format!("{:?} by {:?} by {:?}", up.dims(), mid.dims(), down.dims())
             }
             Delta::Full(change) => format!("{:?}", change.dims()),
-            Delta::Hadamard(..) | Delta::Kronecker(..) => "another shape".to_owned(),
+            Delta::Hadamard(..) | Delta::Kronecker(..) | Delta::Rows { .. } => "another shape".to_owned(),
         };
         Err(self.other_shape(found, shape.to_vec()))
     }

@@ -6,10 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::{AutoencoderConfig, TransformerConfig};
-use super::schedule::FlowConfig;
 use super::text_config::{LanguageConfig, ProcessorConfig, VisionConfig};
 use crate::EngineError;
 use crate::json_config::{Fixed, read};
+use crate::schedule::flow::FlowConfig;
 
 const PIPELINE: Fixed = &[("_class_name", &["\"QwenImagePipeline\"", "\"QwenImageEditPlusPipeline\""])];
 
@@ -22,14 +22,12 @@ const EDIT_TRANSFORMER: Fixed = &[
 
 const EDIT_VAE: Fixed = &[("attn_scales", &["[]"]), ("input_channels", &["3"])];
 
-const EDIT_SCHEDULE: Fixed = &[
-    ("_class_name", &["\"FlowMatchEulerDiscreteScheduler\""]),
-    ("invert_sigmas", &["false"]),
-    ("stochastic_sampling", &["false"]),
-    ("time_shift_type", &["\"exponential\""]),
-    ("use_beta_sigmas", &["false"]),
-    ("use_exponential_sigmas", &["false"]),
-    ("use_karras_sigmas", &["false"]),
+const QWEN3: Fixed = &[
+    ("attention_bias", &["false"]),
+    ("hidden_act", &["\"silu\""]),
+    ("model_type", &["\"qwen3\""]),
+    ("rope_scaling", &["null"]),
+    ("use_sliding_window", &["false"]),
 ];
 
 const PROCESSOR: Fixed = &[
@@ -80,7 +78,7 @@ impl ImageCheckpoint {
             pipeline: read::<ModelIndex>(&directory.join("model_index.json"), PIPELINE)?.pipeline,
             transformer: read(&directory.join("transformer/config.json"), EDIT_TRANSFORMER)?,
             vae: read(&directory.join("vae/config.json"), EDIT_VAE)?,
-            schedule: read(&directory.join("scheduler/scheduler_config.json"), EDIT_SCHEDULE)?,
+            schedule: FlowConfig::read(directory)?,
         };
         checkpoint.check()?;
         Ok(checkpoint)
@@ -101,12 +99,11 @@ impl ImageCheckpoint {
     }
 
     fn check(&self) -> Result<(), EngineError> {
-        let Self { transformer, vae, schedule, .. } = self;
+        let Self { transformer, vae, .. } = self;
         let levels = vae.dim_mult.len();
         let axes = transformer.axes_dims_rope;
         let head = transformer.attention_head_dim;
         let statistics = [vae.latents_mean.len(), vae.latents_std.len()];
-        let no_slope = schedule.max_image_seq_len <= schedule.base_image_seq_len;
         let wrong = [
             (transformer.num_layers == 0 || transformer.width() == 0, "transformer", "its sizes must not be 0"),
             (axes.iter().sum::<usize>() != head, "transformer", "axes_dims_rope must add up to attention_head_dim"),
@@ -116,7 +113,6 @@ impl ImageCheckpoint {
             (levels == 0 || vae.base_dim == 0, "vae", "dim_mult must not be empty, nor base_dim 0"),
             (vae.temperal_downsample.len() + 1 != levels, "vae", "temperal_downsample must be one less than dim_mult"),
             (statistics != [vae.z_dim; 2], "vae", "latents_mean and latents_std must be z_dim values each"),
-            (no_slope, "scheduler", "max_image_seq_len must be above base_image_seq_len"),
         ];
         match wrong.iter().find(|(is_wrong, ..)| *is_wrong) {
             None => Ok(()),
@@ -209,4 +205,29 @@ fn processor(directory: &Path) -> Result<ProcessorConfig, EngineError> {
     }
     let read = ProcessorConfig::deserialize(Value::Object(processor));
     read.map_err(|error| EngineError::Checkpoint { path, problem: error.to_string() })
+}
+
+/// What `text_encoder/config.json` of Qwen3 says of its text model: as Qwen2.5's, with norms in place of biases, and a line of positions.
+///
+/// # Errors
+/// As [`ImageCheckpoint::read`].
+pub(crate) fn qwen3_language(path: &Path) -> Result<LanguageConfig, EngineError> {
+    let mut values: serde_json::Map<String, Value> = read(path, QWEN3)?;
+    let wrong = |problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
+    // Transformers 5 keeps the base of the frequencies in a section of its own.
+    let rope = values.get("rope_parameters").and_then(Value::as_object).cloned().unwrap_or_default();
+    if let Some(kind) = rope.get("rope_type").filter(|kind| **kind != "default") {
+        return Err(wrong(format!("rope_type is {kind}; supported: \"default\"")));
+    }
+    values.extend(rope);
+    values.insert("qk_norm".into(), true.into());
+    values.insert("mrope_section".into(), [0; 3].as_slice().into());
+    let mut config = LanguageConfig::deserialize(Value::Object(values)).map_err(|error| wrong(error.to_string()))?;
+    config.mrope_section[0] = config.head_width() / 2;
+    let key_heads = config.num_key_value_heads;
+    if config.num_hidden_layers < 2 || key_heads == 0 || !config.num_attention_heads.is_multiple_of(key_heads) {
+        let problem = "num_hidden_layers must be 2 or more, and num_attention_heads a multiple of num_key_value_heads";
+        return Err(wrong(problem.to_owned()));
+    }
+    Ok(config)
 }

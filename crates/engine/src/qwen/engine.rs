@@ -13,8 +13,8 @@ use super::text::TextEncoder;
 use super::{QwenImage, Variant};
 use crate::device_errors::classify_memory_error;
 use crate::resample::{Filter, resize};
-use crate::schedule::scheduler::{Sampler, Scheduler};
-use crate::{EditRequest, Engine, EngineError, GenerateRequest, Generated, QueuedRequest, Request, Sampling, Watch};
+use crate::unread::check_unread;
+use crate::{EditRequest, Engine, EngineError, GenerateRequest, Generated, QueuedRequest, Request, Watch};
 
 /// What stands for a negative prompt that says nothing: the model's own examples have a blank.
 const EMPTY_PROMPT: &str = " ";
@@ -170,40 +170,11 @@ fn condition_px(settings: &Settings) -> Option<u32> {
 
 /// Refuses what a UNet would read: nothing that a request asks for is left out in silence.
 fn check_fields(request: &GenerateRequest) -> Result<(), EngineError> {
-    let GenerateRequest { loras, embeddings, start, scheduler, sampling, .. } = request;
-    if *scheduler != Scheduler::plain(Sampler::Euler) {
-        let problem = "must be euler, the one sampler of this model".into();
-        return Err(EngineError::Request { field: "scheduler", problem });
+    check_unread(request)?;
+    if request.loras.is_empty() {
+        return Ok(());
     }
-    let Sampling {
-        timesteps,
-        sigmas,
-        eta,
-        guidance_rescale,
-        image_guidance_scale,
-        clip_skip,
-        original_size,
-        crops_coords_top_left,
-        target_size,
-    } = sampling;
-    let unread = [
-        ("lora", !loras.is_empty()),
-        ("embeddings", !embeddings.is_empty()),
-        ("init_image", start.is_some()),
-        ("timesteps", timesteps.is_some()),
-        ("sigmas", sigmas.is_some()),
-        ("eta", *eta > 0.0),
-        ("guidance_rescale", *guidance_rescale > 0.0),
-        ("image_guidance_scale", image_guidance_scale.is_some()),
-        ("clip_skip", *clip_skip > 0),
-        ("original_size", original_size.is_some()),
-        ("crops_coords_top_left", crops_coords_top_left.is_some()),
-        ("target_size", target_size.is_some()),
-    ];
-    match unread.into_iter().find(|(_, given)| *given) {
-        None => Ok(()),
-        Some((field, _)) => Err(EngineError::Request { field, problem: "is not read by this model: leave it out".into() }),
-    }
+    Err(EngineError::Request { field: "lora", problem: "is not read by this model: leave it out".into() })
 }
 
 fn words_of(encoder: &mut TextEncoder, request: &EditRequest) -> Result<TextConditioning, EngineError> {

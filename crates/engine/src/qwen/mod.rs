@@ -16,7 +16,6 @@ pub mod pipeline;
 pub mod precision;
 pub mod references;
 pub mod rope;
-pub mod schedule;
 pub mod sizes;
 pub mod text;
 pub mod text_config;

@@ -113,11 +113,15 @@ fn work_out(
 
 /// A timestep of 0 to 1000 as the model gets it: rounded to what is computed in, divided by 1000, rounded again.
 fn rounded_timestep(timestep: f32, compute: DType) -> f32 {
-    let round = |number: f32| match compute {
+    rounded(rounded(timestep, compute) / TIME_SCALE, compute)
+}
+
+/// The nearest number in the format that is computed in; `number` is finite.
+pub(crate) fn rounded(number: f32, compute: DType) -> f32 {
+    match compute {
         DType::BF16 => nearest_bf16(number),
         _ => number,
-    };
-    round(round(timestep) / TIME_SCALE)
+    }
 }
 
 /// The nearest number that has only the upper 16 bits, the even one of two; `number` is finite.

@@ -12,12 +12,12 @@ use super::modulation::TimestepConditioning;
 use super::packing::{Grid, pack, unpack};
 use super::references::Reference;
 use super::rope::Rope;
-use super::schedule::FlowSchedule;
 use super::sizes::fitting;
 use super::transformer::Prediction;
 use crate::finite::is_finite;
 use crate::noise::Noise;
 use crate::pixels::{to_pixels, to_rgb8};
+use crate::schedule::flow::FlowSchedule;
 use crate::{EngineError, Image, Watch};
 
 /// One image, or several that only differ in their noise.

@@ -1,4 +1,4 @@
-//! What a Qwen2.5-VL checkpoint says about its text model, its vision tower and its image processor.
+//! What a Qwen2.5-VL checkpoint says about its text model, its vision tower and its image processor, and a Qwen3 checkpoint about its text model.
 
 use serde::Deserialize;
 
@@ -11,6 +11,15 @@ pub struct LanguageConfig {
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
     pub num_key_value_heads: usize,
+    /// Width of a head; none: that of its part of `hidden_size`.
+    #[serde(default)]
+    pub head_dim: Option<usize>,
+    /// Whether queries, keys and values have a bias: Qwen2.5's have, Qwen3's have not.
+    #[serde(default = "yes")]
+    pub attention_bias: bool,
+    /// Whether each head's queries and keys are normed: Qwen3's are, Qwen2.5's are not.
+    #[serde(default)]
+    pub qk_norm: bool,
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
@@ -21,8 +30,12 @@ pub struct LanguageConfig {
 impl LanguageConfig {
     #[must_use]
     pub fn head_width(&self) -> usize {
-        self.hidden_size / self.num_attention_heads.max(1)
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `vision_config` in `text_encoder/config.json`.

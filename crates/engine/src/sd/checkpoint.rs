@@ -175,7 +175,7 @@ impl Checkpoint {
     /// The most layers of the text encoders that a job may leave out.
     pub(super) fn max_clip_skip(&self) -> usize {
         let layers = self.text_encoders.iter().map(|encoder| match encoder.output {
-            TextOutput::Last => encoder.config.num_hidden_layers,
+            TextOutput::Last | TextOutput::Pooled => encoder.config.num_hidden_layers,
             TextOutput::Penultimate | TextOutput::PenultimateAndPooled => encoder.config.num_hidden_layers.saturating_sub(1),
         });
         layers.min().unwrap_or_default()

@@ -12,6 +12,8 @@ use crate::layers::{LayerNorm, Linear, layer_norm, linear, linear_b, quick_gelu}
 pub enum TextOutput {
     /// The last hidden state, normed: Stable Diffusion 1 and 2.
     Last,
+    /// The same, and the pooled text without a projection: FLUX's.
+    Pooled,
     /// The one before, as it is: SDXL's first encoder.
     Penultimate,
     /// The same, and the pooled text of the last: SDXL's second, a `CLIPTextModelWithProjection`.
@@ -71,13 +73,16 @@ impl TextEncoder {
         let (_, count) = tokens.dims2()?;
         let positions = self.positions.narrow(0, 0, count)?;
         let mut hidden = self.embed(tokens, learned)?.broadcast_add(&positions)?;
-        let left_out = skipped + usize::from(self.output != TextOutput::Last);
+        let is_last = matches!(self.output, TextOutput::Last | TextOutput::Pooled);
+        let left_out = skipped + usize::from(!is_last);
         let (used, rest) = self.layers.split_at(self.layers.len().saturating_sub(left_out));
         for layer in used {
             hidden = layer.forward(&hidden)?;
         }
-        if self.output == TextOutput::Last {
-            return Ok(Encoded { states: self.final_layer_norm.forward(&hidden)?.to_dtype(DType::F32)?, pooled: None });
+        if is_last {
+            let normed = self.final_layer_norm.forward(&hidden)?;
+            let at_end = (self.output == TextOutput::Pooled).then(|| self.at_end(tokens, &normed)?.to_dtype(DType::F32));
+            return Ok(Encoded { states: normed.to_dtype(DType::F32)?, pooled: at_end.transpose()? });
         }
         let states = hidden.to_dtype(DType::F32)?;
         let Some(projection) = &self.projection else { return Ok(Encoded { states, pooled: None }) };

@@ -120,27 +120,8 @@ impl StableDiffusion {
 
     /// The error for `stage`: what is not finite there, whose fault that is, and what to do.
     fn not_finite(&self, stage: Stage, has_start: bool) -> Result<EngineError, EngineError> {
-        let dtype = self.adapters.weights().dtype();
         let model = self.checkpoint.directory.file_name().unwrap_or_default().to_string_lossy();
-        let why = match (self.adapters.lora_at_fault(stage.prefixes())?, self.adapters.base_at_fault(stage.prefixes())?) {
-            (_, Some(tensor)) if dtype == DType::F32 => {
-                format!("its tensor {tensor} holds some: download the model again, or convert it again")
-            }
-            (_, Some(tensor)) => format!(
-                "its tensor {tensor} holds some in {}: set engine.dtype to f32, and if that fails too download the model again",
-                dtype.as_str()
-            ),
-            (Some(fault), None) => format!("{fault}: use a smaller scale, or train it again"),
-            (None, None) if self.adapters.has_loras() => {
-                "its tensors are finite, so the job's LoRAs drive it beyond its range: use smaller scales".to_owned()
-            }
-            (None, None) if dtype == DType::F16 => {
-                "its tensors are finite, so f16 overflowed: set engine.dtype to bf16 or f32".to_owned()
-            }
-            (None, None) => {
-                "its tensors are finite, but what they compute is not: is it the right file for this config.json?".to_owned()
-            }
-        };
+        let why = self.adapters.why_not_finite(stage.prefixes())?;
         let input = if has_start { ", from the job's init_image" } else { "" };
         let problem = format!("the {} of model {model} gave NaN or infinity{input}; {why}", stage.label());
         Ok(EngineError::NotFinite { problem })

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::learned_word::MAX_VECTORS;
+use crate::learned_word::{Bundled, MAX_VECTORS};
 use crate::stored::is_read;
 use crate::tensor_file::TensorFile;
 use crate::{EmbeddingFile, EngineError};
@@ -43,14 +43,6 @@ pub(super) struct LearnedWord {
 enum Origin {
     Embedding(usize),
     Lora(usize),
-}
-
-/// A word that came with a LoRA: `vectors` (vectors, hidden), f32, for each text encoder.
-#[derive(Debug, Clone)]
-pub(super) struct Bundled {
-    pub(super) lora: usize,
-    pub(super) text: String,
-    pub(super) vectors: Vec<Tensor>,
 }
 
 impl LearnedWord {

@@ -1,6 +1,5 @@
 //! Stable Diffusion 1, 2 and XL in diffusers' layout: text encoder, UNet, VAE and the way from a prompt to images.
 
-mod adapters;
 mod attention;
 mod bands;
 pub mod checkpoint;
@@ -38,14 +37,17 @@ pub mod weighting;
 use std::time::Instant;
 
 use candle_core::Device;
+use candle_nn::VarBuilder;
 
-use self::adapters::Adapters;
 use self::checkpoint::Checkpoint;
+use self::clip::TextEncoder;
 use self::memory::MemoryEstimate;
 use self::settings::{Defaults, PromptSyntax, Settings};
 use self::tokens::PromptTokenizer;
+use self::unet::Unet;
 use self::vae::VaeDecoder;
 use self::vae_encoder::VaeEncoder;
+use super::adapters::Adapters;
 use super::original_names::Layout;
 use super::single_file::SingleFile;
 use super::weights::Weights;
@@ -66,12 +68,30 @@ pub struct StableDiffusion {
     memory_budget: Option<u64>,
     resident_bytes: u64,
     memory_estimate: MemoryEstimate,
-    adapters: Adapters,
+    adapters: Adapters<Adapted>,
     vae: VaeDecoder,
     /// Whether the VAE computes in f32 though the weights are f16, in which it is known to overflow.
     upcasts_vae: bool,
     /// Where the checkpoint has one.
     vae_encoder: Option<VaeEncoder>,
+}
+
+/// The parts of a checkpoint that a LoRA may change.
+struct Adapted {
+    /// One, or SDXL's two.
+    text_encoders: Vec<TextEncoder>,
+    unet: Unet,
+}
+
+impl Adapted {
+    fn new(checkpoint: &Checkpoint, vb: &VarBuilder) -> candle_core::Result<Self> {
+        let encoders = checkpoint.text_encoders.iter();
+        let encoders = encoders.map(|encoder| TextEncoder::new(&encoder.config, encoder.output, &vb.pp(encoder.component)));
+        Ok(Self {
+            text_encoders: encoders.collect::<candle_core::Result<_>>()?,
+            unet: Unet::new(&checkpoint.unet, &vb.pp("unet"))?,
+        })
+    }
 }
 
 impl StableDiffusion {
@@ -116,7 +136,8 @@ impl StableDiffusion {
         let factor = checkpoint.vae.pixels_per_latent();
         let width_px = (sides.width() * factor) as u32;
         let height_px = (sides.height() * factor) as u32;
-        let adapters = Adapters::new(&checkpoint, weights).map_err(wrong)?;
+        let built = checkpoint.clone();
+        let adapters = Adapters::new(weights, move |vb| Adapted::new(&built, vb)).map_err(wrong)?;
         Ok(Self {
             checkpoint,
             device: settings.device.clone(),
@@ -157,7 +178,7 @@ impl StableDiffusion {
     /// # Errors
     /// [`EngineError::Lora`] says which one is at fault and why; what was generated with before stays in use.
     pub fn use_loras(&mut self, loras: &[LoraFile]) -> Result<bool, EngineError> {
-        self.adapters.select(&self.checkpoint, loras, &self.device)
+        self.adapters.select(&self.checkpoint.directory, loras)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The text model of Qwen2.5-VL, run once over a whole prompt: no cache, no logits.
+//! The text model of Qwen2.5-VL or Qwen3, run once over a whole prompt: no cache, no logits.
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
@@ -10,34 +10,43 @@ use crate::attention::causal_mask;
 use crate::layers::{Linear, linear_b, silu};
 use crate::qwen::text_config::LanguageConfig;
 
-/// transformers' `Qwen2_5_VLTextModel`.
+/// Which hidden state is taken from a text model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HiddenState {
+    /// That of the last layer, normed.
+    Last,
+    /// That of the layer before, as it is: the last layer and the norm are not read.
+    Penultimate,
+}
+
+/// transformers' `Qwen2_5_VLTextModel` or `Qwen3Model`.
 pub struct LanguageModel {
     config: LanguageConfig,
     embed_tokens: Embedding,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: Option<RmsNorm>,
 }
 
 impl LanguageModel {
     /// `vb` stands at the model's own names (`embed_tokens.weight...`).
-    pub(super) fn new(config: &LanguageConfig, vb: &VarBuilder) -> Result<Self> {
+    pub(crate) fn new(config: &LanguageConfig, taken: HiddenState, vb: &VarBuilder) -> Result<Self> {
+        let is_last = taken == HiddenState::Last;
+        let layers = config.num_hidden_layers - usize::from(!is_last);
         Ok(Self {
             embed_tokens: embedding(config.vocab_size, config.hidden_size, vb.pp("embed_tokens"))?,
-            layers: (0..config.num_hidden_layers)
-                .map(|index| Layer::new(config, &vb.pp("layers").pp(index)))
-                .collect::<Result<_>>()?,
-            norm: rms_norm(config.hidden_size, config.rms_norm_eps, vb.pp("norm"))?,
+            layers: (0..layers).map(|index| Layer::new(config, &vb.pp("layers").pp(index))).collect::<Result<_>>()?,
+            norm: is_last.then(|| rms_norm(config.hidden_size, config.rms_norm_eps, vb.pp("norm"))).transpose()?,
             config: config.clone(),
         })
     }
 
     /// `tokens`: below the vocabulary's size. Returns (tokens, hidden).
-    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+    pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
         let device = self.embed_tokens.embeddings().device();
         self.embed_tokens.forward(&Tensor::from_vec(tokens.to_vec(), tokens.len(), device)?)
     }
 
-    /// `embedded`: (tokens, hidden), a position each. Returns (1, tokens, hidden): the last hidden state, normed.
+    /// `embedded`: (tokens, hidden), a position each. Returns (1, tokens, hidden): the hidden state that is taken.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
@@ -55,7 +64,7 @@ impl LanguageModel {
         for layer in &self.layers {
             hidden = layer.forward(&hidden, &mask, (&cos, &sin))?;
         }
-        self.norm.forward(&hidden)
+        self.norm.as_ref().map_or(Ok(hidden.clone()), |norm| norm.forward(&hidden))
     }
 
     /// Half a head's angles for each token: the first frequencies turn with time, the next with the row, the last with the column.
@@ -80,6 +89,8 @@ struct Layer {
     query: Linear,
     key: Linear,
     value: Linear,
+    /// Of each head's queries and keys.
+    head_norms: Option<[RmsNorm; 2]>,
     out: Linear,
     after_norm: RmsNorm,
     gate: Linear,
@@ -93,16 +104,20 @@ impl Layer {
     fn new(config: &LanguageConfig, vb: &VarBuilder) -> Result<Self> {
         let hidden = config.hidden_size;
         let inner = config.intermediate_size;
+        let queries = config.num_attention_heads * config.head_width();
         let keys = config.num_key_value_heads * config.head_width();
+        let bias = config.attention_bias;
         let attention = vb.pp("self_attn");
         let mlp = vb.pp("mlp");
         let norm = |name| rms_norm(hidden, config.rms_norm_eps, vb.pp(name));
+        let head_norm = |name| rms_norm(config.head_width(), config.rms_norm_eps, attention.pp(name));
         Ok(Self {
             input_norm: norm("input_layernorm")?,
-            query: linear_b(hidden, hidden, true, attention.pp("q_proj"))?,
-            key: linear_b(hidden, keys, true, attention.pp("k_proj"))?,
-            value: linear_b(hidden, keys, true, attention.pp("v_proj"))?,
-            out: linear_b(hidden, hidden, false, attention.pp("o_proj"))?,
+            query: linear_b(hidden, queries, bias, attention.pp("q_proj"))?,
+            key: linear_b(hidden, keys, bias, attention.pp("k_proj"))?,
+            value: linear_b(hidden, keys, bias, attention.pp("v_proj"))?,
+            head_norms: if config.qk_norm { Some([head_norm("q_norm")?, head_norm("k_norm")?]) } else { None },
+            out: linear_b(queries, hidden, false, attention.pp("o_proj"))?,
             after_norm: norm("post_attention_layernorm")?,
             gate: linear_b(hidden, inner, false, mlp.pp("gate_proj"))?,
             up: linear_b(hidden, inner, false, mlp.pp("up_proj"))?,
@@ -121,17 +136,22 @@ impl Layer {
 
     /// Heads of one key go together: (key heads, heads of each · tokens, width).
     fn attend(&self, hidden: &Tensor, mask: &Tensor, (cos, sin): (&Tensor, &Tensor)) -> Result<Tensor> {
-        let (_, tokens, channels) = hidden.dims3()?;
+        let tokens = hidden.dim(1)?;
+        let query = self.query.forward(hidden)?;
+        let channels = query.dim(2)?;
         let width = channels / self.heads;
         let shared = self.heads / self.key_heads;
         let by_head = |tensor: Tensor, heads: usize| tensor.reshape((1, tokens, heads, width))?.transpose(1, 2)?.contiguous();
-        let turned = |tensor: Tensor, heads: usize| {
+        let turned = |tensor: Tensor, heads: usize, norm: Option<&RmsNorm>| {
             let dtype = tensor.dtype();
-            rope(&by_head(tensor, heads)?.to_dtype(DType::F32)?, cos, sin)?.to_dtype(dtype)
+            let by_head = by_head(tensor, heads)?;
+            let normed = norm.map_or(Ok(by_head.clone()), |norm| norm.forward(&by_head))?;
+            rope(&normed.to_dtype(DType::F32)?, cos, sin)?.to_dtype(dtype)
         };
-        let query = (turned(self.query.forward(hidden)?, self.heads)? * (width as f64).sqrt().recip())?;
+        let [query_norm, key_norm] = self.head_norms.as_ref().map_or([None, None], |[query, key]| [Some(query), Some(key)]);
+        let query = (turned(query, self.heads, query_norm)? * (width as f64).sqrt().recip())?;
         let query = query.reshape((self.key_heads, shared * tokens, width))?;
-        let key = turned(self.key.forward(hidden)?, self.key_heads)?.squeeze(0)?;
+        let key = turned(self.key.forward(hidden)?, self.key_heads, key_norm)?.squeeze(0)?;
         let value = by_head(self.value.forward(hidden)?, self.key_heads)?.squeeze(0)?;
         let scores = query.matmul(&key.transpose(1, 2)?)?.to_dtype(DType::F32)?;
         let scores = scores.reshape((self.key_heads, shared, tokens, tokens))?.broadcast_add(mask)?;

@@ -11,7 +11,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
-use self::language::LanguageModel;
+use self::language::{HiddenState, LanguageModel};
 use self::patches::{Patches, condition, patches};
 use self::positions::{Run, positions};
 use self::prompt::{EDIT, PromptTokenizer, TEXT};
@@ -77,7 +77,7 @@ impl TextEncoder {
         let dtype = precision.compute;
         let ((tower, language), bytes) = build_from(&files, (dtype, &device), our_name, |vb| {
             let tower = vision.as_ref().map(|(config, _)| VisionTower::new(config, &vb.pp("visual"))).transpose()?;
-            Ok((tower, LanguageModel::new(&language, &vb.pp("language"))?))
+            Ok((tower, LanguageModel::new(&language, HiddenState::Last, &vb.pp("language"))?))
         })?;
         let sight = vision.zip(tower).zip(condition_px).map(|(((config, processor), tower), condition_px)| Sight {
             config,
@@ -154,7 +154,7 @@ impl Sight {
 }
 
 /// The text model over the runs of a prompt, less what stands in front of the user's turn.
-fn read(language: &LanguageModel, runs: &[Run], seen: &[Seen], dropped: usize) -> Result<Tensor, EngineError> {
+pub(crate) fn read(language: &LanguageModel, runs: &[Run], seen: &[Seen], dropped: usize) -> Result<Tensor, EngineError> {
     let embedded = runs.iter().map(|run| match run {
         Run::Text(tokens) => language.embed(tokens),
         Run::Image(index) => Ok(seen[*index].tokens.clone()),
@@ -166,7 +166,7 @@ fn read(language: &LanguageModel, runs: &[Run], seen: &[Seen], dropped: usize) -
 }
 
 /// `visual…` and `language…`, by what transformers called them at different times; the head that predicts words has no name.
-fn our_name(name: &str) -> Option<String> {
+pub(crate) fn our_name(name: &str) -> Option<String> {
     let name = name.strip_prefix("model.").unwrap_or(name);
     if name.starts_with("visual.") {
         return Some(name.to_owned());

@@ -1,4 +1,4 @@
-//! The words around a prompt, and its tokens (diffusers' `QwenImageEditPlusPipeline` and `QwenImagePipeline`).
+//! The words around a prompt, and its tokens (diffusers' `QwenImageEditPlusPipeline`, `QwenImagePipeline` and `ZImagePipeline`).
 
 use std::path::Path;
 
@@ -15,15 +15,21 @@ use crate::tokenizer_config::added_tokens;
 
 /// What the model is told before the user's turn.
 pub struct Template {
-    system: &'static str,
+    /// None: the user's turn is the first.
+    system: Option<&'static str>,
     /// Tokens in front of what the user said: the transformer does not see their hidden states.
     pub(super) dropped: usize,
+    /// Of a prompt: as many as the pipeline allows.
+    max_tokens: usize,
 }
 
 /// Around a prompt about images.
-pub const EDIT: Template = Template { system: EDIT_SYSTEM, dropped: 64 };
+pub const EDIT: Template = Template { system: Some(EDIT_SYSTEM), dropped: 64, max_tokens: 1024 };
 /// Around a prompt alone.
-pub const TEXT: Template = Template { system: TEXT_SYSTEM, dropped: 34 };
+pub const TEXT: Template = Template { system: Some(TEXT_SYSTEM), dropped: 34, max_tokens: 1024 };
+/// Around a prompt alone that an assistant is to think about (Qwen3's chat template with `enable_thinking`). The pipeline cuts it off at 512 tokens, 8
+/// of which are the template's.
+pub const CHAT: Template = Template { system: None, dropped: 0, max_tokens: 504 };
 
 const TEXT_SYSTEM: &str = "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the \
                            objects and background:";
@@ -34,8 +40,6 @@ const START: &str = "<|im_start|>";
 const END: &str = "<|im_end|>";
 const IMAGE_START: &str = "<|vision_start|>";
 const IMAGE_END: &str = "<|vision_end|>";
-/// Of a prompt; the pipeline allows as many.
-const MAX_TOKENS: usize = 1024;
 /// How Qwen2's tokenizer cuts a text before its merges.
 const WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -77,7 +81,7 @@ impl PromptTokenizer {
     }
 
     /// How many of the first tokens the transformer does not see.
-    pub(super) fn dropped(&self) -> usize {
+    pub(crate) fn dropped(&self) -> usize {
         self.template.dropped
     }
 
@@ -88,8 +92,9 @@ impl PromptTokenizer {
     pub fn runs(&self, prompt: &str, images: usize) -> Result<Vec<Run>, EngineError> {
         let wrong = |problem| EngineError::Request { field: "prompt", problem };
         let own = self.tokens(prompt).map_err(|error| wrong(format!("cannot be tokenized: {error}")))?.len();
-        if own > MAX_TOKENS {
-            return Err(wrong(format!("must have at most {MAX_TOKENS} tokens, got {own}; shorten it")));
+        let max = self.template.max_tokens;
+        if own > max {
+            return Err(wrong(format!("must have at most {max} tokens, got {own}; shorten it")));
         }
         let mut runs = vec![Run::Text(Vec::new())];
         for part in parts(self.template.system, prompt, images) {
@@ -119,15 +124,13 @@ impl PromptTokenizer {
 }
 
 /// Special tokens cut the text, so what lies between them has its tokens by itself.
-fn parts(system: &str, prompt: &str, images: usize) -> Vec<Part<'static>> {
+fn parts(system: Option<&str>, prompt: &str, images: usize) -> Vec<Part<'static>> {
     let text = |text: &str| Part::Text(text.to_owned());
-    let mut parts = vec![
-        Part::Special(START),
-        Part::Text(format!("system\n{system}")),
-        Part::Special(END),
-        text("\n"),
-        Part::Special(START),
-    ];
+    let mut parts = Vec::new();
+    if let Some(system) = system {
+        parts.extend([Part::Special(START), Part::Text(format!("system\n{system}")), Part::Special(END), text("\n")]);
+    }
+    parts.push(Part::Special(START));
     let mut said = "user\n".to_owned();
     for index in 0..images {
         parts.push(Part::Text(format!("{said}Picture {}: ", index + 1)));

@@ -3,6 +3,8 @@
 //! `cargo test -p atelier-engine parity -- --nocapture` prints the figures.
 
 mod adapter_files;
+mod flow;
+mod flux;
 mod half;
 mod images;
 mod loras;
@@ -20,6 +22,7 @@ mod starts;
 mod tiles;
 pub(crate) mod tiny_edit;
 mod variants;
+mod z_image;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

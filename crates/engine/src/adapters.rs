@@ -1,46 +1,42 @@
-//! Text encoder and UNet, with and without LoRAs: which of the two generates, and for which files it was built.
+//! What a checkpoint's adapters may change, with and without LoRAs: which of the two generates, and for which files it was built.
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::DType;
+use candle_nn::VarBuilder;
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::Checkpoint;
-use super::clip::TextEncoder;
-use super::inversion::Bundled;
-use super::unet::Unet;
-use crate::finite::is_finite;
-use crate::lora::{Lora, LoraError};
-use crate::recent::Recent;
-use crate::weights::{Shapes, Tensors, Weights};
-use crate::{AlphaSource, EngineError, LoraFile};
-
-/// The parts of a checkpoint that a LoRA may change.
-pub(super) struct Adapted {
-    /// One, or SDXL's two.
-    pub(super) text_encoders: Vec<TextEncoder>,
-    pub(super) unet: Unet,
-}
+use super::finite::is_finite;
+use super::learned_word::Bundled;
+use super::lora::{Lora, LoraError};
+use super::recent::Recent;
+use super::weights::{Shapes, Tensors, Weights};
+use super::{AlphaSource, EngineError, LoraFile};
 
 /// SHA-256 of all that decides what an adapter does at scale 1: its file, and where its alpha is from.
 type Content = [u8; 32];
 /// Content and scale of a LoRA.
 type Fingerprint = (Content, u64);
 
-pub(super) struct Adapters {
+/// What builds the parts that a LoRA may change, over tensors by their names.
+type Builder<Adapted> = Box<dyn Fn(&VarBuilder) -> candle_core::Result<Adapted> + Send>;
+
+/// `Adapted`: the parts of a checkpoint that a LoRA may change.
+pub(super) struct Adapters<Adapted> {
     weights: Weights,
+    builder: Builder<Adapted>,
     base: Adapted,
     /// The last LoRAs used and what was built for them. Only what they change takes memory of its own.
-    last: Option<Last>,
+    last: Option<Last<Adapted>>,
     uses_last: bool,
     /// The matrices of the LoRAs used last, on the device: changing between them costs a merge, and no reading or checking.
     read: Recent<Content, Arc<Lora>>,
 }
 
-struct Last {
+struct Last<Adapted> {
     loras: Vec<Fingerprint>,
     adapted: Adapted,
     learned_words: Vec<Bundled>,
@@ -49,10 +45,16 @@ struct Last {
 /// Of the matrices that stay on the device. A LoRA of rank 32 for all of Stable Diffusion 1.5 has 75 MiB in f32.
 const MATRICES_MAX_BYTES: usize = 512 << 20;
 
-impl Adapters {
-    pub(super) fn new(checkpoint: &Checkpoint, weights: Weights) -> Result<Self, String> {
-        let base = build(checkpoint, &weights, &Arc::default())?;
-        Ok(Self { weights, base, last: None, uses_last: false, read: Recent::new(MATRICES_MAX_BYTES, |_, lora| lora.bytes()) })
+impl<Adapted> Adapters<Adapted> {
+    /// # Errors
+    /// Lists the tensors that are missing or have another shape.
+    pub(super) fn new(
+        weights: Weights,
+        builder: impl Fn(&VarBuilder) -> candle_core::Result<Adapted> + Send + 'static,
+    ) -> Result<Self, String> {
+        let base = weights.build(&Arc::default(), &builder)?;
+        let read = Recent::new(MATRICES_MAX_BYTES, |_, lora: &Arc<Lora>| lora.bytes());
+        Ok(Self { weights, builder: Box::new(builder), base, last: None, uses_last: false, read })
     }
 
     /// What they are laid over.
@@ -77,7 +79,10 @@ impl Adapters {
     }
 
     /// Changes to exactly these LoRAs, in this order. Returns whether they were the last ones too.
-    pub(super) fn select(&mut self, checkpoint: &Checkpoint, loras: &[LoraFile], device: &Device) -> Result<bool, EngineError> {
+    ///
+    /// # Errors
+    /// [`EngineError::Lora`] says which one is at fault and why; what was used before stays in use.
+    pub(super) fn select(&mut self, checkpoint: &Path, loras: &[LoraFile]) -> Result<bool, EngineError> {
         if loras.is_empty() {
             self.uses_last = false;
             return Ok(true);
@@ -95,10 +100,10 @@ impl Adapters {
                     .zip(loras)
                     .map(|(content, lora)| if self.read.peek(content).is_some() { Ok(()) } else { Lora::check(lora, &shapes) }),
             )?;
-            let parsed = each(contents.iter().zip(loras).map(|(content, lora)| self.parsed(lora, *content, &shapes, device)))?;
+            let parsed = each(contents.iter().zip(loras).map(|(content, lora)| self.parsed(lora, *content, &shapes)))?;
             let overlay = self.overlay(parsed.iter().zip(loras.iter().map(|lora| lora.scale)))?;
-            let adapted = build(checkpoint, &self.weights, &Arc::new(overlay))
-                .map_err(|problem| EngineError::Checkpoint { path: checkpoint.directory.clone(), problem })?;
+            let adapted = self.weights.build(&Arc::new(overlay), &self.builder);
+            let adapted = adapted.map_err(|problem| EngineError::Checkpoint { path: checkpoint.to_owned(), problem })?;
             let words = parsed.iter().enumerate().flat_map(|(index, lora)| bundled(index, lora)).collect();
             self.last = Some(Last { loras: fingerprints, adapted, learned_words: words });
         }
@@ -106,18 +111,40 @@ impl Adapters {
         Ok(cache_hit)
     }
 
-    /// Whether LoRAs are in use.
-    pub(super) fn has_loras(&self) -> bool {
-        self.uses_last
+    /// Why the parts whose tensors' names begin with one of `prefixes` gave NaN or infinity, as far as that is known, and what to do.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(super) fn why_not_finite(&self, prefixes: &[&str]) -> Result<String, EngineError> {
+        let dtype = self.weights.dtype();
+        Ok(match (self.lora_at_fault(prefixes)?, self.base_at_fault(prefixes)?) {
+            (_, Some(tensor)) if dtype == DType::F32 => {
+                format!("its tensor {tensor} holds some: download the model again, or convert it again")
+            }
+            (_, Some(tensor)) => format!(
+                "its tensor {tensor} holds some in {}: set engine.dtype to f32, and if that fails too download the model again",
+                dtype.as_str()
+            ),
+            (Some(fault), None) => format!("{fault}: use a smaller scale, or train it again"),
+            (None, None) if self.uses_last => {
+                "its tensors are finite, so the job's LoRAs drive it beyond its range: use smaller scales".to_owned()
+            }
+            (None, None) if dtype == DType::F16 => {
+                "its tensors are finite, so f16 overflowed: set engine.dtype to bf16 or f32".to_owned()
+            }
+            (None, None) => {
+                "its tensors are finite, but what they compute is not: is it the right file for this config.json?".to_owned()
+            }
+        })
     }
 
     /// The first tensor of the model itself that is not finite, of those whose names begin with one of `prefixes`.
-    pub(super) fn base_at_fault(&self, prefixes: &[&str]) -> candle_core::Result<Option<String>> {
+    fn base_at_fault(&self, prefixes: &[&str]) -> candle_core::Result<Option<String>> {
         first_not_finite(self.weights.tensors(), prefixes)
     }
 
     /// Which of the LoRAs in use makes a tensor of the model not finite, alone, and which tensor; as far as they are kept.
-    pub(super) fn lora_at_fault(&self, prefixes: &[&str]) -> Result<Option<String>, EngineError> {
+    fn lora_at_fault(&self, prefixes: &[&str]) -> Result<Option<String>, EngineError> {
         let Some(last) = self.last.as_ref().filter(|_| self.uses_last) else { return Ok(None) };
         for (index, (hash, scale)) in last.loras.iter().enumerate() {
             let Some(lora) = self.read.peek(hash) else { continue };
@@ -130,7 +157,8 @@ impl Adapters {
         Ok(None)
     }
 
-    fn parsed(&mut self, lora: &LoraFile, hash: Content, shapes: &Shapes, device: &Device) -> Result<Arc<Lora>, LoraError> {
+    fn parsed(&mut self, lora: &LoraFile, hash: Content, shapes: &Shapes) -> Result<Arc<Lora>, LoraError> {
+        let device = self.weights.device();
         self.read.of(hash, || Lora::read(lora, shapes, device).map(Arc::new))
     }
 
@@ -198,15 +226,4 @@ fn add_file(hash: &mut Sha256, path: &Path) -> io::Result<()> {
     }
     hash.update(of_file.finalize());
     Ok(())
-}
-
-fn build(checkpoint: &Checkpoint, weights: &Weights, overlay: &Arc<Tensors>) -> Result<Adapted, String> {
-    weights.build(overlay, |vb| {
-        let encoders = checkpoint.text_encoders.iter();
-        let encoders = encoders.map(|encoder| TextEncoder::new(&encoder.config, encoder.output, &vb.pp(encoder.component)));
-        Ok(Adapted {
-            text_encoders: encoders.collect::<candle_core::Result<_>>()?,
-            unet: Unet::new(&checkpoint.unet, &vb.pp("unet"))?,
-        })
-    })
 }

@@ -2,7 +2,22 @@
 //!
 //! Formulas: diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps` and `calculate_shift`, in their single precision.
 
+use std::path::Path;
+
 use serde::Deserialize;
+
+use crate::EngineError;
+use crate::json_config::{Fixed, read};
+
+const SUPPORTED: Fixed = &[
+    ("_class_name", &["\"FlowMatchEulerDiscreteScheduler\""]),
+    ("invert_sigmas", &["false"]),
+    ("stochastic_sampling", &["false"]),
+    ("time_shift_type", &["\"exponential\""]),
+    ("use_beta_sigmas", &["false"]),
+    ("use_exponential_sigmas", &["false"]),
+    ("use_karras_sigmas", &["false"]),
+];
 
 /// `scheduler/scheduler_config.json` of a flow-match Euler scheduler.
 #[derive(Debug, Clone, Deserialize)]
@@ -29,6 +44,19 @@ pub struct FlowConfig {
 }
 
 impl FlowConfig {
+    /// Reads `scheduler/scheduler_config.json` under `directory`.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] with the file and what is missing in it or not supported, and what would be.
+    pub(crate) fn read(directory: &Path) -> Result<Self, EngineError> {
+        let config: Self = read(&directory.join("scheduler/scheduler_config.json"), SUPPORTED)?;
+        if config.max_image_seq_len <= config.base_image_seq_len {
+            let problem = "max_image_seq_len must be above base_image_seq_len".to_owned();
+            return Err(EngineError::Checkpoint { path: directory.join("scheduler"), problem });
+        }
+        Ok(config)
+    }
+
     /// The same for weights distilled to a few steps: always a shift of 3 and no stretch, which is what the Lightning weights were
     /// distilled with (`generate_with_diffusers.py` in ModelTC/Qwen-Image-Lightning).
     #[must_use]

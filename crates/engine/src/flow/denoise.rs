@@ -1,0 +1,87 @@
+//! The loop of a flow: from noise to latents, and from latents to images.
+
+use candle_core::{IndexOp, Tensor};
+
+use super::engine::FlowEngine;
+use super::family::Family;
+use crate::finite::is_finite;
+use crate::noise::Noise;
+use crate::pixels::to_rgb8;
+use crate::qwen::packing::Grid;
+use crate::schedule::flow::FlowSchedule;
+use crate::{EngineError, GenerateRequest, Image, Watch};
+
+impl<F: Family> FlowEngine<F> {
+    /// Denoises every image of `request`; they go from step to step together. Returns their latents, (1, C, H, W) each, f32.
+    ///
+    /// # Errors
+    /// [`EngineError::Cancelled`] when `watch` says so between two steps; else what a request or the device is at fault for.
+    pub(super) fn denoise(
+        &self,
+        request: &GenerateRequest,
+        text: &F::Text,
+        grid: Grid,
+        watch: &Watch,
+    ) -> Result<Vec<Tensor>, EngineError> {
+        let model = self.adapters.current();
+        let schedule = FlowSchedule::new(&self.checkpoint.schedule, request.steps, grid.tokens());
+        let context = model.context(text, grid)?;
+        let shape = (self.checkpoint.vae.latent_channels, 2 * grid.height, 2 * grid.width);
+        let noise = Noise::new(request.seeds.iter().copied(), shape).draw(&self.device)?;
+        let mut images = (0..request.seeds.len()).map(|image| noise.narrow(0, image, 1)).collect::<Result<Vec<_>, _>>()?;
+        for (index, timestep) in schedule.timesteps().into_iter().enumerate() {
+            let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
+            let conditioning = model.condition(timestep, &context)?;
+            for latents in &mut images {
+                let velocity = model.predict(latents, &context, &conditioning)?;
+                *latents = (&*latents + (velocity * length)?)?;
+            }
+            let done = index as u32 + 1;
+            if done == request.steps {
+                // Until here a GPU had only been sent its work: without this its last steps would count as decoding.
+                self.device.synchronize()?;
+            }
+            watch.step_done(done, request.steps)?;
+        }
+        Ok(images)
+    }
+
+    /// The images of these latents, of one text.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFinite`] names the first stage that gave NaN or infinity, and why where that is known.
+    pub(super) fn develop(
+        &self,
+        request: &GenerateRequest,
+        text: &F::Text,
+        latents: &[Tensor],
+        is_banded: bool,
+    ) -> Result<Vec<Image>, EngineError> {
+        let images = latents.iter().zip(&request.seeds).map(|(latents, seed)| {
+            let decoded = self.decode(latents, is_banded)?;
+            if !is_finite(&decoded)? {
+                return Err(self.not_finite(text, latents)?);
+            }
+            let rgb = to_rgb8(&decoded.i(0)?)?;
+            Ok(Image { width_px: request.width_px, height_px: request.height_px, rgb, seed: *seed })
+        });
+        images.collect()
+    }
+
+    /// The error of an image that is not finite: the first stage that gave NaN or infinity, and what to do.
+    fn not_finite(&self, text: &F::Text, latents: &Tensor) -> Result<EngineError, EngineError> {
+        let finite = F::values(text).into_iter().map(is_finite).collect::<candle_core::Result<Vec<_>>>()?;
+        // The order in which they run: what comes later only passes it on.
+        let (stage, why) = if finite.contains(&false) {
+            ("text encoder", "download the model again, or convert text_encoder/ again".to_owned())
+        } else if !is_finite(latents)? {
+            ("transformer", self.adapters.why_not_finite(&["transformer."])?)
+        } else {
+            ("VAE's decoder", "download the model again, or convert vae/ again".to_owned())
+        };
+        let model = self.checkpoint.directory.file_name().unwrap_or_default().to_string_lossy();
+        let dtype = self.adapters.weights().dtype().as_str();
+        let problem = format!("the {stage} of model {model} gave NaN or infinity; it computes in {dtype}; {why}");
+        Ok(EngineError::NotFinite { problem })
+    }
+}

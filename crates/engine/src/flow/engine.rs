@@ -1,0 +1,280 @@
+//! A flow model as an engine: the words of a request to generated images, with the LoRAs that it asks for.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+
+use super::family::Family;
+use super::requests::readable;
+use crate::adapters::Adapters;
+use crate::device_errors::classify_memory_error;
+use crate::json_config::{Fixed, read};
+use crate::original_names::canonical;
+use crate::qwen::packing::Grid;
+use crate::schedule::flow::FlowConfig;
+use crate::schedule::scheduler::{Sampler, Scheduler};
+use crate::sd::config::VaeConfig;
+use crate::sd::vae::VaeDecoder;
+use crate::weights::{Weights, build_from, component_files};
+use crate::{Engine, EngineError, GenerateRequest, Generated, LoraFile, QueuedRequest, Sampling, Watch};
+
+const VAE: Fixed = &[
+    ("_class_name", &["\"AutoencoderKL\""]),
+    ("act_fn", &["\"silu\""]),
+    ("latents_mean", &["null"]),
+    ("latents_std", &["null"]),
+    ("mid_block_add_attention", &["true"]),
+    ("out_channels", &["3"]),
+];
+
+/// How a checkpoint is loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Of weights and of all that is computed: bf16 or f32, for f16 overflows.
+    pub dtype: DType,
+    /// What the warm-up generates.
+    pub width_px: u32,
+    pub height_px: u32,
+    /// Bytes of the device that may be used. With one the autoencoder goes over an image in bands, and where the text encoder does not fit into it
+    /// with the rest, it is read again for every job.
+    pub memory_budget: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct ModelIndex {
+    #[serde(rename = "_class_name")]
+    class: String,
+}
+
+/// What a checkpoint says about itself.
+pub(super) struct Checkpoint<Config> {
+    pub(super) directory: PathBuf,
+    pub(super) config: Config,
+    pub(super) vae: VaeConfig,
+    pub(super) schedule: FlowConfig,
+}
+
+/// A loaded checkpoint with all that a generation needs.
+pub struct FlowEngine<F: Family> {
+    pub(super) checkpoint: Checkpoint<F::Config>,
+    settings: Settings,
+    pub(super) device: Device,
+    pub(super) adapters: Adapters<F>,
+    vae: VaeDecoder,
+    /// None while it is not in memory.
+    encoder: Option<F::Encoder>,
+    keeps_encoder: bool,
+}
+
+impl<F: Family> FlowEngine<F> {
+    /// Looks at the JSON files of `directory`, a diffusers checkpoint, not at its weights.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, or the family that it is of.
+    pub fn check(directory: &Path) -> Result<(), EngineError> {
+        Checkpoint::read::<F>(directory).map(drop)
+    }
+
+    /// Loads text encoder, transformer and autoencoder out of `directory`, a diffusers checkpoint.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] names the file and what is missing or not supported.
+    pub fn load(directory: &Path, settings: Settings, device: Device) -> Result<Self, EngineError> {
+        if settings.dtype == DType::F16 {
+            let problem = format!("is f16, in which {} overflows; use bf16 or f32", F::NAME);
+            return Err(EngineError::Request { field: "engine.dtype", problem });
+        }
+        let checkpoint = Checkpoint::read::<F>(directory)?;
+        let kept = (settings.dtype, &device);
+        let (encoder, encoder_bytes) = F::read_encoder(directory, &checkpoint.config, kept)?;
+        let files = component_files(&directory.join("vae"))?;
+        let (vae, vae_bytes) = build_from(
+            &files,
+            kept,
+            |name| Some(canonical(&format!("vae.{name}"))),
+            |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")),
+        )?;
+        let weights = Weights::read(directory, F::ADAPTED, kept)?;
+        let resident = encoder_bytes + vae_bytes + weights.bytes();
+        let config = checkpoint.config.clone();
+        let adapters = Adapters::new(weights, move |vb| F::build(&config, vb));
+        let adapters = adapters.map_err(|problem| EngineError::Checkpoint { path: directory.to_owned(), problem })?;
+        let keeps_encoder = settings.memory_budget.is_none_or(|budget| resident <= budget);
+        if !keeps_encoder {
+            tracing::info!(resident_bytes = resident, "the text encoder is read again for every job: engine.memory_budget_mib");
+        }
+        let encoder = Some(encoder).filter(|_| keeps_encoder);
+        Ok(Self { checkpoint, settings, device, adapters, vae, encoder, keeps_encoder })
+    }
+
+    /// Whether the text encoder stays in memory between jobs.
+    #[must_use]
+    pub fn keeps_encoder(&self) -> bool {
+        self.keeps_encoder
+    }
+
+    /// Makes the following stages generate with exactly these LoRAs; those used last cost nothing, then this returns true.
+    ///
+    /// # Errors
+    /// [`EngineError::Lora`] says which one is at fault and why; what was generated with before stays in use.
+    pub fn use_loras(&mut self, loras: &[LoraFile]) -> Result<bool, EngineError> {
+        let cache_hit = self.adapters.select(&self.checkpoint.directory, loras)?;
+        match self.adapters.learned_words().first() {
+            None => Ok(cache_hit),
+            Some(word) => {
+                let problem =
+                    format!("brings the word {:?} (bundle_emb), which this model does not read; use it without", word.text);
+                Err(EngineError::Lora { index: word.lora, problem })
+            }
+        }
+    }
+
+    /// What the text encoders make of a prompt.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when the prompt is too long, or there is no memory.
+    pub fn encode_prompt(&mut self, prompt: &str) -> Result<F::Text, EngineError> {
+        let mut encoder = self.encoder.take().map_or_else(|| self.read_encoder(), Ok)?;
+        let text = self.adapters.current().encode(&mut encoder, prompt);
+        self.encoder = Some(encoder).filter(|_| self.keeps_encoder);
+        text
+    }
+
+    /// The transformer's look at `latents` (1, C, H, W), f32, at a timestep of 0 to 1000: the velocity, in the same shape.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub fn predict(&self, latents: &Tensor, timestep: f32, text: &F::Text) -> Result<Tensor, EngineError> {
+        let (_, _, height, width) = latents.dims4()?;
+        let model = self.adapters.current();
+        let context = model.context(text, Grid { height: height / 2, width: width / 2 })?;
+        let conditioning = model.condition(timestep, &context)?;
+        Ok(model.predict(latents, &context, &conditioning)?)
+    }
+
+    /// `latents`: (1, C, H, W), f32, as the loop leaves them. Returns (1, 3, 8·H, 8·W), f32 around -1 to 1; in bands it is the same image in a third
+    /// of the memory.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub fn decode(&self, latents: &Tensor, is_banded: bool) -> Result<Tensor, EngineError> {
+        Ok(if is_banded { self.vae.decode_in_bands(latents)? } else { self.vae.decode(latents)? })
+    }
+
+    /// An image's sides in tokens.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when a side is no multiple of a token's.
+    fn grid(&self, request: &GenerateRequest) -> Result<Grid, EngineError> {
+        let token = 2 * self.checkpoint.vae.pixels_per_latent();
+        let side = |field, px: u32| match px as usize {
+            px if px > 0 && px.is_multiple_of(token) => Ok(px / token),
+            px => Err(EngineError::Request { field, problem: format!("must be a multiple of {token}, got {px}") }),
+        };
+        Ok(Grid { width: side("width", request.width_px)?, height: side("height", request.height_px)? })
+    }
+
+    fn read_encoder(&self) -> Result<F::Encoder, EngineError> {
+        let kept = (self.settings.dtype, &self.device);
+        Ok(F::read_encoder(&self.checkpoint.directory, &self.checkpoint.config, kept)?.0)
+    }
+
+    /// One request; where there was no memory for it once more with nothing else in the way.
+    fn in_memory(&mut self, request: &GenerateRequest, watch: &Watch) -> Generated {
+        let is_banded = self.settings.memory_budget.is_some();
+        match self.attempt(request, watch, is_banded).map_err(classify_memory_error) {
+            Err(EngineError::OutOfMemory { problem }) => {
+                tracing::warn!(%problem, "no memory: generating again without the text encoder, and decoding in bands");
+                self.encoder = None;
+                self.attempt(request, watch, true).map_err(classify_memory_error).map_err(smaller)
+            }
+            generated => generated,
+        }
+    }
+
+    fn attempt(&mut self, request: &GenerateRequest, watch: &Watch, is_banded: bool) -> Generated {
+        let grid = self.grid(request)?;
+        let text = self.encode_prompt(&request.prompt)?;
+        if watch.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        let latents = self.denoise(request, &text, grid, watch)?;
+        self.develop(request, &text, &latents, is_banded)
+    }
+}
+
+impl<Config> Checkpoint<Config> {
+    fn read<F: Family<Config = Config>>(directory: &Path) -> Result<Self, EngineError> {
+        let index = directory.join("model_index.json");
+        let class = read::<ModelIndex>(&index, &[])?.class;
+        if class != F::PIPELINE {
+            let supported = F::PIPELINE;
+            let problem =
+                format!("_class_name is {class:?}, and the manifest says family {}; supported: {supported:?}", F::NAME);
+            return Err(EngineError::Checkpoint { path: index, problem });
+        }
+        let checkpoint = Self {
+            directory: directory.to_owned(),
+            config: F::read(directory)?,
+            vae: read(&directory.join("vae/config.json"), VAE)?,
+            schedule: FlowConfig::read(directory)?,
+        };
+        let channels = F::latent_channels(&checkpoint.config);
+        let vae = &checkpoint.vae;
+        let wrong = [
+            (vae.block_out_channels.is_empty(), "block_out_channels must not be empty".to_owned()),
+            (
+                vae.latent_channels != channels,
+                format!("latent_channels must be {channels}, as the transformer has them, not {}", vae.latent_channels),
+            ),
+        ];
+        match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
+            None => Ok(checkpoint),
+            Some((_, problem)) => Err(EngineError::Checkpoint { path: directory.join("vae"), problem }),
+        }
+    }
+}
+
+fn smaller(error: EngineError) -> EngineError {
+    match error {
+        EngineError::OutOfMemory { problem } => {
+            EngineError::OutOfMemory { problem: format!("{problem}; a smaller size or fewer images need less") }
+        }
+        other => other,
+    }
+}
+
+impl<F: Family> Engine for FlowEngine<F> {
+    fn warm_up(&mut self) -> Result<(), EngineError> {
+        let request = GenerateRequest {
+            prompt: "warm-up".into(),
+            negative_prompt: String::new(),
+            loras: Vec::new(),
+            embeddings: Vec::new(),
+            start: None,
+            strength: 1.0,
+            steps: 1,
+            guidance_scale: 1.0,
+            scheduler: Scheduler::plain(Sampler::Euler),
+            sampling: Sampling::default(),
+            mode: None,
+            width_px: self.settings.width_px,
+            height_px: self.settings.height_px,
+            seeds: vec![0],
+        };
+        self.use_loras(&[])?;
+        self.in_memory(&request, &Watch::new(|_| ())).map(drop)
+    }
+
+    fn generate_together(&mut self, queued_requests: &[QueuedRequest]) -> Result<Vec<Generated>, EngineError> {
+        let requests = queued_requests.iter().map(|queued| readable(&queued.request)).collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        self.grid(first)?;
+        let cache_hit = self.use_loras(&first.loras)?;
+        if !first.loras.is_empty() {
+            queued_requests.iter().for_each(|queued| queued.watch.loras_ready(cache_hit));
+        }
+        Ok(requests.into_iter().zip(queued_requests).map(|(request, queued)| self.in_memory(request, &queued.watch)).collect())
+    }
+}

@@ -1,0 +1,77 @@
+//! What the families of flow models differ in: their text encoders and their transformers.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::EngineError;
+use crate::qwen::packing::Grid;
+
+/// A family of flow models. A value of it is what adapters may change, built over a checkpoint's tensors.
+pub trait Family: Sized + 'static {
+    /// As a manifest has it.
+    const NAME: &'static str;
+    /// What `_class_name` in `model_index.json` is.
+    const PIPELINE: &'static str;
+    /// The components whose tensors adapters may change.
+    const ADAPTED: &'static [&'static str];
+    /// What the checkpoint's files say of it.
+    type Config: Clone + Send + 'static;
+    /// The text encoders that no adapter changes. They may be read again for every job.
+    type Encoder;
+    /// What the text encoders make of a prompt.
+    type Text: Clone;
+    /// A text next to an image of one size.
+    type Context;
+    /// What the transformer gets of time.
+    type Conditioning;
+
+    /// Reads the JSON files under `directory`, but those of the autoencoder and the schedule.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] with the file and what is missing in it or not supported.
+    fn read(directory: &Path) -> std::result::Result<Self::Config, EngineError>;
+
+    /// Latent channels of the autoencoder that belongs to it.
+    fn latent_channels(config: &Self::Config) -> usize;
+
+    /// Builds the parts that adapters may change; `vb` stands above the components.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape than `config` says.
+    fn build(config: &Self::Config, vb: &VarBuilder) -> Result<Self>;
+
+    /// Reads the text encoders that no adapter changes, and says how many bytes they take.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] names the file and lists what is missing in it or not supported.
+    fn read_encoder(
+        directory: &Path,
+        config: &Self::Config,
+        kept: (DType, &Device),
+    ) -> std::result::Result<(Self::Encoder, u64), EngineError>;
+
+    /// # Errors
+    /// [`EngineError::Request`] when the prompt is too long, or there is no memory.
+    fn encode(&self, encoder: &mut Self::Encoder, prompt: &str) -> std::result::Result<Self::Text, EngineError>;
+
+    /// # Errors
+    /// [`EngineError::Request`] when the image is larger than the model has positions for, or there is no memory.
+    fn context(&self, text: &Self::Text, grid: Grid) -> std::result::Result<Self::Context, EngineError>;
+
+    /// `timestep`: 0 to 1000, as the schedule has it.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    fn condition(&self, timestep: f32, context: &Self::Context) -> Result<Self::Conditioning>;
+
+    /// `latents`: (1, C, H, W), f32. Returns the velocity from the image towards the noise in the same shape, f32.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    fn predict(&self, latents: &Tensor, context: &Self::Context, conditioning: &Self::Conditioning) -> Result<Tensor>;
+
+    /// The values of a text, to look for those that are not finite.
+    fn values(text: &Self::Text) -> Vec<&Tensor>;
+}

@@ -1,0 +1,133 @@
+//! Layers that a block has for text and image each, and how time changes what goes into them.
+
+use candle_core::{D, DType, Result, Tensor};
+use candle_nn::VarBuilder;
+use candle_nn::ops::{layer_norm, rms_norm};
+use candle_nn::rotary_emb::rope_i;
+
+use super::config::TransformerConfig;
+use crate::flow::rope::Rope;
+use crate::layers::{Linear, linear};
+
+/// Of every norm; diffusers has it in code, not in config.json.
+pub(super) const NORM_EPS: f32 = 1e-6;
+
+/// Shift, 1 + scale and gate of one part of a block: each (width,).
+pub(super) struct Modulation {
+    shift: Tensor,
+    scale: Tensor,
+    gate: Tensor,
+}
+
+impl Modulation {
+    /// `layer`: of three outputs for each modulation; `time`: (1, width), after silu. As many as there is room for, one after the other.
+    pub(super) fn of(layer: &Linear, time: &Tensor, count: usize) -> Result<Vec<Self>> {
+        let parts = layer.forward(time)?.flatten_all()?.chunk(3 * count, D::Minus1)?;
+        let modulations = parts
+            .chunks(3)
+            .map(|parts| Ok(Self { shift: parts[0].clone(), scale: (&parts[1] + 1.0)?, gate: parts[2].clone() }));
+        modulations.collect()
+    }
+
+    /// Layer norm without weights of its own, times 1 + scale, plus shift. `hidden`: (1, T, width).
+    pub(super) fn normed(&self, hidden: &Tensor) -> Result<Tensor> {
+        layer_norm(&hidden.contiguous()?, &self.scale, &self.shift, NORM_EPS)
+    }
+
+    /// `hidden` + gate · `change`.
+    pub(super) fn add_gated(&self, hidden: &Tensor, change: &Tensor) -> Result<Tensor> {
+        hidden + change.broadcast_mul(&self.gate)?
+    }
+}
+
+/// Queries, keys and values of one stream.
+pub(super) struct Projections {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    norm_query: Tensor,
+    norm_key: Tensor,
+    heads: usize,
+}
+
+impl Projections {
+    /// `vb` stands at the attention's own names; `names`: of query, key, value and both norms.
+    pub(super) fn new(config: &TransformerConfig, names: [&str; 5], vb: &VarBuilder) -> Result<Self> {
+        let width = config.width();
+        let [query, key, value, norm_query, norm_key] = names;
+        let norm = |name: &str| vb.get(config.attention_head_dim, &format!("{name}.weight"));
+        Ok(Self {
+            query: linear(width, width, vb.pp(query))?,
+            key: linear(width, width, vb.pp(key))?,
+            value: linear(width, width, vb.pp(value))?,
+            norm_query: norm(norm_query)?,
+            norm_key: norm(norm_key)?,
+            heads: config.num_attention_heads,
+        })
+    }
+
+    /// Queries and keys, normed and turned, and values: (1, T, width) each.
+    pub(super) fn forward(&self, hidden: &Tensor, rope: &Rope) -> Result<[Tensor; 3]> {
+        let turned = |tensor: Tensor, norm: &Tensor| {
+            let (batch, tokens, width) = tensor.dims3()?;
+            let by_head = rms_norm(&tensor.reshape((batch, tokens, self.heads, width / self.heads))?, norm, NORM_EPS)?;
+            let by_head = by_head.transpose(1, 2)?.contiguous()?.to_dtype(DType::F32)?;
+            let turned = rope_i(&by_head, &rope.cos, &rope.sin)?.to_dtype(tensor.dtype())?;
+            turned.transpose(1, 2)?.reshape((batch, tokens, width))
+        };
+        let query = turned(self.query.forward(hidden)?, &self.norm_query)?;
+        let key = turned(self.key.forward(hidden)?, &self.norm_key)?;
+        Ok([query, key, self.value.forward(hidden)?])
+    }
+}
+
+/// What text or image goes through by itself in a block.
+pub(super) struct Stream {
+    modulation: Linear,
+    projections: Projections,
+    out: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Stream {
+    /// Of the image, or of the text (`context`).
+    pub(super) fn new(config: &TransformerConfig, is_text: bool, vb: &VarBuilder) -> Result<Self> {
+        let width = config.width();
+        let attention = vb.pp("attn");
+        let (modulation, projections, out, feed_forward) = if is_text {
+            (
+                "norm1_context",
+                ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"],
+                "to_add_out",
+                "ff_context",
+            )
+        } else {
+            ("norm1", ["to_q", "to_k", "to_v", "norm_q", "norm_k"], "to_out.0", "ff")
+        };
+        Ok(Self {
+            modulation: linear(width, 6 * width, vb.pp(modulation).pp("linear"))?,
+            projections: Projections::new(config, projections, &attention)?,
+            out: linear(width, width, attention.pp(out))?,
+            up: linear(width, 4 * width, vb.pp(feed_forward).pp("net.0.proj"))?,
+            down: linear(4 * width, width, vb.pp(feed_forward).pp("net.2"))?,
+        })
+    }
+
+    /// Before attention, and before the feed-forward layer.
+    pub(super) fn modulations(&self, time: &Tensor) -> Result<Vec<Modulation>> {
+        Modulation::of(&self.modulation, time, 2)
+    }
+
+    pub(super) fn project(&self, hidden: &Tensor, modulations: &[Modulation], rope: &Rope) -> Result<[Tensor; 3]> {
+        self.projections.forward(&modulations[0].normed(hidden)?, rope)
+    }
+
+    /// `attended`: what attention gave for this stream, (1, T, width).
+    pub(super) fn finish(&self, hidden: &Tensor, attended: &Tensor, modulations: &[Modulation]) -> Result<Tensor> {
+        let hidden = modulations[0].add_gated(hidden, &self.out.forward(&attended.contiguous()?)?)?;
+        // Candle's gelu is the one with tanh.
+        let inner = self.up.forward(&modulations[1].normed(&hidden)?)?.gelu()?;
+        modulations[1].add_gated(&hidden, &self.down.forward(&inner)?)
+    }
+}

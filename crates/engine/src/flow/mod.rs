@@ -1,0 +1,10 @@
+//! Models that follow a rectified flow over the latents of an `AutoencoderKL`, from files to pixels: Z-Image and FLUX.1.
+
+mod denoise;
+pub mod engine;
+pub mod family;
+pub mod flux;
+mod requests;
+mod rope;
+mod time;
+pub mod z_image;

@@ -1,0 +1,75 @@
+//! Z-Image and Z-Image-Turbo: a prompt through Qwen3, and one stream of image and text tokens through the transformer (diffusers' `ZImagePipeline`).
+
+mod block;
+pub mod config;
+mod places;
+mod text;
+mod transformer;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use self::config::Config;
+use self::text::TextEncoder;
+use self::transformer::{Conditioning, Context, Transformer};
+use super::family::Family;
+use crate::EngineError;
+use crate::qwen::packing::Grid;
+
+/// The transformer, which adapters may change.
+pub struct ZImage {
+    transformer: Transformer,
+}
+
+impl Family for ZImage {
+    const NAME: &'static str = "z-image";
+    const PIPELINE: &'static str = "ZImagePipeline";
+    const ADAPTED: &'static [&'static str] = &["transformer"];
+    type Config = Config;
+    type Encoder = TextEncoder;
+    type Text = Tensor;
+    type Context = Context;
+    type Conditioning = Conditioning;
+
+    fn read(directory: &Path) -> std::result::Result<Config, EngineError> {
+        Config::read(directory)
+    }
+
+    fn latent_channels(config: &Config) -> usize {
+        config.transformer.in_channels
+    }
+
+    fn build(config: &Config, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self { transformer: Transformer::new(&config.transformer, &vb.pp("transformer"))? })
+    }
+
+    fn read_encoder(
+        directory: &Path,
+        config: &Config,
+        kept: (DType, &Device),
+    ) -> std::result::Result<(TextEncoder, u64), EngineError> {
+        TextEncoder::read(directory, &config.language, kept)
+    }
+
+    fn encode(&self, encoder: &mut TextEncoder, prompt: &str) -> std::result::Result<Tensor, EngineError> {
+        encoder.encode(prompt)
+    }
+
+    fn context(&self, text: &Tensor, grid: Grid) -> std::result::Result<Context, EngineError> {
+        self.transformer.context(text, grid)
+    }
+
+    fn condition(&self, timestep: f32, _: &Context) -> Result<Conditioning> {
+        self.transformer.condition(timestep)
+    }
+
+    fn predict(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
+        self.transformer.predict(latents, context, conditioning)
+    }
+
+    fn values(text: &Tensor) -> Vec<&Tensor> {
+        vec![text]
+    }
+}
