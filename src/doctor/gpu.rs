@@ -35,13 +35,15 @@ fn model_bytes(own: &Config, environment: &Environment) -> u64 {
 /// What the models need together that share the fullest device. `listed`: empty where there is one model.
 fn most_bytes(models: &[u64], listed: &[ListedModel]) -> u64 {
     let devices = listed.iter().flat_map(|model| &model.devices);
-    // One that names no devices is on all of them.
-    let on = |device: Option<&String>| -> u64 {
-        let shares = |listed: &ListedModel| listed.devices.is_empty() || device.is_some_and(|on| listed.devices.contains(on));
-        let sharing = models.iter().enumerate().filter(|(place, _)| listed.get(*place).is_none_or(shares));
-        sharing.map(|(_, bytes)| bytes).sum()
-    };
-    devices.map(Some).chain([None]).map(on).max().unwrap_or(0)
+    devices.map(Some).chain([None]).map(|device| bytes_on(device, models, listed)).max().unwrap_or(0)
+}
+
+/// Of those on one device; on one that none names, those of the models that name none and so are on all of them.
+fn bytes_on(device: Option<&String>, models: &[u64], listed: &[ListedModel]) -> u64 {
+    let sharing = models.iter().enumerate().filter(|(place, _)| {
+        listed.get(*place).is_none_or(|model| model.devices.is_empty() || device.is_some_and(|on| model.devices.contains(on)))
+    });
+    sharing.map(|(_, bytes)| bytes).sum()
 }
 
 /// Drivers translate kernels for newer GPUs where their [`Reach`] allows it, never for older ones, and flash attention's not at all.
