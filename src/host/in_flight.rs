@@ -99,6 +99,12 @@ impl InFlight {
         self.job.is_ok() && (self.message.attempt > 1 || self.message.deferral.is_some())
     }
 
+    /// Whether it stays with the dead letters where it is refused: no one hears of it, or all that was refused is to be kept.
+    #[must_use]
+    pub fn is_kept_if_refused(&self, has_receiver: bool) -> bool {
+        !has_receiver || self.source.keeps_refused()
+    }
+
     /// Whether it is for the model at this place of the catalogue.
     #[must_use]
     pub fn is_for(&self, model: usize) -> bool {

@@ -114,24 +114,6 @@ impl Acknowledger {
         }
     }
 
-    /// Ends a job that no model of this host does, as a handler ends what it refuses.
-    pub fn refuse(&self, in_flight: InFlight) {
-        let Err(error) = &in_flight.model else { return };
-        let problem = Problem::from(error);
-        in_flight
-            .span
-            .in_scope(|| tracing::warn!(code = error.code(), %error, "a job was refused: no model of this host does it"));
-        let ended = EndedJob::failed(End::Failed, in_flight.message.attempt, problem);
-        // What cannot be written now is tried again.
-        let has_receiver = self.outbox.failed(&in_flight, &ended).map_or(true, |notifications| !notifications.is_empty());
-        let is_kept = keeps(&in_flight, has_receiver);
-        let outcome = if is_kept { JobOutcome::DeadLetter } else { JobOutcome::Failed };
-        self.metrics.refused(in_flight.source.name(), outcome.as_str());
-        self.count(&in_flight, outcome.as_str(), None);
-        let end = if is_kept { End::DeadLetter } else { End::Failed };
-        self.notify(in_flight, EndedJob { end, ..ended }, None);
-    }
-
     /// Notifies of a job that has ended: no handler is needed. `written`: its notifications, where they are known.
     pub fn notify(&self, in_flight: InFlight, ended: EndedJob, written: Option<Vec<Notification>>) {
         let acknowledger = self.clone();
@@ -189,7 +171,7 @@ impl Acknowledger {
         if had_generated && has_generated {
             self.metrics.generated_again();
         }
-        let is_kept = is_refused && keeps(in_flight, has_receiver);
+        let is_kept = is_refused && in_flight.is_kept_if_refused(has_receiver);
         let outcome = if is_kept { JobOutcome::DeadLetter } else { outcome };
         if is_refused {
             self.metrics.refused(in_flight.source.name(), outcome.as_str());
@@ -373,11 +355,6 @@ impl Acknowledger {
         }
         self.bury(in_flight, &message, &reason).await
     }
-}
-
-/// Whether a refused message stays with the dead letters: no one hears of it, or all that was refused is to be kept.
-fn keeps(in_flight: &InFlight, has_receiver: bool) -> bool {
-    !has_receiver || in_flight.source.keeps_refused()
 }
 
 fn is_conflict(error: Option<&Value>) -> bool {

@@ -8,6 +8,7 @@ pub mod intake;
 mod redelivery;
 mod slot;
 mod state;
+mod unserved;
 pub mod waiting;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
