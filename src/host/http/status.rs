@@ -77,7 +77,7 @@ pub(super) async fn models(State(http): State<Arc<Http>>) -> Json<Value> {
     let known = versions(&http).into_iter().zip(&snapshot.models).zip(http.job_service.catalogue.models());
     let models = known.map(|((mut version, status), served)| {
         version["tasks"] = json!(served.tasks);
-        version["status"] = word(&status.model).into();
+        version["status"] = label(&status.model).into();
         version["model_loaded"] = (status.model == Model::Hot).into();
         version
     });
@@ -87,12 +87,12 @@ pub(super) async fn models(State(http): State<Arc<Http>>) -> Json<Value> {
 /// How far each listed model is.
 fn states(http: &Http, snapshot: &StatusSnapshot) -> Vec<Value> {
     let states = http.models.iter().zip(&snapshot.models).map(|(info, status)| {
-        json!({ "name": info.model_version, "status": word(&status.model), "model_loaded": status.model == Model::Hot })
+        json!({ "name": info.model_version, "status": label(&status.model), "model_loaded": status.model == Model::Hot })
     });
     states.collect()
 }
 
-fn word(model: &Model) -> &'static str {
+fn label(model: &Model) -> &'static str {
     match model {
         Model::Hot => "hot",
         Model::Loading => "loading",

@@ -269,10 +269,10 @@ async fn a_host_that_is_asked_to_end_drains_the_handlers_of_all_models() {
     host.wait_for("a handler is ready", 2).await;
     let mut text = job("text");
     text["steps"] = json!(60);
-    let mut picture = edit("edit");
-    picture["steps"] = json!(20);
+    let mut edited = edit("edit");
+    edited["steps"] = json!(20);
     host.post("/generate", &text).await;
-    host.post("/edit", &picture).await;
+    host.post("/edit", &edited).await;
     eventually("both are begun", || host.spooled("running").len() == 2).await.unwrap();
     host.terminate();
     assert!(host.ended().await.success(), "{}", host.log());
