@@ -1,5 +1,7 @@
 //! Two bundled models behind one host: who gets which job, who is refused, and what a dead or busy handler of one means to the other.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use lapin::BasicProperties;
@@ -60,6 +62,15 @@ fn handler(host: &HostProcess, place: u64) -> u32 {
     u32::try_from(started.last().unwrap()["pid"].as_u64().unwrap()).unwrap()
 }
 
+async fn by_openais_api(host: &HostProcess, client: &Client) {
+    let generations = client.post(format!("http://{}/v1/images/generations", host.address())).bearer_auth(TOKEN);
+    let answer = generations.try_clone().unwrap().json(&json!({ "model": "tiny-edit", "prompt": "x" })).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(answer.json::<Value>().await.unwrap()["error"]["param"], "model");
+    let body = json!({ "model": "tiny-sd", "prompt": "x", "size": "64x64", "steps": 1 });
+    assert_eq!(generations.json(&body).send().await.unwrap().status(), StatusCode::OK);
+}
+
 #[tokio::test]
 async fn http_jobs_go_to_the_model_that_does_their_task() {
     let mut host = start(&[]).await;
@@ -106,12 +117,7 @@ async fn http_jobs_go_to_the_model_that_does_their_task() {
         assert_eq!(error["error"]["field"], "model", "{error}");
         assert!(error["error"]["message"].as_str().unwrap().contains(says), "{error}");
     }
-    let generations = client.post(format!("http://{}/v1/images/generations", host.address())).bearer_auth(TOKEN);
-    let answer = generations.try_clone().unwrap().json(&json!({ "model": "tiny-edit", "prompt": "x" })).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
-    assert_eq!(answer.json::<Value>().await.unwrap()["error"]["param"], "model");
-    let body = json!({ "model": "tiny-sd", "prompt": "x", "size": "64x64", "steps": 1 });
-    assert_eq!(generations.json(&body).send().await.unwrap().status(), StatusCode::OK);
+    by_openais_api(&host, &client).await;
     let infer = client.post(format!("http://{}/infer", host.address())).header("x-internal-auth", TOKEN);
     let answer = infer.json(&edit("now")).send().await.unwrap();
     assert_eq!((answer.status(), &answer.headers()["content-type"]), (StatusCode::OK, &"image/png".parse().unwrap()));
@@ -234,11 +240,18 @@ async fn a_model_that_cannot_be_loaded_is_named_and_the_other_serves() {
     host.spool("nobody", &nobody);
     host.spool("edit-2", &edit("edit-2"));
     host.restart();
-    let mut told = vec![host.backend.terminal().await, host.backend.terminal().await];
-    told.sort_by_key(|told| told.body["job_id"].to_string());
-    assert!(told[0].path.ends_with("/complete") && told[0].body["job_id"] == "edit-2", "{}", told[0].body);
-    assert!(told[1].path.ends_with("/failed"), "{}", told[1].body);
-    let error = &told[1].body["error"];
+    // The first edit is reported once more where its message was not acknowledged before the host was killed.
+    let mut told = BTreeMap::new();
+    while told.len() < 2 {
+        let one = host.backend.terminal().await;
+        if one.body["job_id"] != "edit" {
+            told.insert(one.body["job_id"].to_string(), one);
+        }
+    }
+    let [complete, failed] = &told.values().collect::<Vec<_>>()[..] else { panic!("two jobs") };
+    assert!(complete.path.ends_with("/complete") && complete.body["job_id"] == "edit-2", "{}", complete.body);
+    assert!(failed.path.ends_with("/failed"), "{}", failed.body);
+    let error = &failed.body["error"];
     assert_eq!((&error["code"], &error["field"]), (&json!("invalid_request"), &json!("model")), "{error}");
     assert!(error["message"].as_str().unwrap().contains("must be one that does generate: sd15 (generate)"), "{error}");
     let metrics = host.get("/metrics").await;
