@@ -64,6 +64,9 @@ async fn a_damaged_model_file_is_found() {
     of(&["--quick"]).await.expect("model", "fail", "atelier models pull tiny-sd");
 }
 
+const DEFAULTS: &str = "defaults: {model: wrong, steps: 4, guidance_scale: 1.0, scheduler: euler, width: 64, height: 64, \
+                        seed: 1, prefix: generations/}\n";
+
 #[tokio::test]
 async fn a_family_that_is_not_the_checkpoints_is_found() {
     let s3 = S3::start(&[BUCKET]).await;
@@ -80,7 +83,9 @@ async fn a_family_that_is_not_the_checkpoints_is_found() {
     ] {
         let manifest = fs::read_to_string(format!("{bundled}/{model}.yaml")).unwrap();
         let (_, rest) = manifest.split_once(&format!("checkpoint: {model}\n")).unwrap();
-        let wrong = format!("family: {family}\ncheckpoint: {checkpoint}\n{rest}");
+        // Which a model from text has, and one for try-ons has not.
+        let defaults = if family == "qwen-image" { DEFAULTS } else { "" };
+        let wrong = format!("family: {family}\ncheckpoint: {checkpoint}\n{rest}{defaults}");
         fs::write(directory.path().join("wrong.yaml"), wrong).unwrap();
         let models = directory.path().display().to_string();
         let report = examined(&s3, &[("ATELIER__MODEL__DIRECTORY", &models), ("ATELIER_MODEL", "wrong")], &["--quick"]).await;
