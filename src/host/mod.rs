@@ -340,7 +340,7 @@ fn retries(settings: &Settings, max_attempts: u32) -> Retries {
 
 /// Has messages wait in their queues that cannot be started here.
 async fn defer_unstartable(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
-    let blocked = waiting::defer_blocked(dispatcher.clone(), acknowledger.retries.initial_backoff);
+    let blocked = waiting::defer_blocked(dispatcher.clone(), acknowledger.clone());
     tokio::join!(blocked, pause_without_store(dispatcher, acknowledger));
 }
 
