@@ -229,6 +229,9 @@ impl Manifest {
     /// # Errors
     /// The key at fault and what is wrong with it.
     pub(super) fn check(&self, asked: &[Mode]) -> Result<(), (&'static str, String)> {
+        if self.licence.as_ref().is_some_and(|licence| licence.trim().is_empty()) {
+            return Err(("licence", "must name the licence of the weights, or be left out".into()));
+        }
         let kind = self.family.kind();
         if kind != Kind::Qwen && !self.modes.names().is_empty() {
             return Err(("modes", "is for families qwen-image and qwen-image-edit; this one has none".into()));

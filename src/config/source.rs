@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::ConfigError;
 use super::renamed::{self, Renamed};
+use crate::shown::mismatch;
 
 const OVERRIDE_PREFIX: &str = "ATELIER__";
 
@@ -118,8 +119,28 @@ impl Source {
         Ok(self)
     }
 
+    /// What is wrong with a key, with the variable that it, or something below it, came from.
+    fn wrong(&self, key: String, mut problem: String) -> ConfigError {
+        let below = format!("{key}.");
+        let found = self.texts.iter().find(|(text, _)| **text == key || text.starts_with(&below));
+        if let Some((_, variable)) = found {
+            let _ = write!(problem, " (from the environment: {variable})");
+        }
+        ConfigError::Value { file: self.file.clone(), key, problem }
+    }
+
+    /// As [`Self::read`]; `check` says which key of what was read is wrong, and why.
+    pub(super) fn read_checked<T: DeserializeOwned>(
+        mut self,
+        check: impl FnOnce(&T) -> Result<(), (&'static str, String)>,
+    ) -> Result<T, ConfigError> {
+        let config = self.read()?;
+        check(&config).map_err(|(key, problem)| self.wrong(key.to_owned(), problem))?;
+        Ok(config)
+    }
+
     /// Reads the tree into its type. A text from the environment becomes a number or a boolean where the type asks for one.
-    pub(super) fn read<T: DeserializeOwned>(mut self) -> Result<T, ConfigError> {
+    pub(super) fn read<T: DeserializeOwned>(&mut self) -> Result<T, ConfigError> {
         loop {
             let error = match serde_path_to_error::deserialize(&self.tree) {
                 Ok(config) => return Ok(config),
@@ -127,11 +148,7 @@ impl Source {
             };
             let key = error.path().to_string();
             if !self.retype(&key) {
-                let mut problem = error.inner().to_string();
-                if let Some(variable) = self.texts.get(&key) {
-                    let _ = write!(problem, " (from the environment: {variable})");
-                }
-                return Err(ConfigError::Value { file: self.file, key, problem });
+                return Err(self.wrong(key, mismatch::in_words(&error.inner().to_string())));
             }
         }
     }

@@ -1,6 +1,6 @@
 """Compares the binary with diffusers, job by job: the same files, the same seeds, at most 1 of 255 apart.
 
-    python tests/conformance BINARY stored              against the references that are stored; needs Python alone
+    python tests/conformance BINARY stored [--count N]  against the references that are stored, or N of them; needs Python alone
     python tests/conformance BINARY live [--count 60]   against diffusers; the seed rotates, --seed repeats one
     python tests/conformance BINARY drift               whether the stored references are what this script would write now
     python tests/conformance BINARY write               writes them: tests/fixtures/conformance
@@ -17,6 +17,7 @@ import importlib.util
 import json
 import math
 import os
+import random
 import sys
 import tempfile
 import time
@@ -33,14 +34,14 @@ STORED = HERE.parent / "fixtures" / "conformance"
 LIMIT = 1
 # One thread: sums of another order are other sums.
 QUIET = {"OMP_NUM_THREADS": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
-STORED_COUNT, STORED_SEED, DRIFT_EVERY = 300, 15, 20
+LIVE_COUNT, STORED_COUNT, STORED_SEED, DRIFT_EVERY = 60, 300, 15, 20
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("binary")
     parser.add_argument("what", choices=["stored", "live", "drift", "write", "hostile"])
-    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--count", type=int)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000)
     parser.add_argument("--only", default="", help="the checkpoint of the jobs that are run")
     parser.add_argument("--psnr", type=float)
@@ -62,11 +63,12 @@ def live(options):
     import torch
     from reference import Reference
 
-    print(f"seed {options.seed}: repeat it with --seed {options.seed} --count {options.count}")
+    count = options.count or LIVE_COUNT
+    print(f"seed {options.seed}: repeat it with --seed {options.seed} --count {count}")
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "made"
         checkpoints.write(options.seed, directory)
-        made, met = jobs.cases(options.count, options.seed)
+        made, met = jobs.cases(count, options.seed)
         made = [case for case in made if options.only in case["checkpoint"]]
         print(f"{len(made)} jobs, in which {met} pairs of settings meet")
         reference = Reference(directory)
@@ -80,6 +82,7 @@ def hostile_files(options):
 
 def stored(options):
     made = json.loads((STORED / "jobs.json").read_text())
+    made = random.Random(STORED_SEED).sample(made, options.count) if options.count else made
     references = read_tensors(STORED / "images.safetensors")
     expected = {}
     for case in made:

@@ -58,6 +58,10 @@ pub(crate) fn started(strength: Value) -> Value {
     body
 }
 
+fn one_step() -> Value {
+    json!({ "job_id": "a", "prompt": "p", "steps": 1, "init_image": { "url": "s3://bucket/a" } })
+}
+
 pub(crate) fn masked(mask: &str) -> Value {
     let mut body = started(json!(0.8));
     body["mask_image"] = json!({ "url": mask });
@@ -120,13 +124,14 @@ pub(crate) fn refused(table: impl IntoIterator<Item = (Value, &'static str, &'st
 #[test]
 fn every_refusal_of_embeddings_and_starts_names_its_field_and_what_is_allowed() {
     refused([
-        (with("init_image", json!("s3://b/k")), "init_image", "expected struct"),
+        (with("init_image", json!("s3://b/k")), "init_image", "must be an object"),
         (with("init_image", json!({ "url": "ftp://b/k" })), "init_image.url", "s3://BUCKET/KEY"),
         (with("mask_image", json!({ "url": "s3://b/k" })), "mask_image", "only with init_image"),
         (with("strength", json!(0.5)), "strength", "only with init_image"),
         (with("strength", json!(0)), "strength", "above 0, at most 1, got 0"),
         (with("strength", json!(1.1)), "strength", "above 0, at most 1, got 1.1"),
         (started(json!(0.01)), "strength", "at least 0.020 for one of 50 steps, got 0.01"),
+        (one_step(), "steps", "at least 2 with the default strength of 0.8, or give a strength; got 1"),
         (with("embeddings", json!([{ "url": "s3://b/k" }])), "embeddings[0].token", "is required"),
         (
             with("embeddings", json!([{ "url": "s3://b/k", "token": "a b" }])),

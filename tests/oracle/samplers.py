@@ -19,7 +19,7 @@ import numpy
 import starts
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline
-from make_fixtures import HERE, NEGATIVE, PROMPT, step
+from make_fixtures import HERE, NEGATIVE, PROMPT, normals, step
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -50,9 +50,9 @@ TOLERANCE = 1e-5
 V = SD15 | {"prediction_type": "v_prediction"}
 
 RANDOM_ROWS, RANDOM_SEED = 480, 15
-# Left out: latents of 20,000 that end near 1, each step of which rounds by 1e-3 in single precision. Ours are 1.5 and 1.3 times as far from double as
-# diffusers' are, by the order in which three terms are added.
-UNDECIDED = {95, 404}
+# How far a row of twelve numbers rounds is chance: latents of 20,000 that end near 1 were 4e-4 to 2e-3 from double, by what was drawn. So a row's bound
+# is the largest of as many draws more.
+DRAWS = 8
 CHOICES = {
     "beta_start": [0.00085, 0.0001, 0.001], "beta_end": [0.012, 0.02], "beta_schedule": ["scaled_linear", "linear", "squaredcos_cap_v2"],
     "prediction_type": ["epsilon", "v_prediction", "sample"], "timestep_spacing": ["leading", "trailing", "linspace"], "steps_offset": [0, 1],
@@ -227,8 +227,6 @@ def write_steps(file, rows):
     given, out, cases, left_out = load_file(HERE / "samplers.safetensors"), {}, [], Counter()
     for index, (name, config, steps, more) in enumerate(rows):
         key = f"{index}/{name}"
-        if rows is random_rows and index in UNDECIDED:
-            continue
         try:
             single, double, whole = (stepped(name, config, steps, more, given, kind) for kind in (SINGLE, STEPS, ALL))
         except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
@@ -238,7 +236,7 @@ def write_steps(file, rows):
         row = {"key": key, "scheduler": name, "steps": steps, "config": config} | more
         keep(out, key, double)
         if (error := relative_error(single, double)) > TOLERANCE:
-            row["single"] = error
+            row["single"] = max(error, *(redrawn(name, config, steps, more, given, seed) for seed in range(DRAWS))) if rows is random_rows else error
         if rows is random_rows and TOLERANCE / 10 < (error := relative_error(single, whole)) < math.inf:
             row["single_of_all"] = error
             keep(out, f"{key}/all", whole)
@@ -249,6 +247,13 @@ def write_steps(file, rows):
         print(f"left out, for diffusers does not run them: {count}: {error}")
     (HERE / f"{file}.json").write_text("[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]\n")
     save_file({key: value.contiguous() for key, value in out.items()}, HERE / f"{file}.safetensors")
+
+
+def redrawn(name, config, steps, more, given, seed):
+    """How far single precision is from double for other latents, outputs and noise of the same shapes."""
+    drawn = {key: normals(value.shape, seed * len(given) + place) for place, (key, value) in enumerate(given.items())}
+    single, double = (stepped(name, config, steps, more, drawn, kind) for kind in (SINGLE, STEPS))
+    return relative_error(single, double)
 
 
 def keep(out, key, table):
@@ -282,6 +287,10 @@ def job_cases():
             yield file, pipeline, name, 6, {"strength": 1.0} if pipeline != "generate" else {}
     for name in ("euler", "euler_a", "dpmsolver++", "ddim"):
         yield "zero", "generate", name, 6, {}
+    # The first level has no signal at all where the table ends without any.
+    for name in ("ddim", "ddpm", "tcd", "lcm", "unipc", "euler"):
+        for pipeline in ("from_image", "inpaint"):
+            yield "zero", pipeline, name, 5, {"strength": 1.0}
     for name in (*NEW, "heun-beta", "dpm2-karras"):
         yield "good", "generate", name, 7, {}
         yield "good", "from_image", name, 9, {"strength": 0.45}

@@ -1,5 +1,6 @@
 //! The engine generates: a task in, pixels out. It knows no cloud, no async and no events.
 
+mod activations;
 mod adapter_config;
 mod adapters;
 mod attention;

@@ -219,6 +219,7 @@ fn start(
         };
     };
     let mask = mask.map(|ImageBody { url }| url);
+    let given = strength.is_some();
     let strength = strength.unwrap_or_else(|| Strength::default_value(mask.is_some()));
     let start = StartImage { url, strength, mask };
     if start.skipped(steps) < steps.get() {
@@ -226,7 +227,15 @@ fn start(
     }
     let strength = strength.get();
     let steps = steps.get();
-    invalid("strength", format!("must be at least {:.3} for one of {steps} steps, got {strength}", 1.0 / f64::from(steps)))
+    if given {
+        let least = 1.0 / f64::from(steps);
+        return invalid("strength", format!("must be at least {least:.3} for one of {steps} steps, got {strength}"));
+    }
+    let least = (1.0 / strength).ceil();
+    invalid(
+        "steps",
+        format!("must be at least {least} with the default strength of {strength}, or give a strength; got {steps}"),
+    )
 }
 
 /// Everything that decides the images before they are signed and stored.

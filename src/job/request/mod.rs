@@ -1,5 +1,6 @@
 //! The job body as callers send it (JSON, the same on every queue), read into a checked [`Job`].
 
+pub mod catalogue;
 mod edit;
 pub mod envelope;
 mod field;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use self::catalogue::DefaultsOf;
 use self::seed::SeedChoice;
 use self::tryon::TryOnDefaults;
 use super::metadata::Metadata;
@@ -74,6 +76,8 @@ pub struct Refusal {
     /// Of a body that asks for a try-on.
     pub requester: Option<Requester>,
     pub error: JobError,
+    /// Whose defaults it was read with, where it could be read so far.
+    pub model: Option<ModelName>,
     /// Of the message that it came in.
     pub trace: Option<Trace>,
 }
@@ -83,7 +87,7 @@ impl Job {
     ///
     /// # Errors
     /// As [`Self::from_json`]. An envelope without a job is named.
-    pub fn from_message(body: &[u8], trace: Option<Trace>, defaults: &Defaults) -> Result<Self, Refusal> {
+    pub fn from_message(body: &[u8], trace: Option<Trace>, defaults: &impl DefaultsOf) -> Result<Self, Refusal> {
         let opened = envelope::open(body).map_err(Refusal::without_id);
         match opened.and_then(|body| Self::from_json(&body, defaults)) {
             Ok(job) => Ok(Self { trace, ..job }),
@@ -95,7 +99,7 @@ impl Job {
     ///
     /// # Errors
     /// A [`Refusal`] that names the field and what is allowed.
-    pub fn from_json(body: &[u8], defaults: &Defaults) -> Result<Self, Refusal> {
+    pub fn from_json(body: &[u8], defaults: &impl DefaultsOf) -> Result<Self, Refusal> {
         let no_object = |problem: String| {
             Refusal::without_id(JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") })
         };
@@ -105,6 +109,7 @@ impl Job {
         if !value.is_object() {
             return Err(no_object(format!(", got {}", shown::json(&value))));
         }
+        let defaults = defaults.of(&value);
         let checked = metadata.as_ref().map_or(Ok(()), Metadata::check);
         // A refusal is no place for metadata that are too large.
         let kept = metadata.clone().filter(|_| checked.is_ok());
@@ -114,6 +119,7 @@ impl Job {
             callback: callback(&value["callback"], kept),
             requester: (value["task"] == "tryon").then(|| tryon::requester(&value)),
             error,
+            model: Some(defaults.model.clone()),
             trace: None,
         })
     }
@@ -129,7 +135,7 @@ fn callback(value: &Value, metadata: Option<Metadata>) -> Option<Callback> {
 impl Refusal {
     /// Of a body that says nothing of its sender.
     fn without_id(error: JobError) -> Self {
-        Self { job_id: None, callback: None, requester: None, error, trace: None }
+        Self { job_id: None, callback: None, requester: None, error, model: None, trace: None }
     }
 }
 
@@ -152,7 +158,7 @@ fn body<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, JobError> {
 
 fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> JobError {
     let path = shown::name(&error.path().to_string());
-    let message = shown::clipped(without_long_values(&error.inner().to_string()), PROBLEM_MAX_CHARS);
+    let message = shown::clipped(shown::mismatch::in_words(&error.inner().to_string()), PROBLEM_MAX_CHARS);
     // serde names a missing or unknown field in its message only; callers get it as the field.
     for (start, problem) in [("missing field `", "is required"), ("unknown field `", "is not a field of this job")] {
         let Some((name, rest)) = message.strip_prefix(start).and_then(|rest| rest.split_once('`')) else { continue };
@@ -174,18 +180,6 @@ fn invalid(error: &serde_path_to_error::Error<serde_json::Error>) -> JobError {
 /// A field whose own name is empty is shown as `""`.
 fn named(field: String) -> String {
     if field.is_empty() || field.ends_with('.') { field + "\"\"" } else { field }
-}
-
-/// serde quotes a text of the wrong type in full, whatever its length and whatever is in it.
-fn without_long_values(message: &str) -> String {
-    let quoted = message.split_once(": string ").and_then(|(what, rest)| Some((what, rest.rsplit_once(", expected ")?)));
-    match quoted {
-        Some((what, (value, expected))) => {
-            let value: String = serde_json::from_str(value).unwrap_or_else(|_| value.trim_matches('"').to_owned());
-            format!("{what}: string {}, expected {expected}", shown::text(&value))
-        }
-        None => shown::without_queries(message),
-    }
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]

@@ -82,6 +82,10 @@ fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
         (format!("{bundled}weights: one.safetensors\n"), "weights: is for family stable-diffusion-1"),
         (bundled.replace("qwen-image-edit", "stable-diffusion-1"), "modes: is for families qwen-image and qwen-image-edit"),
         (bundled.replace("{file: tiny-edit/", "{file: /tmp/"), "must be relative to the manifest"),
+        (
+            bundled.replace("licence: Apache-2.0", "licence: ' '"),
+            "licence: must name the licence of the weights, or be left out",
+        ),
     ];
     for (manifest, words) in refused {
         let error = read(&manifest, "").expect_err("refused");
@@ -174,7 +178,7 @@ fn a_file_and_then_the_environment_override() {
 #[test]
 fn every_mistake_names_file_key_and_problem() {
     type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
-    let table: [Row; 14] = [
+    let table: [Row; 19] = [
         ("server: {port: abc}", &[], &["config.yaml", "server.port", "abc"]),
         ("server: {prot: 1}", &[], &["config.yaml", "server", "prot", "node_id"]),
         ("servers: {}", &[], &["config.yaml", "servers"]),
@@ -182,7 +186,16 @@ fn every_mistake_names_file_key_and_problem() {
         ("server: {node_id: '${OPEN'}", &[], &["server.node_id", "without `}`"]),
         ("server: [", &[], &["config.yaml", "not YAML"]),
         ("", &[("ATELIER__SERVER__PORT", "many")], &["server.port", "ATELIER__SERVER__PORT"]),
-        ("", &[("ATELIER__SERVER__PROT", "1")], &["server", "prot"]),
+        ("", &[("ATELIER__SERVER__PROT", "1")], &["server", "prot", "(from the environment: ATELIER__SERVER__PROT)"]),
+        ("server: {port: -1}", &[], &["server.port: must be a whole number, not below 0, got -1"]),
+        ("server: 1", &[], &["server: must be an object, got 1"]),
+        (
+            "",
+            &[("ATELIER__SECURITY__INTERNAL_AUTH_TOKEN", "short")],
+            &["at least 16 characters", "(from the environment: ATELIER__SECURITY__INTERNAL_AUTH_TOKEN)"],
+        ),
+        ("", &[("INTERNAL_API_TOKEN", "short")], &["at least 16 characters", "(from the environment: INTERNAL_API_TOKEN)"]),
+        ("security: {internal_auth_token: short}", &[("INTERNAL_API_TOKEN", "")], &["must have at least 16 characters"]),
         (
             "workflow: {steps: [fetch, preprocess, infer, store]}",
             &[],

@@ -98,11 +98,20 @@ impl Brokers {
 }
 
 /// The point's file, as `atelier::fault_point` describes it.
-struct StoppedAt(PathBuf);
+pub(super) struct StoppedAt(PathBuf);
 
 impl StoppedAt {
+    pub(super) fn new(directory: &Path, point: &str) -> Self {
+        Self(directory.join(point))
+    }
+
+    /// What arms the point.
+    pub(super) fn armed(&self) -> String {
+        self.0.display().to_string()
+    }
+
     /// The process that came there.
-    async fn reached(&self) -> Option<u32> {
+    pub(super) async fn reached(&self) -> Option<u32> {
         let deadline = Instant::now() + WAIT_LIMIT;
         while Instant::now() < deadline {
             let pid = std::fs::read_to_string(self.0.with_extension("reached")).ok().and_then(|pid| pid.parse().ok());
@@ -114,13 +123,13 @@ impl StoppedAt {
         None
     }
 
-    fn release(&self) {
+    pub(super) fn release(&self) {
         std::fs::write(self.0.with_extension("go"), "").unwrap();
     }
 }
 
 /// Hands in a job once; whether the host said that it has it.
-async fn hand_in(address: String, id: &'static str) -> bool {
+pub(super) async fn hand_in(address: String, id: &'static str) -> bool {
     let client = Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
     let request = client.post(format!("http://{address}/generate")).header("x-internal-auth", crate::stage::TOKEN);
     request.json(&body(id)).send().await.is_ok_and(|answer| answer.status() == StatusCode::ACCEPTED)
@@ -135,9 +144,9 @@ fn kill_handlers(campaign: &Campaign) {
 /// One job is held at the point while the fault happens, two more follow; the books of all three.
 async fn aim((point, process): (&str, Process), fault: Fault, queue: Queue, brokers: &Brokers, run: usize) -> Row {
     let directory = tempfile::tempdir().unwrap();
-    let stopped = StoppedAt(directory.path().join(point));
+    let stopped = StoppedAt::new(directory.path(), point);
     let line = brokers.line(queue, &format!("aimed-{}-{run}", std::process::id())).await;
-    let armed = stopped.0.display().to_string();
+    let armed = stopped.armed();
     let mut changes: Vec<(&str, &str)> = line.changes.iter().map(|(name, value)| (*name, value.as_str())).collect();
     changes.push(("ATELIER_FAULT_POINT", &armed));
     let mut campaign = Campaign::start("aimed", &changes, &[]).await;

@@ -11,6 +11,8 @@ mod brokers;
 mod campaign;
 mod processes;
 mod soak;
+#[cfg(debug_assertions)]
+mod twins;
 
 use std::fs;
 use std::path::Path;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::sqs::Bench;
 use super::{HostProcess, eventually, job, signal};
+use crate::servers::http::{Answer, HttpServer, Request};
 use crate::servers::rabbitmq;
 
 const SHARED: (&str, &str) = ("ATELIER__HOST__BATCH", "4");
@@ -69,6 +70,39 @@ async fn jobs_that_agree_share_a_batch_and_each_gets_its_own_image() {
     let image = |id: &str| host.bucket.image(id, 0);
     assert_eq!(difference(&image("b"), &image("alone")), 0, "the same seed");
     assert_ne!(difference(&image("a"), &image("alone")), 0, "another seed");
+}
+
+/// `callback.metadata` may have 64 KiB, is written into two notifications of each job, and grows when it is written into JSON again.
+#[tokio::test]
+async fn the_largest_reply_for_the_largest_batch_fits_the_runtime_api() {
+    const JOBS: usize = 16;
+    let receiver = HttpServer::start(&[Answer::status(200)]).await;
+    let ids: Vec<String> = (0..JOBS).map(|number| format!("{number:0>100}")).collect();
+    let jobs: Vec<Value> = ids
+        .iter()
+        .map(|id| {
+            let mut job = job(id);
+            job["callback"] = json!({ "url": receiver.url("/hook").to_string(), "metadata": { "text": "\"".repeat(32_750) } });
+            job
+        })
+        .collect();
+    let changes = [
+        ("ATELIER__HOST__BATCH", "16"),
+        ("ATELIER__OUTBOUND__ALLOW_HTTP", "true"),
+        ("ATELIER__OUTBOUND__ALLOW", "[127.0.0.1]"),
+    ];
+    let mut host = with_spooled(&changes, &jobs).await;
+    host.restart();
+    eventually("the spool is empty", || host.spooled("running").is_empty() && host.spooled("waiting").is_empty())
+        .await
+        .unwrap_or_else(|timeout| panic!("{timeout}\n{}", host.log()));
+    assert_eq!(shared(&host), [JOBS as u64], "{}", host.log());
+    let requests = receiver.requests();
+    let complete = requests.iter().map(Request::json).filter(|body| body["type"] == "inference.complete");
+    let mut notified: Vec<String> = complete.map(|body| body["job_id"].as_str().unwrap().to_owned()).collect();
+    notified.sort();
+    assert_eq!(notified, ids);
+    assert_eq!(host.bucket.puts("/result.json"), JOBS);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod failed;
 mod http;
 mod memory;
 mod metrics;
+mod models;
 mod outage;
 mod protocol;
 mod rabbitmq;
@@ -20,7 +21,7 @@ pub(crate) mod sqs;
 mod stored;
 mod survival;
 mod traces;
-mod twins;
+pub(crate) mod twins;
 mod undelivered;
 mod unready;
 
@@ -92,8 +93,10 @@ impl HostProcess {
 
     /// The lines of the log with this message.
     pub(crate) fn logged(&self, message: &str) -> Vec<Value> {
-        let lines: Vec<Value> = self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        lines.into_iter().filter(|line| line["message"] == message).collect()
+        let log = self.log();
+        // A long campaign looks often, and into a long log: only what may be meant is read.
+        let found = log.lines().filter(|line| line.contains(message)).filter_map(|line| serde_json::from_str(line).ok());
+        found.filter(|line: &Value| line["message"] == message).collect()
     }
 
     /// Waits for line number `count` (from 1) with this message.

@@ -7,7 +7,7 @@ use super::sqs::Bench;
 use super::{HostProcess, eventually, job, signal};
 
 /// Another host over the bucket and the backend of the first one.
-async fn beside(first: &HostProcess, changes: &[(&str, &str)]) -> HostProcess {
+pub(crate) async fn beside(first: &HostProcess, changes: &[(&str, &str)]) -> HostProcess {
     let bucket = format!("http://{}", first.bucket.address);
     let backend = format!("http://{}", first.backend.address);
     let same = [("ATELIER__STORE__ENDPOINT_URL", bucket.as_str()), ("BACKEND_API_URL", backend.as_str())];

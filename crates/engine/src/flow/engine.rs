@@ -71,6 +71,14 @@ pub struct FlowEngine<F: Family> {
 }
 
 impl<F: Family> FlowEngine<F> {
+    /// Looks at the JSON files of `directory`, a diffusers checkpoint, not at its weights.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, or the family that it is of.
+    pub fn check(directory: &Path) -> Result<(), EngineError> {
+        Checkpoint::read::<F>(directory).map(drop)
+    }
+
     /// Loads text encoder, transformer and autoencoder out of `directory`, a diffusers checkpoint.
     ///
     /// # Errors

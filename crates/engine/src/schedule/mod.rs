@@ -135,8 +135,13 @@ impl Schedule {
     #[must_use]
     pub fn mixture(&self, index: usize) -> (f64, f64) {
         let ratio = self.sigmas[index];
-        let signal = if self.under_noise { 1.0 } else { (ratio * ratio + 1.0).sqrt().recip() };
-        (signal, ratio * signal)
+        if self.under_noise {
+            return (1.0, ratio);
+        }
+        let signal = (ratio * ratio + 1.0).sqrt().recip();
+        // Tables that end without signal have no finite ratio there: it is all noise.
+        let noise = if ratio.is_infinite() { 1.0 } else { ratio * signal };
+        (signal, noise)
     }
 
     fn of_unit_variance(sigmas: Vec<f64>, steps: Vec<Step>) -> Self {

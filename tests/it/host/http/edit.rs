@@ -116,6 +116,10 @@ async fn the_wire_form_is_taken_with_images_written_out_in_it() {
         ("/edit", json!({ "images": [data, "data:image/png;base64,AAAA"] }), "images[1]", "PNG, JPEG or WebP"),
         ("/edit", json!({ "lora": [] }), "lora", "is not a field of this job"),
         ("/edit", json!({ "prompt": null }), "prompt", "must be a text"),
+        ("/edit", json!({ "job_id": null }), "job_id", "is required"),
+        ("/edit", json!({ "job_id": 7 }), "job_id", "must be a text, got 7"),
+        ("/edit", json!({ "images": "s3://b/a.png" }), "images", "must be a list, got \"s3://b/a.png\""),
+        ("/edit", json!({ "watermark": true }), "watermark", "must be an object, got true"),
     ] {
         let mut body = wire.clone();
         body["job_id"] = "job-2".into();

@@ -1,5 +1,7 @@
 //! How a value from outside is shown in a message: never more than 80 characters of it, and of no URL what may be a credential.
 
+pub mod mismatch;
+
 use serde_json::Value;
 
 /// Characters of one value.
