@@ -31,6 +31,7 @@ pub mod tensor_file;
 mod tensor_table;
 pub mod thread;
 mod tokenizer_config;
+mod transformer_file;
 mod unread;
 mod weights;
 

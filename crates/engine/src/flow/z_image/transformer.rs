@@ -87,7 +87,7 @@ impl Transformer {
         })
     }
 
-    /// `text`: (1, S, cap_feat_dim).
+    /// `text`: (1, S, `cap_feat_dim`).
     pub(super) fn context(&self, text: &Tensor, grid: Grid) -> std::result::Result<Context, EngineError> {
         let tokens = text.dim(1)?;
         let places = text_positions(tokens);
