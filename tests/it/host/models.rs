@@ -58,8 +58,8 @@ async fn complete(host: &mut HostProcess, mut expected: Vec<(&str, &str)>) {
 
 /// The process of a handler that was started last in this place.
 fn handler(host: &HostProcess, place: u64) -> u32 {
-    let started = host.logged("a handler was started").into_iter().filter(|line| line["handler"] == place);
-    u32::try_from(started.last().unwrap()["pid"].as_u64().unwrap()).unwrap()
+    let mut started = host.logged("a handler was started").into_iter().filter(|line| line["handler"] == place);
+    u32::try_from(started.next_back().unwrap()["pid"].as_u64().unwrap()).unwrap()
 }
 
 async fn by_openais_api(host: &HostProcess, client: &Client) {

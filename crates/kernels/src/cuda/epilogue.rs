@@ -72,7 +72,7 @@ pub fn geglu<T: Element>(
     assert!(bias.len().is_multiple_of(2) && both.len().is_multiple_of(bias.len().max(1)), "rows of values and gates");
     // SAFETY: the kernel below writes every value.
     let out = unsafe { stream.alloc::<T>(both.len() / 2)? };
-    if out.len() > 0 {
+    if !out.is_empty() {
         let function = named::<T>(stream, "geglu")?;
         let rows = (both.len() / bias.len()) as i64;
         let width = (bias.len() / 2) as i32;
