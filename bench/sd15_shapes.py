@@ -15,24 +15,27 @@ WIDTHS = [320, 640, 1280, 1280]
 VAE_WIDTHS = [128, 256, 512, 512]
 TEXT_WIDTH = 768
 TIME_WIDTH = 4 * WIDTHS[0]
-BYTES_OF_F16 = 2
+BYTES = {"F16": 2, "BF16": 2}
 
 
 class Tensors(dict):
-    """Shapes by name."""
+    """Format and shape by name."""
+
+    def tensor(self, name, *shape):
+        self[name] = ("F16", list(shape))
 
     def linear(self, name, outputs, inputs, bias=True):
-        self[f"{name}.weight"] = [outputs, inputs]
+        self.tensor(f"{name}.weight", outputs, inputs)
         if bias:
-            self[f"{name}.bias"] = [outputs]
+            self.tensor(f"{name}.bias", outputs)
 
     def conv(self, name, outputs, inputs, kernel):
-        self[f"{name}.weight"] = [outputs, inputs, kernel, kernel]
-        self[f"{name}.bias"] = [outputs]
+        self.tensor(f"{name}.weight", outputs, inputs, kernel, kernel)
+        self.tensor(f"{name}.bias", outputs)
 
     def norm(self, name, channels):
-        self[f"{name}.weight"] = [channels]
-        self[f"{name}.bias"] = [channels]
+        self.tensor(f"{name}.weight", channels)
+        self.tensor(f"{name}.bias", channels)
 
     def resnet(self, name, inputs, outputs, time):
         self.norm(f"{name}.norm1", inputs)
@@ -123,8 +126,8 @@ def vae():
 def text_encoder():
     tensors = Tensors()
     model = "text_model"
-    tensors[f"{model}.embeddings.token_embedding.weight"] = [49408, TEXT_WIDTH]
-    tensors[f"{model}.embeddings.position_embedding.weight"] = [77, TEXT_WIDTH]
+    tensors.tensor(f"{model}.embeddings.token_embedding.weight", 49408, TEXT_WIDTH)
+    tensors.tensor(f"{model}.embeddings.position_embedding.weight", 77, TEXT_WIDTH)
     for index in range(12):
         layer = f"{model}.encoder.layers.{index}"
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -138,10 +141,11 @@ def text_encoder():
 
 
 def write(path, tensors):
+    """`tensors`: format and shape by name."""
     header, offset = {}, 0
-    for name, shape in tensors.items():
-        size = BYTES_OF_F16 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [offset, offset + size]}
+    for name, (dtype, shape) in tensors.items():
+        size = BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -24,8 +24,8 @@ pub struct Manifest {
     /// The checkpoint's diffusers-layout directory, relative to the manifest.
     #[serde(deserialize_with = "relative")]
     pub checkpoint: PathBuf,
-    /// One file with all weights under the names of Stable Diffusion's first release, relative to the manifest; without it the
-    /// weights lie in the checkpoint's directory.
+    /// One file with all weights under the names of Stable Diffusion's first release, relative to the manifest; of a flow the transformer alone.
+    /// Without it the weights lie in the checkpoint's directory.
     #[serde(default, deserialize_with = "relative_if_any")]
     pub weights: Option<PathBuf>,
     /// The licence of the weights, which goes into every record: a name that people know, such as `CreativeML OpenRAIL-M`.
@@ -65,7 +65,8 @@ pub struct Manifest {
     pub defaults: Defaults,
 }
 
-const WEIGHTS: &str = "is for family stable-diffusion-1 or stable-diffusion-xl; name a transformer in one file under modes";
+const WEIGHTS: &str =
+    "is for family stable-diffusion-1, stable-diffusion-xl, z-image or flux; name a transformer in one file under modes";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum Family {
@@ -238,7 +239,7 @@ impl Manifest {
         if kind == Kind::StableDiffusion {
             return Ok(());
         }
-        if self.weights.is_some() {
+        if kind == Kind::Qwen && self.weights.is_some() {
             return Err(("weights", WEIGHTS.into()));
         }
         if self.timestep_spacing.is_some() {

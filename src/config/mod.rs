@@ -14,6 +14,7 @@ use self::manifest::{Family, Kind, Manifest};
 use self::places::Places;
 pub use self::source::Environment;
 use self::source::Source;
+use crate::host::listed;
 use crate::host::source::{rabbitmq, spool, sqs};
 use crate::job::request::tryon::TryOnDefaults;
 use crate::job::task::tryon::{Mode, Resolution};
@@ -228,6 +229,10 @@ impl Config {
             let problem = format!("must be 1 to {MAX_BATCH}: more jobs might not fit a reply, got {}", self.host.batch);
             return Err(("host.batch", problem));
         }
+        listed::check(&self.host.models).map_err(|problem| ("host.models", problem))?;
+        if !self.host.models.is_empty() && self.host.handlers != 0 {
+            return Err(("host.handlers", "must be 0 next to host.models, whose elements have `handlers` of their own".into()));
+        }
         let token = self.security.internal_auth_token.as_ref();
         if token.is_some_and(|token| token.reveal().len() < 16) {
             return Err(("security.internal_auth_token", "must have at least 16 characters".into()));
@@ -250,6 +255,20 @@ impl Config {
         // A job that names no model asks for the one that is served, also where a manifest was copied under another name.
         manifest.defaults.model = self.model.name.clone();
         Ok(manifest)
+    }
+
+    /// This configuration as the handlers of each of a host's models have it: of those that `host.models` lists, or of `model.name`.
+    #[must_use]
+    pub fn of_each_model(&self) -> Vec<Self> {
+        if self.host.models.is_empty() {
+            return vec![self.clone()];
+        }
+        let own = self
+            .host
+            .models
+            .iter()
+            .map(|listed| Self { model: Model { name: listed.name.clone(), ..self.model.clone() }, ..self.clone() });
+        own.collect()
     }
 
     fn check_dtype(&self, family: Family) -> Result<(), (&'static str, String)> {

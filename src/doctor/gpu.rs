@@ -4,6 +4,7 @@ use super::aside;
 use super::finding::Finding;
 use super::models::files;
 use crate::config::{Config, Environment};
+use crate::host::listed::ListedModel;
 use crate::metrics::gpu::{Card, Machine, inspect};
 use atelier_engine::device::{self, Architecture, Build, Reach};
 
@@ -20,10 +21,29 @@ pub(super) async fn check(config: &Config, environment: &Environment) -> Finding
         Some(Err(problem)) => return Finding::fail(CHECK, format!("NVML: {problem}"), how),
         None => return Finding::fail(CHECK, "NVML could not be asked", how),
     };
-    let weights = config.manifest(environment).ok().and_then(|manifest| files(&manifest, config).ok());
+    let models: Vec<u64> = config.of_each_model().iter().map(|own| model_bytes(own, environment)).collect();
+    judge(&machine, build, most_bytes(&models, &config.host.models))
+}
+
+/// What one model is to have: its budget, else room for its weights.
+fn model_bytes(own: &Config, environment: &Environment) -> u64 {
+    let weights = own.manifest(environment).ok().and_then(|manifest| files(&manifest, own).ok());
     let weights_bytes = weights.map_or(0, |files| files.iter().map(|(_, bytes)| bytes).sum());
-    let needed_bytes = config.engine.memory_budget_mib.map_or(weights_bytes, |mib| mib.saturating_mul(1 << 20));
-    judge(&machine, build, needed_bytes)
+    own.engine.memory_budget_mib.map_or(weights_bytes, |mib| mib.saturating_mul(1 << 20))
+}
+
+/// What the models need together that share the fullest device. `listed`: empty where there is one model.
+fn most_bytes(models: &[u64], listed: &[ListedModel]) -> u64 {
+    let devices = listed.iter().flat_map(|model| &model.devices);
+    devices.map(Some).chain([None]).map(|device| bytes_on(device, models, listed)).max().unwrap_or(0)
+}
+
+/// Of those on one device; on one that none names, those of the models that name none and so are on all of them.
+fn bytes_on(device: Option<&String>, models: &[u64], listed: &[ListedModel]) -> u64 {
+    let sharing = models.iter().enumerate().filter(|(place, _)| {
+        listed.get(*place).is_none_or(|model| model.devices.is_empty() || device.is_some_and(|on| model.devices.contains(on)))
+    });
+    sharing.map(|(_, bytes)| bytes).sum()
 }
 
 /// Drivers translate kernels for newer GPUs where their [`Reach`] allows it, never for older ones, and flash attention's not at all.
@@ -137,6 +157,19 @@ mod tests {
         assert_eq!(state((9, 0), 24, flash("80"), 6), State::Fail);
         let none = Machine { driver: "580.1".into(), cuda: CUDA, cards: Vec::new() };
         assert_eq!(judge(&none, build("80"), 0).state, State::Fail);
+    }
+
+    #[test]
+    fn models_that_share_a_device_must_fit_it_together() {
+        let listed = |devices: &[&str]| ListedModel {
+            name: crate::job::task::ModelName::new("m").unwrap(),
+            handlers: 0,
+            devices: devices.iter().map(|device| (*device).to_owned()).collect(),
+        };
+        assert_eq!(most_bytes(&[5], &[]), 5);
+        assert_eq!(most_bytes(&[5, 3], &[listed(&["0"]), listed(&["1"])]), 5);
+        assert_eq!(most_bytes(&[5, 3], &[listed(&["0", "1"]), listed(&["1"])]), 8);
+        assert_eq!(most_bytes(&[5, 3, 1], &[listed(&["0"]), listed(&["1"]), listed(&[])]), 6);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use url::Url;
 
 use self::finding::{Finding, State};
@@ -79,16 +80,18 @@ fn without_config(problem: &str) -> Vec<Finding> {
 
 async fn examine(options: &Options, config: &Config, environment: &Environment) -> Vec<Finding> {
     let limit = Duration::from_secs(options.limit_s);
-    let (credentials, bucket, queues, webhooks, model, gpu, clock) = tokio::join!(
+    let each_model = config.of_each_model();
+    let models = each_model.iter().map(|own| models::check(own, environment, options.quick, limit));
+    let (credentials, bucket, queues, webhooks, models, gpu, clock) = tokio::join!(
         within(limit, "credentials", credentials::check(config)),
         bucket::check(config, environment, limit),
         queues::check(config, limit),
         webhook::check(config, &options.webhook, limit),
-        models::check(config, environment, options.quick, limit),
+        join_all(models),
         within(limit, "gpu", gpu::check(config, environment)),
         clock::check(config, limit),
     );
-    let others = [vec![bucket, inputs::check(config)], queues, webhooks, vec![model, gpu], clock]
+    let others = [vec![bucket, inputs::check(config)], queues, webhooks, models, vec![gpu], clock]
         .concat()
         .into_iter()
         .map(without_chain);

@@ -10,6 +10,7 @@ use super::finding::Finding;
 use crate::config::manifest::{Manifest, ModeWeights};
 use crate::config::{Config, Environment};
 use crate::models::{FileCheck, Plan, verify};
+use crate::start::family;
 use crate::start::models::plans;
 use atelier_engine::tensor_file::{self, PACKED};
 
@@ -39,6 +40,10 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
         Ok(weights) => weights,
         Err(problem) => return Finding::fail(CHECK, format!("{name}: {problem}"), bring),
     };
+    if let Err(problem) = family::check(&manifest) {
+        let how = format!("correct the manifest, {}, or {bring}", manifest.file.display());
+        return Finding::fail(CHECK, format!("{name}: {problem}"), how);
+    }
     let bytes: u64 = weights.iter().map(|(_, bytes)| bytes).sum();
     let mut pinned = if quick { Vec::new() } else { plans(config, environment, &config.model.name, true).unwrap_or_default() };
     pinned.retain(|plan| !plan.source.files.is_empty());

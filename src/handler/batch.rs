@@ -15,7 +15,7 @@ pub(super) struct Waiting<T> {
 
 /// What is to be run next.
 pub(super) enum Batch {
-    Refused(Waiting<Refusal>),
+    Refused(Box<Waiting<Refusal>>),
     /// One or several.
     Jobs(Vec<Waiting<Job>>),
 }
@@ -41,7 +41,7 @@ impl Line {
             Ok(job) => Waiting { place, delivery, job },
             Err(refusal) => {
                 self.0 = waiting.collect();
-                return Some(Batch::Refused(Waiting { place, delivery, job: refusal }));
+                return Some(Batch::Refused(Box::new(Waiting { place, delivery, job: refusal })));
             }
         };
         let mut px = pixels(&first.job);

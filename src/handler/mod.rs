@@ -138,7 +138,8 @@ impl Handler {
         let mut stopped_groups = Vec::new();
         while let Some(batch) = line.next(self.max_batch_px) {
             let ended = match batch {
-                Batch::Refused(Waiting { place, delivery, job: refusal }) => {
+                Batch::Refused(refused) => {
+                    let Waiting { place, delivery, job: refusal } = *refused;
                     let span = span(refusal.job_id.as_ref(), &delivery);
                     let refused = self.refuse(&delivery, &refusal, control).instrument(span).await;
                     vec![(place, delivery.group, refused)]

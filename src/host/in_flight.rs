@@ -8,7 +8,9 @@ use tracing::{Instrument as _, Span};
 use super::event;
 use super::source::{Message, Source, SourceError};
 use crate::job::notification::NotificationTarget;
-use crate::job::request::{Defaults, Refusal};
+use crate::job::outcome::JobError;
+use crate::job::request::Refusal;
+use crate::job::request::catalogue::Catalogue;
 use crate::job::{Job, JobId, trace};
 use crate::protocol::deferral::DeferReason;
 
@@ -18,6 +20,8 @@ pub struct InFlight {
     pub message: Message,
     /// The job in it, or why its body is none: read once, here. What the caller is notified of a refusal is the handler's to say.
     pub job: Result<Job, Box<Refusal>>,
+    /// The place of the model that it is for, in the catalogue; or why no model of this host does the job.
+    pub model: Result<usize, JobError>,
     /// Every line of the log about this attempt stands in it.
     pub span: Span,
     heartbeat: Mutex<Option<JoinHandle<()>>>,
@@ -26,11 +30,15 @@ pub struct InFlight {
 impl InFlight {
     /// Takes over a message that was just received.
     #[must_use]
-    pub fn new(source: Arc<dyn Source>, message: Message, defaults: &Defaults) -> Self {
-        let job = Job::from_message(&message.body, message.trace, defaults).map_err(Box::new);
+    pub fn new(source: Arc<dyn Source>, message: Message, catalogue: &Catalogue) -> Self {
+        let job = Job::from_message(&message.body, message.trace, catalogue).map_err(Box::new);
+        let model = match &job {
+            Ok(job) => catalogue.place(job),
+            Err(refusal) => Ok(catalogue.place_of_refused(refusal)),
+        };
         let job_id = job.as_ref().map_or_else(|refusal| refusal.job_id.as_ref(), |job| Some(&job.id));
         let span = trace::span(job_id.map_or("", JobId::as_str), source.name(), message.attempt, message.trace);
-        let in_flight = Self { source, message, job, span, heartbeat: Mutex::default() };
+        let in_flight = Self { source, message, job, model, span, heartbeat: Mutex::default() };
         in_flight.keep_again();
         in_flight
     }
@@ -89,6 +97,18 @@ impl InFlight {
     #[must_use]
     pub fn came_again(&self) -> bool {
         self.job.is_ok() && (self.message.attempt > 1 || self.message.deferral.is_some())
+    }
+
+    /// Whether it stays with the dead letters where it is refused: no one hears of it, or all that was refused is to be kept.
+    #[must_use]
+    pub fn is_kept_if_refused(&self, has_receiver: bool) -> bool {
+        !has_receiver || self.source.keeps_refused()
+    }
+
+    /// Whether it is for the model at this place of the catalogue.
+    #[must_use]
+    pub fn is_for(&self, model: usize) -> bool {
+        self.model.as_ref().is_ok_and(|place| *place == model)
     }
 
     /// Empty when the body is no job.

@@ -10,7 +10,7 @@ use super::acceptance::NotAccepted;
 use super::jobs::{Acceptance, Cancelling, Claim, JobStatus, Jobs, Sending};
 use super::source::{Source, SourceError};
 use crate::fault_point::fault_point;
-use crate::job::request::Defaults;
+use crate::job::request::catalogue::Catalogue;
 use crate::job::{Job, trace};
 
 /// How far the handlers are.
@@ -24,12 +24,19 @@ pub enum Model {
     Failed(String),
 }
 
-/// A snapshot at the handlers.
+/// How far one model's handlers are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StatusSnapshot {
+pub struct ModelStatus {
     pub model: Model,
     /// Handlers that could take a job now.
     pub free: usize,
+}
+
+/// A snapshot at the handlers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusSnapshot {
+    /// Of each listed model, in their order; one at least.
+    pub models: Vec<ModelStatus>,
     /// Ids of the jobs that run now.
     pub running: Vec<String>,
     /// Jobs taken from queues that wait for a handler.
@@ -38,9 +45,38 @@ pub struct StatusSnapshot {
     pub draining: bool,
 }
 
+impl StatusSnapshot {
+    /// Hot when each model is; else what keeps the first that is not, and its place.
+    #[must_use]
+    pub fn model(&self) -> (usize, &Model) {
+        let states = || self.models.iter().map(|status| &status.model).enumerate();
+        let failed = states().find(|(_, state)| matches!(state, Model::Failed(_)));
+        failed.or_else(|| states().find(|(_, state)| **state == Model::Loading)).unwrap_or((0, &Model::Hot))
+    }
+
+    /// Why no job can be taken, of any kind: no model got ready, and this kept the first.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        let mut failures = self.models.iter().map(|status| match &status.model {
+            Model::Failed(why) => Some(why.as_str()),
+            Model::Hot | Model::Loading => None,
+        });
+        let first = failures.next().flatten();
+        first.filter(|_| failures.all(|failure| failure.is_some()))
+    }
+
+    /// Handlers that could take a job now.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.models.iter().map(|status| status.free).sum()
+    }
+}
+
 /// A job that waits for its handler's own answer instead of going through a queue.
 pub struct Direct {
     pub job: Box<Job>,
+    /// The place of the model that it is for, in the catalogue.
+    pub model: usize,
     pub body: Vec<u8>,
     /// Dropped when the caller is gone: then the job is cancelled.
     pub answer: oneshot::Sender<Ending>,
@@ -78,8 +114,8 @@ pub enum Accepted {
 #[derive(Clone)]
 pub struct JobService {
     pub jobs: Arc<Jobs>,
-    /// What jobs get that leave a field out.
-    pub defaults: Defaults,
+    /// The models behind this host, with what their jobs get that leave a field out.
+    pub catalogue: Arc<Catalogue>,
     /// Where HTTP jobs go.
     pub queue: Arc<dyn Source>,
     /// Jobs that may wait in `queue` at most.
@@ -166,9 +202,25 @@ impl JobService {
         {
             return Err(NotAccepted::TenantBusy { limit });
         }
-        let free = self.snapshot.borrow().free as u64;
+        let free = self.of(job).free as u64;
         let room = self.max_waiting.saturating_add(free);
         if self.waiting().await?.saturating_add(before) >= room { Err(NotAccepted::Busy) } else { Ok(()) }
+    }
+
+    /// How far the handlers of the job's model are.
+    #[must_use]
+    pub fn of(&self, job: &Job) -> ModelStatus {
+        self.status(self.place(job))
+    }
+
+    /// A job that no model does was refused before; one that came nevertheless is for the first, which refuses it.
+    fn place(&self, job: &Job) -> usize {
+        self.catalogue.place(job).unwrap_or(0)
+    }
+
+    fn status(&self, model: usize) -> ModelStatus {
+        let status = self.snapshot.borrow().models.get(model).cloned();
+        status.unwrap_or(ModelStatus { model: Model::Loading, free: 0 })
     }
 
     /// Jobs that wait: in the queue, and taken from it but not started.
@@ -193,11 +245,12 @@ impl JobService {
             Err(Acceptance::InProgress(why)) => return Err(NotAccepted::InProgress(why)),
             Err(_) => return Err(NotAccepted::Conflict(job.id)),
         };
-        if self.snapshot.borrow().free == 0 {
+        let model = self.place(&job);
+        if self.status(model).free == 0 {
             return Err(NotAccepted::Busy);
         }
         let (answer, ending) = oneshot::channel();
-        self.direct.try_send(Direct { job: Box::new(job), body, answer, claim }).map_err(|_| NotAccepted::Busy)?;
+        self.direct.try_send(Direct { job: Box::new(job), model, body, answer, claim }).map_err(|_| NotAccepted::Busy)?;
         Ok(ending)
     }
 

@@ -5,15 +5,21 @@ use std::time::Duration;
 
 use super::dispatch::Dispatcher;
 use super::source::Source;
+use crate::job::request::catalogue::Catalogue;
 use crate::metrics::Metrics;
 
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Follows the handlers until the host ends.
-pub async fn handlers(dispatcher: Arc<Dispatcher>, metrics: Metrics) {
+pub async fn handlers(dispatcher: Arc<Dispatcher>, catalogue: Arc<Catalogue>, metrics: Metrics) {
     let mut snapshot = dispatcher.snapshot();
     loop {
-        metrics.handlers(&dispatcher.states(), snapshot.borrow_and_update().in_flight);
+        let in_flight = snapshot.borrow_and_update().in_flight;
+        let states = dispatcher.states();
+        for (model, states) in catalogue.models().zip(&states) {
+            metrics.model_handlers(model.name.as_str(), states);
+        }
+        metrics.handlers(&states, in_flight);
         if snapshot.changed().await.is_err() {
             return;
         }

@@ -19,6 +19,7 @@ pub mod http;
 pub mod in_flight;
 pub mod job_service;
 pub mod jobs;
+pub mod listed;
 pub(crate) mod listener;
 pub mod measure;
 pub mod notification_sender;
@@ -46,6 +47,7 @@ use self::dispatch::{Dispatcher, acknowledge, intake, waiting};
 use self::failure::{HostFailure, first_end};
 use self::job_service::{Direct, Ending, JobService};
 use self::jobs::Jobs;
+use self::listed::ListedModel;
 use self::notification_sender::NotificationSender;
 use self::outbox::Outbox;
 use self::process::{Launcher, Listener, Program};
@@ -54,7 +56,7 @@ use self::store_health::StoreHealth;
 use self::supervisor::{Phase, Worker};
 use crate::clock::later;
 use crate::job::capabilities::Capabilities;
-use crate::job::request::Defaults;
+use crate::job::request::catalogue::Catalogue;
 use crate::job::task::ModelName;
 use crate::metrics::Metrics;
 use crate::notify;
@@ -68,6 +70,8 @@ use crate::setting::Secret;
 pub struct Settings {
     /// Handler processes; 0: one per visible GPU, or one where there is none.
     pub handlers: u32,
+    /// The models that are served, each by handlers of its own; empty: `model.name` alone.
+    pub models: Vec<ListedModel>,
     /// Jobs of one event at most. More than one: those that agree in model, size, steps, scheduler, guidance and LoRAs are denoised
     /// as one batch, within `runtime.max_batch_px`.
     pub batch: u32,
@@ -91,6 +95,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             handlers: 0,
+            models: Vec::new(),
             batch: 1,
             drain_seconds: 100,
             max_waiting: 100,
@@ -105,19 +110,27 @@ impl Default for Settings {
     }
 }
 
+/// Where a handler is to be kept.
+pub struct Place {
+    pub program: Program,
+    /// The value of its `CUDA_VISIBLE_DEVICES`, where it is to see one GPU only.
+    pub gpu: Option<String>,
+    /// The place of its model in the catalogue.
+    pub model: usize,
+}
+
 /// Everything a host is made of.
 pub struct Parts {
     pub settings: Settings,
-    pub program: Program,
-    /// One a handler: the value of its `CUDA_VISIBLE_DEVICES`, where it is to see one GPU only.
-    pub gpus: Vec<Option<String>>,
+    /// One a handler.
+    pub places: Vec<Place>,
     pub sources: Vec<Arc<dyn Source>>,
     /// The source that HTTP jobs go to.
     pub queue: Arc<dyn Source>,
     pub notification_sender: NotificationSender,
     /// When and how often notifications are sent.
     pub notify: notify::Settings,
-    pub defaults: Defaults,
+    pub catalogue: Arc<Catalogue>,
     pub max_attempts: u32,
     /// Whether its handlers need the store; another function's may not.
     pub needs_store: bool,
@@ -158,10 +171,10 @@ pub struct Host {
     /// What works for as long as the host lives.
     keepers: JoinSet<()>,
     stop: CancellationToken,
-    function: watch::Receiver<Option<Function>>,
+    functions: watch::Receiver<Vec<Function>>,
 }
 
-/// What the handlers say of themselves.
+/// What the handlers of a model say of themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Function {
     pub model: ModelName,
@@ -175,13 +188,14 @@ impl Host {
     /// When the thread that starts processes cannot be started.
     pub fn start(parts: Parts) -> io::Result<Self> {
         let jobs = Arc::new(Jobs::default());
-        let (dispatcher, cancelled) = Dispatcher::new(parts.gpus.len(), parts.settings.batch as usize, jobs.clone());
-        let (direct, directs) = mpsc::channel(parts.gpus.len());
+        let models: Vec<usize> = parts.places.iter().map(|place| place.model).collect();
+        let (direct, directs) = mpsc::channel(models.len());
+        let (dispatcher, cancelled) = Dispatcher::new(models, parts.settings.batch as usize, jobs.clone());
         let (cancels, cancel_requests) = mpsc::unbounded_channel();
         let acknowledger = parts.acknowledger(&jobs);
         let job_service = JobService {
             jobs,
-            defaults: parts.defaults.clone(),
+            catalogue: parts.catalogue.clone(),
             queue: parts.queue,
             max_waiting: parts.settings.max_waiting,
             max_waiting_per_tenant: parts.settings.max_waiting_per_tenant,
@@ -194,13 +208,14 @@ impl Host {
         let launcher = Launcher::start()?;
         let heard = parts.metrics.clone();
         let known = job_service.jobs.clone();
-        let (functions, function) = watch::channel(None);
-        let listener: Listener = Arc::new(move |line: &str| hear(line, &heard, &known, &functions));
+        let (heard_functions, functions) = watch::channel(Vec::new());
+        let listener: Listener = Arc::new(move |line: &str| hear(line, &heard, &known, &heard_functions));
         let mut workers = JoinSet::new();
-        for (index, (gpu, cancels)) in parts.gpus.into_iter().zip(cancelled).enumerate() {
+        for (index, (Place { program, gpu, model }, cancels)) in parts.places.into_iter().zip(cancelled).enumerate() {
             let worker = Worker {
                 index,
-                program: parts.program.clone(),
+                program,
+                model: parts.catalogue.at(model).name.clone(),
                 gpu,
                 settings: parts.settings.handler.clone(),
                 launcher: launcher.clone(),
@@ -215,17 +230,17 @@ impl Host {
         }
         let stop = CancellationToken::new();
         let mut intakes = JoinSet::new();
-        tokio::spawn(measure::handlers(dispatcher.clone(), parts.metrics.clone()));
+        tokio::spawn(measure::handlers(dispatcher.clone(), parts.catalogue.clone(), parts.metrics.clone()));
         for source in parts.sources {
             parts.metrics.source_opened(source.name(), DeferReason::ALL.map(DeferReason::as_str));
             tokio::spawn(measure::queue(source.clone(), parts.metrics.clone()));
-            intakes.spawn(intake::run(source, acknowledger.clone(), dispatcher.clone(), parts.defaults.clone(), stop.clone()));
+            intakes.spawn(intake::run(source, acknowledger.clone(), dispatcher.clone(), parts.catalogue.clone(), stop.clone()));
         }
         let mut keepers = JoinSet::new();
         keepers.spawn(forward(dispatcher.clone(), directs, cancel_requests));
-        keepers.spawn(defer_unstartable(dispatcher.clone(), acknowledger.clone()));
+        keepers.spawn(waiting::defer_unstartable(dispatcher.clone(), acknowledger.clone()));
         let settings = parts.settings;
-        Ok(Self { settings, job_service, dispatcher, acknowledger, phase, workers, intakes, keepers, stop, function })
+        Ok(Self { settings, job_service, dispatcher, acknowledger, phase, workers, intakes, keepers, stop, functions })
     }
 
     /// What HTTP may ask.
@@ -240,10 +255,10 @@ impl Host {
         self.acknowledger.outbox.clone()
     }
 
-    /// What the last handler that got ready can be asked for; none before, and where it does not say.
+    /// What the last handler of each model that got ready can be asked for; nothing before, and of those that do not say.
     #[must_use]
-    pub fn function(&self) -> watch::Receiver<Option<Function>> {
-        self.function.clone()
+    pub fn functions(&self) -> watch::Receiver<Vec<Function>> {
+        self.functions.clone()
     }
 
     /// Works until the first word of `orders`, then drains: nothing is received any more, what runs may go on for
@@ -320,7 +335,7 @@ impl Host {
 }
 
 /// A line of a handler's standard output: a report, or whatever a function prints, which is the operator's to read.
-fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Option<Function>>) {
+fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Vec<Function>>) {
     match Report::decode(line) {
         // Generation is nine tenths of the way; what is left is storing and notifying.
         Some(Report::Progress { job_id, step, steps }) => {
@@ -328,14 +343,17 @@ fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Op
         }
         Some(Report::Ready { model, load_seconds, capabilities }) => {
             metrics.model_loaded(model.as_str(), load_seconds);
-            functions.send_replace(capabilities.map(|capabilities| Function { model, capabilities }));
+            functions.send_modify(|functions| {
+                functions.retain(|function| function.model != model);
+                functions.extend(capabilities.map(|capabilities| Function { model, capabilities }));
+            });
         }
         None => report::write_line(line),
     }
 }
 
 fn store_health(parts: &Parts) -> StoreHealth {
-    let store_health = StoreHealth::new(parts.notification_sender.store.clone(), &parts.defaults.prefix);
+    let store_health = StoreHealth::new(parts.notification_sender.store.clone(), parts.catalogue.prefix());
     if parts.needs_store {
         store_health.probe();
     }
@@ -347,27 +365,6 @@ fn retries(settings: &Settings, max_attempts: u32) -> Retries {
         max_attempts,
         initial_backoff: Duration::from_millis(settings.initial_backoff_ms),
         max_backoff: Duration::from_millis(settings.max_backoff_ms),
-    }
-}
-
-/// Has messages wait in their queues that cannot be started here.
-async fn defer_unstartable(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
-    let blocked = waiting::defer_blocked(dispatcher.clone(), acknowledger.retries.initial_backoff);
-    tokio::join!(blocked, pause_without_store(dispatcher, acknowledger));
-}
-
-/// Nothing is started while the store is away; what waits here for a handler waits in its queue then.
-async fn pause_without_store(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
-    let mut trouble = acknowledger.store_health.subscribe();
-    loop {
-        let is_away = trouble.borrow_and_update().is_some();
-        acknowledger.metrics.store_available(!is_away);
-        for in_flight in dispatcher.pause(is_away) {
-            acknowledger.not_started(in_flight).await;
-        }
-        if trouble.changed().await.is_err() {
-            return;
-        }
     }
 }
 

@@ -204,12 +204,25 @@ impl Metrics {
         self.add(table::RESTARTS, [cause], 1.0);
     }
 
-    /// How many handlers are in each state, by its word in the table's row.
-    pub fn handlers(&self, states: &[(&str, usize)], in_hand: usize) {
-        for (state, count) in states {
-            self.set(table::HANDLERS, [state], *count as f64);
+    /// How many handlers are in each state, by its word in the table's row; of each model.
+    pub fn handlers<const N: usize>(&self, models: &[[(&str, usize); N]], in_hand: usize) {
+        for (place, (state, _)) in models.first().into_iter().flatten().enumerate() {
+            let count: usize = models.iter().map(|states| states[place].1).sum();
+            self.set(table::HANDLERS, [state], count as f64);
         }
         self.set(table::IN_HAND, [], in_hand as f64);
+    }
+
+    /// How many of a model's handlers are in each state.
+    pub fn model_handlers(&self, model: &str, states: &[(&str, usize)]) {
+        for (state, count) in states {
+            self.set(table::MODEL_HANDLERS, [model, state], *count as f64);
+        }
+    }
+
+    /// Jobs were given to a model's handler.
+    pub fn started(&self, model: &str, jobs: usize) {
+        self.add(table::MODEL_JOBS, [model], jobs as f64);
     }
 
     /// What waits in a queue. `oldest`: its age, where the queue reports one.

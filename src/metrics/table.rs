@@ -116,7 +116,7 @@ pub const DEFERRED: Counter<2> = Counter(labelled(
     "atelier_deferred_total",
     "",
     &["source", "reason"],
-    "messages that wait and count no attempt: running, store_unavailable, result_held, notification_undelivered, end_unknown",
+    "messages that wait and count no attempt: running, model_busy, store_unavailable, result_held, notification_undelivered, end_unknown",
 ));
 pub const STORE_AVAILABLE: Gauge<0> = Gauge(labelled(
     "atelier_store_available",
@@ -175,6 +175,14 @@ pub const RESTARTS: Counter<1> = Counter(labelled(
 ));
 pub const HANDLERS: Gauge<1> =
     Gauge(labelled("atelier_handlers", "", &["state"], "handlers by state: starting, idle, busy, down"));
+pub const MODEL_HANDLERS: Gauge<2> =
+    Gauge(labelled("atelier_model_handlers", "", &["model", "state"], "the same by the model that they serve"));
+pub const MODEL_JOBS: Counter<1> = Counter(labelled(
+    "atelier_model_jobs_total",
+    "",
+    &["model"],
+    "jobs that handlers were given, by the model that they serve",
+));
 pub const IN_HAND: Gauge<0> =
     Gauge(labelled("atelier_jobs_in_flight", "", &[], "jobs taken from queues that wait for a handler"));
 pub const QUEUE_DEPTH: Gauge<1> = Gauge(labelled("atelier_queue_depth", "", &["source"], "messages that wait in the queue"));
@@ -193,7 +201,7 @@ pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
 pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
 /// All of them, in the order of docs/metrics.md.
-pub const TABLE: [Metric; 27] = [
+pub const TABLE: [Metric; 29] = [
     INFERENCES.row(),
     INFERENCE_LATENCY.row(),
     INFERENCE_ERRORS.row(),
@@ -216,6 +224,8 @@ pub const TABLE: [Metric; 27] = [
     MODEL_LOAD.row(),
     RESTARTS.row(),
     HANDLERS.row(),
+    MODEL_HANDLERS.row(),
+    MODEL_JOBS.row(),
     IN_HAND.row(),
     QUEUE_DEPTH.row(),
     QUEUE_AGE.row(),

@@ -16,6 +16,8 @@ pub const SQS_ATTRIBUTE: &str = "atelier-deferred";
 pub enum DeferReason {
     /// Its job runs already.
     Running,
+    /// All handlers of its model are busy, and those of another model idle.
+    ModelBusy,
     /// The store cannot be asked, or written to: the job goes on when it can.
     StoreUnavailable,
     /// As `StoreUnavailable`, after its images were made: they wait on the disk of the host that made them.
@@ -27,14 +29,21 @@ pub enum DeferReason {
 }
 
 impl DeferReason {
-    pub const ALL: [Self; 5] =
-        [Self::Running, Self::StoreUnavailable, Self::ResultHeld, Self::NotificationUndelivered, Self::EndUnknown];
+    pub const ALL: [Self; 6] = [
+        Self::Running,
+        Self::ModelBusy,
+        Self::StoreUnavailable,
+        Self::ResultHeld,
+        Self::NotificationUndelivered,
+        Self::EndUnknown,
+    ];
 
     /// One word for logs and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
+            Self::ModelBusy => "model_busy",
             Self::StoreUnavailable => "store_unavailable",
             Self::ResultHeld => "result_held",
             Self::NotificationUndelivered => "notification_undelivered",
@@ -47,6 +56,7 @@ impl DeferReason {
     pub fn to_char(self) -> char {
         match self {
             Self::Running => 'r',
+            Self::ModelBusy => 'b',
             Self::StoreUnavailable => 's',
             Self::ResultHeld => 'h',
             Self::NotificationUndelivered => 'n',

@@ -12,6 +12,14 @@ pub(super) fn named(config: &Config, model: Option<String>) -> anyhow::Result<Mo
     ModelName::new(&model).map_err(|problem| anyhow::anyhow!("MODEL: {problem}"))
 }
 
+/// The model that the command line names, else each that the configuration names.
+pub(super) fn all_named(config: &Config, model: Option<String>) -> anyhow::Result<Vec<ModelName>> {
+    match model {
+        Some(model) => named(config, Some(model)).map(|name| vec![name]),
+        None => Ok(config.of_each_model().into_iter().map(|own| own.model.name).collect()),
+    }
+}
+
 pub(super) fn line(text: &str) -> std::io::Result<()> {
     writeln!(stdout().lock(), "{text}")
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
 
+use super::family;
 use super::phases::{Announcing, Phases};
 use crate::config::manifest::{self, Family, Manifest, ModeLora, ModeWeights};
 use crate::config::{Config, Dtype};
@@ -22,7 +23,6 @@ use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::schedule::config::TimestepSpacing;
 use atelier_engine::sd::StableDiffusion;
-use atelier_engine::sd::checkpoint::Checkpoint;
 use atelier_engine::sd::settings::{self, Defaults};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{AlphaSource, Engine, EngineError, Loading, LoraFile, device};
@@ -80,7 +80,13 @@ fn flow(
     let dtype = dtype.unwrap_or(Precision::of(device).compute);
     device::check_dtype(dtype, device)?;
     let defaults = &manifest.defaults;
-    Ok(flow::engine::Settings { dtype, width_px: defaults.width.get(), height_px: defaults.height.get(), memory_budget })
+    Ok(flow::engine::Settings {
+        transformer: manifest.weights.clone(),
+        dtype,
+        width_px: defaults.width.get(),
+        height_px: defaults.height.get(),
+        memory_budget,
+    })
 }
 
 /// How the checkpoint that a manifest names is loaded, wherever its weights lie.
@@ -88,13 +94,7 @@ fn flow(
 /// # Errors
 /// When the checkpoint's settings cannot be read, or are another family's.
 pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device) -> Result<settings::Settings, EngineError> {
-    let is_xl = Checkpoint::read(&manifest.checkpoint)?.is_xl();
-    let family = if is_xl { Family::StableDiffusionXl } else { Family::StableDiffusion1 };
-    if manifest.family != family {
-        let checkpoint = manifest.checkpoint.display();
-        let problem = format!("family is {}, but {checkpoint} is of {}; write that", manifest.family.as_str(), family.as_str());
-        return Err(EngineError::Checkpoint { path: manifest.file.clone(), problem });
-    }
+    family::check(manifest)?;
     let defaults = &manifest.defaults;
     Ok(settings::Settings {
         single_file: manifest.weights.clone(),

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::manifest::Family;
+use super::listed::{self, HostedModel};
 use crate::config::{Config, Environment};
 use crate::events::auth::Auth;
 use crate::host::cloud::interruption::Interruption;
@@ -24,13 +24,13 @@ use crate::host::source::Source;
 use crate::host::source::rabbitmq::{self, RabbitMq};
 use crate::host::source::spool::Spool;
 use crate::host::source::sqs::Sqs;
-use crate::host::{Function, Host, Parts, descriptors, drain};
+use crate::host::{Function, Host, Parts, Place, descriptors, drain};
 use crate::job::Job;
 use crate::job::outcome::JobError;
-use crate::job::request::Defaults;
+use crate::job::request::catalogue::{Catalogue, Served};
 use crate::job::url::AssetUrl;
 use crate::metrics::Metrics;
-use crate::metrics::gpu::{self, Gpus};
+use crate::metrics::gpu::Gpus;
 use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::store::Store;
@@ -62,21 +62,19 @@ pub struct Options {
 pub async fn run(options: Options, path: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
     super::arm_fault_point(environment);
     let mut config = Config::load(path, environment)?;
+    check_options(&options, &config)?;
     config.host.handlers = options.handlers.unwrap_or(config.host.handlers);
     config.host.drain_seconds = options.drain_seconds.unwrap_or(config.host.drain_seconds);
     config.server.port = options.port.unwrap_or(config.server.port);
     warn_without_token(&config);
     let passes_through = !options.function.is_empty();
-    let program = program(options.function, path, &config, environment)?;
+    let models = if passes_through { Vec::new() } else { listed::hosted(&config, environment)? };
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
-    let notifier = Arc::new(super::notifier(&config, outbound.clone(), store.clone())?);
-    let (defaults, model_type, family) = match config.manifest(environment) {
-        Ok(manifest) => (manifest.defaults, manifest.family.as_str(), Some(manifest.family)),
-        // Another function may have no model, or keeps it to itself.
-        Err(_) if passes_through => (Defaults::default(), "function", None),
-        Err(error) => return Err(error.into()),
-    };
+    // What it reports of a try-on that no handler lived to report is of the model that does try-ons.
+    let tryon = listed::doing(&models, "tryon").unwrap_or(&config.model.name);
+    let notifier = Arc::new(super::notifier((&config, tryon), outbound.clone(), store.clone())?);
+    let catalogue = Arc::new(listed::catalogue(&models).unwrap_or_else(|| of_another_function(&config, environment)));
     let metrics = Metrics::new(Gpus::watch()).context("the metrics' table is wrong")?;
     let sources = sources(&config).await?;
     let queue = sources.first().context("no source is configured")?.clone();
@@ -84,22 +82,21 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let (orders, ordered) = mpsc::channel(4);
     drain::signals(orders.clone())?;
     let host = Host::start(Parts {
-        gpus: gpus(&config, environment),
         settings: config.host.clone(),
-        program,
+        places: places(options.function, path, (&config, &models), environment)?,
         sources,
         queue,
         notification_sender: NotificationSender { notifier: notifier.clone(), store: store.clone() },
         notify: config.notify.clone(),
-        defaults,
+        catalogue,
         max_attempts: config.runtime.max_attempts,
         needs_store: !passes_through,
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
-    let check = door(&config, family.filter(|_| !passes_through), &host, (&notifier, &store, &outbound));
+    let check = door(&config, &models, &host, (&notifier, &store, &outbound));
     let refresh = refresh(&host, notifier, metrics.clone());
-    let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, model_type);
+    let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, infos(&config, &models, environment));
     let http = Http { passes_through, ..http };
     let over = CancellationToken::new();
     let server = tokio::spawn(http::serve(listen(&config).await?, http, over.clone().cancelled_owned()));
@@ -116,6 +113,34 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         ended?;
     }
     Ok(ran?)
+}
+
+fn check_options(options: &Options, config: &Config) -> anyhow::Result<()> {
+    let alone = config.host.models.is_empty();
+    anyhow::ensure!(
+        options.handlers.is_none() || alone,
+        "--handlers means something only where host.models is empty: each listed model has `handlers` of its own"
+    );
+    anyhow::ensure!(
+        options.function.is_empty() || alone,
+        "host.models is for this binary's own handlers, not for another function"
+    );
+    Ok(())
+}
+
+/// What `/version` and `/test` say: of the model that the contract's fields speak of, and of all.
+fn infos(config: &Config, models: &[HostedModel], environment: &Environment) -> (ModelInfo, Vec<ModelInfo>) {
+    let all: Vec<ModelInfo> = models.iter().map(HostedModel::info).collect();
+    let name = config.model.name.as_str();
+    let named = all.iter().find(|model| model.model_version == name).or(all.first()).cloned();
+    let first = named.unwrap_or_else(|| ModelInfo {
+        // Another function may have no model, or keeps it to itself.
+        model_type: config.manifest(environment).map_or("function", |manifest| manifest.family.as_str()).to_owned(),
+        model_version: name.to_owned(),
+        backend: "candle".into(),
+    });
+    let all = if all.is_empty() { vec![first.clone()] } else { all };
+    (first, all)
 }
 
 /// Either no one may send jobs by HTTP, or everyone may.
@@ -135,18 +160,15 @@ fn http_side(
     store: Store,
     (metrics, refresh): (Metrics, http::Refresh),
     check: http::Check,
-    model_type: &str,
+    (model, models): (ModelInfo, Vec<ModelInfo>),
 ) -> Http {
     Http {
         job_service: host.job_service(),
         store,
         auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
         node_id: config.server.node_id.clone(),
-        model: ModelInfo {
-            model_type: model_type.to_owned(),
-            model_version: config.model.name.as_str().into(),
-            backend: "candle".into(),
-        },
+        model,
+        models,
         settings: http::Settings {
             max_connections: descriptors::connections(config.host.http.max_connections),
             ..config.host.http.clone()
@@ -170,9 +192,10 @@ fn refresh(host: &Host, notifier: Arc<Notifier>, metrics: Metrics) -> http::Refr
 
 /// What HTTP jobs are checked by, before they are accepted.
 struct Door {
-    /// What the configuration says of this binary's own handlers, until one of them is ready and says it itself.
-    own: Option<Function>,
-    function: watch::Receiver<Option<Function>>,
+    catalogue: Arc<Catalogue>,
+    /// What the configuration says of this binary's own handlers, until one of them is ready and says it itself; of each model.
+    own: Vec<Function>,
+    functions: watch::Receiver<Vec<Function>>,
     notifier: Arc<Notifier>,
     store: Arc<Store>,
     outbound: Outbound,
@@ -180,19 +203,18 @@ struct Door {
     fetches: bool,
 }
 
-/// `own`: the family of this binary's own handlers; none: the function is another one.
+/// `models`: of this binary's own handlers; none: the function is another one.
 fn door(
     config: &Config,
-    own: Option<Family>,
+    models: &[HostedModel],
     host: &Host,
     (notifier, store, outbound): (&Arc<Notifier>, &Arc<Store>, &Outbound),
 ) -> http::Check {
     let steps = &config.workflow.steps;
-    let own =
-        own.map(|family| Function { model: config.model.name.clone(), capabilities: super::capabilities(config, family) });
     let door = Door {
-        own,
-        function: host.function(),
+        catalogue: host.job_service().catalogue,
+        own: models.iter().map(HostedModel::function).collect(),
+        functions: host.functions(),
         notifier: Arc::clone(notifier),
         store: Arc::clone(store),
         outbound: outbound.clone(),
@@ -206,8 +228,10 @@ impl Door {
     /// Refuses what a handler of this release would refuse before it begins. No one is asked for anything: no name is resolved, and
     /// no bucket is asked. Of a function that does not say what it can do nothing is known.
     fn check(&self, job: &Job) -> Result<(), JobError> {
-        let said = self.function.borrow().clone();
-        let Some(Function { model, capabilities }) = said.as_ref().or(self.own.as_ref()) else { return Ok(()) };
+        let own = self.own.get(self.catalogue.place(job)?);
+        let said = self.functions.borrow().clone();
+        let said = said.iter().find(|function| own.is_none_or(|own| own.model == function.model));
+        let Some(Function { model, capabilities }) = said.or(own) else { return Ok(()) };
         capabilities.check(model, job)?;
         if self.fetches {
             self.store.check_inputs(job)?;
@@ -235,6 +259,32 @@ async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
         TcpListener::bind(address).await.with_context(|| format!("{address} cannot be listened on (server.port)"))?;
     tracing::info!(address = %listener.local_addr()?, "listening for HTTP");
     Ok(listener)
+}
+
+/// What is known of a function that is another one: it may have no model, or keeps it to itself.
+fn of_another_function(config: &Config, environment: &Environment) -> Catalogue {
+    let defaults = config.manifest(environment).map(|manifest| manifest.defaults).unwrap_or_default();
+    Catalogue::new(Served { name: config.model.name.clone(), tasks: &["generate", "tryon", "edit"], defaults }, Vec::new())
+}
+
+/// One a handler: of each model, or of the function that the command line names.
+fn places(
+    function: Vec<OsString>,
+    config_file: Option<&Path>,
+    (config, models): (&Config, &[HostedModel]),
+    environment: &Environment,
+) -> anyhow::Result<Vec<Place>> {
+    if models.is_empty() {
+        let program = program(function, config_file, config, environment)?;
+        let gpus = listed::gpus(&listed::visible(environment), config.host.handlers);
+        return Ok(gpus.into_iter().map(|gpu| Place { program: program.clone(), gpu, model: 0 }).collect());
+    }
+    let mut places = Vec::new();
+    for (place, model) in models.iter().enumerate() {
+        let program = model.named(program(Vec::new(), config_file, &model.config, environment)?);
+        places.extend(model.gpus.iter().map(|gpu| Place { program: program.clone(), gpu: gpu.clone(), model: place }));
+    }
+    Ok(places)
 }
 
 /// This binary as the handler, or whatever function the command line names.
@@ -270,21 +320,4 @@ async fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
         sources.push(Arc::new(Spool::open(&config.sources.spool, Duration::from_millis(config.host.max_backoff_ms))?));
     }
     Ok(sources)
-}
-
-/// One a handler: which GPU it is to see.
-fn gpus(config: &Config, environment: &Environment) -> Vec<Option<String>> {
-    let visible: Vec<String> = environment
-        .get("CUDA_VISIBLE_DEVICES")
-        .map(|list| list.split(',').map(|gpu| gpu.trim().to_owned()).filter(|gpu| !gpu.is_empty()).collect())
-        .unwrap_or_default();
-    let visible = match visible.len() {
-        0 => (0..gpu::count()).map(|index| index.to_string()).collect(),
-        _ => visible,
-    };
-    let handlers = match config.host.handlers {
-        0 => visible.len().max(1),
-        handlers => handlers as usize,
-    };
-    (0..handlers).map(|index| visible.get(index % visible.len().max(1)).cloned()).collect()
 }

@@ -2,7 +2,9 @@
 
 pub mod command;
 mod engine;
+pub mod family;
 pub mod host;
+mod listed;
 pub mod models;
 mod pack;
 mod phases;
@@ -18,6 +20,7 @@ use crate::handler::{Handler, KeepRefused};
 use crate::job::capabilities::Capabilities;
 use crate::job::notification::Images;
 use crate::job::outcome::JobError;
+use crate::job::task::ModelName;
 use crate::notify::Notifier;
 use crate::notify::tryon::TryOnService;
 use crate::outbound::Outbound;
@@ -69,7 +72,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let manifest = config.manifest(environment)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
-    let notifier = Arc::new(notifier(config, outbound, store.clone())?);
+    let notifier = Arc::new(notifier((config, &config.model.name), outbound, store.clone())?);
     if !manifest.checkpoint.is_dir() {
         let problem = format!("is not there; bring it with `atelier models pull {}`", config.model.name.as_str());
         return Err(EngineError::Checkpoint { path: manifest.checkpoint, problem }.into());
@@ -141,13 +144,17 @@ fn arm_fault_point(environment: &Environment) {
 }
 
 /// What sends the notifications of this configuration's jobs. Handler and host each have their own, and either can send what the
-/// other has written.
+/// other has written. `model`: the one that does try-ons.
 ///
 /// # Errors
 /// Names the setting that is missing or wrong.
-pub fn notifier(config: &Config, outbound: Outbound, images: Arc<dyn Images>) -> Result<Notifier, SettingError> {
-    let Config { notify, asset_service, load_balancer, server, model, .. } = config;
-    let service = TryOnService::new(asset_service, load_balancer, &server.node_id, &model.name, images)?;
+pub fn notifier(
+    (config, model): (&Config, &ModelName),
+    outbound: Outbound,
+    images: Arc<dyn Images>,
+) -> Result<Notifier, SettingError> {
+    let Config { notify, asset_service, load_balancer, server, .. } = config;
+    let service = TryOnService::new(asset_service, load_balancer, &server.node_id, model, images)?;
     Ok(Notifier::new(notify, outbound)?.with_tryon(service))
 }
 

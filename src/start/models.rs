@@ -10,9 +10,9 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest as _, Sha256};
 
-use super::command::{files_key, line, named};
+use super::command::{all_named, files_key, line};
 use super::pack;
-use crate::config::manifest::{Manifest, ModeWeights};
+use crate::config::manifest::{Kind, Manifest, ModeWeights};
 use crate::config::{Config, Environment};
 use crate::job::task::ModelName;
 use crate::models::file::{Checksum, FilePath};
@@ -32,7 +32,7 @@ pub struct Options {
 enum Command {
     /// Bring the files that a model's manifest names, or that its source has; what is right already is left alone.
     Pull {
-        /// Name of a manifest [default: the model that config.yaml names]
+        /// Name of a manifest [default: the models that config.yaml names]
         model: Option<String>,
         /// Fetch nothing: say what is missing
         #[arg(long)]
@@ -44,7 +44,7 @@ enum Command {
     List,
     /// Compare the files that are there with the checksums in the manifest.
     Verify {
-        /// Name of a manifest [default: the model that config.yaml names]
+        /// Name of a manifest [default: the models that config.yaml names]
         model: Option<String>,
     },
 }
@@ -54,10 +54,21 @@ enum Command {
 pub async fn run(options: Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<ExitCode> {
     let config = Config::load(config, environment)?;
     match options.command {
-        Command::Pull { model, offline } => pull_all(&config, environment, &named(&config, model)?, offline).await,
+        Command::Pull { model, offline } => {
+            for name in all_named(&config, model)? {
+                pull_all(&config, environment, &name, offline).await?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Pack(options) => pack::run(options, &config, environment),
         Command::List => list(&config, environment),
-        Command::Verify { model } => verify_files(&config, environment, &named(&config, model)?),
+        Command::Verify { model } => {
+            let mut all_right = true;
+            for name in all_named(&config, model)? {
+                all_right &= verify_files(&config, environment, &name)?;
+            }
+            Ok(if all_right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
     }
 }
 
@@ -69,9 +80,16 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
     let manifest = config.manifest_of(name, environment)?;
     let modes: Vec<&ModeWeights> = manifest.modes.among(&config.model.modes()).collect();
     let elsewhere = weights_elsewhere(&manifest);
+    let is_flow = manifest.family.kind() == Kind::Flow;
+    anyhow::ensure!(
+        !is_flow || manifest.weights.is_none() || elsewhere.is_some(),
+        "weights: of family {} it is the transformer alone, and must lie in one of additional_sources, to be brought",
+        manifest.family.as_str()
+    );
     let weights = if elsewhere.is_some() { None } else { weights_in_checkpoint(&manifest)? };
     let read = modes.is_empty() || modes.iter().any(|mode| mode.transformer.is_none());
     let unread: &[&str] = match (&elsewhere, read) {
+        (Some(_), _) if is_flow => &["transformer"],
         (Some(_), _) => &WITH_WEIGHTS,
         (None, true) => &[],
         (None, false) => &["transformer"],
@@ -114,7 +132,7 @@ fn weights_in_checkpoint(manifest: &Manifest) -> anyhow::Result<Option<FilePath>
     FilePath::new(inside).map(Some).map_err(|problem| anyhow::anyhow!("weights: {problem}"))
 }
 
-async fn pull_all(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<ExitCode> {
+async fn pull_all(config: &Config, environment: &Environment, name: &ModelName, offline: bool) -> anyhow::Result<()> {
     let directory = config.manifest_of(name, environment)?.directory().to_owned();
     let mut right = 0;
     let mut fresh = 0;
@@ -141,7 +159,7 @@ async fn pull_all(config: &Config, environment: &Environment, name: &ModelName, 
     if !open.is_empty() {
         line(open.trim_end())?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// The keys that pin what was pulled, where the manifest leaves something open.
@@ -193,8 +211,9 @@ impl Screen {
 }
 
 fn list(config: &Config, environment: &Environment) -> anyhow::Result<ExitCode> {
+    let all_served = all_named(config, None)?;
     for name in config.model_names(environment)? {
-        let served = if name == config.model.name { "*" } else { " " };
+        let served = if all_served.contains(&name) { "*" } else { " " };
         let about = match config.manifest_of(&name, environment) {
             Ok(manifest) => format!("{}{}", state(manifest), additional(config, environment, &name)),
             Err(error) => error.to_string(),
@@ -235,7 +254,8 @@ fn additional(config: &Config, environment: &Environment, name: &ModelName) -> S
     if all == 0 { String::new() } else { format!(", {there} of {all} files of its modes there") }
 }
 
-fn verify_files(config: &Config, environment: &Environment, name: &ModelName) -> anyhow::Result<ExitCode> {
+/// Whether every file is right.
+fn verify_files(config: &Config, environment: &Environment, name: &ModelName) -> anyhow::Result<bool> {
     let mut file_checks = Vec::new();
     let manifest = config.manifest_of(name, environment)?;
     if manifest.source.is_none() && atelier_bundled::models().contains(&name.as_str()) {
@@ -261,7 +281,7 @@ fn verify_files(config: &Config, environment: &Environment, name: &ModelName) ->
     }
     let right = file_checks.iter().filter(|(_, file_check)| *file_check == FileCheck::Right).count();
     line(&format!("{}: {right} of {} files are right", name.as_str(), file_checks.len()))?;
-    Ok(if right == file_checks.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(right == file_checks.len())
 }
 
 /// Compares a bundled model's files with those in the program, which no manifest has the checksums of.

@@ -17,10 +17,13 @@ fetch() {
     [ -e "$dir/.done" ] && return
     rm -rf "$dir/toolkit"
     # One call: a second one with `--target` into the same directory skips the package `nvidia`, which all of them share.
-    python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --target "$dir/toolkit" \
+    # A network that stops midway ends it: pip's limits are for a connection that is silent, timeout's for one that is slow.
+    timeout 900 python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --timeout 30 --retries 2 \
+        --target "$dir/toolkit" \
         nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-cccl==13.0.85 \
         nvidia-cuda-runtime==13.0.96 nvidia-curand==10.4.0.35 nvidia-cuda-nvrtc==13.0.88 nvidia-cublas==13.1.0.3 \
-        nvidia-cudnn-cu13==9.19.0.56 nvidia-cutlass==3.5.0.0
+        nvidia-cudnn-cu13==9.19.0.56 nvidia-cutlass==3.5.0.0 ||
+        { echo "pip could not bring the CUDA toolkit (status $?; 124: not within 15 minutes)" >&2; return 1; }
     cd "$home"
     # The wheels have libfoo.so.N alone; the linker asks for libfoo.so.
     ( cd lib; for f in lib*.so.*; do case $f in *.alt.*) continue ;; esac; ln -sf "$f" "${f%%.so.*}.so"; done )

@@ -8,8 +8,10 @@ the committed one asks for other numbers. Made with torch 2.11.0, transformers 5
 """
 
 import json
+import math
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from make_fixtures import END, START
 from make_fixtures import tokenizer as clip_words
 from qwen import normals, randomize
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -40,12 +42,16 @@ RANK = 3
 
 def t5_tokenizer(target):
     """Pieces of a unigram model over marked spaces, as T5's; its real one has a normalizer that is a table of SentencePiece's."""
-    tokenizer = Tokenizer(models.Unigram())
+    # Not trained: the trainer's threads would make another vocabulary each time.
+    words = [f"▁{word}" for word in TEXT.split()]
+    counts = Counter("".join(words)) + Counter({word: 20 * count for word, count in Counter(words).items()})
+    pieces = sorted(counts, key=lambda piece: (-counts[piece], piece))[:150]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, math.log(counts[piece] / counts.total())) for piece in pieces)]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=2, byte_fallback=False))
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    trainer = trainers.UnigramTrainer(vocab_size=140, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator([TEXT], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=TOKENS)
     fast.save_pretrained(target / "tokenizer_2")
@@ -126,6 +132,36 @@ def first_release(model):
             layers |= {f"{old}.{number}.{theirs}": [f"{kind}.{number}.{ours}"] for ours, theirs in names}
             layers |= {f"{old}.{number}.{theirs}": [f"{kind}.{number}.{part}" for part in parts] for theirs, parts in joint}
     return layers
+
+
+NORMS = {"transformer_blocks": [("attn.norm_q", "img_attn.norm.query_norm"), ("attn.norm_k", "img_attn.norm.key_norm"),
+                               ("attn.norm_added_q", "txt_attn.norm.query_norm"), ("attn.norm_added_k", "txt_attn.norm.key_norm")],
+         "single_transformer_blocks": [("attn.norm_q", "norm.query_norm"), ("attn.norm_k", "norm.key_norm")]}  # fmt: skip
+OUTSIDE = {
+    "img_in": "x_embedder", "txt_in": "context_embedder", "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2", "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2", "final_layer.linear": "proj_out",
+}  # fmt: skip
+
+
+def write_single_file(target, model):
+    """The transformer as its first release named it: what `convert_flux_transformer_checkpoint_to_diffusers` undoes, whose sizes are the real one's."""
+    state, out = load_file(target / "transformer/diffusion_pytorch_model.safetensors"), {}
+    layers = first_release(model) | {old: [ours] for old, ours in OUTSIDE.items()}
+    for old, parts in layers.items():
+        for kind in ("weight", "bias"):
+            out[f"{old}.{kind}"] = torch.cat([state.pop(f"{part}.{kind}") for part in parts])
+    for kind, names in NORMS.items():
+        for number in range(len(getattr(model, kind))):
+            for ours, theirs in names:
+                old = kind.replace("single_transformer_blocks", "single_blocks").replace("transformer_blocks", "double_blocks")
+                out[f"{old}.{number}.{theirs}.scale"] = state.pop(f"{kind}.{number}.{ours}.weight")
+    for kind in ("weight", "bias"):
+        scale, shift = state.pop(f"norm_out.linear.{kind}").chunk(2)
+        out[f"final_layer.adaLN_modulation.1.{kind}"] = torch.cat([shift, scale])
+    assert not state, list(state)
+    out = {f"model.diffusion_model.{name}": tensor.contiguous() for name, tensor in out.items()}
+    save_file(out | {"vae.decoder.conv_in.bias": torch.zeros(2)}, target / "single_file.safetensors")
 
 
 def pair(rows, columns, seed):
@@ -230,6 +266,7 @@ def main():
     rng = np.random.default_rng(seed)
     out = {}
     stages(pipeline, out, size)
+    write_single_file(target, pipeline.transformer)
     loras = [write_lora(target, pipeline, spelling, 1000 * seed + 100) for spelling in ("diffusers", "kohya")]
     cases = cases_of(rng, 2 ** len(size["vae"]), loras)
     for number, case in enumerate(cases):

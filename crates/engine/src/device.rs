@@ -1,6 +1,8 @@
 //! Opens the device that generates; what depends on the build, but for the way of weights to a GPU (`loader.rs`), is here.
 
 #[cfg(feature = "cuda")]
+mod epilogue;
+#[cfg(feature = "cuda")]
 mod fp8;
 #[cfg(feature = "cuda")]
 mod own_kernels;
@@ -181,6 +183,30 @@ pub(super) fn group_norm(
 
 #[cfg(not(feature = "cuda"))]
 pub(super) fn group_norm(_: &Tensor, _: (&Tensor, &Tensor), _: usize, _: f64, _: bool) -> Option<Result<Tensor>> {
+    None
+}
+
+/// Makes `output` (..., channels, `places`), which nothing else has, `before` + (`bias` + `output`), rounded once. `bias`: all channels', or those of
+/// each image; `before`: of the output's shape. `None` where the device has no such kernel.
+#[cfg(feature = "cuda")]
+pub(super) fn add_bias(output: &Tensor, bias: &Tensor, before: Option<&Tensor>, places: usize) -> Option<Result<()>> {
+    epilogue::add_bias(output, bias, before, places)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn add_bias(_: &Tensor, _: &Tensor, _: Option<&Tensor>, _: usize) -> Option<Result<()>> {
+    None
+}
+
+/// GEGLU with the exact gelu of `both` (..., 2·width), values before gates, + `bias` (2·width): (..., width). `None` where the device has no such
+/// kernel.
+#[cfg(feature = "cuda")]
+pub(super) fn geglu(both: &Tensor, bias: &Tensor) -> Option<Result<Tensor>> {
+    epilogue::geglu(both, bias)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn geglu(_: &Tensor, _: &Tensor) -> Option<Result<Tensor>> {
     None
 }
 

@@ -2,26 +2,30 @@
 
 use atelier_kernels::{convolution, elementwise, gemm, norm};
 use candle_core::{D, DType, Error, Result, Storage, Tensor};
-use candle_nn::ops::sigmoid;
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
 use super::device;
 
 /// A linear layer over the last dimension.
-pub(super) struct Linear(candle_nn::Linear);
+pub(super) struct Linear {
+    /// Without a bias.
+    unbiased: candle_nn::Linear,
+    bias: Option<Tensor>,
+}
 
 pub(super) fn linear(in_features: usize, out_features: usize, vb: VarBuilder) -> Result<Linear> {
     linear_b(in_features, out_features, true, vb)
 }
 
 pub(super) fn linear_b(in_features: usize, out_features: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
-    candle_nn::linear_b(in_features, out_features, bias, vb).map(Linear)
+    let linear = candle_nn::linear_b(in_features, out_features, bias, vb)?;
+    Ok(Linear::of(linear.weight().clone(), linear.bias().cloned()))
 }
 
 impl Linear {
     /// `weight`: (out, in); `bias`: (out,).
     pub(super) fn of(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self(candle_nn::Linear::new(weight, bias))
+        Self { unbiased: candle_nn::Linear::new(weight, None), bias }
     }
 
     /// `input`: (..., in). Returns (..., out).
@@ -34,16 +38,22 @@ impl Linear {
         self.run(input, Some(before))
     }
 
+    /// [`Self::forward`] without the bias, and the bias, for what adds it by itself.
+    pub(super) fn before_bias(&self, input: &Tensor) -> Result<(Tensor, Option<&Tensor>)> {
+        Ok((self.unbiased.forward(input)?, self.bias.as_ref()))
+    }
+
     fn run(&self, input: &Tensor, before: Option<&Tensor>) -> Result<Tensor> {
-        let (out_features, in_features) = self.0.weight().dims2()?;
+        let (out_features, in_features) = self.unbiased.weight().dims2()?;
         let mut shape = input.dims().to_vec();
         let known = shape.pop() == Some(in_features);
         shape.push(out_features);
         if !(is_ours(input) && known && before.is_none_or(|before| before.dims() == shape)) {
-            return added(before, self.0.forward(input)?);
+            return added(self.unbiased.forward(input)?, (self.bias.as_ref(), &[out_features]), before, 1);
         }
-        let bias = self.0.bias();
-        let output = with_values([Some(input), Some(self.0.weight()), bias, before], |[input, weight, values, residual]| {
+        let bias = self.bias.as_ref();
+        let weight = Some(self.unbiased.weight());
+        let output = with_values([Some(input), weight, bias, before], |[input, weight, values, residual]| {
             let layer = gemm::Linear { weight, bias: bias.map(|_| values), in_features };
             layer.run(input, before.map(|_| residual))
         })?;
@@ -77,9 +87,14 @@ impl Conv {
         self.run(images, images.dims4()?, None, Some(before))
     }
 
-    /// [`Self::forward`] + `raise` (B, out), a number for each channel of each image.
-    pub(super) fn forward_raised(&self, images: &Tensor, raise: &Tensor) -> Result<Tensor> {
-        self.run(images, images.dims4()?, Some(raise), None)
+    /// [`Self::forward`] with what [`Self::raised`] has made in place of the bias: (B, out), or (1, out) for all images.
+    pub(super) fn forward_raised(&self, images: &Tensor, raised: &Tensor) -> Result<Tensor> {
+        self.run(images, images.dims4()?, Some(raised), None)
+    }
+
+    /// The bias + `raise` (R, out), a number for each channel.
+    pub(super) fn raised(&self, raise: &Tensor) -> Result<Tensor> {
+        self.0.bias().map_or_else(|| Ok(raise.clone()), |bias| raise.broadcast_add(bias))
     }
 
     /// [`Self::forward`] of the images enlarged to `height` and `width` by their nearest neighbours.
@@ -91,14 +106,15 @@ impl Conv {
         self.forward(&images.upsample_nearest2d(height, width)?)
     }
 
-    /// On another device than the CPU, or in another format.
-    fn elsewhere(&self, images: &Tensor) -> Result<Tensor> {
-        let Conv2dConfig { stride, padding, .. } = *self.0.config();
-        match (device::convolution(images, self.0.weight(), stride, padding), self.0.bias()) {
-            (None, _) => self.0.forward(images),
-            (Some(output), None) => output,
-            (Some(output), Some(bias)) => output?.broadcast_add(&bias.reshape((1, (), 1, 1))?),
-        }
+    /// On another device than the CPU, or in another format. `bias`: (out,), (1, out) or (B, out).
+    fn elsewhere(&self, images: &Tensor, bias: Option<&Tensor>, before: Option<&Tensor>) -> Result<Tensor> {
+        let Conv2dConfig { stride, padding, dilation, groups, .. } = *self.0.config();
+        let weight = self.0.weight();
+        let output = device::convolution(images, weight, stride, padding)
+            .unwrap_or_else(|| images.conv2d(weight, padding, stride, dilation, groups))?;
+        let (_, channels, height, width) = output.dims4()?;
+        let images = bias.map_or(1, |bias| bias.elem_count() / channels);
+        added(output, (bias, &[images, channels, 1, 1]), before, height * width)
     }
 
     /// `sides`: (B, in, H, W) of what is convolved; twice the images' own height and width where they are enlarged.
@@ -106,18 +122,14 @@ impl Conv {
         &self,
         images: &Tensor,
         sides: (usize, usize, usize, usize),
-        raise: Option<&Tensor>,
+        raised: Option<&Tensor>,
         before: Option<&Tensor>,
     ) -> Result<Tensor> {
+        let bias = raised.or(self.0.bias());
         let (batch, channels, height, width) = sides;
         let (out_channels, in_channels, kernel, _) = self.0.weight().dims4()?;
         if !is_ours(images) || channels != in_channels {
-            let output = self.elsewhere(images)?;
-            let output = match raise {
-                Some(raise) => output.broadcast_add(&raise.reshape((batch, out_channels, 1, 1))?)?,
-                None => output,
-            };
-            return added(before, output);
+            return self.elsewhere(images, bias, before);
         }
         let stride = self.0.config().stride;
         let doubled = height != images.dim(2)?;
@@ -129,9 +141,6 @@ impl Conv {
         {
             return Err(Error::msg(format!("{:?} cannot be added to {shape:?}", before.dims())));
         }
-        let raised =
-            raise.map(|raise| self.0.bias().map_or(Ok(raise.clone()), |bias| raise.broadcast_add(bias))).transpose()?;
-        let bias = raised.as_ref().or(self.0.bias());
         let output = with_values([Some(images), Some(self.0.weight()), bias, before], |[images, weight, values, residual]| {
             let begin = convolution::Begin { bias: bias.map(|_| values), residual: before.map(|_| residual) };
             convolution.run(images, weight, begin)
@@ -259,33 +268,6 @@ impl ChannelNorm {
     }
 }
 
-/// GEGLU (Shazeer 2020) with the exact gelu. `both`: (B, T, 2·width), values before gates. Returns (B, T, width).
-pub(super) fn geglu(both: &Tensor) -> Result<Tensor> {
-    let (batch, tokens, double) = both.dims3()?;
-    let width = double / 2;
-    if !is_ours(both) {
-        return both.narrow(D::Minus1, 0, width)? * both.narrow(D::Minus1, width, width)?.gelu_erf()?;
-    }
-    let output = with_values([Some(both), None, None, None], |[both, ..]| elementwise::geglu(both, width))?;
-    Tensor::from_vec(output, (batch, tokens, width), both.device())
-}
-
-/// x·sigmoid(1.702·x), CLIP's own approximation of gelu.
-pub(super) fn quick_gelu(hidden: &Tensor) -> Result<Tensor> {
-    if is_ours(hidden) { changed(hidden, elementwise::quick_gelu) } else { hidden * sigmoid(&(hidden * 1.702)?)? }
-}
-
-/// x·sigmoid(x).
-pub(super) fn silu(hidden: &Tensor) -> Result<Tensor> {
-    if is_ours(hidden) { changed(hidden, elementwise::silu) } else { hidden.silu() }
-}
-
-fn changed(hidden: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<Tensor> {
-    let mut values = with_values([Some(hidden), None, None, None], |[hidden, ..]| hidden.to_vec())?;
-    change(&mut values);
-    Tensor::from_vec(values, hidden.shape(), hidden.device())
-}
-
 /// (B, rows, columns) to (B, columns, rows), in order.
 pub(super) fn transposed(matrices: &Tensor) -> Result<Tensor> {
     let (batch, rows, columns) = matrices.dims3()?;
@@ -296,11 +278,13 @@ pub(super) fn transposed(matrices: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(output, (batch, columns, rows), matrices.device())
 }
 
-fn added(before: Option<&Tensor>, output: Tensor) -> Result<Tensor> {
-    match before {
-        Some(before) => before + output,
-        None => Ok(output),
+/// `before` + (`bias` + `output`), which nothing else has: (..., channels, `places`). The bias is added in this shape where no kernel does it all.
+fn added(output: Tensor, (bias, shape): (Option<&Tensor>, &[usize]), before: Option<&Tensor>, places: usize) -> Result<Tensor> {
+    if let Some(done) = bias.and_then(|bias| device::add_bias(&output, bias, before, places)) {
+        return done.map(|()| output);
     }
+    let output = if let Some(bias) = bias { output.broadcast_add(&bias.reshape(shape)?)? } else { output };
+    if let Some(before) = before { before + output } else { Ok(output) }
 }
 
 /// Whether our kernels take it.
@@ -351,7 +335,9 @@ mod tests {
             assert_close(&conv.add_to(&candles, &image)?, &(&candles * 2.0)?)?;
             let raise = Tensor::randn(0.0_f32, 1.0, (2, 10), &Device::Cpu)?;
             let raised = candles.broadcast_add(&raise.reshape((2, 10, 1, 1))?)?;
-            assert_close(&conv.forward_raised(&image, &raise)?, &raised)?;
+            assert_close(&conv.forward_raised(&image, &conv.raised(&raise)?)?, &raised)?;
+            let same = candles.broadcast_add(&raise.narrow(0, 1, 1)?.reshape((1, 10, 1, 1))?)?;
+            assert_close(&conv.forward_raised(&image, &conv.raised(&raise.narrow(0, 1, 1)?)?)?, &same)?;
         }
         let enlarging = conv(40, 10, 3, 1, vb.pp("enlarging"))?;
         for (height, width) in [(48, 46), (47, 46)] {
@@ -363,7 +349,7 @@ mod tests {
         assert_close(&norm.forward_silu(&image)?, &norm.norm.forward(&dense)?.silu()?)?;
         for bias in [true, false] {
             let linear = linear_b(23, 50, bias, vb.pp(format!("linear{bias}")))?;
-            let candles = linear.0.forward(&dense)?;
+            let candles = candle_nn::Linear::new(linear.unbiased.weight().clone(), linear.bias.clone()).forward(&dense)?;
             assert_close(&linear.forward(&image)?, &candles)?;
             assert_close(&linear.add_to(&candles, &image)?, &(&candles * 2.0)?)?;
         }
@@ -374,12 +360,7 @@ mod tests {
         let candles = dense.broadcast_div(&length)?.broadcast_mul(&norm.gamma.reshape((1, 40, 1, 1))?)?;
         assert_close(&norm.forward(&image)?, &candles)?;
         assert_close(&norm.forward_silu(&image)?, &candles.silu()?)?;
-        assert_close(&silu(&image)?, &dense.silu()?)?;
-        assert_close(&quick_gelu(&image)?, &(&dense * sigmoid(&(&dense * 1.702)?)?)?)?;
         let matrices = image.flatten_from(2)?;
-        assert_close(&transposed(&matrices)?, &matrices.transpose(1, 2)?.contiguous()?)?;
-        let both = image.flatten_from(2)?;
-        let gate = both.narrow(D::Minus1, 276, 276)?.contiguous()?.gelu_erf()?;
-        assert_close(&geglu(&both)?, &(both.narrow(D::Minus1, 0, 276)? * gate)?)
+        assert_close(&transposed(&matrices)?, &matrices.transpose(1, 2)?.contiguous()?)
     }
 }

@@ -1,5 +1,6 @@
 //! The engine generates: a task in, pixels out. It knows no cloud, no async and no events.
 
+mod activations;
 mod adapter_config;
 mod adapters;
 mod attention;
@@ -30,6 +31,7 @@ pub mod tensor_file;
 mod tensor_table;
 pub mod thread;
 mod tokenizer_config;
+mod transformer_file;
 mod unread;
 mod weights;
 

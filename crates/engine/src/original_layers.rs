@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use candle_core::{Result, Tensor};
+
 use super::weights::Shapes;
 
 /// What the names of its tensors begin with.
@@ -62,7 +64,7 @@ const OUTSIDE: Renamed = &[
 struct Joint {
     first: &'static str,
     all: &'static [&'static str],
-    joint: &'static str,
+    old: &'static str,
     block: (&'static str, &'static str),
 }
 
@@ -70,25 +72,25 @@ const JOINT: [Joint; 4] = [
     Joint {
         first: ".attention.to_q",
         all: &[".attention.to_q", ".attention.to_k", ".attention.to_v"],
-        joint: ".attention.qkv",
+        old: ".attention.qkv",
         block: ("", ""),
     },
     Joint {
         first: ".attn.to_q",
         all: &[".attn.to_q", ".attn.to_k", ".attn.to_v", ".proj_mlp"],
-        joint: ".linear1",
+        old: ".linear1",
         block: ("single_transformer_blocks.", "single_blocks."),
     },
     Joint {
         first: ".attn.to_q",
         all: &[".attn.to_q", ".attn.to_k", ".attn.to_v"],
-        joint: ".img_attn.qkv",
+        old: ".img_attn.qkv",
         block: ("transformer_blocks.", "double_blocks."),
     },
     Joint {
         first: ".attn.add_q_proj",
         all: &[".attn.add_q_proj", ".attn.add_k_proj", ".attn.add_v_proj"],
-        joint: ".txt_attn.qkv",
+        old: ".txt_attn.qkv",
         block: ("transformer_blocks.", "double_blocks."),
     },
 ];
@@ -147,11 +149,11 @@ impl OriginalLayers {
             let slice = RowSlice { module: full(module), rows: vec![rows / 2..rows, 0..rows / 2] };
             self.joint.insert(full(LAST_MODULATION.1), vec![slice]);
         }
-        for Joint { first, all, joint, block: (ours, old) } in &JOINT {
-            let Some(rest) = module.strip_suffix(first).and_then(|module| module.strip_prefix(ours)) else { continue };
-            let parts: Vec<String> = all.iter().map(|part| full(&format!("{ours}{rest}{part}"))).collect();
+        for Joint { first, all, old, block: (our_block, old_block) } in &JOINT {
+            let Some(rest) = module.strip_suffix(first).and_then(|module| module.strip_prefix(our_block)) else { continue };
+            let parts: Vec<String> = all.iter().map(|part| full(&format!("{our_block}{rest}{part}"))).collect();
             if let Some(slices) = one_after_another(shapes, &parts) {
-                self.joint.insert(full(&format!("{old}{rest}{joint}")), slices);
+                self.joint.insert(full(&format!("{old_block}{rest}{old}")), slices);
             }
         }
     }
@@ -164,6 +166,25 @@ impl OriginalLayers {
     /// What a module was called, where that is another name.
     pub(super) fn name(&self, module: &str) -> Option<&str> {
         self.names.get(module).map(String::as_str)
+    }
+
+    /// Where the tensor `name` of the model may be in a file of its transformer alone, most likely first: the file's name for it, and its rows there,
+    /// where those are not all.
+    pub(super) fn places(&self, name: &str) -> Vec<(String, Option<&[Range<usize>]>)> {
+        let Some(own) = name.strip_prefix(COMPONENT) else { return Vec::new() };
+        let mut places = vec![(own.to_owned(), None)];
+        let Some((module, kind)) = name.rsplit_once('.') else { return places };
+        if let Some(old) = self.names.get(module).map(|old| old.trim_start_matches(COMPONENT)) {
+            // FLUX's first release calls the weight of a norm its scale.
+            places.extend([kind, "scale"].map(|kind| (format!("{old}.{kind}"), None)));
+        }
+        for (joint, slices) in &self.joint {
+            let rows = slices.iter().find(|slice| slice.module == module).map(|slice| slice.rows.as_slice());
+            if rows.is_some() {
+                places.push((format!("{}.{kind}", joint.trim_start_matches(COMPONENT)), rows));
+            }
+        }
+        places
     }
 
     /// The shapes of the weights of layers that are none here, and of their biases where they have some.
@@ -182,6 +203,13 @@ impl OriginalLayers {
     }
 }
 
+/// These rows of a tensor, one range behind the other; a single range is read from where it lies.
+pub(super) fn rows_of(tensor: &Tensor, rows: &[Range<usize>]) -> Result<Tensor> {
+    let parts = rows.iter().map(|rows| tensor.narrow(0, rows.start, rows.len()));
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    if let [only] = parts.as_slice() { Ok(only.clone()) } else { Tensor::cat(&parts, 0) }
+}
+
 fn renamed_by(renamed: Renamed, module: &str) -> Option<String> {
     let old = renamed.iter().fold(module.to_owned(), |name, (ours, old)| name.replace(ours, old));
     (old != module).then_some(old)
@@ -192,8 +220,9 @@ fn one_after_another(shapes: &Shapes, modules: &[String]) -> Option<Vec<RowSlice
     let mut first = 0;
     let slices = modules.iter().map(|module| {
         let rows = *shapes.get(&format!("{module}.weight"))?.first()?;
-        let slice = RowSlice { module: module.clone(), rows: vec![first..first + rows] };
-        first += rows;
+        let own = first..first + rows;
+        first = own.end;
+        let slice = RowSlice { module: module.clone(), rows: vec![own] };
         Some(slice)
     });
     slices.collect()
@@ -246,7 +275,8 @@ mod tests {
         let shapes = shapes(&names.iter().map(|(name, rows)| (name.as_str(), *rows)).collect::<Vec<_>>());
         let layers = OriginalLayers::of(&shapes);
         let linear1 = rows(&layers, "single_blocks.0.linear1");
-        assert_eq!((linear1.len(), &linear1[3]), (4, &(format!("{single}.proj_mlp"), vec![12..28])));
+        let last = 12..28;
+        assert_eq!((linear1.len(), &linear1[3]), (4, &(format!("{single}.proj_mlp"), vec![last])));
         assert_eq!(rows(&layers, "double_blocks.11.txt_attn.qkv").len(), 3);
         assert_eq!(rows(&layers, "final_layer.adaLN_modulation.1"), [("norm_out.linear".to_owned(), vec![4..8, 0..4])]);
         for (ours, old) in [

@@ -127,12 +127,15 @@ impl TensorFile {
 /// Why bytes are no safetensors file, and what to do. `beginning`: the file's first bytes, [`BEGINNING_BYTES`] of them if there are so many.
 fn not_safetensors(beginning: &[u8], error: &SafeTensorError) -> String {
     const ZIP: &[u8] = b"PK";
+    const GGUF: &[u8] = b"GGUF";
     const PICKLE_PROTOCOL: u8 = 0x80;
     const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
     let text = beginning.trim_ascii_start();
     let starts_with = |mark: &[u8]| text.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark));
     if beginning.starts_with(ZIP) || beginning.first() == Some(&PICKLE_PROTOCOL) {
         "is a pickle, which can run code when it is read; save it as .safetensors".into()
+    } else if beginning.starts_with(GGUF) {
+        "is GGUF, which is not read; take the same model's .safetensors file, in bf16, f16 or f8 without scales".into()
     } else if beginning.starts_with(LFS) {
         "is a Git LFS pointer, which only names the file; run git lfs pull, or use the URL that downloads the file itself"
             .into()

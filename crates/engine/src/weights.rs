@@ -78,7 +78,12 @@ impl Weights {
         Ok(Self { tensors: Arc::new(as_transformers_has_them(&read.tensors)?), ..read })
     }
 
-    fn of(files: &[Named], (dtype, device): (DType, &Device)) -> std::result::Result<Self, EngineError> {
+    /// `tensors`: all of them in the format `dtype`, on the device.
+    pub(super) fn from_tensors(tensors: Tensors, (dtype, device): (DType, &Device)) -> Self {
+        Self { tensors: Arc::new(tensors), dtype, device: device.clone() }
+    }
+
+    pub(super) fn of(files: &[Named], (dtype, device): (DType, &Device)) -> std::result::Result<Self, EngineError> {
         let (names, stored): (Vec<&String>, Vec<Stored<'_>>) = files.iter().flat_map(Named::stored).unzip();
         let tensors = names.into_iter().cloned().zip(read_all(&stored, dtype, device)?).collect();
         Ok(Self { tensors: Arc::new(tensors), dtype, device: device.clone() })
@@ -164,6 +169,35 @@ impl SimpleBackend for View {
 
     fn contains_tensor(&self, name: &str) -> bool {
         self.base.contains_key(name)
+    }
+}
+
+/// The shapes of all tensors that a module asks for, by their names; nothing is read, and nothing takes memory.
+///
+/// # Errors
+/// Those of the module.
+pub(super) fn shapes_of<M>(module: impl FnOnce(&VarBuilder) -> Result<M>) -> Result<Shapes> {
+    let asked = Arc::default();
+    let source = Asked(Arc::clone(&asked));
+    module(&VarBuilder::from_backend(Box::new(source), DType::F32, Device::Cpu))?;
+    Ok(std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// A source of zeros, one for all places of a tensor, that notes what it is asked for.
+struct Asked(Arc<Mutex<Shapes>>);
+
+impl SimpleBackend for Asked {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), shape.dims().to_vec());
+        Tensor::zeros((), dtype, device)?.broadcast_as(shape)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        Err(candle_core::Error::msg(format!("{name} was asked for without a shape")))
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
     }
 }
 
@@ -276,7 +310,7 @@ fn variant(name: &str) -> Option<&str> {
 }
 
 /// A file and what the engine calls its tensors.
-struct Named {
+pub(super) struct Named {
     file: TensorFile,
     /// Our name and the file's, in the order in which they lie there.
     names: Vec<(String, String)>,
@@ -284,7 +318,7 @@ struct Named {
 
 impl Named {
     /// Those that `named` gives no name are left out.
-    fn open(path: &Path, named: impl Fn(&str) -> Option<String>) -> std::result::Result<Self, EngineError> {
+    pub(super) fn open(path: &Path, named: impl Fn(&str) -> Option<String>) -> std::result::Result<Self, EngineError> {
         let file = TensorFile::open(path)?;
         // Without its scales an 8-bit weight is another weight.
         let scale = file.tensors().find(|(name, _)| SCALES.iter().any(|scale| name.ends_with(scale)));
@@ -296,6 +330,11 @@ impl Named {
         let floats = file.tensors().filter(|(_, dtype)| is_read(*dtype));
         let names = floats.filter_map(|(name, _)| Some((named(&name)?, name))).collect();
         Ok(Self { file, names })
+    }
+
+    /// Whether none of the file's tensors has a name here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.names.is_empty()
     }
 
     fn stored(&self) -> impl Iterator<Item = (&String, Stored<'_>)> {

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod convolution;
+pub mod epilogue;
 pub mod fp8;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod libraries;

@@ -171,8 +171,7 @@ impl Acknowledger {
         if had_generated && has_generated {
             self.metrics.generated_again();
         }
-        // No one hears of it, or all that was refused is to be kept.
-        let is_kept = is_refused && (!has_receiver || in_flight.source.keeps_refused());
+        let is_kept = is_refused && in_flight.is_kept_if_refused(has_receiver);
         let outcome = if is_kept { JobOutcome::DeadLetter } else { outcome };
         if is_refused {
             self.metrics.refused(in_flight.source.name(), outcome.as_str());

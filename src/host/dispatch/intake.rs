@@ -12,7 +12,7 @@ use crate::backoff::Backoff;
 use crate::fault_point::fault_point;
 use crate::host::in_flight::InFlight;
 use crate::host::source::Source;
-use crate::job::request::Defaults;
+use crate::job::request::catalogue::Catalogue;
 
 /// Pauses after a source that cannot be asked.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(500);
@@ -25,7 +25,7 @@ pub async fn run(
     source: Arc<dyn Source>,
     acknowledger: Acknowledger,
     dispatcher: Arc<Dispatcher>,
-    defaults: Defaults,
+    catalogue: Arc<Catalogue>,
     stop: CancellationToken,
 ) {
     let mut demand = dispatcher.demand();
@@ -40,10 +40,14 @@ pub async fn run(
             Ok(messages) => {
                 fault_point!("received");
                 backoff.reset();
-                let in_flight = messages.into_iter().map(|message| InFlight::new(source.clone(), message, &defaults));
+                let in_flight = messages.into_iter().map(|message| InFlight::new(source.clone(), message, catalogue.as_ref()));
                 let (ended, others): (Vec<_>, Vec<_>) = in_flight.partition(InFlight::is_over);
                 for in_flight in ended {
                     acknowledger.notify_again(in_flight);
+                }
+                let (refused, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|in_flight| in_flight.model.is_err());
+                for in_flight in refused {
+                    acknowledger.refuse(in_flight);
                 }
                 let (again, jobs): (Vec<_>, Vec<_>) = others.into_iter().partition(InFlight::came_again);
                 for in_flight in again {

@@ -1,64 +1,27 @@
 //! Brings messages and handlers together: what is in flight, who is free, who runs what.
 
 pub mod acknowledge;
+mod assignment;
 mod direct;
 mod disposition;
 pub mod intake;
 mod redelivery;
 mod slot;
+mod state;
+mod unserved;
 pub mod waiting;
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, watch};
 
+pub use self::assignment::Assignment;
 pub use self::slot::Slot;
+use self::state::State;
 use super::in_flight::InFlight;
-use super::job_service::{Direct, Model, StatusSnapshot};
+use super::job_service::{Direct, StatusSnapshot};
 use super::jobs::Jobs;
-use crate::job::trace::Trace;
-
-/// What one handler is to do next.
-pub enum Assignment {
-    /// Messages of one source, for one event.
-    Messages(Vec<InFlight>),
-    /// A job whose caller waits for the answer.
-    Direct(Direct),
-}
-
-impl Assignment {
-    /// Jobs in it, those that cannot be read included.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        match self {
-            Self::Messages(in_flight) => in_flight.len(),
-            Self::Direct(_) => 1,
-        }
-    }
-
-    /// What the Runtime API says of an invocation's trace: that of its first message. Each record has its own next to.
-    #[must_use]
-    pub fn trace(&self) -> Option<Trace> {
-        match self {
-            Self::Messages(in_flight) => in_flight.first()?.message.trace,
-            Self::Direct(direct) => direct.job.trace,
-        }
-    }
-
-    /// The ids of the jobs in it, as far as they could be read.
-    #[must_use]
-    pub fn job_ids(&self) -> Vec<String> {
-        match self {
-            Self::Messages(in_flight) => in_flight
-                .iter()
-                .filter(|in_flight| in_flight.job.is_ok())
-                .map(|in_flight| in_flight.job_id().to_owned())
-                .collect(),
-            Self::Direct(direct) => vec![direct.job.id.as_str().to_owned()],
-        }
-    }
-}
+use crate::protocol::deferral::DeferReason;
 
 /// What is in flight and who does what. One lock, held for moments.
 pub struct Dispatcher {
@@ -82,39 +45,13 @@ impl Drop for Reservation {
     }
 }
 
-struct State {
-    /// Messages of one event at most.
-    batch: usize,
-    slots: Vec<Slot>,
-    messages: VecDeque<InFlight>,
-    /// Messages that are looked up before they may be started.
-    reserved: usize,
-    directs: VecDeque<Direct>,
-    draining: bool,
-    /// The store is away: no message is started.
-    paused: bool,
-    /// A handler has been ready: one that ends is started again while jobs wait.
-    was_ready: bool,
-    /// Why the last start failed, where none has succeeded.
-    failure: Option<String>,
-}
-
 impl Dispatcher {
-    /// For this many handlers, each with `batch` messages at most at a time; the receivers, one a handler, bring the ids of jobs that are to be cancelled.
+    /// For a handler of each of these models, by their places in the catalogue, each with `batch` messages at most at a time; the
+    /// receivers, one per handler, bring the ids of jobs that are to be cancelled.
     #[must_use]
-    pub fn new(handlers: usize, batch: usize, jobs: Arc<Jobs>) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<String>>) {
-        let (cancels, cancelled) = (0..handlers).map(|_| mpsc::unbounded_channel()).unzip();
-        let state = State {
-            batch,
-            slots: vec![Slot::Starting; handlers],
-            messages: VecDeque::new(),
-            reserved: 0,
-            directs: VecDeque::new(),
-            draining: false,
-            paused: false,
-            was_ready: false,
-            failure: None,
-        };
+    pub fn new(models: Vec<usize>, batch: usize, jobs: Arc<Jobs>) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<String>>) {
+        let (cancels, cancelled) = models.iter().map(|_| mpsc::unbounded_channel()).unzip();
+        let state = State::new(models, batch);
         let dispatcher = Self {
             snapshot: watch::Sender::new(state.snapshot()),
             demand: watch::Sender::new(0),
@@ -147,11 +84,7 @@ impl Dispatcher {
     /// What a handler is at now.
     pub fn set(&self, slot: usize, state: Slot) {
         self.change(|dispatcher| {
-            match &state {
-                Slot::Idle => dispatcher.was_ready = true,
-                Slot::Down(why) => dispatcher.failure = Some(why.clone()),
-                Slot::Starting | Slot::Busy(_) => {}
-            }
+            dispatcher.note(slot, &state);
             dispatcher.slots[slot] = state;
         });
     }
@@ -194,9 +127,9 @@ impl Dispatcher {
         }
     }
 
-    /// Waits until a handler is idle while messages of jobs that run already keep its source from giving others, and returns
-    /// those messages; they are the caller's to put back.
-    pub async fn blocked(&self) -> Vec<InFlight> {
+    /// Waits until a handler is idle while messages of jobs that run already, or that another model's handlers are to do, keep others from
+    /// it, and returns those messages; they are the caller's to put back.
+    pub async fn blocked(&self) -> Vec<(InFlight, DeferReason)> {
         loop {
             let work = self.work.notified();
             tokio::pin!(work);
@@ -237,11 +170,10 @@ impl Dispatcher {
         }
     }
 
-    /// How many handlers are in each state.
+    /// How many handlers of each model are in each state.
     #[must_use]
-    pub fn states(&self) -> [(&'static str, usize); 4] {
-        let state = self.state();
-        ["starting", "idle", "busy", "down"].map(|word| (word, state.slots.iter().filter(|slot| slot.as_str() == word).count()))
+    pub fn states(&self) -> Vec<[(&'static str, usize); 4]> {
+        self.state().counts()
     }
 
     #[must_use]
@@ -282,103 +214,4 @@ fn replaced<T: PartialEq>(old: &mut T, new: T) -> bool {
     let changed = *old != new;
     *old = new;
     changed
-}
-
-impl State {
-    fn assign(&mut self, slot: usize) -> Option<Assignment> {
-        if self.draining {
-            return None;
-        }
-        let assignment = if let Some(direct) = self.directs.pop_front() {
-            Assignment::Direct(direct)
-        } else {
-            Assignment::Messages(self.batch()?)
-        };
-        self.slots[slot] = Slot::Busy(assignment.job_ids());
-        Some(assignment)
-    }
-
-    /// The next message, and others that may share its event; no more than leaves as many for every other idle handler.
-    fn batch(&mut self) -> Option<Vec<InFlight>> {
-        let most = self.startable().div_ceil(self.idle().max(1)).min(self.batch);
-        let next = self.messages.iter().position(|in_flight| !self.runs(in_flight))?;
-        let mut batch = vec![self.messages.remove(next)?];
-        while batch.len() < most {
-            let next = self
-                .messages
-                .iter()
-                .position(|in_flight| !self.runs(in_flight) && batch.iter().all(|member| member.shares_event_with(in_flight)));
-            let Some(next) = next else { break };
-            batch.extend(self.messages.remove(next));
-        }
-        Some(batch)
-    }
-
-    /// Where nothing can be started although a handler is idle: the messages of sources whose window is half full of them.
-    fn blocked(&mut self) -> Vec<InFlight> {
-        if self.draining || self.idle() == 0 || self.startable() > 0 {
-            return Vec::new();
-        }
-        let fills = self.messages.iter().map(|in_flight| {
-            let same_source = self.messages.iter().filter(|other| Arc::ptr_eq(&other.source, &in_flight.source));
-            in_flight.source.window().is_some_and(|window| same_source.count() >= window.div_ceil(2))
-        });
-        let blocks: Vec<bool> = fills.collect();
-        let mut blocked = Vec::new();
-        for (in_flight, blocks) in std::mem::take(&mut self.messages).into_iter().zip(blocks) {
-            if blocks {
-                blocked.push(in_flight);
-            } else {
-                self.messages.push_back(in_flight);
-            }
-        }
-        blocked
-    }
-
-    /// Two deliveries of one job must not generate at the same time: the second waits, and is a replay then.
-    fn runs(&self, in_flight: &InFlight) -> bool {
-        let Ok(job) = &in_flight.job else { return false };
-        self.running().any(|id| id == job.id.as_str()) || self.directs.iter().any(|direct| direct.job.id == job.id)
-    }
-
-    fn running(&self) -> impl Iterator<Item = &String> {
-        self.slots.iter().flat_map(|slot| match slot {
-            Slot::Busy(ids) => ids.as_slice(),
-            _ => &[],
-        })
-    }
-
-    fn idle(&self) -> usize {
-        self.slots.iter().filter(|slot| **slot == Slot::Idle).count()
-    }
-
-    fn startable(&self) -> usize {
-        self.messages.iter().filter(|in_flight| !self.runs(in_flight)).count()
-    }
-
-    fn free(&self) -> usize {
-        self.idle().saturating_sub(self.directs.len() + self.startable())
-    }
-
-    fn demand(&self) -> usize {
-        if self.draining || self.paused {
-            return 0;
-        }
-        (self.idle().saturating_sub(self.directs.len()) * self.batch).saturating_sub(self.startable() + self.reserved)
-    }
-
-    fn snapshot(&self) -> StatusSnapshot {
-        let model = match &self.failure {
-            _ if self.slots.iter().any(|slot| matches!(slot, Slot::Idle | Slot::Busy(_))) => Model::Hot,
-            Some(why) if !self.was_ready => Model::Failed(why.clone()),
-            _ => Model::Loading,
-        };
-        StatusSnapshot {
-            model,
-            free: self.free(),
-            running: self.running().cloned().collect(),
-            in_flight: self.messages.len() + self.directs.len(),
-            draining: self.draining,
-        }
-    }
 }

@@ -12,6 +12,9 @@ pub enum Slot {
 }
 
 impl Slot {
+    /// As metrics have them.
+    pub(super) const STATES: [&'static str; 4] = ["starting", "idle", "busy", "down"];
+
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -19,5 +22,10 @@ impl Slot {
             Self::Busy(_) => "busy",
             Self::Down(_) => "down",
         }
+    }
+
+    /// Whether its handler has its model ready.
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self, Self::Idle | Self::Busy(_))
     }
 }

@@ -68,10 +68,37 @@ async fn defer(in_flight: &InFlight, delay: Duration, reason: DeferReason) {
 }
 
 /// Puts off what keeps other jobs from an idle handler, for as long as the host lives.
-pub async fn defer_blocked(dispatcher: Arc<Dispatcher>, delay: Duration) {
+async fn defer_blocked(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
     loop {
-        for in_flight in dispatcher.blocked().await {
-            defer(&in_flight, delay, DeferReason::Running).instrument(in_flight.span.clone()).await;
+        for (in_flight, reason) in dispatcher.blocked().await {
+            let before =
+                in_flight.message.deferral.filter(|before| before.reason == reason && reason == DeferReason::ModelBusy);
+            // A long queue for a busy model is not to be gone through over and over.
+            let waited = before.map_or(Duration::ZERO, |before| before.waited(SystemTime::now()));
+            let delay = (waited / 2).min(MAX_DEFERRAL).max(acknowledger.retries.initial_backoff);
+            acknowledger.metrics.deferred(in_flight.source.name(), reason.as_str());
+            defer(&in_flight, delay, reason).instrument(in_flight.span.clone()).await;
+        }
+    }
+}
+
+/// Has messages wait in their queues that cannot be started here.
+pub async fn defer_unstartable(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
+    let blocked = defer_blocked(dispatcher.clone(), acknowledger.clone());
+    tokio::join!(blocked, pause_without_store(dispatcher, acknowledger));
+}
+
+/// Nothing is started while the store is away; what waits here for a handler waits in its queue then.
+async fn pause_without_store(dispatcher: Arc<Dispatcher>, acknowledger: Acknowledger) {
+    let mut trouble = acknowledger.store_health.subscribe();
+    loop {
+        let is_away = trouble.borrow_and_update().is_some();
+        acknowledger.metrics.store_available(!is_away);
+        for in_flight in dispatcher.pause(is_away) {
+            acknowledger.not_started(in_flight).await;
+        }
+        if trouble.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -21,7 +21,7 @@ use super::submission::{self, Submission};
 use super::{Http, jobs, submit};
 use crate::events;
 use crate::host::acceptance::NotAccepted;
-use crate::host::job_service::{Direct, Ending, Model};
+use crate::host::job_service::{Direct, Ending, Model, ModelStatus};
 use crate::job::JobId;
 use crate::job::outcome::StoredImage;
 use crate::protocol::reply;
@@ -49,10 +49,7 @@ pub(super) struct Running {
 /// # Errors
 /// When no handler is ready or free, or when this host has the job already.
 pub(super) async fn begin(http: &Http, order: Submission) -> Result<Running, Problem> {
-    let (model, free) = {
-        let snapshot = http.job_service.snapshot.borrow();
-        (snapshot.model.clone(), snapshot.free)
-    };
+    let ModelStatus { model, free } = http.job_service.of(&order.job);
     if model != Model::Hot {
         return Err(Problem::unavailable("model_not_ready", "the model is not ready yet"));
     }

@@ -64,7 +64,7 @@ pub(super) async fn cancel(
 /// Storage, when the bucket cannot be asked and this node knows of no job that could be cancelled.
 async fn complete(http: &Http, id: &JobId) -> Result<Option<Problem>, Problem> {
     let known = http.job_service.jobs.job_status(id.as_str());
-    let prefix = known.as_ref().map_or(&http.job_service.defaults.prefix, |known| &known.prefix);
+    let prefix = known.as_ref().map_or(http.job_service.catalogue.prefix(), |known| &known.prefix);
     let record = match in_time(async { Ok(http.store.record(prefix, id).await?) }).await {
         // The task that is about to notify the caller of the end looks again, and waits until the bucket can be asked.
         Err(_) if known.as_ref().is_some_and(|known| !known.state.has_ended()) => None,
@@ -105,7 +105,7 @@ pub(super) async fn job_status(http: &Http, id: &JobId) -> Result<Option<JobStat
 /// # Errors
 /// Not found; or storage, when the job's record cannot be read.
 pub(super) async fn document(http: &Http, id: &JobId, known: Option<JobStatus>) -> Result<Value, Problem> {
-    let prefix = known.as_ref().map_or(&http.job_service.defaults.prefix, |known| &known.prefix);
+    let prefix = known.as_ref().map_or(http.job_service.catalogue.prefix(), |known| &known.prefix);
     let record = match &known {
         Some(known) if known.state != jobs::State::Complete => None,
         _ => http.store.record(prefix, id).await?,

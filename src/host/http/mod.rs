@@ -97,7 +97,10 @@ pub struct Http {
     pub store: Store,
     pub auth: Auth,
     pub node_id: String,
+    /// The one that the contract's fields speak of.
     pub model: ModelInfo,
+    /// All that are listed, in the order of the catalogue.
+    pub models: Vec<ModelInfo>,
     pub settings: Settings,
     /// Room for the bodies of `settings.max_uploads_bytes`.
     pub uploads: Uploads,
@@ -148,6 +151,7 @@ fn router(http: Arc<Http>) -> Router {
         .route("/health", get(status::health))
         .route("/test", get(status::test))
         .route("/version", get(status::version))
+        .route("/models", get(status::models))
         .route("/metrics", get(status::metrics))
         .route("/openapi.json", get(status::openapi))
         .merge(guarded)

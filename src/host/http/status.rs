@@ -9,17 +9,19 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
-use super::Http;
 use super::problem::Problem;
-use crate::host::job_service::Model;
+use super::{Http, ModelInfo};
+use crate::host::job_service::{Model, StatusSnapshot};
 
 const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 /// Of build.rs: a commit, `development`, or `unknown` for a release that was built without git.
 const GIT_COMMIT: &str = env!("ATELIER_GIT_COMMIT");
 
 pub(super) async fn health(State(http): State<Arc<Http>>) -> Json<Value> {
-    let model_loaded = http.job_service.snapshot.borrow().model == Model::Hot;
-    Json(json!({ "status": "ok", "model_loaded": model_loaded, "node_id": http.node_id }))
+    let snapshot = http.job_service.snapshot.borrow();
+    let model_loaded = snapshot.model().1 == &Model::Hot;
+    let models = states(&http, &snapshot);
+    Json(json!({ "status": "ok", "model_loaded": model_loaded, "node_id": http.node_id, "models": models }))
 }
 
 /// Whether a job sent now would be generated soon, else why not: `reason`, in words.
@@ -32,17 +34,24 @@ pub(super) async fn test(State(http): State<Arc<Http>>) -> (StatusCode, Json<Val
     } else {
         store_trouble.or_else(|| http.job_service.queue.trouble())
     };
-    let (status, reason) = match (&snapshot.model, trouble) {
+    let (place, model) = snapshot.model();
+    // Named: of one model alone it goes without saying whose handlers they are.
+    let of_model = |reason: &str| match http.models.get(place).filter(|_| http.models.len() > 1) {
+        Some(info) => format!("{}: {reason}", info.model_version),
+        None => reason.to_owned(),
+    };
+    let (status, reason) = match (model, trouble) {
         (Model::Hot, None) => ("hot", None),
         (Model::Hot, trouble) => ("failed", trouble),
-        (Model::Loading, trouble) => ("loading", trouble.or_else(|| Some("no handler is ready yet".to_owned()))),
-        (Model::Failed(why), _) => ("failed", Some(why.clone())),
+        (Model::Loading, trouble) => ("loading", trouble.or_else(|| Some(of_model("no handler is ready yet")))),
+        (Model::Failed(why), _) => ("failed", Some(of_model(why))),
     };
     let mut body = json!({
         "status": status,
-        "model_loaded": snapshot.model == Model::Hot,
+        "model_loaded": *model == Model::Hot,
         "node_id": http.node_id,
         "model_type": http.model.model_type,
+        "models": states(&http, &snapshot),
     });
     let code = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if let Some(reason) = reason {
@@ -58,7 +67,44 @@ pub(super) async fn version(State(http): State<Arc<Http>>) -> Json<Value> {
         "backend": http.model.backend,
         "git_commit": GIT_COMMIT,
         "node_id": http.node_id,
+        "models": versions(&http),
     }))
+}
+
+/// What is served: each model with its tasks, and how far its handlers are.
+pub(super) async fn models(State(http): State<Arc<Http>>) -> Json<Value> {
+    let snapshot = http.job_service.snapshot.borrow();
+    let known = versions(&http).into_iter().zip(&snapshot.models).zip(http.job_service.catalogue.models());
+    let models = known.map(|((mut version, status), served)| {
+        version["tasks"] = json!(served.tasks);
+        version["status"] = label(&status.model).into();
+        version["model_loaded"] = (status.model == Model::Hot).into();
+        version
+    });
+    Json(json!({ "models": models.collect::<Vec<_>>() }))
+}
+
+/// How far each listed model is.
+fn states(http: &Http, snapshot: &StatusSnapshot) -> Vec<Value> {
+    let states = http.models.iter().zip(&snapshot.models).map(|(info, status)| {
+        json!({ "name": info.model_version, "status": label(&status.model), "model_loaded": status.model == Model::Hot })
+    });
+    states.collect()
+}
+
+fn label(model: &Model) -> &'static str {
+    match model {
+        Model::Hot => "hot",
+        Model::Loading => "loading",
+        Model::Failed(_) => "failed",
+    }
+}
+
+fn versions(http: &Http) -> Vec<Value> {
+    let versions = http.models.iter().map(|ModelInfo { model_type, model_version, backend }| {
+        json!({ "name": model_version, "model_type": model_type, "backend": backend })
+    });
+    versions.collect()
 }
 
 /// Busy: every handler has a job.
@@ -67,7 +113,7 @@ pub(super) async fn gpu(State(http): State<Arc<Http>>) -> Result<Json<Value>, Pr
     let snapshot = http.job_service.snapshot.borrow();
     Ok(Json(json!({
         "node_id": http.node_id,
-        "busy": snapshot.free == 0 && !snapshot.running.is_empty(),
+        "busy": snapshot.free() == 0 && !snapshot.running.is_empty(),
         "current_job_id": snapshot.running.first(),
         "queue_length": queue_length,
     })))

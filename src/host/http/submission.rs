@@ -85,18 +85,18 @@ pub(super) struct Origin {
 /// Looks at the head of a request: whether anything like it may come in now.
 ///
 /// # Errors
-/// When the model has failed, the head is wrong, or there is no room for the body.
+/// When every model has failed, the head is wrong, or there is no room for the body.
 pub(super) async fn admit(
     http: &Http,
     request: Request,
     kinds: &[Kind],
     limit_bytes: impl Fn(Kind) -> usize,
 ) -> Result<Admitted, Problem> {
-    let model = http.job_service.snapshot.borrow().model.clone();
-    if let Model::Failed(why) = model {
+    let failure = http.job_service.snapshot.borrow().failure().map(not_ready);
+    if let Some(problem) = failure {
+        // Nothing needs to be read that no model can take.
         body::drain(request).await;
-        let message = format!("the model could not be made ready; it is tried again ({why})");
-        return Err(Problem::unavailable("model_not_ready", &message));
+        return Err(problem);
     }
     let key = idempotency::Key::of(request.headers())?;
     let trace = request.headers().get(TRACEPARENT).and_then(|value| Trace::from_traceparent(value.to_str().ok()?));
@@ -124,8 +124,17 @@ pub(super) async fn from_draft(http: &Http, draft: Draft, origin: Origin) -> Res
 fn checked(http: &Http, order: Submission, origin: Origin) -> Result<Submission, Problem> {
     check_bytes(&order.message, &http.settings)?;
     (http.check)(&order.job).map_err(|error| at_the_door(error, &order.names))?;
+    if let Model::Failed(why) = http.job_service.of(&order.job).model {
+        return Err(not_ready(&why));
+    }
     let Origin { key, room, trace } = origin;
     Ok(Submission { key, room, job: Job { trace, ..order.job }, ..order })
+}
+
+/// What is said of a model that never got ready.
+fn not_ready(why: &str) -> Problem {
+    let message = format!("the model could not be made ready; it is tried again ({why})");
+    Problem::unavailable("model_not_ready", &message)
 }
 
 fn check_bytes(message: &[u8], settings: &Settings) -> Result<(), Problem> {
@@ -214,7 +223,7 @@ async fn complete(http: &Http, draft: Draft) -> Result<Submission, Problem> {
 }
 
 fn job(http: &Http, message: Vec<u8>, inputs: Vec<Input>) -> Result<Submission, JobError> {
-    let job = Job::from_json(&message, &http.job_service.defaults).map_err(|refusal| refusal.error)?;
+    let job = Job::from_json(&message, http.job_service.catalogue.as_ref()).map_err(|refusal| refusal.error)?;
     Ok(Submission { job, message, inputs, key: None, room: None, names: Vec::new() })
 }
 

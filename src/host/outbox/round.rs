@@ -6,7 +6,7 @@ use crate::host::ended::{End, EndedJob};
 use crate::host::in_flight::InFlight;
 use crate::job::Job;
 use crate::job::notification::Notification;
-use crate::job::outcome::{JobError, Problem, Record, RetryPolicy};
+use crate::job::outcome::{JobError, Record, RetryPolicy};
 use crate::notify::failure::Undelivered;
 use crate::notify::once::OnceError;
 use crate::store::failed::{FailedJob, RECORD_WITHIN};
@@ -75,7 +75,7 @@ impl Outbox {
         }
         let notifications = match written {
             Some(written) => written.notifications.clone(),
-            None => self.failed(in_flight, ended, &problem).map_err(|error| NotSent::Later(self.later(&error)))?,
+            None => self.failed(in_flight, ended).map_err(|error| NotSent::Later(self.later(&error)))?,
         };
         if notifications.is_empty() {
             return Ok(is_first);
@@ -104,13 +104,13 @@ impl Outbox {
     async fn write(&self, in_flight: &InFlight, ended: &mut EndedJob, written: Option<Written>) -> Result<Written, NotSent> {
         // Named: two places tell of a failure, and more of a store that is away.
         let later = |error: JobError| NotSent::Later(self.later(&error));
-        let failed = |ended: &EndedJob, problem: &Problem| match written {
+        let failed = |ended: &EndedJob| match written {
             Some(written) => Ok(written),
-            None => self.failed(in_flight, ended, problem).map(Written::now).map_err(later),
+            None => self.failed(in_flight, ended).map(Written::now).map_err(later),
         };
         let problem = ended.problem();
         if ended.end != End::Complete && problem.is_conflict() {
-            return failed(ended, &problem);
+            return failed(ended);
         }
         let record = match &in_flight.job {
             Ok(job) => match self.store().record(&job.output.prefix, &job.id).await {
@@ -136,7 +136,7 @@ impl Outbox {
                 Ok(Written::now(Vec::new()))
             }
             _ if ended.end == End::Complete => Err(NotSent::NoRecord),
-            _ => failed(ended, &problem),
+            _ => failed(ended),
         }
     }
 
@@ -145,8 +145,12 @@ impl Outbox {
         self.services.sender.notifier.complete(job, record, &urls)
     }
 
-    fn failed(&self, in_flight: &InFlight, ended: &EndedJob, problem: &Problem) -> Result<Vec<Notification>, JobError> {
-        self.services.sender.notifier.failed_as(&in_flight.notification_target(), problem, ended.attempt)
+    /// What the caller of a job that has failed is to be sent.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn failed(&self, in_flight: &InFlight, ended: &EndedJob) -> Result<Vec<Notification>, JobError> {
+        self.services.sender.notifier.failed_as(&in_flight.notification_target(), &ended.problem(), ended.attempt)
     }
 
     /// Sends one notification once; to the backend where its `callback.url` may not be reached.

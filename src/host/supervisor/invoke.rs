@@ -67,6 +67,7 @@ impl Worker {
         process: &mut Process,
         mut assignment: Assignment,
     ) -> (bool, Option<Cause>) {
+        self.metrics.started(self.model.as_str(), assignment.count());
         let limit = self.limits().job.saturating_mul(u32::try_from(assignment.count()).unwrap_or(u32::MAX));
         let answer = api.invoke(Invocation {
             event: self.acknowledger.event(&assignment),

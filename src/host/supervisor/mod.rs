@@ -15,6 +15,7 @@ use super::dispatch::acknowledge::Acknowledger;
 use super::dispatch::{Dispatcher, Slot};
 use super::process::{Launcher, Listener, Program};
 use crate::backoff::Backoff;
+use crate::job::task::ModelName;
 use crate::metrics::Metrics;
 
 /// Settings of section `host.handler`.
@@ -70,6 +71,8 @@ impl Phase {
 pub struct Worker {
     pub index: usize,
     pub program: Program,
+    /// That its handler serves.
+    pub model: ModelName,
     /// The value of `CUDA_VISIBLE_DEVICES`, where the handler is to see one GPU only.
     pub gpu: Option<String>,
     pub settings: Settings,

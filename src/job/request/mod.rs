@@ -1,5 +1,6 @@
 //! The job body as callers send it (JSON, the same on every queue), read into a checked [`Job`].
 
+pub mod catalogue;
 mod edit;
 pub mod envelope;
 mod field;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use self::catalogue::DefaultsOf;
 use self::seed::SeedChoice;
 use self::tryon::TryOnDefaults;
 use super::metadata::Metadata;
@@ -74,6 +76,8 @@ pub struct Refusal {
     /// Of a body that asks for a try-on.
     pub requester: Option<Requester>,
     pub error: JobError,
+    /// Whose defaults it was read with, where it could be read so far.
+    pub model: Option<ModelName>,
     /// Of the message that it came in.
     pub trace: Option<Trace>,
 }
@@ -83,7 +87,7 @@ impl Job {
     ///
     /// # Errors
     /// As [`Self::from_json`]. An envelope without a job is named.
-    pub fn from_message(body: &[u8], trace: Option<Trace>, defaults: &Defaults) -> Result<Self, Refusal> {
+    pub fn from_message(body: &[u8], trace: Option<Trace>, defaults: &impl DefaultsOf) -> Result<Self, Refusal> {
         let opened = envelope::open(body).map_err(Refusal::without_id);
         match opened.and_then(|body| Self::from_json(&body, defaults)) {
             Ok(job) => Ok(Self { trace, ..job }),
@@ -95,7 +99,7 @@ impl Job {
     ///
     /// # Errors
     /// A [`Refusal`] that names the field and what is allowed.
-    pub fn from_json(body: &[u8], defaults: &Defaults) -> Result<Self, Refusal> {
+    pub fn from_json(body: &[u8], defaults: &impl DefaultsOf) -> Result<Self, Refusal> {
         let no_object = |problem: String| {
             Refusal::without_id(JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") })
         };
@@ -105,6 +109,7 @@ impl Job {
         if !value.is_object() {
             return Err(no_object(format!(", got {}", shown::json(&value))));
         }
+        let defaults = defaults.of(&value);
         let checked = metadata.as_ref().map_or(Ok(()), Metadata::check);
         // A refusal is no place for metadata that are too large.
         let kept = metadata.clone().filter(|_| checked.is_ok());
@@ -114,6 +119,7 @@ impl Job {
             callback: callback(&value["callback"], kept),
             requester: (value["task"] == "tryon").then(|| tryon::requester(&value)),
             error,
+            model: Some(defaults.model.clone()),
             trace: None,
         })
     }
@@ -129,7 +135,7 @@ fn callback(value: &Value, metadata: Option<Metadata>) -> Option<Callback> {
 impl Refusal {
     /// Of a body that says nothing of its sender.
     fn without_id(error: JobError) -> Self {
-        Self { job_id: None, callback: None, requester: None, error, trace: None }
+        Self { job_id: None, callback: None, requester: None, error, model: None, trace: None }
     }
 }
 

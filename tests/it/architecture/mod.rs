@@ -92,6 +92,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "metrics",
             "host",
             "start::models",
+            "start::family",
         ],
     ),
     ("log", &["job", "setting", "config"]),

@@ -126,7 +126,6 @@ fn a_flow_without_guidance_has_none_in_its_manifest() {
         ),
         (turbo.replace("scheduler: euler", "scheduler: ddim"), "f32", "the one that family z-image has"),
         (format!("{turbo}modes: {{base: {{}}}}\n"), "f32", "modes: is for families qwen-image and qwen-image-edit"),
-        (format!("{turbo}weights: one.safetensors\n"), "f32", "weights: is for family stable-diffusion-1"),
         (format!("{turbo}prompt: weighted\n"), "f32", "prompt: means nothing to family z-image"),
         (format!("{turbo}edit_px: 4096\n"), "f32", "edit_px: means nothing to family z-image"),
         (format!("{turbo}timestep_spacing: trailing\n"), "f32", "timestep_spacing: is for family stable-diffusion-1"),

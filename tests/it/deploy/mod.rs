@@ -4,6 +4,7 @@ mod commands;
 mod commit;
 mod docs;
 mod environment;
+mod families;
 
 mod image;
 mod kubernetes;

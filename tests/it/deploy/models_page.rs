@@ -184,6 +184,14 @@ const TESTS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "`weights: FILE` in the manifest names the transformer",
+        &[
+            "E/parity/z_image.rs a_z_image_transformer_in_one_file_is_the_same",
+            "E/parity/flux.rs a_flux_transformer_in_one_file_is_the_same",
+            "E/parity/flux.rs a_file_that_is_no_flux_transformer_is_refused_in_words",
+        ],
+    ),
+    (
         "It computes in bf16 on a GPU",
         &[
             "E/parity/z_image.rs z_image_refuses_by_name_what_it_does_not_read",
@@ -211,9 +219,25 @@ const TESTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("In bf16 it takes", &["crates/engine/src/qwen/layout.rs a_third_of_the_full_model_only_depends_on_time"]),
+    ("A job goes to the model", &["tests/it/host/models.rs http_jobs_go_to_the_model_that_does_their_task"]),
+    (
+        "A job that none of them",
+        &[
+            "tests/it/host/models.rs messages_of_a_broker_go_to_the_model_that_does_their_task",
+            "tests/it/host/models.rs a_job_that_is_done_is_reported_complete_though_no_model_does_it_any_more",
+        ],
+    ),
+    ("The host is `hot`", &["tests/it/host/models.rs a_model_that_cannot_be_loaded_is_named_and_the_other_serves"]),
+    ("A handler that ends", &["tests/it/host/models.rs a_killed_handler_of_one_model_leaves_the_other_serving"]),
+    ("A queue does not say", &["tests/it/host/models.rs jobs_for_a_busy_model_do_not_keep_others_from_an_idle_one"]),
+    (
+        "`model.default_mode`, `model.modes`",
+        &["tests/it/host/models.rs models_whose_jobs_lie_under_different_prefixes_are_refused"],
+    ),
+    ("`/test` and `/version`", &["tests/it/host/models.rs http_jobs_go_to_the_model_that_does_their_task"]),
 ];
 
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -235,7 +259,7 @@ fn lines(page: &str) -> Vec<&str> {
     found
 }
 
-fn has_test(name: &str) -> bool {
+pub(super) fn has_test(name: &str) -> bool {
     let (file, function) = name.split_once(' ').expect("a file and a function");
     let file = file.strip_prefix("E/").map_or_else(|| root().join(file), |file| Path::new("crates/engine/tests/it").join(file));
     let source = fs::read_to_string(root().join(file)).unwrap_or_default();

@@ -64,6 +64,36 @@ async fn a_damaged_model_file_is_found() {
     of(&["--quick"]).await.expect("model", "fail", "atelier models pull tiny-sd");
 }
 
+const DEFAULTS: &str = "defaults: {model: wrong, steps: 4, guidance_scale: 1.0, scheduler: euler, width: 64, height: 64, \
+                        seed: 1, prefix: generations/}\n";
+
+#[tokio::test]
+async fn a_family_that_is_not_the_checkpoints_is_found() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/models");
+    for model in ["tiny-sd", "tiny-edit"] {
+        std::os::unix::fs::symlink(format!("{bundled}/{model}"), directory.path().join(model)).unwrap();
+    }
+    for (model, family, checkpoint, says) in [
+        ("tiny-sd", "stable-diffusion-xl", "tiny-sd", "is of stable-diffusion-1; write that"),
+        ("tiny-sd", "stable-diffusion-1", "tiny-edit", "StableDiffusionPipeline"),
+        ("tiny-edit", "qwen-image", "tiny-edit", "is of family qwen-image-edit"),
+        ("tiny-edit", "qwen-image-edit", "tiny-sd", "QwenImageEditPlusPipeline"),
+    ] {
+        let manifest = fs::read_to_string(format!("{bundled}/{model}.yaml")).unwrap();
+        let (_, rest) = manifest.split_once(&format!("checkpoint: {model}\n")).unwrap();
+        // Which a model from text has, and one for try-ons has not.
+        let defaults = if family == "qwen-image" { DEFAULTS } else { "" };
+        let wrong = format!("family: {family}\ncheckpoint: {checkpoint}\n{rest}{defaults}");
+        fs::write(directory.path().join("wrong.yaml"), wrong).unwrap();
+        let models = directory.path().display().to_string();
+        let report = examined(&s3, &[("ATELIER__MODEL__DIRECTORY", &models), ("ATELIER_MODEL", "wrong")], &["--quick"]).await;
+        report.expect("model", "fail", says);
+        report.expect("model", "fail", "-> correct the manifest");
+    }
+}
+
 #[tokio::test]
 async fn a_packed_model_is_its_one_file() {
     let s3 = S3::start(&[BUCKET]).await;

@@ -104,6 +104,16 @@ async fn where_inputs_may_come_from_is_reported() {
 }
 
 #[tokio::test]
+async fn each_model_of_a_host_is_examined() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let report = examined(&s3, &[("ATELIER__HOST__MODELS", "[{name: tiny-edit}, {name: sd15}, {name: tiny-sd}]")], &[]).await;
+    assert_eq!(report.code, Some(1), "{}", report.said);
+    let [edit, missing, small] = &report.of("model")[..] else { panic!("{}", report.said) };
+    assert!(edit.starts_with("ok: tiny-edit: ") && small.starts_with("ok: tiny-sd: "), "{}", report.said);
+    assert!(missing.starts_with("fail: sd15: ") && missing.ends_with("atelier models pull sd15"), "{missing}");
+}
+
+#[tokio::test]
 async fn people_get_a_line_a_check() {
     let s3 = S3::start(&[BUCKET]).await;
     let directory = tempfile::tempdir().unwrap();

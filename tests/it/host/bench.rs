@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::http::store_settings;
+use super::http::{catalogue, store_settings};
 use super::shelf::Shelf;
 use crate::backend::Backend;
 use crate::bucket::Bucket;
@@ -120,7 +120,7 @@ pub(crate) fn in_flight_with(shelf: &Arc<Shelf>, body: &Value, change: impl FnOn
         record: json!({ "messageId": "m-1" }),
     };
     change(&mut message);
-    InFlight::new(shelf.clone(), message, &contract())
+    InFlight::new(shelf.clone(), message, &catalogue())
 }
 
 pub(crate) fn job_of(body: &Value) -> Job {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use atelier::host::cloud::interruption::{self, Interruption, Notice};
 use atelier::host::cloud::protection::{self, Protection};
-use atelier::host::job_service::{Model, StatusSnapshot};
+use atelier::host::job_service::{Model, ModelStatus, StatusSnapshot};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -16,7 +16,7 @@ use crate::servers::http::{Answer, HttpServer};
 
 fn snapshot(running: usize) -> StatusSnapshot {
     let running = (0..running).map(|n| format!("job-{n}")).collect();
-    StatusSnapshot { model: Model::Hot, free: 1, running, in_flight: 0, draining: false }
+    StatusSnapshot { models: vec![ModelStatus { model: Model::Hot, free: 1 }], running, in_flight: 0, draining: false }
 }
 
 fn agreed() -> Answer {

@@ -10,6 +10,7 @@ mod failed;
 mod http;
 mod memory;
 mod metrics;
+mod models;
 mod outage;
 mod protocol;
 mod rabbitmq;

@@ -15,10 +15,10 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::bench::{Bench, in_flight, in_flight_with, job_of};
+use super::http::catalogue;
 use super::shelf::{Does, Shelf};
 use super::{HostProcess, WAIT_LIMIT, eventually, job};
 use crate::bucket::Trouble;
-use crate::requests::contract;
 
 /// What a queue that does this is asked for one message that a function has taken.
 async fn asked(action: &'static str, does: Does) -> Vec<&'static str> {
@@ -140,7 +140,7 @@ async fn what_nobody_took_while_no_host_was_there_is_given_up_at_once() {
             message.attempt = 2;
             message.sent = Some(ago(sent_hours_ago));
         });
-        let (dispatcher, _cancels) = Dispatcher::new(1, 1, Arc::new(Jobs::default()));
+        let (dispatcher, _cancels) = Dispatcher::new(vec![0], 1, Arc::new(Jobs::default()));
         // What would wait here is handed back.
         bench.acknowledger.outbox.draining.cancel();
         bench.acknowledger.resume(again, dispatcher);
@@ -172,9 +172,9 @@ async fn a_source_that_does_not_close_keeps_no_host_from_ending() {
     let shelf = Arc::new(Shelf::that("close", Does::Hang));
     let stop = CancellationToken::new();
     stop.cancel();
-    let (dispatcher, _cancels) = Dispatcher::new(1, 1, Arc::new(Jobs::default()));
+    let (dispatcher, _cancels) = Dispatcher::new(vec![0], 1, Arc::new(Jobs::default()));
     let bench = Bench::open(|_| ()).await;
-    let ended = intake::run(shelf.clone(), bench.acknowledger.clone(), dispatcher, contract(), stop);
+    let ended = intake::run(shelf.clone(), bench.acknowledger.clone(), dispatcher, Arc::new(catalogue()), stop);
     tokio::time::timeout(WAIT_LIMIT, ended).await.expect("half a minute is for the source to close");
     assert_eq!(shelf.asked(), ["close"]);
 }

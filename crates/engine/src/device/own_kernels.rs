@@ -5,6 +5,7 @@ use atelier_kernels::cuda::convolution::{Convolution, Convolved};
 use atelier_kernels::cuda::modules::{Element, HalfElement};
 use atelier_kernels::cuda::norm::GroupNorm;
 use candle_core::cuda_backend::CudaDType;
+use candle_core::cuda_backend::cudarc::driver::CudaView;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Device, Error, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};
@@ -76,42 +77,40 @@ fn convolved<T: Convolved + CudaDType>(images: &Tensor, weight: &Tensor, stride:
     let convolution = Convolution { batch, in_channels, height, width, out_channels, kernel, stride, padding };
     let (out_height, out_width) = convolution.out_sides();
     let shape = (batch, out_channels, out_height, out_width);
-    run([images, weight, weight], shape.into(), |device, [images, weight, _]| {
+    run([images, weight], shape.into(), |device, [images, weight]| {
         let output = convolution.run::<T>(&device.cuda_stream(), images, weight).map_err(Error::wrap)?;
         Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
     })
 }
 
 /// As a kernel reads it: in order, from an address that is a multiple of 16 bytes.
-fn in_order(tensor: &Tensor) -> Result<Tensor> {
+pub(super) fn in_order(tensor: &Tensor) -> Result<Tensor> {
     const ALIGNED_BYTES: usize = 16;
     let tensor = tensor.contiguous()?;
     let first_byte = tensor.layout().start_offset() * tensor.dtype().size_in_bytes();
     if first_byte.is_multiple_of(ALIGNED_BYTES) { Ok(tensor) } else { tensor.force_contiguous() }
 }
 
-/// A kernel over three tensors' values in order, with a result of this shape.
-fn run<T: CudaDType>(
-    tensors: [&Tensor; 3],
+/// A kernel over some tensors' values in order, with a result of this shape.
+pub(super) fn run<T: CudaDType, const COUNT: usize>(
+    tensors: [&Tensor; COUNT],
     shape: Shape,
-    kernel: impl FnOnce(
-        &candle_core::CudaDevice,
-        [&candle_core::cuda_backend::cudarc::driver::CudaView<'_, T>; 3],
-    ) -> Result<CudaStorage>,
+    kernel: impl FnOnce(&candle_core::CudaDevice, [&CudaView<'_, T>; COUNT]) -> Result<CudaStorage>,
 ) -> Result<Tensor> {
-    let [first, second, third] = [in_order(tensors[0])?, in_order(tensors[1])?, in_order(tensors[2])?];
-    let Device::Cuda(device) = first.device() else { return Err(Error::msg("our CUDA kernels are for a GPU")) };
-    let [(a, at_a), (b, at_b), (c, at_c)] = [&first, &second, &third].map(Tensor::storage_and_layout);
-    let (Storage::Cuda(a), Storage::Cuda(b), Storage::Cuda(c)) = (&*a, &*b, &*c) else {
-        return Err(Error::msg("a kernel's tensors have to be on the GPU together"));
+    let ordered = tensors.map(in_order).into_iter().collect::<Result<Vec<_>>>()?;
+    let Some(Device::Cuda(device)) = ordered.first().map(Tensor::device) else {
+        return Err(Error::msg("our CUDA kernels are for a GPU"));
     };
-    let part = |layout: &candle_core::Layout| layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
-    let views = [
-        &a.as_cuda_slice::<T>()?.slice(part(at_a)),
-        &b.as_cuda_slice::<T>()?.slice(part(at_b)),
-        &c.as_cuda_slice::<T>()?.slice(part(at_c)),
-    ];
-    let output = kernel(device, views)?;
+    let lying: Vec<_> = ordered.iter().map(Tensor::storage_and_layout).collect();
+    let views = lying.iter().map(|(storage, layout)| match &**storage {
+        Storage::Cuda(storage) => {
+            let first = layout.start_offset();
+            Ok(storage.as_cuda_slice::<T>()?.slice(first..first + layout.shape().elem_count()))
+        }
+        _ => Err(Error::msg("a kernel's tensors have to be on the GPU together")),
+    });
+    let views = views.collect::<Result<Vec<_>>>()?;
+    let output = kernel(device, std::array::from_fn(|place| &views[place]))?;
     Ok(Tensor::from_storage(Storage::Cuda(output), shape, BackpropOp::none(), false))
 }
 

@@ -16,7 +16,8 @@ use crate::schedule::flow::FlowConfig;
 use crate::schedule::scheduler::{Sampler, Scheduler};
 use crate::sd::config::VaeConfig;
 use crate::sd::vae::VaeDecoder;
-use crate::weights::{Weights, build_from, component_files};
+use crate::transformer_file::read_with_transformer;
+use crate::weights::{Weights, build_from, component_files, shapes_of};
 use crate::{Engine, EngineError, GenerateRequest, Generated, LoraFile, QueuedRequest, Sampling, Watch};
 
 const VAE: Fixed = &[
@@ -29,8 +30,10 @@ const VAE: Fixed = &[
 ];
 
 /// How a checkpoint is loaded.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
+    /// The transformer in one file, under diffusers' names or those of its first release; none: the checkpoint's own.
+    pub transformer: Option<PathBuf>,
     /// Of weights and of all that is computed: bf16 or f32, for f16 overflows.
     pub dtype: DType,
     /// What the warm-up generates.
@@ -68,6 +71,14 @@ pub struct FlowEngine<F: Family> {
 }
 
 impl<F: Family> FlowEngine<F> {
+    /// Looks at the JSON files of `directory`, a diffusers checkpoint, not at its weights.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, or the family that it is of.
+    pub fn check(directory: &Path) -> Result<(), EngineError> {
+        Checkpoint::read::<F>(directory).map(drop)
+    }
+
     /// Loads text encoder, transformer and autoencoder out of `directory`, a diffusers checkpoint.
     ///
     /// # Errors
@@ -87,11 +98,18 @@ impl<F: Family> FlowEngine<F> {
             |name| Some(canonical(&format!("vae.{name}"))),
             |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")),
         )?;
-        let weights = Weights::read(directory, F::ADAPTED, kept)?;
+        let weights = match &settings.transformer {
+            None => Weights::read(directory, F::ADAPTED, kept)?,
+            Some(file) => {
+                let expected = shapes_of(|vb| F::build(&checkpoint.config, vb))?;
+                read_with_transformer(directory, F::ADAPTED, (file, &expected), kept)?
+            }
+        };
         let resident = encoder_bytes + vae_bytes + weights.bytes();
         let config = checkpoint.config.clone();
         let adapters = Adapters::new(weights, move |vb| F::build(&config, vb));
-        let adapters = adapters.map_err(|problem| EngineError::Checkpoint { path: directory.to_owned(), problem })?;
+        let from = settings.transformer.as_deref().unwrap_or(directory);
+        let adapters = adapters.map_err(|problem| EngineError::Checkpoint { path: from.to_owned(), problem })?;
         let keeps_encoder = settings.memory_budget.is_none_or(|budget| resident <= budget);
         if !keeps_encoder {
             tracing::info!(resident_bytes = resident, "the text encoder is read again for every job: engine.memory_budget_mib");
@@ -265,7 +283,9 @@ impl<F: Family> Engine for FlowEngine<F> {
         self.grid(first)?;
         let cache_hit = self.use_loras(&first.loras)?;
         if !first.loras.is_empty() {
-            queued_requests.iter().for_each(|queued| queued.watch.loras_ready(cache_hit));
+            for queued in queued_requests {
+                queued.watch.loras_ready(cache_hit);
+            }
         }
         Ok(requests.into_iter().zip(queued_requests).map(|(request, queued)| self.in_memory(request, &queued.watch)).collect())
     }

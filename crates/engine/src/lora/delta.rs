@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
+use crate::original_layers::rows_of;
+
 /// A change before alpha and scale. `…` stands for the height and width of a convolution's kernel.
 pub(super) enum Delta {
     /// LoRA and `LoCon`: `up·down`. Down (rank, in, …), up (out, rank, …); or down (rank, in, 1, 1) and mid (rank, rank, …).
@@ -100,12 +102,6 @@ impl Delta {
         };
         change.reshape(weight)
     }
-}
-
-fn rows_of(tensor: &Tensor, rows: &[Range<usize>]) -> Result<Tensor> {
-    let parts = rows.iter().map(|rows| tensor.narrow(0, rows.start, rows.len()));
-    let parts = parts.collect::<Result<Vec<_>>>()?;
-    if let [only] = parts.as_slice() { Ok(only.clone()) } else { Tensor::cat(&parts, 0) }
 }
 
 impl LowRank {

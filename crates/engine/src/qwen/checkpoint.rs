@@ -84,6 +84,20 @@ impl ImageCheckpoint {
         Ok(checkpoint)
     }
 
+    /// # Errors
+    /// [`EngineError::Checkpoint`] when it is of the other pipeline than a manifest says, with both families.
+    pub fn check_pipeline(&self, expected: Pipeline) -> Result<(), EngineError> {
+        if self.pipeline == expected {
+            return Ok(());
+        }
+        let family = |pipeline| match pipeline {
+            Pipeline::Text => "qwen-image",
+            Pipeline::Edit => "qwen-image-edit",
+        };
+        let problem = format!("is of family {}, and the manifest says {}", family(self.pipeline), family(expected));
+        Err(EngineError::Checkpoint { path: self.directory.join("model_index.json"), problem })
+    }
+
     fn check(&self) -> Result<(), EngineError> {
         let Self { transformer, vae, .. } = self;
         let levels = vae.dim_mult.len();

@@ -60,7 +60,7 @@ impl QwenEngine {
     /// # Errors
     /// [`EngineError::Checkpoint`] names the file and what is missing or not supported, [`EngineError::Lora`] a LoRA's fault.
     pub fn load(directory: &Path, settings: Settings, precision: Precision, device: Device) -> Result<Self, EngineError> {
-        check_pipeline(ImageCheckpoint::read(directory)?.pipeline, settings.pipeline, directory)?;
+        ImageCheckpoint::read(directory)?.check_pipeline(settings.pipeline)?;
         let encoder = TextEncoder::load(directory, condition_px(&settings), precision, device.clone())?;
         let mut modes: Vec<(String, QwenImage)> = Vec::with_capacity(settings.modes.len());
         for (mode, variant) in &settings.modes {
@@ -166,18 +166,6 @@ impl QwenEngine {
 
 fn condition_px(settings: &Settings) -> Option<u32> {
     Some(settings.areas.condition_px).filter(|_| settings.pipeline == Pipeline::Edit)
-}
-
-fn check_pipeline(found: Pipeline, expected: Pipeline, directory: &Path) -> Result<(), EngineError> {
-    if found == expected {
-        return Ok(());
-    }
-    let family = |pipeline| match pipeline {
-        Pipeline::Text => "qwen-image",
-        Pipeline::Edit => "qwen-image-edit",
-    };
-    let problem = format!("is of family {}, and the manifest says {}", family(found), family(expected));
-    Err(EngineError::Checkpoint { path: directory.join("model_index.json"), problem })
 }
 
 /// Refuses what a UNet would read: nothing that a request asks for is left out in silence.

@@ -14,6 +14,7 @@ use super::references::Reference;
 use super::rope::Rope;
 use super::sizes::fitting;
 use super::transformer::Prediction;
+use crate::device::keeping_uploads;
 use crate::finite::is_finite;
 use crate::noise::Noise;
 use crate::pixels::{to_pixels, to_rgb8};
@@ -146,9 +147,12 @@ impl QwenImage {
                 tokens.extend(references.iter().map(|reference| reference.tokens.clone()));
                 let tokens = Tensor::cat(&tokens, 1)?.to_dtype(self.precision.compute)?;
                 let predicted = |prompt: &Prompt| {
-                    let predicted =
-                        self.transformer.predict(&tokens, &prompt.text, output.tokens(), conditioning, &prompt.rope)?;
-                    predicted.velocity.to_dtype(DType::F32)
+                    let sides = [tokens.dim(1)?, prompt.text.dim(1)?];
+                    keeping_uploads(&self.device, &sides, || {
+                        let predicted =
+                            self.transformer.predict(&tokens, &prompt.text, output.tokens(), conditioning, &prompt.rope)?;
+                        predicted.velocity.to_dtype(DType::F32)
+                    })
                 };
                 let mut velocity = predicted(&positive)?;
                 if let Some(negative) = &negative {

@@ -15,6 +15,12 @@ pub(super) struct Attention {
     heads: usize,
 }
 
+/// What is looked at: a key and a value of each place, both (B, S, channels).
+pub(super) struct Context {
+    key: Tensor,
+    value: Tensor,
+}
+
 /// Widths of an [`Attention`].
 #[derive(Clone, Copy)]
 pub(super) struct AttentionConfig {
@@ -37,20 +43,22 @@ impl Attention {
         })
     }
 
-    /// `hidden`: (B, T, channels); `context`: (B, S, context channels). Returns (B, T, channels).
-    pub(super) fn forward(&self, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
+    /// `states`: (B, S, context channels).
+    pub(super) fn context(&self, states: &Tensor) -> Result<Context> {
+        Ok(Context { key: self.to_k.forward(states)?, value: self.to_v.forward(states)? })
+    }
+
+    /// `hidden`: (B, T, channels). Returns (B, T, channels).
+    pub(super) fn forward(&self, hidden: &Tensor, context: &Context) -> Result<Tensor> {
         self.to_out.forward(&self.attended(hidden, context)?)
     }
 
     /// `before` (B, T, channels) + [`Self::forward`].
-    pub(super) fn add_to(&self, before: &Tensor, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
+    pub(super) fn add_to(&self, before: &Tensor, hidden: &Tensor, context: &Context) -> Result<Tensor> {
         self.to_out.add_to(before, &self.attended(hidden, context)?)
     }
 
-    fn attended(&self, hidden: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let query = self.to_q.forward(hidden)?;
-        let key = self.to_k.forward(context)?;
-        let value = self.to_v.forward(context)?;
-        attend(&query, &key, &value, self.heads)
+    fn attended(&self, hidden: &Tensor, context: &Context) -> Result<Tensor> {
+        attend(&self.to_q.forward(hidden)?, &context.key, &context.value, self.heads)
     }
 }

@@ -4,8 +4,9 @@ use candle_core::{DType, IndexOp, Result, Tensor};
 use candle_nn::{Embedding, Module, VarBuilder, embedding};
 
 use super::config::{Activation, TextEncoderConfig};
+use crate::activations::quick_gelu;
 use crate::attention::attend_causally;
-use crate::layers::{LayerNorm, Linear, layer_norm, linear, linear_b, quick_gelu};
+use crate::layers::{LayerNorm, Linear, layer_norm, linear, linear_b};
 
 /// What is taken from a text encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

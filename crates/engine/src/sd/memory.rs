@@ -2,6 +2,7 @@
 
 use candle_core::DType;
 
+use super::ahead::STEPS_AHEAD;
 use super::config::{UnetConfig, VaeConfig};
 use super::tiling::Tiling;
 use crate::EngineError;
@@ -27,6 +28,8 @@ pub(super) struct Work {
     pub(super) height_px: u32,
     /// Images, twice as many where there is guidance.
     pub(super) rows: usize,
+    /// Of the longest text.
+    pub(super) tokens: usize,
 }
 
 /// The sizes of the model that memory grows with.
@@ -39,13 +42,17 @@ pub(super) struct MemoryEstimate {
     pixels_per_latent: u64,
     decoder_channels: u64,
     unet_channels: u64,
+    /// Numbers that the UNet works out before the first step: for a token of each row, and for a timestep.
+    ahead: (u64, u64),
+    /// Whether it works out those of a timestep for each row (SDXL).
+    times_a_row: bool,
     /// Latents of a side of the images that the VAE was trained on: smaller tiles would see too little.
     tile: usize,
 }
 
 impl MemoryEstimate {
-    /// `dtypes`: what UNet and VAE compute in.
-    pub(super) fn new(unet: &UnetConfig, vae: &VaeConfig, dtypes: (DType, DType)) -> Self {
+    /// `dtypes`: what UNet and VAE compute in; `ahead`: numbers that the UNet works out for a token, and for a timestep.
+    pub(super) fn new(unet: &UnetConfig, vae: &VaeConfig, dtypes: (DType, DType), ahead: (usize, usize)) -> Self {
         let widths = &vae.block_out_channels;
         let factor = vae.pixels_per_latent();
         Self {
@@ -55,6 +62,8 @@ impl MemoryEstimate {
             // The last doubling leaves the width of the block before.
             decoder_channels: widths.get(1).or(widths.first()).copied().unwrap_or_default() as u64,
             unet_channels: unet.block_out_channels.first().copied().unwrap_or_default() as u64,
+            ahead: (ahead.0 as u64, ahead.1 as u64),
+            times_a_row: unet.is_xl(),
             tile: (vae.sample_size.height().min(vae.sample_size.width()) / factor).max(4),
         }
     }
@@ -88,7 +97,11 @@ impl MemoryEstimate {
         let rows = if tiling.one_by_one { 1 } else { work.rows as u64 };
         let places = latents(width) * latents(height);
         let attention = (rows * HEADS * scores(places, self.number)).min(SCORES_BYTES.max(scores(places, self.number)));
-        let unet = rows * places * self.unet_channels * self.number * UNET_LIVE + attention;
+        // One by one a row's are worked out at every step, and are gone after it.
+        let steps = if tiling.one_by_one { 1 } else { STEPS_AHEAD as u64 };
+        let times = steps * if self.times_a_row { rows } else { 1 };
+        let ahead = (rows * work.tokens as u64 * self.ahead.0 + times * self.ahead.1) * self.number;
+        let unet = rows * places * self.unet_channels * self.number * UNET_LIVE + attention + ahead;
         decode.max(unet)
     }
 
@@ -156,11 +169,13 @@ mod tests {
         pixels_per_latent: 8,
         decoder_channels: 256,
         unet_channels: 320,
+        ahead: (24_960, 20_160),
+        times_a_row: false,
         tile: 64,
     };
 
     fn work(side_px: u32, rows: usize) -> Work {
-        Work { width_px: side_px, height_px: side_px, rows }
+        Work { width_px: side_px, height_px: side_px, rows, tokens: 77 }
     }
 
     #[test]
@@ -172,6 +187,24 @@ mod tests {
         assert_eq!(within(1_700, 512, 8), Tiling { one_by_one: true, ..banded });
         assert_eq!(within(3_500, 1024, 8), SD15.smallest());
         assert_eq!(SD15.smallest(), Tiling { banded: true, one_by_one: true, tile: Some(64) });
+    }
+
+    #[test]
+    fn what_is_worked_out_ahead_counts_for_all_rows_or_one() {
+        let more = |estimate: MemoryEstimate, rows, tiling| {
+            let short = work(512, rows);
+            estimate.bytes(Work { tokens: 770, ..short }, tiling) - estimate.bytes(short, tiling)
+        };
+        let of_a_row = (770 - 77) * 24_960 * 4;
+        assert_eq!(more(SD15, 8, Tiling { banded: true, ..Tiling::default() }), 8 * of_a_row);
+        assert_eq!(more(SD15, 64, Tiling { tile: Some(8), ..SD15.smallest() }), of_a_row);
+        let of_times = |estimate: MemoryEstimate| {
+            let none = MemoryEstimate { ahead: (24_960, 0), ..estimate };
+            let banded = Tiling { banded: true, ..Tiling::default() };
+            estimate.bytes(work(512, 8), banded) - none.bytes(work(512, 8), banded)
+        };
+        assert_eq!(of_times(SD15), STEPS_AHEAD as u64 * 20_160 * 4);
+        assert_eq!(of_times(MemoryEstimate { times_a_row: true, ..SD15 }), 8 * STEPS_AHEAD as u64 * 20_160 * 4);
     }
 
     #[test]

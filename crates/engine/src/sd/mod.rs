@@ -1,5 +1,6 @@
 //! Stable Diffusion 1, 2 and XL in diffusers' layout: text encoder, UNet, VAE and the way from a prompt to images.
 
+mod ahead;
 mod attention;
 mod bands;
 pub mod checkpoint;
@@ -125,7 +126,6 @@ impl StableDiffusion {
         let vae = vae_weights.build(&std::sync::Arc::default(), |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae = vae.map_err(wrong)?;
         let dtypes = (weights.dtype(), vae_weights.dtype());
-        let memory_estimate = MemoryEstimate::new(&checkpoint.unet, &checkpoint.vae, dtypes);
         let resident_bytes = weights.bytes() + upcast.as_ref().map_or(0, Weights::bytes);
         let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
         let vae_encoder = encodes.then(|| {
@@ -138,6 +138,8 @@ impl StableDiffusion {
         let height_px = (sides.height() * factor) as u32;
         let built = checkpoint.clone();
         let adapters = Adapters::new(weights, move |vb| Adapted::new(&built, vb)).map_err(wrong)?;
+        let channels_ahead = adapters.current().unet.channels_ahead();
+        let memory_estimate = MemoryEstimate::new(&checkpoint.unet, &checkpoint.vae, dtypes, channels_ahead);
         Ok(Self {
             checkpoint,
             device: settings.device.clone(),

@@ -9,6 +9,7 @@ use super::config::ExtraInput;
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};
+use super::prediction::Predictor;
 use super::settings::Defaults;
 use super::sizes::Sizes;
 use super::start::Start;
@@ -40,9 +41,17 @@ impl StableDiffusion {
     ) -> Result<(), EngineError> {
         let schedule = &plan.schedule;
         let steps = schedule.steps.len() as u32;
+        let timesteps: Vec<f64> = schedule.steps.iter().map(|step| step.timestep).collect();
+        let mut last_predictor: Option<Predictor<'_>> = None;
         for (step, done) in schedule.steps.iter().zip(1..) {
-            let input = latent_batch.input(step.input_scale)?;
-            let output = self.predict_noise(&input, step.timestep, &latent_batch.text, plan.guidance, tiling)?;
+            let index = done as usize - 1;
+            // Gone before there is another: two would be twice the memory.
+            let predictor = match last_predictor.take().filter(|last| last.is_for(latent_batch.owners.len(), index)) {
+                Some(last) => last,
+                None => self.predictor(&latent_batch.text, (&timesteps, index), plan.guidance, tiling)?,
+            };
+            let output = predictor.predict(&latent_batch.input(step.input_scale)?, index)?;
+            last_predictor = Some(predictor);
             let fresh = if step.next.noise == 0.0 { None } else { Some(latent_batch.noise.draw(&self.device)?) };
             let stepped = step.advance(&latent_batch.latents, &output, &latent_batch.history, fresh.as_ref())?;
             latent_batch.latents = stepped.latents;
@@ -237,12 +246,22 @@ fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Resul
         ExtraInput::Nothing | ExtraInput::MaskAndImage => 2,
     };
     let rows = predictions * images;
-    let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows };
+    // One by one, so that a prompt is the same values whatever its neighbours are.
+    let texts = parts.iter().map(|part| {
+        let inversions = engine.read_embeddings(part.embeddings)?;
+        let negative_prompt = plan.guided.then_some(part.negative_prompt);
+        engine.encode_prompt_with(part.prompt, negative_prompt, &inversions, plan.encoding).map_err(classify_memory_error)
+    });
+    let texts = texts.collect::<Result<Vec<_>, _>>()?;
+    let lengths = texts.iter().map(Conditioning::lengths).collect::<candle_core::Result<Vec<_>>>()?;
+    let tokens = lengths.into_iter().flatten().flatten().max().unwrap_or_default();
+    let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows, tokens };
     let memory_estimate = engine.memory_estimate;
     let free = engine.memory_budget.map(|bytes| bytes.saturating_sub(engine.resident_bytes));
     let first = free.map_or(Ok(Tiling::default()), |bytes| memory_estimate.within(bytes, work))?;
-    let generated =
-        twice(first, memory_estimate.smallest(), |tiling| execute(engine, plan, parts, tiling).map_err(classify_memory_error));
+    let generated = twice(first, memory_estimate.smallest(), |tiling| {
+        execute(engine, plan, (parts, &texts), tiling).map_err(classify_memory_error)
+    });
     generated.map_err(|error| match error {
         EngineError::OutOfMemory { problem } => {
             let advice = memory_estimate.advice(work, free);
@@ -299,17 +318,15 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     in_memory(engine, &plan, &[part])?.into_iter().try_for_each(|generated| generated.map(drop))
 }
 
-fn execute(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>], tiling: Tiling) -> Result<Vec<Generated>, EngineError> {
+fn execute(
+    engine: &StableDiffusion,
+    plan: &Plan,
+    (parts, texts): (&[Part<'_>], &[Conditioning]),
+    tiling: Tiling,
+) -> Result<Vec<Generated>, EngineError> {
     let shape = engine.latent_shape(plan.width_px, plan.height_px)?;
-    // One by one, so that a prompt is the same values whatever its neighbours are.
-    let texts = parts.iter().map(|part| {
-        let inversions = engine.read_embeddings(part.embeddings)?;
-        let negative_prompt = plan.guided.then_some(part.negative_prompt);
-        engine.encode_prompt_with(part.prompt, negative_prompt, &inversions, plan.encoding)
-    });
-    let texts = texts.collect::<Result<Vec<_>, _>>()?;
     let mut generated = Vec::new();
-    for together in of_one_length(&texts)? {
+    for together in of_one_length(texts)? {
         let texts: Vec<Conditioning> = together.iter().map(|part| texts[*part].clone()).collect();
         let seeds: Vec<Vec<u64>> = together.iter().map(|part| parts[*part].seeds.clone()).collect();
         let watches: Vec<&Watch> = together.iter().map(|part| parts[*part].watch).collect();

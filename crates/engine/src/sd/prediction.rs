@@ -1,14 +1,40 @@
 //! What the UNet predicts in a step, with guidance.
 
-use candle_core::Tensor;
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
 
 use super::StableDiffusion;
+use super::ahead::{Ahead, STEPS_AHEAD};
 use super::conditioning::{Conditioning, Text};
 use super::config::ExtraInput;
 use super::guidance::Guidance;
 use super::tiling::Tiling;
+use super::unet::Unet;
 use crate::EngineError;
 use crate::device::keeping_uploads;
+
+/// Predictions for one batch at some timesteps; what they have in common is worked out once.
+pub(super) struct Predictor<'a> {
+    unet: &'a Unet,
+    device: &'a Device,
+    /// The places of `timesteps` among those of the schedule.
+    steps: Range<usize>,
+    timesteps: Vec<f64>,
+    images: usize,
+    guidance: Guidance,
+    /// How many predictions a step's one is made of.
+    predictions: usize,
+    /// One for all predictions together, or one for each.
+    passes: Vec<Pass>,
+}
+
+/// Texts of one forward pass of the UNet.
+enum Pass {
+    Together(Ahead),
+    /// Where memory is short a row at a time, and nothing of it is kept.
+    OneByOne(Text),
+}
 
 impl StableDiffusion {
     /// One forward pass of the UNet at `latents` (N, 4, H, W), f32, already scaled for it, with guidance.
@@ -27,53 +53,78 @@ impl StableDiffusion {
         guidance: impl Into<Guidance>,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
-        let guidance = guidance.into();
-        keeping_uploads(&self.device, latents.dims(), || self.predict_guided(latents, timestep, text, guidance, tiling))
+        self.predictor(text, (&[timestep], 0), guidance.into(), tiling)?.predict(latents, 0)
     }
 
-    fn predict_guided(
+    /// [`Self::predict_noise`] at the timesteps of a schedule, for as many of them as are worked out together, beginning with place `first`.
+    pub(super) fn predictor(
         &self,
-        latents: &Tensor,
-        timestep: f64,
         text: &Conditioning,
+        (timesteps, first): (&[f64], usize),
         guidance: Guidance,
         tiling: Tiling,
-    ) -> Result<Tensor, EngineError> {
-        let predict = |latents: &Tensor, text: &Text| self.predict(latents, timestep, text, guidance.scale, tiling);
-        let Some(negative) = &text.negative else { return predict(latents, &text.positive) };
+    ) -> Result<Predictor<'_>, EngineError> {
+        let unet = &self.adapters.current().unet;
+        let steps = first..timesteps.len().min(first + STEPS_AHEAD);
+        let timesteps = timesteps[steps.clone()].to_vec();
+        let images = text.positive.states.dim(0)?;
         let edits = self.checkpoint.unet.extra_input() == ExtraInput::Image;
-        let nothing = edits.then(|| without_image(latents)).transpose()?;
-        let mut seen = vec![(latents, negative), (latents, &text.positive)];
-        seen.extend(nothing.as_ref().map(|nothing| (nothing, negative)));
-        let predicted = if text.is_of_one_length()? {
-            let (latents, texts): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
-            predict(&Tensor::cat(&latents, 0)?, &Text::cat(&texts)?)?.chunk(latents.len(), 0)?
-        } else {
-            seen.into_iter().map(|(latents, text)| predict(latents, text)).collect::<Result<_, _>>()?
+        let mut texts: Vec<&Text> = text.negative.iter().chain([&text.positive]).collect();
+        texts.extend(text.negative.as_ref().filter(|_| edits));
+        let predictions = texts.len();
+        let texts = if text.is_of_one_length()? { vec![Text::cat(&texts)?] } else { texts.into_iter().cloned().collect() };
+        let passes = texts.into_iter().map(|text| {
+            let together = !tiling.one_by_one || text.states.dim(0)? == 1;
+            Ok(if together { Pass::Together(unet.ahead(&text, &timesteps, guidance.scale)?) } else { Pass::OneByOne(text) })
+        });
+        let passes = passes.collect::<candle_core::Result<_>>()?;
+        Ok(Predictor { unet, device: &self.device, steps, timesteps, images, guidance, predictions, passes })
+    }
+}
+
+impl Predictor<'_> {
+    /// Whether it is for so many images, and for the step of place `step`.
+    pub(super) fn is_for(&self, images: usize, step: usize) -> bool {
+        self.images == images && self.steps.contains(&step)
+    }
+
+    /// At the timestep of place `step` in the schedule; `latents`: (N, 4 or more, H, W). Returns (N, 4, H, W).
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub(super) fn predict(&self, latents: &Tensor, step: usize) -> Result<Tensor, EngineError> {
+        Ok(keeping_uploads(self.device, latents.dims(), || self.guided(latents, step - self.steps.start))?)
+    }
+
+    fn guided(&self, latents: &Tensor, step: usize) -> candle_core::Result<Tensor> {
+        let mut seen = vec![latents.clone(); self.predictions];
+        if let [_, _, nothing] = &mut *seen {
+            *nothing = without_image(latents)?;
+        }
+        let predicted = match &*self.passes {
+            [together] => self.pass(together, &Tensor::cat(&seen, 0)?, step)?.chunk(self.predictions, 0)?,
+            each => each.iter().zip(&seen).map(|(pass, seen)| self.pass(pass, seen, step)).collect::<Result<_, _>>()?,
         };
         match &*predicted {
-            [negative, positive, nothing] => Ok(guidance.apply_to_edit(nothing, negative, positive)?),
-            [negative, positive] => Ok(guidance.apply(negative, positive)?),
-            _ => Err(candle_core::Error::msg("guidance has two predictions, or three").into()),
+            [only] => Ok(only.clone()),
+            [negative, positive] => self.guidance.apply(negative, positive),
+            [negative, positive, nothing] => self.guidance.apply_to_edit(nothing, negative, positive),
+            _ => Err(candle_core::Error::msg("guidance has two predictions, or three")),
         }
     }
 
-    /// The UNet's output for every row, together or, where memory is short, one after the other.
-    fn predict(
-        &self,
-        latents: &Tensor,
-        timestep: f64,
-        text: &Text,
-        guidance_scale: f64,
-        tiling: Tiling,
-    ) -> Result<Tensor, EngineError> {
-        let unet = &self.adapters.current().unet;
-        let rows = latents.dim(0)?;
-        if !tiling.one_by_one || rows == 1 {
-            return Ok(unet.forward(latents, timestep, text, guidance_scale)?);
+    /// The UNet's output for every row.
+    fn pass(&self, pass: &Pass, latents: &Tensor, step: usize) -> candle_core::Result<Tensor> {
+        match pass {
+            Pass::Together(ahead) => self.unet.forward(latents, ahead.at(step)?),
+            Pass::OneByOne(text) => {
+                let each = (0..latents.dim(0)?).map(|row| {
+                    let ahead = self.unet.ahead(&text.row(row)?, &self.timesteps[step..=step], self.guidance.scale)?;
+                    self.unet.forward(&latents.narrow(0, row, 1)?, ahead.at(0)?)
+                });
+                Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)
+            }
         }
-        let each = (0..rows).map(|row| unet.forward(&latents.narrow(0, row, 1)?, timestep, &text.row(row)?, guidance_scale));
-        Ok(Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
 }
 

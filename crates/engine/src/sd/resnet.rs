@@ -1,6 +1,6 @@
 //! The residual block that UNet and VAE are made of.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::layers::{Conv, GroupNorm, Linear, conv, group_norm, linear};
@@ -13,6 +13,7 @@ pub(super) struct ResnetBlock {
     norm2: GroupNorm,
     conv2: Conv,
     conv_shortcut: Option<Conv>,
+    out_channels: usize,
 }
 
 /// What all residual blocks of one model share.
@@ -36,20 +37,31 @@ impl ResnetBlock {
             conv_shortcut: (in_channels != out_channels)
                 .then(|| conv(in_channels, out_channels, 1, 1, vb.pp("conv_shortcut")))
                 .transpose()?,
+            out_channels,
         })
     }
 
-    /// `hidden`: (B, in, H, W); `time`: (B, time channels), after silu. Returns (B, out, H, W).
-    pub(super) fn forward(&self, hidden: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+    /// `hidden`: (B, in, H, W); `raised`: what [`Self::raised`] has made of the step's time. Returns (B, out, H, W).
+    pub(super) fn forward(&self, hidden: &Tensor, raised: Option<&Tensor>) -> Result<Tensor> {
         let normed = self.norm1.forward_silu(hidden)?;
-        let inner = match (time, &self.time_emb_proj) {
-            (Some(time), Some(projection)) => self.conv1.forward_raised(&normed, &projection.forward(time)?)?,
-            _ => self.conv1.forward(&normed)?,
+        let inner = match raised {
+            Some(raised) => self.conv1.forward_raised(&normed, raised)?,
+            None => self.conv1.forward(&normed)?,
         };
         let normed = self.norm2.forward_silu(&inner)?;
         match &self.conv_shortcut {
             Some(shortcut) => self.conv2.add_to(&shortcut.forward(hidden)?, &normed),
             None => self.conv2.add_to(hidden, &normed),
         }
+    }
+
+    pub(super) fn out_channels(&self) -> usize {
+        self.out_channels
+    }
+
+    /// What the block adds to its channels at each of R times: (R, out). `time`: (R, time channels), after silu.
+    pub(super) fn raised(&self, time: &Tensor) -> Result<Tensor> {
+        let projection = self.time_emb_proj.as_ref().ok_or_else(|| Error::msg("a VAE's residual blocks know no time"))?;
+        self.conv1.raised(&projection.forward(time)?)
     }
 }

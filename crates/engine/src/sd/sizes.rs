@@ -27,8 +27,8 @@ impl Sizes {
     /// (1, 6 · `addition_time_embed_dim`), f32: `add_time_ids` of diffusers' pipelines through the UNet's `add_time_proj`.
     pub(super) fn waves(self, config: &UnetConfig, device: &Device) -> Result<Tensor> {
         let waves = Waves::new(config, config.addition_time_embed_dim.unwrap_or_default(), device)?;
-        let numbers = [self.original, self.crops_top_left, self.target];
-        let each = numbers.iter().flatten().map(|number| waves.of(f64::from(*number)));
-        Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 1)
+        let numbers: Vec<f64> =
+            [self.original, self.crops_top_left, self.target].into_iter().flatten().map(f64::from).collect();
+        waves.of(&numbers)?.reshape((1, ()))
     }
 }

@@ -34,9 +34,11 @@ impl Waves {
         Ok(Self { frequencies: Tensor::from_vec(frequencies, (1, half), device)?, cosine_first })
     }
 
-    /// (1, width), f32.
-    pub(super) fn of(&self, number: f64) -> Result<Tensor> {
-        let angles = (&self.frequencies * number)?;
+    /// (numbers, width), f32.
+    pub(super) fn of(&self, numbers: &[f64]) -> Result<Tensor> {
+        let numbers: Vec<f32> = numbers.iter().map(|number| *number as f32).collect();
+        let numbers = Tensor::from_vec(numbers.clone(), (numbers.len(), 1), self.frequencies.device())?;
+        let angles = numbers.broadcast_mul(&self.frequencies)?;
         let cosine = angles.cos()?;
         let sine = angles.sin()?;
         Tensor::cat(&if self.cosine_first { [cosine, sine] } else { [sine, cosine] }, 1)
@@ -64,15 +66,16 @@ impl TimeEmbedding {
         })
     }
 
-    /// (B, time channels) for the B images of `text`, after the silu with which every residual block begins.
-    pub(super) fn forward(&self, text: &Text, (timestep, guidance_scale): (f64, f64), dtype: DType) -> Result<Tensor> {
-        let mut waves = self.waves.of(timestep)?.to_dtype(dtype)?;
+    /// (timesteps, R, time channels), after the silu with which every residual block begins. R is 1, or the B images of `text` where each
+    /// has pooled text and sizes of its own.
+    pub(super) fn forward(&self, text: &Text, timesteps: &[f64], guidance_scale: f64, dtype: DType) -> Result<Tensor> {
+        let mut waves = self.waves.of(timesteps)?.to_dtype(dtype)?;
         if let Some(guidance) = &self.guidance {
-            waves = (waves + guidance.forward(guidance_scale, dtype)?)?;
+            waves = waves.broadcast_add(&guidance.forward(guidance_scale, dtype)?)?;
         }
-        let embedding = embedded(&self.layers, &waves)?;
+        let embedding = embedded(&self.layers, &waves)?.unsqueeze(1)?;
         let embedding = match (&self.added, &text.added) {
-            (None, _) => embedding.repeat((text.states.dim(0)?, 1))?,
+            (None, _) => embedding,
             (Some(layers), Some(added)) => embedded(layers, &added.to_dtype(dtype)?)?.broadcast_add(&embedding)?,
             (Some(_), None) => candle_core::bail!("the UNet looks at pooled text and sizes, and there are none"),
         };
@@ -110,7 +113,7 @@ impl GuidanceEmbedding {
     fn forward(&self, guidance_scale: f64, dtype: DType) -> Result<Tensor> {
         // Distilled with a scale that is 0 without guidance.
         const THOUSANDTHS: f64 = 1000.0;
-        let mut embedding = self.waves.of((guidance_scale - 1.0) * THOUSANDTHS)?;
+        let mut embedding = self.waves.of(&[(guidance_scale - 1.0) * THOUSANDTHS])?;
         if self.is_odd {
             embedding = embedding.pad_with_zeros(1, 0, 1)?;
         }

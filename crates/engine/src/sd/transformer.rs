@@ -3,8 +3,10 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::attention::{Attention, AttentionConfig};
-use crate::layers::{Conv, GroupNorm, LayerNorm, Linear, conv, geglu, group_norm, layer_norm, linear, transposed};
+use super::ahead::AtStep;
+use super::attention::{Attention, AttentionConfig, Context};
+use crate::activations::geglu_of;
+use crate::layers::{Conv, GroupNorm, LayerNorm, Linear, conv, group_norm, layer_norm, linear, transposed};
 
 /// Of the group norm in front; not the residual blocks' epsilon.
 const NORM_EPS: f64 = 1e-6;
@@ -15,6 +17,7 @@ const FEED_FORWARD: usize = 4;
 
 /// diffusers' `Transformer2DModel`.
 pub(super) struct SpatialTransformer {
+    channels: usize,
     norm: GroupNorm,
     proj_in: Projection,
     blocks: Vec<TransformerBlock>,
@@ -34,6 +37,7 @@ pub(super) struct TransformerConfig {
 impl SpatialTransformer {
     pub(super) fn new(config: TransformerConfig, vb: &VarBuilder) -> Result<Self> {
         Ok(Self {
+            channels: config.channels,
             norm: group_norm(config.groups, config.channels, NORM_EPS, &vb.pp("norm"))?,
             proj_in: Projection::new(config, vb.pp("proj_in"))?,
             blocks: (0..config.layers)
@@ -43,8 +47,18 @@ impl SpatialTransformer {
         })
     }
 
-    /// `hidden`: (B, C, H, W); `text`: (B, T, text channels). Returns (B, C, H, W).
-    pub(super) fn forward(&self, hidden: &Tensor, text: &Tensor) -> Result<Tensor> {
+    /// What each block looks at of a text. `states`: (B, T, text channels).
+    pub(super) fn contexts(&self, states: &Tensor) -> impl Iterator<Item = Result<Context>> {
+        self.blocks.iter().map(|block| block.attn2.context(states))
+    }
+
+    /// Channels of all keys and values that [`Self::contexts`] makes of a token.
+    pub(super) fn context_channels(&self) -> usize {
+        2 * self.channels * self.blocks.len()
+    }
+
+    /// `hidden`: (B, C, H, W). Returns (B, C, H, W).
+    pub(super) fn forward(&self, hidden: &Tensor, at_step: &mut AtStep<'_>) -> Result<Tensor> {
         let (batch, channels, height, width) = hidden.dims4()?;
         let to_tokens = |image: &Tensor| transposed(&image.flatten_from(2)?);
         let to_image = |tokens: &Tensor| transposed(tokens)?.reshape((batch, channels, height, width));
@@ -54,7 +68,7 @@ impl SpatialTransformer {
             Projection::Linear(linear) => linear.forward(&to_tokens(&normed)?)?,
         };
         for block in &self.blocks {
-            tokens = block.forward(&tokens, text)?;
+            tokens = block.forward(&tokens, at_step.context()?)?;
         }
         match &self.proj_out {
             Projection::Conv(conv) => conv.add_to(hidden, &to_image(&tokens)?),
@@ -108,11 +122,11 @@ impl TransformerBlock {
         })
     }
 
-    fn forward(&self, tokens: &Tensor, text: &Tensor) -> Result<Tensor> {
+    fn forward(&self, tokens: &Tensor, text: &Context) -> Result<Tensor> {
         let normed = self.norm1.forward(tokens)?;
-        let tokens = self.attn1.add_to(tokens, &normed, &normed)?;
+        let tokens = self.attn1.add_to(tokens, &normed, &self.attn1.context(&normed)?)?;
         let tokens = self.attn2.add_to(&tokens, &self.norm2.forward(&tokens)?, text)?;
-        let inner = geglu(&self.ff_in.forward(&self.norm3.forward(&tokens)?)?)?;
+        let inner = geglu_of(&self.ff_in, &self.norm3.forward(&tokens)?)?;
         self.ff_out.add_to(&tokens, &inner)
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use super::ahead::{Ahead, AtStep};
 use super::conditioning::Text;
 use super::config::{DownBlockType, UnetConfig, UpBlockType};
 use super::resnet::{ResnetBlock, ResnetConfig};
@@ -47,25 +48,56 @@ impl Unet {
         })
     }
 
-    /// `latents`: (B, in, H, W), f32, of any size; `timestep`: 0 to 999, also between whole values;
-    /// `text`: of B images; `guidance_scale`: seen only by a model that was distilled over it. Returns (B, out, H, W), f32; in between it
-    /// computes in the format of its tensors.
+    /// All that does not depend on the latents. `text`: of B images; `timesteps`: 0 to 999, also between whole values; `guidance_scale`: seen
+    /// only by a model that was distilled over it.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub fn forward(&self, latents: &Tensor, timestep: f64, text: &Text, guidance_scale: f64) -> Result<Tensor> {
-        let time = self.time.forward(text, (timestep, guidance_scale), self.dtype)?;
-        let text = &text.states.to_dtype(self.dtype)?;
+    pub(super) fn ahead(&self, text: &Text, timesteps: &[f64], guidance_scale: f64) -> Result<Ahead> {
+        let time = self.time.forward(text, timesteps, guidance_scale, self.dtype)?;
+        let (steps, rows, _) = time.dims3()?;
+        let time = time.flatten_to(1)?;
+        let raised = self.resnets().map(|resnet| resnet.raised(&time)?.reshape((steps, rows, ())));
+        let states = text.states.to_dtype(self.dtype)?;
+        let contexts = self.transformers().flat_map(|transformer| transformer.contexts(&states));
+        Ok(Ahead::new(contexts.collect::<Result<_>>()?, raised.collect::<Result<_>>()?))
+    }
+
+    /// Numbers that [`Self::ahead`] gives for a token, and for a timestep.
+    pub(super) fn channels_ahead(&self) -> (usize, usize) {
+        let of_token = self.transformers().map(SpatialTransformer::context_channels).sum();
+        (of_token, self.resnets().map(ResnetBlock::out_channels).sum())
+    }
+
+    /// In the order of a forward pass.
+    fn resnets(&self) -> impl Iterator<Item = &ResnetBlock> {
+        let down = self.down_blocks.iter().flat_map(|block| &block.resnets);
+        let mid = self.mid_block.iter().flat_map(|block| [&block.before, &block.after]);
+        down.chain(mid).chain(self.up_blocks.iter().flat_map(|block| &block.resnets))
+    }
+
+    /// In the order of a forward pass.
+    fn transformers(&self) -> impl Iterator<Item = &SpatialTransformer> {
+        let down = self.down_blocks.iter().flat_map(|block| &block.attentions);
+        let mid = self.mid_block.iter().flat_map(|block| &block.attentions);
+        down.chain(mid).chain(self.up_blocks.iter().flat_map(|block| &block.attentions))
+    }
+
+    /// `latents`: (B, in, H, W), f32, of any size. Returns (B, out, H, W), f32; in between it computes in the format of its tensors.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub(super) fn forward(&self, latents: &Tensor, mut at_step: AtStep<'_>) -> Result<Tensor> {
         let mut hidden = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
         let mut skips = vec![hidden.clone()];
         for block in &self.down_blocks {
-            hidden = block.forward(&hidden, &time, text, &mut skips)?;
+            hidden = block.forward(&hidden, &mut at_step, &mut skips)?;
         }
         if let Some(mid_block) = &self.mid_block {
-            hidden = mid_block.forward(&hidden, &time, text)?;
+            hidden = mid_block.forward(&hidden, &mut at_step)?;
         }
         for block in &self.up_blocks {
-            hidden = block.forward(&hidden, &time, text, &mut skips)?;
+            hidden = block.forward(&hidden, &mut at_step, &mut skips)?;
         }
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?.to_dtype(DType::F32)
     }
@@ -101,12 +133,12 @@ impl DownBlock {
     }
 
     /// Leaves every layer's output on `skips`, for the up blocks.
-    fn forward(&self, hidden: &Tensor, time: &Tensor, text: &Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    fn forward(&self, hidden: &Tensor, at_step: &mut AtStep<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         let mut hidden = hidden.clone();
         for (layer, resnet) in self.resnets.iter().enumerate() {
-            hidden = resnet.forward(&hidden, Some(time))?;
+            hidden = resnet.forward(&hidden, Some(&at_step.raised()?))?;
             if let Some(attention) = self.attentions.get(layer) {
-                hidden = attention.forward(&hidden, text)?;
+                hidden = attention.forward(&hidden, at_step)?;
             }
             skips.push(hidden.clone());
         }
@@ -133,12 +165,12 @@ impl MidBlock {
         Ok(Self { before: resnet(0)?, attentions, after: resnet(1)? })
     }
 
-    fn forward(&self, hidden: &Tensor, time: &Tensor, text: &Tensor) -> Result<Tensor> {
-        let mut hidden = self.before.forward(hidden, Some(time))?;
+    fn forward(&self, hidden: &Tensor, at_step: &mut AtStep<'_>) -> Result<Tensor> {
+        let mut hidden = self.before.forward(hidden, Some(&at_step.raised()?))?;
         for attention in &self.attentions {
-            hidden = attention.forward(&hidden, text)?;
+            hidden = attention.forward(&hidden, at_step)?;
         }
-        self.after.forward(&hidden, Some(time))
+        self.after.forward(&hidden, Some(&at_step.raised()?))
     }
 }
 
@@ -176,13 +208,13 @@ impl UpBlock {
     }
 
     /// Takes its layers' counterparts off `skips`.
-    fn forward(&self, hidden: &Tensor, time: &Tensor, text: &Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    fn forward(&self, hidden: &Tensor, at_step: &mut AtStep<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         let mut hidden = hidden.clone();
         for (layer, resnet) in self.resnets.iter().enumerate() {
             let skip = skips.pop().ok_or_else(|| candle_core::Error::msg("the UNet has more up than down layers"))?;
-            hidden = resnet.forward(&Tensor::cat(&[&hidden, &skip], 1)?, Some(time))?;
+            hidden = resnet.forward(&Tensor::cat(&[&hidden, &skip], 1)?, Some(&at_step.raised()?))?;
             if let Some(attention) = self.attentions.get(layer) {
-                hidden = attention.forward(&hidden, text)?;
+                hidden = attention.forward(&hidden, at_step)?;
             }
         }
         if let (Some(upsampler), Some(next)) = (&self.upsampler, skips.last()) {
@@ -218,4 +250,63 @@ fn transformers(
         SpatialTransformer::new(transformer, &vb.pp("attentions").pp(layer))
     });
     each.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::Device;
+    use candle_nn::VarMap;
+
+    use super::*;
+    use crate::json_config::read;
+
+    /// What a step does not look at.
+    const AHEAD: [&str; 5] = ["attn2.to_k", "attn2.to_v", "time_emb_proj", "time_embedding", "add_embedding"];
+
+    /// A fixture's UNet with random weights, which can be changed under it.
+    fn drawn(model: &str) -> (UnetConfig, VarMap, Unet) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/fixtures/{model}/unet/config.json"));
+        let config: UnetConfig = read(&path, &[]).expect("a config");
+        let weights = VarMap::new();
+        let unet = Unet::new(&config, &VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu)).expect("a UNet");
+        for weight in weights.all_vars() {
+            let values = Tensor::randn(0.0_f32, 0.1, weight.shape(), &Device::Cpu).expect("values");
+            weight.set(&values).expect("the same shape");
+        }
+        (config, weights, unet)
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("values")
+    }
+
+    #[test]
+    fn keys_values_and_times_are_worked_out_once() {
+        for model in ["sd/sd15", "sdxl", "sdxl/variants/vega", "sd-variants/lcm"] {
+            let (config, weights, unet) = drawn(model);
+            let draw = |shape: &[usize]| Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu).expect("values");
+            let added = config.projection_class_embeddings_input_dim.filter(|_| config.is_xl()).map(|width| draw(&[2, width]));
+            let text = Text { states: draw(&[2, 7, config.cross_attention_dim]), added };
+            let latents = draw(&[2, config.in_channels, 8, 8]);
+            let timesteps = [999.0, 250.25, 1.0];
+            let ahead = unet.ahead(&text, &timesteps, 1.0).expect("ahead");
+            let look = |ahead: &Ahead, step| values(&unet.forward(&latents, ahead.at(step).expect("a step")).expect("noise"));
+            let before = [0, 1, 2].map(|step| look(&ahead, step));
+            assert!(before[0] != before[1] && before[1] != before[2], "{model}: each step has its own time");
+            for (timestep, before) in timesteps.iter().zip(&before) {
+                let alone = unet.ahead(&text, &[*timestep], 1.0).expect("ahead");
+                assert!(look(&alone, 0) == *before, "{model}: {timestep} among others is what it is alone");
+            }
+            for (name, weight) in weights.data().lock().expect("a lock").iter() {
+                if AHEAD.iter().any(|part| name.contains(part)) {
+                    weight.set(&(weight.zeros_like().expect("zeros") / 0.0).expect("NaN")).expect("the same shape");
+                }
+            }
+            assert!([0, 1, 2].map(|step| look(&ahead, step)) == before, "{model}: a step read those weights again");
+            let anew = unet.ahead(&text, &timesteps, 1.0).expect("ahead");
+            assert!(look(&anew, 0).iter().all(|value| value.is_nan()), "{model}: there are no such weights");
+        }
+    }
 }

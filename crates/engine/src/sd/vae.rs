@@ -115,7 +115,7 @@ impl MidBlock {
     fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = hidden.dims4()?;
         let places = transposed(&self.norm.forward(hidden)?.flatten_from(2)?)?;
-        let attended = self.attention.forward(&places, &places)?;
+        let attended = self.attention.forward(&places, &self.attention.context(&places)?)?;
         transposed(&attended)?.reshape((batch, channels, height, width))? + hidden
     }
 }

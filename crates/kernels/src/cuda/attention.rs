@@ -56,7 +56,7 @@ impl FlashAttention {
         assert!(Self::takes_width(width) && places > 0, "a kernel for heads of {width}");
         // SAFETY: the kernel below writes every value.
         let out = unsafe { stream.alloc::<T>(query.len())? };
-        if query.len() > 0 {
+        if !query.is_empty() {
             let padded = WIDTHS.into_iter().find(|padded| *padded >= width).unwrap_or(width);
             let function = kernel(stream.context(), Module::Flash, &format!("attend_{padded}_{}", T::NAME))?;
             let grid_dim = (tokens.div_ceil(QUERIES) as u32, heads as u32, batch as u32);

@@ -5,6 +5,7 @@
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use cudarc::cudnn::sys::cudnnConvolutionFwdAlgo_t::{
@@ -107,11 +108,11 @@ impl Convolution {
         let mut out = unsafe { stream.alloc::<T>(self.batch * self.out_channels * height * width)? };
         let key = (Arc::as_ptr(stream) as usize, TypeId::of::<T>(), self);
         PLANS.with_borrow_mut(|plans| {
-            if !plans.contains_key(&key) {
-                plans.insert(key, Box::new(self.planned::<T>(stream)?));
-            }
-            let plan = plans.get(&key).and_then(|plan| plan.downcast_ref::<Plan<T>>());
-            let plan = plan.expect("a plan of this key has this type");
+            let plan = match plans.entry(key) {
+                Entry::Occupied(kept) => kept.into_mut(),
+                Entry::Vacant(place) => place.insert(Box::new(self.planned::<T>(stream)?)),
+            };
+            let plan = plan.downcast_ref::<Plan<T>>().expect("a plan of this key has this type");
             // SAFETY: what a workspace holds is cuDNN's alone.
             let mut workspace = unsafe { stream.alloc::<u8>(plan.workspace_bytes.max(1))? };
             let forward = plan.forward();

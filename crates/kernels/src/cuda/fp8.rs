@@ -71,7 +71,7 @@ impl<T: Element> Finish<'_, T> {
         assert!([1, width].contains(&self.weight_scales.len()), "a scale for all, or one for each row");
         // SAFETY: the kernel below writes every value.
         let out = unsafe { stream.alloc::<T>(product.len())? };
-        if product.len() > 0 {
+        if !product.is_empty() {
             let function = kernel(stream.context(), Module::Fp8, &format!("finish_{}", T::NAME))?;
             let scale_stride = i32::from(self.weight_scales.len() == width);
             let width = width as i32;
@@ -104,7 +104,7 @@ pub fn widen<E: DeviceRepr, T: Element>(stream: &Arc<CudaStream>, bits: &CudaVie
     assert_eq!(size_of::<E>(), 1, "e4m3 has a byte");
     // SAFETY: the kernel below writes every value.
     let out = unsafe { stream.alloc::<T>(bits.len())? };
-    if bits.len() > 0 {
+    if !bits.is_empty() {
         let function = kernel(stream.context(), Module::Fp8, &format!("widen_{}", T::NAME))?;
         let count = bits.len();
         let blocks = count.div_ceil(THREADS as usize).min(MAX_BLOCKS) as u32;

@@ -45,6 +45,7 @@ impl HalfElement for bf16 {}
 /// A file of `cuda/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Module {
+    Epilogue,
     Flash,
     Fp8,
     GroupNorm,
@@ -53,6 +54,7 @@ pub(super) enum Module {
 impl Module {
     const fn ptx(self) -> &'static str {
         match self {
+            Self::Epilogue => include_str!(concat!(env!("OUT_DIR"), "/epilogue.ptx")),
             Self::Flash => include_str!(concat!(env!("OUT_DIR"), "/flash.ptx")),
             Self::GroupNorm => include_str!(concat!(env!("OUT_DIR"), "/group_norm.ptx")),
             Self::Fp8 => include_str!(concat!(env!("OUT_DIR"), "/fp8.ptx")),

@@ -39,7 +39,7 @@ impl GroupNorm {
         assert!(input.len().is_multiple_of((channels * places).max(1)), "whole images");
         // SAFETY: the kernel below writes every value.
         let out = unsafe { stream.alloc::<T>(input.len())? };
-        if input.len() > 0 {
+        if !input.is_empty() {
             let function = kernel(stream.context(), Module::GroupNorm, &format!("group_norm_{}", T::NAME))?;
             let batch = input.len() / (channels * places);
             let grid_dim = (groups as u32, batch as u32, 1);

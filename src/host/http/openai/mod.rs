@@ -25,7 +25,7 @@ use super::body::{self, Kind};
 use super::draft::Draft;
 use super::problem::Problem;
 use super::submission::{self, Admitted, Origin};
-use super::{Http, auth, infer};
+use super::{Http, ModelInfo, auth, infer};
 use crate::job::request::weight;
 use crate::shown;
 
@@ -58,7 +58,7 @@ async fn edit(State(http): State<Arc<Http>>, request: Request) -> Result<Respons
     let multipart = body::multipart(request, limit_bytes).await?;
     let form = body::in_time(&http.settings, edits::read(multipart, &http.settings)).await?;
     let edits::Edit { mut given, images, size_px } = form.checked(&http.settings).await?;
-    parameters::size_of_image(&mut given, size_px, &http.job_service.defaults);
+    parameters::size_of_image(&mut given, size_px, &http);
     run(http, Endpoint::Edits, given, images, origin).await
 }
 
@@ -77,24 +77,31 @@ async fn run(
 }
 
 async fn models(State(http): State<Arc<Http>>) -> Json<Value> {
-    Json(json!({ "object": "list", "data": [described(&http)] }))
+    let models: Vec<Value> = http.models.iter().map(described).collect();
+    Json(json!({ "object": "list", "data": models }))
 }
 
 async fn model(State(http): State<Arc<Http>>, path: Result<Path<String>, PathRejection>) -> Result<Json<Value>, Problem> {
     let Path(name) = path.map_err(|error| Problem::invalid("model", error.body_text()))?;
-    if name == http.model.model_version { Ok(Json(described(&http))) } else { Err(unknown_model(&name, &http)) }
+    let found = http.models.iter().find(|model| model.model_version == name);
+    found.map(|model| Json(described(model))).ok_or_else(|| unknown_model(&name, &http))
 }
 
 /// When a model was made is not known here.
-fn described(http: &Http) -> Value {
-    json!({ "id": http.model.model_version, "object": "model", "created": 0, "owned_by": "atelier" })
+fn described(model: &ModelInfo) -> Value {
+    json!({ "id": model.model_version, "object": "model", "created": 0, "owned_by": "atelier" })
 }
 
 fn unknown_model(name: &str, http: &Http) -> Problem {
+    let served: Vec<String> = http.models.iter().map(|model| format!("{:?}", model.model_version)).collect();
+    let gets = match served.len() {
+        1 => "which a request without a model gets",
+        _ => "of which a request without a model gets the first that does its task",
+    };
     let message = format!(
-        "the model {} does not exist here; this host serves {:?} (GET /v1/models), which a request without a model gets",
+        "the model {} does not exist here; this host serves {} (GET /v1/models), {gets}",
         shown::text(name),
-        http.model.model_version
+        served.join(", ")
     );
     Problem::new(StatusCode::NOT_FOUND, "model_not_found", &message).field("model")
 }

@@ -132,14 +132,16 @@ pub(super) fn read(
     http: &Http,
 ) -> Result<(Draft, Wanted), Problem> {
     given.retain(|_, value| !value.is_null());
-    if let Some(model) = given.remove("model").filter(|model| *model != "") {
-        let name = model.as_str().map_or_else(|| shown::json(&model), str::to_owned);
-        if name != http.model.model_version {
-            return Err(super::unknown_model(&name, http));
-        }
-    }
     let wanted = wanted(endpoint, &mut given)?;
     let mut message = Map::from_iter([("job_id".to_owned(), json!(job_id(key)))]);
+    let steps = defaults(&given, http).steps;
+    if let Some(model) = given.remove("model").filter(|model| *model != "") {
+        let name = model.as_str().map_or_else(|| shown::json(&model), str::to_owned);
+        if !http.models.iter().any(|served| served.model_version == name) {
+            return Err(super::unknown_model(&name, http));
+        }
+        message.insert("model".to_owned(), model);
+    }
     for (parameter, field) in [("prompt", "prompt"), ("n", "num_images"), ("user", "tenant")] {
         if let Some(value) = given.remove(parameter) {
             message.insert(field.to_owned(), value);
@@ -160,7 +162,7 @@ pub(super) fn read(
     // Another image every time, as clients of this API expect; the seed is in the record.
     message.entry("seed").or_insert_with(|| json!(-1));
     let has_steps = ["steps", "timesteps", "sigmas"].iter().any(|name| message.contains_key(*name));
-    if let Some(steps) = wanted.quality.steps(http.job_service.defaults.steps).filter(|_| !has_steps) {
+    if let Some(steps) = wanted.quality.steps(steps).filter(|_| !has_steps) {
         message.insert("steps".into(), steps.into());
     }
     let output = message.entry("output").or_insert_with(|| json!({}));
@@ -172,6 +174,11 @@ pub(super) fn read(
     let names = names.into_iter().map(|(field, parameter)| (field, parameter.to_owned()));
     let names = names.chain([("init_image", "image".to_owned()), ("mask_image", "mask".to_owned())]).collect();
     Ok((Draft { message, callback: None, images: Vec::new(), names }, wanted))
+}
+
+/// Of the model that the request is for.
+fn defaults<'a>(given: &Map<String, Value>, http: &'a Http) -> &'a Defaults {
+    http.job_service.catalogue.defaults("generate", given.get("model").and_then(Value::as_str))
 }
 
 fn wanted(endpoint: Endpoint, given: &mut Map<String, Value>) -> Result<Wanted, Problem> {
@@ -227,10 +234,11 @@ fn size(given: Option<Value>) -> Result<Option<(u32, u32)>, Problem> {
 }
 
 /// An edit of size `auto` has its image's shape, with as many pixels as the model's own size has.
-pub(super) fn size_of_image(given: &mut Map<String, Value>, (width, height): (u32, u32), defaults: &Defaults) {
+pub(super) fn size_of_image(given: &mut Map<String, Value>, (width, height): (u32, u32), http: &Http) {
     if given.get("size").is_some_and(|size| *size != "auto") {
         return;
     }
+    let defaults = defaults(given, http);
     let pixels = f64::from(defaults.width.get()) * f64::from(defaults.height.get());
     let ratio = f64::from(width) / f64::from(height);
     let side = |length: f64| {

@@ -3,10 +3,10 @@
 //! A job is a file with its body. Its state is the directory it lies in (`waiting/`, `running/`, `dead/`), and every change of
 //! state is one rename; it is accepted when file and directory are synced to the disk.
 
+mod disk;
 mod files;
 pub mod inspect;
 mod name;
-mod recovery;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,10 +17,11 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Notify;
+use tracing::Instrument as _;
 
+use self::disk::Disk;
 use self::files::{Directory, Files};
 use self::name::Name;
-use self::recovery::Returning;
 use super::{Depth, Message, Shape, Source, SourceError};
 use crate::clock::later;
 use crate::host::ended::EndedJob;
@@ -44,17 +45,14 @@ impl Default for Settings {
 }
 
 const NAME: &str = "spool";
-const DELETED: &str = "the directory was deleted while the host runs; its jobs are lost: start the host again";
 const ARN: &str = "arn:aws:sqs:local:000000000000:spool";
 
 /// The queue in a directory; clones are the same queue.
 #[derive(Clone)]
 pub struct Spool {
-    files: Arc<Files>,
+    disk: Disk,
     index: Arc<Mutex<BTreeSet<Waiting>>>,
     arrived: Arc<Notify>,
-    /// What the disk did not do, until it does.
-    unwritable: Arc<Mutex<Option<String>>>,
     keep_refused: bool,
 }
 
@@ -63,6 +61,16 @@ enum Attempt {
     Counted,
     Untried,
     Deferred(Deferral),
+}
+
+/// A job on its way back from `running/`.
+#[derive(Clone)]
+struct Returning {
+    action: &'static str,
+    running: Name,
+    waiting: Waiting,
+    /// What is to be noted of its end, or that nothing is; none: what is noted stays.
+    note: Option<Option<String>>,
 }
 
 /// A job that waits, in the order in which jobs are due.
@@ -100,10 +108,9 @@ impl Spool {
         let opened = Instant::now();
         let waiting = names.into_iter().map(|name| Waiting { due: later(opened, name.due_in(now, max_pause)), name });
         Ok(Self {
-            files: Arc::new(files),
+            disk: Disk::new(files),
             index: Arc::new(Mutex::new(waiting.collect())),
             arrived: Arc::new(Notify::new()),
-            unwritable: Arc::default(),
             keep_refused: settings.keep_refused,
         })
     }
@@ -124,7 +131,7 @@ impl Spool {
         running.attempt = running.attempt.saturating_add(1);
         let from = waiting.clone();
         let to = running.clone();
-        let started = self.on_disk("receive", move |files| files.start(&from, &to).map(|body| (body, files.end(&to))));
+        let started = self.disk.work("receive", move |files| files.start(&from, &to).map(|body| (body, files.end(&to))));
         match started.await {
             Ok((body, ended)) => {
                 let ended = ended.and_then(|ended| EndedJob::decode(&ended));
@@ -183,42 +190,55 @@ impl Spool {
         self.put_back(Returning { action, running, waiting, note }).await
     }
 
+    /// Nobody else would bring the job back: what the disk does not do now is tried again until it does.
+    async fn put_back(&self, returning: Returning) -> Result<(), SourceError> {
+        let moved = self.try_to_put_back(&returning).await;
+        if matches!(moved, Err(SourceError::Unavailable { .. })) {
+            tokio::spawn(self.clone().put_back_later(returning).in_current_span());
+        }
+        moved
+    }
+
+    async fn put_back_later(self, returning: Returning) {
+        let mut backoff = Disk::backoff();
+        loop {
+            tokio::time::sleep(backoff.next_pause()).await;
+            match self.try_to_put_back(&returning).await {
+                Ok(()) => return tracing::info!("a job that the disk had held back waits again"),
+                Err(error @ SourceError::Unavailable { .. }) => tracing::debug!(%error, "a job still cannot be put back"),
+                Err(error) => return tracing::warn!(%error, "a job could not be put back"),
+            }
+        }
+    }
+
+    async fn try_to_put_back(&self, returning: &Returning) -> Result<(), SourceError> {
+        let Returning { action, running, waiting, note } = returning.clone();
+        let to = waiting.name.clone();
+        let moving = self.disk.work(action, move |files| {
+            if let Some(ended) = note {
+                files.note_end(&running, ended.as_deref())?;
+            }
+            files.rename((Directory::Running, &running), (Directory::Waiting, &to))
+        });
+        moving.await?;
+        self.index().insert(waiting);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
     /// How the job ended goes along with it, in a file of its own.
     async fn note_end(&self, message: &Message, action: &'static str) -> Result<(), SourceError> {
         let name = self.in_flight(message, action)?;
         let ended = message.ended.as_ref().map(EndedJob::encode);
-        self.on_disk(action, move |files| files.note_end(&name, ended.as_deref())).await
+        self.disk.work(action, move |files| files.note_end(&name, ended.as_deref())).await
     }
 
     fn in_flight(&self, message: &Message, action: &'static str) -> Result<Name, SourceError> {
         Name::parse(&message.receipt).ok_or_else(|| SourceError::Lost {
-            queue: self.files.label(),
+            queue: self.disk.label(),
             action,
             problem: format!("{:?} is no receipt of the spool", message.receipt),
         })
-    }
-
-    async fn on_disk<T: Send + 'static>(
-        &self,
-        action: &'static str,
-        work: impl FnOnce(&Files) -> std::io::Result<T> + Send + 'static,
-    ) -> Result<T, SourceError> {
-        let files = self.files.clone();
-        let done = tokio::task::spawn_blocking(move || work(&files)).await;
-        let done = done.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).map_err(|problem| {
-            let queue = self.files.label();
-            let gone = problem.kind() == std::io::ErrorKind::NotFound;
-            let problem = problem.to_string();
-            if gone && !self.files.is_there() {
-                let problem = DELETED.to_owned();
-                SourceError::Gone { queue, action, problem }
-            } else if gone {
-                SourceError::Lost { queue, action, problem }
-            } else {
-                SourceError::Unavailable { queue, action, problem }
-            }
-        });
-        done.inspect_err(|error| self.report(error))
     }
 
     /// A panic under the lock leaves nothing half done: every change is one call.
@@ -315,13 +335,13 @@ impl Source for Spool {
     }
 
     fn trouble(&self) -> Option<String> {
-        let deleted = (!self.files.is_there()).then(|| format!("{}: {DELETED}", self.files.label()));
-        deleted.or_else(|| self.unwritable().clone())
+        self.disk.trouble()
     }
 
     async fn ack(&self, message: &Message) -> Result<(), SourceError> {
         let name = self.in_flight(message, "ack")?;
-        self.on_disk("ack", move |files| files.remove(Directory::Running, &name).and_then(|()| files.note_end(&name, None)))
+        self.disk
+            .work("ack", move |files| files.remove(Directory::Running, &name).and_then(|()| files.note_end(&name, None)))
             .await
     }
 
@@ -348,14 +368,14 @@ impl Source for Spool {
             tracing::warn!(%error, "a dead letter does not say how its job ended");
         }
         let reason = reason.to_owned();
-        self.on_disk("dead-letter", move |files| files.bury(&name, &reason)).await
+        self.disk.work("dead-letter", move |files| files.bury(&name, &reason)).await
     }
 
     async fn send(&self, job_id: &str, body: &[u8], trace: Option<Trace>) -> Result<(), SourceError> {
         let name = Name::new(job_id, trace, SystemTime::now());
         let body = body.to_owned();
         let to = name.clone();
-        self.on_disk("send", move |files| files.create(Directory::Waiting, &to, &body)).await?;
+        self.disk.work("send", move |files| files.create(Directory::Waiting, &to, &body)).await?;
         self.index().insert(Waiting::due_now(name));
         self.arrived.notify_one();
         Ok(())

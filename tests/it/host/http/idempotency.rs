@@ -84,9 +84,9 @@ async fn a_key_outlives_the_process_that_saw_it() {
 async fn a_job_that_did_not_get_in_or_failed_is_taken_again() {
     let front = Front::open_with(|http| http.job_service.max_waiting = 0).await;
     let body = generate("job-1");
-    front.snapshot.send_modify(|snapshot| snapshot.free = 0);
+    front.snapshot.send_modify(|snapshot| snapshot.models[0].free = 0);
     assert_eq!(answer(&front, "key-1", &body).await.0, StatusCode::TOO_MANY_REQUESTS);
-    front.snapshot.send_modify(|snapshot| snapshot.free = 2);
+    front.snapshot.send_modify(|snapshot| snapshot.models[0].free = 2);
     assert_eq!(answer(&front, "key-1", &body).await.0, StatusCode::ACCEPTED, "the key alone must not block");
     for end in [State::Failed, State::Cancelled] {
         front.jobs.end("job-1", end, None);

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use super::tryon::form;
-use super::{Front, assert_problem, generate, idle, json_of, png, read};
+use super::{Front, assert_problem, at, generate, idle, json_of, png, read};
 use crate::servers::DEADLINE;
 use crate::stage::TOKEN;
 
@@ -94,11 +94,11 @@ async fn every_other_ending_is_an_error_in_json() {
 async fn nobody_waits_for_a_node_that_cannot() {
     let front = Front::open().await;
     let ask = async || front.post("/infer", &generate("job-1")).await;
-    front.snapshot.send_modify(|snapshot| snapshot.free = 0);
+    front.snapshot.send_modify(|snapshot| snapshot.models[0].free = 0);
     let (status, body) = ask().await;
     assert_eq!((status, &body["status"], &body["retry_after"]), (StatusCode::TOO_MANY_REQUESTS, &json!("busy"), &json!(5)));
     for model in [Model::Loading, Model::Failed("no weights".into())] {
-        front.snapshot.send_replace(StatusSnapshot { model, free: 0, ..idle() });
+        front.snapshot.send_replace(at(model, 0));
         let (status, body) = ask().await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_problem(&body, "model_not_ready", None, "");

@@ -7,7 +7,7 @@ use atelier::host::jobs::State;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Front, assert_problem, generate, idle, job_of, read};
+use super::{Front, assert_problem, at, generate, idle, job_of, read};
 use crate::bucket::is_image_key;
 use crate::servers::DEADLINE;
 
@@ -82,11 +82,11 @@ async fn without_a_queue_or_a_model_nothing_is_promised() {
     front.shelf.away.store(false, Ordering::SeqCst);
     front.snapshot.send_replace(StatusSnapshot { draining: true, ..idle() });
     refused("shutting_down", "shutting down").await;
-    front.snapshot.send_replace(StatusSnapshot { model: Model::Failed("no weights".into()), free: 0, ..idle() });
+    front.snapshot.send_replace(at(Model::Failed("no weights".into()), 0));
     refused("model_not_ready", "could not be made ready").await;
     assert_eq!(front.get("/jobs/job-1").await.0, StatusCode::NOT_FOUND);
     // While the model loads, a job waits in its queue.
-    front.snapshot.send_replace(StatusSnapshot { model: Model::Loading, free: 0, ..idle() });
+    front.snapshot.send_replace(at(Model::Loading, 0));
     assert_eq!(front.post("/generate", &generate("job-1")).await.0, StatusCode::ACCEPTED);
 }
 

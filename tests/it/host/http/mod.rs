@@ -22,10 +22,12 @@ use atelier::demo::{local, s3};
 use atelier::events::auth::Auth;
 use atelier::host::http::uploads::Uploads;
 use atelier::host::http::{Http, ModelInfo, serve};
-use atelier::host::job_service::{Direct, JobService, Model, StatusSnapshot};
+use atelier::host::job_service::{Direct, JobService, Model, ModelStatus, StatusSnapshot};
 use atelier::host::jobs::Jobs;
 use atelier::job::Job;
 use atelier::job::outcome::{Record, StoredImage};
+use atelier::job::request::catalogue::{Catalogue, Served};
+use atelier::job::task::ModelName;
 use atelier::metrics::Metrics;
 use atelier::metrics::gpu::Gpus;
 use atelier::outbound::Outbound;
@@ -62,7 +64,18 @@ struct Front {
 
 /// A node that is ready and has nothing to do.
 fn idle() -> StatusSnapshot {
-    StatusSnapshot { model: Model::Hot, free: 1, running: Vec::new(), in_flight: 0, draining: false }
+    at(Model::Hot, 1)
+}
+
+/// A node whose one model is that far, with so many free handlers.
+fn at(model: Model, free: usize) -> StatusSnapshot {
+    StatusSnapshot { models: vec![ModelStatus { model, free }], running: Vec::new(), in_flight: 0, draining: false }
+}
+
+/// One model that does everything.
+pub(super) fn catalogue() -> Catalogue {
+    let name = ModelName::new("tiny-sd").unwrap();
+    Catalogue::new(Served { name, tasks: &["generate", "tryon", "edit"], defaults: contract() }, Vec::new())
 }
 
 fn model_info() -> ModelInfo {
@@ -104,7 +117,7 @@ impl Front {
         let (cancel, cancels) = mpsc::unbounded_channel();
         let job_service = JobService {
             jobs: Arc::clone(&jobs),
-            defaults: contract(),
+            catalogue: Arc::new(catalogue()),
             queue: shelf.clone(),
             max_waiting: 2,
             max_waiting_per_tenant: None,
@@ -119,6 +132,7 @@ impl Front {
             auth: Auth::Token(Secret::new(TOKEN)),
             node_id: "node-1".to_owned(),
             model: model_info(),
+            models: vec![model_info()],
             settings: atelier::host::http::Settings::default(),
             uploads: Uploads::new(&atelier::host::http::Settings::default()),
             metrics: Metrics::new(Gpus::none()).unwrap(),

@@ -1,8 +1,13 @@
 //! OpenAI's images API: what becomes of its parameters, and the shape of its answers and errors.
 
-use atelier::host::job_service::{Direct, Ending};
+use std::sync::Arc;
+
+use atelier::host::http::{Http, ModelInfo};
+use atelier::host::job_service::{Direct, Ending, Model, ModelStatus};
 use atelier::job::Job;
-use atelier::job::task::{Generate, Task};
+use atelier::job::request::Defaults;
+use atelier::job::request::catalogue::{Catalogue, Served};
+use atelier::job::task::{Generate, ModelName, Task};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::{DynamicImage, GrayImage, ImageFormat, Rgba, RgbaImage};
@@ -138,7 +143,7 @@ async fn what_is_wrong_is_said_in_openais_shape_by_openais_names() {
 
     let (status, body) = read(front.anonymous(Method::POST, GENERATIONS).bearer_auth("wrong").json(&json!({}))).await;
     assert_eq!((status, &body["error"]["type"]), (StatusCode::UNAUTHORIZED, &json!("authentication_error")), "{body}");
-    front.snapshot.send_modify(|snapshot| snapshot.free = 0);
+    front.snapshot.send_modify(|snapshot| snapshot.models[0].free = 0);
     let response = front.request(Method::POST, GENERATIONS).json(&json!({ "prompt": "a mug" })).send().await.unwrap();
     assert!(response.headers().contains_key("retry-after"), "clients wait so long");
     let status = response.status();
@@ -154,6 +159,43 @@ async fn models_are_listed() {
     assert_eq!(front.get("/v1/models/tiny-sd").await, (StatusCode::OK, model));
     let (status, body) = front.get("/v1/models/sdxl").await;
     assert_eq!((status, &body["error"]["code"]), (StatusCode::NOT_FOUND, &json!("model_not_found")));
+}
+
+/// A model that does try-ons and edits, and two that generate.
+fn three_models(http: &mut Http) {
+    let served = |name: &str, tasks: &'static [&'static str], steps: u32| {
+        let name = ModelName::new(name).unwrap();
+        let steps = serde_json::from_value(json!(steps)).unwrap();
+        Served { name: name.clone(), tasks, defaults: Defaults { model: name, steps, ..contract() } }
+    };
+    let more = vec![served("small", &["generate"], 20), served("large", &["generate"], 40)];
+    let catalogue = Catalogue::new(served("edits", &["tryon", "edit"], 4), more);
+    let infos = catalogue.models().map(|model| ModelInfo { model_version: model.name.as_str().into(), ..http.model.clone() });
+    http.models = infos.collect();
+    http.job_service.catalogue = Arc::new(catalogue);
+}
+
+#[tokio::test]
+async fn a_request_goes_to_the_model_it_names_or_the_first_that_generates() {
+    let mut front = Front::open_with(three_models).await;
+    let ready = ModelStatus { model: Model::Hot, free: 1 };
+    front.snapshot.send_modify(|snapshot| snapshot.models = vec![ready.clone(), ready.clone(), ready]);
+    let cases = [
+        (json!({ "prompt": "x", "quality": "low" }), "small", 10),
+        (json!({ "prompt": "x", "quality": "low", "model": "" }), "small", 10),
+        (json!({ "prompt": "x", "quality": "high", "model": "large" }), "large", 60),
+        (json!({ "prompt": "x", "model": "large" }), "large", 40),
+    ];
+    for (body, model, steps) in cases {
+        let (job, _) = generated(&mut front, &body).await;
+        assert_eq!((task(&job).model.as_str(), task(&job).steps.get()), (model, steps), "{body}");
+    }
+    let says = "\"edits\", \"small\", \"large\" (GET /v1/models), of which a request without a model gets the first";
+    refused(&front, GENERATIONS, &json!({ "prompt": "x", "model": "other" }), 404, "model", says).await;
+    let (_, listed) = front.get("/v1/models").await;
+    let ids: Vec<&Value> = listed["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    assert_eq!(ids, ["edits", "small", "large"]);
+    assert_eq!(front.get("/v1/models/large").await.1["id"], "large");
 }
 
 fn png_of(image: impl Into<DynamicImage>) -> Vec<u8> {

@@ -7,7 +7,7 @@ use atelier::host::job_service::{Model, StatusSnapshot};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use super::{Front, assert_problem, generate, idle};
+use super::{Front, assert_problem, at, generate};
 
 #[tokio::test]
 async fn the_probes_need_no_token_and_follow_the_model() {
@@ -18,11 +18,17 @@ async fn the_probes_need_no_token_and_follow_the_model() {
         (Model::Hot, StatusCode::OK, "hot", None),
     ] {
         let hot = model == Model::Hot;
-        front.snapshot.send_modify(|snapshot| snapshot.model = model);
+        let models = json!([{ "name": "tiny-sd", "status": word, "model_loaded": hot }]);
+        front.snapshot.send_modify(|snapshot| snapshot.models[0].model = model);
         let health = super::read(front.anonymous(Method::GET, "/health")).await;
-        assert_eq!(health, (StatusCode::OK, json!({ "status": "ok", "model_loaded": hot, "node_id": "node-1" })));
+        assert_eq!(
+            health,
+            (StatusCode::OK, json!({ "status": "ok", "model_loaded": hot, "node_id": "node-1", "models": models }))
+        );
         let test = super::read(front.anonymous(Method::GET, "/test")).await;
-        let mut body = json!({ "status": word, "model_loaded": hot, "node_id": "node-1", "model_type": "stable-diffusion-1" });
+        let mut body = json!({
+            "status": word, "model_loaded": hot, "node_id": "node-1", "model_type": "stable-diffusion-1", "models": models,
+        });
         if let Some(reason) = reason {
             body["reason"] = reason.into();
         }
@@ -40,6 +46,7 @@ async fn the_probes_need_no_token_and_follow_the_model() {
     let expected = json!({
         "model_type": "stable-diffusion-1", "model_version": "tiny-sd", "backend": "candle",
         "git_commit": version["git_commit"], "node_id": "node-1",
+        "models": [{ "name": "tiny-sd", "model_type": "stable-diffusion-1", "backend": "candle" }],
     });
     assert_eq!(version, expected);
     assert!(version["git_commit"].as_str().is_some_and(|commit| !commit.is_empty()), "{version}");
@@ -71,10 +78,10 @@ async fn the_gpu_status_reports_what_runs_and_what_waits() {
         (StatusCode::OK, body)
     };
     assert_eq!(front.get("/gpu/status").await, status(false, None, 0));
-    front.snapshot.send_replace(StatusSnapshot { free: 0, running: vec!["job-7".to_owned()], in_flight: 1, ..idle() });
+    front.snapshot.send_replace(StatusSnapshot { running: vec!["job-7".to_owned()], in_flight: 1, ..at(Model::Hot, 0) });
     front.post("/generate", &generate("job-8")).await;
     assert_eq!(front.get("/gpu/status").await, status(true, Some("job-7"), 2));
-    front.snapshot.send_replace(StatusSnapshot { model: Model::Loading, free: 0, ..idle() });
+    front.snapshot.send_replace(at(Model::Loading, 0));
     assert_eq!(front.get("/gpu/status").await, status(false, None, 1));
     front.shelf.away.store(true, Ordering::SeqCst);
     let (code, body) = front.get("/gpu/status").await;

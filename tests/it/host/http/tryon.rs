@@ -277,11 +277,11 @@ async fn the_wire_form_is_taken_as_well() {
 #[tokio::test]
 async fn when_the_queue_is_full_or_the_store_away_nothing_is_left_behind() {
     let front = Front::open_with(|http| http.job_service.max_waiting = 0).await;
-    front.snapshot.send_modify(|snapshot| snapshot.free = 0);
+    front.snapshot.send_modify(|snapshot| snapshot.models[0].free = 0);
     let (status, body) = send(&front, form("job-1", &png(), &png())).await;
     assert_eq!((status, &body["status"]), (StatusCode::TOO_MANY_REQUESTS, &json!("busy")));
     assert!(!front.bucket.path("inputs").exists());
-    front.snapshot.send_modify(|snapshot| snapshot.free = 1);
+    front.snapshot.send_modify(|snapshot| snapshot.models[0].free = 1);
     front.bucket.refuse(true);
     let (status, body) = send(&front, form("job-1", &png(), &png())).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

@@ -55,7 +55,13 @@ impl TextEncoder {
         let positions = config.clip.max_position_embeddings;
         let clip_tokenizer = PromptTokenizer::read(&directory.join("tokenizer"), &config.clip_pad, positions)?;
         let files = component_files(&directory.join("text_encoder_2"))?;
-        let (model, bytes) = build_from(&files, kept, our_name, |vb| T5Encoder::new(&config.t5, vb))?;
+        let (model, bytes) = build_from(
+            &files,
+            kept,
+            // Transformers wrote one table of words under two names.
+            |name| Some(if name == "encoder.embed_tokens.weight" { "shared.weight" } else { name }.to_owned()),
+            |vb| T5Encoder::new(&config.t5, vb),
+        )?;
         let said = Recent::new(PROMPTS_KEPT, |_: &String, _: &Tensor| 1);
         Ok((Self { tokenizer, end, pad, model, clip_tokenizer, said }, bytes))
     }
@@ -89,13 +95,5 @@ impl TextEncoder {
         tokens.push(self.end);
         tokens.resize(TOKENS, self.pad);
         Ok(tokens)
-    }
-}
-
-/// Transformers wrote one table of words under two names.
-fn our_name(name: &str) -> Option<String> {
-    match name {
-        "encoder.embed_tokens.weight" => Some("shared.weight".to_owned()),
-        name => Some(name.to_owned()),
     }
 }

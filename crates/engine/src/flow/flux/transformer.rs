@@ -8,9 +8,10 @@ use super::block::{DoubleBlock, DoubleModulation, Ropes, SingleBlock};
 use super::config::TransformerConfig;
 use super::stream::{Modulation, NORM_EPS};
 use super::text::TextStates;
+use crate::activations::silu;
 use crate::flow::rope::Rope;
 use crate::flow::time::{TIME_FREQUENCIES, sinusoids};
-use crate::layers::{Linear, linear, silu};
+use crate::layers::{Linear, linear};
 use crate::qwen::modulation::rounded;
 use crate::qwen::packing::{Grid, pack, unpack};
 

@@ -6,9 +6,10 @@ use candle_nn::ops::rms_norm;
 use candle_nn::rotary_emb::rope_i;
 
 use super::config::TransformerConfig;
+use crate::activations::silu;
 use crate::attention::attend;
 use crate::flow::rope::Rope;
-use crate::layers::{Linear, linear, linear_b, silu};
+use crate::layers::{Linear, linear, linear_b};
 
 /// Of the norms of queries and keys; diffusers has it in code, not in config.json.
 const HEAD_NORM_EPS: f32 = 1e-5;

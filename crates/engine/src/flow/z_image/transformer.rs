@@ -8,9 +8,10 @@ use super::block::{Block, Norms};
 use super::config::TransformerConfig;
 use super::places::{image_positions, padding, text_positions};
 use crate::EngineError;
+use crate::activations::silu;
 use crate::flow::rope::Rope;
 use crate::flow::time::{TIME_FREQUENCIES, sinusoids};
-use crate::layers::{Linear, linear, silu};
+use crate::layers::{Linear, linear};
 use crate::qwen::packing::Grid;
 
 /// Hidden width behind the sinusoids of time; diffusers has it in code, not in config.json.
@@ -86,7 +87,7 @@ impl Transformer {
         })
     }
 
-    /// `text`: (1, S, cap_feat_dim).
+    /// `text`: (1, S, `cap_feat_dim`).
     pub(super) fn context(&self, text: &Tensor, grid: Grid) -> std::result::Result<Context, EngineError> {
         let tokens = text.dim(1)?;
         let places = text_positions(tokens);

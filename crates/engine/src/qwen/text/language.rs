@@ -6,8 +6,9 @@ use candle_nn::rotary_emb::rope;
 use candle_nn::{Embedding, Module, RmsNorm, VarBuilder, embedding, rms_norm};
 
 use super::positions::Position;
+use crate::activations::silu;
 use crate::attention::causal_mask;
-use crate::layers::{Linear, linear_b, silu};
+use crate::layers::{Linear, linear_b};
 use crate::qwen::text_config::LanguageConfig;
 
 /// Which hidden state is taken from a text model.

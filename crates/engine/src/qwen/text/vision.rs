@@ -5,8 +5,9 @@ use candle_nn::rotary_emb::rope;
 use candle_nn::{Module, RmsNorm, VarBuilder, rms_norm};
 
 use super::patches::Patches;
+use crate::activations::silu;
 use crate::attention::attend;
-use crate::layers::{Linear, linear, linear_b, silu};
+use crate::layers::{Linear, linear, linear_b};
 use crate::qwen::packing::Grid;
 use crate::qwen::text_config::VisionConfig;
 

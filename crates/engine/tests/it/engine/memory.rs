@@ -8,6 +8,8 @@ use candle_core::DType;
 use super::{engine, fixtures, request};
 
 use crate::device;
+use crate::parity::sdxl::directory;
+use crate::parity::sdxl_adapters::request as sdxl_request;
 
 /// Bytes next to the model in which the request of these tests fits one row at a time, and no better.
 const ONE_BY_ONE: u64 = 600_000;
@@ -30,6 +32,34 @@ fn a_image_within_a_budget_is_the_same_image() {
     let pairs = whole[0].rgb.iter().zip(&pieces[0].rgb);
     // Matrix products of other sizes are summed in another order.
     assert!(pairs.map(|(one, other)| one.abs_diff(*other)).max().expect("pixels") <= 1);
+}
+
+/// Stable Diffusion XL's estimate has a smallest budget too, down to which every image is the same one.
+#[test]
+fn an_sdxl_image_within_a_budget_is_the_same_image() {
+    let load = |beside: Option<u64>| {
+        let settings = Settings::new(directory(), DType::F32, device());
+        let resident = StableDiffusion::load(&settings).expect("the fixture loads").resident_bytes();
+        let memory_budget = beside.map(|beside| resident + beside);
+        StableDiffusion::load(&Settings { memory_budget, ..settings }).expect("the fixture loads")
+    };
+    let request = sdxl_request(2, 5.0, "storm");
+    let whole = load(None).generate(&request, &Watch::new(|_| ())).expect("generates");
+    let mut fitted = 0;
+    let mut beside = 64 << 20;
+    let error = loop {
+        match load(Some(beside)).generate(&request, &Watch::new(|_| ())) {
+            Ok(pieces) => {
+                let pairs = whole[0].rgb.iter().zip(&pieces[0].rgb);
+                let largest = pairs.map(|(one, other)| one.abs_diff(*other)).max().expect("pixels");
+                assert!(largest <= 1, "{largest} with {beside} bytes next to the model");
+                fitted += 1;
+                beside -= beside / 4;
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, EngineError::OutOfMemory { .. }) && fitted >= 4, "{fitted} budgets, then {error}");
 }
 
 #[test]

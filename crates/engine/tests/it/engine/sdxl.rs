@@ -158,3 +158,40 @@ fn jobs_of_one_batch_are_the_images_they_are_alone() {
     assert!(!other.agrees_with(&requests[0]), "the sizes are the UNet's input");
     engine.warm_up().expect("the sides of its config.json");
 }
+
+/// Words that `OneTrainer` keeps in a LoRA file have vectors for both text encoders; the same words out of a file of their own, beside
+/// the LoRA, are the same image.
+#[test]
+fn words_bundled_with_a_lora_are_words_of_both_text_encoders() {
+    let mut xl = load(&directory(), DType::F32);
+    let kohya = directory().join("loras/kohya.safetensors");
+    let mood = directory().join("embeddings/mood.safetensors");
+    let read = |path: &Path| candle_core::safetensors::load(path, &device()).expect("the fixture");
+    let vectors = read(&mood);
+    let other_files = tempfile::tempdir().expect("a directory");
+    let bundled = |name: &str, keys: &[(&str, &str)]| {
+        let mut tensors = read(&kohya);
+        tensors.extend(keys.iter().map(|(from, to)| (format!("bundle_emb.<mood>.{to}"), vectors[*from].clone())));
+        let path = other_files.path().join(name);
+        candle_core::safetensors::save(&tensors, &path).expect("saves");
+        LoraFile::new(path, 1.0)
+    };
+    let words = GenerateRequest { prompt: "a <mood> lighthouse".into(), ..request(2, 5.0, "storm") };
+    let word = EmbeddingFile { path: mood.clone(), token: "<mood>".into() };
+    let beside = GenerateRequest { loras: vec![LoraFile::new(kohya.clone(), 1.0)], embeddings: vec![word], ..words.clone() };
+    let both = bundled("both.safetensors", &[("clip_l", "clip_l"), ("clip_g", "clip_g")]);
+    let inside = GenerateRequest { loras: vec![both], ..words.clone() };
+    let expected = generate(&mut xl, &beside).expect("generates");
+    assert_eq!(generate(&mut xl, &inside).expect("generates"), expected);
+    let without = GenerateRequest { loras: beside.loras.clone(), ..words };
+    assert_ne!(generate(&mut xl, &without).expect("generates"), expected, "the word means something");
+    for (name, keys, says) in [
+        ("l", vec![("clip_l", "clip_l")], "\"<mood>\" has no clip_g"),
+        ("g", vec![("clip_g", "clip_g")], "\"<mood>\" has no clip_l"),
+        ("swapped", vec![("clip_g", "clip_l"), ("clip_l", "clip_g")], "belongs to another model"),
+        ("third", vec![("clip_l", "clip_l"), ("clip_g", "clip_g"), ("clip_g", "t5")], "bundle_emb.<mood>.t5"),
+    ] {
+        let error = xl.use_loras(&[bundled(name, &keys)]).expect_err(name).to_string();
+        assert!(error.contains(says), "{name}: {error}");
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use atelier_engine::{Engine, EngineError, Progress, Watch};
 
-use super::{STEPS, engine, generate, request};
+use super::{STEPS, engine, fixtures, generate, lora, request};
 
 #[test]
 fn progress_counts_every_step() {
@@ -34,6 +34,20 @@ fn cancelling_stops_before_the_next_step_and_the_next_job_is_generated() {
     assert!(matches!(engine.generate(&request(vec![]), &watch), Err(EngineError::Cancelled)));
     assert_eq!(*seen.lock().expect("a lock"), 2);
     assert_eq!(generate(&mut engine, vec![]).expect("generates"), expected);
+}
+
+#[test]
+fn the_last_loras_are_not_merged_again() {
+    let mut engine = engine();
+    let file = |name: &str| vec![lora(fixtures().join("loras").join(name))];
+    let merged =
+        [vec![], file("peft.safetensors"), file("peft.safetensors"), file("kohya.safetensors"), file("peft.safetensors")];
+    let hits = merged.map(|loras| {
+        let watch = Watch::new(|_| ());
+        engine.generate(&request(loras), &watch).expect("generates");
+        watch.pace().lora_cache_hit
+    });
+    assert_eq!(hits, [None, Some(false), Some(true), Some(false), Some(false)]);
 }
 
 #[test]

@@ -16,14 +16,16 @@ use super::{PIXEL, Reference, RelativeError, Stage};
 use crate::device;
 use crate::engine::copy_directory;
 
-pub(super) const SETTINGS: Settings = Settings { dtype: DType::F32, width_px: 64, height_px: 64, memory_budget: None };
+pub(super) const SETTINGS: Settings =
+    Settings { transformer: None, dtype: DType::F32, width_px: 64, height_px: 64, memory_budget: None };
 
 #[derive(Deserialize)]
 pub(super) struct Cases {
     pub(super) prompts: Vec<String>,
     /// Settings of a scheduler whose shift grows with the image.
     dynamic: serde_json::Value,
-    cases: Vec<Case>,
+    #[serde(rename = "cases")]
+    all: Vec<Case>,
 }
 
 #[derive(Deserialize)]
@@ -85,7 +87,7 @@ pub(super) fn load<F: Family>(directory: &Path, settings: Settings) -> Result<Fl
 
 /// What the first case of a fixture asks for, which has no LoRA.
 pub(super) fn plain(name: &str) -> GenerateRequest {
-    cases(name).cases[0].request(name)
+    cases(name).all[0].request(name)
 }
 
 pub(super) fn generate<F: Family>(engine: &mut FlowEngine<F>, request: &GenerateRequest) -> Generated {
@@ -95,7 +97,7 @@ pub(super) fn generate<F: Family>(engine: &mut FlowEngine<F>, request: &Generate
 /// All sizes, steps, prompts and spellings of LoRAs, on one engine, whose LoRAs change from case to case.
 pub(super) fn compare_images<F: Family>(name: &str) {
     let expected = expected(name);
-    let Cases { dynamic, cases, .. } = cases(name);
+    let Cases { dynamic, all: cases, .. } = cases(name);
     let shifting = copied(name);
     fs::write(shifting.path().join("scheduler/scheduler_config.json"), dynamic.to_string()).expect("writes");
     let mut engine = load::<F>(&directory(name), SETTINGS).expect("the fixture loads");
@@ -117,6 +119,28 @@ pub(super) fn compare_images<F: Family>(name: &str) {
         }
     }
     stage.finish(RelativeError(f64::from(PIXEL)));
+}
+
+/// A transformer in one `file` is the checkpoint's own, which then need not be there.
+pub(super) fn single_file_is_the_same<F: Family>(name: &str, file: &Path) {
+    let settings = Settings { transformer: Some(file.to_owned()), ..SETTINGS };
+    let directory = copied(name);
+    fs::remove_file(directory.path().join("transformer/diffusion_pytorch_model.safetensors")).expect("removes");
+    let mut single = load::<F>(directory.path(), settings).expect("loads");
+    let mut own = load::<F>(&self::directory(name), SETTINGS).expect("loads");
+    for case in cases(name).all.iter().filter(|case| !case.dynamic) {
+        let request = case.request(name);
+        assert_eq!(generate(&mut single, &request).expect("generates"), generate(&mut own, &request).expect("generates"));
+    }
+}
+
+/// A transformer in a file of these bytes is refused with these words.
+pub(super) fn refuses_single_file<F: Family>(name: &str, bytes: &[u8], says: &str) {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), bytes).expect("writes");
+    let settings = Settings { transformer: Some(file.path().to_owned()), ..SETTINGS };
+    let refused = load::<F>(&directory(name), settings).err().expect(says).to_string();
+    assert!(refused.contains(says) && refused.contains(&file.path().display().to_string()), "{refused}");
 }
 
 /// What is generated together is what each is alone.

@@ -11,7 +11,7 @@ use image::RgbImage;
 
 use super::flow::{
     SETTINGS, batch_is_as_alone, budget_keeps_the_image, cancelled, cases, compare_images, directory, edit, expected, load,
-    plain, refuses, refuses_both, refuses_checkpoints, refuses_loras,
+    plain, refuses, refuses_both, refuses_checkpoints, refuses_loras, refuses_single_file, single_file_is_the_same,
 };
 use super::{STAGE, Stage, values};
 
@@ -125,6 +125,27 @@ fn a_lora_of_another_family_is_refused_by_name_and_the_next_flux_is_generated() 
 #[test]
 fn a_flux_lora_that_adapts_a_layer_as_a_whole_and_in_parts_is_refused() {
     refuses_both::<Flux>(NAME, ["diffusers.safetensors", "kohya.safetensors"]);
+}
+
+/// The names of the first release, as diffusers converts them, with something of another model next to them.
+#[test]
+fn a_flux_transformer_in_one_file_is_the_same() {
+    single_file_is_the_same::<Flux>(NAME, &directory(NAME).join("single_file.safetensors"));
+}
+
+#[test]
+fn a_file_that_is_no_flux_transformer_is_refused_in_words() {
+    let gguf = [b"GGUF".as_slice(), &[3, 0, 0, 0], &[7; 64]].concat();
+    refuses_single_file::<Flux>(NAME, &gguf, "is GGUF, which is not read");
+    let other = fs::read(directory("qwen-family/image/kohya.safetensors")).expect("reads");
+    refuses_single_file::<Flux>(NAME, &other, "holds no tensor of this family's transformer");
+    let whole = directory(NAME).join("single_file.safetensors");
+    let mut tensors = candle_core::safetensors::load(whole, &candle_core::Device::Cpu).expect("reads");
+    tensors.retain(|name, _| !name.contains("double_blocks.0.img_attn.qkv.weight"));
+    let part = tempfile::NamedTempFile::new().expect("a file");
+    candle_core::safetensors::save(&tensors, part.path()).expect("writes");
+    let bytes = fs::read(part.path()).expect("reads");
+    refuses_single_file::<Flux>(NAME, &bytes, "transformer.transformer_blocks.0.attn.to_q.weight");
 }
 
 #[test]

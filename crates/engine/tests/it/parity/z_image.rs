@@ -6,12 +6,12 @@ use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::{GenerateRequest, InitImage, Sampling};
-use candle_core::IndexOp as _;
+use candle_core::{IndexOp as _, Tensor};
 use image::{GrayImage, RgbImage};
 
 use super::flow::{
     SETTINGS, batch_is_as_alone, budget_keeps_the_image, cancelled, cases, compare_images, directory, edit, expected, load,
-    plain, refuses, refuses_both, refuses_checkpoints, refuses_loras,
+    plain, refuses, refuses_both, refuses_checkpoints, refuses_loras, single_file_is_the_same,
 };
 use super::{STAGE, Stage, values};
 
@@ -136,6 +136,33 @@ fn a_lora_of_another_family_is_refused_by_name_and_the_next_z_image_is_generated
 #[test]
 fn a_lora_that_adapts_a_layer_as_a_whole_and_in_parts_is_refused() {
     refuses_both::<ZImage>(NAME, ["fused.safetensors", "kohya.safetensors"]);
+}
+
+/// The names of the first release (`convert_z_image_transformer_checkpoint_to_diffusers`).
+#[test]
+fn a_z_image_transformer_in_one_file_is_the_same() {
+    let own = directory(NAME).join("transformer/diffusion_pytorch_model.safetensors");
+    let own = candle_core::safetensors::load(own, &candle_core::Device::Cpu).expect("reads");
+    let renamed = [
+        (".attention.to_out.0.", ".attention.out."),
+        (".norm_q.", ".q_norm."),
+        (".norm_k.", ".k_norm."),
+        ("all_x_embedder.2-1.", "x_embedder."),
+        ("all_final_layer.2-1.", "final_layer."),
+    ];
+    let mut tensors = std::collections::HashMap::new();
+    for (name, tensor) in &own {
+        if let Some(block) = name.strip_suffix("to_q.weight") {
+            let parts = ["to_q", "to_k", "to_v"].map(|part| &own[&format!("{block}{part}.weight")]);
+            tensors.insert(format!("model.diffusion_model.{block}qkv.weight"), Tensor::cat(&parts, 0).expect("joins"));
+        } else if !name.ends_with("to_k.weight") && !name.ends_with("to_v.weight") {
+            let old = renamed.iter().fold(name.clone(), |name, (ours, old)| name.replace(ours, old));
+            tensors.insert(format!("model.diffusion_model.{old}"), tensor.clone());
+        }
+    }
+    let file = tempfile::NamedTempFile::with_suffix(".safetensors").expect("a file");
+    candle_core::safetensors::save(&tensors, file.path()).expect("writes");
+    single_file_is_the_same::<ZImage>(NAME, file.path());
 }
 
 #[test]

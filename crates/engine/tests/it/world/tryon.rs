@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use atelier_engine::qwen::engine::QwenEngine;
+use atelier_engine::qwen::Variant;
+use atelier_engine::qwen::engine::{QwenEngine, Settings};
 use atelier_engine::qwen::precision::Precision;
+use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::{EditRequest, Engine as _, QueuedRequest, Request, Watch};
 use candle_core::Device;
 use image::RgbImage;
@@ -67,6 +69,35 @@ fn difference(one: &[u8], other: &RgbImage, counts: impl Fn(usize) -> bool) -> f
         count += 3.0;
     }
     sum / count
+}
+
+/// What `bench/gpu-counts` counts of an edit: as many looks as `ATELIER_TEST_STEPS` says, one reference, no guidance; of the checkpoint in
+/// `ATELIER_TEST_MODEL`, at `ATELIER_TEST_SIDE_PX`.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the environment of the tests, not of the product")]
+fn counted_looks() {
+    let steps = std::env::var("ATELIER_TEST_STEPS").map_or(1, |steps| steps.parse().unwrap());
+    let side_px: u32 = std::env::var("ATELIER_TEST_SIDE_PX").map_or(96, |side| side.parse().unwrap());
+    let checkpoint = std::env::var("ATELIER_TEST_MODEL").map_or_else(|_| model_directory(), PathBuf::from);
+    let settings = Settings {
+        modes: vec![("base".into(), Variant { distilled: true, ..Variant::default() })],
+        areas: Areas { reference_px: side_px * side_px, condition_px: 6_912 },
+        ..settings(None)
+    };
+    let mut engine = QwenEngine::load(&checkpoint, settings, Precision::of(&device()), device()).unwrap();
+    let request = EditRequest {
+        images: vec![RgbImage::from_pixel(side_px, side_px, image::Rgb([128; 3]))],
+        prompt: INSTRUCTION.into(),
+        negative_prompt: String::new(),
+        steps,
+        guidance_scale: 1.0,
+        mode: "base".into(),
+        seeds: vec![1],
+        width_px: side_px,
+        height_px: side_px,
+    };
+    let order = QueuedRequest { request: Request::Edit(request), watch: Watch::new(|_| ()) };
+    assert_eq!(engine.generate_together(&[order]).unwrap().remove(0).unwrap().len(), 1);
 }
 
 #[test]

@@ -1,0 +1,73 @@
+//! What stands between layers, value by value: our own kernels on the CPU in f32, candle's on any other device.
+
+use atelier_kernels::elementwise;
+use candle_core::{D, Result, Tensor};
+use candle_nn::ops::sigmoid;
+
+use super::device;
+use super::layers::{Linear, is_ours, with_values};
+
+/// GEGLU (Shazeer 2020) with the exact gelu. `both`: (B, T, 2·width), values before gates. Returns (B, T, width).
+pub(super) fn geglu(both: &Tensor) -> Result<Tensor> {
+    let (batch, tokens, double) = both.dims3()?;
+    let width = double / 2;
+    if !is_ours(both) {
+        return both.narrow(D::Minus1, 0, width)? * both.narrow(D::Minus1, width, width)?.gelu_erf()?;
+    }
+    let output = with_values([Some(both), None, None, None], |[both, ..]| elementwise::geglu(both, width))?;
+    Tensor::from_vec(output, (batch, tokens, width), both.device())
+}
+
+/// [`geglu`] of what `linear` makes of `input`, (B, T, in).
+pub(super) fn geglu_of(linear: &Linear, input: &Tensor) -> Result<Tensor> {
+    if input.device().is_cuda() {
+        let (both, bias) = linear.before_bias(input)?;
+        if let Some(gated) = bias.and_then(|bias| device::geglu(&both, bias)) {
+            return gated;
+        }
+    }
+    geglu(&linear.forward(input)?)
+}
+
+/// x·sigmoid(1.702·x), CLIP's own approximation of gelu.
+pub(super) fn quick_gelu(hidden: &Tensor) -> Result<Tensor> {
+    if is_ours(hidden) { changed(hidden, elementwise::quick_gelu) } else { hidden * sigmoid(&(hidden * 1.702)?)? }
+}
+
+/// x·sigmoid(x).
+pub(super) fn silu(hidden: &Tensor) -> Result<Tensor> {
+    if is_ours(hidden) { changed(hidden, elementwise::silu) } else { hidden.silu() }
+}
+
+fn changed(hidden: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+    let mut values = with_values([Some(hidden), None, None, None], |[hidden, ..]| hidden.to_vec())?;
+    change(&mut values);
+    Tensor::from_vec(values, hidden.shape(), hidden.device())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn they_are_what_candles_are_over_tensors_of_any_layout() -> Result<()> {
+        let assert_close = |ours: &Tensor, candles: &Tensor| -> Result<()> {
+            assert_eq!(ours.dims(), candles.dims());
+            assert!((ours - candles)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
+            Ok(())
+        };
+        // Turned, and a part of a larger tensor: neither starts at 0 nor lies in order.
+        let hidden = Tensor::randn(0.0_f32, 1.0, (3, 552, 40), &Device::Cpu)?.narrow(0, 1, 2)?.transpose(1, 2)?;
+        let dense = hidden.contiguous()?;
+        assert_close(&silu(&hidden)?, &dense.silu()?)?;
+        assert_close(&quick_gelu(&hidden)?, &(&dense * sigmoid(&(&dense * 1.702)?)?)?)?;
+        let gate = dense.narrow(D::Minus1, 276, 276)?.contiguous()?.gelu_erf()?;
+        let gated = (dense.narrow(D::Minus1, 0, 276)? * gate)?;
+        assert_close(&geglu(&hidden)?, &gated)?;
+        let bias = Tensor::randn(0.0_f32, 1.0, 552, &Device::Cpu)?;
+        let identity = Linear::of(Tensor::eye(552, dense.dtype(), &Device::Cpu)?, Some(bias.clone()));
+        assert_close(&geglu_of(&identity, &hidden)?, &geglu(&dense.broadcast_add(&bias)?)?)
+    }
+}

@@ -1,0 +1,81 @@
+// What follows a product or a convolution, in one pass: its bias and the residual, added in place; or GEGLU. What is computed is f32, rounded once.
+#include "numbers.cuh"
+
+constexpr int THREADS = 256;
+
+// Values that are loaded and stored at once.
+template <typename T>
+struct alignas(16) Pack {
+  static constexpr int SIZE = 16 / sizeof(T);
+  T values[SIZE];
+};
+
+static __device__ __forceinline__ int64_t thread_of_grid() { return blockIdx.x * (int64_t)THREADS + threadIdx.x; }
+static __device__ __forceinline__ int64_t threads_of_grid() { return gridDim.x * (int64_t)THREADS; }
+
+// values, residual: (..., channels, places); residual may be null. bias: of all channels, or of those of each image. Blocks of 256 threads.
+template <typename T>
+static __device__ void add_bias(T *values, const T *bias, const T *residual, int64_t count, int places, int biases) {
+  constexpr int SIZE = Pack<T>::SIZE;
+  const bool packed = count % SIZE == 0 && (places % SIZE == 0 || (places == 1 && biases % SIZE == 0));
+  if (packed) {
+    for (int64_t i = thread_of_grid() * SIZE; i < count; i += threads_of_grid() * SIZE) {
+      Pack<T> pack = *reinterpret_cast<const Pack<T> *>(values + i), before;
+      if (residual) before = *reinterpret_cast<const Pack<T> *>(residual + i);
+      const T *raise = bias + i / places % biases;
+#pragma unroll
+      for (int j = 0; j < SIZE; j++) {
+        const float sum = wide(pack.values[j]) + wide(raise[places == 1 ? j : 0]);
+        narrow(residual ? wide(before.values[j]) + sum : sum, &pack.values[j]);
+      }
+      *reinterpret_cast<Pack<T> *>(values + i) = pack;
+    }
+  } else {
+    for (int64_t i = thread_of_grid(); i < count; i += threads_of_grid()) {
+      const float sum = wide(values[i]) + wide(bias[i / places % biases]);
+      narrow(residual ? wide(residual[i]) + sum : sum, &values[i]);
+    }
+  }
+}
+
+// The exact gelu (Hendrycks and Gimpel 2016).
+static __device__ __forceinline__ float gelu(float value) { return 0.5f * value * (1 + erff(value * 0.70710678118654752f)); }
+
+// both: (rows, 2 width), values before gates; bias: (2 width); out: (rows, width). Blocks of 256 threads.
+template <typename T>
+static __device__ void geglu(const T *both, const T *bias, T *out, int64_t rows, int width) {
+  constexpr int SIZE = Pack<T>::SIZE;
+  const int64_t count = rows * width;
+  if (width % SIZE == 0) {
+    for (int64_t i = thread_of_grid() * SIZE; i < count; i += threads_of_grid() * SIZE) {
+      const int64_t row = i / width;
+      const int column = (int)(i - row * width);
+      const T *from = both + row * 2 * width + column;
+      const Pack<T> value = *reinterpret_cast<const Pack<T> *>(from), gate = *reinterpret_cast<const Pack<T> *>(from + width);
+      Pack<T> pack;
+#pragma unroll
+      for (int j = 0; j < SIZE; j++)
+        narrow((wide(value.values[j]) + wide(bias[column + j])) * gelu(wide(gate.values[j]) + wide(bias[width + column + j])), &pack.values[j]);
+      *reinterpret_cast<Pack<T> *>(out + i) = pack;
+    }
+  } else {
+    for (int64_t i = thread_of_grid(); i < count; i += threads_of_grid()) {
+      const int64_t row = i / width;
+      const int column = (int)(i - row * width);
+      const T *from = both + row * 2 * width + column;
+      narrow((wide(from[0]) + wide(bias[column])) * gelu(wide(from[width]) + wide(bias[width + column])), &out[i]);
+    }
+  }
+}
+
+#define KERNELS(NAME, T) \
+  extern "C" __global__ void __launch_bounds__(THREADS) \
+      add_bias_##NAME(T *values, const T *bias, const T *residual, int64_t count, int places, int biases) { \
+    add_bias(values, bias, residual, count, places, biases); \
+  } \
+  extern "C" __global__ void __launch_bounds__(THREADS) geglu_##NAME(const T *both, const T *bias, T *out, int64_t rows, int width) { \
+    geglu(both, bias, out, rows, width); \
+  }
+KERNELS(f32, float)
+KERNELS(f16, __half)
+KERNELS(bf16, __nv_bfloat16)
