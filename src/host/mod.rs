@@ -169,7 +169,7 @@ pub struct Host {
     workers: JoinSet<()>,
     intakes: JoinSet<()>,
     /// What works for as long as the host lives.
-    keepers: JoinSet<()>,
+    background: JoinSet<()>,
     stop: CancellationToken,
     functions: watch::Receiver<Vec<Function>>,
 }
@@ -236,11 +236,11 @@ impl Host {
             tokio::spawn(measure::queue(source.clone(), parts.metrics.clone()));
             intakes.spawn(intake::run(source, acknowledger.clone(), dispatcher.clone(), parts.catalogue.clone(), stop.clone()));
         }
-        let mut keepers = JoinSet::new();
-        keepers.spawn(forward(dispatcher.clone(), directs, cancel_requests));
-        keepers.spawn(waiting::defer_unstartable(dispatcher.clone(), acknowledger.clone()));
+        let mut background = JoinSet::new();
+        background.spawn(forward(dispatcher.clone(), directs, cancel_requests));
+        background.spawn(waiting::defer_unstartable(dispatcher.clone(), acknowledger.clone()));
         let settings = parts.settings;
-        Ok(Self { settings, job_service, dispatcher, acknowledger, phase, workers, intakes, keepers, stop, functions })
+        Ok(Self { settings, job_service, dispatcher, acknowledger, phase, workers, intakes, background, stop, functions })
     }
 
     /// What HTTP may ask.
@@ -284,7 +284,7 @@ impl Host {
         tokio::select! {
             failed = first_end("a worker", &mut self.workers) => failed,
             failed = first_end("an intake", &mut self.intakes) => failed,
-            failed = first_end("a keeper", &mut self.keepers) => failed,
+            failed = first_end("a background task", &mut self.background) => failed,
         }
     }
 

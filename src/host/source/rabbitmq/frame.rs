@@ -309,12 +309,10 @@ mod tests {
 
     #[test]
     fn the_brokers_proposal_says_how_large_headers_may_be() {
-        let tune = |frame_max: u32| {
-            let frame_max = frame_max.to_be_bytes();
-            frame(METHOD, &[b"\0\x0a\0\x1e\x07\xff".as_slice(), &frame_max, b"\0\x3c"].concat())
-        };
-        for (frame_max, headers) in [(0, 65_536), (131_072, 65_536), (1 << 20, 65_536), (8_192, 4_096)] {
-            assert_eq!(headers_max_bytes(&tune(frame_max)), Some(headers), "{frame_max}");
+        for (frame_max, headers) in [(0_u32, 65_536), (131_072, 65_536), (1 << 20, 65_536), (8_192, 4_096)] {
+            let frame_max_bytes = frame_max.to_be_bytes();
+            let tune = frame(METHOD, &[b"\0\x0a\0\x1e\x07\xff".as_slice(), &frame_max_bytes, b"\0\x3c"].concat());
+            assert_eq!(headers_max_bytes(&tune), Some(headers), "{frame_max}");
         }
         assert_eq!(headers_max_bytes(&message(&nested(1), b"m")), None);
     }

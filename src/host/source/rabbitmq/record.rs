@@ -43,7 +43,7 @@ fn was_rejected(properties: &BasicProperties) -> bool {
         _ => &[],
     };
     let mut reasons = deaths.iter().filter_map(|death| match death {
-        AMQPValue::FieldTable(death) => Some(death.inner().get("reason").and_then(words)),
+        AMQPValue::FieldTable(death) => Some(death.inner().get("reason").and_then(text_of)),
         _ => None,
     });
     reasons.any(is_rejection)
@@ -98,10 +98,10 @@ pub(super) fn identity(delivery: &Delivery) -> String {
 }
 
 fn text<'a>(properties: &'a BasicProperties, header: &str) -> Option<&'a str> {
-    words(properties.headers().as_ref()?.inner().get(header)?)
+    text_of(properties.headers().as_ref()?.inner().get(header)?)
 }
 
-fn words(value: &AMQPValue) -> Option<&str> {
+fn text_of(value: &AMQPValue) -> Option<&str> {
     match value {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
         AMQPValue::ShortString(text) => Some(text.as_str()),

@@ -187,23 +187,23 @@ impl Spool {
         }
         waiting.due(later(SystemTime::now(), delay));
         let waiting = Waiting { due: later(Instant::now(), delay), name: waiting };
-        self.put_back(Returning { action, running, waiting, note }).await
+        self.requeue_or_repeat(Returning { action, running, waiting, note }).await
     }
 
     /// Nobody else would bring the job back: what the disk does not do now is tried again until it does.
-    async fn put_back(&self, returning: Returning) -> Result<(), SourceError> {
-        let moved = self.try_to_put_back(&returning).await;
+    async fn requeue_or_repeat(&self, returning: Returning) -> Result<(), SourceError> {
+        let moved = self.try_to_requeue(&returning).await;
         if matches!(moved, Err(SourceError::Unavailable { .. })) {
-            tokio::spawn(self.clone().put_back_later(returning).in_current_span());
+            tokio::spawn(self.clone().requeue_later(returning).in_current_span());
         }
         moved
     }
 
-    async fn put_back_later(self, returning: Returning) {
+    async fn requeue_later(self, returning: Returning) {
         let mut backoff = Disk::backoff();
         loop {
             tokio::time::sleep(backoff.next_pause()).await;
-            match self.try_to_put_back(&returning).await {
+            match self.try_to_requeue(&returning).await {
                 Ok(()) => return tracing::info!("a job that the disk had held back waits again"),
                 Err(error @ SourceError::Unavailable { .. }) => tracing::debug!(%error, "a job still cannot be put back"),
                 Err(error) => return tracing::warn!(%error, "a job could not be put back"),
@@ -211,7 +211,7 @@ impl Spool {
         }
     }
 
-    async fn try_to_put_back(&self, returning: &Returning) -> Result<(), SourceError> {
+    async fn try_to_requeue(&self, returning: &Returning) -> Result<(), SourceError> {
         let Returning { action, running, waiting, note } = returning.clone();
         let to = waiting.name.clone();
         let moving = self.disk.work(action, move |files| {

@@ -136,13 +136,13 @@ impl Queue {
 
     /// The body as SQS takes it: text, and not too long.
     pub(super) fn checked_body<'a>(&self, body: &'a [u8]) -> Result<&'a str, SourceError> {
-        let refused = |problem| SourceError::Refused { queue: self.url.clone(), action: "sqs:SendMessage", problem };
         if body.len() > self.most_bytes {
-            return Err(refused(format!(
+            let problem = format!(
                 "the message has {} bytes, and this queue takes {} at most (its MaximumMessageSize; 1 MiB at the most)",
                 body.len(),
                 self.most_bytes
-            )));
+            );
+            return Err(SourceError::Refused { queue: self.url.clone(), action: "sqs:SendMessage", problem });
         }
         self.text(body)
     }
