@@ -56,6 +56,11 @@ pub fn open(file: &[u8], max_pixels: u64) -> Result<Opened, String> {
 }
 
 fn webp(file: &[u8], max_pixels: u64) -> Result<Decoded, String> {
+    // The container says how long it is, behind these eight bytes.
+    let said = file.get(4..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
+    if (file.len() as u64) < 8 + u64::from(said) {
+        return Err(broken("it is shorter than it says"));
+    }
     let mut decoder = WebPDecoder::new(Cursor::new(file)).map_err(|error| damaged(&error))?;
     check_pixels(decoder.dimensions(), max_pixels)?;
     if decoder.has_animation() {

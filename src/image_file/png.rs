@@ -19,15 +19,34 @@ const XMP: &str = "XML:com.adobe.xmp";
 const RAW_EXIF: &str = "Raw profile type exif";
 /// Of a text, unpacked; as much as Pillow takes.
 const MAX_TEXT_BYTES: usize = 1 << 20;
+/// What the decoder says where data ends before its checksum, and where that is of other data; it has no type for either.
+const TOO_SHORT: &str = "InsufficientInput";
+const OTHER_DATA: &str = "WrongChecksum";
 
 pub(super) fn decode(file: &[u8], max_pixels: u64) -> Result<Decoded, String> {
     let file = with_end(file)?;
+    match unpacked(&file, max_pixels, Adler::Checked) {
+        // The data ends before its checksum: with all of its pixels, it is an image to Pillow as well.
+        Err(problem) if problem.contains(TOO_SHORT) => unpacked(&file, max_pixels, Adler::Absent),
+        decoded => decoded,
+    }
+}
+
+/// The checksum of the unpacked data, at its end (RFC 1950).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Adler {
+    Checked,
+    Absent,
+}
+
+fn unpacked(file: &[u8], max_pixels: u64, adler: Adler) -> Result<Decoded, String> {
     let mut options = DecodeOptions::default();
     // Chunks before the image's data were checked; Pillow checks no others.
-    options.set_ignore_checksums(true);
+    options.set_ignore_crc(true);
+    options.set_ignore_adler32(adler == Adler::Absent);
     // Colours are taken as they are: a profile is not applied, and a broken one is no reason to refuse.
     options.set_ignore_iccp_chunk(true);
-    let mut decoder = Decoder::new_with_options(Cursor::new(&*file), options);
+    let mut decoder = Decoder::new_with_options(Cursor::new(file), options);
     decoder.set_transformations(Transformations::normalize_to_color8());
     let header = decoder.read_header_info().map_err(|error| broken(&error.to_string()))?;
     check_pixels(header.size(), max_pixels)?;
@@ -39,8 +58,12 @@ pub(super) fn decode(file: &[u8], max_pixels: u64) -> Result<Decoded, String> {
     let mut pixels = vec![0; bytes];
     let output = reader.next_frame(&mut pixels).map_err(|error| broken(&error.to_string()))?;
     pixels.truncate(output.buffer_size());
-    // EXIF may lie behind the image's data; what cannot be read there is left out.
-    let _ = reader.finish();
+    // EXIF may lie behind the image's data; what cannot be read there is left out. The data's own end is read there as well.
+    if let Err(error) = reader.finish()
+        && error.to_string().contains(OTHER_DATA)
+    {
+        return Err(broken(&error.to_string()));
+    }
     let metadata = metadata(reader.info());
     let image = image(output.width, output.height, (output.color_type, output.bit_depth), pixels)
         .ok_or_else(|| broken("its rows do not have the length that its header says"))?;

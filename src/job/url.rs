@@ -1,8 +1,9 @@
 //! URLs that callers hand us: checked for form here, for where they lead when they are used.
 
+use std::char::REPLACEMENT_CHARACTER;
 use std::fmt;
 
-use ::url::Url;
+use ::url::{Url, form_urlencoded};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 
@@ -47,13 +48,11 @@ impl AssetUrl {
     #[must_use]
     pub fn identity(&self) -> String {
         let Self::Http(url) = self else { return self.to_string() };
-        let pairs: Vec<_> = url.query_pairs().collect();
-        let lasting = signature::without(&pairs);
         let mut bare = url.clone();
-        bare.set_query(None);
-        if !lasting.is_empty() {
-            bare.query_pairs_mut().extend_pairs(lasting);
-        }
+        let parts: Vec<&str> = url.query().map(|query| query.split('&').collect()).unwrap_or_default();
+        let lasting: Vec<String> = signature::without(&parts).into_iter().filter(|part| !part.is_empty()).map(tidy).collect();
+        let query = lasting.join("&");
+        bare.set_query(Some(query.as_str()).filter(|query| !query.is_empty()));
         bare.into()
     }
 }
@@ -63,8 +62,8 @@ impl AssetUrl {
     #[must_use]
     pub fn is_presigned(&self) -> bool {
         let Self::Http(url) = self else { return false };
-        let pairs: Vec<_> = url.query_pairs().collect();
-        signature::without(&pairs).len() < pairs.len()
+        let parts: Vec<&str> = url.query().map(|query| query.split('&').collect()).unwrap_or_default();
+        signature::without(&parts).len() < parts.len()
     }
 
     /// The file `name` in the same directory; none of a URL with a query, which may be signed for its own file alone.
@@ -162,31 +161,47 @@ fn read_url<'de, D: Deserializer<'de>, T>(
 
 /// A URL parser drops white space around a URL and line breaks in it without a word, and an S3 key would keep them.
 fn parsed(text: &str, allowed: &str) -> Result<Url, String> {
+    if let Some(what) = base64_kind(text) {
+        let advice = "images of a try-on or an edit may come as data:image/png;base64,... over HTTP";
+        return Err(format!("{allowed}, got {what}; {advice}"));
+    }
     if text.trim() != text || text.contains(char::is_control) {
         let advice = "without blanks around it or line breaks in it";
         return Err(format!("{allowed} {advice}, got {}", shown::text(text)));
     }
-    Url::parse(text).map_err(|error| match base64_kind(text) {
-        Some(what) => {
-            format!("{allowed}, got {what}; images of a try-on or an edit may come as data:image/png;base64,... over HTTP")
-        }
-        None => format!("{allowed}, got {} ({error})", shown::text(text)),
-    })
+    Url::parse(text).map_err(|error| format!("{allowed}, got {} ({error})", shown::text(text)))
 }
 
-/// What a text without a scheme is that looks like a file's bytes in base64. It is never echoed: it may be someone's photo.
-fn base64_kind(text: &str) -> Option<&'static str> {
+/// What a text is that looks like a file's bytes in base64, with line breaks or without. It is never echoed: it may be someone's photo.
+fn base64_kind(given: &str) -> Option<&'static str> {
     /// Shorter ones may as well be the name of a file.
     const MIN_CHARS: usize = 64;
     /// The first three bytes of PNG, JPEG, WebP and GIF in base64.
     const IMAGES: [&str; 4] = ["iVBORw0K", "/9j/", "UklGR", "R0lGOD"];
+    // What is left of a `data:` URL whose beginning was cut off.
+    let start = given.trim_start();
+    let data =
+        ["image/png;", "image/jpeg;", "image/webp;", ""].iter().find_map(|kind| start.strip_prefix(kind)).unwrap_or(start);
+    let is_said = data.starts_with("base64,");
+    let data = data.strip_prefix("base64,").unwrap_or(data);
+    let text: String = data.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     if !text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_' | '=')) {
         return None;
     }
     if IMAGES.iter().any(|start| text.starts_with(start)) {
         return Some("an image in base64");
     }
-    (text.len() >= MIN_CHARS && !text.contains("//")).then_some("base64")
+    (is_said || text.len() >= MIN_CHARS && !text.contains(':')).then_some("base64")
+}
+
+/// A part of a query in one spelling; as it was written where its bytes are no UTF-8, since what replaces them is the same for all.
+fn tidy(part: &str) -> String {
+    match form_urlencoded::parse(part.as_bytes()).next() {
+        Some((name, value)) if !name.contains(REPLACEMENT_CHARACTER) && !value.contains(REPLACEMENT_CHARACTER) => {
+            form_urlencoded::Serializer::new(String::new()).append_pair(&name, &value).finish()
+        }
+        _ => part.to_owned(),
+    }
 }
 
 fn without_credentials(url: Url, allowed: &str) -> Result<Url, String> {

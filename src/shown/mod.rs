@@ -51,6 +51,25 @@ pub fn without_queries(message: &str) -> String {
         rest = behind;
     }
     shown.push_str(rest);
+    without_bare_queries(&shown)
+}
+
+/// The same for what only looks like one: a URL that lacks its scheme, or has a blank in it.
+fn without_bare_queries(message: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(at) = rest.find('?') {
+        let (before, query) = rest.split_at(at + 1);
+        let end = query.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '`')).unwrap_or(query.len());
+        shown.push_str(before);
+        if query[..end].contains('=') {
+            shown.push_str("...");
+            rest = &query[end..];
+        } else {
+            rest = query;
+        }
+    }
+    shown.push_str(rest);
     shown
 }
 
@@ -86,6 +105,9 @@ mod tests {
             ("no https://a/?s3cr3t, and 's3://b/k?s3cr3t'", "no https://a/?... and 's3://b/k?...'"),
             ("is it https://a/b", "is it https://a/b"),
             ("really? yes", "really? yes"),
+            ("h.example/a?X-Amz-Signature=s3cr3t or", "h.example/a?... or"),
+            ("https://h ost/a?sig=s3cr3t&x='", "https://h ost/a?...'"),
+            ("what?? a=b", "what?? a=b"),
         ] {
             assert_eq!(without_queries(given), shown);
         }

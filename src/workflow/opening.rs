@@ -20,6 +20,10 @@ pub enum Alpha {
     Drop,
 }
 
+/// Greys that show below what is transparent.
+const WHITE: u32 = 255;
+const BLACK: u32 = 0;
+
 /// How input images are opened.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Opening {
@@ -33,9 +37,21 @@ impl Opening {
     /// # Errors
     /// [`JobError::Input`] with `field` when it is no image of a sensible size with at most `max_pixels` pixels.
     pub(super) fn image(self, path: &Path, field: &str) -> Result<RgbImage, JobError> {
+        self.opened(path, field, WHITE)
+    }
+
+    /// A mask before it is made grey: what is transparent in it was not marked, so it is kept.
+    ///
+    /// # Errors
+    /// As [`Self::image`].
+    pub(super) fn mask(self, path: &Path, field: &str) -> Result<RgbImage, JobError> {
+        self.opened(path, field, BLACK)
+    }
+
+    fn opened(self, path: &Path, field: &str, below: u32) -> Result<RgbImage, JobError> {
         let opened = self.read(path).and_then(|file| image_file::open(&file, self.max_pixels));
         match opened {
-            Ok(opened) => Ok(self.rgb(&opened.image)),
+            Ok(opened) => Ok(self.rgb(&opened.image, below)),
             Err(problem) => Err(JobError::Input { field: field.to_owned(), problem, cause: None }),
         }
     }
@@ -59,14 +75,15 @@ impl Opening {
         Ok(bytes)
     }
 
-    fn rgb(self, image: &DynamicImage) -> RgbImage {
+    /// `below`: the grey that shows where the image is transparent.
+    fn rgb(self, image: &DynamicImage, below: u32) -> RgbImage {
         if !image.color().has_alpha() || self.alpha == Alpha::Drop {
             return image.to_rgb8();
         }
         let seen = image.to_rgba8();
         RgbImage::from_fn(seen.width(), seen.height(), |x, y| {
             let [red, green, blue, alpha] = seen.get_pixel(x, y).0.map(u32::from);
-            image::Rgb([red, green, blue].map(|channel| ((channel * alpha + 255 * (255 - alpha) + 127) / 255) as u8))
+            image::Rgb([red, green, blue].map(|channel| ((channel * alpha + below * (255 - alpha) + 127) / 255) as u8))
         })
     }
 }
@@ -109,8 +126,10 @@ mod tests {
     #[test]
     fn transparent_parts_are_white_or_what_lies_below() {
         let image = DynamicImage::ImageRgba8(RgbaImage::from_fn(3, 1, |x, _| Rgba([200, 100, 0, [0, 128, 255][x as usize]])));
-        let opened = |alpha| Opening { max_pixels: 9, alpha }.rgb(&image).into_raw();
+        let opened = |alpha| Opening { max_pixels: 9, alpha }.rgb(&image, WHITE).into_raw();
         assert_eq!(opened(Alpha::White), [255, 255, 255, 227, 177, 127, 200, 100, 0]);
+        let mask = Opening { max_pixels: 9, alpha: Alpha::White }.rgb(&image, BLACK).into_raw();
+        assert_eq!(mask[..3], [0, 0, 0], "what is transparent is kept");
         assert_eq!(opened(Alpha::Drop), [200, 100, 0, 200, 100, 0, 200, 100, 0]);
     }
 }

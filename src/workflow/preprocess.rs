@@ -92,7 +92,7 @@ impl Preprocess {
         let size_px = (size.width_px(), size.height_px());
         let opening = self.opening();
         let rgb = scaled(&opening.image(&files.image, "init_image")?, size_px);
-        let mask = files.mask.as_ref().map(|path| opening.image(path, "mask_image")).transpose()?;
+        let mask = files.mask.as_ref().map(|path| opening.mask(path, "mask_image")).transpose()?;
         // Resized in colour and then made grey, as diffusers' VaeImageProcessor does: the other order rounds otherwise.
         Ok(InitImage { rgb, mask: mask.map(|mask| grey(&scaled(&mask, size_px))) })
     }
@@ -102,7 +102,7 @@ impl Preprocess {
     fn open(self, files: &TryOnFiles, resolution: Resolution) -> Result<TryOnInputs, JobError> {
         let opening = self.opening();
         let person = opening.image(&files.person, "person")?;
-        let mask = files.mask.as_ref().map(|path| opening.image(path, "mask")).transpose()?;
+        let mask = files.mask.as_ref().map(|path| opening.mask(path, "mask")).transpose()?;
         if let Some(mask) = &mask
             && mask.dimensions() != person.dimensions()
         {

@@ -125,7 +125,18 @@ fn an_address_that_only_looks_like_one_is_refused_in_words() {
 #[test]
 fn base64_in_place_of_an_address_is_named_and_not_echoed() {
     let photo = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAAB".to_owned() + &"q83vEjRWeJA".repeat(40);
-    for text in [photo.clone(), "/9j/4AAQSkZJRgABAQ".to_owned(), "Zm9v".repeat(30)] {
+    let lines = photo.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).expect("ASCII")).collect::<Vec<_>>();
+    let texts = [
+        photo.clone(),
+        lines.join("\r\n") + "\n",
+        format!(" {photo}"),
+        format!("image/png;base64,{photo}"),
+        format!("base64,{photo}"),
+        photo.replace("q83v", "//3v"),
+        "/9j/4AAQSkZJRgABAQ".to_owned(),
+        "Zm9v".repeat(30),
+    ];
+    for text in texts {
         for (body, field) in [
             (with("init_image", json!({ "url": text })), "init_image.url"),
             (tryon("person", json!(text)), "person"),
@@ -133,8 +144,8 @@ fn base64_in_place_of_an_address_is_named_and_not_echoed() {
         ] {
             let (named, problem) = refusal(&body);
             assert_eq!(named, field);
-            assert!(problem.contains("base64"), "{problem}");
-            assert!(!problem.contains(&text[..12]), "{problem}");
+            assert!(problem.contains("got an image in base64") || problem.contains("got base64"), "{problem}");
+            assert!(!problem.contains(&text[text.len() - 16..text.len() - 4]), "{problem}");
         }
     }
     let (_, problem) = refusal(&with("init_image", json!({ "url": "photo.png" })));
@@ -154,7 +165,11 @@ fn no_message_has_more_than_eighty_characters_of_a_value_or_the_query_of_an_addr
     fields.extend(["embeddings".into(), "promt".into(), secret.into(), long.clone()]);
     let mut refused = 0;
     for field in &fields {
-        for value in values(secret).into_iter().chain(values(&long)).chain(values(&format!("ftp://a b/{long}"))) {
+        let bare = ["h.example/a?", "//h.example/a?", "https://h ost/a?", "s3:b/k?", "HTTPS//h/a?"];
+        let bare = bare.map(|start| format!("{start}x=1&X-Amz-Signature=s3cr3t"));
+        let bare = bare.iter().flat_map(|text| values(text));
+        let wrong = values(secret).into_iter().chain(values(&long)).chain(values(&format!("ftp://a b/{long}")));
+        for value in wrong.chain(bare) {
             let mut body = whole.clone();
             body[field.as_str()] = value.clone();
             let mut nested = whole.clone();
@@ -179,15 +194,16 @@ fn no_message_has_more_than_eighty_characters_of_a_value_or_the_query_of_an_addr
 #[test]
 fn metadata_is_kept_as_it_was_written() {
     let written = r#"{"id": 18446744073709551616, "huge": 123456789012345678901234567890, "negative": -9223372036854775809,
-        "price": 1.10, "third": 0.333333333333333333333, "small": 1e-7, "large": 1E+30, "larger": -1e4000, "nested": [{"n": 98765432109876543210.5}]}"#;
+        "price": 1.10, "third": 0.333333333333333333333, "small": 1e-7, "large": 1E+30, "larger": -1e4000, "half": "\ud83c", "nested": [{"n": 98765432109876543210.5}]}"#;
     for body in [
         format!(r#"{{"job_id": "a", "prompt": "p", "callback": {{"metadata": {written}}}}}"#),
         format!(
             r#"{{"job_id": "a", "task": "tryon", "person": "s3://b/p", "garments": ["s3://b/g"], "callback": {{"metadata": {written}}}}}"#
         ),
     ] {
-        let job = Job::from_json(body.as_bytes(), &contract()).expect("a job");
-        assert_eq!(job.callback.expect("a callback").metadata.as_str(), written);
+        for job in [Job::from_json(body.as_bytes(), &contract()), Job::from_message(body.as_bytes(), None, &contract())] {
+            assert_eq!(job.expect("a job").callback.expect("a callback").metadata.as_str(), written);
+        }
         let refused = body.replace("\"job_id\": \"a\"", "\"job_id\": \"a\", \"steps\": 0");
         let refusal = Job::from_json(refused.as_bytes(), &contract()).expect_err("must be refused");
         assert_eq!(refusal.callback.expect("a callback").metadata.as_str(), written);

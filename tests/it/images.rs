@@ -68,6 +68,36 @@ fn a_jpeg_that_is_cut_anywhere_is_refused() {
     }
 }
 
+/// Of what the decoder would make another image, or none: the reason, in words.
+#[test]
+fn a_jpeg_that_is_not_read_here_is_named() {
+    let read = |name: &str| fs::read(directory().join(name)).expect("a file");
+    let after = |file: &[u8], marker: u8| file.windows(2).position(|pair| pair == [0xff, marker]).expect("a segment") + 4;
+    let mut alone = read("sampled-420.jpg");
+    let scan = after(&alone, 0xda);
+    alone[scan] = 1;
+    let mut finer = read("sampled-444.jpg");
+    let frame = after(&finer, 0xc0);
+    finer[frame + 10] = 0x21;
+    let mut thirds = read("sampled-444.jpg");
+    thirds[frame + 7] = 0x31;
+    let plain = read("plain.jpg");
+    let mut bare = plain.clone();
+    while let Some(at) = bare.windows(2).position(|pair| pair == [0xff, 0xc4]) {
+        let length = usize::from(u16::from_be_bytes([bare[at + 2], bare[at + 3]]));
+        bare.drain(at..at + 2 + length);
+    }
+    for (file, says) in [
+        (alone, "with its colours in scans of their own"),
+        (finer, "colours that are finer than its brightness"),
+        (thirds, "samples its colours by a factor of 3"),
+        (bare, "has no Huffman tables"),
+    ] {
+        let problem = image_file::open(&file, MAX_PIXELS).expect_err("must be refused");
+        assert!(problem.contains(says) && problem.contains("save it again"), "{problem}");
+    }
+}
+
 /// Sixteen ones in a row are no code of any Huffman table. Pillow warns and shows what libjpeg makes up.
 #[test]
 fn a_jpeg_with_codes_that_do_not_exist_is_refused() {

@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 START, END = "<|startoftext|>", "<|endoftext|>"
-PROMPTS = ["a red cat! by the SEA", "", "wow!! a!b", " ".join(["cat"] * 90), "a <|endoftext|> b"]
+PROMPTS = ["a red cat! by the SEA", "", "wow!! a!b", " ".join(["cat"] * 90), "a <|endoftext|> b", "a <sks> cat", "the<SKS> and  <sks>s"]
 
 
 def added(content, normalized):
@@ -26,6 +26,7 @@ MAP_1 = {"bos_token": added(START, True), "eos_token": added(END, True), "pad_to
 MAP_2 = MAP_1 | {"pad_token": "!"}
 CONFIG = {"bos_token": START, "eos_token": END, "unk_token": END, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
 DECODER = {"567": added(START, False) | {"special": True}, "568": added(END, False) | {"special": True}}
+SKS = added("<sks>", True) | {"special": False}
 PADDING = {"strategy": {"Fixed": 77}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 568, "pad_type_id": 0, "pad_token": END}
 TRUNCATION = {"direction": "Right", "max_length": 12, "strategy": "LongestFirst", "stride": 0}
 
@@ -39,6 +40,11 @@ CASES = {
     "no tokenizer_config.json": {"remove": ["tokenizer_config.json"]},
     "no tokenizer_config.json nor tokenizer.json": {"remove": ["tokenizer_config.json", "tokenizer.json"]},
     "no tokenizer_config.json, a map with !": {"remove": ["tokenizer_config.json", "tokenizer.json"], "write": {"special_tokens_map.json": MAP_2}},
+    "a word in added_tokens.json": {"remove": ["tokenizer.json"], "write": {"added_tokens.json": {"<sks>": 569}}},
+    "the same beside tokenizer.json": {"write": {"added_tokens.json": {"<sks>": 569}}},
+    "a word in added_tokens_decoder": {"write": {"tokenizer_config.json": CONFIG | {"pad_token": END, "added_tokens_decoder": DECODER | {"569": SKS}}}},
+    "the same without tokenizer.json": {"remove": ["tokenizer.json"], "write": {"tokenizer_config.json": CONFIG | {"pad_token": END, "added_tokens_decoder": DECODER | {"569": SKS}}}},
+    "one that is special and takes blanks": {"write": {"tokenizer_config.json": CONFIG | {"pad_token": END, "added_tokens_decoder": DECODER | {"569": SKS | {"special": True, "normalized": False, "lstrip": True, "single_word": True}}}}},
     "padding": {"patch": {"padding": PADDING}},
     "truncation": {"patch": {"truncation": TRUNCATION}},
     "padding and truncation": {"patch": {"padding": PADDING, "truncation": TRUNCATION}},

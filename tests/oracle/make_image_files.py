@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
-HERE = Path(__file__).resolve().parent.parent / "fixtures" / "images"
+HERE = Path(__file__).resolve().parent.parent / "fixtures" / "image-files"
 WIDTH, HEIGHT = 53, 37
 ORIENTATION = 0x0112
 
@@ -49,6 +49,32 @@ def chunk(name, data):
 def put_in(png, name, data, before=b"IDAT"):
     at = png.index(before) - 4
     return png[:at] + chunk(name, data) + png[at:]
+
+
+def with_data(png, change):
+    """The file with other compressed data, under its own checksum; Pillow writes one chunk."""
+    at = png.index(b"IDAT")
+    length = struct.unpack(">I", png[at - 4:at])[0]
+    return png[:at - 4] + chunk(b"IDAT", change(png[at + 4:at + 4 + length])) + png[at + 8 + length:]
+
+
+def flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1:]
+
+
+def adobe(transform):
+    return b"\xff\xee" + struct.pack(">H", 14) + b"Adobe\0\x64\0\0\0\0" + bytes([transform])
+
+
+def with_ids(jpeg, ids):
+    """The file with other names for its components, in its frame and its scan."""
+    out = bytearray(jpeg)
+    frame = next(at for at in (jpeg.find(b"\xff\xc0"), jpeg.find(b"\xff\xc2")) if at > 0)
+    scan = jpeg.index(b"\xff\xda")
+    for n, name in enumerate(ids):
+        out[frame + 10 + 3 * n] = name
+        out[scan + 5 + 2 * n] = name
+    return bytes(out)
 
 
 def riff(*chunks):
@@ -85,6 +111,9 @@ def pngs(rgb):
         "no-end": plain[:-12],
         "end-cut": plain[:-5],
         "half": noisy[: len(noisy) // 2],
+        "no-adler": with_data(plain, lambda data: data[:-4]),
+        **{f"bit-{place}": with_data(noisy, lambda data, at=place: flipped(data, len(data) * at // 10)) for place in (2, 4, 6, 8)},
+        "adler-of-another": with_data(plain, lambda data: flipped(data, len(data) - 1)),
         "bad-sum-before": plain.replace(b"IHDR", b"IHDR", 1)[:33] + chunk(b"tEXt", b"a\0b")[:-1] + b"?" + plain[33:],
         "bad-sum-behind": plain[:-12] + chunk(b"tEXt", b"a\0b")[:-1] + b"?" + plain[-12:],
         "bad-profile": put_in(plain, b"iCCP", b"x\0\0not zlib"),
@@ -115,6 +144,18 @@ def jpegs(rgb):
         files[f"restarts-{blocks}"] = encoded(image, "JPEG", restart_marker_blocks=blocks)
         files[f"restarts-{blocks}-progressive"] = encoded(image, "JPEG", restart_marker_blocks=blocks, progressive=True)
     files["cmyk"] = encoded(image.convert("CMYK"), "JPEG", quality=95)
+    full = encoded(image, "JPEG", quality=92, subsampling="4:4:4")
+    bare = full[:2] + full[20:]  # without JFIF's segment
+    files["jfif-and-adobe-0"] = full[:20] + adobe(0) + full[20:]
+    files["jfif-and-ids-rgb"] = with_ids(full, b"RGB")
+    files["adobe-0"] = bare[:2] + adobe(0) + bare[2:]
+    files["adobe-1-and-ids-rgb"] = with_ids(bare[:2] + adobe(1) + bare[2:], b"RGB")
+    files["adobe-5"] = bare[:2] + adobe(5) + bare[2:]
+    files["adobe-short"] = bare[:2] + b"\xff\xee\0\x09Adobe\0\x64" + bare[2:]
+    files["ids-rgb"] = with_ids(bare, b"RGB")
+    files["ids-0-1-2"] = with_ids(bare, bytes([0, 1, 2]))
+    at = files["cmyk"].index(b"Adobe")
+    files["cmyk-adobe-1"] = files["cmyk"][:at + 11] + b"\1" + files["cmyk"][at + 12:]
     files["exif-6-long"] = encoded(image, "JPEG", exif=b"Exif\0\0" + exif(6, 4))
     files["exif-7-big-endian"] = encoded(image, "JPEG", exif=b"Exif\0\0" + exif(7, 3, ">"))
     files["xmp-8"] = encoded(image, "JPEG", xmp=b"<x><tiff:Orientation>8</tiff:Orientation></x>")
@@ -140,6 +181,10 @@ def webps(rgb):
         "exif-8-prefixed-long": webp_with_exif(image, exif(8, 4, ">", b"Exif\0\0")),
     }
     files["half"] = files["lossless"][: len(files["lossless"]) // 2]
+    files["lossy-cut-1"] = files["lossy"][:-1]
+    files["lossy-cut-2"] = files["lossy"][:-2]
+    size = struct.unpack("<I", files["lossy"][4:8])[0]
+    files["size-too-large"] = files["lossy"][:4] + struct.pack("<I", size + 64) + files["lossy"][8:]
     return {f"{name}.webp": file for name, file in files.items()}
 
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use tokenizers::AddedToken;
 
 use super::EngineError;
 use super::json_config::read;
@@ -15,6 +16,10 @@ const CLIP_PAD: &str = "<|endoftext|>";
 struct Config {
     pad_token: Option<SpecialToken>,
     added_tokens_decoder: Option<BTreeMap<u32, Added>>,
+    model_max_length: Option<f64>,
+    padding_side: Option<String>,
+    truncation_side: Option<String>,
+    split_special_tokens: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -29,9 +34,20 @@ enum SpecialToken {
     Added(Added),
 }
 
+/// A token that is added to a vocabulary, and how it is found in a text.
 #[derive(Deserialize)]
-struct Added {
-    content: String,
+pub(super) struct Added {
+    pub(super) content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    special: bool,
+    /// Whether it is looked for in the text after that was normalized; none: unless it is special.
+    normalized: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -43,13 +59,27 @@ struct Serialized {
 #[derive(Deserialize)]
 struct SerializedToken {
     id: u32,
-    content: String,
+    #[serde(flatten)]
+    added: Added,
+}
+
+impl Added {
+    /// What `added_tokens.json` says of a token: nothing but its text.
+    fn plain(content: String) -> Self {
+        Self { content, single_word: false, lstrip: false, rstrip: false, special: false, normalized: None }
+    }
+
+    pub(super) fn token(&self) -> AddedToken {
+        let token = AddedToken::from(self.content.clone(), self.special);
+        let token = token.single_word(self.single_word).lstrip(self.lstrip).rstrip(self.rstrip);
+        token.normalized(self.normalized.unwrap_or(!self.special))
+    }
 }
 
 impl SpecialToken {
     fn text(self) -> String {
         match self {
-            Self::Text(text) | Self::Added(Added { content: text }) => text,
+            Self::Text(text) | Self::Added(Added { content: text, .. }) => text,
         }
     }
 }
@@ -71,22 +101,42 @@ pub(super) fn pad_token(directory: &Path) -> Result<String, EngineError> {
     Ok(token.map_or_else(|| CLIP_PAD.to_owned(), SpecialToken::text))
 }
 
+/// Refuses what would have diffusers read prompts in another way than here.
+///
+/// # Errors
+/// [`EngineError::Checkpoint`] names the setting of `tokenizer_config.json`. `positions`: of the text encoder.
+pub(super) fn check_clip(directory: &Path, positions: usize) -> Result<(), EngineError> {
+    let path = directory.join("tokenizer_config.json");
+    let Config { model_max_length, padding_side, truncation_side, split_special_tokens, .. } = read_if_present(&path)?;
+    let is_left = |side: &Option<String>| side.as_deref() == Some("left");
+    let problem = match model_max_length {
+        Some(length) if length < positions as f64 => {
+            format!("model_max_length must be {positions}, the text encoder's positions, or be left out; got {length}")
+        }
+        _ if is_left(&padding_side) => "padding_side must be right".to_owned(),
+        _ if is_left(&truncation_side) => "truncation_side must be right".to_owned(),
+        _ if split_special_tokens == Some(true) => "split_special_tokens must be false".to_owned(),
+        _ => return Ok(()),
+    };
+    Err(EngineError::Checkpoint { path, problem })
+}
+
 /// The tokens that the files in `directory` add to a vocabulary, by their number: those of `tokenizer_config.json`, or of `added_tokens.json`
 /// and `tokenizer.json`, which older versions of transformers wrote.
 ///
 /// # Errors
 /// As [`pad_token`].
-pub(super) fn added_tokens(directory: &Path) -> Result<BTreeMap<u32, String>, EngineError> {
+pub(super) fn added_tokens(directory: &Path) -> Result<BTreeMap<u32, Added>, EngineError> {
     let config: Config = read_if_present(&directory.join("tokenizer_config.json"))?;
     if let Some(tokens) = config.added_tokens_decoder {
-        return Ok(tokens.into_iter().map(|(id, token)| (id, token.content)).collect());
+        return Ok(tokens);
     }
     let older: BTreeMap<String, u32> = read_if_present(&directory.join("added_tokens.json"))?;
-    let mut tokens: BTreeMap<u32, String> = older.into_iter().map(|(token, id)| (id, token)).collect();
+    let mut tokens: BTreeMap<u32, Added> = older.into_iter().map(|(token, id)| (id, Added::plain(token))).collect();
     let path = directory.join("tokenizer.json");
     if path.is_file() {
         let serialized: Serialized = read(&path, &[])?;
-        tokens.extend(serialized.added_tokens.into_iter().map(|token| (token.id, token.content)));
+        tokens.extend(serialized.added_tokens.into_iter().map(|token| (token.id, token.added)));
     }
     Ok(tokens)
 }

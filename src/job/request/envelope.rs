@@ -9,6 +9,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::weight;
+use crate::job::metadata::Metadata;
 use crate::job::outcome::JobError;
 use crate::shown;
 
@@ -21,6 +22,7 @@ const MAX_ENVELOPES: usize = 3;
 /// [`JobError::Invalid`] of the field `body`: it is no JSON object, or an envelope without a job in it.
 pub(super) fn open(body: &[u8]) -> Result<Cow<'_, [u8]>, JobError> {
     weight::check(body).map_err(|problem| refused(format!("must be a JSON object; {problem}")))?;
+    // Metadata are the caller's text, which nothing here has to understand.
     let mut value = parse(body).map_err(|error| match encoded(body) {
         Some(inner) => refused(format!("is base64 of {}; send the job as JSON text", kind(&inner))),
         None => not_json(&error),
@@ -156,8 +158,9 @@ impl Envelope {
     }
 }
 
+/// What it says but for its metadata.
 fn parse(body: &[u8]) -> Result<Value, serde_json::Error> {
-    serde_json::from_slice(body)
+    serde_json::from_slice(&Metadata::taken_out(body).1)
 }
 
 /// The JSON whose base64 the body is.

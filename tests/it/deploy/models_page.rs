@@ -27,6 +27,14 @@ const TESTS: &[(&str, &[&str])] = &[
     ("A UNet of nine input channels", &["E/parity/variants.rs parity_of_inpainting_unets"]),
     ("A UNet of eight input channels", &["E/parity/variants.rs parity_of_unets_that_edit_an_image"]),
     ("A UNet distilled", &["E/parity/variants.rs parity_of_models_distilled_over_the_guidance_scale"]),
+    (
+        "Words that a checkpoint's tokenizer adds",
+        &[
+            "E/engine/tokenizers.rs tokens_are_those_of_transformers_whichever_files_are_there",
+            "E/engine/tokenizers.rs a_word_that_the_text_encoder_has_no_vector_of_is_refused_where_it_is_written",
+        ],
+    ),
+    ("A `model_max_length` below", &["E/engine/tokenizers.rs settings_of_a_tokenizer_that_are_not_followed_are_refused"]),
     ("Other inputs are refused", &["E/engine/checkpoints.rs checkpoint_whose_unet_looks_at_other_things"]),
     (
         "A diffusers directory has `text_encoder_2`",
@@ -69,6 +77,8 @@ const TESTS: &[(&str, &[&str])] = &[
     ("`weighted` |", &["E/parity/prompts.rs parity_of_prompts_as_in_automatic1111"]),
     ("`lpw` |", &["E/parity/prompts.rs parity_of_long_prompts_as_in_lpw"]),
     ("With `weighted`, a chunk ends", &["E/parity/prompts.rs parity_of_prompts_as_in_automatic1111"]),
+    ("With `weighted`, `#` begins", &["crates/engine/src/sd/weighting.rs a_comment_reaches_to_the_end_of_its_line"]),
+    ("A weight that is no number", &["crates/engine/src/sd/weighting.rs brackets_mean_what_they_mean_elsewhere"]),
     ("With `weighted`, prompt and negative", &["E/parity/prompts.rs parity_of_prompts_as_in_automatic1111"]),
     ("With `lpw`, the mean", &["E/parity/prompts.rs parity_of_weighted_prompts"]),
     ("`weighted` and `lpw` refuse", &["E/parity/prompts.rs syntax_of_another_program_is_refused_with_its_field"]),

@@ -114,8 +114,9 @@ impl StableDiffusion {
 
     fn with(checkpoint: Checkpoint, weights: Weights, settings: &Settings) -> Result<Self, EngineError> {
         let tokenizers = checkpoint.text_encoders.iter().map(|encoder| {
-            let positions = encoder.config.max_position_embeddings;
-            PromptTokenizer::read(&checkpoint.directory.join(encoder.tokenizer), &encoder.pad_token, positions)
+            let directory = checkpoint.directory.join(encoder.tokenizer);
+            let [positions, vectors] = [encoder.config.max_position_embeddings, encoder.config.vocab_size];
+            PromptTokenizer::read(&directory, &encoder.pad_token, positions, vectors)
         });
         let tokenizers = tokenizers.collect::<Result<Vec<_>, _>>()?;
         let from = settings.single_file.as_ref().unwrap_or(&settings.directory);

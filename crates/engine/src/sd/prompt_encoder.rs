@@ -8,7 +8,7 @@ use super::chunks::{Chunk, automatic_chunks, lpw_chunks};
 use super::clip::{Encoded, TextEncoder};
 use super::foreign_syntax::refuse_foreign_syntax;
 use super::tokens::PromptTokenizer;
-use super::weighting::Emphasis;
+use super::weighting::{Emphasis, without_comments};
 use crate::EngineError;
 
 /// What is encoded.
@@ -94,7 +94,9 @@ impl PromptEncoder<'_> {
     /// Neither text is made as long as the other one: see [`Conditioning`](super::conditioning::Conditioning).
     pub(super) fn automatic(&self, texts: Texts<'_>, skipped: usize) -> Result<Both, EngineError> {
         let tokenizer = &self.tokenizer;
-        let texts = each_text(texts, |text| {
+        let prompt = without_comments(texts.prompt);
+        let negative = texts.negative.map(without_comments);
+        let texts = each_text(Texts { prompt: &prompt, negative: negative.as_deref() }, |text| {
             automatic_chunks(&tokenizer.runs(text, Emphasis::Automatic)?, tokenizer.room(), tokenizer.comma())
         })?;
         let chunks: Vec<&Chunk> = texts.iter().flatten().collect();

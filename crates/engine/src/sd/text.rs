@@ -92,10 +92,10 @@ impl StableDiffusion {
     /// The text encoders with their tokenizers, which know the words of `inversions`.
     fn prompt_encoders<'a>(&'a self, inversions: &'a Inversions) -> Result<Vec<PromptEncoder<'a>>, EngineError> {
         let models = &self.adapters.current().text_encoders;
-        let encoders = self.tokenizers.iter().zip(models).zip(&self.checkpoint.text_encoders).enumerate();
-        let encoders = encoders.map(|(index, ((tokenizer, model), files))| {
+        let encoders = self.tokenizers.iter().zip(models).enumerate();
+        let encoders = encoders.map(|(index, (tokenizer, model))| {
             let words = inversions.of(index);
-            let learned = words.map(|words| tokenizer.learn(words, files.config.vocab_size as u32)).transpose()?;
+            let learned = words.map(|words| tokenizer.learn(words)).transpose()?;
             let tokenizer = learned.map_or(Cow::Borrowed(tokenizer), Cow::Owned);
             Ok(PromptEncoder { tokenizer, model, learned: words.map(|words| &words.vectors), device: &self.device })
         });

@@ -17,6 +17,7 @@ use super::chunks::{Chunk, Run};
 use super::inversion::EncoderWords;
 use super::weighting::{Emphasis, segments};
 use crate::EngineError;
+use crate::tokenizer_config::{added_tokens, check_clip};
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -35,6 +36,8 @@ pub struct PromptTokenizer {
     end: u32,
     pad: u32,
     length: usize,
+    /// Tokens that the text encoder has vectors of.
+    vocabulary: u32,
     /// Tokens that stand for several, each for the vectors behind the vocabulary from the first on.
     learned: HashMap<u32, Range<u32>>,
 }
@@ -49,28 +52,32 @@ pub struct PromptTokens {
 }
 
 impl PromptTokenizer {
-    /// Reads `tokenizer.json` in `directory`, or `vocab.json` and `merges.txt` where there is none.
+    /// Reads `tokenizer.json` in `directory`, or `vocab.json` and `merges.txt` where there is none, and the tokens that other files add.
+    /// `length` and `vocabulary`: positions and vectors of the text encoder.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] when neither can be read, or CLIP's own tokens are not in them.
-    pub fn read(directory: &Path, pad_token: &str, length: usize) -> Result<Self, EngineError> {
+    pub fn read(directory: &Path, pad_token: &str, length: usize, vocabulary: usize) -> Result<Self, EngineError> {
+        check_clip(directory, length)?;
         let file = directory.join("tokenizer.json");
         let tokenizer = if file.is_file() { from_serialized(&file, pad_token) } else { from_vocabulary(directory, pad_token) };
         let wrong = |problem: String| EngineError::Checkpoint { path: directory.to_owned(), problem };
-        let tokenizer = tokenizer.map_err(|error| wrong(error.to_string()))?;
+        let mut tokenizer = tokenizer.map_err(|error| wrong(error.to_string()))?;
+        add_tokens(&mut tokenizer, directory, pad_token).map_err(|error| wrong(error.to_string()))?;
         let id = |token: &str| tokenizer.token_to_id(token).ok_or_else(|| wrong(format!("has no token {token}")));
-        Ok(Self { start: id(START)?, end: id(END)?, pad: id(pad_token)?, tokenizer, length, learned: HashMap::new() })
+        let [start, end, pad] = [id(START)?, id(END)?, id(pad_token)?];
+        Ok(Self { start, end, pad, tokenizer, length, vocabulary: vocabulary as u32, learned: HashMap::new() })
     }
 
-    /// A tokenizer that knows these words as well: their vectors are tokens behind a vocabulary of `vocabulary` ones, as
+    /// A tokenizer that knows these words as well: their vectors are tokens behind the vocabulary, as
     /// [`TextEncoder::forward`](super::clip::TextEncoder::forward) counts them.
     ///
     /// # Errors
     /// [`EngineError::Embedding`], or [`EngineError::Lora`] of a bundled word, when it is one of the model's own tokens.
-    pub(super) fn learn(&self, words: &EncoderWords, vocabulary: u32) -> Result<Self, EngineError> {
+    pub(super) fn learn(&self, words: &EncoderWords) -> Result<Self, EngineError> {
         let mut tokenizer = self.tokenizer.clone();
         let mut learned = HashMap::new();
-        let mut next = vocabulary;
+        let mut next = self.vocabulary;
         for word in &words.learned_words {
             let text = &word.text;
             if tokenizer.token_to_id(text).is_some() {
@@ -173,7 +180,23 @@ impl PromptTokenizer {
         let encoding = self.tokenizer.encode(text, false);
         let encoding = encoding
             .map_err(|error| EngineError::Request { field: "prompt", problem: format!("cannot be tokenized: {error}") })?;
-        Ok(encoding.get_ids().iter().map(|id| self.learned.get(id).cloned().unwrap_or(*id..*id + 1).collect()).collect())
+        encoding.get_ids().iter().map(|id| self.vectors_of(*id)).collect()
+    }
+
+    /// The places of a token's vectors: its own, or those of a learned word.
+    fn vectors_of(&self, id: u32) -> Result<Vec<u32>, EngineError> {
+        match self.learned.get(&id) {
+            Some(vectors) => Ok(vectors.clone().collect()),
+            None if id < self.vocabulary => Ok(vec![id]),
+            None => {
+                let token = self.tokenizer.id_to_token(id).unwrap_or_default();
+                let problem = format!(
+                    "{token:?} is token {id} of the model's tokenizer, and its text encoder has {} vectors: leave it out",
+                    self.vocabulary
+                );
+                Err(EngineError::Request { field: "prompt", problem })
+            }
+        }
     }
 
     /// Start, text, end and padding: the model's length.
@@ -194,6 +217,23 @@ fn from_serialized(file: &Path, pad_token: &str) -> tokenizers::Result<Tokenizer
     }
     tokenizer.add_special_tokens([AddedToken::from(pad_token, true).normalized(false)])?;
     Ok(tokenizer)
+}
+
+/// Tokens that files beside the vocabulary add, such as the word that a textual inversion of the whole checkpoint was trained for.
+fn add_tokens(tokenizer: &mut Tokenizer, directory: &Path, pad_token: &str) -> tokenizers::Result<()> {
+    for (id, added) in added_tokens(directory)? {
+        let text = &added.content;
+        let is_known = tokenizer.get_added_vocabulary().get_vocab().contains_key(text);
+        if is_known || [START, END, pad_token].contains(&text.as_str()) {
+            continue;
+        }
+        tokenizer.add_tokens([added.token()])?;
+        let given = tokenizer.token_to_id(text);
+        if given != Some(id) {
+            return Err(format!("adds {text} as token {id}, but it would be {given:?}: a token before it is missing").into());
+        }
+    }
+    Ok(())
 }
 
 /// What transformers' converter makes of the slow tokenizer's files.

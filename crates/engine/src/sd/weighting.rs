@@ -38,10 +38,17 @@ impl Segment {
     }
 }
 
+/// What AUTOMATIC1111 leaves of a prompt: from `#` to the end of its line is a comment (`modules/processing_scripts/comments.py`).
+#[must_use]
+pub fn without_comments(prompt: &str) -> String {
+    let lines = prompt.split('\n').map(|line| line.split_once('#').map_or(line, |(text, _)| text));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// Brackets that are never closed reach to the end; closing ones that were never opened are text.
 ///
 /// # Errors
-/// [`EngineError::Request`] when a weight is beyond ±10.
+/// [`EngineError::Request`] when a weight is no number, or beyond ±10.
 pub fn segments(prompt: &str, emphasis: Emphasis) -> Result<Vec<Segment>, EngineError> {
     let mut segments: Vec<Segment> = Vec::new();
     let mut round = Vec::new();
@@ -49,13 +56,14 @@ pub fn segments(prompt: &str, emphasis: Emphasis) -> Result<Vec<Segment>, Engine
     let mut rest = prompt;
     while let Some(first) = rest.chars().next() {
         let mut taken = first.len_utf8();
-        let closed_by = (first == ':').then(|| weight(&rest[taken..], emphasis)).flatten();
+        let closes = first == ':' && !round.is_empty();
+        let closed_by = if closes { weight(&rest[taken..], emphasis)? } else { None };
         match first {
             '(' => round.push(segments.len()),
             '[' => square.push(segments.len()),
             ')' if !round.is_empty() => emphasize(&mut segments, round.pop(), EMPHASIS),
             ']' if !square.is_empty() => emphasize(&mut segments, square.pop(), EMPHASIS.recip()),
-            ':' if closed_by.is_some() && !round.is_empty() => {
+            ':' if closed_by.is_some() => {
                 let (weight, length) = closed_by.unwrap_or_default();
                 emphasize(&mut segments, round.pop(), weight);
                 taken += length;
@@ -82,17 +90,26 @@ pub fn segments(prompt: &str, emphasis: Emphasis) -> Result<Vec<Segment>, Engine
     checked(joined(segments))
 }
 
-/// What stands between a colon and the bracket it closes, `1.2)`: the number and the length of all of it.
-fn weight(rest: &str, emphasis: Emphasis) -> Option<(f64, usize)> {
-    let end = rest.find(')')?;
+/// What stands between a colon and the bracket it closes, `1.2)`: the number and the length of all of it. Digits and points that are no
+/// number end the job in both references, and digits of other scripts are a weight in both.
+fn weight(rest: &str, emphasis: Emphasis) -> Result<Option<(f64, usize)>, EngineError> {
+    let Some(end) = rest.find(')') else { return Ok(None) };
     let number = match emphasis {
         Emphasis::Automatic => rest[..end].trim(),
         Emphasis::Lpw => &rest[..end],
     };
     let written = number.strip_prefix(['+', '-']).unwrap_or(number);
-    let digits = written.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let number = number.parse().ok().filter(|_| digits)?;
-    Some((number, end + 1))
+    if written.is_empty() || !written.chars().all(|c| c.is_numeric() || c == '.') {
+        return Ok(None);
+    }
+    match number.parse() {
+        Ok(number) => Ok(Some((number, end + 1))),
+        Err(_) => {
+            let shown: String = number.chars().take(20).collect();
+            let problem = format!("the weight {shown:?} is no number: write one such as 1.2, or \\: for the character");
+            Err(EngineError::Request { field: "prompt", problem })
+        }
+    }
 }
 
 /// `text`, cut where it says `BREAK`; blanks around that go with it.
@@ -178,9 +195,21 @@ mod tests {
         assert_eq!(read("[[far] away"), of(&[("far", 0.826_446), (" away", 0.909_091)]));
         assert_eq!(read("a) b] 3:4 (c:d) e:1.5)"), of(&[("a) b] 3:4 ", 1.0), ("c:d", 1.1), (" e:1.5)", 1.0)]));
         assert_eq!(read("(off:0)(down:-.5)(up:+2)"), of(&[("off", 0.0), ("down", -0.5), ("up", 2.0)]));
-        assert_eq!(read("(a:1.2.3)"), of(&[("a:1.2.3", 1.1)]));
+        assert_eq!(read("a:1.2.3)"), of(&[("a:1.2.3)", 1.0)]));
+        for emphasis in [Emphasis::Automatic, Emphasis::Lpw] {
+            for wrong in ["(a:1.2.3)", "(wait:...)", "(a:１.４)", "(a:٢)"] {
+                let error = segments(wrong, emphasis).expect_err("no number").to_string();
+                assert!(error.contains("is no number"), "{error}");
+            }
+        }
         assert_eq!(read("back\\\\slash\\n"), of(&[("back\\slashn", 1.0)]));
         assert_eq!(read(""), of(&[]));
+    }
+
+    #[test]
+    fn a_comment_reaches_to_the_end_of_its_line() {
+        assert_eq!(without_comments("a cat # on a mat\n# all of it\nb#"), "a cat \n\nb");
+        assert_eq!(without_comments("no comment"), "no comment");
     }
 
     #[test]

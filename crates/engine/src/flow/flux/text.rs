@@ -53,7 +53,8 @@ impl TextEncoder {
         let end = id(END)?;
         let pad = id(PAD)?;
         let positions = config.clip.max_position_embeddings;
-        let clip_tokenizer = PromptTokenizer::read(&directory.join("tokenizer"), &config.clip_pad, positions)?;
+        let vectors = config.clip.vocab_size;
+        let clip_tokenizer = PromptTokenizer::read(&directory.join("tokenizer"), &config.clip_pad, positions, vectors)?;
         let files = component_files(&directory.join("text_encoder_2"))?;
         let (model, bytes) = build_from(
             &files,

@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 use super::checkpoints::{copied, edit};
 use super::copy_directory;
 
+/// Of the text encoder: of the fixture's tokens and one more.
+const VECTORS: usize = 570;
+
 fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
@@ -50,7 +53,7 @@ fn tokens_are_those_of_transformers_whichever_files_are_there() {
             patch(&files.join("tokenizer.json"), &case["patch"]);
         }
         let checkpoint = Checkpoint::read(directory.path()).expect("reads");
-        let tokenizer = PromptTokenizer::read(&files, &checkpoint.text_encoders[0].pad_token, 77).expect("reads");
+        let tokenizer = PromptTokenizer::read(&files, &checkpoint.text_encoders[0].pad_token, 77, VECTORS).expect("reads");
         for (index, prompt) in expected["prompts"].as_array().expect("prompts").iter().enumerate() {
             let prompt = prompt.as_str().expect("a prompt");
             let name = &case["name"];
@@ -61,13 +64,44 @@ fn tokens_are_those_of_transformers_whichever_files_are_there() {
 }
 
 #[test]
+fn a_word_that_the_text_encoder_has_no_vector_of_is_refused_where_it_is_written() {
+    let directory = copied();
+    let files = directory.path().join("tokenizer");
+    fs::write(files.join("added_tokens.json"), json!({ "<sks>": 569 }).to_string()).expect("writes");
+    let tokenizer = PromptTokenizer::read(&files, "<|endoftext|>", 77, VECTORS - 1).expect("reads");
+    assert!(tokenizer.tokens("a cat").is_ok());
+    let error = tokenizer.tokens("a <sks> cat").expect_err("no vector").to_string();
+    assert!(error.contains("prompt") && error.contains("\"<sks>\" is token 569") && error.contains("569 vectors"), "{error}");
+    fs::write(files.join("added_tokens.json"), json!({ "<sks>": 600 }).to_string()).expect("writes");
+    let error = PromptTokenizer::read(&files, "<|endoftext|>", 77, VECTORS).err().expect("a gap").to_string();
+    assert!(error.contains("adds <sks> as token 600"), "{error}");
+}
+
+/// diffusers would read prompts in another way by them.
+#[test]
+fn settings_of_a_tokenizer_that_are_not_followed_are_refused() {
+    for (setting, says) in [
+        (json!({ "model_max_length": 60 }), "model_max_length must be 77"),
+        (json!({ "truncation_side": "left" }), "truncation_side must be right"),
+        (json!({ "padding_side": "left" }), "padding_side must be right"),
+        (json!({ "split_special_tokens": true }), "split_special_tokens must be false"),
+    ] {
+        let directory = copied();
+        let files = directory.path().join("tokenizer");
+        patch(&files.join("tokenizer_config.json"), &setting);
+        let error = PromptTokenizer::read(&files, "<|endoftext|>", 77, VECTORS).err().expect("refused").to_string();
+        assert!(error.contains("tokenizer_config.json") && error.contains(says), "{error}");
+    }
+}
+
+#[test]
 fn a_pad_token_without_a_vector_is_refused() {
     let directory = copied();
     let files = directory.path().join("tokenizer");
     edit(&files.join("tokenizer_config.json"), "\"pad_token\": \"<|endoftext|>\"", "\"pad_token\": \"[PAD]\"");
     let pad = Checkpoint::read(directory.path()).expect("reads").text_encoders[0].pad_token.clone();
     for file in ["tokenizer.json", "vocab.json"] {
-        let error = PromptTokenizer::read(&files, &pad, 77).err().expect(file).to_string();
+        let error = PromptTokenizer::read(&files, &pad, 77, VECTORS).err().expect(file).to_string();
         assert!(error.contains("has no token [PAD]"), "{file}: {error}");
         let _ = fs::remove_file(files.join("tokenizer.json"));
     }

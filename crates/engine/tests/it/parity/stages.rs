@@ -60,7 +60,8 @@ pub(super) fn prompts() -> [(&'static str, String); 6] {
 
 fn tokens_and_text(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {
     let pad_token = &engine.checkpoint().text_encoders[0].pad_token;
-    let tokenizer = PromptTokenizer::read(&fixtures().join(checkpoint).join("tokenizer"), pad_token, 77).expect("reads");
+    let tokenizer =
+        PromptTokenizer::read(&fixtures().join(checkpoint).join("tokenizer"), pad_token, 77, 49_408).expect("reads");
     let mut tokens = Stage::new(format!("{checkpoint}, tokens"));
     let mut text = Stage::new(format!("{checkpoint}, text states"));
     for (name, prompt) in prompts() {
