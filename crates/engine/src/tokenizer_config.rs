@@ -36,6 +36,7 @@ enum SpecialToken {
 
 /// A token that is added to a vocabulary, and how it is found in a text.
 #[derive(Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the file's own keys, which depend on each other in no way")]
 pub(super) struct Added {
     pub(super) content: String,
     #[serde(default)]

@@ -102,14 +102,12 @@ fn weight(rest: &str, emphasis: Emphasis) -> Result<Option<(f64, usize)>, Engine
     if written.is_empty() || !written.chars().all(|c| c.is_numeric() || c == '.') {
         return Ok(None);
     }
-    match number.parse() {
-        Ok(number) => Ok(Some((number, end + 1))),
-        Err(_) => {
-            let shown: String = number.chars().take(20).collect();
-            let problem = format!("the weight {shown:?} is no number: write one such as 1.2, or \\: for the character");
-            Err(EngineError::Request { field: "prompt", problem })
-        }
+    if let Ok(number) = number.parse() {
+        return Ok(Some((number, end + 1)));
     }
+    let shown: String = number.chars().take(20).collect();
+    let problem = format!("the weight {shown:?} is no number: write one such as 1.2, or \\: for the character");
+    Err(EngineError::Request { field: "prompt", problem })
 }
 
 /// `text`, cut where it says `BREAK`; blanks around that go with it.
