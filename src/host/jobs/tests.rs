@@ -122,7 +122,9 @@ fn jobs_on_their_way_into_the_queue_count_for_their_tenant() {
         underway.push(sending);
     }
     assert_eq!((jobs.waiting_of_tenant(&of("a-4", "a")), jobs.waiting_of_tenant(&of("a-3", "a"))), (4, 3));
-    underway.into_iter().for_each(|sending| sending.ended(Ok(())));
+    for sending in underway {
+        sending.ended(Ok(()));
+    }
     assert_eq!(jobs.waiting_of_tenant(&of("a-4", "a")), 4);
 }
 

@@ -108,7 +108,7 @@ fn content_header(payload: &[u8], headers_max: usize) -> Option<Vec<u8>> {
         let start = reader.at;
         let bytes = reader.long()? as usize;
         let end = reader.at.checked_add(bytes).filter(|end| *end <= payload.len())?;
-        let read = reader.table(end).and_then(|()| if bytes > headers_max { Err(TOO_LARGE) } else { Ok(()) });
+        let read = reader.table(end).and(if bytes > headers_max { Err(TOO_LARGE) } else { Ok(()) });
         if let Err(problem) = read {
             let unreadable = unreadable(problem);
             reader.bytes.splice(start..end, unreadable.iter().copied());

@@ -31,6 +31,14 @@ impl Directory {
     }
 }
 
+/// What becomes of the note about how a job ended.
+#[derive(Clone)]
+pub(super) enum EndNote {
+    Stays,
+    /// None: it is removed.
+    Becomes(Option<String>),
+}
+
 pub(super) struct Files {
     root: PathBuf,
     /// Locked for as long as this host lives; the kernel unlocks it when the host dies.
@@ -129,7 +137,7 @@ impl Files {
     /// Writes a file, moves it as a job is moved that is put back, and removes it.
     pub(super) fn probe(&self) -> io::Result<()> {
         let probe = |directory: Directory| self.root.join(directory.as_str()).join(format!("probe{PARTIAL}"));
-        let written = fs::write(probe(Directory::Running), [0; PROBE_BYTES])
+        let written = fs::write(probe(Directory::Running), vec![0; PROBE_BYTES])
             .and_then(|()| fs::rename(probe(Directory::Running), probe(Directory::Waiting)));
         // What is left of it takes up room.
         let _ = fs::remove_file(probe(Directory::Running));

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tracing::Instrument as _;
 
 use self::disk::Disk;
-use self::files::{Directory, Files};
+use self::files::{Directory, EndNote, Files};
 use self::name::Name;
 use super::{Depth, Message, Shape, Source, SourceError};
 use crate::clock::later;
@@ -69,8 +69,7 @@ struct Returning {
     action: &'static str,
     running: Name,
     waiting: Waiting,
-    /// What is to be noted of its end, or that nothing is; none: what is noted stays.
-    note: Option<Option<String>>,
+    note: EndNote,
 }
 
 /// A job that waits, in the order in which jobs are due.
@@ -175,14 +174,14 @@ impl Spool {
     ) -> Result<(), SourceError> {
         let running = self.in_flight(message, action)?;
         let mut waiting = running.clone();
-        let mut note = None;
+        let mut note = EndNote::Stays;
         match attempt {
             Attempt::Counted => waiting.deferral = None,
             Attempt::Untried => waiting.attempt = waiting.attempt.saturating_sub(1),
             Attempt::Deferred(deferral) => {
                 waiting.attempt = waiting.attempt.saturating_sub(1);
                 waiting.deferral = Some(deferral);
-                note = Some(message.ended.as_ref().map(EndedJob::encode));
+                note = EndNote::Becomes(message.ended.as_ref().map(EndedJob::encode));
             }
         }
         waiting.due(later(SystemTime::now(), delay));
@@ -215,7 +214,7 @@ impl Spool {
         let Returning { action, running, waiting, note } = returning.clone();
         let to = waiting.name.clone();
         let moving = self.disk.work(action, move |files| {
-            if let Some(ended) = note {
+            if let EndNote::Becomes(ended) = note {
                 files.note_end(&running, ended.as_deref())?;
             }
             files.rename((Directory::Running, &running), (Directory::Waiting, &to))
