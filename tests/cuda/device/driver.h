@@ -62,7 +62,7 @@ bool is_done(uint64_t issued);
     if (captured_by(stream)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
 
 // Memory that graphs allocated; freed outside of the capture.
-extern std::set<CUdeviceptr> graph_memory, freed_of_graphs;
+extern std::set<CUdeviceptr> &graph_memory, &freed_of_graphs;
 uint64_t used_bytes();
 void memory_counts(uint64_t *peak_bytes, uint64_t *live_allocations);
 

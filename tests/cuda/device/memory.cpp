@@ -2,8 +2,9 @@
 #include "driver.h"
 #include <map>
 
-std::set<CUdeviceptr> graph_memory, freed_of_graphs;
-static std::map<uint64_t, uint64_t> allocations, pinned;
+// Never destroyed, here and in streams.cpp: threads of the program go on while it ends, and free what they have.
+std::set<CUdeviceptr> &graph_memory = *new std::set<CUdeviceptr>, &freed_of_graphs = *new std::set<CUdeviceptr>;
+static std::map<uint64_t, uint64_t> &allocations = *new std::map<uint64_t, uint64_t>, &pinned = *new std::map<uint64_t, uint64_t>;
 static uint64_t in_use, peak, live;
 
 uint64_t used_bytes() { return in_use; }

@@ -22,15 +22,15 @@ struct Queued {
     uint64_t issued;
     std::function<void()> work;
 };
-static std::deque<Queued> queue;
+static std::deque<Queued> &queue = *new std::deque<Queued>;
 static uint64_t issued;
 
 // The stream of each thread (2) is another one in each thread.
 using Key = std::pair<void *, std::thread::id>;
 static CUstream const per_thread = (CUstream)2;
-static std::map<Key, CUgraph> captures;
+static std::map<Key, CUgraph> &captures = *new std::map<Key, CUgraph>;
 static Key key(CUstream stream) { return {stream, stream == per_thread ? std::this_thread::get_id() : std::thread::id()}; }
-static std::map<std::thread::id, int> capturing_threads;
+static std::map<std::thread::id, int> &capturing_threads = *new std::map<std::thread::id, int>;
 
 CUgraph captured_by(CUstream stream) {
     LOCK;
