@@ -49,7 +49,7 @@ impl AssetUrl {
     pub fn identity(&self) -> String {
         let Self::Http(url) = self else { return self.to_string() };
         let mut bare = url.clone();
-        let parts: Vec<&str> = url.query().map(|query| query.split('&').collect()).unwrap_or_default();
+        let parts = query_parts(url);
         let lasting: Vec<String> = signature::without(&parts).into_iter().filter(|part| !part.is_empty()).map(tidy).collect();
         let query = lasting.join("&");
         bare.set_query(Some(query.as_str()).filter(|query| !query.is_empty()));
@@ -62,7 +62,7 @@ impl AssetUrl {
     #[must_use]
     pub fn is_presigned(&self) -> bool {
         let Self::Http(url) = self else { return false };
-        let parts: Vec<&str> = url.query().map(|query| query.split('&').collect()).unwrap_or_default();
+        let parts = query_parts(url);
         signature::without(&parts).len() < parts.len()
     }
 
@@ -192,6 +192,11 @@ fn base64_kind(given: &str) -> Option<&'static str> {
         return Some("an image in base64");
     }
     (is_said || text.len() >= MIN_CHARS && !text.contains(':')).then_some("base64")
+}
+
+/// As written.
+fn query_parts(url: &Url) -> Vec<&str> {
+    url.query().map(|query| query.split('&').collect()).unwrap_or_default()
 }
 
 /// A part of a query in one spelling; as it was written where its bytes are no UTF-8, since what replaces them is the same for all.

@@ -39,7 +39,7 @@ pub fn without_queries(message: &str) -> String {
     while let Some(at) = rest.find("://") {
         let (before, url) = rest.split_at(at + "://".len());
         shown.push_str(before);
-        let end = url.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '`')).unwrap_or(url.len());
+        let end = end_of_url(url);
         let (url, behind) = url.split_at(end);
         let authority_end = url.find(['/', '?', '#']).unwrap_or(url.len());
         let host = url[..authority_end].rfind('@').map_or(0, |at| at + 1);
@@ -60,7 +60,7 @@ fn without_bare_queries(message: &str) -> String {
     let mut rest = message;
     while let Some(at) = rest.find('?') {
         let (before, query) = rest.split_at(at + 1);
-        let end = query.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '`')).unwrap_or(query.len());
+        let end = end_of_url(query);
         shown.push_str(before);
         if query[..end].contains('=') {
             shown.push_str("...");
@@ -71,6 +71,11 @@ fn without_bare_queries(message: &str) -> String {
     }
     shown.push_str(rest);
     shown
+}
+
+/// Where a URL in a message ends that `rest` goes on with.
+fn end_of_url(rest: &str) -> usize {
+    rest.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '`')).unwrap_or(rest.len())
 }
 
 /// A text of a caller, cut to `max_chars` characters: what is said of a value never grows with the value.

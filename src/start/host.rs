@@ -71,10 +71,10 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let models = if passes_through { Vec::new() } else { listed::hosted(&config, environment)? };
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
-    // What it reports of a try-on that no handler lived to report is of the model that does try-ons.
-    let tryon = listed::doing(&models, "tryon").unwrap_or(&config.model.name);
-    let notifier = Arc::new(super::notifier((&config, tryon), outbound.clone(), store.clone())?);
     let catalogue = Arc::new(listed::catalogue(&models).unwrap_or_else(|| of_another_function(&config, environment)));
+    // What it reports of a try-on that no handler lived to report is of the model that does try-ons.
+    let tryon = catalogue.doing("tryon").map_or(&config.model.name, |model| &model.name);
+    let notifier = Arc::new(super::notifier((&config, tryon), outbound.clone(), store.clone())?);
     let metrics = Metrics::new(Gpus::watch()).context("the metrics' table is wrong")?;
     let sources = sources(&config).await?;
     let queue = sources.first().context("no source is configured")?.clone();

@@ -7,7 +7,6 @@ use crate::host::http::ModelInfo;
 use crate::host::listed::ListedModel;
 use crate::host::process::Program;
 use crate::job::request::catalogue::{Catalogue, Served};
-use crate::job::task::ModelName;
 use crate::metrics::gpu;
 
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
@@ -91,12 +90,6 @@ impl HostedModel {
         let name = ("ATELIER__MODEL__NAME".to_owned(), self.config.model.name.as_str().to_owned());
         Program { environment: program.environment.into_iter().chain([name]).collect(), ..program }
     }
-}
-
-/// The model whose handlers do this task, where one does.
-pub(super) fn doing<'a>(models: &'a [HostedModel], task: &str) -> Option<&'a ModelName> {
-    let found = models.iter().map(HostedModel::function).position(|function| function.capabilities.tasks().contains(&task))?;
-    models.get(found).map(|model| &model.config.model.name)
 }
 
 /// None: there are no models.

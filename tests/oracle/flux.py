@@ -7,16 +7,13 @@ Dimensions, weights and cases follow from the seed, and no two widths are equal.
 the committed one asks for other numbers. Made with torch 2.11.0, transformers 5.23.0, diffusers 0.42.1, peft 0.21.2.
 """
 
-import json
 import math
-import shutil
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from flows import RANK, autoencoder, begin, finish, images, pair, saved
 from make_fixtures import END, START
 from make_fixtures import tokenizer as clip_words
 from qwen import normals, randomize
@@ -24,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = [
     {"heads": 2, "axes": (4, 6, 8), "clip": 12, "clip_heads": 3, "t5": 20, "t5_heads": 3, "head": 8, "latents": 5, "vae": (4, 8, 12), "double": 1, "single": 2},
     {"heads": 3, "axes": (2, 4, 6), "clip": 20, "clip_heads": 2, "t5": 28, "t5_heads": 2, "head": 6, "latents": 4, "vae": (4, 4, 8, 12), "double": 2, "single": 1},
@@ -37,7 +33,6 @@ DYNAMIC = SCHEDULE | {"use_dynamic_shifting": True, "shift": 3.0, "base_image_se
 PROMPTS = ["a red mug", "Größe XL's 衣服…\n\n  7, <|ok|>?", "", "snow, and more of it " * 12, "  a woman wearing  a striped t-shirt, 24 words or so: " * 3]
 TEXT = " ".join([*PROMPTS, "a pink dress in the garden, a man wearing a dotted blue shirt, best quality, many words that any prompt may have"])
 TOKENS = 256
-RANK = 3
 
 
 def t5_tokenizer(target):
@@ -89,27 +84,13 @@ def transformer(target, size, seed):
     return FluxTransformer2DModel.from_pretrained(target / "transformer", torch_dtype=torch.float32).eval()
 
 
-def autoencoder(target, size, seed):
-    levels = len(size["vae"])
-    vae = AutoencoderKL(
-        block_out_channels=size["vae"], norm_num_groups=4, sample_size=64, layers_per_block=1, latent_channels=size["latents"],
-        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, scaling_factor=0.3611,
-        shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
-    randomize(vae, seed).save_pretrained(target / "vae")
-    return AutoencoderKL.from_pretrained(target / "vae", torch_dtype=torch.float32).eval()
-
-
 def checkpoint(target, size, seed):
     clip, tokenizer, t5, tokenizer_2 = text_encoders(target, size, seed + 6000)
     scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULE)
     scheduler.save_pretrained(target / "scheduler")
     vae = autoencoder(target, size, seed + 5000)
     pipeline = FluxPipeline(scheduler, vae, clip, tokenizer, t5, tokenizer_2, transformer(target, size, seed + 4000))
-    index = {"_class_name": "FluxPipeline", "_diffusers_version": "0.42.1"}
-    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return saved(target, pipeline)
 
 
 DOUBLE = [
@@ -164,11 +145,6 @@ def write_single_file(target, model):
     save_file(out | {"vae.decoder.conv_in.bias": torch.zeros(2)}, target / "single_file.safetensors")
 
 
-def pair(rows, columns, seed):
-    down = normals((RANK, columns), seed, columns**-0.5).to(torch.bfloat16)
-    return down, normals((rows, RANK), seed + 1, 0.4).to(torch.bfloat16)
-
-
 def write_lora(target, pipeline, spelling, seed):
     tensors = {}
     model = pipeline.transformer
@@ -218,15 +194,6 @@ class Kohya:
             module.weight.data = weight
 
 
-def run(pipeline, case):
-    generators = [torch.Generator().manual_seed(seed) for seed in case["seeds"]]
-    generated = pipeline(
-        prompt=case["prompt"], guidance_scale=0.0, num_inference_steps=case["steps"], width=case["width"], height=case["height"],
-        num_images_per_prompt=len(generators), generator=generators, output_type="np", max_sequence_length=TOKENS,
-    ).images  # fmt: skip
-    return torch.from_numpy((generated * 255).round().astype("uint8")).contiguous()
-
-
 def cases_of(rng, token, loras):
     cases = []
     for number, lora in enumerate([None, None, None, *loras]):
@@ -257,10 +224,7 @@ def stages(pipeline, out, size):
 
 @torch.no_grad()
 def main():
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "tests/fixtures/flux"
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    target, seed = begin("flux")
     size = SIZES[seed % len(SIZES)]
     pipeline = checkpoint(target, size, 1000 * seed)
     rng = np.random.default_rng(seed)
@@ -275,15 +239,12 @@ def main():
         if case["lora"] == "diffusers.safetensors":
             pipeline.load_lora_weights(target, weight_name=case["lora"], adapter_name="it")
             pipeline.set_adapters("it", case["scale"])
-        out[f"expected/{number}"] = run(pipeline, case)
+        out[f"expected/{number}"] = images(pipeline, case, max_sequence_length=TOKENS)
         if kohya:
             kohya.undo()
         elif case["lora"]:
             pipeline.unload_lora_weights()
-    (target / "cases.json").write_text(json.dumps({"prompts": PROMPTS, "dynamic": DYNAMIC, "cases": cases}, indent=1, ensure_ascii=False) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in out.items()}, target / "expected.safetensors")
-    for path in target.rglob("*.safetensors"):
-        path.chmod(0o644)
+    finish(target, {"prompts": PROMPTS, "dynamic": DYNAMIC, "cases": cases}, out)
 
 
 if __name__ == "__main__":

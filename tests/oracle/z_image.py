@@ -7,19 +7,17 @@ Dimensions, weights and cases follow from the seed, and no two widths are equal.
 the committed one asks for other numbers. Made with torch 2.11.0, transformers 5.23.0, diffusers 0.42.1, peft 0.21.2.
 """
 
-import json
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from flows import RANK, ROOT, autoencoder, begin, finish, images, pair, saved
 from qwen import normals, randomize
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "models/train/edit"), str(ROOT / "models/train")]
 import words  # noqa: E402
 
@@ -38,7 +36,6 @@ TEMPLATE = (
     "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
 PROMPTS = ["a red mug", "Größe XL's 衣服…\n\n  7, <|ok|>?", "", "snow, and more of it " * 7, "\n a woman wearing a striped t-shirt, 24 words or so: " * 4]
-RANK = 3
 
 
 def text_encoder(target, tokenizer, size, seed):
@@ -66,17 +63,6 @@ def transformer(target, size, seed):
     return ZImageTransformer2DModel.from_pretrained(target / "transformer", torch_dtype=torch.float32).eval()
 
 
-def autoencoder(target, size, seed):
-    levels = len(size["vae"])
-    vae = AutoencoderKL(
-        block_out_channels=size["vae"], norm_num_groups=4, sample_size=64, layers_per_block=1, latent_channels=size["latents"],
-        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, scaling_factor=0.3611,
-        shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
-    randomize(vae, seed).save_pretrained(target / "vae")
-    return AutoencoderKL.from_pretrained(target / "vae", torch_dtype=torch.float32).eval()
-
-
 def checkpoint(target, size, seed):
     tokenizer = words.write(target)
     shutil.rmtree(target / "processor")
@@ -85,10 +71,7 @@ def checkpoint(target, size, seed):
     scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULE)
     scheduler.save_pretrained(target / "scheduler")
     pipeline = ZImagePipeline(scheduler, autoencoder(target, size, seed + 5000), encoder, tokenizer, transformer(target, size, seed + 4000))
-    index = {"_class_name": "ZImagePipeline", "_diffusers_version": "0.42.1"}
-    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return saved(target, pipeline)
 
 
 def old_name(name):
@@ -105,9 +88,7 @@ def write_lora(target, model, spelling, seed):
     def add(prefix, ends, rows, columns, alpha=None):
         nonlocal number
         number += 2
-        down = normals((RANK, columns), seed + number, columns**-0.5).to(torch.bfloat16)
-        up = normals((rows, RANK), seed + number + 1, 0.4).to(torch.bfloat16)
-        tensors[f"{prefix}.{ends[0]}"], tensors[f"{prefix}.{ends[1]}"] = down, up
+        tensors[f"{prefix}.{ends[0]}"], tensors[f"{prefix}.{ends[1]}"] = pair(rows, columns, seed + number)
         if alpha is not None:
             tensors[f"{prefix}.alpha"] = torch.tensor(alpha, dtype=torch.bfloat16)
 
@@ -148,15 +129,6 @@ def apply_fused(model, file):
         module.weight.data += change
 
 
-def run(pipeline, case):
-    generators = [torch.Generator().manual_seed(seed) for seed in case["seeds"]]
-    generated = pipeline(
-        prompt=case["prompt"], guidance_scale=0.0, num_inference_steps=case["steps"], width=case["width"], height=case["height"],
-        num_images_per_prompt=len(generators), generator=generators, output_type="np",
-    ).images  # fmt: skip
-    return torch.from_numpy((generated * 255).round().astype("uint8")).contiguous()
-
-
 def cases_of(rng, token, loras):
     """Sizes, steps, prompts and adapters, no two alike: with and without padding of image and text."""
     cases = []
@@ -186,10 +158,7 @@ def stages(pipeline, out, size):
 
 @torch.no_grad()
 def main():
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "tests/fixtures/z-image"
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    target, seed = begin("z-image")
     size = SIZES[seed % len(SIZES)]
     pipeline = checkpoint(target, size, 1000 * seed)
     rng = np.random.default_rng(seed)
@@ -209,13 +178,10 @@ def main():
         elif case["lora"]:
             pipeline.load_lora_weights(target, weight_name=case["lora"], adapter_name="it")
             pipeline.set_adapters("it", case["scale"])
-        out[f"expected/{number}"] = run(pipeline, case)
+        out[f"expected/{number}"] = images(pipeline, case)
         if case["lora"] and case["lora"] != "fused.safetensors":
             pipeline.unload_lora_weights()
-    (target / "cases.json").write_text(json.dumps({"prompts": PROMPTS, "dynamic": DYNAMIC, "cases": cases}, indent=1, ensure_ascii=False) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in out.items()}, target / "expected.safetensors")
-    for path in target.rglob("*.safetensors"):
-        path.chmod(0o644)
+    finish(target, {"prompts": PROMPTS, "dynamic": DYNAMIC, "cases": cases}, out)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,16 @@ pub(super) fn classify(error: EngineError) -> EngineError {
     if says(&STICKY) || says(&FAILED_WORK) && !says(&NO_MEMORY) { EngineError::Fatal { problem } } else { error }
 }
 
+/// Where nothing more can be put out of the way: what needs less memory.
+pub(super) fn advise_smaller(error: EngineError) -> EngineError {
+    match error {
+        EngineError::OutOfMemory { problem } => {
+            EngineError::OutOfMemory { problem: format!("{problem}; a smaller size or fewer images need less") }
+        }
+        other => other,
+    }
+}
+
 /// The error, as [`EngineError::OutOfMemory`] if it is one. Candle distinguishes a device without memory from other faults only in its message.
 pub(super) fn classify_memory_error(error: EngineError) -> EngineError {
     match error {

@@ -2,6 +2,20 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use crate::EngineError;
+
+/// Width and height of an image in units of `unit_px` pixels.
+///
+/// # Errors
+/// [`EngineError::Request`] of the field `width` or `height` when that is no multiple of a unit.
+pub(crate) fn sides(width_px: u32, height_px: u32, unit_px: usize) -> std::result::Result<[usize; 2], EngineError> {
+    let side = |field, px: u32| match px as usize {
+        px if px > 0 && px.is_multiple_of(unit_px) => Ok(px / unit_px),
+        px => Err(EngineError::Request { field, problem: format!("must be a multiple of {unit_px}, got {px}") }),
+    };
+    Ok([side("width", width_px)?, side("height", height_px)?])
+}
+
 /// `rgb`: (height, width, 3) bytes. Returns (1, 3, height, width), f32 from -1 to 1.
 ///
 /// # Errors

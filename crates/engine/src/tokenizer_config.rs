@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, Tokenizer};
 
 use super::EngineError;
 use super::json_config::read;
@@ -140,6 +140,19 @@ pub(super) fn added_tokens(directory: &Path) -> Result<BTreeMap<u32, Added>, Eng
         tokens.extend(serialized.added_tokens.into_iter().map(|token| (token.id, token.added)));
     }
     Ok(tokens)
+}
+
+/// Adds a token that has this number in the checkpoint.
+///
+/// # Errors
+/// When it would get another number here.
+pub(super) fn add_token(tokenizer: &mut Tokenizer, id: u32, token: AddedToken) -> tokenizers::Result<()> {
+    let text = token.content.clone();
+    tokenizer.add_tokens([token])?;
+    match tokenizer.token_to_id(&text) {
+        Some(given) if given == id => Ok(()),
+        given => Err(format!("adds {text} as token {id}, but it would be {given:?}: a token before it is missing").into()),
+    }
 }
 
 fn read_if_present<T: Default + serde::de::DeserializeOwned>(path: &Path) -> Result<T, EngineError> {

@@ -89,13 +89,18 @@ impl Catalogue {
         JobError::Invalid { field: field.into(), problem }
     }
 
+    /// The first model that does this task.
+    #[must_use]
+    pub fn doing(&self, task: &str) -> Option<&Served> {
+        self.models().find(|model| model.does(task))
+    }
+
     /// What a job of this task gets that leaves a field out: from the model that it names, else from the first that does the task, else
     /// from the first.
     #[must_use]
     pub fn defaults(&self, task: &str, named: Option<&str>) -> &Defaults {
         let by_name = self.models().find(|model| Some(model.name.as_str()) == named);
-        let found = by_name.or_else(|| self.models().find(|model| model.does(task)));
-        &found.unwrap_or(&self.first).defaults
+        &by_name.or_else(|| self.doing(task)).unwrap_or(&self.first).defaults
     }
 
     /// The place of the model whose defaults a body was read with that turned out to be no job: that one's handler refuses it.

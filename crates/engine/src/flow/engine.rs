@@ -8,8 +8,9 @@ use serde::Deserialize;
 use super::family::Family;
 use super::requests::readable;
 use crate::adapters::Adapters;
-use crate::device_errors::classify_memory_error;
+use crate::device_errors::{advise_smaller, classify_memory_error};
 use crate::json_config::{Fixed, read};
+use crate::kept_encoder::KeptEncoder;
 use crate::original_names::canonical;
 use crate::qwen::packing::Grid;
 use crate::schedule::flow::FlowConfig;
@@ -65,9 +66,7 @@ pub struct FlowEngine<F: Family> {
     pub(super) device: Device,
     pub(super) adapters: Adapters<F>,
     vae: VaeDecoder,
-    /// None while it is not in memory.
-    encoder: Option<F::Encoder>,
-    keeps_encoder: bool,
+    encoder: KeptEncoder<F::Encoder>,
 }
 
 impl<F: Family> FlowEngine<F> {
@@ -110,18 +109,14 @@ impl<F: Family> FlowEngine<F> {
         let adapters = Adapters::new(weights, move |vb| F::build(&config, vb));
         let from = settings.transformer.as_deref().unwrap_or(directory);
         let adapters = adapters.map_err(|problem| EngineError::Checkpoint { path: from.to_owned(), problem })?;
-        let keeps_encoder = settings.memory_budget.is_none_or(|budget| resident <= budget);
-        if !keeps_encoder {
-            tracing::info!(resident_bytes = resident, "the text encoder is read again for every job: engine.memory_budget_mib");
-        }
-        let encoder = Some(encoder).filter(|_| keeps_encoder);
-        Ok(Self { checkpoint, settings, device, adapters, vae, encoder, keeps_encoder })
+        let encoder = KeptEncoder::new(encoder, resident, settings.memory_budget);
+        Ok(Self { checkpoint, settings, device, adapters, vae, encoder })
     }
 
     /// Whether the text encoder stays in memory between jobs.
     #[must_use]
     pub fn keeps_encoder(&self) -> bool {
-        self.keeps_encoder
+        self.encoder.stays()
     }
 
     /// Makes the following stages generate with exactly these LoRAs; those used last cost nothing, then this returns true.
@@ -147,7 +142,7 @@ impl<F: Family> FlowEngine<F> {
     pub fn encode_prompt(&mut self, prompt: &str) -> Result<F::Text, EngineError> {
         let mut encoder = self.encoder.take().map_or_else(|| self.read_encoder(), Ok)?;
         let text = self.adapters.current().encode(&mut encoder, prompt);
-        self.encoder = Some(encoder).filter(|_| self.keeps_encoder);
+        self.encoder.keep(encoder);
         text
     }
 
@@ -177,12 +172,7 @@ impl<F: Family> FlowEngine<F> {
     /// # Errors
     /// [`EngineError::Request`] when a side is no multiple of a token's.
     fn grid(&self, request: &GenerateRequest) -> Result<Grid, EngineError> {
-        let token = 2 * self.checkpoint.vae.pixels_per_latent();
-        let side = |field, px: u32| match px as usize {
-            px if px > 0 && px.is_multiple_of(token) => Ok(px / token),
-            px => Err(EngineError::Request { field, problem: format!("must be a multiple of {token}, got {px}") }),
-        };
-        Ok(Grid { width: side("width", request.width_px)?, height: side("height", request.height_px)? })
+        Grid::of_image(request.width_px, request.height_px, 2 * self.checkpoint.vae.pixels_per_latent())
     }
 
     fn read_encoder(&self) -> Result<F::Encoder, EngineError> {
@@ -196,8 +186,8 @@ impl<F: Family> FlowEngine<F> {
         match self.attempt(request, watch, is_banded).map_err(classify_memory_error) {
             Err(EngineError::OutOfMemory { problem }) => {
                 tracing::warn!(%problem, "no memory: generating again without the text encoder, and decoding in bands");
-                self.encoder = None;
-                self.attempt(request, watch, true).map_err(classify_memory_error).map_err(smaller)
+                drop(self.encoder.take());
+                self.attempt(request, watch, true).map_err(classify_memory_error).map_err(advise_smaller)
             }
             generated => generated,
         }
@@ -243,15 +233,6 @@ impl<Config> Checkpoint<Config> {
             None => Ok(checkpoint),
             Some((_, problem)) => Err(EngineError::Checkpoint { path: directory.join("vae"), problem }),
         }
-    }
-}
-
-fn smaller(error: EngineError) -> EngineError {
-    match error {
-        EngineError::OutOfMemory { problem } => {
-            EngineError::OutOfMemory { problem: format!("{problem}; a smaller size or fewer images need less") }
-        }
-        other => other,
     }
 }
 

@@ -6,5 +6,4 @@ pub mod family;
 pub mod flux;
 mod requests;
 mod rope;
-mod time;
 pub mod z_image;

@@ -11,7 +11,8 @@ use super::precision::Precision;
 use super::sizes::Areas;
 use super::text::TextEncoder;
 use super::{QwenImage, Variant};
-use crate::device_errors::classify_memory_error;
+use crate::device_errors::{advise_smaller, classify_memory_error};
+use crate::kept_encoder::KeptEncoder;
 use crate::resample::{Filter, resize};
 use crate::unread::check_unread;
 use crate::{EditRequest, Engine, EngineError, GenerateRequest, Generated, QueuedRequest, Request, Watch};
@@ -42,9 +43,7 @@ pub struct QwenEngine {
     settings: Settings,
     precision: Precision,
     device: Device,
-    /// None while it is not in memory.
-    encoder: Option<TextEncoder>,
-    keeps_encoder: bool,
+    encoder: KeptEncoder<TextEncoder>,
     modes: Vec<(String, QwenImage)>,
 }
 
@@ -71,18 +70,14 @@ impl QwenEngine {
             modes.push((mode.clone(), model));
         }
         let resident = encoder.bytes() + modes.iter().map(|(_, model)| model.bytes()).sum::<u64>();
-        let keeps_encoder = settings.memory_budget.is_none_or(|budget| resident <= budget);
-        if !keeps_encoder {
-            tracing::info!(resident_bytes = resident, "the text encoder is read again for every job: engine.memory_budget_mib");
-        }
-        let encoder = Some(encoder).filter(|_| keeps_encoder);
-        Ok(Self { directory: directory.to_owned(), settings, precision, device, encoder, keeps_encoder, modes })
+        let encoder = KeptEncoder::new(encoder, resident, settings.memory_budget);
+        Ok(Self { directory: directory.to_owned(), settings, precision, device, encoder, modes })
     }
 
     /// Whether the text encoder stays in memory between jobs.
     #[must_use]
     pub fn keeps_encoder(&self) -> bool {
-        self.keeps_encoder
+        self.encoder.stays()
     }
 
     /// One request; where there was no memory for it once more with nothing else in the way.
@@ -92,8 +87,8 @@ impl QwenEngine {
             Err(EngineError::OutOfMemory { problem }) => {
                 tracing::warn!(%problem, "no memory: generating again without caches and text encoder");
                 self.forget();
-                self.encoder = None;
-                self.attempt(request, watch).map_err(classify_memory_error).map_err(smaller)
+                drop(self.encoder.take());
+                self.attempt(request, watch).map_err(classify_memory_error).map_err(advise_smaller)
             }
             generated => generated,
         };
@@ -125,7 +120,7 @@ impl QwenEngine {
     fn encode_words(&mut self, request: &EditRequest) -> Result<TextConditioning, EngineError> {
         let mut encoder = self.encoder.take().map_or_else(|| self.read_encoder(), Ok)?;
         let words = words_of(&mut encoder, request);
-        self.encoder = Some(encoder).filter(|_| self.keeps_encoder);
+        self.encoder.keep(encoder);
         words
     }
 
@@ -157,7 +152,7 @@ impl QwenEngine {
     }
 
     fn forget(&mut self) {
-        if let Some(encoder) = &mut self.encoder {
+        if let Some(encoder) = self.encoder.loaded() {
             encoder.forget();
         }
         self.modes.iter_mut().for_each(|(_, model)| model.forget());
@@ -184,15 +179,6 @@ fn words_of(encoder: &mut TextEncoder, request: &EditRequest) -> Result<TextCond
     let negative = guided.then(|| encoder.encode(said, &request.images)).transpose();
     let negative = negative.map_err(EngineError::of_negative_prompt)?;
     Ok(TextConditioning { positive, negative })
-}
-
-fn smaller(error: EngineError) -> EngineError {
-    match error {
-        EngineError::OutOfMemory { problem } => {
-            EngineError::OutOfMemory { problem: format!("{problem}; a smaller size or fewer images need less") }
-        }
-        other => other,
-    }
 }
 
 impl Engine for QwenEngine {

@@ -1,12 +1,11 @@
 //! Every tensor of the transformer by name, with its shape.
 
 use super::config::TransformerConfig;
+use crate::timestep::TIME_FREQUENCIES;
 use crate::weights::Shapes;
 
 /// What the names in LoRA files, and in our messages, begin with.
 pub(super) const COMPONENT: &str = "transformer";
-/// Sinusoids that a timestep is turned into.
-pub(super) const TIME_FREQUENCIES: usize = 256;
 /// Shift, scale and gate, before attention and before the feed-forward layer.
 pub(super) const MODULATIONS: usize = 6;
 /// The feed-forward layers' hidden width, in widths.

@@ -9,14 +9,11 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::config::TransformerConfig;
 use super::files::TransformerFiles;
-use super::layout::{MODULATIONS, TIME_FREQUENCIES};
+use super::layout::MODULATIONS;
 use super::linear::Linear;
 use crate::EngineError;
 use crate::recent::Recent;
-
-const MAX_PERIOD: f32 = 10_000.0;
-/// Timesteps are reported as parts of 1 and looked at in thousandths.
-const TIME_SCALE: f32 = 1000.0;
+use crate::timestep::{TIME_FREQUENCIES, TRAIN_TIMESTEPS, rounded_timestep, sinusoids};
 
 /// Shift, 1 + scale and gate of one part of a block: each (width,).
 #[derive(Clone)]
@@ -111,42 +108,17 @@ fn work_out(
     Ok(rows)
 }
 
-/// A timestep of 0 to 1000 as the model gets it: rounded to what is computed in, divided by 1000, rounded again.
-fn rounded_timestep(timestep: f32, compute: DType) -> f32 {
-    rounded(rounded(timestep, compute) / TIME_SCALE, compute)
-}
-
-/// The nearest number in the format that is computed in; `number` is finite.
-pub(crate) fn rounded(number: f32, compute: DType) -> f32 {
-    match compute {
-        DType::BF16 => nearest_bf16(number),
-        _ => number,
-    }
-}
-
-/// The nearest number that has only the upper 16 bits, the even one of two; `number` is finite.
-fn nearest_bf16(number: f32) -> f32 {
-    let bits = number.to_bits();
-    f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
-}
-
 /// silu of the embedding of each time, (1, 1, width) each: one by one, so that a row is the same values whatever its neighbours are.
 fn embed(times: &[f32], files: &TransformerFiles) -> std::result::Result<Vec<Tensor>, EngineError> {
     let (compute, device) = files.kept();
     let first = files.linear("time_text_embed.timestep_embedder.linear_1")?;
     let second = files.linear("time_text_embed.timestep_embedder.linear_2")?;
     let embedded_times = times.iter().map(|time| {
-        let waves = Tensor::from_vec(sinusoids(*time), (1, 1, TIME_FREQUENCIES), &device)?.to_dtype(compute)?;
+        let waves =
+            Tensor::from_vec(sinusoids(*time, TRAIN_TIMESTEPS), (1, 1, TIME_FREQUENCIES), &device)?.to_dtype(compute)?;
         second.forward(&first.forward(&waves)?.silu()?)?.silu()
     });
     Ok(embedded_times.collect::<Result<_>>()?)
-}
-
-/// Cosines, then sines, of 1000 times `time` at falling frequencies.
-fn sinusoids(time: f32) -> Vec<f32> {
-    let half = TIME_FREQUENCIES / 2;
-    let angle = |index: usize| TIME_SCALE * (time * (-MAX_PERIOD.ln() * index as f32 / half as f32).exp());
-    (0..half).map(|index| angle(index).cos()).chain((0..half).map(|index| angle(index).sin())).collect()
 }
 
 /// Shift, 1 + scale, gate, twice, for each row.
@@ -168,17 +140,4 @@ fn modulations(linear: &Linear, embedded: &[Tensor], ones: &Tensor) -> Result<Ve
 fn ones_at_scales(width: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     let ones = (0..MODULATIONS).flat_map(|index| vec![if index % 3 == 1 { 1.0_f32 } else { 0.0 }; width]);
     Tensor::from_vec(ones.collect::<Vec<f32>>(), MODULATIONS * width, device)?.to_dtype(dtype)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_rounded_as_the_format_that_is_computed_in() {
-        // 761.1 in bf16 is 760; a thousandth of that rounds once more.
-        assert_eq!(rounded_timestep(761.1, DType::BF16).to_bits(), 0.761_718_75_f32.to_bits());
-        assert_eq!(rounded_timestep(761.1, DType::F32).to_bits(), (761.1_f32 / 1000.0).to_bits());
-        assert_eq!((nearest_bf16(1.0 + 1.0 / 256.0), nearest_bf16(1.0 + 3.0 / 256.0)), (1.0, 1.0 + 4.0 / 256.0));
-    }
 }

@@ -2,6 +2,9 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::EngineError;
+use crate::pixels::sides;
+
 /// Sides of an image in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Grid {
@@ -10,6 +13,15 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// Of an image whose tokens have `token_px` pixels a side.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when a side is no multiple of a token's.
+    pub fn of_image(width_px: u32, height_px: u32, token_px: usize) -> std::result::Result<Self, EngineError> {
+        let [width, height] = sides(width_px, height_px, token_px)?;
+        Ok(Self { height, width })
+    }
+
     #[must_use]
     pub fn tokens(self) -> usize {
         self.height * self.width

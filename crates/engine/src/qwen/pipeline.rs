@@ -76,12 +76,7 @@ impl QwenImage {
     /// # Errors
     /// [`EngineError::Request`] when a side is no multiple of a token's.
     pub fn grid(&self, width_px: u32, height_px: u32) -> Result<Grid, EngineError> {
-        let token = 2 * self.checkpoint.vae.pixels_per_latent();
-        let side = |field, px: u32| match px as usize {
-            px if px > 0 && px.is_multiple_of(token) => Ok(px / token),
-            px => Err(EngineError::Request { field, problem: format!("must be a multiple of {token}, got {px}") }),
-        };
-        Ok(Grid { width: side("width", width_px)?, height: side("height", height_px)? })
+        Grid::of_image(width_px, height_px, 2 * self.checkpoint.vae.pixels_per_latent())
     }
 
     /// The noise of each image, (1, tokens, 4·channels), f32: what torch's CPU generator gives in f32.

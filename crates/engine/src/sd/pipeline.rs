@@ -16,7 +16,7 @@ use super::start::Start;
 use super::text::Encoding;
 use super::tiling::Tiling;
 use crate::device_errors::classify_memory_error;
-use crate::pixels::to_rgb8;
+use crate::pixels::{sides, to_rgb8};
 use crate::schedule::config::Pipeline;
 use crate::schedule::scheduler::{Sampler, Scheduler};
 use crate::schedule::{self, Schedule};
@@ -119,13 +119,7 @@ impl StableDiffusion {
     /// # Errors
     /// [`EngineError::Request`] when a side is no multiple of the VAE's factor.
     pub fn latent_shape(&self, width_px: u32, height_px: u32) -> Result<(usize, usize, usize), EngineError> {
-        let factor = self.checkpoint.vae.pixels_per_latent();
-        let side = |field, px: u32| match px as usize {
-            px if px > 0 && px.is_multiple_of(factor) => Ok(px / factor),
-            px => Err(EngineError::Request { field, problem: format!("must be a multiple of {factor}, got {px}") }),
-        };
-        let width = side("width", width_px)?;
-        let height = side("height", height_px)?;
+        let [width, height] = sides(width_px, height_px, self.checkpoint.vae.pixels_per_latent())?;
         Ok((self.checkpoint.vae.latent_channels, height, width))
     }
 }

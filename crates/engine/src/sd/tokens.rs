@@ -17,7 +17,7 @@ use super::chunks::{Chunk, Run};
 use super::inversion::EncoderWords;
 use super::weighting::{Emphasis, segments};
 use crate::EngineError;
-use crate::tokenizer_config::{added_tokens, check_clip};
+use crate::tokenizer_config::{add_token, added_tokens, check_clip};
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -227,11 +227,7 @@ fn add_tokens(tokenizer: &mut Tokenizer, directory: &Path, pad_token: &str) -> t
         if is_known || [START, END, pad_token].contains(&text.as_str()) {
             continue;
         }
-        tokenizer.add_tokens([added.token()])?;
-        let given = tokenizer.token_to_id(text);
-        if given != Some(id) {
-            return Err(format!("adds {text} as token {id}, but it would be {given:?}: a token before it is missing").into());
-        }
+        add_token(tokenizer, id, added.token())?;
     }
     Ok(())
 }

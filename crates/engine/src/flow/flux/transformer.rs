@@ -10,15 +10,12 @@ use super::stream::{Modulation, NORM_EPS};
 use super::text::TextStates;
 use crate::activations::silu;
 use crate::flow::rope::Rope;
-use crate::flow::time::{TIME_FREQUENCIES, sinusoids};
 use crate::layers::{Linear, linear};
-use crate::qwen::modulation::rounded;
 use crate::qwen::packing::{Grid, pack, unpack};
+use crate::timestep::{TIME_FREQUENCIES, TRAIN_TIMESTEPS, rounded, rounded_timestep, sinusoids};
 
 /// Base of the rotary frequencies; diffusers has it in code, not in config.json.
 const THETA: f64 = 10_000.0;
-/// What a schedule calls the whole of time.
-const TRAIN_TIMESTEPS: f32 = 1000.0;
 
 /// diffusers' `FluxTransformer2DModel`.
 pub(super) struct Transformer {
@@ -108,9 +105,8 @@ impl Transformer {
     /// `timestep`: 0 to 1000.
     pub(super) fn condition(&self, timestep: f32, context: &Context) -> Result<Conditioning> {
         // Rounded where diffusers' pipeline rounds it.
-        let part = rounded(rounded(timestep, self.dtype) / TRAIN_TIMESTEPS, self.dtype);
-        let time = rounded(part * TRAIN_TIMESTEPS, self.dtype);
-        let waves = Tensor::from_vec(sinusoids(time), (1, TIME_FREQUENCIES), &self.device)?.to_dtype(self.dtype)?;
+        let time = rounded(rounded_timestep(timestep, self.dtype) * TRAIN_TIMESTEPS, self.dtype);
+        let waves = Tensor::from_vec(sinusoids(time, 1.0), (1, TIME_FREQUENCIES), &self.device)?.to_dtype(self.dtype)?;
         let time = silu(&(self.time.forward(&waves)? + &context.pooled)?)?;
         let last = self.last_modulation.forward(&time)?.flatten_all()?.chunk(2, D::Minus1)?;
         Ok(Conditioning {

@@ -10,16 +10,14 @@ use super::places::{image_positions, padding, text_positions};
 use crate::EngineError;
 use crate::activations::silu;
 use crate::flow::rope::Rope;
-use crate::flow::time::{TIME_FREQUENCIES, sinusoids};
 use crate::layers::{Linear, linear};
 use crate::qwen::packing::Grid;
+use crate::timestep::{TIME_FREQUENCIES, TRAIN_TIMESTEPS, sinusoids};
 
 /// Hidden width behind the sinusoids of time; diffusers has it in code, not in config.json.
 const TIME_HIDDEN: usize = 1024;
 /// Of the last norm; diffusers has it in code, not in config.json.
 const LAST_NORM_EPS: f32 = 1e-6;
-/// What a schedule calls the whole of time.
-const TRAIN_TIMESTEPS: f32 = 1000.0;
 
 /// diffusers' `ZImageTransformer2DModel` for one image of one frame.
 pub(super) struct Transformer {
@@ -117,7 +115,7 @@ impl Transformer {
     /// `timestep`: 0 to 1000, 1000 being noise; the model's own time runs the other way.
     pub(super) fn condition(&self, timestep: f32) -> Result<Conditioning> {
         let time = (TRAIN_TIMESTEPS - timestep) / TRAIN_TIMESTEPS * self.config.t_scale as f32;
-        let waves = Tensor::from_vec(sinusoids(time), (1, TIME_FREQUENCIES), &self.device)?.to_dtype(self.dtype)?;
+        let waves = Tensor::from_vec(sinusoids(time, 1.0), (1, TIME_FREQUENCIES), &self.device)?.to_dtype(self.dtype)?;
         let time = self.time_out.forward(&silu(&self.time_in.forward(&waves)?)?)?;
         let norms = |blocks: &[Block]| blocks.iter().map(|block| block.norms(&time)).collect::<Result<Vec<_>>>();
         Ok(Conditioning {

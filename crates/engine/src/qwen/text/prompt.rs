@@ -11,7 +11,7 @@ use tokenizers::tokenizer::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use super::positions::Run;
 use crate::EngineError;
-use crate::tokenizer_config::{Added, added_tokens};
+use crate::tokenizer_config::{Added, add_token, added_tokens};
 
 /// What the model is told before the user's turn.
 pub struct Template {
@@ -159,13 +159,7 @@ fn from_vocabulary(directory: &Path) -> Result<Tokenizer, EngineError> {
     tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])));
     tokenizer.with_normalizer(Some(NFC)).map_err(wrong)?;
     for (id, Added { content: token, .. }) in added_tokens(directory)? {
-        tokenizer.add_special_tokens([AddedToken::from(token.clone(), true).normalized(false)]).map_err(wrong)?;
-        let given = tokenizer.token_to_id(&token);
-        if given != Some(id) {
-            return Err(wrong(
-                format!("adds {token} as token {id}, but it would be {given:?}: a token before it is missing").into(),
-            ));
-        }
+        add_token(&mut tokenizer, id, AddedToken::from(token, true).normalized(false)).map_err(wrong)?;
     }
     Ok(tokenizer)
 }
