@@ -4,7 +4,7 @@ use std::io::{Error, ErrorKind, Write as _, stderr, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use atelier::{config, demo, doctor, invoke, log, serve, start};
+use atelier::{config, demo, doctor, inspect, invoke, log, serve, start};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// A GPU function: a job out of an event, images in S3, a signed webhook out.
@@ -30,6 +30,8 @@ enum Role {
     Models(start::models::Options),
     /// Check what the function and the host need, one line each, and say how to repair it.
     Doctor(doctor::Options),
+    /// Show what an image says of itself, and verify its content credentials.
+    Inspect(inspect::Options),
     /// Print the completion script of a shell; docs/completions/ has them.
     #[command(hide = true)]
     Completions { shell: clap_complete::Shell },
@@ -44,15 +46,11 @@ async fn main() -> ExitCode {
     let environment = config::environment();
     let for_a_person = !matches!(arguments.role, Some(Role::Host(_)) | None);
     let default_level = match arguments.role {
-        Some(Role::Doctor(_)) => log::DefaultLevel::Nothing,
+        Some(Role::Doctor(_) | Role::Inspect(_)) => log::DefaultLevel::Nothing,
         Some(Role::Demo(_)) => log::DefaultLevel::Warnings,
         _ => log::DefaultLevel::Outcomes,
     };
-    let played = match log::start(&environment, default_level) {
-        Ok(()) => Box::pin(play(arguments, &environment)).await,
-        Err(error) => Err(error.into()),
-    };
-    match played {
+    match Box::pin(play(arguments, default_level, &environment)).await {
         Ok(code) => return code,
         // The reader of standard output has read enough.
         Err(error) if error.downcast_ref().is_some_and(|error: &Error| error.kind() == ErrorKind::BrokenPipe) => {
@@ -64,13 +62,15 @@ async fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow::Result<ExitCode> {
+async fn play(arguments: Arguments, level: log::DefaultLevel, environment: &config::Environment) -> anyhow::Result<ExitCode> {
+    log::start(environment, level)?;
     let config = arguments.config.as_deref();
     match arguments.role {
         Some(Role::Demo(options)) => Box::pin(demo::run(&options, environment)).await?,
         Some(Role::Invoke(options)) => invoke::run(&options, config, environment).await?,
         Some(Role::Models(options)) => return start::models::run(options, config, environment).await,
         Some(Role::Doctor(options)) => return doctor::run(&options, config, environment).await,
+        Some(Role::Inspect(options)) => return inspect::run(&options, config, environment).await,
         Some(Role::Host(options)) => start::host::run(options, config, environment).await?,
         Some(Role::Completions { shell }) => start::command::complete(shell, &mut Arguments::command())?,
         Some(Role::Manual) => clap_mangen::Man::new(Arguments::command()).render(&mut stdout())?,

@@ -31,6 +31,9 @@ _atelier() {
             atelier,host)
                 cmd="atelier__subcmd__host"
                 ;;
+            atelier,inspect)
+                cmd="atelier__subcmd__inspect"
+                ;;
             atelier,invoke)
                 cmd="atelier__subcmd__invoke"
                 ;;
@@ -54,6 +57,9 @@ _atelier() {
                 ;;
             atelier__subcmd__help,host)
                 cmd="atelier__subcmd__help__subcmd__host"
+                ;;
+            atelier__subcmd__help,inspect)
+                cmd="atelier__subcmd__help__subcmd__inspect"
                 ;;
             atelier__subcmd__help,invoke)
                 cmd="atelier__subcmd__help__subcmd__invoke"
@@ -113,7 +119,7 @@ _atelier() {
 
     case "${cmd}" in
         atelier)
-            opts="-h -V --config --help --version demo host invoke models doctor completions manual help"
+            opts="-h -V --config --help --version demo host invoke models doctor inspect completions manual help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -197,7 +203,7 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__help)
-            opts="demo host invoke models doctor completions manual help"
+            opts="demo host invoke models doctor inspect completions manual help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -267,6 +273,20 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__help__subcmd__host)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__inspect)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -394,6 +414,28 @@ _atelier() {
                     return 0
                     ;;
                 --port)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__inspect)
+            opts="-h --trust-anchors --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --trust-anchors)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
