@@ -74,7 +74,7 @@ async fn play(arguments: Arguments, level: log::DefaultLevel, environment: &conf
         Some(Role::Host(options)) => start::host::run(options, config, environment).await?,
         Some(Role::Completions { shell }) => start::command::complete(shell, &mut Arguments::command())?,
         Some(Role::Manual) => clap_mangen::Man::new(Arguments::command()).render(&mut stdout())?,
-        None => return serve::run(config, environment).await,
+        None => return Box::pin(serve::run(config, environment)).await,
     }
     Ok(ExitCode::SUCCESS)
 }

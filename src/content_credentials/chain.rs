@@ -30,7 +30,7 @@ const MIN_RSA_BITS: usize = 2_048;
 pub(super) struct Chain {
     /// The certificates that go into an image: the root stays out, for a verifier has it or does not trust it.
     pub(super) pem: String,
-    pub(super) chain_bytes: usize,
+    pub(super) der_bytes: usize,
     pub(super) private_key: Secret,
     pub(super) private_key_setting: &'static str,
     pub(super) algorithm: SigningAlg,
@@ -72,7 +72,7 @@ impl Chain {
         let not_after = certificates.iter().map(|certificate| time(certificate.validity().not_after.timestamp())).min();
         Ok(Self {
             pem: kept.iter().map(|block| armoured(&block.contents)).collect(),
-            chain_bytes: kept.iter().map(|block| block.contents.len()).sum(),
+            der_bytes: kept.iter().map(|block| block.contents.len()).sum(),
             private_key: source.private_key.text.clone(),
             private_key_setting: source.private_key.key,
             algorithm,

@@ -55,18 +55,18 @@ impl Signing {
 /// Signs in this process, and asks for no more room in a file than it needs.
 pub(super) struct LocalSigner {
     signer: c2pa::BoxedSigner,
-    chain_bytes: usize,
+    der_bytes: usize,
 }
 
 impl LocalSigner {
     fn new(chain: Chain) -> Result<Self, SettingError> {
-        let Chain { pem, chain_bytes, private_key, private_key_setting, algorithm, .. } = chain;
+        let Chain { pem, der_bytes, private_key, private_key_setting, algorithm, .. } = chain;
         let signer = c2pa::create_signer::from_keys(pem.as_bytes(), private_key.reveal().as_bytes(), algorithm, None);
         let signer = signer.map_err(|error| {
             let problem = format!("cannot be used with the certificate's algorithm {algorithm}: {error}");
             SettingError::new(private_key_setting, problem)
         })?;
-        Ok(Self { signer, chain_bytes })
+        Ok(Self { signer, der_bytes })
     }
 }
 
@@ -86,6 +86,6 @@ impl Signer for LocalSigner {
     /// Of a signature (RSA's has 512 bytes at most here), its headers and the chain. c2pa's own signers add 10 kB for a timestamp.
     fn reserve_size(&self) -> usize {
         const SIGNATURE_AND_HEADERS_BYTES: usize = 1_024;
-        SIGNATURE_AND_HEADERS_BYTES + self.chain_bytes
+        SIGNATURE_AND_HEADERS_BYTES + self.der_bytes
     }
 }

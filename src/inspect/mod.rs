@@ -20,7 +20,7 @@ const NONE: u8 = 3;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// An image file, or s3://BUCKET/KEY, which is read with the settings of `store`
+    /// An image file, or `s3://BUCKET/KEY`, which is read with the settings of `store`
     image: Source,
     /// PEM of the roots that are trusted; without them no signer is, and credentials verify when nothing was changed
     #[arg(long, value_name = "FILE")]

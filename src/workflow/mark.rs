@@ -1,6 +1,6 @@
 //! The machine-readable mark that a model made an image, as XMP: it stands in every file, whatever else is left out.
 //!
-//! - `Iptc4xmpExt:DigitalSourceType` of IPTC's Photo Metadata Standard, with a term of its NewsCodes: what platforms and search engines read.
+//! - `Iptc4xmpExt:DigitalSourceType` of IPTC's Photo Metadata Standard, with a term of its `NewsCodes`: what platforms and search engines read.
 //! - `xmp:CreatorTool`, and `dc:relation` with the address of the job's record, where there is one.
 
 use crate::job::task::Task;

@@ -1,5 +1,6 @@
 //! A signer that stops being good while the function runs: no job is lost, and no image leaves unsigned.
 
+use atelier::content_credentials::verify::{State, verify};
 use atelier::job::capabilities::Capabilities;
 use atelier::protocol::reply::{self, JobOutcome};
 use atelier::workflow::Spent;
@@ -7,7 +8,8 @@ use serde_json::json;
 use time::{Duration, OffsetDateTime};
 
 use super::authority::Authority;
-use super::{event, generated, signing, tasks};
+use super::{event, generated, image, signing, tasks};
+use crate::bucket::Trouble;
 use crate::stage::Stage;
 
 #[tokio::test]
@@ -34,4 +36,22 @@ async fn a_certificate_that_expires_hands_jobs_back_before_they_cost_anything() 
     assert_eq!((stage.generated(), stage.handler.spent()), (1, Some(Spent::CannotSign)));
     assert!(!stage.bucket.path("generations/late").exists(), "nothing of it is in the bucket");
     assert!(stage.backend.arrived().iter().all(|notification| !notification.path.ends_with("/failed")));
+}
+
+/// What the store did not take is stored as it was signed, and not generated or signed again.
+#[tokio::test]
+async fn a_result_that_waits_for_the_store_is_a_signed_one() {
+    let authority = Authority::good();
+    let mut stage = Stage::signing(signing(&authority), Capabilities::Generate, |_| ()).await;
+    let (_, _, mut body, _) = tasks().remove(0);
+    body["job_id"] = json!("waits");
+    stage.bucket.trouble(Trouble::ReadOnly);
+    let waiting = reply::decode(&stage.handle_for_host(event(&body)).await).expect("our own reply");
+    assert_eq!(waiting[0].outcome, JobOutcome::StoreUnavailable);
+    stage.bucket.trouble(Trouble::None);
+    let done = reply::decode(&stage.handle_for_host(event(&body)).await).expect("our own reply");
+    assert_eq!((done[0].outcome, stage.generated()), (JobOutcome::Complete, 1));
+    let file = std::fs::read(image(&stage, "waits")).expect("an image");
+    let found = verify(&file, "image/png", Some(&authority.root)).expect("read").expect("credentials");
+    assert_eq!(found.state, State::Trusted, "{found:?}");
 }
