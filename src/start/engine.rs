@@ -34,6 +34,7 @@ pub(super) fn start(
 ) -> impl FnOnce() -> Result<(EngineThread, Phases), EngineError> + Send + 'static {
     let warm_up = config.workflow.advanced.warmup_on_startup;
     let budget = config.engine.memory_budget_mib.map(|mib| mib.saturating_mul(1 << 20));
+    let graphs = config.engine.cuda_graphs;
     let dtype = dtype(config.engine.dtype);
     let settings = qwen(config, manifest, budget);
     let manifest = manifest.clone();
@@ -41,7 +42,7 @@ pub(super) fn start(
         Family::StableDiffusion1 | Family::StableDiffusionXl => started(warm_up, move |device| {
             let dtype = dtype.unwrap_or_else(|| device::default_dtype(&device));
             device::check_dtype(dtype, &device)?;
-            let settings = settings::Settings { memory_budget: budget, ..stable_diffusion(&manifest, dtype, device)? };
+            let settings = settings::Settings { memory_budget: budget, graphs, ..stable_diffusion(&manifest, dtype, device)? };
             let engine = StableDiffusion::load(&settings)?;
             let loading = engine.loading();
             Ok((engine, loading))

@@ -1,6 +1,8 @@
 //! Opens the device that generates; what depends on the build, but for the way of weights to a GPU (`loader.rs`), is here.
 
 #[cfg(feature = "cuda")]
+mod captured;
+#[cfg(feature = "cuda")]
 mod epilogue;
 #[cfg(feature = "cuda")]
 mod fp8;
@@ -233,6 +235,42 @@ pub(super) fn keeping_uploads<R>(device: &Device, shape: &[usize], work: impl Fn
 #[cfg(not(feature = "cuda"))]
 pub(super) fn keeping_uploads<R>(_: &Device, _: &[usize], work: impl FnOnce() -> R) -> R {
     work()
+}
+
+/// What is done to some inputs: their result, f32.
+pub(super) type Step<'a> = dyn Fn(&[Tensor]) -> Result<Tensor> + 'a;
+
+/// A step that the device was told once.
+pub(super) trait Repeated: Send {
+    /// What the step makes of `inputs`, which have the shapes and formats of the first ones. At most one step before it is still under way when this
+    /// returns.
+    fn repeat(&mut self, inputs: &[Tensor]) -> Result<Tensor>;
+
+    /// What it keeps of the device's memory.
+    fn bytes(&self) -> usize;
+}
+
+/// A step as it was done first.
+pub(super) struct FirstTime {
+    pub(super) output: Tensor,
+    /// The same for other inputs, or why it cannot be repeated.
+    pub(super) repeated: std::result::Result<Box<dyn Repeated>, String>,
+}
+
+/// Does `step`, and tells the device how to repeat it; `None` where the device has to be told each time. `has_room`: whether the latter may keep so many
+/// bytes. Only for who has the device's stream alone, and within [`keeping_uploads`].
+#[cfg(feature = "cuda")]
+pub(super) fn first_time(
+    inputs: &[Tensor],
+    step: &Step<'_>,
+    has_room: &mut dyn FnMut(usize) -> bool,
+) -> Option<Result<FirstTime>> {
+    captured::first_time(inputs, step, has_room)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn first_time(_: &[Tensor], _: &Step<'_>, _: &mut dyn FnMut(usize) -> bool) -> Option<Result<FirstTime>> {
+    None
 }
 
 /// What a device does with 8-bit values (e4m3).

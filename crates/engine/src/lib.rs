@@ -10,6 +10,7 @@ mod finite;
 mod float_formats;
 pub mod flow;
 mod fp8;
+pub mod graphs;
 mod json_config;
 mod kept_encoder;
 mod layers;
