@@ -10,6 +10,7 @@ use candle_nn::VarBuilder;
 use sha2::{Digest, Sha256};
 
 use super::finite::is_finite;
+use super::graphs::module_number;
 use super::learned_word::Bundled;
 use super::lora::{Lora, LoraError};
 use super::recent::Recent;
@@ -29,10 +30,9 @@ pub(super) struct Adapters<Adapted> {
     weights: Weights,
     builder: Builder<Adapted>,
     base: Adapted,
+    base_module: u64,
     /// The last LoRAs used and what was built for them. Only what they change takes memory of its own.
     last: Option<Last<Adapted>>,
-    /// How many overlays there have been.
-    overlays: u64,
     uses_last: bool,
     /// The matrices of the LoRAs used last, on the device: changing between them costs a merge, and no reading or checking.
     read: Recent<Content, Arc<Lora>>,
@@ -42,14 +42,10 @@ struct Last<Adapted> {
     loras: Vec<Fingerprint>,
     /// The tensors that `adapted` has in place of the base's.
     overlay: Arc<Tensors>,
-    /// Which overlay it is.
     module: u64,
     adapted: Adapted,
     learned_words: Vec<Bundled>,
 }
-
-/// [`Adapters::module`] without LoRAs.
-pub(super) const BASE_MODULE: u64 = 0;
 
 /// Of the matrices that stay on the device. A LoRA of rank 32 for all of Stable Diffusion 1.5 has 75 MiB in f32.
 const MATRICES_MAX_BYTES: usize = 512 << 20;
@@ -63,7 +59,7 @@ impl<Adapted> Adapters<Adapted> {
     ) -> Result<Self, String> {
         let base = weights.build(&Arc::default(), &builder)?;
         let read = Recent::new(MATRICES_MAX_BYTES, |_, lora: &Arc<Lora>| lora.bytes());
-        Ok(Self { weights, builder: Box::new(builder), base, last: None, overlays: BASE_MODULE, uses_last: false, read })
+        Ok(Self { weights, builder: Box::new(builder), base, base_module: module_number(), last: None, uses_last: false, read })
     }
 
     /// What they are laid over.
@@ -79,9 +75,14 @@ impl<Adapted> Adapters<Adapted> {
         }
     }
 
-    /// A number for the tensors that [`Self::current`] reads, at the addresses where they are: other ones never have the same.
+    /// The number of what generates now: it stays while its tensors lie where they are.
     pub(super) fn module(&self) -> u64 {
-        self.last.as_ref().filter(|_| self.uses_last).map_or(BASE_MODULE, |last| last.module)
+        self.last.as_ref().filter(|_| self.uses_last).map_or(self.base_module, |last| last.module)
+    }
+
+    /// The numbers of all that may generate again without being built.
+    pub(super) fn modules(&self) -> [u64; 2] {
+        [self.base_module, self.last.as_ref().map_or(self.base_module, |last| last.module)]
     }
 
     /// The textual inversions that are bundled with the LoRAs in use.
@@ -129,8 +130,7 @@ impl<Adapted> Adapters<Adapted> {
                     let adapted = self.weights.build(&overlay, &self.builder);
                     let adapted =
                         adapted.map_err(|problem| EngineError::Checkpoint { path: checkpoint.to_owned(), problem })?;
-                    self.overlays += 1;
-                    Last { loras: fingerprints, overlay, module: self.overlays, adapted, learned_words }
+                    Last { loras: fingerprints, overlay, module: module_number(), adapted, learned_words }
                 }
             };
             self.last = Some(last);

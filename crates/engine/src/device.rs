@@ -214,7 +214,7 @@ pub(super) fn geglu(_: &Tensor, _: &Tensor) -> Option<Result<Tensor>> {
 
 /// How many shapes [`keeping_uploads`] keeps uploads for: some 20 KiB of each, for as long as the process lives.
 #[cfg(feature = "cuda")]
-const MAX_KEPT_SHAPES: usize = 64;
+const MAX_KEPT_SHAPES: usize = 1024;
 
 /// Does `work` over latents of `shape`. What kernels are told of tensors' sizes and strides goes to a GPU once for each shape, and stays there:
 /// else it is hundreds of copies a step.

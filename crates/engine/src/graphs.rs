@@ -1,6 +1,7 @@
 //! Steps that a GPU is told once and repeats, by what makes them equal: CUDA graphs, as many as there is memory for. What cannot be one, and whatever
 //! a CPU does, is done anew each time.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -19,10 +20,16 @@ const MAX_REFUSED: usize = 256;
 /// What makes steps equal besides the shapes and formats of their inputs: all that decides which operations they are, on what.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Kind {
-    /// The module whose tensors a step reads, by a number that no other tensors have had.
+    /// The module whose tensors a step reads, by its [`module_number`].
     pub(crate) module: u64,
     /// Whatever else its code goes by.
     pub(crate) choices: Vec<usize>,
+}
+
+/// A number for a module's tensors, at the addresses where they are.
+pub(crate) fn module_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -106,7 +113,7 @@ impl Graphs {
     }
 
     /// Lets go of all graphs, for their memory. Returns whether there were any.
-    fn forget(&self) -> bool {
+    pub(crate) fn forget(&self) -> bool {
         let Some(mut known) = self.known() else { return false };
         let had_any = !known.graphs.is_empty();
         known.graphs.forget();

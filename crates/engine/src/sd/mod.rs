@@ -48,7 +48,7 @@ use self::tokens::PromptTokenizer;
 use self::unet::Unet;
 use self::vae::VaeDecoder;
 use self::vae_encoder::VaeEncoder;
-use super::adapters::{Adapters, BASE_MODULE};
+use super::adapters::Adapters;
 use super::graphs::{GraphCounts, Graphs};
 use super::original_names::Layout;
 use super::single_file::SingleFile;
@@ -198,7 +198,7 @@ impl StableDiffusion {
         let cache_hit = self.adapters.select(&self.checkpoint.directory, loras)?;
         if !cache_hit {
             // An overlay that is gone will not come back, nor will what reads it.
-            self.graphs.keep([BASE_MODULE, self.adapters.module()]);
+            self.graphs.keep(self.adapters.modules());
         }
         Ok(cache_hit)
     }

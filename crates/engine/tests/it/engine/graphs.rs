@@ -12,11 +12,7 @@ use atelier_engine::{Engine, EngineError, GenerateRequest, LoraFile, Sampling, W
 use candle_core::{DType, Device, Tensor};
 
 use super::{fixtures, lora, request};
-
-/// A capture takes in all that is sent to the stream meanwhile, also by another test: so each has a stream of its own.
-fn own_device() -> Device {
-    if crate::device().is_cuda() { atelier_engine::device::open().unwrap() } else { Device::Cpu }
-}
+use crate::own_device;
 
 /// The fixture with graphs, and without.
 fn with_and_without(dtype: DType, memory_budget: Option<u64>) -> [StableDiffusion; 2] {
