@@ -7,6 +7,8 @@ mod epilogue;
 #[cfg(feature = "cuda")]
 mod fp8;
 #[cfg(feature = "cuda")]
+mod norm_rope;
+#[cfg(feature = "cuda")]
 mod own_kernels;
 
 #[cfg(feature = "cuda")]
@@ -185,6 +187,24 @@ pub(super) fn group_norm(
 
 #[cfg(not(feature = "cuda"))]
 pub(super) fn group_norm(_: &Tensor, _: (&Tensor, &Tensor), _: usize, _: f64, _: bool) -> Option<Result<Tensor>> {
+    None
+}
+
+/// Root mean square norm by head, weighted, and rotary positions in one kernel; `hidden`: (B, T, heads·D), `angles`: cosine and sine, (T, D/2), f32.
+/// `None` where the device has no such kernel.
+#[cfg(feature = "cuda")]
+pub(super) fn norm_rope(
+    hidden: &Tensor,
+    weight: &Tensor,
+    heads: usize,
+    eps: f32,
+    angles: (&Tensor, &Tensor),
+) -> Option<Result<Tensor>> {
+    norm_rope::norm_rope(hidden, weight, heads, eps, angles)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn norm_rope(_: &Tensor, _: &Tensor, _: usize, _: f32, _: (&Tensor, &Tensor)) -> Option<Result<Tensor>> {
     None
 }
 

@@ -25,6 +25,7 @@ pub mod pixels;
 pub mod qwen;
 mod recent;
 pub mod resample;
+mod rotary;
 pub mod schedule;
 pub mod sd;
 mod single_file;

@@ -10,6 +10,7 @@ pub mod graph;
 pub mod libraries;
 pub mod modules;
 pub mod norm;
+pub mod rotary;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
