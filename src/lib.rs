@@ -6,6 +6,8 @@ pub mod job;
 
 pub mod setting;
 
+pub mod authorities;
+
 pub mod backoff;
 
 pub mod clock;
@@ -48,4 +50,8 @@ pub mod serve;
 
 pub mod invoke;
 
+pub mod client;
+
 pub mod demo;
+
+pub mod role;

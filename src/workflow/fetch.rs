@@ -14,6 +14,7 @@ use crate::job::task::tryon::TryOn;
 use crate::job::task::{Generate, Lora, LoraAlphaSource, Task};
 use crate::job::url::AssetUrl;
 use crate::store::Store;
+use crate::store::fetch::InputKind;
 use atelier_engine::lora::alphas::needs_config;
 use atelier_engine::{AlphaSource, EmbeddingFile, LoraFile};
 
@@ -42,7 +43,7 @@ impl Step for Fetch {
             Task::Edit(edit) => {
                 let mut images = Vec::with_capacity(edit.images.get().len());
                 for (index, image) in edit.images.get().iter().enumerate() {
-                    images.push(self.fetch(context, image, &format!("images[{index}]")).await?);
+                    images.push(self.fetch(context, (image, InputKind::Image), &format!("images[{index}]")).await?);
                 }
                 Fetched::Edit(edit, images)
             }
@@ -59,20 +60,20 @@ impl Fetch {
     ) -> Result<GenerateInputs<StartFiles>, JobError> {
         let mut loras = Vec::with_capacity(generate.loras.len());
         for (index, lora) in generate.loras.iter().enumerate() {
-            let path = self.fetch(context, &lora.url, &format!("lora[{index}].url")).await?;
+            let path = self.fetch(context, (&lora.url, InputKind::Weights), &format!("lora[{index}].url")).await?;
             let alpha = self.alpha(context, lora, &path, index).await?;
             loras.push(LoraFile { path, scale: lora.scale.get(), alpha });
         }
         let mut embeddings = Vec::with_capacity(generate.embeddings.len());
         for (index, embedding) in generate.embeddings.iter().enumerate() {
-            let path = self.fetch(context, &embedding.url, &format!("embeddings[{index}].url")).await?;
+            let path = self.fetch(context, (&embedding.url, InputKind::Weights), &format!("embeddings[{index}].url")).await?;
             embeddings.push(EmbeddingFile { path, token: embedding.token.as_str().to_owned() });
         }
         let start = match &generate.start {
             Some(start) => {
-                let image = self.fetch(context, &start.url, "init_image.url").await?;
+                let image = self.fetch(context, (&start.url, InputKind::Image), "init_image.url").await?;
                 let mask = match &start.mask {
-                    Some(mask) => Some(self.fetch(context, mask, "mask_image.url").await?),
+                    Some(mask) => Some(self.fetch(context, (mask, InputKind::Image), "mask_image.url").await?),
                     None => None,
                 };
                 Some(StartFiles { image, mask })
@@ -83,13 +84,13 @@ impl Fetch {
     }
 
     async fn tryon(&self, context: &mut JobContext<'_>, tryon: &TryOn) -> Result<TryOnFiles, JobError> {
-        let person = self.fetch(context, &tryon.person, "person").await?;
+        let person = self.fetch(context, (&tryon.person, InputKind::Image), "person").await?;
         let mut garments = Vec::with_capacity(tryon.garments.get().len());
         for (index, garment) in tryon.garments.get().iter().enumerate() {
-            garments.push(self.fetch(context, garment, &format!("garments[{index}]")).await?);
+            garments.push(self.fetch(context, (garment, InputKind::Image), &format!("garments[{index}]")).await?);
         }
         let mask = match &tryon.mask {
-            Some(mask) => Some(self.fetch(context, mask, "mask").await?),
+            Some(mask) => Some(self.fetch(context, (mask, InputKind::Image), "mask").await?),
             None => None,
         };
         Ok(TryOnFiles { person, garments, mask })
@@ -106,14 +107,17 @@ impl Fetch {
         match &lora.alpha {
             LoraAlphaSource::Given(alpha) => return Ok(AlphaSource::Given(alpha.get())),
             LoraAlphaSource::Config(url) => {
-                return self.fetch(context, url, &format!("lora[{index}].config_url")).await.map(AlphaSource::Config);
+                return self
+                    .fetch(context, (url, InputKind::Weights), &format!("lora[{index}].config_url"))
+                    .await
+                    .map(AlphaSource::Config);
             }
             LoraAlphaSource::File => {}
         }
         let lora_path = path.to_owned();
         let needed = task::spawn_blocking(move || needs_config(&lora_path)).await.unwrap_or_default();
         let Some(beside) = lora.url.sibling(ADAPTER_CONFIG).filter(|_| needed) else { return Ok(AlphaSource::File) };
-        match self.fetch(context, &beside, &format!("lora[{index}].url")).await {
+        match self.fetch(context, (&beside, InputKind::Weights), &format!("lora[{index}].url")).await {
             Ok(config) => Ok(AlphaSource::Config(config)),
             // There is none, or it may not be read: the engine says what is missing, and how else it can be given.
             Err(JobError::Input { .. }) => Ok(AlphaSource::File),
@@ -122,8 +126,13 @@ impl Fetch {
     }
 
     /// The file stays where it is as long as the job context lives.
-    async fn fetch(&self, context: &mut JobContext<'_>, asset: &AssetUrl, field: &str) -> Result<PathBuf, JobError> {
-        let lease = self.store.fetch(asset, field, context.job).await?;
+    async fn fetch(
+        &self,
+        context: &mut JobContext<'_>,
+        (asset, kind): (&AssetUrl, InputKind),
+        field: &str,
+    ) -> Result<PathBuf, JobError> {
+        let lease = self.store.fetch(asset, kind, field, context.job).await?;
         let path = lease.path().to_owned();
         context.leases.push(lease);
         Ok(path)
