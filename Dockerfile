@@ -37,8 +37,11 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 FROM gcr.io/distroless/cc-debian13:nonroot AS cpu
 COPY --from=build-cpu /image/bin/atelier /usr/local/bin/atelier
 COPY --from=build-cpu /image/srv /srv
+# Jobs that wait where no queue is configured: the user of the image may write here, and a volume outlives the container.
+COPY --from=build-cpu --chown=nonroot:nonroot /image/state /var/lib/atelier
+VOLUME /var/lib/atelier
 WORKDIR /srv
-ENV HOME=/tmp
+ENV HOME=/tmp ATELIER__SOURCES__SPOOL__DIRECTORY=/var/lib/atelier/spool
 EXPOSE 8080
 ENTRYPOINT ["/usr/local/bin/atelier"]
 
@@ -46,7 +49,9 @@ FROM gcr.io/distroless/cc-debian13:nonroot AS cuda
 COPY --from=build-cuda /image/bin/atelier /usr/local/bin/atelier
 COPY --from=build-cuda /image/lib /usr/local/cuda/lib
 COPY --from=build-cuda /image/srv /srv
+COPY --from=build-cuda --chown=nonroot:nonroot /image/state /var/lib/atelier
+VOLUME /var/lib/atelier
 WORKDIR /srv
-ENV HOME=/tmp LD_LIBRARY_PATH=/usr/local/cuda/lib NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ENV HOME=/tmp ATELIER__SOURCES__SPOOL__DIRECTORY=/var/lib/atelier/spool LD_LIBRARY_PATH=/usr/local/cuda/lib NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 EXPOSE 8080
 ENTRYPOINT ["/usr/local/bin/atelier"]

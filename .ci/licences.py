@@ -15,17 +15,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = "x86_64-unknown-linux-gnu"
 # Those of deny.toml, the fewest texts first: Apache-2.0 has one text for all crates.
-PREFERRED = ["Apache-2.0", "MIT-0", "Unicode-3.0", "MIT", "ISC", "BSD-2-Clause", "BSD-3-Clause", "Zlib"]
+PREFERRED = ["Apache-2.0", "MIT-0", "Unicode-3.0", "MIT", "ISC", "BSD-2-Clause", "BSD-3-Clause", "Zlib", "CDLA-Permissive-2.0"]
 # Words that stand in a licence's text and in no other of PREFERRED.
 MARKS = {
     "Apache-2.0": r"Apache License.*Version 2\.0.*TERMS AND CONDITIONS",
-    "MIT": r"Permission is hereby granted, free of charge.*The above copyright notification and this permission notification",
+    "MIT": r"Permission is hereby granted, free of charge.*The above copyright notice and this permission notice",
     "MIT-0": r"Permission is hereby granted, free of charge",
     "ISC": r"Permission to use, copy, modify,? and(/or)? distribute",
     "BSD-2-Clause": r"Redistributions of source code",
     "BSD-3-Clause": r"Redistributions of source code.*[Nn]either the name",
     "Zlib": r"provided ['‘\"]?as-is",
     "Unicode-3.0": r"UNICODE LICENSE V3",
+    "CDLA-Permissive-2.0": r"Community Data License Agreement.*Permissive.*Version 2\.0",
 }
 
 
@@ -38,7 +39,7 @@ Permission is hereby granted, free of charge, to any person obtaining a copy of 
 distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is furnished to do so, subject to the
 following conditions:
 
-The above copyright notification and this permission notification shall be included in all copies or substantial portions of the Software.
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the Software.
 
 THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF
 MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY

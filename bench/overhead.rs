@@ -10,6 +10,7 @@ use atelier::config::Environment;
 use atelier::demo::local::{self, Local};
 use atelier::workflow::control::{Control, Shutdown};
 use serde_json::json;
+use serde_json::value::to_raw_value;
 
 /// Prints the servers' addresses, then for every job id on a line the seconds it took.
 #[tokio::main]
@@ -28,8 +29,10 @@ async fn main() -> Result<()> {
         let body = json!({ "job_id": line?, "prompt": "nothing", "width": 512, "height": 512 }).to_string();
         let mut event = event;
         event["Records"].get_mut(0).context("the sample has a record")?["body"] = body.into();
+        // As bytes, which is how a function gets it.
+        let event = to_raw_value(&event)?;
         let started = Instant::now();
-        let reply = handler.handle(event, &control).await?;
+        let reply = handler.handle(&event, &control).await?;
         let seconds = started.elapsed().as_secs_f64();
         ensure!(reply == json!({ "batchItemFailures": [] }), "the job failed: {reply}");
         writeln!(out, "{seconds}")?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use serde_json::value::RawValue;
 
 use crate::config::{Config, Environment};
 use crate::start;
@@ -28,13 +29,14 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
     } else {
         std::fs::read(&options.event).with_context(|| format!("{} cannot be read", options.event.display()))?
     };
-    let event = serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", options.event.display()))?;
+    let event: Box<RawValue> =
+        serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", options.event.display()))?;
     let mut config = Config::load(config, environment)?;
     // Standard output is the reply's alone.
     config.metrics.emf = false;
     let handler = start::handler(&config, environment, Arc::new(|_, _| ())).await?;
     let (_switch, shutdown) = Shutdown::channel();
-    let reply = handler.handle(event, &Control::unlimited(shutdown)).await?;
+    let reply = handler.handle(&event, &Control::unlimited(shutdown)).await?;
     writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(&reply)?)?;
     Ok(())
 }

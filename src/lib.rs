@@ -6,6 +6,8 @@ pub mod job;
 
 pub mod setting;
 
+pub mod authorities;
+
 pub mod backoff;
 
 pub mod clock;
@@ -52,4 +54,8 @@ pub mod inspect;
 
 pub mod invoke;
 
+pub mod client;
+
 pub mod demo;
+
+pub mod role;

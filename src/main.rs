@@ -4,8 +4,9 @@ use std::io::{Error, ErrorKind, Write as _, stderr, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use atelier::{config, demo, doctor, inspect, invoke, log, serve, start};
-use clap::{CommandFactory as _, Parser, Subcommand};
+use atelier::role::Role;
+use atelier::{client, config, demo, doctor, inspect, invoke, log, serve, start};
+use clap::{CommandFactory as _, Parser};
 
 /// A GPU function: a job out of an event, images in S3, a signed webhook out.
 #[derive(Parser)]
@@ -18,39 +19,17 @@ struct Arguments {
     role: Option<Role>,
 }
 
-#[derive(Subcommand)]
-enum Role {
-    /// Generate sample jobs with everything embedded: S3, webhook receiver, the real handler.
-    Demo(demo::Options),
-    /// Take jobs from queues and HTTP, and keep handlers alive that generate them.
-    Host(start::host::Options),
-    /// Take one event through the handler in this process and print the reply.
-    Invoke(invoke::Options),
-    /// Download models and verify checksums.
-    Models(start::models::Options),
-    /// Check what the function and the host need, one line each, and say how to repair it.
-    Doctor(doctor::Options),
-    /// Show what an image says of itself, and verify its content credentials.
-    Inspect(inspect::Options),
-    /// Print the completion script of a shell; docs/completions/ has them.
-    #[command(hide = true)]
-    Completions { shell: clap_complete::Shell },
-    /// Print the manual page; docs/atelier.1 has it.
-    #[command(hide = true)]
-    Manual,
-}
-
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let environment = config::environment();
     let for_a_person = !matches!(arguments.role, Some(Role::Host(_)) | None);
-    let default_level = match arguments.role {
-        Some(Role::Doctor(_) | Role::Inspect(_)) => log::DefaultLevel::Nothing,
-        Some(Role::Demo(_)) => log::DefaultLevel::Warnings,
-        _ => log::DefaultLevel::Outcomes,
+    let default_level = arguments.role.as_ref().map_or(log::DefaultLevel::Outcomes, Role::default_level);
+    let played = match log::start(&environment, default_level) {
+        Ok(()) => Box::pin(play(arguments, &environment)).await,
+        Err(error) => Err(error.into()),
     };
-    match Box::pin(play(arguments, default_level, &environment)).await {
+    match played {
         Ok(code) => return code,
         // The reader of standard output has read enough.
         Err(error) if error.downcast_ref().is_some_and(|error: &Error| error.kind() == ErrorKind::BrokenPipe) => {
@@ -62,12 +41,13 @@ async fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn play(arguments: Arguments, level: log::DefaultLevel, environment: &config::Environment) -> anyhow::Result<ExitCode> {
-    log::start(environment, level)?;
+async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow::Result<ExitCode> {
     let config = arguments.config.as_deref();
     match arguments.role {
         Some(Role::Demo(options)) => Box::pin(demo::run(&options, environment)).await?,
         Some(Role::Invoke(options)) => invoke::run(&options, config, environment).await?,
+        Some(Role::Submit(options)) => client::submit::run(&options, config, environment).await?,
+        Some(Role::Jobs(options)) => client::jobs::run(&options, config, environment).await?,
         Some(Role::Models(options)) => return start::models::run(options, config, environment).await,
         Some(Role::Doctor(options)) => return doctor::run(&options, config, environment).await,
         Some(Role::Inspect(options)) => return inspect::run(&options, config, environment).await,

@@ -17,8 +17,8 @@ if [ -z "$binary" ]; then
     cargo build --release --locked --bin atelier ${features:+--features "$features"}
     binary=${CARGO_TARGET_DIR:-target}/release/atelier
 fi
-mkdir -p "$to/bin" "$to/srv/models"
+mkdir -p "$to/bin" "$to/srv/models" "$to/state"
 install -m 755 "$binary" "$to/bin/atelier"
 cp models/*.yaml "$to/srv/models/"
-cp -R models/tiny-sd "$to/srv/models/"
+cp -R models/tiny-sd models/tiny-edit "$to/srv/models/"
 if [ "$flavour" = cuda ]; then deploy/image/libraries.sh "$to"; fi

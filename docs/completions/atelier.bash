@@ -37,11 +37,17 @@ _atelier() {
             atelier,invoke)
                 cmd="atelier__subcmd__invoke"
                 ;;
+            atelier,jobs)
+                cmd="atelier__subcmd__jobs"
+                ;;
             atelier,manual)
                 cmd="atelier__subcmd__manual"
                 ;;
             atelier,models)
                 cmd="atelier__subcmd__models"
+                ;;
+            atelier,submit)
+                cmd="atelier__subcmd__submit"
                 ;;
             atelier__subcmd__help,completions)
                 cmd="atelier__subcmd__help__subcmd__completions"
@@ -64,11 +70,29 @@ _atelier() {
             atelier__subcmd__help,invoke)
                 cmd="atelier__subcmd__help__subcmd__invoke"
                 ;;
+            atelier__subcmd__help,jobs)
+                cmd="atelier__subcmd__help__subcmd__jobs"
+                ;;
             atelier__subcmd__help,manual)
                 cmd="atelier__subcmd__help__subcmd__manual"
                 ;;
             atelier__subcmd__help,models)
                 cmd="atelier__subcmd__help__subcmd__models"
+                ;;
+            atelier__subcmd__help,submit)
+                cmd="atelier__subcmd__help__subcmd__submit"
+                ;;
+            atelier__subcmd__help__subcmd__jobs,cancel)
+                cmd="atelier__subcmd__help__subcmd__jobs__subcmd__cancel"
+                ;;
+            atelier__subcmd__help__subcmd__jobs,follow)
+                cmd="atelier__subcmd__help__subcmd__jobs__subcmd__follow"
+                ;;
+            atelier__subcmd__help__subcmd__jobs,list)
+                cmd="atelier__subcmd__help__subcmd__jobs__subcmd__list"
+                ;;
+            atelier__subcmd__help__subcmd__jobs,show)
+                cmd="atelier__subcmd__help__subcmd__jobs__subcmd__show"
                 ;;
             atelier__subcmd__help__subcmd__models,list)
                 cmd="atelier__subcmd__help__subcmd__models__subcmd__list"
@@ -81,6 +105,36 @@ _atelier() {
                 ;;
             atelier__subcmd__help__subcmd__models,verify)
                 cmd="atelier__subcmd__help__subcmd__models__subcmd__verify"
+                ;;
+            atelier__subcmd__jobs,cancel)
+                cmd="atelier__subcmd__jobs__subcmd__cancel"
+                ;;
+            atelier__subcmd__jobs,follow)
+                cmd="atelier__subcmd__jobs__subcmd__follow"
+                ;;
+            atelier__subcmd__jobs,help)
+                cmd="atelier__subcmd__jobs__subcmd__help"
+                ;;
+            atelier__subcmd__jobs,list)
+                cmd="atelier__subcmd__jobs__subcmd__list"
+                ;;
+            atelier__subcmd__jobs,show)
+                cmd="atelier__subcmd__jobs__subcmd__show"
+                ;;
+            atelier__subcmd__jobs__subcmd__help,cancel)
+                cmd="atelier__subcmd__jobs__subcmd__help__subcmd__cancel"
+                ;;
+            atelier__subcmd__jobs__subcmd__help,follow)
+                cmd="atelier__subcmd__jobs__subcmd__help__subcmd__follow"
+                ;;
+            atelier__subcmd__jobs__subcmd__help,help)
+                cmd="atelier__subcmd__jobs__subcmd__help__subcmd__help"
+                ;;
+            atelier__subcmd__jobs__subcmd__help,list)
+                cmd="atelier__subcmd__jobs__subcmd__help__subcmd__list"
+                ;;
+            atelier__subcmd__jobs__subcmd__help,show)
+                cmd="atelier__subcmd__jobs__subcmd__help__subcmd__show"
                 ;;
             atelier__subcmd__models,help)
                 cmd="atelier__subcmd__models__subcmd__help"
@@ -119,7 +173,7 @@ _atelier() {
 
     case "${cmd}" in
         atelier)
-            opts="-h -V --config --help --version demo host invoke models doctor inspect completions manual help"
+            opts="-h -V --config --help --version demo host invoke submit jobs models doctor completions manual help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -203,7 +257,7 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__help)
-            opts="demo host invoke models doctor inspect completions manual help"
+            opts="demo host invoke submit jobs models doctor completions manual help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -314,6 +368,76 @@ _atelier() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        atelier__subcmd__help__subcmd__jobs)
+            opts="list show follow cancel"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__jobs__subcmd__cancel)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__jobs__subcmd__follow)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__jobs__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__jobs__subcmd__show)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         atelier__subcmd__help__subcmd__manual)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -398,6 +522,20 @@ _atelier() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        atelier__subcmd__help__subcmd__submit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         atelier__subcmd__host)
             opts="-h --handlers --drain-seconds --port --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -457,6 +595,200 @@ _atelier() {
                 return 0
             fi
             case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs)
+            opts="-h --at --config --help list show follow cancel help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --at)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs__subcmd__cancel)
+            opts="-h --at --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --at)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs__subcmd__follow)
+            opts="-h --at --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --at)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs__subcmd__help)
+            opts="list show follow cancel help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs__subcmd__help__subcmd__cancel)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs__subcmd__help__subcmd__follow)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs__subcmd__help__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs__subcmd__help__subcmd__show)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs__subcmd__list)
+            opts="-h --at --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --at)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__jobs__subcmd__show)
+            opts="-h --at --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --at)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -657,6 +989,32 @@ _atelier() {
                 return 0
             fi
             case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__submit)
+            opts="-h --to --follow --out --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --to)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --out)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -30,6 +30,8 @@ complete -c atelier -n "__fish_atelier_needs_command" -s V -l version -d 'Print 
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "demo" -d 'Generate sample jobs with everything embedded: S3, webhook receiver, the real handler'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that generate them'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "invoke" -d 'Take one event through the handler in this process and print the reply'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "submit" -d 'Hand a job to a host or a queue, follow it, bring its images'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "jobs" -d 'What a host knows of its jobs: list, show, follow, cancel'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "models" -d 'Download models and verify checksums'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "inspect" -d 'Show what an image says of itself, and verify its content credentials'
@@ -47,6 +49,36 @@ complete -c atelier -n "__fish_atelier_using_subcommand host" -l config -d 'Conf
 complete -c atelier -n "__fish_atelier_using_subcommand host" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand invoke" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand invoke" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand submit" -l to -d 'A host\'s address, or the configured queue: `sqs` or `rabbitmq` [default: the host at `server.port` of this machine]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand submit" -l out -d 'Follow the job, and put its images into this directory' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand submit" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand submit" -l follow -d 'Print what happens to the job, until it has ended'
+complete -c atelier -n "__fish_atelier_using_subcommand submit" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and not __fish_seen_subcommand_from list show follow cancel help" -l at -d 'A host\'s address [default: the host at `server.port` of this machine]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and not __fish_seen_subcommand_from list show follow cancel help" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and not __fish_seen_subcommand_from list show follow cancel help" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and not __fish_seen_subcommand_from list show follow cancel help" -f -a "list" -d 'The jobs that the host has seen last, the newest first'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and not __fish_seen_subcommand_from list show follow cancel help" -f -a "show" -d 'All that is known of a job, as JSON'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and not __fish_seen_subcommand_from list show follow cancel help" -f -a "follow" -d 'Print what happens to a job, until it has ended'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and not __fish_seen_subcommand_from list show follow cancel help" -f -a "cancel" -d 'Cancel a job that has not ended'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and not __fish_seen_subcommand_from list show follow cancel help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from list" -l at -d 'A host\'s address [default: the host at `server.port` of this machine]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from list" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from show" -l at -d 'A host\'s address [default: the host at `server.port` of this machine]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from show" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from follow" -l at -d 'A host\'s address [default: the host at `server.port` of this machine]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from follow" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from follow" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from cancel" -l at -d 'A host\'s address [default: the host at `server.port` of this machine]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from cancel" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from cancel" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "list" -d 'The jobs that the host has seen last, the newest first'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "show" -d 'All that is known of a job, as JSON'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "follow" -d 'Print what happens to a job, until it has ended'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "cancel" -d 'Cancel a job that has not ended'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
@@ -86,15 +118,20 @@ complete -c atelier -n "__fish_atelier_using_subcommand completions" -l config -
 complete -c atelier -n "__fish_atelier_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand manual" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand manual" -s h -l help -d 'Print help'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor inspect completions manual help" -f -a "demo" -d 'Generate sample jobs with everything embedded: S3, webhook receiver, the real handler'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor inspect completions manual help" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that generate them'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor inspect completions manual help" -f -a "invoke" -d 'Take one event through the handler in this process and print the reply'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor inspect completions manual help" -f -a "models" -d 'Download models and verify checksums'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor inspect completions manual help" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor inspect completions manual help" -f -a "inspect" -d 'Show what an image says of itself, and verify its content credentials'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor inspect completions manual help" -f -a "completions" -d 'Print the completion script of a shell; docs/completions/ has them'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor inspect completions manual help" -f -a "manual" -d 'Print the manual page; docs/atelier.1 has it'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke models doctor inspect completions manual help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor completions manual help" -f -a "demo" -d 'Generate sample jobs with everything embedded: S3, webhook receiver, the real handler'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor completions manual help" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that generate them'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor completions manual help" -f -a "invoke" -d 'Take one event through the handler in this process and print the reply'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor completions manual help" -f -a "submit" -d 'Hand a job to a host or a queue, follow it, bring its images'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor completions manual help" -f -a "jobs" -d 'What a host knows of its jobs: list, show, follow, cancel'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor completions manual help" -f -a "models" -d 'Download models and verify checksums'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor completions manual help" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor completions manual help" -f -a "completions" -d 'Print the completion script of a shell; docs/completions/ has them'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor completions manual help" -f -a "manual" -d 'Print the manual page; docs/atelier.1 has it'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor completions manual help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from jobs" -f -a "list" -d 'The jobs that the host has seen last, the newest first'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from jobs" -f -a "show" -d 'All that is known of a job, as JSON'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from jobs" -f -a "follow" -d 'Print what happens to a job, until it has ended'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from jobs" -f -a "cancel" -d 'Cancel a job that has not ended'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "pack" -d 'Write a Stable Diffusion checkpoint with all its weights in one file, converted once, so that it loads as fast as it is read'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "list" -d 'Show every manifest, what is there of its model, and where the rest comes from'

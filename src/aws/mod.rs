@@ -11,7 +11,10 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 
+use crate::authorities;
 use crate::setting::{Secret, SettingError};
 
 /// Defines the settings of a service's section: its own fields, and next to them, with keys of their own in config.yaml, those that
@@ -104,6 +107,14 @@ impl Access {
             .region(region)
             .retry_config(RetryConfig::standard().with_max_attempts(self.max_attempts.max(1)))
             .timeout_config(timeouts);
+        if let Some(bundled) = authorities::bundled() {
+            let trust = TrustStore::empty().with_pem_certificate(bundled);
+            let trusting = TlsContext::builder().with_trust_store(trust).build();
+            let trusting =
+                trusting.map_err(|error| SettingError::new(self.section, format!("TLS could not be set up: {error}")))?;
+            let client = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc));
+            loader = loader.http_client(client.tls_context(trusting).build_https());
+        }
         if let Some(endpoint) = self.endpoint_url {
             loader = loader.endpoint_url(endpoint);
         }

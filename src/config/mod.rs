@@ -131,6 +131,8 @@ pub struct Engine {
     pub dtype: Dtype,
     /// MiB of the device's memory for the model's tensors and those of a generation; none: as much as there is.
     pub memory_budget_mib: Option<u64>,
+    /// On a GPU: denoising steps of one kind are captured once and launched as one from then on.
+    pub cuda_graphs: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use self::local::Local;
 use self::receiver::Notification;
 use self::screen::Screen;
+use crate::authorities;
 use crate::config::Environment;
 use crate::content_credentials::development;
 use crate::handler::Handler;
@@ -160,7 +161,7 @@ fn listen(mut notifications: UnboundedReceiver<Notification>, screen: Arc<Screen
 }
 
 async fn download(url: &str) -> reqwest::Result<bytes::Bytes> {
-    reqwest::get(url).await?.error_for_status()?.bytes().await
+    authorities::client().build()?.get(url).send().await?.error_for_status()?.bytes().await
 }
 
 /// Downloads every image from the address in its notification, as a backend would, and lays them out on one sheet.

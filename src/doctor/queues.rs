@@ -122,6 +122,9 @@ fn judge_rabbitmq(found: &Found, settings: &rabbitmq::settings::Settings, give_u
             format!("{about}: it has no dead-letter exchange, so what fails for good is dropped"),
             again,
         ),
+        Likeness::Loses(lost) => {
+            Finding::fail(RABBITMQ, format!("{about}: it loses jobs: {lost}; the host does not start"), rabbitmq::inspect::KEEP)
+        }
         Likeness::Unknown => Finding::ok(RABBITMQ, format!("{about}; this user may not ask for its type")),
         Likeness::Other(problem) => Finding::ok(RABBITMQ, format!("{about}, with arguments of its own ({problem})")),
     }

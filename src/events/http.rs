@@ -9,7 +9,6 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::EventError;
 use super::auth::{Auth, Stranger};
 use crate::job::metadata::Metadata;
 use crate::job::outcome::{JobError, Outcome, Problem, RetryPolicy};
@@ -21,7 +20,8 @@ pub struct Exchange {
     method: String,
     path: String,
     headers: HeaderMap,
-    body: Vec<u8>,
+    /// Or why it cannot be read.
+    body: Result<Vec<u8>, String>,
     platform: Platform,
 }
 
@@ -81,31 +81,30 @@ struct Text<'a> {
 
 impl Exchange {
     /// None: the event is no HTTP request.
-    pub(super) fn parse(payload: &Value) -> Option<Result<Self, EventError>> {
+    pub(super) fn parse(payload: &Value) -> Option<Self> {
         Platform::of(payload).map(|platform| Self::read(payload, platform))
     }
 
-    fn read(payload: &Value, platform: Platform) -> Result<Self, EventError> {
+    fn read(payload: &Value, platform: Platform) -> Self {
         let text = payload["body"].as_str().unwrap_or_default();
         let body = if payload["isBase64Encoded"] == true {
-            STANDARD.decode(text).map_err(|error| EventError::Malformed {
-                kind: "an HTTP request",
-                problem: format!("its body is not base64: {error}"),
-            })?
+            STANDARD
+                .decode(text)
+                .map_err(|error| format!("the event says isBase64Encoded, and its body is not base64 ({error})"))
         } else {
-            text.as_bytes().to_vec()
+            Ok(text.as_bytes().to_vec())
         };
         let (method, path) = match platform {
             Platform::V2 => (&payload["requestContext"]["http"]["method"], &payload["rawPath"]),
             Platform::V1 | Platform::LoadBalancer => (&payload["httpMethod"], &payload["path"]),
         };
-        Ok(Self {
+        Self {
             method: method.as_str().unwrap_or_default().to_owned(),
             path: path.as_str().unwrap_or_default().to_owned(),
             headers: headers(payload),
             body,
             platform,
-        })
+        }
     }
 
     /// Which answer the request wants.
@@ -114,7 +113,10 @@ impl Exchange {
     /// The response that says what there is.
     pub fn route(&self) -> Result<Route, Response> {
         match (self.method.as_str(), self.path.trim_end_matches('/')) {
-            ("POST", path) if path.ends_with("/generate") => Ok(Route::Generate(self.body.clone())),
+            ("POST", path) if path.ends_with("/generate") => match &self.body {
+                Ok(body) => Ok(Route::Generate(body.clone())),
+                Err(problem) => Err(Response::problem(400, "invalid_request", problem)),
+            },
             ("GET", path) if path.ends_with("/health") => Ok(Route::Health),
             (_, path) if path.ends_with("/generate") => {
                 Err(Response::problem(405, "method_not_allowed", "POST a job body here"))
@@ -213,14 +215,11 @@ impl Response {
         Self { status: 200, body, metadata: None, retry_after_s: None }
     }
 
-    /// A finished job: the body of the `complete` notification, with the caller's own `metadata`.
+    /// A finished job: the body of the `complete` notification, and the caller's own `metadata` beside it.
     #[must_use]
     pub fn done(outcome: &Outcome, mut body: Value, metadata: Metadata) -> Self {
         body["status"] = "complete".into();
         body["replayed"] = outcome.replayed.into();
-        if let Some(body) = body.as_object_mut() {
-            body.shift_remove("metadata");
-        }
         Self { status: 200, body, metadata: Some(metadata), retry_after_s: None }
     }
 

@@ -5,8 +5,11 @@ pub mod http;
 pub mod rabbitmq;
 pub mod sqs;
 
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
+use crate::job::metadata::Metadata;
 use crate::job::request::envelope;
 use crate::job::trace::Trace;
 
@@ -57,12 +60,43 @@ pub enum EventError {
     Malformed { kind: &'static str, problem: String },
 }
 
+/// The one notification of an event of an SNS topic that invokes the function itself: what an SQS subscription gets as its body.
+fn sns_record(payload: &Value, text: &str) -> Option<Vec<u8>> {
+    #[derive(Deserialize)]
+    struct Batch<'a> {
+        #[serde(borrow, rename = "Records")]
+        records: [Record<'a>; 1],
+    }
+    #[derive(Deserialize)]
+    struct Record<'a> {
+        #[serde(borrow, rename = "Sns")]
+        sns: &'a RawValue,
+    }
+    if payload["Records"][0]["EventSource"] != "aws:sns" {
+        return None;
+    }
+    let batch: Batch<'_> = serde_json::from_str(text).ok()?;
+    let [record] = batch.records;
+    Some(record.sns.get().as_bytes().to_vec())
+}
+
+/// What EventBridge and S3 invoke a function with: taken as a body, it is opened or refused by its name like one in a queue.
+fn is_envelope(payload: &Value) -> bool {
+    let is_event = ["detail-type", "detail", "source"].iter().all(|key| payload.get(key).is_some());
+    is_event || payload["Records"][0]["eventSource"] == "aws:s3"
+}
+
 impl Event {
-    /// Distinguishes the kinds and reads the event.
+    /// Distinguishes the kinds and reads the event. `text`: all of it, since parsing changes numbers that no `f64` or `u64` holds.
     ///
     /// # Errors
     /// [`EventError::Unknown`] for anything else, an event of a kind that is not its own shape included.
-    pub fn parse(payload: &Value) -> Result<Self, EventError> {
+    pub fn parse(text: &RawValue) -> Result<Self, EventError> {
+        let text = text.get();
+        // A caller's metadata may be more than a `Value` holds.
+        let (_, hollow) = Metadata::taken_out(text.as_bytes());
+        let payload: &Value = &serde_json::from_slice(&hollow)
+            .map_err(|error| EventError::Malformed { kind: "JSON", problem: error.to_string() })?;
         if payload["Records"][0]["eventSource"] == "aws:sqs" {
             return sqs::Batch::parse(payload).map(Self::Sqs);
         }
@@ -70,10 +104,13 @@ impl Event {
             return rabbitmq::Batch::parse(payload).map(Self::RabbitMq);
         }
         if let Some(exchange) = http::Exchange::parse(payload) {
-            return exchange.map(Self::Http);
+            return Ok(Self::Http(exchange));
         }
-        if envelope::is_like_a_job(payload) {
-            return Ok(Self::Direct(payload.to_string().into_bytes()));
+        if let Some(notification) = sns_record(payload, text) {
+            return Ok(Self::Direct(notification));
+        }
+        if envelope::is_like_a_job(payload) || is_envelope(payload) {
+            return Ok(Self::Direct(text.as_bytes().to_vec()));
         }
         let keys = match payload {
             Value::Object(map) if !map.is_empty() => map.keys().take(10).cloned().collect::<Vec<_>>().join(", "),

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use lambda_runtime::tower::{Layer, Service, service_fn};
 use lambda_runtime::{Context, Diagnostic, LambdaEvent, LambdaInvocation, Runtime};
-use serde_json::{Value, json};
+use serde_json::json;
+use serde_json::value::RawValue;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
@@ -73,7 +74,7 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<ControlCommand
         let handler = Arc::new(Mutex::new(handler));
         let cancels = Arc::clone(&cancels);
         let ending = Arc::new(ending);
-        service_fn(move |event: LambdaEvent<Value>| {
+        service_fn(move |event: LambdaEvent<Box<RawValue>>| {
             let handler = handler.clone();
             let cancels = cancels.clone();
             let ending = ending.clone();
@@ -82,7 +83,7 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<ControlCommand
                 .notification_mode_by(notification_mode(&event.context));
             async move {
                 let handler = handler.lock().await;
-                let reply = handler.handle(event.payload, &control).await;
+                let reply = handler.handle(&event.payload, &control).await;
                 cancels.forget();
                 ending.send_replace(handler.spent());
                 reply
@@ -132,7 +133,7 @@ fn notification_mode(context: &Context) -> NotificationMode {
 /// # Errors
 /// When the Runtime API cannot be reached.
 pub async fn report_init_error(runtime_api: &str, error_type: &str, message: &str) -> Result<(), reqwest::Error> {
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
+    let client = crate::authorities::client().no_proxy().timeout(Duration::from_secs(5)).build()?;
     client
         .post(format!("http://{runtime_api}/2018-06-01/runtime/init/error"))
         .header("Lambda-Runtime-Function-Error-Type", error_type)

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tracing::{Instrument as _, Span};
 
 use self::batch::{Batch, Line, Waiting};
@@ -82,9 +83,9 @@ impl Handler {
     ///
     /// # Errors
     /// [`HandlerError`] when the source has no other way to learn that something is to be redelivered.
-    pub async fn handle(&self, payload: Value, control: &Control) -> Result<Value, HandlerError> {
+    pub async fn handle(&self, payload: &RawValue, control: &Control) -> Result<Value, HandlerError> {
         let has_host = control.notification_mode() == NotificationMode::Later;
-        let (reply, jobs) = match Event::parse(&payload)? {
+        let (reply, jobs) = match Event::parse(payload)? {
             Event::Sqs(batch) => {
                 let jobs = self.acknowledge(batch.deliveries, control).await;
                 (sqs::batch_reply(&jobs), jobs)
@@ -171,7 +172,10 @@ impl Handler {
         report_log(&refusal.error, delivery, false);
         let error = conflict.as_ref().unwrap_or(&refusal.error);
         let of = NotificationTarget::from(refusal);
-        let failed = self.fail(delivery, of, error, JobOutcome::Failed, control).await;
+        // As of a job that could be read: a host moves what conflicts.
+        let has_host = control.notification_mode() == NotificationMode::Later;
+        let outcome = if has_host && conflict.is_some() { JobOutcome::DeadLetter } else { JobOutcome::Failed };
+        let failed = self.fail(delivery, of, error, outcome, control).await;
         self.keep(delivery, &of, error, failed, control).await
     }
 

@@ -1,6 +1,6 @@
 //! A job that has ended and whose caller has not heard of it yet: what its message carries while that waits.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,9 @@ pub struct EndedJob {
     pub rounds: u32,
     /// Milliseconds since the job ended, as far as hosts have seen them pass, on clocks that nobody sets.
     pub waited_ms: u64,
+    /// Until then a record of it may appear that a handler was storing when it died.
+    #[serde(skip)]
+    pub record_until: Option<Instant>,
     /// Seconds since 1970-01-01T00:00:00Z when it ended, or was asked for again: time without any host counts as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_s: Option<u64>,
@@ -61,6 +64,7 @@ impl EndedJob {
             noted: false,
             rounds: 0,
             waited_ms: 0,
+            record_until: None,
             ended_s: None,
         }
     }

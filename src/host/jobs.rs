@@ -1,83 +1,28 @@
 //! What this node knows of its jobs: waiting, running, ended; for `/jobs/{id}`, for cancelling, for refusing doubles.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+mod status;
 
-use serde::Serialize;
+use std::collections::{HashMap, VecDeque};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::watch;
 
+pub use self::status::{JobStatus, State};
 use super::acceptance::NotAccepted;
 use super::sending::{SendResult, SendWatch};
+use crate::clock::later;
 use crate::job::Job;
+use crate::job::outcome::Problem;
 
 /// How many jobs that do not run here are remembered; older ones are known by their record in the bucket alone.
 const REMEMBERED: usize = 10_000;
 
-/// In a queue that other hosts read too, a job that waits longer than this may have ended at one of them: handed in again it is queued
-/// again. If it waits still, that is a replay, or a conflict that the bucket decides.
-const SURELY_WAITING: Duration = Duration::from_secs(5);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Accepted, and waiting in the queue or for another attempt.
-    Queued,
-    Running,
-    Complete,
-    Failed,
-    Cancelled,
-}
-
-impl State {
-    #[must_use]
-    pub fn has_ended(self) -> bool {
-        matches!(self, Self::Complete | Self::Failed | Self::Cancelled)
-    }
-}
-
-/// What is known of one job.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JobStatus {
-    pub state: State,
-    /// 0 to 100.
-    pub progress_percent: u8,
-    /// Deliveries so far.
-    pub attempt: u32,
-    /// `{code, message, field}` of the last attempt that failed.
-    pub error: Option<Value>,
-    /// Of the request ([`Job::fingerprint`]).
-    pub fingerprint: String,
-    /// Object key prefix of its images and record.
-    pub prefix: String,
-    /// Whose job it is ([`Job::tenant`]).
-    pub tenant: Option<String>,
-    /// Someone asked for it to be cancelled.
-    pub cancelled: bool,
-    /// Its caller is being notified that it failed or was cancelled: a caller who hands it in again has to wait for that.
-    pub ending: bool,
-    /// When it was handed in, or started.
-    pub since: Instant,
-}
-
-impl JobStatus {
-    /// Whether it may have ended without this node hearing of it.
-    pub(super) fn may_be_over(&self, is_shared: bool) -> bool {
-        is_shared && self.state == State::Queued && self.since.elapsed() > SURELY_WAITING
-    }
-
-    /// A wish to cancel is over with the job that it was meant for.
-    fn is_to_be_cancelled(&self) -> bool {
-        self.cancelled && !self.state.has_ended()
-    }
-
-    /// Another try under the same id is another job: with the same request or a corrected one.
-    #[must_use]
-    pub fn has_failed(&self) -> bool {
-        matches!(self.state, State::Failed | State::Cancelled)
-    }
-}
+/// Between the clocks of a queue and of this machine, once one is counted from the other.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
 
 /// What became of a job that was to be accepted.
 #[derive(Debug)]
@@ -110,6 +55,34 @@ pub enum Cancelling {
 #[derive(Debug, Default)]
 pub struct Jobs {
     registry: Mutex<JobRegistry>,
+    /// Sees a new value when anything in the registry may have changed.
+    changes: watch::Sender<()>,
+}
+
+/// The registry in the hands of someone who changes it: those who follow a job look when it is let go.
+struct Changing<'a> {
+    registry: MutexGuard<'a, JobRegistry>,
+    changes: &'a watch::Sender<()>,
+}
+
+impl Deref for Changing<'_> {
+    type Target = JobRegistry;
+
+    fn deref(&self) -> &JobRegistry {
+        &self.registry
+    }
+}
+
+impl DerefMut for Changing<'_> {
+    fn deref_mut(&mut self) -> &mut JobRegistry {
+        &mut self.registry
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.changes.send_replace(());
+    }
 }
 
 #[derive(Debug, Default)]
@@ -132,7 +105,7 @@ pub struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.jobs.registry().claims.remove(&self.id);
+        self.jobs.change().claims.remove(&self.id);
     }
 }
 
@@ -179,7 +152,7 @@ impl Jobs {
     /// Looks whether a job that a caller hands in is to be put into the queue. What is known here as waiting or running is only
     /// said to be in a queue if one has confirmed it and will bring it to an end of its own. `is_shared`: other hosts read the queue.
     pub fn accept(self: &Arc<Self>, job: &Job, is_shared: bool) -> Acceptance {
-        let mut registry = self.registry();
+        let mut registry = self.change();
         let id = job.id.as_str();
         if let Some(under_way) = registry.sending.get(id) {
             return Acceptance::UnderWay(under_way.clone());
@@ -227,7 +200,7 @@ impl Jobs {
 
     /// How putting a job into the queue ended that was begun at `begun`.
     fn sent(&self, job: &Job, begun: Instant, result: &SendResult) {
-        let mut registry = self.registry();
+        let mut registry = self.change();
         registry.sending.remove(job.id.as_str());
         // The queue may have delivered it before it confirmed it.
         let known = registry.job_statuses.get(job.id.as_str());
@@ -242,7 +215,7 @@ impl Jobs {
     /// # Errors
     /// [`Acceptance::Conflict`] or [`Acceptance::InProgress`], which says why.
     pub fn claim(self: &Arc<Self>, job: &Job, is_shared: bool) -> Result<Claim, Acceptance> {
-        let mut registry = self.registry();
+        let mut registry = self.change();
         let id = job.id.as_str();
         let known = registry.job_statuses.get(id).filter(|known| !known.state.has_ended() && !known.may_be_over(is_shared));
         let claim = registry.claims.get(id);
@@ -266,7 +239,7 @@ impl Jobs {
 
     /// A handler has the job. False when it was cancelled before: then it must not be started, and its caller is to be notified.
     pub fn start(&self, job: &Job, attempt: u32) -> bool {
-        let mut registry = self.registry();
+        let mut registry = self.change();
         let is_sent_anew = registry.sending.contains_key(job.id.as_str());
         match registry.job_statuses.get_mut(job.id.as_str()) {
             Some(known) if known.is_to_be_cancelled() && !is_sent_anew && known.fingerprint == job.fingerprint => {
@@ -283,24 +256,36 @@ impl Jobs {
 
     /// The job's caller is about to be notified of its end.
     pub fn ending(&self, id: &str) {
-        if let Some(known) = self.registry().job_statuses.get_mut(id) {
+        if let Some(known) = self.change().job_statuses.get_mut(id) {
             known.ending = true;
         }
     }
 
-    /// `percent`: 0 to 100.
-    pub fn progress(&self, id: &str, percent: u8) {
+    /// A denoising step of `steps` is done. Generation is nine tenths of the way; what is left is storing and notifying.
+    pub fn progress(&self, id: &str, step: u32, steps: u32) {
+        let percent = u8::try_from(u64::from(step) * 90 / u64::from(steps.max(1))).unwrap_or(90).min(90);
         // A late word of a job that was put back is none of the next run's.
-        if let Some(known) = self.registry().job_statuses.get_mut(id).filter(|known| known.state == State::Running) {
-            known.progress_percent = known.progress_percent.max(percent.min(100));
+        if let Some(known) = self.change().job_statuses.get_mut(id).filter(|known| known.state == State::Running) {
+            known.progress_percent = known.progress_percent.max(percent);
+            known.step = Some((step.max(known.step.map_or(0, |(before, _)| before)), steps));
+        }
+    }
+
+    /// Its handler died, perhaps while it stored the record.
+    pub fn died(&self, id: &str) {
+        if let Some(known) = self.change().job_statuses.get_mut(id)
+            && known.step.is_some_and(|(step, steps)| step >= steps)
+        {
+            known.died_storing = Some(Instant::now());
         }
     }
 
     /// The job waits again; `error` says why.
     pub fn requeue(&self, id: &str, error: Option<Value>) {
-        if let Some(known) = self.registry().job_statuses.get_mut(id) {
+        if let Some(known) = self.change().job_statuses.get_mut(id) {
             known.state = State::Queued;
             known.progress_percent = 0;
+            known.step = None;
             known.error = error.or(known.error.take());
             // A caller who may have been notified that the job was cancelled is not notified of anything else later.
             known.ending &= known.cancelled;
@@ -309,19 +294,30 @@ impl Jobs {
 
     /// The job has ended: complete, failed or cancelled.
     pub fn end(&self, id: &str, state: State, error: Option<Value>) {
-        let mut registry = self.registry();
+        let mut registry = self.change();
         let Some(known) = registry.job_statuses.get_mut(id) else { return };
         known.state = state;
         known.error = error;
         known.ending = false;
+        known.ended_at = Some(SystemTime::now());
         if state == State::Complete {
             known.progress_percent = 100;
         }
     }
 
+    /// What its caller was told, where the same request failed here after a message of it was `sent`: that one asked for the job that
+    /// has ended since, not for another try.
+    #[must_use]
+    pub fn told_since(&self, job: &Job, sent: SystemTime) -> Option<Problem> {
+        let registry = self.registry();
+        let known = registry.job_statuses.get(job.id.as_str()).filter(|known| known.fingerprint == job.fingerprint)?;
+        let is_told = known.has_failed() && known.ended_at? > later(sent, CLOCK_STEP);
+        Problem::deserialize(known.error.as_ref().filter(|_| is_told)?).ok()
+    }
+
     /// Marks the job as cancelled; its runner looks at [`JobStatus::cancelled`] or is notified by the caller of this.
     pub fn cancel(&self, id: &str) -> Cancelling {
-        let mut registry = self.registry();
+        let mut registry = self.change();
         let Some(known) = registry.job_statuses.get_mut(id) else { return Cancelling::Unknown };
         if known.state.has_ended() {
             return Cancelling::Ended(known.state);
@@ -338,14 +334,41 @@ impl Jobs {
 
     /// Nothing is known any more of this request.
     pub fn forget(&self, job: &Job) {
-        let mut registry = self.registry();
+        let mut registry = self.change();
         if registry.job_statuses.get(job.id.as_str()).is_some_and(|known| known.fingerprint == job.fingerprint) {
             registry.job_statuses.remove(job.id.as_str());
         }
     }
 
+    /// What was handed in or started last, the newest first.
+    #[must_use]
+    pub fn newest(&self, most: usize) -> Vec<(String, JobStatus)> {
+        let registry = self.registry();
+        let current = registry.entered.iter().rev().filter_map(|(id, since)| {
+            let known = registry.job_statuses.get(id).filter(|known| known.since == *since)?;
+            Some((id.clone(), known.clone()))
+        });
+        current.take(most).collect()
+    }
+
     pub fn job_status(&self, id: &str) -> Option<JobStatus> {
         self.registry().job_statuses.get(id).cloned()
+    }
+
+    /// Sees a new value when anything that is known of any job may have changed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// How many follow what is known of jobs.
+    #[must_use]
+    pub fn followers(&self) -> usize {
+        self.changes.receiver_count()
+    }
+
+    fn change(&self) -> Changing<'_> {
+        Changing { registry: self.registry(), changes: &self.changes }
     }
 
     /// A panic under the lock leaves the job registry as it was: every change is one assignment.
@@ -366,9 +389,11 @@ impl JobRegistry {
     }
 
     fn enter(&mut self, job: &Job, state: State, attempt: u32) {
+        let before = self.job_statuses.get(job.id.as_str()).filter(|before| before.fingerprint == job.fingerprint);
         let job_status = JobStatus {
             state,
             progress_percent: 0,
+            step: None,
             attempt,
             error: None,
             fingerprint: job.fingerprint.clone(),
@@ -376,6 +401,8 @@ impl JobRegistry {
             tenant: job.tenant.clone(),
             cancelled: false,
             ending: false,
+            died_storing: before.and_then(|before| before.died_storing),
+            ended_at: None,
             since: Instant::now(),
         };
         self.entered.push_back((job.id.as_str().to_owned(), job_status.since));

@@ -337,10 +337,7 @@ impl Host {
 /// A line of a handler's standard output: a report, or whatever a function prints, which is the operator's to read.
 fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Vec<Function>>) {
     match Report::decode(line) {
-        // Generation is nine tenths of the way; what is left is storing and notifying.
-        Some(Report::Progress { job_id, step, steps }) => {
-            jobs.progress(&job_id, u8::try_from(u64::from(step) * 90 / u64::from(steps.max(1))).unwrap_or(90));
-        }
+        Some(Report::Progress { job_id, step, steps }) => jobs.progress(&job_id, step, steps),
         Some(Report::Ready { model, load_seconds, capabilities }) => {
             metrics.model_loaded(model.as_str(), load_seconds);
             functions.send_modify(|functions| {

@@ -23,7 +23,10 @@ pub struct Metadata(Box<RawValue>);
 #[derive(Deserialize)]
 struct Body<'a> {
     #[serde(borrow)]
-    callback: Option<Callback<'a>>,
+    callback: Option<&'a RawValue>,
+    /// Of an `EventBridge` event: the job.
+    #[serde(borrow)]
+    detail: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -33,11 +36,11 @@ struct Callback<'a> {
 }
 
 impl Metadata {
-    /// Takes it out of the text of a job's body, in which an empty object is left. None where there is none, or no object, or where
-    /// the body is none that a job can be read from.
+    /// Takes it out of the text of a job's body, or of an `EventBridge` event around one; an empty object is left there. None where
+    /// there is none, or no object, or where the body is none that a job can be read from.
     #[must_use]
     pub fn taken_out(body: &[u8]) -> (Option<Self>, Cow<'_, [u8]>) {
-        let found = serde_json::from_slice(body).ok().and_then(|body: Body<'_>| body.callback?.metadata);
+        let found = std::str::from_utf8(body).ok().and_then(find);
         let Some(raw) = found.filter(|raw| raw.get().starts_with('{')) else { return (None, Cow::Borrowed(body)) };
         // It was borrowed from the body.
         let start = raw.get().as_ptr() as usize - body.as_ptr() as usize;
@@ -69,6 +72,17 @@ impl Metadata {
     pub fn as_str(&self) -> &str {
         self.0.get()
     }
+}
+
+/// Where it lies in the text of a body.
+fn find(body: &str) -> Option<&RawValue> {
+    let read = |text| serde_json::from_str::<Body<'_>>(text).ok();
+    let Body { callback, detail } = read(body)?;
+    let callback = match callback {
+        Some(callback) => callback,
+        None => read(detail?.get())?.callback?,
+    };
+    serde_json::from_str::<Callback<'_>>(callback.get()).ok()?.metadata
 }
 
 impl Default for Metadata {

@@ -16,6 +16,7 @@ use url::Url;
 use super::ModelError;
 use super::file::{Checksum, FilePath};
 use super::listing::{Content, Listed, Listing};
+use crate::authorities;
 use crate::setting::{Secret, SettingError, check_address};
 use crate::shown;
 
@@ -71,7 +72,7 @@ impl Hub {
     pub(super) fn new(settings: &Settings, repository: &str, revision: &str) -> Result<Self, SettingError> {
         check_address("hub.endpoint", Some(&settings.endpoint))?;
         let wrong = |error: &dyn std::fmt::Display| SettingError::new("hub.endpoint", error.to_string());
-        let client = Client::builder().redirect(Policy::none()).connect_timeout(STALLED).read_timeout(STALLED).build();
+        let client = authorities::client().redirect(Policy::none()).connect_timeout(STALLED).read_timeout(STALLED).build();
         Ok(Self {
             client: client.map_err(|error| wrong(&error))?,
             endpoint: Url::parse(&settings.endpoint).map_err(|error| wrong(&error))?,

@@ -28,7 +28,9 @@ pub(super) struct Complete<'a> {
     job_id: &'a str,
     #[serde(flatten)]
     generated: Generated<'a>,
-    metadata: Metadata,
+    /// None where the body is parsed again: no `Value` holds every metadata.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) metadata: Option<Metadata>,
 }
 
 /// What came of a job.
@@ -83,7 +85,7 @@ impl<'a> Complete<'a> {
             kind: Kind::Complete,
             job_id: job.id.as_str(),
             generated: Generated::new(record, urls),
-            metadata: metadata(job.callback.as_ref()),
+            metadata: Some(metadata(job.callback.as_ref())),
         }
     }
 }

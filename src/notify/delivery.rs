@@ -122,6 +122,15 @@ impl Notifier {
         }
     }
 
+    /// Whether somebody may be asked to take it, as far as its address alone says.
+    #[must_use]
+    pub fn can_reach(&self, notification: &Notification) -> bool {
+        match &notification.message {
+            Message::Callback { url, .. } => self.backend.is_some() || self.outbound.check(url.as_url()).is_ok(),
+            Message::Backend { .. } | Message::AssetService(_) | Message::LoadBalancer { .. } => true,
+        }
+    }
+
     /// The notification for the backend, where a `callback.url` may not be reached; none where nobody can be notified.
     #[must_use]
     pub fn backend_instead(&self, notification: &Notification, refused: &JobError) -> Option<Notification> {

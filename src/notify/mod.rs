@@ -36,6 +36,7 @@ use self::body::{Complete, Failed};
 use self::retry::Schedule;
 use self::silence::Silence;
 use self::tryon::TryOnService;
+use crate::authorities;
 use crate::clock::FAR;
 use crate::job::measured::WebhookAttempts;
 use crate::job::notification::{Kind, Message, Notification, NotificationTarget};
@@ -155,7 +156,7 @@ impl Notifier {
     /// # Errors
     /// Names the setting that is missing or wrong: an address that is none, a token that is too short, a secret that is none.
     pub fn new(settings: &Settings, outbound: Outbound) -> Result<Self, SettingError> {
-        let client = reqwest::Client::builder()
+        let client = authorities::client()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
@@ -203,10 +204,13 @@ impl Notifier {
         url.map_or(Ok(()), |url| self.outbound.check(url.as_url()).map_err(|error| error.for_field("callback.url")))
     }
 
-    /// The body of the complete notification. `urls`: one an image of the record, in its order.
+    /// The body of the complete notification, without the caller's metadata: those are text. `urls`: one an image of the record, in its
+    /// order.
     #[must_use]
     pub fn complete_body(&self, job: &Job, record: &Record, urls: &[String]) -> serde_json::Value {
-        serde_json::json!(Complete::new(job, record, urls))
+        let mut body = Complete::new(job, record, urls);
+        body.metadata = None;
+        serde_json::json!(body)
     }
 
     /// The notifications that the images are there. `urls`: one an image of the record, in its order.

@@ -20,6 +20,7 @@ use url::{Host, Url};
 
 use self::error::{OutboundError, Refused, refusal_behind};
 use self::reach::Reach;
+use crate::authorities;
 use crate::setting::SettingError;
 
 /// Settings of section `outbound`.
@@ -70,7 +71,7 @@ impl Outbound {
     /// When `allow` has an entry that is neither a host name nor a network, or TLS cannot be set up.
     pub fn new(settings: &Settings) -> Result<Self, SettingError> {
         let reach = Arc::new(Reach::new(&settings.allow)?);
-        let client = reqwest::Client::builder()
+        let client = authorities::client()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)

@@ -34,6 +34,7 @@ pub(super) fn start(
 ) -> impl FnOnce() -> Result<(EngineThread, Phases), EngineError> + Send + 'static {
     let warm_up = config.workflow.advanced.warmup_on_startup;
     let budget = config.engine.memory_budget_mib.map(|mib| mib.saturating_mul(1 << 20));
+    let graphs = config.engine.cuda_graphs;
     let dtype = dtype(config.engine.dtype);
     let settings = qwen(config, manifest, budget);
     let manifest = manifest.clone();
@@ -41,7 +42,7 @@ pub(super) fn start(
         Family::StableDiffusion1 | Family::StableDiffusionXl => started(warm_up, move |device| {
             let dtype = dtype.unwrap_or_else(|| device::default_dtype(&device));
             device::check_dtype(dtype, &device)?;
-            let settings = settings::Settings { memory_budget: budget, ..stable_diffusion(&manifest, dtype, device)? };
+            let settings = settings::Settings { memory_budget: budget, graphs, ..stable_diffusion(&manifest, dtype, device)? };
             let engine = StableDiffusion::load(&settings)?;
             let loading = engine.loading();
             Ok((engine, loading))
@@ -53,11 +54,11 @@ pub(super) fn start(
             timed(|| QwenEngine::load(&manifest.checkpoint, settings, precision, device))
         }),
         Family::ZImage => started(warm_up, move |device| {
-            let settings = flow(&manifest, dtype, budget, &device)?;
+            let settings = flow(&manifest, dtype, (budget, graphs), &device)?;
             timed(|| FlowEngine::<ZImage>::load(&manifest.checkpoint, settings, device))
         }),
         Family::Flux => started(warm_up, move |device| {
-            let settings = flow(&manifest, dtype, budget, &device)?;
+            let settings = flow(&manifest, dtype, (budget, graphs), &device)?;
             timed(|| FlowEngine::<Flux>::load(&manifest.checkpoint, settings, device))
         }),
     }
@@ -74,7 +75,7 @@ fn timed<E>(load: impl FnOnce() -> Result<E, EngineError>) -> Result<(E, Loading
 fn flow(
     manifest: &Manifest,
     dtype: Option<DType>,
-    memory_budget: Option<u64>,
+    (memory_budget, graphs): (Option<u64>, bool),
     device: &Device,
 ) -> Result<flow::engine::Settings, EngineError> {
     let dtype = dtype.unwrap_or(Precision::of(device).compute);
@@ -86,6 +87,7 @@ fn flow(
         width_px: defaults.width.get(),
         height_px: defaults.height.get(),
         memory_budget,
+        graphs,
     })
 }
 
@@ -159,6 +161,7 @@ fn qwen(config: &Config, manifest: &Manifest, memory_budget: Option<u64>) -> Set
             condition_px: manifest.condition_px.unwrap_or(defaults.condition_px),
         },
         memory_budget,
+        graphs: config.engine.cuda_graphs,
         forget_between_jobs: config.workflow.advanced.clear_cache_between_jobs,
     }
 }

@@ -313,7 +313,7 @@ async fn sources(config: &Config) -> anyhow::Result<Vec<Arc<dyn Source>>> {
         sources.push(Arc::new(Sqs::connect(&config.sources.sqs).await?));
     }
     if config.sources.rabbitmq.broker().is_some() {
-        rabbitmq::inspect::check_declared(&config.sources.rabbitmq).await?;
+        rabbitmq::inspect::check(&config.sources.rabbitmq).await?;
         sources.push(Arc::new(RabbitMq::start(&config.sources.rabbitmq)?));
     }
     if sources.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_sdk_s3::config::Region;
 use aws_sdk_s3::primitives::ByteStream;
@@ -17,20 +17,34 @@ use crate::job::outcome::{JobError, RetryPolicy};
 use crate::job::url::AssetUrl;
 use crate::outbound::{Found, error::OutboundError};
 
+/// A connection begins slowly, and what is over sooner has held nobody for long.
+const RATE_AFTER: Duration = Duration::from_secs(20);
+
+/// What an input is, and so how large it may be and how long it may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputKind {
+    Image,
+    /// LoRAs, embeddings and what lies beside them.
+    Weights,
+}
+
 impl Store {
     /// The input file of a job's `field`, downloaded unless the cache has it still as it is.
     ///
     /// # Errors
     /// [`JobError::Input`] when it is not there, forbidden or too large; [`JobError::Fetch`] when it may be there later.
-    pub async fn fetch(&self, asset: &AssetUrl, field: &str, job: &Job) -> Result<Lease, JobError> {
-        let limit = Duration::from_millis(self.settings.input_timeout_ms);
-        tokio::time::timeout(limit, self.fetch_unbounded(asset, field, job)).await.unwrap_or_else(|_| {
+    pub async fn fetch(&self, asset: &AssetUrl, kind: InputKind, field: &str, job: &Job) -> Result<Lease, JobError> {
+        let limit = Duration::from_millis(match kind {
+            InputKind::Image => self.settings.image_timeout_ms.min(self.settings.input_timeout_ms),
+            InputKind::Weights => self.settings.input_timeout_ms,
+        });
+        tokio::time::timeout(limit, self.fetch_unbounded(asset, kind, field, job)).await.unwrap_or_else(|_| {
             let problem = format!("{asset} was not complete after {} s; use a faster server", limit.as_secs_f32());
             Err(JobError::Fetch { field: field.to_owned(), problem, cause: None })
         })
     }
 
-    async fn fetch_unbounded(&self, asset: &AssetUrl, field: &str, job: &Job) -> Result<Lease, JobError> {
+    async fn fetch_unbounded(&self, asset: &AssetUrl, kind: InputKind, field: &str, job: &Job) -> Result<Lease, JobError> {
         self.permit(asset, field, job).await?;
         let identity = asset.identity();
         let cached = self.cache.newest(&identity);
@@ -47,7 +61,12 @@ impl Store {
         match (answer, cached) {
             (Answer::File { etag, .. }, Some((file, known))) if etag.as_ref() == Some(&known) => Ok(file),
             (Answer::File { etag, length_bytes, body }, _) => {
-                let download = Downloading { asset, field, max_bytes: self.settings.max_input_bytes };
+                let max_bytes = match kind {
+                    InputKind::Image => self.settings.max_image_bytes.min(self.settings.max_input_bytes),
+                    InputKind::Weights => self.settings.max_input_bytes,
+                };
+                let least_bytes_s = self.settings.min_input_bytes_per_second;
+                let download = Downloading { asset, field, max_bytes, least_bytes_s, begun: Instant::now() };
                 self.download(&download, etag.as_deref(), length_bytes, body).await
             }
             (Answer::NotModified, Some((file, _))) => Ok(file),
@@ -96,6 +115,7 @@ impl Store {
         while let Some(chunk) = body.chunk().await.map_err(|broken| of.broken(&broken))? {
             bytes += chunk.len() as u64;
             of.check_length(bytes)?;
+            of.check_rate(bytes)?;
             download.file.write_all(&chunk).await.map_err(disk)?;
         }
         download.file.flush().await.map_err(disk)?;
@@ -148,6 +168,14 @@ struct Downloading<'a> {
     asset: &'a AssetUrl,
     field: &'a str,
     max_bytes: u64,
+    /// A second, on average.
+    least_bytes_s: u64,
+    begun: Instant,
+}
+
+/// Whether so many bytes in so long are fewer than `least_bytes_s` a second.
+fn is_too_slow(bytes: u64, taken: Duration, least_bytes_s: u64) -> bool {
+    taken >= RATE_AFTER && bytes < least_bytes_s.saturating_mul(taken.as_secs())
 }
 
 impl Downloading<'_> {
@@ -157,6 +185,21 @@ impl Downloading<'_> {
         }
         let problem = format!("{} is too large: at most {} bytes are allowed", self.asset, self.max_bytes);
         Err(JobError::Input { field: self.field.to_owned(), problem, cause: None })
+    }
+
+    fn check_rate(&self, bytes: u64) -> Result<(), JobError> {
+        let taken = self.begun.elapsed();
+        if !is_too_slow(bytes, taken, self.least_bytes_s) {
+            return Ok(());
+        }
+        let problem = format!(
+            "{} came too slowly: {bytes} bytes in {} s, at least {} a second are needed (store.min_input_bytes_per_second); use a \
+             faster server",
+            self.asset,
+            taken.as_secs(),
+            self.least_bytes_s
+        );
+        Err(JobError::Fetch { field: self.field.to_owned(), problem, cause: None })
     }
 
     fn broken(&self, broken: &Broken) -> JobError {
@@ -173,4 +216,19 @@ impl Downloading<'_> {
 fn disk(error: io::Error) -> JobError {
     let problem = format!("the cache of inputs could not be written ({error}); check store.cache.directory and its free space");
     JobError::Storage { problem, retry_policy: RetryPolicy::Retry, cause: Some(error.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_drips_is_too_slow_and_what_begins_slowly_is_not() {
+        for (bytes, seconds, is_slow) in
+            [(0, 19, false), (1, 20, true), (65_536 * 20, 20, false), (65_536 * 20, 21, true), (u64::MAX, 300, false)]
+        {
+            assert_eq!(is_too_slow(bytes, Duration::from_secs(seconds), 65_536), is_slow, "{bytes} bytes in {seconds} s");
+        }
+        assert!(!is_too_slow(0, Duration::from_hours(1), 0), "no least rate");
+    }
 }

@@ -12,7 +12,7 @@ pub mod cache;
 pub mod dead;
 mod error;
 pub mod failed;
-mod fetch;
+pub mod fetch;
 pub mod held_results;
 mod input;
 pub mod once;
@@ -72,8 +72,15 @@ aws_settings! {
         pub allow_results_as_inputs: bool,
         /// Bytes of one input file at most.
         pub max_input_bytes: u64,
+        /// Bytes of one input image at most.
+        pub max_image_bytes: u64,
         /// Milliseconds for one input file at most.
         pub input_timeout_ms: u64,
+        /// Milliseconds for one input image at most.
+        pub image_timeout_ms: u64,
+        /// Bytes a second that an input must come with, on average and from its 20th second on; else it would hold the only handler for
+        /// as long as it may take.
+        pub min_input_bytes_per_second: u64,
         pub cache: cache::Settings,
         pub held_results: held_results::Settings,
     }
@@ -99,7 +106,10 @@ impl Default for Settings {
             unlisted_input_buckets: UnlistedBuckets::Warn,
             allow_results_as_inputs: false,
             max_input_bytes: 2 << 30,
+            max_image_bytes: 256 << 20,
             input_timeout_ms: 300_000,
+            image_timeout_ms: 60_000,
+            min_input_bytes_per_second: 65_536,
             cache: cache::Settings::default(),
             held_results: held_results::Settings::default(),
         }
@@ -242,6 +252,12 @@ impl Images for Store {
 }
 
 impl Store {
+    /// So long after its sender died a request may still come to be carried out: no operation is waited for any longer.
+    #[must_use]
+    pub fn longest_operation(&self) -> Duration {
+        Duration::from_millis(self.settings.operation_timeout_ms)
+    }
+
     async fn object(&self, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {
         match self.client.get_object().bucket(bucket).key(key).send().await {
             Ok(object) => {

@@ -15,6 +15,7 @@ use crate::job::task::tryon::TryOn;
 use crate::job::task::{Generate, Lora, LoraAlphaSource, Task};
 use crate::job::url::AssetUrl;
 use crate::store::Store;
+use crate::store::fetch::InputKind;
 use atelier_engine::lora::alphas::needs_config;
 use atelier_engine::{AlphaSource, EmbeddingFile, LoraFile};
 
@@ -61,13 +62,13 @@ impl Fetch {
     ) -> Result<GenerateInputs<StartFiles>, JobError> {
         let mut loras = Vec::with_capacity(generate.loras.len());
         for (index, lora) in generate.loras.iter().enumerate() {
-            let path = self.fetch(context, &lora.url, &format!("lora[{index}].url")).await?;
+            let path = self.fetch(context, (&lora.url, InputKind::Weights), &format!("lora[{index}].url")).await?;
             let alpha = self.alpha(context, lora, &path, index).await?;
             loras.push(LoraFile { path, scale: lora.scale.get(), alpha });
         }
         let mut embeddings = Vec::with_capacity(generate.embeddings.len());
         for (index, embedding) in generate.embeddings.iter().enumerate() {
-            let path = self.fetch(context, &embedding.url, &format!("embeddings[{index}].url")).await?;
+            let path = self.fetch(context, (&embedding.url, InputKind::Weights), &format!("embeddings[{index}].url")).await?;
             embeddings.push(EmbeddingFile { path, token: embedding.token.as_str().to_owned() });
         }
         let start = match &generate.start {
@@ -108,14 +109,17 @@ impl Fetch {
         match &lora.alpha {
             LoraAlphaSource::Given(alpha) => return Ok(AlphaSource::Given(alpha.get())),
             LoraAlphaSource::Config(url) => {
-                return self.fetch(context, url, &format!("lora[{index}].config_url")).await.map(AlphaSource::Config);
+                return self
+                    .fetch(context, (url, InputKind::Weights), &format!("lora[{index}].config_url"))
+                    .await
+                    .map(AlphaSource::Config);
             }
             LoraAlphaSource::File => {}
         }
         let lora_path = path.to_owned();
         let needed = task::spawn_blocking(move || needs_config(&lora_path)).await.unwrap_or_default();
         let Some(beside) = lora.url.sibling(ADAPTER_CONFIG).filter(|_| needed) else { return Ok(AlphaSource::File) };
-        match self.fetch(context, &beside, &format!("lora[{index}].url")).await {
+        match self.fetch(context, (&beside, InputKind::Weights), &format!("lora[{index}].url")).await {
             Ok(config) => Ok(AlphaSource::Config(config)),
             // There is none, or it may not be read: the engine says what is missing, and how else it can be given.
             Err(JobError::Input { .. }) => Ok(AlphaSource::File),
@@ -131,14 +135,19 @@ impl Fetch {
         field: &str,
         role: Role,
     ) -> Result<PathBuf, JobError> {
-        let path = self.fetch(context, asset, field).await?;
+        let path = self.fetch(context, (asset, InputKind::Image), field).await?;
         context.input_images.push(InputImage { role, field: field.to_owned(), path: path.clone() });
         Ok(path)
     }
 
     /// The file stays where it is as long as the job context lives.
-    async fn fetch(&self, context: &mut JobContext<'_>, asset: &AssetUrl, field: &str) -> Result<PathBuf, JobError> {
-        let lease = self.store.fetch(asset, field, context.job).await?;
+    async fn fetch(
+        &self,
+        context: &mut JobContext<'_>,
+        (asset, kind): (&AssetUrl, InputKind),
+        field: &str,
+    ) -> Result<PathBuf, JobError> {
+        let lease = self.store.fetch(asset, kind, field, context.job).await?;
         let path = lease.path().to_owned();
         context.leases.push(lease);
         Ok(path)

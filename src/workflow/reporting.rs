@@ -117,7 +117,8 @@ impl Workflow {
     /// Whether anyone hears of this error.
     #[must_use]
     pub fn can_notify(&self, of: &NotificationTarget<'_>, error: &JobError) -> bool {
-        self.notifier.failed(of, error, 1).is_ok_and(|notifications| !notifications.is_empty())
+        let notifications = self.notifier.failed(of, error, 1);
+        notifications.is_ok_and(|notifications| notifications.iter().any(|notification| self.notifier.can_reach(notification)))
     }
 
     /// Keeps a refused message in the bucket, and returns its key.
@@ -129,7 +130,7 @@ impl Workflow {
         self.store.keep_dead(body, &DeadMessage { error: Problem::from(error), source, message_id, body: text }).await
     }
 
-    /// What a caller is notified of a finished job, in a notification and in an HTTP response alike.
+    /// What a caller is notified of a finished job, in a notification and in an HTTP response alike; without the caller's metadata.
     ///
     /// # Errors
     /// [`JobError::Storage`] when an address of an image could not be made.

@@ -21,9 +21,16 @@ demo SIMCUDA_STATS="$work/stats"
 [ $status -eq 0 ] || failed 'the demo ended with an error'
 grep -q '8 images and contact-sheet.png' "$work/said" || failed 'not all images are there'
 ! grep -q '8-bit products are not used' "$work/said" || failed 'the try-on was not in 8 bits'
-for kernel in add_bias_ attend_ geglu_ group_norm_ round_tokens_ finish_; do
+for kernel in add_bias_ attend_ geglu_ group_norm_ norm_rope_ round_tokens_ finish_; do
     grep -q "kernel $kernel" "$work/stats" || fail "no kernel $kernel ran"
 done
+
+echo 'steps are graphs, and with a driver that has none there is one warning'
+grep -q '"cuGraphLaunch"' "$work/stats" || fail 'no step was a graph'
+rm "$work/stats"
+demo SIMCUDA_GRAPHS=0 SIMCUDA_MODE=dry SIMCUDA_STATS="$work/stats"
+[ $status -eq 0 ] && ! grep -q '"cuGraphLaunch"' "$work/stats" || failed 'the demo without graphs'
+[ "$(grep -c 'no CUDA graph of this step' "$work/said")" -eq 1 ] || failed 'not one warning'
 
 echo 'no device'
 demo SIMCUDA_DEVICES=0

@@ -10,6 +10,7 @@ use atelier::events::{Event, EventError};
 use atelier::job::Job;
 use atelier::protocol::reply::{JobOutcome, JobReport};
 use atelier::setting::Secret;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use crate::requests::contract;
@@ -17,6 +18,10 @@ use crate::requests::contract;
 pub(crate) fn sample(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("events").join(name);
     serde_json::from_slice(&fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).unwrap()
+}
+
+pub(crate) fn parse(payload: &Value) -> Result<Event, EventError> {
+    Event::parse(&to_raw_value(payload).unwrap())
 }
 
 #[test]
@@ -29,7 +34,7 @@ fn every_sample_is_of_a_known_kind() {
             continue;
         }
         let name = entry.file_name().into_string().unwrap();
-        let event = Event::parse(&sample(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let event = parse(&sample(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         let kind = match event {
             Event::Sqs(_) => "sqs-",
             Event::RabbitMq(_) => "rabbitmq-",
@@ -46,7 +51,7 @@ fn every_sample_is_of_a_known_kind() {
 fn a_rabbitmq_message_is_a_job_with_its_attempt() {
     let mut payload = sample("rabbitmq-lora.json");
     payload["rmqMessagesByQueue"]["image_generation::/"][0]["basicProperties"]["headers"]["x-delivery-count"] = json!(2);
-    let Ok(Event::RabbitMq(batch)) = Event::parse(&payload) else { panic!("not a RabbitMQ batch") };
+    let Ok(Event::RabbitMq(batch)) = parse(&payload) else { panic!("not a RabbitMQ batch") };
     let [delivery] = batch.deliveries.as_slice() else { panic!("not one delivery") };
     assert_eq!((delivery.message_id.as_str(), delivery.attempt), ("demo-lora", 3));
     let job = Job::from_json(&delivery.body, &contract()).expect("a job");
@@ -62,7 +67,7 @@ fn the_host_names_the_messages_that_it_wants_to_find_again() {
     let mut nameless = message.clone();
     nameless["basicProperties"]["messageId"] = json!(null);
     payload["rmqMessagesByQueue"]["image_generation::/"] = json!([named, message, nameless]);
-    let Ok(Event::RabbitMq(batch)) = Event::parse(&payload) else { panic!("not a RabbitMQ batch") };
+    let Ok(Event::RabbitMq(batch)) = parse(&payload) else { panic!("not a RabbitMQ batch") };
     let ids: Vec<_> = batch.deliveries.iter().map(|delivery| delivery.message_id.as_str()).collect();
     assert_eq!(ids, ["host-1", "demo-lora", "image_generation::/#2"]);
 }
@@ -73,7 +78,7 @@ fn a_classic_queue_only_knows_whether_it_redelivers() {
     let message = &mut payload["rmqMessagesByQueue"]["image_generation::/"][0];
     message["basicProperties"]["headers"] = json!({});
     message["redelivered"] = json!(true);
-    let Ok(Event::RabbitMq(batch)) = Event::parse(&payload) else { panic!("not a RabbitMQ batch") };
+    let Ok(Event::RabbitMq(batch)) = parse(&payload) else { panic!("not a RabbitMQ batch") };
     assert_eq!(batch.deliveries[0].attempt, 2);
 }
 
@@ -104,10 +109,10 @@ fn sqs_attributes_become_attempt_and_group() {
     let mut payload = sample("sqs-plain.json");
     payload["Records"][0]["attributes"]["ApproximateReceiveCount"] = json!("4");
     payload["Records"][0]["attributes"]["MessageGroupId"] = json!("customer-9");
-    let Ok(Event::Sqs(standard)) = Event::parse(&payload) else { panic!("not an SQS batch") };
+    let Ok(Event::Sqs(standard)) = parse(&payload) else { panic!("not an SQS batch") };
     assert_eq!(standard.deliveries[0].group, None, "a tenant among whom the queue is fair, not an order");
     payload["Records"][0]["eventSourceARN"] = json!("arn:aws:sqs:us-east-1:123456789012:image_generation.fifo");
-    let Ok(Event::Sqs(batch)) = Event::parse(&payload) else { panic!("not an SQS batch") };
+    let Ok(Event::Sqs(batch)) = parse(&payload) else { panic!("not an SQS batch") };
     assert_eq!((batch.deliveries[0].attempt, batch.deliveries[0].group.as_deref()), (4, Some("customer-9")));
 }
 
@@ -121,7 +126,7 @@ fn http_requests_are_routed_and_answered_in_their_platforms_shape() {
         "http-apigw-v2.json",
         "http-function-url.json",
     ] {
-        let Ok(Event::Http(exchange)) = Event::parse(&sample(name)) else { panic!("{name} is no HTTP request") };
+        let Ok(Event::Http(exchange)) = parse(&sample(name)) else { panic!("{name} is no HTTP request") };
         let Ok(Route::Generate(body)) = exchange.route() else { panic!("{name} is not routed to generate") };
         Job::from_json(&body, &contract()).unwrap_or_else(|refusal| panic!("{name}: {}", refusal.error));
         let only = |token: &str| Auth::Token(Secret::new(token));
@@ -145,7 +150,7 @@ fn a_reply_has_its_headers_in_every_form_that_its_platform_reads() {
         ("http-apigw-v2.json", json!(null), json!(null)),
         ("http-function-url.json", json!(null), json!(null)),
     ] {
-        let Ok(Event::Http(exchange)) = Event::parse(&sample(name)) else { panic!("{name} is no HTTP request") };
+        let Ok(Event::Http(exchange)) = parse(&sample(name)) else { panic!("{name} is no HTTP request") };
         let reply = exchange.reply(&exchange.authorize(&Auth::Token(Secret::new("another"))).expect_err("a wrong token"));
         assert_eq!(reply["headers"]["www-authenticate"], "Bearer", "{name}");
         assert_eq!(reply["multiValueHeaders"]["www-authenticate"], lists, "{name}");
@@ -175,7 +180,7 @@ fn stays_readable(name: &str, needed: &[&str], job_id: &str) {
         let mut absent = whole.clone();
         absent.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(key);
         for payload in [null, absent] {
-            let body = match Event::parse(&payload) {
+            let body = match parse(&payload) {
                 Ok(Event::Sqs(batch)) => batch.deliveries[0].body.clone(),
                 Ok(Event::RabbitMq(batch)) => batch.deliveries[0].body.clone(),
                 Ok(Event::Http(exchange)) => match exchange.route() {
@@ -227,41 +232,109 @@ fn every_optional_field_of_an_event_may_be_null_or_absent() {
 fn an_unknown_path_or_method_says_what_there_is() {
     let mut payload = sample("http-four.json");
     payload["rawPath"] = json!("/nowhere");
-    let Ok(Event::Http(exchange)) = Event::parse(&payload) else { panic!("not HTTP") };
+    let Ok(Event::Http(exchange)) = parse(&payload) else { panic!("not HTTP") };
     assert_eq!(exchange.route().expect_err("no such path").status, 404);
     payload["rawPath"] = json!("/generate");
     payload["requestContext"]["http"]["method"] = json!("GET");
-    let Ok(Event::Http(exchange)) = Event::parse(&payload) else { panic!("not HTTP") };
+    let Ok(Event::Http(exchange)) = parse(&payload) else { panic!("not HTTP") };
     assert_eq!(exchange.route().expect_err("wrong method").status, 405);
     payload["rawPath"] = json!("/health");
-    let Ok(Event::Http(exchange)) = Event::parse(&payload) else { panic!("not HTTP") };
+    let Ok(Event::Http(exchange)) = parse(&payload) else { panic!("not HTTP") };
     assert_eq!(exchange.route(), Ok(Route::Health));
     assert_eq!(Response::health("n").body["status"], "ok");
 }
 
 #[test]
 fn a_bare_job_is_a_direct_invocation() {
-    let Ok(Event::Direct(body)) = Event::parse(&sample("job-plain.json")) else { panic!("not a direct invocation") };
+    let Ok(Event::Direct(body)) = parse(&sample("job-plain.json")) else { panic!("not a direct invocation") };
     assert_eq!(Job::from_json(&body, &contract()).expect("a job").id.as_str(), "direct-plain");
     // A job that is wrong otherwise is refused as a job.
-    assert!(matches!(Event::parse(&json!({ "job_id": 7, "task": "generate" })), Ok(Event::Direct(_))));
+    assert!(matches!(parse(&json!({ "job_id": 7, "task": "generate" })), Ok(Event::Direct(_))));
+}
+
+/// Parsed and written again, a number that neither `u64` nor `f64` holds would be another one.
+#[test]
+fn a_bare_job_stays_as_it_was_written() {
+    let text = r#"{"job_id": "a", "prompt": "x",  "callback": {"metadata": {"n": 18446744073709551616, "f": 1.10}}}"#;
+    let Ok(Event::Direct(body)) = Event::parse(&RawValue::from_string(text.to_owned()).unwrap()) else { panic!("not a job") };
+    assert_eq!(body, text.as_bytes());
+    // What no `Value` holds, as it is and in an EventBridge event.
+    for metadata in [
+        r#"{"a": 1e999}"#.to_owned(),
+        format!(r#"{{"a": {}1{}}}"#, "[".repeat(300), "]".repeat(300)),
+        r#"{"a": "\ud800"}"#.into(),
+    ] {
+        let job = format!(
+            r#"{{"job_id": "odd", "prompt": "x", "callback": {{"url": "https://x.example/", "metadata": {metadata}}}}}"#
+        );
+        let event = format!(r#"{{"detail-type": "job", "source": "backend", "detail": {job}}}"#);
+        for text in [&job, &event] {
+            let parsed = Event::parse(&RawValue::from_string(text.clone()).unwrap());
+            let Ok(Event::Direct(body)) = parsed else { panic!("{text}: {:?}", parsed.err()) };
+            let read =
+                Job::from_message(&body, None, &contract()).unwrap_or_else(|refusal| panic!("{text}: {}", refusal.error));
+            assert_eq!(read.callback.unwrap().metadata.as_str(), metadata);
+        }
+        // As the body of a queue's message.
+        Job::from_message(event.as_bytes(), None, &contract()).unwrap_or_else(|refusal| panic!("{event}: {}", refusal.error));
+    }
+}
+
+/// However deep an event nests what looks like one.
+#[test]
+fn events_in_events_end_soon() {
+    let text = format!("{}1{}", r#"{"detail":"#.repeat(100_000), "}".repeat(100_000));
+    assert!(Job::from_message(text.as_bytes(), None, &contract()).is_err());
+}
+
+/// As a queue's message has them, and as what invokes the function itself.
+#[test]
+fn envelopes_that_invoke_the_function_are_opened_or_refused_by_their_name() {
+    let job = json!({ "job_id": "inner", "prompt": "a mug" });
+    let sns = |message: String| {
+        let notification = json!({ "Type": "Notification", "TopicArn": "arn", "Message": message });
+        json!({ "Records": [{ "EventSource": "aws:sns", "Sns": notification }] })
+    };
+    let event = |detail: &Value| json!({ "detail-type": "job", "source": "backend", "detail": detail });
+    for payload in [sns(job.to_string()), event(&job), sns(event(&job).to_string())] {
+        let Ok(Event::Direct(body)) = parse(&payload) else { panic!("{payload}") };
+        let job = Job::from_message(&body, None, &contract()).unwrap_or_else(|refusal| panic!("{}", refusal.error));
+        assert_eq!(job.id.as_str(), "inner", "{payload}");
+    }
+    for (payload, name) in [
+        (sns("hello".into()), "is an SNS notification"),
+        (event(&json!({ "hello": 1 })), "is an EventBridge event"),
+        (json!({ "Records": [{ "eventSource": "aws:s3", "s3": {} }] }), "is an S3 event notification"),
+    ] {
+        let Ok(Event::Direct(body)) = parse(&payload) else { panic!("{payload}") };
+        let refusal = Job::from_message(&body, None, &contract()).expect_err("no job");
+        assert!(refusal.error.to_string().contains(name), "{}", refusal.error);
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_job() {
+    let body = format!("\u{feff}{}", json!({ "job_id": "marked", "prompt": "a mug" }));
+    for read in [Job::from_message(body.as_bytes(), None, &contract()), Job::from_json(body.as_bytes(), &contract())] {
+        assert_eq!(read.unwrap_or_else(|refusal| panic!("{}", refusal.error)).id.as_str(), "marked");
+    }
 }
 
 #[test]
 fn other_events_are_refused_with_what_is_taken() {
-    for payload in
-        [json!({}), json!(null), json!([1]), json!({ "job_id": "a" }), json!({ "Records": [{ "eventSource": "aws:s3" }] })]
-    {
-        let error = Event::parse(&payload).expect_err("must be refused");
+    for payload in [json!({}), json!(null), json!([1]), json!({ "job_id": "a" }), json!({ "Records": [] })] {
+        let error = parse(&payload).expect_err("must be refused");
         assert!(matches!(error, EventError::Unknown { .. }), "{error}");
         assert!(error.to_string().contains("an SQS batch"), "{error}");
     }
     let mut payload = sample("http-alb.json");
     payload["body"] = json!("*** not base64 ***");
-    let error = Event::parse(&payload).expect_err("must be refused");
-    assert!(error.to_string().contains("not base64"), "{error}");
+    let Ok(Event::Http(exchange)) = parse(&payload) else { panic!("not HTTP") };
+    let response = exchange.route().expect_err("its body cannot be read");
+    assert_eq!((response.status, &response.body["error"]["code"]), (400, &json!("invalid_request")));
+    assert!(response.body.to_string().contains("not base64"), "{}", response.body);
     let mut payload = sample("sqs-plain.json");
     payload["Records"][0]["messageId"] = json!(null);
-    let error = Event::parse(&payload).expect_err("must be refused");
+    let error = parse(&payload).expect_err("must be refused");
     assert!(error.to_string().contains("no messageId"), "{error}");
 }

@@ -22,6 +22,7 @@ use atelier::{notify, outbound, store};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, LoraFile, QueuedRequest, Request};
 use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 use tempfile::TempDir;
 
 use crate::backend::Backend;
@@ -252,13 +253,18 @@ impl Stage {
     /// One event through the handler, without limits.
     pub(crate) async fn handle(&mut self, event: Value) -> Result<Value, String> {
         let (_switch, shutdown) = Shutdown::channel();
-        self.handler.handle(event, &Control::unlimited(shutdown)).await.map_err(|error| error.to_string())
+        self.handler.handle(&raw(&event), &Control::unlimited(shutdown)).await.map_err(|error| error.to_string())
     }
 
     /// The same as `atelier host` asks for it.
     pub(crate) async fn handle_for_host(&mut self, event: Value) -> Value {
         let (_switch, shutdown) = Shutdown::channel();
         let control = Control::unlimited(shutdown).notification_mode_by(NotificationMode::Later);
-        self.handler.handle(event, &control).await.expect("the host is notified of failures in the reply")
+        self.handler.handle(&raw(&event), &control).await.expect("the host is notified of failures in the reply")
     }
+}
+
+/// An event as the Runtime API hands it over.
+pub(crate) fn raw(event: &Value) -> Box<RawValue> {
+    to_raw_value(event).unwrap()
 }

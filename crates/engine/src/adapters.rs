@@ -10,6 +10,7 @@ use candle_nn::VarBuilder;
 use sha2::{Digest, Sha256};
 
 use super::finite::is_finite;
+use super::graphs::module_number;
 use super::learned_word::Bundled;
 use super::lora::{Lora, LoraError};
 use super::recent::Recent;
@@ -29,6 +30,7 @@ pub(super) struct Adapters<Adapted> {
     weights: Weights,
     builder: Builder<Adapted>,
     base: Adapted,
+    base_module: u64,
     /// The last LoRAs used and what was built for them. Only what they change takes memory of its own.
     last: Option<Last<Adapted>>,
     uses_last: bool,
@@ -38,6 +40,9 @@ pub(super) struct Adapters<Adapted> {
 
 struct Last<Adapted> {
     loras: Vec<Fingerprint>,
+    /// The tensors that `adapted` has in place of the base's.
+    overlay: Arc<Tensors>,
+    module: u64,
     adapted: Adapted,
     learned_words: Vec<Bundled>,
 }
@@ -54,7 +59,7 @@ impl<Adapted> Adapters<Adapted> {
     ) -> Result<Self, String> {
         let base = weights.build(&Arc::default(), &builder)?;
         let read = Recent::new(MATRICES_MAX_BYTES, |_, lora: &Arc<Lora>| lora.bytes());
-        Ok(Self { weights, builder: Box::new(builder), base, last: None, uses_last: false, read })
+        Ok(Self { weights, builder: Box::new(builder), base, base_module: module_number(), last: None, uses_last: false, read })
     }
 
     /// What they are laid over.
@@ -68,6 +73,16 @@ impl<Adapted> Adapters<Adapted> {
             Some(last) if self.uses_last => &last.adapted,
             _ => &self.base,
         }
+    }
+
+    /// The number of what generates now: it stays while its tensors lie where they are.
+    pub(super) fn module(&self) -> u64 {
+        self.last.as_ref().filter(|_| self.uses_last).map_or(self.base_module, |last| last.module)
+    }
+
+    /// The numbers of all that may generate again without being built.
+    pub(super) fn modules(&self) -> [u64; 2] {
+        [self.base_module, self.last.as_ref().map_or(self.base_module, |last| last.module)]
     }
 
     /// The textual inversions that are bundled with the LoRAs in use.
@@ -102,10 +117,23 @@ impl<Adapted> Adapters<Adapted> {
             )?;
             let parsed = each(contents.iter().zip(loras).map(|(content, lora)| self.parsed(lora, *content, &shapes)))?;
             let overlay = self.overlay(parsed.iter().zip(loras.iter().map(|lora| lora.scale)))?;
-            let adapted = self.weights.build(&Arc::new(overlay), &self.builder);
-            let adapted = adapted.map_err(|problem| EngineError::Checkpoint { path: checkpoint.to_owned(), problem })?;
-            let words = parsed.iter().enumerate().flat_map(|(index, lora)| bundled(index, lora)).collect();
-            self.last = Some(Last { loras: fingerprints, adapted, learned_words: words });
+            let learned_words = parsed.iter().enumerate().flat_map(|(index, lora)| bundled(index, lora)).collect();
+            // Only what was laid over the same tensors is filled anew: nothing else, and no base tensor, is ever written.
+            let filled = self.last.take_if(|last| self.weights.device().is_cuda() && has_places_for(&last.overlay, &overlay));
+            let last = match filled {
+                Some(last) => {
+                    fill(&last.overlay, &overlay)?;
+                    Last { loras: fingerprints, learned_words, ..last }
+                }
+                None => {
+                    let overlay = Arc::new(overlay);
+                    let adapted = self.weights.build(&overlay, &self.builder);
+                    let adapted =
+                        adapted.map_err(|problem| EngineError::Checkpoint { path: checkpoint.to_owned(), problem })?;
+                    Last { loras: fingerprints, overlay, module: module_number(), adapted, learned_words }
+                }
+            };
+            self.last = Some(last);
         }
         self.uses_last = true;
         Ok(cache_hit)
@@ -169,6 +197,24 @@ impl<Adapted> Adapters<Adapted> {
         // Rounded once, after the last of them.
         overlay.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(self.weights.dtype())?))).collect()
     }
+}
+
+/// Whether an overlay has a tensor for each of the other one, and none besides.
+fn has_places_for(overlay: &Tensors, other: &Tensors) -> bool {
+    overlay.len() == other.len()
+        && other.iter().all(|(name, tensor)| {
+            overlay.get(name).is_some_and(|place| {
+                place.is_contiguous() && place.shape() == tensor.shape() && place.dtype() == tensor.dtype() && tensor.rank() > 0
+            })
+        })
+}
+
+/// Copies the values of `other` to where the tensors of `overlay` lie: a GPU that was told to read there goes on doing so.
+fn fill(overlay: &Tensors, other: &Tensors) -> Result<(), EngineError> {
+    for (name, tensor) in other {
+        overlay[name].slice_set(&tensor.contiguous()?, 0, 0)?;
+    }
+    Ok(())
 }
 
 /// By name, the first of those whose names begin with one of `prefixes`.

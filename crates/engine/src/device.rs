@@ -1,9 +1,13 @@
 //! Opens the device that generates; what depends on the build, but for the way of weights to a GPU (`loader.rs`), is here.
 
 #[cfg(feature = "cuda")]
+mod captured;
+#[cfg(feature = "cuda")]
 mod epilogue;
 #[cfg(feature = "cuda")]
 mod fp8;
+#[cfg(feature = "cuda")]
+mod norm_rope;
 #[cfg(feature = "cuda")]
 mod own_kernels;
 
@@ -186,6 +190,24 @@ pub(super) fn group_norm(_: &Tensor, _: (&Tensor, &Tensor), _: usize, _: f64, _:
     None
 }
 
+/// Root mean square norm by head, weighted, and rotary positions in one kernel; `hidden`: (B, T, heads·D), `angles`: cosine and sine, (T, D/2), f32.
+/// `None` where the device has no such kernel.
+#[cfg(feature = "cuda")]
+pub(super) fn norm_rope(
+    hidden: &Tensor,
+    weight: &Tensor,
+    heads: usize,
+    eps: f32,
+    angles: (&Tensor, &Tensor),
+) -> Option<Result<Tensor>> {
+    norm_rope::norm_rope(hidden, weight, heads, eps, angles)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn norm_rope(_: &Tensor, _: &Tensor, _: usize, _: f32, _: (&Tensor, &Tensor)) -> Option<Result<Tensor>> {
+    None
+}
+
 /// Makes `output` (..., channels, `places`), which nothing else has, `before` + (`bias` + `output`), rounded once. `bias`: all channels', or those of
 /// each image; `before`: of the output's shape. `None` where the device has no such kernel.
 #[cfg(feature = "cuda")]
@@ -212,7 +234,7 @@ pub(super) fn geglu(_: &Tensor, _: &Tensor) -> Option<Result<Tensor>> {
 
 /// How many shapes [`keeping_uploads`] keeps uploads for: some 20 KiB of each, for as long as the process lives.
 #[cfg(feature = "cuda")]
-const MAX_KEPT_SHAPES: usize = 64;
+const MAX_KEPT_SHAPES: usize = 1024;
 
 /// Does `work` over latents of `shape`. What kernels are told of tensors' sizes and strides goes to a GPU once for each shape, and stays there:
 /// else it is hundreds of copies a step.
@@ -233,6 +255,42 @@ pub(super) fn keeping_uploads<R>(device: &Device, shape: &[usize], work: impl Fn
 #[cfg(not(feature = "cuda"))]
 pub(super) fn keeping_uploads<R>(_: &Device, _: &[usize], work: impl FnOnce() -> R) -> R {
     work()
+}
+
+/// What is done to some inputs: their result, f32.
+pub(super) type Step<'a> = dyn Fn(&[Tensor]) -> Result<Tensor> + 'a;
+
+/// A step that the device was told once.
+pub(super) trait Repeated: Send {
+    /// What the step makes of `inputs`, which have the shapes and formats of the first ones. At most one step before it is still under way when this
+    /// returns.
+    fn repeat(&mut self, inputs: &[Tensor]) -> Result<Tensor>;
+
+    /// What it keeps of the device's memory.
+    fn bytes(&self) -> usize;
+}
+
+/// A step as it was done first.
+pub(super) struct FirstTime {
+    pub(super) output: Tensor,
+    /// The same for other inputs, or why it cannot be repeated.
+    pub(super) repeated: std::result::Result<Box<dyn Repeated>, String>,
+}
+
+/// Does `step`, and tells the device how to repeat it; `None` where the device has to be told each time. `has_room`: whether the latter may keep so many
+/// bytes. Only for who has the device's stream alone, and within [`keeping_uploads`].
+#[cfg(feature = "cuda")]
+pub(super) fn first_time(
+    inputs: &[Tensor],
+    step: &Step<'_>,
+    has_room: &mut dyn FnMut(usize) -> bool,
+) -> Option<Result<FirstTime>> {
+    captured::first_time(inputs, step, has_room)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn first_time(_: &[Tensor], _: &Step<'_>, _: &mut dyn FnMut(usize) -> bool) -> Option<Result<FirstTime>> {
+    None
 }
 
 /// What a device does with 8-bit values (e4m3).

@@ -27,9 +27,44 @@ impl<Key: Hash + Eq, Value> Recent<Key, Value> {
         self.known.peek(key)
     }
 
+    /// The value of `key`, to be changed, which counts as a use.
+    pub(crate) fn get_mut(&mut self, key: &Key) -> Option<&mut Value> {
+        self.known.get_mut(key)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// Lets go of what was not used for the longest time until so much more can be kept. Returns false, and keeps all, where it never can.
+    pub(crate) fn make_room(&mut self, weight: usize) -> bool {
+        let Some(max) = self.max.checked_sub(weight) else { return false };
+        self.shrink(max);
+        true
+    }
+
+    /// Lets go of those whose keys `stays` is false for.
+    pub(crate) fn retain(&mut self, stays: impl Fn(&Key) -> bool)
+    where
+        Key: Clone,
+    {
+        let gone: Vec<Key> = self.known.iter().map(|(key, _)| key).filter(|key| !stays(key)).cloned().collect();
+        for key in gone {
+            self.known.pop(&key);
+        }
+    }
+
     pub(crate) fn put(&mut self, key: Key, value: Value) {
         self.known.put(key, value);
-        while self.known.iter().map(|(key, value)| (self.weigh)(key, value)).sum::<usize>() > self.max {
+        self.shrink(self.max);
+    }
+
+    fn shrink(&mut self, max: usize) {
+        while self.known.iter().map(|(key, value)| (self.weigh)(key, value)).sum::<usize>() > max {
             self.known.pop_lru();
         }
     }
@@ -98,6 +133,15 @@ mod tests {
         assert_eq!((recent.peek(&"c"), recent.peek(&"d"), recent.peek(&"b")), (None, None, Some(&4)));
         recent.put("f", 11);
         assert!(recent.peek(&"f").is_none(), "more than all there may be");
+        recent.put("h", 3);
+        recent.put("i", 3);
+        assert!(!recent.make_room(11) && recent.len() == 2, "in vain, so all stay");
+        assert!(recent.make_room(5) && recent.peek(&"h").is_none(), "3 + 5 of 10");
+        recent.put("j", 1);
+        recent.retain(|key| *key != "i");
+        assert_eq!((recent.peek(&"i"), recent.peek(&"j")), (None, Some(&1)));
+        recent.forget();
+        assert!(recent.is_empty());
         assert_eq!(recent.of("g", || Err("no")), Err("no"));
         assert!(recent.peek(&"g").is_none());
     }

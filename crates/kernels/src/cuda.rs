@@ -1,13 +1,16 @@
 //! What candle has no call for on a GPU: products of 8-bit values by cuBLASLt, a memory pool that keeps what it has, pinned memory.
 
+mod arena;
 pub mod attention;
 pub mod convolution;
 pub mod epilogue;
 pub mod fp8;
+pub mod graph;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod libraries;
 pub mod modules;
 pub mod norm;
+pub mod rotary;
 
 use std::collections::HashMap;
 use std::ffi::c_void;

@@ -5,11 +5,12 @@ pub mod protection;
 
 use std::time::Duration;
 
+use crate::authorities;
 use crate::setting::SettingError;
 
 /// A client for addresses on this machine alone: no proxy stands before them, and they lead nowhere else.
 fn client(setting: &str, timeout: Duration) -> Result<reqwest::Client, SettingError> {
-    reqwest::Client::builder()
+    authorities::client()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .timeout(timeout)

@@ -14,6 +14,7 @@ use tracing::Instrument as _;
 use super::Assignment;
 use super::disposition::{Disposition, dispositions};
 use crate::backoff::{Backoff, pause};
+use crate::clock::later;
 use crate::fault_point::fault_point;
 use crate::host::answer::Ended;
 use crate::host::ended::{End, EndedJob};
@@ -148,13 +149,21 @@ impl Acknowledger {
                 self.over(in_flight, State::Complete, None).await;
             }
             Disposition::Failed(error) if in_flight.message.attempt < self.retries.max_attempts => {
+                self.jobs.died(known_id(&self.jobs, in_flight));
                 self.count(in_flight, JobOutcome::Retry.as_str(), None);
                 self.try_again(in_flight, &error).await;
             }
             Disposition::Failed(error) => {
                 self.count(in_flight, JobOutcome::DeadLetter.as_str(), None);
                 // A job that died over and over is not started again only because its caller cannot be notified now.
-                let ended = EndedJob::failed(End::DeadLetter, in_flight.message.attempt, Problem::from(&error));
+                let id = known_id(&self.jobs, in_flight);
+                self.jobs.died(id);
+                let died_storing = self.jobs.job_status(id).and_then(|known| known.died_storing);
+                let ended = EndedJob {
+                    // A request that has left is not called back by the death of its sender.
+                    record_until: died_storing.map(|died| later(died, self.outbox.store().longest_operation())),
+                    ..EndedJob::failed(End::DeadLetter, in_flight.message.attempt, Problem::from(&error))
+                };
                 self.conclude(in_flight, ended, None).await;
             }
             Disposition::Reported(report) => self.finalize(in_flight, report).await,

@@ -44,9 +44,12 @@ impl Acknowledger {
             }
             None => (unreported.0, None, Vec::new()),
         };
+        // The only one who wanted it has gone. A queue may hold the same job for somebody else, who would read of its end.
+        let was_left = direct.answer.is_closed() && state == State::Cancelled;
         self.jobs.end(id, state, error);
-        // A caller that is gone hears of it by the notification, if at all.
         let _ = direct.answer.send(ending);
-        self.outbox.send_unqueued(notifications).await;
+        if !was_left {
+            self.outbox.send_unqueued(notifications).await;
+        }
     }
 }

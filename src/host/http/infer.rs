@@ -26,15 +26,27 @@ use crate::job::JobId;
 use crate::job::outcome::StoredImage;
 use crate::protocol::reply;
 
-pub(super) const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
+const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const INFERENCE_TIME_MS: HeaderName = HeaderName::from_static("x-inference-time-ms");
 
 pub(super) async fn infer(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
     let order = submission::read(&http, request, Takes::Any).await?;
     let running = begin(&http, order).await?;
     let id = running.id.clone();
-    let reply = running.reply().await?;
-    answer(&http, &id, &reply).await
+    let answered = match running.reply().await {
+        Ok(reply) => answer(&http, &reply).await,
+        Err(problem) => Err(problem),
+    };
+    Ok(with_job_id(answered, &id))
+}
+
+/// The answer about a job that was begun, good or bad, names it: by its id the caller finds what becomes of it.
+pub(super) fn with_job_id(answered: Result<Response, Problem>, id: &JobId) -> Response {
+    let mut response = answered.into_response();
+    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().entry(JOB_ID).or_insert(id);
+    }
+    response
 }
 
 /// A job that a handler of this host runs for its caller. Dropped before its end, the job is cancelled.
@@ -144,9 +156,9 @@ pub(super) fn done(reply: &Value) -> Result<Done, Problem> {
     })
 }
 
-async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Problem> {
+async fn answer(http: &Http, reply: &Value) -> Result<Response, Problem> {
     if http.passes_through && !reply::is_ours(reply) && !reply.is_null() {
-        return pass_through(id, reply);
+        return pass_through(reply);
     }
     let Done { images, timings_ms } = done(reply)?;
     let image = images[0].stored();
@@ -155,10 +167,8 @@ async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Prob
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_LENGTH, bytes.into());
     headers.insert(INFERENCE_TIME_MS, timings_ms["infer"].as_u64().unwrap_or_default().into());
-    for (name, text) in [(CONTENT_TYPE, image.content_type.as_str()), (JOB_ID, id.as_str())] {
-        if let Ok(value) = HeaderValue::from_str(text) {
-            headers.insert(name, value);
-        }
+    if let Ok(value) = HeaderValue::from_str(&image.content_type) {
+        headers.insert(CONTENT_TYPE, value);
     }
     let chunks = stream::try_unfold(file, |mut file| async move {
         Ok::<_, axum::BoxError>(file.try_next().await?.map(|chunk| (chunk, file)))
@@ -167,15 +177,12 @@ async fn answer(http: &Http, id: &JobId, reply: &Value) -> Result<Response, Prob
 }
 
 /// What API Gateway makes of a function's reply in its payload format 2.0: a reply without `statusCode` is the body itself.
-fn pass_through(id: &JobId, reply: &Value) -> Result<Response, Problem> {
+fn pass_through(reply: &Value) -> Result<Response, Problem> {
     let wrong = |problem: &str| {
         tracing::error!(problem, "the function's answer is none");
         Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", &format!("the function's answer could not be read: {problem}"))
     };
     let mut headers = HeaderMap::new();
-    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
-        headers.insert(JOB_ID, value);
-    }
     let Some(status) = reply.get("statusCode") else {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         return Ok((StatusCode::OK, headers, reply.to_string()).into_response());
@@ -199,9 +206,6 @@ fn pass_through(id: &JobId, reply: &Value) -> Result<Response, Problem> {
         if let Ok(value) = HeaderValue::from_str(cookie) {
             headers.append(SET_COOKIE, value);
         }
-    }
-    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
-        headers.entry(JOB_ID).or_insert(value);
     }
     Ok((status, headers, Body::from(body)).into_response())
 }

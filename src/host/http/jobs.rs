@@ -16,18 +16,36 @@ use crate::job::JobId;
 use crate::job::outcome::Record;
 use crate::notify::body::Generated;
 
-pub(super) async fn show(
-    State(http): State<Arc<Http>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<Json<Value>, Problem> {
+/// Jobs of a list.
+const LISTED: usize = 100;
+
+/// The jobs of this node that were handed in or started last, the newest first; their results are asked for one by one.
+pub(super) async fn list(State(http): State<Arc<Http>>) -> Json<Value> {
+    let newest = http.job_service.jobs.newest(LISTED);
+    let jobs: Vec<Value> = newest.into_iter().map(|(id, known)| status(&id, Some(known), &Value::Null)).collect();
+    Json(json!({ "jobs": jobs }))
+}
+
+/// The job id of a path.
+pub(super) type JobPath = Result<Path<String>, PathRejection>;
+
+pub(super) async fn show(State(http): State<Arc<Http>>, path: JobPath) -> Result<Json<Value>, Problem> {
     let id = id_of(path)?;
+    current(&http, &id).await.map(Json)
+}
+
+/// What is known of a job now, here and in the bucket.
+///
+/// # Errors
+/// Not found; or storage, when the bucket cannot be asked.
+pub(super) async fn current(http: &Http, id: &JobId) -> Result<Value, Problem> {
     in_time(async {
-        let known = job_status(&http, &id).await?;
+        let known = job_status(http, id).await?;
         let ended = known.as_ref().is_none_or(JobStatus::has_failed);
         if ended && http.job_service.jobs.under_way(id.as_str()).is_some() {
-            return Ok(Json(sending(&id)));
+            return Ok(sending(id));
         }
-        document(&http, &id, known).await.map(Json)
+        document(http, id, known).await
     })
     .await
 }
@@ -40,10 +58,7 @@ async fn in_time<T>(asking: impl Future<Output = Result<T, Problem>>) -> Result<
         .unwrap_or_else(|_| Err(Problem::unavailable("storage_failed", "the store did not answer in time")))
 }
 
-pub(super) async fn cancel(
-    State(http): State<Arc<Http>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+pub(super) async fn cancel(State(http): State<Arc<Http>>, path: JobPath) -> Result<(StatusCode, Json<Value>), Problem> {
     let id = id_of(path)?;
     if let Some(complete) = complete(&http, &id).await? {
         return Err(complete);
@@ -114,19 +129,33 @@ pub(super) async fn document(http: &Http, id: &JobId, known: Option<JobStatus>) 
         Some(record) => result(http, record).await?,
         None => Value::Null,
     };
-    let (state, progress, attempt, error) = match known {
-        Some(known) => (known.state, known.progress_percent, Some(known.attempt), known.error),
-        None if record.is_some() => (jobs::State::Complete, 100, None, None),
-        None => return Err(unknown(id)),
+    // A record that was complete here may have been deleted since, and its images with it.
+    let was_complete = known.as_ref().is_none_or(|known| known.state == jobs::State::Complete);
+    if was_complete && record.is_none() {
+        return Err(unknown(id));
+    }
+    Ok(status(id.as_str(), known, &result))
+}
+
+/// The document of a job. `known`: none for one of which the bucket has the record, and this node knows nothing else.
+pub(super) fn status(id: &str, known: Option<JobStatus>, result: &Value) -> Value {
+    let Some(JobStatus { state, progress_percent, step, attempt, error, .. }) = known else {
+        return json!({
+            "job_id": id, "state": jobs::State::Complete, "progress": 100, "step": null, "steps": null, "attempt": null,
+            "error": null, "result": result,
+        });
     };
-    Ok(json!({
-        "job_id": id, "state": state, "progress": progress, "attempt": attempt, "error": error, "result": result,
-    }))
+    json!({
+        "job_id": id, "state": state, "progress": progress_percent, "step": step.map(|(step, _)| step),
+        "steps": step.map(|(_, steps)| steps), "attempt": attempt, "error": error, "result": result,
+    })
 }
 
 /// A job on its way into the queue, which has not confirmed it: a job of that id may or may not come to be.
-fn sending(id: &JobId) -> Value {
-    json!({ "job_id": id, "state": "sending", "progress": 0, "attempt": 0, "error": null, "result": null })
+pub(super) fn sending(id: &JobId) -> Value {
+    json!({
+        "job_id": id, "state": "sending", "progress": 0, "step": null, "steps": null, "attempt": 0, "error": null, "result": null,
+    })
 }
 
 /// What a complete job has made, as the `complete` notification says it.
@@ -138,7 +167,7 @@ pub(super) async fn result(http: &Http, record: &Record) -> Result<Value, Proble
     Ok(json!(Generated::new(record, &urls)))
 }
 
-fn id_of(path: Result<Path<String>, PathRejection>) -> Result<JobId, Problem> {
+pub(super) fn id_of(path: JobPath) -> Result<JobId, Problem> {
     let Path(text) = path.map_err(|error| Problem::invalid("job_id", error.body_text()))?;
     JobId::new(&text).map_err(|problem| Problem::invalid("job_id", problem))
 }

@@ -12,6 +12,7 @@ mod form;
 mod idempotency;
 mod infer;
 mod inputs;
+mod job_events;
 mod jobs;
 mod openai;
 mod problem;
@@ -24,9 +25,10 @@ pub mod uploads;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -41,6 +43,9 @@ use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::metrics::Metrics;
 use crate::store::Store;
+
+/// A stream of events carries a comment so often while nothing happens, so that no proxy takes the connection for idle.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Settings of section `host.http`.
 #[derive(Debug, Clone, Deserialize)]
@@ -144,7 +149,9 @@ fn router(http: Arc<Http>) -> Router {
         .route("/tryon", post(submit::tryon))
         .route("/edit", post(submit::edit))
         .route("/infer", post(infer::infer))
+        .route("/jobs", get(jobs::list))
         .route("/jobs/{id}", get(jobs::show).delete(jobs::cancel))
+        .route("/jobs/{id}/events", get(job_events::follow))
         .route("/gpu/status", get(status::gpu))
         .route_layer(from_fn_with_state(Arc::clone(&http), auth::require));
     Router::new()
@@ -158,6 +165,7 @@ fn router(http: Arc<Http>) -> Router {
         .merge(openai::routes(&http))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(from_fn(openai::in_openai_shape))
         .layer(from_fn_with_state(Arc::clone(&http), trace::propagate))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(trace::RequestIds))

@@ -72,6 +72,10 @@ impl Problem {
         self
     }
 
+    pub(super) fn is_not_found(&self) -> bool {
+        self.0.status == StatusCode::NOT_FOUND.as_u16()
+    }
+
     /// What goes out, for a check that answers no one.
     pub(super) fn into_answer(self) -> events::http::Response {
         self.0

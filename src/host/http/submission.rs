@@ -15,7 +15,7 @@ use super::{Http, Settings, idempotency};
 use crate::host::job_service::Model;
 use crate::job::metadata::Metadata;
 use crate::job::outcome::JobError;
-use crate::job::request::weight;
+use crate::job::request::{weight, without_mark};
 use crate::job::trace::{TRACEPARENT, Trace};
 use crate::job::{Job, JobId};
 use crate::shown;
@@ -152,6 +152,7 @@ async fn aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> 
 
 /// The draft of a body that asks for a try-on or an edit; what is no JSON object is left to the job's own reading.
 fn with_images(bytes: &[u8], takes: Takes) -> Result<Option<Draft>, Problem> {
+    let bytes = without_mark(bytes);
     weight::check(bytes).map_err(|problem| Problem::too_large(&format!("the body is too much to parse: {problem}")))?;
     let (_, hollow) = Metadata::taken_out(bytes);
     let Ok(Value::Object(mut message)) = serde_json::from_slice(&hollow) else { return Ok(None) };

@@ -85,8 +85,15 @@ async fn enqueue(http: &Http, order: &Submission, claimed_before: bool) -> Resul
     match http.job_service.submit(job, &order.message).await? {
         Accepted::New => Ok(accepted(&job.id, "the job is in the queue")),
         Accepted::Known(known) if known.state == State::Complete => {
-            let document = jobs::document(http, &job.id, Some(known)).await?;
-            Ok(complete(&job.id, &document["result"]))
+            match jobs::document(http, &job.id, Some(known)).await {
+                Ok(document) => Ok(complete(&job.id, &document["result"])),
+                // The bucket has no record of it any more, nor its images: it is a job like any other.
+                Err(gone) if gone.is_not_found() => {
+                    http.job_service.jobs.forget(job);
+                    Box::pin(enqueue(http, order, claimed_before)).await
+                }
+                Err(problem) => Err(problem),
+            }
         }
         Accepted::Known(_) if claimed_before => Err(under_way()),
         Accepted::Known(known) if known.state == State::Running => Ok(accepted(&job.id, "the job is running already")),

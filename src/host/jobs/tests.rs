@@ -1,5 +1,8 @@
 //! The rules of one node's registry of jobs.
 
+use std::time::Duration;
+
+use super::status::SURELY_WAITING;
 use super::*;
 use crate::job::request::Defaults;
 
@@ -23,6 +26,17 @@ fn only_so_many_jobs_are_remembered_and_none_that_runs_is_forgotten() {
     assert!(jobs.job_status(&format!("job-{}", REMEMBERED + 4)).is_some());
     assert_eq!(jobs.job_status("running").unwrap().state, State::Running);
     assert!(jobs.registry().job_statuses.len() <= REMEMBERED + 1);
+}
+
+#[test]
+fn the_newest_jobs_come_first_and_each_once() {
+    let jobs = Arc::<Jobs>::default();
+    for id in ["a", "b", "a", "c"] {
+        assert!(jobs.start(&job(id), 1));
+        jobs.end(id, State::Failed, None);
+    }
+    let ids = |most| jobs.newest(most).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+    assert_eq!((ids(9), ids(2)), (vec!["c".into(), "a".into(), "b".to_owned()], vec!["c".to_owned(), "a".into()]));
 }
 
 /// As a queue that takes the job at once.

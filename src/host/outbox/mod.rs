@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::pending::{Later, NotSent, Written};
 use self::receivers::{Limits, Receivers};
-use super::ended::EndedJob;
+use super::ended::{End, EndedJob};
 use super::in_flight::InFlight;
 use super::notification_sender::NotificationSender;
 use super::source::{Message, SourceError};
@@ -41,6 +41,11 @@ const MAX_HOLD: Duration = Duration::from_hours(11);
 const MAX_PAUSE: Duration = Duration::from_mins(15);
 /// What the host has not sent when it ends comes to the next one soon.
 const DRAIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Rounds of this host that have to fail after the time of a notification is up.
+const LATE_ROUNDS: u32 = 3;
+/// Messages whose late rounds are counted; beyond, all begin anew.
+const MAX_LATE: usize = 10_000;
 
 /// What it works with.
 #[derive(Clone)]
@@ -82,6 +87,8 @@ pub struct Outbox {
     /// Of each source that bounds its unacknowledged messages, by its name.
     windows: Arc<Mutex<HashMap<&'static str, Window>>>,
     waiting: Arc<AtomicUsize>,
+    /// Late rounds of messages, by their identity.
+    late: Arc<Mutex<HashMap<String, u32>>>,
     /// The host ends: what waits goes back to its source.
     pub draining: CancellationToken,
     /// It ends now: what is under way as well.
@@ -102,6 +109,15 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// A job of which no one can be told is kept with the reason: why it failed, or why no one hears that it is complete.
+fn nobody(mut ended: EndedJob, problem: String) -> Sent {
+    if ended.end == End::Complete {
+        return Sent::GivenUp(ended, problem);
+    }
+    ended.end = End::DeadLetter;
+    Sent::All(ended)
 }
 
 impl Schedule {
@@ -140,6 +156,7 @@ impl Outbox {
             memory: Arc::new(Semaphore::new(MEMORY_KIB)),
             windows: Arc::default(),
             waiting: Arc::default(),
+            late: Arc::default(),
             draining: CancellationToken::new(),
             force_shutdown,
         }
@@ -181,10 +198,11 @@ impl Outbox {
             let later = match round {
                 Ok(()) => return Sent::All(ended),
                 Err(NotSent::NoRecord) => return Sent::NoRecord,
+                Err(NotSent::Nobody(problem)) => return nobody(ended, problem),
                 Err(NotSent::Later(later)) => later,
             };
             let is_over = ended.age(SystemTime::now()) >= self.schedule.give_up_after;
-            if is_over && later.may_give_up {
+            if is_over && later.may_give_up && self.has_tried_enough(&in_flight.message.identity) {
                 return Sent::GivenUp(ended, later.problem);
             }
             let pause = self.schedule.pause(ended.rounds).max(later.asked).min(MAX_PAUSE);
@@ -206,6 +224,22 @@ impl Outbox {
                 () = self.draining.cancelled(), if !self.draining.is_cancelled() => {}
             }
         }
+    }
+
+    /// A clock that was set ahead, or a host that was away for days, must not take the last chance of a receiver that is well by now:
+    /// some rounds of this host come after the time is up, with pauses between them, wherever the message waits meanwhile.
+    fn has_tried_enough(&self, message: &str) -> bool {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let rounds = late.get(message).copied().unwrap_or_default() + 1;
+        if rounds >= LATE_ROUNDS {
+            late.remove(message);
+            return true;
+        }
+        if late.len() >= MAX_LATE {
+            late.clear();
+        }
+        late.insert(message.to_owned(), rounds);
+        false
     }
 
     /// Sends notifications of a job that no queue has, for as many rounds as a handler would make of its own.

@@ -30,6 +30,16 @@ pub(super) enum NotSent {
     Later(Later),
     /// The job was taken for complete, and it has no record.
     NoRecord,
+    /// No receiver may be called, and there is no backend in their place; the text says why.
+    Nobody(String),
+}
+
+/// What became of a notification that needs no other attempt.
+pub(super) enum Taken {
+    /// Its receiver has it, or wants it no more.
+    Received,
+    /// It has no receiver: its address may not be called, and there is no backend in its place.
+    ByNobody(String),
 }
 
 /// A reason to try again.

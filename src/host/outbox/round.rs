@@ -1,12 +1,14 @@
 //! One round of attempts: each notification of a job that was not taken yet is sent once, in their order.
 
+use std::time::Instant;
+
 use super::Outbox;
-use super::pending::{FRESH, Later, NotSent, Written};
+use super::pending::{FRESH, Later, NotSent, Taken, Written};
 use crate::host::ended::{End, EndedJob};
 use crate::host::in_flight::InFlight;
 use crate::job::Job;
 use crate::job::notification::Notification;
-use crate::job::outcome::{JobError, Record, RetryPolicy};
+use crate::job::outcome::{JobError, Problem, Record, RetryPolicy};
 use crate::notify::failure::Undelivered;
 use crate::notify::once::OnceError;
 use crate::store::failed::{FailedJob, RECORD_WITHIN};
@@ -47,16 +49,22 @@ impl Outbox {
         });
         let _room = self.room(in_flight, doubtful)?;
         let mut reason: Option<Later> = None;
+        let mut nobody = None;
         for notification in notifications {
             if ended.delivered.contains(&notification.id) {
                 continue;
             }
             match self.attempt(notification).await {
-                Ok(()) => ended.delivered.push(notification.id.clone()),
+                Ok(Taken::Received) => ended.delivered.push(notification.id.clone()),
+                Ok(Taken::ByNobody(problem)) => nobody = Some(problem),
                 Err(later) => reason = Some(Later::first_of(reason, later)),
             }
         }
-        reason.map_or(Ok(()), |later| Err(NotSent::Later(later)))
+        match (reason, nobody) {
+            (Some(later), _) => Err(NotSent::Later(later)),
+            (None, Some(problem)) if ended.delivered.is_empty() => Err(NotSent::Nobody(problem)),
+            _ => Ok(()),
+        }
     }
 
     /// Before anyone is notified that a job failed: whoever gets its message again is to notify the same, and whoever runs it beside
@@ -85,9 +93,20 @@ impl Outbox {
         put.map_err(|error| NotSent::Later(self.later(&error)))?;
         ended.noted = true;
         if !is_certain {
-            tokio::time::sleep(RECORD_WITHIN).await;
+            self.record_may_come(job, ended.record_until).await;
         }
         Ok(is_certain)
+    }
+
+    /// Waits until no record of the job is to be expected any more, or one is there.
+    async fn record_may_come(&self, job: &Job, until: Option<Instant>) {
+        tokio::time::sleep(RECORD_WITHIN).await;
+        while until.is_some_and(|until| Instant::now() < until) {
+            if matches!(self.store().record(&job.output.prefix, &job.id).await, Ok(Some(_))) {
+                return;
+            }
+            tokio::time::sleep(RECORD_WITHIN).await;
+        }
     }
 
     /// A reason to wait; the host receives nothing while it is the store's.
@@ -128,12 +147,14 @@ impl Outbox {
                 }
                 self.complete(job, &record).await.map(Written::now).map_err(later)
             }
-            // Somebody has sent another request under the id, and that one is complete: there is nothing to be told of this one.
-            (Ok(_), Some(_)) if ended.end != End::Complete => {
+            // Somebody has sent another request under the id, and that one is complete: that this one failed must not be read as its end.
+            (Ok(job), Some(_)) if ended.end != End::Complete => {
                 tracing::warn!(
-                    "the id of a job that failed belongs to another request by now; no one is notified of the failure"
+                    "the id of a job that failed belongs to another request by now: its caller is told of a conflict"
                 );
-                Ok(Written::now(Vec::new()))
+                ended.end = End::DeadLetter;
+                ended.problem = Some(Problem::from(&JobError::Conflict { job_id: job.id.clone() }));
+                self.failed(in_flight, ended).map(Written::now).map_err(later)
             }
             _ if ended.end == End::Complete => Err(NotSent::NoRecord),
             _ => failed(ended),
@@ -154,7 +175,7 @@ impl Outbox {
     }
 
     /// Sends one notification once; to the backend where its `callback.url` may not be reached.
-    async fn attempt(&self, notification: &mut Notification) -> Result<(), Later> {
+    async fn attempt(&self, notification: &mut Notification) -> Result<Taken, Later> {
         loop {
             let notifier = &self.services.sender.notifier;
             let Some(name) = notifier.destination(notification) else {
@@ -174,10 +195,12 @@ impl Outbox {
                 Ok(place) => match notifier.send_once(notification).await {
                     Ok(()) => {
                         place.answered();
-                        return Ok(());
+                        return Ok(Taken::Received);
                     }
                     Err(OnceError::Refused(refused)) => {
-                        let Some(instead) = notifier.backend_instead(notification, &refused) else { return Ok(()) };
+                        let Some(instead) = notifier.backend_instead(notification, &refused) else {
+                            return Ok(Taken::ByNobody(format!("no one can be notified: {refused}")));
+                        };
                         *notification = instead;
                         continue;
                     }
@@ -199,7 +222,7 @@ impl Outbox {
             };
             if notification.is_best_effort() {
                 tracing::warn!(webhook_id = notification.id, problem = later.problem, "not delivered, and not tried again");
-                return Ok(());
+                return Ok(Taken::Received);
             }
             return Err(later);
         }

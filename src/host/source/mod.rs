@@ -103,6 +103,11 @@ pub trait Source: Send + Sync {
         false
     }
 
+    /// Whether [`Message::sent`] is the queue's own word in a first delivery, by this machine's clock; else it is the sender's, if anybody's.
+    fn knows_when_sent(&self) -> bool {
+        false
+    }
+
     /// How often [`Self::extend`] must be called for every message in flight, from its receipt on; none: never.
     fn heartbeat(&self) -> Option<Duration> {
         None

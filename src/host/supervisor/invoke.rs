@@ -11,6 +11,8 @@ use crate::clock::later;
 use crate::host::answer::{Answer, Ended, FunctionError};
 use crate::host::cause::Cause;
 use crate::host::dispatch::Assignment;
+use crate::host::ended::{End, EndedJob};
+use crate::host::in_flight::InFlight;
 use crate::host::process::Process;
 use crate::host::runtime_api::{Invocation, RuntimeApi};
 use crate::job::trace::Trace;
@@ -49,6 +51,7 @@ impl Worker {
                 Some(Assignment::Direct(direct))
             }
             Assignment::Messages(in_flight) => {
+                let in_flight = in_flight.into_iter().filter_map(|in_flight| self.unless_told(in_flight)).collect::<Vec<_>>();
                 let (begun, cancelled): (Vec<_>, Vec<_>) = in_flight.into_iter().partition(|in_flight| {
                     in_flight.job.as_ref().map_or(true, |job| jobs.start(job, in_flight.message.attempt))
                 });
@@ -58,6 +61,17 @@ impl Worker {
                 Some(Assignment::Messages(begun)).filter(|assignment| assignment.count() > 0)
             }
         }
+    }
+
+    /// None for a message that was sent before the same job's end was told: published twice, it has one end, which is told again.
+    fn unless_told(&self, in_flight: InFlight) -> Option<InFlight> {
+        let sent = in_flight.message.sent.filter(|_| in_flight.source.knows_when_sent());
+        let told = in_flight.job.as_ref().ok().zip(sent).and_then(|(job, sent)| self.dispatcher.jobs().told_since(job, sent));
+        let Some(problem) = told else { return Some(in_flight) };
+        tracing::warn!(code = problem.code, "a message of a job that has failed since it was sent is not run");
+        let ended = EndedJob::failed(End::Failed, in_flight.message.attempt, problem);
+        self.acknowledger.notify(in_flight, ended, None);
+        None
     }
 
     /// Runs one assignment and has it settled. Says whether the handler answered, and why it has to be replaced, if so.

@@ -88,7 +88,7 @@ impl Job {
     /// # Errors
     /// As [`Self::from_json`]. An envelope without a job is named.
     pub fn from_message(body: &[u8], trace: Option<Trace>, defaults: &impl DefaultsOf) -> Result<Self, Refusal> {
-        let opened = envelope::open(body).map_err(Refusal::without_id);
+        let opened = envelope::open(without_mark(body)).map_err(Refusal::without_id);
         match opened.and_then(|body| Self::from_json(&body, defaults)) {
             Ok(job) => Ok(Self { trace, ..job }),
             Err(refusal) => Err(Refusal { trace, ..refusal }),
@@ -104,7 +104,7 @@ impl Job {
             Refusal::without_id(JobError::Invalid { field: "body".into(), problem: format!("must be a JSON object{problem}") })
         };
         weight::check(body).map_err(|problem| no_object(format!("; {problem}")))?;
-        let (metadata, body) = Metadata::taken_out(body);
+        let (metadata, body) = Metadata::taken_out(without_mark(body));
         let value: Value = serde_json::from_slice(&body).map_err(|error| Refusal::without_id(envelope::not_json(&error)))?;
         if !value.is_object() {
             return Err(no_object(format!(", got {}", shown::json(&value))));
@@ -123,6 +123,12 @@ impl Job {
             trace: None,
         })
     }
+}
+
+/// A body without the byte order mark that some editors and PowerShell put in front of UTF-8, and that JSON does not have (RFC 8259, 8.1).
+#[must_use]
+pub fn without_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
 }
 
 /// Whom to report a refusal to: without the metadata, where those are at fault.

@@ -104,8 +104,10 @@ def fresh_memory_is_nan(driver):
 def capture(driver, work):
     graph, instance = ctypes.c_void_p(), ctypes.c_void_p()
     driver.call("cuStreamBeginCapture_v2", driver.stream, 1)
-    work()
-    driver.call("cuStreamEndCapture", driver.stream, ctypes.byref(graph))
+    try:
+        work()
+    finally:
+        driver.call("cuStreamEndCapture", driver.stream, ctypes.byref(graph))
     driver.call("cuGraphInstantiateWithFlags", ctypes.byref(instance), graph, ctypes.c_uint64(0))
     return instance
 
@@ -124,18 +126,40 @@ def a_graph_does_nothing_when_it_is_captured_and_all_of_it_at_each_launch(driver
 
 
 @device()
-def a_capture_refuses_what_it_cannot_hold(driver):
-    buffer, event = driver.buffer([0.0], "f"), ctypes.c_void_p()
+def what_a_capture_cannot_hold_is_refused_and_ends_it(driver):
+    buffer, event, host = driver.buffer([0.0], "f"), ctypes.c_void_p(), ctypes.c_void_p()
+    there, size = ctypes.c_uint64(buffer.address), ctypes.c_size_t(4)
+    copy = driver.function(driver.module(COPY), "copy")
+    values = (ctypes.c_float * 1)(1.0)
     driver.call("cuEventCreate", ctypes.byref(event), 2)
+    unsupported = 900  # CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+    for status, call in (
+        (unsupported, driver.synchronize),
+        (unsupported, lambda: driver.call("cuStreamQuery", driver.stream)),
+        (unsupported, lambda: driver.call("cuCtxSynchronize")),
+        (unsupported, lambda: driver.call("cuEventSynchronize", event)),
+        (unsupported, lambda: to_device(driver, buffer, values)),
+        (unsupported, lambda: driver.call("cuMemcpyDtoHAsync_v2", values, there, size, driver.stream)),
+        (unsupported, lambda: driver.call("cuMemcpyHtoD_v2", there, values, size)),
+        (unsupported, lambda: driver.call("cuMemsetD8_v2", there, 0, size)),
+        (unsupported, lambda: driver.empty(4)),
+        (unsupported, lambda: driver.call("cuMemFree_v2", there)),
+        (unsupported, lambda: driver.call("cuMemHostAlloc", ctypes.byref(host), size, 0)),
+        (unsupported, lambda: driver.module(COPY)),
+        (1, lambda: driver.call("cuMemFreeAsync", there, driver.stream)),  # CUDA_ERROR_INVALID_VALUE
+    ):
+        refused(901, lambda: capture(driver, lambda: refused(status, call)))  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+    # The stream is as it was: the next capture holds what it can.
+    source, target = driver.buffer([7.0], "f"), driver.buffer([0.0], "f")
+    driver.call("cuGraphLaunch", capture(driver, lambda: driver.launch(copy, [1], [1], [source, target])), driver.stream)
+    driver.synchronize()
+    assert target.read("f") == [7.0]
 
-    def work():
-        refused(900, driver.synchronize)  # CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-        refused(900, lambda: to_device(driver, buffer, (ctypes.c_float * 1)(1.0)))
-        refused(900, lambda: driver.empty(4))
-        refused(900, lambda: driver.call("cuCtxSynchronize"))
-        refused(900, lambda: driver.call("cuEventSynchronize", event))
-        refused(1, lambda: driver.call("cuMemFreeAsync", ctypes.c_uint64(buffer.address), driver.stream))
-    capture(driver, work)
+
+@device(GRAPHS=0)
+def a_driver_without_graphs_captures_nothing(driver):
+    refused(801, lambda: driver.call("cuStreamBeginCapture_v2", driver.stream, 1))  # CUDA_ERROR_NOT_SUPPORTED
+    driver.synchronize()
 
 
 @device()

@@ -83,7 +83,7 @@ CUresult cuCtxGetDevice(CUdevice *device) {
 }
 CUresult cuCtxSynchronize() {
     CALL;
-    if (is_capturing()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    NOT_CAPTURING;
     drain();
     return faulted();
 }

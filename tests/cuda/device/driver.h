@@ -10,6 +10,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 #include "simulated.h"
 
@@ -45,12 +46,17 @@ struct Operation {
 using Operations = std::vector<std::shared_ptr<Operation>>;
 
 struct CUgraph_st {
-    Operations operations;
-    std::set<CUdeviceptr> allocated; // in the capture, and not freed in it
+    std::thread::id thread = {};     // that captures it
+    Operations operations = {};
+    std::set<CUdeviceptr> allocated = {}; // in the capture, and not freed in it
+    bool broken = false;             // by a call that a capture cannot hold: it ends in no graph
 };
 
 CUgraph captured_by(CUstream stream); // null where the stream is not captured
 bool is_capturing();                  // any stream of this thread
+// Whether this thread captures, or the stream is captured; if so the capture is broken.
+bool breaks_capture();
+bool breaks_capture(CUstream stream);
 void submit(CUstream stream, std::shared_ptr<Operation> operation);
 void submit(CUstream stream, const char *kind, std::string detail, double bytes, std::function<void()> work);
 void do_later(std::function<void()> work); // in lazy mode: when all that was issued before is done
@@ -59,7 +65,9 @@ void drain_until(uint64_t issued);
 uint64_t issued_operations();
 bool is_done(uint64_t issued);
 #define NOT_CAPTURED(stream) \
-    if (captured_by(stream)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+    if (breaks_capture(stream)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+#define NOT_CAPTURING \
+    if (breaks_capture()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
 
 // Memory that graphs allocated; freed outside of the capture.
 extern std::set<CUdeviceptr> &graph_memory, &freed_of_graphs;

@@ -88,13 +88,13 @@ extern "C" {
 CUresult cuMemAlloc_v2(CUdeviceptr *out, size_t bytes) {
     CALL;
     UNLESS_FAULTED;
-    if (is_capturing()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    NOT_CAPTURING;
     drain();
     return bytes ? allocate(out, bytes) : CUDA_ERROR_INVALID_VALUE;
 }
 CUresult cuMemFree_v2(CUdeviceptr address) {
     CALL;
-    if (is_capturing()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    NOT_CAPTURING;
     drain();
     release(address);
     return CUDA_SUCCESS;
@@ -118,6 +118,7 @@ CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream) {
     LOCK;
     if (CUgraph graph = captured_by(stream)) {
         if (graph->allocated.erase(address)) return CUDA_SUCCESS;
+        graph->broken = true;
         fprintf(stderr, "simulated device: %p is freed in a capture, but was allocated outside of it\n", (void *)address);
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -175,7 +176,7 @@ CUresult cuMemcpyPeerAsync(CUdeviceptr to, CUcontext, CUdeviceptr from, CUcontex
 }
 static CUresult copy_now(void *to, const void *from, size_t bytes) {
     UNLESS_FAULTED;
-    if (is_capturing()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    NOT_CAPTURING;
     drain();
     if (!sim_dry()) memmove(to, from, bytes);
     return faulted();
@@ -203,6 +204,7 @@ CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUst
 CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t bytes) {
     CALL;
     UNLESS_FAULTED;
+    NOT_CAPTURING;
     drain();
     if (!sim_dry()) memset((void *)to, value, bytes);
     return CUDA_SUCCESS;
@@ -210,6 +212,7 @@ CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t bytes) {
 CUresult cuMemHostAlloc(void **out, size_t bytes, unsigned) {
     CALL;
     UNLESS_FAULTED;
+    NOT_CAPTURING;
     if (posix_memalign(out, 4096, bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
     LOCK;
     pinned[(uint64_t)*out] = bytes;

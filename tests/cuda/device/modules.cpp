@@ -211,6 +211,7 @@ extern "C" {
 CUresult cuModuleLoadData(CUmodule *out, const void *image) {
     CALL;
     UNLESS_FAULTED;
+    NOT_CAPTURING;
     auto module = std::make_unique<CUmod_st>();
     module->text = (const char *)image;
     if (CUresult error = refused(module->text)) return error;

@@ -42,6 +42,18 @@ bool is_capturing() {
     auto found = capturing_threads.find(std::this_thread::get_id());
     return found != capturing_threads.end() && found->second > 0;
 }
+bool breaks_capture(CUstream stream) {
+    LOCK;
+    CUgraph graph = captured_by(stream);
+    if (graph) graph->broken = true;
+    return graph;
+}
+bool breaks_capture() {
+    LOCK;
+    if (!is_capturing()) return false;
+    for (auto &[_, graph] : captures) graph->broken |= graph->thread == std::this_thread::get_id();
+    return true;
+}
 
 static void note(const Operation &operation, const char *how) {
     if (operations_log())
@@ -148,7 +160,7 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
 CUresult cuEventSynchronize(CUevent event) {
     CALL;
     UNLESS_FAULTED;
-    if (is_capturing()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    NOT_CAPTURING;
     drain_until(event->issued);
     return faulted();
 }
@@ -165,17 +177,19 @@ CUresult cuEventElapsedTime(float *ms, CUevent from, CUevent to) {
 
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
     CALL;
-    *status = captured_by(stream) ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
+    CUgraph graph = captured_by(stream);
+    *status = !graph ? CU_STREAM_CAPTURE_STATUS_NONE : graph->broken ? CU_STREAM_CAPTURE_STATUS_INVALIDATED : CU_STREAM_CAPTURE_STATUS_ACTIVE;
     return CUDA_SUCCESS;
 }
 CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode) {
     CALL;
     UNLESS_FAULTED;
     LOCK;
+    if (!number_setting("SIMCUDA_GRAPHS", 1)) return CUDA_ERROR_NOT_SUPPORTED;
     // The legacy stream cannot be captured.
     if (!stream || captured_by(stream)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     drain();
-    captures[key(stream)] = new CUgraph_st;
+    captures[key(stream)] = new CUgraph_st{.thread = std::this_thread::get_id()};
     capturing_threads[std::this_thread::get_id()]++;
     return CUDA_SUCCESS;
 }
@@ -186,6 +200,11 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
     if (!*graph) return CUDA_ERROR_INVALID_VALUE;
     captures.erase(key(stream));
     capturing_threads[std::this_thread::get_id()]--;
+    if ((*graph)->broken) {
+        delete *graph;
+        *graph = nullptr;
+        return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    }
     return faulted();
 }
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph graph, unsigned long long flags) {
@@ -213,6 +232,10 @@ CUresult cuGraphLaunch(CUgraphExec graph, CUstream stream) {
         for (CUdeviceptr address : graph->allocated) freed_of_graphs.erase(address);
     }
     Operations operations = graph->operations;
+    {
+        LOCK;
+        for (auto &operation : operations) note(*operation, "replayed");
+    }
     submit(stream, "graph", std::to_string(operations.size()) + " operations", 0, [operations] {
         for (auto &operation : operations) run(*operation);
     });

@@ -20,11 +20,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("backoff", &[]),
     ("clock", &[]),
     ("fault_point", &[]),
-    ("aws", &["setting"]),
-    ("outbound", &["job", "setting"]),
+    ("authorities", &[]),
+    ("aws", &["setting", "authorities"]),
+    ("outbound", &["job", "setting", "authorities"]),
     ("store", &["job", "setting", "aws", "outbound"]),
-    ("models", &["setting", "backoff", "aws", "store"]),
-    ("notify", &["job", "setting", "backoff", "clock", "outbound"]),
+    ("models", &["setting", "authorities", "backoff", "aws", "store"]),
+    ("notify", &["job", "setting", "authorities", "backoff", "clock", "outbound"]),
     ("metrics", &["job", "setting"]),
     ("engine", &["kernels"]),
     ("kernels", &[]),
@@ -34,7 +35,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("workflow", &["job", "clock", "fault_point", "engine", "image_file", "content_credentials", "store", "notify"]),
     ("protocol", &["job", "clock"]),
     ("events", &["job", "setting", "protocol"]),
-    ("handler", &["job", "setting", "clock", "events", "workflow", "metrics", "protocol"]),
+    ("handler", &["job", "setting", "authorities", "clock", "events", "workflow", "metrics", "protocol"]),
     // The settings of each part are defined where they are used; config only reads them in.
     (
         "config",
@@ -67,6 +68,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "job",
             "setting",
+            "authorities",
             "aws",
             "outbound",
             "image_file",
@@ -86,6 +88,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "job",
             "setting",
+            "authorities",
             "aws",
             "outbound",
             "store",
@@ -105,7 +108,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("log", &["job", "setting", "config"]),
     ("serve", &["*"]),
     ("invoke", &["*"]),
+    ("client", &["job", "setting", "authorities", "config", "host"]),
     ("demo", &["*"]),
+    ("role", &["*"]),
     ("main", &["*"]),
 ];
 
@@ -184,7 +189,7 @@ fn check(name: &str, text: &str) -> Vec<String> {
     if let Some(module) = module(name) {
         check_imports(name, module, &source, &mut broken);
         check_seams(name, &source, &mut broken);
-        check_clock(name, text, &mut broken);
+        check_calls(name, text, &mut broken);
     }
     broken
 }
@@ -248,11 +253,20 @@ fn check_imports(name: &str, module: &str, source: &Source, broken: &mut Vec<Str
     }
 }
 
-/// `Instant::now() + pause` panics on a number that someone else chose.
-fn check_clock(name: &str, text: &str, broken: &mut Vec<String>) {
+/// `Instant::now() + pause` panics on a number that someone else chose; a client of its own knows no bundled authorities.
+fn check_calls(name: &str, text: &str, broken: &mut Vec<String>) {
     const SUMS: [&str; 3] = ["Instant::now() +", "SystemTime::now() +", "UNIX_EPOCH +"];
     let tests = text.find("#[cfg(test)]").unwrap_or(text.len());
     for (index, line) in text[..tests].lines().enumerate() {
+        if ["reqwest::Client::builder()", "Client::new()", "reqwest::get("].iter().any(|call| line.contains(call))
+            && name.starts_with("src/")
+            && name != "src/authorities.rs"
+        {
+            broken.push(format!(
+                "{name}:{}: a client that fails where the system trusts nobody: use `authorities::client`",
+                index + 1
+            ));
+        }
         if SUMS.iter().any(|sum| line.contains(sum)) {
             broken.push(format!("{name}:{}: adds to a moment, which can overflow: use `clock::later`", index + 1));
         }
@@ -344,6 +358,7 @@ fn other_broken_rules_are_found() {
         ("src/job/mod.rs", "fn f() { todo!() }", ":2: `todo!` is unfinished work"),
         ("tests/it/main.rs", "#[test]\n#[ignore]\nfn f() {}", ":3: `#[ignore]` is unfinished work"),
         ("src/host/mod.rs", "fn f() { Instant::now() + pause(); }", ":2: adds to a moment, which can overflow"),
+        ("src/host/mod.rs", "fn f() { reqwest::Client::builder() }", ":2: a client that fails where the system trusts nobody"),
         ("src/job/mod.rs", "fn f( {", "is not Rust"),
     ] {
         let found = complaints(name, code);

@@ -28,6 +28,7 @@ fn the_contracts_defaults_are_in_force() {
     assert!(config.workflow.advanced.warmup_on_startup && config.workflow.advanced.clear_cache_between_jobs);
     assert_eq!(config.workflow.steps.first(), Some(&StepName::Fetch));
     assert_eq!((config.engine.dtype, config.engine.memory_budget_mib), (Dtype::Auto, None));
+    assert!(config.engine.cuda_graphs);
 }
 
 /// Callers of the service have brackets and long texts in their prompts, and must get what they always got.

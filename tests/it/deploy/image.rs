@@ -1,10 +1,17 @@
 //! What the image's stages run, run here without the network: the CPU image's files around this build, the choice of CUDA libraries.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
+use rustix::process::geteuid;
+use tempfile::TempDir;
+
 use super::file;
+
+/// The user of distroless images with the tag `nonroot`.
+const NONROOT: u32 = 65_532;
 
 fn script(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -31,7 +38,91 @@ fn the_cpu_image_has_what_it_starts_with() {
         Command::new(image.path().join("bin/atelier")).env_clear().current_dir(image.path().join("srv")).output().unwrap();
     let said = String::from_utf8_lossy(&started.stderr);
     assert!(!started.status.success() && said.contains("AWS_LAMBDA_RUNTIME_API"), "{said}");
-    assert!(image.path().join("srv/models/tiny-sd/unet").is_dir() && image.path().join("srv/models/sd15.yaml").is_file());
+    for file in ["tiny-sd/unet", "tiny-edit", "sd15.yaml"] {
+        assert!(image.path().join("srv/models").join(file).exists(), "{file}");
+    }
+}
+
+/// The environment that the final stage sets, one `NAME=value` each.
+fn environment_of_stage(dockerfile: &str, stage: &str) -> Vec<String> {
+    let stages = dockerfile.split("\nFROM ").find(|text| text.lines().next().is_some_and(|line| line.ends_with(stage)));
+    let lines = stages.expect("the stage").lines().filter_map(|line| line.strip_prefix("ENV "));
+    lines.flat_map(|line| line.split(' ')).map(str::to_owned).collect()
+}
+
+/// A directory with nothing in it but what the CPU image has: the binary and its libraries, no shell, no certificate authorities.
+fn root_of_image() -> TempDir {
+    let image = tempfile::tempdir().unwrap();
+    let at = |path: &str| image.path().join(path.trim_start_matches('/'));
+    let built =
+        script("build.sh", &["cpu", at("image").to_str().unwrap()], &[("ATELIER_BINARY", env!("CARGO_BIN_EXE_atelier"))]);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    for directory in ["usr/local/bin", "var/lib", "proc", "dev", "tmp"] {
+        fs::create_dir_all(at(directory)).unwrap();
+    }
+    for (from, to) in [("image/bin/atelier", "usr/local/bin/atelier"), ("image/srv", "srv"), ("image/state", "var/lib/atelier")]
+    {
+        fs::rename(at(from), at(to)).unwrap();
+    }
+    fs::set_permissions(image.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(at("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    chown(at("var/lib/atelier"), Some(NONROOT), Some(NONROOT)).unwrap();
+    let libraries = Command::new("ldd").arg(env!("CARGO_BIN_EXE_atelier")).output().unwrap();
+    let libraries = String::from_utf8(libraries.stdout).unwrap();
+    for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
+        fs::create_dir_all(at(library).parent().unwrap()).unwrap();
+        fs::copy(library, at(library)).unwrap();
+    }
+    image
+}
+
+/// The image's entry point as its unprivileged user, with a `/proc` and a `/dev/null` of its own as containers have them.
+fn start(root: &Path, arguments: &[&str], environment: &[&str]) -> Command {
+    let mut command = Command::new("unshare");
+    let script = "mount -t proc proc \"$1/proc\" && touch \"$1/dev/null\" && mount --bind /dev/null \"$1/dev/null\" && cd \"$1\" && \
+        root=$1 && shift && exec chroot --userspec=65532:65532 \"$root\" /usr/local/bin/atelier \"$@\"";
+    command
+        .args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh"])
+        .arg(root)
+        .args(arguments)
+        .env_clear();
+    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    for variable in environment {
+        let (name, value) = variable.split_once('=').unwrap();
+        command.env(name, value);
+    }
+    command
+}
+
+/// With nothing set and nobody to trust: the spool is a directory that its user may write, and HTTPS has authorities all the same.
+#[tokio::test]
+async fn the_image_starts_with_nothing_set() {
+    if !geteuid().is_root() {
+        return crate::servers::left_out("the image's root", "only root may change into it");
+    }
+    let root = root_of_image();
+    let dockerfile = file("Dockerfile");
+    let mut environment = environment_of_stage(&dockerfile, "AS cpu");
+    assert!(environment.iter().any(|variable| variable.starts_with("ATELIER__SOURCES__SPOOL__DIRECTORY=/var/lib/atelier/")));
+    environment.extend(["ATELIER__SERVER__PORT=0", "ATELIER__SERVER__ADDRESS=127.0.0.1"].map(str::to_owned));
+    environment
+        .extend(["AWS_STORAGE_BUCKET_NAME=images", "ATELIER__STORE__ENDPOINT_URL=http://127.0.0.1:9"].map(str::to_owned));
+    environment.extend(["AWS_ACCESS_KEY_ID=x", "AWS_SECRET_ACCESS_KEY=x"].map(str::to_owned));
+    let environment: Vec<&str> = environment.iter().map(String::as_str).collect();
+    let log = root.path().join("log");
+    let mut host = start(root.path(), &["host"], &environment).stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+    let listens = || fs::read_to_string(&log).unwrap().contains("listening for HTTP");
+    let listening = crate::host::eventually("the host listens", || listens() || host.try_wait().unwrap().is_some()).await;
+    let said = fs::read_to_string(&log).unwrap();
+    let _ = host.kill();
+    let _ = host.wait();
+    listening.unwrap();
+    assert!(listens(), "{said}");
+    assert!(said.contains("this system has no certificate authorities"), "{said}");
+    assert!(root.path().join("var/lib/atelier/spool/waiting").is_dir(), "{said}");
+    let ended = start(root.path(), &["demo", "--out", "/tmp/out"], &["HOME=/tmp"]).output().unwrap();
+    assert!(ended.status.success(), "{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert!(root.path().join("tmp/out").read_dir().unwrap().count() > 4);
 }
 
 #[test]

@@ -72,6 +72,11 @@ async fn rabbitmq_is_asked_what_its_queue_is_like() {
     of("doctor-quorum", "false", "guest").await.expect("rabbitmq", "warn", "no dead-letter exchange");
     of("doctor-quorum", "true", "guest").await.expect("rabbitmq", "fail", "no dead-letter exchange");
 
+    let mut stream = FieldTable::default();
+    stream.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("stream".into()));
+    channel.queue_declare("doctor-stream".into(), durable, stream).await.unwrap();
+    of("doctor-stream", "false", "guest").await.expect("rabbitmq", "fail", "it loses jobs: it is a stream");
+
     let mut brief = FieldTable::default();
     brief.insert("x-message-ttl".into(), lapin::types::AMQPValue::LongInt(3_600_000));
     channel.queue_declare("doctor-brief".into(), durable, brief).await.unwrap();

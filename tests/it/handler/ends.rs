@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{body, brought_back, http, one, response};
 use crate::bucket::Trouble;
-use crate::stage::Stage;
+use crate::stage::{Stage, raw};
 
 /// The kinds of terminal notifications that came, in their order.
 fn ends(stage: &mut Stage) -> Vec<String> {
@@ -30,7 +30,7 @@ async fn a_record_whose_answer_was_lost_in_the_last_attempt_is_no_failure() {
         stage.bucket.trouble(Trouble::LostAnswers("/result.json"));
         let (_switch, shutdown) = Shutdown::channel();
         let control = Control::unlimited(shutdown).notification_mode_by(notification_mode);
-        let reply = stage.handler.handle(one(body("lost"), 3), &control).await.unwrap();
+        let reply = stage.handler.handle(&raw(&one(body("lost"), 3)), &control).await.unwrap();
         assert_eq!(reply["batchItemFailures"], brought_back(&["m0"])["batchItemFailures"], "{reply}");
         if notification_mode == NotificationMode::Later {
             assert_eq!(job_of(&reply).outcome, JobOutcome::StoreUnavailable, "{reply}");
@@ -80,7 +80,8 @@ async fn a_failure_beside_a_record_is_reported_as_complete() {
     cancels.cancel("done");
     for notification_mode in [NotificationMode::Now, NotificationMode::Later] {
         let control = Control::unlimited(shutdown.clone()).cancellable(cancelled.clone());
-        let reply = stage.handler.handle(one(body("done"), 1), &control.notification_mode_by(notification_mode)).await.unwrap();
+        let reply =
+            stage.handler.handle(&raw(&one(body("done"), 1)), &control.notification_mode_by(notification_mode)).await.unwrap();
         if notification_mode == NotificationMode::Later {
             assert_eq!((job_of(&reply).outcome, job_of(&reply).replayed), (JobOutcome::Complete, true), "{reply}");
             stage.notifier.send_all(&job_of(&reply).notifications).await.unwrap();
@@ -89,7 +90,8 @@ async fn a_failure_beside_a_record_is_reported_as_complete() {
         assert_eq!((notified.path, notified.webhook_id), (first.path.clone(), first.webhook_id.clone()));
     }
     // Over HTTP the same, in the answer itself.
-    let reply = stage.handler.handle(http(&body("done")), &Control::unlimited(shutdown).cancellable(cancelled)).await.unwrap();
+    let reply =
+        stage.handler.handle(&raw(&http(&body("done"))), &Control::unlimited(shutdown).cancellable(cancelled)).await.unwrap();
     let (status, answer) = response(&reply);
     assert_eq!((status, &answer["status"], &answer["images"][0]["seed"]), (200, &json!("complete"), &json!(42)), "{answer}");
     assert_eq!((ends(&mut stage), stage.generated()), (vec!["complete".to_owned()], 1));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{body, http, one, response, sqs};
 use crate::events::sample;
-use crate::stage::Stage;
+use crate::stage::{Stage, raw};
 
 fn jobs(reply: &Value) -> Vec<JobReport> {
     serde_json::from_value(reply["jobs"].clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
@@ -70,6 +70,22 @@ async fn a_last_attempt_is_dead_lettered_with_its_notification() {
     assert_eq!((notified.path.as_str(), &notified.body["attempts"]), ("/api/webhooks/inference/failed", &json!(3)));
 }
 
+/// Whether or not its body could be read: a conflict is kept, and the host moves it.
+#[tokio::test]
+async fn a_body_that_is_no_job_under_the_id_of_a_complete_one_is_a_conflict_that_is_kept() {
+    let mut stage = Stage::set().await;
+    stage.handle_for_host(one(body("taken"), 1)).await;
+    for (field, value) in [("steps", json!(-3)), ("prompt", json!("another"))] {
+        let mut other = body("taken");
+        other[field] = value;
+        let [refused] = &jobs(&stage.handle_for_host(one(other, 1)).await)[..] else { panic!("not one") };
+        assert_eq!(
+            (code(refused), refused.outcome, refused.notifications.len()),
+            (Some("conflict"), JobOutcome::DeadLetter, 1)
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_rabbitmq_batch_has_partial_failure_and_the_hosts_own_names() {
     let mut stage = Stage::set().await;
@@ -117,7 +133,7 @@ async fn a_cancelled_job_is_given_up_and_the_next_one_is_not_concerned() {
     let control = Control::unlimited(shutdown).cancellable(cancelled).notification_mode_by(NotificationMode::Later);
     cancels.cancel("unwanted");
     let batch = sqs(&[(body("unwanted"), 1, None), (body("wanted"), 1, None)]);
-    let reply = stage.handler.handle(batch, &control).await.unwrap();
+    let reply = stage.handler.handle(&raw(&batch), &control).await.unwrap();
     let [unwanted, wanted] = &jobs(&reply)[..] else { panic!("not two: {reply}") };
     assert_eq!((unwanted.outcome, code(unwanted), unwanted.notifications.len()), (JobOutcome::Failed, Some("cancelled"), 1));
     assert_eq!(wanted.outcome, JobOutcome::Complete);

@@ -215,12 +215,20 @@ async fn a_rabbitmq_batch_fails_as_a_whole_and_replays_what_was_done() {
 #[tokio::test]
 async fn an_answer_has_the_callers_metadata_as_it_was_written() {
     let mut stage = Stage::set().await;
-    let mut event = http(&body("web-numbers"));
-    let written = r#"{"id": 18446744073709551616, "price": 1.10}"#;
-    let text = event["body"].as_str().unwrap().replacen('{', &format!(r#"{{"callback": {{"metadata": {written}}},"#), 1);
-    event["body"] = text.into();
-    let reply = stage.handle(event).await.unwrap();
-    assert!(reply["body"].as_str().unwrap().contains(&format!(r#""metadata":{written}"#)), "{reply}");
+    let deep = format!(r#"{{"a": {}1{}}}"#, "[".repeat(200), "]".repeat(200));
+    for (index, written) in [r#"{"id": 18446744073709551616, "price": 1.10}"#, r#"{"a": 1e999}"#, r#"{"a": "\ud800"}"#, &deep]
+        .into_iter()
+        .enumerate()
+    {
+        let mut event = http(&body(&format!("web-numbers-{index}")));
+        let text = event["body"].as_str().unwrap().replacen('{', &format!(r#"{{"callback": {{"metadata": {written}}},"#), 1);
+        event["body"] = text.into();
+        // The second one is a replay.
+        for _ in 0..2 {
+            let reply = stage.handle(event.clone()).await.unwrap();
+            assert!(reply["body"].as_str().unwrap().contains(&format!(r#""metadata":{written}"#)), "{reply}");
+        }
+    }
 }
 
 #[tokio::test]

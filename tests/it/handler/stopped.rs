@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{body, brought_back, one, sqs};
 use crate::backend::Backend;
-use crate::stage::Stage;
+use crate::stage::{Stage, raw};
 
 const MARGIN: Duration = Duration::from_millis(200);
 
@@ -26,7 +26,8 @@ async fn a_job_whose_record_is_stored_is_not_reported_as_failed() {
     let (switch, shutdown) = Shutdown::channel();
     let control = Control::new(0, MARGIN, shutdown);
     let Stage { handler, backend, .. } = &mut stage;
-    let (reply, notified) = tokio::join!(handler.handle(one(body("stored"), 3), &control), async {
+    let event = raw(&one(body("stored"), 3));
+    let (reply, notified) = tokio::join!(handler.handle(&event, &control), async {
         let notified = backend.terminal().await;
         switch.send(Some(Instant::now())).unwrap();
         notified
@@ -43,7 +44,8 @@ async fn a_job_whose_record_is_on_its_way_is_not_reported_as_failed() {
         let (switch, shutdown) = Shutdown::channel();
         let control = Control::new(0, MARGIN, shutdown).notification_mode_by(notification_mode);
         let Stage { handler, bucket, .. } = &mut stage;
-        let (reply, ()) = tokio::join!(handler.handle(one(body("on-its-way"), 3), &control), async {
+        let event = raw(&one(body("on-its-way"), 3));
+        let (reply, ()) = tokio::join!(handler.handle(&event, &control), async {
             bucket.holding().await;
             switch.send(Some(Instant::now())).unwrap();
         });
@@ -65,7 +67,8 @@ async fn a_drain_is_no_failure_where_the_host_need_not_count_it() {
         let (switch, shutdown) = Shutdown::channel();
         let control = Control::new(0, Duration::from_mins(1), shutdown).notification_mode_by(notification_mode);
         let Stage { handler, bucket, .. } = &mut stage;
-        let (reply, ()) = tokio::join!(handler.handle(one(body("drained"), 3), &control), async {
+        let event = raw(&one(body("drained"), 3));
+        let (reply, ()) = tokio::join!(handler.handle(&event, &control), async {
             bucket.holding().await;
             switch.send(Some(Instant::now())).unwrap();
         });
@@ -88,7 +91,7 @@ async fn notification_mode_of_a_failure_ends_before_the_deadline() {
     let (_switch, shutdown) = Shutdown::channel();
     let control = Control::new(deadline.as_millis() as u64, Duration::from_millis(1_600), shutdown);
     let started = Instant::now();
-    assert_eq!(stage.handler.handle(one(body("untold"), 3), &control).await.unwrap(), brought_back(&["m0"]));
+    assert_eq!(stage.handler.handle(&raw(&one(body("untold"), 3)), &control).await.unwrap(), brought_back(&["m0"]));
     assert!(started.elapsed() < limit, "{:?}", started.elapsed());
     assert!(reported_as_failed(&mut stage.backend), "it was tried");
 }

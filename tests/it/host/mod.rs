@@ -2,6 +2,7 @@
 
 mod batches;
 mod bench;
+mod client;
 mod cloud;
 mod conformance;
 mod door;

@@ -268,6 +268,7 @@ async fn a_job_that_is_done_is_reported_complete_though_no_model_does_it_any_mor
     host.wait_for("a handler is ready", 2).await;
     host.post("/edit", &edit("edit")).await;
     complete(&mut host, vec![("edit", "tiny-edit")]).await;
+    eventually("its message is settled", || host.spooled("running").is_empty()).await.unwrap();
     host.kill();
     host.change("ATELIER__HOST__MODELS", "[{name: tiny-sd}, {name: sd15}]");
     host.restart();

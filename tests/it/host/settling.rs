@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use atelier::host::dispatch::{Dispatcher, intake};
+use atelier::host::answer::Ended;
+use atelier::host::cause::Cause;
+use atelier::host::dispatch::{Assignment, Dispatcher, intake};
 use atelier::host::ended::{End, EndedJob};
 use atelier::host::jobs::Jobs;
 use atelier::job::notification::{AssetResult, Kind, Message, Notification, TryOnResult};
@@ -123,11 +125,84 @@ async fn a_notification_that_this_host_has_no_address_for_is_given_up() {
     assert!(reasons[0].contains("this host has no address for it"), "{reasons:?}");
 }
 
+/// The id is another request's by then, and that one is complete. Its caller must not read that it failed, nor the other one nothing.
+#[tokio::test]
+async fn a_failure_that_is_told_late_is_a_conflict_where_the_id_belongs_to_another_by_then() {
+    let mut bench = Bench::open(|settings| settings.give_up_after_hours = 1.0).await;
+    bench.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
+    let shelf = Arc::new(Shelf::default());
+    let problem = Problem::from(&JobError::HandlerDied { problem: "it died".into() });
+    bench.acknowledger.notify(in_flight(&shelf, &job("job-1")), EndedJob::failed(End::Failed, 1, problem), None);
+    bench.backend.next().await;
+    let mut other = job("job-1");
+    other["prompt"] = "another".into();
+    let other = job_of(&other);
+    let image = bench.store.put_image(&other, "t", 0, 8, 8, 1, "x").await.unwrap();
+    bench.store.put_record(&other.output.prefix, &super::http::record(&other, image)).await.unwrap();
+    bench.backend.answer.send_replace(Some(StatusCode::OK));
+    bench.settled().await;
+    let told = bench.backend.accepted().pop().expect("it is told");
+    assert_eq!((&told.body["job_id"], &told.body["error"]["code"]), (&Value::Null, &"conflict".into()), "{}", told.body);
+    assert_eq!(told.body["conflicting_job_id"], "job-1");
+    assert_eq!(shelf.asked(), ["dead_letter"]);
+}
+
+/// What a handler has sent when it is killed is on its way: a record that comes seconds later is the job's end, not `failed`.
+#[tokio::test]
+async fn a_record_that_was_on_its_way_when_its_handler_died_is_waited_for() {
+    let bench = Bench::open(|settings| settings.give_up_after_hours = 1.0).await;
+    let body = job("job-1");
+    let job = job_of(&body);
+    bench.acknowledger.jobs.start(&job, 3);
+    bench.acknowledger.jobs.progress("job-1", 2, 2);
+    let shelf = Arc::new(Shelf::default());
+    let last = in_flight_with(&shelf, &body, |message| message.attempt = 3);
+    let died = Ended::Died(Cause::Signal(9));
+    bench.acknowledger.acknowledge(Assignment::Messages(vec![last]), died);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(bench.backend.accepted().len(), 0, "nothing is known yet");
+    let image = bench.store.put_image(&job, "t", 0, 8, 8, 1, "x").await.unwrap();
+    bench.store.put_record(&job.output.prefix, &super::http::record(&job, image)).await.unwrap();
+    bench.settled().await;
+    let told: Vec<String> = bench.backend.accepted().into_iter().map(|told| told.path).collect();
+    assert_eq!(told, ["/api/webhooks/inference/complete"]);
+    assert_eq!(shelf.asked(), ["ack"]);
+}
+
+/// Decision f: kept with the reason, whatever kept its caller from being notified.
+#[tokio::test]
+async fn what_nobody_may_be_told_of_is_dead_lettered_with_the_reason() {
+    for url in ["https://10.1.2.3/x", "https://169.254.169.254/", "https://[::1]/hook", "https://localhost/hook"] {
+        let bench = Bench::open(|settings| settings.backend_api_url = None).await;
+        let mut body = job("job-1");
+        body["callback"] = serde_json::json!({ "url": url });
+        for (end, reason) in
+            [(End::Failed, "it is too large"), (End::Complete, "webhook_failed: no one can be notified: callback.url")]
+        {
+            let shelf = Arc::new(Shelf::default());
+            let ended = if end == End::Complete {
+                let job = job_of(&body);
+                let image = bench.store.put_image(&job, "t", 0, 8, 8, 1, "x").await.unwrap();
+                bench.store.put_record(&job.output.prefix, &super::http::record(&job, image)).await.unwrap();
+                EndedJob::complete(1)
+            } else {
+                let error = JobError::Input { field: "lora".into(), problem: "it is too large".into(), cause: None };
+                EndedJob::failed(End::Failed, 1, Problem::from(&error))
+            };
+            bench.acknowledger.notify(in_flight(&shelf, &body), ended, None);
+            eventually("it is settled", || !shelf.asked().is_empty()).await.unwrap();
+            assert_eq!(shelf.asked(), ["dead_letter"], "{url}");
+            assert!(shelf.reasons()[0].contains(reason), "{url}: {:?}", shelf.reasons());
+        }
+        bench.settled().await;
+    }
+}
+
 /// From when its job ended on, whoever was there: not from when a host came to know of it.
 #[tokio::test]
-async fn what_nobody_took_while_no_host_was_there_is_given_up_at_once() {
+async fn what_nobody_took_while_no_host_was_there_is_given_up_after_three_rounds() {
     for (sent_hours_ago, asked) in [(5, vec!["dead_letter"]), (0, vec!["defer"])] {
-        let bench = Bench::open(|settings| settings.give_up_after_hours = 4.0).await;
+        let mut bench = Bench::open(|settings| settings.give_up_after_hours = 4.0).await;
         bench.backend.answer.send_replace(Some(StatusCode::BAD_GATEWAY));
         let body = job("job-1");
         let image = bench.store.put_image(&job_of(&body), "t", 0, 8, 8, 1, "x").await.unwrap();
@@ -141,11 +216,15 @@ async fn what_nobody_took_while_no_host_was_there_is_given_up_at_once() {
             message.sent = Some(ago(sent_hours_ago));
         });
         let (dispatcher, _cancels) = Dispatcher::new(vec![0], 1, Arc::new(Jobs::default()));
-        // What would wait here is handed back.
-        bench.acknowledger.outbox.draining.cancel();
+        if sent_hours_ago == 0 {
+            // What would wait here is handed back.
+            bench.acknowledger.outbox.draining.cancel();
+        }
         bench.acknowledger.resume(again, dispatcher);
         bench.settled().await;
         assert_eq!(shelf.asked(), asked, "sent {sent_hours_ago} h ago");
+        // Late ones have some rounds all the same: the clock may have been set.
+        assert_eq!(bench.backend.arrived().len(), if sent_hours_ago == 0 { 1 } else { 3 });
         assert_eq!(bench.backend.accepted().len(), 0);
     }
 }

@@ -7,6 +7,7 @@ use atelier::job::outcome::{JobError, RetryPolicy, StoredImage};
 use atelier::job::url::AssetUrl;
 use atelier::setting::Secret;
 use atelier::store::cache::Lease;
+use atelier::store::fetch::InputKind;
 use atelier::store::{Settings, Store};
 
 use super::{Bench, bench, connect};
@@ -15,7 +16,9 @@ use crate::servers::http::{Answer, HttpServer};
 const FIELD: &str = "lora[0].url";
 
 async fn fetch(store: &Store, url: &str) -> Result<Lease, JobError> {
-    store.fetch(&AssetUrl::parse(url).expect("an address"), FIELD, &super::job(&serde_json::json!({}))).await
+    store
+        .fetch(&AssetUrl::parse(url).expect("an address"), InputKind::Weights, FIELD, &super::job(&serde_json::json!({})))
+        .await
 }
 
 async fn refusal(store: &Store, url: &str) -> (RetryPolicy, String) {
@@ -258,6 +261,26 @@ async fn what_is_too_large_or_endless_or_too_slow_leaves_nothing_behind() {
     s3.put("loras", "large", &vec![0; 100_001]);
     let (retry_policy, text) = refusal(&store, "s3://loras/large").await;
     assert!(retry_policy == RetryPolicy::Terminal && text.contains("too large: at most 100000 bytes are allowed"), "{text}");
+
+    // An image may be smaller, and has less time; a LoRA of the same server goes on.
+    let image = Settings {
+        max_input_bytes: 1 << 30,
+        input_timeout_ms: 60_000,
+        max_image_bytes: 1_000,
+        image_timeout_ms: 500,
+        ..settings
+    };
+    let image = connect(&image).await;
+    let server = HttpServer::start(&[Answer::with(200, &[], &"x".repeat(1_001)), Answer::Stall]).await;
+    for (kind, problem) in [(RetryPolicy::Terminal, "at most 1000 bytes"), (RetryPolicy::Retry, "not complete after 0.5 s")] {
+        let url = AssetUrl::parse(server.url("/image.png").as_str()).expect("an address");
+        let fetched = image.fetch(&url, InputKind::Image, FIELD, &super::job(&serde_json::json!({}))).await;
+        let error = fetched.expect_err("must fail");
+        assert!(error.retry_policy() == kind && error.to_string().contains(problem), "{error}");
+    }
+    let server = HttpServer::start(&[Answer::with(200, &[], &"x".repeat(1_001))]).await;
+    fetch(&image, server.url("/lora.safetensors").as_str()).await.expect("no image");
+    drop(image);
 
     let server = HttpServer::start(&[Answer::Endless]).await;
     let (retry_policy, text) = refusal(&store, server.url("/endless").as_str()).await;

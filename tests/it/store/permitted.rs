@@ -3,6 +3,7 @@
 use atelier::job::Job;
 use atelier::job::outcome::{JobError, StoredImage};
 use atelier::job::url::AssetUrl;
+use atelier::store::fetch::InputKind;
 use atelier::store::permitted::UnlistedBuckets;
 use atelier::store::{Settings, Store};
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Bench, bench, connect, job, record_of};
 
 async fn fetched(store: &Store, url: &str, job: &Job) -> Result<Vec<u8>, JobError> {
-    let lease = store.fetch(&AssetUrl::parse(url).expect("an address"), "init_image.url", job).await?;
+    let lease = store.fetch(&AssetUrl::parse(url).expect("an address"), InputKind::Weights, "init_image.url", job).await?;
     Ok(std::fs::read(lease.path()).expect("the file"))
 }
 

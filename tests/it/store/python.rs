@@ -2,6 +2,7 @@
 
 use atelier::job::outcome::{Record, RetryPolicy};
 use atelier::job::url::AssetUrl;
+use atelier::store::fetch::InputKind;
 use serde_json::json;
 
 use super::{connect, job, record_of, storage_problem};
@@ -49,8 +50,8 @@ async fn an_unchanged_input_is_answered_with_304() {
     let job = job(&json!({}));
     let image = store.put_image(&job, "try", 0, 8, 8, 1, b"an input".to_vec()).await.expect("stored");
     let asset = AssetUrl::S3 { bucket: image.bucket, key: image.key };
-    let first = store.fetch(&asset, "lora[0].url", &super::job(&json!({}))).await.expect("fetched");
-    let again = store.fetch(&asset, "lora[0].url", &super::job(&json!({}))).await.expect("still there");
+    let first = store.fetch(&asset, InputKind::Weights, "lora[0].url", &super::job(&json!({}))).await.expect("fetched");
+    let again = store.fetch(&asset, InputKind::Weights, "lora[0].url", &super::job(&json!({}))).await.expect("still there");
     assert_eq!(first.path(), again.path());
     assert_eq!(std::fs::read(again.path()).expect("the file"), b"an input");
 }
@@ -64,7 +65,7 @@ async fn a_bucket_that_is_not_there_is_named() {
     let error = store.put_image(&job(&json!({})), "try", 0, 8, 8, 1, vec![0]).await.expect_err("no bucket");
     assert!(storage_problem(&error).starts_with("there is no bucket \"nowhere\" at http://127.0.0.1:"), "{error}");
     let asset = AssetUrl::parse("s3://elsewhere/x").expect("an address");
-    let error = store.fetch(&asset, "lora[0].url", &super::job(&json!({}))).await.expect_err("no bucket");
+    let error = store.fetch(&asset, InputKind::Weights, "lora[0].url", &super::job(&json!({}))).await.expect_err("no bucket");
     assert_eq!(error.retry_policy(), RetryPolicy::Terminal);
     assert!(error.to_string().starts_with("lora[0].url: there is no bucket \"elsewhere\""), "{error}");
 }

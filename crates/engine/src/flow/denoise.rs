@@ -23,17 +23,16 @@ impl<F: Family> FlowEngine<F> {
         grid: Grid,
         watch: &Watch,
     ) -> Result<Vec<Tensor>, EngineError> {
-        let model = self.adapters.current();
         let schedule = FlowSchedule::new(&self.checkpoint.schedule, request.steps, grid.tokens());
-        let context = model.context(text, grid)?;
+        let context = self.adapters.current().context(text, grid)?;
         let shape = (self.checkpoint.vae.latent_channels, 2 * grid.height, 2 * grid.width);
         let noise = Noise::new(request.seeds.iter().copied(), shape).draw(&self.device)?;
         let mut images = (0..request.seeds.len()).map(|image| noise.narrow(0, image, 1)).collect::<Result<Vec<_>, _>>()?;
         for (index, timestep) in schedule.timesteps().into_iter().enumerate() {
             let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
-            let conditioning = model.condition(timestep, &context)?;
+            let waves = self.adapters.current().waves(timestep)?;
             for latents in &mut images {
-                let velocity = model.predict(latents, &context, &conditioning)?;
+                let velocity = self.velocity(latents, &waves, &context)?;
                 *latents = (&*latents + (velocity * length)?)?;
             }
             let done = index as u32 + 1;

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, bail};
 use serde::Deserialize;
 
 use super::family::Family;
 use super::requests::readable;
 use crate::adapters::Adapters;
+use crate::device::keeping_uploads;
 use crate::device_errors::{advise_smaller, classify_memory_error};
+use crate::graphs::{GraphCounts, Graphs, Kind};
 use crate::json_config::{Fixed, read};
 use crate::kept_encoder::KeptEncoder;
 use crate::original_names::canonical;
@@ -43,6 +45,8 @@ pub struct Settings {
     /// Bytes of the device that may be used. With one the autoencoder goes over an image in bands, and where the text encoder does not fit into it
     /// with the rest, it is read again for every job.
     pub memory_budget: Option<u64>,
+    /// As of [`sd::settings::Settings`](crate::sd::settings::Settings::graphs).
+    pub graphs: bool,
 }
 
 #[derive(Deserialize)]
@@ -65,6 +69,8 @@ pub struct FlowEngine<F: Family> {
     settings: Settings,
     pub(super) device: Device,
     pub(super) adapters: Adapters<F>,
+    /// Of steps.
+    graphs: Graphs,
     vae: VaeDecoder,
     encoder: KeptEncoder<F::Encoder>,
 }
@@ -110,7 +116,9 @@ impl<F: Family> FlowEngine<F> {
         let from = settings.transformer.as_deref().unwrap_or(directory);
         let adapters = adapters.map_err(|problem| EngineError::Checkpoint { path: from.to_owned(), problem })?;
         let encoder = KeptEncoder::new(encoder, resident, settings.memory_budget);
-        Ok(Self { checkpoint, settings, device, adapters, vae, encoder })
+        let room_bytes = settings.memory_budget.map(|bytes| bytes.saturating_sub(resident));
+        let graphs = Graphs::new(settings.graphs, &device, room_bytes);
+        Ok(Self { checkpoint, settings, device, adapters, graphs, vae, encoder })
     }
 
     /// Whether the text encoder stays in memory between jobs.
@@ -125,6 +133,9 @@ impl<F: Family> FlowEngine<F> {
     /// [`EngineError::Lora`] says which one is at fault and why; what was generated with before stays in use.
     pub fn use_loras(&mut self, loras: &[LoraFile]) -> Result<bool, EngineError> {
         let cache_hit = self.adapters.select(&self.checkpoint.directory, loras)?;
+        if !cache_hit {
+            self.graphs.keep(self.adapters.modules());
+        }
         match self.adapters.learned_words().first() {
             None => Ok(cache_hit),
             Some(word) => {
@@ -154,8 +165,28 @@ impl<F: Family> FlowEngine<F> {
         let (_, _, height, width) = latents.dims4()?;
         let model = self.adapters.current();
         let context = model.context(text, Grid { height: height / 2, width: width / 2 })?;
-        let conditioning = model.condition(timestep, &context)?;
-        Ok(model.predict(latents, &context, &conditioning)?)
+        Ok(self.velocity(latents, &model.waves(timestep)?, &context)?)
+    }
+
+    /// The transformer's look at `latents` (1, C, H, W), f32, in the time and the context of a step: the velocity, in the same shape.
+    pub(super) fn velocity(&self, latents: &Tensor, waves: &Tensor, context: &F::Context) -> candle_core::Result<Tensor> {
+        let model = self.adapters.current();
+        let inputs = [latents.clone(), waves.clone()].into_iter().chain(F::tensors(context)).collect::<Vec<_>>();
+        let shape = inputs.iter().flat_map(|input| input.dims().to_vec()).collect::<Vec<_>>();
+        let kind = Kind { module: self.adapters.module(), choices: Vec::new() };
+        keeping_uploads(&self.device, &shape, || {
+            self.graphs.repeat(kind, &inputs, |inputs| {
+                let [latents, waves, rest @ ..] = inputs else { bail!("a look has latents and a time") };
+                let context = F::with_tensors(context, rest)?;
+                model.predict(latents, &context, &model.condition(waves, &context)?)
+            })
+        })
+    }
+
+    /// How many steps the GPU was told once, and repeated.
+    #[must_use]
+    pub fn graph_counts(&self) -> GraphCounts {
+        self.graphs.counts()
     }
 
     /// `latents`: (1, C, H, W), f32, as the loop leaves them. Returns (1, 3, 8·H, 8·W), f32 around -1 to 1; in bands it is the same image in a third
@@ -187,6 +218,7 @@ impl<F: Family> FlowEngine<F> {
             Err(EngineError::OutOfMemory { problem }) => {
                 tracing::warn!(%problem, "no memory: generating again without the text encoder, and decoding in bands");
                 drop(self.encoder.take());
+                self.graphs.forget();
                 self.attempt(request, watch, true).map_err(classify_memory_error).map_err(advise_smaller)
             }
             generated => generated,

@@ -60,11 +60,26 @@ pub trait Family: Sized + 'static {
     /// [`EngineError::Request`] when the image is larger than the model has positions for, or there is no memory.
     fn context(&self, text: &Self::Text, grid: Grid) -> std::result::Result<Self::Context, EngineError>;
 
-    /// `timestep`: 0 to 1000, as the schedule has it.
+    /// The sinusoids that the transformer is told the time by, in the format it computes in; `timestep`: 0 to 1000, as the schedule has it.
     ///
     /// # Errors
     /// When there is no memory.
-    fn condition(&self, timestep: f32, context: &Self::Context) -> Result<Self::Conditioning>;
+    fn waves(&self, timestep: f32) -> Result<Tensor>;
+
+    /// `waves`: [`Self::waves`] of a timestep.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    fn condition(&self, waves: &Tensor, context: &Self::Context) -> Result<Self::Conditioning>;
+
+    /// All tensors of a context, in an order of its own.
+    fn tensors(context: &Self::Context) -> Vec<Tensor>;
+
+    /// `context` with other values: as many `tensors` as [`Self::tensors`] gives, in that order.
+    ///
+    /// # Errors
+    /// When they are fewer or more.
+    fn with_tensors(context: &Self::Context, tensors: &[Tensor]) -> Result<Self::Context>;
 
     /// `latents`: (1, C, H, W), f32. Returns the velocity from the image towards the noise in the same shape, f32.
     ///

@@ -33,6 +33,12 @@ impl Rope {
     }
 }
 
+impl From<[&Tensor; 2]> for Rope {
+    fn from([cos, sin]: [&Tensor; 2]) -> Self {
+        Self { cos: cos.clone(), sin: sin.clone() }
+    }
+}
+
 /// 1/θ^(2i/d) for i below d/2.
 fn frequencies(theta: f64, width: usize) -> Vec<f64> {
     (0..width).step_by(2).map(|index| theta.powf(index as f64 / width as f64).recip()).collect()

@@ -1,8 +1,7 @@
 //! One block of the transformer: text and images attend to each other, each through layers of its own.
 
-use candle_core::{DType, Result, Tensor};
-use candle_nn::ops::{layer_norm, rms_norm};
-use candle_nn::rotary_emb::rope_i;
+use candle_core::{Result, Tensor};
+use candle_nn::ops::layer_norm;
 
 use super::config::TransformerConfig;
 use super::files::TransformerFiles;
@@ -11,6 +10,7 @@ use super::modulation::{BlockModulation, Modulation};
 use super::rope::Rope;
 use crate::EngineError;
 use crate::attention::attend;
+use crate::rotary::normed_and_turned;
 
 /// Of every norm; diffusers has it in code, not in config.json.
 pub(super) const NORM_EPS: f32 = 1e-6;
@@ -112,15 +112,9 @@ impl Stream {
 
     /// Queries and keys, normed and turned, and values: (1, T, width) each.
     fn project(&self, hidden: &Tensor, heads: usize, (cos, sin): (Tensor, Tensor)) -> Result<[Tensor; 3]> {
-        let turned = |tensor: Tensor, norm: &Tensor| {
-            let (batch, tokens, width) = tensor.dims3()?;
-            let by_head = rms_norm(&tensor.reshape((batch, tokens, heads, width / heads))?, norm, NORM_EPS)?;
-            let by_head = by_head.transpose(1, 2)?.contiguous()?.to_dtype(DType::F32)?;
-            let turned = rope_i(&by_head, &cos, &sin)?.to_dtype(tensor.dtype())?;
-            turned.transpose(1, 2)?.reshape((batch, tokens, width))
-        };
-        let query = turned(self.query.forward(hidden)?, &self.norm_query)?;
-        let key = turned(self.key.forward(hidden)?, &self.norm_key)?;
+        let turned = |tensor: &Tensor, norm: &Tensor| normed_and_turned(tensor, norm, heads, NORM_EPS, (&cos, &sin));
+        let query = turned(&self.query.forward(hidden)?, &self.norm_query)?;
+        let key = turned(&self.key.forward(hidden)?, &self.norm_key)?;
         Ok([query, key, self.value.forward(hidden)?])
     }
 

@@ -1,6 +1,7 @@
 //! Qwen-Image's models as an engine: the words of a request, and its images, to generated ones, with the weights of the mode that it asks for.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
@@ -12,6 +13,7 @@ use super::sizes::Areas;
 use super::text::TextEncoder;
 use super::{QwenImage, Variant};
 use crate::device_errors::{advise_smaller, classify_memory_error};
+use crate::graphs::{GraphCounts, Graphs};
 use crate::kept_encoder::KeptEncoder;
 use crate::resample::{Filter, resize};
 use crate::unread::check_unread;
@@ -33,6 +35,8 @@ pub struct Settings {
     /// Bytes of the device that may be used; where text encoder and transformers do not fit into them together, the encoder is
     /// read again for every job.
     pub memory_budget: Option<u64>,
+    /// As of [`sd::settings::Settings`](crate::sd::settings::Settings::graphs).
+    pub graphs: bool,
     /// Whether what one job's images were encoded to is forgotten before the next.
     pub forget_between_jobs: bool,
 }
@@ -45,6 +49,8 @@ pub struct QwenEngine {
     device: Device,
     encoder: KeptEncoder<TextEncoder>,
     modes: Vec<(String, QwenImage)>,
+    /// Of the looks of all modes.
+    graphs: Arc<Graphs>,
 }
 
 /// The hidden states of a request's words.
@@ -71,13 +77,22 @@ impl QwenEngine {
         }
         let resident = encoder.bytes() + modes.iter().map(|(_, model)| model.bytes()).sum::<u64>();
         let encoder = KeptEncoder::new(encoder, resident, settings.memory_budget);
-        Ok(Self { directory: directory.to_owned(), settings, precision, device, encoder, modes })
+        let room_bytes = settings.memory_budget.map(|bytes| bytes.saturating_sub(resident));
+        let graphs = Arc::new(Graphs::new(settings.graphs, &device, room_bytes));
+        let modes = modes.into_iter().map(|(mode, model)| (mode, model.with_graphs(Arc::clone(&graphs)))).collect();
+        Ok(Self { directory: directory.to_owned(), settings, precision, device, encoder, modes, graphs })
     }
 
     /// Whether the text encoder stays in memory between jobs.
     #[must_use]
     pub fn keeps_encoder(&self) -> bool {
         self.encoder.stays()
+    }
+
+    /// How many looks the GPU was told once, and repeated.
+    #[must_use]
+    pub fn graph_counts(&self) -> GraphCounts {
+        self.graphs.counts()
     }
 
     /// One request; where there was no memory for it once more with nothing else in the way.
@@ -87,6 +102,7 @@ impl QwenEngine {
             Err(EngineError::OutOfMemory { problem }) => {
                 tracing::warn!(%problem, "no memory: generating again without caches and text encoder");
                 self.forget();
+                self.graphs.forget();
                 drop(self.encoder.take());
                 self.attempt(request, watch).map_err(classify_memory_error).map_err(advise_smaller)
             }

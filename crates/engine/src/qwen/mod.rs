@@ -37,6 +37,7 @@ use self::references::Reference;
 use self::sizes::Areas;
 use self::transformer::Transformer;
 use self::vae::Autoencoder;
+use super::graphs::{Graphs, module_number};
 use super::recent::Recent;
 use super::weights::Weights;
 use super::{EngineError, LoraFile};
@@ -75,6 +76,10 @@ pub struct QwenImage {
     /// Of the layers that are read for each schedule.
     files: TransformerFiles,
     transformer: Transformer,
+    /// Of the transformer's tensors.
+    module: u64,
+    /// Of the looks of all transformers that share the autoencoder.
+    graphs: Arc<Graphs>,
     conditionings: ConditioningCache,
     vae: Arc<Autoencoder>,
     /// Nothing where it is another model's.
@@ -95,7 +100,8 @@ impl QwenImage {
         let weights = Weights::read(directory, &["vae"], (DType::F32, &device))?;
         let vae = weights.build(&Arc::default(), |vb| Autoencoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae = vae.map_err(|problem| EngineError::Checkpoint { path: directory.join("vae"), problem })?;
-        Self::with(checkpoint, variant, precision, device, (Arc::new(vae), weights.bytes()))
+        let graphs = Arc::new(Graphs::new(false, &device, None));
+        Self::with(checkpoint, variant, precision, device, (Arc::new(vae), weights.bytes(), graphs))
     }
 
     /// The same checkpoint with another variant's transformer; the autoencoder is shared.
@@ -103,7 +109,7 @@ impl QwenImage {
     /// # Errors
     /// As [`Self::load`].
     pub fn low_rank(&self, variant: &Variant) -> Result<Self, EngineError> {
-        let shared = (Arc::clone(&self.vae), 0);
+        let shared = (Arc::clone(&self.vae), 0, Arc::clone(&self.graphs));
         let other = Self::with(self.checkpoint.clone(), variant, self.precision, self.device.clone(), shared)?;
         Ok(other.with_areas(self.areas))
     }
@@ -113,7 +119,7 @@ impl QwenImage {
         variant: &Variant,
         precision: Precision,
         device: Device,
-        (vae, vae_bytes): (Arc<Autoencoder>, u64),
+        (vae, vae_bytes, graphs): (Arc<Autoencoder>, u64, Arc<Graphs>),
     ) -> Result<Self, EngineError> {
         let config = &checkpoint.transformer;
         let own = checkpoint.directory.join("transformer");
@@ -128,6 +134,8 @@ impl QwenImage {
             device,
             files,
             transformer,
+            module: module_number(),
+            graphs,
             conditionings: ConditioningCache::default(),
             vae,
             vae_bytes,
@@ -139,6 +147,12 @@ impl QwenImage {
     #[must_use]
     pub fn with_areas(self, areas: Areas) -> Self {
         Self { areas, ..self }
+    }
+
+    /// Keeps its looks in these graphs from now on.
+    #[must_use]
+    pub(super) fn with_graphs(self, graphs: Arc<Graphs>) -> Self {
+        Self { graphs, ..self }
     }
 
     /// Bytes of the tensors that stay on the device.

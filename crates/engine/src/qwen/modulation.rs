@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
 use super::config::TransformerConfig;
 use super::files::TransformerFiles;
@@ -16,7 +16,6 @@ use crate::recent::Recent;
 use crate::timestep::{TIME_FREQUENCIES, TRAIN_TIMESTEPS, rounded_timestep, sinusoids};
 
 /// Shift, 1 + scale and gate of one part of a block: each (width,).
-#[derive(Clone)]
 pub(super) struct Modulation {
     pub(super) shift: Tensor,
     pub(super) scale: Tensor,
@@ -27,7 +26,6 @@ pub(super) struct Modulation {
 pub(super) type Modulations = [Modulation; 2];
 
 /// How one block is modulated at one timestep.
-#[derive(Clone)]
 pub(super) struct BlockModulation {
     /// Of the output's tokens.
     pub(super) output: Modulations,
@@ -36,13 +34,55 @@ pub(super) struct BlockModulation {
     pub(super) text: Modulations,
 }
 
-/// All that the transformer gets at one timestep.
+/// All that the transformer gets at one timestep, one after the other in one tensor, or two: a step then has so many inputs, and not a thousand.
 pub struct TimestepConditioning {
-    /// One a block.
-    pub(super) blocks: Vec<BlockModulation>,
-    /// Of the last norm.
-    pub(super) last_shift: Tensor,
-    pub(super) last_scale: Tensor,
+    /// Of each block a row (6·width,) for the image and one for the text; behind them 1 + scale and shift of the last norm.
+    of_time: Tensor,
+    /// A row of each block for the references, where the model has `zero_cond_t`: as of timestep 0.
+    of_zero: Option<Tensor>,
+    blocks: usize,
+    width: usize,
+}
+
+impl TimestepConditioning {
+    /// Of the block at this place.
+    pub(super) fn block(&self, place: usize) -> Result<BlockModulation> {
+        let row = MODULATIONS * self.width;
+        let of_image = |from: &Tensor, first: usize| self.modulations(&from.narrow(0, first * row, row)?);
+        Ok(BlockModulation {
+            output: of_image(&self.of_time, 2 * place)?,
+            references: match &self.of_zero {
+                Some(of_zero) => of_image(of_zero, place)?,
+                None => of_image(&self.of_time, 2 * place)?,
+            },
+            text: of_image(&self.of_time, 2 * place + 1)?,
+        })
+    }
+
+    /// 1 + scale and shift of the last norm, (width,) each.
+    pub(super) fn last(&self) -> Result<[Tensor; 2]> {
+        let first = 2 * self.blocks * MODULATIONS * self.width;
+        Ok([self.of_time.narrow(0, first, self.width)?, self.of_time.narrow(0, first + self.width, self.width)?])
+    }
+
+    /// All of its tensors, as many at each timestep.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.of_time].into_iter().chain(&self.of_zero)
+    }
+
+    /// The same with other values, in the order of [`Self::tensors`].
+    pub(super) fn with_tensors(&self, tensors: &[Tensor]) -> Result<Self> {
+        let [of_time, of_zero @ ..] = tensors else { bail!("a timestep without what was worked out for it") };
+        Ok(Self { of_time: of_time.clone(), of_zero: of_zero.first().cloned(), blocks: self.blocks, width: self.width })
+    }
+
+    /// Shift, 1 + scale, gate, twice, of a row.
+    fn modulations(&self, row: &Tensor) -> Result<Modulations> {
+        let part = |index: usize| row.narrow(0, index * self.width, self.width);
+        let half =
+            |first: usize| Ok::<_, Error>(Modulation { shift: part(first)?, scale: part(first + 1)?, gate: part(first + 2)? });
+        Ok([half(0)?, half(MODULATIONS / 2)?])
+    }
 }
 
 /// The conditionings of the schedules that were used last.
@@ -84,28 +124,28 @@ fn work_out(
     }
     let embedded = embed(&times, files)?;
     let ones = ones_at_scales(config.width(), compute, &device)?;
-    let mut conditionings: Vec<Vec<BlockModulation>> = vec![Vec::with_capacity(config.num_layers); timesteps.len()];
+    // (6·width,) each: of the image and of the text, block by block, for each timestep; and of the image at timestep 0.
+    let mut rows: Vec<Vec<Tensor>> = vec![Vec::with_capacity(2 * config.num_layers + 1); timesteps.len()];
+    let mut of_zero: Vec<Tensor> = Vec::with_capacity(config.num_layers);
     for block in 0..config.num_layers {
         let image = modulations(&files.linear(&format!("transformer_blocks.{block}.img_mod.1"))?, &embedded, &ones)?;
         let text = modulations(&files.linear(&format!("transformer_blocks.{block}.txt_mod.1"))?, &embedded, &ones)?;
-        for (index, conditioning) in conditionings.iter_mut().enumerate() {
-            let references = if config.zero_cond_t { &image[timesteps.len()] } else { &image[index] };
-            conditioning.push(BlockModulation {
-                output: image[index].clone(),
-                references: references.clone(),
-                text: text[index].clone(),
-            });
+        of_zero.extend(image.get(timesteps.len()).cloned());
+        for (rows, both) in rows.iter_mut().zip(image.into_iter().zip(text)) {
+            rows.extend([both.0, both.1]);
         }
     }
+    let of_zero = if of_zero.is_empty() { None } else { Some(Tensor::cat(&of_zero, 0)?) };
     let last = files.linear("norm_out.linear")?;
-    let mut rows = Vec::with_capacity(timesteps.len());
-    for (blocks, embedded) in conditionings.into_iter().zip(&embedded) {
+    let each = rows.into_iter().zip(&embedded).map(|(mut rows, embedded)| {
         // Scale before shift here, after it in the blocks.
         let row = last.forward(embedded)?.flatten_all()?;
         let part = |index: usize| row.narrow(0, index * config.width(), config.width());
-        rows.push(TimestepConditioning { blocks, last_scale: (part(0)? + 1.0)?, last_shift: part(1)? });
-    }
-    Ok(rows)
+        rows.extend([(part(0)? + 1.0)?, part(1)?]);
+        let of_time = Tensor::cat(&rows, 0)?;
+        Ok(TimestepConditioning { of_time, of_zero: of_zero.clone(), blocks: config.num_layers, width: config.width() })
+    });
+    Ok(each.collect::<Result<_>>()?)
 }
 
 /// silu of the embedding of each time, (1, 1, width) each: one by one, so that a row is the same values whatever its neighbours are.
@@ -121,19 +161,9 @@ fn embed(times: &[f32], files: &TransformerFiles) -> std::result::Result<Vec<Ten
     Ok(embedded_times.collect::<Result<_>>()?)
 }
 
-/// Shift, 1 + scale, gate, twice, for each row.
-fn modulations(linear: &Linear, embedded: &[Tensor], ones: &Tensor) -> Result<Vec<Modulations>> {
-    let rows = embedded.iter().map(|embedded| {
-        let row = (linear.forward(embedded)?.flatten_all()? + ones)?;
-        let parts = row.chunk(MODULATIONS, D::Minus1)?;
-        let of = |first: usize| Modulation {
-            shift: parts[first].clone(),
-            scale: parts[first + 1].clone(),
-            gate: parts[first + 2].clone(),
-        };
-        Ok([of(0), of(MODULATIONS / 2)])
-    });
-    rows.collect()
+/// Shift, 1 + scale, gate, twice, for each row: (6·width,).
+fn modulations(linear: &Linear, embedded: &[Tensor], ones: &Tensor) -> Result<Vec<Tensor>> {
+    embedded.iter().map(|embedded| linear.forward(embedded)?.flatten_all()? + ones).collect()
 }
 
 /// (6·width,): 1 where the scales of shift, scale, gate, … are.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, IndexOp, Tensor};
+use candle_core::{DType, IndexOp, Tensor, bail};
 use image::RgbImage;
 
 use super::QwenImage;
@@ -16,6 +16,7 @@ use super::sizes::fitting;
 use super::transformer::Prediction;
 use crate::device::keeping_uploads;
 use crate::finite::is_finite;
+use crate::graphs::Kind;
 use crate::noise::Noise;
 use crate::pixels::{to_pixels, to_rgb8};
 use crate::schedule::flow::FlowSchedule;
@@ -141,17 +142,10 @@ impl QwenImage {
                 let mut tokens = vec![latents.clone()];
                 tokens.extend(references.iter().map(|reference| reference.tokens.clone()));
                 let tokens = Tensor::cat(&tokens, 1)?.to_dtype(self.precision.compute)?;
-                let predicted = |prompt: &Prompt| {
-                    let sides = [tokens.dim(1)?, prompt.text.dim(1)?];
-                    keeping_uploads(&self.device, &sides, || {
-                        let predicted =
-                            self.transformer.predict(&tokens, &prompt.text, output.tokens(), conditioning, &prompt.rope)?;
-                        predicted.velocity.to_dtype(DType::F32)
-                    })
-                };
-                let mut velocity = predicted(&positive)?;
+                let mut velocity = self.velocity(&tokens, &positive, output, conditioning)?;
                 if let Some(negative) = &negative {
-                    velocity = guided(&velocity, &predicted(negative)?, edit.guidance_scale)?;
+                    let negative = self.velocity(&tokens, negative, output, conditioning)?;
+                    velocity = guided(&velocity, &negative, edit.guidance_scale)?;
                 }
                 *latents = (&*latents + (velocity * length)?)?;
             }
@@ -162,6 +156,28 @@ impl QwenImage {
             watch.step_done(index as u32 + 1, edit.steps)?;
         }
         Ok(images)
+    }
+
+    /// The transformer's look at `tokens` (1, T, 4·channels), the output's before the references': the output's velocity, f32.
+    fn velocity(
+        &self,
+        tokens: &Tensor,
+        prompt: &Prompt,
+        output: Grid,
+        conditioning: &TimestepConditioning,
+    ) -> candle_core::Result<Tensor> {
+        let of_prompt = [tokens, &prompt.text, &prompt.rope.cos, &prompt.rope.sin];
+        let inputs = of_prompt.into_iter().chain(conditioning.tensors()).cloned().collect::<Vec<_>>();
+        let kind = Kind { module: self.module, choices: vec![output.tokens()] };
+        keeping_uploads(&self.device, &[tokens.dim(1)?, prompt.text.dim(1)?], || {
+            self.graphs.repeat(kind, &inputs, |inputs| {
+                let [tokens, text, cos, sin, of_time @ ..] = inputs else { bail!("a look has tokens, a text and two tables") };
+                let rope = Rope { cos: cos.clone(), sin: sin.clone() };
+                let conditioning = conditioning.with_tensors(of_time)?;
+                let predicted = self.transformer.predict(tokens, text, output.tokens(), &conditioning, &rope)?;
+                predicted.velocity.to_dtype(DType::F32)
+            })
+        })
     }
 
     /// `tokens`: (1, T, 4·channels) of an image of `output`'s size. Returns (1, 3, height, width) from -1 to 1.

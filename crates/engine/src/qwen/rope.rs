@@ -10,8 +10,8 @@ const THETA: f32 = 10_000.0;
 /// Angles of every token, text before images, as cosine and sine.
 pub struct Rope {
     /// (tokens, head width / 2), f32.
-    cos: Tensor,
-    sin: Tensor,
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
 }
 
 impl Rope {

@@ -57,12 +57,13 @@ impl Transformer {
         let mut image = self.image_in.forward(tokens)?;
         let mut text = self.text_in.forward(&rms_norm(&text.contiguous()?, &self.text_norm, NORM_EPS)?)?;
         let mut first_block = None;
-        for (block, conditioning) in self.blocks.iter().zip(&conditioning.blocks) {
-            (text, image) = block.forward(&text, &image, output_tokens, conditioning, rope)?;
+        for (place, block) in self.blocks.iter().enumerate() {
+            (text, image) = block.forward(&text, &image, output_tokens, &conditioning.block(place)?, rope)?;
             first_block.get_or_insert_with(|| (text.clone(), image.clone()));
         }
         let output = image.narrow(1, 0, output_tokens)?.contiguous()?;
-        let normed = layer_norm(&output, &conditioning.last_scale, &conditioning.last_shift, NORM_EPS)?;
+        let [scale, shift] = conditioning.last()?;
+        let normed = layer_norm(&output, &scale, &shift, NORM_EPS)?;
         Ok(Prediction { first_block: first_block.unwrap_or((text, image)), velocity: self.out.forward(&normed)? })
     }
 }

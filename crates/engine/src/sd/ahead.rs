@@ -12,39 +12,84 @@ pub(super) const STEPS_AHEAD: usize = 64;
 
 /// Of the rows of a forward pass, and of S timesteps. All in the order in which a forward pass comes to them.
 pub(super) struct Ahead {
-    /// One for each attention to the text.
-    contexts: Vec<Context>,
-    /// One for each residual block: (S, R, channels). R is the rows where a model adds more than the timestep to each, else 1.
-    raised: Vec<Tensor>,
+    /// A key and a value for each attention to the text.
+    contexts: Vec<Tensor>,
+    /// What all residual blocks add at a timestep, one after the other: (S, R·channels of all). R is the rows where a model adds more than the
+    /// timestep to each, else 1.
+    raised: Tensor,
+    /// R and the channels of each residual block.
+    sides: Vec<(usize, usize)>,
 }
 
 /// What is taken from it in one forward pass.
 pub(super) struct AtStep<'a> {
-    contexts: slice::Iter<'a, Context>,
-    raised: vec::IntoIter<Tensor>,
+    contexts: vec::IntoIter<Tensor>,
+    raised: Tensor,
+    sides: slice::Iter<'a, (usize, usize)>,
+    /// Where the next residual block's begins.
+    place: usize,
 }
 
 impl Ahead {
-    pub(super) fn new(contexts: Vec<Context>, raised: Vec<Tensor>) -> Self {
-        Self { contexts, raised }
+    /// `raised`: (S, R, channels) of each residual block.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub(super) fn new(contexts: Vec<Context>, raised: &[Tensor]) -> Result<Self> {
+        let sides = raised.iter().map(|raised| raised.dims3().map(|(_, rows, channels)| (rows, channels)));
+        let sides = sides.collect::<Result<Vec<_>>>()?;
+        let flat = raised.iter().map(|raised| raised.flatten_from(1)).collect::<Result<Vec<_>>>()?;
+        let contexts = contexts.into_iter().flat_map(|Context { key, value }| [key, value]).collect();
+        Ok(Self { contexts, raised: Tensor::cat(&flat, 1)?, sides })
+    }
+
+    /// All that a forward pass at place `step` of the timesteps looks at, as many tensors at every step.
+    ///
+    /// # Errors
+    /// When there are not so many timesteps.
+    pub(super) fn inputs(&self, step: usize) -> Result<Vec<Tensor>> {
+        Ok([self.raised.get(step)?].into_iter().chain(self.contexts.iter().cloned()).collect())
+    }
+
+    /// How many [`Self::inputs`] there are.
+    pub(super) fn input_count(&self) -> usize {
+        1 + self.contexts.len()
+    }
+
+    /// As a forward pass takes it, of tensors such as [`Self::inputs`] gives.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub(super) fn of(&self, inputs: &[Tensor]) -> Result<AtStep<'_>> {
+        let Some((raised, contexts)) = inputs.split_first() else {
+            return Err(Error::msg("a forward pass without what was worked out for it"));
+        };
+        let contexts = contexts.to_vec().into_iter();
+        Ok(AtStep { contexts, raised: raised.clone(), sides: self.sides.iter(), place: 0 })
     }
 
     /// # Errors
     /// When there are not so many timesteps.
     pub(super) fn at(&self, step: usize) -> Result<AtStep<'_>> {
-        let raised = self.raised.iter().map(|raised| raised.get(step)).collect::<Result<Vec<_>>>()?;
-        Ok(AtStep { contexts: self.contexts.iter(), raised: raised.into_iter() })
+        self.of(&self.inputs(step)?)
     }
 }
 
-impl<'a> AtStep<'a> {
+impl AtStep<'_> {
     /// The next attention's.
-    pub(super) fn context(&mut self) -> Result<&'a Context> {
-        self.contexts.next().ok_or_else(|| Error::msg("an attention's keys and values were not worked out"))
+    pub(super) fn context(&mut self) -> Result<Context> {
+        match (self.contexts.next(), self.contexts.next()) {
+            (Some(key), Some(value)) => Ok(Context { key, value }),
+            _ => Err(Error::msg("an attention's keys and values were not worked out")),
+        }
     }
 
     /// The next residual block's: (R, channels).
     pub(super) fn raised(&mut self) -> Result<Tensor> {
-        self.raised.next().ok_or_else(|| Error::msg("what a residual block adds was not worked out"))
+        let side = self.sides.next().ok_or_else(|| Error::msg("what a residual block adds was not worked out"))?;
+        let (rows, channels) = *side;
+        let raised = self.raised.narrow(0, self.place, rows * channels)?;
+        self.place += rows * channels;
+        raised.reshape((rows, channels))
     }
 }

@@ -17,8 +17,8 @@ pub(super) struct Attention {
 
 /// What is looked at: a key and a value of each place, both (B, S, channels).
 pub(super) struct Context {
-    key: Tensor,
-    value: Tensor,
+    pub(super) key: Tensor,
+    pub(super) value: Tensor,
 }
 
 /// Widths of an [`Attention`].

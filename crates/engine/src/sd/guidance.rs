@@ -1,6 +1,6 @@
 //! Classifier-free guidance: from two predictions to the one that a step takes.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 
 /// How far a prediction is led away from the negative prompt's.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,29 +19,45 @@ impl From<f64> for Guidance {
 }
 
 impl Guidance {
-    /// `negative + scale·(positive − negative)` (Ho and Salimans 2022), its standard deviation led back to that of `positive`: equation (16) of
-    /// Lin et al. 2023, arXiv 2305.08891. Both: (B, C, H, W), f32.
+    /// (4,), f32: the scale, the rescaling and what is left of 1, the image's scale. On the device, so that a step is the same for all of them.
     ///
     /// # Errors
-    /// When the shapes differ, or there is no memory.
-    pub(super) fn apply(self, negative: &Tensor, positive: &Tensor) -> Result<Tensor> {
-        let guided = (negative + ((positive - negative)? * self.scale)?)?;
-        if self.rescale == 0.0 {
-            return Ok(guided);
-        }
-        let ratio = (deviation(positive)? / deviation(&guided)?)?;
-        let rescaled = guided.broadcast_mul(&ratio)?;
-        (rescaled * self.rescale)? + (guided * (1.0 - self.rescale))?
+    /// When there is no memory.
+    pub(super) fn factors(self, device: &Device) -> Result<Tensor> {
+        let factors = [self.scale, self.rescale, 1.0 - self.rescale, self.image_scale].map(|factor| factor as f32);
+        Tensor::from_slice(&factors, factors.len(), device)
     }
 
-    /// `nothing + scale·(positive − negative) + image_scale·(negative − nothing)`: equation (3) of Brooks et al. 2023, arXiv 2211.09800, where
-    /// `nothing` saw the negative prompt and no image. All: (B, C, H, W), f32.
-    ///
-    /// # Errors
-    /// When the shapes differ, or there is no memory.
-    pub(super) fn apply_to_edit(self, nothing: &Tensor, negative: &Tensor, positive: &Tensor) -> Result<Tensor> {
-        (nothing + ((positive - negative)? * self.scale)?)? + ((negative - nothing)? * self.image_scale)?
+    /// Whether spread is taken back.
+    pub(super) fn rescales(self) -> bool {
+        self.rescale != 0.0
     }
+}
+
+/// `negative + scale·(positive − negative)` (Ho and Salimans 2022), with `rescales` its standard deviation led back to that of `positive`: equation
+/// (16) of Lin et al. 2023, arXiv 2305.08891. Both: (B, C, H, W), f32; `factors`: [`Guidance::factors`].
+///
+/// # Errors
+/// When the shapes differ, or there is no memory.
+pub(super) fn guided(negative: &Tensor, positive: &Tensor, factors: &Tensor, rescales: bool) -> Result<Tensor> {
+    let guided = (negative + (positive - negative)?.broadcast_mul(&factors.get(0)?)?)?;
+    if !rescales {
+        return Ok(guided);
+    }
+    let ratio = (deviation(positive)? / deviation(&guided)?)?;
+    let rescaled = guided.broadcast_mul(&ratio)?;
+    rescaled.broadcast_mul(&factors.get(1)?)? + guided.broadcast_mul(&factors.get(2)?)?
+}
+
+/// `nothing + scale·(positive − negative) + image_scale·(negative − nothing)`: equation (3) of Brooks et al. 2023, arXiv 2211.09800, where
+/// `nothing` saw the negative prompt and no image. All: (B, C, H, W), f32; `factors`: [`Guidance::factors`].
+///
+/// # Errors
+/// When the shapes differ, or there is no memory.
+pub(super) fn guided_edit(nothing: &Tensor, negative: &Tensor, positive: &Tensor, factors: &Tensor) -> Result<Tensor> {
+    let text = (positive - negative)?.broadcast_mul(&factors.get(0)?)?;
+    let image = (negative - nothing)?.broadcast_mul(&factors.get(3)?)?;
+    (nothing + text)? + image
 }
 
 /// The standard deviation of each image's values, as of a sample: (B, 1, 1, 1).

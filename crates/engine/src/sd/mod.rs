@@ -49,6 +49,7 @@ use self::unet::Unet;
 use self::vae::VaeDecoder;
 use self::vae_encoder::VaeEncoder;
 use super::adapters::Adapters;
+use super::graphs::{GraphCounts, Graphs};
 use super::original_names::Layout;
 use super::single_file::SingleFile;
 use super::weights::Weights;
@@ -70,6 +71,8 @@ pub struct StableDiffusion {
     resident_bytes: u64,
     memory_estimate: MemoryEstimate,
     adapters: Adapters<Adapted>,
+    /// Of denoising steps.
+    graphs: Graphs,
     vae: VaeDecoder,
     /// Whether the VAE computes in f32 though the weights are f16, in which it is known to overflow.
     upcasts_vae: bool,
@@ -152,6 +155,11 @@ impl StableDiffusion {
             resident_bytes,
             memory_estimate,
             adapters,
+            graphs: Graphs::new(
+                settings.graphs,
+                &settings.device,
+                settings.memory_budget.map(|bytes| bytes.saturating_sub(resident_bytes)),
+            ),
             vae,
             upcasts_vae,
             vae_encoder,
@@ -175,13 +183,24 @@ impl StableDiffusion {
         &self.checkpoint
     }
 
+    /// How many denoising steps the GPU was told once, and repeated.
+    #[must_use]
+    pub fn graph_counts(&self) -> GraphCounts {
+        self.graphs.counts()
+    }
+
     /// Makes the following stages generate with exactly these LoRAs. The base tensors stay as they are, and files and
     /// scales that were the last ones too cost nothing: then this returns true.
     ///
     /// # Errors
     /// [`EngineError::Lora`] says which one is at fault and why; what was generated with before stays in use.
     pub fn use_loras(&mut self, loras: &[LoraFile]) -> Result<bool, EngineError> {
-        self.adapters.select(&self.checkpoint.directory, loras)
+        let cache_hit = self.adapters.select(&self.checkpoint.directory, loras)?;
+        if !cache_hit {
+            // An overlay that is gone will not come back, nor will what reads it.
+            self.graphs.keep(self.adapters.modules());
+        }
+        Ok(cache_hit)
     }
 }
 

@@ -251,10 +251,10 @@ fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Resul
     let tokens = lengths.into_iter().flatten().flatten().max().unwrap_or_default();
     let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows, tokens };
     let memory_estimate = engine.memory_estimate;
-    let free = engine.memory_budget.map(|bytes| bytes.saturating_sub(engine.resident_bytes));
+    let free = engine.memory_budget.map(|bytes| engine.graphs.remaining(bytes.saturating_sub(engine.resident_bytes)));
     let first = free.map_or(Ok(Tiling::default()), |bytes| memory_estimate.within(bytes, work))?;
     let generated = twice(first, memory_estimate.smallest(), |tiling| {
-        execute(engine, plan, (parts, &texts), tiling).map_err(classify_memory_error)
+        engine.graphs.making_room(|| execute(engine, plan, (parts, &texts), tiling).map_err(classify_memory_error))
     });
     generated.map_err(|error| match error {
         EngineError::OutOfMemory { problem } => {

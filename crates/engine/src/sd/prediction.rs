@@ -8,21 +8,27 @@ use super::StableDiffusion;
 use super::ahead::{Ahead, STEPS_AHEAD};
 use super::conditioning::{Conditioning, Text};
 use super::config::ExtraInput;
-use super::guidance::Guidance;
+use super::guidance::{Guidance, guided, guided_edit};
 use super::tiling::Tiling;
 use super::unet::Unet;
 use crate::EngineError;
 use crate::device::keeping_uploads;
+use crate::graphs::{Graphs, Kind};
 
 /// Predictions for one batch at some timesteps; what they have in common is worked out once.
 pub(super) struct Predictor<'a> {
     unet: &'a Unet,
     device: &'a Device,
+    graphs: &'a Graphs,
+    /// Of the UNet's tensors.
+    module: u64,
     /// The places of `timesteps` among those of the schedule.
     steps: Range<usize>,
     timesteps: Vec<f64>,
     images: usize,
     guidance: Guidance,
+    /// What the guidance is on the device.
+    factors: Tensor,
     /// How many predictions a step's one is made of.
     predictions: usize,
     /// One for all predictions together, or one for each.
@@ -78,7 +84,19 @@ impl StableDiffusion {
             Ok(if together { Pass::Together(unet.ahead(&text, &timesteps, guidance.scale)?) } else { Pass::OneByOne(text) })
         });
         let passes = passes.collect::<candle_core::Result<_>>()?;
-        Ok(Predictor { unet, device: &self.device, steps, timesteps, images, guidance, predictions, passes })
+        Ok(Predictor {
+            unet,
+            device: &self.device,
+            graphs: &self.graphs,
+            module: self.adapters.module(),
+            steps,
+            timesteps,
+            images,
+            guidance,
+            factors: guidance.factors(&self.device)?,
+            predictions,
+            passes,
+        })
     }
 }
 
@@ -93,29 +111,72 @@ impl Predictor<'_> {
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub(super) fn predict(&self, latents: &Tensor, step: usize) -> Result<Tensor, EngineError> {
-        Ok(keeping_uploads(self.device, latents.dims(), || self.guided(latents, step - self.steps.start))?)
+        let step = step - self.steps.start;
+        Ok(keeping_uploads(self.device, latents.dims(), || match self.inputs(latents, step)? {
+            Some(inputs) => self.graphs.repeat(self.kind(), &inputs, |inputs| self.predict_by(inputs)),
+            None => self.combined(latents, &self.factors, |place, latents| self.row_by_row(place, latents, step)),
+        })?)
     }
 
-    fn guided(&self, latents: &Tensor, step: usize) -> candle_core::Result<Tensor> {
+    /// All that a step looks at: latents, guidance, and what each pass has worked out. None where a pass keeps nothing of that.
+    fn inputs(&self, latents: &Tensor, step: usize) -> candle_core::Result<Option<Vec<Tensor>>> {
+        let mut inputs = vec![latents.clone(), self.factors.clone()];
+        for pass in &self.passes {
+            let Pass::Together(ahead) = pass else { return Ok(None) };
+            inputs.extend(ahead.inputs(step)?);
+        }
+        Ok(Some(inputs))
+    }
+
+    /// What a step goes by that is none of its inputs.
+    fn kind(&self) -> Kind {
+        Kind { module: self.module, choices: vec![self.predictions, self.passes.len(), usize::from(self.guidance.rescales())] }
+    }
+
+    /// A step of [`Self::inputs`].
+    fn predict_by(&self, inputs: &[Tensor]) -> candle_core::Result<Tensor> {
+        let [latents, factors, ahead @ ..] = inputs else {
+            return Err(candle_core::Error::msg("a step has latents and guidance"));
+        };
+        self.combined(latents, factors, |place, latents| {
+            let mut before = 0;
+            for (pass, of) in self.passes.iter().zip(0..) {
+                let Pass::Together(kept) = pass else { break };
+                if of == place {
+                    return self.unet.forward(latents, kept.of(&ahead[before..before + kept.input_count()])?);
+                }
+                before += kept.input_count();
+            }
+            Err(candle_core::Error::msg("a pass without what was worked out for it"))
+        })
+    }
+
+    /// The one prediction that a step takes. `pass`: what the UNet makes of latents for every row of the pass at this place.
+    fn combined(
+        &self,
+        latents: &Tensor,
+        factors: &Tensor,
+        pass: impl Fn(usize, &Tensor) -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<Tensor> {
         let mut seen = vec![latents.clone(); self.predictions];
         if let [_, _, nothing] = &mut *seen {
             *nothing = without_image(latents)?;
         }
         let predicted = match &*self.passes {
-            [together] => self.pass(together, &Tensor::cat(&seen, 0)?, step)?.chunk(self.predictions, 0)?,
-            each => each.iter().zip(&seen).map(|(pass, seen)| self.pass(pass, seen, step)).collect::<Result<_, _>>()?,
+            [_] => pass(0, &Tensor::cat(&seen, 0)?)?.chunk(self.predictions, 0)?,
+            _ => seen.iter().enumerate().map(|(place, seen)| pass(place, seen)).collect::<Result<_, _>>()?,
         };
         match &*predicted {
             [only] => Ok(only.clone()),
-            [negative, positive] => self.guidance.apply(negative, positive),
-            [negative, positive, nothing] => self.guidance.apply_to_edit(nothing, negative, positive),
+            [negative, positive] => guided(negative, positive, factors, self.guidance.rescales()),
+            [negative, positive, nothing] => guided_edit(nothing, negative, positive, factors),
             _ => Err(candle_core::Error::msg("guidance has two predictions, or three")),
         }
     }
 
-    /// The UNet's output for every row.
-    fn pass(&self, pass: &Pass, latents: &Tensor, step: usize) -> candle_core::Result<Tensor> {
-        match pass {
+    /// The UNet's output for every row of the pass at this place, which takes its rows together or each by itself.
+    fn row_by_row(&self, place: usize, latents: &Tensor, step: usize) -> candle_core::Result<Tensor> {
+        match &self.passes[place] {
             Pass::Together(ahead) => self.unet.forward(latents, ahead.at(step)?),
             Pass::OneByOne(text) => {
                 let each = (0..latents.dim(0)?).map(|row| {

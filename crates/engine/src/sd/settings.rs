@@ -24,6 +24,9 @@ pub struct Settings {
     pub timestep_spacing: Option<TimestepSpacing>,
     /// Bytes within which the tensors of the model and of a generation are kept; what a LoRA changes comes on top.
     pub memory_budget: Option<u64>,
+    /// Whether denoising steps become CUDA graphs: captured when one of their kind is first done, one launch from then on. Whatever else is sent to
+    /// the device's stream during a capture becomes part of the graph, so it is for who has the device alone. Without effect on a CPU.
+    pub graphs: bool,
     /// What most jobs will ask for, and the warm-up generates; none: the size that the checkpoint was trained on, without guidance.
     pub defaults: Option<Defaults>,
 }
@@ -60,6 +63,7 @@ impl Settings {
             prompts: PromptSyntax::Plain,
             timestep_spacing: None,
             memory_budget: None,
+            graphs: false,
             defaults: None,
         }
     }

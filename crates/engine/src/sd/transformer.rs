@@ -68,7 +68,7 @@ impl SpatialTransformer {
             Projection::Linear(linear) => linear.forward(&to_tokens(&normed)?)?,
         };
         for block in &self.blocks {
-            tokens = block.forward(&tokens, at_step.context()?)?;
+            tokens = block.forward(&tokens, &at_step.context()?)?;
         }
         match &self.proj_out {
             Projection::Conv(conv) => conv.add_to(hidden, &to_image(&tokens)?),

@@ -60,7 +60,7 @@ impl Unet {
         let raised = self.resnets().map(|resnet| resnet.raised(&time)?.reshape((steps, rows, ())));
         let states = text.states.to_dtype(self.dtype)?;
         let contexts = self.transformers().flat_map(|transformer| transformer.contexts(&states));
-        Ok(Ahead::new(contexts.collect::<Result<_>>()?, raised.collect::<Result<_>>()?))
+        Ahead::new(contexts.collect::<Result<_>>()?, &raised.collect::<Result<Vec<_>>>()?)
     }
 
     /// Numbers that [`Self::ahead`] gives for a token, and for a timestep.

@@ -26,3 +26,8 @@ fn device() -> Device {
     });
     opened.clone()
 }
+
+/// A device like [`device`] whose stream is one test's alone: a capture takes in all that is sent to the stream meanwhile, also by another test.
+fn own_device() -> Device {
+    if device().is_cuda() { atelier_engine::device::open().unwrap() } else { Device::Cpu }
+}

@@ -23,9 +23,10 @@ struct SharedLibrary {
     functions: &'static [Function],
 }
 
-/// Defines, for each function of a library, one of the same name that jumps to it.
+/// Defines, for each function of a library, one of the same name that jumps to it. Those after `watched` are defined in [`super::arena`], which
+/// looks at what is asked for before it goes on to the library's.
 macro_rules! shared_library {
-    ($table:ident, $file:literal, $package:literal, $($name:ident)*) => {
+    ($table:ident, $file:literal, $package:literal, $($name:ident)* $(; watched $($watched:ident)*)?) => {
         $(
             #[expect(non_snake_case, reason = "NVIDIA's names")]
             mod $name {
@@ -42,10 +43,22 @@ macro_rules! shared_library {
                 }
             }
         )*
+        $($(
+            #[expect(non_snake_case, reason = "NVIDIA's names")]
+            pub(super) mod $watched {
+                use std::ffi::c_void;
+                use std::sync::atomic::AtomicPtr;
+
+                pub(in super::super) static ADDRESS: AtomicPtr<c_void> = AtomicPtr::new(super::not_loaded as *mut c_void);
+            }
+        )*)?
         static $table: SharedLibrary = SharedLibrary {
             file: $file,
             package: $package,
-            functions: &[$(Function { name: stringify!($name), address: &$name::ADDRESS }),*],
+            functions: &[
+                $(Function { name: stringify!($name), address: &$name::ADDRESS },)*
+                $($(Function { name: stringify!($watched), address: &$watched::ADDRESS },)*)?
+            ],
         };
     };
 }
@@ -53,10 +66,12 @@ macro_rules! shared_library {
 shared_library! { CUDA_DRIVER, "libcuda.so.1", "NVIDIA's driver",
         cuCtxDestroy_v2 cuCtxGetCurrent cuCtxSetCurrent cuCtxSynchronize cuDeviceGet cuDeviceGetAttribute
         cuDeviceGetDefaultMemPool cuDevicePrimaryCtxRelease_v2 cuDevicePrimaryCtxRetain cuEventCreate cuEventDestroy_v2
-        cuEventRecord cuEventSynchronize cuGetErrorString cuLaunchKernel cuMemAllocAsync cuMemAlloc_v2 cuMemFreeAsync cuMemFreeHost cuMemHostAlloc cuMemFree_v2
-        cuMemPoolSetAttribute cuMemcpyDtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyHtoDAsync_v2 cuMemcpyPeerAsync
-        cuMemsetD8Async cuModuleGetFunction cuModuleLoad cuModuleLoadData cuModuleUnload cuStreamCreate
-        cuStreamDestroy_v2 cuStreamIsCapturing cuStreamSynchronize cuStreamWaitEvent
+        cuEventRecord cuEventSynchronize cuGetErrorString cuGraphDestroy cuGraphExecDestroy cuGraphInstantiateWithFlags cuGraphLaunch
+        cuGraphUpload cuLaunchKernel cuMemAlloc_v2 cuMemFreeHost cuMemHostAlloc cuMemFree_v2 cuMemPoolSetAttribute
+        cuMemcpyDtoDAsync_v2 cuMemcpyPeerAsync cuMemsetD8Async cuModuleGetFunction cuModuleLoad cuModuleLoadData cuModuleUnload
+        cuStreamBeginCapture_v2 cuStreamCreate cuStreamDestroy_v2 cuStreamEndCapture cuStreamIsCapturing cuStreamSynchronize
+        cuStreamWaitEvent
+        ; watched cuMemAllocAsync cuMemFreeAsync cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2
 }
 shared_library! { CUBLAS, "libcublas.so.13", "CUDA 13",
         cublasCreate_v2 cublasDestroy_v2 cublasDgemmStridedBatched cublasGemmStridedBatchedEx cublasSetStream_v2

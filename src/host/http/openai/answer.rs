@@ -2,10 +2,9 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum::Json;
-use axum::http::HeaderValue;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
@@ -13,32 +12,26 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
-use super::super::Http;
 use super::super::infer::{self, DoneImage, Running};
 use super::super::problem::Problem;
+use super::super::{Http, KEEP_ALIVE};
 use super::errors;
 use super::parameters::{ImageForm, Wanted};
-use crate::job::JobId;
-
-/// A comment goes out so often while a job runs, so that no proxy takes the connection for idle.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Waits for the job, and answers with all of its images.
 ///
 /// # Errors
 /// What went wrong with the job.
 pub(super) async fn json(http: &Http, running: Running, wanted: &Wanted) -> Result<Response, Problem> {
-    let id = running.id.clone();
     let images = finished(http, running, wanted).await?;
     let mut body = described(wanted, &images[0].size);
     body["created"] = unix_s().into();
     body["data"] = images.into_iter().map(|image| json!({ wanted.image.name(): image.content })).collect();
-    Ok(with_job_id(Json(body).into_response(), &id))
+    Ok(Json(body).into_response())
 }
 
 /// Answers at once, with one event per image when the job is done. A caller who goes away drops the stream, and so cancels the job.
 pub(super) fn stream(http: Arc<Http>, running: Running, wanted: Wanted) -> Response {
-    let id = running.id.clone();
     let events = stream::once(async move {
         match finished(&http, running, &wanted).await {
             Ok(images) => images.iter().map(|image| completed(&wanted, image)).collect(),
@@ -46,15 +39,7 @@ pub(super) fn stream(http: Arc<Http>, running: Running, wanted: Wanted) -> Respo
         }
     });
     let events = events.flat_map(stream::iter).map(Ok::<_, Infallible>);
-    let response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
-    with_job_id(response, &id)
-}
-
-fn with_job_id(mut response: Response, id: &JobId) -> Response {
-    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
-        response.headers_mut().insert(infer::JOB_ID, id);
-    }
-    response
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
 /// An image that is stored.

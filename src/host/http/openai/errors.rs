@@ -11,9 +11,13 @@ use serde_json::{Value, json};
 use super::super::problem::{Problem, Refused};
 use crate::job::outcome::CONFLICT;
 
-/// Says every refusal of the routes below in OpenAI's shape; status and headers stay.
-pub(super) async fn in_openai_shape(request: Request, next: Next) -> Response {
+/// Says every refusal below `/v1` in OpenAI's shape, of paths and methods that do not exist as well; status and headers stay.
+pub(in super::super) async fn in_openai_shape(request: Request, next: Next) -> Response {
+    let is_theirs = request.uri().path().starts_with("/v1/");
     let response = next.run(request).await;
+    if !is_theirs {
+        return response;
+    }
     let Some(Refused { body }) = response.extensions().get::<Refused>().cloned() else { return response };
     let (mut parts, _) = response.into_parts();
     parts.headers.remove(CONTENT_LENGTH);

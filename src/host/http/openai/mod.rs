@@ -14,12 +14,13 @@ use std::sync::Arc;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
+pub(super) use self::errors::in_openai_shape;
 use self::parameters::Endpoint;
 use super::body::{self, Kind};
 use super::draft::Draft;
@@ -36,7 +37,6 @@ pub(super) fn routes(http: &Arc<Http>) -> Router<Arc<Http>> {
         .route("/v1/models", get(models))
         .route("/v1/models/{id}", get(model))
         .route_layer(from_fn_with_state(Arc::clone(http), auth::require))
-        .route_layer(from_fn(errors::in_openai_shape))
 }
 
 async fn generations(State(http): State<Arc<Http>>, request: Request) -> Result<Response, Problem> {
@@ -73,7 +73,10 @@ async fn run(
     let (draft, wanted) = parameters::read(endpoint, given, origin.key.as_ref(), &http)?;
     let submission = submission::from_draft(&http, Draft { images, ..draft }, origin).await?;
     let running = infer::begin(&http, submission).await?;
-    if wanted.stream { Ok(answer::stream(http, running, wanted)) } else { answer::json(&http, running, &wanted).await }
+    let id = running.id.clone();
+    let answered =
+        if wanted.stream { Ok(answer::stream(http, running, wanted)) } else { answer::json(&http, running, &wanted).await };
+    Ok(infer::with_job_id(answered, &id))
 }
 
 async fn models(State(http): State<Arc<Http>>) -> Json<Value> {

@@ -44,7 +44,7 @@ pub(super) async fn open(settings: &Settings, authorities: Option<&str>) -> Resu
     );
     let Ok(opened) = tokio::time::timeout(limit, opening).await else {
         plug.pull();
-        return Err(Fault::unavailable(format!("no answer within {} ms", settings.connect_timeout_ms)));
+        return Err(Fault::silent(format!("no answer within {} ms", settings.connect_timeout_ms)));
     };
     opened.map_err(|error| explained(error.into(), settings))
 }

@@ -18,16 +18,22 @@ const LIMIT: Duration = Duration::from_secs(15);
 pub(super) struct Fault {
     /// It never will, as things are.
     pub(super) refused: bool,
+    /// It said nothing in the time that it had.
+    pub(super) silent: bool,
     pub(super) problem: String,
 }
 
 impl Fault {
     pub(super) fn refused(problem: impl Into<String>) -> Self {
-        Self { refused: true, problem: problem.into() }
+        Self { refused: true, silent: false, problem: problem.into() }
     }
 
     pub(super) fn unavailable(problem: impl Into<String>) -> Self {
-        Self { refused: false, problem: problem.into() }
+        Self { refused: false, silent: false, problem: problem.into() }
+    }
+
+    pub(super) fn silent(problem: impl Into<String>) -> Self {
+        Self { refused: false, silent: true, problem: problem.into() }
     }
 
     /// `queue`: its name in messages.
@@ -49,7 +55,8 @@ impl From<Error> for Fault {
                 let text = answer.get_message().to_string();
                 // A queue whose node is away is "not found" as well, until the node is back.
                 let away = text.contains("down or inaccessible") || text.contains("failed to perform operation");
-                Self { refused: REFUSALS.contains(&answer.get_id()) && !away, problem: text }
+                let refused = REFUSALS.contains(&answer.get_id()) && !away;
+                Self { refused, silent: false, problem: text }
             }
             ErrorKind::IOError(error) => Self::unavailable(error.to_string()),
             _ => Self::unavailable(error.to_string()),
@@ -61,6 +68,6 @@ impl From<Error> for Fault {
 pub(super) async fn within<T>(operation: impl Future<Output = lapin::Result<T>>) -> Result<T, Fault> {
     match tokio::time::timeout(LIMIT, operation).await {
         Ok(result) => Ok(result?),
-        Err(_) => Err(Fault::unavailable(format!("the broker did not answer within {} s", LIMIT.as_secs()))),
+        Err(_) => Err(Fault::silent(format!("the broker did not answer within {} s", LIMIT.as_secs()))),
     }
 }

@@ -26,6 +26,8 @@ pub enum Found {
 pub enum Likeness {
     /// A quorum queue with a dead-letter exchange, as the host makes it.
     Same,
+    /// It does not keep its jobs; the text says when they are gone.
+    Loses(&'static str),
     /// It is no quorum queue.
     OtherType,
     /// What fails for good is dropped.
@@ -51,13 +53,17 @@ pub async fn inspect(settings: &Settings) -> Result<Found, ConnectError> {
             Err(fault) => return Err(fault),
         };
         let mut likeness = likeness(topology::compare(&channel, &settings.queue).await)?;
-        if likeness == Likeness::NoDeadLetters {
+        if matches!(likeness, Likeness::NoDeadLetters | Likeness::Other(_)) {
             // The broker looks at the type last: with nothing else in the question, it is what differs.
             let channel = within(connection.create_channel()).await?;
             if let Err(fault) = topology::compare_type(&channel, &settings.queue).await
                 && fault.problem.contains(TYPE)
             {
-                likeness = Likeness::OtherType;
+                likeness = match topology::lost_when(&fault.problem) {
+                    Some(lost) => Likeness::Loses(lost),
+                    None if likeness == Likeness::NoDeadLetters => Likeness::OtherType,
+                    None => likeness,
+                };
             }
         }
         Ok(Found::There { waiting, likeness })
@@ -65,15 +71,19 @@ pub async fn inspect(settings: &Settings) -> Result<Found, ConnectError> {
     Ok(look.await.map_err(|fault: Fault| fault.at(&label, "inspect"))?)
 }
 
-/// With `declare`, looks whether the queue that is there could be one of the host's own; it would connect for ever otherwise. A broker
-/// that is away is no reason not to start.
+/// Looks whether the queue that is there keeps its jobs; with `declare`, also whether it could be one of the host's own: it would
+/// connect for ever otherwise. A broker that is away is no reason not to start.
 ///
 /// # Errors
 /// Says what the queue is like, and what to do.
-pub async fn check_declared(settings: &Settings) -> Result<(), ConnectError> {
+pub async fn check(settings: &Settings) -> Result<(), ConnectError> {
     let limit = Duration::from_millis(settings.connect_timeout_ms);
-    let look = async { if settings.declare { inspect(settings).await } else { Ok(Found::ToBeMade) } };
-    let likeness = match tokio::time::timeout(limit, look).await {
+    let likeness = match tokio::time::timeout(limit, inspect(settings)).await {
+        Ok(Ok(Found::There { likeness: Likeness::Loses(lost), .. })) => {
+            let problem = format!("{:?} loses jobs: {lost}; {KEEP}", settings.queue);
+            return Err(SettingError::new("sources.rabbitmq.queue", problem).into());
+        }
+        Ok(Ok(Found::There { .. })) if !settings.declare => return Ok(()),
         Ok(Ok(Found::There { likeness, .. })) => likeness,
         Ok(Err(error @ ConnectError::Setting(_))) => return Err(error),
         Ok(Ok(Found::ToBeMade) | Err(ConnectError::Source(_))) | Err(_) => return Ok(()),
@@ -86,6 +96,10 @@ pub async fn check_declared(settings: &Settings) -> Result<(), ConnectError> {
 /// What to do about a queue that is there and not as the host makes it.
 pub const REPAIR: &str = "move its messages and delete it, or use it as it is with sources.rabbitmq.declare: false (docs/migrating.md has \
                           the commands of both)";
+
+/// What to do about a queue that does not keep its jobs.
+pub const KEEP: &str = "make a durable quorum queue of another name and move its publishers to it, or have it made with \
+                        sources.rabbitmq.declare: true";
 
 impl Likeness {
     /// How long the queue keeps a message, where an argument of its own says so. A policy that does cannot be seen over AMQP.
@@ -101,6 +115,7 @@ impl Likeness {
     pub fn difference(&self) -> Option<String> {
         match self {
             Self::Same | Self::Unknown => None,
+            Self::Loses(lost) => Some(format!("loses jobs: {lost}")),
             Self::OtherType => Some("is no quorum queue".into()),
             Self::NoDeadLetters => Some("has no dead-letter exchange".into()),
             Self::Other(problem) => Some(format!("has other arguments ({problem})")),
@@ -115,6 +130,8 @@ fn likeness(compared: Result<(), Fault>) -> Result<Likeness, Fault> {
         return Err(fault);
     } else if problem.starts_with("ACCESS_REFUSED") {
         Likeness::Unknown
+    } else if let Some(lost) = topology::lost_when(problem) {
+        Likeness::Loses(lost)
     } else if problem.contains(TYPE) {
         Likeness::OtherType
     } else if problem.contains("'x-dead-letter-exchange'") && problem.contains("current is none") {
@@ -135,6 +152,13 @@ mod tests {
         assert_eq!(refused(&format!("{differs} 'x-queue-type' for queue 'jobs'")), Likeness::OtherType);
         let dropped = format!("{differs} 'x-dead-letter-exchange' for queue 'jobs': received 'jobs.dlx' but current is none");
         assert_eq!(refused(&dropped), Likeness::NoDeadLetters);
+        for argument in ["'durable'", "'auto_delete'", "'exclusive'"] {
+            let problem = format!("{differs} {argument} for queue 'jobs' in vhost '/': received 'true' but current is 'false'");
+            assert!(matches!(refused(&problem), Likeness::Loses(_)), "{problem}");
+        }
+        let stream =
+            format!("{differs} 'x-queue-type' for queue 'jobs': received the value 'quorum' but current is the value 'stream'");
+        assert!(matches!(refused(&stream), Likeness::Loses(_)));
         assert_eq!(refused("ACCESS_REFUSED - configure access to queue 'jobs'"), Likeness::Unknown);
         let limited = refused(&format!(
             "{differs} 'x-delivery-limit' for queue 'jobs' in vhost '/': received none but current is the value '3'"

@@ -26,6 +26,7 @@ mod serve;
 mod session;
 pub mod settings;
 mod topology;
+mod turns;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use lapin::options::ConfirmSelectOptions;
 use lapin::{BasicProperties, Channel, Connection};
-use tokio::sync::Mutex;
 use tokio::time::sleep;
 
 use super::broker::Broker;
 use super::connection;
 use super::fault::{Fault, within};
 use super::publish::{Destination, publish};
+use super::turns::Turns;
 
 /// How soon it is noticed that the broker has stopped listening.
 const LOOK: Duration = Duration::from_millis(250);
@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// what else is under way.
 #[derive(Default)]
 pub(super) struct Publisher {
-    open: Mutex<Option<(Connection, Channel)>>,
+    open: Turns<(Connection, Channel)>,
 }
 
 impl Publisher {
@@ -32,24 +32,27 @@ impl Publisher {
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<(), Fault> {
-        let mut place = self.open.lock().await;
-        let (connection, channel) = match place.take() {
-            Some((connection, channel)) if connection.status().connected() => {
-                let channel = if channel.status().connected() { channel } else { confirming(&connection).await? };
-                (connection, channel)
-            }
-            _ => {
-                let connection = connection::open(&broker.settings, broker.authorities.as_deref()).await?;
-                let channel = confirming(&connection).await?;
-                (connection, channel)
-            }
-        };
-        let (connection, channel) = place.insert((connection, channel));
-        tokio::select! {
-            biased;
-            fault = trouble(connection) => Err(fault),
-            published = publish(channel, to, body, properties) => published,
-        }
+        self.open
+            .take(async |place| {
+                let (connection, channel) = match place.take() {
+                    Some((connection, channel)) if connection.status().connected() => {
+                        let channel = if channel.status().connected() { channel } else { confirming(&connection).await? };
+                        (connection, channel)
+                    }
+                    _ => {
+                        let connection = connection::open(&broker.settings, broker.authorities.as_deref()).await?;
+                        let channel = confirming(&connection).await?;
+                        (connection, channel)
+                    }
+                };
+                let (connection, channel) = place.insert((connection, channel));
+                tokio::select! {
+                    biased;
+                    fault = trouble(connection) => Err(fault),
+                    published = publish(channel, to, body, properties) => published,
+                }
+            })
+            .await
     }
 }
 

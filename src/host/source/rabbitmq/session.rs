@@ -71,9 +71,7 @@ impl Session {
             doubted: Notify::new(),
             emptied: CancellationToken::new(),
         };
-        let turn = session.asking.enter(&session.connection).await?;
-        topology::establish(&turn.channel, &broker.settings).await?;
-        turn.leave();
+        session.asking.ask(&session.connection, async |channel| topology::establish(channel, &broker.settings).await).await?;
         Ok(session)
     }
 
@@ -153,24 +151,16 @@ impl Session {
 
     /// The queue that gives messages back after `delay`.
     pub(super) async fn retry_queue(&self, delay: Duration) -> Result<String, Fault> {
-        self.while_it_lives(async {
-            let turn = self.asking.enter(&self.connection).await?;
-            let name = topology::retry_queue(&turn.channel, &self.broker.settings.queue, delay).await?;
-            turn.leave();
-            Ok(name)
-        })
-        .await
+        let queue = &self.broker.settings.queue;
+        let asked = self.asking.ask(&self.connection, async |channel| topology::retry_queue(channel, queue, delay).await);
+        self.while_it_lives(asked).await
     }
 
     /// Messages that no handler has: in the queue, and here.
     pub(super) async fn depth(&self) -> Result<u64, Fault> {
-        self.while_it_lives(async {
-            let turn = self.asking.enter(&self.connection).await?;
-            let ready = topology::depth(&turn.channel, &self.broker.settings.queue).await?;
-            turn.leave();
-            Ok(ready + self.deliveries().waiting() as u64)
-        })
-        .await
+        let queue = &self.broker.settings.queue;
+        let asked = self.asking.ask(&self.connection, async |channel| topology::depth(channel, queue).await);
+        Ok(self.while_it_lives(asked).await? + self.deliveries().waiting() as u64)
     }
 
     /// lapin never answers what it is asked in the moment in which a connection ends, and it reports that end only to those who

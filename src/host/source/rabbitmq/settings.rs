@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::authorities;
 use crate::setting::{Secret, SettingError};
 
 /// What RabbitMQ allows for a name, less what `.retry.3600000` and the like add to it.
@@ -72,11 +73,12 @@ impl Settings {
 
     /// The certificates of `ca_file`, as PEM.
     pub(super) fn authorities(&self) -> Result<Option<String>, SettingError> {
-        let Some(file) = &self.ca_file else { return Ok(None) };
+        let bundled = authorities::bundled().filter(|_| self.tls);
+        let Some(file) = &self.ca_file else { return Ok(bundled) };
         let wrong = |problem: &str| SettingError::new("sources.rabbitmq.ca_file", format!("{}: {problem}", file.display()));
         let pem = std::fs::read_to_string(file).map_err(|error| wrong(&format!("cannot be read ({error})")))?;
         if pem.contains("-----BEGIN CERTIFICATE-----") {
-            Ok(Some(pem))
+            Ok(Some(bundled.unwrap_or_default() + &pem))
         } else {
             Err(wrong("must hold certificates in PEM form (-----BEGIN CERTIFICATE-----)"))
         }

@@ -42,8 +42,30 @@ pub(super) async fn establish(channel: &Channel, settings: &Settings) -> Result<
             Fault { problem, ..fault }
         })
     } else {
-        depth(channel, &settings.queue).await.map(drop)
+        depth(channel, &settings.queue).await?;
+        match compare(channel, &settings.queue).await {
+            Err(Fault { problem, .. }) if let Some(lost) = lost_when(&problem) => {
+                Err(Fault::refused(format!("it loses jobs: {lost}")))
+            }
+            // Any other difference is its owner's business.
+            Ok(()) | Err(Fault { refused: true, .. }) => Ok(()),
+            Err(fault) => Err(fault),
+        }
     }
+}
+
+/// When a queue loses jobs that it had confirmed, by what the broker says differs from a queue of ours.
+pub(super) fn lost_when(difference: &str) -> Option<&'static str> {
+    const LOSES: [(&str, &str); 3] = [
+        ("inequivalent arg 'durable'", "it is not durable, and gone when the broker restarts"),
+        ("inequivalent arg 'auto_delete'", "it is deleted with its last consumer (auto-delete)"),
+        ("inequivalent arg 'exclusive'", "it is exclusive, and deleted with the connection that made it"),
+    ];
+    const STREAM: &str = "it is a stream, which does not deliver again what a host that died had";
+    let is_stream = difference.contains("'x-queue-type'")
+        && difference.split_once("current is").is_some_and(|(_, current)| current.contains("stream"));
+    let found = LOSES.into_iter().find(|(problem, _)| difference.contains(problem)).map(|(_, lost)| lost);
+    found.or(is_stream.then_some(STREAM))
 }
 
 /// Messages in the queue that no one has.

@@ -294,6 +294,10 @@ impl Source for Spool {
         NAME
     }
 
+    fn knows_when_sent(&self) -> bool {
+        true
+    }
+
     fn shape(&self) -> Shape {
         Shape::Sqs
     }

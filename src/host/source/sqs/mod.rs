@@ -182,6 +182,10 @@ impl Source for Sqs {
         true
     }
 
+    fn knows_when_sent(&self) -> bool {
+        true
+    }
+
     fn shape(&self) -> Shape {
         Shape::Sqs
     }

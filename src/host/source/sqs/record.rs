@@ -40,7 +40,13 @@ impl Origin {
             received.attributes.into_iter().flatten().map(|(name, value)| (name.as_str().to_owned(), value)).collect();
         let number = |name: &str| attributes.get(name).and_then(|text| text.parse::<u64>().ok());
         let receipts = number("ApproximateReceiveCount").map_or(1, |count| count.clamp(1, u32::MAX.into()) as u32);
-        let sent = number("SentTimestamp").map(|ms| later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms)));
+        let moment = |name: &str| number(name).map(|ms| later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms)));
+        let first_received = moment("ApproximateFirstReceiveTimestamp").filter(|_| receipts == 1);
+        let sent = moment("SentTimestamp").map(|sent| match first_received {
+            // Just now, by a clock that may differ from ours.
+            Some(received) => SystemTime::now() - received.duration_since(sent).unwrap_or_default(),
+            None => sent,
+        });
         let group = attributes.get("MessageGroupId").filter(|_| self.fifo).cloned();
         let trace = attributes.get("AWSTraceHeader").and_then(|header| Trace::from_xray(header));
         let id = received.message_id.unwrap_or_default();

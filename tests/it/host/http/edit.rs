@@ -4,6 +4,7 @@ use atelier::job::Job;
 use atelier::job::task::Task;
 use atelier::job::task::edit::Edit;
 use atelier::job::url::AssetUrl;
+use atelier::store::fetch::InputKind;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::ImageFormat;
@@ -60,7 +61,7 @@ async fn a_form_becomes_a_message_and_files_in_the_bucket_in_its_order() {
         let AssetUrl::S3 { key, .. } = asset else { panic!("{asset}") };
         assert!(key.starts_with(&format!("inputs/job-1/image-{number}-")) && key.ends_with(extension), "{key}");
         assert_eq!(std::fs::read(front.bucket.path(key)).unwrap(), files[number]);
-        front.store.fetch(asset, "images", &job).await.unwrap();
+        front.store.fetch(asset, InputKind::Image, "images", &job).await.unwrap();
     }
 }
 

@@ -84,6 +84,7 @@ async fn every_other_ending_is_an_error_in_json() {
         next(&mut front).await.answer.send(ending).unwrap();
         let response = waiting.await.unwrap().unwrap();
         assert_eq!(response.status(), status, "{code}");
+        assert_eq!(response.headers()["x-job-id"], "job-1", "by it the caller finds what became of the job");
         let comes_back = status == StatusCode::SERVICE_UNAVAILABLE;
         assert!(!comes_back || response.headers().contains_key("retry-after"), "{code}");
         assert_eq!(json_of(response).await["error"]["code"], code);

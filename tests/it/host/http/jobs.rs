@@ -102,14 +102,17 @@ async fn a_job_can_be_followed_to_its_end() {
         document
     };
     front.post("/generate", &body).await;
-    let queued = json!({ "job_id": id, "state": "queued", "progress": 0, "attempt": 0, "error": null, "result": null });
+    let queued = json!({
+        "job_id": id, "state": "queued", "progress": 0, "step": null, "steps": null, "attempt": 0, "error": null, "result": null,
+    });
     assert_eq!(look().await, queued);
     front.jobs.start(&job, 1);
-    front.jobs.progress(id, 25);
+    front.jobs.progress(id, 5, 18);
     let state = json!("running");
     let progress = json!(25);
     let running = look().await;
     assert_eq!((&running["state"], &running["progress"], &running["attempt"]), (&state, &progress, &json!(1)));
+    assert_eq!((&running["step"], &running["steps"]), (&json!(5), &json!(18)));
     front.jobs.requeue(id, Some(json!({ "code": "inference_failed", "message": "once" })));
     assert_eq!(look().await["error"]["code"], "inference_failed");
     front.jobs.start(&job, 2);
@@ -127,6 +130,22 @@ async fn a_job_can_be_followed_to_its_end() {
     let (status, again) = front.post("/generate", &body).await;
     assert_eq!((status, &again["status"]), (StatusCode::OK, &json!("complete")));
     assert_eq!(again["result"]["images"][0]["key"], image["key"]);
+}
+
+/// As a rule of the bucket deletes what is old, while the host remembers the job.
+#[tokio::test]
+async fn a_job_whose_record_was_deleted_is_one_like_any_other() {
+    let front = Front::open().await;
+    let body = generate("job-1");
+    front.post("/generate", &body).await;
+    front.generate(&job_of(&body)).await;
+    front.jobs.end("job-1", State::Complete, None);
+    assert_eq!(front.post("/generate", &body).await.0, StatusCode::OK);
+    std::fs::remove_file(front.bucket.path("job-1/result.json")).unwrap();
+    assert_eq!(front.get("/jobs/job-1").await.0, StatusCode::NOT_FOUND);
+    let (status, answer) = front.post("/generate", &body).await;
+    assert_eq!((status, &answer["message"]), (StatusCode::ACCEPTED, &json!("the job is in the queue")));
+    assert_eq!(front.shelf.taken().len(), 2);
 }
 
 #[tokio::test]

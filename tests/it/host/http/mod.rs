@@ -4,6 +4,7 @@ mod doors;
 mod edit;
 mod idempotency;
 mod infer;
+mod job_events;
 mod jobs;
 mod openai;
 mod openapi;

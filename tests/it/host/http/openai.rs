@@ -260,6 +260,29 @@ async fn an_edits_images_are_looked_at_before_anything_is_promised() {
     assert_says(&json_of(response).await, "prompt", "is required");
 }
 
+#[tokio::test]
+async fn what_is_not_there_is_said_in_their_shape() {
+    let front = Front::open().await;
+    for (method, path, status, says) in [
+        (Method::POST, "/v1/images/variations", 404, "there is nothing at /v1/images/variations"),
+        (Method::GET, GENERATIONS, 405, "does not take GET"),
+        (Method::DELETE, "/v1/models", 405, "does not take DELETE"),
+    ] {
+        let response = front.request(method, path).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), status, "{path}");
+        let body = json_of(response).await;
+        assert_eq!(
+            (&body["error"]["type"], &body["error"]["param"]),
+            (&json!("invalid_request_error"), &Value::Null),
+            "{body}"
+        );
+        assert!(body["error"]["message"].as_str().unwrap().contains(says), "{body}");
+    }
+    // Beside it, our own shape.
+    let (_, body) = front.get("/v2").await;
+    assert!(body["error"].get("type").is_none(), "{body}");
+}
+
 /// The names and bodies of a stream's events.
 fn events(text: &str) -> Vec<(String, Value)> {
     let events = text.split("\n\n").filter(|event| event.contains("data:"));

@@ -3,6 +3,7 @@
 use atelier::job::Job;
 use atelier::job::task::Task;
 use atelier::job::url::AssetUrl;
+use atelier::store::fetch::InputKind;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
@@ -92,12 +93,12 @@ async fn the_form_becomes_a_message_and_two_files_in_the_bucket() {
         assert!(key.starts_with(&format!("inputs/job-1/{what}-")) && key.ends_with(extension), "{key}");
         assert_eq!(&std::fs::read(front.bucket.path(key)).unwrap(), file);
         // The handler can read it, although input_buckets names other buckets only.
-        let fetched = front.store.fetch(asset, "person", &job).await.unwrap();
+        let fetched = front.store.fetch(asset, InputKind::Image, "person", &job).await.unwrap();
         assert_eq!(&std::fs::read(fetched.path()).unwrap(), file);
     }
     let other = AssetUrl::parse(&format!("s3://{}/generations/a.png", front.store.bucket())).unwrap();
     assert!(
-        front.store.fetch(&other, "person", &job).await.unwrap_err().to_string().contains("elsewhere"),
+        front.store.fetch(&other, InputKind::Image, "person", &job).await.unwrap_err().to_string().contains("elsewhere"),
         "and nothing else there"
     );
 }

@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{batch, header, holds, make_classic, next, peek, publish, stays_empty, text};
+use crate::events::parse;
 use crate::servers::DEADLINE;
 use crate::servers::rabbitmq::shared_or_skip;
 
@@ -28,7 +29,7 @@ fn read_by_handler(queue: &Queue, message: &Message) -> (String, u32, Vec<u8>) {
         "eventSourceArn": event_source_arn,
         "rmqMessagesByQueue": { queue: [message.record] },
     });
-    let Event::RabbitMq(mut batch) = Event::parse(&event).unwrap() else { panic!("another event") };
+    let Event::RabbitMq(mut batch) = parse(&event).unwrap() else { panic!("another event") };
     let delivery = batch.deliveries.remove(0);
     (delivery.message_id, delivery.attempt, delivery.body)
 }

@@ -1,13 +1,14 @@
 //! Brokers that restart, connections that are cut or fall silent, messages that are held for too long.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atelier::host::ended::EndedJob;
 use atelier::host::source::rabbitmq::RabbitMq as Queue;
 use atelier::host::source::rabbitmq::settings::Settings;
 use atelier::host::source::{Message, Source as _, SourceError};
 use atelier::protocol::deferral::DeferReason;
+use futures_util::future::join_all;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use tokio::io::AsyncReadExt as _;
@@ -128,6 +129,27 @@ async fn a_connection_that_falls_silent_is_given_up() {
     proxy.cut().await;
     let again = next(&queue).await;
     assert_eq!((again.id, again.attempt), (message.id, 2));
+}
+
+#[tokio::test]
+async fn a_frozen_broker_is_waited_for_once_by_all_who_send() {
+    let Some(node) = shared_or_skip("a frozen RabbitMQ").await else { return };
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], node.port))).await;
+    let queue = Queue::start(&through(&proxy, node.settings("frozen"))).unwrap();
+    queue.send("before", b"{}", None).await.unwrap();
+    proxy.fall_silent();
+    let begun = Instant::now();
+    let ids: Vec<String> = (0..8).map(|index| format!("job-{index}")).collect();
+    let results = join_all(ids.iter().map(|id| queue.send(id, b"{}", None))).await;
+    for result in results {
+        let error = result.expect_err("nothing was confirmed");
+        assert!(matches!(error, SourceError::Unavailable { .. }), "{error}");
+    }
+    // One after another they would wait for two minutes.
+    assert!(begun.elapsed() < Duration::from_secs(45), "{:?}", begun.elapsed());
+    proxy.cut().await;
+    is_back(&queue).await;
+    queue.send("after", b"{}", None).await.unwrap();
 }
 
 #[tokio::test]

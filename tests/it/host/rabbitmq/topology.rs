@@ -78,6 +78,42 @@ async fn a_queue_that_is_full_takes_nothing() {
     queue.send("job-2", b"{}", None).await.unwrap();
 }
 
+/// A queue that would lose what it has confirmed is named at the start, and nothing is accepted for it.
+#[tokio::test]
+async fn a_queue_that_does_not_keep_its_jobs_is_refused() {
+    let Some(node) = shared_or_skip("RabbitMQ queues that lose jobs").await else { return };
+    let (connection, channel) = node.peer().await;
+    let mut stream = FieldTable::default();
+    stream.insert("x-queue-type".into(), text("stream"));
+    let auto_delete = QueueDeclareOptions { auto_delete: true, durable: true, ..QueueDeclareOptions::default() };
+    let exclusive = QueueDeclareOptions { exclusive: true, durable: true, ..QueueDeclareOptions::default() };
+    for (name, options, arguments, says) in [
+        ("a-stream", QueueDeclareOptions::durable(), stream, "it is a stream"),
+        ("auto-deleted", auto_delete, FieldTable::default(), "it is deleted with its last consumer"),
+    ] {
+        channel.queue_declare(name.into(), options, arguments).await.unwrap();
+        for declare in [false, true] {
+            let settings = Settings { declare, ..node.settings(name) };
+            let found =
+                atelier::host::source::rabbitmq::inspect::check(&settings).await.expect_err("found at start").to_string();
+            assert!(found.contains("loses jobs") && found.contains(says) && found.contains("durable quorum queue"), "{found}");
+        }
+        // A broker that was away at the start is asked when it is back.
+        let queue = Queue::start(&Settings { declare: false, ..node.settings(name) }).unwrap();
+        let problem = refusal(queue.send("job-1", b"{}", None).await);
+        assert!(problem.contains(says), "{problem}");
+    }
+    channel.queue_declare("exclusive".into(), exclusive, FieldTable::default()).await.unwrap();
+    let problem = refusal(Queue::start(&Settings { declare: false, ..node.settings("exclusive") }).unwrap().depth().await);
+    assert!(problem.contains("exclusive"), "{problem}");
+    // One without arguments that keeps its jobs is its owner's business.
+    channel.queue_declare("kept".into(), QueueDeclareOptions::durable(), FieldTable::default()).await.unwrap();
+    let kept = Settings { declare: false, ..node.settings("kept") };
+    atelier::host::source::rabbitmq::inspect::check(&kept).await.expect("it is used as it is");
+    Queue::start(&kept).unwrap().send("job-1", b"{}", None).await.unwrap();
+    drop(connection);
+}
+
 #[tokio::test]
 async fn a_queue_that_is_somebody_elses_is_used_as_it_is() {
     let Some(node) = shared_or_skip("RabbitMQ queues of others").await else { return };
@@ -88,7 +124,7 @@ async fn a_queue_that_is_somebody_elses_is_used_as_it_is() {
     make_classic(&channel, "theirs", arguments).await;
     make_classic(&channel, "theirs.failed", FieldTable::default()).await;
 
-    let found = atelier::host::source::rabbitmq::inspect::check_declared(&node.settings("theirs")).await;
+    let found = atelier::host::source::rabbitmq::inspect::check(&node.settings("theirs")).await;
     let found = found.expect_err("found at start").to_string();
     assert!(found.contains("is no quorum queue") || found.contains("has other arguments"), "{found}");
     assert!(found.contains("declare: false") && found.contains("docs/migrating.md"), "{found}");

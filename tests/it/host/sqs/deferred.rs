@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use atelier::protocol::deferral::{DeferReason, Deferral};
 
 use super::*;
+use crate::events::parse;
 use crate::servers::proxy::Proxy;
 
 const DELAY: Duration = Duration::from_secs(2);
@@ -22,7 +23,7 @@ fn aged(message: &Message, hours: u64) -> Message {
 
 /// Which attempt a handler without a host reads out of it.
 fn read_by_handler(message: &Message) -> u32 {
-    let event = Event::parse(&json!({ "Records": [message.record] })).expect("an event");
+    let event = parse(&json!({ "Records": [message.record] })).expect("an event");
     let Event::Sqs(batch) = event else { panic!("not taken for SQS: {event:?}") };
     batch.deliveries[0].attempt
 }

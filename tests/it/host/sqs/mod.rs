@@ -20,6 +20,7 @@ use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
 use serde_json::json;
 use tokio::time::{interval, timeout};
 
+use crate::events::parse;
 use crate::servers::moto::Moto;
 use crate::servers::{DEADLINE, python_or_skip};
 
@@ -131,7 +132,7 @@ async fn a_job_goes_in_comes_out_and_is_settled() {
     assert!(message.group.is_none() && message.sent.is_some());
     assert!(message.trace.is_some() && message.trace == trace);
     assert_eq!(message.record["eventSourceARN"], "arn:aws:sqs:us-east-1:123456789012:jobs");
-    let event = Event::parse(&json!({ "Records": [message.record] })).expect("an event that the handler knows");
+    let event = parse(&json!({ "Records": [message.record] })).expect("an event that the handler knows");
     let Event::Sqs(batch) = event else { panic!("not taken for SQS: {event:?}") };
     assert_eq!((batch.deliveries[0].message_id.as_str(), &batch.deliveries[0].body), (message.id.as_str(), &message.body));
     assert_eq!(batch.deliveries[0].trace, trace);

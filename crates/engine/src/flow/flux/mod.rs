@@ -69,8 +69,20 @@ impl Family for Flux {
         Ok(self.transformer.context(text, grid)?)
     }
 
-    fn condition(&self, timestep: f32, context: &Context) -> Result<Conditioning> {
-        self.transformer.condition(timestep, context)
+    fn waves(&self, timestep: f32) -> Result<Tensor> {
+        self.transformer.waves(timestep)
+    }
+
+    fn condition(&self, waves: &Tensor, context: &Context) -> Result<Conditioning> {
+        self.transformer.condition(waves, context)
+    }
+
+    fn tensors(context: &Context) -> Vec<Tensor> {
+        context.tensors()
+    }
+
+    fn with_tensors(context: &Context, tensors: &[Tensor]) -> Result<Context> {
+        context.with_tensors(tensors)
     }
 
     fn predict(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {

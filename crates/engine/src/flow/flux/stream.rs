@@ -1,13 +1,13 @@
 //! Layers that a block has for text and image each, and how time changes what goes into them.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
-use candle_nn::ops::{layer_norm, rms_norm};
-use candle_nn::rotary_emb::rope_i;
+use candle_nn::ops::layer_norm;
 
 use super::config::TransformerConfig;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear};
+use crate::rotary::normed_and_turned;
 
 /// Of every norm; diffusers has it in code, not in config.json.
 pub(super) const NORM_EPS: f32 = 1e-6;
@@ -68,15 +68,10 @@ impl Projections {
 
     /// Queries and keys, normed and turned, and values: (1, T, width) each.
     pub(super) fn forward(&self, hidden: &Tensor, rope: &Rope) -> Result<[Tensor; 3]> {
-        let turned = |tensor: Tensor, norm: &Tensor| {
-            let (batch, tokens, width) = tensor.dims3()?;
-            let by_head = rms_norm(&tensor.reshape((batch, tokens, self.heads, width / self.heads))?, norm, NORM_EPS)?;
-            let by_head = by_head.transpose(1, 2)?.contiguous()?.to_dtype(DType::F32)?;
-            let turned = rope_i(&by_head, &rope.cos, &rope.sin)?.to_dtype(tensor.dtype())?;
-            turned.transpose(1, 2)?.reshape((batch, tokens, width))
-        };
-        let query = turned(self.query.forward(hidden)?, &self.norm_query)?;
-        let key = turned(self.key.forward(hidden)?, &self.norm_key)?;
+        let angles = (&rope.cos, &rope.sin);
+        let turned = |tensor: &Tensor, norm: &Tensor| normed_and_turned(tensor, norm, self.heads, NORM_EPS, angles);
+        let query = turned(&self.query.forward(hidden)?, &self.norm_query)?;
+        let key = turned(&self.key.forward(hidden)?, &self.norm_key)?;
         Ok([query, key, self.value.forward(hidden)?])
     }
 }

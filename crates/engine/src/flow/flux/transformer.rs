@@ -1,6 +1,6 @@
 //! The transformer: noisy latents, a text and its summary in, the velocity of the latents out.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_nn::ops::layer_norm;
 
@@ -56,6 +56,22 @@ pub struct Conditioning {
     last: [Tensor; 2],
 }
 
+impl Context {
+    pub(super) fn tensors(&self) -> Vec<Tensor> {
+        let Self { text, pooled, ropes, .. } = self;
+        let ropes = [&ropes.text, &ropes.image, &ropes.all].into_iter().flat_map(|rope| [&rope.cos, &rope.sin]);
+        [text, pooled].into_iter().chain(ropes).cloned().collect()
+    }
+
+    pub(super) fn with_tensors(&self, tensors: &[Tensor]) -> Result<Self> {
+        let [text, pooled, text_cos, text_sin, image_cos, image_sin, cos, sin] = tensors else {
+            bail!("a text, its summary and six tables, not {}", tensors.len())
+        };
+        let ropes = Ropes { text: [text_cos, text_sin].into(), image: [image_cos, image_sin].into(), all: [cos, sin].into() };
+        Ok(Self { grid: self.grid, text: text.clone(), pooled: pooled.clone(), ropes })
+    }
+}
+
 impl Embedder {
     fn new(inputs: usize, width: usize, vb: &VarBuilder) -> Result<Self> {
         Ok(Self { first: linear(inputs, width, vb.pp("linear_1"))?, second: linear(width, width, vb.pp("linear_2"))? })
@@ -103,11 +119,14 @@ impl Transformer {
     }
 
     /// `timestep`: 0 to 1000.
-    pub(super) fn condition(&self, timestep: f32, context: &Context) -> Result<Conditioning> {
+    pub(super) fn waves(&self, timestep: f32) -> Result<Tensor> {
         // Rounded where diffusers' pipeline rounds it.
         let time = rounded(rounded_timestep(timestep, self.dtype) * TRAIN_TIMESTEPS, self.dtype);
-        let waves = Tensor::from_vec(sinusoids(time, 1.0), (1, TIME_FREQUENCIES), &self.device)?.to_dtype(self.dtype)?;
-        let time = silu(&(self.time.forward(&waves)? + &context.pooled)?)?;
+        Tensor::from_vec(sinusoids(time, 1.0), (1, TIME_FREQUENCIES), &self.device)?.to_dtype(self.dtype)
+    }
+
+    pub(super) fn condition(&self, waves: &Tensor, context: &Context) -> Result<Conditioning> {
+        let time = silu(&(self.time.forward(waves)? + &context.pooled)?)?;
         let last = self.last_modulation.forward(&time)?.flatten_all()?.chunk(2, D::Minus1)?;
         Ok(Conditioning {
             double: self.double.iter().map(|block| block.modulation(&time)).collect::<Result<_>>()?,

@@ -1,15 +1,15 @@
 //! One layer of the transformer: attention and a feed-forward layer, each normed before and behind.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::ops::rms_norm;
-use candle_nn::rotary_emb::rope_i;
 
 use super::config::TransformerConfig;
 use crate::activations::silu;
 use crate::attention::attend;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear, linear_b};
+use crate::rotary::normed_and_turned;
 
 /// Of the norms of queries and keys; diffusers has it in code, not in config.json.
 const HEAD_NORM_EPS: f32 = 1e-5;
@@ -100,15 +100,10 @@ impl Block {
     }
 
     fn attend(&self, hidden: &Tensor, rope: &Rope) -> Result<Tensor> {
-        let turned = |tensor: Tensor, norm: &Tensor| {
-            let (batch, tokens, width) = tensor.dims3()?;
-            let by_head = tensor.reshape((batch, tokens, self.heads, width / self.heads))?;
-            let by_head = rms_norm(&by_head, norm, HEAD_NORM_EPS)?.transpose(1, 2)?.contiguous()?.to_dtype(DType::F32)?;
-            let turned = rope_i(&by_head, &rope.cos, &rope.sin)?.to_dtype(tensor.dtype())?;
-            turned.transpose(1, 2)?.reshape((batch, tokens, width))
-        };
-        let query = turned(self.to_q.forward(hidden)?, &self.norm_q)?;
-        let key = turned(self.to_k.forward(hidden)?, &self.norm_k)?;
+        let angles = (&rope.cos, &rope.sin);
+        let turned = |tensor: &Tensor, norm: &Tensor| normed_and_turned(tensor, norm, self.heads, HEAD_NORM_EPS, angles);
+        let query = turned(&self.to_q.forward(hidden)?, &self.norm_q)?;
+        let key = turned(&self.to_k.forward(hidden)?, &self.norm_k)?;
         self.to_out.forward(&attend(&query, &key, &self.to_v.forward(hidden)?, self.heads)?)
     }
 }

@@ -61,8 +61,20 @@ impl Family for ZImage {
         self.transformer.context(text, grid)
     }
 
-    fn condition(&self, timestep: f32, _: &Context) -> Result<Conditioning> {
-        self.transformer.condition(timestep)
+    fn waves(&self, timestep: f32) -> Result<Tensor> {
+        self.transformer.waves(timestep)
+    }
+
+    fn condition(&self, waves: &Tensor, _: &Context) -> Result<Conditioning> {
+        self.transformer.condition(waves)
+    }
+
+    fn tensors(context: &Context) -> Vec<Tensor> {
+        context.tensors()
+    }
+
+    fn with_tensors(context: &Context, tensors: &[Tensor]) -> Result<Context> {
+        context.with_tensors(tensors)
     }
 
     fn predict(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 //! The transformer: noisy latents and a text in, the velocity of the latents out.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_nn::ops::{layer_norm, rms_norm};
 
@@ -55,6 +55,19 @@ pub struct Conditioning {
     layers: Vec<Norms>,
     /// Scale of the last norm, (dim,).
     last: Tensor,
+}
+
+impl Context {
+    pub(super) fn tensors(&self) -> Vec<Tensor> {
+        let Self { text, image_rope, rope, .. } = self;
+        [text, &image_rope.cos, &image_rope.sin, &rope.cos, &rope.sin].map(Tensor::clone).to_vec()
+    }
+
+    pub(super) fn with_tensors(&self, tensors: &[Tensor]) -> Result<Self> {
+        let [text, image_cos, image_sin, cos, sin] = tensors else { bail!("a text and four tables, not {}", tensors.len()) };
+        let image_rope = [image_cos, image_sin].into();
+        Ok(Self { grid: self.grid, text: text.clone(), image_rope, rope: [cos, sin].into() })
+    }
 }
 
 impl Transformer {
@@ -113,10 +126,13 @@ impl Transformer {
     }
 
     /// `timestep`: 0 to 1000, 1000 being noise; the model's own time runs the other way.
-    pub(super) fn condition(&self, timestep: f32) -> Result<Conditioning> {
+    pub(super) fn waves(&self, timestep: f32) -> Result<Tensor> {
         let time = (TRAIN_TIMESTEPS - timestep) / TRAIN_TIMESTEPS * self.config.t_scale as f32;
-        let waves = Tensor::from_vec(sinusoids(time, 1.0), (1, TIME_FREQUENCIES), &self.device)?.to_dtype(self.dtype)?;
-        let time = self.time_out.forward(&silu(&self.time_in.forward(&waves)?)?)?;
+        Tensor::from_vec(sinusoids(time, 1.0), (1, TIME_FREQUENCIES), &self.device)?.to_dtype(self.dtype)
+    }
+
+    pub(super) fn condition(&self, waves: &Tensor) -> Result<Conditioning> {
+        let time = self.time_out.forward(&silu(&self.time_in.forward(waves)?)?)?;
         let norms = |blocks: &[Block]| blocks.iter().map(|block| block.norms(&time)).collect::<Result<Vec<_>>>();
         Ok(Conditioning {
             image_refiner: norms(&self.image_refiner)?,

@@ -6,6 +6,7 @@ pub(crate) mod checkpoints;
 mod edits;
 mod embeddings;
 mod finite;
+mod graphs;
 mod layouts;
 mod loras;
 mod memory;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use atelier_engine::flow::engine::{FlowEngine, Settings};
 use atelier_engine::flow::family::Family;
+use atelier_engine::graphs::GraphCounts;
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::{Engine as _, EngineError, GenerateRequest, Generated, LoraFile, QueuedRequest, Request, Sampling, Watch};
 use candle_core::{DType, IndexOp as _};
@@ -13,11 +14,11 @@ use serde::Deserialize;
 use super::qwen_text::image;
 use super::stages::largest_step;
 use super::{PIXEL, Reference, RelativeError, Stage};
-use crate::device;
 use crate::engine::copy_directory;
+use crate::{device, own_device};
 
 pub(super) const SETTINGS: Settings =
-    Settings { transformer: None, dtype: DType::F32, width_px: 64, height_px: 64, memory_budget: None };
+    Settings { transformer: None, dtype: DType::F32, width_px: 64, height_px: 64, memory_budget: None, graphs: false };
 
 #[derive(Deserialize)]
 pub(super) struct Cases {
@@ -155,6 +156,26 @@ pub(super) fn batch_is_as_alone<F: Family>(name: &str) {
     assert_eq!(both.into_iter().map(|images| images.expect("generates")).collect::<Vec<_>>(), alone);
     let image = generate(&mut engine, &GenerateRequest { seeds: vec![6], ..plain(name) }).expect("generates");
     assert_eq!(image[0], alone[0][1], "an image of several is what it is alone");
+}
+
+/// With steps that are CUDA graphs, on a GPU, images are what they are without, whatever LoRAs, prompts and sizes come one after the other.
+pub(super) fn graphs_keep_the_images<F: Family>(name: &str) {
+    let device = own_device();
+    let [mut with, mut without] = [true, false].map(|graphs| {
+        FlowEngine::<F>::load(&directory(name), Settings { graphs, ..SETTINGS }, device.clone()).expect("the fixture loads")
+    });
+    let mut steps = 0;
+    for case in cases(name).all.iter().filter(|case| !case.dynamic) {
+        let request = case.request(name);
+        assert_eq!(generate(&mut with, &request).expect("generates"), generate(&mut without, &request).expect("generates"));
+        steps += u64::from(request.steps) * request.seeds.len() as u64;
+    }
+    let counts = with.graph_counts();
+    assert_eq!(without.graph_counts(), GraphCounts::default());
+    if device.is_cuda() {
+        assert!(counts.refused == 0 && counts.captured > 0 && counts.launched > counts.captured, "{counts:?}");
+        assert_eq!(counts.captured + counts.launched, steps, "{counts:?}");
+    }
 }
 
 pub(super) fn budget_keeps_the_image<F: Family>(name: &str) {

@@ -10,8 +10,9 @@ use candle_core::Tensor;
 use image::RgbImage;
 
 use super::flow::{
-    SETTINGS, batch_is_as_alone, budget_keeps_the_image, cancelled, cases, compare_images, directory, edit, expected, load,
-    plain, refuses, refuses_both, refuses_checkpoints, refuses_loras, refuses_single_file, single_file_is_the_same,
+    SETTINGS, batch_is_as_alone, budget_keeps_the_image, cancelled, cases, compare_images, directory, edit, expected,
+    graphs_keep_the_images, load, plain, refuses, refuses_both, refuses_checkpoints, refuses_loras, refuses_single_file,
+    single_file_is_the_same,
 };
 use super::{STAGE, Stage, values};
 
@@ -151,4 +152,9 @@ fn a_file_that_is_no_flux_transformer_is_refused_in_words() {
 #[test]
 fn a_cancelled_flux_stops_between_two_steps() {
     cancelled::<Flux>(NAME);
+}
+
+#[test]
+fn graphs_of_flux_give_the_same_images() {
+    graphs_keep_the_images::<Flux>(NAME);
 }

@@ -101,7 +101,14 @@ fn settings(name: &str, pipeline: Pipeline) -> Settings {
             modes.push((file.clone(), Variant { loras, distilled: true, ..Variant::default() }));
         }
     }
-    Settings { pipeline, modes, areas: Areas { reference_px, condition_px }, memory_budget: None, forget_between_jobs: false }
+    Settings {
+        pipeline,
+        modes,
+        areas: Areas { reference_px, condition_px },
+        memory_budget: None,
+        graphs: false,
+        forget_between_jobs: false,
+    }
 }
 
 fn load(name: &str, settings: Settings) -> Result<QwenEngine, EngineError> {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use atelier_engine::graphs::GraphCounts;
 use atelier_engine::qwen::Variant;
 use atelier_engine::qwen::checkpoint::Pipeline;
 use atelier_engine::qwen::engine::{QwenEngine, Settings};
@@ -14,7 +15,7 @@ use super::qwen_text::image;
 use super::stages::largest_step;
 use super::{PIXEL, Reference, Stage};
 
-use crate::device;
+use crate::{device, own_device};
 
 /// What the workflow says for a job with one garment that says nothing itself.
 pub(crate) const INSTRUCTION: &str = "Dress the person in image 1 in the garment of image 2. If a part of image 1 is green, it only tells which part of \
@@ -38,6 +39,7 @@ pub(crate) fn settings(memory_budget: Option<u64>) -> Settings {
         ],
         areas: Areas { reference_px: 12_288, condition_px: 6_912 },
         memory_budget,
+        graphs: false,
         forget_between_jobs: false,
     }
 }
@@ -90,5 +92,32 @@ fn without_room_for_it_the_text_encoder_is_read_again_and_the_images_are_the_sam
     for number in [0, 1] {
         let request = request(&expected, number, "lora", 1.0);
         assert_eq!(generate(&mut roomy, request.clone()), generate(&mut tight, request));
+    }
+}
+
+#[test]
+fn graphs_of_tryons_give_the_same_images() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-edit/expected.safetensors");
+    let expected = Reference::open(&file);
+    let device = own_device();
+    // On a GPU bf16, and 8-bit products where the mode has them.
+    let [mut with, mut without] = [true, false].map(|graphs| {
+        QwenEngine::load(&directory(), Settings { graphs, ..settings(None) }, Precision::of(&device), device.clone())
+            .expect("the bundled model loads")
+    });
+    let mut looks = 0;
+    for (number, mode, guidance) in
+        [(0, "lora", 1.0), (0, "fp8", 1.0), (0, "base", 4.0), (1, "fp8", 1.0), (1, "lora", 1.0), (0, "base", 1.0)]
+    {
+        let request = request(&expected, number, mode, guidance);
+        looks += u64::from(request.steps) * if guidance > 1.0 { 2 } else { 1 };
+        let [ours, theirs] = [&mut with, &mut without].map(|engine| generate(engine, request.clone()));
+        assert_eq!(ours, theirs, "{number}, {mode}, guidance {guidance}");
+    }
+    let counts = with.graph_counts();
+    assert_eq!(without.graph_counts(), GraphCounts::default());
+    if device.is_cuda() {
+        assert!(counts.refused == 0 && counts.launched > counts.captured, "{counts:?}");
+        assert_eq!(counts.captured + counts.launched, looks, "{counts:?}");
     }
 }

@@ -10,8 +10,8 @@ use candle_core::{IndexOp as _, Tensor};
 use image::{GrayImage, RgbImage};
 
 use super::flow::{
-    SETTINGS, batch_is_as_alone, budget_keeps_the_image, cancelled, cases, compare_images, directory, edit, expected, load,
-    plain, refuses, refuses_both, refuses_checkpoints, refuses_loras, single_file_is_the_same,
+    SETTINGS, batch_is_as_alone, budget_keeps_the_image, cancelled, cases, compare_images, directory, edit, expected,
+    graphs_keep_the_images, load, plain, refuses, refuses_both, refuses_checkpoints, refuses_loras, single_file_is_the_same,
 };
 use super::{STAGE, Stage, values};
 
@@ -168,4 +168,9 @@ fn a_z_image_transformer_in_one_file_is_the_same() {
 #[test]
 fn a_cancelled_z_image_stops_between_two_steps() {
     cancelled::<ZImage>(NAME);
+}
+
+#[test]
+fn graphs_of_z_image_give_the_same_images() {
+    graphs_keep_the_images::<ZImage>(NAME);
 }

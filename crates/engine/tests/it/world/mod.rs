@@ -90,7 +90,8 @@ fn counted_steps() {
     let side_px = std::env::var("ATELIER_TEST_SIDE_PX").map_or(128, |side| side.parse().unwrap());
     let checkpoint = std::env::var("ATELIER_TEST_MODEL").map_or_else(|_| model(""), PathBuf::from);
     let dtype = device::default_dtype(&crate::device());
-    let mut engine = StableDiffusion::load(&Settings::new(checkpoint, dtype, crate::device())).unwrap();
+    let settings = Settings { graphs: true, ..Settings::new(checkpoint, dtype, crate::device()) };
+    let mut engine = StableDiffusion::load(&settings).unwrap();
     let counted =
         GenerateRequest { steps, width_px: side_px, height_px: side_px, ..request("a red mug on the beach", 1, None) };
     let images = engine.generate(&counted, &Watch::new(|_| ())).unwrap();

@@ -82,6 +82,7 @@ fn counted_looks() {
     let settings = Settings {
         modes: vec![("base".into(), Variant { distilled: true, ..Variant::default() })],
         areas: Areas { reference_px: side_px * side_px, condition_px: 6_912 },
+        graphs: true,
         ..settings(None)
     };
     let mut engine = QwenEngine::load(&checkpoint, settings, Precision::of(&device()), device()).unwrap();
