@@ -152,7 +152,7 @@ async fn a_message_of_a_mebibyte_arrives_whole_and_a_larger_one_is_refused() {
     source.send("job-1", body.as_bytes(), None).await.expect("exactly 1 MiB");
     assert_eq!(receive_one(&source).await.body, body.as_bytes());
     let error = source.send("job-2", format!("{body}.").as_bytes(), None).await.expect_err("too large");
-    assert!(matches!(error, SourceError::Refused { .. }));
+    assert!(matches!(error, SourceError::TooLarge { .. }));
     assert!(error.to_string().contains("1048577 bytes, and its queue takes 1048576 at most"), "{error}");
 
     let small = bench.source(&bench.queue("small", &[(QueueAttributeName::MaximumMessageSize, "1024")]).await).await;
