@@ -3,7 +3,7 @@
 //! - Out of words alone: `c2pa.created`, whose digital source type says that a model made it.
 //! - From images: the one that was changed is the parent, which is `c2pa.opened` and then `c2pa.edited`. Those that were put into it are
 //!   components, each `c2pa.placed`. A mask is an input of the edit.
-//! - Manifests of the inputs go along, as far as they are not larger than [`MAX_INPUT_MANIFEST_BYTES`] each.
+//! - Manifests of the inputs go along, as far as they are not more than [`MAX_INPUT_MANIFESTS`] or [`MAX_INPUT_MANIFEST_BYTES`] each.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +17,10 @@ use super::signing::Signing;
 
 /// Of one input; it would be in every image that was made from it.
 pub const MAX_INPUT_MANIFEST_BYTES: usize = 2 << 20;
+/// Of one input, those of its own inputs among them: c2pa reads no image whose chain has more than 200, and each edit adds one.
+pub const MAX_INPUT_MANIFESTS: usize = 100;
+/// What the description box of a manifest starts with (C2PA 2.x, section "Manifest").
+const MANIFEST_TYPE: &[u8; 16] = b"c2ma\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71";
 const GENERATOR: &str = "atelier";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -138,7 +142,12 @@ fn with_manifest(signing: &Signing, bare: &Value, format: &str, file: &[u8]) -> 
     let mut builder = Builder::from_shared_context(&signing.context);
     let added = builder.add_ingredient_from_stream(bare.to_string(), format, &mut Cursor::new(file));
     let ingredient = added.map_err(|error| error.to_string())?;
-    let bytes = ingredient.manifest_data().map_or(0, |manifest| manifest.len());
+    let manifests = ingredient.manifest_data().unwrap_or_default();
+    let bytes = manifests.len();
+    let count = manifests.windows(MANIFEST_TYPE.len()).filter(|window| window == MANIFEST_TYPE).count();
+    if count > MAX_INPUT_MANIFESTS {
+        return Err(format!("it has {count} manifests, {MAX_INPUT_MANIFESTS} at most are taken along"));
+    }
     if bytes > MAX_INPUT_MANIFEST_BYTES {
         return Err(format!("its manifests have {bytes} bytes, {MAX_INPUT_MANIFEST_BYTES} at most are taken along"));
     }

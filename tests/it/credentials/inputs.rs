@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use atelier::content_credentials::manifest::{Manifest, Original, Role};
 use atelier::content_credentials::verify::{Credentials, State, verify};
 use atelier::job::capabilities::Capabilities;
 use serde_json::{Value, json};
@@ -48,6 +49,27 @@ async fn the_manifest_of_an_input_goes_along_unless_metadata_are_withheld() {
         }
         std::fs::remove_file(stage.bucket.path("input")).expect("removed");
     }
+}
+
+/// c2pa reads no image at the end of 200 edits of edits: beyond a hundred the earlier ones stay out.
+#[test]
+fn an_image_that_was_edited_over_and_over_still_verifies() {
+    let authority = Authority::good();
+    let signing = signing(&authority);
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images/plain.png");
+    let plain = std::fs::read(fixture).expect("an image");
+    let mut file = plain.clone();
+    let mut manifests = Vec::new();
+    for _ in 0..104 {
+        let original = Original { role: Role::Parent, field: "images[0]".into(), format: "image/png", file: Some(file) };
+        let manifest = Manifest::new(&signing, None, "http://example.org/source", &[original]).expect("described");
+        file = manifest.sign(&signing, &plain, "image/png").expect("signed");
+        manifests.push(file.len());
+    }
+    let found = verify(&file, "image/png", Some(&authority.root)).expect("read").expect("credentials");
+    assert_eq!(found.state, State::Trusted, "{:?}", found.failures);
+    let dropped = manifests.windows(2).filter(|pair| pair[1] < pair[0]).count();
+    assert_eq!(dropped, 1, "the chain began anew: {manifests:?}");
 }
 
 #[tokio::test]
