@@ -2,7 +2,8 @@
 
 use tracing::Instrument as _;
 
-use super::{Handler, complete, entry, handed_back, job_outcome, span};
+use super::reports::{complete, entry, handed_back, job_outcome};
+use super::{Handler, span};
 use crate::events::Delivery;
 use crate::events::http::{Exchange, Response, Route};
 use crate::job::outcome::{JobError, Outcome};

@@ -5,6 +5,7 @@ mod http;
 pub mod lambda;
 pub mod line;
 mod redelivery;
+mod reports;
 
 use std::collections::BTreeMap;
 
@@ -14,11 +15,12 @@ use serde_json::value::RawValue;
 use tracing::{Instrument as _, Span};
 
 use self::batch::{Batch, Line, Waiting};
+use self::reports::{complete, entry, handed_back, job_outcome};
 use crate::events::auth::Auth;
 use crate::events::{Delivery, Event, EventError, sqs};
 use crate::job::capabilities::Capabilities;
-use crate::job::notification::{Notification, NotificationTarget};
-use crate::job::outcome::{JobError, Outcome, Problem, RetryPolicy};
+use crate::job::notification::NotificationTarget;
+use crate::job::outcome::{JobError, Outcome, RetryPolicy};
 use crate::job::request::{Defaults, Refusal};
 use crate::job::{Job, JobId, trace};
 use crate::metrics::emf;
@@ -339,39 +341,6 @@ impl Handler {
             Err(error) => entry(&delivery.message_id, of.job_id, handed_back(&error), Some(&error)),
         }
     }
-}
-
-/// What becomes of a job that failed like this, the number of its attempts aside.
-fn job_outcome(error: &JobError, stored: bool) -> JobOutcome {
-    match error.retry_policy() {
-        RetryPolicy::Retry => JobOutcome::Retry,
-        RetryPolicy::Wait => JobOutcome::StoreUnavailable,
-        // It came too late: the images are there, and the redelivery reports them.
-        RetryPolicy::Terminal if stored && matches!(error, JobError::Cancelled) => JobOutcome::Retry,
-        RetryPolicy::Terminal => JobOutcome::Failed,
-    }
-}
-
-/// What becomes of a message over which something went wrong that is no end of its job.
-fn handed_back(error: &JobError) -> JobOutcome {
-    if error.retry_policy() == RetryPolicy::Wait { JobOutcome::StoreUnavailable } else { JobOutcome::Retry }
-}
-
-fn entry(message_id: &str, job_id: Option<&JobId>, outcome: JobOutcome, error: Option<&JobError>) -> JobReport {
-    JobReport {
-        message_id: message_id.to_owned(),
-        job_id: job_id.map(JobId::to_string),
-        outcome,
-        replayed: false,
-        error: error.map(Problem::from),
-        notifications: Vec::new(),
-        measured: None,
-    }
-}
-
-fn complete(message_id: &str, job: &Job, outcome: &Outcome, notifications: Vec<Notification>) -> JobReport {
-    let replayed = outcome.replayed;
-    JobReport { replayed, notifications, ..entry(message_id, Some(&job.id), JobOutcome::Complete, None) }
 }
 
 /// RabbitMQ batches are settled whole.

@@ -1,7 +1,8 @@
 //! Without a host: messages that come again although their caller may have been told that the job failed.
 
+use super::Handler;
 use super::batch::Waiting;
-use super::{Handler, entry, handed_back};
+use super::reports::{entry, handed_back};
 use crate::events::Delivery;
 use crate::job::Job;
 use crate::job::outcome::JobError;

@@ -1,9 +1,8 @@
 //! What this node knows of its jobs: waiting, running, ended; for `/jobs/{id}`, for cancelling, for refusing doubles.
 
+mod registry;
 mod status;
 
-use std::collections::{HashMap, VecDeque};
-use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,15 +10,13 @@ use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use self::registry::{Changing, JobRegistry};
 pub use self::status::{JobStatus, State};
 use super::acceptance::NotAccepted;
 use super::sending::{SendResult, SendWatch};
 use crate::clock::later;
 use crate::job::Job;
 use crate::job::outcome::Problem;
-
-/// How many jobs that do not run here are remembered; older ones are known by their record in the bucket alone.
-const REMEMBERED: usize = 10_000;
 
 /// Between the clocks of a queue and of this machine, once one is counted from the other.
 const CLOCK_STEP: Duration = Duration::from_secs(1);
@@ -57,43 +54,6 @@ pub struct Jobs {
     registry: Mutex<JobRegistry>,
     /// Sees a new value when anything in the registry may have changed.
     changes: watch::Sender<()>,
-}
-
-/// The registry in the hands of someone who changes it: those who follow a job look when it is let go.
-struct Changing<'a> {
-    registry: MutexGuard<'a, JobRegistry>,
-    changes: &'a watch::Sender<()>,
-}
-
-impl Deref for Changing<'_> {
-    type Target = JobRegistry;
-
-    fn deref(&self) -> &JobRegistry {
-        &self.registry
-    }
-}
-
-impl DerefMut for Changing<'_> {
-    fn deref_mut(&mut self) -> &mut JobRegistry {
-        &mut self.registry
-    }
-}
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        self.changes.send_replace(());
-    }
-}
-
-#[derive(Debug, Default)]
-struct JobRegistry {
-    job_statuses: HashMap<String, JobStatus>,
-    /// When each was entered, the oldest first; an id may stand here again.
-    entered: VecDeque<(String, Instant)>,
-    /// Jobs that are being put into the queue: no queue has confirmed them yet.
-    sending: HashMap<String, SendWatch>,
-    /// Jobs that run for the caller of `/infer`, each with its fingerprint: no queue has them.
-    claims: HashMap<String, String>,
 }
 
 /// An `/infer` caller's hold on a job id; dropping it lets go.
@@ -374,47 +334,6 @@ impl Jobs {
     /// A panic under the lock leaves the job registry as it was: every change is one assignment.
     fn registry(&self) -> MutexGuard<'_, JobRegistry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl JobRegistry {
-    fn waiting_of_tenant(&self, job: &Job) -> u64 {
-        let id = job.id.as_str();
-        let sent = self.sending.iter().filter(|(other, sending)| *other != id && sending.is_of_tenant(job)).count();
-        let queued = self.job_statuses.iter().filter(|(other, known)| {
-            // What is sent anew counts once.
-            *other != id && known.state == State::Queued && known.tenant == job.tenant && !self.sending.contains_key(*other)
-        });
-        (sent + queued.count()) as u64
-    }
-
-    fn enter(&mut self, job: &Job, state: State, attempt: u32) {
-        let before = self.job_statuses.get(job.id.as_str()).filter(|before| before.fingerprint == job.fingerprint);
-        let job_status = JobStatus {
-            state,
-            progress_percent: 0,
-            step: None,
-            attempt,
-            error: None,
-            fingerprint: job.fingerprint.clone(),
-            prefix: job.output.prefix.clone(),
-            tenant: job.tenant.clone(),
-            cancelled: false,
-            ending: false,
-            died_storing: before.and_then(|before| before.died_storing),
-            ended_at: None,
-            since: Instant::now(),
-        };
-        self.entered.push_back((job.id.as_str().to_owned(), job_status.since));
-        self.job_statuses.insert(job.id.as_str().to_owned(), job_status);
-        while self.entered.len() > REMEMBERED {
-            let Some((oldest, since)) = self.entered.pop_front() else { return };
-            // It may have been entered again, or be running.
-            let known = self.job_statuses.get(&oldest);
-            if known.is_some_and(|known| known.since == since && known.state != State::Running) {
-                self.job_statuses.remove(&oldest);
-            }
-        }
     }
 }
 

@@ -113,6 +113,9 @@ impl From<Stranger> for Problem {
 
 impl From<SourceError> for Problem {
     fn from(error: SourceError) -> Self {
+        if matches!(error, SourceError::TooLarge { .. }) {
+            return Self::too_large(&error.to_string());
+        }
         tracing::error!(error = %error, "the queue does not do what it was asked");
         Self::unavailable("queue_unavailable", &error.to_string())
     }

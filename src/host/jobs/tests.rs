@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::registry::REMEMBERED;
 use super::status::SURELY_WAITING;
 use super::*;
 use crate::job::request::Defaults;

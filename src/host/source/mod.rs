@@ -74,6 +74,9 @@ pub enum SourceError {
     /// It never will: no such queue, no permission, a message that is too large.
     #[error("{queue}: {action}: {problem}")]
     Refused { queue: String, action: &'static str, problem: String },
+    /// This very message never will be taken; others may.
+    #[error("the job has {bytes} bytes, and its queue takes {most_bytes} at most (MaximumMessageSize)")]
+    TooLarge { bytes: usize, most_bytes: usize },
 }
 
 /// Why a source cannot start.

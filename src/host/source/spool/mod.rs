@@ -386,11 +386,9 @@ impl Source for Spool {
 
     async fn depth(&self) -> Result<Depth, SourceError> {
         let index = self.index();
-        let now = SystemTime::now();
-        let oldest = index.iter().map(|waiting| waiting.name.sent_ms).min();
-        let oldest = oldest.map(|ms| {
+        let oldest = index.iter().map(|waiting| waiting.name.sent_ms).min().map(|ms| {
             let sent = later(SystemTime::UNIX_EPOCH, Duration::from_millis(ms));
-            now.duration_since(sent).unwrap_or_default()
+            SystemTime::now().duration_since(sent).unwrap_or_default()
         });
         Ok(Depth { waiting: index.len() as u64, oldest })
     }

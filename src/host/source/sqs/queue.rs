@@ -137,12 +137,7 @@ impl Queue {
     /// The body as SQS takes it: text, and not too long.
     pub(super) fn checked_body<'a>(&self, body: &'a [u8]) -> Result<&'a str, SourceError> {
         if body.len() > self.most_bytes {
-            let problem = format!(
-                "the message has {} bytes, and this queue takes {} at most (its MaximumMessageSize; 1 MiB at the most)",
-                body.len(),
-                self.most_bytes
-            );
-            return Err(SourceError::Refused { queue: self.url.clone(), action: "sqs:SendMessage", problem });
+            return Err(SourceError::TooLarge { bytes: body.len(), most_bytes: self.most_bytes });
         }
         self.text(body)
     }

@@ -141,7 +141,8 @@ async fn a_job_whose_record_was_deleted_is_one_like_any_other() {
     front.generate(&job_of(&body)).await;
     front.jobs.end("job-1", State::Complete, None);
     assert_eq!(front.post("/generate", &body).await.0, StatusCode::OK);
-    std::fs::remove_file(front.bucket.path("job-1/result.json")).unwrap();
+    let record = format!("{}job-1/result.json", job_of(&body).output.prefix);
+    std::fs::remove_file(front.bucket.path(&record)).unwrap();
     assert_eq!(front.get("/jobs/job-1").await.0, StatusCode::NOT_FOUND);
     let (status, answer) = front.post("/generate", &body).await;
     assert_eq!((status, &answer["message"]), (StatusCode::ACCEPTED, &json!("the job is in the queue")));

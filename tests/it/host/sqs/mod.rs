@@ -152,12 +152,12 @@ async fn a_message_of_a_mebibyte_arrives_whole_and_a_larger_one_is_refused() {
     source.send("job-1", body.as_bytes(), None).await.expect("exactly 1 MiB");
     assert_eq!(receive_one(&source).await.body, body.as_bytes());
     let error = source.send("job-2", format!("{body}.").as_bytes(), None).await.expect_err("too large");
-    assert!(matches!(error, SourceError::Refused { .. }));
-    assert!(error.to_string().contains("1048577 bytes, and this queue takes 1048576 at most"), "{error}");
+    assert!(matches!(error, SourceError::TooLarge { .. }));
+    assert!(error.to_string().contains("1048577 bytes, and its queue takes 1048576 at most"), "{error}");
 
     let small = bench.source(&bench.queue("small", &[(QueueAttributeName::MaximumMessageSize, "1024")]).await).await;
     let error = small.send("job-3", &[b'x'; 1_025], None).await.expect_err("too large for this queue");
-    assert!(error.to_string().contains("takes 1024 at most (its MaximumMessageSize"), "{error}");
+    assert!(error.to_string().contains("takes 1024 at most (MaximumMessageSize"), "{error}");
     let error = small.send("job-4", &[0xff], None).await.expect_err("not text");
     assert!(error.to_string().contains("not text in UTF-8"), "{error}");
 }
