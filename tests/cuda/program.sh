@@ -21,7 +21,7 @@ demo SIMCUDA_STATS="$work/stats"
 [ $status -eq 0 ] || failed 'the demo ended with an error'
 grep -q '8 images and contact-sheet.png' "$work/said" || failed 'not all images are there'
 ! grep -q '8-bit products are not used' "$work/said" || failed 'the try-on was not in 8 bits'
-for kernel in add_bias_ attend_ geglu_ group_norm_ norm_rope_ round_tokens_ finish_; do
+for kernel in add_bias_ add_gated_ attend_ geglu_ group_norm_ modulate_ norm_rope_ round_tokens_ finish_; do
     grep -q "kernel $kernel" "$work/stats" || fail "no kernel $kernel ran"
 done
 

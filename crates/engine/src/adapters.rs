@@ -120,18 +120,14 @@ impl<Adapted> Adapters<Adapted> {
             let learned_words = parsed.iter().enumerate().flat_map(|(index, lora)| bundled(index, lora)).collect();
             // Only what was laid over the same tensors is filled anew: nothing else, and no base tensor, is ever written.
             let filled = self.last.take_if(|last| self.weights.device().is_cuda() && has_places_for(&last.overlay, &overlay));
-            let last = match filled {
-                Some(last) => {
-                    fill(&last.overlay, &overlay)?;
-                    Last { loras: fingerprints, learned_words, ..last }
-                }
-                None => {
-                    let overlay = Arc::new(overlay);
-                    let adapted = self.weights.build(&overlay, &self.builder);
-                    let adapted =
-                        adapted.map_err(|problem| EngineError::Checkpoint { path: checkpoint.to_owned(), problem })?;
-                    Last { loras: fingerprints, overlay, module: module_number(), adapted, learned_words }
-                }
+            let last = if let Some(last) = filled {
+                fill(&last.overlay, &overlay)?;
+                Last { loras: fingerprints, learned_words, ..last }
+            } else {
+                let overlay = Arc::new(overlay);
+                let adapted = self.weights.build(&overlay, &self.builder);
+                let adapted = adapted.map_err(|problem| EngineError::Checkpoint { path: checkpoint.to_owned(), problem })?;
+                Last { loras: fingerprints, overlay, module: module_number(), adapted, learned_words }
             };
             self.last = Some(last);
         }

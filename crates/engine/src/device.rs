@@ -7,6 +7,8 @@ mod epilogue;
 #[cfg(feature = "cuda")]
 mod fp8;
 #[cfg(feature = "cuda")]
+mod modulation;
+#[cfg(feature = "cuda")]
 mod norm_rope;
 #[cfg(feature = "cuda")]
 mod own_kernels;
@@ -205,6 +207,30 @@ pub(super) fn norm_rope(
 
 #[cfg(not(feature = "cuda"))]
 pub(super) fn norm_rope(_: &Tensor, _: &Tensor, _: usize, _: f32, _: (&Tensor, &Tensor)) -> Option<Result<Tensor>> {
+    None
+}
+
+/// Layer norm without weights of its own, times a scale, plus a shift, in one kernel. `hidden`: (1, T, width); `changes`: scale and shift, (width,)
+/// each, of the first `first` tokens and of the others. `None` where the device has no such kernel.
+#[cfg(feature = "cuda")]
+pub(super) fn modulate(hidden: &Tensor, first: usize, changes: [(&Tensor, &Tensor); 2], eps: f32) -> Option<Result<Tensor>> {
+    modulation::modulate(hidden, first, changes, eps)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn modulate(_: &Tensor, _: usize, _: [(&Tensor, &Tensor); 2], _: f32) -> Option<Result<Tensor>> {
+    None
+}
+
+/// `hidden` + gate · `change` in one kernel, both (1, T, width); `gates`: (width,) each, of the first `first` tokens and of the others. `None` where the
+/// device has no such kernel.
+#[cfg(feature = "cuda")]
+pub(super) fn add_gated(hidden: &Tensor, change: &Tensor, first: usize, gates: [&Tensor; 2]) -> Option<Result<Tensor>> {
+    modulation::add_gated(hidden, change, first, gates)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn add_gated(_: &Tensor, _: &Tensor, _: usize, _: [&Tensor; 2]) -> Option<Result<Tensor>> {
     None
 }
 

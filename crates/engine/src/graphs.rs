@@ -69,7 +69,7 @@ impl Graphs {
         let share = room_bytes.and_then(|bytes| usize::try_from(bytes / SHARE).ok());
         let max = share.unwrap_or(MAX_BYTES).min(MAX_BYTES);
         let known = (wanted && device.is_cuda()).then(|| {
-            let graphs = Recent::new(max, |_, graph: &Box<dyn Repeated>| graph.bytes().max(MAX_BYTES / MAX_GRAPHS));
+            let graphs: Recent<Key, Box<dyn Repeated>> = Recent::new(max, |_, graph| graph.bytes().max(MAX_BYTES / MAX_GRAPHS));
             Mutex::new(Known { graphs, refused: Recent::new(MAX_REFUSED, |_, ()| 1), counts: GraphCounts::default() })
         });
         Self(known)

@@ -1,24 +1,8 @@
 // Group norm, alone or with the silu that follows it, in one kernel: statistics and what is computed are f32.
 #include "numbers.cuh"
+#include "sums.cuh"
 
 constexpr int THREADS = 512;
-
-// The sums over a block, for all of its threads.
-static __device__ float2 block_sum(float2 value) {
-  __shared__ float2 of_warp[THREADS / 32];
-  for (int distance = 16; distance; distance /= 2) {
-    value.x += __shfl_xor_sync(~0u, value.x, distance);
-    value.y += __shfl_xor_sync(~0u, value.y, distance);
-  }
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
-  __syncthreads();
-  float2 sum = make_float2(0, 0);
-  for (int warp = 0; warp < THREADS / 32; warp++) {
-    sum.x += of_warp[warp].x;
-    sum.y += of_warp[warp].y;
-  }
-  return sum;
-}
 
 // input, out: (B, channels, places); weight, bias: (channels). Grid (groups, B), 512 threads.
 template <typename T>
@@ -36,7 +20,7 @@ static __device__ void norm(const T *input, const T *weight, const T *bias, T *o
     sums.x += difference;
     sums.y += difference * difference;
   }
-  sums = block_sum(sums);
+  sums = block_sum<THREADS>(sums);
   const float shift = sums.x / count, mean = around + shift;
   const float scale = rsqrtf(fmaxf(sums.y / count - shift * shift, 0.0f) + eps);
   for (int64_t i = threadIdx.x; i < count; i += THREADS) {

@@ -8,6 +8,7 @@ pub mod fp8;
 pub mod graph;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod libraries;
+pub mod modulation;
 pub mod modules;
 pub mod norm;
 pub mod rotary;

@@ -10,6 +10,7 @@ use super::modulation::{BlockModulation, Modulation};
 use super::rope::Rope;
 use crate::EngineError;
 use crate::attention::attend;
+use crate::device;
 use crate::rotary::normed_and_turned;
 
 /// Of every norm; diffusers has it in code, not in config.json.
@@ -34,8 +35,8 @@ struct Stream {
     down: Linear,
 }
 
-/// Tokens that are modulated alike: the first `count` of what is left, one after the other.
-type Parts<'a> = [(usize, &'a Modulation)];
+/// How tokens are modulated: so many by the first, and those behind them by the second.
+type Parts<'a> = (usize, [&'a Modulation; 2]);
 
 impl Block {
     pub(super) fn new(
@@ -68,27 +69,25 @@ impl Block {
     ) -> Result<(Tensor, Tensor)> {
         let text_tokens = text.dim(1)?;
         let image_tokens = image.dim(1)?;
-        let references = image_tokens - output_tokens;
-        let image_parts =
-            |half: usize| [(output_tokens, &conditioning.output[half]), (references, &conditioning.references[half])];
-        let text_parts = |half: usize| [(text_tokens, &conditioning.text[half])];
+        let image_parts = |half: usize| (output_tokens, [&conditioning.output[half], &conditioning.references[half]]);
+        let text_parts = |half: usize| (text_tokens, [&conditioning.text[half]; 2]);
 
         let (queries, keys, values) = {
-            let of_text = self.text.project(&modulate(text, &text_parts(0))?, self.heads, rope.of(0, text_tokens)?)?;
+            let of_text = self.text.project(&modulate(text, text_parts(0))?, self.heads, rope.of(0, text_tokens)?)?;
             let of_image =
-                self.image.project(&modulate(image, &image_parts(0))?, self.heads, rope.of(text_tokens, image_tokens)?)?;
+                self.image.project(&modulate(image, image_parts(0))?, self.heads, rope.of(text_tokens, image_tokens)?)?;
             let joined = |index: usize| Tensor::cat(&[&of_text[index], &of_image[index]], 1);
             (joined(0)?, joined(1)?, joined(2)?)
         };
         let attended = attend(&queries, &keys, &values, self.heads)?;
         let of_text = self.text.out.forward(&attended.narrow(1, 0, text_tokens)?.contiguous()?)?;
         let of_image = self.image.out.forward(&attended.narrow(1, text_tokens, image_tokens)?.contiguous()?)?;
-        let text = add_gated(text, &of_text, &text_parts(0))?;
-        let image = add_gated(image, &of_image, &image_parts(0))?;
+        let text = add_gated(text, &of_text, text_parts(0))?;
+        let image = add_gated(image, &of_image, image_parts(0))?;
 
-        let of_text = self.text.feed_forward(&modulate(&text, &text_parts(1))?)?;
-        let of_image = self.image.feed_forward(&modulate(&image, &image_parts(1))?)?;
-        Ok((add_gated(&text, &of_text, &text_parts(1))?, add_gated(&image, &of_image, &image_parts(1))?))
+        let of_text = self.text.feed_forward(&modulate(&text, text_parts(1))?)?;
+        let of_image = self.image.feed_forward(&modulate(&image, image_parts(1))?)?;
+        Ok((add_gated(&text, &of_text, text_parts(1))?, add_gated(&image, &of_image, image_parts(1))?))
     }
 }
 
@@ -125,31 +124,33 @@ impl Stream {
 }
 
 /// Layer norm without weights of its own, times 1 + scale, plus shift. `hidden`: (1, T, width).
-fn modulate(hidden: &Tensor, parts: &Parts<'_>) -> Result<Tensor> {
-    by_part(hidden, parts, |first, tokens, modulation| {
-        let part = hidden.narrow(1, first, tokens)?.contiguous()?;
-        layer_norm(&part, &modulation.scale, &modulation.shift, NORM_EPS)
+fn modulate(hidden: &Tensor, (first, parts): Parts<'_>) -> Result<Tensor> {
+    let changes = parts.map(|part| (&part.scale, &part.shift));
+    device::modulate(hidden, first, changes, NORM_EPS).unwrap_or_else(|| {
+        by_part(hidden, (first, parts), |place, tokens, modulation| {
+            let part = hidden.narrow(1, place, tokens)?.contiguous()?;
+            layer_norm(&part, &modulation.scale, &modulation.shift, NORM_EPS)
+        })
     })
 }
 
 /// `hidden` + gate · `change`.
-fn add_gated(hidden: &Tensor, change: &Tensor, parts: &Parts<'_>) -> Result<Tensor> {
-    by_part(hidden, parts, |first, tokens, modulation| {
-        hidden.narrow(1, first, tokens)? + change.narrow(1, first, tokens)?.broadcast_mul(&modulation.gate)?
+fn add_gated(hidden: &Tensor, change: &Tensor, (first, parts): Parts<'_>) -> Result<Tensor> {
+    device::add_gated(hidden, change, first, parts.map(|part| &part.gate)).unwrap_or_else(|| {
+        by_part(hidden, (first, parts), |place, tokens, modulation| {
+            hidden.narrow(1, place, tokens)? + change.narrow(1, place, tokens)?.broadcast_mul(&modulation.gate)?
+        })
     })
 }
 
+/// `compute`: of so many tokens from a place on, and what modulates them.
 fn by_part(
     hidden: &Tensor,
-    parts: &Parts<'_>,
+    (first, [modulation, other]): Parts<'_>,
     compute: impl Fn(usize, usize, &Modulation) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    let mut first = 0;
-    let mut done = Vec::with_capacity(parts.len());
-    for (tokens, modulation) in parts.iter().filter(|(tokens, _)| *tokens > 0) {
-        done.push(compute(first, *tokens, modulation)?);
-        first += tokens;
+    match hidden.dim(1)? - first {
+        0 => compute(0, first, modulation),
+        others => Tensor::cat(&[compute(0, first, modulation)?, compute(first, others, other)?], 1),
     }
-    debug_assert_eq!(first, hidden.dim(1)?, "every token has its modulation");
-    if done.len() == 1 { Ok(done.swap_remove(0)) } else { Tensor::cat(&done, 1) }
 }

@@ -1,7 +1,6 @@
 //! What the UNet works out before the first step, once: keys and values of the texts, and what each residual block adds at each timestep.
 
 use std::slice;
-use std::vec;
 
 use candle_core::{Error, Result, Tensor};
 
@@ -23,7 +22,7 @@ pub(super) struct Ahead {
 
 /// What is taken from it in one forward pass.
 pub(super) struct AtStep<'a> {
-    contexts: vec::IntoIter<Tensor>,
+    contexts: slice::Iter<'a, Tensor>,
     raised: Tensor,
     sides: slice::Iter<'a, (usize, usize)>,
     /// Where the next residual block's begins.
@@ -60,18 +59,11 @@ impl Ahead {
     ///
     /// # Errors
     /// When there are none.
-    pub(super) fn of(&self, inputs: &[Tensor]) -> Result<AtStep<'_>> {
+    pub(super) fn of<'a>(&'a self, inputs: &'a [Tensor]) -> Result<AtStep<'a>> {
         let Some((raised, contexts)) = inputs.split_first() else {
             return Err(Error::msg("a forward pass without what was worked out for it"));
         };
-        let contexts = contexts.to_vec().into_iter();
-        Ok(AtStep { contexts, raised: raised.clone(), sides: self.sides.iter(), place: 0 })
-    }
-
-    /// # Errors
-    /// When there are not so many timesteps.
-    pub(super) fn at(&self, step: usize) -> Result<AtStep<'_>> {
-        self.of(&self.inputs(step)?)
+        Ok(AtStep { contexts: contexts.iter(), raised: raised.clone(), sides: self.sides.iter(), place: 0 })
     }
 }
 
@@ -79,7 +71,7 @@ impl AtStep<'_> {
     /// The next attention's.
     pub(super) fn context(&mut self) -> Result<Context> {
         match (self.contexts.next(), self.contexts.next()) {
-            (Some(key), Some(value)) => Ok(Context { key, value }),
+            (Some(key), Some(value)) => Ok(Context { key: key.clone(), value: value.clone() }),
             _ => Err(Error::msg("an attention's keys and values were not worked out")),
         }
     }

@@ -177,11 +177,11 @@ impl Predictor<'_> {
     /// The UNet's output for every row of the pass at this place, which takes its rows together or each by itself.
     fn row_by_row(&self, place: usize, latents: &Tensor, step: usize) -> candle_core::Result<Tensor> {
         match &self.passes[place] {
-            Pass::Together(ahead) => self.unet.forward(latents, ahead.at(step)?),
+            Pass::Together(ahead) => self.unet.forward(latents, ahead.of(&ahead.inputs(step)?)?),
             Pass::OneByOne(text) => {
                 let each = (0..latents.dim(0)?).map(|row| {
                     let ahead = self.unet.ahead(&text.row(row)?, &self.timesteps[step..=step], self.guidance.scale)?;
-                    self.unet.forward(&latents.narrow(0, row, 1)?, ahead.at(0)?)
+                    self.unet.forward(&latents.narrow(0, row, 1)?, ahead.of(&ahead.inputs(0)?)?)
                 });
                 Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)
             }

@@ -292,7 +292,10 @@ mod tests {
             let latents = draw(&[2, config.in_channels, 8, 8]);
             let timesteps = [999.0, 250.25, 1.0];
             let ahead = unet.ahead(&text, &timesteps, 1.0).expect("ahead");
-            let look = |ahead: &Ahead, step| values(&unet.forward(&latents, ahead.at(step).expect("a step")).expect("noise"));
+            let look = |ahead: &Ahead, step| {
+                let inputs = ahead.inputs(step).expect("a step");
+                values(&unet.forward(&latents, ahead.of(&inputs).expect("a step")).expect("noise"))
+            };
             let before = [0, 1, 2].map(|step| look(&ahead, step));
             assert!(before[0] != before[1] && before[1] != before[2], "{model}: each step has its own time");
             for (timestep, before) in timesteps.iter().zip(&before) {

@@ -138,7 +138,7 @@ impl Arena {
     pub(super) fn capture(&self) -> Captured {
         let capture = Capture { first: self.first, places: Places::new(self.bytes()), freed: Vec::new() };
         set_watch(Watch::Captures(capture));
-        Captured
+        Captured { first: self.first }
     }
 }
 
@@ -151,7 +151,9 @@ impl Drop for Arena {
 }
 
 /// A thread whose allocations lie in an arena.
-pub(super) struct Captured;
+pub(super) struct Captured {
+    first: u64,
+}
 
 /// What a capture left behind.
 pub(super) struct Left {
@@ -164,8 +166,8 @@ impl Captured {
     /// The stream is not captured any more.
     pub(super) fn end(self) -> Left {
         match set_watch(Watch::Nothing) {
-            Watch::Captures(Capture { first, places, freed }) => {
-                Left { living: places.taken.keys().map(|offset| first + *offset as u64).collect(), freed }
+            Watch::Captures(Capture { places, freed, .. }) => {
+                Left { living: places.taken.keys().map(|offset| self.first + *offset as u64).collect(), freed }
             }
             Watch::Nothing | Watch::Notes(_) => Left { living: Vec::new(), freed: Vec::new() },
         }
@@ -217,20 +219,17 @@ impl Places {
     fn take(&mut self, bytes: usize) -> Option<usize> {
         let bytes = bytes.max(1).checked_next_multiple_of(ALIGNED_BYTES)?;
         let fitting = self.free.iter().find(|(_, free)| **free >= bytes).map(|(offset, free)| (*offset, *free));
-        let offset = match fitting {
-            Some((offset, free)) => {
-                self.free.remove(&offset);
-                if free > bytes {
-                    self.free.insert(offset + bytes, free - bytes);
-                }
-                offset
+        let offset = if let Some((offset, free)) = fitting {
+            self.free.remove(&offset);
+            if free > bytes {
+                self.free.insert(offset + bytes, free - bytes);
             }
-            None => {
-                let offset = self.end;
-                self.end = offset.checked_add(bytes).filter(|end| *end <= self.size)?;
-                self.highest = self.highest.max(self.end);
-                offset
-            }
+            offset
+        } else {
+            let offset = self.end;
+            self.end = offset.checked_add(bytes).filter(|end| *end <= self.size)?;
+            self.highest = self.highest.max(self.end);
+            offset
         };
         self.taken.insert(offset, bytes);
         Some(offset)

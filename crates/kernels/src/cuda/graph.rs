@@ -42,7 +42,7 @@ pub enum CaptureError<E> {
 pub struct Graph<R> {
     // Dropped in this order: what lies in the arena, what uses it, the arena.
     result: R,
-    graph: CudaGraph,
+    launched: CudaGraph,
     arena: Arena,
 }
 
@@ -78,7 +78,7 @@ impl<R> Graph<R> {
         let graph = graph?.ok_or(CaptureError::Empty)?;
         // Else the first launch would wait for it.
         graph.upload()?;
-        Ok(Self { result, graph, arena })
+        Ok(Self { result, launched: graph, arena })
     }
 
     /// What the step returned: what is in it is that of the last launch.
@@ -98,7 +98,7 @@ impl<R> Graph<R> {
     /// # Errors
     /// The driver's.
     pub fn launch(&mut self) -> Result<(), DriverError> {
-        self.graph.launch()
+        self.launched.launch()
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) enum Module {
     Flash,
     Fp8,
     GroupNorm,
+    Modulation,
     NormRope,
 }
 
@@ -58,6 +59,7 @@ impl Module {
             Self::Epilogue => include_str!(concat!(env!("OUT_DIR"), "/epilogue.ptx")),
             Self::Flash => include_str!(concat!(env!("OUT_DIR"), "/flash.ptx")),
             Self::GroupNorm => include_str!(concat!(env!("OUT_DIR"), "/group_norm.ptx")),
+            Self::Modulation => include_str!(concat!(env!("OUT_DIR"), "/modulation.ptx")),
             Self::NormRope => include_str!(concat!(env!("OUT_DIR"), "/norm_rope.ptx")),
             Self::Fp8 => include_str!(concat!(env!("OUT_DIR"), "/fp8.ptx")),
         }

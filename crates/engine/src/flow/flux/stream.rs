@@ -5,6 +5,7 @@ use candle_nn::VarBuilder;
 use candle_nn::ops::layer_norm;
 
 use super::config::TransformerConfig;
+use crate::device;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear};
 use crate::rotary::normed_and_turned;
@@ -36,7 +37,9 @@ impl Modulation {
 
     /// `hidden` + gate · `change`.
     pub(super) fn add_gated(&self, hidden: &Tensor, change: &Tensor) -> Result<Tensor> {
-        hidden + change.broadcast_mul(&self.gate)?
+        let tokens = hidden.dim(1)?;
+        device::add_gated(hidden, change, tokens, [&self.gate; 2])
+            .unwrap_or_else(|| hidden + change.broadcast_mul(&self.gate)?)
     }
 }
 
