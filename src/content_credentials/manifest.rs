@@ -6,13 +6,13 @@
 //! - Manifests of the inputs go along, as far as they are not more than [`MAX_INPUT_MANIFESTS`] or [`MAX_INPUT_MANIFEST_BYTES`] each.
 
 use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use c2pa::{Builder, Ingredient};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::context::on_a_deep_stack;
 use super::signing::Signing;
 
 /// Of one input; it would be in every image that was made from it.
@@ -102,6 +102,10 @@ impl Manifest {
     /// # Errors
     /// In words, when it cannot be signed.
     pub fn sign(&self, signing: &Signing, file: &[u8], format: &str) -> Result<Vec<u8>, String> {
+        on_a_deep_stack(|| self.signed(signing, file, format))?
+    }
+
+    fn signed(&self, signing: &Signing, file: &[u8], format: &str) -> Result<Vec<u8>, String> {
         let definition = json!({
             "claim_generator_info": [{ "name": GENERATOR, "version": VERSION }],
             "format": format,
@@ -128,11 +132,10 @@ fn ingredient(signing: &Signing, original: &Original) -> Result<Ingredient, Stri
     });
     if let Some(file) = &original.file {
         // The file is a stranger's: whatever a parser does with it, the image is signed.
-        let read = catch_unwind(AssertUnwindSafe(|| with_manifest(signing, &bare, original.format, file)));
-        match read {
-            Ok(Ok(ingredient)) => return Ok(ingredient),
-            Ok(Err(problem)) => tracing::warn!(field = original.field, problem, "what an input says of itself is left out"),
-            Err(_) => tracing::warn!(field = original.field, "what an input says of itself cannot be read; it is left out"),
+        let read = on_a_deep_stack(|| with_manifest(signing, &bare, original.format, file));
+        match read.and_then(|read| read) {
+            Ok(ingredient) => return Ok(ingredient),
+            Err(problem) => tracing::warn!(field = original.field, problem, "what an input says of itself is left out"),
         }
     }
     Ingredient::from_json(&bare.to_string()).map_err(|error| format!("{}: cannot be described: {error}", original.field))

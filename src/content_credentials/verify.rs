@@ -6,7 +6,7 @@ use c2pa::{Error, Reader, ValidationState};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::context::context;
+use super::context::{context, on_a_deep_stack};
 
 /// The signer's root is none of those that are trusted.
 pub const UNTRUSTED: &str = "signingCredential.untrusted";
@@ -45,6 +45,10 @@ pub struct Credentials {
 /// # Errors
 /// In words, when the credentials cannot be read at all.
 pub fn verify(file: &[u8], format: &str, trust_anchors: Option<&str>) -> Result<Option<Credentials>, String> {
+    on_a_deep_stack(|| found(file, format, trust_anchors))?
+}
+
+fn found(file: &[u8], format: &str, trust_anchors: Option<&str>) -> Result<Option<Credentials>, String> {
     let context = context(trust_anchors)?;
     let reader = match Reader::from_context(context).with_stream(format, Cursor::new(file)) {
         Ok(reader) => reader,
