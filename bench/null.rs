@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use atelier::config::{Config, Environment};
+use atelier::content_credentials::ready;
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
 use atelier::job::capabilities::Capabilities;
@@ -51,6 +52,8 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         capabilities: Capabilities::Generate,
         preprocess: config.workflow.preprocess,
         postprocess: config.workflow.postprocess,
+        encode: config.workflow.encode,
+        signing: ready::signing(&config.content_credentials)?.map(Arc::new),
         store: Arc::new(Store::connect(&config.store, outbound.clone()).await?),
         held_results: HeldResults::new(&config.store),
         notifier: Arc::new(Notifier::new(&config.notify, outbound)?),

@@ -30,6 +30,8 @@ pub mod notify;
 
 pub mod image_file;
 
+pub mod content_credentials;
+
 pub mod workflow;
 
 pub mod events;
@@ -47,6 +49,8 @@ pub mod start;
 pub mod doctor;
 
 pub mod serve;
+
+pub mod inspect;
 
 pub mod invoke;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use atelier::role::Role;
-use atelier::{client, config, demo, doctor, invoke, log, serve, start};
+use atelier::{client, config, demo, doctor, inspect, invoke, log, serve, start};
 use clap::{CommandFactory as _, Parser};
 
 /// A GPU function: a job out of an event, images in S3, a signed webhook out.
@@ -50,10 +50,11 @@ async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow
         Some(Role::Jobs(options)) => client::jobs::run(&options, config, environment).await?,
         Some(Role::Models(options)) => return start::models::run(options, config, environment).await,
         Some(Role::Doctor(options)) => return doctor::run(&options, config, environment).await,
+        Some(Role::Inspect(options)) => return inspect::run(&options, config, environment).await,
         Some(Role::Host(options)) => start::host::run(options, config, environment).await?,
         Some(Role::Completions { shell }) => start::command::complete(shell, &mut Arguments::command())?,
         Some(Role::Manual) => clap_mangen::Man::new(Arguments::command()).render(&mut stdout())?,
-        None => return serve::run(config, environment).await,
+        None => return Box::pin(serve::run(config, environment)).await,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::{client, demo, doctor, invoke, log, start};
+use crate::{client, demo, doctor, inspect, invoke, log, start};
 
 #[derive(Subcommand)]
 pub enum Role {
@@ -20,6 +20,8 @@ pub enum Role {
     Models(start::models::Options),
     /// Check what the function and the host need, one line each, and say how to repair it.
     Doctor(doctor::Options),
+    /// Show what an image says of itself, and verify its content credentials.
+    Inspect(inspect::Options),
     /// Print the completion script of a shell; docs/completions/ has them.
     #[command(hide = true)]
     Completions { shell: clap_complete::Shell },
@@ -33,7 +35,7 @@ impl Role {
     #[must_use]
     pub fn default_level(&self) -> log::DefaultLevel {
         match self {
-            Self::Doctor(_) => log::DefaultLevel::Nothing,
+            Self::Doctor(_) | Self::Inspect(_) => log::DefaultLevel::Nothing,
             Self::Demo(_) | Self::Submit(_) | Self::Jobs(_) => log::DefaultLevel::Warnings,
             _ => log::DefaultLevel::Outcomes,
         }

@@ -69,6 +69,10 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
     };
     match lambda::serve(handler, limits, host).await.map_err(anyhow::Error::from_boxed)? {
         End::Asked => Ok(ExitCode::SUCCESS),
+        End::CannotSign => {
+            tracing::error!("images can be signed no more; this process ends, and the next one says at start what is wrong");
+            Ok(ExitCode::FAILURE)
+        }
         End::FatalDeviceError => {
             tracing::error!("the GPU failed; this process ends, so that another one is started");
             Ok(ExitCode::from(ENGINE_LOST_EXIT_CODE))

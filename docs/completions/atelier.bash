@@ -31,6 +31,9 @@ _atelier() {
             atelier,host)
                 cmd="atelier__subcmd__host"
                 ;;
+            atelier,inspect)
+                cmd="atelier__subcmd__inspect"
+                ;;
             atelier,invoke)
                 cmd="atelier__subcmd__invoke"
                 ;;
@@ -60,6 +63,9 @@ _atelier() {
                 ;;
             atelier__subcmd__help,host)
                 cmd="atelier__subcmd__help__subcmd__host"
+                ;;
+            atelier__subcmd__help,inspect)
+                cmd="atelier__subcmd__help__subcmd__inspect"
                 ;;
             atelier__subcmd__help,invoke)
                 cmd="atelier__subcmd__help__subcmd__invoke"
@@ -334,6 +340,20 @@ _atelier() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        atelier__subcmd__help__subcmd__inspect)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         atelier__subcmd__help__subcmd__invoke)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -532,6 +552,28 @@ _atelier() {
                     return 0
                     ;;
                 --port)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__inspect)
+            opts="-h --trust-anchors --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --trust-anchors)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -34,6 +34,7 @@ complete -c atelier -n "__fish_atelier_needs_command" -f -a "submit" -d 'Hand a 
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "jobs" -d 'What a host knows of its jobs: list, show, follow, cancel'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "models" -d 'Download models and verify checksums'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "inspect" -d 'Show what an image says of itself, and verify its content credentials'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "completions" -d 'Print the completion script of a shell; docs/completions/ has them'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "manual" -d 'Print the manual page; docs/atelier.1 has it'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -109,6 +110,10 @@ complete -c atelier -n "__fish_atelier_using_subcommand doctor" -l config -d 'Co
 complete -c atelier -n "__fish_atelier_using_subcommand doctor" -l json -d 'Print an array of objects instead of lines: check, state, found, fix'
 complete -c atelier -n "__fish_atelier_using_subcommand doctor" -l quick -d 'Look at the lengths of model files alone, do not hash them'
 complete -c atelier -n "__fish_atelier_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand inspect" -l trust-anchors -d 'PEM of the roots that are trusted; without them no signer is, and credentials verify when nothing was changed' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand inspect" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand inspect" -l json -d 'Print one JSON object instead of lines'
+complete -c atelier -n "__fish_atelier_using_subcommand inspect" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand completions" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand manual" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F

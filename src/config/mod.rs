@@ -23,9 +23,10 @@ use crate::models::hub;
 use crate::notify::tryon::{AssetService, LoadBalancer};
 use crate::setting::Secret;
 use crate::workflow::StepName;
+use crate::workflow::encode::Encode;
 use crate::workflow::postprocess::Postprocess;
 use crate::workflow::preprocess::Preprocess;
-use crate::{host, notify, outbound, store};
+use crate::{content_credentials, host, notify, outbound, store};
 
 /// What is in force where the user's file says nothing; the same file a user starts from.
 pub const BUILT_IN: &str = include_str!("../../config.yaml");
@@ -46,6 +47,7 @@ pub struct Config {
     pub workflow: Workflow,
     pub runtime: Runtime,
     pub store: store::Settings,
+    pub content_credentials: content_credentials::settings::Settings,
     pub notify: notify::Settings,
     pub outbound: outbound::Settings,
     pub asset_service: AssetService,
@@ -150,6 +152,7 @@ pub struct Workflow {
     pub steps: Vec<StepName>,
     pub preprocess: Preprocess,
     pub postprocess: Postprocess,
+    pub encode: Encode,
     pub advanced: Advanced,
 }
 
@@ -224,6 +227,11 @@ impl Config {
 
     fn check(&self) -> Result<(), (&'static str, String)> {
         crate::workflow::sequence::check(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
+        if self.content_credentials.names_signer() && !self.workflow.steps.contains(&StepName::Credentials) {
+            let problem =
+                "lacks `credentials`, and content_credentials names a signer: add the step behind `encode`, or name no signer";
+            return Err(("workflow.steps", problem.into()));
+        }
         if self.runtime.max_attempts == 0 {
             return Err(("runtime.max_attempts", "must be at least 1".into()));
         }

@@ -22,6 +22,7 @@ use self::receiver::Notification;
 use self::screen::Screen;
 use crate::authorities;
 use crate::config::Environment;
+use crate::content_credentials::development;
 use crate::handler::Handler;
 use crate::job::task::ModelName;
 use crate::start;
@@ -81,6 +82,9 @@ pub async fn run(options: &Options, environment: &Environment) -> anyhow::Result
     let generator = Arc::clone(&screen);
     let observer: Observer = Arc::new(move |job, now| generator.progress(job.as_str(), now));
     let Local { mut config, environment, s3, webhooks, notifications } = local;
+    // It makes its own key there, once; no one trusts what it signs.
+    let signer = options.out.join("signer");
+    config.content_credentials.development_directory = Some(signer.clone());
     let listener = listen(notifications, Arc::clone(&screen));
     for Function { model, events } in FUNCTIONS {
         config.model.name = ModelName::new(model).map_err(anyhow::Error::msg)?;
@@ -103,6 +107,8 @@ pub async fn run(options: &Options, environment: &Environment) -> anyhow::Result
 
     screen.line(&format!("\n{images} images and contact-sheet.png in {}/", options.out.display()));
     screen.line(&format!("the bucket, as the embedded S3 server stored it: {}/", bucket.join(local::BUCKET).display()));
+    let root = signer.join(development::ROOT);
+    screen.line(&format!("every image is signed for development; its root is {}, for `atelier inspect`", root.display()));
     if options.serve {
         // What comes now is another process's.
         let _listener = listen(notifications, Arc::clone(&screen));

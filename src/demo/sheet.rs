@@ -125,10 +125,10 @@ mod tests {
     fn captions_say_what_was_asked_for() {
         for prompt in ["a blue boat", "ein blaues Böötchen"] {
             let asked = json!({ "prompt": prompt, "lora": [{ "url": "s3://loras/ink.safetensors", "scale": 1.0 }] });
-            let png = encode(&image(8, 8, [9; 3]), ImageFormat::Png, &[("atelier", asked.to_string())]).unwrap();
+            let png = encode(&image(8, 8, [9; 3]), ImageFormat::Png, &[("atelier", asked.to_string())], "").unwrap();
             assert_eq!(caption(&png), Some(format!("{prompt} + ink")));
         }
-        let bare = encode(&image(8, 8, [9; 3]), ImageFormat::Png, &[]).unwrap();
+        let bare = encode(&image(8, 8, [9; 3]), ImageFormat::Png, &[], "").unwrap();
         assert_eq!((caption(&bare), caption(b"no PNG")), (None, None));
     }
 

@@ -14,6 +14,7 @@ mod gpu;
 mod inputs;
 mod models;
 mod queues;
+mod signer;
 mod webhook;
 
 use std::io::Write as _;
@@ -28,7 +29,7 @@ use self::finding::{Finding, State};
 use crate::config::{Config, Environment};
 
 /// Everything but the configuration itself, in the order of the output.
-const NEED_CONFIG: [&str; 8] = ["credentials", "bucket", "inputs", "queue", "webhook", "model", "gpu", "clock"];
+const NEED_CONFIG: [&str; 9] = ["credentials", "bucket", "inputs", "queue", "webhook", "signer", "model", "gpu", "clock"];
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -91,7 +92,7 @@ async fn examine(options: &Options, config: &Config, environment: &Environment) 
         within(limit, "gpu", gpu::check(config, environment)),
         clock::check(config, limit),
     );
-    let others = [vec![bucket, inputs::check(config)], queues, webhooks, models, vec![gpu], clock]
+    let others = [vec![bucket, inputs::check(config)], queues, webhooks, vec![signer::check(config)], models, vec![gpu], clock]
         .concat()
         .into_iter()
         .map(without_chain);

@@ -16,6 +16,7 @@ use super::{Handler, HandlerError};
 use crate::clock::later;
 use crate::protocol;
 use crate::protocol::control::ControlCommand;
+use crate::workflow::Spent;
 use crate::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -42,6 +43,17 @@ pub enum End {
     Asked,
     /// Its GPU can be used no more by this process; the job was handed back.
     FatalDeviceError,
+    /// It can sign no image any more; the job was handed back.
+    CannotSign,
+}
+
+impl From<Spent> for End {
+    fn from(spent: Spent) -> Self {
+        match spent {
+            Spent::FatalDeviceError => Self::FatalDeviceError,
+            Spent::CannotSign => Self::CannotSign,
+        }
+    }
 }
 
 /// Serves invocations until SIGTERM, or until `host`, where there is one, is gone. Whatever is running then is finished within
@@ -54,18 +66,18 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<ControlCommand
     let (switch, shutdown) = Shutdown::channel();
     let mut terminate = signal(SignalKind::terminate())?;
     let (busy, mut idle) = watch::channel(false);
-    let (lost, fatal_device_error) = watch::channel(false);
+    let (ending, spent) = watch::channel(None);
     let (cancels, cancelled) = Cancels::channel();
     let cancels = Arc::new(cancels);
-    let life = LifeLayer { busy: Arc::new(busy), shutdown: shutdown.clone(), fatal_device_error: fatal_device_error.clone() };
+    let life = LifeLayer { busy: Arc::new(busy), shutdown: shutdown.clone(), spent: spent.clone() };
     let function = {
         let handler = Arc::new(Mutex::new(handler));
         let cancels = Arc::clone(&cancels);
-        let lost = Arc::new(lost);
+        let ending = Arc::new(ending);
         service_fn(move |event: LambdaEvent<Box<RawValue>>| {
             let handler = handler.clone();
             let cancels = cancels.clone();
-            let lost = lost.clone();
+            let ending = ending.clone();
             let control = Control::new(event.context.deadline, limits.deadline_margin, shutdown.clone())
                 .cancellable(cancelled.clone())
                 .notification_mode_by(notification_mode(&event.context));
@@ -73,7 +85,7 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<ControlCommand
                 let handler = handler.lock().await;
                 let reply = handler.handle(&event.payload, &control).await;
                 cancels.forget();
-                lost.send_replace(handler.is_fatal_device_error());
+                ending.send_replace(handler.spent());
                 reply
             }
         })
@@ -82,11 +94,11 @@ pub async fn serve(handler: Handler, limits: Limits, host: Option<ControlCommand
     // On its own, because jobs can be cancelled until the very end.
     let mut host_is_gone = tokio::spawn(obey(host, cancels));
     let ended = async {
-        let mut fatal_device_error = fatal_device_error.clone();
+        let mut spent = spent.clone();
         let end = tokio::select! {
             _ = terminate.recv() => End::Asked,
             _ = &mut host_is_gone => End::Asked,
-            _ = fatal_device_error.wait_for(|lost| *lost) => End::FatalDeviceError,
+            Ok(spent) = spent.wait_for(Option::is_some) => spent.map_or(End::Asked, End::from),
         };
         if end == End::Asked {
             tracing::info!(grace_ms = limits.shutdown_grace.as_millis() as u64, "asked to end: finishing what runs");
@@ -138,7 +150,7 @@ pub async fn report_init_error(runtime_api: &str, error_type: &str, message: &st
 struct LifeLayer {
     busy: Arc<watch::Sender<bool>>,
     shutdown: Shutdown,
-    fatal_device_error: watch::Receiver<bool>,
+    spent: watch::Receiver<Option<Spent>>,
 }
 
 #[derive(Clone)]
@@ -175,7 +187,7 @@ where
         Box::pin(async move {
             let result = work.await;
             life.busy.send_replace(false);
-            if life.shutdown.is_announced() || *life.fatal_device_error.borrow() {
+            if life.shutdown.is_announced() || life.spent.borrow().is_some() {
                 // The runtime would ask for the next event before `serve` has ended.
                 std::future::pending::<()>().await;
             }

@@ -28,7 +28,7 @@ use crate::protocol::reply::{self, JobOutcome, JobReport};
 use crate::protocol::report;
 use crate::shown;
 use crate::workflow::control::{Control, NotificationMode};
-use crate::workflow::{Ended, Workflow};
+use crate::workflow::{Ended, Spent, Workflow};
 
 /// Characters of what is said of all the failed messages of a batch.
 const MAX_REASONS_CHARS: usize = 10_000;
@@ -128,10 +128,10 @@ impl Handler {
         }
     }
 
-    /// The engine cannot generate any more: this process is to end after its reply.
+    /// Why this process is to end after its reply, if it is: another one may do what this one cannot any more.
     #[must_use]
-    pub fn is_fatal_device_error(&self) -> bool {
-        self.workflow.is_fatal_device_error()
+    pub fn spent(&self) -> Option<Spent> {
+        self.workflow.spent()
     }
 
     /// Settles the messages of an event, batch by batch.
@@ -188,7 +188,7 @@ impl Handler {
         stopped_groups: &[String],
         control: &Control,
     ) -> Vec<(usize, Option<String>, JobReport)> {
-        let ends = control.is_shutting_down() || self.is_fatal_device_error();
+        let ends = control.is_shutting_down() || self.spent().is_some();
         let (stopped, begun): (Vec<_>, Vec<_>) = members
             .into_iter()
             .partition(|waiting| ends || waiting.delivery.group.as_ref().is_some_and(|group| stopped_groups.contains(group)));
@@ -224,7 +224,7 @@ impl Handler {
         let last = delivery.attempt >= self.max_attempts;
         // A host can put a message back without counting its attempt.
         let has_host = control.notification_mode() == NotificationMode::Later;
-        let uncounted = has_host && matches!(error, JobError::ShuttingDown);
+        let uncounted = has_host && matches!(error, JobError::ShuttingDown | JobError::Signing { .. });
         let outcome = match job_outcome(&error, stored) {
             // A host moves it itself; elsewhere it is seen to once its caller was notified.
             JobOutcome::Failed if has_host && matches!(error, JobError::Conflict { .. }) => JobOutcome::DeadLetter,

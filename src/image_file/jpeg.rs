@@ -13,6 +13,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::exif::Metadata;
 use super::kind::ALLOWED;
+use super::xmp::XMP_IN_JPEG;
 use super::{Decoded, broken, check_pixels};
 
 /// Start of image, end of image, start of scan, and an application's own segments (ITU-T T.81, table B.1).
@@ -49,6 +50,12 @@ pub(super) fn decode(file: &[u8], max_pixels: u64) -> Result<Decoded, String> {
     };
     let image = image.ok_or_else(|| broken("its rows do not have the length that its header says"))?;
     Ok(Decoded { image, metadata })
+}
+
+/// The XMP packet of a file; none: it has none.
+pub(super) fn xmp(file: &[u8]) -> Result<Option<Vec<u8>>, String> {
+    let walked = walk(file).ok_or_else(|| broken("it ends before its end-of-image marker"))?;
+    Ok(walked.metadata.xmp)
 }
 
 /// What a walk from marker to marker finds.
@@ -204,7 +211,7 @@ fn scan_end(file: &[u8], at: usize) -> Option<usize> {
 fn keep(metadata: &mut Metadata, segment: &[u8]) {
     if let Some(exif) = segment.strip_prefix(b"Exif\0\0") {
         metadata.exif.extend_from_slice(exif);
-    } else if let Some(xmp) = segment.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0") {
+    } else if let Some(xmp) = segment.strip_prefix(XMP_IN_JPEG) {
         metadata.xmp = Some(xmp.to_vec());
     }
 }

@@ -10,7 +10,9 @@
 mod exif;
 mod jpeg;
 pub mod kind;
+pub mod notes;
 mod png;
+pub mod xmp;
 
 use std::io::Cursor;
 

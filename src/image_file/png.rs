@@ -4,9 +4,11 @@ use std::borrow::Cow;
 use std::io::Cursor;
 
 use image::{DynamicImage, GrayAlphaImage, GrayImage, RgbImage, RgbaImage};
+use png::text_metadata::{ITXtChunk, ZTXtChunk};
 use png::{BitDepth, ColorType, DecodeOptions, Decoder, Info, Transformations};
 
 use super::exif::Metadata;
+use super::xmp::XMP_IN_PNG;
 use super::{Decoded, animated, broken, check_pixels};
 
 const SIGNATURE_BYTES: usize = 8;
@@ -14,7 +16,6 @@ const SIGNATURE_BYTES: usize = 8;
 const FRAME_BYTES: usize = 12;
 /// A last chunk, complete with its checksum.
 const IEND: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
-const XMP: &str = "XML:com.adobe.xmp";
 /// Where `ImageMagick` keeps EXIF in a PNG.
 const RAW_EXIF: &str = "Raw profile type exif";
 /// Of a text, unpacked; as much as Pillow takes.
@@ -85,21 +86,42 @@ fn image(width: u32, height: u32, form: (ColorType, BitDepth), pixels: Vec<u8>) 
 fn metadata(info: &Info<'_>) -> Metadata {
     let raw = info.compressed_latin1_text.iter().find(|text| text.keyword == RAW_EXIF);
     let raw = raw
-        .and_then(|text| {
-            let mut text = text.clone();
-            text.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
-            text.get_text().ok()
-        })
+        .and_then(unpacked_text)
         .or_else(|| info.uncompressed_latin1_text.iter().find(|text| text.keyword == RAW_EXIF).map(|text| text.text.clone()));
     let exif = info.exif_metadata.as_deref().map(<[u8]>::to_vec).or_else(|| raw.as_deref().and_then(hex_profile));
-    let xmp = info.utf8_text.iter().find(|text| text.keyword == XMP);
-    let xmp = xmp.and_then(|text| {
-        let mut text = text.clone();
-        text.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
-        text.get_text().ok()
-    });
+    let xmp = info.utf8_text.iter().find(|text| text.keyword == XMP_IN_PNG).and_then(international);
     let xmp = xmp.map(String::into_bytes);
     Metadata { exif: exif.unwrap_or_default(), xmp }
+}
+
+fn unpacked_text(text: &ZTXtChunk) -> Option<String> {
+    let mut text = text.clone();
+    text.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
+    text.get_text().ok()
+}
+
+fn international(text: &ITXtChunk) -> Option<String> {
+    let mut text = text.clone();
+    text.decompress_text_with_limit(MAX_TEXT_BYTES).ok()?;
+    text.get_text().ok()
+}
+
+/// (keyword, text) of each text that can be unpacked.
+pub(super) fn texts(info: &Info<'_>) -> Vec<(String, String)> {
+    let plain = info.uncompressed_latin1_text.iter().map(|text| (text.keyword.clone(), text.text.clone()));
+    let packed = info.compressed_latin1_text.iter().filter_map(|text| Some((text.keyword.clone(), unpacked_text(text)?)));
+    let utf8 = info.utf8_text.iter().filter_map(|text| Some((text.keyword.clone(), international(text)?)));
+    plain.chain(packed).chain(utf8).collect()
+}
+
+/// (name, bytes of data) of each chunk, in their order.
+pub(super) fn chunks(file: &[u8]) -> impl Iterator<Item = (String, usize)> {
+    let mut at = SIGNATURE_BYTES;
+    std::iter::from_fn(move || {
+        let chunk = Chunk::read(file, at)?;
+        at = at.checked_add(FRAME_BYTES + chunk.data_bytes)?;
+        Some((String::from_utf8_lossy(&chunk.name).into_owned(), chunk.data_bytes))
+    })
 }
 
 /// An empty line, the profile's name, its length, and then its bytes in hex.

@@ -87,6 +87,9 @@ pub struct Output {
     /// Object key prefix, either empty or ending in `/`.
     pub prefix: String,
     pub format: ImageFormat,
+    /// What the files say of how they were made; none: what the configuration says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<MetadataLevel>,
     /// Whether the prefix is the one that jobs get which name none: it says nothing of the request.
     #[serde(skip)]
     pub is_default_prefix: bool,
@@ -126,6 +129,22 @@ impl ImageFormat {
             Self::Webp => "image/webp",
         }
     }
+}
+
+/// What an image file says of how it was made. That a model made it stands in every one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MetadataLevel {
+    /// The job's parameters as well: prompts, LoRAs, addresses of inputs.
+    Full,
+    /// The model and where the record lies, and what its inputs say of themselves.
+    Minimal,
+    /// Nothing but the mark.
+    None,
+}
+
+impl MetadataLevel {
+    pub const NAMES: &str = "full, minimal, none";
 }
 
 /// Whom to notify, when it is not the configured backend. `metadata` is handed back untouched in every notification.

@@ -106,6 +106,9 @@ pub enum JobError {
     /// The engine's process is of no more use; the job may be as innocent as the next.
     #[error("the GPU failed and this process can use it no more: {problem}; another process is started")]
     FatalDeviceError { problem: String },
+    /// An image was made and cannot be signed. It goes nowhere unsigned.
+    #[error("content credentials: {problem}")]
+    Signing { problem: String },
     #[error("the job was cancelled")]
     Cancelled,
     #[error("the invocation's deadline came before the job was done")]
@@ -150,6 +153,7 @@ impl JobError {
             Self::Fetch { .. }
             | Self::Generation { .. }
             | Self::FatalDeviceError { .. }
+            | Self::Signing { .. }
             | Self::DeadlineExceeded
             | Self::ShuttingDown
             | Self::Notification { .. }
@@ -170,6 +174,7 @@ impl JobError {
             Self::NotFinite { .. } => "not_finite",
             Self::Generation { .. } => "inference_failed",
             Self::FatalDeviceError { .. } => "gpu_failed",
+            Self::Signing { .. } => "signing_failed",
             Self::Cancelled => "cancelled",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::ShuttingDown => "shutting_down",

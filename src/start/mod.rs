@@ -15,6 +15,8 @@ use std::time::Duration;
 use self::phases::process_age_ms;
 use crate::config::manifest::Family;
 use crate::config::{Config, ConfigError, Environment};
+use crate::content_credentials::ready;
+use crate::content_credentials::signing::Signing;
 use crate::events::auth::Auth;
 use crate::handler::{Handler, KeepRefused};
 use crate::job::capabilities::Capabilities;
@@ -70,6 +72,7 @@ impl StartError {
 pub async fn handler(config: &Config, environment: &Environment, observer: Observer) -> Result<Handler, StartError> {
     arm_fault_point(environment);
     let manifest = config.manifest(environment)?;
+    let signing = signing(config)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
     let notifier = Arc::new(notifier((config, &config.model.name), outbound, store.clone())?);
@@ -104,6 +107,8 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
             ..config.workflow.preprocess
         },
         postprocess: config.workflow.postprocess,
+        encode: config.workflow.encode,
+        signing,
         store,
         held_results: HeldResults::new(&config.store),
         notifier,
@@ -121,6 +126,22 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         max_batch_px: config.runtime.max_batch_px,
         emf_model: config.metrics.emf.then(|| config.model.name.as_str().to_owned()),
     })
+}
+
+/// What signs images, of a configuration that says so; else the log says what they carry.
+fn signing(config: &Config) -> Result<Option<Arc<Signing>>, SettingError> {
+    let signing = ready::signing(&config.content_credentials)?;
+    match &signing {
+        Some(signing) if signing.is_development => tracing::warn!(
+            signer = signing.subject,
+            "images are signed by a development signer, which no one trusts; content_credentials.certificate names a real one"
+        ),
+        Some(signing) => tracing::info!(signer = signing.subject, "images are signed"),
+        None => tracing::warn!(
+            "content_credentials names no signer: images carry the machine-readable mark (XMP) and no content credentials"
+        ),
+    }
+    Ok(signing.map(Arc::new))
 }
 
 /// What a handler of this configuration can be asked for, once it is ready.

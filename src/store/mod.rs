@@ -224,7 +224,7 @@ impl Store {
 
     async fn url_of(&self, image: &StoredImage) -> Result<String, JobError> {
         if let Some(base) = &self.settings.public_base_url {
-            return Ok(format!("{}/{}", base.trim_end_matches('/'), image.key));
+            return Ok(under(base, &image.key));
         }
         let expiry = PresigningConfig::expires_in(Duration::from_secs(self.settings.presign_seconds))
             .map_err(|error| JobError::Internal { problem: format!("presigning failed ({error})") })?;
@@ -291,6 +291,11 @@ impl Store {
             Err(_) => Err(broken(format!("was not complete after {} ms", limit.as_millis()), None)),
         }
     }
+}
+
+/// The address of an object where the bucket is public.
+fn under(base: &str, key: &str) -> String {
+    format!("{}/{key}", base.trim_end_matches('/'))
 }
 
 /// A name for one attempt at a job.

@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use super::Store;
 use super::error::Failure;
 use super::once::{self, Read};
-use crate::job::JobId;
+use super::{Store, under};
 use crate::job::outcome::{JobError, Record};
+use crate::job::{Job, JobId};
 
 /// A record, or since when there is none.
 #[derive(Debug)]
@@ -35,6 +35,13 @@ impl Store {
             Read::Found(found) => Ok(LookedUp::Record(found.value)),
             Read::Absent { at } => Ok(LookedUp::NoneAt(at.unwrap_or_else(SystemTime::now))),
         }
+    }
+
+    /// Where the record of this job can be read by whoever sees its images; none where those are not public.
+    #[must_use]
+    pub fn public_record_url(&self, job: &Job) -> Option<String> {
+        let key = record_key(&job.output.prefix, job.id.as_str());
+        self.settings.public_base_url.as_deref().map(|base| under(base, &key))
     }
 
     /// Takes a record back that came after the job was reported as failed.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use image::{GrayImage, RgbImage};
 
 use super::control::NotificationMode;
+use crate::content_credentials::manifest::Role;
 use crate::job::Job;
 use crate::job::measured;
 use crate::job::notification::Notification;
@@ -31,6 +32,8 @@ pub struct JobContext<'job> {
     pub inputs: Inputs<'job>,
     /// Keep the fetched files in the cache while they are in use.
     pub leases: Vec<Lease>,
+    /// The input images as they were sent, which lie in the cache as long as their leases.
+    pub input_images: Vec<InputImage>,
     pub images: Vec<Image>,
     /// The encoded files, one an image, in the same order.
     pub files: Vec<Bytes>,
@@ -53,6 +56,14 @@ pub struct JobContext<'job> {
     pub timings_ms: BTreeMap<String, u64>,
     /// Over the generation, once it was asked for: how it goes, or went.
     pub watch: Option<Watch>,
+}
+
+/// An image file that the job starts from, before anything was made of it.
+pub struct InputImage {
+    pub role: Role,
+    /// The job's field that names it.
+    pub field: String,
+    pub path: PathBuf,
 }
 
 /// What a job refers to: first URLs, then files, then what the engine is given.
@@ -141,6 +152,7 @@ impl<'job> JobContext<'job> {
             batch_slot: Some(batch_slot),
             inputs: Inputs::Pending,
             leases: Vec::new(),
+            input_images: Vec::new(),
             images: Vec::new(),
             files: Vec::new(),
             record: None,

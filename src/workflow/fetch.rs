@@ -6,8 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::task;
 
-use super::context::{Fetched, GenerateInputs, Inputs, JobContext, StartFiles, TryOnFiles};
+use super::context::{Fetched, GenerateInputs, InputImage, Inputs, JobContext, StartFiles, TryOnFiles};
 use super::{Step, StepName};
+use crate::content_credentials::manifest::Role;
 use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::task::tryon::TryOn;
@@ -43,7 +44,8 @@ impl Step for Fetch {
             Task::Edit(edit) => {
                 let mut images = Vec::with_capacity(edit.images.get().len());
                 for (index, image) in edit.images.get().iter().enumerate() {
-                    images.push(self.fetch(context, (image, InputKind::Image), &format!("images[{index}]")).await?);
+                    let role = if index == 0 { Role::Parent } else { Role::Component };
+                    images.push(self.fetch_image(context, image, &format!("images[{index}]"), role).await?);
                 }
                 Fetched::Edit(edit, images)
             }
@@ -71,9 +73,9 @@ impl Fetch {
         }
         let start = match &generate.start {
             Some(start) => {
-                let image = self.fetch(context, (&start.url, InputKind::Image), "init_image.url").await?;
+                let image = self.fetch_image(context, &start.url, "init_image.url", Role::Parent).await?;
                 let mask = match &start.mask {
-                    Some(mask) => Some(self.fetch(context, (mask, InputKind::Image), "mask_image.url").await?),
+                    Some(mask) => Some(self.fetch_image(context, mask, "mask_image.url", Role::Input).await?),
                     None => None,
                 };
                 Some(StartFiles { image, mask })
@@ -84,13 +86,13 @@ impl Fetch {
     }
 
     async fn tryon(&self, context: &mut JobContext<'_>, tryon: &TryOn) -> Result<TryOnFiles, JobError> {
-        let person = self.fetch(context, (&tryon.person, InputKind::Image), "person").await?;
+        let person = self.fetch_image(context, &tryon.person, "person", Role::Parent).await?;
         let mut garments = Vec::with_capacity(tryon.garments.get().len());
         for (index, garment) in tryon.garments.get().iter().enumerate() {
-            garments.push(self.fetch(context, (garment, InputKind::Image), &format!("garments[{index}]")).await?);
+            garments.push(self.fetch_image(context, garment, &format!("garments[{index}]"), Role::Component).await?);
         }
         let mask = match &tryon.mask {
-            Some(mask) => Some(self.fetch(context, (mask, InputKind::Image), "mask").await?),
+            Some(mask) => Some(self.fetch_image(context, mask, "mask", Role::Input).await?),
             None => None,
         };
         Ok(TryOnFiles { person, garments, mask })
@@ -123,6 +125,19 @@ impl Fetch {
             Err(JobError::Input { .. }) => Ok(AlphaSource::File),
             Err(error) => Err(error),
         }
+    }
+
+    /// As [`Self::fetch`], of an image; `role`: what it is to the one that is generated.
+    async fn fetch_image(
+        &self,
+        context: &mut JobContext<'_>,
+        asset: &AssetUrl,
+        field: &str,
+        role: Role,
+    ) -> Result<PathBuf, JobError> {
+        let path = self.fetch(context, (asset, InputKind::Image), field).await?;
+        context.input_images.push(InputImage { role, field: field.to_owned(), path: path.clone() });
+        Ok(path)
     }
 
     /// The file stays where it is as long as the job context lives.

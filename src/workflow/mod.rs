@@ -2,12 +2,15 @@
 
 pub mod context;
 pub mod control;
+pub mod credentials;
 mod done;
 pub mod encode;
 pub mod fetch;
 pub mod infer;
+pub mod mark;
 pub mod notify;
 mod opening;
+mod png_texts;
 pub mod postprocess;
 pub mod preprocess;
 mod reporting;
@@ -17,8 +20,7 @@ pub mod store;
 pub mod text_layout;
 pub mod watermark;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -28,10 +30,13 @@ use tracing::{Instrument as _, Span};
 
 use self::context::JobContext;
 use self::control::{Control, NotificationMode};
+use self::credentials::CredentialsStep;
 use self::done::log_done;
+use self::encode::{Encode, EncodeStep};
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
 pub use self::reporting::Noted;
+use crate::content_credentials::signing::Signing;
 use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
 use crate::job::notification::Notification;
@@ -91,6 +96,8 @@ pub enum StepName {
     Watermark,
     /// Turn pixels into a file.
     Encode,
+    /// Sign the files, each with a manifest of how it came about.
+    Credentials,
     /// Upload the images, then the record.
     Store,
     /// Notify the caller.
@@ -107,6 +114,7 @@ impl StepName {
             Self::Postprocess => "postprocess",
             Self::Watermark => "watermark",
             Self::Encode => "encode",
+            Self::Credentials => "credentials",
             Self::Store => "store",
             Self::Notify => "notify",
         }
@@ -127,6 +135,9 @@ pub struct Services {
     pub licence: Option<String>,
     pub capabilities: Capabilities,
     pub preprocess: Preprocess,
+    pub encode: Encode,
+    /// None: files are not signed.
+    pub signing: Option<Arc<Signing>>,
     pub postprocess: Postprocess,
     pub store: Arc<Store>,
     /// Where results wait that the store does not take, under a host.
@@ -142,7 +153,16 @@ pub struct Workflow {
     store: Arc<Store>,
     held_results: HeldResults,
     notifier: Arc<Notifier>,
-    is_fatal_device_error: AtomicBool,
+    spent: OnceLock<Spent>,
+}
+
+/// Why a process can do no more jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spent {
+    /// The engine cannot generate any more: nothing but another process helps.
+    FatalDeviceError,
+    /// Images cannot be signed any more: the next process says at start what is wrong.
+    CannotSign,
 }
 
 /// How one run of a job ended.
@@ -165,8 +185,20 @@ impl Workflow {
     /// Sets up the steps in the order of `names`, which [`sequence::check`] has passed.
     #[must_use]
     pub fn new(names: &[StepName], services: Services) -> Self {
-        let Services { engine, model, licence, capabilities, preprocess, postprocess, store, held_results, notifier, observer } =
-            services;
+        let Services {
+            engine,
+            model,
+            licence,
+            capabilities,
+            preprocess,
+            postprocess,
+            encode,
+            signing,
+            store,
+            held_results,
+            notifier,
+            observer,
+        } = services;
         let steps = names.iter().map(|name| -> Box<dyn Step> {
             match name {
                 StepName::Fetch => Box::new(fetch::Fetch { store: store.clone() }),
@@ -179,7 +211,11 @@ impl Workflow {
                 }
                 StepName::Postprocess => Box::new(PostprocessStep(postprocess)),
                 StepName::Watermark => Box::new(watermark::WatermarkStep),
-                StepName::Encode => Box::new(encode::EncodeStep),
+                StepName::Encode => Box::new(EncodeStep { settings: encode, store: store.clone() }),
+                StepName::Credentials => {
+                    let signing = signing.clone();
+                    Box::new(CredentialsStep { signing, encode, model: model.clone() })
+                }
                 StepName::Store => {
                     let store = store.clone();
                     let held_results = held_results.clone();
@@ -190,7 +226,7 @@ impl Workflow {
             }
         });
         let steps = steps.collect();
-        Self { steps, engine, store, held_results, notifier, is_fatal_device_error: AtomicBool::new(false) }
+        Self { steps, engine, store, held_results, notifier, spent: OnceLock::new() }
     }
 
     /// Takes one job from here to its outcome. A job whose record is stored already is not generated again: only the steps that
@@ -210,6 +246,7 @@ impl Workflow {
 
     async fn run_from(&self, batch_slot: BatchSlot, job: &Job, control: &Control) -> Ended {
         if let Err(refused) = self.check(job) {
+            self.note_spent(&refused);
             return Ended::without_images(refused);
         }
         let started = Instant::now();
@@ -254,8 +291,8 @@ impl Workflow {
             (Ok(()), None) => Err(JobError::Internal { problem: "the workflow ended without a record".into() }),
             (Err(error), _) => Err(error),
         };
-        if matches!(result, Err(JobError::FatalDeviceError { .. })) {
-            self.is_fatal_device_error.store(true, Ordering::Relaxed);
+        if let Err(error) = &result {
+            self.note_spent(error);
         }
         Ended { result, stored, notifications, measured }
     }
@@ -291,10 +328,20 @@ impl Workflow {
         Ok(())
     }
 
-    /// The engine cannot generate any more, in this process: nothing but another process helps.
+    /// Why this process can do no more jobs, if it cannot.
     #[must_use]
-    pub fn is_fatal_device_error(&self) -> bool {
-        self.is_fatal_device_error.load(Ordering::Relaxed)
+    pub fn spent(&self) -> Option<Spent> {
+        self.spent.get().copied()
+    }
+
+    fn note_spent(&self, error: &JobError) {
+        let spent = match error {
+            JobError::FatalDeviceError { .. } => Spent::FatalDeviceError,
+            JobError::Signing { .. } => Spent::CannotSign,
+            _ => return,
+        };
+        // The first reason stays.
+        let _ = self.spent.set(spent);
     }
 
     /// The outcome that the bucket knows of the job, whatever its last attempt came to: none when no record of it is there.

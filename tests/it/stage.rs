@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use atelier::config::{self, Config, Environment};
+use atelier::content_credentials::signing::Signing;
 use atelier::demo::s3;
 use atelier::events::auth::Auth;
 use atelier::handler::{Handler, KeepRefused};
@@ -129,9 +130,32 @@ impl Stage {
         Self::reaching(&outbound::Settings::default(), capabilities, change).await
     }
 
+    /// A function whose images can be seen at this address.
+    pub(crate) async fn public(base_url: Option<&str>) -> Self {
+        Self::build(&outbound::Settings::default(), (None, base_url), Capabilities::Generate, |_| ()).await
+    }
+
+    /// The same, whose images are signed.
+    pub(crate) async fn signing(
+        signing: Signing,
+        capabilities: Capabilities,
+        change: impl FnOnce(&mut config::Workflow),
+    ) -> Self {
+        Self::build(&outbound::Settings::default(), (Some(signing), None), capabilities, change).await
+    }
+
     /// The same, with URLs from callers that may go where `reach` says.
     pub(crate) async fn reaching(
         reach: &outbound::Settings,
+        capabilities: Capabilities,
+        change: impl FnOnce(&mut config::Workflow),
+    ) -> Self {
+        Self::build(reach, (None, None), capabilities, change).await
+    }
+
+    async fn build(
+        reach: &outbound::Settings,
+        (signing, public_base_url): (Option<Signing>, Option<&str>),
         capabilities: Capabilities,
         change: impl FnOnce(&mut config::Workflow),
     ) -> Self {
@@ -139,7 +163,8 @@ impl Stage {
         let backend = Backend::start().await;
         let cache = tempfile::tempdir().unwrap();
         let outbound = Outbound::new(reach).unwrap();
-        let settings = store_settings(&bucket, cache.path());
+        let public_base_url = public_base_url.map(str::to_owned);
+        let settings = store::Settings { public_base_url, ..store_settings(&bucket, cache.path()) };
         let held_results = HeldResults::new(&settings);
         let store = Arc::new(Store::connect(&settings, outbound.clone()).await.unwrap());
         let settings = notify::Settings {
@@ -175,6 +200,8 @@ impl Stage {
             capabilities: capabilities.clone(),
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,
+            encode: configured.encode,
+            signing: signing.map(Arc::new),
             store,
             held_results,
             notifier: notifier.clone(),

@@ -8,7 +8,7 @@ use crate::job::task::scheduler::Scheduler;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
 use crate::job::task::{Anchor, GuidanceScale};
 use crate::job::url::AssetUrl;
-use crate::job::{ImageFormat, JobId};
+use crate::job::{ImageFormat, JobId, MetadataLevel};
 use crate::shown;
 
 fn checked<'de, D: Deserializer<'de>, T>(deserializer: D, read: impl FnOnce(&str) -> Result<T, String>) -> Result<T, D::Error> {
@@ -57,6 +57,10 @@ pub(super) fn anchor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 
 pub(super) fn format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ImageFormat>, D::Error> {
     named(deserializer, "png, jpeg, webp")
+}
+
+pub(super) fn metadata_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<MetadataLevel>, D::Error> {
+    named(deserializer, MetadataLevel::NAMES)
 }
 
 pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mode>, D::Error> {

@@ -23,7 +23,7 @@ use super::task::tryon::Requester;
 use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Seed, SidePx, StepCount, Task, Watermark};
 use super::trace::Trace;
 use super::url::CallbackUrl;
-use super::{Callback, ImageFormat, Job, JobId, Output};
+use super::{Callback, ImageFormat, Job, JobId, MetadataLevel, Output};
 use crate::shown;
 
 /// Of what is said of a field: what callers read in an error is no echo of what they sent.
@@ -245,6 +245,8 @@ struct OutputBody {
     prefix: Option<String>,
     #[serde(default, deserialize_with = "field::format")]
     format: Option<ImageFormat>,
+    #[serde(default, deserialize_with = "field::metadata_level")]
+    metadata: Option<MetadataLevel>,
 }
 
 #[derive(Deserialize)]
@@ -273,8 +275,12 @@ impl Read {
         let callback = callback.map(|callback| callback.into_callback(metadata));
         let tenant = tenant.or_else(|| user(&task, callback.as_ref())).filter(|tenant| !tenant.is_empty());
         let prefix = output.prefix.unwrap_or_else(|| default_prefix.to_owned());
-        let output =
-            Output { is_default_prefix: prefix == default_prefix, prefix, format: output.format.unwrap_or(ImageFormat::Png) };
+        let output = Output {
+            is_default_prefix: prefix == default_prefix,
+            prefix,
+            format: output.format.unwrap_or(ImageFormat::Png),
+            metadata: output.metadata,
+        };
         canonical["watermark"] = serde_json::json!(watermark);
         canonical["output"] = serde_json::json!(output);
         let fingerprint = base16ct::lower::encode_string(&Sha256::digest(canonical.to_string()));

@@ -31,12 +31,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("kernels", &[]),
     ("bundled", &[]),
     ("image_file", &[]),
-    ("workflow", &["job", "clock", "fault_point", "engine", "image_file", "store", "notify"]),
+    ("content_credentials", &["setting"]),
+    ("workflow", &["job", "clock", "fault_point", "engine", "image_file", "content_credentials", "store", "notify"]),
     ("protocol", &["job", "clock"]),
     ("events", &["job", "setting", "protocol"]),
     ("handler", &["job", "setting", "authorities", "clock", "events", "workflow", "metrics", "protocol"]),
     // The settings of each part are defined where they are used; config only reads them in.
-    ("config", &["job", "setting", "outbound", "store", "models", "notify", "workflow", "host", "bundled"]),
+    (
+        "config",
+        &["job", "setting", "outbound", "store", "models", "notify", "content_credentials", "workflow", "host", "bundled"],
+    ),
     (
         "start",
         &[
@@ -48,6 +52,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "models",
             "notify",
             "engine",
+            "content_credentials",
             "workflow",
             "events",
             "handler",
@@ -89,6 +94,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "store",
             "models",
             "notify",
+            "content_credentials",
             "engine::device",
             "engine::tensor_file",
             "config",
@@ -98,6 +104,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "start::family",
         ],
     ),
+    ("inspect", &["aws", "store", "image_file", "content_credentials", "config"]),
     ("log", &["job", "setting", "config"]),
     ("serve", &["*"]),
     ("invoke", &["*"]),

@@ -179,7 +179,7 @@ fn a_file_and_then_the_environment_override() {
 #[test]
 fn every_mistake_names_file_key_and_problem() {
     type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
-    let table: [Row; 19] = [
+    let table: [Row; 20] = [
         ("server: {port: abc}", &[], &["config.yaml", "server.port", "abc"]),
         ("server: {prot: 1}", &[], &["config.yaml", "server", "prot", "node_id"]),
         ("servers: {}", &[], &["config.yaml", "servers"]),
@@ -217,6 +217,11 @@ fn every_mistake_names_file_key_and_problem() {
             ],
         ),
         ("workflow: {steps: [infer, encode, encode, store]}", &[], &["workflow.steps", "`encode` is listed twice"]),
+        (
+            "workflow: {steps: [fetch, preprocess, infer, encode, store]}\ncontent_credentials: {certificate_file: a.pem}",
+            &[],
+            &["workflow.steps", "lacks `credentials`, and content_credentials names a signer"],
+        ),
         ("workflow: {steps: [dream]}", &[], &["workflow.steps[0]", "dream"]),
     ];
     for (yaml, pairs, words) in table {

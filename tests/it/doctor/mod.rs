@@ -7,6 +7,8 @@ mod queues;
 use std::collections::BTreeMap;
 use std::process::Command;
 
+use atelier::content_credentials::ready;
+use atelier::content_credentials::settings::Settings;
 use serde_json::Value;
 
 use crate::servers::s3::{ACCESS_KEY_ID, S3, SECRET_ACCESS_KEY};
@@ -87,11 +89,41 @@ async fn what_is_good_passes_and_nothing_is_left_behind() {
     report.expect("rabbitmq", "skip", "RABBITMQ_HOST");
     report.expect("spool", "ok", "free");
     report.expect("webhook", "skip", "--webhook");
+    report.expect("signer", "warn", "the machine-readable mark (XMP) and no content credentials");
     report.expect("model", "ok", "tiny-sd");
     report.expect("gpu", "skip", "generates on the CPU");
     report.expect("clock", "ok", "that of S3");
     let deleted = s3.take_requests().into_iter().filter(|request| request.starts_with("DELETE /images/generations/.doctor/"));
     assert_eq!(deleted.count(), 1);
+}
+
+#[tokio::test]
+async fn what_signs_images_is_examined_and_not_made() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("signer");
+    let development = ("ATELIER__CONTENT_CREDENTIALS__DEVELOPMENT_DIRECTORY", directory.to_str().unwrap());
+    examined(&s3, &[development], &[]).await.expect("signer", "warn", "a development signer, whose key is made in ");
+    assert!(!directory.exists(), "a check leaves nothing behind");
+    let settings = Settings { development_directory: Some(directory.clone()), ..Settings::default() };
+    ready::signing(&settings).unwrap();
+    examined(&s3, &[development], &[]).await.expect("signer", "warn", "a development signer that no one trusts");
+
+    let file = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+    let chain = file("chain.pem");
+    let key = file("key.pem");
+    let root = file("root.pem");
+    for (certificate, state, words) in [
+        (chain.as_str(), "ok", "atelier development signer"),
+        (root.as_str(), "fail", "content_credentials.certificate_file: "),
+        ("/nowhere.pem", "fail", "content_credentials.certificate_file: \"/nowhere.pem\" cannot be read"),
+    ] {
+        let changes = [
+            ("ATELIER__CONTENT_CREDENTIALS__CERTIFICATE_FILE", certificate),
+            ("ATELIER__CONTENT_CREDENTIALS__PRIVATE_KEY_FILE", key.as_str()),
+        ];
+        examined(&s3, &changes, &[]).await.expect("signer", state, words);
+    }
 }
 
 #[tokio::test]
@@ -122,7 +154,8 @@ async fn people_get_a_line_a_check() {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let checks: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
-    let all = ["config", "credentials", "bucket", "inputs", "sqs", "rabbitmq", "spool", "webhook", "model", "gpu", "clock"];
+    let all =
+        ["config", "credentials", "bucket", "inputs", "sqs", "rabbitmq", "spool", "webhook", "signer", "model", "gpu", "clock"];
     assert_eq!(checks, all, "{text}");
     assert!(output.status.success(), "{text}");
 }

@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 use super::{body, brought_back, one};
 use crate::stage::Stage;
 
-const ALL: [StepName; 8] = [
+const ALL: [StepName; 9] = [
     StepName::Fetch,
     StepName::Preprocess,
     StepName::Infer,
     StepName::Postprocess,
     StepName::Watermark,
     StepName::Encode,
+    StepName::Credentials,
     StepName::Store,
     StepName::Notify,
 ];
@@ -82,7 +83,7 @@ async fn every_list_starts_and_runs_its_jobs_or_is_refused_at_the_start() {
             Err(problem) => check_refusal(list, &problem),
         }
     });
-    assert_eq!((seen, runs.len()), (109_601, 8), "all steps in their order, with or without three of them");
+    assert_eq!((seen, runs.len()), (986_410, 16), "all steps in their order, with or without four of them");
     for (number, list) in runs.iter().enumerate() {
         let mut generate = body(&format!("generate-{number}"));
         generate["lora"] = json!([{ "url": address("lora.safetensors") }]);

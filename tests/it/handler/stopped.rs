@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use atelier::protocol::reply::JobOutcome;
+use atelier::workflow::Spent;
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use atelier_engine::EngineError;
 use serde_json::Value;
@@ -102,11 +103,11 @@ async fn a_gpu_that_failed_hands_back_the_whole_batch() {
         let text = "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")";
         Err(EngineError::Candle(candle_core::Error::Msg(text.into())))
     });
-    assert!(!stage.handler.is_fatal_device_error());
+    assert_eq!(stage.handler.spent(), None);
     let reply = stage.handle_for_host(sqs(&[(body("culprit"), 1, None), (body("innocent"), 3, None)])).await;
     let codes = [&reply["jobs"][0]["error"]["code"], &reply["jobs"][1]["error"]["code"]];
     assert_eq!(codes, ["gpu_failed", "shutting_down"]);
     assert_eq!([&reply["jobs"][0]["outcome"], &reply["jobs"][1]["outcome"]], ["retry", "retry"]);
-    assert!(stage.handler.is_fatal_device_error());
+    assert_eq!(stage.handler.spent(), Some(Spent::FatalDeviceError));
     assert_eq!(stage.generated(), 0);
 }

@@ -24,6 +24,15 @@ fn the_demo_generates_stores_and_reports() {
             image::open(out.path().join(format!("{name}.png"))).unwrap_or_else(|error| panic!("{name}: {error}\n{shown}"));
         assert!(image.width() >= width, "{name}");
     }
+    // Signed by its own key, and trusted by who trusts its root.
+    for name in ["demo-plain-0", "demo-tryon-0"] {
+        let image = out.path().join(format!("{name}.png"));
+        let mut inspect = Command::new(env!("CARGO_BIN_EXE_atelier"));
+        inspect.arg("inspect").arg(image).arg("--trust-anchors").arg(out.path().join("signer/root.pem"));
+        let inspected = inspect.output().unwrap();
+        let found = String::from_utf8_lossy(&inspected.stdout);
+        assert!(inspected.status.success() && found.contains("credentials  trusted: "), "{name}: {found}");
+    }
     for job in ["demo-plain", "demo-lora", "demo-four", "demo-tryon"] {
         assert!(out.path().join(format!("s3/atelier-demo/generations/{job}/result.json")).exists(), "{job}");
         assert!(shown.contains(&format!("webhook POST /api/webhooks/inference/complete  {job}")), "{job}: {shown}");

@@ -1,0 +1,155 @@
+//! The manifest of an image: what was done, by what, from what (C2PA 2.x, sections "Actions" and "Ingredient").
+//!
+//! - Out of words alone: `c2pa.created`, whose digital source type says that a model made it.
+//! - From images: the one that was changed is the parent, which is `c2pa.opened` and then `c2pa.edited`. Those that were put into it are
+//!   components, each `c2pa.placed`. A mask is an input of the edit.
+//! - Manifests of the inputs go along, as far as they are not more than [`MAX_INPUT_MANIFESTS`] or [`MAX_INPUT_MANIFEST_BYTES`] each.
+
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use c2pa::{Builder, Ingredient};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::signing::Signing;
+
+/// Of one input; it would be in every image that was made from it.
+pub const MAX_INPUT_MANIFEST_BYTES: usize = 2 << 20;
+/// Of one input, those of its own inputs among them: c2pa reads no image whose chain has more than 200, and each edit adds one.
+pub const MAX_INPUT_MANIFESTS: usize = 100;
+/// What the description box of a manifest starts with (C2PA 2.x, section "Manifest").
+const MANIFEST_TYPE: &[u8; 16] = b"c2ma\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71";
+const GENERATOR: &str = "atelier";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What an input is to the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It was changed.
+    Parent,
+    /// It was put into the image.
+    Component,
+    /// It decided what changed.
+    Input,
+}
+
+/// An input image, as it was sent.
+pub struct Original {
+    pub role: Role,
+    /// The job's field that names it.
+    pub field: String,
+    /// Its media type.
+    pub format: &'static str,
+    /// None: what it says of itself stays out.
+    pub file: Option<Vec<u8>>,
+}
+
+/// What is to be said of the images of a job, ready to be signed for each of them.
+pub struct Manifest {
+    ingredients: Vec<Ingredient>,
+    actions: Vec<Value>,
+}
+
+impl Role {
+    fn relationship(self) -> &'static str {
+        match self {
+            Self::Parent => "parentOf",
+            Self::Component => "componentOf",
+            Self::Input => "inputTo",
+        }
+    }
+}
+
+impl Manifest {
+    /// `model`: none where it is not to be named. `digital_source`: the address of the IPTC term that says how much a model made.
+    ///
+    /// # Errors
+    /// In words, when the inputs cannot be described.
+    pub fn new(signing: &Signing, model: Option<&str>, digital_source: &str, originals: &[Original]) -> Result<Self, String> {
+        let described = originals.iter().map(|original| ingredient(signing, original));
+        let ingredients = described.collect::<Result<Vec<_>, _>>()?;
+        let named = |role: Role| -> Vec<&str> {
+            originals.iter().filter(|original| original.role == role).map(|original| original.field.as_str()).collect()
+        };
+        let when = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let when = when.format(&Rfc3339).map_err(|error| format!("the time cannot be written: {error}"))?;
+        let agent = json!({ "name": model.unwrap_or(GENERATOR), "version": VERSION });
+        let mut actions = Vec::new();
+        if named(Role::Parent).is_empty() {
+            let created = json!({ "action": "c2pa.created", "digitalSourceType": digital_source, "softwareAgent": agent });
+            actions.push(created);
+        } else {
+            actions.push(json!({ "action": "c2pa.opened", "parameters": { "ingredientIds": named(Role::Parent) } }));
+            for component in named(Role::Component) {
+                actions.push(json!({ "action": "c2pa.placed", "parameters": { "ingredientIds": [component] } }));
+            }
+            let mut edited = json!({ "action": "c2pa.edited", "digitalSourceType": digital_source, "softwareAgent": agent });
+            if !named(Role::Input).is_empty() {
+                edited["parameters"] = json!({ "ingredientIds": named(Role::Input) });
+            }
+            actions.push(edited);
+        }
+        for action in &mut actions {
+            action["when"] = json!(when);
+        }
+        Ok(Self { ingredients, actions })
+    }
+
+    /// The file with the manifest in it; its pixels are what they were. `format`: its media type.
+    ///
+    /// # Errors
+    /// In words, when it cannot be signed.
+    pub fn sign(&self, signing: &Signing, file: &[u8], format: &str) -> Result<Vec<u8>, String> {
+        let definition = json!({
+            "claim_generator_info": [{ "name": GENERATOR, "version": VERSION }],
+            "format": format,
+            "assertions": [{ "label": "c2pa.actions.v2", "data": { "actions": self.actions }, "created": true }],
+        });
+        let failed = |error: c2pa::Error| format!("an image cannot be signed: {error}");
+        let mut builder =
+            Builder::from_shared_context(&signing.context).with_definition(definition.to_string()).map_err(failed)?;
+        for ingredient in &self.ingredients {
+            builder.add_ingredient(ingredient.clone());
+        }
+        let mut signed = Cursor::new(Vec::with_capacity(file.len()));
+        builder.sign(&*signing.signer, format, &mut Cursor::new(file), &mut signed).map_err(failed)?;
+        Ok(signed.into_inner())
+    }
+}
+
+fn ingredient(signing: &Signing, original: &Original) -> Result<Ingredient, String> {
+    let bare = json!({
+        "title": original.field,
+        "format": original.format,
+        "label": original.field,
+        "relationship": original.role.relationship(),
+    });
+    if let Some(file) = &original.file {
+        // The file is a stranger's: whatever a parser does with it, the image is signed.
+        let read = catch_unwind(AssertUnwindSafe(|| with_manifest(signing, &bare, original.format, file)));
+        match read {
+            Ok(Ok(ingredient)) => return Ok(ingredient),
+            Ok(Err(problem)) => tracing::warn!(field = original.field, problem, "what an input says of itself is left out"),
+            Err(_) => tracing::warn!(field = original.field, "what an input says of itself cannot be read; it is left out"),
+        }
+    }
+    Ingredient::from_json(&bare.to_string()).map_err(|error| format!("{}: cannot be described: {error}", original.field))
+}
+
+fn with_manifest(signing: &Signing, bare: &Value, format: &str, file: &[u8]) -> Result<Ingredient, String> {
+    let mut builder = Builder::from_shared_context(&signing.context);
+    let added = builder.add_ingredient_from_stream(bare.to_string(), format, &mut Cursor::new(file));
+    let ingredient = added.map_err(|error| error.to_string())?;
+    let manifests = ingredient.manifest_data().unwrap_or_default();
+    let bytes = manifests.len();
+    let count = manifests.windows(MANIFEST_TYPE.len()).filter(|window| window == MANIFEST_TYPE).count();
+    if count > MAX_INPUT_MANIFESTS {
+        return Err(format!("it has {count} manifests, {MAX_INPUT_MANIFESTS} at most are taken along"));
+    }
+    if bytes > MAX_INPUT_MANIFEST_BYTES {
+        return Err(format!("its manifests have {bytes} bytes, {MAX_INPUT_MANIFEST_BYTES} at most are taken along"));
+    }
+    Ok(ingredient.clone())
+}

@@ -1,0 +1,67 @@
+//! Step `credentials`: signs the encoded files, each with a manifest of how it came about.
+//!
+//! An image that cannot be signed goes nowhere: the job is handed back, and the process ends, for the next one checks its signer at start
+//! and says what is wrong with it.
+
+use std::fs;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::context::{InputImage, JobContext};
+use super::encode::Encode;
+use super::mark::DigitalSource;
+use super::{Step, StepName};
+use crate::content_credentials::manifest::{Manifest, Original};
+use crate::content_credentials::signing::Signing;
+use crate::image_file::kind::Kind;
+use crate::job::outcome::JobError;
+use crate::job::task::ModelName;
+use crate::job::{Job, MetadataLevel};
+
+/// Step `credentials`; without a signer it leaves the files as they are.
+pub struct CredentialsStep {
+    pub signing: Option<Arc<Signing>>,
+    pub encode: Encode,
+    pub model: ModelName,
+}
+
+#[async_trait]
+impl Step for CredentialsStep {
+    fn name(&self) -> StepName {
+        StepName::Credentials
+    }
+
+    fn check(&self, _job: &Job) -> Result<(), JobError> {
+        let in_time = self.signing.as_ref().map_or(Ok(()), |signing| signing.check_time());
+        in_time.map_err(|problem| JobError::Signing { problem })
+    }
+
+    async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
+        let Some(signing) = self.signing.clone() else { return Ok(()) };
+        let job = context.job;
+        let source = DigitalSource::of(&job.task).uri();
+        let format = job.output.format.content_type();
+        let is_private = self.encode.level(job) == MetadataLevel::None;
+        let model = (!is_private).then(|| self.model.as_str().to_owned());
+        let inputs = std::mem::take(&mut context.input_images);
+        let files = std::mem::take(&mut context.files);
+        // Hashing and signing takes milliseconds, and reading manifests of strangers as long as it likes.
+        let signed = tokio::task::spawn_blocking(move || {
+            let originals = inputs.iter().map(|input| original(input, is_private)).collect::<Result<Vec<_>, _>>()?;
+            let manifest = Manifest::new(&signing, model.as_deref(), source, &originals)?;
+            files.iter().map(|file| manifest.sign(&signing, file, format).map(Bytes::from)).collect::<Result<Vec<_>, String>>()
+        });
+        let signed = signed.await.unwrap_or_else(|panic| Err(panic.to_string()));
+        context.files = signed.map_err(|problem| JobError::Signing { problem })?;
+        Ok(())
+    }
+}
+
+/// The file as it was sent. `is_private`: what it says of itself stays out.
+fn original(input: &InputImage, is_private: bool) -> Result<Original, String> {
+    let file = fs::read(&input.path).map_err(|error| format!("{}: cannot be read again ({error})", input.field))?;
+    let format = Kind::of(&file).map_err(|problem| format!("{}: {problem}", input.field))?.content_type();
+    Ok(Original { role: input.role, field: input.field.clone(), format, file: (!is_private).then_some(file) })
+}

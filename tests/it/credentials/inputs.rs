@@ -1,0 +1,96 @@
+//! What inputs say of themselves: it goes along where it can be read, and never keeps an image from being signed.
+
+use std::path::Path;
+
+use atelier::content_credentials::manifest::{Manifest, Original, Role};
+use atelier::content_credentials::verify::{Credentials, State, verify};
+use atelier::job::capabilities::Capabilities;
+use serde_json::{Value, json};
+
+use super::authority::Authority;
+use super::{FORMATS, address, generated, signing, tasks};
+use crate::stage::Stage;
+
+fn started(name: &str) -> Value {
+    json!({ "prompt": "a mug", "width": 64, "height": 64, "init_image": { "url": address(name) } })
+}
+
+fn credentials(path: &Path, content_type: &str, authority: &Authority) -> Credentials {
+    let file = std::fs::read(path).expect("an image");
+    verify(&file, content_type, Some(&authority.root)).expect("read").expect("credentials")
+}
+
+fn parent(credentials: &Credentials) -> Value {
+    let active = credentials.manifests["active_manifest"].as_str().expect("a label");
+    credentials.manifests["manifests"][active]["ingredients"][0].clone()
+}
+
+#[tokio::test]
+async fn the_manifest_of_an_input_goes_along_unless_metadata_are_withheld() {
+    let authority = Authority::good();
+    let mut stage = Stage::signing(signing(&authority), Capabilities::Generate, |_| ()).await;
+    let (_, _, body, _) = tasks().remove(0);
+    for (format, content_type) in FORMATS {
+        let first = generated(&mut stage, &format!("first-{format}"), &body, json!({ "format": format })).await;
+        std::fs::copy(&first, stage.bucket.path("input")).expect("copied");
+        for (level, goes_along) in [("full", true), ("minimal", true), ("none", false)] {
+            let id = format!("{format}-{level}");
+            let output = json!({ "format": format, "metadata": level });
+            let path = generated(&mut stage, &id, &started("input"), output).await;
+            let found = credentials(&path, content_type, &authority);
+            let parent = parent(&found);
+            assert_eq!(found.state, State::Trusted, "{id}: {found:?}");
+            assert_eq!((&parent["title"], &parent["relationship"]), (&json!("init_image.url"), &json!("parentOf")), "{id}");
+            assert_eq!(parent["active_manifest"].is_string(), goes_along, "{id}: {parent:#}");
+            let manifests = found.manifests["manifests"].as_object().expect("manifests").len();
+            assert_eq!(manifests, 1 + usize::from(goes_along), "{id}");
+            let has_model = found.manifests.to_string().contains("\"sd15\"");
+            assert_eq!(has_model, goes_along, "{id}: the model is named where metadata are not withheld");
+        }
+        std::fs::remove_file(stage.bucket.path("input")).expect("removed");
+    }
+}
+
+/// c2pa reads no image at the end of 200 edits of edits: beyond a hundred the earlier ones stay out.
+#[test]
+fn an_image_that_was_edited_over_and_over_still_verifies() {
+    let authority = Authority::good();
+    let signing = signing(&authority);
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images/plain.png");
+    let plain = std::fs::read(fixture).expect("an image");
+    let mut file = plain.clone();
+    let mut manifests = Vec::new();
+    for _ in 0..104 {
+        let original = Original { role: Role::Parent, field: "images[0]".into(), format: "image/png", file: Some(file) };
+        let manifest = Manifest::new(&signing, None, "http://example.org/source", &[original]).expect("described");
+        file = manifest.sign(&signing, &plain, "image/png").expect("signed");
+        manifests.push(file.len());
+    }
+    let found = verify(&file, "image/png", Some(&authority.root)).expect("read").expect("credentials");
+    assert_eq!(found.state, State::Trusted, "{:?}", found.failures);
+    let dropped = manifests.windows(2).filter(|pair| pair[1] < pair[0]).count();
+    assert_eq!(dropped, 1, "the chain began anew: {manifests:?}");
+}
+
+#[tokio::test]
+async fn an_input_whose_manifest_is_changed_damaged_or_hostile_is_still_an_input() {
+    let authority = Authority::good();
+    let mut stage = Stage::signing(signing(&authority), Capabilities::Generate, |_| ()).await;
+    let (_, _, body, _) = tasks().remove(0);
+    let first = generated(&mut stage, "first", &body, json!({ "format": "jpeg" })).await;
+    let whole = std::fs::read(&first).expect("an image");
+    let manifest = whole.windows(4).position(|window| window == b"jumb").expect("a manifest");
+    for number in 0..24 {
+        // Somewhere in the boxes of the manifest, whose segment keeps its length.
+        let mut damaged = whole.clone();
+        let at = manifest + 4 + number * 97;
+        for (offset, byte) in damaged[at..at + 3].iter_mut().enumerate() {
+            *byte ^= [0xff, 0x80, 0x41][offset];
+        }
+        let name = format!("input-{number}");
+        std::fs::write(stage.bucket.path(&name), &damaged).expect("written");
+        let path = generated(&mut stage, &format!("job-{number}"), &started(&name), json!({})).await;
+        let found = credentials(&path, "image/png", &authority);
+        assert_eq!((found.state, &parent(&found)["title"]), (State::Trusted, &json!("init_image.url")), "{number}: {found:?}");
+    }
+}
