@@ -21,7 +21,6 @@ static SYSTEM_HAS_NONE: LazyLock<bool> = LazyLock::new(|| {
 });
 
 /// A client of HTTP and HTTPS that trusts them.
-#[must_use]
 pub fn client() -> ClientBuilder {
     let client = reqwest::Client::builder();
     if !*SYSTEM_HAS_NONE {

@@ -17,7 +17,7 @@ use crate::job::JobId;
 use crate::setting::Secret;
 
 /// For a whole answer, but for streams.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// A host, as its clients see it.

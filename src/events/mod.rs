@@ -80,7 +80,7 @@ fn sns_record(payload: &Value, text: &str) -> Option<Vec<u8>> {
     Some(record.sns.get().as_bytes().to_vec())
 }
 
-/// What EventBridge and S3 invoke a function with: taken as a body, it is opened or refused by its name like one in a queue.
+/// What `EventBridge` and S3 invoke a function with: taken as a body, it is opened or refused by its name like one in a queue.
 fn is_envelope(payload: &Value) -> bool {
     let is_event = ["detail-type", "detail", "source"].iter().all(|key| payload.get(key).is_some());
     is_event || payload["Records"][0]["eventSource"] == "aws:s3"

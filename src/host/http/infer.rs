@@ -143,13 +143,15 @@ impl DoneImage {
 /// # Errors
 /// What the handler said went wrong, or that its answer could not be read.
 pub(super) fn done(reply: &Value) -> Result<Done, Problem> {
-    let body: Value = reply["body"].as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let text = reply["body"].as_str().unwrap_or_default();
     let status = reply["statusCode"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or_default();
-    if status >= 400 && body["error"].is_object() {
+    let body: Value = if status >= 400 { serde_json::from_str(text).unwrap_or_default() } else { Value::Null };
+    if body["error"].is_object() {
         let retry_after_s = reply["headers"]["retry-after"].as_str().and_then(|seconds| seconds.parse().ok());
         return Err(events::http::Response { status, body, metadata: None, retry_after_s }.into());
     }
-    let done = serde_json::from_value::<Done>(body).ok().filter(|done| status == 200 && !done.images.is_empty());
+    // Read for what is needed: no `Value` holds every caller's metadata, which stand beside it.
+    let done = serde_json::from_str::<Done>(text).ok().filter(|done| status == 200 && !done.images.is_empty());
     done.ok_or_else(|| {
         tracing::error!(status, "the handler's answer is none");
         Problem::new(StatusCode::BAD_GATEWAY, "handler_answer", "the handler's answer could not be read")

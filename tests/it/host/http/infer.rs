@@ -91,6 +91,24 @@ async fn every_other_ending_is_an_error_in_json() {
     }
 }
 
+/// They stand in the handler's answer, and are the caller's text: nothing here has to understand them.
+#[tokio::test]
+async fn metadata_that_no_parser_holds_keep_no_image_from_its_caller() {
+    let mut front = Front::open().await;
+    let deep = format!(r#"{{"a": {}1{}}}"#, "[".repeat(200), "]".repeat(200));
+    for metadata in [r#"{"a": 1e999}"#, r#"{"a": "\ud800"}"#, &deep] {
+        let waiting = tokio::spawn(front.request(Method::POST, "/infer").json(&generate("job-1")).send());
+        let direct = next(&mut front).await;
+        let mut reply = front.reply_of(&direct).await;
+        let body = reply["body"].as_str().unwrap().replacen('{', &format!(r#"{{"metadata": {metadata},"#), 1);
+        reply["body"] = body.into();
+        direct.answer.send(Ending::Answer(reply)).unwrap();
+        let response = waiting.await.unwrap().unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{metadata}");
+        assert_eq!(response.bytes().await.unwrap(), super::png());
+    }
+}
+
 #[tokio::test]
 async fn nobody_waits_for_a_node_that_cannot() {
     let front = Front::open().await;

@@ -41,13 +41,14 @@ impl Events {
                 if let Some((event, rest)) = self.text.split_once("\n\n") {
                     let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
                     let event = (field("id:").to_owned(), field("event:").to_owned(), field("data:").to_owned());
-                    self.text = rest.to_owned();
+                    self.text = String::from(rest);
                     if event.2.is_empty() {
                         continue;
                     }
                     return Some((event.0, event.1, serde_json::from_str(&event.2).unwrap()));
                 }
-                self.text.push_str(&String::from_utf8(self.response.chunk().await.unwrap()?.to_vec()).unwrap());
+                let chunk = self.response.chunk().await.unwrap()?;
+                self.text.push_str(str::from_utf8(&chunk).unwrap());
             }
         })
         .await

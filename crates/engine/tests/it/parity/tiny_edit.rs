@@ -106,9 +106,7 @@ fn graphs_of_tryons_give_the_same_images() {
             .expect("the bundled model loads")
     });
     let mut looks = 0;
-    for (number, mode, guidance) in
-        [(0, "lora", 1.0), (0, "fp8", 1.0), (0, "base", 4.0), (1, "fp8", 1.0), (1, "lora", 1.0), (0, "base", 1.0)]
-    {
+    for (number, mode, guidance) in [(0, "lora", 1.0), (0, "fp8", 1.0), (0, "base", 4.0), (1, "fp8", 1.0)] {
         let request = request(&expected, number, mode, guidance);
         looks += u64::from(request.steps) * if guidance > 1.0 { 2 } else { 1 };
         let [ours, theirs] = [&mut with, &mut without].map(|engine| generate(engine, request.clone()));
