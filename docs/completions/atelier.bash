@@ -173,7 +173,7 @@ _atelier() {
 
     case "${cmd}" in
         atelier)
-            opts="-h -V --config --help --version demo host invoke submit jobs models doctor completions manual help"
+            opts="-h -V --config --help --version demo host invoke submit jobs models doctor inspect completions manual help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -257,7 +257,7 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__help)
-            opts="demo host invoke submit jobs models doctor completions manual help"
+            opts="demo host invoke submit jobs models doctor inspect completions manual help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
