@@ -61,6 +61,9 @@ pub struct Options {
 /// When the configuration is wrong, or a queue, the bucket or the port cannot be used.
 pub async fn run(options: Options, path: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
     super::arm_fault_point(environment);
+    // First of all: a host that is asked to end while it starts ends in order.
+    let (orders, mut ordered) = mpsc::channel(4);
+    drain::signals(orders.clone())?;
     let mut config = Config::load(path, environment)?;
     check_options(&options, &config)?;
     config.host.handlers = options.handlers.unwrap_or(config.host.handlers);
@@ -76,11 +79,12 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let tryon = catalogue.doing("tryon").map_or(&config.model.name, |model| &model.name);
     let notifier = Arc::new(super::notifier((&config, tryon), outbound.clone(), store.clone())?);
     let metrics = Metrics::new(Gpus::watch()).context("the metrics' table is wrong")?;
-    let sources = sources(&config).await?;
+    let sources = tokio::select! {
+        sources = sources(&config) => sources?,
+        // A queue may be waited for, and nothing was accepted yet.
+        Some(order) = ordered.recv() => return ended_early(order),
+    };
     let queue = sources.first().context("no source is configured")?.clone();
-    // Before anything is accepted: a host that is asked to end while it starts ends in order.
-    let (orders, ordered) = mpsc::channel(4);
-    drain::signals(orders.clone())?;
     let host = Host::start(Parts {
         settings: config.host.clone(),
         places: places(options.function, path, (&config, &models), environment)?,
@@ -96,8 +100,8 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     })?;
     let check = door(&config, &models, &host, (&notifier, &store, &outbound));
     let refresh = refresh(&host, notifier, metrics.clone());
-    let http = http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, infos(&config, &models, environment));
-    let http = Http { passes_through, ..http };
+    let infos = infos(&config, &models, environment);
+    let http = Http { passes_through, ..http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, infos) };
     let over = CancellationToken::new();
     let server = tokio::spawn(http::serve(listen(&config).await?, http, over.clone().cancelled_owned()));
     if let Some(protection) = Protection::new(&config.host.protection)? {
@@ -113,6 +117,11 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         ended?;
     }
     Ok(ran?)
+}
+
+fn ended_early(order: &str) -> anyhow::Result<()> {
+    tracing::info!(order, "asked to end before anything was accepted");
+    Ok(())
 }
 
 fn check_options(options: &Options, config: &Config) -> anyhow::Result<()> {

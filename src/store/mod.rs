@@ -252,10 +252,10 @@ impl Images for Store {
 }
 
 impl Store {
-    /// So long after its sender died a request may still come to be carried out: no operation is waited for any longer.
+    /// So long after its sender died a request may still come to be carried out: none is waited for any longer.
     #[must_use]
-    pub fn longest_operation(&self) -> Duration {
-        Duration::from_millis(self.settings.operation_timeout_ms)
+    pub fn longest_request(&self) -> Duration {
+        Duration::from_millis(self.settings.attempt_timeout_ms)
     }
 
     async fn object(&self, bucket: &str, key: &str) -> Result<Vec<u8>, JobError> {

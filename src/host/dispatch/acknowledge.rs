@@ -161,7 +161,7 @@ impl Acknowledger {
                 let died_storing = self.jobs.job_status(id).and_then(|known| known.died_storing);
                 let ended = EndedJob {
                     // A request that has left is not called back by the death of its sender.
-                    record_until: died_storing.map(|died| later(died, self.outbox.store().longest_operation())),
+                    record_until: died_storing.map(|died| later(died, self.outbox.store().longest_request())),
                     ..EndedJob::failed(End::DeadLetter, in_flight.message.attempt, Problem::from(&error))
                 };
                 self.conclude(in_flight, ended, None).await;

@@ -29,6 +29,24 @@ async fn a_killed_handler_is_replaced_and_its_job_is_generated_again() {
     assert!(host.spooled("dead").is_empty());
 }
 
+/// A broker may keep a host waiting that has only begun.
+#[tokio::test]
+async fn a_host_that_is_asked_to_end_while_it_starts_ends_in_order() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port().to_string();
+    let changes = [
+        ("RABBITMQ_HOST", "127.0.0.1"),
+        ("RABBITMQ_PORT", port.as_str()),
+        ("ATELIER__SOURCES__RABBITMQ__CONNECT_TIMEOUT_MS", "600000"),
+    ];
+    let mut host = HostProcess::start(&changes, &[]).await;
+    let (_connection, _) = tokio::time::timeout(super::WAIT_LIMIT, silent.accept()).await.expect("it asks the broker").unwrap();
+    host.terminate();
+    assert!(host.ended().await.success(), "{}", host.log());
+    assert_eq!(host.logged("asked to end before anything was accepted")[0]["order"], "SIGTERM");
+    assert!(host.handlers().is_empty());
+}
+
 /// Once, every line that could not be written ended the task that wrote it: no worker was left, and /health was well.
 #[tokio::test]
 async fn a_host_whose_log_takes_nothing_works_on() {
