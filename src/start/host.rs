@@ -82,7 +82,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let sources = tokio::select! {
         sources = sources(&config) => sources?,
         // A queue may be waited for, and nothing was accepted yet.
-        Some(order) = ordered.recv() => return ended_early(order),
+        Some(order) = ordered.recv() => return Ok(tracing::info!(order, "asked to end before anything was accepted")),
     };
     let queue = sources.first().context("no source is configured")?.clone();
     let host = Host::start(Parts {
@@ -117,11 +117,6 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         ended?;
     }
     Ok(ran?)
-}
-
-fn ended_early(order: &str) -> anyhow::Result<()> {
-    tracing::info!(order, "asked to end before anything was accepted");
-    Ok(())
 }
 
 fn check_options(options: &Options, config: &Config) -> anyhow::Result<()> {
