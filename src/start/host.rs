@@ -79,11 +79,9 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let tryon = catalogue.doing("tryon").map_or(&config.model.name, |model| &model.name);
     let notifier = Arc::new(super::notifier((&config, tryon), outbound.clone(), store.clone())?);
     let metrics = Metrics::new(Gpus::watch()).context("the metrics' table is wrong")?;
-    let sources = tokio::select! {
-        sources = sources(&config) => sources?,
-        // A queue may be waited for, and nothing was accepted yet.
-        Some(order) = ordered.recv() => return Ok(tracing::info!(order, "asked to end before anything was accepted")),
-    };
+    // A queue may be waited for, and nothing was accepted yet.
+    let Some(sources) = unless_asked_to_end(sources(&config), &mut ordered).await else { return Ok(()) };
+    let sources = sources?;
     let queue = sources.first().context("no source is configured")?.clone();
     let host = Host::start(Parts {
         settings: config.host.clone(),
@@ -117,6 +115,17 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         ended?;
     }
     Ok(ran?)
+}
+
+/// None once the host was asked to end.
+async fn unless_asked_to_end<T>(starting: impl Future<Output = T>, orders: &mut mpsc::Receiver<&'static str>) -> Option<T> {
+    tokio::select! {
+        started = starting => Some(started),
+        Some(order) = orders.recv() => {
+            tracing::info!(order, "asked to end before anything was accepted");
+            None
+        }
+    }
 }
 
 fn check_options(options: &Options, config: &Config) -> anyhow::Result<()> {
