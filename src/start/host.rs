@@ -80,7 +80,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     let notifier = Arc::new(super::notifier((&config, tryon), outbound.clone(), store.clone())?);
     let metrics = Metrics::new(Gpus::watch()).context("the metrics' table is wrong")?;
     // A queue may be waited for, and nothing was accepted yet.
-    let Some(sources) = unless_asked_to_end(sources(&config), &mut ordered).await else { return Ok(()) };
+    let Some(sources) = unless_asked_to_end(Box::pin(sources(&config)), &mut ordered).await else { return Ok(()) };
     let sources = sources?;
     let queue = sources.first().context("no source is configured")?.clone();
     let host = Host::start(Parts {
