@@ -75,7 +75,7 @@ for mib in 40 400 1500 2100 2300 2600 3000 4000 6000; do
 done
 [ $status -eq 0 ] || failed '6,000 MiB are enough'
 
-echo 'a device that breaks'
-demo SIMCUDA_FAIL_AFTER=3000 SIMCUDA_MODE=dry
+echo 'a device that breaks while the second job runs'
+demo SIMCUDA_FAIL_AFTER=1200 SIMCUDA_MODE=dry
 [ $status -ne 0 ] && grep -q 'the GPU failed' "$work/said" || failed 'a broken device'
 python3 "$here/fatal.py" "$atelier" "$device"
