@@ -29,6 +29,28 @@ fn only_so_many_jobs_are_remembered_and_none_that_runs_is_forgotten() {
     assert!(jobs.registry().job_statuses.len() <= REMEMBERED + 1);
 }
 
+/// Published twice, a job has one end: what was sent before that asked for it, what was sent later asks for another try.
+#[test]
+fn a_message_that_was_sent_before_the_same_request_failed_has_its_end() {
+    let jobs = Arc::<Jobs>::default();
+    let first = job("a");
+    let mut other = job("a");
+    other.fingerprint = "another".into();
+    let before = SystemTime::now() - Duration::from_mins(1);
+    assert!(jobs.start(&first, 1));
+    assert_eq!(jobs.told_since(&first, before), None, "it runs");
+    let problem = Problem { code: "cancelled".into(), message: "somebody cancelled it".into(), field: None };
+    jobs.end("a", State::Cancelled, Some(serde_json::json!(problem)));
+    assert_eq!(jobs.told_since(&first, before), Some(problem));
+    assert_eq!(jobs.told_since(&first, SystemTime::now()), None, "it is wanted again");
+    assert_eq!(jobs.told_since(&other, before), None, "another request");
+    queue(&jobs, &first);
+    assert_eq!(jobs.told_since(&first, before), None, "it was handed in again");
+    assert!(jobs.start(&first, 1));
+    jobs.end("a", State::Complete, None);
+    assert_eq!(jobs.told_since(&first, before), None, "a complete one is replayed");
+}
+
 #[test]
 fn the_newest_jobs_come_first_and_each_once() {
     let jobs = Arc::<Jobs>::default();
