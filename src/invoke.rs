@@ -1,6 +1,6 @@
 //! `atelier invoke FILE`: one event through the handler in this process, the reply on standard output.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::config::{Config, Environment};
 use crate::start;
+use crate::start::command::input;
 use crate::workflow::control::{Control, Shutdown};
 
 #[derive(clap::Args)]
@@ -22,13 +23,7 @@ pub struct Options {
 /// # Errors
 /// When the event cannot be read, the function not be set up, or the handler failed.
 pub async fn run(options: &Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
-    let text = if options.event == Path::new("-") {
-        let mut text = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut text).context("standard input cannot be read")?;
-        text
-    } else {
-        std::fs::read(&options.event).with_context(|| format!("{} cannot be read", options.event.display()))?
-    };
+    let text = input(&options.event)?;
     let event: Box<RawValue> =
         serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", options.event.display()))?;
     let mut config = Config::load(config, environment)?;

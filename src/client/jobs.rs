@@ -4,9 +4,10 @@ use std::path::Path;
 
 use reqwest::Method;
 
-use super::submit::{line, report_event};
+use super::submit::report_event;
 use super::{Api, job_id};
 use crate::config::Environment;
+use crate::start::command::line;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -44,7 +45,7 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
             }
             Ok(())
         }
-        What::Show { job_id: id } => line(&serde_json::to_string_pretty(&api.job(&job_id(id)?).await?)?),
+        What::Show { job_id: id } => Ok(line(&serde_json::to_string_pretty(&api.job(&job_id(id)?).await?)?)?),
         What::Follow { job_id: id } => {
             let id = job_id(id)?;
             let ended = api.follow(&id, |event| report_event(&id, event)).await?;
@@ -54,7 +55,7 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
         What::Cancel { job_id: id } => {
             let id = job_id(id)?;
             let answer = api.answer(api.request(Method::DELETE, &["jobs", id.as_str()])?).await?;
-            line(&format!("{id} {}", answer["message"].as_str().unwrap_or("is cancelled")))
+            Ok(line(&format!("{id} {}", answer["message"].as_str().unwrap_or("is cancelled")))?)
         }
     }
 }

@@ -1,6 +1,5 @@
 //! `atelier submit JOB.json`: hands a job in, follows it, and downloads its images.
 
-use std::io::{Read as _, Write as _, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
@@ -15,6 +14,7 @@ use crate::host::source::Source;
 use crate::host::source::rabbitmq::RabbitMq;
 use crate::host::source::sqs::Sqs;
 use crate::job::JobId;
+use crate::start::command::{input, line};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -36,7 +36,7 @@ pub struct Options {
 /// # Errors
 /// When the job is refused, fails, or its images cannot be brought.
 pub async fn run(options: &Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
-    let body = read(&options.job)?;
+    let body = input(&options.job)?;
     let follows = options.follow || options.out.is_some();
     let queue = options.to.as_deref().filter(|to| ["sqs", "rabbitmq"].contains(to));
     if let Some(queue) = queue {
@@ -55,15 +55,6 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
         ensure!(ended["state"] == "complete", "{id} has not been completed");
     }
     Ok(())
-}
-
-fn read(job: &Path) -> anyhow::Result<Vec<u8>> {
-    if job == Path::new("-") {
-        let mut body = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut body).context("standard input cannot be read")?;
-        return Ok(body);
-    }
-    std::fs::read(job).with_context(|| format!("{} cannot be read", job.display()))
 }
 
 /// The route that takes jobs of this task.
@@ -92,20 +83,20 @@ async fn send(queue: &str, body: &[u8], config: &Config) -> anyhow::Result<()> {
         _ => Box::new(RabbitMq::start(&config.sources.rabbitmq)?),
     };
     source.send(id.as_str(), body, None).await?;
-    line(&format!("{id} the job is in the queue"))
+    Ok(line(&format!("{id} the job is in the queue"))?)
 }
 
 /// A line for each event.
 pub(super) fn report_event(id: &JobId, event: &JobEvent) -> anyhow::Result<()> {
     let JobEvent { name, document, .. } = event;
-    line(&match name.as_str() {
+    Ok(line(&match name.as_str() {
         "step" => format!("{id} step {} of {}", document["step"], document["steps"]),
         "started" => format!("{id} started, attempt {}", document["attempt"]),
         _ => match document["error"]["message"].as_str() {
             Some(message) => format!("{id} {name}: {message}"),
             None => format!("{id} {name}"),
         },
-    })
+    })?)
 }
 
 /// Writes the images of a complete job.
@@ -125,8 +116,4 @@ async fn download(api: &Api, id: &JobId, job: &Value, directory: &Path) -> anyho
         line(&format!("{id} {}", file.display()))?;
     }
     Ok(())
-}
-
-pub(super) fn line(text: &str) -> anyhow::Result<()> {
-    Ok(writeln!(stdout().lock(), "{text}")?)
 }

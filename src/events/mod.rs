@@ -80,12 +80,6 @@ fn sns_record(payload: &Value, text: &str) -> Option<Vec<u8>> {
     Some(record.sns.get().as_bytes().to_vec())
 }
 
-/// What `EventBridge` and S3 invoke a function with: taken as a body, it is opened or refused by its name like one in a queue.
-fn is_envelope(payload: &Value) -> bool {
-    let is_event = ["detail-type", "detail", "source"].iter().all(|key| payload.get(key).is_some());
-    is_event || payload["Records"][0]["eventSource"] == "aws:s3"
-}
-
 impl Event {
     /// Distinguishes the kinds and reads the event. `text`: all of it, since parsing changes numbers that no `f64` or `u64` holds.
     ///
@@ -109,7 +103,7 @@ impl Event {
         if let Some(notification) = sns_record(payload, text) {
             return Ok(Self::Direct(notification));
         }
-        if envelope::is_like_a_job(payload) || is_envelope(payload) {
+        if envelope::is_like_a_job(payload) || envelope::invokes_functions(payload) {
             return Ok(Self::Direct(text.as_bytes().to_vec()));
         }
         let keys = match payload {

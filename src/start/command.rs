@@ -1,7 +1,10 @@
-//! What commands have in common: whose model, a line of output, a key of a manifest, the completion script of a shell.
+//! What commands have in common: whose model, an input file, a line of output, a key of a manifest, the completion script of a shell.
 
 use std::fmt::Write as _;
-use std::io::{Write as _, stdout};
+use std::io::{Read as _, Write as _, stdin, stdout};
+use std::path::Path;
+
+use anyhow::Context as _;
 
 use crate::config::Config;
 use crate::job::task::ModelName;
@@ -20,7 +23,17 @@ pub(super) fn all_named(config: &Config, model: Option<String>) -> anyhow::Resul
     }
 }
 
-pub(super) fn line(text: &str) -> std::io::Result<()> {
+/// The file that the command line names; `-`: standard input.
+pub(crate) fn input(file: &Path) -> anyhow::Result<Vec<u8>> {
+    if file != Path::new("-") {
+        return std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()));
+    }
+    let mut text = Vec::new();
+    stdin().lock().read_to_end(&mut text).context("standard input cannot be read")?;
+    Ok(text)
+}
+
+pub(crate) fn line(text: &str) -> std::io::Result<()> {
     writeln!(stdout().lock(), "{text}")
 }
 

@@ -49,6 +49,12 @@ pub fn is_like_a_job(value: &Value) -> bool {
     value.is_object() && value.get("job_id").is_some() && ["prompt", "task"].iter().any(|key| value.get(key).is_some())
 }
 
+/// Whether `EventBridge` or S3 invokes functions with this: taken as a body, it is opened or refused by its name like one in a queue.
+#[must_use]
+pub fn invokes_functions(value: &Value) -> bool {
+    matches!(Envelope::of(value), Some(Envelope::EventBridge | Envelope::S3Notification))
+}
+
 /// What is not a job, but known to hold one or to be sent in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Envelope {

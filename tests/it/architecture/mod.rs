@@ -108,7 +108,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("log", &["job", "setting", "config"]),
     ("serve", &["*"]),
     ("invoke", &["*"]),
-    ("client", &["job", "setting", "authorities", "config", "host"]),
+    ("client", &["job", "setting", "authorities", "config", "host", "start::command"]),
     ("demo", &["*"]),
     ("role", &["*"]),
     ("main", &["*"]),

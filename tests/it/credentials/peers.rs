@@ -1,8 +1,6 @@
 //! What needs PyPI's `c2pa-python` and `pillow`: C2PA's own implementation verifies every format and task, and images stay what they are.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use atelier::content_credentials::ready;
 use atelier::content_credentials::settings::Settings;
@@ -11,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::authority::Authority;
 use super::{FORMATS, changed, generated, signing, tasks, with_inputs};
-use crate::servers::python_or_skip;
+use crate::servers::{ask_python, python_or_skip};
 use crate::stage::Stage;
 
 /// A line of JSON for each file of the question: what verification comes to with the root and without, the manifest, and the pixels.
@@ -33,16 +31,8 @@ for file in question["files"]:
 "#;
 
 fn asked(venv: &Path, root: Option<&str>, files: &[PathBuf]) -> Vec<Value> {
-    let mut python = Command::new(venv.join("bin/python"))
-        .args(["-c", VERIFY])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("python of the venv");
-    let question = json!({ "root": root, "files": files }).to_string();
-    python.stdin.take().expect("its stdin").write_all(question.as_bytes()).expect("written");
-    let answer = python.wait_with_output().expect("an answer");
-    let lines = String::from_utf8_lossy(&answer.stdout).into_owned();
+    let question = json!({ "root": root, "files": files });
+    let lines = ask_python(venv, VERIFY, &question);
     let answers: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(answers.len(), files.len(), "{lines}");
     answers

@@ -8,8 +8,12 @@ pub(crate) mod proxy;
 pub(crate) mod rabbitmq;
 pub(crate) mod s3;
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use serde_json::Value;
 
 /// Long enough for a loaded machine; a test that waits this long has failed.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -26,6 +30,19 @@ pub(crate) fn python_or_skip(what: &str) -> Option<PathBuf> {
     );
     left_out(what, "run `tests/venv.sh DIR` and set ATELIER_TEST_VENV=DIR");
     None
+}
+
+/// What a script says to a question on its standard input.
+pub(crate) fn ask_python(venv: &Path, script: &str, question: &Value) -> String {
+    let mut python = Command::new(venv.join("bin/python"))
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python of the venv");
+    python.stdin.take().expect("its stdin").write_all(question.to_string().as_bytes()).expect("written");
+    let answer = python.wait_with_output().expect("an answer");
+    String::from_utf8_lossy(&answer.stdout).into_owned()
 }
 
 /// Says that a test did not run, and why.

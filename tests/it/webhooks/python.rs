@@ -1,13 +1,10 @@
 //! What needs the `standardwebhooks` package of PyPI: another implementation verifies what we sign.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-
 use serde_json::json;
 
 use super::{SECRET, complete, notifier, settings};
 use crate::servers::http::{Answer, HttpServer};
-use crate::servers::python_or_skip;
+use crate::servers::{ask_python, python_or_skip};
 use crate::store::job;
 
 const VERIFY: &str = "
@@ -29,14 +26,6 @@ async fn another_implementation_accepts_the_signature() {
         .into();
     let headers: serde_json::Map<_, _> = headers.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
     let body = String::from_utf8(request.body.clone()).expect("text");
-    let mut python = Command::new(venv.join("bin/python"))
-        .args(["-c", VERIFY])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("python of the venv");
-    let question = json!({ "secret": SECRET, "headers": headers, "body": body }).to_string();
-    python.stdin.take().expect("its stdin").write_all(question.as_bytes()).expect("written");
-    let answer = python.wait_with_output().expect("an answer");
-    assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "job-1");
+    let question = json!({ "secret": SECRET, "headers": headers, "body": body });
+    assert_eq!(ask_python(&venv, VERIFY, &question).trim(), "job-1");
 }
