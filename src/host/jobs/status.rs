@@ -39,11 +39,11 @@ pub struct JobStatus {
     pub attempt: u32,
     /// `{code, message, field}` of the last attempt that failed.
     pub error: Option<Value>,
-    /// Of the request ([`Job::fingerprint`]).
+    /// Of the request ([`crate::job::Job::fingerprint`]).
     pub fingerprint: String,
     /// Object key prefix of its images and record.
     pub prefix: String,
-    /// Whose job it is ([`Job::tenant`]).
+    /// Whose job it is ([`crate::job::Job::tenant`]).
     pub tenant: Option<String>,
     /// Someone asked for it to be cancelled.
     pub cancelled: bool,
