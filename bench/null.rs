@@ -10,8 +10,10 @@ use atelier::handler::Handler;
 use atelier::job::capabilities::Capabilities;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
+use atelier::safety::gate::Gate;
 use atelier::store::Store;
 use atelier::store::held_results::HeldResults;
+use atelier::workflow::store::ModelOrigin;
 use atelier::workflow::{Services, Workflow};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{Engine, EngineError, Generated, Image, QueuedRequest, Request};
@@ -48,11 +50,12 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
     let services = Services {
         engine: EngineThread::start(|| Ok(NullEngine { rgb }))?,
         model: config.model.name.clone(),
-        licence: None,
+        origin: ModelOrigin::default(),
         capabilities: Capabilities::Generate,
         preprocess: config.workflow.preprocess,
         postprocess: config.workflow.postprocess,
         encode: config.workflow.encode,
+        gate: Arc::new(Gate::new(&config.safety, None)?),
         signing: ready::signing(&config.content_credentials)?.map(Arc::new),
         store: Arc::new(Store::connect(&config.store, outbound.clone()).await?),
         held_results: HeldResults::new(&config.store),

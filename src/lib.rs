@@ -14,6 +14,8 @@ pub mod clock;
 
 pub mod fault_point;
 
+pub mod safety;
+
 pub mod protocol;
 
 pub mod aws;

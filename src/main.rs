@@ -51,6 +51,7 @@ async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow
         Some(Role::Models(options)) => return start::models::run(options, config, environment).await,
         Some(Role::Doctor(options)) => return doctor::run(&options, config, environment).await,
         Some(Role::Inspect(options)) => return inspect::run(&options, config, environment).await,
+        Some(Role::Audit(options)) => return inspect::audit::run(&options, config, environment).await,
         Some(Role::Host(options)) => start::host::run(options, config, environment).await?,
         Some(Role::Completions { shell }) => start::command::complete(shell, &mut Arguments::command())?,
         Some(Role::Manual) => clap_mangen::Man::new(Arguments::command()).render(&mut stdout())?,

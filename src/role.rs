@@ -22,6 +22,8 @@ pub enum Role {
     Doctor(doctor::Options),
     /// Show what an image says of itself, and verify its content credentials.
     Inspect(inspect::Options),
+    /// Show how the images of a job came about, and whether they are those of its record.
+    Audit(inspect::audit::Options),
     /// Print the completion script of a shell; docs/completions/ has them.
     #[command(hide = true)]
     Completions { shell: clap_complete::Shell },
@@ -35,7 +37,7 @@ impl Role {
     #[must_use]
     pub fn default_level(&self) -> log::DefaultLevel {
         match self {
-            Self::Doctor(_) | Self::Inspect(_) => log::DefaultLevel::Nothing,
+            Self::Doctor(_) | Self::Inspect(_) | Self::Audit(_) => log::DefaultLevel::Nothing,
             Self::Demo(_) | Self::Submit(_) | Self::Jobs(_) => log::DefaultLevel::Warnings,
             _ => log::DefaultLevel::Outcomes,
         }

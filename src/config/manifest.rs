@@ -12,6 +12,7 @@ use crate::job::task::scheduler::{Sampler, Scheduler};
 use crate::job::task::tryon::Mode;
 use crate::models::file::FilePath;
 use crate::models::source::Source;
+use crate::safety::checker::Categories;
 
 /// A model this function can serve, `NAME.yaml` in the models directory.
 #[derive(Debug, Clone, Deserialize)]
@@ -53,6 +54,9 @@ pub struct Manifest {
     /// Edits: pixels of a result whose job gives no size, in the ratio of the first image; none: 1024x1024, as the checkpoint's own pipeline.
     #[serde(default)]
     pub edit_px: Option<u32>,
+    /// What looks at images before and after they are generated.
+    #[serde(default)]
+    pub checker: Option<Checker>,
     /// Where `atelier models pull` finds the checkpoint's files.
     #[serde(default)]
     pub source: Option<Source>,
@@ -63,6 +67,17 @@ pub struct Manifest {
     /// What a job gets that leaves a field out.
     #[serde(default)]
     pub defaults: Defaults,
+}
+
+/// An image classifier in transformers' layout.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checker {
+    /// Relative to the manifest.
+    #[serde(deserialize_with = "relative")]
+    pub directory: PathBuf,
+    /// Which of its labels stand for what may not be shown.
+    pub categories: Categories,
 }
 
 const WEIGHTS: &str =
@@ -217,6 +232,9 @@ impl Manifest {
         let directory = self.directory().to_owned();
         self.checkpoint = directory.join(&self.checkpoint);
         self.weights = self.weights.take().map(|weights| directory.join(weights));
+        if let Some(checker) = &mut self.checker {
+            checker.directory = directory.join(&checker.directory);
+        }
         let Modes { base, lora, fp8 } = &mut self.modes;
         for weights in [base, lora, fp8].into_iter().flatten() {
             weights.transformer = weights.transformer.take().map(|file| directory.join(file));

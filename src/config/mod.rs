@@ -26,7 +26,7 @@ use crate::workflow::StepName;
 use crate::workflow::encode::Encode;
 use crate::workflow::postprocess::Postprocess;
 use crate::workflow::preprocess::Preprocess;
-use crate::{content_credentials, host, notify, outbound, store};
+use crate::{content_credentials, host, notify, outbound, safety, store};
 
 /// What is in force where the user's file says nothing; the same file a user starts from.
 pub const BUILT_IN: &str = include_str!("../../config.yaml");
@@ -48,6 +48,7 @@ pub struct Config {
     pub runtime: Runtime,
     pub store: store::Settings,
     pub content_credentials: content_credentials::settings::Settings,
+    pub safety: safety::settings::Settings,
     pub notify: notify::Settings,
     pub outbound: outbound::Settings,
     pub asset_service: AssetService,
@@ -232,6 +233,7 @@ impl Config {
                 "lacks `credentials`, and content_credentials names a signer: add the step behind `encode`, or name no signer";
             return Err(("workflow.steps", problem.into()));
         }
+        self.check_safety()?;
         if self.runtime.max_attempts == 0 {
             return Err(("runtime.max_attempts", "must be at least 1".into()));
         }
@@ -248,6 +250,22 @@ impl Config {
             return Err(("security.internal_auth_token", "must have at least 16 characters".into()));
         }
         Ok(())
+    }
+
+    /// A step that looks at images and is left out would let everything through in silence.
+    fn check_safety(&self) -> Result<(), (&'static str, String)> {
+        let steps = &self.workflow.steps;
+        let lacking = [StepName::Screen, StepName::Check].into_iter().find(|step| !steps.contains(step));
+        match lacking.filter(|_| self.safety.mode == safety::settings::Mode::On) {
+            Some(step) => {
+                let step = step.as_str();
+                Err((
+                    "workflow.steps",
+                    format!("lacks `{step}`, and safety.mode is on: add the step, or write `safety.mode: off`"),
+                ))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Reads the manifest of the model this function serves.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use c2pa::{Context, Signer, SigningAlg};
+use sha2::{Digest as _, Sha256};
 
 use super::chain::Chain;
 use super::context::context;
@@ -21,6 +22,8 @@ pub struct Signing {
     pub subject: String,
     /// When the first certificate of the chain expires.
     pub not_after: SystemTime,
+    /// SHA-256 of the certificate that signs (DER), in hex.
+    pub certificate_sha256: String,
 }
 
 impl Signing {
@@ -33,7 +36,10 @@ impl Signing {
         let not_after = chain.not_after;
         let context = context(None).map_err(|error| SettingError::new(source.certificate.key, error))?;
         let signer = Arc::new(LocalSigner::new(chain)?);
-        Ok(Self { signer, context: Arc::new(context), is_development, subject, not_after })
+        let certificates = signer.certs().map_err(|error| SettingError::new(source.certificate.key, error.to_string()))?;
+        let certificate_sha256 = certificates.first().map(|der| base16ct::lower::encode_string(&Sha256::digest(der)));
+        let certificate_sha256 = certificate_sha256.unwrap_or_default();
+        Ok(Self { signer, context: Arc::new(context), is_development, subject, not_after, certificate_sha256 })
     }
 
     /// Whether what is signed now verifies: a certificate expires while a process runs.

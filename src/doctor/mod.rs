@@ -14,6 +14,7 @@ mod gpu;
 mod inputs;
 mod models;
 mod queues;
+mod safety;
 mod signer;
 mod webhook;
 
@@ -29,7 +30,8 @@ use self::finding::{Finding, State};
 use crate::config::{Config, Environment};
 
 /// Everything but the configuration itself, in the order of the output.
-const NEED_CONFIG: [&str; 9] = ["credentials", "bucket", "inputs", "queue", "webhook", "signer", "model", "gpu", "clock"];
+const NEED_CONFIG: [&str; 10] =
+    ["credentials", "bucket", "inputs", "queue", "webhook", "signer", "safety", "model", "gpu", "clock"];
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -92,10 +94,9 @@ async fn examine(options: &Options, config: &Config, environment: &Environment) 
         within(limit, "gpu", gpu::check(config, environment)),
         clock::check(config, limit),
     );
-    let others = [vec![bucket, inputs::check(config)], queues, webhooks, vec![signer::check(config)], models, vec![gpu], clock]
-        .concat()
-        .into_iter()
-        .map(without_chain);
+    let safety = each_model.iter().map(|own| safety::check(own, environment)).collect();
+    let before = [vec![bucket, inputs::check(config)], queues, webhooks, vec![signer::check(config)], safety].concat();
+    let others = before.into_iter().chain(models).chain([gpu]).chain(clock).map(without_chain);
     std::iter::once(credentials).chain(others).collect()
 }
 

@@ -9,7 +9,7 @@ use crate::protocol::reply::{JobOutcome, JobReport};
 pub(super) fn job_outcome(error: &JobError, stored: bool) -> JobOutcome {
     match error.retry_policy() {
         RetryPolicy::Retry => JobOutcome::Retry,
-        RetryPolicy::Wait => JobOutcome::StoreUnavailable,
+        RetryPolicy::Wait => waiting(error),
         // It came too late: the images are there, and the redelivery reports them.
         RetryPolicy::Terminal if stored && matches!(error, JobError::Cancelled) => JobOutcome::Retry,
         RetryPolicy::Terminal => JobOutcome::Failed,
@@ -18,7 +18,15 @@ pub(super) fn job_outcome(error: &JobError, stored: bool) -> JobOutcome {
 
 /// What becomes of a message over which something went wrong that is no end of its job.
 pub(super) fn handed_back(error: &JobError) -> JobOutcome {
-    if error.retry_policy() == RetryPolicy::Wait { JobOutcome::StoreUnavailable } else { JobOutcome::Retry }
+    if error.retry_policy() == RetryPolicy::Wait { waiting(error) } else { JobOutcome::Retry }
+}
+
+/// For what a job waits that is no attempt the worse for it.
+fn waiting(error: &JobError) -> JobOutcome {
+    match error {
+        JobError::ModerationUnavailable { .. } => JobOutcome::ModerationUnavailable,
+        _ => JobOutcome::StoreUnavailable,
+    }
 }
 
 pub(super) fn entry(message_id: &str, job_id: Option<&JobId>, outcome: JobOutcome, error: Option<&JobError>) -> JobReport {

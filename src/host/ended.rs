@@ -130,7 +130,12 @@ mod tests {
 
     #[test]
     fn what_a_message_carries_is_read_as_it_was_written_and_small() {
-        let problem = Problem { code: "invalid_input".into(), message: "\u{1}".repeat(100_000), field: Some("steps".into()) };
+        let problem = Problem {
+            code: "invalid_input".into(),
+            message: "\u{1}".repeat(100_000),
+            field: Some("steps".into()),
+            category: None,
+        };
         let mut ended = EndedJob::failed(End::DeadLetter, 3, problem);
         ended.waited(Duration::MAX);
         ended.delivered = vec!["msg_0123456789abcdef0123456789abcdef".into(); 100];

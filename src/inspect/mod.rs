@@ -1,5 +1,6 @@
 //! `atelier inspect`: what an image says of itself, and whether its content credentials verify.
 
+pub mod audit;
 mod report;
 mod source;
 
@@ -35,11 +36,7 @@ pub struct Options {
 /// # Errors
 /// When the image or the trust anchors cannot be read, or standard output cannot be written to.
 pub async fn run(options: &Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<ExitCode> {
-    let anchors = options
-        .trust_anchors
-        .as_deref()
-        .map(|path| std::fs::read_to_string(path).with_context(|| format!("{} cannot be read as PEM", path.display())));
-    let anchors = anchors.transpose()?;
+    let anchors = anchors(options.trust_anchors.as_deref())?;
     let file = options.image.read(config, environment).await?;
     let notes = notes::read(&file).map_err(|problem| anyhow::anyhow!("{}: {problem}", options.image))?;
     let credentials = verify(&file, notes.format, anchors.as_deref());
@@ -58,4 +55,11 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
         write!(out, "{report}")?;
     }
     Ok(code)
+}
+
+/// # Errors
+/// When the file is there and cannot be read.
+fn anchors(path: Option<&Path>) -> anyhow::Result<Option<String>> {
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("{} cannot be read as PEM", path.display()));
+    path.map(read).transpose()
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::safety::Block;
+
 /// One run of one job, replays and failures included.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
@@ -20,6 +22,9 @@ pub struct Measured {
     /// What became of its result on the host's disk.
     #[serde(default)]
     pub held_results: HeldResults,
+    /// Why this run was not allowed to go on; none also where an earlier run was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<Block>,
     /// Webhooks sent meanwhile, by kind and whether they were taken.
     pub webhook_attempts: Vec<WebhookAttempts>,
 }

@@ -1,12 +1,14 @@
 //! What a job is: the ground that every other module stands on.
 
 pub mod capabilities;
+pub mod consent;
 mod inputs;
 pub mod measured;
 pub mod metadata;
 pub mod notification;
 pub mod outcome;
 pub mod request;
+pub mod safety;
 mod signature;
 pub mod task;
 pub mod trace;
@@ -16,6 +18,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use self::consent::Consent;
 use self::metadata::Metadata;
 use self::task::{Task, Watermark};
 use self::trace::Trace;
@@ -29,6 +32,8 @@ pub struct Job {
     pub task: Task,
     pub watermark: Option<Watermark>,
     pub output: Output,
+    /// To the use of a person's image.
+    pub consent: Option<Consent>,
     pub callback: Option<Callback>,
     /// Among whom queues are fair, where they can be: `tenant`, else the `user_id` of the form, else that of `callback.metadata`.
     pub tenant: Option<String>,

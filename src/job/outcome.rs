@@ -6,9 +6,16 @@ use std::error::Error as StdError;
 use serde::{Deserialize, Serialize};
 
 use super::JobId;
+use super::consent::Consent;
+use super::safety::{Block, Safety, Stage};
+use super::trace::Trace;
 
 /// [`JobError::code`] of a request under another job's id.
 pub const CONFLICT: &str = "conflict";
+/// [`JobError::code`] of a job that the safety gate does not let through.
+pub const CONTENT_BLOCKED: &str = "content_blocked";
+/// [`JobError::code`] of a job that nobody could judge.
+pub const MODERATION_UNAVAILABLE: &str = "moderation_unavailable";
 /// [`JobError::code`] of a request that no attempt would take.
 const INVALID_REQUEST: &str = "invalid_request";
 
@@ -26,10 +33,36 @@ pub struct Record {
     /// Called `pictures` in records that were written before 0.1.0.
     #[serde(alias = "pictures")]
     pub images: Vec<StoredImage>,
+    /// How it came about, beyond the request.
+    #[serde(flatten)]
+    pub provenance: Provenance,
     /// Milliseconds spent in each workflow step up to storing the images.
     pub timings_ms: BTreeMap<String, u64>,
     /// Seconds since 1970-01-01T00:00:00Z.
     pub finished_at_s: u64,
+}
+
+/// What a record says of how its images came about; records of earlier releases say nothing of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Of the message that the job came in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Trace>,
+    /// To the use of a person's image, as the job has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consent: Option<Consent>,
+    /// Who looked at the job, and what they found; none: nobody was asked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safety: Option<Safety>,
+    /// Of the content credentials in the images; none: they have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Signer>,
+    /// SHA-256 of the model's manifest, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_sha256: Option<String>,
+    /// SHA-256 of the model's files, in hex, as far as its manifest pins them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub model_files: BTreeMap<String, String>,
 }
 
 /// One image in the bucket.
@@ -47,6 +80,15 @@ pub struct StoredImage {
     pub sha256: Option<String>,
 }
 
+/// Who has signed the images of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signer {
+    /// Of the certificate that signs.
+    pub subject: String,
+    /// SHA-256 of that certificate (DER), in hex.
+    pub certificate_sha256: String,
+}
+
 /// How a job that did not fail ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
@@ -60,7 +102,8 @@ pub struct Outcome {
 pub enum RetryPolicy {
     /// The same job can succeed later: hand the message back.
     Retry,
-    /// The store does not do what it is asked, and no job is at fault: wait for it, however long that takes. It is no attempt.
+    /// The store or the moderator does not do what it is asked, and no job is at fault: wait for it, however long that takes. It is no
+    /// attempt.
     Wait,
     /// No repetition helps: notify the caller and be done.
     Terminal,
@@ -109,6 +152,12 @@ pub enum JobError {
     /// An image was made and cannot be signed. It goes nowhere unsigned.
     #[error("content credentials: {problem}")]
     Signing { problem: String },
+    /// It is not to be generated, or not to be shown.
+    #[error("{0}")]
+    Blocked(Block),
+    /// Nobody could say whether it may be generated, or shown.
+    #[error("the moderator gave no answer, and nothing is generated or stored without one: {problem}")]
+    ModerationUnavailable { problem: String },
     #[error("the job was cancelled")]
     Cancelled,
     #[error("the invocation's deadline came before the job was done")]
@@ -148,7 +197,9 @@ impl JobError {
             | Self::OutOfMemory { .. }
             | Self::NotFinite { .. }
             | Self::FailedBeside { .. }
+            | Self::Blocked(_)
             | Self::Cancelled => RetryPolicy::Terminal,
+            Self::ModerationUnavailable { .. } => RetryPolicy::Wait,
             Self::Storage { retry_policy, .. } => *retry_policy,
             Self::Fetch { .. }
             | Self::Generation { .. }
@@ -175,6 +226,8 @@ impl JobError {
             Self::Generation { .. } => "inference_failed",
             Self::FatalDeviceError { .. } => "gpu_failed",
             Self::Signing { .. } => "signing_failed",
+            Self::Blocked(_) => CONTENT_BLOCKED,
+            Self::ModerationUnavailable { .. } => MODERATION_UNAVAILABLE,
             Self::Cancelled => "cancelled",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::ShuttingDown => "shutting_down",
@@ -193,6 +246,17 @@ impl JobError {
             Self::Invalid { field, .. } | Self::Input { field, .. } | Self::Fetch { field, .. } => Some(field),
             Self::Conflict { .. } => Some("job_id"),
             Self::FailedBeside { problem } => problem.field.as_deref(),
+            Self::Blocked(block) if block.stage != Stage::Image => block.field.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Of what is not allowed.
+    #[must_use]
+    pub fn category(&self) -> Option<&str> {
+        match self {
+            Self::Blocked(block) => Some(&block.category),
+            Self::FailedBeside { problem } => problem.category.as_deref(),
             _ => None,
         }
     }
@@ -207,6 +271,9 @@ pub struct Problem {
     /// The field of the request that is at fault, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
+    /// Of [`CONTENT_BLOCKED`]: one word, such as `nude`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
 }
 
 impl Problem {
@@ -225,6 +292,11 @@ impl Problem {
 
 impl From<&JobError> for Problem {
     fn from(error: &JobError) -> Self {
-        Self { code: error.code().to_owned(), message: error.to_string(), field: error.field().map(str::to_owned) }
+        Self {
+            code: error.code().to_owned(),
+            message: error.to_string(),
+            field: error.field().map(str::to_owned),
+            category: error.category().map(str::to_owned),
+        }
     }
 }

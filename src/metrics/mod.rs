@@ -13,6 +13,7 @@ use prometheus::{CounterVec, Encoder as _, GaugeVec, HistogramOpts, HistogramVec
 use self::gpu::Gpus;
 use self::table::{Counter, Gauge, Histogram, Kind, Metric};
 use crate::job::measured::{HeldResults, Measured, WebhookAttempts};
+use crate::job::safety::Block;
 
 /// The metrics of this process; clones are the same metrics.
 #[derive(Clone)]
@@ -142,6 +143,9 @@ impl Metrics {
         for (event, count) in [("kept", kept), ("used", used), ("dropped", dropped)] {
             self.add(table::HELD_RESULTS, [event], count as f64);
         }
+        if let Some(Block { stage, category, .. }) = &measured.blocked {
+            self.add(table::BLOCKED, [stage.as_str(), category], 1.0);
+        }
         self.webhooks(&measured.webhook_attempts);
     }
 
@@ -267,6 +271,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::safety::Stage;
 
     #[test]
     fn a_run_is_counted_where_the_table_says() {
@@ -278,6 +283,7 @@ mod tests {
             denoising_seconds: 1.9,
             lora_cache_hit: Some(true),
             held_results: HeldResults { kept: 1, used: 0, dropped: 2 },
+            blocked: Some(Block { category: "nude".into(), stage: Stage::Image, field: None }),
             webhook_attempts: vec![WebhookAttempts { kind: "progress".into(), delivered: false, count: 3 }],
         };
         metrics.job("sqs", "complete", Some(&measured));
@@ -286,6 +292,7 @@ mod tests {
         let text = metrics.render();
         for line in [
             "atelier_jobs_total{outcome=\"complete\",source=\"sqs\"} 1",
+            "atelier_blocked_total{category=\"nude\",stage=\"image\"} 1",
             "atelier_held_results_total{event=\"dropped\"} 2",
             "atelier_held_results_total{event=\"kept\"} 1",
             "atelier_jobs_total{outcome=\"retry\",source=\"sqs\"} 1",

@@ -98,13 +98,19 @@ pub const JOBS: Counter<2> = Counter(labelled(
     "atelier_jobs_total",
     "",
     &["source", "outcome"],
-    "runs by outcome: complete, failed, retry, store_unavailable, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
+    "runs by outcome: complete, failed, retry, store_unavailable, moderation_unavailable, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
 ));
 pub const REFUSED: Counter<2> = Counter(labelled(
     "atelier_refused_total",
     "",
     &["source", "outcome"],
     "messages that no attempt can help: failed (its sender was notified) or dead_letter (no one could be notified, or `keep_refused`)",
+));
+pub const BLOCKED: Counter<2> = Counter(labelled(
+    "atelier_blocked_total",
+    "",
+    &["stage", "category"],
+    "runs that the safety gate ended: by what was looked at (prompt, input, image), and as what",
 ));
 pub const HELD_RESULTS: Counter<1> = Counter(labelled(
     "atelier_held_results_total",
@@ -116,7 +122,7 @@ pub const DEFERRED: Counter<2> = Counter(labelled(
     "atelier_deferred_total",
     "",
     &["source", "reason"],
-    "messages that wait and count no attempt: running, model_busy, store_unavailable, result_held, notification_undelivered, end_unknown",
+    "messages that wait and count no attempt: running, model_busy, store_unavailable, moderation_unavailable, result_held, notification_undelivered, end_unknown",
 ));
 pub const STORE_AVAILABLE: Gauge<0> = Gauge(labelled(
     "atelier_store_available",
@@ -201,7 +207,7 @@ pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
 pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
 /// All of them, in the order of docs/metrics.md.
-pub const TABLE: [Metric; 29] = [
+pub const TABLE: [Metric; 30] = [
     INFERENCES.row(),
     INFERENCE_LATENCY.row(),
     INFERENCE_ERRORS.row(),
@@ -209,6 +215,7 @@ pub const TABLE: [Metric; 29] = [
     GPU_UTILIZATION.row(),
     JOBS.row(),
     REFUSED.row(),
+    BLOCKED.row(),
     HELD_RESULTS.row(),
     DEFERRED.row(),
     STORE_AVAILABLE.row(),

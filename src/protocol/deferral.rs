@@ -20,6 +20,8 @@ pub enum DeferReason {
     ModelBusy,
     /// The store cannot be asked, or written to: the job goes on when it can.
     StoreUnavailable,
+    /// The moderator gives no answer: the job goes on when it does.
+    ModerationUnavailable,
     /// As `StoreUnavailable`, after its images were made: they wait on the disk of the host that made them.
     ResultHeld,
     /// Its job has ended, and its caller could not be notified yet.
@@ -29,10 +31,11 @@ pub enum DeferReason {
 }
 
 impl DeferReason {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Running,
         Self::ModelBusy,
         Self::StoreUnavailable,
+        Self::ModerationUnavailable,
         Self::ResultHeld,
         Self::NotificationUndelivered,
         Self::EndUnknown,
@@ -45,6 +48,7 @@ impl DeferReason {
             Self::Running => "running",
             Self::ModelBusy => "model_busy",
             Self::StoreUnavailable => "store_unavailable",
+            Self::ModerationUnavailable => "moderation_unavailable",
             Self::ResultHeld => "result_held",
             Self::NotificationUndelivered => "notification_undelivered",
             Self::EndUnknown => "end_unknown",
@@ -58,6 +62,7 @@ impl DeferReason {
             Self::Running => 'r',
             Self::ModelBusy => 'b',
             Self::StoreUnavailable => 's',
+            Self::ModerationUnavailable => 'm',
             Self::ResultHeld => 'h',
             Self::NotificationUndelivered => 'n',
             Self::EndUnknown => 'e',

@@ -54,6 +54,8 @@ pub enum JobOutcome {
     Retry,
     /// As `Retry`, when the store is there again: it was no attempt, whatever the queue counts, and nobody is told.
     StoreUnavailable,
+    /// As `Retry`, when the moderator gives answers again: it was no attempt either.
+    ModerationUnavailable,
     /// It might succeed later, but its attempts are used up: its caller hears that it failed, and the message goes where
     /// failed ones are kept.
     DeadLetter,
@@ -63,13 +65,13 @@ impl JobOutcome {
     /// Whether a failure is reported to the queue.
     #[must_use]
     pub fn goes_back(self) -> bool {
-        matches!(self, Self::Retry | Self::StoreUnavailable | Self::DeadLetter)
+        matches!(self, Self::Retry | Self::StoreUnavailable | Self::ModerationUnavailable | Self::DeadLetter)
     }
 
     /// Whether somebody is told of it: else the message comes back.
     #[must_use]
     pub fn is_over(self) -> bool {
-        !matches!(self, Self::Retry | Self::StoreUnavailable)
+        !matches!(self, Self::Retry | Self::StoreUnavailable | Self::ModerationUnavailable)
     }
 
     /// One word for metrics.
@@ -80,6 +82,7 @@ impl JobOutcome {
             Self::Failed => "failed",
             Self::Retry => "retry",
             Self::StoreUnavailable => "store_unavailable",
+            Self::ModerationUnavailable => "moderation_unavailable",
             Self::DeadLetter => "dead_letter",
         }
     }
@@ -131,8 +134,12 @@ mod tests {
         let trace = Trace::from_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         let notification =
             Notification { id: "msg_1".into(), trace, message: Message::Backend { kind: Kind::Failed, body: "{}".into() } };
-        let problem =
-            Problem { code: "invalid_input".into(), message: "steps: must be 1 to 150".into(), field: Some("steps".into()) };
+        let problem = Problem {
+            code: "invalid_input".into(),
+            message: "steps: must be 1 to 150".into(),
+            field: Some("steps".into()),
+            category: None,
+        };
         let job = |message_id: &str, outcome, error, notifications| JobReport {
             message_id: message_id.into(),
             job_id: Some("job-1".into()),
@@ -148,6 +155,7 @@ mod tests {
             job("3", JobOutcome::Retry, Some(problem), Vec::new()),
             job("4", JobOutcome::DeadLetter, None, vec![notification]),
             job("5", JobOutcome::StoreUnavailable, None, Vec::new()),
+            job("6", JobOutcome::ModerationUnavailable, None, Vec::new()),
         ];
         let reply = encode(json!({ "batchItemFailures": [] }), &jobs);
         assert_eq!(reply["protocol"], 2);

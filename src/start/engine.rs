@@ -1,5 +1,6 @@
 //! Which engine a manifest asks for, and how it is loaded.
 
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,8 @@ use crate::config::manifest::{self, Family, Manifest, ModeLora, ModeWeights};
 use crate::config::{Config, Dtype};
 use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::tryon::Mode;
+use crate::safety::settings::Mode as SafetyMode;
+use atelier_engine::classifier::Classifier;
 use atelier_engine::flow;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::flux::Flux;
@@ -37,9 +40,12 @@ pub(super) fn start(
     let graphs = config.engine.cuda_graphs;
     let dtype = dtype(config.engine.dtype);
     let settings = qwen(config, manifest, budget);
+    let looks = config.safety.mode == SafetyMode::On;
+    let checker = manifest.checker.as_ref().filter(|_| looks).map(|checker| checker.directory.clone());
+    let aside = Aside { warm_up, checker };
     let manifest = manifest.clone();
     move || match manifest.family {
-        Family::StableDiffusion1 | Family::StableDiffusionXl => started(warm_up, move |device| {
+        Family::StableDiffusion1 | Family::StableDiffusionXl => started(aside, move |device| {
             let dtype = dtype.unwrap_or_else(|| device::default_dtype(&device));
             device::check_dtype(dtype, &device)?;
             let settings = settings::Settings { memory_budget: budget, graphs, ..stable_diffusion(&manifest, dtype, device)? };
@@ -47,17 +53,17 @@ pub(super) fn start(
             let loading = engine.loading();
             Ok((engine, loading))
         }),
-        Family::QwenImageEdit | Family::QwenImage => started(warm_up, move |device| {
+        Family::QwenImageEdit | Family::QwenImage => started(aside, move |device| {
             let precision = Precision::of(&device);
             let precision = Precision { compute: dtype.unwrap_or(precision.compute), ..precision };
             device::check_dtype(precision.compute, &device)?;
             timed(|| QwenEngine::load(&manifest.checkpoint, settings, precision, device))
         }),
-        Family::ZImage => started(warm_up, move |device| {
+        Family::ZImage => started(aside, move |device| {
             let settings = flow(&manifest, dtype, (budget, graphs), &device)?;
             timed(|| FlowEngine::<ZImage>::load(&manifest.checkpoint, settings, device))
         }),
-        Family::Flux => started(warm_up, move |device| {
+        Family::Flux => started(aside, move |device| {
             let settings = flow(&manifest, dtype, (budget, graphs), &device)?;
             timed(|| FlowEngine::<Flux>::load(&manifest.checkpoint, settings, device))
         }),
@@ -119,15 +125,24 @@ pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device
     })
 }
 
-fn started<E: Engine>(
+/// What is done next to loading an engine.
+struct Aside {
     warm_up: bool,
+    /// The directory of an image classifier.
+    checker: Option<PathBuf>,
+}
+
+fn started<E: Engine>(
+    Aside { warm_up, checker }: Aside,
     load: impl FnOnce(Device) -> Result<(E, Loading), EngineError> + Send + 'static,
 ) -> Result<(EngineThread, Phases), EngineError> {
     let (sender, phases) = mpsc::channel();
-    let thread = EngineThread::start(move || {
+    let thread = EngineThread::start_with_classifier(move || {
         let began = Instant::now();
         let device = device::open()?;
         let opened = began.elapsed();
+        // In f32 on a GPU as well: thresholds were chosen with what it gives there.
+        let classifier = checker.map(|directory| Classifier::load(&directory, DType::F32, &device)).transpose()?;
         let (mut engine, loading) = load(device)?;
         let began = Instant::now();
         if warm_up {
@@ -135,7 +150,7 @@ fn started<E: Engine>(
         }
         // A caller that waits for the thread waits for this.
         let _ = sender.send(Phases { device: opened, loading, warm_up: began.elapsed() });
-        Ok(Announcing::new(engine))
+        Ok((Announcing::new(engine), classifier))
     })?;
     Ok((thread, phases.recv().map_err(|_| EngineError::Gone)?))
 }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::listed::{self, HostedModel};
+use super::safety;
 use crate::config::{Config, Environment};
 use crate::events::auth::Auth;
 use crate::host::cloud::interruption::Interruption;
@@ -33,6 +34,7 @@ use crate::metrics::Metrics;
 use crate::metrics::gpu::Gpus;
 use crate::notify::Notifier;
 use crate::outbound::Outbound;
+use crate::safety::settings::TryOnSettings;
 use crate::store::Store;
 use crate::workflow::{StepName, watermark};
 
@@ -72,6 +74,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     warn_without_token(&config);
     let passes_through = !options.function.is_empty();
     let models = if passes_through { Vec::new() } else { listed::hosted(&config, environment)? };
+    models.iter().try_for_each(|model| safety::check(&model.config.safety, &model.manifest))?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
     let catalogue = Arc::new(listed::catalogue(&models).unwrap_or_else(|| of_another_function(&config, environment)));
@@ -214,6 +217,7 @@ struct Door {
     outbound: Outbound,
     signs: bool,
     fetches: bool,
+    tryon: TryOnSettings,
 }
 
 /// `models`: of this binary's own handlers; none: the function is another one.
@@ -233,6 +237,7 @@ fn door(
         outbound: outbound.clone(),
         signs: steps.contains(&StepName::Watermark),
         fetches: steps.contains(&StepName::Fetch),
+        tryon: config.safety.tryon,
     };
     Arc::new(move |job| door.check(job))
 }
@@ -246,6 +251,7 @@ impl Door {
         let said = said.iter().find(|function| own.is_none_or(|own| own.model == function.model));
         let Some(Function { model, capabilities }) = said.or(own) else { return Ok(()) };
         capabilities.check(model, job)?;
+        self.tryon.check(job)?;
         if self.fetches {
             self.store.check_inputs(job)?;
             for (field, asset) in job.inputs() {

@@ -8,12 +8,15 @@ mod listed;
 pub mod models;
 mod pack;
 mod phases;
+pub mod safety;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
+
 use self::phases::process_age_ms;
-use crate::config::manifest::Family;
+use crate::config::manifest::{Family, Manifest};
 use crate::config::{Config, ConfigError, Environment};
 use crate::content_credentials::ready;
 use crate::content_credentials::signing::Signing;
@@ -30,6 +33,7 @@ use crate::setting::SettingError;
 use crate::store::Store;
 use crate::store::held_results::HeldResults;
 use crate::workflow::preprocess::Preprocess;
+use crate::workflow::store::ModelOrigin;
 use crate::workflow::{Observer, Services, Workflow};
 use atelier_engine::EngineError;
 
@@ -73,6 +77,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     arm_fault_point(environment);
     let manifest = config.manifest(environment)?;
     let signing = signing(config)?;
+    let gate = safety::gate(config, &manifest)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
     let notifier = Arc::new(notifier((config, &config.model.name), outbound, store.clone())?);
@@ -99,7 +104,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let services = Services {
         engine,
         model,
-        licence: manifest.licence.clone(),
+        origin: origin(&manifest)?,
         capabilities: capabilities.clone(),
         preprocess: Preprocess {
             max_short_side_px: manifest.max_short_side_px,
@@ -108,6 +113,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         },
         postprocess: config.workflow.postprocess,
         encode: config.workflow.encode,
+        gate,
         signing,
         store,
         held_results: HeldResults::new(&config.store),
@@ -125,6 +131,21 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         keep_refused: KeepRefused { sqs: config.sources.sqs.keep_refused, rabbitmq: config.sources.rabbitmq.keep_refused },
         max_batch_px: config.runtime.max_batch_px,
         emf_model: config.metrics.emf.then(|| config.model.name.as_str().to_owned()),
+    })
+}
+
+/// What records say of the model.
+fn origin(manifest: &Manifest) -> Result<ModelOrigin, SettingError> {
+    let file = manifest.file.display().to_string();
+    let bytes = std::fs::read(&manifest.file).map_err(|error| SettingError::new(&file, format!("cannot be read ({error})")))?;
+    let sources = manifest.source.iter().chain(manifest.additional_sources.values());
+    let pinned = sources
+        .flat_map(|source| &source.files)
+        .filter_map(|(path, sha256)| Some((path.to_string(), sha256.as_ref()?.to_string())));
+    Ok(ModelOrigin {
+        licence: manifest.licence.clone(),
+        manifest_sha256: Some(base16ct::lower::encode_string(&Sha256::digest(bytes))),
+        files: pinned.collect(),
     })
 }
 

@@ -22,6 +22,9 @@ use crate::models::wanted::WITH_WEIGHTS;
 use crate::models::{FileCheck, How, Plan, Pulled, Step, count, pull, verify};
 use atelier_engine::tensor_file::PACKED;
 
+/// What is read of an image classifier.
+const CHECKER_FILES: [&str; 3] = ["config.json", "preprocessor_config.json", "model.safetensors"];
+
 #[derive(clap::Args)]
 pub struct Options {
     #[command(subcommand)]
@@ -102,10 +105,11 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
     let mut plans = vec![Plan { source, directory: manifest.checkpoint.clone(), weights, unread, offline, retry_policy }];
     for (directory, source) in &manifest.additional_sources {
         let directory = directory.under(manifest.directory());
-        let named = modes.iter().flat_map(|mode| mode.files()).chain(elsewhere);
-        let inside = named.filter_map(|file| file.strip_prefix(&directory).ok()?.to_str());
+        let checker = manifest.checker.iter().flat_map(|checker| CHECKER_FILES.map(|file| checker.directory.join(file)));
+        let named = modes.iter().flat_map(|mode| mode.files()).chain(elsewhere).cloned().chain(checker);
+        let inside = named.filter_map(|file| Some(file.strip_prefix(&directory).ok()?.to_str()?.to_owned()));
         let files: BTreeMap<FilePath, Option<Checksum>> = inside
-            .filter_map(|file| FilePath::new(file).ok())
+            .filter_map(|file| FilePath::new(&file).ok())
             .map(|file| (file.clone(), source.files.get(&file).copied().flatten()))
             .collect();
         if !files.is_empty() {

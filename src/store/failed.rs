@@ -143,7 +143,7 @@ impl Store {
         let delete = self.client.delete_object().bucket(&self.settings.bucket).key(&key).send();
         let Err(failure) = delete.await.map_err(Failure::new) else { return };
         let error = failure.storage(self.request("s3:DeleteObject", &key));
-        let nothing = Problem { code: String::new(), message: String::new(), field: None };
+        let nothing = Problem { code: String::new(), message: String::new(), field: None, category: None };
         let void = FailedJob { fingerprint: String::new(), ..FailedJob::new(job, nothing, false, Vec::new()) };
         if self.put_failed(job, message, &void).await.is_err() {
             tracing::warn!(key, %error, "a note of a failed job stays in the bucket: its message cannot be sent again from the dead letters");

@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::job::Job;
+use crate::job::safety::SafetyCheck;
 
 /// Settings of section `store.held_results`.
 #[derive(Debug, Clone, Deserialize)]
@@ -46,6 +47,8 @@ pub struct HeldResult {
     pub images: Vec<HeldImage>,
     /// Milliseconds by step, of the attempt that generated.
     pub timings_ms: BTreeMap<String, u64>,
+    /// What the safety gate was asked, and said.
+    pub checks: Vec<SafetyCheck>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +68,9 @@ struct Head {
     fingerprint: String,
     images: Vec<ImageHead>,
     timings_ms: BTreeMap<String, u64>,
+    /// Results of earlier releases have none.
+    #[serde(default)]
+    checks: Vec<SafetyCheck>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -164,6 +170,7 @@ fn head(job: &Job, result: &HeldResult) -> Head {
         fingerprint: job.fingerprint.clone(),
         images: images.collect(),
         timings_ms: result.timings_ms.clone(),
+        checks: result.checks.clone(),
     }
 }
 
@@ -186,7 +193,7 @@ fn parse(bytes: Vec<u8>, job: &Job) -> Option<HeldResult> {
         let file = rest.split_to(image.bytes);
         images.push(HeldImage { width_px: image.width_px, height_px: image.height_px, seed: image.seed, file });
     }
-    let result = HeldResult { images, timings_ms: head.timings_ms.clone() };
+    let result = HeldResult { images, timings_ms: head.timings_ms.clone(), checks: head.checks.clone() };
     (rest.is_empty() && self::head(job, &result) == head).then_some(result)
 }
 
@@ -254,7 +261,11 @@ mod tests {
 
     fn result(byte: u8, bytes: usize) -> HeldResult {
         let image = |seed| HeldImage { width_px: 64, height_px: 48, seed, file: Bytes::from(vec![byte; bytes]) };
-        HeldResult { images: vec![image(7), image(u64::MAX)], timings_ms: BTreeMap::from([("infer".into(), 12)]) }
+        HeldResult {
+            images: vec![image(7), image(u64::MAX)],
+            timings_ms: BTreeMap::from([("infer".into(), 12)]),
+            checks: Vec::new(),
+        }
     }
 
     fn files(directory: &Path) -> Vec<PathBuf> {

@@ -8,6 +8,7 @@
 //!   messages that were refused and that no queue keeps under `dead/`.
 //! - Inputs (`s3://`, `https://`) go through the cache on disk; [`permitted`] says which ones a job may have.
 
+pub mod blocked;
 pub mod cache;
 pub mod dead;
 mod error;

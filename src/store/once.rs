@@ -24,6 +24,7 @@ const REREADS: u32 = 3;
 const FIRST_REREAD: Duration = Duration::from_millis(200);
 
 pub(super) const FAILED: What = What { is: "note that a job failed", chosen: "job_id" };
+pub(super) const BLOCKED: What = What { is: "note that a job is not allowed", chosen: "job_id" };
 pub(super) const RECORD: What = What { is: "record of a job", chosen: "job_id" };
 const CLAIM: What = What { is: "claim of a key", chosen: "Idempotency-Key" };
 

@@ -9,8 +9,8 @@
 use serde::Deserialize;
 use url::Url;
 
-use super::Store;
 use super::input::DIRECTORY as INPUTS;
+use super::{Store, blocked};
 use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::url::AssetUrl;
@@ -140,7 +140,7 @@ impl Store {
                 job.id
             ));
         }
-        if *file == RECORD || is_note_of_failure(file) {
+        if [RECORD, blocked::FILE].contains(file) || is_note_of_failure(file) {
             return Err("must not be the record of a job".to_owned());
         }
         if directory.starts_with(&own) || self.settings.allow_results_as_inputs || !is_image(file) {

@@ -15,6 +15,7 @@ use crate::job::Job;
 use crate::job::measured;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Record};
+use crate::job::safety::{Block, SafetyCheck};
 use crate::job::task::Generate;
 use crate::job::task::edit::Edit;
 use crate::job::task::tryon::TryOn;
@@ -35,6 +36,12 @@ pub struct JobContext<'job> {
     /// The input images as they were sent, which lie in the cache as long as their leases.
     pub input_images: Vec<InputImage>,
     pub images: Vec<Image>,
+    /// What was asked of it, and found.
+    pub checks: Vec<SafetyCheck>,
+    /// An earlier run was not allowed to go on.
+    pub blocked_before: bool,
+    /// Why this run was not.
+    pub blocked: Option<Block>,
     /// The encoded files, one an image, in the same order.
     pub files: Vec<Bytes>,
     /// The proof that the images are stored.
@@ -154,6 +161,9 @@ impl<'job> JobContext<'job> {
             leases: Vec::new(),
             input_images: Vec::new(),
             images: Vec::new(),
+            checks: Vec::new(),
+            blocked_before: false,
+            blocked: None,
             files: Vec::new(),
             record: None,
             replayed: false,
@@ -176,6 +186,7 @@ impl<'job> JobContext<'job> {
             self.files.push(file);
         }
         self.timings_ms = result.timings_ms;
+        self.checks = result.checks;
         self.held_results.used = 1;
         self.resumed = true;
         self.batch_slot = None;

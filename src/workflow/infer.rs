@@ -71,7 +71,8 @@ fn milestone(Progress { step, steps }: Progress) -> Option<u8> {
     [75, 50, 25].into_iter().find(|percent| reached(step, *percent) && !reached(step.saturating_sub(1), *percent))
 }
 
-fn job_error(error: EngineError) -> JobError {
+/// What an error of the engine is to a job.
+pub(super) fn job_error(error: EngineError) -> JobError {
     match error {
         EngineError::Lora { index, problem } => JobError::Input { field: format!("lora[{index}]"), problem, cause: None },
         EngineError::Embedding { index, problem } => {
@@ -82,9 +83,11 @@ fn job_error(error: EngineError) -> JobError {
         EngineError::NotFinite { problem } => JobError::NotFinite { problem },
         EngineError::Fatal { problem } => JobError::FatalDeviceError { problem },
         EngineError::Cancelled => JobError::Cancelled,
-        error @ (EngineError::Checkpoint { .. } | EngineError::Panicked(_) | EngineError::Gone | EngineError::Candle(_)) => {
-            JobError::Generation { problem: error.to_string(), cause: Some(Box::new(error)) }
-        }
+        error @ (EngineError::Checkpoint { .. }
+        | EngineError::Panicked(_)
+        | EngineError::Gone
+        | EngineError::NoClassifier
+        | EngineError::Candle(_)) => JobError::Generation { problem: error.to_string(), cause: Some(Box::new(error)) },
     }
 }
 

@@ -1,5 +1,6 @@
 //! What happens to a job between its event and its outcome: the steps that config.yaml lists, in that order.
 
+mod blocking;
 pub mod context;
 pub mod control;
 pub mod credentials;
@@ -15,6 +16,7 @@ pub mod postprocess;
 pub mod preprocess;
 mod reporting;
 mod request;
+pub mod screening;
 pub mod sequence;
 pub mod store;
 pub mod text_layout;
@@ -36,14 +38,17 @@ use self::encode::{Encode, EncodeStep};
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
 pub use self::reporting::Noted;
+use self::screening::{Check, Screen};
+use self::store::ModelOrigin;
 use crate::content_credentials::signing::Signing;
 use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
 use crate::job::notification::Notification;
-use crate::job::outcome::{JobError, Outcome, Record, RetryPolicy};
+use crate::job::outcome::{JobError, Outcome, Record, RetryPolicy, Signer};
 use crate::job::task::ModelName;
 use crate::job::{Job, JobId};
 use crate::notify::Notifier;
+use crate::safety::gate::Gate;
 use crate::store::Store;
 use crate::store::held_results::HeldResults;
 use crate::store::record::LookedUp;
@@ -88,10 +93,14 @@ pub enum StepName {
     Fetch,
     /// Open the images of a try-on and bring them to size.
     Preprocess,
+    /// Look at what is asked for, before anything is generated.
+    Screen,
     /// Generate.
     Infer,
     /// Put back what a try-on was to leave as it was.
     Postprocess,
+    /// Look at what was generated.
+    Check,
     /// Put the artist's signature on.
     Watermark,
     /// Turn pixels into a file.
@@ -110,8 +119,10 @@ impl StepName {
         match self {
             Self::Fetch => "fetch",
             Self::Preprocess => "preprocess",
+            Self::Screen => "screen",
             Self::Infer => "infer",
             Self::Postprocess => "postprocess",
+            Self::Check => "check",
             Self::Watermark => "watermark",
             Self::Encode => "encode",
             Self::Credentials => "credentials",
@@ -131,11 +142,11 @@ pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
 pub struct Services {
     pub engine: EngineThread,
     pub model: ModelName,
-    /// Of its weights.
-    pub licence: Option<String>,
+    pub origin: ModelOrigin,
     pub capabilities: Capabilities,
     pub preprocess: Preprocess,
     pub encode: Encode,
+    pub gate: Arc<Gate>,
     /// None: files are not signed.
     pub signing: Option<Arc<Signing>>,
     pub postprocess: Postprocess,
@@ -153,6 +164,7 @@ pub struct Workflow {
     store: Arc<Store>,
     held_results: HeldResults,
     notifier: Arc<Notifier>,
+    gate: Arc<Gate>,
     spent: OnceLock<Spent>,
 }
 
@@ -188,11 +200,12 @@ impl Workflow {
         let Services {
             engine,
             model,
-            licence,
+            origin,
             capabilities,
             preprocess,
             postprocess,
             encode,
+            gate,
             signing,
             store,
             held_results,
@@ -203,6 +216,8 @@ impl Workflow {
             match name {
                 StepName::Fetch => Box::new(fetch::Fetch { store: store.clone() }),
                 StepName::Preprocess => Box::new(PreprocessStep(preprocess)),
+                StepName::Screen => Box::new(Screen { gate: gate.clone(), engine: engine.clone() }),
+                StepName::Check => Box::new(Check { gate: gate.clone(), engine: engine.clone() }),
                 StepName::Infer => {
                     let model = model.clone();
                     let capabilities = capabilities.clone();
@@ -220,13 +235,18 @@ impl Workflow {
                     let store = store.clone();
                     let held_results = held_results.clone();
                     let model = model.clone();
-                    Box::new(store::StoreStep { store, held_results, model, licence: licence.clone() })
+                    let policy = gate.is_on().then(|| gate.policy.clone());
+                    let signer = signing.as_ref().map(|signing| Signer {
+                        subject: signing.subject.clone(),
+                        certificate_sha256: signing.certificate_sha256.clone(),
+                    });
+                    Box::new(store::StoreStep { store, held_results, model, policy, signer, origin: origin.clone() })
                 }
                 StepName::Notify => Box::new(notify::Notify { store: store.clone(), notifier: notifier.clone() }),
             }
         });
         let steps = steps.collect();
-        Self { steps, engine, store, held_results, notifier, spent: OnceLock::new() }
+        Self { steps, engine, store, held_results, notifier, gate, spent: OnceLock::new() }
     }
 
     /// Takes one job from here to its outcome. A job whose record is stored already is not generated again: only the steps that
@@ -264,6 +284,8 @@ impl Workflow {
             result = self.run_steps(&mut context) => result,
             reason = stop => Err(reason),
         };
+        let result = self.note_blocked(&mut context, result).await;
+        let blocked_now = context.blocked.take();
         let JobContext { record, replayed, batch_slot, timings_ms, progress, notifications, watch, held_results, .. } = context;
         drop(batch_slot);
         progress.finish().await;
@@ -279,6 +301,7 @@ impl Workflow {
             denoising_seconds: pace.between.as_secs_f64(),
             lora_cache_hit: pace.lora_cache_hit,
             held_results,
+            blocked: blocked_now,
             webhook_attempts: self.notifier.take_attempts(),
         };
         // A record whose answer was lost may be there, or get there yet.
@@ -305,13 +328,23 @@ impl Workflow {
     }
 
     async fn run_steps(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
-        match self.store.look_up(&context.job.output.prefix, &context.job.id).await? {
+        let Job { id, output, .. } = context.job;
+        let (looked_up, blocked) = tokio::join!(self.store.look_up(&output.prefix, id), self.blocked_before(context.job));
+        match looked_up? {
             LookedUp::Record(record) => context.replay(record)?,
             LookedUp::NoneAt(began) => context.began = began,
         }
         if !context.replayed
+            && let Some(blocked) = blocked?
+        {
+            context.blocked_before = true;
+            return Err(JobError::Blocked(blocked.block));
+        }
+        if !context.replayed
             && context.notification_mode == NotificationMode::Later
             && let Some(result) = self.held_results.get(context.job).await
+            // One that nobody has looked at is of an earlier release, or of a configuration without a gate.
+            && !(result.checks.is_empty() && self.gate.looks_at_images())
         {
             tracing::info!("the result of an earlier attempt is on disk; it is stored, not generated again");
             context.resume(result);

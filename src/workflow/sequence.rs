@@ -21,11 +21,13 @@ struct Declared {
 }
 
 /// All steps, in the one order that is right.
-const STEPS: [Declared; 9] = [
+const STEPS: [Declared; 11] = [
     Declared { name: StepName::Fetch, takes: Stage::Job, gives: Stage::Fetched },
     Declared { name: StepName::Preprocess, takes: Stage::Fetched, gives: Stage::Decoded },
+    Declared { name: StepName::Screen, takes: Stage::Decoded, gives: Stage::Decoded },
     Declared { name: StepName::Infer, takes: Stage::Decoded, gives: Stage::Images },
     Declared { name: StepName::Postprocess, takes: Stage::Images, gives: Stage::Images },
+    Declared { name: StepName::Check, takes: Stage::Images, gives: Stage::Images },
     Declared { name: StepName::Watermark, takes: Stage::Images, gives: Stage::Images },
     Declared { name: StepName::Encode, takes: Stage::Images, gives: Stage::Encoded },
     Declared { name: StepName::Credentials, takes: Stage::Encoded, gives: Stage::Encoded },

@@ -1,5 +1,6 @@
 //! Step `store`: uploads the images, then the record that they are all there.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -10,20 +11,34 @@ use super::control::NotificationMode;
 use super::{Step, StepName};
 use crate::fault_point::fault_point;
 use crate::job::measured;
-use crate::job::outcome::{JobError, Record, StoredImage};
+use crate::job::outcome::{JobError, Provenance, Record, Signer, StoredImage};
+use crate::job::safety::Safety;
 use crate::job::task::ModelName;
 use crate::store::failed::{FailedJob, RECORD_WITHIN, Stage};
 use crate::store::held_results::{HeldImage, HeldResult, HeldResults};
 use crate::store::{self, Store};
 use atelier_engine::Image;
 
+/// What is known of the model, for records.
+#[derive(Debug, Clone, Default)]
+pub struct ModelOrigin {
+    /// Of its weights.
+    pub licence: Option<String>,
+    /// SHA-256 of its manifest, in hex.
+    pub manifest_sha256: Option<String>,
+    /// SHA-256 of its files, in hex, as far as the manifest pins them.
+    pub files: BTreeMap<String, String>,
+}
+
 pub struct StoreStep {
     pub store: Arc<Store>,
     pub held_results: HeldResults,
     /// The one model this function serves.
     pub model: ModelName,
-    /// Of its weights.
-    pub licence: Option<String>,
+    /// Of the safety gate; none: it is off.
+    pub policy: Option<String>,
+    pub signer: Option<Signer>,
+    pub origin: ModelOrigin,
 }
 
 #[async_trait]
@@ -54,8 +69,9 @@ impl Step for StoreStep {
             job_id: context.job.id.to_string(),
             fingerprint: context.job.fingerprint.clone(),
             model: self.model.as_str().to_owned(),
-            licence: self.licence.clone(),
+            licence: self.origin.licence.clone(),
             images,
+            provenance: self.provenance(context),
             timings_ms: context.timings_ms.clone(),
             finished_at_s: now.as_secs(),
         };
@@ -86,6 +102,18 @@ impl Step for StoreStep {
 }
 
 impl StoreStep {
+    fn provenance(&self, context: &JobContext<'_>) -> Provenance {
+        let checks = context.checks.clone();
+        Provenance {
+            trace: context.job.trace,
+            consent: context.job.consent.clone(),
+            safety: self.policy.clone().map(|policy| Safety { policy, checks }),
+            signer: self.signer.clone(),
+            manifest_sha256: self.origin.manifest_sha256.clone(),
+            model_files: self.origin.files.clone(),
+        }
+    }
+
     async fn failed_beside(&self, context: &JobContext<'_>) -> Result<Option<FailedJob>, JobError> {
         self.store.failed_beside(context.job, context.began).await
     }
@@ -120,7 +148,8 @@ impl StoreStep {
             seed: image.seed,
             file: file.clone(),
         });
-        let result = HeldResult { images: images.collect(), timings_ms: context.timings_ms.clone() };
+        let result =
+            HeldResult { images: images.collect(), timings_ms: context.timings_ms.clone(), checks: context.checks.clone() };
         match self.held_results.keep(context.job, result).await {
             Ok(dropped) => measured::HeldResults { kept: 1, dropped, ..Default::default() },
             Err(error) => {

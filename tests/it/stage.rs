@@ -13,12 +13,14 @@ use atelier::job::capabilities::Capabilities;
 use atelier::job::task::ModelName;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
+use atelier::safety::gate::Gate;
 use atelier::setting::Secret;
 use atelier::store::Store;
 use atelier::store::held_results::{self, HeldResults};
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
+use atelier::workflow::store::ModelOrigin;
 use atelier::workflow::{Services, Workflow};
-use atelier::{notify, outbound, store};
+use atelier::{notify, outbound, safety, store};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, LoraFile, QueuedRequest, Request};
 use serde_json::Value;
@@ -132,7 +134,7 @@ impl Stage {
 
     /// A function whose images can be seen at this address.
     pub(crate) async fn public(base_url: Option<&str>) -> Self {
-        Self::build(&outbound::Settings::default(), (None, base_url), Capabilities::Generate, |_| ()).await
+        Self::build(&outbound::Settings::default(), (None, base_url), |as_is| as_is, Capabilities::Generate, |_| ()).await
     }
 
     /// The same, whose images are signed.
@@ -141,7 +143,15 @@ impl Stage {
         capabilities: Capabilities,
         change: impl FnOnce(&mut config::Workflow),
     ) -> Self {
-        Self::build(&outbound::Settings::default(), (Some(signing), None), capabilities, change).await
+        Self::build(&outbound::Settings::default(), (Some(signing), None), |as_is| as_is, capabilities, change).await
+    }
+
+    /// The same, with another section `safety`.
+    pub(crate) async fn gated(
+        capabilities: Capabilities,
+        gated: impl FnOnce(safety::settings::Settings) -> safety::settings::Settings,
+    ) -> Self {
+        Self::build(&outbound::Settings::default(), (None, None), gated, capabilities, |_| ()).await
     }
 
     /// The same, with URLs from callers that may go where `reach` says.
@@ -150,12 +160,13 @@ impl Stage {
         capabilities: Capabilities,
         change: impl FnOnce(&mut config::Workflow),
     ) -> Self {
-        Self::build(reach, (None, None), capabilities, change).await
+        Self::build(reach, (None, None), |as_is| as_is, capabilities, change).await
     }
 
     async fn build(
         reach: &outbound::Settings,
         (signing, public_base_url): (Option<Signing>, Option<&str>),
+        gated: impl FnOnce(safety::settings::Settings) -> safety::settings::Settings,
         capabilities: Capabilities,
         change: impl FnOnce(&mut config::Workflow),
     ) -> Self {
@@ -191,16 +202,18 @@ impl Stage {
             modes: Arc::clone(&modes),
         };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
-        let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
+        let Config { workflow: mut configured, safety, .. } = Config::parse("test", "", &Environment::new()).unwrap();
         change(&mut configured);
+        let gate = Gate::new(&gated(safety), None).unwrap();
         let services = Services {
             engine,
             model: ModelName::new("sd15").unwrap(),
-            licence: Some("Apache-2.0".to_owned()),
+            origin: ModelOrigin { licence: Some("Apache-2.0".to_owned()), ..ModelOrigin::default() },
             capabilities: capabilities.clone(),
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,
             encode: configured.encode,
+            gate: Arc::new(gate),
             signing: signing.map(Arc::new),
             store,
             held_results,

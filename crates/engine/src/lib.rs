@@ -4,6 +4,7 @@ mod activations;
 mod adapter_config;
 mod adapters;
 mod attention;
+pub mod classifier;
 pub mod device;
 mod device_errors;
 mod finite;
@@ -366,6 +367,9 @@ pub enum EngineError {
     Panicked(String),
     #[error("the engine's thread is gone")]
     Gone,
+    /// Images were to be classified, and nothing was loaded that could.
+    #[error("no classifier was loaded next to the model")]
+    NoClassifier,
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

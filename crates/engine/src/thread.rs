@@ -4,14 +4,32 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::{mem, slice, thread};
 
+use image::RgbImage;
+
+use super::classifier::Classifier;
 use super::device_errors::classify;
 use super::{Engine, EngineError, Generated, QueuedRequest, Request, Watch};
 
 /// A handle to the engine's thread; the thread ends when the last handle, and the last batch slot, is dropped.
 #[derive(Clone)]
 pub struct EngineThread {
-    batches: mpsc::Sender<Vec<Command>>,
+    work: mpsc::Sender<Work>,
 }
+
+/// What the thread does next.
+enum Work {
+    /// Generate all of them, those together that agree.
+    Batch(Vec<Command>),
+    Classify(Classification),
+}
+
+struct Classification {
+    images: Vec<RgbImage>,
+    reply: Box<dyn FnOnce(Scores) + Send>,
+}
+
+/// What a classifier says of images: a list of scores an image, in the order of its labels.
+pub type Scores = Result<Vec<Vec<f32>>, EngineError>;
 
 struct Command {
     queued: QueuedRequest,
@@ -26,7 +44,7 @@ pub struct BatchSlot {
 
 /// Requests that are generated together, once no one is left who might hand in another.
 struct Batch {
-    batches: mpsc::Sender<Vec<Command>>,
+    work: mpsc::Sender<Work>,
     handed_in: Mutex<Vec<(usize, Command)>>,
 }
 
@@ -36,14 +54,24 @@ impl EngineThread {
     /// # Errors
     /// What `load` failed with, a panic among it.
     pub fn start<E: Engine>(load: impl FnOnce() -> Result<E, EngineError> + Send + 'static) -> Result<Self, EngineError> {
-        let (batches, inbox) = mpsc::channel::<Vec<Command>>();
+        Self::start_with_classifier(|| Ok((load()?, None)))
+    }
+
+    /// As [`Self::start`], with a classifier next to the engine, on the same device.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_classifier<E: Engine>(
+        load: impl FnOnce() -> Result<(E, Option<Classifier>), EngineError> + Send + 'static,
+    ) -> Result<Self, EngineError> {
+        let (work, inbox) = mpsc::channel();
         let (ready, started) = mpsc::channel();
         thread::Builder::new()
             .name("engine".into())
             .spawn(move || match caught(load) {
-                Ok(engine) => {
+                Ok((engine, classifier)) => {
                     let _ = ready.send(Ok(()));
-                    serve(engine, &inbox);
+                    serve(engine, classifier.as_ref(), &inbox);
                 }
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -51,7 +79,7 @@ impl EngineThread {
             })
             .map_err(|error| EngineError::Panicked(format!("its thread could not be started: {error}")))?;
         started.recv().map_err(|_| EngineError::Gone)??;
-        Ok(Self { batches })
+        Ok(Self { work })
     }
 
     /// A batch slot for a request that is generated alone.
@@ -68,7 +96,17 @@ impl EngineThread {
     }
 
     fn batch(&self) -> Arc<Batch> {
-        Arc::new(Batch { batches: self.batches.clone(), handed_in: Mutex::default() })
+        Arc::new(Batch { work: self.work.clone(), handed_in: Mutex::default() })
+    }
+
+    /// Has the classifier look at images and returns at once; `reply` is called on the engine's thread, between two batches.
+    pub fn classify(&self, images: Vec<RgbImage>, reply: impl FnOnce(Scores) + Send + 'static) {
+        let classification = Classification { images, reply: Box::new(reply) };
+        if let Err(mpsc::SendError(Work::Classify(Classification { reply, .. }))) =
+            self.work.send(Work::Classify(classification))
+        {
+            reply(Err(EngineError::Gone));
+        }
     }
 }
 
@@ -89,7 +127,7 @@ impl Drop for Batch {
         // What is generated must not depend on who was the first to be ready.
         handed_in.sort_by_key(|(place, _)| *place);
         let commands = handed_in.into_iter().map(|(_, command)| command).collect();
-        if let Err(mpsc::SendError(commands)) = self.batches.send(commands) {
+        if let Err(mpsc::SendError(Work::Batch(commands))) = self.work.send(Work::Batch(commands)) {
             for Command { reply, .. } in commands {
                 reply(Err(EngineError::Gone));
             }
@@ -97,8 +135,16 @@ impl Drop for Batch {
     }
 }
 
-fn serve(mut engine: impl Engine, inbox: &mpsc::Receiver<Vec<Command>>) {
-    while let Ok(mut waiting) = inbox.recv() {
+fn serve(mut engine: impl Engine, classifier: Option<&Classifier>, inbox: &mpsc::Receiver<Work>) {
+    while let Ok(work) = inbox.recv() {
+        let mut waiting = match work {
+            Work::Batch(commands) => commands,
+            Work::Classify(Classification { images, reply }) => {
+                let scores = caught(|| classifier.ok_or(EngineError::NoClassifier)?.classify(&images));
+                reply(scores.map_err(classify));
+                continue;
+            }
+        };
         while !waiting.is_empty() {
             let mut batch = vec![waiting.remove(0)];
             let first = batch[0].queued.request.clone();

@@ -195,6 +195,10 @@ impl Acknowledger {
                 let reason = if is_held { DeferReason::ResultHeld } else { DeferReason::StoreUnavailable };
                 return self.wait_for_store(in_flight, reason, error.map(|error| json!(error))).await;
             }
+            JobOutcome::ModerationUnavailable => {
+                let error = error.map(|error| json!(error));
+                return self.defer(in_flight, DeferReason::ModerationUnavailable, error).await;
+            }
             JobOutcome::Complete => EndedJob::complete(attempt),
             JobOutcome::Failed => EndedJob::failed(End::Failed, attempt, problem()),
             JobOutcome::DeadLetter => EndedJob::failed(End::DeadLetter, attempt, problem()),

@@ -44,7 +44,7 @@ impl Acknowledger {
     }
 
     /// The message comes back as the same attempt: the sooner, the shorter it has waited.
-    async fn defer(&self, in_flight: &InFlight, reason: DeferReason, error: Option<Value>) {
+    pub(super) async fn defer(&self, in_flight: &InFlight, reason: DeferReason, error: Option<Value>) {
         let before = in_flight.message.deferral;
         // Its images wait on, whatever it waits for next.
         let is_held = before.is_some_and(|before| before.reason == DeferReason::ResultHeld);

@@ -39,7 +39,7 @@ fn a_message_that_was_sent_before_the_same_request_failed_has_its_end() {
     let before = SystemTime::now() - Duration::from_mins(1);
     assert!(jobs.start(&first, 1));
     assert_eq!(jobs.told_since(&first, before), None, "it runs");
-    let problem = Problem { code: "cancelled".into(), message: "somebody cancelled it".into(), field: None };
+    let problem = Problem { code: "cancelled".into(), message: "somebody cancelled it".into(), field: None, category: None };
     jobs.end("a", State::Cancelled, Some(serde_json::json!(problem)));
     assert_eq!(jobs.told_since(&first, before), Some(problem));
     assert_eq!(jobs.told_since(&first, SystemTime::now()), None, "it is wanted again");

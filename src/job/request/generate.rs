@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::seed::SeedChoice;
 use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, WatermarkBody, field};
 use crate::job::JobId;
+use crate::job::consent::Consent;
 use crate::job::outcome::JobError;
 use crate::job::task::prompt::{Embedding, EmbeddingToken};
 use crate::job::task::sampling::{
@@ -60,6 +61,7 @@ pub(super) struct Body {
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
+    consent: Option<Consent>,
     callback: Option<CallbackBody>,
     #[serde(default, deserialize_with = "field::passed_through")]
     tenant: Option<String>,
@@ -147,6 +149,7 @@ impl Body {
             job_id: self.job_id,
             watermark: self.watermark,
             output: self.output,
+            consent: self.consent,
             callback: self.callback,
             tenant: self.tenant,
         };

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use self::catalogue::DefaultsOf;
 use self::seed::SeedChoice;
 use self::tryon::TryOnDefaults;
+use super::consent::Consent;
 use super::metadata::Metadata;
 use super::outcome::JobError;
 use super::task::scheduler::{Sampler, Scheduler};
@@ -224,6 +225,7 @@ struct Common {
     job_id: JobId,
     watermark: Option<WatermarkBody>,
     output: OutputBody,
+    consent: Option<Consent>,
     callback: Option<CallbackBody>,
     tenant: Option<String>,
 }
@@ -266,7 +268,7 @@ impl CallbackBody {
 
 impl Read {
     fn into_job(self, default_prefix: &str, metadata: Option<Metadata>) -> Job {
-        let Self { common: Common { job_id, watermark, output, callback, tenant }, task, mut canonical } = self;
+        let Self { common: Common { job_id, watermark, output, consent, callback, tenant }, task, mut canonical } = self;
         let watermark = watermark.map(|watermark| Watermark {
             text: watermark.text,
             position: watermark.position.unwrap_or(Anchor::BottomRight),
@@ -283,8 +285,12 @@ impl Read {
         };
         canonical["watermark"] = serde_json::json!(watermark);
         canonical["output"] = serde_json::json!(output);
+        // With it a job may be what it may not be without: it is another request.
+        if let Some(consent) = &consent {
+            canonical["consent"] = serde_json::json!(consent);
+        }
         let fingerprint = base16ct::lower::encode_string(&Sha256::digest(canonical.to_string()));
-        Job { id: job_id, task, watermark, output, callback, tenant, fingerprint, trace: None }
+        Job { id: job_id, task, watermark, output, consent, callback, tenant, fingerprint, trace: None }
     }
 }
 

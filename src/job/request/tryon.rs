@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{CallbackBody, Common, OutputBody, Read, TaskName, WatermarkBody, field};
 use crate::job::JobId;
+use crate::job::consent::Consent;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution, TryOn};
 use crate::job::task::{GuidanceScale, ImageCount, Prompt, Seed, StepCount, Task};
 use crate::job::url::AssetUrl;
@@ -56,6 +57,7 @@ pub(super) struct Body {
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
+    consent: Option<Consent>,
     callback: Option<CallbackBody>,
     #[serde(default, deserialize_with = "field::passed_through")]
     tenant: Option<String>,
@@ -89,6 +91,7 @@ impl Body {
             job_id: self.job_id,
             watermark: self.watermark,
             output: self.output,
+            consent: self.consent,
             callback: self.callback,
             tenant: self.tenant,
         };

@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use atelier::job::Job;
-use atelier::job::outcome::{JobError, Record, RetryPolicy, StoredImage};
+use atelier::job::outcome::{JobError, Provenance, Record, RetryPolicy, StoredImage};
 use atelier::job::request::Defaults;
 use atelier::setting::Secret;
 use atelier::store::{Settings, Store};
@@ -41,6 +41,7 @@ pub(crate) fn record_of(job: &Job, images: Vec<StoredImage>) -> Record {
         model: "sd15".into(),
         licence: Some("CreativeML OpenRAIL-M".into()),
         images,
+        provenance: Provenance::default(),
         timings_ms: BTreeMap::from([("infer".to_owned(), 1_200)]),
         finished_at_s: 1_800_000_000,
     }

@@ -26,7 +26,7 @@ use atelier::host::http::{Http, ModelInfo, serve};
 use atelier::host::job_service::{Direct, JobService, Model, ModelStatus, StatusSnapshot};
 use atelier::host::jobs::Jobs;
 use atelier::job::Job;
-use atelier::job::outcome::{Record, StoredImage};
+use atelier::job::outcome::{Provenance, Record, StoredImage};
 use atelier::job::request::catalogue::{Catalogue, Served};
 use atelier::job::task::ModelName;
 use atelier::metrics::Metrics;
@@ -212,6 +212,7 @@ pub(crate) fn record(job: &Job, image: StoredImage) -> Record {
         model: "tiny-sd".to_owned(),
         licence: None,
         images: vec![image],
+        provenance: Provenance::default(),
         timings_ms: [("infer".to_owned(), 1_200)].into(),
         finished_at_s: 1_800_000_000,
     }

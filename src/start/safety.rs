@@ -1,0 +1,82 @@
+//! Who looks at the jobs of a model, before anything is generated and after.
+
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::config::manifest::{Checker, Family, Manifest};
+use crate::safety::checker;
+use crate::safety::gate::Gate;
+use crate::safety::settings::{Mode, Settings};
+use crate::setting::SettingError;
+use atelier_engine::classifier;
+
+/// Whether there is anyone to look, where someone has to.
+///
+/// # Errors
+/// Says who could, and how it is said that nobody is to.
+pub fn check(settings: &Settings, manifest: &Manifest) -> Result<(), SettingError> {
+    if settings.mode == Mode::Off {
+        if settings.required {
+            return Err(SettingError::new("safety.required", "is true, and safety.mode is off; set one of them otherwise"));
+        }
+        return Ok(());
+    }
+    if manifest.checker.is_some() || settings.moderator.url.is_some() {
+        return Ok(());
+    }
+    let file = manifest.file.display();
+    let who = format!("name an image classifier (`checker` in {file}) or a moderator (safety.moderator.url)");
+    if settings.required {
+        return Err(SettingError::new("safety.required", format!("is true, and nobody would look at images: {who}")));
+    }
+    if manifest.family == Family::QwenImageEdit {
+        let problem = format!(
+            "is on, and nobody would look at what is made of images of people: {who}; or write `safety.mode: off`, and answer for it"
+        );
+        return Err(SettingError::new("safety.mode", problem));
+    }
+    Ok(())
+}
+
+/// # Errors
+/// Names the setting, or the key of the manifest, that is wrong.
+pub fn gate(config: &Config, manifest: &Manifest) -> Result<Arc<Gate>, SettingError> {
+    check(&config.safety, manifest)?;
+    let looks = config.safety.mode == Mode::On;
+    let checker = manifest.checker.as_ref().filter(|_| looks).map(|checker| read(checker, manifest)).transpose()?;
+    let gate = Gate::new(&config.safety, checker)?;
+    if !looks {
+        tracing::warn!("safety.mode is off: nobody looks at prompts and images");
+    } else if gate.looks_at_images() {
+        let classifier = gate.checker.as_ref().map(|checker| checker.name.as_str());
+        tracing::info!(
+            classifier,
+            moderator = gate.moderator.is_some(),
+            policy = gate.policy,
+            "prompts and images are looked at"
+        );
+    } else {
+        tracing::warn!(
+            "nobody looks at images: the model's manifest names no `checker`, and safety.moderator.url is not set; \
+             safety.required refuses to start so"
+        );
+    }
+    Ok(Arc::new(gate))
+}
+
+fn read(checker: &Checker, manifest: &Manifest) -> Result<checker::Checker, SettingError> {
+    let Checker { directory, categories } = checker;
+    let key = format!("{}: checker", manifest.file.display());
+    if !directory.is_dir() {
+        let model = manifest.file.file_stem().unwrap_or_default().to_string_lossy();
+        let problem = format!(
+            "{} is not there; bring it with `atelier models pull {model}`, or write `safety.mode: off`, and answer for it",
+            directory.display()
+        );
+        return Err(SettingError::new(&format!("{key}.directory"), problem));
+    }
+    let labels = classifier::check(directory).map_err(|error| SettingError::new(&key, error.to_string()))?;
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    checker::Checker::new(&name, &labels, categories)
+        .map_err(|problem| SettingError::new(&format!("{key}.categories"), problem))
+}

@@ -1,0 +1,67 @@
+//! That a job is not allowed, in `{prefix}{job_id}/blocked.json`, written before anybody hears of it: whoever gets the job again tells the
+//! same, and generates nothing.
+
+use aws_sdk_s3::primitives::ByteStream;
+
+use super::error::Failure;
+use super::once::BLOCKED;
+use super::{Store, input};
+use crate::job::outcome::{JobError, RetryPolicy};
+use crate::job::safety::BlockedJob;
+use crate::job::url::AssetUrl;
+use crate::job::{Job, JobId};
+
+impl Store {
+    /// What is noted of a job of this id; it may be another request's.
+    ///
+    /// # Errors
+    /// When the bucket cannot be asked, or something else lies there.
+    pub async fn blocked(&self, prefix: &str, job_id: &JobId) -> Result<Option<BlockedJob>, JobError> {
+        Ok(self.read(BLOCKED, &key(prefix, job_id)).await?.found().map(|found| found.value))
+    }
+
+    /// Notes it. Of a job that was corrected and is not allowed again, the last note stays.
+    ///
+    /// # Errors
+    /// [`JobError::Storage`], to be waited for: then nobody may be told.
+    pub async fn put_blocked(&self, job: &Job, blocked: &BlockedJob) -> Result<(), JobError> {
+        let key = key(&job.output.prefix, &job.id);
+        let Some(earlier) = self.put_once(BLOCKED, &key, blocked).await? else { return Ok(()) };
+        if earlier.value.fingerprint == blocked.fingerprint {
+            return Ok(());
+        }
+        let body = serde_json::to_vec_pretty(blocked).map_err(|error| JobError::Storage {
+            problem: error.to_string(),
+            retry_policy: RetryPolicy::Retry,
+            cause: Some(error.into()),
+        })?;
+        let put = self.client.put_object().bucket(&self.settings.bucket).key(&key).content_type("application/json");
+        let put = put.body(ByteStream::from(body)).send().await;
+        put.map(drop).map_err(|error| Failure::new(error).storage(self.request("s3:PutObject", &key)))
+    }
+
+    /// Deletes the inputs of a job that were uploaded with it. Of those that lie elsewhere the sender disposes.
+    pub async fn delete_uploads(&self, job: &Job) {
+        let own = format!("{}{}/", input::DIRECTORY, job.id);
+        for (field, asset) in job.inputs() {
+            let AssetUrl::S3 { bucket, key } = asset else { continue };
+            if *bucket != self.settings.bucket || !key.starts_with(&own) {
+                continue;
+            }
+            let delete = self.client.delete_object().bucket(bucket).key(key).send();
+            match delete.await.map_err(Failure::new) {
+                Ok(_) => tracing::info!(field, "an input of a job that is not allowed was deleted"),
+                Err(failure) => {
+                    let error = failure.storage(self.request("s3:DeleteObject", key));
+                    tracing::error!(field, %error, "an input of a job that is not allowed stays in the bucket");
+                }
+            }
+        }
+    }
+}
+
+pub(super) const FILE: &str = "blocked.json";
+
+fn key(prefix: &str, job_id: &JobId) -> String {
+    format!("{prefix}{job_id}/{FILE}")
+}
