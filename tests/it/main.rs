@@ -25,6 +25,7 @@ mod openai;
 mod outbound;
 mod process;
 mod requests;
+mod safety;
 mod sampling;
 mod servers;
 mod stage;

@@ -1,6 +1,6 @@
 //! A whole function in this process with a scripted engine: real S3 protocol, real HTTP notifications, no model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -104,7 +104,7 @@ pub(crate) struct Stage {
     edits: Arc<Mutex<Vec<EditRequest>>>,
     loras: Arc<Mutex<Vec<LoraFile>>>,
     modes: Arc<Mutex<Vec<Option<String>>>>,
-    _cache: TempDir,
+    cache: TempDir,
 }
 
 fn store_settings(bucket: &Bucket, cache: &Path) -> store::Settings {
@@ -231,7 +231,7 @@ impl Stage {
             max_batch_px: 4 * 512 * 512,
             emf_model: None,
         };
-        Self { handler, bucket, backend, notifier, generated, script, batches, edits, loras, modes, _cache: cache }
+        Self { handler, bucket, backend, notifier, generated, script, batches, edits, loras, modes, cache }
     }
 
     /// What the engine does at its next generation instead of succeeding.
@@ -241,6 +241,11 @@ impl Stage {
 
     pub(crate) fn generated(&self) -> u32 {
         self.generated.load(Ordering::SeqCst)
+    }
+
+    /// Where results wait for the store.
+    pub(crate) fn held(&self) -> PathBuf {
+        self.cache.path().join("held")
     }
 
     /// What the engine was asked to generate over.

@@ -4,13 +4,15 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::draft::{Draft, Place};
+use super::form::object;
 use super::problem::Problem;
 
 /// Both come as often as there are images; some clients write a list's name with brackets.
 pub(super) const IMAGE: [&str; 2] = ["image", "image[]"];
 pub(super) const MAX_IMAGES: usize = 3;
 const NUMBERS: [&str; 6] = ["steps", "guidance_scale", "width", "height", "num_images", "seed"];
-const TEXTS: [&str; 6] = ["job_id", "prompt", "negative_prompt", "model", "mode", "tenant"];
+const TEXTS: [&str; 7] = ["job_id", "prompt", "negative_prompt", "model", "mode", "tenant", CONSENT];
+const CONSENT: &str = "consent";
 /// What the images are called in the wire form.
 const PLACES: [&str; MAX_IMAGES] = ["images[0]", "images[1]", "images[2]"];
 
@@ -29,7 +31,11 @@ pub(super) fn into_draft(texts: Map<String, Value>, images: Vec<(&'static str, B
     }
     let mut message = Map::from_iter([("task".to_owned(), json!("edit"))]);
     for (name, value) in texts {
-        let value = if NUMBERS.contains(&name.as_str()) { number(value) } else { value };
+        let value = match name.as_str() {
+            CONSENT => object(value),
+            name if NUMBERS.contains(&name) => number(value),
+            _ => value,
+        };
         message.insert(name, value);
     }
     message.insert("images".into(), vec![Value::Null; images.len()].into());

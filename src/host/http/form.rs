@@ -14,6 +14,7 @@ use crate::shown;
 
 const PERSON: &str = "masked_user_image";
 const GARMENT: &str = "garment_image";
+const CONSENT: &str = "consent";
 const WHO: [&str; 3] = ["user_id", "session_id", "provider"];
 /// Of `config`, and of the form itself on `/infer`; with the wire form's names.
 const CONFIG: [(&str, &str); 4] = [("seed", "seed"), ("steps", "steps"), ("cfg", "guidance_scale"), ("prompt", "prompt")];
@@ -118,7 +119,7 @@ fn check_name(name: &str, takes: Takes) -> Result<(), Problem> {
     let on_infer = CONFIG.iter().map(|(name, _)| *name).filter(|_| takes == Takes::Any);
     let allowed: Vec<&str> = match takes {
         Takes::Edit => edit_form::fields().collect(),
-        _ => ["job_id", PERSON, GARMENT, "config"].into_iter().chain(WHO).chain(on_infer).collect(),
+        _ => ["job_id", PERSON, GARMENT, CONSENT, "config"].into_iter().chain(WHO).chain(on_infer).collect(),
     };
     if allowed.contains(&name) {
         return Ok(());
@@ -157,6 +158,9 @@ impl Form {
             if let Some(value) = texts.remove(name) {
                 message.insert(name.into(), value);
             }
+        }
+        if let Some(consent) = texts.remove(CONSENT) {
+            message.insert(CONSENT.into(), object(consent));
         }
         let mut config = config(texts.remove("config"))?;
         for (name, wire) in CONFIG {
@@ -199,6 +203,12 @@ fn config(given: Option<Value>) -> Result<Map<String, Value>, Problem> {
             Err(Problem::invalid("config", problem))
         }
     }
+}
+
+/// A form has an object as a text; what is none is left as it is, to be refused by its own name.
+pub(super) fn object(value: Value) -> Value {
+    let parsed = value.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    parsed.filter(Value::is_object).unwrap_or(value)
 }
 
 /// A form has texts only; what is no number is left as it is, to be refused by its own name. An empty prompt is none.

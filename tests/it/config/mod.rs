@@ -167,6 +167,7 @@ fn a_file_and_then_the_environment_override() {
         ("ATELIER__SERVER__PORT", "7000"),
         ("ATELIER__SECURITY__REQUIRE_AUTH", "false"),
         ("ATELIER__WORKFLOW__STEPS", "[fetch, preprocess, infer, encode, store]"),
+        ("ATELIER__SAFETY__MODE", "off"),
     ];
     let config = parse(yaml, &overrides).expect("overridden");
     assert_eq!((config.server.port, config.security.require_auth), (7000, false));
@@ -179,7 +180,7 @@ fn a_file_and_then_the_environment_override() {
 #[test]
 fn every_mistake_names_file_key_and_problem() {
     type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
-    let table: [Row; 20] = [
+    let table: [Row; 23] = [
         ("server: {port: abc}", &[], &["config.yaml", "server.port", "abc"]),
         ("server: {prot: 1}", &[], &["config.yaml", "server", "prot", "node_id"]),
         ("servers: {}", &[], &["config.yaml", "servers"]),
@@ -218,10 +219,17 @@ fn every_mistake_names_file_key_and_problem() {
         ),
         ("workflow: {steps: [infer, encode, encode, store]}", &[], &["workflow.steps", "`encode` is listed twice"]),
         (
-            "workflow: {steps: [fetch, preprocess, infer, encode, store]}\ncontent_credentials: {certificate_file: a.pem}",
+            "workflow: {steps: [fetch, preprocess, screen, infer, check, encode, store]}\ncontent_credentials: {certificate_file: a.pem}",
             &[],
             &["workflow.steps", "lacks `credentials`, and content_credentials names a signer"],
         ),
+        (
+            "workflow: {steps: [fetch, preprocess, infer, check, encode, store]}",
+            &[],
+            &["workflow.steps", "lacks `screen`, and safety.mode is on: add the step, or write `safety.mode: off`"],
+        ),
+        ("safety: {mode: perhaps}", &[], &["safety.mode", "must be on or off, got \"perhaps\""]),
+        ("safety: {tryon: {allow_underwear: 1}}", &[], &["safety.tryon.allow_underwear"]),
         ("workflow: {steps: [dream]}", &[], &["workflow.steps[0]", "dream"]),
     ];
     for (yaml, pairs, words) in table {

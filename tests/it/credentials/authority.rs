@@ -7,24 +7,24 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 
 /// PEM of a root, of a chain below it, and of the key of the chain's first certificate.
-pub(super) struct Authority {
-    pub(super) root: String,
-    pub(super) leaf: String,
-    pub(super) chain: String,
-    pub(super) key: String,
+pub(crate) struct Authority {
+    pub(crate) root: String,
+    pub(crate) leaf: String,
+    pub(crate) chain: String,
+    pub(crate) key: String,
 }
 
 impl Authority {
-    pub(super) fn good() -> Self {
+    pub(crate) fn good() -> Self {
         Self::issuing(|_| ())
     }
 
     /// With the certificate that signs changed.
-    pub(super) fn issuing(change: impl FnOnce(&mut CertificateParams)) -> Self {
+    pub(crate) fn issuing(change: impl FnOnce(&mut CertificateParams)) -> Self {
         Self::of(&PKCS_ECDSA_P256_SHA256, change)
     }
 
-    pub(super) fn of(algorithm: &'static SignatureAlgorithm, change: impl FnOnce(&mut CertificateParams)) -> Self {
+    pub(crate) fn of(algorithm: &'static SignatureAlgorithm, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let mut root = parameters("tests root");
         root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -47,7 +47,7 @@ impl Authority {
     }
 }
 
-pub(super) fn parameters(name: &str) -> CertificateParams {
+pub(crate) fn parameters(name: &str) -> CertificateParams {
     let mut parameters = CertificateParams::default();
     let now = OffsetDateTime::now_utc();
     parameters.not_before = now - Duration::days(2);

@@ -1,6 +1,6 @@
 //! Content credentials and the mark in every image: verified by other implementations, refused in words where a signer is wrong.
 
-mod authority;
+pub(crate) mod authority;
 mod inputs;
 mod inspected;
 mod marks;
@@ -25,7 +25,7 @@ use crate::stage::Stage;
 
 const FORMATS: [(&str, &str); 3] = [("png", "image/png"), ("jpeg", "image/jpeg"), ("webp", "image/webp")];
 
-fn signing(authority: &Authority) -> Signing {
+pub(crate) fn signing(authority: &Authority) -> Signing {
     ready::signing(&settings(authority)).expect("a good signer").expect("one")
 }
 

@@ -43,8 +43,13 @@ impl Campaign {
 
     /// Hands in one job, again and again until the host takes it.
     pub(crate) async fn hand_in(&mut self, id: &str) {
+        self.hand_in_body(id, &body(id)).await;
+    }
+
+    /// The same with a job of one's own.
+    pub(crate) async fn hand_in_body(&mut self, id: &str, body: &Value) {
         let deadline = Instant::now() + WAIT_LIMIT;
-        while self.try_hand_in(id).await != Some(StatusCode::ACCEPTED) {
+        while self.try_hand_in_body(id, body).await != Some(StatusCode::ACCEPTED) {
             assert!(Instant::now() < deadline, "{id} was never accepted\n{}", self.host.log());
             self.a_moment(20).await;
         }
@@ -52,8 +57,12 @@ impl Campaign {
 
     /// What the host answered; none when there was no one to answer.
     pub(crate) async fn try_hand_in(&mut self, id: &str) -> Option<StatusCode> {
+        self.try_hand_in_body(id, &body(id)).await
+    }
+
+    async fn try_hand_in_body(&mut self, id: &str, body: &Value) -> Option<StatusCode> {
         let address = self.host.logged("listening for HTTP").pop()?["address"].as_str()?.to_owned();
-        let request = self.client.post(format!("http://{address}/generate")).json(&body(id));
+        let request = self.client.post(format!("http://{address}/generate")).json(body);
         let token = crate::stage::TOKEN;
         let status = request.header("x-internal-auth", token).send().await.ok()?.status();
         if status == StatusCode::ACCEPTED {

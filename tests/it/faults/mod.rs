@@ -8,7 +8,7 @@
 mod aimed;
 mod around;
 mod brokers;
-mod campaign;
+pub(crate) mod campaign;
 mod processes;
 mod soak;
 #[cfg(debug_assertions)]

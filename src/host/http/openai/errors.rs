@@ -9,7 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
 use super::super::problem::{Problem, Refused};
-use crate::job::outcome::CONFLICT;
+use crate::job::outcome::{CONFLICT, CONTENT_BLOCKED};
 
 /// Says every refusal below `/v1` in OpenAI's shape, of paths and methods that do not exist as well; status and headers stay.
 pub(in super::super) async fn in_openai_shape(request: Request, next: Next) -> Response {
@@ -21,7 +21,13 @@ pub(in super::super) async fn in_openai_shape(request: Request, next: Next) -> R
     let Some(Refused { body }) = response.extensions().get::<Refused>().cloned() else { return response };
     let (mut parts, _) = response.into_parts();
     parts.headers.remove(CONTENT_LENGTH);
-    (parts.status, parts.headers, Json(shape(parts.status, &body))).into_response()
+    // Theirs is a bad request: a client raises what its users already catch.
+    let status = if is_blocked(&body) { StatusCode::BAD_REQUEST } else { parts.status };
+    (status, parts.headers, Json(shape(status, &body))).into_response()
+}
+
+fn is_blocked(body: &Value) -> bool {
+    body["error"]["code"] == CONTENT_BLOCKED
 }
 
 /// `body`: ours, `{"error": {"code", "message", "field"?}}`.
@@ -33,6 +39,12 @@ fn shape(status: StatusCode, body: &Value) -> Value {
         status if status.is_server_error() => "server_error",
         _ => "invalid_request_error",
     };
+    // Under the names that OpenAI's own moderation has.
+    if is_blocked(body) {
+        let kind = "image_generation_user_error";
+        let code = "moderation_blocked";
+        return json!({ "error": { "message": error["message"], "type": kind, "param": error["field"], "code": code } });
+    }
     // The job's id was made from the key: the caller knows the key alone.
     if error["code"] == CONFLICT {
         let message = "this Idempotency-Key stands for another request; send that request again, or choose another key";
