@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::EngineError;
 use crate::json_config::{Fixed, read};
@@ -49,6 +48,12 @@ impl VisionConfig {
     }
 }
 
+#[derive(Debug, Deserialize)]
+struct Named {
+    #[serde(default)]
+    architectures: Vec<String>,
+}
+
 /// A vision transformer as transformers writes it; what is left out has the default of its class.
 #[derive(Debug, Deserialize)]
 struct WrittenVision {
@@ -91,16 +96,15 @@ impl ClassifierConfig {
     /// [`EngineError::Checkpoint`] with what is missing in it or not supported, and what would be.
     pub(super) fn read(path: &Path) -> Result<Self, EngineError> {
         let wrong = |problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
-        let value: Value = read(path, &[])?;
-        let named = value.get("architectures").unwrap_or(&Value::Null);
-        if *named == Value::from(vec![VIT]) {
+        let Named { architectures } = read(path, &[])?;
+        if architectures == [VIT] {
             let written: WrittenVit = read(path, VIT_FIXED)?;
             let defaults = Defaults { patch_size: 16, activation: Activation::Gelu, layer_norm_eps: 1e-12 };
             let vision = written.vision.checked(&defaults).map_err(&wrong)?;
             let labels = labels(written.id2label, written.num_labels).map_err(&wrong)?;
             return Ok(Self { architecture: Architecture::Vit(labels), vision });
         }
-        if *named == Value::from(vec![SAFETY_CHECKER]) {
+        if architectures == [SAFETY_CHECKER] {
             let written: WrittenChecker = read(path, &[])?;
             let defaults = Defaults { patch_size: 32, activation: Activation::QuickGelu, layer_norm_eps: 1e-5 };
             let vision =
@@ -108,7 +112,7 @@ impl ClassifierConfig {
             let projection_dim = written.projection_dim.unwrap_or(512);
             return Ok(Self { architecture: Architecture::SafetyChecker { projection_dim }, vision });
         }
-        Err(wrong(format!("architectures is {named}; an image classifier is [\"{VIT}\"] or [\"{SAFETY_CHECKER}\"]")))
+        Err(wrong(format!("architectures is {architectures:?}; an image classifier is [\"{VIT}\"] or [\"{SAFETY_CHECKER}\"]")))
     }
 }
 

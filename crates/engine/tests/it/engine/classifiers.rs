@@ -87,7 +87,7 @@ fn classifier_whose_files_are_missing() {
 fn classifier_of_another_architecture() {
     let words = ["ConvNextForImageClassification", "[\"ViTForImageClassification\"]", "[\"StableDiffusionSafetyChecker\"]"];
     assert_refused("vit", edit_config("ViTForImageClassification", "ConvNextForImageClassification"), "config.json", &words);
-    assert_refused("vit", edit_config("\"architectures\"", "\"architecture\""), "config.json", &["architectures is null"]);
+    assert_refused("vit", edit_config("\"architectures\"", "\"architecture\""), "config.json", &["architectures is []"]);
     assert_refused(
         "vit",
         edit_config("\"qkv_bias\": true", "\"problem_type\": \"multi_label_classification\", \"qkv_bias\": true"),
