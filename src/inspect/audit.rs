@@ -122,22 +122,29 @@ async fn of_image(image: &StoredImage, anchors: Option<&str>, config: Option<&Pa
     ImageAudit { address, problem, credentials }
 }
 
+impl ImageAudit {
+    fn holds(&self, names_anchors: bool, is_signed: bool) -> bool {
+        let verifies = match self.credentials {
+            Credentials::Trusted => true,
+            Credentials::Valid => !names_anchors,
+            Credentials::None => !is_signed,
+            Credentials::Invalid => false,
+        };
+        self.problem.is_none() && verifies
+    }
+}
+
 impl Audit {
     fn code(&self, names_anchors: bool) -> ExitCode {
         let Some(record) = &self.record else {
             return if self.blocked.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) };
         };
         let is_signed = record.provenance.signer.is_some();
-        let holds = |image: &ImageAudit| {
-            let verifies = match image.credentials {
-                Credentials::Trusted => true,
-                Credentials::Valid => !names_anchors,
-                Credentials::None => !is_signed,
-                Credentials::Invalid => false,
-            };
-            image.problem.is_none() && verifies
-        };
-        if self.images.iter().all(holds) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if self.images.iter().all(|image| image.holds(names_anchors, is_signed)) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 }
 

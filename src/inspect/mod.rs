@@ -60,6 +60,7 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
 /// # Errors
 /// When the file is there and cannot be read.
 fn anchors(path: Option<&Path>) -> anyhow::Result<Option<String>> {
-    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("{} cannot be read as PEM", path.display()));
-    path.map(read).transpose()
+    let pem =
+        path.map(|path| std::fs::read_to_string(path).with_context(|| format!("{} cannot be read as PEM", path.display())));
+    pem.transpose()
 }

@@ -10,7 +10,7 @@ use super::prompt_list::PromptList;
 use super::settings::{Mode, Settings, TryOnSettings};
 use crate::job::Job;
 use crate::job::safety::{Block, SafetyCheck, Stage};
-use crate::job::task::{Prompt, Task};
+use crate::job::task::Task;
 
 use crate::setting::SettingError;
 
@@ -40,7 +40,7 @@ pub struct Gate {
 
 /// What a job was found to be by one that was asked.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
+pub struct Judgment {
     pub check: SafetyCheck,
     pub block: Option<Block>,
 }
@@ -100,8 +100,8 @@ impl Gate {
 
     /// The prompt by all lists; what a prompt is to leave out is not looked at.
     #[must_use]
-    pub fn prompt(&self, job: &Job) -> Verdict {
-        let prompt = prompt(&job.task);
+    pub fn prompt(&self, job: &Job) -> Judgment {
+        let prompt = job.task.prompt();
         let of_people = changes_an_image(&job.task).then_some(&self.undress);
         let category = of_people.into_iter().chain(&self.prompt_lists).find_map(|list| list.category_of(prompt));
         let block = category.map(|category| Block {
@@ -109,7 +109,7 @@ impl Gate {
             stage: Stage::Prompt,
             field: Some("prompt".to_owned()),
         });
-        Verdict {
+        Judgment {
             check: SafetyCheck { stage: Stage::Prompt, backend: "prompt_lists".to_owned(), scores: BTreeMap::new() },
             block,
         }
@@ -117,7 +117,7 @@ impl Gate {
 
     /// What the classifier's scores say of the images, a list of scores an image. `fields`: the job's, of its inputs.
     #[must_use]
-    pub fn images(&self, checker: &Checker, stage: Stage, fields: &[String], scores: &[Vec<f32>], job: &Job) -> Verdict {
+    pub fn images(&self, checker: &Checker, stage: Stage, fields: &[String], scores: &[Vec<f32>], job: &Job) -> Judgment {
         let mut highest: BTreeMap<String, f64> = BTreeMap::new();
         let mut block = None;
         for (place, scores) in scores.iter().enumerate() {
@@ -133,12 +133,12 @@ impl Gate {
                 }
             }
         }
-        Verdict { check: SafetyCheck { stage, backend: format!("classifier {}", checker.name), scores: highest }, block }
+        Judgment { check: SafetyCheck { stage, backend: format!("classifier {}", checker.name), scores: highest }, block }
     }
 
     /// What a moderator's answer says.
     #[must_use]
-    pub fn answer(&self, stage: Stage, answer: &Answer, job: &Job) -> Verdict {
+    pub fn answer(&self, stage: Stage, answer: &Answer, job: &Job) -> Judgment {
         let categories: BTreeSet<&str> = answer.categories.iter().map(String::as_str).collect();
         let blocked = categories.iter().find(|category| self.is_blocked(category, job)).copied();
         // Its no is one whatever it names.
@@ -149,22 +149,12 @@ impl Gate {
         };
         let block = category.map(|category| Block { category: category.to_owned(), stage, field: answer.field.clone() });
         let scores = answer.scores.iter().map(|(name, score)| (name.clone(), (score * PLACES).round() / PLACES)).collect();
-        Verdict { check: SafetyCheck { stage, backend: "moderator".to_owned(), scores }, block }
+        Judgment { check: SafetyCheck { stage, backend: "moderator".to_owned(), scores }, block }
     }
 
     /// Whether a job may not have what was found: all of it but underwear, where a person has agreed and the operator allows it.
     fn is_blocked(&self, category: &str, job: &Job) -> bool {
         category != UNDERWEAR || !(self.tryon.allow_underwear && job.consent.is_some())
-    }
-}
-
-/// What a job asks for in words.
-#[must_use]
-pub fn prompt(task: &Task) -> &str {
-    match task {
-        Task::Generate(generate) => generate.prompt.as_str(),
-        Task::TryOn(tryon) => tryon.prompt.as_ref().map_or("", Prompt::as_str),
-        Task::Edit(edit) => edit.prompt.as_str(),
     }
 }
 

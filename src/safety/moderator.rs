@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::checker::is_word;
-use super::gate::prompt;
 use crate::authorities;
+use crate::clock::later;
 use crate::job::Job;
 use crate::job::consent::Consent;
 use crate::job::outcome::JobError;
@@ -56,7 +56,7 @@ pub struct Settings {
     /// Of one request.
     pub timeout_ms: u64,
     /// A job waits so long for an answer before it is handed back.
-    pub patience_ms: u64,
+    pub max_wait_ms: u64,
 }
 
 /// Who is asked.
@@ -65,7 +65,7 @@ pub struct Moderator {
     client: Client,
     url: Url,
     token: Option<Secret>,
-    patience: Duration,
+    max_wait: Duration,
 }
 
 /// What it said.
@@ -143,8 +143,8 @@ impl Moderator {
             .user_agent(concat!("atelier/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| SettingError::new("safety.moderator", format!("its client could not be set up: {error:?}")))?;
-        let patience = Duration::from_millis(settings.patience_ms);
-        Ok(Some(Self { client, url, token: settings.token.clone(), patience }))
+        let max_wait = Duration::from_millis(settings.max_wait_ms);
+        Ok(Some(Self { client, url, token: settings.token.clone(), max_wait }))
     }
 
     /// Asks until there is an answer, for as long as the settings say.
@@ -162,19 +162,19 @@ impl Moderator {
             job_id: job.id.as_str(),
             task: job.task.name(),
             tenant: job.tenant.as_deref(),
-            prompt: prompt(&job.task),
+            prompt: job.task.prompt(),
             negative_prompt,
             consent: job.consent.as_ref(),
             images: images,
         };
-        let until = Instant::now() + self.patience;
+        let until = later(Instant::now(), self.max_wait);
         let mut pause = FIRST_PAUSE;
         loop {
             let problem = match self.ask_once(&question).await {
                 Ok(answer) => return Ok(answer),
                 Err(problem) => problem,
             };
-            if Instant::now() + pause >= until {
+            if later(Instant::now(), pause) >= until {
                 return Err(JobError::ModerationUnavailable { problem });
             }
             tracing::warn!(problem, pause_ms = pause.as_millis() as u64, "the moderator gave no answer; it is asked again");

@@ -4,7 +4,7 @@
 //!
 //! ```yaml
 //! - category: minors
-//!   words: [some word, another]      # whole words, in whatever case; a blank is any white space
+//!   terms: [some word, another]      # whole words, in whatever case; a blank is any white space
 //!   patterns: ['some(thing)?\s+else'] # regular expressions (crate regex), in whatever case
 //!   except: [a phrase that is fine]   # taken out of the prompt before it is looked at
 //! ```
@@ -44,7 +44,7 @@ struct Entry {
 struct Written {
     category: String,
     #[serde(default)]
-    words: Vec<String>,
+    terms: Vec<String>,
     #[serde(default)]
     patterns: Vec<String>,
     #[serde(default)]
@@ -83,8 +83,8 @@ impl PromptList {
     pub fn category_of(&self, prompt: &str) -> Option<&str> {
         let plain = plain(prompt);
         let unmarked = without_marks(&plain);
-        let has = |entry: &&Entry| entry.matches(&plain) || entry.matches(&unmarked);
-        self.0.iter().find(has).map(|entry| entry.category.as_str())
+        let found = self.0.iter().find(|entry| entry.matches(&plain) || entry.matches(&unmarked));
+        found.map(|entry| entry.category.as_str())
     }
 }
 
@@ -97,31 +97,31 @@ impl Entry {
     }
 }
 
-fn entry(Written { category, words, patterns, except }: Written) -> Result<Entry, String> {
+fn entry(Written { category, terms, patterns, except }: Written) -> Result<Entry, String> {
     if !is_word(&category) {
         return Err(format!("category must be 1 to 32 of the characters a-z 0-9 _ -, got {}", shown::text(&category)));
     }
-    if words.is_empty() && patterns.is_empty() {
-        return Err(format!("{category}: has neither words nor patterns"));
+    if terms.is_empty() && patterns.is_empty() {
+        return Err(format!("{category}: has neither terms nor patterns"));
     }
-    if let Some(blank) = words.iter().chain(&except).find(|word| plain(word).trim().is_empty()) {
+    if let Some(blank) = terms.iter().chain(&except).find(|term| plain(term).trim().is_empty()) {
         return Err(format!("{category}: {} is no word", shown::text(blank)));
     }
-    let words = words.iter().map(|word| whole(word));
-    let found = RegexSetBuilder::new(words.chain(patterns)).case_insensitive(true).size_limit(MAX_COMPILED_BYTES).build();
+    let terms = terms.iter().map(|term| standalone(term));
+    let found = RegexSetBuilder::new(terms.chain(patterns)).case_insensitive(true).size_limit(MAX_COMPILED_BYTES).build();
     let found = found.map_err(|error| format!("{category}: {error}"))?;
     // An expression that finds nothing at all in particular would block every prompt.
     if found.is_match("") {
         return Err(format!("{category}: one of its patterns matches an empty text, and so every prompt"));
     }
-    let phrases: Vec<String> = except.iter().map(|phrase| whole(phrase)).collect();
+    let phrases: Vec<String> = except.iter().map(|phrase| standalone(phrase)).collect();
     let except = (!phrases.is_empty()).then(|| RegexBuilder::new(&phrases.join("|")).case_insensitive(true).build());
     Ok(Entry { category, except: except.transpose().map_err(|error| error.to_string())?, found })
 }
 
 /// An expression for a word or phrase that does not stand within a longer word; scripts without blanks have no such ends.
-fn whole(word: &str) -> String {
-    let plain = plain(word);
+fn standalone(term: &str) -> String {
+    let plain = plain(term);
     let parts: Vec<String> = plain.split_whitespace().map(regex::escape).collect();
     let end = |char: Option<char>| if char.is_some_and(has_word_ends) { r"\b" } else { "" };
     let first = end(plain.trim().chars().next());
@@ -169,7 +169,7 @@ mod tests {
 
     const LIST: &str = r"
 - category: minors
-  words: [some word, 未成年, ребёнок]
+  terms: [some word, 未成年, ребёнок]
 - category: weapons
   patterns: ['gun(s|fire)?\b']
   except: [hot glue gun]
@@ -209,12 +209,12 @@ mod tests {
     #[test]
     fn a_wrong_list_says_which_element_and_why() {
         let wrong = [
-            ("- category: A b\n  words: [x]", "element 0: category must be 1 to 32"),
-            ("- category: a\n  words: [x]\n- category: b", "element 1: b: has neither words nor patterns"),
+            ("- category: A b\n  terms: [x]", "element 0: category must be 1 to 32"),
+            ("- category: a\n  terms: [x]\n- category: b", "element 1: b: has neither terms nor patterns"),
             ("- category: a\n  patterns: ['(']", "element 0: a: regex parse error"),
             ("- category: a\n  patterns: ['x*']", "element 0: a: one of its patterns matches an empty text"),
-            ("- category: a\n  words: [\"\u{200B}\"]", "element 0: a: \"\\u{200b}\" is no word"),
-            ("- category: a\n  word: [x]", "is no prompt list: "),
+            ("- category: a\n  terms: [\"\u{200B}\"]", "element 0: a: \"\\u{200b}\" is no word"),
+            ("- category: a\n  term: [x]", "is no prompt list: "),
             ("a", "is no prompt list: "),
         ];
         for (yaml, problem) in wrong {

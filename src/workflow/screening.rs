@@ -16,7 +16,7 @@ use super::{Step, StepName};
 use crate::job::Job;
 use crate::job::outcome::JobError;
 use crate::job::safety::Stage;
-use crate::safety::gate::{Gate, Verdict};
+use crate::safety::gate::{Gate, Judgment};
 use crate::safety::moderator::SmallImage;
 use atelier_engine::EngineError;
 use atelier_engine::thread::EngineThread;
@@ -150,7 +150,7 @@ async fn classify(engine: &EngineThread, images: Vec<RgbImage>) -> Result<Vec<Ve
 }
 
 /// Keeps what was found for the record.
-fn note(context: &mut JobContext<'_>, Verdict { check, block }: Verdict) -> Result<(), JobError> {
+fn note(context: &mut JobContext<'_>, Judgment { check, block }: Judgment) -> Result<(), JobError> {
     context.checks.push(check);
     block.map_or(Ok(()), |block| Err(JobError::Blocked(block)))
 }

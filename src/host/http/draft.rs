@@ -80,3 +80,9 @@ impl std::fmt::Display for Place {
         }
     }
 }
+
+/// A form has an object as a text; what is none is left as it is, to be refused by its own name.
+pub(super) fn object(value: Value) -> Value {
+    let parsed = value.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    parsed.filter(Value::is_object).unwrap_or(value)
+}

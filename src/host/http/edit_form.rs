@@ -3,8 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::draft::{Draft, Place};
-use super::form::object;
+use super::draft::{Draft, Place, object};
 use super::problem::Problem;
 
 /// Both come as often as there are images; some clients write a list's name with brackets.

@@ -7,7 +7,7 @@ use axum::http::header::CONTENT_TYPE;
 use bytes::{Bytes, BytesMut};
 use serde_json::{Map, Value, json};
 
-use super::draft::{Draft, Place, Takes};
+use super::draft::{Draft, Place, Takes, object};
 use super::problem::Problem;
 use super::{Settings, body, edit_form, inputs};
 use crate::shown;
@@ -203,12 +203,6 @@ fn config(given: Option<Value>) -> Result<Map<String, Value>, Problem> {
             Err(Problem::invalid("config", problem))
         }
     }
-}
-
-/// A form has an object as a text; what is none is left as it is, to be refused by its own name.
-pub(super) fn object(value: Value) -> Value {
-    let parsed = value.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
-    parsed.filter(Value::is_object).unwrap_or(value)
 }
 
 /// A form has texts only; what is no number is left as it is, to be refused by its own name. An empty prompt is none.

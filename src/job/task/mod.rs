@@ -43,6 +43,16 @@ impl Task {
         }
     }
 
+    /// What it asks for in words; empty: nothing of its own.
+    #[must_use]
+    pub fn prompt(&self) -> &str {
+        match self {
+            Self::Generate(generate) => generate.prompt.as_str(),
+            Self::TryOn(tryon) => tryon.prompt.as_ref().map_or("", Prompt::as_str),
+            Self::Edit(edit) => edit.prompt.as_str(),
+        }
+    }
+
     /// The model that the job names, or gets by default; none: it is not asked for by name.
     #[must_use]
     pub fn model(&self) -> Option<&ModelName> {

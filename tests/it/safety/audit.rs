@@ -4,6 +4,7 @@ use std::process::{Command, Output};
 
 use atelier::demo::s3::{ACCESS_KEY_ID, SECRET_ACCESS_KEY};
 use atelier::job::capabilities::Capabilities;
+use atelier::safety::settings::Settings;
 use serde_json::{Value, json};
 
 use super::{body, run};
@@ -18,7 +19,7 @@ type Said = (Option<i32>, String, String);
 async fn audited(stage: &Stage, arguments: &[&str]) -> Said {
     let endpoint = format!("http://{}", stage.bucket.address);
     let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-    let audit = move || {
+    let auditing = tokio::task::spawn_blocking(move || {
         let environment = [
             ("ATELIER__STORE__ENDPOINT_URL", endpoint.as_str()),
             ("ATELIER__STORE__FORCE_PATH_STYLE", "true"),
@@ -32,8 +33,8 @@ async fn audited(stage: &Stage, arguments: &[&str]) -> Said {
         let Output { status, stdout, stderr } = command.output().expect("a process");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (status.code(), text(&stdout), text(&stderr))
-    };
-    tokio::task::spawn_blocking(audit).await.expect("a process")
+    });
+    auditing.await.expect("a process")
 }
 
 #[tokio::test]
@@ -50,7 +51,7 @@ async fn a_chain_that_holds_and_one_that_does_not() {
         "consent    given, form-17",
         "model        sd15, Apache-2.0",
         "safety       policy ",
-        "signed by    tests signer, certificate ",
+        "signed by    CN=tests signer, O=tests of atelier, certificate ",
         "file       is the one of the record",
         "credentials valid: ",
     ] {
@@ -83,9 +84,8 @@ async fn a_chain_that_holds_and_one_that_does_not() {
 async fn a_job_that_was_not_allowed_and_one_that_never_was() {
     let directory = tempfile::tempdir().unwrap();
     let list = directory.path().join("list.yaml");
-    std::fs::write(&list, "- category: weapons\n  words: [gun]\n").unwrap();
-    let gated = |settings| atelier::safety::settings::Settings { prompt_lists: vec![list], ..settings };
-    let mut stage = Stage::gated(Capabilities::Generate, gated).await;
+    std::fs::write(&list, "- category: weapons\n  terms: [gun]\n").unwrap();
+    let mut stage = Stage::gated(Capabilities::Generate, |settings| Settings { prompt_lists: vec![list], ..settings }).await;
     run(&mut stage, &body("armed", "a gun")).await;
     let (code, shown, said) = audited(&stage, &["armed"]).await;
     assert_eq!((code, said.as_str()), (Some(0), ""), "{shown}");

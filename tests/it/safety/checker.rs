@@ -66,7 +66,7 @@ async fn what_was_generated_and_may_not_be_shown_leaves_on_no_way() {
 async fn a_hundred_blocked_jobs_with_host_kills() {
     let directory = tempfile::tempdir().unwrap();
     let list = directory.path().join("list.yaml");
-    std::fs::write(&list, "- category: weapons\n  words: [gun]\n").unwrap();
+    std::fs::write(&list, "- category: weapons\n  terms: [gun]\n").unwrap();
     let lists = format!("[{}]", list.display());
     let mut campaign = Campaign::start("blocked", &[("ATELIER__SAFETY__PROMPT_LISTS", &lists)], &[]).await;
     for number in 0..100 {

@@ -24,7 +24,7 @@ fn asking(server: &HttpServer) -> impl FnOnce(Settings) -> Settings {
     let url = Some(server.url("/judge").to_string());
     |settings| {
         let token = Some(Secret::new("moderator-token"));
-        Settings { moderator: moderator::Settings { url, token, timeout_ms: 300, patience_ms: 0 }, ..settings }
+        Settings { moderator: moderator::Settings { url, token, timeout_ms: 300, max_wait_ms: 0 }, ..settings }
     }
 }
 
@@ -115,12 +115,12 @@ async fn who_gives_no_answer_lets_nothing_through_and_costs_no_attempt() {
 #[tokio::test]
 async fn a_moment_without_it_is_waited_out() {
     let server = HttpServer::start(&[Answer::HangUp, Answer::status(503), json_answer(YES)]).await;
-    let patient = asking(&server);
-    let patient = |settings| {
-        let settings = patient(settings);
-        Settings { moderator: moderator::Settings { patience_ms: 20_000, ..settings.moderator }, ..settings }
-    };
-    let mut stage = Stage::gated(Capabilities::Generate, patient).await;
+    let asking = asking(&server);
+    let mut stage = Stage::gated(Capabilities::Generate, |settings| {
+        let settings = asking(settings);
+        Settings { moderator: moderator::Settings { max_wait_ms: 20_000, ..settings.moderator }, ..settings }
+    })
+    .await;
     assert_eq!(run(&mut stage, &body("patient", "a mug")).await.outcome, JobOutcome::Complete);
     assert_eq!(server.requests().len(), 4);
 }
@@ -131,11 +131,11 @@ async fn underwear_takes_an_operator_who_allows_it_and_a_person_who_agrees() {
     let server = HttpServer::start(&[json_answer(seen)]).await;
     for (allow_underwear, consent, allowed) in [(false, true, false), (true, false, false), (true, true, true)] {
         let asking = asking(&server);
-        let gated = |settings| {
+        let mut stage = Stage::gated(Capabilities::Edit(vec![Mode::Fp8]), |settings| {
             let settings = asking(settings);
             Settings { tryon: TryOnSettings { allow_underwear, ..settings.tryon }, ..settings }
-        };
-        let mut stage = Stage::gated(Capabilities::Edit(vec![Mode::Fp8]), gated).await;
+        })
+        .await;
         std::fs::create_dir_all(stage.bucket.path("images")).unwrap();
         let square = image::RgbImage::from_pixel(64, 64, image::Rgb([200, 30, 30]));
         square.save(stage.bucket.path("images").join("square.png")).unwrap();
@@ -161,7 +161,7 @@ async fn jobs_wait_in_their_queue_while_it_is_away() {
     let url = server.url("/judge").to_string();
     let changes = [
         ("SAFETY_MODERATOR_URL", url.as_str()),
-        ("ATELIER__SAFETY__MODERATOR__PATIENCE_MS", "0"),
+        ("ATELIER__SAFETY__MODERATOR__MAX_WAIT_MS", "0"),
         ("ATELIER__RUNTIME__MAX_ATTEMPTS", "1"),
         ("ATELIER__HOST__INITIAL_BACKOFF_MS", "100"),
     ];

@@ -41,7 +41,7 @@ fn edit(id: &str, prompt: &str) -> Value {
 
 #[tokio::test]
 async fn a_prompt_of_a_list_is_told_once_noted_first_and_never_generated() {
-    let (_directory, path) = list("- category: weapons\n  words: [gun]\n");
+    let (_directory, path) = list("- category: weapons\n  terms: [gun]\n");
     let mut stage = Stage::gated(Capabilities::Generate, lists(vec![path])).await;
     let report = run(&mut stage, &body("armed", "a Gun on the beach")).await;
     let error = report.error.expect("an error");
@@ -76,7 +76,7 @@ async fn a_prompt_of_a_list_is_told_once_noted_first_and_never_generated() {
 
 #[tokio::test]
 async fn without_a_note_nobody_is_told() {
-    let (_directory, path) = list("- category: weapons\n  words: [gun]\n");
+    let (_directory, path) = list("- category: weapons\n  terms: [gun]\n");
     let mut stage = Stage::gated(Capabilities::Generate, lists(vec![path])).await;
     stage.bucket.trouble(crate::bucket::Trouble::ReadOnly);
     let report = run(&mut stage, &body("armed", "a gun")).await;
@@ -88,7 +88,7 @@ async fn without_a_note_nobody_is_told() {
 
 #[tokio::test]
 async fn a_job_in_a_batch_is_blocked_alone() {
-    let (_directory, path) = list("- category: weapons\n  words: [gun]\n");
+    let (_directory, path) = list("- category: weapons\n  terms: [gun]\n");
     let mut stage = Stage::gated(Capabilities::Generate, lists(vec![path])).await;
     let mut batch = super::event(&body("one", "a mug"));
     let mut second = batch["Records"][0].clone();
