@@ -24,6 +24,16 @@ pub(super) enum Architecture {
     SafetyChecker { projection_dim: usize },
 }
 
+impl Architecture {
+    /// In the order of its scores.
+    pub(super) fn labels(&self) -> Vec<String> {
+        match self {
+            Self::Vit(labels) => labels.clone(),
+            Self::SafetyChecker { .. } => ["unsafe_content", "special_care"].map(str::to_owned).to_vec(),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct ClassifierConfig {
     pub(super) architecture: Architecture,

@@ -26,8 +26,6 @@ use crate::weights::{Named, Shapes, Weights, component_files, listed, shapes_of}
 
 /// Images that are looked at in one forward pass.
 const AT_ONCE: usize = 16;
-/// Labels of a safety checker.
-const SAFETY_LABELS: [&str; 2] = ["unsafe_content", "special_care"];
 /// A layer that old ViTs bring along, and that no classifier reads.
 const POOLER: &str = "vit.pooler.";
 
@@ -35,7 +33,6 @@ const POOLER: &str = "vit.pooler.";
 pub struct Classifier {
     directory: PathBuf,
     labels: Vec<String>,
-    threshold: f32,
     /// Height and width of what the model sees.
     image: [usize; 2],
     preprocessor: Preprocessor,
@@ -72,8 +69,7 @@ impl Classifier {
         }
         Ok(Self {
             directory: directory.to_owned(),
-            labels: labels(&config),
-            threshold: if matches!(config.architecture, Architecture::Vit(_)) { 0.5 } else { 0.0 },
+            labels: config.architecture.labels(),
             image: config.vision.image,
             preprocessor,
             vision,
@@ -87,13 +83,6 @@ impl Classifier {
     #[must_use]
     pub fn labels(&self) -> &[String] {
         &self.labels
-    }
-
-    /// The score above which a label counts where nobody has said another: half of a ViT's certainty, and 0 for a safety checker, where diffusers
-    /// blackens the image.
-    #[must_use]
-    pub fn threshold(&self) -> f32 {
-        self.threshold
     }
 
     /// Scores of images of any size: a list an image, label by label in the order of [`Self::labels`].
@@ -130,12 +119,15 @@ impl Classifier {
     }
 }
 
-/// Looks at a classifier's JSON files, not at its weights. Returns its labels, as [`Classifier::labels`].
+/// Looks at a classifier's JSON files, not at its weights. Returns its labels, as [`Classifier::labels`], each with the score above which it counts
+/// where nobody has said another: half of a ViT's certainty, and 0 for a safety checker, where diffusers blackens the image.
 ///
 /// # Errors
 /// [`EngineError::Checkpoint`] when these cannot be read or are not supported.
-pub fn check(directory: &Path) -> Result<Vec<String>, EngineError> {
-    Ok(labels(&read(directory)?.0))
+pub fn check(directory: &Path) -> Result<Vec<(String, f32)>, EngineError> {
+    let architecture = read(directory)?.0.architecture;
+    let threshold = if matches!(architecture, Architecture::Vit(_)) { 0.5 } else { 0.0 };
+    Ok(architecture.labels().into_iter().map(|label| (label, threshold)).collect())
 }
 
 fn read(directory: &Path) -> Result<(ClassifierConfig, Preprocessor), EngineError> {
@@ -149,13 +141,6 @@ fn read(directory: &Path) -> Result<(ClassifierConfig, Preprocessor), EngineErro
 }
 
 const PREPROCESSOR: &str = "preprocessor_config.json";
-
-fn labels(config: &ClassifierConfig) -> Vec<String> {
-    match &config.architecture {
-        Architecture::Vit(labels) => labels.clone(),
-        Architecture::SafetyChecker { .. } => SAFETY_LABELS.map(str::to_owned).to_vec(),
-    }
-}
 
 /// `names`: what the files call their tensors. A vision model of CLIP was one of two modules until transformers 5.
 fn build_vision(config: &ClassifierConfig, names: &[String], vb: &VarBuilder) -> CandleResult<Vision> {
