@@ -18,6 +18,7 @@ mod reporting;
 mod request;
 pub mod screening;
 pub mod sequence;
+mod step_name;
 pub mod store;
 pub mod text_layout;
 pub mod watermark;
@@ -27,7 +28,6 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use serde::Deserialize;
 use tracing::{Instrument as _, Span};
 
 use self::context::JobContext;
@@ -39,6 +39,7 @@ use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
 pub use self::reporting::Noted;
 use self::screening::{Check, Screen};
+pub use self::step_name::StepName;
 use self::store::ModelOrigin;
 use crate::content_credentials::signing::Signing;
 use crate::job::capabilities::Capabilities;
@@ -83,53 +84,6 @@ pub trait Step: Send + Sync {
     /// # Errors
     /// Whatever keeps the job from going on.
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError>;
-}
-
-/// The steps there are, by their names in config.yaml.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StepName {
-    /// Download what the job refers to.
-    Fetch,
-    /// Open the images of a try-on and bring them to size.
-    Preprocess,
-    /// Look at what is asked for, before anything is generated.
-    Screen,
-    /// Generate.
-    Infer,
-    /// Put back what a try-on was to leave as it was.
-    Postprocess,
-    /// Look at what was generated.
-    Check,
-    /// Put the artist's signature on.
-    Watermark,
-    /// Turn pixels into a file.
-    Encode,
-    /// Sign the files, each with a manifest of how it came about.
-    Credentials,
-    /// Upload the images, then the record.
-    Store,
-    /// Notify the caller.
-    Notify,
-}
-
-impl StepName {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Fetch => "fetch",
-            Self::Preprocess => "preprocess",
-            Self::Screen => "screen",
-            Self::Infer => "infer",
-            Self::Postprocess => "postprocess",
-            Self::Check => "check",
-            Self::Watermark => "watermark",
-            Self::Encode => "encode",
-            Self::Credentials => "credentials",
-            Self::Store => "store",
-            Self::Notify => "notify",
-        }
-    }
 }
 
 /// What is left to do for a job whose encoded images are there and not stored.

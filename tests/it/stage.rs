@@ -122,6 +122,17 @@ fn store_settings(bucket: &Bucket, cache: &Path) -> store::Settings {
     }
 }
 
+fn notify_settings(backend: &Backend) -> notify::Settings {
+    notify::Settings {
+        backend_api_url: Some(format!("http://{}", backend.address)),
+        internal_api_token: Some(Secret::new(TOKEN)),
+        max_attempts: 2,
+        initial_backoff_ms: 1,
+        max_backoff_ms: 2,
+        ..notify::Settings::default()
+    }
+}
+
 impl Stage {
     pub(crate) async fn set() -> Self {
         Self::with(Capabilities::Generate, |_| ()).await
@@ -178,15 +189,7 @@ impl Stage {
         let settings = store::Settings { public_base_url, ..store_settings(&bucket, cache.path()) };
         let held_results = HeldResults::new(&settings);
         let store = Arc::new(Store::connect(&settings, outbound.clone()).await.unwrap());
-        let settings = notify::Settings {
-            backend_api_url: Some(format!("http://{}", backend.address)),
-            internal_api_token: Some(Secret::new(TOKEN)),
-            max_attempts: 2,
-            initial_backoff_ms: 1,
-            max_backoff_ms: 2,
-            ..notify::Settings::default()
-        };
-        let notifier = Arc::new(Notifier::new(&settings, outbound).unwrap());
+        let notifier = Arc::new(Notifier::new(&notify_settings(&backend), outbound).unwrap());
         let generated = Arc::<AtomicU32>::default();
         let script = Arc::<Mutex<Vec<Script>>>::default();
         let batches = Arc::<Mutex<Vec<usize>>>::default();

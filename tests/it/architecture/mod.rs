@@ -23,7 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("authorities", &[]),
     ("aws", &["setting", "authorities"]),
     ("outbound", &["job", "setting", "authorities"]),
-    ("safety", &["job", "setting", "authorities"]),
+    ("safety", &["job", "setting", "authorities", "clock"]),
     ("store", &["job", "setting", "aws", "outbound"]),
     ("models", &["setting", "authorities", "backoff", "aws", "store"]),
     ("notify", &["job", "setting", "authorities", "backoff", "clock", "outbound"]),

@@ -118,9 +118,8 @@ async fn no_edit_undresses_whatever_the_lists_are_and_off_means_off() {
 
 #[tokio::test]
 async fn consent_is_asked_for_where_the_operator_says_so_and_kept() {
-    let required =
-        |settings: Settings| Settings { tryon: TryOnSettings { require_consent: true, ..settings.tryon }, ..settings };
-    let mut stage = editing(required).await;
+    let mut stage =
+        editing(|settings| Settings { tryon: TryOnSettings { require_consent: true, ..settings.tryon }, ..settings }).await;
     let report = run(&mut stage, &edit("none", "a green dress")).await;
     let error = report.error.expect("an error");
     assert_eq!((error.code.as_str(), error.field.as_deref()), ("invalid_request", Some("consent")));
