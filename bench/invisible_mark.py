@@ -40,10 +40,9 @@ def main():
     parser.add_argument("--profile", default="bench", help="cargo profile that ours is built in")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--binary", default=ROOT / "target" / "debug" / "atelier", help="what generates images of the bundled model")
+    parser.add_argument("--ours", help="the bench's own program, where it is built already")
     options = parser.parse_args()
-    build = ["cargo", "bench", "--bench", "invisible_mark", "--no-run", "--profile", options.profile, "--message-format", "json"]
-    lines = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-    ours = [m["executable"] for m in map(json.loads, lines) if m.get("target", {}).get("name") == "invisible_mark"][-1]
+    ours = options.ours or built(options.profile)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         plain, marked, cut = (Path(scratch) / name for name in ("plain", "marked", "cut"))
@@ -81,6 +80,12 @@ def main():
     for row in rows:
         print(json.dumps(row))
     (ROOT / "bench" / "results" / "invisible_mark-cpu.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def built(profile):
+    build = ["cargo", "bench", "--bench", "invisible_mark", "--no-run", "--profile", profile, "--message-format", "json"]
+    lines = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return [m["executable"] for m in map(json.loads, lines) if m.get("target", {}).get("name") == "invisible_mark"][-1]
 
 
 def asked(ours, *arguments):

@@ -20,6 +20,7 @@ pub(super) type Pixels = [u8; BLOCK_BYTES];
 pub(super) struct Band([f64; BAND * BAND]);
 
 /// The largest singular value with its vectors, of length 1.
+#[derive(Clone)]
 pub(super) struct Largest {
     pub(super) value: f64,
     left: [f64; BAND],
@@ -80,12 +81,15 @@ impl Band {
 impl Largest {
     /// Adds so much to the singular value, as far as 8 bits and their limits let it: Y stays, U moves by at most 5 for half a step.
     pub(super) fn raise(&self, block: &mut Pixels, by: f64) {
-        for (at, pixel) in block.chunks_exact_mut(3).enumerate() {
-            let place = place(at);
+        // What U is worth in green and in blue, as in OpenCV's COLOR_YUV2RGB; a half more, so that the cast rounds.
+        let colours: [[f64; 2]; BAND * BAND] = std::array::from_fn(|place| {
             let chroma = by * self.left[place / BAND] * self.right[place % BAND] / 2.0;
-            // OpenCV's COLOR_YUV2RGB: what U is worth in green and in blue.
-            pixel[1] = (f64::from(pixel[1]) - 0.395 * chroma).round() as u8;
-            pixel[2] = (f64::from(pixel[2]) + 2.032 * chroma).round() as u8;
+            [0.5 - 0.395 * chroma, 0.5 + 2.032 * chroma]
+        });
+        for (at, pixel) in block.chunks_exact_mut(3).enumerate() {
+            let [green, blue] = colours[place(at)];
+            pixel[1] = (f64::from(pixel[1]) + green) as u8;
+            pixel[2] = (f64::from(pixel[2]) + blue) as u8;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Writes the mark: in every block the carrier is moved to the nearest number that says the right bit.
 
-use super::block::{Band, Pixels, pixels};
+use super::block::{Band, Largest, Pixels, pixels};
 use super::message::SDXL;
 use super::{BLOCK_PX, STEP};
 
@@ -8,7 +8,7 @@ use super::{BLOCK_PX, STEP};
 const NEAR_ENOUGH: f64 = 3.0;
 /// So far from its target a carrier is still safe; beyond a quarter of a step it says the other bit.
 const SAFE: f64 = STEP / 6.0;
-/// What rounding and limits take away is added again, so often.
+/// Times that a carrier is moved, for rounding and limits take away from it.
 const ROUNDS: usize = 4;
 
 /// A block on its way to a target, and how far from it the carrier is.
@@ -37,28 +37,28 @@ pub fn embed(rgb: &mut [u8], width_px: u32, height_px: u32) {
 
 /// The block with the bit in it; where the nearest target is out of reach, for a colour is as blue as can be, on its other side.
 fn marked(block: &Pixels, bit: bool) -> Pixels {
-    let carrier = Band::of(block).largest().value;
+    let carrier = Band::of(block).largest();
     let within = if bit { 0.75 * STEP } else { 0.25 * STEP };
-    let nearest = ((carrier - within) / STEP).round() * STEP + within;
-    let other = if nearest > carrier { nearest - STEP } else { nearest + STEP };
-    let moved = moved(block, nearest);
-    if moved.off <= SAFE {
-        return moved.block;
+    let nearest = ((carrier.value - within) / STEP).round() * STEP + within;
+    let other = if nearest > carrier.value { nearest - STEP } else { nearest + STEP };
+    let near = moved(block, &carrier, nearest);
+    if near.off <= SAFE {
+        return near.block;
     }
-    let further = self::moved(block, other);
-    if further.off < moved.off { further.block } else { moved.block }
+    let far = moved(block, &carrier, other);
+    if far.off < near.off { far.block } else { near.block }
 }
 
-fn moved(block: &Pixels, target: f64) -> Moved {
+fn moved(block: &Pixels, carrier: &Largest, target: f64) -> Moved {
     let mut block = *block;
-    let mut round = 0;
-    loop {
-        let largest = Band::of(&block).largest();
-        let lacks = target - largest.value;
-        if lacks.abs() <= NEAR_ENOUGH || round == ROUNDS {
-            return Moved { block, off: lacks.abs() };
+    let mut carrier = carrier.clone();
+    for _ in 0..ROUNDS {
+        let lacks = target - carrier.value;
+        if lacks.abs() <= NEAR_ENOUGH {
+            break;
         }
-        largest.raise(&mut block, lacks);
-        round += 1;
+        carrier.raise(&mut block, lacks);
+        carrier = Band::of(&block).largest();
     }
+    Moved { block, off: (target - carrier.value).abs() }
 }

@@ -4,7 +4,7 @@ use super::block::{Band, pixels};
 use super::found::Found;
 use super::message::{KNOWN, Message};
 use super::moved::moved;
-use super::{BLOCK_PX, Method, has_room};
+use super::{BLOCK_PX, Method};
 
 /// Of so many bits one may be wrong. Chance finds a message of 48 bits so in 5 of 10^8 images.
 const BITS_AN_ERROR: usize = 8;
@@ -12,9 +12,6 @@ const BITS_AN_ERROR: usize = 8;
 /// The known message that an image has, if it has one. `rgb`: (height, width, 3).
 #[must_use]
 pub fn read(rgb: &[u8], width_px: u32, height_px: u32) -> Option<Found> {
-    if !has_room(width_px, height_px) {
-        return None;
-    }
     let votes = votes(rgb, width_px as usize, height_px as usize);
     let found = [Method::DwtDctSvd, Method::DwtDct].into_iter().flat_map(|method| {
         let votes = &votes;
