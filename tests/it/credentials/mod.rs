@@ -3,6 +3,7 @@
 pub(crate) mod authority;
 mod inputs;
 mod inspected;
+mod invisible;
 mod marks;
 mod peers;
 mod refused;

@@ -155,7 +155,7 @@ async fn people_get_a_line_a_check() {
     let text = String::from_utf8(output.stdout).unwrap();
     let checks: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     let all =
-        ["config", "credentials", "bucket", "inputs", "sqs", "rabbitmq", "spool", "webhook", "signer", "model", "gpu", "clock"];
+        ["config", "credentials", "bucket", "inputs", "sqs", "rabbitmq", "spool", "webhook", "signer", "safety", "model", "gpu", "clock"];
     assert_eq!(checks, all, "{text}");
     assert!(output.status.success(), "{text}");
 }

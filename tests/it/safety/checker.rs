@@ -50,9 +50,16 @@ async fn what_was_generated_and_may_not_be_shown_leaves_on_no_way() {
     };
     assert!(failed.path.ends_with("/failed"), "{failed:?}");
     assert_eq!(failed.body["error"]["category"], "stand_in");
-    let job = client.get(format!("http://{address}/jobs/queued")).header("x-internal-auth", TOKEN);
-    let job: Value = job.send().await.unwrap().json().await.unwrap();
-    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("content_blocked")), "{job}");
+    let job = loop {
+        let job = client.get(format!("http://{address}/jobs/queued")).header("x-internal-auth", TOKEN);
+        let job: Value = job.send().await.unwrap().json().await.unwrap();
+        // It ends when its message is settled, which is after its caller has heard.
+        if job["state"] != "running" {
+            break job;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!("content_blocked")), "{job}");
     assert_eq!(images(&host), [""; 0]);
     let metrics = host.get("/metrics").await;
     assert!(metrics.contains("atelier_blocked_total{category=\"stand_in\",stage=\"image\"} 3"), "{metrics}");
