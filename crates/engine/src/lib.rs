@@ -4,6 +4,7 @@ mod activations;
 mod adapter_config;
 mod adapters;
 mod attention;
+pub mod classifier;
 pub mod device;
 mod device_errors;
 mod finite;

@@ -3,10 +3,9 @@
 use candle_core::{DType, IndexOp, Result, Tensor};
 use candle_nn::{Embedding, Module, VarBuilder, embedding};
 
-use super::config::{Activation, TextEncoderConfig};
-use crate::activations::quick_gelu;
-use crate::attention::attend_causally;
-use crate::layers::{LayerNorm, Linear, layer_norm, linear, linear_b};
+use super::config::TextEncoderConfig;
+use super::encoder_layer::{EncoderLayer, LayerConfig, LayerNames};
+use crate::layers::{LayerNorm, Linear, layer_norm, linear_b};
 
 /// What is taken from a text encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +51,19 @@ impl TextEncoder {
         let projects = output == TextOutput::PenultimateAndPooled;
         let projection = projects.then(|| linear_b(hidden, config.projection_dim, false, vb.pp("text_projection")));
         let vb = vb.pp("text_model");
+        let layer = LayerConfig {
+            hidden_size: hidden,
+            intermediate_size: config.intermediate_size,
+            heads: config.num_attention_heads,
+            activation: config.hidden_act,
+            layer_norm_eps: config.layer_norm_eps,
+            causal: true,
+        };
         Ok(Self {
             token_embedding: embedding(config.vocab_size, hidden, vb.pp("embeddings.token_embedding"))?,
             positions: vb.get((config.max_position_embeddings, hidden), "embeddings.position_embedding.weight")?,
             layers: (0..config.num_hidden_layers)
-                .map(|index| EncoderLayer::new(config, &vb.pp("encoder.layers").pp(index)))
+                .map(|index| EncoderLayer::new(layer, &LayerNames::CLIP, &vb.pp("encoder.layers").pp(index)))
                 .collect::<Result<_>>()?,
             final_layer_norm: layer_norm(hidden, config.layer_norm_eps, &vb.pp("final_layer_norm"))?,
             output,
@@ -123,56 +130,5 @@ impl TextEncoder {
         let is_learned = ids.iter().map(|id| u8::from(own(id).is_some())).collect();
         let is_learned = Tensor::from_vec(is_learned, (ids.len(), 1), tokens.device())?.broadcast_as((ids.len(), hidden))?;
         is_learned.where_cond(&from_learned, &from_table)?.reshape((rows, count, hidden))
-    }
-}
-
-struct EncoderLayer {
-    layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    activation: Activation,
-    heads: usize,
-}
-
-impl EncoderLayer {
-    fn new(config: &TextEncoderConfig, vb: &VarBuilder) -> Result<Self> {
-        let hidden = config.hidden_size;
-        let attention = vb.pp("self_attn");
-        Ok(Self {
-            layer_norm1: layer_norm(hidden, config.layer_norm_eps, &vb.pp("layer_norm1"))?,
-            q_proj: linear(hidden, hidden, attention.pp("q_proj"))?,
-            k_proj: linear(hidden, hidden, attention.pp("k_proj"))?,
-            v_proj: linear(hidden, hidden, attention.pp("v_proj"))?,
-            out_proj: linear(hidden, hidden, attention.pp("out_proj"))?,
-            layer_norm2: layer_norm(hidden, config.layer_norm_eps, &vb.pp("layer_norm2"))?,
-            fc1: linear(hidden, config.intermediate_size, vb.pp("mlp.fc1"))?,
-            fc2: linear(config.intermediate_size, hidden, vb.pp("mlp.fc2"))?,
-            activation: config.hidden_act,
-            heads: config.num_attention_heads,
-        })
-    }
-
-    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        let attended = self.attend(&self.layer_norm1.forward(hidden)?)?;
-        let hidden = self.out_proj.add_to(hidden, &attended)?;
-        let inner = self.fc1.forward(&self.layer_norm2.forward(&hidden)?)?;
-        let inner = match self.activation {
-            Activation::QuickGelu => quick_gelu(&inner)?,
-            Activation::Gelu => inner.gelu_erf()?,
-            Activation::GeluNew => inner.gelu()?,
-        };
-        self.fc2.add_to(&hidden, &inner)
-    }
-
-    fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
-        let query = self.q_proj.forward(hidden)?;
-        let key = self.k_proj.forward(hidden)?;
-        let value = self.v_proj.forward(hidden)?;
-        attend_causally(&query, &key, &value, self.heads)
     }
 }

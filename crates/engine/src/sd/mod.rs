@@ -9,6 +9,7 @@ pub mod clip;
 pub mod conditioning;
 pub mod config;
 mod diagnosis;
+pub(crate) mod encoder_layer;
 pub mod foreign_syntax;
 pub mod guidance;
 pub mod inversion;

@@ -3,6 +3,7 @@
 mod adapters;
 mod batches;
 pub(crate) mod checkpoints;
+mod classifiers;
 mod edits;
 mod embeddings;
 mod finite;

@@ -3,6 +3,7 @@
 //! `cargo test -p atelier-engine parity -- --nocapture` prints the figures.
 
 mod adapter_files;
+pub(crate) mod classifiers;
 mod flow;
 mod flux;
 mod half;
