@@ -249,7 +249,7 @@ const scenarios = {
         await page.getByRole('button', { name: 'Before and after' }).click();
         await accessible(page, `a result: ${what}`);
         await fits(page, `a result: ${what}`);
-        await page.evaluate((id) => document.getElementById(id).scrollIntoView(), device === 'phone' ? 'now' : 'readiness');
+        await page.evaluate((phone) => (phone ? document.getElementById('now').scrollIntoView() : scrollTo(0, 0)), device === 'phone');
         if (given) await page.screenshot({ path: path.join(given, `page-${device}-${colorScheme}.png`) });
         for (const task of ['Edit', 'Generate']) {
           await page.getByRole('radio', { name: task }).check();

@@ -111,12 +111,16 @@ async function readiness() {
   badge.className = `badge ${shown.state}`;
 }
 
+/** What a job may say, which stays the same for as long as the host runs. @type {any} */
+let api = null;
+
+/** Which models there are, and what their handlers say that they can do. */
 async function models() {
   try {
-    const [served, document] = await Promise.all([status('/models'), status('/openapi.json')]);
-    form.setUp(served.models, document);
-  } catch (error) {
-    say(byId('form-error'), told(error));
+    api ??= await status('/openapi.json');
+    form.setUp((await status('/models')).models, api);
+  } catch {
+    // How the host is says the badge.
   }
 }
 

@@ -103,7 +103,7 @@ export class Form {
     const fields = NUMBERS.filter(([name]) => properties[name] && (served?.guidance || name !== 'guidance_scale'));
     const numbers = fields.map(([name, label]) => this.number(name, label, properties[name], served));
     if (this.task === 'tryon') numbers.push(this.options('resolution', 'Resolution', RESOLUTIONS));
-    if (served?.modes.length > 1) numbers.push(this.options('mode', 'Mode', served.modes));
+    if ((served?.modes ?? []).length > 1) numbers.push(this.options('mode', 'Mode', served.modes));
     byId('numbers').replaceChildren(...numbers);
     byId('negative-field').hidden = !served?.guidance;
     byId('loras').hidden = this.task !== 'generate' || !served?.loras;

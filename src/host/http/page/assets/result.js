@@ -131,7 +131,8 @@ export class Result {
     const download = el('a', { href: address, download: `${this.id}-${file.number}.${extension}`, className: 'button' }, 'Download');
     const shown = el('div', { className: 'shown' }, image);
     const actions = el('div', { className: 'actions' }, download);
-    if (before) {
+    // Images behind those that were asked for are comparisons already.
+    if (before && file.number < (this.asked?.body.num_images ?? 1)) {
       const toggle = el('button', { type: 'button', 'aria-pressed': 'false' }, 'Before and after');
       toggle.addEventListener('click', () => {
         const compare = toggle.getAttribute('aria-pressed') === 'false';
