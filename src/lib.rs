@@ -32,6 +32,8 @@ pub mod image_file;
 
 pub mod content_credentials;
 
+pub mod invisible_mark;
+
 pub mod workflow;
 
 pub mod events;

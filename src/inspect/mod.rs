@@ -13,8 +13,11 @@ use self::report::Report;
 use self::source::Source;
 use crate::config::Environment;
 use crate::content_credentials::verify::{State, verify};
-use crate::image_file::notes;
+use crate::image_file::{self, notes};
+use crate::invisible_mark::{self, Found};
 
+/// Pixels of an image that are looked at for the invisible mark.
+const MAX_PIXELS: u64 = 100_000_000;
 /// There are no content credentials.
 const NONE: u8 = 3;
 
@@ -50,7 +53,7 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
         Ok(Some(credentials)) if credentials.state == State::Valid && anchors.is_none() => ExitCode::SUCCESS,
         Ok(Some(_)) | Err(_) => ExitCode::FAILURE,
     };
-    let report = Report::new(file.len(), notes, credentials);
+    let report = Report::new(file.len(), notes, mark_in_pixels(&file), credentials);
     let mut out = std::io::stdout().lock();
     if options.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
@@ -58,4 +61,11 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
         write!(out, "{report}")?;
     }
     Ok(code)
+}
+
+/// # Errors
+/// Says why the pixels cannot be read.
+fn mark_in_pixels(file: &[u8]) -> Result<Option<Found>, String> {
+    let image = image_file::open(file, MAX_PIXELS)?.image.into_rgb8();
+    Ok(invisible_mark::read(image.as_raw(), image.width(), image.height()))
 }

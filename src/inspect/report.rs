@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::content_credentials::verify::{Credentials, State, UNTRUSTED};
 use crate::image_file::notes::Notes;
+use crate::invisible_mark::Found;
 
 /// Characters of a text that a line shows.
 const SHOWN_CHARS: usize = 200;
@@ -17,6 +18,11 @@ pub(super) struct Report {
     #[serde(flatten)]
     notes: Notes,
     mark: Mark,
+    /// None: there is none that is known, or the pixels cannot be read.
+    invisible_mark: Option<Found>,
+    /// Why the pixels cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable_pixels: Option<String>,
     /// None: there are none, or they cannot be read.
     content_credentials: Option<Credentials>,
     /// Why they cannot be read.
@@ -32,14 +38,23 @@ struct Mark {
 }
 
 impl Report {
-    pub(super) fn new(bytes: usize, notes: Notes, credentials: Result<Option<Credentials>, String>) -> Self {
+    pub(super) fn new(
+        bytes: usize,
+        notes: Notes,
+        invisible_mark: Result<Option<Found>, String>,
+        credentials: Result<Option<Credentials>, String>,
+    ) -> Self {
         let named = |name: &str| notes.xmp.as_deref().and_then(|xmp| property(xmp, name));
         let mark = Mark { digital_source_type: named("Iptc4xmpExt:DigitalSourceType"), creator_tool: named("xmp:CreatorTool") };
         let (content_credentials, unreadable) = match credentials {
             Ok(credentials) => (credentials, None),
             Err(problem) => (None, Some(problem)),
         };
-        Self { bytes, notes, mark, content_credentials, unreadable }
+        let (invisible_mark, unreadable_pixels) = match invisible_mark {
+            Ok(found) => (found, None),
+            Err(problem) => (None, Some(problem)),
+        };
+        Self { bytes, notes, mark, invisible_mark, unreadable_pixels, content_credentials, unreadable }
     }
 }
 
@@ -68,6 +83,11 @@ impl fmt::Display for Report {
         }
         if let Some(tool) = &self.mark.creator_tool {
             writeln!(f, "made by      {}", one_line(tool))?;
+        }
+        match (&self.invisible_mark, &self.unreadable_pixels) {
+            (Some(found), _) => writeln!(f, "invisible    {found}")?,
+            (None, Some(problem)) => writeln!(f, "invisible    the pixels cannot be read: it {}", one_line(problem))?,
+            (None, None) => writeln!(f, "invisible    none that is known")?,
         }
         for text in &self.notes.texts {
             writeln!(f, "text         {}: {}", one_line(&text.keyword), one_line(&text.text))?;

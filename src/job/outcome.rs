@@ -45,6 +45,18 @@ pub struct StoredImage {
     /// Of the file, in hex; records of earlier releases have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// Records of earlier releases have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invisible_mark: Option<InvisibleMark>,
+}
+
+/// Whether the pixels of an image have the invisible mark.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InvisibleMark {
+    pub embedded: bool,
+    /// Where it is not: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// How a job that did not fail ended.

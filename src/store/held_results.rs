@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::job::Job;
+use crate::job::outcome::InvisibleMark;
 
 /// Settings of section `store.held_results`.
 #[derive(Debug, Clone, Deserialize)]
@@ -53,6 +54,7 @@ pub struct HeldImage {
     pub width_px: u32,
     pub height_px: u32,
     pub seed: u64,
+    pub invisible_mark: Option<InvisibleMark>,
     /// Encoded, as it is to be uploaded.
     pub file: Bytes,
 }
@@ -74,6 +76,8 @@ struct ImageHead {
     seed: u64,
     bytes: usize,
     sha256: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    invisible_mark: Option<InvisibleMark>,
 }
 
 /// The directory; clones are the same one.
@@ -157,6 +161,7 @@ fn head(job: &Job, result: &HeldResult) -> Head {
         seed: image.seed,
         bytes: image.file.len(),
         sha256: hash(&image.file),
+        invisible_mark: image.invisible_mark.clone(),
     });
     Head {
         job_id: job.id.to_string(),
@@ -184,7 +189,13 @@ fn parse(bytes: Vec<u8>, job: &Job) -> Option<HeldResult> {
             return None;
         }
         let file = rest.split_to(image.bytes);
-        images.push(HeldImage { width_px: image.width_px, height_px: image.height_px, seed: image.seed, file });
+        images.push(HeldImage {
+            width_px: image.width_px,
+            height_px: image.height_px,
+            seed: image.seed,
+            invisible_mark: image.invisible_mark.clone(),
+            file,
+        });
     }
     let result = HeldResult { images, timings_ms: head.timings_ms.clone() };
     (rest.is_empty() && self::head(job, &result) == head).then_some(result)
@@ -253,7 +264,11 @@ mod tests {
     }
 
     fn result(byte: u8, bytes: usize) -> HeldResult {
-        let image = |seed| HeldImage { width_px: 64, height_px: 48, seed, file: Bytes::from(vec![byte; bytes]) };
+        let why = Some("too small".to_owned());
+        let invisible_mark = Some(InvisibleMark { embedded: false, why });
+        let file = Bytes::from(vec![byte; bytes]);
+        let image =
+            |seed| HeldImage { width_px: 64, height_px: 48, seed, invisible_mark: invisible_mark.clone(), file: file.clone() };
         HeldResult { images: vec![image(7), image(u64::MAX)], timings_ms: BTreeMap::from([("infer".into(), 12)]) }
     }
 

@@ -191,6 +191,7 @@ impl Store {
             bytes: file.len() as u64,
             seed,
             sha256: Some(base16ct::lower::encode_string(&Sha256::digest(&file))),
+            invisible_mark: None,
         };
         let put = self.client.put_object().bucket(&stored.bucket).key(&stored.key).content_type(content_type);
         match put.body(ByteStream::from(file)).send().await {

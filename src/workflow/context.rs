@@ -1,6 +1,7 @@
 //! The job context: one job on its way, with what each step has added to it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use crate::content_credentials::manifest::Role;
 use crate::job::Job;
 use crate::job::measured;
 use crate::job::notification::Notification;
-use crate::job::outcome::{JobError, Record};
+use crate::job::outcome::{InvisibleMark, JobError, Record};
 use crate::job::task::Generate;
 use crate::job::task::edit::Edit;
 use crate::job::task::tryon::TryOn;
@@ -35,8 +36,12 @@ pub struct JobContext<'job> {
     /// The input images as they were sent, which lie in the cache as long as their leases.
     pub input_images: Vec<InputImage>,
     pub images: Vec<Image>,
+    /// Which of the images hold pixels that are a person's own and were not generated.
+    pub own_pixels: Range<usize>,
     /// The encoded files, one an image, in the same order.
     pub files: Vec<Bytes>,
+    /// Whether the files have the invisible mark, one an image; results that an earlier release held back do not say.
+    pub invisible_marks: Vec<Option<InvisibleMark>>,
     /// The proof that the images are stored.
     pub record: Option<Record>,
     /// The record was there before this delivery.
@@ -154,7 +159,9 @@ impl<'job> JobContext<'job> {
             leases: Vec::new(),
             input_images: Vec::new(),
             images: Vec::new(),
+            own_pixels: 0..0,
             files: Vec::new(),
+            invisible_marks: Vec::new(),
             record: None,
             replayed: false,
             resumed: false,
@@ -171,9 +178,10 @@ impl<'job> JobContext<'job> {
 
     /// Takes over the result of an earlier attempt, which is to be stored.
     pub fn resume(&mut self, result: HeldResult) {
-        for HeldImage { width_px, height_px, seed, file } in result.images {
+        for HeldImage { width_px, height_px, seed, invisible_mark, file } in result.images {
             self.images.push(Image { width_px, height_px, rgb: Vec::new(), seed });
             self.files.push(file);
+            self.invisible_marks.push(invisible_mark);
         }
         self.timings_ms = result.timings_ms;
         self.held_results.used = 1;

@@ -11,6 +11,7 @@ use image_webp::{ColorType, WebPEncoder};
 use serde::Deserialize;
 
 use super::context::JobContext;
+use super::invisible::Marked;
 use super::mark::{self, DigitalSource};
 use super::{Step, StepName, png_texts};
 use crate::image_file::xmp::{XMP_IN_JPEG, XMP_IN_PNG};
@@ -28,6 +29,8 @@ const JPEG_QUALITY: u8 = 92;
 pub struct Encode {
     /// What a file says of how it was made, of a job that says nothing about it.
     pub metadata: MetadataLevel,
+    /// Which images have a mark in their pixels that says that a model made them.
+    pub invisible_mark: Marked,
 }
 
 /// Step `encode`.
@@ -44,6 +47,11 @@ impl Step for EncodeStep {
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
         let job = context.job;
+        for (number, image) in context.images.iter_mut().enumerate() {
+            check_buffer(image)?;
+            let has_own_pixels = context.own_pixels.contains(&number);
+            context.invisible_marks.push(Some(self.settings.invisible_mark.write(image, has_own_pixels)));
+        }
         let level = self.settings.level(job);
         let record_url = self.store.public_record_url(job).filter(|_| level != MetadataLevel::None);
         let xmp = mark::xmp(DigitalSource::of(&job.task), record_url.as_deref());
@@ -69,16 +77,24 @@ impl Encode {
 /// # Errors
 /// [`JobError::Internal`] when the image's buffer does not match its size, or a keyword is none.
 pub fn encode(image: &Image, format: ImageFormat, texts: &[(&str, String)], xmp: &str) -> Result<Vec<u8>, JobError> {
-    let Image { width_px, height_px, rgb, .. } = image;
-    let failed = |problem: String| JobError::Internal { problem: format!("cannot encode an image: {problem}") };
-    if rgb.len() as u64 != u64::from(*width_px) * u64::from(*height_px) * 3 {
-        return Err(failed(format!("{width_px}x{height_px} px do not have {} bytes", rgb.len())));
-    }
+    check_buffer(image)?;
     match format {
         ImageFormat::Png => png(image, texts, xmp).map_err(|error| failed(error.to_string())),
         ImageFormat::Jpeg => jpeg(image, xmp).map_err(failed),
         ImageFormat::Webp => webp(image, xmp).map_err(|error| failed(error.to_string())),
     }
+}
+
+fn failed(problem: String) -> JobError {
+    JobError::Internal { problem: format!("cannot encode an image: {problem}") }
+}
+
+fn check_buffer(image: &Image) -> Result<(), JobError> {
+    let Image { width_px, height_px, rgb, .. } = image;
+    if rgb.len() as u64 == u64::from(*width_px) * u64::from(*height_px) * 3 {
+        return Ok(());
+    }
+    Err(failed(format!("{width_px}x{height_px} px do not have {} bytes", rgb.len())))
 }
 
 fn jpeg(image: &Image, xmp: &str) -> Result<Vec<u8>, String> {

@@ -7,6 +7,7 @@ mod done;
 pub mod encode;
 pub mod fetch;
 pub mod infer;
+pub mod invisible;
 pub mod mark;
 pub mod notify;
 mod opening;

@@ -49,10 +49,13 @@ impl Step for PostprocessStep {
             for image in &mut context.images {
                 paste_back(image, person, &shares);
             }
+            context.own_pixels = 0..context.images.len();
         }
         if self.0.create_comparison {
             let beside = context.images.iter().map(|image| side_by_side(person, image)).collect::<Result<Vec<_>, _>>()?;
             context.images.extend(beside);
+            let first = if context.own_pixels.is_empty() { context.images.len() / 2 } else { 0 };
+            context.own_pixels = first..context.images.len();
         }
         Ok(())
     }

@@ -101,10 +101,11 @@ impl StoreStep {
     async fn upload(&self, context: &JobContext<'_>) -> Result<Vec<StoredImage>, JobError> {
         let attempt = store::attempt_token();
         let mut stored = Vec::with_capacity(context.files.len());
-        for (number, (image, file)) in context.images.iter().zip(&context.files).enumerate() {
+        let files = context.files.iter().zip(&context.invisible_marks);
+        for (number, (image, (file, invisible_mark))) in context.images.iter().zip(files).enumerate() {
             let Image { width_px, height_px, seed, .. } = *image;
             let put = self.store.put_image(context.job, &attempt, number, width_px, height_px, seed, file.clone());
-            stored.push(put.await?);
+            stored.push(StoredImage { invisible_mark: invisible_mark.clone(), ..put.await? });
         }
         Ok(stored)
     }
@@ -114,10 +115,12 @@ impl StoreStep {
         if context.resumed || context.notification_mode == NotificationMode::Now {
             return measured::HeldResults::default();
         }
-        let images = context.images.iter().zip(&context.files).map(|(image, file)| HeldImage {
+        let files = context.files.iter().zip(&context.invisible_marks);
+        let images = context.images.iter().zip(files).map(|(image, (file, invisible_mark))| HeldImage {
             width_px: image.width_px,
             height_px: image.height_px,
             seed: image.seed,
+            invisible_mark: invisible_mark.clone(),
             file: file.clone(),
         });
         let result = HeldResult { images: images.collect(), timings_ms: context.timings_ms.clone() };

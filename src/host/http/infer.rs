@@ -133,6 +133,7 @@ impl DoneImage {
             bytes: self.bytes,
             seed: self.seed,
             sha256: None,
+            invisible_mark: None,
         }
     }
 }

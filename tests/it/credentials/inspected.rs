@@ -11,7 +11,7 @@ use super::authority::Authority;
 use super::{FORMATS, generated, signing, tasks};
 use crate::stage::Stage;
 
-fn inspected(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+pub(super) fn inspected(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_atelier"));
     command.arg("inspect").args(arguments).env_clear().envs(environment.iter().copied()).current_dir(std::env::temp_dir());
     let Output { status, stdout, stderr } = command.output().expect("a process");
@@ -19,7 +19,7 @@ fn inspected(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, 
     (status.code(), text(&stdout), text(&stderr))
 }
 
-fn name(path: &Path) -> &str {
+pub(super) fn name(path: &Path) -> &str {
     path.to_str().expect("a name")
 }
 

@@ -3,6 +3,7 @@
 mod authority;
 mod inputs;
 mod inspected;
+mod invisible;
 mod marks;
 mod peers;
 mod refused;

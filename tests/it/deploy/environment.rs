@@ -95,8 +95,18 @@ async fn the_services_environment_is_the_configurations() {
     let Some(stack) = service_stack().await else { return };
     let container = &stack["template"]["Resources"]["Task"]["Properties"]["ContainerDefinitions"][0];
     let set = container["Environment"].as_array().unwrap().iter().chain(container["Secrets"].as_array().unwrap());
+    // Where it is only there under a condition: what it is then.
+    let set = set.map(|variable| variable["Fn::If"].get(1).unwrap_or(variable));
     let names: Vec<&str> = set.map(|variable| variable["Name"].as_str().unwrap()).collect();
-    for needed in ["ATELIER_MODEL", "AWS_STORAGE_BUCKET_NAME", "BACKEND_API_URL", "SQS_QUEUE_URL", "WEBHOOK_SIGNING_SECRET"] {
+    for needed in [
+        "ATELIER_MODEL",
+        "AWS_STORAGE_BUCKET_NAME",
+        "BACKEND_API_URL",
+        "SQS_QUEUE_URL",
+        "WEBHOOK_SIGNING_SECRET",
+        "CONTENT_CREDENTIALS_CERTIFICATE",
+        "CONTENT_CREDENTIALS_PRIVATE_KEY",
+    ] {
         assert!(names.contains(&needed), "{needed} is missing");
     }
     let values = names.iter().map(|name| {
@@ -107,4 +117,5 @@ async fn the_services_environment_is_the_configurations() {
     let config = is_read(&variables);
     assert!(config.sources.sqs.queue_url.is_some());
     assert!(!config.store.bucket.is_empty());
+    assert!(config.content_credentials.names_signer());
 }

@@ -97,6 +97,7 @@ async fn a_notification_whose_image_is_gone_is_given_up_and_pauses_nobody() {
         bytes: 1,
         seed: 1,
         sha256: None,
+        invisible_mark: None,
     };
     let record = super::http::record(&job_of(&body), image.clone());
     bench.store.put_record(&job_of(&body).output.prefix, &record).await.unwrap();

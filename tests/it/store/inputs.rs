@@ -175,6 +175,7 @@ async fn a_forged_signature_gets_nothing_though_the_file_is_in_the_cache() {
         bytes: 14,
         seed: 1,
         sha256: None,
+        invisible_mark: None,
     };
     let record = super::record_of(&super::job(&serde_json::json!({})), vec![image]);
     let good = store.urls(&record).await.expect("signed").remove(0);

@@ -161,6 +161,7 @@ async fn a_presigned_image_of_another_job_is_read_by_the_signers_right() {
         bytes: 1,
         seed: 1,
         sha256: None,
+        invisible_mark: None,
     };
     let job = job(&json!({}));
     let signed = store.urls(&record_of(&job, vec![image])).await.expect("signed").remove(0);

@@ -52,6 +52,7 @@ async fn complete(notifier: &Notifier, job: &Job) -> Result<(), JobError> {
         bytes: 1_000,
         seed: 42,
         sha256: None,
+        invisible_mark: None,
     };
     let urls = ["https://cdn.example.com/0.png".to_owned()];
     notifier.send_all(&notifier.complete(job, &record_of(job, vec![image]), &urls)?).await

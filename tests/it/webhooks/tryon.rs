@@ -69,6 +69,7 @@ fn complete(bench: &Bench) -> Vec<Notification> {
         bytes: IMAGE.len() as u64,
         seed: 42,
         sha256: None,
+        invisible_mark: None,
     };
     let notifications =
         bench.notifier.complete(&job, &record_of(&job, vec![image]), &["https://cdn/0.png".to_owned()]).expect("written");
