@@ -78,7 +78,9 @@ fn write_classifier(directory: &Path) -> Result<()> {
     add(&mut tensors, "vit.embeddings.patch_embeddings.projection.bias", &[HIDDEN])?;
     for layer in 0..LAYERS {
         let name = format!("vit.encoder.layer.{layer}");
-        for part in ["attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense"] {
+        for part in
+            ["attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense"]
+        {
             add_linear(&mut tensors, &format!("{name}.{part}"), HIDDEN, HIDDEN)?;
         }
         add_linear(&mut tensors, &format!("{name}.intermediate.dense"), HIDDEN, INNER)?;

@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use ab_glyph::{Font, FontRef, Glyph, GlyphId, OutlinedGlyph, PxScale, ScaleFont, point};
 use icu_normalizer::ComposingNormalizerBorrowed;
+use image::{Rgb, RgbImage};
 
 /// DejaVu Sans Bold without what needs shaping (combining marks, Arabic, Hebrew, ...): every character it has can be set by
 /// placing one glyph after the other. assets/fonts/README.md says how it was cut down.
@@ -39,6 +40,22 @@ pub struct Mask {
     pub alpha: Vec<f32>,
 }
 
+impl Mask {
+    /// Writes the letters in the colour `ink`, the baseline starting at (`left_px`, `baseline_px`). What is outside of the image is cut off.
+    pub fn write(&self, image: &mut RgbImage, (left_px, baseline_px): (u32, u32), ink: Rgb<u8>) {
+        let top = i64::from(baseline_px) + i64::from(self.top_px);
+        for (index, alpha) in self.alpha.iter().enumerate() {
+            let x = i64::from(left_px) + (index % self.width_px) as i64;
+            let y = top + (index / self.width_px) as i64;
+            let place = u32::try_from(x).ok().zip(u32::try_from(y).ok());
+            let Some(pixel) = place.and_then(|(x, y)| image.get_pixel_mut_checked(x, y)) else { continue };
+            for (channel, ink) in pixel.0.iter_mut().zip(ink.0) {
+                *channel = (f32::from(*channel) * (1.0 - alpha) + f32::from(ink) * alpha).round() as u8;
+            }
+        }
+    }
+}
+
 impl TextLayout {
     /// # Errors
     /// Names the first character that the font lacks.
@@ -66,6 +83,23 @@ impl TextLayout {
         let shorter = |keep: usize| Self(characters[..keep].iter().collect::<String>().trim_end().to_owned() + "…");
         let cut = (1..characters.len()).rev().map(shorter).find(|text| text.width_px(line_px) <= width_px);
         if self.width_px(line_px) <= width_px { self.clone() } else { cut.unwrap_or_else(|| shorter(0)) }
+    }
+
+    /// The whole text in lines that are at most `width_px` wide, broken between words. A word that is wider ends in an ellipsis.
+    #[must_use]
+    pub fn in_lines(&self, width_px: f32, line_px: f32) -> Vec<Self> {
+        let mut lines: Vec<Self> = Vec::new();
+        for word in self.0.split(' ') {
+            let longer = lines.last().map(|line| Self(format!("{} {word}", line.0)));
+            match longer.filter(|longer| longer.width_px(line_px) <= width_px) {
+                Some(longer) => {
+                    lines.pop();
+                    lines.push(longer);
+                }
+                None => lines.push(Self(word.to_owned()).cut_to(width_px, line_px)),
+            }
+        }
+        lines
     }
 
     /// Width of the ink when a line is `line_px` high.
@@ -168,6 +202,18 @@ mod tests {
     fn kerns_pairs() {
         let width = |text| TextLayout::new(text).unwrap().width_px(100.0);
         assert!(width("AVAVAV") < width("AAA") + width("VVV") - 10.0);
+    }
+
+    #[test]
+    fn breaks_between_words_and_loses_none() {
+        let text = TextLayout::new("a lighthouse at dusk and an extraordinarily long word").unwrap();
+        let lines = text.in_lines(90.0, 16.0);
+        assert!(lines.len() > 3 && lines.iter().all(|line| line.width_px(16.0) <= 90.0), "{lines:?}");
+        let cut = lines.iter().filter(|line| line.0.ends_with('…'));
+        assert_eq!(cut.count(), 1, "the one word that is too wide: {lines:?}");
+        assert_eq!(text.in_lines(1000.0, 16.0), [text.clone()]);
+        let all: Vec<String> = text.in_lines(200.0, 16.0).into_iter().map(|line| line.0).collect();
+        assert_eq!(all.join(" "), text.0);
     }
 
     #[test]

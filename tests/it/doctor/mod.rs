@@ -154,8 +154,21 @@ async fn people_get_a_line_a_check() {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let checks: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
-    let all =
-        ["config", "credentials", "bucket", "inputs", "sqs", "rabbitmq", "spool", "webhook", "signer", "safety", "model", "gpu", "clock"];
+    let all = [
+        "config",
+        "credentials",
+        "bucket",
+        "inputs",
+        "sqs",
+        "rabbitmq",
+        "spool",
+        "webhook",
+        "signer",
+        "safety",
+        "model",
+        "gpu",
+        "clock",
+    ];
     assert_eq!(checks, all, "{text}");
     assert!(output.status.success(), "{text}");
 }
