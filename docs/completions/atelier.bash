@@ -16,6 +16,9 @@ _atelier() {
             ",$1")
                 cmd="atelier"
                 ;;
+            atelier,audit)
+                cmd="atelier__subcmd__audit"
+                ;;
             atelier,completions)
                 cmd="atelier__subcmd__completions"
                 ;;
@@ -48,6 +51,9 @@ _atelier() {
                 ;;
             atelier,submit)
                 cmd="atelier__subcmd__submit"
+                ;;
+            atelier__subcmd__help,audit)
+                cmd="atelier__subcmd__help__subcmd__audit"
                 ;;
             atelier__subcmd__help,completions)
                 cmd="atelier__subcmd__help__subcmd__completions"
@@ -173,12 +179,38 @@ _atelier() {
 
     case "${cmd}" in
         atelier)
-            opts="-h -V --config --help --version demo host invoke submit jobs models doctor inspect completions manual help"
+            opts="-h -V --config --help --version demo host invoke submit jobs models doctor inspect audit completions manual help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__audit)
+            opts="-h --prefix --trust-anchors --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --prefix)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --trust-anchors)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -257,8 +289,22 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__help)
-            opts="demo host invoke submit jobs models doctor inspect completions manual help"
+            opts="demo host invoke submit jobs models doctor inspect audit completions manual help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__audit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

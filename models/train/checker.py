@@ -35,8 +35,9 @@ PEOPLE_SHARDS = 2
 # Seeds of generated images start here: prompts.json has those from 1000 on, which are for measuring alone.
 FIRST_SEED = 500_000
 AT_ONCE = 8
-SIZES_PX = [(128, 128)] * 6 + [(64, 64), (96, 128), (192, 128), (128, 192), (256, 256)]
-STEPS = [20] * 4 + [1, 2, 3, 4, 6, 8, 12, 30]
+SIZES_PX = [(128, 128)] * 5 + [(64, 64)] * 3 + [(96, 128), (192, 128), (128, 192), (192, 192), (256, 256), (256, 256)]
+# Half of them too few for an image: what comes out shows nothing, and is no star.
+STEPS = [20] * 4 + [1, 2, 3, 4] * 2 + [6, 8, 12, 30]
 GUIDANCE_SCALES = [4.0] * 3 + [1.0, 2.0, 7.5]
 # With fewer steps a star is often none.
 STAR_STEPS = 8
@@ -49,7 +50,7 @@ ODD = 700
 # How often each image stands in what is trained on; 2 in the first run.
 DISTORTED = 1
 # Shares of a batch, by source.
-SOURCES = {"rendered star": 0.22, "generated star": 0.16, "rendered other": 0.24, "generated other": 0.18, "people": 0.14, "odd": 0.06}
+SOURCES = {"rendered star": 0.22, "generated star": 0.14, "rendered other": 0.18, "generated other": 0.30, "people": 0.12, "odd": 0.04}
 
 
 def pick(rng, choices):

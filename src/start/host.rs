@@ -75,11 +75,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     // First of all: a host that is asked to end while it starts ends in order.
     let (orders, mut ordered) = mpsc::channel(4);
     drain::signals(orders.clone())?;
-    let mut config = Config::load(path, environment)?;
-    check_options(&options, &config)?;
-    config.host.handlers = options.handlers.unwrap_or(config.host.handlers);
-    config.host.drain_seconds = options.drain_seconds.unwrap_or(config.host.drain_seconds);
-    config.server.port = options.port.unwrap_or(config.server.port);
+    let config = configured(&options, path, environment)?;
     warn_without_token(&config);
     let passes_through = !options.function.is_empty();
     let models = if passes_through { Vec::new() } else { listed::hosted(&config, environment)? };
@@ -132,6 +128,16 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         ended?;
     }
     Ok(ran?)
+}
+
+/// The configuration, with what the command line says over it.
+fn configured(options: &Options, path: Option<&Path>, environment: &Environment) -> anyhow::Result<Config> {
+    let mut config = Config::load(path, environment)?;
+    check_options(options, &config)?;
+    config.host.handlers = options.handlers.unwrap_or(config.host.handlers);
+    config.host.drain_seconds = options.drain_seconds.unwrap_or(config.host.drain_seconds);
+    config.server.port = options.port.unwrap_or(config.server.port);
+    Ok(config)
 }
 
 /// None once the host was asked to end.

@@ -10,7 +10,10 @@ use serde_json::Value;
 use super::{function_stack, service_stack};
 
 /// What config.yaml names and a stack leaves out, and why.
-const LEFT_OUT_BY_THE_FUNCTION: [&str; 14] = [
+const LEFT_OUT_BY_THE_FUNCTION: [&str; 16] = [
+    // A moderator is someone of the operator's own: section `safety` of a configuration in the image names it.
+    "SAFETY_MODERATOR_URL",
+    "SAFETY_MODERATOR_TOKEN",
     // Lambda has no such thing, or sets it itself.
     "HOSTNAME",
     "ECS_AGENT_URI",

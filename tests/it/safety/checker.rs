@@ -22,7 +22,7 @@ fn images(host: &HostProcess) -> Vec<String> {
 
 #[tokio::test]
 async fn what_was_generated_and_may_not_be_shown_leaves_on_no_way() {
-    let mut host = HostProcess::start(&[], &[]).await;
+    let mut host = HostProcess::start(&[("ATELIER__SAFETY__MODE", "on")], &[]).await;
     host.wait_for("a handler is ready", 1).await;
     host.ready().await;
     let address = host.address();
@@ -75,7 +75,8 @@ async fn a_hundred_blocked_jobs_with_host_kills() {
     let list = directory.path().join("list.yaml");
     std::fs::write(&list, "- category: weapons\n  terms: [gun]\n").unwrap();
     let lists = format!("[{}]", list.display());
-    let mut campaign = Campaign::start("blocked", &[("ATELIER__SAFETY__PROMPT_LISTS", &lists)], &[]).await;
+    let mut campaign =
+        Campaign::start("blocked", &[("ATELIER__SAFETY__MODE", "on"), ("ATELIER__SAFETY__PROMPT_LISTS", &lists)], &[]).await;
     for number in 0..100 {
         let id = format!("job-{number}");
         // Every tenth is found in the image, the others in the prompt.

@@ -160,6 +160,7 @@ async fn jobs_wait_in_their_queue_while_it_is_away() {
     let server = HttpServer::start(&[Answer::HangUp]).await;
     let url = server.url("/judge").to_string();
     let changes = [
+        ("ATELIER__SAFETY__MODE", "on"),
         ("SAFETY_MODERATOR_URL", url.as_str()),
         ("ATELIER__SAFETY__MODERATOR__MAX_WAIT_MS", "0"),
         ("ATELIER__RUNTIME__MAX_ATTEMPTS", "1"),
