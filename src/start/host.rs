@@ -34,7 +34,8 @@ use crate::metrics::gpu::Gpus;
 use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::store::Store;
-use crate::workflow::{StepName, watermark};
+use crate::workflow::StepName;
+use crate::workflow::watermark::{self, Lettering};
 
 /// How long answers that are under way may take after the last job.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -96,7 +97,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
-    let check = door(&config, &models, &host, (&notifier, &store, &outbound));
+    let check = door(&config, &models, &host, super::lettering(&config)?, (&notifier, &store, &outbound));
     let refresh = refresh(&host, notifier, metrics.clone());
     let infos = infos(&config, &models, environment);
     let http = Http { passes_through, ..http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, infos) };
@@ -212,6 +213,8 @@ struct Door {
     notifier: Arc<Notifier>,
     store: Arc<Store>,
     outbound: Outbound,
+    /// What watermarks are set with.
+    lettering: Lettering,
     signs: bool,
     fetches: bool,
 }
@@ -221,6 +224,7 @@ fn door(
     config: &Config,
     models: &[HostedModel],
     host: &Host,
+    lettering: Lettering,
     (notifier, store, outbound): (&Arc<Notifier>, &Arc<Store>, &Outbound),
 ) -> http::Check {
     let steps = &config.workflow.steps;
@@ -231,6 +235,7 @@ fn door(
         notifier: Arc::clone(notifier),
         store: Arc::clone(store),
         outbound: outbound.clone(),
+        lettering,
         signs: steps.contains(&StepName::Watermark),
         fetches: steps.contains(&StepName::Fetch),
     };
@@ -258,7 +263,7 @@ impl Door {
             self.outbound.check_at_the_door(url.as_url()).map_err(|error| error.for_field("callback.url"))?;
         }
         if self.signs {
-            watermark::check_job(job)?;
+            watermark::check_job(job, &self.lettering)?;
         } else {
             watermark::check_unsigned(job)?;
         }

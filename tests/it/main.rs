@@ -19,6 +19,7 @@ mod fuzz;
 mod handler;
 mod host;
 mod images;
+mod lettering;
 mod model;
 mod models;
 mod openai;

@@ -17,6 +17,7 @@ use atelier::setting::Secret;
 use atelier::store::Store;
 use atelier::store::held_results::{self, HeldResults};
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
+use atelier::workflow::watermark::Lettering;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, store};
 use atelier_engine::thread::EngineThread;
@@ -200,6 +201,7 @@ impl Stage {
             capabilities: capabilities.clone(),
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,
+            lettering: Lettering::load(&configured.watermark).unwrap(),
             encode: configured.encode,
             signing: signing.map(Arc::new),
             store,
