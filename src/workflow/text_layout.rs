@@ -211,7 +211,7 @@ mod tests {
         assert!(lines.len() > 3 && lines.iter().all(|line| line.width_px(16.0) <= 90.0), "{lines:?}");
         let cut = lines.iter().filter(|line| line.0.ends_with('…'));
         assert_eq!(cut.count(), 1, "the one word that is too wide: {lines:?}");
-        assert_eq!(text.in_lines(1000.0, 16.0), [text.clone()]);
+        assert_eq!(text.in_lines(1000.0, 16.0), std::slice::from_ref(&text));
         let all: Vec<String> = text.in_lines(200.0, 16.0).into_iter().map(|line| line.0).collect();
         assert_eq!(all.join(" "), text.0);
     }
