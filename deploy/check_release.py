@@ -34,7 +34,7 @@ def free_port():
 
 def servers(directory):
     """`atelier demo --serve`: a bucket and a webhook receiver. What it has generated itself is taken away again."""
-    command = [BINARY, "demo", "--serve", "--out", directory]
+    command = [BINARY, "demo", "--serve", "--no-host", "--out", directory]
     demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     exports = {}
     for line in demo.stdout:

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+/// With a manifest each.
 const MODELS: [&str; 2] = ["tiny-edit", "tiny-sd"];
+/// Directories that manifests name.
+const BESIDE: [&str; 1] = ["tiny-checker"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = fs::canonicalize("../../models")?;
@@ -15,9 +18,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     for model in MODELS {
         let manifest = root.join(format!("{model}.yaml"));
         println!("cargo::rerun-if-changed={}", manifest.display());
-        println!("cargo::rerun-if-changed={}", root.join(model).display());
         files.push(manifest);
-        collect(&root.join(model), &mut files)?;
+    }
+    for directory in MODELS.iter().chain(&BESIDE) {
+        println!("cargo::rerun-if-changed={}", root.join(directory).display());
+        collect(&root.join(directory), &mut files)?;
     }
     files.sort();
     let mut hash = Sha256::new();

@@ -209,7 +209,7 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__demo)
-            opts="-h --out --serve --config --help"
+            opts="-h --out --serve --no-host --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -40,7 +40,8 @@ complete -c atelier -n "__fish_atelier_needs_command" -f -a "manual" -d 'Print t
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c atelier -n "__fish_atelier_using_subcommand demo" -l out -d 'Directory for the images, the contact sheet and the embedded bucket' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand demo" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
-complete -c atelier -n "__fish_atelier_using_subcommand demo" -l serve -d 'Keep the embedded S3 server and webhook receiver running afterwards, and print the environment to use them'
+complete -c atelier -n "__fish_atelier_using_subcommand demo" -l serve -d 'Afterwards open a page to try it, on a host over the embedded S3 server and webhook receiver; print the environment to use these'
+complete -c atelier -n "__fish_atelier_using_subcommand demo" -l no-host -d 'With --serve: keep the embedded servers running without a host and its page'
 complete -c atelier -n "__fish_atelier_using_subcommand demo" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand host" -l handlers -d 'Handler processes [default: one per visible GPU]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand host" -l drain-seconds -d 'Seconds that running jobs may go on after SIGTERM before they are handed back [default: `host.drain_seconds`]' -r

@@ -83,6 +83,15 @@ pub struct Server {
     pub address: std::net::IpAddr,
     /// TCP port of `atelier host`; 0: a free one, which the log names.
     pub port: u16,
+    /// The page at `/`; none: where nobody but this machine reaches the host.
+    pub page: Option<bool>,
+}
+
+impl Server {
+    #[must_use]
+    pub fn has_page(&self) -> bool {
+        self.page.unwrap_or_else(|| self.address.is_loopback())
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

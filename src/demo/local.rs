@@ -61,10 +61,8 @@ async fn at_port<T, F: Future<Output = io::Result<T>>>(port: Option<u16>, serve:
 }
 
 /// What the sample events for try-ons speak of.
-const IMAGES: [(&str, &[u8]); 2] = [
-    ("person.png", include_bytes!("../../events/images/person.png")),
-    ("garment.png", include_bytes!("../../events/images/garment.png")),
-];
+const IMAGES: [(&str, &[u8]); 2] = [("person.png", include_bytes!("../../events/images/person.png")), ("garment.png", GARMENT)];
+pub const GARMENT: &[u8] = include_bytes!("../../events/images/garment.png");
 
 /// The bundled LoRAs and sample images go in through the protocol, as a user's would.
 async fn upload_inputs(loras: &Path, s3: SocketAddr) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! `atelier demo`: the whole function on one machine, with nothing else installed.
 
+mod host;
 pub mod local;
 mod long_keys;
 pub mod receiver;
@@ -61,16 +62,19 @@ pub struct Options {
     /// Directory for the images, the contact sheet and the embedded bucket
     #[arg(long, default_value = "out")]
     out: PathBuf,
-    /// Keep the embedded S3 server and webhook receiver running afterwards, and print the environment to use them
+    /// Afterwards open a page to try it, on a host over the embedded S3 server and webhook receiver; print the environment to use these
     #[arg(long)]
     serve: bool,
+    /// With --serve: keep the embedded servers running without a host and its page
+    #[arg(long, requires = "serve")]
+    no_host: bool,
 }
 
 /// Generates the sample events and shows everything that happens.
 ///
 /// # Errors
 /// When something cannot be started, a job failed, or an image did not arrive.
-pub async fn run(options: &Options, environment: &Environment) -> anyhow::Result<()> {
+pub async fn run(options: &Options, outside: &Environment) -> anyhow::Result<()> {
     let started = Instant::now();
     let screen = Arc::new(Screen::new());
     let bucket = options.out.join("s3");
@@ -78,7 +82,7 @@ pub async fn run(options: &Options, environment: &Environment) -> anyhow::Result
     if bucket.exists() {
         fs::remove_dir_all(&bucket).with_context(|| format!("{} cannot be emptied", bucket.display()))?;
     }
-    let local = local::start(&bucket, options.serve.then_some(SERVED_PORT), environment).await?;
+    let local = local::start(&bucket, options.serve.then_some(SERVED_PORT), outside).await?;
     let generator = Arc::clone(&screen);
     let observer: Observer = Arc::new(move |job, now| generator.progress(job.as_str(), now));
     let Local { mut config, environment, s3, webhooks, notifications } = local;
@@ -109,12 +113,18 @@ pub async fn run(options: &Options, environment: &Environment) -> anyhow::Result
     screen.line(&format!("the bucket, as the embedded S3 server stored it: {}/", bucket.join(local::BUCKET).display()));
     let root = signer.join(development::ROOT);
     screen.line(&format!("every image is signed for development; its root is {}, for `atelier inspect`", root.display()));
-    if options.serve {
-        // What comes now is another process's.
-        let _listener = listen(notifications, Arc::clone(&screen));
-        serve(&screen, s3, webhooks).await?;
+    if !options.serve {
+        screen.line(&format!("\nwith --serve it opens a page to try it yourself, at http://127.0.0.1:{}/", host::PORT));
+        return Ok(());
     }
-    Ok(())
+    // What comes now is of another process's jobs.
+    let _listener = listen(notifications, Arc::clone(&screen));
+    print_exports(&screen, s3, webhooks);
+    if options.no_host {
+        tokio::signal::ctrl_c().await?;
+        return Ok(());
+    }
+    host::serve(&screen, &host::Parts { out: &options.out, config: &config, environment: &environment, outside }).await
 }
 
 async fn generate(handler: &mut Handler, event: &str) -> anyhow::Result<()> {
@@ -167,6 +177,7 @@ async fn download(url: &str) -> reqwest::Result<bytes::Bytes> {
 /// Downloads every image from the address in its notification, as a backend would, and lays them out on one sheet.
 async fn save(out: &Path, completed: Vec<Value>) -> anyhow::Result<usize> {
     let mut images = Vec::new();
+    let mut saved = 0;
     for body in &completed {
         for (number, image) in body["images"].as_array().into_iter().flatten().enumerate() {
             let url = image["url"].as_str().context("a complete notification without an image address")?;
@@ -174,20 +185,29 @@ async fn save(out: &Path, completed: Vec<Value>) -> anyhow::Result<usize> {
             let file = download(url).await.map_err(reqwest::Error::without_url)?;
             let job = body["job_id"].as_str().unwrap_or("job");
             fs::write(out.join(format!("{job}-{number}.png")), &file)?;
-            let rgb = image::load_from_memory(&file)?.into_rgb8();
             let seed = image["seed"].as_u64().unwrap_or_default();
-            let image = Image { width_px: rgb.width(), height_px: rgb.height(), rgb: rgb.into_raw(), seed };
-            images.push((sheet::caption(&file).unwrap_or_else(|| format!("{job}, seed {seed}")), image));
+            let image = opened(&file, seed)?;
+            let asked = sheet::asked(&file);
+            if number == 0 && asked.as_ref().is_some_and(sheet::is_try_on) {
+                images.push(("the garment of the next image".to_owned(), opened(local::GARMENT, 0)?));
+            }
+            images.push((asked.map_or_else(|| format!("{job}\nseed {seed}"), |asked| sheet::caption(&asked)), image));
+            saved += 1;
         }
     }
-    anyhow::ensure!(!images.is_empty(), "no image arrived");
+    anyhow::ensure!(saved > 0, "no image arrived");
     let sheet = sheet::contact_sheet(&images);
     image::save_buffer(out.join("contact-sheet.png"), &sheet.rgb, sheet.width_px, sheet.height_px, image::ColorType::Rgb8)?;
-    Ok(images.len())
+    Ok(saved)
 }
 
-/// Holds the embedded servers open for a handler in another process.
-async fn serve(screen: &Screen, s3: std::net::SocketAddr, webhooks: std::net::SocketAddr) -> anyhow::Result<()> {
+fn opened(file: &[u8], seed: u64) -> anyhow::Result<Image> {
+    let rgb = image::load_from_memory(file)?.into_rgb8();
+    Ok(Image { width_px: rgb.width(), height_px: rgb.height(), rgb: rgb.into_raw(), seed })
+}
+
+/// What a handler or a host in another process needs to use the embedded servers.
+fn print_exports(screen: &Screen, s3: std::net::SocketAddr, webhooks: std::net::SocketAddr) {
     screen.line("\nthe embedded servers stay up until Ctrl-C; in another shell:");
     for (name, value) in [
         ("ATELIER__STORE__BUCKET", local::BUCKET),
@@ -202,6 +222,4 @@ async fn serve(screen: &Screen, s3: std::net::SocketAddr, webhooks: std::net::So
     ] {
         screen.line(&format!("  export {name}={value}"));
     }
-    tokio::signal::ctrl_c().await?;
-    Ok(())
 }

@@ -16,50 +16,88 @@ const INK: Rgb<u8> = Rgb([64, 66, 78]);
 const MARGIN_PX: u32 = 28;
 const GAP_PX: u32 = 20;
 const CAPTION_LINE_PX: f32 = 15.0;
-/// From the lower edge of an image to the baseline of its caption, and to the end of its cell.
+/// From one line to the next.
+const LINE_PITCH_PX: u32 = 19;
+/// From the lower edge of an image to the baseline of its caption's first line, and to the end of its cell where that is the only one.
 const BASELINE_PX: u32 = 19;
 const CAPTION_PX: u32 = 26;
 /// An image's longer side on the sheet.
 const SMALLEST_SIDE_PX: u32 = 256;
 const LARGEST_SIDE_PX: u32 = 512;
 
-/// What was asked for, as the `atelier` chunk of a generated PNG says it: the prompt, then the names of its LoRAs.
+/// What was asked for, as the `atelier` chunk of a generated PNG says it.
 #[must_use]
-pub fn caption(png: &[u8]) -> Option<String> {
+pub fn asked(png: &[u8]) -> Option<Value> {
     let reader = png::Decoder::new(Cursor::new(png)).read_info().ok()?;
     let latin1 = &reader.info().uncompressed_latin1_text;
     let utf8 = &reader.info().utf8_text;
     let plain = latin1.iter().find(|chunk| chunk.keyword == "atelier").map(|chunk| chunk.text.clone());
     let text = plain.or_else(|| utf8.iter().find(|chunk| chunk.keyword == "atelier")?.get_text().ok())?;
-    let asked: Value = serde_json::from_str(&text).ok()?;
-    let names = asked["lora"].as_array().into_iter().flatten().filter_map(|lora| {
-        let name = Path::new(lora["url"].as_str()?).file_stem()?.to_string_lossy();
-        Some(format!(" + {name}"))
-    });
-    Some(names.fold(asked["prompt"].as_str()?.to_owned(), |caption, name| caption + &name))
+    serde_json::from_str(&text).ok()
 }
 
-/// Lays (caption, image) out in rows, each image in the middle of a cell. Tiny images are enlarged, large ones reduced; a
-/// caption that is too long ends in an ellipsis.
+/// Whether it was a try-on, which has garments.
+#[must_use]
+pub fn is_try_on(asked: &Value) -> bool {
+    asked["resolution"].is_string()
+}
+
+/// The prompt, its LoRAs, the seed: a line each.
+#[must_use]
+pub fn caption(asked: &Value) -> String {
+    let own = asked["prompt"].as_str().filter(|prompt| !prompt.trim().is_empty());
+    let first = own.unwrap_or(if is_try_on(asked) { "try-on" } else { "without a prompt" });
+    let loras = asked["lora"].as_array().into_iter().flatten().filter_map(|lora| {
+        let name = Path::new(lora["url"].as_str()?).file_stem()?.to_string_lossy();
+        Some(format!("LoRA {name} × {}", lora["scale"]))
+    });
+    let seed = format!("seed {}", asked["seed"]);
+    [first.to_owned()].into_iter().chain(loras).chain([seed]).collect::<Vec<_>>().join("\n")
+}
+
+/// An image at the size it has on the sheet, and the lines below it.
+struct Print {
+    image: RgbImage,
+    lines: Vec<TextLayout>,
+}
+
+impl Print {
+    /// `None` where the image has no pixels.
+    fn new(caption: &str, image: &Image) -> Option<Self> {
+        let image = print(image)?;
+        let width_px = image.width() as f32;
+        let lines = caption.lines().filter_map(TextLayout::lossy);
+        let lines = lines.flat_map(|line| line.in_lines(width_px, CAPTION_LINE_PX)).collect();
+        Some(Self { image, lines })
+    }
+}
+
+/// Lays (caption, image) out in rows, each image in the middle of a cell with its whole caption below. Tiny images are enlarged, large
+/// ones reduced.
 #[must_use]
 pub fn contact_sheet(images: &[(String, Image)]) -> Image {
-    let prints: Vec<_> = images.iter().filter_map(|(caption, image)| Some((caption, print(image)?))).collect();
+    let prints: Vec<_> = images.iter().filter_map(|(caption, image)| Print::new(caption, image)).collect();
+    let most_lines = prints.iter().map(|print| print.lines.len()).max().unwrap_or(0) as u32;
+    let caption_px = most_lines * LINE_PITCH_PX + CAPTION_PX - LINE_PITCH_PX;
     let columns = columns(prints.len());
     let rows = prints.len().div_ceil(columns) as u32;
-    let cell_width_px = prints.iter().map(|(_, print)| print.width()).max().unwrap_or(0);
-    let cell_height_px = prints.iter().map(|(_, print)| print.height()).max().unwrap_or(0) + CAPTION_PX;
+    let cell_width_px = prints.iter().map(|print| print.image.width()).max().unwrap_or(0);
+    let cell_height_px = prints.iter().map(|print| print.image.height()).max().unwrap_or(0) + caption_px;
     let side = |cells: u32, cell_px: u32| 2 * MARGIN_PX + cells * cell_px + cells.saturating_sub(1) * GAP_PX;
     let columns = columns as u32;
     let mut sheet = RgbImage::from_pixel(side(columns, cell_width_px), side(rows, cell_height_px), PAPER);
-    for (index, (caption, print)) in (0..).zip(&prints) {
+    for (index, Print { image: print, lines }) in (0..).zip(&prints) {
         let left = MARGIN_PX + index % columns * (cell_width_px + GAP_PX);
         let top = MARGIN_PX + index / columns * (cell_height_px + GAP_PX);
         let image_left = left + (cell_width_px - print.width()) / 2;
-        let image_top = top + cell_height_px - CAPTION_PX - print.height();
+        let image_top = top + cell_height_px - caption_px - print.height();
         let frame = RgbImage::from_pixel(print.width() + 2, print.height() + 2, FRAME);
         imageops::replace(&mut sheet, &frame, i64::from(image_left) - 1, i64::from(image_top) - 1);
         imageops::replace(&mut sheet, print, image_left.into(), image_top.into());
-        write(&mut sheet, caption, image_left, top + cell_height_px - CAPTION_PX + BASELINE_PX, print.width());
+        for (line, text) in (0..).zip(lines) {
+            let baseline_px = top + cell_height_px - caption_px + BASELINE_PX + line * LINE_PITCH_PX;
+            text.mask(CAPTION_LINE_PX).write(&mut sheet, (image_left, baseline_px), INK);
+        }
     }
     Image { width_px: sheet.width(), height_px: sheet.height(), rgb: sheet.into_raw(), seed: 0 }
 }
@@ -87,21 +125,6 @@ fn print(image: &Image) -> Option<RgbImage> {
     (width_px > 0 && height_px > 0).then(|| imageops::resize(&whole, width_px, height_px, FilterType::Lanczos3))
 }
 
-fn write(sheet: &mut RgbImage, caption: &str, left_px: u32, baseline_px: u32, width_px: u32) {
-    let Some(text) = TextLayout::lossy(caption) else { return };
-    let mask = text.cut_to(width_px as f32, CAPTION_LINE_PX).mask(CAPTION_LINE_PX);
-    let top = i64::from(baseline_px) + i64::from(mask.top_px);
-    for (index, alpha) in mask.alpha.iter().enumerate() {
-        let x = i64::from(left_px) + (index % mask.width_px) as i64;
-        let y = top + (index / mask.width_px) as i64;
-        let place = u32::try_from(x).ok().zip(u32::try_from(y).ok());
-        let Some(pixel) = place.and_then(|(x, y)| sheet.get_pixel_mut_checked(x, y)) else { continue };
-        for (channel, ink) in pixel.0.iter_mut().zip(INK.0) {
-            *channel = (f32::from(*channel) * (1.0 - alpha) + f32::from(ink) * alpha).round() as u8;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -124,12 +147,22 @@ mod tests {
     #[test]
     fn captions_say_what_was_asked_for() {
         for prompt in ["a blue boat", "ein blaues Böötchen"] {
-            let asked = json!({ "prompt": prompt, "lora": [{ "url": "s3://loras/ink.safetensors", "scale": 1.0 }] });
-            let png = encode(&image(8, 8, [9; 3]), ImageFormat::Png, &[("atelier", asked.to_string())], "").unwrap();
-            assert_eq!(caption(&png), Some(format!("{prompt} + ink")));
+            let job = json!({ "prompt": prompt, "lora": [{ "url": "s3://loras/ink.safetensors", "scale": 0.8 }], "seed": 7 });
+            let png = encode(&image(8, 8, [9; 3]), ImageFormat::Png, &[("atelier", job.to_string())], "").unwrap();
+            assert_eq!(asked(&png).map(|asked| caption(&asked)), Some(format!("{prompt}\nLoRA ink × 0.8\nseed 7")));
         }
+        assert_eq!(caption(&json!({ "prompt": null, "resolution": "720p", "seed": 42 })), "try-on\nseed 42");
         let bare = encode(&image(8, 8, [9; 3]), ImageFormat::Png, &[], "").unwrap();
-        assert_eq!((caption(&bare), caption(b"no PNG")), (None, None));
+        assert_eq!((asked(&bare), asked(b"no PNG")), (None, None));
+    }
+
+    #[test]
+    fn a_long_prompt_is_there_to_its_end() {
+        let long = "a red mug on the beach, ".repeat(8);
+        let of = |caption: &str| contact_sheet(&[(caption.to_owned(), image(256, 256, [0, 0, 200]))]).height_px;
+        let lines = TextLayout::lossy(&long).unwrap().in_lines(256.0, CAPTION_LINE_PX).len() as u32;
+        assert!(lines > 4);
+        assert_eq!(of(&long) - of("short"), (lines - 1) * LINE_PITCH_PX);
     }
 
     #[test]

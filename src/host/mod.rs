@@ -15,6 +15,7 @@ pub mod drain;
 pub mod ended;
 pub mod event;
 pub mod failure;
+pub mod functions;
 pub mod http;
 pub mod in_flight;
 pub mod job_service;

@@ -6,7 +6,7 @@ use super::Job;
 use super::outcome::JobError;
 use super::task::scheduler::{Sampler, Scheduler};
 use super::task::tryon::Mode;
-use super::task::{Generate, ModelName, Task};
+use super::task::{Generate, ModelName, SidePx, Task};
 
 /// Pixels of a side that one token of a flow stands for.
 const TOKEN_PX: u32 = 16;
@@ -32,6 +32,36 @@ impl Capabilities {
         match self {
             Self::Generate | Self::Text(_) | Self::Flow => &["generate"],
             Self::Edit(_) => &["tryon", "edit"],
+        }
+    }
+
+    /// The modes whose weights are loaded; none: the model has no modes.
+    #[must_use]
+    pub fn modes(&self) -> &[Mode] {
+        match self {
+            Self::Generate | Self::Flow => &[],
+            Self::Text(modes) | Self::Edit(modes) => modes,
+        }
+    }
+
+    /// Whether jobs may bring adapters of their own.
+    #[must_use]
+    pub fn takes_loras(&self) -> bool {
+        matches!(self, Self::Generate | Self::Flow)
+    }
+
+    /// Whether a guidance scale above 1 and a negative prompt mean something.
+    #[must_use]
+    pub fn has_guidance(&self) -> bool {
+        !matches!(self, Self::Flow)
+    }
+
+    /// Pixels of which both sides of an image are multiples.
+    #[must_use]
+    pub fn side_multiple_px(&self) -> u32 {
+        match self {
+            Self::Generate => SidePx::MULTIPLE_OF as u32,
+            Self::Text(_) | Self::Flow | Self::Edit(_) => TOKEN_PX,
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::listed::{self, HostedModel};
@@ -16,6 +16,7 @@ use crate::config::{Config, Environment};
 use crate::events::auth::Auth;
 use crate::host::cloud::interruption::Interruption;
 use crate::host::cloud::protection::Protection;
+use crate::host::functions::Functions;
 use crate::host::http::uploads::Uploads;
 use crate::host::http::{self, Http, ModelInfo};
 use crate::host::notification_sender::NotificationSender;
@@ -54,6 +55,14 @@ pub struct Options {
     /// Another Lambda function than this binary's own, with its arguments
     #[arg(last = true)]
     function: Vec<OsString>,
+}
+
+impl Options {
+    /// This binary's own handlers behind a port, and a short end.
+    #[must_use]
+    pub fn at(port: u16) -> Self {
+        Self { handlers: None, drain_seconds: Some(5), port: Some(port), function: Vec::new() }
+    }
 }
 
 /// Runs the host until it is asked to end.
@@ -97,10 +106,15 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
         token: config.security.internal_auth_token.clone(),
         metrics: metrics.clone(),
     })?;
-    let check = door(&config, &models, &host, super::lettering(&config)?, (&notifier, &store, &outbound));
+    let own = models.iter().map(HostedModel::function).collect();
+    let functions = Functions::new(own, host.functions());
+    let check = door(&config, functions.clone(), &host, super::lettering(&config)?, (&notifier, &store, &outbound));
     let refresh = refresh(&host, notifier, metrics.clone());
     let infos = infos(&config, &models, environment);
-    let http = Http { passes_through, ..http_side(&config, &host, Store::clone(&store), (metrics, refresh), check, infos) };
+    let http = Http {
+        passes_through,
+        ..http_side(&config, &host, Store::clone(&store), (metrics, refresh), (check, functions), infos)
+    };
     let over = CancellationToken::new();
     let server = tokio::spawn(http::serve(listen(&config).await?, http, over.clone().cancelled_owned()));
     if let Some(protection) = Protection::new(&config.host.protection)? {
@@ -173,7 +187,7 @@ fn http_side(
     host: &Host,
     store: Store,
     (metrics, refresh): (Metrics, http::Refresh),
-    check: http::Check,
+    (check, functions): (http::Check, Functions),
     (model, models): (ModelInfo, Vec<ModelInfo>),
 ) -> Http {
     Http {
@@ -191,6 +205,8 @@ fn http_side(
         metrics,
         refresh,
         check,
+        functions,
+        page: config.server.has_page(),
         passes_through: false,
     }
 }
@@ -207,9 +223,7 @@ fn refresh(host: &Host, notifier: Arc<Notifier>, metrics: Metrics) -> http::Refr
 /// What HTTP jobs are checked by, before they are accepted.
 struct Door {
     catalogue: Arc<Catalogue>,
-    /// What the configuration says of this binary's own handlers, until one of them is ready and says it itself; of each model.
-    own: Vec<Function>,
-    functions: watch::Receiver<Vec<Function>>,
+    functions: Functions,
     notifier: Arc<Notifier>,
     store: Arc<Store>,
     outbound: Outbound,
@@ -219,10 +233,9 @@ struct Door {
     fetches: bool,
 }
 
-/// `models`: of this binary's own handlers; none: the function is another one.
 fn door(
     config: &Config,
-    models: &[HostedModel],
+    functions: Functions,
     host: &Host,
     lettering: Lettering,
     (notifier, store, outbound): (&Arc<Notifier>, &Arc<Store>, &Outbound),
@@ -230,8 +243,7 @@ fn door(
     let steps = &config.workflow.steps;
     let door = Door {
         catalogue: host.job_service().catalogue,
-        own: models.iter().map(HostedModel::function).collect(),
-        functions: host.functions(),
+        functions,
         notifier: Arc::clone(notifier),
         store: Arc::clone(store),
         outbound: outbound.clone(),
@@ -246,11 +258,9 @@ impl Door {
     /// Refuses what a handler of this release would refuse before it begins. No one is asked for anything: no name is resolved, and
     /// no bucket is asked. Of a function that does not say what it can do nothing is known.
     fn check(&self, job: &Job) -> Result<(), JobError> {
-        let own = self.own.get(self.catalogue.place(job)?);
-        let said = self.functions.borrow().clone();
-        let said = said.iter().find(|function| own.is_none_or(|own| own.model == function.model));
-        let Some(Function { model, capabilities }) = said.or(own) else { return Ok(()) };
-        capabilities.check(model, job)?;
+        let function = self.functions.at(self.catalogue.place(job)?);
+        let Some(Function { model, capabilities }) = function else { return Ok(()) };
+        capabilities.check(&model, job)?;
         if self.fetches {
             self.store.check_inputs(job)?;
             for (field, asset) in job.inputs() {
@@ -275,7 +285,11 @@ async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::from((config.server.address, config.server.port));
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("{address} cannot be listened on (server.port)"))?;
-    tracing::info!(address = %listener.local_addr()?, "listening for HTTP");
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "listening for HTTP");
+    if config.server.has_page() {
+        tracing::info!(url = format!("http://{address}/"), "the page to try this host is open");
+    }
     Ok(listener)
 }
 

@@ -1,16 +1,26 @@
 //! Step `postprocess`: what was not to be changed is put back, and the result is set next to the person where that is wanted.
 
 use async_trait::async_trait;
-use image::{GrayImage, RgbImage, imageops};
+use image::{GrayImage, Rgb, RgbImage, imageops};
 use serde::Deserialize;
 
 use super::context::{Decoded, Inputs, JobContext, TryOnInputs};
+use super::text_layout::TextLayout;
 use super::{Step, StepName};
 use crate::job::outcome::JobError;
 use atelier_engine::Image;
 
 /// Over so much of the short side the person's own pixels turn into generated ones, inwards from the edge of the mask.
 const SOFT_EDGE_OF_SHORT_SIDE: f32 = 1.0 / 120.0;
+
+const PAPER: Rgb<u8> = Rgb([255; 3]);
+const INK: Rgb<u8> = Rgb([64, 66, 78]);
+/// Of a comparison: the gap is one part of so many of its height, a label's line likewise.
+const GAP_OF_HEIGHT: u32 = 32;
+const LABEL_OF_HEIGHT: u32 = 24;
+const MIN_GAP_PX: u32 = 4;
+/// Smaller letters cannot be read.
+const MIN_LABEL_PX: u32 = 12;
 
 /// Settings of section `workflow.postprocess`.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -74,20 +84,29 @@ fn paste_back(image: &mut Image, person: &RgbImage, shares: &[f32]) {
     }
 }
 
+/// The person and the result next to each other, a gap between them, and above each what it is.
 fn side_by_side(person: &RgbImage, image: &Image) -> Result<Image, JobError> {
     let Image { width_px, height_px, rgb, seed } = image;
     let Some(result) = RgbImage::from_raw(*width_px, *height_px, rgb.clone()) else {
         return Err(JobError::Internal { problem: format!("{width_px}x{height_px} px do not have {} bytes", rgb.len()) });
     };
-    let mut sheet = RgbImage::new(person.width() + width_px, person.height().max(*height_px));
-    imageops::replace(&mut sheet, person, 0, 0);
-    imageops::replace(&mut sheet, &result, person.width().into(), 0);
+    let tallest_px = person.height().max(*height_px);
+    let gap_px = (tallest_px / GAP_OF_HEIGHT).max(MIN_GAP_PX);
+    let line_px = (tallest_px / LABEL_OF_HEIGHT).max(MIN_LABEL_PX);
+    let top_px = line_px + line_px / 2;
+    let mut sheet = RgbImage::from_pixel(person.width() + gap_px + width_px, top_px + tallest_px, PAPER);
+    for (half, label, left_px) in [(person, "before", 0), (&result, "after", person.width() + gap_px)] {
+        imageops::replace(&mut sheet, half, left_px.into(), top_px.into());
+        let text = TextLayout::new(label).map_err(|error| JobError::Internal { problem: format!("the label {error}") })?;
+        let text = text.cut_to(half.width() as f32, line_px as f32);
+        text.mask(line_px as f32).write(&mut sheet, (left_px + line_px / 4, line_px), INK);
+    }
     Ok(Image { width_px: sheet.width(), height_px: sheet.height(), rgb: sheet.into_raw(), seed: *seed })
 }
 
 #[cfg(test)]
 mod tests {
-    use image::{Luma, Rgb};
+    use image::Luma;
 
     use super::*;
 
@@ -106,11 +125,18 @@ mod tests {
     }
 
     #[test]
-    fn a_comparison_is_the_person_and_the_result() {
-        let person = RgbImage::from_pixel(32, 48, Rgb([1, 2, 3]));
-        let image = Image { width_px: 32, height_px: 48, rgb: vec![9; 32 * 48 * 3], seed: 5 };
+    fn a_comparison_is_the_person_and_the_result_with_a_gap_and_labels() {
+        let person = RgbImage::from_pixel(96, 128, Rgb([1, 2, 3]));
+        let image = Image { width_px: 96, height_px: 128, rgb: vec![9; 96 * 128 * 3], seed: 5 };
         let sheet = side_by_side(&person, &image).unwrap();
-        assert_eq!((sheet.width_px, sheet.height_px, sheet.seed), (64, 48, 5));
-        assert_eq!((&sheet.rgb[31 * 3..][..3], &sheet.rgb[32 * 3..][..3]), (&[1, 2, 3][..], &[9, 9, 9][..]));
+        assert_eq!((sheet.width_px, sheet.height_px, sheet.seed), (96 + 4 + 96, 18 + 128, 5));
+        let sheet = RgbImage::from_raw(sheet.width_px, sheet.height_px, sheet.rgb).unwrap();
+        let paper = PAPER;
+        for y in [18, 80, 145] {
+            let row = [95, 96, 99, 100, 195].map(|x| *sheet.get_pixel(x, y));
+            assert_eq!(row, [Rgb([1, 2, 3]), paper, paper, Rgb([9; 3]), Rgb([9; 3])], "row {y}");
+        }
+        let inked = |from: u32, to: u32| (0..18).any(|y| (from..to).any(|x| sheet.get_pixel(x, y).0[0] < 120));
+        assert!(inked(0, 96) && inked(100, 196) && !inked(96, 100), "a label above each, and none between");
     }
 }

@@ -115,7 +115,7 @@ def main(atelier, device):
         log = work / "log"
         environment = os.environ | {"LD_LIBRARY_PATH": f"{pathlib.Path(device).resolve()}/lib"}
         # Nothing is computed for the demo: its servers are what is wanted.
-        demo = subprocess.Popen([atelier, "demo", "--serve", "--out", str(work / "out")], env=environment | {"SIMCUDA_MODE": "dry"}, cwd=work,
+        demo = subprocess.Popen([atelier, "demo", "--serve", "--no-host", "--out", str(work / "out")], env=environment | {"SIMCUDA_MODE": "dry"}, cwd=work,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             check(atelier, environment | exports_of(demo, log), work, log)

@@ -24,6 +24,7 @@ mod model;
 mod models;
 mod openai;
 mod outbound;
+mod page;
 mod process;
 mod requests;
 mod sampling;

@@ -9,7 +9,6 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::stream;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -18,7 +17,7 @@ use tracing::{Instrument as _, Span};
 use super::draft::Takes;
 use super::problem::Problem;
 use super::submission::{self, Submission};
-use super::{Http, jobs, submit};
+use super::{Http, job_images, jobs, submit};
 use crate::events;
 use crate::host::acceptance::NotAccepted;
 use crate::host::job_service::{Direct, Ending, Model, ModelStatus};
@@ -164,19 +163,10 @@ async fn answer(http: &Http, reply: &Value) -> Result<Response, Problem> {
         return pass_through(reply);
     }
     let Done { images, timings_ms } = done(reply)?;
-    let image = images[0].stored();
-    let bytes = image.bytes;
-    let file = http.store.image(&image).await?;
-    let mut headers = HeaderMap::new();
-    headers.insert(CONTENT_LENGTH, bytes.into());
-    headers.insert(INFERENCE_TIME_MS, timings_ms["infer"].as_u64().unwrap_or_default().into());
-    if let Ok(value) = HeaderValue::from_str(&image.content_type) {
-        headers.insert(CONTENT_TYPE, value);
-    }
-    let chunks = stream::try_unfold(file, |mut file| async move {
-        Ok::<_, axum::BoxError>(file.try_next().await?.map(|chunk| (chunk, file)))
-    });
-    Ok((headers, Body::from_stream(chunks)).into_response())
+    let mut response = job_images::file(http, &images[0].stored()).await?;
+    let infer_ms = timings_ms["infer"].as_u64().unwrap_or_default();
+    response.headers_mut().insert(INFERENCE_TIME_MS, infer_ms.into());
+    Ok(response)
 }
 
 /// What API Gateway makes of a function's reply in its payload format 2.0: a reply without `statusCode` is the body itself.

@@ -120,11 +120,7 @@ pub(super) async fn job_status(http: &Http, id: &JobId) -> Result<Option<JobStat
 /// # Errors
 /// Not found; or storage, when the job's record cannot be read.
 pub(super) async fn document(http: &Http, id: &JobId, known: Option<JobStatus>) -> Result<Value, Problem> {
-    let prefix = known.as_ref().map_or(http.job_service.catalogue.prefix(), |known| &known.prefix);
-    let record = match &known {
-        Some(known) if known.state != jobs::State::Complete => None,
-        _ => http.store.record(prefix, id).await?,
-    };
+    let record = record(http, id, known.as_ref()).await?;
     let result = match &record {
         Some(record) => result(http, record).await?,
         None => Value::Null,
@@ -135,6 +131,18 @@ pub(super) async fn document(http: &Http, id: &JobId, known: Option<JobStatus>) 
         return Err(unknown(id));
     }
     Ok(status(id.as_str(), known, &result))
+}
+
+/// The record of a job; none: the job is not complete, or the bucket has no record of it.
+///
+/// # Errors
+/// Storage, when the record cannot be read.
+pub(super) async fn record(http: &Http, id: &JobId, known: Option<&JobStatus>) -> Result<Option<Record>, Problem> {
+    let prefix = known.map_or(http.job_service.catalogue.prefix(), |known| &known.prefix);
+    match known {
+        Some(known) if known.state != jobs::State::Complete => Ok(None),
+        _ => Ok(http.store.record(prefix, id).await?),
+    }
 }
 
 /// The document of a job. `known`: none for one of which the bucket has the record, and this node knows nothing else.
@@ -172,7 +180,7 @@ pub(super) fn id_of(path: JobPath) -> Result<JobId, Problem> {
     JobId::new(&text).map_err(|problem| Problem::invalid("job_id", problem))
 }
 
-fn unknown(id: &JobId) -> Problem {
+pub(super) fn unknown(id: &JobId) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "unknown_job", &format!("this node knows no job {id}"))
 }
 

@@ -13,8 +13,10 @@ mod idempotency;
 mod infer;
 mod inputs;
 mod job_events;
+mod job_images;
 mod jobs;
 mod openai;
+mod page;
 mod problem;
 mod server;
 mod status;
@@ -36,6 +38,7 @@ use tokio::net::TcpListener;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 
 use self::uploads::Uploads;
+use super::functions::Functions;
 use super::job_service::JobService;
 use crate::events::auth::Auth;
 use crate::events::http::Response;
@@ -112,6 +115,9 @@ pub struct Http {
     pub metrics: Metrics,
     pub refresh: Refresh,
     pub check: Check,
+    pub functions: Functions,
+    /// There is a page at `/`.
+    pub page: bool,
     /// The function is another one than this binary's own: what it answers is its callers' to read.
     pub passes_through: bool,
 }
@@ -152,8 +158,10 @@ fn router(http: Arc<Http>) -> Router {
         .route("/jobs", get(jobs::list))
         .route("/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/jobs/{id}/events", get(job_events::follow))
+        .route("/jobs/{id}/images/{n}", get(job_images::show))
         .route("/gpu/status", get(status::gpu))
         .route_layer(from_fn_with_state(Arc::clone(&http), auth::require));
+    let page = if http.page { page::routes() } else { Router::new() };
     Router::new()
         .route("/health", get(status::health))
         .route("/test", get(status::test))
@@ -162,6 +170,7 @@ fn router(http: Arc<Http>) -> Router {
         .route("/metrics", get(status::metrics))
         .route("/openapi.json", get(status::openapi))
         .merge(guarded)
+        .merge(page)
         .merge(openai::routes(&http))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use super::problem::Problem;
 use super::{Http, ModelInfo};
+use crate::host::Function;
 use crate::host::job_service::{Model, StatusSnapshot};
+use crate::job::request::Defaults;
 
 const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 /// Of build.rs: a commit, `development`, or `unknown` for a release that was built without git.
@@ -71,17 +73,33 @@ pub(super) async fn version(State(http): State<Arc<Http>>) -> Json<Value> {
     }))
 }
 
-/// What is served: each model with its tasks, and how far its handlers are.
+/// What is served: each model with its tasks, what a job may ask of it, and how far its handlers are.
 pub(super) async fn models(State(http): State<Arc<Http>>) -> Json<Value> {
     let snapshot = http.job_service.snapshot.borrow();
     let known = versions(&http).into_iter().zip(&snapshot.models).zip(http.job_service.catalogue.models());
-    let models = known.map(|((mut version, status), served)| {
+    let models = known.enumerate().map(|(place, ((mut version, status), served))| {
         version["tasks"] = json!(served.tasks);
+        if let Some(Function { capabilities, .. }) = http.functions.at(place) {
+            version["modes"] = json!(capabilities.modes());
+            version["loras"] = capabilities.takes_loras().into();
+            version["guidance"] = capabilities.has_guidance().into();
+            version["side_multiple_px"] = capabilities.side_multiple_px().into();
+        }
+        if served.tasks.contains(&"generate") {
+            version["defaults"] = defaults(&served.defaults);
+        }
         version["status"] = label(&status.model).into();
         version["model_loaded"] = (status.model == Model::Hot).into();
         version
     });
     Json(json!({ "models": models.collect::<Vec<_>>() }))
+}
+
+/// What a generation gets that leaves a field out.
+fn defaults(Defaults { steps, guidance_scale, scheduler, width, height, seed, .. }: &Defaults) -> Value {
+    json!({
+        "steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler, "width": width, "height": height, "seed": seed,
+    })
 }
 
 /// How far each listed model is.

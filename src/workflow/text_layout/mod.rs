@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ab_glyph::{Font as _, Glyph, OutlinedGlyph, PxScale, ScaleFont as _, point};
 use icu_normalizer::ComposingNormalizerBorrowed;
+use image::{Rgb, RgbImage};
 
 use self::fonts::Fonts;
 use self::shaped::{Placed, shape};
@@ -43,6 +44,22 @@ pub struct Mask {
     pub alpha: Vec<f32>,
 }
 
+impl Mask {
+    /// Writes the letters in the colour `ink`, the baseline starting at (`left_px`, `baseline_px`). What is outside of the image is cut off.
+    pub fn write(&self, image: &mut RgbImage, (left_px, baseline_px): (u32, u32), ink: Rgb<u8>) {
+        let top = i64::from(baseline_px) + i64::from(self.top_px);
+        for (index, alpha) in self.alpha.iter().enumerate() {
+            let x = i64::from(left_px) + (index % self.width_px) as i64;
+            let y = top + (index / self.width_px) as i64;
+            let place = u32::try_from(x).ok().zip(u32::try_from(y).ok());
+            let Some(pixel) = place.and_then(|(x, y)| image.get_pixel_mut_checked(x, y)) else { continue };
+            for (channel, ink) in pixel.0.iter_mut().zip(ink.0) {
+                *channel = (f32::from(*channel) * (1.0 - alpha) + f32::from(ink) * alpha).round() as u8;
+            }
+        }
+    }
+}
+
 impl TextLayout {
     /// # Errors
     /// Names the first character that no font has.
@@ -76,6 +93,23 @@ impl TextLayout {
             text.width_px(line_px) <= width_px
         });
         fits.or(last).unwrap_or_else(|| self.clone())
+    }
+
+    /// The whole text in lines that are at most `width_px` wide, broken between words. A word that is wider ends in an ellipsis.
+    #[must_use]
+    pub fn in_lines(&self, width_px: f32, line_px: f32) -> Vec<Self> {
+        let mut lines: Vec<Self> = Vec::new();
+        for word in self.text.split_whitespace() {
+            let longer = lines.last().and_then(|line| Self::new(&format!("{} {word}", line.text), &self.fonts).ok());
+            match longer.filter(|longer| longer.width_px(line_px) <= width_px) {
+                Some(longer) => {
+                    lines.pop();
+                    lines.push(longer);
+                }
+                None => lines.extend(Self::new(word, &self.fonts).map(|word| word.cut_to(width_px, line_px))),
+            }
+        }
+        lines
     }
 
     /// Width and height of the ink when a line is `line_px` high.

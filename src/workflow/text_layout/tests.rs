@@ -59,6 +59,19 @@ fn kerns_pairs() {
 }
 
 #[test]
+fn breaks_between_words_and_loses_none() {
+    let text = layout("a lighthouse at dusk and an extraordinarily long word").unwrap();
+    let lines = text.in_lines(90.0, 16.0);
+    assert!(lines.len() > 3 && lines.iter().all(|line| line.width_px(16.0) <= 90.0), "{lines:?}");
+    let cut = lines.iter().filter(|line| line.text.ends_with('…'));
+    assert_eq!(cut.count(), 1, "the one word that is too wide: {lines:?}");
+    let [whole] = text.in_lines(1000.0, 16.0).try_into().unwrap();
+    assert_eq!(whole.text, text.text);
+    let all: Vec<String> = text.in_lines(200.0, 16.0).into_iter().map(|line| line.text).collect();
+    assert_eq!(all.join(" "), text.text);
+}
+
+#[test]
 fn cuts_with_an_ellipsis() {
     let text = layout("a lighthouse at dusk").unwrap();
     assert_eq!(text.cut_to(1000.0, 16.0).text, text.text);

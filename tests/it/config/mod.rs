@@ -31,6 +31,26 @@ fn the_contracts_defaults_are_in_force() {
     assert!(config.engine.cuda_graphs);
 }
 
+/// Who reaches the port may look at the page: by itself it is there where nobody but this machine does.
+#[test]
+fn the_page_is_there_by_itself_on_this_machine_alone() {
+    for (yaml, pairs, page) in [
+        ("", &[][..], false),
+        ("server: {address: 127.0.0.1}", &[], true),
+        ("server: {address: '::1'}", &[], true),
+        ("server: {address: '::'}", &[], false),
+        ("server: {address: 192.0.2.1, page: true}", &[], true),
+        ("server: {address: 127.0.0.1, page: false}", &[], false),
+        ("", &[("ATELIER__SERVER__ADDRESS", "127.0.0.1")], true),
+        ("", &[("ATELIER__SERVER__PAGE", "true")], true),
+    ] {
+        let config = parse(yaml, pairs).expect(yaml);
+        assert_eq!(config.server.has_page(), page, "{yaml} {pairs:?}");
+    }
+    let error = parse("server: {page: perhaps}", &[]).expect_err("neither true nor false");
+    assert!(error.contains("server.page"), "{error}");
+}
+
 /// Callers of the service have brackets and long texts in their prompts, and must get what they always got.
 #[test]
 fn prompts_are_read_as_they_stand_unless_the_manifest_says_otherwise() {

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
@@ -59,18 +61,24 @@ impl Drop for Running {
 
 /// Starts `atelier demo --serve` and waits for the exports that it prints.
 fn served(line: &str, directory: &Path) -> (Running, String) {
-    let mut demo = Running(shell(line, directory).stdout(Stdio::piped()).spawn().unwrap());
-    let said = BufReader::new(demo.0.stdout.take().unwrap());
-    let mut exports = String::new();
-    for line in said.lines().map_while(Result::ok) {
-        if line.trim().starts_with("export ") {
-            exports.extend([line.trim(), "\n"]);
-        }
-        if line.contains("SIGNING_SECRET") {
-            return (demo, exports);
+    let (demo, said) = said_until(line, "SIGNING_SECRET", directory);
+    let exports = said.lines().map(str::trim).filter(|line| line.starts_with("export "));
+    (demo, exports.flat_map(|line| [line, "\n"]).collect())
+}
+
+/// Starts a command and waits until it says `last`; returns what it has said by then. What it says later is read away.
+fn said_until(line: &str, last: &str, directory: &Path) -> (Running, String) {
+    let mut running = Running(shell(line, directory).stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut said = String::new();
+    for line in lines.by_ref() {
+        said.extend([line.as_str(), "\n"]);
+        if line.contains(last) {
+            std::thread::spawn(move || lines.for_each(drop));
+            return (running, said);
         }
     }
-    panic!("the demo did not say what to export");
+    panic!("it did not say {last:?}: {said}");
 }
 
 #[tokio::test]
@@ -80,7 +88,7 @@ async fn the_documented_host_serves_the_documented_callers() {
     }
     let directory = root();
     let port = free_port();
-    let servers = block("docs/run-locally.md", "demo --serve              # shell 1");
+    let servers = block("docs/run-locally.md", "demo --serve --no-host    # shell 1");
     let (first, second) = servers.split_once('\n').unwrap();
     let path = directory.path().to_owned();
     let line = first.to_owned();
@@ -120,6 +128,32 @@ fn a_demo_that_stays_up_takes_free_ports_where_others_are_taken() {
         assert!(!line.contains(":9444") && !line.contains(":9445"), "{line}");
         assert!(std::net::TcpStream::connect(address).is_ok(), "{line}");
     }
+}
+
+#[tokio::test]
+async fn the_readmes_page_opens_and_takes_a_try_on() {
+    let directory = root();
+    let line = block("README.md", "demo --serve");
+    let path = directory.path().to_owned();
+    let (_demo, said) = spawn_blocking(move || said_until(&line, "the page to try it yourself", &path)).await.unwrap();
+    let address = said.rsplit_once("the page to try it yourself: ").unwrap().1.trim();
+    let (page, token) = address.split_once("/#token=").unwrap();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let html = client.get(page).send().await.unwrap().text().await.unwrap();
+    assert!(html.contains("<title>atelier</title>"), "{html}");
+    let image = |name: &str| {
+        let file = std::fs::read(directory.path().join("events/images").join(name)).unwrap();
+        format!("data:image/png;base64,{}", STANDARD.encode(file))
+    };
+    let body = json!({ "job_id": "first", "person": image("person.png"), "garments": [image("garment.png")] });
+    let answer = client.post(format!("{page}/tryon")).bearer_auth(token).json(&body).send().await.unwrap();
+    assert_eq!(answer.status(), 202, "{}", answer.text().await.unwrap());
+    let follow = client.get(format!("{page}/jobs/first/events")).bearer_auth(token).timeout(WAIT_LIMIT);
+    let events = follow.send().await.unwrap().text().await.unwrap();
+    assert!(events.contains("event: complete"), "{events}");
+    let image = client.get(format!("{page}/jobs/first/images/0")).bearer_auth(token).send().await.unwrap();
+    let image = image::load_from_memory(&image.bytes().await.unwrap()).unwrap();
+    assert_eq!((image.width(), image.height()), (96, 128));
 }
 
 #[tokio::test]

@@ -6,8 +6,18 @@ use std::path::{Path, PathBuf};
 use super::file;
 
 /// Directories with pages of our own; a page elsewhere is found by the link that leads to it.
-const DIRECTORIES: &[&str] =
-    &["", "docs", "docs/internals", "docs/adr", "examples", "bench", "models/tiny-sd", "models/tiny-edit", "tests/cuda"];
+const DIRECTORIES: &[&str] = &[
+    "",
+    "docs",
+    "docs/internals",
+    "docs/adr",
+    "examples",
+    "bench",
+    "models/tiny-sd",
+    "models/tiny-edit",
+    "models/tiny-checker",
+    "tests/cuda",
+];
 /// Lines that a reader of these pages has to pass at most.
 const MAX_LINES: &[(&str, usize)] = &[("README.md", 120), ("ARCHITECTURE.md", 130)];
 const MAX_WORDS: usize = 25;

@@ -138,7 +138,7 @@ async fn a_comparison_stands_behind_the_results() {
     body["num_images"] = json!(2);
     assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])));
     let sizes = [0, 1, 2, 3].map(|n| image::image_dimensions(stage.bucket.image("compared", n)).unwrap());
-    assert_eq!(sizes, [(480, 720), (480, 720), (960, 720), (960, 720)]);
+    assert_eq!(sizes, [(480, 720), (480, 720), (960 + 22, 720 + 45), (960 + 22, 720 + 45)]);
 }
 
 #[tokio::test]

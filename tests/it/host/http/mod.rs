@@ -9,6 +9,7 @@ mod jobs;
 mod openai;
 mod openapi;
 mod openapi_clients;
+mod page;
 mod promises;
 mod sizes;
 mod status;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use atelier::demo::{local, s3};
 use atelier::events::auth::Auth;
+use atelier::host::functions::Functions;
 use atelier::host::http::uploads::Uploads;
 use atelier::host::http::{Http, ModelInfo, serve};
 use atelier::host::job_service::{Direct, JobService, Model, ModelStatus, StatusSnapshot};
@@ -139,6 +141,8 @@ impl Front {
             metrics: Metrics::new(Gpus::none()).unwrap(),
             refresh: Arc::new(|| ()),
             check: Arc::new(|_| Ok(())),
+            functions: Functions::new(Vec::new(), watch::channel(Vec::new()).1),
+            page: true,
             passes_through: false,
         };
         change(&mut http);

@@ -8,11 +8,13 @@ mod tryon;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use atelier_engine::classifier::{Classifier, check};
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::{Engine as _, GenerateRequest, Image, LoraFile, Sampling, Watch, device};
 use candle_core::DType;
+use image::RgbImage;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -81,6 +83,15 @@ fn engine() -> StableDiffusion {
     StableDiffusion::load(&Settings::new(model(""), DType::F32, crate::device())).unwrap()
 }
 
+/// Which of the images show the object `star`, for tiny-checker at its own threshold.
+fn shows_star(images: &[RgbImage]) -> Vec<bool> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-checker");
+    let labels = check(&directory).unwrap();
+    let star = labels.iter().position(|(label, _)| label == "star").unwrap();
+    let scores = Classifier::load(&directory, DType::F32, &crate::device()).unwrap().classify(images).unwrap();
+    scores.iter().map(|scores| scores[star] > labels[star].1).collect()
+}
+
 /// What `bench/gpu-counts` counts: as many guided steps as `ATELIER_TEST_STEPS` says, in f16 on a GPU; of the checkpoint in `ATELIER_TEST_MODEL`, at
 /// `ATELIER_TEST_SIDE_PX`.
 #[test]
@@ -105,8 +116,11 @@ fn images_show_what_their_prompts_ask_for() {
     let mut engine = engine();
     let mut colours = 0.0;
     let mut objects = 0.0;
+    let mut images = Vec::new();
     for asked in &prompts.prompts[..PROMPTS] {
-        let seen = spec.read(&generate(&mut engine, &asked.prompt, asked.seed, None));
+        let generated = generate(&mut engine, &asked.prompt, asked.seed, None);
+        let seen = spec.read(&generated);
+        images.push(RgbImage::from_raw(generated.width_px, generated.height_px, generated.rgb).unwrap());
         colours += f64::from(u8::from(seen.colour.as_ref() == Some(&asked.colour)));
         objects += f64::from(u8::from(seen.object.as_ref() == Some(&asked.object)));
         if seen.colour.as_ref() != Some(&asked.colour) || seen.object.as_ref() != Some(&asked.object) {
@@ -117,6 +131,8 @@ fn images_show_what_their_prompts_ask_for() {
     let objects = objects / PROMPTS as f64;
     println!("of {PROMPTS} images {colours:.3} show the colour and {objects:.3} the object that was asked for");
     assert!(colours >= LEAST_ACCURACY && objects >= LEAST_ACCURACY, "colour {colours:.3}, object {objects:.3}");
+    let stars: Vec<bool> = prompts.prompts[..PROMPTS].iter().map(|asked| asked.object == "star").collect();
+    assert_eq!(shows_star(&images), stars, "the checker finds every star, and nothing else");
 }
 
 /// The mean of a style's values over some images.

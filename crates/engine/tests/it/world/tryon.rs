@@ -14,7 +14,7 @@ use image::imageops::crop_imm;
 use serde::Deserialize;
 
 use super::measure::Spec;
-use super::read;
+use super::{read, shows_star};
 use crate::device;
 use crate::parity::tiny_edit::{INSTRUCTION, directory as model_directory, settings};
 
@@ -152,4 +152,13 @@ fn garments_arrive_and_people_stay() {
     );
     assert!(colours >= LEAST_COLOURS && patterns >= LEAST_PATTERNS, "colour {colours:.3}, pattern {patterns:.3}");
     assert!(outside <= MAX_OUTSIDE && heads <= MAX_OUTSIDE, "outside {outside:.1}, heads {heads:.1}");
+}
+
+#[test]
+fn people_and_garments_show_no_star() {
+    let examples = (0..16).map(example);
+    let images: Vec<RgbImage> =
+        examples.flat_map(|example| [vec![example.person, example.garment], example.variants].concat()).collect();
+    let found: Vec<usize> = shows_star(&images).iter().enumerate().filter_map(|(place, star)| star.then_some(place)).collect();
+    assert!(found.is_empty(), "of {} images: {found:?}", images.len());
 }
