@@ -12,7 +12,7 @@ use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::store::Store;
 use atelier::store::held_results::HeldResults;
-use atelier::workflow::watermark::Lettering;
+use atelier::workflow::watermark::TextStyle;
 use atelier::workflow::{Services, Workflow};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{Engine, EngineError, Generated, Image, QueuedRequest, Request};
@@ -53,7 +53,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         capabilities: Capabilities::Generate,
         preprocess: config.workflow.preprocess,
         postprocess: config.workflow.postprocess,
-        lettering: Lettering::load(&config.workflow.watermark).map_err(anyhow::Error::msg)?,
+        text_style: TextStyle::load(&config.workflow.watermark).map_err(anyhow::Error::msg)?,
         encode: config.workflow.encode,
         signing: ready::signing(&config.content_credentials)?.map(Arc::new),
         store: Arc::new(Store::connect(&config.store, outbound.clone()).await?),

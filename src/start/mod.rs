@@ -30,7 +30,7 @@ use crate::setting::SettingError;
 use crate::store::Store;
 use crate::store::held_results::HeldResults;
 use crate::workflow::preprocess::Preprocess;
-use crate::workflow::watermark::Lettering;
+use crate::workflow::watermark::TextStyle;
 use crate::workflow::{Observer, Services, Workflow};
 use atelier_engine::EngineError;
 
@@ -74,7 +74,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     arm_fault_point(environment);
     let manifest = config.manifest(environment)?;
     let signing = signing(config)?;
-    let lettering = lettering(config)?;
+    let text_style = text_style(config)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
     let notifier = Arc::new(notifier((config, &config.model.name), outbound, store.clone())?);
@@ -109,7 +109,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
             ..config.workflow.preprocess
         },
         postprocess: config.workflow.postprocess,
-        lettering,
+        text_style,
         encode: config.workflow.encode,
         signing,
         store,
@@ -132,8 +132,8 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
 }
 
 /// What watermarks are set with: fonts that cannot be read show here, and not at the first paid image.
-fn lettering(config: &Config) -> Result<Lettering, SettingError> {
-    Lettering::load(&config.workflow.watermark).map_err(|problem| SettingError::new("workflow.watermark.fonts", problem))
+fn text_style(config: &Config) -> Result<TextStyle, SettingError> {
+    TextStyle::load(&config.workflow.watermark).map_err(|problem| SettingError::new("workflow.watermark.fonts", problem))
 }
 
 /// What signs images, of a configuration that says so; else the log says what they carry.

@@ -37,7 +37,7 @@ use self::encode::{Encode, EncodeStep};
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
 pub use self::reporting::Noted;
-use self::watermark::{Lettering, WatermarkStep};
+use self::watermark::{TextStyle, WatermarkStep};
 use crate::content_credentials::signing::Signing;
 use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
@@ -141,7 +141,7 @@ pub struct Services {
     /// None: files are not signed.
     pub signing: Option<Arc<Signing>>,
     pub postprocess: Postprocess,
-    pub lettering: Lettering,
+    pub text_style: TextStyle,
     pub store: Arc<Store>,
     /// Where results wait that the store does not take, under a host.
     pub held_results: HeldResults,
@@ -195,7 +195,7 @@ impl Workflow {
             capabilities,
             preprocess,
             postprocess,
-            lettering,
+            text_style,
             encode,
             signing,
             store,
@@ -214,7 +214,7 @@ impl Workflow {
                     Box::new(infer::Infer { model, capabilities, observer })
                 }
                 StepName::Postprocess => Box::new(PostprocessStep(postprocess)),
-                StepName::Watermark => Box::new(WatermarkStep(lettering.clone())),
+                StepName::Watermark => Box::new(WatermarkStep(text_style.clone())),
                 StepName::Encode => Box::new(EncodeStep { settings: encode, store: store.clone() }),
                 StepName::Credentials => {
                     let signing = signing.clone();

@@ -17,7 +17,7 @@ use atelier::setting::Secret;
 use atelier::store::Store;
 use atelier::store::held_results::{self, HeldResults};
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
-use atelier::workflow::watermark::Lettering;
+use atelier::workflow::watermark::TextStyle;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, store};
 use atelier_engine::thread::EngineThread;
@@ -106,6 +106,12 @@ pub(crate) struct Stage {
     _cache: TempDir,
 }
 
+fn configured(change: impl FnOnce(&mut config::Workflow)) -> config::Workflow {
+    let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
+    change(&mut configured);
+    configured
+}
+
 fn store_settings(bucket: &Bucket, cache: &Path) -> store::Settings {
     store::Settings {
         bucket: atelier::demo::local::BUCKET.to_owned(),
@@ -192,8 +198,7 @@ impl Stage {
             modes: Arc::clone(&modes),
         };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
-        let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
-        change(&mut configured);
+        let configured = configured(change);
         let services = Services {
             engine,
             model: ModelName::new("sd15").unwrap(),
@@ -201,7 +206,7 @@ impl Stage {
             capabilities: capabilities.clone(),
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,
-            lettering: Lettering::load(&configured.watermark).unwrap(),
+            text_style: TextStyle::load(&configured.watermark).unwrap(),
             encode: configured.encode,
             signing: signing.map(Arc::new),
             store,

@@ -1,4 +1,4 @@
-//! The fonts that a line of text is set in: the one inside the binary, then those of a folder, in the order of their names.
+//! The fonts that a line of text is set in: the one inside the binary, then those of a directory, in the order of their names.
 
 use std::fmt;
 use std::fs;
@@ -36,7 +36,7 @@ impl Fonts {
     /// The built-in font and those in `directory`: its TrueType and OpenType files, and of a collection the first font.
     ///
     /// # Errors
-    /// Names the folder without a font, or the file that is none.
+    /// Names the directory without a font, or the file that is none.
     pub fn load(directory: Option<&Path>) -> Result<Self, String> {
         let Some(directory) = directory else { return Ok(Self::built_in()) };
         let unreadable = |error: std::io::Error| format!("{}: cannot be read ({error})", directory.display());
@@ -105,12 +105,16 @@ impl Face {
         let is_there = id != GlyphId(0);
         // The built-in font has blank signs of its own, such as that of Braille.
         let is_seen = character.is_whitespace() || character == '\u{2800}' || self.outlines.outline(id).is_some();
-        is_there && is_seen
+        is_there && is_seen && !turns(character)
     }
 }
 
-/// What joins or chooses the forms of its neighbours, and is not seen itself. Controls of direction are none: they would turn a text
-/// into another one.
+/// Controls of direction that make another text of what stands behind them.
+fn turns(character: char) -> bool {
+    matches!(character, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
+/// What joins or chooses the forms of its neighbours, and is not seen itself.
 pub(super) fn is_joiner(character: char) -> bool {
     matches!(
         character,

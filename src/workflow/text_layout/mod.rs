@@ -24,11 +24,11 @@ pub struct TextLayout {
 pub enum TextLayoutError {
     #[error(
         "has a character that {} cannot set: U+{:04X} {character:?}; the built-in font sets Latin, Greek, Cyrillic, Armenian \
-         and Georgian letters, signs and symbols; for others `workflow.watermark.fonts` names a folder with fonts that have them",
-        if *of_folder { "neither the built-in font nor those of `workflow.watermark.fonts`" } else { "the built-in font" },
+         and Georgian letters, signs and symbols; for others `workflow.watermark.fonts` names a directory with fonts that have them",
+        if *of_directory { "neither the built-in font nor those of `workflow.watermark.fonts`" } else { "the built-in font" },
         u32::from(*character)
     )]
-    Character { character: char, of_folder: bool },
+    Character { character: char, of_directory: bool },
     #[error("has no visible character")]
     Blank,
 }

@@ -98,7 +98,7 @@ fn missing(cluster: &str, fonts: &Fonts) -> TextLayoutError {
     let mut characters = cluster.chars();
     let alone = characters.clone().find(|character| fonts.with(character.encode_utf8(&mut [0; 4])).is_none());
     let character = alone.or_else(|| characters.next()).unwrap_or(char::REPLACEMENT_CHARACTER);
-    TextLayoutError::Character { character, of_folder: fonts.has_more() }
+    TextLayoutError::Character { character, of_directory: fonts.has_more() }
 }
 
 impl Run<'_> {

@@ -7,7 +7,7 @@ fn layout(text: &str) -> Result<TextLayout, TextLayoutError> {
 }
 
 fn refused(character: char) -> TextLayoutError {
-    TextLayoutError::Character { character, of_folder: false }
+    TextLayoutError::Character { character, of_directory: false }
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn capitals_are_as_high_as_is_asked_for() {
 }
 
 #[test]
-fn a_folder_without_fonts_is_named() {
+fn a_directory_without_fonts_is_named() {
     let home = tempfile::tempdir().unwrap();
     let problem = |directory: &std::path::Path| Fonts::load(Some(directory)).unwrap_err();
     assert!(problem(&home.path().join("none")).contains("none: cannot be read"), "{}", problem(&home.path().join("none")));

@@ -29,7 +29,7 @@ const LIGHT_GROUND: f32 = 0.36;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// A folder with fonts for characters that the built-in one lacks.
+    /// A directory with fonts for characters that the built-in one lacks.
     pub fonts: Option<PathBuf>,
     /// Of a job that says nothing about it.
     pub size: Option<WatermarkSize>,
@@ -37,22 +37,22 @@ pub struct Settings {
 
 /// What watermarks are set with.
 #[derive(Debug, Clone)]
-pub struct Lettering {
+pub struct TextStyle {
     pub fonts: Fonts,
     /// Of a job that says nothing about it; none: as large as suits the image and the text.
     pub size: Option<WatermarkSize>,
 }
 
-impl Lettering {
+impl TextStyle {
     /// # Errors
-    /// Names the folder or the file that cannot be used as `workflow.watermark.fonts`.
+    /// Names the directory or the file that cannot be used as `workflow.watermark.fonts`.
     pub fn load(settings: &Settings) -> Result<Self, String> {
         Ok(Self { fonts: Fonts::load(settings.fonts.as_deref())?, size: settings.size })
     }
 }
 
 /// Step `watermark`; a job without a watermark passes through.
-pub struct WatermarkStep(pub Lettering);
+pub struct WatermarkStep(pub TextStyle);
 
 #[async_trait]
 impl Step for WatermarkStep {
@@ -74,15 +74,15 @@ impl Step for WatermarkStep {
 ///
 /// # Errors
 /// Those of [`check`].
-pub fn check_job(job: &Job, lettering: &Lettering) -> Result<(), JobError> {
+pub fn check_job(job: &Job, text_style: &TextStyle) -> Result<(), JobError> {
     let Some(watermark) = &job.watermark else { return Ok(()) };
     match &job.task {
-        Task::Generate(generate) => check(watermark, lettering, generate.size.width_px(), generate.size.height_px()),
+        Task::Generate(generate) => check(watermark, text_style, generate.size.width_px(), generate.size.height_px()),
         // The person's image decides the size.
-        Task::TryOn(_) => check_text(&watermark.text, lettering),
+        Task::TryOn(_) => check_text(&watermark.text, text_style),
         Task::Edit(edit) => match (edit.width, edit.height) {
-            (Some(width), Some(height)) => check(watermark, lettering, width.get(), height.get()),
-            _ => check_text(&watermark.text, lettering),
+            (Some(width), Some(height)) => check(watermark, text_style, width.get(), height.get()),
+            _ => check_text(&watermark.text, text_style),
         },
     }
 }
@@ -103,25 +103,25 @@ pub fn check_unsigned(job: &Job) -> Result<(), JobError> {
 ///
 /// # Errors
 /// [`JobError::Invalid`] names the character.
-pub fn check_text(text: &str, lettering: &Lettering) -> Result<(), JobError> {
-    text_layout(text, lettering).map(|_| ())
+pub fn check_text(text: &str, text_style: &TextStyle) -> Result<(), JobError> {
+    text_layout(text, text_style).map(|_| ())
 }
 
 /// Refuses what [`draw`] would refuse on an image of this size, so that it is known before generating.
 ///
 /// # Errors
 /// [`JobError::Invalid`] when a character cannot be set or the text is too long for the image.
-pub fn check(watermark: &Watermark, lettering: &Lettering, width_px: u32, height_px: u32) -> Result<(), JobError> {
-    let size = watermark.size.or(lettering.size);
-    line_px(&text_layout(&watermark.text, lettering)?, size, width_px, height_px).map(|_| ())
+pub fn check(watermark: &Watermark, text_style: &TextStyle, width_px: u32, height_px: u32) -> Result<(), JobError> {
+    let size = watermark.size.or(text_style.size);
+    line_px(&text_layout(&watermark.text, text_style)?, size, width_px, height_px).map(|_| ())
 }
 
 /// Draws `watermark` on `image`: letters in white (on dark) or near black (on light) with a thin outline in the other.
 ///
 /// # Errors
 /// Those of [`check`].
-pub fn draw(image: &mut Image, watermark: &Watermark, lettering: &Lettering) -> Result<(), JobError> {
-    let stamp = Stamp::new(watermark, lettering, image.width_px, image.height_px)?;
+pub fn draw(image: &mut Image, watermark: &Watermark, text_style: &TextStyle) -> Result<(), JobError> {
+    let stamp = Stamp::new(watermark, text_style, image.width_px, image.height_px)?;
     let light_ground = stamp.mean_luminance(image) > LIGHT_GROUND;
     let (letters, outline) = if light_ground { (16.0, 255.0) } else { (255.0, 16.0) };
     let opacity = watermark.opacity.get() as f32;
@@ -146,9 +146,9 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn new(watermark: &Watermark, lettering: &Lettering, width_px: u32, height_px: u32) -> Result<Self, JobError> {
-        let text = text_layout(&watermark.text, lettering)?;
-        let line_px = line_px(&text, watermark.size.or(lettering.size), width_px, height_px)?;
+    fn new(watermark: &Watermark, text_style: &TextStyle, width_px: u32, height_px: u32) -> Result<Self, JobError> {
+        let text = text_layout(&watermark.text, text_style)?;
+        let line_px = line_px(&text, watermark.size.or(text_style.size), width_px, height_px)?;
         let outline_px = outline_px(line_px);
         let pad = pad_px(outline_px);
         let letters = padded(&text.mask(line_px), pad);
@@ -186,8 +186,8 @@ impl Stamp {
     }
 }
 
-fn text_layout(text: &str, lettering: &Lettering) -> Result<TextLayout, JobError> {
-    TextLayout::new(text, &lettering.fonts).map_err(|error| invalid(error.to_string()))
+fn text_layout(text: &str, text_style: &TextStyle) -> Result<TextLayout, JobError> {
+    TextLayout::new(text, &text_style.fonts).map_err(|error| invalid(error.to_string()))
 }
 
 fn invalid(problem: String) -> JobError {

@@ -22,8 +22,8 @@ fn watermark(text: &str, position: Anchor, opacity: f64) -> Watermark {
 }
 
 /// The built-in font, and no size that is asked for.
-fn plain() -> Lettering {
-    Lettering { fonts: Fonts::built_in(), size: None }
+fn plain() -> TextStyle {
+    TextStyle { fonts: Fonts::built_in(), size: None }
 }
 
 fn image(width_px: u32, height_px: u32, colour: impl Fn(u32, u32) -> [u8; 3]) -> Image {
@@ -124,8 +124,9 @@ fn a_size_that_is_asked_for_is_kept_to_or_refused() {
         let outlined_px = f64::from(bottom - top + 1);
         assert!(outlined_px >= letter_px && outlined_px <= letter_px * 1.4 + 4.0, "{width_px}x{height_px}: {outlined_px}");
     }
-    let configured = Lettering { size: Some(WatermarkSize::new(0.25).unwrap()), ..plain() };
-    let problem = |watermark: &Watermark, lettering: &Lettering| check(watermark, lettering, 256, 256).unwrap_err().to_string();
+    let configured = TextStyle { size: Some(WatermarkSize::new(0.25).unwrap()), ..plain() };
+    let problem =
+        |watermark: &Watermark, text_style: &TextStyle| check(watermark, text_style, 256, 256).unwrap_err().to_string();
     let wide = problem(&watermark("a long line", Anchor::Top, 0.6), &configured);
     assert!(
         wide.starts_with("watermark.text: does not fit on an image of 256x256 px at watermark.size 0.25: it needs "),

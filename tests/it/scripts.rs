@@ -1,4 +1,4 @@
-//! Watermarks in other scripts: fonts of a folder, shaped and ordered as HarfBuzz and FriBidi do it through Pillow, refused at the door.
+//! Watermarks in other scripts: fonts of a directory, shaped and ordered as HarfBuzz and FriBidi do it through Pillow, refused at the door.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,9 +33,9 @@ question = json.load(sys.stdin)
 if not (features.check("raqm") and features.check("fribidi")):
     sys.exit()
 def ink(font, text):
-    canvas = Image.new("L", (4096, 1024))
-    ImageDraw.Draw(canvas).text((256, 256), text, font=font, fill=255)
-    return canvas
+    blank = Image.new("L", (4096, 1024))
+    ImageDraw.Draw(blank).text((256, 256), text, font=font, fill=255)
+    return blank
 def cropped(image):
     solid = np.array(image) > 127
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
@@ -43,9 +43,9 @@ def cropped(image):
 def common(one, other):
     height, width = max(one.shape[0], other.shape[0]), max(one.shape[1], other.shape[1])
     def at(ink, y, x):
-        canvas = np.zeros((height + 8, width + 8), bool)
-        canvas[y:y + ink.shape[0], x:x + ink.shape[1]] = ink
-        return canvas
+        blank = np.zeros((height + 8, width + 8), bool)
+        blank[y:y + ink.shape[0], x:x + ink.shape[1]] = ink
+        return blank
     fixed = at(one, 4, 4)
     shifted = [at(other, y, x) for y in range(0, 8, 2) for x in range(0, 8, 2)]
     return max((fixed & moved).sum() / (fixed | moved).sum() for moved in shifted)
@@ -58,8 +58,8 @@ for case in question["cases"]:
     print(json.dumps(found))
 "#;
 
-/// A folder with these fonts, in this order; none where Debian's packages are not installed.
-fn folder(fonts: &[&str]) -> Option<TempDir> {
+/// A directory with these fonts, in this order; none where Debian's packages are not installed.
+fn directory(fonts: &[&str]) -> Option<TempDir> {
     if let Some(lacking) = fonts.iter().find(|path| !Path::new(path).exists()) {
         left_out("watermarks in other scripts", &format!("{lacking} is not installed"));
         return None;
@@ -74,8 +74,9 @@ fn folder(fonts: &[&str]) -> Option<TempDir> {
 
 fn written(home: &Path, name: &str, layout: &TextLayout) -> PathBuf {
     let mask = layout.mask(LINE_PX);
-    let shade = |x: u32, y: u32| (mask.alpha[y as usize * mask.width_px + x as usize] * 255.0) as u8;
-    let image = GrayImage::from_fn(mask.width_px as u32, mask.height_px as u32, |x, y| Luma([shade(x, y)]));
+    let image = GrayImage::from_fn(mask.width_px as u32, mask.height_px as u32, |x, y| {
+        Luma([(mask.alpha[y as usize * mask.width_px + x as usize] * 255.0) as u8])
+    });
     let path = home.join(format!("{name}.png"));
     image.save(&path).expect("written");
     path
@@ -90,10 +91,10 @@ fn text_is_shaped_and_ordered_as_by_another_implementation() {
         ("chinese", CHINESE, "北京市朝阳区", false),
         ("emoji", EMOJI, "🦊🌊", false),
     ];
-    let Some(home) = folder(&ALL) else { return };
+    let Some(home) = directory(&ALL) else { return };
     let mut asked = Vec::new();
     for (name, font, text, _) in cases {
-        let fonts = folder(&[font]).expect("as above");
+        let fonts = directory(&[font]).expect("as above");
         let layout = TextLayout::new(text, &Fonts::load(Some(fonts.path())).expect("a font")).expect("set");
         asked.push(json!({ "font": font, "text": text, "mask": written(home.path(), name, &layout) }));
     }
@@ -111,8 +112,8 @@ fn text_is_shaped_and_ordered_as_by_another_implementation() {
 
 #[test]
 fn each_character_is_set_in_the_first_font_that_has_it() {
-    let Some(all) = folder(&ALL) else { return };
-    let Some(arabic) = folder(&[ARABIC]) else { return };
+    let Some(all) = directory(&ALL) else { return };
+    let Some(arabic) = directory(&[ARABIC]) else { return };
     let fonts = Fonts::load(Some(all.path())).expect("fonts");
     let width = |text: &str| TextLayout::new(text, &fonts).unwrap_or_else(|error| panic!("{text}: {error}")).width_px(100.0);
     // Amiri has Latin letters as well; the built-in font comes first.
@@ -147,7 +148,7 @@ fn event(id: &str, watermark: &Value) -> Value {
 
 #[tokio::test]
 async fn what_no_font_can_set_is_refused_before_anything_is_generated() {
-    let Some(home) = folder(&[CHINESE]) else { return };
+    let Some(home) = directory(&[CHINESE]) else { return };
     let mut bare = Stage::set().await;
     let mut stage =
         Stage::with(Capabilities::Generate, |workflow| workflow.watermark.fonts = Some(home.path().to_owned())).await;
@@ -182,7 +183,7 @@ async fn what_no_font_can_set_is_refused_before_anything_is_generated() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_used_ends_the_start_in_words() {
+fn a_directory_that_cannot_be_used_ends_the_start_in_words() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_atelier"));
     command.args(["invoke", concat!(env!("CARGO_MANIFEST_DIR"), "/events/sqs-plain.json")]).env_clear();
     command.env("AWS_STORAGE_BUCKET_NAME", "images").env("ATELIER__WORKFLOW__WATERMARK__FONTS", "/nowhere/fonts");
