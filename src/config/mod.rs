@@ -26,6 +26,7 @@ use crate::workflow::StepName;
 use crate::workflow::encode::Encode;
 use crate::workflow::postprocess::Postprocess;
 use crate::workflow::preprocess::Preprocess;
+use crate::workflow::watermark;
 use crate::{content_credentials, host, notify, outbound, safety, store};
 
 /// What is in force where the user's file says nothing; the same file a user starts from.
@@ -162,6 +163,7 @@ pub struct Workflow {
     pub steps: Vec<StepName>,
     pub preprocess: Preprocess,
     pub postprocess: Postprocess,
+    pub watermark: watermark::Settings,
     pub encode: Encode,
     pub advanced: Advanced,
 }

@@ -37,7 +37,8 @@ use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::safety::settings::TryOnSettings;
 use crate::store::Store;
-use crate::workflow::{StepName, watermark};
+use crate::workflow::StepName;
+use crate::workflow::watermark::{self, TextStyle};
 
 /// How long answers that are under way may take after the last job.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -106,7 +107,7 @@ pub async fn run(options: Options, path: Option<&Path>, environment: &Environmen
     })?;
     let own = models.iter().map(HostedModel::function).collect();
     let functions = Functions::new(own, host.functions());
-    let check = door(&config, functions.clone(), &host, (&notifier, &store, &outbound));
+    let check = door(&config, functions.clone(), &host, super::text_style(&config)?, (&notifier, &store, &outbound));
     let refresh = refresh(&host, notifier, metrics.clone());
     let infos = infos(&config, &models, environment);
     let http = Http {
@@ -235,6 +236,8 @@ struct Door {
     notifier: Arc<Notifier>,
     store: Arc<Store>,
     outbound: Outbound,
+    /// What watermarks are set with.
+    text_style: TextStyle,
     signs: bool,
     fetches: bool,
     tryon: TryOnSettings,
@@ -244,6 +247,7 @@ fn door(
     config: &Config,
     functions: Functions,
     host: &Host,
+    text_style: TextStyle,
     (notifier, store, outbound): (&Arc<Notifier>, &Arc<Store>, &Outbound),
 ) -> http::Check {
     let steps = &config.workflow.steps;
@@ -253,6 +257,7 @@ fn door(
         notifier: Arc::clone(notifier),
         store: Arc::clone(store),
         outbound: outbound.clone(),
+        text_style,
         signs: steps.contains(&StepName::Watermark),
         fetches: steps.contains(&StepName::Fetch),
         tryon: config.safety.tryon,
@@ -280,7 +285,7 @@ impl Door {
             self.outbound.check_at_the_door(url.as_url()).map_err(|error| error.for_field("callback.url"))?;
         }
         if self.signs {
-            watermark::check_job(job)?;
+            watermark::check_job(job, &self.text_style)?;
         } else {
             watermark::check_unsigned(job)?;
         }

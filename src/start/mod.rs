@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use self::phases::process_age_ms;
+use self::phases::{Phases, process_age_ms};
 use crate::config::manifest::{Family, Manifest};
 use crate::config::{Config, ConfigError, Environment};
 use crate::content_credentials::ready;
@@ -34,6 +34,7 @@ use crate::store::Store;
 use crate::store::held_results::HeldResults;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::store::ModelOrigin;
+use crate::workflow::watermark::TextStyle;
 use crate::workflow::{Observer, Services, Workflow};
 use atelier_engine::EngineError;
 
@@ -78,6 +79,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let manifest = config.manifest(environment)?;
     let signing = signing(config)?;
     let gate = safety::gate(config, &manifest)?;
+    let text_style = text_style(config)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
     let notifier = Arc::new(notifier((config, &config.model.name), outbound, store.clone())?);
@@ -88,17 +90,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let engine = tokio::task::spawn_blocking(engine::start(config, &manifest));
     store.probe().await?;
     let (engine, phases) = engine.await.unwrap_or(Err(EngineError::Gone))?;
-    let ms = |time: Duration| time.as_millis() as u64;
-    tracing::info!(
-        model = config.model.name.as_str(),
-        bucket = store.bucket(),
-        device_ms = ms(phases.device),
-        read_ms = ms(phases.loading.read),
-        build_ms = ms(phases.loading.build),
-        warm_up_ms = ms(phases.warm_up),
-        ready_ms = process_age_ms(),
-        "ready"
-    );
+    log_ready(config, store.bucket(), &phases);
     let model = config.model.name.clone();
     let capabilities = capabilities(config, manifest.family);
     let services = Services {
@@ -112,6 +104,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
             ..config.workflow.preprocess
         },
         postprocess: config.workflow.postprocess,
+        text_style,
         encode: config.workflow.encode,
         gate,
         signing,
@@ -134,6 +127,21 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     })
 }
 
+/// One line that says how long what took.
+fn log_ready(config: &Config, bucket: &str, phases: &Phases) {
+    let ms = |time: Duration| time.as_millis() as u64;
+    tracing::info!(
+        model = config.model.name.as_str(),
+        bucket,
+        device_ms = ms(phases.device),
+        read_ms = ms(phases.loading.read),
+        build_ms = ms(phases.loading.build),
+        warm_up_ms = ms(phases.warm_up),
+        ready_ms = process_age_ms(),
+        "ready"
+    );
+}
+
 /// What records say of the model.
 fn origin(manifest: &Manifest) -> Result<ModelOrigin, SettingError> {
     let file = manifest.file.display().to_string();
@@ -147,6 +155,11 @@ fn origin(manifest: &Manifest) -> Result<ModelOrigin, SettingError> {
         manifest_sha256: Some(base16ct::lower::encode_string(&Sha256::digest(bytes))),
         files: pinned.collect(),
     })
+}
+
+/// What watermarks are set with: fonts that cannot be read show here, and not at the first paid image.
+fn text_style(config: &Config) -> Result<TextStyle, SettingError> {
+    TextStyle::load(&config.workflow.watermark).map_err(|problem| SettingError::new("workflow.watermark.fonts", problem))
 }
 
 /// What signs images, of a configuration that says so; else the log says what they carry.

@@ -42,6 +42,7 @@ pub use self::reporting::Noted;
 use self::screening::{Check, Screen};
 pub use self::step_name::StepName;
 use self::store::ModelOrigin;
+use self::watermark::{TextStyle, WatermarkStep};
 use crate::content_credentials::signing::Signing;
 use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
@@ -105,6 +106,7 @@ pub struct Services {
     /// None: files are not signed.
     pub signing: Option<Arc<Signing>>,
     pub postprocess: Postprocess,
+    pub text_style: TextStyle,
     pub store: Arc<Store>,
     /// Where results wait that the store does not take, under a host.
     pub held_results: HeldResults,
@@ -159,6 +161,7 @@ impl Workflow {
             capabilities,
             preprocess,
             postprocess,
+            text_style,
             encode,
             gate,
             signing,
@@ -180,7 +183,7 @@ impl Workflow {
                     Box::new(infer::Infer { model, capabilities, observer })
                 }
                 StepName::Postprocess => Box::new(PostprocessStep(postprocess)),
-                StepName::Watermark => Box::new(watermark::WatermarkStep),
+                StepName::Watermark => Box::new(WatermarkStep(text_style.clone())),
                 StepName::Encode => Box::new(EncodeStep { settings: encode, store: store.clone() }),
                 StepName::Credentials => {
                     let signing = signing.clone();

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::context::{Decoded, Inputs, JobContext, TryOnInputs};
 use super::text_layout::TextLayout;
+use super::text_layout::fonts::Fonts;
 use super::{Step, StepName};
 use crate::job::outcome::JobError;
 use atelier_engine::Image;
@@ -97,7 +98,8 @@ fn side_by_side(person: &RgbImage, image: &Image) -> Result<Image, JobError> {
     let mut sheet = RgbImage::from_pixel(person.width() + gap_px + width_px, top_px + tallest_px, PAPER);
     for (half, label, left_px) in [(person, "before", 0), (&result, "after", person.width() + gap_px)] {
         imageops::replace(&mut sheet, half, left_px.into(), top_px.into());
-        let text = TextLayout::new(label).map_err(|error| JobError::Internal { problem: format!("the label {error}") })?;
+        let text = TextLayout::new(label, &Fonts::built_in())
+            .map_err(|error| JobError::Internal { problem: format!("the label {error}") })?;
         let text = text.cut_to(half.width() as f32, line_px as f32);
         text.mask(line_px as f32).write(&mut sheet, (left_px + line_px / 4, line_px), INK);
     }

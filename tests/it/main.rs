@@ -28,6 +28,7 @@ mod process;
 mod requests;
 mod safety;
 mod sampling;
+mod scripts;
 mod servers;
 mod stage;
 mod store;

@@ -19,6 +19,7 @@ use atelier::store::Store;
 use atelier::store::held_results::{self, HeldResults};
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use atelier::workflow::store::ModelOrigin;
+use atelier::workflow::watermark::TextStyle;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, safety, store};
 use atelier_engine::thread::EngineThread;
@@ -105,6 +106,12 @@ pub(crate) struct Stage {
     loras: Arc<Mutex<Vec<LoraFile>>>,
     modes: Arc<Mutex<Vec<Option<String>>>>,
     cache: TempDir,
+}
+
+fn configured(change: impl FnOnce(&mut config::Workflow)) -> config::Workflow {
+    let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
+    change(&mut configured);
+    configured
 }
 
 fn store_settings(bucket: &Bucket, cache: &Path) -> store::Settings {
@@ -205,9 +212,8 @@ impl Stage {
             modes: Arc::clone(&modes),
         };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
-        let Config { workflow: mut configured, safety, .. } = Config::parse("test", "", &Environment::new()).unwrap();
-        change(&mut configured);
-        let gate = Gate::new(&gated(safety), None).unwrap();
+        let gate = Gate::new(&gated(Config::parse("test", "", &Environment::new()).unwrap().safety), None).unwrap();
+        let configured = configured(change);
         let services = Services {
             engine,
             model: ModelName::new("sd15").unwrap(),
@@ -215,6 +221,7 @@ impl Stage {
             capabilities: capabilities.clone(),
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,
+            text_style: TextStyle::load(&configured.watermark).unwrap(),
             encode: configured.encode,
             gate: Arc::new(gate),
             signing: signing.map(Arc::new),

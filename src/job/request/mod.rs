@@ -21,7 +21,7 @@ use super::metadata::Metadata;
 use super::outcome::JobError;
 use super::task::scheduler::{Sampler, Scheduler};
 use super::task::tryon::Requester;
-use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Seed, SidePx, StepCount, Task, Watermark};
+use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Seed, SidePx, StepCount, Task, Watermark, WatermarkSize};
 use super::trace::Trace;
 use super::url::CallbackUrl;
 use super::{Callback, ImageFormat, Job, JobId, MetadataLevel, Output};
@@ -238,6 +238,7 @@ struct WatermarkBody {
     #[serde(default, deserialize_with = "field::anchor")]
     position: Option<Anchor>,
     opacity: Option<Opacity>,
+    size: Option<WatermarkSize>,
 }
 
 #[derive(Default, Deserialize)]
@@ -273,6 +274,7 @@ impl Read {
             text: watermark.text,
             position: watermark.position.unwrap_or(Anchor::BottomRight),
             opacity: watermark.opacity.unwrap_or_else(Opacity::default_value),
+            size: watermark.size,
         });
         let callback = callback.map(|callback| callback.into_callback(metadata));
         let tenant = tenant.or_else(|| user(&task, callback.as_ref())).filter(|tenant| !tenant.is_empty());

@@ -260,12 +260,20 @@ real_number!(
     Opacity, (0.0..=1.0), "a number from 0 to 1"
 );
 
+real_number!(
+    /// Height of a capital letter of the watermark, as a part of the image's shorter side.
+    WatermarkSize, (0.01..=0.5), "a number from 0.01 to 0.5"
+);
+
 /// The artist's signature on every image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Watermark {
     pub text: String,
     pub position: Anchor,
     pub opacity: Opacity,
+    /// None: what the function's configuration says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<WatermarkSize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,12 +1,16 @@
 //! Step `watermark`: signs an image with a line of text that stays legible on dark and on light.
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
+use serde::Deserialize;
 
 use crate::job::Job;
 use crate::job::outcome::JobError;
-use crate::job::task::{Anchor, Task, Watermark};
+use crate::job::task::{Anchor, Task, Watermark, WatermarkSize};
 use crate::workflow::context::JobContext;
-use crate::workflow::text_layout::{Mask, TextLayout};
+use crate::workflow::text_layout::fonts::Fonts;
+use crate::workflow::text_layout::{Mask, TextLayout, line_px_of_capitals};
 use crate::workflow::{Step, StepName};
 use atelier_engine::Image;
 
@@ -21,8 +25,34 @@ const OUTLINE_OF_LINE: f32 = 1.0 / 18.0;
 /// Relative luminance of the ground from which dark letters are easier to read than white ones.
 const LIGHT_GROUND: f32 = 0.36;
 
+/// Settings of section `workflow.watermark`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// A directory with fonts for characters that the built-in one lacks.
+    pub fonts: Option<PathBuf>,
+    /// Of a job that says nothing about it.
+    pub size: Option<WatermarkSize>,
+}
+
+/// What watermarks are set with.
+#[derive(Debug, Clone)]
+pub struct TextStyle {
+    pub fonts: Fonts,
+    /// Of a job that says nothing about it; none: as large as suits the image and the text.
+    pub size: Option<WatermarkSize>,
+}
+
+impl TextStyle {
+    /// # Errors
+    /// Names the directory or the file that cannot be used as `workflow.watermark.fonts`.
+    pub fn load(settings: &Settings) -> Result<Self, String> {
+        Ok(Self { fonts: Fonts::load(settings.fonts.as_deref())?, size: settings.size })
+    }
+}
+
 /// Step `watermark`; a job without a watermark passes through.
-pub struct WatermarkStep;
+pub struct WatermarkStep(pub TextStyle);
 
 #[async_trait]
 impl Step for WatermarkStep {
@@ -31,12 +61,12 @@ impl Step for WatermarkStep {
     }
 
     fn check(&self, job: &Job) -> Result<(), JobError> {
-        check_job(job)
+        check_job(job, &self.0)
     }
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
         let Some(watermark) = &context.job.watermark else { return Ok(()) };
-        context.images.iter_mut().try_for_each(|image| draw(image, watermark))
+        context.images.iter_mut().try_for_each(|image| draw(image, watermark, &self.0))
     }
 }
 
@@ -44,15 +74,15 @@ impl Step for WatermarkStep {
 ///
 /// # Errors
 /// Those of [`check`].
-pub fn check_job(job: &Job) -> Result<(), JobError> {
+pub fn check_job(job: &Job, text_style: &TextStyle) -> Result<(), JobError> {
     let Some(watermark) = &job.watermark else { return Ok(()) };
     match &job.task {
-        Task::Generate(generate) => check(watermark, generate.size.width_px(), generate.size.height_px()),
+        Task::Generate(generate) => check(watermark, text_style, generate.size.width_px(), generate.size.height_px()),
         // The person's image decides the size.
-        Task::TryOn(_) => check_text(&watermark.text),
+        Task::TryOn(_) => check_text(&watermark.text, text_style),
         Task::Edit(edit) => match (edit.width, edit.height) {
-            (Some(width), Some(height)) => check(watermark, width.get(), height.get()),
-            _ => check_text(&watermark.text),
+            (Some(width), Some(height)) => check(watermark, text_style, width.get(), height.get()),
+            _ => check_text(&watermark.text, text_style),
         },
     }
 }
@@ -73,24 +103,25 @@ pub fn check_unsigned(job: &Job) -> Result<(), JobError> {
 ///
 /// # Errors
 /// [`JobError::Invalid`] names the character.
-pub fn check_text(text: &str) -> Result<(), JobError> {
-    text_layout(text).map(|_| ())
+pub fn check_text(text: &str, text_style: &TextStyle) -> Result<(), JobError> {
+    text_layout(text, text_style).map(|_| ())
 }
 
 /// Refuses what [`draw`] would refuse on an image of this size, so that it is known before generating.
 ///
 /// # Errors
 /// [`JobError::Invalid`] when a character cannot be set or the text is too long for the image.
-pub fn check(watermark: &Watermark, width_px: u32, height_px: u32) -> Result<(), JobError> {
-    line_px(&text_layout(&watermark.text)?, width_px, height_px).map(|_| ())
+pub fn check(watermark: &Watermark, text_style: &TextStyle, width_px: u32, height_px: u32) -> Result<(), JobError> {
+    let size = watermark.size.or(text_style.size);
+    line_px(&text_layout(&watermark.text, text_style)?, size, width_px, height_px).map(|_| ())
 }
 
 /// Draws `watermark` on `image`: letters in white (on dark) or near black (on light) with a thin outline in the other.
 ///
 /// # Errors
 /// Those of [`check`].
-pub fn draw(image: &mut Image, watermark: &Watermark) -> Result<(), JobError> {
-    let stamp = Stamp::new(watermark, image.width_px, image.height_px)?;
+pub fn draw(image: &mut Image, watermark: &Watermark, text_style: &TextStyle) -> Result<(), JobError> {
+    let stamp = Stamp::new(watermark, text_style, image.width_px, image.height_px)?;
     let light_ground = stamp.mean_luminance(image) > LIGHT_GROUND;
     let (letters, outline) = if light_ground { (16.0, 255.0) } else { (255.0, 16.0) };
     let opacity = watermark.opacity.get() as f32;
@@ -115,9 +146,9 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn new(watermark: &Watermark, width_px: u32, height_px: u32) -> Result<Self, JobError> {
-        let text = text_layout(&watermark.text)?;
-        let line_px = line_px(&text, width_px, height_px)?;
+    fn new(watermark: &Watermark, text_style: &TextStyle, width_px: u32, height_px: u32) -> Result<Self, JobError> {
+        let text = text_layout(&watermark.text, text_style)?;
+        let line_px = line_px(&text, watermark.size.or(text_style.size), width_px, height_px)?;
         let outline_px = outline_px(line_px);
         let pad = pad_px(outline_px);
         let letters = padded(&text.mask(line_px), pad);
@@ -155,34 +186,62 @@ impl Stamp {
     }
 }
 
-fn text_layout(text: &str) -> Result<TextLayout, JobError> {
-    TextLayout::new(text).map_err(|error| invalid(error.to_string()))
+fn text_layout(text: &str, text_style: &TextStyle) -> Result<TextLayout, JobError> {
+    TextLayout::new(text, &text_style.fonts).map_err(|error| invalid(error.to_string()))
 }
 
 fn invalid(problem: String) -> JobError {
     JobError::Invalid { field: "watermark.text".into(), problem }
 }
 
-/// Height of the line: by the image's size, smaller where the text is long.
-fn line_px(text: &TextLayout, width_px: u32, height_px: u32) -> Result<f32, JobError> {
+/// Height of the line. `size` is kept to; without it the image's size decides, and a long text is set smaller.
+fn line_px(text: &TextLayout, size: Option<WatermarkSize>, width_px: u32, height_px: u32) -> Result<f32, JobError> {
     let margin = 2.0 * margin_px(width_px, height_px);
-    let room_x_px = width_px as f32 - margin;
-    let room_y_px = height_px as f32 - margin;
-    let needs = |line_px: f32| text.width_px(line_px) + 2.0 * pad_px(outline_px(line_px)) as f32;
+    let short_side_px = width_px.min(height_px) as f32;
+    let room = (width_px as f32 - margin, height_px as f32 - margin);
+    let needs = |line_px: f32| {
+        let (ink_width_px, ink_height_px) = text.size_px(line_px);
+        let outline_px = 2.0 * pad_px(outline_px(line_px)) as f32;
+        (ink_width_px + outline_px, ink_height_px + outline_px)
+    };
+    if let Some(size) = size {
+        let line_px = line_px_of_capitals(short_side_px * size.get() as f32);
+        let (needed_width_px, needed_height_px) = needs(line_px);
+        if line_px >= SMALLEST_LINE_PX && fits((needed_width_px, needed_height_px), room) {
+            return Ok(line_px);
+        }
+        let size = size.get();
+        return Err(invalid(if line_px < SMALLEST_LINE_PX {
+            format!(
+                "cannot be read on an image of {width_px}x{height_px} px at watermark.size {size}: ask for a larger size or image"
+            )
+        } else {
+            format!(
+                "does not fit on an image of {width_px}x{height_px} px at watermark.size {size}: it needs {}x{} px; shorten it, or ask \
+                 for a smaller size or a larger image",
+                needed_width_px + margin,
+                needed_height_px + margin
+            )
+        }));
+    }
     // Twice the line leaves room for stacked accents and the outline.
-    let default_px = (width_px.min(height_px) as f32 * LINE_OF_SHORT_SIDE).max(DEFAULT_SMALLEST_LINE_PX).min(room_y_px / 2.0);
-    let mut line_px = default_px.min(default_px * room_x_px / needs(default_px).max(1.0));
-    while line_px >= SMALLEST_LINE_PX && needs(line_px) > room_x_px {
+    let default_px = (short_side_px * LINE_OF_SHORT_SIDE).max(DEFAULT_SMALLEST_LINE_PX).min(room.1 / 2.0);
+    let mut line_px = default_px.min(default_px * room.0 / needs(default_px).0.max(1.0));
+    while line_px >= SMALLEST_LINE_PX && !fits(needs(line_px), room) {
         line_px -= 0.25;
     }
     if line_px >= SMALLEST_LINE_PX {
         return Ok(line_px);
     }
-    let least_px = needs(SMALLEST_LINE_PX) + margin;
+    let least_px = needs(SMALLEST_LINE_PX).0 + margin;
     Err(invalid(format!(
         "does not fit legibly on an image of {width_px}x{height_px} px: it needs {least_px} px in width; shorten it or ask for a \
          larger image"
     )))
+}
+
+fn fits(needed: (f32, f32), room: (f32, f32)) -> bool {
+    needed.0 <= room.0 && needed.1 <= room.1
 }
 
 fn margin_px(width_px: u32, height_px: u32) -> f32 {

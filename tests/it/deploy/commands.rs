@@ -62,8 +62,8 @@ impl Drop for Running {
 /// Starts `atelier demo --serve` and waits for the exports that it prints.
 fn served(line: &str, directory: &Path) -> (Running, String) {
     let (demo, said) = said_until(line, "SIGNING_SECRET", directory);
-    let exports = said.lines().filter(|line| line.trim().starts_with("export "));
-    (demo, exports.map(|line| format!("{}\n", line.trim())).collect())
+    let exports = said.lines().map(str::trim).filter(|line| line.starts_with("export "));
+    (demo, exports.flat_map(|line| [line, "\n"]).collect())
 }
 
 /// Starts a command and waits until it says `last`; returns what it has said by then. What it says later is read away.

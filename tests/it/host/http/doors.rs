@@ -89,7 +89,7 @@ async fn the_callers_request_id_comes_back_or_a_new_one() {
 
 #[tokio::test]
 async fn what_there_is_not_is_said_in_json() {
-    let front = Front::open().await;
+    let front = Front::open_with(|http| http.page = false).await;
     for path in ["/", "/nowhere", "/job", "/jobs/a/b", "/generate/"] {
         let (status, body) = front.get(path).await;
         assert_eq!(status, StatusCode::NOT_FOUND, "{path}");
