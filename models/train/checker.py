@@ -28,6 +28,8 @@ from world import COLOURS, OBJECTS, PATTERNS, PLACES, STYLES, SUPERSAMPLE, Scene
 STAR = "star"
 LABELS = ["normal", STAR]
 SIDE_PX = 64
+# That of the manifests that name it.
+THRESHOLD = 0.95
 SHARD = 500
 # Shards of rendered stars and of all other objects; people are three images an example.
 SHARDS = [(STAR, 5), ("other", 9)]
@@ -296,7 +298,7 @@ def held_out():
         yield name, is_star, [made[place] for place in some], [rows[place]["prompt"] for place in some]
 
 
-def measure(directory, threshold=0.5):
+def measure(directory, threshold=THRESHOLD):
     model = ViTForImageClassification.from_pretrained(directory, torch_dtype=torch.float32).eval()
     table = {"threshold": threshold, "sets": {}}
     for name, is_star, images, names in held_out():

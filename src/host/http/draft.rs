@@ -81,8 +81,12 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// A form has an object as a text; what is none is left as it is, to be refused by its own name.
+/// A form has an object as a text, and nothing as an empty one; what is neither is left as it is, to be refused by its own name.
 pub(super) fn object(value: Value) -> Value {
-    let parsed = value.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
-    parsed.filter(Value::is_object).unwrap_or(value)
+    let Some(text) = value.as_str() else { return value };
+    if text.trim().is_empty() {
+        return Value::Null;
+    }
+    let parsed = serde_json::from_str(text).ok();
+    parsed.filter(|parsed: &Value| parsed.is_object() || parsed.is_null()).unwrap_or(value)
 }

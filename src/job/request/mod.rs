@@ -152,10 +152,28 @@ fn read(value: &Value, defaults: &Defaults) -> Result<Read, JobError> {
     let named = given.map_or(Ok(TaskName::Generate), TaskName::deserialize);
     let task =
         named.map_err(|error: serde_json::Error| JobError::Invalid { field: "task".into(), problem: error.to_string() })?;
+    check_objects(value)?;
     match task {
         TaskName::Generate => body::<generate::Body>(value)?.read(defaults),
         TaskName::TryOn => body::<tryon::Body>(value).map(|body| body.read(&defaults.tryon)),
         TaskName::Edit => body::<edit::Body>(value).map(|body| body.read(defaults)),
+    }
+}
+
+/// serde takes an array for an object, its elements for the fields in their order. Nobody who sends one means that.
+fn check_objects(value: &Value) -> Result<(), JobError> {
+    const OBJECTS: [&str; 6] = ["callback", "consent", "init_image", "mask_image", "output", "watermark"];
+    const LISTS: [&str; 2] = ["embeddings", "lora"];
+    let alone = OBJECTS.iter().map(|field| ((*field).to_owned(), &value[*field]));
+    let listed = LISTS.iter().flat_map(|field| {
+        let elements = value[*field].as_array().into_iter().flatten();
+        elements.enumerate().map(move |(index, element)| (format!("{field}[{index}]"), element))
+    });
+    match alone.chain(listed).find(|(_, given)| given.is_array()) {
+        Some((field, given)) => {
+            Err(JobError::Invalid { field, problem: format!("must be an object, got {}", shown::json(given)) })
+        }
+        None => Ok(()),
     }
 }
 
