@@ -166,10 +166,7 @@ impl fmt::Display for Audit {
         }
         match &self.record {
             Some(record) => write_record(f, record)?,
-            None if self.blocked.is_none() => {
-                writeln!(f, "record       none: no job of this id is complete under this prefix")?
-            }
-            None => writeln!(f, "record       none")?,
+            None => writeln!(f, "record       none: no job of this id is complete under this prefix")?,
         }
         for ImageAudit { address, problem, credentials } in &self.images {
             writeln!(f, "image        {address}")?;

@@ -101,7 +101,7 @@ fn place(at: usize) -> usize {
     y / 2 * BAND + x / 2
 }
 
-/// U of OpenCV's `COLOR_RGB2YUV` for 8 bits: 0.492 (B - Y) + 128 in fixed point of 14 bits, Y rounded before.
+/// U of `OpenCV`'s `COLOR_RGB2YUV` for 8 bits: 0.492 (B - Y) + 128 in fixed point of 14 bits, Y rounded before.
 fn chroma(pixel: &[u8]) -> i32 {
     const HALF: i32 = 1 << 13;
     let luma = (i32::from(pixel[0]) * 4_899 + i32::from(pixel[1]) * 9_617 + i32::from(pixel[2]) * 1_868 + HALF) >> 14;

@@ -13,7 +13,7 @@ fn scene(width_px: u32, height_px: u32, seed: u32) -> Vec<u8> {
     let pixels = (0..height_px).flat_map(|y| (0..width_px).map(move |x| (x, y)));
     let rgb = pixels.flat_map(|(x, y)| {
         let noise = (x.wrapping_mul(2_654_435_761) ^ y.wrapping_mul(2_246_822_519) ^ seed.wrapping_mul(97)) >> 28;
-        let edge = if (x / 37 + y / 53 + seed) % 3 == 0 { 90 } else { 0 };
+        let edge = if (x / 37 + y / 53 + seed).is_multiple_of(3) { 90 } else { 0 };
         [x * 200 / width_px + edge / 2, y * 180 / height_px + edge / 3, (x + y) / 8 % 160 + edge]
             .map(|value| (value + noise) as u8)
     });

@@ -165,7 +165,7 @@ impl Moderator {
             prompt: job.task.prompt(),
             negative_prompt,
             consent: job.consent.as_ref(),
-            images: images,
+            images,
         };
         let until = later(Instant::now(), self.max_wait);
         let mut pause = FIRST_PAUSE;

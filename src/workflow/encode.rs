@@ -79,13 +79,13 @@ impl Encode {
 pub fn encode(image: &Image, format: ImageFormat, texts: &[(&str, String)], xmp: &str) -> Result<Vec<u8>, JobError> {
     check_buffer(image)?;
     match format {
-        ImageFormat::Png => png(image, texts, xmp).map_err(|error| failed(error.to_string())),
-        ImageFormat::Jpeg => jpeg(image, xmp).map_err(failed),
-        ImageFormat::Webp => webp(image, xmp).map_err(|error| failed(error.to_string())),
+        ImageFormat::Png => png(image, texts, xmp).map_err(|error| failed(&error.to_string())),
+        ImageFormat::Jpeg => jpeg(image, xmp).map_err(|problem| failed(&problem)),
+        ImageFormat::Webp => webp(image, xmp).map_err(|error| failed(&error.to_string())),
     }
 }
 
-fn failed(problem: String) -> JobError {
+fn failed(problem: &str) -> JobError {
     JobError::Internal { problem: format!("cannot encode an image: {problem}") }
 }
 
@@ -94,7 +94,7 @@ fn check_buffer(image: &Image) -> Result<(), JobError> {
     if rgb.len() as u64 == u64::from(*width_px) * u64::from(*height_px) * 3 {
         return Ok(());
     }
-    Err(failed(format!("{width_px}x{height_px} px do not have {} bytes", rgb.len())))
+    Err(failed(&format!("{width_px}x{height_px} px do not have {} bytes", rgb.len())))
 }
 
 fn jpeg(image: &Image, xmp: &str) -> Result<Vec<u8>, String> {

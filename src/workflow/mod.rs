@@ -239,10 +239,10 @@ impl Workflow {
             reason
         };
         let result = tokio::select! {
-            result = self.run_steps(&mut context) => result,
+            result = Box::pin(self.run_steps(&mut context)) => result,
             reason = stop => Err(reason),
         };
-        let result = self.note_blocked(&mut context, result).await;
+        let result = Box::pin(self.note_blocked(&mut context, result)).await;
         let blocked_now = context.blocked.take();
         let JobContext { record, replayed, batch_slot, timings_ms, progress, notifications, watch, held_results, .. } = context;
         drop(batch_slot);

@@ -1,7 +1,7 @@
 //! A bucket on a real S3 server that can be watched and held up: the embedded one, behind a gate.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -64,6 +64,11 @@ pub(crate) fn is_image_key(key: &str, job_id: &str, n: usize) -> bool {
     let request = attempt.split_once('-').filter(|(_, attempt)| !attempt.is_empty()).map(|(request, _)| request);
     let is_hex = request.is_some_and(|text| text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit()));
     (prefix, id) == ("generations", job_id) && file == format!("{n}.png") && is_hex
+}
+
+/// Whether an object is a record, a note or a claim, and no image.
+pub(crate) fn is_json(key: &str) -> bool {
+    Path::new(key).extension().is_some_and(|extension| extension == "json")
 }
 
 /// Objects that are replaced.

@@ -1,4 +1,4 @@
-//! Watermarks in other scripts: fonts of a directory, shaped and ordered as HarfBuzz and FriBidi do it through Pillow, refused at the door.
+//! Watermarks in other scripts: fonts of a directory, shaped and ordered as `HarfBuzz` and `FriBidi` do it through Pillow, refused at the door.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,7 +24,7 @@ const ALL: [&str; 4] = [ARABIC, DEVANAGARI, CHINESE, EMOJI];
 /// A line that has an em of 256 px in the built-in font, whose line is 2384 of 2048 units high.
 const LINE_PX: f32 = 298.0;
 
-/// For each case: how much of the ink of both is common to both, with Pillow's Raqm (HarfBuzz, FriBidi) and without shaping.
+/// For each case: how much of the ink of both is common to both, with Pillow's Raqm (`HarfBuzz`, `FriBidi`) and without shaping.
 const COMPARE: &str = r#"
 import json, sys
 import numpy as np

@@ -39,14 +39,14 @@ pub(super) async fn show(State(http): State<Arc<Http>>, path: JobPath) -> Result
 /// # Errors
 /// Not found; or storage, when the bucket cannot be asked.
 pub(super) async fn current(http: &Http, id: &JobId) -> Result<Value, Problem> {
-    in_time(async {
+    in_time(Box::pin(async {
         let known = job_status(http, id).await?;
         let ended = known.as_ref().is_none_or(JobStatus::has_failed);
         if ended && http.job_service.jobs.under_way(id.as_str()).is_some() {
             return Ok(sending(id));
         }
         document(http, id, known).await
-    })
+    }))
     .await
 }
 

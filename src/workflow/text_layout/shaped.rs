@@ -61,18 +61,15 @@ fn runs<'text>(text: &'text str, fonts: &Fonts) -> Result<Vec<Run<'text>>, TextL
     for cluster in text.graphemes(true) {
         let end = start + cluster.len();
         let own = script(cluster);
-        let last = runs.last_mut();
-        match last.filter(|run| {
+        let going_on = runs.last_mut().filter(|run| {
             (own.is_none() || run.script.is_none_or(|script| own == Some(script))) && stays(run, own, cluster, fonts)
-        }) {
-            Some(run) => {
-                run.script = own.or(run.script);
-                run.text = &text[start - run.text.len()..end];
-            }
-            None => {
-                let face = Arc::clone(fonts.with(cluster).ok_or_else(|| missing(cluster, fonts))?);
-                runs.push(Run { face, script: own, text: &text[start..end] });
-            }
+        });
+        if let Some(run) = going_on {
+            run.script = own.or(run.script);
+            run.text = &text[start - run.text.len()..end];
+        } else {
+            let face = Arc::clone(fonts.with(cluster).ok_or_else(|| missing(cluster, fonts))?);
+            runs.push(Run { face, script: own, text: &text[start..end] });
         }
         start = end;
     }

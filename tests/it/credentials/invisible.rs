@@ -18,7 +18,7 @@ use crate::stage::Stage;
 /// Of diffusers, `pipelines/stable_diffusion_xl/watermark.py`.
 const SDXL: &str = "101100111110110010010000011110111011000110011110";
 
-/// A line for each file: the 48 bits that both methods find. PyTorch is wanted by a third method, which nobody asks for.
+/// A line for each file: the 48 bits that both methods find. `torch` is wanted by a third method, which nobody asks for.
 const READ: &str = r#"
 import json, sys, types
 sys.modules["torch"] = types.ModuleType("torch")

@@ -6,6 +6,7 @@ use std::time::Duration;
 use reqwest::Client;
 use serde_json::{Value, json};
 
+use crate::bucket::is_json;
 use crate::faults::campaign::Campaign;
 use crate::host::HostProcess;
 use crate::stage::TOKEN;
@@ -17,7 +18,7 @@ pub(crate) fn star(id: &str, seed: u64) -> Value {
 
 /// Everything that is not JSON in the bucket.
 fn images(host: &HostProcess) -> Vec<String> {
-    host.bucket.keys_put().into_iter().filter(|key| !key.ends_with(".json")).collect()
+    host.bucket.keys_put().into_iter().filter(|key| !is_json(key)).collect()
 }
 
 #[tokio::test]
@@ -26,7 +27,7 @@ async fn what_was_generated_and_may_not_be_shown_leaves_on_no_way() {
     host.wait_for("a handler is ready", 1).await;
     host.ready().await;
     let address = host.address();
-    let client = Client::builder().no_proxy().timeout(Duration::from_secs(120)).build().unwrap();
+    let client = Client::builder().no_proxy().timeout(Duration::from_mins(2)).build().unwrap();
     let infer = client.post(format!("http://{address}/infer")).header("x-internal-auth", TOKEN);
     let answer = infer.json(&star("now", 1016)).send().await.unwrap();
     assert_eq!(answer.status(), 422);

@@ -8,6 +8,7 @@ mod prompts;
 use atelier::protocol::reply::{self, JobReport};
 use serde_json::{Value, json};
 
+use crate::bucket::is_json;
 use crate::events::sample;
 use crate::stage::Stage;
 
@@ -36,5 +37,5 @@ fn object(stage: &Stage, id: &str, name: &str) -> Option<Value> {
 
 /// Keys of everything but JSON that was ever put.
 fn images_put(stage: &Stage) -> Vec<String> {
-    stage.bucket.keys_put().into_iter().filter(|key| !key.ends_with(".json")).collect()
+    stage.bucket.keys_put().into_iter().filter(|key| !is_json(key)).collect()
 }

@@ -9,6 +9,7 @@ use atelier::setting::Secret;
 use serde_json::{Value, json};
 
 use super::{body, images_put, object, run};
+use crate::bucket::is_json;
 use crate::host::HostProcess;
 use crate::servers::http::{Answer, HttpServer};
 use crate::stage::Stage;
@@ -94,7 +95,7 @@ async fn who_gives_no_answer_lets_nothing_through_and_costs_no_attempt() {
         json_answer(r#"{"allowed": true, "categories": ["No word"]}"#),
     ];
     for answer in wrong {
-        server.script(&[answer.clone()]);
+        server.script(std::slice::from_ref(&answer));
         let mut job = super::event(&body("waits", "a mug"));
         // Also not at the last attempt that there is.
         job["Records"][0]["attributes"]["ApproximateReceiveCount"] = json!("3");
@@ -176,7 +177,7 @@ async fn jobs_wait_in_their_queue_while_it_is_away() {
     assert!(host.logged("the store cannot be used: nothing is received until it can").is_empty(), "the store is as it was");
     let metrics = host.get("/metrics").await;
     assert!(metrics.contains("atelier_deferred_total{reason=\"moderation_unavailable\",source=\"spool\"}"), "{metrics}");
-    assert!(host.bucket.keys_put().iter().all(|key| !key.ends_with(".png")));
+    assert!(host.bucket.keys_put().iter().all(|key| is_json(key)));
     server.script(&[json_answer(YES)]);
     let ends = [host.backend.terminal().await, host.backend.terminal().await];
     assert!(ends.iter().all(|end| end.path.ends_with("/complete")), "{ends:?}");

@@ -36,7 +36,7 @@ fn assert_refused(name: &str, breaking: impl FnOnce(&Path), file: &str, words: &
     for word in words {
         assert!(problem.contains(word), "{word:?} is not in {problem:?}");
     }
-    let is_json = file.ends_with(".json");
+    let is_json = Path::new(file).extension().is_some_and(|extension| extension == "json");
     assert_eq!(checked.is_some_and(|checked| checked.contains(&problem)), is_json, "{problem}");
 }
 
