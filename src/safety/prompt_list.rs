@@ -131,9 +131,10 @@ fn standalone(term: &str) -> String {
 
 /// Whether words of its script are set apart by blanks.
 fn has_word_ends(char: char) -> bool {
-    // Han, Hiragana, Katakana, Thai, Lao, Khmer and Burmese are not.
-    let runs_on = matches!(char, '\u{0E00}'..='\u{0EFF}' | '\u{1000}'..='\u{109F}' | '\u{1780}'..='\u{17FF}'
-        | '\u{3040}'..='\u{30FF}' | '\u{3400}'..='\u{4DBF}' | '\u{4E00}'..='\u{9FFF}' | '\u{F900}'..='\u{FAFF}' | '\u{20000}'..='\u{3FFFF}');
+    // Han, Hiragana, Katakana, Thai, Lao, Khmer and Burmese are not; Hangul takes endings.
+    let runs_on = matches!(char, '\u{0E00}'..='\u{0EFF}' | '\u{1000}'..='\u{109F}' | '\u{1100}'..='\u{11FF}'
+        | '\u{1780}'..='\u{17FF}' | '\u{3040}'..='\u{30FF}' | '\u{3400}'..='\u{4DBF}' | '\u{4E00}'..='\u{9FFF}'
+        | '\u{AC00}'..='\u{D7AF}' | '\u{F900}'..='\u{FAFF}' | '\u{20000}'..='\u{3FFFF}');
     char.is_alphanumeric() && !runs_on
 }
 

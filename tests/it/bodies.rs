@@ -71,6 +71,7 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     let nested = ["/mask_image/url", "/watermark/text"];
     let least = json!({ "job_id": "job-1", "prompt": "a mug" });
     let sampled = json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada", "mode": "base",
+        "consent": { "basis": "own", "reference": "me" },
         "original_size": [512, 512], "crops_coords_top_left": [0, 0], "target_size": [512, 512] });
     let (optional, mut untried) = null_is_nothing(&body, &[required.as_slice(), &nested].concat());
     assert!(optional > 15, "only {optional} optional fields");
@@ -79,15 +80,19 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     for fields in [sampled].into_iter().chain(listed) {
         let mut body = least.clone();
         body.as_object_mut().expect("an object").extend(fields.as_object().expect("fields").clone());
-        let (_, also_untried) = null_is_nothing(&body, &["/job_id", "/prompt"]);
+        let (_, also_untried) = null_is_nothing(&body, &["/job_id", "/prompt", "/consent/basis", "/consent/reference"]);
         untried.retain(|field| also_untried.contains(field));
     }
     assert_eq!(untried, [""; 0]);
     let mut worn = tryon("mask", json!("s3://b/m"));
     worn["tenant"] = json!("ada");
-    let (optional, untried) = null_is_nothing(&worn, &["/job_id", "/person", "/garments", "/watermark/text"]);
+    worn["consent"] = json!({ "basis": "own", "reference": "me" });
+    let of_consent = ["/job_id", "/watermark/text", "/consent/basis", "/consent/reference"];
+    let (optional, untried) = null_is_nothing(&worn, &[of_consent.as_slice(), &["/person", "/garments"]].concat());
     assert!(optional > 15 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
-    let (optional, untried) = null_is_nothing(&edit("seed", json!(7)), &["/job_id", "/prompt", "/images", "/watermark/text"]);
+    let mut edited = edit("seed", json!(7));
+    edited["consent"] = worn["consent"].clone();
+    let (optional, untried) = null_is_nothing(&edited, &[of_consent.as_slice(), &["/prompt", "/images"]].concat());
     assert!(optional > 10 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
     let kept = parse(&with("callback", json!({ "url": null, "metadata": { "a": null, "b": [null] } }))).expect("a job");
     assert_eq!(metadata(&kept), json!({ "a": null, "b": [null] }), "the caller's own nulls are handed back");
@@ -210,4 +215,24 @@ fn metadata_is_kept_as_it_was_written() {
     }
     let (field, _) = refusal(&with("callback", json!({ "metadata": [1] })));
     assert_eq!(field, "callback.metadata");
+}
+
+/// serde would take the elements for the fields, in their order.
+#[test]
+fn an_array_is_no_object() {
+    for (field, given, named) in [
+        ("callback", json!([null, {}]), "callback"),
+        ("consent", json!(["own", "me"]), "consent"),
+        ("output", json!(["p/", "png", null]), "output"),
+        ("watermark", json!(["Ada", null, null]), "watermark"),
+        ("init_image", json!(["s3://bucket/a.png"]), "init_image"),
+        ("lora", json!([["s3://bucket/a.safetensors", 1.0, null, null]]), "lora[0]"),
+        ("embeddings", json!([["s3://bucket/a.safetensors", "word"]]), "embeddings[0]"),
+    ] {
+        let mut body = json!({ "job_id": "job-1", "prompt": "a mug" });
+        body[field] = given;
+        let (at, message) = refusal(&body);
+        assert_eq!(at, named);
+        assert!(message.contains("must be an object, got ["), "{message}");
+    }
 }

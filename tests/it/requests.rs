@@ -398,23 +398,3 @@ fn a_body_that_is_too_much_to_parse_is_refused_before_it_is_parsed() {
     let refusal = Job::from_json(body.as_bytes(), &contract()).expect_err("too much");
     assert!(refusal.error.to_string().contains("at most 1000000 bytes outside of its texts"), "{}", refusal.error);
 }
-
-/// serde would take the elements for the fields, in their order.
-#[test]
-fn an_array_is_no_object() {
-    for (field, given, named) in [
-        ("callback", json!([null, {}]), "callback"),
-        ("consent", json!(["own", "me"]), "consent"),
-        ("output", json!(["p/", "png", null]), "output"),
-        ("watermark", json!(["Ada", null, null]), "watermark"),
-        ("init_image", json!(["s3://bucket/a.png"]), "init_image"),
-        ("lora", json!([["s3://bucket/a.safetensors", 1.0, null, null]]), "lora[0]"),
-        ("embeddings", json!([["s3://bucket/a.safetensors", "word"]]), "embeddings[0]"),
-    ] {
-        let mut body = json!({ "job_id": "job-1", "prompt": "a mug" });
-        body[field] = given;
-        let (at, message) = refusal(&body);
-        assert_eq!(at, named);
-        assert!(message.contains("must be an object, got ["), "{message}");
-    }
-}
