@@ -2,7 +2,7 @@
 //!
 //! - Blocks of 8x8 pixels, row by row, carry the bits of the message in turns. A reader takes the majority of each bit's blocks.
 //! - A block is its U channel, as `OpenCV`'s `COLOR_RGB2YUV` has it, in the low band of one Haar wavelet step: 4x4 values.
-//! - One number of a block carries the bit: modulo [`STEP`] it is a quarter for 0, and three quarters for 1.
+//! - One number of a block carries the bit: modulo `STEP` it is a quarter for 0, and three quarters for 1.
 //!   Which number it is makes the [`Method`].
 //! - Both methods are those of `invisible-watermark` 0.2.0 on PyPI, which reads what stands here.
 //!   docs/adr/0008 says what was measured, and why [`Method::DwtDctSvd`] is the one that is written.
