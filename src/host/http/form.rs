@@ -119,7 +119,7 @@ fn check_name(name: &str, takes: Takes) -> Result<(), Problem> {
     let on_infer = CONFIG.iter().map(|(name, _)| *name).filter(|_| takes == Takes::Any);
     let allowed: Vec<&str> = match takes {
         Takes::Edit => edit_form::fields().collect(),
-        _ => ["job_id", PERSON, GARMENT, CONSENT, "config"].into_iter().chain(WHO).chain(on_infer).collect(),
+        _ => ["job_id", PERSON, GARMENT, "config"].into_iter().chain(WHO).chain([CONSENT]).chain(on_infer).collect(),
     };
     if allowed.contains(&name) {
         return Ok(());

@@ -147,6 +147,8 @@ async fn a_wrong_form_is_refused_by_the_name_of_its_field() {
         (only(&["job_id", "garment_image"]), "masked_user_image", "is required"),
         (only(&["job_id", "masked_user_image"]), "garment_image", "is required"),
         (form("a/b", &png(), &png()), "job_id", "A-Z a-z 0-9"),
+        (good().text("consent", "yes"), "consent", "must be an object, got \"yes\""),
+        (good().text("consent", r#"["own", "me"]"#), "consent", "must be an object"),
         (good().text("colour", "red"), "colour", "allowed are job_id, masked_user_image, garment_image, config"),
         (good().text("steps", "4"), "steps", "is not a field of this form"),
         (good().text("job_id", "job-2"), "job_id", "comes twice"),
