@@ -4,12 +4,12 @@ use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
-use serde::Serialize;
+use aws_sdk_s3::Client;
+use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
-use super::{anchors, source};
+use super::{anchors, report, source};
 use crate::config::{Config, Environment};
 use crate::content_credentials::verify::{State, verify};
 use crate::image_file::notes;
@@ -17,7 +17,7 @@ use crate::job::JobId;
 use crate::job::outcome::{Record, StoredImage};
 use crate::job::safety::{BlockedJob, SafetyCheck};
 use crate::outbound::Outbound;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// There is nothing under this id.
 const NOTHING: u8 = 3;
@@ -60,14 +60,8 @@ struct ImageAudit {
     credentials: Credentials,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Credentials {
-    Trusted,
-    Valid,
-    Invalid,
-    None,
-}
+/// What those of an image came to; none: it has none. One word in JSON.
+struct Credentials(Option<State>);
 
 /// Prints the chain. Exit code 0: all of it holds; 1: an image is not what its record says, or its credentials do not verify; 3: there is
 /// neither a record nor a note that the job was not allowed.
@@ -81,12 +75,13 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
         Some(prefix) => prefix.clone(),
         None => settings.manifest(environment)?.defaults.prefix,
     };
-    let store = Arc::new(Store::connect(&settings.store, Outbound::new(&settings.outbound)?).await?);
+    let store = Store::connect(&settings.store, Outbound::new(&settings.outbound)?).await?;
+    let client = store::client(&settings.store).await?;
     let record = store.record(&prefix, &options.job_id).await?;
     let blocked = store.blocked(&prefix, &options.job_id).await?;
     let mut images = Vec::new();
     for image in record.iter().flat_map(|record| &record.images) {
-        images.push(of_image(image, anchors.as_deref(), config, environment).await);
+        images.push(of_image(image, anchors.as_deref(), &client).await);
     }
     let place = format!("s3://{}/{prefix}{}/", store.bucket(), options.job_id);
     let audit = Audit { job_id: options.job_id.to_string(), place, record, blocked, images };
@@ -99,37 +94,39 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
     Ok(audit.code(anchors.is_some()))
 }
 
-async fn of_image(image: &StoredImage, anchors: Option<&str>, config: Option<&Path>, environment: &Environment) -> ImageAudit {
-    let object = source::Source::Object { bucket: image.bucket.clone(), key: image.key.clone() };
-    let address = object.to_string();
-    let file = match object.read(config, environment).await {
+async fn of_image(
+    StoredImage { bucket, key, sha256: recorded, .. }: &StoredImage,
+    anchors: Option<&str>,
+    client: &Client,
+) -> ImageAudit {
+    let address = format!("s3://{bucket}/{key}");
+    let file = match source::object(client, bucket, key).await {
         Ok(file) => file,
-        Err(error) => return ImageAudit { address, problem: Some(format!("{error:#}")), credentials: Credentials::None },
+        Err(error) => return ImageAudit { address, problem: Some(format!("{error:#}")), credentials: Credentials(None) },
     };
     let sha256 = base16ct::lower::encode_string(&Sha256::digest(&file));
-    let problem = image.sha256.as_ref().filter(|recorded| **recorded != sha256);
+    let problem = recorded.as_ref().filter(|recorded| **recorded != sha256);
     let problem = problem.map(|recorded| format!("has the SHA-256 {sha256}, and its record says {recorded}"));
     let format = notes::read(&file).map(|notes| notes.format);
     let credentials = match format.map(|format| verify(&file, format, anchors)) {
-        Ok(Ok(None)) => Credentials::None,
-        Ok(Ok(Some(found))) => match found.state {
-            State::Trusted => Credentials::Trusted,
-            State::Valid => Credentials::Valid,
-            State::Invalid => Credentials::Invalid,
-        },
-        Ok(Err(_)) | Err(_) => Credentials::Invalid,
+        Ok(Ok(found)) => found.map(|found| found.state),
+        Ok(Err(_)) | Err(_) => Some(State::Invalid),
     };
-    ImageAudit { address, problem, credentials }
+    ImageAudit { address, problem, credentials: Credentials(credentials) }
+}
+
+impl Serialize for Credentials {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Some(state) => state.serialize(serializer),
+            None => serializer.serialize_str("none"),
+        }
+    }
 }
 
 impl ImageAudit {
     fn holds(&self, names_anchors: bool, is_signed: bool) -> bool {
-        let verifies = match self.credentials {
-            Credentials::Trusted => true,
-            Credentials::Valid => !names_anchors,
-            Credentials::None => !is_signed,
-            Credentials::Invalid => false,
-        };
+        let verifies = self.credentials.0.map_or(!is_signed, |state| super::holds(state, names_anchors));
         self.problem.is_none() && verifies
     }
 }
@@ -171,15 +168,7 @@ impl fmt::Display for Audit {
         for ImageAudit { address, problem, credentials } in &self.images {
             writeln!(f, "image        {address}")?;
             writeln!(f, "  file       {}", problem.as_deref().unwrap_or("is the one of the record"))?;
-            let said = match credentials {
-                Credentials::Trusted => "trusted: unchanged since they were signed, by a signer of a trusted root",
-                Credentials::Valid => {
-                    "valid: unchanged since they were signed, by a signer of no root that was named as trusted"
-                }
-                Credentials::Invalid => "invalid: changed since they were signed, or never right",
-                Credentials::None => "none",
-            };
-            writeln!(f, "  credentials {said}")?;
+            writeln!(f, "  credentials {}", credentials.0.map_or("none", report::in_words))?;
         }
         Ok(())
     }

@@ -45,9 +45,7 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
     let credentials = verify(&file, notes.format, anchors.as_deref());
     let code = match &credentials {
         Ok(None) => ExitCode::from(NONE),
-        Ok(Some(credentials)) if credentials.state == State::Trusted => ExitCode::SUCCESS,
-        // Where no one was named who is trusted, no one can be.
-        Ok(Some(credentials)) if credentials.state == State::Valid && anchors.is_none() => ExitCode::SUCCESS,
+        Ok(Some(credentials)) if holds(credentials.state, anchors.is_some()) => ExitCode::SUCCESS,
         Ok(Some(_)) | Err(_) => ExitCode::FAILURE,
     };
     let report = Report::new(file.len(), notes, mark_in_pixels(&file), credentials);
@@ -58,6 +56,12 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
         write!(out, "{report}")?;
     }
     Ok(code)
+}
+
+/// Whether credentials are worth what they say.
+fn holds(state: State, names_anchors: bool) -> bool {
+    // Where no one was named who is trusted, no one can be.
+    state == State::Trusted || state == State::Valid && !names_anchors
 }
 
 /// # Errors

@@ -100,13 +100,17 @@ impl fmt::Display for Report {
     }
 }
 
-fn write_credentials(f: &mut fmt::Formatter<'_>, credentials: &Credentials) -> fmt::Result {
-    let state = match credentials.state {
+/// What credentials came to.
+pub(super) fn in_words(state: State) -> &'static str {
+    match state {
         State::Trusted => "trusted: unchanged since they were signed, by a signer of a trusted root",
         State::Valid => "valid: unchanged since they were signed, by a signer of no root that was named as trusted",
         State::Invalid => "invalid: changed since they were signed, or never right",
-    };
-    writeln!(f, "credentials  {state}")?;
+    }
+}
+
+fn write_credentials(f: &mut fmt::Formatter<'_>, credentials: &Credentials) -> fmt::Result {
+    writeln!(f, "credentials  {}", in_words(credentials.state))?;
     for failure in credentials.failures.iter().filter(|failure| failure.code != UNTRUSTED) {
         writeln!(f, "  failure    {}: {}", one_line(&failure.code), one_line(&failure.explanation))?;
     }

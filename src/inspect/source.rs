@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Context as _;
+use aws_sdk_s3::Client;
 
 use crate::aws::error::detail;
 use crate::config::{Config, Environment};
@@ -44,12 +45,17 @@ impl Source {
             Self::File(path) => std::fs::read(path).with_context(|| format!("{self} cannot be read")),
             Self::Object { bucket, key } => {
                 let settings = Config::load(config, environment)?.store;
-                let client = store::client(&settings).await?;
-                let object = client.get_object().bucket(bucket).key(key).send().await;
-                let object = object.map_err(|error| anyhow::anyhow!("{self} cannot be read: {}", detail(&error)))?;
-                let body = object.body.collect().await.with_context(|| format!("{self} broke off"))?;
-                Ok(body.to_vec())
+                object(&store::client(&settings).await?, bucket, key).await
             }
         }
     }
+}
+
+/// # Errors
+/// When it is not there, may not be read, or breaks off.
+pub(super) async fn object(client: &Client, bucket: &str, key: &str) -> anyhow::Result<Vec<u8>> {
+    let object = client.get_object().bucket(bucket).key(key).send().await;
+    let object = object.map_err(|error| anyhow::anyhow!("s3://{bucket}/{key} cannot be read: {}", detail(&error)))?;
+    let body = object.body.collect().await.with_context(|| format!("s3://{bucket}/{key} broke off"))?;
+    Ok(body.to_vec())
 }

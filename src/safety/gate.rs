@@ -11,7 +11,6 @@ use super::settings::{Mode, Settings, TryOnSettings};
 use crate::job::Job;
 use crate::job::safety::{Block, SafetyCheck, Stage};
 use crate::job::task::Task;
-
 use crate::setting::SettingError;
 
 /// What may be shown of people in underwear, where [`TryOnSettings::allow_underwear`] and the job's consent say so.
@@ -92,27 +91,21 @@ impl Gate {
         self.tryon
     }
 
-    /// Whether there is a list that the job's prompt is to be compared with.
+    /// The prompt by all lists; none: there is no list for it. What a prompt is to leave out is not looked at.
     #[must_use]
-    pub fn has_lists(&self, job: &Job) -> bool {
-        changes_an_image(&job.task) || !self.prompt_lists.is_empty()
-    }
-
-    /// The prompt by all lists; what a prompt is to leave out is not looked at.
-    #[must_use]
-    pub fn prompt(&self, job: &Job) -> Judgment {
-        let prompt = job.task.prompt();
+    pub fn prompt(&self, job: &Job) -> Option<Judgment> {
         let of_people = changes_an_image(&job.task).then_some(&self.undress);
-        let category = of_people.into_iter().chain(&self.prompt_lists).find_map(|list| list.category_of(prompt));
+        let mut lists = of_people.into_iter().chain(&self.prompt_lists).peekable();
+        lists.peek()?;
+        let prompt = job.task.prompt();
+        let category = lists.find_map(|list| list.category_of(prompt));
         let block = category.map(|category| Block {
             category: category.to_owned(),
             stage: Stage::Prompt,
             field: Some("prompt".to_owned()),
         });
-        Judgment {
-            check: SafetyCheck { stage: Stage::Prompt, backend: "prompt_lists".to_owned(), scores: BTreeMap::new() },
-            block,
-        }
+        let check = SafetyCheck { stage: Stage::Prompt, backend: "prompt_lists".to_owned(), scores: BTreeMap::new() };
+        Some(Judgment { check, block })
     }
 
     /// What the classifier's scores say of the images, a list of scores an image. `fields`: the job's, of its inputs.
@@ -143,11 +136,8 @@ impl Gate {
         let blocked = categories.iter().find(|category| self.is_blocked(category, job)).copied();
         // Its no is one whatever it names.
         let refused = (!answer.allowed).then(|| categories.first().copied().unwrap_or(UNNAMED));
-        let category = match (blocked, refused) {
-            (Some(category), _) | (None, Some(category)) => Some(category),
-            (None, None) => None,
-        };
-        let block = category.map(|category| Block { category: category.to_owned(), stage, field: answer.field.clone() });
+        let block =
+            blocked.or(refused).map(|category| Block { category: category.to_owned(), stage, field: answer.field.clone() });
         let scores = answer.scores.iter().map(|(name, score)| (name.clone(), (score * PLACES).round() / PLACES)).collect();
         Judgment { check: SafetyCheck { stage, backend: "moderator".to_owned(), scores }, block }
     }

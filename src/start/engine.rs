@@ -8,11 +8,11 @@ use candle_core::{DType, Device};
 
 use super::family;
 use super::phases::{Announcing, Phases};
+use super::safety;
 use crate::config::manifest::{self, Family, Manifest, ModeLora, ModeWeights};
 use crate::config::{Config, Dtype};
 use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::tryon::Mode;
-use crate::safety;
 use atelier_engine::classifier::Classifier;
 use atelier_engine::flow;
 use atelier_engine::flow::engine::FlowEngine;
@@ -40,8 +40,7 @@ pub(super) fn start(
     let graphs = config.engine.cuda_graphs;
     let dtype = dtype(config.engine.dtype);
     let settings = qwen(config, manifest, budget);
-    let looks = config.safety.mode == safety::settings::Mode::On;
-    let checker = manifest.checker.as_ref().filter(|_| looks).map(|checker| checker.directory.clone());
+    let checker = safety::loaded_checker(&config.safety, manifest).map(|checker| checker.directory.clone());
     let aside = Aside { warm_up, checker };
     let manifest = manifest.clone();
     move || match manifest.family {

@@ -38,14 +38,18 @@ pub fn check(settings: &Settings, manifest: &Manifest) -> Result<(), SettingErro
     Ok(())
 }
 
+/// The classifier that is loaded next to the model; none where nobody looks.
+pub(super) fn loaded_checker<'a>(settings: &Settings, manifest: &'a Manifest) -> Option<&'a Checker> {
+    manifest.checker.as_ref().filter(|_| settings.mode == Mode::On)
+}
+
 /// # Errors
 /// Names the setting, or the key of the manifest, that is wrong.
 pub fn gate(config: &Config, manifest: &Manifest) -> Result<Arc<Gate>, SettingError> {
     check(&config.safety, manifest)?;
-    let looks = config.safety.mode == Mode::On;
-    let checker = manifest.checker.as_ref().filter(|_| looks).map(|checker| read(checker, manifest)).transpose()?;
+    let checker = loaded_checker(&config.safety, manifest).map(|checker| read(checker, manifest)).transpose()?;
     let gate = Gate::new(&config.safety, checker)?;
-    if !looks {
+    if !gate.is_on() {
         tracing::warn!("safety.mode is off: nobody looks at prompts and images");
     } else if gate.looks_at_images() {
         let classifier = gate.checker.as_ref().map(|checker| checker.name.as_str());

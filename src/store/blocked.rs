@@ -1,12 +1,10 @@
 //! That a job is not allowed, in `{prefix}{job_id}/blocked.json`, written before anybody hears of it: whoever gets the job again tells the
 //! same, and generates nothing.
 
-use aws_sdk_s3::primitives::ByteStream;
-
 use super::error::Failure;
 use super::once::BLOCKED;
 use super::{Store, input};
-use crate::job::outcome::{JobError, RetryPolicy};
+use crate::job::outcome::JobError;
 use crate::job::safety::BlockedJob;
 use crate::job::url::AssetUrl;
 use crate::job::{Job, JobId};
@@ -30,14 +28,7 @@ impl Store {
         if earlier.value.fingerprint == blocked.fingerprint {
             return Ok(());
         }
-        let body = serde_json::to_vec_pretty(blocked).map_err(|error| JobError::Storage {
-            problem: error.to_string(),
-            retry_policy: RetryPolicy::Retry,
-            cause: Some(error.into()),
-        })?;
-        let put = self.client.put_object().bucket(&self.settings.bucket).key(&key).content_type("application/json");
-        let put = put.body(ByteStream::from(body)).send().await;
-        put.map(drop).map_err(|error| Failure::new(error).storage(self.request("s3:PutObject", &key)))
+        self.put_json(&key, blocked).await
     }
 
     /// Deletes the inputs of a job that were uploaded with it. Of those that lie elsewhere the sender disposes.

@@ -10,7 +10,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_s3::primitives::ByteStream;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -76,13 +75,7 @@ impl Store {
     /// # Errors
     /// [`JobError::Storage`], to be waited for.
     pub async fn put_failed(&self, job: &Job, message: &str, failed: &FailedJob) -> Result<(), JobError> {
-        let key = key(job, message);
-        let json = serde_json::to_vec_pretty(failed)
-            .map_err(|error| JobError::Internal { problem: format!("{key} could not be written as JSON ({error})") })?;
-        let put = self.client.put_object().bucket(&self.settings.bucket).key(&key).content_type("application/json");
-        let put = put.body(ByteStream::from(json)).send().await;
-        let put = put.map_err(|error| Failure::new(error).storage(self.request("s3:PutObject", &key)))?;
-        self.request("s3:PutObject", &key).of_s3(put.e_tag())
+        self.put_json(&key(job, message), failed).await
     }
 
     /// What was noted of this job for this message, while it is not settled.

