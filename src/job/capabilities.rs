@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Job;
 use super::outcome::JobError;
+use super::task::sampling::StepCache;
 use super::task::scheduler::{Sampler, Scheduler};
 use super::task::tryon::Mode;
 use super::task::{Generate, ModelName, SidePx, Task};
@@ -76,6 +77,7 @@ impl Capabilities {
             let asked = asked.as_str();
             return invalid("model", format!("must be {served:?}, the model this function serves, got {asked:?}"));
         }
+        self.check_step_cache(job.task.step_cache())?;
         match (self, &job.task) {
             (Self::Edit(modes), Task::TryOn(tryon)) => check_mode(modes, tryon.mode),
             (Self::Edit(modes), Task::Edit(edit)) => check_mode(modes, edit.mode),
@@ -87,6 +89,16 @@ impl Capabilities {
             (Self::Flow, Task::Generate(generate)) => check_flow(generate),
             _ => Ok(()),
         }
+    }
+
+    /// A UNet and a transformer take over other things.
+    fn check_step_cache(&self, asked: Option<StepCache>) -> Result<(), JobError> {
+        let (has, takes) = match (self, asked) {
+            (Self::Generate, Some(StepCache::Threshold(_))) => ("a UNet", "interval"),
+            (Self::Text(_) | Self::Flow | Self::Edit(_), Some(StepCache::Interval(_))) => ("a transformer", "threshold"),
+            _ => return Ok(()),
+        };
+        invalid("step_cache", format!("must have {takes}, for this function's model has {has}"))
     }
 
     fn check_task(&self, model: &ModelName, task: &Task) -> Result<(), JobError> {
@@ -140,7 +152,7 @@ fn check_sampling(generate: &Generate, unread: Option<&'static str>) -> Result<(
     }
     let set = [("embeddings", !generate.embeddings.is_empty()), ("init_image", generate.start.is_some())];
     let set = set.into_iter().filter(|(_, given)| *given).map(|(field, _)| field);
-    let sampling = generate.sampling.fields().into_iter().map(|(field, _)| field);
+    let sampling = generate.sampling.fields().into_iter().map(|(field, _)| field).filter(|field| *field != "step_cache");
     if let Some(field) = unread.into_iter().chain(set).chain(sampling).next() {
         return invalid(field, "is not read by this function's model: leave it out".into());
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::JobId;
 use super::consent::Consent;
 use super::safety::{Block, Safety, Stage};
+use super::task::sampling::StepCache;
 use super::trace::Trace;
 
 /// [`JobError::code`] of a request under another job's id.
@@ -57,6 +58,9 @@ pub struct Provenance {
     /// Of the content credentials in the images; none: they have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signer: Option<Signer>,
+    /// As the job has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_cache: Option<StepCache>,
     /// SHA-256 of the model's manifest, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_sha256: Option<String>,

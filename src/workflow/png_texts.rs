@@ -92,7 +92,7 @@ fn described_lora(lora: &Lora) -> Value {
 
 /// The same for a try-on, whose images the caller has.
 fn tryon_parameters(job: &Job, task: &TryOn, seed: u64) -> Vec<(&'static str, String)> {
-    let ours = json!({
+    let mut ours = json!({
         "job_id": job.id,
         "prompt": task.prompt,
         "negative_prompt": task.negative_prompt,
@@ -102,12 +102,15 @@ fn tryon_parameters(job: &Job, task: &TryOn, seed: u64) -> Vec<(&'static str, St
         "resolution": task.resolution,
         "seed": seed,
     });
+    if let Some(step_cache) = task.step_cache {
+        ours["step_cache"] = json!(step_cache);
+    }
     vec![("atelier", ours.to_string())]
 }
 
 /// The same for an edit; its size is the image's.
 fn edit_parameters(job: &Job, task: &Edit, image: &Image) -> Vec<(&'static str, String)> {
-    let ours = json!({
+    let mut ours = json!({
         "job_id": job.id,
         "prompt": task.prompt,
         "negative_prompt": task.negative_prompt,
@@ -121,6 +124,9 @@ fn edit_parameters(job: &Job, task: &Edit, image: &Image) -> Vec<(&'static str, 
         "height": image.height_px,
         "seed": image.seed,
     });
+    if let Some(step_cache) = task.step_cache {
+        ours["step_cache"] = json!(step_cache);
+    }
     vec![("atelier", ours.to_string())]
 }
 

@@ -4,7 +4,9 @@ use image::{GrayImage, Rgb, RgbImage};
 
 use super::context::{Decoded, EditInputs, GenerateInputs, TryOnInputs};
 use crate::job::task::edit::Edit;
-use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, TopLeft};
+use crate::job::task::sampling::{
+    ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, StepCache, TopLeft,
+};
 use crate::job::task::scheduler::{Sampler, Scheduler, SigmaSpacing};
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{ImageCount, Prompt, Seed};
@@ -74,6 +76,14 @@ fn sampling(sampling: &Sampling) -> atelier_engine::Sampling {
         original_size: sampling.original_size.map(HeightWidth::get),
         crops_coords_top_left: sampling.crops_coords_top_left.map(TopLeft::get),
         target_size: sampling.target_size.map(HeightWidth::get),
+        step_cache: sampling.step_cache.map(step_cache),
+    }
+}
+
+fn step_cache(step_cache: StepCache) -> atelier_engine::step_cache::StepCache {
+    match step_cache {
+        StepCache::Interval(interval) => atelier_engine::step_cache::StepCache::Interval(interval.get()),
+        StepCache::Threshold(threshold) => atelier_engine::step_cache::StepCache::Threshold(threshold.get()),
     }
 }
 
@@ -93,6 +103,7 @@ fn edit(edit: &Edit, EditInputs { images, width_px, height_px }: &EditInputs) ->
         seeds: seeds(edit.seed, edit.num_images),
         width_px: *width_px,
         height_px: *height_px,
+        step_cache: edit.step_cache.map(step_cache),
     }
 }
 
@@ -111,6 +122,7 @@ fn tryon(tryon: &TryOn, TryOnInputs { person, garments, mask }: &TryOnInputs) ->
         seeds: seeds(tryon.seed, tryon.num_images),
         width_px: person.width(),
         height_px: person.height(),
+        step_cache: tryon.step_cache.map(step_cache),
     }
 }
 

@@ -109,6 +109,7 @@ impl StoreStep {
             consent: context.job.consent.clone(),
             safety: self.policy.clone().map(|policy| Safety { policy, checks }),
             signer: self.signer.clone(),
+            step_cache: context.job.task.step_cache(),
             manifest_sha256: self.origin.manifest_sha256.clone(),
             model_files: self.origin.files.clone(),
         }

@@ -30,6 +30,7 @@ mod rotary;
 pub mod schedule;
 pub mod sd;
 mod single_file;
+pub mod step_cache;
 mod stored;
 pub mod tensor_file;
 mod tensor_table;
@@ -48,6 +49,7 @@ use std::time::{Duration, Instant};
 use image::{GrayImage, RgbImage};
 
 use self::schedule::scheduler::Scheduler;
+use self::step_cache::StepCache;
 
 /// How long the parts of a load took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -130,6 +132,8 @@ pub struct EditRequest {
     /// Multiples of 16.
     pub width_px: u32,
     pub height_px: u32,
+    /// None: every step is worked out anew.
+    pub step_cache: Option<StepCache>,
 }
 
 /// Images from a text.
@@ -192,6 +196,8 @@ pub struct Sampling {
     pub image_guidance_scale: Option<f64>,
     /// Last layers of the text encoders that are left out.
     pub clip_skip: u32,
+    /// None: every step is worked out anew.
+    pub step_cache: Option<StepCache>,
     /// SDXL: height and width of the image before it was scaled, as if it were one of its training images; none: those of the request.
     pub original_size: Option<[u32; 2]>,
     /// SDXL: top and left of what was cut out of it; none: 0.

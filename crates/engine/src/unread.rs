@@ -20,6 +20,7 @@ pub(super) fn check_unread(request: &GenerateRequest) -> Result<(), EngineError>
         guidance_rescale,
         image_guidance_scale,
         clip_skip,
+        step_cache: _,
         original_size,
         crops_coords_top_left,
         target_size,

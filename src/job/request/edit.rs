@@ -8,6 +8,7 @@ use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, Watermar
 use crate::job::JobId;
 use crate::job::consent::Consent;
 use crate::job::task::edit::{Edit, EditImages};
+use crate::job::task::sampling::StepCache;
 use crate::job::task::tryon::Mode;
 use crate::job::task::{EditSidePx, GuidanceScale, ImageCount, ModelName, Prompt, Seed, StepCount, Task};
 use crate::job::url::AssetUrl;
@@ -32,6 +33,7 @@ pub(super) struct Body {
     height: Option<EditSidePx>,
     num_images: Option<ImageCount>,
     seed: Option<SeedChoice>,
+    step_cache: Option<StepCache>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
@@ -55,6 +57,7 @@ impl Body {
             width: self.width,
             height: self.height,
             num_images: self.num_images.unwrap_or_else(ImageCount::one),
+            step_cache: self.step_cache,
             seed: Seed::default_value(),
         };
         let mut canonical = canonical(self.task, &edit);
@@ -73,7 +76,7 @@ impl Body {
 
 /// Everything that decides the images before they are signed and stored.
 fn canonical(task: TaskName, edit: &Edit) -> Value {
-    json!({
+    let mut canonical = json!({
         "task": task,
         "model": edit.model,
         "images": edit.images.get().iter().map(AssetUrl::identity).collect::<Vec<_>>(),
@@ -86,5 +89,10 @@ fn canonical(task: TaskName, edit: &Edit) -> Value {
         "height": edit.height,
         "num_images": edit.num_images,
         "seed": edit.seed,
-    })
+    });
+    // It came later: the fingerprint of older jobs must stay what it was.
+    if let Some(step_cache) = edit.step_cache {
+        canonical["step_cache"] = json!(step_cache);
+    }
+    canonical
 }

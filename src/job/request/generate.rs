@@ -10,7 +10,7 @@ use crate::job::consent::Consent;
 use crate::job::outcome::JobError;
 use crate::job::task::prompt::{Embedding, EmbeddingToken};
 use crate::job::task::sampling::{
-    ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, Sigmas, Timesteps, TopLeft,
+    ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, Sigmas, StepCache, Timesteps, TopLeft,
 };
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::start::StartImage;
@@ -58,6 +58,7 @@ pub(super) struct Body {
     original_size: Option<HeightWidth>,
     crops_coords_top_left: Option<TopLeft>,
     target_size: Option<HeightWidth>,
+    step_cache: Option<StepCache>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
@@ -117,6 +118,7 @@ impl Body {
             original_size: self.original_size,
             crops_coords_top_left: self.crops_coords_top_left,
             target_size: self.target_size,
+            step_cache: self.step_cache,
         };
         let mode = self.mode.or_else(|| defaults.has_modes.then_some(defaults.tryon.mode));
         // What a distilled mode's weights were made for; the manifest speaks of the others.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{CallbackBody, Common, OutputBody, Read, TaskName, WatermarkBody, field};
 use crate::job::JobId;
 use crate::job::consent::Consent;
+use crate::job::task::sampling::StepCache;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution, TryOn};
 use crate::job::task::{GuidanceScale, ImageCount, Prompt, Seed, StepCount, Task};
 use crate::job::url::AssetUrl;
@@ -54,6 +55,7 @@ pub(super) struct Body {
     #[serde(default, deserialize_with = "field::resolution")]
     resolution: Option<Resolution>,
     num_images: Option<ImageCount>,
+    step_cache: Option<StepCache>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
@@ -84,6 +86,7 @@ impl Body {
             seed: self.seed.unwrap_or_else(Seed::default_value),
             resolution: self.resolution.unwrap_or(defaults.resolution),
             num_images: self.num_images.unwrap_or_else(ImageCount::one),
+            step_cache: self.step_cache,
             requester: Requester { user_id: self.user_id, session_id: self.session_id, provider: self.provider },
         };
         let canonical = canonical(self.task, &tryon);
@@ -101,7 +104,7 @@ impl Body {
 
 /// Everything that decides the images before they are signed and stored.
 fn canonical(task: TaskName, tryon: &TryOn) -> Value {
-    json!({
+    let mut canonical = json!({
         "task": task,
         "person": tryon.person.identity(),
         "garments": tryon.garments.get().iter().map(AssetUrl::identity).collect::<Vec<_>>(),
@@ -114,7 +117,12 @@ fn canonical(task: TaskName, tryon: &TryOn) -> Value {
         "seed": tryon.seed,
         "resolution": tryon.resolution,
         "num_images": tryon.num_images,
-    })
+    });
+    // It came later: the fingerprint of older jobs must stay what it was.
+    if let Some(step_cache) = tryon.step_cache {
+        canonical["step_cache"] = json!(step_cache);
+    }
+    canonical
 }
 
 /// As much of who asked as can be read of a body that is no job.

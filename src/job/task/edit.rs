@@ -1,5 +1,6 @@
 //! Edits: images and a text that says what is to become of them, in types that cannot hold a value out of range.
 
+use super::sampling::StepCache;
 use super::tryon::Mode;
 use super::{EditSidePx, GuidanceScale, ImageCount, ModelName, Prompt, Seed, StepCount};
 use crate::job::url::AssetUrl;
@@ -19,6 +20,7 @@ pub struct Edit {
     pub width: Option<EditSidePx>,
     pub height: Option<EditSidePx>,
     pub num_images: ImageCount,
+    pub step_cache: Option<StepCache>,
     /// Image `n` is generated from the noise of `seed + n`.
     pub seed: Seed,
 }

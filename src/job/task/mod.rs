@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use self::edit::Edit;
 use self::prompt::Embedding;
-use self::sampling::Sampling;
+use self::sampling::{Sampling, StepCache};
 use self::scheduler::Scheduler;
 use self::start::StartImage;
 use self::tryon::{Mode, TryOn};
@@ -50,6 +50,16 @@ impl Task {
             Self::Generate(generate) => generate.prompt.as_str(),
             Self::TryOn(tryon) => tryon.prompt.as_ref().map_or("", Prompt::as_str),
             Self::Edit(edit) => edit.prompt.as_str(),
+        }
+    }
+
+    /// What steps may take over from earlier ones.
+    #[must_use]
+    pub fn step_cache(&self) -> Option<StepCache> {
+        match self {
+            Self::Generate(generate) => generate.sampling.step_cache,
+            Self::TryOn(tryon) => tryon.step_cache,
+            Self::Edit(edit) => edit.step_cache,
         }
     }
 

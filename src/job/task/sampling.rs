@@ -21,6 +21,7 @@ pub struct Sampling {
     pub crops_coords_top_left: Option<TopLeft>,
     /// Stable Diffusion XL: the size that it was scaled to.
     pub target_size: Option<HeightWidth>,
+    pub step_cache: Option<StepCache>,
 }
 
 impl Sampling {
@@ -38,6 +39,7 @@ impl Sampling {
             ("original_size", json!(self.original_size)),
             ("crops_coords_top_left", json!(self.crops_coords_top_left)),
             ("target_size", json!(self.target_size)),
+            ("step_cache", json!(self.step_cache)),
         ];
         fields.into_iter().filter(|(_, value)| !value.is_null()).collect()
     }
@@ -137,6 +139,45 @@ whole_number!(
     /// Last layers of the text encoder that are left out.
     ClipSkip(u32), (0..=23), "a whole number from 0 to 23"
 );
+
+whole_number!(
+    /// Of so many looks of a UNet, one is complete (DeepCache's `cache_interval`).
+    CacheInterval(u32), (2..=10), "a whole number from 2 to 10"
+);
+real_number!(
+    /// By which part the first block of a transformer may add something else than before (`threshold` of diffusers' `FirstBlockCacheConfig`).
+    CacheThreshold, (0.001..=1.0), "a number from 0.001 to 1"
+);
+
+/// What a step takes over from an earlier one: about twice as fast, and another image. Each kind of model has one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StepCache {
+    /// Of a UNet.
+    Interval(CacheInterval),
+    /// Of a transformer.
+    Threshold(CacheThreshold),
+}
+
+impl<'de> Deserialize<'de> for StepCache {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let mut fields = value.as_object().into_iter().flatten();
+        let of = |name: &str, error: serde_json::Error| de::Error::custom(format!("{name} {error}"));
+        match (fields.next(), fields.next()) {
+            (Some((name, number)), None) if name == "interval" => {
+                CacheInterval::deserialize(number).map(Self::Interval).map_err(|error| of(name, error))
+            }
+            (Some((name, number)), None) if name == "threshold" => {
+                CacheThreshold::deserialize(number).map(Self::Threshold).map_err(|error| of(name, error))
+            }
+            _ => Err(de::Error::custom(format!(
+                "must be {{\"interval\": 2 to 10}} for a model with a UNet, or {{\"threshold\": 0.001 to 1}} for one with a transformer, got {}",
+                shown::json(&value)
+            ))),
+        }
+    }
+}
 
 /// Height and width in pixels, in diffusers' order: each from 1 to 16384.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

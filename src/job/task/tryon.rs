@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::sampling::StepCache;
 use super::{GuidanceScale, ImageCount, Prompt, Seed, StepCount};
 use crate::job::url::AssetUrl;
 
@@ -21,6 +22,7 @@ pub struct TryOn {
     pub seed: Seed,
     pub resolution: Resolution,
     pub num_images: ImageCount,
+    pub step_cache: Option<StepCache>,
     pub requester: Requester,
 }
 

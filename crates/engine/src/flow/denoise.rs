@@ -9,6 +9,7 @@ use crate::noise::Noise;
 use crate::pixels::to_rgb8;
 use crate::qwen::packing::Grid;
 use crate::schedule::flow::FlowSchedule;
+use crate::step_cache::FirstBlockCache;
 use crate::{EngineError, GenerateRequest, Image, Watch};
 
 impl<F: Family> FlowEngine<F> {
@@ -28,11 +29,15 @@ impl<F: Family> FlowEngine<F> {
         let shape = (self.checkpoint.vae.latent_channels, 2 * grid.height, 2 * grid.width);
         let noise = Noise::new(request.seeds.iter().copied(), shape).draw(&self.device)?;
         let mut images = (0..request.seeds.len()).map(|image| noise.narrow(0, image, 1)).collect::<Result<Vec<_>, _>>()?;
+        let mut caches = FirstBlockCache::for_each(request.sampling.step_cache, images.len())?;
         for (index, timestep) in schedule.timesteps().into_iter().enumerate() {
             let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
             let waves = self.adapters.current().waves(timestep)?;
-            for latents in &mut images {
-                let velocity = self.velocity(latents, &waves, &context)?;
+            for (latents, cache) in images.iter_mut().zip(&mut caches) {
+                let velocity = match cache {
+                    None => self.velocity(latents, &waves, &context)?,
+                    Some(cache) => self.cached_velocity(latents, &waves, &context, cache)?,
+                };
                 *latents = (&*latents + (velocity * length)?)?;
             }
             let done = index as u32 + 1;

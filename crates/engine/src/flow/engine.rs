@@ -19,6 +19,7 @@ use crate::schedule::flow::FlowConfig;
 use crate::schedule::scheduler::{Sampler, Scheduler};
 use crate::sd::config::VaeConfig;
 use crate::sd::vae::VaeDecoder;
+use crate::step_cache::FirstBlockCache;
 use crate::transformer_file::read_with_transformer;
 use crate::weights::{Weights, build_from, component_files, shapes_of};
 use crate::{Engine, EngineError, GenerateRequest, Generated, LoraFile, QueuedRequest, Sampling, Watch};
@@ -181,6 +182,21 @@ impl<F: Family> FlowEngine<F> {
                 model.predict(latents, &context, &model.condition(waves, &context)?)
             })
         })
+    }
+
+    /// [`Self::velocity`], which takes over what `cache` lets it. The device is told each of its operations: what is done follows from the values.
+    pub(super) fn cached_velocity(
+        &self,
+        latents: &Tensor,
+        waves: &Tensor,
+        context: &F::Context,
+        cache: &mut FirstBlockCache,
+    ) -> candle_core::Result<Tensor> {
+        let model = self.adapters.current();
+        let conditioning = model.condition(waves, context)?;
+        let first = model.first_block(latents, context, &conditioning)?;
+        let tokens = cache.last_block(&first, || model.last_block(&first, context, &conditioning))?;
+        model.velocity(&tokens, context, &conditioning)
     }
 
     /// How many steps the GPU was told once, and repeated.

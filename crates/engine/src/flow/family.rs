@@ -7,6 +7,7 @@ use candle_nn::VarBuilder;
 
 use crate::EngineError;
 use crate::qwen::packing::Grid;
+use crate::step_cache::FirstBlock;
 
 /// A family of flow models. A value of it is what adapters may change, built over a checkpoint's tensors.
 pub trait Family: Sized + 'static {
@@ -85,7 +86,28 @@ pub trait Family: Sized + 'static {
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    fn predict(&self, latents: &Tensor, context: &Self::Context, conditioning: &Self::Conditioning) -> Result<Tensor>;
+    fn predict(&self, latents: &Tensor, context: &Self::Context, conditioning: &Self::Conditioning) -> Result<Tensor> {
+        let first = self.first_block(latents, context, conditioning)?;
+        self.velocity(&self.last_block(&first, context, conditioning)?, context, conditioning)
+    }
+
+    /// The beginning of [`Self::predict`]: up to the first block that sees all tokens.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    fn first_block(&self, latents: &Tensor, context: &Self::Context, conditioning: &Self::Conditioning) -> Result<FirstBlock>;
+
+    /// All other blocks: tokens in the shape of [`FirstBlock::after`].
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    fn last_block(&self, first: &FirstBlock, context: &Self::Context, conditioning: &Self::Conditioning) -> Result<Tensor>;
+
+    /// The end of [`Self::predict`]: `tokens` as [`Self::last_block`] gives them.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    fn velocity(&self, tokens: &Tensor, context: &Self::Context, conditioning: &Self::Conditioning) -> Result<Tensor>;
 
     /// The values of a text, to look for those that are not finite.
     fn values(text: &Self::Text) -> Vec<&Tensor>;

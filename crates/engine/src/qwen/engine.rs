@@ -127,9 +127,9 @@ impl QwenEngine {
             resize(image, width_px, height_px, Filter::Lanczos)
         });
         let references: Vec<RgbImage> = scaled.collect();
-        let EditRequest { guidance_scale, steps, width_px, height_px, .. } = *request;
+        let EditRequest { guidance_scale, steps, step_cache, width_px, height_px, .. } = *request;
         let seeds = request.seeds.clone();
-        let edit = Edit { positive, negative, guidance_scale, steps, seeds, width_px, height_px };
+        let edit = Edit { positive, negative, guidance_scale, steps, step_cache, seeds, width_px, height_px };
         model.generate(&edit, &references, watch)
     }
 
@@ -158,6 +158,7 @@ impl QwenEngine {
             seeds: request.seeds.clone(),
             width_px: request.width_px,
             height_px: request.height_px,
+            step_cache: request.sampling.step_cache,
         })
     }
 
@@ -213,6 +214,7 @@ impl Engine for QwenEngine {
                 seeds: vec![0],
                 width_px: WARM_UP_PX,
                 height_px: WARM_UP_PX,
+                step_cache: None,
             };
             self.edit(&request, &Watch::new(|_| ()))?;
         }

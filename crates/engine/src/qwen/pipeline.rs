@@ -20,6 +20,7 @@ use crate::graphs::Kind;
 use crate::noise::Noise;
 use crate::pixels::{to_pixels, to_rgb8};
 use crate::schedule::flow::FlowSchedule;
+use crate::step_cache::{FirstBlockCache, StepCache};
 use crate::{EngineError, Image, Watch};
 
 /// One image, or several that only differ in their noise.
@@ -30,6 +31,8 @@ pub struct Edit {
     pub negative: Option<Tensor>,
     pub guidance_scale: f64,
     pub steps: u32,
+    /// None: every step is worked out anew.
+    pub step_cache: Option<StepCache>,
     /// One an image.
     pub seeds: Vec<u64>,
     /// Multiples of twice what one latent stands for: 16.
@@ -136,15 +139,17 @@ impl QwenImage {
         let positive = prompt(&edit.positive)?;
         let negative = edit.negative.as_ref().filter(|_| edit.guidance_scale > 1.0).map(prompt).transpose()?;
         let mut images = self.noise(&edit.seeds, output)?;
+        let mut caches = FirstBlockCache::for_each(edit.step_cache, images.len())?;
+        let mut negative_caches = FirstBlockCache::for_each(edit.step_cache, images.len())?;
         for (index, conditioning) in conditionings.iter().enumerate() {
             let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
-            for latents in &mut images {
+            for (place, latents) in images.iter_mut().enumerate() {
                 let mut tokens = vec![latents.clone()];
                 tokens.extend(references.iter().map(|reference| reference.tokens.clone()));
                 let tokens = Tensor::cat(&tokens, 1)?.to_dtype(self.precision.compute)?;
-                let mut velocity = self.velocity(&tokens, &positive, output, conditioning)?;
+                let mut velocity = self.velocity(&tokens, &positive, output, conditioning, caches[place].as_mut())?;
                 if let Some(negative) = &negative {
-                    let negative = self.velocity(&tokens, negative, output, conditioning)?;
+                    let negative = self.velocity(&tokens, negative, output, conditioning, negative_caches[place].as_mut())?;
                     velocity = guided(&velocity, &negative, edit.guidance_scale)?;
                 }
                 *latents = (&*latents + (velocity * length)?)?;
@@ -158,14 +163,23 @@ impl QwenImage {
         Ok(images)
     }
 
-    /// The transformer's look at `tokens` (1, T, 4·channels), the output's before the references': the output's velocity, f32.
+    /// The transformer's look at `tokens` (1, T, 4·channels), the output's before the references': the output's velocity, f32. It takes over what
+    /// `cache` lets it; then the device is told each operation, for what is done follows from the values.
     fn velocity(
         &self,
         tokens: &Tensor,
         prompt: &Prompt,
         output: Grid,
         conditioning: &TimestepConditioning,
+        cache: Option<&mut FirstBlockCache>,
     ) -> candle_core::Result<Tensor> {
+        if let Some(cache) = cache {
+            let output = output.tokens();
+            let transformer = &self.transformer;
+            let first = transformer.first_block(tokens, &prompt.text, output, conditioning, &prompt.rope)?;
+            let image = cache.last_block(&first, || transformer.last_block(&first, output, conditioning, &prompt.rope))?;
+            return transformer.velocity(&image, output, conditioning)?.to_dtype(DType::F32);
+        }
         let of_prompt = [tokens, &prompt.text, &prompt.rope.cos, &prompt.rope.sin];
         let inputs = of_prompt.into_iter().chain(conditioning.tensors()).cloned().collect::<Vec<_>>();
         let kind = Kind { module: self.module, choices: vec![output.tokens()] };

@@ -1,6 +1,6 @@
 //! The transformer: noisy tokens, references and a text in, the velocity of the output's tokens out.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 use candle_nn::ops::{layer_norm, rms_norm};
 
 use super::block::{Block, NORM_EPS};
@@ -10,6 +10,7 @@ use super::linear::Linear;
 use super::modulation::TimestepConditioning;
 use super::rope::Rope;
 use crate::EngineError;
+use crate::step_cache::FirstBlock;
 
 /// diffusers' `QwenImageTransformer2DModel`; what only depends on time is in [`TimestepConditioning`].
 pub struct Transformer {
@@ -22,8 +23,7 @@ pub struct Transformer {
 
 /// One forward pass at the tokens, stage by stage.
 pub struct Prediction {
-    /// Text and images after the first block: (1, S, width) and (1, T, width).
-    pub first_block: (Tensor, Tensor),
+    pub first_block: FirstBlock,
     /// (1, output tokens, 4·channels).
     pub velocity: Tensor,
 }
@@ -54,16 +54,58 @@ impl Transformer {
         conditioning: &TimestepConditioning,
         rope: &Rope,
     ) -> Result<Prediction> {
-        let mut image = self.image_in.forward(tokens)?;
-        let mut text = self.text_in.forward(&rms_norm(&text.contiguous()?, &self.text_norm, NORM_EPS)?)?;
-        let mut first_block = None;
-        for (place, block) in self.blocks.iter().enumerate() {
+        let first = self.first_block(tokens, text, output_tokens, conditioning, rope)?;
+        let image = self.last_block(&first, output_tokens, conditioning, rope)?;
+        Ok(Prediction { velocity: self.velocity(&image, output_tokens, conditioning)?, first_block: first })
+    }
+
+    /// The beginning of [`Self::predict`]; the image's tokens are those of output and references.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub(super) fn first_block(
+        &self,
+        tokens: &Tensor,
+        text: &Tensor,
+        output_tokens: usize,
+        conditioning: &TimestepConditioning,
+        rope: &Rope,
+    ) -> Result<FirstBlock> {
+        let before = self.image_in.forward(tokens)?;
+        let text = self.text_in.forward(&rms_norm(&text.contiguous()?, &self.text_norm, NORM_EPS)?)?;
+        let Some(block) = self.blocks.first() else {
+            return Ok(FirstBlock { after: before.clone(), before, text: Some(text) });
+        };
+        let (text, after) = block.forward(&text, &before, output_tokens, &conditioning.block(0)?, rope)?;
+        Ok(FirstBlock { before, after, text: Some(text) })
+    }
+
+    /// All other blocks: the image's tokens behind them.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub(super) fn last_block(
+        &self,
+        first: &FirstBlock,
+        output_tokens: usize,
+        conditioning: &TimestepConditioning,
+        rope: &Rope,
+    ) -> Result<Tensor> {
+        let mut image = first.after.clone();
+        let mut text = first.text.clone().ok_or_else(|| Error::msg("a block without its text"))?;
+        for (place, block) in self.blocks.iter().enumerate().skip(1) {
             (text, image) = block.forward(&text, &image, output_tokens, &conditioning.block(place)?, rope)?;
-            first_block.get_or_insert_with(|| (text.clone(), image.clone()));
         }
+        Ok(image)
+    }
+
+    /// The end of [`Self::predict`]: (1, output tokens, 4·channels).
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or there is no memory.
+    pub(super) fn velocity(&self, image: &Tensor, output_tokens: usize, conditioning: &TimestepConditioning) -> Result<Tensor> {
         let output = image.narrow(1, 0, output_tokens)?.contiguous()?;
         let [scale, shift] = conditioning.last()?;
-        let normed = layer_norm(&output, &scale, &shift, NORM_EPS)?;
-        Ok(Prediction { first_block: first_block.unwrap_or((text, image)), velocity: self.out.forward(&normed)? })
+        self.out.forward(&layer_norm(&output, &scale, &shift, NORM_EPS)?)
     }
 }

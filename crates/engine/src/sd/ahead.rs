@@ -68,6 +68,23 @@ impl Ahead {
 }
 
 impl AtStep<'_> {
+    /// What is left when only the last residual block comes, and so many attentions behind it.
+    ///
+    /// # Errors
+    /// When there is not so much.
+    pub(super) fn of_last(mut self, attentions: usize) -> Result<Self> {
+        let contexts = self.contexts.as_slice();
+        let first = contexts.len().checked_sub(2 * attentions);
+        let sides = self.sides.as_slice();
+        let (Some(first), Some(((rows, channels), before))) = (first, sides.split_last()) else {
+            return Err(Error::msg("a UNet without its last layer"));
+        };
+        self.contexts = contexts[first..].iter();
+        self.sides = sides[before.len()..].iter();
+        self.place = self.raised.elem_count() - rows * channels;
+        Ok(self)
+    }
+
     /// The next attention's.
     pub(super) fn context(&mut self) -> Result<Context> {
         match (self.contexts.next(), self.contexts.next()) {

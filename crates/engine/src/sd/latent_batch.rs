@@ -20,6 +20,8 @@ pub(super) struct LatentBatch {
     pub(super) history: History,
     /// Under a mask.
     pub(super) kept: Option<Kept>,
+    /// What the last complete look of a step cache has left: of each pass of the UNet, the rows of all its predictions one after the other.
+    pub(super) deep: Vec<Tensor>,
     /// (N, 4 or 5, height, width), f32: an image to edit, or mask and masked image, for a UNet that looks at them.
     pub(super) added: Option<Tensor>,
 }
@@ -38,7 +40,7 @@ impl LatentBatch {
         let owners = seeds.iter().enumerate().flat_map(|(queued, seeds)| seeds.iter().map(move |_| queued)).collect();
         let counts: Vec<usize> = seeds.iter().map(Vec::len).collect();
         let text = Conditioning::for_images(texts, &counts)?;
-        Ok(Self { owners, latents, text, noise, history: History::default(), kept: None, added: None })
+        Ok(Self { owners, latents, text, noise, history: History::default(), kept: None, deep: Vec::new(), added: None })
     }
 
     /// What the UNet looks at: the latents times `scale`, and what stands next to them.
@@ -67,6 +69,10 @@ impl LatentBatch {
         self.history = self.history.of(choose)?;
         self.kept = self.kept.as_ref().map(|kept| kept.of(choose)).transpose()?;
         self.added = self.added.as_ref().map(choose).transpose()?;
+        for deep in &mut self.deep {
+            let predictions = deep.chunk(deep.dim(0)? / all, 0)?;
+            *deep = Tensor::cat(&predictions.iter().map(choose).collect::<Result<Vec<_>>>()?, 0)?;
+        }
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use super::config::ExtraInput;
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};
-use super::prediction::Predictor;
+use super::prediction::{Predictor, Seen};
 use super::settings::Defaults;
 use super::sizes::Sizes;
 use super::start::Start;
@@ -21,7 +21,8 @@ use crate::schedule::config::Pipeline;
 use crate::schedule::scheduler::{Sampler, Scheduler};
 use crate::schedule::{self, Schedule};
 use crate::{
-    EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Sampling, Watch,
+    EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Sampling,
+    StepCache, Watch,
 };
 
 /// diffusers' default of `image_guidance_scale`.
@@ -48,9 +49,14 @@ impl StableDiffusion {
             // Gone before there is another: two would be twice the memory.
             let predictor = match last_predictor.take().filter(|last| last.is_for(latent_batch.owners.len(), index)) {
                 Some(last) => last,
-                None => self.predictor(&latent_batch.text, (&timesteps, index), plan.guidance, tiling)?,
+                None => {
+                    let looks = (plan.guidance, plan.cache_interval.is_some());
+                    self.predictor(&latent_batch.text, (&timesteps, index), looks, tiling)?
+                }
             };
-            let output = predictor.predict(&latent_batch.input(step.input_scale)?, index)?;
+            let deep = plan.cache_interval.filter(|interval| index % *interval as usize != 0).map(|_| &*latent_batch.deep);
+            let Seen { output, deep } = predictor.predict(&latent_batch.input(step.input_scale)?, index, deep)?;
+            latent_batch.deep = deep;
             last_predictor = Some(predictor);
             let fresh = if step.next.noise == 0.0 { None } else { Some(latent_batch.noise.draw(&self.device)?) };
             let stepped = step.advance(&latent_batch.latents, &output, &latent_batch.history, fresh.as_ref())?;
@@ -146,6 +152,8 @@ struct Plan {
     guidance: Guidance,
     encoding: Encoding,
     schedule: Schedule,
+    /// So many looks of the UNet, one is complete; none: all are.
+    cache_interval: Option<u32>,
     start: Option<Start>,
     width_px: u32,
     height_px: u32,
@@ -182,6 +190,7 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
         },
         encoding: Encoding { clip_skip: sampling.clip_skip, sizes: engine.sizes(request)? },
         schedule: engine.schedule(&schedule, pipeline_of(request, extra_input))?,
+        cache_interval: sampling.step_cache.map(StepCache::interval).transpose()?,
         start: None,
         width_px: request.width_px,
         height_px: request.height_px,
@@ -298,7 +307,7 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     let guided = engine.is_guided(guidance_scale);
     let guidance = guidance_scale.into();
     let encoding = Encoding { clip_skip: 0, sizes: Sizes::of(width_px, height_px) };
-    let mut plan = Plan { guided, guidance, encoding, schedule, start: None, width_px, height_px };
+    let mut plan = Plan { guided, guidance, encoding, schedule, cache_interval: None, start: None, width_px, height_px };
     let extra_input = engine.checkpoint.unet.extra_input();
     if extra_input != ExtraInput::Nothing {
         let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));

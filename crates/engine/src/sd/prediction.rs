@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::StableDiffusion;
 use super::ahead::{Ahead, STEPS_AHEAD};
@@ -10,7 +10,7 @@ use super::conditioning::{Conditioning, Text};
 use super::config::ExtraInput;
 use super::guidance::{Guidance, guided, guided_edit};
 use super::tiling::Tiling;
-use super::unet::Unet;
+use super::unet::{Look, Unet};
 use crate::EngineError;
 use crate::device::keeping_uploads;
 use crate::graphs::{Graphs, Kind};
@@ -33,6 +33,16 @@ pub(super) struct Predictor<'a> {
     predictions: usize,
     /// One for all predictions together, or one for each.
     passes: Vec<Pass>,
+    /// Whether [`Seen::deep`] is asked for.
+    keeps_deep: bool,
+}
+
+/// What a step's look at the latents gives.
+pub(super) struct Seen {
+    /// (N, 4, H, W), f32: noise or velocity, as the checkpoint was trained.
+    pub(super) output: Tensor,
+    /// [`Look::deep`] of every pass, for the rows of all its predictions one after the other; none where nobody asks for it.
+    pub(super) deep: Vec<Tensor>,
 }
 
 /// Texts of one forward pass of the UNet.
@@ -59,15 +69,16 @@ impl StableDiffusion {
         guidance: impl Into<Guidance>,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
-        self.predictor(text, (&[timestep], 0), guidance.into(), tiling)?.predict(latents, 0)
+        Ok(self.predictor(text, (&[timestep], 0), (guidance.into(), false), tiling)?.predict(latents, 0, None)?.output)
     }
 
     /// [`Self::predict_noise`] at the timesteps of a schedule, for as many of them as are worked out together, beginning with place `first`.
+    /// `keeps_deep`: whether steps give [`Seen::deep`].
     pub(super) fn predictor(
         &self,
         text: &Conditioning,
         (timesteps, first): (&[f64], usize),
-        guidance: Guidance,
+        (guidance, keeps_deep): (Guidance, bool),
         tiling: Tiling,
     ) -> Result<Predictor<'_>, EngineError> {
         let unet = &self.adapters.current().unet;
@@ -96,6 +107,7 @@ impl StableDiffusion {
             factors: guidance.factors(&self.device)?,
             predictions,
             passes,
+            keeps_deep,
         })
     }
 }
@@ -106,21 +118,38 @@ impl Predictor<'_> {
         self.images == images && self.steps.contains(&step)
     }
 
-    /// At the timestep of place `step` in the schedule; `latents`: (N, 4 or more, H, W). Returns (N, 4, H, W).
+    /// At the timestep of place `step` in the schedule; `latents`: (N, 4 or more, H, W). `deep`: that of an earlier look, to which only the UNet's
+    /// outermost layers are done.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub(super) fn predict(&self, latents: &Tensor, step: usize) -> Result<Tensor, EngineError> {
+    pub(super) fn predict(&self, latents: &Tensor, step: usize, deep: Option<&[Tensor]>) -> Result<Seen, EngineError> {
         let step = step - self.steps.start;
-        Ok(keeping_uploads(self.device, latents.dims(), || match self.inputs(latents, step)? {
-            Some(inputs) => self.graphs.repeat(self.kind(), &inputs, |inputs| self.predict_by(inputs)),
-            None => self.combined(latents, &self.factors, |place, latents| self.row_by_row(place, latents, step)),
+        let deep = deep.unwrap_or_default();
+        Ok(keeping_uploads(self.device, latents.dims(), || match self.inputs(latents, step, deep)? {
+            Some(inputs) if deep.is_empty() && self.keeps_deep => {
+                let kind = self.kind(Depth::Kept);
+                let packed = self.graphs.repeat(kind, &inputs, |inputs| packed(&self.predict_by(inputs, 0)?))?;
+                self.unpacked(&packed, latents)
+            }
+            Some(inputs) => {
+                let depth = if deep.is_empty() { Depth::Unasked } else { Depth::Given };
+                let repeated = self.graphs.repeat(self.kind(depth), &inputs, |inputs| {
+                    let seen = self.predict_by(inputs, deep.len())?;
+                    Ok(seen.output)
+                });
+                Ok(Seen { output: repeated?, deep: deep.to_vec() })
+            }
+            None => {
+                self.combined(latents, &self.factors, |place, latents| self.row_by_row(place, latents, step, deep.get(place)))
+            }
         })?)
     }
 
-    /// All that a step looks at: latents, guidance, and what each pass has worked out. None where a pass keeps nothing of that.
-    fn inputs(&self, latents: &Tensor, step: usize) -> candle_core::Result<Option<Vec<Tensor>>> {
+    /// All that a step looks at: latents, guidance, what it takes over, and what each pass has worked out. None where a pass keeps nothing of that.
+    fn inputs(&self, latents: &Tensor, step: usize, deep: &[Tensor]) -> candle_core::Result<Option<Vec<Tensor>>> {
         let mut inputs = vec![latents.clone(), self.factors.clone()];
+        inputs.extend(deep.iter().cloned());
         for pass in &self.passes {
             let Pass::Together(ahead) = pass else { return Ok(None) };
             inputs.extend(ahead.inputs(step)?);
@@ -129,21 +158,39 @@ impl Predictor<'_> {
     }
 
     /// What a step goes by that is none of its inputs.
-    fn kind(&self) -> Kind {
-        Kind { module: self.module, choices: vec![self.predictions, self.passes.len(), usize::from(self.guidance.rescales())] }
+    fn kind(&self, depth: Depth) -> Kind {
+        let rescales = usize::from(self.guidance.rescales());
+        Kind { module: self.module, choices: vec![self.predictions, self.passes.len(), rescales, depth as usize] }
     }
 
-    /// A step of [`Self::inputs`].
-    fn predict_by(&self, inputs: &[Tensor]) -> candle_core::Result<Tensor> {
-        let [latents, factors, ahead @ ..] = inputs else {
+    /// What [`packed`] has made one of a look at `latents`.
+    fn unpacked(&self, packed: &Tensor, latents: &Tensor) -> candle_core::Result<Seen> {
+        let (images, _, height, width) = latents.dims4()?;
+        let (channels, dtype) = self.unet.of_deep();
+        let shape = (self.predictions / self.passes.len() * images, channels, height, width);
+        let values = shape.0 * channels * height * width;
+        let output_values = packed.elem_count() - values * self.passes.len();
+        let deep = (0..self.passes.len()).map(|place| {
+            let deep = packed.narrow(0, output_values + place * values, values)?;
+            deep.reshape(shape)?.to_dtype(dtype)
+        });
+        let output = packed.narrow(0, 0, output_values)?.reshape((images, (), height, width))?;
+        Ok(Seen { output, deep: deep.collect::<candle_core::Result<_>>()? })
+    }
+
+    /// A step of [`Self::inputs`], so many of which are taken over.
+    fn predict_by(&self, inputs: &[Tensor], taken: usize) -> candle_core::Result<Seen> {
+        let [latents, factors, rest @ ..] = inputs else {
             return Err(candle_core::Error::msg("a step has latents and guidance"));
         };
+        let (deep, ahead) = rest.split_at(taken);
         self.combined(latents, factors, |place, latents| {
             let mut before = 0;
             for (pass, of) in self.passes.iter().zip(0..) {
                 let Pass::Together(kept) = pass else { break };
                 if of == place {
-                    return self.unet.forward(latents, kept.of(&ahead[before..before + kept.input_count()])?);
+                    let ahead = kept.of(&ahead[before..before + kept.input_count()])?;
+                    return self.unet.forward(latents, ahead, deep.get(place));
                 }
                 before += kept.input_count();
             }
@@ -156,37 +203,61 @@ impl Predictor<'_> {
         &self,
         latents: &Tensor,
         factors: &Tensor,
-        pass: impl Fn(usize, &Tensor) -> candle_core::Result<Tensor>,
-    ) -> candle_core::Result<Tensor> {
+        pass: impl Fn(usize, &Tensor) -> candle_core::Result<Look>,
+    ) -> candle_core::Result<Seen> {
         let mut seen = vec![latents.clone(); self.predictions];
         if let [_, _, nothing] = &mut *seen {
             *nothing = without_image(latents)?;
         }
-        let predicted = match &*self.passes {
-            [_] => pass(0, &Tensor::cat(&seen, 0)?)?.chunk(self.predictions, 0)?,
+        let looks = match &*self.passes {
+            [_] => vec![pass(0, &Tensor::cat(&seen, 0)?)?],
             _ => seen.iter().enumerate().map(|(place, seen)| pass(place, seen)).collect::<Result<_, _>>()?,
         };
-        match &*predicted {
-            [only] => Ok(only.clone()),
-            [negative, positive] => guided(negative, positive, factors, self.guidance.rescales()),
-            [negative, positive, nothing] => guided_edit(nothing, negative, positive, factors),
-            _ => Err(candle_core::Error::msg("guidance has two predictions, or three")),
-        }
+        let predicted = match &*looks {
+            [only] => only.output.chunk(self.predictions, 0)?,
+            each => each.iter().map(|look| look.output.clone()).collect(),
+        };
+        let output = match &*predicted {
+            [only] => only.clone(),
+            [negative, positive] => guided(negative, positive, factors, self.guidance.rescales())?,
+            [negative, positive, nothing] => guided_edit(nothing, negative, positive, factors)?,
+            _ => return Err(candle_core::Error::msg("guidance has two predictions, or three")),
+        };
+        let deep = if self.keeps_deep { looks.into_iter().map(|look| look.deep).collect() } else { Vec::new() };
+        Ok(Seen { output, deep })
     }
 
     /// The UNet's output for every row of the pass at this place, which takes its rows together or each by itself.
-    fn row_by_row(&self, place: usize, latents: &Tensor, step: usize) -> candle_core::Result<Tensor> {
+    fn row_by_row(&self, place: usize, latents: &Tensor, step: usize, deep: Option<&Tensor>) -> candle_core::Result<Look> {
         match &self.passes[place] {
-            Pass::Together(ahead) => self.unet.forward(latents, ahead.of(&ahead.inputs(step)?)?),
+            Pass::Together(ahead) => self.unet.forward(latents, ahead.of(&ahead.inputs(step)?)?, deep),
             Pass::OneByOne(text) => {
                 let each = (0..latents.dim(0)?).map(|row| {
                     let ahead = self.unet.ahead(&text.row(row)?, &self.timesteps[step..=step], self.guidance.scale)?;
-                    self.unet.forward(&latents.narrow(0, row, 1)?, ahead.of(&ahead.inputs(0)?)?)
+                    let deep = deep.map(|deep| deep.narrow(0, row, 1)).transpose()?;
+                    let look = self.unet.forward(&latents.narrow(0, row, 1)?, ahead.of(&ahead.inputs(0)?)?, deep.as_ref())?;
+                    Ok((look.output, look.deep))
                 });
-                Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)
+                let (outputs, deep): (Vec<_>, Vec<_>) = each.collect::<candle_core::Result<Vec<_>>>()?.into_iter().unzip();
+                Ok(Look { output: Tensor::cat(&outputs, 0)?, deep: Tensor::cat(&deep, 0)? })
             }
         }
     }
+}
+
+/// What a step does about [`Look::deep`].
+#[derive(Clone, Copy)]
+enum Depth {
+    Unasked,
+    Kept,
+    Given,
+}
+
+/// All tensors of a look as one of f32, which holds every value of f16 and bf16.
+fn packed(seen: &Seen) -> candle_core::Result<Tensor> {
+    let all = [&seen.output].into_iter().chain(&seen.deep);
+    let flat = all.map(|tensor| tensor.to_dtype(DType::F32)?.flatten_all());
+    Tensor::cat(&flat.collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 
 /// The input of a UNet that edits, (N, 8, H, W), with zeros for the image.

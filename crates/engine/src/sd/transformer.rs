@@ -47,6 +47,11 @@ impl SpatialTransformer {
         })
     }
 
+    /// Blocks, one after the other.
+    pub(super) fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// What each block looks at of a text. `states`: (B, T, text channels).
     pub(super) fn contexts(&self, states: &Tensor) -> impl Iterator<Item = Result<Context>> {
         self.blocks.iter().map(|block| block.attn2.context(states))

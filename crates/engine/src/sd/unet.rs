@@ -1,6 +1,8 @@
 //! The UNet: predicts the noise in an image from its noisy latents, the timestep and the text.
 
-use candle_core::{DType, Result, Tensor};
+use std::ops::Range;
+
+use candle_core::{DType, Error, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::ahead::{Ahead, AtStep};
@@ -21,6 +23,8 @@ pub struct Unet {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv,
+    /// Of [`Look::deep`].
+    deep_channels: usize,
 }
 
 impl Unet {
@@ -45,6 +49,8 @@ impl Unet {
                 .collect::<Result<_>>()?,
             conv_norm_out: group_norm(config.norm_num_groups, first, config.norm_eps, &vb.pp("conv_norm_out"))?,
             conv_out: conv(first, config.out_channels, 3, 1, vb.pp("conv_out"))?,
+            // Where the outermost block of the way up is one layer, it comes from the block below.
+            deep_channels: if config.layers_per_block.at(0) == 0 { channels[1.min(channels.len() - 1)] } else { first },
         })
     }
 
@@ -83,24 +89,49 @@ impl Unet {
         down.chain(mid).chain(self.up_blocks.iter().flat_map(|block| &block.attentions))
     }
 
-    /// `latents`: (B, in, H, W), f32, of any size. Returns (B, out, H, W), f32; in between it computes in the format of its tensors.
+    /// `latents`: (B, in, H, W), f32, of any size; in between it computes in the format of its tensors. `deep`: that of an earlier look, to which only
+    /// the outermost layers are done.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub(super) fn forward(&self, latents: &Tensor, mut at_step: AtStep<'_>) -> Result<Tensor> {
+    pub(super) fn forward(&self, latents: &Tensor, mut at_step: AtStep<'_>, deep: Option<&Tensor>) -> Result<Look> {
         let mut hidden = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
         let mut skips = vec![hidden.clone()];
-        for block in &self.down_blocks {
-            hidden = block.forward(&hidden, &mut at_step, &mut skips)?;
+        let (outermost, inner) = self.up_blocks.split_last().ok_or_else(|| Error::msg("a UNet without up blocks"))?;
+        let before_last = outermost.resnets.len() - 1;
+        if let Some(deep) = deep {
+            at_step = at_step.of_last(outermost.attentions.last().map_or(0, SpatialTransformer::layers))?;
+            hidden = deep.clone();
+        } else {
+            for block in &self.down_blocks {
+                hidden = block.forward(&hidden, &mut at_step, &mut skips)?;
+            }
+            if let Some(mid_block) = &self.mid_block {
+                hidden = mid_block.forward(&hidden, &mut at_step)?;
+            }
+            for block in inner {
+                hidden = block.forward(&hidden, &mut at_step, &mut skips)?;
+            }
+            hidden = outermost.layers(0..before_last, &hidden, &mut at_step, &mut skips)?;
         }
-        if let Some(mid_block) = &self.mid_block {
-            hidden = mid_block.forward(&hidden, &mut at_step)?;
-        }
-        for block in &self.up_blocks {
-            hidden = block.forward(&hidden, &mut at_step, &mut skips)?;
-        }
-        self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?.to_dtype(DType::F32)
+        let deep = hidden;
+        let hidden = outermost.layers(before_last..before_last + 1, &deep, &mut at_step, &mut skips)?;
+        let output = self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?.to_dtype(DType::F32)?;
+        Ok(Look { output, deep })
     }
+
+    /// Channels and format of [`Look::deep`].
+    pub(super) fn of_deep(&self) -> (usize, DType) {
+        (self.deep_channels, self.dtype)
+    }
+}
+
+/// One look at latents.
+pub(super) struct Look {
+    /// (B, out, H, W), f32.
+    pub(super) output: Tensor,
+    /// What the outermost layer of the way up gets from below: (B, channels, H, W).
+    pub(super) deep: Tensor,
 }
 
 /// `DownBlock2D`, or `CrossAttnDownBlock2D` with its transformers.
@@ -209,18 +240,30 @@ impl UpBlock {
 
     /// Takes its layers' counterparts off `skips`.
     fn forward(&self, hidden: &Tensor, at_step: &mut AtStep<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
-        let mut hidden = hidden.clone();
-        for (layer, resnet) in self.resnets.iter().enumerate() {
-            let skip = skips.pop().ok_or_else(|| candle_core::Error::msg("the UNet has more up than down layers"))?;
-            hidden = resnet.forward(&Tensor::cat(&[&hidden, &skip], 1)?, Some(&at_step.raised()?))?;
-            if let Some(attention) = self.attentions.get(layer) {
-                hidden = attention.forward(&hidden, at_step)?;
-            }
-        }
+        let mut hidden = self.layers(0..self.resnets.len(), hidden, at_step, skips)?;
         if let (Some(upsampler), Some(next)) = (&self.upsampler, skips.last()) {
             // The size of the next skip, not twice this one: odd sides were rounded up on the way down.
             let (_, _, height, width) = next.dims4()?;
             hidden = upsampler.forward_enlarged(&hidden, height, width)?;
+        }
+        Ok(hidden)
+    }
+
+    fn layers(
+        &self,
+        layers: Range<usize>,
+        hidden: &Tensor,
+        at_step: &mut AtStep<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        let mut hidden = hidden.clone();
+        for layer in layers {
+            let resnet = &self.resnets[layer];
+            let skip = skips.pop().ok_or_else(|| Error::msg("the UNet has more up than down layers"))?;
+            hidden = resnet.forward(&Tensor::cat(&[&hidden, &skip], 1)?, Some(&at_step.raised()?))?;
+            if let Some(attention) = self.attentions.get(layer) {
+                hidden = attention.forward(&hidden, at_step)?;
+            }
         }
         Ok(hidden)
     }
@@ -294,7 +337,7 @@ mod tests {
             let ahead = unet.ahead(&text, &timesteps, 1.0).expect("ahead");
             let look = |ahead: &Ahead, step| {
                 let inputs = ahead.inputs(step).expect("a step");
-                values(&unet.forward(&latents, ahead.of(&inputs).expect("a step")).expect("noise"))
+                values(&unet.forward(&latents, ahead.of(&inputs).expect("a step"), None).expect("noise").output)
             };
             let before = [0, 1, 2].map(|step| look(&ahead, step));
             assert!(before[0] != before[1] && before[1] != before[2], "{model}: each step has its own time");

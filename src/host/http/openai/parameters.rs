@@ -13,7 +13,7 @@ use crate::job::task::{SidePx, StepCount};
 use crate::shown;
 
 /// Fields of a job that a client may send beside OpenAI's (`extra_body` of its Python client), under the job's own names.
-const EXTENSIONS: [&str; 22] = [
+const EXTENSIONS: [&str; 23] = [
     "callback",
     "clip_skip",
     "consent",
@@ -31,6 +31,7 @@ const EXTENSIONS: [&str; 22] = [
     "scheduler",
     "seed",
     "sigmas",
+    "step_cache",
     "steps",
     "strength",
     "target_size",

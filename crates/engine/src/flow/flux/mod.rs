@@ -19,6 +19,7 @@ use super::family::Family;
 use crate::EngineError;
 use crate::qwen::packing::Grid;
 use crate::sd::clip::{self, TextOutput};
+use crate::step_cache::FirstBlock;
 
 /// The transformer and CLIP, which adapters may change.
 pub struct Flux {
@@ -85,8 +86,16 @@ impl Family for Flux {
         context.with_tensors(tensors)
     }
 
-    fn predict(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
-        self.transformer.predict(latents, context, conditioning)
+    fn first_block(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<FirstBlock> {
+        self.transformer.first_block(latents, context, conditioning)
+    }
+
+    fn last_block(&self, first: &FirstBlock, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
+        self.transformer.last_block(first, context, conditioning)
+    }
+
+    fn velocity(&self, tokens: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
+        self.transformer.velocity(tokens, context, conditioning)
     }
 
     fn values(text: &TextStates) -> Vec<&Tensor> {

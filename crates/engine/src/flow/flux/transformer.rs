@@ -1,6 +1,6 @@
 //! The transformer: noisy latents, a text and its summary in, the velocity of the latents out.
 
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_nn::ops::layer_norm;
 
@@ -12,6 +12,7 @@ use crate::activations::silu;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear};
 use crate::qwen::packing::{Grid, pack, unpack};
+use crate::step_cache::FirstBlock;
 use crate::timestep::{TIME_FREQUENCIES, TRAIN_TIMESTEPS, rounded, rounded_timestep, sinusoids};
 
 /// Base of the rotary frequencies; diffusers has it in code, not in config.json.
@@ -136,11 +137,21 @@ impl Transformer {
         })
     }
 
-    /// `latents`: (1, C, H, W), f32. Returns the velocity in the same shape, f32.
-    pub(super) fn predict(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
-        let mut image = self.image_in.forward(&pack(latents)?.to_dtype(self.dtype)?)?;
-        let mut text = context.text.clone();
-        for (block, modulation) in self.double.iter().zip(&conditioning.double) {
+    /// `latents`: (1, C, H, W), f32.
+    pub(super) fn first_block(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<FirstBlock> {
+        let before = self.image_in.forward(&pack(latents)?.to_dtype(self.dtype)?)?;
+        let (Some(block), Some(modulation)) = (self.double.first(), conditioning.double.first()) else {
+            return Ok(FirstBlock { after: before.clone(), before, text: Some(context.text.clone()) });
+        };
+        let (text, after) = block.forward(&context.text, &before, modulation, &context.ropes)?;
+        Ok(FirstBlock { before, after, text: Some(text) })
+    }
+
+    /// The image's tokens, (1, T, width).
+    pub(super) fn last_block(&self, first: &FirstBlock, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
+        let mut image = first.after.clone();
+        let mut text = first.text.clone().ok_or_else(|| Error::msg("a block without its text"))?;
+        for (block, modulation) in self.double.iter().zip(&conditioning.double).skip(1) {
             (text, image) = block.forward(&text, &image, modulation, &context.ropes)?;
         }
         let text_tokens = text.dim(1)?;
@@ -148,9 +159,13 @@ impl Transformer {
         for (block, modulation) in self.single.iter().zip(&conditioning.single) {
             all = block.forward(&all, modulation, &context.ropes.all)?;
         }
-        let image = all.narrow(1, text_tokens, context.grid.tokens())?.contiguous()?;
+        all.narrow(1, text_tokens, context.grid.tokens())?.contiguous()
+    }
+
+    /// (1, C, H, W), f32.
+    pub(super) fn velocity(&self, tokens: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
         let [scale, shift] = &conditioning.last;
-        let normed = layer_norm(&image, scale, shift, NORM_EPS)?;
+        let normed = layer_norm(tokens, scale, shift, NORM_EPS)?;
         unpack(&self.out.forward(&normed)?.to_dtype(DType::F32)?, context.grid)
     }
 }

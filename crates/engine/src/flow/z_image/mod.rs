@@ -17,6 +17,7 @@ use self::transformer::{Conditioning, Context, Transformer};
 use super::family::Family;
 use crate::EngineError;
 use crate::qwen::packing::Grid;
+use crate::step_cache::FirstBlock;
 
 /// The transformer, which adapters may change.
 pub struct ZImage {
@@ -77,8 +78,16 @@ impl Family for ZImage {
         context.with_tensors(tensors)
     }
 
-    fn predict(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
-        self.transformer.predict(latents, context, conditioning)
+    fn first_block(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<FirstBlock> {
+        self.transformer.first_block(latents, context, conditioning)
+    }
+
+    fn last_block(&self, first: &FirstBlock, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
+        self.transformer.last_block(first, context, conditioning)
+    }
+
+    fn velocity(&self, tokens: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
+        self.transformer.velocity(tokens, context, conditioning)
     }
 
     fn values(text: &Tensor) -> Vec<&Tensor> {

@@ -12,6 +12,7 @@ use crate::activations::silu;
 use crate::flow::rope::Rope;
 use crate::layers::{Linear, linear};
 use crate::qwen::packing::Grid;
+use crate::step_cache::FirstBlock;
 use crate::timestep::{TIME_FREQUENCIES, TRAIN_TIMESTEPS, sinusoids};
 
 /// Hidden width behind the sinusoids of time; diffusers has it in code, not in config.json.
@@ -141,18 +142,33 @@ impl Transformer {
         })
     }
 
-    /// `latents`: (1, C, H, W), f32. Returns the velocity in the same shape, f32.
-    pub(super) fn predict(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
+    /// `latents`: (1, C, H, W), f32. The tokens are those of image and text.
+    pub(super) fn first_block(&self, latents: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<FirstBlock> {
         let tokens = pack(latents)?.to_dtype(self.dtype)?;
         let mut image = filled_up(&self.image_in.forward(&tokens)?, &self.image_pad)?;
         for (block, norms) in self.image_refiner.iter().zip(&conditioning.image_refiner) {
             image = block.forward(&image, norms, &context.image_rope)?;
         }
-        let mut all = Tensor::cat(&[&image, &context.text], 1)?;
-        for (block, norms) in self.layers.iter().zip(&conditioning.layers) {
+        let before = Tensor::cat(&[&image, &context.text], 1)?;
+        let after = match (self.layers.first(), conditioning.layers.first()) {
+            (Some(block), Some(norms)) => block.forward(&before, norms, &context.rope)?,
+            _ => before.clone(),
+        };
+        Ok(FirstBlock { before, after, text: None })
+    }
+
+    /// The tokens of image and text, (1, T, dim).
+    pub(super) fn last_block(&self, first: &FirstBlock, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
+        let mut all = first.after.clone();
+        for (block, norms) in self.layers.iter().zip(&conditioning.layers).skip(1) {
             all = block.forward(&all, norms, &context.rope)?;
         }
-        let image = all.narrow(1, 0, context.grid.tokens())?.contiguous()?;
+        Ok(all)
+    }
+
+    /// (1, C, H, W), f32.
+    pub(super) fn velocity(&self, tokens: &Tensor, context: &Context, conditioning: &Conditioning) -> Result<Tensor> {
+        let image = tokens.narrow(1, 0, context.grid.tokens())?.contiguous()?;
         let normed = layer_norm(&image, &conditioning.last, &conditioning.last.zeros_like()?, LAST_NORM_EPS)?;
         // The model predicts the way from noise to image.
         unpack(&self.out.forward(&normed)?.to_dtype(DType::F32)?, context.grid)?.neg()

@@ -41,7 +41,7 @@ fn text(seed: u64) -> Tensor {
 fn edit(seeds: Vec<u64>) -> Edit {
     let positive = text(1);
     let negative = Some(text(2));
-    Edit { positive, negative, guidance_scale: 2.0, steps: 3, seeds, width_px: 48, height_px: 32 }
+    Edit { positive, negative, guidance_scale: 2.0, steps: 3, step_cache: None, seeds, width_px: 48, height_px: 32 }
 }
 
 fn image(shade: u8) -> RgbImage {

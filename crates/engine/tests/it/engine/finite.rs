@@ -202,7 +202,16 @@ fn edited(directory: &Path, bad_text: bool) -> Result<Vec<Image>, EngineError> {
     let mut engine = QwenImage::load(directory, &Variant::default(), Precision::of(&Device::Cpu), device()).expect("loads");
     let values = (0..5 * 24).map(|index| if bad_text && index == 7 { f32::NAN } else { (index as f32 * 0.7).sin() });
     let positive = Tensor::from_vec(values.collect::<Vec<_>>(), (1, 5, 24), &device()).expect("a text");
-    let edit = Edit { positive, negative: None, guidance_scale: 1.0, steps: 1, seeds: vec![3, 4], width_px: 48, height_px: 32 };
+    let edit = Edit {
+        positive,
+        negative: None,
+        guidance_scale: 1.0,
+        steps: 1,
+        step_cache: None,
+        seeds: vec![3, 4],
+        width_px: 48,
+        height_px: 32,
+    };
     let image = RgbImage::from_fn(48, 48, |x, y| image::Rgb([90, (5 * x) as u8, (5 * y) as u8]));
     engine.generate(&edit, &[image], &Watch::new(|_| ()))
 }

@@ -20,6 +20,7 @@ pub(crate) mod sdxl;
 pub(crate) mod sdxl_adapters;
 mod stages;
 mod starts;
+mod step_cache;
 mod tiles;
 pub(crate) mod tiny_edit;
 mod variants;

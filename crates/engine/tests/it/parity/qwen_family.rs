@@ -60,6 +60,7 @@ impl Case {
             seeds: self.seeds.clone(),
             width_px: self.width,
             height_px: self.height,
+            step_cache: None,
         })
     }
 

@@ -56,6 +56,7 @@ fn request(expected: &Reference, number: usize, mode: &str, guidance_scale: f64)
         seeds: vec![42 + number as u64],
         width_px: 96,
         height_px: 128,
+        step_cache: None,
     }
 }
 

@@ -96,6 +96,7 @@ fn counted_looks() {
         seeds: vec![1],
         width_px: side_px,
         height_px: side_px,
+        step_cache: None,
     };
     let order = QueuedRequest { request: Request::Edit(request), watch: Watch::new(|_| ()) };
     assert_eq!(engine.generate_together(&[order]).unwrap().remove(0).unwrap().len(), 1);
@@ -122,6 +123,7 @@ fn garments_arrive_and_people_stay() {
             seeds: vec![number as u64],
             width_px: WIDTH_PX,
             height_px: variants[0].height(),
+            step_cache: None,
         };
         let order = QueuedRequest { request: Request::Edit(request), watch: Watch::new(|_| ()) };
         let generated = engine.generate_together(&[order]).unwrap().remove(0).unwrap().remove(0);
