@@ -43,7 +43,7 @@ pub fn start(environment: &Environment, default_level: DefaultLevel) -> Result<(
     // A line that cannot be written is lost, and nothing else: the subscriber would report that to where it cannot write, and panic.
     let log = tracing_subscriber::fmt().with_env_filter(filter(level)).with_writer(stderr).log_internal_errors(false);
     if stderr().is_terminal() || default_level != DefaultLevel::Outcomes {
-        log.without_time().with_target(false).finish().with(keeps_secrets()).init();
+        log.without_time().with_target(false).with_ansi(stderr().is_terminal()).finish().with(keeps_secrets()).init();
     } else {
         log.fmt_fields(JsonFields::new()).event_format(Lines).finish().with(keeps_secrets()).init();
     }

@@ -218,7 +218,7 @@ fn print_exports(screen: &Screen, s3: std::net::SocketAddr, webhooks: std::net::
         ("AWS_SECRET_ACCESS_KEY", s3::SECRET_ACCESS_KEY),
         ("BACKEND_API_URL", &format!("http://{webhooks}")),
         ("INTERNAL_API_TOKEN", "demo-token-demo-token-demo-token"),
-        ("ATELIER__NOTIFY__SIGNING_SECRET", local::WEBHOOK_SECRET),
+        ("WEBHOOK_SIGNING_SECRET", local::WEBHOOK_SECRET),
     ] {
         screen.line(&format!("  export {name}={value}"));
     }

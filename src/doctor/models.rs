@@ -44,6 +44,9 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
         let how = format!("correct the manifest, {}, or {bring}", manifest.file.display());
         return Finding::fail(CHECK, format!("{name}: {problem}"), how);
     }
+    if let Err(problem) = family::check_weights(&manifest, &config.model.modes()) {
+        return Finding::fail(CHECK, format!("{name}: {problem}"), bring);
+    }
     let bytes: u64 = weights.iter().map(|(_, bytes)| bytes).sum();
     let mut pinned = if quick { Vec::new() } else { plans(config, environment, &config.model.name, true).unwrap_or_default() };
     pinned.retain(|plan| !plan.source.files.is_empty());

@@ -234,7 +234,7 @@ impl JobService {
     /// Gives a job to a free handler at once. Dropping the receiver cancels it.
     ///
     /// # Errors
-    /// [`NotAccepted::Busy`] when no handler is free, [`NotAccepted::InProgress`] when this node has the job already,
+    /// [`NotAccepted::NoHandlerFree`]; [`NotAccepted::InProgress`] when this node has the job already,
     /// [`NotAccepted::Conflict`] when it has another request under the id.
     pub fn run_now(&self, job: Job, body: Vec<u8>) -> Result<oneshot::Receiver<Ending>, NotAccepted> {
         if self.snapshot.borrow().draining {
@@ -247,10 +247,12 @@ impl JobService {
         };
         let model = self.place(&job);
         if self.status(model).free == 0 {
-            return Err(NotAccepted::Busy);
+            return Err(NotAccepted::NoHandlerFree);
         }
         let (answer, ending) = oneshot::channel();
-        self.direct.try_send(Direct { job: Box::new(job), model, body, answer, claim }).map_err(|_| NotAccepted::Busy)?;
+        self.direct
+            .try_send(Direct { job: Box::new(job), model, body, answer, claim })
+            .map_err(|_| NotAccepted::NoHandlerFree)?;
         Ok(ending)
     }
 

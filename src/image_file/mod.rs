@@ -41,11 +41,20 @@ struct Decoded {
     metadata: Metadata,
 }
 
-/// Opens a file with at most `max_pixels` pixels.
+/// Opens a file with at most `max_pixels` pixels, and in a shape that a model can do something with.
 ///
 /// # Errors
 /// Says what is wrong with the file and what is allowed, to follow the name of a field.
 pub fn open(file: &[u8], max_pixels: u64) -> Result<Opened, String> {
+    let Opened { kind, image } = open_any(file, max_pixels)?;
+    sensible(image).map(|image| Opened { kind, image })
+}
+
+/// The same, of whatever shape.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_any(file: &[u8], max_pixels: u64) -> Result<Opened, String> {
     let kind = Kind::of(file)?;
     let decoded = match kind {
         Kind::Png => png::decode(file, max_pixels),
@@ -54,7 +63,7 @@ pub fn open(file: &[u8], max_pixels: u64) -> Result<Opened, String> {
     };
     let Decoded { mut image, metadata } = decoded?;
     image.apply_orientation(metadata.orientation());
-    sensible(image).map(|image| Opened { kind, image })
+    Ok(Opened { kind, image })
 }
 
 fn webp(file: &[u8], max_pixels: u64) -> Result<Decoded, String> {

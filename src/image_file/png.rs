@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::Cursor;
 
 use image::{DynamicImage, GrayAlphaImage, GrayImage, RgbImage, RgbaImage};
-use png::text_metadata::{ITXtChunk, ZTXtChunk};
+use png::text_metadata::{ITXtChunk, TEXtChunk, ZTXtChunk};
 use png::{BitDepth, ColorType, DecodeOptions, Decoder, Info, Transformations};
 
 use super::exif::Metadata;
@@ -20,6 +20,8 @@ const IEND: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
 const RAW_EXIF: &str = "Raw profile type exif";
 /// Of a text, unpacked; as much as Pillow takes.
 const MAX_TEXT_BYTES: usize = 1 << 20;
+/// Of all texts of a file.
+const MAX_TEXTS_BYTES: usize = 8 << 20;
 /// What the decoder says where data ends before its checksum, and where that is of other data; it has no type for either.
 const TOO_SHORT: &str = "InsufficientInput";
 const OTHER_DATA: &str = "WrongChecksum";
@@ -106,12 +108,45 @@ fn international(text: &ITXtChunk) -> Option<String> {
     text.get_text().ok()
 }
 
-/// (keyword, text) of each text that can be unpacked.
-pub(super) fn texts(info: &Info<'_>) -> Vec<(String, String)> {
-    let plain = info.uncompressed_latin1_text.iter().map(|text| (text.keyword.clone(), text.text.clone()));
-    let packed = info.compressed_latin1_text.iter().filter_map(|text| Some((text.keyword.clone(), unpacked_text(text)?)));
-    let utf8 = info.utf8_text.iter().filter_map(|text| Some((text.keyword.clone(), international(text)?)));
-    plain.chain(packed).chain(utf8).collect()
+/// (keyword, text) of each text that can be unpacked, and how many more there are than [`MAX_TEXTS_BYTES`] holds.
+pub(super) fn texts(info: &Info<'_>) -> (Vec<(String, String)>, usize) {
+    let plain = info.uncompressed_latin1_text.iter().map(|text| (&text.keyword, Packed::No(text)));
+    let packed = info.compressed_latin1_text.iter().map(|text| (&text.keyword, Packed::Latin1(text)));
+    let utf8 = info.utf8_text.iter().map(|text| (&text.keyword, Packed::Utf8(text)));
+    let mut texts = Vec::new();
+    let mut bytes = 0;
+    let mut left_out = 0;
+    // The one that says how the image was made comes first, wherever it stands.
+    let mut all: Vec<_> = plain.chain(packed).chain(utf8).collect();
+    all.sort_by_key(|(keyword, _)| keyword.as_str() != XMP_IN_PNG);
+    for (keyword, text) in all {
+        if bytes >= MAX_TEXTS_BYTES {
+            left_out += 1;
+            continue;
+        }
+        let unpacked = text.unpacked();
+        // One that is too long has been unpacked up to there.
+        bytes += unpacked.as_ref().map_or(MAX_TEXT_BYTES, String::len);
+        texts.extend(unpacked.map(|text| (keyword.clone(), text)));
+    }
+    (texts, left_out)
+}
+
+/// A text as a chunk has it.
+enum Packed<'a> {
+    No(&'a TEXtChunk),
+    Latin1(&'a ZTXtChunk),
+    Utf8(&'a ITXtChunk),
+}
+
+impl Packed<'_> {
+    fn unpacked(&self) -> Option<String> {
+        match self {
+            Self::No(text) => Some(text.text.clone()),
+            Self::Latin1(text) => unpacked_text(text),
+            Self::Utf8(text) => international(text),
+        }
+    }
 }
 
 /// (name, bytes of data) of each chunk, in their order.

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use aws_sdk_s3::Client;
 use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::{anchors, report, source};
 use crate::config::{Config, Environment};
@@ -15,8 +17,10 @@ use crate::content_credentials::verify::{State, verify};
 use crate::image_file::notes;
 use crate::job::JobId;
 use crate::job::outcome::{Record, StoredImage};
+use crate::job::request::tidy_prefix;
 use crate::job::safety::{BlockedJob, SafetyCheck};
 use crate::outbound::Outbound;
+use crate::shown;
 use crate::store::{self, Store};
 
 /// There is nothing under this id.
@@ -28,7 +32,7 @@ pub struct Options {
     #[arg(value_parser = JobId::new)]
     job_id: JobId,
     /// Object key prefix of the job, where it named one [default: that of the model's manifest]
-    #[arg(long)]
+    #[arg(long, value_parser = tidy_prefix)]
     prefix: Option<String>,
     /// PEM of the roots that are trusted; without them no signer is, and credentials verify when nothing was changed
     #[arg(long, value_name = "FILE")]
@@ -48,6 +52,9 @@ struct Audit {
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked: Option<BlockedJob>,
     images: Vec<ImageAudit>,
+    /// What is wrong with the record itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
 }
 
 /// An image of the record, and what lies in the bucket under its key.
@@ -57,7 +64,8 @@ struct ImageAudit {
     /// None: it is as the record says.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
-    credentials: Credentials,
+    /// None: there is no file to look into.
+    credentials: Option<Credentials>,
 }
 
 /// What those of an image came to; none: it has none. One word in JSON.
@@ -84,7 +92,8 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
         images.push(of_image(image, anchors.as_deref(), &client).await);
     }
     let place = format!("s3://{}/{prefix}{}/", store.bucket(), options.job_id);
-    let audit = Audit { job_id: options.job_id.to_string(), place, record, blocked, images };
+    let problem = record.as_ref().and_then(|record| of_record(record, &options.job_id));
+    let audit = Audit { job_id: options.job_id.to_string(), place, record, blocked, images, problem };
     let mut out = std::io::stdout().lock();
     if options.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&audit)?)?;
@@ -94,25 +103,38 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
     Ok(audit.code(anchors.is_some()))
 }
 
+/// What no record that was written here is.
+fn of_record(Record { job_id, images, .. }: &Record, id: &JobId) -> Option<String> {
+    if job_id != id.as_str() {
+        return Some(format!("it is of job {}, and lies under this one's id", shown::text(job_id)));
+    }
+    images.is_empty().then(|| "it names no image".to_owned())
+}
+
 async fn of_image(
-    StoredImage { bucket, key, sha256: recorded, .. }: &StoredImage,
+    StoredImage { bucket, key, sha256: recorded, bytes, .. }: &StoredImage,
     anchors: Option<&str>,
     client: &Client,
 ) -> ImageAudit {
     let address = format!("s3://{bucket}/{key}");
     let file = match source::object(client, bucket, key).await {
         Ok(file) => file,
-        Err(error) => return ImageAudit { address, problem: Some(format!("{error:#}")), credentials: Credentials(None) },
+        Err(error) => return ImageAudit { address, problem: Some(format!("{error:#}")), credentials: None },
     };
     let sha256 = base16ct::lower::encode_string(&Sha256::digest(&file));
-    let problem = recorded.as_ref().filter(|recorded| **recorded != sha256);
-    let problem = problem.map(|recorded| format!("has the SHA-256 {sha256}, and its record says {recorded}"));
+    let problem = match recorded {
+        Some(recorded) if *recorded != sha256 => Some(format!("has the SHA-256 {sha256}, and its record says {recorded}")),
+        _ if *bytes != file.len() as u64 => Some(format!("has {} bytes, and its record says {bytes}", file.len())),
+        Some(_) => None,
+        // It cannot be told from another of this length.
+        None => Some("its record has no SHA-256 to compare it with".to_owned()),
+    };
     let format = notes::read(&file).map(|notes| notes.format);
     let credentials = match format.map(|format| verify(&file, format, anchors)) {
         Ok(Ok(found)) => found.map(|found| found.state),
         Ok(Err(_)) | Err(_) => Some(State::Invalid),
     };
-    ImageAudit { address, problem, credentials: Credentials(credentials) }
+    ImageAudit { address, problem, credentials: Some(Credentials(credentials)) }
 }
 
 impl Serialize for Credentials {
@@ -126,8 +148,8 @@ impl Serialize for Credentials {
 
 impl ImageAudit {
     fn holds(&self, names_anchors: bool, is_signed: bool) -> bool {
-        let verifies = self.credentials.0.map_or(!is_signed, |state| super::holds(state, names_anchors));
-        self.problem.is_none() && verifies
+        let found = self.credentials.as_ref().and_then(|credentials| credentials.0);
+        self.problem.is_none() && found.map_or(!is_signed, |state| super::holds(state, names_anchors))
     }
 }
 
@@ -137,7 +159,7 @@ impl Audit {
             return if self.blocked.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) };
         };
         let is_signed = record.provenance.signer.is_some();
-        if self.images.iter().all(|image| image.holds(names_anchors, is_signed)) {
+        if self.problem.is_none() && self.images.iter().all(|image| image.holds(names_anchors, is_signed)) {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -150,10 +172,10 @@ impl fmt::Display for Audit {
         writeln!(f, "job          {}", self.job_id)?;
         writeln!(f, "lies under   {}", self.place)?;
         if let Some(blocked) = &self.blocked {
-            let at = blocked.blocked_at_s;
+            let at = moment(blocked.blocked_at_s);
             writeln!(
                 f,
-                "not allowed  {} ({}), at {at} s since 1970, policy {}",
+                "not allowed  {} ({}), at {at}, policy {}",
                 blocked.block.category,
                 blocked.block.stage.as_str(),
                 blocked.policy
@@ -165,10 +187,15 @@ impl fmt::Display for Audit {
             Some(record) => write_record(f, record)?,
             None => writeln!(f, "record       none: no job of this id is complete under this prefix")?,
         }
+        if let Some(problem) = &self.problem {
+            writeln!(f, "  problem    {problem}")?;
+        }
         for ImageAudit { address, problem, credentials } in &self.images {
             writeln!(f, "image        {address}")?;
             writeln!(f, "  file       {}", problem.as_deref().unwrap_or("is the one of the record"))?;
-            writeln!(f, "  credentials {}", credentials.0.map_or("none", report::in_words))?;
+            if let Some(Credentials(found)) = credentials {
+                writeln!(f, "  credentials {}", found.map_or("none", report::in_words))?;
+            }
         }
         Ok(())
     }
@@ -176,7 +203,7 @@ impl fmt::Display for Audit {
 
 fn write_record(f: &mut fmt::Formatter<'_>, record: &Record) -> fmt::Result {
     let provenance = &record.provenance;
-    writeln!(f, "record       at {} s since 1970", record.finished_at_s)?;
+    writeln!(f, "record       at {}", moment(record.finished_at_s))?;
     writeln!(f, "  request    {}", record.fingerprint)?;
     if let Some(trace) = &provenance.trace {
         writeln!(f, "  trace      {}", trace.to_traceparent())?;
@@ -203,6 +230,13 @@ fn write_record(f: &mut fmt::Formatter<'_>, record: &Record) -> fmt::Result {
         Some(signer) => writeln!(f, "signed by    {}, certificate {}", signer.subject, signer.certificate_sha256),
         None => writeln!(f, "signed by    nobody"),
     }
+}
+
+/// As of RFC 3339, in UTC; a number that is no moment stays one.
+fn moment(since_1970_s: u64) -> String {
+    let moment = i64::try_from(since_1970_s).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let written = moment.and_then(|moment| moment.format(&Rfc3339).ok());
+    written.unwrap_or_else(|| format!("{since_1970_s} s since 1970"))
 }
 
 fn write_checks(f: &mut fmt::Formatter<'_>, checks: &[SafetyCheck]) -> fmt::Result {

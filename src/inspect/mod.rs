@@ -75,6 +75,6 @@ fn anchors(path: Option<&Path>) -> anyhow::Result<Option<String>> {
 /// # Errors
 /// Says why the pixels cannot be read.
 fn mark_in_pixels(file: &[u8]) -> Result<Option<Found>, String> {
-    let image = image_file::open(file, MAX_PIXELS)?.image.into_rgb8();
+    let image = image_file::open_any(file, MAX_PIXELS)?.image.into_rgb8();
     Ok(invisible_mark::read(image.as_raw(), image.width(), image.height()))
 }

@@ -61,9 +61,9 @@ pub struct Block {
 impl fmt::Display for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { category, stage, field } = self;
-        let field = field.as_deref().unwrap_or(stage.as_str());
         match stage {
             Stage::Prompt | Stage::Input => {
+                let field = field.as_deref().unwrap_or("the job");
                 write!(f, "{field}: is not allowed by this function's content policy ({category}); nothing was generated")
             }
             Stage::Image => {

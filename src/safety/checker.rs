@@ -1,6 +1,7 @@
 //! What the scores of an image classifier mean: which of its labels are categories, and from which score on.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::Deserialize;
 
@@ -47,11 +48,11 @@ pub struct Finding<'a> {
 }
 
 impl Checker {
-    /// `labels`: what the classifier gives scores for, in its order, each with its own threshold.
+    /// `labels`: what the classifier gives scores for, in its order, each with its own threshold; `scores`: between which they are.
     ///
     /// # Errors
-    /// When no label stands for a category, or a category is of a label that there is not.
-    pub fn new(name: &str, labels: &[(String, f32)], categories: &Categories) -> Result<Self, String> {
+    /// When no label stands for a category, a category is of a label that there is not, or a threshold is one that no score is above, or all are.
+    pub fn new(name: &str, (labels, scores): (&[(String, f32)], Range<f32>), categories: &Categories) -> Result<Self, String> {
         let known = || labels.iter().map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ");
         if let Some(unknown) = categories.0.keys().find(|label| !labels.iter().any(|(known, _)| known == *label)) {
             return Err(format!("{} is no label of {name}, which has {}", shown::text(unknown), known()));
@@ -61,6 +62,13 @@ impl Checker {
         }
         if let Some((label, _)) = categories.0.iter().find(|(_, of)| !is_word(&of.category)) {
             return Err(format!("{label}: category must be 1 to 32 of the characters a-z 0-9 _ -"));
+        }
+        for (label, of) in &categories.0 {
+            let Some(threshold) = of.threshold.filter(|threshold| !scores.contains(threshold)) else { continue };
+            let Range { start, end } = scores;
+            return Err(format!(
+                "{label}: threshold must be from {start} to below {end}, as the scores of {name}, got {threshold}"
+            ));
         }
         let labels = labels.iter().map(|(label, own)| {
             let of = categories.0.get(label);
@@ -96,7 +104,7 @@ mod tests {
 
     fn checker(categories: serde_json::Value) -> Result<Checker, String> {
         let labels = [("normal".to_owned(), 0.5), ("nsfw".to_owned(), 0.5), ("underwear".to_owned(), 0.5)];
-        Checker::new("falconsai", &labels, &serde_json::from_value(categories).unwrap())
+        Checker::new("falconsai", (&labels, 0.0..1.0), &serde_json::from_value(categories).unwrap())
     }
 
     #[test]
@@ -117,6 +125,11 @@ mod tests {
         let wrong = [
             (json!({}), "must say which labels of falconsai stand for what may not be shown; it has normal, nsfw, underwear"),
             (json!({ "porn": { "category": "nude" } }), "\"porn\" is no label of falconsai, which has normal, nsfw, underwear"),
+            (
+                json!({ "nsfw": { "category": "nude", "threshold": 95 } }),
+                "nsfw: threshold must be from 0 to below 1, as the scores of falconsai, got 95",
+            ),
+            (json!({ "nsfw": { "category": "nude", "threshold": 1.0 } }), "nsfw: threshold must be from 0 to below 1"),
             (json!({ "nsfw": { "category": "Not safe" } }), "nsfw: category must be 1 to 32 of the characters a-z 0-9 _ -"),
         ];
         for (categories, problem) in wrong {

@@ -28,6 +28,8 @@ pub struct Gate {
     prompt_lists: Vec<PromptList>,
     /// Of instructions that change images of people.
     undress: PromptList,
+    /// Of what is kept out of such an image.
+    uncover: PromptList,
     /// Uploads of a job that was blocked go.
     pub deletes_inputs: bool,
     /// Of the classifier that the model's manifest names.
@@ -49,6 +51,7 @@ impl Gate {
     /// Names the setting that is wrong, and how.
     pub fn new(settings: &Settings, checker: Option<Checker>) -> Result<Self, SettingError> {
         let undress = PromptList::undress().map_err(|problem| SettingError::new("safety", problem))?;
+        let uncover = PromptList::uncover().map_err(|problem| SettingError::new("safety", problem))?;
         let mut digest = Sha256::new();
         let mut prompt_lists = Vec::new();
         for path in &settings.prompt_lists {
@@ -67,6 +70,7 @@ impl Gate {
             tryon: settings.tryon,
             prompt_lists,
             undress,
+            uncover,
             deletes_inputs,
             checker,
             moderator,
@@ -91,18 +95,20 @@ impl Gate {
         self.tryon
     }
 
-    /// The prompt by all lists; none: there is no list for it. What a prompt is to leave out is not looked at.
+    /// The prompt by all lists; none: there is no list for it. What is to be left out of an image is looked at only for clothes: it is the other way
+    /// to ask for none.
     #[must_use]
     pub fn prompt(&self, job: &Job) -> Option<Judgment> {
         let of_people = changes_an_image(&job.task).then_some(&self.undress);
         let mut lists = of_people.into_iter().chain(&self.prompt_lists).peekable();
         lists.peek()?;
         let prompt = job.task.prompt();
-        let category = lists.find_map(|list| list.category_of(prompt));
-        let block = category.map(|category| Block {
+        let found = lists.find_map(|list| list.category_of(prompt)).map(|category| ("prompt", category));
+        let left_out = of_people.and_then(|_| self.uncover.category_of(job.task.negative_prompt()));
+        let block = found.or(left_out.map(|category| ("negative_prompt", category))).map(|(field, category)| Block {
             category: category.to_owned(),
             stage: Stage::Prompt,
-            field: Some("prompt".to_owned()),
+            field: Some(field.to_owned()),
         });
         let check = SafetyCheck { stage: Stage::Prompt, backend: "prompt_lists".to_owned(), scores: BTreeMap::new() };
         Some(Judgment { check, block })

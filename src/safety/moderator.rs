@@ -14,6 +14,7 @@
 //! Anything else, another status or no answer in time, is no answer: the job waits, and nothing leaves.
 
 use std::collections::BTreeMap;
+use std::error::Error as StdError;
 use std::io::Cursor;
 use std::time::Duration;
 
@@ -33,7 +34,6 @@ use crate::job::Job;
 use crate::job::consent::Consent;
 use crate::job::outcome::JobError;
 use crate::job::safety::Stage;
-use crate::job::task::Task;
 use crate::setting::{Secret, SettingError, check_address};
 use crate::shown;
 
@@ -42,6 +42,8 @@ const MAX_SIDE_PX: u32 = 512;
 const JPEG_QUALITY: u8 = 85;
 /// Bytes of an answer.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
+/// A score is a probability, or a number that a classifier decides by.
+const MAX_SCORE: f64 = 1e6;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
@@ -152,18 +154,13 @@ impl Moderator {
     /// # Errors
     /// [`JobError::ModerationUnavailable`]: there is none, and the job has to wait for it.
     pub async fn ask(&self, job: &Job, stage: Stage, images: &[SmallImage]) -> Result<Answer, JobError> {
-        let negative_prompt = match &job.task {
-            Task::Generate(generate) => generate.negative_prompt.as_str(),
-            Task::TryOn(tryon) => tryon.negative_prompt.as_str(),
-            Task::Edit(edit) => edit.negative_prompt.as_str(),
-        };
         let question = Question {
             stage,
             job_id: job.id.as_str(),
             task: job.task.name(),
             tenant: job.tenant.as_deref(),
             prompt: job.task.prompt(),
-            negative_prompt,
+            negative_prompt: job.task.negative_prompt(),
             consent: job.consent.as_ref(),
             images,
         };
@@ -190,7 +187,14 @@ impl Moderator {
         }
         let failed = |error: reqwest::Error| {
             let what = if error.is_timeout() { "did not answer in time" } else { "could not be reached" };
-            format!("safety.moderator {what} ({})", error.without_url())
+            let host = self.url.host_str().unwrap_or_default();
+            // What reqwest says itself repeats the address, which may have a secret in it.
+            let mut cause: &dyn StdError = &error;
+            while let Some(source) = cause.source() {
+                cause = source;
+            }
+            let cause = if cause.is::<reqwest::Error>() { String::new() } else { format!(": {cause}") };
+            format!("safety.moderator ({host}) {what}{cause}")
         };
         let mut response = request.send().await.map_err(failed)?;
         if response.status() != 200 {
@@ -209,9 +213,20 @@ impl Moderator {
 
 /// Reads an answer. What it names becomes part of webhooks and metrics.
 fn read(body: &[u8]) -> Result<Answer, String> {
-    let answer: Answer = serde_json::from_slice(body).map_err(|error| {
-        format!("safety.moderator must answer {{\"allowed\": true or false, ...}}: {}", shown::text(&error.to_string()))
-    })?;
+    let no_answer = |problem: &str| {
+        Err(format!("safety.moderator must answer {{\"allowed\": true or false, ...}}: {}", shown::text(problem)))
+    };
+    // serde would take a list's elements for the fields.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return no_answer("it is no object");
+    }
+    let answer: Answer = match serde_json::from_slice(body) {
+        Ok(answer) => answer,
+        Err(error) => return no_answer(&error.to_string()),
+    };
+    if let Some((name, score)) = answer.scores.iter().find(|(_, score)| score.abs() > MAX_SCORE) {
+        return no_answer(&format!("the score of {name} is {score}, and must be from -{MAX_SCORE} to {MAX_SCORE}"));
+    }
     if let Some(strange) = answer.categories.iter().find(|category| !is_word(category)) {
         let strange = shown::text(strange);
         return Err(format!("safety.moderator named the category {strange}; it must be 1 to 32 of the characters a-z 0-9 _ -"));
@@ -231,8 +246,12 @@ mod tests {
             read(br#"{"allowed": false, "categories": ["minors"], "field": "person", "scores": {"minors": 0.9}, "more": 1}"#);
         assert_eq!(no.unwrap().categories, ["minors"]);
         for (body, problem) in [
-            (&b""[..], "EOF"),
+            (&b""[..], "no object"),
             (b"ok", "must answer {\"allowed\""),
+            (b"[true]", "no object"),
+            (b" [true, [], null, {}]", "no object"),
+            (br#"{"allowed": true, "allowed": false}"#, "duplicate field"),
+            (br#"{"allowed": true, "scores": {"x": 1e306}}"#, "the score of x is"),
             (b"{}", "missing field `allowed`"),
             (br#"{"allowed": "yes"}"#, "invalid type"),
             (br#"{"allowed": false, "categories": ["Not Safe"]}"#, "named the category \"Not Safe\""),

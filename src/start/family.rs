@@ -1,12 +1,13 @@
 //! Whether a checkpoint is of the family that its manifest says.
 
 use crate::config::manifest::{Family, Manifest};
-use atelier_engine::EngineError;
+use crate::job::task::tryon::Mode;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::flux::Flux;
 use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::qwen::checkpoint::{ImageCheckpoint, Pipeline};
 use atelier_engine::sd::checkpoint::Checkpoint;
+use atelier_engine::{EngineError, present};
 
 /// Looks at the JSON files of the checkpoint, not at its weights.
 ///
@@ -21,6 +22,28 @@ pub fn check(manifest: &Manifest) -> Result<(), EngineError> {
         Family::ZImage => FlowEngine::<ZImage>::check(checkpoint),
         Family::Flux => FlowEngine::<Flux>::check(checkpoint),
     }
+}
+
+/// Whether there are weight files of each part that is loaded, where `modes` are.
+///
+/// # Errors
+/// [`EngineError::Checkpoint`] names the part that has none.
+pub fn check_weights(manifest: &Manifest, modes: &[Mode]) -> Result<(), EngineError> {
+    let mut components = match manifest.family {
+        Family::StableDiffusion1 => vec!["unet", "vae", "text_encoder"],
+        Family::StableDiffusionXl => vec!["unet", "vae", "text_encoder", "text_encoder_2"],
+        Family::QwenImageEdit | Family::QwenImage | Family::ZImage => vec!["transformer", "vae", "text_encoder"],
+        Family::Flux => vec!["transformer", "vae", "text_encoder", "text_encoder_2"],
+    };
+    let replaces_all = matches!(manifest.family, Family::StableDiffusion1 | Family::StableDiffusionXl);
+    if manifest.weights.is_some() {
+        components.retain(|component| !replaces_all && *component != "transformer");
+    }
+    let mut of_modes = modes.iter().map(|mode| manifest.modes.of(*mode).and_then(|weights| weights.transformer.as_ref()));
+    if !modes.is_empty() && of_modes.all(|transformer| transformer.is_some()) {
+        components.retain(|component| *component != "transformer");
+    }
+    present::check(&manifest.checkpoint, &components)
 }
 
 fn stable_diffusion(manifest: &Manifest) -> Result<(), EngineError> {

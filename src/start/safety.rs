@@ -8,7 +8,7 @@ use crate::safety::checker;
 use crate::safety::gate::Gate;
 use crate::safety::settings::{Mode, Settings};
 use crate::setting::SettingError;
-use atelier_engine::classifier;
+use atelier_engine::classifier::{self, Labels};
 
 /// Whether there is anyone to look, where someone has to.
 ///
@@ -79,8 +79,8 @@ fn read(checker: &Checker, manifest: &Manifest) -> Result<checker::Checker, Sett
         );
         return Err(SettingError::new(&format!("{key}.directory"), problem));
     }
-    let labels = classifier::check(directory).map_err(|error| SettingError::new(&key, error.to_string()))?;
+    let Labels { labels, scores } = classifier::check(directory).map_err(|error| SettingError::new(&key, error.to_string()))?;
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
-    checker::Checker::new(&name, &labels, categories)
+    checker::Checker::new(&name, (&labels, scores), categories)
         .map_err(|problem| SettingError::new(&format!("{key}.categories"), problem))
 }

@@ -18,23 +18,24 @@ impl Store {
         Ok(self.read(BLOCKED, &key(prefix, job_id)).await?.found().map(|found| found.value))
     }
 
-    /// Notes it. Of a job that was corrected and is not allowed again, the last note stays.
+    /// Notes it. Of a job that was corrected, or is judged by another policy, and is not allowed again, the last note stays.
     ///
     /// # Errors
     /// [`JobError::Storage`], to be waited for: then nobody may be told.
     pub async fn put_blocked(&self, job: &Job, blocked: &BlockedJob) -> Result<(), JobError> {
         let key = key(&job.output.prefix, &job.id);
         let Some(earlier) = self.put_once(BLOCKED, &key, blocked).await? else { return Ok(()) };
-        if earlier.value.fingerprint == blocked.fingerprint {
+        if earlier.value.fingerprint == blocked.fingerprint && earlier.value.policy == blocked.policy {
             return Ok(());
         }
         self.put_json(&key, blocked).await
     }
 
-    /// Deletes the inputs of a job that were uploaded with it. Of those that lie elsewhere the sender disposes.
+    /// Deletes the inputs of a job that were uploaded with it, and this process's copies of all its inputs. Of those that lie elsewhere the sender disposes.
     pub async fn delete_uploads(&self, job: &Job) {
         let own = format!("{}{}/", input::DIRECTORY, job.id);
         for (field, asset) in job.inputs() {
+            self.cache.forget(&asset.identity());
             let AssetUrl::S3 { bucket, key } = asset else { continue };
             if *bucket != self.settings.bucket || !key.starts_with(&own) {
                 continue;

@@ -55,6 +55,8 @@ struct Entry {
     bytes: u64,
     last_used: SystemTime,
     users: usize,
+    /// Goes as soon as nobody uses it.
+    unwanted: bool,
 }
 
 /// A file in the cache that stays there until this is dropped.
@@ -89,7 +91,7 @@ impl Cache {
             match parts(&name) {
                 _ if name == LOCK => {}
                 Some((_, bytes, _)) if bytes == metadata.len() => {
-                    by_name.insert(name, Entry { bytes, last_used: metadata.modified()?, users: 0 });
+                    by_name.insert(name, Entry { bytes, last_used: metadata.modified()?, users: 0, unwanted: false });
                 }
                 _ => fs::remove_file(entry.path())?,
             }
@@ -111,7 +113,7 @@ impl Cache {
         let address = hash(address);
         let mut files = self.files();
         loop {
-            let of_address = files.by_name.iter().filter(|(name, _)| name.starts_with(&address));
+            let of_address = files.by_name.iter().filter(|(name, entry)| name.starts_with(&address) && !entry.unwanted);
             let name = of_address.max_by_key(|(_, entry)| entry.last_used)?.0.clone();
             let (_, bytes, etag) = parts(&name)?;
             let path = self.0.directory.join(&name);
@@ -119,6 +121,23 @@ impl Cache {
                 return Some((self.lend(&mut files, name, bytes), etag));
             }
             files.by_name.remove(&name);
+        }
+    }
+
+    /// Removes what is kept under `address`, or sees to it that the last user does.
+    pub(super) fn forget(&self, address: &str) {
+        let address = hash(address);
+        let mut files = self.files();
+        for (_, entry) in files.by_name.iter_mut().filter(|(name, _)| name.starts_with(&address)) {
+            entry.unwanted = true;
+        }
+        let idle = files.by_name.extract_if(|_, entry| entry.unwanted && entry.users == 0);
+        idle.for_each(|(name, _)| self.remove(&name));
+    }
+
+    fn remove(&self, name: &str) {
+        if let Err(error) = fs::remove_file(self.0.directory.join(name)) {
+            tracing::warn!(%error, name, "a cached input could not be removed");
         }
     }
 
@@ -137,7 +156,7 @@ impl Cache {
     fn lend(&self, files: &mut Files, name: String, bytes: u64) -> Lease {
         let path = self.0.directory.join(&name);
         let now = SystemTime::now();
-        let entry = files.by_name.entry(name.clone()).or_insert(Entry { bytes, last_used: now, users: 0 });
+        let entry = files.by_name.entry(name.clone()).or_insert(Entry { bytes, last_used: now, users: 0, unwanted: false });
         entry.users += 1;
         entry.last_used = now;
         // Only the order of eviction after a restart hangs on it.
@@ -150,9 +169,7 @@ impl Cache {
             let idle = files.by_name.iter().filter(|(_, entry)| entry.users == 0);
             let Some(name) = idle.min_by_key(|(_, entry)| entry.last_used).map(|(name, _)| name.clone()) else { return };
             files.by_name.remove(&name);
-            if let Err(error) = fs::remove_file(self.0.directory.join(&name)) {
-                tracing::warn!(%error, name, "a cached input could not be removed");
-            }
+            self.remove(&name);
         }
     }
 
@@ -215,7 +232,7 @@ impl Drop for Lease {
         let mut files = cache.files();
         let Some(entry) = files.by_name.get_mut(&self.name) else { return };
         entry.users -= 1;
-        if entry.users == 0 && parts(&self.name).is_none() {
+        if entry.users == 0 && (entry.unwanted || parts(&self.name).is_none()) {
             files.by_name.remove(&self.name);
             let _ = fs::remove_file(&self.path);
         }

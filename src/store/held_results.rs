@@ -50,6 +50,8 @@ pub struct HeldResult {
     pub timings_ms: BTreeMap<String, u64>,
     /// What the safety gate was asked, and said.
     pub checks: Vec<SafetyCheck>,
+    /// Of the gate that said it; none: there was none.
+    pub policy: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +75,8 @@ struct Head {
     /// Results of earlier releases have none.
     #[serde(default)]
     checks: Vec<SafetyCheck>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -176,6 +180,7 @@ fn head(job: &Job, result: &HeldResult) -> Head {
         images: images.collect(),
         timings_ms: result.timings_ms.clone(),
         checks: result.checks.clone(),
+        policy: result.policy.clone(),
     }
 }
 
@@ -204,7 +209,8 @@ fn parse(bytes: Vec<u8>, job: &Job) -> Option<HeldResult> {
             file,
         });
     }
-    let result = HeldResult { images, timings_ms: head.timings_ms.clone(), checks: head.checks.clone() };
+    let result =
+        HeldResult { images, timings_ms: head.timings_ms.clone(), checks: head.checks.clone(), policy: head.policy.clone() };
     (rest.is_empty() && self::head(job, &result) == head).then_some(result)
 }
 
@@ -279,6 +285,7 @@ mod tests {
         HeldResult {
             images: vec![image(7), image(u64::MAX)],
             timings_ms: BTreeMap::from([("infer".into(), 12)]),
+            policy: Some("0123456789ab".into()),
             checks: Vec::new(),
         }
     }

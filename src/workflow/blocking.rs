@@ -9,13 +9,14 @@ use crate::job::outcome::JobError;
 use crate::job::safety::BlockedJob;
 
 impl Workflow {
-    /// What an earlier run noted of this very request. Where nobody looks at jobs, nobody has noted anything.
+    /// What an earlier run noted of this very request, as it is judged now: another list, classifier or moderator is asked anew. Where nobody looks at
+    /// jobs, nobody has noted anything.
     pub(super) async fn blocked_before(&self, job: &Job) -> Result<Option<BlockedJob>, JobError> {
         if !self.gate.is_on() {
             return Ok(None);
         }
         let blocked = self.store.blocked(&job.output.prefix, &job.id).await?;
-        Ok(blocked.filter(|blocked| blocked.fingerprint == job.fingerprint))
+        Ok(blocked.filter(|blocked| blocked.fingerprint == job.fingerprint && blocked.policy == self.gate.policy))
     }
 
     /// Notes that this run was not allowed to go on. A note that cannot be written leaves the job to wait: the next run asks again.

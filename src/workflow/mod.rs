@@ -301,8 +301,8 @@ impl Workflow {
         if !context.replayed
             && context.notification_mode == NotificationMode::Later
             && let Some(result) = self.held_results.get(context.job).await
-            // One that nobody has looked at is of an earlier release, or of a configuration without a gate.
-            && !(result.checks.is_empty() && self.gate.looks_at_images())
+            // One that another gate has judged, or none, is judged anew, and so generated anew.
+            && (!self.gate.is_on() || result.policy.as_ref() == Some(&self.gate.policy))
         {
             tracing::info!("the result of an earlier attempt is on disk; it is stored, not generated again");
             context.resume(result);

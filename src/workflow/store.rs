@@ -152,8 +152,12 @@ impl StoreStep {
             invisible_mark: invisible_mark.clone(),
             file: file.clone(),
         });
-        let result =
-            HeldResult { images: images.collect(), timings_ms: context.timings_ms.clone(), checks: context.checks.clone() };
+        let result = HeldResult {
+            images: images.collect(),
+            timings_ms: context.timings_ms.clone(),
+            checks: context.checks.clone(),
+            policy: self.policy.clone(),
+        };
         match self.held_results.keep(context.job, result).await {
             Ok(dropped) => measured::HeldResults { kept: 1, dropped, ..Default::default() },
             Err(error) => {

@@ -258,6 +258,11 @@ impl Stage {
         self.cache.path().join("held")
     }
 
+    /// Where copies of inputs are.
+    pub(crate) fn inputs(&self) -> PathBuf {
+        self.cache.path().join("0")
+    }
+
     /// What the engine was asked to generate over.
     pub(crate) fn edits(&self) -> Vec<EditRequest> {
         self.edits.lock().unwrap().clone()

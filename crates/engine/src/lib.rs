@@ -23,6 +23,7 @@ pub mod noise;
 mod original_layers;
 mod original_names;
 pub mod pixels;
+pub mod present;
 pub mod qwen;
 mod recent;
 pub mod resample;

@@ -65,7 +65,7 @@ pub(super) async fn begin(http: &Http, order: Submission) -> Result<Running, Pro
         return Err(Problem::unavailable("model_not_ready", "the model is not ready yet"));
     }
     if free == 0 {
-        return Err(NotAccepted::Busy.into());
+        return Err(NotAccepted::NoHandlerFree.into());
     }
     // One that waits as far as this node knows may be complete by another: then the handler has its image.
     jobs::job_status(http, &order.job.id).await?;

@@ -13,7 +13,7 @@ use super::Http;
 use super::problem::Problem;
 use crate::host::jobs::{self, Cancelling, JobStatus};
 use crate::job::JobId;
-use crate::job::outcome::Record;
+use crate::job::outcome::{self, JobError, Record};
 use crate::notify::body::Generated;
 
 /// Jobs of a list.
@@ -128,9 +128,20 @@ pub(super) async fn document(http: &Http, id: &JobId, known: Option<JobStatus>) 
     // A record that was complete here may have been deleted since, and its images with it.
     let was_complete = known.as_ref().is_none_or(|known| known.state == jobs::State::Complete);
     if was_complete && record.is_none() {
-        return Err(unknown(id));
+        return blocked(http, id).await?.ok_or_else(|| unknown(id));
     }
     Ok(status(id.as_str(), known, &result))
+}
+
+/// The document of a job that the bucket says was not allowed, and this node knows nothing of.
+async fn blocked(http: &Http, id: &JobId) -> Result<Option<Value>, Problem> {
+    let Some(note) = http.store.blocked(http.job_service.catalogue.prefix(), id).await? else { return Ok(None) };
+    let error = outcome::Problem::from(&JobError::Blocked(note.block));
+    let mut document = status(id.as_str(), None, &Value::Null);
+    document["state"] = json!(jobs::State::Failed);
+    document["progress"] = json!(0);
+    document["error"] = json!(error);
+    Ok(Some(document))
 }
 
 /// The record of a job; none: the job is not complete, or the bucket has no record of it.

@@ -127,7 +127,7 @@ impl From<NotAccepted> for Problem {
         match reason {
             NotAccepted::Conflict(id) => JobError::Conflict { job_id: id }.into(),
             NotAccepted::InProgress(_) => Self::in_progress(&message),
-            NotAccepted::Busy | NotAccepted::TenantBusy { .. } => Self::busy(&message),
+            NotAccepted::Busy | NotAccepted::NoHandlerFree | NotAccepted::TenantBusy { .. } => Self::busy(&message),
             NotAccepted::Draining => Self::unavailable("shutting_down", &message),
             NotAccepted::Queue(error) => error.into(),
         }
@@ -152,7 +152,8 @@ impl IntoResponse for Problem {
 }
 
 pub(super) async fn not_found(uri: Uri) -> Problem {
-    let message = format!("there is nothing at {}; GET /openapi.json says what there is", shown::name(uri.path()));
+    let page = if uri.path() == "/" { " (the page is switched on by server.page: true)" } else { "" };
+    let message = format!("there is nothing at {}{page}; GET /openapi.json says what there is", shown::name(uri.path()));
     Problem::new(StatusCode::NOT_FOUND, "not_found", &message)
 }
 

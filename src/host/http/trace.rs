@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::Http;
+use super::problem::Refused;
 
 /// Ids for requests that bring none; they sort by time.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +39,10 @@ pub(super) async fn propagate(State(http): State<Arc<Http>>, request: Request, n
         http.metrics.http_request(route.as_ref().map_or("other", MatchedPath::as_str), status);
         if matches!(path.as_str(), "/health" | "/test" | "/metrics" | "/gpu/status") {
             tracing::debug!(%method, path, status, took_ms, "answered");
+        } else if let Some(refused) = response.extensions().get::<Refused>() {
+            let error = &refused.body["error"];
+            let [code, field, problem] = ["code", "field", "message"].map(|name| error[name].as_str());
+            tracing::info!(%method, path, status, took_ms, code, field, problem, "answered");
         } else {
             tracing::info!(%method, path, status, took_ms, "answered");
         }

@@ -105,7 +105,7 @@ pub(super) fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     }
 }
 
-fn tidy_prefix(text: &str) -> Result<String, String> {
+pub(crate) fn tidy_prefix(text: &str) -> Result<String, String> {
     let tidy = text.is_empty() || (text.ends_with('/') && !text.starts_with('/'));
     let parts = text.split('/').all(|part| part != "." && part != "..") && !text.contains("//");
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '='));

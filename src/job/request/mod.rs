@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use self::catalogue::DefaultsOf;
+pub(crate) use self::field::tidy_prefix;
 use self::seed::SeedChoice;
 use self::tryon::TryOnDefaults;
 use super::consent::Consent;

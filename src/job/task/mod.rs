@@ -53,6 +53,16 @@ impl Task {
         }
     }
 
+    /// What is to be left out; empty: nothing of its own.
+    #[must_use]
+    pub fn negative_prompt(&self) -> &str {
+        match self {
+            Self::Generate(generate) => generate.negative_prompt.as_str(),
+            Self::TryOn(tryon) => tryon.negative_prompt.as_str(),
+            Self::Edit(edit) => edit.negative_prompt.as_str(),
+        }
+    }
+
     /// What steps may take over from earlier ones.
     #[must_use]
     pub fn step_cache(&self) -> Option<StepCache> {

@@ -60,6 +60,8 @@ async fn a_damaged_model_file_is_found() {
 
     fs::write(&unet, &whole[..whole.len() - 1]).unwrap();
     of(&["--quick"]).await.expect("model", "fail", "is not a whole safetensors file");
+    fs::remove_file(&unet).unwrap();
+    of(&["--quick"]).await.expect("model", "fail", "unet: has none of diffusion_pytorch_model.safetensors");
     fs::remove_dir_all(directory.path().join("sd15")).unwrap();
     of(&["--quick"]).await.expect("model", "fail", "atelier models pull tiny-sd");
 }

@@ -3,6 +3,7 @@
 mod audit;
 mod checker;
 mod moderator;
+mod policy;
 mod prompts;
 
 use atelier::protocol::reply::{self, JobReport};

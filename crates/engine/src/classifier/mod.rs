@@ -7,6 +7,7 @@ mod head;
 mod preprocessor;
 mod vision;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -119,15 +120,24 @@ impl Classifier {
     }
 }
 
-/// Looks at a classifier's JSON files, not at its weights. Returns its labels, as [`Classifier::labels`], each with the score above which it counts
-/// where nobody has said another: half of a ViT's certainty, and 0 for a safety checker, where diffusers blackens the image.
+/// What a classifier gives scores for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Labels {
+    /// As [`Classifier::labels`], each with the score above which it counts where nobody has said another: half of a ViT's certainty, and 0 for a safety
+    /// checker, where diffusers blackens the image.
+    pub labels: Vec<(String, f32)>,
+    /// Between which scores are: a ViT's are parts of 1, a safety checker's are differences of cosines.
+    pub scores: Range<f32>,
+}
+
+/// Looks at a classifier's JSON files, not at its weights.
 ///
 /// # Errors
 /// [`EngineError::Checkpoint`] when these cannot be read or are not supported.
-pub fn check(directory: &Path) -> Result<Vec<(String, f32)>, EngineError> {
+pub fn check(directory: &Path) -> Result<Labels, EngineError> {
     let architecture = read(directory)?.0.architecture;
-    let threshold = if matches!(architecture, Architecture::Vit(_)) { 0.5 } else { 0.0 };
-    Ok(architecture.labels().into_iter().map(|label| (label, threshold)).collect())
+    let (threshold, scores) = if matches!(architecture, Architecture::Vit(_)) { (0.5, 0.0..1.0) } else { (0.0, -2.0..2.0) };
+    Ok(Labels { labels: architecture.labels().into_iter().map(|label| (label, threshold)).collect(), scores })
 }
 
 fn read(directory: &Path) -> Result<(ClassifierConfig, Preprocessor), EngineError> {

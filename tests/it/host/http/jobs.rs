@@ -163,6 +163,20 @@ async fn a_job_of_another_life_is_known_by_its_record() {
     assert_problem(&body, "unknown_job", None, "job-2");
 }
 
+/// So it was as well with one that was not allowed.
+#[tokio::test]
+async fn a_blocked_job_of_another_life_is_known_by_its_note() {
+    let front = Front::open().await;
+    let note = json!({ "job_id": "job-1", "fingerprint": "f", "category": "nude", "stage": "image", "policy": "0123456789ab",
+        "checks": [], "blocked_at_s": 1_795_300_000 });
+    let path = front.bucket.path(&format!("{}job-1/blocked.json", job_of(&generate("job-1")).output.prefix));
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, note.to_string()).unwrap();
+    let (status, document) = front.get("/jobs/job-1").await;
+    assert_eq!((status, &document["state"], &document["result"]), (StatusCode::OK, &json!("failed"), &Value::Null));
+    assert_eq!((&document["error"]["code"], &document["error"]["category"]), (&json!("content_blocked"), &json!("nude")));
+}
+
 #[tokio::test]
 async fn a_job_that_another_host_has_generated_is_complete_here_too() {
     let front = Front::open().await;

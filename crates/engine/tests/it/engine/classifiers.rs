@@ -127,7 +127,7 @@ fn classifier_without_names_of_its_labels() {
     let config = parent.path().join("checker/config.json");
     edit(&config, "id2label", "unread");
     let labels = ["LABEL_0", "LABEL_1"];
-    assert_eq!(check(&parent.path().join("checker")).expect("allowed"), labels.map(|label| (label.to_owned(), 0.5)));
+    assert_eq!(check(&parent.path().join("checker")).expect("allowed").labels, labels.map(|label| (label.to_owned(), 0.5)));
     assert_eq!(load(&parent).expect("loads").labels(), labels);
 }
 

@@ -88,7 +88,7 @@ fn engine() -> StableDiffusion {
 fn shows_star(images: &[RgbImage]) -> Vec<bool> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-checker");
     let labels = check(&directory).unwrap();
-    let star = labels.iter().position(|(label, _)| label == "star").unwrap();
+    let star = labels.labels.iter().position(|(label, _)| label == "star").unwrap();
     let scores = Classifier::load(&directory, DType::F32, &crate::device()).unwrap().classify(images).unwrap();
     scores.iter().map(|scores| scores[star] > STAR_THRESHOLD).collect()
 }

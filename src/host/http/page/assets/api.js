@@ -49,6 +49,17 @@ export function takeTokenFromAddress() {
   history.replaceState(null, '', `${location.pathname}${given.size ? `#${given}` : ''}`);
 }
 
+/** No header takes other characters: what was pasted is no token of a host. */
+const UNSENT = { error: { message: 'The token has characters that no token has: copy it again, without quotation marks around it.' } };
+
+/** @param {string} path @param {RequestInit} init @param {string|null} token @returns {Promise<Response|null>} null: it was not sent */
+async function send(path, init, token) {
+  if (token && !/^[\x21-\x7e]+$/.test(token)) return null;
+  const headers = new Headers(init.headers);
+  if (token) headers.set('authorization', `Bearer ${token}`);
+  return fetch(path, { ...init, headers, cache: 'no-store' });
+}
+
 /**
  * @param {string} path @param {RequestInit & {quiet?: boolean}} [options] quiet: nobody is asked again who has declined
  * @returns {Promise<Response>} one that says yes
@@ -58,12 +69,10 @@ export async function request(path, options = {}) {
   if (!quiet) declined = false;
   for (;;) {
     const token = sessionStorage.getItem(TOKEN);
-    const headers = new Headers(init.headers);
-    if (token) headers.set('authorization', `Bearer ${token}`);
-    const response = await fetch(path, { ...init, headers, cache: 'no-store' });
-    if (response.ok) return response;
-    const error = new ApiError(response.status, await response.json().catch(() => null));
-    if (response.status !== 401 || declined) throw error;
+    const response = await send(path, init, token);
+    if (response?.ok) return response;
+    const error = response ? new ApiError(response.status, await response.json().catch(() => null)) : new ApiError(401, UNSENT);
+    if (error.status !== 401 || declined) throw error;
     // Another request may have brought a new one meanwhile.
     if (sessionStorage.getItem(TOKEN) !== token) continue;
     asking ??= ask(token ? error.text : '').finally(() => { asking = null; });

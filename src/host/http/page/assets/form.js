@@ -45,6 +45,8 @@ export class Form {
     this.person = new InputImage('Person', 'person', (person) => this.mask.load(person));
     this.garments = new InputImages('Garment', 'garments', 4);
     this.images = new InputImages('Image', 'images', 3);
+    this.basis = /** @type {HTMLSelectElement} */ (byId('consent-basis'));
+    this.reference = /** @type {HTMLInputElement} */ (byId('consent-reference'));
     this.form.addEventListener('submit', (event) => { event.preventDefault(); this.send(); });
     this.model.addEventListener('change', () => this.modelChanged());
     byId('add-lora').addEventListener('click', () => this.addLora(true));
@@ -107,7 +109,8 @@ export class Form {
     byId('numbers').replaceChildren(...numbers);
     byId('negative-field').hidden = !served?.guidance;
     byId('loras').hidden = this.task !== 'generate' || !served?.loras;
-    byId('more').hidden = byId('negative-field').hidden && byId('loras').hidden;
+    byId('consent').hidden = this.task === 'generate';
+    byId('more').hidden = byId('negative-field').hidden && byId('loras').hidden && byId('consent').hidden;
   }
 
   /** @param {string} name @param {string} label @param {any} property @param {any} served */
@@ -165,6 +168,9 @@ export class Form {
         return { url: url.value.trim(), scale: Number(scale.value || 1) };
       });
       if (lora.length) body.lora = lora;
+    }
+    if (this.task !== 'generate' && this.basis.value) {
+      body.consent = { basis: this.basis.value, reference: this.reference.value };
     }
     if (this.task === 'edit') body.images = this.images.urls();
     if (this.task === 'tryon') {
@@ -226,6 +232,8 @@ export class Form {
     for (const input of byId('numbers').querySelectorAll('[data-field]')) {
       /** @type {HTMLInputElement} */ (input).value = String(body[input.getAttribute('data-field')] ?? '');
     }
+    this.basis.value = body.consent?.basis ?? '';
+    this.reference.value = body.consent?.reference ?? '';
     byId('lora-rows').replaceChildren();
     for (const lora of body.lora ?? []) this.addLora(false, lora);
     if (task === 'edit') await this.images.restore(body.images);
