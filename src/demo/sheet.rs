@@ -72,34 +72,58 @@ impl Print {
     }
 }
 
-/// Lays (caption, image) out in rows, each image in the middle of a cell with its whole caption below. Tiny images are enlarged, large
-/// ones reduced.
+/// Lays (caption, image) out in rows, each image with its whole caption below, as wide as the image. Tiny images are enlarged, large ones reduced.
 #[must_use]
 pub fn contact_sheet(images: &[(String, Image)]) -> Image {
     let prints: Vec<_> = images.iter().filter_map(|(caption, image)| Print::new(caption, image)).collect();
-    let most_lines = prints.iter().map(|print| print.lines.len()).max().unwrap_or(0) as u32;
-    let caption_px = most_lines * LINE_PITCH_PX + CAPTION_PX - LINE_PITCH_PX;
-    let columns = columns(prints.len());
-    let rows = prints.len().div_ceil(columns) as u32;
-    let cell_width_px = prints.iter().map(|print| print.image.width()).max().unwrap_or(0);
-    let cell_height_px = prints.iter().map(|print| print.image.height()).max().unwrap_or(0) + caption_px;
-    let side = |cells: u32, cell_px: u32| 2 * MARGIN_PX + cells * cell_px + cells.saturating_sub(1) * GAP_PX;
-    let columns = columns as u32;
-    let mut sheet = RgbImage::from_pixel(side(columns, cell_width_px), side(rows, cell_height_px), PAPER);
-    for (index, Print { image: print, lines }) in (0..).zip(&prints) {
-        let left = MARGIN_PX + index % columns * (cell_width_px + GAP_PX);
-        let top = MARGIN_PX + index / columns * (cell_height_px + GAP_PX);
-        let image_left = left + (cell_width_px - print.width()) / 2;
-        let image_top = top + cell_height_px - caption_px - print.height();
-        let frame = RgbImage::from_pixel(print.width() + 2, print.height() + 2, FRAME);
-        imageops::replace(&mut sheet, &frame, i64::from(image_left) - 1, i64::from(image_top) - 1);
-        imageops::replace(&mut sheet, print, image_left.into(), image_top.into());
-        for (line, text) in (0..).zip(lines) {
-            let baseline_px = top + cell_height_px - caption_px + BASELINE_PX + line * LINE_PITCH_PX;
-            text.mask(CAPTION_LINE_PX).write(&mut sheet, (image_left, baseline_px), INK);
-        }
+    let rows: Vec<Row<'_>> = prints.chunks(columns(prints.len())).map(Row::new).collect();
+    let width_px = rows.iter().map(Row::width_px).max().unwrap_or(0);
+    let gaps_px = (rows.len().saturating_sub(1)) as u32 * GAP_PX;
+    let height_px = rows.iter().map(|row| row.image_px + row.caption_px).sum::<u32>() + gaps_px;
+    let mut sheet = RgbImage::from_pixel(2 * MARGIN_PX + width_px, 2 * MARGIN_PX + height_px, PAPER);
+    let mut top = MARGIN_PX;
+    for row in &rows {
+        row.write(&mut sheet, top);
+        top += row.image_px + row.caption_px + GAP_PX;
     }
     Image { width_px: sheet.width(), height_px: sheet.height(), rgb: sheet.into_raw(), seed: 0 }
+}
+
+/// Images side by side, which end at one height.
+struct Row<'a> {
+    prints: &'a [Print],
+    /// Height of the tallest image.
+    image_px: u32,
+    /// And of the longest caption.
+    caption_px: u32,
+}
+
+impl<'a> Row<'a> {
+    fn new(prints: &'a [Print]) -> Self {
+        let image_px = prints.iter().map(|print| print.image.height()).max().unwrap_or(0);
+        let lines = prints.iter().map(|print| print.lines.len()).max().unwrap_or(0) as u32;
+        Self { prints, image_px, caption_px: lines * LINE_PITCH_PX + CAPTION_PX - LINE_PITCH_PX }
+    }
+
+    fn width_px(&self) -> u32 {
+        let gaps_px = (self.prints.len().saturating_sub(1)) as u32 * GAP_PX;
+        self.prints.iter().map(|print| print.image.width()).sum::<u32>() + gaps_px
+    }
+
+    fn write(&self, sheet: &mut RgbImage, top: u32) {
+        let mut left = MARGIN_PX;
+        for Print { image, lines } in self.prints {
+            let image_top = top + self.image_px - image.height();
+            let frame = RgbImage::from_pixel(image.width() + 2, image.height() + 2, FRAME);
+            imageops::replace(sheet, &frame, i64::from(left) - 1, i64::from(image_top) - 1);
+            imageops::replace(sheet, image, left.into(), image_top.into());
+            for (line, text) in (0..).zip(lines) {
+                let baseline_px = top + self.image_px + BASELINE_PX + line * LINE_PITCH_PX;
+                text.mask(CAPTION_LINE_PX).write(sheet, (left, baseline_px), INK);
+            }
+            left += image.width() + GAP_PX;
+        }
+    }
 }
 
 /// The number of columns, near four, that leaves the fewest cells empty.

@@ -1,5 +1,6 @@
 //! The page's files, where there is a page, and the images that it shows.
 
+use atelier::events::auth::Auth;
 use atelier::host::jobs::State;
 use reqwest::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use reqwest::{Method, StatusCode};
@@ -51,13 +52,40 @@ async fn the_page_is_served_under_a_policy_that_lets_nothing_else_in() {
     }
 }
 
+/// A browser sends what any page asks it to send: a form needs nobody's leave.
+#[tokio::test]
+async fn without_a_token_no_other_sites_page_sends_jobs() {
+    let front = Front::open_with(|http| http.auth = Auth::Off).await;
+    let host = front.address.to_string();
+    let own = format!("http://{host}");
+    let send = async |headers: &[(&str, &str)]| {
+        let request = front.anonymous(Method::POST, "/generate").json(&generate("job-1"));
+        read(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await
+    };
+    for headers in [
+        &[("origin", "https://elsewhere.example")][..],
+        &[("origin", "null")],
+        &[("origin", &own), ("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "same-site")],
+    ] {
+        let (status, body) = send(headers).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{headers:?}");
+        assert_problem(&body, "cross_site", None, "set a token");
+    }
+    for headers in [&[][..], &[("origin", &own), ("sec-fetch-site", "same-origin")], &[("sec-fetch-site", "none")]] {
+        assert_eq!(send(headers).await.0, StatusCode::ACCEPTED, "{headers:?}");
+    }
+}
+
 #[tokio::test]
 async fn where_there_is_no_page_nothing_is_there() {
     let front = Front::open_with(|http| http.page = false).await;
     for path in ["/", "/page/app.js"] {
         let (status, body) = read(front.anonymous(Method::GET, path)).await;
         assert_eq!(status, StatusCode::NOT_FOUND);
-        assert_problem(&body, "not_found", None, &format!("there is nothing at {path}; GET /openapi.json"));
+        assert_problem(&body, "not_found", None, &format!("there is nothing at {path}"));
+        let names_setting = body["error"]["message"].as_str().is_some_and(|message| message.contains("server.page: true"));
+        assert_eq!(names_setting, path == "/", "{body}");
     }
 }
 

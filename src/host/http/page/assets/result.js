@@ -6,6 +6,11 @@ import * as credentials from './credentials.js';
 import { slider } from './slider.js';
 import { hasEnded } from './follow.js';
 
+/** The host's word for a job that its content policy does not allow. */
+const BLOCKED = 'content_blocked';
+/** In the order of the steps. */
+const STEPS = ['fetch', 'screen', 'preprocess', 'infer', 'postprocess', 'check', 'watermark', 'encode', 'credentials', 'store', 'notify'];
+
 /** What a job's event means to the person who waits. @param {string} name @param {any} job */
 export function inWords(name, job) {
   const words = {
@@ -15,7 +20,7 @@ export function inWords(name, job) {
     step: `Step ${job.step} of ${job.steps}.`,
     waiting: `Attempt ${job.attempt} did not end well; the job waits for the next.`,
     complete: 'Complete.',
-    failed: 'Failed.',
+    failed: job.error?.code === BLOCKED ? 'Not allowed.' : 'Failed.',
     cancelled: 'Cancelled.',
   };
   return words[name] ?? job.state;
@@ -62,7 +67,8 @@ export class Result {
     this.bar.hidden = true;
     this.cancel.hidden = true;
     if (job.result) this.images(job.result).catch((error) => say(this.error, told(error)));
-    else this.body.replaceChildren(this.again());
+    // Another seed does not make it allowed before anything was generated.
+    else this.body.replaceChildren(this.again(job.error?.code !== BLOCKED || !job.error.field));
   }
 
   /** It stays to be read while the next attempt runs. @param {any} job */
@@ -145,11 +151,12 @@ export class Result {
     return el('figure', {}, shown, el('figcaption', {}, `${file.width} × ${file.height}, seed ${file.seed}, ${model}`), actions);
   }
 
-  again() {
+  /** @param {boolean} repeatable whether the same with another seed may end otherwise */
+  again(repeatable = true) {
     const known = Boolean(this.asked);
     const hint = known ? null : el('p', { className: 'quiet' }, 'This browser does not know the request of this job.');
     return el('div', {}, el('div', { className: 'actions' },
-      el('button', { type: 'button', disabled: !known, onclick: () => this.actions.repeat(this.id) }, 'Repeat with another seed'),
+      el('button', { type: 'button', disabled: !known || !repeatable, onclick: () => this.actions.repeat(this.id) }, 'Repeat with another seed'),
       el('button', { type: 'button', disabled: !known, onclick: () => this.actions.reuse(this.id) }, 'Use these settings')), hint);
   }
 
@@ -160,7 +167,9 @@ export class Result {
     const parameters = said.parameters ?? withoutImages(this.asked?.body ?? {});
     const list = (/** @type {[string, any][]} */ rows) => el('dl', { className: 'facts' },
       ...rows.flatMap(([name, value]) => [el('dt', {}, name), el('dd', {}, shown(value))]));
-    const timings = Object.entries(result.timings_ms ?? {}).map(([step, ms]) => `${step} ${ms} ms`).join(', ');
+    const place = (/** @type {[string, number]} */ [step]) => (STEPS.includes(step) ? STEPS.indexOf(step) : STEPS.length);
+    const taken = Object.entries(result.timings_ms ?? {}).sort((a, b) => place(a) - place(b));
+    const timings = taken.map(([step, ms]) => `${step} ${ms} ms`).join(', ');
     const record = el('details', {}, el('summary', {}, 'The record of the job'), el('pre', { tabIndex: 0 }, '…'));
     record.addEventListener('toggle', async () => {
       const target = /** @type {HTMLElement} */ (record.querySelector('pre'));
@@ -173,7 +182,7 @@ export class Result {
       el('details', { open: true }, el('summary', {}, 'Credentials'), list([
         ['made by a model', source ? `yes, says its XMP: ${source}` : 'the file does not say so'],
         ['content credentials', said.signed ? 'signed (C2PA); atelier inspect FILE verifies by whom' : 'not signed'],
-        ['record', link || 'the file names none'],
+        ['record', link || 'not named in the file; below'],
         ['stored as', `s3://${file.bucket}/${file.key}`],
       ])),
       record,
