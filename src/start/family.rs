@@ -1,5 +1,6 @@
 //! Whether a checkpoint is of the family that its manifest says.
 
+use super::engine;
 use crate::config::manifest::{Family, Manifest};
 use atelier_engine::EngineError;
 use atelier_engine::flow::engine::FlowEngine;
@@ -21,6 +22,18 @@ pub fn check(manifest: &Manifest) -> Result<(), EngineError> {
         Family::ZImage => FlowEngine::<ZImage>::check(checkpoint),
         Family::Flux => FlowEngine::<Flux>::check(checkpoint),
     }
+}
+
+/// Looks at the ControlNets of a manifest, not at their tensors.
+///
+/// # Errors
+/// [`EngineError::Checkpoint`] names the one that is no ControlNet of the manifest's checkpoint.
+pub fn check_controlnets(manifest: &Manifest) -> Result<(), EngineError> {
+    if manifest.controlnets.is_empty() {
+        return Ok(());
+    }
+    let checkpoint = Checkpoint::read(&manifest.checkpoint)?;
+    manifest.controlnets.iter().try_for_each(|net| engine::controlnet(net).check(&checkpoint))
 }
 
 fn stable_diffusion(manifest: &Manifest) -> Result<(), EngineError> {

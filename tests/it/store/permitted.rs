@@ -218,6 +218,7 @@ async fn every_input_of_a_job_is_looked_at() {
         ("embeddings[0].url", json!({ "embeddings": [{ "url": bad, "token": "<ada>" }] })),
         ("init_image.url", json!({ "init_image": { "url": bad } })),
         ("mask_image.url", json!({ "init_image": { "url": good }, "mask_image": { "url": bad } })),
+        ("controlnets[0].image.url", json!({ "controlnets": [{ "name": "canny", "image": { "url": bad } }] })),
         ("person", json!({ "person": bad, "garments": [good] })),
         ("garments[1]", json!({ "person": good, "garments": [good, bad] })),
         ("mask", json!({ "person": good, "garments": [good], "mask": bad })),
