@@ -102,13 +102,20 @@ impl ControlNetConfig {
         if let Some((what, own, models)) = found {
             return Some(format!("{what} is {own}, but the model's UNet has {models}"));
         }
-        if own.down_block_types.len() != own.block_out_channels.len() {
+        let levels = own.block_out_channels.len();
+        if own.down_block_types.len() != levels {
             return Some("down_block_types must be as many as block_out_channels".into());
+        }
+        if (0..levels).any(|level| own.heads(level) == 0) {
+            return Some("attention_head_dim must not be 0".into());
         }
         let halvings = vae.block_out_channels.len();
         (self.hint_channels.len() != halvings).then(|| {
             let found = self.hint_channels.len();
-            format!("conditioning_embedding_out_channels has {found} numbers, but must have {halvings} to bring an image to the size of the model's latents")
+            format!(
+                "conditioning_embedding_out_channels has {found} numbers, but must have {halvings} to bring an image to the size of the \
+                 model's latents"
+            )
         })
     }
 }

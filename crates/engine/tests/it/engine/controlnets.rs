@@ -225,6 +225,7 @@ fn what_is_no_controlnet_of_the_model_is_refused_in_words() {
         ),
         (with_config("text", "cross_attention_dim", json("48")), "cross_attention_dim is 48, but the model's UNet has 24"),
         (with_config("hints", "conditioning_embedding_out_channels", json("[4, 6, 8]")), "has 3 numbers, but must have 4"),
+        (with_config("heads", "attention_head_dim", json("0")), "attention_head_dim must not be 0"),
         (
             with_config("layers", "conditioning_embedding_out_channels", json("[4, 6, 8, 13]")),
             "controlnet_cond_embedding.blocks.5.weight",
