@@ -1,5 +1,6 @@
 //! Whether a checkpoint is of the family that its manifest says.
 
+use super::engine;
 use crate::config::manifest::{Family, Manifest};
 use crate::job::task::tryon::Mode;
 use atelier_engine::flow::engine::FlowEngine;
@@ -44,6 +45,18 @@ pub fn check_weights(manifest: &Manifest, modes: &[Mode]) -> Result<(), EngineEr
         components.retain(|component| *component != "transformer");
     }
     present::check(&manifest.checkpoint, &components)
+}
+
+/// Looks at the ControlNets of a manifest, not at their tensors.
+///
+/// # Errors
+/// [`EngineError::Checkpoint`] names the one that is no ControlNet of the manifest's checkpoint.
+pub fn check_controlnets(manifest: &Manifest) -> Result<(), EngineError> {
+    if manifest.controlnets.is_empty() {
+        return Ok(());
+    }
+    let checkpoint = Checkpoint::read(&manifest.checkpoint)?;
+    manifest.controlnets.iter().try_for_each(|net| engine::controlnet(net).check(&checkpoint))
 }
 
 fn stable_diffusion(manifest: &Manifest) -> Result<(), EngineError> {

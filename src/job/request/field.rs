@@ -3,6 +3,8 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
+use super::controls::DetectorName;
+use crate::job::task::control::Detector;
 use crate::job::task::edit::EditImages;
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
@@ -65,6 +67,10 @@ pub(super) fn metadata_level<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
 
 pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mode>, D::Error> {
     named(deserializer, Mode::NAMES)
+}
+
+pub(super) fn detector<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DetectorName>, D::Error> {
+    named(deserializer, Detector::NAMES)
 }
 
 pub(super) fn resolution<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Resolution>, D::Error> {

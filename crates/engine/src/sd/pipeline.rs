@@ -6,6 +6,7 @@ use image::{GrayImage, Luma, Rgb, RgbImage};
 use super::StableDiffusion;
 use super::conditioning::Conditioning;
 use super::config::ExtraInput;
+use super::controlnet::control::PlannedControl;
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};
@@ -51,7 +52,7 @@ impl StableDiffusion {
                 Some(last) => last,
                 None => {
                     let looks = (plan.guidance, plan.cache_interval.is_some());
-                    self.predictor(&latent_batch.text, (&timesteps, index), looks, tiling)?
+                    self.predictor(&latent_batch.text, (&timesteps, index), looks, (tiling, &plan.controls))?
                 }
             };
             let deep = plan.cache_interval.filter(|interval| index % *interval as usize != 0).map(|_| &*latent_batch.deep);
@@ -155,6 +156,7 @@ struct Plan {
     /// So many looks of the UNet, one is complete; none: all are.
     cache_interval: Option<u32>,
     start: Option<Start>,
+    controls: Vec<PlannedControl>,
     width_px: u32,
     height_px: u32,
 }
@@ -190,8 +192,9 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
         },
         encoding: Encoding { clip_skip: sampling.clip_skip, sizes: engine.sizes(request)? },
         schedule: engine.schedule(&schedule, pipeline_of(request, extra_input))?,
-        cache_interval: sampling.step_cache.map(StepCache::interval).transpose()?,
+        cache_interval: cache_interval(request)?,
         start: None,
+        controls: Vec::new(),
         width_px: request.width_px,
         height_px: request.height_px,
     };
@@ -200,6 +203,7 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     if let Some(image) = &request.start {
         plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), schedule.strength == Some(1.0))?);
     }
+    plan.controls = engine.controls(&request.controls, (plan.width_px, plan.height_px), plan.schedule.steps.len())?;
     let cache_hit = engine.use_loras(&request.loras)?;
     if !request.loras.is_empty() {
         for queued in queued_requests {
@@ -209,6 +213,16 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     let parts: Vec<Part<'_>> =
         requests.iter().zip(queued_requests).map(|(request, queued)| Part::new(request, &queued.watch)).collect();
     in_memory(engine, &plan, &parts)
+}
+
+/// A ControlNet adds to every layer of the UNet, those that a step takes over among them.
+fn cache_interval(request: &GenerateRequest) -> Result<Option<u32>, EngineError> {
+    let interval = request.sampling.step_cache.map(StepCache::interval).transpose()?;
+    if interval.is_some() && !request.controls.is_empty() {
+        let problem = "cannot be used together with controlnets: leave one of them out".into();
+        return Err(EngineError::Request { field: "step_cache", problem });
+    }
+    Ok(interval)
 }
 
 /// What a UNet looks at besides the latents has to be there, and nothing that it does not look at.
@@ -258,7 +272,8 @@ fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Resul
     let texts = texts.collect::<Result<Vec<_>, _>>()?;
     let lengths = texts.iter().map(Conditioning::lengths).collect::<candle_core::Result<Vec<_>>>()?;
     let tokens = lengths.into_iter().flatten().flatten().max().unwrap_or_default();
-    let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows, tokens };
+    let controls_ahead = engine.controls_ahead(&plan.controls);
+    let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows, tokens, controls_ahead };
     let memory_estimate = engine.memory_estimate;
     let free = engine.memory_budget.map(|bytes| engine.graphs.remaining(bytes.saturating_sub(engine.resident_bytes)));
     let first = free.map_or(Ok(Tiling::default()), |bytes| memory_estimate.within(bytes, work))?;
@@ -299,15 +314,18 @@ impl<'a> Part<'a> {
     }
 }
 
-/// One step without LoRAs of what jobs usually ask for.
+/// One step without LoRAs of what jobs usually ask for, and one with each ControlNet.
 fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
-    let schedule =
-        engine.schedule(&schedule::Plan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
+    let steps = 1 + engine.controlnets.len();
+    let schedule = schedule::Plan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), steps as u32);
+    let schedule = engine.schedule(&schedule, Pipeline::TextToImage)?;
     let guided = engine.is_guided(guidance_scale);
     let guidance = guidance_scale.into();
     let encoding = Encoding { clip_skip: 0, sizes: Sizes::of(width_px, height_px) };
-    let mut plan = Plan { guided, guidance, encoding, schedule, cache_interval: None, start: None, width_px, height_px };
+    let controls = engine.each_control_once((width_px, height_px), steps)?;
+    let mut plan =
+        Plan { guided, guidance, encoding, schedule, cache_interval: None, start: None, controls, width_px, height_px };
     let extra_input = engine.checkpoint.unet.extra_input();
     if extra_input != ExtraInput::Nothing {
         let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));
@@ -372,7 +390,7 @@ fn develop(
     let height_px = plan.height_px;
     let mut images = Vec::with_capacity(seeds.len());
     for (index, seed) in seeds.iter().enumerate() {
-        match engine.decode_finite(&latents.narrow(0, index, 1)?, text, plan.start.as_ref(), tiling) {
+        match engine.decode_finite(&latents.narrow(0, index, 1)?, text, (plan.start.as_ref(), &plan.controls), tiling) {
             Ok(decoded) => images.push(Image { width_px, height_px, rgb: to_rgb8(&decoded.i(0)?)?, seed: *seed }),
             Err(error @ EngineError::NotFinite { .. }) => return Ok(Err(error)),
             Err(error) => return Err(error),

@@ -5,19 +5,21 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 
 use super::StableDiffusion;
-use super::ahead::{Ahead, STEPS_AHEAD};
+use super::ahead::STEPS_AHEAD;
 use super::conditioning::{Conditioning, Text};
 use super::config::ExtraInput;
+use super::controlnet::control::PlannedControl;
 use super::guidance::{Guidance, guided, guided_edit};
+use super::nets::{Active, Nets, NetsAhead};
 use super::tiling::Tiling;
-use super::unet::{Look, Unet};
+use super::unet::Look;
 use crate::EngineError;
 use crate::device::keeping_uploads;
 use crate::graphs::{Graphs, Kind};
 
 /// Predictions for one batch at some timesteps; what they have in common is worked out once.
 pub(super) struct Predictor<'a> {
-    unet: &'a Unet,
+    nets: Nets<'a>,
     device: &'a Device,
     graphs: &'a Graphs,
     /// Of the UNet's tensors.
@@ -47,7 +49,7 @@ pub(super) struct Seen {
 
 /// Texts of one forward pass of the UNet.
 enum Pass {
-    Together(Ahead),
+    Together(NetsAhead),
     /// Where memory is short a row at a time, and nothing of it is kept.
     OneByOne(Text),
 }
@@ -69,19 +71,21 @@ impl StableDiffusion {
         guidance: impl Into<Guidance>,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
-        Ok(self.predictor(text, (&[timestep], 0), (guidance.into(), false), tiling)?.predict(latents, 0, None)?.output)
+        let predictor = self.predictor(text, (&[timestep], 0), (guidance.into(), false), (tiling, &[]))?;
+        Ok(predictor.predict(latents, 0, None)?.output)
     }
 
-    /// [`Self::predict_noise`] at the timesteps of a schedule, for as many of them as are worked out together, beginning with place `first`.
-    /// `keeps_deep`: whether steps give [`Seen::deep`].
-    pub(super) fn predictor(
-        &self,
+    /// [`Self::predict_noise`] at the timesteps of a schedule, for as many of them as are worked out together, beginning with place `first`; with
+    /// `controls`. `keeps_deep`: whether steps give [`Seen::deep`].
+    pub(super) fn predictor<'a>(
+        &'a self,
         text: &Conditioning,
         (timesteps, first): (&[f64], usize),
         (guidance, keeps_deep): (Guidance, bool),
-        tiling: Tiling,
-    ) -> Result<Predictor<'_>, EngineError> {
+        (tiling, controls): (Tiling, &'a [PlannedControl]),
+    ) -> Result<Predictor<'a>, EngineError> {
         let unet = &self.adapters.current().unet;
+        let nets = Nets::new(unet, self.checkpoint.unet.out_channels, (&self.controlnets, controls));
         let steps = first..timesteps.len().min(first + STEPS_AHEAD);
         let timesteps = timesteps[steps.clone()].to_vec();
         let images = text.positive.states.dim(0)?;
@@ -92,11 +96,11 @@ impl StableDiffusion {
         let texts = if text.is_of_one_length()? { vec![Text::cat(&texts)?] } else { texts.into_iter().cloned().collect() };
         let passes = texts.into_iter().map(|text| {
             let together = !tiling.one_by_one || text.states.dim(0)? == 1;
-            Ok(if together { Pass::Together(unet.ahead(&text, &timesteps, guidance.scale)?) } else { Pass::OneByOne(text) })
+            Ok(if together { Pass::Together(nets.ahead(&text, &timesteps, guidance.scale)?) } else { Pass::OneByOne(text) })
         });
         let passes = passes.collect::<candle_core::Result<_>>()?;
         Ok(Predictor {
-            unet,
+            nets,
             device: &self.device,
             graphs: &self.graphs,
             module: self.adapters.module(),
@@ -124,49 +128,55 @@ impl Predictor<'_> {
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub(super) fn predict(&self, latents: &Tensor, step: usize, deep: Option<&[Tensor]>) -> Result<Seen, EngineError> {
+        let active = self.nets.active(step);
         let step = step - self.steps.start;
         let deep = deep.unwrap_or_default();
-        Ok(keeping_uploads(self.device, latents.dims(), || match self.inputs(latents, step, deep)? {
+        Ok(keeping_uploads(self.device, latents.dims(), || match self.inputs(latents, (step, deep), &active)? {
             Some(inputs) if deep.is_empty() && self.keeps_deep => {
-                let kind = self.kind(Depth::Kept);
-                let packed = self.graphs.repeat(kind, &inputs, |inputs| packed(&self.predict_by(inputs, 0)?))?;
+                let kind = self.kind(&active, Depth::Kept);
+                let packed = self.graphs.repeat(kind, &inputs, |inputs| packed(&self.predict_by(inputs, &active, 0)?))?;
                 self.unpacked(&packed, latents)
             }
             Some(inputs) => {
-                let depth = if deep.is_empty() { Depth::Unasked } else { Depth::Given };
-                let repeated = self.graphs.repeat(self.kind(depth), &inputs, |inputs| {
-                    let seen = self.predict_by(inputs, deep.len())?;
+                let kind = self.kind(&active, if deep.is_empty() { Depth::Unasked } else { Depth::Given });
+                let output = self.graphs.repeat(kind, &inputs, |inputs| {
+                    let seen = self.predict_by(inputs, &active, deep.len())?;
                     Ok(seen.output)
                 });
-                Ok(Seen { output: repeated?, deep: deep.to_vec() })
+                Ok(Seen { output: output?, deep: deep.to_vec() })
             }
-            None => {
-                self.combined(latents, &self.factors, |place, latents| self.row_by_row(place, latents, step, deep.get(place)))
-            }
+            None => self.combined(latents, &self.factors, |place, latents| {
+                self.row_by_row((place, deep.get(place)), latents, step, &active)
+            }),
         })?)
     }
 
     /// All that a step looks at: latents, guidance, what it takes over, and what each pass has worked out. None where a pass keeps nothing of that.
-    fn inputs(&self, latents: &Tensor, step: usize, deep: &[Tensor]) -> candle_core::Result<Option<Vec<Tensor>>> {
+    fn inputs(
+        &self,
+        latents: &Tensor,
+        (step, deep): (usize, &[Tensor]),
+        active: &Active,
+    ) -> candle_core::Result<Option<Vec<Tensor>>> {
         let mut inputs = vec![latents.clone(), self.factors.clone()];
         inputs.extend(deep.iter().cloned());
         for pass in &self.passes {
             let Pass::Together(ahead) = pass else { return Ok(None) };
-            inputs.extend(ahead.inputs(step)?);
+            inputs.extend(self.nets.inputs(ahead, step, active)?);
         }
         Ok(Some(inputs))
     }
 
     /// What a step goes by that is none of its inputs.
-    fn kind(&self, depth: Depth) -> Kind {
-        let rescales = usize::from(self.guidance.rescales());
-        Kind { module: self.module, choices: vec![self.predictions, self.passes.len(), rescales, depth as usize] }
+    fn kind(&self, active: &Active, depth: Depth) -> Kind {
+        let plain = [self.predictions, self.passes.len(), usize::from(self.guidance.rescales()), depth as usize];
+        Kind { module: self.module, choices: plain.into_iter().chain(self.nets.modules(active)).collect() }
     }
 
     /// What [`packed`] has made one of a look at `latents`.
     fn unpacked(&self, packed: &Tensor, latents: &Tensor) -> candle_core::Result<Seen> {
         let (images, _, height, width) = latents.dims4()?;
-        let (channels, dtype) = self.unet.of_deep();
+        let (channels, dtype) = self.nets.of_deep();
         let shape = (self.predictions / self.passes.len() * images, channels, height, width);
         let values = shape.0 * channels * height * width;
         let output_values = packed.elem_count() - values * self.passes.len();
@@ -179,7 +189,7 @@ impl Predictor<'_> {
     }
 
     /// A step of [`Self::inputs`], so many of which are taken over.
-    fn predict_by(&self, inputs: &[Tensor], taken: usize) -> candle_core::Result<Seen> {
+    fn predict_by(&self, inputs: &[Tensor], active: &Active, taken: usize) -> candle_core::Result<Seen> {
         let [latents, factors, rest @ ..] = inputs else {
             return Err(candle_core::Error::msg("a step has latents and guidance"));
         };
@@ -188,11 +198,15 @@ impl Predictor<'_> {
             let mut before = 0;
             for (pass, of) in self.passes.iter().zip(0..) {
                 let Pass::Together(kept) = pass else { break };
+                let count = self.nets.input_count(kept, active);
                 if of == place {
-                    let ahead = kept.of(&ahead[before..before + kept.input_count()])?;
-                    return self.unet.forward(latents, ahead, deep.get(place));
+                    let inputs = &ahead[before..before + count];
+                    return match deep.get(place) {
+                        Some(deep) => self.nets.forward_shallow(latents, kept, inputs, deep),
+                        None => self.nets.forward(latents, kept, inputs, active),
+                    };
                 }
-                before += kept.input_count();
+                before += count;
             }
             Err(candle_core::Error::msg("a pass without what was worked out for it"))
         })
@@ -228,15 +242,28 @@ impl Predictor<'_> {
     }
 
     /// The UNet's output for every row of the pass at this place, which takes its rows together or each by itself.
-    fn row_by_row(&self, place: usize, latents: &Tensor, step: usize, deep: Option<&Tensor>) -> candle_core::Result<Look> {
+    fn row_by_row(
+        &self,
+        (place, deep): (usize, Option<&Tensor>),
+        latents: &Tensor,
+        step: usize,
+        active: &Active,
+    ) -> candle_core::Result<Look> {
+        let look = |latents: &Tensor, ahead: &NetsAhead, step: usize, deep: Option<&Tensor>| {
+            let inputs = self.nets.inputs(ahead, step, active)?;
+            match deep {
+                Some(deep) => self.nets.forward_shallow(latents, ahead, &inputs, deep),
+                None => self.nets.forward(latents, ahead, &inputs, active),
+            }
+        };
         match &self.passes[place] {
-            Pass::Together(ahead) => self.unet.forward(latents, ahead.of(&ahead.inputs(step)?)?, deep),
+            Pass::Together(ahead) => look(latents, ahead, step, deep),
             Pass::OneByOne(text) => {
                 let each = (0..latents.dim(0)?).map(|row| {
-                    let ahead = self.unet.ahead(&text.row(row)?, &self.timesteps[step..=step], self.guidance.scale)?;
+                    let ahead = self.nets.ahead(&text.row(row)?, &self.timesteps[step..=step], self.guidance.scale)?;
                     let deep = deep.map(|deep| deep.narrow(0, row, 1)).transpose()?;
-                    let look = self.unet.forward(&latents.narrow(0, row, 1)?, ahead.of(&ahead.inputs(0)?)?, deep.as_ref())?;
-                    Ok((look.output, look.deep))
+                    let Look { output, deep } = look(&latents.narrow(0, row, 1)?, &ahead, 0, deep.as_ref())?;
+                    Ok((output, deep))
                 });
                 let (outputs, deep): (Vec<_>, Vec<_>) = each.collect::<candle_core::Result<Vec<_>>>()?.into_iter().unzip();
                 Ok(Look { output: Tensor::cat(&outputs, 0)?, deep: Tensor::cat(&deep, 0)? })

@@ -80,6 +80,7 @@ fn request(case: &Case) -> GenerateRequest {
         negative_prompt,
         loras: Vec::new(),
         embeddings: Vec::new(),
+        controls: Vec::new(),
         start: case.strength.map(|_| InitImage { rgb: image(expected().get("image")), mask: None }),
         strength: case.strength.unwrap_or(1.0),
         steps: case.steps,
