@@ -26,7 +26,6 @@ use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::schedule::config::TimestepSpacing;
 use atelier_engine::sd::StableDiffusion;
-use atelier_engine::sd::controlnet::files::ControlNetFile;
 use atelier_engine::sd::settings::{self, Defaults};
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{AlphaSource, Engine, EngineError, Loading, LoraFile, device};
@@ -106,7 +105,7 @@ pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device
     let defaults = &manifest.defaults;
     Ok(settings::Settings {
         single_file: manifest.weights.clone(),
-        controlnets: manifest.controlnets.iter().map(controlnet).collect(),
+        controlnets: manifest.controlnets.iter().map(family::controlnet).collect(),
         timestep_spacing: manifest.timestep_spacing.map(|spacing| match spacing {
             manifest::TimestepSpacing::Linspace => TimestepSpacing::Linspace,
             manifest::TimestepSpacing::Leading => TimestepSpacing::Leading,
@@ -124,11 +123,6 @@ pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device
         }),
         ..settings::Settings::new(&manifest.checkpoint, dtype, device)
     })
-}
-
-/// A ControlNet of a manifest, as the engine knows it.
-pub(super) fn controlnet(net: &manifest::ControlNet) -> ControlNetFile {
-    ControlNetFile { name: net.name.as_str().to_owned(), path: net.weights.clone() }
 }
 
 /// What is done next to loading an engine.

@@ -1,13 +1,13 @@
 //! Whether a checkpoint is of the family that its manifest says.
 
-use super::engine;
-use crate::config::manifest::{Family, Manifest};
+use crate::config::manifest::{ControlNet, Family, Manifest};
 use crate::job::task::tryon::Mode;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::flux::Flux;
 use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::qwen::checkpoint::{ImageCheckpoint, Pipeline};
 use atelier_engine::sd::checkpoint::Checkpoint;
+use atelier_engine::sd::controlnet::files::ControlNetFile;
 use atelier_engine::{EngineError, present};
 
 /// Looks at the JSON files of the checkpoint, not at its weights.
@@ -56,7 +56,12 @@ pub fn check_controlnets(manifest: &Manifest) -> Result<(), EngineError> {
         return Ok(());
     }
     let checkpoint = Checkpoint::read(&manifest.checkpoint)?;
-    manifest.controlnets.iter().try_for_each(|net| engine::controlnet(net).check(&checkpoint))
+    manifest.controlnets.iter().try_for_each(|net| controlnet(net).check(&checkpoint))
+}
+
+/// As the engine knows it.
+pub(super) fn controlnet(net: &ControlNet) -> ControlNetFile {
+    ControlNetFile { name: net.name.as_str().to_owned(), path: net.weights.clone() }
 }
 
 fn stable_diffusion(manifest: &Manifest) -> Result<(), EngineError> {

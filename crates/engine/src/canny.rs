@@ -10,7 +10,7 @@ use image::{GrayImage, RgbImage};
 const TANGENT_22: i32 = 13_573;
 const SHIFT: u32 = 15;
 /// A gradient is as long as its two parts together, at most: four times 255 each.
-pub const LONGEST: u32 = 2_040;
+pub const MAX_LENGTH: u32 = 2_040;
 
 /// A pixel's place in hysteresis.
 const NONE: u8 = 0;
@@ -31,7 +31,7 @@ impl Gradient {
 }
 
 /// Edges of an image: 255 on one, 0 elsewhere. Gradients longer than `high` begin an edge, those longer than `low` go on with one; both 0 to
-/// [`LONGEST`] in units of the image's values, `low` not above `high`.
+/// [`MAX_LENGTH`] in units of the image's values, `low` not above `high`.
 #[must_use]
 pub fn canny(image: &RgbImage, low: u32, high: u32) -> GrayImage {
     let width = image.width() as usize;
@@ -133,7 +133,7 @@ mod tests {
             canny(&RgbImage::from_pixel(12, 9, Rgb([77; 3])), 0, 0).iter().all(|value| *value == 0),
             "a plain image has none"
         );
-        assert!(canny(&square, LONGEST, LONGEST).iter().all(|value| *value == 0), "nothing is longer than the longest");
+        assert!(canny(&square, MAX_LENGTH, MAX_LENGTH).iter().all(|value| *value == 0), "nothing is longer than the longest");
     }
 
     proptest! {

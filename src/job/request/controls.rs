@@ -3,8 +3,7 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, json};
 
-use super::field;
-use super::generate::ImageBody;
+use super::field::{self, ImageBody};
 use crate::job::outcome::JobError;
 use crate::job::task::control::{Control, ControlNetName, ControlScale, Detector, StepsPart, Threshold};
 
@@ -19,7 +18,7 @@ pub(super) struct ControlBody {
     scale: Option<ControlScale>,
     start: Option<StepsPart>,
     end: Option<StepsPart>,
-    #[serde(default, deserialize_with = "field::detector")]
+    #[serde(default, deserialize_with = "detector")]
     detect: Option<DetectorName>,
     low_threshold: Option<Threshold>,
     high_threshold: Option<Threshold>,
@@ -27,7 +26,7 @@ pub(super) struct ControlBody {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum DetectorName {
+enum DetectorName {
     Canny,
 }
 
@@ -70,6 +69,10 @@ pub(super) fn controls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec
     let controls: Vec<ControlBody> = field::or_default(deserializer)?;
     let count = controls.len();
     if count <= MAX { Ok(controls) } else { Err(de::Error::custom(format!("must be at most {MAX}, got {count}"))) }
+}
+
+fn detector<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DetectorName>, D::Error> {
+    field::named(deserializer, Detector::NAMES)
 }
 
 /// What decides the images.

@@ -3,8 +3,6 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-use super::controls::DetectorName;
-use crate::job::task::control::Detector;
 use crate::job::task::edit::EditImages;
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
@@ -12,6 +10,13 @@ use crate::job::task::{Anchor, GuidanceScale};
 use crate::job::url::AssetUrl;
 use crate::job::{ImageFormat, JobId, MetadataLevel};
 use crate::shown;
+
+/// An image that a job names.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImageBody {
+    pub(super) url: AssetUrl,
+}
 
 fn checked<'de, D: Deserializer<'de>, T>(deserializer: D, read: impl FnOnce(&str) -> Result<T, String>) -> Result<T, D::Error> {
     match Value::deserialize(deserializer)? {
@@ -25,7 +30,8 @@ pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Defaul
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-fn named<'de, D, T>(deserializer: D, names: &str) -> Result<Option<T>, D::Error>
+/// One of `names`, or nothing.
+pub(super) fn named<'de, D, T>(deserializer: D, names: &str) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: de::DeserializeOwned,
@@ -67,10 +73,6 @@ pub(super) fn metadata_level<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
 
 pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mode>, D::Error> {
     named(deserializer, Mode::NAMES)
-}
-
-pub(super) fn detector<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DetectorName>, D::Error> {
-    named(deserializer, Detector::NAMES)
 }
 
 pub(super) fn resolution<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Resolution>, D::Error> {

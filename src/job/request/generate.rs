@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, json};
 
 use super::controls::{self, ControlBody, controls};
+use super::field::ImageBody;
 use super::seed::SeedChoice;
 use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, WatermarkBody, field};
 use crate::job::JobId;
@@ -100,12 +101,6 @@ impl LoraBody {
 struct EmbeddingBody {
     url: AssetUrl,
     token: EmbeddingToken,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ImageBody {
-    pub(super) url: AssetUrl,
 }
 
 impl Body {

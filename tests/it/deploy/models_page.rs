@@ -159,7 +159,7 @@ const TESTS: &[(&str, &[&str])] = &[
         "Several add up",
         &[
             "E/parity/controlnets.rs parity_of_images_with_controlnets",
-            "crates/engine/src/sd/controlnet/control.rs a_control_takes_part_in_the_steps_that_lie_within_its_window",
+            "crates/engine/src/sd/control.rs a_control_takes_part_in_the_steps_that_lie_within_its_window",
         ],
     ),
     (

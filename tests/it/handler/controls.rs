@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use atelier::job::capabilities::{Capabilities, ControlNet};
 use atelier::job::task::control::ControlNetName;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 
@@ -42,9 +42,8 @@ async fn a_control_image_arrives_in_the_jobs_size_and_edges_are_opencvs() {
     let mut stage = Stage::with(controlled(), |_| ()).await;
     let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/canny.safetensors");
     let reference = candle_core::safetensors::load(reference, &Device::Cpu).unwrap();
-    let bytes = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
     // In the job's own size, so that nothing is resized.
-    let drawn = RgbImage::from_raw(64, 70, bytes(&reference["soft_noise"])).unwrap();
+    let drawn = RgbImage::from_raw(64, 70, reference["soft_noise"].flatten_all().unwrap().to_vec1().unwrap()).unwrap();
     let drawn = image::imageops::crop_imm(&drawn, 0, 0, 64, 64).to_image();
     let plain = json!({ "name": "depth", "image": { "url": put(&stage, "drawn.png", &png(&drawn)) } });
     let seen = generated(&mut stage, job("plain", json!([plain]))).await;

@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor};
 
 use super::StableDiffusion;
 use super::conditioning::Conditioning;
-use super::controlnet::control::PlannedControl;
+use super::control::PlannedControl;
 use super::start::Start;
 use super::tiling::Tiling;
 use super::vae::VaeDecoder;

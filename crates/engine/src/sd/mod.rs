@@ -8,6 +8,7 @@ pub mod chunks;
 pub mod clip;
 pub mod conditioning;
 pub mod config;
+mod control;
 pub mod controlnet;
 mod diagnosis;
 pub(crate) mod encoder_layer;

@@ -4,10 +4,11 @@ use candle_core::{DType, Error, Result, Tensor};
 
 use super::ahead::Ahead;
 use super::conditioning::Text;
-use super::controlnet::control::PlannedControl;
+use super::control::PlannedControl;
+use super::controlnet::ControlNet;
 use super::controlnet::files::Loaded;
-use super::controlnet::{ControlNet, Residuals};
 use super::unet::{Look, Unet};
+use super::unet_encoder::Residuals;
 
 pub(super) struct Nets<'a> {
     unet: &'a Unet,

@@ -6,7 +6,7 @@ use image::{GrayImage, Luma, Rgb, RgbImage};
 use super::StableDiffusion;
 use super::conditioning::Conditioning;
 use super::config::ExtraInput;
-use super::controlnet::control::PlannedControl;
+use super::control::PlannedControl;
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};

@@ -8,7 +8,7 @@ use super::StableDiffusion;
 use super::ahead::STEPS_AHEAD;
 use super::conditioning::{Conditioning, Text};
 use super::config::ExtraInput;
-use super::controlnet::control::PlannedControl;
+use super::control::PlannedControl;
 use super::guidance::{Guidance, guided, guided_edit};
 use super::nets::{Active, Nets, NetsAhead};
 use super::tiling::Tiling;

@@ -8,10 +8,9 @@ use candle_nn::VarBuilder;
 use super::ahead::{Ahead, AtStep};
 use super::conditioning::Text;
 use super::config::{UnetConfig, UpBlockType};
-use super::controlnet::Residuals;
 use super::resnet::ResnetBlock;
 use super::transformer::SpatialTransformer;
-use super::unet_encoder::{Parts, UnetEncoder, resnets, transformers};
+use super::unet_encoder::{Parts, Residuals, UnetEncoder, resnets, transformers};
 use crate::layers::{Conv, GroupNorm, conv, group_norm};
 
 /// diffusers' `UNet2DConditionModel`.

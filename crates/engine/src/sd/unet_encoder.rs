@@ -1,6 +1,6 @@
 //! A UNet's way down and its middle, with the time embedding in front: what a ControlNet has as well.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Error, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::ahead::{Ahead, AtStep};
@@ -26,6 +26,40 @@ pub(super) struct Encoded {
     pub(super) skips: Vec<Tensor>,
     /// (B, channels, H, W) of the innermost level.
     pub(super) hidden: Tensor,
+}
+
+/// What one ControlNet, or several together, add in a step.
+pub(super) struct Residuals(Encoded);
+
+impl Residuals {
+    pub(super) fn of(encoded: Encoded) -> Self {
+        Self(encoded)
+    }
+
+    /// The sum of both.
+    ///
+    /// # Errors
+    /// When the shapes differ, or there is no memory.
+    pub(super) fn and(self, other: Self) -> Result<Self> {
+        self.added_to(other.0).map(Self)
+    }
+
+    /// `encoded` with all of it added.
+    ///
+    /// # Errors
+    /// When the shapes differ, or there is no memory.
+    pub(super) fn added_to(self, encoded: Encoded) -> Result<Encoded> {
+        if self.0.skips.len() != encoded.skips.len() {
+            return Err(Error::msg("a ControlNet has other layers than the UNet"));
+        }
+        let skips = encoded.skips.into_iter().zip(self.0.skips).map(|(skip, residual)| skip + residual);
+        Ok(Encoded { skips: skips.collect::<Result<_>>()?, hidden: (encoded.hidden + self.0.hidden)? })
+    }
+
+    /// Of every layer on the way down, from the outermost, and of the middle.
+    pub(super) fn into_tensors(self) -> Vec<Tensor> {
+        self.0.skips.into_iter().chain([self.0.hidden]).collect()
+    }
 }
 
 /// Residual blocks and transformers, in the order in which a forward pass comes to them.

@@ -65,14 +65,14 @@ async fn without_a_token_no_other_sites_page_sends_jobs() {
     for headers in [
         &[("origin", "https://elsewhere.example")][..],
         &[("origin", "null")],
-        &[("origin", &own), ("sec-fetch-site", "cross-site")],
+        &[("origin", own.as_str()), ("sec-fetch-site", "cross-site")],
         &[("sec-fetch-site", "same-site")],
     ] {
         let (status, body) = send(headers).await;
         assert_eq!(status, StatusCode::FORBIDDEN, "{headers:?}");
         assert_problem(&body, "cross_site", None, "set a token");
     }
-    for headers in [&[][..], &[("origin", &own), ("sec-fetch-site", "same-origin")], &[("sec-fetch-site", "none")]] {
+    for headers in [&[][..], &[("origin", own.as_str()), ("sec-fetch-site", "same-origin")], &[("sec-fetch-site", "none")]] {
         assert_eq!(send(headers).await.0, StatusCode::ACCEPTED, "{headers:?}");
     }
 }

@@ -28,13 +28,13 @@ const CONTROLNET: Fixed = &[
 
 /// `config.json`, diffusers' `ControlNetModel`.
 #[derive(Debug, Clone)]
-pub(crate) struct ControlNetConfig {
+pub(super) struct ControlNetConfig {
     /// Of its UNet's first half, which has no output and no way up.
-    pub(crate) encoder: UnetConfig,
+    pub(super) encoder: UnetConfig,
     /// Of the convolutions over the image, each half as large as the one before.
-    pub(crate) hint_channels: Vec<usize>,
+    pub(super) hint_channels: Vec<usize>,
     /// Whether it was trained on images whose first channel is blue.
-    pub(crate) is_bgr: bool,
+    pub(super) is_bgr: bool,
 }
 
 /// What stands next to the encoder's sizes.

@@ -1,9 +1,8 @@
 //! ControlNet (Zhang et al. 2023, arXiv 2302.05543): holds a generation to an image, by what it adds to the UNet's way down.
 
-pub(super) mod config;
-pub(super) mod control;
+mod config;
 pub mod files;
-pub(super) mod hint;
+mod hint;
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -12,7 +11,7 @@ use self::config::ControlNetConfig;
 use self::hint::HintEmbedding;
 use super::ahead::{Ahead, AtStep};
 use super::conditioning::Text;
-use super::unet_encoder::{Encoded, UnetEncoder};
+use super::unet_encoder::{Encoded, Residuals, UnetEncoder};
 use crate::layers::{Conv, conv};
 
 /// diffusers' `ControlNetModel`.
@@ -25,42 +24,12 @@ pub(super) struct ControlNet {
     middle: Conv,
 }
 
-/// What one ControlNet, or several together, add in a step.
-pub(super) struct Residuals(Encoded);
-
-impl Residuals {
-    /// The sum of both.
-    ///
-    /// # Errors
-    /// When the shapes differ, or there is no memory.
-    pub(super) fn and(self, other: Self) -> Result<Self> {
-        self.added_to(other.0).map(Self)
-    }
-
-    /// `encoded` with all of it added.
-    ///
-    /// # Errors
-    /// When the shapes differ, or there is no memory.
-    pub(super) fn added_to(self, encoded: Encoded) -> Result<Encoded> {
-        if self.0.skips.len() != encoded.skips.len() {
-            return Err(candle_core::Error::msg("a ControlNet has other layers than the UNet"));
-        }
-        let skips = encoded.skips.into_iter().zip(self.0.skips).map(|(skip, residual)| skip + residual);
-        Ok(Encoded { skips: skips.collect::<Result<_>>()?, hidden: (encoded.hidden + self.0.hidden)? })
-    }
-
-    /// Of every layer on the way down, from the outermost, and of the middle.
-    pub(super) fn into_tensors(self) -> Vec<Tensor> {
-        self.0.skips.into_iter().chain([self.0.hidden]).collect()
-    }
-}
-
 impl ControlNet {
     /// `vb` stands at the network's own names (`controlnet_cond_embedding.conv_in.weight`, ...).
     ///
     /// # Errors
     /// When a tensor is missing or has another shape than `config` says.
-    pub(super) fn new(config: &ControlNetConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(config: &ControlNetConfig, vb: &VarBuilder) -> Result<Self> {
         let widths = config.skip_channels();
         let innermost = config.encoder.block_out_channels.last().copied().unwrap_or_default();
         let zeros = vb.pp("controlnet_down_blocks");
@@ -113,6 +82,6 @@ impl ControlNet {
         let scale = scale.to_dtype(self.encoder.dtype())?;
         let skips = skips.iter().zip(&self.skips).map(|(skip, zero)| zero.forward(skip)?.broadcast_mul(&scale));
         let skips = skips.collect::<Result<_>>()?;
-        Ok(Residuals(Encoded { skips, hidden: self.middle.forward(&hidden)?.broadcast_mul(&scale)? }))
+        Ok(Residuals::of(Encoded { skips, hidden: self.middle.forward(&hidden)?.broadcast_mul(&scale)? }))
     }
 }

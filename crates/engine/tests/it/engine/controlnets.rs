@@ -190,13 +190,9 @@ fn a_control_that_cannot_be_is_refused_in_words() {
 fn what_is_no_controlnet_of_the_model_is_refused_in_words() {
     let directory = tempfile::tempdir().unwrap();
     let canny = fixtures().join("controlnets/sd15/canny");
-    let with_config = |name: &str, key: &str, value: serde_json::Value| {
+    let with_config = |name: &str, key: &str, value: &str| {
         let copy = directory.path().join(name);
-        copy_directory(&canny, &copy);
-        let file = copy.join("config.json");
-        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-        config[key] = value;
-        fs::write(&file, config.to_string()).unwrap();
+        configured(&copy, key, value);
         copy
     };
     let with_tensor = |name: &str| {
@@ -207,27 +203,22 @@ fn what_is_no_controlnet_of_the_model_is_refused_in_words() {
         candle_core::safetensors::save(&tensors, &file).unwrap();
         file
     };
-    let nan = directory.path().join("nan");
-    changed(&canny, &nan, |name, tensor| {
-        if name == "controlnet_mid_block.weight" { (tensor.to_dtype(DType::F32).unwrap() * f64::NAN).unwrap() } else { tensor }
-    });
-    let json = |text: &str| serde_json::from_str(text).unwrap();
     for (path, words) in [
         (
-            with_config("union", "_class_name", json("\"ControlNetUnionModel\"")),
+            with_config("union", "_class_name", "\"ControlNetUnionModel\""),
             "_class_name is \"ControlNetUnionModel\"; supported: \"ControlNetModel\"",
         ),
-        (with_config("classes", "num_class_embeds", json("3")), "num_class_embeds is 3; supported: null"),
-        (with_config("pool", "global_pool_conditions", json("true")), "global_pool_conditions is true; supported: false"),
+        (with_config("classes", "num_class_embeds", "3"), "num_class_embeds is 3; supported: null"),
+        (with_config("pool", "global_pool_conditions", "true"), "global_pool_conditions is true; supported: false"),
         (
-            with_config("widths", "block_out_channels", json("[16, 24, 64]")),
+            with_config("widths", "block_out_channels", "[16, 24, 64]"),
             "block_out_channels is [16, 24, 64], but the model's UNet has [16, 24, 32]",
         ),
-        (with_config("text", "cross_attention_dim", json("48")), "cross_attention_dim is 48, but the model's UNet has 24"),
-        (with_config("hints", "conditioning_embedding_out_channels", json("[4, 6, 8]")), "has 3 numbers, but must have 4"),
-        (with_config("heads", "attention_head_dim", json("0")), "attention_head_dim must not be 0"),
+        (with_config("text", "cross_attention_dim", "48"), "cross_attention_dim is 48, but the model's UNet has 24"),
+        (with_config("hints", "conditioning_embedding_out_channels", "[4, 6, 8]"), "has 3 numbers, but must have 4"),
+        (with_config("heads", "attention_head_dim", "0"), "attention_head_dim must not be 0"),
         (
-            with_config("layers", "conditioning_embedding_out_channels", json("[4, 6, 8, 13]")),
+            with_config("layers", "conditioning_embedding_out_channels", "[4, 6, 8, 13]"),
             "controlnet_cond_embedding.blocks.5.weight",
         ),
         (with_tensor("lora_controlnet"), "is a Control-LoRA"),
@@ -254,7 +245,25 @@ fn what_is_no_controlnet_of_the_model_is_refused_in_words() {
             path.display()
         );
     }
-    let mut engine = load("sd15", vec![ControlNetFile { name: "broken".into(), path: nan }], device());
+}
+
+/// A copy of a ControlNet with another value in its settings.
+fn configured(copy: &Path, key: &str, value: &str) {
+    copy_directory(&fixtures().join("controlnets/sd15/canny"), copy);
+    let file = copy.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    config[key] = serde_json::from_str(value).unwrap();
+    fs::write(&file, config.to_string()).unwrap();
+}
+
+#[test]
+fn a_controlnet_with_a_nan_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nan");
+    changed(&fixtures().join("controlnets/sd15/canny"), &path, |name, tensor| {
+        if name == "controlnet_mid_block.weight" { (tensor.to_dtype(DType::F32).unwrap() * f64::NAN).unwrap() } else { tensor }
+    });
+    let mut engine = load("sd15", vec![ControlNetFile { name: "broken".into(), path }], device());
     let error = engine.generate(&with(vec![control("broken")]), &Watch::new(|_| ())).expect_err("no image").to_string();
     assert!(error.contains("the ControlNet broken") && error.contains("its tensor controlnet_mid_block.weight"), "{error}");
 }

@@ -3,25 +3,25 @@
 use candle_core::{DType, Tensor};
 use image::{Rgb, RgbImage};
 
-use super::files::Loaded;
+use super::StableDiffusion;
+use super::conditioning::Conditioning;
+use super::config::ExtraInput;
+use super::controlnet::files::Loaded;
 use crate::pixels::to_unit_pixels;
-use crate::sd::StableDiffusion;
-use crate::sd::conditioning::Conditioning;
-use crate::sd::config::ExtraInput;
 use crate::{Control, EngineError};
 
 const FIELD: &str = "controlnets";
 
 /// A ControlNet at work for one request.
-pub(in crate::sd) struct PlannedControl {
+pub(super) struct PlannedControl {
     /// Its place among the model's.
-    pub(in crate::sd) place: usize,
+    pub(super) place: usize,
     /// (1, channels, H/8, W/8), in the format of the net's tensors.
-    pub(in crate::sd) condition: Tensor,
+    pub(super) condition: Tensor,
     /// (1,), f32.
-    pub(in crate::sd) scale: Tensor,
+    pub(super) scale: Tensor,
     /// Of each step of the schedule, whether it takes part.
-    pub(in crate::sd) active: Vec<bool>,
+    pub(super) active: Vec<bool>,
 }
 
 impl StableDiffusion {
@@ -29,7 +29,7 @@ impl StableDiffusion {
     ///
     /// # Errors
     /// [`EngineError::Request`] when there is no such ControlNet, or its image has another size; [`EngineError::NotFinite`] when it makes none of it.
-    pub(in crate::sd) fn controls(
+    pub(super) fn controls(
         &self,
         controls: &[Control],
         size: (u32, u32),
@@ -64,7 +64,7 @@ impl StableDiffusion {
     ///
     /// # Errors
     /// When there is no memory.
-    pub(in crate::sd) fn each_control_once(
+    pub(super) fn each_control_once(
         &self,
         (width, height): (u32, u32),
         steps: usize,
@@ -82,7 +82,7 @@ impl StableDiffusion {
     }
 
     /// Numbers that these controls work out before the first step, for a token and for a timestep; none where there are no controls.
-    pub(in crate::sd) fn controls_ahead(&self, controls: &[PlannedControl]) -> Option<(usize, usize)> {
+    pub(super) fn controls_ahead(&self, controls: &[PlannedControl]) -> Option<(usize, usize)> {
         let each = controls.iter().map(|control| self.controlnets[control.place].net.channels_ahead());
         each.reduce(|one, another| (one.0 + another.0, one.1 + another.1))
     }
