@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::job::Job;
 use crate::job::outcome::InvisibleMark;
 use crate::job::safety::SafetyCheck;
+use crate::job::user_step::UserStepDone;
 
 /// Settings of section `store.held_results`.
 #[derive(Debug, Clone, Deserialize)]
@@ -50,6 +51,8 @@ pub struct HeldResult {
     pub timings_ms: BTreeMap<String, u64>,
     /// What the safety gate was asked, and said.
     pub checks: Vec<SafetyCheck>,
+    /// Steps of the user's own that it has passed.
+    pub user_steps: Vec<UserStepDone>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +76,8 @@ struct Head {
     /// Results of earlier releases have none.
     #[serde(default)]
     checks: Vec<SafetyCheck>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    user_steps: Vec<UserStepDone>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -176,6 +181,7 @@ fn head(job: &Job, result: &HeldResult) -> Head {
         images: images.collect(),
         timings_ms: result.timings_ms.clone(),
         checks: result.checks.clone(),
+        user_steps: result.user_steps.clone(),
     }
 }
 
@@ -204,7 +210,12 @@ fn parse(bytes: Vec<u8>, job: &Job) -> Option<HeldResult> {
             file,
         });
     }
-    let result = HeldResult { images, timings_ms: head.timings_ms.clone(), checks: head.checks.clone() };
+    let result = HeldResult {
+        images,
+        timings_ms: head.timings_ms.clone(),
+        checks: head.checks.clone(),
+        user_steps: head.user_steps.clone(),
+    };
     (rest.is_empty() && self::head(job, &result) == head).then_some(result)
 }
 
@@ -280,6 +291,7 @@ mod tests {
             images: vec![image(7), image(u64::MAX)],
             timings_ms: BTreeMap::from([("infer".into(), 12)]),
             checks: Vec::new(),
+            user_steps: vec![UserStepDone { step: "command:border".into(), changed: true }],
         }
     }
 

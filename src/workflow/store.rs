@@ -108,6 +108,7 @@ impl StoreStep {
             trace: context.job.trace,
             consent: context.job.consent.clone(),
             safety: self.policy.clone().map(|policy| Safety { policy, checks }),
+            user_steps: context.user_steps.iter().map(|done| done.step.clone()).collect(),
             signer: self.signer.clone(),
             manifest_sha256: self.origin.manifest_sha256.clone(),
             model_files: self.origin.files.clone(),
@@ -151,8 +152,12 @@ impl StoreStep {
             invisible_mark: invisible_mark.clone(),
             file: file.clone(),
         });
-        let result =
-            HeldResult { images: images.collect(), timings_ms: context.timings_ms.clone(), checks: context.checks.clone() };
+        let result = HeldResult {
+            images: images.collect(),
+            timings_ms: context.timings_ms.clone(),
+            checks: context.checks.clone(),
+            user_steps: context.user_steps.clone(),
+        };
         match self.held_results.keep(context.job, result).await {
             Ok(dropped) => measured::HeldResults { kept: 1, dropped, ..Default::default() },
             Err(error) => {
