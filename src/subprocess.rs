@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 /// `PR_SET_PDEATHSIG`) comes when the *thread* that started the process ends.
 #[derive(Debug, Clone)]
 pub struct Spawner {
-    orders: mpsc::Sender<(Command, Handle, oneshot::Sender<io::Result<Child>>)>,
+    commands: mpsc::Sender<(Command, Handle, oneshot::Sender<io::Result<Child>>)>,
 }
 
 impl Spawner {
@@ -22,7 +22,7 @@ impl Spawner {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(name: &str) -> io::Result<Self> {
-        let (orders, inbox) = mpsc::channel::<(Command, Handle, oneshot::Sender<io::Result<Child>>)>();
+        let (commands, inbox) = mpsc::channel::<(Command, Handle, oneshot::Sender<io::Result<Child>>)>();
         thread::Builder::new().name(name.into()).spawn(move || {
             for (mut command, runtime, started) in inbox {
                 let _runtime = runtime.enter();
@@ -30,7 +30,7 @@ impl Spawner {
                 let _ = started.send(command.spawn());
             }
         })?;
-        Ok(Self { orders })
+        Ok(Self { commands })
     }
 
     /// Starts a process in a group of its own, which is killed with this process, and when its handle is dropped.
@@ -42,7 +42,7 @@ impl Spawner {
         die_with_parent(&mut command);
         let (sender, started) = oneshot::channel();
         let gone = || io::Error::other("the thread that starts processes is gone");
-        self.orders.send((command, Handle::current(), sender)).map_err(|_| gone())?;
+        self.commands.send((command, Handle::current(), sender)).map_err(|_| gone())?;
         started.await.map_err(|_| gone())?
     }
 }

@@ -40,7 +40,7 @@ pub enum StepName {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserStepName {
     kind: UserStepKind,
-    whole: String,
+    text: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,19 +68,19 @@ impl UserStepName {
     /// The kind and what stands behind it, as config.yaml has it.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.whole
+        &self.text
     }
 
     /// What stands behind the kind.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.whole.split_once(':').map_or("", |(_, name)| name)
+        self.text.split_once(':').map_or("", |(_, name)| name)
     }
 }
 
 impl fmt::Display for UserStepName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.whole)
+        f.write_str(&self.text)
     }
 }
 
@@ -135,7 +135,7 @@ impl StepName {
         let kinds = [UserStepKind::Command, UserStepKind::Http].into_iter();
         let own = text.split_once(':').and_then(|(kind, name)| Some((kinds.clone().find(|own| own.as_str() == kind)?, name)));
         match own {
-            Some((kind, name)) if is_word(name) => Ok(Self::User(UserStepName { kind, whole: text.to_owned() })),
+            Some((kind, name)) if is_word(name) => Ok(Self::User(UserStepName { kind, text: text.to_owned() })),
             Some((kind, name)) => {
                 let name = shown::text(name);
                 Err(format!("must have 1 to 32 of the characters a-z 0-9 _ - behind `{}:`, got {name}", kind.as_str()))
