@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::job::request::Defaults;
 use crate::job::task::LoraScale;
+use crate::job::task::control::ControlNetName;
 use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::scheduler::{Sampler, Scheduler};
 use crate::job::task::tryon::Mode;
@@ -57,11 +58,14 @@ pub struct Manifest {
     /// What looks at images before and after they are generated.
     #[serde(default)]
     pub checker: Option<Checker>,
+    /// Stable Diffusion: the ControlNets that jobs may ask for. All of them are loaded at start, and stay.
+    #[serde(default)]
+    pub controlnets: Vec<ControlNet>,
     /// Where `atelier models pull` finds the checkpoint's files.
     #[serde(default)]
     pub source: Option<Source>,
-    /// Directories next to the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that `modes`
-    /// or `weights` name.
+    /// Directories next to the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that `modes`,
+    /// `weights` or `controlnets` name.
     #[serde(default)]
     pub additional_sources: BTreeMap<FilePath, Source>,
     /// What a job gets that leaves a field out.
@@ -78,6 +82,31 @@ pub struct Checker {
     pub directory: PathBuf,
     /// Which of its labels stand for what may not be shown.
     pub categories: Categories,
+}
+
+/// A ControlNet of the checkpoint's family, in a directory of diffusers' or in one file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlNet {
+    /// By which jobs ask for it.
+    pub name: ControlNetName,
+    /// A directory with `config.json` and weights, or one `.safetensors` file, relative to the manifest.
+    #[serde(deserialize_with = "relative")]
+    pub weights: PathBuf,
+    /// What kind of image it looks at, such as `canny` or `depth`; of those of the kind `canny` a job may have edges detected.
+    pub image: ControlNetName,
+}
+
+impl ControlNet {
+    /// What is read of one in a directory, unless its source names others.
+    const FILES: [&str; 2] = ["config.json", "diffusion_pytorch_model.safetensors"];
+
+    /// Its files, as far as the name of one in a directory is known.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let is_file = self.weights.extension().is_some_and(|extension| extension == "safetensors");
+        if is_file { vec![self.weights.clone()] } else { Self::FILES.map(|file| self.weights.join(file)).to_vec() }
+    }
 }
 
 const WEIGHTS: &str =
@@ -235,6 +264,7 @@ impl Manifest {
         if let Some(checker) = &mut self.checker {
             checker.directory = directory.join(&checker.directory);
         }
+        self.controlnets.iter_mut().for_each(|net| net.weights = directory.join(&net.weights));
         let Modes { base, lora, fp8 } = &mut self.modes;
         for weights in [base, lora, fp8].into_iter().flatten() {
             weights.transformer = weights.transformer.take().map(|file| directory.join(file));
@@ -255,7 +285,10 @@ impl Manifest {
             return Err(("modes", "is for families qwen-image and qwen-image-edit; this one has none".into()));
         }
         if kind == Kind::StableDiffusion {
-            return Ok(());
+            return self.check_controlnets();
+        }
+        if !self.controlnets.is_empty() {
+            return Err(("controlnets", "is for family stable-diffusion-1 or stable-diffusion-xl; leave it out".into()));
         }
         if kind == Kind::Qwen && self.weights.is_some() {
             return Err(("weights", WEIGHTS.into()));
@@ -291,6 +324,15 @@ impl Manifest {
 }
 
 impl Manifest {
+    fn check_controlnets(&self) -> Result<(), (&'static str, String)> {
+        for (index, net) in self.controlnets.iter().enumerate() {
+            if self.controlnets[..index].iter().any(|other| other.name == net.name) {
+                return Err(("controlnets", format!("has two of the name {}; a job could not say which", net.name.as_str())));
+            }
+        }
+        Ok(())
+    }
+
     /// What a flow without modes would leave out in silence.
     fn check_flow(&self) -> Result<(), (&'static str, String)> {
         let family = self.family.as_str();

@@ -2,7 +2,7 @@
 //!
 //! - Out of words alone: `c2pa.created`, whose digital source type says that a model made it.
 //! - From images: the one that was changed is the parent, which is `c2pa.opened` and then `c2pa.edited`. Those that were put into it are
-//!   components, each `c2pa.placed`. A mask is an input of the edit.
+//!   components, each `c2pa.placed`. A mask is an input of the edit, and what a ControlNet looks at one of whatever was done.
 //! - Manifests of the inputs go along, as far as they are not more than [`MAX_INPUT_MANIFESTS`] or [`MAX_INPUT_MANIFEST_BYTES`] each.
 
 use std::io::Cursor;
@@ -77,20 +77,19 @@ impl Manifest {
         let when = when.format(&Rfc3339).map_err(|error| format!("the time cannot be written: {error}"))?;
         let agent = json!({ "name": model.unwrap_or(GENERATOR), "version": VERSION });
         let mut actions = Vec::new();
-        if named(Role::Parent).is_empty() {
-            let created = json!({ "action": "c2pa.created", "digitalSourceType": digital_source, "softwareAgent": agent });
-            actions.push(created);
-        } else {
+        let is_created = named(Role::Parent).is_empty();
+        let action = if is_created { "c2pa.created" } else { "c2pa.edited" };
+        let mut done = json!({ "action": action, "digitalSourceType": digital_source, "softwareAgent": agent });
+        if !named(Role::Input).is_empty() {
+            done["parameters"] = json!({ "ingredientIds": named(Role::Input) });
+        }
+        if !is_created {
             actions.push(json!({ "action": "c2pa.opened", "parameters": { "ingredientIds": named(Role::Parent) } }));
             for component in named(Role::Component) {
                 actions.push(json!({ "action": "c2pa.placed", "parameters": { "ingredientIds": [component] } }));
             }
-            let mut edited = json!({ "action": "c2pa.edited", "digitalSourceType": digital_source, "softwareAgent": agent });
-            if !named(Role::Input).is_empty() {
-                edited["parameters"] = json!({ "ingredientIds": named(Role::Input) });
-            }
-            actions.push(edited);
         }
+        actions.push(done);
         for action in &mut actions {
             action["when"] = json!(when);
         }

@@ -44,6 +44,10 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
         let how = format!("correct the manifest, {}, or {bring}", manifest.file.display());
         return Finding::fail(CHECK, format!("{name}: {problem}"), how);
     }
+    if let Err(problem) = family::check_controlnets(&manifest) {
+        let how = format!("correct controlnets in {}, or take a ControlNet of the model's family", manifest.file.display());
+        return Finding::fail(CHECK, format!("{name}: {problem}"), how);
+    }
     let bytes: u64 = weights.iter().map(|(_, bytes)| bytes).sum();
     let mut pinned = if quick { Vec::new() } else { plans(config, environment, &config.model.name, true).unwrap_or_default() };
     pinned.retain(|plan| !plan.source.files.is_empty());
@@ -80,6 +84,15 @@ pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf
     for file in manifest.weights.iter().chain(beside) {
         let about = fs::metadata(file).map_err(|error| format!("{}: {error}", file.display()))?;
         found.push((file.clone(), about.len()));
+    }
+    for net in &manifest.controlnets {
+        let missing = |error: io::Error| format!("ControlNet {}: {}: {error}", net.name.as_str(), net.weights.display());
+        let about = fs::metadata(&net.weights).map_err(missing)?;
+        if about.is_dir() {
+            collect(&net.weights, 0, &mut found).map_err(missing)?;
+        } else {
+            found.push((net.weights.clone(), about.len()));
+        }
     }
     found.sort();
     found.dedup();

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Job;
 use super::outcome::JobError;
+use super::task::control::{Control, ControlNetName};
 use super::task::scheduler::{Sampler, Scheduler};
 use super::task::tryon::Mode;
 use super::task::{Generate, ModelName, SidePx, Task};
@@ -17,6 +18,8 @@ const TOKEN_PX: u32 = 16;
 pub enum Capabilities {
     /// Images from text, by a UNet.
     Generate,
+    /// The same with these ControlNets.
+    Controlled(Vec<ControlNet>),
     /// Images from text, by a flow in these modes, whose weights are loaded.
     Text(Vec<Mode>),
     /// Images from text, by a flow without modes that was distilled over guidance and takes LoRAs.
@@ -25,12 +28,20 @@ pub enum Capabilities {
     Edit(Vec<Mode>),
 }
 
+/// A ControlNet that is loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlNet {
+    pub name: ControlNetName,
+    /// What kind of image it looks at, such as `canny` or `depth`.
+    pub image: ControlNetName,
+}
+
 impl Capabilities {
     /// The tasks that such a function does, as the field `task` has them.
     #[must_use]
     pub fn tasks(&self) -> &'static [&'static str] {
         match self {
-            Self::Generate | Self::Text(_) | Self::Flow => &["generate"],
+            Self::Generate | Self::Controlled(_) | Self::Text(_) | Self::Flow => &["generate"],
             Self::Edit(_) => &["tryon", "edit"],
         }
     }
@@ -39,7 +50,7 @@ impl Capabilities {
     #[must_use]
     pub fn modes(&self) -> &[Mode] {
         match self {
-            Self::Generate | Self::Flow => &[],
+            Self::Generate | Self::Controlled(_) | Self::Flow => &[],
             Self::Text(modes) | Self::Edit(modes) => modes,
         }
     }
@@ -47,7 +58,16 @@ impl Capabilities {
     /// Whether jobs may bring adapters of their own.
     #[must_use]
     pub fn takes_loras(&self) -> bool {
-        matches!(self, Self::Generate | Self::Flow)
+        matches!(self, Self::Generate | Self::Controlled(_) | Self::Flow)
+    }
+
+    /// The ControlNets that jobs may ask for.
+    #[must_use]
+    pub fn controlnets(&self) -> &[ControlNet] {
+        match self {
+            Self::Controlled(nets) => nets,
+            Self::Generate | Self::Text(_) | Self::Flow | Self::Edit(_) => &[],
+        }
     }
 
     /// Whether a guidance scale above 1 and a negative prompt mean something.
@@ -60,7 +80,7 @@ impl Capabilities {
     #[must_use]
     pub fn side_multiple_px(&self) -> u32 {
         match self {
-            Self::Generate => SidePx::MULTIPLE_OF as u32,
+            Self::Generate | Self::Controlled(_) => SidePx::MULTIPLE_OF as u32,
             Self::Text(_) | Self::Flow | Self::Edit(_) => TOKEN_PX,
         }
     }
@@ -80,11 +100,12 @@ impl Capabilities {
             (Self::Edit(modes), Task::TryOn(tryon)) => check_mode(modes, tryon.mode),
             (Self::Edit(modes), Task::Edit(edit)) => check_mode(modes, edit.mode),
             (Self::Text(modes), Task::Generate(generate)) => check_text(modes, generate),
-            (Self::Generate | Self::Flow, Task::Generate(Generate { mode: Some(_), .. })) => {
+            (Self::Generate | Self::Controlled(_) | Self::Flow, Task::Generate(Generate { mode: Some(_), .. })) => {
                 let served = model.as_str();
                 invalid("mode", format!("means something only with a model that has modes, which {served} has not"))
             }
             (Self::Flow, Task::Generate(generate)) => check_flow(generate),
+            (Self::Generate | Self::Controlled(_), Task::Generate(generate)) => check_controls(self.controlnets(), generate),
             _ => Ok(()),
         }
     }
@@ -102,6 +123,28 @@ impl Capabilities {
         );
         invalid("task", problem)
     }
+}
+
+/// Each must be one that is loaded; one that looks at depth cannot use edges.
+fn check_controls(loaded: &[ControlNet], generate: &Generate) -> Result<(), JobError> {
+    if loaded.is_empty() && !generate.controls.is_empty() {
+        return invalid("controlnets", "this function's model has no ControlNets: leave it out".into());
+    }
+    for (index, Control { name, detect, .. }) in generate.controls.iter().enumerate() {
+        let Some(net) = loaded.iter().find(|net| net.name == *name) else {
+            let names: Vec<&str> = loaded.iter().map(|net| net.name.as_str()).collect();
+            let problem =
+                format!("must be one of {}, the ControlNets of this function, got {}", names.join(", "), name.as_str());
+            return invalid(&format!("controlnets[{index}].name"), problem);
+        };
+        let image = net.image.as_str();
+        if let Some(detector) = detect.filter(|detector| detector.name() != image) {
+            let problem =
+                format!("is {}, but {} looks at images of the kind {image}: leave it out", detector.name(), name.as_str());
+            return invalid(&format!("controlnets[{index}].detect"), problem);
+        }
+    }
+    Ok(())
 }
 
 fn check_mode(loaded: &[Mode], asked: Mode) -> Result<(), JobError> {
@@ -138,7 +181,11 @@ fn check_sampling(generate: &Generate, unread: Option<&'static str>) -> Result<(
         let problem = format!("must be euler, the one that this function's model has, got {}", generate.scheduler);
         return invalid("scheduler", problem);
     }
-    let set = [("embeddings", !generate.embeddings.is_empty()), ("init_image", generate.start.is_some())];
+    let set = [
+        ("embeddings", !generate.embeddings.is_empty()),
+        ("init_image", generate.start.is_some()),
+        ("controlnets", !generate.controls.is_empty()),
+    ];
     let set = set.into_iter().filter(|(_, given)| *given).map(|(field, _)| field);
     let sampling = generate.sampling.fields().into_iter().map(|(field, _)| field);
     if let Some(field) = unread.into_iter().chain(set).chain(sampling).next() {

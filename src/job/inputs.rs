@@ -24,6 +24,9 @@ impl Job {
                     inputs.push(("init_image.url".to_owned(), &start.url));
                     inputs.extend(start.mask.as_ref().map(|mask| ("mask_image.url".to_owned(), mask)));
                 }
+                for (index, control) in generate.controls.iter().enumerate() {
+                    inputs.push((format!("controlnets[{index}].image.url"), &control.image));
+                }
             }
             Task::TryOn(tryon) => {
                 inputs.push(("person".to_owned(), &tryon.person));

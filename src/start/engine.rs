@@ -105,6 +105,7 @@ pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device
     let defaults = &manifest.defaults;
     Ok(settings::Settings {
         single_file: manifest.weights.clone(),
+        controlnets: manifest.controlnets.iter().map(family::controlnet).collect(),
         timestep_spacing: manifest.timestep_spacing.map(|spacing| match spacing {
             manifest::TimestepSpacing::Linspace => TimestepSpacing::Linspace,
             manifest::TimestepSpacing::Leading => TimestepSpacing::Leading,

@@ -1,12 +1,13 @@
 //! Whether a checkpoint is of the family that its manifest says.
 
-use crate::config::manifest::{Family, Manifest};
+use crate::config::manifest::{ControlNet, Family, Manifest};
 use atelier_engine::EngineError;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::flux::Flux;
 use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::qwen::checkpoint::{ImageCheckpoint, Pipeline};
 use atelier_engine::sd::checkpoint::Checkpoint;
+use atelier_engine::sd::controlnet::files::ControlNetFile;
 
 /// Looks at the JSON files of the checkpoint, not at its weights.
 ///
@@ -21,6 +22,23 @@ pub fn check(manifest: &Manifest) -> Result<(), EngineError> {
         Family::ZImage => FlowEngine::<ZImage>::check(checkpoint),
         Family::Flux => FlowEngine::<Flux>::check(checkpoint),
     }
+}
+
+/// Looks at the ControlNets of a manifest, not at their tensors.
+///
+/// # Errors
+/// [`EngineError::Checkpoint`] names the one that is no ControlNet of the manifest's checkpoint.
+pub fn check_controlnets(manifest: &Manifest) -> Result<(), EngineError> {
+    if manifest.controlnets.is_empty() {
+        return Ok(());
+    }
+    let checkpoint = Checkpoint::read(&manifest.checkpoint)?;
+    manifest.controlnets.iter().try_for_each(|net| controlnet(net).check(&checkpoint))
+}
+
+/// As the engine knows it.
+pub(super) fn controlnet(net: &ControlNet) -> ControlNetFile {
+    ControlNetFile { name: net.name.as_str().to_owned(), path: net.weights.clone() }
 }
 
 fn stable_diffusion(manifest: &Manifest) -> Result<(), EngineError> {

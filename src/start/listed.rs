@@ -68,7 +68,7 @@ fn devices<'a>(listed: &'a ListedModel, visible: &'a [String], environment: &Env
 
 impl HostedModel {
     pub(super) fn function(&self) -> Function {
-        let capabilities = super::capabilities(&self.config, self.manifest.family);
+        let capabilities = super::capabilities(&self.config, &self.manifest);
         Function { model: self.config.model.name.clone(), capabilities }
     }
 

@@ -16,13 +16,13 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use self::phases::{Phases, process_age_ms};
-use crate::config::manifest::{Family, Manifest};
+use crate::config::manifest::{ControlNet, Family, Manifest};
 use crate::config::{Config, ConfigError, Environment};
 use crate::content_credentials::ready;
 use crate::content_credentials::signing::Signing;
 use crate::events::auth::Auth;
 use crate::handler::{Handler, KeepRefused};
-use crate::job::capabilities::Capabilities;
+use crate::job::capabilities::{self, Capabilities};
 use crate::job::notification::Images;
 use crate::job::outcome::JobError;
 use crate::job::task::ModelName;
@@ -95,7 +95,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let (engine, phases) = engine.await.unwrap_or(Err(EngineError::Gone))?;
     log_ready(config, store.bucket(), &phases);
     let model = config.model.name.clone();
-    let capabilities = capabilities(config, manifest.family);
+    let capabilities = capabilities(config, &manifest);
     let services = Services {
         engine,
         model,
@@ -183,9 +183,15 @@ fn signing(config: &Config) -> Result<Option<Arc<Signing>>, SettingError> {
 }
 
 /// What a handler of this configuration can be asked for, once it is ready.
-fn capabilities(config: &Config, family: Family) -> Capabilities {
-    match family {
-        Family::StableDiffusion1 | Family::StableDiffusionXl => Capabilities::Generate,
+fn capabilities(config: &Config, manifest: &Manifest) -> Capabilities {
+    match manifest.family {
+        Family::StableDiffusion1 | Family::StableDiffusionXl if manifest.controlnets.is_empty() => Capabilities::Generate,
+        Family::StableDiffusion1 | Family::StableDiffusionXl => {
+            let nets = manifest.controlnets.iter();
+            let nets = nets
+                .map(|ControlNet { name, image, .. }| capabilities::ControlNet { name: name.clone(), image: image.clone() });
+            Capabilities::Controlled(nets.collect())
+        }
         Family::QwenImageEdit => Capabilities::Edit(config.model.modes()),
         Family::QwenImage => Capabilities::Text(config.model.modes()),
         Family::ZImage | Family::Flux => Capabilities::Flow,

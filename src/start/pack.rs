@@ -14,6 +14,7 @@ use crate::config::manifest::{Kind, Manifest};
 use crate::config::{Config, Environment};
 use crate::models::file::{Checksum, FilePath};
 use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::settings::Settings;
 
 #[derive(clap::Args)]
 pub(super) struct Options {
@@ -65,7 +66,9 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
     let dtype = options.dtype.dtype();
     let to = options.to.unwrap_or_else(|| default_target(&manifest, dtype));
     // Whole, so that a checkpoint that cannot be generated with is not packed either.
-    let packed = StableDiffusion::load(&stable_diffusion(&manifest, dtype, Device::Cpu)?)?.pack(&to)?;
+    // ControlNets stay where they are.
+    let settings = Settings { controlnets: Vec::new(), ..stable_diffusion(&manifest, dtype, Device::Cpu)? };
+    let packed = StableDiffusion::load(&settings)?.pack(&to)?;
     line(&format!(
         "{}: {} tensors as {}, {} bytes, in {}",
         name.as_str(),

@@ -93,7 +93,7 @@ pub enum Inputs<'job> {
 
 /// Downloaded files, next to the task that they are for.
 pub enum Fetched<'job> {
-    Generate(&'job Generate, GenerateInputs<StartFiles>),
+    Generate(&'job Generate, GenerateInputs<StartFiles, PathBuf>),
     TryOn(&'job TryOn, TryOnFiles),
     /// 1 to 3 files.
     Edit(&'job Edit, Vec<PathBuf>),
@@ -101,16 +101,26 @@ pub enum Fetched<'job> {
 
 /// Images that are opened and as large as they are to be, next to the task that they are for.
 pub enum Decoded<'job> {
-    Generate(&'job Generate, GenerateInputs<InitImage>),
+    Generate(&'job Generate, GenerateInputs<InitImage, ControlImage>),
     TryOn(&'job TryOn, TryOnInputs),
     Edit(&'job Edit, EditInputs),
 }
 
 /// What a generation is given besides its text.
-pub struct GenerateInputs<Start> {
+pub struct GenerateInputs<Start, Control> {
     pub loras: Vec<LoraFile>,
     pub embeddings: Vec<EmbeddingFile>,
     pub start: Option<Start>,
+    /// In the order of the job's.
+    pub controls: Vec<Control>,
+}
+
+/// What a ControlNet is given, in the job's size.
+pub struct ControlImage {
+    /// As it was sent.
+    pub sent: RgbImage,
+    /// What was detected in it; none: it is looked at as it was sent.
+    pub detected: Option<RgbImage>,
 }
 
 /// The downloaded files of a try-on.

@@ -59,7 +59,7 @@ impl Fetch {
         &self,
         context: &mut JobContext<'_>,
         generate: &Generate,
-    ) -> Result<GenerateInputs<StartFiles>, JobError> {
+    ) -> Result<GenerateInputs<StartFiles, PathBuf>, JobError> {
         let mut loras = Vec::with_capacity(generate.loras.len());
         for (index, lora) in generate.loras.iter().enumerate() {
             let path = self.fetch(context, (&lora.url, InputKind::Weights), &format!("lora[{index}].url")).await?;
@@ -82,7 +82,12 @@ impl Fetch {
             }
             None => None,
         };
-        Ok(GenerateInputs { loras, embeddings, start })
+        let mut controls = Vec::with_capacity(generate.controls.len());
+        for (index, control) in generate.controls.iter().enumerate() {
+            let field = format!("controlnets[{index}].image.url");
+            controls.push(self.fetch_image(context, &control.image, &field, Role::Input).await?);
+        }
+        Ok(GenerateInputs { loras, embeddings, start, controls })
     }
 
     async fn tryon(&self, context: &mut JobContext<'_>, tryon: &TryOn) -> Result<TryOnFiles, JobError> {

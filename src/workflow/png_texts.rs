@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::mark::CREATOR_TOOL;
+use crate::job::task::control::{Control, Detector};
 use crate::job::task::edit::Edit;
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{Generate, Lora, LoraAlphaSource, Task};
@@ -77,7 +78,26 @@ fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, Strin
         ours["strength"] = json!(start.strength);
         ours["mask_image"] = json!(start.mask.as_ref().map(|url| json!({ "url": url.to_string() })));
     }
+    if !task.controls.is_empty() {
+        ours["controlnets"] = task.controls.iter().map(described_control).collect();
+    }
     vec![("parameters", text), ("atelier", ours.to_string())]
+}
+
+fn described_control(control: &Control) -> Value {
+    let mut described = json!({
+        "name": control.name,
+        "image": { "url": control.image.to_string() },
+        "scale": control.scale,
+        "start": control.start,
+        "end": control.end,
+    });
+    if let Some(Detector::Canny { low, high }) = control.detect {
+        described["detect"] = json!(Detector::CANNY);
+        described["low_threshold"] = json!(low);
+        described["high_threshold"] = json!(high);
+    }
+    described
 }
 
 fn described_lora(lora: &Lora) -> Value {

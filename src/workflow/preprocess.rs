@@ -3,17 +3,21 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use serde::Deserialize;
 
-use super::context::{Decoded, EditInputs, Fetched, GenerateInputs, Inputs, JobContext, StartFiles, TryOnFiles, TryOnInputs};
+use super::context::{
+    ControlImage, Decoded, EditInputs, Fetched, GenerateInputs, Inputs, JobContext, StartFiles, TryOnFiles, TryOnInputs,
+};
 use super::opening::{Alpha, Opening, grey};
 use super::{Step, StepName};
 use crate::job::outcome::JobError;
+use crate::job::task::control::Detector;
 use crate::job::task::edit::Edit;
 use crate::job::task::tryon::Resolution;
 use crate::job::task::{EditSidePx, Size};
 use atelier_engine::InitImage;
+use atelier_engine::canny::canny;
 use atelier_engine::qwen::sizes::fitting;
 use atelier_engine::resample::{Filter, resize};
 
@@ -56,13 +60,15 @@ impl Step for PreprocessStep {
         let files = context.take_fetched()?;
         // Unpacking and scaling takes as long as a denoising step: others must not wait for it.
         context.inputs = Inputs::Decoded(match files {
-            Fetched::Generate(generate, GenerateInputs { loras, embeddings, start }) => {
+            Fetched::Generate(generate, GenerateInputs { loras, embeddings, start, controls }) => {
                 let size = generate.size;
                 let start = match start {
                     Some(files) => Some(opened(move || settings.start(&files, size)).await?),
                     None => None,
                 };
-                Decoded::Generate(generate, GenerateInputs { loras, embeddings, start })
+                let detectors: Vec<Option<Detector>> = generate.controls.iter().map(|control| control.detect).collect();
+                let controls = opened(move || settings.controls(&controls, &detectors, size)).await?;
+                Decoded::Generate(generate, GenerateInputs { loras, embeddings, start, controls })
             }
             Fetched::TryOn(tryon, files) => {
                 let resolution = tryon.resolution;
@@ -95,6 +101,22 @@ impl Preprocess {
         let mask = files.mask.as_ref().map(|path| opening.mask(path, "mask_image")).transpose()?;
         // Resized in colour and then made grey, as diffusers' VaeImageProcessor does: the other order rounds otherwise.
         Ok(InitImage { rgb, mask: mask.map(|mask| grey(&scaled(&mask, size_px))) })
+    }
+
+    /// Opens what ControlNets look at, in the job's `size`; one of `detectors` an image. What is detected is so in that size, where a line is as
+    /// wide as those that a ControlNet was trained on.
+    fn controls(self, files: &[PathBuf], detectors: &[Option<Detector>], size: Size) -> Result<Vec<ControlImage>, JobError> {
+        let opening = self.opening();
+        let images = files.iter().zip(detectors).enumerate().map(|(index, (path, detector))| {
+            let image = opening.image(path, &format!("controlnets[{index}].image"))?;
+            let sent = scaled(&image, (size.width_px(), size.height_px()));
+            let detected = detector.map(|Detector::Canny { low, high }| {
+                let edges = canny(&sent, low.get(), high.get());
+                RgbImage::from_fn(sent.width(), sent.height(), |x, y| Rgb([edges.get_pixel(x, y).0[0]; 3]))
+            });
+            Ok(ControlImage { sent, detected })
+        });
+        images.collect()
     }
 
     /// # Errors

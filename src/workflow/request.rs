@@ -2,7 +2,8 @@
 
 use image::{GrayImage, Rgb, RgbImage};
 
-use super::context::{Decoded, EditInputs, GenerateInputs, TryOnInputs};
+use super::context::{ControlImage, Decoded, EditInputs, GenerateInputs, TryOnInputs};
+use crate::job::task::control::Control;
 use crate::job::task::edit::Edit;
 use crate::job::task::sampling::{ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, TopLeft};
 use crate::job::task::scheduler::{Sampler, Scheduler, SigmaSpacing};
@@ -14,25 +15,40 @@ use atelier_engine::{EditRequest, GenerateRequest, Request};
 /// A job's inputs, as the engine takes them.
 pub(super) fn request(inputs: &Decoded<'_>) -> Request {
     match inputs {
-        Decoded::Generate(generate, GenerateInputs { loras, embeddings, start }) => Request::Generate(GenerateRequest {
-            prompt: generate.prompt.as_str().to_owned(),
-            negative_prompt: generate.negative_prompt.as_str().to_owned(),
-            loras: loras.clone(),
-            embeddings: embeddings.clone(),
-            start: start.clone(),
-            strength: generate.start.as_ref().map_or(1.0, |start| start.strength.get()),
-            steps: generate.steps.get(),
-            guidance_scale: generate.guidance_scale.get(),
-            scheduler: scheduler(generate.scheduler),
-            sampling: sampling(&generate.sampling),
-            mode: generate.mode.map(|mode| mode.as_str().to_owned()),
-            width_px: generate.size.width_px(),
-            height_px: generate.size.height_px(),
-            seeds: seeds(generate.seed, generate.num_images),
-        }),
+        Decoded::Generate(generate, GenerateInputs { loras, embeddings, start, controls: images }) => {
+            Request::Generate(GenerateRequest {
+                prompt: generate.prompt.as_str().to_owned(),
+                negative_prompt: generate.negative_prompt.as_str().to_owned(),
+                loras: loras.clone(),
+                embeddings: embeddings.clone(),
+                start: start.clone(),
+                controls: controls(&generate.controls, images),
+                strength: generate.start.as_ref().map_or(1.0, |start| start.strength.get()),
+                steps: generate.steps.get(),
+                guidance_scale: generate.guidance_scale.get(),
+                scheduler: scheduler(generate.scheduler),
+                sampling: sampling(&generate.sampling),
+                mode: generate.mode.map(|mode| mode.as_str().to_owned()),
+                width_px: generate.size.width_px(),
+                height_px: generate.size.height_px(),
+                seeds: seeds(generate.seed, generate.num_images),
+            })
+        }
         Decoded::TryOn(job, inputs) => Request::Edit(tryon(job, inputs)),
         Decoded::Edit(job, inputs) => Request::Edit(edit(job, inputs)),
     }
+}
+
+/// `images`: one a control.
+fn controls(controls: &[Control], images: &[ControlImage]) -> Vec<atelier_engine::Control> {
+    let each = controls.iter().zip(images).map(|(control, ControlImage { sent, detected })| atelier_engine::Control {
+        net: control.name.as_str().to_owned(),
+        image: detected.as_ref().unwrap_or(sent).clone(),
+        scale: control.scale.get(),
+        start: control.start.get(),
+        end: control.end.get(),
+    });
+    each.collect()
 }
 
 /// The engine has names of its own, so that it need not know how a job is written.

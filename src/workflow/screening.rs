@@ -100,6 +100,9 @@ fn inputs(decoded: &Decoded<'_>) -> Seen {
             if let Some(start) = &inputs.start {
                 seen.push("init_image".to_owned(), start.rgb.clone());
             }
+            for (index, control) in inputs.controls.iter().enumerate() {
+                seen.push(format!("controlnets[{index}].image"), control.sent.clone());
+            }
         }
         Decoded::TryOn(_, inputs) => {
             seen.push("person".to_owned(), inputs.person.clone());

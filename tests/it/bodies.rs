@@ -30,6 +30,8 @@ fn null_is_nothing(body: &Value, required: &[&str]) -> (usize, Vec<String>) {
         // Without its task it is another job's body, and mask and strength mean nothing without the image.
         // Some fields mean something only with the scheduler that reads them.
         let decides = match path.as_str() {
+            // Thresholds mean nothing without it.
+            "/controlnets/0/detect" => true,
             "/init_image" => true,
             "/task" => body["task"] != "generate",
             "/scheduler" => ["eta", "timesteps", "sigmas"].iter().any(|field| body.get(field).is_some()),
@@ -67,8 +69,11 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     let mut body = masked("s3://bucket/m");
     body["embeddings"] = json!([{ "url": "s3://bucket/e", "token": "<cat>" }]);
     body["image_guidance_scale"] = json!(1.5);
+    body["controlnets"] = json!([{ "name": "canny", "image": { "url": "s3://bucket/c" }, "scale": 0.5, "start": 0.1, "end": 0.9,
+        "detect": "canny", "low_threshold": 80, "high_threshold": 160 }]);
     let required = ["/job_id", "/prompt", "/lora/0/url", "/embeddings/0/url", "/embeddings/0/token", "/init_image/url"];
-    let nested = ["/mask_image/url", "/watermark/text"];
+    let nested =
+        ["/mask_image/url", "/watermark/text", "/controlnets/0/name", "/controlnets/0/image", "/controlnets/0/image/url"];
     let least = json!({ "job_id": "job-1", "prompt": "a mug" });
     let sampled = json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada", "mode": "base",
         "consent": { "basis": "own", "reference": "me" },
@@ -228,6 +233,8 @@ fn an_array_is_no_object() {
         ("init_image", json!(["s3://bucket/a.png"]), "init_image"),
         ("lora", json!([["s3://bucket/a.safetensors", 1.0, null, null]]), "lora[0]"),
         ("embeddings", json!([["s3://bucket/a.safetensors", "word"]]), "embeddings[0]"),
+        ("controlnets", json!([["canny", { "url": "s3://bucket/a.png" }]]), "controlnets[0]"),
+        ("controlnets", json!([{ "name": "canny", "image": ["s3://bucket/a.png"] }]), "controlnets[0].image"),
     ] {
         let mut body = json!({ "job_id": "job-1", "prompt": "a mug" });
         body[field] = given;

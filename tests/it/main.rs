@@ -8,6 +8,7 @@ mod bodies;
 mod bucket;
 mod config;
 mod conformance;
+mod controls;
 mod credentials;
 mod deploy;
 mod doctor;

@@ -38,7 +38,7 @@ pub(crate) const TOKEN: &str = "demo-token-demo-token-demo-token";
 /// What the scripted engine does next.
 pub(crate) type Script = fn() -> Result<(), EngineError>;
 
-/// Generates the seed's last byte, or what it is to start from, unless its script says otherwise, and counts.
+/// Generates the seed's last byte, or what it is to start from or held to, unless its script says otherwise, and counts.
 struct ScriptedEngine {
     script: Arc<Mutex<Vec<Script>>>,
     generated: Arc<AtomicU32>,
@@ -68,7 +68,8 @@ impl ScriptedEngine {
             Request::Generate(generate) => {
                 self.loras.lock().unwrap().extend(generate.loras.iter().cloned());
                 self.modes.lock().unwrap().push(generate.mode.clone());
-                shown = generate.start.as_ref().map(shown_of);
+                let control = generate.controls.first().map(|control| control.image.to_vec());
+                shown = generate.start.as_ref().map(shown_of).or(control);
                 (generate.steps, (generate.width_px, generate.height_px), generate.seeds.clone())
             }
             Request::Edit(edit) => {

@@ -67,6 +67,7 @@ fn request(side_px: u32, steps: u32, images: u64) -> GenerateRequest {
         loras: vec![],
         embeddings: vec![],
         start: None,
+        controls: vec![],
         strength: 1.0,
         steps,
         guidance_scale: 7.5,

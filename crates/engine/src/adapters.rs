@@ -214,7 +214,7 @@ fn fill(overlay: &Tensors, other: &Tensors) -> Result<(), EngineError> {
 }
 
 /// By name, the first of those whose names begin with one of `prefixes`.
-fn first_not_finite(tensors: &Tensors, prefixes: &[&str]) -> candle_core::Result<Option<String>> {
+pub(super) fn first_not_finite(tensors: &Tensors, prefixes: &[&str]) -> candle_core::Result<Option<String>> {
     let chosen = tensors.keys().filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
     let mut names: Vec<&String> = chosen.collect();
     names.sort();

@@ -4,6 +4,7 @@ mod activations;
 mod adapter_config;
 mod adapters;
 mod attention;
+pub mod canny;
 pub mod classifier;
 pub mod device;
 mod device_errors;
@@ -143,6 +144,8 @@ pub struct GenerateRequest {
     pub embeddings: Vec<EmbeddingFile>,
     /// What it starts from instead of noise, in its size.
     pub start: Option<InitImage>,
+    /// What ControlNets hold it to; what they add is summed.
+    pub controls: Vec<Control>,
     /// The part of the steps that is done, above 0 to 1, for the start has an image in it already; 1 without a start.
     pub strength: f64,
     /// Of the whole schedule, 1 or more.
@@ -162,7 +165,7 @@ pub struct GenerateRequest {
 
 impl GenerateRequest {
     /// Whether both can be denoised in one batch: same steps of the same schedule and size, from the same start, under the
-    /// same weights.
+    /// same weights and controls.
     #[must_use]
     pub fn agrees_with(&self, other: &Self) -> bool {
         (self.width_px, self.height_px) == (other.width_px, other.height_px)
@@ -174,6 +177,7 @@ impl GenerateRequest {
             && self.guidance_scale.total_cmp(&other.guidance_scale).is_eq()
             && self.loras == other.loras
             && self.start == other.start
+            && self.controls == other.controls
     }
 }
 
@@ -242,6 +246,20 @@ pub struct InitImage {
     pub rgb: RgbImage,
     /// Where it may be changed, from 128 on.
     pub mask: Option<GrayImage>,
+}
+
+/// An image that a ControlNet holds a generation to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Control {
+    /// The ControlNet, by its name among the model's.
+    pub net: String,
+    /// In the size of the request.
+    pub image: RgbImage,
+    /// What it adds is multiplied by it; finite, and without effect at 0.
+    pub scale: f64,
+    /// It takes part in the steps that lie within these parts of the schedule, each 0 to 1: all of a step.
+    pub start: f64,
+    pub end: f64,
 }
 
 /// One generated image: `rgb` holds (height, width, 3) bytes, row by row.

@@ -21,8 +21,19 @@ pub(crate) fn sides(width_px: u32, height_px: u32, unit_px: usize) -> std::resul
 /// # Errors
 /// When the bytes are not so many, or the device has no room.
 pub fn to_pixels(rgb: &[u8], width: usize, height: usize, device: &Device) -> Result<Tensor> {
-    let unit: Vec<f32> = rgb.iter().map(|byte| f32::from(*byte) / 127.5 - 1.0).collect();
-    Tensor::from_vec(unit, (height, width, 3), device)?.permute((2, 0, 1))?.unsqueeze(0)?.contiguous()
+    planes(rgb.iter().map(|byte| f32::from(*byte) / 127.5 - 1.0).collect(), width, height, device)
+}
+
+/// As [`to_pixels`], f32 from 0 to 1: as a ControlNet looks at an image.
+///
+/// # Errors
+/// As [`to_pixels`].
+pub(crate) fn to_unit_pixels(rgb: &[u8], width: usize, height: usize, device: &Device) -> Result<Tensor> {
+    planes(rgb.iter().map(|byte| f32::from(*byte) / 255.0).collect(), width, height, device)
+}
+
+fn planes(values: Vec<f32>, width: usize, height: usize, device: &Device) -> Result<Tensor> {
+    Tensor::from_vec(values, (height, width, 3), device)?.permute((2, 0, 1))?.unsqueeze(0)?.contiguous()
 }
 
 /// `decoded`: (3, H, W), f32 around -1 to 1. Returns (H, W, 3) bytes: x/2 + 1/2 clamped to 0..1, in 255 steps.

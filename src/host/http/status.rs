@@ -82,6 +82,7 @@ pub(super) async fn models(State(http): State<Arc<Http>>) -> Json<Value> {
         if let Some(Function { capabilities, .. }) = http.functions.at(place) {
             version["modes"] = json!(capabilities.modes());
             version["loras"] = capabilities.takes_loras().into();
+            version["controlnets"] = json!(capabilities.controlnets());
             version["guidance"] = capabilities.has_guidance().into();
             version["side_multiple_px"] = capabilities.side_multiple_px().into();
         }

@@ -11,6 +11,13 @@ use crate::job::url::AssetUrl;
 use crate::job::{ImageFormat, JobId, MetadataLevel};
 use crate::shown;
 
+/// An image that a job names.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImageBody {
+    pub(super) url: AssetUrl,
+}
+
 fn checked<'de, D: Deserializer<'de>, T>(deserializer: D, read: impl FnOnce(&str) -> Result<T, String>) -> Result<T, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::String(text) => read(&text).map_err(de::Error::custom),
@@ -23,7 +30,8 @@ pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Defaul
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-fn named<'de, D, T>(deserializer: D, names: &str) -> Result<Option<T>, D::Error>
+/// One of `names`, or nothing.
+pub(super) fn named<'de, D, T>(deserializer: D, names: &str) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: de::DeserializeOwned,

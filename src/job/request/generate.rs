@@ -3,6 +3,8 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, json};
 
+use super::controls::{self, ControlBody, controls};
+use super::field::ImageBody;
 use super::seed::SeedChoice;
 use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, WatermarkBody, field};
 use crate::job::JobId;
@@ -36,6 +38,8 @@ pub(super) struct Body {
     lora: Vec<LoraBody>,
     #[serde(default, deserialize_with = "embeddings")]
     embeddings: Vec<EmbeddingBody>,
+    #[serde(default, deserialize_with = "controls")]
+    controlnets: Vec<ControlBody>,
     init_image: Option<ImageBody>,
     strength: Option<Strength>,
     mask_image: Option<ImageBody>,
@@ -98,12 +102,6 @@ struct EmbeddingBody {
     token: EmbeddingToken,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImageBody {
-    url: AssetUrl,
-}
-
 impl Body {
     pub(super) fn read(self, defaults: &Defaults) -> Result<Read, JobError> {
         let scheduler = self.scheduler.unwrap_or(defaults.scheduler);
@@ -127,6 +125,7 @@ impl Body {
         check_sampling(&sampling, scheduler, self.init_image.is_some())?;
         let start = start(self.init_image, self.strength, self.mask_image, steps)?;
         let loras = self.lora.into_iter().enumerate().map(|(index, lora)| lora.read(index)).collect::<Result<_, _>>()?;
+        let controls = self.controlnets.into_iter().enumerate().map(|(index, control)| control.read(index));
         let mut generate = Generate {
             model: self.model.unwrap_or_else(|| defaults.model.clone()),
             prompt: self.prompt,
@@ -134,6 +133,7 @@ impl Body {
             loras,
             embeddings: self.embeddings.into_iter().map(|body| Embedding { url: body.url, token: body.token }).collect(),
             start,
+            controls: controls.collect::<Result<_, _>>()?,
             steps,
             guidance_scale: self.guidance_scale.unwrap_or(default_guidance_scale),
             scheduler,
@@ -271,6 +271,9 @@ fn canonical(task: TaskName, generate: &Generate) -> Value {
     }
     if let Some(StartImage { url, strength, mask }) = &generate.start {
         canonical["start"] = json!([url.identity(), strength, mask.as_ref().map(AssetUrl::identity)]);
+    }
+    if !generate.controls.is_empty() {
+        canonical["controlnets"] = generate.controls.iter().map(controls::canonical).collect();
     }
     canonical
 }

@@ -1,6 +1,7 @@
 //! The job body as callers send it (JSON, the same on every queue), read into a checked [`Job`].
 
 pub mod catalogue;
+mod controls;
 mod edit;
 pub mod envelope;
 mod field;
@@ -163,13 +164,15 @@ fn read(value: &Value, defaults: &Defaults) -> Result<Read, JobError> {
 /// serde takes an array for an object, its elements for the fields in their order. Nobody who sends one means that.
 fn check_objects(value: &Value) -> Result<(), JobError> {
     const OBJECTS: [&str; 6] = ["callback", "consent", "init_image", "mask_image", "output", "watermark"];
-    const LISTS: [&str; 2] = ["embeddings", "lora"];
+    const LISTS: [&str; 3] = ["controlnets", "embeddings", "lora"];
     let alone = OBJECTS.iter().map(|field| ((*field).to_owned(), &value[*field]));
     let listed = LISTS.iter().flat_map(|field| {
         let elements = value[*field].as_array().into_iter().flatten();
         elements.enumerate().map(move |(index, element)| (format!("{field}[{index}]"), element))
     });
-    match alone.chain(listed).find(|(_, given)| given.is_array()) {
+    let images = value["controlnets"].as_array().into_iter().flatten().enumerate();
+    let images = images.map(|(index, control)| (format!("controlnets[{index}].image"), &control["image"]));
+    match alone.chain(listed).chain(images).find(|(_, given)| given.is_array()) {
         Some((field, given)) => {
             Err(JobError::Invalid { field, problem: format!("must be an object, got {}", shown::json(given)) })
         }

@@ -2,6 +2,7 @@
 
 #[macro_use]
 mod number;
+pub mod control;
 mod defaults;
 pub mod edit;
 pub mod prompt;
@@ -15,6 +16,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
+use self::control::Control;
 use self::edit::Edit;
 use self::prompt::Embedding;
 use self::sampling::Sampling;
@@ -74,6 +76,8 @@ pub struct Generate {
     pub embeddings: Vec<Embedding>,
     /// What it starts from instead of noise.
     pub start: Option<StartImage>,
+    /// What ControlNets hold it to.
+    pub controls: Vec<Control>,
     pub steps: StepCount,
     pub guidance_scale: GuidanceScale,
     pub scheduler: Scheduler,
@@ -99,6 +103,7 @@ impl Generate {
             && self.guidance_scale == other.guidance_scale
             && self.loras == other.loras
             && self.start == other.start
+            && self.controls == other.controls
     }
 
     /// Pixels of all its images together.

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use atelier::content_credentials::manifest::{Manifest, Original, Role};
 use atelier::content_credentials::verify::{Credentials, State, verify};
-use atelier::job::capabilities::Capabilities;
+use atelier::job::capabilities::{Capabilities, ControlNet};
+use atelier::job::task::control::ControlNetName;
 use serde_json::{Value, json};
 
 use super::authority::Authority;
@@ -48,6 +49,38 @@ async fn the_manifest_of_an_input_goes_along_unless_metadata_are_withheld() {
             assert_eq!(has_model, goes_along, "{id}: the model is named where metadata are not withheld");
         }
         std::fs::remove_file(stage.bucket.path("input")).expect("removed");
+    }
+}
+
+/// It was looked at, and none of its pixels is in the image.
+#[tokio::test]
+async fn what_a_controlnet_looks_at_is_an_input_of_the_image() {
+    let authority = Authority::good();
+    let canny = ControlNetName::new("canny").expect("a name");
+    let capabilities = Capabilities::Controlled(vec![ControlNet { name: canny.clone(), image: canny }]);
+    let mut stage = Stage::signing(signing(&authority), capabilities, |_| ()).await;
+    let plain = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images/plain.png");
+    std::fs::copy(plain, stage.bucket.path("input")).expect("copied");
+    let control = json!({ "name": "canny", "image": { "url": address("input") }, "detect": "canny" });
+    let text = json!({ "prompt": "a mug", "width": 64, "height": 64, "controlnets": [control] });
+    let mut started = started("input");
+    started["controlnets"] = text["controlnets"].clone();
+    for (id, body, made, action) in [
+        ("text", text, "trainedAlgorithmicMedia", "c2pa.created"),
+        ("started", started, "compositeWithTrainedAlgorithmicMedia", "c2pa.edited"),
+    ] {
+        let path = generated(&mut stage, id, &body, json!({})).await;
+        let found = credentials(&path, "image/png", &authority);
+        assert_eq!(found.state, State::Trusted, "{id}: {:?}", found.failures);
+        let active = found.manifests["active_manifest"].as_str().expect("a label");
+        let manifest = &found.manifests["manifests"][active];
+        let ingredients = manifest["ingredients"].as_array().expect("ingredients");
+        let control =
+            ingredients.iter().find(|ingredient| ingredient["title"] == "controlnets[0].image.url").expect("the control");
+        assert_eq!(control["relationship"], "inputTo", "{id}");
+        assert_eq!(ingredients.len(), if id == "text" { 1 } else { 2 }, "{id}");
+        let actions = manifest.to_string();
+        assert!(actions.contains(action) && actions.contains(&format!("/{made}\"")), "{id}: {manifest:#}");
     }
 }
 

@@ -33,8 +33,8 @@ const EDIT_REFUSALS: &str = "tests/it/edits.rs every_refusal_of_an_edit_names_it
 const FLOW_REFUSALS: &str = "tests/it/handler/modes.rs a_model_without_guidance_refuses_it_and_takes_loras";
 const KEEPS: &str = "tests/it/config/mod.rs the_contracts_defaults_are_in_force";
 
-/// Of a family: its parameters, and the tests of LoRAs, image to image, inpainting, what is kept, and batches.
-type Row = (&'static str, u64, [&'static str; 5]);
+/// Of a family: its parameters, and the tests of LoRAs, image to image, inpainting, ControlNets, what is kept, and batches.
+type Row = (&'static str, u64, [&'static str; 6]);
 
 const ROWS: [Row; 6] = [
     (
@@ -44,6 +44,7 @@ const ROWS: [Row; 6] = [
             "E/parity/loras.rs parity_of_loras",
             "E/parity/starts.rs parity_of_generations_from_a_image",
             "E/parity/variants.rs parity_of_inpainting_unets",
+            "E/parity/controlnets.rs parity_of_images_with_controlnets",
             "E/engine/watching.rs the_last_loras_are_not_merged_again",
             "E/engine/batches.rs each_order_gets_the_images_that_it_gets_alone",
         ],
@@ -55,6 +56,7 @@ const ROWS: [Row; 6] = [
             "E/parity/sdxl_adapters.rs parity_of_sdxl_loras",
             "E/parity/sdxl.rs parity_of_sdxl_images",
             "E/parity/sdxl.rs parity_of_sdxl_images",
+            "E/parity/controlnets.rs parity_of_images_with_controlnets",
             "E/engine/watching.rs the_last_loras_are_not_merged_again",
             "E/engine/sdxl.rs jobs_of_one_batch_are_the_images_they_are_alone",
         ],
@@ -63,6 +65,7 @@ const ROWS: [Row; 6] = [
         "qwen-image",
         QWEN_TRANSFORMER + QWEN_LANGUAGE + QWEN_VAE,
         [
+            TEXT_REFUSALS,
             TEXT_REFUSALS,
             TEXT_REFUSALS,
             TEXT_REFUSALS,
@@ -77,6 +80,7 @@ const ROWS: [Row; 6] = [
             EDIT_REFUSALS,
             "E/parity/qwen_family.rs parity_of_whole_edits",
             EDIT_REFUSALS,
+            EDIT_REFUSALS,
             KEEPS,
             "E/engine/edits.rs an_edit_is_the_same_alone_again_and_beside_others",
         ],
@@ -88,6 +92,7 @@ const ROWS: [Row; 6] = [
             "E/parity/z_image.rs parity_of_z_image_images",
             FLOW_REFUSALS,
             FLOW_REFUSALS,
+            FLOW_REFUSALS,
             "E/parity/z_image.rs parity_of_z_image_images",
             "E/parity/z_image.rs images_of_a_z_image_batch_are_what_they_are_alone",
         ],
@@ -97,6 +102,7 @@ const ROWS: [Row; 6] = [
         FLUX_TRANSFORMER + T5_ENCODER + CLIP_L + FLOW_DECODER,
         [
             "E/parity/flux.rs parity_of_flux_images",
+            FLOW_REFUSALS,
             FLOW_REFUSALS,
             FLOW_REFUSALS,
             "E/parity/flux.rs parity_of_flux_images",
@@ -131,7 +137,9 @@ fn every_cell_of_the_table_of_families_is_so() {
     let families: Vec<&str> = table.iter().map(|cells| cells[0].as_str()).collect();
     assert_eq!(families, ROWS.map(|(family, ..)| family));
     for (cells, (family, parameters, tests)) in table.iter().zip(ROWS) {
-        let [_, sizes, memory, licence, adapters, start, mask, _, _] = &cells[..] else { panic!("{family}: {cells:?}") };
+        let [_, sizes, memory, licence, adapters, start, mask, control, _, _] = &cells[..] else {
+            panic!("{family}: {cells:?}")
+        };
         let is_unet = family.starts_with("stable-diffusion");
         let is_qwen = family.starts_with("qwen");
         let sides = if is_unet { SidePx::RANGE } else { EditSidePx::RANGE };
@@ -142,8 +150,8 @@ fn every_cell_of_the_table_of_families_is_so() {
         assert_eq!(*memory, format!("{gib:.1} GiB in {dtype}"), "{family}");
         let listed: BTreeSet<String> = licence.split(", ").map(str::to_owned).collect();
         assert_eq!(listed, licences(family), "{family}");
-        let does = [adapters, start, mask].map(|cell| cell.starts_with("yes"));
-        assert_eq!(does, [!is_qwen, is_unet || family == "qwen-image-edit", is_unet], "{family}");
+        let does = [adapters, start, mask, control].map(|cell| cell.starts_with("yes"));
+        assert_eq!(does, [!is_qwen, is_unet || family == "qwen-image-edit", is_unet, is_unet], "{family}");
         for test in tests {
             assert!(has_test(test), "{family}: there is no {test}");
         }

@@ -147,6 +147,39 @@ const TESTS: &[(&str, &[&str])] = &[
     ("LoRA | twice", &["E/engine/adapters.rs hostile_files_are_refused_early"]),
     ("textual inversion |", &["E/engine/embeddings.rs bad_embeddings_are_refused_and_the_next_job_is_generated"]),
     ("weighted prompt |", &["E/engine/embeddings.rs prompt_of_too_many_tokens_is_refused"]),
+    (
+        "A directory has diffusers' `config.json`",
+        &[
+            "E/parity/controlnets.rs parity_of_what_a_controlnet_adds",
+            "E/engine/controlnets.rs what_is_no_controlnet_of_the_model_is_refused_in_words",
+        ],
+    ),
+    ("A ControlNet whose widths", &["E/engine/controlnets.rs what_is_no_controlnet_of_the_model_is_refused_in_words"]),
+    (
+        "Several add up",
+        &[
+            "E/parity/controlnets.rs parity_of_images_with_controlnets",
+            "crates/engine/src/sd/control.rs a_control_takes_part_in_the_steps_that_lie_within_its_window",
+        ],
+    ),
+    (
+        "They go with image to image",
+        &[
+            "E/parity/controlnets.rs parity_of_images_with_controlnets",
+            "E/engine/controlnets.rs a_control_that_cannot_be_is_refused_in_words",
+        ],
+    ),
+    ("A ControlNet sees both prompts", &["E/parity/controlnets.rs parity_of_images_with_controlnets"]),
+    ("A ControlNet of scale 0", &["E/engine/controlnets.rs what_adds_nothing_changes_no_bit"]),
+    (
+        "`detect: canny` finds edges",
+        &[
+            "E/parity/canny.rs edges_are_those_of_opencv_byte_by_byte",
+            "tests/it/handler/controls.rs a_control_image_arrives_in_the_jobs_size_and_edges_are_opencvs",
+            "tests/it/handler/controls.rs what_no_controlnet_can_do_is_reported_once_with_what_there_is",
+        ],
+    ),
+    ("A pull brings the files", &["tests/it/models/controlnets.rs a_controlnets_files_are_brought_verified_and_looked_at"]),
     ("a transformer in one file", &["E/parity/qwen.rs parity_of_fp8_weights"]),
     ("LoRAs over the checkpoint's", &["E/parity/qwen.rs parity_of_edit_loras"]),
     ("the checkpoint as it is", &["E/parity/qwen.rs parity_of_edit_stages"]),

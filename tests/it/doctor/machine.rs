@@ -64,6 +64,31 @@ async fn a_damaged_model_file_is_found() {
     of(&["--quick"]).await.expect("model", "fail", "atelier models pull tiny-sd");
 }
 
+#[tokio::test]
+async fn a_controlnet_that_is_absent_damaged_or_of_another_family_is_found() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let models = models(directory.path());
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/controlnets");
+    let manifest = directory.path().join("tiny-sd.yaml");
+    let plain = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, format!("{plain}\ncontrolnets:\n  - {{name: edges, weights: canny, image: canny}}\n")).unwrap();
+    let of = async || examined(&s3, &[("ATELIER__MODEL__DIRECTORY", &models)], &["--quick"]).await;
+    of().await.expect("model", "fail", "ControlNet edges: ");
+    let net = directory.path().join("canny");
+    copy(&fixtures.join("sd15/canny"), &net);
+    of().await.expect("model", "ok", "4 files as long as they must be");
+    let weights = net.join("diffusion_pytorch_model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    fs::write(&weights, &whole[..whole.len() - 1]).unwrap();
+    of().await.expect("model", "fail", "is not a whole safetensors file");
+    fs::remove_dir_all(&net).unwrap();
+    copy(&fixtures.join("sdxl/canny"), &net);
+    let report = of().await;
+    report.expect("model", "fail", "is a ControlNet of Stable Diffusion XL, and the model is of Stable Diffusion 1 or 2");
+    report.expect("model", "fail", "-> correct controlnets in ");
+}
+
 const DEFAULTS: &str = "defaults: {model: wrong, steps: 4, guidance_scale: 1.0, scheduler: euler, width: 64, height: 64, \
                         seed: 1, prefix: generations/}\n";
 

@@ -2,6 +2,7 @@
 
 mod batch;
 mod conflicts;
+mod controls;
 mod edit;
 mod ends;
 mod host;

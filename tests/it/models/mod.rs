@@ -2,6 +2,7 @@
 
 mod additional;
 mod command;
+mod controlnets;
 mod hub;
 mod pack;
 mod places;

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod controlled;
+mod controlnets;
 mod crash;
 mod demo;
 mod hosts;

@@ -276,6 +276,7 @@ impl<F: Family> Engine for FlowEngine<F> {
             loras: Vec::new(),
             embeddings: Vec::new(),
             start: None,
+            controls: vec![],
             strength: 1.0,
             steps: 1,
             guidance_scale: 1.0,

@@ -7,12 +7,15 @@ use serde::{Deserialize, Deserializer};
 #[derive(Debug, Clone, Deserialize)]
 pub struct UnetConfig {
     pub in_channels: usize,
+    /// A ControlNet has none, and no way up.
+    #[serde(default)]
     pub out_channels: usize,
     /// Sides of the latents the model was trained on.
     #[serde(default = "sixty_four")]
     pub sample_size: Sides,
     pub block_out_channels: Vec<usize>,
     pub down_block_types: Vec<DownBlockType>,
+    #[serde(default)]
     pub up_block_types: Vec<UpBlockType>,
     /// Residual blocks on the way down; on the way up there is one more.
     pub layers_per_block: PerBlock,

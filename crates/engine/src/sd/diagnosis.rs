@@ -9,11 +9,13 @@ use candle_core::{DType, Tensor};
 
 use super::StableDiffusion;
 use super::conditioning::Conditioning;
+use super::control::PlannedControl;
 use super::start::Start;
 use super::tiling::Tiling;
 use super::vae::VaeDecoder;
 use super::vae_encoder::{Moments, VaeEncoder};
 use crate::EngineError;
+use crate::adapters::first_not_finite;
 use crate::finite::is_finite;
 
 /// A stage whose output can be looked at.
@@ -47,7 +49,8 @@ impl Stage {
 }
 
 impl StableDiffusion {
-    /// As [`Self::decode`], of one image, (1, 4, H, W), with values that are all finite; `text` and `start`: what its latents came from.
+    /// As [`Self::decode`], of one image, (1, 4, H, W), with values that are all finite; `text`, `start` and
+    /// `controls`: what its latents came from.
     ///
     /// # Errors
     /// [`EngineError::NotFinite`] names the first stage that gave NaN or infinity, and why where that is known.
@@ -55,7 +58,7 @@ impl StableDiffusion {
         &self,
         latents: &Tensor,
         text: &Conditioning,
-        start: Option<&Start>,
+        (start, controls): (Option<&Start>, &[PlannedControl]),
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
         let decoded = self.decode(latents, tiling)?;
@@ -72,6 +75,9 @@ impl StableDiffusion {
                 .into_iter()
                 .all(|finite| finite);
             let stage = if finite { Stage::Unet } else { Stage::TextEncoder };
+            if let Some(problem) = self.controlnet_at_fault(controls)? {
+                return Err(EngineError::NotFinite { problem });
+            }
             return Err(self.not_finite(stage, start.is_some())?);
         }
         let weights = self.adapters.weights();
@@ -112,6 +118,23 @@ impl StableDiffusion {
             }
         }
         Err(self.not_finite(Stage::VaeEncoder, true)?)
+    }
+
+    /// Which of the ControlNets gave NaN or infinity, as far as that shows, and what to do.
+    fn controlnet_at_fault(&self, controls: &[PlannedControl]) -> Result<Option<String>, EngineError> {
+        for PlannedControl { place, condition, .. } in controls {
+            let loaded = &self.controlnets[*place];
+            let why = match first_not_finite(loaded.weights.tensors(), &[""])? {
+                Some(tensor) => format!("its tensor {tensor} holds some: download it again, or set engine.dtype to f32"),
+                None if is_finite(condition)? => continue,
+                None => {
+                    "its tensors are finite, but what they make of its image is not: set engine.dtype to bf16 or f32".to_owned()
+                }
+            };
+            let path = loaded.path.display();
+            return Ok(Some(format!("the ControlNet {} ({path}) gave NaN or infinity; {why}", loaded.name)));
+        }
+        Ok(None)
     }
 
     fn rebuild_failed(&self, problem: String) -> EngineError {

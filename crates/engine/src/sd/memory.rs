@@ -16,6 +16,8 @@ const BANDS_BYTES: u64 = DECODER_LIVE << 24;
 /// Tensors of the outermost width at full size that the UNet holds at once: what it keeps for its way up, a feed-forward layer
 /// of eight times the width, and what a convolution copies.
 const UNET_LIVE: u64 = 40;
+/// The same of ControlNets: a sum of what they add, and what one more of them is about to.
+const CONTROL_LIVE: u64 = 12;
 /// Attention scores and their softmax: of several heads no more are computed at once.
 const SCORES_BYTES: u64 = 2 << 28;
 const HEADS: u64 = 8;
@@ -30,6 +32,8 @@ pub(super) struct Work {
     pub(super) rows: usize,
     /// Of the longest text.
     pub(super) tokens: usize,
+    /// Numbers that all ControlNets of the work give before the first step, for a token and for a timestep; none: there are no ControlNets.
+    pub(super) controls_ahead: Option<(usize, usize)>,
 }
 
 /// The sizes of the model that memory grows with.
@@ -100,8 +104,12 @@ impl MemoryEstimate {
         // One by one a row's are worked out at every step, and are gone after it.
         let steps = if tiling.one_by_one { 1 } else { STEPS_AHEAD as u64 };
         let times = steps * if self.times_a_row { rows } else { 1 };
-        let ahead = (rows * work.tokens as u64 * self.ahead.0 + times * self.ahead.1) * self.number;
-        let unet = rows * places * self.unet_channels * self.number * UNET_LIVE + attention + ahead;
+        let (of_tokens, of_times) = work.controls_ahead.unwrap_or_default();
+        let of_tokens = self.ahead.0 + of_tokens as u64;
+        let of_times = self.ahead.1 + of_times as u64;
+        let ahead = (rows * work.tokens as u64 * of_tokens + times * of_times) * self.number;
+        let live = UNET_LIVE + if work.controls_ahead.is_some() { CONTROL_LIVE } else { 0 };
+        let unet = rows * places * self.unet_channels * self.number * live + attention + ahead;
         decode.max(unet)
     }
 
@@ -175,7 +183,7 @@ mod tests {
     };
 
     fn work(side_px: u32, rows: usize) -> Work {
-        Work { width_px: side_px, height_px: side_px, rows, tokens: 77 }
+        Work { width_px: side_px, height_px: side_px, rows, tokens: 77, controls_ahead: None }
     }
 
     #[test]
@@ -205,6 +213,16 @@ mod tests {
         };
         assert_eq!(of_times(SD15), STEPS_AHEAD as u64 * 20_160 * 4);
         assert_eq!(of_times(MemoryEstimate { times_a_row: true, ..SD15 }), 8 * STEPS_AHEAD as u64 * 20_160 * 4);
+    }
+
+    #[test]
+    fn controlnets_count_for_what_they_add_and_what_they_work_out() {
+        let banded = Tiling { banded: true, ..Tiling::default() };
+        let plain = work(512, 8);
+        let more = |ahead| SD15.bytes(Work { controls_ahead: Some(ahead), ..plain }, banded) - SD15.bytes(plain, banded);
+        let added = 8 * 64 * 64 * 320 * 4 * CONTROL_LIVE;
+        assert_eq!(more((0, 0)), added);
+        assert_eq!(more((1_000, 300)), added + (8 * 77 * 1_000 + STEPS_AHEAD as u64 * 300) * 4);
     }
 
     #[test]

@@ -8,6 +8,8 @@ pub mod chunks;
 pub mod clip;
 pub mod conditioning;
 pub mod config;
+mod control;
+pub mod controlnet;
 mod diagnosis;
 pub(crate) mod encoder_layer;
 pub mod foreign_syntax;
@@ -17,6 +19,7 @@ mod kept;
 mod latent_batch;
 mod lpw_xl;
 mod memory;
+mod nets;
 pub mod pack;
 mod pipeline;
 mod prediction;
@@ -32,6 +35,7 @@ mod time_embedding;
 pub mod tokens;
 mod transformer;
 pub mod unet;
+mod unet_encoder;
 pub mod vae;
 pub mod vae_encoder;
 pub mod weighting;
@@ -43,6 +47,7 @@ use candle_nn::VarBuilder;
 
 use self::checkpoint::Checkpoint;
 use self::clip::TextEncoder;
+use self::controlnet::files::Loaded;
 use self::memory::MemoryEstimate;
 use self::settings::{Defaults, PromptSyntax, Settings};
 use self::tokens::PromptTokenizer;
@@ -79,6 +84,8 @@ pub struct StableDiffusion {
     upcasts_vae: bool,
     /// Where the checkpoint has one.
     vae_encoder: Option<VaeEncoder>,
+    /// In the order of the settings.
+    controlnets: Vec<Loaded>,
 }
 
 /// The parts of a checkpoint that a LoRA may change.
@@ -131,7 +138,11 @@ impl StableDiffusion {
         let vae = vae_weights.build(&std::sync::Arc::default(), |vb| VaeDecoder::new(&checkpoint.vae, &vb.pp("vae")));
         let vae = vae.map_err(wrong)?;
         let dtypes = (weights.dtype(), vae_weights.dtype());
-        let resident_bytes = weights.bytes() + upcast.as_ref().map_or(0, Weights::bytes);
+        let kept = (weights.dtype(), &settings.device);
+        let controlnets = settings.controlnets.iter().map(|file| Loaded::read(file, &checkpoint, kept));
+        let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
+        let beside: u64 = controlnets.iter().map(|loaded| loaded.weights.bytes()).sum();
+        let resident_bytes = weights.bytes() + upcast.as_ref().map_or(0, Weights::bytes) + beside;
         let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
         let vae_encoder = encodes.then(|| {
             vae_weights.build(&std::sync::Arc::default(), |vb| VaeEncoder::new(&checkpoint.vae, &vb.pp("vae"))).map_err(wrong)
@@ -143,7 +154,7 @@ impl StableDiffusion {
         let height_px = (sides.height() * factor) as u32;
         let built = checkpoint.clone();
         let adapters = Adapters::new(weights, move |vb| Adapted::new(&built, vb)).map_err(wrong)?;
-        let channels_ahead = adapters.current().unet.channels_ahead();
+        let channels_ahead = adapters.current().unet.parts().channels_ahead();
         let memory_estimate = MemoryEstimate::new(&checkpoint.unet, &checkpoint.vae, dtypes, channels_ahead);
         Ok(Self {
             checkpoint,
@@ -164,6 +175,7 @@ impl StableDiffusion {
             vae,
             upcasts_vae,
             vae_encoder,
+            controlnets,
         })
     }
 

@@ -6,6 +6,7 @@ use image::{GrayImage, Luma, Rgb, RgbImage};
 use super::StableDiffusion;
 use super::conditioning::Conditioning;
 use super::config::ExtraInput;
+use super::control::PlannedControl;
 use super::guidance::Guidance;
 use super::latent_batch::LatentBatch;
 use super::memory::{Work, twice};
@@ -48,7 +49,7 @@ impl StableDiffusion {
             // Gone before there is another: two would be twice the memory.
             let predictor = match last_predictor.take().filter(|last| last.is_for(latent_batch.owners.len(), index)) {
                 Some(last) => last,
-                None => self.predictor(&latent_batch.text, (&timesteps, index), plan.guidance, tiling)?,
+                None => self.predictor(&latent_batch.text, (&timesteps, index), plan.guidance, (tiling, &plan.controls))?,
             };
             let output = predictor.predict(&latent_batch.input(step.input_scale)?, index)?;
             last_predictor = Some(predictor);
@@ -147,6 +148,7 @@ struct Plan {
     encoding: Encoding,
     schedule: Schedule,
     start: Option<Start>,
+    controls: Vec<PlannedControl>,
     width_px: u32,
     height_px: u32,
 }
@@ -183,6 +185,7 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
         encoding: Encoding { clip_skip: sampling.clip_skip, sizes: engine.sizes(request)? },
         schedule: engine.schedule(&schedule, pipeline_of(request, extra_input))?,
         start: None,
+        controls: Vec::new(),
         width_px: request.width_px,
         height_px: request.height_px,
     };
@@ -191,6 +194,7 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     if let Some(image) = &request.start {
         plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), schedule.strength == Some(1.0))?);
     }
+    plan.controls = engine.controls(&request.controls, (plan.width_px, plan.height_px), plan.schedule.steps.len())?;
     let cache_hit = engine.use_loras(&request.loras)?;
     if !request.loras.is_empty() {
         for queued in queued_requests {
@@ -249,7 +253,8 @@ fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Resul
     let texts = texts.collect::<Result<Vec<_>, _>>()?;
     let lengths = texts.iter().map(Conditioning::lengths).collect::<candle_core::Result<Vec<_>>>()?;
     let tokens = lengths.into_iter().flatten().flatten().max().unwrap_or_default();
-    let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows, tokens };
+    let controls_ahead = engine.controls_ahead(&plan.controls);
+    let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows, tokens, controls_ahead };
     let memory_estimate = engine.memory_estimate;
     let free = engine.memory_budget.map(|bytes| engine.graphs.remaining(bytes.saturating_sub(engine.resident_bytes)));
     let first = free.map_or(Ok(Tiling::default()), |bytes| memory_estimate.within(bytes, work))?;
@@ -290,15 +295,17 @@ impl<'a> Part<'a> {
     }
 }
 
-/// One step without LoRAs of what jobs usually ask for.
+/// One step without LoRAs of what jobs usually ask for, and one with each ControlNet.
 fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
-    let schedule =
-        engine.schedule(&schedule::Plan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), 1), Pipeline::TextToImage)?;
+    let steps = 1 + engine.controlnets.len();
+    let schedule = schedule::Plan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), steps as u32);
+    let schedule = engine.schedule(&schedule, Pipeline::TextToImage)?;
     let guided = engine.is_guided(guidance_scale);
     let guidance = guidance_scale.into();
     let encoding = Encoding { clip_skip: 0, sizes: Sizes::of(width_px, height_px) };
-    let mut plan = Plan { guided, guidance, encoding, schedule, start: None, width_px, height_px };
+    let controls = engine.each_control_once((width_px, height_px), steps)?;
+    let mut plan = Plan { guided, guidance, encoding, schedule, start: None, controls, width_px, height_px };
     let extra_input = engine.checkpoint.unet.extra_input();
     if extra_input != ExtraInput::Nothing {
         let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));
@@ -363,7 +370,7 @@ fn develop(
     let height_px = plan.height_px;
     let mut images = Vec::with_capacity(seeds.len());
     for (index, seed) in seeds.iter().enumerate() {
-        match engine.decode_finite(&latents.narrow(0, index, 1)?, text, plan.start.as_ref(), tiling) {
+        match engine.decode_finite(&latents.narrow(0, index, 1)?, text, (plan.start.as_ref(), &plan.controls), tiling) {
             Ok(decoded) => images.push(Image { width_px, height_px, rgb: to_rgb8(&decoded.i(0)?)?, seed: *seed }),
             Err(error @ EngineError::NotFinite { .. }) => return Ok(Err(error)),
             Err(error) => return Err(error),

@@ -5,19 +5,20 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 
 use super::StableDiffusion;
-use super::ahead::{Ahead, STEPS_AHEAD};
+use super::ahead::STEPS_AHEAD;
 use super::conditioning::{Conditioning, Text};
 use super::config::ExtraInput;
+use super::control::PlannedControl;
 use super::guidance::{Guidance, guided, guided_edit};
+use super::nets::{Active, Nets, NetsAhead};
 use super::tiling::Tiling;
-use super::unet::Unet;
 use crate::EngineError;
 use crate::device::keeping_uploads;
 use crate::graphs::{Graphs, Kind};
 
 /// Predictions for one batch at some timesteps; what they have in common is worked out once.
 pub(super) struct Predictor<'a> {
-    unet: &'a Unet,
+    nets: Nets<'a>,
     device: &'a Device,
     graphs: &'a Graphs,
     /// Of the UNet's tensors.
@@ -37,7 +38,7 @@ pub(super) struct Predictor<'a> {
 
 /// Texts of one forward pass of the UNet.
 enum Pass {
-    Together(Ahead),
+    Together(NetsAhead),
     /// Where memory is short a row at a time, and nothing of it is kept.
     OneByOne(Text),
 }
@@ -59,18 +60,20 @@ impl StableDiffusion {
         guidance: impl Into<Guidance>,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
-        self.predictor(text, (&[timestep], 0), guidance.into(), tiling)?.predict(latents, 0)
+        self.predictor(text, (&[timestep], 0), guidance.into(), (tiling, &[]))?.predict(latents, 0)
     }
 
-    /// [`Self::predict_noise`] at the timesteps of a schedule, for as many of them as are worked out together, beginning with place `first`.
-    pub(super) fn predictor(
-        &self,
+    /// [`Self::predict_noise`] at the timesteps of a schedule, for as many of them as are worked out together, beginning with place `first`; with
+    /// `controls`.
+    pub(super) fn predictor<'a>(
+        &'a self,
         text: &Conditioning,
         (timesteps, first): (&[f64], usize),
         guidance: Guidance,
-        tiling: Tiling,
-    ) -> Result<Predictor<'_>, EngineError> {
+        (tiling, controls): (Tiling, &'a [PlannedControl]),
+    ) -> Result<Predictor<'a>, EngineError> {
         let unet = &self.adapters.current().unet;
+        let nets = Nets::new(unet, self.checkpoint.unet.out_channels, (&self.controlnets, controls));
         let steps = first..timesteps.len().min(first + STEPS_AHEAD);
         let timesteps = timesteps[steps.clone()].to_vec();
         let images = text.positive.states.dim(0)?;
@@ -81,11 +84,11 @@ impl StableDiffusion {
         let texts = if text.is_of_one_length()? { vec![Text::cat(&texts)?] } else { texts.into_iter().cloned().collect() };
         let passes = texts.into_iter().map(|text| {
             let together = !tiling.one_by_one || text.states.dim(0)? == 1;
-            Ok(if together { Pass::Together(unet.ahead(&text, &timesteps, guidance.scale)?) } else { Pass::OneByOne(text) })
+            Ok(if together { Pass::Together(nets.ahead(&text, &timesteps, guidance.scale)?) } else { Pass::OneByOne(text) })
         });
         let passes = passes.collect::<candle_core::Result<_>>()?;
         Ok(Predictor {
-            unet,
+            nets,
             device: &self.device,
             graphs: &self.graphs,
             module: self.adapters.module(),
@@ -111,30 +114,32 @@ impl Predictor<'_> {
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub(super) fn predict(&self, latents: &Tensor, step: usize) -> Result<Tensor, EngineError> {
+        let active = self.nets.active(step);
         let step = step - self.steps.start;
-        Ok(keeping_uploads(self.device, latents.dims(), || match self.inputs(latents, step)? {
-            Some(inputs) => self.graphs.repeat(self.kind(), &inputs, |inputs| self.predict_by(inputs)),
-            None => self.combined(latents, &self.factors, |place, latents| self.row_by_row(place, latents, step)),
+        Ok(keeping_uploads(self.device, latents.dims(), || match self.inputs(latents, step, &active)? {
+            Some(inputs) => self.graphs.repeat(self.kind(&active), &inputs, |inputs| self.predict_by(inputs, &active)),
+            None => self.combined(latents, &self.factors, |place, latents| self.row_by_row(place, latents, step, &active)),
         })?)
     }
 
     /// All that a step looks at: latents, guidance, and what each pass has worked out. None where a pass keeps nothing of that.
-    fn inputs(&self, latents: &Tensor, step: usize) -> candle_core::Result<Option<Vec<Tensor>>> {
+    fn inputs(&self, latents: &Tensor, step: usize, active: &Active) -> candle_core::Result<Option<Vec<Tensor>>> {
         let mut inputs = vec![latents.clone(), self.factors.clone()];
         for pass in &self.passes {
             let Pass::Together(ahead) = pass else { return Ok(None) };
-            inputs.extend(ahead.inputs(step)?);
+            inputs.extend(self.nets.inputs(ahead, step, active)?);
         }
         Ok(Some(inputs))
     }
 
     /// What a step goes by that is none of its inputs.
-    fn kind(&self) -> Kind {
-        Kind { module: self.module, choices: vec![self.predictions, self.passes.len(), usize::from(self.guidance.rescales())] }
+    fn kind(&self, active: &Active) -> Kind {
+        let plain = [self.predictions, self.passes.len(), usize::from(self.guidance.rescales())];
+        Kind { module: self.module, choices: plain.into_iter().chain(self.nets.modules(active)).collect() }
     }
 
     /// A step of [`Self::inputs`].
-    fn predict_by(&self, inputs: &[Tensor]) -> candle_core::Result<Tensor> {
+    fn predict_by(&self, inputs: &[Tensor], active: &Active) -> candle_core::Result<Tensor> {
         let [latents, factors, ahead @ ..] = inputs else {
             return Err(candle_core::Error::msg("a step has latents and guidance"));
         };
@@ -142,10 +147,11 @@ impl Predictor<'_> {
             let mut before = 0;
             for (pass, of) in self.passes.iter().zip(0..) {
                 let Pass::Together(kept) = pass else { break };
+                let count = self.nets.input_count(kept, active);
                 if of == place {
-                    return self.unet.forward(latents, kept.of(&ahead[before..before + kept.input_count()])?);
+                    return self.nets.forward(latents, kept, &ahead[before..before + count], active);
                 }
-                before += kept.input_count();
+                before += count;
             }
             Err(candle_core::Error::msg("a pass without what was worked out for it"))
         })
@@ -175,13 +181,13 @@ impl Predictor<'_> {
     }
 
     /// The UNet's output for every row of the pass at this place, which takes its rows together or each by itself.
-    fn row_by_row(&self, place: usize, latents: &Tensor, step: usize) -> candle_core::Result<Tensor> {
+    fn row_by_row(&self, place: usize, latents: &Tensor, step: usize, active: &Active) -> candle_core::Result<Tensor> {
         match &self.passes[place] {
-            Pass::Together(ahead) => self.unet.forward(latents, ahead.of(&ahead.inputs(step)?)?),
+            Pass::Together(ahead) => self.nets.forward(latents, ahead, &self.nets.inputs(ahead, step, active)?, active),
             Pass::OneByOne(text) => {
                 let each = (0..latents.dim(0)?).map(|row| {
-                    let ahead = self.unet.ahead(&text.row(row)?, &self.timesteps[step..=step], self.guidance.scale)?;
-                    self.unet.forward(&latents.narrow(0, row, 1)?, ahead.of(&ahead.inputs(0)?)?)
+                    let ahead = self.nets.ahead(&text.row(row)?, &self.timesteps[step..=step], self.guidance.scale)?;
+                    self.nets.forward(&latents.narrow(0, row, 1)?, &ahead, &self.nets.inputs(&ahead, 0, active)?, active)
                 });
                 Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)
             }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device};
 
+use super::controlnet::files::ControlNetFile;
 use crate::schedule::config::TimestepSpacing;
 
 /// What [`StableDiffusion::load`](super::StableDiffusion::load) has to know.
@@ -14,6 +15,8 @@ pub struct Settings {
     /// One file that has all weights under the names of Stable Diffusion's first release (`model.diffusion_model.…`), in place of those
     /// in `directory`.
     pub single_file: Option<PathBuf>,
+    /// Those that jobs may ask for; all of them are loaded with the checkpoint and stay.
+    pub controlnets: Vec<ControlNetFile>,
     /// What weights are kept in, and the layers computed in: f32, f16 or bf16
     /// ([`device::default_dtype`](crate::device::default_dtype)). Latents, schedule, guidance, the timestep's waves and the
     /// statistics of norms are f32 with any of them.
@@ -58,6 +61,7 @@ impl Settings {
         Self {
             directory: directory.into(),
             single_file: None,
+            controlnets: Vec::new(),
             dtype,
             device,
             prompts: PromptSyntax::Plain,

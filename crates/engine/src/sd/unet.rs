@@ -5,19 +5,15 @@ use candle_nn::VarBuilder;
 
 use super::ahead::{Ahead, AtStep};
 use super::conditioning::Text;
-use super::config::{DownBlockType, UnetConfig, UpBlockType};
-use super::resnet::{ResnetBlock, ResnetConfig};
-use super::time_embedding::{TimeEmbedding, time_channels};
-use super::transformer::{SpatialTransformer, TransformerConfig};
+use super::config::{UnetConfig, UpBlockType};
+use super::resnet::ResnetBlock;
+use super::transformer::SpatialTransformer;
+use super::unet_encoder::{Parts, Residuals, UnetEncoder, resnets, transformers};
 use crate::layers::{Conv, GroupNorm, conv, group_norm};
 
 /// diffusers' `UNet2DConditionModel`.
 pub struct Unet {
-    dtype: DType,
-    time: TimeEmbedding,
-    conv_in: Conv,
-    down_blocks: Vec<DownBlock>,
-    mid_block: Option<MidBlock>,
+    encoder: UnetEncoder,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv,
@@ -31,15 +27,8 @@ impl Unet {
     pub fn new(config: &UnetConfig, vb: &VarBuilder) -> Result<Self> {
         let channels = &config.block_out_channels;
         let first = channels[0];
-        let last = channels[channels.len() - 1];
         Ok(Self {
-            dtype: vb.dtype(),
-            time: TimeEmbedding::new(config, vb)?,
-            conv_in: conv(config.in_channels, first, 3, 1, vb.pp("conv_in"))?,
-            down_blocks: (0..channels.len())
-                .map(|index| DownBlock::new(config, index, &vb.pp("down_blocks").pp(index)))
-                .collect::<Result<_>>()?,
-            mid_block: config.has_mid_block.then(|| MidBlock::new(config, last, &vb.pp("mid_block"))).transpose()?,
+            encoder: UnetEncoder::new(config, vb)?,
             up_blocks: (0..channels.len())
                 .map(|index| UpBlock::new(config, index, &vb.pp("up_blocks").pp(index)))
                 .collect::<Result<_>>()?,
@@ -48,129 +37,36 @@ impl Unet {
         })
     }
 
-    /// All that does not depend on the latents. `text`: of B images; `timesteps`: 0 to 999, also between whole values; `guidance_scale`: seen
-    /// only by a model that was distilled over it.
+    /// As [`UnetEncoder::ahead`], of the whole network.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub(super) fn ahead(&self, text: &Text, timesteps: &[f64], guidance_scale: f64) -> Result<Ahead> {
-        let time = self.time.forward(text, timesteps, guidance_scale, self.dtype)?;
-        let (steps, rows, _) = time.dims3()?;
-        let time = time.flatten_to(1)?;
-        let raised = self.resnets().map(|resnet| resnet.raised(&time)?.reshape((steps, rows, ())));
-        let states = text.states.to_dtype(self.dtype)?;
-        let contexts = self.transformers().flat_map(|transformer| transformer.contexts(&states));
-        Ahead::new(contexts.collect::<Result<_>>()?, &raised.collect::<Result<Vec<_>>>()?)
+        self.encoder.ahead(&self.parts(), text, timesteps, guidance_scale)
     }
 
-    /// Numbers that [`Self::ahead`] gives for a token, and for a timestep.
-    pub(super) fn channels_ahead(&self) -> (usize, usize) {
-        let of_token = self.transformers().map(SpatialTransformer::context_channels).sum();
-        (of_token, self.resnets().map(ResnetBlock::out_channels).sum())
+    pub(super) fn parts(&self) -> Parts<'_> {
+        let mut parts = self.encoder.parts();
+        parts.resnets.extend(self.up_blocks.iter().flat_map(|block| &block.resnets));
+        parts.transformers.extend(self.up_blocks.iter().flat_map(|block| &block.attentions));
+        parts
     }
 
-    /// In the order of a forward pass.
-    fn resnets(&self) -> impl Iterator<Item = &ResnetBlock> {
-        let down = self.down_blocks.iter().flat_map(|block| &block.resnets);
-        let mid = self.mid_block.iter().flat_map(|block| [&block.before, &block.after]);
-        down.chain(mid).chain(self.up_blocks.iter().flat_map(|block| &block.resnets))
-    }
-
-    /// In the order of a forward pass.
-    fn transformers(&self) -> impl Iterator<Item = &SpatialTransformer> {
-        let down = self.down_blocks.iter().flat_map(|block| &block.attentions);
-        let mid = self.mid_block.iter().flat_map(|block| &block.attentions);
-        down.chain(mid).chain(self.up_blocks.iter().flat_map(|block| &block.attentions))
-    }
-
-    /// `latents`: (B, in, H, W), f32, of any size. Returns (B, out, H, W), f32; in between it computes in the format of its tensors.
+    /// `latents`: (B, in, H, W), f32, of any size; `residuals`: what ControlNets add to what the way up looks at. Returns (B, out, H, W), f32; in
+    /// between it computes in the format of its tensors.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub(super) fn forward(&self, latents: &Tensor, mut at_step: AtStep<'_>) -> Result<Tensor> {
-        let mut hidden = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
-        let mut skips = vec![hidden.clone()];
-        for block in &self.down_blocks {
-            hidden = block.forward(&hidden, &mut at_step, &mut skips)?;
+    pub(super) fn forward(&self, latents: &Tensor, mut at_step: AtStep<'_>, residuals: Option<Residuals>) -> Result<Tensor> {
+        let mut encoded = self.encoder.forward(latents, None, &mut at_step)?;
+        if let Some(residuals) = residuals {
+            encoded = residuals.added_to(encoded)?;
         }
-        if let Some(mid_block) = &self.mid_block {
-            hidden = mid_block.forward(&hidden, &mut at_step)?;
-        }
+        let mut hidden = encoded.hidden;
         for block in &self.up_blocks {
-            hidden = block.forward(&hidden, &mut at_step, &mut skips)?;
+            hidden = block.forward(&hidden, &mut at_step, &mut encoded.skips)?;
         }
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?.to_dtype(DType::F32)
-    }
-}
-
-/// `DownBlock2D`, or `CrossAttnDownBlock2D` with its transformers.
-struct DownBlock {
-    resnets: Vec<ResnetBlock>,
-    attentions: Vec<SpatialTransformer>,
-    downsampler: Option<Conv>,
-}
-
-impl DownBlock {
-    fn new(config: &UnetConfig, index: usize, vb: &VarBuilder) -> Result<Self> {
-        let channels = config.block_out_channels[index];
-        let before = config.block_out_channels[index.saturating_sub(1)];
-        let attends = config.down_block_types[index] == DownBlockType::CrossAttnDownBlock2D;
-        let last = index + 1 == config.block_out_channels.len();
-        let layers = config.layers_per_block.at(index);
-        let resnets = (0..layers).map(|layer| {
-            let in_channels = if layer == 0 { before } else { channels };
-            ResnetBlock::new(in_channels, channels, resnets(config), &vb.pp("resnets").pp(layer))
-        });
-        Ok(Self {
-            resnets: resnets.collect::<Result<_>>()?,
-            attentions: if attends {
-                transformers(config, index, layers, &|layer| config.transformer_layers_per_block.at(index, layer), vb)?
-            } else {
-                Vec::new()
-            },
-            downsampler: (!last).then(|| conv(channels, channels, 3, 2, vb.pp("downsamplers.0.conv"))).transpose()?,
-        })
-    }
-
-    /// Leaves every layer's output on `skips`, for the up blocks.
-    fn forward(&self, hidden: &Tensor, at_step: &mut AtStep<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
-        let mut hidden = hidden.clone();
-        for (layer, resnet) in self.resnets.iter().enumerate() {
-            hidden = resnet.forward(&hidden, Some(&at_step.raised()?))?;
-            if let Some(attention) = self.attentions.get(layer) {
-                hidden = attention.forward(&hidden, at_step)?;
-            }
-            skips.push(hidden.clone());
-        }
-        if let Some(downsampler) = &self.downsampler {
-            hidden = downsampler.forward(&hidden)?;
-            skips.push(hidden.clone());
-        }
-        Ok(hidden)
-    }
-}
-
-/// `UNetMidBlock2DCrossAttn`.
-struct MidBlock {
-    before: ResnetBlock,
-    attentions: Vec<SpatialTransformer>,
-    after: ResnetBlock,
-}
-
-impl MidBlock {
-    fn new(config: &UnetConfig, channels: usize, vb: &VarBuilder) -> Result<Self> {
-        let resnet = |layer: usize| ResnetBlock::new(channels, channels, resnets(config), &vb.pp("resnets").pp(layer));
-        let last = config.block_out_channels.len() - 1;
-        let attentions = transformers(config, last, 1, &|layer| config.transformer_layers_per_block.at(last, layer), vb)?;
-        Ok(Self { before: resnet(0)?, attentions, after: resnet(1)? })
-    }
-
-    fn forward(&self, hidden: &Tensor, at_step: &mut AtStep<'_>) -> Result<Tensor> {
-        let mut hidden = self.before.forward(hidden, Some(&at_step.raised()?))?;
-        for attention in &self.attentions {
-            hidden = attention.forward(&hidden, at_step)?;
-        }
-        self.after.forward(&hidden, Some(&at_step.raised()?))
     }
 }
 
@@ -226,32 +122,6 @@ impl UpBlock {
     }
 }
 
-fn resnets(config: &UnetConfig) -> ResnetConfig {
-    ResnetConfig { groups: config.norm_num_groups, eps: config.norm_eps, time_channels: Some(time_channels(config)) }
-}
-
-/// `count` transformers of block `index`, counted from the outermost; `blocks`: how many each has.
-fn transformers(
-    config: &UnetConfig,
-    index: usize,
-    count: usize,
-    blocks: &dyn Fn(usize) -> usize,
-    vb: &VarBuilder,
-) -> Result<Vec<SpatialTransformer>> {
-    let each = (0..count).map(|layer| {
-        let transformer = TransformerConfig {
-            channels: config.block_out_channels[index],
-            heads: config.heads(index),
-            layers: blocks(layer),
-            text_channels: config.cross_attention_dim,
-            groups: config.norm_num_groups,
-            linear_projection: config.use_linear_projection,
-        };
-        SpatialTransformer::new(transformer, &vb.pp("attentions").pp(layer))
-    });
-    each.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -294,7 +164,7 @@ mod tests {
             let ahead = unet.ahead(&text, &timesteps, 1.0).expect("ahead");
             let look = |ahead: &Ahead, step| {
                 let inputs = ahead.inputs(step).expect("a step");
-                values(&unet.forward(&latents, ahead.of(&inputs).expect("a step")).expect("noise"))
+                values(&unet.forward(&latents, ahead.of(&inputs).expect("a step"), None).expect("noise"))
             };
             let before = [0, 1, 2].map(|step| look(&ahead, step));
             assert!(before[0] != before[1] && before[1] != before[2], "{model}: each step has its own time");

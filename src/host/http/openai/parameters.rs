@@ -13,10 +13,11 @@ use crate::job::task::{SidePx, StepCount};
 use crate::shown;
 
 /// Fields of a job that a client may send beside OpenAI's (`extra_body` of its Python client), under the job's own names.
-const EXTENSIONS: [&str; 22] = [
+const EXTENSIONS: [&str; 23] = [
     "callback",
     "clip_skip",
     "consent",
+    "controlnets",
     "crops_coords_top_left",
     "embeddings",
     "eta",

@@ -43,8 +43,9 @@ def before_call(context, case, kwargs):
                 case.body[name] = Binary(png(16, 16))
     # Strength and mask belong to an image, and a small strength may leave no step: rules between fields are not in the document.
     if "prompt" in case.body and "person" not in case.body and "images" not in case.body:
-        # So are the schedulers that take lists and eta, and the order in a list; the sizes are for models of Stable Diffusion XL.
-        for name in ("timesteps", "sigmas", "eta", "original_size", "crops_coords_top_left", "target_size"):
+        # So are the schedulers that take lists and eta, and the order in a list; the sizes are for models of Stable Diffusion XL, and the
+        # bundled model has no ControlNets.
+        for name in ("controlnets", "timesteps", "sigmas", "eta", "original_size", "crops_coords_top_left", "target_size"):
             case.body.pop(name, None)
         if case.body.get("init_image") is not None:
             case.body.pop("guidance_rescale", None)

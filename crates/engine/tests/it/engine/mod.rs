@@ -4,6 +4,7 @@ mod adapters;
 mod batches;
 pub(crate) mod checkpoints;
 mod classifiers;
+mod controlnets;
 mod edits;
 mod embeddings;
 mod finite;
@@ -45,6 +46,7 @@ fn request(loras: Vec<LoraFile>) -> GenerateRequest {
         loras,
         embeddings: vec![],
         start: None,
+        controls: vec![],
         strength: 1.0,
         steps: STEPS,
         guidance_scale: 7.5,

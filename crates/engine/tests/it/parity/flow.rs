@@ -50,6 +50,7 @@ impl Case {
             loras: lora.collect(),
             embeddings: Vec::new(),
             start: None,
+            controls: vec![],
             strength: 1.0,
             steps: self.steps,
             guidance_scale: 1.0,

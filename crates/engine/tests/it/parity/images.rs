@@ -55,6 +55,7 @@ pub(super) fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64
         loras: vec![],
         embeddings: vec![],
         start: None,
+        controls: vec![],
         strength: 1.0,
         steps: 5,
         guidance_scale,

@@ -3,7 +3,9 @@
 //! `cargo test -p atelier-engine parity -- --nocapture` prints the figures.
 
 mod adapter_files;
+mod canny;
 pub(crate) mod classifiers;
+pub(crate) mod controlnets;
 mod flow;
 mod flux;
 mod half;
@@ -18,7 +20,7 @@ mod samplers;
 mod schedules;
 pub(crate) mod sdxl;
 pub(crate) mod sdxl_adapters;
-mod stages;
+pub(crate) mod stages;
 mod starts;
 mod tiles;
 pub(crate) mod tiny_edit;
@@ -53,18 +55,18 @@ fn engine(checkpoint: &str) -> StableDiffusion {
 }
 
 /// The reference tensors in one file of the fixtures.
-struct Reference(HashMap<String, Tensor>);
+pub(crate) struct Reference(HashMap<String, Tensor>);
 
 impl Reference {
     fn read(name: &str) -> Self {
         Self::open(&fixtures().join(format!("{name}.safetensors")))
     }
 
-    fn open(file: &Path) -> Self {
+    pub(crate) fn open(file: &Path) -> Self {
         Self(candle_core::safetensors::load(file, &device()).expect("the reference loads"))
     }
 
-    fn get(&self, key: &str) -> &Tensor {
+    pub(crate) fn get(&self, key: &str) -> &Tensor {
         self.0.get(key).unwrap_or_else(|| panic!("the reference has no {key}; run its script in tests/oracle"))
     }
 }

@@ -70,6 +70,7 @@ impl Case {
             loras: Vec::new(),
             embeddings: Vec::new(),
             start: None,
+            controls: vec![],
             strength: 1.0,
             steps: self.steps,
             guidance_scale: self.guidance_scale,

@@ -64,7 +64,7 @@ pub(super) fn load(directory: &Path) -> StableDiffusion {
     StableDiffusion::load(&Settings::new(directory, DType::F32, device())).expect("loads")
 }
 
-pub(super) fn bytes(tensor: &Tensor) -> Vec<u8> {
+pub(crate) fn bytes(tensor: &Tensor) -> Vec<u8> {
     tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("bytes")
 }
 
@@ -181,6 +181,7 @@ impl Case {
             loras: vec![],
             embeddings: vec![],
             start,
+            controls: vec![],
             strength: self.strength.unwrap_or(1.0),
             steps: self.steps,
             guidance_scale: self.guidance_scale,

@@ -43,6 +43,7 @@ pub(crate) fn request(steps: u32, guidance_scale: f64, negative_prompt: &str) ->
         loras: vec![],
         embeddings: vec![],
         start: None,
+        controls: vec![],
         strength: 1.0,
         steps,
         guidance_scale,

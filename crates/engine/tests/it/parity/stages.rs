@@ -119,7 +119,7 @@ fn vae(checkpoint: &str, engine: &StableDiffusion, reference: &Reference) {
     pixels.finish(super::RelativeError(f64::from(PIXEL)));
 }
 
-pub(super) fn largest_step(ours: &[u8], reference: &[u8]) -> u8 {
+pub(crate) fn largest_step(ours: &[u8], reference: &[u8]) -> u8 {
     assert_eq!(ours.len(), reference.len(), "sizes differ");
     ours.iter().zip(reference).map(|(ours, reference)| ours.abs_diff(*reference)).max().unwrap_or(0)
 }

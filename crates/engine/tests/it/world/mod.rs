@@ -64,6 +64,7 @@ fn request(prompt: &str, seed: u64, lora: Option<&str>) -> GenerateRequest {
         loras: lora.into_iter().collect(),
         embeddings: vec![],
         start: None,
+        controls: vec![],
         strength: 1.0,
         steps: 20,
         guidance_scale: 4.0,

@@ -1,0 +1,212 @@
+//! ControlNets against diffusers (`tests/oracle/controlnets.py`): what they add in a step, and whole images.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use atelier_engine::schedule::scheduler::Scheduler;
+use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::conditioning::Conditioning;
+use atelier_engine::sd::controlnet::files::ControlNetFile;
+use atelier_engine::sd::inversion::Inversions;
+use atelier_engine::sd::settings::Settings;
+use atelier_engine::{Control, Engine, GenerateRequest, Image, InitImage, LoraFile, Sampling, Watch};
+use candle_core::{DType, Device};
+use image::{GrayImage, RgbImage};
+use serde::Deserialize;
+
+use super::names::named_scheduler;
+use super::sdxl::bytes;
+use super::stages::{NEGATIVE, PROMPT, largest_step};
+use super::{PIXEL, Reference, RelativeError, STAGE, Stage};
+use crate::{device, own_device};
+
+/// What an image of the reference was asked for.
+#[derive(Deserialize)]
+struct Case {
+    model: String,
+    #[serde(deserialize_with = "named_scheduler")]
+    scheduler: Scheduler,
+    steps: u32,
+    guidance_scale: f64,
+    width: u32,
+    height: u32,
+    count: u64,
+    seed: u64,
+    controls: Vec<ControlCase>,
+    unet: Option<String>,
+    start: Option<String>,
+    strength: Option<f64>,
+    #[serde(default)]
+    lora: BTreeMap<String, f64>,
+}
+
+#[derive(Deserialize)]
+struct ControlCase {
+    name: String,
+    #[serde(default = "one")]
+    scale: f64,
+    #[serde(default)]
+    start: f64,
+    #[serde(default = "one")]
+    end: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+pub(crate) fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+}
+
+pub(crate) fn files(model: &str, names: &[&str]) -> Vec<ControlNetFile> {
+    let directory = fixtures().join("controlnets").join(model);
+    names.iter().map(|name| ControlNetFile { name: (*name).to_owned(), path: directory.join(name) }).collect()
+}
+
+/// A model with these ControlNets, its UNet perhaps a variant.
+pub(crate) fn load(model: &str, controlnets: Vec<ControlNetFile>, device: Device) -> StableDiffusion {
+    let checkpoint = if model == "sdxl" { "sdxl" } else { "sd/sd15" };
+    let settings = Settings { controlnets, ..Settings::new(fixtures().join(checkpoint), DType::F32, device) };
+    StableDiffusion::load(&settings).expect("loads")
+}
+
+fn expected() -> Reference {
+    Reference::open(&fixtures().join("controlnets/expected.safetensors"))
+}
+
+/// What the oracle drew for a net, in this size.
+pub(crate) fn control_image(reference: &Reference, name: &str, width: u32, height: u32) -> RgbImage {
+    let drawn = bytes(reference.get(&format!("control/{name}/{width}x{height}")));
+    RgbImage::from_raw(width, height, drawn).expect("an image")
+}
+
+#[test]
+fn parity_of_what_a_controlnet_adds() {
+    let reference = expected();
+    let original =
+        ControlNetFile { name: "original".into(), path: fixtures().join("controlnets/sd15/depth_original.safetensors") };
+    let alone = |model: &str, name: &str| {
+        let file = fixtures().join("controlnets").join(model).join(name).join("diffusion_pytorch_model.safetensors");
+        ControlNetFile { name: "alone".into(), path: file }
+    };
+    for (model, nets) in [
+        ("sd15", [files("sd15", &["canny", "depth"]), vec![original, alone("sd15", "canny")]].concat()),
+        ("sdxl", [files("sdxl", &["canny"]), vec![alone("sdxl", "canny")]].concat()),
+    ] {
+        let engine = load(model, nets, device());
+        // Of the net, and of the drawing: a file without a config.json says nothing of the order of its channels.
+        let cases: &[(&str, &str, bool)] = match model {
+            "sd15" => {
+                &[("canny", "canny", false), ("depth", "depth", false), ("original", "depth", true), ("alone", "canny", false)]
+            }
+            _ => &[("canny", "canny", false), ("alone", "canny", false)],
+        };
+        for (net, drawing, turned) in cases {
+            let mut stage = Stage::new(format!("{model}, ControlNet {net}"));
+            for (batch, height, width) in [(1_usize, 9_usize, 13_usize), (2, 8, 10)] {
+                let key = format!("{model}/{drawing}/{batch}x{height}x{width}");
+                let mut image = control_image(&reference, drawing, 8 * width as u32, 8 * height as u32);
+                if *turned {
+                    image.pixels_mut().for_each(|pixel| pixel.0.swap(0, 2));
+                }
+                let text = text(&engine, batch, (8 * width as u32, 8 * height as u32));
+                for (timestep, scale) in [(1.0, 1.0), (501.5, 0.6)] {
+                    let control = Control { net: (*net).into(), image: image.clone(), scale, start: 0.0, end: 1.0 };
+                    let latents = reference.get(&format!("{key}/latents"));
+                    let ours = engine.control_residuals(&control, latents, timestep, &text).expect("residuals");
+                    assert!(
+                        reference.0.get(&format!("{key}/{timestep:?}/{scale:?}/{}", ours.len())).is_none(),
+                        "there are more"
+                    );
+                    for (place, residual) in ours.iter().enumerate() {
+                        let case = format!("{key}/{timestep:?}/{scale:?}/{place}");
+                        stage.compare(&case, residual, reference.get(&case));
+                    }
+                }
+            }
+            stage.finish(STAGE);
+        }
+    }
+}
+
+fn text(engine: &StableDiffusion, images: usize, (width, height): (u32, u32)) -> Conditioning {
+    let sizes = atelier_engine::sd::sizes::Sizes::of(width, height);
+    let encoding = atelier_engine::sd::text::Encoding { clip_skip: 0, sizes };
+    let text = engine.encode_prompt_with(PROMPT, None, &Inversions::default(), encoding).expect("encodes");
+    Conditioning::for_images(&[text], &[images]).expect("rows")
+}
+
+#[test]
+fn parity_of_images_with_controlnets() {
+    let reference = expected();
+    let cases: BTreeMap<String, Case> =
+        serde_json::from_slice(&fs::read(fixtures().join("controlnets/cases.json")).expect("reads")).expect("cases");
+    // A stream of its own: on a GPU its steps are captured, what controls them as well.
+    let device = own_device();
+    let mut engines: BTreeMap<(String, Option<String>), (tempfile::TempDir, StableDiffusion)> = BTreeMap::new();
+    for (name, case) in &cases {
+        let engine = engines.entry((case.model.clone(), case.unet.clone()));
+        let (_, engine) = engine.or_insert_with(|| with_unet(&case.model, case.unet.as_deref(), device.clone()));
+        let images = engine.generate(&case.request(&reference), &Watch::new(|_| ())).expect("generates");
+        let ours: Vec<u8> = images.into_iter().flat_map(|Image { rgb, .. }| rgb).collect();
+        let mut stage = Stage::new(format!("ControlNet, image, {name}, 8 bit"));
+        stage.note(name, f64::from(largest_step(&ours, &bytes(reference.get(&format!("image/{name}"))))));
+        stage.finish(RelativeError(f64::from(PIXEL)));
+    }
+}
+
+fn with_unet(model: &str, unet: Option<&str>, device: Device) -> (tempfile::TempDir, StableDiffusion) {
+    let copy = tempfile::tempdir().expect("a directory");
+    let names: &[&str] = if model == "sdxl" { &["canny"] } else { &["canny", "depth"] };
+    let checkpoint = if model == "sdxl" { "sdxl" } else { "sd/sd15" };
+    crate::engine::copy_directory(&fixtures().join(checkpoint), copy.path());
+    if let Some(variant) = unet {
+        fs::remove_dir_all(copy.path().join("unet")).expect("removes");
+        crate::engine::copy_directory(&fixtures().join("sdxl/variants").join(variant).join("unet"), &copy.path().join("unet"));
+    }
+    let settings =
+        Settings { controlnets: files(model, names), graphs: true, ..Settings::new(copy.path(), DType::F32, device) };
+    let engine = StableDiffusion::load(&settings).expect("loads");
+    (copy, engine)
+}
+
+impl Case {
+    fn request(&self, reference: &Reference) -> GenerateRequest {
+        let start = self.start.as_deref().map(|kind| {
+            let starts = Reference::read("starts");
+            let rgb = RgbImage::from_raw(self.width, self.height, bytes(starts.get("image"))).expect("an image");
+            let mask = (kind == "mask").then(|| bytes(starts.get("mask")));
+            InitImage { rgb, mask: mask.map(|mask| GrayImage::from_raw(self.width, self.height, mask).expect("a mask")) }
+        });
+        let controls = self.controls.iter().map(|control| Control {
+            net: control.name.clone(),
+            image: control_image(reference, &control.name, self.width, self.height),
+            scale: control.scale,
+            start: control.start,
+            end: control.end,
+        });
+        let loras = self.lora.iter().map(|(name, scale)| {
+            let path = fixtures().join("sd/loras").join(format!("{name}.safetensors"));
+            LoraFile { scale: *scale, ..LoraFile::new(path, 1.0) }
+        });
+        GenerateRequest {
+            prompt: PROMPT.into(),
+            negative_prompt: NEGATIVE.into(),
+            loras: loras.collect(),
+            embeddings: vec![],
+            start,
+            controls: controls.collect(),
+            strength: self.strength.unwrap_or(1.0),
+            steps: self.steps,
+            guidance_scale: self.guidance_scale,
+            scheduler: self.scheduler,
+            sampling: Sampling::default(),
+            mode: None,
+            width_px: self.width,
+            height_px: self.height,
+            seeds: (self.seed..self.seed + self.count).collect(),
+        }
+    }
+}
