@@ -14,6 +14,7 @@ use atelier::safety::gate::Gate;
 use atelier::store::Store;
 use atelier::store::held_results::HeldResults;
 use atelier::workflow::store::ModelOrigin;
+use atelier::workflow::user_step::UserSteps;
 use atelier::workflow::watermark::TextStyle;
 use atelier::workflow::{Services, Workflow};
 use atelier_engine::thread::EngineThread;
@@ -55,6 +56,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         capabilities: Capabilities::Generate,
         preprocess: config.workflow.preprocess,
         postprocess: config.workflow.postprocess,
+        user_steps: UserSteps::default(),
         text_style: TextStyle::load(&config.workflow.watermark).map_err(anyhow::Error::msg)?,
         encode: config.workflow.encode,
         gate: Arc::new(Gate::new(&config.safety, None)?),

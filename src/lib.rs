@@ -14,6 +14,10 @@ pub mod clock;
 
 pub mod fault_point;
 
+pub mod service;
+
+pub mod subprocess;
+
 pub mod safety;
 
 pub mod protocol;

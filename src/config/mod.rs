@@ -22,11 +22,11 @@ use crate::job::task::{ModelName, StepCount};
 use crate::models::hub;
 use crate::notify::tryon::{AssetService, LoadBalancer};
 use crate::setting::Secret;
-use crate::workflow::StepName;
 use crate::workflow::encode::Encode;
 use crate::workflow::postprocess::Postprocess;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::watermark;
+use crate::workflow::{StepName, user_step};
 use crate::{content_credentials, host, notify, outbound, safety, store};
 
 /// What is in force where the user's file says nothing; the same file a user starts from.
@@ -163,6 +163,8 @@ pub struct Workflow {
     pub steps: Vec<StepName>,
     pub preprocess: Preprocess,
     pub postprocess: Postprocess,
+    /// What the steps are that `steps` names as `command:NAME` and `http:NAME`.
+    pub user_steps: user_step::settings::Settings,
     pub watermark: watermark::Settings,
     pub encode: Encode,
     pub advanced: Advanced,
@@ -239,6 +241,7 @@ impl Config {
 
     fn check(&self) -> Result<(), (&'static str, String)> {
         crate::workflow::sequence::check(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
+        self.workflow.user_steps.check(&self.workflow.steps).map_err(|problem| ("workflow.steps", problem))?;
         if self.content_credentials.names_signer() && !self.workflow.steps.contains(&StepName::Credentials) {
             let problem =
                 "lacks `credentials`, and content_credentials names a signer: add the step behind `encode`, or name no signer";

@@ -96,6 +96,15 @@ impl Manifest {
         Ok(Self { ingredients, actions })
     }
 
+    /// The images were changed once more, by what has this name; none where it is not to be named.
+    #[must_use]
+    pub fn edited_by(mut self, name: Option<&str>) -> Self {
+        let when = self.actions.last().map(|action| action["when"].clone());
+        let agent = json!({ "name": name.unwrap_or(GENERATOR) });
+        self.actions.push(json!({ "action": "c2pa.edited", "softwareAgent": agent, "when": when }));
+        self
+    }
+
     /// The file with the manifest in it; its pixels are what they were. `format`: its media type.
     ///
     /// # Errors

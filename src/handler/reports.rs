@@ -25,6 +25,7 @@ pub(super) fn handed_back(error: &JobError) -> JobOutcome {
 fn waiting(error: &JobError) -> JobOutcome {
     match error {
         JobError::ModerationUnavailable { .. } => JobOutcome::ModerationUnavailable,
+        JobError::StepUnavailable { .. } => JobOutcome::StepUnavailable,
         _ => JobOutcome::StoreUnavailable,
     }
 }

@@ -5,18 +5,17 @@ use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 
-use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
+use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::runtime::Handle;
-use tokio::sync::{mpsc as tokio_mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cause::oom_kills;
 use crate::protocol::control::{self, ControlCommand};
+use crate::subprocess::{Spawner, signal_group};
 
 /// How every handler is started.
 #[derive(Debug, Clone)]
@@ -40,35 +39,23 @@ pub type Listener = Arc<dyn Fn(&str) + Send + Sync>;
 /// A running handler process.
 pub struct Process {
     child: Child,
-    group: Option<Pid>,
     /// Commands on their way to the handler's standard input.
-    outgoing: Option<tokio_mpsc::Sender<String>>,
+    outgoing: Option<mpsc::Sender<String>>,
     _writer: Option<AbortOnDropHandle<()>>,
     oom_kills_before: u64,
     /// Its thread must not end before the process does.
     _launcher: Launcher,
 }
 
-/// Starts processes from one thread that lives as long as the host: the kernel's parent-death signal (prctl(2),
-/// `PR_SET_PDEATHSIG`) comes when the *thread* that started the process ends.
+/// Starts handlers.
 #[derive(Clone)]
-pub struct Launcher {
-    launches: mpsc::Sender<(Command, Handle, oneshot::Sender<io::Result<Child>>)>,
-}
+pub struct Launcher(Spawner);
 
 impl Launcher {
     /// # Errors
-    /// When the thread cannot be started.
+    /// When its thread cannot be started.
     pub fn start() -> io::Result<Self> {
-        let (launches, inbox) = mpsc::channel::<(Command, Handle, oneshot::Sender<io::Result<Child>>)>();
-        thread::Builder::new().name("launcher".into()).spawn(move || {
-            for (mut command, runtime, started) in inbox {
-                let _runtime = runtime.enter();
-                // The task that ordered it may be gone; then the dropped child is killed.
-                let _ = started.send(command.spawn());
-            }
-        })?;
-        Ok(Self { launches })
+        Spawner::start("launcher").map(Self)
     }
 
     /// Starts a handler that finds its Runtime API at `runtime_api`. `gpu`: the value of `CUDA_VISIBLE_DEVICES`, where the
@@ -83,19 +70,13 @@ impl Launcher {
         gpu: Option<&str>,
         listener: Listener,
     ) -> io::Result<Process> {
-        let mut command = program.command(runtime_api, gpu);
-        die_with_parent(&mut command);
-        let (sender, started) = oneshot::channel();
-        let gone = || io::Error::other("the launcher's thread is gone");
         let oom_kills_before = oom_kills();
-        self.launches.send((command, Handle::current(), sender)).map_err(|_| gone())?;
-        let mut child = started.await.map_err(|_| gone())??;
+        let mut child = self.0.spawn(program.command(runtime_api, gpu)).await?;
         if let Some(stdout) = child.stdout.take() {
             tokio::spawn(follow(stdout, listener));
         }
-        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let (outgoing, writer) = child.stdin.take().map(write).unzip();
-        Ok(Process { child, group, outgoing, _writer: writer, oom_kills_before, _launcher: self.clone() })
+        Ok(Process { child, outgoing, _writer: writer, oom_kills_before, _launcher: self.clone() })
     }
 }
 
@@ -114,10 +95,8 @@ impl Program {
             .envs(control::encode_environment())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            // A group of its own: Ctrl-C in a terminal reaches the host, which lets the running job finish.
-            .process_group(0)
-            .kill_on_drop(true);
+            // It is started in a group of its own: Ctrl-C in a terminal reaches the host, which lets the running job finish.
+            .stderr(Stdio::inherit());
         if let Some(gpu) = gpu {
             command.env("CUDA_VISIBLE_DEVICES", gpu);
         }
@@ -125,22 +104,9 @@ impl Program {
     }
 }
 
-fn die_with_parent(command: &mut Command) {
-    let host = rustix::process::getpid();
-    #[expect(unsafe_code, reason = "the only way to run code in the child between fork and exec")]
-    // SAFETY: the closure makes two system calls and allocates nothing unless it fails, when the child ends at once.
-    unsafe {
-        command.pre_exec(move || {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The host may have died before the line above.
-            if rustix::process::getppid() == Some(host) { Ok(()) } else { Err(io::Error::other("the host is gone")) }
-        });
-    }
-}
-
 /// Writes lines to a handler from a task of its own: no one who watches the handler may wait for one that does not read.
-fn write(mut stdin: ChildStdin) -> (tokio_mpsc::Sender<String>, AbortOnDropHandle<()>) {
-    let (outgoing, mut lines) = tokio_mpsc::channel::<String>(OUTGOING_MAX);
+fn write(mut stdin: ChildStdin) -> (mpsc::Sender<String>, AbortOnDropHandle<()>) {
+    let (outgoing, mut lines) = mpsc::channel::<String>(OUTGOING_MAX);
     let writer = tokio::spawn(async move {
         while let Some(line) = lines.recv().await {
             if let Err(error) = stdin.write_all(line.as_bytes()).await {
@@ -193,20 +159,11 @@ impl Process {
 
     /// Asks the process and its children to end.
     pub fn terminate(&self) {
-        self.signal(Signal::TERM);
+        signal_group(&self.child, Signal::TERM);
     }
 
     /// Ends the process and its children.
     pub fn kill(&self) {
-        self.signal(Signal::KILL);
-    }
-
-    fn signal(&self, signal: Signal) {
-        // None: it has been waited for, and its id may be another's by now.
-        if let (Some(group), Some(_)) = (self.group, self.child.id())
-            && let Err(error) = kill_process_group(group, signal)
-        {
-            tracing::debug!(%error, "a handler could not be sent a signal");
-        }
+        signal_group(&self.child, Signal::KILL);
     }
 }

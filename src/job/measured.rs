@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::safety::Block;
+use super::user_step::UserStepRun;
 
 /// One run of one job, replays and failures included.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct Measured {
     /// Why this run was not allowed to go on; none also where an earlier run was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked: Option<Block>,
+    /// How the steps of the user's own ended that ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub user_steps: Vec<UserStepRun>,
     /// Webhooks sent meanwhile, by kind and whether they were taken.
     pub webhook_attempts: Vec<WebhookAttempts>,
 }

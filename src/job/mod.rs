@@ -13,6 +13,7 @@ mod signature;
 pub mod task;
 pub mod trace;
 pub mod url;
+pub mod user_step;
 
 use std::fmt;
 

@@ -55,6 +55,9 @@ pub struct Provenance {
     /// Who looked at the job, and what they found; none: nobody was asked to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub safety: Option<Safety>,
+    /// Steps of the user's own that the images have passed, in their order, as `workflow.steps` names them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub user_steps: Vec<String>,
     /// Of the content credentials in the images; none: they have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signer: Option<Signer>,
@@ -118,7 +121,7 @@ pub struct Outcome {
 pub enum RetryPolicy {
     /// The same job can succeed later: hand the message back.
     Retry,
-    /// The store or the moderator does not do what it is asked, and no job is at fault: wait for it, however long that takes. It is no
+    /// The store, the moderator or a step of the user's own does not do what it is asked, and no job is at fault: wait for it, however long that takes. It is no
     /// attempt.
     Wait,
     /// No repetition helps: notify the caller and be done.
@@ -174,6 +177,15 @@ pub enum JobError {
     /// Nobody could say whether it may be generated, or shown.
     #[error("the moderator gave no answer, and nothing is generated or stored without one: {problem}")]
     ModerationUnavailable { problem: String },
+    /// A step of the user's own has ended the job.
+    #[error("{step}: refused: {reason}")]
+    StepRefused { step: String, reason: String },
+    /// A step of the user's own answered nothing that can be used.
+    #[error("{step} {problem}; no image leaves without its answer")]
+    StepFailed { step: String, problem: String },
+    /// A step of the user's own is away.
+    #[error("{problem}, and nothing is stored without the answer of {step}")]
+    StepUnavailable { step: String, problem: String },
     #[error("the job was cancelled")]
     Cancelled,
     #[error("the invocation's deadline came before the job was done")]
@@ -214,13 +226,15 @@ impl JobError {
             | Self::NotFinite { .. }
             | Self::FailedBeside { .. }
             | Self::Blocked(_)
+            | Self::StepRefused { .. }
             | Self::Cancelled => RetryPolicy::Terminal,
-            Self::ModerationUnavailable { .. } => RetryPolicy::Wait,
+            Self::ModerationUnavailable { .. } | Self::StepUnavailable { .. } => RetryPolicy::Wait,
             Self::Storage { retry_policy, .. } => *retry_policy,
             Self::Fetch { .. }
             | Self::Generation { .. }
             | Self::FatalDeviceError { .. }
             | Self::Signing { .. }
+            | Self::StepFailed { .. }
             | Self::DeadlineExceeded
             | Self::ShuttingDown
             | Self::Notification { .. }
@@ -244,6 +258,9 @@ impl JobError {
             Self::Signing { .. } => "signing_failed",
             Self::Blocked(_) => CONTENT_BLOCKED,
             Self::ModerationUnavailable { .. } => MODERATION_UNAVAILABLE,
+            Self::StepRefused { .. } => "step_refused",
+            Self::StepFailed { .. } => "step_failed",
+            Self::StepUnavailable { .. } => "step_unavailable",
             Self::Cancelled => "cancelled",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::ShuttingDown => "shutting_down",

@@ -14,6 +14,7 @@ use self::gpu::Gpus;
 use self::table::{Counter, Gauge, Histogram, Kind, Metric};
 use crate::job::measured::{HeldResults, Measured, WebhookAttempts};
 use crate::job::safety::Block;
+use crate::job::user_step::UserStepRun;
 
 /// The metrics of this process; clones are the same metrics.
 #[derive(Clone)]
@@ -146,6 +147,9 @@ impl Metrics {
         if let Some(Block { stage, category, .. }) = &measured.blocked {
             self.add(table::BLOCKED, [stage.as_str(), category], 1.0);
         }
+        for UserStepRun { step, result } in &measured.user_steps {
+            self.add(table::USER_STEPS, [step, result.as_str()], 1.0);
+        }
         self.webhooks(&measured.webhook_attempts);
     }
 
@@ -272,6 +276,7 @@ impl Metrics {
 mod tests {
     use super::*;
     use crate::job::safety::Stage;
+    use crate::job::user_step::UserStepResult;
 
     #[test]
     fn a_run_is_counted_where_the_table_says() {
@@ -284,6 +289,7 @@ mod tests {
             lora_cache_hit: Some(true),
             held_results: HeldResults { kept: 1, used: 0, dropped: 2 },
             blocked: Some(Block { category: "nude".into(), stage: Stage::Image, field: None }),
+            user_steps: vec![UserStepRun { step: "http:rules".into(), result: UserStepResult::Refused }],
             webhook_attempts: vec![WebhookAttempts { kind: "progress".into(), delivered: false, count: 3 }],
         };
         metrics.job("sqs", "complete", Some(&measured));
@@ -293,6 +299,7 @@ mod tests {
         for line in [
             "atelier_jobs_total{outcome=\"complete\",source=\"sqs\"} 1",
             "atelier_blocked_total{category=\"nude\",stage=\"image\"} 1",
+            "atelier_user_steps_total{result=\"refused\",step=\"http:rules\"} 1",
             "atelier_held_results_total{event=\"dropped\"} 2",
             "atelier_held_results_total{event=\"kept\"} 1",
             "atelier_jobs_total{outcome=\"retry\",source=\"sqs\"} 1",

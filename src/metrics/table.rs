@@ -98,7 +98,7 @@ pub const JOBS: Counter<2> = Counter(labelled(
     "atelier_jobs_total",
     "",
     &["source", "outcome"],
-    "runs by outcome: complete, failed, retry, store_unavailable, moderation_unavailable, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
+    "runs by outcome: complete, failed, retry, store_unavailable, moderation_unavailable, step_unavailable, dead_letter, untried (handed back without an attempt), cancelled (before a run)",
 ));
 pub const REFUSED: Counter<2> = Counter(labelled(
     "atelier_refused_total",
@@ -112,6 +112,12 @@ pub const BLOCKED: Counter<2> = Counter(labelled(
     &["stage", "category"],
     "runs that the safety gate ended: by what was looked at (prompt, input, image), and as what",
 ));
+pub const USER_STEPS: Counter<2> = Counter(labelled(
+    "atelier_user_steps_total",
+    "",
+    &["step", "result"],
+    "runs of the steps of your own: ok, refused (the job has ended), failed (no answer that can be used), unavailable (the job waits)",
+));
 pub const HELD_RESULTS: Counter<1> = Counter(labelled(
     "atelier_held_results_total",
     "",
@@ -122,7 +128,7 @@ pub const DEFERRED: Counter<2> = Counter(labelled(
     "atelier_deferred_total",
     "",
     &["source", "reason"],
-    "messages that wait and count no attempt: running, model_busy, store_unavailable, moderation_unavailable, result_held, notification_undelivered, end_unknown",
+    "messages that wait and count no attempt: running, model_busy, store_unavailable, moderation_unavailable, step_unavailable, result_held, notification_undelivered, end_unknown",
 ));
 pub const STORE_AVAILABLE: Gauge<0> = Gauge(labelled(
     "atelier_store_available",
@@ -207,7 +213,7 @@ pub const HTTP_REQUESTS: Counter<2> = Counter(labelled(
 pub const BUILD: Gauge<1> = Gauge(labelled("atelier_build_info", "", &["version"], "1"));
 
 /// All of them, in the order of docs/metrics.md.
-pub const TABLE: [Metric; 30] = [
+pub const TABLE: [Metric; 31] = [
     INFERENCES.row(),
     INFERENCE_LATENCY.row(),
     INFERENCE_ERRORS.row(),
@@ -216,6 +222,7 @@ pub const TABLE: [Metric; 30] = [
     JOBS.row(),
     REFUSED.row(),
     BLOCKED.row(),
+    USER_STEPS.row(),
     HELD_RESULTS.row(),
     DEFERRED.row(),
     STORE_AVAILABLE.row(),

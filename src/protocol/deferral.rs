@@ -22,6 +22,8 @@ pub enum DeferReason {
     StoreUnavailable,
     /// The moderator gives no answer: the job goes on when it does.
     ModerationUnavailable,
+    /// A step of the user's own gives no answer: the job goes on when it does.
+    StepUnavailable,
     /// As `StoreUnavailable`, after its images were made: they wait on the disk of the host that made them.
     ResultHeld,
     /// Its job has ended, and its caller could not be notified yet.
@@ -31,11 +33,12 @@ pub enum DeferReason {
 }
 
 impl DeferReason {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Running,
         Self::ModelBusy,
         Self::StoreUnavailable,
         Self::ModerationUnavailable,
+        Self::StepUnavailable,
         Self::ResultHeld,
         Self::NotificationUndelivered,
         Self::EndUnknown,
@@ -49,6 +52,7 @@ impl DeferReason {
             Self::ModelBusy => "model_busy",
             Self::StoreUnavailable => "store_unavailable",
             Self::ModerationUnavailable => "moderation_unavailable",
+            Self::StepUnavailable => "step_unavailable",
             Self::ResultHeld => "result_held",
             Self::NotificationUndelivered => "notification_undelivered",
             Self::EndUnknown => "end_unknown",
@@ -63,6 +67,7 @@ impl DeferReason {
             Self::ModelBusy => 'b',
             Self::StoreUnavailable => 's',
             Self::ModerationUnavailable => 'm',
+            Self::StepUnavailable => 'u',
             Self::ResultHeld => 'h',
             Self::NotificationUndelivered => 'n',
             Self::EndUnknown => 'e',

@@ -56,6 +56,8 @@ pub enum JobOutcome {
     StoreUnavailable,
     /// As `Retry`, when the moderator gives answers again: it was no attempt either.
     ModerationUnavailable,
+    /// As `Retry`, when a step of the user's own gives answers again: it was no attempt either.
+    StepUnavailable,
     /// It might succeed later, but its attempts are used up: its caller hears that it failed, and the message goes where
     /// failed ones are kept.
     DeadLetter,
@@ -65,13 +67,13 @@ impl JobOutcome {
     /// Whether a failure is reported to the queue.
     #[must_use]
     pub fn goes_back(self) -> bool {
-        matches!(self, Self::Retry | Self::StoreUnavailable | Self::ModerationUnavailable | Self::DeadLetter)
+        !self.is_over() || self == Self::DeadLetter
     }
 
     /// Whether somebody is told of it: else the message comes back.
     #[must_use]
     pub fn is_over(self) -> bool {
-        !matches!(self, Self::Retry | Self::StoreUnavailable | Self::ModerationUnavailable)
+        !matches!(self, Self::Retry | Self::StoreUnavailable | Self::ModerationUnavailable | Self::StepUnavailable)
     }
 
     /// One word for metrics.
@@ -83,6 +85,7 @@ impl JobOutcome {
             Self::Retry => "retry",
             Self::StoreUnavailable => "store_unavailable",
             Self::ModerationUnavailable => "moderation_unavailable",
+            Self::StepUnavailable => "step_unavailable",
             Self::DeadLetter => "dead_letter",
         }
     }
@@ -156,6 +159,7 @@ mod tests {
             job("4", JobOutcome::DeadLetter, None, vec![notification]),
             job("5", JobOutcome::StoreUnavailable, None, Vec::new()),
             job("6", JobOutcome::ModerationUnavailable, None, Vec::new()),
+            job("7", JobOutcome::StepUnavailable, None, Vec::new()),
         ];
         let reply = encode(json!({ "batchItemFailures": [] }), &jobs);
         assert_eq!(reply["protocol"], 2);

@@ -14,38 +14,33 @@
 //! Anything else, another status or no answer in time, is no answer: the job waits, and nothing leaves.
 
 use std::collections::BTreeMap;
-use std::error::Error as StdError;
 use std::io::Cursor;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::thumbnail;
 use image::{ExtendedColorType, ImageEncoder as _, RgbImage};
-use reqwest::{Client, Url};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
 
 use super::checker::is_word;
-use crate::authorities;
-use crate::clock::later;
 use crate::job::Job;
 use crate::job::consent::Consent;
 use crate::job::outcome::JobError;
 use crate::job::safety::Stage;
-use crate::setting::{Secret, SettingError, check_address};
+use crate::service::{Address, Service};
+use crate::setting::{Secret, SettingError};
 use crate::shown;
 
+/// In settings and messages.
+const NAME: &str = "safety.moderator";
 /// Of the longer side of what is sent.
 const MAX_SIDE_PX: u32 = 512;
 const JPEG_QUALITY: u8 = 85;
 /// Bytes of an answer.
-const MAX_ANSWER_BYTES: usize = 64 << 10;
+const MAX_ANSWER_BYTES: u64 = 64 << 10;
 /// A score is a probability, or a number that a classifier decides by.
 const MAX_SCORE: f64 = 1e6;
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Section `safety.moderator`.
 #[derive(Debug, Clone, Deserialize)]
@@ -63,12 +58,7 @@ pub struct Settings {
 
 /// Who is asked.
 #[derive(Debug, Clone)]
-pub struct Moderator {
-    client: Client,
-    url: Url,
-    token: Option<Secret>,
-    max_wait: Duration,
-}
+pub struct Moderator(Service);
 
 /// What it said.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -128,25 +118,19 @@ impl Moderator {
     /// # Errors
     /// Names the setting that is wrong.
     pub fn new(settings: &Settings) -> Result<Option<Self>, SettingError> {
-        const URL: &str = "safety.moderator.url";
-        check_address(URL, settings.url.as_deref())?;
         let Some(url) = &settings.url else {
             let unused = settings.token.is_some();
             let problem = "is set, and there is no safety.moderator.url to send it to";
             return if unused { Err(SettingError::new("safety.moderator.token", problem)) } else { Ok(None) };
         };
-        if settings.timeout_ms == 0 {
-            return Err(SettingError::new("safety.moderator.timeout_ms", "must be at least 1"));
-        }
-        let url = url.parse().map_err(|error| SettingError::new(URL, format!("is no address: {error}")))?;
-        let client = authorities::client()
-            .timeout(Duration::from_millis(settings.timeout_ms))
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("atelier/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| SettingError::new("safety.moderator", format!("its client could not be set up: {error:?}")))?;
-        let max_wait = Duration::from_millis(settings.max_wait_ms);
-        Ok(Some(Self { client, url, token: settings.token.clone(), max_wait }))
+        let address = Address {
+            url,
+            token: settings.token.as_ref(),
+            timeout_ms: settings.timeout_ms,
+            max_wait_ms: settings.max_wait_ms,
+            max_answer_bytes: MAX_ANSWER_BYTES,
+        };
+        Service::new(NAME, NAME, address).map(|service| Some(Self(service)))
     }
 
     /// Asks until there is an answer, for as long as the settings say.
@@ -164,50 +148,11 @@ impl Moderator {
             consent: job.consent.as_ref(),
             images,
         };
-        let until = later(Instant::now(), self.max_wait);
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let problem = match self.ask_once(&question).await {
-                Ok(answer) => return Ok(answer),
-                Err(problem) => problem,
-            };
-            if later(Instant::now(), pause) >= until {
-                return Err(JobError::ModerationUnavailable { problem });
-            }
-            tracing::warn!(problem, pause_ms = pause.as_millis() as u64, "the moderator gave no answer; it is asked again");
-            sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
-        }
-    }
-
-    async fn ask_once(&self, question: &Question<'_>) -> Result<Answer, String> {
-        let mut request = self.client.post(self.url.clone()).json(question);
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token.reveal());
-        }
-        let failed = |error: reqwest::Error| {
-            let what = if error.is_timeout() { "did not answer in time" } else { "could not be reached" };
-            let host = self.url.host_str().unwrap_or_default();
-            // What reqwest says itself repeats the address, which may have a secret in it.
-            let mut cause: &dyn StdError = &error;
-            while let Some(source) = cause.source() {
-                cause = source;
-            }
-            let cause = if cause.is::<reqwest::Error>() { String::new() } else { format!(": {cause}") };
-            format!("safety.moderator ({host}) {what}{cause}")
-        };
-        let mut response = request.send().await.map_err(failed)?;
-        if response.status() != 200 {
-            return Err(format!("safety.moderator answered {}, and must answer 200", response.status()));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            body.extend_from_slice(&chunk);
-            if body.len() > MAX_ANSWER_BYTES {
-                return Err(format!("safety.moderator answered more than {MAX_ANSWER_BYTES} bytes"));
-            }
-        }
-        read(&body)
+        let question = serde_json::to_vec(&question)
+            .map_err(|error| JobError::Internal { problem: format!("the moderator's question cannot be written: {error}") })?;
+        // Whatever is wrong with an answer may be put right while the job waits, and until then nobody has judged it.
+        let answer = self.0.ask(question, |body| read(&body), |_| true).await;
+        answer.map_err(|no_answer| JobError::ModerationUnavailable { problem: no_answer.into_problem() })
     }
 }
 

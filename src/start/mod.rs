@@ -34,6 +34,7 @@ use crate::store::Store;
 use crate::store::held_results::HeldResults;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::store::ModelOrigin;
+use crate::workflow::user_step::UserSteps;
 use crate::workflow::watermark::TextStyle;
 use crate::workflow::{Observer, Services, Workflow};
 use atelier_engine::EngineError;
@@ -80,6 +81,8 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let signing = signing(config)?;
     let gate = safety::gate(config, &manifest)?;
     let text_style = text_style(config)?;
+    let path = environment.get("PATH").map(String::as_str);
+    let user_steps = UserSteps::new(&config.workflow.user_steps, &config.workflow.steps, path)?;
     let outbound = Outbound::new(&config.outbound)?;
     let store = Arc::new(Store::connect(&config.store, outbound.clone()).await?);
     let notifier = Arc::new(notifier((config, &config.model.name), outbound, store.clone())?);
@@ -104,6 +107,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
             ..config.workflow.preprocess
         },
         postprocess: config.workflow.postprocess,
+        user_steps,
         text_style,
         encode: config.workflow.encode,
         gate,

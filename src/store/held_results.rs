@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::job::Job;
 use crate::job::outcome::InvisibleMark;
 use crate::job::safety::SafetyCheck;
+use crate::job::user_step::UserStepDone;
 
 /// Settings of section `store.held_results`.
 #[derive(Debug, Clone, Deserialize)]
@@ -52,6 +53,8 @@ pub struct HeldResult {
     pub checks: Vec<SafetyCheck>,
     /// Of the gate that said it; none: there was none.
     pub policy: Option<String>,
+    /// Steps of the user's own that it has passed.
+    pub user_steps: Vec<UserStepDone>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +80,8 @@ struct Head {
     checks: Vec<SafetyCheck>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     policy: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    user_steps: Vec<UserStepDone>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -181,6 +186,7 @@ fn head(job: &Job, result: &HeldResult) -> Head {
         timings_ms: result.timings_ms.clone(),
         checks: result.checks.clone(),
         policy: result.policy.clone(),
+        user_steps: result.user_steps.clone(),
     }
 }
 
@@ -209,8 +215,13 @@ fn parse(bytes: Vec<u8>, job: &Job) -> Option<HeldResult> {
             file,
         });
     }
-    let result =
-        HeldResult { images, timings_ms: head.timings_ms.clone(), checks: head.checks.clone(), policy: head.policy.clone() };
+    let result = HeldResult {
+        images,
+        timings_ms: head.timings_ms.clone(),
+        checks: head.checks.clone(),
+        policy: head.policy.clone(),
+        user_steps: head.user_steps.clone(),
+    };
     (rest.is_empty() && self::head(job, &result) == head).then_some(result)
 }
 
@@ -287,6 +298,7 @@ mod tests {
             timings_ms: BTreeMap::from([("infer".into(), 12)]),
             policy: Some("0123456789ab".into()),
             checks: Vec::new(),
+            user_steps: vec![UserStepDone { step: "command:border".into(), changed: true }],
         }
     }
 

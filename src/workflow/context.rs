@@ -20,6 +20,7 @@ use crate::job::safety::{Block, SafetyCheck};
 use crate::job::task::Generate;
 use crate::job::task::edit::Edit;
 use crate::job::task::tryon::TryOn;
+use crate::job::user_step::{UserStepDone, UserStepRun};
 use crate::notify::progress::Progress;
 use crate::store::cache::Lease;
 use crate::store::held_results::{HeldImage, HeldResult};
@@ -43,6 +44,10 @@ pub struct JobContext<'job> {
     pub blocked_before: bool,
     /// Why this run was not.
     pub blocked: Option<Block>,
+    /// Steps of the user's own that the images have passed, also in an earlier attempt.
+    pub user_steps: Vec<UserStepDone>,
+    /// How those of this run ended.
+    pub user_step_runs: Vec<UserStepRun>,
     /// Which of the images hold pixels that are a person's own and were not generated.
     pub own_pixels: Range<usize>,
     /// The encoded files, one an image, in the same order.
@@ -179,6 +184,8 @@ impl<'job> JobContext<'job> {
             checks: Vec::new(),
             blocked_before: false,
             blocked: None,
+            user_steps: Vec::new(),
+            user_step_runs: Vec::new(),
             own_pixels: 0..0,
             files: Vec::new(),
             invisible_marks: Vec::new(),
@@ -205,6 +212,7 @@ impl<'job> JobContext<'job> {
         }
         self.timings_ms = result.timings_ms;
         self.checks = result.checks;
+        self.user_steps = result.user_steps;
         self.held_results.used = 1;
         self.resumed = true;
         self.batch_slot = None;

@@ -45,18 +45,26 @@ impl Step for CredentialsStep {
         let format = job.output.format.content_type();
         let is_private = self.encode.level(job) == MetadataLevel::None;
         let model = (!is_private).then(|| self.model.as_str().to_owned());
+        let edits = edits(context, is_private);
         let inputs = std::mem::take(&mut context.input_images);
         let files = std::mem::take(&mut context.files);
         // Hashing and signing takes milliseconds, and reading manifests of strangers as long as it likes.
         let signed = tokio::task::spawn_blocking(move || {
             let originals = inputs.iter().map(|input| original(input, is_private)).collect::<Result<Vec<_>, _>>()?;
             let manifest = Manifest::new(&signing, model.as_deref(), source, &originals)?;
+            let manifest = edits.iter().fold(manifest, |manifest, name| manifest.edited_by(name.as_deref()));
             files.iter().map(|file| manifest.sign(&signing, file, format).map(Bytes::from)).collect::<Result<Vec<_>, String>>()
         });
         let signed = signed.await.unwrap_or_else(|panic| Err(panic.to_string()));
         context.files = signed.map_err(|problem| JobError::Signing { problem })?;
         Ok(())
     }
+}
+
+/// Which steps of the user's own have changed the images. `is_private`: their names stay out.
+fn edits(context: &JobContext<'_>, is_private: bool) -> Vec<Option<String>> {
+    let changed = context.user_steps.iter().filter(|done| done.changed);
+    changed.map(|done| (!is_private).then(|| done.step.clone())).collect()
 }
 
 /// The file as it was sent. `is_private`: what it says of itself stays out.

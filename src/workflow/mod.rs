@@ -22,6 +22,7 @@ pub mod sequence;
 mod step_name;
 pub mod store;
 pub mod text_layout;
+pub mod user_step;
 pub mod watermark;
 
 use std::sync::{Arc, OnceLock};
@@ -42,6 +43,7 @@ pub use self::reporting::Noted;
 use self::screening::{Check, Screen};
 pub use self::step_name::StepName;
 use self::store::ModelOrigin;
+use self::user_step::UserSteps;
 use self::watermark::{TextStyle, WatermarkStep};
 use crate::content_credentials::signing::Signing;
 use crate::job::capabilities::Capabilities;
@@ -106,6 +108,7 @@ pub struct Services {
     /// None: files are not signed.
     pub signing: Option<Arc<Signing>>,
     pub postprocess: Postprocess,
+    pub user_steps: UserSteps,
     pub text_style: TextStyle,
     pub store: Arc<Store>,
     /// Where results wait that the store does not take, under a host.
@@ -161,6 +164,7 @@ impl Workflow {
             capabilities,
             preprocess,
             postprocess,
+            user_steps,
             text_style,
             encode,
             gate,
@@ -183,6 +187,7 @@ impl Workflow {
                     Box::new(infer::Infer { model, capabilities, observer })
                 }
                 StepName::Postprocess => Box::new(PostprocessStep(postprocess)),
+                StepName::User(name) => Box::new(user_steps.get(name)),
                 StepName::Watermark => Box::new(WatermarkStep(text_style.clone())),
                 StepName::Encode => Box::new(EncodeStep { settings: encode, store: store.clone() }),
                 StepName::Credentials => {
@@ -244,6 +249,7 @@ impl Workflow {
         };
         let result = Box::pin(self.note_blocked(&mut context, result)).await;
         let blocked_now = context.blocked.take();
+        let user_steps = std::mem::take(&mut context.user_step_runs);
         let JobContext { record, replayed, batch_slot, timings_ms, progress, notifications, watch, held_results, .. } = context;
         drop(batch_slot);
         progress.finish().await;
@@ -260,6 +266,7 @@ impl Workflow {
             lora_cache_hit: pace.lora_cache_hit,
             held_results,
             blocked: blocked_now,
+            user_steps,
             webhook_attempts: self.notifier.take_attempts(),
         };
         // A record whose answer was lost may be there, or get there yet.

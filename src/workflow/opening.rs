@@ -77,15 +77,25 @@ impl Opening {
 
     /// `below`: the grey that shows where the image is transparent.
     fn rgb(self, image: &DynamicImage, below: u32) -> RgbImage {
-        if !image.color().has_alpha() || self.alpha == Alpha::Drop {
-            return image.to_rgb8();
-        }
-        let seen = image.to_rgba8();
-        RgbImage::from_fn(seen.width(), seen.height(), |x, y| {
-            let [red, green, blue, alpha] = seen.get_pixel(x, y).0.map(u32::from);
-            image::Rgb([red, green, blue].map(|channel| ((channel * alpha + below * (255 - alpha) + 127) / 255) as u8))
-        })
+        if self.alpha == Alpha::Drop { image.to_rgb8() } else { composited(image, below) }
     }
+}
+
+/// An image as a viewer shows it, on white.
+pub(super) fn on_white(image: &DynamicImage) -> RgbImage {
+    composited(image, WHITE)
+}
+
+/// `below`: the grey that shows where the image is transparent.
+fn composited(image: &DynamicImage, below: u32) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.to_rgb8();
+    }
+    let seen = image.to_rgba8();
+    RgbImage::from_fn(seen.width(), seen.height(), |x, y| {
+        let [red, green, blue, alpha] = seen.get_pixel(x, y).0.map(u32::from);
+        image::Rgb([red, green, blue].map(|channel| ((channel * alpha + below * (255 - alpha) + 127) / 255) as u8))
+    })
 }
 
 /// A mask's grey values, 255 is generated: ITU-R BT.601 luma with Pillow's rounding (`libImaging/Convert.c`, mode `L`).

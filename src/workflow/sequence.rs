@@ -15,30 +15,51 @@ enum Stage {
 
 /// A step with the stage that it needs, and the stage that it leaves: the same one where it only works on what there is.
 struct Declared {
-    name: StepName,
+    /// None: any number of the user's own, in their order.
+    name: Option<StepName>,
     takes: Stage,
     gives: Stage,
 }
 
 /// All steps, in the one order that is right.
-const STEPS: [Declared; 11] = [
-    Declared { name: StepName::Fetch, takes: Stage::Job, gives: Stage::Fetched },
-    Declared { name: StepName::Preprocess, takes: Stage::Fetched, gives: Stage::Decoded },
-    Declared { name: StepName::Screen, takes: Stage::Decoded, gives: Stage::Decoded },
-    Declared { name: StepName::Infer, takes: Stage::Decoded, gives: Stage::Images },
-    Declared { name: StepName::Postprocess, takes: Stage::Images, gives: Stage::Images },
-    Declared { name: StepName::Check, takes: Stage::Images, gives: Stage::Images },
-    Declared { name: StepName::Watermark, takes: Stage::Images, gives: Stage::Images },
-    Declared { name: StepName::Encode, takes: Stage::Images, gives: Stage::Encoded },
-    Declared { name: StepName::Credentials, takes: Stage::Encoded, gives: Stage::Encoded },
-    Declared { name: StepName::Store, takes: Stage::Encoded, gives: Stage::Recorded },
-    Declared { name: StepName::Notify, takes: Stage::Recorded, gives: Stage::Recorded },
+static STEPS: [Declared; 12] = [
+    Declared { name: Some(StepName::Fetch), takes: Stage::Job, gives: Stage::Fetched },
+    Declared { name: Some(StepName::Preprocess), takes: Stage::Fetched, gives: Stage::Decoded },
+    Declared { name: Some(StepName::Screen), takes: Stage::Decoded, gives: Stage::Decoded },
+    Declared { name: Some(StepName::Infer), takes: Stage::Decoded, gives: Stage::Images },
+    Declared { name: Some(StepName::Postprocess), takes: Stage::Images, gives: Stage::Images },
+    Declared { name: None, takes: Stage::Images, gives: Stage::Images },
+    Declared { name: Some(StepName::Check), takes: Stage::Images, gives: Stage::Images },
+    Declared { name: Some(StepName::Watermark), takes: Stage::Images, gives: Stage::Images },
+    Declared { name: Some(StepName::Encode), takes: Stage::Images, gives: Stage::Encoded },
+    Declared { name: Some(StepName::Credentials), takes: Stage::Encoded, gives: Stage::Encoded },
+    Declared { name: Some(StepName::Store), takes: Stage::Encoded, gives: Stage::Recorded },
+    Declared { name: Some(StepName::Notify), takes: Stage::Recorded, gives: Stage::Recorded },
 ];
 
 impl Declared {
     /// Without it no job gets from its stage to the next.
     fn is_required(&self) -> bool {
         self.takes != self.gives
+    }
+
+    fn is(&self, step: &StepName) -> bool {
+        match &self.name {
+            Some(name) => name == step,
+            None => step.as_user_step().is_some(),
+        }
+    }
+
+    /// Its name, or those of the user's own that are listed.
+    fn names<'a>(&'a self, listed: &'a [StepName]) -> Vec<&'a str> {
+        match &self.name {
+            Some(name) if self.is_required() || listed.contains(name) => vec![name.as_str()],
+            Some(_) => Vec::new(),
+            None => {
+                let own = listed.iter().enumerate().filter(|(index, step)| self.is(step) && !listed[..*index].contains(step));
+                own.map(|(_, step)| step.as_str()).collect()
+            }
+        }
     }
 }
 
@@ -48,8 +69,7 @@ impl Declared {
 /// Says which step is missing, doubled or misplaced, next to which, and what the right order is.
 pub fn check(steps: &[StepName]) -> Result<(), String> {
     let Some(problem) = doubled(steps).or_else(|| problem(steps)) else { return Ok(()) };
-    let right = STEPS.iter().filter(|step| step.is_required() || steps.contains(&step.name));
-    let right: Vec<&str> = right.map(|step| step.name.as_str()).collect();
+    let right: Vec<&str> = STEPS.iter().flat_map(|step| step.names(steps)).collect();
     Err(format!("{problem}; the right order is [{}]", right.join(", ")))
 }
 
@@ -60,34 +80,34 @@ fn doubled(steps: &[StepName]) -> Option<String> {
 
 fn problem(steps: &[StepName]) -> Option<String> {
     let mut stage = Stage::Job;
-    // Places in STEPS of those that went before.
-    let mut before: Vec<usize> = Vec::new();
+    // Those that went before, each with its place in STEPS.
+    let mut before: Vec<(usize, &StepName)> = Vec::new();
     for name in steps {
-        let place = STEPS.iter().position(|step| step.name == *name)?;
+        let place = STEPS.iter().position(|step| step.is(name))?;
         let step = &STEPS[place];
         if step.takes > stage {
-            return Some(too_early(step, steps));
+            return Some(too_early(name, step, steps));
         }
         // What took away the stage that this step needs, or works on what this one should have worked on.
-        let later = before.iter().find(|other| **other > place);
-        if let Some(later) = later {
-            return Some(format!("`{}` must come before `{}`", name.as_str(), STEPS[*later].name.as_str()));
+        let later = before.iter().find(|(other, _)| *other > place);
+        if let Some((_, later)) = later {
+            return Some(format!("`{}` must come before `{}`", name.as_str(), later.as_str()));
         }
         stage = step.gives;
-        before.push(place);
+        before.push((place, name));
     }
     // Nothing is in the wrong place: what would come next may be missing.
-    let missing = STEPS.iter().find(|step| step.is_required() && step.takes == stage)?;
+    let missing = STEPS.iter().find(|step| step.is_required() && step.takes == stage)?.name.as_ref()?;
     let last = steps.last().map(|last| format!(" after `{}`", last.as_str())).unwrap_or_default();
-    Some(format!("`{}` is missing{last}", missing.name.as_str()))
+    Some(format!("`{}` is missing{last}", missing.as_str()))
 }
 
 /// `step` stands where nothing has yet given what it takes.
-fn too_early(step: &Declared, steps: &[StepName]) -> String {
-    let name = step.name.as_str();
+fn too_early(name: &StepName, step: &Declared, steps: &[StepName]) -> String {
+    let name = name.as_str();
     let giver = STEPS.iter().find(|giver| giver.is_required() && giver.gives == step.takes);
-    match giver.map(|giver| giver.name) {
-        Some(giver) if steps.contains(&giver) => format!("`{}` must come before `{name}`", giver.as_str()),
+    match giver.and_then(|giver| giver.name.as_ref()) {
+        Some(giver) if steps.contains(giver) => format!("`{}` must come before `{name}`", giver.as_str()),
         giver => format!("`{}` is missing before `{name}`", giver.map_or("", StepName::as_str)),
     }
 }

@@ -108,6 +108,7 @@ impl StoreStep {
             trace: context.job.trace,
             consent: context.job.consent.clone(),
             safety: self.policy.clone().map(|policy| Safety { policy, checks }),
+            user_steps: context.user_steps.iter().map(|done| done.step.clone()).collect(),
             signer: self.signer.clone(),
             step_cache: context.job.task.step_cache(),
             manifest_sha256: self.origin.manifest_sha256.clone(),
@@ -157,6 +158,7 @@ impl StoreStep {
             timings_ms: context.timings_ms.clone(),
             checks: context.checks.clone(),
             policy: self.policy.clone(),
+            user_steps: context.user_steps.clone(),
         };
         match self.held_results.keep(context.job, result).await {
             Ok(dropped) => measured::HeldResults { kept: 1, dropped, ..Default::default() },

@@ -30,9 +30,8 @@ fn null_is_nothing(body: &Value, required: &[&str]) -> (usize, Vec<String>) {
         // Without its task it is another job's body, and mask and strength mean nothing without the image.
         // Some fields mean something only with the scheduler that reads them.
         let decides = match path.as_str() {
-            // Thresholds mean nothing without it.
-            "/controlnets/0/detect" => true,
-            "/init_image" => true,
+            // Thresholds mean nothing without the detector.
+            "/init_image" | "/controlnets/0/detect" => true,
             "/task" => body["task"] != "generate",
             "/scheduler" => ["eta", "timesteps", "sigmas"].iter().any(|field| body.get(field).is_some()),
             _ => false,

@@ -104,17 +104,17 @@ async fn a_job_is_sent_by_http_and_its_images_are_awaited() {
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("401"), "{refused:?}");
 }
 
-/// A receiver that listens; killed when dropped.
-struct Receiver {
+/// A server that listens and says where; killed when dropped.
+pub(crate) struct Receiver {
     process: Child,
     said: std::io::Lines<BufReader<ChildStdout>>,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Receiver {
-    fn start(program: &Path, name: &str) -> Self {
+    pub(crate) fn start(program: &Path, name: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(program);
-        command.arg(example(name)).arg("0").env("WEBHOOK_SIGNING_SECRET", SECRET);
+        command.arg(example(name)).arg("0").envs(variables.iter().copied());
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut said = BufReader::new(process.stdout.take().unwrap()).lines();
         let first = said.next().expect("where it listens").unwrap();
@@ -146,7 +146,7 @@ impl Drop for Receiver {
 
 /// What atelier sends is handled once; what is not signed, or signed for something else, is not.
 async fn receives(program: &Path, name: &str) {
-    let mut receiver = Receiver::start(program, name);
+    let mut receiver = Receiver::start(program, name, &[("WEBHOOK_SIGNING_SECRET", SECRET)]);
     let settings = Settings {
         backend_api_url: Some(receiver.url.clone()),
         internal_api_token: Some(Secret::new("an internal token of 32 characters")),

@@ -33,4 +33,5 @@ mod scripts;
 mod servers;
 mod stage;
 mod store;
+mod user_steps;
 mod webhooks;

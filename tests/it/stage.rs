@@ -19,6 +19,7 @@ use atelier::store::Store;
 use atelier::store::held_results::{self, HeldResults};
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use atelier::workflow::store::ModelOrigin;
+use atelier::workflow::user_step::UserSteps;
 use atelier::workflow::watermark::TextStyle;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, safety, store};
@@ -113,6 +114,11 @@ fn configured(change: impl FnOnce(&mut config::Workflow)) -> config::Workflow {
     let mut configured = Config::parse("test", "", &Environment::new()).unwrap().workflow;
     change(&mut configured);
     configured
+}
+
+fn user_steps(configured: &config::Workflow) -> UserSteps {
+    let path = crate::servers::environment("PATH").and_then(|path| path.into_string().ok());
+    UserSteps::new(&configured.user_steps, &configured.steps, path.as_deref()).expect("steps that can be run")
 }
 
 fn store_settings(bucket: &Bucket, cache: &Path) -> store::Settings {
@@ -222,6 +228,7 @@ impl Stage {
             capabilities: capabilities.clone(),
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,
+            user_steps: user_steps(&configured),
             text_style: TextStyle::load(&configured.watermark).unwrap(),
             encode: configured.encode,
             gate: Arc::new(gate),

@@ -187,18 +187,19 @@ impl Acknowledger {
         }
         self.count(in_flight, outcome.as_str(), measured.as_ref());
         let attempt = in_flight.message.attempt;
+        let said = error.as_ref().map(|error| json!(error));
         let problem = || error.clone().unwrap_or_else(|| Problem::from(&JobError::Internal { problem: "it failed".into() }));
         let ended = match outcome {
-            JobOutcome::Retry => return self.retry_later(in_flight, error.map(|error| json!(error))).await,
+            JobOutcome::Retry => return self.retry_later(in_flight, said).await,
             JobOutcome::StoreUnavailable => {
                 let is_held = has_generated || had_generated;
                 let reason = if is_held { DeferReason::ResultHeld } else { DeferReason::StoreUnavailable };
-                return self.wait_for_store(in_flight, reason, error.map(|error| json!(error))).await;
+                return self.wait_for_store(in_flight, reason, said).await;
             }
             JobOutcome::ModerationUnavailable => {
-                let error = error.map(|error| json!(error));
-                return self.defer(in_flight, DeferReason::ModerationUnavailable, error).await;
+                return self.defer(in_flight, DeferReason::ModerationUnavailable, said).await;
             }
+            JobOutcome::StepUnavailable => return self.defer(in_flight, DeferReason::StepUnavailable, said).await,
             JobOutcome::Complete => EndedJob::complete(attempt),
             JobOutcome::Failed => EndedJob::failed(End::Failed, attempt, problem()),
             JobOutcome::DeadLetter => EndedJob::failed(End::DeadLetter, attempt, problem()),

@@ -257,10 +257,34 @@ fn every_mistake_names_file_key_and_problem() {
         ),
         ("safety: {mode: perhaps}", &[], &["safety.mode", "must be on or off, got \"perhaps\""]),
         ("safety: {tryon: {allow_underwear: 1}}", &[], &["safety.tryon.allow_underwear"]),
-        ("workflow: {steps: [dream]}", &[], &["workflow.steps[0]", "dream"]),
+        ("workflow: {steps: [dream]}", &[], &["workflow.steps[0]", "dream", "command:NAME or http:NAME"]),
     ];
     for (yaml, pairs, words) in table {
         let error = parse(yaml, pairs).expect_err(yaml);
+        for word in words {
+            assert!(error.contains(word), "{error:?} does not say {word:?}");
+        }
+    }
+}
+
+#[test]
+fn every_mistake_with_a_step_of_ones_own_is_named() {
+    let table: [(&str, &[&str]); 4] = [
+        ("workflow: {steps: [command:A]}", &["workflow.steps[0]", "behind `command:`, got \"A\""]),
+        (
+            "workflow: {steps: [fetch, preprocess, screen, infer, command:border, check, encode, store]}",
+            &["workflow.steps", "lists `command:border`, and there is no workflow.user_steps.command.border that says"],
+        ),
+        (
+            "workflow: {steps: [fetch, preprocess, screen, infer, check, http:rules, encode, store], user_steps: {http: {rules: {}}}}",
+            &[
+                "`http:rules` must come before `check`; the right order is [fetch, preprocess, screen, infer, http:rules, check, encode, store]",
+            ],
+        ),
+        ("workflow: {user_steps: {command: {a: {program: sh}}}}", &["workflow.user_steps.command.a.program", "must be a list"]),
+    ];
+    for (yaml, words) in table {
+        let error = parse(yaml, &[]).expect_err(yaml);
         for word in words {
             assert!(error.contains(word), "{error:?} does not say {word:?}");
         }

@@ -52,7 +52,7 @@ async fn a_control_image_arrives_in_the_jobs_size_and_edges_are_opencvs() {
     let edges = generated(&mut stage, job("edges", canny(30, 90))).await;
     let expected = atelier_engine::canny::canny(&drawn, 30, 90);
     assert!(edges.pixels().zip(expected.iter()).all(|(edge, expected)| edge.0 == [*expected; 3]));
-    assert!(expected.iter().any(|value| *value == 255));
+    assert!(expected.contains(&255));
     let by_default =
         generated(&mut stage, job("default", json!([{ "name": "canny", "image": plain["image"], "detect": "canny" }]))).await;
     assert!(by_default == generated(&mut stage, job("same", canny(100, 200))).await, "thresholds are 100 and 200");

@@ -11,19 +11,7 @@ use serde_json::{Value, json};
 use super::{body, brought_back, one};
 use crate::stage::Stage;
 
-const ALL: [StepName; 11] = [
-    StepName::Fetch,
-    StepName::Preprocess,
-    StepName::Screen,
-    StepName::Infer,
-    StepName::Postprocess,
-    StepName::Check,
-    StepName::Watermark,
-    StepName::Encode,
-    StepName::Credentials,
-    StepName::Store,
-    StepName::Notify,
-];
+const ALL: [StepName; 11] = StepName::BUILT_IN;
 
 /// Every list of up to so many different steps more that begins with `list`.
 fn lists(list: &mut Vec<StepName>, more: usize, visit: &mut impl FnMut(&[StepName])) {
@@ -43,7 +31,8 @@ fn lists(list: &mut Vec<StepName>, more: usize, visit: &mut impl FnMut(&[StepNam
 /// Every choice of steps in the right order, and the same with each step of it in each other place.
 fn choices(visit: &mut impl FnMut(&[StepName])) {
     for chosen in 0..1_u32 << ALL.len() {
-        let list: Vec<StepName> = (0..ALL.len()).filter(|place| chosen >> place & 1 == 1).map(|place| ALL[place]).collect();
+        let list: Vec<StepName> =
+            (0..ALL.len()).filter(|place| chosen >> place & 1 == 1).map(|place| ALL[place].clone()).collect();
         visit(&list);
         for from in 0..list.len() {
             for to in (0..list.len()).filter(|to| *to != from) {
@@ -97,9 +86,9 @@ async fn run(list: &[StepName], capabilities: Capabilities, job: Value) {
 
 #[tokio::test]
 async fn every_list_starts_and_runs_its_jobs_or_is_refused_at_the_start() {
-    let mut runs: BTreeSet<Vec<&str>> = BTreeSet::new();
+    let mut runs: BTreeSet<Vec<String>> = BTreeSet::new();
     let mut visit = |list: &[StepName]| match sequence::check(list) {
-        Ok(()) => drop(runs.insert(list.iter().map(|step| step.as_str()).collect())),
+        Ok(()) => drop(runs.insert(list.iter().map(|step| step.as_str().to_owned()).collect())),
         Err(problem) => check_refusal(list, &problem),
     };
     // All lists of all steps are 108 million.
@@ -122,6 +111,30 @@ async fn every_list_starts_and_runs_its_jobs_or_is_refused_at_the_start() {
         run(list, Capabilities::Generate, generate).await;
         run(list, Capabilities::Edit(vec![Mode::Fp8]), tryon).await;
     }
+}
+
+/// Any number of the user's own, in any order, in their one place.
+#[test]
+fn steps_of_the_users_own_stand_before_the_check() {
+    let whole = "fetch, preprocess, screen, infer, postprocess, check, watermark, encode, credentials, store, notify";
+    let order = parsed(whole);
+    let own = parsed("http:rules, command:border");
+    for place in 0..=order.len() {
+        let mut list = order.clone();
+        list.splice(place..place, own.iter().cloned());
+        let right = format!("[{}]", whole.replace("check", "http:rules, command:border, check"));
+        match sequence::check(&list) {
+            Ok(()) => assert_eq!(place, 5, "{list:?}"),
+            Err(problem) => {
+                assert!(place != 5 && problem.contains("`http:rules`") && problem.ends_with(&right), "{place}: {problem}");
+            }
+        }
+    }
+    let twice = parsed("fetch, preprocess, infer, command:border, command:border, encode, store");
+    assert!(sequence::check(&twice).is_err_and(|problem| problem.starts_with("`command:border` is listed twice")));
+    // Without those that can be left out.
+    assert_eq!(sequence::check(&parsed("fetch, preprocess, infer, command:b, http:b, command:a, encode, store")), Ok(()));
+    assert!(sequence::check(&parsed("fetch, preprocess, infer, watermark, command:b, encode, store")).is_err());
 }
 
 #[tokio::test]

@@ -13,11 +13,11 @@ use crate::bucket::is_json;
 use crate::events::sample;
 use crate::stage::Stage;
 
-fn body(id: &str, prompt: &str) -> Value {
+pub(crate) fn body(id: &str, prompt: &str) -> Value {
     json!({ "job_id": id, "prompt": prompt, "width": 64, "height": 64, "steps": 8 })
 }
 
-fn event(body: &Value) -> Value {
+pub(crate) fn event(body: &Value) -> Value {
     let mut event = sample("sqs-plain.json");
     event["Records"][0]["body"] = json!(body.to_string());
     event["Records"][0]["messageId"] = body["job_id"].clone();
@@ -25,18 +25,18 @@ fn event(body: &Value) -> Value {
 }
 
 /// What became of one job, as a host hears it.
-async fn run(stage: &mut Stage, body: &Value) -> JobReport {
+pub(crate) async fn run(stage: &mut Stage, body: &Value) -> JobReport {
     let reply = stage.handle_for_host(event(body)).await;
     reply::decode(&reply).expect("our own reply").pop().expect("one job")
 }
 
 /// The object `name` of a job, as JSON.
-fn object(stage: &Stage, id: &str, name: &str) -> Option<Value> {
+pub(crate) fn object(stage: &Stage, id: &str, name: &str) -> Option<Value> {
     let file = std::fs::read(stage.bucket.path(&format!("generations/{id}/{name}"))).ok()?;
     Some(serde_json::from_slice(&file).expect("JSON"))
 }
 
 /// Keys of everything but JSON that was ever put.
-fn images_put(stage: &Stage) -> Vec<String> {
+pub(crate) fn images_put(stage: &Stage) -> Vec<String> {
     stage.bucket.keys_put().into_iter().filter(|key| !is_json(key)).collect()
 }

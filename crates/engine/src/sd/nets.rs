@@ -30,6 +30,14 @@ pub(super) struct NetsAhead {
     controls: Vec<Ahead>,
 }
 
+impl NetsAhead {
+    /// How many [`Nets::inputs`] there are where these controls take part.
+    pub(super) fn input_count(&self, active: &Active) -> usize {
+        let of_controls = active.iter().map(|place| 2 + self.controls[*place].input_count());
+        self.unet.input_count() + of_controls.sum::<usize>()
+    }
+}
+
 /// Which of the controls take part in a step, by their places.
 pub(super) type Active = Vec<usize>;
 
@@ -123,12 +131,6 @@ impl<'a> Nets<'a> {
             });
         }
         self.unet.forward(latents, ahead.unet.of(of_unet)?, residuals)
-    }
-
-    /// How many [`Self::inputs`] there are.
-    pub(super) fn input_count(&self, ahead: &NetsAhead, active: &Active) -> usize {
-        let of_controls = active.iter().map(|place| 2 + ahead.controls[*place].input_count());
-        ahead.unet.input_count() + of_controls.sum::<usize>()
     }
 
     fn without_extra(&self, latents: &Tensor) -> Result<Tensor> {

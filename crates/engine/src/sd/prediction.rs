@@ -198,7 +198,7 @@ impl Predictor<'_> {
             let mut before = 0;
             for (pass, of) in self.passes.iter().zip(0..) {
                 let Pass::Together(kept) = pass else { break };
-                let count = self.nets.input_count(kept, active);
+                let count = kept.input_count(active);
                 if of == place {
                     let inputs = &ahead[before..before + count];
                     return match deep.get(place) {

@@ -139,7 +139,7 @@ fn a_batch_has_the_same_controls_and_pieces_are_the_same_images() {
         let mut small = StableDiffusion::load(&settings).expect("loads");
         match small.generate(&requests[0], &Watch::new(|_| ())) {
             Ok(pieces) => {
-                assert!(whole.iter().zip(&pieces).all(|(one, another)| largest_step(&one.rgb, &another.rgb) <= 1), "{kib}")
+                assert!(whole.iter().zip(&pieces).all(|(one, another)| largest_step(&one.rgb, &another.rgb) <= 1), "{kib}");
             }
             Err(error) => {
                 assert!(matches!(error, EngineError::OutOfMemory { .. }), "{error}");
