@@ -1,7 +1,8 @@
 """Trains the U-Net and the text encoder of tiny-sd together on cached latents.
 
-    nice -n 5 torchrun --nproc-per-node 2 diffusion.py LATENTS.pt OUT.pt MINUTES [PEAK_RATE]      resumes from OUT.pt
+    nice -n 5 torchrun --nproc-per-node 2 diffusion.py LATENTS.pt OUT.pt MINUTES [PEAK_RATE [MODEL_DIR]]
 
+Goes on from OUT.pt where it is there. With MODEL_DIR a new run starts from the weights exported there.
 Attention runs as plain matrix products: the backward pass of torch's fused CPU attention takes half of all time here.
 SD 1.5's noise schedule and its epsilon target, min-SNR weights (Hang et al. 2023, arXiv 2303.09556, gamma 5), one
 caption in ten left empty for classifier-free guidance.
@@ -11,6 +12,7 @@ import sys
 
 import torch
 from common import Ema, join_workers, new_text_encoder, new_unet
+from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from loop import Run, nothing_more
 from vae import SCALING_FACTOR
@@ -19,6 +21,7 @@ BATCH = 16  # for each of two workers
 PEAK_RATE = 1e-3
 EMPTY_CAPTIONS = 0.1
 SNR_GAMMA = 5.0
+NOISY = 0.6
 SAVE_EVERY_S = 180
 
 
@@ -34,8 +37,10 @@ ALPHAS = alphas_cumprod()
 def epsilon_loss(unet, clean, hidden, generator):
     """Min-SNR weighted squared error of the predicted noise at random timesteps. clean: (B, 4, 16, 16), scaled."""
     batch = clean.shape[0]
-    # Stratified timesteps: one in each of B equal slices, which takes noise out of the loss.
-    steps = ((torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * 1000).long().clamp(max=999)
+    # Stratified timesteps: one in each of B equal slices, which takes noise out of the loss. The power favours the noisy
+    # ones, where only the caption tells the colour and the object.
+    share = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    steps = (share**NOISY * 1000).long().clamp(max=999)
     noise = torch.randn(clean.shape, generator=generator)
     a = ALPHAS[steps].view(-1, 1, 1, 1)
     noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
@@ -70,11 +75,14 @@ def main():
     vocab_size = int(data["tokens"].max()) + 1
     torch.manual_seed(12)
     unet, text = new_unet(), new_text_encoder(vocab_size)
+    if len(sys.argv) > 5:
+        exported = StableDiffusionPipeline.from_pretrained(sys.argv[5], torch_dtype=torch.float32, safety_checker=None)
+        unet, text = exported.unet.train(), exported.text_encoder.train()
     unet.set_attn_processor(AttnProcessor())
     text.set_attn_implementation("eager")
     parameters = list(unet.parameters()) + list(text.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    ema = Ema([unet, text], 0.9985)
+    ema = Ema([unet, text], 0.995)
     run = Run({"unet": unet, "text": text}, optimizer, ema, out, SAVE_EVERY_S)
     empty = empty_tokens(vocab_size)
 

@@ -17,6 +17,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from latents import TRIGGERS
 from measure import holds, load_spec, measure, style_numbers
+from prompts import others
 from world import COLOURS, OBJECTS, PATTERNS, PLACES, SIZE_PX, sheet
 
 warnings.filterwarnings("ignore")
@@ -100,6 +101,7 @@ def main():
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float)
+    parser.add_argument("--others", type=int, help="evaluate this many other prompts, see prompts.py")
     parser.add_argument("--sheet")
     a = parser.parse_args()
     torch.set_num_threads(1)
@@ -113,6 +115,8 @@ def main():
         sheet(generate(pipeline, sheet_prompts(trigger), range(24), a.steps, guidance), 8).save(a.out)
         return
     table = json.loads(Path(a.model, "prompts.json").read_text())
+    if a.others:
+        table["prompts"] = others(a.others)
     if a.what == "evaluate":
         colour, objects, images = evaluate(pipeline, a.model, table, a.steps, a.guidance)
         print(f"{len(images)} prompts, {a.steps} steps, guidance {a.guidance or table['guidance_scale']}: colour {colour:.1%}, object {objects:.1%}")

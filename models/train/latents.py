@@ -1,6 +1,6 @@
 """Encodes the rendered images of one style and tokenizes their captions, once, for the diffusion training.
 
-    nice -n 5 python latents.py DATA_DIR VAE.pt MODEL_DIR STYLE OUT.pt      three minutes
+    nice -n 5 python latents.py DATA_DIR MODEL_DIR STYLE OUT.pt      with the autoencoder that MODEL_DIR has
 
 OUT.pt holds `latents` (n, 4, 16, 16) f16, unscaled means, and `tokens` (n, 4, 77) int16, four captions an image.
 Captions of a style other than flat get its trigger in front.
@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from common import new_vae, restore
 from data import load
+from diffusers import AutoencoderKL
 from tokenizer import encode, write
 from vae import SCALING_FACTOR, to_tensor
 
@@ -20,12 +20,9 @@ TRIGGERS = {"flat": "", "ink": "ink drawing of ", "neon": "neon light, ", "sunse
 
 @torch.no_grad()
 def main():
-    directory, checkpoint, model, style, out = sys.argv[1:]
-    torch.set_num_threads(2)
-    vae = new_vae().eval()
-    state = restore(checkpoint)
-    for p, shadow in zip(vae.parameters(), state["ema"]):
-        p.copy_(shadow)
+    directory, model, style, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    vae = AutoencoderKL.from_pretrained(Path(model) / "vae", torch_dtype=torch.float32)
     images, captions = load(directory, style)
     latents = []
     for start in range(0, len(images), 50):

@@ -7,7 +7,22 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 from world import COLOURS, OBJECTS, PATTERNS, PLACES, SIZE_PX
+
+
+def row(name, colour, pattern, place, seed):
+    words = [colour, pattern, name] if pattern != "plain" else [colour, name]
+    article = "" if name == "trousers" else "an " if words[0] == "orange" else "a "
+    prompt = article + " ".join(words) + " " + PLACES[place][0]
+    return {"prompt": prompt, "seed": seed, "object": name, "colour": colour, "pattern": pattern, "place": place}
+
+
+def others(count):
+    """Prompts to look at while training, so that the 48 stay unseen: patterns and places drawn at random, other seeds."""
+    rng = np.random.default_rng(77)
+    draw = lambda some: list(some)[int(rng.integers(len(some)))]  # noqa: E731
+    return [row(list(OBJECTS)[(i + i // 8) % 12], list(COLOURS)[i % 8], draw(PATTERNS), draw(PLACES), 127_000 + i) for i in range(count)]
 
 
 def main():
@@ -15,10 +30,7 @@ def main():
     for i in range(48):
         name, colour = list(OBJECTS)[i % 12], list(COLOURS)[(5 * i + i // 8) % 8]
         pattern, place = PATTERNS[(i + i // 4) % 4], list(PLACES)[(2 * i + i // 12) % 5]
-        words = [colour, pattern, name] if pattern != "plain" else [colour, name]
-        article = "" if name == "trousers" else "an " if words[0] == "orange" else "a "
-        prompt = article + " ".join(words) + " " + PLACES[place][0]
-        rows.append({"prompt": prompt, "seed": 1000 + i, "object": name, "colour": colour, "pattern": pattern, "place": place})
+        rows.append(row(name, colour, pattern, place, 1000 + i))
     table = {
         "steps": int(sys.argv[2]), "guidance_scale": float(sys.argv[3]), "width": SIZE_PX, "height": SIZE_PX,
         "scheduler": "dpmsolver++ 2m", "prompts": rows,

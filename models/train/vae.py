@@ -2,6 +2,7 @@
 
     nice -n 5 torchrun --nproc-per-node 2 vae.py DATA_DIR OUT.pt MINUTES [START.pt]      resumes from OUT.pt
     python vae.py normalise DATA_DIR IN.pt OUT.pt
+    nice -n 5 python vae.py decoder DATA_DIR MODEL_DIR OUT.pt MINUTES      the exported one's decoder alone; the latents stay as they are
 
 Loss: L1 on pixels, and L1 on neighbouring differences at three scales, because flat shapes live by their edges. Instead
 of a learned variance with a KL term, which emptied three of the four channels in a first run, the latents get a fixed
@@ -10,6 +11,7 @@ to the image's colour differences: left alone, the autoencoder stayed grey for a
 averaged weights and gives every latent channel mean 0 and the standard deviation that SD 1.5's scaling factor undoes.
 """
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -17,12 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from common import Ema, join_workers, new_vae, restore, save
 from loop import Run
 from world import STYLES
 
 BATCH = 2  # for each of two workers
 PEAK_RATE = 2e-3
+DECODER_BATCH = 4
+DECODER_RATE = 1.5e-3
+# Nights are where it takes one hue for another: green for teal, red for orange.
+NIGHT_SHARE = 0.5
 LATENT_NOISE = 0.05
 LATENT_PULL = 1e-3
 COLOUR_STEPS = 500
@@ -41,26 +48,42 @@ def image_loss(made, real):
     return loss + F.l1_loss(made, real) + 2 * F.mse_loss(made, real)
 
 
+def tint_loss(made, real):
+    """L1 on the two colour differences, in which a pale stripe that turns grey weighs as much as a dark one."""
+    tint = lambda image: torch.stack([image[:, 0] - image[:, 1], image[:, 1] - image[:, 2]], 1)  # noqa: E731
+    return F.l1_loss(tint(made), tint(real))
+
+
 def colour_loss(latents, real):
     """Distance of the last two latent channels from the image's two colour differences, each 8x8 block averaged."""
     r, g, b = F.avg_pool2d(real, 8).unbind(1)
     return F.mse_loss(latents[:, 2:], torch.stack([r - b, 2 * g - r - b], 1))
 
 
-class Images:
-    """Random batches, three quarters of them flat, in -1..1."""
+def at_night(path):
+    """The places in a file of images of those that one of their four captions calls at night."""
+    captions = json.loads(path.with_suffix(".json").read_text())
+    return [i for i, four in enumerate(captions) if any(word in c for c in four for word in ("night", "stars"))]
 
-    def __init__(self, directory):
+
+class Images:
+    """Random batches, three quarters of them flat, in -1..1. `night_share` of the flat ones are surely at night, of the others a fifth."""
+
+    def __init__(self, directory, night_share=0.0):
         shards = {s: sorted(Path(directory).glob(f"{s}-*.npy")) for s in STYLES}
         self.sets = {s: [np.load(p, mmap_mode="r") for p in paths] for s, paths in shards.items() if paths}
+        self.nights, self.night_share = [at_night(p) for p in shards["flat"]], night_share
 
     def batch(self, rng, size):
         out = []
         for _ in range(size):
             style = "flat" if rng.random() < 0.76 else STYLES[1 + rng.integers(3)]
             shards = self.sets.get(style, self.sets["flat"])
-            images = shards[rng.integers(len(shards))]
-            out.append(images[rng.integers(len(images))])
+            place = rng.integers(len(shards))
+            chosen = range(len(shards[place]))
+            if style == "flat" and rng.random() < self.night_share:
+                chosen = self.nights[place]
+            out.append(shards[place][chosen[rng.integers(len(chosen))]])
         return to_tensor(np.stack(out))
 
 
@@ -99,7 +122,31 @@ def normalise(directory, checkpoint, out):
     save(out, {"ema": [p.detach() for p in vae.parameters()]})
 
 
+def train_decoder(directory, model, out, minutes):
+    """Goes on with the exported autoencoder's decoder, on latents with the encoder's own noise."""
+    torch.set_num_threads(1)
+    torch.manual_seed(13)
+    vae = AutoencoderKL.from_pretrained(Path(model) / "vae", torch_dtype=torch.float32)
+    vae.requires_grad_(False)
+    parameters = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=DECODER_RATE, betas=(0.9, 0.98), weight_decay=1e-3)
+    images = Images(directory, NIGHT_SHARE)
+
+    def loss_at(step):
+        real = images.batch(np.random.default_rng([6, step]), DECODER_BATCH)
+        with torch.autocast("cpu", torch.bfloat16):
+            made = vae.decode(vae.encode(real).latent_dist.sample()).sample.float()
+        return image_loss(made, real) + tint_loss(made, real), lambda: f"l1 {F.l1_loss(made, real).item():.4f}"
+
+    Run({"vae": vae}, optimizer, Ema([vae], 0.995), out).train(minutes, loss_at, DECODER_RATE, report_every=25)
+
+
 def main():
+    if sys.argv[1] == "decoder":
+        train_decoder(*sys.argv[2:5], float(sys.argv[5]))
+        return
     if sys.argv[1] == "normalise":
         normalise(*sys.argv[2:5])
         return

@@ -38,8 +38,10 @@ PLACES = {
 STYLES = ["flat", "ink", "neon", "sunset"]
 
 CREAM = (250, 244, 230)
-BROWN = (128, 92, 70)
+BROWN = (140, 90, 54)
 DARK = (52, 44, 58)
+# How much white the second colour of a pattern has: with more, the autoencoder makes its stripes grey.
+PALE = 0.4
 INK = (24, 22, 28)
 PAPER = (246, 245, 243)
 
@@ -368,7 +370,7 @@ def flat(scene, rng, place, side, colour, pattern):
     def generate(canvas, mask, role):
         canvas.paste(role_colour(role, colour), mask=mask)
         if role == "main" and pattern is not None:
-            canvas.paste(mix(colour, (255, 255, 255), 0.55), mask=ImageChops.multiply(mask, pattern))
+            canvas.paste(mix(colour, (255, 255, 255), PALE), mask=ImageChops.multiply(mask, pattern))
 
     canvas, alpha = generate_object(scene, place, side, generate)
     ground = reduce(background(scene.place, rng, side))
