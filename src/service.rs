@@ -6,14 +6,27 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, StatusCode, Url};
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use crate::authorities;
 use crate::clock::later;
 use crate::setting::{Secret, SettingError, check_address};
+use crate::shown;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// Reads an answer, which is a JSON object: serde would take the elements of a list for the fields.
+///
+/// # Errors
+/// In words, when it is something else.
+pub fn object<T: DeserializeOwned>(answer: &[u8]) -> Result<T, String> {
+    if !answer.trim_ascii_start().starts_with(b"{") {
+        return Err("it is no object".to_owned());
+    }
+    serde_json::from_slice(answer).map_err(|error| shown::text(&error.to_string()))
+}
 
 /// Where it is, and how long it has for an answer.
 #[derive(Debug, Clone, Copy)]

@@ -28,7 +28,7 @@ use crate::job::Job;
 use crate::job::consent::Consent;
 use crate::job::outcome::JobError;
 use crate::job::safety::Stage;
-use crate::service::{Address, Service};
+use crate::service::{Address, Service, object};
 use crate::setting::{Secret, SettingError};
 use crate::shown;
 
@@ -158,19 +158,11 @@ impl Moderator {
 
 /// Reads an answer. What it names becomes part of webhooks and metrics.
 fn read(body: &[u8]) -> Result<Answer, String> {
-    let no_answer = |problem: &str| {
-        Err(format!("safety.moderator must answer {{\"allowed\": true or false, ...}}: {}", shown::text(problem)))
-    };
-    // serde would take a list's elements for the fields.
-    if !body.trim_ascii_start().starts_with(b"{") {
-        return no_answer("it is no object");
-    }
-    let answer: Answer = match serde_json::from_slice(body) {
-        Ok(answer) => answer,
-        Err(error) => return no_answer(&error.to_string()),
-    };
+    let no_answer = |problem: String| format!("safety.moderator must answer {{\"allowed\": true or false, ...}}: {problem}");
+    let answer: Answer = object(body).map_err(no_answer)?;
     if let Some((name, score)) = answer.scores.iter().find(|(_, score)| score.abs() > MAX_SCORE) {
-        return no_answer(&format!("the score of {name} is {score}, and must be from -{MAX_SCORE} to {MAX_SCORE}"));
+        let name = shown::text(name);
+        return Err(no_answer(format!("the score of {name} is {score}, and must be from -{MAX_SCORE} to {MAX_SCORE}")));
     }
     if let Some(strange) = answer.categories.iter().find(|category| !is_word(category)) {
         let strange = shown::text(strange);
@@ -196,7 +188,7 @@ mod tests {
             (b"[true]", "no object"),
             (b" [true, [], null, {}]", "no object"),
             (br#"{"allowed": true, "allowed": false}"#, "duplicate field"),
-            (br#"{"allowed": true, "scores": {"x": 1e306}}"#, "the score of x is"),
+            (br#"{"allowed": true, "scores": {"x": 1e306}}"#, "the score of \"x\" is"),
             (b"{}", "missing field `allowed`"),
             (br#"{"allowed": "yes"}"#, "invalid type"),
             (br#"{"allowed": false, "categories": ["Not Safe"]}"#, "named the category \"Not Safe\""),

@@ -16,6 +16,7 @@ use crate::image_file::{self, kind::Kind};
 use crate::job::consent::Consent;
 use crate::job::task::Task;
 use crate::job::{ImageFormat, Job};
+use crate::service::object;
 use crate::shown;
 use crate::workflow::encode::encode;
 use crate::workflow::mark::{self, DigitalSource};
@@ -147,8 +148,7 @@ fn shown(job: &Job) -> ShownJob<'_> {
 /// In words, to follow the name of the step, when it is none.
 pub(super) fn read(answer: &[u8], seeds: &[u64]) -> Result<Decision, String> {
     const ALLOWED: &str = "must answer {\"images\": [...]}, {\"unchanged\": true} or {\"refused\": \"why\"}";
-    let read = serde_json::from_slice(answer);
-    let answer: Answer = read.map_err(|error| format!("{ALLOWED}: {}", shown::text(&error.to_string())))?;
+    let answer: Answer = object(answer).map_err(|problem| format!("{ALLOWED}: {problem}"))?;
     match answer {
         Answer { refused: Some(reason), images: None, unchanged: None } => Ok(Decision::Refused(in_one_line(reason))),
         Answer { unchanged: Some(true), images: None, refused: None } => Ok(Decision::Unchanged),
@@ -212,6 +212,8 @@ mod tests {
         for (answer, words) in [
             ("", must),
             ("ok", must),
+            ("[null, null, true]", must),
+            ("[true, null, null]", must),
             ("{}", "exactly one of them"),
             (r#"{"unchanged": false}"#, "exactly one of them"),
             (r#"{"unchanged": true, "refused": "no"}"#, "exactly one of them"),
