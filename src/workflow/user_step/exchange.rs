@@ -150,7 +150,7 @@ pub(super) fn read(answer: &[u8], seeds: &[u64]) -> Result<Decision, String> {
     const ALLOWED: &str = "must answer {\"images\": [...]}, {\"unchanged\": true} or {\"refused\": \"why\"}";
     let answer: Answer = object(answer).map_err(|problem| format!("{ALLOWED}: {problem}"))?;
     match answer {
-        Answer { refused: Some(reason), images: None, unchanged: None } => Ok(Decision::Refused(in_one_line(reason))),
+        Answer { refused: Some(reason), images: None, unchanged: None } => Ok(Decision::Refused(in_one_line(&reason))),
         Answer { unchanged: Some(true), images: None, refused: None } => Ok(Decision::Unchanged),
         Answer { images: Some(given), unchanged: None, refused: None } => images(&given, seeds).map(Decision::Images),
         _ => Err(format!("{ALLOWED}, and exactly one of them")),
@@ -176,7 +176,7 @@ fn image(given: &GivenImage, seed: u64) -> Result<Image, String> {
     Ok(Image { width_px: rgb.width(), height_px: rgb.height(), rgb: rgb.into_raw(), seed })
 }
 
-fn in_one_line(reason: String) -> String {
+fn in_one_line(reason: &str) -> String {
     let plain: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     shown::clipped(plain.trim().to_owned(), MAX_REASON_CHARS)
 }
