@@ -1,6 +1,7 @@
 //! What an image file says of itself next to its pixels: XMP, and the texts and chunks of a PNG.
 
 use std::io::Cursor;
+use std::num::NonZeroUsize;
 
 use image::ImageDecoder as _;
 use image::codecs::webp::WebPDecoder;
@@ -20,8 +21,8 @@ pub struct Notes {
     /// Of a PNG: its text chunks.
     pub texts: Vec<Text>,
     /// Of a PNG: texts that are not among them, for all of them together are too long.
-    #[serde(skip_serializing_if = "is_none")]
-    pub texts_left_out: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub texts_left_out: Option<NonZeroUsize>,
     /// Of a PNG: its chunks in their order.
     pub chunks: Vec<Chunk>,
 }
@@ -45,12 +46,12 @@ pub fn read(file: &[u8]) -> Result<Notes, String> {
         Kind::Png => of_png(file),
         Kind::Jpeg => {
             let xmp = jpeg::xmp(file)?;
-            Ok(Notes { format: "image/jpeg", xmp: xmp.map(text), texts: Vec::new(), texts_left_out: 0, chunks: Vec::new() })
+            Ok(Notes { format: "image/jpeg", xmp: xmp.map(text), texts: Vec::new(), texts_left_out: None, chunks: Vec::new() })
         }
         Kind::WebP => {
             let mut decoder = WebPDecoder::new(Cursor::new(file)).map_err(|error| damaged(&error))?;
             let xmp = decoder.xmp_metadata().map_err(|error| damaged(&error))?;
-            Ok(Notes { format: "image/webp", xmp: xmp.map(text), texts: Vec::new(), texts_left_out: 0, chunks: Vec::new() })
+            Ok(Notes { format: "image/webp", xmp: xmp.map(text), texts: Vec::new(), texts_left_out: None, chunks: Vec::new() })
         }
     }
 }
@@ -62,16 +63,12 @@ fn of_png(file: &[u8]) -> Result<Notes, String> {
     let mut reader = decoder.read_info().map_err(|error| broken(&error.to_string()))?;
     // Texts may lie behind the image's data.
     reader.finish().map_err(|error| broken(&error.to_string()))?;
-    let (texts, texts_left_out) = png_file::texts(reader.info());
+    let (texts, left_out) = png_file::texts(reader.info());
     let xmp = texts.iter().find(|(keyword, _)| keyword == XMP_IN_PNG).map(|(_, text)| text.clone());
     let texts = texts.into_iter().filter(|(keyword, _)| keyword != XMP_IN_PNG);
     let texts = texts.map(|(keyword, text)| Text { keyword, text }).collect();
     let chunks = png_file::chunks(file).map(|(name, bytes)| Chunk { name, bytes }).collect();
-    Ok(Notes { format: "image/png", xmp, texts, texts_left_out, chunks })
-}
-
-fn is_none(count: &usize) -> bool {
-    *count == 0
+    Ok(Notes { format: "image/png", xmp, texts, texts_left_out: NonZeroUsize::new(left_out), chunks })
 }
 
 fn text(bytes: Vec<u8>) -> String {

@@ -92,8 +92,8 @@ impl fmt::Display for Report {
         for text in &self.notes.texts {
             writeln!(f, "text         {}: {}", one_line(&text.keyword), one_line(&text.text))?;
         }
-        if self.notes.texts_left_out > 0 {
-            writeln!(f, "text         {} more, which are too long to show", self.notes.texts_left_out)?;
+        if let Some(more) = self.notes.texts_left_out {
+            writeln!(f, "text         {more} more, which are too long to show")?;
         }
         if !self.notes.chunks.is_empty() {
             let chunks: Vec<String> = self.notes.chunks.iter().map(|chunk| format!("{} {}", chunk.name, chunk.bytes)).collect();

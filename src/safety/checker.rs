@@ -129,7 +129,10 @@ mod tests {
                 json!({ "nsfw": { "category": "nude", "threshold": 95 } }),
                 "nsfw: threshold must be from 0 to below 1, as the scores of falconsai, got 95",
             ),
-            (json!({ "nsfw": { "category": "nude", "threshold": 1.0 } }), "nsfw: threshold must be from 0 to below 1"),
+            (
+                json!({ "nsfw": { "category": "nude", "threshold": 1.0 } }),
+                "nsfw: threshold must be from 0 to below 1, as the scores of falconsai, got 1",
+            ),
             (json!({ "nsfw": { "category": "Not safe" } }), "nsfw: category must be 1 to 32 of the characters a-z 0-9 _ -"),
         ];
         for (categories, problem) in wrong {

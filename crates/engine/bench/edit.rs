@@ -136,7 +136,8 @@ impl Bench {
             });
             let references: Vec<RgbImage> = scaled.collect();
             let seeds = vec![42];
-            let edit = Edit { positive, negative: None, guidance_scale: 1.0, steps, seeds, width_px, height_px };
+            let edit =
+                Edit { positive, negative: None, guidance_scale: 1.0, steps, step_cache: None, seeds, width_px, height_px };
             Ok(model.generate(&edit, &references, &Watch::new(|_| ()))?)
         })
     }

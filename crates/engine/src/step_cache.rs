@@ -11,13 +11,13 @@ pub enum StepCache {
     /// arXiv 2312.00858, branch 0).
     Interval(u32),
     /// Of a transformer: a look ends after the first block while what that block adds changes by at most this part, above 0 (the first-block cache
-    /// of ParaAttention; `FirstBlockCacheConfig` of diffusers).
+    /// of `ParaAttention`; `FirstBlockCacheConfig` of diffusers).
     Threshold(f64),
 }
 
 impl StepCache {
     /// # Errors
-    /// [`EngineError::Request`] when it is the transformers' kind.
+    /// [`EngineError::Request`] when it is a transformer's kind.
     pub(crate) fn interval(self) -> std::result::Result<u32, EngineError> {
         match self {
             Self::Interval(interval) => Ok(interval),
@@ -26,7 +26,7 @@ impl StepCache {
     }
 
     /// # Errors
-    /// [`EngineError::Request`] when it is the UNets' kind.
+    /// [`EngineError::Request`] when it is a UNet's kind.
     pub(crate) fn threshold(self) -> std::result::Result<f64, EngineError> {
         match self {
             Self::Threshold(threshold) => Ok(threshold),
@@ -66,7 +66,7 @@ impl FirstBlockCache {
     /// One for each look that every step takes, where a request asks for it.
     ///
     /// # Errors
-    /// [`EngineError::Request`] when it asks for the UNets' kind.
+    /// [`EngineError::Request`] when it asks for a UNet's kind.
     pub(crate) fn for_each(step_cache: Option<StepCache>, looks: usize) -> std::result::Result<Vec<Option<Self>>, EngineError> {
         let threshold = step_cache.map(StepCache::threshold).transpose()?;
         Ok((0..looks).map(|_| threshold.map(|threshold| Self { threshold, last: None })).collect())

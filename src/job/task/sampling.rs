@@ -141,7 +141,7 @@ whole_number!(
 );
 
 whole_number!(
-    /// Of so many looks of a UNet, one is complete (DeepCache's `cache_interval`).
+    /// Of so many looks of a UNet, one is complete (`cache_interval` of `DeepCache`).
     CacheInterval(u32), (2..=10), "a whole number from 2 to 10"
 );
 real_number!(

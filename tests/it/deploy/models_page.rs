@@ -261,6 +261,17 @@ const TESTS: &[(&str, &[&str])] = &[
             "E/parity/flux.rs a_flux_lora_that_adapts_a_layer_as_a_whole_and_in_parts_is_refused",
         ],
     ),
+    (
+        "Stable Diffusion 1, 2, XL | `{",
+        &["E/parity/step_cache.rs parity_of_deep_cache", "E/parity/step_cache.rs each_kind_of_model_takes_its_own"],
+    ),
+    (
+        "Qwen-Image, Qwen-Image-Edit, Z-Image, FLUX.1 | `{",
+        &[
+            "E/parity/step_cache.rs parity_of_the_first_block_cache_of_flows",
+            "E/parity/step_cache.rs parity_of_the_first_block_cache_of_edits",
+        ],
+    ),
     ("In bf16 it takes", &["crates/engine/src/qwen/layout.rs a_third_of_the_full_model_only_depends_on_time"]),
     ("A job goes to the model", &["tests/it/host/models.rs http_jobs_go_to_the_model_that_does_their_task"]),
     (

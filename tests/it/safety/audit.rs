@@ -38,7 +38,7 @@ async fn audited(stage: &Stage, arguments: &[&str]) -> Said {
 }
 
 /// The embedded store keeps what it knows of its objects in files next to the bucket.
-fn forget_checksums(stage: &Stage) {
+pub(super) fn forget_checksums(stage: &Stage) {
     let root = stage.bucket.path("");
     for entry in std::fs::read_dir(root.parent().expect("a root")).unwrap() {
         let path = entry.unwrap().path();

@@ -9,6 +9,7 @@ use atelier::protocol::reply::JobOutcome;
 use atelier::safety::settings::Settings;
 use serde_json::{Value, json};
 
+use super::audit::forget_checksums;
 use super::{body, images_put, object, run};
 use crate::bucket::Trouble;
 use crate::stage::Stage;
@@ -50,7 +51,7 @@ async fn a_result_that_another_policy_judged_is_generated_again() {
     let mut stage = gated().await;
     for (id, rewritten, generated) in [("same", None, 1), ("other", Some("0123456789ab"), 3)] {
         let before = stage.generated();
-        stage.bucket.trouble(Trouble::Denied("image"));
+        stage.bucket.trouble(Trouble::ReadOnly);
         let held = run(&mut stage, &body(id, "a mug")).await;
         assert_eq!((held.outcome, stage.generated()), (JobOutcome::StoreUnavailable, before + 1));
         if let Some(policy) = rewritten {
@@ -59,7 +60,7 @@ async fn a_result_that_another_policy_judged_is_generated_again() {
         stage.bucket.trouble(Trouble::None);
         assert_eq!(run(&mut stage, &body(id, "a mug")).await.outcome, JobOutcome::Complete);
         assert_eq!(stage.generated(), generated, "{id}");
-        assert_eq!(files(&stage.held()), [PathBuf::new(); 0]);
+        assert_eq!(files(&stage.held()).len(), 0);
         let safety = &object(&stage, id, "result.json").expect("a record")["safety"];
         assert_ne!(safety["policy"], "0123456789ab");
     }
@@ -74,6 +75,7 @@ async fn a_note_of_another_policy_blocks_nothing_and_is_replaced() {
     let mut other = own.clone();
     other["policy"] = json!("0123456789ab");
     fs::write(&path, other.to_string()).unwrap();
+    forget_checksums(&stage);
     let again = run(&mut stage, &body("armed", "a gun")).await;
     assert_eq!(again.error.map(|error| error.code).as_deref(), Some("content_blocked"));
     assert!(again.measured.is_some_and(|measured| measured.blocked.is_some()), "it was judged, not read");
@@ -88,10 +90,12 @@ async fn a_note_of_another_policy_blocks_nothing_and_is_replaced() {
     let path = stage.bucket.path("generations/mug/blocked.json");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, note.to_string()).unwrap();
+    forget_checksums(&stage);
     let of_this_policy = run(&mut stage, &mug).await;
     assert_eq!(of_this_policy.error.map(|error| error.code).as_deref(), Some("content_blocked"), "a note of its own is read");
     note["policy"] = json!("0123456789ab");
     fs::write(&path, note.to_string()).unwrap();
+    forget_checksums(&stage);
     assert_eq!(run(&mut stage, &mug).await.outcome, JobOutcome::Complete);
     assert_eq!(images_put(&stage).len(), 1);
 }

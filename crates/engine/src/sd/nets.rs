@@ -7,7 +7,7 @@ use super::conditioning::Text;
 use super::control::PlannedControl;
 use super::controlnet::ControlNet;
 use super::controlnet::files::Loaded;
-use super::unet::{Look, Unet};
+use super::unet::{Unet, UnetOutput};
 use super::unet_encoder::Residuals;
 
 pub(super) struct Nets<'a> {
@@ -100,13 +100,13 @@ impl<'a> Nets<'a> {
         ahead: &NetsAhead,
         inputs: &[Tensor],
         deep: &Tensor,
-    ) -> Result<Look> {
+    ) -> Result<UnetOutput> {
         let (of_unet, _) = split(inputs, ahead.unet.input_count())?;
         let output = self.unet.forward_shallow(latents, deep, ahead.unet.of(of_unet)?)?;
-        Ok(Look { output, deep: deep.clone() })
+        Ok(UnetOutput { output, deep: deep.clone() })
     }
 
-    /// Channels and format of [`Look::deep`].
+    /// Channels and format of [`UnetOutput::deep`].
     pub(super) fn of_deep(&self) -> (usize, DType) {
         self.unet.of_deep()
     }
@@ -115,7 +115,13 @@ impl<'a> Nets<'a> {
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub(super) fn forward(&self, latents: &Tensor, ahead: &NetsAhead, inputs: &[Tensor], active: &Active) -> Result<Look> {
+    pub(super) fn forward(
+        &self,
+        latents: &Tensor,
+        ahead: &NetsAhead,
+        inputs: &[Tensor],
+        active: &Active,
+    ) -> Result<UnetOutput> {
         let (of_unet, mut rest) = split(inputs, ahead.unet.input_count())?;
         let mut residuals: Option<Residuals> = None;
         for place in active {

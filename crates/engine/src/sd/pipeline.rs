@@ -48,14 +48,15 @@ impl StableDiffusion {
         for (step, done) in schedule.steps.iter().zip(1..) {
             let index = done as usize - 1;
             // Gone before there is another: two would be twice the memory.
-            let predictor = match last_predictor.take().filter(|last| last.is_for(latent_batch.owners.len(), index)) {
-                Some(last) => last,
-                None => {
-                    let looks = (plan.guidance, plan.cache_interval.is_some());
-                    self.predictor(&latent_batch.text, (&timesteps, index), looks, (tiling, &plan.controls))?
-                }
+            let last = last_predictor.take().filter(|last| last.is_for(latent_batch.owners.len(), index));
+            let predictor = if let Some(last) = last {
+                last
+            } else {
+                let looks = (plan.guidance, plan.cache_interval.is_some());
+                self.predictor(&latent_batch.text, (&timesteps, index), looks, (tiling, &plan.controls))?
             };
-            let deep = plan.cache_interval.filter(|interval| index % *interval as usize != 0).map(|_| &*latent_batch.deep);
+            let is_shallow = plan.cache_interval.is_some_and(|interval| !index.is_multiple_of(interval as usize));
+            let deep = is_shallow.then_some(&*latent_batch.deep);
             let Seen { output, deep } = predictor.predict(&latent_batch.input(step.input_scale)?, index, deep)?;
             latent_batch.deep = deep;
             last_predictor = Some(predictor);

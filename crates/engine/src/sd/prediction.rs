@@ -12,7 +12,7 @@ use super::control::PlannedControl;
 use super::guidance::{Guidance, guided, guided_edit};
 use super::nets::{Active, Nets, NetsAhead};
 use super::tiling::Tiling;
-use super::unet::Look;
+use super::unet::UnetOutput;
 use crate::EngineError;
 use crate::device::keeping_uploads;
 use crate::graphs::{Graphs, Kind};
@@ -43,7 +43,7 @@ pub(super) struct Predictor<'a> {
 pub(super) struct Seen {
     /// (N, 4, H, W), f32: noise or velocity, as the checkpoint was trained.
     pub(super) output: Tensor,
-    /// [`Look::deep`] of every pass, for the rows of all its predictions one after the other; none where nobody asks for it.
+    /// [`UnetOutput::deep`] of every pass, for the rows of all its predictions one after the other; none where nobody asks for it.
     pub(super) deep: Vec<Tensor>,
 }
 
@@ -217,7 +217,7 @@ impl Predictor<'_> {
         &self,
         latents: &Tensor,
         factors: &Tensor,
-        pass: impl Fn(usize, &Tensor) -> candle_core::Result<Look>,
+        pass: impl Fn(usize, &Tensor) -> candle_core::Result<UnetOutput>,
     ) -> candle_core::Result<Seen> {
         let mut seen = vec![latents.clone(); self.predictions];
         if let [_, _, nothing] = &mut *seen {
@@ -248,7 +248,7 @@ impl Predictor<'_> {
         latents: &Tensor,
         step: usize,
         active: &Active,
-    ) -> candle_core::Result<Look> {
+    ) -> candle_core::Result<UnetOutput> {
         let look = |latents: &Tensor, ahead: &NetsAhead, step: usize, deep: Option<&Tensor>| {
             let inputs = self.nets.inputs(ahead, step, active)?;
             match deep {
@@ -262,17 +262,17 @@ impl Predictor<'_> {
                 let each = (0..latents.dim(0)?).map(|row| {
                     let ahead = self.nets.ahead(&text.row(row)?, &self.timesteps[step..=step], self.guidance.scale)?;
                     let deep = deep.map(|deep| deep.narrow(0, row, 1)).transpose()?;
-                    let Look { output, deep } = look(&latents.narrow(0, row, 1)?, &ahead, 0, deep.as_ref())?;
+                    let UnetOutput { output, deep } = look(&latents.narrow(0, row, 1)?, &ahead, 0, deep.as_ref())?;
                     Ok((output, deep))
                 });
                 let (outputs, deep): (Vec<_>, Vec<_>) = each.collect::<candle_core::Result<Vec<_>>>()?.into_iter().unzip();
-                Ok(Look { output: Tensor::cat(&outputs, 0)?, deep: Tensor::cat(&deep, 0)? })
+                Ok(UnetOutput { output: Tensor::cat(&outputs, 0)?, deep: Tensor::cat(&deep, 0)? })
             }
         }
     }
 }
 
-/// What a step does about [`Look::deep`].
+/// What a step does about [`UnetOutput::deep`].
 #[derive(Clone, Copy)]
 enum Depth {
     Unasked,

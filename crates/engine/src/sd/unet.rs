@@ -19,7 +19,7 @@ pub struct Unet {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv,
-    /// Of [`Look::deep`].
+    /// Of [`UnetOutput::deep`].
     deep_channels: usize,
 }
 
@@ -63,7 +63,12 @@ impl Unet {
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
-    pub(super) fn forward(&self, latents: &Tensor, mut at_step: AtStep<'_>, residuals: Option<Residuals>) -> Result<Look> {
+    pub(super) fn forward(
+        &self,
+        latents: &Tensor,
+        mut at_step: AtStep<'_>,
+        residuals: Option<Residuals>,
+    ) -> Result<UnetOutput> {
         let mut encoded = self.encoder.forward(latents, None, &mut at_step)?;
         if let Some(residuals) = residuals {
             encoded = residuals.added_to(encoded)?;
@@ -75,10 +80,10 @@ impl Unet {
         }
         let before_last = 0..outermost.resnets.len() - 1;
         let deep = outermost.layers(before_last, &hidden, &mut at_step, &mut encoded.skips)?;
-        Ok(Look { output: self.end(&deep, &mut at_step, &mut encoded.skips)?, deep })
+        Ok(UnetOutput { output: self.end(&deep, &mut at_step, &mut encoded.skips)?, deep })
     }
 
-    /// [`Look::output`] for other `latents`, with the `deep` of an earlier look: the first convolution and the outermost layer of the way up.
+    /// [`UnetOutput::output`] for other `latents`, with the `deep` of an earlier look: the first convolution and the outermost layer of the way up.
     ///
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
@@ -100,14 +105,14 @@ impl Unet {
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&hidden)?)?.to_dtype(DType::F32)
     }
 
-    /// Channels and format of [`Look::deep`].
+    /// Channels and format of [`UnetOutput::deep`].
     pub(super) fn of_deep(&self) -> (usize, DType) {
         (self.deep_channels, self.encoder.dtype())
     }
 }
 
 /// One look at latents.
-pub(super) struct Look {
+pub(super) struct UnetOutput {
     /// (B, out, H, W), f32.
     pub(super) output: Tensor,
     /// What the outermost layer of the way up gets from below: (B, channels, H, W).

@@ -141,7 +141,7 @@ fn looks(engine: &mut QwenImage, expected: &Reference, generation: &Generation, 
             let text = expected.get(&format!("text/{text}"));
             let look = engine.predict(&tokens, text, &grids, conditioning).expect("a forward pass");
             if step + index == 0 {
-                block.compare("text", &look.first_block.text.as_ref().expect("a text"), get("block0/text"));
+                block.compare("text", look.first_block.text.as_ref().expect("a text"), get("block0/text"));
                 block.compare("image", &look.first_block.after, get("block0/image"));
             }
             let key = format!("velocity/{}", step * texts.len() + index);
