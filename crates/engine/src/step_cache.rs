@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::EngineError;
+use super::{EngineError, GenerateRequest};
 
 /// What a step takes over from an earlier one. Each kind of model has one of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,12 +16,21 @@ pub enum StepCache {
 }
 
 impl StepCache {
+    /// Of so many looks of the UNet, one is complete; none: all are.
+    ///
     /// # Errors
-    /// [`EngineError::Request`] when it is a transformer's kind.
-    pub(crate) fn interval(self) -> std::result::Result<u32, EngineError> {
-        match self {
-            Self::Interval(interval) => Ok(interval),
-            Self::Threshold(_) => Err(other_kind("interval, for this model has a UNet; threshold is for transformers")),
+    /// [`EngineError::Request`] when it is a transformer's kind, or beside ControlNets: these add to every layer of a UNet, those that a step takes over
+    /// among them.
+    pub(crate) fn interval_of(request: &GenerateRequest) -> std::result::Result<Option<u32>, EngineError> {
+        match request.sampling.step_cache {
+            None => Ok(None),
+            Some(Self::Threshold(_)) => {
+                Err(refused("must have interval, for this model has a UNet; threshold is for transformers"))
+            }
+            Some(Self::Interval(_)) if !request.controls.is_empty() => {
+                Err(refused("cannot be used together with controlnets: leave one of them out"))
+            }
+            Some(Self::Interval(interval)) => Ok(Some(interval)),
         }
     }
 
@@ -30,13 +39,13 @@ impl StepCache {
     pub(crate) fn threshold(self) -> std::result::Result<f64, EngineError> {
         match self {
             Self::Threshold(threshold) => Ok(threshold),
-            Self::Interval(_) => Err(other_kind("threshold, for this model has a transformer; interval is for UNets")),
+            Self::Interval(_) => Err(refused("must have threshold, for this model has a transformer; interval is for UNets")),
         }
     }
 }
 
-fn other_kind(says: &str) -> EngineError {
-    EngineError::Request { field: "step_cache", problem: format!("must have {says}") }
+fn refused(problem: &str) -> EngineError {
+    EngineError::Request { field: "step_cache", problem: problem.to_owned() }
 }
 
 /// A look at an image up to the first of a transformer's blocks.

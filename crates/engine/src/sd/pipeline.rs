@@ -193,7 +193,7 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
         },
         encoding: Encoding { clip_skip: sampling.clip_skip, sizes: engine.sizes(request)? },
         schedule: engine.schedule(&schedule, pipeline_of(request, extra_input))?,
-        cache_interval: cache_interval(request)?,
+        cache_interval: StepCache::interval_of(request)?,
         start: None,
         controls: Vec::new(),
         width_px: request.width_px,
@@ -214,16 +214,6 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     let parts: Vec<Part<'_>> =
         requests.iter().zip(queued_requests).map(|(request, queued)| Part::new(request, &queued.watch)).collect();
     in_memory(engine, &plan, &parts)
-}
-
-/// A ControlNet adds to every layer of the UNet, those that a step takes over among them.
-fn cache_interval(request: &GenerateRequest) -> Result<Option<u32>, EngineError> {
-    let interval = request.sampling.step_cache.map(StepCache::interval).transpose()?;
-    if interval.is_some() && !request.controls.is_empty() {
-        let problem = "cannot be used together with controlnets: leave one of them out".into();
-        return Err(EngineError::Request { field: "step_cache", problem });
-    }
-    Ok(interval)
 }
 
 /// What a UNet looks at besides the latents has to be there, and nothing that it does not look at.
