@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::{EngineError, GenerateRequest};
+use super::EngineError;
 
 /// What a step takes over from an earlier one. Each kind of model has one of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,21 +16,16 @@ pub enum StepCache {
 }
 
 impl StepCache {
-    /// Of so many looks of the UNet, one is complete; none: all are.
-    ///
     /// # Errors
     /// [`EngineError::Request`] when it is a transformer's kind, or beside ControlNets: these add to every layer of a UNet, those that a step takes over
     /// among them.
-    pub(crate) fn interval_of(request: &GenerateRequest) -> std::result::Result<Option<u32>, EngineError> {
-        match request.sampling.step_cache {
-            None => Ok(None),
-            Some(Self::Threshold(_)) => {
-                Err(refused("must have interval, for this model has a UNet; threshold is for transformers"))
-            }
-            Some(Self::Interval(_)) if !request.controls.is_empty() => {
+    pub(crate) fn interval(self, has_controls: bool) -> std::result::Result<u32, EngineError> {
+        match self {
+            Self::Threshold(_) => Err(refused("must have interval, for this model has a UNet; threshold is for transformers")),
+            Self::Interval(_) if has_controls => {
                 Err(refused("cannot be used together with controlnets: leave one of them out"))
             }
-            Some(Self::Interval(interval)) => Ok(Some(interval)),
+            Self::Interval(interval) => Ok(interval),
         }
     }
 

@@ -22,8 +22,7 @@ use crate::schedule::config::Pipeline;
 use crate::schedule::scheduler::{Sampler, Scheduler};
 use crate::schedule::{self, Schedule};
 use crate::{
-    EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Sampling,
-    StepCache, Watch,
+    EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Sampling, Watch,
 };
 
 /// diffusers' default of `image_guidance_scale`.
@@ -193,7 +192,7 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
         },
         encoding: Encoding { clip_skip: sampling.clip_skip, sizes: engine.sizes(request)? },
         schedule: engine.schedule(&schedule, pipeline_of(request, extra_input))?,
-        cache_interval: StepCache::interval_of(request)?,
+        cache_interval: sampling.step_cache.map(|cache| cache.interval(!request.controls.is_empty())).transpose()?,
         start: None,
         controls: Vec::new(),
         width_px: request.width_px,
