@@ -30,8 +30,8 @@ fn null_is_nothing(body: &Value, required: &[&str]) -> (usize, Vec<String>) {
         // Without its task it is another job's body, and mask and strength mean nothing without the image.
         // Some fields mean something only with the scheduler that reads them.
         let decides = match path.as_str() {
-            // Thresholds mean nothing without the detector.
-            "/init_image" | "/controlnets/0/detect" => true,
+            // Thresholds mean nothing without the detector, and a cache is of one kind.
+            "/init_image" | "/controlnets/0/detect" | "/step_cache/interval" | "/step_cache/threshold" => true,
             "/task" => body["task"] != "generate",
             "/scheduler" => ["eta", "timesteps", "sigmas"].iter().any(|field| body.get(field).is_some()),
             _ => false,
@@ -84,19 +84,20 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     for fields in [sampled].into_iter().chain(listed) {
         let mut body = least.clone();
         body.as_object_mut().expect("an object").extend(fields.as_object().expect("fields").clone());
-        let (_, also_untried) =
-            null_is_nothing(&body, &["/job_id", "/prompt", "/consent/basis", "/consent/reference", "/step_cache/interval"]);
+        let (_, also_untried) = null_is_nothing(&body, &["/job_id", "/prompt", "/consent/basis", "/consent/reference"]);
         untried.retain(|field| also_untried.contains(field));
     }
     assert_eq!(untried, [""; 0]);
     let mut worn = tryon("mask", json!("s3://b/m"));
     worn["tenant"] = json!("ada");
     worn["consent"] = json!({ "basis": "own", "reference": "me" });
+    worn["step_cache"] = json!({ "threshold": 0.1 });
     let of_consent = ["/job_id", "/watermark/text", "/consent/basis", "/consent/reference"];
     let (optional, untried) = null_is_nothing(&worn, &[of_consent.as_slice(), &["/person", "/garments"]].concat());
     assert!(optional > 15 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
     let mut edited = edit("seed", json!(7));
     edited["consent"] = worn["consent"].clone();
+    edited["step_cache"] = worn["step_cache"].clone();
     let (optional, untried) = null_is_nothing(&edited, &[of_consent.as_slice(), &["/prompt", "/images"]].concat());
     assert!(optional > 10 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
     let kept = parse(&with("callback", json!({ "url": null, "metadata": { "a": null, "b": [null] } }))).expect("a job");
