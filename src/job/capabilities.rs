@@ -114,9 +114,13 @@ impl Capabilities {
 
     /// A UNet and a transformer take over other things.
     fn check_step_cache(&self, asked: Option<StepCache>) -> Result<(), JobError> {
-        let (has, takes) = match (self, asked) {
-            (Self::Generate, Some(StepCache::Threshold(_))) => ("a UNet", "interval"),
-            (Self::Text(_) | Self::Flow | Self::Edit(_), Some(StepCache::Interval(_))) => ("a transformer", "threshold"),
+        let has_unet = match self {
+            Self::Generate | Self::Controlled(_) => true,
+            Self::Text(_) | Self::Flow | Self::Edit(_) => false,
+        };
+        let (has, takes) = match asked {
+            Some(StepCache::Threshold(_)) if has_unet => ("a UNet", "interval"),
+            Some(StepCache::Interval(_)) if !has_unet => ("a transformer", "threshold"),
             _ => return Ok(()),
         };
         invalid("step_cache", format!("must have {takes}, for this function's model has {has}"))

@@ -1,6 +1,7 @@
 //! Images from text by a model with modes: what reaches the engine, and what such a model, or one without modes, refuses by name.
 
-use atelier::job::capabilities::Capabilities;
+use atelier::job::capabilities::{Capabilities, ControlNet};
+use atelier::job::task::control::ControlNetName;
 use atelier::job::task::tryon::Mode;
 use serde_json::{Value, json};
 
@@ -91,4 +92,25 @@ async fn a_model_without_guidance_refuses_it_and_takes_loras() {
     assert_eq!(stage.handle(one(flow("good", &[("guidance_scale", json!(0))]), 1)).await, Ok(brought_back(&[])));
     let notified = stage.backend.terminal().await;
     assert!(notified.path.ends_with("/complete"), "{}", notified.body);
+}
+
+/// A UNet takes over what lies deep in it, a transformer what its blocks add.
+#[tokio::test]
+async fn each_kind_of_model_refuses_the_step_cache_of_the_other() {
+    let canny = ControlNetName::new("canny").unwrap();
+    let controlled = Capabilities::Controlled(vec![ControlNet { name: canny.clone(), image: canny }]);
+    let interval = json!({ "interval": 2 });
+    let threshold = json!({ "threshold": 0.1 });
+    let cases = [
+        (Capabilities::Generate, &threshold, "must have interval"),
+        (controlled, &threshold, "must have interval"),
+        (Capabilities::Flow, &interval, "must have threshold"),
+        (Capabilities::Text(vec![Mode::Base]), &interval, "must have threshold"),
+    ];
+    for (capabilities, step_cache, says) in cases {
+        let mut stage = Stage::with(capabilities, |_| ()).await;
+        let body = with("a", &[("step_cache", step_cache.clone()), ("guidance_scale", json!(1))]);
+        refused(&mut stage, body, "step_cache", says).await;
+        assert_eq!(stage.generated(), 0);
+    }
 }
