@@ -1,6 +1,5 @@
 //! A service of the operator's that is asked by POST with JSON, and asked again while it is away.
 
-use std::error::Error as StdError;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,14 +63,9 @@ pub enum NoAnswer {
 }
 
 impl NoAnswer {
+    /// It in words.
     #[must_use]
-    pub fn into_problem(self) -> String {
-        match self {
-            Self::Away(problem) | Self::Wrong(problem) => problem,
-        }
-    }
-
-    fn problem(&self) -> &str {
+    pub fn problem(&self) -> &str {
         match self {
             Self::Away(problem) | Self::Wrong(problem) => problem,
         }
@@ -146,10 +140,7 @@ impl Service {
             let what = if error.is_timeout() { "did not answer in time" } else { "could not be reached" };
             let host = self.url.host_str().unwrap_or_default();
             // What reqwest says itself repeats the address, which may have a secret in it.
-            let mut cause: &dyn StdError = &error;
-            while let Some(source) = cause.source() {
-                cause = source;
-            }
+            let cause = shown::deepest_cause(&error);
             let cause = if cause.is::<reqwest::Error>() { String::new() } else { format!(": {cause}") };
             NoAnswer::Away(format!("{name} ({host}) {what}{cause}"))
         };

@@ -6,6 +6,8 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
+use crate::shown;
+
 /// How far a request got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
@@ -22,7 +24,7 @@ pub fn reach<E: StdError + 'static>(error: &SdkError<E, HttpResponse>) -> Reach 
     match error {
         SdkError::TimeoutError(_) => Reach::TimedOut,
         SdkError::ServiceError(service) => Reach::Answered(service.raw().status().as_u16()),
-        _ if causes(error).any(<dyn StdError>::is::<CredentialsError>) => Reach::NoCredentials,
+        _ if shown::causes(error).any(<dyn StdError>::is::<CredentialsError>) => Reach::NoCredentials,
         SdkError::DispatchFailure(failure) if failure.is_timeout() => Reach::TimedOut,
         SdkError::DispatchFailure(failure) if failure.is_io() => Reach::Unreachable,
         _ => Reach::Other,
@@ -32,13 +34,9 @@ pub fn reach<E: StdError + 'static>(error: &SdkError<E, HttpResponse>) -> Reach 
 /// The service's own code and message with the status, or the deepest cause.
 pub fn detail<E: StdError + ProvideErrorMetadata + 'static>(error: &SdkError<E, HttpResponse>) -> String {
     let SdkError::ServiceError(service) = error else {
-        return causes(error).last().map_or_else(|| error.to_string(), ToString::to_string);
+        return shown::deepest_cause(error).to_string();
     };
     let status = format!("status {}", service.raw().status().as_u16());
     let words = [service.err().code(), service.err().message(), Some(status.as_str())];
     words.into_iter().flatten().collect::<Vec<_>>().join(", ")
-}
-
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(error.source(), |&cause| cause.source())
 }

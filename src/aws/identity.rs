@@ -5,6 +5,8 @@ use std::time::SystemTime;
 use aws_config::SdkConfig;
 use aws_credential_types::provider::ProvideCredentials as _;
 
+use crate::shown;
+
 /// Credentials without what must stay secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -21,10 +23,7 @@ pub struct Identity {
 /// The chain's own words, down to the deepest cause.
 pub async fn identity(shared: &SdkConfig) -> Result<Identity, String> {
     let provider = shared.credentials_provider().ok_or("no provider of credentials is set up")?;
-    let credentials = provider.provide_credentials().await.map_err(|error| {
-        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |cause| cause.source());
-        causes.last().map_or_else(String::new, ToString::to_string)
-    })?;
+    let credentials = provider.provide_credentials().await.map_err(|error| shown::deepest_cause(&error).to_string())?;
     let id = credentials.access_key_id();
     let ending = id.char_indices().rev().nth(3).filter(|(at, _)| *at >= 8).map_or("", |(at, _)| &id[at..]);
     let region = shared.region().map(ToString::to_string).unwrap_or_default();

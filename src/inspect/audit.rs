@@ -8,8 +8,6 @@ use std::process::ExitCode;
 use aws_sdk_s3::Client;
 use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::{anchors, report, source};
 use crate::config::{Config, Environment};
@@ -172,7 +170,7 @@ impl fmt::Display for Audit {
         writeln!(f, "job          {}", self.job_id)?;
         writeln!(f, "lies under   {}", self.place)?;
         if let Some(blocked) = &self.blocked {
-            let at = moment(blocked.blocked_at_s);
+            let at = shown::moment(blocked.blocked_at_s);
             writeln!(
                 f,
                 "not allowed  {} ({}), at {at}, policy {}",
@@ -203,7 +201,7 @@ impl fmt::Display for Audit {
 
 fn write_record(f: &mut fmt::Formatter<'_>, record: &Record) -> fmt::Result {
     let provenance = &record.provenance;
-    writeln!(f, "record       at {}", moment(record.finished_at_s))?;
+    writeln!(f, "record       at {}", shown::moment(record.finished_at_s))?;
     writeln!(f, "  request    {}", record.fingerprint)?;
     if let Some(trace) = &provenance.trace {
         writeln!(f, "  trace      {}", trace.to_traceparent())?;
@@ -230,13 +228,6 @@ fn write_record(f: &mut fmt::Formatter<'_>, record: &Record) -> fmt::Result {
         Some(signer) => writeln!(f, "signed by    {}, certificate {}", signer.subject, signer.certificate_sha256),
         None => writeln!(f, "signed by    nobody"),
     }
-}
-
-/// As of RFC 3339, in UTC; a number that is no moment stays one.
-fn moment(since_1970_s: u64) -> String {
-    let moment = i64::try_from(since_1970_s).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
-    let written = moment.and_then(|moment| moment.format(&Rfc3339).ok());
-    written.unwrap_or_else(|| format!("{since_1970_s} s since 1970"))
 }
 
 fn write_checks(f: &mut fmt::Formatter<'_>, checks: &[SafetyCheck]) -> fmt::Result {

@@ -182,9 +182,5 @@ fn content(response: Response, from: u64) -> Content {
 
 /// The deepest cause: what reqwest says itself repeats the address, and a hub redirects to presigned ones.
 fn cause(error: &reqwest::Error) -> String {
-    let mut deepest: &dyn std::error::Error = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    shown::without_queries(&deepest.to_string())
+    shown::without_queries(&shown::deepest_cause(error).to_string())
 }

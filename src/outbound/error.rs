@@ -1,11 +1,11 @@
 //! Why an address from a caller could not be used, and what that means for the job.
 
-use std::error::Error as StdError;
 use std::net::IpAddr;
 
 use reqwest::StatusCode;
 
 use crate::job::outcome::JobError;
+use crate::shown;
 
 /// An address that may not be reached, whatever it would answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -57,7 +57,7 @@ fn is_passing(status: StatusCode) -> bool {
 
 /// reqwest hides our resolver's answer among the causes of its own error.
 pub(super) fn refusal_behind(error: &reqwest::Error) -> Option<Refused> {
-    causes(error).find_map(|cause| cause.downcast_ref::<Refused>()).cloned()
+    shown::causes(error).find_map(|cause| cause.downcast_ref::<Refused>()).cloned()
 }
 
 fn connection_problem(error: &reqwest::Error) -> String {
@@ -68,12 +68,8 @@ fn connection_problem(error: &reqwest::Error) -> String {
     } else {
         "the connection broke"
     };
-    match causes(error).last() {
+    match shown::causes(error).last() {
         Some(root) => format!("{what} ({root})"),
         None => what.to_owned(),
     }
-}
-
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(error.source(), |&cause| cause.source())
 }

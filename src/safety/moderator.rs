@@ -152,7 +152,7 @@ impl Moderator {
             .map_err(|error| JobError::Internal { problem: format!("the moderator's question cannot be written: {error}") })?;
         // Whatever is wrong with an answer may be put right while the job waits, and until then nobody has judged it.
         let answer = self.0.ask(question, |body| read(&body), |_| true).await;
-        answer.map_err(|no_answer| JobError::ModerationUnavailable { problem: no_answer.into_problem() })
+        answer.map_err(|no_answer| JobError::ModerationUnavailable { problem: no_answer.problem().to_owned() })
     }
 }
 

@@ -2,7 +2,12 @@
 
 pub mod mismatch;
 
+use std::error::Error as StdError;
+use std::iter;
+
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Characters of one value.
 pub const MAX_CHARS: usize = 80;
@@ -76,6 +81,24 @@ fn without_bare_queries(message: &str) -> String {
 /// Where a URL in a message ends that `rest` goes on with.
 fn end_of_url(rest: &str) -> usize {
     rest.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '`')).unwrap_or(rest.len())
+}
+
+/// What `error` was caused by, from the nearest to the deepest.
+pub fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    iter::successors(error.source(), |&cause| cause.source())
+}
+
+/// The deepest cause of `error`, or itself where it has none: libraries say the most there, and repeat an address further up.
+pub fn deepest_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+    causes(error).last().unwrap_or(error)
+}
+
+/// As of RFC 3339, in UTC; a number that is no moment stays one.
+#[must_use]
+pub fn moment(since_1970_s: u64) -> String {
+    let moment = i64::try_from(since_1970_s).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let written = moment.and_then(|moment| moment.format(&Rfc3339).ok());
+    written.unwrap_or_else(|| format!("{since_1970_s} s since 1970"))
 }
 
 /// A text of a caller, cut to `max_chars` characters: what is said of a value never grows with the value.

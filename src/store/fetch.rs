@@ -1,8 +1,8 @@
 //! Inputs from S3 and the web, through the cache, bounded in bytes and time.
 
 use std::error::Error as StdError;
-use std::io;
 use std::time::{Duration, Instant};
+use std::{io, iter};
 
 use aws_sdk_s3::config::Region;
 use aws_sdk_s3::primitives::ByteStream;
@@ -16,6 +16,7 @@ use crate::job::Job;
 use crate::job::outcome::{JobError, RetryPolicy};
 use crate::job::url::AssetUrl;
 use crate::outbound::{Found, error::OutboundError};
+use crate::shown;
 
 /// A connection begins slowly, and what is over sooner has held nobody for long.
 const RATE_AFTER: Duration = Duration::from_secs(20);
@@ -156,11 +157,10 @@ impl Body {
 
 /// The SDK compares checksums while the body is read, and has no public type for one that differs.
 fn of_stream(error: &(dyn StdError + 'static)) -> Broken {
-    let causes = std::iter::successors(Some(error), |&cause| cause.source());
-    let texts: Vec<String> = causes.map(ToString::to_string).collect();
-    match texts.iter().find(|text| text.contains("checksum mismatch")) {
-        Some(text) => Broken::Checksum(text.clone()),
-        None => Broken::Off(texts.last().cloned().unwrap_or_default()),
+    let all = iter::once(error).chain(shown::causes(error));
+    match all.map(ToString::to_string).find(|text| text.contains("checksum mismatch")) {
+        Some(text) => Broken::Checksum(text),
+        None => Broken::Off(shown::deepest_cause(error).to_string()),
     }
 }
 

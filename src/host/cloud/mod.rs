@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::authorities;
 use crate::setting::SettingError;
+use crate::shown;
 
 /// A client for addresses on this machine alone: no proxy stands before them, and they lead nowhere else.
 fn client(setting: &str, timeout: Duration) -> Result<reqwest::Client, SettingError> {
@@ -20,9 +21,5 @@ fn client(setting: &str, timeout: Duration) -> Result<reqwest::Client, SettingEr
 
 /// The deepest cause, in words.
 fn problem(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    if error.is_timeout() { "no answer in time".to_owned() } else { cause.to_string() }
+    if error.is_timeout() { "no answer in time".to_owned() } else { shown::deepest_cause(error).to_string() }
 }
