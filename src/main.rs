@@ -48,6 +48,7 @@ async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow
         Some(Role::Invoke(options)) => invoke::run(&options, config, environment).await?,
         Some(Role::Submit(options)) => client::submit::run(&options, config, environment).await?,
         Some(Role::Jobs(options)) => client::jobs::run(&options, config, environment).await?,
+        Some(Role::Dead(options)) => client::dead::run(&options, config, environment).await?,
         Some(Role::Models(options)) => return start::models::run(options, config, environment).await,
         Some(Role::Doctor(options)) => return doctor::run(&options, config, environment).await,
         Some(Role::Inspect(options)) => return inspect::run(&options, config, environment).await,

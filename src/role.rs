@@ -16,6 +16,8 @@ pub enum Role {
     Submit(client::submit::Options),
     /// What a host knows of its jobs: list, show, follow, cancel.
     Jobs(client::jobs::Options),
+    /// What failed for good in the queues: list, show, send again, remove.
+    Dead(client::dead::Options),
     /// Download models and verify checksums.
     Models(start::models::Options),
     /// Check what the function and the host need, one line each, and say how to repair it.
@@ -38,7 +40,7 @@ impl Role {
     pub fn default_level(&self) -> log::DefaultLevel {
         match self {
             Self::Doctor(_) | Self::Inspect(_) | Self::Audit(_) => log::DefaultLevel::Nothing,
-            Self::Demo(_) | Self::Submit(_) | Self::Jobs(_) => log::DefaultLevel::Warnings,
+            Self::Demo(_) | Self::Submit(_) | Self::Jobs(_) | Self::Dead(_) => log::DefaultLevel::Warnings,
             _ => log::DefaultLevel::Outcomes,
         }
     }

@@ -22,6 +22,9 @@ _atelier() {
             atelier,completions)
                 cmd="atelier__subcmd__completions"
                 ;;
+            atelier,dead)
+                cmd="atelier__subcmd__dead"
+                ;;
             atelier,demo)
                 cmd="atelier__subcmd__demo"
                 ;;
@@ -52,11 +55,44 @@ _atelier() {
             atelier,submit)
                 cmd="atelier__subcmd__submit"
                 ;;
+            atelier__subcmd__dead,help)
+                cmd="atelier__subcmd__dead__subcmd__help"
+                ;;
+            atelier__subcmd__dead,list)
+                cmd="atelier__subcmd__dead__subcmd__list"
+                ;;
+            atelier__subcmd__dead,purge)
+                cmd="atelier__subcmd__dead__subcmd__purge"
+                ;;
+            atelier__subcmd__dead,retry)
+                cmd="atelier__subcmd__dead__subcmd__retry"
+                ;;
+            atelier__subcmd__dead,show)
+                cmd="atelier__subcmd__dead__subcmd__show"
+                ;;
+            atelier__subcmd__dead__subcmd__help,help)
+                cmd="atelier__subcmd__dead__subcmd__help__subcmd__help"
+                ;;
+            atelier__subcmd__dead__subcmd__help,list)
+                cmd="atelier__subcmd__dead__subcmd__help__subcmd__list"
+                ;;
+            atelier__subcmd__dead__subcmd__help,purge)
+                cmd="atelier__subcmd__dead__subcmd__help__subcmd__purge"
+                ;;
+            atelier__subcmd__dead__subcmd__help,retry)
+                cmd="atelier__subcmd__dead__subcmd__help__subcmd__retry"
+                ;;
+            atelier__subcmd__dead__subcmd__help,show)
+                cmd="atelier__subcmd__dead__subcmd__help__subcmd__show"
+                ;;
             atelier__subcmd__help,audit)
                 cmd="atelier__subcmd__help__subcmd__audit"
                 ;;
             atelier__subcmd__help,completions)
                 cmd="atelier__subcmd__help__subcmd__completions"
+                ;;
+            atelier__subcmd__help,dead)
+                cmd="atelier__subcmd__help__subcmd__dead"
                 ;;
             atelier__subcmd__help,demo)
                 cmd="atelier__subcmd__help__subcmd__demo"
@@ -87,6 +123,18 @@ _atelier() {
                 ;;
             atelier__subcmd__help,submit)
                 cmd="atelier__subcmd__help__subcmd__submit"
+                ;;
+            atelier__subcmd__help__subcmd__dead,list)
+                cmd="atelier__subcmd__help__subcmd__dead__subcmd__list"
+                ;;
+            atelier__subcmd__help__subcmd__dead,purge)
+                cmd="atelier__subcmd__help__subcmd__dead__subcmd__purge"
+                ;;
+            atelier__subcmd__help__subcmd__dead,retry)
+                cmd="atelier__subcmd__help__subcmd__dead__subcmd__retry"
+                ;;
+            atelier__subcmd__help__subcmd__dead,show)
+                cmd="atelier__subcmd__help__subcmd__dead__subcmd__show"
                 ;;
             atelier__subcmd__help__subcmd__jobs,cancel)
                 cmd="atelier__subcmd__help__subcmd__jobs__subcmd__cancel"
@@ -179,7 +227,7 @@ _atelier() {
 
     case "${cmd}" in
         atelier)
-            opts="-h -V --config --help --version demo host invoke submit jobs models doctor inspect audit completions manual help"
+            opts="-h -V --config --help --version demo host invoke submit jobs dead models doctor inspect audit completions manual help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -240,6 +288,220 @@ _atelier() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        atelier__subcmd__dead)
+            opts="-h --from --dead-queue --config --help list show retry purge help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --from)
+                    COMPREPLY=($(compgen -W "sqs rabbitmq spool" -- "${cur}"))
+                    return 0
+                    ;;
+                --dead-queue)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__dead__subcmd__help)
+            opts="list show retry purge help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__dead__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__dead__subcmd__help__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__dead__subcmd__help__subcmd__purge)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__dead__subcmd__help__subcmd__retry)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__dead__subcmd__help__subcmd__show)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__dead__subcmd__list)
+            opts="-h --from --dead-queue --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --from)
+                    COMPREPLY=($(compgen -W "sqs rabbitmq spool" -- "${cur}"))
+                    return 0
+                    ;;
+                --dead-queue)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__dead__subcmd__purge)
+            opts="-h --all --from --dead-queue --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --from)
+                    COMPREPLY=($(compgen -W "sqs rabbitmq spool" -- "${cur}"))
+                    return 0
+                    ;;
+                --dead-queue)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__dead__subcmd__retry)
+            opts="-h --all --from --dead-queue --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --from)
+                    COMPREPLY=($(compgen -W "sqs rabbitmq spool" -- "${cur}"))
+                    return 0
+                    ;;
+                --dead-queue)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__dead__subcmd__show)
+            opts="-h --from --dead-queue --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --from)
+                    COMPREPLY=($(compgen -W "sqs rabbitmq spool" -- "${cur}"))
+                    return 0
+                    ;;
+                --dead-queue)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         atelier__subcmd__demo)
             opts="-h --out --serve --no-host --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -289,7 +551,7 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__help)
-            opts="demo host invoke submit jobs models doctor inspect audit completions manual help"
+            opts="demo host invoke submit jobs dead models doctor inspect audit completions manual help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -319,6 +581,76 @@ _atelier() {
         atelier__subcmd__help__subcmd__completions)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__dead)
+            opts="list show retry purge"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__dead__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__dead__subcmd__purge)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__dead__subcmd__retry)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        atelier__subcmd__help__subcmd__dead__subcmd__show)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

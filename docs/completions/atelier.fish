@@ -32,6 +32,7 @@ complete -c atelier -n "__fish_atelier_needs_command" -f -a "host" -d 'Take jobs
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "invoke" -d 'Take one event through the handler in this process and print the reply'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "submit" -d 'Hand a job to a host or a queue, follow it, bring its images'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "jobs" -d 'What a host knows of its jobs: list, show, follow, cancel'
+complete -c atelier -n "__fish_atelier_needs_command" -f -a "dead" -d 'What failed for good in the queues: list, show, send again, remove'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "models" -d 'Download models and verify checksums'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'
 complete -c atelier -n "__fish_atelier_needs_command" -f -a "inspect" -d 'Show what an image says of itself, and verify its content credentials'
@@ -81,6 +82,48 @@ complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_su
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "follow" -d 'Print what happens to a job, until it has ended'
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "cancel" -d 'Cancel a job that has not ended'
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -l from -d 'Only of this source [default: each that is configured, and the spool where there is one]' -r -f -a "sqs\t''
+rabbitmq\t''
+spool\t''"
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -l dead-queue -d 'RabbitMQ\'s queue of dead letters [default: the name of the queue of jobs and `.dead`]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -f -a "list" -d 'One line each: source, own id, job, when it was sent, why it failed'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -f -a "show" -d 'All that is known of a message, as JSON'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -f -a "retry" -d 'Send messages again, with all their attempts'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -f -a "purge" -d 'Remove messages for good'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from list" -l from -d 'Only of this source [default: each that is configured, and the spool where there is one]' -r -f -a "sqs\t''
+rabbitmq\t''
+spool\t''"
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from list" -l dead-queue -d 'RabbitMQ\'s queue of dead letters [default: the name of the queue of jobs and `.dead`]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from list" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from show" -l from -d 'Only of this source [default: each that is configured, and the spool where there is one]' -r -f -a "sqs\t''
+rabbitmq\t''
+spool\t''"
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from show" -l dead-queue -d 'RabbitMQ\'s queue of dead letters [default: the name of the queue of jobs and `.dead`]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from show" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -l from -d 'Only of this source [default: each that is configured, and the spool where there is one]' -r -f -a "sqs\t''
+rabbitmq\t''
+spool\t''"
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -l dead-queue -d 'RabbitMQ\'s queue of dead letters [default: the name of the queue of jobs and `.dead`]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -l all -d 'All that are there now'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -l from -d 'Only of this source [default: each that is configured, and the spool where there is one]' -r -f -a "sqs\t''
+rabbitmq\t''
+spool\t''"
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -l dead-queue -d 'RabbitMQ\'s queue of dead letters [default: the name of the queue of jobs and `.dead`]' -r
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -l all -d 'All that are there now'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from help" -f -a "list" -d 'One line each: source, own id, job, when it was sent, why it failed'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from help" -f -a "show" -d 'All that is known of a message, as JSON'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Send messages again, with all their attempts'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from help" -f -a "purge" -d 'Remove messages for good'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand models; and not __fish_seen_subcommand_from pull pack list verify help" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
@@ -125,22 +168,27 @@ complete -c atelier -n "__fish_atelier_using_subcommand completions" -l config -
 complete -c atelier -n "__fish_atelier_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand manual" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand manual" -s h -l help -d 'Print help'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "demo" -d 'Generate sample jobs with everything embedded: S3, webhook receiver, the real handler'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that generate them'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "invoke" -d 'Take one event through the handler in this process and print the reply'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "submit" -d 'Hand a job to a host or a queue, follow it, bring its images'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "jobs" -d 'What a host knows of its jobs: list, show, follow, cancel'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "models" -d 'Download models and verify checksums'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "inspect" -d 'Show what an image says of itself, and verify its content credentials'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "audit" -d 'Show how the images of a job came about, and whether they are those of its record'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "completions" -d 'Print the completion script of a shell; docs/completions/ has them'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "manual" -d 'Print the manual page; docs/atelier.1 has it'
-complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs models doctor inspect audit completions manual help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "demo" -d 'Generate sample jobs with everything embedded: S3, webhook receiver, the real handler'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "host" -d 'Take jobs from queues and HTTP, and keep handlers alive that generate them'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "invoke" -d 'Take one event through the handler in this process and print the reply'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "submit" -d 'Hand a job to a host or a queue, follow it, bring its images'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "jobs" -d 'What a host knows of its jobs: list, show, follow, cancel'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "dead" -d 'What failed for good in the queues: list, show, send again, remove'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "models" -d 'Download models and verify checksums'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "doctor" -d 'Check what the function and the host need, one line each, and say how to repair it'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "inspect" -d 'Show what an image says of itself, and verify its content credentials'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "audit" -d 'Show how the images of a job came about, and whether they are those of its record'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "completions" -d 'Print the completion script of a shell; docs/completions/ has them'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "manual" -d 'Print the manual page; docs/atelier.1 has it'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and not __fish_seen_subcommand_from demo host invoke submit jobs dead models doctor inspect audit completions manual help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from jobs" -f -a "list" -d 'The jobs that the host has seen last, the newest first'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from jobs" -f -a "show" -d 'All that is known of a job, as JSON'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from jobs" -f -a "follow" -d 'Print what happens to a job, until it has ended'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from jobs" -f -a "cancel" -d 'Cancel a job that has not ended'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from dead" -f -a "list" -d 'One line each: source, own id, job, when it was sent, why it failed'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from dead" -f -a "show" -d 'All that is known of a message, as JSON'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from dead" -f -a "retry" -d 'Send messages again, with all their attempts'
+complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from dead" -f -a "purge" -d 'Remove messages for good'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "pull" -d 'Bring the files that a model\'s manifest names, or that its source has; what is right already is left alone'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "pack" -d 'Write a Stable Diffusion checkpoint with all its weights in one file, converted once, so that it loads as fast as it is read'
 complete -c atelier -n "__fish_atelier_using_subcommand help; and __fish_seen_subcommand_from models" -f -a "list" -d 'Show every manifest, what is there of its model, and where the rest comes from'

@@ -1,5 +1,6 @@
-//! A host's API from the command line: jobs handed in, followed and cancelled.
+//! From the command line: a host's API, with jobs handed in, followed and cancelled; and what its queues keep that failed for good.
 
+pub mod dead;
 mod events;
 pub mod jobs;
 pub mod submit;

@@ -1,5 +1,6 @@
 //! Where jobs come from: queues behind one trait, each informed of what became of its messages.
 
+pub mod dead_letters;
 pub mod rabbitmq;
 pub mod spool;
 pub mod sqs;

@@ -5,6 +5,7 @@ mod bench;
 mod client;
 mod cloud;
 mod conformance;
+mod dead;
 mod door;
 mod ends;
 mod failed;

@@ -12,6 +12,7 @@
 mod broker;
 mod connection;
 mod connection_manager;
+pub mod dead_letters;
 mod deliveries;
 mod fault;
 mod filter;

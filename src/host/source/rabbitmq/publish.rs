@@ -150,10 +150,23 @@ pub(super) fn with_end(properties: BasicProperties, ended: Option<&EndedJob>) ->
     properties.with_headers(FieldTable::from(headers))
 }
 
+/// Of a message that is put back where it was, as it was, but for what the broker counts and what would copy or end it.
+pub(super) fn unchanged(properties: &BasicProperties) -> BasicProperties {
+    let others = properties.headers().iter().flatten().filter(|(name, _)| !is_of_one_delivery(name.as_str()));
+    let headers: BTreeMap<ShortString, AMQPValue> = others.map(|(name, value)| (name.clone(), value.clone())).collect();
+    again(properties, 0, Note::Retry).with_headers(FieldTable::from(headers))
+}
+
+fn is_of_one_delivery(header: &str) -> bool {
+    ["CC", "BCC", "x-delivery-count", "x-acquired-count"].contains(&header)
+}
+
 fn is_broken_by_copying(header: &str) -> bool {
-    let exact =
-        ["CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count", ATTEMPT_HEADER, REASON_HEADER, DEFERRED_HEADER];
-    exact.contains(&header) || header.starts_with("x-first-death-") || header.starts_with("x-last-death-")
+    let exact = ["x-death", ATTEMPT_HEADER, REASON_HEADER, DEFERRED_HEADER];
+    is_of_one_delivery(header)
+        || exact.contains(&header)
+        || header.starts_with("x-first-death-")
+        || header.starts_with("x-last-death-")
 }
 
 #[cfg(test)]

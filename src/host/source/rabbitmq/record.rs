@@ -121,6 +121,12 @@ pub(super) fn ended(properties: &BasicProperties) -> Option<EndedJob> {
     }
 }
 
+/// Why the message was dead-lettered: in our own words, else in the broker's.
+pub(super) fn reason(properties: &BasicProperties) -> Option<String> {
+    let headers = [REASON_HEADER, "x-last-death-reason", "x-first-death-reason"];
+    headers.into_iter().find_map(|header| text(properties, header)).map(str::to_owned)
+}
+
 /// When the message was sent, where the sender says; RabbitMQ itself notes whole seconds.
 pub(super) fn sent(properties: &BasicProperties) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs((*properties.timestamp())?))

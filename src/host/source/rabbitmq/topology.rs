@@ -30,6 +30,10 @@ pub(super) fn dead_letter_exchange(queue: &str) -> String {
     format!("{queue}.dlx")
 }
 
+pub(super) fn dead_letter_queue(queue: &str) -> String {
+    format!("{queue}.dead")
+}
+
 /// Makes the queues, or looks whether the queue is there.
 pub(super) async fn establish(channel: &Channel, settings: &Settings) -> Result<(), Fault> {
     if settings.declare {
@@ -99,7 +103,7 @@ fn own_arguments(queue: &str) -> Vec<(&'static str, AMQPValue)> {
 /// The queue first: where it is someone else's, nothing is made.
 async fn declare(channel: &Channel, queue: &str) -> Result<(), Fault> {
     let exchange = dead_letter_exchange(queue);
-    let dead = format!("{queue}.dead");
+    let dead = dead_letter_queue(queue);
     quorum(channel, queue, &own_arguments(queue)).await?;
     let exchange = ShortString::from(exchange);
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };

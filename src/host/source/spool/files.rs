@@ -19,14 +19,18 @@ pub(super) enum Directory {
     Waiting,
     Running,
     Dead,
+    Again,
 }
 
 impl Directory {
-    fn as_str(self) -> &'static str {
+    const ALL: [Self; 4] = [Self::Waiting, Self::Running, Self::Dead, Self::Again];
+
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
             Self::Running => "running",
             Self::Dead => "dead",
+            Self::Again => "again",
         }
     }
 }
@@ -47,7 +51,7 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn open(root: &Path) -> io::Result<Self> {
-        for directory in [Directory::Waiting, Directory::Running, Directory::Dead] {
+        for directory in Directory::ALL {
             fs::create_dir_all(root.join(directory.as_str()))?;
         }
         fs::create_dir_all(root.join(ENDED))?;
@@ -102,6 +106,15 @@ impl Files {
         Ok(body)
     }
 
+    /// Moves what was sent again to `waiting/`. Another process has written those files, and renames them in one step.
+    pub(super) fn take_again(&self) -> io::Result<Vec<Name>> {
+        let names = self.list(Directory::Again)?;
+        for name in &names {
+            self.rename((Directory::Again, name), (Directory::Waiting, name))?;
+        }
+        Ok(names)
+    }
+
     /// Notes how a job ended, or removes what was noted.
     pub(super) fn note_end(&self, name: &Name, ended: Option<&str>) -> io::Result<()> {
         let path = self.root.join(ENDED).join(&name.unique);
@@ -122,7 +135,7 @@ impl Files {
     /// Removes notes about jobs that are not there any more.
     pub(super) fn remove_old_ends(&self) -> io::Result<()> {
         let mut jobs = BTreeSet::new();
-        for directory in [Directory::Waiting, Directory::Running, Directory::Dead] {
+        for directory in Directory::ALL {
             jobs.extend(self.list(directory)?.into_iter().map(|name| name.unique));
         }
         for entry in fs::read_dir(self.root.join(ENDED))? {
@@ -161,7 +174,7 @@ impl Files {
         dead.attempt = 0;
         let directory = self.root.join(Directory::Dead.as_str());
         let written =
-            write_by(&directory.join(format!("{}{PARTIAL}", name.unique)), &directory.join(format!("reason~{dead}")), reason);
+            write_by(&directory.join(format!("{}{PARTIAL}", name.unique)), &directory.join(reason_file(&dead)), reason);
         self.rename((Directory::Running, name), (Directory::Dead, &dead))?;
         // On a full disk it lies there without its reason, but is never delivered again.
         if let Err(error) = written {
@@ -178,6 +191,11 @@ impl Files {
     fn sync(&self, directory: Directory) -> io::Result<()> {
         File::open(self.root.join(directory.as_str()))?.sync_all()
     }
+}
+
+/// The file next to a dead letter that says why it died.
+pub(super) fn reason_file(dead: &Name) -> String {
+    format!("reason~{dead}")
 }
 
 fn partial(path: &Path) -> PathBuf {

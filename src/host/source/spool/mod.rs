@@ -1,12 +1,15 @@
 //! The spool: a queue in a directory, for one host, that survives kill -9 of everything.
 //!
-//! A job is a file with its body. Its state is the directory it lies in (`waiting/`, `running/`, `dead/`), and every change of
-//! state is one rename; it is accepted when file and directory are synced to the disk.
+//! A job is a file with its body. Its state is the directory it lies in (`waiting/`, `running/`, `dead/`, `again/`), and every change of
+//! state is one rename; it is accepted when file and directory are synced to the disk. `again/` is what another process has taken out of
+//! `dead/`: the host moves it to `waiting/`.
 
+pub mod dead_letters;
 mod disk;
 mod files;
 pub mod inspect;
 mod name;
+mod record;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -15,13 +18,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use serde::Deserialize;
-use serde_json::json;
 use tokio::sync::Notify;
 use tracing::Instrument as _;
 
 use self::disk::Disk;
 use self::files::{Directory, EndNote, Files};
 use self::name::Name;
+use self::record::message;
 use super::{Depth, Message, Shape, Source, SourceError};
 use crate::clock::later;
 use crate::host::ended::EndedJob;
@@ -45,7 +48,6 @@ impl Default for Settings {
 }
 
 const NAME: &str = "spool";
-const ARN: &str = "arn:aws:sqs:local:000000000000:spool";
 
 /// The queue in a directory; clones are the same queue.
 #[derive(Clone)]
@@ -53,8 +55,13 @@ pub struct Spool {
     disk: Disk,
     index: Arc<Mutex<BTreeSet<Waiting>>>,
     arrived: Arc<Notify>,
+    /// When `again/` was looked into.
+    looked: Arc<Mutex<Instant>>,
     keep_refused: bool,
 }
+
+/// How often what was sent again is looked for.
+const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(2);
 
 /// What a job that goes back to `waiting/` says of the attempt that it comes from.
 enum Attempt {
@@ -94,14 +101,15 @@ impl Spool {
     /// When the directory cannot be used, or another host uses it.
     pub fn open(settings: &Settings, max_pause: Duration) -> Result<Self, SourceError> {
         let files = Files::open(&settings.directory).map_err(|problem| refused(&settings.directory, "open", &problem))?;
-        for name in files.list(Directory::Running).map_err(|problem| refused(&settings.directory, "open", &problem))? {
-            let moved = files.rename((Directory::Running, &name), (Directory::Waiting, &name));
-            moved.map_err(|problem| refused(&settings.directory, "open", &problem))?;
+        let problem = |problem| refused(&settings.directory, "open", &problem);
+        files.take_again().map_err(problem)?;
+        for name in files.list(Directory::Running).map_err(problem)? {
+            files.rename((Directory::Running, &name), (Directory::Waiting, &name)).map_err(problem)?;
             let span = trace::span(&name.job_id, NAME, name.attempt, name.trace);
             span.in_scope(|| tracing::warn!("a job was in flight when the host died; it is tried again"));
         }
-        files.remove_old_ends().map_err(|problem| refused(&settings.directory, "open", &problem))?;
-        let names = files.list(Directory::Waiting).map_err(|problem| refused(&settings.directory, "open", &problem))?;
+        files.remove_old_ends().map_err(problem)?;
+        let names = files.list(Directory::Waiting).map_err(problem)?;
         // One moment for all: what is due already keeps the order of its names.
         let now = SystemTime::now();
         let opened = Instant::now();
@@ -110,8 +118,29 @@ impl Spool {
             disk: Disk::new(files),
             index: Arc::new(Mutex::new(waiting.collect())),
             arrived: Arc::new(Notify::new()),
+            looked: Arc::new(Mutex::new(opened)),
             keep_refused: settings.keep_refused,
         })
+    }
+
+    /// Jobs that were sent again wait like new ones. In the index before anyone could stop waiting for this.
+    async fn take_again(&self) {
+        {
+            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            if looked.elapsed() < LOOK_AGAIN_EVERY {
+                return;
+            }
+            *looked = Instant::now();
+        }
+        let index = Arc::clone(&self.index);
+        let taken = self.disk.work("send again", move |files| {
+            let waiting = files.take_again()?.into_iter().map(Waiting::due_now);
+            index.lock().unwrap_or_else(PoisonError::into_inner).extend(waiting);
+            Ok(())
+        });
+        if let Err(error) = taken.await {
+            tracing::debug!(%error, "what was sent again from the dead letters could not be looked for");
+        }
     }
 
     /// Takes the first job that is due, or says when the next one is.
@@ -250,44 +279,6 @@ fn refused(directory: &std::path::Path, action: &'static str, problem: &std::io:
     SourceError::Refused { queue: format!("spool {}", directory.display()), action, problem: problem.to_string() }
 }
 
-/// A job of the spool as an SQS record: the handler needs to know no third kind of queue.
-fn message(name: &Name, body: Vec<u8>) -> Message {
-    let sent_ms = name.sent_ms.to_string();
-    let mut record = json!({
-        "messageId": name.unique,
-        "receiptHandle": name.to_string(),
-        "body": String::from_utf8_lossy(&body),
-        "attributes": {
-            "ApproximateReceiveCount": name.attempt.to_string(),
-            "SentTimestamp": sent_ms,
-            "SenderId": "atelier-host",
-            "ApproximateFirstReceiveTimestamp": sent_ms,
-        },
-        "messageAttributes": {},
-        "md5OfBody": "",
-        "eventSource": "aws:sqs",
-        "eventSourceARN": ARN,
-        "awsRegion": "local",
-    });
-    if let Some(trace) = name.trace {
-        record["attributes"]["AWSTraceHeader"] = trace.to_xray().into();
-    }
-    Message {
-        id: name.unique.clone(),
-        identity: name.unique.clone(),
-        receipt: name.to_string(),
-        attempt: name.attempt,
-        deferral: name.deferral,
-        group: None,
-        body,
-        trace: name.trace,
-        sent: Some(later(SystemTime::UNIX_EPOCH, Duration::from_millis(name.sent_ms))),
-        received: Instant::now(),
-        ended: None,
-        record,
-    }
-}
-
 #[async_trait]
 impl Source for Spool {
     fn name(&self) -> &'static str {
@@ -311,6 +302,7 @@ impl Source for Spool {
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError> {
         loop {
             let arrived = self.arrived.notified();
+            self.take_again().await;
             match self.take_due() {
                 Ok(name) => {
                     let more = std::iter::from_fn(|| self.take_due().ok());
@@ -328,10 +320,9 @@ impl Source for Spool {
                     });
                     return started.await.unwrap_or_else(|_| Ok(Vec::new()));
                 }
-                Err(None) => arrived.await,
-                Err(Some(left)) => tokio::select! {
+                Err(left) => tokio::select! {
                     () = arrived => {}
-                    () = tokio::time::sleep(left) => {}
+                    () = tokio::time::sleep(left.map_or(LOOK_AGAIN_EVERY, |left| left.min(LOOK_AGAIN_EVERY))) => {}
                 },
             }
         }

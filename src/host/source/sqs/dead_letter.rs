@@ -14,7 +14,8 @@ use super::record::{ENDED, attributes_of};
 use crate::host::source::{Message, SourceError};
 use crate::protocol::deferral::SQS_ATTRIBUTE;
 
-const REASON: &str = "atelier-reason";
+/// The attribute that says why.
+pub(super) const REASON: &str = "atelier-reason";
 /// SQS takes no more of them.
 pub(super) const MAX_ATTRIBUTES: usize = 10;
 const MAX_REASON_CHARS: usize = 500;

@@ -10,6 +10,7 @@
 
 mod answers;
 mod dead_letter;
+pub mod dead_letters;
 mod deferred;
 mod error;
 mod inbox;

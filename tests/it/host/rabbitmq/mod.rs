@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::servers::DEADLINE;
 
 /// The next message; fails when none comes in time.
-async fn next(queue: &Queue) -> Message {
+pub(crate) async fn next(queue: &Queue) -> Message {
     let mut messages = batch(queue, 1).await;
     assert_eq!(messages.len(), 1);
     messages.remove(0)

@@ -4,12 +4,6 @@ use atelier::host::ended::EndedJob;
 
 use super::*;
 
-async fn redriven(bench: &Bench, name: &str, dead: &str) -> String {
-    let arn = format!("arn:aws:sqs:us-east-1:123456789012:{dead}");
-    let policy = json!({ "deadLetterTargetArn": arn, "maxReceiveCount": 10 }).to_string();
-    bench.queue(name, &[(QueueAttributeName::RedrivePolicy, &policy)]).await
-}
-
 fn text(value: &str) -> MessageAttributeValue {
     MessageAttributeValue::builder().data_type("String").string_value(value).build().expect("an attribute")
 }

@@ -80,7 +80,7 @@ impl Bench {
         timeout(crate::host::WAIT_LIMIT, empty).await.expect("the queue is emptied in time");
     }
 
-    async fn source(&self, queue_url: &str) -> Sqs {
+    pub(crate) async fn source(&self, queue_url: &str) -> Sqs {
         Sqs::connect(&settings(queue_url)).await.expect("the queue is there")
     }
 
@@ -106,7 +106,14 @@ fn settings(queue_url: &str) -> Settings {
     }
 }
 
-async fn receive_one(source: &Sqs) -> Message {
+/// A queue whose messages go to the queue `dead` after ten deliveries.
+pub(crate) async fn redriven(bench: &Bench, name: &str, dead: &str) -> String {
+    let arn = format!("arn:aws:sqs:us-east-1:123456789012:{dead}");
+    let policy = json!({ "deadLetterTargetArn": arn, "maxReceiveCount": 10 }).to_string();
+    bench.queue(name, &[(QueueAttributeName::RedrivePolicy, &policy)]).await
+}
+
+pub(crate) async fn receive_one(source: &Sqs) -> Message {
     let messages = timeout(DEADLINE, source.receive(1)).await.expect("a message in time").expect("the queue answers");
     let [message] = <[Message; 1]>::try_from(messages).expect("one message");
     message

@@ -1,0 +1,220 @@
+//! `atelier dead`: the messages that failed for good, listed, shown, sent again and removed.
+
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::{bail, ensure};
+use serde_json::{Value, json};
+
+use crate::config::{Config, Environment};
+use crate::host::source::dead_letters::{DeadLetter, DeadLetters, Decision, Operator};
+use crate::host::source::rabbitmq::dead_letters::RabbitMqDeadLetters;
+use crate::host::source::spool::dead_letters::SpoolDeadLetters;
+use crate::host::source::sqs::dead_letters::SqsDeadLetters;
+use crate::job::JobId;
+use crate::shown;
+use crate::start::command::line;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only of this source [default: each that is configured, and the spool where there is one]
+    #[arg(long, value_name = "sqs|rabbitmq|spool", global = true)]
+    from: Option<Place>,
+    /// RabbitMQ's queue of dead letters [default: the name of the queue of jobs and `.dead`]
+    #[arg(long, value_name = "QUEUE", global = true)]
+    dead_queue: Option<String>,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Place {
+    Sqs,
+    Rabbitmq,
+    Spool,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// One line each: source, own id, job, when it was sent, why it failed.
+    List,
+    /// All that is known of a message, as JSON.
+    Show {
+        /// A message's own id, or the id of its job
+        id: String,
+    },
+    /// Send messages again, with all their attempts.
+    Retry(Which),
+    /// Remove messages for good.
+    Purge(Which),
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Which {
+    /// Messages by their own ids, or by the ids of their jobs
+    #[arg(value_name = "ID")]
+    ids: Vec<String>,
+    /// All that are there now
+    #[arg(long)]
+    all: bool,
+}
+
+impl What {
+    /// What the command line names.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let names = match self {
+            Self::List => &[],
+            Self::Show { id } => std::slice::from_ref(id),
+            Self::Retry(which) | Self::Purge(which) => which.ids.as_slice(),
+        };
+        names.iter().map(String::as_str)
+    }
+
+    fn is_meant(&self, letter: &DeadLetter) -> bool {
+        match self {
+            Self::List => true,
+            Self::Retry(which) | Self::Purge(which) if which.all => true,
+            _ => self.names().any(|name| letter.is_called(name)),
+        }
+    }
+}
+
+/// Goes through the dead letters of each source.
+///
+/// # Errors
+/// When a source cannot be asked, or has no message of that name. What was done until then is printed.
+pub async fn run(options: &Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
+    let config = Config::load(config, environment)?;
+    let mut visit = Visit { what: &options.what, source: "", met: Vec::new(), unwritten: None };
+    let mut places = Vec::new();
+    let mut problems = Vec::new();
+    for place in wanted(options, &config)? {
+        match open(place, options, &config).await {
+            Ok(letters) => {
+                places.push(format!("{} ({})", letters.source(), letters.place()));
+                visit.source = letters.source();
+                problems.extend(letters.go_through(&mut visit).await.err().map(anyhow::Error::from));
+            }
+            Err(error) => problems.push(error),
+        }
+    }
+    if let Some(error) = visit.unwritten {
+        return Err(error.into());
+    }
+    ensure!(problems.is_empty(), "{}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+    let met = visit.met;
+    let missing: Vec<String> =
+        options.what.names().filter(|name| !met.iter().any(|letter| letter.is_called(name))).map(shown::text).collect();
+    ensure!(
+        missing.is_empty(),
+        "no dead letter is called {} in {}; `atelier dead list` names them",
+        missing.join(", "),
+        places.join(", ")
+    );
+    Ok(())
+}
+
+/// `--from`, else all that may have any.
+fn wanted(options: &Options, config: &Config) -> anyhow::Result<Vec<Place>> {
+    if let Some(place) = options.from {
+        return Ok(vec![place]);
+    }
+    let sources = &config.sources;
+    let configured = [
+        (Place::Sqs, sources.sqs.queue_url.is_some()),
+        (Place::Rabbitmq, sources.rabbitmq.broker().is_some()),
+        (Place::Spool, SpoolDeadLetters::new(&sources.spool).is_there()),
+    ];
+    let places: Vec<Place> = configured.into_iter().filter(|(_, is_on)| *is_on).map(|(place, _)| place).collect();
+    if places.is_empty() {
+        let directory = sources.spool.directory.display();
+        bail!(
+            "no source is configured (SQS_QUEUE_URL, RABBITMQ_HOST), and there is no spool at {directory} \
+             (sources.spool.directory): run this with the host's configuration, in its directory"
+        );
+    }
+    Ok(places)
+}
+
+async fn open(place: Place, options: &Options, config: &Config) -> anyhow::Result<Box<dyn DeadLetters>> {
+    let sources = &config.sources;
+    Ok(match place {
+        Place::Sqs => Box::new(SqsDeadLetters::connect(&sources.sqs).await?),
+        Place::Rabbitmq => Box::new(RabbitMqDeadLetters::connect(&sources.rabbitmq, options.dead_queue.as_deref()).await?),
+        Place::Spool => Box::new(SpoolDeadLetters::new(&sources.spool)),
+    })
+}
+
+/// One look at all of them, which prints as it goes.
+struct Visit<'a> {
+    what: &'a What,
+    /// Where it is now.
+    source: &'static str,
+    /// Those that were meant.
+    met: Vec<DeadLetter>,
+    /// Why nothing more could be printed.
+    unwritten: Option<io::Error>,
+}
+
+impl Visit<'_> {
+    fn print(&mut self, text: &str) {
+        if let Err(error) = line(text) {
+            self.unwritten.get_or_insert(error);
+        }
+    }
+}
+
+impl Operator for Visit<'_> {
+    fn decide(&mut self, letter: &DeadLetter) -> Decision {
+        if !self.what.is_meant(letter) {
+            return Decision::Keep;
+        }
+        let decision = match self.what {
+            What::List => {
+                self.print(&in_one_line(self.source, letter));
+                Decision::Keep
+            }
+            What::Show { .. } => {
+                self.print(&format!("{:#}", in_full(self.source, letter)));
+                Decision::Keep
+            }
+            What::Retry(_) => Decision::SendAgain,
+            What::Purge(_) => Decision::Remove,
+        };
+        if decision == Decision::Keep {
+            self.met.push(letter.clone());
+        }
+        decision
+    }
+
+    fn done(&mut self, letter: &DeadLetter) {
+        let what = if matches!(self.what, What::Retry(_)) { "is sent again" } else { "is removed" };
+        self.print(&format!("{} {} {} {what}", self.source, letter.id, job(letter)));
+        self.met.push(letter.clone());
+    }
+}
+
+/// The id of its job, where it can be read.
+fn job(letter: &DeadLetter) -> &str {
+    letter.job_id.as_ref().map_or("-", JobId::as_str)
+}
+
+fn in_one_line(source: &str, letter: &DeadLetter) -> String {
+    let reason = letter.reason.as_deref().map_or_else(|| "no reason is given".to_owned(), shown::name);
+    format!("{source} {} {} {} {reason}", letter.id, job(letter), sent(letter).unwrap_or_else(|| "-".into()))
+}
+
+/// The body as JSON where it is, else as text.
+fn in_full(source: &str, letter: &DeadLetter) -> Value {
+    let DeadLetter { id, job_id, reason, body, .. } = letter;
+    let body: Value = serde_json::from_slice(body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(body)));
+    let job_id = job_id.as_ref().map(JobId::as_str);
+    json!({ "source": source, "id": id, "job_id": job_id, "sent": sent(letter), "reason": reason, "body": body })
+}
+
+fn sent(letter: &DeadLetter) -> Option<String> {
+    let at = letter.sent?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(shown::moment(at.as_secs()))
+}
