@@ -4,19 +4,7 @@ set -eu
 flavour=${1:?usage: build.sh cpu|cuda DESTINATION}
 to=${2:?usage: build.sh cpu|cuda DESTINATION}
 cd "$(dirname "$0")/../.."
-
-case $flavour in
-    cpu) features= ;;
-    # One architecture a build: 80 is for all GPUs of 8.x (A100, A10G, L4, L40S), 90 for Hopper (H100, H200).
-    cuda) features=flash-attn; export CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-80}" ;;
-    *) echo "build.sh: no such flavour: $flavour; cpu or cuda" >&2; exit 2 ;;
-esac
-# ATELIER_BINARY: one that is built already; the tests have one.
-binary=${ATELIER_BINARY:-}
-if [ -z "$binary" ]; then
-    cargo build --release --locked --bin atelier ${features:+--features "$features"}
-    binary=${CARGO_TARGET_DIR:-target}/release/atelier
-fi
+binary=$(deploy/program.sh "$flavour")
 mkdir -p "$to/bin" "$to/srv/models" "$to/state"
 install -m 755 "$binary" "$to/bin/atelier"
 cp models/*.yaml "$to/srv/models/"

@@ -1,4 +1,4 @@
-"""Receives webhooks, verifies them and drops repetitions: python receiver.py [PORT], with the standard library alone.
+"""Receives webhooks, verifies them and drops repetitions: python receiver.py [PORT [ADDRESS]], with the standard library alone.
 
 Reads WEBHOOK_SIGNING_SECRET. Let atelier send here with BACKEND_API_URL=http://127.0.0.1:PORT.
 """
@@ -70,6 +70,7 @@ class Receiver(http.server.BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     # One request after the other, so that a repetition never overtakes the first.
-    server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 9000), Receiver)
-    print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)
+    port, address = (sys.argv[1:] + ["9000", "127.0.0.1"][len(sys.argv) - 1 :])[:2]
+    server = http.server.HTTPServer((address, int(port)), Receiver)
+    print(f"listening on http://{address}:{server.server_port}", flush=True)
     server.serve_forever()

@@ -122,7 +122,7 @@ impl Receiver {
         Self { process, said, url }
     }
 
-    fn next_line(&mut self) -> String {
+    pub(crate) fn next_line(&mut self) -> String {
         self.said.next().expect("a line").unwrap()
     }
 

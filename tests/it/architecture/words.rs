@@ -32,7 +32,17 @@ const NEVER: &[(&str, &[&str])] = &[
     ("keeper", &[]),
     ("keepers", &[]),
     // THIRD-PARTY is a file.
-    ("party", &["README.md", "CONTRIBUTING.md", "tests/it/deploy/licences.rs", ".ci/licences.py"]),
+    (
+        "party",
+        &[
+            "README.md",
+            "CONTRIBUTING.md",
+            "tests/it/deploy/licences.rs",
+            "tests/it/deploy/release.rs",
+            "deploy/release/archive.sh",
+            ".ci/licences.py",
+        ],
+    ),
     ("parties", &[]),
     ("desk", &[]),
     ("glance", &[]),

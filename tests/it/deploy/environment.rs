@@ -62,7 +62,7 @@ fn known() -> BTreeSet<String> {
 }
 
 /// Every variable is read by someone, and together they are a configuration.
-fn is_read(variables: &Environment) -> Config {
+pub(super) fn is_read(variables: &Environment) -> Config {
     let known = known();
     for name in variables.keys() {
         assert!(known.contains(name) || name.starts_with("ATELIER__"), "nothing reads {name}");
@@ -70,7 +70,7 @@ fn is_read(variables: &Environment) -> Config {
     Config::parse("the template's environment", "", variables).unwrap()
 }
 
-fn environment(variables: &Value) -> Environment {
+pub(super) fn environment(variables: &Value) -> Environment {
     let variables = variables.as_object().unwrap().iter().map(|(name, value)| {
         let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
         (name.clone(), text)

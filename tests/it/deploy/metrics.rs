@@ -29,7 +29,7 @@ fn is_embedded(name: &str) -> bool {
 
 #[test]
 fn the_grafana_dashboard_names_series_that_exist() {
-    let dashboard: Value = serde_json::from_str(&file("deploy/k8s/grafana-dashboard.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&file("deploy/monitoring/grafana/dashboard.json")).unwrap();
     let mut queries = Vec::new();
     for panel in dashboard["panels"].as_array().unwrap() {
         let targets = panel["targets"].as_array().unwrap();
@@ -51,9 +51,21 @@ fn the_grafana_dashboard_names_series_that_exist() {
     }
 }
 
+/// The Prometheus operator reads another document than Prometheus.
+#[test]
+fn the_operators_rules_are_those_of_prometheus() {
+    let rules: Value = serde_saphyr::from_str(&file("deploy/monitoring/rules.yaml")).unwrap();
+    let operator = file("deploy/monitoring/operator.yaml");
+    let documents = operator.split("\n---\n").map(|text| serde_saphyr::from_str::<Value>(text).unwrap());
+    let of_operator: Vec<Value> = documents.filter(|document| document["kind"] == "PrometheusRule").collect();
+    assert_eq!(of_operator.len(), 1);
+    assert_eq!(of_operator[0]["spec"]["groups"], rules["groups"]);
+    assert!(rules["groups"][0]["rules"].as_array().unwrap().len() >= 8);
+}
+
 #[test]
 fn alarms_name_metrics_that_exist() {
-    for rules in ["deploy/k8s/monitoring.yaml", "deploy/k8s/rabbitmq.yaml"] {
+    for rules in ["deploy/monitoring/rules.yaml", "deploy/k8s/rabbitmq.yaml"] {
         let text = file(rules);
         let queries =
             text.lines().filter_map(|line| line.trim().strip_prefix("expr: ").or(line.trim().strip_prefix("query: ")));

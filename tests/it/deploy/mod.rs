@@ -2,6 +2,7 @@
 
 mod commands;
 mod commit;
+mod compose;
 mod docs;
 mod environment;
 mod families;
@@ -14,6 +15,7 @@ mod migrating;
 mod models_page;
 mod msrv;
 mod pages;
+mod release;
 mod stacks;
 mod workflow;
 
