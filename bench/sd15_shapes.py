@@ -1,4 +1,4 @@
-"""Writes a checkpoint of Stable Diffusion 1.5's shapes whose values are all zero, as sparse files: for counting, not for generating.
+"""Writes a checkpoint of Stable Diffusion 1.5's shapes, with a ControlNet beside it, whose values are all zero, as sparse files: for counting, not for generating.
 
     python3 bench/sd15_shapes.py DIRECTORY
 
@@ -13,6 +13,7 @@ import sys
 TINY = pathlib.Path(__file__).parent.parent / "models/tiny-sd"
 WIDTHS = [320, 640, 1280, 1280]
 VAE_WIDTHS = [128, 256, 512, 512]
+HINT_WIDTHS = [16, 32, 96, 256]
 TEXT_WIDTH = 768
 TIME_WIDTH = 4 * WIDTHS[0]
 BYTES = {"F16": 2, "BF16": 2}
@@ -69,8 +70,8 @@ class Tensors(dict):
         self.resnet(f"{name}.resnets.1", channels, channels, time=False)
 
 
-def unet():
-    tensors = Tensors()
+def way_down(tensors):
+    """Up to the middle and with it; the channels of every layer that the way up looks at."""
     tensors.conv("conv_in", WIDTHS[0], 4, 3)
     tensors.linear("time_embedding.linear_1", TIME_WIDTH, WIDTHS[0])
     tensors.linear("time_embedding.linear_2", TIME_WIDTH, TIME_WIDTH)
@@ -90,6 +91,13 @@ def unet():
     for layer in range(2):
         tensors.resnet(f"mid_block.resnets.{layer}", inputs, inputs, time=True)
     tensors.transformer("mid_block.attentions.0", inputs)
+    return skips
+
+
+def unet():
+    tensors = Tensors()
+    skips = way_down(tensors)
+    inputs = WIDTHS[-1]
     for level, width in enumerate(reversed(WIDTHS)):
         for layer in range(3):
             tensors.resnet(f"up_blocks.{level}.resnets.{layer}", inputs + skips.pop(), width, time=True)
@@ -100,6 +108,21 @@ def unet():
             tensors.conv(f"up_blocks.{level}.upsamplers.0.conv", width, width, 3)
     tensors.norm("conv_norm_out", WIDTHS[0])
     tensors.conv("conv_out", 4, WIDTHS[0], 3)
+    return tensors
+
+
+def controlnet():
+    """The way down of a UNet, a convolution over each layer's output, and those over the image, which is eight times as large as the latents."""
+    tensors = Tensors()
+    for index, channels in enumerate(way_down(tensors)):
+        tensors.conv(f"controlnet_down_blocks.{index}", channels, channels, 1)
+    tensors.conv("controlnet_mid_block", WIDTHS[-1], WIDTHS[-1], 1)
+    image = "controlnet_cond_embedding"
+    tensors.conv(f"{image}.conv_in", HINT_WIDTHS[0], 3, 3)
+    for index, (width, next_width) in enumerate(zip(HINT_WIDTHS, HINT_WIDTHS[1:])):
+        tensors.conv(f"{image}.blocks.{2 * index}", width, width, 3)
+        tensors.conv(f"{image}.blocks.{2 * index + 1}", next_width, width, 3)
+    tensors.conv(f"{image}.conv_out", WIDTHS[0], HINT_WIDTHS[-1], 3)
     return tensors
 
 
@@ -162,11 +185,16 @@ def configure(directory, part, **changes):
 
 def main(directory):
     write(directory / "unet/diffusion_pytorch_model.safetensors", unet())
+    write(directory / "controlnet/diffusion_pytorch_model.safetensors", controlnet())
     write(directory / "vae/diffusion_pytorch_model.safetensors", vae())
     write(directory / "text_encoder/model.safetensors", text_encoder())
     configure(directory, "unet", attention_head_dim=8, block_out_channels=WIDTHS, cross_attention_dim=TEXT_WIDTH, layers_per_block=2,
               sample_size=64, norm_num_groups=32, down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
               up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+    of_unet = json.loads((directory / "unet/config.json").read_text())
+    shared = ("attention_head_dim", "block_out_channels", "cross_attention_dim", "down_block_types", "in_channels", "layers_per_block", "norm_num_groups")
+    of_image = {"_class_name": "ControlNetModel", "conditioning_embedding_out_channels": HINT_WIDTHS}
+    (directory / "controlnet/config.json").write_text(json.dumps(of_image | {name: of_unet[name] for name in shared}, indent=2))
     configure(directory, "vae", block_out_channels=VAE_WIDTHS, layers_per_block=2, norm_num_groups=32, sample_size=512)
     configure(directory, "text_encoder", hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, num_attention_heads=12,
               num_hidden_layers=12, vocab_size=49408, projection_dim=TEXT_WIDTH)

@@ -112,6 +112,10 @@ fn the_changelog_has_this_version() {
     let heading = format!("\n## {} ", env!("CARGO_PKG_VERSION"));
     assert!(file("CHANGELOG.md").contains(&heading), "CHANGELOG.md has no `{}`", heading.trim());
     // The version stands in Cargo.toml; what names an image names that one.
+    let chart = file("deploy/helm/atelier/Chart.yaml");
+    assert!(chart.contains(&format!("\nappVersion: \"{}\"\n", env!("CARGO_PKG_VERSION"))), "Chart.yaml has another version");
+    let compose = file("deploy/compose.yaml");
+    assert!(compose.contains(&format!("TAG:-{}-cpu}}", env!("CARGO_PKG_VERSION"))), "compose.yaml names another version");
     for name in ["deploy/k8s/deployment.yaml", "Dockerfile"] {
         assert!(file(name).contains(&format!("atelier:{}", env!("CARGO_PKG_VERSION"))), "{name} names another version");
     }

@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use atelier_engine::classifier::{Classifier, check};
 use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
+use atelier_engine::sd::controlnet::files::ControlNetFile;
 use atelier_engine::sd::settings::Settings;
-use atelier_engine::{Engine as _, GenerateRequest, Image, LoraFile, Sampling, Watch, device};
+use atelier_engine::step_cache::StepCache;
+use atelier_engine::{Control, Engine as _, GenerateRequest, Image, LoraFile, Sampling, Watch, device};
 use candle_core::DType;
 use image::RgbImage;
 use serde::Deserialize;
@@ -95,7 +97,7 @@ fn shows_star(images: &[RgbImage]) -> Vec<bool> {
 }
 
 /// What `bench/gpu-counts` counts: as many guided steps as `ATELIER_TEST_STEPS` says, in f16 on a GPU; of the checkpoint in `ATELIER_TEST_MODEL`, at
-/// `ATELIER_TEST_SIDE_PX`.
+/// `ATELIER_TEST_SIDE_PX`; with the ControlNet in `ATELIER_TEST_CONTROLNET`, or with step caching every `ATELIER_TEST_STEP_CACHE` steps.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the environment of the tests, not of the product")]
 fn counted_steps() {
@@ -103,10 +105,17 @@ fn counted_steps() {
     let side_px = std::env::var("ATELIER_TEST_SIDE_PX").map_or(128, |side| side.parse().unwrap());
     let checkpoint = std::env::var("ATELIER_TEST_MODEL").map_or_else(|_| model(""), PathBuf::from);
     let dtype = device::default_dtype(&crate::device());
-    let settings = Settings { graphs: true, ..Settings::new(checkpoint, dtype, crate::device()) };
+    let controlnet = std::env::var("ATELIER_TEST_CONTROLNET").ok();
+    let controlnets = controlnet.iter().map(|path| ControlNetFile { name: "net".into(), path: path.into() }).collect();
+    let settings = Settings { graphs: true, controlnets, ..Settings::new(checkpoint, dtype, crate::device()) };
     let mut engine = StableDiffusion::load(&settings).unwrap();
-    let counted =
-        GenerateRequest { steps, width_px: side_px, height_px: side_px, ..request("a red mug on the beach", 1, None) };
+    let image = RgbImage::from_pixel(side_px, side_px, image::Rgb([0, 128, 255]));
+    let control = controlnet.map(|_| Control { net: "net".into(), image, scale: 1.0, start: 0.0, end: 1.0 });
+    let interval = std::env::var("ATELIER_TEST_STEP_CACHE").ok();
+    let mut counted = request("a red mug on the beach", 1, None);
+    (counted.steps, counted.width_px, counted.height_px) = (steps, side_px, side_px);
+    counted.controls = control.into_iter().collect();
+    counted.step_cache = interval.map(|interval| StepCache::Interval(interval.parse().unwrap()));
     let images = engine.generate(&counted, &Watch::new(|_| ())).unwrap();
     assert_eq!(images.len(), 1);
 }
