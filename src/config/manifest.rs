@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
+use super::nets::{ControlNet, IpAdapter};
+use super::relative::{relative, relative_if_any};
 use crate::job::request::Defaults;
 use crate::job::task::LoraScale;
-use crate::job::task::control::ControlNetName;
+use crate::job::task::control::NetName;
 use crate::job::task::prompt::PromptSyntax;
 use crate::job::task::scheduler::{Sampler, Scheduler};
 use crate::job::task::tryon::Mode;
@@ -61,11 +63,14 @@ pub struct Manifest {
     /// Stable Diffusion: the ControlNets that jobs may ask for. All of them are loaded at start, and stay.
     #[serde(default)]
     pub controlnets: Vec<ControlNet>,
+    /// The same of IP-Adapters, with their image encoders.
+    #[serde(default)]
+    pub ip_adapters: Vec<IpAdapter>,
     /// Where `atelier models pull` finds the checkpoint's files.
     #[serde(default)]
     pub source: Option<Source>,
     /// Directories next to the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that `modes`,
-    /// `weights` or `controlnets` name.
+    /// `weights`, `controlnets` or `ip_adapters` name.
     #[serde(default)]
     pub additional_sources: BTreeMap<FilePath, Source>,
     /// What a job gets that leaves a field out.
@@ -82,31 +87,6 @@ pub struct Checker {
     pub directory: PathBuf,
     /// Which of its labels stand for what may not be shown.
     pub categories: Categories,
-}
-
-/// A ControlNet of the checkpoint's family, in a directory of diffusers' or in one file.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ControlNet {
-    /// By which jobs ask for it.
-    pub name: ControlNetName,
-    /// A directory with `config.json` and weights, or one `.safetensors` file, relative to the manifest.
-    #[serde(deserialize_with = "relative")]
-    pub weights: PathBuf,
-    /// What kind of image it looks at, such as `canny` or `depth`; of those of the kind `canny` a job may have edges detected.
-    pub image: ControlNetName,
-}
-
-impl ControlNet {
-    /// What is read of one in a directory, unless its source names others.
-    const FILES: [&str; 2] = ["config.json", "diffusion_pytorch_model.safetensors"];
-
-    /// Its files, as far as the name of one in a directory is known.
-    #[must_use]
-    pub fn files(&self) -> Vec<PathBuf> {
-        let is_file = self.weights.extension().is_some_and(|extension| extension == "safetensors");
-        if is_file { vec![self.weights.clone()] } else { Self::FILES.map(|file| self.weights.join(file)).to_vec() }
-    }
 }
 
 const WEIGHTS: &str =
@@ -265,6 +245,10 @@ impl Manifest {
             checker.directory = directory.join(&checker.directory);
         }
         self.controlnets.iter_mut().for_each(|net| net.weights = directory.join(&net.weights));
+        for adapter in &mut self.ip_adapters {
+            adapter.weights = directory.join(&adapter.weights);
+            adapter.image_encoder = directory.join(&adapter.image_encoder);
+        }
         let Modes { base, lora, fp8 } = &mut self.modes;
         for weights in [base, lora, fp8].into_iter().flatten() {
             weights.transformer = weights.transformer.take().map(|file| directory.join(file));
@@ -285,10 +269,11 @@ impl Manifest {
             return Err(("modes", "is for families qwen-image and qwen-image-edit; this one has none".into()));
         }
         if kind == Kind::StableDiffusion {
-            return self.check_controlnets();
+            return self.check_nets();
         }
-        if !self.controlnets.is_empty() {
-            return Err(("controlnets", "is for family stable-diffusion-1 or stable-diffusion-xl; leave it out".into()));
+        let nets = [("controlnets", self.controlnets.is_empty()), ("ip_adapters", self.ip_adapters.is_empty())];
+        if let Some((key, _)) = nets.into_iter().find(|(_, is_empty)| !is_empty) {
+            return Err((key, "is for family stable-diffusion-1 or stable-diffusion-xl; leave it out".into()));
         }
         if kind == Kind::Qwen && self.weights.is_some() {
             return Err(("weights", WEIGHTS.into()));
@@ -324,13 +309,27 @@ impl Manifest {
 }
 
 impl Manifest {
-    fn check_controlnets(&self) -> Result<(), (&'static str, String)> {
-        for (index, net) in self.controlnets.iter().enumerate() {
-            if self.controlnets[..index].iter().any(|other| other.name == net.name) {
-                return Err(("controlnets", format!("has two of the name {}; a job could not say which", net.name.as_str())));
+    fn check_nets(&self) -> Result<(), (&'static str, String)> {
+        let controlnets: Vec<&NetName> = self.controlnets.iter().map(|net| &net.name).collect();
+        let ip_adapters: Vec<&NetName> = self.ip_adapters.iter().map(|adapter| &adapter.name).collect();
+        for (key, names) in [("controlnets", controlnets), ("ip_adapters", ip_adapters)] {
+            if let Some((_, twice)) = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
+                return Err((key, format!("has two of the name {}; a job could not say which", twice.as_str())));
             }
         }
-        Ok(())
+        let weights = self.ip_adapters.iter().map(|adapter| &adapter.weights);
+        let pickle = weights.into_iter().find(|file| file.extension().is_none_or(|extension| extension != "safetensors"));
+        match pickle {
+            None => Ok(()),
+            Some(file) => {
+                let file = file.file_name().unwrap_or_default().to_string_lossy();
+                let problem = format!(
+                    "weights must be one .safetensors file, got {file}; pickles (.bin) can run code when they are read: take the \
+                     .safetensors file of the same repository, or convert it"
+                );
+                Err(("ip_adapters", problem))
+            }
+        }
     }
 
     /// What a flow without modes would leave out in silence.
@@ -352,13 +351,4 @@ impl Manifest {
             None => Ok(()),
         }
     }
-}
-
-fn relative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-    let path = PathBuf::deserialize(deserializer)?;
-    if path.is_relative() { Ok(path) } else { Err(serde::de::Error::custom("must be relative to the manifest")) }
-}
-
-fn relative_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
-    relative(deserializer).map(Some)
 }

@@ -2,7 +2,9 @@
 
 mod handler_environment;
 pub mod manifest;
+pub mod nets;
 mod places;
+mod relative;
 mod renamed;
 mod source;
 

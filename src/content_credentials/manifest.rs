@@ -2,7 +2,7 @@
 //!
 //! - Out of words alone: `c2pa.created`, whose digital source type says that a model made it.
 //! - From images: the one that was changed is the parent, which is `c2pa.opened` and then `c2pa.edited`. Those that were put into it are
-//!   components, each `c2pa.placed`. A mask is an input of the edit, and what a ControlNet looks at one of whatever was done.
+//!   components, each `c2pa.placed`. A mask is an input of the edit, and what a ControlNet or an IP-Adapter looks at one of whatever was done.
 //! - Manifests of the inputs go along, as far as they are not more than [`MAX_INPUT_MANIFESTS`] or [`MAX_INPUT_MANIFEST_BYTES`] each.
 
 use std::io::Cursor;

@@ -51,6 +51,10 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
         let how = format!("correct controlnets in {}, or take a ControlNet of the model's family", manifest.file.display());
         return Finding::fail(CHECK, format!("{name}: {problem}"), how);
     }
+    if let Err(problem) = family::check_ip_adapters(&manifest) {
+        let how = format!("correct ip_adapters in {}, or take an IP-Adapter of the model's family", manifest.file.display());
+        return Finding::fail(CHECK, format!("{name}: {problem}"), how);
+    }
     let bytes: u64 = weights.iter().map(|(_, bytes)| bytes).sum();
     let mut pinned = if quick { Vec::new() } else { plans(config, environment, &config.model.name, true).unwrap_or_default() };
     pinned.retain(|plan| !plan.source.files.is_empty());
@@ -96,6 +100,14 @@ pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf
         } else {
             found.push((net.weights.clone(), about.len()));
         }
+    }
+    for adapter in &manifest.ip_adapters {
+        let missing =
+            |path: &Path, error: io::Error| format!("IP-Adapter {}: {}: {error}", adapter.name.as_str(), path.display());
+        let about = fs::metadata(&adapter.weights).map_err(|error| missing(&adapter.weights, error))?;
+        found.push((adapter.weights.clone(), about.len()));
+        let encoder = &adapter.image_encoder;
+        collect(encoder, 0, &mut found).map_err(|error| missing(encoder, error))?;
     }
     found.sort();
     found.dedup();

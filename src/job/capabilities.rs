@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Job;
 use super::outcome::JobError;
-use super::task::control::{Control, ControlNetName};
+use super::task::control::{Control, NetName};
 use super::task::sampling::StepCache;
 use super::task::scheduler::{Sampler, Scheduler};
 use super::task::tryon::Mode;
@@ -19,8 +19,8 @@ const TOKEN_PX: u32 = 16;
 pub enum Capabilities {
     /// Images from text, by a UNet.
     Generate,
-    /// The same with these ControlNets.
-    Controlled(Vec<ControlNet>),
+    /// The same with these ControlNets and IP-Adapters.
+    Steered(Steering),
     /// Images from text, by a flow in these modes, whose weights are loaded.
     Text(Vec<Mode>),
     /// Images from text, by a flow without modes that was distilled over guidance and takes LoRAs.
@@ -29,12 +29,20 @@ pub enum Capabilities {
     Edit(Vec<Mode>),
 }
 
+/// What steers generations besides their text, as far as it is loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steering {
+    pub controlnets: Vec<ControlNet>,
+    /// By their names.
+    pub ip_adapters: Vec<NetName>,
+}
+
 /// A ControlNet that is loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlNet {
-    pub name: ControlNetName,
+    pub name: NetName,
     /// What kind of image it looks at, such as `canny` or `depth`.
-    pub image: ControlNetName,
+    pub image: NetName,
 }
 
 impl Capabilities {
@@ -42,7 +50,7 @@ impl Capabilities {
     #[must_use]
     pub fn tasks(&self) -> &'static [&'static str] {
         match self {
-            Self::Generate | Self::Controlled(_) | Self::Text(_) | Self::Flow => &["generate"],
+            Self::Generate | Self::Steered(_) | Self::Text(_) | Self::Flow => &["generate"],
             Self::Edit(_) => &["tryon", "edit"],
         }
     }
@@ -51,7 +59,7 @@ impl Capabilities {
     #[must_use]
     pub fn modes(&self) -> &[Mode] {
         match self {
-            Self::Generate | Self::Controlled(_) | Self::Flow => &[],
+            Self::Generate | Self::Steered(_) | Self::Flow => &[],
             Self::Text(modes) | Self::Edit(modes) => modes,
         }
     }
@@ -59,14 +67,23 @@ impl Capabilities {
     /// Whether jobs may bring adapters of their own.
     #[must_use]
     pub fn takes_loras(&self) -> bool {
-        matches!(self, Self::Generate | Self::Controlled(_) | Self::Flow)
+        matches!(self, Self::Generate | Self::Steered(_) | Self::Flow)
     }
 
     /// The ControlNets that jobs may ask for.
     #[must_use]
     pub fn controlnets(&self) -> &[ControlNet] {
         match self {
-            Self::Controlled(nets) => nets,
+            Self::Steered(steering) => &steering.controlnets,
+            Self::Generate | Self::Text(_) | Self::Flow | Self::Edit(_) => &[],
+        }
+    }
+
+    /// The IP-Adapters that jobs may ask for, by their names.
+    #[must_use]
+    pub fn ip_adapters(&self) -> &[NetName] {
+        match self {
+            Self::Steered(steering) => &steering.ip_adapters,
             Self::Generate | Self::Text(_) | Self::Flow | Self::Edit(_) => &[],
         }
     }
@@ -81,7 +98,7 @@ impl Capabilities {
     #[must_use]
     pub fn side_multiple_px(&self) -> u32 {
         match self {
-            Self::Generate | Self::Controlled(_) => SidePx::MULTIPLE_OF as u32,
+            Self::Generate | Self::Steered(_) => SidePx::MULTIPLE_OF as u32,
             Self::Text(_) | Self::Flow | Self::Edit(_) => TOKEN_PX,
         }
     }
@@ -102,12 +119,15 @@ impl Capabilities {
             (Self::Edit(modes), Task::TryOn(tryon)) => check_mode(modes, tryon.mode),
             (Self::Edit(modes), Task::Edit(edit)) => check_mode(modes, edit.mode),
             (Self::Text(modes), Task::Generate(generate)) => check_text(modes, generate),
-            (Self::Generate | Self::Controlled(_) | Self::Flow, Task::Generate(Generate { mode: Some(_), .. })) => {
+            (Self::Generate | Self::Steered(_) | Self::Flow, Task::Generate(Generate { mode: Some(_), .. })) => {
                 let served = model.as_str();
                 invalid("mode", format!("means something only with a model that has modes, which {served} has not"))
             }
             (Self::Flow, Task::Generate(generate)) => check_flow(generate),
-            (Self::Generate | Self::Controlled(_), Task::Generate(generate)) => check_controls(self.controlnets(), generate),
+            (Self::Generate | Self::Steered(_), Task::Generate(generate)) => {
+                check_controls(self.controlnets(), generate)?;
+                check_prompts(self.ip_adapters(), generate)
+            }
             _ => Ok(()),
         }
     }
@@ -115,7 +135,7 @@ impl Capabilities {
     /// A UNet and a transformer take over other things.
     fn check_step_cache(&self, asked: Option<StepCache>) -> Result<(), JobError> {
         let has_unet = match self {
-            Self::Generate | Self::Controlled(_) => true,
+            Self::Generate | Self::Steered(_) => true,
             Self::Text(_) | Self::Flow | Self::Edit(_) => false,
         };
         let (has, takes) = match asked {
@@ -163,6 +183,19 @@ fn check_controls(loaded: &[ControlNet], generate: &Generate) -> Result<(), JobE
     Ok(())
 }
 
+/// Each must be one that is loaded.
+fn check_prompts(loaded: &[NetName], generate: &Generate) -> Result<(), JobError> {
+    if loaded.is_empty() && !generate.image_prompts.is_empty() {
+        return invalid("ip_adapters", "this function's model has no IP-Adapters: leave it out".into());
+    }
+    let unknown = generate.image_prompts.iter().enumerate().find(|(_, prompt)| !loaded.contains(&prompt.name));
+    let Some((index, prompt)) = unknown else { return Ok(()) };
+    let names: Vec<&str> = loaded.iter().map(NetName::as_str).collect();
+    let asked = prompt.name.as_str();
+    let problem = format!("must be one of {}, the IP-Adapters of this function, got {asked}", names.join(", "));
+    invalid(&format!("ip_adapters[{index}].name"), problem)
+}
+
 fn check_mode(loaded: &[Mode], asked: Mode) -> Result<(), JobError> {
     if loaded.contains(&asked) {
         return Ok(());
@@ -201,6 +234,7 @@ fn check_sampling(generate: &Generate, unread: Option<&'static str>) -> Result<(
         ("embeddings", !generate.embeddings.is_empty()),
         ("init_image", generate.start.is_some()),
         ("controlnets", !generate.controls.is_empty()),
+        ("ip_adapters", !generate.image_prompts.is_empty()),
     ];
     let set = set.into_iter().filter(|(_, given)| *given).map(|(field, _)| field);
     let sampling = generate.sampling.fields().into_iter().map(|(field, _)| field).filter(|field| *field != "step_cache");

@@ -27,6 +27,10 @@ impl Job {
                 for (index, control) in generate.controls.iter().enumerate() {
                     inputs.push((format!("controlnets[{index}].image.url"), &control.image));
                 }
+                for (index, prompt) in generate.image_prompts.iter().enumerate() {
+                    let images = prompt.images.get().iter().enumerate();
+                    inputs.extend(images.map(|(place, image)| (format!("ip_adapters[{index}].images[{place}]"), image)));
+                }
             }
             Task::TryOn(tryon) => {
                 inputs.push(("person".to_owned(), &tryon.person));

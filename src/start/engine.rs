@@ -106,6 +106,7 @@ pub(super) fn stable_diffusion(manifest: &Manifest, dtype: DType, device: Device
     Ok(settings::Settings {
         single_file: manifest.weights.clone(),
         controlnets: manifest.controlnets.iter().map(family::controlnet).collect(),
+        ip_adapters: manifest.ip_adapters.iter().map(family::ip_adapter).collect(),
         timestep_spacing: manifest.timestep_spacing.map(|spacing| match spacing {
             manifest::TimestepSpacing::Linspace => TimestepSpacing::Linspace,
             manifest::TimestepSpacing::Leading => TimestepSpacing::Leading,

@@ -1,6 +1,7 @@
 //! Whether a checkpoint is of the family that its manifest says.
 
-use crate::config::manifest::{ControlNet, Family, Manifest};
+use crate::config::manifest::{Family, Manifest};
+use crate::config::nets::{ControlNet, IpAdapter};
 use crate::job::task::tryon::Mode;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::flux::Flux;
@@ -8,6 +9,7 @@ use atelier_engine::flow::z_image::ZImage;
 use atelier_engine::qwen::checkpoint::{ImageCheckpoint, Pipeline};
 use atelier_engine::sd::checkpoint::Checkpoint;
 use atelier_engine::sd::controlnet::files::ControlNetFile;
+use atelier_engine::sd::ip_adapter::files::IpAdapterFile;
 use atelier_engine::{EngineError, present};
 
 /// Looks at the JSON files of the checkpoint, not at its weights.
@@ -57,6 +59,23 @@ pub fn check_controlnets(manifest: &Manifest) -> Result<(), EngineError> {
     }
     let checkpoint = Checkpoint::read(&manifest.checkpoint)?;
     manifest.controlnets.iter().try_for_each(|net| controlnet(net).check(&checkpoint))
+}
+
+/// Looks at the IP-Adapters of a manifest and their image encoders, not at their tensors.
+///
+/// # Errors
+/// [`EngineError::Checkpoint`] names the one that is no IP-Adapter of the manifest's checkpoint.
+pub fn check_ip_adapters(manifest: &Manifest) -> Result<(), EngineError> {
+    if manifest.ip_adapters.is_empty() {
+        return Ok(());
+    }
+    let checkpoint = Checkpoint::read(&manifest.checkpoint)?;
+    manifest.ip_adapters.iter().try_for_each(|adapter| ip_adapter(adapter).check(&checkpoint))
+}
+
+/// As the engine knows it.
+pub(super) fn ip_adapter(IpAdapter { name, weights, image_encoder }: &IpAdapter) -> IpAdapterFile {
+    IpAdapterFile { name: name.as_str().to_owned(), path: weights.clone(), image_encoder: image_encoder.clone() }
 }
 
 /// As the engine knows it.

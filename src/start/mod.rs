@@ -16,13 +16,14 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use self::phases::{Phases, process_age_ms};
-use crate::config::manifest::{ControlNet, Family, Manifest};
+use crate::config::manifest::{Family, Manifest};
+use crate::config::nets::ControlNet;
 use crate::config::{Config, ConfigError, Environment};
 use crate::content_credentials::ready;
 use crate::content_credentials::signing::Signing;
 use crate::events::auth::Auth;
 use crate::handler::{Handler, KeepRefused};
-use crate::job::capabilities::{self, Capabilities};
+use crate::job::capabilities::{self, Capabilities, Steering};
 use crate::job::notification::Images;
 use crate::job::outcome::JobError;
 use crate::job::task::ModelName;
@@ -185,12 +186,13 @@ fn signing(config: &Config) -> Result<Option<Arc<Signing>>, SettingError> {
 /// What a handler of this configuration can be asked for, once it is ready.
 fn capabilities(config: &Config, manifest: &Manifest) -> Capabilities {
     match manifest.family {
-        Family::StableDiffusion1 | Family::StableDiffusionXl if manifest.controlnets.is_empty() => Capabilities::Generate,
         Family::StableDiffusion1 | Family::StableDiffusionXl => {
             let nets = manifest.controlnets.iter();
             let nets = nets
                 .map(|ControlNet { name, image, .. }| capabilities::ControlNet { name: name.clone(), image: image.clone() });
-            Capabilities::Controlled(nets.collect())
+            let ip_adapters = manifest.ip_adapters.iter().map(|adapter| adapter.name.clone());
+            let steering = Steering { controlnets: nets.collect(), ip_adapters: ip_adapters.collect() };
+            if steering == Steering::default() { Capabilities::Generate } else { Capabilities::Steered(steering) }
         }
         Family::QwenImageEdit => Capabilities::Edit(config.model.modes()),
         Family::QwenImage => Capabilities::Text(config.model.modes()),

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::command::{all_named, files_key, line};
 use super::pack;
-use crate::config::manifest::{ControlNet, Kind, Manifest, ModeWeights};
+use crate::config::manifest::{Kind, Manifest, ModeWeights};
 use crate::config::{Config, Environment};
 use crate::job::task::ModelName;
 use crate::models::file::{Checksum, FilePath};
@@ -106,8 +106,13 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
     for (directory, source) in &manifest.additional_sources {
         let directory = directory.under(manifest.directory());
         let checker = manifest.checker.iter().flat_map(|checker| CHECKER_FILES.map(|file| checker.directory.join(file)));
-        let controlnets = manifest.controlnets.iter().flat_map(|net| controlnet_files(net, &directory, source));
+        let controlnets = manifest.controlnets.iter().flat_map(|net| listed(&net.weights, net.files(), &directory, source));
+        let ip_adapters = manifest.ip_adapters.iter().flat_map(|adapter| {
+            let encoder = listed(&adapter.image_encoder, adapter.encoder_files(), &directory, source);
+            encoder.into_iter().chain([adapter.weights.clone()])
+        });
         let named = modes.iter().flat_map(|mode| mode.files()).chain(elsewhere).cloned().chain(checker).chain(controlnets);
+        let named = named.chain(ip_adapters);
         let inside = named.filter_map(|file| Some(file.strip_prefix(&directory).ok()?.to_str()?.to_owned()));
         let files: BTreeMap<FilePath, Option<Checksum>> = inside
             .filter_map(|file| FilePath::new(&file).ok())
@@ -121,11 +126,11 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
     Ok(plans)
 }
 
-/// Those that the source names of a ControlNet's directory, else those that every one has.
-fn controlnet_files(net: &ControlNet, directory: &Path, source: &Source) -> Vec<PathBuf> {
-    let listed = source.files.keys().map(|file| file.under(directory)).filter(|file| file.starts_with(&net.weights));
+/// Those that the source names of what lies at `path`, else those that `every_one` of its kind has.
+fn listed(path: &Path, every_one: Vec<PathBuf>, directory: &Path, source: &Source) -> Vec<PathBuf> {
+    let listed = source.files.keys().map(|file| file.under(directory)).filter(|file| file.starts_with(path));
     let listed: Vec<PathBuf> = listed.collect();
-    if listed.is_empty() { net.files() } else { listed }
+    if listed.is_empty() { every_one } else { listed }
 }
 
 /// The one file with all weights, where a directory next to the checkpoint has it.

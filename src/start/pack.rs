@@ -66,8 +66,9 @@ pub(super) fn run(options: Options, config: &Config, environment: &Environment) 
     let dtype = options.dtype.dtype();
     let to = options.to.unwrap_or_else(|| default_target(&manifest, dtype));
     // Whole, so that a checkpoint that cannot be generated with is not packed either.
-    // ControlNets stay where they are.
-    let settings = Settings { controlnets: Vec::new(), ..stable_diffusion(&manifest, dtype, Device::Cpu)? };
+    // ControlNets and IP-Adapters stay where they are.
+    let settings =
+        Settings { controlnets: Vec::new(), ip_adapters: Vec::new(), ..stable_diffusion(&manifest, dtype, Device::Cpu)? };
     let packed = StableDiffusion::load(&settings)?.pack(&to)?;
     line(&format!(
         "{}: {} tensors as {}, {} bytes, in {}",

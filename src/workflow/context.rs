@@ -93,7 +93,7 @@ pub enum Inputs<'job> {
 
 /// Downloaded files, next to the task that they are for.
 pub enum Fetched<'job> {
-    Generate(&'job Generate, GenerateInputs<StartFiles, PathBuf>),
+    Generate(&'job Generate, GenerateInputs<StartFiles, PathBuf, PathBuf>),
     TryOn(&'job TryOn, TryOnFiles),
     /// 1 to 3 files.
     Edit(&'job Edit, Vec<PathBuf>),
@@ -101,18 +101,20 @@ pub enum Fetched<'job> {
 
 /// Images that are opened and as large as they are to be, next to the task that they are for.
 pub enum Decoded<'job> {
-    Generate(&'job Generate, GenerateInputs<InitImage, ControlImage>),
+    Generate(&'job Generate, GenerateInputs<InitImage, ControlImage, RgbImage>),
     TryOn(&'job TryOn, TryOnInputs),
     Edit(&'job Edit, EditInputs),
 }
 
 /// What a generation is given besides its text.
-pub struct GenerateInputs<Start, Control> {
+pub struct GenerateInputs<Start, Control, Reference> {
     pub loras: Vec<LoraFile>,
     pub embeddings: Vec<EmbeddingFile>,
     pub start: Option<Start>,
     /// In the order of the job's.
     pub controls: Vec<Control>,
+    /// The images of each of the job's IP-Adapters.
+    pub image_prompts: Vec<Vec<Reference>>,
 }
 
 /// What a ControlNet is given, in the job's size.

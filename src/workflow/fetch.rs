@@ -59,7 +59,7 @@ impl Fetch {
         &self,
         context: &mut JobContext<'_>,
         generate: &Generate,
-    ) -> Result<GenerateInputs<StartFiles, PathBuf>, JobError> {
+    ) -> Result<GenerateInputs<StartFiles, PathBuf, PathBuf>, JobError> {
         let mut loras = Vec::with_capacity(generate.loras.len());
         for (index, lora) in generate.loras.iter().enumerate() {
             let path = self.fetch(context, (&lora.url, InputKind::Weights), &format!("lora[{index}].url")).await?;
@@ -87,7 +87,16 @@ impl Fetch {
             let field = format!("controlnets[{index}].image.url");
             controls.push(self.fetch_image(context, &control.image, &field, Role::Input).await?);
         }
-        Ok(GenerateInputs { loras, embeddings, start, controls })
+        let mut image_prompts = Vec::with_capacity(generate.image_prompts.len());
+        for (index, prompt) in generate.image_prompts.iter().enumerate() {
+            let mut images = Vec::with_capacity(prompt.images.get().len());
+            for (place, image) in prompt.images.get().iter().enumerate() {
+                let field = format!("ip_adapters[{index}].images[{place}]");
+                images.push(self.fetch_image(context, image, &field, Role::Input).await?);
+            }
+            image_prompts.push(images);
+        }
+        Ok(GenerateInputs { loras, embeddings, start, controls, image_prompts })
     }
 
     async fn tryon(&self, context: &mut JobContext<'_>, tryon: &TryOn) -> Result<TryOnFiles, JobError> {

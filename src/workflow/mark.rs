@@ -8,7 +8,7 @@ use crate::job::task::Task;
 /// How much of an image a model made, in the terms of <https://cv.iptc.org/newscodes/digitalsourcetype/>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DigitalSource {
-    /// All of it, out of words, and out of what a ControlNet looks at.
+    /// All of it, out of words, and out of what ControlNets and IP-Adapters look at.
     TrainedAlgorithmicMedia,
     /// It was made from other images.
     CompositeWithTrainedAlgorithmicMedia,

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::mark::CREATOR_TOOL;
 use crate::job::task::control::{Control, Detector};
 use crate::job::task::edit::Edit;
+use crate::job::task::ip_adapter::ImagePrompt;
 use crate::job::task::tryon::TryOn;
 use crate::job::task::{Generate, Lora, LoraAlphaSource, Task};
 use crate::job::{Job, MetadataLevel};
@@ -81,6 +82,9 @@ fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, Strin
     if !task.controls.is_empty() {
         ours["controlnets"] = task.controls.iter().map(described_control).collect();
     }
+    if !task.image_prompts.is_empty() {
+        ours["ip_adapters"] = task.image_prompts.iter().map(described_prompt).collect();
+    }
     vec![("parameters", text), ("atelier", ours.to_string())]
 }
 
@@ -98,6 +102,11 @@ fn described_control(control: &Control) -> Value {
         described["high_threshold"] = json!(high);
     }
     described
+}
+
+fn described_prompt(prompt: &ImagePrompt) -> Value {
+    let images: Vec<String> = prompt.images.get().iter().map(ToString::to_string).collect();
+    json!({ "name": prompt.name, "images": images, "scale": prompt.scale })
 }
 
 fn described_lora(lora: &Lora) -> Value {

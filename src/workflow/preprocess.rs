@@ -60,7 +60,7 @@ impl Step for PreprocessStep {
         let files = context.take_fetched()?;
         // Unpacking and scaling takes as long as a denoising step: others must not wait for it.
         context.inputs = Inputs::Decoded(match files {
-            Fetched::Generate(generate, GenerateInputs { loras, embeddings, start, controls }) => {
+            Fetched::Generate(generate, GenerateInputs { loras, embeddings, start, controls, image_prompts }) => {
                 let size = generate.size;
                 let start = match start {
                     Some(files) => Some(opened(move || settings.start(&files, size)).await?),
@@ -68,7 +68,8 @@ impl Step for PreprocessStep {
                 };
                 let detectors: Vec<Option<Detector>> = generate.controls.iter().map(|control| control.detect).collect();
                 let controls = opened(move || settings.controls(&controls, &detectors, size)).await?;
-                Decoded::Generate(generate, GenerateInputs { loras, embeddings, start, controls })
+                let image_prompts = opened(move || settings.image_prompts(&image_prompts)).await?;
+                Decoded::Generate(generate, GenerateInputs { loras, embeddings, start, controls, image_prompts })
             }
             Fetched::TryOn(tryon, files) => {
                 let resolution = tryon.resolution;
@@ -117,6 +118,16 @@ impl Preprocess {
             Ok(ControlImage { sent, detected })
         });
         images.collect()
+    }
+
+    /// Opens what IP-Adapters look at, as large as it is: an image encoder makes its own size of it.
+    fn image_prompts(self, files: &[Vec<PathBuf>]) -> Result<Vec<Vec<RgbImage>>, JobError> {
+        let opening = self.opening();
+        let each = files.iter().enumerate().map(|(index, files)| {
+            let images = files.iter().enumerate();
+            images.map(|(place, path)| opening.image(path, &format!("ip_adapters[{index}].images[{place}]"))).collect()
+        });
+        each.collect()
     }
 
     /// # Errors

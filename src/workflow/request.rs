@@ -5,6 +5,7 @@ use image::{GrayImage, Rgb, RgbImage};
 use super::context::{ControlImage, Decoded, EditInputs, GenerateInputs, TryOnInputs};
 use crate::job::task::control::Control;
 use crate::job::task::edit::Edit;
+use crate::job::task::ip_adapter::ImagePrompt;
 use crate::job::task::sampling::{
     ClipSkip, Eta, GuidanceRescale, HeightWidth, ImageGuidanceScale, Sampling, StepCache, TopLeft,
 };
@@ -17,7 +18,7 @@ use atelier_engine::{EditRequest, GenerateRequest, Request};
 /// A job's inputs, as the engine takes them.
 pub(super) fn request(inputs: &Decoded<'_>) -> Request {
     match inputs {
-        Decoded::Generate(generate, GenerateInputs { loras, embeddings, start, controls: images }) => {
+        Decoded::Generate(generate, GenerateInputs { loras, embeddings, start, controls: images, image_prompts }) => {
             Request::Generate(GenerateRequest {
                 prompt: generate.prompt.as_str().to_owned(),
                 negative_prompt: generate.negative_prompt.as_str().to_owned(),
@@ -25,6 +26,7 @@ pub(super) fn request(inputs: &Decoded<'_>) -> Request {
                 embeddings: embeddings.clone(),
                 start: start.clone(),
                 controls: controls(&generate.controls, images),
+                image_prompts: prompts(&generate.image_prompts, image_prompts),
                 strength: generate.start.as_ref().map_or(1.0, |start| start.strength.get()),
                 steps: generate.steps.get(),
                 guidance_scale: generate.guidance_scale.get(),
@@ -42,13 +44,24 @@ pub(super) fn request(inputs: &Decoded<'_>) -> Request {
 }
 
 /// `images`: one a control.
-fn controls(controls: &[Control], images: &[ControlImage]) -> Vec<atelier_engine::Control> {
-    let each = controls.iter().zip(images).map(|(control, ControlImage { sent, detected })| atelier_engine::Control {
-        net: control.name.as_str().to_owned(),
-        image: detected.as_ref().unwrap_or(sent).clone(),
-        scale: control.scale.get(),
-        start: control.start.get(),
-        end: control.end.get(),
+fn controls(controls: &[Control], images: &[ControlImage]) -> Vec<atelier_engine::steering::Control> {
+    let each =
+        controls.iter().zip(images).map(|(control, ControlImage { sent, detected })| atelier_engine::steering::Control {
+            net: control.name.as_str().to_owned(),
+            image: detected.as_ref().unwrap_or(sent).clone(),
+            scale: control.scale.get(),
+            start: control.start.get(),
+            end: control.end.get(),
+        });
+    each.collect()
+}
+
+/// `images`: those of each prompt.
+fn prompts(prompts: &[ImagePrompt], images: &[Vec<RgbImage>]) -> Vec<atelier_engine::steering::ImagePrompt> {
+    let each = prompts.iter().zip(images).map(|(prompt, images)| atelier_engine::steering::ImagePrompt {
+        adapter: prompt.name.as_str().to_owned(),
+        images: images.clone(),
+        scale: prompt.scale.get(),
     });
     each.collect()
 }

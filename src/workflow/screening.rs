@@ -103,6 +103,11 @@ fn inputs(decoded: &Decoded<'_>) -> Seen {
             for (index, control) in inputs.controls.iter().enumerate() {
                 seen.push(format!("controlnets[{index}].image"), control.sent.clone());
             }
+            for (index, images) in inputs.image_prompts.iter().enumerate() {
+                for (place, image) in images.iter().enumerate() {
+                    seen.push(format!("ip_adapters[{index}].images[{place}]"), image.clone());
+                }
+            }
         }
         Decoded::TryOn(_, inputs) => {
             seen.push("person".to_owned(), inputs.person.clone());

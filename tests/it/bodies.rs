@@ -70,14 +70,16 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     body["image_guidance_scale"] = json!(1.5);
     body["controlnets"] = json!([{ "name": "canny", "image": { "url": "s3://bucket/c" }, "scale": 0.5, "start": 0.1, "end": 0.9,
         "detect": "canny", "low_threshold": 80, "high_threshold": 160 }]);
+    body["ip_adapters"] = json!([{ "name": "plus", "images": ["s3://bucket/a"], "scale": 0.5 }]);
     let required = ["/job_id", "/prompt", "/lora/0/url", "/embeddings/0/url", "/embeddings/0/token", "/init_image/url"];
     let nested =
         ["/mask_image/url", "/watermark/text", "/controlnets/0/name", "/controlnets/0/image", "/controlnets/0/image/url"];
+    let prompted = ["/ip_adapters/0/name", "/ip_adapters/0/images"];
     let least = json!({ "job_id": "job-1", "prompt": "a mug" });
     let sampled = json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada", "mode": "base",
         "consent": { "basis": "own", "reference": "me" }, "step_cache": { "interval": 3 },
         "original_size": [512, 512], "crops_coords_top_left": [0, 0], "target_size": [512, 512] });
-    let (optional, mut untried) = null_is_nothing(&body, &[required.as_slice(), &nested].concat());
+    let (optional, mut untried) = null_is_nothing(&body, &[required.as_slice(), &nested, &prompted].concat());
     assert!(optional > 15, "only {optional} optional fields");
     let listed =
         [json!({ "scheduler": "euler", "timesteps": [900, 500] }), json!({ "scheduler": "euler", "sigmas": [9.5, 0.0] })];

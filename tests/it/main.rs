@@ -20,6 +20,7 @@ mod fuzz;
 mod handler;
 mod host;
 mod images;
+mod ip_adapters;
 mod model;
 mod models;
 mod openai;

@@ -23,6 +23,7 @@ use atelier::workflow::user_step::UserSteps;
 use atelier::workflow::watermark::TextStyle;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, safety, store};
+use atelier_engine::steering::ImagePrompt;
 use atelier_engine::thread::EngineThread;
 use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, LoraFile, QueuedRequest, Request};
 use serde_json::Value;
@@ -46,6 +47,7 @@ struct ScriptedEngine {
     edits: Arc<Mutex<Vec<EditRequest>>>,
     loras: Arc<Mutex<Vec<LoraFile>>>,
     modes: Arc<Mutex<Vec<Option<String>>>>,
+    image_prompts: Arc<Mutex<Vec<ImagePrompt>>>,
 }
 
 impl Engine for ScriptedEngine {
@@ -68,6 +70,7 @@ impl ScriptedEngine {
             Request::Generate(generate) => {
                 self.loras.lock().unwrap().extend(generate.loras.iter().cloned());
                 self.modes.lock().unwrap().push(generate.mode.clone());
+                self.image_prompts.lock().unwrap().extend(generate.image_prompts.iter().cloned());
                 let control = generate.controls.first().map(|control| control.image.to_vec());
                 shown = generate.start.as_ref().map(shown_of).or(control);
                 (generate.steps, (generate.width_px, generate.height_px), generate.seeds.clone())
@@ -107,6 +110,7 @@ pub(crate) struct Stage {
     edits: Arc<Mutex<Vec<EditRequest>>>,
     loras: Arc<Mutex<Vec<LoraFile>>>,
     modes: Arc<Mutex<Vec<Option<String>>>>,
+    image_prompts: Arc<Mutex<Vec<ImagePrompt>>>,
     cache: TempDir,
 }
 
@@ -210,6 +214,7 @@ impl Stage {
         let edits = Arc::<Mutex<Vec<EditRequest>>>::default();
         let loras = Arc::<Mutex<Vec<LoraFile>>>::default();
         let modes = Arc::<Mutex<Vec<Option<String>>>>::default();
+        let image_prompts = Arc::<Mutex<Vec<ImagePrompt>>>::default();
         let engine = ScriptedEngine {
             script: Arc::clone(&script),
             generated: Arc::clone(&generated),
@@ -217,6 +222,7 @@ impl Stage {
             edits: Arc::clone(&edits),
             loras: Arc::clone(&loras),
             modes: Arc::clone(&modes),
+            image_prompts: Arc::clone(&image_prompts),
         };
         let engine = EngineThread::start(|| Ok(engine)).unwrap();
         let gate = Gate::new(&gated(Config::parse("test", "", &Environment::new()).unwrap().safety), None).unwrap();
@@ -249,7 +255,7 @@ impl Stage {
             max_batch_px: 4 * 512 * 512,
             emf_model: None,
         };
-        Self { handler, bucket, backend, notifier, generated, script, batches, edits, loras, modes, cache }
+        Self { handler, bucket, backend, notifier, generated, script, batches, edits, loras, modes, image_prompts, cache }
     }
 
     /// What the engine does at its next generation instead of succeeding.
@@ -284,6 +290,11 @@ impl Stage {
     /// The modes of the requests from text.
     pub(crate) fn modes(&self) -> Vec<Option<String>> {
         self.modes.lock().unwrap().clone()
+    }
+
+    /// Of all requests, one after the other.
+    pub(crate) fn image_prompts(&self) -> Vec<ImagePrompt> {
+        self.image_prompts.lock().unwrap().clone()
     }
 
     /// How many jobs the engine was given together, each time.

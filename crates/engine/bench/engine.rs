@@ -68,6 +68,7 @@ fn request(side_px: u32, steps: u32, images: u64) -> GenerateRequest {
         embeddings: vec![],
         start: None,
         controls: vec![],
+        image_prompts: vec![],
         strength: 1.0,
         steps,
         guidance_scale: 7.5,

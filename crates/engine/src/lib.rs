@@ -32,6 +32,7 @@ mod rotary;
 pub mod schedule;
 pub mod sd;
 mod single_file;
+pub mod steering;
 pub mod step_cache;
 mod stored;
 pub mod tensor_file;
@@ -51,6 +52,7 @@ use std::time::{Duration, Instant};
 use image::{GrayImage, RgbImage};
 
 use self::schedule::scheduler::Scheduler;
+use self::steering::{Control, ImagePrompt};
 use self::step_cache::StepCache;
 
 /// How long the parts of a load took.
@@ -151,6 +153,8 @@ pub struct GenerateRequest {
     pub start: Option<InitImage>,
     /// What ControlNets hold it to; what they add is summed.
     pub controls: Vec<Control>,
+    /// Images that IP-Adapters look at beside the prompt; what they see is summed.
+    pub image_prompts: Vec<ImagePrompt>,
     /// The part of the steps that is done, above 0 to 1, for the start has an image in it already; 1 without a start.
     pub strength: f64,
     /// Of the whole schedule, 1 or more.
@@ -170,7 +174,7 @@ pub struct GenerateRequest {
 
 impl GenerateRequest {
     /// Whether both can be denoised in one batch: same steps of the same schedule and size, from the same start, under the
-    /// same weights and controls.
+    /// same weights and controls. Image prompts are an image's own, as texts are.
     #[must_use]
     pub fn agrees_with(&self, other: &Self) -> bool {
         (self.width_px, self.height_px) == (other.width_px, other.height_px)
@@ -183,6 +187,7 @@ impl GenerateRequest {
             && self.loras == other.loras
             && self.start == other.start
             && self.controls == other.controls
+            && ImagePrompt::all_agree(&self.image_prompts, &other.image_prompts)
     }
 }
 
@@ -253,20 +258,6 @@ pub struct InitImage {
     pub rgb: RgbImage,
     /// Where it may be changed, from 128 on.
     pub mask: Option<GrayImage>,
-}
-
-/// An image that a ControlNet holds a generation to.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Control {
-    /// The ControlNet, by its name among the model's.
-    pub net: String,
-    /// In the size of the request.
-    pub image: RgbImage,
-    /// What it adds is multiplied by it; finite, and without effect at 0.
-    pub scale: f64,
-    /// It takes part in the steps that lie within these parts of the schedule, each 0 to 1: all of a step.
-    pub start: f64,
-    pub end: f64,
 }
 
 /// One generated image: `rgb` holds (height, width, 3) bytes, row by row.

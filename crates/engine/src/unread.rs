@@ -8,7 +8,7 @@ use super::{EngineError, GenerateRequest, Sampling};
 /// # Errors
 /// [`EngineError::Request`] with the first such field.
 pub(super) fn check_unread(request: &GenerateRequest) -> Result<(), EngineError> {
-    let GenerateRequest { embeddings, start, controls, scheduler, sampling, .. } = request;
+    let GenerateRequest { embeddings, start, controls, image_prompts, scheduler, sampling, .. } = request;
     if *scheduler != Scheduler::plain(Sampler::Euler) {
         let problem = "must be euler, the one sampler of this model".into();
         return Err(EngineError::Request { field: "scheduler", problem });
@@ -29,6 +29,7 @@ pub(super) fn check_unread(request: &GenerateRequest) -> Result<(), EngineError>
         ("embeddings", !embeddings.is_empty()),
         ("init_image", start.is_some()),
         ("controlnets", !controls.is_empty()),
+        ("ip_adapters", !image_prompts.is_empty()),
         ("timesteps", timesteps.is_some()),
         ("sigmas", sigmas.is_some()),
         ("eta", *eta > 0.0),

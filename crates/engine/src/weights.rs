@@ -332,6 +332,11 @@ impl Named {
         Ok(Self { file, names })
     }
 
+    /// What the engine calls its tensors.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.names.iter().map(|(ours, _)| ours)
+    }
+
     /// Whether none of the file's tensors has a name here.
     pub(super) fn is_empty(&self) -> bool {
         self.names.is_empty()

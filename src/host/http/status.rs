@@ -83,6 +83,7 @@ pub(super) async fn models(State(http): State<Arc<Http>>) -> Json<Value> {
             version["modes"] = json!(capabilities.modes());
             version["loras"] = capabilities.takes_loras().into();
             version["controlnets"] = json!(capabilities.controlnets());
+            version["ip_adapters"] = json!(capabilities.ip_adapters());
             version["guidance"] = capabilities.has_guidance().into();
             version["side_multiple_px"] = capabilities.side_multiple_px().into();
         }

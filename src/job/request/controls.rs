@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::field::{self, ImageBody};
 use crate::job::outcome::JobError;
-use crate::job::task::control::{Control, ControlNetName, ControlScale, Detector, StepsPart, Threshold};
+use crate::job::task::control::{Control, ControlScale, Detector, NetName, StepsPart, Threshold};
 
 /// Each runs in every step: more would take longer than anyone waits.
 const MAX: usize = 4;
@@ -13,7 +13,7 @@ const MAX: usize = 4;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ControlBody {
-    name: ControlNetName,
+    name: NetName,
     image: ImageBody,
     scale: Option<ControlScale>,
     start: Option<StepsPart>,

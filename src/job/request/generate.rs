@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::controls::{self, ControlBody, controls};
 use super::field::ImageBody;
+use super::ip_adapters::{self, IpAdapterBody, ip_adapters};
 use super::seed::SeedChoice;
 use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, WatermarkBody, field};
 use crate::job::JobId;
@@ -40,6 +41,8 @@ pub(super) struct Body {
     embeddings: Vec<EmbeddingBody>,
     #[serde(default, deserialize_with = "controls")]
     controlnets: Vec<ControlBody>,
+    #[serde(default, deserialize_with = "ip_adapters")]
+    ip_adapters: Vec<IpAdapterBody>,
     init_image: Option<ImageBody>,
     strength: Option<Strength>,
     mask_image: Option<ImageBody>,
@@ -136,6 +139,7 @@ impl Body {
             embeddings: self.embeddings.into_iter().map(|body| Embedding { url: body.url, token: body.token }).collect(),
             start,
             controls: controls.collect::<Result<_, _>>()?,
+            image_prompts: self.ip_adapters.into_iter().map(IpAdapterBody::read).collect(),
             steps,
             guidance_scale: self.guidance_scale.unwrap_or(default_guidance_scale),
             scheduler,
@@ -280,6 +284,9 @@ fn canonical(task: TaskName, generate: &Generate) -> Value {
     }
     if !generate.controls.is_empty() {
         canonical["controlnets"] = generate.controls.iter().map(controls::canonical).collect();
+    }
+    if !generate.image_prompts.is_empty() {
+        canonical["ip_adapters"] = generate.image_prompts.iter().map(ip_adapters::canonical).collect();
     }
     canonical
 }

@@ -6,6 +6,7 @@ mod edit;
 pub mod envelope;
 mod field;
 mod generate;
+mod ip_adapters;
 mod seed;
 pub mod tryon;
 pub mod weight;
@@ -165,7 +166,7 @@ fn read(value: &Value, defaults: &Defaults) -> Result<Read, JobError> {
 /// serde takes an array for an object, its elements for the fields in their order. Nobody who sends one means that.
 fn check_objects(value: &Value) -> Result<(), JobError> {
     const OBJECTS: [&str; 6] = ["callback", "consent", "init_image", "mask_image", "output", "watermark"];
-    const LISTS: [&str; 3] = ["controlnets", "embeddings", "lora"];
+    const LISTS: [&str; 4] = ["controlnets", "embeddings", "ip_adapters", "lora"];
     let alone = OBJECTS.iter().map(|field| ((*field).to_owned(), &value[*field]));
     let listed = LISTS.iter().flat_map(|field| {
         let elements = value[*field].as_array().into_iter().flatten();

@@ -9,7 +9,7 @@ use crate::shown;
 /// One ControlNet at work.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Control {
-    pub name: ControlNetName,
+    pub name: NetName,
     pub image: AssetUrl,
     /// What is made of the image first; none: it is what the ControlNet looks at.
     pub detect: Option<Detector>,
@@ -39,12 +39,12 @@ impl Detector {
     }
 }
 
-/// A ControlNet's name, or what kind of image it looks at: 1 to 64 of `a-z 0-9 . _ -`.
+/// The name of a ControlNet or an IP-Adapter, or what kind of image a ControlNet looks at: 1 to 64 of `a-z 0-9 . _ -`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct ControlNetName(String);
+pub struct NetName(String);
 
-impl ControlNetName {
+impl NetName {
     /// # Errors
     /// Says what is allowed when `text` is not such a name.
     pub fn new(text: &str) -> Result<Self, String> {
@@ -62,7 +62,7 @@ impl ControlNetName {
     }
 }
 
-impl<'de> Deserialize<'de> for ControlNetName {
+impl<'de> Deserialize<'de> for NetName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::new(&text(deserializer)?).map_err(de::Error::custom)
     }

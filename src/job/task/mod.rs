@@ -5,6 +5,7 @@ mod number;
 pub mod control;
 mod defaults;
 pub mod edit;
+pub mod ip_adapter;
 pub mod prompt;
 pub mod sampling;
 pub mod scheduler;
@@ -18,6 +19,7 @@ use serde_json::Value;
 
 use self::control::Control;
 use self::edit::Edit;
+use self::ip_adapter::ImagePrompt;
 use self::prompt::Embedding;
 use self::sampling::{Sampling, StepCache};
 use self::scheduler::Scheduler;
@@ -98,6 +100,8 @@ pub struct Generate {
     pub start: Option<StartImage>,
     /// What ControlNets hold it to.
     pub controls: Vec<Control>,
+    /// Images that IP-Adapters look at beside the prompt.
+    pub image_prompts: Vec<ImagePrompt>,
     pub steps: StepCount,
     pub guidance_scale: GuidanceScale,
     pub scheduler: Scheduler,
@@ -124,6 +128,7 @@ impl Generate {
             && self.loras == other.loras
             && self.start == other.start
             && self.controls == other.controls
+            && ImagePrompt::all_agree(&self.image_prompts, &other.image_prompts)
     }
 
     /// Pixels of all its images together.

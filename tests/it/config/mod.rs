@@ -122,6 +122,42 @@ fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
 }
 
 #[test]
+fn the_nets_of_a_manifest_are_checked() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let read = |manifest: &str| {
+        std::fs::write(directory.path().join("sd.yaml"), manifest).expect("writes");
+        let config = parse(&format!("model: {{name: sd, directory: {}}}", directory.path().display()), &[]).expect("reads");
+        config.manifest(&environment(&[])).map_err(|error| error.to_string())
+    };
+    let text = "family: stable-diffusion-1\ncheckpoint: sd15\n";
+    let adapter = "{name: plus, weights: ip/plus.safetensors, image_encoder: ip/image_encoder}";
+    let [only] = read(&format!("{text}ip_adapters: [{adapter}]\n")).expect("a manifest").ip_adapters.try_into().expect("one");
+    assert_eq!(only.weights, directory.path().join("ip/plus.safetensors"));
+    assert_eq!(only.image_encoder, directory.path().join("ip/image_encoder"));
+    let flow = include_str!("../../../models/tiny-edit.yaml");
+    for (manifest, words) in [
+        (format!("{flow}ip_adapters: [{adapter}]\n"), "ip_adapters: is for family stable-diffusion-1 or stable-diffusion-xl"),
+        (
+            format!("{text}ip_adapters: [{adapter}, {adapter}]\n"),
+            "ip_adapters: has two of the name plus; a job could not say which",
+        ),
+        (
+            format!("{text}ip_adapters: [{}]\n", adapter.replace("plus.safetensors", "ip-adapter_sd15.bin")),
+            "ip_adapters: weights must be one .safetensors file, got ip-adapter_sd15.bin; pickles (.bin) can run code",
+        ),
+        (format!("{text}ip_adapters: [{}]\n", adapter.replace("ip/image", "/ip/image")), "must be relative to the manifest"),
+        (format!("{text}ip_adapters: [{}]\n", adapter.replace(", image_encoder: ip/image_encoder", "")), "image_encoder"),
+        (
+            format!("{text}ip_adapters: [{}]\n", adapter.replace("name: plus", "name: A")),
+            "must be 1 to 64 of the characters a-z",
+        ),
+    ] {
+        let error = read(&manifest).expect_err("refused");
+        assert!(error.contains("sd.yaml") && error.contains(words), "{words:?} is not in {error:?}");
+    }
+}
+
+#[test]
 fn a_format_that_the_model_cannot_be_generated_in_is_refused() {
     let manifest = |dtype: &str| {
         let config = parse("model: {name: tiny-edit}", &[("ATELIER__ENGINE__DTYPE", dtype)])?;

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use atelier::content_credentials::manifest::{Manifest, Original, Role};
 use atelier::content_credentials::verify::{Credentials, State, verify};
-use atelier::job::capabilities::{Capabilities, ControlNet};
-use atelier::job::task::control::ControlNetName;
+use atelier::job::capabilities::{Capabilities, ControlNet, Steering};
+use atelier::job::task::control::NetName;
 use serde_json::{Value, json};
 
 use super::authority::Authority;
@@ -54,17 +54,22 @@ async fn the_manifest_of_an_input_goes_along_unless_metadata_are_withheld() {
 
 /// It was looked at, and none of its pixels is in the image.
 #[tokio::test]
-async fn what_a_controlnet_looks_at_is_an_input_of_the_image() {
+async fn what_a_controlnet_or_an_ip_adapter_looks_at_is_an_input_of_the_image() {
     let authority = Authority::good();
-    let canny = ControlNetName::new("canny").expect("a name");
-    let capabilities = Capabilities::Controlled(vec![ControlNet { name: canny.clone(), image: canny }]);
+    let canny = NetName::new("canny").expect("a name");
+    let controlnets = vec![ControlNet { name: canny.clone(), image: canny }];
+    let capabilities =
+        Capabilities::Steered(Steering { controlnets, ip_adapters: vec![NetName::new("plus").expect("a name")] });
     let mut stage = Stage::signing(signing(&authority), capabilities, |_| ()).await;
     let plain = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/images/plain.png");
     std::fs::copy(plain, stage.bucket.path("input")).expect("copied");
     let control = json!({ "name": "canny", "image": { "url": address("input") }, "detect": "canny" });
-    let text = json!({ "prompt": "a mug", "width": 64, "height": 64, "controlnets": [control] });
+    let prompt = json!({ "name": "plus", "images": [address("input")] });
+    let text = json!({ "prompt": "a mug", "width": 64, "height": 64, "controlnets": [control], "ip_adapters": [prompt] });
     let mut started = started("input");
-    started["controlnets"] = text["controlnets"].clone();
+    for field in ["controlnets", "ip_adapters"] {
+        started[field] = text[field].clone();
+    }
     for (id, body, made, action) in [
         ("text", text, "trainedAlgorithmicMedia", "c2pa.created"),
         ("started", started, "compositeWithTrainedAlgorithmicMedia", "c2pa.edited"),
@@ -75,10 +80,11 @@ async fn what_a_controlnet_looks_at_is_an_input_of_the_image() {
         let active = found.manifests["active_manifest"].as_str().expect("a label");
         let manifest = &found.manifests["manifests"][active];
         let ingredients = manifest["ingredients"].as_array().expect("ingredients");
-        let control =
-            ingredients.iter().find(|ingredient| ingredient["title"] == "controlnets[0].image.url").expect("the control");
-        assert_eq!(control["relationship"], "inputTo", "{id}");
-        assert_eq!(ingredients.len(), if id == "text" { 1 } else { 2 }, "{id}");
+        for title in ["controlnets[0].image.url", "ip_adapters[0].images[0]"] {
+            let seen = ingredients.iter().find(|ingredient| ingredient["title"] == title).expect(title);
+            assert_eq!(seen["relationship"], "inputTo", "{id}");
+        }
+        assert_eq!(ingredients.len(), if id == "text" { 2 } else { 3 }, "{id}");
         let actions = manifest.to_string();
         assert!(actions.contains(action) && actions.contains(&format!("/{made}\"")), "{id}: {manifest:#}");
     }

@@ -33,8 +33,8 @@ const EDIT_REFUSALS: &str = "tests/it/edits.rs every_refusal_of_an_edit_names_it
 const FLOW_REFUSALS: &str = "tests/it/handler/modes.rs a_model_without_guidance_refuses_it_and_takes_loras";
 const KEEPS: &str = "tests/it/config/mod.rs the_contracts_defaults_are_in_force";
 
-/// Of a family: its parameters, and the tests of LoRAs, image to image, inpainting, ControlNets, what is kept, and batches.
-type Row = (&'static str, u64, [&'static str; 6]);
+/// Of a family: its parameters, and the tests of LoRAs, image to image, inpainting, ControlNets, IP-Adapters, what is kept, and batches.
+type Row = (&'static str, u64, [&'static str; 7]);
 
 const ROWS: [Row; 6] = [
     (
@@ -45,6 +45,7 @@ const ROWS: [Row; 6] = [
             "E/parity/starts.rs parity_of_generations_from_a_image",
             "E/parity/variants.rs parity_of_inpainting_unets",
             "E/parity/controlnets.rs parity_of_images_with_controlnets",
+            "E/parity/ip_adapters.rs parity_of_images_with_image_prompts",
             "E/engine/watching.rs the_last_loras_are_not_merged_again",
             "E/engine/batches.rs each_order_gets_the_images_that_it_gets_alone",
         ],
@@ -57,6 +58,7 @@ const ROWS: [Row; 6] = [
             "E/parity/sdxl.rs parity_of_sdxl_images",
             "E/parity/sdxl.rs parity_of_sdxl_images",
             "E/parity/controlnets.rs parity_of_images_with_controlnets",
+            "E/parity/ip_adapters.rs parity_of_images_with_image_prompts",
             "E/engine/watching.rs the_last_loras_are_not_merged_again",
             "E/engine/sdxl.rs jobs_of_one_batch_are_the_images_they_are_alone",
         ],
@@ -65,6 +67,7 @@ const ROWS: [Row; 6] = [
         "qwen-image",
         QWEN_TRANSFORMER + QWEN_LANGUAGE + QWEN_VAE,
         [
+            TEXT_REFUSALS,
             TEXT_REFUSALS,
             TEXT_REFUSALS,
             TEXT_REFUSALS,
@@ -81,6 +84,7 @@ const ROWS: [Row; 6] = [
             "E/parity/qwen_family.rs parity_of_whole_edits",
             EDIT_REFUSALS,
             EDIT_REFUSALS,
+            EDIT_REFUSALS,
             KEEPS,
             "E/engine/edits.rs an_edit_is_the_same_alone_again_and_beside_others",
         ],
@@ -93,6 +97,7 @@ const ROWS: [Row; 6] = [
             FLOW_REFUSALS,
             FLOW_REFUSALS,
             FLOW_REFUSALS,
+            FLOW_REFUSALS,
             "E/parity/z_image.rs parity_of_z_image_images",
             "E/parity/z_image.rs images_of_a_z_image_batch_are_what_they_are_alone",
         ],
@@ -102,6 +107,7 @@ const ROWS: [Row; 6] = [
         FLUX_TRANSFORMER + T5_ENCODER + CLIP_L + FLOW_DECODER,
         [
             "E/parity/flux.rs parity_of_flux_images",
+            FLOW_REFUSALS,
             FLOW_REFUSALS,
             FLOW_REFUSALS,
             FLOW_REFUSALS,

@@ -180,6 +180,31 @@ const TESTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("A pull brings the files", &["tests/it/models/controlnets.rs a_controlnets_files_are_brought_verified_and_looked_at"]),
+    (
+        "The file is one `.safetensors`",
+        &[
+            "E/parity/ip_adapters.rs parity_of_images_with_image_prompts",
+            "E/engine/ip_adapters.rs what_is_no_ip_adapter_of_the_model_is_refused_in_words",
+            "tests/it/config/mod.rs the_nets_of_a_manifest_are_checked",
+        ],
+    ),
+    ("FaceID, FaceID Plus and Full Face", &["E/engine/ip_adapters.rs what_is_no_ip_adapter_of_the_model_is_refused_in_words"]),
+    ("The image encoder is a directory", &["E/engine/ip_adapters.rs what_is_no_ip_adapter_of_the_model_is_refused_in_words"]),
+    ("An image is brought to", &["E/parity/ip_adapters.rs parity_of_what_an_ip_adapter_makes_of_an_image"]),
+    ("Images are encoded once", &["E/parity/ip_adapters.rs parity_of_what_an_ip_adapter_makes_of_an_image"]),
+    ("An adapter's images are seen", &["E/parity/ip_adapters.rs parity_of_images_with_image_prompts"]),
+    (
+        "Image prompts go with",
+        &[
+            "E/parity/ip_adapters.rs parity_of_images_with_image_prompts",
+            "E/engine/ip_adapters.rs image_prompts_go_with_step_caching",
+        ],
+    ),
+    ("An IP-Adapter of scale 0", &["E/engine/ip_adapters.rs what_adds_nothing_changes_no_bit"]),
+    (
+        "A pull of IP-Adapters",
+        &["tests/it/models/ip_adapters.rs the_files_of_an_ip_adapter_are_brought_verified_and_looked_at"],
+    ),
     ("a transformer in one file", &["E/parity/qwen.rs parity_of_fp8_weights"]),
     ("LoRAs over the checkpoint's", &["E/parity/qwen.rs parity_of_edit_loras"]),
     ("the checkpoint as it is", &["E/parity/qwen.rs parity_of_edit_stages"]),

@@ -91,6 +91,39 @@ async fn a_controlnet_that_is_absent_damaged_or_of_another_family_is_found() {
     report.expect("model", "fail", "-> correct controlnets in ");
 }
 
+#[tokio::test]
+async fn an_ip_adapter_that_is_absent_damaged_or_of_another_family_is_found() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let models = models(directory.path());
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ip_adapters");
+    let manifest = directory.path().join("tiny-sd.yaml");
+    let plain = fs::read_to_string(&manifest).unwrap();
+    let adapter = "  - {name: plus, weights: plus.safetensors, image_encoder: encoder}";
+    fs::write(&manifest, format!("{plain}\nip_adapters:\n{adapter}\n")).unwrap();
+    let of = async || examined(&s3, &[("ATELIER__MODEL__DIRECTORY", &models)], &["--quick"]).await;
+    let weights = directory.path().join("plus.safetensors");
+    of().await.expect("model", "fail", "IP-Adapter plus: ");
+    fs::copy(fixtures.join("sd15/plus.safetensors"), &weights).unwrap();
+    of().await.expect("model", "fail", "encoder: No such file");
+    let encoder = directory.path().join("encoder");
+    copy(&fixtures.join("image_encoder"), &encoder);
+    of().await.expect("model", "ok", "5 files as long as they must be");
+    let image_encoder = encoder.join("model.safetensors");
+    let whole = fs::read(&image_encoder).unwrap();
+    fs::write(&image_encoder, &whole[..whole.len() - 1]).unwrap();
+    of().await.expect("model", "fail", "is not a whole safetensors file");
+    fs::write(&image_encoder, whole).unwrap();
+    fs::copy(fixtures.join("sdxl/plus.safetensors"), &weights).unwrap();
+    let report = of().await;
+    report.expect(
+        "model",
+        "fail",
+        "is for a UNet with 18 attentions to texts of 32 numbers, and the model's has 7 to texts of 24",
+    );
+    report.expect("model", "fail", "-> correct ip_adapters in ");
+}
+
 const DEFAULTS: &str = "defaults: {model: wrong, steps: 4, guidance_scale: 1.0, scheduler: euler, width: 64, height: 64, \
                         seed: 1, prefix: generations/}\n";
 

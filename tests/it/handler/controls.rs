@@ -2,8 +2,8 @@
 
 use std::io::Cursor;
 
-use atelier::job::capabilities::{Capabilities, ControlNet};
-use atelier::job::task::control::ControlNetName;
+use atelier::job::capabilities::{Capabilities, ControlNet, Steering};
+use atelier::job::task::control::NetName;
 use candle_core::Device;
 use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
@@ -12,9 +12,9 @@ use super::{body, brought_back, one, sqs};
 use crate::stage::Stage;
 
 fn controlled() -> Capabilities {
-    let named = |name: &str| ControlNetName::new(name).unwrap();
+    let named = |name: &str| NetName::new(name).unwrap();
     let net = |name: &str| ControlNet { name: named(name), image: named(name) };
-    Capabilities::Controlled(vec![net("canny"), net("depth")])
+    Capabilities::Steered(Steering { controlnets: vec![net("canny"), net("depth")], ip_adapters: vec![] })
 }
 
 fn png(image: &RgbImage) -> Vec<u8> {

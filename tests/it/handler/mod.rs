@@ -6,6 +6,7 @@ mod controls;
 mod edit;
 mod ends;
 mod host;
+mod ip_adapters;
 mod loras;
 mod modes;
 mod refused;

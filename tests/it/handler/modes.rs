@@ -21,6 +21,10 @@ fn control() -> Value {
     json!([{ "name": "canny", "image": { "url": "https://files.example/a.png" } }])
 }
 
+fn prompt() -> Value {
+    json!([{ "name": "plus", "images": ["https://files.example/a.png"] }])
+}
+
 async fn refused(stage: &mut Stage, body: Value, field: &str, says: &str) {
     assert_eq!(stage.handle(one(body, 1)).await, Ok(brought_back(&[])), "{field}: nothing is retried");
     let notified = stage.backend.terminal().await;
@@ -40,6 +44,7 @@ async fn a_model_of_one_sampler_refuses_what_it_does_not_read() {
         (with("c", &[("lora", lora)]), "lora", "is not read by this function's model"),
         (with("d", &[("init_image", image)]), "init_image", "is not read by this function's model"),
         (with("j", &[("controlnets", control())]), "controlnets", "is not read by this function's model"),
+        (with("k", &[("ip_adapters", prompt())]), "ip_adapters", "is not read by this function's model"),
         (with("e", &[("clip_skip", json!(1))]), "clip_skip", "is not read by this function's model"),
         (with("f", &[("sigmas", json!([1.0, 0.0])), ("steps", json!(1))]), "sigmas", "is not read"),
         (with("g", &[("width", json!(72))]), "width", "must be a multiple of 16"),
@@ -80,6 +85,7 @@ async fn a_model_without_guidance_refuses_it_and_takes_loras() {
         (flow("b", &[("scheduler", json!("ddim"))]), "scheduler", "must be euler"),
         (flow("c", &[("init_image", image.clone())]), "init_image", "is not read by this function's model"),
         (flow("h", &[("controlnets", control())]), "controlnets", "is not read by this function's model"),
+        (flow("i", &[("ip_adapters", prompt())]), "ip_adapters", "is not read by this function's model"),
         (flow("d", &[("height", json!(72))]), "height", "must be a multiple of 16"),
         (flow("e", &[("mode", json!("base"))]), "mode", "means something only with a model that has modes"),
         (flow("f", &[("guidance_rescale", json!(0.5))]), "guidance_rescale", "is not read"),

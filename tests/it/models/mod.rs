@@ -4,6 +4,7 @@ mod additional;
 mod command;
 mod controlnets;
 mod hub;
+mod ip_adapters;
 mod pack;
 mod places;
 mod sdxl;

@@ -7,6 +7,7 @@ mod crash;
 mod demo;
 mod hosts;
 mod invoked;
+mod ip_adapters;
 mod lifecycle;
 mod oversized;
 pub(crate) mod runtime_api;

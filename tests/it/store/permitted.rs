@@ -212,13 +212,14 @@ async fn every_input_of_a_job_is_looked_at() {
     let Bench { store, s3, .. } = &filled().await;
     let bad = "s3://images/idempotency/0123.json";
     let good = "s3://images/loras/ada.safetensors";
-    let kinds: [(&str, Value); 10] = [
+    let kinds: [(&str, Value); 11] = [
         ("lora[1].url", json!({ "lora": [{ "url": good }, { "url": bad }] })),
         ("lora[0].config_url", json!({ "lora": [{ "url": good, "config_url": bad }] })),
         ("embeddings[0].url", json!({ "embeddings": [{ "url": bad, "token": "<ada>" }] })),
         ("init_image.url", json!({ "init_image": { "url": bad } })),
         ("mask_image.url", json!({ "init_image": { "url": good }, "mask_image": { "url": bad } })),
         ("controlnets[0].image.url", json!({ "controlnets": [{ "name": "canny", "image": { "url": bad } }] })),
+        ("ip_adapters[0].images[1]", json!({ "ip_adapters": [{ "name": "plus", "images": [good, bad] }] })),
         ("person", json!({ "person": bad, "garments": [good] })),
         ("garments[1]", json!({ "person": good, "garments": [good, bad] })),
         ("mask", json!({ "person": good, "garments": [good], "mask": bad })),

@@ -4,8 +4,6 @@
 
 mod config;
 mod head;
-mod preprocessor;
-mod vision;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,10 +15,10 @@ use image::RgbImage;
 
 use self::config::{Architecture, ClassifierConfig};
 use self::head::Head;
-use self::preprocessor::Preprocessor;
-use self::vision::Vision;
 use crate::EngineError;
 use crate::device_errors::{classify, classify_memory_error};
+use crate::sd::vision::Vision;
+use crate::sd::vision::preprocessor::{Kind, Preprocessor};
 use crate::stored::is_read;
 use crate::tensor_file::TensorFile;
 use crate::weights::{Named, Shapes, Weights, component_files, listed, shapes_of};
@@ -146,7 +144,8 @@ fn read(directory: &Path) -> Result<(ClassifierConfig, Preprocessor), EngineErro
     // Components of a pipeline share one.
     let shared = directory.with_file_name("feature_extractor").join(PREPROCESSOR);
     let path = if !own.is_file() && shared.is_file() { shared } else { own };
-    let preprocessor = Preprocessor::read(&path, &config.architecture, config.vision.image)?;
+    let default_kind = if matches!(config.architecture, Architecture::Vit(_)) { Kind::Vit } else { Kind::Clip };
+    let preprocessor = Preprocessor::read(&path, default_kind, config.vision.image)?;
     Ok((config, preprocessor))
 }
 

@@ -293,6 +293,7 @@ impl<F: Family> Engine for FlowEngine<F> {
             embeddings: Vec::new(),
             start: None,
             controls: vec![],
+            image_prompts: vec![],
             strength: 1.0,
             steps: 1,
             guidance_scale: 1.0,

@@ -11,8 +11,10 @@ pub(super) const STEPS_AHEAD: usize = 64;
 
 /// Of the rows of a forward pass, and of S timesteps. All in the order in which a forward pass comes to them.
 pub(super) struct Ahead {
-    /// A key and a value for each attention to the text.
+    /// A key and a value for each thing that each attention to the text looks at.
     contexts: Vec<Tensor>,
+    /// How many things that are: the text, and what each IP-Adapter made of images.
+    looks: usize,
     /// What all residual blocks add at a timestep, one after the other: (S, R·channels of all). R is the rows where a model adds more than the
     /// timestep to each, else 1.
     raised: Tensor,
@@ -23,6 +25,7 @@ pub(super) struct Ahead {
 /// What is taken from it in one forward pass.
 pub(super) struct AtStep<'a> {
     contexts: slice::Iter<'a, Tensor>,
+    looks: usize,
     raised: Tensor,
     sides: slice::Iter<'a, (usize, usize)>,
     /// Where the next residual block's begins.
@@ -39,7 +42,26 @@ impl Ahead {
         let sides = sides.collect::<Result<Vec<_>>>()?;
         let flat = raised.iter().map(|raised| raised.flatten_from(1)).collect::<Result<Vec<_>>>()?;
         let contexts = contexts.into_iter().flat_map(|Context { key, value }| [key, value]).collect();
-        Ok(Self { contexts, raised: Tensor::cat(&flat, 1)?, sides })
+        Ok(Self { contexts, looks: 1, raised: Tensor::cat(&flat, 1)?, sides })
+    }
+
+    /// The same with what each of `prompts` has for every attention, to be looked at besides.
+    ///
+    /// # Errors
+    /// When one of them has fewer or more than there are attentions.
+    pub(super) fn with(self, prompts: Vec<Vec<Context>>) -> Result<Self> {
+        let attentions = self.contexts.len() / (2 * self.looks);
+        if prompts.iter().any(|contexts| contexts.len() != attentions) {
+            return Err(Error::msg("an IP-Adapter has other layers than the UNet"));
+        }
+        let looks = self.looks + prompts.len();
+        let mut prompts: Vec<_> = prompts.into_iter().map(Vec::into_iter).collect();
+        let mut contexts = Vec::with_capacity(2 * looks * attentions);
+        for of_text in self.contexts.chunks(2 * self.looks) {
+            contexts.extend_from_slice(of_text);
+            contexts.extend(prompts.iter_mut().filter_map(Iterator::next).flat_map(|Context { key, value }| [key, value]));
+        }
+        Ok(Self { contexts, looks, ..self })
     }
 
     /// All that a forward pass at place `step` of the timesteps looks at, as many tensors at every step.
@@ -63,7 +85,8 @@ impl Ahead {
         let Some((raised, contexts)) = inputs.split_first() else {
             return Err(Error::msg("a forward pass without what was worked out for it"));
         };
-        Ok(AtStep { contexts: contexts.iter(), raised: raised.clone(), sides: self.sides.iter(), place: 0 })
+        let contexts = contexts.iter();
+        Ok(AtStep { contexts, looks: self.looks, raised: raised.clone(), sides: self.sides.iter(), place: 0 })
     }
 }
 
@@ -74,7 +97,7 @@ impl AtStep<'_> {
     /// When there is not so much.
     pub(super) fn of_last(mut self, attentions: usize) -> Result<Self> {
         let contexts = self.contexts.as_slice();
-        let first = contexts.len().checked_sub(2 * attentions);
+        let first = contexts.len().checked_sub(2 * self.looks * attentions);
         let sides = self.sides.as_slice();
         let (Some(first), Some(((rows, channels), before))) = (first, sides.split_last()) else {
             return Err(Error::msg("a UNet without its last layer"));
@@ -85,12 +108,13 @@ impl AtStep<'_> {
         Ok(self)
     }
 
-    /// The next attention's.
-    pub(super) fn context(&mut self) -> Result<Context> {
-        match (self.contexts.next(), self.contexts.next()) {
+    /// The next attention's: the text's, and then those of image prompts.
+    pub(super) fn contexts(&mut self) -> Result<Vec<Context>> {
+        let each = (0..self.looks).map(|_| match (self.contexts.next(), self.contexts.next()) {
             (Some(key), Some(value)) => Ok(Context { key: key.clone(), value: value.clone() }),
             _ => Err(Error::msg("an attention's keys and values were not worked out")),
-        }
+        });
+        each.collect()
     }
 
     /// The next residual block's: (R, channels).

@@ -50,15 +50,21 @@ impl Attention {
 
     /// `hidden`: (B, T, channels). Returns (B, T, channels).
     pub(super) fn forward(&self, hidden: &Tensor, context: &Context) -> Result<Tensor> {
-        self.to_out.forward(&self.attended(hidden, context)?)
+        self.to_out.forward(&self.attended(hidden, context, &[])?)
     }
 
-    /// `before` (B, T, channels) + [`Self::forward`].
-    pub(super) fn add_to(&self, before: &Tensor, hidden: &Tensor, context: &Context) -> Result<Tensor> {
-        self.to_out.add_to(before, &self.attended(hidden, context)?)
+    /// `before` (B, T, channels) + [`Self::forward`]; `prompts`: looked at by the same queries, each by itself, and summed (IP-Adapter, arXiv
+    /// 2308.06721, equation 5).
+    pub(super) fn add_to(&self, before: &Tensor, hidden: &Tensor, context: &Context, prompts: &[Context]) -> Result<Tensor> {
+        self.to_out.add_to(before, &self.attended(hidden, context, prompts)?)
     }
 
-    fn attended(&self, hidden: &Tensor, context: &Context) -> Result<Tensor> {
-        attend(&self.to_q.forward(hidden)?, &context.key, &context.value, self.heads)
+    fn attended(&self, hidden: &Tensor, context: &Context, prompts: &[Context]) -> Result<Tensor> {
+        let query = self.to_q.forward(hidden)?;
+        let mut attended = attend(&query, &context.key, &context.value, self.heads)?;
+        for Context { key, value } in prompts {
+            attended = (attended + attend(&query, key, value, self.heads)?)?;
+        }
+        Ok(attended)
     }
 }

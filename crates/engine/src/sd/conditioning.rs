@@ -9,18 +9,24 @@ pub struct Text {
     pub states: Tensor,
     /// (N, width), SDXL: the pooled text and the sizes as waves, which are added to the timestep's embedding.
     pub added: Option<Tensor>,
+    /// (N, tokens, hidden) of each IP-Adapter at work: what its attentions look at beside the text.
+    pub images: Vec<Tensor>,
 }
 
 impl Text {
     /// `states`: (N, tokens, hidden), for a UNet that looks at nothing else.
     #[must_use]
     pub fn of_states(states: Tensor) -> Self {
-        Self { states, added: None }
+        Self { states, added: None, images: Vec::new() }
     }
 
     /// What `choose` makes of each tensor.
     pub(super) fn of(&self, choose: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self { states: choose(&self.states)?, added: self.added.as_ref().map(choose).transpose()? })
+        Ok(Self {
+            states: choose(&self.states)?,
+            added: self.added.as_ref().map(&choose).transpose()?,
+            images: self.images.iter().map(choose).collect::<Result<_>>()?,
+        })
     }
 
     /// Row `row` alone.
@@ -33,7 +39,10 @@ impl Text {
         let states: Vec<&Tensor> = texts.iter().map(|text| &text.states).collect();
         let added: Vec<&Tensor> = texts.iter().filter_map(|text| text.added.as_ref()).collect();
         let added = if added.is_empty() { None } else { Some(Tensor::cat(&added, 0)?) };
-        Ok(Self { states: Tensor::cat(&states, 0)?, added })
+        let prompts = texts.iter().map(|text| text.images.len()).min().unwrap_or_default();
+        let images =
+            (0..prompts).map(|place| Tensor::cat(&texts.iter().map(|text| &text.images[place]).collect::<Vec<_>>(), 0));
+        Ok(Self { states: Tensor::cat(&states, 0)?, added, images: images.collect::<Result<_>>()? })
     }
 
     /// Every row so many times.

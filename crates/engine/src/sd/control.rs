@@ -7,8 +7,9 @@ use super::StableDiffusion;
 use super::conditioning::Conditioning;
 use super::config::ExtraInput;
 use super::controlnet::files::Loaded;
+use crate::EngineError;
 use crate::pixels::to_unit_pixels;
-use crate::{Control, EngineError};
+use crate::steering::Control;
 
 const FIELD: &str = "controlnets";
 

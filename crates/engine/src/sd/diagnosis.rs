@@ -10,7 +10,9 @@ use candle_core::{DType, Tensor};
 use super::StableDiffusion;
 use super::conditioning::Conditioning;
 use super::control::PlannedControl;
+use super::image_prompt::PlannedPrompt;
 use super::start::Start;
+use super::steering::Steering;
 use super::tiling::Tiling;
 use super::vae::VaeDecoder;
 use super::vae_encoder::{Moments, VaeEncoder};
@@ -50,7 +52,7 @@ impl Stage {
 
 impl StableDiffusion {
     /// As [`Self::decode`], of one image, (1, 4, H, W), with values that are all finite; `text`, `start` and
-    /// `controls`: what its latents came from.
+    /// `steering`: what its latents came from.
     ///
     /// # Errors
     /// [`EngineError::NotFinite`] names the first stage that gave NaN or infinity, and why where that is known.
@@ -58,7 +60,7 @@ impl StableDiffusion {
         &self,
         latents: &Tensor,
         text: &Conditioning,
-        (start, controls): (Option<&Start>, &[PlannedControl]),
+        (start, steering): (Option<&Start>, &Steering),
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
         let decoded = self.decode(latents, tiling)?;
@@ -75,7 +77,10 @@ impl StableDiffusion {
                 .into_iter()
                 .all(|finite| finite);
             let stage = if finite { Stage::Unet } else { Stage::TextEncoder };
-            if let Some(problem) = self.controlnet_at_fault(controls)? {
+            if let Some(problem) = self.controlnet_at_fault(&steering.controls)? {
+                return Err(EngineError::NotFinite { problem });
+            }
+            if let Some(problem) = self.ip_adapter_at_fault(&steering.image_prompts, text)? {
                 return Err(EngineError::NotFinite { problem });
             }
             return Err(self.not_finite(stage, start.is_some())?);
@@ -133,6 +138,32 @@ impl StableDiffusion {
             };
             let path = loaded.path.display();
             return Ok(Some(format!("the ControlNet {} ({path}) gave NaN or infinity; {why}", loaded.name)));
+        }
+        Ok(None)
+    }
+
+    /// The same of the IP-Adapters and what they made of the images beside `text`.
+    fn ip_adapter_at_fault(&self, prompts: &[PlannedPrompt], text: &Conditioning) -> Result<Option<String>, EngineError> {
+        for (PlannedPrompt { place, .. }, tokens) in prompts.iter().zip(&text.positive.images) {
+            let loaded = &self.ip_adapters.loaded[*place];
+            let encoder = &self.ip_adapters.encoders[loaded.encoder];
+            let in_encoder = first_not_finite(encoder.weights.tensors(), &[""])?;
+            let why = match (first_not_finite(loaded.weights.tensors(), &[""])?, in_encoder) {
+                (Some(tensor), _) => format!("its tensor {tensor} holds some: download it again, or set engine.dtype to f32"),
+                (None, Some(tensor)) => {
+                    let path = encoder.path.display();
+                    format!(
+                        "the tensor {tensor} of its image encoder ({path}) holds some: download it again, or set engine.dtype to f32"
+                    )
+                }
+                (None, None) if is_finite(tokens)? => continue,
+                (None, None) => {
+                    "its tensors are finite, but what they make of the images is not: set engine.dtype to bf16 or f32"
+                        .to_owned()
+                }
+            };
+            let path = loaded.path.display();
+            return Ok(Some(format!("the IP-Adapter {} ({path}) gave NaN or infinity; {why}", loaded.name)));
         }
         Ok(None)
     }

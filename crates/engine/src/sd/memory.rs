@@ -32,6 +32,8 @@ pub(super) struct Work {
     pub(super) rows: usize,
     /// Of the longest text.
     pub(super) tokens: usize,
+    /// Of all image prompts of a row.
+    pub(super) image_tokens: usize,
     /// Numbers that all ControlNets of the work give before the first step, for a token and for a timestep; none: there are no ControlNets.
     pub(super) controls_ahead: Option<(usize, usize)>,
 }
@@ -107,7 +109,9 @@ impl MemoryEstimate {
         let (of_tokens, of_times) = work.controls_ahead.unwrap_or_default();
         let of_tokens = self.ahead.0 + of_tokens as u64;
         let of_times = self.ahead.1 + of_times as u64;
-        let ahead = (rows * work.tokens as u64 * of_tokens + times * of_times) * self.number;
+        // Only the UNet looks at image prompts.
+        let of_images = work.image_tokens as u64 * self.ahead.0;
+        let ahead = (rows * (work.tokens as u64 * of_tokens + of_images) + times * of_times) * self.number;
         let live = UNET_LIVE + if work.controls_ahead.is_some() { CONTROL_LIVE } else { 0 };
         let unet = rows * places * self.unet_channels * self.number * live + attention + ahead;
         decode.max(unet)
@@ -183,7 +187,7 @@ mod tests {
     };
 
     fn work(side_px: u32, rows: usize) -> Work {
-        Work { width_px: side_px, height_px: side_px, rows, tokens: 77, controls_ahead: None }
+        Work { width_px: side_px, height_px: side_px, rows, tokens: 77, image_tokens: 0, controls_ahead: None }
     }
 
     #[test]
@@ -223,6 +227,16 @@ mod tests {
         let added = 8 * 64 * 64 * 320 * 4 * CONTROL_LIVE;
         assert_eq!(more((0, 0)), added);
         assert_eq!(more((1_000, 300)), added + (8 * 77 * 1_000 + STEPS_AHEAD as u64 * 300) * 4);
+    }
+
+    #[test]
+    fn image_prompts_count_for_the_unet_alone() {
+        let banded = Tiling { banded: true, ..Tiling::default() };
+        let controlled = Work { controls_ahead: Some((1_000, 300)), ..work(512, 8) };
+        for plain in [work(512, 8), controlled] {
+            let prompted = Work { image_tokens: 16, ..plain };
+            assert_eq!(SD15.bytes(prompted, banded) - SD15.bytes(plain, banded), 8 * 16 * 24_960 * 4);
+        }
     }
 
     #[test]

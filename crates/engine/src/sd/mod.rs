@@ -14,7 +14,9 @@ mod diagnosis;
 pub(crate) mod encoder_layer;
 pub mod foreign_syntax;
 pub mod guidance;
+mod image_prompt;
 pub mod inversion;
+pub mod ip_adapter;
 mod kept;
 mod latent_batch;
 mod lpw_xl;
@@ -28,6 +30,7 @@ mod resnet;
 pub mod settings;
 pub mod sizes;
 mod start;
+mod steering;
 pub mod text;
 mod tiles;
 pub mod tiling;
@@ -38,6 +41,7 @@ pub mod unet;
 mod unet_encoder;
 pub mod vae;
 pub mod vae_encoder;
+pub(crate) mod vision;
 pub mod weighting;
 
 use std::time::Instant;
@@ -48,6 +52,7 @@ use candle_nn::VarBuilder;
 use self::checkpoint::Checkpoint;
 use self::clip::TextEncoder;
 use self::controlnet::files::Loaded;
+use self::ip_adapter::files::IpAdapters;
 use self::memory::MemoryEstimate;
 use self::settings::{Defaults, PromptSyntax, Settings};
 use self::tokens::PromptTokenizer;
@@ -86,6 +91,7 @@ pub struct StableDiffusion {
     vae_encoder: Option<VaeEncoder>,
     /// In the order of the settings.
     controlnets: Vec<Loaded>,
+    ip_adapters: IpAdapters,
 }
 
 /// The parts of a checkpoint that a LoRA may change.
@@ -141,7 +147,8 @@ impl StableDiffusion {
         let kept = (weights.dtype(), &settings.device);
         let controlnets = settings.controlnets.iter().map(|file| Loaded::read(file, &checkpoint, kept));
         let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
-        let beside: u64 = controlnets.iter().map(|loaded| loaded.weights.bytes()).sum();
+        let ip_adapters = IpAdapters::read(&settings.ip_adapters, &checkpoint, kept)?;
+        let beside = controlnets.iter().map(|loaded| loaded.weights.bytes()).sum::<u64>() + ip_adapters.bytes();
         let resident_bytes = weights.bytes() + upcast.as_ref().map_or(0, Weights::bytes) + beside;
         let encodes = weights.tensors().contains_key("vae.encoder.conv_in.weight");
         let vae_encoder = encodes.then(|| {
@@ -176,6 +183,7 @@ impl StableDiffusion {
             upcasts_vae,
             vae_encoder,
             controlnets,
+            ip_adapters,
         })
     }
 

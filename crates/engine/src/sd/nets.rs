@@ -1,4 +1,4 @@
-//! A UNet and the ControlNets of a request, which work on the same rows as one.
+//! A UNet, and the ControlNets and IP-Adapters of a request, which work on the same rows as one.
 
 use candle_core::{DType, Error, Result, Tensor};
 
@@ -7,6 +7,9 @@ use super::conditioning::Text;
 use super::control::PlannedControl;
 use super::controlnet::ControlNet;
 use super::controlnet::files::Loaded;
+use super::ip_adapter::IpAdapter;
+use super::ip_adapter::files::IpAdapters;
+use super::steering::Steering;
 use super::unet::{Unet, UnetOutput};
 use super::unet_encoder::Residuals;
 
@@ -15,12 +18,19 @@ pub(super) struct Nets<'a> {
     /// Of the latents alone, without what an inpainting UNet has next to them.
     latent_channels: usize,
     controls: Vec<ControlInUse<'a>>,
+    prompts: Vec<PromptInUse<'a>>,
 }
 
 struct ControlInUse<'a> {
     net: &'a ControlNet,
     module: u64,
     planned: &'a PlannedControl,
+}
+
+struct PromptInUse<'a> {
+    net: &'a IpAdapter,
+    module: u64,
+    scale: f64,
 }
 
 /// What each works out before the first step, for the rows of a pass.
@@ -42,17 +52,22 @@ impl NetsAhead {
 pub(super) type Active = Vec<usize>;
 
 impl<'a> Nets<'a> {
-    /// `controls`: places in `loaded`.
+    /// `steering`: places in what is loaded.
     pub(super) fn new(
         unet: &'a Unet,
         latent_channels: usize,
-        (loaded, controls): (&'a [Loaded], &'a [PlannedControl]),
+        (controlnets, ip_adapters): (&'a [Loaded], &'a IpAdapters),
+        steering: &'a Steering,
     ) -> Self {
-        let in_use = controls.iter().map(|planned| {
-            let Loaded { net, module, .. } = &loaded[planned.place];
+        let controls = steering.controls.iter().map(|planned| {
+            let Loaded { net, module, .. } = &controlnets[planned.place];
             ControlInUse { net, module: *module, planned }
         });
-        Self { unet, latent_channels, controls: in_use.collect() }
+        let prompts = steering.image_prompts.iter().map(|planned| {
+            let loaded = &ip_adapters.loaded[planned.place];
+            PromptInUse { net: &loaded.net, module: loaded.module, scale: planned.scale }
+        });
+        Self { unet, latent_channels, controls: controls.collect(), prompts: prompts.collect() }
     }
 
     /// Those that take part in the step of place `step` in the schedule.
@@ -61,9 +76,10 @@ impl<'a> Nets<'a> {
         each.filter(|(_, control)| control.planned.active.get(step) == Some(&true)).map(|(place, _)| place).collect()
     }
 
-    /// The numbers of the modules of those that take part: a step with others is another step.
+    /// The numbers of the modules of those that take part, and of all IP-Adapters: a step with others is another step.
     pub(super) fn modules(&self, active: &Active) -> impl Iterator<Item = usize> {
-        active.iter().map(|place| self.controls[*place].module as usize)
+        let controls = active.iter().map(|place| self.controls[*place].module as usize);
+        controls.chain(self.prompts.iter().map(|prompt| prompt.module as usize))
     }
 
     /// As [`Unet::ahead`], of all of them.
@@ -71,8 +87,13 @@ impl<'a> Nets<'a> {
     /// # Errors
     /// When the shapes do not fit, or there is no memory.
     pub(super) fn ahead(&self, text: &Text, timesteps: &[f64], guidance_scale: f64) -> Result<NetsAhead> {
+        if text.images.len() != self.prompts.len() {
+            return Err(Error::msg("a text without the tokens of its image prompts"));
+        }
         let controls = self.controls.iter().map(|control| control.net.ahead(text, timesteps));
-        Ok(NetsAhead { unet: self.unet.ahead(text, timesteps, guidance_scale)?, controls: controls.collect::<Result<_>>()? })
+        let prompts = self.prompts.iter().zip(&text.images).map(|(prompt, tokens)| prompt.net.contexts(tokens, prompt.scale));
+        let unet = self.unet.ahead(text, timesteps, guidance_scale)?.with(prompts.collect::<Result<_>>()?)?;
+        Ok(NetsAhead { unet, controls: controls.collect::<Result<_>>()? })
     }
 
     /// All that a forward pass looks at besides the latents, at place `step` of the timesteps that were worked out: as many tensors at every step

@@ -13,7 +13,8 @@ use super::memory::{Work, twice};
 use super::prediction::{Predictor, Seen};
 use super::settings::Defaults;
 use super::sizes::Sizes;
-use super::start::Start;
+use super::start::{Start, check_start, pipeline_of};
+use super::steering::Steering;
 use super::text::Encoding;
 use super::tiling::Tiling;
 use crate::device_errors::classify_memory_error;
@@ -21,6 +22,7 @@ use crate::pixels::{sides, to_rgb8};
 use crate::schedule::config::Pipeline;
 use crate::schedule::scheduler::{Sampler, Scheduler};
 use crate::schedule::{self, Schedule};
+use crate::steering::ImagePrompt;
 use crate::{
     EmbeddingFile, Engine, EngineError, GenerateRequest, Generated, Image, InitImage, QueuedRequest, Request, Sampling, Watch,
 };
@@ -52,7 +54,7 @@ impl StableDiffusion {
                 last
             } else {
                 let looks = (plan.guidance, plan.cache_interval.is_some());
-                self.predictor(&latent_batch.text, (&timesteps, index), looks, (tiling, &plan.controls))?
+                self.predictor(&latent_batch.text, (&timesteps, index), looks, (tiling, &plan.steering))?
             };
             let is_shallow = plan.cache_interval.is_some_and(|interval| !index.is_multiple_of(interval as usize));
             let deep = is_shallow.then_some(&*latent_batch.deep);
@@ -156,7 +158,7 @@ struct Plan {
     /// So many looks of the UNet, one is complete; none: all are.
     cache_interval: Option<u32>,
     start: Option<Start>,
-    controls: Vec<PlannedControl>,
+    steering: Steering,
     width_px: u32,
     height_px: u32,
 }
@@ -167,6 +169,7 @@ struct Part<'a> {
     /// Looked at only where there is guidance.
     negative_prompt: &'a str,
     embeddings: &'a [EmbeddingFile],
+    image_prompts: &'a [ImagePrompt],
     seeds: Vec<u64>,
     watch: &'a Watch,
 }
@@ -194,7 +197,7 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
         schedule: engine.schedule(&schedule, pipeline_of(request, extra_input))?,
         cache_interval: sampling.step_cache.map(|cache| cache.interval(!request.controls.is_empty())).transpose()?,
         start: None,
-        controls: Vec::new(),
+        steering: Steering::default(),
         width_px: request.width_px,
         height_px: request.height_px,
     };
@@ -203,7 +206,12 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     if let Some(image) = &request.start {
         plan.start = Some(engine.start(image, (plan.width_px, plan.height_px), schedule.strength == Some(1.0))?);
     }
-    plan.controls = engine.controls(&request.controls, (plan.width_px, plan.height_px), plan.schedule.steps.len())?;
+    let steps = plan.schedule.steps.len();
+    plan.steering.controls = engine.controls(&request.controls, (plan.width_px, plan.height_px), steps)?;
+    for request in &requests {
+        // Those that agree name the same, each with images of its own.
+        plan.steering.image_prompts = engine.planned_prompts(&request.image_prompts)?;
+    }
     let cache_hit = engine.use_loras(&request.loras)?;
     if !request.loras.is_empty() {
         for queued in queued_requests {
@@ -213,35 +221,6 @@ fn generate(engine: &mut StableDiffusion, queued_requests: &[QueuedRequest]) -> 
     let parts: Vec<Part<'_>> =
         requests.iter().zip(queued_requests).map(|(request, queued)| Part::new(request, &queued.watch)).collect();
     in_memory(engine, &plan, &parts)
-}
-
-/// What a UNet looks at besides the latents has to be there, and nothing that it does not look at.
-fn check_start(request: &GenerateRequest, extra_input: ExtraInput) -> Result<(), EngineError> {
-    let image = request.start.is_some();
-    let mask = request.start.as_ref().is_some_and(|start| start.mask.is_some());
-    let image_scale = request.sampling.image_guidance_scale.is_some();
-    let (field, problem) = match extra_input {
-        ExtraInput::MaskAndImage if !mask => {
-            ("mask_image", "this model fills in a part of an image: the job needs init_image and mask_image")
-        }
-        ExtraInput::Image if !image => ("init_image", "this model edits an image: the job needs init_image"),
-        ExtraInput::Image if mask => ("mask_image", "this model edits the whole of an image: leave mask_image out"),
-        ExtraInput::Nothing | ExtraInput::MaskAndImage if image_scale => {
-            ("image_guidance_scale", "means something only with a model that edits images (instruct-pix2pix): leave it out")
-        }
-        _ => return Ok(()),
-    };
-    Err(EngineError::Request { field, problem: problem.into() })
-}
-
-/// The pipeline that diffusers has for such a job.
-fn pipeline_of(request: &GenerateRequest, extra_input: ExtraInput) -> Pipeline {
-    match &request.start {
-        _ if extra_input == ExtraInput::Image => Pipeline::Instructed,
-        None => Pipeline::TextToImage,
-        Some(InitImage { mask: None, .. }) => Pipeline::ImageToImage,
-        Some(InitImage { mask: Some(_), .. }) => Pipeline::Inpaint,
-    }
 }
 
 /// Generates in as many pieces as memory asks for.
@@ -257,13 +236,17 @@ fn in_memory(engine: &StableDiffusion, plan: &Plan, parts: &[Part<'_>]) -> Resul
     let texts = parts.iter().map(|part| {
         let inversions = engine.read_embeddings(part.embeddings)?;
         let negative_prompt = plan.guided.then_some(part.negative_prompt);
-        engine.encode_prompt_with(part.prompt, negative_prompt, &inversions, plan.encoding).map_err(classify_memory_error)
+        let text = engine.encode_prompt_with(part.prompt, negative_prompt, &inversions, plan.encoding);
+        let text = text.and_then(|text| engine.with_images(text, part.image_prompts, &plan.steering.image_prompts));
+        text.map_err(classify_memory_error)
     });
     let texts = texts.collect::<Result<Vec<_>, _>>()?;
     let lengths = texts.iter().map(Conditioning::lengths).collect::<candle_core::Result<Vec<_>>>()?;
     let tokens = lengths.into_iter().flatten().flatten().max().unwrap_or_default();
-    let controls_ahead = engine.controls_ahead(&plan.controls);
-    let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows, tokens, controls_ahead };
+    let image_tokens =
+        parts.first().map_or(0, |part| engine.image_token_count(part.image_prompts, &plan.steering.image_prompts));
+    let controls_ahead = engine.controls_ahead(&plan.steering.controls);
+    let work = Work { width_px: plan.width_px, height_px: plan.height_px, rows, tokens, image_tokens, controls_ahead };
     let memory_estimate = engine.memory_estimate;
     let free = engine.memory_budget.map(|bytes| engine.graphs.remaining(bytes.saturating_sub(engine.resident_bytes)));
     let first = free.map_or(Ok(Tiling::default()), |bytes| memory_estimate.within(bytes, work))?;
@@ -298,24 +281,42 @@ impl<'a> Part<'a> {
             prompt: &request.prompt,
             negative_prompt: &request.negative_prompt,
             embeddings: &request.embeddings,
+            image_prompts: &request.image_prompts,
             seeds: request.seeds.clone(),
             watch,
         }
     }
 }
 
-/// One step without LoRAs of what jobs usually ask for, and one with each ControlNet.
+/// One step without LoRAs of what jobs usually ask for, one with each ControlNet, and one with each IP-Adapter.
 fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
     let Defaults { width_px, height_px, guidance_scale } = engine.defaults;
-    let steps = 1 + engine.controlnets.len();
+    let nets = 1 + engine.controlnets.len();
+    let controls = engine.each_control_once((width_px, height_px), nets)?;
+    warm_up_with(engine, nets, (controls, &[]), (width_px, height_px, guidance_scale))?;
+    engine.each_prompt_once().iter().try_for_each(|prompt| {
+        warm_up_with(engine, 1, (Vec::new(), std::slice::from_ref(prompt)), (width_px, height_px, guidance_scale))
+    })
+}
+
+fn warm_up_with(
+    engine: &StableDiffusion,
+    steps: usize,
+    (controls, image_prompts): (Vec<PlannedControl>, &[ImagePrompt]),
+    (width_px, height_px, guidance_scale): (u32, u32, f64),
+) -> Result<(), EngineError> {
     let schedule = schedule::Plan::new(Scheduler::plain(Sampler::DpmSolverPlusPlus), steps as u32);
-    let schedule = engine.schedule(&schedule, Pipeline::TextToImage)?;
-    let guided = engine.is_guided(guidance_scale);
-    let guidance = guidance_scale.into();
-    let encoding = Encoding { clip_skip: 0, sizes: Sizes::of(width_px, height_px) };
-    let controls = engine.each_control_once((width_px, height_px), steps)?;
-    let mut plan =
-        Plan { guided, guidance, encoding, schedule, cache_interval: None, start: None, controls, width_px, height_px };
+    let mut plan = Plan {
+        guided: engine.is_guided(guidance_scale),
+        guidance: guidance_scale.into(),
+        encoding: Encoding { clip_skip: 0, sizes: Sizes::of(width_px, height_px) },
+        schedule: engine.schedule(&schedule, Pipeline::TextToImage)?,
+        cache_interval: None,
+        start: None,
+        steering: Steering { controls, image_prompts: engine.planned_prompts(image_prompts)? },
+        width_px,
+        height_px,
+    };
     let extra_input = engine.checkpoint.unet.extra_input();
     if extra_input != ExtraInput::Nothing {
         let rgb = RgbImage::from_pixel(width_px, height_px, Rgb([128; 3]));
@@ -324,7 +325,7 @@ fn warm_up(engine: &StableDiffusion) -> Result<(), EngineError> {
         plan.start = Some(engine.start(&InitImage { rgb, mask }, (width_px, height_px), true)?);
     }
     let watch = Watch::new(|_| ());
-    let part = Part { prompt: "", negative_prompt: "", embeddings: &[], seeds: vec![0], watch: &watch };
+    let part = Part { prompt: "", negative_prompt: "", embeddings: &[], image_prompts, seeds: vec![0], watch: &watch };
     // What is not finite is a request's own error.
     in_memory(engine, &plan, &[part])?.into_iter().try_for_each(|generated| generated.map(drop))
 }
@@ -380,7 +381,7 @@ fn develop(
     let height_px = plan.height_px;
     let mut images = Vec::with_capacity(seeds.len());
     for (index, seed) in seeds.iter().enumerate() {
-        match engine.decode_finite(&latents.narrow(0, index, 1)?, text, (plan.start.as_ref(), &plan.controls), tiling) {
+        match engine.decode_finite(&latents.narrow(0, index, 1)?, text, (plan.start.as_ref(), &plan.steering), tiling) {
             Ok(decoded) => images.push(Image { width_px, height_px, rgb: to_rgb8(&decoded.i(0)?)?, seed: *seed }),
             Err(error @ EngineError::NotFinite { .. }) => return Ok(Err(error)),
             Err(error) => return Err(error),

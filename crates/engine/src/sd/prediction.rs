@@ -8,9 +8,9 @@ use super::StableDiffusion;
 use super::ahead::STEPS_AHEAD;
 use super::conditioning::{Conditioning, Text};
 use super::config::ExtraInput;
-use super::control::PlannedControl;
 use super::guidance::{Guidance, guided, guided_edit};
 use super::nets::{Active, Nets, NetsAhead};
+use super::steering::Steering;
 use super::tiling::Tiling;
 use super::unet::UnetOutput;
 use crate::EngineError;
@@ -71,21 +71,23 @@ impl StableDiffusion {
         guidance: impl Into<Guidance>,
         tiling: Tiling,
     ) -> Result<Tensor, EngineError> {
-        let predictor = self.predictor(text, (&[timestep], 0), (guidance.into(), false), (tiling, &[]))?;
+        let steering = Steering::default();
+        let predictor = self.predictor(text, (&[timestep], 0), (guidance.into(), false), (tiling, &steering))?;
         Ok(predictor.predict(latents, 0, None)?.output)
     }
 
     /// [`Self::predict_noise`] at the timesteps of a schedule, for as many of them as are worked out together, beginning with place `first`; with
-    /// `controls`. `keeps_deep`: whether steps give [`Seen::deep`].
+    /// `steering`. `keeps_deep`: whether steps give [`Seen::deep`].
     pub(super) fn predictor<'a>(
         &'a self,
         text: &Conditioning,
         (timesteps, first): (&[f64], usize),
         (guidance, keeps_deep): (Guidance, bool),
-        (tiling, controls): (Tiling, &'a [PlannedControl]),
+        (tiling, steering): (Tiling, &'a Steering),
     ) -> Result<Predictor<'a>, EngineError> {
         let unet = &self.adapters.current().unet;
-        let nets = Nets::new(unet, self.checkpoint.unet.out_channels, (&self.controlnets, controls));
+        let beside = (self.controlnets.as_slice(), &self.ip_adapters);
+        let nets = Nets::new(unet, self.checkpoint.unet.out_channels, beside, steering);
         let steps = first..timesteps.len().min(first + STEPS_AHEAD);
         let timesteps = timesteps[steps.clone()].to_vec();
         let images = text.positive.states.dim(0)?;

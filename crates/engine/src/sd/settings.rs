@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use candle_core::{DType, Device};
 
 use super::controlnet::files::ControlNetFile;
+use super::ip_adapter::files::IpAdapterFile;
 use crate::schedule::config::TimestepSpacing;
 
 /// What [`StableDiffusion::load`](super::StableDiffusion::load) has to know.
@@ -17,6 +18,8 @@ pub struct Settings {
     pub single_file: Option<PathBuf>,
     /// Those that jobs may ask for; all of them are loaded with the checkpoint and stay.
     pub controlnets: Vec<ControlNetFile>,
+    /// The same of IP-Adapters, with their image encoders.
+    pub ip_adapters: Vec<IpAdapterFile>,
     /// What weights are kept in, and the layers computed in: f32, f16 or bf16
     /// ([`device::default_dtype`](crate::device::default_dtype)). Latents, schedule, guidance, the timestep's waves and the
     /// statistics of norms are f32 with any of them.
@@ -62,6 +65,7 @@ impl Settings {
             directory: directory.into(),
             single_file: None,
             controlnets: Vec::new(),
+            ip_adapters: Vec::new(),
             dtype,
             device,
             prompts: PromptSyntax::Plain,

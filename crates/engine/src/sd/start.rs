@@ -9,7 +9,8 @@ use super::latent_batch::LatentBatch;
 use super::vae_encoder::Moments;
 use crate::pixels::to_pixels;
 use crate::schedule::Schedule;
-use crate::{EngineError, InitImage};
+use crate::schedule::config::Pipeline;
+use crate::{EngineError, GenerateRequest, InitImage};
 
 /// A mask's pixels from here on are generated anew.
 const GENERATED_FROM: u8 = 128;
@@ -121,4 +122,36 @@ impl LatentBatch {
 
 fn mixed(image: &Tensor, noise: &Tensor, (signal, sigma): (f64, f64)) -> Result<Tensor> {
     (image * signal)? + (noise * sigma)?
+}
+
+/// What a UNet looks at besides the latents has to be there, and nothing that it does not look at.
+///
+/// # Errors
+/// [`EngineError::Request`] with the first field that is missing or is not read.
+pub(super) fn check_start(request: &GenerateRequest, extra_input: ExtraInput) -> std::result::Result<(), EngineError> {
+    let image = request.start.is_some();
+    let mask = request.start.as_ref().is_some_and(|start| start.mask.is_some());
+    let image_scale = request.sampling.image_guidance_scale.is_some();
+    let (field, problem) = match extra_input {
+        ExtraInput::MaskAndImage if !mask => {
+            ("mask_image", "this model fills in a part of an image: the job needs init_image and mask_image")
+        }
+        ExtraInput::Image if !image => ("init_image", "this model edits an image: the job needs init_image"),
+        ExtraInput::Image if mask => ("mask_image", "this model edits the whole of an image: leave mask_image out"),
+        ExtraInput::Nothing | ExtraInput::MaskAndImage if image_scale => {
+            ("image_guidance_scale", "means something only with a model that edits images (instruct-pix2pix): leave it out")
+        }
+        _ => return Ok(()),
+    };
+    Err(EngineError::Request { field, problem: problem.into() })
+}
+
+/// The pipeline that diffusers has for such a job.
+pub(super) fn pipeline_of(request: &GenerateRequest, extra_input: ExtraInput) -> Pipeline {
+    match &request.start {
+        _ if extra_input == ExtraInput::Image => Pipeline::Instructed,
+        None => Pipeline::TextToImage,
+        Some(InitImage { mask: None, .. }) => Pipeline::ImageToImage,
+        Some(InitImage { mask: Some(_), .. }) => Pipeline::Inpaint,
+    }
 }

@@ -107,6 +107,6 @@ impl StableDiffusion {
         let states = encoded.states.clone();
         let Some(pooled) = &encoded.pooled else { return Ok(Text::of_states(states)) };
         let waves = sizes.waves(&self.checkpoint.unet, &self.device)?;
-        Ok(Text { states, added: Some(Tensor::cat(&[pooled, &waves], 1)?) })
+        Ok(Text { added: Some(Tensor::cat(&[pooled, &waves], 1)?), ..Text::of_states(states) })
     }
 }

@@ -1,6 +1,6 @@
 //! The UNet's transformer: every place of the image looks at every other and at the prompt.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::ahead::AtStep;
@@ -73,7 +73,7 @@ impl SpatialTransformer {
             Projection::Linear(linear) => linear.forward(&to_tokens(&normed)?)?,
         };
         for block in &self.blocks {
-            tokens = block.forward(&tokens, &at_step.context()?)?;
+            tokens = block.forward(&tokens, &at_step.contexts()?)?;
         }
         match &self.proj_out {
             Projection::Conv(conv) => conv.add_to(hidden, &to_image(&tokens)?),
@@ -127,10 +127,12 @@ impl TransformerBlock {
         })
     }
 
-    fn forward(&self, tokens: &Tensor, text: &Context) -> Result<Tensor> {
+    /// `contexts`: the text's, and then those of image prompts.
+    fn forward(&self, tokens: &Tensor, contexts: &[Context]) -> Result<Tensor> {
+        let Some((text, prompts)) = contexts.split_first() else { return Err(Error::msg("an attention without a text")) };
         let normed = self.norm1.forward(tokens)?;
-        let tokens = self.attn1.add_to(tokens, &normed, &self.attn1.context(&normed)?)?;
-        let tokens = self.attn2.add_to(&tokens, &self.norm2.forward(&tokens)?, text)?;
+        let tokens = self.attn1.add_to(tokens, &normed, &self.attn1.context(&normed)?, &[])?;
+        let tokens = self.attn2.add_to(&tokens, &self.norm2.forward(&tokens)?, text, prompts)?;
         let inner = geglu_of(&self.ff_in, &self.norm3.forward(&tokens)?)?;
         self.ff_out.add_to(&tokens, &inner)
     }

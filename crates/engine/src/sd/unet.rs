@@ -219,7 +219,7 @@ mod tests {
             let (config, weights, unet) = drawn(model);
             let draw = |shape: &[usize]| Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu).expect("values");
             let added = config.projection_class_embeddings_input_dim.filter(|_| config.is_xl()).map(|width| draw(&[2, width]));
-            let text = Text { states: draw(&[2, 7, config.cross_attention_dim]), added };
+            let text = Text { added, ..Text::of_states(draw(&[2, 7, config.cross_attention_dim])) };
             let latents = draw(&[2, config.in_channels, 8, 8]);
             let timesteps = [999.0, 250.25, 1.0];
             let ahead = unet.ahead(&text, &timesteps, 1.0).expect("ahead");

@@ -13,7 +13,7 @@ use crate::job::task::{SidePx, StepCount};
 use crate::shown;
 
 /// Fields of a job that a client may send beside OpenAI's (`extra_body` of its Python client), under the job's own names.
-const EXTENSIONS: [&str; 24] = [
+const EXTENSIONS: [&str; 25] = [
     "callback",
     "clip_skip",
     "consent",
@@ -24,6 +24,7 @@ const EXTENSIONS: [&str; 24] = [
     "guidance_rescale",
     "guidance_scale",
     "image_guidance_scale",
+    "ip_adapters",
     "lora",
     "mode",
     "negative_prompt",

@@ -44,8 +44,8 @@ def before_call(context, case, kwargs):
     # Strength and mask belong to an image, and a small strength may leave no step: rules between fields are not in the document.
     if "prompt" in case.body and "person" not in case.body and "images" not in case.body:
         # So are the schedulers that take lists and eta, and the order in a list; the sizes are for models of Stable Diffusion XL, and the
-        # bundled model has no ControlNets.
-        for name in ("controlnets", "timesteps", "sigmas", "eta", "original_size", "crops_coords_top_left", "target_size"):
+        # bundled model has no ControlNets and no IP-Adapters.
+        for name in ("controlnets", "ip_adapters", "timesteps", "sigmas", "eta", "original_size", "crops_coords_top_left", "target_size"):
             case.body.pop(name, None)
         if case.body.get("init_image") is not None:
             case.body.pop("guidance_rescale", None)

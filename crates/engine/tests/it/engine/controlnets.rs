@@ -7,7 +7,8 @@ use atelier_engine::graphs::GraphCounts;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::controlnet::files::ControlNetFile;
 use atelier_engine::sd::settings::Settings;
-use atelier_engine::{Control, Engine, EngineError, GenerateRequest, Image, InitImage, QueuedRequest, Request, Watch};
+use atelier_engine::steering::Control;
+use atelier_engine::{Engine, EngineError, GenerateRequest, Image, InitImage, QueuedRequest, Request, Watch};
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
 

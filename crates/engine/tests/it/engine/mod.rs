@@ -9,6 +9,7 @@ mod edits;
 mod embeddings;
 mod finite;
 mod graphs;
+mod ip_adapters;
 mod layouts;
 mod loras;
 mod memory;
@@ -47,6 +48,7 @@ fn request(loras: Vec<LoraFile>) -> GenerateRequest {
         embeddings: vec![],
         start: None,
         controls: vec![],
+        image_prompts: vec![],
         strength: 1.0,
         steps: STEPS,
         guidance_scale: 7.5,

@@ -10,7 +10,8 @@ use atelier_engine::sd::conditioning::Conditioning;
 use atelier_engine::sd::controlnet::files::ControlNetFile;
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::settings::Settings;
-use atelier_engine::{Control, Engine, GenerateRequest, Image, InitImage, LoraFile, Sampling, Watch};
+use atelier_engine::steering::Control;
+use atelier_engine::{Engine, GenerateRequest, Image, InitImage, LoraFile, Sampling, Watch};
 use candle_core::{DType, Device};
 use image::{GrayImage, RgbImage};
 use serde::Deserialize;
@@ -196,6 +197,7 @@ impl Case {
             embeddings: vec![],
             start,
             controls: controls.collect(),
+            image_prompts: vec![],
             strength: self.strength.unwrap_or(1.0),
             steps: self.steps,
             guidance_scale: self.guidance_scale,

@@ -51,6 +51,7 @@ impl Case {
             embeddings: Vec::new(),
             start: None,
             controls: vec![],
+            image_prompts: vec![],
             strength: 1.0,
             steps: self.steps,
             guidance_scale: 1.0,

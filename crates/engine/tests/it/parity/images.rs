@@ -56,6 +56,7 @@ pub(super) fn request(scheduler: Scheduler, guidance_scale: f64, num_images: u64
         embeddings: vec![],
         start: None,
         controls: vec![],
+        image_prompts: vec![],
         strength: 1.0,
         steps: 5,
         guidance_scale,

@@ -10,6 +10,7 @@ mod flow;
 mod flux;
 mod half;
 mod images;
+pub(crate) mod ip_adapters;
 mod loras;
 mod names;
 mod prompts;

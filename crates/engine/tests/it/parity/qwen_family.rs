@@ -72,6 +72,7 @@ impl Case {
             embeddings: Vec::new(),
             start: None,
             controls: vec![],
+            image_prompts: vec![],
             strength: 1.0,
             steps: self.steps,
             guidance_scale: self.guidance_scale,

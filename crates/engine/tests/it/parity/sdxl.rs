@@ -182,6 +182,7 @@ impl Case {
             embeddings: vec![],
             start,
             controls: vec![],
+            image_prompts: vec![],
             strength: self.strength.unwrap_or(1.0),
             steps: self.steps,
             guidance_scale: self.guidance_scale,

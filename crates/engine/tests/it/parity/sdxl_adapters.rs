@@ -44,6 +44,7 @@ pub(crate) fn request(steps: u32, guidance_scale: f64, negative_prompt: &str) ->
         embeddings: vec![],
         start: None,
         controls: vec![],
+        image_prompts: vec![],
         strength: 1.0,
         steps,
         guidance_scale,

@@ -82,6 +82,7 @@ fn request(case: &Case) -> GenerateRequest {
         loras: Vec::new(),
         embeddings: Vec::new(),
         controls: Vec::new(),
+        image_prompts: Vec::new(),
         start: case.strength.map(|_| InitImage { rgb: image(expected().get("image")), mask: None }),
         strength: case.strength.unwrap_or(1.0),
         steps: case.steps,

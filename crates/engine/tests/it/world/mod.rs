@@ -67,6 +67,7 @@ fn request(prompt: &str, seed: u64, lora: Option<&str>) -> GenerateRequest {
         embeddings: vec![],
         start: None,
         controls: vec![],
+        image_prompts: vec![],
         strength: 1.0,
         steps: 20,
         guidance_scale: 4.0,

@@ -1,11 +1,14 @@
 //! The vision transformers that look at an image: transformers' `ViTModel` and `CLIPVisionModel`.
 
+pub(crate) mod config;
+pub(crate) mod preprocessor;
+
 use candle_core::{IndexOp as _, Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::config::VisionConfig;
+use self::config::VisionConfig;
+use super::encoder_layer::{EncoderLayer, LayerNames};
 use crate::layers::{LayerNorm, Linear, layer_norm};
-use crate::sd::encoder_layer::{EncoderLayer, LayerNames};
 
 /// transformers' `ViTLayer`.
 const VIT: LayerNames = LayerNames {
@@ -19,7 +22,7 @@ const VIT: LayerNames = LayerNames {
     fc2: "output.dense",
 };
 
-pub(super) struct Vision {
+pub(crate) struct Vision {
     /// Of a patch's values to its token: the convolution whose stride is its kernel.
     patches: Linear,
     /// (1, 1, hidden): the token that gathers what the image shows, before all patches.
@@ -39,7 +42,7 @@ impl Vision {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape than `config` says.
-    pub(super) fn vit(config: &VisionConfig, vb: &VarBuilder) -> Result<Self> {
+    pub(crate) fn vit(config: &VisionConfig, vb: &VarBuilder) -> Result<Self> {
         let hidden = config.layer.hidden_size;
         let embeddings = vb.pp("embeddings");
         let bias = embeddings.get(hidden, "patch_embeddings.projection.bias");
@@ -58,7 +61,7 @@ impl Vision {
     ///
     /// # Errors
     /// As [`Self::vit`].
-    pub(super) fn clip(config: &VisionConfig, vb: &VarBuilder) -> Result<Self> {
+    pub(crate) fn clip(config: &VisionConfig, vb: &VarBuilder) -> Result<Self> {
         let hidden = config.layer.hidden_size;
         let eps = config.layer.layer_norm_eps;
         let embeddings = vb.pp("embeddings");
@@ -80,7 +83,15 @@ impl Vision {
     ///
     /// # Errors
     /// Those of the device.
-    pub(super) fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        self.last_norm.forward(&self.states(pixels, 0)?.i((.., 0))?.contiguous()?)
+    }
+
+    /// Without the last `left_out` layers and without the last norm: (B, 1 + patches, hidden). `pixels`: as [`Self::forward`].
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(crate) fn states(&self, pixels: &Tensor, left_out: usize) -> Result<Tensor> {
         let (batch, channels, height, width) = pixels.dims4()?;
         let [patch_height, patch_width] = self.patch;
         let rows = height / patch_height;
@@ -95,10 +106,10 @@ impl Vision {
         if let Some(norm) = &self.first_norm {
             hidden = norm.forward(&hidden)?;
         }
-        for layer in &self.layers {
+        for layer in &self.layers[..self.layers.len().saturating_sub(left_out)] {
             hidden = layer.forward(&hidden)?;
         }
-        self.last_norm.forward(&hidden.i((.., 0))?.contiguous()?)
+        Ok(hidden)
     }
 }
 

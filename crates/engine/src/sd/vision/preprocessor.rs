@@ -5,7 +5,6 @@ use std::path::Path;
 use image::RgbImage;
 use serde::Deserialize;
 
-use super::config::Architecture;
 use crate::EngineError;
 use crate::json_config::{Fixed, read};
 use crate::resample::{Filter, resize_part};
@@ -16,7 +15,7 @@ const FIXED: Fixed = &[("do_pad", &["null", "false"])];
 
 /// What is done with an image, in this order.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Preprocessor {
+pub(crate) struct Preprocessor {
     resize: Option<(Size, Filter)>,
     /// Height and width of what is cut out of the middle; zeros stand where the image is smaller.
     crop: Option<[u32; 2]>,
@@ -86,20 +85,21 @@ enum Channels {
 
 /// transformers' two processors, by what they mean by a missing key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Vit,
     Clip,
 }
 
 impl Preprocessor {
-    /// Reads `preprocessor_config.json` and checks that the images it makes are of height and width `image`.
+    /// Reads `preprocessor_config.json` and checks that the images it makes are of height and width `image`; `default_kind`: what it is where it
+    /// does not say so.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`] with what is missing in it or not supported, and what would be.
-    pub(super) fn read(path: &Path, architecture: &Architecture, image: [usize; 2]) -> Result<Self, EngineError> {
+    pub(crate) fn read(path: &Path, default_kind: Kind, image: [usize; 2]) -> Result<Self, EngineError> {
         let wrong = |problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
         let written: Written = read(path, FIXED)?;
-        let kind = written.kind(architecture).map_err(&wrong)?;
+        let kind = written.kind(default_kind).map_err(&wrong)?;
         let preprocessor = written.checked(kind).map_err(&wrong)?;
         match preprocessor.output() {
             Some(made) if made.map(|side| side as usize) == image => Ok(preprocessor),
@@ -107,6 +107,17 @@ impl Preprocessor {
                 Err(wrong(format!("makes images {height} high and {width} wide, but image_size in config.json is {image:?}")))
             }
             None => Err(wrong("makes images of several sizes: do_resize to height and width, or do_center_crop".into())),
+        }
+    }
+
+    /// transformers' `CLIPImageProcessor(size=side, crop_size=side)`: the middle of an image whose shorter side becomes `side`.
+    pub(crate) fn clip(side: u32) -> Self {
+        Self {
+            resize: Some((Size::ShortestEdge(side), Filter::Bicubic)),
+            crop: Some([side, side]),
+            scale: 1.0 / 255.0,
+            mean: CLIP_MEAN,
+            deviation: CLIP_STD,
         }
     }
 
@@ -120,7 +131,7 @@ impl Preprocessor {
     }
 
     /// (3, H, W), row by row: what the model sees of an image, neither of whose sides is 0.
-    pub(super) fn pixels(&self, image: &RgbImage) -> Vec<f32> {
+    pub(crate) fn pixels(&self, image: &RgbImage) -> Vec<f32> {
         let resized = self.resize.map_or([image.height(), image.width()], |(size, _)| size.of(image));
         let [height, width] = self.crop.unwrap_or(resized);
         let rows = Shown::of(resized[0], height);
@@ -174,7 +185,7 @@ impl Size {
 }
 
 impl Written {
-    fn kind(&self, architecture: &Architecture) -> Result<Kind, String> {
+    fn kind(&self, default_kind: Kind) -> Result<Kind, String> {
         match self.image_processor_type.as_deref().or(self.feature_extractor_type.as_deref()) {
             Some("ViTImageProcessor" | "ViTImageProcessorFast" | "ViTImageProcessorPil" | "ViTFeatureExtractor") => {
                 Ok(Kind::Vit)
@@ -185,8 +196,7 @@ impl Written {
             Some(other) => {
                 Err(format!("image_processor_type is {other:?}; supported: \"ViTImageProcessor\", \"CLIPImageProcessor\""))
             }
-            None if matches!(architecture, Architecture::Vit(_)) => Ok(Kind::Vit),
-            None => Ok(Kind::Clip),
+            None => Ok(default_kind),
         }
     }
 
