@@ -1,7 +1,7 @@
 //! Images from text by a model with modes: what reaches the engine, and what such a model, or one without modes, refuses by name.
 
-use atelier::job::capabilities::{Capabilities, ControlNet};
-use atelier::job::task::control::ControlNetName;
+use atelier::job::capabilities::{Capabilities, ControlNet, Steering};
+use atelier::job::task::control::NetName;
 use atelier::job::task::tryon::Mode;
 use serde_json::{Value, json};
 
@@ -103,8 +103,9 @@ async fn a_model_without_guidance_refuses_it_and_takes_loras() {
 /// A UNet takes over what lies deep in it, a transformer what its blocks add.
 #[tokio::test]
 async fn each_kind_of_model_refuses_the_step_cache_of_the_other() {
-    let canny = ControlNetName::new("canny").unwrap();
-    let controlled = Capabilities::Controlled(vec![ControlNet { name: canny.clone(), image: canny }]);
+    let canny = NetName::new("canny").unwrap();
+    let controlnets = vec![ControlNet { name: canny.clone(), image: canny }];
+    let controlled = Capabilities::Steered(Steering { controlnets, ip_adapters: vec![] });
     let interval = json!({ "interval": 2 });
     let threshold = json!({ "threshold": 0.1 });
     let cases = [

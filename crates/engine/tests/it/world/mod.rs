@@ -13,8 +13,9 @@ use atelier_engine::schedule::scheduler::{Sampler, Scheduler};
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::controlnet::files::ControlNetFile;
 use atelier_engine::sd::settings::Settings;
+use atelier_engine::steering::Control;
 use atelier_engine::step_cache::StepCache;
-use atelier_engine::{Control, Engine as _, GenerateRequest, Image, LoraFile, Sampling, Watch, device};
+use atelier_engine::{Engine as _, GenerateRequest, Image, LoraFile, Sampling, Watch, device};
 use candle_core::DType;
 use image::RgbImage;
 use serde::Deserialize;
@@ -116,7 +117,7 @@ fn counted_steps() {
     let mut counted = request("a red mug on the beach", 1, None);
     (counted.steps, counted.width_px, counted.height_px) = (steps, side_px, side_px);
     counted.controls = control.into_iter().collect();
-    counted.step_cache = interval.map(|interval| StepCache::Interval(interval.parse().unwrap()));
+    counted.sampling.step_cache = interval.map(|interval| StepCache::Interval(interval.parse().unwrap()));
     let images = engine.generate(&counted, &Watch::new(|_| ())).unwrap();
     assert_eq!(images.len(), 1);
 }
