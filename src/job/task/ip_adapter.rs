@@ -17,10 +17,11 @@ impl ImagePrompt {
     /// Whether the jobs of both lists can be denoised in one batch: the images are each job's own, as its text is.
     #[must_use]
     pub fn all_agree(some: &[Self], others: &[Self]) -> bool {
-        let agree = |one: &Self, another: &Self| {
-            one.name == another.name && one.scale == another.scale && one.images.get().len() == another.images.get().len()
-        };
-        some.len() == others.len() && some.iter().zip(others).all(|(one, another)| agree(one, another))
+        some.len() == others.len() && some.iter().zip(others).all(|(one, another)| one.agrees_with(another))
+    }
+
+    fn agrees_with(&self, other: &Self) -> bool {
+        self.name == other.name && self.scale == other.scale && self.images.get().len() == other.images.get().len()
     }
 }
 

@@ -23,7 +23,8 @@ const NEVER: &[(&str, &[&str])] = &[
     ("paintings", &[]),
     ("repaint", &[]),
     ("repainted", &[]),
-    ("folder", &["src/config/renamed.rs", "tests/it/config/renamed.rs"]),
+    // A parameter of diffusers in the last.
+    ("folder", &["src/config/renamed.rs", "tests/it/config/renamed.rs", "tests/oracle/ip_adapter.py"]),
     ("folders", &[]),
     // What EC2 gives before it takes a machine away, and what the MIT licence wants to be kept.
     ("notice", &[".ci/licences.py", "src/host/cloud/", "src/host/drain.rs", "tests/it/host/cloud.rs", "src/start/host.rs"]),

@@ -143,7 +143,7 @@ fn every_cell_of_the_table_of_families_is_so() {
     let families: Vec<&str> = table.iter().map(|cells| cells[0].as_str()).collect();
     assert_eq!(families, ROWS.map(|(family, ..)| family));
     for (cells, (family, parameters, tests)) in table.iter().zip(ROWS) {
-        let [_, sizes, memory, licence, adapters, start, mask, control, _, _] = &cells[..] else {
+        let [_, sizes, memory, licence, adapters, start, mask, control, prompt, _, _] = &cells[..] else {
             panic!("{family}: {cells:?}")
         };
         let is_unet = family.starts_with("stable-diffusion");
@@ -156,8 +156,8 @@ fn every_cell_of_the_table_of_families_is_so() {
         assert_eq!(*memory, format!("{gib:.1} GiB in {dtype}"), "{family}");
         let listed: BTreeSet<String> = licence.split(", ").map(str::to_owned).collect();
         assert_eq!(listed, licences(family), "{family}");
-        let does = [adapters, start, mask, control].map(|cell| cell.starts_with("yes"));
-        assert_eq!(does, [!is_qwen, is_unet || family == "qwen-image-edit", is_unet, is_unet], "{family}");
+        let does = [adapters, start, mask, control, prompt].map(|cell| cell.starts_with("yes"));
+        assert_eq!(does, [!is_qwen, is_unet || family == "qwen-image-edit", is_unet, is_unet, is_unet], "{family}");
         for test in tests {
             assert!(has_test(test), "{family}: there is no {test}");
         }

@@ -189,7 +189,10 @@ const TESTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("FaceID, FaceID Plus and Full Face", &["E/engine/ip_adapters.rs what_is_no_ip_adapter_of_the_model_is_refused_in_words"]),
-    ("The image encoder is a directory", &["E/engine/ip_adapters.rs what_is_no_ip_adapter_of_the_model_is_refused_in_words"]),
+    (
+        "The image encoder is a directory",
+        &["E/engine/ip_adapters.rs an_image_encoder_that_is_not_the_adapters_is_refused_in_words"],
+    ),
     ("An image is brought to", &["E/parity/ip_adapters.rs parity_of_what_an_ip_adapter_makes_of_an_image"]),
     ("Images are encoded once", &["E/parity/ip_adapters.rs parity_of_what_an_ip_adapter_makes_of_an_image"]),
     ("An adapter's images are seen", &["E/parity/ip_adapters.rs parity_of_images_with_image_prompts"]),

@@ -46,11 +46,11 @@ async fn a_job_with_ip_adapters_is_generated_recorded_and_replayed() {
     let jobs = [
         job("plain", vec![]),
         job("none", vec![prompt("plus", &[&url], 0.0)]),
-        job("one", vec![one.clone()]),
+        job("seen", vec![one.clone()]),
         job("again", vec![one.clone()]),
         job("both", vec![one.clone(), prompt("plus", &[&other, &url], 0.5)]),
         with_edges,
-        job("one", vec![one]),
+        job("seen", vec![one]),
     ];
     let mut images = Vec::new();
     for job in &jobs {
@@ -75,5 +75,5 @@ async fn a_job_with_ip_adapters_is_generated_recorded_and_replayed() {
     assert!(none == plain, "a scale of 0 is no image prompt");
     assert!(one != plain && both != one && both != plain && edges != one, "each is another image");
     assert!(again == one && replayed == one, "the same request is the same image");
-    assert_eq!(bucket.puts("one/result.json"), 1, "and is generated once");
+    assert_eq!(bucket.puts("seen/result.json"), 1, "and is generated once");
 }

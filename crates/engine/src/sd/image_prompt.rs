@@ -7,7 +7,7 @@ use super::StableDiffusion;
 use super::conditioning::{Conditioning, Text};
 use super::guidance::Guidance;
 use super::ip_adapter::files::Loaded;
-use super::steering::Steering;
+use super::steering::{PlannedPrompt, Steering};
 use super::tiling::Tiling;
 use crate::EngineError;
 use crate::steering::ImagePrompt;
@@ -15,14 +15,6 @@ use crate::steering::ImagePrompt;
 /// Of what warms up; whatever it is, an image encoder sees it in its own size.
 const GREY_SIDE_PX: u32 = 64;
 const FIELD: &str = "ip_adapters";
-
-/// An IP-Adapter at work for the requests of a batch.
-pub(super) struct PlannedPrompt {
-    /// Its place among the model's.
-    pub(super) place: usize,
-    /// What is seen is multiplied by it; not 0.
-    pub(super) scale: f64,
-}
 
 impl StableDiffusion {
     /// The IP-Adapters that `prompts` put to work; those that change nothing are left out.
@@ -50,9 +42,9 @@ impl StableDiffusion {
 
     /// Each IP-Adapter with a grey image.
     pub(super) fn each_prompt_once(&self) -> Vec<ImagePrompt> {
-        let grey = || RgbImage::from_pixel(GREY_SIDE_PX, GREY_SIDE_PX, Rgb([128; 3]));
+        let grey = RgbImage::from_pixel(GREY_SIDE_PX, GREY_SIDE_PX, Rgb([128; 3]));
         let each = self.ip_adapters.loaded.iter();
-        each.map(|loaded| ImagePrompt { adapter: loaded.name.clone(), images: vec![grey()], scale: 1.0 }).collect()
+        each.map(|loaded| ImagePrompt { adapter: loaded.name.clone(), images: vec![grey.clone()], scale: 1.0 }).collect()
     }
 
     /// Tokens that these add to each text.

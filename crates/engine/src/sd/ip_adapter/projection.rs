@@ -3,12 +3,9 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::resampler::{Resampler, ResamplerConfig};
+use super::resampler::{NORM_EPS, Resampler, ResamplerConfig};
 use crate::layers::{LayerNorm, Linear, layer_norm, linear};
 use crate::weights::Shapes;
-
-/// Of torch's `LayerNorm`, which no file states.
-pub(super) const NORM_EPS: f64 = 1e-5;
 
 /// Which of the projections a file has, with its sizes.
 #[derive(Debug, Clone, PartialEq, Eq)]

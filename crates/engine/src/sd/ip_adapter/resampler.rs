@@ -3,11 +3,12 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::projection::NORM_EPS;
 use crate::attention::attend;
 use crate::layers::{LayerNorm, Linear, layer_norm, linear, linear_b};
 use crate::weights::Shapes;
 
+/// Of torch's `LayerNorm`, which no file states.
+pub(super) const NORM_EPS: f64 = 1e-5;
 /// Channels of a head: no file states them, and all have these.
 const HEAD_CHANNELS: usize = 64;
 

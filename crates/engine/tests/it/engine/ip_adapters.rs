@@ -226,27 +226,26 @@ fn an_image_prompt_that_cannot_be_is_refused_in_words() {
     assert_eq!(error, "ip_adapters: this model has no IP-Adapter \"plain\"; it has none");
 }
 
+/// Loads `file`, and finds `words` in the refusal.
+fn refused(file: IpAdapterFile, words: &str) {
+    let error = StableDiffusion::load(&settings(vec![file])).err().expect("refused");
+    assert!(matches!(error, EngineError::Checkpoint { .. }) && error.to_string().contains(words), "{words}: {error}");
+}
+
 #[test]
 fn what_is_no_ip_adapter_of_the_model_is_refused_in_words() {
     let directory = tempfile::tempdir().unwrap();
-    let [plain, plus] = files("sd15").try_into().expect("two");
+    let [plain, _] = files("sd15").try_into().expect("two");
     let of = |name: &str, change: &dyn Fn(&str, Tensor) -> Option<(String, Tensor)>| {
         let path = changed(&plain.path, directory.path().join(format!("{name}.safetensors")), change);
         IpAdapterFile { path, ..plain.clone() }
     };
     let renamed =
         |from: &'static str, to: &'static str| move |name: &str, tensor: Tensor| Some((name.replace(from, to), tensor));
-    let encoder = |name: &str, key: &str, value: &str| {
-        let copy = directory.path().join(name);
-        configured(&copy, key, value);
-        copy
-    };
     let pickle = directory.path().join("ip-adapter_sd15.bin");
     fs::write(&pickle, b"PK\x03\x04 a pickle").unwrap();
     let xl = files("sdxl").remove(0);
-    let no_middle = |name: &str, tensor: Tensor| (!name.starts_with("ip_adapter.13.to_v")).then(|| (name.to_owned(), tensor));
     let lora = fixtures().join("sd/loras/kohya.safetensors");
-    let narrow = encoder("narrow", "projection_dim", "24");
     for (file, words) in [
         (
             IpAdapterFile { path: pickle, ..plain.clone() },
@@ -266,41 +265,43 @@ fn what_is_no_ip_adapter_of_the_model_is_refused_in_words() {
              and 11 more; expected are image_proj.… and ip_adapter.N.to_k_ip.weight and ip_adapter.N.to_v_ip.weight, N being 1, 3 and so \
              on up to 13",
         ),
-        (of("missing", &no_middle), "ip_adapter.13.to_v_ip.weight [32, 24] is missing"),
+        (
+            of("missing", &|name, tensor| (!name.starts_with("ip_adapter.13.to_v")).then(|| (name.to_owned(), tensor))),
+            "ip_adapter.13.to_v_ip.weight [32, 24] is missing",
+        ),
         (
             IpAdapterFile { path: lora, ..plain.clone() },
             "holds no IP-Adapter (image_proj.… and ip_adapter.…): its tensors are lora_te_",
         ),
-        (
-            IpAdapterFile { image_encoder: narrow, ..plain.clone() },
-            "takes embeddings of 20 numbers, and those of the image encoder",
-        ),
-        (
-            IpAdapterFile { image_encoder: encoder("wide", "hidden_size", "40"), ..plus },
-            "takes states of 32 numbers, and those of the image encoder",
-        ),
-        (
-            IpAdapterFile { image_encoder: encoder("text", "architectures", "[\"CLIPModel\"]"), ..plain.clone() },
-            "architectures is [\"CLIPModel\"]; the image encoder of an IP-Adapter is [\"CLIPVisionModelWithProjection\"]",
-        ),
-        (
-            IpAdapterFile { image_encoder: encoder("oblong", "image_size", "[32, 40]"), ..plain.clone() },
-            "image_size is [32, 40]; it must be one number",
-        ),
-        (
-            IpAdapterFile { image_encoder: encoder("shallow", "num_hidden_layers", "2"), ..plain.clone() },
-            "has tensors that config.json knows nothing of: vision_model.encoder.layers.2.",
-        ),
-        (
-            IpAdapterFile { image_encoder: encoder("deep", "num_hidden_layers", "4"), ..plain.clone() },
-            "vision_model.encoder.layers.3.layer_norm1.weight [32] is missing",
-        ),
-        (IpAdapterFile { image_encoder: directory.path().join("absent"), ..plain.clone() }, "absent/config.json"),
         (IpAdapterFile { path: directory.path().join("absent.safetensors"), ..plain.clone() }, "absent.safetensors"),
     ] {
-        let error = StableDiffusion::load(&settings(vec![file.clone()])).err().expect("refused");
-        assert!(matches!(error, EngineError::Checkpoint { .. }) && error.to_string().contains(words), "{words}: {error}");
+        refused(file, words);
     }
+}
+
+#[test]
+fn an_image_encoder_that_is_not_the_adapters_is_refused_in_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let [plain, plus] = files("sd15").try_into().expect("two");
+    for (adapter, key, value, words) in [
+        (&plain, "projection_dim", "24", "takes embeddings of 20 numbers, and those of the image encoder"),
+        (&plus, "hidden_size", "40", "takes states of 32 numbers, and those of the image encoder"),
+        (
+            &plain,
+            "architectures",
+            "[\"CLIPModel\"]",
+            "architectures is [\"CLIPModel\"]; the image encoder of an IP-Adapter is [\"CLIPVisionModelWithProjection\"]",
+        ),
+        (&plain, "image_size", "[32, 40]", "image_size is [32, 40]; it must be one number"),
+        (&plain, "num_hidden_layers", "2", "has tensors that config.json knows nothing of: vision_model.encoder.layers.2."),
+        (&plain, "num_hidden_layers", "4", "vision_model.encoder.layers.3.layer_norm1.weight [32] is missing"),
+    ] {
+        let image_encoder = directory.path().join(format!("{key}-{}", value.len()));
+        let image_encoder = image_encoder.with_extension(value.chars().filter(char::is_ascii_digit).collect::<String>());
+        configured(&image_encoder, key, value);
+        refused(IpAdapterFile { image_encoder, ..adapter.clone() }, words);
+    }
+    refused(IpAdapterFile { image_encoder: directory.path().join("absent"), ..plain }, "absent/config.json");
 }
 
 /// A copy of the image encoder with another value in its settings.
@@ -318,8 +319,8 @@ fn an_ip_adapter_or_an_image_encoder_with_a_nan_is_named() {
     let [plain, _] = files("sd15").try_into().expect("two");
     let nan = |wanted: &'static str| {
         move |name: &str, tensor: Tensor| {
-            let broken = || (tensor.to_dtype(DType::F32).unwrap() * f64::NAN).unwrap();
-            Some((name.to_owned(), if name == wanted { broken() } else { tensor.clone() }))
+            let tensor = if name == wanted { (tensor.to_dtype(DType::F32).unwrap() * f64::NAN).unwrap() } else { tensor };
+            Some((name.to_owned(), tensor))
         }
     };
     let path = changed(&plain.path, directory.path().join("nan.safetensors"), nan("ip_adapter.13.to_v_ip.weight"));
