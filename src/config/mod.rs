@@ -197,8 +197,8 @@ pub struct Runtime {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{file}: cannot be read: {source}")]
-    Unreadable { file: String, source: std::io::Error },
+    #[error("{file}: cannot be read: {error}")]
+    Unreadable { file: String, error: std::io::Error },
     #[error("{file}: is not YAML: {problem}")]
     Syntax { file: String, problem: String },
     #[error("{file}: {key}: {problem}")]
@@ -374,5 +374,5 @@ pub fn runtime_api(environment: &Environment) -> Result<Option<String>, ConfigEr
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { file: path.display().to_string(), source })
+    std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { file: path.display().to_string(), error })
 }

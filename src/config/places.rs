@@ -63,7 +63,7 @@ impl Places {
                 continue;
             }
             let unreadable =
-                |source| ConfigError::Unreadable { file: format!("{} (model.directory)", directory.display()), source };
+                |error| ConfigError::Unreadable { file: format!("{} (model.directory)", directory.display()), error };
             for entry in std::fs::read_dir(directory).map_err(unreadable)? {
                 let path = entry.map_err(unreadable)?.path();
                 if path.extension().is_some_and(|extension| extension == "yaml") {

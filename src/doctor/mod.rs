@@ -16,6 +16,7 @@ mod models;
 mod queues;
 mod safety;
 mod signer;
+mod token;
 mod webhook;
 
 use std::io::Write as _;
@@ -30,8 +31,8 @@ use self::finding::{Finding, State};
 use crate::config::{Config, Environment};
 
 /// Everything but the configuration itself, in the order of the output.
-const NEED_CONFIG: [&str; 10] =
-    ["credentials", "bucket", "inputs", "queue", "webhook", "signer", "safety", "model", "gpu", "clock"];
+const NEED_CONFIG: [&str; 11] =
+    ["credentials", "bucket", "inputs", "queue", "token", "webhook", "signer", "safety", "model", "gpu", "clock"];
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -95,7 +96,15 @@ async fn examine(options: &Options, config: &Config, environment: &Environment) 
         clock::check(config, limit),
     );
     let safety = each_model.iter().map(|own| safety::check(own, environment)).collect();
-    let before = [vec![bucket, inputs::check(config)], queues, webhooks, vec![signer::check(config)], safety].concat();
+    let before = [
+        vec![bucket, inputs::check(config)],
+        queues,
+        vec![token::check(config)],
+        webhooks,
+        vec![signer::check(config)],
+        safety,
+    ]
+    .concat();
     let others = before.into_iter().chain(models).chain([gpu]).chain(clock).map(without_chain);
     std::iter::once(credentials).chain(others).collect()
 }

@@ -295,8 +295,9 @@ impl Door {
 
 async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::from((config.server.address, config.server.port));
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("{address} cannot be listened on (server.port)"))?;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("{address} cannot be listened on: choose another port (--port, server.port) or address (server.address)")
+    })?;
     let address = listener.local_addr()?;
     tracing::info!(%address, "listening for HTTP");
     if config.server.has_page() {

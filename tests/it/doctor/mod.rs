@@ -88,6 +88,7 @@ async fn what_is_good_passes_and_nothing_is_left_behind() {
     report.expect("sqs", "skip", "SQS_QUEUE_URL");
     report.expect("rabbitmq", "skip", "RABBITMQ_HOST");
     report.expect("spool", "ok", "free");
+    report.expect("token", "ok", "callers present");
     report.expect("webhook", "skip", "--webhook");
     report.expect("signer", "warn", "the machine-readable mark (XMP) and no content credentials");
     report.expect("model", "ok", "tiny-sd");
@@ -162,6 +163,7 @@ async fn people_get_a_line_a_check() {
         "sqs",
         "rabbitmq",
         "spool",
+        "token",
         "webhook",
         "signer",
         "safety",
