@@ -92,6 +92,7 @@ pub(super) fn report_event(id: &JobId, event: &JobEvent) -> anyhow::Result<()> {
     Ok(line(&match name.as_str() {
         "step" => format!("{id} step {} of {}", document["step"], document["steps"]),
         "started" => format!("{id} started, attempt {}", document["attempt"]),
+        "accepted" if document["position"].is_u64() => format!("{id} accepted, {} before it", document["position"]),
         _ => match document["error"]["message"].as_str() {
             Some(message) => format!("{id} {name}: {message}"),
             None => format!("{id} {name}"),

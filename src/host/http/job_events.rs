@@ -127,7 +127,9 @@ impl Follower {
         if known.as_ref().is_none_or(JobStatus::has_failed) && jobs.under_way(self.id.as_str()).is_some() {
             return Some(jobs::sending(&self.id)).as_ref().map(id);
         }
-        known.map(|known| id(&jobs::status(self.id.as_str(), Some(known), &Value::Null)))
+        known
+            .map(|known| jobs::status(self.id.as_str(), Some(known), &Value::Null))
+            .map(|document| id(&jobs::placed(&self.http, &self.id, document)))
     }
 }
 
@@ -137,7 +139,8 @@ fn id(document: &Value) -> String {
     if state == "complete" {
         return state.to_owned();
     }
-    format!("{}-{state}-{}", document["attempt"], document["step"].as_u64().unwrap_or_default())
+    let number = document["step"].as_u64().or(document["position"].as_u64());
+    format!("{}-{state}-{}", document["attempt"], number.unwrap_or_default())
 }
 
 fn has_ended(document: &Value) -> bool {

@@ -130,7 +130,15 @@ pub(super) async fn document(http: &Http, id: &JobId, known: Option<JobStatus>) 
     if was_complete && record.is_none() {
         return blocked(http, id).await?.ok_or_else(|| unknown(id));
     }
-    Ok(status(id.as_str(), known, &result))
+    Ok(placed(http, id, status(id.as_str(), known, &result)))
+}
+
+/// The document with how many jobs come before this one, where it waits and this host knows.
+pub(super) fn placed(http: &Http, id: &JobId, mut document: Value) -> Value {
+    if document["state"] == json!(jobs::State::Queued) {
+        document["position"] = json!(http.job_service.queue.position(id.as_str()));
+    }
+    document
 }
 
 /// The document of a job that the bucket says was not allowed, and this node knows nothing of.
@@ -160,12 +168,12 @@ pub(super) async fn record(http: &Http, id: &JobId, known: Option<&JobStatus>) -
 pub(super) fn status(id: &str, known: Option<JobStatus>, result: &Value) -> Value {
     let Some(JobStatus { state, progress_percent, step, attempt, error, .. }) = known else {
         return json!({
-            "job_id": id, "state": jobs::State::Complete, "progress": 100, "step": null, "steps": null, "attempt": null,
+            "job_id": id, "state": jobs::State::Complete, "position": null, "progress": 100, "step": null, "steps": null, "attempt": null,
             "error": null, "result": result,
         });
     };
     json!({
-        "job_id": id, "state": state, "progress": progress_percent, "step": step.map(|(step, _)| step),
+        "job_id": id, "state": state, "position": null, "progress": progress_percent, "step": step.map(|(step, _)| step),
         "steps": step.map(|(_, steps)| steps), "attempt": attempt, "error": error, "result": result,
     })
 }
@@ -173,7 +181,7 @@ pub(super) fn status(id: &str, known: Option<JobStatus>, result: &Value) -> Valu
 /// A job on its way into the queue, which has not confirmed it: a job of that id may or may not come to be.
 pub(super) fn sending(id: &JobId) -> Value {
     json!({
-        "job_id": id, "state": "sending", "progress": 0, "step": null, "steps": null, "attempt": 0, "error": null, "result": null,
+        "job_id": id, "state": "sending", "position": null, "progress": 0, "step": null, "steps": null, "attempt": 0, "error": null, "result": null,
     })
 }
 

@@ -125,6 +125,11 @@ pub trait Source: Send + Sync {
     /// [`SourceError`]; the caller waits a little and calls again.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError>;
 
+    /// How many jobs come before the one of this id that waits, where this process knows; none too where no such job waits.
+    fn position(&self, _job_id: &str) -> Option<u64> {
+        None
+    }
+
     /// Why nothing is received although the queue is there, until an operator has repaired it.
     fn trouble(&self) -> Option<String> {
         None

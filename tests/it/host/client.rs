@@ -1,10 +1,11 @@
 //! `atelier submit` and `atelier jobs` against a real host.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::task::spawn_blocking;
 
 use super::sqs::Bench;
@@ -89,6 +90,35 @@ async fn a_job_that_is_followed_is_followed_over_a_restart_of_the_host() {
     assert_eq!(code, Some(0), "{lines}{errors}");
     assert!(lines.ends_with("job-1 complete\n"), "{lines}");
     assert!(lines.contains("job-1 step "), "{lines}");
+}
+
+#[tokio::test]
+async fn who_waits_hears_how_many_come_before() {
+    let (host, at, _directory) = started().await;
+    let mut long = job("job-1");
+    long["steps"] = json!(150);
+    host.post("/generate", &long).await;
+    host.is_generating("job-1").await;
+    for id in ["job-2", "job-3"] {
+        host.post("/generate", &job(id)).await;
+    }
+    for (id, position) in [("job-1", Value::Null), ("job-2", json!(0)), ("job-3", json!(1))] {
+        let document: Value = serde_json::from_str(&host.get(&format!("/jobs/{id}")).await).unwrap();
+        assert_eq!(document["position"], position, "{document}");
+    }
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_atelier"));
+    command.args(["jobs", "follow", "job-3", "--at", &at]).env_clear().env("INTERNAL_API_TOKEN", TOKEN).kill_on_drop(true);
+    let mut follower = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("job-3 accepted, 1 before it"));
+    host.cancel("job-1").await;
+    let mut rest = Vec::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        rest.push(line);
+    }
+    assert_eq!(rest.first().map(String::as_str), Some("job-3 accepted, 0 before it"), "{rest:?}");
+    assert_eq!(rest.last().map(String::as_str), Some("job-3 complete"), "{rest:?}");
+    assert!(follower.wait().await.unwrap().success());
 }
 
 #[tokio::test]

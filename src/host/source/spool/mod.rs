@@ -276,7 +276,11 @@ impl Spool {
 }
 
 fn refused(directory: &std::path::Path, action: &'static str, problem: &std::io::Error) -> SourceError {
-    SourceError::Refused { queue: format!("spool {}", directory.display()), action, problem: problem.to_string() }
+    SourceError::Refused {
+        queue: format!("spool {} (sources.spool.directory)", directory.display()),
+        action,
+        problem: problem.to_string(),
+    }
 }
 
 #[async_trait]
@@ -326,6 +330,10 @@ impl Source for Spool {
                 },
             }
         }
+    }
+
+    fn position(&self, job_id: &str) -> Option<u64> {
+        self.index().iter().position(|waiting| waiting.name.job_id == job_id).map(|before| before as u64)
     }
 
     fn trouble(&self) -> Option<String> {

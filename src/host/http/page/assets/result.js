@@ -15,7 +15,7 @@ const STEPS = ['fetch', 'screen', 'preprocess', 'infer', 'postprocess', 'check',
 export function inWords(name, job) {
   const words = {
     sending: 'On its way into the queue.',
-    accepted: 'Waits for a handler.',
+    accepted: job.position > 0 ? `Waits for a handler: ${job.position} before it.` : 'Waits for a handler.',
     started: job.attempt > 1 ? `Running: attempt ${job.attempt}.` : 'Running.',
     step: `Step ${job.step} of ${job.steps}.`,
     waiting: `Attempt ${job.attempt} did not end well; the job waits for the next.`,
