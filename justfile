@@ -26,6 +26,10 @@ test-all:
 docs:
     ATELIER_WRITE_DOCS=1 cargo test --quiet --test it -- deploy::docs host::metrics::the_documentation_has_the_table
 
+# Write the types of the clients anew; needs the tools of tests/run.
+clients:
+    clients/generate
+
 # Write THIRD-PARTY and THIRD-PARTY-LICENSES anew; needs cargo-deny.
 licences:
     cargo deny --log-level error list --layout crate > THIRD-PARTY

@@ -11,6 +11,8 @@ const DIRECTORIES: &[&str] = &[
     "docs",
     "docs/internals",
     "docs/adr",
+    "clients/python",
+    "clients/typescript",
     "examples",
     "bench",
     "models/tiny-sd",

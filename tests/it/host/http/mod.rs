@@ -15,6 +15,7 @@ mod sizes;
 mod status;
 mod tenants;
 mod tryon;
+mod typed_clients;
 
 use std::net::SocketAddr;
 use std::path::Path;

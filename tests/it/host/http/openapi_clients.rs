@@ -11,7 +11,7 @@ use crate::servers::{environment, left_out, python_or_skip};
 use crate::stage::TOKEN;
 
 /// For generators and what they start, on a loaded machine.
-const LIMIT: Duration = Duration::from_mins(3);
+const LIMIT: Duration = Duration::from_mins(5);
 
 /// Uses the generated Python client as its users do.
 const PYTHON: &str = r#"
@@ -62,7 +62,8 @@ fn document() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json")
 }
 
-async fn run(command: &mut Command) -> Output {
+/// What a program says that ends well, and in time.
+pub(super) async fn run(command: &mut Command) -> Output {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(LIMIT, output).await.expect("it ends").expect("it starts");
     let texts = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
