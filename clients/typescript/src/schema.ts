@@ -755,18 +755,19 @@ export interface components {
             error: components["schemas"]["Error"] | null;
             result: components["schemas"]["Result"] | null;
         };
+        ResultImage: {
+            url: string;
+            bucket: string;
+            key: string;
+            content_type: string;
+            width: number;
+            height: number;
+            bytes: number;
+            seed: number;
+        };
         Result: {
             image_urls: string[];
-            images: {
-                url: string;
-                bucket: string;
-                key: string;
-                content_type: string;
-                width: number;
-                height: number;
-                bytes: number;
-                seed: number;
-            }[];
+            images: components["schemas"]["ResultImage"][];
             model: string;
             /** @description Milliseconds by workflow step. */
             timings_ms: {
@@ -891,8 +892,15 @@ export interface components {
             /** @constant */
             type: "inference.complete";
             job_id: string;
+            image_urls: string[];
+            images: components["schemas"]["ResultImage"][];
+            model: string;
+            /** @description Milliseconds by workflow step. */
+            timings_ms: {
+                [key: string]: number;
+            };
             metadata: components["schemas"]["Metadata"];
-        } & components["schemas"]["Result"];
+        };
         /** @description No further attempt can help, or the job was cancelled. */
         WebhookFailed: {
             /** @constant */
@@ -1039,6 +1047,7 @@ export type Metadata = components['schemas']['Metadata'];
 export type Consent = components['schemas']['Consent'];
 export type Callback = components['schemas']['Callback'];
 export type Job = components['schemas']['Job'];
+export type ResultImage = components['schemas']['ResultImage'];
 export type Result = components['schemas']['Result'];
 export type Readiness = components['schemas']['Readiness'];
 export type ModelState = components['schemas']['ModelState'];

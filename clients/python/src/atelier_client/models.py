@@ -462,7 +462,7 @@ class WebhookProgress(BaseModel):
     metadata: dict[str, Any]
 
 
-class WebhookComplete(Result):
+class WebhookComplete(BaseModel):
     """
     The job is done, and its record is stored.
     """
@@ -472,6 +472,13 @@ class WebhookComplete(Result):
     )
     type: Literal['inference.complete']
     job_id: str
+    image_urls: list[str]
+    images: list[ResultImage]
+    model: str
+    timings_ms: dict[str, int]
+    """
+    Milliseconds by workflow step.
+    """
     metadata: dict[str, Any]
 
 
