@@ -743,6 +743,8 @@ export interface components {
              * @enum {string}
              */
             state: "sending" | "queued" | "running" | "complete" | "failed" | "cancelled";
+            /** @description Jobs that come before this one, where it waits in the host's own spool; elsewhere nobody knows. */
+            position: number | null;
             /** @description Percent. */
             progress: number;
             /** @description The denoising step that is done; null while that is not known, as of a job that runs at another host. */

@@ -962,6 +962,10 @@ class Job(BaseModel):
     """
     `sending`: the job is on its way into the queue, which has not confirmed it yet; nothing is promised.
     """
+    position: Annotated[int | None, Field(ge=0)]
+    """
+    Jobs that come before this one, where it waits in the host's own spool; elsewhere nobody knows.
+    """
     progress: Annotated[int, Field(ge=0, le=100)]
     """
     Percent.
