@@ -408,6 +408,14 @@ export interface components {
                 /** @description Only with detect: gradients above it begin an edge; null: 200. */
                 high_threshold?: number | null;
             }[] | null;
+            /** @description Images beside the prompt, as IP-Adapters see them; several add up. Only with a model whose manifest names some (GET /models). */
+            ip_adapters?: {
+                /** @description An IP-Adapter of the model. */
+                name: string;
+                images: string[];
+                /** @description How strongly the images are seen; null: 1. */
+                scale?: number | null;
+            }[] | null;
             init_image?: {
                 /**
                  * Format: file-address
@@ -806,7 +814,7 @@ export interface components {
             /** @enum {unknown} */
             status: "hot" | "loading" | "failed";
             model_loaded: boolean;
-            /** @description Those whose weights are loaded; empty: the model has no modes. Absent, as the next four, for another function that says nothing of itself. */
+            /** @description Those whose weights are loaded; empty: the model has no modes. Absent, as the next five, for another function that says nothing of itself. */
             modes?: ("fp8" | "lora" | "base")[];
             /** @description Jobs may bring LoRAs. */
             loras?: boolean;
@@ -816,6 +824,8 @@ export interface components {
                 /** @description What kind of image it looks at, such as canny or depth. */
                 image: string;
             }[];
+            /** @description Names of the IP-Adapters that jobs may ask for; empty: the model has none. */
+            ip_adapters?: string[];
             /** @description A guidance scale above 1 and a negative prompt mean something. */
             guidance?: boolean;
             /** @description Width and height are multiples of it. */

@@ -95,6 +95,22 @@ class ControlNet(BaseModel):
     """
 
 
+class IpAdapter(BaseModel):
+    model_config = ConfigDict(
+        extra='forbid',
+        populate_by_name=True,
+    )
+    name: Annotated[str, Field(max_length=64, min_length=1, pattern='^[a-z0-9._-]+$')]
+    """
+    An IP-Adapter of the model.
+    """
+    images: Annotated[list[str], Field(max_length=4, min_length=1)]
+    scale: Annotated[float | None, Field(ge=0.0, le=2.0)] = None
+    """
+    How strongly the images are seen; null: 1.
+    """
+
+
 class InitImage(BaseModel):
     model_config = ConfigDict(
         extra='forbid',
@@ -341,7 +357,7 @@ class ServedModel(BaseModel):
     model_loaded: bool
     modes: list[Literal['fp8', 'lora', 'base']] | None = None
     """
-    Those whose weights are loaded; empty: the model has no modes. Absent, as the next four, for another function that says nothing of itself.
+    Those whose weights are loaded; empty: the model has no modes. Absent, as the next five, for another function that says nothing of itself.
     """
     loras: bool | None = None
     """
@@ -350,6 +366,10 @@ class ServedModel(BaseModel):
     controlnets: list[ServedControlNet] | None = None
     """
     Those that jobs may ask for; empty: the model has none.
+    """
+    ip_adapters: list[str] | None = None
+    """
+    Names of the IP-Adapters that jobs may ask for; empty: the model has none.
     """
     guidance: bool | None = None
     """
@@ -531,6 +551,10 @@ class Generate(BaseModel):
     controlnets: Annotated[list[ControlNet] | None, Field(max_length=4)] = None
     """
     What ControlNets hold the result to; several add up. Only with a model whose manifest names some (GET /models).
+    """
+    ip_adapters: Annotated[list[IpAdapter] | None, Field(max_length=2)] = None
+    """
+    Images beside the prompt, as IP-Adapters see them; several add up. Only with a model whose manifest names some (GET /models).
     """
     init_image: InitImage | None = None
     strength: Annotated[float | None, Field(gt=0.0, le=1.0)] = None
