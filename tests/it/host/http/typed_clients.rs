@@ -59,7 +59,8 @@ fn node_or_skip(what: &str) -> Option<PathBuf> {
 /// The blocks of a client's README in its language.
 fn blocks(page: &str, language: &str) -> Vec<String> {
     let text = fs::read_to_string(root().join(page)).unwrap();
-    let blocks = text.split(&format!("```{language}\n")).skip(1);
+    let begin = format!("```{language}\n");
+    let blocks = text.split(&begin).skip(1);
     blocks.map(|rest| rest.split_once("```").expect("its end").0.to_owned()).collect()
 }
 
