@@ -159,13 +159,10 @@ impl IpAdapters {
         for file in files {
             let projection = file.projection(&checkpoint.unet)?;
             let known = read.encoders.iter().position(|encoder| encoder.path == file.image_encoder);
-            let encoder = match known {
-                Some(place) => place,
-                None => {
-                    read.encoders.push(ImageEncoder::read(&file.image_encoder, kept)?);
-                    read.encoders.len() - 1
-                }
-            };
+            let encoder = known.unwrap_or(read.encoders.len());
+            if known.is_none() {
+                read.encoders.push(ImageEncoder::read(&file.image_encoder, kept)?);
+            }
             let weights = Weights::of(&[Named::open(&file.path, |name| Some(name.to_owned()))?], kept)?;
             let net = weights.build(&Arc::default(), |vb| IpAdapter::new(&checkpoint.unet, projection, vb));
             let net = net.map_err(|problem| file.wrong(problem))?;

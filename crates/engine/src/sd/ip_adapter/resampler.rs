@@ -30,7 +30,7 @@ impl ResamplerConfig {
     /// `shapes`: by the names of the file. None where there is no resampler.
     pub(super) fn of(shapes: &Shapes) -> Option<Self> {
         let of = |name: &str, dimension: usize| shapes.get(&format!("image_proj.{name}"))?.get(dimension).copied();
-        let layers = (0..).take_while(|layer| of(&format!("layers.{layer}.0.to_q.weight"), 0).is_some()).count();
+        let layers = (0..shapes.len()).take_while(|layer| of(&format!("layers.{layer}.0.to_q.weight"), 0).is_some()).count();
         let inner = of("layers.0.0.to_q.weight", 0)?;
         (inner > 0 && inner.is_multiple_of(HEAD_CHANNELS)).then_some(())?;
         Some(Self {

@@ -53,6 +53,9 @@ fn changed(from: &Path, to: PathBuf, change: impl Fn(&str, Tensor) -> Option<(St
     to
 }
 
+/// What a file gets in place of a tensor; none: nothing.
+type Change<'a> = &'a dyn Fn(&str, Tensor) -> Option<(String, Tensor)>;
+
 #[test]
 fn what_adds_nothing_changes_no_bit() {
     let directory = tempfile::tempdir().unwrap();
@@ -236,7 +239,7 @@ fn refused(file: IpAdapterFile, words: &str) {
 fn what_is_no_ip_adapter_of_the_model_is_refused_in_words() {
     let directory = tempfile::tempdir().unwrap();
     let [plain, _] = files("sd15").try_into().expect("two");
-    let of = |name: &str, change: &dyn Fn(&str, Tensor) -> Option<(String, Tensor)>| {
+    let of = |name: &str, change: Change<'_>| {
         let path = changed(&plain.path, directory.path().join(format!("{name}.safetensors")), change);
         IpAdapterFile { path, ..plain.clone() }
     };
