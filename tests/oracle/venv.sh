@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Python environment with what decides about values, on the CPU: torch, diffusers, transformers, PEFT. Two minutes and 1.7 GB, once.
+# A Python environment with what decides about values, on the CPU: torch, diffusers, transformers, PEFT, spandrel. Two minutes and 1.7 GB, once.
 #
 #   tests/oracle/venv.sh DIR
 #

@@ -39,6 +39,15 @@ pub(super) fn silu(hidden: &Tensor) -> Result<Tensor> {
     if is_ours(hidden) { changed(hidden, elementwise::silu) } else { hidden.silu() }
 }
 
+/// x where it is above 0, else x·`slope`, which is above 0 and below 1.
+pub(super) fn leaky_relu(hidden: &Tensor, slope: f64) -> Result<Tensor> {
+    if !is_ours(hidden) {
+        return hidden.maximum(&(hidden * slope)?);
+    }
+    let slope = slope as f32;
+    changed(hidden, |values| values.iter_mut().filter(|value| **value < 0.0).for_each(|value| *value *= slope))
+}
+
 fn changed(hidden: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<Tensor> {
     let mut values = with_values([Some(hidden), None, None, None], |[hidden, ..]| hidden.to_vec())?;
     change(&mut values);
@@ -62,6 +71,7 @@ mod tests {
         let hidden = Tensor::randn(0.0_f32, 1.0, (3, 552, 40), &Device::Cpu)?.narrow(0, 1, 2)?.transpose(1, 2)?;
         let dense = hidden.contiguous()?;
         assert_close(&silu(&hidden)?, &dense.silu()?)?;
+        assert_close(&leaky_relu(&hidden, 0.2)?, &dense.maximum(&(&dense * 0.2)?)?)?;
         assert_close(&quick_gelu(&hidden)?, &(&dense * sigmoid(&(&dense * 1.702)?)?)?)?;
         let gate = dense.narrow(D::Minus1, 276, 276)?.contiguous()?.gelu_erf()?;
         let gated = (dense.narrow(D::Minus1, 0, 276)? * gate)?;

@@ -18,6 +18,7 @@ mod kept_encoder;
 mod layers;
 mod learned_word;
 mod loader;
+pub mod loading;
 pub mod lora;
 mod module_pattern;
 pub mod noise;
@@ -42,6 +43,7 @@ mod timestep;
 mod tokenizer_config;
 mod transformer_file;
 mod unread;
+pub mod upscaler;
 mod weights;
 
 use std::path::PathBuf;
@@ -54,15 +56,6 @@ use image::{GrayImage, RgbImage};
 use self::schedule::scheduler::Scheduler;
 use self::steering::{Control, ImagePrompt};
 use self::step_cache::StepCache;
-
-/// How long the parts of a load took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Loading {
-    /// Weights, from their files to the device.
-    pub read: Duration,
-    /// All else: settings, tokenizer, modules over the weights.
-    pub build: Duration,
-}
 
 /// What every engine can do. One OS thread owns it ([`thread::EngineThread`]), so that it needs no locks.
 pub trait Engine {
@@ -386,6 +379,9 @@ pub enum EngineError {
     /// Images were to be classified, and nothing was loaded that could.
     #[error("no classifier was loaded next to the model")]
     NoClassifier,
+    /// An image was to be enlarged, and nothing of this name was loaded that could.
+    #[error("no upscaler {name} was loaded next to the model")]
+    NoUpscaler { name: String },
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

@@ -1,5 +1,6 @@
 //! One OS thread owns the engine: queued requests go in over a channel, answers come out through the caller's own closure.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::{mem, slice, thread};
@@ -8,6 +9,7 @@ use image::RgbImage;
 
 use super::classifier::Classifier;
 use super::device_errors::classify;
+use super::upscaler::Upscaler;
 use super::{Engine, EngineError, Generated, QueuedRequest, Request, Watch};
 
 /// A handle to the engine's thread; the thread ends when the last handle, and the last batch slot, is dropped.
@@ -21,7 +23,26 @@ enum Work {
     /// Generate all of them, those together that agree.
     Batch(Vec<Command>),
     Classify(Classification),
+    Upscale(Upscaling),
 }
+
+/// What works next to an engine, on its device and thread.
+#[derive(Default)]
+pub struct Companions {
+    pub classifier: Option<Classifier>,
+    /// By the names that jobs know them by.
+    pub upscalers: BTreeMap<String, Upscaler>,
+}
+
+struct Upscaling {
+    name: String,
+    image: RgbImage,
+    watch: Watch,
+    reply: Box<dyn FnOnce(Upscaled) + Send>,
+}
+
+/// An image, enlarged.
+pub type Upscaled = Result<RgbImage, EngineError>;
 
 struct Classification {
     images: Arc<[RgbImage]>,
@@ -54,24 +75,24 @@ impl EngineThread {
     /// # Errors
     /// What `load` failed with, a panic among it.
     pub fn start<E: Engine>(load: impl FnOnce() -> Result<E, EngineError> + Send + 'static) -> Result<Self, EngineError> {
-        Self::start_with_classifier(|| Ok((load()?, None)))
+        Self::start_with_companions(|| Ok((load()?, Companions::default())))
     }
 
-    /// As [`Self::start`], with a classifier next to the engine, on the same device.
+    /// As [`Self::start`], with companions next to the engine, on the same device.
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn start_with_classifier<E: Engine>(
-        load: impl FnOnce() -> Result<(E, Option<Classifier>), EngineError> + Send + 'static,
+    pub fn start_with_companions<E: Engine>(
+        load: impl FnOnce() -> Result<(E, Companions), EngineError> + Send + 'static,
     ) -> Result<Self, EngineError> {
         let (work, inbox) = mpsc::channel();
         let (ready, started) = mpsc::channel();
         thread::Builder::new()
             .name("engine".into())
             .spawn(move || match caught(load) {
-                Ok((engine, classifier)) => {
+                Ok((engine, companions)) => {
                     let _ = ready.send(Ok(()));
-                    serve(engine, classifier.as_ref(), &inbox);
+                    serve(engine, &companions, &inbox);
                 }
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -108,6 +129,15 @@ impl EngineThread {
             reply(Err(EngineError::Gone));
         }
     }
+
+    /// Has the upscaler of this name enlarge an image and returns at once; `reply` is called on the engine's thread, between two batches. `watch` can
+    /// cancel it.
+    pub fn upscale(&self, name: &str, image: RgbImage, watch: Watch, reply: impl FnOnce(Upscaled) + Send + 'static) {
+        let upscaling = Upscaling { name: name.to_owned(), image, watch, reply: Box::new(reply) };
+        if let Err(mpsc::SendError(Work::Upscale(Upscaling { reply, .. }))) = self.work.send(Work::Upscale(upscaling)) {
+            reply(Err(EngineError::Gone));
+        }
+    }
 }
 
 impl BatchSlot {
@@ -135,13 +165,27 @@ impl Drop for Batch {
     }
 }
 
-fn serve(mut engine: impl Engine, classifier: Option<&Classifier>, inbox: &mpsc::Receiver<Work>) {
+impl Companions {
+    fn classify(&self, images: &[RgbImage]) -> Scores {
+        caught(|| self.classifier.as_ref().ok_or(EngineError::NoClassifier)?.classify(images)).map_err(classify)
+    }
+
+    fn upscale(&self, name: &str, image: &RgbImage, watch: &Watch) -> Upscaled {
+        let named = self.upscalers.get(name).ok_or_else(|| EngineError::NoUpscaler { name: name.to_owned() });
+        caught(|| named?.upscale(image, || watch.is_cancelled())).map_err(classify)
+    }
+}
+
+fn serve(mut engine: impl Engine, companions: &Companions, inbox: &mpsc::Receiver<Work>) {
     while let Ok(work) = inbox.recv() {
         let mut waiting = match work {
             Work::Batch(commands) => commands,
             Work::Classify(Classification { images, reply }) => {
-                let scores = caught(|| classifier.ok_or(EngineError::NoClassifier)?.classify(&images));
-                reply(scores.map_err(classify));
+                reply(companions.classify(&images));
+                continue;
+            }
+            Work::Upscale(Upscaling { name, image, watch, reply }) => {
+                reply(companions.upscale(&name, &image, &watch));
                 continue;
             }
         };

@@ -61,10 +61,11 @@ use self::vae::VaeDecoder;
 use self::vae_encoder::VaeEncoder;
 use super::adapters::Adapters;
 use super::graphs::{GraphCounts, Graphs};
+use super::loading::Loading;
 use super::original_names::Layout;
 use super::single_file::SingleFile;
 use super::weights::Weights;
-use super::{EngineError, Loading, LoraFile};
+use super::{EngineError, LoraFile};
 
 /// A loaded checkpoint. The stages of a generation are methods of their own, in the order they run:
 /// [`use_loras`](Self::use_loras), [`encode_prompt`](Self::encode_prompt), [`predict_noise`](Self::predict_noise) at every

@@ -17,6 +17,7 @@ mod packed;
 mod properties;
 mod sdxl;
 mod tokenizers;
+mod upscalers;
 mod watching;
 
 use std::fs;

@@ -26,6 +26,7 @@ mod starts;
 mod step_cache;
 mod tiles;
 pub(crate) mod tiny_edit;
+pub(crate) mod upscalers;
 mod variants;
 mod z_image;
 
