@@ -8,6 +8,7 @@ use atelier::content_credentials::ready;
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
 use atelier::job::capabilities::Capabilities;
+use atelier::job::upscalers::Upscalers;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::safety::gate::Gate;
@@ -53,6 +54,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         engine: EngineThread::start(|| Ok(NullEngine { rgb }))?,
         model: config.model.name.clone(),
         origin: ModelOrigin::default(),
+        upscalers: Upscalers::default(),
         capabilities: Capabilities::Generate,
         preprocess: config.workflow.preprocess,
         postprocess: config.workflow.postprocess,
@@ -70,6 +72,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         workflow: Workflow::new(&config.workflow.steps, services),
         defaults: config.manifest(environment)?.defaults,
         capabilities: Capabilities::Generate,
+        upscalers: Upscalers::default(),
         node_id: "bench".into(),
         auth: Auth::Off,
         max_attempts: 3,

@@ -60,6 +60,7 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
             model: config.model.name.clone(),
             load_seconds: before.elapsed().as_secs_f64(),
             capabilities: Some(handler.capabilities.clone()),
+            upscalers: handler.upscalers.clone(),
         }
         .send();
     }

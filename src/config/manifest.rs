@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::nets::{ControlNet, IpAdapter};
 use super::relative::{relative, relative_if_any};
+use super::upscaler::{Upscaler, check_upscalers};
 use crate::job::request::Defaults;
 use crate::job::task::LoraScale;
 use crate::job::task::control::NetName;
@@ -66,11 +67,14 @@ pub struct Manifest {
     /// The same of IP-Adapters, with their image encoders.
     #[serde(default)]
     pub ip_adapters: Vec<IpAdapter>,
+    /// What images of jobs that ask for it are enlarged with. All of them are loaded at start, and stay.
+    #[serde(default)]
+    pub upscalers: Vec<Upscaler>,
     /// Where `atelier models pull` finds the checkpoint's files.
     #[serde(default)]
     pub source: Option<Source>,
     /// Directories next to the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that `modes`,
-    /// `weights`, `controlnets` or `ip_adapters` name.
+    /// `weights`, `controlnets`, `ip_adapters` or `upscalers` name.
     #[serde(default)]
     pub additional_sources: BTreeMap<FilePath, Source>,
     /// What a job gets that leaves a field out.
@@ -249,6 +253,7 @@ impl Manifest {
             adapter.weights = directory.join(&adapter.weights);
             adapter.image_encoder = directory.join(&adapter.image_encoder);
         }
+        self.upscalers.iter_mut().for_each(|upscaler| upscaler.weights = directory.join(&upscaler.weights));
         let Modes { base, lora, fp8 } = &mut self.modes;
         for weights in [base, lora, fp8].into_iter().flatten() {
             weights.transformer = weights.transformer.take().map(|file| directory.join(file));
@@ -264,6 +269,7 @@ impl Manifest {
         if self.licence.as_ref().is_some_and(|licence| licence.trim().is_empty()) {
             return Err(("licence", "must name the licence of the weights, or be left out".into()));
         }
+        check_upscalers(&self.upscalers).map_err(|problem| ("upscalers", problem))?;
         let kind = self.family.kind();
         if kind != Kind::Qwen && !self.modes.names().is_empty() {
             return Err(("modes", "is for families qwen-image and qwen-image-edit; this one has none".into()));

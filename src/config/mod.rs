@@ -7,6 +7,7 @@ mod places;
 mod relative;
 mod renamed;
 mod source;
+pub mod upscaler;
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,7 @@ use crate::workflow::encode::Encode;
 use crate::workflow::postprocess::Postprocess;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::watermark;
-use crate::workflow::{StepName, user_step};
+use crate::workflow::{StepName, upscale, user_step};
 use crate::{content_credentials, host, notify, outbound, safety, store};
 
 /// What is in force where the user's file says nothing; the same file a user starts from.
@@ -165,6 +166,7 @@ pub struct Workflow {
     pub steps: Vec<StepName>,
     pub preprocess: Preprocess,
     pub postprocess: Postprocess,
+    pub upscale: upscale::Settings,
     /// What the steps are that `steps` names as `command:NAME` and `http:NAME`.
     pub user_steps: user_step::settings::Settings,
     pub watermark: watermark::Settings,

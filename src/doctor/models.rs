@@ -10,8 +10,8 @@ use super::finding::Finding;
 use crate::config::manifest::{Manifest, ModeWeights};
 use crate::config::{Config, Environment};
 use crate::models::{FileCheck, Plan, verify};
-use crate::start::family;
 use crate::start::models::plans;
+use crate::start::{family, upscalers};
 use atelier_engine::tensor_file::{self, PACKED};
 
 const CHECK: &str = "model";
@@ -53,6 +53,10 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
     }
     if let Err(problem) = family::check_ip_adapters(&manifest) {
         let how = format!("correct ip_adapters in {}, or take an IP-Adapter of the model's family", manifest.file.display());
+        return Finding::fail(CHECK, format!("{name}: {problem}"), how);
+    }
+    if let Err(problem) = upscalers::check_files(&manifest) {
+        let how = format!("correct upscalers in {}, or take another file", manifest.file.display());
         return Finding::fail(CHECK, format!("{name}: {problem}"), how);
     }
     let bytes: u64 = weights.iter().map(|(_, bytes)| bytes).sum();
@@ -108,6 +112,12 @@ pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf
         found.push((adapter.weights.clone(), about.len()));
         let encoder = &adapter.image_encoder;
         collect(encoder, 0, &mut found).map_err(|error| missing(encoder, error))?;
+    }
+    for upscaler in &manifest.upscalers {
+        let about = fs::metadata(&upscaler.weights);
+        let about =
+            about.map_err(|error| format!("upscaler {}: {}: {error}", upscaler.name.as_str(), upscaler.weights.display()))?;
+        found.push((upscaler.weights.clone(), about.len()));
     }
     found.sort();
     found.dedup();

@@ -22,6 +22,7 @@ use crate::job::capabilities::Capabilities;
 use crate::job::notification::NotificationTarget;
 use crate::job::outcome::{JobError, Outcome, RetryPolicy};
 use crate::job::request::{Defaults, Refusal};
+use crate::job::upscalers::Upscalers;
 use crate::job::{Job, JobId, trace};
 use crate::metrics::emf;
 use crate::protocol::reply::{self, JobOutcome, JobReport};
@@ -39,6 +40,7 @@ pub struct Handler {
     pub defaults: Defaults,
     /// What a host is notified that it can do.
     pub capabilities: Capabilities,
+    pub upscalers: Upscalers,
     pub node_id: String,
     pub auth: Auth,
     /// After this many deliveries of a message its caller is notified that the job failed.

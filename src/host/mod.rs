@@ -59,6 +59,7 @@ use crate::clock::later;
 use crate::job::capabilities::Capabilities;
 use crate::job::request::catalogue::Catalogue;
 use crate::job::task::ModelName;
+use crate::job::upscalers::Upscalers;
 use crate::metrics::Metrics;
 use crate::notify;
 use crate::protocol::deferral::DeferReason;
@@ -180,6 +181,7 @@ pub struct Host {
 pub struct Function {
     pub model: ModelName,
     pub capabilities: Capabilities,
+    pub upscalers: Upscalers,
 }
 
 impl Host {
@@ -339,11 +341,11 @@ impl Host {
 fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Vec<Function>>) {
     match Report::decode(line) {
         Some(Report::Progress { job_id, step, steps }) => jobs.progress(&job_id, step, steps),
-        Some(Report::Ready { model, load_seconds, capabilities }) => {
+        Some(Report::Ready { model, load_seconds, capabilities, upscalers }) => {
             metrics.model_loaded(model.as_str(), load_seconds);
             functions.send_modify(|functions| {
                 functions.retain(|function| function.model != model);
-                functions.extend(capabilities.map(|capabilities| Function { model, capabilities }));
+                functions.extend(capabilities.map(|capabilities| Function { model, capabilities, upscalers }));
             });
         }
         None => report::write_line(line),

@@ -12,6 +12,7 @@ pub mod safety;
 mod signature;
 pub mod task;
 pub mod trace;
+pub mod upscalers;
 pub mod url;
 pub mod user_step;
 
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::consent::Consent;
 use self::metadata::Metadata;
+use self::task::upscale::Upscale;
 use self::task::{Task, Watermark};
 use self::trace::Trace;
 use self::url::CallbackUrl;
@@ -31,6 +33,8 @@ use crate::shown;
 pub struct Job {
     pub id: JobId,
     pub task: Task,
+    /// By how much the images are enlarged after that; none: they stay what they are.
+    pub upscale: Option<Upscale>,
     pub watermark: Option<Watermark>,
     pub output: Output,
     /// To the use of a person's image.

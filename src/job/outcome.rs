@@ -9,6 +9,7 @@ use super::JobId;
 use super::consent::Consent;
 use super::safety::{Block, Safety, Stage};
 use super::task::sampling::StepCache;
+use super::task::upscale::Upscaler;
 use super::trace::Trace;
 
 /// [`JobError::code`] of a request under another job's id.
@@ -64,6 +65,9 @@ pub struct Provenance {
     /// As the job has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step_cache: Option<StepCache>,
+    /// What enlarged the images after they were generated, or edited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upscaler: Option<Upscaler>,
     /// SHA-256 of the model's manifest, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_sha256: Option<String>,

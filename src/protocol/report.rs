@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::capabilities::Capabilities;
 use crate::job::task::ModelName;
+use crate::job::upscalers::Upscalers;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,9 @@ pub enum Report {
         /// None: a handler of an earlier release, which says nothing of it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         capabilities: Option<Capabilities>,
+        /// None: as well.
+        #[serde(default, skip_serializing_if = "Upscalers::is_empty")]
+        upscalers: Upscalers,
     },
     /// A denoising step is done.
     Progress { job_id: String, step: u32, steps: u32 },
@@ -57,6 +61,7 @@ pub fn write_line(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::task::upscale::{UpscaleFactor, Upscaler};
 
     #[test]
     fn lines_are_read_back_and_others_are_left_alone() {
@@ -68,6 +73,14 @@ mod tests {
             model: ModelName::new("tiny-sd").unwrap(),
             load_seconds: 1.5,
             capabilities: Some(Capabilities::Edit(vec![crate::job::task::tryon::Mode::Fp8])),
+            upscalers: Upscalers {
+                listed: vec![Upscaler {
+                    name: ModelName::new("x4plus").unwrap(),
+                    factor: UpscaleFactor::new(4).unwrap(),
+                    licence: Some("BSD-3-Clause".into()),
+                }],
+                max_pixels: 1 << 24,
+            },
         };
         assert_eq!(Report::decode(&ready.clone().encode()), Some(ready));
         let earlier = Report::decode(r#"{"atelier":{"ready":{"model":"tiny-sd","load_seconds":1.5}}}"#);

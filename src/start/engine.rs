@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 
 use super::family;
 use super::phases::{Announcing, Phases};
-use super::safety;
+use super::{safety, upscalers};
 use crate::config::manifest::{self, Family, Manifest, ModeLora, ModeWeights};
 use crate::config::{Config, Dtype};
 use crate::job::task::prompt::PromptSyntax;
@@ -18,6 +18,7 @@ use atelier_engine::flow;
 use atelier_engine::flow::engine::FlowEngine;
 use atelier_engine::flow::flux::Flux;
 use atelier_engine::flow::z_image::ZImage;
+use atelier_engine::loading::Loading;
 use atelier_engine::lora::alphas::needs_config;
 use atelier_engine::qwen::Variant;
 use atelier_engine::qwen::checkpoint::Pipeline;
@@ -27,8 +28,9 @@ use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::schedule::config::TimestepSpacing;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::{self, Defaults};
-use atelier_engine::thread::EngineThread;
-use atelier_engine::{AlphaSource, Engine, EngineError, Loading, LoraFile, device};
+use atelier_engine::thread::{Companions, EngineThread};
+use atelier_engine::upscaler::Upscaler;
+use atelier_engine::{AlphaSource, Engine, EngineError, LoraFile, device};
 
 /// What loads the engine on a thread of its own, warms it and waits until it is ready; to be called where that may take long.
 pub(super) fn start(
@@ -41,31 +43,36 @@ pub(super) fn start(
     let dtype = dtype(config.engine.dtype);
     let settings = qwen(config, manifest, budget);
     let checker = safety::loaded_checker(&config.safety, manifest).map(|checker| checker.directory.clone());
-    let aside = Aside { warm_up, checker };
+    let upscalers = manifest.upscalers.iter().map(|upscaler| (upscaler.name.as_str().to_owned(), upscaler.weights.clone()));
+    let aside = Aside { warm_up, checker, upscalers: upscalers.collect() };
     let manifest = manifest.clone();
-    move || match manifest.family {
-        Family::StableDiffusion1 | Family::StableDiffusionXl => started(aside, move |device| {
-            let dtype = dtype.unwrap_or_else(|| device::default_dtype(&device));
-            device::check_dtype(dtype, &device)?;
-            let settings = settings::Settings { memory_budget: budget, graphs, ..stable_diffusion(&manifest, dtype, device)? };
-            let engine = StableDiffusion::load(&settings)?;
-            let loading = engine.loading();
-            Ok((engine, loading))
-        }),
-        Family::QwenImageEdit | Family::QwenImage => started(aside, move |device| {
-            let precision = Precision::of(&device);
-            let precision = Precision { compute: dtype.unwrap_or(precision.compute), ..precision };
-            device::check_dtype(precision.compute, &device)?;
-            timed(|| QwenEngine::load(&manifest.checkpoint, settings, precision, device))
-        }),
-        Family::ZImage => started(aside, move |device| {
-            let settings = flow(&manifest, dtype, (budget, graphs), &device)?;
-            timed(|| FlowEngine::<ZImage>::load(&manifest.checkpoint, settings, device))
-        }),
-        Family::Flux => started(aside, move |device| {
-            let settings = flow(&manifest, dtype, (budget, graphs), &device)?;
-            timed(|| FlowEngine::<Flux>::load(&manifest.checkpoint, settings, device))
-        }),
+    move || {
+        upscalers::check_files(&manifest)?;
+        match manifest.family {
+            Family::StableDiffusion1 | Family::StableDiffusionXl => started(aside, move |device| {
+                let dtype = dtype.unwrap_or_else(|| device::default_dtype(&device));
+                device::check_dtype(dtype, &device)?;
+                let settings =
+                    settings::Settings { memory_budget: budget, graphs, ..stable_diffusion(&manifest, dtype, device)? };
+                let engine = StableDiffusion::load(&settings)?;
+                let loading = engine.loading();
+                Ok((engine, loading))
+            }),
+            Family::QwenImageEdit | Family::QwenImage => started(aside, move |device| {
+                let precision = Precision::of(&device);
+                let precision = Precision { compute: dtype.unwrap_or(precision.compute), ..precision };
+                device::check_dtype(precision.compute, &device)?;
+                timed(|| QwenEngine::load(&manifest.checkpoint, settings, precision, device))
+            }),
+            Family::ZImage => started(aside, move |device| {
+                let settings = flow(&manifest, dtype, (budget, graphs), &device)?;
+                timed(|| FlowEngine::<ZImage>::load(&manifest.checkpoint, settings, device))
+            }),
+            Family::Flux => started(aside, move |device| {
+                let settings = flow(&manifest, dtype, (budget, graphs), &device)?;
+                timed(|| FlowEngine::<Flux>::load(&manifest.checkpoint, settings, device))
+            }),
+        }
     }
 }
 
@@ -131,19 +138,25 @@ struct Aside {
     warm_up: bool,
     /// The directory of an image classifier.
     checker: Option<PathBuf>,
+    /// Names and files.
+    upscalers: Vec<(String, PathBuf)>,
 }
 
 fn started<E: Engine>(
-    Aside { warm_up, checker }: Aside,
+    Aside { warm_up, checker, upscalers }: Aside,
     load: impl FnOnce(Device) -> Result<(E, Loading), EngineError> + Send + 'static,
 ) -> Result<(EngineThread, Phases), EngineError> {
     let (sender, phases) = mpsc::channel();
-    let thread = EngineThread::start_with_classifier(move || {
+    let thread = EngineThread::start_with_companions(move || {
         let began = Instant::now();
         let device = device::open()?;
         let opened = began.elapsed();
         // In f32 on a GPU as well: thresholds were chosen with what it gives there.
         let classifier = checker.map(|directory| Classifier::load(&directory, DType::F32, &device)).transpose()?;
+        // As many numbers of 8 bits as an image has need f16: bf16 has too few between a half and 1.
+        let dtype = device::default_dtype(&device);
+        let upscalers = upscalers.into_iter().map(|(name, file)| Ok((name, Upscaler::load(&file, dtype, &device)?)));
+        let upscalers = upscalers.collect::<Result<_, EngineError>>()?;
         let (mut engine, loading) = load(device)?;
         let began = Instant::now();
         if warm_up {
@@ -151,7 +164,7 @@ fn started<E: Engine>(
         }
         // A caller that waits for the thread waits for this.
         let _ = sender.send(Phases { device: opened, loading, warm_up: began.elapsed() });
-        Ok((Announcing::new(engine), classifier))
+        Ok((Announcing::new(engine), Companions { classifier, upscalers }))
     })?;
     Ok((thread, phases.recv().map_err(|_| EngineError::Gone)?))
 }

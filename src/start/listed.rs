@@ -1,5 +1,6 @@
 //! The models that a host serves: those that `host.models` lists, or the one that `model.name` names.
 
+use super::upscalers;
 use crate::config::manifest::Manifest;
 use crate::config::{Config, ConfigError, Environment};
 use crate::host::Function;
@@ -69,11 +70,12 @@ fn devices<'a>(listed: &'a ListedModel, visible: &'a [String], environment: &Env
 impl HostedModel {
     pub(super) fn function(&self) -> Function {
         let capabilities = super::capabilities(&self.config, &self.manifest);
-        Function { model: self.config.model.name.clone(), capabilities }
+        let upscalers = upscalers::known(&self.config, &self.manifest);
+        Function { model: self.config.model.name.clone(), capabilities, upscalers }
     }
 
     fn served(&self) -> Served {
-        let Function { model, capabilities } = self.function();
+        let Function { model, capabilities, .. } = self.function();
         Served { name: model, tasks: capabilities.tasks(), defaults: self.manifest.defaults.clone() }
     }
 

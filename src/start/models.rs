@@ -112,7 +112,8 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
             encoder.into_iter().chain([adapter.weights.clone()])
         });
         let named = modes.iter().flat_map(|mode| mode.files()).chain(elsewhere).cloned().chain(checker).chain(controlnets);
-        let named = named.chain(ip_adapters);
+        let upscalers = manifest.upscalers.iter().map(|upscaler| upscaler.weights.clone());
+        let named = named.chain(ip_adapters).chain(upscalers);
         let inside = named.filter_map(|file| Some(file.strip_prefix(&directory).ok()?.to_str()?.to_owned()));
         let files: BTreeMap<FilePath, Option<Checksum>> = inside
             .filter_map(|file| FilePath::new(&file).ok())

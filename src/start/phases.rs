@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use atelier_engine::{Engine, EngineError, Generated, Loading, QueuedRequest};
+use atelier_engine::loading::Loading;
+use atelier_engine::{Engine, EngineError, Generated, QueuedRequest};
 
 /// Ticks of the kernel's clock a second, as every x86-64 Linux reports them to programs.
 const TICKS: f64 = 100.0;

@@ -61,10 +61,11 @@ impl Step for CredentialsStep {
     }
 }
 
-/// Which steps of the user's own have changed the images. `is_private`: their names stay out.
+/// What has changed the images behind the model: an upscaler, steps of the user's own. `is_private`: their names stay out.
 fn edits(context: &JobContext<'_>, is_private: bool) -> Vec<Option<String>> {
-    let changed = context.user_steps.iter().filter(|done| done.changed);
-    changed.map(|done| (!is_private).then(|| done.step.clone())).collect()
+    let upscaled = context.job.upscale.as_ref().map(|upscale| format!("upscaler, {} times", upscale.factor.get()));
+    let changed = context.user_steps.iter().filter(|done| done.changed).map(|done| done.step.clone());
+    upscaled.into_iter().chain(changed).map(|name| (!is_private).then_some(name)).collect()
 }
 
 /// The file as it was sent. `is_private`: what it says of itself stays out.

@@ -10,17 +10,19 @@ use crate::job::Job;
 use crate::job::capabilities::Capabilities;
 use crate::job::outcome::JobError;
 use crate::job::task::ModelName;
-use atelier_engine::{EngineError, Progress, Watch};
+use crate::job::upscalers::Upscalers;
+use atelier_engine::{EngineError, Progress, Request, Watch};
 
 pub struct Infer {
     /// The one model this function serves.
     pub model: ModelName,
     pub capabilities: Capabilities,
+    pub upscalers: Upscalers,
     pub observer: Observer,
 }
 
 /// Stops the engine when the step is dropped (deadline, shutdown): no one waits for the images any more.
-struct CancelOnDrop(Watch);
+pub(super) struct CancelOnDrop(pub(super) Watch);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
@@ -40,6 +42,10 @@ impl Step for Infer {
 
     async fn run(&self, context: &mut JobContext<'_>) -> Result<(), JobError> {
         let request = request(context.decoded()?);
+        if let Some(upscale) = &context.job.upscale {
+            let (width_px, height_px) = size_px(&request);
+            self.upscalers.check_size(upscale, width_px, height_px)?;
+        }
         let Some(batch_slot) = context.batch_slot.take() else {
             return Err(JobError::Internal { problem: "the job has no batch slot at the engine".into() });
         };
@@ -65,6 +71,14 @@ impl Step for Infer {
     }
 }
 
+/// Width and height of what is generated.
+fn size_px(request: &Request) -> (u32, u32) {
+    match request {
+        Request::Generate(generate) => (generate.width_px, generate.height_px),
+        Request::Edit(edit) => (edit.width_px, edit.height_px),
+    }
+}
+
 /// The contract's milestones, in percent: the one that this denoising step reaches, if any.
 fn milestone(Progress { step, steps }: Progress) -> Option<u8> {
     let reached = |step: u32, percent: u8| u64::from(step) * 100 >= u64::from(steps) * u64::from(percent);
@@ -87,6 +101,7 @@ pub(super) fn job_error(error: EngineError) -> JobError {
         | EngineError::Panicked(_)
         | EngineError::Gone
         | EngineError::NoClassifier
+        | EngineError::NoUpscaler { .. }
         | EngineError::Candle(_)) => JobError::Generation { problem: error.to_string(), cause: Some(Box::new(error)) },
     }
 }

@@ -22,6 +22,7 @@ pub mod sequence;
 mod step_name;
 pub mod store;
 pub mod text_layout;
+pub mod upscale;
 pub mod user_step;
 pub mod watermark;
 
@@ -43,6 +44,7 @@ pub use self::reporting::Noted;
 use self::screening::{Check, Screen};
 pub use self::step_name::StepName;
 use self::store::ModelOrigin;
+use self::upscale::UpscaleStep;
 use self::user_step::UserSteps;
 use self::watermark::{TextStyle, WatermarkStep};
 use crate::content_credentials::signing::Signing;
@@ -51,6 +53,7 @@ use crate::job::measured::Measured;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Outcome, Record, RetryPolicy, Signer};
 use crate::job::task::ModelName;
+use crate::job::upscalers::Upscalers;
 use crate::job::{Job, JobId};
 use crate::notify::Notifier;
 use crate::safety::gate::Gate;
@@ -102,6 +105,7 @@ pub struct Services {
     pub model: ModelName,
     pub origin: ModelOrigin,
     pub capabilities: Capabilities,
+    pub upscalers: Upscalers,
     pub preprocess: Preprocess,
     pub encode: Encode,
     pub gate: Arc<Gate>,
@@ -162,6 +166,7 @@ impl Workflow {
             model,
             origin,
             capabilities,
+            upscalers,
             preprocess,
             postprocess,
             user_steps,
@@ -180,20 +185,18 @@ impl Workflow {
                 StepName::Preprocess => Box::new(PreprocessStep(preprocess)),
                 StepName::Screen => Box::new(Screen { gate: gate.clone(), engine: engine.clone() }),
                 StepName::Check => Box::new(Check { gate: gate.clone(), engine: engine.clone() }),
-                StepName::Infer => {
-                    let model = model.clone();
-                    let capabilities = capabilities.clone();
-                    let observer = observer.clone();
-                    Box::new(infer::Infer { model, capabilities, observer })
-                }
+                StepName::Infer => Box::new(infer::Infer {
+                    model: model.clone(),
+                    capabilities: capabilities.clone(),
+                    upscalers: upscalers.clone(),
+                    observer: observer.clone(),
+                }),
                 StepName::Postprocess => Box::new(PostprocessStep(postprocess)),
+                StepName::Upscale => Box::new(UpscaleStep { upscalers: upscalers.clone(), engine: engine.clone() }),
                 StepName::User(name) => Box::new(user_steps.get(name)),
                 StepName::Watermark => Box::new(WatermarkStep(text_style.clone())),
                 StepName::Encode => Box::new(EncodeStep { settings: encode, store: store.clone() }),
-                StepName::Credentials => {
-                    let signing = signing.clone();
-                    Box::new(CredentialsStep { signing, encode, model: model.clone() })
-                }
+                StepName::Credentials => Box::new(CredentialsStep { signing: signing.clone(), encode, model: model.clone() }),
                 StepName::Store => {
                     let store = store.clone();
                     let held_results = held_results.clone();
@@ -203,7 +206,15 @@ impl Workflow {
                         subject: signing.subject.clone(),
                         certificate_sha256: signing.certificate_sha256.clone(),
                     });
-                    Box::new(store::StoreStep { store, held_results, model, policy, signer, origin: origin.clone() })
+                    Box::new(store::StoreStep {
+                        store,
+                        held_results,
+                        model,
+                        policy,
+                        signer,
+                        origin: origin.clone(),
+                        upscalers: upscalers.clone(),
+                    })
                 }
                 StepName::Notify => Box::new(notify::Notify { store: store.clone(), notifier: notifier.clone() }),
             }
@@ -288,6 +299,9 @@ impl Workflow {
     fn check(&self, job: &Job) -> Result<(), JobError> {
         if !self.steps.iter().any(|step| step.name() == StepName::Watermark) {
             watermark::check_unsigned(job)?;
+        }
+        if !self.steps.iter().any(|step| step.name() == StepName::Upscale) {
+            upscale::check_none(job)?;
         }
         self.steps.iter().try_for_each(|step| step.check(job))
     }

@@ -85,6 +85,9 @@ fn parameters(job: &Job, task: &Generate, seed: u64) -> Vec<(&'static str, Strin
     if !task.image_prompts.is_empty() {
         ours["ip_adapters"] = task.image_prompts.iter().map(described_prompt).collect();
     }
+    if let Some(upscale) = &job.upscale {
+        ours["upscale"] = json!(upscale);
+    }
     vec![("parameters", text), ("atelier", ours.to_string())]
 }
 
@@ -134,11 +137,15 @@ fn tryon_parameters(job: &Job, task: &TryOn, seed: u64) -> Vec<(&'static str, St
     if let Some(step_cache) = task.step_cache {
         ours["step_cache"] = json!(step_cache);
     }
+    if let Some(upscale) = &job.upscale {
+        ours["upscale"] = json!(upscale);
+    }
     vec![("atelier", ours.to_string())]
 }
 
-/// The same for an edit; its size is the image's.
+/// The same for an edit; its size is the image's, before it was enlarged.
 fn edit_parameters(job: &Job, task: &Edit, image: &Image) -> Vec<(&'static str, String)> {
+    let factor = job.upscale.as_ref().map_or(1, |upscale| upscale.factor.get());
     let mut ours = json!({
         "job_id": job.id,
         "prompt": task.prompt,
@@ -149,12 +156,15 @@ fn edit_parameters(job: &Job, task: &Edit, image: &Image) -> Vec<(&'static str, 
         "mode": task.mode,
         "steps": task.steps,
         "guidance_scale": task.guidance_scale,
-        "width": image.width_px,
-        "height": image.height_px,
+        "width": image.width_px / factor,
+        "height": image.height_px / factor,
         "seed": image.seed,
     });
     if let Some(step_cache) = task.step_cache {
         ours["step_cache"] = json!(step_cache);
+    }
+    if let Some(upscale) = &job.upscale {
+        ours["upscale"] = json!(upscale);
     }
     vec![("atelier", ours.to_string())]
 }

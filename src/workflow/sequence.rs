@@ -22,12 +22,13 @@ struct Declared {
 }
 
 /// All steps, in the one order that is right.
-static STEPS: [Declared; 12] = [
+static STEPS: [Declared; 13] = [
     Declared { name: Some(StepName::Fetch), takes: Stage::Job, gives: Stage::Fetched },
     Declared { name: Some(StepName::Preprocess), takes: Stage::Fetched, gives: Stage::Decoded },
     Declared { name: Some(StepName::Screen), takes: Stage::Decoded, gives: Stage::Decoded },
     Declared { name: Some(StepName::Infer), takes: Stage::Decoded, gives: Stage::Images },
     Declared { name: Some(StepName::Postprocess), takes: Stage::Images, gives: Stage::Images },
+    Declared { name: Some(StepName::Upscale), takes: Stage::Images, gives: Stage::Images },
     Declared { name: None, takes: Stage::Images, gives: Stage::Images },
     Declared { name: Some(StepName::Check), takes: Stage::Images, gives: Stage::Images },
     Declared { name: Some(StepName::Watermark), takes: Stage::Images, gives: Stage::Images },

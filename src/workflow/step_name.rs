@@ -20,6 +20,8 @@ pub enum StepName {
     Infer,
     /// Put back what a try-on was to leave as it was.
     Postprocess,
+    /// Enlarge what was generated.
+    Upscale,
     /// A program or a service of the user's own.
     User(UserStepName),
     /// Look at what was generated.
@@ -86,12 +88,13 @@ impl fmt::Display for UserStepName {
 
 impl StepName {
     /// Those that come with atelier.
-    pub const BUILT_IN: [Self; 11] = [
+    pub const BUILT_IN: [Self; 12] = [
         Self::Fetch,
         Self::Preprocess,
         Self::Screen,
         Self::Infer,
         Self::Postprocess,
+        Self::Upscale,
         Self::Check,
         Self::Watermark,
         Self::Encode,
@@ -108,6 +111,7 @@ impl StepName {
             Self::Screen => "screen",
             Self::Infer => "infer",
             Self::Postprocess => "postprocess",
+            Self::Upscale => "upscale",
             Self::User(name) => name.as_str(),
             Self::Check => "check",
             Self::Watermark => "watermark",

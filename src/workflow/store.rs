@@ -14,6 +14,7 @@ use crate::job::measured;
 use crate::job::outcome::{JobError, Provenance, Record, Signer, StoredImage};
 use crate::job::safety::Safety;
 use crate::job::task::ModelName;
+use crate::job::upscalers::Upscalers;
 use crate::store::failed::{FailedJob, RECORD_WITHIN, Stage};
 use crate::store::held_results::{HeldImage, HeldResult, HeldResults};
 use crate::store::{self, Store};
@@ -39,6 +40,7 @@ pub struct StoreStep {
     pub policy: Option<String>,
     pub signer: Option<Signer>,
     pub origin: ModelOrigin,
+    pub upscalers: Upscalers,
 }
 
 #[async_trait]
@@ -111,6 +113,7 @@ impl StoreStep {
             user_steps: context.user_steps.iter().map(|done| done.step.clone()).collect(),
             signer: self.signer.clone(),
             step_cache: context.job.task.step_cache(),
+            upscaler: context.job.upscale.as_ref().and_then(|upscale| self.upscalers.of(upscale).ok().cloned()),
             manifest_sha256: self.origin.manifest_sha256.clone(),
             model_files: self.origin.files.clone(),
         }

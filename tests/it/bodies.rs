@@ -68,12 +68,19 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     let mut body = masked("s3://bucket/m");
     body["embeddings"] = json!([{ "url": "s3://bucket/e", "token": "<cat>" }]);
     body["image_guidance_scale"] = json!(1.5);
+    body["upscale"] = json!({ "factor": 4, "name": "x4" });
     body["controlnets"] = json!([{ "name": "canny", "image": { "url": "s3://bucket/c" }, "scale": 0.5, "start": 0.1, "end": 0.9,
         "detect": "canny", "low_threshold": 80, "high_threshold": 160 }]);
     body["ip_adapters"] = json!([{ "name": "plus", "images": ["s3://bucket/a"], "scale": 0.5 }]);
     let required = ["/job_id", "/prompt", "/lora/0/url", "/embeddings/0/url", "/embeddings/0/token", "/init_image/url"];
-    let nested =
-        ["/mask_image/url", "/watermark/text", "/controlnets/0/name", "/controlnets/0/image", "/controlnets/0/image/url"];
+    let nested = [
+        "/mask_image/url",
+        "/watermark/text",
+        "/upscale/factor",
+        "/controlnets/0/name",
+        "/controlnets/0/image",
+        "/controlnets/0/image/url",
+    ];
     let prompted = ["/ip_adapters/0/name", "/ip_adapters/0/images"];
     let least = json!({ "job_id": "job-1", "prompt": "a mug" });
     let sampled = json!({ "scheduler": "ddim", "eta": 0.5, "guidance_rescale": 0.7, "clip_skip": 1, "tenant": "ada", "mode": "base",
@@ -94,12 +101,14 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     worn["tenant"] = json!("ada");
     worn["consent"] = json!({ "basis": "own", "reference": "me" });
     worn["step_cache"] = json!({ "threshold": 0.1 });
-    let of_consent = ["/job_id", "/watermark/text", "/consent/basis", "/consent/reference"];
+    worn["upscale"] = json!({ "factor": 2, "name": "x2" });
+    let of_consent = ["/job_id", "/watermark/text", "/upscale/factor", "/consent/basis", "/consent/reference"];
     let (optional, untried) = null_is_nothing(&worn, &[of_consent.as_slice(), &["/person", "/garments"]].concat());
     assert!(optional > 15 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
     let mut edited = edit("seed", json!(7));
     edited["consent"] = worn["consent"].clone();
     edited["step_cache"] = worn["step_cache"].clone();
+    edited["upscale"] = worn["upscale"].clone();
     let (optional, untried) = null_is_nothing(&edited, &[of_consent.as_slice(), &["/prompt", "/images"]].concat());
     assert!(optional > 10 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
     let kept = parse(&with("callback", json!({ "url": null, "metadata": { "a": null, "b": [null] } }))).expect("a job");

@@ -34,5 +34,6 @@ mod scripts;
 mod servers;
 mod stage;
 mod store;
+mod upscaling;
 mod user_steps;
 mod webhooks;

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::seed::SeedChoice;
-use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, WatermarkBody, field};
+use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, UpscaleBody, WatermarkBody, field};
 use crate::job::JobId;
 use crate::job::consent::Consent;
 use crate::job::task::edit::{Edit, EditImages};
@@ -34,6 +34,7 @@ pub(super) struct Body {
     num_images: Option<ImageCount>,
     seed: Option<SeedChoice>,
     step_cache: Option<StepCache>,
+    upscale: Option<UpscaleBody>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
@@ -64,6 +65,7 @@ impl Body {
         edit.seed = self.seed.unwrap_or(defaults.seed).acknowledge(&self.job_id, &mut canonical);
         let common = Common {
             job_id: self.job_id,
+            upscale: self.upscale,
             watermark: self.watermark,
             output: self.output,
             consent: self.consent,

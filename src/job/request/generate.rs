@@ -7,7 +7,7 @@ use super::controls::{self, ControlBody, controls};
 use super::field::ImageBody;
 use super::ip_adapters::{self, IpAdapterBody, ip_adapters};
 use super::seed::SeedChoice;
-use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, WatermarkBody, field};
+use super::{CallbackBody, Common, Defaults, OutputBody, Read, TaskName, UpscaleBody, WatermarkBody, field};
 use crate::job::JobId;
 use crate::job::consent::Consent;
 use crate::job::outcome::JobError;
@@ -66,6 +66,7 @@ pub(super) struct Body {
     crops_coords_top_left: Option<TopLeft>,
     target_size: Option<HeightWidth>,
     step_cache: Option<StepCache>,
+    upscale: Option<UpscaleBody>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
@@ -157,6 +158,7 @@ impl Body {
         generate.seed = self.seed.unwrap_or(defaults.seed).acknowledge(&self.job_id, &mut canonical);
         let common = Common {
             job_id: self.job_id,
+            upscale: self.upscale,
             watermark: self.watermark,
             output: self.output,
             consent: self.consent,

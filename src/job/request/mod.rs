@@ -24,6 +24,7 @@ use super::metadata::Metadata;
 use super::outcome::JobError;
 use super::task::scheduler::{Sampler, Scheduler};
 use super::task::tryon::Requester;
+use super::task::upscale::{Upscale, UpscaleFactor};
 use super::task::{Anchor, GuidanceScale, ModelName, Opacity, Seed, SidePx, StepCount, Task, Watermark, WatermarkSize};
 use super::trace::Trace;
 use super::url::CallbackUrl;
@@ -165,7 +166,7 @@ fn read(value: &Value, defaults: &Defaults) -> Result<Read, JobError> {
 
 /// serde takes an array for an object, its elements for the fields in their order. Nobody who sends one means that.
 fn check_objects(value: &Value) -> Result<(), JobError> {
-    const OBJECTS: [&str; 6] = ["callback", "consent", "init_image", "mask_image", "output", "watermark"];
+    const OBJECTS: [&str; 7] = ["callback", "consent", "init_image", "mask_image", "output", "upscale", "watermark"];
     const LISTS: [&str; 4] = ["controlnets", "embeddings", "ip_adapters", "lora"];
     let alone = OBJECTS.iter().map(|field| ((*field).to_owned(), &value[*field]));
     let listed = LISTS.iter().flat_map(|field| {
@@ -246,11 +247,19 @@ struct Read {
 /// What every task has.
 struct Common {
     job_id: JobId,
+    upscale: Option<UpscaleBody>,
     watermark: Option<WatermarkBody>,
     output: OutputBody,
     consent: Option<Consent>,
     callback: Option<CallbackBody>,
     tenant: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpscaleBody {
+    factor: UpscaleFactor,
+    name: Option<ModelName>,
 }
 
 #[derive(Deserialize)]
@@ -292,7 +301,8 @@ impl CallbackBody {
 
 impl Read {
     fn into_job(self, default_prefix: &str, metadata: Option<Metadata>) -> Job {
-        let Self { common: Common { job_id, watermark, output, consent, callback, tenant }, task, mut canonical } = self;
+        let Self { common: Common { job_id, upscale, watermark, output, consent, callback, tenant }, task, mut canonical } =
+            self;
         let watermark = watermark.map(|watermark| Watermark {
             text: watermark.text,
             position: watermark.position.unwrap_or(Anchor::BottomRight),
@@ -308,14 +318,19 @@ impl Read {
             format: output.format.unwrap_or(ImageFormat::Png),
             metadata: output.metadata,
         };
+        let upscale = upscale.map(|UpscaleBody { factor, name }| Upscale { factor, name });
         canonical["watermark"] = serde_json::json!(watermark);
         canonical["output"] = serde_json::json!(output);
+        // It came later: the fingerprint of older jobs must stay what it was.
+        if let Some(upscale) = &upscale {
+            canonical["upscale"] = serde_json::json!(upscale);
+        }
         // With it a job may be what it may not be without: it is another request.
         if let Some(consent) = &consent {
             canonical["consent"] = serde_json::json!(consent);
         }
         let fingerprint = base16ct::lower::encode_string(&Sha256::digest(canonical.to_string()));
-        Job { id: job_id, task, watermark, output, consent, callback, tenant, fingerprint, trace: None }
+        Job { id: job_id, task, upscale, watermark, output, consent, callback, tenant, fingerprint, trace: None }
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{CallbackBody, Common, OutputBody, Read, TaskName, WatermarkBody, field};
+use super::{CallbackBody, Common, OutputBody, Read, TaskName, UpscaleBody, WatermarkBody, field};
 use crate::job::JobId;
 use crate::job::consent::Consent;
 use crate::job::task::sampling::StepCache;
@@ -56,6 +56,7 @@ pub(super) struct Body {
     resolution: Option<Resolution>,
     num_images: Option<ImageCount>,
     step_cache: Option<StepCache>,
+    upscale: Option<UpscaleBody>,
     watermark: Option<WatermarkBody>,
     #[serde(default, deserialize_with = "field::or_default")]
     output: OutputBody,
@@ -92,6 +93,7 @@ impl Body {
         let canonical = canonical(self.task, &tryon);
         let common = Common {
             job_id: self.job_id,
+            upscale: self.upscale,
             watermark: self.watermark,
             output: self.output,
             consent: self.consent,

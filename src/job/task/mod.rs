@@ -11,6 +11,7 @@ pub mod sampling;
 pub mod scheduler;
 pub mod start;
 pub mod tryon;
+pub mod upscale;
 
 use std::fmt;
 
@@ -74,6 +75,16 @@ impl Task {
             Self::Generate(generate) => generate.sampling.step_cache,
             Self::TryOn(tryon) => tryon.step_cache,
             Self::Edit(edit) => edit.step_cache,
+        }
+    }
+
+    /// Images that are generated.
+    #[must_use]
+    pub fn num_images(&self) -> ImageCount {
+        match self {
+            Self::Generate(generate) => generate.num_images,
+            Self::TryOn(tryon) => tryon.num_images,
+            Self::Edit(edit) => edit.num_images,
         }
     }
 

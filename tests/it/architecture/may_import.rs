@@ -128,6 +128,7 @@ pub(super) const MAY_IMPORT: &[(&str, &[&str])] = &[
             "start::models",
             "start::family",
             "start::safety",
+            "start::upscalers",
         ],
     ),
     ("inspect", &["job", "aws", "outbound", "store", "image_file", "invisible_mark", "content_credentials", "config"]),

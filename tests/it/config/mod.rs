@@ -80,6 +80,33 @@ fn a_manifest_that_was_copied_is_a_model_of_its_new_name() {
 
 /// What a function is to load must be in its manifest, and what the manifest says must make sense for its family.
 #[test]
+fn upscalers_of_a_manifest_have_names_and_factors_that_are_known() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let read = |upscalers: &str| {
+        let manifest = format!("family: stable-diffusion-1\ncheckpoint: sd15\nupscalers: [{upscalers}]\n");
+        std::fs::write(directory.path().join("sd15.yaml"), manifest).expect("writes");
+        let yaml = format!("model: {{name: sd15, directory: {}}}", directory.path().display());
+        let config = parse(&yaml, &[]).expect("a configuration");
+        config.manifest(&environment(&[])).map(|manifest| manifest.upscalers).map_err(|error| error.to_string())
+    };
+    let good = "{name: x4plus, factor: 4, weights: up/x4.safetensors, licence: BSD-3-Clause}";
+    let upscalers = read(good).expect("a manifest");
+    assert_eq!(upscalers[0].weights, directory.path().join("up/x4.safetensors"));
+    assert_eq!((upscalers[0].factor.get(), upscalers[0].licence.as_deref()), (4, Some("BSD-3-Clause")));
+    for (wrong, words) in [
+        (format!("{good}, {good}"), "upscalers: has two of the name x4plus"),
+        (good.replace("factor: 4", "factor: 3"), "must be 2 or 4, got 3"),
+        (good.replace("factor: 4, ", ""), "factor"),
+        (good.replace("up/", "/up/"), "must be relative to the manifest"),
+        (good.replace("x4plus", "X4Plus"), "must be 1 to 64 of the characters a-z"),
+        (good.replace("BSD-3-Clause", "' '"), "x4plus: licence must name the licence of the weights, or be left out"),
+    ] {
+        let error = read(&wrong).expect_err("refused");
+        assert!(error.contains("sd15.yaml") && error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
     let directory = tempfile::tempdir().expect("a directory");
     let read = |manifest: &str, modes: &str| {

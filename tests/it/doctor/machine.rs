@@ -124,6 +124,32 @@ async fn an_ip_adapter_that_is_absent_damaged_or_of_another_family_is_found() {
     report.expect("model", "fail", "-> correct ip_adapters in ");
 }
 
+#[tokio::test]
+async fn an_upscaler_that_is_absent_or_of_another_factor_is_found() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let models = models(directory.path());
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/upscalers");
+    let manifest = directory.path().join("tiny-sd.yaml");
+    let plain = fs::read_to_string(&manifest).unwrap();
+    let write = |factor: u32| {
+        let upscaler = format!("{{name: large, factor: {factor}, weights: x4.safetensors}}");
+        fs::write(&manifest, format!("{plain}\nupscalers: [{upscaler}]\n")).unwrap();
+    };
+    write(4);
+    let of = async || examined(&s3, &[("ATELIER__MODEL__DIRECTORY", &models)], &["--quick"]).await;
+    of().await.expect("model", "fail", "upscaler large: ");
+    fs::copy(fixtures.join("x4.safetensors"), directory.path().join("x4.safetensors")).unwrap();
+    of().await.expect("model", "ok", "4 files as long as they must be");
+    write(2);
+    let report = of().await;
+    report.expect("model", "fail", "enlarges 4 times, and upscalers says 2 of large");
+    report.expect("model", "fail", "-> correct upscalers in ");
+    fs::copy(directory.path().join("sd15/vae/diffusion_pytorch_model.safetensors"), directory.path().join("x4.safetensors"))
+        .unwrap();
+    of().await.expect("model", "fail", "holds no upscaler of the ESRGAN family");
+}
+
 const DEFAULTS: &str = "defaults: {model: wrong, steps: 4, guidance_scale: 1.0, scheduler: euler, width: 64, height: 64, \
                         seed: 1, prefix: generations/}\n";
 

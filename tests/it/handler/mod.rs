@@ -15,6 +15,7 @@ mod steps;
 mod stopped;
 mod traces;
 mod tryon;
+mod upscaling;
 
 use atelier_engine::EngineError;
 use axum::http::StatusCode;

@@ -8,6 +8,7 @@ mod ip_adapters;
 mod pack;
 mod places;
 mod sdxl;
+mod upscalers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

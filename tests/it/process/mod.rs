@@ -11,6 +11,7 @@ mod ip_adapters;
 mod lifecycle;
 mod oversized;
 pub(crate) mod runtime_api;
+mod upscalers;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;

@@ -24,7 +24,7 @@ impl CompactConfig {
     pub(super) fn of(shapes: &Shapes) -> Option<Self> {
         let features = *shapes.get("body.0.weight")?.first()?;
         shapes.get("body.1.weight").filter(|slopes| slopes.len() == 1)?;
-        let convs = (0..).take_while(|index| shapes.contains_key(&format!("body.{}.weight", 2 * index))).count();
+        let convs = (0..shapes.len()).take_while(|index| shapes.contains_key(&format!("body.{}.weight", 2 * index))).count();
         let out_channels = *shapes.get(&format!("body.{}.weight", 2 * convs.checked_sub(1)?))?.first()?;
         Some(Self { features, convs, factor: (out_channels / CHANNELS).isqrt() })
     }

@@ -72,8 +72,8 @@ impl Upscaler {
         let Described { architecture, factor, spelling } = Described::read(path)?;
         let named = Named::open(path, |name| spelling.name(name))?;
         let weights = Weights::of(&[named], (dtype, device))?;
-        let wrong = |problem| EngineError::Checkpoint { path: path.to_owned(), problem };
-        let network = weights.build(&Arc::default(), |vb| architecture.build(vb)).map_err(wrong)?;
+        let network = weights.build(&Arc::default(), |vb| architecture.build(vb));
+        let network = network.map_err(|problem| EngineError::Checkpoint { path: path.to_owned(), problem })?;
         Ok(Self { path: path.to_owned(), network, architecture, factor, dtype, device: device.clone() })
     }
 
@@ -158,8 +158,10 @@ impl Upscaler {
             EngineError::NotFinite { problem: format!("the upscaler {path} gives pixels that are no numbers; keep it in f32") }
         })?;
         let [width, height] = [across.kept.1, down.kept.1].map(|px| self.factor * px);
-        let lost = || EngineError::Request { field: "upscale", problem: "a tile has other sides than it must have".into() };
-        RgbImage::from_raw(width, height, kept).ok_or_else(lost)
+        RgbImage::from_raw(width, height, kept).ok_or_else(|| {
+            let problem = "a tile has other sides than it must have".into();
+            EngineError::Request { field: "upscale", problem }
+        })
     }
 
     /// Bytes of the part of the enlarged image that is kept, (height, width, 3): clamped to 0 to 1, in 255 steps. None: some of it is no number.
@@ -207,8 +209,8 @@ impl Described {
         let file = TensorFile::open(path).map_err(with_conversion)?;
         let names: Vec<String> = file.tensors().filter(|(_, dtype)| is_read(*dtype)).map(|(name, _)| name).collect();
         let spelling = Spelling::of(&names);
-        let shape = |name: &String| Some((spelling.name(name)?, file.info(name)?.shape.clone()));
-        let found: Shapes = names.iter().filter_map(shape).collect();
+        let found = names.iter().filter_map(|name| Some((spelling.name(name)?, file.info(name)?.shape.clone())));
+        let found: Shapes = found.collect();
         let rrdb = RrdbConfig::of(&found).map(Architecture::Rrdb);
         let Some(architecture) = rrdb.or_else(|| CompactConfig::of(&found).map(Architecture::Compact)) else {
             return Err(wrong(

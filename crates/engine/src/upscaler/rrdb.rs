@@ -42,8 +42,8 @@ impl RrdbConfig {
             unshuffles: in_channels == CHANNELS * UNSHUFFLED * UNSHUFFLED,
             features,
             growth,
-            blocks: (0..).take_while(|block| has(format!("body.{block}.rdb1.conv1.weight"))).count(),
-            doublings: (1..).take_while(|number| has(format!("conv_up{number}.weight"))).count(),
+            blocks: (0..shapes.len()).take_while(|block| has(format!("body.{block}.rdb1.conv1.weight"))).count(),
+            doublings: (1..=shapes.len()).take_while(|number| has(format!("conv_up{number}.weight"))).count(),
         })
     }
 

@@ -13,7 +13,7 @@ use crate::job::task::{SidePx, StepCount};
 use crate::shown;
 
 /// Fields of a job that a client may send beside OpenAI's (`extra_body` of its Python client), under the job's own names.
-const EXTENSIONS: [&str; 25] = [
+const EXTENSIONS: [&str; 26] = [
     "callback",
     "clip_skip",
     "consent",
@@ -38,6 +38,7 @@ const EXTENSIONS: [&str; 25] = [
     "strength",
     "target_size",
     "timesteps",
+    "upscale",
     "watermark",
 ];
 const MAX_PARTIAL_IMAGES: u64 = 3;

@@ -168,9 +168,11 @@ impl Engine for NoEngine {
 
 #[test]
 fn the_engines_thread_enlarges_by_name_and_can_be_stopped() {
-    let companions =
-        || Companions { upscalers: BTreeMap::from([("x2".to_owned(), upscaler("x2", DType::F32))]), ..Companions::default() };
-    let thread = EngineThread::start_with_companions(move || Ok((NoEngine, companions()))).expect("it starts");
+    let thread = EngineThread::start_with_companions(|| {
+        let upscalers = BTreeMap::from([("x2".to_owned(), upscaler("x2", DType::F32))]);
+        Ok((NoEngine, Companions { upscalers, ..Companions::default() }))
+    });
+    let thread = thread.expect("it starts");
     let upscaled = |name: &str, watch: Watch| {
         let (sender, receiver) = mpsc::channel();
         thread.upscale(name, input(0), watch, move |result| drop(sender.send(result)));
