@@ -475,6 +475,7 @@ export interface components {
                 /** @description Of a model with a transformer: a look ends after the first block while that adds about the same, up to this part (first-block cache). */
                 threshold?: number;
             } | null;
+            upscale?: components["schemas"]["Upscale"] | null;
             watermark?: components["schemas"]["Watermark"] | null;
             output?: components["schemas"]["Output"] | null;
             consent?: components["schemas"]["Consent"];
@@ -517,6 +518,7 @@ export interface components {
                 /** @description Of a model with a transformer: a look ends after the first block while that adds about the same, up to this part (first-block cache). */
                 threshold?: number;
             } | null;
+            upscale?: components["schemas"]["Upscale"] | null;
             watermark?: components["schemas"]["Watermark"] | null;
             output?: components["schemas"]["Output"] | null;
             consent?: components["schemas"]["Consent"];
@@ -562,6 +564,7 @@ export interface components {
                 /** @description Of a model with a transformer: a look ends after the first block while that adds about the same, up to this part (first-block cache). */
                 threshold?: number;
             } | null;
+            upscale?: components["schemas"]["Upscale"] | null;
             watermark?: components["schemas"]["Watermark"] | null;
             output?: components["schemas"]["Output"] | null;
             consent?: components["schemas"]["Consent"];
@@ -699,6 +702,16 @@ export interface components {
             cfg?: number | null;
             prompt?: string | null;
         };
+        /** @description The images are enlarged after they were generated, by one of the model's upscalers, before they are looked at, marked and signed. */
+        Upscale: {
+            /**
+             * @description How many times as wide and as high the images become.
+             * @enum {integer}
+             */
+            factor: 2 | 4;
+            /** @description One of the model's upscalers. Without it: the first that enlarges by the factor. */
+            name?: string | null;
+        };
         Watermark: {
             text: string;
             /**
@@ -814,7 +827,7 @@ export interface components {
             /** @enum {unknown} */
             status: "hot" | "loading" | "failed";
             model_loaded: boolean;
-            /** @description Those whose weights are loaded; empty: the model has no modes. Absent, as the next five, for another function that says nothing of itself. */
+            /** @description Those whose weights are loaded; empty: the model has no modes. Absent, as the next six, for another function that says nothing of itself. */
             modes?: ("fp8" | "lora" | "base")[];
             /** @description Jobs may bring LoRAs. */
             loras?: boolean;
@@ -826,6 +839,13 @@ export interface components {
             }[];
             /** @description Names of the IP-Adapters that jobs may ask for; empty: the model has none. */
             ip_adapters?: string[];
+            /** @description What images can be enlarged with; empty: the model has none. */
+            upscalers?: {
+                name: string;
+                factor: number;
+                /** @description Of its weights. */
+                licence?: string;
+            }[];
             /** @description A guidance scale above 1 and a negative prompt mean something. */
             guidance?: boolean;
             /** @description Width and height are multiples of it. */
@@ -1053,6 +1073,7 @@ export type TryOnFormJson = components['schemas']['TryOnFormJson'];
 export type InferForm = components['schemas']['InferForm'];
 export type InferFormJson = components['schemas']['InferFormJson'];
 export type TryOnConfig = components['schemas']['TryOnConfig'];
+export type Upscale = components['schemas']['Upscale'];
 export type Watermark = components['schemas']['Watermark'];
 export type Output = components['schemas']['Output'];
 export type Metadata = components['schemas']['Metadata'];

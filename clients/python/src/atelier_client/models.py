@@ -191,6 +191,25 @@ class TryOnConfig(BaseModel):
     prompt: Annotated[str | None, Field(max_length=2000)] = None
 
 
+class Upscale(BaseModel):
+    """
+    The images are enlarged after they were generated, by one of the model's upscalers, before they are looked at, marked and signed.
+    """
+
+    model_config = ConfigDict(
+        extra='forbid',
+        populate_by_name=True,
+    )
+    factor: Literal[2, 4]
+    """
+    How many times as wide and as high the images become.
+    """
+    name: Annotated[str | None, Field(pattern='^[a-z0-9_-][a-z0-9._-]{0,63}$')] = None
+    """
+    One of the model's upscalers. Without it: the first that enlarges by the factor.
+    """
+
+
 class Watermark(BaseModel):
     model_config = ConfigDict(
         extra='forbid',
@@ -329,6 +348,18 @@ class ServedControlNet(BaseModel):
     """
 
 
+class Upscaler(BaseModel):
+    model_config = ConfigDict(
+        populate_by_name=True,
+    )
+    name: str
+    factor: int
+    licence: str | None = None
+    """
+    Of its weights.
+    """
+
+
 class ModelDefaults(BaseModel):
     """
     What a generation gets that leaves a field out; of models that generate.
@@ -357,7 +388,7 @@ class ServedModel(BaseModel):
     model_loaded: bool
     modes: list[Literal['fp8', 'lora', 'base']] | None = None
     """
-    Those whose weights are loaded; empty: the model has no modes. Absent, as the next five, for another function that says nothing of itself.
+    Those whose weights are loaded; empty: the model has no modes. Absent, as the next six, for another function that says nothing of itself.
     """
     loras: bool | None = None
     """
@@ -370,6 +401,10 @@ class ServedModel(BaseModel):
     ip_adapters: list[str] | None = None
     """
     Names of the IP-Adapters that jobs may ask for; empty: the model has none.
+    """
+    upscalers: list[Upscaler] | None = None
+    """
+    What images can be enlarged with; empty: the model has none.
     """
     guidance: bool | None = None
     """
@@ -632,6 +667,7 @@ class Generate(BaseModel):
     """
     Steps take over a part of an earlier one: faster, and another image. Without it none does.
     """
+    upscale: Upscale | None = None
     watermark: Watermark | None = None
     output: Output | None = None
     consent: Consent | None = None
@@ -687,6 +723,7 @@ class TryOn(BaseModel):
     """
     Steps take over a part of an earlier one: faster, and another image. Without it none does.
     """
+    upscale: Upscale | None = None
     watermark: Watermark | None = None
     output: Output | None = None
     consent: Consent | None = None
@@ -757,6 +794,7 @@ class Edit(BaseModel):
     """
     Steps take over a part of an earlier one: faster, and another image. Without it none does.
     """
+    upscale: Upscale | None = None
     watermark: Watermark | None = None
     output: Output | None = None
     consent: Consent | None = None
