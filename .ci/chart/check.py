@@ -89,6 +89,7 @@ def main():
     pod = everything["Deployment", "studio-atelier"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["image"] == "registry.example/atelier:0.1.0-sm90" and pod["initContainers"][0]["args"] == ["models", "pull"], pod
     assert everything["Deployment", "studio-atelier"]["spec"]["replicas"] == 2 and ("ServiceMonitor", "studio-atelier") in everything
+    assert {"name": "spool", "emptyDir": {}} in pod["volumes"] and {"name": "spool", "mountPath": "/var/lib/atelier"} in pod["containers"][0]["volumeMounts"], pod
     assert not any(kind == "ScaledObject" for kind, _ in everything), everything.keys()
     for changes, says in [
         ({"queue": {"source": "rabbitmq"}}, "queue.rabbitmq.host: the name of the broker"),

@@ -8,6 +8,7 @@ use anyhow::{bail, ensure};
 use serde_json::{Value, json};
 
 use crate::config::{Config, Environment};
+use crate::host::source::SourceError;
 use crate::host::source::dead_letters::{DeadLetter, DeadLetters, Decision, Operator};
 use crate::host::source::rabbitmq::dead_letters::RabbitMqDeadLetters;
 use crate::host::source::spool::dead_letters::SpoolDeadLetters;
@@ -87,29 +88,29 @@ impl What {
 /// When a source cannot be asked, or has no message of that name. What was done until then is printed.
 pub async fn run(options: &Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
     let config = Config::load(config, environment)?;
-    let mut visit = Visit { what: &options.what, source: "", met: Vec::new(), unwritten: None };
+    let mut visit = Visit { what: &options.what, source: "", met: Vec::new(), problems: Vec::new(), unwritten: None };
     let mut places = Vec::new();
-    let mut problems = Vec::new();
     for place in wanted(options, &config)? {
         match open(place, options, &config).await {
             Ok(letters) => {
                 places.push(format!("{} ({})", letters.source(), letters.place()));
                 visit.source = letters.source();
-                problems.extend(letters.go_through(&mut visit).await.err().map(anyhow::Error::from));
+                let gone_through = letters.go_through(&mut visit).await;
+                visit.problems.extend(gone_through.err().map(anyhow::Error::from));
             }
-            Err(error) => problems.push(error),
+            Err(error) => visit.problems.push(error),
         }
     }
     if let Some(error) = visit.unwritten {
         return Err(error.into());
     }
-    ensure!(problems.is_empty(), "{}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+    ensure!(visit.problems.is_empty(), "{}", visit.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
     let met = visit.met;
     let missing: Vec<String> =
         options.what.names().filter(|name| !met.iter().any(|letter| letter.is_called(name))).map(shown::text).collect();
     ensure!(
         missing.is_empty(),
-        "no dead letter is called {} in {}; `atelier dead list` names them",
+        "no dead letter is called {} in {}, unless somebody else looks at it now; `atelier dead list` names them",
         missing.join(", "),
         places.join(", ")
     );
@@ -154,6 +155,8 @@ struct Visit<'a> {
     source: &'static str,
     /// Those that were meant.
     met: Vec<DeadLetter>,
+    /// What could not be done with one of them.
+    problems: Vec<anyhow::Error>,
     /// Why nothing more could be printed.
     unwritten: Option<io::Error>,
 }
@@ -177,7 +180,7 @@ impl Operator for Visit<'_> {
                 Decision::Keep
             }
             What::Show { .. } => {
-                self.print(&format!("{:#}", in_full(self.source, letter)));
+                self.print(&in_full(self.source, letter));
                 Decision::Keep
             }
             What::Retry(_) => Decision::SendAgain,
@@ -191,8 +194,13 @@ impl Operator for Visit<'_> {
 
     fn done(&mut self, letter: &DeadLetter) {
         let what = if matches!(self.what, What::Retry(_)) { "is sent again" } else { "is removed" };
-        self.print(&format!("{} {} {} {what}", self.source, letter.id, job(letter)));
+        self.print(&format!("{} {} {} {what}", self.source, in_one_word(&letter.id), job(letter)));
         self.met.push(letter.clone());
+    }
+
+    fn failed(&mut self, letter: &DeadLetter, error: &SourceError) {
+        self.met.push(letter.clone());
+        self.problems.push(anyhow::anyhow!("{} {}: {error}", in_one_word(&letter.id), job(letter)));
     }
 }
 
@@ -201,17 +209,35 @@ fn job(letter: &DeadLetter) -> &str {
     letter.job_id.as_ref().map_or("-", JobId::as_str)
 }
 
-fn in_one_line(source: &str, letter: &DeadLetter) -> String {
-    let reason = letter.reason.as_deref().map_or_else(|| "no reason is given".to_owned(), shown::name);
-    format!("{source} {} {} {} {reason}", letter.id, job(letter), sent(letter).unwrap_or_else(|| "-".into()))
+/// A publisher may have chosen the id.
+fn in_one_word(id: &str) -> String {
+    let is_plain = |c: char| !c.is_whitespace() && !c.is_control();
+    if !id.is_empty() && id.chars().all(is_plain) { id.to_owned() } else { shown::text(id).replace(' ', "_") }
 }
 
-/// The body as JSON where it is, else as text.
-fn in_full(source: &str, letter: &DeadLetter) -> Value {
+fn in_one_line(source: &str, letter: &DeadLetter) -> String {
+    let reason = letter.reason.as_deref().map_or_else(|| "no reason is given".to_owned(), shown::name);
+    let reason = reason.replace(char::is_control, " ");
+    let sent = sent(letter).unwrap_or_else(|| "-".into());
+    format!("{source} {} {} {sent} {reason}", in_one_word(&letter.id), job(letter))
+}
+
+/// The body as it was sent, where it is JSON, else as a text.
+fn in_full(source: &str, letter: &DeadLetter) -> String {
     let DeadLetter { id, job_id, reason, body, .. } = letter;
-    let body: Value = serde_json::from_slice(body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(body)));
+    let text = String::from_utf8_lossy(body);
+    let body = if serde_json::from_str::<Value>(&text).is_ok() { text.trim().to_owned() } else { json!(text).to_string() };
     let job_id = job_id.as_ref().map(JobId::as_str);
-    json!({ "source": source, "id": id, "job_id": job_id, "sent": sent(letter), "reason": reason, "body": body })
+    let reason = reason.as_deref().map(shown::without_queries);
+    let about = [
+        ("source", json!(source)),
+        ("id", json!(id)),
+        ("job_id", json!(job_id)),
+        ("sent", json!(sent(letter))),
+        ("reason", json!(reason)),
+    ];
+    let lines: Vec<String> = about.iter().map(|(name, value)| format!("  \"{name}\": {value},\n")).collect();
+    format!("{{\n{}  \"body\": {body}\n}}", lines.concat())
 }
 
 fn sent(letter: &DeadLetter) -> Option<String> {

@@ -39,7 +39,7 @@ export interface SubmitOptions extends Cancellable {
 }
 
 export interface InferOptions extends Cancellable {
-  /** 600,000. */
+  /** 290,000. */
   timeoutMs?: number | undefined;
   traceparent?: string | undefined;
 }
@@ -126,7 +126,8 @@ export class Client {
   /** Generates now, and gives the first image. A caller who goes away cancels the job, of which no webhook tells. */
   async infer(job: InferBody, options: InferOptions = {}): Promise<ReceivedImage> {
     const headers = { traceparent: options.traceparent };
-    const timeoutMs = options.timeoutMs ?? 600_000;
+    // Node's own fetch gives an answer's headers no more than 300 s.
+    const timeoutMs = options.timeoutMs ?? 290_000;
     // A lost connection cancels the job: whether to begin anew is the caller's to say.
     const once = { isOnce: true, timeoutMs, signal: options.signal };
     return this.#send({ method: "POST", path: "infer", headers, body: bodyOf(withTask(job)), ...once }, receivedImage);

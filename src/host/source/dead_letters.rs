@@ -39,6 +39,9 @@ pub trait Operator: Send {
 
     /// It has been sent again, or removed.
     fn done(&mut self, _letter: &DeadLetter) {}
+
+    /// It could not be, and is still there.
+    fn failed(&mut self, _letter: &DeadLetter, _error: &SourceError) {}
 }
 
 /// Where the messages of one queue are that failed for good.
@@ -50,7 +53,7 @@ pub trait DeadLetters: Send + Sync {
     /// Its address or name, for messages.
     fn place(&self) -> &str;
 
-    /// Shows each letter that is here now to `operator`, once, and does as it says before the next one.
+    /// Shows each letter that is here now, and none that comes meanwhile for long, to `operator`, once, and does as it says before the next one.
     ///
     /// Those that stay can be received by nobody else until this returns.
     ///

@@ -1,8 +1,11 @@
 //! The queue behind the dead-letter exchange, gone through as any consumer would.
 
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use lapin::message::{BasicGetMessage, Delivery};
-use lapin::options::{BasicAckOptions, BasicGetOptions, ConfirmSelectOptions};
+use lapin::options::{BasicAckOptions, BasicGetOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection};
 
 use super::fault::{Fault, within};
@@ -12,9 +15,9 @@ use super::{connection, record, topology};
 use crate::host::source::dead_letters::{DeadLetter, DeadLetters, Decision, Operator};
 use crate::host::source::{ConnectError, SourceError};
 
-/// Looked at so often, a letter is put back as a copy, whose deliveries the broker counts anew. At its limit for a quorum queue (20 since
-/// 4.0, unless somebody sets another) it would drop the letter.
-const MAX_DELIVERIES: u32 = 8;
+/// Delivered so often, a letter is put back as a copy, whose deliveries the broker counts anew. At its limit for a quorum queue (20 since
+/// 4.0, or what somebody has set) it would drop the letter, and each look is a delivery.
+const MAX_DELIVERIES: u32 = 1;
 /// AMQP's `reply-success`.
 const SUCCESS: u16 = 200;
 
@@ -45,10 +48,19 @@ impl RabbitMqDeadLetters {
     async fn walk(&self, channel: &Channel, operator: &mut dyn Operator) -> Result<(), Fault> {
         within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         let dead = self.dead.as_str();
+        let passive = QueueDeclareOptions::default().passive();
+        let found = within(channel.queue_declare(dead.into(), passive, FieldTable::default())).await?;
+        let mut left = found.message_count();
+        let mut seen = HashSet::new();
         let mut worn = Vec::new();
         while let Some(received) = within(channel.basic_get(dead.into(), BasicGetOptions::default())).await? {
             let BasicGetMessage { delivery, .. } = received;
             let letter = dead_letter(&delivery);
+            // The broker's count may be of a moment ago. Beyond it a letter that was met before has died again.
+            if !seen.insert(letter.id.clone()) && left == 0 {
+                break;
+            }
+            left = left.saturating_sub(1);
             match operator.decide(&letter) {
                 Decision::Keep => {
                     if record::broker_count(&delivery) >= MAX_DELIVERIES {

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -13,6 +14,7 @@ use super::name::Name;
 use crate::clock::later;
 use crate::host::source::SourceError;
 use crate::host::source::dead_letters::{DeadLetter, DeadLetters, Decision, Operator};
+use crate::job::JobId;
 
 /// The jobs of a spool that failed for good.
 pub struct SpoolDeadLetters {
@@ -44,23 +46,65 @@ impl SpoolDeadLetters {
             entries.iter().filter_map(|entry| Name::parse(&entry.file_name().to_string_lossy())).collect();
         names.sort();
         for name in names {
-            let file = dead.join(name.to_string());
-            let reason = dead.join(reason_file(&name));
+            let letter = self.letter(&name);
             // Somebody else may be going through them as well.
-            let Some(letter) = dead_letter(&name, &file, &reason)? else { continue };
-            match operator.decide(&letter) {
+            let Some(letter) = self.unless_gone(letter, &name, operator) else { continue };
+            let done = match operator.decide(&letter) {
                 Decision::Keep => continue,
-                Decision::SendAgain => {
-                    let again = self.directory(Directory::Again);
-                    fs::create_dir_all(&again)?;
-                    unless_gone(fs::rename(&file, again.join(name.to_string())))?;
-                }
-                Decision::Remove => unless_gone(fs::remove_file(&file))?,
+                Decision::SendAgain => self.send_again(&name),
+                Decision::Remove => fs::remove_file(self.dead(&name)),
+            };
+            if self.unless_gone(done, &name, operator).is_some() {
+                let _ = fs::remove_file(dead.join(reason_file(&name)));
+                operator.done(&letter);
             }
-            unless_gone(fs::remove_file(&reason))?;
-            operator.done(&letter);
         }
         Ok(())
+    }
+
+    fn dead(&self, name: &Name) -> PathBuf {
+        self.directory(Directory::Dead).join(name.to_string())
+    }
+
+    fn send_again(&self, name: &Name) -> io::Result<()> {
+        let again = self.directory(Directory::Again);
+        if !again.is_dir() {
+            fs::create_dir_all(&again)?;
+            // The host is to move what is in there, also where root has made it.
+            let owner = fs::metadata(self.directory(Directory::Dead))?;
+            if fs::metadata(&again)?.uid() != owner.uid() {
+                chown(&again, Some(owner.uid()), Some(owner.gid()))?;
+            }
+        }
+        fs::rename(self.dead(name), again.join(name.to_string()))
+    }
+
+    fn letter(&self, name: &Name) -> io::Result<DeadLetter> {
+        let body = fs::read(self.dead(name))?;
+        let reason = fs::read_to_string(self.directory(Directory::Dead).join(reason_file(name))).ok();
+        Ok(DeadLetter { reason, ..DeadLetter::new(name.unique.clone(), body) }.of(name))
+    }
+
+    /// None where it is not there any more, or where the operator was told what is wrong with it.
+    fn unless_gone<T>(&self, done: io::Result<T>, name: &Name, operator: &mut dyn Operator) -> Option<T> {
+        match done {
+            Ok(done) => Some(done),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                let queue = self.dead(name).display().to_string();
+                let unavailable = SourceError::Unavailable { queue, action: "go through", problem: error.to_string() };
+                operator.failed(&DeadLetter::new(name.unique.clone(), Vec::new()).of(name), &unavailable);
+                None
+            }
+        }
+    }
+}
+
+impl DeadLetter {
+    /// With what the name of its file says.
+    fn of(self, name: &Name) -> Self {
+        let sent = Some(later(SystemTime::UNIX_EPOCH, Duration::from_millis(name.sent_ms)));
+        Self { sent, job_id: JobId::new(&name.job_id).ok().or(self.job_id), ..self }
     }
 }
 
@@ -80,23 +124,5 @@ impl DeadLetters for SpoolDeadLetters {
             action: "go through",
             problem: problem.to_string(),
         })
-    }
-}
-
-/// None: it is not there any more.
-fn dead_letter(name: &Name, file: &Path, reason: &Path) -> io::Result<Option<DeadLetter>> {
-    let body = match fs::read(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        body => body?,
-    };
-    let reason = fs::read_to_string(reason).ok();
-    let sent = Some(later(SystemTime::UNIX_EPOCH, Duration::from_millis(name.sent_ms)));
-    Ok(Some(DeadLetter { reason, sent, ..DeadLetter::new(name.unique.clone(), body) }))
-}
-
-fn unless_gone(done: io::Result<()>) -> io::Result<()> {
-    match done {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
     }
 }

@@ -58,7 +58,13 @@ impl Files {
         let lock = File::create(root.join("lock"))?;
         lock.try_lock()
             .map_err(|_| io::Error::other("another host uses this directory; give each its own (sources.spool.directory)"))?;
-        Ok(Self { root: root.to_owned(), _lock: lock })
+        let files = Self { root: root.to_owned(), _lock: lock };
+        if let (_, Some(error)) = files.take_again() {
+            let directory = root.join(Directory::Again.as_str());
+            let directory = directory.display();
+            tracing::warn!(%directory, %error, "what was sent again from the dead letters cannot be moved to waiting/");
+        }
+        Ok(files)
     }
 
     /// For messages.
@@ -107,12 +113,22 @@ impl Files {
     }
 
     /// Moves what was sent again to `waiting/`. Another process has written those files, and renames them in one step.
-    pub(super) fn take_again(&self) -> io::Result<Vec<Name>> {
-        let names = self.list(Directory::Again)?;
-        for name in &names {
-            self.rename((Directory::Again, name), (Directory::Waiting, name))?;
+    ///
+    /// What cannot be moved stays there, and holds nothing else up: a failure says why.
+    pub(super) fn take_again(&self) -> (Vec<Name>, Option<io::Error>) {
+        let names = match self.list(Directory::Again) {
+            Ok(names) => names,
+            Err(error) => return (Vec::new(), Some(error)),
+        };
+        let mut failed = None;
+        let mut moved = Vec::with_capacity(names.len());
+        for name in names {
+            match self.rename((Directory::Again, &name), (Directory::Waiting, &name)) {
+                Ok(()) => moved.push(name),
+                Err(error) => failed = Some(error),
+            }
         }
-        Ok(names)
+        (moved, failed)
     }
 
     /// Notes how a job ended, or removes what was noted.

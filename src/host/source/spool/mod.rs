@@ -102,7 +102,6 @@ impl Spool {
     pub fn open(settings: &Settings, max_pause: Duration) -> Result<Self, SourceError> {
         let files = Files::open(&settings.directory).map_err(|problem| refused(&settings.directory, "open", &problem))?;
         let problem = |problem| refused(&settings.directory, "open", &problem);
-        files.take_again().map_err(problem)?;
         for name in files.list(Directory::Running).map_err(problem)? {
             files.rename((Directory::Running, &name), (Directory::Waiting, &name)).map_err(problem)?;
             let span = trace::span(&name.job_id, NAME, name.attempt, name.trace);
@@ -134,12 +133,15 @@ impl Spool {
         }
         let index = Arc::clone(&self.index);
         let taken = self.disk.work("send again", move |files| {
-            let waiting = files.take_again()?.into_iter().map(Waiting::due_now);
-            index.lock().unwrap_or_else(PoisonError::into_inner).extend(waiting);
+            let (moved, failed) = files.take_again();
+            index.lock().unwrap_or_else(PoisonError::into_inner).extend(moved.into_iter().map(Waiting::due_now));
+            if let Some(error) = failed {
+                tracing::debug!(%error, "what was sent again from the dead letters cannot be moved to waiting/");
+            }
             Ok(())
         });
         if let Err(error) = taken.await {
-            tracing::debug!(%error, "what was sent again from the dead letters could not be looked for");
+            tracing::debug!(%error, "the spool was not looked into for what was sent again");
         }
     }
 

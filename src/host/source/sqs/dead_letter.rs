@@ -106,6 +106,8 @@ impl Queue {
         let room = most_bytes - body.len();
         let mut attributes = attributes_of(message);
         attributes.remove(SQS_ATTRIBUTE);
+        // Of an earlier death.
+        attributes.remove(REASON);
         // How the job ended stands in its record, or in the note of its failure, as well.
         if attributes.len() > MAX_ATTRIBUTES || bytes(&attributes) > room {
             attributes.remove(ENDED);

@@ -1,7 +1,7 @@
 //! The dead-letter queue of the redrive policy, gone through as any consumer would.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
@@ -13,6 +13,7 @@ use super::record::attributes_of;
 use super::{ConnectError, Settings};
 use crate::host::source::dead_letters::{DeadLetter, DeadLetters, Decision, Operator};
 use crate::host::source::{Message, SourceError};
+use crate::protocol::deferral::SQS_ATTRIBUTE;
 
 /// A letter that was looked at is hidden from others for so long, should nobody be left to give it back.
 const VISIBILITY_SECONDS: u32 = 120;
@@ -20,6 +21,8 @@ const VISIBILITY_SECONDS: u32 = 120;
 const WAIT_SECONDS: u32 = 1;
 /// What SQS gives in one answer.
 const MAX_RECEIVED: usize = 10;
+/// What died later than so long after the walk began is not of it: a host may be at work that lets die again what was sent again.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
 /// Requests at once when letters are given back.
 const AT_ONCE: usize = 16;
 
@@ -50,42 +53,55 @@ impl SqsDeadLetters {
         Ok(Self { queue, dead })
     }
 
-    /// As the redrive of SQS sends it: with all its attributes.
+    /// With its own attributes; without why it died, and without attempts that were made before.
     async fn send_again(&self, message: &Message) -> Result<(), SourceError> {
         let body = self.queue.checked_body(&message.body)?;
         let group = message.record["attributes"]["MessageGroupId"].as_str();
         // A name of its own: within five minutes the queue would take it for the message that died.
         let deduplication = self.queue.fifo().then(|| Uuid::now_v7().to_string());
-        let attributes = attributes_of(message);
+        let mut attributes = attributes_of(message);
+        attributes.remove(REASON);
+        attributes.remove(SQS_ATTRIBUTE);
         let again = OutgoingMessage { body, attributes, trace: message.trace, group, deduplication, delay_s: None };
         self.queue.send_to(&self.queue.url, again).await
     }
 
     /// `kept`: those that stay, and are hidden from others meanwhile.
     async fn walk(&self, operator: &mut dyn Operator, kept: &mut Vec<Message>) -> Result<(), SourceError> {
+        let until = SystemTime::now() + CLOCKS_DIFFER;
         let mut seen = HashSet::new();
         loop {
             // After `VISIBILITY_SECONDS` those that stay come again, and so may any at any time.
             let received = self.dead.poll(MAX_RECEIVED, String::new()).await?;
-            if !received.iter().any(|message| !seen.contains(&message.id)) {
+            let is_met = |message: &Message| seen.contains(&message.id) || message.sent.is_some_and(|sent| sent > until);
+            if received.iter().all(is_met) {
                 kept.extend(received);
                 return Ok(());
             }
             for message in received {
                 let letter = dead_letter(&message);
-                let decision = if seen.insert(message.id.clone()) { operator.decide(&letter) } else { Decision::Keep };
-                match decision {
-                    Decision::Keep => {
+                let is_new = seen.insert(message.id.clone()) && message.sent.is_none_or(|sent| sent <= until);
+                let decision = if is_new { operator.decide(&letter) } else { Decision::Keep };
+                match self.carry_out(decision, &message).await {
+                    Ok(true) => operator.done(&letter),
+                    Ok(false) => kept.push(message),
+                    Err(error) => {
+                        operator.failed(&letter, &error);
                         kept.push(message);
-                        continue;
                     }
-                    Decision::SendAgain => self.send_again(&message).await?,
-                    Decision::Remove => {}
                 }
-                self.dead.delete(&message).await?;
-                operator.done(&letter);
             }
         }
+    }
+
+    /// Whether it is gone from here.
+    async fn carry_out(&self, decision: Decision, message: &Message) -> Result<bool, SourceError> {
+        match decision {
+            Decision::Keep => return Ok(false),
+            Decision::SendAgain => self.send_again(message).await?,
+            Decision::Remove => {}
+        }
+        self.dead.delete(message).await.map(|()| true)
     }
 }
 
