@@ -211,8 +211,8 @@ fn job(letter: &DeadLetter) -> &str {
 
 /// A publisher may have chosen the id.
 fn in_one_word(id: &str) -> String {
-    let is_plain = |c: char| !c.is_whitespace() && !c.is_control();
-    if !id.is_empty() && id.chars().all(is_plain) { id.to_owned() } else { shown::text(id).replace(' ', "_") }
+    let is_odd = id.is_empty() || id.contains(|c: char| c.is_whitespace() || c.is_control());
+    if is_odd { shown::text(id).replace(' ', "_") } else { id.to_owned() }
 }
 
 fn in_one_line(source: &str, letter: &DeadLetter) -> String {

@@ -46,7 +46,7 @@ impl SpoolDeadLetters {
             entries.iter().filter_map(|entry| Name::parse(&entry.file_name().to_string_lossy())).collect();
         names.sort();
         for name in names {
-            let letter = self.letter(&name);
+            let letter = self.read(&name);
             // Somebody else may be going through them as well.
             let Some(letter) = self.unless_gone(letter, &name, operator) else { continue };
             let done = match operator.decide(&letter) {
@@ -79,7 +79,7 @@ impl SpoolDeadLetters {
         fs::rename(self.dead(name), again.join(name.to_string()))
     }
 
-    fn letter(&self, name: &Name) -> io::Result<DeadLetter> {
+    fn read(&self, name: &Name) -> io::Result<DeadLetter> {
         let body = fs::read(self.dead(name))?;
         let reason = fs::read_to_string(self.directory(Directory::Dead).join(reason_file(name))).ok();
         Ok(DeadLetter { reason, ..DeadLetter::new(name.unique.clone(), body) }.of(name))

@@ -1,8 +1,8 @@
 //! The spool: a queue in a directory, for one host, that survives kill -9 of everything.
 //!
 //! A job is a file with its body. Its state is the directory it lies in (`waiting/`, `running/`, `dead/`, `again/`), and every change of
-//! state is one rename; it is accepted when file and directory are synced to the disk. `again/` is what another process has taken out of
-//! `dead/`: the host moves it to `waiting/`.
+//! state is one rename; it is accepted when file and directory are synced. `again/` is what another process has taken out of `dead/`: the host
+//! moves it to `waiting/`.
 
 pub mod dead_letters;
 mod disk;
@@ -135,9 +135,7 @@ impl Spool {
         let taken = self.disk.work("send again", move |files| {
             let (moved, failed) = files.take_again();
             index.lock().unwrap_or_else(PoisonError::into_inner).extend(moved.into_iter().map(Waiting::due_now));
-            if let Some(error) = failed {
-                tracing::debug!(%error, "what was sent again from the dead letters cannot be moved to waiting/");
-            }
+            failed.inspect(|error| tracing::debug!(%error, "what was sent again cannot be moved to waiting/"));
             Ok(())
         });
         if let Err(error) = taken.await {

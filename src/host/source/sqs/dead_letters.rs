@@ -11,6 +11,7 @@ use super::dead_letter::REASON;
 use super::queue::{OutgoingMessage, Queue};
 use super::record::attributes_of;
 use super::{ConnectError, Settings};
+use crate::clock::later;
 use crate::host::source::dead_letters::{DeadLetter, DeadLetters, Decision, Operator};
 use crate::host::source::{Message, SourceError};
 use crate::protocol::deferral::SQS_ATTRIBUTE;
@@ -68,13 +69,12 @@ impl SqsDeadLetters {
 
     /// `kept`: those that stay, and are hidden from others meanwhile.
     async fn walk(&self, operator: &mut dyn Operator, kept: &mut Vec<Message>) -> Result<(), SourceError> {
-        let until = SystemTime::now() + CLOCKS_DIFFER;
+        let until = later(SystemTime::now(), CLOCKS_DIFFER);
         let mut seen = HashSet::new();
         loop {
             // After `VISIBILITY_SECONDS` those that stay come again, and so may any at any time.
             let received = self.dead.poll(MAX_RECEIVED, String::new()).await?;
-            let is_met = |message: &Message| seen.contains(&message.id) || message.sent.is_some_and(|sent| sent > until);
-            if received.iter().all(is_met) {
+            if received.iter().all(|message| seen.contains(&message.id) || message.sent.is_some_and(|sent| sent > until)) {
                 kept.extend(received);
                 return Ok(());
             }
