@@ -17,7 +17,7 @@ import time
 from urllib.parse import urlsplit
 
 from host import PATIENCE_S, ROOT, TOKEN, artifacts
-from report import cpu, report, row
+from report import cpu, noted, report, row
 
 RUNS = 3
 ALLOWED_S = 5.0
@@ -60,8 +60,7 @@ def main():
     options = parser.parse_args()
     program, _ = artifacts(options.profile)
     seconds = statistics.median(first_image(program) for _ in range(RUNS))
-    device, load = cpu(len(os.sched_getaffinity(0))), f"load average {os.getloadavg()[0]:.1f}"
-    note = "; ".join(filter(None, [options.note, load]))
+    device, note = cpu(len(os.sched_getaffinity(0))), noted(options.note)
     report("first_image", "cpu", [row("first_image", "seconds from the page's address to its first image", seconds, "what is allowed", ALLOWED_S, device, note)])
 
 

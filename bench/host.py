@@ -30,7 +30,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from report import cpu, report, row
+from report import cpu, noted, report, row
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "demo-token-demo-token-demo-token"
@@ -98,6 +98,14 @@ def free_port():
 
 def start(command, environment, log):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def answers(port):
+    """Waits until somebody listens there."""
+    deadline = time.monotonic() + PATIENCE_S
+    while socket.socket().connect_ex(("127.0.0.1", port)):
+        assert time.monotonic() < deadline, f"nobody listens at port {port}"
+        time.sleep(0.05)
 
 
 def wait_until_ready(caller):
@@ -211,8 +219,7 @@ def main():
                       "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "4096"}  # fmt: skip
         watch = [options.cargo_lambda, "lambda", "watch", "--only-lambda-apis", "--ignore-changes", "--quiet", *address]
         processes = [start(watch, environment, log), start(command, environment | ours, log)]
-        while socket.socket().connect_ex(("127.0.0.1", peer_port)):
-            time.sleep(0.05)
+        answers(peer_port)
         processes.append(start([function], environment | under_peer, log))
         try:
             times = measure(notifications, our_port, peer_port)
@@ -228,8 +235,7 @@ def main():
                 process.wait(PATIENCE_S)
             notifications.process.stdin.close()
     threads = len(os.sched_getaffinity(0))
-    load = f"load average {os.getloadavg()[0]:.1f}"
-    note = "; ".join(filter(None, [options.note, load]))
+    note = noted(options.note)
     peer = f"cargo lambda watch, {version.split()[1]}"
     unit = {"host_throughput": f"ms a job, {CALLERS} callers at once, until the webhook", "host_told_p50": "ms until the webhook"}
     rows = [row(what, unit.get(what, "ms until the answer"), mine, peer, theirs, cpu(threads), note)

@@ -15,20 +15,18 @@ import json
 import os
 import resource
 import signal
-import socket
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-from host import TOKEN, Caller, Notifications, artifacts, free_port, start
-from report import cpu, report, row
+from host import PATIENCE_S, TOKEN, Caller, Notifications, answers, artifacts, free_port, start
+from report import cpu, noted, report, row
 
 JOBS, STEPS = 20, 150
 LISTENERS, MANY = 200, 1_000
 ANSWERS = 400
 CONTRACT_MS, ALLOWED_KIB = 50.0, 64.0
-PATIENCE_S = 120
 
 
 async def listen(port, job_id, arrived):
@@ -97,14 +95,6 @@ async def measure(port, pid, jobs):
     return statistics.quantiles(times, n=100)[98], each
 
 
-def answers(port):
-    """Waits until somebody listens there."""
-    deadline = time.monotonic() + PATIENCE_S
-    while socket.socket().connect_ex(("127.0.0.1", port)):
-        assert time.monotonic() < deadline, "the host does not listen"
-        time.sleep(0.05)
-
-
 def hand_in(caller, job_id):
     """A job that takes its time; its webhook is of no interest."""
     body = {"job_id": job_id, "prompt": "a red mug on the beach", "width": 256, "height": 256, "steps": STEPS}
@@ -145,8 +135,7 @@ def main():
             host.send_signal(signal.SIGKILL)
             host.wait(PATIENCE_S)
             notifications.process.stdin.close()
-    device, load = cpu(len(os.sched_getaffinity(0))), f"load average {os.getloadavg()[0]:.1f}"
-    note = "; ".join(filter(None, [options.note, load]))
+    device, note = cpu(len(os.sched_getaffinity(0))), noted(options.note)
     report("listeners", "cpu", [
         row("listeners_health_p99", f"ms, {LISTENERS} listeners, jobs running on every core", p99, "the contract's limit", CONTRACT_MS, device, note),
         row("listeners_memory", f"KiB for each of {MANY:,} listeners", each, "what this project allows", ALLOWED_KIB, device, note),

@@ -18,6 +18,11 @@ def cpu(threads):
     return f"{names[0] if names else platform.processor()}, {threads} threads"
 
 
+def noted(note):
+    """The note with what else the machine had to do."""
+    return "; ".join(filter(None, [note, f"load average {os.getloadavg()[0]:.1f}"]))
+
+
 def row(what, unit, ours, peer, peer_value, device, note=""):
     """One result. `ratio` above 1 means that we are faster (or smaller); units are those of a cost, never of a speed."""
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")

@@ -88,7 +88,8 @@ impl What {
 /// When a source cannot be asked, or has no message of that name. What was done until then is printed.
 pub async fn run(options: &Options, config: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
     let config = Config::load(config, environment)?;
-    let mut visit = Visit { what: &options.what, source: "", met: Vec::new(), problems: Vec::new(), unwritten: None };
+    let unmet = options.what.names().collect();
+    let mut visit = Visit { what: &options.what, source: "", unmet, problems: Vec::new(), unwritten: None };
     let mut places = Vec::new();
     for place in wanted(options, &config)? {
         match open(place, options, &config).await {
@@ -105,13 +106,10 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
         return Err(error.into());
     }
     ensure!(visit.problems.is_empty(), "{}", visit.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
-    let met = visit.met;
-    let missing: Vec<String> =
-        options.what.names().filter(|name| !met.iter().any(|letter| letter.is_called(name))).map(shown::text).collect();
     ensure!(
-        missing.is_empty(),
+        visit.unmet.is_empty(),
         "no dead letter is called {} in {}, unless somebody else looks at it now; `atelier dead list` names them",
-        missing.join(", "),
+        visit.unmet.into_iter().map(shown::text).collect::<Vec<_>>().join(", "),
         places.join(", ")
     );
     Ok(())
@@ -153,8 +151,8 @@ struct Visit<'a> {
     what: &'a What,
     /// Where it is now.
     source: &'static str,
-    /// Those that were meant.
-    met: Vec<DeadLetter>,
+    /// Names of the command line that no letter had until now.
+    unmet: Vec<&'a str>,
     /// What could not be done with one of them.
     problems: Vec<anyhow::Error>,
     /// Why nothing more could be printed.
@@ -162,6 +160,10 @@ struct Visit<'a> {
 }
 
 impl Visit<'_> {
+    fn met(&mut self, letter: &DeadLetter) {
+        self.unmet.retain(|name| !letter.is_called(name));
+    }
+
     fn print(&mut self, text: &str) {
         if let Err(error) = line(text) {
             self.unwritten.get_or_insert(error);
@@ -174,32 +176,26 @@ impl Operator for Visit<'_> {
         if !self.what.is_meant(letter) {
             return Decision::Keep;
         }
-        let decision = match self.what {
-            What::List => {
-                self.print(&in_one_line(self.source, letter));
-                Decision::Keep
-            }
+        match self.what {
+            What::List => self.print(&in_one_line(self.source, letter)),
             What::Show { .. } => {
+                self.met(letter);
                 self.print(&in_full(self.source, letter));
-                Decision::Keep
             }
-            What::Retry(_) => Decision::SendAgain,
-            What::Purge(_) => Decision::Remove,
-        };
-        if decision == Decision::Keep {
-            self.met.push(letter.clone());
+            What::Retry(_) => return Decision::SendAgain,
+            What::Purge(_) => return Decision::Remove,
         }
-        decision
+        Decision::Keep
     }
 
     fn done(&mut self, letter: &DeadLetter) {
         let what = if matches!(self.what, What::Retry(_)) { "is sent again" } else { "is removed" };
         self.print(&format!("{} {} {} {what}", self.source, in_one_word(&letter.id), job(letter)));
-        self.met.push(letter.clone());
+        self.met(letter);
     }
 
     fn failed(&mut self, letter: &DeadLetter, error: &SourceError) {
-        self.met.push(letter.clone());
+        self.met(letter);
         self.problems.push(anyhow::anyhow!("{} {}: {error}", in_one_word(&letter.id), job(letter)));
     }
 }

@@ -116,6 +116,11 @@ pub(super) fn again(properties: &BasicProperties, attempts: u32, note: Note<'_>)
             headers.insert(REASON_HEADER.into(), AMQPValue::LongString(LongString::from(reason)));
         }
     }
+    copied(properties, headers)
+}
+
+/// The properties that do the same twice, with these headers.
+fn copied(properties: &BasicProperties, headers: BTreeMap<ShortString, AMQPValue>) -> BasicProperties {
     let mut copy = BasicProperties::default().with_headers(FieldTable::from(headers)).with_delivery_mode(PERSISTENT);
     let texts: [(_, With); 8] = [
         (properties.content_type(), BasicProperties::with_content_type),
@@ -153,8 +158,7 @@ pub(super) fn with_end(properties: BasicProperties, ended: Option<&EndedJob>) ->
 /// Of a message that is put back where it was, as it was, but for what the broker counts and what would copy or end it.
 pub(super) fn unchanged(properties: &BasicProperties) -> BasicProperties {
     let others = properties.headers().iter().flatten().filter(|(name, _)| !is_of_one_delivery(name.as_str()));
-    let headers: BTreeMap<ShortString, AMQPValue> = others.map(|(name, value)| (name.clone(), value.clone())).collect();
-    again(properties, 0, Note::Retry).with_headers(FieldTable::from(headers))
+    copied(properties, others.map(|(name, value)| (name.clone(), value.clone())).collect())
 }
 
 fn is_of_one_delivery(header: &str) -> bool {

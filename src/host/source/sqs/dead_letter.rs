@@ -104,10 +104,7 @@ impl Queue {
     ) -> Result<OutgoingMessage<'a>, SourceError> {
         let body = self.text(&message.body)?;
         let room = most_bytes - body.len();
-        let mut attributes = attributes_of(message);
-        attributes.remove(SQS_ATTRIBUTE);
-        // Of an earlier death.
-        attributes.remove(REASON);
+        let mut attributes = lasting_attributes(message);
         // How the job ended stands in its record, or in the note of its failure, as well.
         if attributes.len() > MAX_ATTRIBUTES || bytes(&attributes) > room {
             attributes.remove(ENDED);
@@ -124,6 +121,14 @@ impl Queue {
         let deduplication = is_fifo(target).then(|| message.id.clone());
         Ok(OutgoingMessage { body, attributes, trace: message.trace, group, deduplication, delay_s: None })
     }
+}
+
+/// The message's own attributes and how its job ended, without what is of one life: attempts and waiting, and why it died.
+pub(super) fn lasting_attributes(message: &Message) -> HashMap<String, MessageAttributeValue> {
+    let mut attributes = attributes_of(message);
+    attributes.remove(SQS_ATTRIBUTE);
+    attributes.remove(REASON);
+    attributes
 }
 
 /// Attributes count into a message's size: their names, types and values.

@@ -7,14 +7,12 @@ use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 use uuid::Uuid;
 
-use super::dead_letter::REASON;
+use super::dead_letter::{REASON, lasting_attributes};
 use super::queue::{OutgoingMessage, Queue};
-use super::record::attributes_of;
 use super::{ConnectError, Settings};
 use crate::clock::later;
 use crate::host::source::dead_letters::{DeadLetter, DeadLetters, Decision, Operator};
 use crate::host::source::{Message, SourceError};
-use crate::protocol::deferral::SQS_ATTRIBUTE;
 
 /// A letter that was looked at is hidden from others for so long, should nobody be left to give it back.
 const VISIBILITY_SECONDS: u32 = 120;
@@ -60,9 +58,7 @@ impl SqsDeadLetters {
         let group = message.record["attributes"]["MessageGroupId"].as_str();
         // A name of its own: within five minutes the queue would take it for the message that died.
         let deduplication = self.queue.fifo().then(|| Uuid::now_v7().to_string());
-        let mut attributes = attributes_of(message);
-        attributes.remove(REASON);
-        attributes.remove(SQS_ATTRIBUTE);
+        let attributes = lasting_attributes(message);
         let again = OutgoingMessage { body, attributes, trace: message.trace, group, deduplication, delay_s: None };
         self.queue.send_to(&self.queue.url, again).await
     }
@@ -74,15 +70,16 @@ impl SqsDeadLetters {
         loop {
             // After `VISIBILITY_SECONDS` those that stay come again, and so may any at any time.
             let received = self.dead.poll(MAX_RECEIVED, String::new()).await?;
-            if received.iter().all(|message| seen.contains(&message.id) || message.sent.is_some_and(|sent| sent > until)) {
-                kept.extend(received);
+            let (new, others): (Vec<_>, Vec<_>) = received
+                .into_iter()
+                .partition(|message| seen.insert(message.id.clone()) && message.sent.is_none_or(|sent| sent <= until));
+            kept.extend(others);
+            if new.is_empty() {
                 return Ok(());
             }
-            for message in received {
+            for message in new {
                 let letter = dead_letter(&message);
-                let is_new = seen.insert(message.id.clone()) && message.sent.is_none_or(|sent| sent <= until);
-                let decision = if is_new { operator.decide(&letter) } else { Decision::Keep };
-                match self.carry_out(decision, &message).await {
+                match self.carry_out(operator.decide(&letter), &message).await {
                     Ok(true) => operator.done(&letter),
                     Ok(false) => kept.push(message),
                     Err(error) => {
