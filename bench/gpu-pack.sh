@@ -28,7 +28,7 @@ PYTHON
 
 mkdir "$work/files"
 programs bench --bench engine --bench edit > "$work/programs"
-programs test --release --lib --test it >> "$work/programs"
+programs test --release --lib --test engine >> "$work/programs"
 while read -r name program; do
     strip -o "$work/files/$name" "$program"
 done < "$work/programs"

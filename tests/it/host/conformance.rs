@@ -57,10 +57,11 @@ impl Function {
     }
 }
 
-/// The path and all built libraries of the packages in this build.
+/// The path and all built libraries of the packages in this build: `cargo build` would compile them anew, without the features that
+/// tests need.
 fn artifacts() -> Vec<Value> {
     let output = Command::new(env!("CARGO"))
-        .args(["build", "--lib", "--offline", "--message-format=json"])
+        .args(["test", "--lib", "--no-run", "--offline", "--message-format=json"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();

@@ -103,7 +103,8 @@ async fn a_job_can_be_followed_to_its_end() {
     };
     front.post("/generate", &body).await;
     let queued = json!({
-        "job_id": id, "state": "queued", "progress": 0, "step": null, "steps": null, "attempt": 0, "error": null, "result": null,
+        "job_id": id, "state": "queued", "position": null, "progress": 0, "step": null, "steps": null, "attempt": 0, "error": null,
+        "result": null,
     });
     assert_eq!(look().await, queued);
     front.jobs.start(&job, 1);

@@ -32,10 +32,11 @@ fn furthest(one: &RgbImage, other: &RgbImage) -> u8 {
 
 #[test]
 fn tiles_that_see_all_that_decides_a_pixel_are_the_whole_image() {
-    for (name, ..) in NETWORKS {
+    // Each network once, and not in its other spellings: a simulated device takes seconds for each.
+    for name in ["x4", "x2", "x2_first_release", "compact_x4"] {
         let upscaler = upscaler(name, DType::F32);
         let margin_px = upscaler.receptive_px();
-        for (image, side_px) in [(drawn(150, 97), 40), (drawn(64, 131), 33), (drawn(90, 7), 64)] {
+        for (image, side_px) in [(drawn(97, 70), 40), (drawn(90, 7), 64)] {
             let whole = at_once(&upscaler, &image);
             let tiled = upscaler.upscale_in(Tiles { side_px, margin_px }, &image, || false).expect("an image");
             let worst = furthest(&whole, &tiled);
