@@ -94,9 +94,11 @@ export class Client {
   readonly #retry: Retry;
   readonly #fetch: typeof fetch;
 
-  /** `baseUrl`: such as https://host.example:8080. */
+  /** `baseUrl`: such as https://host.example:8080. Throws a RangeError for a token that no header can carry. */
   constructor(baseUrl: string | URL, options: ClientOptions = {}) {
     this.#base = String(baseUrl).replace(/\/+$/, "");
+    // fetch would refuse each request with the token in its words, as if no answer had come.
+    if (!/^[ -~]*$/.test(options.token ?? "")) throw new RangeError("the token must be of printable ASCII characters, without line ends");
     this.#token = options.token;
     this.#timeoutMs = options.timeoutMs ?? 60_000;
     this.#retry = {

@@ -115,6 +115,9 @@ export class WaitTimeoutError extends AtelierError {}
 /** A webhook is not what the host has sent, or is too old: answer it with 401. */
 export class WebhookVerificationError extends AtelierError {}
 
+/** A webhook is what the host has sent, and of a kind that this version does not know: answer it with 2xx, or it comes again. */
+export class UnknownWebhookError extends AtelierError {}
+
 const BY_STATUS: Record<number, typeof ApiError> = {
   400: InvalidRequestError,
   401: UnauthorizedError,

@@ -19,6 +19,7 @@ export {
   TooLargeError,
   UnauthorizedError,
   UnavailableError,
+  UnknownWebhookError,
   WaitTimeoutError,
   WebhookVerificationError,
 } from "./errors.js";

@@ -1,5 +1,5 @@
 // Webhooks: which of them the host has sent, and what they say. docs/webhooks.md has the rules.
-import { WebhookVerificationError } from "./errors.js";
+import { UnknownWebhookError, WebhookVerificationError } from "./errors.js";
 import type { WebhookComplete, WebhookFailed, WebhookProgress } from "./schema.js";
 
 export type WebhookEvent = WebhookProgress | WebhookComplete | WebhookFailed;
@@ -41,7 +41,8 @@ export class WebhookVerifier {
 
   /**
    * The webhook with this raw body, as it came, before anything has parsed it.
-   * Throws a WebhookVerificationError unless it is signed with one of the secrets, within the tolerance.
+   * Throws a WebhookVerificationError unless it is signed with one of the secrets, within the tolerance; an UnknownWebhookError
+   * where it is, and is nothing that this version knows.
    */
   async verify(body: Uint8Array | ArrayBuffer | string, headers: WebhookHeaders): Promise<Webhook> {
     const id = header(headers, "webhook-id");
@@ -98,7 +99,7 @@ function eventOf(bytes: Uint8Array): WebhookEvent {
       return event as WebhookEvent;
     }
   } catch (cause) {
-    throw new WebhookVerificationError("it is signed, and no JSON", { cause });
+    throw new UnknownWebhookError("it is signed, and no JSON", { cause });
   }
-  throw new WebhookVerificationError("it is signed, and of no type that this client knows");
+  throw new UnknownWebhookError("it is signed, and of no type that this client knows");
 }

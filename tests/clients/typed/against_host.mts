@@ -178,6 +178,8 @@ async function isRefused(): Promise<void> {
   for (const call of [() => stranger.generate(job("ts-r2")), () => all(stranger.events("ts-1")), () => stranger.image("ts-1")]) {
     ok((await refused(UnauthorizedError, call)).code === "unauthorized", "a stranger");
   }
+  const unsendable = await refused(RangeError, async () => new Client(url, { token: `${token}\n` }));
+  ok(unsendable.message.includes("printable ASCII") && !unsendable.message.includes(token), unsendable.message);
   const nobody = new Client("http://127.0.0.1:9", { retry: { maxRetries: 0 } });
   ok((await refused(HostUnreachableError, () => nobody.jobs())).cause instanceof TypeError, "nobody is there");
   await refused(HostUnreachableError, () => nobody.wait("ts-1"));

@@ -172,6 +172,8 @@ def is_refused(client: Client) -> None:
     stranger = Client(URL, "another token of 32 characters...")
     for call in (lambda: stranger.generate(job("py-r2")), lambda: next(stranger.events("py-1")), lambda: stranger.image("py-1")):
         assert refused(atelier.UnauthorizedError, call).code == "unauthorized"
+    unsendable = refused(ValueError, lambda: Client(URL, TOKEN + "\n"))
+    assert "printable ASCII" in str(unsendable) and TOKEN not in str(unsendable), unsendable
     nobody = Client("http://127.0.0.1:9", TOKEN, retry=atelier.Retry(max_retries=0))
     assert isinstance(refused(atelier.HostUnreachableError, nobody.jobs).__cause__, httpx.ConnectError)
     refused(atelier.HostUnreachableError, lambda: nobody.wait("py-1"))

@@ -1,5 +1,5 @@
 // Our TypeScript verifier on what a host has sent. usage: webhooks.mjs FILE, which has {"secret", "sent": [{"headers", "body"}]}
-import { WebhookVerificationError, WebhookVerifier, type WebhookHeaders } from "atelier-client";
+import { UnknownWebhookError, WebhookVerificationError, WebhookVerifier, type WebhookHeaders } from "atelier-client";
 
 declare const process: { argv: string[]; getBuiltinModule(name: "fs"): { readFileSync(path: string, encoding: "utf8"): string } };
 
@@ -14,9 +14,15 @@ function ok(truth: unknown, what: unknown): asserts truth {
   if (!truth) throw new Error(typeof what === "string" ? what : JSON.stringify(what));
 }
 
-async function refused(verifier: WebhookVerifier, body: string, headers: WebhookHeaders, says: string): Promise<void> {
+async function refused(
+  verifier: WebhookVerifier,
+  body: string,
+  headers: WebhookHeaders,
+  says: string,
+  kind: typeof WebhookVerificationError | typeof UnknownWebhookError = WebhookVerificationError,
+): Promise<void> {
   const accepted = await verifier.verify(body, headers).catch((error: unknown) => {
-    ok(error instanceof WebhookVerificationError && error.message.includes(says), `${String(error)}, and not ${says}`);
+    ok(error instanceof kind && error.message.includes(says), `${String(error)}, and not ${says}`);
   });
   ok(accepted === undefined, `accepted: ${JSON.stringify(accepted)}`);
 }
@@ -78,8 +84,8 @@ await refused(own, progress, await signed(progress, now - 310), "too old");
 await refused(own, progress, await signed(progress, now + 310), "future");
 const patient = new WebhookVerifier(asked.secret, { toleranceSeconds: 600 });
 ok((await patient.verify(progress, await signed(progress, now - 310))).timestamp === now - 310, "it is accepted");
-await refused(own, "{}", await signed("{}", now), "of no type");
-await refused(own, "{", await signed("{", now), "no JSON");
+await refused(own, "{}", await signed("{}", now), "of no type", UnknownWebhookError);
+await refused(own, "{", await signed("{", now), "no JSON", UnknownWebhookError);
 for (const wrong of ["", asked.secret.slice(6), "whsec_c2hvcnQ=", "whsec_ – "]) {
   let said = "";
   try {

@@ -9,17 +9,23 @@ import sys
 import time
 from collections.abc import Mapping
 
-from atelier_client import WebhookVerificationError, WebhookVerifier, models
+from atelier_client import AtelierError, UnknownWebhookError, WebhookVerificationError, WebhookVerifier, models
 
 asked = json.loads(pathlib.Path(sys.argv[1]).read_text())
 SECRET: str = asked["secret"]
 OTHER = "whsec_" + base64.b64encode(b"another secret of 32 characters.").decode()
 
 
-def refused(verifier: WebhookVerifier, body: bytes, headers: Mapping[str, str], says: str) -> None:
+def refused(
+    verifier: WebhookVerifier,
+    body: bytes,
+    headers: Mapping[str, str],
+    says: str,
+    kind: type[AtelierError] = WebhookVerificationError,
+) -> None:
     try:
         webhook = verifier.verify(body, headers)
-    except WebhookVerificationError as error:
+    except kind as error:
         assert says in str(error) and SECRET not in str(error), error
     else:
         raise AssertionError(f"accepted: {webhook}")
@@ -76,7 +82,15 @@ assert own.verify(progress, signed(progress, now)).event.job_id == "a"
 refused(own, progress, signed(progress, now - 310), "too old")
 refused(own, progress, signed(progress, now + 310), "future")
 assert WebhookVerifier(SECRET, tolerance_s=600).verify(progress, signed(progress, now - 310)).timestamp == now - 310
-refused(own, b"{}", signed(b"{}", now), "nothing that this client knows")
+for unknown in (b"{}", b'{"type":"inference.archived"}', b"{", progress[:-1] + b',"progress":-1}'):
+    refused(own, unknown, signed(unknown, now), "nothing that this client knows", UnknownWebhookError)
+for wrong_s in (float("nan"), -1):
+    try:
+        WebhookVerifier(SECRET, tolerance_s=wrong_s)
+    except ValueError as error:
+        assert "tolerance_s must be 0 or more" in str(error)
+    else:
+        raise AssertionError(f"{wrong_s} is taken for a tolerance")
 for wrong in ("", SECRET.removeprefix("whsec_"), "whsec_c2hvcnQ=", "whsec_ – "):
     try:
         WebhookVerifier(wrong)

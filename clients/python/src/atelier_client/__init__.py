@@ -21,6 +21,7 @@ from .errors import (
     TooLargeError,
     UnauthorizedError,
     UnavailableError,
+    UnknownWebhookError,
     WaitTimeoutError,
     WebhookVerificationError,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "TryOnFormJson",
     "UnauthorizedError",
     "UnavailableError",
+    "UnknownWebhookError",
     "WaitTimeoutError",
     "Webhook",
     "WebhookEvent",

@@ -38,6 +38,15 @@ _TASKS: dict[type[BaseModel], str] = {TryOn: "tryon", Edit: "edit"}
 _IMAGE_TYPES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
 
 
+def authorization(token: str | None) -> dict[str, str]:
+    """The header of a token. Raises ValueError for one that no header can carry, and does not show it."""
+    if not token:
+        return {}
+    if not all(" " <= character <= "~" for character in token):
+        raise ValueError("the token must be of printable ASCII characters, without line ends")
+    return {"authorization": f"Bearer {token}"}
+
+
 @dataclass(frozen=True)
 class Submitted:
     """A job that the host has taken, or had already."""

@@ -47,7 +47,7 @@ class Client:
     ) -> None:
         """`base_url`: such as https://host.example:8080. `http`: a client of yours, for proxies and certificates; you close it."""
         self._base = base_url.rstrip("/")
-        self._headers = {"user-agent": USER_AGENT} | ({"authorization": f"Bearer {token}"} if token else {})
+        self._headers = {"user-agent": USER_AGENT} | calls.authorization(token)
         self._timeout = httpx.Timeout(timeout_s)
         self._retry = retry or Retry()
         self._http = http or httpx.Client()

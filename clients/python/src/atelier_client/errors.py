@@ -123,6 +123,10 @@ class WebhookVerificationError(AtelierError):
     """A webhook is not what the host has sent, or is too old: answer it with 401."""
 
 
+class UnknownWebhookError(AtelierError):
+    """A webhook is what the host has sent, and of a kind that this version does not know: answer it with 2xx, or it comes again."""
+
+
 _BY_STATUS: dict[int, type[ApiError]] = {
     400: InvalidRequestError,
     401: UnauthorizedError,

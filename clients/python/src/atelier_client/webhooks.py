@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from .errors import WebhookVerificationError
+from .errors import UnknownWebhookError, WebhookVerificationError
 from .models import WebhookComplete, WebhookFailed, WebhookProgress
 
 WebhookEvent = WebhookProgress | WebhookComplete | WebhookFailed
@@ -36,8 +36,11 @@ class WebhookVerifier:
     def __init__(self, secrets: str | Sequence[str], *, tolerance_s: float = 300) -> None:
         """`secrets`: `whsec_...`, as the host has it; several while one is replaced by another.
 
-        Raises ValueError where one is no such secret.
+        Raises ValueError where one is no such secret, or the tolerance is no number of seconds.
         """
+        # What is not a number would let any age pass.
+        if not tolerance_s >= 0:
+            raise ValueError(f"tolerance_s must be 0 or more seconds, got {tolerance_s}")
         self._keys = [_key(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
         if not self._keys:
             raise ValueError("there is no secret: give at least one")
@@ -46,7 +49,8 @@ class WebhookVerifier:
     def verify(self, body: bytes, headers: Mapping[str, str]) -> Webhook:
         """The webhook with this raw body, as it came, before anything has parsed it.
 
-        Raises WebhookVerificationError unless it is signed with one of the secrets, within the tolerance.
+        Raises WebhookVerificationError unless it is signed with one of the secrets, within the tolerance; UnknownWebhookError where
+        it is, and is nothing that this version knows.
         """
         given = {name.lower(): value for name, value in headers.items()}
         webhook_id, stamp, signatures = (
@@ -66,7 +70,7 @@ class WebhookVerifier:
         try:
             event = _EVENT.validate_json(body)
         except ValidationError as error:
-            raise WebhookVerificationError(f"it is signed, and nothing that this client knows: {error}") from error
+            raise UnknownWebhookError(f"it is signed, and nothing that this client knows: {error}") from error
         return Webhook(id=webhook_id, timestamp=timestamp, event=event)
 
 
