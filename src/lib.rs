@@ -50,6 +50,8 @@ pub mod host;
 
 pub mod config;
 
+pub mod telemetry;
+
 pub mod log;
 
 pub mod start;

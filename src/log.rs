@@ -6,7 +6,6 @@ use std::io::{IsTerminal as _, stderr};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::{Directive, FilterFn};
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
@@ -14,9 +13,11 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::Environment;
 use crate::setting::SettingError;
+use crate::telemetry::Telemetry;
 
 /// What is logged where `LOG_LEVEL` says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +34,11 @@ pub enum DefaultLevel {
 ///
 /// # Errors
 /// [`SettingError`] for a `LOG_LEVEL` that means nothing; then the log is at its default level, so that the error can be logged.
-pub fn start(environment: &Environment, default_level: DefaultLevel) -> Result<(), SettingError> {
+pub fn start(
+    environment: &Environment,
+    default_level: DefaultLevel,
+    telemetry: Option<&Telemetry>,
+) -> Result<(), SettingError> {
     let named = environment.get("LOG_LEVEL").map_or("", String::as_str);
     let read = directives(named).map_err(|problem| SettingError::new("LOG_LEVEL", problem));
     let level = match &read {
@@ -41,12 +46,14 @@ pub fn start(environment: &Environment, default_level: DefaultLevel) -> Result<(
         Ok(None) | Err(_) => default_level.directives(),
     };
     // A line that cannot be written is lost, and nothing else: the subscriber would report that to where it cannot write, and panic.
-    let log = tracing_subscriber::fmt().with_env_filter(filter(level)).with_writer(stderr).log_internal_errors(false);
-    if stderr().is_terminal() || default_level != DefaultLevel::Outcomes {
-        log.without_time().with_target(false).with_ansi(stderr().is_terminal()).finish().with(keeps_secrets()).init();
+    let log = tracing_subscriber::fmt::layer().with_writer(stderr).log_internal_errors(false);
+    let log = if stderr().is_terminal() || default_level != DefaultLevel::Outcomes {
+        log.without_time().with_target(false).with_ansi(stderr().is_terminal()).boxed()
     } else {
-        log.fmt_fields(JsonFields::new()).event_format(Lines).finish().with(keeps_secrets()).init();
-    }
+        log.fmt_fields(JsonFields::new()).event_format(Lines).boxed()
+    };
+    let log = log.with_filter(filter(level)).with_filter(keeps_secrets());
+    tracing_subscriber::registry().with(log).with(telemetry.map(Telemetry::layer)).init();
     read.map(drop)
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use atelier::role::Role;
+use atelier::telemetry::Telemetry;
 use atelier::{client, config, demo, doctor, inspect, invoke, log, serve, start};
 use clap::{CommandFactory as _, Parser};
 
@@ -25,10 +26,15 @@ async fn main() -> ExitCode {
     let environment = config::environment();
     let for_a_person = !matches!(arguments.role, Some(Role::Host(_)) | None);
     let default_level = arguments.role.as_ref().map_or(log::DefaultLevel::Outcomes, Role::default_level);
-    let played = match log::start(&environment, default_level) {
-        Ok(()) => Box::pin(play(arguments, &environment)).await,
+    let exported = if exports_traces(arguments.role.as_ref()) { Telemetry::new(&environment) } else { Ok(None) };
+    let (telemetry, exported) = exported.map_or_else(|error| (None, Err(error)), |telemetry| (telemetry, Ok(())));
+    let played = match log::start(&environment, default_level, telemetry.as_ref()).and(exported) {
+        Ok(()) => Box::pin(play(arguments, &environment, telemetry.clone())).await,
         Err(error) => Err(error.into()),
     };
+    if let Some(telemetry) = telemetry {
+        telemetry.end().await;
+    }
     match played {
         Ok(code) => return code,
         // The reader of standard output has read enough.
@@ -41,7 +47,16 @@ async fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow::Result<ExitCode> {
+/// Those that take jobs; the others ask.
+fn exports_traces(role: Option<&Role>) -> bool {
+    matches!(role, None | Some(Role::Host(_) | Role::Invoke(_)))
+}
+
+async fn play(
+    arguments: Arguments,
+    environment: &config::Environment,
+    telemetry: Option<Telemetry>,
+) -> anyhow::Result<ExitCode> {
     let config = arguments.config.as_deref();
     match arguments.role {
         Some(Role::Demo(options)) => Box::pin(demo::run(&options, environment)).await?,
@@ -56,7 +71,7 @@ async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow
         Some(Role::Host(options)) => start::host::run(options, config, environment).await?,
         Some(Role::Completions { shell }) => start::command::complete(shell, &mut Arguments::command())?,
         Some(Role::Manual) => clap_mangen::Man::new(Arguments::command()).render(&mut stdout())?,
-        None => return Box::pin(serve::run(config, environment)).await,
+        None => return Box::pin(serve::run(config, environment, telemetry)).await,
     }
     Ok(ExitCode::SUCCESS)
 }

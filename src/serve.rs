@@ -13,6 +13,7 @@ use crate::handler::line;
 use crate::protocol::report::Report;
 use crate::protocol::{ENGINE_LOST_EXIT_CODE, control};
 use crate::start;
+use crate::telemetry::Telemetry;
 use crate::workflow::Observer;
 use atelier_engine::Progress;
 
@@ -20,7 +21,7 @@ use atelier_engine::Progress;
 ///
 /// # Errors
 /// When there is no Runtime API here, the function cannot be set up, or the Runtime API goes away.
-pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Result<ExitCode> {
+pub async fn run(path: Option<&Path>, environment: &Environment, telemetry: Option<Telemetry>) -> anyhow::Result<ExitCode> {
     let runtime_api = config::runtime_api(environment)?
         .context("there is no Runtime API here (AWS_LAMBDA_RUNTIME_API is not set); try `atelier demo` or `atelier --help`")?;
     let has_host = match control::decode_environment(environment) {
@@ -68,7 +69,7 @@ pub async fn run(path: Option<&Path>, environment: &Environment) -> anyhow::Resu
         deadline_margin: Duration::from_millis(config.runtime.deadline_margin_ms),
         shutdown_grace: Duration::from_millis(config.runtime.shutdown_grace_ms),
     };
-    match lambda::serve(handler, limits, host).await.map_err(anyhow::Error::from_boxed)? {
+    match lambda::serve(handler, limits, host, telemetry).await.map_err(anyhow::Error::from_boxed)? {
         End::Asked => Ok(ExitCode::SUCCESS),
         End::CannotSign => {
             tracing::error!("images can be signed no more; this process ends, and the next one says at start what is wrong");

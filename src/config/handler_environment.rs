@@ -26,7 +26,7 @@ const SYSTEM: [&str; 14] = [
     "TZ",
     "USER",
 ];
-const SYSTEM_PREFIXES: [&str; 9] = ["AWS_", "CUDA_", "LC_", "MALLOC_", "NCCL_", "NVIDIA_", "OMP_", "RAYON_", "XDG_"];
+const SYSTEM_PREFIXES: [&str; 10] = ["AWS_", "CUDA_", "LC_", "MALLOC_", "NCCL_", "NVIDIA_", "OMP_", "OTEL_", "RAYON_", "XDG_"];
 
 /// Variables that configuration files name, and whether a handler needs them.
 type Named = BTreeMap<String, bool>;

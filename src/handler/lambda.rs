@@ -16,6 +16,7 @@ use super::{Handler, HandlerError};
 use crate::clock::later;
 use crate::protocol;
 use crate::protocol::control::ControlCommand;
+use crate::telemetry::Telemetry;
 use crate::workflow::Spent;
 use crate::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
 
@@ -62,14 +63,21 @@ impl From<Spent> for End {
 ///
 /// # Errors
 /// When the Runtime API goes away.
-pub async fn serve(handler: Handler, limits: Limits, host: Option<ControlCommands>) -> Result<End, BoxError> {
+pub async fn serve(
+    handler: Handler,
+    limits: Limits,
+    host: Option<ControlCommands>,
+    telemetry: Option<Telemetry>,
+) -> Result<End, BoxError> {
     let (switch, shutdown) = Shutdown::channel();
     let mut terminate = signal(SignalKind::terminate())?;
     let (busy, mut idle) = watch::channel(false);
     let (ending, spent) = watch::channel(None);
     let (cancels, cancelled) = Cancels::channel();
     let cancels = Arc::new(cancels);
-    let life = LifeLayer { busy: Arc::new(busy), shutdown: shutdown.clone(), spent: spent.clone() };
+    // A handler of a host goes on between two events; Lambda freezes one.
+    let telemetry = telemetry.filter(|_| host.is_none());
+    let life = LifeLayer { busy: Arc::new(busy), shutdown: shutdown.clone(), spent: spent.clone(), telemetry };
     let function = {
         let handler = Arc::new(Mutex::new(handler));
         let cancels = Arc::clone(&cancels);
@@ -151,6 +159,8 @@ struct LifeLayer {
     busy: Arc<watch::Sender<bool>>,
     shutdown: Shutdown,
     spent: watch::Receiver<Option<Spent>>,
+    /// Where spans must be exported before the next event is asked for.
+    telemetry: Option<Telemetry>,
 }
 
 #[derive(Clone)]
@@ -186,6 +196,9 @@ where
         let work = self.inner.call(invocation);
         Box::pin(async move {
             let result = work.await;
+            if let Some(telemetry) = &life.telemetry {
+                telemetry.flush().await;
+            }
             life.busy.send_replace(false);
             if life.shutdown.is_announced() || life.spent.borrow().is_some() {
                 // The runtime would ask for the next event before `serve` has ended.

@@ -362,6 +362,7 @@ fn span(job_id: Option<&JobId>, delivery: &Delivery) -> Span {
 }
 
 fn report_log(error: &JobError, delivery: &Delivery, last: bool) {
+    trace::fail(&Span::current(), error.code());
     let retry = error.retry_policy() != RetryPolicy::Terminal;
     tracing::warn!(
         message_id = delivery.message_id,

@@ -6,15 +6,28 @@ use super::source::{Message, Shape};
 use crate::job::trace::{TRACEPARENT, Trace};
 use crate::protocol::context;
 
-/// One event for messages of one source, in their order.
+/// One event for messages of one source, in their order. The handler's spans stand below the trace next to each message, where there
+/// is one; else below that in the message.
 #[must_use]
-pub fn batch(shape: &Shape, messages: &[&Message]) -> Value {
-    let mut records: Vec<Value> = messages.iter().map(|message| message.record.clone()).collect();
-    if matches!(shape, Shape::RabbitMq { .. }) {
-        for (record, message) in records.iter_mut().zip(messages) {
-            context::encode_message_id(record, name(shape, message));
+pub fn batch(shape: &Shape, messages: &[(&Message, Option<Trace>)]) -> Value {
+    let record = |(message, trace): &(&Message, Option<Trace>)| {
+        let mut record = message.record.clone();
+        match shape {
+            Shape::Sqs => {
+                if let Some(trace) = trace {
+                    record["attributes"]["AWSTraceHeader"] = trace.to_xray().into();
+                }
+            }
+            Shape::RabbitMq { .. } => {
+                if let Some(trace) = trace {
+                    record["basicProperties"]["headers"][TRACEPARENT] = json!({ "bytes": trace.to_traceparent().as_bytes() });
+                }
+                context::encode_message_id(&mut record, name(shape, message));
+            }
         }
-    }
+        record
+    };
+    let records: Vec<Value> = messages.iter().map(record).collect();
     match shape {
         Shape::Sqs => json!({ "Records": records }),
         Shape::RabbitMq { event_source_arn, queue } => json!({

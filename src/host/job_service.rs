@@ -82,10 +82,12 @@ pub struct Direct {
     pub answer: oneshot::Sender<Ending>,
     /// Kept until the job has come to its end here.
     pub claim: Claim,
+    /// Every line of the log about it stands in it.
+    pub span: Span,
 }
 
 impl Direct {
-    /// Every line of the log about it stands in it.
+    /// A new span for it.
     #[must_use]
     pub fn span(job: &Job) -> Span {
         trace::span(job.id.as_str(), "infer", 1, job.trace)
@@ -231,12 +233,12 @@ impl JobService {
         Ok(self.queue.depth().await?.waiting + self.snapshot.borrow().in_flight as u64)
     }
 
-    /// Gives a job to a free handler at once. Dropping the receiver cancels it.
+    /// Gives a job to a free handler at once. Dropping the receiver cancels it. `span`: [`Direct::span`].
     ///
     /// # Errors
     /// [`NotAccepted::NoHandlerFree`]; [`NotAccepted::InProgress`] when this node has the job already,
     /// [`NotAccepted::Conflict`] when it has another request under the id.
-    pub fn run_now(&self, job: Job, body: Vec<u8>) -> Result<oneshot::Receiver<Ending>, NotAccepted> {
+    pub fn run_now(&self, job: Job, body: Vec<u8>, span: Span) -> Result<oneshot::Receiver<Ending>, NotAccepted> {
         if self.snapshot.borrow().draining {
             return Err(NotAccepted::Draining);
         }
@@ -251,7 +253,7 @@ impl JobService {
         }
         let (answer, ending) = oneshot::channel();
         self.direct
-            .try_send(Direct { job: Box::new(job), model, body, answer, claim })
+            .try_send(Direct { job: Box::new(job), model, body, answer, claim, span })
             .map_err(|_| NotAccepted::NoHandlerFree)?;
         Ok(ending)
     }

@@ -4,12 +4,16 @@
 //! - AWS X-Ray, `Root=1-{8 hex digits}-{24 hex digits};Parent={16 hex digits};Sampled=1`, is the same trace in other words:
 //!   <https://docs.aws.amazon.com/xray/latest/devguide/xray-concepts.html#xray-concepts-tracingheader>.
 //!
-//! We open no spans of a tracing service, so what came in is handed on as it was.
+//! Where traces are exported (`crate::telemetry`), the span of a job is a span of its caller's trace, and what is sent on names that
+//! span as its parent. Elsewhere what came in is handed on as it was.
 
 use std::fmt;
 
+use opentelemetry::trace::{SpanContext, SpanId, Status, TraceContextExt as _, TraceFlags, TraceId, TraceState};
+use opentelemetry::{Context, KeyValue};
 use serde::{Deserialize, Serialize};
 use tracing::{Span, field};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 /// The header that carries a trace by HTTP and AMQP.
 pub const TRACEPARENT: &str = "traceparent";
@@ -56,6 +60,34 @@ impl Trace {
         (trace_id != 0 && parent_id != 0).then_some(Self { id: trace_id, parent_id, flags })
     }
 
+    /// The exported span itself, as a parent of what comes after it. None where `span` is not exported.
+    #[must_use]
+    pub fn of(span: &Span) -> Option<Self> {
+        let context = span.context();
+        let context = context.span().span_context().clone();
+        context.is_valid().then(|| Self {
+            id: u128::from_be_bytes(context.trace_id().to_bytes()),
+            parent_id: u64::from_be_bytes(context.span_id().to_bytes()),
+            flags: context.trace_flags().to_u8(),
+        })
+    }
+
+    /// As [`Self::of`], of the span around this line.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        Self::of(&Span::current())
+    }
+
+    fn to_context(self) -> Context {
+        Context::new().with_remote_span_context(SpanContext::new(
+            TraceId::from_bytes(self.id.to_be_bytes()),
+            SpanId::from_bytes(self.parent_id.to_be_bytes()),
+            TraceFlags::new(self.flags),
+            true,
+            TraceState::default(),
+        ))
+    }
+
     #[must_use]
     pub fn to_traceparent(self) -> String {
         self.to_string()
@@ -98,6 +130,8 @@ fn hex(digits: &str, count: usize) -> Option<u128> {
 
 /// Target of [`span`], by which the log's filter knows it.
 pub const SPAN_TARGET: &str = "atelier::job";
+/// Target of the spans that are exported and no part of the log.
+pub const EXPORTED_TARGET: &str = "atelier::exported";
 
 /// The span of one attempt of a job. `source`: where it came from, such as `sqs`. `job_id`: empty where it could not be read.
 #[must_use]
@@ -106,8 +140,44 @@ pub fn span(job_id: &str, source: &str, attempt: u32, trace: Option<Trace>) -> S
     let span = tracing::error_span!(target: SPAN_TARGET, "job", job_id, source, attempt, traceparent = field::Empty);
     if let Some(trace) = trace {
         span.record("traceparent", field::display(trace));
+        adopt(&span, trace);
     }
     span
+}
+
+/// The span of a step of the workflow, below that of its job.
+#[must_use]
+pub fn step_span(name: &str) -> Span {
+    tracing::trace_span!(target: EXPORTED_TARGET, "step", otel.name = name)
+}
+
+/// The span of one attempt to send a notification. `kind`: of the notification. `host`: of its receiver's address.
+#[must_use]
+pub fn webhook_span(kind: &str, webhook_id: &str, host: &str, trace: Option<Trace>) -> Span {
+    let span = tracing::trace_span!(
+        target: EXPORTED_TARGET, "webhook", otel.kind = "client", kind, webhook_id, server.address = host
+    );
+    if let Some(trace) = trace {
+        adopt(&span, trace);
+    }
+    span
+}
+
+/// Puts a new span below one of another process.
+fn adopt(span: &Span, parent: Trace) {
+    // Fails where no spans are exported: then there is nothing to put anywhere.
+    let _ = span.set_parent(parent.to_context());
+}
+
+/// Says of an exported span that it ended with an error.
+pub fn fail(span: &Span, code: &str) {
+    span.set_attribute("error.type", code.to_owned());
+    span.set_status(Status::error(code.to_owned()));
+}
+
+/// A moment in an exported span: this denoising step is done.
+pub fn note_denoising_step(span: &Span, step: u32, steps: u32) {
+    span.add_event("denoising step", vec![KeyValue::new("step", i64::from(step)), KeyValue::new("steps", i64::from(steps))]);
 }
 
 #[cfg(test)]

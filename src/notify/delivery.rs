@@ -6,6 +6,7 @@ use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 use url::Url;
 
 use super::failure::{DeliveryError, Undelivered};
@@ -16,7 +17,7 @@ use super::{Notifier, answer};
 use crate::clock::later;
 use crate::job::notification::{Kind, Message, Notification};
 use crate::job::outcome::{JobError, RetryPolicy};
-use crate::job::trace::TRACEPARENT;
+use crate::job::trace::{self, TRACEPARENT, Trace};
 use crate::outbound::error::OutboundError;
 use crate::setting::Secret;
 
@@ -181,12 +182,18 @@ impl Notifier {
 
     /// Sends it once.
     pub(super) async fn attempt(&self, delivery_request: &DeliveryRequest<'_>, limit: Duration) -> Result<(), DeliveryError> {
-        let sent =
-            tokio::time::timeout(limit, async { delivery_request.judge(self.post(delivery_request).await?).await }).await;
+        let notification = delivery_request.notification;
+        let host = delivery_request.url.host_str().unwrap_or_default();
+        let span = trace::webhook_span(notification.as_str(), &notification.id, host, notification.trace);
+        let sending = async { delivery_request.judge(self.post(delivery_request).await?).await }.instrument(span.clone());
+        let sent = tokio::time::timeout(limit, sending).await;
         let sent = sent.unwrap_or_else(|_| {
             Err(DeliveryError::Failed(Undelivered::no_answer(format!("no answer within {} ms", limit.as_millis()))))
         });
-        self.attempts.count(delivery_request.notification.as_str(), sent.is_ok());
+        if sent.is_err() {
+            trace::fail(&span, "undelivered");
+        }
+        self.attempts.count(notification.as_str(), sent.is_ok());
         sent
     }
 
@@ -214,7 +221,7 @@ impl Notifier {
             .header(reqwest::header::CONTENT_TYPE, &delivery_request.content_type)
             .header(HEADER_WEBHOOK_ID, id)
             .header(HEADER_WEBHOOK_TIMESTAMP, timestamp);
-        if let Some(trace) = delivery_request.notification.trace {
+        if let Some(trace) = Trace::current().or(delivery_request.notification.trace) {
             request = request.header(TRACEPARENT, trace.to_string());
         }
         // Standard Webhooks signs texts; the asset service, which gets an image, knows us by its token.

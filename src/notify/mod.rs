@@ -6,7 +6,8 @@
 //!   of them and without that token, to the job's `callback.url`, which must be a public address.
 //! - Standard Webhooks headers: `webhook-id` (the same for every delivery of the same notification), `webhook-timestamp`,
 //!   `webhook-signature`. See <https://www.standardwebhooks.com>.
-//! - `traceparent` (W3C Trace Context), where the job came with one: the very same.
+//! - `traceparent` (W3C Trace Context), where the job came with one: the very same; where traces are exported, that of the attempt to
+//!   send it, in the job's trace.
 //! - A redirect is a failure, 410 means that no one wants to hear, `Retry-After` is obeyed.
 
 mod answer;
@@ -41,6 +42,7 @@ use crate::clock::FAR;
 use crate::job::measured::WebhookAttempts;
 use crate::job::notification::{Kind, Message, Notification, NotificationTarget};
 use crate::job::outcome::{JobError, Problem, Record};
+use crate::job::trace::Trace;
 use crate::job::{Callback, Job};
 use crate::outbound::Outbound;
 use crate::setting::{Secret, SettingError};
@@ -281,7 +283,7 @@ impl Notifier {
             Some(url) => Message::Callback { url, kind, body },
             None => Message::Backend { kind, body },
         };
-        Ok(Some(Notification { id, trace: to.trace, message }))
+        Ok(Some(Notification { id, trace: Trace::current().or(to.trace), message }))
     }
 }
 

@@ -61,7 +61,14 @@ impl Progress {
     fn start(notifier: Notifier, job: &Job, limit: Duration) -> Self {
         let (messages, waiting) = mpsc::channel(MAX_WAITING);
         let prefix = job.output.own_prefix().map(str::to_owned);
-        let sending = send_all(notifier, Progressed::new(job), job.callback.clone(), (job.trace, prefix), limit, waiting);
+        let sending = send_all(
+            notifier,
+            Progressed::new(job),
+            job.callback.clone(),
+            (Trace::current().or(job.trace), prefix),
+            limit,
+            waiting,
+        );
         let sender = tokio::spawn(sending.in_current_span());
         Self { line: Some(Line { messages, sender, grace: limit }) }
     }

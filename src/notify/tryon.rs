@@ -18,6 +18,7 @@ use crate::job::metadata::Metadata;
 use crate::job::notification::{AssetResult, Images, Message, Notification, NotificationTarget, TryOnResult};
 use crate::job::outcome::{JobError, Problem, Record};
 use crate::job::task::ModelName;
+use crate::job::trace::Trace;
 use crate::setting::{Secret, SettingError};
 use crate::shown;
 
@@ -90,7 +91,7 @@ impl TryOnService {
         };
         let asset = self.asset_service.is_some().then(|| Notification {
             id: webhook_id(of.prefix, &[word, job_id.as_str()]),
-            trace: of.trace,
+            trace: Trace::current().or(of.trace),
             message: Message::AssetService(AssetResult {
                 job_id: job_id.to_string(),
                 requester: requester.clone(),
@@ -104,7 +105,7 @@ impl TryOnService {
         let free = serde_json::to_string(&Free { node_id: &self.node_id, job_id, metadata }).ok();
         let free = free.filter(|_| self.load_balancer.is_some()).map(|body| Notification {
             id: webhook_id(of.prefix, &["job_complete", job_id.as_str()]),
-            trace: of.trace,
+            trace: Trace::current().or(of.trace),
             message: Message::LoadBalancer { body },
         });
         asset.into_iter().chain(free).collect()

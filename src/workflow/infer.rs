@@ -2,15 +2,16 @@
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::context::JobContext;
 use super::request::request;
 use super::{Observer, Step, StepName};
-use crate::job::Job;
 use crate::job::capabilities::Capabilities;
 use crate::job::outcome::JobError;
 use crate::job::task::ModelName;
 use crate::job::upscalers::Upscalers;
+use crate::job::{Job, trace};
 use atelier_engine::{EngineError, Progress, Request, Watch};
 
 pub struct Infer {
@@ -54,8 +55,10 @@ impl Step for Infer {
         let progress = context.progress.reporter();
         progress.report(0);
         let follow = progress.clone();
+        let span = Span::current();
         let watch = Watch::new(move |now| {
             observer(&job_id, now);
+            trace::note_denoising_step(&span, now.step, now.steps);
             if let Some(percent) = milestone(now) {
                 follow.report(percent);
             }

@@ -54,7 +54,7 @@ use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Outcome, Record, RetryPolicy, Signer};
 use crate::job::task::ModelName;
 use crate::job::upscalers::Upscalers;
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, trace};
 use crate::notify::Notifier;
 use crate::safety::gate::Gate;
 use crate::store::Store;
@@ -334,7 +334,8 @@ impl Workflow {
                 continue;
             }
             let started = Instant::now();
-            step.run(context).await?;
+            let span = trace::step_span(step.name().as_str());
+            step.run(context).instrument(span.clone()).await.inspect_err(|error| trace::fail(&span, error.code()))?;
             context.timings_ms.insert(step.name().as_str().to_owned(), started.elapsed().as_millis() as u64);
         }
         Ok(())

@@ -6,6 +6,7 @@ mod architecture;
 mod backend;
 mod bodies;
 mod bucket;
+mod collector;
 mod config;
 mod conformance;
 mod controls;

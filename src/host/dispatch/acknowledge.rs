@@ -20,7 +20,6 @@ use crate::host::answer::Ended;
 use crate::host::ended::{End, EndedJob};
 use crate::host::event;
 use crate::host::in_flight::InFlight;
-use crate::host::job_service::Direct;
 use crate::host::jobs::{Jobs, State};
 use crate::host::outbox::{Outbox, Sent};
 use crate::host::source::{Message, SourceError};
@@ -28,6 +27,7 @@ use crate::host::store_health::StoreHealth;
 use crate::job::measured::Measured;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Problem, RetryPolicy};
+use crate::job::trace::Trace;
 use crate::metrics::Metrics;
 use crate::protocol::deferral::DeferReason;
 use crate::protocol::reply::{JobOutcome, JobReport};
@@ -63,11 +63,13 @@ impl Acknowledger {
     pub fn event(&self, assignment: &Assignment) -> Value {
         match assignment {
             Assignment::Messages(in_flight) => {
-                let messages: Vec<_> = in_flight.iter().map(|in_flight| &in_flight.message).collect();
+                let traced = |in_flight: &InFlight| Trace::of(&in_flight.span);
+                let messages: Vec<_> = in_flight.iter().map(|in_flight| (&in_flight.message, traced(in_flight))).collect();
                 in_flight.first().map_or(Value::Null, |first| event::batch(&first.source.shape(), &messages))
             }
             Assignment::Direct(direct) => {
-                event::http_generate(&direct.body, self.token.as_ref().map(Secret::reveal), direct.job.trace)
+                let trace = Trace::of(&direct.span).or(direct.job.trace);
+                event::http_generate(&direct.body, self.token.as_ref().map(Secret::reveal), trace)
             }
         }
     }
@@ -90,7 +92,7 @@ impl Acknowledger {
                     }
                 }
                 Assignment::Direct(direct) => {
-                    let span = Direct::span(&direct.job);
+                    let span = direct.span.clone();
                     acknowledger.answer(direct, ended).instrument(span).await;
                 }
             }

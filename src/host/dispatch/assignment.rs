@@ -26,8 +26,11 @@ impl Assignment {
     #[must_use]
     pub fn trace(&self) -> Option<Trace> {
         match self {
-            Self::Messages(in_flight) => in_flight.first()?.message.trace,
-            Self::Direct(direct) => direct.job.trace,
+            Self::Messages(in_flight) => {
+                let first = in_flight.first()?;
+                Trace::of(&first.span).or(first.message.trace)
+            }
+            Self::Direct(direct) => Trace::of(&direct.span).or(direct.job.trace),
         }
     }
 

@@ -75,7 +75,7 @@ pub(super) async fn begin(http: &Http, order: Submission) -> Result<Running, Pro
     drop((inputs, room));
     let id = job.id.clone();
     let span = Direct::span(&job);
-    let ending = span.in_scope(|| http.job_service.run_now(job, message))?;
+    let ending = span.in_scope(|| http.job_service.run_now(job, message, span.clone()))?;
     Ok(Running { id, ending, span })
 }
 

@@ -45,7 +45,7 @@ pub(super) const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("protocol", &["job", "clock"]),
     ("events", &["job", "setting", "protocol"]),
-    ("handler", &["job", "setting", "authorities", "clock", "events", "workflow", "metrics", "protocol"]),
+    ("handler", &["job", "setting", "authorities", "clock", "events", "workflow", "metrics", "protocol", "telemetry"]),
     // The settings of each part are defined where they are used; config only reads them in.
     (
         "config",
@@ -132,7 +132,8 @@ pub(super) const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("inspect", &["job", "aws", "outbound", "store", "image_file", "invisible_mark", "content_credentials", "config"]),
-    ("log", &["job", "setting", "config"]),
+    ("telemetry", &["job", "setting", "authorities", "config"]),
+    ("log", &["job", "setting", "config", "telemetry"]),
     ("serve", &["*"]),
     ("invoke", &["*"]),
     ("client", &["job", "setting", "authorities", "config", "host", "start::command"]),

@@ -10,6 +10,7 @@ use super::World;
 use super::runtime_api::{Posted, RuntimeApi};
 use crate::backend::Backend;
 use crate::bucket::Bucket;
+use crate::collector::Collector;
 use crate::events::sample;
 
 const LIMIT: Duration = Duration::from_mins(10);
@@ -130,6 +131,28 @@ async fn on_lambda_every_run_is_a_line_for_cloudwatch() {
         .collect();
     assert!(names.contains(&"vton_inference_latency_ms") && names.contains(&"atelier_step_seconds_store"), "{names:?}");
     assert!(names.iter().all(|name| line[*name].is_number()), "{line}");
+}
+
+/// Lambda freezes a process between two events, so its spans have to go first: here nothing else would send them for an hour.
+#[tokio::test]
+async fn on_lambda_spans_are_exported_before_the_next_event_is_asked_for() {
+    let mut stage = Stage::set().await;
+    let collector = Collector::start().await;
+    let settings = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("{}/v1/traces", collector.endpoint()))];
+    let settings = settings
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .chain([("OTEL_BSP_SCHEDULE_DELAY", "3600000"), ("OTEL_SERVICE_NAME", "images")]);
+    let _handler = stage.world.start(&settings.collect::<Vec<_>>(), &stage.log);
+    let mut event = job("traced", 1);
+    event["Records"][0]["attributes"]["AWSTraceHeader"] =
+        json!("Root=1-4bf92f35-77b34da6a3ce929d0e0e4736;Parent=00f067aa0ba902b7;Sampled=1");
+    stage.api.invoke(event, LIMIT);
+    assert_eq!(stage.api.posted().await, job_report());
+    let exported = collector.until(|exported| exported.iter().any(|one| one.span.name == "job")).await;
+    assert!(exported.iter().all(|one| one.service == "images" && one.span.trace_id.starts_with(&[0x4b, 0xf9])), "{exported:?}");
+    let webhook = exported.iter().find(|one| one.span.name == "webhook").expect("its webhooks are sent here");
+    assert!(exported.iter().any(|one| one.span.span_id == webhook.span.parent_span_id), "{webhook:?}");
 }
 
 /// Warm or not, the log says where the time until the first image went.
