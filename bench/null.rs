@@ -8,6 +8,7 @@ use atelier::content_credentials::ready;
 use atelier::events::auth::Auth;
 use atelier::handler::Handler;
 use atelier::job::capabilities::Capabilities;
+use atelier::job::segmenter::Segmenter;
 use atelier::job::upscalers::Upscalers;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
@@ -55,6 +56,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         model: config.model.name.clone(),
         origin: ModelOrigin::default(),
         upscalers: Upscalers::default(),
+        segmenter: Segmenter::default(),
         capabilities: Capabilities::Generate,
         preprocess: config.workflow.preprocess,
         postprocess: config.workflow.postprocess,
@@ -73,6 +75,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         defaults: config.manifest(environment)?.defaults,
         capabilities: Capabilities::Generate,
         upscalers: Upscalers::default(),
+        segmenter: Segmenter::default(),
         node_id: "bench".into(),
         auth: Auth::Off,
         max_attempts: 3,

@@ -62,6 +62,7 @@ pub async fn run(path: Option<&Path>, environment: &Environment, telemetry: Opti
             load_seconds: before.elapsed().as_secs_f64(),
             capabilities: Some(handler.capabilities.clone()),
             upscalers: handler.upscalers.clone(),
+            segmenter: handler.segmenter.clone(),
         }
         .send();
     }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::nets::{ControlNet, IpAdapter};
 use super::relative::{relative, relative_if_any};
+use super::segmenter::Segmenter;
 use super::upscaler::{Upscaler, check_upscalers};
 use crate::job::request::Defaults;
 use crate::job::task::LoraScale;
@@ -70,11 +71,14 @@ pub struct Manifest {
     /// What images of jobs that ask for it are enlarged with. All of them are loaded at start, and stay.
     #[serde(default)]
     pub upscalers: Vec<Upscaler>,
+    /// Try-on: what finds the clothes in the images of jobs that ask for it. It is loaded at start, and stays.
+    #[serde(default)]
+    pub segmenter: Option<Segmenter>,
     /// Where `atelier models pull` finds the checkpoint's files.
     #[serde(default)]
     pub source: Option<Source>,
     /// Directories next to the checkpoint, relative to the manifest, and where `atelier models pull` finds the files in them that `modes`,
-    /// `weights`, `controlnets`, `ip_adapters` or `upscalers` name.
+    /// `weights`, `controlnets`, `ip_adapters`, `upscalers` or `segmenter` name.
     #[serde(default)]
     pub additional_sources: BTreeMap<FilePath, Source>,
     /// What a job gets that leaves a field out.
@@ -254,6 +258,9 @@ impl Manifest {
             adapter.image_encoder = directory.join(&adapter.image_encoder);
         }
         self.upscalers.iter_mut().for_each(|upscaler| upscaler.weights = directory.join(&upscaler.weights));
+        if let Some(segmenter) = &mut self.segmenter {
+            segmenter.directory = directory.join(&segmenter.directory);
+        }
         let Modes { base, lora, fp8 } = &mut self.modes;
         for weights in [base, lora, fp8].into_iter().flatten() {
             weights.transformer = weights.transformer.take().map(|file| directory.join(file));
@@ -270,6 +277,7 @@ impl Manifest {
             return Err(("licence", "must name the licence of the weights, or be left out".into()));
         }
         check_upscalers(&self.upscalers).map_err(|problem| ("upscalers", problem))?;
+        self.check_segmenter().map_err(|problem| ("segmenter", problem))?;
         let kind = self.family.kind();
         if kind != Kind::Qwen && !self.modes.names().is_empty() {
             return Err(("modes", "is for families qwen-image and qwen-image-edit; this one has none".into()));
@@ -315,6 +323,17 @@ impl Manifest {
 }
 
 impl Manifest {
+    fn check_segmenter(&self) -> Result<(), String> {
+        let Some(segmenter) = &self.segmenter else { return Ok(()) };
+        if self.family != Family::QwenImageEdit {
+            return Err("is for family qwen-image-edit, which does try-ons; leave it out".into());
+        }
+        if segmenter.licence.as_ref().is_some_and(|licence| licence.trim().is_empty()) {
+            return Err("licence must name the licence of the weights, or be left out".into());
+        }
+        Ok(())
+    }
+
     fn check_nets(&self) -> Result<(), (&'static str, String)> {
         let controlnets: Vec<&NetName> = self.controlnets.iter().map(|net| &net.name).collect();
         let ip_adapters: Vec<&NetName> = self.ip_adapters.iter().map(|adapter| &adapter.name).collect();

@@ -6,6 +6,7 @@ pub mod nets;
 mod places;
 mod relative;
 mod renamed;
+pub mod segmenter;
 mod source;
 pub mod upscaler;
 

@@ -11,7 +11,7 @@ use crate::config::manifest::{Manifest, ModeWeights};
 use crate::config::{Config, Environment};
 use crate::models::{FileCheck, Plan, verify};
 use crate::start::models::plans;
-use crate::start::{family, upscalers};
+use crate::start::{family, segmenter, upscalers};
 use atelier_engine::tensor_file::{self, PACKED};
 
 const CHECK: &str = "model";
@@ -57,6 +57,10 @@ pub(super) async fn check(config: &Config, environment: &Environment, quick: boo
     }
     if let Err(problem) = upscalers::check_files(&manifest) {
         let how = format!("correct upscalers in {}, or take another file", manifest.file.display());
+        return Finding::fail(CHECK, format!("{name}: {problem}"), how);
+    }
+    if let Err(problem) = segmenter::check_files(&manifest) {
+        let how = format!("correct segmenter in {}, or take another one", manifest.file.display());
         return Finding::fail(CHECK, format!("{name}: {problem}"), how);
     }
     let bytes: u64 = weights.iter().map(|(_, bytes)| bytes).sum();
@@ -118,6 +122,11 @@ pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf
         let about =
             about.map_err(|error| format!("upscaler {}: {}: {error}", upscaler.name.as_str(), upscaler.weights.display()))?;
         found.push((upscaler.weights.clone(), about.len()));
+    }
+    if let Some(segmenter) = &manifest.segmenter {
+        let directory = &segmenter.directory;
+        let missing = |error: io::Error| format!("segmenter: {}: {error}", directory.display());
+        collect(directory, 0, &mut found).map_err(missing)?;
     }
     found.sort();
     found.dedup();

@@ -22,6 +22,7 @@ use crate::job::capabilities::Capabilities;
 use crate::job::notification::NotificationTarget;
 use crate::job::outcome::{JobError, Outcome, RetryPolicy};
 use crate::job::request::{Defaults, Refusal};
+use crate::job::segmenter::Segmenter;
 use crate::job::upscalers::Upscalers;
 use crate::job::{Job, JobId, trace};
 use crate::metrics::emf;
@@ -41,6 +42,7 @@ pub struct Handler {
     /// What a host is notified that it can do.
     pub capabilities: Capabilities,
     pub upscalers: Upscalers,
+    pub segmenter: Segmenter,
     pub node_id: String,
     pub auth: Auth,
     /// After this many deliveries of a message its caller is notified that the job failed.

@@ -58,6 +58,7 @@ use self::supervisor::{Phase, Worker};
 use crate::clock::later;
 use crate::job::capabilities::Capabilities;
 use crate::job::request::catalogue::Catalogue;
+use crate::job::segmenter::Segmenter;
 use crate::job::task::ModelName;
 use crate::job::upscalers::Upscalers;
 use crate::metrics::Metrics;
@@ -182,6 +183,7 @@ pub struct Function {
     pub model: ModelName,
     pub capabilities: Capabilities,
     pub upscalers: Upscalers,
+    pub segmenter: Segmenter,
 }
 
 impl Host {
@@ -341,11 +343,11 @@ impl Host {
 fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Vec<Function>>) {
     match Report::decode(line) {
         Some(Report::Progress { job_id, step, steps }) => jobs.progress(&job_id, step, steps),
-        Some(Report::Ready { model, load_seconds, capabilities, upscalers }) => {
+        Some(Report::Ready { model, load_seconds, capabilities, upscalers, segmenter }) => {
             metrics.model_loaded(model.as_str(), load_seconds);
             functions.send_modify(|functions| {
                 functions.retain(|function| function.model != model);
-                functions.extend(capabilities.map(|capabilities| Function { model, capabilities, upscalers }));
+                functions.extend(capabilities.map(|capabilities| Function { model, capabilities, upscalers, segmenter }));
             });
         }
         None => report::write_line(line),

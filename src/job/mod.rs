@@ -9,6 +9,7 @@ pub mod notification;
 pub mod outcome;
 pub mod request;
 pub mod safety;
+pub mod segmenter;
 mod signature;
 pub mod task;
 pub mod trace;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::JobId;
 use super::consent::Consent;
 use super::safety::{Block, Safety, Stage};
+use super::task::auto_mask::MadeMask;
 use super::task::sampling::StepCache;
 use super::task::upscale::Upscaler;
 use super::trace::Trace;
@@ -68,6 +69,9 @@ pub struct Provenance {
     /// What enlarged the images after they were generated, or edited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upscaler: Option<Upscaler>,
+    /// The mask that was made of the person's image, where the job asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_mask: Option<MadeMask>,
     /// SHA-256 of the model's manifest, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_sha256: Option<String>,

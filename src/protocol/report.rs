@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use serde::{Deserialize, Serialize};
 
 use crate::job::capabilities::Capabilities;
+use crate::job::segmenter::Segmenter;
 use crate::job::task::ModelName;
 use crate::job::upscalers::Upscalers;
 
@@ -22,6 +23,8 @@ pub enum Report {
         /// None: as well.
         #[serde(default, skip_serializing_if = "Upscalers::is_empty")]
         upscalers: Upscalers,
+        #[serde(default, skip_serializing_if = "Segmenter::is_none")]
+        segmenter: Segmenter,
     },
     /// A denoising step is done.
     Progress { job_id: String, step: u32, steps: u32 },
@@ -81,6 +84,7 @@ mod tests {
                 }],
                 max_pixels: 1 << 24,
             },
+            segmenter: Segmenter { classes: vec!["Background".into(), "Dress".into()], licence: None },
         };
         assert_eq!(Report::decode(&ready.clone().encode()), Some(ready));
         let earlier = Report::decode(r#"{"atelier":{"ready":{"model":"tiny-sd","load_seconds":1.5}}}"#);

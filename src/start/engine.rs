@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 
 use super::family;
 use super::phases::{Announcing, Phases};
-use super::{safety, upscalers};
+use super::{safety, segmenter, upscalers};
 use crate::config::manifest::{self, Family, Manifest, ModeLora, ModeWeights};
 use crate::config::{Config, Dtype};
 use crate::job::task::prompt::PromptSyntax;
@@ -28,6 +28,7 @@ use atelier_engine::qwen::sizes::Areas;
 use atelier_engine::schedule::config::TimestepSpacing;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::settings::{self, Defaults};
+use atelier_engine::segmenter::Segmenter;
 use atelier_engine::thread::{Companions, EngineThread};
 use atelier_engine::upscaler::Upscaler;
 use atelier_engine::{AlphaSource, Engine, EngineError, LoraFile, device};
@@ -44,10 +45,12 @@ pub(super) fn start(
     let settings = qwen(config, manifest, budget);
     let checker = safety::loaded_checker(&config.safety, manifest).map(|checker| checker.directory.clone());
     let upscalers = manifest.upscalers.iter().map(|upscaler| (upscaler.name.as_str().to_owned(), upscaler.weights.clone()));
-    let aside = Aside { warm_up, checker, upscalers: upscalers.collect() };
+    let segmenter = manifest.segmenter.as_ref().map(|segmenter| segmenter.directory.clone());
+    let aside = Aside { warm_up, checker, upscalers: upscalers.collect(), segmenter };
     let manifest = manifest.clone();
     move || {
         upscalers::check_files(&manifest)?;
+        segmenter::check_files(&manifest)?;
         match manifest.family {
             Family::StableDiffusion1 | Family::StableDiffusionXl => started(aside, move |device| {
                 let dtype = dtype.unwrap_or_else(|| device::default_dtype(&device));
@@ -140,10 +143,12 @@ struct Aside {
     checker: Option<PathBuf>,
     /// Names and files.
     upscalers: Vec<(String, PathBuf)>,
+    /// The directory of a Segformer.
+    segmenter: Option<PathBuf>,
 }
 
 fn started<E: Engine>(
-    Aside { warm_up, checker, upscalers }: Aside,
+    Aside { warm_up, checker, upscalers, segmenter }: Aside,
     load: impl FnOnce(Device) -> Result<(E, Loading), EngineError> + Send + 'static,
 ) -> Result<(EngineThread, Phases), EngineError> {
     let (sender, phases) = mpsc::channel();
@@ -157,6 +162,7 @@ fn started<E: Engine>(
         let dtype = device::default_dtype(&device);
         let upscalers = upscalers.into_iter().map(|(name, file)| Ok((name, Upscaler::load(&file, dtype, &device)?)));
         let upscalers = upscalers.collect::<Result<_, EngineError>>()?;
+        let segmenter = segmenter.map(|directory| Segmenter::load(&directory, &device)).transpose()?;
         let (mut engine, loading) = load(device)?;
         let began = Instant::now();
         if warm_up {
@@ -164,7 +170,7 @@ fn started<E: Engine>(
         }
         // A caller that waits for the thread waits for this.
         let _ = sender.send(Phases { device: opened, loading, warm_up: began.elapsed() });
-        Ok((Announcing::new(engine), Companions { classifier, upscalers }))
+        Ok((Announcing::new(engine), Companions { classifier, upscalers, segmenter }))
     })?;
     Ok((thread, phases.recv().map_err(|_| EngineError::Gone)?))
 }

@@ -270,9 +270,10 @@ impl Door {
     /// no bucket is asked. Of a function that does not say what it can do nothing is known.
     fn check(&self, job: &Job) -> Result<(), JobError> {
         let function = self.functions.at(self.catalogue.place(job)?);
-        let Some(Function { model, capabilities, upscalers }) = function else { return Ok(()) };
+        let Some(Function { model, capabilities, upscalers, segmenter }) = function else { return Ok(()) };
         capabilities.check(&model, job)?;
         upscalers.check(job)?;
+        segmenter.check(job)?;
         self.tryon.check(job)?;
         if self.fetches {
             self.store.check_inputs(job)?;

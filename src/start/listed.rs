@@ -1,6 +1,6 @@
 //! The models that a host serves: those that `host.models` lists, or the one that `model.name` names.
 
-use super::upscalers;
+use super::{segmenter, upscalers};
 use crate::config::manifest::Manifest;
 use crate::config::{Config, ConfigError, Environment};
 use crate::host::Function;
@@ -71,7 +71,8 @@ impl HostedModel {
     pub(super) fn function(&self) -> Function {
         let capabilities = super::capabilities(&self.config, &self.manifest);
         let upscalers = upscalers::known(&self.config, &self.manifest);
-        Function { model: self.config.model.name.clone(), capabilities, upscalers }
+        let segmenter = segmenter::known(&self.manifest);
+        Function { model: self.config.model.name.clone(), capabilities, upscalers, segmenter }
     }
 
     fn served(&self) -> Served {

@@ -9,6 +9,7 @@ pub mod models;
 mod pack;
 mod phases;
 pub mod safety;
+pub mod segmenter;
 pub mod upscalers;
 
 use std::sync::Arc;
@@ -83,6 +84,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let signing = signing(config)?;
     let gate = safety::gate(config, &manifest)?;
     upscalers::check_step(config, &manifest)?;
+    segmenter::check_step(config, &manifest)?;
     let text_style = text_style(config)?;
     let path = environment.get("PATH").map(String::as_str);
     let user_steps = UserSteps::new(&config.workflow.user_steps, &config.workflow.steps, path)?;
@@ -100,12 +102,14 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let model = config.model.name.clone();
     let capabilities = capabilities(config, &manifest);
     let upscalers = upscalers::known(config, &manifest);
+    let segmenter = segmenter::known(&manifest);
     let services = Services {
         engine,
         model,
         origin: origin(&manifest)?,
         capabilities: capabilities.clone(),
         upscalers: upscalers.clone(),
+        segmenter: segmenter.clone(),
         preprocess: Preprocess {
             max_short_side_px: manifest.max_short_side_px,
             edit_px: manifest.edit_px,
@@ -128,6 +132,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
         defaults: manifest.defaults,
         capabilities,
         upscalers,
+        segmenter,
         node_id: config.server.node_id.clone(),
         auth: Auth::new(config.security.require_auth, config.security.internal_auth_token.as_ref()),
         max_attempts: config.runtime.max_attempts,

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::command::{all_named, files_key, line};
 use super::pack;
 use crate::config::manifest::{Kind, Manifest, ModeWeights};
+use crate::config::segmenter::Segmenter;
 use crate::config::{Config, Environment};
 use crate::job::task::ModelName;
 use crate::models::file::{Checksum, FilePath};
@@ -113,7 +114,11 @@ pub fn plans(config: &Config, environment: &Environment, name: &ModelName, offli
         });
         let named = modes.iter().flat_map(|mode| mode.files()).chain(elsewhere).cloned().chain(checker).chain(controlnets);
         let upscalers = manifest.upscalers.iter().map(|upscaler| upscaler.weights.clone());
-        let named = named.chain(ip_adapters).chain(upscalers);
+        let segmenter = manifest.segmenter.iter().flat_map(|segmenter| {
+            let every_one = Segmenter::FILES.map(|file| segmenter.directory.join(file)).to_vec();
+            listed(&segmenter.directory, every_one, &directory, source)
+        });
+        let named = named.chain(ip_adapters).chain(upscalers).chain(segmenter);
         let inside = named.filter_map(|file| Some(file.strip_prefix(&directory).ok()?.to_str()?.to_owned()));
         let files: BTreeMap<FilePath, Option<Checksum>> = inside
             .filter_map(|file| FilePath::new(&file).ok())

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::job::Job;
 use crate::job::outcome::InvisibleMark;
 use crate::job::safety::SafetyCheck;
+use crate::job::task::auto_mask::MadeMask;
 use crate::job::user_step::UserStepDone;
 
 /// Settings of section `store.held_results`.
@@ -55,6 +56,8 @@ pub struct HeldResult {
     pub policy: Option<String>,
     /// Steps of the user's own that it has passed.
     pub user_steps: Vec<UserStepDone>,
+    /// What was found in the person's image.
+    pub made_mask: Option<MadeMask>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -82,6 +85,8 @@ struct Head {
     policy: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     user_steps: Vec<UserStepDone>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made_mask: Option<MadeMask>,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -187,6 +192,7 @@ fn head(job: &Job, result: &HeldResult) -> Head {
         checks: result.checks.clone(),
         policy: result.policy.clone(),
         user_steps: result.user_steps.clone(),
+        made_mask: result.made_mask.clone(),
     }
 }
 
@@ -221,6 +227,7 @@ fn parse(bytes: Vec<u8>, job: &Job) -> Option<HeldResult> {
         checks: head.checks.clone(),
         policy: head.policy.clone(),
         user_steps: head.user_steps.clone(),
+        made_mask: head.made_mask.clone(),
     };
     (rest.is_empty() && self::head(job, &result) == head).then_some(result)
 }
@@ -299,6 +306,13 @@ mod tests {
             policy: Some("0123456789ab".into()),
             checks: Vec::new(),
             user_steps: vec![UserStepDone { step: "command:border".into(), changed: true }],
+            made_mask: Some(MadeMask {
+                classes: vec!["Dress".into()],
+                dilate_px: 8,
+                coverage: 0.25,
+                note: None,
+                licence: Some("CC0-1.0".into()),
+            }),
         }
     }
 

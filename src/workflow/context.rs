@@ -18,6 +18,7 @@ use crate::job::notification::Notification;
 use crate::job::outcome::{InvisibleMark, JobError, Record};
 use crate::job::safety::{Block, SafetyCheck};
 use crate::job::task::Generate;
+use crate::job::task::auto_mask::MadeMask;
 use crate::job::task::edit::Edit;
 use crate::job::task::tryon::TryOn;
 use crate::job::user_step::{UserStepDone, UserStepRun};
@@ -48,6 +49,8 @@ pub struct JobContext<'job> {
     pub user_steps: Vec<UserStepDone>,
     /// How those of this run ended.
     pub user_step_runs: Vec<UserStepRun>,
+    /// Of a try-on's person, where nobody sent a mask and the job asks for one; also of an earlier attempt.
+    pub made_mask: Option<MadeMask>,
     /// Which of the images hold pixels that are a person's own and were not generated.
     pub own_pixels: Range<usize>,
     /// The encoded files, one an image, in the same order.
@@ -188,6 +191,7 @@ impl<'job> JobContext<'job> {
             blocked: None,
             user_steps: Vec::new(),
             user_step_runs: Vec::new(),
+            made_mask: None,
             own_pixels: 0..0,
             files: Vec::new(),
             invisible_marks: Vec::new(),
@@ -215,6 +219,7 @@ impl<'job> JobContext<'job> {
         self.timings_ms = result.timings_ms;
         self.checks = result.checks;
         self.user_steps = result.user_steps;
+        self.made_mask = result.made_mask;
         self.held_results.used = 1;
         self.resumed = true;
         self.batch_slot = None;

@@ -105,6 +105,7 @@ pub(super) fn job_error(error: EngineError) -> JobError {
         | EngineError::Gone
         | EngineError::NoClassifier
         | EngineError::NoUpscaler { .. }
+        | EngineError::NoSegmenter
         | EngineError::Candle(_)) => JobError::Generation { problem: error.to_string(), cause: Some(Box::new(error)) },
     }
 }

@@ -10,6 +10,7 @@ pub mod fetch;
 pub mod infer;
 pub mod invisible;
 pub mod mark;
+pub mod mask;
 pub mod notify;
 mod opening;
 mod png_texts;
@@ -38,6 +39,7 @@ use self::control::{Control, NotificationMode};
 use self::credentials::CredentialsStep;
 use self::done::log_done;
 use self::encode::{Encode, EncodeStep};
+use self::mask::MaskStep;
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
 pub use self::reporting::Noted;
@@ -52,6 +54,7 @@ use crate::job::capabilities::Capabilities;
 use crate::job::measured::Measured;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Outcome, Record, RetryPolicy, Signer};
+use crate::job::segmenter::Segmenter;
 use crate::job::task::ModelName;
 use crate::job::upscalers::Upscalers;
 use crate::job::{Job, JobId, trace};
@@ -106,6 +109,7 @@ pub struct Services {
     pub origin: ModelOrigin,
     pub capabilities: Capabilities,
     pub upscalers: Upscalers,
+    pub segmenter: Segmenter,
     pub preprocess: Preprocess,
     pub encode: Encode,
     pub gate: Arc<Gate>,
@@ -167,6 +171,7 @@ impl Workflow {
             origin,
             capabilities,
             upscalers,
+            segmenter,
             preprocess,
             postprocess,
             user_steps,
@@ -185,6 +190,7 @@ impl Workflow {
                 StepName::Preprocess => Box::new(PreprocessStep(preprocess)),
                 StepName::Screen => Box::new(Screen { gate: gate.clone(), engine: engine.clone() }),
                 StepName::Check => Box::new(Check { gate: gate.clone(), engine: engine.clone() }),
+                StepName::Mask => Box::new(MaskStep { segmenter: segmenter.clone(), engine: engine.clone() }),
                 StepName::Infer => Box::new(infer::Infer {
                     model: model.clone(),
                     capabilities: capabilities.clone(),
@@ -302,6 +308,9 @@ impl Workflow {
         }
         if !self.steps.iter().any(|step| step.name() == StepName::Upscale) {
             upscale::check_none(job)?;
+        }
+        if !self.steps.iter().any(|step| step.name() == StepName::Mask) {
+            mask::check_none(job)?;
         }
         self.steps.iter().try_for_each(|step| step.check(job))
     }

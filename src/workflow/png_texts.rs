@@ -137,6 +137,9 @@ fn tryon_parameters(job: &Job, task: &TryOn, seed: u64) -> Vec<(&'static str, St
     if let Some(step_cache) = task.step_cache {
         ours["step_cache"] = json!(step_cache);
     }
+    if let Some(auto_mask) = &task.auto_mask {
+        ours["auto_mask"] = json!(auto_mask);
+    }
     if let Some(upscale) = &job.upscale {
         ours["upscale"] = json!(upscale);
     }

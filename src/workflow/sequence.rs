@@ -22,10 +22,11 @@ struct Declared {
 }
 
 /// All steps, in the one order that is right.
-static STEPS: [Declared; 13] = [
+static STEPS: [Declared; 14] = [
     Declared { name: Some(StepName::Fetch), takes: Stage::Job, gives: Stage::Fetched },
     Declared { name: Some(StepName::Preprocess), takes: Stage::Fetched, gives: Stage::Decoded },
     Declared { name: Some(StepName::Screen), takes: Stage::Decoded, gives: Stage::Decoded },
+    Declared { name: Some(StepName::Mask), takes: Stage::Decoded, gives: Stage::Decoded },
     Declared { name: Some(StepName::Infer), takes: Stage::Decoded, gives: Stage::Images },
     Declared { name: Some(StepName::Postprocess), takes: Stage::Images, gives: Stage::Images },
     Declared { name: Some(StepName::Upscale), takes: Stage::Images, gives: Stage::Images },

@@ -16,6 +16,8 @@ pub enum StepName {
     Preprocess,
     /// Look at what is asked for, before anything is generated.
     Screen,
+    /// Find the clothes of a person, where a try-on asks for it.
+    Mask,
     /// Generate.
     Infer,
     /// Put back what a try-on was to leave as it was.
@@ -88,10 +90,11 @@ impl fmt::Display for UserStepName {
 
 impl StepName {
     /// Those that come with atelier.
-    pub const BUILT_IN: [Self; 12] = [
+    pub const BUILT_IN: [Self; 13] = [
         Self::Fetch,
         Self::Preprocess,
         Self::Screen,
+        Self::Mask,
         Self::Infer,
         Self::Postprocess,
         Self::Upscale,
@@ -109,6 +112,7 @@ impl StepName {
             Self::Fetch => "fetch",
             Self::Preprocess => "preprocess",
             Self::Screen => "screen",
+            Self::Mask => "mask",
             Self::Infer => "infer",
             Self::Postprocess => "postprocess",
             Self::Upscale => "upscale",

@@ -114,6 +114,7 @@ impl StoreStep {
             signer: self.signer.clone(),
             step_cache: context.job.task.step_cache(),
             upscaler: context.job.upscale.as_ref().and_then(|upscale| self.upscalers.of(upscale).ok().cloned()),
+            auto_mask: context.made_mask.clone(),
             manifest_sha256: self.origin.manifest_sha256.clone(),
             model_files: self.origin.files.clone(),
         }
@@ -162,6 +163,7 @@ impl StoreStep {
             checks: context.checks.clone(),
             policy: self.policy.clone(),
             user_steps: context.user_steps.clone(),
+            made_mask: context.made_mask.clone(),
         };
         match self.held_results.keep(context.job, result).await {
             Ok(dropped) => measured::HeldResults { kept: 1, dropped, ..Default::default() },

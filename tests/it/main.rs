@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what an unexpected value must do")]
 
 mod architecture;
+mod auto_mask;
 mod backend;
 mod bodies;
 mod bucket;
 mod collector;
+mod companions;
 mod config;
 mod conformance;
 mod controls;

@@ -11,8 +11,7 @@ use atelier::events::auth::Auth;
 use atelier::handler::{Handler, KeepRefused};
 use atelier::job::capabilities::Capabilities;
 use atelier::job::task::ModelName;
-use atelier::job::task::upscale::{self, UpscaleFactor};
-use atelier::job::upscalers::Upscalers;
+use atelier::job::task::tryon::Mode;
 use atelier::notify::Notifier;
 use atelier::outbound::Outbound;
 use atelier::safety::gate::Gate;
@@ -26,10 +25,7 @@ use atelier::workflow::watermark::TextStyle;
 use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, safety, store};
 use atelier_engine::steering::ImagePrompt;
-use atelier_engine::thread::{Companions, EngineThread};
-use atelier_engine::upscaler::Upscaler;
 use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, LoraFile, QueuedRequest, Request};
-use candle_core::{DType, Device};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use tempfile::TempDir;
@@ -129,31 +125,6 @@ fn user_steps(configured: &config::Workflow) -> UserSteps {
     UserSteps::new(&configured.user_steps, &configured.steps, path.as_deref()).expect("steps that can be run")
 }
 
-/// One of the fixtures'.
-fn upscaler(name: &str) -> Upscaler {
-    let file = format!("{}/tests/fixtures/upscalers/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
-    Upscaler::load(Path::new(&file), DType::F32, &Device::Cpu).unwrap()
-}
-
-/// The engine's thread, with these upscalers next to it.
-fn started(engine: ScriptedEngine, upscalers: &[(&str, u32)]) -> EngineThread {
-    let names: Vec<String> = upscalers.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let thread = EngineThread::start_with_companions(move || {
-        let upscalers = names.into_iter().map(|name| (name.clone(), upscaler(&name))).collect();
-        Ok((engine, Companions { upscalers, ..Companions::default() }))
-    });
-    thread.unwrap()
-}
-
-fn listed(named: &[(&str, u32)], max_pixels: u64) -> Upscalers {
-    let listed = named.iter().map(|(name, factor)| upscale::Upscaler {
-        name: ModelName::new(name).unwrap(),
-        factor: UpscaleFactor::new((*factor).into()).unwrap(),
-        licence: Some("CC0-1.0".to_owned()),
-    });
-    Upscalers { listed: listed.collect(), max_pixels }
-}
-
 fn store_settings(bucket: &Bucket, cache: &Path) -> store::Settings {
     store::Settings {
         bucket: atelier::demo::local::BUCKET.to_owned(),
@@ -192,7 +163,15 @@ impl Stage {
 
     /// A function whose images can be seen at this address.
     pub(crate) async fn public(base_url: Option<&str>) -> Self {
-        Self::build(&outbound::Settings::default(), (None, base_url), |as_is| as_is, Capabilities::Generate, &[], |_| ()).await
+        Self::build(
+            &outbound::Settings::default(),
+            (None, base_url),
+            |as_is| as_is,
+            Capabilities::Generate,
+            LoadedFixtures::default(),
+            |_| (),
+        )
+        .await
     }
 
     /// The same, whose images are signed.
@@ -201,7 +180,15 @@ impl Stage {
         capabilities: Capabilities,
         change: impl FnOnce(&mut config::Workflow),
     ) -> Self {
-        Self::build(&outbound::Settings::default(), (Some(signing), None), |as_is| as_is, capabilities, &[], change).await
+        Self::build(
+            &outbound::Settings::default(),
+            (Some(signing), None),
+            |as_is| as_is,
+            capabilities,
+            LoadedFixtures::default(),
+            change,
+        )
+        .await
     }
 
     /// The same, with another section `safety`.
@@ -209,7 +196,7 @@ impl Stage {
         capabilities: Capabilities,
         gated: impl FnOnce(safety::settings::Settings) -> safety::settings::Settings,
     ) -> Self {
-        Self::build(&outbound::Settings::default(), (None, None), gated, capabilities, &[], |_| ()).await
+        Self::build(&outbound::Settings::default(), (None, None), gated, capabilities, LoadedFixtures::default(), |_| ()).await
     }
 
     /// The same, with URLs from callers that may go where `reach` says.
@@ -218,7 +205,7 @@ impl Stage {
         capabilities: Capabilities,
         change: impl FnOnce(&mut config::Workflow),
     ) -> Self {
-        Self::build(reach, (None, None), |as_is| as_is, capabilities, &[], change).await
+        Self::build(reach, (None, None), |as_is| as_is, capabilities, LoadedFixtures::default(), change).await
     }
 
     /// A function that has these of the fixtures' upscalers, by their factors.
@@ -228,7 +215,15 @@ impl Stage {
         upscalers: &[(&str, u32)],
         change: impl FnOnce(&mut config::Workflow),
     ) -> Self {
-        Self::build(&outbound::Settings::default(), (signing, None), |as_is| as_is, capabilities, upscalers, change).await
+        let fixtures = LoadedFixtures { upscalers, segmenter: None };
+        Self::build(&outbound::Settings::default(), (signing, None), |as_is| as_is, capabilities, fixtures, change).await
+    }
+
+    /// A try-on function that has this one of the fixtures' segmenters.
+    pub(crate) async fn segmenting(name: &str, change: impl FnOnce(&mut config::Workflow)) -> Self {
+        let fixtures = LoadedFixtures { upscalers: &[], segmenter: Some(name) };
+        let capabilities = Capabilities::Edit(vec![Mode::Fp8]);
+        Self::build(&outbound::Settings::default(), (None, None), |as_is| as_is, capabilities, fixtures, change).await
     }
 
     async fn build(
@@ -236,7 +231,7 @@ impl Stage {
         (signing, public_base_url): (Option<Signing>, Option<&str>),
         gated: impl FnOnce(safety::settings::Settings) -> safety::settings::Settings,
         capabilities: Capabilities,
-        upscalers: &[(&str, u32)],
+        fixtures: LoadedFixtures<'_>,
         change: impl FnOnce(&mut config::Workflow),
     ) -> Self {
         let bucket = Bucket::start().await;
@@ -264,16 +259,18 @@ impl Stage {
             modes: Arc::clone(&modes),
             image_prompts: Arc::clone(&image_prompts),
         };
-        let engine = started(engine, upscalers);
+        let engine = started(engine, &fixtures);
         let gate = Gate::new(&gated(Config::parse("test", "", &Environment::new()).unwrap().safety), None).unwrap();
         let configured = configured(change);
-        let upscalers = listed(upscalers, configured.upscale.max_pixels);
+        let upscalers = listed(fixtures.upscalers, configured.upscale.max_pixels);
+        let segmenter = fixtures.segmenter.map(classes).unwrap_or_default();
         let services = Services {
             engine,
             model: ModelName::new("sd15").unwrap(),
             origin: ModelOrigin { licence: Some("Apache-2.0".to_owned()), ..ModelOrigin::default() },
             capabilities: capabilities.clone(),
             upscalers: upscalers.clone(),
+            segmenter: segmenter.clone(),
             preprocess: configured.preprocess,
             postprocess: configured.postprocess,
             user_steps: user_steps(&configured),
@@ -291,6 +288,7 @@ impl Stage {
             defaults: contract(),
             capabilities,
             upscalers,
+            segmenter,
             node_id: "test".to_owned(),
             auth: Auth::Token(Secret::new(TOKEN)),
             max_attempts: 3,

@@ -499,6 +499,7 @@ export interface components {
             garments: string[];
             /** @description White is generated, black is kept. */
             mask?: string | null;
+            auto_mask?: components["schemas"]["AutoMask"] | null;
             prompt?: string | null;
             negative_prompt?: string | null;
             /** @enum {unknown} */
@@ -702,6 +703,20 @@ export interface components {
             cfg?: number | null;
             prompt?: string | null;
         };
+        /** @description In place of a mask: the clothes are found in the person's image, and everything else stays bit for bit. */
+        AutoMask: {
+            /**
+             * @description What the garments are worn on: clothes there may be changed. Without it: full, which is upper and lower.
+             * @enum {string|null}
+             */
+            garment?: "upper" | "lower" | "full" | "shoes" | null;
+            /** @description Bare arms of an upper garment, or legs of a lower one, may be changed as well. */
+            limbs?: boolean | null;
+            /** @description In place of garment and limbs: classes of the model's segmenter (mask_classes of GET /models). Case, spaces, - and _ do not count. */
+            classes?: string[] | null;
+            /** @description By how many pixels of the result the mask is wider than what was found. Without it: a hundredth of the shorter side. */
+            dilate_px?: number | null;
+        };
         /** @description The images are enlarged after they were generated, by one of the model's upscalers, before they are looked at, marked and signed. */
         Upscale: {
             /**
@@ -827,7 +842,7 @@ export interface components {
             /** @enum {unknown} */
             status: "hot" | "loading" | "failed";
             model_loaded: boolean;
-            /** @description Those whose weights are loaded; empty: the model has no modes. Absent, as the next six, for another function that says nothing of itself. */
+            /** @description Those whose weights are loaded; empty: the model has no modes. Absent, as the next seven, for another function that says nothing of itself. */
             modes?: ("fp8" | "lora" | "base")[];
             /** @description Jobs may bring LoRAs. */
             loras?: boolean;
@@ -846,6 +861,8 @@ export interface components {
                 /** @description Of its weights. */
                 licence?: string;
             }[];
+            /** @description What the model's segmenter finds in a person's image, for auto_mask; empty: the model has none. */
+            mask_classes?: string[];
             /** @description A guidance scale above 1 and a negative prompt mean something. */
             guidance?: boolean;
             /** @description Width and height are multiples of it. */
@@ -1073,6 +1090,7 @@ export type TryOnFormJson = components['schemas']['TryOnFormJson'];
 export type InferForm = components['schemas']['InferForm'];
 export type InferFormJson = components['schemas']['InferFormJson'];
 export type TryOnConfig = components['schemas']['TryOnConfig'];
+export type AutoMask = components['schemas']['AutoMask'];
 export type Upscale = components['schemas']['Upscale'];
 export type Watermark = components['schemas']['Watermark'];
 export type Output = components['schemas']['Output'];

@@ -15,6 +15,7 @@ mod fp8;
 pub mod graphs;
 mod json_config;
 mod kept_encoder;
+mod labels;
 mod layers;
 mod learned_word;
 mod loader;
@@ -32,6 +33,7 @@ pub mod resample;
 mod rotary;
 pub mod schedule;
 pub mod sd;
+pub mod segmenter;
 mod single_file;
 pub mod steering;
 pub mod step_cache;
@@ -382,6 +384,9 @@ pub enum EngineError {
     /// An image was to be enlarged, and nothing of this name was loaded that could.
     #[error("no upscaler {name} was loaded next to the model")]
     NoUpscaler { name: String },
+    /// An image was to be divided into what it shows, and nothing was loaded that could.
+    #[error("no segmenter was loaded next to the model")]
+    NoSegmenter,
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

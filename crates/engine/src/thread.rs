@@ -5,10 +5,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::{mem, slice, thread};
 
-use image::RgbImage;
+use image::{GrayImage, RgbImage};
 
 use super::classifier::Classifier;
 use super::device_errors::classify;
+use super::segmenter::Segmenter;
 use super::upscaler::Upscaler;
 use super::{Engine, EngineError, Generated, QueuedRequest, Request, Watch};
 
@@ -24,6 +25,7 @@ enum Work {
     Batch(Vec<Command>),
     Classify(Classification),
     Upscale(Upscaling),
+    Segment(Segmentation),
 }
 
 /// What works next to an engine, on its device and thread.
@@ -32,6 +34,7 @@ pub struct Companions {
     pub classifier: Option<Classifier>,
     /// By the names that jobs know them by.
     pub upscalers: BTreeMap<String, Upscaler>,
+    pub segmenter: Option<Segmenter>,
 }
 
 struct Upscaling {
@@ -43,6 +46,14 @@ struct Upscaling {
 
 /// An image, enlarged.
 pub type Upscaled = Result<RgbImage, EngineError>;
+
+struct Segmentation {
+    image: RgbImage,
+    reply: Box<dyn FnOnce(Segmented) + Send>,
+}
+
+/// For each pixel of an image the place of its label.
+pub type Segmented = Result<GrayImage, EngineError>;
 
 struct Classification {
     images: Arc<[RgbImage]>,
@@ -138,6 +149,14 @@ impl EngineThread {
             reply(Err(EngineError::Gone));
         }
     }
+
+    /// Has the segmenter say what each pixel of an image shows and returns at once; `reply` is called on the engine's thread, between two batches.
+    pub fn segment(&self, image: RgbImage, reply: impl FnOnce(Segmented) + Send + 'static) {
+        let segmentation = Segmentation { image, reply: Box::new(reply) };
+        if let Err(mpsc::SendError(Work::Segment(Segmentation { reply, .. }))) = self.work.send(Work::Segment(segmentation)) {
+            reply(Err(EngineError::Gone));
+        }
+    }
 }
 
 impl BatchSlot {
@@ -174,6 +193,10 @@ impl Companions {
         let named = self.upscalers.get(name).ok_or_else(|| EngineError::NoUpscaler { name: name.to_owned() });
         caught(|| named?.upscale(image, || watch.is_cancelled())).map_err(classify)
     }
+
+    fn segment(&self, image: &RgbImage) -> Segmented {
+        caught(|| self.segmenter.as_ref().ok_or(EngineError::NoSegmenter)?.segment(image)).map_err(classify)
+    }
 }
 
 fn serve(mut engine: impl Engine, companions: &Companions, inbox: &mpsc::Receiver<Work>) {
@@ -186,6 +209,10 @@ fn serve(mut engine: impl Engine, companions: &Companions, inbox: &mpsc::Receive
             }
             Work::Upscale(Upscaling { name, image, watch, reply }) => {
                 reply(companions.upscale(&name, &image, &watch));
+                continue;
+            }
+            Work::Segment(Segmentation { image, reply }) => {
+                reply(companions.segment(&image));
                 continue;
             }
         };

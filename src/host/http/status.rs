@@ -79,12 +79,13 @@ pub(super) async fn models(State(http): State<Arc<Http>>) -> Json<Value> {
     let known = versions(&http).into_iter().zip(&snapshot.models).zip(http.job_service.catalogue.models());
     let models = known.enumerate().map(|(place, ((mut version, status), served))| {
         version["tasks"] = json!(served.tasks);
-        if let Some(Function { capabilities, upscalers, .. }) = http.functions.at(place) {
+        if let Some(Function { capabilities, upscalers, segmenter, .. }) = http.functions.at(place) {
             version["modes"] = json!(capabilities.modes());
             version["loras"] = capabilities.takes_loras().into();
             version["controlnets"] = json!(capabilities.controlnets());
             version["ip_adapters"] = json!(capabilities.ip_adapters());
             version["upscalers"] = json!(upscalers.listed);
+            version["mask_classes"] = json!(segmenter.classes);
             version["guidance"] = capabilities.has_guidance().into();
             version["side_multiple_px"] = capabilities.side_multiple_px().into();
         }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
+use crate::job::task::auto_mask::Garment;
 use crate::job::task::edit::EditImages;
 use crate::job::task::scheduler::Scheduler;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution};
@@ -77,6 +78,10 @@ pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 
 pub(super) fn resolution<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Resolution>, D::Error> {
     named(deserializer, Resolution::NAMES)
+}
+
+pub(super) fn garment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Garment>, D::Error> {
+    named(deserializer, Garment::NAMES)
 }
 
 pub(super) fn garments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Garments, D::Error> {

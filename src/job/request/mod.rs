@@ -159,14 +159,15 @@ fn read(value: &Value, defaults: &Defaults) -> Result<Read, JobError> {
     check_objects(value)?;
     match task {
         TaskName::Generate => body::<generate::Body>(value)?.read(defaults),
-        TaskName::TryOn => body::<tryon::Body>(value).map(|body| body.read(&defaults.tryon)),
+        TaskName::TryOn => body::<tryon::Body>(value)?.read(&defaults.tryon),
         TaskName::Edit => body::<edit::Body>(value).map(|body| body.read(defaults)),
     }
 }
 
 /// serde takes an array for an object, its elements for the fields in their order. Nobody who sends one means that.
 fn check_objects(value: &Value) -> Result<(), JobError> {
-    const OBJECTS: [&str; 7] = ["callback", "consent", "init_image", "mask_image", "output", "upscale", "watermark"];
+    const OBJECTS: [&str; 8] =
+        ["auto_mask", "callback", "consent", "init_image", "mask_image", "output", "upscale", "watermark"];
     const LISTS: [&str; 4] = ["controlnets", "embeddings", "ip_adapters", "lora"];
     let alone = OBJECTS.iter().map(|field| ((*field).to_owned(), &value[*field]));
     let listed = LISTS.iter().flat_map(|field| {

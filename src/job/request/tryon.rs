@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use super::{CallbackBody, Common, OutputBody, Read, TaskName, UpscaleBody, WatermarkBody, field};
 use crate::job::JobId;
 use crate::job::consent::Consent;
+use crate::job::outcome::JobError;
+use crate::job::task::auto_mask::{AutoMask, Classes, DilatePx, Garment, Parts};
 use crate::job::task::sampling::StepCache;
 use crate::job::task::tryon::{Garments, Mode, Requester, Resolution, TryOn};
 use crate::job::task::{GuidanceScale, ImageCount, Prompt, Seed, StepCount, Task};
@@ -43,6 +45,7 @@ pub(super) struct Body {
     #[serde(deserialize_with = "field::garments")]
     garments: Garments,
     mask: Option<AssetUrl>,
+    auto_mask: Option<AutoMaskBody>,
     prompt: Option<Prompt>,
     #[serde(default, deserialize_with = "field::or_default")]
     negative_prompt: Prompt,
@@ -73,12 +76,17 @@ pub(super) struct Body {
 }
 
 impl Body {
-    pub(super) fn read(self, defaults: &TryOnDefaults) -> Read {
+    pub(super) fn read(self, defaults: &TryOnDefaults) -> Result<Read, JobError> {
+        if self.auto_mask.is_some() && self.mask.is_some() {
+            return Err(invalid("auto_mask", "cannot be given together with mask: leave out one of them"));
+        }
+        let auto_mask = self.auto_mask.map(AutoMaskBody::read).transpose()?;
         let mode = self.mode.unwrap_or(defaults.mode);
         let tryon = TryOn {
             person: self.person,
             garments: self.garments,
             mask: self.mask,
+            auto_mask,
             prompt: self.prompt,
             negative_prompt: self.negative_prompt,
             mode,
@@ -100,8 +108,37 @@ impl Body {
             callback: self.callback,
             tenant: self.tenant,
         };
-        Read { common, task: Task::TryOn(tryon), canonical }
+        Ok(Read { common, task: Task::TryOn(tryon), canonical })
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AutoMaskBody {
+    #[serde(default, deserialize_with = "field::garment")]
+    garment: Option<Garment>,
+    limbs: Option<bool>,
+    classes: Option<Classes>,
+    dilate_px: Option<DilatePx>,
+}
+
+impl AutoMaskBody {
+    fn read(self) -> Result<AutoMask, JobError> {
+        let parts = match (self.classes, self.garment, self.limbs) {
+            (None, garment, limbs) => {
+                Parts::Garment { garment: garment.unwrap_or(Garment::Full), limbs: limbs.unwrap_or_default() }
+            }
+            (Some(classes), None, None) => Parts::Classes { classes },
+            (Some(_), ..) => {
+                return Err(invalid("auto_mask.classes", "says all of it: leave garment and limbs out"));
+            }
+        };
+        Ok(AutoMask { parts, dilate_px: self.dilate_px })
+    }
+}
+
+fn invalid(field: &str, problem: &str) -> JobError {
+    JobError::Invalid { field: field.into(), problem: problem.into() }
 }
 
 /// Everything that decides the images before they are signed and stored.
@@ -120,9 +157,12 @@ fn canonical(task: TaskName, tryon: &TryOn) -> Value {
         "resolution": tryon.resolution,
         "num_images": tryon.num_images,
     });
-    // It came later: the fingerprint of older jobs must stay what it was.
+    // They came later: the fingerprint of older jobs must stay what it was.
     if let Some(step_cache) = tryon.step_cache {
         canonical["step_cache"] = json!(step_cache);
+    }
+    if let Some(auto_mask) = &tryon.auto_mask {
+        canonical["auto_mask"] = json!(auto_mask);
     }
     canonical
 }

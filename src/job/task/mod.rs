@@ -2,6 +2,7 @@
 
 #[macro_use]
 mod number;
+pub mod auto_mask;
 pub mod control;
 mod defaults;
 pub mod edit;

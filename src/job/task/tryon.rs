@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::auto_mask::AutoMask;
 use super::sampling::StepCache;
 use super::{GuidanceScale, ImageCount, Prompt, Seed, StepCount};
 use crate::job::url::AssetUrl;
@@ -13,6 +14,8 @@ pub struct TryOn {
     pub garments: Garments,
     /// Where the person may be changed: white is regenerated, black is kept.
     pub mask: Option<AssetUrl>,
+    /// In its place: find the clothes that may be changed.
+    pub auto_mask: Option<AutoMask>,
     pub prompt: Option<Prompt>,
     pub negative_prompt: Prompt,
     pub mode: Mode,

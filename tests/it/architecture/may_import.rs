@@ -128,6 +128,7 @@ pub(super) const MAY_IMPORT: &[(&str, &[&str])] = &[
             "start::models",
             "start::family",
             "start::safety",
+            "start::segmenter",
             "start::upscalers",
         ],
     ),

@@ -1,6 +1,7 @@
 //! The configuration: what is in force, where it comes from, and what a wrong one gets for an error.
 
 mod renamed;
+mod segmenter;
 
 use atelier::config::{Config, Dtype, Environment, runtime_api};
 use atelier::job::task::prompt::PromptSyntax;

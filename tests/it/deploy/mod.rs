@@ -2,6 +2,7 @@
 
 mod commands;
 mod commit;
+mod companions_page;
 mod compose;
 mod docs;
 mod environment;

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::companions_page::COMPANIONS;
+
 /// How a line of a list or table begins, and the tests of it: file and function.
 const TESTS: &[(&str, &[&str])] = &[
     (
@@ -208,33 +210,6 @@ const TESTS: &[(&str, &[&str])] = &[
         "A pull of IP-Adapters",
         &["tests/it/models/ip_adapters.rs the_files_of_an_ip_adapter_are_brought_verified_and_looked_at"],
     ),
-    (
-        "Networks are ESRGAN's",
-        &[
-            "E/parity/upscalers.rs parity_of_upscalers",
-            "E/parity/upscalers.rs enlarged_images_are_spandrels",
-            "E/parity/upscalers.rs parity_of_upscalers_in_half_precision",
-        ],
-    ),
-    ("`RRDBNet` may have the names", &["E/parity/upscalers.rs parity_of_upscalers"]),
-    ("A file that enlarges 1, 3 or 8", &["E/engine/upscalers.rs what_is_no_upscaler_is_refused_in_words"]),
-    ("A `.pth` file is a pickle", &["E/engine/upscalers.rs a_pth_file_is_refused_with_how_to_convert_it"]),
-    (
-        "An image is cut into tiles",
-        &[
-            "E/engine/upscalers.rs tiles_that_see_all_that_decides_a_pixel_are_the_whole_image",
-            "E/engine/upscalers.rs tiles_without_a_margin_show_that_a_margin_is_needed",
-            "E/engine/upscalers.rs an_image_of_several_tiles_has_no_seams",
-        ],
-    ),
-    ("Pixels that are no numbers", &["E/engine/upscalers.rs pixels_that_are_no_numbers_are_an_error"]),
-    (
-        "A pull brings an upscaler's file",
-        &[
-            "tests/it/models/upscalers.rs an_upscalers_file_is_brought_and_verified",
-            "tests/it/doctor/machine.rs an_upscaler_that_is_absent_or_of_another_factor_is_found",
-        ],
-    ),
     ("a transformer in one file", &["E/parity/qwen.rs parity_of_fp8_weights"]),
     ("LoRAs over the checkpoint's", &["E/parity/qwen.rs parity_of_edit_loras"]),
     ("the checkpoint as it is", &["E/parity/qwen.rs parity_of_edit_stages"]),
@@ -380,10 +355,11 @@ fn every_line_of_what_is_read_or_refused_has_a_test() {
     let page = fs::read_to_string(root().join("docs/models.md")).expect("the page");
     let lines = lines(&page);
     assert!(lines.len() > 40, "{lines:?}");
-    let untested = lines.iter().filter(|line| !TESTS.iter().any(|(beginning, _)| line.starts_with(beginning)));
+    let all = || TESTS.iter().chain(COMPANIONS);
+    let untested = lines.iter().filter(|line| !all().any(|(beginning, _)| line.starts_with(beginning)));
     let untested: Vec<&&str> = untested.collect();
     assert!(untested.is_empty(), "lines of docs/models.md without a test: {untested:#?}");
-    for (beginning, tests) in TESTS {
+    for (beginning, tests) in all() {
         let said = lines.iter().filter(|line| line.starts_with(beginning)).count();
         assert_eq!(said, 1, "{beginning} begins so many lines of docs/models.md");
         for test in *tests {

@@ -150,6 +150,27 @@ async fn an_upscaler_that_is_absent_or_of_another_factor_is_found() {
     of().await.expect("model", "fail", "holds no upscaler of the ESRGAN family");
 }
 
+#[tokio::test]
+async fn a_segmenter_that_is_absent_or_no_segmenter_is_found() {
+    let s3 = S3::start(&[BUCKET]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    copy(&root.join("models/tiny-edit"), &directory.path().join("tiny-edit"));
+    let manifest = format!("{}\nsegmenter: {{directory: clothes}}\n", include_str!("../../../models/tiny-edit.yaml"));
+    fs::write(directory.path().join("tiny-edit.yaml"), manifest).unwrap();
+    let models = directory.path().display().to_string();
+    let settings =
+        [("ATELIER__MODEL__DIRECTORY", models.as_str()), ("ATELIER_MODEL", "tiny-edit"), ("ATELIER__SAFETY__MODE", "off")];
+    let of = async || examined(&s3, &settings, &["--quick"]).await;
+    of().await.expect("model", "fail", "segmenter: ");
+    copy(&root.join("tests/fixtures/segmenter/clothes"), &directory.path().join("clothes"));
+    of().await.expect("model", "ok", "files as long as they must be");
+    fs::copy(root.join("tests/fixtures/classifiers/vit/config.json"), directory.path().join("clothes/config.json")).unwrap();
+    let report = of().await;
+    report.expect("model", "fail", "a segmenter is [\"SegformerForSemanticSegmentation\"]");
+    report.expect("model", "fail", "-> correct segmenter in ");
+}
+
 const DEFAULTS: &str = "defaults: {model: wrong, steps: 4, guidance_scale: 1.0, scheduler: euler, width: 64, height: 64, \
                         seed: 1, prefix: generations/}\n";
 

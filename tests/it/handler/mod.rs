@@ -1,5 +1,6 @@
 //! One event in, one reply out: what is settled, what is redelivered, who is notified of what, and what is generated twice (nothing).
 
+mod auto_mask;
 mod batch;
 mod conflicts;
 mod controls;

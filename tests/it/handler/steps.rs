@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{body, brought_back, one};
 use crate::stage::Stage;
 
-const ALL: [StepName; 12] = StepName::BUILT_IN;
+const ALL: [StepName; 13] = StepName::BUILT_IN;
 
 /// Every list of up to so many different steps more that begins with `list`.
 fn lists(list: &mut Vec<StepName>, more: usize, visit: &mut impl FnMut(&[StepName])) {
@@ -91,10 +91,12 @@ async fn every_list_starts_and_runs_its_jobs_or_is_refused_at_the_start() {
         Ok(()) => drop(runs.insert(list.iter().map(|step| step.as_str().to_owned()).collect())),
         Err(problem) => check_refusal(list, &problem),
     };
-    // All lists of all steps are 1,302 million.
+    // All lists of all steps are 17 billion.
     lists(&mut Vec::new(), 5, &mut visit);
     choices(&mut visit);
-    assert_eq!(runs.len(), 128, "all steps in their order, with or without seven of them");
+    assert_eq!(runs.len(), 256, "all steps in their order, with or without eight of them");
+    // For these jobs `mask` has nothing to do: with it, the list of all steps is enough.
+    runs.retain(|names| names.len() == ALL.len() || !names.iter().any(|name| name == "mask"));
     let runs: Vec<Vec<StepName>> = runs.into_iter().map(|names| parsed(&names.join(", "))).collect();
     for (number, list) in runs.iter().enumerate() {
         let mut generate = body(&format!("generate-{number}"));

@@ -8,6 +8,7 @@ mod ip_adapters;
 mod pack;
 mod places;
 mod sdxl;
+mod segmenters;
 mod upscalers;
 
 use std::collections::BTreeMap;

@@ -11,6 +11,7 @@ mod ip_adapters;
 mod lifecycle;
 mod oversized;
 pub(crate) mod runtime_api;
+mod segmenters;
 mod upscalers;
 
 use std::collections::BTreeMap;

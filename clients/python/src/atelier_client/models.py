@@ -191,6 +191,36 @@ class TryOnConfig(BaseModel):
     prompt: Annotated[str | None, Field(max_length=2000)] = None
 
 
+Class = TypeAliasType("Class", Annotated[str, Field(max_length=64, min_length=1)])
+
+
+class AutoMask(BaseModel):
+    """
+    In place of a mask: the clothes are found in the person's image, and everything else stays bit for bit.
+    """
+
+    model_config = ConfigDict(
+        extra='forbid',
+        populate_by_name=True,
+    )
+    garment: Literal['upper', 'lower', 'full', 'shoes'] | None = None
+    """
+    What the garments are worn on: clothes there may be changed. Without it: full, which is upper and lower.
+    """
+    limbs: bool | None = None
+    """
+    Bare arms of an upper garment, or legs of a lower one, may be changed as well.
+    """
+    classes: Annotated[list[Class] | None, Field(max_length=32, min_length=1)] = None
+    """
+    In place of garment and limbs: classes of the model's segmenter (mask_classes of GET /models). Case, spaces, - and _ do not count.
+    """
+    dilate_px: Annotated[int | None, Field(ge=0, le=256)] = None
+    """
+    By how many pixels of the result the mask is wider than what was found. Without it: a hundredth of the shorter side.
+    """
+
+
 class Upscale(BaseModel):
     """
     The images are enlarged after they were generated, by one of the model's upscalers, before they are looked at, marked and signed.
@@ -388,7 +418,7 @@ class ServedModel(BaseModel):
     model_loaded: bool
     modes: list[Literal['fp8', 'lora', 'base']] | None = None
     """
-    Those whose weights are loaded; empty: the model has no modes. Absent, as the next six, for another function that says nothing of itself.
+    Those whose weights are loaded; empty: the model has no modes. Absent, as the next seven, for another function that says nothing of itself.
     """
     loras: bool | None = None
     """
@@ -405,6 +435,10 @@ class ServedModel(BaseModel):
     upscalers: list[Upscaler] | None = None
     """
     What images can be enlarged with; empty: the model has none.
+    """
+    mask_classes: list[str] | None = None
+    """
+    What the model's segmenter finds in a person's image, for auto_mask; empty: the model has none.
     """
     guidance: bool | None = None
     """
@@ -705,6 +739,7 @@ class TryOn(BaseModel):
     """
     White is generated, black is kept.
     """
+    auto_mask: AutoMask | None = None
     prompt: Annotated[str | None, Field(max_length=2000)] = None
     negative_prompt: Annotated[str | None, Field(max_length=2000)] = None
     mode: Literal['fp8', 'lora', 'base'] | None = None

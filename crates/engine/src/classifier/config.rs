@@ -1,12 +1,13 @@
 //! What a classifier's `config.json` says: what it is, its labels, and the sizes of its vision transformer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use crate::EngineError;
 use crate::json_config::{Fixed, read};
+use crate::labels::labels;
 use crate::sd::vision::config::{Defaults, VisionConfig, WrittenVision};
 
 const VIT: &str = "ViTForImageClassification";
@@ -82,30 +83,4 @@ impl ClassifierConfig {
         }
         Err(wrong(format!("architectures is {architectures:?}; an image classifier is [\"{VIT}\"] or [\"{SAFETY_CHECKER}\"]")))
     }
-}
-
-/// The labels in the order of the scores. transformers calls them `LABEL_0` and `LABEL_1` where a file names none.
-fn labels(named: Option<BTreeMap<String, String>>, count: Option<usize>) -> Result<Vec<String>, String> {
-    let labels = match named {
-        None => (0..count.unwrap_or(2)).map(|index| format!("LABEL_{index}")).collect(),
-        Some(named) => in_order(&named)?,
-    };
-    if labels.len() < 2 {
-        return Err(format!("has {} labels; scores that add up to 1 need 2 or more", labels.len()));
-    }
-    if let Some(count) = count.filter(|count| *count != labels.len()) {
-        return Err(format!("num_labels is {count}, but id2label has {}", labels.len()));
-    }
-    if labels.iter().collect::<BTreeSet<_>>().len() != labels.len() {
-        return Err(format!("id2label has one label twice: {}", labels.join(", ")));
-    }
-    Ok(labels)
-}
-
-fn in_order(named: &BTreeMap<String, String>) -> Result<Vec<String>, String> {
-    let labels: Option<Vec<String>> = (0..named.len()).map(|index| named.get(&index.to_string()).cloned()).collect();
-    labels.ok_or_else(|| {
-        let keys: Vec<&str> = named.keys().map(String::as_str).collect();
-        format!("id2label has the keys {}; they must be 0 to {}", keys.join(", "), named.len().saturating_sub(1))
-    })
 }

@@ -44,7 +44,7 @@ def before_call(context, case, kwargs):
     # Strength and mask belong to an image, and a small strength may leave no step: rules between fields are not in the document.
     if "prompt" in case.body and "person" not in case.body and "images" not in case.body:
         # So are the schedulers that take lists and eta, and the order in a list; the sizes are for models of Stable Diffusion XL, and the
-        # bundled model has no ControlNets, IP-Adapters and upscalers.
+        # bundled model has no ControlNets, IP-Adapters, upscalers and segmenter.
         for name in ("controlnets", "ip_adapters", "timesteps", "sigmas", "eta", "original_size", "crops_coords_top_left", "target_size"):
             case.body.pop(name, None)
         if case.body.get("init_image") is not None:
@@ -56,6 +56,7 @@ def before_call(context, case, kwargs):
         else:
             case.body["strength"] = 1
     case.body.pop("upscale", None)
+    case.body.pop("auto_mask", None)
     # The embedded S3 server keeps an object's key in the name of a file, which ends at 255 bytes.
     if len(case.body["job_id"]) > 100:
         case.body["job_id"] = case.body["job_id"][:100]

@@ -1,4 +1,4 @@
-//! Makes a model's pixels out of images of any size, as transformers' `ViTImageProcessor` and `CLIPImageProcessor` do with Pillow.
+//! Makes a model's pixels out of images of any size, as transformers' image processors of ViT, CLIP and Segformer do with Pillow.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::json_config::{Fixed, read};
 use crate::resample::{Filter, resize_part};
 use crate::sd::config::Sides;
 
-/// What neither processor does by itself.
+/// What none of the processors does by itself.
 const FIXED: Fixed = &[("do_pad", &["null", "false"])];
 
 /// What is done with an image, in this order.
@@ -83,11 +83,12 @@ enum Channels {
     All(f32),
 }
 
-/// transformers' two processors, by what they mean by a missing key.
+/// transformers' processors, by what they mean by a missing key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Vit,
     Clip,
+    Segformer,
 }
 
 impl Preprocessor {
@@ -97,17 +98,27 @@ impl Preprocessor {
     /// # Errors
     /// [`EngineError::Checkpoint`] with what is missing in it or not supported, and what would be.
     pub(crate) fn read(path: &Path, default_kind: Kind, image: [usize; 2]) -> Result<Self, EngineError> {
+        let (preprocessor, [height, width]) = Self::of_any_size(path, default_kind)?;
+        if [height, width].map(|side| side as usize) == image {
+            return Ok(preprocessor);
+        }
+        let problem = format!("makes images {height} high and {width} wide, but image_size in config.json is {image:?}");
+        Err(EngineError::Checkpoint { path: path.to_owned(), problem })
+    }
+
+    /// As [`Self::read`] for a network that takes any size. Returns height and width of every image it makes as well.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) fn of_any_size(path: &Path, default_kind: Kind) -> Result<(Self, [u32; 2]), EngineError> {
         let wrong = |problem: String| EngineError::Checkpoint { path: path.to_owned(), problem };
         let written: Written = read(path, FIXED)?;
         let kind = written.kind(default_kind).map_err(&wrong)?;
         let preprocessor = written.checked(kind).map_err(&wrong)?;
-        match preprocessor.output() {
-            Some(made) if made.map(|side| side as usize) == image => Ok(preprocessor),
-            Some([height, width]) => {
-                Err(wrong(format!("makes images {height} high and {width} wide, but image_size in config.json is {image:?}")))
-            }
-            None => Err(wrong("makes images of several sizes: do_resize to height and width, or do_center_crop".into())),
-        }
+        let Some(made) = preprocessor.output() else {
+            return Err(wrong("makes images of several sizes: do_resize to height and width, or do_center_crop".into()));
+        };
+        Ok((preprocessor, made))
     }
 
     /// transformers' `CLIPImageProcessor(size=side, crop_size=side)`: the middle of an image whose shorter side becomes `side`.
@@ -193,16 +204,26 @@ impl Written {
             Some("CLIPImageProcessor" | "CLIPImageProcessorFast" | "CLIPImageProcessorPil" | "CLIPFeatureExtractor") => {
                 Ok(Kind::Clip)
             }
-            Some(other) => {
-                Err(format!("image_processor_type is {other:?}; supported: \"ViTImageProcessor\", \"CLIPImageProcessor\""))
-            }
+            Some(
+                "SegformerImageProcessor"
+                | "SegformerImageProcessorFast"
+                | "SegformerImageProcessorPil"
+                | "SegformerFeatureExtractor",
+            ) => Ok(Kind::Segformer),
+            Some(other) => Err(format!(
+                "image_processor_type is {other:?}; supported: \"ViTImageProcessor\", \"CLIPImageProcessor\", \"SegformerImageProcessor\""
+            )),
             None => Ok(default_kind),
         }
     }
 
     fn checked(self, kind: Kind) -> Result<Preprocessor, String> {
         let is_clip = kind == Kind::Clip;
-        let default_size = if is_clip { Size::ShortestEdge(224) } else { Size::Exact([224, 224]) };
+        let default_size = match kind {
+            Kind::Vit => Size::Exact([224, 224]),
+            Kind::Clip => Size::ShortestEdge(224),
+            Kind::Segformer => Size::Exact([512, 512]),
+        };
         let size = self.size.map_or(Ok(default_size), |size| size.resized(is_clip))?;
         let filter = match self.resample.unwrap_or(if is_clip { 3 } else { 2 }) {
             1 => Filter::Lanczos,
@@ -215,7 +236,11 @@ impl Written {
             Size::Exact(sides) => sides,
             Size::ShortestEdge(_) => return Err("crop_size must be height and width".into()),
         };
-        let standard = if is_clip { (CLIP_MEAN, CLIP_STD) } else { ([0.5; 3], [0.5; 3]) };
+        let standard = match kind {
+            Kind::Vit => ([0.5; 3], [0.5; 3]),
+            Kind::Clip => (CLIP_MEAN, CLIP_STD),
+            Kind::Segformer => (IMAGENET_MEAN, IMAGENET_STD),
+        };
         let mean = self.image_mean.map_or(standard.0, Channels::each);
         let deviation = self.image_std.map_or(standard.1, Channels::each);
         if deviation.iter().any(|deviation| *deviation <= 0.0) {
@@ -233,6 +258,9 @@ impl Written {
     }
 }
 
+/// transformers' `IMAGENET_DEFAULT_MEAN` and `IMAGENET_DEFAULT_STD`.
+const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// transformers' `OPENAI_CLIP_MEAN` and `OPENAI_CLIP_STD`.
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];

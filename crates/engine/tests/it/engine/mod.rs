@@ -16,6 +16,7 @@ mod memory;
 mod packed;
 mod properties;
 mod sdxl;
+mod segmenters;
 mod tokenizers;
 mod upscalers;
 mod watching;

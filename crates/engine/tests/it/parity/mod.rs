@@ -21,6 +21,7 @@ mod samplers;
 mod schedules;
 pub(crate) mod sdxl;
 pub(crate) mod sdxl_adapters;
+pub(crate) mod segmenter;
 pub(crate) mod stages;
 mod starts;
 mod step_cache;

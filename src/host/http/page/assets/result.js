@@ -9,7 +9,7 @@ import { hasEnded } from './follow.js';
 /** The host's word for a job that its content policy does not allow. */
 const BLOCKED = 'content_blocked';
 /** In the order of the steps. */
-const STEPS = ['fetch', 'screen', 'preprocess', 'infer', 'postprocess', 'upscale', 'check', 'watermark', 'encode', 'credentials', 'store', 'notify'];
+const STEPS = ['fetch', 'screen', 'preprocess', 'mask', 'infer', 'postprocess', 'upscale', 'check', 'watermark', 'encode', 'credentials', 'store', 'notify'];
 
 /** What a job's event means to the person who waits. @param {string} name @param {any} job */
 export function inWords(name, job) {
