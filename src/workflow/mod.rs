@@ -15,6 +15,7 @@ mod opening;
 mod png_texts;
 pub mod postprocess;
 pub mod preprocess;
+pub mod previews;
 mod reporting;
 mod request;
 pub mod screening;
@@ -40,6 +41,7 @@ use self::done::log_done;
 use self::encode::{Encode, EncodeStep};
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
+use self::previews::Previews;
 pub use self::reporting::Noted;
 use self::screening::{Check, Screen};
 pub use self::step_name::StepName;
@@ -96,8 +98,14 @@ pub trait Step: Send + Sync {
 /// What is left to do for a job whose encoded images are there and not stored.
 const RESUMED: [StepName; 2] = [StepName::Store, StepName::Notify];
 
-/// Hears of every denoising step of a job; returns at once.
-pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
+/// Follows all jobs.
+#[derive(Clone)]
+pub struct Observer {
+    /// Hears of every denoising step of a job; returns at once.
+    pub step: Arc<dyn Fn(&JobId, Progress) + Send + Sync>,
+    /// None: nobody looks at jobs while they run.
+    pub previews: Option<Arc<Previews>>,
+}
 
 /// What the steps work with.
 pub struct Services {
@@ -179,6 +187,7 @@ impl Workflow {
             notifier,
             observer,
         } = services;
+        let observer = Observer { previews: observer.previews.filter(|_| previews::may_be_shown(names, &gate)), ..observer };
         let steps = names.iter().map(|name| -> Box<dyn Step> {
             match name {
                 StepName::Fetch => Box::new(fetch::Fetch { store: store.clone() }),
