@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use crate::config::{Config, Environment};
 use crate::start;
 use crate::start::command::input;
+use crate::workflow::Observer;
 use crate::workflow::control::{Control, Shutdown};
 
 #[derive(clap::Args)]
@@ -29,7 +30,7 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
     let mut config = Config::load(config, environment)?;
     // Standard output is the reply's alone.
     config.metrics.emf = false;
-    let handler = start::handler(&config, environment, Arc::new(|_, _| ())).await?;
+    let handler = start::handler(&config, environment, Observer { step: Arc::new(|_, _| ()), previews: None }).await?;
     let (_switch, shutdown) = Shutdown::channel();
     let reply = handler.handle(&event, &Control::unlimited(shutdown)).await?;
     writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(&reply)?)?;

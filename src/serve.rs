@@ -6,15 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use crate::config::{self, Config, Environment};
-use crate::handler::lambda::{self, End, Limits};
+use crate::handler::lambda::{self, End, Host, Limits};
 use crate::handler::line;
+use crate::job::JobId;
 use crate::protocol::report::Report;
 use crate::protocol::{ENGINE_LOST_EXIT_CODE, control};
 use crate::start;
 use crate::telemetry::Telemetry;
 use crate::workflow::Observer;
+use crate::workflow::previews::{PreviewFile, Previews};
 use atelier_engine::Progress;
 
 /// Serves invocations; returns the exit code of the process.
@@ -37,13 +41,8 @@ pub async fn run(path: Option<&Path>, environment: &Environment, telemetry: Opti
         None
     };
     let before = Instant::now();
-    // What the host wants to see of a running job.
-    let observer: Observer = match &host {
-        None => Arc::new(|_, _| ()),
-        Some(_) => Arc::new(|job_id, Progress { step, steps }| {
-            Report::Progress { job_id: job_id.as_str().to_owned(), step, steps }.send();
-        }),
-    };
+    let observer = observer(host.is_some()).context("previews cannot be made")?;
+    let previews = observer.previews.clone();
     let started = async {
         let config = Config::load(path, environment)?;
         let handler = start::handler(&config, environment, observer).await?;
@@ -70,7 +69,10 @@ pub async fn run(path: Option<&Path>, environment: &Environment, telemetry: Opti
         deadline_margin: Duration::from_millis(config.runtime.deadline_margin_ms),
         shutdown_grace: Duration::from_millis(config.runtime.shutdown_grace_ms),
     };
-    match lambda::serve(handler, limits, host, telemetry).await.map_err(anyhow::Error::from_boxed)? {
+    match lambda::serve(handler, limits, host.map(|commands| Host { commands, previews }), telemetry)
+        .await
+        .map_err(anyhow::Error::from_boxed)?
+    {
         End::Asked => Ok(ExitCode::SUCCESS),
         End::CannotSign => {
             tracing::error!("images can be signed no more; this process ends, and the next one says at start what is wrong");
@@ -81,6 +83,21 @@ pub async fn run(path: Option<&Path>, environment: &Environment, telemetry: Opti
             Ok(ExitCode::from(ENGINE_LOST_EXIT_CODE))
         }
     }
+}
+
+/// What the host wants to see of a running job.
+fn observer(has_host: bool) -> std::io::Result<Observer> {
+    if !has_host {
+        return Ok(Observer { step: Arc::new(|_, _| ()), previews: None });
+    }
+    let step = |job_id: &JobId, Progress { step, steps }: Progress| {
+        Report::Progress { job_id: job_id.as_str().to_owned(), step, steps }.send();
+    };
+    let previews = Previews::start(|PreviewFile { job_id, step, steps, width_px, height_px, jpeg }| {
+        let image = STANDARD.encode(jpeg);
+        Report::Preview { job_id: job_id.to_string(), step, steps, width: width_px, height: height_px, image }.send();
+    })?;
+    Ok(Observer { step: Arc::new(step), previews: Some(Arc::new(previews)) })
 }
 
 /// The host reads the reason there; the log has it all the same.

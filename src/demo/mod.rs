@@ -84,7 +84,7 @@ pub async fn run(options: &Options, outside: &Environment) -> anyhow::Result<()>
     }
     let local = local::start(&bucket, options.serve.then_some(SERVED_PORT), outside).await?;
     let generator = Arc::clone(&screen);
-    let observer: Observer = Arc::new(move |job, now| generator.progress(job.as_str(), now));
+    let observer = Observer { step: Arc::new(move |job, now| generator.progress(job.as_str(), now)), previews: None };
     let Local { mut config, environment, s3, webhooks, notifications } = local;
     // It makes its own key there, once; no one trusts what it signs.
     let signer = options.out.join("signer");

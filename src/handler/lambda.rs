@@ -19,6 +19,7 @@ use crate::protocol::control::ControlCommand;
 use crate::telemetry::Telemetry;
 use crate::workflow::Spent;
 use crate::workflow::control::{Cancels, Control, NotificationMode, Shutdown};
+use crate::workflow::previews::Previews;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -57,6 +58,12 @@ impl From<Spent> for End {
     }
 }
 
+/// What a host says, and what it wants to see.
+pub struct Host {
+    pub commands: ControlCommands,
+    pub previews: Option<Arc<Previews>>,
+}
+
 /// Serves invocations until SIGTERM, or until `host`, where there is one, is gone. Whatever is running then is finished within
 /// the grace or handed back, its reply is posted, and only then does this return. Needs no Extensions API: hosts exist that
 /// have none.
@@ -66,7 +73,7 @@ impl From<Spent> for End {
 pub async fn serve(
     handler: Handler,
     limits: Limits,
-    host: Option<ControlCommands>,
+    host: Option<Host>,
     telemetry: Option<Telemetry>,
 ) -> Result<End, BoxError> {
     let (switch, shutdown) = Shutdown::channel();
@@ -81,10 +88,12 @@ pub async fn serve(
     let function = {
         let handler = Arc::new(Mutex::new(handler));
         let cancels = Arc::clone(&cancels);
+        let previews = host.as_ref().and_then(|host| host.previews.clone());
         let ending = Arc::new(ending);
         service_fn(move |event: LambdaEvent<Box<RawValue>>| {
             let handler = handler.clone();
             let cancels = cancels.clone();
+            let previews = previews.clone();
             let ending = ending.clone();
             let control = Control::new(event.context.deadline, limits.deadline_margin, shutdown.clone())
                 .cancellable(cancelled.clone())
@@ -93,6 +102,9 @@ pub async fn serve(
                 let handler = handler.lock().await;
                 let reply = handler.handle(&event.payload, &control).await;
                 cancels.forget();
+                if let Some(previews) = previews {
+                    previews.forget();
+                }
                 ending.send_replace(handler.spent());
                 reply
             }
@@ -122,10 +134,17 @@ pub async fn serve(
 }
 
 /// Obeys the host for as long as there is one; never resolves where there was none.
-async fn obey(host: Option<ControlCommands>, cancels: Arc<Cancels>) {
-    let Some(mut orders) = host else { return std::future::pending().await };
-    while let Some(ControlCommand::Cancel(job_id)) = orders.recv().await {
-        cancels.cancel(&job_id);
+async fn obey(host: Option<Host>, cancels: Arc<Cancels>) {
+    let Some(Host { mut commands, previews }) = host else { return std::future::pending().await };
+    while let Some(command) = commands.recv().await {
+        match command {
+            ControlCommand::Cancel(job_id) => cancels.cancel(&job_id),
+            ControlCommand::Preview { job_id, is_wanted } => {
+                if let Some(previews) = &previews {
+                    previews.want(&job_id, is_wanted);
+                }
+            }
+        }
     }
     tracing::warn!("the host is gone");
 }

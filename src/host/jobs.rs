@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use self::registry::{Changing, JobRegistry};
 pub use self::status::{JobStatus, State};
 use super::acceptance::NotAccepted;
+use super::previews::Previews;
 use super::sending::{SendResult, SendWatch};
 use crate::clock::later;
 use crate::job::Job;
@@ -54,6 +55,7 @@ pub struct Jobs {
     registry: Mutex<JobRegistry>,
     /// Sees a new value when anything in the registry may have changed.
     changes: watch::Sender<()>,
+    pub previews: Arc<Previews>,
 }
 
 /// An `/infer` caller's hold on a job id; dropping it lets go.

@@ -1,4 +1,4 @@
-//! The host's word to a running handler: `cancel JOB_ID`, a line each, on standard input.
+//! The host's word to a running handler: `cancel JOB_ID`, `preview JOB_ID` and `no-preview JOB_ID`, a line each, on standard input.
 //!
 //! `ATELIER_CONTROL=stdio` announces it and `ATELIER_PROTOCOL` names the version. The end of the input is the end of the host.
 
@@ -11,12 +11,16 @@ const CONTROL: &str = "ATELIER_CONTROL";
 const PROTOCOL: &str = "ATELIER_PROTOCOL";
 const STDIO: &str = "stdio";
 const CANCEL: &str = "cancel ";
+const PREVIEW: &str = "preview ";
+const NO_PREVIEW: &str = "no-preview ";
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlCommand {
     /// The job of this id is to stop before its next denoising step.
     Cancel(String),
+    /// Someone looks at the job of this id, or no one any more.
+    Preview { job_id: String, is_wanted: bool },
 }
 
 impl ControlCommand {
@@ -25,14 +29,21 @@ impl ControlCommand {
     pub fn encode(&self) -> String {
         match self {
             Self::Cancel(job_id) => format!("{CANCEL}{job_id}\n"),
+            Self::Preview { job_id, is_wanted: true } => format!("{PREVIEW}{job_id}\n"),
+            Self::Preview { job_id, is_wanted: false } => format!("{NO_PREVIEW}{job_id}\n"),
         }
     }
 
     /// None: a host of another release says what is not known here.
     #[must_use]
     pub fn decode(line: &str) -> Option<Self> {
-        let job_id = JobId::new(line.trim_end().strip_prefix(CANCEL)?).ok()?;
-        Some(Self::Cancel(job_id.to_string()))
+        let line = line.trim_end();
+        let job_id = |prefix: &str| Some(JobId::new(line.strip_prefix(prefix)?).ok()?.to_string());
+        if let Some(job_id) = job_id(CANCEL) {
+            return Some(Self::Cancel(job_id));
+        }
+        let preview = |prefix, is_wanted| Some(Self::Preview { job_id: job_id(prefix)?, is_wanted });
+        preview(PREVIEW, true).or_else(|| preview(NO_PREVIEW, false))
     }
 }
 
@@ -77,7 +88,11 @@ mod tests {
         assert_eq!(cancel.encode(), "cancel job-1\n");
         assert_eq!(ControlCommand::decode(&cancel.encode()), Some(cancel.clone()));
         assert_eq!(ControlCommand::decode("cancel job-1\r\n"), Some(cancel));
-        for other in ["", "cancel", "cancel ", "cancel a/b", "regenerate job-1"] {
+        for is_wanted in [true, false] {
+            let preview = ControlCommand::Preview { job_id: "job-1".into(), is_wanted };
+            assert_eq!(ControlCommand::decode(&preview.encode()), Some(preview));
+        }
+        for other in ["", "preview", "no-preview a/b", "cancel", "cancel ", "cancel a/b", "regenerate job-1"] {
             assert_eq!(ControlCommand::decode(other), None, "{other:?}");
         }
     }

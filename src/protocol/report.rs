@@ -28,6 +28,18 @@ pub enum Report {
     },
     /// A denoising step is done.
     Progress { job_id: String, step: u32, steps: u32 },
+    /// What the first image of a job looks like after a step; said of jobs that [`ControlCommand::Preview`](super::control::ControlCommand::Preview)
+    /// names, at most twice a second.
+    Preview {
+        job_id: String,
+        step: u32,
+        steps: u32,
+        /// Of the preview, in pixels: 128 at most.
+        width: u32,
+        height: u32,
+        /// A JPEG in base64, some 40 kB at most.
+        image: String,
+    },
 }
 
 #[derive(Serialize, Deserialize)]

@@ -1,5 +1,7 @@
 //! Step `infer`: hands the task to the engine's thread and follows it.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tracing::Span;
@@ -50,7 +52,7 @@ impl Step for Infer {
         let Some(batch_slot) = context.batch_slot.take() else {
             return Err(JobError::Internal { problem: "the job has no batch slot at the engine".into() });
         };
-        let observer = self.observer.clone();
+        let observer = Arc::clone(&self.observer.step);
         let job_id = context.job.id.clone();
         let progress = context.progress.reporter();
         progress.report(0);
@@ -63,6 +65,10 @@ impl Step for Infer {
                 follow.report(percent);
             }
         });
+        let watch = match &self.observer.previews {
+            Some(previews) => previews.follow(context.job, watch),
+            None => watch,
+        };
         let _cancel = CancelOnDrop(watch.clone());
         context.watch = Some(watch.clone());
         let (sender, generated) = oneshot::channel();

@@ -16,6 +16,7 @@ mod opening;
 mod png_texts;
 pub mod postprocess;
 pub mod preprocess;
+pub mod previews;
 mod reporting;
 mod request;
 pub mod screening;
@@ -42,6 +43,7 @@ use self::encode::{Encode, EncodeStep};
 use self::mask::MaskStep;
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
+use self::previews::Previews;
 pub use self::reporting::Noted;
 use self::screening::{Check, Screen};
 pub use self::step_name::StepName;
@@ -99,8 +101,14 @@ pub trait Step: Send + Sync {
 /// What is left to do for a job whose encoded images are there and not stored.
 const RESUMED: [StepName; 2] = [StepName::Store, StepName::Notify];
 
-/// Hears of every denoising step of a job; returns at once.
-pub type Observer = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
+/// Follows all jobs.
+#[derive(Clone)]
+pub struct Observer {
+    /// Hears of every denoising step of a job; returns at once.
+    pub step: Arc<dyn Fn(&JobId, Progress) + Send + Sync>,
+    /// None: nobody looks at jobs while they run.
+    pub previews: Option<Arc<Previews>>,
+}
 
 /// What the steps work with.
 pub struct Services {
@@ -184,6 +192,7 @@ impl Workflow {
             notifier,
             observer,
         } = services;
+        let observer = Observer { previews: observer.previews.filter(|_| previews::may_be_shown(names, &gate)), ..observer };
         let steps = names.iter().map(|name| -> Box<dyn Step> {
             match name {
                 StepName::Fetch => Box::new(fetch::Fetch { store: store.clone() }),

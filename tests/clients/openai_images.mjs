@@ -34,6 +34,19 @@ for await (const event of await client.images.generate({ prompt, stream: true, s
 }
 assert.deepEqual(kinds, ['image_generation.completed']);
 
+// The first step of four is seen at once; how many more depends on how long they take.
+const seen = [];
+for await (const event of await client.images.generate({ prompt, stream: true, partial_images: 3, steps: 4 })) seen.push(event);
+const completed = seen.pop();
+assert.equal(completed.type, 'image_generation.completed');
+assert.ok(seen.length >= 1 && seen.length <= 3, `${seen.length} partial images`);
+for (const [index, event] of seen.entries()) {
+  assert.deepEqual([event.type, event.partial_image_index, event.output_format], ['image_generation.partial_image', index, 'jpeg']);
+  assert.equal(event.size, '16x16');
+  const file = Buffer.from(event.b64_json, 'base64');
+  assert.ok(file.subarray(0, 2).toString('hex') === 'ffd8' && file.includes('digitalsourcetype/trainedAlgorithmicMedia'));
+}
+
 await assert.rejects(client.images.generate({ prompt, size: 'large' }), (error) => error.status === 400 && error.param === 'size');
 
 // The only handler is busy with the first: the second is turned away with 429, comes again by itself, and gets its image.

@@ -60,8 +60,8 @@ async fn the_token_is_asked_for_once_and_images_are_made() {
 }
 
 #[tokio::test]
-async fn a_job_is_cancelled_and_found_again_after_a_reload() {
-    let Some(node) = packages_or_skip("the page in Chromium: cancel, reload") else { return };
+async fn a_job_is_seen_while_it_runs_and_cancelled_and_found_again_after_a_reload() {
+    let Some(node) = packages_or_skip("the page in Chromium: preview, cancel, reload") else { return };
     let host = host(2).await;
     for scenario in ["cancel", "reload"] {
         passes(&node, scenario, &host, "").await;

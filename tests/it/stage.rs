@@ -22,7 +22,7 @@ use atelier::workflow::control::{Control, NotificationMode, Shutdown};
 use atelier::workflow::store::ModelOrigin;
 use atelier::workflow::user_step::UserSteps;
 use atelier::workflow::watermark::TextStyle;
-use atelier::workflow::{Services, Workflow};
+use atelier::workflow::{Observer, Services, Workflow};
 use atelier::{notify, outbound, safety, store};
 use atelier_engine::steering::ImagePrompt;
 use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, LoraFile, QueuedRequest, Request};
@@ -281,7 +281,7 @@ impl Stage {
             store,
             held_results,
             notifier: notifier.clone(),
-            observer: Arc::new(|_, _| ()),
+            observer: Observer { step: Arc::new(|_, _| ()), previews: None },
         };
         let handler = Handler {
             workflow: Workflow::new(&configured.steps, services),

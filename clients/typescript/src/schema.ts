@@ -138,7 +138,7 @@ export interface paths {
         };
         /**
          * Follow a job to its end.
-         * @description Server-sent events `sending`, `accepted`, `started`, `step`, `waiting`, `complete`, `failed` and `cancelled`; the data of each is a Job. The stream closes when the job has ended.
+         * @description Server-sent events `sending`, `accepted`, `started`, `step`, `waiting`, `complete`, `failed` and `cancelled`; the data of each is a Job. With `previews=true` also `preview`, without an id and at most twice a second; its data is a Preview. The stream closes when the job has ended.
          */
         get: operations["followJob"];
         put?: never;
@@ -927,6 +927,20 @@ export interface components {
             state: "queued" | "running" | "complete" | "failed" | "cancelled";
             result?: components["schemas"]["Result"];
         } & components["schemas"]["Problem"];
+        /** @description What the first image of a running job looks like so far: the data of the event `preview` of `GET /jobs/{id}/events?previews=true`. */
+        Preview: {
+            job_id: string;
+            /** @description The denoising step that it shows. */
+            step: number;
+            steps: number;
+            /** @description Of the preview, in pixels. */
+            width: number;
+            height: number;
+            /** @constant */
+            content_type: "image/jpeg";
+            /** @description The file in base64. */
+            image: string;
+        };
         /** @description How far a job is: best effort, never repeated, never after its end. */
         WebhookProgress: {
             /** @constant */
@@ -1111,6 +1125,7 @@ export type Accepted = components['schemas']['Accepted'];
 export type AlreadyComplete = components['schemas']['AlreadyComplete'];
 export type Cancelling = components['schemas']['Cancelling'];
 export type AlreadyEnded = components['schemas']['AlreadyEnded'];
+export type Preview = components['schemas']['Preview'];
 export type WebhookProgress = components['schemas']['WebhookProgress'];
 export type WebhookComplete = components['schemas']['WebhookComplete'];
 export type WebhookFailed = components['schemas']['WebhookFailed'];
@@ -1457,7 +1472,10 @@ export interface operations {
     };
     followJob: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Whether to send what the job's first image looks like while it is being made. */
+                previews?: boolean;
+            };
             header?: {
                 /** @description The id of the last event that the caller has: only what is new is sent. */
                 "Last-Event-ID"?: string;

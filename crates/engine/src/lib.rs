@@ -27,6 +27,7 @@ mod original_layers;
 mod original_names;
 pub mod pixels;
 pub mod present;
+pub mod preview;
 pub mod qwen;
 mod recent;
 pub mod resample;
@@ -55,6 +56,7 @@ use std::time::{Duration, Instant};
 
 use image::{GrayImage, RgbImage};
 
+use self::preview::PreviewListener;
 use self::schedule::scheduler::Scheduler;
 use self::steering::{Control, ImagePrompt};
 use self::step_cache::StepCache;
@@ -271,6 +273,7 @@ pub struct Watch {
     cancel: Arc<AtomicBool>,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
     pace: Arc<Mutex<Pace>>,
+    previews: Option<Arc<PreviewListener>>,
 }
 
 /// How a generation went.
@@ -295,7 +298,7 @@ pub struct Progress {
 impl Watch {
     /// `progress` is called on the engine's thread after every denoising step and must return at once.
     pub fn new(progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
-        Self { cancel: Arc::default(), progress: Arc::new(progress), pace: Arc::default() }
+        Self { cancel: Arc::default(), progress: Arc::new(progress), pace: Arc::default(), previews: None }
     }
 
     /// Stops the generation before its next denoising step.

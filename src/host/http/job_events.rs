@@ -3,18 +3,21 @@
 //! - An event is the document of `GET /jobs/{id}`, under the name of what has happened. Its id says which state it was: a caller
 //!   who comes back with `Last-Event-ID` hears what is new, and nothing twice.
 //! - What has passed between two looks is not sent later: the newest state counts.
+//! - With `previews=true` the event `preview` has what its first image looks like so far. It has no id: who comes back gets the newest one.
 //! - The steps of a job are known where it runs. At another host of the same queue it stays `accepted` until its record is there.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::{Stream, stream};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -23,6 +26,7 @@ use super::problem::Problem;
 use super::{Http, KEEP_ALIVE};
 use crate::host::job_service::StatusSnapshot;
 use crate::host::jobs::JobStatus;
+use crate::host::previews::{Looking, Preview};
 use crate::job::JobId;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -31,8 +35,20 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often the bucket is asked for a job that waits, since another host may have brought it to its end.
 const ASK_BUCKET: Duration = Duration::from_secs(5);
 
-pub(super) async fn follow(State(http): State<Arc<Http>>, path: JobPath, headers: HeaderMap) -> Result<Response, Problem> {
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    #[serde(default)]
+    previews: bool,
+}
+
+pub(super) async fn follow(
+    State(http): State<Arc<Http>>,
+    path: JobPath,
+    asked: Result<Query<Asked>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let id = jobs::id_of(path)?;
+    let Query(asked) = asked.map_err(|_| Problem::invalid("previews", "must be true or false"))?;
     // The other half of the connections is for everybody else: probes, and those who hand jobs in.
     if http.job_service.jobs.followers() >= http.settings.max_connections / 2 {
         return Err(Problem::busy("as many follow jobs here as may; ask GET /jobs/{id} instead"));
@@ -41,6 +57,7 @@ pub(super) async fn follow(State(http): State<Arc<Http>>, path: JobPath, headers
     let mut follower = Follower {
         changes: http.job_service.jobs.changes(),
         snapshot: http.job_service.snapshot.clone(),
+        looking: if asked.previews { http.look(&id) } else { None },
         http,
         id,
         sent: last,
@@ -60,6 +77,8 @@ struct Follower {
     id: JobId,
     changes: watch::Receiver<()>,
     snapshot: watch::Receiver<StatusSnapshot>,
+    /// None: the caller does not want to see the job.
+    looking: Option<Looking>,
     /// The id of the last event that the caller has.
     sent: Option<String>,
     has_ended: bool,
@@ -80,11 +99,16 @@ impl Follower {
     async fn next(&mut self) -> Option<Event> {
         while !self.has_ended {
             sleep(PAUSE).await;
+            // Before the steps, of which there may be a new one at every look.
+            if let Some(preview) = self.looking.as_mut().and_then(Looking::take) {
+                return Some(shown(&self.id, &preview));
+            }
             let mut asks_bucket = false;
             while !asks_bucket && self.sent == self.mark() {
                 let can_end_elsewhere = self.sent.as_deref().is_none_or(|sent| sent.contains("queued"));
                 tokio::select! {
                     changed = self.changes.changed() => changed.ok()?,
+                    preview = next_preview(&mut self.looking) => return Some(shown(&self.id, &preview)),
                     () = sleep(ASK_BUCKET), if can_end_elsewhere => asks_bucket = true,
                     // A job that runs may end in time; one that waits goes to another host, where its caller is to ask.
                     draining = self.snapshot.wait_for(|snapshot| snapshot.draining), if can_end_elsewhere => {
@@ -131,6 +155,22 @@ impl Follower {
             .map(|known| jobs::status(self.id.as_str(), Some(known), &Value::Null))
             .map(|document| id(&jobs::placed(&self.http, &self.id, document)))
     }
+}
+
+/// Never resolves for a caller who does not want any.
+async fn next_preview(looking: &mut Option<Looking>) -> Arc<Preview> {
+    match looking {
+        Some(looking) => looking.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn shown(id: &JobId, preview: &Preview) -> Event {
+    let Preview { step, steps, width_px, height_px, image } = preview;
+    let body = json!({
+        "job_id": id, "step": step, "steps": steps, "width": width_px, "height": height_px, "content_type": "image/jpeg", "image": image,
+    });
+    Event::default().event("preview").data(body.to_string())
 }
 
 /// Stays the same over restarts of the host for a job that is complete.

@@ -40,10 +40,11 @@ use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 use self::uploads::Uploads;
 use super::functions::Functions;
 use super::job_service::JobService;
+use super::previews::Looking;
 use crate::events::auth::Auth;
 use crate::events::http::Response;
-use crate::job::Job;
 use crate::job::outcome::JobError;
+use crate::job::{Job, JobId};
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -72,6 +73,8 @@ pub struct Settings {
     pub idle_timeout_ms: u64,
     /// Milliseconds after which a caller is cut off who takes nothing of an answer.
     pub write_timeout_ms: u64,
+    /// Whether callers may look at jobs while they run.
+    pub previews: bool,
     /// Connections at once, at most, and at most half of the open files that the system allows (`ulimit -n`).
     pub max_connections: usize,
 }
@@ -88,6 +91,7 @@ impl Default for Settings {
             head_timeout_ms: 10_000,
             idle_timeout_ms: 75_000,
             write_timeout_ms: 30_000,
+            previews: true,
             max_connections: 1_000,
         }
     }
@@ -120,6 +124,13 @@ pub struct Http {
     pub page: bool,
     /// The function is another one than this binary's own: what it answers is its callers' to read.
     pub passes_through: bool,
+}
+
+impl Http {
+    /// Looks at a job from now on, where callers may.
+    fn look(&self, id: &JobId) -> Option<Looking> {
+        self.settings.previews.then(|| self.job_service.jobs.previews.look(id.as_str()))
+    }
 }
 
 /// What `/version` and `/test` say of the model.

@@ -1,6 +1,7 @@
 //! One invocation of one handler: the event in, the answer out, or how it died over it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -107,6 +108,12 @@ impl Worker {
         let mut caller_waits = true;
         // Callers may repeat a DELETE as often as they like; the handler hears of it once.
         let mut cancelled = HashSet::new();
+        let previews = Arc::clone(&self.dispatcher.jobs().previews);
+        let mut looks = previews.changes();
+        let mut shown = BTreeSet::new();
+        let job_ids = assignment.job_ids();
+        job_ids.iter().for_each(|job_id| previews.begin(job_id));
+        looks.mark_changed();
         let drained = drained(self.phase.clone());
         tokio::pin!(drained);
         let stop = loop {
@@ -122,10 +129,13 @@ impl Worker {
                 Some(job_id) = self.cancels.recv() => if cancelled.insert(job_id.clone()) {
                     process.send(&ControlCommand::Cancel(job_id));
                 },
+                Ok(()) = looks.changed() => {
+                    previews.commands(&job_ids, &mut shown).iter().for_each(|command| process.send(command));
+                }
                 () = caller_gone(assignment), if caller_waits => {
                     caller_waits = false;
-                    for job_id in assignment.job_ids() {
-                        process.send(&ControlCommand::Cancel(job_id));
+                    for job_id in &job_ids {
+                        process.send(&ControlCommand::Cancel(job_id.clone()));
                     }
                 }
             }

@@ -534,6 +534,32 @@ class AlreadyEnded(Problem):
     result: Result | None = None
 
 
+class Preview(BaseModel):
+    """
+    What the first image of a running job looks like so far: the data of the event `preview` of `GET /jobs/{id}/events?previews=true`.
+    """
+
+    model_config = ConfigDict(
+        populate_by_name=True,
+    )
+    job_id: str
+    step: Annotated[int, Field(ge=1)]
+    """
+    The denoising step that it shows.
+    """
+    steps: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1, le=128)]
+    """
+    Of the preview, in pixels.
+    """
+    height: Annotated[int, Field(ge=1, le=128)]
+    content_type: Literal['image/jpeg']
+    image: str
+    """
+    The file in base64.
+    """
+
+
 class WebhookProgress(BaseModel):
     """
     How far a job is: best effort, never repeated, never after its end.

@@ -22,7 +22,7 @@ impl<F: Family> FlowEngine<F> {
         request: &GenerateRequest,
         text: &F::Text,
         grid: Grid,
-        watch: &Watch,
+        (watch, is_banded): (&Watch, bool),
     ) -> Result<Vec<Tensor>, EngineError> {
         let schedule = FlowSchedule::new(&self.checkpoint.schedule, request.steps, grid.tokens());
         let context = self.adapters.current().context(text, grid)?;
@@ -33,14 +33,19 @@ impl<F: Family> FlowEngine<F> {
         for (index, timestep) in schedule.timesteps().into_iter().enumerate() {
             let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
             let waves = self.adapters.current().waves(timestep)?;
-            for (latents, cache) in images.iter_mut().zip(&mut caches) {
+            let done = index as u32 + 1;
+            let wants_preview = watch.wants_preview(done, request.steps);
+            for (place, (latents, cache)) in images.iter_mut().zip(&mut caches).enumerate() {
                 let velocity = match cache {
                     None => self.velocity(latents, &waves, &context)?,
                     Some(cache) => self.cached_velocity(latents, &waves, &context, cache)?,
                 };
-                *latents = (&*latents + (velocity * length)?)?;
+                *latents = (&*latents + (&velocity * length)?)?;
+                if wants_preview && place == 0 {
+                    let image = schedule.predicted_image(index + 1, latents, &velocity);
+                    self.previewer.show(watch, (done, request.steps), image, |latents| self.decode(latents, is_banded));
+                }
             }
-            let done = index as u32 + 1;
             if done == request.steps {
                 // Until here a GPU had only been sent its work: without this its last steps would count as decoding.
                 self.device.synchronize()?;

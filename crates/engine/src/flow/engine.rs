@@ -14,6 +14,7 @@ use crate::graphs::{GraphCounts, Graphs, Kind};
 use crate::json_config::{Fixed, read};
 use crate::kept_encoder::KeptEncoder;
 use crate::original_names::canonical;
+use crate::preview::Previewer;
 use crate::qwen::packing::Grid;
 use crate::schedule::flow::FlowConfig;
 use crate::schedule::scheduler::{Sampler, Scheduler};
@@ -73,6 +74,7 @@ pub struct FlowEngine<F: Family> {
     /// Of steps.
     graphs: Graphs,
     vae: VaeDecoder,
+    pub(super) previewer: Previewer,
     encoder: KeptEncoder<F::Encoder>,
 }
 
@@ -119,7 +121,7 @@ impl<F: Family> FlowEngine<F> {
         let encoder = KeptEncoder::new(encoder, resident, settings.memory_budget);
         let room_bytes = settings.memory_budget.map(|bytes| bytes.saturating_sub(resident));
         let graphs = Graphs::new(settings.graphs, &device, room_bytes);
-        Ok(Self { checkpoint, settings, device, adapters, graphs, vae, encoder })
+        Ok(Self { checkpoint, settings, device, adapters, graphs, vae, previewer: Previewer::default(), encoder })
     }
 
     /// Whether the text encoder stays in memory between jobs.
@@ -247,7 +249,7 @@ impl<F: Family> FlowEngine<F> {
         if watch.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
-        let latents = self.denoise(request, &text, grid, watch)?;
+        let latents = self.denoise(request, &text, grid, (watch, is_banded))?;
         self.develop(request, &text, &latents, is_banded)
     }
 }

@@ -38,6 +38,7 @@ use self::sizes::Areas;
 use self::transformer::Transformer;
 use self::vae::Autoencoder;
 use super::graphs::{Graphs, module_number};
+use super::preview::Previewer;
 use super::recent::Recent;
 use super::weights::Weights;
 use super::{EngineError, LoraFile};
@@ -82,6 +83,7 @@ pub struct QwenImage {
     graphs: Arc<Graphs>,
     conditionings: ConditioningCache,
     vae: Arc<Autoencoder>,
+    previewer: Previewer,
     /// Nothing where it is another model's.
     vae_bytes: u64,
     references: Recent<Fingerprint, Reference>,
@@ -138,6 +140,7 @@ impl QwenImage {
             graphs,
             conditionings: ConditioningCache::default(),
             vae,
+            previewer: Previewer::default(),
             vae_bytes,
             references: Recent::new(references::KEPT, |_, _| 1),
         })

@@ -143,6 +143,8 @@ impl QwenImage {
         let mut negative_caches = FirstBlockCache::for_each(edit.step_cache, images.len())?;
         for (index, conditioning) in conditionings.iter().enumerate() {
             let length = f64::from(schedule.sigmas[index + 1]) - f64::from(schedule.sigmas[index]);
+            let done = index as u32 + 1;
+            let wants_preview = watch.wants_preview(done, edit.steps);
             for (place, latents) in images.iter_mut().enumerate() {
                 let mut tokens = vec![latents.clone()];
                 tokens.extend(references.iter().map(|reference| reference.tokens.clone()));
@@ -152,13 +154,18 @@ impl QwenImage {
                     let negative = self.velocity(&tokens, negative, output, conditioning, negative_caches[place].as_mut())?;
                     velocity = guided(&velocity, &negative, edit.guidance_scale)?;
                 }
-                *latents = (&*latents + (velocity * length)?)?;
+                *latents = (&*latents + (&velocity * length)?)?;
+                if wants_preview && place == 0 {
+                    let image = schedule.predicted_image(index + 1, latents, &velocity);
+                    let image = image.and_then(|tokens| unpack(&tokens, output));
+                    self.previewer.show(watch, (done, edit.steps), image, |latents| Ok(self.vae.decode(latents)?));
+                }
             }
             if index + 1 == conditionings.len() {
                 // Until here a GPU had only been sent its work: without this its last steps would count as decoding.
                 self.device.synchronize()?;
             }
-            watch.step_done(index as u32 + 1, edit.steps)?;
+            watch.step_done(done, edit.steps)?;
         }
         Ok(images)
     }

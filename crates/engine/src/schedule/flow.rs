@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use candle_core::Tensor;
 use serde::Deserialize;
 
 use crate::EngineError;
@@ -109,6 +110,14 @@ impl FlowSchedule {
         }
         sigmas.push(0.0);
         Self { sigmas, train_timesteps: config.num_train_timesteps as f32 }
+    }
+
+    /// The image without noise that a model predicts with `velocity`, of `latents` at the noise level of place `index`; both of one shape, f32.
+    ///
+    /// # Errors
+    /// When the shapes differ, or there is no memory.
+    pub fn predicted_image(&self, index: usize, latents: &Tensor, velocity: &Tensor) -> candle_core::Result<Tensor> {
+        latents - (velocity * f64::from(self.sigmas[index]))?
     }
 
     /// What the model gets at each step: 0 to `num_train_timesteps`.

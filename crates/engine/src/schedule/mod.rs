@@ -29,10 +29,12 @@ mod tcd;
 mod training;
 mod unipc;
 
-use self::config::{ScheduleConfig, TimestepSpacing};
+use candle_core::Tensor;
+
+use self::config::{PredictionType, ScheduleConfig, TimestepSpacing};
 use self::scheduler::{Sampler, Scheduler};
 use self::spacing::Spacing;
-use self::step::Step;
+use self::step::{Denoised, Step};
 use self::training::TrainingSchedule;
 
 /// All steps of one generation, from noise to image.
@@ -142,6 +144,26 @@ impl Schedule {
         // Tables that end without signal have no finite ratio there: it is all noise.
         let noise = if ratio.is_infinite() { 1.0 } else { ratio * signal };
         (signal, noise)
+    }
+
+    /// The image without noise that a model predicts before step `index`, of `latents` and its `output` there; all (B, C, H, W), f32.
+    ///
+    /// # Errors
+    /// When the shapes differ, or there is no memory.
+    pub fn predicted_image(
+        &self,
+        index: usize,
+        prediction: PredictionType,
+        latents: &Tensor,
+        output: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        let (signal, noise) = self.mixture(index);
+        let image = if self.under_noise {
+            Denoised::image_under(prediction, noise)
+        } else {
+            Denoised::image(prediction, signal, noise)
+        };
+        (latents * image.latents)? + (output * image.output)?
     }
 
     fn of_unit_variance(sigmas: Vec<f64>, steps: Vec<Step>) -> Self {

@@ -25,6 +25,7 @@ mod nets;
 pub mod pack;
 mod pipeline;
 mod prediction;
+mod preview;
 mod prompt_encoder;
 mod resnet;
 pub mod settings;
@@ -63,6 +64,7 @@ use super::adapters::Adapters;
 use super::graphs::{GraphCounts, Graphs};
 use super::loading::Loading;
 use super::original_names::Layout;
+use super::preview::Previewer;
 use super::single_file::SingleFile;
 use super::weights::Weights;
 use super::{EngineError, LoraFile};
@@ -86,6 +88,7 @@ pub struct StableDiffusion {
     /// Of denoising steps.
     graphs: Graphs,
     vae: VaeDecoder,
+    previewer: Previewer,
     /// Whether the VAE computes in f32 though the weights are f16, in which it is known to overflow.
     upcasts_vae: bool,
     /// Where the checkpoint has one.
@@ -181,6 +184,7 @@ impl StableDiffusion {
                 settings.memory_budget.map(|bytes| bytes.saturating_sub(resident_bytes)),
             ),
             vae,
+            previewer: Previewer::default(),
             upcasts_vae,
             vae_encoder,
             controlnets,

@@ -60,6 +60,7 @@ impl StableDiffusion {
             let deep = is_shallow.then_some(&*latent_batch.deep);
             let Seen { output, deep } = predictor.predict(&latent_batch.input(step.input_scale)?, index, deep)?;
             latent_batch.deep = deep;
+            self.preview(latent_batch, &output, (schedule, index), watches, tiling);
             last_predictor = Some(predictor);
             let fresh = if step.next.noise == 0.0 { None } else { Some(latent_batch.noise.draw(&self.device)?) };
             let stepped = step.advance(&latent_batch.latents, &output, &latent_batch.history, fresh.as_ref())?;

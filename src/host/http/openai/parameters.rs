@@ -41,7 +41,7 @@ const EXTENSIONS: [&str; 26] = [
     "upscale",
     "watermark",
 ];
-const MAX_PARTIAL_IMAGES: u64 = 3;
+const MAX_PARTIAL_IMAGES: u32 = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Endpoint {
@@ -55,6 +55,14 @@ impl Endpoint {
         match self {
             Self::Generations => "image_generation.completed",
             Self::Edits => "image_edit.completed",
+        }
+    }
+
+    /// The event that brings an image while it is being made.
+    pub(super) fn partial_image(self) -> &'static str {
+        match self {
+            Self::Generations => "image_generation.partial_image",
+            Self::Edits => "image_edit.partial_image",
         }
     }
 }
@@ -122,6 +130,8 @@ pub(super) struct Wanted {
     pub(super) endpoint: Endpoint,
     pub(super) image: ImageForm,
     pub(super) stream: bool,
+    /// Of a stream: previews that are sent at most.
+    pub(super) partial_images: u32,
     pub(super) quality: Quality,
     pub(super) output_format: String,
 }
@@ -207,16 +217,18 @@ fn wanted(endpoint: Endpoint, given: &mut Map<String, Value>) -> Result<Wanted, 
         Some(Value::Bool(stream)) => stream,
         Some(other) => return Err(one_of("stream", "true or false", &other)),
     };
-    if let Some(count) = given.remove("partial_images")
-        && count.as_u64().is_none_or(|count| count > MAX_PARTIAL_IMAGES)
-    {
-        return Err(one_of("partial_images", "a number from 0 to 3", &count));
-    }
+    let partial_images = match given.remove("partial_images") {
+        None => 0,
+        Some(given) => {
+            let count = given.as_u64().and_then(|count| u32::try_from(count).ok()).filter(|count| *count <= MAX_PARTIAL_IMAGES);
+            count.ok_or_else(|| one_of("partial_images", "a number from 0 to 3", &given))?
+        }
+    };
     if let Some(background) = given.remove("background").filter(|background| *background == "transparent") {
         return Err(one_of("background", "auto or opaque: this model makes opaque images", &background));
     }
     let quality = Quality::read(given.remove("quality"))?;
-    Ok(Wanted { endpoint, image, stream, quality, output_format })
+    Ok(Wanted { endpoint, image, stream, partial_images, quality, output_format })
 }
 
 /// A repetition with the same `Idempotency-Key` is the same job, at every host of the bucket.

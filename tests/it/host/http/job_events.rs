@@ -1,14 +1,18 @@
 //! Jobs followed as server-sent events.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use atelier::host::job_service::StatusSnapshot;
 use atelier::host::jobs::State;
+use atelier::host::previews::Preview;
+use atelier::protocol::control::ControlCommand;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{Front, assert_problem, generate, idle, job_of};
+use crate::host::eventually;
 use crate::servers::DEADLINE;
 
 const PATH: &str = "/jobs/job-1/events";
@@ -21,7 +25,11 @@ struct Events {
 
 impl Events {
     async fn open(front: &Front, last: Option<&str>) -> Self {
-        let request = front.request(Method::GET, PATH);
+        Self::open_at(front, PATH, last).await
+    }
+
+    async fn open_at(front: &Front, path: &str, last: Option<&str>) -> Self {
+        let request = front.request(Method::GET, path);
         let request = match last {
             Some(last) => request.header("last-event-id", last),
             None => request,
@@ -194,4 +202,67 @@ async fn many_who_follow_cost_little_and_leave_nothing() {
     })
     .await
     .expect("nobody follows any more");
+}
+
+fn preview(step: u32) -> Preview {
+    Preview { step, steps: 20, width_px: 16, height_px: 16, image: "/9j/".to_owned() }
+}
+
+/// What its handler is told of the job, `asked` being what it was told before.
+fn told(front: &Front, asked: &mut BTreeSet<String>) -> Vec<ControlCommand> {
+    front.jobs.previews.commands(&["job-1".to_owned()], asked)
+}
+
+#[tokio::test]
+async fn whoever_wants_previews_gets_them_next_to_the_steps_and_no_one_else_does() {
+    const LOOKING: &str = "/jobs/job-1/events?previews=true";
+    let command = |is_wanted| vec![ControlCommand::Preview { job_id: "job-1".to_owned(), is_wanted }];
+    let front = Front::open().await;
+    let mut asked = BTreeSet::new();
+    front.post("/generate", &generate("job-1")).await;
+    front.jobs.start(&job_of(&generate("job-1")), 1);
+    let mut blind = Events::open(&front, None).await;
+    blind.expect("started", "attempt", json!(1)).await;
+    assert_eq!(told(&front, &mut asked), [], "nobody looks: its handler is asked for nothing");
+    let mut events = Events::open_at(&front, LOOKING, None).await;
+    events.expect("started", "attempt", json!(1)).await;
+    assert_eq!(told(&front, &mut asked), command(true));
+    front.jobs.previews.show("job-1", preview(3));
+    let expected = json!({
+        "job_id": "job-1", "step": 3, "steps": 20, "width": 16, "height": 16, "content_type": "image/jpeg", "image": "/9j/",
+    });
+    let (id, name, document) = events.next().await.expect("a preview");
+    assert_eq!(
+        (id.as_str(), name.as_str(), document),
+        ("", "preview", expected),
+        "an id would be what the caller comes back with"
+    );
+    front.jobs.progress("job-1", 4, 20);
+    let fourth = events.expect("step", "step", json!(4)).await;
+    blind.expect("step", "step", json!(4)).await;
+    // Who comes late, or comes back, sees the newest one.
+    let mut again = Events::open_at(&front, LOOKING, Some(&fourth)).await;
+    again.expect("preview", "step", json!(3)).await;
+    front.jobs.end("job-1", State::Failed, Some(json!({ "code": "cancelled", "message": "as asked" })));
+    for events in [&mut events, &mut again, &mut blind] {
+        events.expect("failed", "state", json!("failed")).await;
+        assert!(events.next().await.is_none());
+    }
+    eventually("no one looks any more", || told(&front, &mut asked) == command(false)).await.unwrap();
+    let (status, body) = front.get("/jobs/job-1/events?previews=perhaps").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_problem(&body, "invalid_request", Some("previews"), "true or false");
+}
+
+#[tokio::test]
+async fn a_host_may_keep_previews_from_everyone() {
+    let front = Front::open_with(|http| http.settings.previews = false).await;
+    front.post("/generate", &generate("job-1")).await;
+    front.jobs.start(&job_of(&generate("job-1")), 1);
+    let mut events = Events::open_at(&front, "/jobs/job-1/events?previews=true", None).await;
+    events.expect("started", "attempt", json!(1)).await;
+    assert_eq!(told(&front, &mut BTreeSet::new()), []);
+    front.jobs.previews.show("job-1", preview(3));
+    front.jobs.progress("job-1", 4, 20);
+    events.expect("step", "step", json!(4)).await;
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use atelier::host::http::{Http, ModelInfo};
 use atelier::host::job_service::{Direct, Ending, Model, ModelStatus};
+use atelier::host::previews::Preview;
 use atelier::job::Job;
 use atelier::job::request::Defaults;
 use atelier::job::request::catalogue::{Catalogue, Served};
@@ -307,6 +308,37 @@ async fn a_stream_ends_with_the_image() {
     let (_, response) = run(&mut front, form.send(request)).await;
     let [(name, _)] = events(&response.text().await.unwrap()).try_into().unwrap();
     assert_eq!(name, "image_edit.completed");
+}
+
+#[tokio::test]
+async fn a_stream_with_partial_images_shows_them_while_the_job_runs() {
+    let mut front = Front::open().await;
+    let body = json!({ "prompt": "a mug", "stream": true, "partial_images": 2 });
+    let waiting = tokio::spawn(front.request(Method::POST, GENERATIONS).json(&body).send());
+    let direct = next(&mut front).await;
+    let mut response = waiting.await.unwrap().unwrap();
+    let id = response.headers()["x-job-id"].to_str().unwrap().to_owned();
+    let mut text = String::new();
+    // Of twenty steps a third and two thirds; what comes in between, and behind the last, is not sent.
+    for (step, sent) in [(1, 0), (7, 1), (8, 1), (15, 2), (19, 2)] {
+        let preview = Preview { step, steps: 20, width_px: 64, height_px: 48, image: format!("preview {step}") };
+        front.jobs.previews.show(&id, preview);
+        while events(&text).len() < sent {
+            text.push_str(str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
+        }
+    }
+    direct.answer.send(Ending::Crashed("signal 9".into())).unwrap();
+    text.push_str(&response.text().await.unwrap());
+    let [(first, one), (second, other), (last, _)] = events(&text).try_into().unwrap();
+    assert_eq!([first.as_str(), &second, &last], ["image_generation.partial_image", "image_generation.partial_image", "error"]);
+    assert_eq!([&one["b64_json"], &other["b64_json"]], ["preview 7", "preview 15"]);
+    assert_eq!([&one["partial_image_index"], &other["partial_image_index"]], [0, 1]);
+    let described =
+        json!({ "type": first, "size": "64x48", "output_format": "jpeg", "background": "opaque", "quality": "auto" });
+    for (name, value) in described.as_object().unwrap() {
+        assert_eq!(one[name], *value, "{name}");
+    }
+    assert!(one["created_at"].is_u64());
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use atelier_engine::{Engine, EngineError, Progress, Watch};
+use atelier_engine::preview::Preview;
+use atelier_engine::{Engine, EngineError, GenerateRequest, Progress, QueuedRequest, Request, Watch};
 
 use super::{STEPS, engine, fixtures, generate, lora, request};
 
@@ -66,4 +67,29 @@ fn a_seed_generates_the_same_image_whatever_its_neighbours() {
     let same = images.iter().find(|image| image.seed == 7).expect("seeds 5, 6 and 7");
     let largest = alone[0].rgb.iter().zip(&same.rgb).map(|(alone, beside)| alone.abs_diff(*beside)).max();
     assert!(largest <= Some(1), "{largest:?}");
+}
+
+#[test]
+fn whoever_looks_on_changes_no_image_and_each_request_has_its_own_previews() {
+    let mut engine = engine();
+    let sea = || GenerateRequest { prompt: "the sea".into(), seeds: vec![3, 4], ..request(vec![]) };
+    let plain = |request: GenerateRequest| QueuedRequest { request: Request::Generate(request), watch: Watch::new(|_| ()) };
+    let expected = engine.generate_together(&[plain(request(vec![])), plain(sea())]).expect("generates");
+    let seen: Arc<Mutex<Vec<(u8, Preview)>>> = Arc::default();
+    let watched = |place: u8, wanted: bool, request: GenerateRequest| {
+        let log = Arc::clone(&seen);
+        let show = move |preview| log.lock().expect("a lock").push((place, preview));
+        QueuedRequest { request: Request::Generate(request), watch: Watch::new(|_| ()).with_previews(move || wanted, show) }
+    };
+    let unseen = engine.generate_together(&[watched(0, false, request(vec![])), watched(1, false, sea())]).expect("generates");
+    assert_eq!(seen.lock().expect("a lock").len(), 0, "nobody wanted one");
+    let looked = engine.generate_together(&[watched(0, true, request(vec![])), watched(1, true, sea())]).expect("generates");
+    for (expected, generated) in expected.iter().zip(unseen.iter().chain(&looked)).chain(expected.iter().zip(&looked)) {
+        assert_eq!(expected.as_ref().expect("images"), generated.as_ref().expect("images"));
+    }
+    let seen = seen.lock().expect("a lock");
+    let [(0, one), (1, other)] = seen.as_slice() else { panic!("one preview each in so short a time: {seen:?}") };
+    assert_eq!([(one.step, one.steps), (other.step, other.steps)], [(1, STEPS); 2]);
+    assert_eq!((one.width_px, one.height_px, one.rgb.len()), (8, 8, 192), "a pixel a latent");
+    assert_ne!(one.rgb, other.rgb);
 }

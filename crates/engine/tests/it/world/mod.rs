@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "the figures are what a reader of `--nocapture` came for")]
 
 mod measure;
+mod previews;
 mod tryon;
 
 use std::fs;

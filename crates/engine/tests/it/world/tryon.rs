@@ -35,9 +35,9 @@ struct Worn {
 }
 
 /// A sheet of `tests/oracle/tiny_edit.py`: images side by side.
-struct Example {
-    person: RgbImage,
-    garment: RgbImage,
+pub(super) struct Example {
+    pub(super) person: RgbImage,
+    pub(super) garment: RgbImage,
     /// Where the garment will be.
     inside: Vec<bool>,
     /// The person in the garment with each of [`PATTERNS`].
@@ -48,7 +48,7 @@ fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-edit")
 }
 
-fn example(number: usize) -> Example {
+pub(super) fn example(number: usize) -> Example {
     let sheet = image::open(directory().join(format!("example-{number:02}.png"))).unwrap().into_rgb8();
     let part = |place: u32| crop_imm(&sheet, place * WIDTH_PX, 0, WIDTH_PX, sheet.height()).to_image();
     Example {

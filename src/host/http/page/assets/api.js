@@ -107,13 +107,13 @@ export async function text(path) {
 }
 
 /**
- * The events of a job from the one after `last` on; ends when the host closes the stream.
+ * The events of a job from the one after `last` on, with previews, which have no id; ends when the host closes the stream.
  * @param {string} id @param {string|null} last @param {AbortSignal} signal
  * @returns {AsyncGenerator<{id: string|null, name: string, job: any}>}
  */
 export async function* events(id, last, signal) {
   const headers = last === null ? {} : { 'last-event-id': last };
-  const response = await request(`/jobs/${encodeURIComponent(id)}/events`, { headers, signal });
+  const response = await request(`/jobs/${encodeURIComponent(id)}/events?previews=true`, { headers, signal });
   // 204: the end was heard before.
   if (!response.body || response.status === 204) return;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

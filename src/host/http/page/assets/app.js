@@ -57,7 +57,7 @@ async function show(id) {
   result.begin(id, asked);
   byId('now').scrollIntoView({ block: 'nearest' });
   try {
-    await follow(id, { event: (name, job) => result.update(name, job), lost: (error) => result.lost(error) }, signal);
+    await follow(id, { event: (name, job) => (name === 'preview' ? result.preview(job) : result.update(name, job)), lost: (error) => result.lost(error) }, signal);
   } catch (error) {
     result.over(error);
   }

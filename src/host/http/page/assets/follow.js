@@ -22,7 +22,7 @@ export async function follow(id, told, signal) {
   while (!signal.aborted) {
     try {
       for await (const event of events(id, last, signal)) {
-        last = event.id;
+        last = event.id ?? last;
         pause = FIRST_PAUSE_MS;
         told.event(event.name, event.job);
         if (hasEnded(event.job.state)) return;

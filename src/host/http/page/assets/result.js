@@ -47,9 +47,10 @@ export class Result {
     this.attempts = el('ul', { className: 'quiet', 'aria-label': 'Attempts that did not end well', hidden: true });
     this.connection = el('p', { className: 'quiet', hidden: true });
     this.cancel = el('button', { type: 'button', onclick: () => this.actions.cancel(id) }, 'Cancel');
+    this.soFar = el('img', { className: 'so-far', alt: '', hidden: true });
     this.body = el('div');
     this.root.replaceChildren(el('p', { className: 'quiet' }, 'Job ', el('code', {}, id)), this.words, this.bar, this.error,
-      this.attempts, this.connection, el('div', { className: 'actions' }, this.cancel), this.body);
+      this.attempts, this.connection, el('div', { className: 'actions' }, this.cancel), this.soFar, this.body);
   }
 
   /** @param {string} name @param {any} job */
@@ -61,6 +62,7 @@ export class Result {
     if (name !== 'step') this.announce(words);
     if (job.step !== null) this.bar.value = (100 * job.step) / job.steps;
     else if (name === 'sending' || name === 'accepted' || name === 'started') this.bar.removeAttribute('value');
+    if (name !== 'step' && name !== 'complete') this.soFar.hidden = true;
     if (name === 'waiting' && job.error) this.attemptFailed(job);
     say(this.error, name === 'failed' && job.error ? new ApiError(0, { error: job.error }).text : '');
     if (!hasEnded(job.state)) return;
@@ -69,6 +71,13 @@ export class Result {
     if (job.result) this.images(job.result).catch((error) => say(this.error, told(error)));
     // Another seed does not make it allowed before anything was generated.
     else this.body.replaceChildren(this.again(job.error?.code !== BLOCKED || !job.error.field));
+  }
+
+  /** What its first image looks like so far. @param {any} preview */
+  preview({ step, steps, content_type, image }) {
+    this.soFar.alt = `Preview after step ${step} of ${steps}`;
+    this.soFar.src = `data:${content_type};base64,${image}`;
+    this.soFar.hidden = false;
   }
 
   /** It stays to be read while the next attempt runs. @param {any} job */
@@ -126,6 +135,7 @@ export class Result {
     };
     this.body.replaceChildren(viewer, files.length > 1 ? el('div', { className: 'smalls' }, ...choices) : '', this.again(), facts);
     show(0);
+    this.soFar.hidden = true;
   }
 
   /** @param {any} file @param {string} address @param {string} model @param {string|undefined} before */
