@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 use crate::config::{Config, Environment};
 use crate::start;
 use crate::start::command::input;
-use crate::workflow::Observer;
 use crate::workflow::control::{Control, Shutdown};
+use crate::workflow::infer::Observer;
 
 #[derive(clap::Args)]
 pub struct Options {

@@ -17,7 +17,7 @@ use crate::protocol::report::Report;
 use crate::protocol::{ENGINE_LOST_EXIT_CODE, control};
 use crate::start;
 use crate::telemetry::Telemetry;
-use crate::workflow::Observer;
+use crate::workflow::infer::Observer;
 use crate::workflow::previews::{PreviewFile, Previews};
 use atelier_engine::Progress;
 

@@ -27,8 +27,8 @@ use crate::content_credentials::development;
 use crate::handler::Handler;
 use crate::job::task::ModelName;
 use crate::start;
-use crate::workflow::Observer;
 use crate::workflow::control::{Control, Shutdown};
+use crate::workflow::infer::Observer;
 use atelier_engine::Image;
 
 /// A function with the sample events for it, as they lie in `events/`: source, file, content.

@@ -35,11 +35,12 @@ use crate::outbound::Outbound;
 use crate::setting::SettingError;
 use crate::store::Store;
 use crate::store::held_results::HeldResults;
+use crate::workflow::infer::Observer;
 use crate::workflow::preprocess::Preprocess;
 use crate::workflow::store::ModelOrigin;
 use crate::workflow::user_step::UserSteps;
 use crate::workflow::watermark::TextStyle;
-use crate::workflow::{Observer, Services, Workflow};
+use crate::workflow::{Services, Workflow};
 use atelier_engine::EngineError;
 
 /// Why the function never got ready.

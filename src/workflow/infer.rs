@@ -7,14 +7,24 @@ use tokio::sync::oneshot;
 use tracing::Span;
 
 use super::context::JobContext;
+use super::previews::Previews;
 use super::request::request;
-use super::{Observer, Step, StepName};
+use super::{Step, StepName};
 use crate::job::capabilities::Capabilities;
 use crate::job::outcome::JobError;
 use crate::job::task::ModelName;
 use crate::job::upscalers::Upscalers;
-use crate::job::{Job, trace};
+use crate::job::{Job, JobId, trace};
 use atelier_engine::{EngineError, Progress, Request, Watch};
+
+/// Follows all jobs.
+#[derive(Clone)]
+pub struct Observer {
+    /// Hears of every denoising step of a job; returns at once.
+    pub step: Arc<dyn Fn(&JobId, Progress) + Send + Sync>,
+    /// None: nobody looks at jobs while they run.
+    pub previews: Option<Arc<Previews>>,
+}
 
 pub struct Infer {
     /// The one model this function serves.

@@ -40,10 +40,10 @@ use self::control::{Control, NotificationMode};
 use self::credentials::CredentialsStep;
 use self::done::log_done;
 use self::encode::{Encode, EncodeStep};
+use self::infer::Observer;
 use self::mask::MaskStep;
 use self::postprocess::{Postprocess, PostprocessStep};
 use self::preprocess::{Preprocess, PreprocessStep};
-use self::previews::Previews;
 pub use self::reporting::Noted;
 use self::screening::{Check, Screen};
 pub use self::step_name::StepName;
@@ -65,7 +65,6 @@ use crate::safety::gate::Gate;
 use crate::store::Store;
 use crate::store::held_results::HeldResults;
 use crate::store::record::LookedUp;
-use atelier_engine::Progress;
 use atelier_engine::thread::{BatchSlot, EngineThread};
 
 /// One step of the workflow.
@@ -100,15 +99,6 @@ pub trait Step: Send + Sync {
 
 /// What is left to do for a job whose encoded images are there and not stored.
 const RESUMED: [StepName; 2] = [StepName::Store, StepName::Notify];
-
-/// Follows all jobs.
-#[derive(Clone)]
-pub struct Observer {
-    /// Hears of every denoising step of a job; returns at once.
-    pub step: Arc<dyn Fn(&JobId, Progress) + Send + Sync>,
-    /// None: nobody looks at jobs while they run.
-    pub previews: Option<Arc<Previews>>,
-}
 
 /// What the steps work with.
 pub struct Services {

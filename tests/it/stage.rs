@@ -19,10 +19,11 @@ use atelier::setting::Secret;
 use atelier::store::Store;
 use atelier::store::held_results::{self, HeldResults};
 use atelier::workflow::control::{Control, NotificationMode, Shutdown};
+use atelier::workflow::infer::Observer;
 use atelier::workflow::store::ModelOrigin;
 use atelier::workflow::user_step::UserSteps;
 use atelier::workflow::watermark::TextStyle;
-use atelier::workflow::{Observer, Services, Workflow};
+use atelier::workflow::{Services, Workflow};
 use atelier::{notify, outbound, safety, store};
 use atelier_engine::steering::ImagePrompt;
 use atelier_engine::{EditRequest, Engine, EngineError, Generated, Image, InitImage, LoraFile, QueuedRequest, Request};
@@ -32,6 +33,7 @@ use tempfile::TempDir;
 
 use crate::backend::Backend;
 use crate::bucket::Bucket;
+use crate::companions::{LoadedFixtures, classes, listed, started};
 use crate::requests::contract;
 
 pub(crate) const TOKEN: &str = "demo-token-demo-token-demo-token";

@@ -118,6 +118,6 @@ async fn be_a_handler_whose_gpu_fails() -> ! {
     let stage = Stage::set().await;
     stage.next_generation(|| Err(EngineError::Fatal { problem: "CUDA_ERROR_LAUNCH_FAILED".into() }));
     let limits = Limits { deadline_margin: DEADLINE, shutdown_grace: DEADLINE };
-    let end = lambda::serve(stage.handler, limits, None).await;
+    let end = lambda::serve(stage.handler, limits, None, None).await;
     std::process::exit(if matches!(end, Ok(End::FatalDeviceError)) { i32::from(ENGINE_LOST_EXIT_CODE) } else { 1 })
 }
