@@ -11,6 +11,7 @@ use crate::job::notification::NotificationTarget;
 use crate::job::outcome::JobError;
 use crate::job::request::Refusal;
 use crate::job::request::catalogue::Catalogue;
+use crate::job::trace::Trace;
 use crate::job::{Job, JobId, trace};
 use crate::protocol::deferral::DeferReason;
 
@@ -85,6 +86,12 @@ impl InFlight {
             }
             _ => false,
         }
+    }
+
+    /// Its message, and its span in an exported trace, where it has one.
+    #[must_use]
+    pub fn traced(&self) -> (&Message, Option<Trace>) {
+        (&self.message, Trace::of(&self.span))
     }
 
     /// Its job failed as often as it may: it is not to be started again.

@@ -63,8 +63,7 @@ impl Acknowledger {
     pub fn event(&self, assignment: &Assignment) -> Value {
         match assignment {
             Assignment::Messages(in_flight) => {
-                let traced = |in_flight: &InFlight| Trace::of(&in_flight.span);
-                let messages: Vec<_> = in_flight.iter().map(|in_flight| (&in_flight.message, traced(in_flight))).collect();
+                let messages: Vec<_> = in_flight.iter().map(InFlight::traced).collect();
                 in_flight.first().map_or(Value::Null, |first| event::batch(&first.source.shape(), &messages))
             }
             Assignment::Direct(direct) => {
