@@ -32,6 +32,7 @@ use tempfile::TempDir;
 
 use crate::backend::Backend;
 use crate::bucket::Bucket;
+use crate::companions::{LoadedFixtures, classes, listed, started};
 use crate::requests::contract;
 
 pub(crate) const TOKEN: &str = "demo-token-demo-token-demo-token";
