@@ -125,8 +125,7 @@ pub(super) fn files(manifest: &Manifest, config: &Config) -> Result<Vec<(PathBuf
     }
     if let Some(segmenter) = &manifest.segmenter {
         let directory = &segmenter.directory;
-        let missing = |error: io::Error| format!("segmenter: {}: {error}", directory.display());
-        collect(directory, 0, &mut found).map_err(missing)?;
+        collect(directory, 0, &mut found).map_err(|error| format!("segmenter: {}: {error}", directory.display()))?;
     }
     found.sort();
     found.dedup();

@@ -75,6 +75,12 @@ impl StartError {
     }
 }
 
+/// Whether what the manifest names next to the model has its step.
+fn check_steps(config: &Config, manifest: &Manifest) -> Result<(), SettingError> {
+    upscalers::check_step(config, manifest)?;
+    segmenter::check_step(config, manifest)
+}
+
 /// Loads and warms the model, checks the bucket, and sets up the steps.
 ///
 /// # Errors
@@ -84,8 +90,7 @@ pub async fn handler(config: &Config, environment: &Environment, observer: Obser
     let manifest = config.manifest(environment)?;
     let signing = signing(config)?;
     let gate = safety::gate(config, &manifest)?;
-    upscalers::check_step(config, &manifest)?;
-    segmenter::check_step(config, &manifest)?;
+    check_steps(config, &manifest)?;
     let text_style = text_style(config)?;
     let path = environment.get("PATH").map(String::as_str);
     let user_steps = UserSteps::new(&config.workflow.user_steps, &config.workflow.steps, path)?;

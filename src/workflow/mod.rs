@@ -203,18 +203,15 @@ impl Workflow {
                 StepName::Encode => Box::new(EncodeStep { settings: encode, store: store.clone() }),
                 StepName::Credentials => Box::new(CredentialsStep { signing: signing.clone(), encode, model: model.clone() }),
                 StepName::Store => {
-                    let store = store.clone();
-                    let held_results = held_results.clone();
-                    let model = model.clone();
                     let policy = gate.is_on().then(|| gate.policy.clone());
                     let signer = signing.as_ref().map(|signing| Signer {
                         subject: signing.subject.clone(),
                         certificate_sha256: signing.certificate_sha256.clone(),
                     });
                     Box::new(store::StoreStep {
-                        store,
-                        held_results,
-                        model,
+                        store: store.clone(),
+                        held_results: held_results.clone(),
+                        model: model.clone(),
                         policy,
                         signer,
                         origin: origin.clone(),

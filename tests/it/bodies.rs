@@ -103,15 +103,15 @@ fn null_for_an_optional_field_is_as_good_as_nothing() {
     worn["step_cache"] = json!({ "threshold": 0.1 });
     worn["upscale"] = json!({ "factor": 2, "name": "x2" });
     let of_consent = ["/job_id", "/watermark/text", "/upscale/factor", "/consent/basis", "/consent/reference"];
-    let (optional, untried) = null_is_nothing(&worn, &[of_consent.as_slice(), &["/person", "/garments"]].concat());
-    assert!(optional > 15 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
+    let (optional, mut untried) = null_is_nothing(&worn, &[of_consent.as_slice(), &["/person", "/garments"]].concat());
     for auto_mask in
         [json!({ "garment": "upper", "limbs": true, "dilate_px": 4 }), json!({ "classes": ["Dress"], "dilate_px": 4 })]
     {
         let body = tryon("auto_mask", auto_mask);
-        let (_, untried) = null_is_nothing(&body, &[of_consent.as_slice(), &["/person", "/garments"]].concat());
-        assert_eq!(untried, [""; 0]);
+        let (_, also_untried) = null_is_nothing(&body, &[of_consent.as_slice(), &["/person", "/garments"]].concat());
+        untried.retain(|field| also_untried.contains(field));
     }
+    assert!(optional > 15 && untried.is_empty(), "only {optional} optional fields, untried: {untried:?}");
     let mut edited = edit("seed", json!(7));
     edited["consent"] = worn["consent"].clone();
     edited["step_cache"] = worn["step_cache"].clone();

@@ -42,6 +42,7 @@ pub(crate) const TOKEN: &str = "demo-token-demo-token-demo-token";
 pub(crate) type Script = fn() -> Result<(), EngineError>;
 
 /// Generates the seed's last byte, or what it is to start from or held to, unless its script says otherwise, and counts.
+#[derive(Clone, Default)]
 struct ScriptedEngine {
     script: Arc<Mutex<Vec<Script>>>,
     generated: Arc<AtomicU32>,
@@ -245,23 +246,8 @@ impl Stage {
         let held_results = HeldResults::new(&settings);
         let store = Arc::new(Store::connect(&settings, outbound.clone()).await.unwrap());
         let notifier = Arc::new(Notifier::new(&notify_settings(&backend), outbound).unwrap());
-        let generated = Arc::<AtomicU32>::default();
-        let script = Arc::<Mutex<Vec<Script>>>::default();
-        let batches = Arc::<Mutex<Vec<usize>>>::default();
-        let edits = Arc::<Mutex<Vec<EditRequest>>>::default();
-        let loras = Arc::<Mutex<Vec<LoraFile>>>::default();
-        let modes = Arc::<Mutex<Vec<Option<String>>>>::default();
-        let image_prompts = Arc::<Mutex<Vec<ImagePrompt>>>::default();
-        let engine = ScriptedEngine {
-            script: Arc::clone(&script),
-            generated: Arc::clone(&generated),
-            batches: Arc::clone(&batches),
-            edits: Arc::clone(&edits),
-            loras: Arc::clone(&loras),
-            modes: Arc::clone(&modes),
-            image_prompts: Arc::clone(&image_prompts),
-        };
-        let engine = started(engine, &fixtures);
+        let scripted = ScriptedEngine::default();
+        let engine = started(scripted.clone(), &fixtures);
         let gate = Gate::new(&gated(Config::parse("test", "", &Environment::new()).unwrap().safety), None).unwrap();
         let configured = configured(change);
         let upscalers = listed(fixtures.upscalers, configured.upscale.max_pixels);
@@ -298,6 +284,7 @@ impl Stage {
             max_batch_px: 4 * 512 * 512,
             emf_model: None,
         };
+        let ScriptedEngine { script, generated, batches, edits, loras, modes, image_prompts } = scripted;
         Self { handler, bucket, backend, notifier, generated, script, batches, edits, loras, modes, image_prompts, cache }
     }
 
