@@ -32,7 +32,7 @@ GENERATED = 4
 
 
 def render_examples(target):
-    """A sheet each: person, garment, where the garment will be, then the person in it with every pattern."""
+    """A sheet each: person, garment, where the garment (red), the eyes (green) and the mouth (blue) will be, then the person in it with every pattern."""
     rng = np.random.default_rng(2028)  # no seed of the training images
     examples, names = [], []
     for number in range(EXAMPLES):
@@ -41,7 +41,7 @@ def render_examples(target):
         _, where = person.wearing(after)
         variants = [person.wearing(people.Garment(after.kind, after.colour, pattern))[0] for pattern in people.PATTERNS]
         flat = people.flat_lay(after, rng)
-        mask = np.repeat(where[..., None] * np.uint8(255), 3, 2)
+        mask = np.stack([where * np.uint8(255), person.where(*person.eyes()), person.where(person.mouth())], 2)
         Image.fromarray(np.concatenate([start, flat, mask, *variants], 1)).save(target / f"example-{number:02}.png", optimize=True)
         examples.append((start, flat))
         names.append({"garment": after.kind, "colour": after.colour, "pattern": after.pattern})

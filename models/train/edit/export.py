@@ -1,6 +1,7 @@
 """Writes models/tiny-edit in diffusers' layout, weights in float16, and beside it the files of the modes `lora` and `fp8`.
 
     python export.py MODEL_DIR AUTOENCODER.pt PREPARED.pt TRANSFORMER.pt LIGHTNING.safetensors
+    python export.py decoder MODEL_DIR DECODER.pt       the autoencoder's file alone: its encoder and everything else stay as they are
 """
 
 import json
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler
 from lightning import trained
 from networks import new_text_encoder, new_vae
 from prepare import averaged
@@ -58,7 +59,17 @@ def fused(state, lora):
     return state
 
 
+def export_decoder(directory, checkpoint):
+    file = Path(directory) / "vae" / "diffusion_pytorch_model.safetensors"
+    vae = averaged(AutoencoderKLQwenImage.from_pretrained(file.parent, torch_dtype=torch.float32), restore(checkpoint))
+    save_file({name: value.half().contiguous() for name, value in vae.state_dict().items()}, file, {"format": "pt"})
+    file.chmod(0o644)
+
+
 def main():
+    if sys.argv[1] == "decoder":
+        export_decoder(*sys.argv[2:4])
+        return
     directory, autoencoder, prepared, transformer, lightning = (Path(path) for path in sys.argv[1:6])
     tokenizer = write(directory)
     data = torch.load(prepared, weights_only=True)

@@ -116,6 +116,17 @@ class Person:
     def fringe(self):
         return smooth([[0, 8], [13, 14], [15, 28], [11, 22], [2, 19], [-8, 21], [-12, 26], [-15, 28], [-13, 14]])
 
+    def eyes(self):
+        return ellipse(-4.6, 28, 1.5, 1.9), ellipse(4.6, 28, 1.5, 1.9)
+
+    def mouth(self):
+        return smile(0, 33, 3.4)
+
+    def where(self, *polygons):
+        """How much of each pixel they cover: (128, 96), 0 to 255, uint8."""
+        side = HEIGHT_PX * SUPERSAMPLE
+        return reduce(crop(layer_mask(polygons, [], self.body(), side))).astype(np.uint8)
+
     def wearing(self, garment, masked=False):
         """(128, 96, 3), uint8; and where the garment is, (128, 96), bool. `masked`: with that part generated green."""
         side = HEIGHT_PX * SUPERSAMPLE
@@ -137,7 +148,7 @@ class Person:
         layer(self.skin, rounded([[-14, 46], [14, 46], [15, 84], [-15, 84]], 5), rounded([[-5, 36], [5, 36], [7, 52], [-7, 52]], 2))
         layer(self.skin, ellipse(0, 26, 12, 15))
         layer(self.hair, self.fringe())
-        layer((52, 44, 58), ellipse(-4.6, 28, 1.5, 1.9), ellipse(4.6, 28, 1.5, 1.9), smile(0, 33, 3.4))
+        layer((52, 44, 58), *self.eyes(), self.mouth())
         worn = generate_garment(canvas, Image.new("L", (side, side)), garment, self.garment_place(garment.kind))
         union = ImageChops.lighter(union, worn)
         image = finish(self.ground, canvas, union)
@@ -168,11 +179,11 @@ def random_garment(rng):
 
 
 def example(rng):
-    """(person, garment, result) images, what is worn at first and in the end, and where that is."""
+    """(person, garment, result) images, what is worn at first and in the end, and where the eyes and the mouth are."""
     person, before, after = Person(rng), random_garment(rng), random_garment(rng)
-    result, where = person.wearing(after)
+    result, _ = person.wearing(after)
     start, _ = person.wearing(before, masked=rng.random() < 0.3)
-    return np.stack([start, flat_lay(after, rng), result]), before, after, where
+    return np.stack([start, flat_lay(after, rng), result]), before, after, person.where(*person.eyes(), person.mouth())
 
 
 def render_shard(index, directory):
@@ -180,16 +191,17 @@ def render_shard(index, directory):
     if path.exists():
         return
     rng = np.random.default_rng([2027, index])
-    images = np.stack([example(rng)[0] for _ in range(SHARD)])
+    examples = [example(rng) for _ in range(SHARD)]
+    np.save(directory / f"faces-{index:02}.npy", np.stack([face for *_, face in examples]))
     partial = path.with_suffix(".partial")
     with partial.open("wb") as out:
-        np.save(out, images)
+        np.save(out, np.stack([images for images, *_ in examples]))
     partial.rename(path)
 
 
-def load(directory):
-    """All shards: (n, 3, 128, 96, 3), uint8."""
-    return np.concatenate([np.load(p, mmap_mode="r") for p in sorted(Path(directory).glob("people-*.npy"))])
+def load(directory, what="people"):
+    """All shards: (n, 3, 128, 96, 3), uint8; of "faces" how much of each pixel eyes and mouth cover, (n, 128, 96), uint8."""
+    return np.concatenate([np.load(p, mmap_mode="r") for p in sorted(Path(directory).glob(f"{what}-*.npy"))])
 
 
 def main():

@@ -37,6 +37,11 @@ pub(crate) struct Seen {
     pub(crate) object: Option<String>,
 }
 
+/// Of a pixel's three channels, from 0 to 255.
+pub(crate) fn luma(rgb: &[u8]) -> f64 {
+    0.299 * f64::from(rgb[0]) + 0.587 * f64::from(rgb[1]) + 0.114 * f64::from(rgb[2])
+}
+
 impl Spec {
     pub(crate) fn read(&self, image: &Image) -> Seen {
         let width = image.width_px as usize;
@@ -54,7 +59,6 @@ impl Spec {
     pub(crate) fn values(&self, image: &Image) -> BTreeMap<String, f64> {
         let width = image.width_px as usize;
         let height = image.height_px as usize;
-        let luma = |rgb: &[u8]| 0.299 * f64::from(rgb[0]) + 0.587 * f64::from(rgb[1]) + 0.114 * f64::from(rgb[2]);
         let pixels = || image.rgb.chunks_exact(3);
         let count = (width * height) as f64;
         let border = pixels().enumerate().filter(|(index, _)| {

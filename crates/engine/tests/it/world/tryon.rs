@@ -7,13 +7,13 @@ use atelier_engine::qwen::Variant;
 use atelier_engine::qwen::engine::{QwenEngine, Settings};
 use atelier_engine::qwen::precision::Precision;
 use atelier_engine::qwen::sizes::Areas;
-use atelier_engine::{EditRequest, Engine as _, QueuedRequest, Request, Watch};
+use atelier_engine::{EditRequest, Engine as _, Image, QueuedRequest, Request, Watch};
 use candle_core::Device;
 use image::RgbImage;
 use image::imageops::crop_imm;
 use serde::Deserialize;
 
-use super::measure::Spec;
+use super::measure::{Spec, luma};
 use super::{read, shows_star};
 use crate::device;
 use crate::parity::tiny_edit::{INSTRUCTION, directory as model_directory, settings};
@@ -27,6 +27,9 @@ const LEAST_COLOURS: f64 = 0.9;
 const LEAST_PATTERNS: f64 = 0.9;
 /// The most that a channel may be off in the mean, of 255, outside of the garment and about the heads; the autoencoder alone has 4.
 const MAX_OUTSIDE: f64 = 8.0;
+/// The least mean share of their contrast against the skin beside them that eyes and mouths keep.
+const LEAST_EYES: f64 = 0.8;
+const LEAST_MOUTHS: f64 = 0.45;
 
 #[derive(Deserialize)]
 struct Worn {
@@ -40,6 +43,8 @@ pub(super) struct Example {
     pub(super) garment: RgbImage,
     /// Where the garment will be.
     inside: Vec<bool>,
+    /// How much of each pixel the eyes and the mouth cover, from 0 to 1.
+    features: [Vec<f64>; 2],
     /// The person in the garment with each of [`PATTERNS`].
     variants: Vec<RgbImage>,
 }
@@ -51,10 +56,13 @@ fn directory() -> PathBuf {
 pub(super) fn example(number: usize) -> Example {
     let sheet = image::open(directory().join(format!("example-{number:02}.png"))).unwrap().into_rgb8();
     let part = |place: u32| crop_imm(&sheet, place * WIDTH_PX, 0, WIDTH_PX, sheet.height()).to_image();
+    let places = part(2);
+    let covered = |channel: usize| places.pixels().map(|pixel| f64::from(pixel.0[channel]) / 255.0).collect();
     Example {
         person: part(0),
         garment: part(1),
-        inside: part(2).pixels().map(|pixel| pixel.0[0] > 127).collect(),
+        inside: places.pixels().map(|pixel| pixel.0[0] > 127).collect(),
+        features: [covered(1), covered(2)],
         variants: (3..7).map(part).collect(),
     }
 }
@@ -69,6 +77,21 @@ fn difference(one: &[u8], other: &RgbImage, counts: impl Fn(usize) -> bool) -> f
         count += 3.0;
     }
     sum / count
+}
+
+/// How much darker, in luma, the pixels of a feature are than the skin up to two pixels beside it.
+fn contrast(rgb: &[u8], covered: &[f64]) -> f64 {
+    let luma: Vec<f64> = rgb.chunks_exact(3).map(luma).collect();
+    let width = WIDTH_PX as usize;
+    let near = |pixel: usize| {
+        let rows = (pixel / width).saturating_sub(2)..=(pixel / width + 2).min(covered.len() / width - 1);
+        let columns = (pixel % width).saturating_sub(2)..=(pixel % width + 2).min(width - 1);
+        rows.flat_map(|row| columns.clone().map(move |column| row * width + column)).any(|other| covered[other] > 0.0)
+    };
+    let beside: Vec<f64> =
+        (0..covered.len()).filter(|pixel| covered[*pixel] == 0.0 && near(*pixel)).map(|pixel| luma[pixel]).collect();
+    let feature: f64 = luma.iter().zip(covered).map(|(luma, covered)| luma * covered).sum();
+    beside.iter().sum::<f64>() / beside.len() as f64 - feature / covered.iter().sum::<f64>()
 }
 
 /// What `bench/gpu-counts` counts of an edit: as many looks as `ATELIER_TEST_STEPS` says, one reference, no guidance; of the checkpoint in
@@ -102,6 +125,24 @@ fn counted_looks() {
     assert_eq!(engine.generate_together(&[order]).unwrap().remove(0).unwrap().len(), 1);
 }
 
+/// The person of an example in its garment, as the mode for four steps generates it.
+fn dressed(engine: &mut QwenEngine, number: usize, example: &Example) -> Image {
+    let request = EditRequest {
+        images: vec![example.person.clone(), example.garment.clone()],
+        prompt: INSTRUCTION.into(),
+        negative_prompt: String::new(),
+        steps: 4,
+        guidance_scale: 1.0,
+        mode: "lora".into(),
+        seeds: vec![number as u64],
+        width_px: WIDTH_PX,
+        height_px: example.person.height(),
+        step_cache: None,
+    };
+    let order = QueuedRequest { request: Request::Edit(request), watch: Watch::new(|_| ()) };
+    engine.generate_together(&[order]).unwrap().remove(0).unwrap().remove(0)
+}
+
 #[test]
 fn garments_arrive_and_people_stay() {
     let spec: Spec = read("measure.json");
@@ -111,24 +152,13 @@ fn garments_arrive_and_people_stay() {
     let mut patterns = 0.0;
     let mut outside = 0.0;
     let mut heads = 0.0;
+    let mut features: [Vec<f64>; 2] = [vec![], vec![]];
     for (number, worn) in worn.iter().enumerate() {
-        let Example { person, garment, inside, variants } = example(number);
-        let request = EditRequest {
-            images: vec![person, garment],
-            prompt: INSTRUCTION.into(),
-            negative_prompt: String::new(),
-            steps: 4,
-            guidance_scale: 1.0,
-            mode: "lora".into(),
-            seeds: vec![number as u64],
-            width_px: WIDTH_PX,
-            height_px: variants[0].height(),
-            step_cache: None,
-        };
-        let order = QueuedRequest { request: Request::Edit(request), watch: Watch::new(|_| ()) };
-        let generated = engine.generate_together(&[order]).unwrap().remove(0).unwrap().remove(0);
+        let example = example(number);
+        let generated = dressed(&mut engine, number, &example);
+        let Example { inside, variants, .. } = &example;
         let pixels: Vec<[u8; 3]> = generated.rgb.chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]]).collect();
-        let colour = spec.colour(&pixels, &inside).unwrap();
+        let colour = spec.colour(&pixels, inside).unwrap();
         let apart = |pattern: &usize| difference(&generated.rgb, &variants[*pattern], |pixel| inside[pixel]);
         let pattern = (0..4).min_by(|one, other| apart(one).total_cmp(&apart(other))).unwrap();
         outside += difference(&generated.rgb, &variants[0], |pixel| !inside[pixel]);
@@ -137,6 +167,9 @@ fn garments_arrive_and_people_stay() {
             let column = pixel % WIDTH_PX as usize;
             !inside[pixel] && HEADS.0.contains(&row) && HEADS.1.contains(&column)
         });
+        for (shares, covered) in features.iter_mut().zip(&example.features) {
+            shares.push(contrast(&generated.rgb, covered) / contrast(variants[0].as_raw(), covered));
+        }
         colours += f64::from(u8::from(colour == worn.colour));
         patterns += f64::from(u8::from(PATTERNS[pattern] == worn.pattern));
         if colour != worn.colour || PATTERNS[pattern] != worn.pattern {
@@ -144,16 +177,22 @@ fn garments_arrive_and_people_stay() {
         }
     }
     let count = worn.len() as f64;
-    let colours = colours / count;
-    let patterns = patterns / count;
-    let outside = outside / count;
-    let heads = heads / count;
+    let [colours, patterns, outside, heads] = [colours, patterns, outside, heads].map(|sum| sum / count);
     println!(
         "of {count} people {colours:.3} wear the colour and {patterns:.3} the pattern; outside of the garment a channel is off by \
          {outside:.1} of 255, about the heads by {heads:.1}"
     );
+    let [eyes, mouth] = features.map(|shares| {
+        let least = shares.iter().copied().fold(f64::INFINITY, f64::min);
+        (shares.iter().sum::<f64>() / count, least)
+    });
+    println!(
+        "of the contrast against the skin eyes keep {:.2}, at least {:.2}; mouths {:.2}, at least {:.2}",
+        eyes.0, eyes.1, mouth.0, mouth.1
+    );
     assert!(colours >= LEAST_COLOURS && patterns >= LEAST_PATTERNS, "colour {colours:.3}, pattern {patterns:.3}");
     assert!(outside <= MAX_OUTSIDE && heads <= MAX_OUTSIDE, "outside {outside:.1}, heads {heads:.1}");
+    assert!(eyes.0 >= LEAST_EYES && mouth.0 >= LEAST_MOUTHS, "eyes {eyes:?}, mouths {mouth:?}");
 }
 
 #[test]
