@@ -90,14 +90,14 @@ fn observer(has_host: bool) -> std::io::Result<Observer> {
     if !has_host {
         return Ok(Observer { step: Arc::new(|_, _| ()), previews: None });
     }
-    let step = |job_id: &JobId, Progress { step, steps }: Progress| {
-        Report::Progress { job_id: job_id.as_str().to_owned(), step, steps }.send();
-    };
     let previews = Previews::start(|PreviewFile { job_id, step, steps, width_px, height_px, jpeg }| {
         let image = STANDARD.encode(jpeg);
         Report::Preview { job_id: job_id.to_string(), step, steps, width: width_px, height: height_px, image }.send();
     })?;
-    Ok(Observer { step: Arc::new(step), previews: Some(Arc::new(previews)) })
+    let step = Arc::new(|job_id: &JobId, Progress { step, steps }: Progress| {
+        Report::Progress { job_id: job_id.as_str().to_owned(), step, steps }.send();
+    });
+    Ok(Observer { step, previews: Some(Arc::new(previews)) })
 }
 
 /// The host reads the reason there; the log has it all the same.

@@ -137,7 +137,8 @@ impl HttpClient for Client {
         let client = self.client.clone();
         let sending = self.runtime.spawn(async move {
             let response = client.execute(request.try_into()?).await?;
-            let (status, headers) = (response.status(), response.headers().clone());
+            let status = response.status();
+            let headers = response.headers().clone();
             let mut received = Response::new(response.bytes().await?);
             *received.status_mut() = status;
             *received.headers_mut() = headers;

@@ -10,24 +10,7 @@ use crate::protocol::context;
 /// is one; else below that in the message.
 #[must_use]
 pub fn batch(shape: &Shape, messages: &[(&Message, Option<Trace>)]) -> Value {
-    let record = |(message, trace): &(&Message, Option<Trace>)| {
-        let mut record = message.record.clone();
-        match shape {
-            Shape::Sqs => {
-                if let Some(trace) = trace {
-                    record["attributes"]["AWSTraceHeader"] = trace.to_xray().into();
-                }
-            }
-            Shape::RabbitMq { .. } => {
-                if let Some(trace) = trace {
-                    record["basicProperties"]["headers"][TRACEPARENT] = json!({ "bytes": trace.to_traceparent().as_bytes() });
-                }
-                context::encode_message_id(&mut record, name(shape, message));
-            }
-        }
-        record
-    };
-    let records: Vec<Value> = messages.iter().map(record).collect();
+    let records: Vec<Value> = messages.iter().map(|(message, trace)| record(shape, message, *trace)).collect();
     match shape {
         Shape::Sqs => json!({ "Records": records }),
         Shape::RabbitMq { event_source_arn, queue } => json!({
@@ -36,6 +19,24 @@ pub fn batch(shape: &Shape, messages: &[(&Message, Option<Trace>)]) -> Value {
             "rmqMessagesByQueue": { queue: records },
         }),
     }
+}
+
+fn record(shape: &Shape, message: &Message, trace: Option<Trace>) -> Value {
+    let mut record = message.record.clone();
+    match shape {
+        Shape::Sqs => {
+            if let Some(trace) = trace {
+                record["attributes"]["AWSTraceHeader"] = trace.to_xray().into();
+            }
+        }
+        Shape::RabbitMq { .. } => {
+            if let Some(trace) = trace {
+                record["basicProperties"]["headers"][TRACEPARENT] = json!({ "bytes": trace.to_traceparent().as_bytes() });
+            }
+            context::encode_message_id(&mut record, name(shape, message));
+        }
+    }
+    record
 }
 
 /// What a message is called between the host and a handler. Of all that is in flight no other has that name.

@@ -37,7 +37,7 @@ pub struct Looking {
 
 impl Previews {
     /// Looks at a job from now on: one that runs, or that will.
-    pub fn look(self: &Arc<Self>, job_id: &str) -> Looking {
+    pub fn subscribe(self: &Arc<Self>, job_id: &str) -> Looking {
         let mut watched = self.watched();
         let mut newest = watched.entry(job_id.to_owned()).or_default().subscribe();
         // What another one who looks has seen already is new to this one.
@@ -143,11 +143,11 @@ mod tests {
         let jobs = ["job-1".to_owned(), "job-2".to_owned()];
         previews.show("job-1", preview(1));
         assert_eq!(previews.commands(&jobs, &mut asked), []);
-        let mut first = previews.look("job-1");
+        let mut first = previews.subscribe("job-1");
         assert_eq!(first.take(), None, "what nobody looked at was not kept");
         assert_eq!(previews.commands(&jobs, &mut asked), command(true));
         previews.show("job-1", preview(2));
-        let mut late = previews.look("job-1");
+        let mut late = previews.subscribe("job-1");
         assert_eq!(previews.commands(&jobs, &mut asked), [], "it is asked already");
         for looking in [&mut first, &mut late] {
             assert_eq!(looking.take().map(|preview| preview.step), Some(2));
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn what_an_attempt_before_has_shown_is_gone() {
         let previews = Arc::new(Previews::default());
-        let mut looking = previews.look("job-1");
+        let mut looking = previews.subscribe("job-1");
         previews.show("job-1", preview(9));
         previews.begin("job-1");
         assert_eq!(looking.take(), None);

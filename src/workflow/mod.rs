@@ -221,8 +221,7 @@ impl Workflow {
                 StepName::Notify => Box::new(notify::Notify { store: store.clone(), notifier: notifier.clone() }),
             }
         });
-        let steps = steps.collect();
-        Self { steps, engine, store, held_results, notifier, gate, spent: OnceLock::new() }
+        Self { steps: steps.collect(), engine, store, held_results, notifier, gate, spent: OnceLock::new() }
     }
 
     /// Takes one job from here to its outcome. A job whose record is stored already is not generated again: only the steps that

@@ -80,14 +80,16 @@ impl Previews {
     pub(super) fn follow(self: &Arc<Self>, job: &Job, watch: Watch) -> Watch {
         let previews = Arc::clone(self);
         let id = job.id.clone();
-        let is_wanted = move || previews.wanted().contains(id.as_str());
         let encoding = self.encoding.clone();
         let job_id = job.id.clone();
         let source = DigitalSource::of(&job.task);
-        watch.with_previews(is_wanted, move |preview| {
-            // One that does not fit is late already.
-            let _ = encoding.try_send(Shown { job_id: job_id.clone(), source, preview });
-        })
+        watch.with_previews(
+            move || previews.wanted().contains(id.as_str()),
+            move |preview| {
+                // One that does not fit is late already.
+                let _ = encoding.try_send(Shown { job_id: job_id.clone(), source, preview });
+            },
+        )
     }
 
     /// A panic under the lock leaves the set as it was.

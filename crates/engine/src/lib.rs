@@ -56,7 +56,7 @@ use std::time::{Duration, Instant};
 
 use image::{GrayImage, RgbImage};
 
-use self::preview::PreviewListener;
+use self::preview::listener::PreviewListener;
 use self::schedule::scheduler::Scheduler;
 use self::steering::{Control, ImagePrompt};
 use self::step_cache::StepCache;

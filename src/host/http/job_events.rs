@@ -57,7 +57,7 @@ pub(super) async fn follow(
     let mut follower = Follower {
         changes: http.job_service.jobs.changes(),
         snapshot: http.job_service.snapshot.clone(),
-        looking: if asked.previews { http.look(&id) } else { None },
+        looking: if asked.previews { http.subscribe(&id) } else { None },
         http,
         id,
         sent: last,

@@ -128,8 +128,8 @@ pub struct Http {
 
 impl Http {
     /// Looks at a job from now on, where callers may.
-    fn look(&self, id: &JobId) -> Option<Looking> {
-        self.settings.previews.then(|| self.job_service.jobs.previews.look(id.as_str()))
+    fn subscribe(&self, id: &JobId) -> Option<Looking> {
+        self.settings.previews.then(|| self.job_service.jobs.previews.subscribe(id.as_str()))
     }
 }
 

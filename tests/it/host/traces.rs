@@ -66,8 +66,9 @@ async fn one_trace_has_the_job_at_the_host_and_in_the_handler_with_its_steps_and
     post(&host, &job("traced")).await;
     let notified = host.backend.terminal().await;
     let is_webhook = |one: &Exported| one.span.name == "webhook" && Some(one.traceparent()) == notified.traceparent;
-    let settled = |exported: &[Exported]| exported.iter().filter(|one| one.span.name == "job").count() == 2;
-    let exported = collector.until(|exported| exported.iter().any(is_webhook) && settled(exported)).await;
+    let exported = collector
+        .until(|exported| exported.iter().any(is_webhook) && exported.iter().filter(|one| one.span.name == "job").count() == 2)
+        .await;
     let of_caller = PARENT.split('-').collect::<Vec<_>>();
     for one in &exported {
         assert_eq!(base16ct::lower::encode_string(&one.span.trace_id), of_caller[1], "{one:?}");

@@ -34,7 +34,7 @@ pub(super) async fn json(http: &Http, running: Running, wanted: &Wanted) -> Resu
 /// Answers at once: with an event for each preview, and one per image when the job is done. A caller who goes away drops the stream, and so
 /// cancels the job.
 pub(super) fn stream(http: Arc<Http>, running: Running, wanted: Wanted) -> Response {
-    let previews = if wanted.partial_images > 0 { http.look(&running.id) } else { None };
+    let previews = if wanted.partial_images > 0 { http.subscribe(&running.id) } else { None };
     let partials = previews.map(|looking| Partials { looking, passed: 0, sent: 0, wanted: wanted.clone() });
     let last = async move {
         match finished(&http, running, &wanted).await {

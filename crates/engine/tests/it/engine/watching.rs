@@ -78,8 +78,9 @@ fn whoever_looks_on_changes_no_image_and_each_request_has_its_own_previews() {
     let seen: Arc<Mutex<Vec<(u8, Preview)>>> = Arc::default();
     let watched = |place: u8, wanted: bool, request: GenerateRequest| {
         let log = Arc::clone(&seen);
-        let show = move |preview| log.lock().expect("a lock").push((place, preview));
-        QueuedRequest { request: Request::Generate(request), watch: Watch::new(|_| ()).with_previews(move || wanted, show) }
+        let watch =
+            Watch::new(|_| ()).with_previews(move || wanted, move |preview| log.lock().expect("a lock").push((place, preview)));
+        QueuedRequest { request: Request::Generate(request), watch }
     };
     let unseen = engine.generate_together(&[watched(0, false, request(vec![])), watched(1, false, sea())]).expect("generates");
     assert_eq!(seen.lock().expect("a lock").len(), 0, "nobody wanted one");

@@ -31,13 +31,15 @@ fn correlation(preview: &Preview, image: &Image) -> f64 {
     assert_eq!((preview.width_px * factor, preview.height_px * factor), (image.width_px, image.height_px));
     let mut means = vec![0.0; preview.rgb.len()];
     for (place, byte) in image.rgb.iter().enumerate() {
-        let (x, y) = (place as u32 / 3 % image.width_px, place as u32 / 3 / image.width_px);
+        let x = place as u32 / 3 % image.width_px;
+        let y = place as u32 / 3 / image.width_px;
         let pixel = y / factor * preview.width_px + x / factor;
         means[pixel as usize * 3 + place % 3] += f64::from(*byte) / f64::from(factor * factor);
     }
     let shown: Vec<f64> = preview.rgb.iter().map(|byte| f64::from(*byte)).collect();
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    let (of_shown, of_means) = (mean(&shown), mean(&means));
+    let of_shown = mean(&shown);
+    let of_means = mean(&means);
     let product = |one: &[f64], of_one: f64, other: &[f64], of_other: f64| -> f64 {
         one.iter().zip(other).map(|(one, other)| (one - of_one) * (other - of_other)).sum()
     };

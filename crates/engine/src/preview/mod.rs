@@ -5,19 +5,21 @@
 //! - The map is fitted when the first preview is wanted: seeded latents are decoded once, and least squares find the colours of each channel.
 //!   No figures of published autoencoders stand here, so one that was trained further has a map of its own.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+pub(crate) mod listener;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 
+pub use self::listener::Preview;
+use self::listener::PreviewListener;
 use super::noise::Noise;
 use super::pixels::to_rgb8;
 use super::resample::{Filter, resize};
 use super::{EngineError, Watch};
 
-/// Between two previews of a generation, at least.
-const PAUSE: Duration = Duration::from_millis(500);
 /// Sides of a preview, at most.
 const MAX_SIDE_PX: u32 = 128;
 /// Patches a side of the latents that the map is fitted on, and latents a side of a patch. Against noise patches also say what the colour
@@ -29,35 +31,6 @@ const SEED: u64 = 0;
 const RIDGE: f64 = 1.0;
 const COLOURS: usize = 3;
 
-/// The first image of a generation after a denoising step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Preview {
-    /// The denoising step that it shows, of all.
-    pub step: u32,
-    pub steps: u32,
-    /// As many pixels as the image has latents, and 128 a side at most.
-    pub width_px: u32,
-    pub height_px: u32,
-    /// (height, width, 3) bytes, row by row.
-    pub rgb: Vec<u8>,
-}
-
-/// Who may want to see a generation.
-pub(crate) struct PreviewListener {
-    wanted: Box<dyn Fn() -> bool + Send + Sync>,
-    show: Box<dyn Fn(Preview) + Send + Sync>,
-    pace: Mutex<PreviewPace>,
-}
-
-/// When the next preview is to be. A GPU is only told its steps: how long one takes is known where the host has waited for two of them.
-#[derive(Debug, Default)]
-struct PreviewPace {
-    /// The step that was shown last, and when.
-    last: Option<(u32, Instant)>,
-    per_step: Option<Duration>,
-    next_step: u32,
-}
-
 impl Watch {
     /// `wanted` is asked after every denoising step, and where it says so `show` is given a preview, at most two a second. Both are called on
     /// the engine's thread and must return at once.
@@ -67,48 +40,13 @@ impl Watch {
         wanted: impl Fn() -> bool + Send + Sync + 'static,
         show: impl Fn(Preview) + Send + Sync + 'static,
     ) -> Self {
-        let listener = PreviewListener { wanted: Box::new(wanted), show: Box::new(show), pace: Mutex::default() };
-        Self { previews: Some(Arc::new(listener)), ..self }
+        Self { previews: Some(Arc::new(PreviewListener::new(wanted, show))), ..self }
     }
 
     /// Whether someone wants to see this step. The last one is never shown: its image follows.
     pub(crate) fn wants_preview(&self, step: u32, steps: u32) -> bool {
         let Some(listener) = &self.previews else { return false };
-        step < steps && (listener.wanted)() && listener.with_pace(|pace| pace.is_due(step))
-    }
-}
-
-impl PreviewListener {
-    /// A panic under the lock leaves nothing half done: these are values.
-    fn with_pace<T>(&self, look: impl FnOnce(&mut PreviewPace) -> T) -> T {
-        look(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl PreviewPace {
-    fn is_due(&self, step: u32) -> bool {
-        // A generation that begins anew begins with its first step.
-        step >= self.next_step || self.last.is_some_and(|(last, _)| step <= last)
-    }
-
-    /// Whether enough time has passed, now that the device has done `step`; if not, the step is put off until it will have.
-    fn may_show(&mut self, step: u32, now: Instant) -> bool {
-        let Some((last, at)) = self.last else { return true };
-        let passed = now.saturating_duration_since(at);
-        self.per_step = step.checked_sub(last).filter(|steps| *steps > 0).map(|steps| passed / steps).or(self.per_step);
-        self.next_step = step.saturating_add(self.steps_in(PAUSE.saturating_sub(passed)));
-        passed >= PAUSE
-    }
-
-    fn shown(&mut self, step: u32, now: Instant) {
-        self.last = Some((step, now));
-        self.next_step = step.saturating_add(self.steps_in(PAUSE));
-    }
-
-    /// How many steps take so long, one at least.
-    fn steps_in(&self, time: Duration) -> u32 {
-        let steps = self.per_step.map_or(1.0, |per_step| (time.as_secs_f64() / per_step.as_secs_f64().max(1e-6)).ceil());
-        (steps as u32).max(1)
+        step < steps && listener.is_wanted() && listener.with_pace(|pace| pace.is_due(step))
     }
 }
 
@@ -158,7 +96,7 @@ impl Previewer {
         let Some(map) = map else { return Ok(()) };
         let image = reduced(map.image(latents)?);
         let (width_px, height_px) = image.dimensions();
-        (listener.show)(Preview { step, steps, width_px, height_px, rgb: image.into_raw() });
+        listener.show(Preview { step, steps, width_px, height_px, rgb: image.into_raw() });
         listener.with_pace(|pace| pace.shown(step, Instant::now()));
         Ok(())
     }
@@ -222,8 +160,6 @@ fn reduced(image: RgbImage) -> RgbImage {
 fn least_squares(inputs: &[Vec<f32>], outputs: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let constant = vec![1.0; outputs.first().map_or(0, Vec::len)];
     let rows: Vec<&Vec<f32>> = inputs.iter().chain([&constant]).collect();
-    let product =
-        |one: &[f32], other: &[f32]| -> f64 { one.iter().zip(other).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
     let mut equations: Vec<Vec<f64>> =
         rows.iter().map(|row| rows.iter().copied().chain(outputs).map(|other| product(row, other)).collect()).collect();
     for (place, equation) in equations.iter_mut().enumerate().take(inputs.len()) {
@@ -242,6 +178,10 @@ fn least_squares(inputs: &[Vec<f32>], outputs: &[Vec<f32>]) -> Vec<Vec<f64>> {
     equations.into_iter().map(|equation| equation[rows.len()..].to_vec()).collect()
 }
 
+fn product(one: &[f32], other: &[f32]) -> f64 {
+    one.iter().zip(other).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,43 +195,6 @@ mod tests {
         for (found, factor) in solved.iter().zip([0.25, -0.5, 0.125]) {
             assert!((found[0] - factor).abs() < 1e-3, "{solved:?}");
         }
-    }
-
-    #[test]
-    fn at_most_two_are_shown_a_second_however_long_a_step_takes() {
-        let began = Instant::now();
-        for step_ms in [1, 30, 170, 499, 500, 2_000] {
-            let mut pace = PreviewPace::default();
-            let mut shown: Vec<u64> = Vec::new();
-            let mut waited = 0;
-            for step in 1..=3_000 {
-                if !pace.is_due(step) {
-                    continue;
-                }
-                waited += 1;
-                let at_ms = step_ms * u64::from(step);
-                if pace.may_show(step, began + Duration::from_millis(at_ms)) {
-                    pace.shown(step, began + Duration::from_millis(at_ms));
-                    shown.push(at_ms);
-                }
-            }
-            assert_eq!(shown[0], step_ms, "the first step is seen at once");
-            assert!(
-                shown.windows(2).all(|pair| (500..=500 + 2 * step_ms).contains(&(pair[1] - pair[0]))),
-                "{step_ms}: {shown:?}"
-            );
-            assert!(waited <= shown.len() + 2, "{step_ms}: the device was waited for {waited} times for {}", shown.len());
-        }
-    }
-
-    #[test]
-    fn a_generation_that_begins_anew_is_seen_again() {
-        let began = Instant::now();
-        let mut pace = PreviewPace::default();
-        pace.shown(40, began);
-        assert!(pace.is_due(1) && pace.may_show(1, began + PAUSE));
-        pace.shown(1, began + PAUSE);
-        assert!(pace.is_due(2) && !pace.may_show(2, began + PAUSE));
     }
 
     #[test]
