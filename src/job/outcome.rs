@@ -71,7 +71,7 @@ pub struct Provenance {
     pub upscaler: Option<Upscaler>,
     /// The mask that was made of the person's image, where the job asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub auto_mask: Option<MadeMask>,
+    pub auto_mask: Option<Box<MadeMask>>,
     /// SHA-256 of the model's manifest, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_sha256: Option<String>,

@@ -114,7 +114,7 @@ impl StoreStep {
             signer: self.signer.clone(),
             step_cache: context.job.task.step_cache(),
             upscaler: context.job.upscale.as_ref().and_then(|upscale| self.upscalers.of(upscale).ok().cloned()),
-            auto_mask: context.made_mask.clone(),
+            auto_mask: context.made_mask.clone().map(Box::new),
             manifest_sha256: self.origin.manifest_sha256.clone(),
             model_files: self.origin.files.clone(),
         }

@@ -40,7 +40,7 @@ pub enum Garment {
 impl Garment {
     pub const NAMES: &str = "upper, lower, full, shoes";
 
-    /// What data sets of clothes (ATR, LIP, DeepFashion2 and their like) call it. A dress is upper and lower clothes at once: who wears one and gets a shirt
+    /// What data sets of clothes (ATR, LIP and their like) call it. A dress is upper and lower clothes at once: who wears one and gets a shirt
     /// wears it no more.
     #[must_use]
     pub fn classes(self) -> &'static [&'static str] {
