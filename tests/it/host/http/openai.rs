@@ -330,7 +330,10 @@ async fn a_stream_with_partial_images_shows_them_while_the_job_runs() {
     direct.answer.send(Ending::Crashed("signal 9".into())).unwrap();
     text.push_str(&response.text().await.unwrap());
     let [(first, one), (second, other), (last, _)] = events(&text).try_into().unwrap();
-    assert_eq!([first.as_str(), &second, &last], ["image_generation.partial_image", "image_generation.partial_image", "error"]);
+    assert_eq!(
+        [first.as_str(), second.as_str(), last.as_str()],
+        ["image_generation.partial_image", "image_generation.partial_image", "error"]
+    );
     assert_eq!([&one["b64_json"], &other["b64_json"]], ["preview 7", "preview 15"]);
     assert_eq!([&one["partial_image_index"], &other["partial_image_index"]], [0, 1]);
     let described =
