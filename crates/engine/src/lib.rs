@@ -18,6 +18,7 @@ mod kept_encoder;
 mod labels;
 mod layers;
 mod learned_word;
+mod listener;
 mod loader;
 pub mod loading;
 pub mod lora;
@@ -56,7 +57,7 @@ use std::time::{Duration, Instant};
 
 use image::{GrayImage, RgbImage};
 
-use self::preview::listener::PreviewListener;
+use self::listener::PreviewListener;
 use self::schedule::scheduler::Scheduler;
 use self::steering::{Control, ImagePrompt};
 use self::step_cache::StepCache;

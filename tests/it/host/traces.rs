@@ -118,11 +118,7 @@ async fn a_caller_whose_trace_is_not_sampled_exports_nothing_and_a_failure_is_an
     for failed in [exported.iter().find(|one| is_handlers(one)), exported.iter().find(|one| one.span.name == "fetch")] {
         let failed = failed.unwrap();
         assert_eq!(failed.span.status.as_ref().map(|status| status.code()), Some(StatusCode::Error), "{failed:?}");
-        assert_eq!(
-            failed.attribute("error.type"),
-            Some(&any_value::Value::StringValue("input_unavailable".into())),
-            "{failed:?}"
-        );
+        assert_eq!(failed.attribute("error.type"), Some(&any_value::Value::StringValue("invalid_input".into())), "{failed:?}");
     }
 }
 

@@ -82,16 +82,18 @@ fn difference(one: &[u8], other: &RgbImage, counts: impl Fn(usize) -> bool) -> f
 /// How much darker, in luma, the pixels of a feature are than the skin up to two pixels beside it.
 fn contrast(rgb: &[u8], covered: &[f64]) -> f64 {
     let luma: Vec<f64> = rgb.chunks_exact(3).map(luma).collect();
-    let width = WIDTH_PX as usize;
-    let near = |pixel: usize| {
-        let rows = (pixel / width).saturating_sub(2)..=(pixel / width + 2).min(covered.len() / width - 1);
-        let columns = (pixel % width).saturating_sub(2)..=(pixel % width + 2).min(width - 1);
-        rows.flat_map(|row| columns.clone().map(move |column| row * width + column)).any(|other| covered[other] > 0.0)
-    };
-    let beside: Vec<f64> =
-        (0..covered.len()).filter(|pixel| covered[*pixel] == 0.0 && near(*pixel)).map(|pixel| luma[pixel]).collect();
+    let beside = (0..covered.len()).filter(|pixel| covered[*pixel] == 0.0 && is_near(covered, *pixel));
+    let beside: Vec<f64> = beside.map(|pixel| luma[pixel]).collect();
     let feature: f64 = luma.iter().zip(covered).map(|(luma, covered)| luma * covered).sum();
     beside.iter().sum::<f64>() / beside.len() as f64 - feature / covered.iter().sum::<f64>()
+}
+
+/// Whether a pixel that is covered is at most two away, in either direction.
+fn is_near(covered: &[f64], pixel: usize) -> bool {
+    let width = WIDTH_PX as usize;
+    let rows = (pixel / width).saturating_sub(2)..=(pixel / width + 2).min(covered.len() / width - 1);
+    let columns = (pixel % width).saturating_sub(2)..=(pixel % width + 2).min(width - 1);
+    rows.flat_map(|row| columns.clone().map(move |column| row * width + column)).any(|other| covered[other] > 0.0)
 }
 
 /// What `bench/gpu-counts` counts of an edit: as many looks as `ATELIER_TEST_STEPS` says, one reference, no guidance; of the checkpoint in

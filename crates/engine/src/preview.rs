@@ -5,16 +5,14 @@
 //! - The map is fitted when the first preview is wanted: seeded latents are decoded once, and least squares find the colours of each channel.
 //!   No figures of published autoencoders stand here, so one that was trained further has a map of its own.
 
-pub(crate) mod listener;
-
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 
-pub use self::listener::Preview;
-use self::listener::PreviewListener;
+pub use super::listener::Preview;
+use super::listener::PreviewListener;
 use super::noise::Noise;
 use super::pixels::to_rgb8;
 use super::resample::{Filter, resize};
@@ -161,7 +159,7 @@ fn least_squares(inputs: &[Vec<f32>], outputs: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let constant = vec![1.0; outputs.first().map_or(0, Vec::len)];
     let rows: Vec<&Vec<f32>> = inputs.iter().chain([&constant]).collect();
     let mut equations: Vec<Vec<f64>> =
-        rows.iter().map(|row| rows.iter().copied().chain(outputs).map(|other| product(row, other)).collect()).collect();
+        rows.iter().map(|row| rows.iter().copied().chain(outputs).map(|other| dot(row, other)).collect()).collect();
     for (place, equation) in equations.iter_mut().enumerate().take(inputs.len()) {
         equation[place] += RIDGE;
     }
@@ -178,7 +176,7 @@ fn least_squares(inputs: &[Vec<f32>], outputs: &[Vec<f32>]) -> Vec<Vec<f64>> {
     equations.into_iter().map(|equation| equation[rows.len()..].to_vec()).collect()
 }
 
-fn product(one: &[f32], other: &[f32]) -> f64 {
+fn dot(one: &[f32], other: &[f32]) -> f64 {
     one.iter().zip(other).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
