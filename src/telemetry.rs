@@ -3,7 +3,6 @@
 //! The variables are OpenTelemetry's own (<https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>). Spans
 //! of a job whose caller's trace is not sampled are not exported. A collector that is away costs no job anything: spans are lost.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -64,7 +63,7 @@ impl Telemetry {
         };
         let failed = |error: &dyn std::fmt::Display| SettingError::new(&name, format!("traces cannot be exported ({error})"));
         let client = authorities::client().timeout(timeout).build().map_err(|error| failed(&error))?;
-        let client = Client { client, runtime: Handle::current(), is_failing: Arc::default() };
+        let client = Client { http: client, runtime: Handle::current(), is_failing: AtomicBool::new(false) };
         let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).with_http_client(client);
         let exporter = exporter.build().map_err(|error| failed(&error))?;
         let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource(environment)).build();
@@ -72,6 +71,7 @@ impl Telemetry {
     }
 
     /// Makes spans of ours OpenTelemetry's.
+    #[must_use]
     pub fn layer<S>(&self) -> impl Layer<S>
     where
         S: Subscriber + for<'lookup> LookupSpan<'lookup>,
@@ -125,18 +125,18 @@ fn resource(environment: &Environment) -> Resource {
 /// Sends on the runtime of this process what the exporter's own thread has.
 #[derive(Debug)]
 struct Client {
-    client: reqwest::Client,
+    http: reqwest::Client,
     runtime: Handle,
     /// The log says once that the collector cannot be reached.
-    is_failing: Arc<AtomicBool>,
+    is_failing: AtomicBool,
 }
 
 #[async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let client = self.client.clone();
+        let http = self.http.clone();
         let sending = self.runtime.spawn(async move {
-            let response = client.execute(request.try_into()?).await?;
+            let response = http.execute(request.try_into()?).await?;
             let status = response.status();
             let headers = response.headers().clone();
             let mut received = Response::new(response.bytes().await?);
@@ -153,7 +153,7 @@ impl HttpClient for Client {
         let was_failing = self.is_failing.swap(problem.is_some(), Ordering::Relaxed);
         match problem {
             Some(problem) if !was_failing => {
-                tracing::warn!(problem, "spans cannot be exported, and are lost until they can be")
+                tracing::warn!(problem, "spans cannot be exported, and are lost until they can be");
             }
             None if was_failing => tracing::info!("spans are exported again"),
             _ => {}

@@ -17,11 +17,13 @@ use crate::job::upscalers::Upscalers;
 use crate::job::{Job, JobId, trace};
 use atelier_engine::{EngineError, Progress, Request, Watch};
 
+/// Hears of every denoising step of a job; returns at once.
+pub type StepObserver = Arc<dyn Fn(&JobId, Progress) + Send + Sync>;
+
 /// Follows all jobs.
 #[derive(Clone)]
 pub struct Observer {
-    /// Hears of every denoising step of a job; returns at once.
-    pub step: Arc<dyn Fn(&JobId, Progress) + Send + Sync>,
+    pub step: StepObserver,
     /// None: nobody looks at jobs while they run.
     pub previews: Option<Arc<Previews>>,
 }

@@ -112,7 +112,9 @@ impl Worker {
         let mut looks = previews.changes();
         let mut shown = BTreeSet::new();
         let job_ids = assignment.job_ids();
-        job_ids.iter().for_each(|job_id| previews.begin(job_id));
+        for job_id in &job_ids {
+            previews.begin(job_id);
+        }
         looks.mark_changed();
         let drained = drained(self.phase.clone());
         tokio::pin!(drained);

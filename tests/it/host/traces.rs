@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use opentelemetry_proto::tonic::common::v1::any_value;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_proto::tonic::trace::v1::Status;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -73,7 +74,7 @@ async fn one_trace_has_the_job_at_the_host_and_in_the_handler_with_its_steps_and
     for one in &exported {
         assert_eq!(base16ct::lower::encode_string(&one.span.trace_id), of_caller[1], "{one:?}");
         assert_eq!(one.service, "atelier");
-        assert_ne!(one.span.status.as_ref().map(|status| status.code()), Some(StatusCode::Error), "{one:?}");
+        assert_ne!(one.span.status.as_ref().map(Status::code), Some(StatusCode::Error), "{one:?}");
     }
     let caller: Vec<u8> = base16ct::lower::decode_vec(of_caller[2]).unwrap();
     let [at_host] = below(&exported, &caller)[..] else { panic!("{exported:?}") };
@@ -117,7 +118,7 @@ async fn a_caller_whose_trace_is_not_sampled_exports_nothing_and_a_failure_is_an
     }
     for failed in [exported.iter().find(|one| is_handlers(one)), exported.iter().find(|one| one.span.name == "fetch")] {
         let failed = failed.unwrap();
-        assert_eq!(failed.span.status.as_ref().map(|status| status.code()), Some(StatusCode::Error), "{failed:?}");
+        assert_eq!(failed.span.status.as_ref().map(Status::code), Some(StatusCode::Error), "{failed:?}");
         assert_eq!(failed.attribute("error.type"), Some(&any_value::Value::StringValue("invalid_input".into())), "{failed:?}");
     }
 }
