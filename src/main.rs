@@ -45,7 +45,7 @@ async fn play(arguments: Arguments, environment: &config::Environment) -> anyhow
     let config = arguments.config.as_deref();
     match arguments.role {
         Some(Role::Demo(options)) => Box::pin(demo::run(&options, environment)).await?,
-        Some(Role::Invoke(options)) => invoke::run(&options, config, environment).await?,
+        Some(Role::Invoke(options)) => Box::pin(invoke::run(&options, config, environment)).await?,
         Some(Role::Submit(options)) => client::submit::run(&options, config, environment).await?,
         Some(Role::Jobs(options)) => client::jobs::run(&options, config, environment).await?,
         Some(Role::Dead(options)) => client::dead::run(&options, config, environment).await?,

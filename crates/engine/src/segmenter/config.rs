@@ -117,7 +117,7 @@ impl Written {
             })
             .collect();
         if let Some(stage) = stages.iter().find(|stage| !stage.hidden_size.is_multiple_of(stage.heads)) {
-            let (hidden_size, heads) = (stage.hidden_size, stage.heads);
+            let StageConfig { hidden_size, heads, .. } = stage;
             return Err(format!("hidden_sizes has {hidden_size}, which must be a multiple of its num_attention_heads {heads}"));
         }
         match self.decoder_hidden_size.unwrap_or(256) {
