@@ -40,7 +40,7 @@ async fn stage(change: impl FnOnce(&mut config::Workflow)) -> Stage {
     stage
 }
 
-fn job(id: &str, auto_mask: Value) -> Value {
+fn job(id: &str, auto_mask: &Value) -> Value {
     let garments = [address("person.png")];
     json!({ "job_id": id, "task": "tryon", "person": address("person.png"), "garments": garments, "auto_mask": auto_mask })
 }
@@ -94,7 +94,7 @@ async fn outside_of_the_clothes_every_pixel_stays_bit_for_bit() {
     // The one that is nearest to a fifth of the image.
     let label = (0..classes.len()).min_by_key(|label| pixels_of(&labels, *label).abs_diff(labels.len() / 5)).unwrap();
     let class = classes[label].to_uppercase();
-    let result = complete(&mut stage, job("worn", json!({ "classes": [class], "dilate_px": 3 }))).await;
+    let result = complete(&mut stage, job("worn", &json!({ "classes": [class], "dilate_px": 3 }))).await;
     let edit = stage.edits().pop().expect("it was generated");
     let mut masked = 0_u32;
     let mut generated = 0_u32;
@@ -116,7 +116,7 @@ async fn outside_of_the_clothes_every_pixel_stays_bit_for_bit() {
     let coverage = made["coverage"].as_f64().unwrap();
     assert!((coverage - f64::from(masked) / f64::from(pixels)).abs() < 1e-4, "{coverage}");
     // Another job of the same person is as it was.
-    let plain = complete(&mut stage, job("plain", Value::Null)).await;
+    let plain = complete(&mut stage, job("plain", &Value::Null)).await;
     assert!(plain.pixels().all(|pixel| pixel.0 == [42; 3]));
     assert_eq!(record(&stage, "plain").get("auto_mask"), None);
 }
@@ -125,7 +125,7 @@ async fn outside_of_the_clothes_every_pixel_stays_bit_for_bit() {
 async fn a_mask_of_nearly_all_says_so_and_is_a_hundredth_wider_by_itself() {
     let mut stage = stage(|_| ()).await;
     let classes = segmenter(NETWORK).labels().to_vec();
-    complete(&mut stage, job("all", json!({ "classes": classes }))).await;
+    complete(&mut stage, job("all", &json!({ "classes": classes }))).await;
     let made = record(&stage, "all")["auto_mask"].clone();
     assert_eq!((&made["dilate_px"], &made["coverage"]), (&json!(SHORT_PX.div_ceil(100)), &json!(1.0)));
     assert_eq!(made["note"], "the mask covers 100 % of the image: next to nothing of it stays as it was");
@@ -141,7 +141,7 @@ async fn a_person_without_such_clothes_is_never_generated_without_a_mask() {
     let classes = segmenter(NETWORK).labels().to_vec();
     let absent = (0..classes.len()).find(|label| pixels_of(&labels, *label) == 0).expect("a class that is not there");
     let says = format!("shows no {} that a mask could be made of", classes[absent]);
-    refused(&mut stage, job("bare", json!({ "classes": [classes[absent]] })), "person", &says).await;
+    refused(&mut stage, job("bare", &json!({ "classes": [classes[absent]] })), "person", &says).await;
     assert_eq!(stage.generated(), 0);
 }
 
@@ -150,14 +150,14 @@ async fn what_cannot_be_masked_is_refused_before_anything_is_fetched() {
     let mut stage = stage(|_| ()).await;
     refused(
         &mut stage,
-        job("class", json!({ "classes": ["Dress"] })),
+        job("class", &json!({ "classes": ["Dress"] })),
         "auto_mask.classes",
         "nothing, coat, trousers, shoe, hat",
     )
     .await;
     let mut none = Stage::with(Capabilities::Edit(vec![Mode::Fp8]), |_| ()).await;
-    refused(&mut none, job("none", json!({})), "auto_mask", "has no segmenter").await;
+    refused(&mut none, job("none", &json!({})), "auto_mask", "has no segmenter").await;
     let mut without = self::stage(|workflow| workflow.steps.retain(|step| *step != StepName::Mask)).await;
-    refused(&mut without, job("without", json!({})), "auto_mask", "no step `mask`").await;
+    refused(&mut without, job("without", &json!({})), "auto_mask", "no step `mask`").await;
     assert_eq!((stage.generated(), none.generated(), without.generated()), (0, 0, 0));
 }
