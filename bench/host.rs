@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use atelier::config::{self, Config, Environment};
 use atelier::demo::local::{self, Local};
-use atelier::handler::lambda::{self, Limits};
+use atelier::handler::lambda::{self, Host, Limits};
 use atelier::handler::line;
 use atelier::protocol::control;
 use serde_json::json;
@@ -27,7 +27,8 @@ async fn serve_function(environment: &Environment) -> Result<()> {
         if control::decode_environment(environment)? { Some(line::listen(std::io::BufReader::new(stdin()))?) } else { None };
     let limits = Limits { deadline_margin: Duration::from_secs(5), shutdown_grace: Duration::from_secs(5) };
     let handler = null::handler(&config, environment).await?;
-    lambda::serve(handler, limits, host).await.map(drop).map_err(anyhow::Error::from_boxed)
+    let host = host.map(|commands| Host { commands, previews: None });
+    lambda::serve(handler, limits, host, None).await.map(drop).map_err(anyhow::Error::from_boxed)
 }
 
 /// Prints the environment to reach the servers, then the id of every job that is reported as complete; ends with standard input.

@@ -15,6 +15,7 @@ use atelier::outbound::Outbound;
 use atelier::safety::gate::Gate;
 use atelier::store::Store;
 use atelier::store::held_results::HeldResults;
+use atelier::workflow::infer::Observer;
 use atelier::workflow::store::ModelOrigin;
 use atelier::workflow::user_step::UserSteps;
 use atelier::workflow::watermark::TextStyle;
@@ -68,7 +69,7 @@ pub(crate) async fn handler(config: &Config, environment: &Environment) -> Resul
         store: Arc::new(Store::connect(&config.store, outbound.clone()).await?),
         held_results: HeldResults::new(&config.store),
         notifier: Arc::new(Notifier::new(&config.notify, outbound)?),
-        observer: Arc::new(|_, _| ()),
+        observer: Observer { step: Arc::new(|_, _| ()), previews: None },
     };
     Ok(Handler {
         workflow: Workflow::new(&config.workflow.steps, services),

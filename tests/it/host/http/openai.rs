@@ -337,7 +337,7 @@ async fn a_stream_with_partial_images_shows_them_while_the_job_runs() {
     assert_eq!([&one["b64_json"], &other["b64_json"]], ["preview 7", "preview 15"]);
     assert_eq!([&one["partial_image_index"], &other["partial_image_index"]], [0, 1]);
     let described =
-        json!({ "type": first, "size": "64x48", "output_format": "jpeg", "background": "opaque", "quality": "auto" });
+        json!({ "type": first, "size": "64x48", "output_format": "jpeg", "background": "opaque", "quality": "medium" });
     for (name, value) in described.as_object().unwrap() {
         assert_eq!(one[name], *value, "{name}");
     }
