@@ -15,6 +15,7 @@ mod metrics;
 mod migrating;
 mod models_page;
 mod msrv;
+mod one_build;
 mod pages;
 mod release;
 mod stacks;
