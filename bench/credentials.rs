@@ -32,7 +32,7 @@ fn main() -> Result<()> {
         let encoding = median(|| Ok(encode(&image, format, &[], &mark)?))?;
         let manifest_and_signature = median(|| {
             let manifest = Manifest::new(&signing, Some("tiny-sd"), source.uri(), &[]).map_err(Error::msg)?;
-            manifest.sign(&signing, &encoding.1, content_type).map_err(Error::msg)
+            manifest.sign(&signing, &encoding.1, content_type, false).map(|signed| signed.file).map_err(Error::msg)
         })?;
         let row = json!({
             "what": format!("sign_{SIDE_PX}_{}", format.extension()),

@@ -61,7 +61,7 @@ async fn play(
     match arguments.role {
         Some(Role::Demo(options)) => Box::pin(demo::run(&options, environment)).await?,
         Some(Role::Invoke(options)) => Box::pin(invoke::run(&options, config, environment)).await?,
-        Some(Role::Submit(options)) => client::submit::run(&options, config, environment).await?,
+        Some(Role::Submit(options)) => Box::pin(client::submit::run(&options, config, environment)).await?,
         Some(Role::Jobs(options)) => client::jobs::run(&options, config, environment).await?,
         Some(Role::Dead(options)) => client::dead::run(&options, config, environment).await?,
         Some(Role::Models(options)) => return start::models::run(options, config, environment).await,

@@ -18,5 +18,5 @@ cp models/*.yaml "$work/$name/models/"
 cp -R docs/completions docs/atelier.1 config.yaml CHANGELOG.md LICENSE THIRD-PARTY-LICENSES "$work/$name/"
 # The same files give the same bytes.
 tar --create --directory "$work" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@${SOURCE_DATE_EPOCH:-0}" --file "$work/archive" "$name"
-gzip -9n < "$work/archive" > "$destination/$name.tar.gz"
+gzip -n < "$work/archive" > "$destination/$name.tar.gz"
 echo "$destination/$name.tar.gz"

@@ -1,4 +1,4 @@
-//! A certificate chain with its key: all that verifiers would refuse is said in words before anything is signed.
+//! A certificate chain, and the form of its key: all that verifiers would refuse is said in words before anything is signed.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,8 +9,8 @@ use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::public_key::PublicKey;
 
-use super::source::Source;
-use crate::setting::{Secret, SettingError};
+use super::source::Given;
+use crate::setting::SettingError;
 
 /// Of an extended key usage that C2PA 2.x lets sign claims (section "Certificate Profiles").
 const CLAIM_SIGNING: [(&str, &str); 4] = [
@@ -26,13 +26,12 @@ const P384: &str = "1.3.132.0.34";
 const P521: &str = "1.3.132.0.35";
 const MIN_RSA_BITS: usize = 2_048;
 
-/// Certificates and key that belong together, as far as can be seen without signing.
+/// Certificates, each issued by the next, of which the first may sign.
 pub(super) struct Chain {
     /// The certificates that go into an image: the root stays out, for a verifier has it or does not trust it.
     pub(super) pem: String,
-    pub(super) der_bytes: usize,
-    pub(super) private_key: Secret,
-    pub(super) private_key_setting: &'static str,
+    /// The same, each in DER.
+    pub(super) der: Vec<Vec<u8>>,
     pub(super) algorithm: SigningAlg,
     pub(super) subject: String,
     /// When the first of them expires.
@@ -42,10 +41,9 @@ pub(super) struct Chain {
 impl Chain {
     /// # Errors
     /// Names the setting, the certificate and what is wrong with it.
-    pub(super) fn read(source: &Source, now: SystemTime) -> Result<Self, SettingError> {
-        let setting = source.certificate.key;
-        let wrong = |problem: String| SettingError::new(setting, problem);
-        let blocks = blocks(&source.certificate.text).map_err(wrong)?;
+    pub(super) fn read(given: &Given<String>, now: SystemTime) -> Result<Self, SettingError> {
+        let wrong = |problem: String| SettingError::new(given.key, problem);
+        let blocks = blocks(&given.text).map_err(wrong)?;
         let mut certificates = Vec::with_capacity(blocks.len());
         for (index, block) in blocks.iter().enumerate() {
             if block.label != CERTIFICATE_LABEL {
@@ -65,16 +63,12 @@ impl Chain {
         }
         check_leaf(leaf).map_err(wrong)?;
         let algorithm = algorithm(leaf).map_err(wrong)?;
-        check_private_key(source.private_key.text.reveal())
-            .map_err(|problem| SettingError::new(source.private_key.key, problem))?;
         let kept = blocks.iter().zip(&certificates).filter(|(_, certificate)| !is_self_issued(certificate));
         let kept: Vec<&Pem> = kept.map(|(block, _)| block).collect();
         let not_after = certificates.iter().map(|certificate| time(certificate.validity().not_after.timestamp())).min();
         Ok(Self {
             pem: kept.iter().map(|block| armoured(&block.contents)).collect(),
-            der_bytes: kept.iter().map(|block| block.contents.len()).sum(),
-            private_key: source.private_key.text.clone(),
-            private_key_setting: source.private_key.key,
+            der: kept.iter().map(|block| block.contents.clone()).collect(),
             algorithm,
             subject: leaf.subject().to_string(),
             not_after: not_after.unwrap_or(now),
@@ -205,7 +199,10 @@ fn algorithm(leaf: &X509Certificate<'_>) -> Result<SigningAlg, String> {
 }
 
 /// Says what kind of key there is in place of the one form that is read. Nothing of the key itself is shown.
-fn check_private_key(text: &str) -> Result<(), String> {
+///
+/// # Errors
+/// In words, unless it is one private key in PKCS #8.
+pub(super) fn check_private_key(text: &str) -> Result<(), String> {
     let blocks: Result<Vec<Pem>, _> = Pem::iter_from_buffer(text.as_bytes()).collect();
     let labels: Vec<String> = blocks.unwrap_or_default().into_iter().map(|block| block.label).collect();
     let keys: Vec<&str> = labels.iter().map(String::as_str).filter(|label| label.ends_with(PRIVATE_KEY_LABEL)).collect();

@@ -11,7 +11,7 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::source::{DEVELOPMENT_DIRECTORY, Given, Kind, Source};
+use super::source::{DEVELOPMENT_DIRECTORY, Given};
 use crate::setting::{Secret, SettingError};
 
 /// What a verifier must be given to trust the images.
@@ -30,8 +30,8 @@ pub fn is_made(directory: &Path) -> bool {
     directory.join(KEY).exists()
 }
 
-/// The signer of `directory`, which is made where there is none.
-pub(super) fn source(directory: &Path) -> Result<Source, SettingError> {
+/// Certificates and key of `directory`, which are made where there are none.
+pub(super) fn given(directory: &Path) -> Result<(Given<String>, Given<Secret>), SettingError> {
     let read = |name: &str| fs::read_to_string(directory.join(name));
     let failed = |problem: String| {
         let shown = directory.display();
@@ -42,11 +42,8 @@ pub(super) fn source(directory: &Path) -> Result<Source, SettingError> {
     }
     let chain = read(CHAIN).map_err(|error| failed(format!("{CHAIN}: {error}")))?;
     let key = read(KEY).map_err(|error| failed(format!("{KEY}: {error}")))?;
-    Ok(Source {
-        kind: Kind::Development,
-        certificate: Given { key: DEVELOPMENT_DIRECTORY, text: chain },
-        private_key: Given { key: DEVELOPMENT_DIRECTORY, text: Secret::new(&key) },
-    })
+    let certificate = Given { key: DEVELOPMENT_DIRECTORY, text: chain };
+    Ok((certificate, Given { key: DEVELOPMENT_DIRECTORY, text: Secret::new(&key) }))
 }
 
 /// Handlers of one host may be here at the same time: the directory appears with all of its files, and the first one stays.

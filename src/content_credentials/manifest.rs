@@ -3,6 +3,7 @@
 //! - Out of words alone: `c2pa.created`, whose digital source type says that a model made it.
 //! - From images: the one that was changed is the parent, which is `c2pa.opened` and then `c2pa.edited`. Those that were put into it are
 //!   components, each `c2pa.placed`. A mask is an input of the edit, and what a ControlNet or an IP-Adapter looks at one of whatever was done.
+//! - A text of `watermark` is `c2pa.addedText`. The invisible mark is `c2pa.watermarked.unbound`: it is the same in every image, and leads to no manifest.
 //! - Manifests of the inputs go along, as far as they are not more than [`MAX_INPUT_MANIFESTS`] or [`MAX_INPUT_MANIFEST_BYTES`] each.
 
 use std::io::Cursor;
@@ -52,6 +53,13 @@ pub struct Manifest {
     actions: Vec<Value>,
 }
 
+/// A file with its manifest.
+pub struct Signed {
+    pub file: Vec<u8>,
+    /// Whether it has a timestamp, or why not; none: there is no authority.
+    pub timestamp: Option<Result<(), String>>,
+}
+
 impl Role {
     fn relationship(self) -> &'static str {
         match self {
@@ -99,25 +107,39 @@ impl Manifest {
     /// The images were changed once more, by what has this name; none where it is not to be named.
     #[must_use]
     pub fn edited_by(mut self, name: Option<&str>) -> Self {
-        let when = self.actions.last().map(|action| action["when"].clone());
-        let agent = json!({ "name": name.unwrap_or(GENERATOR) });
-        self.actions.push(json!({ "action": "c2pa.edited", "softwareAgent": agent, "when": when }));
+        self.actions.push(self.further("c2pa.edited", name));
         self
     }
 
-    /// The file with the manifest in it; its pixels are what they were. `format`: its media type.
+    /// A text was set into the images.
+    #[must_use]
+    pub fn with_text(mut self) -> Self {
+        self.actions.push(self.further("c2pa.addedText", None));
+        self
+    }
+
+    fn further(&self, action: &str, name: Option<&str>) -> Value {
+        let when = self.actions.last().map(|action| action["when"].clone());
+        json!({ "action": action, "softwareAgent": { "name": name.unwrap_or(GENERATOR) }, "when": when })
+    }
+
+    /// The file with the manifest in it; its pixels are what they were. `format`: its media type. `has_mark`: the invisible one is in its pixels.
     ///
     /// # Errors
     /// In words, when it cannot be signed.
-    pub fn sign(&self, signing: &Signing, file: &[u8], format: &str) -> Result<Vec<u8>, String> {
-        on_a_deep_stack(|| self.signed(signing, file, format))?
+    pub fn sign(&self, signing: &Signing, file: &[u8], format: &str, has_mark: bool) -> Result<Signed, String> {
+        on_a_deep_stack(|| self.signed(signing, file, format, has_mark))?
     }
 
-    fn signed(&self, signing: &Signing, file: &[u8], format: &str) -> Result<Vec<u8>, String> {
+    fn signed(&self, signing: &Signing, file: &[u8], format: &str, has_mark: bool) -> Result<Signed, String> {
+        let mut actions = self.actions.clone();
+        if has_mark {
+            actions.push(self.further("c2pa.watermarked.unbound", None));
+        }
         let definition = json!({
             "claim_generator_info": [{ "name": GENERATOR, "version": VERSION }],
             "format": format,
-            "assertions": [{ "label": "c2pa.actions.v2", "data": { "actions": self.actions }, "created": true }],
+            "assertions": [{ "label": "c2pa.actions.v2", "data": { "actions": actions }, "created": true }],
         });
         let failed = |error: c2pa::Error| format!("an image cannot be signed: {error}");
         let mut builder =
@@ -126,8 +148,12 @@ impl Manifest {
             builder.add_ingredient(ingredient.clone());
         }
         let mut signed = Cursor::new(Vec::with_capacity(file.len()));
-        builder.sign(&*signing.signer, format, &mut Cursor::new(file), &mut signed).map_err(failed)?;
-        Ok(signed.into_inner())
+        let signer = signing.for_one();
+        builder.sign(&signer, format, &mut Cursor::new(file), &mut signed).map_err(|error| match signer.problem() {
+            None => failed(error),
+            Some(problem) => format!("an image cannot be signed: {problem}"),
+        })?;
+        Ok(Signed { file: signed.into_inner(), timestamp: signer.timestamp() })
     }
 }
 

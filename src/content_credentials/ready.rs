@@ -3,7 +3,7 @@
 use super::manifest::Manifest;
 use super::settings::Settings;
 use super::signing::Signing;
-use super::source::Source;
+use super::source::{PrivateKey, Source};
 use super::verify::{self, Failure};
 use crate::setting::SettingError;
 
@@ -25,15 +25,21 @@ pub fn signing(settings: &Settings) -> Result<Option<Signing>, SettingError> {
 
 /// Signs a small image and verifies it.
 fn try_out(signing: &Signing, source: &Source) -> Result<(), SettingError> {
+    // Of a key that is here all was checked, and what is wrong is a certificate that c2pa does not take; another is asked for the first time.
+    let setting = match &source.private_key {
+        PrivateKey::Here(_) => source.certificate.key,
+        PrivateKey::Kms { .. } => source.private_key.setting(),
+    };
     let signed = small_image()
-        .and_then(|file| Manifest::new(signing, None, CREATED_BY_A_MODEL, &[])?.sign(signing, &file, FORMAT))
-        .map_err(|problem| SettingError::new(source.certificate.key, problem))?;
+        .and_then(|file| Manifest::new(signing, None, CREATED_BY_A_MODEL, &[])?.sign(signing, &file, FORMAT, false))
+        .map(|signed| signed.file)
+        .map_err(|problem| SettingError::new(setting, problem))?;
     let found = verify::verify(&signed, FORMAT, None);
     let credentials = found.map_err(|problem| SettingError::new(source.certificate.key, problem))?;
     let failures = credentials.map(|credentials| credentials.failures).unwrap_or_default();
     if failures.iter().any(|failure| failure.code == SIGNATURE_MISMATCH) {
         let problem = "is not the key of the certificate that signs: what it signs does not verify";
-        return Err(SettingError::new(source.private_key.key, problem));
+        return Err(SettingError::new(source.private_key.setting(), problem));
     }
     match failures.into_iter().find(|failure| failure.code != verify::UNTRUSTED) {
         None => Ok(()),

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::development;
-use super::source::{DEVELOPMENT_DIRECTORY, Given, Kind, Source};
+use super::source::{DEVELOPMENT_DIRECTORY, Given, Kind, PrivateKey, Source};
+use super::{development, kms, timestamp};
 use crate::setting::{Secret, SettingError};
 use crate::shown;
 
@@ -28,15 +28,20 @@ pub struct Settings {
     pub private_key_file: Option<PathBuf>,
     /// Where a development signer has its key, which is made there; no one trusts what it signs.
     pub development_directory: Option<PathBuf>,
+    /// In place of a private key: one that stays in AWS KMS.
+    pub kms: kms::Settings,
+    /// Who says when an image was signed.
+    pub timestamp: timestamp::Settings,
 }
 
 impl Settings {
     /// Whether images are to be signed.
     #[must_use]
     pub fn names_signer(&self) -> bool {
-        let Self { certificate, certificate_file, private_key, private_key_file, development_directory } = self;
+        let Self { certificate, certificate_file, private_key, private_key_file, development_directory, kms, timestamp: _ } =
+            self;
         let files = [certificate_file, private_key_file, development_directory];
-        certificate.is_some() || private_key.is_some() || files.into_iter().any(Option::is_some)
+        certificate.is_some() || private_key.is_some() || kms.key.is_some() || files.into_iter().any(Option::is_some)
     }
 
     /// Reads what the settings name; none: they name no signer.
@@ -46,11 +51,21 @@ impl Settings {
     pub(super) fn source(&self) -> Result<Option<Source>, SettingError> {
         let certificate = self.certificate()?;
         let private_key = self.private_key()?;
+        let timestamp = self.timestamp.clone();
         match (certificate, private_key, &self.development_directory) {
             (None, None, None) => Ok(None),
-            (Some(certificate), Some(private_key), None) => Ok(Some(Source { kind: Kind::Given, certificate, private_key })),
-            (None, None, Some(directory)) => development::source(directory).map(Some),
-            (Some(_), None, _) => Err(SettingError::new(PRIVATE_KEY, missing_next_to("certificate", PRIVATE_KEY_FILE))),
+            (Some(certificate), Some(private_key), None) => {
+                Ok(Some(Source { kind: Kind::Given, certificate, private_key, timestamp }))
+            }
+            (None, None, Some(directory)) => {
+                let (certificate, private_key) = development::given(directory)?;
+                let private_key = PrivateKey::Here(private_key);
+                Ok(Some(Source { kind: Kind::Development, certificate, private_key, timestamp }))
+            }
+            (Some(_), None, _) => Err(SettingError::new(
+                PRIVATE_KEY,
+                missing_next_to("certificate", &format!("{PRIVATE_KEY_FILE}, or {}", kms::KEY)),
+            )),
             (None, Some(_), _) => Err(SettingError::new(CERTIFICATE, missing_next_to("private key", CERTIFICATE_FILE))),
             (Some(_), Some(_), Some(_)) => {
                 let problem = "cannot stand next to a certificate: images are signed with one or the other";
@@ -68,12 +83,21 @@ impl Settings {
         }
     }
 
-    fn private_key(&self) -> Result<Option<Given<Secret>>, SettingError> {
-        match (&self.private_key, &self.private_key_file) {
+    fn private_key(&self) -> Result<Option<PrivateKey>, SettingError> {
+        let given = match (&self.private_key, &self.private_key_file) {
+            (None, None) => None,
+            (Some(text), None) => Some(Given { key: PRIVATE_KEY, text: text.clone() }),
+            (None, Some(path)) => Some(Given { key: PRIVATE_KEY_FILE, text: Secret::new(&read(PRIVATE_KEY_FILE, path)?) }),
+            (Some(_), Some(_)) => return Err(doubled(PRIVATE_KEY, PRIVATE_KEY_FILE)),
+        };
+        match (given, &self.kms.key) {
             (None, None) => Ok(None),
-            (Some(text), None) => Ok(Some(Given { key: PRIVATE_KEY, text: text.clone() })),
-            (None, Some(path)) => Ok(Some(Given { key: PRIVATE_KEY_FILE, text: Secret::new(&read(PRIVATE_KEY_FILE, path)?) })),
-            (Some(_), Some(_)) => Err(doubled(PRIVATE_KEY, PRIVATE_KEY_FILE)),
+            (Some(given), None) => Ok(Some(PrivateKey::Here(given))),
+            (None, Some(id)) => Ok(Some(PrivateKey::Kms { settings: self.kms.clone(), id: id.clone() })),
+            (Some(given), Some(_)) => Err(SettingError::new(
+                kms::KEY,
+                format!("cannot stand next to {}: images are signed with one or the other", given.key),
+            )),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a signer is made of, with the settings that it comes from.
 
+use super::{kms, timestamp};
 use crate::setting::Secret;
 
 pub(super) const DEVELOPMENT_DIRECTORY: &str = "content_credentials.development_directory";
@@ -16,9 +17,30 @@ pub(super) struct Given<T> {
     pub(super) text: T,
 }
 
+/// Where the private key is.
+pub(super) enum PrivateKey {
+    Here(Given<Secret>),
+    /// In KMS, by this id.
+    Kms {
+        settings: kms::Settings,
+        id: String,
+    },
+}
+
 /// What a signer is made of.
 pub(super) struct Source {
     pub(super) kind: Kind,
     pub(super) certificate: Given<String>,
-    pub(super) private_key: Given<Secret>,
+    pub(super) private_key: PrivateKey,
+    pub(super) timestamp: timestamp::Settings,
+}
+
+impl PrivateKey {
+    /// The setting that it comes from.
+    pub(super) fn setting(&self) -> &'static str {
+        match self {
+            Self::Here(given) => given.key,
+            Self::Kms { .. } => kms::KEY,
+        }
+    }
 }

@@ -86,25 +86,19 @@ async fn examine(options: &Options, config: &Config, environment: &Environment) 
     let limit = Duration::from_secs(options.limit_s);
     let each_model = config.of_each_model();
     let models = each_model.iter().map(|own| models::check(own, environment, options.quick, limit));
-    let (credentials, bucket, queues, webhooks, models, gpu, clock) = tokio::join!(
+    let (credentials, bucket, queues, webhooks, signer, models, gpu, clock) = tokio::join!(
         within(limit, "credentials", credentials::check(config)),
         bucket::check(config, environment, limit),
         queues::check(config, limit),
         webhook::check(config, &options.webhook, limit),
+        within(limit, signer::CHECK, signer::check(config)),
         join_all(models),
         within(limit, "gpu", gpu::check(config, environment)),
         clock::check(config, limit),
     );
     let safety = each_model.iter().map(|own| safety::check(own, environment)).collect();
-    let before = [
-        vec![bucket, inputs::check(config)],
-        queues,
-        vec![token::check(config)],
-        webhooks,
-        vec![signer::check(config)],
-        safety,
-    ]
-    .concat();
+    let before =
+        [vec![bucket, inputs::check(config)], queues, vec![token::check(config)], webhooks, vec![signer], safety].concat();
     let others = before.into_iter().chain(models).chain([gpu]).chain(clock).map(without_chain);
     std::iter::once(credentials).chain(others).collect()
 }

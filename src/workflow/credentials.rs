@@ -13,7 +13,7 @@ use super::context::{InputImage, JobContext};
 use super::encode::Encode;
 use super::mark::DigitalSource;
 use super::{Step, StepName};
-use crate::content_credentials::manifest::{Manifest, Original};
+use crate::content_credentials::manifest::{Manifest, Original, Signed};
 use crate::content_credentials::signing::Signing;
 use crate::image_file::kind::Kind;
 use crate::job::outcome::JobError;
@@ -46,6 +46,9 @@ impl Step for CredentialsStep {
         let is_private = self.encode.level(job) == MetadataLevel::None;
         let model = (!is_private).then(|| self.model.as_str().to_owned());
         let edits = edits(context, is_private);
+        let has_text = job.watermark.is_some();
+        let marks = context.invisible_marks.iter().map(|mark| mark.as_ref().is_some_and(|mark| mark.embedded));
+        let marks: Vec<bool> = marks.collect();
         let inputs = std::mem::take(&mut context.input_images);
         let files = std::mem::take(&mut context.files);
         // Hashing and signing takes milliseconds, and reading manifests of strangers as long as it likes.
@@ -53,10 +56,17 @@ impl Step for CredentialsStep {
             let originals = inputs.iter().map(|input| original(input, is_private)).collect::<Result<Vec<_>, _>>()?;
             let manifest = Manifest::new(&signing, model.as_deref(), source, &originals)?;
             let manifest = edits.iter().fold(manifest, |manifest, name| manifest.edited_by(name.as_deref()));
-            files.iter().map(|file| manifest.sign(&signing, file, format).map(Bytes::from)).collect::<Result<Vec<_>, String>>()
+            let manifest = if has_text { manifest.with_text() } else { manifest };
+            let each = files.iter().zip(marks);
+            each.map(|(file, has_mark)| manifest.sign(&signing, file, format, has_mark)).collect::<Result<Vec<_>, String>>()
         });
         let signed = signed.await.unwrap_or_else(|panic| Err(panic.to_string()));
-        context.files = signed.map_err(|problem| JobError::Signing { problem })?;
+        for Signed { file, timestamp } in signed.map_err(|problem| JobError::Signing { problem })? {
+            if let Some(Err(problem)) = timestamp {
+                tracing::warn!(problem, "an image is signed without a timestamp: its credentials end with the certificate");
+            }
+            context.files.push(Bytes::from(file));
+        }
         Ok(())
     }
 }

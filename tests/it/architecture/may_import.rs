@@ -23,7 +23,7 @@ pub(super) const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("kernels", &[]),
     ("bundled", &[]),
     ("image_file", &[]),
-    ("content_credentials", &["setting"]),
+    ("content_credentials", &["setting", "shown", "authorities", "aws"]),
     ("invisible_mark", &[]),
     (
         "workflow",

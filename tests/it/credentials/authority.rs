@@ -2,11 +2,11 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SignatureAlgorithm,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
 };
 use time::{Duration, OffsetDateTime};
 
-/// PEM of a root, of a chain below it, and of the key of the chain's first certificate.
+/// PEM of a root, of a chain below it, and of the key of the chain's first certificate, where it was made here.
 pub(crate) struct Authority {
     pub(crate) root: String,
     pub(crate) leaf: String,
@@ -25,6 +25,12 @@ impl Authority {
     }
 
     pub(crate) fn of(algorithm: &'static SignatureAlgorithm, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let key = KeyPair::generate_for(algorithm).expect("a key");
+        Self { key: key.serialize_pem(), ..Self::certifying(&key, change) }
+    }
+
+    /// For a key that is kept elsewhere.
+    pub(crate) fn certifying(key: &impl PublicKeyData, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let mut root = parameters("tests root");
         root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -40,10 +46,9 @@ impl Authority {
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection];
         leaf.use_authority_key_identifier_extension = true;
         change(&mut leaf);
-        let key = KeyPair::generate_for(algorithm).expect("a key");
-        let leaf = leaf.signed_by(&key, &middle).expect("a certificate").pem();
+        let leaf = leaf.signed_by(key, &middle).expect("a certificate").pem();
         let chain = [leaf.as_str(), &middle.pem(), &root.pem()].concat();
-        Self { root: root.pem(), leaf, chain, key: key.serialize_pem() }
+        Self { root: root.pem(), leaf, chain, key: String::new() }
     }
 }
 

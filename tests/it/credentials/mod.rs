@@ -4,10 +4,12 @@ pub(crate) mod authority;
 mod inputs;
 mod inspected;
 mod invisible;
+mod kms;
 mod marks;
 mod peers;
 mod refused;
 mod runtime;
+mod timestamps;
 
 use std::path::PathBuf;
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use atelier::content_credentials::ready;
 use atelier::content_credentials::settings::Settings;
 use atelier::content_credentials::verify::{State, verify};
+use atelier::job::capabilities::Capabilities;
 use serde_json::{Value, json};
 
 use super::authority::Authority;
@@ -70,6 +71,7 @@ fn expected(task: &str, source: &str) -> Vec<(String, String, Vec<String>)> {
             step("c2pa.placed", "", &["garments[0]"]),
             step("c2pa.placed", "", &["garments[1]"]),
             step("c2pa.edited", source, &[]),
+            step("c2pa.watermarked.unbound", "", &[]),
         ],
         _ => vec![
             step("c2pa.opened", "", &["images[0]"]),
@@ -111,11 +113,43 @@ async fn another_implementation_verifies_each_format_and_task() {
         assert_eq!(manifest["claim_generator_info"][0]["name"], "atelier", "{place}");
         let actions = manifest["assertions"][0]["data"]["actions"].as_array().expect("actions");
         assert!(actions.iter().all(|action| action["when"].is_string()), "{place}");
-        assert_eq!(actions.last().expect("one")["softwareAgent"]["name"], "sd15", "{place}");
+        let done = actions.iter().find(|action| action["digitalSourceType"].is_string());
+        assert_eq!(done.expect("one")["softwareAgent"]["name"], "sd15", "{place}");
         assert_eq!(manifest["signature_info"]["common_name"], "tests signer", "{place}");
         assert_eq!(answer["pixels"], bare["pixels"], "{place}: the pixels are those of the unsigned image");
         let ours = verify(&std::fs::read(path).expect("a file"), content_type, Some(&authority.root)).expect("read");
         assert_eq!(ours.map(|credentials| credentials.state), Some(State::Trusted), "{place}");
+    }
+}
+
+/// A text and the invisible mark are actions of their own; an image that is too small has no mark, and says nothing of one.
+#[tokio::test]
+async fn what_was_set_into_an_image_is_said() {
+    let Some(venv) = python_or_skip("actions of watermarks read by PyPI's c2pa-python") else { return };
+    let authority = Authority::good();
+    let mut stage = Stage::signing(signing(&authority), Capabilities::Generate, |_| ()).await;
+    let job = |side: u32, more: Value| {
+        let mut body = json!({ "prompt": "a mug", "width": side, "height": side });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        body
+    };
+    let text = json!({ "watermark": { "text": "AI" } });
+    let jobs = [
+        ("both", job(256, text.clone()), &["c2pa.created", "c2pa.addedText", "c2pa.watermarked.unbound"][..]),
+        ("mark", job(256, json!({})), &["c2pa.created", "c2pa.watermarked.unbound"]),
+        ("text", job(64, text), &["c2pa.created", "c2pa.addedText"]),
+    ];
+    let mut files = Vec::new();
+    for (id, body, _) in &jobs {
+        files.push(generated(&mut stage, id, body, json!({})).await);
+    }
+    for ((id, _, expected), answer) in jobs.iter().zip(asked(&venv, Some(&authority.root), &files)) {
+        let found: Vec<String> = actions(&answer["known"]["manifest"]).into_iter().map(|(action, ..)| action).collect();
+        assert_eq!(
+            (found, &answer["known"]["state"]),
+            (expected.iter().map(ToString::to_string).collect(), &json!("Trusted")),
+            "{id}"
+        );
     }
 }
 

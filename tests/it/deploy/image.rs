@@ -76,11 +76,12 @@ fn root_of_image() -> TempDir {
     image
 }
 
-/// The image's entry point as its unprivileged user, with a `/proc` and a `/dev/null` of its own as containers have them.
+/// The image's entry point as its unprivileged user, with a `/proc` and a `/dev/null` of its own as containers have them. The shell stays in front of it: whoever
+/// changes its user is not killed with its parent any more (prctl(2), `PR_SET_PDEATHSIG`), and the shell takes all of its namespace along.
 fn start(root: &Path, arguments: &[&str], environment: &[&str]) -> Command {
     let mut command = Command::new("unshare");
     let script = "mount -t proc proc \"$1/proc\" && touch \"$1/dev/null\" && mount --bind /dev/null \"$1/dev/null\" && cd \"$1\" && \
-        root=$1 && shift && exec chroot --userspec=65532:65532 \"$root\" /usr/local/bin/atelier \"$@\"";
+        root=$1 && shift && chroot --userspec=65532:65532 \"$root\" /usr/local/bin/atelier \"$@\"; exit $?";
     command
         .args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh"])
         .arg(root)

@@ -64,7 +64,7 @@ async fn the_function_and_its_queue_are_created() {
     assert_eq!((&stack["status"], &stack["created"]), (&json!("CREATE_COMPLETE"), &json!(true)));
     // What moto does not make; all else was made by it.
     let expected = "Capacity DeadJobsAlarm ErrorsAlarm IdleAlarm InputPolicy InternalToken OldestJobAlarm ResultsPolicy RetriesAlarm \
-                    SigningKey SigningRandom StoreAlarm Url";
+                    SigningKey SigningPolicy SigningRandom StoreAlarm Url";
     let lacking: Vec<&str> = stack["lacking"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     assert_eq!(lacking.join(" "), expected);
 

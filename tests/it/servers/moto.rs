@@ -17,12 +17,12 @@ pub(crate) struct Moto {
 
 impl Moto {
     pub(crate) async fn start(venv: &Path) -> Self {
-        let mut process = Command::new(venv.join("bin/moto_server"))
-            .args(["-H", "127.0.0.1", "-p", "0"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("moto_server of the venv");
+        Self::of(Command::new(venv.join("bin/moto_server")).args(["-H", "127.0.0.1", "-p", "0"])).await
+    }
+
+    /// As another program starts it.
+    pub(crate) async fn of(program: &mut Command) -> Self {
+        let mut process = program.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("moto_server of the venv");
         let mut log = BufReader::new(process.stderr.take().expect("its stderr")).lines();
         let (ready, address) = oneshot::channel();
         thread::spawn(move || {

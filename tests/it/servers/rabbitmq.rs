@@ -4,8 +4,8 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::sync::{Arc, Weak};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 
 use atelier::host::source::rabbitmq::settings::Settings;
@@ -13,7 +13,7 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{OnceCell, oneshot};
 
 use super::{DEADLINE, packages};
 
@@ -34,25 +34,22 @@ pub(crate) struct RabbitMq {
     epmd: Child,
     /// None while it is shut down.
     server: Option<Child>,
+    /// Ends what is left of all this when the tests do: the shared node is never dropped.
+    guard: Child,
 }
 
 fn is_installed(what: &str) -> bool {
     packages::are_there(what, &[SERVER, CONTROL, EPMD, OPENSSL].map(packages::path))
 }
 
-/// The node that tests share which run at the same moment; each has a queue of its own.
+/// The node that tests share; each has a queue of its own. To start one costs nine seconds of a core.
 pub(crate) async fn shared_or_skip(what: &str) -> Option<Arc<RabbitMq>> {
-    static SHARED: Mutex<Weak<RabbitMq>> = Mutex::const_new(Weak::new());
+    static SHARED: OnceCell<Arc<RabbitMq>> = OnceCell::const_new();
     if !is_installed(what) {
         return None;
     }
-    let mut shared = SHARED.lock().await;
-    if let Some(node) = shared.upgrade() {
-        return Some(node);
-    }
-    let node = Arc::new(RabbitMq::start("").await);
-    *shared = Arc::downgrade(&node);
-    Some(node)
+    let node = SHARED.get_or_init(|| async { Arc::new(RabbitMq::start("").await) });
+    Some(Arc::clone(node.await))
 }
 
 /// A node for one test, which may do with it what it likes. `conf`: lines for its rabbitmq.conf.
@@ -75,7 +72,8 @@ impl RabbitMq {
             .expect("epmd of the package");
         let ports = [distribution, mapper];
         let server = boot(directory.path(), port, ports).await;
-        Self { port, tls_port, directory, ports, epmd, server: Some(server) }
+        let guard = guard(directory.path(), &epmd);
+        Self { port, tls_port, directory, ports, epmd, server: Some(server), guard }
     }
 
     /// The broker is shut down. (One that is killed in the first second of a queue's life does not find it again: 3.10.8.)
@@ -157,6 +155,8 @@ impl RabbitMq {
 
 impl Drop for RabbitMq {
     fn drop(&mut self) {
+        let _ = self.guard.kill();
+        let _ = self.guard.wait();
         if let Some(mut server) = self.server.take() {
             // On SIGTERM it takes six seconds, and it has nothing to lose.
             self.signal(Signal::KILL);
@@ -214,6 +214,20 @@ async fn boot(directory: &Path, port: u16, ports: [u16; 2]) -> Child {
     let said = tokio::time::timeout(DEADLINE * 8, is_ready).await.expect("the node starts in time").expect("its log");
     said.unwrap_or_else(|log| panic!("the node did not start:\n{log}"));
     server
+}
+
+/// Waits for the end of the pipe that this process holds, however it ends.
+fn guard(directory: &Path, epmd: &Child) -> Child {
+    const SCRIPT: &str = r#"read -r _; kill -9 "$2" $(cat "$1/pid") 2> /dev/null; rm -rf "$1""#;
+    Command::new("sh")
+        .args(["-c", SCRIPT, "guard"])
+        .arg(directory)
+        .arg(epmd.id().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a shell")
 }
 
 fn free_ports() -> [u16; 4] {
