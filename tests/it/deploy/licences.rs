@@ -5,7 +5,7 @@ use std::process::Command;
 use super::file;
 
 /// Name and version of every crate that a release without features is linked with, this package's own included.
-fn linked() -> Vec<String> {
+pub(super) fn linked() -> Vec<String> {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--locked", "--offline", "--edges", "normal", "--target", "x86_64-unknown-linux-gnu"])
         .args(["--prefix", "none", "--no-dedupe", "--format", "{p}"])

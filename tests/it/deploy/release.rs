@@ -1,10 +1,13 @@
-//! What the release workflow runs: the notes of a version, and the archive with its program.
+//! What the release workflow runs: the notes of a version, the archive with its program, its bill of materials, the names of images.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use serde_json::Value;
+
 use super::file;
+use super::licences::linked;
 
 fn script(root: &Path, name: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(root.join("deploy/release").join(name));
@@ -68,19 +71,68 @@ fn an_archive_has_the_program_and_what_its_users_read() {
     assert!(!is_made && error.contains("no such flavour: gpu; cpu or cuda"), "{error}");
 }
 
+/// Every crate that the program is linked with, as crates.io and Cargo.lock have it.
+#[test]
+fn a_bill_of_materials_names_every_packageof_the_program() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (is_made, text, error) = said(&script(root, "sbom.py", &["cpu"]));
+    assert!(is_made, "{error}");
+    let bill: Value = serde_json::from_str(&text).unwrap();
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let components = bill["components"].as_array().unwrap();
+    let program = &bill["metadata"]["component"];
+    let named = components.iter().chain([program]);
+    let mut named: Vec<String> =
+        named.map(|package| format!("{} {}", word(&package["name"]), word(&package["version"]))).collect();
+    named.sort();
+    assert_eq!(named, linked());
+    let lock = file("Cargo.lock");
+    for component in components {
+        let name = word(&component["name"]);
+        assert!(!word(&component["licenses"][0]["expression"]).is_empty(), "{component}");
+        let checksum = word(&component["hashes"][0]["content"]);
+        let is_locked = lock.contains(&format!("checksum = \"{checksum}\"\n"));
+        assert!(is_locked || name.starts_with("atelier-"), "{component}");
+    }
+    let needs = bill["dependencies"].as_array().unwrap();
+    let of_program = needs.iter().find(|needs| needs["ref"] == program["bom-ref"]).unwrap()["dependsOn"].as_array().unwrap();
+    assert!(of_program.iter().any(|needed| word(needed).starts_with("pkg:cargo/axum@")), "{of_program:?}");
+    assert_eq!(said(&script(root, "sbom.py", &["cpu"])).1, text, "the same sources give the same bytes");
+    let (is_made, _, error) = said(&script(root, "sbom.py", &["gpu"]));
+    assert!(!is_made && error.contains("usage: sbom.py cpu|cuda"), "{error}");
+}
+
+#[test]
+fn an_image_has_a_name_that_registries_take() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let name = |arguments: &[&str]| said(&script(root, "image.sh", arguments)).1;
+    assert_eq!(name(&["Ada-Lovelace/Atelier", "v1.2.0", "-cpu"]), "ghcr.io/ada-lovelace/atelier:1.2.0-cpu\n");
+    assert_eq!(name(&["ada/atelier", "v1.2.0", ""]), "ghcr.io/ada/atelier:1.2.0\n");
+}
+
 /// The workflow's steps call scripts that are there, with the Rust and the CUDA of the image.
 #[test]
 fn the_workflow_calls_what_is_there() {
     let workflow = file(".github/workflows/release.yml");
-    let scripts: BTreeSet<&str> = workflow
+    let scripts: BTreeSet<String> = workflow
         .split_whitespace()
         .filter(|word| word.starts_with("deploy/release/") && word.len() > "deploy/release/".len())
+        .map(str::to_owned)
         .collect();
-    assert_eq!(scripts, BTreeSet::from(["deploy/release/archive.sh", "deploy/release/notes.sh"]));
+    assert_eq!(scripts, BTreeSet::from(["archive.sh", "notes.sh", "sbom.py"].map(|name| format!("deploy/release/{name}"))));
+    assert!(workflow.contains("$(deploy/release/image.sh \"$GITHUB_REPOSITORY\" \"$GITHUB_REF_NAME\" "));
+    let actions: Vec<&str> = workflow.lines().filter_map(|line| line.split_once("uses: ")).map(|(_, action)| action).collect();
+    assert!(actions.len() > 8 && actions.iter().all(|action| is_pinned(action)), "{actions:?}");
     let dockerfile = file("Dockerfile");
     let argument = |name: &str| dockerfile.lines().find_map(|line| line.strip_prefix(&format!("ARG {name}="))).unwrap();
     let rust = argument("RUST");
     let cuda = argument("CUDA");
     assert!(workflow.contains(&format!("rust:{rust}-bookworm")) && workflow.contains(&format!("--default-toolchain {rust}\n")));
     assert_eq!(workflow.matches(&format!("nvidia/cuda:{cuda}-cudnn-devel-ubuntu24.04")).count(), 3);
+}
+
+/// `owner/action@COMMIT # vX.Y.Z`.
+fn is_pinned(action: &str) -> bool {
+    let commit = action.split_once('@').map_or("", |(_, commit)| commit.split(' ').next().unwrap_or_default());
+    commit.len() == 40 && commit.bytes().all(|digit| digit.is_ascii_hexdigit()) && action.contains(" # v")
 }
