@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::Context;
+use opentelemetry::trace::{SpanBuilder, Tracer, TracerProvider as _};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tokio::runtime::Handle;
 use tracing::Subscriber;
 use tracing_subscriber::Layer;
@@ -21,7 +22,7 @@ use url::Url;
 
 use crate::authorities;
 use crate::config::Environment;
-use crate::job::trace::{EXPORTED_TARGET, SPAN_TARGET};
+use crate::job::trace::{self, EXPORTED_TARGET, JOB_SPAN, SOURCE, SPAN_TARGET};
 use crate::setting::SettingError;
 
 const SERVICE: &str = "atelier";
@@ -77,7 +78,7 @@ impl Telemetry {
         S: Subscriber + for<'lookup> LookupSpan<'lookup>,
     {
         // Where in our sources a span begins, and on which thread, tells an operator nothing.
-        let layer = tracing_opentelemetry::layer().with_tracer(self.provider.tracer(SERVICE));
+        let layer = tracing_opentelemetry::layer().with_tracer(Kinds(self.provider.tracer(SERVICE)));
         let layer = layer.with_location(false).with_threads(false).with_target(false).with_tracked_inactivity(false);
         layer.with_filter(FilterFn::new(|span| span.is_span() && [SPAN_TARGET, EXPORTED_TARGET].contains(&span.target())))
     }
@@ -94,6 +95,22 @@ impl Telemetry {
     pub async fn end(self) {
         let exporting = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH));
         let _ = exporting.await;
+    }
+}
+
+/// Says what kind a job's span is. As a field of the span, which `tracing-opentelemetry` reads, it would stand in every line of the job's log.
+#[derive(Debug, Clone)]
+struct Kinds(SdkTracer);
+
+impl Tracer for Kinds {
+    type Span = <SdkTracer as Tracer>::Span;
+
+    fn build_with_context(&self, mut builder: SpanBuilder, parent: &Context) -> Self::Span {
+        if builder.name == JOB_SPAN {
+            let source = builder.attributes.iter().flatten().find(|attribute| attribute.key.as_str() == SOURCE);
+            builder.span_kind = source.map(|source| trace::kind(&source.value.as_str()));
+        }
+        self.0.build_with_context(builder, parent)
     }
 }
 

@@ -10,8 +10,9 @@ use super::acceptance::NotAccepted;
 use super::jobs::{Acceptance, Cancelling, Claim, JobStatus, Jobs, Sending};
 use super::source::{Source, SourceError};
 use crate::fault_point::fault_point;
+use crate::job::Job;
 use crate::job::request::catalogue::Catalogue;
-use crate::job::{Job, trace};
+use crate::job::trace::{self, Trace};
 
 /// How far the handlers are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +92,12 @@ impl Direct {
     #[must_use]
     pub fn span(job: &Job) -> Span {
         trace::span(job.id.as_str(), "infer", 1, job.trace)
+    }
+
+    /// What its handler's spans stand below: its own span where that is exported, else its caller's.
+    #[must_use]
+    pub fn trace(&self) -> Option<Trace> {
+        Trace::of(&self.span).or(self.job.trace)
     }
 }
 

@@ -9,7 +9,7 @@
 
 use std::fmt;
 
-use opentelemetry::trace::{SpanContext, SpanId, Status, TraceContextExt as _, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId, TraceState};
 use opentelemetry::{Context, KeyValue};
 use serde::{Deserialize, Serialize};
 use tracing::{Span, field};
@@ -133,11 +133,25 @@ pub const SPAN_TARGET: &str = "atelier::job";
 /// Target of the spans that are exported and no part of the log.
 pub const EXPORTED_TARGET: &str = "atelier::exported";
 
+/// Name of [`span`].
+pub const JOB_SPAN: &str = "job";
+/// What of [`span`] says where the job came from.
+pub const SOURCE: &str = "source";
+
+/// What a job's span is to its caller's: the work on a message of a queue, or on a request whose caller waits.
+#[must_use]
+pub fn kind(source: &str) -> SpanKind {
+    match source {
+        "sqs" | "rabbitmq" | "spool" => SpanKind::Consumer,
+        _ => SpanKind::Server,
+    }
+}
+
 /// The span of one attempt of a job. `source`: where it came from, such as `sqs`. `job_id`: empty where it could not be read.
 #[must_use]
 pub fn span(job_id: &str, source: &str, attempt: u32, trace: Option<Trace>) -> Span {
     // As an error: a span below the log's level is left out, and its fields with it, from lines that are not.
-    let span = tracing::error_span!(target: SPAN_TARGET, "job", job_id, source, attempt, traceparent = field::Empty);
+    let span = tracing::error_span!(target: SPAN_TARGET, JOB_SPAN, job_id, source, attempt, traceparent = field::Empty);
     if let Some(trace) = trace {
         span.record("traceparent", field::display(trace));
         adopt(&span, trace);

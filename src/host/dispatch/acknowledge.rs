@@ -27,7 +27,6 @@ use crate::host::store_health::StoreHealth;
 use crate::job::measured::Measured;
 use crate::job::notification::Notification;
 use crate::job::outcome::{JobError, Problem, RetryPolicy};
-use crate::job::trace::Trace;
 use crate::metrics::Metrics;
 use crate::protocol::deferral::DeferReason;
 use crate::protocol::reply::{JobOutcome, JobReport};
@@ -67,8 +66,7 @@ impl Acknowledger {
                 in_flight.first().map_or(Value::Null, |first| event::batch(&first.source.shape(), &messages))
             }
             Assignment::Direct(direct) => {
-                let trace = Trace::of(&direct.span).or(direct.job.trace);
-                event::http_generate(&direct.body, self.token.as_ref().map(Secret::reveal), trace)
+                event::http_generate(&direct.body, self.token.as_ref().map(Secret::reveal), direct.trace())
             }
         }
     }

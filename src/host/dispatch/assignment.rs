@@ -27,10 +27,10 @@ impl Assignment {
     pub fn trace(&self) -> Option<Trace> {
         match self {
             Self::Messages(in_flight) => {
-                let first = in_flight.first()?;
-                Trace::of(&first.span).or(first.message.trace)
+                let (message, exported) = in_flight.first()?.traced();
+                exported.or(message.trace)
             }
-            Self::Direct(direct) => Trace::of(&direct.span).or(direct.job.trace),
+            Self::Direct(direct) => direct.trace(),
         }
     }
 

@@ -81,16 +81,39 @@ async fn one_trace_has_the_job_at_the_host_and_in_the_handler_with_its_steps_and
     assert_eq!(at_host.attribute("source"), Some(&any_value::Value::StringValue("spool".into())), "{at_host:?}");
     let in_handler = below(&exported, &at_host.span.span_id);
     let in_handler = in_handler.iter().find(|one| one.span.name == "job").expect("the handler's span is below the host's");
+    assert_eq!([at_host.span.kind(), in_handler.span.kind()], [SpanKind::Consumer; 2], "it comes out of a queue");
     let steps: BTreeSet<&str> = below(&exported, &in_handler.span.span_id).iter().map(|one| one.span.name.as_str()).collect();
     for step in ["fetch", "preprocess", "infer", "postprocess", "encode", "store", "notify"] {
         assert!(steps.contains(step), "{step} is not in {steps:?}");
     }
     let infer = exported.iter().find(|one| one.span.name == "infer").unwrap();
     assert_eq!(infer.span.events.len() as u64, job("traced")["steps"].as_u64().unwrap(), "a moment for each denoising step");
+    assert_eq!(infer.span.kind(), SpanKind::Internal);
     // What the receiver was sent names the very attempt, whose parent is a span of this trace.
     let webhook = exported.iter().find(|one| is_webhook(one)).unwrap();
     assert_eq!(webhook.span.kind(), SpanKind::Client);
     assert!(exported.iter().any(|one| one.span.span_id == webhook.span.parent_span_id), "{webhook:?}");
+    // What only the collector is told of.
+    for line in host.log().lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert!(line.as_object().unwrap().keys().all(|field| !field.starts_with("otel.")), "{line}");
+    }
+}
+
+/// Nothing has put it into a queue: who sent it waits.
+#[tokio::test]
+async fn a_job_whose_caller_waits_is_a_request_in_the_trace() {
+    let collector = Collector::start().await;
+    let settings = exporting(&collector);
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let host = HostProcess::start(&settings, &[]).await;
+    host.ready().await;
+    host.post("/infer", &job("waited-for")).await;
+    let is_job = |one: &&Exported| one.span.name == "job";
+    let exported = collector.until(|exported| exported.iter().filter(is_job).count() == 2).await;
+    for one in exported.iter().filter(is_job) {
+        assert_eq!(one.span.kind(), SpanKind::Server, "{one:?}");
+    }
 }
 
 #[tokio::test]
