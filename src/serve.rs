@@ -13,7 +13,7 @@ use crate::config::{self, Config, Environment};
 use crate::handler::lambda::{self, End, Host, Limits};
 use crate::handler::line;
 use crate::job::JobId;
-use crate::protocol::report::Report;
+use crate::protocol::report::{Preview, Report};
 use crate::protocol::{ENGINE_LOST_EXIT_CODE, control};
 use crate::start;
 use crate::telemetry::Telemetry;
@@ -90,9 +90,11 @@ fn observer(has_host: bool) -> std::io::Result<Observer> {
     if !has_host {
         return Ok(Observer { step: Arc::new(|_, _| ()), previews: None });
     }
-    let previews = Previews::start(|PreviewFile { job_id, step, steps, width_px, height_px, jpeg }| {
-        let image = STANDARD.encode(jpeg);
-        Report::Preview { job_id: job_id.to_string(), step, steps, width: width_px, height: height_px, image }.send();
+    let previews = Previews::start(|PreviewFile { job_id, preview: shown }| {
+        let image = STANDARD.encode(shown.image);
+        let preview =
+            Preview { step: shown.step, steps: shown.steps, width_px: shown.width_px, height_px: shown.height_px, image };
+        Report::Preview { job_id: job_id.to_string(), preview }.send();
     })?;
     let step = Arc::new(|job_id: &JobId, Progress { step, steps }: Progress| {
         Report::Progress { job_id: job_id.as_str().to_owned(), step, steps }.send();

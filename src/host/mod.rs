@@ -52,7 +52,6 @@ use self::jobs::Jobs;
 use self::listed::ListedModel;
 use self::notification_sender::NotificationSender;
 use self::outbox::Outbox;
-use self::previews::Preview;
 use self::process::{Launcher, Listener, Program};
 use self::source::Source;
 use self::store_health::StoreHealth;
@@ -345,9 +344,7 @@ impl Host {
 fn hear(line: &str, metrics: &Metrics, jobs: &Jobs, functions: &watch::Sender<Vec<Function>>) {
     match Report::decode(line) {
         Some(Report::Progress { job_id, step, steps }) => jobs.progress(&job_id, step, steps),
-        Some(Report::Preview { job_id, step, steps, width, height, image }) => {
-            jobs.previews.show(&job_id, Preview { step, steps, width_px: width, height_px: height, image });
-        }
+        Some(Report::Preview { job_id, preview }) => jobs.previews.show(&job_id, preview),
         Some(Report::Ready { model, load_seconds, capabilities, upscalers, segmenter }) => {
             metrics.model_loaded(model.as_str(), load_seconds);
             functions.send_modify(|functions| {

@@ -6,18 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::protocol::control::ControlCommand;
-
-/// What the first image of a job looks like after a denoising step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Preview {
-    /// The denoising step that it shows, of all.
-    pub step: u32,
-    pub steps: u32,
-    pub width_px: u32,
-    pub height_px: u32,
-    /// A JPEG in base64.
-    pub image: String,
-}
+use crate::protocol::report::Preview;
 
 /// The newest preview of each job that someone looks at.
 #[derive(Debug, Default)]

@@ -32,14 +32,24 @@ pub enum Report {
     /// names, at most twice a second.
     Preview {
         job_id: String,
-        step: u32,
-        steps: u32,
-        /// Of the preview, in pixels: 128 at most.
-        width: u32,
-        height: u32,
-        /// A JPEG in base64, some 40 kB at most.
-        image: String,
+        #[serde(flatten)]
+        preview: Preview,
     },
+}
+
+/// What the first image of a job looks like after a denoising step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preview {
+    /// The denoising step that it shows, of all.
+    pub step: u32,
+    pub steps: u32,
+    /// 128 at most, as the height.
+    #[serde(rename = "width")]
+    pub width_px: u32,
+    #[serde(rename = "height")]
+    pub height_px: u32,
+    /// A JPEG in base64, some 40 kB at most.
+    pub image: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -84,6 +94,13 @@ mod tests {
         let line = report.clone().encode();
         assert_eq!(line, r#"{"atelier":{"progress":{"job_id":"job-1","step":3,"steps":20}}}"#);
         assert_eq!(Report::decode(&line), Some(report));
+        let preview = Preview { step: 3, steps: 20, width_px: 64, height_px: 48, image: "/9j/".into() };
+        let shown = Report::Preview { job_id: "job-1".into(), preview };
+        let line = shown.clone().encode();
+        let expected =
+            r#"{"atelier":{"preview":{"job_id":"job-1","step":3,"steps":20,"width":64,"height":48,"image":"/9j/"}}}"#;
+        assert_eq!(line, expected, "handlers of other releases write it so");
+        assert_eq!(Report::decode(&line), Some(shown));
         let ready = Report::Ready {
             model: ModelName::new("tiny-sd").unwrap(),
             load_seconds: 1.5,

@@ -28,16 +28,10 @@ pub struct Previews {
     encoding: SyncSender<Shown>,
 }
 
-/// A preview as a file.
+/// A preview as a file: a JPEG with the machine-readable mark.
 pub struct PreviewFile {
     pub job_id: JobId,
-    /// The denoising step that it shows, of all.
-    pub step: u32,
-    pub steps: u32,
-    pub width_px: u32,
-    pub height_px: u32,
-    /// A JPEG with the machine-readable mark.
-    pub jpeg: Bytes,
+    pub preview: Preview<Bytes>,
 }
 
 struct Shown {
@@ -107,14 +101,43 @@ pub(super) fn may_be_shown(steps: &[StepName], gate: &Gate) -> bool {
 impl Shown {
     /// None where it could not be encoded, which is no fault of the job's.
     fn file(self) -> Option<PreviewFile> {
-        let Self { job_id, source, preview: Preview { step, steps, width_px, height_px, rgb } } = self;
+        let Self { job_id, source, preview: Preview { step, steps, width_px, height_px, image: rgb } } = self;
         let image = Image { width_px, height_px, rgb, seed: 0 };
         match encode(&image, ImageFormat::Jpeg, &[], &mark::xmp(source, None)) {
-            Ok(jpeg) => Some(PreviewFile { job_id, step, steps, width_px, height_px, jpeg: jpeg.into() }),
+            Ok(jpeg) => {
+                let preview = Preview { step, steps, width_px, height_px, image: jpeg.into() };
+                Some(PreviewFile { job_id, preview })
+            }
             Err(error) => {
                 tracing::warn!(%error, "a preview could not be encoded");
                 None
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::safety::settings::Settings;
+
+    #[test]
+    fn where_a_step_of_the_users_own_may_change_or_refuse_images_none_is_shown_before() {
+        let nobody_looks = json!({
+            "mode": "on", "required": false, "prompt_lists": [], "delete_inputs": false,
+            "moderator": { "url": null, "token": null, "timeout_ms": 1_000, "max_wait_ms": 1_000 },
+            "tryon": { "allow_underwear": false, "require_consent": false },
+        });
+        let gate = Gate::new(&serde_json::from_value::<Settings>(nobody_looks).unwrap(), None).unwrap();
+        let is_shown = |names: &[&str]| {
+            let steps: Vec<StepName> = names.iter().map(|name| serde_json::from_value((*name).into()).unwrap()).collect();
+            may_be_shown(&steps, &gate)
+        };
+        assert!(is_shown(&["fetch", "infer", "check", "encode", "store", "notify"]));
+        for own in ["command:border", "http:rules"] {
+            assert!(!is_shown(&["fetch", "infer", own, "check", "encode", "store", "notify"]), "{own}");
         }
     }
 }

@@ -6,17 +6,16 @@ use std::time::{Duration, Instant};
 /// Between two previews of a generation, at least.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The first image of a generation after a denoising step.
+/// The first image of a generation after a denoising step. `I`: the image, by default (height, width, 3) bytes of RGB, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Preview {
+pub struct Preview<I = Vec<u8>> {
     /// The denoising step that it shows, of all.
     pub step: u32,
     pub steps: u32,
     /// As many pixels as the image has latents, and 128 a side at most.
     pub width_px: u32,
     pub height_px: u32,
-    /// (height, width, 3) bytes, row by row.
-    pub rgb: Vec<u8>,
+    pub image: I,
 }
 
 /// Who may want to see a generation.

@@ -94,7 +94,7 @@ impl Previewer {
         let Some(map) = map else { return Ok(()) };
         let image = reduced(map.image(latents)?);
         let (width_px, height_px) = image.dimensions();
-        listener.show(Preview { step, steps, width_px, height_px, rgb: image.into_raw() });
+        listener.show(Preview { step, steps, width_px, height_px, image: image.into_raw() });
         listener.with_pace(|pace| pace.shown(step, Instant::now()));
         Ok(())
     }

@@ -26,8 +26,9 @@ use super::problem::Problem;
 use super::{Http, KEEP_ALIVE};
 use crate::host::job_service::StatusSnapshot;
 use crate::host::jobs::JobStatus;
-use crate::host::previews::{Looking, Preview};
+use crate::host::previews::Looking;
 use crate::job::JobId;
+use crate::protocol::report::Preview;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Between two looks of one caller, however much happens.

@@ -17,7 +17,8 @@ use super::super::problem::Problem;
 use super::super::{Http, KEEP_ALIVE};
 use super::errors;
 use super::parameters::{ImageForm, Wanted};
-use crate::host::previews::{Looking, Preview};
+use crate::host::previews::Looking;
+use crate::protocol::report::Preview;
 
 /// Waits for the job, and answers with all of its images.
 ///

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use atelier::host::job_service::StatusSnapshot;
 use atelier::host::jobs::State;
-use atelier::host::previews::Preview;
 use atelier::protocol::control::ControlCommand;
+use atelier::protocol::report::Preview;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::timeout;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use atelier::host::http::{Http, ModelInfo};
 use atelier::host::job_service::{Direct, Ending, Model, ModelStatus};
-use atelier::host::previews::Preview;
 use atelier::job::Job;
 use atelier::job::request::Defaults;
 use atelier::job::request::catalogue::{Catalogue, Served};
 use atelier::job::task::{Generate, ModelName, Task};
+use atelier::protocol::report::Preview;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use image::{DynamicImage, GrayImage, ImageFormat, Rgba, RgbaImage};

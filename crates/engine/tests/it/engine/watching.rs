@@ -96,9 +96,9 @@ fn whoever_looks_on_changes_no_image_and_each_request_has_its_own_previews() {
         assert!(steps.first() == Some(&1) && steps.is_sorted_by(|one, next| one < next), "{steps:?}");
         assert!(of(place).all(|preview| preview.step < STEPS && preview.steps == STEPS), "the last one is the image itself");
         assert!(
-            of(place).all(|preview| (preview.width_px, preview.height_px, preview.rgb.len()) == (8, 8, 192)),
+            of(place).all(|preview| (preview.width_px, preview.height_px, preview.image.len()) == (8, 8, 192)),
             "a pixel a latent"
         );
     }
-    assert_ne!(of(0).next().map(|preview| &preview.rgb), of(1).next().map(|preview| &preview.rgb));
+    assert_ne!(of(0).next().map(|preview| &preview.image), of(1).next().map(|preview| &preview.image));
 }

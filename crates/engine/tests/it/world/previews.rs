@@ -29,14 +29,14 @@ fn watched() -> (Watch, Arc<Mutex<Vec<Preview>>>) {
 fn correlation(preview: &Preview, image: &Image) -> f64 {
     let factor = image.width_px / preview.width_px;
     assert_eq!((preview.width_px * factor, preview.height_px * factor), (image.width_px, image.height_px));
-    let mut means = vec![0.0; preview.rgb.len()];
+    let mut means = vec![0.0; preview.image.len()];
     for (place, byte) in image.rgb.iter().enumerate() {
         let x = place as u32 / 3 % image.width_px;
         let y = place as u32 / 3 / image.width_px;
         let pixel = y / factor * preview.width_px + x / factor;
         means[pixel as usize * 3 + place % 3] += f64::from(*byte) / f64::from(factor * factor);
     }
-    let shown: Vec<f64> = preview.rgb.iter().map(|byte| f64::from(*byte)).collect();
+    let shown: Vec<f64> = preview.image.iter().map(|byte| f64::from(*byte)).collect();
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let of_shown = mean(&shown);
     let of_means = mean(&means);
