@@ -123,7 +123,16 @@ const scenarios = {
   async tryon(browser) {
     const page = await browser.signedIn(token);
     await page.getByRole('radio', { name: 'Try on' }).check();
+    // Who starts at once is told what is missing, one after the other, and where.
+    const lacks = async (name, id) => {
+      await page.getByRole('button', { name: 'Start' }).click();
+      await page.locator('#form-error').filter({ hasText: `${name}: choose an image` }).waitFor();
+      assert.equal(await page.evaluate(() => document.activeElement.id), id);
+    };
+    await lacks('Person', 'input-person');
     await file(page, 'Person').setInputFiles(path.join(IMAGES, 'person.png'));
+    await page.getByText('person.png, ').waitFor();
+    await lacks('Garment', 'input-garments-0-');
     const garment = fs.readFileSync(path.join(IMAGES, 'garment.png')).toString('base64');
     await page.locator('.input-image', { has: file(page, 'Garment') }).evaluate((target, base64) => {
       const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));

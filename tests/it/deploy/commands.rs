@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -11,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::file;
 use crate::servers::{packages, python_or_skip};
@@ -61,21 +63,23 @@ impl Drop for Running {
 
 /// Starts `atelier demo --serve` and waits for the exports that it prints.
 fn served(line: &str, directory: &Path) -> (Running, String) {
-    let (demo, said) = said_until(line, "SIGNING_SECRET", directory);
+    let (demo, said, _) = said_until(line, "SIGNING_SECRET", directory);
     let exports = said.lines().map(str::trim).filter(|line| line.starts_with("export "));
     (demo, exports.flat_map(|line| [line, "\n"]).collect())
 }
 
 /// Starts a command and waits until it says `last`; returns what it has said by then. What it says later is read away.
-fn said_until(line: &str, last: &str, directory: &Path) -> (Running, String) {
+fn said_until(line: &str, last: &str, directory: &Path) -> (Running, String, Receiver<String>) {
     let mut running = Running(shell(line, directory).stdout(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines().map_while(Result::ok);
     let mut said = String::new();
     for line in lines.by_ref() {
         said.extend([line.as_str(), "\n"]);
         if line.contains(last) {
-            std::thread::spawn(move || lines.for_each(drop));
-            return (running, said);
+            let (sender, later) = channel();
+            // Read to its end whether anybody wants it or not: a full pipe would stop the program.
+            std::thread::spawn(move || lines.for_each(|line| drop(sender.send(line))));
+            return (running, said, later);
         }
     }
     panic!("it did not say {last:?}: {said}");
@@ -135,7 +139,8 @@ async fn the_readmes_page_opens_and_takes_a_try_on() {
     let directory = root();
     let line = block("README.md", "demo --serve");
     let path = directory.path().to_owned();
-    let (_demo, said) = spawn_blocking(move || said_until(&line, "the page to try it yourself", &path)).await.unwrap();
+    let saying = spawn_blocking(move || said_until(&line, "the page to try it yourself", &path));
+    let (_demo, said, later) = saying.await.unwrap();
     let address = said.rsplit_once("the page to try it yourself: ").unwrap().1.trim();
     let (page, token) = address.split_once("/#token=").unwrap();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -154,6 +159,10 @@ async fn the_readmes_page_opens_and_takes_a_try_on() {
     let image = client.get(format!("{page}/jobs/first/images/0")).bearer_auth(token).send().await.unwrap();
     let image = image::load_from_memory(&image.bytes().await.unwrap()).unwrap();
     assert_eq!((image.width(), image.height()), (96, 128));
+    // Webhooks are shown while it serves as well.
+    let told = spawn_blocking(move || later.iter().find(|line| line.contains("inference/complete  first")));
+    let told = timeout(WAIT_LIMIT, told).await.unwrap().unwrap();
+    assert!(told.as_ref().is_some_and(|line| line.starts_with("  webhook POST /api/webhooks/")), "{told:?}");
 }
 
 #[tokio::test]

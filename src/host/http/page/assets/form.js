@@ -185,6 +185,11 @@ export class Form {
   async send() {
     this.clearErrors();
     if (!this.task) return say(this.error, 'No model is served that the page knows a form for.');
+    const empty = this.empty();
+    if (empty) {
+      say(this.error, `${empty.label}: choose an image, or drop one there`);
+      return this.mark(empty.input);
+    }
     const start = /** @type {HTMLButtonElement} */ (byId('start'));
     start.disabled = true;
     try {
@@ -194,6 +199,13 @@ export class Form {
     } finally {
       start.disabled = false;
     }
+  }
+
+  /** The first place that needs an image and has none: the host would speak of addresses. @returns {InputImage|undefined} */
+  empty() {
+    if (this.task === 'tryon' && !this.person.url) return this.person;
+    const several = { tryon: this.garments, edit: this.images }[this.task];
+    return several && !several.urls().length ? several.list[0] : undefined;
   }
 
   clearErrors() {
@@ -213,7 +225,11 @@ export class Form {
     const inputs = Array.from(this.form.querySelectorAll('[data-field]'), (input) => /** @type {HTMLElement} */ (input));
     const named = (/** @type {HTMLElement} */ input) => input.dataset.field ?? '';
     const input = inputs.find((each) => named(each) === name) ?? inputs.find((each) => named(each).startsWith(`${name}[`));
-    if (!input) return;
+    if (input) this.mark(input);
+  }
+
+  /** @param {HTMLElement} input that the error is about */
+  mark(input) {
     input.setAttribute('aria-invalid', 'true');
     input.setAttribute('aria-errormessage', this.error.id);
     input.closest('details')?.setAttribute('open', '');

@@ -12,6 +12,7 @@ export class InputImage {
   constructor(label, name, changed = () => {}) {
     /** @type {string|null} */
     this.url = null;
+    this.label = label;
     this.changed = changed;
     this.input = el('input', { type: 'file', accept: ALLOWED.join(','), 'data-field': name, onchange: () => this.choose() });
     this.input.id = `input-${name.replace(/\W/g, '-')}`;
