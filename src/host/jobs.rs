@@ -313,6 +313,12 @@ impl Jobs {
         current.take(most).collect()
     }
 
+    /// Whether the job waits or runs, and someone asked for it to be cancelled.
+    #[must_use]
+    pub fn is_to_be_cancelled(&self, id: &str) -> bool {
+        self.registry().job_statuses.get(id).is_some_and(JobStatus::is_to_be_cancelled)
+    }
+
     pub fn job_status(&self, id: &str) -> Option<JobStatus> {
         self.registry().job_statuses.get(id).cloned()
     }

@@ -136,7 +136,9 @@ pub(super) async fn document(http: &Http, id: &JobId, known: Option<JobStatus>) 
 /// The document with how many jobs come before this one, where it waits and this host knows.
 pub(super) fn placed(http: &Http, id: &JobId, mut document: Value) -> Value {
     if document["state"] == json!(jobs::State::Queued) {
-        document["position"] = json!(http.job_service.queue.position(id.as_str()));
+        // One that is cancelled takes no handler's time.
+        let service = &http.job_service;
+        document["position"] = json!(service.queue.position(id.as_str(), &|other| !service.jobs.is_to_be_cancelled(other)));
     }
     document
 }

@@ -125,8 +125,9 @@ pub trait Source: Send + Sync {
     /// [`SourceError`]; the caller waits a little and calls again.
     async fn receive(&self, most: usize) -> Result<Vec<Message>, SourceError>;
 
-    /// How many jobs come before the one of this id that waits, where this process knows; none too where no such job waits.
-    fn position(&self, _job_id: &str) -> Option<u64> {
+    /// How many jobs come before the one of this id that waits, of those whose id `counts`, where this process knows; none too where no
+    /// such job waits.
+    fn position(&self, _job_id: &str, _counts: &dyn Fn(&str) -> bool) -> Option<u64> {
         None
     }
 

@@ -10,6 +10,7 @@ mod files;
 pub mod inspect;
 mod name;
 mod record;
+mod waiting;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use self::disk::Disk;
 use self::files::{Directory, EndNote, Files};
 use self::name::Name;
 use self::record::message;
+use self::waiting::{Waiting, before};
 use super::{Depth, Message, Shape, Source, SourceError};
 use crate::clock::later;
 use crate::host::ended::EndedJob;
@@ -77,20 +79,6 @@ struct Returning {
     running: Name,
     waiting: Waiting,
     note: EndNote,
-}
-
-/// A job that waits, in the order in which jobs are due.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Waiting {
-    /// Not to be started before; by a clock that no one sets.
-    due: Instant,
-    name: Name,
-}
-
-impl Waiting {
-    fn due_now(name: Name) -> Self {
-        Self { due: Instant::now(), name }
-    }
 }
 
 impl Spool {
@@ -332,8 +320,8 @@ impl Source for Spool {
         }
     }
 
-    fn position(&self, job_id: &str) -> Option<u64> {
-        self.index().iter().position(|waiting| waiting.name.job_id == job_id).map(|before| before as u64)
+    fn position(&self, job_id: &str, counts: &dyn Fn(&str) -> bool) -> Option<u64> {
+        before(&self.index(), job_id, counts)
     }
 
     fn trouble(&self) -> Option<String> {
