@@ -296,7 +296,7 @@ _atelier() {
             fi
             case "${prev}" in
                 --from)
-                    COMPREPLY=($(compgen -W "sqs rabbitmq spool" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "sqs rabbitmq spool bucket" -- "${cur}"))
                     return 0
                     ;;
                 --dead-queue)
@@ -406,7 +406,7 @@ _atelier() {
             fi
             case "${prev}" in
                 --from)
-                    COMPREPLY=($(compgen -W "sqs rabbitmq spool" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "sqs rabbitmq spool bucket" -- "${cur}"))
                     return 0
                     ;;
                 --dead-queue)
@@ -432,7 +432,7 @@ _atelier() {
             fi
             case "${prev}" in
                 --from)
-                    COMPREPLY=($(compgen -W "sqs rabbitmq spool" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "sqs rabbitmq spool bucket" -- "${cur}"))
                     return 0
                     ;;
                 --dead-queue)
@@ -458,7 +458,7 @@ _atelier() {
             fi
             case "${prev}" in
                 --from)
-                    COMPREPLY=($(compgen -W "sqs rabbitmq spool" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "sqs rabbitmq spool bucket" -- "${cur}"))
                     return 0
                     ;;
                 --dead-queue)
@@ -484,7 +484,7 @@ _atelier() {
             fi
             case "${prev}" in
                 --from)
-                    COMPREPLY=($(compgen -W "sqs rabbitmq spool" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "sqs rabbitmq spool bucket" -- "${cur}"))
                     return 0
                     ;;
                 --dead-queue)
@@ -1029,12 +1029,16 @@ _atelier() {
             return 0
             ;;
         atelier__subcmd__jobs__subcmd__follow)
-            opts="-h --at --config --help"
+            opts="-h --out --at --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --out)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --at)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

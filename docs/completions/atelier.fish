@@ -53,7 +53,7 @@ complete -c atelier -n "__fish_atelier_using_subcommand host" -s h -l help -d 'P
 complete -c atelier -n "__fish_atelier_using_subcommand invoke" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand invoke" -s h -l help -d 'Print help'
 complete -c atelier -n "__fish_atelier_using_subcommand submit" -l to -d 'A host\'s address, or the configured queue: `sqs` or `rabbitmq` [default: the host at `server.port` of this machine]' -r
-complete -c atelier -n "__fish_atelier_using_subcommand submit" -l out -d 'Follow the job, and put its images into this directory' -r -F
+complete -c atelier -n "__fish_atelier_using_subcommand submit" -l out -d 'Follow the job, and put its previews while it runs, and its images, into this directory' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand submit" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand submit" -l follow -d 'Print what happens to the job, until it has ended'
 complete -c atelier -n "__fish_atelier_using_subcommand submit" -s h -l help -d 'Print help'
@@ -71,6 +71,7 @@ complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_su
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from show" -l at -d 'A host\'s address [default: the host at `server.port` of this machine]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from show" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from follow" -l out -d 'Put its previews while it runs, and its images, into this directory' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from follow" -l at -d 'A host\'s address [default: the host at `server.port` of this machine]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from follow" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from follow" -s h -l help -d 'Print help'
@@ -82,43 +83,48 @@ complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_su
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "follow" -d 'Print what happens to a job, until it has ended'
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "cancel" -d 'Cancel a job that has not ended'
 complete -c atelier -n "__fish_atelier_using_subcommand jobs; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -l from -d 'Only of this source [default: each that is configured, and the spool where there is one]' -r -f -a "sqs\t''
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -l from -d 'Only of this source; `bucket`: what a function on Lambda refused of Amazon MQ\'s messages [default: each queue that is configured, and the spool where there is one]' -r -f -a "sqs\t''
 rabbitmq\t''
-spool\t''"
+spool\t''
+bucket\t'`dead/` in the bucket of the configuration. Only where it is named: a host has nothing there, and may not list it'"
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -l dead-queue -d 'RabbitMQ\'s queue of dead letters [default: the name of the queue of jobs and `.dead`]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
-complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -f -a "list" -d 'One line each: source, own id, job, when it was sent, why it failed'
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -f -a "show" -d 'All that is known of a message, as JSON'
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -f -a "retry" -d 'Send messages again, with all their attempts'
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -f -a "purge" -d 'Remove messages for good'
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and not __fish_seen_subcommand_from list show retry purge help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from list" -l from -d 'Only of this source [default: each that is configured, and the spool where there is one]' -r -f -a "sqs\t''
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from list" -l from -d 'Only of this source; `bucket`: what a function on Lambda refused of Amazon MQ\'s messages [default: each queue that is configured, and the spool where there is one]' -r -f -a "sqs\t''
 rabbitmq\t''
-spool\t''"
+spool\t''
+bucket\t'`dead/` in the bucket of the configuration. Only where it is named: a host has nothing there, and may not list it'"
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from list" -l dead-queue -d 'RabbitMQ\'s queue of dead letters [default: the name of the queue of jobs and `.dead`]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from list" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
-complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
-complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from show" -l from -d 'Only of this source [default: each that is configured, and the spool where there is one]' -r -f -a "sqs\t''
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from show" -l from -d 'Only of this source; `bucket`: what a function on Lambda refused of Amazon MQ\'s messages [default: each queue that is configured, and the spool where there is one]' -r -f -a "sqs\t''
 rabbitmq\t''
-spool\t''"
+spool\t''
+bucket\t'`dead/` in the bucket of the configuration. Only where it is named: a host has nothing there, and may not list it'"
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from show" -l dead-queue -d 'RabbitMQ\'s queue of dead letters [default: the name of the queue of jobs and `.dead`]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from show" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
-complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
-complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -l from -d 'Only of this source [default: each that is configured, and the spool where there is one]' -r -f -a "sqs\t''
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -l from -d 'Only of this source; `bucket`: what a function on Lambda refused of Amazon MQ\'s messages [default: each queue that is configured, and the spool where there is one]' -r -f -a "sqs\t''
 rabbitmq\t''
-spool\t''"
+spool\t''
+bucket\t'`dead/` in the bucket of the configuration. Only where it is named: a host has nothing there, and may not list it'"
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -l dead-queue -d 'RabbitMQ\'s queue of dead letters [default: the name of the queue of jobs and `.dead`]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -l all -d 'All that are there now'
-complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -s h -l help -d 'Print help'
-complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -l from -d 'Only of this source [default: each that is configured, and the spool where there is one]' -r -f -a "sqs\t''
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from retry" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -l from -d 'Only of this source; `bucket`: what a function on Lambda refused of Amazon MQ\'s messages [default: each queue that is configured, and the spool where there is one]' -r -f -a "sqs\t''
 rabbitmq\t''
-spool\t''"
+spool\t''
+bucket\t'`dead/` in the bucket of the configuration. Only where it is named: a host has nothing there, and may not list it'"
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -l dead-queue -d 'RabbitMQ\'s queue of dead letters [default: the name of the queue of jobs and `.dead`]' -r
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -l config -d 'Configuration file [default: config.yaml in the working directory, else the built-in one]' -r -F
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -l all -d 'All that are there now'
-complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -s h -l help -d 'Print help'
+complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from purge" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from help" -f -a "list" -d 'One line each: source, own id, job, when it was sent, why it failed'
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from help" -f -a "show" -d 'All that is known of a message, as JSON'
 complete -c atelier -n "__fish_atelier_using_subcommand dead; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Send messages again, with all their attempts'

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use anyhow::{bail, ensure};
 use serde_json::{Value, json};
 
+use super::bucket_dead_letters::BucketDeadLetters;
 use crate::config::{Config, Environment};
 use crate::host::source::SourceError;
 use crate::host::source::dead_letters::{DeadLetter, DeadLetters, Decision, Operator};
@@ -19,8 +20,9 @@ use crate::start::command::line;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Only of this source [default: each that is configured, and the spool where there is one]
-    #[arg(long, value_name = "sqs|rabbitmq|spool", global = true)]
+    /// Only of this source; `bucket`: what a function on Lambda refused of Amazon MQ's messages [default: each queue that is configured, and the
+    /// spool where there is one]
+    #[arg(long, value_name = "sqs|rabbitmq|spool|bucket", global = true)]
     from: Option<Place>,
     /// RabbitMQ's queue of dead letters [default: the name of the queue of jobs and `.dead`]
     #[arg(long, value_name = "QUEUE", global = true)]
@@ -34,6 +36,8 @@ enum Place {
     Sqs,
     Rabbitmq,
     Spool,
+    /// `dead/` in the bucket of the configuration. Only where it is named: a host has nothing there, and may not list it.
+    Bucket,
 }
 
 #[derive(clap::Subcommand)]
@@ -143,6 +147,7 @@ async fn open(place: Place, options: &Options, config: &Config) -> anyhow::Resul
         Place::Sqs => Box::new(SqsDeadLetters::connect(&sources.sqs).await?),
         Place::Rabbitmq => Box::new(RabbitMqDeadLetters::connect(&sources.rabbitmq, options.dead_queue.as_deref()).await?),
         Place::Spool => Box::new(SpoolDeadLetters::new(&sources.spool)),
+        Place::Bucket => Box::new(BucketDeadLetters::connect(config).await?),
     })
 }
 
@@ -239,4 +244,35 @@ fn in_full(source: &str, letter: &DeadLetter) -> String {
 fn sent(letter: &DeadLetter) -> Option<String> {
     let at = letter.sent?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     Some(shown::moment(at.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_publisher_wrote_is_one_line_with_its_columns() {
+        let forged = DeadLetter::new("a b\nspool x job-2 -".into(), b"no job".to_vec());
+        let letter = DeadLetter { reason: Some("unlucky\nspool y job-3 - \u{1b}[2Jforged".into()), ..forged };
+        let line = in_one_line("rabbitmq", &letter);
+        assert!(!line.contains(char::is_control), "{line:?}");
+        let columns: Vec<&str> = line.splitn(5, ' ').collect();
+        assert_eq!([columns[0], columns[2], columns[3]], ["rabbitmq", "-", "-"], "{line}");
+        assert!(columns[1].starts_with("\"a_b") && columns[4].starts_with("unlucky spool y"), "{line}");
+    }
+
+    #[test]
+    fn a_body_is_shown_as_it_was_sent_and_no_query_of_an_address() {
+        let body = r#"{"b": 1.0,  "a": 1e2, "job_id": "job-1"}"#;
+        let reason = Some("https://ada.example/image.png?token=secret could not be fetched".to_owned());
+        let letter = DeadLetter { reason, ..DeadLetter::new("m-1".into(), body.as_bytes().to_vec()) };
+        let shown = in_full("sqs", &letter);
+        assert!(shown.ends_with(&format!("  \"body\": {body}\n}}")), "{shown}");
+        assert!(!shown.contains("secret") && shown.contains("https://ada.example/image.png"), "{shown}");
+        let document: Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!((&document["job_id"], &document["sent"]), (&json!("job-1"), &Value::Null));
+        let no_json = in_full("sqs", &DeadLetter::new("m-2".into(), b"no \"job\" \xff".to_vec()));
+        let document: Value = serde_json::from_str(&no_json).unwrap();
+        assert_eq!(document["body"], "no \"job\" \u{fffd}");
+    }
 }

@@ -19,10 +19,11 @@ const MAX_TRIES: u32 = 30;
 
 /// One thing that happened.
 pub(super) struct JobEvent {
-    id: String,
+    /// None: nothing that a stream could begin behind.
+    id: Option<String>,
     /// Such as `step`.
     pub(super) name: String,
-    /// As `GET /jobs/{id}` answers.
+    /// As `GET /jobs/{id}` answers; of a preview, the image with its step.
     pub(super) document: Value,
 }
 
@@ -34,24 +35,26 @@ impl JobEvent {
     fn read(text: &str) -> Option<Self> {
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let document = serde_json::from_str(field("data:")?).ok()?;
-        Some(Self { id: field("id:")?.to_owned(), name: field("event:")?.to_owned(), document })
+        Some(Self { id: field("id:").map(str::to_owned), name: field("event:")?.to_owned(), document })
     }
 }
 
 impl Api {
-    /// Hands every event of a job to `tell`, also over restarts of the host, until the job has ended; its last document.
+    /// Hands every event of a job to `tell`, also over restarts of the host, until the job has ended; its last document. `previews`: those
+    /// of its first image are among them.
     ///
     /// # Errors
     /// When the host knows no such job, or is away for long.
     pub(super) async fn follow(
         &self,
         id: &JobId,
+        previews: bool,
         mut tell: impl FnMut(&JobEvent) -> anyhow::Result<()>,
     ) -> anyhow::Result<Value> {
         let mut last = None;
         let mut tries = 0;
         loop {
-            let mut stream = match self.stream(id, last.as_deref()).await {
+            let mut stream = match self.stream(id, previews, last.as_deref()).await {
                 Ok(Some(response)) => Stream { response, text: Vec::new() },
                 Ok(None) => return self.job(id).await,
                 Err(error) if tries >= MAX_TRIES || last.is_none() => return Err(error),
@@ -68,7 +71,7 @@ impl Api {
                 if event.is_end() {
                     return Ok(event.document);
                 }
-                last = Some(event.id);
+                last = event.id.or(last);
             }
             tries += 1;
             if tries >= MAX_TRIES {
@@ -79,8 +82,10 @@ impl Api {
     }
 
     /// None: the caller has the end already.
-    async fn stream(&self, id: &JobId, last: Option<&str>) -> anyhow::Result<Option<Response>> {
-        let request = self.request(Method::GET, &["jobs", id.as_str(), "events"])?;
+    async fn stream(&self, id: &JobId, previews: bool, last: Option<&str>) -> anyhow::Result<Option<Response>> {
+        let mut url = self.url(&["jobs", id.as_str(), "events"])?;
+        url.set_query(previews.then_some("previews=true"));
+        let request = self.request_to(Method::GET, url);
         let request = match last {
             Some(last) => request.header("last-event-id", last),
             None => request,

@@ -1,10 +1,10 @@
 //! `atelier jobs`: what a host knows of its jobs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use reqwest::Method;
 
-use super::submit::report_event;
+use super::follow::follow;
 use super::{Api, job_id};
 use crate::config::Environment;
 use crate::start::command::line;
@@ -25,7 +25,12 @@ enum What {
     /// All that is known of a job, as JSON.
     Show { job_id: String },
     /// Print what happens to a job, until it has ended.
-    Follow { job_id: String },
+    Follow {
+        job_id: String,
+        /// Put its previews while it runs, and its images, into this directory
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
     /// Cancel a job that has not ended.
     Cancel { job_id: String },
 }
@@ -46,12 +51,7 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
             Ok(())
         }
         What::Show { job_id: id } => Ok(line(&serde_json::to_string_pretty(&api.job(&job_id(id)?).await?)?)?),
-        What::Follow { job_id: id } => {
-            let id = job_id(id)?;
-            let ended = api.follow(&id, |event| report_event(&id, event)).await?;
-            anyhow::ensure!(ended["state"] == "complete", "{id} has not been completed");
-            Ok(())
-        }
+        What::Follow { job_id: id, out } => follow(&api, &job_id(id)?, out.as_deref()).await,
         What::Cancel { job_id: id } => {
             let id = job_id(id)?;
             let answer = api.answer(api.request(Method::DELETE, &["jobs", id.as_str()])?).await?;

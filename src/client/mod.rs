@@ -1,7 +1,9 @@
 //! From the command line: a host's API, with jobs handed in, followed and cancelled; and what its queues keep that failed for good.
 
+mod bucket_dead_letters;
 pub mod dead;
 mod events;
+mod follow;
 pub mod jobs;
 pub mod submit;
 
@@ -41,13 +43,21 @@ impl Api {
     }
 
     fn request(&self, method: Method, path: &[&str]) -> anyhow::Result<RequestBuilder> {
+        Ok(self.request_to(method, self.url(path)?))
+    }
+
+    fn url(&self, path: &[&str]) -> anyhow::Result<Url> {
         let mut url = self.base.clone();
         url.path_segments_mut().ok().context("the address takes no path")?.pop_if_empty().extend(path);
+        Ok(url)
+    }
+
+    fn request_to(&self, method: Method, url: Url) -> RequestBuilder {
         let request = self.client.request(method, url);
-        Ok(match &self.token {
+        match &self.token {
             Some(token) => request.bearer_auth(token.reveal()),
             None => request,
-        })
+        }
     }
 
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {

@@ -2,18 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::Value;
 
-use super::events::JobEvent;
+use super::follow::follow;
 use super::{Api, job_id};
 use crate::config::{Config, Environment};
 use crate::host::source::Source;
 use crate::host::source::rabbitmq::RabbitMq;
 use crate::host::source::sqs::Sqs;
-use crate::job::JobId;
 use crate::start::command::{input, line};
 
 #[derive(clap::Args)]
@@ -26,7 +25,7 @@ pub struct Options {
     /// Print what happens to the job, until it has ended
     #[arg(long)]
     follow: bool,
-    /// Follow the job, and put its images into this directory
+    /// Follow the job, and put its previews while it runs, and its images, into this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -48,11 +47,7 @@ pub async fn run(options: &Options, config: Option<&Path>, environment: &Environ
     let id = job_id(answer["job_id"].as_str().unwrap_or_default())?;
     line(&format!("{id} {}", answer["message"].as_str().or(answer["status"].as_str()).unwrap_or("accepted")))?;
     if follows {
-        let ended = api.follow(&id, |event| report_event(&id, event)).await?;
-        if let Some(directory) = &options.out {
-            download(&api, &id, &ended, directory).await?;
-        }
-        ensure!(ended["state"] == "complete", "{id} has not been completed");
+        follow(&api, &id, options.out.as_deref()).await?;
     }
     Ok(())
 }
@@ -84,37 +79,4 @@ async fn send(queue: &str, body: &[u8], config: &Config) -> anyhow::Result<()> {
     };
     source.send(id.as_str(), body, None).await?;
     Ok(line(&format!("{id} the job is in the queue"))?)
-}
-
-/// A line for each event.
-pub(super) fn report_event(id: &JobId, event: &JobEvent) -> anyhow::Result<()> {
-    let JobEvent { name, document, .. } = event;
-    Ok(line(&match name.as_str() {
-        "step" => format!("{id} step {} of {}", document["step"], document["steps"]),
-        "started" => format!("{id} started, attempt {}", document["attempt"]),
-        "accepted" if document["position"].is_u64() => format!("{id} accepted, {} before it", document["position"]),
-        _ => match document["error"]["message"].as_str() {
-            Some(message) => format!("{id} {name}: {message}"),
-            None => format!("{id} {name}"),
-        },
-    })?)
-}
-
-/// Writes the images of a complete job.
-async fn download(api: &Api, id: &JobId, job: &Value, directory: &Path) -> anyhow::Result<()> {
-    let images = job["result"]["images"].as_array().map(Vec::as_slice).unwrap_or_default();
-    std::fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
-    for (index, image) in images.iter().enumerate() {
-        let url = image["url"].as_str().context("the result has an image without an address")?;
-        let response = api.client.get(url).send().await.with_context(|| format!("image {index} of {id} cannot be fetched"))?;
-        if !response.status().is_success() {
-            bail!("image {index} of {id} cannot be fetched: the store answered {}", response.status());
-        }
-        let kind = image["content_type"].as_str().and_then(|kind| kind.strip_prefix("image/")).unwrap_or("png");
-        let file = directory.join(format!("{id}-{index}.{kind}"));
-        let bytes = response.bytes().await.with_context(|| format!("image {index} of {id} broke off"))?;
-        std::fs::write(&file, bytes).with_context(|| format!("{} cannot be written", file.display()))?;
-        line(&format!("{id} {}", file.display()))?;
-    }
-    Ok(())
 }

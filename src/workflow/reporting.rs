@@ -126,8 +126,13 @@ impl Workflow {
     /// # Errors
     /// [`JobError::Storage`]; then it is kept nowhere.
     pub async fn keep_dead(&self, source: &str, message_id: &str, body: &[u8], error: &JobError) -> Result<String, JobError> {
-        let text = String::from_utf8_lossy(body).into_owned();
-        self.store.keep_dead(body, &DeadMessage { error: Problem::from(error), source, message_id, body: text }).await
+        let message = DeadMessage {
+            error: Problem::from(error),
+            source: source.to_owned(),
+            message_id: message_id.to_owned(),
+            body: String::from_utf8_lossy(body).into_owned(),
+        };
+        self.store.keep_dead(body, &message).await
     }
 
     /// What a caller is notified of a finished job, in a notification and in an HTTP response alike; without the caller's metadata.

@@ -17,7 +17,7 @@ pub struct DeadLetter {
     pub job_id: Option<JobId>,
     /// Why it is here, where whoever moved it says so.
     pub reason: Option<String>,
-    /// When the job was sent, where the queue knows.
+    /// When the job was sent, where the queue knows; in a bucket, when the message was kept there.
     pub sent: Option<SystemTime>,
     pub body: Vec<u8>,
 }
@@ -47,7 +47,7 @@ pub trait Operator: Send {
 /// Where the messages of one queue are that failed for good.
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
-    /// `sqs`, `rabbitmq` or `spool`.
+    /// `sqs`, `rabbitmq`, `spool` or `bucket`.
     fn source(&self) -> &'static str;
 
     /// Its address or name, for messages.
@@ -64,7 +64,8 @@ pub trait DeadLetters: Send + Sync {
 
 impl DeadLetter {
     /// The body says whose it is.
-    pub(super) fn new(id: String, body: Vec<u8>) -> Self {
+    #[must_use]
+    pub fn new(id: String, body: Vec<u8>) -> Self {
         let job_id = serde_json::from_slice::<Value>(&body).ok();
         let job_id = job_id.as_ref().and_then(|body| JobId::new(body["job_id"].as_str()?).ok());
         Self { id, job_id, reason: None, sent: None, body }

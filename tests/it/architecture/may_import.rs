@@ -137,7 +137,7 @@ pub(super) const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("log", &["job", "setting", "config", "telemetry"]),
     ("serve", &["*"]),
     ("invoke", &["*"]),
-    ("client", &["job", "setting", "authorities", "config", "host", "start::command"]),
+    ("client", &["job", "setting", "authorities", "config", "host", "outbound", "store", "start::command"]),
     ("demo", &["*"]),
     ("role", &["*"]),
     ("main", &["*"]),

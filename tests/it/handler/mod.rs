@@ -4,6 +4,7 @@ mod auto_mask;
 mod batch;
 mod conflicts;
 mod controls;
+mod dead;
 mod edit;
 mod ends;
 mod host;

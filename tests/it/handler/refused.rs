@@ -27,7 +27,7 @@ pub(super) fn dead(stage: &Stage) -> Vec<Value> {
     found.map(|entry| serde_json::from_slice(&std::fs::read(entry.unwrap().path()).unwrap()).unwrap()).collect()
 }
 
-fn wrong(id: &str) -> Value {
+pub(super) fn wrong(id: &str) -> Value {
     let mut job = body(id);
     job["steps"] = json!(0);
     job

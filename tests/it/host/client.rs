@@ -122,6 +122,67 @@ async fn who_waits_hears_how_many_come_before() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_cancelled_while_it_waits_comes_before_no_other() {
+    let host = HostProcess::start(&[], &[]).await;
+    host.ready().await;
+    let mut long = job("job-1");
+    long["steps"] = json!(150);
+    host.post("/generate", &long).await;
+    host.is_generating("job-1").await;
+    for id in ["job-2", "job-3", "job-4"] {
+        host.post("/generate", &job(id)).await;
+    }
+    let position = async |id: &str| -> Value {
+        let document: Value = serde_json::from_str(&host.get(&format!("/jobs/{id}")).await).unwrap();
+        document["position"].clone()
+    };
+    assert_eq!([position("job-3").await, position("job-4").await], [json!(1), json!(2)]);
+    host.cancel("job-2").await;
+    assert_eq!([position("job-3").await, position("job-4").await], [json!(0), json!(1)]);
+    // Handed in again the wish to cancel is taken back.
+    host.post("/generate", &job("job-2")).await;
+    assert_eq!(position("job-3").await, json!(1));
+}
+
+/// A preview is a file as long as there is nothing better to see.
+#[tokio::test]
+async fn who_follows_into_a_directory_sees_what_the_image_looks_like_so_far() {
+    let (_host, at, directory) = started().await;
+    let mut long = job("job-1");
+    long["steps"] = json!(150);
+    let file = write(directory.path(), &long);
+    let out = directory.path().join("out");
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_atelier"));
+    command.args(["submit", &file, "--to", &at, "--out"]).arg(&out).env_clear().env("INTERNAL_API_TOKEN", TOKEN);
+    let mut follower = command.kill_on_drop(true).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let preview = out.join("job-1-preview.jpg");
+    let mut seen = 0;
+    let mut last = String::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        if line.starts_with("job-1 preview of step ") {
+            assert!(line.ends_with(&format!(" of 150: {}", preview.display())), "{line}");
+            // It may be gone by now, and is never half a file.
+            if let Ok(image) = std::fs::read(&preview) {
+                let image = image::load_from_memory(&image).unwrap();
+                assert!(image.width() < 64 && image.width() == image.height(), "{}", image.width());
+                seen += 1;
+            }
+        }
+        last = line;
+    }
+    assert!(follower.wait().await.unwrap().success(), "{last}");
+    assert!(seen > 0, "no preview came");
+    let mut files: Vec<_> = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    files.sort();
+    assert_eq!(files, ["job-1-0.png"], "the image takes the place of its previews");
+    // Another host's client may follow what somebody else has handed in.
+    let again = directory.path().join("again").display().to_string();
+    let (code, lines, errors) = said(&atelier(&["jobs", "follow", "job-1", "--at", &at, "--out", &again]).await);
+    assert_eq!((code, lines), (Some(0), format!("job-1 complete\njob-1 {again}/job-1-0.png\n")), "{errors}");
+}
+
+#[tokio::test]
 async fn what_goes_wrong_is_said_in_words() {
     let (host, at, directory) = started().await;
     let mut wrong = job("job-1");

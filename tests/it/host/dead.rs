@@ -9,14 +9,16 @@ use atelier::host::source::rabbitmq::dead_letters::RabbitMqDeadLetters;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::rabbitmq::next;
 use super::sqs::{Bench, receive_one, redriven};
 use super::{HostProcess, eventually, job};
+use crate::servers::DEADLINE;
 use crate::servers::rabbitmq::shared_or_skip;
 
 /// The command with an environment: status, lines, errors.
-async fn dead(environment: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String, String) {
+pub(crate) async fn dead(environment: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_atelier"));
     command.arg("dead").args(arguments).env_clear().envs(environment.iter().copied());
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -24,7 +26,7 @@ async fn dead(environment: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>,
     (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
-async fn done(environment: &[(&str, &str)], arguments: &[&str]) -> String {
+pub(crate) async fn done(environment: &[(&str, &str)], arguments: &[&str]) -> String {
     let (code, lines, errors) = dead(environment, arguments).await;
     assert_eq!((code, errors.as_str()), (Some(0), ""), "{arguments:?}: {lines}");
     lines
@@ -141,6 +143,28 @@ async fn dead_letters_of_rabbitmq_are_seen_sent_again_and_removed() {
     assert!(lines.contains(" job-3 ") && lines.lines().count() == 1, "{lines}");
     let (code, _, errors) = dead(&environment, &["list", "--dead-queue", "nowhere"]).await;
     assert!(code == Some(1) && errors.contains("no queue 'nowhere'"), "{errors}");
+}
+
+/// A host that is at work lets die again what was sent again: that is not of this walk.
+#[tokio::test]
+async fn sending_all_again_ends_where_they_die_again_at_once() {
+    let Some(node) = shared_or_skip("atelier dead while jobs die again").await else { return };
+    let queue = RabbitMq::start(&node.settings("dying")).unwrap();
+    for id in ["job-1", "job-2", "job-3"] {
+        queue.send(id, job(id).to_string().as_bytes(), None).await.unwrap();
+        queue.dead_letter(&next(&queue).await, "it was unlucky").await.unwrap();
+    }
+    let host = tokio::spawn(async move {
+        loop {
+            queue.dead_letter(&next(&queue).await, "it was unlucky again").await.unwrap();
+        }
+    });
+    let port = node.port.to_string();
+    let environment =
+        [("RABBITMQ_HOST", "127.0.0.1"), ("RABBITMQ_PORT", port.as_str()), ("ATELIER__SOURCES__RABBITMQ__QUEUE", "dying")];
+    let lines = timeout(DEADLINE, done(&environment, &["retry", "--all", "--from", "rabbitmq"])).await.expect("it ends");
+    assert_eq!(lines.lines().count(), 3, "{lines}");
+    host.abort();
 }
 
 /// An operator who only looks.

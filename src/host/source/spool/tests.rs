@@ -32,6 +32,23 @@ async fn a_job_that_cannot_be_read_now_waits_on_and_comes_later() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_taken_out_of_the_dead_letters_holds_nothing_else_up() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(directory.path()));
+    let again = directory.path().join("again");
+    fs::create_dir_all(&again).unwrap();
+    let [stuck, other] = ["job-1", "job-2"].map(|id| Name::new(id, None, SystemTime::now()).to_string());
+    for name in [&stuck, &other] {
+        fs::write(again.join(name), b"{}").unwrap();
+    }
+    // A file takes no directory's place.
+    fs::create_dir(directory.path().join("waiting").join(&stuck)).unwrap();
+    drop(open(directory.path()));
+    assert_eq!(files(directory.path(), "again"), [again.join(&stuck)]);
+    assert!(directory.path().join("waiting").join(&other).is_file());
+}
+
+#[tokio::test]
 async fn what_was_half_written_is_no_job() {
     let directory = tempfile::tempdir().unwrap();
     drop(open(directory.path()));
