@@ -26,7 +26,7 @@ impl Segmenter {
         self.classes.is_empty()
     }
 
-    /// The places of the classes that a job's mask is made of.
+    /// The places of the classes that a job's mask is made of, in the segmenter's order.
     ///
     /// # Errors
     /// [`JobError::Invalid`] of the field `auto_mask`, or of its `classes` or `garment`, with what there is.
@@ -45,16 +45,17 @@ impl Segmenter {
                 places.map(Vec::from_iter).or_else(|problem| invalid("auto_mask.classes", problem))
             }
             Parts::Garment { garment, limbs } => {
-                let places = |classes: &[&str]| classes.iter().filter_map(|class| self.place(class)).collect::<Vec<_>>();
-                let mut places_of_it = places(garment.classes());
-                if places_of_it.is_empty() {
+                let mut places: BTreeSet<usize> = garment.classes().into_iter().filter_map(|class| self.place(class)).collect();
+                if places.is_empty() {
                     let problem = format!(
                         "has no class among this function's segmenter's, {names}: name those that may be changed in auto_mask.classes"
                     );
                     return invalid("auto_mask.garment", problem);
                 }
-                places_of_it.extend(limbs.then(|| places(garment.limbs())).into_iter().flatten());
-                Ok(places_of_it)
+                if *limbs {
+                    places.extend(garment.limbs().into_iter().filter_map(|class| self.place(class)));
+                }
+                Ok(places.into_iter().collect())
             }
         }
     }

@@ -37,8 +37,8 @@ use crate::notify::Notifier;
 use crate::outbound::Outbound;
 use crate::safety::settings::TryOnSettings;
 use crate::store::Store;
-use crate::workflow::StepName;
 use crate::workflow::watermark::{self, TextStyle};
+use crate::workflow::{StepName, absent};
 
 /// How long answers that are under way may take after the last job.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -238,8 +238,7 @@ struct Door {
     outbound: Outbound,
     /// What watermarks are set with.
     text_style: TextStyle,
-    signs: bool,
-    fetches: bool,
+    steps: Vec<StepName>,
     tryon: TryOnSettings,
 }
 
@@ -250,7 +249,6 @@ fn door(
     text_style: TextStyle,
     (notifier, store, outbound): (&Arc<Notifier>, &Arc<Store>, &Outbound),
 ) -> http::Check {
-    let steps = &config.workflow.steps;
     let door = Door {
         catalogue: host.job_service().catalogue,
         functions,
@@ -258,8 +256,7 @@ fn door(
         store: Arc::clone(store),
         outbound: outbound.clone(),
         text_style,
-        signs: steps.contains(&StepName::Watermark),
-        fetches: steps.contains(&StepName::Fetch),
+        steps: config.workflow.steps.clone(),
         tryon: config.safety.tryon,
     };
     Arc::new(move |job| door.check(job))
@@ -275,7 +272,7 @@ impl Door {
         upscalers.check(job)?;
         segmenter.check(job)?;
         self.tryon.check(job)?;
-        if self.fetches {
+        if self.steps.contains(&StepName::Fetch) {
             self.store.check_inputs(job)?;
             for (field, asset) in job.inputs() {
                 if let AssetUrl::Http(url) = asset {
@@ -286,10 +283,9 @@ impl Door {
         if let Some(url) = job.callback.as_ref().and_then(|callback| callback.url.as_ref()) {
             self.outbound.check_at_the_door(url.as_url()).map_err(|error| error.for_field("callback.url"))?;
         }
-        if self.signs {
+        absent::check(&self.steps, job)?;
+        if self.steps.contains(&StepName::Watermark) {
             watermark::check_job(job, &self.text_style)?;
-        } else {
-            watermark::check_unsigned(job)?;
         }
         self.notifier.check(job)
     }

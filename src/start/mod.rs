@@ -40,7 +40,7 @@ use crate::workflow::preprocess::Preprocess;
 use crate::workflow::store::ModelOrigin;
 use crate::workflow::user_step::UserSteps;
 use crate::workflow::watermark::TextStyle;
-use crate::workflow::{Services, Workflow};
+use crate::workflow::{Services, StepName, Workflow};
 use atelier_engine::EngineError;
 
 /// Why the function never got ready.
@@ -75,10 +75,22 @@ impl StartError {
     }
 }
 
-/// Whether what the manifest names next to the model has its step.
+/// Whether what the manifest names next to the model has its step: weights that no job can reach are a mistake.
 fn check_steps(config: &Config, manifest: &Manifest) -> Result<(), SettingError> {
-    upscalers::check_step(config, manifest)?;
-    segmenter::check_step(config, manifest)
+    let companions = [
+        (!manifest.upscalers.is_empty(), StepName::Upscale, "upscalers", "behind", "upscalers"),
+        (manifest.segmenter.is_some(), StepName::Mask, "a segmenter", "before", "segmenter"),
+    ];
+    for (is_named, step, what, place, key) in companions {
+        if is_named && !config.workflow.steps.contains(&step) {
+            let file = manifest.file.display();
+            let step = step.as_str();
+            let problem =
+                format!("lacks `{step}`, and {file} names {what}: add the step {place} `infer`, or leave `{key}` out");
+            return Err(SettingError::new("workflow.steps", problem));
+        }
+    }
+    Ok(())
 }
 
 /// Loads and warms the model, checks the bucket, and sets up the steps.

@@ -1,10 +1,7 @@
 //! What finds clothes in the images of a model's jobs: whether its files are what the manifest says, and what jobs may ask for.
 
-use crate::config::Config;
 use crate::config::manifest::Manifest;
 use crate::job::segmenter::Segmenter;
-use crate::setting::SettingError;
-use crate::workflow::StepName;
 use atelier_engine::EngineError;
 use atelier_engine::segmenter::check;
 
@@ -12,19 +9,6 @@ use atelier_engine::segmenter::check;
 pub(super) fn known(manifest: &Manifest) -> Segmenter {
     let Some(segmenter) = &manifest.segmenter else { return Segmenter::default() };
     Segmenter { classes: check(&segmenter.directory).unwrap_or_default(), licence: segmenter.licence.clone() }
-}
-
-/// Whether there is a step for it: weights that no job can reach are a mistake.
-///
-/// # Errors
-/// Names the key of the configuration, and the manifest.
-pub fn check_step(config: &Config, manifest: &Manifest) -> Result<(), SettingError> {
-    if manifest.segmenter.is_none() || config.workflow.steps.contains(&StepName::Mask) {
-        return Ok(());
-    }
-    let file = manifest.file.display();
-    let problem = format!("lacks `mask`, and {file} names a segmenter: add the step before `infer`, or leave `segmenter` out");
-    Err(SettingError::new("workflow.steps", problem))
 }
 
 /// Looks at its JSON files, not at its weights.

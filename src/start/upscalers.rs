@@ -5,8 +5,6 @@ use crate::config::manifest::Manifest;
 use crate::config::upscaler;
 use crate::job::task::upscale::Upscaler;
 use crate::job::upscalers::Upscalers;
-use crate::setting::SettingError;
-use crate::workflow::StepName;
 use atelier_engine::EngineError;
 use atelier_engine::upscaler::check;
 
@@ -18,19 +16,6 @@ pub(super) fn known(config: &Config, manifest: &Manifest) -> Upscalers {
         licence: licence.clone(),
     });
     Upscalers { listed: listed.collect(), max_pixels: config.workflow.upscale.max_pixels }
-}
-
-/// Whether there is a step for them: weights that no job can reach are a mistake.
-///
-/// # Errors
-/// Names the key of the configuration, and the manifest.
-pub fn check_step(config: &Config, manifest: &Manifest) -> Result<(), SettingError> {
-    if manifest.upscalers.is_empty() || config.workflow.steps.contains(&StepName::Upscale) {
-        return Ok(());
-    }
-    let file = manifest.file.display();
-    let problem = format!("lacks `upscale`, and {file} names upscalers: add the step behind `infer`, or leave `upscalers` out");
-    Err(SettingError::new("workflow.steps", problem))
 }
 
 /// Looks at the tables of the files, not at their tensors.

@@ -60,10 +60,13 @@ impl MaskStep {
     fn made(&self, auto_mask: &AutoMask, labels: &GrayImage) -> Result<(GrayImage, MadeMask), JobError> {
         let chosen = self.segmenter.of(auto_mask)?;
         let coverage_of = |pixels: usize| pixels as f64 / labels.as_raw().len().max(1) as f64;
-        let pixels_of = |place: usize| labels.pixels().filter(|label| usize::from(label.0[0]) == place).count();
         let names = |places: &[usize]| places.iter().map(|place| self.segmenter.classes[*place].clone()).collect::<Vec<_>>();
-        let found: Vec<usize> = chosen.iter().copied().filter(|place| pixels_of(*place) > 0).collect();
-        let pixels: usize = found.iter().map(|place| pixels_of(*place)).sum();
+        let mut pixels_of = [0_usize; 256];
+        for label in labels.as_raw() {
+            pixels_of[usize::from(*label)] += 1;
+        }
+        let found: Vec<usize> = chosen.iter().copied().filter(|place| pixels_of[*place] > 0).collect();
+        let pixels: usize = found.iter().map(|place| pixels_of[*place]).sum();
         if coverage_of(pixels) < MIN_COVERAGE {
             let problem = format!(
                 "shows no {} that a mask could be made of: send an image that does, name other classes in auto_mask.classes, or send a mask",
@@ -93,7 +96,7 @@ impl MaskStep {
 ///
 /// # Errors
 /// [`JobError::Invalid`] when the job asks for it all the same.
-pub fn check_none(job: &Job) -> Result<(), JobError> {
+pub(super) fn check_absent(job: &Job) -> Result<(), JobError> {
     if !matches!(&job.task, Task::TryOn(tryon) if tryon.auto_mask.is_some()) {
         return Ok(());
     }

@@ -1,5 +1,6 @@
 //! What happens to a job between its event and its outcome: the steps that config.yaml lists, in that order.
 
+pub mod absent;
 mod blocking;
 pub mod context;
 pub mod control;
@@ -298,15 +299,8 @@ impl Workflow {
     }
 
     fn check(&self, job: &Job) -> Result<(), JobError> {
-        if !self.steps.iter().any(|step| step.name() == StepName::Watermark) {
-            watermark::check_unsigned(job)?;
-        }
-        if !self.steps.iter().any(|step| step.name() == StepName::Upscale) {
-            upscale::check_none(job)?;
-        }
-        if !self.steps.iter().any(|step| step.name() == StepName::Mask) {
-            mask::check_none(job)?;
-        }
+        let names: Vec<StepName> = self.steps.iter().map(|step| step.name()).collect();
+        absent::check(&names, job)?;
         self.steps.iter().try_for_each(|step| step.check(job))
     }
 

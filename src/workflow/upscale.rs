@@ -71,7 +71,7 @@ impl UpscaleStep {
 ///
 /// # Errors
 /// [`JobError::Invalid`] when the job asks for it all the same.
-pub fn check_none(job: &Job) -> Result<(), JobError> {
+pub(super) fn check_absent(job: &Job) -> Result<(), JobError> {
     if job.upscale.is_none() {
         return Ok(());
     }

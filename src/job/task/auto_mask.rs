@@ -37,67 +37,39 @@ pub enum Garment {
     Shoes,
 }
 
+// What data sets of clothes (ATR, LIP and their like) call it.
+const UPPER: &[&str] = &["upper-clothes", "upper", "top", "shirt", "blouse", "sweater", "cardigan", "coat", "jacket", "vest"];
+const LOWER: &[&str] = &["pants", "trousers", "jeans", "shorts", "skirt", "lower-clothes", "lower"];
+/// Upper and lower clothes at once: who wears one and gets a shirt wears it no more.
+const WHOLE: &[&str] = &["dress", "jumpsuit", "jumpsuits"];
+/// Between upper and lower clothes.
+const BETWEEN: &[&str] = &["belt"];
+const SHOES: &[&str] = &["left-shoe", "right-shoe", "shoe", "shoes", "socks", "sock"];
+const ARMS: &[&str] = &["left-arm", "right-arm", "arm", "arms"];
+const LEGS: &[&str] = &["left-leg", "right-leg", "leg", "legs"];
+
 impl Garment {
     pub const NAMES: &str = "upper, lower, full, shoes";
 
-    /// What data sets of clothes (ATR, LIP and their like) call it. A dress is upper and lower clothes at once: who wears one and gets a shirt
-    /// wears it no more.
+    /// The classes that are worn where such a garment will be.
     #[must_use]
-    pub fn classes(self) -> &'static [&'static str] {
+    pub fn classes(self) -> Vec<&'static str> {
         match self {
-            Self::Upper => &[
-                "upper-clothes",
-                "upper",
-                "top",
-                "shirt",
-                "blouse",
-                "sweater",
-                "cardigan",
-                "coat",
-                "jacket",
-                "vest",
-                "dress",
-                "jumpsuit",
-                "jumpsuits",
-            ],
-            Self::Lower => {
-                &["pants", "trousers", "jeans", "shorts", "skirt", "lower-clothes", "lower", "dress", "jumpsuit", "jumpsuits"]
-            }
-            Self::Full => &[
-                "upper-clothes",
-                "upper",
-                "top",
-                "shirt",
-                "blouse",
-                "sweater",
-                "cardigan",
-                "coat",
-                "jacket",
-                "vest",
-                "dress",
-                "jumpsuit",
-                "jumpsuits",
-                "pants",
-                "trousers",
-                "jeans",
-                "shorts",
-                "skirt",
-                "lower-clothes",
-                "lower",
-                "belt",
-            ],
-            Self::Shoes => &["left-shoe", "right-shoe", "shoe", "shoes", "socks", "sock"],
+            Self::Upper => [UPPER, WHOLE].concat(),
+            Self::Lower => [LOWER, WHOLE].concat(),
+            Self::Full => [UPPER, LOWER, WHOLE, BETWEEN].concat(),
+            Self::Shoes => SHOES.to_vec(),
         }
     }
 
-    /// What they call the limbs that such a garment may cover.
+    /// The classes of limbs that such a garment may cover.
     #[must_use]
-    pub fn limbs(self) -> &'static [&'static str] {
+    pub fn limbs(self) -> Vec<&'static str> {
         match self {
-            Self::Upper => &["left-arm", "right-arm", "arm", "arms"],
-            Self::Lower => &["left-leg", "right-leg", "leg", "legs"],
-            Self::Full => &["left-arm", "right-arm", "arm", "arms", "left-leg", "right-leg", "leg", "legs"],
-            Self::Shoes => &[],
+            Self::Upper => ARMS.to_vec(),
+            Self::Lower => LEGS.to_vec(),
+            Self::Full => [ARMS, LEGS].concat(),
+            Self::Shoes => Vec::new(),
         }
     }
 }

@@ -91,7 +91,7 @@ pub fn check_job(job: &Job, text_style: &TextStyle) -> Result<(), JobError> {
 ///
 /// # Errors
 /// [`JobError::Invalid`] for the field `watermark`.
-pub fn check_unsigned(job: &Job) -> Result<(), JobError> {
+pub(super) fn check_absent(job: &Job) -> Result<(), JobError> {
     if job.watermark.is_none() {
         return Ok(());
     }
