@@ -1,6 +1,6 @@
 //! Step `preprocess`: opens the images that a job starts from and brings them to the size that is generated.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use image::{Rgb, RgbImage};
@@ -36,6 +36,8 @@ pub struct Preprocess {
     pub maintain_aspect_ratio: bool,
     /// Pixels of one input image at most.
     pub max_pixels: u64,
+    /// Pixels at most of all input images of a job together that are kept as large as they are: those of IP-Adapters, or of an edit.
+    pub max_pixels_together: u64,
     /// What becomes of transparent parts.
     pub alpha: Alpha,
     /// Of the model, whose manifest says it: the short side of what is generated, whatever a job's resolution is.
@@ -122,10 +124,10 @@ impl Preprocess {
 
     /// Opens what IP-Adapters look at, as large as it is: an image encoder makes its own size of it.
     fn image_prompts(self, files: &[Vec<PathBuf>]) -> Result<Vec<Vec<RgbImage>>, JobError> {
-        let opening = self.opening();
+        let mut opened = Together::new(self);
         let each = files.iter().enumerate().map(|(index, files)| {
             let images = files.iter().enumerate();
-            images.map(|(place, path)| opening.image(path, &format!("ip_adapters[{index}].images[{place}]"))).collect()
+            images.map(|(place, path)| opened.image(path, &format!("ip_adapters[{index}].images[{place}]"))).collect()
         });
         each.collect()
     }
@@ -158,8 +160,8 @@ impl Preprocess {
 
     /// Opens the images of an edit. The engine brings each to the sizes in which the model looks at it.
     fn edit(self, files: &[PathBuf], width: Option<EditSidePx>, height: Option<EditSidePx>) -> Result<EditInputs, JobError> {
-        let opening = self.opening();
-        let images = files.iter().enumerate().map(|(index, path)| opening.image(path, &format!("images[{index}]")));
+        let mut opened = Together::new(self);
+        let images = files.iter().enumerate().map(|(index, path)| opened.image(path, &format!("images[{index}]")));
         let images: Vec<RgbImage> = images.collect::<Result<_, _>>()?;
         let (first_width, first_height) = images.first().map_or((1, 1), RgbImage::dimensions);
         let (fitted_width, fitted_height) = fitting(self.edit_px.unwrap_or(EDIT_PX), first_width, first_height);
@@ -201,6 +203,35 @@ impl Preprocess {
     }
 }
 
+/// Images that are all in memory at once.
+struct Together {
+    opening: Opening,
+    max_pixels: u64,
+    pixels: u64,
+}
+
+impl Together {
+    fn new(settings: Preprocess) -> Self {
+        Self { opening: settings.opening(), max_pixels: settings.max_pixels_together, pixels: 0 }
+    }
+
+    /// # Errors
+    /// As [`Opening::image`], and where this image makes too many pixels of them all.
+    fn image(&mut self, path: &Path, field: &str) -> Result<RgbImage, JobError> {
+        let image = self.opening.image(path, field)?;
+        self.pixels += u64::from(image.width()) * u64::from(image.height());
+        if self.pixels <= self.max_pixels {
+            return Ok(image);
+        }
+        let problem = format!(
+            "makes {} pixels with the images before it; those of a job may have {} together (workflow.preprocess.max_pixels_together): \
+             send smaller images, or fewer",
+            self.pixels, self.max_pixels
+        );
+        Err(JobError::Input { field: field.to_owned(), problem, cause: None })
+    }
+}
+
 /// By Lanczos, as diffusers resizes images and masks.
 fn scaled(image: &RgbImage, (width_px, height_px): (u32, u32)) -> RgbImage {
     resize(image, width_px, height_px, Filter::Lanczos)
@@ -214,6 +245,7 @@ mod tests {
         resize_to_resolution: true,
         maintain_aspect_ratio: true,
         max_pixels: 40_000_000,
+        max_pixels_together: 120_000_000,
         alpha: Alpha::White,
         max_short_side_px: None,
         edit_px: None,
@@ -252,6 +284,25 @@ mod tests {
         assert_eq!(stretched.size((500, 700), Resolution::P720), (720, 1280));
         assert_eq!(stretched.size((700, 500), Resolution::P480), (848, 480));
         assert_eq!(stretched.fitted(&RgbImage::new(100, 40), (720, 1280)).dimensions(), (720, 1280));
+    }
+
+    #[test]
+    fn images_that_are_kept_as_they_are_may_have_so_many_pixels_together() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("image.png");
+        RgbImage::new(40, 30).save(&file).expect("writes");
+        let files = [vec![file.clone(), file.clone()], vec![file.clone()]];
+        let within = Preprocess { max_pixels_together: 3 * 1200, ..DEFAULT_VALUE };
+        assert_eq!(within.image_prompts(&files).expect("images").iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+        let fewer = Preprocess { max_pixels_together: 3 * 1200 - 1, ..DEFAULT_VALUE };
+        let error = fewer.image_prompts(&files).expect_err("refused");
+        let says = "makes 3600 pixels with the images before it; those of a job may have 3599 together";
+        assert!(
+            matches!(&error, JobError::Input { field, problem, .. } if field == "ip_adapters[1].images[0]" && problem.starts_with(says)),
+            "{error}"
+        );
+        let error = fewer.edit(&[file.clone(), file.clone(), file], None, None).map(drop).expect_err("refused");
+        assert!(matches!(&error, JobError::Input { field, .. } if field == "images[2]"), "{error}");
     }
 
     #[test]

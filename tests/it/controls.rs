@@ -17,6 +17,8 @@ fn controlled(more: &Value) -> Value {
 
 #[test]
 fn every_refusal_of_controls_names_its_field_and_what_is_allowed() {
+    let mut cached = controlled(&json!({}));
+    cached["step_cache"] = json!({ "interval": 3 });
     let five: Vec<Value> = (0..5).map(|_| controlled(&json!({}))["controlnets"][0].clone()).collect();
     refused([
         (with("controlnets", json!("canny")), "controlnets", "must be a list"),
@@ -41,6 +43,7 @@ fn every_refusal_of_controls_names_its_field_and_what_is_allowed() {
             "at most high_threshold, 99, got 100",
         ),
         (controlled(&json!({ "strength": 1 })), "controlnets[0].strength", "is not a field"),
+        (cached, "step_cache", "cannot be used together with controlnets: leave one of them out"),
     ]);
 }
 
@@ -68,6 +71,9 @@ fn all_of_a_control_makes_another_request_and_what_is_left_out_is_what_it_gets()
     let told = parse(&controlled(&same)).expect("a job");
     let short = parse(&controlled(&json!({ "detect": "canny" }))).expect("a job");
     assert_eq!((&told.fingerprint, &generate(&told).controls), (&short.fingerprint, &generate(&short).controls));
+    let zeros =
+        [0.0, -0.0].map(|zero| parse(&controlled(&json!({ "scale": zero, "start": zero }))).expect("a job").fingerprint);
+    assert_eq!(zeros[0], zeros[1], "-0 is 0");
     let one = controlled(&json!({}))["controlnets"][0].clone();
     let other = controlled(&json!({ "name": "depth" }))["controlnets"][0].clone();
     let both = |list: Value| parse(&with("controlnets", list)).expect("a job").fingerprint;

@@ -60,6 +60,8 @@ fn all_of_an_image_prompt_makes_another_request_and_what_is_left_out_is_what_it_
     let fingerprints: BTreeSet<String> =
         jobs.into_iter().map(|more| parse(&prompted(&more)).expect("a job").fingerprint).chain([plain.fingerprint]).collect();
     assert_eq!(fingerprints.len(), count + 1, "each is another request");
+    let zeros = [0.0, -0.0].map(|zero| parse(&prompted(&json!({ "scale": zero }))).expect("a job").fingerprint);
+    assert_eq!(zeros[0], zeros[1], "-0 is 0");
     let told = parse(&prompted(&json!({ "scale": 1 }))).expect("a job");
     let short = parse(&prompted(&json!({ "scale": null }))).expect("a job");
     assert_eq!((&told.fingerprint, &generate(&told).image_prompts), (&short.fingerprint, &generate(&short).image_prompts));

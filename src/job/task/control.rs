@@ -70,11 +70,11 @@ impl<'de> Deserialize<'de> for NetName {
 
 real_number!(
     /// How strongly a ControlNet holds: what it adds is multiplied by it.
-    ControlScale, (0.0..=2.0), "a number from 0 to 2"
+    ControlScale, (0.0..=2.0), "a number from 0 to 2", zero is 0.0
 );
 real_number!(
     /// A part of the steps, from the first on.
-    StepsPart, (0.0..=1.0), "a number from 0 to 1"
+    StepsPart, (0.0..=1.0), "a number from 0 to 1", zero is 0.0
 );
 whole_number!(
     /// The length of a gradient, both of its parts together.

@@ -47,7 +47,7 @@ impl PromptImages {
 
 real_number!(
     /// How strongly images are seen: what an IP-Adapter adds is multiplied by it. Above 1 images tend to fall apart, as they do in diffusers.
-    IpAdapterScale, (0.0..=2.0), "a number from 0 to 2"
+    IpAdapterScale, (0.0..=2.0), "a number from 0 to 2", zero is 0.0
 );
 
 impl IpAdapterScale {

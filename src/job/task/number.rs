@@ -39,9 +39,9 @@ macro_rules! whole_number {
     };
 }
 
-/// A finite number in a fixed range, read from JSON with an error that says the range.
+/// A finite number in a fixed range, read from JSON with an error that says the range. `zero is 0.0`: so is -0, which is the same request.
 macro_rules! real_number {
-    ($(#[$doc:meta])* $name:ident, $range:expr, $what:literal) => {
+    ($(#[$doc:meta])* $name:ident, $range:expr, $what:literal $(, zero is $zero:literal)?) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
         #[serde(transparent)]
@@ -52,7 +52,7 @@ macro_rules! real_number {
             /// Says what is allowed when `number` is out of range.
             pub fn new(number: f64) -> Result<Self, String> {
                 if $range.contains(&number) {
-                    Ok(Self(number))
+                    Ok(Self(number $(+ $zero)?))
                 } else {
                     Err(format!("must be {}, got {}", $what, $crate::shown::clipped(number.to_string(), $crate::shown::MAX_CHARS)))
                 }
