@@ -2,6 +2,7 @@
 
 mod additional;
 mod command;
+mod companion;
 mod controlnets;
 mod hub;
 mod ip_adapters;

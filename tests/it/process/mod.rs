@@ -7,6 +7,7 @@ mod crash;
 mod demo;
 mod hosts;
 mod invoked;
+mod invoker;
 mod ip_adapters;
 mod lifecycle;
 mod oversized;

@@ -15,7 +15,7 @@ use crate::graphs::module_number;
 use crate::sd::checkpoint::Checkpoint;
 use crate::sd::config::UnetConfig;
 use crate::tensor_file::TensorFile;
-use crate::weights::{Named, Shapes, Weights, shapes_of};
+use crate::weights::{Named, Shapes, Weights, listed, shapes_of};
 
 /// An IP-Adapter of a model, as jobs name it.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,8 +58,6 @@ const OTHERS: [(&str, &str); 3] = [
 ];
 const SUPPORTED: &str =
     "take ip-adapter_sd15 or ip-adapter-plus_sd15 for Stable Diffusion 1, or ip-adapter_sdxl_vit-h for Stable Diffusion XL";
-/// Names that an error lists.
-const LISTED: usize = 3;
 
 impl IpAdapterFile {
     /// Looks at settings, names and shapes, not at the tensors.
@@ -82,7 +80,7 @@ impl IpAdapterFile {
             return Err(self.wrong(format!("{problem}; {SUPPORTED}")));
         }
         let Some(projection) = ProjectionConfig::of(&shapes) else {
-            let found = first(&names);
+            let found = listed(&names);
             return Err(self
                 .wrong(format!("holds no IP-Adapter (image_proj.… and ip_adapter.…): its tensors are {found}; {SUPPORTED}")));
         };
@@ -119,7 +117,7 @@ impl IpAdapterFile {
         let problem = format!(
             "has tensors that match nothing of the model: {}; expected are image_proj.… and ip_adapter.N.to_k_ip.weight and \
              ip_adapter.N.to_v_ip.weight, N being 1, 3 and so on up to {last}",
-            first(&unread)
+            listed(&unread)
         );
         Err(self.wrong(problem))
     }
@@ -177,11 +175,4 @@ impl IpAdapters {
         let encoders = self.encoders.iter().map(|encoder| encoder.weights.bytes());
         encoders.chain(self.loaded.iter().map(|loaded| loaded.weights.bytes())).sum()
     }
-}
-
-/// The first few of many names.
-fn first(names: &[String]) -> String {
-    let more = names.len().saturating_sub(LISTED);
-    let shown = names.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }

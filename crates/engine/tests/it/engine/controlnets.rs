@@ -12,9 +12,10 @@ use atelier_engine::{Engine, EngineError, GenerateRequest, Image, InitImage, Que
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
 
-use super::{copy_directory, request};
-use crate::parity::controlnets::{files, fixtures, load};
+use super::{configured, copy_directory, pieces_are_the_same_images, request};
+use crate::parity::controlnets::{files, load};
 use crate::parity::stages::largest_step;
+use crate::parity::steered::fixtures;
 use crate::{device, own_device};
 
 fn drawing(shift: u32) -> RgbImage {
@@ -128,28 +129,10 @@ fn a_batch_has_the_same_controls_and_pieces_are_the_same_images() {
             assert!(largest_step(&one.rgb, &another.rgb) <= 1);
         }
     }
-    // Less and less, until rows are worked on one by one and then nothing fits.
-    let whole = images(&mut engine, &requests[0]);
-    let mut fitted = 0;
-    for kib in [4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 64] {
-        let settings = Settings {
-            controlnets: files("sd15", &["canny", "depth"]),
-            memory_budget: Some(engine.resident_bytes() + (kib << 10)),
-            ..Settings::new(fixtures().join("sd/sd15"), DType::F32, device())
-        };
-        let mut small = StableDiffusion::load(&settings).expect("loads");
-        match small.generate(&requests[0], &Watch::new(|_| ())) {
-            Ok(pieces) => {
-                assert!(whole.iter().zip(&pieces).all(|(one, another)| largest_step(&one.rgb, &another.rgb) <= 1), "{kib}");
-            }
-            Err(error) => {
-                assert!(matches!(error, EngineError::OutOfMemory { .. }), "{error}");
-                break;
-            }
-        }
-        fitted += 1;
-    }
-    assert!((2..10).contains(&fitted), "{fitted}");
+    pieces_are_the_same_images(&requests[0], |memory_budget| {
+        let controlnets = files("sd15", &["canny", "depth"]);
+        Settings { controlnets, memory_budget, ..Settings::new(fixtures().join("sd/sd15"), DType::F32, device()) }
+    });
 }
 
 #[test]
@@ -193,7 +176,7 @@ fn what_is_no_controlnet_of_the_model_is_refused_in_words() {
     let canny = fixtures().join("controlnets/sd15/canny");
     let with_config = |name: &str, key: &str, value: &str| {
         let copy = directory.path().join(name);
-        configured(&copy, key, value);
+        configured(&fixtures().join("controlnets/sd15/canny"), &copy, key, value);
         copy
     };
     let with_tensor = |name: &str| {
@@ -246,15 +229,6 @@ fn what_is_no_controlnet_of_the_model_is_refused_in_words() {
             path.display()
         );
     }
-}
-
-/// A copy of a ControlNet with another value in its settings.
-fn configured(copy: &Path, key: &str, value: &str) {
-    copy_directory(&fixtures().join("controlnets/sd15/canny"), copy);
-    let file = copy.join("config.json");
-    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    config[key] = serde_json::from_str(value).unwrap();
-    fs::write(&file, config.to_string()).unwrap();
 }
 
 #[test]

@@ -13,10 +13,10 @@ use atelier_engine::{Engine, EngineError, GenerateRequest, Image, LoraFile, Queu
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
 
-use super::{copy_directory, request};
-use crate::parity::controlnets::fixtures;
+use super::{configured, copy_directory, pieces_are_the_same_images, request};
 use crate::parity::ip_adapters::files;
 use crate::parity::stages::largest_step;
+use crate::parity::steered::fixtures;
 use crate::{device, own_device};
 
 fn drawing(shift: u32) -> RgbImage {
@@ -160,28 +160,10 @@ fn each_request_of_a_batch_has_images_of_its_own() {
 }
 
 #[test]
-fn pieces_are_the_same_images() {
-    let mut engine = load(files("sd15"));
+fn rows_one_by_one_are_the_same_images() {
     let asked =
         GenerateRequest { seeds: vec![7, 8], ..with(vec![prompt("plain"), ImagePrompt { scale: 0.5, ..prompt("plus") }]) };
-    let whole = images(&mut engine, &asked);
-    let mut fitted = 0;
-    // Less and less, until rows are worked on one by one and then nothing fits.
-    for kib in [4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 64] {
-        let budget = Some(engine.resident_bytes() + (kib << 10));
-        let mut small = StableDiffusion::load(&Settings { memory_budget: budget, ..settings(files("sd15")) }).expect("loads");
-        match small.generate(&asked, &Watch::new(|_| ())) {
-            Ok(pieces) => {
-                assert!(whole.iter().zip(&pieces).all(|(one, another)| largest_step(&one.rgb, &another.rgb) <= 1), "{kib}");
-            }
-            Err(error) => {
-                assert!(matches!(error, EngineError::OutOfMemory { .. }), "{error}");
-                break;
-            }
-        }
-        fitted += 1;
-    }
-    assert!((2..10).contains(&fitted), "{fitted}");
+    pieces_are_the_same_images(&asked, |memory_budget| Settings { memory_budget, ..settings(files("sd15")) });
 }
 
 #[test]
@@ -264,8 +246,9 @@ fn what_is_no_ip_adapter_of_the_model_is_refused_in_words() {
         (of("faces", &renamed("image_proj.norm", "perceiver_resampler.norm")), "is an IP-Adapter FaceID Plus"),
         (
             of("numbers", &renamed("ip_adapter.", "ip_adapter.0")),
-            "match nothing of the model: ip_adapter.01.to_k_ip.weight, ip_adapter.01.to_v_ip.weight, ip_adapter.011.to_k_ip.weight \
-             and 11 more; expected are image_proj.… and ip_adapter.N.to_k_ip.weight and ip_adapter.N.to_v_ip.weight, N being 1, 3 and so \
+            "match nothing of the model: ip_adapter.01.to_k_ip.weight; ip_adapter.01.to_v_ip.weight; ip_adapter.011.to_k_ip.weight; \
+             ip_adapter.011.to_v_ip.weight; ip_adapter.013.to_k_ip.weight; ip_adapter.013.to_v_ip.weight; ip_adapter.03.to_k_ip.weight; \
+             ip_adapter.03.to_v_ip.weight; and 6 more; expected are image_proj.… and ip_adapter.N.to_k_ip.weight and ip_adapter.N.to_v_ip.weight, N being 1, 3 and so \
              on up to 13",
         ),
         (
@@ -301,19 +284,10 @@ fn an_image_encoder_that_is_not_the_adapters_is_refused_in_words() {
     ] {
         let image_encoder = directory.path().join(format!("{key}-{}", value.len()));
         let image_encoder = image_encoder.with_extension(value.chars().filter(char::is_ascii_digit).collect::<String>());
-        configured(&image_encoder, key, value);
+        configured(&fixtures().join("ip_adapters/image_encoder"), &image_encoder, key, value);
         refused(IpAdapterFile { image_encoder, ..adapter.clone() }, words);
     }
     refused(IpAdapterFile { image_encoder: directory.path().join("absent"), ..plain }, "absent/config.json");
-}
-
-/// A copy of the image encoder with another value in its settings.
-fn configured(copy: &Path, key: &str, value: &str) {
-    copy_directory(&fixtures().join("ip_adapters/image_encoder"), copy);
-    let file = copy.join("config.json");
-    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    config[key] = serde_json::from_str(value).unwrap();
-    fs::write(&file, config.to_string()).unwrap();
 }
 
 #[test]

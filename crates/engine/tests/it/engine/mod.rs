@@ -31,6 +31,7 @@ use atelier_engine::{Engine, EngineError, GenerateRequest, Image, LoraFile, Samp
 use candle_core::DType;
 
 use crate::device;
+use crate::parity::stages::largest_step;
 
 const STEPS: u32 = 3;
 
@@ -69,6 +70,36 @@ fn lora(path: PathBuf) -> LoraFile {
 
 fn generate(engine: &mut StableDiffusion, loras: Vec<LoraFile>) -> Result<Vec<Image>, EngineError> {
     engine.generate(&request(loras), &Watch::new(|_| ()))
+}
+
+/// Less and less memory, until rows are worked on one by one and then nothing fits. `settings`: of a budget; none: as much as there is.
+fn pieces_are_the_same_images(request: &GenerateRequest, settings: impl Fn(Option<u64>) -> Settings) {
+    let load = |budget| StableDiffusion::load(&settings(budget)).expect("loads");
+    let mut engine = load(None);
+    let whole = engine.generate(request, &Watch::new(|_| ())).expect("images");
+    let mut fitted = 0;
+    for kib in [4096, 2048, 1024, 768, 512, 384, 256, 192, 128, 64] {
+        match load(Some(engine.resident_bytes() + (kib << 10))).generate(request, &Watch::new(|_| ())) {
+            Ok(pieces) => {
+                assert!(whole.iter().zip(&pieces).all(|(one, another)| largest_step(&one.rgb, &another.rgb) <= 1), "{kib}");
+            }
+            Err(error) => {
+                assert!(matches!(error, EngineError::OutOfMemory { .. }), "{error}");
+                break;
+            }
+        }
+        fitted += 1;
+    }
+    assert!((2..10).contains(&fitted), "{fitted}");
+}
+
+/// A copy of a directory with another value in its config.json.
+fn configured(from: &Path, copy: &Path, key: &str, value: &str) {
+    copy_directory(from, copy);
+    let file = copy.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&file).expect("reads")).expect("JSON");
+    config[key] = serde_json::from_str(value).expect("JSON");
+    fs::write(&file, config.to_string()).expect("writes");
 }
 
 /// With all that is in it.

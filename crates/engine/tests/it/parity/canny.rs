@@ -4,7 +4,7 @@ use atelier_engine::canny::canny;
 use candle_core::Device;
 use image::RgbImage;
 
-use super::controlnets::fixtures;
+use super::steered::fixtures;
 
 #[test]
 fn edges_are_those_of_opencv_byte_by_byte() {

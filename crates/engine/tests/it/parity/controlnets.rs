@@ -2,64 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 
-use atelier_engine::schedule::scheduler::Scheduler;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::conditioning::Conditioning;
 use atelier_engine::sd::controlnet::files::ControlNetFile;
 use atelier_engine::sd::inversion::Inversions;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::steering::Control;
-use atelier_engine::{Engine, GenerateRequest, Image, InitImage, LoraFile, Sampling, Watch};
+use atelier_engine::{Engine, Image, Watch};
 use candle_core::{DType, Device};
-use image::{GrayImage, RgbImage};
-use serde::Deserialize;
+use tempfile::TempDir;
 
-use super::names::named_scheduler;
 use super::sdxl::bytes;
-use super::stages::{NEGATIVE, PROMPT, largest_step};
+use super::stages::{PROMPT, largest_step};
+use super::steered::{Steered, checkpoint, control_image, fixtures, with_unet};
 use super::{PIXEL, Reference, RelativeError, STAGE, Stage};
 use crate::{device, own_device};
-
-/// What an image of the reference was asked for.
-#[derive(Deserialize)]
-struct Case {
-    model: String,
-    #[serde(deserialize_with = "named_scheduler")]
-    scheduler: Scheduler,
-    steps: u32,
-    guidance_scale: f64,
-    width: u32,
-    height: u32,
-    count: u64,
-    seed: u64,
-    controls: Vec<ControlCase>,
-    unet: Option<String>,
-    start: Option<String>,
-    strength: Option<f64>,
-    #[serde(default)]
-    lora: BTreeMap<String, f64>,
-}
-
-#[derive(Deserialize)]
-struct ControlCase {
-    name: String,
-    #[serde(default = "one")]
-    scale: f64,
-    #[serde(default)]
-    start: f64,
-    #[serde(default = "one")]
-    end: f64,
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-pub(crate) fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
-}
 
 pub(crate) fn files(model: &str, names: &[&str]) -> Vec<ControlNetFile> {
     let directory = fixtures().join("controlnets").join(model);
@@ -68,19 +26,12 @@ pub(crate) fn files(model: &str, names: &[&str]) -> Vec<ControlNetFile> {
 
 /// A model with these ControlNets, its UNet perhaps a variant.
 pub(crate) fn load(model: &str, controlnets: Vec<ControlNetFile>, device: Device) -> StableDiffusion {
-    let checkpoint = if model == "sdxl" { "sdxl" } else { "sd/sd15" };
-    let settings = Settings { controlnets, ..Settings::new(fixtures().join(checkpoint), DType::F32, device) };
+    let settings = Settings { controlnets, ..Settings::new(checkpoint(model), DType::F32, device) };
     StableDiffusion::load(&settings).expect("loads")
 }
 
 fn expected() -> Reference {
     Reference::open(&fixtures().join("controlnets/expected.safetensors"))
-}
-
-/// What the oracle drew for a net, in this size.
-pub(crate) fn control_image(reference: &Reference, name: &str, width: u32, height: u32) -> RgbImage {
-    let drawn = bytes(reference.get(&format!("control/{name}/{width}x{height}")));
-    RgbImage::from_raw(width, height, drawn).expect("an image")
 }
 
 #[test]
@@ -140,14 +91,14 @@ fn text(engine: &StableDiffusion, images: usize, (width, height): (u32, u32)) ->
 #[test]
 fn parity_of_images_with_controlnets() {
     let reference = expected();
-    let cases: BTreeMap<String, Case> =
+    let cases: BTreeMap<String, Steered> =
         serde_json::from_slice(&fs::read(fixtures().join("controlnets/cases.json")).expect("reads")).expect("cases");
     // A stream of its own: on a GPU its steps are captured, what controls them as well.
     let device = own_device();
-    let mut engines: BTreeMap<(String, Option<String>), (tempfile::TempDir, StableDiffusion)> = BTreeMap::new();
+    let mut engines: BTreeMap<(String, Option<String>), (TempDir, StableDiffusion)> = BTreeMap::new();
     for (name, case) in &cases {
         let engine = engines.entry((case.model.clone(), case.unet.clone()));
-        let (_, engine) = engine.or_insert_with(|| with_unet(&case.model, case.unet.as_deref(), device.clone()));
+        let (_, engine) = engine.or_insert_with(|| loaded(case, device.clone()));
         let images = engine.generate(&case.request(&reference), &Watch::new(|_| ())).expect("generates");
         let ours: Vec<u8> = images.into_iter().flat_map(|Image { rgb, .. }| rgb).collect();
         let mut stage = Stage::new(format!("ControlNet, image, {name}, 8 bit"));
@@ -156,57 +107,12 @@ fn parity_of_images_with_controlnets() {
     }
 }
 
-fn with_unet(model: &str, unet: Option<&str>, device: Device) -> (tempfile::TempDir, StableDiffusion) {
-    let copy = tempfile::tempdir().expect("a directory");
-    let names: &[&str] = if model == "sdxl" { &["canny"] } else { &["canny", "depth"] };
-    let checkpoint = if model == "sdxl" { "sdxl" } else { "sd/sd15" };
-    crate::engine::copy_directory(&fixtures().join(checkpoint), copy.path());
-    if let Some(variant) = unet {
-        fs::remove_dir_all(copy.path().join("unet")).expect("removes");
-        crate::engine::copy_directory(&fixtures().join("sdxl/variants").join(variant).join("unet"), &copy.path().join("unet"));
-    }
+fn loaded(case: &Steered, device: Device) -> (TempDir, StableDiffusion) {
+    let names: &[&str] = if case.model == "sdxl" { &["canny"] } else { &["canny", "depth"] };
+    let variant = case.unet.as_ref().map(|variant| fixtures().join("sdxl/variants").join(variant));
+    let copy = with_unet(&case.model, variant.as_deref());
     let settings =
-        Settings { controlnets: files(model, names), graphs: true, ..Settings::new(copy.path(), DType::F32, device) };
+        Settings { controlnets: files(&case.model, names), graphs: true, ..Settings::new(copy.path(), DType::F32, device) };
     let engine = StableDiffusion::load(&settings).expect("loads");
     (copy, engine)
-}
-
-impl Case {
-    fn request(&self, reference: &Reference) -> GenerateRequest {
-        let start = self.start.as_deref().map(|kind| {
-            let starts = Reference::read("starts");
-            let rgb = RgbImage::from_raw(self.width, self.height, bytes(starts.get("image"))).expect("an image");
-            let mask = (kind == "mask").then(|| bytes(starts.get("mask")));
-            InitImage { rgb, mask: mask.map(|mask| GrayImage::from_raw(self.width, self.height, mask).expect("a mask")) }
-        });
-        let controls = self.controls.iter().map(|control| Control {
-            net: control.name.clone(),
-            image: control_image(reference, &control.name, self.width, self.height),
-            scale: control.scale,
-            start: control.start,
-            end: control.end,
-        });
-        let loras = self.lora.iter().map(|(name, scale)| {
-            let path = fixtures().join("sd/loras").join(format!("{name}.safetensors"));
-            LoraFile { scale: *scale, ..LoraFile::new(path, 1.0) }
-        });
-        GenerateRequest {
-            prompt: PROMPT.into(),
-            negative_prompt: NEGATIVE.into(),
-            loras: loras.collect(),
-            embeddings: vec![],
-            start,
-            controls: controls.collect(),
-            image_prompts: vec![],
-            strength: self.strength.unwrap_or(1.0),
-            steps: self.steps,
-            guidance_scale: self.guidance_scale,
-            scheduler: self.scheduler,
-            sampling: Sampling::default(),
-            mode: None,
-            width_px: self.width,
-            height_px: self.height,
-            seeds: (self.seed..self.seed + self.count).collect(),
-        }
-    }
 }

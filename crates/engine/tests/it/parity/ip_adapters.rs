@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use atelier_engine::schedule::scheduler::Scheduler;
 use atelier_engine::sd::StableDiffusion;
 use atelier_engine::sd::conditioning::Conditioning;
 use atelier_engine::sd::inversion::Inversions;
@@ -11,16 +10,17 @@ use atelier_engine::sd::ip_adapter::files::IpAdapterFile;
 use atelier_engine::sd::settings::Settings;
 use atelier_engine::sd::sizes::Sizes;
 use atelier_engine::sd::text::Encoding;
-use atelier_engine::steering::{Control, ImagePrompt};
-use atelier_engine::{Engine, GenerateRequest, Image, InitImage, LoraFile, Sampling, Watch};
+use atelier_engine::steering::ImagePrompt;
+use atelier_engine::{Engine, GenerateRequest, Image, Sampling, Watch};
 use candle_core::{DType, Device};
-use image::{GrayImage, RgbImage};
+use image::RgbImage;
 use serde::Deserialize;
+use tempfile::TempDir;
 
-use super::controlnets::{control_image, files as controlnets, fixtures};
-use super::names::named_scheduler;
+use super::controlnets;
 use super::sdxl::bytes;
 use super::stages::{NEGATIVE, PROMPT, largest_step};
+use super::steered::{Steered, checkpoint, fixtures, one, with_unet};
 use super::{PIXEL, Reference, RelativeError, STAGE, Stage};
 use crate::{device, own_device};
 
@@ -30,26 +30,12 @@ const DRAWINGS: [(&str, u32, u32); 4] = [("fox", 32, 32), ("tower", 41, 90), ("r
 /// What an image of the reference was asked for.
 #[derive(Deserialize)]
 struct Case {
-    model: String,
+    #[serde(flatten)]
+    steered: Steered,
     /// The directory of the adapters; none: that of the model.
     files: Option<String>,
-    #[serde(deserialize_with = "named_scheduler")]
-    scheduler: Scheduler,
-    steps: u32,
-    guidance_scale: f64,
     image_guidance_scale: Option<f64>,
-    width: u32,
-    height: u32,
-    count: u64,
-    seed: u64,
     adapters: Vec<AdapterCase>,
-    #[serde(default)]
-    controls: Vec<ControlCase>,
-    unet: Option<String>,
-    start: Option<String>,
-    strength: Option<f64>,
-    #[serde(default)]
-    lora: BTreeMap<String, f64>,
 }
 
 #[derive(Deserialize)]
@@ -58,19 +44,6 @@ struct AdapterCase {
     images: Vec<String>,
     #[serde(default = "one")]
     scale: f64,
-}
-
-#[derive(Deserialize)]
-struct ControlCase {
-    name: String,
-    #[serde(default = "one")]
-    scale: f64,
-    #[serde(default = "one")]
-    end: f64,
-}
-
-fn one() -> f64 {
-    1.0
 }
 
 pub(crate) fn files(directory: &str) -> Vec<IpAdapterFile> {
@@ -100,8 +73,7 @@ fn prompt(reference: &Reference, adapter: &str, drawings: &[&str], scale: f64) -
 }
 
 fn load(model: &str, device: Device) -> StableDiffusion {
-    let checkpoint = if model == "sdxl" { "sdxl" } else { "sd/sd15" };
-    let settings = Settings { ip_adapters: files(model), ..Settings::new(fixtures().join(checkpoint), DType::F32, device) };
+    let settings = Settings { ip_adapters: files(model), ..Settings::new(checkpoint(model), DType::F32, device) };
     StableDiffusion::load(&settings).expect("loads")
 }
 
@@ -166,10 +138,10 @@ fn parity_of_images_with_image_prompts() {
         serde_json::from_slice(&fs::read(fixtures().join("ip_adapters/cases.json")).expect("reads")).expect("cases");
     // A stream of its own: on a GPU its steps are captured, what they look at as well.
     let device = own_device();
-    let mut engines: BTreeMap<(String, Option<String>), (tempfile::TempDir, StableDiffusion)> = BTreeMap::new();
+    let mut engines: BTreeMap<(String, Option<String>), (TempDir, StableDiffusion)> = BTreeMap::new();
     for (name, case) in &cases {
-        let engine = engines.entry((case.model.clone(), case.unet.clone()));
-        let (_, engine) = engine.or_insert_with(|| with_unet(case, device.clone()));
+        let engine = engines.entry((case.steered.model.clone(), case.steered.unet.clone()));
+        let (_, engine) = engine.or_insert_with(|| loaded(case, device.clone()));
         let images = engine.generate(&case.request(&reference), &Watch::new(|_| ())).expect("generates");
         let ours: Vec<u8> = images.into_iter().flat_map(|Image { rgb, .. }| rgb).collect();
         let mut stage = Stage::new(format!("IP-Adapter, image, {name}, 8 bit"));
@@ -178,17 +150,12 @@ fn parity_of_images_with_image_prompts() {
     }
 }
 
-fn with_unet(case: &Case, device: Device) -> (tempfile::TempDir, StableDiffusion) {
-    let copy = tempfile::tempdir().expect("a directory");
-    let checkpoint = if case.model == "sdxl" { "sdxl" } else { "sd/sd15" };
-    crate::engine::copy_directory(&fixtures().join(checkpoint), copy.path());
-    if let Some(variant) = &case.unet {
-        fs::remove_dir_all(copy.path().join("unet")).expect("removes");
-        crate::engine::copy_directory(&fixtures().join(variant), &copy.path().join("unet"));
-    }
-    let directory = case.files.as_ref().unwrap_or(&case.model);
+fn loaded(case: &Case, device: Device) -> (TempDir, StableDiffusion) {
+    let Steered { model, unet, .. } = &case.steered;
+    let copy = with_unet(model, unet.as_ref().map(|variant| fixtures().join(variant)).as_deref());
+    let directory = case.files.as_ref().unwrap_or(model);
     // Those of the checkpoint's own UNet.
-    let controlnets = if case.unet.is_none() { controlnets(&case.model, &["canny"]) } else { Vec::new() };
+    let controlnets = if unet.is_none() { controlnets::files(model, &["canny"]) } else { Vec::new() };
     let settings =
         Settings { controlnets, ip_adapters: files(directory), graphs: true, ..Settings::new(copy.path(), DType::F32, device) };
     let engine = StableDiffusion::load(&settings).expect("loads");
@@ -197,43 +164,13 @@ fn with_unet(case: &Case, device: Device) -> (tempfile::TempDir, StableDiffusion
 
 impl Case {
     fn request(&self, reference: &Reference) -> GenerateRequest {
-        let start = self.start.as_deref().map(|kind| {
-            let starts = Reference::read("starts");
-            let rgb = RgbImage::from_raw(self.width, self.height, bytes(starts.get("image"))).expect("an image");
-            let mask = (kind == "mask").then(|| bytes(starts.get("mask")));
-            InitImage { rgb, mask: mask.map(|mask| GrayImage::from_raw(self.width, self.height, mask).expect("a mask")) }
-        });
-        let controls = self.controls.iter().map(|control| Control {
-            net: control.name.clone(),
-            image: control_image(reference, &control.name, self.width, self.height),
-            scale: control.scale,
-            start: 0.0,
-            end: control.end,
-        });
         let image_prompts = self.adapters.iter().map(|AdapterCase { name, images, scale }| {
             prompt(reference, name, &images.iter().map(String::as_str).collect::<Vec<_>>(), *scale)
         });
-        let loras = self.lora.iter().map(|(name, scale)| {
-            let path = fixtures().join("sd/loras").join(format!("{name}.safetensors"));
-            LoraFile { scale: *scale, ..LoraFile::new(path, 1.0) }
-        });
         GenerateRequest {
-            prompt: PROMPT.into(),
-            negative_prompt: NEGATIVE.into(),
-            loras: loras.collect(),
-            embeddings: vec![],
-            start,
-            controls: controls.collect(),
             image_prompts: image_prompts.collect(),
-            strength: self.strength.unwrap_or(1.0),
-            steps: self.steps,
-            guidance_scale: self.guidance_scale,
-            scheduler: self.scheduler,
             sampling: Sampling { image_guidance_scale: self.image_guidance_scale, ..Sampling::default() },
-            mode: None,
-            width_px: self.width,
-            height_px: self.height,
-            seeds: (self.seed..self.seed + self.count).collect(),
+            ..self.steered.request(reference)
         }
     }
 }

@@ -24,6 +24,7 @@ pub(crate) mod sdxl_adapters;
 pub(crate) mod segmenter;
 pub(crate) mod stages;
 mod starts;
+pub(crate) mod steered;
 mod step_cache;
 mod tiles;
 pub(crate) mod tiny_edit;
