@@ -2,13 +2,15 @@
 //!
 //! - Out of words alone: `c2pa.created`, whose digital source type says that a model made it.
 //! - From images: the one that was changed is the parent, which is `c2pa.opened` and then `c2pa.edited`. Those that were put into it are
-//!   components, each `c2pa.placed`. A mask is an input of the edit, and what a ControlNet or an IP-Adapter looks at one of whatever was done.
+//!   components, each `c2pa.placed`. Where all outside of a mask stayed, the edit's `changes` say where it was changed (sections "Changes" and
+//!   "Regions of interest"). A mask is an input of the edit, and what a ControlNet or an IP-Adapter looks at one of whatever was done.
 //! - A text of `watermark` is `c2pa.addedText`. The invisible mark is `c2pa.watermarked.unbound`: it is the same in every image, and leads to no manifest.
 //! - Manifests of the inputs go along, as far as they are not more than [`MAX_INPUT_MANIFESTS`] or [`MAX_INPUT_MANIFEST_BYTES`] each.
 
 use std::io::Cursor;
 
 use c2pa::{Builder, Ingredient};
+use image::GrayImage;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -47,7 +49,36 @@ pub struct Original {
     pub file: Option<Vec<u8>>,
 }
 
+/// The smallest rectangle around what a mask lets change, in percent of the image's sides, which stays right where the image is enlarged.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Changed {
+    left: f64,
+    top: f64,
+    width: f64,
+    height: f64,
+}
+
+impl Changed {
+    /// `mask`: from 128 on a pixel was generated anew. None: no pixel was.
+    #[must_use]
+    pub fn within(mask: &GrayImage) -> Option<Self> {
+        let changed = || mask.enumerate_pixels().filter(|(.., value)| value.0[0] >= 128);
+        let left = changed().map(|(x, ..)| x).min()?;
+        let right = changed().map(|(x, ..)| x + 1).max()?;
+        let top = changed().map(|(_, y, _)| y).min()?;
+        let bottom = changed().map(|(_, y, _)| y + 1).max()?;
+        let percent = |px: u32, side_px: u32| f64::from(px) * 100.0 / f64::from(side_px);
+        Some(Self {
+            left: percent(left, mask.width()),
+            top: percent(top, mask.height()),
+            width: percent(right - left, mask.width()),
+            height: percent(bottom - top, mask.height()),
+        })
+    }
+}
+
 /// What is to be said of the images of a job, ready to be signed for each of them.
+#[derive(Clone)]
 pub struct Manifest {
     ingredients: Vec<Ingredient>,
     actions: Vec<Value>,
@@ -102,6 +133,18 @@ impl Manifest {
             action["when"] = json!(when);
         }
         Ok(Self { ingredients, actions })
+    }
+
+    /// What was done last was done within this part of the image alone.
+    #[must_use]
+    pub fn changed_within(mut self, Changed { left, top, width, height }: Changed) -> Self {
+        let origin = json!({ "x": left, "y": top });
+        let shape = json!({ "type": "rectangle", "unit": "percent", "origin": origin, "width": width, "height": height });
+        let region = json!([{ "type": "spatial", "shape": shape }]);
+        if let Some(edited) = self.actions.last_mut() {
+            edited["changes"] = json!([{ "region": region, "role": "c2pa.edited" }]);
+        }
+        self
     }
 
     /// The images were changed once more, by what has this name; none where it is not to be named.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use image::{GrayImage, RgbImage};
 
 use super::control::NotificationMode;
-use crate::content_credentials::manifest::Role;
+use crate::content_credentials::manifest::{Changed, Role};
 use crate::job::Job;
 use crate::job::measured;
 use crate::job::notification::Notification;
@@ -51,6 +51,8 @@ pub struct JobContext<'job> {
     pub user_step_runs: Vec<UserStepRun>,
     /// Of a try-on's person, where nobody sent a mask and the job asks for one; also of an earlier attempt.
     pub made_mask: Option<MadeMask>,
+    /// Of the results, where all outside of a mask is a person's own.
+    pub changed: Option<Changed>,
     /// Which of the images hold pixels that are a person's own and were not generated.
     pub own_pixels: Range<usize>,
     /// The encoded files, one an image, in the same order.
@@ -192,6 +194,7 @@ impl<'job> JobContext<'job> {
             user_steps: Vec::new(),
             user_step_runs: Vec::new(),
             made_mask: None,
+            changed: None,
             own_pixels: 0..0,
             files: Vec::new(),
             invisible_marks: Vec::new(),

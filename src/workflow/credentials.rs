@@ -49,16 +49,27 @@ impl Step for CredentialsStep {
         let has_text = job.watermark.is_some();
         let marks = context.invisible_marks.iter().map(|mark| mark.as_ref().is_some_and(|mark| mark.embedded));
         let marks: Vec<bool> = marks.collect();
+        // A step of the user's own may have moved it, and what stands behind the results is another picture.
+        let moved = context.user_steps.iter().any(|done| done.changed);
+        let changed = context.changed.filter(|_| !is_private && !moved);
+        let results = job.task.num_images().get() as usize;
         let inputs = std::mem::take(&mut context.input_images);
         let files = std::mem::take(&mut context.files);
         // Hashing and signing takes milliseconds, and reading manifests of strangers as long as it likes.
         let signed = tokio::task::spawn_blocking(move || {
             let originals = inputs.iter().map(|input| original(input, is_private)).collect::<Result<Vec<_>, _>>()?;
             let manifest = Manifest::new(&signing, model.as_deref(), source, &originals)?;
-            let manifest = edits.iter().fold(manifest, |manifest, name| manifest.edited_by(name.as_deref()));
-            let manifest = if has_text { manifest.with_text() } else { manifest };
-            let each = files.iter().zip(marks);
-            each.map(|(file, has_mark)| manifest.sign(&signing, file, format, has_mark)).collect::<Result<Vec<_>, String>>()
+            let edited = |manifest: Manifest| {
+                let manifest = edits.iter().fold(manifest, |made, name| made.edited_by(name.as_deref()));
+                if has_text { manifest.with_text() } else { manifest }
+            };
+            let of_results = changed.map(|changed| edited(manifest.clone().changed_within(changed)));
+            let manifest = edited(manifest);
+            let each = files.iter().zip(marks).enumerate().map(|(place, (file, has_mark))| {
+                let own = of_results.as_ref().filter(|_| place < results).unwrap_or(&manifest);
+                own.sign(&signing, file, format, has_mark)
+            });
+            each.collect::<Result<Vec<_>, String>>()
         });
         let signed = signed.await.unwrap_or_else(|panic| Err(panic.to_string()));
         for Signed { file, timestamp } in signed.map_err(|problem| JobError::Signing { problem })? {

@@ -8,6 +8,7 @@ use super::context::{Decoded, Inputs, JobContext, TryOnInputs};
 use super::text_layout::TextLayout;
 use super::text_layout::fonts::Fonts;
 use super::{Step, StepName};
+use crate::content_credentials::manifest::Changed;
 use crate::job::outcome::JobError;
 use atelier_engine::Image;
 
@@ -51,6 +52,7 @@ impl Step for PostprocessStep {
                 paste_back(image, person, &shares);
             }
             context.own_pixels = 0..context.images.len();
+            context.changed = Changed::within(mask);
         }
         if self.0.create_comparison {
             let beside = context.images.iter().map(|image| side_by_side(person, image)).collect::<Result<Vec<_>, _>>()?;

@@ -6,6 +6,7 @@ use atelier::content_credentials::manifest::{Manifest, Original, Role};
 use atelier::content_credentials::verify::{Credentials, State, verify};
 use atelier::job::capabilities::{Capabilities, ControlNet, Steering};
 use atelier::job::task::control::NetName;
+use atelier::job::task::tryon::Mode;
 use serde_json::{Value, json};
 
 use super::authority::Authority;
@@ -132,4 +133,50 @@ async fn an_input_whose_manifest_is_changed_damaged_or_hostile_is_still_an_input
         let found = credentials(&path, "image/png", &authority);
         assert_eq!((found.state, &parent(&found)["title"]), (State::Trusted, &json!("init_image.url")), "{number}: {found:?}");
     }
+}
+
+/// The `changes` of the edit in a file's manifest.
+fn changes(path: &Path, authority: &Authority) -> Option<Value> {
+    let found = credentials(path, "image/png", authority);
+    assert_eq!(found.state, State::Trusted, "{:?}", found.failures);
+    let active = found.manifests["active_manifest"].as_str().expect("a label");
+    let assertions = found.manifests["manifests"][active]["assertions"].as_array().expect("assertions");
+    let actions = assertions.iter().find(|assertion| assertion["label"] == "c2pa.actions.v2").expect("actions");
+    let actions = actions["data"]["actions"].as_array().expect("a list");
+    let edited = actions.iter().find(|action| action["action"] == "c2pa.edited").expect("an edit");
+    edited.get("changes").cloned()
+}
+
+#[tokio::test]
+async fn an_edit_within_a_mask_says_where_it_was_and_a_sheet_of_it_does_not() {
+    let authority = Authority::good();
+    let mut stage = Stage::signing(signing(&authority), Capabilities::Edit(vec![Mode::Fp8]), |workflow| {
+        workflow.postprocess.create_comparison = true;
+    })
+    .await;
+    let grey = |inside: fn(u32, u32) -> bool| {
+        image::GrayImage::from_fn(96, 128, |x, y| image::Luma([if inside(x, y) { 255 } else { 0 }]))
+    };
+    grey(|x, _| x % 7 < 3).save(stage.bucket.path("person.png")).expect("written");
+    grey(|x, y| (24..48).contains(&x) && (32..128).contains(&y)).save(stage.bucket.path("mask.png")).expect("written");
+    let person = address("person.png");
+    let body =
+        json!({ "task": "tryon", "person": person, "garments": [person], "mask": address("mask.png"), "resolution": "480p" });
+    let path = generated(&mut stage, "within", &body, json!({})).await;
+    let said = changes(&path, &authority).expect("where it was changed");
+    assert_eq!((&said[0]["role"], said.as_array().map(Vec::len)), (&json!("c2pa.edited"), Some(1)), "{said}");
+    let region = &said[0]["region"][0];
+    let shape = &region["shape"];
+    assert_eq!((&region["type"], &shape["type"], &shape["unit"]), (&json!("spatial"), &json!("rectangle"), &json!("percent")));
+    let numbers = [&shape["origin"]["x"], &shape["origin"]["y"], &shape["width"], &shape["height"]];
+    for (number, wanted) in numbers.into_iter().zip([25.0, 25.0, 25.0, 75.0]) {
+        assert!((number.as_f64().expect("a number") - wanted).abs() < 0.5, "{shape}");
+    }
+    assert_eq!(changes(&stage.bucket.image("within", 1), &authority), None, "the person and the result side by side");
+    let withheld = generated(&mut stage, "withheld", &body, json!({ "metadata": "none" })).await;
+    assert_eq!(changes(&withheld, &authority), None);
+    let mut anywhere = body;
+    anywhere["mask"] = Value::Null;
+    let anywhere = generated(&mut stage, "anywhere", &anywhere, json!({})).await;
+    assert_eq!(changes(&anywhere, &authority), None);
 }
