@@ -35,6 +35,45 @@ const short = async (page) => {
 /** The list of the last jobs says this of one. */
 const listed = (page, id, state) => page.locator('#jobs li').filter({ hasText: id }).getByText(state, { exact: true }).waitFor();
 
+/** The host makes the mask of the try-on in the form; where its model cannot, nobody is offered one. */
+const masked = async (browser, page) => {
+  const garment = page.getByLabel('Mask the clothes for me');
+  const limbs = page.getByLabel('Bare arms or legs there as well');
+  assert.ok(await limbs.isHidden());
+  await garment.selectOption('shoes');
+  await page.getByRole('button', { name: 'Start' }).click();
+  await page.locator('#form-error').filter({ hasText: 'auto_mask.garment' }).filter({ hasText: 'Upper-clothes' }).waitFor();
+  assert.equal(await page.evaluate(() => document.activeElement.dataset.field), 'auto_mask.garment');
+  await garment.selectOption('upper clothes');
+  await limbs.check();
+  assert.ok(await page.locator('.mask canvas').isHidden(), 'one mask or the other');
+  await accessible(page, 'a mask that is to be made');
+  const sent = page.waitForRequest((request) => request.url().endsWith('/tryon'));
+  const id = await start(page);
+  const body = (await sent).postDataJSON();
+  assert.deepEqual([body.auto_mask, body.mask], [{ garment: 'upper', limbs: true }, undefined]);
+  await says(page, 'Complete.');
+  await page.locator('#result').getByText('"garment":"upper"').first().waitFor();
+  const { timings_ms: timings } = (await (await api(`/jobs/${id}`)).json()).result;
+  assert.ok('mask' in timings, JSON.stringify(timings));
+  await page.reload();
+  await says(page, 'Complete.');
+  await page.getByRole('button', { name: 'Use these settings' }).click();
+  await limbs.and(page.locator(':checked')).waitFor();
+  assert.equal(await garment.inputValue(), 'upper');
+  await garment.selectOption('no');
+  await page.locator('.mask canvas').waitFor();
+  const without = await browser.page();
+  await without.route('**/models', async (route) => {
+    const response = await route.fetch();
+    const { models } = await response.json();
+    await route.fulfill({ response, json: { models: models.map((model) => ({ ...model, mask_classes: [] })) } });
+  });
+  await without.goto(`${url}/#token=${token}`);
+  await without.getByRole('radio', { name: 'Try on' }).check();
+  assert.ok(await without.getByLabel('Mask the clothes for me').isHidden());
+};
+
 const scenarios = {
   /** The token is asked for once, a wrong one is refused in the host's words, and it stays in the tab. */
   async token(browser) {
@@ -191,6 +230,7 @@ const scenarios = {
     await says(page, 'Complete.');
     await page.getByRole('button', { name: 'Use these settings' }).click();
     await page.getByRole('img', { name: 'with the mask that is painted' }).waitFor();
+    await masked(browser, page);
     // An edit of the same image.
     await page.getByRole('radio', { name: 'Edit' }).check();
     await file(page, 'Image').setInputFiles(path.join(IMAGES, 'person.png'));
@@ -257,6 +297,7 @@ const scenarios = {
         await file(page, 'Person').setInputFiles(path.join(IMAGES, 'person.png'));
         await file(page, 'Garment').setInputFiles(path.join(IMAGES, 'garment.png'));
         await page.getByText('garment.png, ').waitFor();
+        await page.getByLabel('Mask the clothes for me').selectOption('upper');
         await start(page);
         await says(page, 'Complete.');
         await page.getByText('signed (C2PA)').waitFor();

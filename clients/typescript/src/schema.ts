@@ -593,6 +593,7 @@ export interface components {
              */
             garment_image: string;
             consent?: components["schemas"]["Consent"];
+            auto_mask?: components["schemas"]["AutoMask"];
             config?: components["schemas"]["TryOnConfig"];
         };
         EditForm: {
@@ -640,6 +641,7 @@ export interface components {
              */
             garment_image: string;
             consent?: components["schemas"]["Consent"];
+            auto_mask?: components["schemas"]["AutoMask"] | null;
             config?: components["schemas"]["TryOnConfig"];
         };
         InferForm: {
@@ -662,6 +664,7 @@ export interface components {
              */
             garment_image: string;
             consent?: components["schemas"]["Consent"];
+            auto_mask?: components["schemas"]["AutoMask"];
             config?: components["schemas"]["TryOnConfig"];
             seed?: number;
             steps?: number;
@@ -688,6 +691,7 @@ export interface components {
              */
             garment_image: string;
             consent?: components["schemas"]["Consent"];
+            auto_mask?: components["schemas"]["AutoMask"] | null;
             config?: components["schemas"]["TryOnConfig"];
             seed?: number | null;
             steps?: number | null;

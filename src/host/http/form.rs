@@ -14,7 +14,8 @@ use crate::shown;
 
 const PERSON: &str = "masked_user_image";
 const GARMENT: &str = "garment_image";
-const CONSENT: &str = "consent";
+/// Objects as the wire form has them, each written out as a text in the multipart form.
+const OBJECTS: [&str; 2] = ["consent", "auto_mask"];
 const WHO: [&str; 3] = ["user_id", "session_id", "provider"];
 /// Of `config`, and of the form itself on `/infer`; with the wire form's names.
 const CONFIG: [(&str, &str); 4] = [("seed", "seed"), ("steps", "steps"), ("cfg", "guidance_scale"), ("prompt", "prompt")];
@@ -119,7 +120,7 @@ fn check_name(name: &str, takes: Takes) -> Result<(), Problem> {
     let on_infer = CONFIG.iter().map(|(name, _)| *name).filter(|_| takes == Takes::Any);
     let allowed: Vec<&str> = match takes {
         Takes::Edit => edit_form::fields().collect(),
-        _ => ["job_id", PERSON, GARMENT, "config"].into_iter().chain(WHO).chain([CONSENT]).chain(on_infer).collect(),
+        _ => ["job_id", PERSON, GARMENT, "config"].into_iter().chain(WHO).chain(OBJECTS).chain(on_infer).collect(),
     };
     if allowed.contains(&name) {
         return Ok(());
@@ -159,8 +160,10 @@ impl Form {
                 message.insert(name.into(), value);
             }
         }
-        if let Some(consent) = texts.remove(CONSENT) {
-            message.insert(CONSENT.into(), object(consent));
+        for name in OBJECTS {
+            if let Some(value) = texts.remove(name) {
+                message.insert(name.into(), object(value));
+            }
         }
         let mut config = config(texts.remove("config"))?;
         for (name, wire) in CONFIG {

@@ -901,6 +901,7 @@ class TryOnForm(BaseModel):
     PNG, JPEG or WebP.
     """
     consent: Consent | None = None
+    auto_mask: AutoMask | None = None
     config: TryOnConfig | None = None
 
 
@@ -989,6 +990,7 @@ class TryOnFormJson(BaseModel):
     s3://BUCKET/KEY, an https:// address, or data:image/png;base64, and the image.
     """
     consent: Consent | None = None
+    auto_mask: AutoMask | None = None
     config: TryOnConfig | None = None
 
 
@@ -1027,6 +1029,7 @@ class InferForm(BaseModel):
     PNG, JPEG or WebP.
     """
     consent: Consent | None = None
+    auto_mask: AutoMask | None = None
     config: TryOnConfig | None = None
     seed: Annotated[int | None, Field(ge=0, le=9007199254740991)] = None
     steps: Annotated[int | None, Field(ge=1, le=200)] = None
@@ -1069,6 +1072,7 @@ class InferFormJson(BaseModel):
     s3://BUCKET/KEY, an https:// address, or data:image/png;base64, and the image.
     """
     consent: Consent | None = None
+    auto_mask: AutoMask | None = None
     config: TryOnConfig | None = None
     seed: Annotated[int | None, Field(ge=0, le=9007199254740991)] = None
     steps: Annotated[int | None, Field(ge=1, le=200)] = None

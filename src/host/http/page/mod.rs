@@ -32,11 +32,12 @@ const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 type File = (&'static str, &'static str, &'static [u8]);
 
 const INDEX: File = ("index.html", "text/html; charset=utf-8", include_bytes!("assets/index.html"));
-const FILES: [File; 17] = [
+const FILES: [File; 18] = [
     ("style.css", "text/css; charset=utf-8", include_bytes!("assets/style.css")),
     ("icon.svg", "image/svg+xml", include_bytes!("assets/icon.svg")),
     ("api.js", JAVASCRIPT, include_bytes!("assets/api.js")),
     ("app.js", JAVASCRIPT, include_bytes!("assets/app.js")),
+    ("auto_mask.js", JAVASCRIPT, include_bytes!("assets/auto_mask.js")),
     ("credentials.js", JAVASCRIPT, include_bytes!("assets/credentials.js")),
     ("dom.js", JAVASCRIPT, include_bytes!("assets/dom.js")),
     ("follow.js", JAVASCRIPT, include_bytes!("assets/follow.js")),

@@ -75,6 +75,7 @@ async fn the_form_becomes_a_message_and_two_files_in_the_bucket() {
         .text("user_id", "u-7")
         .text("session_id", "s-1")
         .text("provider", "shop")
+        .text("auto_mask", r#"{"garment": "upper", "dilate_px": 2}"#)
         .text("config", r#"{"seed": 7, "steps": 8, "cfg": 2.5, "prompt": "a coat"}"#);
     let (status, body) = send(&front, form).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{body}");
@@ -85,6 +86,7 @@ async fn the_form_becomes_a_message_and_two_files_in_the_bucket() {
     assert!((tryon.guidance_scale.get() - 2.5).abs() < f64::EPSILON);
     assert_eq!(tryon.prompt.as_ref().map(atelier::job::task::Prompt::as_str), Some("a coat"));
     assert_eq!(tryon.requester.user_id.as_deref(), Some("u-7"));
+    assert_eq!(json!(tryon.auto_mask), json!({ "garment": "upper", "limbs": false, "dilate_px": 2 }));
     for (asset, what, extension, file) in
         [(&tryon.person, "person", "jpg", &person), (&tryon.garments.get()[0], "garment", "webp", &garment)]
     {
@@ -149,6 +151,8 @@ async fn a_wrong_form_is_refused_by_the_name_of_its_field() {
         (form("a/b", &png(), &png()), "job_id", "A-Z a-z 0-9"),
         (good().text("consent", "yes"), "consent", "must be an object, got \"yes\""),
         (good().text("consent", r#"["own", "me"]"#), "consent", "must be an object"),
+        (good().text("auto_mask", "upper"), "auto_mask", "must be an object, got \"upper\""),
+        (good().text("auto_mask", r#"{"garment": "arm"}"#), "auto_mask.garment", "must be one of upper, lower, full, shoes"),
         (good().text("colour", "red"), "colour", "allowed are job_id, masked_user_image, garment_image, config"),
         (good().text("steps", "4"), "steps", "is not a field of this form"),
         (good().text("job_id", "job-2"), "job_id", "comes twice"),

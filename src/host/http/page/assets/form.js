@@ -2,6 +2,7 @@
 
 import { byId, el, field, say } from './dom.js';
 import { ApiError, told } from './api.js';
+import { AutoMask } from './auto_mask.js';
 import { Mask } from './mask.js';
 import { InputImage } from './input_image.js';
 import { InputImages } from './input_images.js';
@@ -42,6 +43,7 @@ export class Form {
     /** A prompt for the images of one task is none for those of another. @type {Record<string, string>} */
     this.prompts = {};
     this.mask = new Mask();
+    this.autoMask = new AutoMask((wanted) => this.mask.offer(!wanted));
     this.person = new InputImage('Person', 'person', (person) => this.mask.load(person));
     this.garments = new InputImages('Garment', 'garments', 4);
     this.images = new InputImages('Image', 'images', 3);
@@ -89,7 +91,8 @@ export class Form {
     const inputs = {
       generate: [],
       edit: [this.images.element],
-      tryon: [el('div', { className: 'input-images' }, this.person.element, this.garments.element), this.mask.element],
+      tryon: [el('div', { className: 'input-images' }, this.person.element, this.garments.element),
+        this.autoMask.element, this.mask.element],
     };
     byId('inputs').replaceChildren(...inputs[task]);
     const label = /** @type {HTMLElement} */ (this.form.querySelector('label[for=prompt]'));
@@ -107,6 +110,7 @@ export class Form {
     if (this.task === 'tryon') numbers.push(this.options('resolution', 'Resolution', RESOLUTIONS));
     if ((served?.modes ?? []).length > 1) numbers.push(this.options('mode', 'Mode', served.modes));
     byId('numbers').replaceChildren(...numbers);
+    this.autoMask.offer(served?.mask_classes ?? []);
     byId('negative-field').hidden = !served?.guidance;
     byId('loras').hidden = this.task !== 'generate' || !served?.loras;
     byId('consent').hidden = this.task === 'generate';
@@ -176,7 +180,9 @@ export class Form {
     if (this.task === 'tryon') {
       if (this.person.url) body.person = this.person.url;
       body.garments = this.garments.urls();
-      const mask = this.mask.url();
+      const autoMask = this.autoMask.value();
+      const mask = autoMask ? null : this.mask.url();
+      if (autoMask) body.auto_mask = autoMask;
       if (mask) body.mask = mask;
     }
     return body;
@@ -256,6 +262,7 @@ export class Form {
     if (task !== 'tryon') return;
     await this.person.show(body.person);
     await this.garments.restore(body.garments);
+    this.autoMask.restore(body.auto_mask);
     if (body.mask) await this.mask.restore(body.mask);
   }
 }

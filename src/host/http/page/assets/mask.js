@@ -15,6 +15,7 @@ export class Mask {
     this.cursor = { x: 0, y: 0 };
     /** @type {HTMLImageElement|null} */
     this.person = null;
+    this.offered = true;
     this.canvas.addEventListener('pointerdown', (event) => this.begin(event));
     this.canvas.addEventListener('pointermove', (event) => this.move(event));
     this.canvas.addEventListener('keydown', (event) => this.key(event));
@@ -39,7 +40,7 @@ export class Mask {
   /** @param {HTMLImageElement|null} person */
   load(person) {
     this.person = person;
-    this.element.hidden = person === null;
+    this.show();
     if (!person) return this.clear();
     const scale = Math.min(1, MAX_SIDE_PX / Math.max(person.naturalWidth, person.naturalHeight));
     for (const canvas of [this.canvas, this.layer]) {
@@ -49,6 +50,14 @@ export class Mask {
     this.cursor = { x: this.canvas.width / 2, y: this.canvas.height / 2 };
     this.clear();
   }
+
+  /** @param {boolean} offered whether one may be painted */
+  offer(offered) {
+    this.offered = offered;
+    this.show();
+  }
+
+  show() { this.element.hidden = this.person === null || !this.offered; }
 
   /** A mask of an earlier job. @param {string} url of `data:` */
   async restore(url) {
