@@ -4,7 +4,7 @@
 default:
     @just --list
 
-# The demo: four events through the real handler.
+# The demo: five events through the real handler.
 demo *options:
     cargo run -- demo {{ options }}
 

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 /// With a manifest each.
 const MODELS: [&str; 2] = ["tiny-edit", "tiny-sd"];
 /// Directories that manifests name.
-const BESIDE: [&str; 1] = ["tiny-checker"];
+const BESIDE: [&str; 2] = ["tiny-checker", "tiny-segmenter"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = fs::canonicalize("../../models")?;

@@ -8,5 +8,5 @@ binary=$(deploy/program.sh "$flavour")
 mkdir -p "$to/bin" "$to/srv/models" "$to/state"
 install -m 755 "$binary" "$to/bin/atelier"
 cp models/*.yaml "$to/srv/models/"
-cp -R models/tiny-sd models/tiny-edit models/tiny-checker "$to/srv/models/"
+cp -R models/tiny-sd models/tiny-edit models/tiny-checker models/tiny-segmenter "$to/srv/models/"
 if [ "$flavour" = cuda ]; then deploy/image/libraries.sh "$to"; fi

@@ -53,7 +53,14 @@ const FUNCTIONS: [Function; 2] = [
     },
     Function {
         model: "tiny-edit",
-        events: &[("SQS, a try-on", "events/sqs-tryon.json", include_str!("../../events/sqs-tryon.json"))],
+        events: &[
+            ("SQS, a try-on", "events/sqs-tryon.json", include_str!("../../events/sqs-tryon.json")),
+            (
+                "SQS, a try-on that masks the clothes",
+                "events/sqs-tryon-mask.json",
+                include_str!("../../events/sqs-tryon-mask.json"),
+            ),
+        ],
     },
 ];
 

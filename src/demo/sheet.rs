@@ -42,7 +42,7 @@ pub fn is_try_on(asked: &Value) -> bool {
     asked["resolution"].is_string()
 }
 
-/// The prompt, its LoRAs, the seed: a line each.
+/// The prompt, its LoRAs, whether clothes were masked, the seed: a line each.
 #[must_use]
 pub fn caption(asked: &Value) -> String {
     let own = asked["prompt"].as_str().filter(|prompt| !prompt.trim().is_empty());
@@ -51,8 +51,9 @@ pub fn caption(asked: &Value) -> String {
         let name = Path::new(lora["url"].as_str()?).file_stem()?.to_string_lossy();
         Some(format!("LoRA {name} × {}", lora["scale"]))
     });
+    let mask = asked["auto_mask"].is_object().then(|| "the clothes masked".to_owned());
     let seed = format!("seed {}", asked["seed"]);
-    [first.to_owned()].into_iter().chain(loras).chain([seed]).collect::<Vec<_>>().join("\n")
+    [first.to_owned()].into_iter().chain(loras).chain(mask).chain([seed]).collect::<Vec<_>>().join("\n")
 }
 
 /// An image at the size it has on the sheet, and the lines below it.

@@ -127,30 +127,36 @@ class Person:
         side = HEIGHT_PX * SUPERSAMPLE
         return reduce(crop(layer_mask(polygons, [], self.body(), side))).astype(np.uint8)
 
-    def wearing(self, garment, masked=False):
-        """(128, 96, 3), uint8; and where the garment is, (128, 96), bool. `masked`: with that part generated green."""
+    def drawn(self, garment):
+        """The person without the place: canvas and where it is filled; what each part is with its mask, from behind; the garment's mask."""
         side = HEIGHT_PX * SUPERSAMPLE
         canvas, union = Image.new("RGB", (side, side)), Image.new("L", (side, side))
-        place = self.body()
+        place, parts = self.body(), []
 
-        def layer(colour, *polygons):
+        def layer(part, colour, *polygons):
             nonlocal union
             mask = layer_mask(polygons, [], place, side)
             canvas.paste(colour, mask=mask)
             union = ImageChops.lighter(union, mask)
+            parts.append((part, mask))
 
-        layer(self.hair, *self.back_hair())
+        layer("hair", self.hair, *self.back_hair())
+        below = ("leg", self.skin) if garment.kind == "dress" else ("trousers", self.trousers)
         for s in (-1, 1):
-            layer(self.skin if garment.kind == "dress" else self.trousers, np.array([[s * 1, 90], [s * 15, 90], [s * 14, 140], [s * 3, 140]]))
+            layer(*below, np.array([[s * 1, 90], [s * 15, 90], [s * 14, 140], [s * 3, 140]]))
         if garment.kind == "t-shirt":
-            layer(self.trousers, rounded([[-15, 84], [15, 84], [16, 100], [-16, 100]], 2))
-        layer(self.skin, self.arm(-1), self.arm(1))
-        layer(self.skin, rounded([[-14, 46], [14, 46], [15, 84], [-15, 84]], 5), rounded([[-5, 36], [5, 36], [7, 52], [-7, 52]], 2))
-        layer(self.skin, ellipse(0, 26, 12, 15))
-        layer(self.hair, self.fringe())
-        layer((52, 44, 58), *self.eyes(), self.mouth())
+            layer("trousers", self.trousers, rounded([[-15, 84], [15, 84], [16, 100], [-16, 100]], 2))
+        layer("arm", self.skin, self.arm(-1), self.arm(1))
+        layer("face", self.skin, rounded([[-14, 46], [14, 46], [15, 84], [-15, 84]], 5), rounded([[-5, 36], [5, 36], [7, 52], [-7, 52]], 2))
+        layer("face", self.skin, ellipse(0, 26, 12, 15))
+        layer("hair", self.hair, self.fringe())
+        layer("face", (52, 44, 58), *self.eyes(), self.mouth())
         worn = generate_garment(canvas, Image.new("L", (side, side)), garment, self.garment_place(garment.kind))
-        union = ImageChops.lighter(union, worn)
+        return canvas, ImageChops.lighter(union, worn), [*parts, (garment.kind, worn)], worn
+
+    def wearing(self, garment, masked=False):
+        """(128, 96, 3), uint8; and where the garment is, (128, 96), bool. `masked`: with that part generated green."""
+        canvas, union, _, worn = self.drawn(garment)
         image = finish(self.ground, canvas, union)
         where = reduce(crop(worn)) > 40
         if masked:

@@ -132,14 +132,15 @@ fn a_manifest_that_lacks_what_is_asked_for_is_refused_by_its_key() {
         (edit.to_owned(), "has none"),
         (bundled.replace("condition_px: 6912", "condition_px: 69"), "condition_px: must be 1024 or more"),
         (format!("{bundled}weights: one.safetensors\n"), "weights: is for family stable-diffusion-1"),
-        (bundled.replace("qwen-image-edit", "stable-diffusion-1"), "modes: is for families qwen-image and qwen-image-edit"),
+        (bundled.replace("qwen-image-edit", "stable-diffusion-1"), "segmenter: is for family qwen-image-edit"),
+        (format!("{text}modes: {{base: {{}}}}\n"), "modes: is for families qwen-image and qwen-image-edit"),
         (format!("{bundled}controlnets: [{net}]\n"), "controlnets: is for family stable-diffusion-1 or stable-diffusion-xl"),
         (format!("{text}controlnets: [{net}, {net}]\n"), "controlnets: has two of the name canny"),
         (format!("{text}controlnets: [{}]\n", net.replace("edges", "/edges")), "must be relative to the manifest"),
         (format!("{text}controlnets: [{}]\n", net.replace("name: canny", "name: A")), "must be 1 to 64 of the characters a-z"),
         (bundled.replace("{file: tiny-edit/", "{file: /tmp/"), "must be relative to the manifest"),
         (
-            bundled.replace("licence: Apache-2.0", "licence: ' '"),
+            bundled.replacen("licence: Apache-2.0", "licence: ' '", 1),
             "licence: must name the licence of the weights, or be left out",
         ),
     ];

@@ -18,6 +18,7 @@ const DIRECTORIES: &[&str] = &[
     "models/tiny-sd",
     "models/tiny-edit",
     "models/tiny-checker",
+    "models/tiny-segmenter",
     "tests/cuda",
 ];
 /// Lines that a reader of these pages has to pass at most.

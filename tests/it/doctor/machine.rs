@@ -156,7 +156,7 @@ async fn a_segmenter_that_is_absent_or_no_segmenter_is_found() {
     let directory = tempfile::tempdir().unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     copy(&root.join("models/tiny-edit"), &directory.path().join("tiny-edit"));
-    let manifest = format!("{}\nsegmenter: {{directory: clothes}}\n", include_str!("../../../models/tiny-edit.yaml"));
+    let manifest = include_str!("../../../models/tiny-edit.yaml").replace("directory: tiny-segmenter", "directory: clothes");
     fs::write(directory.path().join("tiny-edit.yaml"), manifest).unwrap();
     let models = directory.path().display().to_string();
     let settings =
@@ -190,6 +190,7 @@ async fn a_family_that_is_not_the_checkpoints_is_found() {
     ] {
         let manifest = fs::read_to_string(format!("{bundled}/{model}.yaml")).unwrap();
         let (_, rest) = manifest.split_once(&format!("checkpoint: {model}\n")).unwrap();
+        let rest: String = rest.split_inclusive('\n').filter(|line| !line.starts_with("segmenter:")).collect();
         // Which a model from text has, and one for try-ons has not.
         let defaults = if family == "qwen-image" { DEFAULTS } else { "" };
         let wrong = format!("family: {family}\ncheckpoint: {checkpoint}\n{rest}{defaults}");

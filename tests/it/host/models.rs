@@ -84,7 +84,8 @@ async fn http_jobs_go_to_the_model_that_does_their_task() {
               "defaults": { "steps": 20, "guidance_scale": 4.0, "scheduler": "dpmsolver++", "width": 128, "height": 128, "seed": 42 },
               "status": "hot", "model_loaded": true },
             { "name": "tiny-edit", "model_type": "qwen-image-edit", "backend": "candle", "tasks": ["tryon", "edit"],
-              "modes": ["fp8"], "loras": false, "controlnets": [], "ip_adapters": [], "upscalers": [], "mask_classes": [], "guidance": true, "side_multiple_px": 16,
+              "modes": ["fp8"], "loras": false, "controlnets": [], "ip_adapters": [], "upscalers": [], "guidance": true, "side_multiple_px": 16,
+              "mask_classes": ["Background", "Hair", "Face", "Upper-clothes", "Dress", "Pants", "Left-leg", "Right-leg", "Left-arm", "Right-arm"],
               "status": "hot", "model_loaded": true },
         ])
     );

@@ -18,7 +18,7 @@ fn the_demo_generates_stores_and_reports() {
     let generated =
         ["demo-plain-0", "demo-lora-0", "demo-four-0", "demo-four-1", "demo-four-2", "demo-four-3"].map(|name| (name, 128));
     // A result, and next to the person whom it was made of.
-    let tried_on = [("demo-tryon-0", 96), ("demo-tryon-1", 2 * 96)];
+    let tried_on = [("demo-tryon-0", 96), ("demo-tryon-1", 2 * 96), ("demo-mask-0", 96), ("demo-mask-1", 2 * 96)];
     for (name, width) in generated.into_iter().chain(tried_on).chain([("contact-sheet", 128)]) {
         let image =
             image::open(out.path().join(format!("{name}.png"))).unwrap_or_else(|error| panic!("{name}: {error}\n{shown}"));
@@ -33,11 +33,11 @@ fn the_demo_generates_stores_and_reports() {
         let found = String::from_utf8_lossy(&inspected.stdout);
         assert!(inspected.status.success() && found.contains("credentials  trusted: "), "{name}: {found}");
     }
-    for job in ["demo-plain", "demo-lora", "demo-four", "demo-tryon"] {
+    for job in ["demo-plain", "demo-lora", "demo-four", "demo-tryon", "demo-mask"] {
         assert!(out.path().join(format!("s3/atelier-demo/generations/{job}/result.json")).exists(), "{job}");
         assert!(shown.contains(&format!("webhook POST /api/webhooks/inference/complete  {job}")), "{job}: {shown}");
     }
-    assert!(shown.contains("8 images and contact-sheet.png"), "{shown}");
+    assert!(shown.contains("10 images and contact-sheet.png"), "{shown}");
     assert!(shown.ends_with("with --serve it opens a page to try it yourself, at http://127.0.0.1:9446/\n"), "{shown}");
 }
 
@@ -54,7 +54,7 @@ fn the_binary_alone_has_all_that_the_demo_needs() {
     let demo = alone(empty.path(), &["demo"]).output().unwrap();
     let shown = String::from_utf8_lossy(&demo.stdout);
     let log = String::from_utf8_lossy(&demo.stderr);
-    assert!(demo.status.success() && shown.contains("8 images and contact-sheet.png"), "{shown}\n{log}");
+    assert!(demo.status.success() && shown.contains("10 images and contact-sheet.png"), "{shown}\n{log}");
     let cached: Vec<_> =
         std::fs::read_dir(empty.path().join("cache/atelier")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(cached.len(), 2, "the models and the lock: {cached:?}");

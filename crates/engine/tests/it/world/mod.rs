@@ -4,6 +4,7 @@
 
 mod measure;
 mod previews;
+mod segmenter;
 mod tryon;
 
 use std::fs;
